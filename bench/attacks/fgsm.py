@@ -1,0 +1,59 @@
+"""FGSM: one step of length eps along the steepest direction of the loss at x.
+
+x_adv = clip(x + eps * sign(grad_x L(f(x), y)), 0, 1); in l2 the gradient over its length takes
+the place of its sign.
+Source: Goodfellow, Shlens, Szegedy 2015, section 4, https://arxiv.org/abs/1412.6572
+Differs from the paper: clipped to the box, as in every library.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor
+
+from bench import geometry
+from bench.attacks import PROJECTION
+from bench.contracts import Attack, Items, Loss, Norm, Rule
+from bench.rng import Noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    loss: Loss = "cross-entropy"
+    steps: ClassVar[int] = 1
+    restarts: ClassVar[int] = 1
+
+
+class State(NamedTuple):
+    x: Tensor
+
+
+def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
+    return State(items.x)
+
+
+def step(state: State, gradient: Tensor, items: Items, params: Params, norm: Norm) -> State:
+    radius = geometry.per_row(items.eps, state.x)
+    x = state.x + radius * geometry.steepest(gradient, norm)
+    return State(geometry.project(x, items.x, items.eps, norm))
+
+
+def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    return {
+        "start": "clean",
+        "steps": "1",
+        "alpha": f"{eps:.6g}",
+        "loss": params.loss,
+        "projection": PROJECTION[norm],
+    }
+
+
+ATTACK = Attack(
+    summary="one step of length eps along the sign (l2: direction) of the gradient at x",
+    source="Goodfellow et al. 2015",
+    params=Params,
+    norms=("linf", "l2"),
+    rule=Rule(init=init, step=step, one_gradient=True),
+    traits=traits,
+)

@@ -1,0 +1,215 @@
+"""What a plug-in promises: the plain values that attacks, models and data sets are made of.
+
+A file of bench/attacks, bench/models or bench/datasets ends in one ATTACK, MODEL or DATASET
+record of the types below; so does a file of the user's own. Nothing here has behaviour beyond
+checking itself: the engine drives rules, loading builds models, the planner reads capabilities.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
+
+from annotated_types import Ge
+from pydantic import AfterValidator
+from torch import Tensor, nn
+
+from bench.errors import ContractError
+from bench.rng import Noise
+
+Norm = Literal["linf", "l2", "l1", "l0"]
+Goal = Literal["untargeted", "targeted"]
+Stop = Literal["first-success", "never"]
+Sweep = Literal["independent", "nested"]
+Loss = Literal["cross-entropy", "margin"]
+Shape = tuple[int, int, int]
+"""Channels, height, width of one image."""
+
+# ------------------------------------------------------------------------------------- step sizes
+
+Real = TypeVar("Real", float, Tensor)
+_SHARE = re.compile(r"(?:(?P<times>[\d.eE+-]+)\s*\*\s*)?eps(?:\s*/\s*(?P<over>steps|[\d.]+))?")
+
+
+def step_size(alpha: float | str, eps: Real, steps: int) -> Real:
+    """The absolute step size meant by `alpha`: a number, or a share of eps written as text.
+
+    Shapes: a float eps gives a float, eps (n,) gives (n,). Units: those of eps.
+    Raises: ValueError if the text is not "[number*]eps[/number]" or "[number*]eps[/steps]".
+
+    >>> step_size(0.01, 0.3, 40), step_size("eps/10", 0.3, 40), step_size("2.5*eps/steps", 2.0, 50)
+    (0.01, 0.03, 0.1)
+    """
+    if not isinstance(alpha, str):
+        return eps * 0.0 + alpha
+    match = _SHARE.fullmatch(alpha.strip())
+    if match is None:
+        raise ValueError("expected a number or a share of eps such as 'eps/10' or '2.5*eps/steps'")
+    over = match["over"]
+    divisor = float(steps) if over == "steps" else float(over or 1)
+    return eps * float(match["times"] or 1) / divisor
+
+
+def _is_step_size(alpha: float | str) -> float | str:
+    if step_size(alpha, 1.0, 1) <= 0:
+        raise ValueError("expected a step size above 0")
+    return alpha
+
+
+Alpha = Annotated[float | str, AfterValidator(_is_step_size)]
+Count = Annotated[int, Ge(1)]
+
+# ----------------------------------------------------------------------------------------- attacks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threat:
+    """What the attacker may do: stay within eps of x in `norm`, inside the box [0, 1]."""
+
+    norm: Norm
+    eps: float
+    goal: Goal = "untargeted"
+
+
+class Items(NamedTuple):
+    """What the engine knows of the rows of a batch; every field is per row."""
+
+    x: Tensor
+    """Clean images, (n, c, h, w), in [0, 1]."""
+    y: Tensor
+    """The label to leave (untargeted) or to reach (targeted), (n,), int64."""
+    eps: Tensor
+    """Radius of each row's ball, (n,)."""
+    k: Tensor
+    """Steps that each row has made, (n,), int64."""
+
+
+class RuleParams(Protocol):
+    """The fields that the engine reads from any rule's params."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def restarts(self) -> int: ...
+    @property
+    def loss(self) -> Loss: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """An attack that the engine drives: pure functions over per-row state.
+
+    A state is a NamedTuple of tensors whose first axis is the row and whose field `x` is the
+    iterate. `step` receives the gradient, with respect to the iterate, of the loss to ascend
+    (already turned around when targeted). No row reads another.
+    """
+
+    init: Callable[[Items, Noise, Any, Norm], Any]
+    """(items, noise, params, norm) -> state at step 0."""
+    step: Callable[[Any, Tensor, Items, Any, Norm], Any]
+    """(state, gradient (n, c, h, w), items, params, norm) -> next state."""
+    one_gradient: bool = False
+    """True if there is one step and it starts at x for every eps: then a sweep over eps costs
+    one gradient."""
+
+
+Whole = Callable[[nn.Module, Tensor, Tensor, Threat, Any, Noise], Tensor]
+"""(model, x, y, threat, params, noise) -> x_adv: an attack that runs its own loop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """One attack: what it is, what it can do, and either a rule or a whole function."""
+
+    summary: str
+    source: str
+    params: type
+    """A frozen dataclass whose defaults are the attack's; its annotations are checked."""
+    norms: tuple[Norm, ...]
+    goals: tuple[Goal, ...] = ("untargeted", "targeted")
+    needs: Literal["gradient", "scores", "labels"] = "gradient"
+    stochastic: bool = False
+    budget: Literal["fixed", "minimum"] = "fixed"
+    """"fixed": runs at each eps. "minimum": seeks the least distance, runs once, is read at every
+    eps."""
+    min_classes: int = 2
+    channels: tuple[int, ...] | None = None
+    """Numbers of input channels it can attack; None for any."""
+    implementation: str = "bench"
+    batch_dependent: bool = False
+    """True if an example's result depends on the batch it is in; the batch then belongs to the
+    cell's identity."""
+    rule: Rule | None = None
+    run: Whole | None = None
+    traits: Callable[[Any, Norm, float], Mapping[str, str]] = lambda params, norm, eps: {}
+    """(params, norm, eps) -> what a cross-check compares by name: start, alpha, steps, ..."""
+    caveats: Callable[[Any, Norm, float], Sequence[str]] = lambda params, norm, eps: ()
+    """(params, norm, eps) -> sentences a reader of the number must know, e.g. that alpha * steps
+    does not reach eps; printed in the report."""
+
+    def __post_init__(self) -> None:
+        if (self.rule is None) == (self.run is None):
+            raise ContractError("an Attack has either a rule or a run function")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """One attack against one model over a list of eps: what the engine runs as one stream."""
+
+    name: str
+    """The attack's registered name; with the seed it keys the noise, so that two entries of one
+    attack share their starts."""
+    attack: Attack
+    params: Any
+    norm: Norm
+    eps: tuple[float, ...]
+    goal: Goal = "untargeted"
+    stop: Stop = "first-success"
+    sweep: Sweep = "independent"
+    seed: int = 0
+
+
+# --------------------------------------------------------------------------- models and data sets
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One architecture: how to build it and where its published weights come from."""
+
+    summary: str
+    source: str
+    build: Callable[..., nn.Module]
+    """(**params) -> a module mapping images in [0, 1], (n, c, h, w), to logits (n, classes)."""
+    shape: Shape
+    classes: int
+    published: Callable[[str], Mapping[str, Tensor]] | None = None
+    """Weights by name from elsewhere than models/weights."""
+    published_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Images and labels, read in slices so that a data set larger than memory can be used."""
+
+    name: str
+    """Name in tables; says so where the labels are not the data set's own."""
+    read: Callable[[int, int], Tensor]
+    """(first, last) -> images of that slice, float32 in [0, 1], (last - first, c, h, w)."""
+    labels: Tensor | None
+    """(n,), int64; None if the model's own clean prediction is to be the label."""
+    n: int
+    shape: Shape
+    classes: tuple[str, ...]
+    """Names of the classes in index order; may be empty if unknown."""
+    fingerprint: str
+    """Hash of images and labels: records of other data are never resumed or compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One data set: where it comes from and how to load it."""
+
+    summary: str
+    source: str
+    load: Callable[..., Data]
+    """(split, limit, data_dir, **params) -> Data."""

@@ -1,0 +1,40 @@
+"""scikit-learn's handwritten digits, brought from 8x8 to 28x28: real data on every machine.
+
+1,797 images (UCI optical recognition of handwritten digits, test part; Alpaydin and Kaynak 1998,
+https://doi.org/10.24432/C50P49, CC BY 4.0), split by a hash of each image's index into 500 for
+testing and 1,297 for training. Upscaled bilinearly and rounded to 8 bits. The strokes are
+smoother than MNIST's, so an eps means something else here than there.
+"""
+
+import torch
+
+from bench.contracts import Data, Dataset
+from bench.datasets import in_memory
+from bench.errors import SuiteError
+from bench.rng import fold
+
+TEST = 500
+
+
+def load(split: str = "test", limit: int | None = None, **_: object) -> Data:
+    """The first `limit` images of `split` ("train" or "test"), (n, 1, 28, 28)."""
+    from sklearn.datasets import load_digits  # slow to import; only this data set pays for it
+
+    order = sorted(range(1797), key=lambda index: fold("digits", index))
+    chosen = {"test": order[:TEST], "train": order[TEST:]}.get(split)
+    if chosen is None:
+        raise SuiteError(f"data digits: split '{split}' is unknown; expected 'train' or 'test'")
+    chosen = chosen[:limit]
+    raw = load_digits()
+    small = torch.from_numpy(raw.images[chosen]).float().unsqueeze(1) / 16  # (n, 1, 8, 8)
+    large = torch.nn.functional.interpolate(small, size=(28, 28), mode="bilinear")
+    levels = large.mul(255).round().to(torch.uint8)
+    labels = torch.from_numpy(raw.target[chosen])
+    return in_memory("digits", levels, labels, tuple("0123456789"))
+
+
+DATASET = Dataset(
+    summary="scikit-learn's 1,797 handwritten digits at 28x28, 500 of them for testing",
+    source="UCI, Alpaydin and Kaynak 1998",
+    load=load,
+)

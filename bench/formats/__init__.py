@@ -1,0 +1,164 @@
+"""One file per table format; here is what they share: how a number is spelled, how a file is kept.
+
+Numbers become text in this package and nowhere before it, so a table, a report and a published
+page cannot round the same count in two ways. A missing number is a dash, never a zero.
+"""
+
+import math
+import os
+import re
+import unicodedata
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+DASH = "—"
+NORMS = {"linf": "L-inf", "l2": "L2", "l1": "L1", "l0": "L0"}
+_NUMERIC = re.compile(r"(—|[<>]?-?\d[\d.,]*(e[+-]?\d+)?)([ %x/\[].*)?")
+
+
+class Format(NamedTuple):
+    """A table format: a file of this package ends in one, called FORMAT."""
+
+    suffix: str
+    """Of the files it makes, with the dot."""
+    render: Callable[[pd.DataFrame, str], str]
+    """From a frame of text and a caption (may be empty) to the table, its own escaping done."""
+
+
+def absent(value: Any) -> bool:
+    """Whether there is no number or word: None, NaN, NA or nothing but blanks.
+
+    >>> absent(float("nan")), absent(" "), absent(0)
+    (True, True, False)
+    """
+    return value is None or bool(pd.isna(value)) or (isinstance(value, str) and not value.strip())
+
+
+def words(value: Any) -> str:
+    """Text on one line, or a dash: line breaks and control characters would break every format.
+
+    >>> words("two\\nlines"), words(None)
+    ('two lines', '—')
+    """
+    if absent(value):
+        return DASH
+    kept = (" " if unicodedata.category(mark) == "Cc" else mark for mark in str(value))
+    return " ".join("".join(kept).split())
+
+
+def percent(share: Any, places: int = 1) -> str:
+    """A share of 1 in percent; only exactly none or all prints as 0 or 100.
+
+    >>> percent(0.93125), percent(0.99999), percent(0.00001), percent(1.0)
+    ('93.1 %', '>99.9 %', '<0.1 %', '100.0 %')
+    """
+    if absent(share):
+        return DASH
+    least = 10.0**-places
+    if 0 < share < 1 and round(100 * share, places) in (0, 100):
+        return f"<{least:.{places}f} %" if share < 0.5 else f">{100 - least:.{places}f} %"
+    return f"{100 * share:.{places}f} %"
+
+
+def interval(low: Any, high: Any) -> str:
+    """Both ends of an interval of shares, in percent.
+
+    >>> interval(0.926, 0.936)
+    '[92.6, 93.6]'
+    """
+    return DASH if absent(low) or absent(high) else f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def rate(k: Any, n: Any, low: Any, high: Any) -> str:
+    """k of n in percent with its interval; a dash where n is 0 or unknown.
+
+    >>> rate(931, 1000, 0.914, 0.945), rate(0, 0, None, None)
+    ('93.1 % [91.4, 94.5]', '—')
+    """
+    if absent(k) or absent(n) or n == 0:
+        return DASH
+    return percent(k / n) if absent(low) else f"{percent(k / n)} {interval(low, high)}"
+
+
+def count(k: Any, n: Any) -> str:
+    """The two counts a rate is made of.
+
+    >>> count(931, 1000), count(None, 1000)
+    ('931/1000', '—')
+    """
+    return DASH if absent(k) or absent(n) else f"{int(k)}/{int(n)}"
+
+
+def seconds(value: Any) -> str:
+    """A duration in the unit that people would say.
+
+    >>> seconds(0.0042), seconds(12.34), seconds(185), seconds(7384)
+    ('4.2 ms', '12.3 s', '3 min 05 s', '2 h 03 min')
+    """
+    if absent(value):
+        return DASH
+    if value < 0.9995:
+        return f"{number(1000 * value, 2)} ms"
+    if value < 99.95:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number to `digits` significant digits, its whole part never shortened.
+
+    >>> number(0.012345), number(12345.6), number(1.5e-9), number(0)
+    ('0.0123', '12346', '1.5e-09', '0')
+    """
+    if absent(value):
+        return DASH
+    if math.isfinite(value) and abs(value) >= 10**digits:
+        return f"{value:.0f}"
+    return f"{value:.{digits}g}"
+
+
+def factor(value: Any) -> str:
+    """A ratio of two times or sizes.
+
+    >>> factor(1.1234), factor(0.08)
+    ('1.12x', '0.08x')
+    """
+    return DASH if absent(value) else f"{number(value)}x"
+
+
+def eps_names(table: pd.DataFrame) -> dict[float, str]:
+    """From each eps to the text its suite wrote ("8/255"), else to the number."""
+    if "eps_text" not in table:
+        return {float(eps): number(eps, 4) for eps in table.get("eps", ())}
+    names: dict[float, str] = {}
+    for eps, text in zip(table["eps"], table["eps_text"], strict=True):
+        names.setdefault(float(eps), number(eps, 4) if absent(text) else words(text))
+    return names
+
+
+def is_numeric(column: Iterable[str]) -> bool:
+    """Whether a column of text holds nothing but numbers, dashes and blanks: it is set right.
+
+    >>> is_numeric(["93.1 % [92.6, 93.6]", "— [1]", ""]), is_numeric(["8/255", "PGD-40"])
+    (True, False)
+    """
+    cells = [cell for cell in column if cell]
+    return any(cell != DASH for cell in cells) and all(map(_NUMERIC.fullmatch, cells))
+
+
+def save(path: Path, data: bytes) -> Path:
+    """Write a whole file or none: a reader never meets half of one, whenever the run is cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

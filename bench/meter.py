@@ -1,0 +1,131 @@
+"""What a cell cost: passes counted on any model, and the floor that throughput is held against."""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bench.engine import look
+from bench.losses import cross_entropy
+
+
+class Passes:
+    """Rows that went forward through a model and rows whose gradient came back."""
+
+    def __init__(self) -> None:
+        self.forwards = 0
+        self.backwards = 0
+
+
+@contextmanager
+def counted(model: nn.Module) -> Iterator[Passes]:
+    """Counts every forward and backward pass of `model` while inside, whoever makes them."""
+    passes = Passes()
+
+    def on_forward(module: nn.Module, inputs: Any, output: Any) -> None:
+        passes.forwards += len(output)
+        if isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(on_backward)
+
+    def on_backward(gradient: Tensor) -> None:
+        passes.backwards += len(gradient)
+
+    handle = model.register_forward_hook(on_forward)
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+class Floor(NamedTuple):
+    """Seconds per row of a bare loop at one batch size, on noisy inputs."""
+
+    forward: float
+    gradient: float
+    """One forward and one gradient with respect to the input."""
+
+    def seconds(self, forwards: float, backwards: float) -> float:
+        """The time of a bare loop of so many row passes; every backward has its forward."""
+        return max(forwards - backwards, 0.0) * self.forward + backwards * self.gradient
+
+
+def floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
+    """Time bare passes over `rows` rows made from x (n, c, h, w) and y (n,), medians of several.
+
+    The inputs are noisy, because attacked images are, and on a CPU noise costs up to a fifth more
+    (max-pooling mispredicts branches); a floor on clean images would flatter no one truthfully.
+    """
+    take = torch.arange(rows, device=x.device) % len(x)
+    generator = torch.Generator().manual_seed(0)
+    noise = (torch.rand(x[take].shape, generator=generator) - 0.5).to(x)
+    images, labels = (x[take] + 0.4 * noise).clamp(0, 1), y[take]
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(images)
+
+    def gradient() -> None:
+        look(model, cross_entropy, images, labels)
+
+    return Floor(_median_seconds(forward, x) / rows, _median_seconds(gradient, x) / rows)
+
+
+def _median_seconds(work: Any, x: Tensor, most: float = 1.0) -> float:
+    work()
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < most and len(times) < 15):
+        times.append(timed(work, x.device)[1])
+    return statistics.median(times)
+
+
+def timed(work: Any, device: torch.device) -> tuple[Any, float]:
+    """The result of `work()` and the seconds it took, the device's queue drained on both sides."""
+    synchronise(device)
+    started = time.perf_counter()
+    result = work()
+    synchronise(device)
+    return result, time.perf_counter() - started
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+CACHE_BYTES = 24 * 2**20
+"""About what a pass may touch before a CPU core's caches lose: measured optimum 128 to 256 rows
+of a LeNet, 8 of a ResNet50 at 224x224."""
+
+
+def rows_per_pass(model: nn.Module, x: Tensor) -> int:
+    """How many rows a pass should hold: a power of two, from the model's own activations.
+
+    A rule and not a stopwatch, so that two runs on one machine make the same batches: bytes that
+    one row's activations take, measured by a forward pass over x[:1], against the cache (CPU) or
+    a share of the free memory (CUDA).
+    """
+    total = 0
+
+    def on_forward(module: nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal total
+        if isinstance(output, Tensor):
+            total += output.numel() * output.element_size()
+
+    handles = [module.register_forward_hook(on_forward) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            model(x[:1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    if x.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(x.device)
+        budget, most = free // 8, 8192
+    else:
+        budget, most = CACHE_BYTES, 256
+    rows = max(1, budget // max(total, 1))
+    return int(min(most, max(8, 2 ** (rows.bit_length() - 1))))

@@ -1,0 +1,77 @@
+"""Where a number comes from: versions, device, git commit, fingerprint of the model."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+PACKAGES = (
+    "robustness-bench", "torch", "torchvision", "torchattacks", "numpy", "scipy", "pandas",
+    "pyarrow", "scikit-learn", "safetensors", "matplotlib", "seaborn",
+)  # fmt: skip
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device and platform: what a reader needs to rebuild the environment."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "git": git_commit(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(
+            line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor()
+
+
+def git_commit() -> dict[str, Any] | None:
+    """The commit of bench's own checkout and whether it was changed; None outside a checkout."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def fingerprint(model: nn.Module) -> str:
+    """sha256 over the module's text and every tensor of its state: what the model computes with."""
+    digest = hashlib.sha256(repr(model).encode())
+    for key, value in sorted(model.state_dict().items()):
+        tensor = value.detach().cpu().contiguous()
+        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,103 @@
+"""From a name to the object it means: the file name is the name.
+
+`find("attacks", "pgd")` imports bench/attacks/pgd.py and returns its ATTACK. Outside code enters
+as "package.module:NAME" or "path/file.py:NAME" (relative to the suite's folder) and is run: those
+two forms are the only ones that execute a stranger's code. "library:NAME" goes to the adapter
+file of that library, where bench has one.
+"""
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bench.errors import SuiteError, nearest
+
+RECORDS = {"attacks": "ATTACK", "models": "MODEL", "datasets": "DATASET", "formats": "FORMAT"}
+
+
+def names(kind: str) -> list[str]:
+    """The names of all built-in things of `kind`, sorted; adapters end in ":"."""
+    found = []
+    for module in pkgutil.iter_modules(importlib.import_module(f"bench.{kind}").__path__):
+        adapter = not hasattr(_builtin(kind, module.name), RECORDS[kind])
+        found.append(f"{module.name}:" if adapter else module.name)
+    return sorted(found)
+
+
+def find(kind: str, name: str, base: Path | None = None) -> Any:
+    """The record or object called `name`; `base` is the folder that file names start from.
+
+    Raises: SuiteError if there is none, with the nearest known name; whatever a stranger's file
+    raises while it is imported is told in one sentence with its line.
+    """
+    if ":" not in name:
+        return getattr(_known(kind, name), RECORDS[kind])
+    where, _, attribute = name.rpartition(":")
+    if where in _stems(kind):
+        return _builtin(kind, where).adapt(attribute)
+    module = _file(Path(base or ".") / where) if where.endswith(".py") else _module(where)
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise SuiteError(
+            f"{where}: '{attribute}' is not defined there; {nearest(attribute, public)}"
+        ) from None
+
+
+def _stems(kind: str) -> list[str]:
+    package = importlib.import_module(f"bench.{kind}")
+    return [module.name for module in pkgutil.iter_modules(package.__path__)]
+
+
+def _builtin(kind: str, name: str) -> ModuleType:
+    return importlib.import_module(f"bench.{kind}.{name}")
+
+
+def _known(kind: str, name: str) -> ModuleType:
+    if name not in _stems(kind) or not hasattr(_builtin(kind, name), RECORDS[kind]):
+        raise SuiteError(f"{kind[:-1]} '{name}' is unknown; {nearest(name, names(kind))}")
+    return _builtin(kind, name)
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise SuiteError(f"module '{name}' could not be imported: {error}") from error
+
+
+def _file(path: Path) -> ModuleType:
+    path = path.resolve()
+    if not path.is_file():
+        raise SuiteError(f"{path}: expected a Python file there, found none")
+    key = f"bench_user_{path.stem}_{abs(hash(str(path)))}"
+    if key in sys.modules:
+        return sys.modules[key]
+    spec = importlib.util.spec_from_file_location(key, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[key] = module  # dataclasses look their module up while it runs
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's own code: tell where it broke, in one sentence
+        del sys.modules[key]
+        line = _line_in(path, error)
+        raise SuiteError(f"{path}:{line}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _line_in(path: Path, error: BaseException) -> int:
+    """The last line of `path` on the error's traceback, or the line of its syntax error."""
+    line = getattr(error, "lineno", None) or 0
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return int(line)

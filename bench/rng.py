@@ -1,0 +1,91 @@
+"""Randomness as a function of what it is for, never of when or where it is drawn.
+
+Noise is keyed by (seed, purpose, restart, example), so a result does not depend on batch size,
+order, resume or the number of workers. The global random state is touched in one place only,
+`seeded`, which forks it around code that knows no other (module initialisers, foreign attacks).
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def fold(*parts: object) -> int:
+    """A 64-bit number derived from `parts` (blake2b of their text), the same on every machine.
+
+    >>> fold(0, "pgd") == fold(0, "pgd") != fold(1, "pgd")
+    True
+    """
+    text = "\x1f".join(str(part) for part in parts).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+class Noise:
+    """Random draws for the rows of a batch, each row keyed by its example and restart.
+
+    Source: Philox4x64 (Salmon et al. 2011) as NumPy's counter-based bit generator; the key is
+    (fold of seed, purpose and restart; example id).
+    """
+
+    def __init__(self, seed: int, purpose: str, examples: Tensor, restarts: Tensor) -> None:
+        self.seed = fold(seed, purpose) % 2**31
+        """A seed for foreign code that takes one; the same for every batch of the attack."""
+        self._keys = [
+            (fold(seed, purpose, restart), example)
+            for restart, example in zip(restarts.tolist(), examples.tolist(), strict=True)
+        ]
+
+    def _draw(self, draw: Callable[[np.random.Generator], np.ndarray], like: Tensor) -> Tensor:
+        rows = np.stack(
+            [draw(np.random.Generator(np.random.Philox(key=key))) for key in self._keys]
+        )
+        return torch.from_numpy(rows).to(like)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Independent draws from U(-1, 1), shape, dtype and device of `like` (n, *input)."""
+        shape = like.shape[1:]
+        return self._draw(lambda g: 2.0 * g.random(shape, dtype=np.float32) - 1.0, like)
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Independent standard normal draws, shape, dtype and device of `like` (n, *input)."""
+        shape = like.shape[1:]
+        return self._draw(lambda g: g.standard_normal(shape, dtype=np.float32), like)
+
+    def unit(self, like: Tensor) -> Tensor:
+        """One draw from U(0, 1) for each row, shape (n,); independent of the other draws."""
+        keys = [(fold(key, "unit"), example) for key, example in self._keys]
+        rows = [np.random.Generator(np.random.Philox(key=key)).random() for key in keys]
+        return torch.tensor(rows).to(like)
+
+
+def integers(seed: int, purpose: str, examples: Tensor, high: int) -> Tensor:
+    """One integer in [0, high) for each example id, shape (n,), int64."""
+    return torch.tensor([fold(seed, purpose, example) % high for example in examples.tolist()])
+
+
+def shuffled(seed: int, purpose: str, n: int) -> Tensor:
+    """A permutation of range(n) that only `seed` and `purpose` decide."""
+    generator = torch.Generator().manual_seed(fold(seed, purpose) % 2**63)
+    return torch.randperm(n, generator=generator)
+
+
+@contextmanager
+def seeded(*parts: object) -> Iterator[None]:
+    """Code inside finds the global generators (torch, numpy, random) seeded from `parts`;
+    afterwards they are as they were, whatever that code did to them."""
+    value = fold(*parts)
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(value % 2**63)
+            np.random.seed(value % 2**32)
+            random.seed(value)
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

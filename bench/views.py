@@ -1,0 +1,336 @@
+"""Tables → views: the tables of text that a report prints, in every format the same.
+
+A view holds words only; numbers were spelled by `formats` on the way in. A cell that failed or was
+skipped is a dash with a footnote that gives the reason, in every view where it has a place.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench import formats
+from bench.formats import DASH, NORMS, absent, count, is_numeric, number, percent, rate, words
+
+Row = dict[Any, Any]
+VERDICTS = ("identical", "equal within noise", "different")
+
+
+class View(NamedTuple):
+    """One table as it is read."""
+
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+    notes: list[str] = []
+    """Footnote k stands at place k - 1; the cells that mean it end in "[k]"."""
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns are set to the right."""
+        return [is_numeric(row[j] for row in self.rows) for j in range(len(self.columns))]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The same as a frame of text, for `Format.render`."""
+        return pd.DataFrame(self.rows, columns=pd.Index(self.columns), dtype=object)
+
+
+class Footnotes:
+    """Numbers reasons in the order they are met, each reason once."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def mark(self, text: str) -> str:
+        """The mark, such as "[2]", of the footnote that says `text`."""
+        if text not in self.texts:
+            self.texts.append(text)
+        return f"[{self.texts.index(text) + 1}]"
+
+
+def groups(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Rows by the values of `keys`, in the order of first appearance; missing values are None."""
+    found: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        values = (row.get(key) for key in keys)
+        found.setdefault(tuple(None if absent(v) else v for v in values), []).append(row)
+    return found
+
+
+def records(frame: pd.DataFrame) -> list[Row]:
+    """The rows of a frame as dictionaries, in order."""
+    return list(frame.to_dict("records"))
+
+
+def norm_name(norm: Any) -> str:
+    """A norm as it is written: L-inf, L2."""
+    return NORMS.get(norm, words(norm))
+
+
+def _eps_list(rows: Sequence[Row], names: Mapping[float, str]) -> str:
+    return ", ".join(_eps(eps, names) for eps in sorted({float(row["eps"]) for row in rows}))
+
+
+def _eps(eps: Any, names: Mapping[float, str]) -> str:
+    return DASH if absent(eps) else names.get(float(eps), number(eps, 4))
+
+
+# ------------------------------------------------------------------------------- what went wrong
+
+
+def violations(frame: pd.DataFrame, names: Mapping[float, str]) -> View | None:
+    """How often each attack broke its promise, with the first case; None where none did."""
+    lines = []
+    for (model, attack, norm, eps), rows in groups(
+        records(frame), "model", "attack", "norm", "eps"
+    ).items():
+        first = f"example {words(rows[0]['example'])}: {words(rows[0]['violation'])}"
+        place = [words(model), words(attack), norm_name(norm), _eps(eps, names)]
+        lines.append([*place, str(len(rows)), first])
+    columns = ["model", "attack", "norm", "eps", "examples", "first violation"]
+    return View("", columns, lines) if lines else None
+
+
+def excluded(table: pd.DataFrame, names: Mapping[float, str]) -> View | None:
+    """The cells without a number and why; None where every cell has one."""
+    bad = [row for row in records(table) if row["status"] != "ok"]
+    bad.sort(key=lambda row: str(row["status"]))  # "failed" before "skipped"
+    keys = ("status", "model", "attack", "norm", "goal", "reason")
+    lines = [
+        [words(status), words(model), words(attack), norm_name(norm), words(goal),
+         _eps_list(rows, names), words(reason)]
+        for (status, model, attack, norm, goal, reason), rows in groups(bad, *keys).items()
+    ]  # fmt: skip
+    columns = ["status", "model", "attack", "norm", "goal", "eps", "reason"]
+    return View("", columns, lines) if lines else None
+
+
+def caveats(table: pd.DataFrame, names: Mapping[float, str]) -> View | None:
+    """What to keep in mind about single cells; cells with the same caveat share a line."""
+    rows = [row for row in records(table) if not absent(row.get("caveats"))]
+    lines = [
+        [words(model), words(attack), norm_name(norm), _eps_list(cells, names), words(text)]
+        for (model, attack, norm, text), cells in groups(
+            rows, "model", "attack", "norm", "caveats"
+        ).items()
+    ]
+    return View("", ["model", "attack", "norm", "eps", "caveat"], lines) if lines else None
+
+
+# --------------------------------------------------------------------------------------- numbers
+
+
+def _pivot(
+    caption: str,
+    rows: Sequence[Row],
+    keys: tuple[str, ...],
+    names: Mapping[float, str],
+    cell: Callable[[Row, Footnotes], str],
+) -> View:
+    """A line per value of `keys`, a column per eps; blank where nothing was planned."""
+    notes = Footnotes()
+    ladder = sorted({float(row["eps"]) for row in rows})
+    lines = []
+    for values, cells in groups(rows, *keys).items():
+        there = {float(row["eps"]): cell(row, notes) for row in cells}
+        lines.append([*map(words, values), *(there.get(eps, "") for eps in ladder)])
+    columns = [*keys, *(f"eps {_eps(eps, names)}" for eps in ladder)]
+    return View(caption, columns, lines, notes.texts)
+
+
+def headline(table: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
+    """Per model, norm and goal: attacks by eps; robust accuracy, or success where targeted."""
+    found = []
+    for (model, norm, goal), rows in groups(records(table), "model", "norm", "goal").items():
+        what = "success rate" if goal == "targeted" else "robust accuracy"
+        clean = next((row for row in rows if row["status"] == "ok"), None)
+        known = f"; {_clean(clean)}" if clean else ""
+        caption = f"{words(model)}, {norm_name(norm)}, {words(goal)}: {what}{known}"
+        found.append(_pivot(caption, rows, ("attack", "implementation"), names, _outcome))
+    return found
+
+
+def _clean(row: Row) -> str:
+    k, n = row["clean_correct"], row["n"]
+    share = DASH if absent(k) or absent(n) or n == 0 else percent(k / n)
+    return f"clean accuracy {share} ({count(k, n)})"
+
+
+def _outcome(row: Row, notes: Footnotes) -> str:
+    if row["status"] != "ok":
+        return f"{DASH} {notes.mark(f'{row["status"]}: {words(row["reason"])}')}"
+    if row["goal"] == "targeted":
+        share, low, high = (row[k] for k in ("attack_success_rate", "success_low", "success_high"))
+        text = DASH if absent(share) else f"{percent(share)} {formats.interval(low, high)}"
+    else:
+        text = rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
+    broken = row.get("violations")
+    if absent(broken) or not broken:
+        return text
+    return f"{text} {notes.mark(f'{int(broken)} violations, counted as attacks that failed')}"
+
+
+def worst_pivots(
+    worst: pd.DataFrame, table: pd.DataFrame, names: Mapping[float, str]
+) -> list[View]:
+    """Per norm and goal: what every attack together left, models by eps."""
+    planned = _planned(table)
+
+    def cell(row: Row, notes: Footnotes) -> str:
+        text = rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
+        ran, wanted = row["attacks"], planned.get(_place(row), row["attacks"])
+        return text if ran == wanted else f"{text} {notes.mark(_shortfall(ran, wanted))}"
+
+    return [
+        _pivot(f"{norm_name(norm)}, {goal or 'untargeted'}", rows, ("model",), names, cell)
+        for (norm, goal), rows in groups(records(worst), "norm", "goal").items()
+    ]
+
+
+def _shortfall(ran: Any, wanted: Any) -> str:
+    return f"over {ran} of {wanted} attacks, the rest failed: an upper bound of the worst case"
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    goal = row.get("goal")
+    return row["model"], row["norm"], "untargeted" if absent(goal) else goal, float(row["eps"])
+
+
+def _planned(table: pd.DataFrame) -> dict[tuple[Any, ...], int]:
+    places = [_place(row) for row in records(table) if row["status"] != "skipped"]
+    return {place: places.count(place) for place in dict.fromkeys(places)}
+
+
+def worst_rows(worst: pd.DataFrame, table: pd.DataFrame, names: Mapping[float, str]) -> View | None:
+    """The worst case with its counts, and which attack broke an example first."""
+    planned = _planned(table)
+    lines = [
+        [words(row["model"]), norm_name(row["norm"]), words(row.get("goal", "untargeted")),
+         _eps(row["eps"], names), count(row["robust_correct"], row["n"]),
+         rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"]),
+         f"{row['attacks']} of {planned.get(_place(row), row['attacks'])}",
+         words(row["broken_by"])]
+        for row in records(worst)
+    ]  # fmt: skip
+    columns = ["model", "norm", "goal", "eps", "robust", "robust accuracy", "attacks", "broken by"]
+    return View("", columns, lines) if lines else None
+
+
+# ------------------------------------------------------------------------------------ cross-checks
+
+
+def verdict_sentence(crosschecks: pd.DataFrame) -> str:
+    """How many comparisons ended in which verdict."""
+    rows = records(crosschecks)
+    if not rows:
+        return "No cross-check was asked for."
+    told = [row["verdict"] for row in rows]
+    parts = [f"{told.count(verdict)} {verdict}" for verdict in dict.fromkeys([*VERDICTS, *told])]
+    pairs = len(groups(rows, "model", "ours", "reference", "norm"))
+    return f"{len(rows)} comparisons, {pairs} pairs of attacks: {', '.join(parts)}."
+
+
+def crosscheck_pairs(crosschecks: pd.DataFrame) -> View | None:
+    """One line per pair: its verdicts, the examples that differ, the time."""
+    lines = []
+    keys = ("model", "ours", "reference", "norm")
+    for (model, ours, reference, norm), rows in groups(records(crosschecks), *keys).items():
+        told = [row["verdict"] for row in rows]
+        differ = sum(0 if absent(row["differ"]) else row["differ"] for row in rows)
+        compared = sum(0 if absent(row["n"]) else row["n"] for row in rows)
+        times = [float(row["time_ratio"]) for row in rows if not absent(row["time_ratio"])]
+        lines.append(
+            [words(model), words(ours), words(reference), norm_name(norm), str(len(rows)),
+             *(str(told.count(verdict)) for verdict in VERDICTS), count(differ, compared),
+             formats.factor(median(times)) if times else DASH]
+        )  # fmt: skip
+    columns = ["model", "ours", "reference", "norm", "eps values", *VERDICTS]
+    columns += ["examples that differ", "time, ours / reference (median)"]
+    return View("", columns, lines) if lines else None
+
+
+def crosscheck_rows(crosschecks: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
+    """Per pair: eps by eps, which examples differ, by how much, and why."""
+    keys = ("model", "ours", "reference", "norm")
+    columns = [
+        "eps", "verdict", "differ", "robust, ours", "robust, reference", "only ours broke",
+        "only reference broke", "p", "largest pixel difference", "images compared",
+        "time, ours / reference", "cause", "examples",
+    ]  # fmt: skip
+    return [
+        View(
+            f"{words(model)}: {words(ours)} against {words(reference)}, {norm_name(norm)}",
+            columns,
+            [_crosscheck_line(row, names) for row in rows],
+        )
+        for (model, ours, reference, norm), rows in groups(records(crosschecks), *keys).items()
+    ]
+
+
+def _crosscheck_line(row: Row, names: Mapping[float, str]) -> list[str]:
+    sides = [
+        rate(row[f"{side}_robust_correct"], row["n"], row[f"{side}_low"], row[f"{side}_high"])
+        for side in ("ours", "reference")
+    ]
+    broke = [_whole(row[f"only_{side}_broke"]) for side in ("ours", "reference")]
+    return [
+        _eps(row["eps"], names), words(row["verdict"]), count(row["differ"], row["n"]), *sides,
+        *broke, number(row["p_value"], 2), number(row["largest_pixel_difference"], 2),
+        _whole(row["pixels_compared"]), formats.factor(row["time_ratio"]), words(row["cause"]),
+        words(row["differ_ids"]),
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- the rest
+
+
+def _whole(value: Any) -> str:
+    return DASH if absent(value) else str(int(value))
+
+
+def full(table: pd.DataFrame, names: Mapping[float, str]) -> View:
+    """Every cell and every column, by the names of table.csv; long caveats stand elsewhere."""
+    columns = [name for name in table.columns if name not in ("eps_text", "caveats")]
+    lines = [[_field(name, row, names) for name in columns] for row in records(table)]
+    return View("", columns, lines)
+
+
+def _field(name: str, row: Row, names: Mapping[float, str]) -> str:
+    value = row[name]
+    counts = {"clean_accuracy": "clean_correct", "robust_accuracy": "robust_correct"}
+    if name in counts:
+        return rate(row[counts[name]], row["n"], None, None)
+    if name == "eps":
+        return _eps(value, names)
+    if name in ("attack_success_rate", "robust_accuracy_8bit", "mean_confidence_fooled"):
+        return percent(value)
+    if name.endswith(("_low", "_high")):
+        return percent(value)
+    if name.endswith("seconds"):
+        return formats.seconds(value)
+    if name == "floor_ratio":
+        return formats.factor(value)
+    if isinstance(value, float) and not absent(value):
+        return _whole(value) if value.is_integer() else number(value)
+    return words(value)
+
+
+def provenance(facts: Mapping[str, Any]) -> View:
+    """Nested facts as a list of dotted names and values, in the order given."""
+    return View("", ["fact", "value"], [[name, value] for name, value in _flat("", facts)])
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [
+            line
+            for key, inner in value.items()
+            for line in _flat(f"{prefix}.{words(key)}" if prefix else words(key), inner)
+        ]
+    if isinstance(value, (list, tuple)):
+        if any(isinstance(inner, Mapping) for inner in value):
+            return [line for k, inner in enumerate(value) for line in _flat(f"{prefix}.{k}", inner)]
+        return [(prefix, ", ".join(map(words, value)) or DASH)]
+    return [(prefix, words(value))]

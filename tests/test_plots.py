@@ -1,0 +1,183 @@
+"""Figures from a made-up run with one failed cell, one skipped cell and hostile labels."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+
+from bench import plots
+from bench.plots import Picture
+
+EPS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
+N, CLEAN = 1000, 985
+HOSTILE = "net | <script>alert(1)</script>"
+KEPT = {
+    "FGSM": [985, 937, 806, 593, 352, 152, 50],
+    "toolbox FGSM": [985, 937, 806, 593, 352, 152, 50],
+    "PGD-40": [985, 921, 640, 190, 20, 1, 0],
+    "toolbox PGD-40": [985, 921, 641, 188, 21, 1, 0],
+}
+
+
+def wilson(k: int, n: int) -> tuple[float, float]:
+    z, p = 1.959964, k / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return centre - half, centre + half
+
+
+def cell(model: str, attack: str, eps: float, kept: int) -> dict[str, object]:
+    low, high = wilson(kept, N)
+    success = (CLEAN - kept) / CLEAN
+    return {
+        "model": model,
+        "attack": attack,
+        "implementation": "toolbox" if attack.startswith("toolbox") else "bench",
+        "norm": "linf",
+        "eps": eps,
+        "goal": "untargeted",
+        "status": "ok",
+        "n": N,
+        "robust_correct": kept,
+        "robust_accuracy": kept / N,
+        "robust_low": low,
+        "robust_high": high,
+        "attack_success_rate": success,
+        "seconds": 2.0,
+        "examples_per_second": 500.0,
+        "floor_ratio": 1.25,
+        "eps_text": f"{eps:g}",
+    }
+
+
+def made_up() -> pd.DataFrame:
+    table = pd.DataFrame(
+        [
+            cell(model, attack, eps, kept)
+            for model in ("LeNet", HOSTILE)
+            for attack, counts in KEPT.items()
+            for eps, kept in zip(EPS, counts, strict=True)
+        ]
+    )
+    table[["n", "robust_correct"]] = table[["n", "robust_correct"]].astype("Int64")
+    for row, status in ((2, "failed"), (len(table) - 1, "skipped")):
+        table.loc[row, "status"] = status
+        table.loc[row, table.columns[7:-1]] = None
+    return table
+
+
+def pictures(model: str = "LeNet") -> list[Picture]:
+    image = np.linspace(0, 1, 64).reshape(8, 8, 1)
+    return [
+        Picture(model, "FGSM", "linf", eps, f"{eps:g}", i, "7", "7", "$2", image, 1 - image)
+        for eps in (0.1, 0.3)
+        for i in range(4)
+    ]
+
+
+def bands(figure: Figure) -> list[PolyCollection]:
+    return [c for c in figure.axes[0].collections if isinstance(c, PolyCollection)]
+
+
+def test_the_bands_are_the_intervals_of_the_table() -> None:
+    table = made_up()
+    given = table[(table["model"] == "LeNet") & (table["attack"] == "PGD-40")]
+    figure = plots.accuracy_versus_eps(table, "LeNet", "linf")
+    drawn = [{tuple(corner) for corner in band.get_paths()[0].vertices} for band in bands(figure)]
+    wanted = {(e, 100 * low) for e, low in zip(given["eps"], given["robust_low"], strict=True)}
+    wanted |= {(e, 100 * high) for e, high in zip(given["eps"], given["robust_high"], strict=True)}
+    assert any(wanted <= corners for corners in drawn)
+
+
+def test_a_failed_cell_breaks_the_curve_and_is_named_in_the_legend() -> None:
+    figure = plots.accuracy_versus_eps(made_up(), "LeNet", "linf")
+    values = np.asarray(figure.axes[0].get_lines()[0].get_ydata())
+    assert np.isnan(values[2])
+    assert values[1] == pytest.approx(93.7)
+    assert "FGSM (1 failed)" in figure.legends[0].get_texts()[0].get_text()
+
+
+def test_attacks_with_the_very_same_counts_share_a_line_that_names_both() -> None:
+    figure = plots.accuracy_versus_eps(made_up(), HOSTILE, "linf")
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert "FGSM\n= toolbox FGSM" in named
+    assert "PGD-40" in named
+
+
+def test_an_attack_and_its_reference_share_a_colour_but_not_a_line_style() -> None:
+    figure = plots.accuracy_versus_eps(made_up(), "LeNet", "linf")
+    ours, reference = figure.axes[0].get_lines()[-2:]
+    assert ours.get_color() == reference.get_color()
+    assert (ours.get_linestyle(), reference.get_linestyle()) == ("-", "--")
+
+
+def test_targeted_cells_are_no_curves_of_robust_accuracy() -> None:
+    table = made_up()
+    table["goal"] = "targeted"
+    assert not plots.accuracy_versus_eps(table, "LeNet", "linf").axes
+
+
+def test_a_single_eps_is_a_list_of_attacks_with_error_bars() -> None:
+    table = made_up()
+    figure = plots.accuracy_versus_eps(table[table["eps"] == 0.15], "LeNet", "linf")
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "FGSM\n= toolbox FGSM",
+        "PGD-40",
+        "toolbox PGD-40",
+    ]
+
+
+def test_the_heat_map_prints_percents_and_a_dash_for_each_cell_without_one() -> None:
+    figure = plots.success_heatmap(made_up(), "linf")
+    printed = [text.get_text() for text in figure.axes[0].texts]
+    assert printed.count("—") == 2
+    assert printed.count("100.0") == 3
+    hatches = [patch.get_hatch() for patch in figure.axes[0].patches]
+    assert sorted(hatches) == ["////", "xxxx"]
+
+
+def test_throughput_is_all_examples_over_all_seconds() -> None:
+    table = made_up()
+    table.loc[1, ["seconds", "examples_per_second"]] = [20.0, 50.0]
+    line = plots.throughput(table).axes[0].get_lines()[0]
+    # five ordinary cells and a slow one: 6 x 1000 examples in 5 x 2 + 20 seconds
+    assert line.get_xdata() == pytest.approx([6000 / 30])
+
+
+def test_a_grid_has_a_row_per_eps_and_titles_before_and_after() -> None:
+    figure = plots.example_grid(pictures(), "LeNet", "FGSM")
+    assert len(figure.axes) == 10
+    assert figure.axes[0].get_title() == "7 → $2"
+    assert [figure.axes[k].get_ylabel() for k in (0, 5)] == ["eps 0.1", "eps 0.3"]
+
+
+def test_draw_writes_a_png_and_an_svg_for_each_model_inside_the_folder(tmp_path: Path) -> None:
+    escaping = pictures("../../net")
+    drawn = plots.draw(made_up(), escaping, tmp_path)
+    names = [plot.name for plot in drawn]
+    assert names[:2] == ["accuracy-lenet-linf", "accuracy-net-script-alert-1-script-linf"]
+    assert names[2:] == ["success-linf", "throughput", "examples-net-fgsm"]
+    for plot in drawn:
+        assert plot.png.parent == plot.svg.parent == tmp_path / "plots"
+        assert plot.png.read_bytes().startswith(b"\x89PNG")
+        assert b"<script" not in plot.svg.read_bytes()
+
+
+def test_the_same_table_gives_the_same_bytes(tmp_path: Path) -> None:
+    table = made_up()
+    small = table[table["model"] == "LeNet"]
+    first = plots.draw(small, pictures(), tmp_path / "a")
+    second = plots.draw(small, pictures(), tmp_path / "b")
+    for one, other in zip(first, second, strict=True):
+        assert one.png.read_bytes() == other.png.read_bytes()
+        assert one.svg.read_bytes() == other.svg.read_bytes()
+
+
+def test_names_that_differ_in_marks_only_get_files_of_their_own(tmp_path: Path) -> None:
+    table = made_up().replace({"model": {HOSTILE: "LeNet!"}})
+    names = [plot.name for plot in plots.draw(table, [], tmp_path)]
+    assert names[:2] == ["accuracy-lenet-linf", "accuracy-lenet-linf-2"]
