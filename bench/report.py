@@ -16,8 +16,8 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from bench import views
-from bench.formats import absent, eps_names, markdown, save, words
+from bench import formats, views
+from bench.formats import absent, eps_names, markdown, number, percent, rate, save, words
 from bench.plots import Plot
 from bench.views import View
 
@@ -72,9 +72,9 @@ def write(
         "verdicts": views.verdict_sentence(crosschecks),
         "pairs": views.crosscheck_pairs(crosschecks),
         "checks": [(view, _differs(view)) for view in checks],
-        "full": views.full(table, names),
+        "full": _full(table, names),
         "counting": COUNTING,
-        "provenance": views.provenance(provenance),
+        "provenance": _provenance(provenance),
         "regenerate": regenerate.strip(),
         "figures": [_figure(plot, folder) for plot in plots],
     }
@@ -158,3 +158,49 @@ def _figure(plot: Plot, folder: Path) -> dict[str, Any]:
         "path": Path(os.path.relpath(plot.png, folder)).as_posix(),
         "is_grid": plot.name.startswith("examples-"),
     }
+
+
+def _full(table: pd.DataFrame, names: Mapping[float, str]) -> View:
+    """Every cell and every column, by the names of table.csv; long caveats stand elsewhere."""
+    columns = [name for name in table.columns if name not in ("eps_text", "caveats")]
+    lines = [[_field(name, row, names) for name in columns] for row in views.records(table)]
+    return View("", columns, lines)
+
+
+def _field(name: str, row: views.Row, names: Mapping[float, str]) -> str:
+    value = row[name]
+    counts = {"clean_accuracy": "clean_correct", "robust_accuracy": "robust_correct"}
+    if name in counts:
+        return rate(row[counts[name]], row["n"], None, None)
+    if name == "eps":
+        return views.eps_name(value, names)
+    if name in ("attack_success_rate", "robust_accuracy_8bit", "mean_confidence_fooled"):
+        return percent(value)
+    if name.endswith(("_low", "_high")):
+        return percent(value)
+    if name.endswith("seconds"):
+        return formats.seconds(value)
+    if name == "floor_ratio":
+        return formats.factor(value)
+    if isinstance(value, float) and not absent(value):
+        return views.whole(value) if value.is_integer() else number(value)
+    return words(value)
+
+
+def _provenance(facts: Mapping[str, Any]) -> View:
+    """Nested facts as a list of dotted names and values, in the order given."""
+    return View("", ["fact", "value"], [[name, value] for name, value in _flat("", facts)])
+
+
+def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        return [
+            line
+            for key, inner in value.items()
+            for line in _flat(f"{prefix}.{words(key)}" if prefix else words(key), inner)
+        ]
+    if isinstance(value, (list, tuple)):
+        if any(isinstance(inner, Mapping) for inner in value):
+            return [line for k, inner in enumerate(value) for line in _flat(f"{prefix}.{k}", inner)]
+        return [(prefix, ", ".join(map(words, value)) or DASH)]
+    return [(prefix, words(value))]

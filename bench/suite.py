@@ -188,17 +188,20 @@ class _Checker:
     def __init__(self, where: str, base: Path) -> None:
         self.where, self.base = where, base
         self.problems: list[str] = []
+        self.labels: set[str] = set()
+        """Labels of all attack entries, those with mistakes included."""
 
     def suite(self, raw: dict[str, Any], text: str) -> Suite | None:
         top = self.fill(_Top, raw, "")
         # Sections are checked even where the top is not right, so that one run tells everything.
         data = self.data(raw.get("data"))
         models = list(self.each(raw, "models", self.model))
-        stop = top.stop if top else "first-success"
+        stop: Stop = top.stop if top else "first-success"
         attacks = list(self.each(raw, "attacks", lambda entry, key: self.attack(entry, key, stop)))
         self.unique("models", [m.label for m in models])
         self.unique("attacks", [a.label for a in attacks])
         labels = {a.label: a for a in attacks}
+        self.labels |= labels.keys()
         crosschecks = list(
             self.each(raw, "crosschecks", lambda e, k: self.crosscheck(e, k, labels))
         )
@@ -251,13 +254,15 @@ class _Checker:
 
     def attack(self, raw: Any, key: str, stop: Stop) -> AttackEntry | None:
         entry = self.fill(_Attack, raw, key)
-        if entry is None:
-            return None
-        found = self.find("attacks", entry.name, f"{key}.name")
-        if found is None:
-            return None
-        if not isinstance(found, Attack):
+        name = raw.get("name") if isinstance(raw, dict) else None
+        self.labels |= {str(raw.get("label", name))} if name else set()
+        found = self.find("attacks", name, f"{key}.name") if isinstance(name, str) else None
+        if found is not None and not isinstance(found, Attack):
             self.say(f"{key}.name", f"expected a bench Attack, got {type(found).__name__}")
+        if not isinstance(found, Attack):
+            return None
+        params = self.fill(found.params, raw.get("params", {}), f"{key}.params")
+        if entry is None:
             return None
         for what, value, known in (
             ("norm", entry.norm, found.norms),
@@ -272,7 +277,6 @@ class _Checker:
             self.say(f"{key}.batch_size", f"expected at least 1, got {entry.batch_size}")
         self.target(entry, key)
         eps = tuple(self.radii(entry, key))
-        params = self.params(found, entry.params, f"{key}.params")
         if params is None:
             return None
         return AttackEntry(
@@ -321,18 +325,17 @@ class _Checker:
     def crosscheck(
         self, raw: Any, key: str, labels: Mapping[str, AttackEntry]
     ) -> Crosscheck | None:
-        entry = self.fill(Crosscheck, raw, key)
+        entry: Crosscheck | None = self.fill(Crosscheck, raw, key)
         if entry is None:
             return None
         sides = []
         for side in ("ours", "reference"):
             label = getattr(entry, side)
-            if label not in labels:
-                self.say(
-                    f"{key}.{side}", f"no attack has the label '{label}'; {nearest(label, labels)}"
-                )
-            else:
+            if label in labels:
                 sides.append(labels[label])
+            elif label not in self.labels:
+                known = nearest(label, self.labels)
+                self.say(f"{key}.{side}", f"no attack has the label '{label}'; {known}")
         if len(sides) == 2:
             ours, reference = sides
             if (ours.norm, ours.goal, ours.target) != (
@@ -376,8 +379,13 @@ class _Checker:
                 values[field.name] = self.value(hints[field.name], raw[field.name], at)
             elif _required(field):
                 self.say(at, "expected a value, got nothing")
-        broken = len(self.problems) > before
-        return None if broken else kind(**values)
+        if len(self.problems) > before:
+            return None
+        try:
+            return kind(**values)
+        except ValueError as error:  # fields that do not go together
+            self.say(key, str(error))
+            return None
 
     def value(self, hint: Any, raw: Any, key: str) -> Any:
         """`raw` if it is what the annotation `hint` says; else the first reason why it is not."""
@@ -395,11 +403,6 @@ class _Checker:
             for problem in error.problems:
                 self.say(key, problem)
             return None
-
-    def params(self, attack: Attack, raw: dict[str, Any], key: str) -> Any:
-        before = len(self.problems)
-        params = self.fill(attack.params, raw, key)
-        return params if len(self.problems) == before else None
 
     def arguments(
         self, factory: Callable[..., Any], params: Mapping[str, Any], key: str, given: set[str]

@@ -70,10 +70,11 @@ def norm_name(norm: Any) -> str:
 
 
 def _eps_list(rows: Sequence[Row], names: Mapping[float, str]) -> str:
-    return ", ".join(_eps(eps, names) for eps in sorted({float(row["eps"]) for row in rows}))
+    return ", ".join(eps_name(eps, names) for eps in sorted({float(row["eps"]) for row in rows}))
 
 
-def _eps(eps: Any, names: Mapping[float, str]) -> str:
+def eps_name(eps: Any, names: Mapping[float, str]) -> str:
+    """An eps as its suite wrote it."""
     return DASH if absent(eps) else names.get(float(eps), number(eps, 4))
 
 
@@ -87,7 +88,7 @@ def violations(frame: pd.DataFrame, names: Mapping[float, str]) -> View | None:
         records(frame), "model", "attack", "norm", "eps"
     ).items():
         first = f"example {words(rows[0]['example'])}: {words(rows[0]['violation'])}"
-        place = [words(model), words(attack), norm_name(norm), _eps(eps, names)]
+        place = [words(model), words(attack), norm_name(norm), eps_name(eps, names)]
         lines.append([*place, str(len(rows)), first])
     columns = ["model", "attack", "norm", "eps", "examples", "first violation"]
     return View("", columns, lines) if lines else None
@@ -136,7 +137,7 @@ def _pivot(
     for values, cells in groups(rows, *keys).items():
         there = {float(row["eps"]): cell(row, notes) for row in cells}
         lines.append([*map(words, values), *(there.get(eps, "") for eps in ladder)])
-    columns = [*keys, *(f"eps {_eps(eps, names)}" for eps in ladder)]
+    columns = [*keys, *(f"eps {eps_name(eps, names)}" for eps in ladder)]
     return View(caption, columns, lines, notes.texts)
 
 
@@ -160,7 +161,8 @@ def _clean(row: Row) -> str:
 
 def _outcome(row: Row, notes: Footnotes) -> str:
     if row["status"] != "ok":
-        return f"{DASH} {notes.mark(f'{row["status"]}: {words(row["reason"])}')}"
+        reason = f"{row['status']}: {words(row['reason'])}"
+        return f"{DASH} {notes.mark(reason)}"
     if row["goal"] == "targeted":
         share, low, high = (row[k] for k in ("attack_success_rate", "success_low", "success_high"))
         text = DASH if absent(share) else f"{percent(share)} {formats.interval(low, high)}"
@@ -208,7 +210,7 @@ def worst_rows(worst: pd.DataFrame, table: pd.DataFrame, names: Mapping[float, s
     planned = _planned(table)
     lines = [
         [words(row["model"]), norm_name(row["norm"]), words(row.get("goal", "untargeted")),
-         _eps(row["eps"], names), count(row["robust_correct"], row["n"]),
+         eps_name(row["eps"], names), count(row["robust_correct"], row["n"]),
          rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"]),
          f"{row['attacks']} of {planned.get(_place(row), row['attacks'])}",
          words(row["broken_by"])]
@@ -274,63 +276,15 @@ def _crosscheck_line(row: Row, names: Mapping[float, str]) -> list[str]:
         rate(row[f"{side}_robust_correct"], row["n"], row[f"{side}_low"], row[f"{side}_high"])
         for side in ("ours", "reference")
     ]
-    broke = [_whole(row[f"only_{side}_broke"]) for side in ("ours", "reference")]
+    broke = [whole(row[f"only_{side}_broke"]) for side in ("ours", "reference")]
     return [
-        _eps(row["eps"], names), words(row["verdict"]), count(row["differ"], row["n"]), *sides,
+        eps_name(row["eps"], names), words(row["verdict"]), count(row["differ"], row["n"]), *sides,
         *broke, number(row["p_value"], 2), number(row["largest_pixel_difference"], 2),
-        _whole(row["pixels_compared"]), formats.factor(row["time_ratio"]), words(row["cause"]),
+        whole(row["pixels_compared"]), formats.factor(row["time_ratio"]), words(row["cause"]),
         words(row["differ_ids"]),
     ]  # fmt: skip
 
 
-# ---------------------------------------------------------------------------------------- the rest
-
-
-def _whole(value: Any) -> str:
+def whole(value: Any) -> str:
+    """A count, or a dash."""
     return DASH if absent(value) else str(int(value))
-
-
-def full(table: pd.DataFrame, names: Mapping[float, str]) -> View:
-    """Every cell and every column, by the names of table.csv; long caveats stand elsewhere."""
-    columns = [name for name in table.columns if name not in ("eps_text", "caveats")]
-    lines = [[_field(name, row, names) for name in columns] for row in records(table)]
-    return View("", columns, lines)
-
-
-def _field(name: str, row: Row, names: Mapping[float, str]) -> str:
-    value = row[name]
-    counts = {"clean_accuracy": "clean_correct", "robust_accuracy": "robust_correct"}
-    if name in counts:
-        return rate(row[counts[name]], row["n"], None, None)
-    if name == "eps":
-        return _eps(value, names)
-    if name in ("attack_success_rate", "robust_accuracy_8bit", "mean_confidence_fooled"):
-        return percent(value)
-    if name.endswith(("_low", "_high")):
-        return percent(value)
-    if name.endswith("seconds"):
-        return formats.seconds(value)
-    if name == "floor_ratio":
-        return formats.factor(value)
-    if isinstance(value, float) and not absent(value):
-        return _whole(value) if value.is_integer() else number(value)
-    return words(value)
-
-
-def provenance(facts: Mapping[str, Any]) -> View:
-    """Nested facts as a list of dotted names and values, in the order given."""
-    return View("", ["fact", "value"], [[name, value] for name, value in _flat("", facts)])
-
-
-def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        return [
-            line
-            for key, inner in value.items()
-            for line in _flat(f"{prefix}.{words(key)}" if prefix else words(key), inner)
-        ]
-    if isinstance(value, (list, tuple)):
-        if any(isinstance(inner, Mapping) for inner in value):
-            return [line for k, inner in enumerate(value) for line in _flat(f"{prefix}.{k}", inner)]
-        return [(prefix, ", ".join(map(words, value)) or DASH)]
-    return [(prefix, words(value))]

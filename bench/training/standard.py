@@ -8,7 +8,7 @@ import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,9 +60,11 @@ def train(
         optimiser = getattr(torch.optim, recipe.optimiser.name)(
             model.parameters(), **recipe.optimiser.params
         )
-        schedule = recipe.schedule and getattr(torch.optim.lr_scheduler, recipe.schedule.name)(
-            optimiser, **recipe.schedule.params
-        )
+        schedule: Any = None
+        if recipe.schedule is not None:
+            schedule = getattr(torch.optim.lr_scheduler, recipe.schedule.name)(
+                optimiser, **recipe.schedule.params
+            )
         history: list[Epoch] = []
         best_state, best = None, None
         for number in range(1, recipe.epochs + 1):
