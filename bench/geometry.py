@@ -21,7 +21,10 @@ def norm_of(delta: Tensor, norm: Norm) -> Tensor:
     if norm == "linf":
         return flat.abs().amax(1)
     if norm == "l2":
-        return flat.square().sum(1).sqrt()
+        # Scaled first, or the squares of a saturated net's gradients underflow to 0.
+        scale = flat.abs().amax(1)
+        scaled = flat / scale.clamp_min(_tiny(flat))[:, None]
+        return scaled.square().sum(1).sqrt() * scale
     if norm == "l1":
         return flat.abs().sum(1)
     return (flat != 0).sum(1).to(delta.dtype)
@@ -65,7 +68,9 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     if norm == "linf":
         return gradient.sign()
     if norm == "l2":
-        return gradient / per_row(norm_of(gradient, "l2"), gradient).clamp_min(_tiny(gradient))
+        scale = per_row(norm_of(gradient, "linf"), gradient).clamp_min(_tiny(gradient))
+        scaled = gradient / scale
+        return scaled / per_row(norm_of(scaled, "l2"), gradient).clamp_min(_tiny(gradient))
     flat = gradient.flatten(1)
     largest = flat.abs().argmax(1, keepdim=True)
     unit = torch.zeros_like(flat).scatter_(1, largest, flat.gather(1, largest).sign())

@@ -77,7 +77,9 @@ def success_heatmap(table: pd.DataFrame, norm: str) -> Figure:
     example could be attacked has a dash alone; a pairing that was not planned is blank.
     """
     rows = table[table["norm"] == norm]
+    order = list(dict.fromkeys(rows["model"]))
     keys = list(dict.fromkeys(zip(rows["model"], rows["attack"], strict=True)))
+    keys.sort(key=lambda key: order.index(key[0]))  # stable: attacks stay in the suite's order
     columns = sorted(set(rows["eps"].astype(float)))
     values = np.full((len(keys), len(columns)), np.nan)
     marks: list[tuple[int, int, str]] = []
@@ -159,8 +161,8 @@ def throughput(table: pd.DataFrame) -> Figure:
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         _speed_axis(axes, speeds["speed"])
-        own_note = "filled: bench; hollow: a library; number: time over the bare loop of passes"
-        axes.set_title(own_note, fontsize=8, color="0.3")
+        key = "filled: bench; hollow: a library; beside it: time over a bare loop of its passes"
+        figure.supxlabel(key, fontsize=8, color="0.3")
         return figure
 
 
@@ -175,6 +177,8 @@ def _speeds(table: pd.DataFrame) -> pd.DataFrame:
     speeds = sums.sum(min_count=1).astype(float).reset_index()
     speeds["speed"] = speeds["examples"] / speeds["seconds"]
     speeds["floor_ratio"] = speeds["seconds"] / speeds["floor"]
+    order = list(dict.fromkeys(table["model"]))
+    speeds = speeds.sort_values("model", key=lambda names: names.map(order.index), kind="stable")
     return speeds[speeds["speed"] > 0].reset_index(drop=True)
 
 

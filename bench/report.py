@@ -17,7 +17,18 @@ import markupsafe
 import pandas as pd
 
 from bench import formats, views
-from bench.formats import absent, eps_names, markdown, number, percent, rate, save, words
+from bench.formats import (
+    DASH,
+    absent,
+    eps_names,
+    many,
+    markdown,
+    number,
+    percent,
+    rate,
+    save,
+    words,
+)
 from bench.plots import Plot
 from bench.views import View
 
@@ -119,7 +130,7 @@ def _summary(table: pd.DataFrame, provenance: Mapping[str, Any]) -> str:
     device = _fact(provenance, "device_name") or _fact(provenance, "device")
     device = device or ", ".join(dict.fromkeys(table["device"].dropna().astype(str)))
     day = _fact(provenance, "date", "started", "finished", "created", "time")
-    parts = {"suite": suites, "n =": size, "on": device, "": day[:10]}
+    parts = {"Suite": suites, "n =": size, "on": device, "": day[:10]}
     return ", ".join(f"{name} {value}".strip() for name, value in parts.items() if value)
 
 
@@ -139,7 +150,7 @@ def _outcome(table: pd.DataFrame) -> str:
     told = [str(status) for status in table["status"]]
     order = dict.fromkeys(["ok", "failed", "skipped", *told])
     parts = [f"{told.count(status)} {status}" for status in order if status in told]
-    return f"{len(told)} cells: {', '.join(parts)}." if told else "No cell was run."
+    return f"{many(len(told), 'cell')}: {', '.join(parts)}." if told else "No cell was run."
 
 
 def _differs(view: View) -> bool:

@@ -4,6 +4,7 @@ A view holds words only; numbers were spelled by `formats` on the way in. A cell
 skipped is a dash with a footnote that gives the reason, in every view where it has a place.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench import formats
-from bench.formats import DASH, NORMS, absent, count, is_numeric, number, percent, rate, words
+from bench.formats import DASH, NORMS, absent, count, is_numeric, many, number, percent, rate, words
 
 Row = dict[Any, Any]
 VERDICTS = ("identical", "equal within noise", "different")
@@ -171,7 +172,8 @@ def _outcome(row: Row, notes: Footnotes) -> str:
     broken = row.get("violations")
     if absent(broken) or not broken:
         return text
-    return f"{text} {notes.mark(f'{int(broken)} violations, counted as attacks that failed')}"
+    told = f"{many(int(broken), 'violation')}, each counted as an attack that failed"
+    return f"{text} {notes.mark(told)}"
 
 
 def worst_pivots(
@@ -201,8 +203,7 @@ def _place(row: Row) -> tuple[Any, ...]:
 
 
 def _planned(table: pd.DataFrame) -> dict[tuple[Any, ...], int]:
-    places = [_place(row) for row in records(table) if row["status"] != "skipped"]
-    return {place: places.count(place) for place in dict.fromkeys(places)}
+    return Counter(_place(row) for row in records(table) if row["status"] != "skipped")
 
 
 def worst_rows(worst: pd.DataFrame, table: pd.DataFrame, names: Mapping[float, str]) -> View | None:
@@ -231,7 +232,8 @@ def verdict_sentence(crosschecks: pd.DataFrame) -> str:
     told = [row["verdict"] for row in rows]
     parts = [f"{told.count(verdict)} {verdict}" for verdict in dict.fromkeys([*VERDICTS, *told])]
     pairs = len(groups(rows, "model", "ours", "reference", "norm"))
-    return f"{len(rows)} comparisons, {pairs} pairs of attacks: {', '.join(parts)}."
+    compared = f"{many(len(rows), 'comparison')} of {many(pairs, 'pair')} of attacks"
+    return f"{compared}: {', '.join(parts)}."
 
 
 def crosscheck_pairs(crosschecks: pd.DataFrame) -> View | None:
@@ -257,9 +259,9 @@ def crosscheck_rows(crosschecks: pd.DataFrame, names: Mapping[float, str]) -> li
     """Per pair: eps by eps, which examples differ, by how much, and why."""
     keys = ("model", "ours", "reference", "norm")
     columns = [
-        "eps", "verdict", "differ", "robust, ours", "robust, reference", "only ours broke",
+        "eps", "verdict", "cause", "differ", "robust, ours", "robust, reference", "only ours broke",
         "only reference broke", "p", "largest pixel difference", "images compared",
-        "time, ours / reference", "cause", "examples",
+        "time, ours / reference", "examples",
     ]  # fmt: skip
     return [
         View(
@@ -278,9 +280,10 @@ def _crosscheck_line(row: Row, names: Mapping[float, str]) -> list[str]:
     ]
     broke = [whole(row[f"only_{side}_broke"]) for side in ("ours", "reference")]
     return [
-        eps_name(row["eps"], names), words(row["verdict"]), count(row["differ"], row["n"]), *sides,
+        eps_name(row["eps"], names), words(row["verdict"]), words(row["cause"]),
+        count(row["differ"], row["n"]), *sides,
         *broke, number(row["p_value"], 2), number(row["largest_pixel_difference"], 2),
-        whole(row["pixels_compared"]), formats.factor(row["time_ratio"]), words(row["cause"]),
+        whole(row["pixels_compared"]), formats.factor(row["time_ratio"]),
         words(row["differ_ids"]),
     ]  # fmt: skip
 

@@ -255,7 +255,7 @@ def test_crosschecks_are_counted_by_verdict_and_the_different_ones_are_open(
     pages: tuple[str, str],
 ) -> None:
     for page in pages:
-        assert "10 comparisons, 2 pairs of attacks: 9 identical, 0 equal within noise, " in page
+        assert "10 comparisons of 2 pairs of attacks: 9 identical, 0 equal within noise, " in page
         assert "1 different." in page
         opened = re.findall(r"<details open><summary>(LeNet.*)</summary>", page)
         assert opened == ["LeNet: PGD-40 against toolbox PGD-40, L-inf"]
@@ -264,13 +264,13 @@ def test_crosschecks_are_counted_by_verdict_and_the_different_ones_are_open(
 
 def test_the_summary_names_suite_size_device_and_day(pages: tuple[str, str]) -> None:
     for page in pages:
-        assert "suite made-up, n = 1000, on cpu, 2025-03-04. 40 cells: 38 ok, 1 failed" in page
+        assert "Suite made-up, n = 1000, on cpu, 2025-03-04. 40 cells: 38 ok, 1 failed" in page
 
 
 def test_violations_are_marked_on_the_number_they_touch(pages: tuple[str, str]) -> None:
     line = next(row for row in read(pages[0]).rows if row[:2] == ["FGSM", "bench"])
     assert line[6].endswith("[2]")
-    assert "[2] 2 violations, counted as attacks that failed" in pages[0]
+    assert "[2] 2 violations, each counted as an attack that failed" in pages[0]
 
 
 def test_targeted_attacks_are_told_by_their_success(tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ import pandas as pd
 
 DASH = "—"
 NORMS = {"linf": "L-inf", "l2": "L2", "l1": "L1", "l0": "L0"}
-_NUMERIC = re.compile(r"(—|[<>]?-?\d[\d.,]*(e[+-]?\d+)?)([ %x/\[].*)?")
+_UNIT = r"%|x|ms|s|min \d\d s|h \d\d min"
+_NUMERIC = re.compile(
+    rf"(—|[<>]?-?\d[\d.]*(e[+-]?\d+)?)( ?({_UNIT}))?(/\d+)?( \[[\d., ]+\])*", re.ASCII
+)
 
 
 class Format(NamedTuple):
@@ -57,6 +60,7 @@ def percent(share: Any, places: int = 1) -> str:
     """
     if absent(share):
         return DASH
+    share = max(float(share), 0.0)  # a bound of -1e-17 is 0, not "-0.0"
     least = 10.0**-places
     if 0 < share < 1 and round(100 * share, places) in (0, 100):
         return f"<{least:.{places}f} %" if share < 0.5 else f">{100 - least:.{places}f} %"
@@ -64,12 +68,16 @@ def percent(share: Any, places: int = 1) -> str:
 
 
 def interval(low: Any, high: Any) -> str:
-    """Both ends of an interval of shares, in percent.
+    """Both ends of an interval of shares, in percent; rounding never closes it at 0 or 100.
 
-    >>> interval(0.926, 0.936)
-    '[92.6, 93.6]'
+    >>> interval(0.926, 0.936), interval(0.0, 0.0004)
+    ('[92.6, 93.6]', '[0.0, 0.1]')
     """
-    return DASH if absent(low) or absent(high) else f"[{100 * low:.1f}, {100 * high:.1f}]"
+    if absent(low) or absent(high):
+        return DASH
+    bottom = 0.999 if 0.9995 <= low < 1 else max(low, 0.0)
+    top = 0.001 if 0 < high < 0.0005 and high > low else high
+    return f"[{100 * bottom:.1f}, {100 * top:.1f}]"
 
 
 def rate(k: Any, n: Any, low: Any, high: Any) -> str:
@@ -132,6 +140,15 @@ def factor(value: Any) -> str:
     return DASH if absent(value) else f"{number(value)}x"
 
 
+def many(k: int, noun: str) -> str:
+    """A count with its noun, in the plural but for one.
+
+    >>> many(1, "cell"), many(2, "cell")
+    ('1 cell', '2 cells')
+    """
+    return f"{k} {noun}" if k == 1 else f"{k} {noun}s"
+
+
 def eps_names(table: pd.DataFrame) -> dict[float, str]:
     """From each eps to the text its suite wrote ("8/255"), else to the number."""
     if "eps_text" not in table:
@@ -145,7 +162,7 @@ def eps_names(table: pd.DataFrame) -> dict[float, str]:
 def is_numeric(column: Iterable[str]) -> bool:
     """Whether a column of text holds nothing but numbers, dashes and blanks: it is set right.
 
-    >>> is_numeric(["93.1 % [92.6, 93.6]", "— [1]", ""]), is_numeric(["8/255", "PGD-40"])
+    >>> is_numeric(["93.1 % [92.6, 93.6]", "— [1]", ""]), is_numeric(["8/255", "all"])
     (True, False)
     """
     cells = [cell for cell in column if cell]

@@ -1,0 +1,160 @@
+"""Ours against a reference, example by example: do they agree, and if not, why.
+
+Both sides attacked the same examples with the same threat model. Outcomes are compared over all
+examples, images over the first ones, of which the run kept the adversarial images.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import pandas as pd
+from torch import Tensor
+
+from bench import metrics
+from bench.plan import Cell
+
+COLUMNS = (
+    "model", "ours", "reference", "norm", "eps", "eps_text", "goal", "n", "differ", "differ_ids",
+    "ours_robust_correct", "ours_robust_accuracy", "ours_low", "ours_high",
+    "reference_robust_correct", "reference_robust_accuracy", "reference_low", "reference_high",
+    "only_ours_broke", "only_reference_broke", "p_value", "largest_pixel_difference",
+    "pixels_compared", "time_ratio", "verdict", "cause",
+)  # fmt: skip
+IDENTICAL, EQUAL, DIFFERENT = "identical", "equal within noise", "different"
+SIGNIFICANT = 0.05
+"""Two outcomes differ beyond noise if the exact paired test's p-value is below this."""
+SAME_PIXEL = 1e-5
+"""Float rounding between two implementations of one formula stays below this."""
+IDS_SHOWN = 20
+
+
+class Sides(NamedTuple):
+    """The two cells of one comparison."""
+
+    ours: Cell
+    reference: Cell
+
+
+def pairs(plan: Sequence[Cell], wanted: Sequence[tuple[str, str]]) -> list[Sides]:
+    """The cells to compare for each (ours, reference) pair of labels: same model, same eps."""
+    by_key = {(cell.model, cell.attack, cell.eps): cell for cell in plan}
+    return [
+        Sides(cell, by_key[cell.model, reference, cell.eps])
+        for ours, reference in wanted
+        for cell in plan
+        if cell.attack == ours and (cell.model, reference, cell.eps) in by_key
+    ]
+
+
+def compare(
+    sides: Sequence[Sides],
+    table: pd.DataFrame,
+    robust: Mapping[str, "pd.Series[bool]"],
+    confidence: Mapping[str, "pd.Series[float]"],
+    images: Mapping[str, Tensor],
+) -> pd.DataFrame:
+    """One row per pair of finished cells, columns COLUMNS.
+
+    `robust` and `confidence` (of the clean prediction) are per cell, indexed by example; `images`
+    are the adversarial images kept, per cell.
+    """
+    by_cell = table.set_index("cell")
+    rows = []
+    for pair in sides:
+        ours, reference = by_cell.loc[pair.ours.identity], by_cell.loc[pair.reference.identity]
+        if not ours["status"] == reference["status"] == "ok":
+            continue
+        mine, theirs = robust[pair.ours.identity], robust[pair.reference.identity]
+        differ = mine.index[mine != theirs]
+        test = metrics.paired(theirs, mine)  # first: robust under theirs alone, so broken by ours
+        pixels, compared = _pixels(pair, images)
+        verdict = _verdict(len(differ), test.p_value, pixels)
+        saturated = confidence[pair.ours.identity].loc[differ] == 1
+        rows.append(
+            {
+                "model": pair.ours.model,
+                "ours": pair.ours.attack,
+                "reference": pair.reference.attack,
+                "norm": pair.ours.norm,
+                "eps": pair.ours.eps,
+                "eps_text": pair.ours.eps_text,
+                "goal": pair.ours.goal,
+                "n": len(mine),
+                "differ": len(differ),
+                "differ_ids": _ids(differ.tolist()),
+                **_side("ours", ours),
+                **_side("reference", reference),
+                "only_ours_broke": test.only_first,
+                "only_reference_broke": test.only_second,
+                "p_value": test.p_value,
+                "largest_pixel_difference": pixels,
+                "pixels_compared": compared,
+                "time_ratio": _ratio(ours["seconds"], reference["seconds"]),
+                "verdict": verdict,
+                "cause": "" if verdict == IDENTICAL else _cause(pair, int(saturated.sum())),
+            }
+        )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _side(name: str, row: "pd.Series[float]") -> dict[str, object]:
+    return {
+        f"{name}_robust_correct": row["robust_correct"],
+        f"{name}_robust_accuracy": row["robust_accuracy"],
+        f"{name}_low": row["robust_low"],
+        f"{name}_high": row["robust_high"],
+    }
+
+
+def _pixels(pair: Sides, images: Mapping[str, Tensor]) -> tuple[float | None, int]:
+    """The largest difference of any pixel, and over how many images it was taken."""
+    if pair.ours.identity not in images or pair.reference.identity not in images:
+        return None, 0
+    mine, theirs = images[pair.ours.identity], images[pair.reference.identity]
+    compared = min(len(mine), len(theirs))
+    return float((mine[:compared] - theirs[:compared]).abs().max()), compared
+
+
+def _verdict(differ: int, p_value: float, pixels: float | None) -> str:
+    if differ == 0 and (pixels is None or pixels <= SAME_PIXEL):
+        return IDENTICAL
+    return DIFFERENT if p_value < SIGNIFICANT else EQUAL
+
+
+def _cause(pair: Sides, saturated: int) -> str:
+    """The likely causes of a difference, the declared ones first."""
+    causes = []
+    mine = {**pair.ours.traits, "stop": pair.ours.stop}
+    theirs = {"stop": "never", **pair.reference.traits}
+    words = {
+        "start": "other start",
+        "alpha": "other step size",
+        "steps": "other number of steps",
+        "restarts": "other number of restarts",
+        "loss": "other loss",
+        "momentum": "other definition of momentum",
+        "projection": "other projection or clamp",
+        "stop": "other stop rule",
+    }
+    for trait, what in words.items():
+        if trait in mine and trait in theirs and mine[trait] != theirs[trait]:
+            causes.append(f"{what}: {mine[trait]} against {theirs[trait]}")
+    if "start" in mine and mine["start"] == theirs.get("start") != "clean":
+        causes.append(f"other random draws for the same start ({mine['start']})")
+    if saturated:
+        causes.append(
+            f"saturation: {saturated} of the differing examples have a clean confidence that "
+            "rounds to 1, where the cross-entropy gradient is rounding error"
+        )
+    if not causes:
+        causes.append("rounding: the same definition in another order of operations")
+    return "; ".join(causes)
+
+
+def _ratio(ours: float, reference: float) -> float | None:
+    return ours / reference if ours and reference else None
+
+
+def _ids(ids: list[int]) -> str:
+    shown = " ".join(map(str, ids[:IDS_SHOWN]))
+    return shown if len(ids) <= IDS_SHOWN else f"{shown} ..."

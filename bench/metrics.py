@@ -1,0 +1,95 @@
+"""How things are counted, declared once. Nothing else in bench defines a rate.
+
+n = examples in the cell. An example the model gets wrong without attack is not attacked and is not
+robust.
+  clean accuracy      = correct before / n
+  robust accuracy     = correct before and after / n
+  attack success rate = fooled / eligible: (correct before, wrong after) / correct before; targeted
+                        (correct before, label != target, prediction after = target) /
+                        (correct before, label != target)
+  worst case          = an example is robust if every attack left it correct
+A violation (an image that breaks the threat model) is a failed attack on that example, never a
+success. Counts (k, n) are stored; every rate has a 95 % Wilson interval; an empty set has no rate.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+
+class Rate(NamedTuple):
+    """k of n, with its 95 % Wilson score interval (Wilson 1927)."""
+
+    k: int
+    n: int
+    value: float
+    low: float
+    high: float
+
+
+class Paired(NamedTuple):
+    """Two outcomes on the same examples: how many each alone has, and the exact test."""
+
+    only_first: int
+    only_second: int
+    p_value: float
+    """Two-sided exact McNemar test: a fair coin's chance of so uneven a split."""
+
+
+def rate(k: int, n: int) -> Rate:
+    """The rate k / n.
+
+    Raises: ValueError if n is 0 or k does not lie in 0..n: an empty set has no rate.
+    """
+    if not 0 <= k <= n or n == 0:
+        raise ValueError(f"expected 0 <= k <= n and n > 0, got k = {k}, n = {n}")
+    interval = binomtest(int(k), int(n)).proportion_ci(confidence_level=0.95, method="wilson")
+    return Rate(int(k), int(n), k / n, float(interval.low), float(interval.high))
+
+
+def robust(records: pd.DataFrame) -> "pd.Series[bool]":
+    """Which examples are robust: correct before, and correct after or the attack broke its
+    promise."""
+    stood = (records["adv_pred"] == records["label"]) | (records["violation"] != "")
+    return records["clean_correct"] & stood
+
+
+def robust_8bit(records: pd.DataFrame) -> "pd.Series[bool]":
+    """As `robust`, judged on the adversarial image rounded to 8 bits."""
+    stood = (records["adv_pred_8bit"] == records["label"]) | (records["violation"] != "")
+    return records["clean_correct"] & stood
+
+
+def eligible(records: pd.DataFrame) -> "pd.Series[bool]":
+    """Which examples an attack could have succeeded on: correct before and, when targeted, of
+    another class than the target."""
+    return records["clean_correct"] & (records["label"] != records["target"])
+
+
+def worst_case(outcomes: list["pd.Series[bool]"]) -> "pd.Series[bool]":
+    """Robust under every attack: the outcomes, indexed by example, joined by "and".
+
+    Raises: ValueError if there are none, or they are not of the same examples.
+    """
+    if not outcomes:
+        raise ValueError("expected at least one attack, got none")
+    if any(not outcome.index.equals(outcomes[0].index) for outcome in outcomes):
+        raise ValueError("expected the same examples under every attack")
+    joined = np.logical_and.reduce([outcome.to_numpy() for outcome in outcomes])
+    return pd.Series(joined, index=outcomes[0].index)
+
+
+def paired(first: "pd.Series[bool]", second: "pd.Series[bool]") -> Paired:
+    """Compare two outcomes of the same examples, by an exact test on those that differ.
+
+    Raises: ValueError if they are not of the same examples.
+    """
+    if not first.index.equals(second.index):
+        raise ValueError("expected the same examples on both sides")
+    only_first = int((first & ~second).sum())
+    only_second = int((~first & second).sum())
+    differ = only_first + only_second
+    p_value = float(binomtest(only_first, differ, 0.5).pvalue) if differ else 1.0
+    return Paired(only_first, only_second, p_value)

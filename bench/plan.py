@@ -1,0 +1,215 @@
+"""Suite -> cells: every model with every attack at every eps, before anything runs.
+
+A cell is one number to be defended. Its identity is a hash of everything that can change that
+number; records of another identity are never resumed nor compared. A pairing that cannot be, such
+as a two-class model with an attack that needs four, is skipped with its reason.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench import registry
+from bench.contracts import Attack, Curve, Model, Shape
+from bench.errors import SuiteError, nearest
+from bench.suite import TARGETS, AttackEntry, Suite, identity
+
+
+class Facts(NamedTuple):
+    """What the planner must know of a model once it is loaded; identities need the hashes."""
+
+    classes: int | None
+    shape: Shape | None
+    rows: int = 0
+    model_fingerprint: str = ""
+    data_fingerprint: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One model under one attack at one eps."""
+
+    model: str
+    attack: str
+    implementation: str
+    norm: str
+    eps: float
+    eps_text: str
+    goal: str
+    target: str
+    stop: str
+    identity: str
+    """Empty until the model and the data are loaded."""
+    reason: str
+    """Why the cell is skipped; empty if it is not."""
+    passes: float | None
+    """Most forward passes per example; None if only the foreign attack knows."""
+    gradients: float | None
+    """Most input gradients per example, likewise."""
+    traits: Mapping[str, str]
+    caveats: Sequence[str]
+
+
+class Task(NamedTuple):
+    """All cells of one model and one attack: what the engine runs as one stream."""
+
+    model: str
+    entry: AttackEntry
+    curve: Curve
+    cells: tuple[Cell, ...]
+
+    def only(self, identities: set[str]) -> "Task":
+        """The task with no other cells than these."""
+        kept = tuple(cell for cell in self.cells if cell.identity in identities)
+        curve = dataclasses.replace(self.curve, eps=tuple(cell.eps for cell in kept))
+        return self._replace(curve=curve, cells=kept)
+
+
+def known_facts(suite: Suite) -> dict[str, Facts]:
+    """What can be known of the suite's models without building them."""
+    facts = {}
+    for entry in suite.models:
+        found = registry.find("models", entry.name, suite.base)
+        built_in = isinstance(found, Model)
+        facts[entry.label] = Facts(
+            classes=found.classes if built_in else None, shape=found.shape if built_in else None
+        )
+    return facts
+
+
+def tasks(suite: Suite, facts: Mapping[str, Facts]) -> list[Task]:
+    """Every task of the suite, model by model, in the suite's order."""
+    return [
+        _task(suite, model.label, entry, facts[model.label])
+        for model in suite.models
+        for entry in suite.attacks
+    ]
+
+
+def target_class(entry: AttackEntry, classes: int, names: Sequence[str]) -> int | str:
+    """The class index that a targeted attack wants, or the rule by which each example gets one.
+
+    Raises: SuiteError if there is no such class.
+    """
+    target = entry.target
+    assert target is not None
+    if isinstance(target, str) and target in TARGETS:
+        return target
+    if isinstance(target, str) and target in names:
+        return list(names).index(target)
+    index = int(target) if str(target).isdigit() else -1
+    if not 0 <= index < classes:
+        known = nearest(str(target), [*TARGETS, *names]) if len(names) <= 20 else ""
+        raise SuiteError(
+            f"attack '{entry.label}': target '{target}' is no class; expected an index below "
+            f"{classes} or a class name; {known}".rstrip("; ")
+        )
+    return index
+
+
+def _task(suite: Suite, model: str, entry: AttackEntry, facts: Facts) -> Task:
+    curve = Curve(
+        name=entry.name,
+        attack=entry.attack,
+        params=entry.params,
+        norm=entry.norm,
+        eps=tuple(eps.value for eps in entry.eps),
+        goal=entry.goal,
+        stop=entry.stop,
+        sweep=suite.sweep,
+        seed=suite.seed,
+    )
+    reason = _skip_reason(entry.attack, facts)
+    cost = _passes(curve)
+    cells = tuple(
+        Cell(
+            model=model,
+            attack=entry.label,
+            implementation=entry.attack.implementation,
+            norm=entry.norm,
+            eps=eps.value,
+            eps_text=eps.text,
+            goal=entry.goal,
+            target="" if entry.target is None else str(entry.target),
+            stop=entry.stop if entry.attack.rule is not None else "the library's own",
+            identity=_identity(curve, entry, eps.value, facts) if facts.model_fingerprint else "",
+            reason=reason,
+            passes=0.0 if eps.value == 0 else cost,
+            gradients=0.0 if eps.value == 0 or entry.attack.needs != "gradient" else cost,
+            traits=dict(entry.attack.traits(entry.params, entry.norm, eps.value)),
+            caveats=tuple(entry.attack.caveats(entry.params, entry.norm, eps.value))
+            if eps.value > 0
+            else (),
+        )
+        for eps in entry.eps
+    )
+    return Task(model, entry, curve, cells)
+
+
+def _skip_reason(attack: Attack, facts: Facts) -> str:
+    if facts.classes is not None and facts.classes < attack.min_classes:
+        return (
+            f"the attack needs at least {attack.min_classes} classes, the model has {facts.classes}"
+        )
+    if facts.shape is not None and attack.channels and facts.shape[0] not in attack.channels:
+        wanted = " or ".join(map(str, attack.channels))
+        return f"the attack needs {wanted} channels, the images have {facts.shape[0]}"
+    return ""
+
+
+def _passes(curve: Curve) -> float | None:
+    """Most model passes for one example at one eps."""
+    positive = sum(eps > 0 for eps in curve.eps) or 1
+    rule = curve.attack.rule
+    if rule is not None and rule.one_gradient:
+        return 1 / positive
+    steps = getattr(curve.params, "steps", None)
+    if not isinstance(steps, int):
+        return None
+    restarts = getattr(curve.params, "restarts", 1)
+    return float(steps * (restarts if isinstance(restarts, int) else 1))
+
+
+def _identity(curve: Curve, entry: AttackEntry, eps: float, facts: Facts) -> str:
+    attack = curve.attack
+    # One gradient, one inheritance or one search serves all eps: the list is part of the number.
+    linked = (
+        attack.budget == "minimum"
+        or curve.sweep == "nested"
+        or (attack.rule is not None and attack.rule.one_gradient)
+    )
+    return identity(
+        {
+            "model": facts.model_fingerprint,
+            "data": facts.data_fingerprint,
+            "attack": curve.name,
+            "code": _code(attack),
+            "norm": curve.norm,
+            "eps": sorted(curve.eps) + [eps] if linked else eps,
+            "goal": curve.goal,
+            "target": entry.target,
+            "params": _plain(curve.params),
+            "stop": curve.stop,
+            "sweep": curve.sweep,
+            "seed": curve.seed,
+            "rows": facts.rows if attack.batch_dependent else None,
+        }
+    )
+
+
+def _plain(params: Any) -> dict[str, Any]:
+    fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+    return {"type": type(params).__qualname__, **fields}
+
+
+def _code(attack: Attack) -> str:
+    """What the attack's outcome depends on beyond its params: its source file, or its library."""
+    if attack.implementation != "bench":
+        return metadata.version(attack.implementation)
+    function = attack.run if attack.rule is None else attack.rule.step
+    file = inspect.getsourcefile(inspect.unwrap(function))  # type: ignore[arg-type]
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

@@ -1,0 +1,185 @@
+"""Per-example records on disk: schema, append, load.
+
+records/ holds one Parquet file for each shard of examples and stream of cells, written once under
+a temporary name, synced and renamed, so that a file that is there is whole. The file's metadata
+says which cells and which examples it holds and what they cost. Beside the first shard lie a few
+adversarial images for grids and cross-checks; beside a failed cell, its reason.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from bench.errors import RecordError, SuiteError
+
+SCHEMA = 1
+COLUMNS = (
+    "suite", "model", "attack", "norm", "eps", "goal", "example", "label", "target", "clean_pred",
+    "adv_pred", "adv_pred_8bit", "clean_correct", "fooled", "violation", "confidence", "linf", "l2",
+    "l1", "l0", "forwards", "backwards", "first_success_step", "clean_confidence", "attacked",
+    "cell",
+)  # fmt: skip
+_REPEATED = ("suite", "model", "attack", "norm", "goal", "violation", "cell")
+
+
+class Piece(NamedTuple):
+    """The examples first..last-1 of one cell, and what they cost."""
+
+    cell: str
+    first: int
+    last: int
+    attacked: int
+    seconds: float
+    verify_seconds: float
+    floor_seconds: float
+    rows: int
+    device: str
+
+
+class Stored(NamedTuple):
+    """All that a run's folder holds."""
+
+    frame: pd.DataFrame
+    """One row per example and cell, columns as COLUMNS, ordered by cell and example."""
+    pieces: list[Piece]
+    failures: dict[str, str]
+    """Cell -> reason."""
+
+
+def write(
+    folder: Path,
+    stem: str,
+    frame: pd.DataFrame,
+    pieces: Iterable[Piece],
+    images: Mapping[str, Tensor],
+) -> None:
+    """Add one file of records, and of images where there are any; either is whole or absent.
+
+    Raises: SuiteError if the disk is full or the folder cannot be written.
+    """
+    pieces = list(pieces)
+    table = pa.Table.from_pandas(frame.loc[:, list(COLUMNS)], preserve_index=False)
+    about = {"schema": SCHEMA, "pieces": [piece._asdict() for piece in pieces]}
+    table = table.replace_schema_metadata({"bench": json.dumps(about)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    name = f"{_slug(stem)}-{pieces[0].cell}-{pieces[0].first:07d}"
+    if images:
+        write_whole(folder / "records" / f"{name}.images", save(dict(images)))
+    write_whole(folder / "records" / f"{name}.parquet", sink.getvalue().to_pybytes())
+    for piece in pieces:
+        (folder / "records" / f"{piece.cell}.failed.json").unlink(missing_ok=True)
+
+
+def fail(folder: Path, cell: str, reason: str) -> None:
+    """Note why a cell failed; the note goes once the cell has records."""
+    text = json.dumps({"schema": SCHEMA, "cell": cell, "reason": reason})
+    write_whole(folder / "records" / f"{cell}.failed.json", text.encode())
+
+
+def pieces(folder: Path) -> list[Piece]:
+    """What is done, from the files' metadata alone.
+
+    Raises: RecordError naming a file that is damaged or newer than this bench.
+    """
+    found = []
+    for path in sorted((folder / "records").glob("*.parquet")):
+        found += [Piece(**piece) for piece in _about(path)["pieces"]]
+    return found
+
+
+def load(folder: Path) -> Stored:
+    """All records of a run's folder.
+
+    Raises: RecordError naming a file that is damaged or newer than this bench.
+    """
+    found: dict[tuple[str, int], Piece] = {}
+    tables = []
+    for path in sorted((folder / "records").glob("*.parquet")):
+        for piece in (Piece(**piece) for piece in _about(path)["pieces"]):
+            found[piece.cell, piece.first] = piece
+        try:
+            tables.append(
+                pq.read_table(
+                    path, read_dictionary=list(_REPEATED), page_checksum_verification=True
+                ).replace_schema_metadata(None)
+            )
+        except (pa.ArrowException, OSError) as error:
+            raise RecordError(
+                f"{path}: damaged records ({error}); delete it and run again"
+            ) from error
+    if tables:
+        frame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
+        frame = frame.drop_duplicates(["cell", "example"]).sort_values(["cell", "example"])
+    else:
+        frame = pd.DataFrame({column: [] for column in COLUMNS})
+    failures = {}
+    for path in sorted((folder / "records").glob("*.failed.json")):
+        note = json.loads(path.read_text(encoding="utf-8"))
+        failures[note["cell"]] = note["reason"]
+    return Stored(frame.reset_index(drop=True), list(found.values()), failures)
+
+
+def images(folder: Path, cells: Iterable[str]) -> dict[str, Tensor]:
+    """The adversarial images kept of the first examples of each of the `cells`, (k, c, h, w)."""
+    wanted, found = set(cells), {}
+    for path in sorted((folder / "records").glob("*.images")):
+        with safe_open(path, framework="pt") as file:
+            for key in wanted & set(file.keys()):
+                found[key] = file.get_tensor(key)
+    return found
+
+
+def forget(folder: Path) -> None:
+    """Delete all records of a folder, for --fresh."""
+    for path in (folder / "records").glob("*"):
+        if path.suffix in (".parquet", ".images", ".json", ".partial"):
+            path.unlink()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is whole or absent, whatever happens in between.
+
+    Raises: SuiteError if the disk is full or the folder cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise SuiteError(
+            f"{path}: could not be written ({error.strerror}); what was finished before is kept, "
+            "make room or choose another folder with --out and run again"
+        ) from error
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        about: dict[str, Any] = json.loads(metadata[b"bench"])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise RecordError(f"{path}: damaged records ({error}); delete it and run again") from error
+    if about["schema"] > SCHEMA:
+        raise RecordError(
+            f"{path}: records of schema {about['schema']}, this bench reads up to {SCHEMA}; "
+            "use the bench that wrote them"
+        )
+    return about
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:60] or "x"

@@ -1,0 +1,73 @@
+"""All that a report, a check or a publication is made of, from a run's folder alone."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench import crosscheck, records, tables
+from bench.errors import SuiteError
+from bench.plan import Cell
+
+
+class Results(NamedTuple):
+    """A run, read back: its plan, its records and the tables made of them."""
+
+    provenance: dict[str, Any]
+    plan: list[Cell]
+    stored: records.Stored
+    table: pd.DataFrame
+    worst: pd.DataFrame
+    crosschecks: pd.DataFrame
+    violations: pd.DataFrame
+
+    @property
+    def notes(self) -> list[str]:
+        """What preflight found of the models, for the reader of their numbers."""
+        models = self.provenance["models"].values()
+        return [finding for model in models for finding in model["findings"]]
+
+    def unfinished(self) -> pd.DataFrame:
+        """The rows of cells that failed or were not finished."""
+        return self.table[self.table["status"].isin(["failed", "missing"])]
+
+
+def read(folder: Path) -> Results:
+    """The results in a run's folder.
+
+    Raises: SuiteError if there is no run; RecordError if its records are damaged.
+    """
+    path = folder / "provenance.json"
+    try:
+        provenance = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SuiteError(
+            f"{folder}: expected the folder of a run, found no provenance.json; "
+            "make one with bench run"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise SuiteError(f"{path}: could not be read ({error}); run the suite again") from error
+    plan = [Cell(**cell) for cell in provenance["cells"]]
+    stored = records.load(folder)
+    data = provenance["data"]
+    wanted = {cell.identity for cell in plan}
+    frame = stored.frame[stored.frame["cell"].isin(wanted)]
+    stored = stored._replace(frame=frame.reset_index(drop=True))
+    table = tables.cells(plan, stored, provenance["suite"]["name"], data["name"], data["n"])
+    robust = tables.outcomes(plan, stored)
+    sides = crosscheck.pairs(plan, [tuple(pair) for pair in provenance["crosschecks"]])
+    kept = records.images(folder, {cell.identity for pair in sides for cell in pair})
+    places = stored.frame.groupby("cell", observed=True).indices
+    confidence = stored.frame.set_index("example")["clean_confidence"]
+    return Results(
+        provenance=provenance,
+        plan=plan,
+        stored=stored,
+        table=table,
+        worst=tables.worst_case(plan, table, robust),
+        crosschecks=crosscheck.compare(
+            sides, table, robust, {str(c): confidence.iloc[at] for c, at in places.items()}, kept
+        ),
+        violations=tables.violations(stored),
+    )

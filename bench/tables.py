@@ -1,0 +1,181 @@
+"""Records -> tables: one row per cell, and the worst case over attacks at each eps.
+
+Every figure is derived from per-example records by the definitions of `metrics`; a cell that
+failed, was skipped or is not finished has its status and reason, and no numbers.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bench import metrics
+from bench.plan import Cell
+from bench.records import Stored
+
+COLUMNS = (
+    "suite", "model", "dataset", "attack", "implementation", "norm", "eps", "goal", "status",
+    "reason", "n", "clean_correct", "robust_correct", "clean_accuracy", "robust_accuracy",
+    "robust_low", "robust_high", "attack_success_rate", "success_low", "success_high",
+    "robust_accuracy_8bit", "violations", "mean_confidence_fooled", "mean_linf", "mean_l2",
+    "mean_l1", "mean_l0", "forwards_per_example", "backwards_per_example", "seconds",
+    "examples_per_second", "floor_ratio", "device",
+)  # fmt: skip
+EXTRA = (
+    "eps_text", "target", "stop", "attacked", "eligible", "fooled", "robust_correct_8bit",
+    "verify_seconds", "rows_per_pass", "caveats", "cell",
+)  # fmt: skip
+COUNTS = (
+    "n", "clean_correct", "robust_correct", "violations", "attacked", "eligible", "fooled",
+    "robust_correct_8bit", "rows_per_pass",
+)  # fmt: skip
+WORST = (
+    "model", "dataset", "norm", "goal", "eps", "eps_text", "n", "clean_correct", "robust_correct",
+    "robust_accuracy", "robust_low", "robust_high", "attacks", "broken_by",
+)  # fmt: skip
+
+
+def cells(plan: Sequence[Cell], stored: Stored, suite: str, dataset: str, n: int) -> pd.DataFrame:
+    """One row per cell of the plan, columns COLUMNS then EXTRA.
+
+    `n` is the number of examples a finished cell has.
+    """
+    places = stored.frame.groupby("cell", observed=True).indices
+    rows = [
+        {"suite": suite, "dataset": dataset, **_row(cell, stored, places.get(cell.identity), n)}
+        for cell in plan
+    ]
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *EXTRA])
+    table[list(COUNTS)] = table[list(COUNTS)].astype("Int64")
+    return table
+
+
+def outcomes(plan: Sequence[Cell], stored: Stored) -> dict[str, "pd.Series[bool]"]:
+    """For each cell with records, which examples are robust, indexed by example."""
+    robust = metrics.robust(stored.frame)
+    robust.index = pd.Index(stored.frame["example"])
+    positions = stored.frame.groupby("cell", observed=True).indices
+    wanted = {cell.identity for cell in plan}
+    return {str(c): robust.iloc[at] for c, at in positions.items() if str(c) in wanted}
+
+
+def worst_case(
+    plan: Sequence[Cell], table: pd.DataFrame, robust: Mapping[str, "pd.Series[bool]"]
+) -> pd.DataFrame:
+    """One row per (model, norm, goal, eps): robust under every attack that finished, columns WORST.
+
+    `broken_by` counts, for each attack in the suite's order, the examples that it broke first.
+    """
+    rows = []
+    done = table[table["status"] == "ok"]
+    texts = {cell.identity: cell.eps_text for cell in plan}
+    for keys, group in done.groupby(["model", "dataset", "norm", "goal", "eps"], sort=False):
+        left = metrics.worst_case([robust[cell] for cell in group["cell"]])
+        standing = pd.Series(True, index=left.index)
+        broken = []
+        for cell, attack in zip(group["cell"], group["attack"], strict=True):
+            new = int((standing & ~robust[cell]).sum()) - (
+                int(group["n"].iloc[0] - group["clean_correct"].iloc[0]) if not broken else 0
+            )
+            standing &= robust[cell]
+            broken.append(f"{attack}: {new}")
+        counted = metrics.rate(int(left.sum()), len(left))
+        first = group.iloc[0]
+        rows.append(
+            {
+                **dict(zip(("model", "dataset", "norm", "goal", "eps"), keys, strict=True)),
+                "eps_text": texts[first["cell"]],
+                "n": counted.n,
+                "clean_correct": first["clean_correct"],
+                "robust_correct": counted.k,
+                "robust_accuracy": counted.value,
+                "robust_low": counted.low,
+                "robust_high": counted.high,
+                "attacks": len(group),
+                "broken_by": ", ".join(broken) if first["eps"] > 0 else "",
+            }
+        )
+    return pd.DataFrame(rows, columns=list(WORST))
+
+
+def violations(stored: Stored) -> pd.DataFrame:
+    """Every image that broke its threat model: model, attack, norm, eps, example, violation."""
+    columns = ["model", "attack", "norm", "eps", "example", "violation"]
+    broken = stored.frame[stored.frame["violation"] != ""]
+    return broken[columns].reset_index(drop=True)
+
+
+def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
+    about: dict[str, object] = {
+        "model": cell.model,
+        "attack": cell.attack,
+        "implementation": cell.implementation,
+        "norm": cell.norm,
+        "eps": cell.eps,
+        "goal": cell.goal,
+        "status": "ok",
+        "reason": "",
+        "eps_text": cell.eps_text,
+        "target": cell.target,
+        "stop": cell.stop,
+        "caveats": " ".join(cell.caveats),
+        "cell": cell.identity,
+    }
+    pieces = [piece for piece in stored.pieces if piece.cell == cell.identity]
+    there = sum(piece.last - piece.first for piece in pieces)
+    if cell.reason:
+        return {**about, "status": "skipped", "reason": cell.reason}
+    if cell.identity in stored.failures:
+        return {**about, "status": "failed", "reason": stored.failures[cell.identity]}
+    if there < n:
+        reason = f"{there} of {n} examples are done; run the suite again to go on"
+        return {**about, "status": "missing", "reason": reason}
+    records = stored.frame.iloc[places]
+    counted = _counts(records)
+    attacked = sum(piece.attacked for piece in pieces)
+    seconds = sum(piece.seconds for piece in pieces)
+    floor = sum(piece.floor_seconds for piece in pieces)
+    fooled = records[records["fooled"]]
+    passes = records[["forwards", "backwards"]].sum()
+    return {
+        **about,
+        **counted,
+        "mean_confidence_fooled": fooled["confidence"].mean(),
+        **{f"mean_{norm}": fooled[norm].mean() for norm in ("linf", "l2", "l1", "l0")},
+        "attacked": attacked,
+        "forwards_per_example": passes["forwards"] / attacked if attacked else 0.0,
+        "backwards_per_example": passes["backwards"] / attacked if attacked else 0.0,
+        "seconds": seconds,
+        "examples_per_second": attacked / seconds if seconds else None,
+        "floor_ratio": seconds / floor if floor else None,
+        "device": pieces[0].device,
+        "verify_seconds": sum(piece.verify_seconds for piece in pieces),
+        "rows_per_pass": pieces[0].rows,
+    }
+
+
+def _counts(records: pd.DataFrame) -> dict[str, object]:
+    n = len(records)
+    clean = metrics.rate(int(records["clean_correct"].sum()), n)
+    robust = metrics.rate(int(metrics.robust(records).sum()), n)
+    robust_8bit = metrics.rate(int(metrics.robust_8bit(records).sum()), n)
+    eligible, fooled = int(metrics.eligible(records).sum()), int(records["fooled"].sum())
+    success = metrics.rate(fooled, eligible) if eligible else None
+    return {
+        "reason": "" if success else "no example is classified correctly, so no attack can succeed",
+        "n": n,
+        "clean_correct": clean.k,
+        "robust_correct": robust.k,
+        "clean_accuracy": clean.value,
+        "robust_accuracy": robust.value,
+        "robust_low": robust.low,
+        "robust_high": robust.high,
+        "attack_success_rate": success.value if success else None,
+        "success_low": success.low if success else None,
+        "success_high": success.high if success else None,
+        "robust_accuracy_8bit": robust_8bit.value,
+        "violations": int((records["violation"] != "").sum()),
+        "eligible": eligible,
+        "fooled": fooled,
+        "robust_correct_8bit": robust_8bit.k,
+    }
