@@ -1,0 +1,46 @@
+"""bench measures how robust image classifiers really are.
+
+suite -> plan -> cells -> runner -> records -> tables -> report / plots
+
+  suite      TOML: which models meet which attacks on which data, every key checked
+  plan       suite -> cells, each one number to be defended, with identity, cost and skip reason
+  loading    names -> models with their weights, data, devices; preflight
+  runner     cells -> records: what is missing is run, what is finished is kept
+  session    one shard of examples: clean pass, targets, and
+  measure      attack, verify, judge: what a record is made from, by
+  engine         the loop of every attack rule, over (example, eps, restart) items, with
+  geometry       norms, balls, boxes;  losses, what is ascended;  rng, noise keyed by example;
+  meter          passes counted, the floor timed
+  records    per-example records on disk
+  metrics    the definitions of every rate
+  tables     records -> one row per cell;  crosscheck, ours against a reference
+  results    a run read back from its folder
+  plots, report, formats    what people see;  cli, what people type
+
+attacks/, models/, datasets/ and training/ hold one file for each thing; contracts says what such a
+file promises, registry finds it by its name. From Python: `bench.evaluate` and `bench.run`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.api import Evaluation, evaluate, run
+    from bench.contracts import Attack, Data, Dataset, Items, Model, Rule, Threat
+
+__all__ = [
+    "Attack", "Data", "Dataset", "Evaluation", "Items", "Model", "Rule", "Threat", "evaluate",
+    "run",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `bench --help` must not wait for torch."""
+    if name in ("Evaluation", "evaluate", "run"):
+        from bench import api
+
+        return getattr(api, name)
+    if name in __all__:
+        from bench import contracts
+
+        return getattr(contracts, name)
+    raise AttributeError(f"module 'bench' has no attribute '{name}'")

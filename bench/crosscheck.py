@@ -5,7 +5,7 @@ examples, images over the first ones, of which the run kept the adversarial imag
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from torch import Tensor
@@ -18,7 +18,7 @@ COLUMNS = (
     "ours_robust_correct", "ours_robust_accuracy", "ours_low", "ours_high",
     "reference_robust_correct", "reference_robust_accuracy", "reference_low", "reference_high",
     "only_ours_broke", "only_reference_broke", "p_value", "largest_pixel_difference",
-    "pixels_compared", "time_ratio", "verdict", "cause",
+    "pixels_equal", "pixels_compared", "time_ratio", "verdict", "cause",
 )  # fmt: skip
 IDENTICAL, EQUAL, DIFFERENT = "identical", "equal within noise", "different"
 SIGNIFICANT = 0.05
@@ -58,17 +58,17 @@ def compare(
     `robust` and `confidence` (of the clean prediction) are per cell, indexed by example; `images`
     are the adversarial images kept, per cell.
     """
-    by_cell = table.set_index("cell")
+    by_cell: dict[str, dict[str, Any]] = table.set_index("cell").to_dict("index")  # type: ignore[assignment]
     rows = []
     for pair in sides:
-        ours, reference = by_cell.loc[pair.ours.identity], by_cell.loc[pair.reference.identity]
+        ours, reference = by_cell[pair.ours.identity], by_cell[pair.reference.identity]
         if not ours["status"] == reference["status"] == "ok":
             continue
         mine, theirs = robust[pair.ours.identity], robust[pair.reference.identity]
         differ = mine.index[mine != theirs]
         test = metrics.paired(theirs, mine)  # first: robust under theirs alone, so broken by ours
-        pixels, compared = _pixels(pair, images)
-        verdict = _verdict(len(differ), test.p_value, pixels)
+        pixels = _pixels(pair, images)
+        verdict = _verdict(len(differ), test.p_value, pixels.largest)
         saturated = confidence[pair.ours.identity].loc[differ] == 1
         rows.append(
             {
@@ -87,8 +87,9 @@ def compare(
                 "only_ours_broke": test.only_first,
                 "only_reference_broke": test.only_second,
                 "p_value": test.p_value,
-                "largest_pixel_difference": pixels,
-                "pixels_compared": compared,
+                "largest_pixel_difference": pixels.largest,
+                "pixels_equal": pixels.equal,
+                "pixels_compared": pixels.images,
                 "time_ratio": _ratio(ours["seconds"], reference["seconds"]),
                 "verdict": verdict,
                 "cause": "" if verdict == IDENTICAL else _cause(pair, int(saturated.sum())),
@@ -97,7 +98,7 @@ def compare(
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _side(name: str, row: "pd.Series[float]") -> dict[str, object]:
+def _side(name: str, row: Mapping[str, Any]) -> dict[str, object]:
     return {
         f"{name}_robust_correct": row["robust_correct"],
         f"{name}_robust_accuracy": row["robust_accuracy"],
@@ -106,13 +107,21 @@ def _side(name: str, row: "pd.Series[float]") -> dict[str, object]:
     }
 
 
-def _pixels(pair: Sides, images: Mapping[str, Tensor]) -> tuple[float | None, int]:
-    """The largest difference of any pixel, and over how many images it was taken."""
+class _Pixels(NamedTuple):
+    """How two sets of adversarial images differ: at most, where equal, over how many images."""
+
+    largest: float | None
+    equal: float | None
+    images: int
+
+
+def _pixels(pair: Sides, images: Mapping[str, Tensor]) -> _Pixels:
     if pair.ours.identity not in images or pair.reference.identity not in images:
-        return None, 0
+        return _Pixels(None, None, 0)
     mine, theirs = images[pair.ours.identity], images[pair.reference.identity]
     compared = min(len(mine), len(theirs))
-    return float((mine[:compared] - theirs[:compared]).abs().max()), compared
+    apart = (mine[:compared] - theirs[:compared]).abs()
+    return _Pixels(float(apart.max()), float((apart <= SAME_PIXEL).float().mean()), compared)
 
 
 def _verdict(differ: int, p_value: float, pixels: float | None) -> str:

@@ -6,11 +6,13 @@ one sentence, one that only makes them doubtful is passed on to the report.
 """
 
 import inspect
+import os
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import platformdirs
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -60,6 +62,13 @@ def device(name: str) -> torch.device:
 # -------------------------------------------------------------------------------------------- data
 
 
+def data_folder(given: str | Path | None) -> Path:
+    """Where data sets lie: as given, else BENCH_DATA_DIR, else the platform's user cache."""
+    if given is None:
+        given = os.environ.get("BENCH_DATA_DIR") or platformdirs.user_cache_path("bench")
+    return Path(given)
+
+
 def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Data:
     """The suite's data set, at most its own limit and `limit` examples of it.
 
@@ -72,14 +81,14 @@ def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Dat
     offered = {"split": entry.split, "limit": most, "data_dir": data_dir}
     loaded = load(**_accepted(load, offered), **entry.params)
     if isinstance(loaded, tuple) and len(loaded) == 2:
-        _check_tensors(entry.name, *loaded)
+        check_tensors(entry.name, *loaded)
         loaded = in_memory(entry.name, loaded[0][:most], loaded[1][:most], ())
     if not isinstance(loaded, Data):
         raise SuiteError(
             f"data {entry.name}: expected the factory to return (images, labels) or a Data, "
             f"got {type(loaded).__name__}"
         )
-    _check_images(entry.name, loaded)
+    check_images(entry.name, loaded)
     return loaded
 
 
@@ -92,7 +101,8 @@ def _accepted(load: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str,
     return {key: value for key, value in offered.items() if key in names}
 
 
-def _check_tensors(name: str, x: Any, y: Any) -> None:
+def check_tensors(name: str, x: Any, y: Any) -> None:
+    """Raises: SuiteError unless x is images (n, c, h, w) and y integer labels (n,)."""
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         raise SuiteError(f"data {name}: expected two tensors, got {type(x)} and {type(y)}")
     if x.dim() != 4 or y.shape != x.shape[:1] or y.is_floating_point():
@@ -102,7 +112,8 @@ def _check_tensors(name: str, x: Any, y: Any) -> None:
         )
 
 
-def _check_images(name: str, data: Data) -> None:
+def check_images(name: str, data: Data) -> None:
+    """Raises: SuiteError unless there are examples, pixels in [0, 1], and labels from 0."""
     if data.n < 1:
         raise SuiteError(f"data {name}: expected at least one example, got none")
     sample = data.read(0, min(data.n, 32))
@@ -125,12 +136,22 @@ def subject(entry: ModelEntry, base: Path, seed: int, data: Data, device: torch.
     Raises: SuiteError in one sentence for weights that are missing, damaged or another
     architecture's, and for a model whose outputs are not logits over enough classes.
     """
-    model = _build(entry, base, seed).to(device)
-    if device.type == "cuda":
-        model = model.to(memory_format=torch.channels_last)
+    return fit(entry.label, _build(entry, base, seed).to(device), data, device)
+
+
+def fit(label: str, model: nn.Module, data: Data, device: torch.device) -> Subject:
+    """A model that is built already, asked whether it is fit to be attacked.
+
+    Raises: SuiteError as `preflight` does.
+    """
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    classes, findings = preflight(entry.label, model, data, device)
-    return Subject(entry.label, model, classes, provenance.fingerprint(model), tuple(findings))
+    try:
+        classes, findings = preflight(label, model, data, device)
+    finally:
+        for module, training in modes:
+            module.training = training
+    return Subject(label, model, classes, provenance.fingerprint(model), tuple(findings))
 
 
 def _build(entry: ModelEntry, base: Path, seed: int) -> nn.Module:

@@ -65,7 +65,8 @@ def robust_8bit(records: pd.DataFrame) -> "pd.Series[bool]":
 def eligible(records: pd.DataFrame) -> "pd.Series[bool]":
     """Which examples an attack could have succeeded on: correct before and, when targeted, of
     another class than the target."""
-    return records["clean_correct"] & (records["label"] != records["target"])
+    other = records["label"].to_numpy() != records["target"].to_numpy()
+    return records["clean_correct"].astype(bool) & other
 
 
 def worst_case(outcomes: list["pd.Series[bool]"]) -> "pd.Series[bool]":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import registry
-from bench.contracts import Attack, Curve, Model, Shape
+from bench.contracts import Attack, Curve, Model, Shape, Sweep
 from bench.errors import SuiteError, nearest
 from bench.suite import TARGETS, AttackEntry, Suite, identity
 
@@ -84,7 +84,7 @@ def known_facts(suite: Suite) -> dict[str, Facts]:
 def tasks(suite: Suite, facts: Mapping[str, Facts]) -> list[Task]:
     """Every task of the suite, model by model, in the suite's order."""
     return [
-        _task(suite, model.label, entry, facts[model.label])
+        task(model.label, entry, facts[model.label], suite.seed, suite.sweep)
         for model in suite.models
         for entry in suite.attacks
     ]
@@ -111,7 +111,8 @@ def target_class(entry: AttackEntry, classes: int, names: Sequence[str]) -> int 
     return index
 
 
-def _task(suite: Suite, model: str, entry: AttackEntry, facts: Facts) -> Task:
+def task(model: str, entry: AttackEntry, facts: Facts, seed: int, sweep: Sweep) -> Task:
+    """All cells of the model called `model` under the attack of `entry`."""
     curve = Curve(
         name=entry.name,
         attack=entry.attack,
@@ -120,8 +121,8 @@ def _task(suite: Suite, model: str, entry: AttackEntry, facts: Facts) -> Task:
         eps=tuple(eps.value for eps in entry.eps),
         goal=entry.goal,
         stop=entry.stop,
-        sweep=suite.sweep,
-        seed=suite.seed,
+        sweep=sweep,
+        seed=seed,
     )
     reason = _skip_reason(entry.attack, facts)
     cost = _passes(curve)
@@ -189,7 +190,7 @@ def _identity(curve: Curve, entry: AttackEntry, eps: float, facts: Facts) -> str
             "attack": curve.name,
             "code": _code(attack),
             "norm": curve.norm,
-            "eps": sorted(curve.eps) + [eps] if linked else eps,
+            "eps": [*sorted(curve.eps), eps] if linked else eps,
             "goal": curve.goal,
             "target": entry.target,
             "params": _plain(curve.params),

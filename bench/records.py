@@ -75,10 +75,18 @@ def write(
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     name = f"{_slug(stem)}-{pieces[0].cell}-{pieces[0].first:07d}"
     if images:
-        write_whole(folder / "records" / f"{name}.images", save(dict(images)))
+        write_images(folder, name, images)
     write_whole(folder / "records" / f"{name}.parquet", sink.getvalue().to_pybytes())
     for piece in pieces:
         (folder / "records" / f"{piece.cell}.failed.json").unlink(missing_ok=True)
+
+
+def write_images(folder: Path, name: str, images: Mapping[str, Tensor]) -> None:
+    """Keep images (k, c, h, w) under their keys: a cell's identity, or the data's fingerprint.
+
+    Raises: SuiteError if the disk is full or the folder cannot be written.
+    """
+    write_whole(folder / "records" / f"{name}.images", save(dict(images)))
 
 
 def fail(folder: Path, cell: str, reason: str) -> None:
@@ -130,9 +138,9 @@ def load(folder: Path) -> Stored:
     return Stored(frame.reset_index(drop=True), list(found.values()), failures)
 
 
-def images(folder: Path, cells: Iterable[str]) -> dict[str, Tensor]:
-    """The adversarial images kept of the first examples of each of the `cells`, (k, c, h, w)."""
-    wanted, found = set(cells), {}
+def images(folder: Path, keys: Iterable[str]) -> dict[str, Tensor]:
+    """The images kept under any of the `keys`, (k, c, h, w) each."""
+    wanted, found = set(keys), {}
     for path in sorted((folder / "records").glob("*.images")):
         with safe_open(path, framework="pt") as file:
             for key in wanted & set(file.keys()):

@@ -182,6 +182,18 @@ def parse(text: str, where: str, base: Path) -> Suite:
     return suite
 
 
+def attack_entry(raw: dict[str, Any], where: str) -> AttackEntry:
+    """One attack from the keys of an [[attacks]] table, outside any suite.
+
+    Raises: SuiteError with one sentence for each mistake.
+    """
+    check = _Checker(where, Path())
+    entry = check.attack(raw, "", "first-success")
+    if check.problems or entry is None:
+        raise SuiteError(*check.problems)
+    return entry
+
+
 class _Checker:
     """Reads one file and gathers what is wrong with it."""
 
@@ -320,7 +332,7 @@ class _Checker:
                 self.say(at, f"expected each eps once, got {written} again")
             else:
                 seen.add(value)
-                yield Eps(value, str(written))
+                yield Eps(value, written if isinstance(written, str) else f"{written:g}")
 
     def crosscheck(
         self, raw: Any, key: str, labels: Mapping[str, AttackEntry]
@@ -351,7 +363,9 @@ class _Checker:
     # --- tools
 
     def say(self, key: str, sentence: str) -> None:
-        self.problems.append(f"{self.where}: {key}: {sentence}" if key else sentence)
+        self.problems.append(
+            ": ".join(part for part in (self.where, key.strip("."), sentence) if part)
+        )
 
     def each(self, raw: dict[str, Any], key: str, read: Callable[[Any, str], Any]) -> Iterator[Any]:
         entries = raw.get(key, [])

@@ -72,7 +72,7 @@ def worst_case(
     for keys, group in done.groupby(["model", "dataset", "norm", "goal", "eps"], sort=False):
         left = metrics.worst_case([robust[cell] for cell in group["cell"]])
         standing = pd.Series(True, index=left.index)
-        broken = []
+        broken: list[str] = []
         for cell, attack in zip(group["cell"], group["attack"], strict=True):
             new = int((standing & ~robust[cell]).sum()) - (
                 int(group["n"].iloc[0] - group["clean_correct"].iloc[0]) if not broken else 0

@@ -1,0 +1,111 @@
+"""bench from Python: `evaluate` one model under one attack, `run` a suite."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from bench import loading, meter, plan, results, runner, tables
+from bench.contracts import Goal, Norm, Stop
+from bench.datasets import in_memory
+from bench.records import Stored
+from bench.session import Session
+from bench.suite import attack_entry, read
+
+
+class Evaluation(NamedTuple):
+    """One model under one attack."""
+
+    table: pd.DataFrame
+    """One row per eps, the columns of table.csv."""
+    records: pd.DataFrame
+    """One row per example and eps, the columns of the per-example records."""
+    adversarial: Tensor | None
+    """(eps, n, c, h, w) if it was asked for; examples that were not attacked are clean."""
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    attack: str = "pgd",
+    norm: Norm = "linf",
+    eps: float | str | Sequence[float | str] = 0.1,
+    params: Mapping[str, Any] | None = None,
+    goal: Goal = "untargeted",
+    target: str | int | None = None,
+    stop: Stop = "first-success",
+    seed: int = 0,
+    device: str = "auto",
+    batch_size: int | None = None,
+    keep_adversarial: bool = False,
+) -> Evaluation:
+    """How robust `model` is on (x, y) under one attack at one or several eps.
+
+    Shapes: x float in [0, 1], (n, c, h, w); y integer, (n,). Everything is verified and counted
+    as in a suite; the model comes back as it was, on `device`.
+    Raises: SuiteError for an unknown attack, parameter, norm or target, images outside [0, 1],
+    labels the model has no class for, or a model that does not return logits; ContractError if
+    the attack breaks its promise; whatever the attack or the model raises.
+    """
+    many = [eps] if isinstance(eps, int | float | str) else list(eps)
+    raw: dict[str, Any] = {
+        "name": attack,
+        "norm": norm,
+        "eps": many,
+        "goal": goal,
+        "stop": stop,
+        "params": dict(params or {}),
+    }
+    if target is not None:
+        raw["target"] = target
+    entry = attack_entry(raw, "bench.evaluate")
+    where = loading.device(device)
+    loading.check_tensors("given", x, y)
+    data = in_memory("given", x.detach().cpu(), y.detach().cpu(), ())
+    loading.check_images("given", data)
+    label = type(model).__name__
+    subject = loading.fit(label, model.to(where), data, where)
+    rows = batch_size or meter.rows_per_pass(model, data.read(0, 1).to(where))
+    session = Session(
+        suite="", seed=seed, device=where, data=data, subjects={label: subject}, rows={label: rows}
+    )
+    task = plan.task(label, entry, session.facts(label), seed, "independent")
+    shards = [session.shard(task, first, last) for first, last in session.shards()]
+    frame = pd.concat([shard.frame for shard in shards], ignore_index=True)
+    pieces = [piece for shard in shards for piece in shard.pieces]
+    table = tables.cells(task.cells, Stored(frame, pieces, {}), "", data.name, data.n)
+    adversarial = torch.cat([s.x_adv for s in shards], dim=1) if keep_adversarial else None
+    return Evaluation(table, frame, adversarial)
+
+
+def run(
+    suite: str,
+    out: str | Path | None = None,
+    *,
+    device: str = "auto",
+    limit: int | None = None,
+    batch_size: int | None = None,
+    data_dir: str | Path | None = None,
+    fresh: bool = False,
+) -> results.Results:
+    """Run the suite of a path or a shipped name, as `bench run` does; its results, read back.
+
+    Raises: SuiteError for the user's mistakes, all of a suite's at once.
+    """
+    checked = read(suite)
+    folder = Path(out) if out is not None else runner.default_folder(checked.name)
+    options = runner.Options(
+        device=device,
+        limit=limit,
+        batch_size=batch_size,
+        data_dir=loading.data_folder(data_dir),
+        fresh=fresh,
+        command=f"bench.run({suite!r})",
+    )
+    runner.run(checked, folder, options)
+    return results.read(folder)

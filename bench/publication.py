@@ -1,0 +1,91 @@
+"""What a run shows to people: table.csv, crosscheck.csv, plots and the two report pages."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from torch import Tensor
+
+from bench import plots, records, report
+from bench.results import Results
+
+SHOWN = 5
+"""Examples in each row of an example grid."""
+
+
+def write(found: Results, folder: Path) -> Path:
+    """Write every table, plot and page of a run into its folder; returns the HTML page's path.
+
+    Raises: SuiteError if the folder cannot be written.
+    """
+    for name, frame in (("table.csv", found.table), ("crosscheck.csv", found.crosschecks)):
+        records.write_whole(folder / name, frame.to_csv(index=False).encode())
+    drawn = plots.draw(found.table, list(_pictures(found, folder)), folder)
+    page, _ = report.write(
+        folder,
+        title=found.provenance["suite"]["title"],
+        table=found.table,
+        worst=found.worst,
+        crosschecks=found.crosschecks,
+        violations=found.violations,
+        notes=found.notes,
+        provenance=_told(found.provenance),
+        plots=drawn,
+        regenerate=found.provenance["sessions"][-1]["command"],
+    )
+    return page
+
+
+def _told(provenance: dict[str, Any]) -> dict[str, Any]:
+    """The part of provenance.json that a reader wants on the page."""
+    session = provenance["sessions"][-1]
+    data = {key: value for key, value in provenance["data"].items() if key != "classes"}
+    return {
+        "suite": {key: value for key, value in provenance["suite"].items() if key != "text"},
+        "data": data,
+        "models": {
+            label: {key: value for key, value in model.items() if key != "findings"}
+            for label, model in provenance["models"].items()
+        },
+        **{key: session[key] for key in ("command", "started", "finished")},
+        **session["environment"],
+    }
+
+
+def _pictures(found: Results, folder: Path) -> Iterator[plots.Picture]:
+    """The first attacked examples of every cell whose adversarial images were kept."""
+    data = found.provenance["data"]
+    kept = records.images(folder, {data["fingerprint"], *(c.identity for c in found.plan)})
+    places = found.stored.frame.groupby("cell", observed=True).indices
+    clean = kept.pop(data["fingerprint"], None)
+    for cell in found.plan:
+        if clean is None or cell.identity not in kept or cell.identity not in places:
+            continue
+        rows = found.stored.frame.iloc[places[cell.identity]]
+        there = rows["example"] < min(len(kept[cell.identity]), len(clean))
+        for row in rows[rows["clean_correct"] & there].head(SHOWN).to_dict("records"):
+            at = row["example"]
+            yield plots.Picture(
+                model=cell.model,
+                attack=cell.attack,
+                norm=cell.norm,
+                eps=cell.eps,
+                eps_text=cell.eps_text,
+                example=at,
+                label=_name(data["classes"], row["label"]),
+                before=_name(data["classes"], row["clean_pred"]),
+                after=_name(data["classes"], row["adv_pred"]),
+                clean=_shown(clean[at]),
+                adversarial=_shown(kept[cell.identity][at]),
+            )
+
+
+def _name(classes: list[str], index: int) -> str:
+    return classes[index] if 0 <= index < len(classes) else str(index)
+
+
+def _shown(image: Tensor) -> npt.NDArray[Any]:
+    """(c, h, w) as a plot wants it: (h, w) if grey, else (h, w, c); not finite shows as black."""
+    finite = image.nan_to_num().clamp(0, 1)
+    return (finite[0] if len(finite) == 1 else finite.permute(1, 2, 0)).numpy()

@@ -1,0 +1,139 @@
+"""Models and data, loaded and ready: how one shard of one task becomes records, in memory.
+
+What is measured on the way (the clean pass, the floor) is measured once per model and shared.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bench import measure, meter, plan, rng
+from bench.contracts import Data
+from bench.loading import Subject
+from bench.records import Piece
+
+SHARD_EXAMPLES = 1000
+SHARD_BYTES = 64 * 2**20
+"""A shard holds at most so many examples, and so many bytes of images."""
+
+
+class Shard(NamedTuple):
+    """What one shard of one task gave."""
+
+    frame: pd.DataFrame
+    """Records of all its cells, one row per example and cell."""
+    pieces: list[Piece]
+    x_adv: Tensor
+    """(cells, examples, c, h, w), on the CPU."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Session:
+    """Everything that a suite names, loaded on one device."""
+
+    suite: str
+    seed: int
+    device: torch.device
+    data: Data
+    subjects: dict[str, Subject]
+    rows: dict[str, int]
+    """Model -> rows a pass holds."""
+    _clean: dict[str, measure.Clean] = dataclasses.field(default_factory=dict)
+    _floors: dict[tuple[str, int], meter.Floor] = dataclasses.field(default_factory=dict)
+
+    def facts(self, model: str) -> plan.Facts:
+        """What the planner must know of a model."""
+        subject = self.subjects[model]
+        return plan.Facts(
+            classes=subject.classes,
+            shape=self.data.shape,
+            rows=self.rows[model],
+            model_fingerprint=subject.fingerprint,
+            data_fingerprint=self.data.fingerprint,
+        )
+
+    def shards(self) -> list[tuple[int, int]]:
+        """(first, last) of each shard; the cuts depend on the size of an image alone."""
+        channels, height, width = self.data.shape
+        size = max(8, min(SHARD_EXAMPLES, SHARD_BYTES // (4 * channels * height * width)))
+        return [(a, min(a + size, self.data.n)) for a in range(0, self.data.n, size)]
+
+    def work(self, task: plan.Task) -> float:
+        """Most seconds that the bare loop would need for one example of all the task's cells."""
+        floor = self._floor(task.model, self._rows_for(task))
+        return sum(floor.seconds(cell.passes or 1.0, cell.gradients or 0.0) for cell in task.cells)
+
+    def shard(self, task: plan.Task, first: int, last: int) -> Shard:
+        """Attack, verify and judge the examples first..last-1 for all the task's cells."""
+        clean, rows = self._clean_pass(task.model), self._rows_for(task)
+        ids = torch.arange(first, last, device=self.device)
+        examples = measure.Examples(
+            id=ids,
+            x=self.data.read(first, last).to(self.device),
+            label=clean.label[first:last],
+            target=self._targets(task, ids, clean),
+            clean_pred=clean.pred[first:last],
+            clean_confidence=clean.confidence[first:last],
+        )
+        model, floor = self.subjects[task.model].model, self._floor(task.model, rows)
+        measured = measure.measure(model, task.curve, examples, rows, floor)
+        frames, pieces = [], []
+        for cell, records, cost in zip(task.cells, measured.records, measured.costs, strict=True):
+            frames.append(
+                records.assign(
+                    suite=self.suite,
+                    model=task.model,
+                    attack=task.entry.label,
+                    norm=cell.norm,
+                    eps=cell.eps,
+                    goal=cell.goal,
+                    cell=cell.identity,
+                )
+            )
+            pieces.append(Piece(cell.identity, first, last, *cost, rows, str(self.device)))
+        return Shard(pd.concat(frames, ignore_index=True), pieces, measured.x_adv)
+
+    def _rows_for(self, task: plan.Task) -> int:
+        return task.entry.batch_size or self.rows[task.model]
+
+    def _clean_pass(self, model: str) -> measure.Clean:
+        """The model's answers to all clean images; asked once."""
+        if model not in self._clean:
+            subject, rows = self.subjects[model].model, self.rows[model]
+            parts = [
+                measure.judge(subject, self.data.read(a, b).to(self.device), rows)
+                for a, b in self.shards()
+            ]
+            pred, confidence, least = (torch.cat(column) for column in zip(*parts, strict=True))
+            labels = self.data.labels
+            label = pred if labels is None else labels.to(self.device)
+            self._clean[model] = measure.Clean(label, pred, confidence, least)
+        return self._clean[model]
+
+    def _floor(self, model: str, rows: int) -> meter.Floor:
+        """The bare loop's pace on this model at this many rows; timed once."""
+        if (model, rows) not in self._floors:
+            x = self.data.read(0, min(self.data.n, rows)).to(self.device)
+            y = torch.zeros(len(x), dtype=torch.int64, device=self.device)
+            self._floors[model, rows] = meter.floor(self.subjects[model].model, x, y, rows)
+        return self._floors[model, rows]
+
+    def _targets(self, task: plan.Task, ids: Tensor, clean: measure.Clean) -> Tensor:
+        """The class that each example is to be taken for; -1 where the attack is untargeted."""
+        if task.entry.goal == "untargeted":
+            return torch.full_like(ids, -1)
+        label, classes = clean.label[ids], self.subjects[task.model].classes
+        wanted = plan.target_class(task.entry, classes, self.data.classes)
+        if isinstance(wanted, int):
+            return torch.full_like(ids, wanted)
+        if wanted == "next":
+            return (label + 1) % classes
+        if wanted == "complement":
+            return classes - 1 - label
+        if wanted == "random":
+            shift = rng.integers(self.seed, "target", ids, classes - 1).to(ids)
+            return (label + 1 + shift) % classes
+        return clean.least_likely[ids]
