@@ -123,11 +123,11 @@ def _print_summary(found: "Results") -> None:
     for (model, norm, goal), group in table.groupby(["model", "norm", "goal"], sort=False):
         radii = group.drop_duplicates("eps").sort_values("eps")
         n = group["n"].max()
-        title = f"{model}: robust accuracy, {norm}, {goal}, n = {n}"
+        title = f"{model}: robust accuracy by eps, {norm}, {goal}, n = {n}"
         shown = Table(title=title, title_justify="left")
-        shown.add_column("attack")
+        shown.add_column("eps", overflow="fold")
         for text in radii["eps_text"]:
-            shown.add_column(f"eps {text}", justify="right")
+            shown.add_column(str(text), justify="right", no_wrap=True)
         worst = found.worst.query("model == @model and norm == @norm and goal == @goal")
         lines = [*group.groupby("attack", sort=False)]
         if len(lines) > 1:

@@ -12,11 +12,15 @@ A violation (an image that breaks the threat model) is a failed attack on that e
 success. Counts (k, n) are stored; every rate has a 95 % Wilson interval; an empty set has no rate.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
+
+Outcomes: TypeAlias = "pd.Series[bool]"
+"""Yes or no for each example of a cell."""
 
 
 class Rate(NamedTuple):
@@ -49,27 +53,33 @@ def rate(k: int, n: int) -> Rate:
     return Rate(int(k), int(n), k / n, float(interval.low), float(interval.high))
 
 
-def robust(records: pd.DataFrame) -> "pd.Series[bool]":
+def robust(records: pd.DataFrame) -> Outcomes:
     """Which examples are robust: correct before, and correct after or the attack broke its
     promise."""
-    stood = (records["adv_pred"] == records["label"]) | (records["violation"] != "")
-    return records["clean_correct"] & stood
+    return _stood(records, "adv_pred")
 
 
-def robust_8bit(records: pd.DataFrame) -> "pd.Series[bool]":
+def robust_8bit(records: pd.DataFrame) -> Outcomes:
     """As `robust`, judged on the adversarial image rounded to 8 bits."""
-    stood = (records["adv_pred_8bit"] == records["label"]) | (records["violation"] != "")
-    return records["clean_correct"] & stood
+    return _stood(records, "adv_pred_8bit")
 
 
-def eligible(records: pd.DataFrame) -> "pd.Series[bool]":
+def _stood(records: pd.DataFrame, prediction: str) -> Outcomes:
+    before: Outcomes = records["clean_correct"].astype(bool)
+    unbroken: Outcomes = records[prediction].eq(records["label"]).astype(bool)
+    spoilt: Outcomes = records["violation"].astype(str).ne("").astype(bool)
+    return before & (unbroken | spoilt)
+
+
+def eligible(records: pd.DataFrame) -> Outcomes:
     """Which examples an attack could have succeeded on: correct before and, when targeted, of
     another class than the target."""
-    other = records["label"].to_numpy() != records["target"].to_numpy()
-    return records["clean_correct"].astype(bool) & other
+    chosen: Outcomes = records["clean_correct"].astype(bool)
+    other: Outcomes = records["label"].ne(records["target"]).astype(bool)
+    return chosen & other
 
 
-def worst_case(outcomes: list["pd.Series[bool]"]) -> "pd.Series[bool]":
+def worst_case(outcomes: Sequence[Outcomes]) -> Outcomes:
     """Robust under every attack: the outcomes, indexed by example, joined by "and".
 
     Raises: ValueError if there are none, or they are not of the same examples.
@@ -82,7 +92,7 @@ def worst_case(outcomes: list["pd.Series[bool]"]) -> "pd.Series[bool]":
     return pd.Series(joined, index=outcomes[0].index)
 
 
-def paired(first: "pd.Series[bool]", second: "pd.Series[bool]") -> Paired:
+def paired(first: Outcomes, second: Outcomes) -> Paired:
     """Compare two outcomes of the same examples, by an exact test on those that differ.
 
     Raises: ValueError if they are not of the same examples.

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from bench import loading, meter, plan, provenance, records
+from bench.errors import SuiteError
 from bench.session import Session
 from bench.suite import Suite
 
@@ -140,6 +141,8 @@ def _work(session: Session, parts: list[_Part], out: Path, listen: Callable[[Eve
         listen(Event("begin", name, 0.0))
         try:
             shard = session.shard(task, first, last)
+        except SuiteError:  # the user's: an image that is none, found only now
+            raise
         except (Exception, SystemExit) as error:  # a stranger's attack or model may do anything
             reason = _reason(error)
             for cell in task.cells:

@@ -320,7 +320,7 @@ class _Checker:
         for index, written in enumerate(entry.eps):
             at = f"{key}.eps[{index}]"
             try:
-                value = float(Fraction(written)) if isinstance(written, str) else float(written)
+                value = _number(written)
             except (ValueError, ZeroDivisionError):
                 self.say(at, f"expected a number or a fraction such as '8/255', got {written!r}")
                 continue
@@ -439,6 +439,18 @@ class _Checker:
         for label, count in Counter(labels).items():
             if count > 1:
                 self.say(key, f"expected each label once, got '{label}' {count} times")
+
+
+def _number(written: float | str) -> float:
+    """A number, or a fraction written as text; its parts may have decimals ("0.5/255").
+
+    >>> _number("8/255") == 8 / 255 and _number("0.5/255") == 0.5 / 255 and _number("0.1") == 0.1
+    True
+    """
+    if not isinstance(written, str):
+        return float(written)
+    above, _, below = written.partition("/")
+    return float(Fraction(above) / Fraction(below or 1))
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

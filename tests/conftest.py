@@ -1,0 +1,95 @@
+"""What several test files share: real data, a real net, and a net whose robustness is known."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bench import engine, registry
+from bench.contracts import Curve
+from bench.datasets import digits as handwritten
+from bench.loading import WEIGHTS
+from bench.models import lenet as architecture
+
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("same")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tests run on one thread, so that they are as fast and as exact on any machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def _digits() -> tuple[Tensor, Tensor]:
+    data = handwritten.load(limit=200)
+    assert data.labels is not None
+    return data.read(0, 200), data.labels
+
+
+@pytest.fixture
+def digits(_digits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The first 200 test images, (200, 1, 28, 28), and their labels; a copy for each test."""
+    x, y = _digits
+    return x.clone(), y.clone()
+
+
+@pytest.fixture
+def lenet() -> nn.Module:
+    """LeNet with the weights published for the digits, in evaluation mode; one for each test."""
+    model = architecture.build()
+    model.load_state_dict(load_file(WEIGHTS / "lenet-digits.safetensors"))
+    return model.eval()
+
+
+@pytest.fixture
+def linear() -> Callable[[Tensor, Tensor], nn.Module]:
+    """(w (classes, c * h * w), b (classes,)) -> the net with logits w x + b, which hides nothing:
+    what the best attack on it does is a formula."""
+
+    def build(w: Tensor, b: Tensor) -> nn.Module:
+        layer = nn.Linear(w.shape[1], w.shape[0])
+        with torch.no_grad():
+            layer.weight.copy_(w)
+            layer.bias.copy_(b)
+        return nn.Sequential(nn.Flatten(), layer).eval()
+
+    return build
+
+
+@pytest.fixture
+def attacked() -> Callable[..., engine.Attacked]:
+    """(model, x, y, attack, eps, settings of the curve, params=...) -> what the engine returns.
+
+    eps is one number or several; `examples` are the ids 0..n-1 unless given.
+    """
+
+    def run(
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        attack: str,
+        eps: float | tuple[float, ...],
+        *,
+        rows: int = 64,
+        examples: Tensor | None = None,
+        params: dict[str, Any] | None = None,
+        **settings: Any,
+    ) -> engine.Attacked:
+        found = registry.find("attacks", attack)
+        many = eps if isinstance(eps, tuple) else (eps,)
+        settings = {"norm": "linf"} | settings
+        made = found.params(**(params or {}))
+        curve = Curve(name=attack, attack=found, params=made, eps=many, **settings)
+        ids = torch.arange(len(x)) if examples is None else examples
+        return engine.attack(model, curve, x, y, ids, rows)
+
+    return run

@@ -1,0 +1,291 @@
+"""The batched stream against plain loops over one example at a time, in outcomes and in passes.
+
+In float64, where a batch's size does not change the sign of a gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench import meter, registry
+from bench.contracts import Norm
+from bench.geometry import random_in_ball
+from bench.rng import Noise
+
+Attacked = Callable[..., Any]
+RULES = [name for name in registry.names("attacks") if not name.endswith(":")]
+LOOPS = [name for name in RULES if not registry.find("attacks", name).rule.one_gradient]
+EPS = {"linf": 0.15, "l2": 1.5}
+STEPS = 8
+
+
+@pytest.fixture
+def few(digits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """24 digits, float64."""
+    x, y = digits
+    return x[:24].double(), y[:24]
+
+
+@pytest.fixture
+def net(lenet: nn.Module) -> nn.Module:
+    return lenet.double().requires_grad_(False)
+
+
+def unit(g: Tensor, norm: Norm) -> Tensor:
+    return g.sign() if norm == "linf" else g / g.norm()
+
+
+def into(x: Tensor, x0: Tensor, eps: float, norm: Norm) -> Tensor:
+    if norm == "linf":
+        return x.clamp(x0 - eps, x0 + eps).clamp(0, 1)
+    return (x0 + (x - x0) * min(1.0, eps / float((x - x0).norm()))).clamp(0, 1)
+
+
+def plain(
+    model: nn.Module, x: Tensor, y: Tensor, start: Tensor, norm: Norm, alpha: float, mu: float
+) -> list[Tensor]:
+    """All iterates of one example (1, c, h, w): momentum mu where above 0, else the gradient."""
+    iterates, momentum = [start], torch.zeros_like(x)
+    for _ in range(STEPS):
+        at = iterates[-1].clone().requires_grad_()
+        nn.functional.cross_entropy(model(at), y).backward()
+        momentum = mu * momentum + at.grad / at.grad.abs().sum()
+        ascend = momentum if mu else at.grad
+        iterates.append(into(at.detach() + alpha * unit(ascend, norm), x, EPS[norm], norm))
+    return iterates
+
+
+def expected(
+    model: nn.Module, x: Tensor, y: Tensor, attack: str, norm: Norm, settings: dict[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Last iterates, first successful ones (the last if none) and their steps (-1 if none)."""
+    last, first, steps = [], [], []
+    for i in range(len(x)):
+        one, label, start = x[i : i + 1], y[i : i + 1], x[i : i + 1]
+        if settings.get("random_start"):
+            key = Noise(0, attack, torch.tensor([i]), torch.tensor([0]))
+            offset = random_in_ball(one, torch.full((1,), EPS[norm]).double(), norm, key)
+            start = into(one + offset, one, EPS[norm], norm)
+        mu = settings.get("decay", 0.0)
+        iterates = plain(model, one, label, start, norm, EPS[norm] / STEPS, mu)
+        won = [k for k in range(STEPS) if model(iterates[k]).argmax(1) != label]
+        steps.append(won[0] if won else -1)
+        last.append(iterates[-1])
+        first.append(iterates[won[0]] if won else iterates[-1])
+    return torch.cat(last), torch.cat(first), torch.tensor(steps)
+
+
+CASES = [
+    (name, norm, settings)
+    for name, settings in [
+        ("bim", {}),
+        ("pgd", {"random_start": False}),
+        ("pgd", {"random_start": True}),
+        ("mifgsm", {"decay": 1.0}),
+        ("mifgsm", {"decay": 0.5}),
+    ]
+    for norm in ("linf", "l2")
+]
+
+
+@pytest.mark.parametrize(("attack", "norm", "settings"), CASES)
+def test_the_stream_gives_what_a_plain_loop_gives(
+    attack: str, norm: Norm, settings: dict[str, Any], net: Any, few: Any, attacked: Attacked
+) -> None:
+    x, y = few
+    last, first, steps = expected(net, x, y, attack, norm, settings)
+    params = {"steps": STEPS, "alpha": "eps/steps"} | settings
+    for stop, images in (("first-success", first), ("never", last)):
+        ours = attacked(net, x, y, attack, EPS[norm], norm=norm, stop=stop, params=params, rows=7)
+        assert torch.allclose(ours.x_adv[0], images, rtol=0, atol=1e-6)
+        assert torch.equal(ours.first_success[0], steps)
+    assert 0 < (steps > 0).sum() < len(x)  # some examples fall on the way and some never
+
+
+@pytest.mark.parametrize("attack", RULES)
+@pytest.mark.parametrize("stop", ["first-success", "never"])
+@pytest.mark.parametrize("sweep", ["independent", "nested"])
+def test_the_number_of_rows_a_pass_changes_nothing(
+    attack: str, stop: str, sweep: str, net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    x, y = few[0][:12], few[1][:12]
+    one, three, many = (
+        attacked(net, x, y, attack, (0.1, 0.2), stop=stop, sweep=sweep, rows=rows)
+        for rows in (1, 3, 64)
+    )
+    for other in (three, many):
+        assert torch.allclose(other.x_adv, one.x_adv, rtol=0, atol=1e-6)
+        assert all(torch.equal(a, b) for a, b in zip(other[1:], one[1:], strict=True))
+
+
+@pytest.mark.parametrize("attack", RULES)
+def test_each_eps_of_a_list_is_attacked_as_if_alone(
+    attack: str, net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    many = attacked(net, *few, attack, (0.2, 0.05, 0.1), rows=5)
+    for index, eps in enumerate((0.2, 0.05, 0.1)):
+        alone = attacked(net, *few, attack, eps)
+        assert torch.allclose(many.x_adv[index], alone.x_adv[0], rtol=0, atol=1e-6)
+        assert torch.equal(many.first_success[index], alone.first_success[0])
+
+
+@pytest.mark.parametrize("attack", RULES)
+def test_examples_may_come_in_any_order(
+    attack: str, net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    x, y = few
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
+    straight = attacked(net, x, y, attack, 0.1)
+    turned = attacked(net, x[order], y[order], attack, 0.1, examples=order, rows=5)
+    assert torch.allclose(turned.x_adv[0], straight.x_adv[0][order], rtol=0, atol=1e-6)
+    assert torch.equal(turned.first_success[0], straight.first_success[0][order])
+
+
+# ------------------------------------------------------------------------------------------ passes
+
+
+@pytest.mark.parametrize("attack", RULES)
+@pytest.mark.parametrize("settings", [{}, {"stop": "never"}, {"sweep": "nested"}])
+def test_the_passes_told_are_those_that_the_model_saw(
+    attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    with meter.counted(net) as seen:
+        told = attacked(net, *few, attack, (0.05, 0.2), rows=5, **settings)
+    assert seen.forwards == pytest.approx(float(told.forwards.sum()))
+    assert seen.backwards == pytest.approx(float(told.backwards.sum()))
+
+
+def test_restarts_are_counted_too(net: nn.Module, few: Any, attacked: Attacked) -> None:
+    with meter.counted(net) as seen:
+        told = attacked(net, *few, "pgd", 0.1, params={"steps": 4, "restarts": 3}, rows=5)
+    assert seen.forwards == float(told.forwards.sum())
+    assert seen.backwards == float(told.backwards.sum())
+
+
+def test_a_sweep_of_one_gradient_costs_one_gradient(
+    net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    told = attacked(net, *few, "fgsm", (0.05, 0.1, 0.2, 0.3))
+    assert torch.equal(told.forwards, torch.full((4, 24), 0.25, dtype=torch.float64))
+    assert torch.equal(told.backwards, told.forwards)
+
+
+@pytest.mark.parametrize("attack", LOOPS)
+def test_without_a_stop_every_step_is_a_pass(
+    attack: str, net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    told = attacked(net, *few, attack, (0.1, 0.2), stop="never", params={"steps": 5})
+    assert (told.forwards == 5).all()
+    assert (told.backwards == 5).all()
+
+
+@pytest.mark.parametrize("attack", LOOPS)
+def test_a_success_is_the_last_pass_of_its_example(
+    attack: str, net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    told = attacked(net, *few, attack, (0.1, 0.2), params={"steps": 10})
+    step = told.first_success
+    assert torch.equal(told.forwards, torch.where(step < 0, 10, step + 1).double())
+    assert len(step.unique()) > 3
+
+
+# ---------------------------------------------------------------------------------------- restarts
+
+
+def robust(model: nn.Module, x_adv: Tensor, y: Tensor) -> Tensor:
+    """(e, n) for x_adv (e, n, c, h, w)."""
+    return torch.stack([model(images).argmax(1) == y for images in x_adv])
+
+
+def test_more_restarts_fool_what_fewer_fooled_and_more(
+    net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    x, y = few
+    stood = [
+        robust(net, attacked(net, x, y, "pgd", 0.1, params={"steps": 2, "restarts": r}).x_adv, y)[0]
+        for r in (1, 2, 8)
+    ]
+    assert not (stood[1] & ~stood[0]).any()
+    assert not (stood[2] & ~stood[1]).any()
+    assert stood[2].sum() < stood[0].sum()
+
+
+def test_a_restart_draws_the_same_noise_however_many_follow(attacked: Attacked) -> None:
+    x = torch.full((3, 1, 4, 4), 0.5)
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).requires_grad_(False)
+    nn.init.zeros_(flat[1].weight), nn.init.zeros_(flat[1].bias)  # never fooled, never moves
+    y, ids = torch.zeros(3, dtype=torch.int64), torch.arange(3)
+    for restarts in (1, 2, 3):
+        params = {"steps": 1, "restarts": restarts}
+        ours = attacked(flat, x, y, "pgd", 0.1, params=params).x_adv[0]
+        key = Noise(0, "pgd", ids, torch.full((3,), restarts - 1))
+        assert torch.equal(ours, x + random_in_ball(x, torch.full((3,), 0.1), "linf", key))
+
+
+# -------------------------------------------------------------------------------------------- sweep
+
+
+@pytest.mark.parametrize("attack", RULES)
+@pytest.mark.parametrize("stop", ["first-success", "never"])
+def test_a_nested_sweep_is_the_union_over_smaller_balls_of_the_independent_one(
+    attack: str, stop: str, net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    """Robust at an eps, nested, if and only if robust at it and every smaller one, independent:
+    both start from the same noise, which does not depend on eps."""
+    x, y = few
+    eps = (0.3, 0.02, 0.1, 0.05)
+    settings = {"stop": stop, "params": {"alpha": 0.05, "steps": 6} if attack != "fgsm" else {}}
+    alone = robust(net, attacked(net, x, y, attack, eps, **settings).x_adv, y)
+    nested = robust(net, attacked(net, x, y, attack, eps, sweep="nested", **settings).x_adv, y)
+    for index, radius in enumerate(eps):
+        smaller = [other for other in range(4) if eps[other] <= radius]
+        assert torch.equal(nested[index], alone[smaller].all(0))
+
+
+def test_a_success_is_inherited_by_larger_balls_for_nothing(
+    net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    told = attacked(net, *few, "bim", (0.05, 0.1, 0.2), sweep="nested")
+    for small, large in ((0, 1), (1, 2)):
+        won = robust(net, told.x_adv, few[1])[small].logical_not()
+        assert won.any()
+        assert torch.equal(told.x_adv[large][won], told.x_adv[small][won])
+        assert (told.forwards[large][won] == 0).all()
+
+
+# --------------------------------------------------------------------------------------- no gradient
+
+
+class Answer(nn.Module):
+    """Logits that do not depend on the image; `attached` ones have a gradient, of zeros."""
+
+    def __init__(self, attached: bool) -> None:
+        super().__init__()
+        self.attached = attached
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = torch.linspace(1, 0, 10).expand(len(x), 10)
+        return logits + 0 * x.flatten(1).sum(1, keepdim=True) if self.attached else logits
+
+
+@pytest.mark.parametrize("attack", RULES)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attached", [True, False])
+def test_where_there_is_no_gradient_the_image_stays_and_is_no_nan(
+    attack: str, norm: Norm, attached: bool, attacked: Attacked
+) -> None:
+    x, y = torch.rand(4, 1, 3, 3), torch.zeros(4, dtype=torch.int64)
+    params = {"random_start": False} if attack == "pgd" else {}
+    told = attacked(Answer(attached), x, y, attack, (0.1, 0.3), norm=norm, params=params)
+    assert torch.equal(told.x_adv, x.expand(2, *x.shape))
+    assert (told.first_success == -1).all()
+
+
+def test_no_examples_make_no_pass(net: nn.Module, few: Any, attacked: Attacked) -> None:
+    x, y = few[0][:0], few[1][:0]
+    assert all(
+        attacked(net, x, y, attack, 0.1).x_adv.shape == (1, 0, 1, 28, 28) for attack in LOOPS
+    )

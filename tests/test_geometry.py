@@ -1,0 +1,190 @@
+"""Balls, boxes and directions against their definitions and against slow, obvious references."""
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy.stats import kstest
+from torch import Tensor
+
+from bench import geometry
+from bench.contracts import Norm
+from bench.rng import Noise
+
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
+DUAL = {"linf": 1, "l2": 2, "l1": float("inf"), "l0": float("inf")}
+ROWS, D = 3, 6
+
+
+def tensors(low: float, high: float) -> st.SearchStrategy[Tensor]:
+    """(ROWS, 1, 2, 3), float32."""
+    numbers = st.floats(low, high, width=32)
+    return arrays(np.float32, (ROWS, 1, 2, 3), elements=numbers).map(torch.from_numpy)
+
+
+radii = st.lists(st.floats(0, 4, width=32), min_size=ROWS, max_size=ROWS).map(torch.tensor)
+norms = st.sampled_from(NORMS)
+gradients = st.builds(lambda g, power: g * 10.0**power, tensors(-1, 1), st.integers(-30, 30))
+
+
+def exact(delta: Tensor, norm: Norm) -> Tensor:
+    """The norm in float64, by NumPy's own definition."""
+    order = {"linf": np.inf, "l2": 2, "l1": 1, "l0": 0}[norm]
+    flat = delta.double().flatten(1).numpy()
+    return torch.from_numpy(np.stack([np.linalg.norm(row, order) for row in flat]))
+
+
+def nearest_in_ball(delta: np.ndarray, eps: float, norm: Norm) -> np.ndarray:
+    """The nearest point of the ball around 0, float64, the slow way."""
+    if norm == "linf":
+        return np.clip(delta, -eps, eps)
+    if norm == "l2":
+        return delta * min(1.0, eps / max(float(np.linalg.norm(delta)), 1e-300))
+    if norm == "l0":
+        kept = combinations(range(len(delta)), min(int(eps), len(delta)))
+        points = [np.where(np.isin(np.arange(len(delta)), k), delta, 0) for k in kept]
+        return min(points, key=lambda point: float(np.square(delta - point).sum()))
+    low, high = 0.0, float(np.abs(delta).max())
+    if np.abs(delta).sum() <= eps:
+        return delta
+    for _ in range(100):  # bisection on the threshold
+        middle = (low + high) / 2
+        over = np.maximum(np.abs(delta) - middle, 0).sum() > eps
+        low, high = (middle, high) if over else (low, middle)
+    return np.sign(delta) * np.maximum(np.abs(delta) - high, 0)
+
+
+@given(tensors(-1, 2), tensors(0, 1), radii, norms)
+def test_a_projected_image_is_in_the_ball_and_exactly_in_the_box(
+    x: Tensor, x0: Tensor, eps: Tensor, norm: Norm
+) -> None:
+    projected = geometry.project(x, x0, eps, norm)
+    assert projected.shape == x.shape
+    assert projected.min() >= 0
+    assert projected.max() <= 1
+    assert (exact(projected.double() - x0.double(), norm) <= eps * (1 + 1e-5) + 1e-6).all()
+
+
+@given(tensors(0, 1), tensors(0, 1), norms)
+def test_a_point_inside_is_returned_to_the_bit(x: Tensor, x0: Tensor, norm: Norm) -> None:
+    eps = (exact(x - x0, norm) * (1 + 1e-5) + 1e-6).to(x)
+    assert torch.equal(geometry.project(x, x0, eps, norm), x)
+
+
+@given(tensors(-1, 2), tensors(0, 1), radii, norms)
+def test_projecting_twice_is_projecting_once(
+    x: Tensor, x0: Tensor, eps: Tensor, norm: Norm
+) -> None:
+    once = geometry.project(x, x0, eps, norm)
+    assert torch.allclose(geometry.project(once, x0, eps, norm), once, rtol=0, atol=1e-6)
+
+
+@given(tensors(-1, 2), tensors(0, 1), norms)
+def test_a_ball_of_radius_0_holds_the_clean_image_alone(x: Tensor, x0: Tensor, norm: Norm) -> None:
+    assert torch.equal(geometry.project(x, x0, torch.zeros(ROWS), norm), x0)
+
+
+@given(tensors(0, 1), tensors(0, 1), radii, norms)
+def test_no_point_of_the_ball_is_nearer_than_the_projection(
+    x: Tensor, x0: Tensor, eps: Tensor, norm: Norm
+) -> None:
+    projected = geometry.project(x, x0, eps, norm).double()
+    for row in range(ROWS):
+        delta = (x[row].double() - x0[row].double()).flatten().numpy()
+        slow = nearest_in_ball(delta, float(eps[row]), norm)
+        least = float(np.linalg.norm(delta - slow))
+        found = float((x[row].double() - projected[row]).norm())
+        assert found <= least + 1e-5
+
+
+@given(tensors(-1, 2), tensors(0, 1), radii, st.sampled_from(["linf", "l2", "l1"]))
+def test_the_projection_is_the_ball_first_and_then_the_box(
+    x: Tensor, x0: Tensor, eps: Tensor, norm: Norm
+) -> None:
+    projected = geometry.project(x, x0, eps, norm)
+    for row in range(ROWS):
+        delta = (x[row].double() - x0[row].double()).flatten().numpy()
+        slow = x0[row].double().flatten().numpy() + nearest_in_ball(delta, float(eps[row]), norm)
+        assert np.allclose(projected[row].flatten().numpy(), slow.clip(0, 1), rtol=0, atol=1e-5)
+
+
+@given(tensors(-1, 1), norms)
+def test_a_norm_is_the_textbooks(delta: Tensor, norm: Norm) -> None:
+    assert torch.allclose(geometry.norm_of(delta, norm).double(), exact(delta, norm), atol=1e-30)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_an_l2_norm_neither_underflows_nor_overflows(scale: float) -> None:
+    delta = torch.tensor([[3.0, -4.0]]) * scale
+    assert torch.allclose(geometry.norm_of(delta, "l2"), torch.tensor(5 * scale))
+
+
+@given(gradients, norms)
+def test_the_steepest_direction_has_norm_1_and_attains_the_dual_norm(
+    gradient: Tensor, norm: Norm
+) -> None:
+    direction = geometry.steepest(gradient, norm)
+    rise = (direction.double() * gradient.double()).flatten(1).sum(1)
+    dual = torch.linalg.vector_norm(gradient.double().flatten(1), ord=DUAL[norm], dim=1)
+    moves = gradient.flatten(1).abs().amax(1) > 0
+    assert torch.allclose(rise, dual, rtol=1e-5, atol=0)
+    assert torch.allclose(exact(direction, norm), moves.double(), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_zero_gradient_has_no_direction_and_no_nan(norm: Norm) -> None:
+    assert torch.equal(geometry.steepest(torch.zeros(2, 1, 2, 3), norm), torch.zeros(2, 1, 2, 3))
+
+
+def test_a_tiny_gradient_still_gives_a_whole_step() -> None:
+    gradient = torch.tensor([[3e-30, -4e-30], [3e-42, -4e-42]])
+    direction = geometry.steepest(gradient, "l2")
+    assert torch.allclose(direction, torch.tensor([0.6, -0.8]).expand(2, 2), rtol=1e-2)
+
+
+def noise(examples: list[int], seed: int = 0) -> Noise:
+    ids = torch.tensor(examples)
+    return Noise(seed, "test", ids, torch.zeros_like(ids))
+
+
+@given(radii, norms, st.integers(0, 99))
+def test_a_random_offset_is_in_the_ball_and_not_zero(eps: Tensor, norm: Norm, seed: int) -> None:
+    offset = geometry.random_in_ball(torch.zeros(ROWS, 1, 2, 3), eps, norm, noise([0, 1, 2], seed))
+    assert (exact(offset, norm) <= eps * (1 + 1e-5) + 1e-40).all()
+    room = eps >= 1 if norm == "l0" else eps > 1e-30
+    assert (offset.flatten(1).abs().amax(1) > 0)[room].all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_random_offset_belongs_to_the_example_and_not_to_its_batch(norm: Norm) -> None:
+    like, eps = torch.zeros(3, 1, 2, 3), torch.tensor([1.0, 2.0, 3.0])
+    together = geometry.random_in_ball(like, eps, norm, noise([7, 8, 9]))
+    alone = geometry.random_in_ball(like[:1], eps[1:2], norm, noise([8]))
+    turned = geometry.random_in_ball(like, eps.flip(0), norm, noise([9, 8, 7]))
+    assert torch.equal(together[1:2], alone)
+    assert torch.equal(together.flip(0), turned)
+    assert not torch.equal(together, geometry.random_in_ball(like, eps, norm, noise([7, 8, 9], 1)))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_random_offset_is_uniform_in_the_ball(norm: Norm) -> None:
+    n, eps = 2000, 0.3
+    like = torch.zeros(n, 1, 2, 3)
+    offset = geometry.random_in_ball(like, torch.full((n,), eps), norm, noise(list(range(n))))
+    share = (exact(offset, norm) / eps) ** D  # of the ball's volume that lies further inside
+    assert kstest(share.numpy(), "uniform").pvalue > 0.001
+    assert (offset.mean(0).abs() < 0.03 * eps).all()  # no side is preferred
+
+
+def test_a_random_l0_offset_moves_uniformly_chosen_entries_by_uniform_amounts() -> None:
+    n = 2000
+    like = torch.zeros(n, 1, 2, 3)
+    offset = geometry.random_in_ball(like, torch.full((n,), 2.0), "l0", noise(list(range(n))))
+    moved = offset != 0
+    assert (moved.flatten(1).sum(1) == 2).all()
+    assert torch.allclose(moved.float().mean(0), torch.tensor(2 / D), atol=0.04)
+    assert kstest(offset[moved].numpy(), "uniform", args=(-1, 2)).pvalue > 0.001

@@ -1,0 +1,128 @@
+"""Noise belongs to the example: no batch, order or caller can change it."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench import rng
+
+DRAWS = ("uniform", "normal", "unit")
+
+
+def draw(
+    kind: str, examples: list[int], seed: int = 0, purpose: str = "a", restart: int = 0
+) -> Tensor:
+    ids = torch.tensor(examples)
+    made = rng.Noise(seed, purpose, ids, torch.full_like(ids, restart))
+    return getattr(made, kind)(torch.zeros(len(examples), 2, 3))
+
+
+def states() -> tuple[bytes, str, str]:
+    """The global generators of torch, NumPy and Python."""
+    numpy_state = str(np.random.get_state(legacy=False))
+    return torch.get_rng_state().numpy().tobytes(), numpy_state, str(random.getstate())
+
+
+def test_a_fold_is_the_same_on_every_machine_and_in_every_year() -> None:
+    assert rng.fold() == 13020603013274838756
+    assert rng.fold(0, "pgd", 3) == 3916335191663680418
+
+
+def test_a_fold_tells_its_parts_apart() -> None:
+    folds = [rng.fold(*parts) for parts in [(1, 23), (12, 3), (123,), ("1", "2", "3"), (23, 1)]]
+    assert len(set(folds)) == 5
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+def test_a_draw_is_the_examples_own_whatever_its_batch_and_place(kind: str) -> None:
+    together = draw(kind, [5, 6, 7])
+    assert torch.equal(draw(kind, [7, 6, 5]), together.flip(0))
+    assert torch.equal(draw(kind, [6]), together[1:2])
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+def test_seed_purpose_restart_and_example_all_change_the_draw(kind: str) -> None:
+    others = [
+        draw(kind, [5]),
+        draw(kind, [6]),
+        draw(kind, [5], seed=1),
+        draw(kind, [5], purpose="b"),
+        draw(kind, [5], restart=1),
+    ]
+    assert len({tuple(other.flatten().tolist()) for other in others}) == 5
+
+
+@pytest.mark.parametrize("kind", DRAWS)
+def test_the_global_state_neither_decides_a_draw_nor_is_moved_by_it(kind: str) -> None:
+    first, before = draw(kind, [1, 2]), states()
+    assert torch.equal(draw(kind, [1, 2]), first)
+    assert states() == before
+
+
+def test_draws_have_the_distributions_they_are_named_after() -> None:
+    ids = list(range(3000))
+    uniform, normal, unit = (draw(kind, ids) for kind in DRAWS)
+    assert -1 <= uniform.min() < -0.99 < 0.99 < uniform.max() <= 1
+    assert abs(float(uniform.square().mean()) - 1 / 3) < 0.01
+    assert abs(float(normal.mean())) < 0.03
+    assert abs(float(normal.std()) - 1) < 0.02
+    assert unit.shape == (3000,)
+    assert 0 <= unit.min() < 0.01 < 0.99 < unit.max() <= 1
+    assert abs(float(unit.mean()) - 0.5) < 0.02
+
+
+def test_a_draw_has_the_dtype_that_is_asked_for() -> None:
+    one = rng.Noise(0, "a", torch.tensor([1]), torch.tensor([0]))
+    assert one.uniform(torch.zeros(1, 4, dtype=torch.float64)).dtype == torch.float64
+
+
+def scramble() -> None:
+    torch.rand(3), np.random.rand(3), random.random()
+    torch.manual_seed(1), np.random.seed(1), random.seed(1)
+
+
+def test_seeded_code_leaves_all_global_generators_as_they_were() -> None:
+    before = states()
+    with rng.seeded(0, "x"):
+        scramble()
+        assert states() != before
+    assert states() == before
+
+
+def test_seeded_code_that_raises_leaves_them_too() -> None:
+    @rng.seeded(0, "x")
+    def broken() -> None:
+        scramble()
+        raise RuntimeError("planted")
+
+    before = states()
+    with pytest.raises(RuntimeError, match="planted"):
+        broken()
+    assert states() == before
+
+
+def test_seeded_code_draws_the_same_numbers_and_other_parts_give_others() -> None:
+    def numbers(*parts: object) -> tuple[float, float, float]:
+        with rng.seeded(*parts):
+            return float(torch.rand(())), float(np.random.rand()), random.random()
+
+    assert numbers(0, "x") == numbers(0, "x")
+    assert not set(numbers(0, "x")) & set(numbers(1, "x"))
+
+
+def test_integers_are_the_examples_own_and_cover_their_range() -> None:
+    many = rng.integers(0, "target", torch.arange(300), 9)
+    assert sorted(set(many.tolist())) == list(range(9))
+    assert torch.equal(rng.integers(0, "target", torch.arange(300).flip(0), 9), many.flip(0))
+    assert not torch.equal(rng.integers(1, "target", torch.arange(300), 9), many)
+
+
+def test_a_shuffle_is_a_permutation_that_its_seed_decides() -> None:
+    order: Tensor = rng.shuffled(0, "train", 50)
+    assert sorted(order.tolist()) == list(range(50))
+    assert torch.equal(order, rng.shuffled(0, "train", 50))
+    assert not torch.equal(order, rng.shuffled(1, "train", 50))
+    assert not torch.equal(order, torch.arange(50))

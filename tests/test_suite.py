@@ -1,0 +1,466 @@
+"""Suites: what a good one parses to, and that every mistake of a bad one is told at once."""
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bench import suite
+from bench.attacks import pgd
+from bench.errors import SuiteError
+
+GOOD = """
+schema = 1
+name = "small"
+seed = 3
+sweep = "nested"
+
+[data]
+name = "digits"
+limit = 60
+
+[[models]]
+name = "lenet"
+weights = "digits"
+
+[[attacks]]
+name = "pgd"
+label = "ours"
+norm = "linf"
+eps = [0, 0.1, "8/255"]
+stop = "never"
+params = { steps = 4, alpha = "eps/4" }
+
+[[attacks]]
+name = "torchattacks:PGD"
+label = "theirs"
+norm = "linf"
+eps = [0.1]
+goal = "targeted"
+target = "next"
+
+[[attacks]]
+name = "fgsm"
+norm = "l2"
+eps = [2]
+
+[[crosschecks]]
+ours = "ours"
+reference = "ours"
+"""
+
+
+def parse(text: str, base: Path = Path()) -> suite.Suite:
+    return suite.parse(text, "my.toml", base)
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(SuiteError) as caught:
+        parse(text)
+    return list(caught.value.problems)
+
+
+def problem(text: str) -> str:
+    """The one sentence that is wrong with `text`."""
+    (only,) = problems(text)
+    return only
+
+
+def changed(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new, 1)
+
+
+# ------------------------------------------------------------------------------------- a good suite
+
+
+def test_a_good_suite_parses_to_typed_values_with_defaults_filled_in() -> None:
+    read = parse(GOOD)
+    ours, theirs, single = read.attacks
+    assert (read.name, read.title, read.seed, read.sweep) == ("small", "small", 3, "nested")
+    assert read.data == suite.DataEntry(name="digits", split="test", limit=60, params={})
+    assert read.models[0].label == "lenet"
+    assert ours.params == pgd.Params(steps=4, alpha="eps/4")
+    assert (ours.stop, theirs.stop) == ("never", "first-success")
+    assert (theirs.goal, theirs.target) == ("targeted", "next")
+    assert single.label == "fgsm"
+    assert read.crosschecks == (suite.Crosscheck(ours="ours", reference="ours"),)
+
+
+def test_eps_are_numbers_that_remember_how_they_were_written() -> None:
+    eps = parse(GOOD).attacks[0].eps
+    assert eps == (suite.Eps(0.0, "0"), suite.Eps(0.1, "0.1"), suite.Eps(8 / 255, "8/255"))
+
+
+def test_a_suite_cannot_be_changed() -> None:
+    read = parse(GOOD)
+    for value, field in ((read, "name"), (read.models[0], "label"), (read.attacks[0], "norm")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, field, "other")
+
+
+def test_the_stop_rule_of_the_suite_holds_where_an_attack_says_nothing() -> None:
+    read = parse(changed("seed = 3", 'stop = "never"'))
+    assert [entry.stop for entry in read.attacks] == ["never", "never", "never"]
+
+
+def test_every_shipped_suite_parses_by_its_bare_name_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {"quickstart", "mnist", "imagenet"} <= set(suite.shipped())
+    for name in suite.shipped():
+        assert suite.read(name).name == name
+
+
+def test_a_file_in_the_working_folder_wins_over_a_shipped_suite_only_by_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart.toml").write_text(GOOD, encoding="utf-8")
+    assert suite.read("quickstart").name == "quickstart"
+    assert suite.read("quickstart.toml").name == "small"
+
+
+def test_file_names_in_a_suite_start_from_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("def make(width=3): ...", encoding="utf-8")
+    path = tmp_path / "mine.toml"
+    text = changed('"lenet"', '"net.py:make"').replace('weights = "digits"', "")
+    path.write_text(text, encoding="utf-8")
+    read = suite.read(str(path))
+    assert read.base == tmp_path
+    assert (read.models[0].label, read.models[0].weights) == ("net.py:make", None)
+
+
+# ------------------------------------------------------------------------------- all mistakes at once
+
+NASTY = """
+schema = 1
+name = "nasty"
+tilte = "a typo"
+seed = "zero"
+stop = "sometimes"
+
+[data]
+name = "digitz"
+limit = 0
+
+[[models]]
+name = "lenett"
+weigths = "digits"
+
+[[models]]
+name = "lenet"
+label = "twin"
+weights = 3
+
+[[models]]
+name = "lenet"
+label = "twin"
+weights = "digits"
+
+[[models]]
+name = "dropout_cnn"
+label = "twin"
+weights = "mnist"
+params = { width = 3 }
+
+[[attacks]]
+name = "pdg"
+label = "never built"
+norm = "linf"
+eps = [0.1]
+
+[[attacks]]
+name = "pgd"
+norm = "linf"
+eps = [-0.1, 1.5, 0.1, "1/10", "8/0", "many"]
+params = { steps = 0, alfa = 0.1, alpha = "eps:10", restarts = 2.5 }
+
+[[attacks]]
+name = "fgsm"
+norm = "l1"
+eps = [0.1]
+goal = "targeted"
+
+[[attacks]]
+name = "bim"
+label = "BIM"
+norm = "lindf"
+eps = 0.1
+
+[[attacks]]
+name = "mifgsm"
+label = "BIM"
+norm = "l2"
+eps = [0.5]
+target = 3
+batch_size = 0
+
+[[attacks]]
+name = "mifgsm"
+label = "BIM"
+norm = "l2"
+eps = []
+
+[[crosschecks]]
+ours = "BIMM"
+reference = "never built"
+"""
+
+EXPECTED = {
+    "tilte": ("unknown key", "did you mean 'title'"),
+    "seed": ("valid integer", "got 'zero'"),
+    "stop": ("'first-success' or 'never'", "got 'sometimes'"),
+    "data.name": ("'digitz' is unknown", "did you mean 'digits'"),
+    "data.limit": ("at least 1", "got 0"),
+    "models[0].name": ("'lenett' is unknown", "did you mean 'lenet'"),
+    "models[0].weigths": ("unknown key", "did you mean 'weights'"),
+    "models[1].weights": ("valid string", "got 3"),
+    "models[3].params.width": ("unknown parameter", "known: (none)"),
+    "models": ("each label once", "got 'twin' 2 times"),
+    "attacks[0].name": ("'pdg' is unknown", "did you mean 'pgd'"),
+    "attacks[1].eps[0]": ("in [0, 1] for linf", "got -0.1"),
+    "attacks[1].eps[1]": ("in [0, 1] for linf", "got 1.5"),
+    "attacks[1].eps[3]": ("each eps once", "got 1/10 again"),
+    "attacks[1].eps[4]": ("a fraction such as '8/255'", "got '8/0'"),
+    "attacks[1].eps[5]": ("a fraction such as '8/255'", "got 'many'"),
+    "attacks[1].params.steps": ("greater than or equal to 1", "got 0"),
+    "attacks[1].params.alfa": ("unknown key", "did you mean 'alpha'"),
+    "attacks[1].params.alpha": ("a share of eps such as 'eps/10'", "got 'eps:10'"),
+    "attacks[1].params.restarts": ("valid integer", "got 2.5"),
+    "attacks[2].norm": ("no norm 'l1'", "it has linf, l2"),
+    "attacks[2].target": ("next, complement, random, least-likely", "got nothing"),
+    "attacks[3].norm": ("'linf', 'l2', 'l1' or 'l0'", "got 'lindf'"),
+    "attacks[3].eps": ("valid list", "got 0.1"),
+    "attacks[4].target": ("goal = 'targeted'", "got untargeted"),
+    "attacks[4].batch_size": ("at least 1", "got 0"),
+    "attacks[5].eps": ("at least one eps", "got an empty list"),
+    "attacks": ("each label once", "got 'BIM' 2 times"),
+    "crosschecks[0].ours": ("no attack has the label 'BIMM'", "did you mean 'BIM'"),
+}
+
+
+def test_all_mistakes_of_a_nasty_suite_are_told_at_once() -> None:
+    told = [sentence.split(": ", 2) for sentence in problems(NASTY)]
+    assert all(where == "my.toml" for where, _, _ in told)
+    assert sorted(key for _, key, _ in told) == sorted(EXPECTED)
+
+
+@pytest.mark.parametrize("key", EXPECTED)
+def test_every_mistake_names_its_key_what_was_expected_and_what_was_got(key: str) -> None:
+    (sentence,) = [s for s in problems(NASTY) if s.startswith(f"my.toml: {key}: ")]
+    for part in EXPECTED[key]:
+        assert part in sentence
+    assert "\n" not in sentence
+
+
+def test_the_mistakes_come_in_the_same_order_every_time() -> None:
+    text = changed('name = "small"', 'name = "small"\nzeta = 1\nalpha = 2\nmiddle = 3')
+    keys = [sentence.split(": ")[1] for sentence in problems(text)]
+    assert keys == ["zeta", "alpha", "middle"]
+
+
+# ---------------------------------------------------------------------------------- one at a time
+
+
+@pytest.mark.parametrize(
+    ("eps", "part"),
+    [
+        ("[nan]", "in [0, 1] for linf, got nan"),
+        ("[inf]", "in [0, 1] for linf, got inf"),
+        ('["1e400"]', "a number or a fraction such as '8/255', got '1e400'"),
+        ('["1e999999999"]', "a number or a fraction such as '8/255', got '1e999999999'"),
+        ('[""]', "a number or a fraction such as '8/255', got ''"),
+        ("[true]", "got [True]"),
+        ("[[0.1]]", "got [[0.1]]"),
+    ],
+)
+def test_an_eps_that_is_no_radius_is_a_mistake(eps: str, part: str) -> None:
+    text = problem(changed('[0, 0.1, "8/255"]', eps).replace("[[crosschecks]]", "[[attacks]]", 0))
+    assert "attacks[0].eps" in text
+    assert part in text
+
+
+def test_an_l2_radius_may_be_above_1_but_not_infinite() -> None:
+    assert parse(GOOD).attacks[2].eps[0].value == 2
+    assert "at least 0 for l2, got inf" in problem(changed("eps = [2]", "eps = [inf]"))
+
+
+@pytest.mark.parametrize(
+    "alpha", ["eps/", "eps/0", "steps*eps", "1.2.3*eps", "-1*eps", "0*eps", "eps/steps/2", ""]
+)
+def test_a_step_size_that_is_no_share_of_eps_is_a_mistake(alpha: str) -> None:
+    told = problem(changed('alpha = "eps/4"', f'alpha = "{alpha}"'))
+    assert told.startswith("my.toml: attacks[0].params.alpha: ")
+    assert told.endswith(f"got '{alpha}'")
+
+
+@pytest.mark.parametrize("alpha", ["0.01", '"eps/10"', '"2.5*eps/steps"', '"eps"', '" 2 * eps "'])
+def test_a_step_size_is_a_number_or_a_share_of_eps(alpha: str) -> None:
+    read = parse(changed('alpha = "eps/4"', f"alpha = {alpha}"))
+    assert read.attacks[0].params.alpha == tomllib.loads(f"a = {alpha}")["a"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "part"),
+    [
+        ("schema = 1", "schema = 2", "schema: input should be 1, got 2"),
+        ("schema = 1", "", "schema: expected a value, got nothing"),
+        ('name = "small"', "", "name: expected a value, got nothing"),
+        ("seed = 3", "seed = 1.5", "seed: "),
+        ("seed = 3", "seed = true", "seed: "),
+        ("limit = 60", "limit = -1", "data.limit: expected at least 1, got -1"),
+        ("limit = 60", "params = { size = 3 }", ""),
+        ('label = "theirs"', 'label = "ours"', "each label once, got 'ours' 2 times"),
+        ("params = { steps = 4", "params = { step = 4", "did you mean 'steps'? known: "),
+        ('target = "next"', "target = 1.5", "attacks[1].target: "),
+        ('reference = "ours"', 'reference = "their"', "did you mean 'theirs'"),
+        ('reference = "ours"', 'reference = "fgsm"', "same norm, goal and target"),
+        ('reference = "ours"', 'reference = "theirs"', "same norm, goal and target"),
+        ('reference = "ours"', "", "crosschecks[0].reference: expected a value, got nothing"),
+        ('reference = "ours"', "reference = 3", "crosschecks[0].reference: "),
+        ('"torchattacks:PGD"', '"torchattacks:PDG"', "did you mean 'PGD'"),
+        ('"torchattacks:PGD"', '"torchattacks:MultiAttack"', "cannot be used here"),
+        ('"torchattacks:PGD"', '"torchattacks:APGD"', "no goal 'targeted'"),
+        ('"lenet"', '"bench.models.lenet:SUMMARY"', "'SUMMARY' is not defined there"),
+        ('"lenet"', '"bench.models.lenet:__doc__"', "expected a Model or a factory, got str"),
+        ('"digits"\nlimit', '"bench.datasets.digits:TEST"\nlimit', "a Dataset or a factory"),
+        ('"fgsm"', '"bench.attacks.fgsm:Params"', "expected a bench Attack, got type"),
+    ],
+)
+def test_a_single_mistake_is_a_single_sentence(old: str, new: str, part: str) -> None:
+    text = changed(old, new)
+    if not part:
+        assert parse(text).data.params == {"size": 3}  # a data set that takes anything
+        return
+    assert part in problem(text)
+
+
+def test_a_crosscheck_needs_an_eps_that_both_sides_have() -> None:
+    text = changed('goal = "targeted"\ntarget = "next"\n', "").replace("eps = [0.1]", "eps = [0.3]")
+    told = problem(text.replace('reference = "ours"', 'reference = "theirs"'))
+    assert "crosschecks[0]: expected an eps that both sides have, got none" in told
+
+
+@pytest.mark.parametrize("section", ["models", "attacks"])
+def test_a_suite_without_models_or_attacks_is_a_mistake(section: str) -> None:
+    kept = [p for p in GOOD.split("\n\n") if not p.lstrip().startswith(f"[[{section}]]")]
+    text = "\n\n".join(p for p in kept if "crosschecks" not in p)
+    assert f"my.toml: {section}: expected" in problem(text)
+
+
+def test_sections_of_the_wrong_shape_are_mistakes() -> None:
+    told = problems('schema = 1\nname = "x"\ndata = 3\nmodels = "lenet"\nattacks = [1, "pgd"]')
+    keys = [sentence.split(": ")[1] for sentence in told]
+    assert sorted(keys) == ["attacks[0]", "attacks[1]", "data", "models"]
+
+
+def test_an_attack_by_another_name_of_the_librarys_takes_its_parameters() -> None:
+    read = parse(changed('target = "next"', 'target = "next"\nparams = { steps = 7, seed = 5 }'))
+    assert (read.attacks[1].params.steps, read.attacks[1].params.seed) == (7, 5)
+    assert read.attacks[1].params.alpha == pytest.approx(2 / 255)
+
+
+# ---------------------------------------------------------------------------------- files
+
+
+def told_of(name: str) -> str:
+    with pytest.raises(SuiteError) as caught:
+        suite.read(name)
+    (only,) = caught.value.problems
+    return only
+
+
+def test_an_unknown_bare_name_is_told_with_the_nearest_shipped_suite() -> None:
+    told = told_of("quikstart")
+    assert "suite 'quikstart' is neither a file nor shipped; did you mean 'quickstart'?" in told
+
+
+def test_a_missing_file_a_folder_and_bytes_that_are_no_text_are_one_sentence_each(
+    tmp_path: Path,
+) -> None:
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes('name = "caf\xe9"'.encode("latin-1"))
+    assert "neither a file nor shipped" in told_of(str(tmp_path / "absent.toml"))
+    assert "could not be read as a suite" in told_of(str(tmp_path))
+    assert "could not be read as a suite" in told_of(str(latin))
+
+
+def test_toml_that_does_not_parse_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "broken.toml"
+    path.write_text('schema = 1\nname = "x\n', encoding="utf-8")
+    told = told_of(str(path))
+    assert str(path) in told
+    assert "not valid TOML" in told
+    assert "line 2" in told
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".", ".hidden", "two words\n"])
+def test_a_suites_name_must_be_fit_for_a_folder_because_it_becomes_one(name: str) -> None:
+    told = problem(changed('name = "small"', f"name = {name!r}".replace("'", '"')))
+    assert told.startswith("my.toml: name: expected letters, digits, ")
+
+
+def test_one_attack_outside_any_suite_is_checked_the_same_way() -> None:
+    with pytest.raises(SuiteError) as caught:
+        suite.attack_entry({"name": "pgd", "norm": "l1", "eps": [2], "params": {"x": 1}}, "here")
+    assert len(caught.value.problems) == 2
+    assert all(sentence.startswith("here: ") for sentence in caught.value.problems)
+
+
+# ---------------------------------------------------------------------------------- anything at all
+
+words = st.sampled_from(
+    [
+        "pgd", "fgsm", "lenet", "digits", "linf", "l2", "targeted", "next", "never", "eps/10", "",
+        "8/255", "1/0", "eps/0", "torchattacks:", "torchattacks:PGD", "torchattacks:CW", ":", "a:b",
+        "pgd:ATTACK", ":x", ".py:x", "x.py:y", "builtins:dict", "..:x", "bench:run", "\0.py:x",
+        "imagenet", "lenet:MODEL", ".:x", "1e999", "-1", "math:pi",
+    ]
+)  # fmt: skip
+scalars = st.one_of(words, st.integers(-3, 300), st.floats(), st.booleans(), st.text(max_size=5))
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["steps", "alpha", "loss", "restarts", "x"]), inner),
+    ),
+    max_leaves=4,
+)
+
+
+def table(**likely: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
+    """Tables whose keys mostly hold what they should, and often do not."""
+    keys = {key: st.one_of(strategy, strategy, values) for key, strategy in likely.items()}
+    return st.fixed_dictionaries({}, optional={**keys, "odd": values})
+
+
+entry = {"label": words, "params": st.dictionaries(words, values, max_size=2)}
+attacks = table(
+    name=words, norm=words, eps=st.lists(scalars, max_size=3), goal=words, target=scalars,
+    stop=words, **entry,
+)  # fmt: skip
+suites = table(
+    schema=st.just(1),
+    name=words,
+    seed=st.integers(),
+    data=table(name=words, limit=st.integers(), params=st.just({})),
+    models=st.lists(table(name=words, weights=words, **entry), max_size=2),
+    attacks=st.lists(attacks, max_size=3),
+    crosschecks=st.lists(table(ours=words, reference=words), max_size=2),
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(suites)
+def test_whatever_a_suite_holds_it_is_a_suite_or_a_suite_error(raw: dict[str, Any]) -> None:
+    check = suite._Checker("my.toml", Path())
+    read = check.suite(raw, "")
+    assert check.problems or isinstance(read, suite.Suite)
+    assert all(sentence.startswith("my.toml: ") for sentence in check.problems)
+    assert all("\n" not in sentence for sentence in check.problems)
