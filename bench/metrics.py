@@ -65,18 +65,18 @@ def robust_8bit(records: pd.DataFrame) -> Outcomes:
 
 
 def _stood(records: pd.DataFrame, prediction: str) -> Outcomes:
-    before: Outcomes = records["clean_correct"].astype(bool)
-    unbroken: Outcomes = records[prediction].eq(records["label"]).astype(bool)
-    spoilt: Outcomes = records["violation"].astype(str).ne("").astype(bool)
-    return before & (unbroken | spoilt)
+    unbroken = records[prediction].to_numpy() == records["label"].to_numpy()
+    spoilt = records["violation"].astype(str).to_numpy() != ""
+    before = records["clean_correct"].to_numpy(dtype=bool)
+    return pd.Series(before & (unbroken | spoilt), index=records.index)
 
 
 def eligible(records: pd.DataFrame) -> Outcomes:
     """Which examples an attack could have succeeded on: correct before and, when targeted, of
     another class than the target."""
-    chosen: Outcomes = records["clean_correct"].astype(bool)
-    other: Outcomes = records["label"].ne(records["target"]).astype(bool)
-    return chosen & other
+    before = records["clean_correct"].to_numpy(dtype=bool)
+    other = records["label"].to_numpy() != records["target"].to_numpy()
+    return pd.Series(before & other, index=records.index)
 
 
 def worst_case(outcomes: Sequence[Outcomes]) -> Outcomes:

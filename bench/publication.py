@@ -54,17 +54,24 @@ def _told(provenance: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pictures(found: Results, folder: Path) -> Iterator[plots.Picture]:
-    """The first attacked examples of every cell whose adversarial images were kept."""
+    """The first attacked examples of every cell whose adversarial images were kept.
+
+    A cross-check's reference is left out: its images are compared pixel by pixel elsewhere.
+    """
     data = found.provenance["data"]
     kept = records.images(folder, {data["fingerprint"], *(c.identity for c in found.plan)})
     places = found.stored.frame.groupby("cell", observed=True).indices
-    clean = kept.pop(data["fingerprint"], None)
+    if data["fingerprint"] not in kept:
+        return
+    clean = kept[data["fingerprint"]]
+    references = {reference for _, reference in found.provenance["crosschecks"]}
     for cell in found.plan:
-        if clean is None or cell.identity not in kept or cell.identity not in places:
+        there = cell.identity in kept and cell.identity in places
+        if not there or cell.attack in references:
             continue
         rows = found.stored.frame.iloc[places[cell.identity]]
-        there = rows["example"] < min(len(kept[cell.identity]), len(clean))
-        for row in rows[rows["clean_correct"] & there].head(SHOWN).to_dict("records"):
+        seen = rows["example"] < min(len(kept[cell.identity]), len(clean))
+        for row in rows[rows["clean_correct"] & seen].head(SHOWN).to_dict("records"):
             at = row["example"]
             yield plots.Picture(
                 model=cell.model,

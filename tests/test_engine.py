@@ -20,6 +20,15 @@ RULES = [name for name in registry.names("attacks") if not name.endswith(":")]
 LOOPS = [name for name in RULES if not registry.find("attacks", name).rule.one_gradient]
 EPS = {"linf": 0.15, "l2": 1.5}
 STEPS = 8
+SETTINGS = [{}, {"stop": "never"}, {"sweep": "nested"}]
+SHORT: dict[str, dict[str, Any]] = {name: {"steps": STEPS} for name in LOOPS}
+"""Params with which every rule is quick."""
+
+
+def start(attack: str) -> dict[str, bool]:
+    """Params with which the attack starts at x itself."""
+    params = registry.find("attacks", attack).params
+    return {"random_start": False} if "random_start" in params.__dataclass_fields__ else {}
 
 
 @pytest.fixture
@@ -106,14 +115,13 @@ def test_the_stream_gives_what_a_plain_loop_gives(
 
 
 @pytest.mark.parametrize("attack", RULES)
-@pytest.mark.parametrize("stop", ["first-success", "never"])
-@pytest.mark.parametrize("sweep", ["independent", "nested"])
+@pytest.mark.parametrize("settings", SETTINGS)
 def test_the_number_of_rows_a_pass_changes_nothing(
-    attack: str, stop: str, sweep: str, net: nn.Module, few: Any, attacked: Attacked
+    attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked
 ) -> None:
-    x, y = few[0][:12], few[1][:12]
+    x, y = few[0][:9], few[1][:9]
     one, three, many = (
-        attacked(net, x, y, attack, (0.1, 0.2), stop=stop, sweep=sweep, rows=rows)
+        attacked(net, x, y, attack, (0.1, 0.2), rows=rows, params=SHORT.get(attack), **settings)
         for rows in (1, 3, 64)
     )
     for other in (three, many):
@@ -125,9 +133,10 @@ def test_the_number_of_rows_a_pass_changes_nothing(
 def test_each_eps_of_a_list_is_attacked_as_if_alone(
     attack: str, net: nn.Module, few: Any, attacked: Attacked
 ) -> None:
-    many = attacked(net, *few, attack, (0.2, 0.05, 0.1), rows=5)
+    params = SHORT.get(attack)
+    many = attacked(net, *few, attack, (0.2, 0.05, 0.1), rows=5, params=params)
     for index, eps in enumerate((0.2, 0.05, 0.1)):
-        alone = attacked(net, *few, attack, eps)
+        alone = attacked(net, *few, attack, eps, params=params)
         assert torch.allclose(many.x_adv[index], alone.x_adv[0], rtol=0, atol=1e-6)
         assert torch.equal(many.first_success[index], alone.first_success[0])
 
@@ -138,8 +147,9 @@ def test_examples_may_come_in_any_order(
 ) -> None:
     x, y = few
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
-    straight = attacked(net, x, y, attack, 0.1)
-    turned = attacked(net, x[order], y[order], attack, 0.1, examples=order, rows=5)
+    settings = {"params": SHORT.get(attack), "rows": 5}
+    straight = attacked(net, x, y, attack, 0.1, **settings)
+    turned = attacked(net, x[order], y[order], attack, 0.1, examples=order, **settings)
     assert torch.allclose(turned.x_adv[0], straight.x_adv[0][order], rtol=0, atol=1e-6)
     assert torch.equal(turned.first_success[0], straight.first_success[0][order])
 
@@ -148,11 +158,12 @@ def test_examples_may_come_in_any_order(
 
 
 @pytest.mark.parametrize("attack", RULES)
-@pytest.mark.parametrize("settings", [{}, {"stop": "never"}, {"sweep": "nested"}])
+@pytest.mark.parametrize("settings", SETTINGS)
 def test_the_passes_told_are_those_that_the_model_saw(
     attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked
 ) -> None:
     with meter.counted(net) as seen:
+        settings = settings | {"params": SHORT.get(attack)}
         told = attacked(net, *few, attack, (0.05, 0.2), rows=5, **settings)
     assert seen.forwards == pytest.approx(float(told.forwards.sum()))
     assert seen.backwards == pytest.approx(float(told.backwards.sum()))
@@ -237,12 +248,33 @@ def test_a_nested_sweep_is_the_union_over_smaller_balls_of_the_independent_one(
     both start from the same noise, which does not depend on eps."""
     x, y = few
     eps = (0.3, 0.02, 0.1, 0.05)
-    settings = {"stop": stop, "params": {"alpha": 0.05, "steps": 6} if attack != "fgsm" else {}}
+    settings = {"stop": stop, "params": SHORT.get(attack)}
     alone = robust(net, attacked(net, x, y, attack, eps, **settings).x_adv, y)
     nested = robust(net, attacked(net, x, y, attack, eps, sweep="nested", **settings).x_adv, y)
     for index, radius in enumerate(eps):
         smaller = [other for other in range(4) if eps[other] <= radius]
         assert torch.equal(nested[index], alone[smaller].all(0))
+
+
+class Window(nn.Module):
+    """Class 1 where the mean pixel lies within 0.1 of 0.7: a long step from 0.5 passes it by."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = 0.1 - (x.flatten(1).mean(1) - 0.7).abs()
+        return torch.stack([-score, score], 1)
+
+
+@pytest.mark.parametrize("attack", RULES)
+def test_a_nested_success_stays_one_where_a_longer_step_would_miss(
+    attack: str, attacked: Attacked
+) -> None:
+    x, y = torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.int64)
+    params = {"steps": 1, "alpha": "eps"} if attack in LOOPS else {}
+    alone = attacked(Window(), x, y, attack, (0.45, 0.2), params=params | start(attack))
+    assert robust(Window(), alone.x_adv, y).tolist() == [[True, True], [False, False]]
+    settings = {"sweep": "nested", "params": params | start(attack)}
+    nested = attacked(Window(), x, y, attack, (0.45, 0.2), **settings)
+    assert not robust(Window(), nested.x_adv, y).any()
 
 
 def test_a_success_is_inherited_by_larger_balls_for_nothing(
@@ -256,7 +288,7 @@ def test_a_success_is_inherited_by_larger_balls_for_nothing(
         assert (told.forwards[large][won] == 0).all()
 
 
-# --------------------------------------------------------------------------------------- no gradient
+# ------------------------------------------------------------------------------------ no gradient
 
 
 class Answer(nn.Module):
@@ -278,8 +310,8 @@ def test_where_there_is_no_gradient_the_image_stays_and_is_no_nan(
     attack: str, norm: Norm, attached: bool, attacked: Attacked
 ) -> None:
     x, y = torch.rand(4, 1, 3, 3), torch.zeros(4, dtype=torch.int64)
-    params = {"random_start": False} if attack == "pgd" else {}
-    told = attacked(Answer(attached), x, y, attack, (0.1, 0.3), norm=norm, params=params)
+    settings = {"norm": norm, "params": start(attack)}
+    told = attacked(Answer(attached), x, y, attack, (0.1, 0.3), **settings)
     assert torch.equal(told.x_adv, x.expand(2, *x.shape))
     assert (told.first_success == -1).all()
 
