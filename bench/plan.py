@@ -130,7 +130,7 @@ def task(model: str, entry: AttackEntry, facts: Facts, seed: int, sweep: Sweep) 
         Cell(
             model=model,
             attack=entry.label,
-            implementation=entry.attack.implementation,
+            implementation=_implementation(entry),
             norm=entry.norm,
             eps=eps.value,
             eps_text=eps.text,
@@ -149,6 +149,14 @@ def task(model: str, entry: AttackEntry, facts: Facts, seed: int, sweep: Sweep) 
         for eps in entry.eps
     )
     return Task(model, entry, curve, cells)
+
+
+def _implementation(entry: AttackEntry) -> str:
+    """The library's name, or the user's own file or module; bench's own attacks are bench's."""
+    where, _, _ = entry.name.rpartition(":")
+    return (
+        where if where and entry.attack.implementation == "bench" else entry.attack.implementation
+    )
 
 
 def _skip_reason(attack: Attack, facts: Facts) -> str:

@@ -46,7 +46,7 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
     if ":" not in name:
         return getattr(_known(kind, name), RECORDS[kind])
     where, _, attribute = name.rpartition(":")
-    if where in _stems(kind):
+    if f"{where}:" in names(kind):
         return _builtin(kind, where).adapt(attribute)
     module = _file(Path(base or ".") / where) if where.endswith(".py") else _module(where)
     try:
@@ -76,8 +76,10 @@ def _known(kind: str, name: str) -> ModuleType:
 def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
-        raise SuiteError(f"module '{name}' could not be imported: {error}") from error
+    except Exception as error:  # a stranger's module may raise anything; so does a name like ".x"
+        raise SuiteError(
+            f"module '{name}' could not be imported: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _file(path: Path) -> ModuleType:

@@ -9,10 +9,10 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -29,6 +29,7 @@ SHIPPED = next(
 )
 """Inside the installed package the suites lie beside this file, in a checkout one folder above."""
 
+_NAME = re.compile(r"\w[\w.-]*")
 TARGETS = ("next", "complement", "random", "least-likely")
 
 
@@ -220,6 +221,12 @@ class _Checker:
         for key, entries in (("models", models), ("attacks", attacks)):
             if not entries and not self.problems:
                 self.say(key, f"expected at least one [[{key}]] entry, got none")
+        if top is not None and not _NAME.fullmatch(top.name):
+            self.say(
+                "name",
+                "expected letters, digits, '-', '_' and '.', since it names the run's folder, "
+                f"got {top.name!r}",
+            )
         if top is None or data is None:
             return None
         return Suite(
@@ -356,7 +363,7 @@ class _Checker:
                 reference.target,
             ):
                 self.say(key, "expected the same norm, goal and target on both sides")
-            elif not {e.value for e in ours.eps} & {e.value for e in reference.eps}:
+            elif ours.eps and reference.eps and not _values(ours.eps) & _values(reference.eps):
                 self.say(key, "expected an eps that both sides have, got none")
         return entry
 
@@ -383,7 +390,7 @@ class _Checker:
             self.say(key, f"expected a table, got {raw!r}")
             return None
         known = [field.name for field in dataclasses.fields(kind)]
-        for name in raw.keys() - set(known):
+        for name in (name for name in raw if name not in known):
             self.say(_dot(key, name), f"unknown key; {nearest(name, known)}")
         hints = get_type_hints(kind, include_extras=True)
         values, before = {}, len(self.problems)
@@ -409,6 +416,9 @@ class _Checker:
             message = error.errors()[0]["msg"].removeprefix("Value error, ")
             self.say(key, f"{message[0].lower()}{message[1:]}, got {raw!r}")
             return None
+        except ArithmeticError as error:  # a number such as "eps/0" that a checker computed with
+            self.say(key, f"{error}, got {raw!r}")
+            return None
 
     def find(self, kind: str, name: str, key: str) -> Any:
         try:
@@ -422,7 +432,10 @@ class _Checker:
         self, factory: Callable[..., Any], params: Mapping[str, Any], key: str, given: set[str]
     ) -> None:
         """Parameters of a factory by its signature: unknown and missing ones are mistakes."""
-        signature = inspect.signature(factory).parameters.values()
+        try:
+            signature = inspect.signature(factory).parameters.values()
+        except ValueError:  # some callables written in C have none
+            return
         if any(p.kind is p.VAR_KEYWORD for p in signature):
             known = None
         else:
@@ -449,8 +462,12 @@ def _number(written: float | str) -> float:
     """
     if not isinstance(written, str):
         return float(written)
-    above, _, below = written.partition("/")
-    return float(Fraction(above) / Fraction(below or 1))
+    above, slash, below = written.partition("/")
+    return float(above) / float(below) if slash else float(above)
+
+
+def _values(eps: tuple[Eps, ...]) -> set[float]:
+    return {each.value for each in eps}
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

@@ -273,15 +273,15 @@ def test_the_mistakes_come_in_the_same_order_every_time() -> None:
     [
         ("[nan]", "in [0, 1] for linf, got nan"),
         ("[inf]", "in [0, 1] for linf, got inf"),
-        ('["1e400"]', "a number or a fraction such as '8/255', got '1e400'"),
-        ('["1e999999999"]', "a number or a fraction such as '8/255', got '1e999999999'"),
+        ('["1e999999999"]', "in [0, 1] for linf, got 1e999999999"),
+        ('["8/"]', "a number or a fraction such as '8/255', got '8/'"),
         ('[""]', "a number or a fraction such as '8/255', got ''"),
         ("[true]", "got [True]"),
         ("[[0.1]]", "got [[0.1]]"),
     ],
 )
 def test_an_eps_that_is_no_radius_is_a_mistake(eps: str, part: str) -> None:
-    text = problem(changed('[0, 0.1, "8/255"]', eps).replace("[[crosschecks]]", "[[attacks]]", 0))
+    text = problem(changed('[0, 0.1, "8/255"]', eps))
     assert "attacks[0].eps" in text
     assert part in text
 
@@ -360,9 +360,9 @@ def test_sections_of_the_wrong_shape_are_mistakes() -> None:
     assert sorted(keys) == ["attacks[0]", "attacks[1]", "data", "models"]
 
 
-def test_an_attack_by_another_name_of_the_librarys_takes_its_parameters() -> None:
-    read = parse(changed('target = "next"', 'target = "next"\nparams = { steps = 7, seed = 5 }'))
-    assert (read.attacks[1].params.steps, read.attacks[1].params.seed) == (7, 5)
+def test_a_librarys_attack_takes_the_librarys_parameters() -> None:
+    read = parse(changed('target = "next"', 'target = "next"\nparams = { steps = 7, random_start = false }'))
+    assert (read.attacks[1].params.steps, read.attacks[1].params.random_start) == (7, False)
     assert read.attacks[1].params.alpha == pytest.approx(2 / 255)
 
 

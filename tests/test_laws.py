@@ -1,0 +1,280 @@
+"""Laws that any correct measurement obeys, on a real net and real digits.
+
+n = examples, c(A) = count still correct after attack A. Where a law is statistical the tolerance
+is 1 of 200 examples. The laws on losses, linear nets and single iterates stand beside those parts.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import bench
+from bench import registry
+from bench.contracts import Norm
+from bench.datasets import mnist
+from bench.geometry import distance
+from bench.loading import WEIGHTS
+from bench.models import lenet as architecture
+from bench.rng import Noise
+
+Attacked = Callable[..., Any]
+RULES = [name for name in registry.names("attacks") if not name.endswith(":")]
+LOOPS = [name for name in RULES if not registry.find("attacks", name).rule.one_gradient]
+BALLS: list[tuple[Norm, float]] = [("linf", 0.1), ("l2", 1.0)]
+
+
+@pytest.fixture
+def net(lenet: nn.Module) -> nn.Module:
+    return lenet.requires_grad_(False)
+
+
+@pytest.fixture
+def correct(net: nn.Module, digits: Any) -> tuple[Tensor, Tensor]:
+    """Those of the digits that the net gets right: what is attacked."""
+    x, y = digits
+    right = net(x).argmax(1) == y
+    assert 190 <= right.sum() < 200
+    return x[right], y[right]
+
+
+def left(net: nn.Module, told: Any, y: Tensor) -> list[int]:
+    """Still correct at each eps."""
+    return [int((net(images).argmax(1) == y).sum()) for images in told.x_adv]
+
+
+def stands(net: nn.Module, told: Any, y: Tensor) -> Tensor:
+    return net(told.x_adv[0]).argmax(1) == y
+
+
+# ------------------------------------------------------------------------------------------- exact
+
+
+@pytest.mark.parametrize("attack", RULES)
+def test_l1_at_eps_0_nothing_moves_and_the_clean_count_stands(
+    attack: str, net: nn.Module, digits: Any
+) -> None:
+    x, y = digits
+    found = bench.evaluate(
+        net, x, y, attack=attack, eps=0.0, batch_size=64, keep_adversarial=True, device="cpu"
+    )
+    clean = int((net(x).argmax(1) == y).sum())
+    assert torch.equal(found.adversarial[0], x)
+    assert found.table["robust_correct"].tolist() == [clean]
+    assert clean < len(x)
+
+
+@pytest.mark.parametrize("attack", RULES)
+@pytest.mark.parametrize(("norm", "eps"), BALLS)
+def test_l2_every_image_is_in_ball_and_box_and_finite(
+    attack: str, norm: Norm, eps: float, net: nn.Module, correct: Any, attacked: Attacked
+) -> None:
+    x, y = correct
+    x_adv = attacked(net, x[:50], y[:50], attack, eps, norm=norm, stop="never").x_adv[0]
+    assert x_adv.isfinite().all()
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    moved = distance(x_adv.double(), x[:50].double(), norm)
+    assert (moved <= (eps + 1e-6 if norm == "linf" else eps * (1 + 1e-5))).all()
+    assert (moved > eps / 2).all()
+
+
+def test_l3_fgsm_moves_a_pixel_by_eps_or_to_the_wall_or_has_no_gradient(
+    net: nn.Module, correct: Any, attacked: Attacked
+) -> None:
+    x, y = correct
+    x_adv = attacked(net, x, y, "fgsm", 0.1).x_adv[0]
+    probe = x.clone().requires_grad_()
+    nn.functional.cross_entropy(net(probe), y, reduction="sum").backward()
+    up, down = (x + 0.1).clamp(0, 1), (x - 0.1).clamp(0, 1)
+    values = torch.where(probe.grad > 0, up, torch.where(probe.grad < 0, down, x))
+    assert (x_adv == values).float().mean() > 0.999  # a gradient of 1e-9 may turn with the batch
+    assert ((x_adv == up) | (x_adv == down) | ((x_adv == x) & (probe.grad.abs() < 1e-8))).all()
+
+
+def test_l4_the_worst_case_over_seeds_is_no_more_than_any_of_them(
+    net: nn.Module, correct: Any, attacked: Attacked
+) -> None:
+    x, y = correct
+    settings = {"params": {"steps": 3}}
+    seeds = [stands(net, attacked(net, x, y, "pgd", 0.08, seed=s, **settings), y) for s in (0, 1)]
+    both = int((seeds[0] & seeds[1]).sum())
+    assert both < max(int(s.sum()) for s in seeds)  # the seeds differ
+    again = attacked(net, x, y, "pgd", 0.08, params={"steps": 3, "restarts": 3})
+    assert not (stands(net, again, y) & ~seeds[0]).any()  # restart 0 is the run without restarts
+
+
+@pytest.mark.parametrize("attack", RULES)
+def test_l5_who_is_taken_for_the_target_is_also_taken_wrongly(
+    attack: str, net: nn.Module, digits: Any
+) -> None:
+    found = bench.evaluate(
+        net, *digits, attack=attack, eps=0.2, goal="targeted", target="next", batch_size=64,
+        params={"steps": 5} if attack in LOOPS else {}, device="cpu",
+    ).records  # fmt: skip
+    tried = found[found["attacked"]]
+    reached = tried["adv_pred"] == tried["target"]
+    assert found["fooled"].sum() == reached.sum() > 0
+    assert reached.sum() <= (tried["adv_pred"] != tried["label"]).sum()
+
+
+@pytest.mark.parametrize("attack", RULES)
+def test_l6_success_rate_clean_and_robust_counts_add_up(
+    attack: str, net: nn.Module, digits: Any
+) -> None:
+    params = {"steps": 3} if attack in LOOPS else {}
+    found = bench.evaluate(
+        net, *digits, attack=attack, eps=[0.05, 0.1], params=params, batch_size=64, device="cpu"
+    )
+    clean, robust = (found.table[f"{what}_correct"].astype(int) for what in ("clean", "robust"))
+    assert (found.table["attack_success_rate"] == (clean - robust) / clean).all()
+    assert (found.table["robust_accuracy"] == robust / 200).all()
+    assert (robust < clean).all()
+    assert (clean < 200).all()
+
+
+@pytest.mark.parametrize("attack", RULES)
+def test_l7_the_net_is_left_as_it_was(attack: str, lenet: nn.Module, digits: Any) -> None:
+    lenet[3].train()
+    lenet[1].bias.requires_grad_(False)
+    lenet[1].weight.grad = torch.ones_like(lenet[1].weight)
+    before = [(p.clone(), p.requires_grad, p.grad) for p in lenet.parameters()]
+    params = {"steps": 2} if attack in LOOPS else {}
+    bench.evaluate(lenet, *digits, attack=attack, params=params, batch_size=64, device="cpu")
+    assert [m.training for m in lenet.modules()] == [i == 4 for i in range(14)]
+    for (value, wants, gradient), parameter in zip(before, lenet.parameters(), strict=True):
+        assert torch.equal(parameter, value)
+        assert parameter.requires_grad == wants
+        assert parameter.grad is gradient
+
+
+@pytest.mark.parametrize("attack", RULES)
+def test_l8_the_same_seed_gives_the_same_bits_and_any_batch_the_same_outcomes(
+    attack: str, net: nn.Module, correct: Any, attacked: Attacked
+) -> None:
+    x, y = correct
+    settings = {"params": {"steps": 5} if attack in LOOPS else {}}
+    first, second, small = (
+        attacked(net, x, y, attack, 0.1, rows=rows, **settings) for rows in (64, 64, 7)
+    )
+    assert torch.equal(first.x_adv, second.x_adv)
+    logits = net.double()(first.x_adv[0].double())
+    others = logits.scatter(1, y[:, None], -torch.inf).amax(1)
+    clear = (logits.gather(1, y[:, None])[:, 0] - others).abs() > 1e-3
+    net.float()
+    assert clear.sum() > 180
+    assert torch.equal(stands(net, first, y)[clear], stands(net, small, y)[clear])
+
+
+@pytest.mark.parametrize("attack", RULES)
+def test_l10_a_constant_net_keeps_its_clean_count_under_attack(attack: str, digits: Any) -> None:
+    x, y = digits
+    constant = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    nn.init.zeros_(constant[1].weight)
+    with torch.no_grad():
+        constant[1].bias.copy_(torch.arange(10.0))
+    found = bench.evaluate(constant, x, y, attack=attack, eps=0.3, batch_size=64, device="cpu")
+    assert found.table["robust_correct"].tolist() == [int((y == 9).sum())]
+    assert found.table["violations"].tolist() == [0]
+
+
+# ------------------------------------------------------------------------------------- statistical
+
+
+@pytest.mark.parametrize("attack", ["bim", "pgd"])
+def test_l13_a_larger_ball_leaves_no_more_correct(
+    attack: str, net: nn.Module, correct: Any, attacked: Attacked
+) -> None:
+    told = attacked(net, *correct, attack, (0.0, 0.02, 0.05, 0.1, 0.2), params={"steps": 10})
+    counts = left(net, told, correct[1])
+    assert all(larger <= smaller + 1 for smaller, larger in zip(counts, counts[1:], strict=False))
+    assert counts[0] == len(correct[1])
+    assert counts[-1] < 20
+
+
+def test_l14_the_whole_cube_leaves_nothing_under_a_long_pgd(
+    net: nn.Module, correct: Any, attacked: Attacked
+) -> None:
+    x, y = correct
+    params = {"steps": 200, "alpha": 0.02}
+    assert left(net, attacked(net, x, y, "pgd", 1.0, params=params), y) == [0]
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.1, 0.2])
+def test_l15_ten_steps_leave_no_more_than_one(
+    eps: float, net: nn.Module, correct: Any, attacked: Attacked
+) -> None:
+    (one,) = left(net, attacked(net, *correct, "fgsm", eps), correct[1])
+    (ten,) = left(net, attacked(net, *correct, "bim", eps, params={"steps": 10}), correct[1])
+    assert ten <= one + 1
+    assert one < len(correct[1])
+
+
+@pytest.mark.parametrize("attack", LOOPS)
+def test_l16_more_steps_of_one_length_leave_no_more(
+    attack: str, net: nn.Module, correct: Any, attacked: Attacked
+) -> None:
+    counts = [
+        left(net, attacked(net, *correct, attack, 0.08, params=params), correct[1])[0]
+        for params in ({"steps": steps, "alpha": 0.01} for steps in (2, 5, 15))
+    ]
+    assert counts[0] >= counts[1] - 1
+    assert counts[1] >= counts[2] - 1
+    assert counts[0] > counts[2]
+
+
+@pytest.mark.parametrize("attack", RULES)
+def test_l17_to_reach_a_target_is_no_easier_than_to_leave_the_label(
+    attack: str, net: nn.Module, correct: Any, attacked: Attacked
+) -> None:
+    x, y = correct
+    target, params = (y + 1) % 10, {"steps": 5} if attack in LOOPS else {}
+    away = attacked(net, x, y, attack, 0.15, params=params)
+    towards = attacked(net, x, target, attack, 0.15, goal="targeted", params=params)
+    reached = int((net(towards.x_adv[0]).argmax(1) == target).sum())
+    assert 0 < reached <= len(y) - left(net, away, y)[0] + 1
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.2])
+def test_l19_a_gradient_beats_noise(
+    eps: float, net: nn.Module, correct: Any, attacked: Attacked
+) -> None:
+    x, y = correct
+    noise = Noise(0, "noise", torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64))
+    noisy = net((x + eps * noise.uniform(x)).clamp(0, 1)).argmax(1) == y
+    (one,) = left(net, attacked(net, x, y, "fgsm", eps), y)
+    assert one < noisy.sum()
+
+
+def test_l20_a_standard_net_on_mnist_keeps_nothing_at_0_3(attacked: Attacked) -> None:
+    folder = Path(os.environ.get("BENCH_DATA_DIR", ""))
+    if not os.environ.get("BENCH_DATA_DIR") or not (folder / "MNIST" / "raw").is_dir():
+        pytest.skip("this law is about MNIST, and BENCH_DATA_DIR names no folder with MNIST/raw")
+    data = mnist.load(limit=200, data_dir=folder)
+    assert data.labels is not None
+    net = architecture.build().eval().requires_grad_(False)
+    net.load_state_dict(load_file(WEIGHTS / "lenet-mnist.safetensors"))
+    x, y = data.read(0, 200), data.labels
+    assert (net(x).argmax(1) == y).sum() > 190
+    assert left(net, attacked(net, x, y, "pgd", 0.3, params={"steps": 40, "alpha": 0.01}), y) == [0]
+
+
+def test_l21_attacks_together_leave_no_more_than_any_of_them(net: nn.Module, digits: Any) -> None:
+    from bench import metrics
+
+    outcomes = []
+    for attack in RULES:
+        params = {"steps": 3} if attack in LOOPS else {}
+        found = bench.evaluate(
+            net, *digits, attack=attack, eps=0.06, params=params, batch_size=64, device="cpu"
+        )
+        outcomes.append(metrics.robust(found.records))
+    together = metrics.worst_case(outcomes)
+    assert all(not (together & ~outcome).any() for outcome in outcomes)
+    assert together.sum() < max(outcome.sum() for outcome in outcomes)
+    assert not together[~found.records["clean_correct"]].any()

@@ -1,0 +1,193 @@
+"""The plan: which cells there are, which are skipped and why, and what a cell's identity holds."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import plan, registry, suite
+from bench.errors import SuiteError
+from bench.plan import Facts
+
+FACTS = Facts(classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m", data_fingerprint="d")
+HEAD = 'schema = 1\nname = "s"\n[data]\nname = "digits"\n'
+
+
+def entry(**keys: Any) -> suite.AttackEntry:
+    return suite.attack_entry({"name": "pgd", "norm": "linf", "eps": [0.1], **keys}, "test")
+
+
+def cells(facts: Facts = FACTS, seed: int = 0, sweep: Any = "independent", **keys: Any) -> Any:
+    return plan.task("net", entry(**keys), facts, seed, sweep).cells
+
+
+def identity(**keys: Any) -> str:
+    return cells(**keys)[0].identity
+
+
+def test_a_plan_is_every_model_with_every_attack_at_every_eps() -> None:
+    text = HEAD + "".join(
+        f'[[models]]\nname = "{name}"\nweights = "random"\n' for name in ("lenet", "dropout_cnn")
+    )
+    text += '[[attacks]]\nname = "fgsm"\nnorm = "linf"\neps = [0, 0.1]\n'
+    text += '[[attacks]]\nname = "pgd"\nnorm = "l2"\neps = [1]\n'
+    read = suite.parse(text, "s.toml", Path())
+    tasks = plan.tasks(read, plan.known_facts(read))
+    found = [(cell.model, cell.attack, cell.eps) for task in tasks for cell in task.cells]
+    each = [("fgsm", 0.0), ("fgsm", 0.1), ("pgd", 1.0)]
+    assert found == [(model, *rest) for model in ("lenet", "dropout_cnn") for rest in each]
+    assert {cell.identity for task in tasks for cell in task.cells} == {""}
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "part"),
+    [
+        ("torchattacks:APGDT", FACTS._replace(classes=2), "needs at least 4 classes, the model has 2"),
+        ("torchattacks:TIFGSM", FACTS, "needs 3 channels, the images have 1"),
+        ("pgd", FACTS._replace(classes=2), ""),
+        ("torchattacks:APGDT", FACTS._replace(classes=None), ""),
+        ("torchattacks:TIFGSM", FACTS._replace(shape=(3, 8, 8)), ""),
+    ],
+)
+def test_a_pairing_that_cannot_be_is_skipped_with_its_reason(
+    name: str, facts: Facts, part: str
+) -> None:
+    (cell,) = cells(facts, name=name)
+    assert part in cell.reason
+    assert bool(cell.reason) == bool(part)
+
+
+# ---------------------------------------------------------------------------------------- identity
+
+SAME = identity()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"eps": [0.2]},
+        {"norm": "l2"},
+        {"stop": "never"},
+        {"params": {"steps": 41}},
+        {"params": {"loss": "margin"}},
+        {"goal": "targeted", "target": "next"},
+        {"name": "bim"},
+        {"sweep": "nested"},
+        {"facts": FACTS._replace(model_fingerprint="other")},
+        {"facts": FACTS._replace(data_fingerprint="other")},
+    ],
+    ids=str,
+)
+def test_the_identity_changes_with_whatever_can_change_the_number(change: dict[str, Any]) -> None:
+    assert identity(**change) != SAME
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"label": "another name"},
+        {"params": {"steps": 40}},
+        {"eps": ["1/10"]},
+        {"eps": [0.1, 0.2]},
+        {"facts": FACTS._replace(rows=7)},
+        {"batch_size": 7},
+    ],
+    ids=str,
+)
+def test_the_identity_stays_with_what_cannot(change: dict[str, Any]) -> None:
+    assert identity(**change) == SAME
+
+
+def test_two_targets_are_two_identities() -> None:
+    targets = ["next", "random", 3, "3", "least-likely"]
+    found = {identity(goal="targeted", target=target) for target in targets}
+    assert len(found) == 5
+
+
+def test_one_gradient_and_a_nested_sweep_tie_the_other_eps_to_the_number() -> None:
+    def grown(**keys: Any) -> bool:
+        return identity(eps=[0.1], **keys) == identity(eps=[0.1, 0.2], **keys)
+
+    assert grown(name="pgd")
+    assert grown(name="fgsm") is False
+    assert grown(name="pgd", sweep="nested") is False
+    assert grown(name="torchattacks:CW", norm="l2") is False
+
+
+def test_the_batch_belongs_to_the_identity_where_the_result_depends_on_it() -> None:
+    for name, same in (("torchattacks:FGSM", True), ("torchattacks:PGD", False)):
+        few, many = (identity(name=name, facts=FACTS._replace(rows=rows)) for rows in (7, 64))
+        assert (few == many) == same
+
+
+def test_the_identity_of_an_attack_changes_with_its_source_file(tmp_path: Path) -> None:
+    found = []
+    for folder, comment in (("a", ""), ("b", ""), ("c", "# a change\n")):
+        (tmp_path / folder).mkdir()
+        source = Path(registry.find("attacks", "bim").rule.step.__code__.co_filename)
+        code = source.read_text(encoding="utf-8") + comment
+        (tmp_path / folder / "mine.py").write_text(code, encoding="utf-8")
+        attack = registry.find("attacks", "mine.py:ATTACK", tmp_path / folder)
+        mine = dataclasses.replace(entry(name="bim"), attack=attack)
+        found.append(plan.task("net", mine, FACTS, 0, "independent").cells[0].identity)
+    assert found[0] == found[1] != found[2]
+
+
+def test_other_attacks_and_titles_leave_a_cells_identity_alone() -> None:
+    one = '[[models]]\nname = "lenet"\nweights = "digits"\n[[attacks]]\nname = "pgd"\nnorm = "linf"\neps = [0.1]\n'
+    more = '[[attacks]]\nname = "fgsm"\nnorm = "l2"\neps = [1]\n'
+    found = []
+    for text in (HEAD + one, HEAD.replace('"s"', '"t"\ntitle = "T"') + one + more):
+        read = suite.parse(text, "s.toml", Path())
+        found.append(plan.tasks(read, {"lenet": FACTS})[0].cells[0].identity)
+    assert found == [SAME, SAME]
+
+
+# ------------------------------------------------------------------------------------------- costs
+
+
+@pytest.mark.parametrize(
+    ("keys", "passes"),
+    [
+        ({"params": {"steps": 7, "restarts": 3}}, [21.0]),
+        ({"eps": [0, 0.1], "params": {"steps": 7}}, [0.0, 7.0]),
+        ({"name": "fgsm", "eps": [0, 0.1, 0.2]}, [0.0, 0.5, 0.5]),
+        ({"name": "torchattacks:PGD", "params": {"steps": 5}}, [5.0]),
+        ({"name": "torchattacks:FAB", "norm": "l2", "eps": [0]}, [0.0]),
+    ],
+)
+def test_a_cells_cost_is_known_before_it_runs(keys: dict[str, Any], passes: list[float]) -> None:
+    found = cells(**keys)
+    assert [cell.passes for cell in found] == passes
+    assert [cell.gradients for cell in found] == passes
+
+
+def test_a_cost_that_only_the_library_knows_is_not_guessed() -> None:
+    (cell,) = cells(name="torchattacks:Square")
+    assert (cell.passes, cell.gradients) == (None, 0.0)
+
+
+def test_a_task_can_be_cut_to_some_of_its_cells() -> None:
+    task = plan.task("net", entry(eps=[0.1, 0.2, 0.3]), FACTS, 0, "independent")
+    part = task.only({task.cells[2].identity, task.cells[0].identity})
+    assert [cell.eps for cell in part.cells] == [0.1, 0.3] == list(part.curve.eps)
+
+
+# ----------------------------------------------------------------------------------------- targets
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [("next", "next"), ("complement", "complement"), (3, 3), ("3", 3), ("cat", 1), (0, 0)],
+)
+def test_a_target_is_a_rule_an_index_or_a_name(target: str | int, expected: str | int) -> None:
+    aimed = entry(goal="targeted", target=target)
+    assert plan.target_class(aimed, 4, ("dog", "cat", "cow", "ox")) == expected
+
+
+@pytest.mark.parametrize("target", [4, -1, "kat", "-1", "²"])
+def test_a_target_that_is_no_class_is_told(target: str | int) -> None:
+    with pytest.raises(SuiteError, match="is no class; expected an index below 4 or a class name"):
+        plan.target_class(entry(goal="targeted", target=target), 4, ("dog", "cat", "cow", "ox"))

@@ -1,0 +1,119 @@
+"""Names: every built-in loads, outside code enters, and what breaks is told in one sentence."""
+
+from pathlib import Path
+
+import pytest
+
+from bench import registry
+from bench.contracts import Attack, Dataset, Model
+from bench.errors import SuiteError
+
+KINDS = {"attacks": Attack, "models": Model, "datasets": Dataset}
+BUILT_IN = [(kind, name) for kind in KINDS for name in registry.names(kind) if name[-1] != ":"]
+
+
+def told(name: str, base: Path | None = None, kind: str = "attacks") -> str:
+    with pytest.raises(SuiteError) as caught:
+        registry.find(kind, name, base)
+    (only,) = caught.value.problems
+    assert "\n" not in only
+    return only
+
+
+def written(folder: Path, code: str) -> str:
+    (folder / "mine.py").write_text(code, encoding="utf-8")
+    return "mine.py:make"
+
+
+@pytest.mark.parametrize(("kind", "name"), BUILT_IN)
+def test_every_built_in_is_found_by_its_files_name(kind: str, name: str) -> None:
+    assert isinstance(registry.find(kind, name), KINDS[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_everything_there_is_says_what_it_is_and_where_it_is_from(kind: str) -> None:
+    assert registry.names(kind)
+    for name in registry.names(kind):
+        summary, source = registry.about(kind, name)
+        assert summary
+        assert source
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "nearest"),
+    [("attacks", "pdg", "pgd"), ("models", "lennet", "lenet"), ("datasets", "mnits", "mnist")],
+)
+def test_an_unknown_name_is_told_with_the_nearest(kind: str, name: str, nearest: str) -> None:
+    sentence = told(name, kind=kind)
+    assert sentence.startswith(f"{kind[:-1]} '{name}' is unknown; did you mean '{nearest}'? known:")
+
+
+def test_an_adapter_is_listed_but_is_no_attack_itself() -> None:
+    assert "torchattacks:" in registry.names("attacks")
+    assert "is unknown" in told("torchattacks")
+
+
+def test_an_adapter_makes_an_attack_of_a_librarys_name() -> None:
+    found = registry.find("attacks", "torchattacks:FGSM")
+    assert found.implementation == "torchattacks"
+    assert "did you mean 'FGSM'" in told("torchattacks:FGMS")
+
+
+def test_a_name_from_a_file_is_looked_up_beside_the_suite(tmp_path: Path) -> None:
+    name = written(tmp_path, "def make():\n    return 'made'\n")
+    assert registry.find("models", name, tmp_path)() == "made"
+
+
+def test_a_file_is_run_once_however_often_it_is_named(tmp_path: Path) -> None:
+    name = written(tmp_path, "def make(): ...\n")
+    assert registry.find("models", name, tmp_path) is registry.find("attacks", name, tmp_path)
+
+
+def test_files_of_one_name_in_two_folders_are_two_modules(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        written(tmp_path / folder, f"make = '{folder}'\n")
+    assert registry.find("models", "mine.py:make", tmp_path / "a") == "a"
+    assert registry.find("models", "mine.py:make", tmp_path / "b") == "b"
+
+
+def test_a_name_from_a_module_is_imported() -> None:
+    assert registry.find("models", "bench.models.lenet:build") is not None
+
+
+@pytest.mark.parametrize(
+    ("code", "part"),
+    [
+        ("x = 1\ndef make(:\n", "mine.py:2: SyntaxError: "),
+        ("x = 1\n\nmake = 1 / 0\n", "mine.py:3: ZeroDivisionError: division by zero"),
+        ("def f():\n    raise ValueError('why')\n\nf()\n", "mine.py:2: ValueError: why"),
+        ("import not_a_module\n", "mine.py:1: ModuleNotFoundError: "),
+        ("raise SystemExit(3)\n", "mine.py:1: SystemExit: 3"),
+        ("raise ValueError('two\\nlines')\n", "mine.py:1: ValueError: two"),
+    ],
+)
+def test_a_file_that_breaks_is_told_with_the_line_where_it_broke(
+    tmp_path: Path, code: str, part: str
+) -> None:
+    assert part in told(written(tmp_path, code), tmp_path)
+
+
+def test_a_file_that_broke_is_read_again_once_it_is_mended(tmp_path: Path) -> None:
+    told(written(tmp_path, "1 / 0"), tmp_path)
+    assert registry.find("models", written(tmp_path, "make = 'whole'\n"), tmp_path) == "whole"
+
+
+def test_an_attribute_that_is_not_there_is_told_with_the_nearest(tmp_path: Path) -> None:
+    name = written(tmp_path, "def maker(): ...\n")
+    assert "mine.py: 'make' is not defined there; did you mean 'maker'?" in told(name, tmp_path)
+
+
+def test_a_missing_file_is_told_with_its_whole_path(tmp_path: Path) -> None:
+    assert f"{tmp_path / 'absent.py'}: expected a Python file" in told("absent.py:make", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["no.such.module:x", ":x", ".relative:x", "pgd:PGD", "lenet:", "bench..suite:x", "a b:c"]
+)
+def test_a_module_that_cannot_be_imported_is_one_sentence(name: str) -> None:
+    assert "could not be imported" in told(name)
