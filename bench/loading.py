@@ -8,6 +8,7 @@ one sentence, one that only makes them doubtful is passed on to the report.
 import inspect
 import os
 import pickle
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -79,7 +80,8 @@ def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Dat
     found = registry.find("datasets", entry.name, base)
     load = found.load if isinstance(found, Dataset) else found
     offered = {"split": entry.split, "limit": most, "data_dir": data_dir}
-    loaded = load(**_accepted(load, offered), **entry.params)
+    arguments = {**_accepted(load, offered), **entry.params}
+    loaded = _made(f"data {entry.name}", lambda: load(**arguments))
     if isinstance(loaded, tuple) and len(loaded) == 2:
         check_tensors(entry.name, *loaded)
         loaded = in_memory(entry.name, loaded[0][:most], loaded[1][:most], ())
@@ -90,6 +92,21 @@ def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Dat
         )
     check_images(entry.name, loaded)
     return loaded
+
+
+def _made(where: str, make: Callable[[], Any]) -> Any:
+    """What a factory makes; what a stranger's code raises is told in one sentence."""
+    try:
+        return make()
+    except SuiteError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        first = (str(error).splitlines() or [""])[0]
+        raise SuiteError(
+            f"{where}: {type(error).__name__}: {first} "
+            f"({Path(place.filename).name}:{place.lineno}); mend the factory or its params"
+        ) from error
 
 
 def _accepted(load: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,21 +127,26 @@ def check_tensors(name: str, x: Any, y: Any) -> None:
             f"data {name}: expected images (n, c, h, w) and integer labels (n,), "
             f"got {tuple(x.shape)} and {tuple(y.shape)} {y.dtype}"
         )
+    if x.is_floating_point() and x.numel():
+        _check_pixels(name, x)
 
 
 def check_images(name: str, data: Data) -> None:
     """Raises: SuiteError unless there are examples, pixels in [0, 1], and labels from 0."""
     if data.n < 1:
         raise SuiteError(f"data {name}: expected at least one example, got none")
-    sample = data.read(0, min(data.n, 32))
-    low, high = float(sample.min()), float(sample.max())
+    _check_pixels(name, data.read(0, min(data.n, 32)))
+    if data.labels is not None and int(data.labels.min()) < 0:
+        raise SuiteError(f"data {name}: expected labels from 0, got {int(data.labels.min())}")
+
+
+def _check_pixels(name: str, images: Tensor) -> None:
+    low, high = float(images.min()), float(images.max())
     if not (low >= 0 and high <= 1):  # false for NaN, too
         raise SuiteError(
             f"data {name}: expected pixels in [0, 1], got [{low:.4g}, {high:.4g}]; "
             "scale the images, and normalise inside the model"
         )
-    if data.labels is not None and int(data.labels.min()) < 0:
-        raise SuiteError(f"data {name}: expected labels from 0, got {int(data.labels.min())}")
 
 
 # ------------------------------------------------------------------------------------------ models
@@ -158,7 +180,7 @@ def _build(entry: ModelEntry, base: Path, seed: int) -> nn.Module:
     found = registry.find("models", entry.name, base)
     build = found.build if isinstance(found, Model) else found
     with rng.seeded(seed, "weights", entry.name):
-        model = build(**entry.params)
+        model = _made(f"model '{entry.label}'", lambda: build(**entry.params))
     if not isinstance(model, nn.Module):
         raise SuiteError(
             f"model '{entry.label}': expected the factory to return a torch.nn.Module, "
@@ -269,8 +291,8 @@ def preflight(
     try:
         with torch.no_grad():
             logits = model(x)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = str(error).splitlines()[0]
+    except Exception as error:  # a stranger's forward may raise anything
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SuiteError(
             f"{where} does not take images {tuple(x.shape[1:])} of data {data.name}: {first}"
         ) from error

@@ -88,8 +88,8 @@ def worst_case(outcomes: Sequence[Outcomes]) -> Outcomes:
         raise ValueError("expected at least one attack, got none")
     if any(not outcome.index.equals(outcomes[0].index) for outcome in outcomes):
         raise ValueError("expected the same examples under every attack")
-    joined = np.logical_and.reduce([outcome.to_numpy() for outcome in outcomes])
-    return pd.Series(joined, index=outcomes[0].index)
+    joined = np.logical_and.reduce([outcome.to_numpy(dtype=bool) for outcome in outcomes])
+    return pd.Series(joined.astype(bool), index=outcomes[0].index)
 
 
 def paired(first: Outcomes, second: Outcomes) -> Paired:

@@ -1,6 +1,7 @@
 """Where a number comes from: versions, device, git commit, fingerprint of the model."""
 
 import hashlib
+import inspect
 import os
 import platform
 import subprocess
@@ -67,10 +68,23 @@ def git_commit() -> dict[str, Any] | None:
         return None
 
 
+def _source(kind: type) -> str:
+    if kind.__module__.startswith(("torch.", "torchvision.")):
+        return ""  # the versions of those are in the provenance
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # a class typed at a prompt
+        return ""
+
+
 def fingerprint(model: nn.Module) -> str:
-    """sha256 over the module's text and every tensor of its state: what the model computes with."""
+    """sha256 over what the model computes with: its text, the source of every class in it that is
+    not torch's own, and every parameter and buffer, those outside its state_dict included."""
     digest = hashlib.sha256(repr(model).encode())
-    for key, value in sorted(model.state_dict().items()):
+    sources = {_source(type(module)) for module in model.modules()}
+    digest.update("\x1f".join(sorted(sources)).encode())
+    tensors = {**dict(model.named_buffers()), **model.state_dict()}
+    for key, value in sorted(tensors.items()):
         tensor = value.detach().cpu().contiguous()
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())

@@ -1,11 +1,14 @@
 """Per-example records on disk: schema, append, load.
 
 records/ holds one Parquet file for each shard of examples and stream of cells, written once under
-a temporary name, synced and renamed, so that a file that is there is whole. The file's metadata
-says which cells and which examples it holds and what they cost. Beside the first shard lie a few
+a temporary name, synced and renamed, so that a file that is there is whole. Its name ends in its
+own hash, so that damage is seen wherever it is. The file's metadata says which cells and which
+examples it holds and what they cost. Beside the first shard lie a few
 adversarial images for grids and cross-checks; beside a failed cell, its reason.
 """
 
+import contextlib
+import hashlib
 import json
 import os
 import re
@@ -16,7 +19,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -72,11 +75,12 @@ def write(
     about = {"schema": SCHEMA, "pieces": [piece._asdict() for piece in pieces]}
     table = table.replace_schema_metadata({"bench": json.dumps(about)})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    pq.write_table(table, sink, compression="zstd")
+    content = sink.getvalue().to_pybytes()
     name = f"{_slug(stem)}-{pieces[0].cell}-{pieces[0].first:07d}"
     if images:
         write_images(folder, name, images)
-    write_whole(folder / "records" / f"{name}.parquet", sink.getvalue().to_pybytes())
+    write_whole(folder / "records" / f"{name}-{_hash(content)}.parquet", content)
     for piece in pieces:
         (folder / "records" / f"{piece.cell}.failed.json").unlink(missing_ok=True)
 
@@ -96,13 +100,13 @@ def fail(folder: Path, cell: str, reason: str) -> None:
 
 
 def pieces(folder: Path) -> list[Piece]:
-    """What is done, from the files' metadata alone.
+    """What is done, from the files' metadata.
 
     Raises: RecordError naming a file that is damaged or newer than this bench.
     """
     found = []
     for path in sorted((folder / "records").glob("*.parquet")):
-        found += [Piece(**piece) for piece in _about(path)["pieces"]]
+        found += _pieces(path, _content(path))
     return found
 
 
@@ -114,18 +118,14 @@ def load(folder: Path) -> Stored:
     found: dict[tuple[str, int], Piece] = {}
     tables = []
     for path in sorted((folder / "records").glob("*.parquet")):
-        for piece in (Piece(**piece) for piece in _about(path)["pieces"]):
+        content = _content(path)
+        for piece in _pieces(path, content):
             found[piece.cell, piece.first] = piece
         try:
-            tables.append(
-                pq.read_table(
-                    path, read_dictionary=list(_REPEATED), page_checksum_verification=True
-                ).replace_schema_metadata(None)
-            )
+            table = pq.read_table(pa.BufferReader(content), read_dictionary=list(_REPEATED))
         except (pa.ArrowException, OSError) as error:
-            raise RecordError(
-                f"{path}: damaged records ({error}); delete it and run again"
-            ) from error
+            raise _damaged(path, error) from error
+        tables.append(table.replace_schema_metadata(None))
     if tables:
         frame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
         frame = frame.drop_duplicates(["cell", "example"]).sort_values(["cell", "example"])
@@ -133,18 +133,27 @@ def load(folder: Path) -> Stored:
         frame = pd.DataFrame({column: [] for column in COLUMNS})
     failures = {}
     for path in sorted((folder / "records").glob("*.failed.json")):
-        note = json.loads(path.read_text(encoding="utf-8"))
-        failures[note["cell"]] = note["reason"]
+        try:
+            note = json.loads(path.read_text(encoding="utf-8"))
+            failures[note["cell"]] = note["reason"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, error) from error
     return Stored(frame.reset_index(drop=True), list(found.values()), failures)
 
 
 def images(folder: Path, keys: Iterable[str]) -> dict[str, Tensor]:
-    """The images kept under any of the `keys`, (k, c, h, w) each."""
+    """The images kept under any of the `keys`, (k, c, h, w) each.
+
+    Raises: RecordError naming a file that is damaged.
+    """
     wanted, found = set(keys), {}
     for path in sorted((folder / "records").glob("*.images")):
-        with safe_open(path, framework="pt") as file:
-            for key in wanted & set(file.keys()):
-                found[key] = file.get_tensor(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                for key in wanted & set(file.keys()):
+                    found[key] = file.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise _damaged(path, error) from error
     return found
 
 
@@ -169,24 +178,46 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):  # the folder may be what is not there
+            partial.unlink()
         raise SuiteError(
             f"{path}: could not be written ({error.strerror}); what was finished before is kept, "
             "make room or choose another folder with --out and run again"
         ) from error
 
 
-def _about(path: Path) -> dict[str, Any]:
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a file of records, held against the hash in its name."""
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        content = path.read_bytes()
+    except OSError as error:
+        raise _damaged(path, error) from error
+    named = re.search(r"-([0-9a-f]{16})$", path.stem)
+    if named and named[1] != _hash(content):
+        raise _damaged(path, "its hash is not the one in its name")
+    return content
+
+
+def _pieces(path: Path, content: bytes) -> list[Piece]:
+    try:
+        metadata = pq.read_schema(pa.BufferReader(content)).metadata or {}
         about: dict[str, Any] = json.loads(metadata[b"bench"])
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        raise RecordError(f"{path}: damaged records ({error}); delete it and run again") from error
-    if about["schema"] > SCHEMA:
-        raise RecordError(
-            f"{path}: records of schema {about['schema']}, this bench reads up to {SCHEMA}; "
-            "use the bench that wrote them"
-        )
-    return about
+        if about["schema"] <= SCHEMA:
+            return [Piece(**piece) for piece in about["pieces"]]
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    raise RecordError(
+        f"{path}: records of schema {about['schema']}, this bench reads up to {SCHEMA}; "
+        "use the bench that wrote them"
+    )
+
+
+def _damaged(path: Path, why: object) -> RecordError:
+    return RecordError(f"{path}: damaged records ({why}); delete it and run again")
 
 
 def _slug(text: str) -> str:

@@ -76,10 +76,8 @@ def _known(kind: str, name: str) -> ModuleType:
 def _module(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except Exception as error:  # a stranger's module may raise anything; so does a name like ".x"
-        raise SuiteError(
-            f"module '{name}' could not be imported: {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:  # a stranger's code; a name like ".x" raises, too
+        raise SuiteError(f"module '{name}' could not be imported: {_told(error)}") from error
 
 
 def _file(path: Path) -> ModuleType:
@@ -96,11 +94,16 @@ def _file(path: Path) -> ModuleType:
     sys.modules[key] = module  # dataclasses look their module up while it runs
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # the user's own code: tell where it broke, in one sentence
+    except (Exception, SystemExit) as error:  # the user's own code: tell where it broke
         del sys.modules[key]
         line = _line_in(path, error)
-        raise SuiteError(f"{path}:{line}: {type(error).__name__}: {error}") from error
+        raise SuiteError(f"{path}:{line}: {_told(error)}") from error
     return module
+
+
+def _told(error: BaseException) -> str:
+    first = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"
 
 
 def _line_in(path: Path, error: BaseException) -> int:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench import crosscheck, records, tables
-from bench.errors import SuiteError
+from bench.errors import RecordError, SuiteError
 from bench.plan import Cell
 
 
@@ -48,15 +48,24 @@ def read(folder: Path) -> Results:
         ) from None
     except (OSError, ValueError) as error:
         raise SuiteError(f"{path}: could not be read ({error}); run the suite again") from error
-    plan = [Cell(**cell) for cell in provenance["cells"]]
+    try:
+        if provenance["schema"] > records.SCHEMA:
+            raise RecordError(
+                f"{path}: schema {provenance['schema']}, this bench reads up to {records.SCHEMA}; "
+                "use the bench that wrote it"
+            )
+        plan = [Cell(**cell) for cell in provenance["cells"]]
+        data, suite = provenance["data"], provenance["suite"]
+        pairs = [(ours, reference) for ours, reference in provenance["crosschecks"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordError(f"{path}: damaged ({error!r}); run the suite again") from error
     stored = records.load(folder)
-    data = provenance["data"]
     wanted = {cell.identity for cell in plan}
     frame = stored.frame[stored.frame["cell"].isin(wanted)]
     stored = stored._replace(frame=frame.reset_index(drop=True))
-    table = tables.cells(plan, stored, provenance["suite"]["name"], data["name"], data["n"])
+    table = tables.cells(plan, stored, suite["name"], data["name"], data["n"])
     robust = tables.outcomes(plan, stored)
-    sides = crosscheck.pairs(plan, [tuple(pair) for pair in provenance["crosschecks"]])
+    sides = crosscheck.pairs(plan, pairs)
     kept = records.images(folder, {cell.identity for pair in sides for cell in pair})
     places = stored.frame.groupby("cell", observed=True).indices
     confidence = stored.frame.set_index("example")["clean_confidence"]

@@ -17,7 +17,8 @@ from bench.geometry import random_in_ball
 from bench.rng import Noise
 
 Attacked = Callable[..., Any]
-RULES = [name for name in registry.names("attacks") if not name.endswith(":")]
+BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
+RULES = [name for name in BUILT_IN if registry.find("attacks", name).rule]
 LOOPS = [name for name in RULES if not registry.find("attacks", name).rule.one_gradient]
 EPS = {"linf": 0.15, "l2": 1.5}
 STEPS = 8

@@ -25,7 +25,8 @@ EPS: dict[Norm, tuple[float, ...]] = {
     "linf": (0.0, 1 / 64, 4 / 64, 8 / 64, 16 / 64, 32 / 64, 1.0),
     "l2": (0.0, 1 / 64, 8 / 64, 16 / 64, 22 / 64),
 }
-RULES = [name for name in registry.names("attacks") if not name.endswith(":")]
+BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
+RULES = [name for name in BUILT_IN if registry.find("attacks", name).rule]
 ATTACKS = [name for name in RULES if registry.find("attacks", name).needs == "gradient"]
 CASES = [(n, norm) for n in ATTACKS for norm in registry.find("attacks", n).norms if norm in EPS]
 Linear = Callable[[Tensor, Tensor], nn.Module]

@@ -1,0 +1,108 @@
+"""Rates, intervals and tests against constants worked out by hand."""
+
+import pandas as pd
+import pytest
+from scipy.stats import binom
+
+from bench import metrics
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "low", "high"),
+    [
+        (0, 10, 0.0, 0.2775328),  # z^2 / (n + z^2)
+        (10, 10, 0.7224672, 1.0),  # n / (n + z^2)
+        (5, 10, 0.2365931, 0.7634069),
+        (95, 100, 0.8882495, 0.9784563),
+        (1, 1, 0.2065493, 1.0),
+    ],
+)
+def test_a_rate_has_wilsons_interval(k: int, n: int, low: float, high: float) -> None:
+    found = metrics.rate(k, n)
+    assert (found.k, found.n, found.value) == (k, n, k / n)
+    assert found.low == pytest.approx(low, abs=1e-6)
+    assert found.high == pytest.approx(high, abs=1e-6)
+
+
+@pytest.mark.parametrize(("p", "n"), [(0.9, 100), (0.5, 100), (0.97, 300), (0.2, 50)])
+def test_the_interval_holds_the_truth_about_95_times_of_100(p: float, n: int) -> None:
+    """Summed over all outcomes instead of drawn: exact, where 2000 draws would leave 1 %."""
+    held = 0.0
+    for k in range(n + 1):
+        found = metrics.rate(k, n)
+        held += float(binom.pmf(k, n, p)) * (found.low <= p <= found.high)
+    assert 0.93 < held < 0.97
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 0), (-1, 5), (6, 5)])
+def test_an_empty_or_impossible_count_has_no_rate(k: int, n: int) -> None:
+    with pytest.raises(ValueError, match=f"got k = {k}, n = {n}"):
+        metrics.rate(k, n)
+
+
+def records() -> pd.DataFrame:
+    """One example of each kind, targets as in a targeted attack."""
+    return pd.DataFrame(
+        [
+            # label, target, clean_correct, adv_pred, adv_pred_8bit, violation
+            (3, 4, True, 3, 3, ""),  # stands
+            (3, 4, True, 5, 3, ""),  # falls, but not once it is rounded
+            (3, 4, True, 5, 5, "left the ball"),  # the attack failed
+            (3, 4, False, 3, 3, ""),  # wrong before, right after
+            (4, 4, True, 4, 4, ""),  # is of the target class
+            (3, 4, True, -1, -1, "the model's output is not finite"),
+        ],
+        columns=["label", "target", "clean_correct", "adv_pred", "adv_pred_8bit", "violation"],
+    )
+
+
+def test_robust_is_right_before_and_after_and_a_violation_is_a_failed_attack() -> None:
+    assert metrics.robust(records()).tolist() == [True, False, True, False, True, True]
+    assert metrics.robust_8bit(records()).tolist() == [True, True, True, False, True, True]
+
+
+def test_eligible_is_right_before_and_not_of_the_target_class() -> None:
+    assert metrics.eligible(records()).tolist() == [True, True, True, False, False, True]
+    untargeted = records().assign(target=-1)
+    assert metrics.eligible(untargeted).tolist() == [True, True, True, False, True, True]
+
+
+def series(*values: int, start: int = 0) -> "pd.Series[bool]":
+    return pd.Series([bool(v) for v in values], index=range(start, start + len(values)))
+
+
+def test_the_worst_case_is_robust_where_every_attack_left_it_so() -> None:
+    outcomes = [series(1, 1, 0, 1), series(1, 0, 0, 1), series(1, 1, 1, 0)]
+    assert metrics.worst_case(outcomes).tolist() == [True, False, False, False]
+    assert metrics.worst_case(outcomes[:1]).tolist() == [True, True, False, True]
+
+
+def test_the_worst_case_of_nothing_or_of_other_examples_is_no_case() -> None:
+    with pytest.raises(ValueError, match="at least one attack"):
+        metrics.worst_case([])
+    with pytest.raises(ValueError, match="the same examples"):
+        metrics.worst_case([series(1, 0), series(1, 0, start=1)])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "p_value"),
+    [
+        (5, 0, 0.0625),  # 2 / 2^5
+        (1, 5, 0.21875),  # 2 * (1 + 6) / 2^6
+        (10, 1, 0.01171875),  # 2 * (1 + 11) / 2^11
+        (3, 3, 1.0),
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+    ],
+)
+def test_a_paired_comparison_is_the_exact_test_on_those_that_differ(
+    first: int, second: int, p_value: float
+) -> None:
+    a = series(*[1] * first, *[0] * second, 1, 1, 0, 0)
+    b = series(*[0] * first, *[1] * second, 1, 1, 0, 0)
+    assert metrics.paired(a, b) == (first, second, pytest.approx(p_value, abs=1e-12))
+
+
+def test_a_comparison_needs_the_same_examples() -> None:
+    with pytest.raises(ValueError, match="the same examples"):
+        metrics.paired(series(1, 0), series(1, 0, start=1))

@@ -1,0 +1,178 @@
+"""Records on disk: what is written is read back, and what is damaged is named."""
+
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from bench import records
+from bench.errors import RecordError, SuiteError
+from bench.records import Piece
+
+DESIGN = (
+    "suite, model, attack, norm, eps, goal, example, label, target, clean_pred, adv_pred, "
+    "adv_pred_8bit, clean_correct, fooled, violation, confidence, linf, l2, l1, l0, forwards, "
+    "backwards, first_success_step"
+).split(", ")
+NUMBERS = ("confidence", "linf", "l2", "l1", "l0", "forwards", "backwards", "clean_confidence")
+FLAGS = ("clean_correct", "fooled", "attacked")
+
+
+def frame(cell: str = "c", first: int = 0, n: int = 4) -> pd.DataFrame:
+    columns: dict[str, object] = {"example": range(first, first + n)}
+    for column in records.COLUMNS[1:]:
+        columns.setdefault(column, [7] * n)
+    columns |= {name: [0.25 * i for i in range(n)] for name in ("eps", *NUMBERS)}
+    columns |= {name: [i % 2 == 0 for i in range(n)] for name in FLAGS}
+    columns |= {name: ["é, x"] * n for name in ("suite", "model", "attack", "norm", "goal")}
+    return pd.DataFrame({**columns, "violation": [""] * n, "cell": [cell] * n})
+
+
+def piece(cell: str = "c", first: int = 0, n: int = 4) -> Piece:
+    return Piece(cell, first, first + n, n, 1.5, 0.5, 1.0, 64, "cpu")
+
+
+def written(folder: Path, cell: str = "c", first: int = 0) -> Path:
+    images = {} if first else {cell: torch.rand(2, 1, 3, 3, generator=torch.Generator())}
+    records.write(folder, "net-attack", frame(cell, first), [piece(cell, first)], images)
+    return next((folder / "records").glob(f"*-{cell}-{first:07d}*.parquet"))
+
+
+def same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    plain = found.astype({name: expected[name].dtype for name in expected})
+    pd.testing.assert_frame_equal(plain[list(records.COLUMNS)], expected[list(records.COLUMNS)])
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """Files cannot grow beyond 40 bytes inside, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_the_columns_begin_with_those_of_the_design_in_its_order() -> None:
+    assert list(records.COLUMNS[: len(DESIGN)]) == DESIGN
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    for cell, first in (("c", 4), ("c", 0), ("a", 0)):
+        written(tmp_path, cell, first)
+    found = records.load(tmp_path)
+    expected = [frame("a"), frame("c"), frame("c", 4)]
+    same(found.frame, pd.concat(expected, ignore_index=True))
+    assert sorted(found.pieces) == [piece("a"), piece("c"), piece("c", 4)]
+    assert sorted(records.pieces(tmp_path)) == sorted(found.pieces)
+    assert found.failures == {}
+
+
+def test_images_are_read_back_by_their_keys(tmp_path: Path) -> None:
+    images = {"a": torch.zeros(2, 1, 3, 3), "b": torch.ones(1, 3, 2, 2)}
+    records.write_images(tmp_path, "both", images)
+    found = records.images(tmp_path, ["b", "absent"])
+    assert list(found) == ["b"]
+    assert torch.equal(found["b"], images["b"])
+
+
+def test_a_folder_without_records_holds_none(tmp_path: Path) -> None:
+    found = records.load(tmp_path)
+    assert (len(found.frame), found.pieces, found.failures) == (0, [], {})
+    assert list(found.frame.columns) == list(records.COLUMNS)
+
+
+def test_records_of_a_newer_bench_are_refused(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    table = pq.read_table(path)
+    path.unlink()
+    path = path.with_name("newer.parquet")
+    about = json.loads(table.schema.metadata[b"bench"]) | {"schema": records.SCHEMA + 1}
+    pq.write_table(table.replace_schema_metadata({"bench": json.dumps(about)}), path)
+    for read in (records.pieces, records.load):
+        with pytest.raises(RecordError, match=f"{path.name}: records of schema 2, this bench"):
+            read(tmp_path)
+
+
+def test_a_file_cut_anywhere_is_named_as_damaged(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    whole = path.read_bytes()
+    for length in (0, 1, 4, 100, len(whole) // 2, len(whole) - 9, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(RecordError, match=f"{path.name}: damaged records"):
+            records.load(tmp_path)
+        with pytest.raises(RecordError, match=f"{path.name}: damaged records"):
+            records.pieces(tmp_path)
+
+
+def test_a_flipped_byte_anywhere_is_named_as_damage(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    whole = path.read_bytes()
+    unseen = []
+    for place in range(0, len(whole), 29):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            records.load(tmp_path)
+            unseen.append(place)
+        except RecordError as error:
+            assert path.name in str(error)
+    assert unseen == []
+
+
+def test_damaged_images_and_notes_are_named_too(tmp_path: Path) -> None:
+    written(tmp_path)
+    (images,) = (tmp_path / "records").glob("*.images")
+    images.write_bytes(images.read_bytes()[:-3])
+    with pytest.raises(RecordError, match=f"{images.name}: damaged"):
+        records.images(tmp_path, ["c"])
+    records.fail(tmp_path, "c", "why")
+    (note,) = (tmp_path / "records").glob("*.failed.json")
+    note.write_text("{", encoding="utf-8")
+    with pytest.raises(RecordError, match=f"{note.name}: damaged"):
+        records.load(tmp_path)
+
+
+def test_a_write_that_fails_leaves_what_was_there_and_nothing_half(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    before = sorted((tmp_path / "records").iterdir())
+    with no_room(), pytest.raises(SuiteError, match=r"could not be written \(File too large\)"):
+        records.write(tmp_path, "x", frame("d"), [piece("d")], {"d": torch.zeros(9, 1, 3, 3)})
+    assert sorted((tmp_path / "records").iterdir()) == before
+    same(records.load(tmp_path).frame, frame())
+    assert path in before
+
+
+def test_a_failure_is_noted_and_forgotten_once_the_cell_has_records(tmp_path: Path) -> None:
+    records.fail(tmp_path, "c", "RuntimeError: why")
+    records.fail(tmp_path, "other", "ValueError: too")
+    written(tmp_path, "c")
+    assert records.load(tmp_path).failures == {"other": "ValueError: too"}
+
+
+def test_forgetting_takes_records_images_and_notes_and_nothing_else(tmp_path: Path) -> None:
+    written(tmp_path)
+    records.fail(tmp_path, "d", "why")
+    (tmp_path / "records" / "mine.txt").write_text("kept", encoding="utf-8")
+    records.forget(tmp_path)
+    assert [path.name for path in (tmp_path / "records").iterdir()] == ["mine.txt"]
+
+
+def test_examples_that_are_there_twice_count_once(tmp_path: Path) -> None:
+    written(tmp_path)
+    records.write(tmp_path, "again", frame(), [piece()], {})
+    found = records.load(tmp_path)
+    assert len(found.frame) == 4
+    assert found.pieces == [piece()]
+
+
+def test_a_label_with_any_letters_makes_a_plain_file_name(tmp_path: Path) -> None:
+    records.write(tmp_path, "../ é/x: y*", frame(), [piece()], {})
+    (path,) = (tmp_path / "records").glob("*.parquet")
+    assert path.name.startswith("x-y-c-0000000")
