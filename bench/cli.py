@@ -189,7 +189,7 @@ class _Progress:
 
     def hear(self, event: "Event") -> None:
         """Show what the runner says."""
-        self.done += event.work if event.what in ("done", "failed") else 0.0
+        self.done += event.work if event.what == "done" else 0.0
         if event.what == "start":
             self.total = event.work
             self.bar.update(self.task, total=max(event.work, 1e-9), description=event.text)

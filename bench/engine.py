@@ -54,7 +54,7 @@ def attack(
     """
     rule = curve.attack.rule
     assert rule is not None
-    if rule.one_gradient:
+    if rule.one_gradient and curve.sweep == "independent":
         return _one_gradient(model, curve, x, y, examples, rows)
     run = _Run(model, curve, x, y, examples)
     batch, waiting = None, run.first_items()

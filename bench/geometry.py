@@ -49,13 +49,13 @@ def project(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
     delta = x - x0
     if norm == "l2":
         length = per_row(norm_of(delta, "l2"), x)
-        inside = length <= radius
-        delta = torch.where(inside, delta, delta * (radius / length.clamp_min(_tiny(x))))
+        nearest = delta * (radius / length.clamp_min(_tiny(x)))
+        nearest = torch.where(length <= radius, delta, nearest)
     elif norm == "l1":
-        delta = _soft_threshold(delta.flatten(1), eps).view_as(delta)
+        nearest = _soft_threshold(delta.flatten(1), eps).view_as(delta)
     else:
-        delta = _largest_entries(delta.flatten(1), eps).view_as(delta)
-    return (x0 + delta).clamp(0, 1)
+        nearest = _largest_entries(delta.flatten(1), eps).view_as(delta)
+    return torch.where(nearest == delta, x, x0 + nearest).clamp(0, 1)
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
@@ -81,7 +81,7 @@ def random_in_ball(like: Tensor, eps: Tensor, norm: Norm, noise: Noise) -> Tenso
     """A random offset within the ball of radius `eps` (n,) for each row; shape of `like`.
 
     linf and l2: uniform in the ball. l1: uniform in the ball (normalised exponential gaps).
-    l0: round(eps) uniformly chosen entries, each moved by U(-1, 1).
+    l0: floor(eps) uniformly chosen entries, each moved by U(-1, 1).
     Source: l2 Voelker et al. 2017 (direction of a Gaussian, radius U^(1/d)); l1 Calafiore,
     Dabbene and Tempo 1998, https://doi.org/10.1109/81.735436
     """
@@ -97,8 +97,8 @@ def random_in_ball(like: Tensor, eps: Tensor, norm: Norm, noise: Noise) -> Tenso
         gaps = -torch.log(1 - draw.abs().clamp_max(1 - 1e-7))
         direction = draw.sign() * gaps / per_row(gaps.flatten(1).sum(1), like)
         return radius * share * direction
-    order = noise.uniform(like).flatten(1)
-    return _largest_entries(order, eps).view_as(like)
+    chosen = _largest_entries(noise.uniform(like, draw=1).flatten(1), eps).view_as(like) != 0
+    return torch.where(chosen, noise.uniform(like), torch.zeros_like(like))
 
 
 def _tiny(x: Tensor) -> float:

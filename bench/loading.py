@@ -9,13 +9,14 @@ import inspect
 import os
 import pickle
 import traceback
+import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import platformdirs
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from bench import provenance, registry, rng
 from bench.contracts import Data, Dataset, Model
 from bench.datasets import in_memory
 from bench.errors import SuiteError, nearest
+from bench.guard import evaluating
 from bench.suite import DataEntry, ModelEntry
 
 WEIGHTS = Path(__file__).parent / "models" / "weights"
@@ -104,8 +106,7 @@ def _made(where: str, make: Callable[[], Any]) -> Any:
         place = traceback.extract_tb(error.__traceback__)[-1]
         first = (str(error).splitlines() or [""])[0]
         raise SuiteError(
-            f"{where}: {type(error).__name__}: {first} "
-            f"({Path(place.filename).name}:{place.lineno}); mend the factory or its params"
+            f"{where}: {type(error).__name__}: {first} ({Path(place.filename).name}:{place.lineno})"
         ) from error
 
 
@@ -158,7 +159,7 @@ def subject(entry: ModelEntry, base: Path, seed: int, data: Data, device: torch.
     Raises: SuiteError in one sentence for weights that are missing, damaged or another
     architecture's, and for a model whose outputs are not logits over enough classes.
     """
-    return fit(entry.label, _build(entry, base, seed).to(device), data, device)
+    return fit(entry.label, _build(entry, base, seed).to(device).eval(), data, device)
 
 
 def fit(label: str, model: nn.Module, data: Data, device: torch.device) -> Subject:
@@ -166,13 +167,8 @@ def fit(label: str, model: nn.Module, data: Data, device: torch.device) -> Subje
 
     Raises: SuiteError as `preflight` does.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         classes, findings = preflight(label, model, data, device)
-    finally:
-        for module, training in modes:
-            module.training = training
     return Subject(label, model, classes, provenance.fingerprint(model), tuple(findings))
 
 
@@ -210,7 +206,8 @@ def _state(entry: ModelEntry, found: Any, base: Path) -> Mapping[str, Tensor]:
     if name in _published(entry, found) and file.is_file():
         return load_file(file)
     if isinstance(found, Model) and found.published and name in found.published_names:
-        return found.published(name)
+        published = found.published
+        return _made(f"model '{entry.label}'", lambda: published(name))  # type: ignore[no-any-return]
     if Path(name).suffix not in (".safetensors", ".pt", ".pth"):
         raise SuiteError(
             f"model '{entry.label}': weights '{name}' are unknown; "
@@ -228,20 +225,28 @@ def _read(where: str, path: Path) -> Mapping[str, Tensor]:
         if path.suffix == ".safetensors":
             tensors: Mapping[str, Tensor] = load_file(path)
             return tensors
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        first = str(error).splitlines()[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on pickles that are refused anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a reader trips over in damaged bytes can be anything
+        if isinstance(error, pickle.UnpicklingError) and _whole(path):
+            raise SuiteError(
+                f"{where}: {path} holds more than tensors, and a pickle can run code; "
+                "save model.state_dict() and use that file"
+            ) from error
+        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SuiteError(f"{where}: {path} is damaged or no checkpoint ({first})") from error
-    except pickle.UnpicklingError as error:
-        raise SuiteError(
-            f"{where}: {path} holds more than tensors, and a pickle can run code; "
-            "save model.state_dict() and use that file"
-        ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise SuiteError(f"{where}: {path}: expected a state_dict, got {type(state).__name__}")
     return dict(state)
+
+
+def _whole(path: Path) -> bool:
+    """Whether a file looks like one of torch's: a zip archive or, older, a pickle of protocol 2."""
+    with path.open("rb") as file:
+        return zipfile.is_zipfile(file) or (file.seek(0), file.read(2))[1] == b"\x80\x02"
 
 
 def _load(entry: ModelEntry, model: nn.Module, state: Mapping[str, Tensor]) -> None:

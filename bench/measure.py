@@ -5,8 +5,6 @@ checked for shape, box and ball, and the model is asked again in evaluation mode
 on the image as returned and after rounding it to 8 bits.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import pandas as pd
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 from bench import engine, geometry, meter, rng
 from bench.contracts import Curve, Norm, Threat
 from bench.errors import ContractError
+from bench.guard import evaluating, untouched
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 ABSOLUTE, RELATIVE = 1e-6, 1e-5
@@ -78,7 +77,7 @@ def judge(model: nn.Module, x: Tensor, rows: int) -> tuple[Tensor, Tensor, Tenso
     Shapes: x (n, c, h, w); results (n,). Where the logits are not finite the prediction is -1 and
     the confidence NaN.
     """
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         logits = torch.cat([model(part).float() for part in x.split(rows)])
     confidence, pred = logits.softmax(1).max(1)
     finite = logits.isfinite().all(1)
@@ -104,7 +103,7 @@ def measure(
     raw = None
     if positive and len(chosen.id):
         part = Curve(**{**vars(curve), "eps": tuple(curve.eps[index] for index in positive)})
-        with _untouched(model):
+        with untouched(model):
             raw = _attack(model, part, chosen, rows)
     records, costs = [], []
     for index, eps in enumerate(curve.eps):
@@ -160,6 +159,7 @@ def _whole(model: nn.Module, curve: Curve, chosen: Examples, y: Tensor, rows: in
             noise = rng.Noise(curve.seed, curve.name, chosen.id[at], torch.zeros_like(at))
             first = int(chosen.id[at[0]])
             with (
+                evaluating(model),
                 rng.seeded(curve.seed, curve.name, first, len(at)),
                 meter.counted(model) as passes,
             ):
@@ -296,43 +296,3 @@ def violations(x_adv: Tensor, x: Tensor, eps: float, norm: Norm, pred: Tensor) -
 
 def _allowed(eps: float) -> float:
     return eps + ABSOLUTE + RELATIVE * eps
-
-
-# ----------------------------------------------------------------------------------- model's state
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Every submodule in evaluation mode inside, in its own mode afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen parameters inside; afterwards everything is as it was.
-
-    Raises: ContractError if weights or buffers were changed inside; they are put back first.
-    """
-    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    before = {key: value.detach().clone() for key, value in model.state_dict().items()}
-    changed: list[str] = []
-    try:
-        with _evaluating(model):
-            model.requires_grad_(False)
-            yield
-    finally:
-        for parameter, wants, gradient in parameters:
-            parameter.requires_grad_(wants)
-            parameter.grad = gradient
-        after = model.state_dict()
-        changed = [key for key in before if not torch.equal(before[key], after[key])]
-        if changed:
-            model.load_state_dict(before)
-    if changed:
-        raise ContractError(f"the attack changed the model: {', '.join(changed[:3])}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.engine import look
+from bench.guard import evaluating
 from bench.losses import cross_entropy
 
 
@@ -71,7 +72,8 @@ def floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
     def gradient() -> None:
         look(model, cross_entropy, images, labels)
 
-    return Floor(_median_seconds(forward, x) / rows, _median_seconds(gradient, x) / rows)
+    with evaluating(model):
+        return Floor(_median_seconds(forward, x) / rows, _median_seconds(gradient, x) / rows)
 
 
 def _median_seconds(work: Any, x: Tensor, most: float = 1.0) -> float:
@@ -117,7 +119,7 @@ def rows_per_pass(model: nn.Module, x: Tensor) -> int:
 
     handles = [module.register_forward_hook(on_forward) for module in model.modules()]
     try:
-        with torch.no_grad():
+        with evaluating(model), torch.no_grad():
             model(x[:1])
     finally:
         for handle in handles:

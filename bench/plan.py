@@ -62,6 +62,11 @@ class Task(NamedTuple):
     curve: Curve
     cells: tuple[Cell, ...]
 
+    @property
+    def linked(self) -> bool:
+        """Whether one gradient, one inheritance or one search serves all eps together."""
+        return _linked(self.curve)
+
     def only(self, identities: set[str]) -> "Task":
         """The task with no other cells than these."""
         kept = tuple(cell for cell in self.cells if cell.identity in identities)
@@ -121,7 +126,7 @@ def task(model: str, entry: AttackEntry, facts: Facts, seed: int, sweep: Sweep) 
         eps=tuple(eps.value for eps in entry.eps),
         goal=entry.goal,
         stop=entry.stop,
-        sweep=sweep,
+        sweep=sweep if entry.attack.rule is not None else "independent",
         seed=seed,
     )
     reason = _skip_reason(entry.attack, facts)
@@ -142,9 +147,7 @@ def task(model: str, entry: AttackEntry, facts: Facts, seed: int, sweep: Sweep) 
             passes=0.0 if eps.value == 0 else cost,
             gradients=0.0 if eps.value == 0 or entry.attack.needs != "gradient" else cost,
             traits=dict(entry.attack.traits(entry.params, entry.norm, eps.value)),
-            caveats=tuple(entry.attack.caveats(entry.params, entry.norm, eps.value))
-            if eps.value > 0
-            else (),
+            caveats=_caveats(entry, eps.value, sweep),
         )
         for eps in entry.eps
     )
@@ -157,6 +160,15 @@ def _implementation(entry: AttackEntry) -> str:
     return (
         where if where and entry.attack.implementation == "bench" else entry.attack.implementation
     )
+
+
+def _caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, ...]:
+    if eps == 0:
+        return ()
+    own = tuple(entry.attack.caveats(entry.params, entry.norm, eps))
+    if sweep == "nested" and entry.attack.rule is None:
+        return (*own, "The sweep is independent: only the engine's own attacks inherit successes.")
+    return own
 
 
 def _skip_reason(attack: Attack, facts: Facts) -> str:
@@ -174,7 +186,7 @@ def _passes(curve: Curve) -> float | None:
     """Most model passes for one example at one eps."""
     positive = sum(eps > 0 for eps in curve.eps) or 1
     rule = curve.attack.rule
-    if rule is not None and rule.one_gradient:
+    if rule is not None and rule.one_gradient and curve.sweep == "independent":
         return 1 / positive
     steps = getattr(curve.params, "steps", None)
     if not isinstance(steps, int):
@@ -185,12 +197,6 @@ def _passes(curve: Curve) -> float | None:
 
 def _identity(curve: Curve, entry: AttackEntry, eps: float, facts: Facts) -> str:
     attack = curve.attack
-    # One gradient, one inheritance or one search serves all eps: the list is part of the number.
-    linked = (
-        attack.budget == "minimum"
-        or curve.sweep == "nested"
-        or (attack.rule is not None and attack.rule.one_gradient)
-    )
     return identity(
         {
             "model": facts.model_fingerprint,
@@ -198,7 +204,8 @@ def _identity(curve: Curve, entry: AttackEntry, eps: float, facts: Facts) -> str
             "attack": curve.name,
             "code": _code(attack),
             "norm": curve.norm,
-            "eps": [*sorted(curve.eps), eps] if linked else eps,
+            # Where cells are linked, the list of eps is part of each one's number.
+            "eps": [*sorted(curve.eps), eps] if _linked(curve) else eps,
             "goal": curve.goal,
             "target": entry.target,
             "params": _plain(curve.params),
@@ -208,6 +215,12 @@ def _identity(curve: Curve, entry: AttackEntry, eps: float, facts: Facts) -> str
             "rows": facts.rows if attack.batch_dependent else None,
         }
     )
+
+
+def _linked(curve: Curve) -> bool:
+    rule = curve.attack.rule
+    one_gradient = rule is not None and rule.one_gradient
+    return curve.attack.budget == "minimum" or curve.sweep == "nested" or one_gradient
 
 
 def _plain(params: Any) -> dict[str, Any]:

@@ -40,21 +40,25 @@ class Noise:
             for restart, example in zip(restarts.tolist(), examples.tolist(), strict=True)
         ]
 
-    def _draw(self, draw: Callable[[np.random.Generator], np.ndarray], like: Tensor) -> Tensor:
-        rows = np.stack(
-            [draw(np.random.Generator(np.random.Philox(key=key))) for key in self._keys]
-        )
-        return torch.from_numpy(rows).to(like)
+    def _draw(
+        self, draw: int, how: Callable[[np.random.Generator], np.ndarray], like: Tensor
+    ) -> Tensor:
+        counter = [0, 0, draw, 0]  # 2**128 numbers apart from the next draw
+        bits = [np.random.Philox(key=key, counter=counter) for key in self._keys]
+        return torch.from_numpy(np.stack([how(np.random.Generator(b)) for b in bits])).to(like)
 
-    def uniform(self, like: Tensor) -> Tensor:
-        """Independent draws from U(-1, 1), shape, dtype and device of `like` (n, *input)."""
+    def uniform(self, like: Tensor, draw: int = 0) -> Tensor:
+        """Independent draws from U(-1, 1), shape, dtype and device of `like` (n, *input).
+
+        Another `draw` is independent of this one; the same gives the same numbers again.
+        """
         shape = like.shape[1:]
-        return self._draw(lambda g: 2.0 * g.random(shape, dtype=np.float32) - 1.0, like)
+        return self._draw(draw, lambda g: 2.0 * g.random(shape, dtype=np.float32) - 1.0, like)
 
-    def normal(self, like: Tensor) -> Tensor:
+    def normal(self, like: Tensor, draw: int = 0) -> Tensor:
         """Independent standard normal draws, shape, dtype and device of `like` (n, *input)."""
         shape = like.shape[1:]
-        return self._draw(lambda g: g.standard_normal(shape, dtype=np.float32), like)
+        return self._draw(draw, lambda g: g.standard_normal(shape, dtype=np.float32), like)
 
     def unit(self, like: Tensor) -> Tensor:
         """One draw from U(0, 1) for each row, shape (n,); independent of the other draws."""

@@ -10,7 +10,7 @@ import json
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,10 +50,10 @@ class Event(NamedTuple):
     """What a listener hears of a run: work is measured in seconds of the bare loop's floor."""
 
     what: str
-    """"start", "begin" (a shard of a task), "done", "failed" or "note"."""
+    """"start", "begin" (a shard of a task), "failed" (cells of it), "done" or "note"."""
     text: str
     work: float
-    """"start": all the work ahead; "done" and "failed": the work that this settles."""
+    """"start": all the work ahead; "done": the work that this settles."""
 
 
 class _Part(NamedTuple):
@@ -135,25 +135,41 @@ def _work(session: Session, parts: list[_Part], out: Path, listen: Callable[[Eve
     broken: set[str] = set()
     for task, first, last, work in parts:
         name = f"{task.model} · {task.entry.label}"
-        if any(cell.identity in broken for cell in task.cells):
-            listen(Event("failed", name, work))
-            continue
+        left = task.only({cell.identity for cell in task.cells} - broken)
         listen(Event("begin", name, 0.0))
-        try:
-            shard = session.shard(task, first, last)
-        except SuiteError:  # the user's: an image that is none, found only now
-            raise
-        except (Exception, SystemExit) as error:  # a stranger's attack or model may do anything
-            reason = _reason(error)
-            for cell in task.cells:
+        for cells, reason in _attempt(session, left, first, last, out):
+            for cell in cells:
                 records.fail(out, cell.identity, reason)
                 broken.add(cell.identity)
-            listen(Event("failed", f"{name}: {reason}", work))
-            continue
-        kept = {} if first else _kept(task, shard.x_adv)
-        stem = f"{task.model}-{task.entry.label}"
-        records.write(out, stem, shard.frame, shard.pieces, kept)
+            radii = ", ".join(cell.eps_text for cell in cells)
+            listen(Event("failed", f"{name} at eps {radii}: {reason}", 0.0))
         listen(Event("done", name, work))
+
+
+def _attempt(
+    session: Session, task: plan.Task, first: int, last: int, out: Path
+) -> Iterator[tuple[tuple[plan.Cell, ...], str]]:
+    """Run one shard of a task and write its records; yields the cells that failed, with reasons.
+
+    Where a stream of several cells fails, each is tried alone, so that one eps at which an attack
+    crashes does not take the others with it.
+    """
+    if not task.cells:
+        return
+    try:
+        shard = session.shard(task, first, last)
+    except SuiteError:  # the user's: an image that is none, found only now
+        raise
+    except (Exception, SystemExit) as error:  # a stranger's attack or model may do anything
+        if task.linked or len(task.cells) == 1:
+            yield task.cells, _reason(error)
+            return
+        for cell in task.cells:
+            yield from _attempt(session, task.only({cell.identity}), first, last, out)
+        return
+    kept = {} if first else _kept(task, shard.x_adv)
+    stem = f"{task.model}-{task.entry.label}"
+    records.write(out, stem, shard.frame, shard.pieces, kept)
 
 
 def _keep_clean(session: Session, out: Path) -> None:

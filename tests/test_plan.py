@@ -43,7 +43,11 @@ def test_a_plan_is_every_model_with_every_attack_at_every_eps() -> None:
 @pytest.mark.parametrize(
     ("name", "facts", "part"),
     [
-        ("torchattacks:APGDT", FACTS._replace(classes=2), "needs at least 4 classes, the model has 2"),
+        (
+            "torchattacks:APGDT",
+            FACTS._replace(classes=2),
+            "needs at least 4 classes, the model has 2",
+        ),
         ("torchattacks:TIFGSM", FACTS, "needs 3 channels, the images have 1"),
         ("pgd", FACTS._replace(classes=2), ""),
         ("torchattacks:APGDT", FACTS._replace(classes=None), ""),

@@ -15,11 +15,12 @@ from bench import records
 from bench.errors import RecordError, SuiteError
 from bench.records import Piece
 
-DESIGN = (
+WORDS = (
     "suite, model, attack, norm, eps, goal, example, label, target, clean_pred, adv_pred, "
     "adv_pred_8bit, clean_correct, fooled, violation, confidence, linf, l2, l1, l0, forwards, "
     "backwards, first_success_step"
-).split(", ")
+)
+DESIGN = WORDS.split(", ")
 NUMBERS = ("confidence", "linf", "l2", "l1", "l0", "forwards", "backwards", "clean_confidence")
 FLAGS = ("clean_correct", "fooled", "attacked")
 

@@ -113,7 +113,8 @@ def test_a_missing_file_is_told_with_its_whole_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["no.such.module:x", ":x", ".relative:x", "pgd:PGD", "lenet:", "bench..suite:x", "a b:c"]
+    "name",
+    ["no.such.module:x", ":x", ".relative:x", "pgd:PGD", "lenet:", "bench..suite:x", "a b:c"],
 )
 def test_a_module_that_cannot_be_imported_is_one_sentence(name: str) -> None:
     assert "could not be imported" in told(name)

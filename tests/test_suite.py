@@ -136,7 +136,7 @@ def test_file_names_in_a_suite_start_from_its_own_folder(tmp_path: Path) -> None
     assert (read.models[0].label, read.models[0].weights) == ("net.py:make", None)
 
 
-# ------------------------------------------------------------------------------- all mistakes at once
+# ---------------------------------------------------------------------------- all mistakes at once
 
 NASTY = """
 schema = 1
@@ -361,7 +361,9 @@ def test_sections_of_the_wrong_shape_are_mistakes() -> None:
 
 
 def test_a_librarys_attack_takes_the_librarys_parameters() -> None:
-    read = parse(changed('target = "next"', 'target = "next"\nparams = { steps = 7, random_start = false }'))
+    read = parse(
+        changed('target = "next"', 'target = "next"\nparams = { steps = 7, random_start = false }')
+    )
     assert (read.attacks[1].params.steps, read.attacks[1].params.random_start) == (7, False)
     assert read.attacks[1].params.alpha == pytest.approx(2 / 255)
 

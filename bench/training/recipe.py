@@ -64,7 +64,11 @@ def read(name: str) -> Recipe:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
         raw["schema_"] = raw.pop("schema", None)
+        if "name" in raw:
+            raise SuiteError(f"{path}: name: a recipe is called by its file's name; leave it out")
         return Recipe(name=path.stem, **raw)
+    except (OSError, UnicodeDecodeError) as error:
+        raise SuiteError(f"{path}: could not be read as a recipe: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise SuiteError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:

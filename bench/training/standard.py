@@ -8,6 +8,7 @@ import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from bench import registry, rng
 from bench.contracts import Data
-from bench.training.recipe import Recipe
+from bench.errors import SuiteError, nearest
+from bench.training.recipe import Part, Recipe
 
 
 class Epoch(NamedTuple):
@@ -51,20 +53,21 @@ def train(
     dataset = registry.find("datasets", recipe.data.name)
     data: Data = dataset.load(split="train", limit=None, data_dir=data_dir, **recipe.data.params)
     assert data.labels is not None
+    if recipe.validation >= data.n:
+        raise SuiteError(
+            f"recipe '{recipe.name}': validation: expected fewer than the {data.n} training "
+            f"images of {data.name}, got {recipe.validation}"
+        )
     order = rng.shuffled(recipe.seed, "validation split", data.n)
     x, y = data.read(0, data.n).to(device), data.labels.to(device)
     held_out, kept = order[: recipe.validation], order[recipe.validation :]
     validation = x[held_out], y[held_out]
     with rng.seeded(recipe.seed, "training", recipe.name):
         model = registry.find("models", recipe.model.name).build(**recipe.model.params).to(device)
-        optimiser = getattr(torch.optim, recipe.optimiser.name)(
-            model.parameters(), **recipe.optimiser.params
-        )
+        optimiser = _made(torch.optim, recipe.optimiser, "optimiser", model.parameters())
         schedule: Any = None
         if recipe.schedule is not None:
-            schedule = getattr(torch.optim.lr_scheduler, recipe.schedule.name)(
-                optimiser, **recipe.schedule.params
-            )
+            schedule = _made(torch.optim.lr_scheduler, recipe.schedule, "schedule", optimiser)
         history: list[Epoch] = []
         best_state, best = None, None
         for number in range(1, recipe.epochs + 1):
@@ -90,6 +93,17 @@ def train(
     assert best_state is not None
     model.load_state_dict(best_state)
     return Trained(model.eval(), best, history)
+
+
+def _made(module: ModuleType, part: Part, what: str, on: Any) -> Any:
+    """The optimiser or schedule that a recipe names, with its parameters."""
+    known = [name for name in vars(module) if name[0].isupper()]
+    if part.name not in known:
+        raise SuiteError(f"{what} '{part.name}' is unknown; {nearest(part.name, known)}")
+    try:
+        return getattr(module, part.name)(on, **part.params)
+    except (TypeError, ValueError) as error:
+        raise SuiteError(f"{what} '{part.name}': {error}") from error
 
 
 def _rank(epoch: Epoch) -> tuple[int, float]:

@@ -1,0 +1,47 @@
+"""A model's state: how it is while it is asked and attacked, and that it comes back as it was."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from bench.errors import ContractError
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every submodule in evaluation mode inside, in its own mode afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and frozen parameters inside; afterwards everything is as it was.
+
+    Raises: ContractError if weights or buffers were changed inside; they are put back first.
+    """
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    before = {key: value.detach().clone() for key, value in tensors.items()}
+    changed: list[str] = []
+    try:
+        with evaluating(model):
+            model.requires_grad_(False)
+            yield
+    finally:
+        for parameter, wants, gradient in parameters:
+            parameter.requires_grad_(wants)
+            parameter.grad = gradient
+        changed = [key for key in before if not torch.equal(before[key], tensors[key])]
+        with torch.no_grad():
+            for key in changed:
+                tensors[key].copy_(before[key])
+    if changed:
+        raise ContractError(f"the attack changed the model: {', '.join(changed[:3])}")

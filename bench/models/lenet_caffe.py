@@ -1,0 +1,34 @@
+"""LeNet as Caffe's example has it, for 28x28 grey images: 431,080 parameters.
+
+No padding: 28 -> 24 -> 12 -> 8 -> 4. Source: the LeNet of Caffe's MNIST example (Jia et al. 2014,
+https://arxiv.org/abs/1408.5093), after LeCun et al. 1998.
+"""
+
+from torch import nn
+
+from bench.contracts import Model
+from bench.models import MNIST_MEAN, MNIST_STD, Normalise
+
+
+def build() -> nn.Module:
+    """Layers in the order of the data; shapes behind each block, without the batch axis."""
+    return nn.Sequential(
+        Normalise(MNIST_MEAN, MNIST_STD),
+        nn.Conv2d(1, 20, 5),
+        nn.MaxPool2d(2),  # (20, 12, 12)
+        nn.Conv2d(20, 50, 5),
+        nn.MaxPool2d(2),  # (50, 4, 4)
+        nn.Flatten(),
+        nn.Linear(800, 500),
+        nn.ReLU(),
+        nn.Linear(500, 10),
+    )
+
+
+MODEL = Model(
+    summary="Caffe's LeNet for 28x28 grey images, 431,080 parameters",
+    source="Jia et al. 2014",
+    build=build,
+    shape=(1, 28, 28),
+    classes=10,
+)

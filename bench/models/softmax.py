@@ -1,0 +1,22 @@
+"""Shallow softmax regression: one linear layer, whose robust accuracy is known in closed form.
+
+Source: the linear explanation of adversarial examples, Goodfellow et al. 2015, sections 3 and 5,
+https://arxiv.org/abs/1412.6572
+"""
+
+from torch import nn
+
+from bench.contracts import Model
+
+
+def build() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+
+MODEL = Model(
+    summary="softmax regression on 28x28 grey images, 7,850 parameters",
+    source="Goodfellow et al. 2015",
+    build=build,
+    shape=(1, 28, 28),
+    classes=10,
+)

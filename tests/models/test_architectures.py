@@ -1,0 +1,47 @@
+"""Every shipped architecture: its size as its source states it, logits of the right shape."""
+
+import pytest
+import torch
+
+from bench import registry, rng
+
+PARAMETERS = {
+    "lenet": 61_706,
+    "lenet_caffe": 431_080,
+    "dropout_cnn": 1_199_882,
+    "softmax": 7_850,
+    "resnet50": 25_557_032,
+    "maxout": 784 * 1200 + 1200 + 240 * 1200 + 1200 + 240 * 10 + 10,
+}
+
+
+def test_every_architecture_is_counted_here():
+    assert set(registry.names("models")) == PARAMETERS.keys()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_an_architecture_has_as_many_parameters_as_its_source_states(name):
+    with rng.seeded("sizes"):
+        model = registry.find("models", name).build()
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_an_architecture_turns_images_into_finite_logits(name):
+    found = registry.find("models", name)
+    channels, height, width = found.shape
+    with rng.seeded("logits"):
+        model = found.build().eval()
+        images = torch.rand(2, channels, height, width)
+    logits = model(images)
+    assert logits.shape == (2, found.classes)
+    assert bool(logits.isfinite().all())
+
+
+def test_a_maxout_unit_is_the_largest_of_its_pieces():
+    with rng.seeded("maxout"):
+        layer = registry.find("models", "maxout").build(units=3, pieces=2)[2]
+        x = torch.rand(4, 784)
+    weight, bias = layer.pieces.weight, layer.pieces.bias
+    pieces = torch.stack([x @ weight[k::2].T + bias[k::2] for k in range(2)])
+    assert torch.allclose(layer(x), pieces.amax(0), atol=1e-5)

@@ -1,0 +1,448 @@
+"""Weights, data and devices: what loads, what is refused, and what preflight finds."""
+
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bench import loading, provenance
+from bench.contracts import Data
+from bench.datasets import in_memory
+from bench.errors import SuiteError
+from bench.models import lenet as architecture
+from bench.suite import DataEntry, ModelEntry
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data(digits: tuple[Tensor, Tensor]) -> Data:
+    return in_memory("digits", digits[0][:40], digits[1][:40], tuple("0123456789"))
+
+
+def subject(data: Data, base: Path = Path(), seed: int = 0, **keys: Any) -> loading.Subject:
+    entry = ModelEntry(**{"name": "lenet", "label": "net", **keys})
+    return loading.subject(entry, base, seed, data, CPU)
+
+
+def refused(data: Data, base: Path = Path(), **keys: Any) -> str:
+    with pytest.raises(SuiteError) as caught:
+        subject(data, base, **keys)
+    (only,) = caught.value.problems
+    assert "\n" not in only
+    return only
+
+
+def same(found: loading.Subject, model: nn.Module) -> bool:
+    state, expected = found.model.state_dict(), model.state_dict()
+    return all(torch.equal(state[key], expected[key]) for key in expected)
+
+
+# ----------------------------------------------------------------------------------------- weights
+
+
+def test_published_weights_are_found_by_what_they_were_trained_on(
+    data: Data, lenet: nn.Module
+) -> None:
+    found = subject(data, weights="digits")
+    assert same(found, lenet)
+    assert (found.classes, found.findings) == (10, ())
+    assert not any(module.training for module in found.model.modules())
+
+
+def test_random_weights_are_the_same_for_the_same_seed_and_leave_the_global_state(
+    data: Data,
+) -> None:
+    before = torch.get_rng_state()
+    one, again, other = (subject(data, seed=seed, weights="random") for seed in (1, 1, 2))
+    assert same(one, again.model)
+    assert not same(one, other.model)
+    assert one.fingerprint == again.fingerprint != other.fingerprint
+    assert torch.equal(before, torch.get_rng_state())
+
+
+FILES: dict[str, Callable[[dict[str, Tensor], Path], Any]] = {
+    "w.safetensors": save_file,
+    "w.pt": torch.save,
+    "w.pth": torch.save,
+    "nested.pt": lambda state, path: torch.save({"state_dict": state, "epoch": 3}, path),
+    "parallel.pt": lambda state, path: torch.save(
+        {f"module.{key}": value for key, value in state.items()}, path
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_weights_of_a_file_beside_the_suite_are_loaded(
+    data: Data, lenet: nn.Module, tmp_path: Path, name: str
+) -> None:
+    FILES[name](lenet.state_dict(), tmp_path / name)
+    assert same(subject(data, tmp_path, weights=name), lenet)
+
+
+class Evil:
+    """A pickle that makes a file when it is loaded."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("ran",)
+
+
+def test_a_pickle_that_runs_code_is_refused_and_not_run(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Evil()}, "zip.pt")
+    Path("plain.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
+    torch.save(nn.Linear(2, 2), "whole.pt")
+    for name in ("zip.pt", "plain.pt", "whole.pt"):
+        told = refused(data, tmp_path, weights=name)
+        assert "holds more than tensors" in told
+        assert "save model.state_dict()" in told
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_a_truncated_file_is_told(data: Data, lenet: nn.Module, tmp_path: Path, name: str) -> None:
+    FILES[name](lenet.state_dict(), tmp_path / name)
+    whole = (tmp_path / name).read_bytes()
+    for length in (0, 3, 100, len(whole) // 2, len(whole) - 1):
+        (tmp_path / name).write_bytes(whole[:length])
+        told = refused(data, tmp_path, weights=name)
+        assert str(tmp_path / name) in told
+        assert "is damaged or no checkpoint" in told
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_a_file_that_is_something_else_is_told(data: Data, tmp_path: Path, name: str) -> None:
+    for content in (b"some text, no weights\n" * 9, b"\x89PNG\r\n\x1a\n" * 30, b"\xff" * 300):
+        (tmp_path / name).write_bytes(content)
+        assert "is damaged or no checkpoint" in refused(data, tmp_path, weights=name)
+
+
+@pytest.mark.parametrize("holds", [[1, 2], {"a": 3}, torch.zeros(3)])
+def test_a_checkpoint_without_a_state_dict_is_told(
+    data: Data, tmp_path: Path, holds: object
+) -> None:
+    torch.save(holds, tmp_path / "w.pt")
+    assert "expected a state_dict, got " in refused(data, tmp_path, weights="w.pt")
+
+
+def test_weights_of_another_architecture_are_told_with_what_differs(
+    data: Data, lenet: nn.Module, tmp_path: Path
+) -> None:
+    state = lenet.state_dict()
+    save_file({f"x.{key}": value for key, value in state.items()}, tmp_path / "keys.safetensors")
+    save_file({**state, "12.weight": torch.zeros(5, 84)}, tmp_path / "shapes.safetensors")
+    keys = refused(data, tmp_path, weights="keys.safetensors")
+    shapes = refused(data, tmp_path, weights="shapes.safetensors")
+    assert "belong to another architecture: 10 missing (1.bias, 1.weight); 10 unexpected" in keys
+    assert "1 misshapen (12.weight (5, 84) instead of (10, 84))" in shapes
+
+
+@pytest.mark.parametrize(
+    ("weights", "part"),
+    [
+        ("absent.pt", "expected weights at "),
+        (
+            "digit",
+            "weights 'digit' are unknown; did you mean 'digits'? known: digits, mnist, random",
+        ),
+        (None, "expected weights; known: digits, mnist, 'random', or a .safetensors or .pt file"),
+    ],
+)
+def test_weights_that_are_not_there_are_told(data: Data, weights: str | None, part: str) -> None:
+    assert part in refused(data, weights=weights)
+
+
+def test_torchvisions_weights_that_are_absent_offline_name_file_and_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    images = in_memory("given", torch.rand(2, 3, 32, 32), torch.zeros(2).long(), ())
+    told = refused(images, name="resnet50", weights="IMAGENET1K_V2")
+    assert "BENCH_OFFLINE is set" in told
+    assert f"put torchvision's file resnet50-11ad3fa6.pth into {tmp_path}" in told
+
+
+def test_a_torchvision_file_that_is_damaged_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    path = tmp_path / "hub" / "checkpoints" / "resnet50-0676ba61.pth"
+    path.parent.mkdir(parents=True)
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
+    path.write_bytes(path.read_bytes()[:-100])
+    images = in_memory("given", torch.rand(2, 3, 32, 32), torch.zeros(2).long(), ())
+    assert path.name in refused(images, name="resnet50", weights="IMAGENET1K_V1")
+
+
+def test_resnet50_with_random_weights_takes_small_images() -> None:
+    images = in_memory("given", torch.rand(2, 3, 32, 32), torch.tensor([0, 999]), ())
+    found = subject(images, name="resnet50", weights="random")
+    assert found.classes == 1000
+
+
+def test_a_model_in_training_mode_is_never_asked_in_it(tmp_path: Path, data: Data) -> None:
+    code = (
+        "from torch import nn\n"
+        "def make(): return nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(784, 10))\n"
+    )
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    found = subject(data, tmp_path, name="mine.py:make")
+    assert found.model.get_buffer("0.num_batches_tracked") == 0
+    assert not found.model.training
+
+
+@pytest.mark.parametrize(
+    ("code", "part"),
+    [
+        ("make = lambda: 3", "expected the factory to return a torch.nn.Module, got int"),
+        ("def make():\n    raise ValueError('why')", "ValueError: why (mine.py:2)"),
+        ("def make():\n    return {}['x']", "KeyError: 'x' (mine.py:2)"),
+    ],
+)
+def test_a_factory_that_breaks_is_one_sentence(
+    data: Data, tmp_path: Path, code: str, part: str
+) -> None:
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    assert part in refused(data, tmp_path, name="mine.py:make")
+
+
+def test_a_fingerprint_holds_weights_constants_and_code(lenet: nn.Module) -> None:
+    same_again = architecture.build()
+    same_again.load_state_dict(lenet.state_dict())
+    assert provenance.fingerprint(same_again) == provenance.fingerprint(lenet)
+    same_again.get_buffer("0.mean").add_(0.01)  # not in its state_dict
+    assert provenance.fingerprint(same_again) != provenance.fingerprint(lenet)
+
+
+# -------------------------------------------------------------------------------------------- data
+
+FACTORIES = """
+import torch
+x = torch.linspace(0, 1, 6 * 4).reshape(6, 1, 2, 2)
+y = torch.tensor([0, 1, 2, 0, 1, 2])
+asked = {}
+
+def plain(): return x, y
+def some(limit, split): asked.update(limit=limit, split=split); return x[:limit], y[:limit]
+def every(**keys): asked.update(keys); return x, y
+def scaled(by): return x * by, y
+def late(): return torch.cat([x.repeat(10, 1, 1, 1), x + 1]), y.repeat(11)
+def nan(): return x / x, y
+def levels(): return (x * 255).to(torch.uint8), y
+def double(): return x.double(), y.int()
+def flat(): return x.flatten(1), y
+def short(): return x, y[:3]
+def floats(): return x, y.float()
+def negative(): return x, y - 1
+def empty(): return x[:0], y[:0]
+def arrays(): return x.numpy(), y.numpy()
+def one(): return x
+def broken(): return 1 / 0
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Callable[..., Data]:
+    (tmp_path / "mine.py").write_text(FACTORIES, encoding="utf-8")
+
+    def load(name: str, limit: int | None = None, **keys: Any) -> Data:
+        entry = DataEntry(name=f"mine.py:{name}", **keys)
+        return loading.data(entry, tmp_path, tmp_path, limit)
+
+    return load
+
+
+def test_a_factory_gives_images_and_labels_and_need_not_ask_for_anything(
+    own: Callable[..., Data],
+) -> None:
+    found = own("plain", limit=4)
+    assert (found.n, found.shape, found.name) == (4, (1, 2, 2), "mine.py:plain")
+    assert found.read(1, 3).shape == (2, 1, 2, 2)
+    assert own("plain", limit=3, **{"params": {}}).n == 3
+
+
+def test_the_smaller_of_the_two_limits_holds(own: Callable[..., Data]) -> None:
+    assert own("some", limit=5, **{"split": "train"}).n == 5
+    entry_limit = own("plain")
+    assert entry_limit.n == 6
+
+
+def test_a_factory_is_told_what_it_asks_for(own: Callable[..., Data], tmp_path: Path) -> None:
+    from bench import registry
+
+    asked = registry.find("datasets", "mine.py:asked", tmp_path)
+    own("some", limit=2, split="train")
+    assert asked == {"limit": 2, "split": "train"}
+    own("every")
+    assert asked == {"limit": None, "split": "test", "data_dir": tmp_path}
+
+
+def test_levels_of_8_bits_and_doubles_become_floats_in_the_unit_interval(
+    own: Callable[..., Data],
+) -> None:
+    for name in ("levels", "double"):
+        images = own(name).read(0, 6)
+        assert (images.dtype, float(images.min()), float(images.max())) == (torch.float32, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "part"),
+    [
+        ("scaled", {"by": 255}, "expected pixels in [0, 1], got [0, 255]; scale the images"),
+        ("scaled", {"by": -1}, "expected pixels in [0, 1], got [-1, "),
+        ("late", {}, "expected pixels in [0, 1], got [0, 2]"),
+        ("nan", {}, "expected pixels in [0, 1], got [nan, nan]"),
+        ("flat", {}, "expected images (n, c, h, w) and integer labels (n,), got (6, 4)"),
+        ("short", {}, "got (6, 1, 2, 2) and (3,)"),
+        ("floats", {}, "torch.float32"),
+        ("negative", {}, "expected labels from 0, got -1"),
+        ("empty", {}, "expected at least one example, got none"),
+        ("arrays", {}, "expected two tensors, got "),
+        ("one", {}, "expected the factory to return (images, labels) or a Data, got Tensor"),
+        ("broken", {}, "ZeroDivisionError: division by zero (mine.py:"),
+    ],
+)
+def test_data_that_cannot_be_used_are_told_in_one_sentence(
+    own: Callable[..., Data], name: str, keys: dict[str, Any], part: str
+) -> None:
+    with pytest.raises(SuiteError) as caught:
+        own(name, params=keys)
+    assert str(caught.value).startswith(f"data mine.py:{name}: ")
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def mnist(folder: Path, n: int = 3, cut: int = 0) -> str:
+    """What is said of MNIST files in `folder` with `n` images, the last `cut` bytes missing."""
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True, exist_ok=True)
+    images = struct.pack(">4i", 2051, n, 28, 28) + bytes(n * 784)
+    labels = struct.pack(">2i", 2049, n) + bytes(n)
+    for name, content in (("images-idx3", images), ("labels-idx1", labels)):
+        for part in ("t10k", "train"):
+            (raw / f"{part}-{name}-ubyte").write_bytes(content[: len(content) - cut])
+    with pytest.raises(SuiteError) as caught:
+        loading.data(DataEntry(name="mnist"), folder, folder, 5)
+    return str(caught.value)
+
+
+def test_mnist_that_is_missing_cut_or_too_short_names_file_and_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_OFFLINE", "1")
+    with pytest.raises(SuiteError) as caught:
+        loading.data(DataEntry(name="mnist"), tmp_path, tmp_path, 5)
+    assert "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte not found" in str(caught.value)
+    assert f"put the unpacked MNIST files into {tmp_path / 'MNIST' / 'raw'}" in str(caught.value)
+    assert "t10k-images-idx3-ubyte or t10k-labels-idx1-ubyte is damaged" in mnist(tmp_path, cut=2)
+    assert "damaged" in mnist(tmp_path, n=0, cut=8)
+    assert "expected 10000 images and labels" in mnist(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_an_unknown_split_is_told(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match="split 'dev' is unknown; expected 'train' or 'test'"):
+        loading.data(DataEntry(name=name, split="dev"), tmp_path, tmp_path, None)
+
+
+# --------------------------------------------------------------------------------------- preflight
+
+
+class Answer(nn.Module):
+    """A net whose logits go through `change` before they are returned."""
+
+    def __init__(self, net: nn.Module, change: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        self.net, self.change = net, change
+
+    def forward(self, x: Tensor) -> object:
+        return self.change(self.net(x))
+
+
+def raises(logits: Tensor) -> Tensor:
+    raise KeyError("mask")
+
+
+REFUSED: dict[str, tuple[Callable[[Tensor], object], str]] = {
+    "NaN": (lambda z: z * float("nan"), "expected finite logits, got NaN or infinity"),
+    "infinite": (lambda z: z / 0, "expected finite logits, got NaN or infinity"),
+    "probabilities": (lambda z: z.softmax(1), "expected logits, got probabilities"),
+    "a feature map": (lambda z: z[..., None], "expected logits (n, classes) with n = 16, got (16"),
+    "one answer for all": (lambda z: z.mean(0, keepdim=True), "got (1, 10)"),
+    "a tuple": (lambda z: (z, z), "got tuple"),
+    "one class": (lambda z: z[:, :1], "expected at least 2 classes, got 1"),
+    "too few classes": (lambda z: z[:, :9], "has 9 classes, but data digits has the label 9"),
+    "an error": (raises, "does not take images (1, 28, 28) of data digits: 'mask'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_model_that_does_not_return_logits_is_refused(
+    data: Data, lenet: nn.Module, case: str
+) -> None:
+    change, part = REFUSED[case]
+    with pytest.raises(SuiteError) as caught:
+        loading.fit("net", Answer(lenet, change), data, CPU)
+    assert str(caught.value).startswith("model 'net'")
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+NOTED: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "log-probabilities": (lambda z: z.log_softmax(1), "returns log-probabilities"),
+    "no gradient": (lambda z: z.detach(), "a gradient of zeros on 16 of 16 clean images"),
+    "rounded": (lambda z: z.round() + 0 * z, "a gradient of zeros on 16 of 16 clean images"),
+    "random": (lambda z: z + torch.randn_like(z), "answers the same images differently"),
+    "the batch": (lambda z: z - z.mean(0), "answers an image differently beside other images"),
+}
+
+
+@pytest.mark.parametrize("case", NOTED)
+def test_a_model_whose_numbers_are_doubtful_is_noted(
+    data: Data, lenet: nn.Module, case: str
+) -> None:
+    change, part = NOTED[case]
+    found = loading.fit("net", Answer(lenet, change), data, CPU).findings
+    assert len([sentence for sentence in found if part in sentence]) == 1
+
+
+def test_a_sound_model_is_noted_for_nothing_and_comes_back_as_it_was(
+    data: Data, lenet: nn.Module
+) -> None:
+    lenet.train()
+    lenet.get_submodule("3").eval()
+    assert loading.fit("net", lenet, data, CPU).findings == ()
+    assert [m.training for m in lenet.children()].count(False) == 1
+    assert all(p.grad is None and p.requires_grad for p in lenet.parameters())
+
+
+def test_double_precision_is_refused(data: Data, lenet: nn.Module) -> None:
+    with pytest.raises(
+        SuiteError, match=r"expected float32 parameters; convert it with model.float"
+    ):
+        loading.fit("net", lenet.double(), data, CPU)
+
+
+# ----------------------------------------------------------------------------------------- devices
+
+
+def test_devices_that_are_there_are_found() -> None:
+    assert loading.device("cpu") == CPU
+    assert loading.device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta", "cuda:x", "", "cpu:cpu"])
+def test_a_device_that_is_not_there_is_told(name: str) -> None:
+    with pytest.raises(SuiteError, match=f"device '{name}'"):
+        loading.device(name)

@@ -1,0 +1,174 @@
+"""Tables from a handful of records whose figures were worked out by hand."""
+
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from bench import tables
+from bench.plan import Cell
+from bench.records import COLUMNS, Piece, Stored
+
+WORDS = (
+    "suite, model, dataset, attack, implementation, norm, eps, goal, status, reason, n, "
+    "clean_correct, robust_correct, clean_accuracy, robust_accuracy, robust_low, robust_high, "
+    "attack_success_rate, success_low, success_high, robust_accuracy_8bit, violations, "
+    "mean_confidence_fooled, mean_linf, mean_l2, mean_l1, mean_l0, forwards_per_example, "
+    "backwards_per_example, seconds, examples_per_second, floor_ratio, device"
+)
+DESIGN = WORDS.split(", ")
+
+# label, clean_pred, adv_pred, adv_pred_8bit, fooled, violation, confidence, distance
+UNTARGETED = [
+    (0, 0, 0, 0, False, "", 0.9, 0.1),  # stood
+    (1, 1, 2, 2, True, "", 0.6, 0.1),  # fooled
+    (2, 2, 3, 2, True, "", 0.8, 0.3),  # fooled, but not once rounded
+    (3, 4, 4, 4, False, "", 0.7, 0.0),  # wrong before: not attacked, not robust
+    (4, 4, 5, 5, False, "linf distance 1, allowed 0.3", 1.0, 1.0),  # violation: robust
+]
+TARGETED = [  # the target is class 7
+    (0, 0, 7, 7, True, "", 0.9, 0.2),  # reached
+    (1, 1, 2, 2, False, "", 0.5, 0.2),  # missed the target, not robust all the same
+    (2, 2, 2, 2, False, "", 0.5, 0.2),  # stood
+    (7, 7, 7, 7, False, "", 0.9, 0.0),  # its label is the target: not eligible
+    (4, 5, 5, 5, False, "", 0.9, 0.0),  # wrong before
+]
+
+
+def cell(identity: str, **keys: Any) -> Cell:
+    given = {
+        "model": "net", "attack": identity, "implementation": "bench", "norm": "linf", "eps": 0.3,
+        "eps_text": "0.3", "goal": "untargeted", "target": "", "stop": "never", "reason": "",
+        "passes": 1.0, "gradients": 1.0, "traits": {}, "caveats": ("first.", "second."),
+    }  # fmt: skip
+    return Cell(identity=identity, **{**given, **keys})
+
+
+def frame(identity: str, rows: list[tuple[Any, ...]], target: int = -1) -> pd.DataFrame:
+    keys = [
+        "label", "clean_pred", "adv_pred", "adv_pred_8bit", "fooled", "violation", "confidence",
+        "linf",
+    ]  # fmt: skip
+    found = pd.DataFrame(rows, columns=keys)
+    found["clean_correct"] = found["label"] == found["clean_pred"]
+    found["attacked"] = found["clean_correct"] & (found["label"] != target)
+    found = found.assign(
+        suite="s", model="net", attack=identity, norm="linf", eps=0.3, goal="untargeted",
+        example=range(len(found)), target=target, l2=2 * found["linf"], l1=4 * found["linf"],
+        l0=3.0, forwards=6.0 * found["attacked"], backwards=2.0 * found["attacked"],
+        first_success_step=-1, clean_confidence=0.9, cell=identity,
+    )  # fmt: skip
+    return found[list(COLUMNS)]
+
+
+def piece(identity: str, first: int = 0, last: int = 5, attacked: int = 4) -> Piece:
+    return Piece(identity, first, last, attacked, 2.0, 0.5, 1.6, 64, "cpu")
+
+
+def made(plan: list[Cell], frames: list[pd.DataFrame], **keys: Any) -> pd.DataFrame:
+    found = pd.concat(frames, ignore_index=True)
+    pieces = keys.pop("pieces", [piece(identity) for identity in found["cell"].unique()])
+    stored = Stored(found, pieces, keys.pop("failures", {}))
+    return tables.cells(plan, stored, "s", "digits", 5)
+
+
+def row(table: pd.DataFrame, at: int = 0) -> dict[str, Any]:
+    return {str(key): value for key, value in table.iloc[at].to_dict().items()}
+
+
+def test_the_columns_are_those_of_the_design_in_its_order() -> None:
+    table = made([cell("a")], [frame("a", UNTARGETED)])
+    assert list(table.columns)[: len(DESIGN)] == DESIGN == list(tables.COLUMNS)
+
+
+def test_an_untargeted_row_is_what_its_records_say() -> None:
+    found = row(made([cell("a")], [frame("a", UNTARGETED)]))
+    assert (found["status"], found["reason"], found["dataset"]) == ("ok", "", "digits")
+    assert (found["n"], found["clean_correct"], found["robust_correct"]) == (5, 4, 2)
+    assert (found["clean_accuracy"], found["robust_accuracy"]) == (0.8, 0.4)
+    assert (found["fooled"], found["eligible"], found["attack_success_rate"]) == (2, 4, 0.5)
+    assert (found["robust_correct_8bit"], found["robust_accuracy_8bit"]) == (3, 0.6)
+    assert found["violations"] == 1
+    assert found["caveats"] == "first. second."
+
+
+def test_a_targeted_row_counts_only_examples_that_could_reach_the_target() -> None:
+    plan = [cell("a", goal="targeted", target="7")]
+    found = row(made(plan, [frame("a", TARGETED, target=7)]))
+    assert (found["clean_correct"], found["robust_correct"]) == (4, 2)
+    assert (found["fooled"], found["eligible"]) == (1, 3)
+    assert found["attack_success_rate"] == pytest.approx(1 / 3)
+
+
+def test_intervals_are_wilsons() -> None:
+    found = row(made([cell("a")], [frame("a", UNTARGETED)]))  # 2 of 5 and 2 of 4, z = 1.959964
+    assert (found["robust_low"], found["robust_high"]) == pytest.approx(
+        (0.117621, 0.769276), abs=1e-6
+    )
+    assert (found["success_low"], found["success_high"]) == pytest.approx(
+        (0.150039, 0.849961), abs=1e-6
+    )
+
+
+def test_distances_and_confidence_are_means_over_fooled_examples_alone() -> None:
+    found = row(made([cell("a")], [frame("a", UNTARGETED)]))
+    assert found["mean_confidence_fooled"] == pytest.approx(0.7)
+    means = [found[f"mean_{norm}"] for norm in ("linf", "l2", "l1", "l0")]
+    assert means == pytest.approx([0.2, 0.4, 0.8, 3.0])
+
+
+def test_costs_are_per_attacked_example() -> None:
+    found = row(made([cell("a")], [frame("a", UNTARGETED)]))
+    assert (found["forwards_per_example"], found["backwards_per_example"]) == (6.0, 2.0)
+    assert (found["seconds"], found["examples_per_second"]) == (2.0, 2.0)
+    assert (found["floor_ratio"], found["rows_per_pass"]) == (1.25, 64)
+
+
+def test_nothing_classified_correctly_is_no_success_rate_and_says_so() -> None:
+    wrong = [(3, 4, 4, 4, False, "", 0.7, 0.0)] * 5
+    found = row(made([cell("a")], [frame("a", wrong)], pieces=[piece("a", attacked=0)]))
+    assert (found["clean_correct"], found["robust_accuracy"]) == (0, 0.0)
+    assert pd.isna(found["attack_success_rate"])
+    assert "no example is classified correctly" in found["reason"]
+
+
+def test_a_row_without_finished_records_has_its_reason_and_no_numbers() -> None:
+    plan = [cell("a", reason="3 channels"), cell("b"), cell("c"), cell("d")]
+    half = frame("c", UNTARGETED[:2])
+    table = made(
+        plan, [half, frame("b", UNTARGETED)], pieces=[piece("c", 0, 2), piece("b")],
+        failures={"b": "ValueError: why"},
+    )  # fmt: skip
+    assert table["status"].tolist() == ["skipped", "failed", "missing", "missing"]
+    assert table["reason"].tolist()[:2] == ["3 channels", "ValueError: why"]
+    assert table["reason"].tolist()[2] == "2 of 5 examples are done; run the suite again to go on"
+    assert table[DESIGN[10:]].isna().all(axis=None)
+
+
+def test_the_worst_case_is_robust_under_every_attack() -> None:
+    second = [list(each) for each in UNTARGETED]
+    second[0][2:5], second[1][2:5] = [9, 9, True], [1, 1, False]  # breaks 0, not 1, and 2 again
+    plan, stored = (
+        [cell("a"), cell("b")],
+        [frame("a", UNTARGETED), frame("b", [tuple(r) for r in second])],
+    )
+    table = made(plan, stored)
+    robust = tables.outcomes(plan, Stored(pd.concat(stored, ignore_index=True), [], {}))
+    worst = row(tables.worst_case(plan, table, robust))
+    assert [int(robust[name].sum()) for name in "ab"] == [2, 2]
+    assert (worst["n"], worst["clean_correct"], worst["robust_correct"]) == (5, 4, 1)
+    assert worst["broken_by"] == "a: 2, b: 1"
+
+
+def test_a_failed_attack_is_left_out_of_the_worst_case() -> None:
+    plan, frames = [cell("a"), cell("b")], [frame("a", UNTARGETED)]
+    table = made(plan, frames, failures={"b": "why"})
+    worst = tables.worst_case(plan, table, tables.outcomes(plan, Stored(frames[0], [], {})))
+    assert (len(worst), worst["robust_correct"].item()) == (1, 2)
+
+
+def test_violations_are_listed_with_their_example() -> None:
+    found = tables.violations(Stored(frame("a", UNTARGETED), [], {}))
+    assert found[["attack", "example", "violation"]].to_numpy().tolist() == [
+        ["a", 4, "linf distance 1, allowed 0.3"]
+    ]

@@ -1,0 +1,177 @@
+"""Training: reproducible, blind to the test set, and published with a card that is true."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bench import registry
+from bench.contracts import Data
+from bench.datasets import digits as handwritten
+from bench.errors import SuiteError
+from bench.loading import WEIGHTS
+from bench.training import card, recipe, standard
+
+RECIPE = """
+schema = 1
+title = "two epochs"
+source = "a test"
+weights = "test"
+seed = 5
+epochs = 2
+batch_size = 64
+validation = 100
+model = { name = "lenet" }
+data = { name = "digits" }
+optimiser = { name = "Adam", params = { lr = 3e-3 } }
+schedule = { name = "CosineAnnealingLR", params = { T_max = 2 } }
+"""
+CPU = torch.device("cpu")
+
+
+def read(folder: Path, old: str = "", new: str = "") -> recipe.Recipe:
+    assert old in RECIPE
+    path = folder / "small.toml"
+    path.write_text(RECIPE.replace(old, new) if old else RECIPE, encoding="utf-8")
+    return recipe.read(str(path))
+
+
+def train(folder: Path, old: str = "", new: str = "") -> standard.Trained:
+    return standard.train(read(folder, old, new), folder, CPU)
+
+
+def state(trained: standard.Trained) -> dict[str, Tensor]:
+    return dict(trained.model.state_dict())
+
+
+def equal(one: standard.Trained, other: standard.Trained) -> bool:
+    return all(torch.equal(value, state(other)[key]) for key, value in state(one).items())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> standard.Trained:
+    return train(tmp_path_factory.mktemp("trained"))
+
+
+def test_two_epochs_learn_something_and_tell_of_it(trained: standard.Trained) -> None:
+    first, last = trained.history
+    assert (first.epoch, last.epoch) == (1, 2)
+    assert (first.train_n, first.validation_n) == (1197, 100)
+    assert last.train_loss < first.train_loss
+    assert last.validation_correct > 50
+    assert trained.best == max(trained.history, key=lambda e: e.validation_correct)
+    assert not trained.model.training
+
+
+def test_training_is_the_same_bit_for_bit_from_the_same_seed(
+    trained: standard.Trained, tmp_path: Path
+) -> None:
+    before = torch.get_rng_state()
+    assert equal(trained, train(tmp_path))
+    assert not equal(trained, train(tmp_path, "seed = 5", "seed = 6"))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_training_never_looks_at_the_test_set(
+    trained: standard.Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def load(split: str, **keys: object) -> Data:
+        asked.append(split)
+        return handwritten.load(split)
+
+    watched = dataclasses.replace(handwritten.DATASET, load=load)
+    monkeypatch.setattr(handwritten, "DATASET", watched)
+    assert equal(trained, train(tmp_path))
+    assert asked == ["train"]
+
+
+@pytest.mark.parametrize("store", ["float32", "float16"])
+def test_a_card_is_true_of_the_weights_beside_it(tmp_path: Path, store: str) -> None:
+    checked = read(tmp_path, "validation = 100", f'validation = 100\nstore = "{store}"')
+    done = standard.train(checked, tmp_path, CPU)
+    path = card.publish(checked, done, tmp_path, tmp_path / "out")
+    told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    assert path.name == "lenet-test.safetensors"
+    assert told["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert {str(value.dtype) for value in load_file(path).values()} == {f"torch.{store}"}
+    assert recomputed(path, "lenet", "digits") == (told["test_correct"], told["test_n"])
+    assert told["validation_correct"] == done.best.validation_correct
+    assert len(path.with_suffix(".csv").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def recomputed(weights: Path, model: str, data: str) -> tuple[int, int]:
+    """Test images that the weights get right, and how many there are."""
+    net: nn.Module = registry.find("models", model).build()
+    net.load_state_dict(load_file(weights))
+    test: Data = registry.find("datasets", data).load(split="test", data_dir=Path())
+    assert test.labels is not None
+    with torch.no_grad():
+        right = net.eval()(test.read(0, test.n)).argmax(1) == test.labels
+    return int(right.sum()), test.n
+
+
+def cards() -> list[Path]:
+    return sorted(WEIGHTS.glob("*.json"))
+
+
+@pytest.mark.parametrize("path", cards(), ids=lambda path: path.stem)
+def test_every_published_card_is_of_the_weights_beside_it_and_of_a_shipped_recipe(
+    path: Path,
+) -> None:
+    told = json.loads(path.read_text(encoding="utf-8"))
+    content = path.with_suffix(".safetensors").read_bytes()
+    assert told["weights_sha256"] == hashlib.sha256(content).hexdigest()
+    assert told["recipe"] == recipe.read(path.stem).model_dump()
+    assert len(path.with_suffix(".csv").read_text(encoding="utf-8").splitlines()) > 1
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in cards() if path.stem.endswith("-digits")], ids=lambda path: path.stem
+)
+def test_the_published_accuracy_on_the_digits_is_what_the_weights_give(path: Path) -> None:
+    told = json.loads(path.read_text(encoding="utf-8"))
+    model = told["recipe"]["model"]["name"]
+    weights = path.with_suffix(".safetensors")
+    assert recomputed(weights, model, "digits") == (told["test_correct"], told["test_n"])
+
+
+def test_every_shipped_recipe_reads_and_names_what_there_is() -> None:
+    for name in recipe.names():
+        read_ = recipe.read(name)
+        assert f"{read_.model.name}-{read_.weights}" == name
+        assert read_.model.name in registry.names("models")
+        assert read_.data.name in registry.names("datasets")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "part"),
+    [
+        ("epochs = 2", "epochs = 0", "small.toml: epochs: "),
+        ("epochs = 2", "epoch = 2", "small.toml: epoch"),
+        ("schema = 1", 'schema = 1\nname = "x"', "leave it out"),
+        ("schema = 1", "schema = = 1", "not valid TOML"),
+        ("validation = 100", "validation = 1297", "expected fewer than the 1297 training images"),
+        ('"Adam"', '"Adan"', "optimiser 'Adan' is unknown; did you mean 'Adam'"),
+        ("lr = 3e-3", "rate = 3e-3", "optimiser 'Adam': "),
+        ('"CosineAnnealingLR"', '"CosineLR"', "schedule 'CosineLR' is unknown"),
+        ('"lenet"', '"lenett"', "did you mean 'lenet'"),
+        ('"digits"', '"digit"', "did you mean 'digits'"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_the_users(tmp_path: Path, old: str, new: str, part: str) -> None:
+    with pytest.raises(SuiteError) as caught:
+        train(tmp_path, old, new)
+    assert part in str(caught.value)
+
+
+def test_a_recipe_that_is_no_text_is_told(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SuiteError, match="could not be read as a recipe"):
+        recipe.read(str(tmp_path / "bad.toml"))
