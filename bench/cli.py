@@ -284,12 +284,13 @@ def _listings(kind: str) -> list[tuple[str, str, str]]:
 @click.option("--data-dir", type=_FOLDER, help="Where data lie [$BENCH_DATA_DIR, user cache].")
 def train(recipe: str, out: Path, device: str, data_dir: Path | None) -> None:
     """Train a model by RECIPE (a path, or a shipped name); writes weights, card and history."""
-    from bench import loading
+    from bench import loading, records
     from bench.training import card, standard
     from bench.training.recipe import read
 
     checked = read(recipe)
     where, folder = loading.device(device), loading.data_folder(data_dir)
+    records.check_writable(out)  # found out now, not after an hour of training
 
     def hear(epoch: standard.Epoch) -> None:
         click.echo(

@@ -51,7 +51,7 @@ def step_size(alpha: float | str, eps: Real, steps: int) -> Real:
 
 
 def _is_step_size(alpha: float | str) -> float | str:
-    if step_size(alpha, 1.0, 1) <= 0:
+    if not step_size(alpha, 1.0, 1) > 0:  # so that NaN is refused, too
         raise ValueError("expected a step size above 0")
     return alpha
 

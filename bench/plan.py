@@ -5,7 +5,9 @@ number; records of another identity are never resumed nor compared. A pairing th
 as a two-class model with an attack that needs four, is skipped with its reason.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import inspect
 from collections.abc import Mapping, Sequence
@@ -106,7 +108,7 @@ def target_class(entry: AttackEntry, classes: int, names: Sequence[str]) -> int 
         return target
     if isinstance(target, str) and target in names:
         return list(names).index(target)
-    index = int(target) if str(target).isdigit() else -1
+    index = int(target) if str(target).isdecimal() else -1
     if not 0 <= index < classes:
         known = nearest(str(target), [*TARGETS, *names]) if len(names) <= 20 else ""
         raise SuiteError(
@@ -231,7 +233,13 @@ def _plain(params: Any) -> dict[str, Any]:
 def _code(attack: Attack) -> str:
     """What the attack's outcome depends on beyond its params: its source file, or its library."""
     if attack.implementation != "bench":
-        return metadata.version(attack.implementation)
-    function = attack.run if attack.rule is None else attack.rule.step
-    file = inspect.getsourcefile(inspect.unwrap(function))  # type: ignore[arg-type]
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(attack.implementation)
+    function: Any = attack.run if attack.rule is None else attack.rule.step
+    while isinstance(function, functools.partial):
+        function = function.func
+    try:
+        file = inspect.getsourcefile(inspect.unwrap(function))
+    except TypeError:  # no function with a source, such as a callable object
+        return ""
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""

@@ -164,6 +164,13 @@ def forget(folder: Path) -> None:
             path.unlink()
 
 
+def check_writable(folder: Path) -> None:
+    """Raises: SuiteError if files cannot be written into the folder, made if it is not there."""
+    probe = folder / "writable"
+    write_whole(probe, b"")
+    probe.unlink()
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file so that it is whole or absent, whatever happens in between.
 

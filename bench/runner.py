@@ -98,7 +98,7 @@ def prepare(suite: Suite, out: Path, options: Options) -> Session:
     Raises: SuiteError in one sentence for each.
     """
     device = loading.device(options.device)
-    _check_writable(out)
+    records.check_writable(out / "records")
     data = loading.data(suite.data, suite.base, options.data_dir, options.limit)
     subjects, rows = {}, {}
     for entry in suite.models:
@@ -197,14 +197,8 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first} ({Path(where.filename).name}:{where.lineno})"
 
 
-def _check_writable(out: Path) -> None:
-    probe = out / "records" / "writable"
-    records.write_whole(probe, b"")
-    probe.unlink()
-
-
 def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 # ------------------------------------------------------------------------------------- provenance

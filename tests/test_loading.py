@@ -343,9 +343,9 @@ def test_mnist_that_is_missing_cut_or_too_short_names_file_and_folder(
     monkeypatch.setenv("BENCH_OFFLINE", "1")
     with pytest.raises(SuiteError) as caught:
         loading.data(DataEntry(name="mnist"), tmp_path, tmp_path, 5)
-    assert "t10k-images-idx3-ubyte and t10k-labels-idx1-ubyte not found" in str(caught.value)
+    assert "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte not found" in str(caught.value)
     assert f"put the unpacked MNIST files into {tmp_path / 'MNIST' / 'raw'}" in str(caught.value)
-    assert "t10k-images-idx3-ubyte or t10k-labels-idx1-ubyte is damaged" in mnist(tmp_path, cut=2)
+    assert "a file of the test split is damaged" in mnist(tmp_path, cut=2)
     assert "damaged" in mnist(tmp_path, n=0, cut=8)
     assert "expected 10000 images and labels" in mnist(tmp_path)
 

@@ -140,7 +140,8 @@ def test_the_identity_of_an_attack_changes_with_its_source_file(tmp_path: Path) 
 
 
 def test_other_attacks_and_titles_leave_a_cells_identity_alone() -> None:
-    one = '[[models]]\nname = "lenet"\nweights = "digits"\n[[attacks]]\nname = "pgd"\nnorm = "linf"\neps = [0.1]\n'
+    one = '[[models]]\nname = "lenet"\nweights = "digits"\n'
+    one += '[[attacks]]\nname = "pgd"\nnorm = "linf"\neps = [0.1]\n'
     more = '[[attacks]]\nname = "fgsm"\nnorm = "l2"\neps = [1]\n'
     found = []
     for text in (HEAD + one, HEAD.replace('"s"', '"t"\ntitle = "T"') + one + more):

@@ -11,6 +11,11 @@ from bench.datasets import in_memory
 from bench.errors import SuiteError
 
 SIZES = {"train": 60_000, "test": 10_000}
+FILES = tuple(
+    f"{split}-{part}"
+    for split in ("train", "t10k")
+    for part in ("images-idx3-ubyte", "labels-idx1-ubyte")
+)
 
 
 def load(split: str = "test", limit: int | None = None, *, data_dir: Path, **_: object) -> Data:
@@ -23,17 +28,16 @@ def load(split: str = "test", limit: int | None = None, *, data_dir: Path, **_: 
     if split not in SIZES:
         raise SuiteError(f"data mnist: split '{split}' is unknown; expected 'train' or 'test'")
     raw = data_dir / "MNIST" / "raw"
-    prefix = "train" if split == "train" else "t10k"
-    files = [raw / f"{prefix}-{part}" for part in ("images-idx3-ubyte", "labels-idx1-ubyte")]
-    missing = [file.name for file in files if not file.exists()]
+    # torchvision wants all four files, whichever split is read.
+    missing = [name for name in FILES if not (raw / name).exists()]
     try:
         allowed = bool(missing) and not os.environ.get("BENCH_OFFLINE")
         images = MNIST(str(data_dir), train=split == "train", download=allowed)
     except Exception as error:  # torchvision raises whatever its reader trips over
         if missing:
-            problem = f"{' and '.join(missing)} not found and not downloaded"
+            problem = f"{', '.join(missing)} not found and not downloaded"
         else:
-            problem = f"{files[0].name} or {files[1].name} is damaged ({error})"
+            problem = f"a file of the {split} split is damaged ({error})"
         raise SuiteError(
             f"data mnist: {problem}; put the unpacked MNIST files into {raw}, "
             "or name the folder above MNIST with --data-dir or BENCH_DATA_DIR"

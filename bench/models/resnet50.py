@@ -8,6 +8,7 @@ Source: He et al. 2016, https://arxiv.org/abs/1512.03385
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from urllib.error import URLError
 
 import torch
@@ -51,9 +52,9 @@ def published(name: str) -> Mapping[str, Tensor]:
         raise SuiteError(_missing(name, path, "downloads are off, BENCH_OFFLINE is set"))
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (URLError, OSError, RuntimeError) as error:
-        path.with_suffix(".partial").unlink(missing_ok=True)
-        raise SuiteError(_missing(name, path, str(error))) from error
+    except (URLError, OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SuiteError(_missing(name, path, first)) from error
     return {f"net.{key}": value for key, value in state.items()}
 
 
