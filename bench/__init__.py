@@ -2,20 +2,24 @@
 
 suite -> plan -> cells -> runner -> records -> tables -> report / plots
 
-  suite      TOML: which models meet which attacks on which data, every key checked
-  plan       suite -> cells, each one number to be defended, with identity, cost and skip reason
-  loading    names -> models with their weights, data, devices; preflight
-  runner     cells -> records: what is missing is run, what is finished is kept
-  session    one shard of examples: clean pass, targets, and
-  measure      attack, verify, judge: what a record is made from, by
-  engine         the loop of every attack rule, over (example, eps, restart) items, with
-  geometry       norms, balls, boxes;  losses, what is ascended;  rng, noise keyed by example;
-  meter          passes counted, the floor timed
-  records    per-example records on disk
-  metrics    the definitions of every rate
-  tables     records -> one row per cell;  crosscheck, ours against a reference
-  results    a run read back from its folder
-  plots, report, formats    what people see;  cli, what people type
+  suite        TOML: which models meet which attacks on which data; checking, how any file of a
+               user's is checked key by key
+  plan         suite -> cells, each one number to be defended, with identity, cost, skip reason
+  loading      names -> data, devices, models with their weights (checkpoint) that are found fit
+               to be attacked (preflight)
+  runner       cells -> records: what is missing is run, what is finished is kept
+  session      one shard of examples of one attack on one model becomes records, by
+  measure        attack, verify, judge: what a record is made from, with
+  engine           the loop of every attack rule, over (example, eps, restart) items,
+  geometry         norms, balls, boxes; losses, what is ascended; rng, noise keyed by example,
+  guard            a model's state, which comes back as it was,
+  meter            passes counted, the floor timed
+  records      per-example records on disk
+  metrics      the definitions of every rate
+  tables       records -> one row per cell; crosscheck, ours against a reference
+  results      a run read back from its folder
+  publication  table.csv, plots (style, curves), report (views, formats): what people read
+  cli, api     what people type
 
 attacks/, models/, datasets/ and training/ hold one file for each thing; contracts says what such a
 file promises, registry finds it by its name. From Python: `bench.evaluate` and `bench.run`.

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench import loading, meter, plan, results, runner, tables
+from bench import loading, meter, plan, preflight, results, runner, tables
 from bench.contracts import Goal, Norm, Stop
 from bench.datasets import in_memory
 from bench.records import Stored
@@ -69,7 +69,7 @@ def evaluate(
     data = in_memory("given", x.detach().cpu(), y.detach().cpu(), ())
     loading.check_images("given", data)
     label = type(model).__name__
-    subject = loading.fit(label, model.to(where), data, where)
+    subject = preflight.fit(label, model.to(where), data, where)
     rows = batch_size or meter.rows_per_pass(model, data.read(0, 1).to(where))
     session = Session(
         suite="", seed=seed, device=where, data=data, subjects={label: subject}, rows={label: rows}

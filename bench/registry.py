@@ -81,8 +81,12 @@ def _module(name: str) -> ModuleType:
 
 
 def _file(path: Path) -> ModuleType:
-    path = path.resolve()
-    if not path.is_file():
+    try:
+        path = path.resolve()
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        there = False
+    if not there:
         raise SuiteError(f"{path}: expected a Python file there, found none")
     key = f"bench_user_{path.stem}_{abs(hash(str(path)))}"
     if key in sys.modules:

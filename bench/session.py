@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench import measure, meter, plan, rng
 from bench.contracts import Data
-from bench.loading import Subject
+from bench.preflight import Subject
 from bench.records import Piece
 
 SHARD_EXAMPLES = 1000

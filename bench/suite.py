@@ -7,19 +7,15 @@ built (its classes, its channels) is the planner's to skip.
 
 import dataclasses
 import hashlib
-import inspect
 import json
 import re
-import tomllib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any, Literal
 
 from bench import registry
-from bench.contracts import Attack, Dataset, Goal, Model, Norm, Stop, Sweep
+from bench.checking import Checker, text_of, toml
+from bench.contracts import Attack, Count, Dataset, Goal, Model, Norm, Stop, Sweep
 from bench.errors import SuiteError, nearest
 
 _PACKAGE = Path(__file__).parent
@@ -45,14 +41,15 @@ class Eps:
 class DataEntry:
     name: str
     split: str = "test"
-    limit: int | None = None
+    limit: Count | None = None
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelEntry:
     name: str
-    label: str
+    label: str = ""
+    """Name in tables; the model's name if the suite gives none."""
     weights: str | None = None
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -96,27 +93,13 @@ class Suite:
     """The TOML as read; kept with the run, so that a report needs nothing else."""
 
 
-# --------------------------------------------------------------- the shape of the file, key by key
-
-
-@dataclasses.dataclass
-class _Data:
-    name: str
-    split: str = "test"
-    limit: int | None = None
-    params: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass
-class _Model:
-    name: str
-    label: str | None = None
-    weights: str | None = None
-    params: dict[str, Any] = dataclasses.field(default_factory=dict)
+# --------------------------------------------------- what the file holds where it is not a value
 
 
 @dataclasses.dataclass
 class _Attack:
+    """An [[attacks]] table as written: eps as text, params not yet the attack's own."""
+
     name: str
     norm: Norm
     eps: list[float | str]
@@ -124,12 +107,14 @@ class _Attack:
     goal: Goal = "untargeted"
     target: str | int | None = None
     stop: Stop | None = None
-    batch_size: int | None = None
+    batch_size: Count | None = None
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
 class _Top:
+    """The file's own keys; its sections are read one by one."""
+
     schema: Literal[1]
     name: str
     data: Any
@@ -158,27 +143,18 @@ def read(name: str) -> Suite:
     path = Path(name)
     if not path.is_file() and path.name == name and name in shipped():
         path = SHIPPED / f"{name}.toml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not path.exists():
         raise SuiteError(
             f"suite '{name}' is neither a file nor shipped; {nearest(name, shipped())}"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SuiteError(f"{name}: could not be read as a suite: {error}") from error
-    return parse(text, str(path), path.resolve().parent)
+        )
+    return parse(text_of(path, "a suite"), str(path), path.resolve().parent)
 
 
 def parse(text: str, where: str, base: Path) -> Suite:
     """The suite in `text`; `where` names it in messages, `base` is where file names start."""
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SuiteError(f"{where}: not valid TOML: {error}") from error
-    check = _Checker(where, base)
-    suite = check.suite(raw, text)
-    if check.problems:
-        raise SuiteError(*check.problems)
+    reader = _Reader(Checker(where), base)
+    suite = reader.suite(toml(text, where), text)
+    reader.check.stop_if_wrong()
     assert suite is not None
     return suite
 
@@ -188,41 +164,41 @@ def attack_entry(raw: dict[str, Any], where: str) -> AttackEntry:
 
     Raises: SuiteError with one sentence for each mistake.
     """
-    check = _Checker(where, Path())
-    entry = check.attack(raw, "", "first-success")
-    if check.problems or entry is None:
-        raise SuiteError(*check.problems)
+    reader = _Reader(Checker(where), Path())
+    entry = reader.attack(raw, "", "first-success")
+    reader.check.stop_if_wrong()
+    assert entry is not None
     return entry
 
 
-class _Checker:
-    """Reads one file and gathers what is wrong with it."""
+class _Reader:
+    """Reads the sections of one suite; what is wrong with them gathers in `check`."""
 
-    def __init__(self, where: str, base: Path) -> None:
-        self.where, self.base = where, base
-        self.problems: list[str] = []
-        self.labels: set[str] = set()
+    def __init__(self, check: Checker, base: Path) -> None:
+        self.check, self.base = check, base
+        self.labels: list[str] = []
         """Labels of all attack entries, those with mistakes included."""
 
     def suite(self, raw: dict[str, Any], text: str) -> Suite | None:
-        top = self.fill(_Top, raw, "")
+        top = self.check.fill(_Top, raw, "")
         # Sections are checked even where the top is not right, so that one run tells everything.
         data = self.data(raw.get("data"))
-        models = list(self.each(raw, "models", self.model))
+        models = list(self.check.each(raw, "models", self.model))
         stop: Stop = top.stop if top else "first-success"
-        attacks = list(self.each(raw, "attacks", lambda entry, key: self.attack(entry, key, stop)))
-        self.unique("models", [m.label for m in models])
-        self.unique("attacks", [a.label for a in attacks])
+        attacks = list(
+            self.check.each(raw, "attacks", lambda entry, key: self.attack(entry, key, stop))
+        )
+        self.check.unique("models", [m.label for m in models])
+        self.check.unique("attacks", self.labels)
         labels = {a.label: a for a in attacks}
-        self.labels |= labels.keys()
         crosschecks = list(
-            self.each(raw, "crosschecks", lambda e, k: self.crosscheck(e, k, labels))
+            self.check.each(raw, "crosschecks", lambda e, k: self.crosscheck(e, k, labels))
         )
         for key, entries in (("models", models), ("attacks", attacks)):
-            if not entries and not self.problems:
-                self.say(key, f"expected at least one [[{key}]] entry, got none")
+            if not entries and not self.check.problems:
+                self.check.say(key, f"expected at least one [[{key}]] entry, got none")
         if top is not None and not _NAME.fullmatch(top.name):
-            self.say(
+            self.check.say(
                 "name",
                 "expected letters, digits, '-', '_' and '.', since it names the run's folder, "
                 f"got {top.name!r}",
@@ -246,41 +222,41 @@ class _Checker:
     # --- sections
 
     def data(self, raw: Any) -> DataEntry | None:
-        entry = self.fill(_Data, raw, "data") if raw is not None else None
-        if entry is None:
+        if raw is None:
             return None
-        if entry.limit is not None and entry.limit < 1:
-            self.say("data.limit", f"expected at least 1, got {entry.limit}")
-        found = self.find("datasets", entry.name, "data.name")
+        entry: DataEntry | None = self.check.fill(DataEntry, raw, "data")
+        found = self.find("datasets", raw, "data")
         if isinstance(found, Dataset) or callable(found):
             load = found.load if isinstance(found, Dataset) else found
-            self.arguments(load, entry.params, "data.params", {"split", "limit", "data_dir"})
+            given = {"split", "limit", "data_dir"}
+            self.check.arguments(load, raw.get("params"), "data.params", given)
         elif found is not None:
-            self.say("data.name", f"expected a Dataset or a factory, got {type(found).__name__}")
-        return DataEntry(**vars(entry))
+            got = type(found).__name__
+            self.check.say("data.name", f"expected a Dataset or a factory, got {got}")
+        return entry
 
     def model(self, raw: Any, key: str) -> ModelEntry | None:
-        entry = self.fill(_Model, raw, key)
-        if entry is None:
-            return None
-        found = self.find("models", entry.name, f"{key}.name")
+        entry: ModelEntry | None = self.check.fill(ModelEntry, raw, key)
+        found = self.find("models", raw, key)
         if isinstance(found, Model) or callable(found):
             build = found.build if isinstance(found, Model) else found
-            self.arguments(build, entry.params, f"{key}.params", set())
+            self.check.arguments(build, raw.get("params"), f"{key}.params", set())
         elif found is not None:
-            self.say(f"{key}.name", f"expected a Model or a factory, got {type(found).__name__}")
-        return ModelEntry(**{**vars(entry), "label": entry.label or entry.name})
+            got = type(found).__name__
+            self.check.say(f"{key}.name", f"expected a Model or a factory, got {got}")
+        return entry and dataclasses.replace(entry, label=entry.label or entry.name)
 
     def attack(self, raw: Any, key: str, stop: Stop) -> AttackEntry | None:
-        entry = self.fill(_Attack, raw, key)
-        name = raw.get("name") if isinstance(raw, dict) else None
-        self.labels |= {str(raw.get("label", name))} if name else set()
-        found = self.find("attacks", name, f"{key}.name") if isinstance(name, str) else None
+        entry = self.check.fill(_Attack, raw, key)
+        found = self.find("attacks", raw, key)
+        if isinstance(raw, dict):
+            self.labels.append(str(raw.get("label", raw.get("name"))))
+            self.target(raw, key)
         if found is not None and not isinstance(found, Attack):
-            self.say(f"{key}.name", f"expected a bench Attack, got {type(found).__name__}")
+            self.check.say(f"{key}.name", f"expected a bench Attack, got {type(found).__name__}")
         if not isinstance(found, Attack):
             return None
-        params = self.fill(found.params, raw.get("params", {}), f"{key}.params")
+        params = self.check.fill(found.params, raw.get("params", {}), f"{key}.params")
         if entry is None:
             return None
         for what, value, known in (
@@ -288,13 +264,10 @@ class _Checker:
             ("goal", entry.goal, found.goals),
         ):
             if value not in known:
-                self.say(
+                self.check.say(
                     f"{key}.{what}",
                     f"attack '{entry.name}' has no {what} '{value}'; it has {', '.join(known)}",
                 )
-        if entry.batch_size is not None and entry.batch_size < 1:
-            self.say(f"{key}.batch_size", f"expected at least 1, got {entry.batch_size}")
-        self.target(entry, key)
         eps = tuple(self.radii(entry, key))
         if params is None:
             return None
@@ -311,32 +284,35 @@ class _Checker:
             batch_size=entry.batch_size,
         )
 
-    def target(self, entry: _Attack, key: str) -> None:
-        if entry.goal == "untargeted" and entry.target is not None:
-            self.say(f"{key}.target", "expected goal = 'targeted' beside a target, got untargeted")
-        if entry.goal == "targeted" and entry.target is None:
-            self.say(
-                f"{key}.target",
-                f"expected one of {', '.join(TARGETS)}, a class index or a class name, got nothing",
-            )
+    def target(self, raw: dict[str, Any], key: str) -> None:
+        goal, target = raw.get("goal", "untargeted"), raw.get("target")
+        if goal == "untargeted" and target is not None:
+            told = "expected goal = 'targeted' beside a target, got untargeted"
+            self.check.say(f"{key}.target", told)
+        if goal == "targeted" and target is None:
+            rules = ", ".join(TARGETS)
+            told = f"expected one of {rules}, a class index or a class name, got nothing"
+            self.check.say(f"{key}.target", told)
 
     def radii(self, entry: _Attack, key: str) -> Iterator[Eps]:
         if not entry.eps:
-            self.say(f"{key}.eps", "expected at least one eps, got an empty list")
+            self.check.say(f"{key}.eps", "expected at least one eps, got an empty list")
         seen: set[float] = set()
         for index, written in enumerate(entry.eps):
             at = f"{key}.eps[{index}]"
             try:
                 value = _number(written)
             except (ValueError, ZeroDivisionError):
-                self.say(at, f"expected a number or a fraction such as '8/255', got {written!r}")
+                self.check.say(
+                    at, f"expected a number or a fraction such as '8/255', got {written!r}"
+                )
                 continue
             most = 1.0 if entry.norm == "linf" else float("inf")
             if not 0 <= value <= most or value == float("inf"):
                 bound = "in [0, 1]" if entry.norm == "linf" else "at least 0"
-                self.say(at, f"expected an eps {bound} for {entry.norm}, got {written}")
+                self.check.say(at, f"expected an eps {bound} for {entry.norm}, got {written}")
             elif value in seen:
-                self.say(at, f"expected each eps once, got {written} again")
+                self.check.say(at, f"expected each eps once, got {written} again")
             else:
                 seen.add(value)
                 yield Eps(value, written if isinstance(written, str) else f"{written:g}")
@@ -344,7 +320,7 @@ class _Checker:
     def crosscheck(
         self, raw: Any, key: str, labels: Mapping[str, AttackEntry]
     ) -> Crosscheck | None:
-        entry: Crosscheck | None = self.fill(Crosscheck, raw, key)
+        entry: Crosscheck | None = self.check.fill(Crosscheck, raw, key)
         if entry is None:
             return None
         sides = []
@@ -354,7 +330,7 @@ class _Checker:
                 sides.append(labels[label])
             elif label not in self.labels:
                 known = nearest(label, self.labels)
-                self.say(f"{key}.{side}", f"no attack has the label '{label}'; {known}")
+                self.check.say(f"{key}.{side}", f"no attack has the label '{label}'; {known}")
         if len(sides) == 2:
             ours, reference = sides
             if (ours.norm, ours.goal, ours.target) != (
@@ -362,96 +338,22 @@ class _Checker:
                 reference.goal,
                 reference.target,
             ):
-                self.say(key, "expected the same norm, goal and target on both sides")
+                self.check.say(key, "expected the same norm, goal and target on both sides")
             elif ours.eps and reference.eps and not _values(ours.eps) & _values(reference.eps):
-                self.say(key, "expected an eps that both sides have, got none")
+                self.check.say(key, "expected an eps that both sides have, got none")
         return entry
 
-    # --- tools
-
-    def say(self, key: str, sentence: str) -> None:
-        self.problems.append(
-            ": ".join(part for part in (self.where, key.strip("."), sentence) if part)
-        )
-
-    def each(self, raw: dict[str, Any], key: str, read: Callable[[Any, str], Any]) -> Iterator[Any]:
-        entries = raw.get(key, [])
-        for index, entry in enumerate(entries if isinstance(entries, list) else []):
-            found = read(entry, f"{key}[{index}]")
-            if found is not None:
-                yield found
-
-    def fill(self, kind: type, raw: Any, key: str) -> Any:
-        """An instance of the dataclass `kind` from a TOML table; None, with reasons, if it fails.
-
-        Keys that are unknown are told and left out, so that the rest is still checked.
-        """
-        if not isinstance(raw, dict):
-            self.say(key, f"expected a table, got {raw!r}")
+    def find(self, kind: str, raw: Any, key: str) -> Any:
+        """The thing that the table `raw` names; None, with the reason, if there is none."""
+        name = raw.get("name") if isinstance(raw, dict) else None
+        if not isinstance(name, str):
             return None
-        known = [field.name for field in dataclasses.fields(kind)]
-        for name in (name for name in raw if name not in known):
-            self.say(_dot(key, name), f"unknown key; {nearest(name, known)}")
-        hints = get_type_hints(kind, include_extras=True)
-        values, before = {}, len(self.problems)
-        for field in dataclasses.fields(kind):
-            at = _dot(key, field.name)
-            if field.name in raw:
-                values[field.name] = self.value(hints[field.name], raw[field.name], at)
-            elif _required(field):
-                self.say(at, "expected a value, got nothing")
-        if len(self.problems) > before:
-            return None
-        try:
-            return kind(**values)
-        except ValueError as error:  # fields that do not go together
-            self.say(key, str(error))
-            return None
-
-    def value(self, hint: Any, raw: Any, key: str) -> Any:
-        """`raw` if it is what the annotation `hint` says; else the first reason why it is not."""
-        try:
-            return TypeAdapter(hint).validate_python(raw, strict=True)
-        except ValidationError as error:
-            message = error.errors()[0]["msg"].removeprefix("Value error, ")
-            self.say(key, f"{message[0].lower()}{message[1:]}, got {raw!r}")
-            return None
-        except ArithmeticError as error:  # a number such as "eps/0" that a checker computed with
-            self.say(key, f"{error}, got {raw!r}")
-            return None
-
-    def find(self, kind: str, name: str, key: str) -> Any:
         try:
             return registry.find(kind, name, self.base)
         except SuiteError as error:
             for problem in error.problems:
-                self.say(key, problem)
+                self.check.say(f"{key}.name", problem)
             return None
-
-    def arguments(
-        self, factory: Callable[..., Any], params: Mapping[str, Any], key: str, given: set[str]
-    ) -> None:
-        """Parameters of a factory by its signature: unknown and missing ones are mistakes."""
-        try:
-            signature = inspect.signature(factory).parameters.values()
-        except ValueError:  # some callables written in C have none
-            return
-        if any(p.kind is p.VAR_KEYWORD for p in signature):
-            known = None
-        else:
-            known = [p.name for p in signature if p.name not in given]
-        for name in params:
-            if known is not None and name not in known:
-                self.say(_dot(key, name), f"unknown parameter; {nearest(name, known)}")
-        for p in signature:
-            required = p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-            if required and p.name not in params and p.name not in given:
-                self.say(_dot(key, p.name), "expected a value, got nothing")
-
-    def unique(self, key: str, labels: list[str]) -> None:
-        for label, count in Counter(labels).items():
-            if count > 1:
-                self.say(key, f"expected each label once, got '{label}' {count} times")
 
 
 def _number(written: float | str) -> float:
@@ -468,14 +370,6 @@ def _number(written: float | str) -> float:
 
 def _values(eps: tuple[Eps, ...]) -> set[float]:
     return {each.value for each in eps}
-
-
-def _required(field: dataclasses.Field[Any]) -> bool:
-    return field.default is field.default_factory is dataclasses.MISSING
-
-
-def _dot(key: str, name: str) -> str:
-    return ".".join(part for part in (key, name) if part)
 
 
 def identity(value: Any) -> str:

@@ -1,7 +1,6 @@
 """Figures from a made-up run with one failed cell, one skipped cell and hostile labels."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bench import suite
 from bench.attacks import pgd
+from bench.checking import Checker
 from bench.errors import SuiteError
 
 GOOD = """
@@ -229,7 +230,7 @@ EXPECTED = {
     "attacks[1].eps[3]": ("each eps once", "got 1/10 again"),
     "attacks[1].eps[4]": ("a fraction such as '8/255'", "got '8/0'"),
     "attacks[1].eps[5]": ("a fraction such as '8/255'", "got 'many'"),
-    "attacks[1].params.steps": ("greater than or equal to 1", "got 0"),
+    "attacks[1].params.steps": ("expected at least 1", "got 0"),
     "attacks[1].params.alfa": ("unknown key", "did you mean 'alpha'"),
     "attacks[1].params.alpha": ("a share of eps such as 'eps/10'", "got 'eps:10'"),
     "attacks[1].params.restarts": ("valid integer", "got 2.5"),
@@ -240,7 +241,7 @@ EXPECTED = {
     "attacks[4].target": ("goal = 'targeted'", "got untargeted"),
     "attacks[4].batch_size": ("at least 1", "got 0"),
     "attacks[5].eps": ("at least one eps", "got an empty list"),
-    "attacks": ("each label once", "got 'BIM' 2 times"),
+    "attacks": ("each label once", "got 'BIM' 3 times"),
     "crosschecks[0].ours": ("no attack has the label 'BIMM'", "did you mean 'BIM'"),
 }
 
@@ -461,8 +462,8 @@ suites = table(
 @settings(max_examples=400, deadline=None)
 @given(suites)
 def test_whatever_a_suite_holds_it_is_a_suite_or_a_suite_error(raw: dict[str, Any]) -> None:
-    check = suite._Checker("my.toml", Path())
-    read = check.suite(raw, "")
+    check = Checker("my.toml")
+    read = suite._Reader(check, Path()).suite(raw, "")
     assert check.problems or isinstance(read, suite.Suite)
     assert all(sentence.startswith("my.toml: ") for sentence in check.problems)
     assert all("\n" not in sentence for sentence in check.problems)

@@ -1,5 +1,6 @@
 """The published outcome of a training run: safetensors weights and, beside them, their card."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -37,7 +38,7 @@ def publish(recipe: Recipe, trained: Trained, data_dir: Path, folder: Path) -> P
     save_file(state, weights)
     card = {
         "schema": 1,
-        "recipe": recipe.model_dump(),
+        "recipe": dataclasses.asdict(recipe),
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
         "test_correct": correct,
         "test_n": data.n,

@@ -3,41 +3,41 @@
 The recipes lie beside this file, one TOML each; the file name is the name for `bench train`.
 """
 
-import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from annotated_types import Ge
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from bench.checking import Checker, text_of, toml
+from bench.contracts import Count
 from bench.errors import SuiteError, nearest
 
 FOLDER = Path(__file__).parent
-_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class Part(BaseModel):
+@dataclass(frozen=True, kw_only=True)
+class Part:
     """A thing by name, with its parameters."""
 
-    model_config = _STRICT
     name: str
-    params: dict[str, Any] = {}
+    params: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Recipe(BaseModel):
-    """One training run; `name` is the file's name."""
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One training run."""
 
-    model_config = _STRICT
-    schema_: Literal[1]
-    name: str
+    schema: Literal[1]
+    name: str = ""
+    """The file's name; it stands in no file."""
     title: str
     source: str
     weights: str
     """Name under which the weights are published: models/weights/MODEL-WEIGHTS.safetensors."""
     seed: int
-    epochs: Annotated[int, Ge(1)]
-    batch_size: Annotated[int, Ge(1)]
-    validation: Annotated[int, Ge(1)]
+    epochs: Count
+    batch_size: Count
+    validation: Count
     """Training images held out; the test set is never looked at before the end."""
     store: Literal["float32", "float16"] = "float32"
     """Precision of the published weights; accuracy is measured with the weights as stored."""
@@ -59,22 +59,16 @@ def read(name: str) -> Recipe:
     Raises: SuiteError with every mistake of the file.
     """
     path = FOLDER / f"{name}.toml" if name in names() else Path(name)
-    if not path.is_file():
+    if not path.exists():
         raise SuiteError(f"recipe '{name}' is unknown; {nearest(name, names())}")
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        raw["schema_"] = raw.pop("schema", None)
-        if "name" in raw:
-            raise SuiteError(f"{path}: name: a recipe is called by its file's name; leave it out")
-        return Recipe(name=path.stem, **raw)
-    except (OSError, UnicodeDecodeError) as error:
-        raise SuiteError(f"{path}: could not be read as a recipe: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise SuiteError(f"{path}: not valid TOML: {error}") from error
-    except ValidationError as error:
-        raise SuiteError(
-            *(
-                f"{path}: {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}"
-                for e in error.errors()
-            )
-        ) from error
+    check = Checker(str(path))
+    raw = toml(text_of(path, "a recipe"), str(path))
+    for key in ("model", "data", "optimiser", "schedule"):
+        if isinstance(raw.get(key), dict):
+            raw[key] = check.fill(Part, raw[key], key)
+    if "name" in raw:
+        check.say("name", "a recipe is called by its file's name; leave it out")
+    recipe: Recipe | None = check.fill(Recipe, raw, "")
+    check.stop_if_wrong()
+    assert recipe is not None
+    return replace(recipe, name=path.stem)

@@ -128,7 +128,7 @@ def test_every_published_card_is_of_the_weights_beside_it_and_of_a_shipped_recip
     told = json.loads(path.read_text(encoding="utf-8"))
     content = path.with_suffix(".safetensors").read_bytes()
     assert told["weights_sha256"] == hashlib.sha256(content).hexdigest()
-    assert told["recipe"] == recipe.read(path.stem).model_dump()
+    assert told["recipe"] == dataclasses.asdict(recipe.read(path.stem))
     assert len(path.with_suffix(".csv").read_text(encoding="utf-8").splitlines()) > 1
 
 
