@@ -14,7 +14,7 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
   geometry         norms, balls, boxes; losses, what is ascended; rng, noise keyed by example,
   guard            a model's state, which comes back as it was,
   meter            passes counted, the floor timed
-  records      per-example records on disk
+  records      per-example records on disk; files, written whole or not at all
   metrics      the definitions of every rate
   tables       records -> one row per cell; crosscheck, ours against a reference
   results      a run read back from its folder

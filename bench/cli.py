@@ -282,15 +282,19 @@ def _listings(kind: str) -> list[tuple[str, str, str]]:
 @click.option("--out", type=_FOLDER, default=Path(), help="Folder for weights and card [here].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
 @click.option("--data-dir", type=_FOLDER, help="Where data lie [$BENCH_DATA_DIR, user cache].")
-def train(recipe: str, out: Path, device: str, data_dir: Path | None) -> None:
-    """Train a model by RECIPE (a path, or a shipped name); writes weights, card and history."""
-    from bench import loading, records
+@click.option("--fresh", is_flag=True, help="Forget an interrupted run and start over.")
+def train(recipe: str, out: Path, device: str, data_dir: Path | None, fresh: bool) -> None:
+    """Train a model by RECIPE (a path, or a shipped name); goes on where it was interrupted.
+
+    Writes weights, their card, the history of epochs, and figures of it.
+    """
+    from bench import files, loading
     from bench.training import card, standard
     from bench.training.recipe import read
 
     checked = read(recipe)
     where, folder = loading.device(device), loading.data_folder(data_dir)
-    records.check_writable(out)  # found out now, not after an hour of training
+    files.check_writable(out)  # found out now, not after an hour of training
 
     def hear(epoch: standard.Epoch) -> None:
         click.echo(
@@ -299,5 +303,9 @@ def train(recipe: str, out: Path, device: str, data_dir: Path | None) -> None:
             err=True,
         )
 
-    trained = standard.train(checked, folder, where, hear)
+    progress = out / f"{checked.name}.progress"
+    if fresh:
+        progress.unlink(missing_ok=True)
+    trained = standard.train(checked, folder, where, hear, progress)
     click.echo(f"weights: {card.publish(checked, trained, folder, out)}")
+    progress.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ checked for shape, box and ball, and the model is asked again in evaluation mode
 on the image as returned and after rounding it to 8 bits.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import pandas as pd
@@ -102,7 +103,7 @@ def measure(
     x_adv = examples.x.cpu().expand(shape).clone()
     raw = None
     if positive and len(chosen.id):
-        part = Curve(**{**vars(curve), "eps": tuple(curve.eps[index] for index in positive)})
+        part = replace(curve, eps=tuple(curve.eps[index] for index in positive))
         with untouched(model):
             raw = _attack(model, part, chosen, rows)
     records, costs = [], []

@@ -23,7 +23,8 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from bench.curves import accuracy_versus_eps, untargeted
-from bench.formats import DASH, NORMS, absent, eps_names, factor, save, words
+from bench.files import write_whole
+from bench.formats import DASH, NORMS, absent, eps_names, factor, words
 from bench.style import OWN, PALETTE, STYLE, empty, short
 
 __all__ = [
@@ -253,8 +254,7 @@ def draw(table: pd.DataFrame, pictures: Sequence[Picture], folder: Path) -> list
 
     def keep(figure: Figure, name: str, caption: str) -> None:
         stem = _slug(name, taken)
-        files = [save(folder / "plots" / f"{stem}.{kind}", _bytes(figure, kind)) for kind in KINDS]
-        drawn.append(Plot(stem, caption, files[0], files[1]))
+        drawn.append(Plot(stem, caption, *save(figure, folder / "plots" / stem)))
 
     for norm in dict.fromkeys(table["norm"]):
         title = NORMS.get(norm, norm)
@@ -269,6 +269,14 @@ def draw(table: pd.DataFrame, pictures: Sequence[Picture], folder: Path) -> list
         caption = f"{words(model)} under {words(attack)}: prediction before → after."
         keep(example_grid(pictures, model, attack), f"examples-{model}-{attack}", caption)
     return drawn
+
+
+def save(figure: Figure, path: Path) -> tuple[Path, Path]:
+    """Write `path`.png and `path`.svg, whole or not at all; gives both paths."""
+    png, svg = (
+        write_whole(path.with_name(f"{path.name}.{kind}"), _bytes(figure, kind)) for kind in KINDS
+    )
+    return png, svg
 
 
 KINDS = ("png", "svg")

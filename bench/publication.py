@@ -7,7 +7,7 @@ from typing import Any
 import numpy.typing as npt
 from torch import Tensor
 
-from bench import plots, records, report
+from bench import files, plots, records, report
 from bench.results import Results
 
 SHOWN = 5
@@ -20,7 +20,7 @@ def write(found: Results, folder: Path) -> Path:
     Raises: SuiteError if the folder cannot be written.
     """
     for name, frame in (("table.csv", found.table), ("crosscheck.csv", found.crosschecks)):
-        records.write_whole(folder / name, frame.to_csv(index=False).encode())
+        files.write_whole(folder / name, frame.to_csv(index=False).encode())
     drawn = plots.draw(found.table, list(_pictures(found, folder)), folder)
     page, _ = report.write(
         folder,

@@ -7,10 +7,8 @@ examples it holds and what they cost. Beside the first shard lie a few
 adversarial images for grids and cross-checks; beside a failed cell, its reason.
 """
 
-import contextlib
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from bench.errors import RecordError, SuiteError
+from bench.errors import RecordError
+from bench.files import write_whole
 
 SCHEMA = 1
 COLUMNS = (
@@ -162,35 +161,6 @@ def forget(folder: Path) -> None:
     for path in (folder / "records").glob("*"):
         if path.suffix in (".parquet", ".images", ".json", ".partial"):
             path.unlink()
-
-
-def check_writable(folder: Path) -> None:
-    """Raises: SuiteError if files cannot be written into the folder, made if it is not there."""
-    probe = folder / "writable"
-    write_whole(probe, b"")
-    probe.unlink()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is whole or absent, whatever happens in between.
-
-    Raises: SuiteError if the disk is full or the folder cannot be written.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # the folder may be what is not there
-            partial.unlink()
-        raise SuiteError(
-            f"{path}: could not be written ({error.strerror}); what was finished before is kept, "
-            "make room or choose another folder with --out and run again"
-        ) from error
 
 
 def _hash(content: bytes) -> str:

@@ -17,6 +17,7 @@ import markupsafe
 import pandas as pd
 
 from bench import formats, views
+from bench.files import write_whole
 from bench.formats import (
     DASH,
     absent,
@@ -26,7 +27,6 @@ from bench.formats import (
     number,
     percent,
     rate,
-    save,
     words,
 )
 from bench.plots import Plot
@@ -93,7 +93,7 @@ def write(
     pages = (html.get_template("report.html"), text.get_template("report.md"))
     paths = (folder / "report.html", folder / "report.md")
     for page, path in zip(pages, paths, strict=True):
-        save(path, page.render(context).encode())
+        write_whole(path, page.render(context).encode())
     return paths
 
 

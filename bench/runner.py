@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from bench import loading, meter, plan, provenance, records
+from bench import files, loading, meter, plan, provenance, records
 from bench.errors import SuiteError
 from bench.session import Session
 from bench.suite import Suite
@@ -98,7 +98,7 @@ def prepare(suite: Suite, out: Path, options: Options) -> Session:
     Raises: SuiteError in one sentence for each.
     """
     device = loading.device(options.device)
-    records.check_writable(out / "records")
+    files.check_writable(out / "records")
     data = loading.data(suite.data, suite.base, options.data_dir, options.limit)
     subjects, rows = {}, {}
     for entry in suite.models:
@@ -256,4 +256,4 @@ def _save(out: Path, document: dict[str, Any]) -> None:
         earlier = []
     sessions = [s for s in earlier if s["started"] != current["started"]] + [current]
     text = json.dumps({**document, "sessions": sessions}, indent=1, ensure_ascii=False)
-    records.write_whole(path, text.encode())
+    files.write_whole(path, text.encode())

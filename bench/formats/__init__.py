@@ -5,11 +5,9 @@ page cannot round the same count in two ways. A missing number is a dash, never 
 """
 
 import math
-import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -167,15 +165,3 @@ def is_numeric(column: Iterable[str]) -> bool:
     """
     cells = [cell for cell in column if cell]
     return any(cell != DASH for cell in cells) and all(map(_NUMERIC.fullmatch, cells))
-
-
-def save(path: Path, data: bytes) -> Path:
-    """Write a whole file or none: a reader never meets half of one, whenever the run is cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path

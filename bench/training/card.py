@@ -6,16 +6,18 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from bench import provenance, registry
+from bench import plots, provenance, registry
 from bench.contracts import Data
+from bench.files import write_whole
+from bench.training import figures
 from bench.training.recipe import Recipe
-from bench.training.standard import Trained, assess
+from bench.training.standard import Trained, predict
 
 
 def publish(recipe: Recipe, trained: Trained, data_dir: Path, folder: Path) -> Path:
-    """Write MODEL-WEIGHTS.safetensors, .json (the card) and .csv (the history) into `folder`.
+    """Write MODEL-WEIGHTS.safetensors, .json (the card), .csv (the history) and figures.
 
     The weights are rounded to the recipe's `store` precision first, and the test accuracy on the
     card is that of the rounded weights. Returns the path of the weights.
@@ -30,19 +32,24 @@ def publish(recipe: Recipe, trained: Trained, data_dir: Path, folder: Path) -> P
         split="test", limit=None, data_dir=data_dir, **recipe.data.params
     )
     assert data.labels is not None
+    images, names = data.read(0, data.n), data.classes
     device = next(trained.model.parameters()).device
-    _, correct = assess(trained.model, data.read(0, data.n).to(device), data.labels.to(device))
+    pred = predict(trained.model, images.to(device)).cpu()
+    right = pred == data.labels
+    of = data.labels.bincount(minlength=len(names)).tolist()
+    correct = data.labels[right].bincount(minlength=len(names)).tolist()
 
-    folder.mkdir(parents=True, exist_ok=True)
     weights = folder / f"{recipe.model.name}-{recipe.weights}.safetensors"
-    save_file(state, weights)
+    content = save(state)
+    write_whole(weights, content)
     card = {
         "schema": 1,
         "recipe": dataclasses.asdict(recipe),
-        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
-        "test_correct": correct,
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
+        "test_correct": int(right.sum()),
         "test_n": data.n,
         "test_fingerprint": data.fingerprint,
+        "test_per_class": {name: [k, n] for name, k, n in zip(names, correct, of, strict=True)},
         "best_epoch": trained.best.epoch,
         "validation_correct": trained.best.validation_correct,
         "validation_n": trained.best.validation_n,
@@ -50,8 +57,14 @@ def publish(recipe: Recipe, trained: Trained, data_dir: Path, folder: Path) -> P
         "seconds_per_epoch": sum(e.seconds for e in trained.history) / len(trained.history),
         "environment": provenance.environment(device),
     }
-    weights.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    header = ",".join(field for field in trained.best._fields)
-    lines = [",".join(str(value) for value in epoch) for epoch in trained.history]
-    weights.with_suffix(".csv").write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    write_whole(weights.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
+    lines = [",".join(map(str, row)) for row in (trained.best._fields, *trained.history)]
+    write_whole(weights.with_suffix(".csv"), ("\n".join(lines) + "\n").encode())
+    drawn = {
+        "curves": figures.curves(trained.history, trained.best),
+        "per-class": figures.per_class(correct, of, names),
+        "predictions": figures.predictions(images, data.labels, pred, names),
+    }
+    for name, figure in drawn.items():
+        plots.save(figure, weights.with_name(f"{weights.stem}-{name}"))
     return weights

@@ -175,3 +175,52 @@ def test_a_recipe_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SuiteError, match="could not be read as a recipe"):
         recipe.read(str(tmp_path / "bad.toml"))
+
+
+def test_interrupted_training_ends_with_the_same_weights(
+    trained: standard.Trained, tmp_path: Path
+) -> None:
+    def stop(epoch: standard.Epoch) -> None:
+        raise KeyboardInterrupt
+
+    progress = tmp_path / "small.progress"
+    with pytest.raises(KeyboardInterrupt):
+        standard.train(read(tmp_path), tmp_path, CPU, stop, progress)
+    heard: list[int] = []
+    again = standard.train(read(tmp_path), tmp_path, CPU, lambda e: heard.append(e.epoch), progress)
+    assert heard == [2]
+    assert equal(trained, again)
+    assert [e.train_loss for e in again.history] == [e.train_loss for e in trained.history]
+
+
+def test_the_progress_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    progress = tmp_path / "small.progress"
+    standard.train(read(tmp_path), tmp_path, CPU, progress=progress)
+    with pytest.raises(SuiteError, match="another recipe"):
+        standard.train(read(tmp_path, "seed = 5", "seed = 6"), tmp_path, CPU, progress=progress)
+    progress.write_bytes(progress.read_bytes()[:1000])
+    with pytest.raises(SuiteError, match="damaged"):
+        standard.train(read(tmp_path), tmp_path, CPU, progress=progress)
+
+
+def test_dropout_goes_on_with_the_same_draws_after_an_interruption(tmp_path: Path) -> None:
+    small = read(tmp_path, 'name = "lenet"', 'name = "maxout", params = { units = 8 }')
+    whole = standard.train(small, tmp_path, CPU)
+    progress = tmp_path / "small.progress"
+    states: list[bytes] = []
+    standard.train(small, tmp_path, CPU, lambda e: states.append(progress.read_bytes()), progress)
+    progress.write_bytes(states[0])  # as if cut after the first epoch
+    assert equal(whole, standard.train(small, tmp_path, CPU, progress=progress))
+
+
+def test_a_card_tells_the_accuracy_of_each_class_and_figures_lie_beside_it(
+    trained: standard.Trained, tmp_path: Path
+) -> None:
+    weights = card.publish(read(tmp_path), trained, tmp_path, tmp_path / "out")
+    told = json.loads(weights.with_suffix(".json").read_text())
+    counts = told["test_per_class"].values()
+    assert sum(k for k, _ in counts) == told["test_correct"]
+    assert sum(n for _, n in counts) == told["test_n"] == 500
+    for name in ("curves", "per-class", "predictions"):
+        assert weights.with_name(f"{weights.stem}-{name}.png").stat().st_size > 5000
+        assert weights.with_name(f"{weights.stem}-{name}.svg").stat().st_size > 5000
