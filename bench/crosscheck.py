@@ -36,13 +36,16 @@ class Sides(NamedTuple):
 
 
 def pairs(plan: Sequence[Cell], wanted: Sequence[tuple[str, str]]) -> list[Sides]:
-    """The cells to compare for each (ours, reference) pair of labels: same model, same eps."""
+    """The cells to compare for each (ours, reference) pair of labels: same model, same eps.
+
+    At eps = 0 nothing is attacked, so there is nothing to compare.
+    """
     by_key = {(cell.model, cell.attack, cell.eps): cell for cell in plan}
     return [
         Sides(cell, by_key[cell.model, reference, cell.eps])
         for ours, reference in wanted
         for cell in plan
-        if cell.attack == ours and (cell.model, reference, cell.eps) in by_key
+        if cell.attack == ours and cell.eps > 0 and (cell.model, reference, cell.eps) in by_key
     ]
 
 

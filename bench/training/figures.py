@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import StrMethodFormatter
 from torch import Tensor
 
 from bench import metrics
@@ -47,10 +47,16 @@ def curves(history: Sequence[Epoch], best: Epoch) -> Figure:
             axes.set(xlabel="epoch", ylabel=name)
             axes.set_yscale("symlog", linthresh=1e-3)
             axes.set_ylim(bottom=0)
-            if name == "error rate":
-                axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+            percent = name == "error rate"
+            axes.yaxis.set_major_formatter(
+                _told_percent if percent else StrMethodFormatter("{x:g}")
+            )
         axes.legend()
         return figure
+
+
+def _told_percent(share: float, place: int | None = None) -> str:
+    return f"{100 * share:g} %"
 
 
 def per_class(correct: Sequence[int], n: Sequence[int], names: Sequence[str]) -> Figure:
@@ -66,7 +72,9 @@ def per_class(correct: Sequence[int], n: Sequence[int], names: Sequence[str]) ->
         ]
         axes.bar(names, values, color=PALETTE[0], width=0.7)
         axes.errorbar(names, values, yerr=spread, fmt="none", ecolor="0.25", capsize=3)
-        axes.set_ylim(max(0.0, min(100 * rate.low for rate in rates) - 1), 100)
+        for place, value in enumerate(values):
+            axes.text(place, 2, f"{value:.1f}", ha="center", color="white", fontsize=8)
+        axes.set_ylim(0, 100)
         axes.set(xlabel="class", ylabel="test accuracy (%), 95 % interval")
         axes.grid(visible=False, axis="x")
         return figure
