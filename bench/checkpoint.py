@@ -34,7 +34,10 @@ def read(where: str, path: Path) -> Mapping[str, Tensor]:
                 f"{where}: {path} holds more than tensors, and a pickle can run code; "
                 "save model.state_dict() and use that file"
             ) from error
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        if isinstance(error, pickle.UnpicklingError):
+            first = "not a pickle of tensors"  # torch's own text advises to run what is in it
+        else:
+            first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SuiteError(f"{where}: {path} is damaged or no checkpoint ({first})") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]

@@ -1,6 +1,6 @@
 """The verbs of the command line: parse, call, print. Progress bars and colour live here alone.
 
-Exit codes: 0 all well; 1 a cell failed; 2 the user's mistake, told in one sentence on stderr;
+Exit codes: 0 all well; 1 a cell failed or none ran; 2 the user's mistake, told in one sentence on stderr;
 130 interrupted, with everything that was finished kept.
 """
 
@@ -101,16 +101,16 @@ def report(folder: Path) -> int:
 
 
 def _report(found: "Results", folder: Path) -> int:
-    """Write everything that people read of a run; 1 if a cell failed or is missing."""
+    """Write everything that people read of a run; 1 if a cell failed or is missing, or none ran."""
     from bench import publication
 
     page = publication.write(found, folder)
     _print_summary(found)
     click.echo(f"report: {page}")
-    broken = found.unfinished()
-    for row in broken.drop_duplicates(["model", "attack", "reason"]).itertuples():
+    without = found.table[found.table["status"] != "ok"]
+    for row in without.drop_duplicates(["model", "attack", "reason"]).itertuples():
         click.echo(f"{row.status}: {row.model} · {row.attack}: {row.reason}", err=True)
-    return 1 if len(broken) else 0
+    return 1 if len(found.unfinished()) or len(without) == len(found.table) else 0
 
 
 def _print_summary(found: "Results") -> None:
@@ -122,9 +122,9 @@ def _print_summary(found: "Results") -> None:
     table = found.table
     for (model, norm, goal), group in table.groupby(["model", "norm", "goal"], sort=False):
         radii = group.drop_duplicates("eps").sort_values("eps")
-        n = group["n"].max()
-        title = f"{model}: robust accuracy by eps, {norm}, {goal}, n = {n}"
-        shown = Table(title=title, title_justify="left")
+        n = found.provenance["data"]["n"]
+        console.print(f"{model}: robust accuracy by eps, {norm}, {goal}, n = {n}", style="italic")
+        shown = Table()
         shown.add_column("eps", overflow="fold")
         for text in radii["eps_text"]:
             shown.add_column(str(text), justify="right", no_wrap=True)
