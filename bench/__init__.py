@@ -14,11 +14,13 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
   geometry         norms, balls, boxes; losses, what is ascended; rng, noise keyed by example,
   guard            a model's state, which comes back as it was,
   meter            passes counted, the floor timed
-  records      per-example records on disk; files, written whole or not at all
+  records      per-example records on disk; files, written whole or not at all;
+               images, image files in and out
   metrics      the definitions of every rate
   tables       records -> one row per cell; crosscheck, ours against a reference
   results      a run read back from its folder
   publication  table.csv, plots (style, curves), report (views, formats): what people read
+  single       one image under one attack, told step by step
   cli, api     what people type
 
 attacks/, models/, datasets/ and training/ hold one file for each thing; contracts says what such a

@@ -1,7 +1,7 @@
 """The verbs of the command line: parse, call, print. Progress bars and colour live here alone.
 
-Exit codes: 0 all well; 1 a cell failed or none ran; 2 the user's mistake, told in one sentence on stderr;
-130 interrupted, with everything that was finished kept.
+Exit codes: 0 all well; 1 a cell failed or none ran; 2 the user's mistake, told in one sentence on
+stderr; 130 interrupted, with everything that was finished kept.
 """
 
 import sys
@@ -309,3 +309,87 @@ def train(recipe: str, out: Path, device: str, data_dir: Path | None, fresh: boo
     trained = standard.train(checked, folder, where, hear, progress)
     click.echo(f"weights: {card.publish(checked, trained, folder, out)}")
     progress.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------- one image
+
+
+@cli.command()
+@click.argument("image", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--model", required=True, help="A name of `bench list models`, or file.py:NAME.")
+@click.option("--weights", help="Published name, file, or random [the first published].")
+@click.option("--attack", help="A name of `bench list attacks`, or file.py:NAME [raw gradient].")
+@click.option("--eps", default="2/255", show_default=True, help="Radius, a number or a fraction.")
+@click.option("--norm", default="linf", show_default=True)
+@click.option("--target", help="Class to reach, by name or index [untargeted].")
+@click.option("--param", "params", multiple=True, metavar="KEY=VALUE", help="Of the attack.")
+@click.option("--every", type=click.IntRange(1), default=5, show_default=True, help="Steps told.")
+@click.option("--magnify", type=float, help="Factor to show the change by [computed].")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
+@click.option("--out", type=_FOLDER, default=Path(), help="Folder for PNG and figure [here].")
+def attack(
+    image: Path,
+    model: str,
+    weights: str | None,
+    attack: str | None,
+    eps: str,
+    norm: str,
+    target: str | None,
+    params: tuple[str, ...],
+    every: int,
+    magnify: float | None,
+    device: str,
+    out: Path,
+) -> None:
+    """Attack one IMAGE: before, after, and the perturbation magnified."""
+    from bench import files, loading, single
+    from bench.attacks import ONE_IMAGE
+    from bench.suite import ModelEntry, attack_entry
+
+    chosen = weights or loading.first_published(model)
+    entry = ModelEntry(name=model, label=model, weights=chosen)
+    raw: dict[str, Any] = {
+        "name": attack or ONE_IMAGE,
+        "norm": norm,
+        "eps": [eps],
+        "params": _params(params),
+        "stop": "never",
+    }
+    if target is not None:
+        raw |= {"goal": "targeted", "target": target}
+    checked = attack_entry(raw, "bench attack")
+    files.check_writable(out)
+    told = single.attack(
+        image, entry, checked, device=loading.device(device), out=out, magnify=magnify
+    )
+    for step, loss in enumerate(told.losses):
+        if step % every == 0 or step == len(told.losses) - 1:
+            click.echo(f"step {step:4d}   loss {loss:.6g}")
+    for when, answer in (("before", told.before), ("after", told.after)):
+        likeliest = ", ".join(f"{name} {share:.4f}" for name, share in answer.top)
+        click.echo(f"{when}: {likeliest}; {told.label} (the label) {answer.true:.4g}")
+    sizes = ", ".join(f"{name} {told.record[name]:.6g}" for name in ("linf", "l2", "l1", "l0"))
+    click.echo(f"change: {sizes}; shown {told.magnified:g} times in {told.figure}")
+    name, share = told.read_back.top[0]
+    click.echo(f"read back from {told.png}: {name} {share:.4f}")
+    if told.record["violation"]:
+        click.echo(f"violation: {told.record['violation']}")
+    aim = f"as {told.target}" if told.target else "as another class"
+    fooled = "is taken" if told.record["fooled"] else "is not taken"
+    click.echo(f"{image.name} {fooled} {aim}")
+
+
+def _params(given: tuple[str, ...]) -> dict[str, Any]:
+    """KEY=VALUE pairs as TOML would read the values; what is no TOML value is text."""
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for pair in given:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise SuiteError(f"--param {pair}: expected KEY=VALUE")
+        try:
+            found[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key] = value
+    return found

@@ -21,7 +21,7 @@ Norm = Literal["linf", "l2", "l1", "l0"]
 Goal = Literal["untargeted", "targeted"]
 Stop = Literal["first-success", "never"]
 Sweep = Literal["independent", "nested"]
-Loss = Literal["cross-entropy", "margin"]
+Loss = Literal["cross-entropy", "margin", "label-and-target"]
 Shape = tuple[int, int, int]
 """Channels, height, width of one image."""
 
@@ -77,7 +77,9 @@ class Items(NamedTuple):
     x: Tensor
     """Clean images, (n, c, h, w), in [0, 1]."""
     y: Tensor
-    """The label to leave (untargeted) or to reach (targeted), (n,), int64."""
+    """The class to leave (untargeted: the label) or to reach (targeted), (n,), int64."""
+    label: Tensor
+    """The true label, (n,), int64."""
     eps: Tensor
     """Radius of each row's ball, (n,)."""
     k: Tensor
@@ -129,6 +131,9 @@ class Attack:
     goals: tuple[Goal, ...] = ("untargeted", "targeted")
     needs: Literal["gradient", "scores", "labels"] = "gradient"
     stochastic: bool = False
+    scale_free: bool = True
+    """Whether its steps ignore the gradient's length; if not, a model with small gradients needs
+    other params, and no strength can be promised of the defaults."""
     budget: Literal["fixed", "minimum"] = "fixed"
     """"fixed": runs at each eps. "minimum": seeks the least distance, runs once, is read at every
     eps."""
@@ -167,6 +172,8 @@ class Curve:
     stop: Stop = "first-success"
     sweep: Sweep = "independent"
     seed: int = 0
+    trace: bool = False
+    """Keep the loss of every iterate."""
 
 
 # --------------------------------------------------------------------------- models and data sets
@@ -185,6 +192,8 @@ class Model:
     published: Callable[[str], Mapping[str, Tensor]] | None = None
     """Weights by name from elsewhere than models/weights."""
     published_names: tuple[str, ...] = ()
+    names: Callable[[], tuple[str, ...]] | None = None
+    """Class names in index order; None if they are no more than the indices."""
 
 
 @dataclass(frozen=True, kw_only=True)

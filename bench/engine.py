@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.contracts import Curve, Items
-from bench.losses import to_ascend
+from bench.losses import Objective, to_ascend
 from bench.rng import Noise
 
 
@@ -33,6 +33,9 @@ class Attacked(NamedTuple):
     first_success: Tensor
     """Steps made before the first iterate seen to be a success, (e, n), int64; -1 if none was
     seen. The last iterate is left to the judge."""
+    losses: Tensor | None
+    """What was ascended at each iterate that was looked at, (e, n, steps), NaN where none was;
+    of the last restart. None unless the curve asks for a trace."""
 
 
 class _Batch(NamedTuple):
@@ -44,19 +47,37 @@ class _Batch(NamedTuple):
     state: Any
 
 
+class Seen(NamedTuple):
+    """One look at a batch of iterates."""
+
+    logits: Tensor
+    loss: Tensor
+    """(n,), what is ascended."""
+    gradient: Tensor
+    """Of each row's loss with respect to that row, as the images."""
+
+
 def attack(
-    model: nn.Module, curve: Curve, x: Tensor, y: Tensor, examples: Tensor, rows: int
+    model: nn.Module,
+    curve: Curve,
+    x: Tensor,
+    y: Tensor,
+    examples: Tensor,
+    rows: int,
+    label: Tensor | None = None,
 ) -> Attacked:
     """Run the curve's rule on every example at every eps, at most `rows` rows a pass.
 
-    Shapes: x (n, c, h, w) in [0, 1]; y (n,) labels to leave or targets to reach; examples (n,)
-    ids that key the noise. The model is in evaluation mode and its parameters need no gradient.
+    Shapes: x (n, c, h, w) in [0, 1]; y (n,) classes to leave or to reach; examples (n,) ids that
+    key the noise; label (n,) the true labels, y if not given. The model is in evaluation mode and
+    its parameters need no gradient.
     """
+    label = y if label is None else label
     rule = curve.attack.rule
     assert rule is not None
     if rule.one_gradient and curve.sweep == "independent":
-        return _one_gradient(model, curve, x, y, examples, rows)
-    run = _Run(model, curve, x, y, examples)
+        return _one_gradient(model, curve, x, y, examples, rows, label)
+    run = _Run(model, curve, x, y, examples, label)
     batch, waiting = None, run.first_items()
     while True:
         free = rows - (len(batch.item) if batch is not None else 0)
@@ -64,8 +85,8 @@ def attack(
             batch, waiting = _join(batch, run.enter(waiting[:free])), waiting[free:]
         if batch is None or not len(batch.item):
             return run.out
-        logits, gradient = look(model, run.loss, batch.state.x, batch.known.y)
-        fooled = run.note(batch, logits)
+        seen = look(model, run.loss, batch.state.x, batch.known.y, batch.known.label)
+        fooled, gradient = run.note(batch, seen), seen.gradient
         if curve.stop == "first-success" and fooled.any():
             run.leave(_rows(batch, fooled), won=True)
             batch, gradient = _rows(batch, ~fooled), gradient[~fooled]
@@ -77,37 +98,45 @@ def attack(
             batch = _rows(batch, ~done)
 
 
-def look(model: nn.Module, loss: Any, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits at x and the gradient of the summed loss with respect to x alone.
+def look(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor) -> Seen:
+    """Logits at x, the loss of each row, and its gradient with respect to x alone.
 
-    The sum, not the mean, so that each row's gradient is its own. A model whose output does not
-    depend on x has a gradient of zeros.
+    The gradient is that of the sum, not the mean, so that each row's is its own. A model whose
+    output does not depend on x has a gradient of zeros.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits = model(x)
-        if not logits.requires_grad:
-            return logits, torch.zeros_like(x)
+        values = loss(logits, y, label)
+        if not values.requires_grad:
+            return Seen(logits, values, torch.zeros_like(x))
         (gradient,) = torch.autograd.grad(
-            loss(logits, y).sum(), x, allow_unused=True, materialize_grads=True
+            values.sum(), x, allow_unused=True, materialize_grads=True
         )
-    return logits.detach(), gradient
+    return Seen(logits.detach(), values.detach(), gradient)
 
 
 class _Run:
     """The bookkeeping of one call: what enters, what was seen, what leaves and what follows it."""
 
     def __init__(
-        self, model: nn.Module, curve: Curve, x: Tensor, y: Tensor, examples: Tensor
+        self,
+        model: nn.Module,
+        curve: Curve,
+        x: Tensor,
+        y: Tensor,
+        examples: Tensor,
+        label: Tensor,
     ) -> None:
         self.model, self.curve, self.x, self.y, self.examples = model, curve, x, y, examples
+        self.label = label
         self.loss = to_ascend(curve.params.loss, curve.goal)
         self.eps = torch.tensor(curve.eps, dtype=x.dtype, device=x.device)
         self.ascending = self.eps.argsort()
         self.rank = self.ascending.argsort()
         self.nested = curve.sweep == "nested"
         n, e = len(x), len(curve.eps)
-        self.out = _nothing(x, e, n)
+        self.out = _nothing(x, e, n, curve.params.steps if curve.trace else 0)
 
     def first_items(self) -> Tensor:
         """Restart 0 of every example, at every eps or, nested, at the smallest."""
@@ -121,19 +150,22 @@ class _Run:
         example, eps, restart = item.unbind(1)
         device = self.x.device
         example, eps = example.to(device), eps.to(device)
-        known = Items(self.x[example], self.y[example], self.eps[eps], torch.zeros_like(example))
+        x, y, label = self.x[example], self.y[example], self.label[example]
+        known = Items(x, y, label, self.eps[eps], torch.zeros_like(example))
         noise = Noise(self.curve.seed, self.curve.name, self.examples[example], restart)
         rule = self.curve.attack.rule
         assert rule is not None
         state = rule.init(known, noise, self.curve.params, self.curve.norm)
         return _Batch(item.to(device), known, state)
 
-    def note(self, batch: _Batch, logits: Tensor) -> Tensor:
+    def note(self, batch: _Batch, look: Seen) -> Tensor:
         """Count a pass for each row and say which rows are fooled at this iterate, (rows,)."""
         example, eps, _ = batch.item.unbind(1)
         self.out.forwards[eps, example] += 1  # an (example, eps) pair is never in a batch twice
         self.out.backwards[eps, example] += 1
-        fooled = _fooled(logits, batch.known.y, self.curve)
+        if self.out.losses is not None:
+            self.out.losses[eps, example, batch.known.k] = look.loss
+        fooled = _fooled(look.logits, batch.known.y, self.curve)
         seen = self.out.first_success[eps, example]
         first = torch.where(fooled & (seen < 0), batch.known.k, seen)
         self.out.first_success[eps, example] = first
@@ -177,31 +209,41 @@ class _Run:
 
 
 def _one_gradient(
-    model: nn.Module, curve: Curve, x: Tensor, y: Tensor, examples: Tensor, rows: int
+    model: nn.Module,
+    curve: Curve,
+    x: Tensor,
+    y: Tensor,
+    examples: Tensor,
+    rows: int,
+    label: Tensor,
 ) -> Attacked:
     """A sweep whose gradient is the same at every eps: one gradient for each example."""
     rule = curve.attack.rule
     assert rule is not None
     e, n = len(curve.eps), len(x)
-    out = _nothing(x, e, n)
+    out = _nothing(x, e, n, 1 if curve.trace else 0)
     loss = to_ascend(curve.params.loss, curve.goal)
     for at in torch.arange(n, device=x.device).split(rows):
-        _, gradient = look(model, loss, x[at], y[at])
+        seen = look(model, loss, x[at], y[at], label[at])
+        if out.losses is not None:
+            out.losses[:, at, 0] = seen.loss
         for index, eps in enumerate(curve.eps):
-            known = Items(x[at], y[at], torch.full_like(x[at, 0, 0, 0], eps), torch.zeros_like(at))
+            radius = torch.full_like(x[at, 0, 0, 0], eps)
+            known = Items(x[at], y[at], label[at], radius, torch.zeros_like(at))
             noise = Noise(curve.seed, curve.name, examples[at], torch.zeros_like(at))
             state = rule.init(known, noise, curve.params, curve.norm)
-            state = rule.step(state, gradient, known, curve.params, curve.norm)
+            state = rule.step(state, seen.gradient, known, curve.params, curve.norm)
             out.x_adv[index, at] = state.x
     out.forwards.fill_(1 / max(e, 1))
     out.backwards.fill_(1 / max(e, 1))
     return out
 
 
-def _nothing(x: Tensor, e: int, n: int) -> Attacked:
+def _nothing(x: Tensor, e: int, n: int, traced: int) -> Attacked:
     counts = torch.zeros(e, n, dtype=torch.float64, device=x.device)
     never = torch.full((e, n), -1, dtype=torch.int64, device=x.device)
-    return Attacked(x.expand(e, *x.shape).clone(), counts, counts.clone(), never)
+    losses = torch.full((e, n, traced), torch.nan, device=x.device) if traced else None
+    return Attacked(x.expand(e, *x.shape).clone(), counts, counts.clone(), never, losses)
 
 
 def _fooled(logits: Tensor, y: Tensor, curve: Curve) -> Tensor:

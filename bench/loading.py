@@ -164,6 +164,15 @@ def _build(entry: ModelEntry, base: Path, seed: int) -> nn.Module:
     return model
 
 
+def first_published(name: str) -> str | None:
+    """The first name under which weights of a model are published; None for the user's own."""
+    found = registry.find("models", name, Path())
+    if not isinstance(found, Model):
+        return None
+    names = _published(ModelEntry(name=name), found)
+    return names[0] if names else "random"
+
+
 def _published(entry: ModelEntry, found: Any) -> list[str]:
     """The names under which weights of the model are published."""
     files = WEIGHTS.glob(f"{entry.name}-*.safetensors")

@@ -23,15 +23,28 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return others.logsumexp(1) - logits.gather(1, y[:, None])[:, 0]
 
 
+def label_and_target(logits: Tensor, target: Tensor, label: Tensor) -> Tensor:
+    """Cross-entropy of the target minus that of the label, which is z_label - z_target exactly:
+    the two logsumexp cancel, and so nothing saturates (law L12)."""
+    own = logits.gather(1, label[:, None]) - logits.gather(1, target[:, None])
+    return own[:, 0]
+
+
 LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
     "cross-entropy": cross_entropy,
     "margin": margin,
 }
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(logits (n, classes), class to leave or reach (n,), label (n,)) -> what is ascended, (n,)."""
 
 
-def to_ascend(loss: Loss, goal: Goal) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss as the attacker ascends it: away from y, or, when targeted, towards it."""
-    towards = LOSSES[loss]
-    if goal == "untargeted":
-        return towards
-    return lambda logits, target: -towards(logits, target)
+def to_ascend(loss: Loss, goal: Goal) -> Objective:
+    """The loss as the attacker ascends it: away from the label, or, when targeted, to the target.
+
+    "label-and-target" without a target is cross-entropy.
+    """
+    if loss == "label-and-target" and goal == "targeted":
+        return lambda logits, y, label: -label_and_target(logits, y, label)
+    towards = LOSSES.get(loss, cross_entropy)
+    sign = 1 if goal == "untargeted" else -1
+    return lambda logits, y, label: sign * towards(logits, y)

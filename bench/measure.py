@@ -60,6 +60,8 @@ class Measured(NamedTuple):
     costs: list[Cost]
     x_adv: Tensor
     """(e, n, *input), on the CPU; rows that were not attacked hold the clean image."""
+    losses: Tensor | None
+    """What was ascended, step by step, (positive eps, attacked examples, steps), if traced."""
 
 
 class _Raw(NamedTuple):
@@ -70,6 +72,7 @@ class _Raw(NamedTuple):
     backwards: Tensor
     first_success: Tensor
     seconds: list[float]
+    losses: Tensor | None = None
 
 
 def judge(model: nn.Module, x: Tensor, rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,7 +125,7 @@ def measure(
         forwards, backwards = float(raw.forwards[at].sum()), float(raw.backwards[at].sum())
         floor_seconds = floor.seconds(forwards, backwards)
         costs.append(Cost(len(chosen.id), raw.seconds[at], seconds, floor_seconds))
-    return Measured(records, costs, x_adv)
+    return Measured(records, costs, x_adv, raw.losses if raw is not None else None)
 
 
 # ------------------------------------------------------------------------------------- attacking
@@ -133,7 +136,8 @@ def _attack(model: nn.Module, curve: Curve, chosen: Examples, rows: int) -> _Raw
     if curve.attack.rule is None:
         return _whole(model, curve, chosen, y, rows)
     result, seconds = meter.timed(
-        lambda: engine.attack(model, curve, chosen.x, y, chosen.id, rows), chosen.x.device
+        lambda: engine.attack(model, curve, chosen.x, y, chosen.id, rows, chosen.label),
+        chosen.x.device,
     )
     # One stream serves all eps: its time is shared out by the passes that each eps took.
     weight = (result.forwards + 2 * result.backwards).sum(1)
@@ -144,6 +148,7 @@ def _attack(model: nn.Module, curve: Curve, chosen: Examples, rows: int) -> _Raw
         result.backwards,
         result.first_success,
         [seconds * part for part in share],
+        result.losses,
     )
 
 

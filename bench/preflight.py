@@ -15,7 +15,7 @@ from bench.contracts import Data
 from bench.engine import look
 from bench.errors import SuiteError
 from bench.guard import evaluating
-from bench.losses import cross_entropy
+from bench.losses import to_ascend
 
 ASKED = 16
 """Images that the model is asked about."""
@@ -103,8 +103,9 @@ def _findings(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterat
             f"{where} returns log-probabilities instead of logits: cross-entropy is the same, but "
             "losses on logits (DLR, CW) are not."
         )
-    _, gradient = look(model, cross_entropy, x, logits.argmin(1))
-    zero = int((gradient.flatten(1).abs().amax(1) == 0).sum())
+    other = logits.argmin(1)
+    seen = look(model, to_ascend("cross-entropy", "untargeted"), x, other, other)
+    zero = int((seen.gradient.flatten(1).abs().amax(1) == 0).sum())
     if zero:
         yield (
             f"{where} has a gradient of zeros on {zero} of {len(x)} clean images: gradient "

@@ -28,6 +28,8 @@ class Shard(NamedTuple):
     pieces: list[Piece]
     x_adv: Tensor
     """(cells, examples, c, h, w), on the CPU."""
+    losses: Tensor | None
+    """As in `measure.Measured`, if the curve asks for a trace."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,7 +96,8 @@ class Session:
                 )
             )
             pieces.append(Piece(cell.identity, first, last, *cost, rows, str(self.device)))
-        return Shard(pd.concat(frames, ignore_index=True), pieces, measured.x_adv)
+        frame = pd.concat(frames, ignore_index=True)
+        return Shard(frame, pieces, measured.x_adv, measured.losses)
 
     def _rows_for(self, task: plan.Task) -> int:
         return task.entry.batch_size or self.rows[task.model]

@@ -26,8 +26,9 @@ from bench.rng import Noise
 
 Attacked = Callable[..., Any]
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
-RULES = [name for name in BUILT_IN if registry.find("attacks", name).rule]
-LOOPS = [name for name in RULES if not registry.find("attacks", name).rule.one_gradient]
+FOUND = {name: registry.find("attacks", name) for name in BUILT_IN}
+RULES = [name for name, attack in FOUND.items() if attack.rule and attack.scale_free]
+LOOPS = [name for name in RULES if not FOUND[name].rule.one_gradient]
 BALLS: list[tuple[Norm, float]] = [("linf", 0.1), ("l2", 1.0)]
 
 

@@ -74,8 +74,17 @@ def test_cross_entropy_to_the_target_less_that_to_the_label_is_a_difference_of_l
 def test_a_targeted_attack_descends_what_an_untargeted_one_ascends(name: Loss) -> None:
     z, y = some()
     away, towards = losses.to_ascend(name, "untargeted"), losses.to_ascend(name, "targeted")
-    assert torch.equal(away(z, y), losses.LOSSES[name](z, y))
-    assert torch.equal(towards(z, y), -losses.LOSSES[name](z, y))
+    assert torch.equal(away(z, y, y), losses.LOSSES[name](z, y))
+    assert torch.equal(towards(z, y, 9 - y), -losses.LOSSES[name](z, y))
+
+
+def test_label_and_target_ascends_the_difference_of_their_logits_and_no_more() -> None:
+    z, y = some()
+    target, rows = 9 - y, torch.arange(16)
+    towards = losses.to_ascend("label-and-target", "targeted")
+    assert torch.equal(towards(z, target, y), -(z[rows, y] - z[rows, target]))
+    away = losses.to_ascend("label-and-target", "untargeted")
+    assert torch.equal(away(z, y, y), losses.cross_entropy(z, y))
 
 
 @pytest.mark.parametrize("name", losses.LOSSES)

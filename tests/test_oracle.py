@@ -26,7 +26,8 @@ EPS: dict[Norm, tuple[float, ...]] = {
     "l2": (0.0, 1 / 64, 8 / 64, 16 / 64, 22 / 64),
 }
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
-RULES = [name for name in BUILT_IN if registry.find("attacks", name).rule]
+FOUND = {name: registry.find("attacks", name) for name in BUILT_IN}
+RULES = [name for name, attack in FOUND.items() if attack.rule and attack.scale_free]
 ATTACKS = [name for name in RULES if registry.find("attacks", name).needs == "gradient"]
 CASES = [(n, norm) for n in ATTACKS for norm in registry.find("attacks", n).norms if norm in EPS]
 Linear = Callable[[Tensor, Tensor], nn.Module]

@@ -23,3 +23,6 @@ PROJECTION: dict[Norm, str] = {
     "l1": "ball, then box",
     "l0": "ball, then box",
 }
+
+ONE_IMAGE = "raw_gradient"
+"""The attack of `bench attack` where none is named."""

@@ -13,11 +13,11 @@ import hashlib
 from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from bench.contracts import Data, Dataset
 from bench.errors import SuiteError
+from bench.images import decode, imagenet_names
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
@@ -46,11 +46,11 @@ def load(
     ranked = [(rank, path) for folder in folders for rank, path in enumerate(_images(folder))]
     paths = flat or [path for _, path in sorted(ranked, key=lambda pair: (pair[0], pair[1]))]
     paths = paths[:limit]
-    labels, classes = _labels(paths, folders) if folders else (None, _imagenet_names())
+    labels, classes = _labels(paths, folders) if folders else (None, imagenet_names())
     name = data_dir.resolve().name
 
     def read(first: int, last: int) -> Tensor:
-        return torch.stack([_decode(path, resize, crop) for path in paths[first:last]])
+        return torch.stack([decode(path, resize, crop) for path in paths[first:last]])
 
     return Data(
         name=name if folders else f"{name} (labels: the model's clean predictions)",
@@ -78,25 +78,7 @@ def _labels(paths: list[Path], folders: list[Path]) -> tuple[Tensor, tuple[str, 
     known = set(names) <= set(wnids)
     order = {name: index for index, name in enumerate(wnids if known else names)}
     labels = torch.tensor([order[path.parent.name] for path in paths])
-    return labels, _imagenet_names() if known else tuple(names)
-
-
-def _imagenet_names() -> tuple[str, ...]:
-    from torchvision.models import ResNet50_Weights  # slow to import; only this data set pays
-
-    return tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"])
-
-
-def _decode(path: Path, resize: int, crop: int) -> Tensor:
-    from torchvision.transforms import functional
-
-    try:
-        with Image.open(path) as image:
-            square = functional.center_crop(functional.resize(image.convert("RGB"), resize), crop)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise SuiteError(f"data image_folder: {path} is no readable image: {error}") from error
-    levels: Tensor = functional.pil_to_tensor(square)
-    return levels.float() / 255
+    return labels, imagenet_names() if known else tuple(names)
 
 
 def _fingerprint(paths: list[Path], labels: Tensor | None, resize: int, crop: int) -> str:

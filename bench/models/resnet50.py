@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bench.contracts import Model
 from bench.errors import SuiteError, nearest
+from bench.images import imagenet_names
 from bench.models import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
 
@@ -73,4 +74,5 @@ MODEL = Model(
     classes=1000,
     published=published,
     published_names=("IMAGENET1K_V1", "IMAGENET1K_V2"),
+    names=imagenet_names,
 )

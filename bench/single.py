@@ -1,0 +1,143 @@
+"""One image under one attack: the same engine and judgement as a suite, told step by step."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from bench import images, loading, plan, plots, registry
+from bench.contracts import Data, Model, Shape
+from bench.guard import evaluating
+from bench.session import Session
+from bench.style import STYLE
+from bench.suite import AttackEntry, ModelEntry
+
+TOP = 5
+
+
+class Answer(NamedTuple):
+    """What the model says of one image."""
+
+    top: list[tuple[str, float]]
+    """The likeliest classes with their probabilities, at most TOP."""
+    true: float
+    """Probability of the label."""
+    pred: int
+
+
+class Single(NamedTuple):
+    """One image, before and after."""
+
+    label: str
+    target: str
+    losses: list[float]
+    """What was ascended at each iterate; empty for an attack that runs its own loop."""
+    before: Answer
+    after: Answer
+    read_back: Answer
+    """Of the adversarial image after it was written to a PNG and read again."""
+    record: dict[str, Any]
+    """The example's record, as a suite would keep it."""
+    png: Path
+    figure: Path
+    magnified: float
+    """The factor by which the figure shows the perturbation."""
+
+
+def attack(
+    path: Path,
+    model: ModelEntry,
+    entry: AttackEntry,
+    *,
+    device: torch.device,
+    out: Path,
+    seed: int = 0,
+    magnify: float | None = None,
+) -> Single:
+    """Attack the image in the file `path`; the label is the model's own clean prediction.
+
+    Writes the adversarial image as PNG and a figure into `out`.
+    Raises: SuiteError for an image, model, weights or target that cannot be used; ContractError
+    if the attack breaks its promise.
+    """
+    found = registry.find("models", model.name, Path())
+    known = isinstance(found, Model)
+    shape: Shape = found.shape if known else (3, 224, 224)
+    names = found.names() if known and found.names else ()
+    image = images.decode(path, min(shape[1:]), min(shape[1:]), shape[0])
+    data = Data(
+        name=path.name, read=lambda first, last: image[None], labels=None, n=1,
+        shape=shape, classes=names, fingerprint=path.name,
+    )  # fmt: skip
+    subject = loading.subject(model, Path(), seed, data, device)
+    if entry.goal == "targeted":
+        plan.target_class(entry, subject.classes, names)
+    session = Session(
+        suite="", seed=seed, device=device, data=data,
+        subjects={model.label: subject}, rows={model.label: 1},
+    )  # fmt: skip
+    task = plan.task(model.label, entry, session.facts(model.label), seed, "independent")
+    task = task._replace(curve=dataclasses.replace(task.curve, trace=True))
+    shard = session.shard(task, 0, 1)
+    record = {str(key): value for key, value in shard.frame.iloc[0].items()}
+    x_adv = shard.x_adv[0, 0]
+
+    label = record["label"]
+    answers = [_answer(subject.model, x.to(device), label, names) for x in (image, x_adv)]
+    png = images.to_png(x_adv, out / f"{path.stem}-adversarial.png")
+    again = images.decode(png, min(shape[1:]), min(shape[1:]), shape[0])
+    factor = magnify or _factor(x_adv - image)
+    figure = _figure(image, x_adv, factor, [answer.top[0] for answer in answers])
+    drawn, _ = plots.save(figure, out / f"{path.stem}-attack")
+    return Single(
+        label=_name(names, label),
+        target=_name(names, record["target"]) if entry.goal == "targeted" else "",
+        losses=[] if shard.losses is None else shard.losses[0, 0].tolist(),
+        before=answers[0],
+        after=answers[1],
+        read_back=_answer(subject.model, again.to(device), label, names),
+        record=record,
+        png=png,
+        figure=drawn,
+        magnified=factor,
+    )
+
+
+def _answer(model: nn.Module, image: Tensor, label: int, names: tuple[str, ...]) -> Answer:
+    with evaluating(model), torch.no_grad():
+        shares = model(image[None]).float().softmax(1)[0]
+    values, classes = shares.topk(min(TOP, len(shares)))
+    top = [
+        (_name(names, index), share)
+        for index, share in zip(classes.tolist(), values.tolist(), strict=True)
+    ]
+    return Answer(top, float(shares[label]), int(classes[0]))
+
+
+def _name(names: tuple[str, ...], index: int) -> str:
+    return names[index] if 0 <= index < len(names) else str(index)
+
+
+def _factor(delta: Tensor) -> float:
+    """A round factor that brings the largest change of a pixel near half the range of grey."""
+    largest = float(delta.abs().max())
+    if largest == 0:
+        return 1.0
+    return max(1.0, float(f"{0.5 / largest:.1g}"))
+
+
+def _figure(image: Tensor, x_adv: Tensor, factor: float, told: list[tuple[str, float]]) -> Figure:
+    change = (0.5 + factor * (x_adv - image)).clamp(0, 1)
+    titles = [f"{name} {share:.4f}" for name, share in told] + [f"change, {factor:g} times"]
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(7.6, 2.8), layout="constrained")
+        for axes, shown, title in zip(
+            figure.subplots(1, 3), (image, x_adv, change), titles, strict=True
+        ):
+            axes.imshow(shown.permute(1, 2, 0).squeeze(2).numpy(), cmap="gray", vmin=0, vmax=1)
+            axes.set(title=title, xticks=[], yticks=[])
+        return figure

@@ -1,0 +1,76 @@
+"""One image: what is told, what is written, and that it is what the model says."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from bench.cli import cli
+from bench.datasets import digits
+from bench.images import decode, to_png
+
+
+@pytest.fixture
+def digit(tmp_path: Path) -> Path:
+    """A handwritten digit as a PNG file: example 0, a five that LeNet knows."""
+    return to_png(digits.load(limit=1).read(0, 1)[0], tmp_path / "five.png")
+
+
+def bench(digit: Path, *options: str) -> Result:
+    out = str(digit.parent / "out")
+    command = ["attack", str(digit), "--model", "lenet", "--weights", "digits", "--out", out]
+    return CliRunner().invoke(cli, [*command, *options])
+
+
+def test_an_image_is_taken_for_another_class_and_everything_is_told(digit: Path) -> None:
+    told = bench(digit, "--eps", "0.3", "--attack", "pgd", "--param", "steps=6", "--every", "2")
+    assert told.exit_code == 0, told.output
+    assert [line[:9] for line in told.output.splitlines()[:4]] == [
+        "step    0", "step    2", "step    4", "step    5",
+    ]  # fmt: skip
+    assert "before: 5 " in told.output
+    assert "after: 5 " not in told.output
+    assert "linf 0.3," in told.output
+    assert "five.png is taken as another class" in told.output
+    assert (digit.parent / "out" / "five-attack.png").stat().st_size > 5000
+
+
+def test_the_png_is_lossless_and_read_back_in_8_bits(digit: Path) -> None:
+    bench(digit, "--eps", "40/255", "--attack", "fgsm")
+    again = decode(digit.parent / "out" / "five-adversarial.png", 28, 28, channels=1)
+    change = (again - decode(digit, 28, 28, channels=1)).abs()
+    assert torch.allclose(change.max(), torch.tensor(40 / 255), atol=1e-6)
+
+
+def test_a_target_is_reached_by_the_raw_gradient(digit: Path) -> None:
+    options = ["--eps", "0.4", "--target", "3", "--param", "lr=0.1", "--param", "steps=60"]
+    told = bench(digit, *options)
+    assert told.exit_code == 0, told.output
+    assert "after: 3 " in told.output
+    assert "five.png is taken as 3" in told.output
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--target", "eleven"], "target 'eleven' is no class"),
+        (["--attack", "pdg"], "did you mean 'pgd'?"),
+        (["--param", "stepz=3"], "did you mean 'steps'?"),
+        (["--param", "steps"], "expected KEY=VALUE"),
+        (["--eps", "-1"], "expected an eps in [0, 1]"),
+        (["--model", "lenett"], "did you mean 'lenet'?"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_2(digit: Path, options: list[str], told: str) -> None:
+    result = bench(digit, *options)
+    assert result.exit_code == 2
+    assert told in result.output
+    assert "Traceback" not in result.output
+
+
+def test_a_file_that_is_no_image_is_one_sentence_and_2(tmp_path: Path) -> None:
+    (tmp_path / "five.png").write_text("hello")
+    result = bench(tmp_path / "five.png")
+    assert result.exit_code == 2
+    assert "is no readable image" in result.output
