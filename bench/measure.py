@@ -135,20 +135,33 @@ def _attack(model: nn.Module, curve: Curve, chosen: Examples, rows: int) -> _Raw
     y = chosen.label if curve.goal == "untargeted" else chosen.target
     if curve.attack.rule is None:
         return _whole(model, curve, chosen, y, rows)
+    once = curve.attack.budget == "minimum"
+    stream = replace(curve, eps=(torch.inf,)) if once else curve
     result, seconds = meter.timed(
-        lambda: engine.attack(model, curve, chosen.x, y, chosen.id, rows, chosen.label),
+        lambda: engine.attack(model, stream, chosen.x, y, chosen.id, rows, chosen.label),
         chosen.x.device,
     )
+    if once:
+        return _shared_out(_raw(result, [seconds]), len(curve.eps))
     # One stream serves all eps: its time is shared out by the passes that each eps took.
     weight = (result.forwards + 2 * result.backwards).sum(1)
     share = (weight / weight.sum()).tolist()
-    return _Raw(
-        result.x_adv,
-        result.forwards,
-        result.backwards,
-        result.first_success,
-        [seconds * part for part in share],
-        result.losses,
+    return _raw(result, [seconds * part for part in share])
+
+
+def _raw(result: engine.Attacked, seconds: list[float]) -> _Raw:
+    x_adv, forwards, backwards, first, losses = result
+    return _Raw(x_adv, forwards, backwards, first, seconds, losses)
+
+
+def _shared_out(raw: _Raw, e: int) -> _Raw:
+    """What one search for the least distance found, for each of e eps; its cost shared evenly."""
+    return raw._replace(
+        x_adv=raw.x_adv.expand(e, *raw.x_adv.shape[1:]),
+        forwards=raw.forwards.expand(e, -1) / e,
+        backwards=raw.backwards.expand(e, -1) / e,
+        first_success=raw.first_success.expand(e, -1),
+        seconds=[raw.seconds[0] / e] * e,
     )
 
 
@@ -184,16 +197,10 @@ def _whole(model: nn.Module, curve: Curve, chosen: Examples, y: Tensor, rows: in
         forwards.append(torch.cat(there))
         backwards.append(torch.cat(back))
         seconds.append(spent)
-    e = len(curve.eps)
-    repeat = e if once else 1
-    images = torch.stack(x_adv * repeat)
-    return _Raw(
-        images,
-        torch.stack(forwards * repeat) / repeat,
-        torch.stack(backwards * repeat) / repeat,
-        torch.full(images.shape[:2], -1, device=y.device),
-        [value / repeat for value in seconds * repeat],
-    )
+    images = torch.stack(x_adv)
+    never = torch.full(images.shape[:2], -1, device=y.device)
+    raw = _Raw(images, torch.stack(forwards), torch.stack(backwards), never, seconds)
+    return _shared_out(raw, len(curve.eps)) if once else raw
 
 
 def _promised(x_adv: object, x: Tensor) -> Tensor:

@@ -120,6 +120,7 @@ def target_class(entry: AttackEntry, classes: int, names: Sequence[str]) -> int 
 
 def task(model: str, entry: AttackEntry, facts: Facts, seed: int, sweep: Sweep) -> Task:
     """All cells of the model called `model` under the attack of `entry`."""
+    seeks = entry.attack.budget == "minimum"  # the first success is not the nearest one
     curve = Curve(
         name=entry.name,
         attack=entry.attack,
@@ -127,8 +128,8 @@ def task(model: str, entry: AttackEntry, facts: Facts, seed: int, sweep: Sweep) 
         norm=entry.norm,
         eps=tuple(eps.value for eps in entry.eps),
         goal=entry.goal,
-        stop=entry.stop,
-        sweep=sweep if entry.attack.rule is not None else "independent",
+        stop="never" if seeks else entry.stop,
+        sweep="independent" if entry.attack.rule is None or seeks else sweep,
         seed=seed,
     )
     reason = _skip_reason(entry.attack, facts)
@@ -143,7 +144,7 @@ def task(model: str, entry: AttackEntry, facts: Facts, seed: int, sweep: Sweep) 
             eps_text=eps.text,
             goal=entry.goal,
             target="" if entry.target is None else str(entry.target),
-            stop=entry.stop if entry.attack.rule is not None else "the library's own",
+            stop=curve.stop if entry.attack.rule is not None else "the library's own",
             identity=_identity(curve, entry, eps.value, facts) if facts.model_fingerprint else "",
             reason=reason,
             passes=0.0 if eps.value == 0 else cost,
@@ -168,7 +169,7 @@ def _caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, ...]:
     if eps == 0:
         return ()
     own = tuple(entry.attack.caveats(entry.params, entry.norm, eps))
-    if sweep == "nested" and entry.attack.rule is None:
+    if sweep == "nested" and entry.attack.rule is None and entry.attack.budget == "fixed":
         return (*own, "The sweep is independent: only the engine's own attacks inherit successes.")
     return own
 
@@ -194,7 +195,8 @@ def _passes(curve: Curve) -> float | None:
     if not isinstance(steps, int):
         return None
     restarts = getattr(curve.params, "restarts", 1)
-    return float(steps * (restarts if isinstance(restarts, int) else 1))
+    passes = steps * (restarts if isinstance(restarts, int) else 1)
+    return passes / positive if curve.attack.budget == "minimum" else float(passes)
 
 
 def _identity(curve: Curve, entry: AttackEntry, eps: float, facts: Facts) -> str:

@@ -229,11 +229,12 @@ def test_quickstart_runs_on_a_few_images(type_: Type) -> None:
 
 
 @pytest.mark.slow
-def test_mnist_runs_on_a_few_images(type_: Type, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["mnist", "regularised_noise"])
+def test_mnist_runs_on_a_few_images(type_: Type, name: str) -> None:
     folder = loading.data_folder(None)
     if not (folder / "MNIST" / "raw" / "t10k-images-idx3-ubyte").exists():
         pytest.skip("the MNIST files are not on this machine")
-    said = type_("run", "mnist", "--limit", 4, "--batch-size", 8, "--out", "out")
+    said = type_("run", name, "--limit", 4, "--batch-size", 8, "--out", "out")
     assert said.code == 0
     assert (pd.read_csv("out/table.csv")["status"] == "ok").all()
 
