@@ -76,7 +76,7 @@ def floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
         return Floor(_median_seconds(forward, x) / rows, _median_seconds(gradient, x) / rows)
 
 
-def _median_seconds(work: Any, x: Tensor, most: float = 1.0) -> float:
+def _median_seconds(work: Any, x: Tensor, most: float = 0.5) -> float:
     work()
     times: list[float] = []
     while len(times) < 3 or (sum(times) < most and len(times) < 15):
