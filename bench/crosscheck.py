@@ -22,7 +22,9 @@ COLUMNS = (
 )  # fmt: skip
 IDENTICAL, EQUAL, DIFFERENT = "identical", "equal within noise", "different"
 SIGNIFICANT = 0.05
-"""Two outcomes differ beyond noise if the exact paired test's p-value is below this."""
+"""Two outcomes differ beyond noise if the exact paired test's p-value, times the number of
+comparisons in the run (Bonferroni), is below this: one false alarm in twenty runs, not in twenty
+rows."""
 SAME_PIXEL = 1e-5
 """Float rounding between two implementations of one formula stays below this."""
 IDS_SHOWN = 20
@@ -71,7 +73,7 @@ def compare(
         differ = mine.index[mine != theirs]
         test = metrics.paired(theirs, mine)  # first: robust under theirs alone, so broken by ours
         pixels = _pixels(pair, images)
-        verdict = _verdict(len(differ), test.p_value, pixels.largest)
+        verdict = _verdict(len(differ), test.p_value * len(sides), pixels.largest)
         saturated = confidence[pair.ours.identity].loc[differ] == 1
         rows.append(
             {
@@ -127,10 +129,10 @@ def _pixels(pair: Sides, images: Mapping[str, Tensor]) -> _Pixels:
     return _Pixels(float(apart.max()), float((apart <= SAME_PIXEL).float().mean()), compared)
 
 
-def _verdict(differ: int, p_value: float, pixels: float | None) -> str:
+def _verdict(differ: int, corrected: float, pixels: float | None) -> str:
     if differ == 0 and (pixels is None or pixels <= SAME_PIXEL):
         return IDENTICAL
-    return DIFFERENT if p_value < SIGNIFICANT else EQUAL
+    return DIFFERENT if corrected < SIGNIFICANT else EQUAL
 
 
 def _cause(pair: Sides, saturated: int) -> str:

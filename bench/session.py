@@ -19,9 +19,8 @@ from bench.records import Piece
 SHARD_EXAMPLES = 1000
 SHARD_BYTES = 64 * 2**20
 """A shard holds at most so many examples, and so many bytes of images."""
-
-
 FLOOR_AGE = 20
+"""A floor is timed again when it is older than so many times what timing it takes."""
 
 
 class _Timed(NamedTuple):

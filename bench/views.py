@@ -260,7 +260,7 @@ def crosscheck_rows(crosschecks: pd.DataFrame, names: Mapping[float, str]) -> li
     keys = ("model", "ours", "reference", "norm")
     columns = [
         "eps", "verdict", "cause", "differ", "robust, ours", "robust, reference", "only ours broke",
-        "only reference broke", "p", "largest pixel difference", "images compared",
+        "only reference broke", "p", "largest pixel difference", "equal pixels", "images compared",
         "time, ours / reference", "examples",
     ]  # fmt: skip
     return [
@@ -283,6 +283,7 @@ def _crosscheck_line(row: Row, names: Mapping[float, str]) -> list[str]:
         eps_name(row["eps"], names), words(row["verdict"]), words(row["cause"]),
         count(row["differ"], row["n"]), *sides,
         *broke, number(row["p_value"], 2), number(row["largest_pixel_difference"], 2),
+        percent(row.get("pixels_equal")),
         whole(row["pixels_compared"]), formats.factor(row["time_ratio"]),
         words(row["differ_ids"]),
     ]  # fmt: skip
