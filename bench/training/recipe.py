@@ -3,13 +3,13 @@
 The recipes lie beside this file, one TOML each; the file name is the name for `bench train`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.checking import Checker, text_of, toml
-from bench.contracts import Count
+from bench.contracts import Count, Norm
 from bench.errors import SuiteError, nearest
 
 FOLDER = Path(__file__).parent
@@ -24,29 +24,72 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Adversary:
+    """Train on examples attacked afresh at every step, beside the clean ones.
+
+    The loss is share * CE(clean) + (1 - share) * CE(attacked); share = 0.5 with FGSM is Goodfellow
+    et al. 2015, section 6; share = 0 with PGD is Madry et al. 2018, equation 2.1.
+    """
+
+    attack: str
+    """A name of bench/attacks, or code outside."""
+    eps: float
+    norm: Norm = "linf"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    share: float = 0.5
+    warmup: int = 0
+    """Epochs over which eps grows to its full value; a net that starts at a large one may never
+    leave the constant answer. The validation images are always attacked at the full one."""
+
+    def __post_init__(self) -> None:
+        if not self.eps > 0 or not 0 <= self.share < 1 or self.warmup < 0:
+            raise ValueError("expected eps above 0, share in [0, 1) and warmup at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What the recipe's source reports, laid beside what was measured."""
+
+    source: str
+    test_accuracy: float | None = None
+    per_class: Sequence[float] = ()
+    """Test accuracy of each class, in the classes' order."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training run."""
+    """One training run. Its repr leaves out what the course of the training does not depend on."""
 
     schema: Literal[1]
     name: str = ""
     """The file's name; it stands in no file."""
-    title: str
-    source: str
-    weights: str
+    title: str = field(repr=False)
+    source: str = field(repr=False)
+    weights: str = field(repr=False)
     """Name under which the weights are published: models/weights/MODEL-WEIGHTS.safetensors."""
     seed: int
+    seeds: Count = field(default=1, repr=False)
+    """Runs, with the seeds seed, seed + 1, ...; the one with the best validation is published,
+    and all of them are reported."""
     epochs: Count
+    patience: Count | None = None
+    """Stop after so many epochs without a better validation; None: never."""
     batch_size: Count
     validation: Count
     """Training images held out; the test set is never looked at before the end."""
-    store: Literal["float32", "float16"] = "float32"
+    store: Literal["float32", "float16"] = field(default="float32", repr=False)
     """Precision of the published weights; accuracy is measured with the weights as stored."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the matrix products while training (autocast); validation and test are in float32."""
     model: Part
     data: Part
     optimiser: Part
     """A class of torch.optim."""
     schedule: Part | None = None
     """A class of torch.optim.lr_scheduler, stepped once per epoch."""
+    adversarial: Adversary | None = None
+    published: Published | None = field(default=None, repr=False)
 
 
 def names() -> list[str]:
@@ -63,9 +106,10 @@ def read(name: str) -> Recipe:
         raise SuiteError(f"recipe '{name}' is unknown; {nearest(name, names())}")
     check = Checker(str(path))
     raw = toml(text_of(path, "a recipe"), str(path))
-    for key in ("model", "data", "optimiser", "schedule"):
+    parts = dict.fromkeys(("model", "data", "optimiser", "schedule"), Part)
+    for key, kind in {**parts, "adversarial": Adversary, "published": Published}.items():
         if isinstance(raw.get(key), dict):
-            raw[key] = check.fill(Part, raw[key], key)
+            raw[key] = check.fill(kind, raw[key], key)
     if "name" in raw:
         check.say("name", "a recipe is called by its file's name; leave it out")
     recipe: Recipe | None = check.fill(Recipe, raw, "")

@@ -1,4 +1,4 @@
-"""Standard training by a recipe: data on the device as tensors, validation held out, best kept.
+"""Training by a recipe, standard or adversarial: data on the device as tensors, validation held out, best kept.
 
 Reproducible from the recipe's seed on one device: initialisation and dropout draw from global
 generators forked and seeded for this run, the order of images from a keyed permutation per epoch.
@@ -20,7 +20,10 @@ from bench import registry, rng
 from bench.contracts import Data
 from bench.errors import SuiteError, nearest
 from bench.files import write_whole
+from bench.training.adversarial import Craft
 from bench.training.recipe import Part, Recipe
+
+VALIDATION_ROWS = 250
 
 
 class Epoch(NamedTuple):
@@ -35,6 +38,11 @@ class Epoch(NamedTuple):
     validation_correct: int
     validation_n: int
     seconds: float
+    adversarial_loss: float | None = None
+    """On the attacked training images; this and what follows under adversarial training only."""
+    adversarial_correct: int | None = None
+    validation_adversarial_loss: float | None = None
+    validation_adversarial_correct: int | None = None
 
 
 class Trained(NamedTuple):
@@ -53,7 +61,8 @@ def train(
     progress: Path | None = None,
 ) -> Trained:
     """Train by `recipe` and return the weights of the epoch with the least validation errors
-    (of those, the least validation loss). `listen` hears of every epoch.
+    (of those, the least validation loss); under adversarial training, the least errors on attacked
+    validation images (Goodfellow et al. 2015, section 6). `listen` hears of every epoch.
 
     After each epoch all that the next one needs goes into the file `progress`; where it is there
     already, training goes on from it and ends with the same weights as if never interrupted.
@@ -74,17 +83,31 @@ def train(
         course = _Course(recipe, device)
         if progress is not None and progress.exists():
             course.resume(progress)
-        for number in range(len(course.history) + 1, recipe.epochs + 1):
+        while not course.ended:
             started = time.perf_counter()
+            number = len(course.history) + 1
             shuffle = kept[rng.shuffled(recipe.seed, f"epoch {number}", len(kept))]
             lr = course.optimiser.param_groups[0]["lr"]
-            loss, correct = _one_epoch(course, x, y, shuffle)
-            held_loss, held_correct = assess(course.model, x[held_out], y[held_out])
-            seconds = time.perf_counter() - started
+            seen = _one_epoch(course, x, y, shuffle)
+            held = _validate(course, x, y, held_out)
             epoch = Epoch(
-                number, lr, loss, correct, len(kept),
-                held_loss, held_correct, len(held_out), seconds,
-            )  # fmt: skip
+                epoch=number,
+                lr=lr,
+                train_loss=seen.clean.loss,
+                train_correct=seen.clean.correct,
+                train_n=len(kept),
+                validation_loss=held.clean.loss,
+                validation_correct=held.clean.correct,
+                validation_n=len(held_out),
+                seconds=time.perf_counter() - started,
+            )
+            if seen.attacked and held.attacked:
+                epoch = epoch._replace(
+                    adversarial_loss=seen.attacked.loss,
+                    adversarial_correct=seen.attacked.correct,
+                    validation_adversarial_loss=held.attacked.loss,
+                    validation_adversarial_correct=held.attacked.correct,
+                )
             course.end(epoch)
             if progress is not None:
                 course.save(progress)
@@ -93,11 +116,24 @@ def train(
     return Trained(course.model.eval(), course.best, course.history)
 
 
+class Score(NamedTuple):
+    """Mean cross-entropy and number correct over some images."""
+
+    loss: float
+    correct: int
+
+
+class _Scores(NamedTuple):
+    clean: Score
+    attacked: Score | None
+
+
 class _Course:
     """Where a training run stands between two epochs."""
 
     def __init__(self, recipe: Recipe, device: torch.device) -> None:
         self.recipe = recipe
+        self.craft = Craft(recipe.adversarial, recipe.seed) if recipe.adversarial else None
         build = registry.find("models", recipe.model.name).build
         self.model: nn.Module = build(**recipe.model.params).to(device)
         self.optimiser: torch.optim.Optimizer = _made(
@@ -112,7 +148,14 @@ class _Course:
 
     @property
     def best(self) -> Epoch:
-        return max(self.history, key=_rank)
+        return max(self.history, key=rank)
+
+    @property
+    def ended(self) -> bool:
+        done, patience = len(self.history), self.recipe.patience
+        return done >= self.recipe.epochs or (
+            patience is not None and done > 0 and done - self.best.epoch >= patience
+        )
 
     def end(self, epoch: Epoch) -> None:
         """Step the schedule, and keep the weights if no epoch was better."""
@@ -173,36 +216,72 @@ def _made(module: ModuleType, part: Part, what: str, on: Any) -> Any:
         raise SuiteError(f"{what} '{part.name}': {error}") from error
 
 
-def _rank(epoch: Epoch) -> tuple[int, float]:
+def rank(epoch: Epoch) -> tuple[int, float]:
+    """The larger, the better: what decides which epoch, and which seed, is kept."""
+    if epoch.validation_adversarial_correct is not None:
+        assert epoch.validation_adversarial_loss is not None
+        return epoch.validation_adversarial_correct, -epoch.validation_adversarial_loss
     return epoch.validation_correct, -epoch.validation_loss
 
 
-def _one_epoch(course: _Course, x: Tensor, y: Tensor, order: Tensor) -> tuple[float, int]:
-    """One pass over x[order]; the mean loss and the number correct, both while training."""
-    model, optimiser = course.model.train(), course.optimiser
-    total = torch.zeros((), device=x.device)
-    correct = torch.zeros((), dtype=torch.int64, device=x.device)
-    for rows in order.to(x.device).split(course.recipe.batch_size):
-        logits = model(x[rows])
-        loss = nn.functional.cross_entropy(logits, y[rows])
+class _Tally:
+    """Losses and hits summed on the device, so that no step waits for the host."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.loss = torch.zeros((), device=device)
+        self.correct = torch.zeros((), dtype=torch.int64, device=device)
+
+    def add(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Count a batch; returns its mean cross-entropy, to be differentiated."""
+        loss = nn.functional.cross_entropy(logits, y)
+        self.loss += loss.detach() * len(y)
+        self.correct += (logits.detach().argmax(1) == y).sum()
+        return loss
+
+    def score(self, n: int) -> Score:
+        return Score(self.loss.item() / n, int(self.correct))
+
+
+def _one_epoch(course: _Course, x: Tensor, y: Tensor, order: Tensor) -> _Scores:
+    """One pass over x[order]; the scores are those seen while training."""
+    model, optimiser, recipe = course.model.train(), course.optimiser, course.recipe
+    clean, attacked = _Tally(x.device), _Tally(x.device)
+    low = recipe.precision != "float32"
+    for rows in order.to(x.device).split(recipe.batch_size):
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+            if course.craft is None:
+                loss = clean.add(model(x[rows]).float(), y[rows])
+            else:
+                x_adv = course.craft.train(model, x[rows], y[rows], rows, len(course.history) + 1)
+                share = course.craft.adversary.share
+                with torch.set_grad_enabled(share > 0):
+                    loss = share * clean.add(model(x[rows]).float(), y[rows])
+                loss = loss + (1 - share) * attacked.add(model(x_adv).float(), y[rows])
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        total += loss.detach() * len(rows)
-        correct += (logits.detach().argmax(1) == y[rows]).sum()
-    return total.item() / len(order), int(correct)
+    n = len(order)
+    return _Scores(clean.score(n), attacked.score(n) if course.craft else None)
+
+
+def _validate(course: _Course, x: Tensor, y: Tensor, held_out: Tensor) -> _Scores:
+    """Scores in evaluation mode, attacked at the full eps with the same noise in every epoch."""
+    clean = assess(course.model, x[held_out], y[held_out])
+    if course.craft is None:
+        return _Scores(clean, None)
+    parts = held_out.to(x.device).split(VALIDATION_ROWS)
+    attacked = [course.craft.validate(course.model, x[at], y[at], at) for at in parts]
+    return _Scores(clean, assess(course.model, torch.cat(attacked), y[held_out]))
 
 
 @torch.no_grad()
-def assess(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, int]:
+def assess(model: nn.Module, x: Tensor, y: Tensor) -> Score:
     """Mean cross-entropy and number correct in evaluation mode."""
     model.eval()
-    loss, correct = 0.0, 0
+    tally = _Tally(x.device)
     for images, labels in zip(x.split(500), y.split(500), strict=True):
-        logits = model(images)
-        loss += nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-        correct += int((logits.argmax(1) == labels).sum())
-    return loss / len(y), correct
+        tally.add(model(images), labels)
+    return tally.score(len(y))
 
 
 @torch.no_grad()
