@@ -8,6 +8,7 @@ checking itself: the engine drives rules, loading builds models, the planner rea
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 
 from annotated_types import Ge
@@ -129,7 +130,8 @@ class Attack:
     """A frozen dataclass whose defaults are the attack's; its annotations are checked."""
     norms: tuple[Norm, ...]
     goals: tuple[Goal, ...] = ("untargeted", "targeted")
-    needs: Literal["gradient", "scores", "labels"] = "gradient"
+    needs: Literal["gradient", "scores", "labels", "nothing"] = "gradient"
+    """What it asks of the model while it attacks; "nothing" of one that learned beforehand."""
     stochastic: bool = False
     scale_free: bool = True
     """Whether its steps ignore the gradient's length; if not, a model with small gradients needs
@@ -141,6 +143,9 @@ class Attack:
     channels: tuple[int, ...] | None = None
     """Numbers of input channels it can attack; None for any."""
     implementation: str = "bench"
+    reads: Callable[[Any], Sequence[Path]] = lambda params: ()
+    """(params) -> files that its outcome depends on, such as trained weights; their content
+    belongs to the cell's identity."""
     batch_dependent: bool = False
     """True if an example's result depends on the batch it is in; the batch then belongs to the
     cell's identity."""

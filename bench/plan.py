@@ -201,6 +201,7 @@ def _passes(curve: Curve) -> float | None:
 
 def _identity(curve: Curve, entry: AttackEntry, eps: float, facts: Facts) -> str:
     attack = curve.attack
+    files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in attack.reads(curve.params)]
     return identity(
         {
             "model": facts.model_fingerprint,
@@ -217,6 +218,7 @@ def _identity(curve: Curve, entry: AttackEntry, eps: float, facts: Facts) -> str
             "sweep": curve.sweep,
             "seed": curve.seed,
             "rows": facts.rows if attack.batch_dependent else None,
+            **({"files": files} if files else {}),
         }
     )
 
