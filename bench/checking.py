@@ -104,6 +104,14 @@ class Checker:
             self.say(key, f"{error}, got {raw!r}")
             return None
 
+    def radius(self, written: float | str, key: str) -> float | None:
+        """An eps as a number; None, with the reason, if it is written as none."""
+        try:
+            return fraction(written)
+        except (ValueError, ZeroDivisionError):
+            self.say(key, f"expected a number or a fraction such as '8/255', got {written!r}")
+            return None
+
     def arguments(
         self, factory: Callable[..., Any], params: Any, key: str, given: set[str]
     ) -> None:
@@ -132,6 +140,18 @@ class Checker:
         for label, count in Counter(labels).items():
             if count > 1:
                 self.say(key, f"expected each label once, got '{label}' {count} times")
+
+
+def fraction(written: float | str) -> float:
+    """A number, or a fraction written as text; its parts may have decimals ("0.5/255").
+
+    >>> fraction("8/255") == 8 / 255 and fraction("0.5/255") == 0.5 / 255 and fraction("0.1") == 0.1
+    True
+    """
+    if not isinstance(written, str):
+        return float(written)
+    above, slash, below = written.partition("/")
+    return float(above) / float(below) if slash else float(above)
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

@@ -4,6 +4,7 @@ Exit codes: 0 all well; 1 a cell failed or none ran; 2 the user's mistake, told 
 stderr; 130 interrupted, with everything that was finished kept.
 """
 
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -282,12 +283,23 @@ def _listings(kind: str) -> list[tuple[str, str, str]]:
 @click.option("--out", type=_FOLDER, default=Path(), help="Folder for weights and card [here].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
 @click.option("--data-dir", type=_FOLDER, help="Where data lie [$BENCH_DATA_DIR, user cache].")
+@click.option("--seed", type=int, help="Train this seed only [every seed of the recipe].")
 @click.option("--fresh", is_flag=True, help="Forget an interrupted run and start over.")
-def train(recipe: str, out: Path, device: str, data_dir: Path | None, fresh: bool) -> None:
+def train(
+    recipe: str,
+    out: Path,
+    device: str,
+    data_dir: Path | None,
+    seed: int | None,
+    fresh: bool,
+) -> None:
     """Train a model by RECIPE (a path, or a shipped name); goes on where it was interrupted.
 
-    Writes weights, their card, the history of epochs, and figures of it.
+    Of several seeds, the best on the validation images is kept. Writes weights, their card, a page
+    about them, the history of epochs, and figures of it.
     """
+    from dataclasses import replace
+
     from bench import files, loading
     from bench.training import card, standard
     from bench.training.recipe import read
@@ -295,27 +307,44 @@ def train(recipe: str, out: Path, device: str, data_dir: Path | None, fresh: boo
     checked = read(recipe)
     where, folder = loading.device(device), loading.data_folder(data_dir)
     files.check_writable(out)  # found out now, not after an hour of training
+    many = (
+        range(checked.seed, checked.seed + checked.seeds) if seed is None else range(seed, seed + 1)
+    )
+    # A finished seed's progress stays until all are published: an interruption loses none of them.
+    progress = {each: out / f"{checked.name}.{each}.progress" for each in many}
 
     def hear(epoch: standard.Epoch) -> None:
+        attacked = ""
+        if epoch.validation_adversarial_correct is not None:
+            attacked = f" (attacked {epoch.validation_adversarial_correct})"
         click.echo(
             f"epoch {epoch.epoch}/{checked.epochs}: loss {epoch.train_loss:.4f}, validation "
-            f"{epoch.validation_correct}/{epoch.validation_n}, {epoch.seconds:.1f} s",
+            f"{epoch.validation_correct}/{epoch.validation_n}{attacked}, {epoch.seconds:.1f} s",
             err=True,
         )
 
-    progress = out / f"{checked.name}.progress"
-    if fresh:
-        progress.unlink(missing_ok=True)
-    trained = standard.train(checked, folder, where, hear, progress)
-    click.echo(f"weights: {card.publish(checked, trained, folder, out)}")
-    progress.unlink(missing_ok=True)
+    runs = []
+    for each, path in progress.items():
+        if fresh:
+            path.unlink(missing_ok=True)
+        if len(progress) > 1:
+            click.echo(f"seed {each}", err=True)
+        trained = standard.train(replace(checked, seed=each), folder, where, hear, path)
+        runs.append(card.Run(each, trained))
+    weights = card.publish(checked, runs, folder, out)
+    if len(runs) > 1:
+        click.echo(f"kept: seed {card.best(runs).seed} of {', '.join(map(str, progress))}")
+    click.echo(f"weights: {weights}")
+    click.echo(f"page: {weights.with_suffix('.md')}")
+    for path in progress.values():
+        path.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------- one image
 
 
 @cli.command()
-@click.argument("image", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("image")
 @click.option("--model", required=True, help="A name of `bench list models`, or file.py:NAME.")
 @click.option("--weights", help="Published name, file, or random [the first published].")
 @click.option("--attack", help="A name of `bench list attacks`, or file.py:NAME [raw gradient].")
@@ -326,9 +355,10 @@ def train(recipe: str, out: Path, device: str, data_dir: Path | None, fresh: boo
 @click.option("--every", type=click.IntRange(1), default=5, show_default=True, help="Steps told.")
 @click.option("--magnify", type=float, help="Factor to show the change by [computed].")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
-@click.option("--out", type=_FOLDER, default=Path(), help="Folder for PNG and figure [here].")
+@click.option("--out", type=_FOLDER, default=Path(), help="Folder for PNG, figure, page [here].")
+@click.option("--data-dir", type=_FOLDER, help="Where data lie [$BENCH_DATA_DIR, user cache].")
 def attack(
-    image: Path,
+    image: str,
     model: str,
     weights: str | None,
     attack: str | None,
@@ -340,9 +370,10 @@ def attack(
     magnify: float | None,
     device: str,
     out: Path,
+    data_dir: Path | None,
 ) -> None:
-    """Attack one IMAGE: before, after, and the perturbation magnified."""
-    from bench import files, loading, single
+    """Attack one IMAGE, a file or an example such as digits:17: before, after, the change."""
+    from bench import files, loading, single, story
     from bench.attacks import ONE_IMAGE
     from bench.suite import ModelEntry, attack_entry
 
@@ -360,23 +391,18 @@ def attack(
     checked = attack_entry(raw, "bench attack")
     files.check_writable(out)
     told = single.attack(
-        image, entry, checked, device=loading.device(device), out=out, magnify=magnify
+        image,
+        entry,
+        checked,
+        device=loading.device(device),
+        out=out,
+        data_dir=loading.data_folder(data_dir),
+        magnify=magnify,
     )
-    for step, loss in enumerate(told.losses):
-        if step % every == 0 or step == len(told.losses) - 1:
-            click.echo(f"step {step:4d}   loss {loss:.6g}")
-    for when, answer in (("before", told.before), ("after", told.after)):
-        likeliest = ", ".join(f"{name} {share:.4f}" for name, share in answer.top)
-        click.echo(f"{when}: {likeliest}; {told.label} (the label) {answer.true:.4g}")
-    sizes = ", ".join(f"{name} {told.record[name]:.6g}" for name in ("linf", "l2", "l1", "l0"))
-    click.echo(f"change: {sizes}; shown {told.magnified:g} times in {told.figure}")
-    name, share = told.read_back.top[0]
-    click.echo(f"read back from {told.png}: {name} {share:.4f}")
-    if told.record["violation"]:
-        click.echo(f"violation: {told.record['violation']}")
-    aim = f"as {told.target}" if told.target else "as another class"
-    fooled = "is taken" if told.record["fooled"] else "is not taken"
-    click.echo(f"{image.name} {fooled} {aim}")
+    for line in story.lines(told, every):
+        click.echo(line)
+    command = shlex.join(["bench", *sys.argv[1:]])
+    click.echo(f"page: {story.page(told, every, command, out)}")
 
 
 def _params(given: tuple[str, ...]) -> dict[str, Any]:

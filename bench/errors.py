@@ -27,13 +27,22 @@ class RecordError(Exception):
     """Records on disk are not what they say they are; they are named, never guessed at."""
 
 
+SHORT = 40
+"""More known names than this are counted, not listed."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The tail of an "unknown name" sentence: the nearest known name, then all of them.
+    """The tail of an "unknown name" sentence: the nearest known names, then all of them if few.
 
     >>> nearest("pdg", ["fgsm", "pgd"])
     "did you mean 'pgd'? known: fgsm, pgd"
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+    folded = {each.casefold(): each for each in names}
+    few = len(names) <= SHORT
+    found = difflib.get_close_matches(name.casefold(), folded, n=1 if few else 3, cutoff=0.5)
+    close = " or ".join(f"'{folded[each]}'" for each in found)
+    hint = f"did you mean {close}? " if close else ""
+    if not few:
+        return f"{hint}known: {len(names)} names"
     return f"{hint}known: {', '.join(names) if names else '(none)'}"

@@ -89,10 +89,17 @@ def judge(model: nn.Module, x: Tensor, rows: int) -> tuple[Tensor, Tensor, Tenso
 
 
 def measure(
-    model: nn.Module, curve: Curve, examples: Examples, rows: int, floor: meter.Floor
+    model: nn.Module,
+    curve: Curve,
+    examples: Examples,
+    rows: int,
+    floor: meter.Floor,
+    source: nn.Module | None = None,
 ) -> Measured:
     """Attack `examples` at every eps of `curve`, verify and judge; at most `rows` rows a pass.
 
+    The attack sees `source` alone (the model itself if there is none), the verdict is the model's:
+    the threat model of transfer. `floor` is that of the model that is attacked.
     An example that the model gets wrong without attack is not attacked, nor, when targeted, one
     whose label is the target. At eps = 0 the ball holds x alone, so nothing is attacked.
     Raises: ContractError if the attack breaks a promise that leaves nothing to judge.
@@ -107,8 +114,9 @@ def measure(
     raw = None
     if positive and len(chosen.id):
         part = replace(curve, eps=tuple(curve.eps[index] for index in positive))
-        with untouched(model):
-            raw = _attack(model, part, chosen, rows)
+        attacked = model if source is None else source
+        with untouched(attacked):
+            raw = _attack(attacked, part, chosen, rows)
     records, costs = [], []
     for index, eps in enumerate(curve.eps):
         if raw is None or index not in positive:

@@ -54,6 +54,14 @@ class Cell:
     """Most input gradients per example, likewise."""
     traits: Mapping[str, str]
     caveats: Sequence[str]
+    threat_model: str = "white-box"
+    """What the attacker sees of the model that is judged."""
+    source: str = ""
+    """The model that the examples are crafted on, if the suite names one."""
+    family: str = ""
+    """The attack's label without its source and its varied parameter."""
+    varied: str = ""
+    value: float | None = None
 
 
 class Task(NamedTuple):
@@ -63,6 +71,11 @@ class Task(NamedTuple):
     entry: AttackEntry
     curve: Curve
     cells: tuple[Cell, ...]
+
+    @property
+    def source(self) -> str:
+        """The model that the examples are crafted on."""
+        return self.entry.source or self.model
 
     @property
     def linked(self) -> bool:
@@ -91,7 +104,14 @@ def known_facts(suite: Suite) -> dict[str, Facts]:
 def tasks(suite: Suite, facts: Mapping[str, Facts]) -> list[Task]:
     """Every task of the suite, model by model, in the suite's order."""
     return [
-        task(model.label, entry, facts[model.label], suite.seed, suite.sweep)
+        task(
+            model.label,
+            entry,
+            facts[model.label],
+            suite.seed,
+            suite.sweep,
+            source=facts[entry.source] if entry.source else None,
+        )
         for model in suite.models
         for entry in suite.attacks
     ]
@@ -106,20 +126,32 @@ def target_class(entry: AttackEntry, classes: int, names: Sequence[str]) -> int 
     assert target is not None
     if isinstance(target, str) and target in TARGETS:
         return target
-    if isinstance(target, str) and target in names:
-        return list(names).index(target)
+    called = [k for k, name in enumerate(names) if name.casefold() == str(target).casefold()]
+    if len(called) > 1:  # ImageNet has two cranes
+        both = " and ".join(map(str, called))
+        raise SuiteError(
+            f"attack '{entry.label}': target '{target}' names the classes {both}; give the index"
+        )
+    if called:
+        return called[0]
     index = int(target) if str(target).isdecimal() else -1
     if not 0 <= index < classes:
-        known = nearest(str(target), [*TARGETS, *names]) if len(names) <= 20 else ""
         raise SuiteError(
             f"attack '{entry.label}': target '{target}' is no class; expected an index below "
-            f"{classes} or a class name; {known}".rstrip("; ")
+            f"{classes} or a class name; {nearest(str(target), [*TARGETS, *names])}"
         )
     return index
 
 
-def task(model: str, entry: AttackEntry, facts: Facts, seed: int, sweep: Sweep) -> Task:
-    """All cells of the model called `model` under the attack of `entry`."""
+def task(
+    model: str,
+    entry: AttackEntry,
+    facts: Facts,
+    seed: int,
+    sweep: Sweep,
+    source: Facts | None = None,
+) -> Task:
+    """All cells of the model called `model` under the attack of `entry`, crafted on `source`."""
     seeks = entry.attack.budget == "minimum"  # the first success is not the nearest one
     curve = Curve(
         name=entry.name,
@@ -132,7 +164,7 @@ def task(model: str, entry: AttackEntry, facts: Facts, seed: int, sweep: Sweep) 
         sweep="independent" if entry.attack.rule is None or seeks else sweep,
         seed=seed,
     )
-    reason = _skip_reason(entry.attack, facts)
+    reason = _skip_reason(entry.attack, facts, source or facts)
     cost = _passes(curve)
     cells = tuple(
         Cell(
@@ -145,12 +177,19 @@ def task(model: str, entry: AttackEntry, facts: Facts, seed: int, sweep: Sweep) 
             goal=entry.goal,
             target="" if entry.target is None else str(entry.target),
             stop=curve.stop if entry.attack.rule is not None else "the library's own",
-            identity=_identity(curve, entry, eps.value, facts) if facts.model_fingerprint else "",
+            identity=_identity(curve, entry, eps.value, facts, source)
+            if facts.model_fingerprint
+            else "",
             reason=reason,
             passes=0.0 if eps.value == 0 else cost,
             gradients=0.0 if eps.value == 0 or entry.attack.needs != "gradient" else cost,
             traits=dict(entry.attack.traits(entry.params, entry.norm, eps.value)),
             caveats=_caveats(entry, eps.value, sweep),
+            threat_model=_threat_model(model, entry),
+            source=entry.source or "",
+            family=entry.family,
+            varied=entry.varied,
+            value=entry.value,
         )
         for eps in entry.eps
     )
@@ -174,7 +213,24 @@ def _caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, ...]:
     return own
 
 
-def _skip_reason(attack: Attack, facts: Facts) -> str:
+ACCESS = {
+    "gradient": "white-box",
+    "scores": "black-box, score-based",
+    "labels": "black-box, decision-based",
+    "nothing": "no query",
+}
+
+
+def _threat_model(model: str, entry: AttackEntry) -> str:
+    if entry.source not in (None, model):
+        return "black-box, transfer"
+    return ACCESS[entry.attack.needs]
+
+
+def _skip_reason(attack: Attack, victim: Facts, facts: Facts) -> str:
+    """`facts` are those of the model that the examples are crafted on."""
+    if None not in (victim.classes, facts.classes) and victim.classes != facts.classes:
+        return f"the source has {facts.classes} classes, the model has {victim.classes}"
     if facts.classes is not None and facts.classes < attack.min_classes:
         return (
             f"the attack needs at least {attack.min_classes} classes, the model has {facts.classes}"
@@ -187,6 +243,8 @@ def _skip_reason(attack: Attack, facts: Facts) -> str:
 
 def _passes(curve: Curve) -> float | None:
     """Most model passes for one example at one eps."""
+    if curve.attack.needs == "nothing":
+        return 0.0
     positive = sum(eps > 0 for eps in curve.eps) or 1
     rule = curve.attack.rule
     if rule is not None and rule.one_gradient and curve.sweep == "independent":
@@ -199,7 +257,9 @@ def _passes(curve: Curve) -> float | None:
     return passes / positive if curve.attack.budget == "minimum" else float(passes)
 
 
-def _identity(curve: Curve, entry: AttackEntry, eps: float, facts: Facts) -> str:
+def _identity(
+    curve: Curve, entry: AttackEntry, eps: float, facts: Facts, source: Facts | None
+) -> str:
     attack = curve.attack
     files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in attack.reads(curve.params)]
     return identity(
@@ -217,8 +277,10 @@ def _identity(curve: Curve, entry: AttackEntry, eps: float, facts: Facts) -> str
             "stop": curve.stop,
             "sweep": curve.sweep,
             "seed": curve.seed,
-            "rows": facts.rows if attack.batch_dependent else None,
+            "rows": (source or facts).rows if attack.batch_dependent else None,
             **({"files": files} if files else {}),
+            # Crafted on itself, an example is the white-box attack's.
+            **({"source": source.model_fingerprint} if source not in (None, facts) else {}),
         }
     )
 

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
+from bench import transfer, variation
 from bench.curves import accuracy_versus_eps, untargeted
 from bench.files import write_whole
 from bench.formats import DASH, NORMS, absent, eps_names, factor, words
@@ -33,6 +34,7 @@ __all__ = [
     "accuracy_versus_eps",
     "draw",
     "example_grid",
+    "perturbation_grid",
     "success_heatmap",
     "throughput",
 ]
@@ -241,12 +243,57 @@ def _show(axes: Axes, picture: Picture, column: int, line: int) -> None:
     )  # fmt: skip
 
 
+def perturbation_grid(pictures: Sequence[Picture], model: str) -> Figure:
+    """What each attack added at its largest eps: one row per attack, the same examples in each.
+
+    Signed: red is brighter, blue darker, white unchanged; each row is scaled to its own largest
+    change, which stands beside it. Of colour images the mean over the channels is shown.
+    """
+    largest: dict[str, list[Picture]] = {}
+    for picture in (p for p in pictures if p.model == model):
+        held = largest.setdefault(picture.attack, [])
+        if held and picture.eps > held[0].eps:
+            held.clear()
+        if not held or picture.eps == held[0].eps:
+            held.append(picture)
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(8.6, 1.32 * len(largest) + 0.25))
+        axes = figure.add_axes((0.2, 0.0, 0.8, 1.0))
+        axes.set(xlim=(0, 5), ylim=(len(largest), -0.2), xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        for line, (attack, row) in enumerate(largest.items()):
+            changes = [p.adversarial - p.clean for p in row[:5]]
+            changes = [c if c.ndim == 2 else c.mean(axis=2) for c in changes]
+            most = max((float(np.abs(change).max()) for change in changes), default=0.0)
+            label = f"{short(attack, 24)}\neps {words(row[0].eps_text)}\n± {most:.3g}"
+            axes.text(-0.06, line + 0.5, label, ha="right", va="center", fontsize=8)
+            for column, (picture, change) in enumerate(zip(row, changes, strict=False)):
+                place = (column + 0.06, column + 0.94, line + 0.98, line + 0.14)
+                axes.imshow(
+                    change, cmap="RdBu_r", vmin=-most or -1, vmax=most or 1, extent=place,
+                    interpolation="nearest", aspect="auto",
+                )  # fmt: skip
+                frame = Rectangle(
+                    (column + 0.06, line + 0.14), 0.88, 0.84, fill=False, edgecolor="0.75", lw=0.6
+                )
+                axes.add_patch(frame)
+                join = f"{short(picture.before, 12)} → {short(picture.after, 12)}"
+                axes.text(column + 0.5, line + 0.11, join, fontsize=7.5, ha="center", va="bottom")
+        return figure
+
+
 # ------------------------------------------------------------------------------------------ saving
 
 
-def draw(table: pd.DataFrame, pictures: Sequence[Picture], folder: Path) -> list[Plot]:
+def draw(
+    table: pd.DataFrame,
+    pictures: Sequence[Picture],
+    folder: Path,
+    published: pd.DataFrame | None = None,
+) -> list[Plot]:
     """Write every figure that the table and the pictures give into folder/plots, as PNG and SVG.
 
+    `published` holds figures reported elsewhere, as `beside` joins them with the table.
     The same input gives the same bytes: no dates, no random ids, one bundled font.
     """
     taken: set[str] = set()
@@ -261,13 +308,21 @@ def draw(table: pd.DataFrame, pictures: Sequence[Picture], folder: Path) -> list
         for model in dict.fromkeys(table["model"]):
             if not untargeted(table, model, norm).empty:
                 caption = f"Robust accuracy of {words(model)} against eps, {title}, 95 % bands."
-                keep(accuracy_versus_eps(table, model, norm), f"accuracy-{model}-{norm}", caption)
+                figure = accuracy_versus_eps(table, model, norm, published)
+                keep(figure, f"accuracy-{model}-{norm}", caption)
         keep(success_heatmap(table, norm), f"success-{norm}", f"Attack success rate, {title}.")
+    for name, caption, figure in (*transfer.figures(table), *variation.figures(table)):
+        keep(figure, name, caption)
     if not table.empty:
         keep(throughput(table), "throughput", "Examples per second, all eps together.")
     for model, attack in dict.fromkeys((picture.model, picture.attack) for picture in pictures):
         caption = f"{words(model)} under {words(attack)}: prediction before → after."
         keep(example_grid(pictures, model, attack), f"examples-{model}-{attack}", caption)
+    for model in dict.fromkeys(picture.model for picture in pictures):
+        caption = (
+            f"{words(model)}: what was added at the largest eps; red is brighter, blue darker."
+        )
+        keep(perturbation_grid(pictures, model), f"perturbations-{model}", caption)
     return drawn
 
 

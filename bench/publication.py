@@ -1,4 +1,4 @@
-"""What a run shows to people: table.csv, crosscheck.csv, plots and the two report pages."""
+"""What a run shows to people: its tables as CSV, plots and the two report pages."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,15 +19,21 @@ def write(found: Results, folder: Path) -> Path:
 
     Raises: SuiteError if the folder cannot be written.
     """
-    for name, frame in (("table.csv", found.table), ("crosscheck.csv", found.crosschecks)):
+    frames = {"table.csv": found.table, "crosscheck.csv": found.crosschecks}
+    if len(found.published):
+        frames["published.csv"] = found.published
+    else:  # one left by a suite that had some would contradict the page
+        (folder / "published.csv").unlink(missing_ok=True)
+    for name, frame in frames.items():
         files.write_whole(folder / name, frame.to_csv(index=False).encode())
-    drawn = plots.draw(found.table, list(_pictures(found, folder)), folder)
+    drawn = plots.draw(found.table, list(_pictures(found, folder)), folder, found.published)
     page, _ = report.write(
         folder,
         title=found.provenance["suite"]["title"],
         table=found.table,
         worst=found.worst,
         crosschecks=found.crosschecks,
+        published=found.published,
         violations=found.violations,
         notes=found.notes,
         provenance=_told(found.provenance),

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench import crosscheck, records, tables
+from bench import beside, crosscheck, records, tables
 from bench.errors import RecordError, SuiteError
 from bench.plan import Cell
+from bench.published import Published
 
 
 class Results(NamedTuple):
@@ -20,6 +21,7 @@ class Results(NamedTuple):
     table: pd.DataFrame
     worst: pd.DataFrame
     crosschecks: pd.DataFrame
+    published: pd.DataFrame
     violations: pd.DataFrame
 
     @property
@@ -57,6 +59,11 @@ def read(folder: Path) -> Results:
         plan = [Cell(**cell) for cell in provenance["cells"]]
         data, suite = provenance["data"], provenance["suite"]
         pairs = [(ours, reference) for ours, reference in provenance["crosschecks"]]
+        # A run made before suites could carry figures has none.
+        entries = [
+            Published(**{**entry, "eps": tuple(entry["eps"]), "values": tuple(entry["values"])})
+            for entry in provenance.get("published", [])
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise RecordError(f"{path}: damaged ({error!r}); run the suite again") from error
     stored = records.load(folder)
@@ -78,5 +85,6 @@ def read(folder: Path) -> Results:
         crosschecks=crosscheck.compare(
             sides, table, robust, {str(c): confidence.iloc[at] for c, at in places.items()}, kept
         ),
+        published=beside.join(table, entries),
         violations=tables.violations(stored),
     )

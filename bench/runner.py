@@ -235,6 +235,7 @@ def _document(
         },
         "cells": [dataclasses.asdict(cell) for task in tasks for cell in task.cells],
         "crosschecks": [[pair.ours, pair.reference] for pair in suite.crosschecks],
+        "published": [dataclasses.asdict(entry) for entry in suite.published],
         "sessions": [
             {
                 "started": _now(),

@@ -76,7 +76,7 @@ class Session:
 
     def work(self, task: plan.Task) -> float:
         """Most seconds that the bare loop would need for one example of all the task's cells."""
-        floor = self._floor(task.model, self._rows_for(task))
+        floor = self._floor(task.source, self._rows_for(task))
         return sum(floor.seconds(cell.passes or 1.0, cell.gradients or 0.0) for cell in task.cells)
 
     def shard(self, task: plan.Task, first: int, last: int) -> Shard:
@@ -87,12 +87,13 @@ class Session:
             id=ids,
             x=self.data.read(first, last).to(self.device),
             label=clean.label[first:last],
-            target=self._targets(task, ids, clean),
+            target=self._targets(task, ids, clean.label),
             clean_pred=clean.pred[first:last],
             clean_confidence=clean.confidence[first:last],
         )
-        model, floor = self.subjects[task.model].model, self._floor(task.model, rows)
-        measured = measure.measure(model, task.curve, examples, rows, floor)
+        model, source = self.subjects[task.model].model, self.subjects[task.source].model
+        floor = self._floor(task.source, rows)
+        measured = measure.measure(model, task.curve, examples, rows, floor, source)
         frames, pieces = [], []
         for cell, records, cost in zip(task.cells, measured.records, measured.costs, strict=True):
             frames.append(
@@ -111,7 +112,7 @@ class Session:
         return Shard(frame, pieces, measured.x_adv, measured.losses)
 
     def _rows_for(self, task: plan.Task) -> int:
-        return task.entry.batch_size or self.rows[task.model]
+        return task.entry.batch_size or self.rows[task.source]
 
     def _clean_pass(self, model: str) -> measure.Clean:
         """The model's answers to all clean images; asked once."""
@@ -144,11 +145,11 @@ class Session:
             known = self._floors[model, rows] = _Timed(floor, ended, ended - started)
         return known.floor
 
-    def _targets(self, task: plan.Task, ids: Tensor, clean: measure.Clean) -> Tensor:
+    def _targets(self, task: plan.Task, ids: Tensor, labels: Tensor) -> Tensor:
         """The class that each example is to be taken for; -1 where the attack is untargeted."""
         if task.entry.goal == "untargeted":
             return torch.full_like(ids, -1)
-        label, classes = clean.label[ids], self.subjects[task.model].classes
+        label, classes = labels[ids], self.subjects[task.source].classes
         wanted = plan.target_class(task.entry, classes, self.data.classes)
         if isinstance(wanted, int):
             return torch.full_like(ids, wanted)
@@ -159,4 +160,4 @@ class Session:
         if wanted == "random":
             shift = rng.integers(self.seed, "target", ids, classes - 1).to(ids)
             return (label + 1 + shift) % classes
-        return clean.least_likely[ids]
+        return self._clean_pass(task.source).least_likely[ids]  # all that the attacker sees

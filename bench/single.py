@@ -1,6 +1,7 @@
 """One image under one attack: the same engine and judgement as a suite, told step by step."""
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +12,14 @@ from torch import Tensor, nn
 
 from bench import images, loading, plan, plots, registry
 from bench.contracts import Data, Model, Shape
+from bench.errors import SuiteError
 from bench.guard import evaluating
 from bench.session import Session
 from bench.style import STYLE
-from bench.suite import AttackEntry, ModelEntry
+from bench.suite import AttackEntry, DataEntry, ModelEntry
 
 TOP = 5
+_EXAMPLE = re.compile(r"(?P<data>\w+):(?P<index>\d+)")
 
 
 class Answer(NamedTuple):
@@ -32,7 +35,12 @@ class Answer(NamedTuple):
 class Single(NamedTuple):
     """One image, before and after."""
 
+    name: str
+    model: str
+    attack: AttackEntry
     label: str
+    known: bool
+    """Whether the label is the data set's; else it is the model's own clean prediction."""
     target: str
     losses: list[float]
     """What was ascended at each iterate; empty for an attack that runs its own loop."""
@@ -49,30 +57,28 @@ class Single(NamedTuple):
 
 
 def attack(
-    path: Path,
+    image: str,
     model: ModelEntry,
     entry: AttackEntry,
     *,
     device: torch.device,
     out: Path,
+    data_dir: Path = Path(),
     seed: int = 0,
     magnify: float | None = None,
 ) -> Single:
-    """Attack the image in the file `path`; the label is the model's own clean prediction.
+    """Attack one image: a file, or an example of a data set, "digits:17".
 
-    Writes the adversarial image as PNG and a figure into `out`.
+    The label of a file is the model's own clean prediction. Writes the adversarial image as PNG
+    and a figure into `out`.
     Raises: SuiteError for an image, model, weights or target that cannot be used; ContractError
     if the attack breaks its promise.
     """
     found = registry.find("models", model.name, Path())
     known = isinstance(found, Model)
     shape: Shape = found.shape if known else (3, 224, 224)
-    names = found.names() if known and found.names else ()
-    image = images.decode(path, min(shape[1:]), min(shape[1:]), shape[0])
-    data = Data(
-        name=path.name, read=lambda first, last: image[None], labels=None, n=1,
-        shape=shape, classes=names, fingerprint=path.name,
-    )  # fmt: skip
+    data = _data(image, shape, found.names() if known and found.names else (), data_dir)
+    names, x, stem = data.classes, data.read(0, 1)[0], data.name
     subject = loading.subject(model, Path(), seed, data, device)
     if entry.goal == "targeted":
         plan.target_class(entry, subject.classes, names)
@@ -87,13 +93,17 @@ def attack(
     x_adv = shard.x_adv[0, 0]
 
     label = record["label"]
-    answers = [_answer(subject.model, x.to(device), label, names) for x in (image, x_adv)]
-    png = images.to_png(x_adv, out / f"{path.stem}-adversarial.png")
+    answers = [_answer(subject.model, each.to(device), label, names) for each in (x, x_adv)]
+    png = images.to_png(x_adv, out / f"{stem}-adversarial.png")
     again = images.decode(png, min(shape[1:]), min(shape[1:]), shape[0])
-    factor = magnify or _factor(x_adv - image)
-    figure = _figure(image, x_adv, factor, [answer.top[0] for answer in answers])
-    drawn, _ = plots.save(figure, out / f"{path.stem}-attack")
+    factor = magnify or _factor(x_adv - x)
+    figure = _figure(x, x_adv, factor, [answer.top[0] for answer in answers])
+    drawn, _ = plots.save(figure, out / f"{stem}-attack")
     return Single(
+        name=image,
+        model=model.label,
+        attack=entry,
+        known=data.labels is not None,
         label=_name(names, label),
         target=_name(names, record["target"]) if entry.goal == "targeted" else "",
         losses=[] if shard.losses is None else shard.losses[0, 0].tolist(),
@@ -105,6 +115,30 @@ def attack(
         figure=drawn,
         magnified=factor,
     )
+
+
+def _data(image: str, shape: Shape, names: tuple[str, ...], data_dir: Path) -> Data:
+    """One image as a data set of its own; its name is what files made of it are called."""
+    example = _EXAMPLE.fullmatch(image)
+    if example is None or Path(image).exists():
+        path = Path(image)
+        x = images.decode(path, min(shape[1:]), min(shape[1:]), shape[0])
+        labels, name = None, path.stem
+    else:
+        index = int(example["index"])
+        entry = DataEntry(name=example["data"], limit=index + 1)
+        whole = loading.data(entry, Path(), data_dir, None)
+        if index >= whole.n:
+            raise SuiteError(f"{image}: expected an index below {whole.n}, got {index}")
+        if whole.shape != shape:
+            raise SuiteError(f"{image}: the model takes images {shape}, got {whole.shape}")
+        x, name = whole.read(index, index + 1)[0], f"{example['data']}-{index}"
+        labels = None if whole.labels is None else whole.labels[index : index + 1]
+        names = names or whole.classes
+    return Data(
+        name=name, read=lambda first, last: x[None], labels=labels, n=1,
+        shape=shape, classes=names, fingerprint=image,
+    )  # fmt: skip
 
 
 def _answer(model: nn.Module, image: Tensor, label: int, names: tuple[str, ...]) -> Answer:

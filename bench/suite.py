@@ -7,16 +7,18 @@ built (its classes, its channels) is the planner's to skip.
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from bench import registry
+from bench import published, registry
 from bench.checking import Checker, text_of, toml
 from bench.contracts import Attack, Count, Dataset, Goal, Model, Norm, Stop, Sweep
 from bench.errors import SuiteError, nearest
+from bench.published import Published
 
 _PACKAGE = Path(__file__).parent
 SHIPPED = next(
@@ -67,6 +69,14 @@ class AttackEntry:
     attack: Attack
     stop: Stop
     batch_size: int | None = None
+    family: str
+    """The label as the suite wrote it; entries that one table gave rise to share it."""
+    source: str | None = None
+    """Label of the model that the examples are crafted on; None: the one they are judged on."""
+    varied: str = ""
+    """Name of the parameter that the suite varies."""
+    value: float | None = None
+    """What it is in this entry."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +98,7 @@ class Suite:
     models: tuple[ModelEntry, ...]
     attacks: tuple[AttackEntry, ...]
     crosschecks: tuple[Crosscheck, ...]
+    published: tuple[Published, ...]
     base: Path
     text: str
     """The TOML as read; kept with the run, so that a report needs nothing else."""
@@ -98,7 +109,8 @@ class Suite:
 
 @dataclasses.dataclass
 class _Attack:
-    """An [[attacks]] table as written: eps as text, params not yet the attack's own."""
+    """An [[attacks]] table as written: eps as text, params not yet the attack's own; it stands for
+    one entry, or for one per source model, or per value of a parameter."""
 
     name: str
     norm: Norm
@@ -109,6 +121,8 @@ class _Attack:
     stop: Stop | None = None
     batch_size: Count | None = None
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
+    source: str | list[str] | None = None
+    vary: dict[str, list[int | float]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass
@@ -125,6 +139,7 @@ class _Top:
     stop: Stop = "first-success"
     sweep: Sweep = "independent"
     crosschecks: list[Any] = dataclasses.field(default_factory=list)
+    published: list[Any] = dataclasses.field(default_factory=list)
 
 
 # ----------------------------------------------------------------------------------------- reading
@@ -165,10 +180,10 @@ def attack_entry(raw: dict[str, Any], where: str) -> AttackEntry:
     Raises: SuiteError with one sentence for each mistake.
     """
     reader = _Reader(Checker(where), Path())
-    entry = reader.attack(raw, "", "first-success")
+    entries = reader.attack(raw, "", "first-success", [])
     reader.check.stop_if_wrong()
-    assert entry is not None
-    return entry
+    assert entries is not None
+    return entries[0]
 
 
 class _Reader:
@@ -185,15 +200,19 @@ class _Reader:
         data = self.data(raw.get("data"))
         models = list(self.check.each(raw, "models", self.model))
         stop: Stop = top.stop if top else "first-success"
-        attacks = list(
-            self.check.each(raw, "attacks", lambda entry, key: self.attack(entry, key, stop))
-        )
+        known = [model.label for model in models]
+        found = self.check.each(raw, "attacks", lambda e, key: self.attack(e, key, stop, known))
+        attacks = [entry for entries in found for entry in entries]
         self.check.unique("models", [m.label for m in models])
         self.check.unique("attacks", self.labels)
         labels = {a.label: a for a in attacks}
         crosschecks = list(
             self.check.each(raw, "crosschecks", lambda e, k: self.crosscheck(e, k, labels))
         )
+        # Attacks and models with mistakes have labels too, and those are known.
+        radii = {name: {e.value: e.text for e in labels[name].eps} if name in labels else {}
+                 for name in self.labels}  # fmt: skip
+        elsewhere = published.read(self.check, raw, _labels(raw.get("models")), radii)
         for key, entries in (("models", models), ("attacks", attacks)):
             if not entries and not self.check.problems:
                 self.check.say(key, f"expected at least one [[{key}]] entry, got none")
@@ -215,6 +234,7 @@ class _Reader:
             models=tuple(models),
             attacks=tuple(attacks),
             crosschecks=tuple(crosschecks),
+            published=elsewhere,
             base=self.base,
             text=text,
         )
@@ -246,17 +266,31 @@ class _Reader:
             self.check.say(f"{key}.name", f"expected a Model or a factory, got {got}")
         return entry and dataclasses.replace(entry, label=entry.label or entry.name)
 
-    def attack(self, raw: Any, key: str, stop: Stop) -> AttackEntry | None:
+    def attack(
+        self, raw: Any, key: str, stop: Stop, models: Sequence[str]
+    ) -> list[AttackEntry] | None:
+        """The entries that one [[attacks]] table stands for; `models` are labels to craft on."""
         entry = self.check.fill(_Attack, raw, key)
         found = self.find("attacks", raw, key)
-        if isinstance(raw, dict):
-            self.labels.append(str(raw.get("label", raw.get("name"))))
-            self.target(raw, key)
+        if not isinstance(raw, dict):
+            return None
+        label = str(raw.get("label", raw.get("name")))
+        sources = self.sources(entry, key, models) if entry else [None]
+        self.target(raw, key)
         if found is not None and not isinstance(found, Attack):
             self.check.say(f"{key}.name", f"expected a bench Attack, got {type(found).__name__}")
         if not isinstance(found, Attack):
+            self.labels.append(label)
             return None
-        params = self.check.fill(found.params, raw.get("params", {}), f"{key}.params")
+        variants = self.variants(entry, found, raw, key)
+        names = [
+            label
+            + (f" from {source}" if source is not None else "")
+            + (f", {varied} {value:g}" if varied else "")
+            for source in sources
+            for varied, value, _ in variants
+        ]
+        self.labels.extend(names)
         if entry is None:
             return None
         for what, value, known in (
@@ -269,20 +303,63 @@ class _Reader:
                     f"attack '{entry.name}' has no {what} '{value}'; it has {', '.join(known)}",
                 )
         eps = tuple(self.radii(entry, key))
-        if params is None:
+        if any(params is None for _, _, params in variants):
             return None
-        return AttackEntry(
-            name=entry.name,
-            label=entry.label or entry.name,
-            norm=entry.norm,
-            eps=eps,
-            goal=entry.goal,
-            target=entry.target,
-            params=params,
-            attack=found,
-            stop=entry.stop or stop,
-            batch_size=entry.batch_size,
-        )
+        return [
+            AttackEntry(
+                name=entry.name,
+                label=name,
+                norm=entry.norm,
+                eps=eps,
+                goal=entry.goal,
+                target=entry.target,
+                params=params,
+                attack=found,
+                # An attack that stopped once its own model was fooled would hardly transfer.
+                stop=entry.stop or (stop if source is None else "never"),
+                batch_size=entry.batch_size,
+                family=label,
+                source=source,
+                varied=varied,
+                value=value if varied else None,
+            )
+            for name, (source, (varied, value, params)) in zip(
+                names, itertools.product(sources, variants), strict=True
+            )
+        ]
+
+    def sources(self, entry: _Attack, key: str, models: Sequence[str]) -> list[str | None]:
+        """The models to craft on, by label; "each" is every model of the suite."""
+        if entry.source is None:
+            return [None]
+        if entry.source == "each":
+            return list(models)
+        wanted = [entry.source] if isinstance(entry.source, str) else entry.source
+        for label in wanted:
+            if label not in models:
+                known = nearest(label, [*models, "each"])
+                self.check.say(f"{key}.source", f"no model has the label '{label}'; {known}")
+        if not wanted:
+            self.check.say(f"{key}.source", "expected at least one model, got an empty list")
+        return list(wanted)
+
+    def variants(
+        self, entry: _Attack | None, found: Attack, raw: dict[str, Any], key: str
+    ) -> list[tuple[str, float, Any]]:
+        """(varied parameter, its value, params) of each entry that the table stands for."""
+        vary = entry.vary if entry else {}
+        given = raw.get("params", {})
+        if not vary:
+            return [("", 0.0, self.check.fill(found.params, given, f"{key}.params"))]
+        if len(vary) > 1 or not all(vary.values()):
+            told = "expected one parameter with a list of values"
+            self.check.say(f"{key}.vary", f"{told}, got {vary}")
+            return []
+        ((name, values),) = vary.items()
+        return [
+            (name, value, self.check.fill(found.params, {**given, name: value}, f"{key}.vary"))
+            for value in values
+        ]
 
     def target(self, raw: dict[str, Any], key: str) -> None:
         goal, target = raw.get("goal", "untargeted"), raw.get("target")
@@ -300,12 +377,8 @@ class _Reader:
         seen: set[float] = set()
         for index, written in enumerate(entry.eps):
             at = f"{key}.eps[{index}]"
-            try:
-                value = _number(written)
-            except (ValueError, ZeroDivisionError):
-                self.check.say(
-                    at, f"expected a number or a fraction such as '8/255', got {written!r}"
-                )
+            value = self.check.radius(written, at)
+            if value is None:
                 continue
             most = 1.0 if entry.norm == "linf" else float("inf")
             if not 0 <= value <= most or value == float("inf"):
@@ -356,16 +429,10 @@ class _Reader:
             return None
 
 
-def _number(written: float | str) -> float:
-    """A number, or a fraction written as text; its parts may have decimals ("0.5/255").
-
-    >>> _number("8/255") == 8 / 255 and _number("0.5/255") == 0.5 / 255 and _number("0.1") == 0.1
-    True
-    """
-    if not isinstance(written, str):
-        return float(written)
-    above, slash, below = written.partition("/")
-    return float(above) / float(below) if slash else float(above)
+def _labels(raw: Any) -> list[str]:
+    """The labels in a list of tables as written."""
+    tables = [each for each in raw if isinstance(each, dict)] if isinstance(raw, list) else []
+    return [str(each.get("label") or each.get("name")) for each in tables]
 
 
 def _values(eps: tuple[Eps, ...]) -> set[float]:

@@ -23,7 +23,8 @@ COLUMNS = (
 )  # fmt: skip
 EXTRA = (
     "eps_text", "target", "stop", "attacked", "eligible", "fooled", "robust_correct_8bit",
-    "verify_seconds", "rows_per_pass", "caveats", "cell",
+    "verify_seconds", "rows_per_pass", "caveats", "threat_model", "source", "family", "varied",
+    "value", "cell",
 )  # fmt: skip
 COUNTS = (
     "n", "clean_correct", "robust_correct", "violations", "attacked", "eligible", "fooled",
@@ -119,6 +120,11 @@ def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
         "target": cell.target,
         "stop": cell.stop,
         "caveats": " ".join(cell.caveats),
+        "threat_model": cell.threat_model,
+        "source": cell.source,
+        "family": cell.family or cell.attack,
+        "varied": cell.varied,
+        "value": cell.value,
         "cell": cell.identity,
     }
     pieces = [piece for piece in stored.pieces if piece.cell == cell.identity]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench import formats
+from bench import formats, transfer
 from bench.formats import DASH, NORMS, absent, count, is_numeric, many, number, percent, rate, words
 
 Row = dict[Any, Any]
@@ -176,6 +176,52 @@ def _outcome(row: Row, notes: Footnotes) -> str:
     return f"{text} {notes.mark(told)}"
 
 
+def transfers(table: pd.DataFrame) -> list[View]:
+    """Source by victim of each attack at each eps: error rate, mean confidence of the errors."""
+    found = []
+    for matrix in transfer.matrices(table):
+        notes, lines = Footnotes(), []
+        for source in matrix.sources:
+            cells = [matrix.cells.get((source, victim)) for victim in matrix.victims]
+            lines.append([words(source), *(_transferred(row, notes) for row in cells)])
+        caption = (
+            f"{words(matrix.attack)}, {norm_name(matrix.norm)}, {words(matrix.goal)}, "
+            f"eps {words(matrix.eps_text)}: error rate (mean confidence of the errors)"
+        )
+        columns = ["crafted on", *(f"judged on {words(victim)}" for victim in matrix.victims)]
+        found.append(View(caption, columns, lines, notes.texts))
+    return found
+
+
+def _transferred(row: Row | None, notes: Footnotes) -> str:
+    if row is None:
+        return ""
+    rate_ = transfer.error_rate(row)
+    if rate_ is None:
+        reason = f"{row['status']}: {words(row['reason'])}"
+        return f"{DASH} {notes.mark(reason)}"
+    ends = formats.interval(1 - row["robust_high"], 1 - row["robust_low"])
+    return f"{percent(rate_)} {ends} ({percent(row['mean_confidence_fooled'])})"
+
+
+def sizes(table: pd.DataFrame) -> View | None:
+    """How large the successful perturbations of each attack are, at its largest eps."""
+    lines = []
+    keys = ("model", "attack", "norm", "goal")
+    for (model, attack, norm, goal), rows in groups(records(table), *keys).items():
+        row = max(rows, key=lambda row: float(row["eps"]))
+        if row["status"] != "ok" or absent(row.get("fooled")) or not row["fooled"]:
+            continue
+        means = [number(row[f"mean_{name}"]) for name in NORMS]
+        lines.append(
+            [words(model), words(attack), norm_name(norm), words(goal), words(row["eps_text"]),
+             count(row["fooled"], row["eligible"]), *means, percent(row["mean_confidence_fooled"])]
+        )  # fmt: skip
+    columns = ["model", "attack", "norm", "goal", "eps", "fooled"]
+    columns += [*(f"mean {name}" for name in NORMS.values()), "mean confidence"]
+    return View("", columns, lines) if lines else None
+
+
 def worst_pivots(
     worst: pd.DataFrame, table: pd.DataFrame, names: Mapping[float, str]
 ) -> list[View]:
@@ -219,6 +265,65 @@ def worst_rows(worst: pd.DataFrame, table: pd.DataFrame, names: Mapping[float, s
     ]  # fmt: skip
     columns = ["model", "norm", "goal", "eps", "robust", "robust accuracy", "attacks", "broken by"]
     return View("", columns, lines) if lines else None
+
+
+# ------------------------------------------------------------------------------- published figures
+
+
+def published(frame: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
+    """Per source, eps by eps: the measured figure, the published one and their difference.
+
+    What all lines of a source share stands in the caption, the rest in columns of its own.
+    """
+    found = []
+    for (source,), rows in groups(records(frame), "source").items():
+        about = [_about(row) for row in rows]
+        own = [key for key in about[0] if len({told[key] for told in about}) > 1]
+        shared = ", ".join(text for key, text in about[0].items() if key not in (*own, "note"))
+        note = "" if "note" in own or absent(rows[0]["note"]) else f"; {about[0]['note']}"
+        caption = f"{words(source)}{': ' if shared else ''}{shared}{note}"
+        notes, places = Footnotes(), _places(row["published"] for row in rows)
+        lines = [
+            [*(told[key] for key in own), *_beside(row, names, notes, places)]
+            for told, row in zip(about, rows, strict=True)
+        ]
+        columns = ["eps", "measured", "count", "published", "measured - published"]
+        columns += ["in the interval"]
+        found.append(View(caption, [*own, *columns], lines, notes.texts))
+    return found
+
+
+def _about(row: Row) -> dict[str, str]:
+    """What a published value is one of, in words."""
+    return {
+        "model": words(row["model"]),
+        "attack": words(row["attack"]),
+        "norm": norm_name(row["norm"]),
+        "figure": words(row["figure"]).replace("_", " "),
+        "note": words(row["note"]),
+    }
+
+
+def _beside(row: Row, names: Mapping[float, str], notes: Footnotes, places: int) -> list[str]:
+    measured = percent(row["measured"])
+    if not absent(row["low"]):
+        measured = rate(row["k"], row["n"], row["low"], row["high"])
+    elif not absent(row["reason"]):
+        told = words(row["reason"])
+        told = told if row["status"] == "ok" else f"{row['status']}: {told}"
+        measured = f"{measured} {notes.mark(told)}"
+    inside = DASH if absent(row["inside"]) else "yes" if row["inside"] else "no"
+    return [
+        eps_name(row["eps"], names), measured, count(row["k"], row["n"]),
+        percent(row["published"], places), formats.points(row["difference_points"], places),
+        inside,
+    ]  # fmt: skip
+
+
+def _places(shares: Iterable[float]) -> int:
+    """The decimals that percents need to show each share as its source gives it; one to four."""
+    texts = [f"{100 * share:.4f}".rstrip("0") for share in shares]
+    return max(1, *(len(text.partition(".")[2]) for text in texts))
 
 
 # ------------------------------------------------------------------------------------ cross-checks

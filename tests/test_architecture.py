@@ -15,10 +15,12 @@ ROOT = Path(bench.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "errors", "files", "images", "checking", "rng", "contracts", "geometry", "losses", "guard",
-    "models", "datasets", "attacks", "registry", "suite", "plan", "engine", "meter", "measure",
-    "provenance", "preflight", "checkpoint", "loading", "records", "session", "runner", "metrics",
-    "tables", "crosscheck", "results", "formats", "style", "curves", "plots", "views", "report",
-    "publication", "single", "api", "training", "cli", "__main__",
+    "checkpoint", "models", "datasets", "attacks", "registry", "published",
+    "suite", "plan", "engine", "meter", "measure",
+    "provenance", "preflight", "loading", "records", "session", "runner", "metrics",
+    "tables", "crosscheck", "beside", "results", "formats", "style", "curves", "transfer",
+    "variation", "plots", "views", "report",
+    "publication", "single", "story", "api", "training", "cli", "__main__",
 ]  # fmt: skip
 """Every module imports only what stands before it, or beside it in its own folder."""
 HOMES = ("attacks", "models", "datasets", "training")

@@ -157,8 +157,49 @@ def test_weights_of_another_architecture_are_told_with_what_differs(
         (None, "expected weights; known: digits, mnist, 'random', or a .safetensors or .pt file"),
     ],
 )
-def test_weights_that_are_not_there_are_told(data: Data, weights: str | None, part: str) -> None:
+def test_weights_that_are_not_there_are_told(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str | None, part: str
+) -> None:
+    monkeypatch.setenv("BENCH_DATA_DIR", str(tmp_path))  # no weights of this machine's user
     assert part in refused(data, weights=weights)
+
+
+def test_weights_of_the_data_folder_are_found_by_name_after_the_shipped_ones(
+    data: Data, lenet: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_DATA_DIR", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    other = architecture.build()
+    for name in ("own", "digits"):
+        save_file(other.state_dict(), tmp_path / "weights" / f"lenet-{name}.safetensors")
+    assert same(subject(data, weights="own"), other)
+    assert same(subject(data, weights="digits"), lenet)
+    assert loading.first_published("lenet") == "digits"
+    assert "known: digits, mnist, own, random" in refused(data, weights="absent")
+    (tmp_path / "weights" / "lenet-own.safetensors").write_bytes(b"cut")
+    assert "is damaged or no checkpoint" in refused(data, weights="own")
+
+
+def test_weights_that_a_shipped_recipe_makes_are_told_with_its_command(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_DATA_DIR", str(tmp_path / "my data"))
+    (tmp_path / "tall-digits.toml").write_text(
+        'weights = "digits"\nmodel = { name = "tall" }', encoding="utf-8"
+    )
+    (tmp_path / "lenet-new.toml").write_text(
+        'weights = "new"\nmodel = { name = "lenet" }', encoding="utf-8"
+    )
+    monkeypatch.setattr(loading, "RECIPES", tmp_path)
+    assert refused(data, weights="new") == (
+        "model 'net': weights 'new' are not shipped; `bench train lenet-new --out "
+        f"'{tmp_path / 'my data' / 'weights'}'` makes them"
+    )
+    assert "are unknown" in refused(data, weights="old")
+
+
+def test_the_recipe_of_the_widest_net_is_known_to_make_its_weights() -> None:
+    assert loading._recipe("maxout", "1600-mnist") == "maxout-1600-mnist"
 
 
 def test_torchvisions_weights_that_are_absent_offline_name_file_and_folder(

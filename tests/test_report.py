@@ -131,6 +131,7 @@ def written(folder: Path, **other: Any) -> tuple[str, str]:
         "table": made_up(),
         "worst": made_up_worst(),
         "crosschecks": made_up_crosschecks(),
+        "published": pd.DataFrame(),
         "violations": made_up_violations(),
         "notes": ["The model returns <probabilities>, not logits."],
         "provenance": PROVENANCE,

@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import load_file
 
 from bench.cli import cli
 from bench.datasets import digits
 from bench.images import decode, to_png
+from bench.loading import WEIGHTS
+from bench.models import lenet as architecture
 
 
 @pytest.fixture
@@ -74,3 +77,50 @@ def test_a_file_that_is_no_image_is_one_sentence_and_2(tmp_path: Path) -> None:
     result = bench(tmp_path / "five.png")
     assert result.exit_code == 2
     assert "is no readable image" in result.output
+
+
+def test_an_example_of_a_data_set_has_the_data_sets_label(tmp_path: Path) -> None:
+    wrong = next(k for k in range(200) if _prediction(k) != _label(k))
+    command = ["attack", f"digits:{wrong}", "--model", "lenet", "--weights", "digits"]
+    told = CliRunner().invoke(cli, [*command, "--out", str(tmp_path), "--eps", "0.1"])
+    assert told.exit_code == 0, told.output
+    assert f"before: {_prediction(wrong)} " in told.output
+    assert f"; {_label(wrong)} (the label)" in told.output
+    page = (tmp_path / f"digits-{wrong}-attack.md").read_text()
+    assert "is the data set's" in page
+
+
+def _label(index: int) -> int:
+    labels = digits.load(limit=200).labels
+    assert labels is not None
+    return int(labels[index])
+
+
+def _prediction(index: int) -> int:
+    model = architecture.build().eval()
+    model.load_state_dict(load_file(WEIGHTS / "lenet-digits.safetensors"))
+    with torch.no_grad():
+        return int(model(digits.load(limit=200).read(index, index + 1)).argmax())
+
+
+def test_the_page_says_what_the_terminal_said(digit: Path) -> None:
+    told = bench(digit, "--eps", "0.3", "--attack", "pgd", "--param", "steps=6", "--every", "2")
+    page = (digit.parent / "out" / "five-attack.md").read_text()
+    for line in told.output.splitlines()[:4]:
+        _, step, _, loss = line.split()
+        assert f"| {step} | {loss} |" in page
+    assert "(five-attack.png)" in page
+    assert page.count("five.png is taken as another class") == 1
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        ("digits:5000", "expected an index below 500"),
+        ("digitz:3", "did you mean 'digits'"),
+        ("nowhere.png", "no readable image"),
+    ],
+)
+def test_an_image_that_is_not_there_is_one_sentence_and_2(image: str, told: str) -> None:
+    result = CliRunner().invoke(cli, ["attack", image, "--model", "lenet", "--weights", "digits"])
+    assert (result.exit_code, told in result.output) == (2, True), result.output

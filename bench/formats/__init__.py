@@ -14,9 +14,9 @@ import pandas as pd
 
 DASH = "—"
 NORMS = {"linf": "L-inf", "l2": "L2", "l1": "L1", "l0": "L0"}
-_UNIT = r"%|x|ms|s|min \d\d s|h \d\d min"
+_UNIT = r"%|pp|x|ms|s|min \d\d s|h \d\d min"
 _NUMERIC = re.compile(
-    rf"(—|[<>]?-?\d[\d.]*(e[+-]?\d+)?)( ?({_UNIT}))?(/\d+)?( \[[\d., ]+\])*", re.ASCII
+    rf"(—|[<>]?[+-]?\d[\d.]*(e[+-]?\d+)?)( ?({_UNIT}))?(/\d+)?( \[[\d., ]+\])*", re.ASCII
 )
 
 
@@ -63,6 +63,18 @@ def percent(share: Any, places: int = 1) -> str:
     if 0 < share < 1 and round(100 * share, places) in (0, 100):
         return f"<{least:.{places}f} %" if share < 0.5 else f">{100 - least:.{places}f} %"
     return f"{100 * share:.{places}f} %"
+
+
+def points(difference: Any, places: int = 1) -> str:
+    """A difference of two shares in percentage points, with its sign.
+
+    >>> points(0.31), points(-12.345, 2), points(-0.04), points(None)
+    ('+0.3 pp', '-12.35 pp', '0.0 pp', '—')
+    """
+    if absent(difference):
+        return DASH
+    rounded = round(float(difference), places)
+    return f"{rounded:+.{places}f} pp" if rounded else f"{0:.{places}f} pp"
 
 
 def interval(low: Any, high: Any) -> str:

@@ -8,7 +8,7 @@ from bench.formats import DASH, Format, is_numeric, words
 
 _ACTIVE = re.compile(r"[\\`*_|~$]")
 _LINK = re.compile(r"\](?=[(\[:])")  # "[92.6, 93.6]" stays readable; "[x](address)" is defused
-_BLOCK = re.compile(r"^(?:[#+=-]|\d+(?=[.)]\s))")
+_BLOCK = re.compile(r"^(?:[#=]|[+-](?=[\s-]|$)|\d+(?=[.)]\s))")  # "-0.5 pp" is no list
 
 
 class Ready(str):

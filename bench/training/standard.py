@@ -1,4 +1,4 @@
-"""Training by a recipe, standard or adversarial: data on the device as tensors, validation held out, best kept.
+"""Training by a recipe, standard or adversarial: data on the device, validation apart, best kept.
 
 Reproducible from the recipe's seed on one device: initialisation and dropout draw from global
 generators forked and seeded for this run, the order of images from a keyed permutation per epoch.
@@ -258,7 +258,7 @@ def _one_epoch(course: _Course, x: Tensor, y: Tensor, order: Tensor) -> _Scores:
                     loss = share * clean.add(model(x[rows]).float(), y[rows])
                 loss = loss + (1 - share) * attacked.add(model(x_adv).float(), y[rows])
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.step()
     n = len(order)
     return _Scores(clean.score(n), attacked.score(n) if course.craft else None)

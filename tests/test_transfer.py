@@ -1,0 +1,239 @@
+"""Transfer as a threat model: crafted on one model, judged on another, the attacker seeing one."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bench import plan, results, runner, suite, transfer, variation, views
+from bench.errors import SuiteError
+from bench.models import softmax
+
+HEAD = """
+schema = 1
+name = "t"
+[data]
+name = "digits"
+limit = 120
+[[models]]
+name = "lenet"
+label = "LeNet"
+weights = "digits"
+[[models]]
+name = "softmax"
+label = "linear"
+weights = "{weights}"
+"""
+FGSM = """
+[[attacks]]
+name = "fgsm"
+label = "FGSM"
+norm = "linf"
+eps = [0, 0.1]
+"""
+TEXT = HEAD + FGSM + 'source = "each"\n' + FGSM.replace('"FGSM"', '"plain"')
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A linear model that knows the digits a little: the mean image of each class."""
+    from bench.datasets import digits
+
+    data = digits.load(limit=400)
+    x, y = data.read(0, 400).flatten(1), data.labels
+    assert y is not None
+    means = torch.stack([x[y == k].mean(0) for k in range(10)])
+    model = softmax.build()
+    state = model.state_dict()
+    state = {"1.weight": means, "1.bias": -means.square().sum(1) / 2}
+    model.load_state_dict(state)
+    path = tmp_path_factory.mktemp("linear") / "linear.safetensors"
+    save_file(state, path)
+    return path
+
+
+def ran(text: str, out: Path, **options: object) -> results.Results:
+    read = suite.parse(text, "t.toml", Path())
+    runner.run(read, out, runner.Options(device="cpu", **options))  # type: ignore[arg-type]
+    return results.read(out)
+
+
+@pytest.fixture(scope="module")
+def found(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> results.Results:
+    return ran(TEXT.format(weights=weights), tmp_path_factory.mktemp("run"))
+
+
+def row(table: pd.DataFrame, model: str, attack: str, eps: float = 0.1) -> pd.Series:
+    (found,) = (
+        row
+        for _, row in table.iterrows()
+        if (row["model"], row["attack"], row["eps"]) == (model, attack, eps)
+    )
+    return found
+
+
+def test_examples_crafted_on_one_model_are_judged_by_the_other(
+    found: results.Results,
+    lenet: nn.Module,
+    digits: tuple[Tensor, Tensor],
+    weights: Path,
+) -> None:
+    from safetensors.torch import load_file
+
+    linear = softmax.build().eval()
+    linear.load_state_dict(load_file(weights))
+    x, y = digits[0][:120].requires_grad_(), digits[1][:120]
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(lenet(x), y), x)
+    x_adv = (x + 0.1 * gradient.sign()).clamp(0, 1).detach()
+    clean, after = linear(x).argmax(1) == y, linear(x_adv).argmax(1) == y
+    told = row(found.table, "linear", "FGSM from LeNet")
+    assert told["clean_correct"] == int(clean.sum())
+    assert abs(told["robust_correct"] - int((clean & after).sum())) <= 1  # float32 against float32
+
+
+def test_an_attack_crafted_on_the_model_that_judges_it_is_the_white_box_attack(
+    found: results.Results,
+) -> None:
+    for model in ("LeNet", "linear"):
+        own = row(found.table, model, f"FGSM from {model}")
+        plain = row(found.table, model, "plain")
+        assert own["robust_correct"] == plain["robust_correct"]
+        assert (own["source"], own["threat_model"]) == (model, "white-box")
+    crossed = row(found.table, "linear", "FGSM from LeNet")
+    assert crossed["threat_model"] == "black-box, transfer"
+    assert row(found.table, "linear", "plain")["source"] == ""
+
+
+def test_what_the_source_model_is_belongs_to_the_identity_of_a_transfer_alone(
+    weights: Path, tmp_path: Path
+) -> None:
+    def identities(source: str) -> dict[str, str]:
+        read = suite.parse(TEXT.format(weights=weights), "t.toml", Path())
+        facts = {
+            label: plan.Facts(10, (1, 28, 28), 64, print_, "data")
+            for label, print_ in (("LeNet", source), ("linear", "linear"))
+        }
+        return {
+            f"{cell.model} {cell.attack} {cell.eps}": cell.identity
+            for task in plan.tasks(read, facts)
+            for cell in task.cells
+        }
+
+    one, other = identities("lenet"), identities("another lenet")
+    changed = {name for name in one if one[name] != other[name]}
+    assert "linear FGSM from LeNet 0.1" in changed
+    assert not [name for name in changed if name.startswith("linear") and "LeNet" not in name]
+
+
+def test_a_transferred_attack_makes_every_step_unless_the_suite_says_otherwise() -> None:
+    text = HEAD.format(weights="random") + FGSM + 'source = "LeNet"\n'
+    (entry,) = suite.parse(text, "t.toml", Path()).attacks
+    assert (entry.label, entry.source, entry.stop) == ("FGSM from LeNet", "LeNet", "never")
+    (entry,) = suite.parse(text + 'stop = "first-success"\n', "t.toml", Path()).attacks
+    assert entry.stop == "first-success"
+
+
+def test_a_source_that_is_no_model_of_the_suite_is_a_mistake_with_the_nearest_label() -> None:
+    text = HEAD.format(weights="random") + FGSM + 'source = ["LeNet", "linaer"]\n'
+    with pytest.raises(SuiteError, match=r"attacks\[0\].source: no model .*'linaer'.*linear"):
+        suite.parse(text, "t.toml", Path())
+
+
+def test_two_models_of_different_classes_do_not_transfer() -> None:
+    text = HEAD.format(weights="random") + FGSM + 'source = "LeNet"\n'
+    read = suite.parse(text, "t.toml", Path())
+    facts = {"LeNet": plan.Facts(10, (1, 28, 28)), "linear": plan.Facts(2, (1, 28, 28))}
+    reasons = {task.model: task.cells[1].reason for task in plan.tasks(read, facts)}
+    assert reasons == {
+        "LeNet": "",
+        "linear": "the source has 10 classes, the model has 2",
+    }
+
+
+@pytest.mark.parametrize("batch_size", [7, 120])
+def test_transfer_does_not_depend_on_the_batch_size(
+    found: results.Results, weights: Path, tmp_path: Path, batch_size: int
+) -> None:
+    again = ran(TEXT.format(weights=weights), tmp_path, batch_size=batch_size)
+    pd.testing.assert_series_equal(found.table["robust_correct"], again.table["robust_correct"])
+
+
+def test_the_least_likely_class_is_the_one_that_the_attacker_sees(
+    weights: Path, tmp_path: Path, lenet: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    text = FGSM + 'source = "LeNet"\ngoal = "targeted"\ntarget = "least-likely"\n'
+    found = ran(HEAD.format(weights=weights) + text, tmp_path)
+    mine = found.stored.frame.query("model == 'linear' and eps == 0.1").sort_values("example")
+    assert mine["target"].tolist() == lenet(digits[0][:120]).argmin(1).tolist()
+
+
+def test_the_matrix_has_a_line_per_source_and_a_column_per_victim(
+    found: results.Results,
+) -> None:
+    (matrix,) = transfer.matrices(found.table)
+    assert (matrix.sources, matrix.victims) == (["LeNet", "linear"], ["LeNet", "linear"])
+    (view,) = views.transfers(found.table)
+    assert view.columns == ["crafted on", "judged on LeNet", "judged on linear"]
+    told = row(found.table, "linear", "FGSM from LeNet")
+    error = 100 * (1 - told["robust_correct"] / 120)
+    assert view.rows[0][2].startswith(f"{error:.1f} % [")
+    ((name, _, figure),) = transfer.figures(found.table)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert name == "transfer-FGSM-linf-untargeted"
+    assert any(text.startswith(f"{error:.1f}\n") for text in texts)
+
+
+def test_a_cell_without_a_number_is_a_dash_in_the_matrix(found: results.Results) -> None:
+    table = found.table.copy()
+    crossed = (table["model"] == "linear") & (table["attack"] == "FGSM from LeNet")
+    table.loc[crossed, ["status", "reason"]] = ["failed", "boom"]
+    (view,) = views.transfers(table)
+    assert view.rows[0][2] == "— [1]"
+    assert view.notes == ["failed: boom"]
+
+
+# -------------------------------------------------------------------------- a parameter varied
+
+
+def test_a_varied_parameter_gives_an_attack_for_each_value() -> None:
+    text = HEAD.format(weights="random") + FGSM.replace("fgsm", "pgd").replace("FGSM", "PGD")
+    text += "params = { alpha = 0.02 }\nvary = { steps = [1, 5] }\n"
+    entries = suite.parse(text, "t.toml", Path()).attacks
+    assert [entry.label for entry in entries] == ["PGD, steps 1", "PGD, steps 5"]
+    assert [(e.params.steps, e.params.alpha, e.value) for e in entries] == [
+        (1, 0.02, 1),
+        (5, 0.02, 5),
+    ]
+    assert {entry.family for entry in entries} == {"PGD"}
+
+
+@pytest.mark.parametrize(
+    ("vary", "told"),
+    [
+        ("{ stpes = [1] }", r"attacks\[0\].vary.stpes: unknown key.*steps"),
+        ("{ steps = [0] }", r"attacks\[0\].vary.steps: expected at least 1"),
+        ("{ steps = [] }", "expected one parameter with a list of values"),
+        ("{ steps = [1], alpha = [0.1] }", "expected one parameter with a list of values"),
+    ],
+)
+def test_a_mistake_in_what_is_varied_is_the_users(vary: str, told: str) -> None:
+    text = HEAD.format(weights="random") + FGSM.replace("fgsm", "pgd") + f"vary = {vary}\n"
+    with pytest.raises(SuiteError, match=told):
+        suite.parse(text, "t.toml", Path())
+
+
+def test_success_and_norms_are_drawn_against_what_is_varied(tmp_path: Path) -> None:
+    text = HEAD.split("[[models]]")[0] + '[[models]]\nname = "lenet"\nweights = "digits"\n'
+    text += FGSM.replace("fgsm", "pgd").replace("FGSM", "PGD") + "vary = { steps = [1, 4, 20] }\n"
+    table = ran(text, tmp_path).table
+    ((name, _, figure),) = variation.figures(table)
+    assert isinstance(figure, Figure)
+    assert name == "steps-lenet-linf-untargeted"
+    drawn = figure.axes[0].lines[0]
+    wanted = 100 * table[table["eps"] > 0]["attack_success_rate"].astype(float)
+    assert list(drawn.get_xdata()) == [1, 4, 20]
+    assert list(drawn.get_ydata()) == pytest.approx(list(wanted))
