@@ -16,6 +16,7 @@ from bench.errors import RecordError, SuiteError
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
     from bench.results import Results
     from bench.runner import Event
@@ -266,9 +267,7 @@ def _listings(kind: str) -> list[tuple[str, str, str]]:
             (name, suite.read(name).title, str(suite.SHIPPED / f"{name}.toml"))
             for name in suite.shipped()
         ],
-        "recipes": lambda: [
-            (name, recipe.read(name).title, recipe.read(name).source) for name in recipe.names()
-        ],
+        "recipes": lambda: [(name, *recipe.about(name)) for name in recipe.names()],
     }
     if kind in read:
         return read[kind]()
@@ -293,7 +292,7 @@ def train(
     seed: int | None,
     fresh: bool,
 ) -> None:
-    """Train a model by RECIPE (a path, or a shipped name); goes on where it was interrupted.
+    """Train a model, or an attack that must learn, by RECIPE (a path, or a shipped name); goes on where it was interrupted.
 
     Of several seeds, the best on the validation images is kept. Writes weights, their card, a page
     about them, the history of epochs, and figures of it.
@@ -302,10 +301,13 @@ def train(
 
     from bench import files, loading
     from bench.training import card, standard
-    from bench.training.recipe import read
+    from bench.training.recipe import kind, read
 
-    checked = read(recipe)
     where, folder = loading.device(device), loading.data_folder(data_dir)
+    if kind(recipe) == "attack":
+        _train_attack(recipe, out, where, folder, seed, fresh)
+        return
+    checked = read(recipe)
     files.check_writable(out)  # found out now, not after an hour of training
     many = (
         range(checked.seed, checked.seed + checked.seeds) if seed is None else range(seed, seed + 1)
@@ -338,6 +340,40 @@ def train(
     click.echo(f"page: {weights.with_suffix('.md')}")
     for path in progress.values():
         path.unlink(missing_ok=True)
+
+
+def _train_attack(
+    name: str, out: Path, device: "torch.device", data_dir: Path, seed: int | None, fresh: bool
+) -> None:
+    """Train an attack that has to learn, by the recipe `name`."""
+    from dataclasses import replace
+
+    from bench import files
+    from bench.training import attacker, attacker_card, attacker_recipe
+
+    recipe = attacker_recipe.read(name)
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    files.check_writable(out)
+    progress = out / f"{recipe.name}.{recipe.seed}.progress"
+    if fresh:
+        progress.unlink(missing_ok=True)
+
+    def hear(epoch: attacker.Epoch) -> None:
+        losses = ", ".join(
+            f"{network} " + " ".join(f"{part} {loss:.3f}" for part, loss in parts.items())
+            for network, parts in epoch.losses.items()
+        )
+        click.echo(
+            f"epoch {epoch.epoch}/{recipe.epochs}: {losses}, validation fooled "
+            f"{epoch.validation_fooled}/{epoch.validation_n}, {epoch.seconds:.1f} s",
+            err=True,
+        )
+
+    trained = attacker.train(recipe, data_dir, device, hear, progress)
+    weights = attacker_card.publish(recipe, trained, data_dir, out)
+    click.echo(f"weights: {weights}")
+    click.echo(f"page: {weights.with_suffix('.md')}")
+    progress.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------------------- one image

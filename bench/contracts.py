@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 
+import torch
 from annotated_types import Ge
 from pydantic import AfterValidator
 from torch import Tensor, nn
@@ -120,6 +121,45 @@ Whole = Callable[[nn.Module, Tensor, Tensor, Threat, Any, Noise], Tensor]
 """(model, x, y, threat, params, noise) -> x_adv: an attack that runs its own loop."""
 
 
+class Lesson(NamedTuple):
+    """One batch that an attack learns from."""
+
+    target: nn.Module
+    """The model to be fooled: in evaluation mode, its parameters frozen."""
+    x: Tensor
+    """Clean images, (n, c, h, w), in [0, 1]."""
+    y: Tensor
+    """True labels, (n,), int64."""
+    threat: Threat
+
+
+Losses = Mapping[str, Mapping[str, Tensor]]
+"""Network -> part of its loss -> that part's mean over a batch, a detached scalar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learner:
+    """How an attack learns before it attacks: pure functions over networks, each called by name.
+
+    bench/training owns the loop, the data, the optimisers (one per network) and the files.
+    """
+
+    params: type
+    """A frozen dataclass of what the training may set, such as the weights of the loss's parts."""
+    build: Callable[[Shape, Any], Mapping[str, nn.Module]]
+    """(an image's shape, params) -> networks that a run starts from."""
+    step: Callable[
+        [Mapping[str, nn.Module], Mapping[str, torch.optim.Optimizer], Lesson, Any], Losses
+    ]
+    """(networks, their optimisers, lesson, params) -> losses seen: every network makes a step."""
+    published: str
+    """The network that attacks once all have learned."""
+    craft: Callable[[nn.Module, Tensor, Threat], Tensor]
+    """(published network, x, threat) -> x_adv."""
+    metadata: Callable[[Shape, Threat], Mapping[str, str]]
+    """What a weights file must say of its training beside the tensors."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack:
     """One attack: what it is, what it can do, and either a rule or a whole function."""
@@ -151,6 +191,8 @@ class Attack:
     cell's identity."""
     rule: Rule | None = None
     run: Whole | None = None
+    learn: Learner | None = None
+    """How it is trained, if it must be before it can attack."""
     traits: Callable[[Any, Norm, float], Mapping[str, str]] = lambda params, norm, eps: {}
     """(params, norm, eps) -> what a cross-check compares by name: start, alpha, steps, ..."""
     caveats: Callable[[Any, Norm, float], Sequence[str]] = lambda params, norm, eps: ()

@@ -2,6 +2,8 @@
 
 import inspect
 import os
+import shlex
+import tomllib
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ from bench.preflight import Subject, fit
 from bench.suite import DataEntry, ModelEntry
 
 WEIGHTS = Path(__file__).parent / "models" / "weights"
+RECIPES = Path(__file__).parent / "training"
 
 
 def device(name: str) -> torch.device:
@@ -174,25 +177,55 @@ def first_published(name: str) -> str | None:
 
 
 def _published(entry: ModelEntry, found: Any) -> list[str]:
-    """The names under which weights of the model are published."""
-    files = WEIGHTS.glob(f"{entry.name}-*.safetensors")
-    names = [path.stem.removeprefix(f"{entry.name}-") for path in files]
-    return sorted([*names, *getattr(found, "published_names", ())])
+    """The names under which weights of the model are there: the shipped ones and a library's,
+    then those that a recipe has put into the data folder."""
+    shipped = sorted([*_names(WEIGHTS, entry.name), *getattr(found, "published_names", ())])
+    own = _names(_own_weights(), entry.name) if isinstance(found, Model) else []
+    return [*shipped, *(name for name in sorted(own) if name not in shipped)]
+
+
+def _names(folder: Path, model: str) -> list[str]:
+    stems = [path.stem for path in folder.glob("*.safetensors")]
+    return [stem.removeprefix(f"{model}-") for stem in stems if stem.startswith(f"{model}-")]
+
+
+def _own_weights() -> Path:
+    """Where weights lie that are too large to ship and were trained on this machine."""
+    return data_folder(None) / "weights"
 
 
 def _state(entry: ModelEntry, found: Any, base: Path) -> Mapping[str, Tensor]:
     """The state named by the entry's weights: published with the package, elsewhere, or a file."""
-    name = str(entry.weights)
-    file = WEIGHTS / f"{entry.name}-{name}.safetensors"
-    if name in _published(entry, found) and file.is_file():
-        return load_file(file)
+    name, where = str(entry.weights), f"model '{entry.label}'"
+    known = _published(entry, found)
+    file = f"{entry.name}-{name}.safetensors"
+    if name in known and (WEIGHTS / file).is_file():
+        return load_file(WEIGHTS / file)
     if isinstance(found, Model) and found.published and name in found.published_names:
         published = found.published
-        return _made(f"model '{entry.label}'", lambda: published(name))  # type: ignore[no-any-return]
-    if Path(name).suffix not in checkpoint.SUFFIXES:
+        return _made(where, lambda: published(name))  # type: ignore[no-any-return]
+    if name in known:
+        return checkpoint.read(where, _own_weights() / file)
+    if Path(name).suffix in checkpoint.SUFFIXES:
+        return checkpoint.read(where, base / name)
+    recipe = _recipe(entry.name, name)
+    if recipe is not None:
         raise SuiteError(
-            f"model '{entry.label}': weights '{name}' are unknown; "
-            f"{nearest(name, [*_published(entry, found), 'random'])}; "
-            "or a path ending in .safetensors, .pt or .pth"
+            f"{where}: weights '{name}' are not shipped; `bench train {recipe} --out "
+            f"{shlex.quote(str(_own_weights()))}` makes them"
         )
-    return checkpoint.read(f"model '{entry.label}'", base / name)
+    raise SuiteError(
+        f"{where}: weights '{name}' are unknown; {nearest(name, [*known, 'random'])}; "
+        "or a path ending in .safetensors, .pt or .pth"
+    )
+
+
+def _recipe(model: str, weights: str) -> str | None:
+    """The shipped recipe that makes these weights. Training imports this module, so its files are
+    read here as the plain TOML they are."""
+    for path in sorted(RECIPES.glob("*.toml")):
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        made = raw.get("model")
+        if isinstance(made, dict) and (made.get("name"), raw.get("weights")) == (model, weights):
+            return path.stem
+    return None

@@ -7,6 +7,7 @@ failed, was skipped or is not finished has its status and reason, and no numbers
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bench import metrics
@@ -24,7 +25,7 @@ COLUMNS = (
 EXTRA = (
     "eps_text", "target", "stop", "attacked", "eligible", "fooled", "robust_correct_8bit",
     "verify_seconds", "rows_per_pass", "caveats", "threat_model", "source", "family", "varied",
-    "value", "cell",
+    "value", "mean_target_cross_entropy", "cell",
 )  # fmt: skip
 COUNTS = (
     "n", "clean_correct", "robust_correct", "violations", "attacked", "eligible", "fooled",
@@ -148,6 +149,7 @@ def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
         **counted,
         "mean_confidence_fooled": fooled["confidence"].mean(),
         **{f"mean_{norm}": fooled[norm].mean() for norm in ("linf", "l2", "l1", "l0")},
+        "mean_target_cross_entropy": _target_cross_entropy(cell, fooled),
         "attacked": attacked,
         "forwards_per_example": passes["forwards"] / attacked if attacked else 0.0,
         "backwards_per_example": passes["backwards"] / attacked if attacked else 0.0,
@@ -158,6 +160,13 @@ def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
         "verify_seconds": sum(piece.verify_seconds for piece in pieces),
         "rows_per_pass": pieces[0].rows,
     }
+
+
+def _target_cross_entropy(cell: Cell, fooled: pd.DataFrame) -> float | None:
+    """How sure the model ends of the target, -ln p, on average over the fooled examples."""
+    if cell.goal != "targeted" or fooled.empty:
+        return None
+    return float(-np.log(fooled["confidence"].astype(float)).mean())
 
 
 def _counts(records: pd.DataFrame) -> dict[str, object]:

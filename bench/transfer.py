@@ -46,11 +46,11 @@ def matrices(table: pd.DataFrame) -> list[Matrix]:
         key = (row["family"], row["norm"], row["goal"], float(row["eps"]), row["eps_text"])
         groups.setdefault(key, []).append({str(name): row[name] for name in row})
     found = []
-    for about, rows in groups.items():
+    for (attack, norm, goal, eps, text), rows in groups.items():
         cells = {(row["source"], row["model"]): row for row in rows}
         sources = list(dict.fromkeys(row["source"] for row in rows))
         victims = list(dict.fromkeys(row["model"] for row in rows))
-        found.append(Matrix(*about, sources, victims, cells))
+        found.append(Matrix(attack, norm, goal, eps, text, sources, victims, cells))
     return found
 
 

@@ -213,12 +213,14 @@ def sizes(table: pd.DataFrame) -> View | None:
         if row["status"] != "ok" or absent(row.get("fooled")) or not row["fooled"]:
             continue
         means = [number(row[f"mean_{name}"]) for name in NORMS]
+        sure = [percent(row["mean_confidence_fooled"]), number(row.get("mean_target_cross_entropy"))]
         lines.append(
             [words(model), words(attack), norm_name(norm), words(goal), words(row["eps_text"]),
-             count(row["fooled"], row["eligible"]), *means, percent(row["mean_confidence_fooled"])]
+             count(row["fooled"], row["eligible"]), *means, *sure]
         )  # fmt: skip
     columns = ["model", "attack", "norm", "goal", "eps", "fooled"]
     columns += [*(f"mean {name}" for name in NORMS.values()), "mean confidence"]
+    columns += ["mean cross-entropy of the target"]
     return View("", columns, lines) if lines else None
 
 

@@ -154,3 +154,19 @@ def test_a_grid_has_a_row_per_eps_and_titles_before_and_after() -> None:
     assert [text for text in printed if text.startswith("eps")] == ["eps 0.1", "eps 0.3"]
     lines = {round(image.get_extent()[3], 3) for image in axes.get_images()}
     assert lines == {0.2, 1.2}  # an image's upper edge lies 0.2 below the top of its row
+
+
+def test_what_was_added_is_shown_at_the_largest_eps_of_each_attack() -> None:
+    clean = np.full((4, 4), 0.5)
+    made = [
+        Picture("net", attack, "linf", eps, f"{eps:g}", 0, "7", "7", "2", clean, clean - eps)
+        for attack in ("FGSM", "PGD")
+        for eps in (0.1, 0.3)
+    ]
+    figure = plots.perturbation_grid(made, "net")
+    shown = [image.get_array() for image in figure.axes[0].images]
+    assert len(shown) == 2
+    assert all(np.allclose(np.asarray(array), -0.3) for array in shown)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert "FGSM\neps 0.3\n± 0.3" in texts
+    assert "7 → 2" in texts

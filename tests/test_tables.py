@@ -1,5 +1,6 @@
 """Tables from a handful of records whose figures were worked out by hand."""
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -172,3 +173,10 @@ def test_violations_are_listed_with_their_example() -> None:
     assert found[["attack", "example", "violation"]].to_numpy().tolist() == [
         ["a", 4, "linf distance 1, allowed 0.3"]
     ]
+
+
+def test_the_targets_cross_entropy_is_that_of_the_fooled_and_only_where_there_is_a_target() -> None:
+    aimed = row(made([cell("a", goal="targeted")], [frame("a", TARGETED, target=7)]))
+    assert aimed["mean_target_cross_entropy"] == pytest.approx(-math.log(0.9))
+    free = row(made([cell("a")], [frame("a", UNTARGETED)]))
+    assert pd.isna(free["mean_target_cross_entropy"])
