@@ -292,8 +292,9 @@ def train(
     seed: int | None,
     fresh: bool,
 ) -> None:
-    """Train a model, or an attack that must learn, by RECIPE (a path, or a shipped name); goes on where it was interrupted.
+    """Train a model, or an attack that must learn, by RECIPE (a path, or a shipped name).
 
+    Goes on where it was interrupted.
     Of several seeds, the best on the validation images is kept. Writes weights, their card, a page
     about them, the history of epochs, and figures of it.
     """

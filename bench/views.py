@@ -213,7 +213,8 @@ def sizes(table: pd.DataFrame) -> View | None:
         if row["status"] != "ok" or absent(row.get("fooled")) or not row["fooled"]:
             continue
         means = [number(row[f"mean_{name}"]) for name in NORMS]
-        sure = [percent(row["mean_confidence_fooled"]), number(row.get("mean_target_cross_entropy"))]
+        entropy = number(row.get("mean_target_cross_entropy"))
+        sure = [percent(row["mean_confidence_fooled"]), entropy]
         lines.append(
             [words(model), words(attack), norm_name(norm), words(goal), words(row["eps_text"]),
              count(row["fooled"], row["eligible"]), *means, *sure]

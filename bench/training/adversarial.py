@@ -23,10 +23,11 @@ class Craft:
         """Raises: SuiteError for an attack that is unknown, has no such norm, or is no rule."""
         self.adversary, self.seed = adversary, seed
         found: Attack = registry.find("attacks", adversary.attack, Path())
-        if found.rule is None or found.budget != "fixed" or adversary.norm not in found.norms:
+        able = found.rule is not None and found.budget == "fixed" and "untargeted" in found.goals
+        if not able or adversary.norm not in found.norms:
             raise SuiteError(
-                f"adversarial.attack: expected one of bench's own attacks that runs within an eps "
-                f"in {adversary.norm}, got '{adversary.attack}'"
+                f"adversarial.attack: expected a rule such as bench's own attacks, untargeted, "
+                f"within an eps in {adversary.norm}, got '{adversary.attack}'"
             )
         check = Checker("adversarial.params")
         self.params = check.fill(found.params, dict(adversary.params), "")

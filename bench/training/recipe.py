@@ -6,13 +6,16 @@ The recipes lie beside this file, one TOML each; the file name is the name for `
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from bench.checking import Checker, text_of, toml
 from bench.contracts import Count, Norm
 from bench.errors import SuiteError, nearest
 
 FOLDER = Path(__file__).parent
+Percent = Annotated[float, Interval(ge=0, le=100)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +51,21 @@ class Adversary:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """What the recipe's source reports, laid beside what was measured."""
+    """What the recipe's source reports, in percent, laid beside what was measured."""
 
     source: str
-    test_accuracy: float | None = None
-    per_class: Sequence[float] = ()
+    train_accuracy: Percent | None = None
+    validation_accuracy: Percent | None = None
+    test_accuracy: Percent | None = None
+    per_class: Sequence[Percent] = ()
     """Test accuracy of each class, in the classes' order."""
+    adversarial_error: Percent | None = None
+    """Error rate on attacked test images; laid out only where the recipe trains against attacks,
+    for only there is it measured."""
+    adversarial_confidence: Percent | None = None
+    """Mean confidence of those errors."""
+    seconds_per_epoch: str = ""
+    """As the source says it: "9 to 20"."""
     note: str = ""
 
 
@@ -96,12 +108,30 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
+def path_of(name: str) -> Path:
+    """Where the recipe `name` lies: a bare name among the shipped ones, or a path."""
+    return FOLDER / f"{name}.toml" if name in names() else Path(name)
+
+
+def kind(name: str) -> Literal["model", "attack"]:
+    """What the recipe trains; "model" where there is none, so that `read` tells of it."""
+    path = path_of(name)
+    trains_attack = path.exists() and "attack" in toml(text_of(path, "a recipe"), str(path))
+    return "attack" if trains_attack else "model"
+
+
+def about(name: str) -> tuple[str, str]:
+    """Title and source of a shipped recipe, whatever it trains."""
+    raw = toml(text_of(path_of(name), "a recipe"), name)
+    return raw["title"], raw["source"]
+
+
 def read(name: str) -> Recipe:
     """The recipe `name`: a bare name, or the path of a TOML file.
 
     Raises: SuiteError with every mistake of the file.
     """
-    path = FOLDER / f"{name}.toml" if name in names() else Path(name)
+    path = path_of(name)
     if not path.exists():
         raise SuiteError(f"recipe '{name}' is unknown; {nearest(name, names())}")
     check = Checker(str(path))

@@ -9,17 +9,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bench
 from bench import geometry, measure, meter, registry, rng
-from bench.contracts import Curve, Goal, Norm
+from bench.contracts import Curve, Goal, Lesson, Norm, Threat
 
 Attacked = Callable[..., Any]
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
 FOUND = {name: registry.find("attacks", name) for name in BUILT_IN}
 RULES = [name for name, found in FOUND.items() if found.rule and found.budget == "fixed"]
-SEEING = [name for name in BUILT_IN if registry.find("attacks", name).needs != "labels"]
+BLIND = ("labels", "nothing")
+SEEING = [name for name, found in FOUND.items() if found.needs not in BLIND]
+LEARNED: dict[str, dict[str, str]] = {}
+"""Params of the attacks that must be trained first, once they are."""
 FOREIGN = [f"torchattacks:{name}" for name in ("FGSM", "PGD", "PGDL2", "APGD", "CW")]
 CLASSES = 4
 EPS: dict[Norm, float] = {"linf": 0.2, "l2": 1.2, "l1": 6.0, "l0": 12.0}
@@ -38,7 +42,7 @@ def short(attack: str) -> dict[str, Any]:
     fixed = {"steps": 5, "lr": 50.0}  # so long a step that a raw gradient crosses its ball
     wanted = fixed if found.budget == "fixed" else {"steps": 20, "c": 5.0, "lr": 0.1}
     fields = {field.name for field in dataclasses.fields(found.params)}
-    return {key: value for key, value in wanted.items() if key in fields}
+    return {key: value for key, value in wanted.items() if key in fields} | LEARNED.get(attack, {})
 
 
 def images() -> Tensor:
@@ -47,8 +51,32 @@ def images() -> Tensor:
     return (2 * torch.rand(7, 1, 8, 8, generator=generator) - 0.5).clamp(0, 1)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def learned(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Attacks that learn are trained for a moment against the small net, on the seven images."""
+    target = small_net().requires_grad_(False)
+    threat = Threat(norm="linf", eps=EPS["linf"])
+    with torch.no_grad():
+        lesson = Lesson(target, images(), target(images()).argmax(1), threat)
+    for name, learn in ((name, found.learn) for name, found in FOUND.items() if found.learn):
+        settings, shape = learn.params(), (1, 8, 8)
+        with rng.seeded("learned", name):
+            networks = learn.build(shape, settings)
+        optimisers = {k: torch.optim.Adam(v.parameters(), 3e-3) for k, v in networks.items()}
+        for _ in range(60):
+            learn.step(networks, optimisers, lesson, settings)
+        path = tmp_path_factory.mktemp("learned") / f"{name}.safetensors"
+        told = dict(learn.metadata(shape, threat))
+        save_file(networks[learn.published].state_dict(), path, metadata=told)
+        LEARNED[name] = {"weights": str(path)}
+
+
 @pytest.fixture
 def net() -> nn.Module:
+    return small_net()
+
+
+def small_net() -> nn.Module:
     """A small net with everything that an attack could leave changed."""
     with rng.seeded("a small net"):
         layers = [

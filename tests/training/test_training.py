@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_training_never_looks_at_the_test_set(
 def test_a_card_is_true_of_the_weights_beside_it(tmp_path: Path, store: str) -> None:
     checked = read(tmp_path, "validation = 100", f'validation = 100\nstore = "{store}"')
     done = standard.train(checked, tmp_path, CPU)
-    path = card.publish(checked, done, tmp_path, tmp_path / "out")
+    path = card.publish(checked, [card.Run(5, done)], tmp_path, tmp_path / "out")
     told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert path.name == "lenet-test.safetensors"
     assert told["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -117,6 +118,13 @@ def recomputed(weights: Path, model: str, data: str) -> tuple[int, int]:
     return int(right.sum()), test.n
 
 
+def course(told: dict[str, Any]) -> dict[str, Any]:
+    """What the course of a training depends on; a card older than a key has the key's default."""
+    known = [field for field in dataclasses.fields(recipe.Recipe) if field.repr]
+    absent = {field.name: field.default for field in known if field.name not in told}
+    return {field.name: told.get(field.name, absent.get(field.name)) for field in known}
+
+
 def cards() -> list[Path]:
     return sorted(WEIGHTS.glob("*.json"))
 
@@ -128,7 +136,7 @@ def test_every_published_card_is_of_the_weights_beside_it_and_of_a_shipped_recip
     told = json.loads(path.read_text(encoding="utf-8"))
     content = path.with_suffix(".safetensors").read_bytes()
     assert told["weights_sha256"] == hashlib.sha256(content).hexdigest()
-    assert told["recipe"] == dataclasses.asdict(recipe.read(path.stem))
+    assert course(told["recipe"]) == course(dataclasses.asdict(recipe.read(path.stem)))
     assert len(path.with_suffix(".csv").read_text(encoding="utf-8").splitlines()) > 1
 
 
@@ -143,7 +151,7 @@ def test_the_published_accuracy_on_the_digits_is_what_the_weights_give(path: Pat
 
 
 def test_every_shipped_recipe_reads_and_names_what_there_is() -> None:
-    for name in recipe.names():
+    for name in (name for name in recipe.names() if recipe.kind(name) == "model"):
         read_ = recipe.read(name)
         assert f"{read_.model.name}-{read_.weights}" == name
         assert read_.model.name in registry.names("models")
@@ -216,7 +224,7 @@ def test_dropout_goes_on_with_the_same_draws_after_an_interruption(tmp_path: Pat
 def test_a_card_tells_the_accuracy_of_each_class_and_figures_lie_beside_it(
     trained: standard.Trained, tmp_path: Path
 ) -> None:
-    weights = card.publish(read(tmp_path), trained, tmp_path, tmp_path / "out")
+    weights = card.publish(read(tmp_path), [card.Run(5, trained)], tmp_path, tmp_path / "out")
     told = json.loads(weights.with_suffix(".json").read_text())
     counts = told["test_per_class"].values()
     assert sum(k for k, _ in counts) == told["test_correct"]

@@ -1,0 +1,276 @@
+"""AdvGAN: a generator that learned to fool one model; attacking is one forward pass of it.
+
+x_adv = clip(x + delta, 0, 1), delta = eps * tanh(g(x)). Against a fixed model z the generator g
+descends L_adv + alpha * L_GAN + beta * L_hinge (equation 4), in turn with a discriminator d that
+learns to tell x from x_adv:
+    L_adv = max(z_y - max_{i != y} z_i, -kappa)    the untargeted form of equation 2
+    L_GAN = (d(x_adv) - 1)^2                       equation 1 in its least-squares form
+    L_hinge = max(0, |delta|_2 - c)                equation 3
+and d descends (d(x) - 1)^2 + d(x_adv)^2. `bench train` runs this; the attack reads what came of it.
+Source: Xiao et al. 2018, https://arxiv.org/abs/1801.02610, architectures as there for MNIST.
+Differs from the paper: untargeted alone, for a target would need a generator of its own;
+tanh bounds delta, which at another eps than the trained one is scaled;
+kappa is 5 by default, not 0, as a generator that stops at the boundary of the images it learns
+from falls short of it on others; the discriminator's last convolution has no instance norm.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import torch
+from annotated_types import Ge
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from bench import checkpoint
+from bench.contracts import Attack, Learner, Lesson, Losses, Norm, Shape, Threat
+from bench.errors import ContractError, SuiteError, nearest
+from bench.rng import Noise
+
+WEIGHTS = Path(__file__).parent / "weights"
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    weights: str = "lenet-mnist"
+    """The generator: one published with bench, called by the model and data that it was trained
+    against, or a path ending in .safetensors."""
+
+
+# --------------------------------------------------------------------------------------- networks
+
+
+class Residual(nn.Module):
+    """x + f(x): two convolutions with instance norm, at one width."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.f = nn.Sequential(
+            _block(nn.Conv2d(width, width, 3, padding=1)),
+            _block(nn.Conv2d(width, width, 3, padding=1), nn.Identity()),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.f(x)  # type: ignore[no-any-return]
+
+
+def _block(layer: nn.Conv2d | nn.ConvTranspose2d, then: nn.Module | None = None) -> nn.Module:
+    """The layer, a norm per instance, so that no example's result depends on its batch, and ReLU
+    or what is to be `then`."""
+    return nn.Sequential(layer, nn.InstanceNorm2d(layer.out_channels), then or nn.ReLU())
+
+
+def _doubling(wide: int, narrow: int) -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(wide, narrow, 3, stride=2, padding=1, output_padding=1)
+
+
+def generator(shape: Shape) -> nn.Module:
+    """g, without its tanh; 4.6 million multiplications for an image of 28x28.
+
+    Shapes behind each line are those of such an image, without the batch axis.
+    """
+    channels = shape[0]
+    return nn.Sequential(
+        _block(nn.Conv2d(channels, 8, 3, padding=1)),  # (8, 28, 28)
+        _block(nn.Conv2d(8, 16, 3, stride=2, padding=1)),  # (16, 14, 14)
+        _block(nn.Conv2d(16, 32, 3, stride=2, padding=1)),  # (32, 7, 7)
+        *(Residual(32) for _ in range(4)),
+        _block(_doubling(32, 16)),  # (16, 14, 14)
+        _block(_doubling(16, 8)),  # (8, 28, 28)
+        nn.Conv2d(8, channels, 3, padding=1),
+    )
+
+
+def discriminator(shape: Shape) -> nn.Module:
+    """d: one number for each image, (n, 1)."""
+    channels, height, width = shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 8, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+        _block(nn.Conv2d(8, 16, 4, stride=2, padding=1), nn.LeakyReLU(0.2)),
+        nn.Conv2d(16, 32, 4, stride=2, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 8) * (width // 8), 1),
+    )
+
+
+# --------------------------------------------------------------------------------------- learning
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    alpha: Annotated[float, Ge(0)] = 1.0
+    """Weight of L_GAN."""
+    beta: Annotated[float, Ge(0)] = 1.0
+    """Weight of L_hinge."""
+    c: Annotated[float, Ge(0)] = 5.0
+    """Length of delta, in l2, that costs nothing."""
+    kappa: Annotated[float, Ge(0)] = 5.0
+    """Lead of another class over the label, in logits, beyond which nothing is gained."""
+
+
+def build(shape: Shape, params: Training) -> Mapping[str, nn.Module]:
+    _, height, width = shape
+    if height % 4 or width % 4 or min(height, width) < 8:
+        raise SuiteError(
+            "attack 'advgan': expected images whose sides are multiples of 4 and at least 8, "
+            f"got {height}x{width}"
+        )
+    return {"generator": generator(shape), "discriminator": discriminator(shape)}
+
+
+def step(
+    networks: Mapping[str, nn.Module],
+    optimisers: Mapping[str, torch.optim.Optimizer],
+    lesson: Lesson,
+    params: Training,
+) -> Losses:
+    """One step of the discriminator, then one of the generator, on the same images."""
+    g, d = networks["generator"], networks["discriminator"]
+    delta = lesson.threat.eps * torch.tanh(g(lesson.x))
+    x_adv = (lesson.x + delta).clamp(0, 1)
+
+    judging = {
+        "clean": (d(lesson.x) - 1).square().mean(),
+        "adversarial": d(x_adv.detach()).square().mean(),
+    }
+    _descend(optimisers["discriminator"], judging["clean"] + judging["adversarial"], d)
+
+    fooling = {
+        "adversarial": _lead(lesson.target(x_adv), lesson.y).clamp(min=-params.kappa).mean(),
+        "GAN": (d(x_adv) - 1).square().mean(),
+        "hinge": (delta.flatten(1).norm(dim=1) - params.c).clamp(min=0).mean(),
+    }
+    whole = fooling["adversarial"] + params.alpha * fooling["GAN"] + params.beta * fooling["hinge"]
+    _descend(optimisers["generator"], whole, g)
+    both = {"generator": fooling, "discriminator": judging}
+    return {name: {k: v.detach() for k, v in parts.items()} for name, parts in both.items()}
+
+
+def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, network: nn.Module) -> None:
+    """A step of one network; the gradient reaches no other, through which the loss may run."""
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward(inputs=list(network.parameters()))
+    optimiser.step()
+
+
+def _lead(logits: Tensor, y: Tensor) -> Tensor:
+    """z_y - max_{i != y} z_i, (n,): below 0 where the label is not the answer."""
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return logits.gather(1, y[:, None])[:, 0] - others.amax(1)
+
+
+def metadata(shape: Shape, threat: Threat) -> Mapping[str, str]:
+    return {"eps": repr(threat.eps), "shape": "x".join(map(str, shape))}
+
+
+# -------------------------------------------------------------------------------------- attacking
+
+
+class Trained(NamedTuple):
+    """What a weights file holds."""
+
+    network: nn.Module
+    shape: Shape
+    eps: float
+    """Radius that it was trained at."""
+
+
+def craft(network: nn.Module, x: Tensor, threat: Threat) -> Tensor:
+    with torch.no_grad():
+        return (x + threat.eps * torch.tanh(network(x))).clamp(0, 1)
+
+
+def run(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Params, noise: Noise
+) -> Tensor:
+    """x_adv from x alone: the model is not asked, and the labels are not looked at."""
+    learned = trained(params)
+    if x.shape[1:] != learned.shape:
+        raise ContractError(
+            f"advgan: weights '{params.weights}' are for images {learned.shape}, "
+            f"got {tuple(x.shape[1:])}"
+        )
+    return craft(learned.network.to(x.device), x, threat)
+
+
+def trained(params: Params) -> Trained:
+    """The generator that the params name; read once for each content of the file.
+
+    Raises: SuiteError in one sentence if it is missing, damaged or another network's.
+    """
+    path = _file(params)
+    try:
+        return _read(f"attack 'advgan': weights '{params.weights}'", path, _age(path))
+    except SuiteError as error:
+        known = [file.stem.removeprefix("advgan-") for file in WEIGHTS.glob(f"advgan-*{SUFFIX}")]
+        told = f"{error}; {nearest(params.weights, known)}; "
+        command = f"`bench train {path.stem} --out {path.parent}`"
+        raise SuiteError(f"{told}{command} makes it if there is such a recipe") from error
+
+
+def _file(params: Params) -> Path:
+    """Where the weights lie; a path is taken from the working folder."""
+    given = params.weights
+    return Path(given) if given.endswith(SUFFIX) else WEIGHTS / f"advgan-{given}{SUFFIX}"
+
+
+def _age(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+@lru_cache(maxsize=8)
+def _read(where: str, path: Path, age: int) -> Trained:
+    state = checkpoint.read(where, path)
+    with safe_open(path, framework="pt") as file:
+        told: Mapping[str, str] = file.metadata() or {}
+    try:
+        channels, height, width = map(int, told["shape"].split("x"))
+        eps = float(told["eps"])
+    except (KeyError, ValueError) as error:
+        raise SuiteError(f"{where}: {path} does not tell the eps and shape it is for") from error
+    shape = (channels, height, width)
+    network = generator(shape)
+    checkpoint.fill(f"{where} in {path}", network, state)
+    return Trained(network.eval().requires_grad_(False), shape, eps)
+
+
+def reads(params: Params) -> Sequence[Path]:
+    trained(params)  # what is wrong with the file is told now, and not cell by cell
+    return [_file(params)]
+
+
+def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
+    if not _file(params).is_file():  # a suite can be planned before the generator is trained
+        return ()
+    learned = trained(params)
+    if learned.eps == eps:
+        return ()
+    return (f"The generator was trained at eps = {learned.eps:g}; here its output is scaled.",)
+
+
+ATTACK = Attack(
+    summary="a generator trained against one model: one forward pass, no query",
+    source="Xiao et al. 2018",
+    params=Params,
+    norms=("linf",),
+    goals=("untargeted",),
+    needs="nothing",
+    channels=(1,),
+    reads=reads,
+    run=run,
+    learn=Learner(
+        params=Training,
+        build=build,
+        step=step,
+        published="generator",
+        craft=craft,
+        metadata=metadata,
+    ),
+    caveats=caveats,
+)
