@@ -160,6 +160,10 @@ class Learner:
     """What a weights file must say of its training beside the tensors."""
 
 
+def _no_files(params: Any) -> Sequence[Path]:
+    return ()  # a function by name, so that an Attack can be pickled
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack:
     """One attack: what it is, what it can do, and either a rule or a whole function."""
@@ -183,7 +187,7 @@ class Attack:
     channels: tuple[int, ...] | None = None
     """Numbers of input channels it can attack; None for any."""
     implementation: str = "bench"
-    reads: Callable[[Any], Sequence[Path]] = lambda params: ()
+    reads: Callable[[Any], Sequence[Path]] = _no_files
     """(params) -> files that its outcome depends on, such as trained weights; their content
     belongs to the cell's identity."""
     batch_dependent: bool = False

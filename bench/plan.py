@@ -176,7 +176,7 @@ def task(
             eps_text=eps.text,
             goal=entry.goal,
             target="" if entry.target is None else str(entry.target),
-            stop=curve.stop if entry.attack.rule is not None else "the library's own",
+            stop=_stop(curve),
             identity=_identity(curve, entry, eps.value, facts, source)
             if facts.model_fingerprint
             else "",
@@ -194,6 +194,12 @@ def task(
         for eps in entry.eps
     )
     return Task(model, entry, curve, cells)
+
+
+def _stop(curve: Curve) -> str:
+    if curve.attack.rule is not None:
+        return curve.stop
+    return "the attack's own" if curve.attack.implementation == "bench" else "the library's own"
 
 
 def _implementation(entry: AttackEntry) -> str:

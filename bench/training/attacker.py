@@ -21,7 +21,7 @@ from bench.errors import SuiteError
 from bench.files import write_whole
 from bench.preflight import Subject
 from bench.training.attacker_recipe import AttackRecipe
-from bench.training.standard import _made, predict
+from bench.training.standard import made, predict
 
 ROWS = 500
 
@@ -126,7 +126,7 @@ class _Course:
         built = self.learner.build(data.shape, recipe.attack.params)
         self.networks = {name: network.to(device).train() for name, network in built.items()}
         self.optimisers: dict[str, torch.optim.Optimizer] = {
-            name: _made(torch.optim, recipe.optimiser, "optimiser", network.parameters())
+            name: made(torch.optim, recipe.optimiser, "optimiser", network.parameters())
             for name, network in self.networks.items()
         }
         self.history: list[Epoch] = []

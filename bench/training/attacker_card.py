@@ -20,7 +20,7 @@ from bench.formats import NORMS, many, markdown, number, seconds
 from bench.training import attacker_figures as figures
 from bench.training.attacker import Trained, learner, outcome
 from bench.training.attacker_recipe import AttackRecipe
-from bench.training.page import _device, _origin, _rate
+from bench.training.page import device_told, origin, told_rate
 from bench.training.recipe import names
 
 FIGURES = {
@@ -113,7 +113,7 @@ def page(recipe: AttackRecipe, card: Mapping[str, Any], stem: str) -> str:
     ]
     for figure, caption in FIGURES.items():
         parts += [f"![{figure}]({quote(f'{stem}-{figure}.png')})", caption]
-    return "\n\n".join([*parts, "## Where it comes from", _origin(card, stem)]) + "\n"
+    return "\n\n".join([*parts, "## Where it comes from", origin(card, stem)]) + "\n"
 
 
 def _sentence(recipe: AttackRecipe, card: Mapping[str, Any]) -> str:
@@ -138,10 +138,10 @@ def _outcome(card: Mapping[str, Any]) -> pd.DataFrame:
         "held-out images fooled": (card["validation_fooled"], card["validation_n"]),
         "test images fooled": (card["test_fooled"], card["test_eligible"]),
     }
-    rows = [(what, f"{k}/{n}", _rate(k, n)) for what, (k, n) in rates.items()]
+    rows = [(what, f"{k}/{n}", told_rate(k, n)) for what, (k, n) in rates.items()]
     rows += [
         ("mean length of the change, l2", "", number(card["test_mean_l2"])),
-        (f"time of an epoch, median ({_device(card)})", "",
+        (f"time of an epoch, median ({device_told(card)})", "",
          seconds(card["median_seconds_per_epoch"])),
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["what", "count", "measured"])

@@ -53,7 +53,7 @@ def render(recipe: Recipe, card: Card, stem: str) -> str:
     parts += ["## Figures"]
     for name, caption in FIGURES.items():
         parts += [f"![{name}]({quote(f'{stem}-{name}.png')})", caption]
-    parts += ["## Where it comes from", _origin(card, stem)]
+    parts += ["## Where it comes from", origin(card, stem)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -149,7 +149,9 @@ def _outcome(recipe: Recipe, card: Card, told: Published) -> list[_Row]:
             ("error rate on attacked validation images", failed, held, None),
             ("error rate on attacked test images", fooled, n, told.adversarial_error),
         ]
-    lines = [(what, f"{k}/{of}", _rate(k, of), _percent(figure)) for what, k, of, figure in rows]
+    lines = [
+        (what, f"{k}/{of}", told_rate(k, of), _percent(figure)) for what, k, of, figure in rows
+    ]
     if recipe.adversarial is not None:
         confidence = card["test_adversarial_mean_confidence_wrong"]
         measured = DASH if confidence is None else percent(confidence)
@@ -157,7 +159,7 @@ def _outcome(recipe: Recipe, card: Card, told: Published) -> list[_Row]:
         lines.append((what, "", measured, _percent(told.adversarial_confidence)))
     spent = seconds(card["median_seconds_per_epoch"])
     theirs = f"{told.seconds_per_epoch} s" if told.seconds_per_epoch else DASH
-    return [*lines, (f"time of an epoch, median ({_device(card)})", "", spent, theirs)]
+    return [*lines, (f"time of an epoch, median ({device_told(card)})", "", spent, theirs)]
 
 
 def _outcome_notes(recipe: Recipe, told: Published, beside: bool) -> str:
@@ -171,7 +173,7 @@ def _outcome_notes(recipe: Recipe, told: Published, beside: bool) -> str:
 
 def _classes(card: Card, told: Published) -> list[_Row]:
     return [
-        (name, f"{k}/{n}", _rate(k, n), _percent(figure))
+        (name, f"{k}/{n}", told_rate(k, n), _percent(figure))
         for (name, (k, n)), figure in zip_longest(
             card["test_per_class"].items(), told.per_class[: len(card["test_per_class"])]
         )
@@ -209,7 +211,7 @@ def _seeds_note(recipe: Recipe, card: Card) -> str:
 # ---------------------------------------------------------------------------- numbers and origins
 
 
-def _rate(k: int, n: int) -> str:
+def told_rate(k: int, n: int) -> str:
     """Two places, as the sources have, for a count may be of ten thousand images."""
     if not n:
         return DASH
@@ -226,13 +228,13 @@ def _percent(figure: float | None) -> str:
     return DASH if figure is None else f"{figure:g} %"
 
 
-def _device(card: Card) -> str:
+def device_told(card: Card) -> str:
     about = card["environment"]
     name = about["device_name"] or f"{about['processor']}, {many(about['threads'], 'thread')}"
     return f"{about['device']}: {name}"
 
 
-def _origin(card: Card, stem: str) -> str:
+def origin(card: Card, stem: str) -> str:
     about = card["environment"]
     versions = [f"{name} {version}" for name, version in about["packages"].items() if version]
     versions.append(f"Python {about['python']}")
@@ -242,7 +244,7 @@ def _origin(card: Card, stem: str) -> str:
     lines = [
         f"Weights: `{stem}.safetensors`, sha256 `{card['weights_sha256']}`",
         f"Seed: {card['seed']}, kept epoch {card['best_epoch']} of {card['epochs']}",
-        f"Device: {markdown.escape(_device(card))}",
+        f"Device: {markdown.escape(device_told(card))}",
         f"Versions: {markdown.escape(', '.join(versions))}",
         f"Test images: fingerprint `{card['test_fingerprint'][:16]}`",
     ]

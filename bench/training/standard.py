@@ -136,13 +136,13 @@ class _Course:
         self.craft = Craft(recipe.adversarial, recipe.seed) if recipe.adversarial else None
         build = registry.find("models", recipe.model.name).build
         self.model: nn.Module = build(**recipe.model.params).to(device)
-        self.optimiser: torch.optim.Optimizer = _made(
+        self.optimiser: torch.optim.Optimizer = made(
             torch.optim, recipe.optimiser, "optimiser", self.model.parameters()
         )
         self.schedule: Any = None
         if recipe.schedule is not None:
             schedules = torch.optim.lr_scheduler
-            self.schedule = _made(schedules, recipe.schedule, "schedule", self.optimiser)
+            self.schedule = made(schedules, recipe.schedule, "schedule", self.optimiser)
         self.history: list[Epoch] = []
         self.best_state: dict[str, Tensor] = {}
 
@@ -205,7 +205,7 @@ class _Course:
         torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
-def _made(module: ModuleType, part: Part, what: str, on: Any) -> Any:
+def made(module: ModuleType, part: Part, what: str, on: Any) -> Any:
     """The optimiser or schedule that a recipe names, with its parameters."""
     known = [name for name in vars(module) if name[0].isupper()]
     if part.name not in known:
