@@ -137,16 +137,25 @@ def _check_pixels(name: str, images: Tensor) -> None:
 # ------------------------------------------------------------------------------------------ models
 
 
-def subject(entry: ModelEntry, base: Path, seed: int, data: Data, device: torch.device) -> Subject:
+def subject(
+    entry: ModelEntry,
+    base: Path,
+    seed: int,
+    data: Data,
+    device: torch.device,
+    data_dir: Path | None = None,
+) -> Subject:
     """The model of `entry` with its weights on `device`, after preflight on the first images.
 
+    Weights that are named but not shipped are looked for in `data_dir`/weights.
     Raises: SuiteError in one sentence for weights that are missing, damaged or another
     architecture's, and for a model whose outputs are not logits over enough classes.
     """
-    return fit(entry.label, _build(entry, base, seed).to(device).eval(), data, device)
+    own = data_folder(data_dir) / "weights"
+    return fit(entry.label, _build(entry, base, seed, own).to(device).eval(), data, device)
 
 
-def _build(entry: ModelEntry, base: Path, seed: int) -> nn.Module:
+def _build(entry: ModelEntry, base: Path, seed: int, own: Path) -> nn.Module:
     found = registry.find("models", entry.name, base)
     build = found.build if isinstance(found, Model) else found
     with rng.seeded(seed, "weights", entry.name):
@@ -159,10 +168,10 @@ def _build(entry: ModelEntry, base: Path, seed: int) -> nn.Module:
     if entry.weights is None and isinstance(found, Model):
         raise SuiteError(
             f"model '{entry.label}': expected weights; known: "
-            f"{', '.join(_published(entry, found))}, 'random', or a .safetensors or .pt file"
+            f"{', '.join(_published(entry, found, own))}, 'random', or a .safetensors or .pt file"
         )
     if entry.weights not in (None, "random"):
-        state = _state(entry, found, base)
+        state = _state(entry, found, base, own)
         checkpoint.fill(f"model '{entry.label}': weights '{entry.weights}'", model, state)
     return model
 
@@ -172,16 +181,16 @@ def first_published(name: str) -> str | None:
     found = registry.find("models", name, Path())
     if not isinstance(found, Model):
         return None
-    names = _published(ModelEntry(name=name), found)
+    names = _published(ModelEntry(name=name), found, data_folder(None) / "weights")
     return names[0] if names else "random"
 
 
-def _published(entry: ModelEntry, found: Any) -> list[str]:
+def _published(entry: ModelEntry, found: Any, own: Path) -> list[str]:
     """The names under which weights of the model are there: the shipped ones and a library's,
-    then those that a recipe has put into the data folder."""
+    then those in `own`: too large to ship, and trained on this machine."""
     shipped = sorted([*_names(WEIGHTS, entry.name), *getattr(found, "published_names", ())])
-    own = _names(_own_weights(), entry.name) if isinstance(found, Model) else []
-    return [*shipped, *(name for name in sorted(own) if name not in shipped)]
+    made = _names(own, entry.name) if isinstance(found, Model) else []
+    return [*shipped, *(name for name in sorted(made) if name not in shipped)]
 
 
 def _names(folder: Path, model: str) -> list[str]:
@@ -189,15 +198,10 @@ def _names(folder: Path, model: str) -> list[str]:
     return [stem.removeprefix(f"{model}-") for stem in stems if stem.startswith(f"{model}-")]
 
 
-def _own_weights() -> Path:
-    """Where weights lie that are too large to ship and were trained on this machine."""
-    return data_folder(None) / "weights"
-
-
-def _state(entry: ModelEntry, found: Any, base: Path) -> Mapping[str, Tensor]:
+def _state(entry: ModelEntry, found: Any, base: Path, own: Path) -> Mapping[str, Tensor]:
     """The state named by the entry's weights: published with the package, elsewhere, or a file."""
     name, where = str(entry.weights), f"model '{entry.label}'"
-    known = _published(entry, found)
+    known = _published(entry, found, own)
     file = f"{entry.name}-{name}.safetensors"
     if name in known and (WEIGHTS / file).is_file():
         return load_file(WEIGHTS / file)
@@ -205,14 +209,14 @@ def _state(entry: ModelEntry, found: Any, base: Path) -> Mapping[str, Tensor]:
         published = found.published
         return _made(where, lambda: published(name))  # type: ignore[no-any-return]
     if name in known:
-        return checkpoint.read(where, _own_weights() / file)
+        return checkpoint.read(where, own / file)
     if Path(name).suffix in checkpoint.SUFFIXES:
         return checkpoint.read(where, base / name)
     recipe = _recipe(entry.name, name)
     if recipe is not None:
         raise SuiteError(
             f"{where}: weights '{name}' are not shipped; `bench train {recipe} --out "
-            f"{shlex.quote(str(_own_weights()))}` makes them"
+            f"{shlex.quote(str(own))}` makes them"
         )
     raise SuiteError(
         f"{where}: weights '{name}' are unknown; {nearest(name, [*known, 'random'])}; "

@@ -102,7 +102,7 @@ def prepare(suite: Suite, out: Path, options: Options) -> Session:
     data = loading.data(suite.data, suite.base, options.data_dir, options.limit)
     subjects, rows = {}, {}
     for entry in suite.models:
-        subject = loading.subject(entry, suite.base, suite.seed, data, device)
+        subject = loading.subject(entry, suite.base, suite.seed, data, device, options.data_dir)
         sample = data.read(0, 1).to(device)
         rows[entry.label] = options.batch_size or meter.rows_per_pass(subject.model, sample)
         subjects[entry.label] = subject

@@ -79,7 +79,7 @@ def attack(
     shape: Shape = found.shape if known else (3, 224, 224)
     data = _data(image, shape, found.names() if known and found.names else (), data_dir)
     names, x, stem = data.classes, data.read(0, 1)[0], data.name
-    subject = loading.subject(model, Path(), seed, data, device)
+    subject = loading.subject(model, Path(), seed, data, device, data_dir)
     if entry.goal == "targeted":
         plan.target_class(entry, subject.classes, names)
     session = Session(
