@@ -315,7 +315,9 @@ def draw(
         keep(figure, name, caption)
     if not table.empty:
         keep(throughput(table), "throughput", "Examples per second, all eps together.")
-    for model, attack in dict.fromkeys((picture.model, picture.attack) for picture in pictures):
+    # One value of a varied parameter looks much like the next; what it added is shown below.
+    single = [picture for picture in pictures if picture.attack not in _varied(table)]
+    for model, attack in dict.fromkeys((picture.model, picture.attack) for picture in single):
         caption = f"{words(model)} under {words(attack)}: prediction before → after."
         keep(example_grid(pictures, model, attack), f"examples-{model}-{attack}", caption)
     for model in dict.fromkeys(picture.model for picture in pictures):
@@ -324,6 +326,10 @@ def draw(
         )
         keep(perturbation_grid(pictures, model), f"perturbations-{model}", caption)
     return drawn
+
+
+def _varied(table: pd.DataFrame) -> set[str]:
+    return set(table[table["varied"].fillna("") != ""]["attack"]) if "varied" in table else set()
 
 
 def save(figure: Figure, path: Path) -> tuple[Path, Path]:

@@ -62,7 +62,8 @@ def _told(provenance: dict[str, Any]) -> dict[str, Any]:
 def _pictures(found: Results, folder: Path) -> Iterator[plots.Picture]:
     """The first attacked examples of every cell whose adversarial images were kept.
 
-    A cross-check's reference is left out: its images are compared pixel by pixel elsewhere.
+    A cross-check's reference is left out: its images are compared pixel by pixel elsewhere. So is
+    what was crafted on another model: it is shown where it was crafted.
     """
     data = found.provenance["data"]
     kept = records.images(folder, {data["fingerprint"], *(c.identity for c in found.plan)})
@@ -73,7 +74,7 @@ def _pictures(found: Results, folder: Path) -> Iterator[plots.Picture]:
     references = {reference for _, reference in found.provenance["crosschecks"]}
     for cell in found.plan:
         there = cell.identity in kept and cell.identity in places
-        if not there or cell.attack in references:
+        if not there or cell.attack in references or cell.source not in ("", cell.model):
             continue
         rows = found.stored.frame.iloc[places[cell.identity]]
         seen = rows["example"] < min(len(kept[cell.identity]), len(clean))
