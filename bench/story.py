@@ -71,9 +71,15 @@ def page(told: Single, every: int, command: str, folder: Path) -> Path:
     ]
     if told.losses:
         trace = [(str(step), f"{loss:.6g}") for step, loss in steps(told, every)]
-        parts.append(_table(["step", f"loss ascended ({entry.params.loss})"], trace))
+        parts.append(_table(["step", f"loss ascended ({_loss(told)})"], trace))
     path = told.figure.with_suffix(".md")
     return write_whole(path, ("\n\n".join(parts) + "\n").encode())
+
+
+def _loss(told: Single) -> str:
+    """Without a target, leaving the label is all that is left of "label-and-target"."""
+    name = str(told.attack.params.loss)
+    return "cross-entropy" if name == "label-and-target" and not told.target else name
 
 
 def _share(answer: Answer, place: int) -> tuple[str, str]:
