@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,3 +150,10 @@ def test_a_run_of_a_librarys_attack_imports_neither_requests_nor_robustbench(
     (tmp_path / "s.toml").write_text(suite, encoding="utf-8")
     code = "import bench\nassert bench.run('s.toml', out='out').table['status'].item() == 'ok'"
     assert loaded(code, ("requests", "robustbench"), tmp_path) == "[]"
+
+
+def test_every_folder_of_the_package_travels_in_the_wheel() -> None:
+    project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {path.parent for path in ROOT.rglob("__init__.py")}
+    here = {".".join(path.relative_to(ROOT.parent).parts) for path in folders}
+    assert set(project["tool"]["setuptools"]["packages"]) == here | {"bench.suites"}

@@ -1,0 +1,69 @@
+"""`bench plan` and `bench list`: what would run, and what there is."""
+
+from collections.abc import Callable
+
+import click
+
+from bench.cli.app import cli
+
+
+@cli.command()
+@click.argument("suite")
+def plan(suite: str) -> None:
+    """Every cell of SUITE, its skip reason and its cost in model passes; runs nothing."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from bench import plan
+    from bench.suite import read
+
+    checked = read(suite)
+    shown = Table(title=checked.title, title_justify="left")
+    for name in ("model", "attack", "norm", "goal", "seed", "eps"):
+        shown.add_column(name)
+    shown.add_column("forwards/example", justify="right")
+    shown.add_column("gradients/example", justify="right")
+    shown.add_column("skipped because")
+    cells = [c for task in plan.tasks(checked, plan.known_facts(checked)) for c in task.cells]
+    for cell in cells:
+        aim = f"{cell.goal} {cell.target}".strip()
+        cost = ["?" if p is None else f"{p:.3g}" for p in (cell.passes, cell.gradients)]
+        seed = str(checked.seed)
+        about = (cell.model, cell.attack, cell.norm, aim, seed, cell.eps_text)
+        shown.add_row(*about, *cost, cell.reason)
+    console = Console()
+    console.print(shown)
+    known = [cell.passes for cell in cells if cell.passes is not None and not cell.reason]
+    console.print(
+        f"{len(cells)} cells, at most {sum(known):,.0f} forward passes per example"
+        + ("" if len(known) == len(cells) else " where the cost is known")
+    )
+
+
+@cli.command(name="list")
+@click.argument("kind", type=click.Choice(["models", "attacks", "datasets", "suites", "recipes"]))
+def list_(kind: str) -> None:
+    """What there is, with one line and source each."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    for name, summary, source in _listings(kind):
+        shown.add_row(name, summary, source)
+    Console().print(shown)
+
+
+def _listings(kind: str) -> list[tuple[str, str, str]]:
+    from bench import registry, suite
+    from bench.training import recipe
+
+    read: dict[str, Callable[[], list[tuple[str, str, str]]]] = {
+        "suites": lambda: [
+            (name, suite.read(name).title, str(suite.SHIPPED / f"{name}.toml"))
+            for name in suite.shipped()
+        ],
+        "recipes": lambda: [(name, *recipe.about(name)) for name in recipe.names()],
+    }
+    if kind in read:
+        return read[kind]()
+    return [(name, *registry.about(kind, name)) for name in registry.names(kind)]

@@ -1,0 +1,110 @@
+"""`bench run` and `bench report`: a suite's cells, and what people read of them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli
+from bench.cli.progress import Bar
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bench.results import Results
+
+
+@cli.command()
+@click.argument("suite")
+@click.option("--out", type=FOLDER, help="Folder of the run [results/runs/NAME].")
+@DEVICE
+@click.option("--limit", type=click.IntRange(1), help="Only the first N examples.")
+@click.option("--batch-size", type=click.IntRange(1), help="Rows a model pass holds [by rule].")
+@DATA_DIR
+@click.option("--fresh", is_flag=True, help="Forget what the folder holds and start over.")
+def run(
+    suite: str,
+    out: Path | None,
+    device: str,
+    limit: int | None,
+    batch_size: int | None,
+    data_dir: Path | None,
+    fresh: bool,
+) -> int:
+    """Run SUITE (a path, or a shipped name) and write its report; resumes what was begun."""
+    from bench import loading, results, runner
+    from bench.suite import read
+
+    checked = read(suite)
+    folder = out or runner.default_folder(checked.name)
+    options = runner.Options(
+        device=device,
+        limit=limit,
+        batch_size=batch_size,
+        data_dir=loading.data_folder(data_dir),
+        fresh=fresh,
+    )
+    with Bar() as progress:
+        runner.run(checked, folder, options, progress.hear)
+    return _report(results.read(folder), folder)
+
+
+@cli.command()
+@click.argument("folder", type=FOLDER)
+def report(folder: Path) -> int:
+    """Write tables, plots and pages of a run again from its records, running nothing."""
+    from bench import results
+
+    return _report(results.read(folder), folder)
+
+
+def _report(found: "Results", folder: Path) -> int:
+    """Write everything that people read of a run; 1 if a cell failed or is missing, or none ran."""
+    from bench import publication
+
+    page = publication.write(found, folder)
+    _print_summary(found)
+    click.echo(f"report: {page}")
+    without = found.table[found.table["status"] != "ok"]
+    for row in without.drop_duplicates(["model", "attack", "reason"]).itertuples():
+        click.echo(f"{row.status}: {row.model} · {row.attack}: {row.reason}", err=True)
+    return 1 if len(found.unfinished()) or len(without) == len(found.table) else 0
+
+
+def _print_summary(found: "Results") -> None:
+    """The closing table: robust accuracy of each attack at each eps, and the worst case."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    table = found.table
+    for (model, norm, goal), group in table.groupby(["model", "norm", "goal"], sort=False):
+        radii = group.drop_duplicates("eps").sort_values("eps")
+        n = found.provenance["data"]["n"]
+        console.print(f"{model}: robust accuracy by eps, {norm}, {goal}, n = {n}", style="italic")
+        shown = Table()
+        shown.add_column("eps", overflow="fold")
+        for text in radii["eps_text"]:
+            shown.add_column(str(text), justify="right", no_wrap=True)
+        worst = found.worst.query("model == @model and norm == @norm and goal == @goal")
+        lines = [*group.groupby("attack", sort=False)]
+        if len(lines) > 1:
+            lines.append(("worst case", worst))
+        for label, rows in lines:
+            cells = _percents(rows, radii["eps"])
+            shown.add_row(str(label), *cells, style="bold" if rows is worst else None)
+        console.print(shown)
+    verdicts = found.crosschecks["verdict"].value_counts()
+    if len(verdicts):
+        told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+        console.print(f"cross-checks: {told}")
+    if len(found.violations):
+        console.print(f"violations: {len(found.violations)}, see the report", style="bold red")
+
+
+def _percents(rows: "pd.DataFrame", radii: "pd.Series[float]") -> list[str]:
+    from bench.formats import DASH, absent, percent
+
+    by_eps = rows.set_index("eps")["robust_accuracy"]
+    values = [by_eps.get(eps) for eps in radii]
+    return [DASH if absent(value) else percent(value) for value in values]

@@ -1,0 +1,111 @@
+"""`bench train`: a model, or an attack that must learn, by a recipe."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli
+
+if TYPE_CHECKING:
+    import torch
+
+
+@cli.command()
+@click.argument("recipe")
+@click.option("--out", type=FOLDER, default=Path(), help="Folder for weights and card [here].")
+@DEVICE
+@DATA_DIR
+@click.option("--seed", type=int, help="Train this seed only [every seed of the recipe].")
+@click.option("--fresh", is_flag=True, help="Forget an interrupted run and start over.")
+def train(
+    recipe: str,
+    out: Path,
+    device: str,
+    data_dir: Path | None,
+    seed: int | None,
+    fresh: bool,
+) -> None:
+    """Train a model, or an attack that must learn, by RECIPE (a path, or a shipped name).
+
+    Goes on where it was interrupted.
+    Of several seeds, the best on the validation images is kept. Writes weights, their card, a page
+    about them, the history of epochs, and figures of it.
+    """
+    from dataclasses import replace
+
+    from bench import files, loading
+    from bench.training import card, standard
+    from bench.training.recipe import kind, read
+
+    where, folder = loading.device(device), loading.data_folder(data_dir)
+    if kind(recipe) == "attack":
+        _train_attack(recipe, out, where, folder, seed, fresh)
+        return
+    checked = read(recipe)
+    files.check_writable(out)  # found out now, not after an hour of training
+    many = (
+        range(checked.seed, checked.seed + checked.seeds) if seed is None else range(seed, seed + 1)
+    )
+    # A finished seed's progress stays until all are published: an interruption loses none of them.
+    progress = {each: out / f"{checked.name}.{each}.progress" for each in many}
+
+    def hear(epoch: standard.Epoch) -> None:
+        attacked = ""
+        if epoch.validation_adversarial_correct is not None:
+            attacked = f" (attacked {epoch.validation_adversarial_correct})"
+        click.echo(
+            f"epoch {epoch.epoch}/{checked.epochs}: loss {epoch.train_loss:.4f}, validation "
+            f"{epoch.validation_correct}/{epoch.validation_n}{attacked}, {epoch.seconds:.1f} s",
+            err=True,
+        )
+
+    runs = []
+    for each, path in progress.items():
+        if fresh:
+            path.unlink(missing_ok=True)
+        if len(progress) > 1:
+            click.echo(f"seed {each}", err=True)
+        trained = standard.train(replace(checked, seed=each), folder, where, hear, path)
+        runs.append(card.Run(each, trained))
+    weights = card.publish(checked, runs, folder, out)
+    if len(runs) > 1:
+        click.echo(f"kept: seed {card.best(runs).seed} of {', '.join(map(str, progress))}")
+    click.echo(f"weights: {weights}")
+    click.echo(f"page: {weights.with_suffix('.md')}")
+    for path in progress.values():
+        path.unlink(missing_ok=True)
+
+
+def _train_attack(
+    name: str, out: Path, device: "torch.device", data_dir: Path, seed: int | None, fresh: bool
+) -> None:
+    """Train an attack that has to learn, by the recipe `name`."""
+    from dataclasses import replace
+
+    from bench import files
+    from bench.training import attacker, attacker_card, attacker_recipe
+
+    recipe = attacker_recipe.read(name)
+    recipe = recipe if seed is None else replace(recipe, seed=seed)
+    files.check_writable(out)
+    progress = out / f"{recipe.name}.{recipe.seed}.progress"
+    if fresh:
+        progress.unlink(missing_ok=True)
+
+    def hear(epoch: attacker.Epoch) -> None:
+        losses = ", ".join(
+            f"{network} " + " ".join(f"{part} {loss:.3f}" for part, loss in parts.items())
+            for network, parts in epoch.losses.items()
+        )
+        click.echo(
+            f"epoch {epoch.epoch}/{recipe.epochs}: {losses}, validation fooled "
+            f"{epoch.validation_fooled}/{epoch.validation_n}, {epoch.seconds:.1f} s",
+            err=True,
+        )
+
+    trained = attacker.train(recipe, data_dir, device, hear, progress)
+    weights = attacker_card.publish(recipe, trained, data_dir, out)
+    click.echo(f"weights: {weights}")
+    click.echo(f"page: {weights.with_suffix('.md')}")
+    progress.unlink(missing_ok=True)
