@@ -2,8 +2,8 @@
 
 suite -> plan -> cells -> runner -> records -> tables -> report / plots
 
-  suite        TOML: which models meet which attacks on which data; checking, how any file of a
-               user's is checked key by key
+  suite        TOML: which models meet which attacks on which data, read into entries; checking,
+               how any file of a user's is checked key by key; published, figures of others
   plan         suite -> cells, each one number to be defended, with identity, cost, skip reason
   loading      names -> data, devices, models with their weights (checkpoint) that are found fit
                to be attacked (preflight)
@@ -18,12 +18,15 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
                images, image files in and out
   metrics      the definitions of every rate
   tables       records -> one row per cell; crosscheck, ours against a reference
+  beside       published figures joined with measured ones
   results      a run read back from its folder
-  publication  table.csv, plots (style, curves), report (views, formats): what people read
-  single       one image under one attack, told step by step
+  publication  table.csv, plots (style, curves, transfer, variation), report (views, formats):
+               what people read
+  single       one image under one attack; story, how it is told
   cli, api     what people type
 
-attacks/, models/, datasets/ and training/ hold one file for each thing; contracts says what such a
+attacks/, models/, datasets/ and training/ hold one file for each thing (training: `standard` trains
+a model, `adversarial` crafts what it is trained against, `attacker` trains an attack that learns); contracts says what such a
 file promises, registry finds it by its name. From Python: `bench.evaluate` and `bench.run`.
 """
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from bench import checkpoint, registry, rng
 from bench.contracts import Data, Dataset, Model
 from bench.datasets import in_memory
+from bench.entries import DataEntry, ModelEntry
 from bench.errors import SuiteError, nearest
 from bench.preflight import Subject, fit
-from bench.suite import DataEntry, ModelEntry
 
 WEIGHTS = Path(__file__).parent / "models" / "weights"
 RECIPES = Path(__file__).parent / "training"

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any, NamedTuple
 
 from bench import registry
 from bench.contracts import Attack, Curve, Model, Shape, Sweep
+from bench.entries import TARGETS, AttackEntry, Suite
 from bench.errors import SuiteError, nearest
-from bench.suite import TARGETS, AttackEntry, Suite, identity
 
 
 class Facts(NamedTuple):
@@ -268,7 +269,7 @@ def _identity(
 ) -> str:
     attack = curve.attack
     files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in attack.reads(curve.params)]
-    return identity(
+    return _hash(
         {
             "model": facts.model_fingerprint,
             "data": facts.data_fingerprint,
@@ -315,3 +316,9 @@ def _code(attack: Attack) -> str:
     except TypeError:  # no function with a source, such as a callable object
         return ""
     return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+
+
+def _hash(value: Any) -> str:
+    """A short hash of plain values; the same text for the same content on every machine."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from bench import files, loading, meter, plan, provenance, records
+from bench.entries import Suite
 from bench.errors import SuiteError
 from bench.session import Session
-from bench.suite import Suite
 
 KEPT_IMAGES = 256
 KEPT_BYTES = 4 * 2**20

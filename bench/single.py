@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from bench import images, loading, plan, plots, registry
 from bench.contracts import Data, Model, Shape
+from bench.entries import AttackEntry, DataEntry, ModelEntry
 from bench.errors import SuiteError
 from bench.guard import evaluating
 from bench.session import Session
 from bench.style import STYLE
-from bench.suite import AttackEntry, DataEntry, ModelEntry
 
 TOP = 5
 _EXAMPLE = re.compile(r"(?P<data>\w+):(?P<index>\d+)")

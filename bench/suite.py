@@ -6,9 +6,7 @@ built (its classes, its channels) is the planner's to skip.
 """
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,8 +15,16 @@ from typing import Any, Literal
 from bench import published, registry
 from bench.checking import Checker, text_of, toml
 from bench.contracts import Attack, Count, Dataset, Goal, Model, Norm, Stop, Sweep
+from bench.entries import (
+    TARGETS,
+    AttackEntry,
+    Crosscheck,
+    DataEntry,
+    Eps,
+    ModelEntry,
+    Suite,
+)
 from bench.errors import SuiteError, nearest
-from bench.published import Published
 
 _PACKAGE = Path(__file__).parent
 SHIPPED = next(
@@ -28,80 +34,6 @@ SHIPPED = next(
 """Inside the installed package the suites lie beside this file, in a checkout one folder above."""
 
 _NAME = re.compile(r"\w[\w.-]*")
-TARGETS = ("next", "complement", "random", "least-likely")
-
-
-@dataclasses.dataclass(frozen=True)
-class Eps:
-    """A radius as a number and as the suite wrote it ("8/255")."""
-
-    value: float
-    text: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DataEntry:
-    name: str
-    split: str = "test"
-    limit: Count | None = None
-    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelEntry:
-    name: str
-    label: str = ""
-    """Name in tables; the model's name if the suite gives none."""
-    weights: str | None = None
-    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AttackEntry:
-    name: str
-    label: str
-    norm: Norm
-    eps: tuple[Eps, ...]
-    goal: Goal
-    target: str | int | None
-    params: Any
-    """The attack's params dataclass, defaults written out."""
-    attack: Attack
-    stop: Stop
-    batch_size: int | None = None
-    family: str
-    """The label as the suite wrote it; entries that one table gave rise to share it."""
-    source: str | None = None
-    """Label of the model that the examples are crafted on; None: the one they are judged on."""
-    varied: str = ""
-    """Name of the parameter that the suite varies."""
-    value: float | None = None
-    """What it is in this entry."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Crosscheck:
-    ours: str
-    reference: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Suite:
-    """A checked suite; `base` is the folder that file names in it start from."""
-
-    name: str
-    title: str
-    seed: int
-    stop: Stop
-    sweep: Sweep
-    data: DataEntry
-    models: tuple[ModelEntry, ...]
-    attacks: tuple[AttackEntry, ...]
-    crosschecks: tuple[Crosscheck, ...]
-    published: tuple[Published, ...]
-    base: Path
-    text: str
-    """The TOML as read; kept with the run, so that a report needs nothing else."""
 
 
 # --------------------------------------------------- what the file holds where it is not a value
@@ -437,9 +369,3 @@ def _labels(raw: Any) -> list[str]:
 
 def _values(eps: tuple[Eps, ...]) -> set[float]:
     return {each.value for each in eps}
-
-
-def identity(value: Any) -> str:
-    """A short hash of plain values; the same text for the same content on every machine."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -17,7 +17,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "errors", "files", "images", "checking", "rng", "contracts", "geometry", "losses", "guard",
     "checkpoint", "models", "datasets", "attacks", "registry", "published",
-    "suite", "plan", "engine", "meter", "measure",
+    "entries", "suite", "plan", "engine", "meter", "measure",
     "provenance", "preflight", "loading", "records", "session", "runner", "metrics",
     "tables", "crosscheck", "beside", "results", "formats", "style", "curves", "transfer",
     "variation", "plots", "views", "report",

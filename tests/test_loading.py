@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from bench import loading, provenance
 from bench.contracts import Data
 from bench.datasets import in_memory
+from bench.entries import DataEntry, ModelEntry
 from bench.errors import SuiteError
 from bench.models import lenet as architecture
-from bench.suite import DataEntry, ModelEntry
 
 CPU = torch.device("cpu")
 

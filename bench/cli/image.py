@@ -43,7 +43,8 @@ def attack(
     """Attack one IMAGE, a file or an example such as digits:17: before, after, the change."""
     from bench import files, loading, single, story
     from bench.attacks import ONE_IMAGE
-    from bench.suite import ModelEntry, attack_entry
+    from bench.entries import ModelEntry
+    from bench.suite import attack_entry
 
     chosen = weights or loading.first_published(model)
     entry = ModelEntry(name=model, label=model, weights=chosen)

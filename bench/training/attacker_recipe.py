@@ -9,8 +9,8 @@ from annotated_types import Gt
 from bench import registry
 from bench.checking import Checker, text_of, toml
 from bench.contracts import Attack, Count, Norm, Threat
+from bench.entries import ModelEntry
 from bench.errors import SuiteError, nearest
-from bench.suite import ModelEntry
 from bench.training.recipe import Part, names, path_of
 
 

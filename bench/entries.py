@@ -1,0 +1,84 @@
+"""What a suite says once it is read and checked: plain values, nothing looked up any more."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.contracts import Attack, Count, Goal, Norm, Stop, Sweep
+from bench.published import Published
+
+TARGETS = ("next", "complement", "random", "least-likely")
+
+
+@dataclasses.dataclass(frozen=True)
+class Eps:
+    """A radius as a number and as the suite wrote it ("8/255")."""
+
+    value: float
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataEntry:
+    name: str
+    split: str = "test"
+    limit: Count | None = None
+    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelEntry:
+    name: str
+    label: str = ""
+    """Name in tables; the model's name if the suite gives none."""
+    weights: str | None = None
+    params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttackEntry:
+    name: str
+    label: str
+    norm: Norm
+    eps: tuple[Eps, ...]
+    goal: Goal
+    target: str | int | None
+    params: Any
+    """The attack's params dataclass, defaults written out."""
+    attack: Attack
+    stop: Stop
+    batch_size: int | None = None
+    family: str
+    """The label as the suite wrote it; entries that one table gave rise to share it."""
+    source: str | None = None
+    """Label of the model that the examples are crafted on; None: the one they are judged on."""
+    varied: str = ""
+    """Name of the parameter that the suite varies."""
+    value: float | None = None
+    """What it is in this entry."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Crosscheck:
+    ours: str
+    reference: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suite:
+    """A checked suite; `base` is the folder that file names in it start from."""
+
+    name: str
+    title: str
+    seed: int
+    stop: Stop
+    sweep: Sweep
+    data: DataEntry
+    models: tuple[ModelEntry, ...]
+    attacks: tuple[AttackEntry, ...]
+    crosschecks: tuple[Crosscheck, ...]
+    published: tuple[Published, ...]
+    base: Path
+    text: str
+    """The TOML as read; kept with the run, so that a report needs nothing else."""
