@@ -26,8 +26,9 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
   cli, api     what people type
 
 attacks/, models/, datasets/ and training/ hold one file for each thing (training: `standard` trains
-a model, `adversarial` crafts what it is trained against, `attacker` trains an attack that learns); contracts says what such a
-file promises, registry finds it by its name. From Python: `bench.evaluate` and `bench.run`.
+a model, `adversarial` crafts what it is trained against, `attacker` trains an attack that learns);
+contracts says what such a file promises, registry finds it by its name. From Python:
+`bench.evaluate` and `bench.run`.
 """
 
 from typing import TYPE_CHECKING, Any
