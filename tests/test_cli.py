@@ -229,7 +229,10 @@ def test_quickstart_runs_on_a_few_images(type_: Type) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mnist", "regularised_noise"])
+@pytest.mark.parametrize(
+    "name",
+    ["mnist", "fgsm", "regularised_noise", "regularised_noise_lambda", "transfer", "advgan"],
+)
 def test_mnist_runs_on_a_few_images(type_: Type, name: str) -> None:
     folder = loading.data_folder(None)
     if not (folder / "MNIST" / "raw" / "t10k-images-idx3-ubyte").exists():

@@ -22,6 +22,7 @@ from bench.datasets import mnist
 from bench.geometry import distance
 from bench.loading import WEIGHTS
 from bench.models import lenet as architecture
+from bench.models import strided_cnn
 from bench.rng import Noise
 
 Attacked = Callable[..., Any]
@@ -255,17 +256,50 @@ def test_l19_a_gradient_beats_noise(
     assert one < noisy.sum()
 
 
-def test_l20_a_standard_net_on_mnist_keeps_nothing_at_0_3(attacked: Attacked) -> None:
+@pytest.fixture
+def mnist_200() -> tuple[Tensor, Tensor]:
+    """The first 200 MNIST test images and their labels, if they are on this machine."""
     folder = Path(os.environ.get("BENCH_DATA_DIR", ""))
     if not os.environ.get("BENCH_DATA_DIR") or not (folder / "MNIST" / "raw").is_dir():
         pytest.skip("this law is about MNIST, and BENCH_DATA_DIR names no folder with MNIST/raw")
     data = mnist.load(limit=200, data_dir=folder)
     assert data.labels is not None
-    net = architecture.build().eval().requires_grad_(False)
-    net.load_state_dict(load_file(WEIGHTS / "lenet-mnist.safetensors"))
-    x, y = data.read(0, 200), data.labels
+    return data.read(0, 200), data.labels
+
+
+def shipped(model: Any, weights: str) -> nn.Module:
+    net: nn.Module = model.build().eval().requires_grad_(False)
+    net.load_state_dict(load_file(WEIGHTS / f"{weights}.safetensors"))
+    return net
+
+
+PGD_40 = {"steps": 40, "alpha": 0.01}
+
+
+def test_l20_a_standard_net_on_mnist_keeps_nothing_at_0_3(
+    attacked: Attacked, mnist_200: tuple[Tensor, Tensor]
+) -> None:
+    x, y = mnist_200
+    net = shipped(architecture, "lenet-mnist")
     assert (net(x).argmax(1) == y).sum() > 190
-    assert left(net, attacked(net, x, y, "pgd", 0.3, params={"steps": 40, "alpha": 0.01}), y) == [0]
+    assert left(net, attacked(net, x, y, "pgd", 0.3, params=PGD_40), y) == [0]
+
+
+def test_the_net_trained_against_pgd_keeps_nine_of_ten_at_0_3_and_not_by_masking_gradients(
+    attacked: Attacked, mnist_200: tuple[Tensor, Tensor]
+) -> None:
+    x, y = mnist_200
+    net, lenet = (
+        shipped(strided_cnn, "strided_cnn-mnist-adversarial"),
+        shipped(architecture, "lenet-mnist"),
+    )
+    (kept,) = left(net, attacked(net, x, y, "pgd", 0.3, params=PGD_40), y)
+    assert kept >= 180
+    (one_step,) = left(net, attacked(net, x, y, "fgsm", 0.3), y)
+    (transferred,) = left(net, attacked(lenet, x, y, "pgd", 0.3, stop="never", params=PGD_40), y)
+    assert kept <= min(one_step, transferred)  # L15, L18
+    (beyond,) = left(net, attacked(net, x, y, "pgd", 0.5, params={"steps": 40}), y)
+    assert beyond <= 20  # L13, towards L14: it is the radius that stops the attack
 
 
 def test_l21_attacks_together_leave_no_more_than_any_of_them(net: nn.Module, digits: Any) -> None:

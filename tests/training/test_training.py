@@ -232,3 +232,10 @@ def test_a_card_tells_the_accuracy_of_each_class_and_figures_lie_beside_it(
     for name in ("curves", "per-class", "predictions"):
         assert weights.with_name(f"{weights.stem}-{name}.png").stat().st_size > 5000
         assert weights.with_name(f"{weights.stem}-{name}.svg").stat().st_size > 5000
+
+
+def test_the_weights_that_ship_stay_under_12_megabytes_together() -> None:
+    package = Path(standard.__file__).parents[1]
+    sizes = {path.name: path.stat().st_size for path in package.rglob("*.safetensors")}
+    assert sizes
+    assert sum(sizes.values()) < 12e6, sizes
