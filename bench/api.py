@@ -1,5 +1,6 @@
 """bench from Python: `evaluate` one model under one attack, `run` a suite."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,16 +39,19 @@ def evaluate(
     params: Mapping[str, Any] | None = None,
     goal: Goal = "untargeted",
     target: str | int | None = None,
-    stop: Stop = "first-success",
+    stop: Stop | None = None,
     seed: int = 0,
     device: str = "auto",
     batch_size: int | None = None,
     keep_adversarial: bool = False,
+    source: nn.Module | None = None,
 ) -> Evaluation:
     """How robust `model` is on (x, y) under one attack at one or several eps.
 
     Shapes: x float in [0, 1], (n, c, h, w); y integer, (n,). Everything is verified and counted
-    as in a suite; the model comes back as it was, on `device`.
+    as in a suite; the model comes back as it was, on `device`. With a `source`, the examples are
+    crafted on that model, which is all that the attacker sees, and judged by `model` (transfer).
+    stop is "first-success", for a transfer "never", unless given.
     Raises: SuiteError for an unknown attack, parameter, norm or target, images outside [0, 1],
     labels the model has no class for, or a model that does not return logits; ContractError if
     the attack breaks its promise; whatever the attack or the model raises.
@@ -58,7 +62,7 @@ def evaluate(
         "norm": norm,
         "eps": many,
         "goal": goal,
-        "stop": stop,
+        "stop": stop or ("first-success" if source is None else "never"),
         "params": dict(params or {}),
     }
     if target is not None:
@@ -68,13 +72,18 @@ def evaluate(
     loading.check_tensors("given", x, y)
     data = in_memory("given", x.detach().cpu(), y.detach().cpu(), ())
     loading.check_images("given", data)
-    label = type(model).__name__
-    subject = preflight.fit(label, model.to(where), data, where)
-    rows = batch_size or meter.rows_per_pass(model, data.read(0, 1).to(where))
-    session = Session(
-        suite="", seed=seed, device=where, data=data, subjects={label: subject}, rows={label: rows}
-    )
-    task = plan.task(label, entry, session.facts(label), seed, "independent")
+    label, crafting = type(model).__name__, "source"
+    models = {label: model} if source is None else {label: model, crafting: source}
+    subjects = {
+        name: preflight.fit(name, each.to(where), data, where) for name, each in models.items()
+    }
+    sample = data.read(0, 1).to(where)
+    rows = {name: batch_size or meter.rows_per_pass(each, sample) for name, each in models.items()}
+    session = Session(suite="", seed=seed, device=where, data=data, subjects=subjects, rows=rows)
+    facts = {name: session.facts(name) for name in models}
+    if source is not None:
+        entry = dataclasses.replace(entry, source=crafting)
+    task = plan.task(label, entry, facts[label], seed, "independent", facts.get(crafting))
     shards = [session.shard(task, first, last) for first, last in session.shards()]
     frame = pd.concat([shard.frame for shard in shards], ignore_index=True)
     pieces = [piece for shard in shards for piece in shard.pieces]

@@ -6,9 +6,10 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+import bench
 from bench import plan, results, runner, suite, transfer, variation, views
 from bench.errors import SuiteError
 from bench.models import softmax
@@ -82,8 +83,6 @@ def test_examples_crafted_on_one_model_are_judged_by_the_other(
     digits: tuple[Tensor, Tensor],
     weights: Path,
 ) -> None:
-    from safetensors.torch import load_file
-
     linear = softmax.build().eval()
     linear.load_state_dict(load_file(weights))
     x, y = digits[0][:120].requires_grad_(), digits[1][:120]
@@ -196,6 +195,19 @@ def test_a_cell_without_a_number_is_a_dash_in_the_matrix(found: results.Results)
     assert view.notes == ["failed: boom"]
 
 
+def test_one_call_crafts_on_a_source_and_judges_on_the_model(
+    found: results.Results, lenet: nn.Module, digits: tuple[Tensor, Tensor], weights: Path
+) -> None:
+    linear = softmax.build()
+    linear.load_state_dict(load_file(weights))
+    x, y = digits[0][:120], digits[1][:120]
+    told = bench.evaluate(linear, x, y, attack="fgsm", eps=0.1, source=lenet, device="cpu")
+    wanted = row(found.table, "linear", "FGSM from LeNet")
+    assert told.table["robust_correct"].item() == wanted["robust_correct"]
+    assert told.table["threat_model"].item() == "black-box, transfer"
+    assert told.table["stop"].item() == "never"
+
+
 # -------------------------------------------------------------------------- a parameter varied
 
 
@@ -237,3 +249,16 @@ def test_success_and_norms_are_drawn_against_what_is_varied(tmp_path: Path) -> N
     wanted = 100 * table[table["eps"] > 0]["attack_success_rate"].astype(float)
     assert list(drawn.get_xdata()) == [1, 4, 20]
     assert list(drawn.get_ydata()) == pytest.approx(list(wanted))
+
+
+def test_a_librarys_attack_transfers_as_bench_own_does(
+    lenet: nn.Module, digits: tuple[Tensor, Tensor], weights: Path
+) -> None:
+    linear = softmax.build()
+    linear.load_state_dict(load_file(weights))
+    x, y = digits[0][:120], digits[1][:120]
+    kept = [
+        bench.evaluate(linear, x, y, attack=name, eps=0.1, source=lenet, device="cpu").table
+        for name in ("fgsm", "torchattacks:FGSM")
+    ]
+    assert kept[0]["robust_correct"].item() == kept[1]["robust_correct"].item()
