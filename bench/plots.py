@@ -257,9 +257,9 @@ def perturbation_grid(pictures: Sequence[Picture], model: str) -> Figure:
         if not held or picture.eps == held[0].eps:
             held.append(picture)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(8.6, 1.32 * len(largest) + 0.25))
+        figure = Figure(figsize=(8.6, 1.32 * len(largest) + 0.1))
         axes = figure.add_axes((0.2, 0.0, 0.8, 1.0))
-        axes.set(xlim=(0, 5), ylim=(len(largest), -0.2), xticks=[], yticks=[])
+        axes.set(xlim=(0, 5), ylim=(len(largest), -0.04), xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         for line, (attack, row) in enumerate(largest.items()):
             changes = [p.adversarial - p.clean for p in row[:5]]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy.typing as npt
 from torch import Tensor
 
-from bench import files, plots, records, report
+from bench import files, plots, records, report, transfer
 from bench.results import Results
 
 SHOWN = 5
@@ -35,7 +35,7 @@ def write(found: Results, folder: Path) -> Path:
         crosschecks=found.crosschecks,
         published=found.published,
         violations=found.violations,
-        notes=found.notes,
+        notes=[*found.notes, *transfer.hidden_gradients(found.table)],
         provenance=_told(found.provenance),
         plots=drawn,
         regenerate=found.provenance["sessions"][-1]["command"],

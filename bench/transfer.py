@@ -61,6 +61,36 @@ def error_rate(row: dict[str, Any]) -> float | None:
     return float(1 - row["robust_correct"] / row["n"])
 
 
+def hidden_gradients(table: pd.DataFrame) -> list[str]:
+    """A sentence for each victim that an attack fools more often from elsewhere than from itself.
+
+    Whoever sees the model's own gradient should do no worse; where the 95 % intervals of the two
+    robust accuracies lie apart, that gradient does not show the way: a sign of gradient masking
+    (Athalye et al. 2018, section 3.1), not of robustness.
+    """
+    told = []
+    for matrix in matrices(table):
+        for victim in matrix.victims:
+            own = matrix.cells.get((victim, victim))
+            if own is None or error_rate(own) is None:
+                continue
+            better = [
+                (error_rate(row), source)
+                for (source, judge), row in matrix.cells.items()
+                if judge == victim and source != victim and error_rate(row) is not None
+                if row["robust_high"] < own["robust_low"]
+            ]
+            if better:
+                rate, source = max(better, key=lambda each: each[0] or 0)
+                told.append(
+                    f"{victim}: at eps {matrix.eps_text}, {matrix.attack} crafted on {source} "
+                    f"makes {percent(rate)} errors, crafted on the model itself "
+                    f"{percent(error_rate(own))}: its gradient hides what fools it, so what it "
+                    "withstands of this attack is no robustness."
+                )
+    return told
+
+
 def figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
     """(name, caption, figure) of each attack in each norm."""
     found: dict[tuple[str, str, str], list[Matrix]] = {}
@@ -87,7 +117,7 @@ def heatmap(shown: list[Matrix]) -> Figure:
             _panel(axes, matrix, last=place == len(shown) - 1)
             axes.set_title(f"eps {matrix.eps_text}, {NORMS.get(matrix.norm, matrix.norm)}")
             ticks = [k + 0.5 for k in range(len(matrix.victims))]
-            axes.set_xticks(ticks, [short(v, 16) for v in matrix.victims], rotation=30, ha="right")
+            axes.set_xticks(ticks, [short(v, 22) for v in matrix.victims], rotation=30, ha="right")
             axes.set_xlabel("judged on")
             names = [short(s, 22) for s in matrix.sources] if not place else []
             axes.set_yticks([k + 0.5 for k in range(len(names))], names, rotation=0)

@@ -186,6 +186,20 @@ def test_the_matrix_has_a_line_per_source_and_a_column_per_victim(
     assert any(text.startswith(f"{error:.1f}\n") for text in texts)
 
 
+def test_a_model_that_transfer_fools_more_than_its_own_gradient_is_told(
+    found: results.Results,
+) -> None:
+    assert transfer.hidden_gradients(found.table) == []
+    table = found.table.copy()
+    own = (table["model"] == "linear") & (table["attack"] == "FGSM from linear")
+    clean = table.loc[own & (table["eps"] == 0)].iloc[0]
+    for name in ("robust_correct", "robust_accuracy", "robust_low", "robust_high"):
+        table.loc[own, name] = clean[name]  # as if its own gradient were of no use
+    (sentence,) = transfer.hidden_gradients(table)
+    assert sentence.startswith("linear: at eps 0.1, FGSM crafted on LeNet makes ")
+    assert "its gradient hides what fools it" in sentence
+
+
 def test_a_cell_without_a_number_is_a_dash_in_the_matrix(found: results.Results) -> None:
     table = found.table.copy()
     crossed = (table["model"] == "linear") & (table["attack"] == "FGSM from LeNet")
