@@ -152,9 +152,12 @@ def test_weights_of_another_architecture_are_told_with_what_differs(
         ("absent.pt", "expected weights at "),
         (
             "digit",
-            "weights 'digit' are unknown; did you mean 'digits'? known: digits, mnist, random",
+            "weights 'digit' are unknown; did you mean 'digits'? known: digits, mnist, mnist-adversarial, random",
         ),
-        (None, "expected weights; known: digits, mnist, 'random', or a .safetensors or .pt file"),
+        (
+            None,
+            "expected weights; known: digits, mnist, mnist-adversarial, 'random', or a .safetensors or .pt file",
+        ),
     ],
 )
 def test_weights_that_are_not_there_are_told(
@@ -175,7 +178,7 @@ def test_weights_of_the_data_folder_are_found_by_name_after_the_shipped_ones(
     assert same(subject(data, weights="own"), other)
     assert same(subject(data, weights="digits"), lenet)
     assert loading.first_published("lenet") == "digits"
-    assert "known: digits, mnist, own, random" in refused(data, weights="absent")
+    assert "known: digits, mnist, mnist-adversarial, own, random" in refused(data, weights="absent")
     (tmp_path / "weights" / "lenet-own.safetensors").write_bytes(b"cut")
     assert "is damaged or no checkpoint" in refused(data, weights="own")
 

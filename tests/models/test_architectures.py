@@ -10,6 +10,7 @@ PARAMETERS = {
     "lenet_caffe": 431_080,
     "dropout_cnn": 1_199_882,
     "softmax": 7_850,
+    "strided_cnn": 436_202,
     "resnet50": 25_557_032,
     "maxout": 784 * 1200 + 1200 + 240 * 1200 + 1200 + 240 * 10 + 10,
 }
