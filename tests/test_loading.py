@@ -152,11 +152,12 @@ def test_weights_of_another_architecture_are_told_with_what_differs(
         ("absent.pt", "expected weights at "),
         (
             "digit",
-            "weights 'digit' are unknown; did you mean 'digits'? known: digits, mnist, mnist-adversarial, random",
+            "weights 'digit' are unknown; did you mean 'digits'? known: digits, mnist, "
+            "mnist-adversarial, random",
         ),
         (
             None,
-            "expected weights; known: digits, mnist, mnist-adversarial, 'random', or a .safetensors or .pt file",
+            "expected weights; known: digits, mnist, mnist-adversarial, 'random', or a .safetensors",
         ),
     ],
 )
