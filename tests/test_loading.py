@@ -157,7 +157,7 @@ def test_weights_of_another_architecture_are_told_with_what_differs(
         ),
         (
             None,
-            "expected weights; known: digits, mnist, mnist-adversarial, 'random', or a .safe",
+            "expected weights; known: digits, mnist, mnist-adversarial, 'random', or a",
         ),
     ],
 )
