@@ -73,3 +73,14 @@ def test_every_file_that_the_readme_links_to_is_there():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     missing = [link for link in links if not (ROOT / link.replace("\\", "")).exists()]
     assert missing == []
+
+
+def test_what_more_an_entry_can_say_joins_the_readmes_suite(mine):
+    with (mine / "mine.toml").open("a") as file:
+        file.write(_block("toml", 'source = "each"'))
+    done = _bench("run", "mine.toml", "--out", "out", cwd=mine)
+    assert done.returncode == 0, done.stderr
+    page = (mine / "out" / "report.md").read_text()
+    assert "pgd from my net" in page
+    assert "PGD, steps 100" in page
+    assert "somebody 2020" in page

@@ -47,8 +47,13 @@ def list_(kind: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    rows = _listings(kind)
+    names = [name for name, _, _ in rows]
     shown = Table(box=None, show_header=False, pad_edge=False)
-    for name, summary, source in _listings(kind):
+    shown.add_column(no_wrap=True, min_width=max(map(len, names), default=0))  # names are typed
+    shown.add_column()
+    shown.add_column()
+    for name, summary, source in rows:
         shown.add_row(name, summary, source)
     Console().print(shown)
 
