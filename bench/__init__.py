@@ -27,7 +27,8 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
 
 attacks/, models/, datasets/ and training/ hold one file for each thing (training: `standard` trains
 a model, `adversarial` crafts what it is trained against, `attacker` trains an attack that learns);
-contracts says what such a file promises, registry finds it by its name. From Python:
+contracts says what such a file promises, registry finds it by its name, catalogue lists it
+without running it. From Python:
 `bench.evaluate` and `bench.run`.
 """
 

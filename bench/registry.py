@@ -28,15 +28,6 @@ def names(kind: str) -> list[str]:
     return sorted(found)
 
 
-def about(kind: str, name: str) -> tuple[str, str]:
-    """One line on a built-in thing, and its source; of an adapter, its docstring's first line."""
-    module = _builtin(kind, name.rstrip(":"))
-    record = getattr(module, RECORDS[kind], None)
-    if record is None:
-        return (module.__doc__ or "").splitlines()[0], f"{name}NAME"
-    return record.summary, record.source
-
-
 def find(kind: str, name: str, base: Path | None = None) -> Any:
     """The record or object called `name`; `base` is the folder that file names start from.
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from bench import published, registry
+from bench import catalogue, published, registry
 from bench.checking import Checker, text_of, toml
 from bench.contracts import Attack, Count, Dataset, Goal, Model, Norm, Stop, Sweep
 from bench.entries import (
@@ -25,13 +25,6 @@ from bench.entries import (
     Suite,
 )
 from bench.errors import SuiteError, nearest
-
-_PACKAGE = Path(__file__).parent
-SHIPPED = next(
-    (folder for folder in (_PACKAGE / "suites", _PACKAGE.parent / "suites") if folder.is_dir()),
-    _PACKAGE / "suites",
-)
-"""Inside the installed package the suites lie beside this file, in a checkout one folder above."""
 
 _NAME = re.compile(r"\w[\w.-]*")
 
@@ -77,22 +70,17 @@ class _Top:
 # ----------------------------------------------------------------------------------------- reading
 
 
-def shipped() -> list[str]:
-    """Names of the suites that travel with the package."""
-    return sorted(path.stem for path in SHIPPED.glob("*.toml"))
-
-
 def read(name: str) -> Suite:
     """The suite of a path, or of a bare name looked up among the shipped ones.
 
     Raises: SuiteError with one sentence for each mistake in the file.
     """
     path = Path(name)
-    if not path.is_file() and path.name == name and name in shipped():
-        path = SHIPPED / f"{name}.toml"
+    if not path.is_file() and path.name == name and name in catalogue.suites():
+        path = catalogue.SUITES / f"{name}.toml"
     if not path.exists():
         raise SuiteError(
-            f"suite '{name}' is neither a file nor shipped; {nearest(name, shipped())}"
+            f"suite '{name}' is neither a file nor shipped; {nearest(name, catalogue.suites())}"
         )
     return parse(text_of(path, "a suite"), str(path), path.resolve().parent)
 

@@ -16,7 +16,7 @@ ROOT = Path(bench.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "errors", "files", "images", "checking", "rng", "contracts", "geometry", "losses", "guard",
-    "checkpoint", "models", "datasets", "attacks", "registry", "published",
+    "checkpoint", "models", "datasets", "attacks", "registry", "catalogue", "published",
     "entries", "suite", "plan", "engine", "meter", "measure",
     "provenance", "preflight", "loading", "records", "session", "runner", "metrics",
     "tables", "crosscheck", "beside", "results", "formats", "style", "curves", "transfer",
@@ -138,6 +138,12 @@ def loaded(code: str, names: tuple[str, ...], folder: Path) -> str:
 def test_importing_bench_and_its_command_line_does_not_wait_for_torch(tmp_path: Path) -> None:
     heavy = ("torch", "pandas", "matplotlib", "torchattacks", "sklearn", "rich.progress")
     assert loaded("import bench, bench.cli", heavy, tmp_path) == "[]"
+
+
+@pytest.mark.parametrize("kind", ["attacks", "models", "datasets", "suites", "recipes"])
+def test_a_list_does_not_wait_for_torch(kind: str, tmp_path: Path) -> None:
+    code = f"from bench.cli import cli; cli(['list', {kind!r}], standalone_mode=False)"
+    assert loaded(code, ("torch", "pandas", "matplotlib", "torchattacks"), tmp_path) == "[]"
 
 
 def test_a_run_of_a_librarys_attack_imports_neither_requests_nor_robustbench(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import cli, loading, suite
+from bench import catalogue, cli, loading
 
 
 class Said(NamedTuple):
@@ -192,7 +192,7 @@ def test_lists_tell_what_there_is(type_: Type, kind: str, name: str) -> None:
     assert name in said.out
 
 
-@pytest.mark.parametrize("name", suite.shipped())
+@pytest.mark.parametrize("name", catalogue.suites())
 def test_every_shipped_suite_plans_without_running(type_: Type, name: str, tmp_path: Path) -> None:
     said = type_("plan", name)
     assert said.code == 0
@@ -251,7 +251,7 @@ def pictures(folder: Path, names: list[str]) -> None:
 
 def small_imagenet(folder: Path) -> Path:
     """The shipped suite on small images with random weights and its attacks without references."""
-    text = (suite.SHIPPED / "imagenet.toml").read_text(encoding="utf-8")
+    text = (catalogue.SUITES / "imagenet.toml").read_text(encoding="utf-8")
     for old, new in (
         ("resize = 256, crop = 224", "resize = 32, crop = 32"),
         ('"IMAGENET1K_V1"', '"random"'),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import suite
+from bench import catalogue, suite
 from bench.attacks import pgd
 from bench.checking import Checker
 from bench.errors import SuiteError
@@ -113,8 +113,8 @@ def test_every_shipped_suite_parses_by_its_bare_name_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert {"quickstart", "mnist", "imagenet"} <= set(suite.shipped())
-    for name in suite.shipped():
+    assert {"quickstart", "mnist", "imagenet"} <= set(catalogue.suites())
+    for name in catalogue.suites():
         assert suite.read(name).name == name
 
 

@@ -1,7 +1,5 @@
 """`bench plan` and `bench list`: what would run, and what there is."""
 
-from collections.abc import Callable
-
 import click
 
 from bench.cli.app import cli
@@ -47,28 +45,14 @@ def list_(kind: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    rows = _listings(kind)
-    names = [name for name, _, _ in rows]
+    from bench import catalogue
+
+    rows = catalogue.lines(kind)
+    names = [row.name for row in rows]
     shown = Table(box=None, show_header=False, pad_edge=False)
     shown.add_column(no_wrap=True, min_width=max(map(len, names), default=0))  # names are typed
     shown.add_column()
     shown.add_column()
-    for name, summary, source in rows:
-        shown.add_row(name, summary, source)
+    for row in rows:
+        shown.add_row(*row)
     Console().print(shown)
-
-
-def _listings(kind: str) -> list[tuple[str, str, str]]:
-    from bench import registry, suite
-    from bench.training import recipe
-
-    read: dict[str, Callable[[], list[tuple[str, str, str]]]] = {
-        "suites": lambda: [
-            (name, suite.read(name).title, str(suite.SHIPPED / f"{name}.toml"))
-            for name in suite.shipped()
-        ],
-        "recipes": lambda: [(name, *recipe.about(name)) for name in recipe.names()],
-    }
-    if kind in read:
-        return read[kind]()
-    return [(name, *registry.about(kind, name)) for name in registry.names(kind)]

@@ -120,12 +120,6 @@ def kind(name: str) -> Literal["model", "attack"]:
     return "attack" if trains_attack else "model"
 
 
-def about(name: str) -> tuple[str, str]:
-    """Title and source of a shipped recipe, whatever it trains."""
-    raw = toml(text_of(path_of(name), "a recipe"), name)
-    return raw["title"], raw["source"]
-
-
 def read(name: str) -> Recipe:
     """The recipe `name`: a bare name, or the path of a TOML file.
 
