@@ -5,8 +5,6 @@ test set, as in `standard`.
 """
 
 import copy
-import io
-import pickle
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,8 +16,8 @@ from torch import Tensor, nn
 from bench import loading, registry, rng
 from bench.contracts import Data, Learner, Lesson
 from bench.errors import SuiteError
-from bench.files import write_whole
 from bench.preflight import Subject
+from bench.training import progress
 from bench.training.attacker_recipe import AttackRecipe
 from bench.training.standard import made, predict
 
@@ -68,12 +66,12 @@ def train(
     data_dir: Path,
     device: torch.device,
     listen: Callable[[Epoch], None] = lambda epoch: None,
-    progress: Path | None = None,
+    kept_in: Path | None = None,
 ) -> Trained:
     """Train by `recipe` and keep the epoch that fools the most held-out images, of several the
     first. `listen` hears of every epoch.
 
-    After each epoch all that the next one needs goes into the file `progress`; where it is there
+    After each epoch all that the next one needs goes into the file `kept_in`; where it is there
     already, training goes on from it and ends with the same weights as if never interrupted.
     Raises: SuiteError for a recipe that cannot be followed, or another recipe's progress.
     """
@@ -97,8 +95,8 @@ def train(
         )
     with rng.seeded(recipe.seed, "training", recipe.name):
         course = _Course(recipe, target, data, device)
-        if progress is not None and progress.exists():
-            course.resume(progress)
+        if kept_in is not None and kept_in.exists():
+            course.resume(kept_in)
         while len(course.history) < recipe.epochs:
             started = time.perf_counter()
             number = len(course.history) + 1
@@ -108,8 +106,8 @@ def train(
             fooled, eligible = int(held.fooled.sum()), int(held.eligible.sum())
             epoch = Epoch(number, losses, fooled, eligible, time.perf_counter() - started)
             course.end(epoch)
-            if progress is not None:
-                course.save(progress)
+            if kept_in is not None:
+                course.save(kept_in)
             listen(epoch)
     course.attacking.load_state_dict(course.best_state)
     return Trained(course.attacking, target, course.best, course.history, len(kept))
@@ -151,39 +149,21 @@ class _Course:
             self.best_state = copy.deepcopy(self.attacking.state_dict())
 
     def save(self, path: Path) -> None:
-        """Raises: SuiteError if the file cannot be written."""
         state = {
-            "about": self._about,
             "networks": {name: each.state_dict() for name, each in self.networks.items()},
             "optimisers": {name: each.state_dict() for name, each in self.optimisers.items()},
             "best": self.best_state,
             "history": [tuple(epoch) for epoch in self.history],
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all(),
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_whole(path, buffer.getvalue())
+        progress.save(path, self._about, state)
 
     def resume(self, path: Path) -> None:
-        """Raises: SuiteError if the file is damaged or belongs to another recipe or target."""
-        try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-            same = state["about"] == self._about
-        except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-            raise SuiteError(f"{path}: damaged; delete it and train again") from error
-        if not same:
-            raise SuiteError(
-                f"{path}: holds the progress of another recipe '{self.recipe.name}' or another "
-                "target; delete it, or train into another folder"
-            )
+        state = progress.load(path, self._about, self.recipe.name)
         for name, network in self.networks.items():
             network.load_state_dict(state["networks"][name])
             self.optimisers[name].load_state_dict(state["optimisers"][name])
         self.best_state = state["best"]
         self.history = [Epoch(*epoch) for epoch in state["history"]]
-        torch.set_rng_state(state["random"])
-        torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
 def learner(recipe: AttackRecipe) -> Learner:

@@ -5,8 +5,6 @@ generators forked and seeded for this run, the order of images from a keyed perm
 """
 
 import copy
-import io
-import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from bench import registry, rng
 from bench.contracts import Data
 from bench.errors import SuiteError, nearest
-from bench.files import write_whole
+from bench.training import progress
 from bench.training.adversarial import Craft
 from bench.training.recipe import Part, Recipe
 
@@ -58,13 +56,13 @@ def train(
     data_dir: Path,
     device: torch.device,
     listen: Callable[[Epoch], None] = lambda epoch: None,
-    progress: Path | None = None,
+    kept_in: Path | None = None,
 ) -> Trained:
     """Train by `recipe` and return the weights of the epoch with the least validation errors
     (of those, the least validation loss); under adversarial training, the least errors on attacked
     validation images (Goodfellow et al. 2015, section 6). `listen` hears of every epoch.
 
-    After each epoch all that the next one needs goes into the file `progress`; where it is there
+    After each epoch all that the next one needs goes into the file `kept_in`; where it is there
     already, training goes on from it and ends with the same weights as if never interrupted.
     Raises: SuiteError for a recipe that cannot be followed, or another recipe's progress.
     """
@@ -81,8 +79,8 @@ def train(
     held_out, kept = order[: recipe.validation], order[recipe.validation :]
     with rng.seeded(recipe.seed, "training", recipe.name):
         course = _Course(recipe, device)
-        if progress is not None and progress.exists():
-            course.resume(progress)
+        if kept_in is not None and kept_in.exists():
+            course.resume(kept_in)
         while not course.ended:
             started = time.perf_counter()
             number = len(course.history) + 1
@@ -109,8 +107,8 @@ def train(
                     validation_adversarial_correct=held.attacked.correct,
                 )
             course.end(epoch)
-            if progress is not None:
-                course.save(progress)
+            if kept_in is not None:
+                course.save(kept_in)
             listen(epoch)
     course.model.load_state_dict(course.best_state)
     return Trained(course.model.eval(), course.best, course.history)
@@ -168,41 +166,23 @@ class _Course:
             self.best_state = copy.deepcopy(self.model.state_dict())
 
     def save(self, path: Path) -> None:
-        """Raises: SuiteError if the file cannot be written."""
-        buffer = io.BytesIO()
         state = {
-            "recipe": repr(self.recipe),
             "model": self.model.state_dict(),
             "best": self.best_state,
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule and self.schedule.state_dict(),
             "history": [tuple(epoch) for epoch in self.history],
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state_all(),
         }
-        torch.save(state, buffer)
-        write_whole(path, buffer.getvalue())
+        progress.save(path, repr(self.recipe), state)
 
     def resume(self, path: Path) -> None:
-        """Raises: SuiteError if the file is damaged or belongs to another recipe."""
-        try:
-            state = torch.load(path, weights_only=True, map_location="cpu")
-            same = state["recipe"] == repr(self.recipe)
-        except (RuntimeError, EOFError, OSError, KeyError, pickle.UnpicklingError) as error:
-            raise SuiteError(f"{path}: damaged; delete it and train again") from error
-        if not same:
-            raise SuiteError(
-                f"{path}: holds the progress of another recipe '{self.recipe.name}'; delete it, "
-                "or train into another folder"
-            )
+        state = progress.load(path, repr(self.recipe), self.recipe.name)
         self.model.load_state_dict(state["model"])
         self.best_state = state["best"]
         self.optimiser.load_state_dict(state["optimiser"])
         if self.schedule is not None:
             self.schedule.load_state_dict(state["schedule"])
         self.history = [Epoch(*epoch) for epoch in state["history"]]
-        torch.set_rng_state(state["random"])
-        torch.cuda.set_rng_state_all(state["random_cuda"])
 
 
 def made(module: ModuleType, part: Part, what: str, on: Any) -> Any:

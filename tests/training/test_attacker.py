@@ -149,13 +149,13 @@ def test_the_seed_decides_and_the_callers_generator_is_not_moved(
 def test_progress_of_another_recipe_or_target_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     short = (("epochs = 2", "epochs = 1"), ("limit = 480", "limit = 32"))
     progress = tmp_path / "small.progress"
-    attacker.train(read(tmp_path, *short), tmp_path, CPU, progress=progress)
+    attacker.train(read(tmp_path, *short), tmp_path, CPU, kept_in=progress)
     for change in (("seed = 5", "seed = 6"), ('"digits" }\ndata', '"random" }\ndata')):
         with pytest.raises(SuiteError, match=r"another recipe|nothing to fool"):
-            attacker.train(read(tmp_path, *short, change), tmp_path, CPU, progress=progress)
+            attacker.train(read(tmp_path, *short, change), tmp_path, CPU, kept_in=progress)
     progress.write_bytes(progress.read_bytes()[:1000])
     with pytest.raises(SuiteError, match="damaged"):
-        attacker.train(read(tmp_path, *short), tmp_path, CPU, progress=progress)
+        attacker.train(read(tmp_path, *short), tmp_path, CPU, kept_in=progress)
 
 
 def test_training_never_looks_at_the_test_set(

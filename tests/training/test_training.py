@@ -203,12 +203,12 @@ def test_interrupted_training_ends_with_the_same_weights(
 
 def test_the_progress_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     progress = tmp_path / "small.progress"
-    standard.train(read(tmp_path), tmp_path, CPU, progress=progress)
+    standard.train(read(tmp_path), tmp_path, CPU, kept_in=progress)
     with pytest.raises(SuiteError, match="another recipe"):
-        standard.train(read(tmp_path, "seed = 5", "seed = 6"), tmp_path, CPU, progress=progress)
+        standard.train(read(tmp_path, "seed = 5", "seed = 6"), tmp_path, CPU, kept_in=progress)
     progress.write_bytes(progress.read_bytes()[:1000])
     with pytest.raises(SuiteError, match="damaged"):
-        standard.train(read(tmp_path), tmp_path, CPU, progress=progress)
+        standard.train(read(tmp_path), tmp_path, CPU, kept_in=progress)
 
 
 def test_dropout_goes_on_with_the_same_draws_after_an_interruption(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_dropout_goes_on_with_the_same_draws_after_an_interruption(tmp_path: Pat
     states: list[bytes] = []
     standard.train(small, tmp_path, CPU, lambda e: states.append(progress.read_bytes()), progress)
     progress.write_bytes(states[0])  # as if cut after the first epoch
-    assert equal(whole, standard.train(small, tmp_path, CPU, progress=progress))
+    assert equal(whole, standard.train(small, tmp_path, CPU, kept_in=progress))
 
 
 def test_a_card_tells_the_accuracy_of_each_class_and_figures_lie_beside_it(
