@@ -20,8 +20,8 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
   tables       records -> one row per cell; crosscheck, ours against a reference
   beside       published figures joined with measured ones
   results      a run read back from its folder
-  publication  table.csv, plots (style, curves, transfer, variation), report (views, formats):
-               what people read
+  publication  table.csv, plots (style, curves, grids, transfer, variation), report (views,
+               formats): what people read
   single       one image under one attack; story, how it is told
   cli, api     what people type
 

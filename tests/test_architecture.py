@@ -19,7 +19,7 @@ ORDER = [
     "checkpoint", "models", "datasets", "attacks", "registry", "catalogue", "published",
     "entries", "suite", "plan", "engine", "meter", "measure",
     "provenance", "preflight", "loading", "records", "session", "runner", "metrics",
-    "tables", "crosscheck", "beside", "results", "formats", "style", "curves", "transfer",
+    "tables", "crosscheck", "beside", "results", "formats", "style", "curves", "grids", "transfer",
     "variation", "plots", "views", "report",
     "publication", "single", "story", "api", "training", "cli", "__main__",
 ]  # fmt: skip
