@@ -95,11 +95,13 @@ def measure(
     rows: int,
     floor: meter.Floor,
     source: nn.Module | None = None,
+    judged_rows: int | None = None,
 ) -> Measured:
     """Attack `examples` at every eps of `curve`, verify and judge; at most `rows` rows a pass.
 
     The attack sees `source` alone (the model itself if there is none), the verdict is the model's:
-    the threat model of transfer. `floor` is that of the model that is attacked.
+    the threat model of transfer. `floor` and `rows` are those of the model that is attacked; the
+    one that judges takes `judged_rows` rows a pass, where it is another.
     An example that the model gets wrong without attack is not attacked, nor, when targeted, one
     whose label is the target. At eps = 0 the ball holds x alone, so nothing is attacked.
     Raises: ContractError if the attack breaks a promise that leaves nothing to judge.
@@ -117,15 +119,16 @@ def measure(
         attacked = model if source is None else source
         with untouched(attacked):
             raw = _attack(attacked, part, chosen, rows)
+    seen = judged_rows or rows
     records, costs = [], []
     for index, eps in enumerate(curve.eps):
         if raw is None or index not in positive:
-            records.append(_record(model, curve, eps, examples, wanted, None, 0, rows))
+            records.append(_record(model, curve, eps, examples, wanted, None, 0, seen))
             costs.append(Cost(0, 0.0, 0.0, 0.0))
             continue
         at = positive.index(index)
         frame, seconds = meter.timed(
-            lambda eps=eps, at=at: _record(model, curve, eps, examples, wanted, raw, at, rows),
+            lambda eps=eps, at=at: _record(model, curve, eps, examples, wanted, raw, at, seen),
             examples.x.device,
         )
         x_adv[index, wanted.cpu()] = raw.x_adv[at].cpu()

@@ -93,7 +93,9 @@ class Session:
         )
         model, source = self.subjects[task.model].model, self.subjects[task.source].model
         floor = self._floor(task.source, rows)
-        measured = measure.measure(model, task.curve, examples, rows, floor, source)
+        own = task.source == task.model
+        judged_rows = rows if own else self.rows[task.model]
+        measured = measure.measure(model, task.curve, examples, rows, floor, source, judged_rows)
         frames, pieces = [], []
         for cell, records, cost in zip(task.cells, measured.records, measured.costs, strict=True):
             frames.append(

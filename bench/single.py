@@ -76,9 +76,9 @@ def attack(
     """
     found = registry.find("models", model.name, Path())
     known = isinstance(found, Model)
-    shape: Shape = found.shape if known else (3, 224, 224)
-    data = _data(image, shape, found.names() if known and found.names else (), data_dir)
-    names, x, stem = data.classes, data.read(0, 1)[0], data.name
+    told = found.names() if known and found.names else ()
+    data = _data(image, found.shape if known else None, told, data_dir)
+    names, x, stem, shape = data.classes, data.read(0, 1)[0], data.name, data.shape
     subject = loading.subject(model, Path(), seed, data, device, data_dir)
     if entry.goal == "targeted":
         plan.target_class(entry, subject.classes, names)
@@ -117,11 +117,15 @@ def attack(
     )
 
 
-def _data(image: str, shape: Shape, names: tuple[str, ...], data_dir: Path) -> Data:
-    """One image as a data set of its own; its name is what files made of it are called."""
+def _data(image: str, wanted: Shape | None, names: tuple[str, ...], data_dir: Path) -> Data:
+    """One image as a data set of its own; its name is what files made of it are called.
+
+    `wanted` is the shape that the model takes, if that is known; else a photograph is read as
+    ImageNet's are, and an example of a data set as it is.
+    """
     example = _EXAMPLE.fullmatch(image)
     if example is None or Path(image).exists():
-        path = Path(image)
+        path, shape = Path(image), wanted or (3, 224, 224)
         x = images.decode(path, min(shape[1:]), min(shape[1:]), shape[0])
         labels, name = None, path.stem
     else:
@@ -130,8 +134,9 @@ def _data(image: str, shape: Shape, names: tuple[str, ...], data_dir: Path) -> D
         whole = loading.data(entry, Path(), data_dir, None)
         if index >= whole.n:
             raise SuiteError(f"{image}: expected an index below {whole.n}, got {index}")
-        if whole.shape != shape:
-            raise SuiteError(f"{image}: the model takes images {shape}, got {whole.shape}")
+        shape = whole.shape
+        if wanted not in (None, shape):
+            raise SuiteError(f"{image}: the model takes images {wanted}, got {shape}")
         x, name = whole.read(index, index + 1)[0], f"{example['data']}-{index}"
         labels = None if whole.labels is None else whole.labels[index : index + 1]
         names = names or whole.classes

@@ -332,6 +332,8 @@ class _Reader:
                 reference.target,
             ):
                 self.check.say(key, "expected the same norm, goal and target on both sides")
+            elif ours.source != reference.source:
+                self.check.say(key, "expected both sides crafted on the same source model")
             elif ours.eps and reference.eps and not _values(ours.eps) & _values(reference.eps):
                 self.check.say(key, "expected an eps that both sides have, got none")
         return entry

@@ -42,14 +42,20 @@ def against_parameter(rows: pd.DataFrame, title: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.6, 2.9), layout="constrained")
         success, *sizes = figure.subplots(1, 1 + len(SIZES))
-        for place, (family, group) in enumerate(rows.groupby("family", sort=False)):
+        crafted = rows["source"].fillna("").map(lambda source: f" from {source}" if source else "")
+        lines = rows["family"] + crafted
+        for place, (label, group) in enumerate(rows.groupby(lines, sort=False)):
             cells = group[group["eps"] == group["eps"].max()].sort_values("value")
-            look = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place], "ms": 4}
+            look = {
+                "color": PALETTE[place % len(PALETTE)],
+                "marker": MARKERS[place % len(MARKERS)],
+                "ms": 4,
+            }
             x = cells["value"].astype(float)
             shares = cells[["attack_success_rate", "success_low", "success_high"]].astype(float)
             rate, low, high = (100 * shares[name] for name in shares)
             reach = np.clip([rate - low, high - rate], 0, None)
-            success.errorbar(x, rate, yerr=reach, capsize=2, lw=1.2, label=short(family), **look)
+            success.errorbar(x, rate, yerr=reach, capsize=2, lw=1.2, label=short(label), **look)
             for axes, name in zip(sizes, SIZES, strict=True):
                 axes.plot(x, cells[name].astype(float), lw=1.2, **look)
         success.set(ylim=(-3, 103), ylabel="attack success rate (%)")
@@ -60,7 +66,7 @@ def against_parameter(rows: pd.DataFrame, title: str) -> Figure:
             _scale(axes, rows["value"].astype(float))
             axes.set_xlabel(varied)
         figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-        if rows["family"].nunique() > 1:
+        if lines.nunique() > 1:
             figure.legend(loc="outside right upper")
         return figure
 

@@ -196,12 +196,12 @@ def transfers(table: pd.DataFrame) -> list[View]:
 def _transferred(row: Row | None, notes: Footnotes) -> str:
     if row is None:
         return ""
-    rate_ = transfer.error_rate(row)
-    if rate_ is None:
+    share = transfer.error_rate(row)
+    if share is None:
         reason = f"{row['status']}: {words(row['reason'])}"
         return f"{DASH} {notes.mark(reason)}"
     ends = formats.interval(1 - row["robust_high"], 1 - row["robust_low"])
-    return f"{percent(rate_)} {ends} ({percent(row['mean_confidence_fooled'])})"
+    return f"{percent(share)} {ends} ({percent(row['mean_confidence_fooled'])})"
 
 
 def sizes(table: pd.DataFrame) -> View | None:

@@ -124,3 +124,14 @@ def test_the_page_says_what_the_terminal_said(digit: Path) -> None:
 def test_an_image_that_is_not_there_is_one_sentence_and_2(image: str, told: str) -> None:
     result = CliRunner().invoke(cli, ["attack", image, "--model", "lenet", "--weights", "digits"])
     assert (result.exit_code, told in result.output) == (2, True), result.output
+
+
+def test_an_example_fits_a_model_file_that_says_nothing_of_shapes(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\n\n"
+        "def net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
+    )
+    command = ["attack", "digits:3", "--model", f"{tmp_path / 'mine.py'}:net", "--eps", "0.1"]
+    told = CliRunner().invoke(cli, [*command, "--out", str(tmp_path)])
+    assert told.exit_code == 0, told.output
+    assert (tmp_path / "digits-3-attack.md").exists()

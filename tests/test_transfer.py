@@ -276,3 +276,37 @@ def test_a_librarys_attack_transfers_as_bench_own_does(
         for name in ("fgsm", "torchattacks:FGSM")
     ]
     assert kept[0]["robust_correct"].item() == kept[1]["robust_correct"].item()
+
+
+def test_each_value_of_a_varied_parameter_has_a_matrix_and_each_source_a_line(
+    tmp_path: Path, weights: Path
+) -> None:
+    text = FGSM.replace("fgsm", "pgd").replace("FGSM", "PGD")
+    text += 'source = "each"\nvary = { steps = [1, 8] }\n'
+    table = ran(HEAD.format(weights=weights) + text, tmp_path).table
+    found = transfer.matrices(table)
+    assert [matrix.attack for matrix in found] == ["PGD, steps 1", "PGD, steps 8"]
+    for matrix, steps in zip(found, (1, 8), strict=True):
+        for (source, victim), cell in matrix.cells.items():
+            wanted = row(table, victim, f"PGD from {source}, steps {steps}")
+            assert cell["robust_correct"] == wanted["robust_correct"]
+    figure = next(figure for name, _, figure in variation.figures(table) if "LeNet" in name)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["PGD from LeNet", "PGD from linear"]
+
+
+def test_an_attack_without_gradients_says_nothing_of_hidden_ones(found: results.Results) -> None:
+    table = found.table.copy()
+    own = (table["model"] == "linear") & (table["attack"] == "FGSM from linear")
+    clean = table.loc[own & (table["eps"] == 0)].iloc[0]
+    for name in ("robust_correct", "robust_accuracy", "robust_low", "robust_high"):
+        table.loc[own, name] = clean[name]
+    table["threat_model"] = table["threat_model"].replace("white-box", "black-box, score-based")
+    assert transfer.hidden_gradients(table) == []
+
+
+def test_a_crosscheck_of_examples_from_two_sources_is_a_mistake() -> None:
+    text = HEAD.format(weights="random") + FGSM + 'source = "each"\n'
+    text += '[[crosschecks]]\nours = "FGSM from LeNet"\nreference = "FGSM from linear"\n'
+    with pytest.raises(SuiteError, match="expected both sides crafted on the same source model"):
+        suite.parse(text, "t.toml", Path())
