@@ -113,10 +113,11 @@ def test_no_broad_except_hides_a_bug_outside_a_strangers_code() -> None:
         for node in ast.walk(tree(path))
         if isinstance(node, ast.ExceptHandler) and catches_all(node.type)
     ]
-    # A checkpoint's bytes, a library's reader, a user's factory, forward, file and module, a cell.
+    # A checkpoint's bytes, a library's reader, a user's factory, forward, file and module, a
+    # cell, a training's progress.
     assert sorted(broad) == [
         "checkpoint.py", "datasets/mnist.py", "loading.py", "preflight.py", "registry.py",
-        "registry.py", "runner.py",
+        "registry.py", "runner.py", "training/progress.py",
     ]  # fmt: skip
 
 

@@ -239,3 +239,17 @@ def test_the_weights_that_ship_stay_under_12_megabytes_together() -> None:
     sizes = {path.name: path.stat().st_size for path in package.rglob("*.safetensors")}
     assert sizes
     assert sum(sizes.values()) < 12e6, sizes
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"junk", b"some text, no progress\n" * 9, b"\x89PNG\r\n\x1a\n" * 30, b"\xff" * 300],
+)
+def test_progress_that_is_none_is_the_users_whatever_its_bytes(
+    tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "small.progress"
+    path.write_bytes(content)
+    with pytest.raises(SuiteError, match="damaged; delete it and train again"):
+        standard.train(read(tmp_path), tmp_path, CPU, kept_in=path)
+    assert path.read_bytes() == content
