@@ -4,7 +4,8 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
 
   suite        TOML: which models meet which attacks on which data, read into entries; checking,
                how any file of a user's is checked key by key; published, figures of others
-  plan         suite -> cells, each one number to be defended, with identity, cost, skip reason
+  plan         suite -> cells, each one number to be defended, with identity, cost, skip reason;
+               planned, the plan as it is shown, kept from one showing to the next
   loading      names -> data, devices, models with their weights (checkpoint) that are found fit
                to be attacked (preflight)
   runner       cells -> records: what is missing is run, what is finished is kept
@@ -23,6 +24,7 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
   publication  table.csv, plots (style, curves, grids, transfer, variation), report (views,
                formats): what people read
   single       one image under one attack; story, how it is told
+  speed        the same work through bench, a bare loop and other libraries, timed side by side
   cli, api     what people type
 
 attacks/, models/, datasets/ and training/ hold one file for each thing (training: `standard` trains

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import loading, meter, plan, preflight, results, runner, tables
-from bench.contracts import Goal, Norm, Stop
+from bench.contracts import Goal, Norm, Precision, Stop
 from bench.datasets import in_memory
 from bench.records import Stored
 from bench.session import Session
@@ -45,13 +45,16 @@ def evaluate(
     batch_size: int | None = None,
     keep_adversarial: bool = False,
     source: nn.Module | None = None,
+    precision: Precision = "float32",
+    copied: bool = True,
 ) -> Evaluation:
     """How robust `model` is on (x, y) under one attack at one or several eps.
 
     Shapes: x float in [0, 1], (n, c, h, w); y integer, (n,). Everything is verified and counted
     as in a suite; the model comes back as it was, on `device`. With a `source`, the examples are
     crafted on that model, which is all that the attacker sees, and judged by `model` (transfer).
-    stop is "first-success", for a transfer "never", unless given.
+    stop is "first-success", for a transfer "never", unless given. Gradients come from a faster copy
+    of the model where one agrees with it and `copied` allows it, in `precision`; the model judges.
     Raises: SuiteError for an unknown attack, parameter, norm or target, images outside [0, 1],
     labels the model has no class for, or a model that does not return logits; ContractError if
     the attack breaks its promise; whatever the attack or the model raises.
@@ -65,6 +68,8 @@ def evaluate(
         "stop": stop or ("first-success" if source is None else "never"),
         "params": dict(params or {}),
     }
+    if precision != "float32":
+        raw["precision"] = precision
     if target is not None:
         raw["target"] = target
     entry = attack_entry(raw, "bench.evaluate")
@@ -79,7 +84,10 @@ def evaluate(
     }
     sample = data.read(0, 1).to(where)
     rows = {name: batch_size or meter.rows_per_pass(each, sample) for name, each in models.items()}
-    session = Session(suite="", seed=seed, device=where, data=data, subjects=subjects, rows=rows)
+    session = Session(
+        suite="", seed=seed, device=where, data=data, subjects=subjects, rows=rows,
+        fixed_rows=batch_size is not None, copied=copied,
+    )  # fmt: skip
     facts = {name: session.facts(name) for name in models}
     if source is not None:
         entry = dataclasses.replace(entry, source=crafting)
@@ -101,6 +109,7 @@ def run(
     batch_size: int | None = None,
     data_dir: str | Path | None = None,
     fresh: bool = False,
+    copied: bool = True,
 ) -> results.Results:
     """Run the suite of a path or a shipped name, as `bench run` does; its results, read back.
 
@@ -114,6 +123,7 @@ def run(
         batch_size=batch_size,
         data_dir=loading.data_folder(data_dir),
         fresh=fresh,
+        copied=copied,
         command=f"bench.run({suite!r})",
     )
     runner.run(checked, folder, options)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import registry
+from bench.errors import SuiteError, nearest
 
 _PACKAGE = Path(__file__).parent
 SUITES = next(
@@ -31,6 +32,20 @@ class Line(NamedTuple):
 def suites() -> list[str]:
     """Names of the suites that travel with the package."""
     return sorted(path.stem for path in SUITES.glob("*.toml"))
+
+
+def suite(name: str) -> Path:
+    """The file of a suite: a path, or a bare name looked up among the shipped ones.
+
+    Raises: SuiteError if there is neither.
+    """
+    path = Path(name)
+    if not path.is_file() and path.name == name and name in suites():
+        path = SUITES / f"{name}.toml"
+    if not path.exists():
+        told = f"suite '{name}' is neither a file nor shipped; {nearest(name, suites())}"
+        raise SuiteError(told)
+    return path
 
 
 def lines(kind: str) -> list[Line]:

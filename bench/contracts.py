@@ -24,6 +24,8 @@ Goal = Literal["untargeted", "targeted"]
 Stop = Literal["first-success", "never"]
 Sweep = Literal["independent", "nested"]
 Loss = Literal["cross-entropy", "margin", "label-and-target"]
+Precision = Literal["float32", "tf32", "bfloat16"]
+"""Arithmetic of an attack's gradients; whatever it is, the model judges in float32."""
 Shape = tuple[int, int, int]
 """Channels, height, width of one image."""
 
@@ -223,6 +225,7 @@ class Curve:
     stop: Stop = "first-success"
     sweep: Sweep = "independent"
     seed: int = 0
+    precision: Precision = "float32"
     trace: bool = False
     """Keep the loss of every iterate."""
 

@@ -138,8 +138,8 @@ def _verdict(differ: int, corrected: float, pixels: float | None) -> str:
 def _cause(pair: Sides, saturated: int) -> str:
     """The likely causes of a difference, the declared ones first."""
     causes = []
-    mine = {**pair.ours.traits, "stop": pair.ours.stop}
-    theirs = {"stop": "never", **pair.reference.traits}
+    mine = {**pair.ours.traits, "stop": pair.ours.stop, "precision": pair.ours.precision}
+    theirs = {"stop": "never", "precision": "float32", **pair.reference.traits}
     words = {
         "start": "other start",
         "alpha": "other step size",
@@ -149,6 +149,7 @@ def _cause(pair: Sides, saturated: int) -> str:
         "momentum": "other definition of momentum",
         "projection": "other projection or clamp",
         "stop": "other stop rule",
+        "precision": "other arithmetic",
     }
     for trait, what in words.items():
         if trait in mine and trait in theirs and mine[trait] != theirs[trait]:

@@ -1,13 +1,20 @@
 """The loop of every attack rule: one stream of (example, eps, restart) items in full batches.
 
-A batch mixes examples, epsilons and restarts, because all that a rule knows is per row. Each turn
-of the loop is one forward and one input-gradient pass over the batch; rows that are finished leave
-and waiting items take their place, so the hardware always sees full batches and no pass is spent
-on an example that is already fooled.
+One iterate costs one forward and one backward pass to the input; the update is a percent of that.
+So a curve can only be had faster by making fewer passes for the same answer, which is this module,
+or cheaper ones, which is the attacked copy (`bench.copies`) that it is handed, and on a GPU the
+recorded turn (`bench.graphs`). What each idea is worth is measured by `bench speed` and written
+down in results/speed; on one CPU core with LeNet:
 
-Who waits for whom: a restart is tried only after the one before it has failed; under
-sweep = "nested", an eps only after the smaller one has failed (a success is inherited, since the
-smaller ball lies in the larger). Everything else is independent.
+- an item that has won leaves at once and a waiting one takes its place, so batches stay full and no
+  pass is spent on what is already fooled: {first_success}
+- epsilons ride in one stream; under sweep = "nested" an example fooled at one eps is not attacked
+  at a larger one (the smaller ball lies in it): {nested}
+- a rule of one gradient has the same one at every eps, so a sweep costs one: {shared}
+
+Who waits for whom: a restart is tried only after the one before it has failed; nested, an eps only
+after the smaller one. Everything else is independent, so the outcome of an item is a function of
+the item: not of the batch, the order or the number of rows.
 """
 
 from typing import Any, NamedTuple
@@ -15,9 +22,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bench import graphs
+from bench.batch import cut, join, mapped, size, take
 from bench.contracts import Curve, Items
+from bench.geometry import per_row
 from bench.losses import Objective, to_ascend
 from bench.rng import Noise
+
+LOOKS_AHEAD = 8
+"""Turns that a GPU makes before the host asks who has finished: asking makes it wait."""
 
 
 class Attacked(NamedTuple):
@@ -26,8 +39,8 @@ class Attacked(NamedTuple):
     x_adv: Tensor
     """(e, n, *input)"""
     forwards: Tensor
-    """Forward passes spent on each example at each eps, (e, n), float64; a pass shared by several
-    eps is shared out evenly."""
+    """Forward passes that each example needed at each eps, (e, n), float64; a pass shared by
+    several eps is shared out evenly."""
     backwards: Tensor
     """Likewise for gradients with respect to the input."""
     first_success: Tensor
@@ -36,15 +49,8 @@ class Attacked(NamedTuple):
     losses: Tensor | None
     """What was ascended at each iterate that was looked at, (e, n, steps), NaN where none was;
     of the last restart. None unless the curve asks for a trace."""
-
-
-class _Batch(NamedTuple):
-    """The rows under attack: which item each row is, what the rule knows of it, its state."""
-
-    item: Tensor
-    """(rows, 3): position of the example, of the eps, number of the restart."""
-    known: Items
-    state: Any
+    rows: int
+    """Rows a pass held at the end: fewer than asked for where memory ran out."""
 
 
 class Seen(NamedTuple):
@@ -57,6 +63,19 @@ class Seen(NamedTuple):
     """Of each row's loss with respect to that row, as the images."""
 
 
+class _Batch(NamedTuple):
+    """The rows under attack: which item each row is, what the rule knows of it, its state."""
+
+    item: Tensor
+    """(rows, 3): position of the example, of the eps, number of the restart."""
+    known: Items
+    state: Any
+    first: Tensor
+    """Steps before the first success seen, (rows,), -1 if none was."""
+    looks: Tensor
+    """Passes that the item needed so far, (rows,)."""
+
+
 def attack(
     model: nn.Module,
     curve: Curve,
@@ -65,37 +84,28 @@ def attack(
     examples: Tensor,
     rows: int,
     label: Tensor | None = None,
+    copy: nn.Module | None = None,
 ) -> Attacked:
     """Run the curve's rule on every example at every eps, at most `rows` rows a pass.
 
+    Gradients are those of `copy` (`model` if there is none); `model` says what has not been fooled
+    before a restart or a larger eps is tried.
     Shapes: x (n, c, h, w) in [0, 1]; y (n,) classes to leave or to reach; examples (n,) ids that
-    key the noise; label (n,) the true labels, y if not given. The model is in evaluation mode and
-    its parameters need no gradient.
+    key the noise; label (n,) the true labels, y if not given. Both are in evaluation mode and
+    their parameters need no gradient.
     """
-    label = y if label is None else label
+    run = _Run(model, copy or model, curve, x, y, examples, y if label is None else label, rows)
     rule = curve.attack.rule
-    assert rule is not None
-    if rule.one_gradient and curve.sweep == "independent":
-        return _one_gradient(model, curve, x, y, examples, rows, label)
-    run = _Run(model, curve, x, y, examples, label)
-    batch, waiting = None, run.first_items()
-    while True:
-        free = rows - (len(batch.item) if batch is not None else 0)
-        if free and len(waiting):
-            batch, waiting = _join(batch, run.enter(waiting[:free])), waiting[free:]
-        if batch is None or not len(batch.item):
-            return run.out
-        seen = look(model, run.loss, batch.state.x, batch.known.y, batch.known.label)
-        fooled, gradient = run.note(batch, seen), seen.gradient
-        if curve.stop == "first-success" and fooled.any():
-            run.leave(_rows(batch, fooled), won=True)
-            batch, gradient = _rows(batch, ~fooled), gradient[~fooled]
-        state = rule.step(batch.state, gradient, batch.known, curve.params, curve.norm)
-        batch = _Batch(batch.item, batch.known._replace(k=batch.known.k + 1), state)
-        done = batch.known.k == curve.params.steps
-        if done.any():
-            waiting = torch.cat([waiting, run.finish(_rows(batch, done))])
-            batch = _rows(batch, ~done)
+    if rule is not None and rule.one_gradient and curve.sweep == "independent":
+        return run.one_gradient()
+    batch = None
+    while (batch := run.fill(batch)) is not None:
+        try:
+            batch = run.turns(batch)
+        except RuntimeError as error:
+            batch = run.halve(batch, error)
+        batch = run.settle(batch)
+    return run.result()
 
 
 def look(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor) -> Seen:
@@ -117,79 +127,141 @@ def look(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor)
 
 
 class _Run:
-    """The bookkeeping of one call: what enters, what was seen, what leaves and what follows it."""
+    """One call: what waits, what was parked, and what has left."""
 
     def __init__(
         self,
         model: nn.Module,
+        copy: nn.Module,
         curve: Curve,
         x: Tensor,
         y: Tensor,
         examples: Tensor,
         label: Tensor,
+        rows: int,
     ) -> None:
-        self.model, self.curve, self.x, self.y, self.examples = model, curve, x, y, examples
-        self.label = label
+        """As `attack`'s."""
+        rule = curve.attack.rule
+        assert rule is not None
+        self.model, self.copy, self.curve, self.rule, self.rows = model, copy, curve, rule, rows
+        self.x, self.y, self.examples, self.label = x, y, examples, label
         self.loss = to_ascend(curve.params.loss, curve.goal)
         self.eps = torch.tensor(curve.eps, dtype=x.dtype, device=x.device)
         self.ascending = self.eps.argsort()
         self.rank = self.ascending.argsort()
         self.nested = curve.sweep == "nested"
-        n, e = len(x), len(curve.eps)
-        self.out = _nothing(x, e, n, curve.params.steps if curve.trace else 0)
+        self.stops = curve.stop == "first-success"
+        self.out = _nothing(x, curve)
+        self.waiting = self._first_items()
+        self.parked: _Batch | None = None
+        many = min(rows, len(self.waiting))
+        self.turn = graphs.replayed(self._turn, many) if x.device.type == "cuda" else self._turn
 
-    def first_items(self) -> Tensor:
+    # --------------------------------------------------------------------------------- the loop
+
+    def fill(self, batch: _Batch | None) -> _Batch | None:
+        """The batch with its free rows taken by items that wait; None when nothing is left."""
+        while (free := self.rows - size(batch)) > 0 and (self.parked or len(self.waiting)):
+            if self.parked:
+                piece, self.parked = cut(self.parked, free)
+                batch = join(batch, piece)
+            else:
+                item, self.waiting = self.waiting[:free], self.waiting[free:]
+                batch = join(batch, self._enter(item))
+        return batch
+
+    def turns(self, batch: _Batch) -> _Batch:
+        """A turn, or, where asking who has finished makes the host wait, several."""
+        left = self.curve.params.steps - int(batch.known.k.max())
+        if self.out.losses is not None:
+            return self._traced(batch) if left else batch
+        for _ in range(min(left, LOOKS_AHEAD if self.x.device.type == "cuda" else 1)):
+            batch = self.turn(batch)
+        return batch
+
+    def _turn(self, batch: _Batch) -> _Batch:
+        return self._advance(batch, self._look(batch))
+
+    def _look(self, batch: _Batch) -> Seen:
+        known = batch.known
+        return look(self.copy, self.loss, batch.state.x, known.y, known.label)
+
+    def _advance(self, batch: _Batch, seen: Seen) -> _Batch:
+        """One step for every row that is not done; tensors alone, so that a GPU can replay it."""
+        item, known, state, first, looks = batch
+        looks = looks + ~self._done(batch)
+        fooled = _fooled(seen.logits, known.y, self.curve) & (known.k < self.curve.params.steps)
+        first = torch.where(fooled & (first < 0), known.k, first)
+        done = self._done(batch._replace(first=first))
+        stepped = self.rule.step(state, seen.gradient, known, self.curve.params, self.curve.norm)
+        state = mapped(lambda old, new: torch.where(per_row(done, new), old, new), state, stepped)
+        return _Batch(item, known._replace(k=known.k + ~done), state, first, looks)
+
+    def _done(self, batch: _Batch) -> Tensor:
+        over = batch.known.k >= self.curve.params.steps
+        return torch.logical_or(over, batch.first >= 0) if self.stops else over
+
+    def settle(self, batch: _Batch) -> _Batch | None:
+        """Take out the rows that are done, and let in line what waited for them."""
+        done = self._done(batch)
+        if not done.any():
+            return batch
+        won = done & (batch.first >= 0) & self.stops
+        self._leave(take(batch, won), won=True)
+        self._finish(take(batch, done & ~won))
+        return take(batch, ~done) if not done.all() else None
+
+    def halve(self, batch: _Batch, error: RuntimeError) -> _Batch:
+        """After an error: fewer rows from now on, those too many are parked."""
+        self._less(error)
+        batch, rest = cut(batch, self.rows)
+        self.parked = join(self.parked, rest)
+        return batch
+
+    def _less(self, error: RuntimeError) -> None:
+        """Half as many rows a pass, if memory ran out; any other error goes on up."""
+        if self.rows == 1 or not out_of_memory(error):
+            raise error
+        if self.x.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.rows //= 2
+        self.turn = self._turn
+
+    def result(self) -> Attacked:
+        return self.out._replace(rows=self.rows)
+
+    # ------------------------------------------------------------------- who enters and who leaves
+
+    def _first_items(self) -> Tensor:
         """Restart 0 of every example, at every eps or, nested, at the smallest."""
         eps = self.ascending[:1] if self.nested else torch.arange(len(self.eps))
         example = torch.arange(len(self.x))
         grid = torch.cartesian_prod(eps.cpu(), example).view(-1, 2)
         return torch.stack([grid[:, 1], grid[:, 0], torch.zeros(len(grid), dtype=torch.int64)], 1)
 
-    def enter(self, item: Tensor) -> _Batch:
-        """A batch of `item`s at step 0; their noise is keyed by example and restart."""
+    def _enter(self, item: Tensor) -> _Batch:
+        """`item`s at step 0; their noise is keyed by example and restart."""
         example, eps, restart = item.unbind(1)
         device = self.x.device
         example, eps = example.to(device), eps.to(device)
-        x, y, label = self.x[example], self.y[example], self.label[example]
-        known = Items(x, y, label, self.eps[eps], torch.zeros_like(example))
+        zero = torch.zeros_like(example)
+        known = Items(self.x[example], self.y[example], self.label[example], self.eps[eps], zero)
         noise = Noise(self.curve.seed, self.curve.name, self.examples[example], restart)
-        rule = self.curve.attack.rule
-        assert rule is not None
-        state = rule.init(known, noise, self.curve.params, self.curve.norm)
-        return _Batch(item.to(device), known, state)
+        state = self.rule.init(known, noise, self.curve.params, self.curve.norm)
+        return _Batch(item.to(device), known, state, zero - 1, zero)
 
-    def note(self, batch: _Batch, look: Seen) -> Tensor:
-        """Count a pass for each row and say which rows are fooled at this iterate, (rows,)."""
-        example, eps, _ = batch.item.unbind(1)
-        self.out.forwards[eps, example] += 1  # an (example, eps) pair is never in a batch twice
-        self.out.backwards[eps, example] += 1
-        if self.out.losses is not None:
-            self.out.losses[eps, example, batch.known.k] = look.loss
-        fooled = _fooled(look.logits, batch.known.y, self.curve)
-        seen = self.out.first_success[eps, example]
-        first = torch.where(fooled & (seen < 0), batch.known.k, seen)
-        self.out.first_success[eps, example] = first
-        return fooled
-
-    def finish(self, batch: _Batch) -> Tensor:
-        """Take out rows that made their last step; returns the items that they make way for."""
-        if self.curve.params.restarts == 1 and not self.nested:
-            return self.leave(batch, won=False)
-        with torch.no_grad():
-            fooled = _fooled(self.model(batch.state.x), batch.known.y, self.curve)
-        example, eps, _ = batch.item.unbind(1)
-        self.out.forwards[eps, example] += 1
-        self.leave(_rows(batch, fooled), won=True)
-        return self.leave(_rows(batch, ~fooled), won=False)
-
-    def leave(self, batch: _Batch, won: bool) -> Tensor:
-        """Store the iterates of rows that leave; returns what follows those that did not win."""
+    def _leave(self, batch: _Batch, won: bool) -> None:
+        """Store the iterates of rows that leave; what follows those that did not win may enter."""
         example, eps, restart = batch.item.unbind(1)
+        self.out.forwards[eps, example] += batch.looks  # a pair is never in a batch twice
+        self.out.backwards[eps, example] += batch.looks
+        seen = self.out.first_success[eps, example]
+        self.out.first_success[eps, example] = torch.where(seen < 0, batch.first, seen)
         self.out.x_adv[eps, example] = batch.state.x
         if won and self.nested:
             self._inherit(batch)
         if won:
-            return batch.item[:0].cpu()
+            return
         again = restart + 1 < self.curve.params.restarts
         follow = [torch.stack([example, eps, restart + 1], 1)[again]]
         if self.nested:
@@ -197,7 +269,7 @@ class _Run:
             larger = ~again & (rank < len(self.eps))
             next_eps = self.ascending[rank.clamp_max(len(self.eps) - 1)]
             follow.append(torch.stack([example, next_eps, torch.zeros_like(restart)], 1)[larger])
-        return torch.cat(follow).cpu()
+        self.waiting = torch.cat([self.waiting, *(part.cpu() for part in follow)])
 
     def _inherit(self, batch: _Batch) -> None:
         """What fooled the model at one eps is its adversarial example at every larger one."""
@@ -207,60 +279,71 @@ class _Run:
             self.out.x_adv[index, example[larger]] = batch.state.x[larger]
             self.out.first_success[index, example[larger]] = batch.known.k[larger]
 
+    def _finish(self, batch: _Batch) -> None:
+        """Take out rows that made their last step; where a restart or a larger eps hangs on it,
+        the model says which of them won."""
+        if not len(batch.item) or (self.curve.params.restarts == 1 and not self.nested):
+            return self._leave(batch, won=False)
+        with torch.no_grad():
+            logits = torch.cat([self.model(part) for part in batch.state.x.split(self.rows)])
+        fooled = _fooled(logits, batch.known.y, self.curve)
+        example, eps, _ = batch.item.unbind(1)
+        self.out.forwards[eps, example] += 1
+        self._leave(take(batch, fooled), won=True)
+        return self._leave(take(batch, ~fooled), won=False)
 
-def _one_gradient(
-    model: nn.Module,
-    curve: Curve,
-    x: Tensor,
-    y: Tensor,
-    examples: Tensor,
-    rows: int,
-    label: Tensor,
-) -> Attacked:
-    """A sweep whose gradient is the same at every eps: one gradient for each example."""
-    rule = curve.attack.rule
-    assert rule is not None
+    # -------------------------------------------------------------------------------- special cases
+
+    def one_gradient(self) -> Attacked:
+        """A sweep whose gradient is the same at every eps: one gradient for each example."""
+        left = torch.arange(len(self.x), device=self.x.device)
+        while len(left):
+            at = left[: self.rows]
+            try:
+                seen = look(self.copy, self.loss, self.x[at], self.y[at], self.label[at])
+            except RuntimeError as error:
+                self._less(error)
+                continue
+            left = left[self.rows :]
+            if self.out.losses is not None:
+                self.out.losses[:, at, 0] = seen.loss
+            for index in range(len(self.eps)):
+                where = torch.full_like(at, index)
+                batch = self._enter(torch.stack([at, where, torch.zeros_like(at)], 1))
+                stepped = self.rule.step(
+                    batch.state, seen.gradient, batch.known, self.curve.params, self.curve.norm
+                )
+                self.out.x_adv[index, at] = stepped.x
+        self.out.forwards.fill_(1 / max(len(self.eps), 1))
+        self.out.backwards.fill_(1 / max(len(self.eps), 1))
+        return self.result()
+
+    def _traced(self, batch: _Batch) -> _Batch:
+        """A turn that keeps the loss at each iterate."""
+        assert self.out.losses is not None
+        seen = self._look(batch)
+        example, eps, _ = batch.item.unbind(1)
+        self.out.losses[eps, example, batch.known.k] = seen.loss
+        return self._advance(batch, seen)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a pass failed for want of memory; on a CPU torch says so in words alone."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+
+
+def _nothing(x: Tensor, curve: Curve) -> Attacked:
     e, n = len(curve.eps), len(x)
-    out = _nothing(x, e, n, 1 if curve.trace else 0)
-    loss = to_ascend(curve.params.loss, curve.goal)
-    for at in torch.arange(n, device=x.device).split(rows):
-        seen = look(model, loss, x[at], y[at], label[at])
-        if out.losses is not None:
-            out.losses[:, at, 0] = seen.loss
-        for index, eps in enumerate(curve.eps):
-            radius = torch.full_like(x[at, 0, 0, 0], eps)
-            known = Items(x[at], y[at], label[at], radius, torch.zeros_like(at))
-            noise = Noise(curve.seed, curve.name, examples[at], torch.zeros_like(at))
-            state = rule.init(known, noise, curve.params, curve.norm)
-            state = rule.step(state, seen.gradient, known, curve.params, curve.norm)
-            out.x_adv[index, at] = state.x
-    out.forwards.fill_(1 / max(e, 1))
-    out.backwards.fill_(1 / max(e, 1))
-    return out
-
-
-def _nothing(x: Tensor, e: int, n: int, traced: int) -> Attacked:
     counts = torch.zeros(e, n, dtype=torch.float64, device=x.device)
     never = torch.full((e, n), -1, dtype=torch.int64, device=x.device)
-    losses = torch.full((e, n, traced), torch.nan, device=x.device) if traced else None
-    return Attacked(x.expand(e, *x.shape).clone(), counts, counts.clone(), never, losses)
+    traced = (e, n, curve.params.steps)
+    losses = torch.full(traced, torch.nan, device=x.device) if curve.trace else None
+    images = x.new_empty(e, *x.shape)  # every item is written when it leaves
+    return Attacked(images, counts, counts.clone(), never, losses, 0)
 
 
 def _fooled(logits: Tensor, y: Tensor, curve: Curve) -> Tensor:
     prediction = logits.argmax(1)
     return prediction != y if curve.goal == "untargeted" else prediction == y
-
-
-def _rows(batch: _Batch, mask: Tensor) -> _Batch:
-    known = Items(*(field[mask] for field in batch.known))
-    state = type(batch.state)(*(field[mask] for field in batch.state))
-    return _Batch(batch.item[mask], known, state)
-
-
-def _join(batch: _Batch | None, fresh: _Batch) -> _Batch:
-    if batch is None:
-        return fresh
-    known = Items(*(torch.cat(pair) for pair in zip(batch.known, fresh.known, strict=True)))
-    fields = zip(batch.state, fresh.state, strict=True)
-    state = type(fresh.state)(*(torch.cat(pair) for pair in fields))
-    return _Batch(torch.cat([batch.item, fresh.item]), known, state)

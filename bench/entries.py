@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.contracts import Attack, Count, Goal, Norm, Stop, Sweep
+from bench.contracts import Attack, Count, Goal, Norm, Precision, Stop, Sweep
 from bench.published import Published
 
 TARGETS = ("next", "complement", "random", "least-likely")
@@ -48,6 +48,7 @@ class AttackEntry:
     """The attack's params dataclass, defaults written out."""
     attack: Attack
     stop: Stop
+    precision: Precision = "float32"
     batch_size: int | None = None
     family: str
     """The label as the suite wrote it; entries that one table gave rise to share it."""

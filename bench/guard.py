@@ -45,3 +45,16 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 tensors[key].copy_(before[key])
     if changed:
         raise ContractError(f"the attack changed the model: {', '.join(changed[:3])}")
+
+
+@contextmanager
+def tensor_cores(allowed: bool) -> Iterator[None]:
+    """Whether a GPU may round float32 products to TF32 inside; torch's own default is yes for
+    convolutions and no for matrices. As it was, afterwards."""
+    matrices, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matrices.allow_tf32, convolutions.allow_tf32
+    matrices.allow_tf32 = convolutions.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        matrices.allow_tf32, convolutions.allow_tf32 = before

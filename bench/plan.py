@@ -63,6 +63,8 @@ class Cell:
     """The attack's label without its source and its varied parameter."""
     varied: str = ""
     value: float | None = None
+    precision: str = "float32"
+    """Arithmetic of the gradients; the model judges in float32."""
 
 
 class Task(NamedTuple):
@@ -164,6 +166,7 @@ def task(
         stop="never" if seeks else entry.stop,
         sweep="independent" if entry.attack.rule is None or seeks else sweep,
         seed=seed,
+        precision=entry.precision,
     )
     reason = _skip_reason(entry.attack, facts, source or facts)
     cost = _passes(curve)
@@ -178,6 +181,7 @@ def task(
             goal=entry.goal,
             target="" if entry.target is None else str(entry.target),
             stop=_stop(curve),
+            precision=curve.precision,
             identity=_identity(curve, entry, eps.value, facts, source)
             if facts.model_fingerprint
             else "",
@@ -215,6 +219,8 @@ def _caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, ...]:
     if eps == 0:
         return ()
     own = tuple(entry.attack.caveats(entry.params, entry.norm, eps))
+    if entry.precision != "float32":
+        own = (*own, f"Gradients in {entry.precision}: may be weaker than in float32.")
     if sweep == "nested" and entry.attack.rule is None and entry.attack.budget == "fixed":
         return (*own, "The sweep is independent: only the engine's own attacks inherit successes.")
     return own
@@ -286,6 +292,7 @@ def _identity(
             "seed": curve.seed,
             "rows": (source or facts).rows if attack.batch_dependent else None,
             **({"files": files} if files else {}),
+            **({"precision": curve.precision} if curve.precision != "float32" else {}),
             # Crafted on itself, an example is the white-box attack's.
             **({"source": source.model_fingerprint} if source not in (None, facts) else {}),
         }

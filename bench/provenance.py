@@ -28,10 +28,15 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else "",
+        "device_name": device_name(device) if device.type == "cuda" else "",
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "git": git_commit(),
     }
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
 
 
 def _version(name: str) -> str | None:

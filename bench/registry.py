@@ -28,6 +28,11 @@ def names(kind: str) -> list[str]:
     return sorted(found)
 
 
+def built_in(kind: str, name: str) -> bool:
+    """Whether `find` looks for `name` in bench's own files alone."""
+    return ":" not in name or f"{name.rpartition(':')[0]}:" in names(kind)
+
+
 def find(kind: str, name: str, base: Path | None = None) -> Any:
     """The record or object called `name`; `base` is the folder that file names start from.
 

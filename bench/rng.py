@@ -5,6 +5,7 @@ order, resume or the number of workers. The global random state is touched in on
 `seeded`, which forks it around code that knows no other (module initialisers, foreign attacks).
 """
 
+import functools
 import hashlib
 import random
 from collections.abc import Callable, Iterator
@@ -35,17 +36,28 @@ class Noise:
     def __init__(self, seed: int, purpose: str, examples: Tensor, restarts: Tensor) -> None:
         self.seed = fold(seed, purpose) % 2**31
         """A seed for foreign code that takes one; the same for every batch of the attack."""
-        self._keys = [
-            (fold(seed, purpose, restart), example)
-            for restart, example in zip(restarts.tolist(), examples.tolist(), strict=True)
-        ]
+        self._of = seed, purpose, examples, restarts
+
+    @functools.cached_property
+    def _keys(self) -> list[tuple[int, int]]:
+        """Made when something is drawn: most attacks draw once, some never."""
+        seed, purpose, examples, restarts = self._of
+        stream = {restart: fold(seed, purpose, restart) for restart in set(restarts.tolist())}
+        pairs = zip(restarts.tolist(), examples.tolist(), strict=True)
+        return [(stream[restart], example) for restart, example in pairs]
 
     def _draw(
         self, draw: int, how: Callable[[np.random.Generator], np.ndarray], like: Tensor
     ) -> Tensor:
-        counter = [0, 0, draw, 0]  # 2**128 numbers apart from the next draw
-        bits = [np.random.Philox(key=key, counter=counter) for key in self._keys]
-        return torch.from_numpy(np.stack([how(np.random.Generator(b)) for b in bits])).to(like)
+        counter = np.array([0, 0, draw, 0], dtype=np.uint64)  # 2**128 numbers from the next draw
+        bits = np.random.Philox(key=0)
+        generator, fresh = np.random.Generator(bits), bits.state
+        rows = []
+        for key in self._keys:  # quicker set anew than made anew
+            fresh["state"] = {"counter": counter, "key": np.array(key, dtype=np.uint64)}
+            bits.state = fresh
+            rows.append(how(generator))
+        return torch.from_numpy(np.stack(rows)).to(like)
 
     def uniform(self, like: Tensor, draw: int = 0) -> Tensor:
         """Independent draws from U(-1, 1), shape, dtype and device of `like` (n, *input).

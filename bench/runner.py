@@ -38,6 +38,8 @@ class Options:
     batch_size: int | None = None
     data_dir: Path = Path()
     fresh: bool = False
+    copied: bool = True
+    """Whether attacks lead with a faster copy of the model."""
     command: str = dataclasses.field(default_factory=lambda: shlex.join(["bench", *sys.argv[1:]]))
 
 
@@ -89,6 +91,7 @@ def run(
         _keep_clean(session, out)
     _work(session, parts, out, listen)
     document["sessions"][-1]["finished"] = _now()
+    document["sessions"][-1]["copies"] = {label: session.told(label) for label in session.subjects}
     _save(out, document)
 
 
@@ -110,7 +113,14 @@ def prepare(suite: Suite, out: Path, options: Options) -> Session:
             if attack.goal == "targeted":
                 plan.target_class(attack, subject.classes, data.classes)
     return Session(
-        suite=suite.name, seed=suite.seed, device=device, data=data, subjects=subjects, rows=rows
+        suite=suite.name,
+        seed=suite.seed,
+        device=device,
+        data=data,
+        subjects=subjects,
+        rows=rows,
+        fixed_rows=options.batch_size is not None,
+        copied=options.copied,
     )
 
 
@@ -143,6 +153,8 @@ def _work(session: Session, parts: list[_Part], out: Path, listen: Callable[[Eve
                 broken.add(cell.identity)
             radii = ", ".join(cell.eps_text for cell in cells)
             listen(Event("failed", f"{name} at eps {radii}: {reason}", 0.0))
+        while session.notes:
+            listen(Event("note", session.notes.pop(0), 0.0))
         listen(Event("done", name, work))
 
 

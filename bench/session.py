@@ -1,9 +1,11 @@
 """Models and data, loaded and ready: how one shard of one task becomes records, in memory.
 
-What is measured on the way is shared: the clean pass, once per model, and the floor.
+What is made on the way is shared: the clean pass, once per model, the floor, and the copy that is
+attacked in the model's place.
 """
 
 import dataclasses
+import functools
 import time
 from typing import NamedTuple
 
@@ -11,8 +13,10 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bench import measure, meter, plan, rng
-from bench.contracts import Data
+from bench import copies, feed, measure, meter, plan, rng
+from bench.contracts import Data, Precision
+from bench.craft import Examples
+from bench.judge import judge
 from bench.preflight import Subject
 from bench.records import Piece
 
@@ -53,7 +57,14 @@ class Session:
     data: Data
     subjects: dict[str, Subject]
     rows: dict[str, int]
-    """Model -> rows a pass holds."""
+    """Model -> rows a pass holds, unless a calibration finds a better number for its copy."""
+    fixed_rows: bool = False
+    """Whether the user said how many rows."""
+    copied: bool = True
+    """Whether attacks lead with a faster copy of the model, where one agrees with it."""
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What happened on the way that a listener should hear, a sentence each."""
+    _copies: dict[tuple[str, Precision], copies.Copy] = dataclasses.field(default_factory=dict)
     _clean: dict[str, measure.Clean] = dataclasses.field(default_factory=dict)
     _floors: dict[tuple[str, int], _Timed] = dataclasses.field(default_factory=dict)
 
@@ -81,11 +92,12 @@ class Session:
 
     def shard(self, task: plan.Task, first: int, last: int) -> Shard:
         """Attack, verify and judge the examples first..last-1 for all the task's cells."""
-        clean, rows = self._clean_pass(task.model), self._rows_for(task)
+        clean, copy = self._clean_pass(task.model), self._copy(task)
+        rows = self._rows_for(task) if copy is None else copy.rows
         ids = torch.arange(first, last, device=self.device)
-        examples = measure.Examples(
+        examples = Examples(
             id=ids,
-            x=self.data.read(first, last).to(self.device),
+            x=self._images.read(first, last),
             label=clean.label[first:last],
             target=self._targets(task, ids, clean.label),
             clean_pred=clean.pred[first:last],
@@ -95,7 +107,12 @@ class Session:
         floor = self._floor(task.source, rows)
         own = task.source == task.model
         judged_rows = rows if own else self.rows[task.model]
-        measured = measure.measure(model, task.curve, examples, rows, floor, source, judged_rows)
+        stand_in = None if copy is None else copy.model
+        measured = measure.measure(
+            model, task.curve, examples, rows, floor, source, judged_rows, stand_in
+        )
+        if measured.rows < rows:
+            self._fewer(task, rows, measured.rows)
         frames, pieces = [], []
         for cell, records, cost in zip(task.cells, measured.records, measured.costs, strict=True):
             frames.append(
@@ -109,21 +126,56 @@ class Session:
                     cell=cell.identity,
                 )
             )
-            pieces.append(Piece(cell.identity, first, last, *cost, rows, str(self.device)))
+            pieces.append(Piece(cell.identity, first, last, *cost, measured.rows, str(self.device)))
         frame = pd.concat(frames, ignore_index=True)
         return Shard(frame, pieces, measured.x_adv, measured.losses)
 
+    @functools.cached_property
+    def _images(self) -> feed.Feed:
+        return feed.on(self.device, self.data, self.shards())
+
+    def told(self, model: str) -> list[dict[str, object]]:
+        """What is known of the copies that were attacked in the model's place."""
+        return [copy.told() for (name, _), copy in self._copies.items() if name == model]
+
     def _rows_for(self, task: plan.Task) -> int:
+        """Rows a pass by rule, or as the user said; a whole attack's outcome may depend on them."""
         return task.entry.batch_size or self.rows[task.source]
+
+    def _copy(self, task: plan.Task) -> copies.Copy | None:
+        """What the engine attacks in place of the task's model; None for an attack with a loop of
+        its own, or where copies were declined.
+
+        A copy whose rows and layout were taken by rule is made again for a task that is worth
+        timing them."""
+        precision = task.curve.precision
+        if task.curve.attack.rule is None or not (self.copied or precision == "bfloat16"):
+            return None
+        known = self._copies.get((task.source, precision))
+        ahead = self.work(task) * self.data.n
+        if known is None or not (known.timed or ahead < known.worth):
+            x = self.data.read(0, min(self.data.n, copies.PROBED)).to(self.device)
+            model, rows = self.subjects[task.source].model, self._rows_for(task)
+            known = copies.prepare(model, x, rows, precision, self.fixed_rows, ahead)
+            self._copies[task.source, precision] = known
+        size = task.entry.batch_size
+        return known if size is None else known._replace(rows=size)
+
+    def _fewer(self, task: plan.Task, rows: int, left: int) -> None:
+        """Memory ran out: from now on fewer rows a pass, and the user hears of it."""
+        self.notes.append(
+            f"{task.model} · {task.entry.label}: out of memory at {rows} rows a pass; "
+            f"went on with {left}"
+        )
+        key = task.source, task.curve.precision
+        if key in self._copies:
+            self._copies[key] = self._copies[key]._replace(rows=left)
 
     def _clean_pass(self, model: str) -> measure.Clean:
         """The model's answers to all clean images; asked once."""
         if model not in self._clean:
             subject, rows = self.subjects[model].model, self.rows[model]
-            parts = [
-                measure.judge(subject, self.data.read(a, b).to(self.device), rows)
-                for a, b in self.shards()
-            ]
+            parts = [judge(subject, self._images.read(a, b), rows) for a, b in self.shards()]
             pred, confidence, least = (torch.cat(column) for column in zip(*parts, strict=True))
             labels = self.data.labels
             label = pred if labels is None else labels.to(self.device)

@@ -84,7 +84,7 @@ def attack(
         plan.target_class(entry, subject.classes, names)
     session = Session(
         suite="", seed=seed, device=device, data=data,
-        subjects={model.label: subject}, rows={model.label: 1},
+        subjects={model.label: subject}, rows={model.label: 1}, copied=False,
     )  # fmt: skip
     task = plan.task(model.label, entry, session.facts(model.label), seed, "independent")
     task = task._replace(curve=dataclasses.replace(task.curve, trace=True))

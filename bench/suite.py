@@ -14,7 +14,17 @@ from typing import Any, Literal
 
 from bench import catalogue, published, registry
 from bench.checking import Checker, text_of, toml
-from bench.contracts import Attack, Count, Dataset, Goal, Model, Norm, Stop, Sweep
+from bench.contracts import (
+    Attack,
+    Count,
+    Dataset,
+    Goal,
+    Model,
+    Norm,
+    Precision,
+    Stop,
+    Sweep,
+)
 from bench.entries import (
     TARGETS,
     AttackEntry,
@@ -44,6 +54,7 @@ class _Attack:
     goal: Goal = "untargeted"
     target: str | int | None = None
     stop: Stop | None = None
+    precision: Precision | None = None
     batch_size: Count | None = None
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: str | list[str] | None = None
@@ -63,8 +74,17 @@ class _Top:
     seed: int = 0
     stop: Stop = "first-success"
     sweep: Sweep = "independent"
+    precision: Precision = "float32"
     crosschecks: list[Any] = dataclasses.field(default_factory=list)
     published: list[Any] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Inherited:
+    """What an attack takes from the top of the file where it does not say it itself."""
+
+    stop: Stop = "first-success"
+    precision: Precision = "float32"
 
 
 # ----------------------------------------------------------------------------------------- reading
@@ -75,13 +95,7 @@ def read(name: str) -> Suite:
 
     Raises: SuiteError with one sentence for each mistake in the file.
     """
-    path = Path(name)
-    if not path.is_file() and path.name == name and name in catalogue.suites():
-        path = catalogue.SUITES / f"{name}.toml"
-    if not path.exists():
-        raise SuiteError(
-            f"suite '{name}' is neither a file nor shipped; {nearest(name, catalogue.suites())}"
-        )
+    path = catalogue.suite(name)
     return parse(text_of(path, "a suite"), str(path), path.resolve().parent)
 
 
@@ -100,7 +114,7 @@ def attack_entry(raw: dict[str, Any], where: str) -> AttackEntry:
     Raises: SuiteError with one sentence for each mistake.
     """
     reader = _Reader(Checker(where), Path())
-    entries = reader.attack(raw, "", "first-success", [])
+    entries = reader.attack(raw, "", _Inherited(), [])
     reader.check.stop_if_wrong()
     assert entries is not None
     return entries[0]
@@ -119,9 +133,9 @@ class _Reader:
         # Sections are checked even where the top is not right, so that one run tells everything.
         data = self.data(raw.get("data"))
         models = list(self.check.each(raw, "models", self.model))
-        stop: Stop = top.stop if top else "first-success"
+        above = _Inherited(top.stop, top.precision) if top else _Inherited()
         known = [model.label for model in models]
-        found = self.check.each(raw, "attacks", lambda e, key: self.attack(e, key, stop, known))
+        found = self.check.each(raw, "attacks", lambda e, key: self.attack(e, key, above, known))
         attacks = [entry for entries in found for entry in entries]
         self.check.unique("models", [m.label for m in models])
         self.check.unique("attacks", self.labels)
@@ -187,7 +201,7 @@ class _Reader:
         return entry and dataclasses.replace(entry, label=entry.label or entry.name)
 
     def attack(
-        self, raw: Any, key: str, stop: Stop, models: Sequence[str]
+        self, raw: Any, key: str, above: _Inherited, models: Sequence[str]
     ) -> list[AttackEntry] | None:
         """The entries that one [[attacks]] table stands for; `models` are labels to craft on."""
         entry = self.check.fill(_Attack, raw, key)
@@ -223,6 +237,9 @@ class _Reader:
                     f"attack '{entry.name}' has no {what} '{value}'; it has {', '.join(known)}",
                 )
         eps = tuple(self.radii(entry, key))
+        if found.rule is None and entry.precision not in (None, "float32"):
+            told = "expected float32: an attack with a loop of its own computes as the model does"
+            self.check.say(f"{key}.precision", f"{told}, got {entry.precision}")
         if any(params is None for _, _, params in variants):
             return None
         return [
@@ -236,7 +253,8 @@ class _Reader:
                 params=params,
                 attack=found,
                 # An attack that stopped once its own model was fooled would hardly transfer.
-                stop=entry.stop or (stop if source is None else "never"),
+                stop=entry.stop or (above.stop if source is None else "never"),
+                precision=self.precision(entry, found, above),
                 batch_size=entry.batch_size,
                 family=label,
                 source=source,
@@ -247,6 +265,9 @@ class _Reader:
                 names, itertools.product(sources, variants), strict=True
             )
         ]
+
+    def precision(self, entry: _Attack, found: Attack, above: _Inherited) -> Precision:
+        return "float32" if found.rule is None else entry.precision or above.precision
 
     def sources(self, entry: _Attack, key: str, models: Sequence[str]) -> list[str | None]:
         """The models to craft on, by label; "each" is every model of the suite."""

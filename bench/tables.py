@@ -25,7 +25,7 @@ COLUMNS = (
 EXTRA = (
     "eps_text", "target", "stop", "attacked", "eligible", "fooled", "robust_correct_8bit",
     "verify_seconds", "rows_per_pass", "caveats", "threat_model", "source", "family", "varied",
-    "value", "mean_target_cross_entropy", "cell",
+    "value", "mean_target_cross_entropy", "precision", "cell",
 )  # fmt: skip
 COUNTS = (
     "n", "clean_correct", "robust_correct", "violations", "attacked", "eligible", "fooled",
@@ -126,6 +126,7 @@ def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
         "family": cell.family or cell.attack,
         "varied": cell.varied,
         "value": cell.value,
+        "precision": cell.precision,
         "cell": cell.identity,
     }
     pieces = [piece for piece in stored.pieces if piece.cell == cell.identity]

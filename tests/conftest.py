@@ -1,15 +1,17 @@
 """What several test files share: real data, a real net, and a net whose robustness is known."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
+import matplotlib
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench import engine, registry
+from bench import engine, planned, registry
 from bench.contracts import Curve
 from bench.datasets import digits as handwritten
 from bench.loading import WEIGHTS
@@ -26,6 +28,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_memory_of_other_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the tests' own: no calibration or plan of the user's is read or written, by a
+    process that a test starts neither. matplotlib's list of fonts, which takes long, stays."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
+        environment.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture
+def plans(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where `bench plan` keeps plans: a folder of the test's own, not the user's cache."""
+    folder = tmp_path_factory.mktemp("plans")
+    monkeypatch.setattr(planned, "folder", lambda: folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +89,7 @@ def linear() -> Callable[[Tensor, Tensor], nn.Module]:
 def attacked() -> Callable[..., engine.Attacked]:
     """(model, x, y, attack, eps, settings of the curve, params=...) -> what the engine returns.
 
-    eps is one number or several; `examples` are the ids 0..n-1 unless given.
+    eps is one number or several; `examples` are the ids 0..n-1 unless given; `copy` leads, if any.
     """
 
     def run(
@@ -81,6 +101,7 @@ def attacked() -> Callable[..., engine.Attacked]:
         *,
         rows: int = 64,
         examples: Tensor | None = None,
+        copy: nn.Module | None = None,
         params: dict[str, Any] | None = None,
         **settings: Any,
     ) -> engine.Attacked:
@@ -90,6 +111,6 @@ def attacked() -> Callable[..., engine.Attacked]:
         made = found.params(**(params or {}))
         curve = Curve(name=attack, attack=found, params=made, eps=many, **settings)
         ids = torch.arange(len(x)) if examples is None else examples
-        return engine.attack(model, curve, x, y, ids, rows)
+        return engine.attack(model, curve, x, y, ids, rows, copy=copy)
 
     return run

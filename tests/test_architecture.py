@@ -17,14 +17,14 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "errors", "files", "images", "checking", "rng", "contracts", "geometry", "losses", "guard",
     "checkpoint", "models", "datasets", "attacks", "registry", "catalogue", "published",
-    "entries", "suite", "plan", "engine", "meter", "measure",
-    "provenance", "preflight", "loading", "records", "session", "runner", "metrics",
-    "tables", "crosscheck", "beside", "results", "formats", "style", "curves", "grids", "transfer",
-    "variation", "plots", "views", "report",
-    "publication", "single", "story", "api", "training", "cli", "__main__",
+    "entries", "suite", "plan", "planned", "batch", "graphs", "engine", "meter", "judge",
+    "craft", "measure", "provenance", "exchange", "copies", "preflight", "feed", "loading",
+    "records", "session", "runner", "metrics", "tables", "crosscheck", "beside", "results",
+    "formats", "style", "curves", "grids", "transfer", "variation", "plots", "views", "report",
+    "publication", "single", "story", "api", "training", "speed", "cli", "__main__",
 ]  # fmt: skip
 """Every module imports only what stands before it, or beside it in its own folder."""
-HOMES = ("attacks", "models", "datasets", "training")
+HOMES = ("attacks", "models", "datasets", "training", "speed")
 
 
 def part(path: Path) -> str:
@@ -113,11 +113,13 @@ def test_no_broad_except_hides_a_bug_outside_a_strangers_code() -> None:
         for node in ast.walk(tree(path))
         if isinstance(node, ast.ExceptHandler) and catches_all(node.type)
     ]
-    # A checkpoint's bytes, a library's reader, a user's factory, forward, file and module, a
-    # cell, a training's progress.
+    # A checkpoint's bytes, a copy of a user's model, a library's reader, a user's forward that is
+    # traced or recorded, a user's factory, forward, file and module, a cell, a library's attack, a
+    # training's progress.
     assert sorted(broad) == [
-        "checkpoint.py", "datasets/mnist.py", "loading.py", "preflight.py", "registry.py",
-        "registry.py", "runner.py", "training/progress.py",
+        "checkpoint.py", "copies.py", "datasets/mnist.py", "exchange.py", "graphs.py",
+        "loading.py", "preflight.py", "registry.py", "registry.py", "runner.py", "speed/race.py",
+        "training/progress.py",
     ]  # fmt: skip
 
 
@@ -145,6 +147,42 @@ def test_importing_bench_and_its_command_line_does_not_wait_for_torch(tmp_path: 
 def test_a_list_does_not_wait_for_torch(kind: str, tmp_path: Path) -> None:
     code = f"from bench.cli import cli; cli(['list', {kind!r}], standalone_mode=False)"
     assert loaded(code, ("torch", "pandas", "matplotlib", "torchattacks"), tmp_path) == "[]"
+
+
+def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
+    code = "from bench.cli import cli; cli(['--help'], standalone_mode=False)"
+    assert loaded(code, ("torch", "pandas", "rich", "pydantic"), tmp_path) == "[]"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no variable moves the user's cache")
+def test_a_plan_waits_for_torch_but_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    code = "from bench.cli import cli; cli(['plan', 'quickstart'], standalone_mode=False)"
+    assert loaded(code, ("torch", "pandas"), tmp_path) == "['torch']"
+    assert loaded(code, ("torch", "pandas", "numpy", "torchattacks"), tmp_path) == "[]"
+
+
+def test_a_run_imports_before_its_first_cell_what_that_needs_and_no_more(tmp_path: Path) -> None:
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    header = bytes.fromhex("00000803 00002710 0000001c 0000001c")  # 10,000 images of 28 x 28
+    (raw / "t10k-images-idx3-ubyte").write_bytes(header + bytes(10_000 * 784))
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(bytes.fromhex("00000801 00002710") + bytes(10_000))
+    suite = (
+        'schema = 1\nname = "s"\n[data]\nname = "mnist"\nlimit = 8\n[[models]]\nname = "lenet"\n'
+        'weights = "mnist"\n[[attacks]]\nname = "fgsm"\nnorm = "linf"\neps = [0.1]\n'
+    )
+    (tmp_path / "s.toml").write_text(suite, encoding="utf-8")
+    code = (
+        "import contextlib, click\nfrom bench import session\nfrom bench.cli import cli\n"
+        "def stopped(*_): raise KeyboardInterrupt\n"
+        "session.Session.shard = stopped\n"
+        "words = ['run', 's.toml', '--data-dir', '.', '--device', 'cpu', '--out', 'out']\n"
+        "with contextlib.suppress(click.exceptions.Abort):\n"
+        "    cli(words, standalone_mode=False)"
+    )
+    late = ("matplotlib", "seaborn", "scipy", "sklearn", "torchvision", "torchattacks", "jinja2")
+    assert loaded(code, late, tmp_path) == "[]"
 
 
 def test_a_run_of_a_librarys_attack_imports_neither_requests_nor_robustbench(

@@ -25,7 +25,10 @@ Type = Callable[..., Said]
 
 @pytest.fixture
 def type_(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    plans: Path,
 ) -> Type:
     """Runs `bench` with the words given, in an empty folder and without the network."""
     monkeypatch.chdir(tmp_path)
@@ -197,6 +200,7 @@ def test_every_shipped_suite_plans_without_running(type_: Type, name: str, tmp_p
     said = type_("plan", name)
     assert said.code == 0
     assert "cells, at most" in said.out
+    assert type_("plan", name) == said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -3,6 +3,7 @@
 In float64, where a batch's size does not change the sign of a gradient.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -337,3 +338,153 @@ def test_a_trace_holds_the_loss_of_every_iterate_that_was_looked_at(
     assert torch.allclose(told.losses[:, :, 0], clean.expand(2, 8), atol=1e-5)
     assert torch.equal((~told.losses.isnan()).sum(2), told.forwards.long())
     assert attacked(lenet, x, y, "bim", 0.1, params={"steps": 5}).losses is None
+
+
+# -------------------------------------------------------------------------------------- memory
+
+
+class Narrow(nn.Module):
+    """A net that has memory for `most` rows at a time, once it has answered `after` times."""
+
+    def __init__(self, net: nn.Module, most: int, error: Exception, after: int = 0) -> None:
+        super().__init__()
+        self.net, self.most, self.error, self.left = net, most, error, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if len(x) > self.most and self.left < 0:
+            raise type(self.error)(*self.error.args)
+        return self.net(x)
+
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+]
+LOADS: list[tuple[str, dict[str, Any]]] = [
+    *((name, {"params": SHORT.get(name)}) for name in RULES),
+    ("pgd", {"params": {"steps": 4}, "stop": "never"}),
+    ("pgd", {"params": {"steps": 4, "restarts": 3}}),
+    ("pgd", {"params": {"steps": 4, "restarts": 2}, "sweep": "nested"}),
+]
+
+
+def alike(ours: Any, theirs: Any) -> bool:
+    """Whether two attacks made the same images with the same passes."""
+    close = torch.allclose(ours.x_adv, theirs.x_adv, rtol=0, atol=1e-6)
+    return close and all(torch.equal(a, b) for a, b in zip(ours[1:4], theirs[1:4], strict=True))
+
+
+@pytest.mark.parametrize(("attack", "settings"), LOADS)
+@pytest.mark.parametrize(("rows", "after"), [(16, 0), (8, 1)])  # at once, and on the way
+def test_where_memory_runs_out_fewer_rows_a_pass_give_the_same_outcome(
+    rows: int, after: int, attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    wanted = attacked(net, *few, attack, (0.1, 0.2), rows=7, **settings)
+    narrow = Narrow(net, 7, OUT_OF_MEMORY[after], after)
+    told = attacked(narrow, *few, attack, (0.1, 0.2), rows=rows, **settings)
+    assert alike(told, wanted)
+    assert (wanted.rows, told.rows) == (7, 4)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
+def test_every_way_to_say_that_memory_ran_out_is_understood(
+    error: Exception, net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    for attack in ("bim", "fgsm"):
+        told = attacked(Narrow(net, 2, error), *few, attack, 0.1, rows=3, params=SHORT.get(attack))
+        assert told.rows == 1
+
+
+@pytest.mark.parametrize("attack", ["pgd", "fgsm"])
+def test_an_error_that_is_not_about_memory_is_passed_on(
+    attack: str, net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    for error in (RuntimeError("planted"), ValueError("planted")):
+        with pytest.raises(type(error), match="planted"):
+            attacked(Narrow(net, 7, error), *few, attack, (0.1, 0.2))
+
+
+@pytest.mark.parametrize("attack", ["pgd", "fgsm"])
+def test_where_there_is_no_memory_for_one_row_that_is_said(
+    attack: str, net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    for error in OUT_OF_MEMORY:
+        with pytest.raises(type(error), match="memory"):
+            attacked(Narrow(net, 0, error), *few, attack, (0.1, 0.2))
+
+
+# -------------------------------------------------------------------------------- an attacked copy
+
+
+@pytest.fixture
+def other(net: nn.Module) -> nn.Module:
+    """A net that answers much as `net` does, and leads a little elsewhere."""
+    nearby = copy.deepcopy(net)
+    generator = torch.Generator().manual_seed(0)
+    for weight in nearby.parameters():
+        noise = torch.randn(weight.shape, generator=generator, dtype=weight.dtype)
+        weight.add_(0.2 * weight.std() * noise)
+    return nearby
+
+
+@pytest.mark.parametrize("attack", RULES)
+@pytest.mark.parametrize("stop", ["first-success", "never"])
+def test_gradients_and_first_successes_are_the_copys(
+    attack: str, stop: str, net: nn.Module, other: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    settings = {"stop": stop, "params": SHORT.get(attack), "rows": 5}
+    with meter.counted(net) as own, meter.counted(other) as led:
+        told = attacked(net, *few, attack, (0.1, 0.2), copy=other, **settings)
+    assert (own.forwards, own.backwards) == (0, 0)
+    assert led.backwards == pytest.approx(float(told.backwards.sum()))
+    assert alike(told, attacked(other, *few, attack, (0.1, 0.2), **settings))
+    assert not alike(told, attacked(net, *few, attack, (0.1, 0.2), **settings))
+
+
+@pytest.mark.parametrize("settings", [{"params": {"steps": 3, "restarts": 4}}, {"sweep": "nested"}])
+def test_the_model_itself_says_whom_a_restart_or_a_larger_ball_waits_for(
+    settings: Any, net: nn.Module, other: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    settings = {"stop": "never", "params": {"steps": 3}, "rows": 5, **settings}
+    with meter.counted(net) as own, meter.counted(other) as led:
+        told = attacked(net, *few, "pgd", (0.08, 0.16), copy=other, **settings)
+    assert own.backwards == 0
+    assert own.forwards == led.forwards / 3  # once, when its three steps are made
+    assert float(told.forwards.sum()) == own.forwards + led.forwards
+    runs = told.backwards / 3
+    fooled = ~robust(net, told.x_adv, few[1])
+    if "sweep" in settings:
+        assert torch.equal(runs[1] == 0, fooled[0])
+        assert (runs[0] == 1).all()
+    else:
+        assert (runs[~fooled] == 4).all()
+        assert (runs[fooled] < 4).any()
+    assert 0 < fooled.sum() < fooled.numel()
+    assert not torch.equal(fooled, ~robust(other, told.x_adv, few[1]))  # the copy would differ
+
+
+@pytest.mark.parametrize("attack", ["pgd", "fgsm"])
+def test_memory_that_runs_out_on_the_copy_leaves_fewer_rows_too(
+    attack: str, net: nn.Module, other: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    wanted = attacked(other, *few, attack, (0.1, 0.2), rows=7, params=SHORT.get(attack))
+    narrow = Narrow(other, 7, OUT_OF_MEMORY[0])
+    settings = {"copy": narrow, "rows": 16, "params": SHORT.get(attack)}
+    told = attacked(net, *few, attack, (0.1, 0.2), **settings)
+    assert alike(told, wanted)
+    assert told.rows == 4
+
+
+@pytest.mark.xfail(strict=True, reason="_finish asks the model where no one catches the error")
+@pytest.mark.parametrize("settings", [{"params": {"steps": 3, "restarts": 2}}, {"sweep": "nested"}])
+def test_memory_that_runs_out_when_the_model_is_asked_leaves_fewer_rows_too(
+    settings: Any, net: nn.Module, few: Any, attacked: Attacked
+) -> None:
+    settings = {"params": {"steps": 3}, **settings}
+    wanted = attacked(net, *few, "pgd", (0.1, 0.2), rows=7, **settings)
+    narrow = Narrow(net, 7, OUT_OF_MEMORY[0])
+    told = attacked(narrow, *few, "pgd", (0.1, 0.2), rows=16, copy=net, **settings)
+    assert alike(told, wanted)
+    assert told.rows < 16

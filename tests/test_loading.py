@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.datasets import MNIST
 
 from bench import loading, provenance
 from bench.contracts import Data
@@ -368,15 +369,22 @@ def test_data_that_cannot_be_used_are_told_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
-def mnist(folder: Path, n: int = 3, cut: int = 0) -> str:
-    """What is said of MNIST files in `folder` with `n` images, the last `cut` bytes missing."""
+def mnist_files(folder: Path, n: int, cut: int = 0) -> Path:
+    """`folder` with files like MNIST's in it, of `n` images, the last `cut` bytes missing."""
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True, exist_ok=True)
-    images = struct.pack(">4i", 2051, n, 28, 28) + bytes(n * 784)
-    labels = struct.pack(">2i", 2049, n) + bytes(n)
+    bytes_ = bytes(range(251)) * (n * 784 // 251 + 1)
+    images = struct.pack(">4i", 2051, n, 28, 28) + bytes_[: n * 784]
+    labels = struct.pack(">2i", 2049, n) + bytes(k % 10 for k in range(n))
     for name, content in (("images-idx3", images), ("labels-idx1", labels)):
         for part in ("t10k", "train"):
             (raw / f"{part}-{name}-ubyte").write_bytes(content[: len(content) - cut])
+    return folder
+
+
+def mnist(folder: Path, n: int = 3, cut: int = 0) -> str:
+    """What is said of such files."""
+    mnist_files(folder, n, cut)
     with pytest.raises(SuiteError) as caught:
         loading.data(DataEntry(name="mnist"), folder, folder, 5)
     return str(caught.value)
@@ -393,6 +401,20 @@ def test_mnist_that_is_missing_cut_or_too_short_names_file_and_folder(
     assert "a file of the test split is damaged" in mnist(tmp_path, cut=2)
     assert "damaged" in mnist(tmp_path, n=0, cut=8)
     assert "expected 10000 images and labels" in mnist(tmp_path)
+
+
+def test_mnist_is_what_torchvision_reads_from_the_same_files(tmp_path: Path) -> None:
+    folder = mnist_files(tmp_path, 10_000)
+    (folder / "MNIST" / "raw" / "train-labels-idx1-ubyte").rename(tmp_path / "kept")
+    data = loading.data(DataEntry(name="mnist"), folder, folder, None)
+    (tmp_path / "kept").rename(folder / "MNIST" / "raw" / "train-labels-idx1-ubyte")
+    theirs = MNIST(str(folder), train=False)
+    assert data.labels is not None
+    assert torch.equal(data.read(0, 10_000), theirs.data.unsqueeze(1) / 255)
+    assert torch.equal(data.labels, theirs.targets)
+    limited = loading.data(DataEntry(name="mnist"), folder, folder, 5)
+    assert torch.equal(limited.read(0, 5), data.read(0, 5))
+    assert limited.n == 5
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])

@@ -121,3 +121,11 @@ def test_a_missing_file_is_told_with_its_whole_path(tmp_path: Path) -> None:
 )
 def test_a_module_that_cannot_be_imported_is_one_sentence(name: str) -> None:
     assert "could not be imported" in told(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("pgd", True), ("torchattacks:PGD", True), ("mine.py:make", False), ("json:loads", False)],
+)
+def test_what_is_bench_s_own_is_told_from_outside_code_by_its_name(name: str, own: bool) -> None:
+    assert registry.built_in("attacks", name) == own

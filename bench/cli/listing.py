@@ -12,29 +12,26 @@ def plan(suite: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from bench import plan
-    from bench.suite import read
+    from bench import planned
 
-    checked = read(suite)
-    shown = Table(title=checked.title, title_justify="left")
+    told = planned.read(suite)
+    shown = Table(title=told.title, title_justify="left")
     for name in ("model", "attack", "norm", "goal", "seed", "eps"):
         shown.add_column(name)
     shown.add_column("forwards/example", justify="right")
     shown.add_column("gradients/example", justify="right")
     shown.add_column("skipped because")
-    cells = [c for task in plan.tasks(checked, plan.known_facts(checked)) for c in task.cells]
-    for cell in cells:
+    for cell in told.lines:
         aim = f"{cell.goal} {cell.target}".strip()
         cost = ["?" if p is None else f"{p:.3g}" for p in (cell.passes, cell.gradients)]
-        seed = str(checked.seed)
-        about = (cell.model, cell.attack, cell.norm, aim, seed, cell.eps_text)
+        about = (cell.model, cell.attack, cell.norm, aim, str(told.seed), cell.eps_text)
         shown.add_row(*about, *cost, cell.reason)
     console = Console()
     console.print(shown)
-    known = [cell.passes for cell in cells if cell.passes is not None and not cell.reason]
+    known = [cell.passes for cell in told.lines if cell.passes is not None and not cell.reason]
     console.print(
-        f"{len(cells)} cells, at most {sum(known):,.0f} forward passes per example"
-        + ("" if len(known) == len(cells) else " where the cost is known")
+        f"{len(told.lines)} cells, at most {sum(known):,.0f} forward passes per example"
+        + ("" if len(known) == len(told.lines) else " where the cost is known")
     )
 
 

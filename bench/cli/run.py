@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--batch-size", type=click.IntRange(1), help="Rows a model pass holds [by rule].")
 @DATA_DIR
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds and start over.")
+@click.option("--no-copy", is_flag=True, help="Attack the model itself, not a faster copy of it.")
 def run(
     suite: str,
     out: Path | None,
@@ -30,9 +31,10 @@ def run(
     batch_size: int | None,
     data_dir: Path | None,
     fresh: bool,
+    no_copy: bool,
 ) -> int:
     """Run SUITE (a path, or a shipped name) and write its report; resumes what was begun."""
-    from bench import loading, results, runner
+    from bench import loading, runner
     from bench.suite import read
 
     checked = read(suite)
@@ -43,25 +45,25 @@ def run(
         batch_size=batch_size,
         data_dir=loading.data_folder(data_dir),
         fresh=fresh,
+        copied=not no_copy,
     )
     with Bar() as progress:
         runner.run(checked, folder, options, progress.hear)
-    return _report(results.read(folder), folder)
+    return _report(folder)
 
 
 @cli.command()
 @click.argument("folder", type=FOLDER)
 def report(folder: Path) -> int:
     """Write tables, plots and pages of a run again from its records, running nothing."""
-    from bench import results
-
-    return _report(results.read(folder), folder)
+    return _report(folder)
 
 
-def _report(found: "Results", folder: Path) -> int:
+def _report(folder: Path) -> int:
     """Write everything that people read of a run; 1 if a cell failed or is missing, or none ran."""
-    from bench import publication
+    from bench import publication, results  # what they import, no cell of a run waits for
 
+    found = results.read(folder)
     page = publication.write(found, folder)
     _print_summary(found)
     click.echo(f"report: {page}")

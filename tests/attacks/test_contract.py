@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import bench
 from bench import geometry, measure, meter, registry, rng
 from bench.contracts import Curve, Goal, Lesson, Norm, Threat
+from bench.craft import Examples
 
 Attacked = Callable[..., Any]
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
@@ -261,7 +262,7 @@ def test_rows_do_not_read_each_other(case: Any, net: nn.Module, batch: Any) -> N
     x[2] = torch.nan
     ids, floor = torch.arange(7), meter.Floor(0.0, 0.0)
     target = torch.full_like(y, -1) if goal == "untargeted" else y
-    examples = measure.Examples(ids, x, batch[1], target, batch[1], torch.ones(7))
+    examples = Examples(ids, x, batch[1], target, batch[1], torch.ones(7))
     params = found.params(**short(attack))
     curve = Curve(name=attack, attack=found, params=params, norm=norm, eps=(EPS[norm],), goal=goal)
     (frame,) = measure.measure(net, curve, examples, 7, floor).records

@@ -1,58 +1,127 @@
 """The engine's hot paths, timed: throughput and the ratio to a bare loop go into extra_info.
 
-Run with `tox -e bench`; in a plain pytest run each is called once, untimed, as a test.
+Run with `tox -e bench`; in a plain pytest run each is called once, on little work and untimed, as a
+test. Saved runs are compared with `pytest-benchmark compare --compare-fail=median:10%`.
 """
+
+import functools
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from bench import engine, measure, meter, registry
+from bench import copies, engine, loading, meter, registry
 from bench.contracts import Curve
+from bench.datasets import in_memory
+from bench.entries import ModelEntry
+from bench.judge import judge
+from bench.rng import Noise
 
-EPS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
-WORK = {
-    "FGSM sweep": ("fgsm", {}),
-    "BIM-10 sweep": ("bim", {"steps": 10}),
-    "PGD-10 sweep": ("pgd", {"steps": 10}),
-    "MI-FGSM-10 sweep": ("mifgsm", {"steps": 10}),
+SWEEP = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+WORK: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
+    "FGSM sweep": ("fgsm", {}, SWEEP),
+    "BIM-40": ("bim", {"steps": 40}, (0.3,)),
+    "PGD-40": ("pgd", {"steps": 40}, (0.3,)),
+    "MI-FGSM-10": ("mifgsm", {"steps": 10}, (0.3,)),
+    "APGD-40": ("apgd", {"steps": 40}, (0.3,)),
 }
+THERE = [label for label, (name, *_) in WORK.items() if name in registry.names("attacks")]
+MODELS = {"LeNet": ("lenet", 128), "dropout CNN": ("dropout_cnn", 64), "ResNet50": ("resnet50", 8)}
+"""Name and images of a timed run."""
+QUICK = 2
+"""Steps and images of a run that is not timed."""
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    ),
+]
 
 
-def _curve(name, params, stop):
+class Given(NamedTuple):
+    """One model with images on one device."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    rows: int
+    copy: copies.Copy
+
+
+@functools.cache
+def given(label: str, device: str, timed: bool) -> Given:
+    """Random weights, but for LeNet: what a pass costs does not depend on them."""
+    name, n = MODELS[label]
+    found = registry.find("models", name)
+    n = n if timed else QUICK
+    ids = torch.arange(n)
+    like = torch.empty(n, *found.shape)
+    x = Noise(0, "benchmark", ids, torch.zeros_like(ids)).uniform(like).add(1).div(2)
+    data = in_memory("noise", x, torch.zeros(n, dtype=torch.int64), ())
+    entry = ModelEntry(name=name, label=label, weights="random")
+    where = torch.device(device)
+    model = loading.subject(entry, loading.WEIGHTS, 0, data, where).model.requires_grad_(False)
+    images = x.to(where)
+    rows = meter.rows_per_pass(model, images)
+    copy = copies.prepare(model, images, rows, ahead=float("inf") if timed else 0.0)
+    return Given(model, images, judge(model, images, rows).pred, rows, copy)
+
+
+def curve(label: str, stop: Any, timed: bool) -> Curve:
+    name, params, eps = WORK[label]
     attack = registry.find("attacks", name)
-    chosen = attack.params(**params)
-    return Curve(name=name, attack=attack, params=chosen, norm="linf", eps=EPS, stop=stop)
+    short = {} if timed or "steps" not in params else {"steps": QUICK}
+    made = attack.params(**{**params, **short})
+    return Curve(name=name, attack=attack, params=made, norm="linf", eps=eps, stop=stop)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("stop", ["first-success", "never"])
-@pytest.mark.parametrize("label", WORK)
-def test_an_attack_returns_every_example_at_every_eps(benchmark, lenet, digits, label, stop):
-    x, y = (part[:64] for part in digits)
-    curve = _curve(*WORK[label], stop)
-    model = lenet.requires_grad_(False)
-    rows = meter.rows_per_pass(model, x)
+@pytest.mark.parametrize("label", THERE)
+@pytest.mark.parametrize("model", MODELS)
+def test_an_attack_returns_every_example_at_every_eps(
+    benchmark: Any, model: str, label: str, stop: str, device: str
+) -> None:
+    timed = benchmark.enabled
+    (net, x, y, rows, copy), work = given(model, device, timed), curve(label, stop, timed)
     ids = torch.arange(len(x))
-    benchmark.group = label
-    result = benchmark.pedantic(
-        engine.attack, (model, curve, x, y, ids, rows), rounds=5, warmup_rounds=1
-    )
-    assert result.x_adv.shape == (len(EPS), *x.shape)
-    pred, _, _ = measure.judge(model, result.x_adv[-1], rows)
-    assert (pred != y).float().mean() > 0.9
-    if benchmark.stats is not None:
-        floor = meter.floor(model, x, y, rows)
-        bare = floor.seconds(float(result.forwards.sum()), float(result.backwards.sum()))
+    benchmark.group = f"{model} on {device}, {label}"
+
+    def attacked() -> engine.Attacked:
+        told = engine.attack(net, work, x, y, ids, copy.rows, copy=copy.model)
+        meter.synchronise(x.device)
+        return told
+
+    told = benchmark.pedantic(attacked, rounds=5 if timed else 1, warmup_rounds=int(timed))
+    assert told.x_adv.shape == (len(work.eps), *x.shape)
+    reached = float((told.x_adv[-1] - x).abs().amax())
+    assert 0 < reached < work.eps[-1] + 1e-6
+    assert stop == "first-success" or reached == pytest.approx(work.eps[-1], abs=1e-6)
+    stood = [int((judge(net, images, rows).pred == y).sum()) for images in told.x_adv]
+    assert all(0 <= count <= len(x) for count in stood)
+    if timed:
+        floor = meter.floor(net, x, y, copy.rows)
+        bare = floor.seconds(float(told.forwards.sum()), float(told.backwards.sum()))
         seconds = benchmark.stats.stats.median
-        benchmark.extra_info["examples_per_second"] = len(EPS) * len(x) / seconds
-        benchmark.extra_info["floor_ratio"] = seconds / bare
-        benchmark.extra_info["gradients_per_example"] = float(result.backwards.sum(0).mean())
+        benchmark.extra_info.update(
+            examples_per_second=len(work.eps) * len(x) / seconds,
+            floor_ratio=seconds / bare,
+            gradients_per_example=float(told.backwards.sum(0).mean()),
+            robust=stood,
+            threads=torch.get_num_threads(),
+            rows=copy.rows,
+            layout=copy.layout,
+        )
 
 
-def test_judging_asks_the_model_once_for_each_image(benchmark, lenet, digits):
+def test_judging_asks_the_model_once_for_each_image(
+    benchmark: Any, lenet: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
     x, _ = digits
     rows = meter.rows_per_pass(lenet, x)
-    pred, confidence, _ = benchmark(measure.judge, lenet, x, rows)
-    assert len(pred) == len(x)
-    assert bool(((confidence > 0) & (confidence <= 1)).all())
-    if benchmark.stats is not None:
+    verdict = benchmark(judge, lenet, x, rows)
+    assert len(verdict.pred) == len(x)
+    assert bool(((verdict.confidence > 0) & (verdict.confidence <= 1)).all())
+    if benchmark.enabled:
         benchmark.extra_info["examples_per_second"] = len(x) / benchmark.stats.stats.median

@@ -1,0 +1,196 @@
+"""`bench speed`: the same work through bench and other libraries, timed side by side."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli
+from bench.errors import SuiteError, nearest
+
+if TYPE_CHECKING:
+    from bench.speed.race import Race
+    from bench.speed.works import Work
+
+
+WIDE = 130
+"""Columns that the widest table wants."""
+
+
+@cli.command()
+@click.argument("names", metavar="[WORK]...", nargs=-1)
+@click.option("--list", "listed", is_flag=True, help="List the works and run nothing.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
+@click.option("--limit", type=click.IntRange(1), help="Examples [each work's own number].")
+@click.option("--batch-size", type=click.IntRange(1), help="One for all [each one's own best].")
+@click.option("--threads", type=click.IntRange(1), help="Threads of torch [as torch has it].")
+@DEVICE
+@click.option("--data", help="Another data set, such as digits, which ships [each work's own].")
+@DATA_DIR
+@click.option("--peer", "peers", multiple=True, metavar="NAME", help="Only these libraries.")
+@click.option("--plain-heap", is_flag=True, help="Let the C library hand memory back as it likes.")
+@click.option("--memory", is_flag=True, help="Ask each for its peak memory, in its own process.")
+@click.option("--out", type=FOLDER, help="Folder for speed.csv, speed.md and speed.json.")
+def speed(
+    names: tuple[str, ...],
+    listed: bool,
+    rounds: int,
+    limit: int | None,
+    batch_size: int | None,
+    threads: int | None,
+    device: str,
+    data: str | None,
+    data_dir: Path | None,
+    peers: tuple[str, ...],
+    plain_heap: bool,
+    memory: bool,
+    out: Path | None,
+) -> int:
+    """Time bench, a bare loop and other libraries on the same WORKs [all of them].
+
+    One process, the same model, examples and parameters, in rotated order, and the robust accuracy
+    that each reached. Libraries that are not installed are named; `pip install
+    "robustness-bench[peers]"` brings Foolbox and ART.
+    """
+    from bench.speed import works
+
+    chosen = works.chosen(names, works.read())
+    if listed:
+        _list(chosen)
+        return 0
+
+    import torch
+
+    from bench import files, loading
+    from bench.speed import heap, page, race
+    from bench.speed.contestants import PEERS, entered
+    from bench.speed.task import load
+
+    for name in peers:
+        if name not in PEERS:
+            raise SuiteError(f"--peer '{name}' is unknown; {nearest(name, PEERS)}")
+    where, folder = loading.device(device), loading.data_folder(data_dir)
+    if out is not None:
+        files.check_writable(out)  # found out now, not after an hour of racing
+    if threads is not None:
+        torch.set_num_threads(threads)
+    options: dict[str, object] = {
+        "--rounds": rounds, "--limit": limit, "--batch-size": batch_size, "--threads": threads,
+        "--device": device, "--data": data,
+    }  # fmt: skip
+    flags = {"--plain-heap": plain_heap, "--memory": memory}
+    command = _command(names, options, peers, [key for key, on in flags.items() if on])
+    kept = not plain_heap and heap.keep()
+    races: list[Race] = []
+    for work in chosen:
+        for index, victim in enumerate(work.models):
+            task = load(work, victim, device=where, data_dir=folder, limit=limit, data=data)
+            click.echo(f"{work.name}: {task.victim}", err=True)
+            done = race.race(
+                task,
+                list(entered(work, peers or PEERS)),
+                rounds=rounds,
+                rows=batch_size,
+                heap_kept=kept,
+                hear=lambda text: click.echo(f"  {text}", err=True),
+            )
+            if memory:
+                _remember(done, index, str(where), folder, data, batch_size)
+            races.append(done)
+            if out is not None:
+                page.write(races, command, out)
+            _print(done)
+    if out is not None:
+        click.echo(f"page: {out / 'speed.md'}")
+    return 1 if any(each.status == "failed" for done in races for each in done.outcomes) else 0
+
+
+def _remember(
+    done: "Race", model: int, device: str, folder: Path, data: str | None, batch_size: int | None
+) -> None:
+    """Peak memory of everyone at one batch size: the one given, else bench's rule."""
+    import torch
+
+    from bench.speed import memory
+
+    click.echo("  memory, a process each", err=True)
+    memory.add(
+        done,
+        memory.Order(
+            work=done.task.work.name,
+            model=model,
+            contestant="",
+            device=device,
+            data_dir=str(folder),
+            limit=len(done.task.x),
+            data=data,
+            rows=min(batch_size or done.task.rows, len(done.task.x)),
+            threads=torch.get_num_threads(),
+        ),
+    )
+
+
+def _command(
+    names: tuple[str, ...], options: dict[str, object], peers: tuple[str, ...], flags: list[str]
+) -> str:
+    """What was typed, without the folders, which are this machine's own."""
+    import shlex
+
+    told = [
+        word for key, value in options.items() if value is not None for word in (key, str(value))
+    ]
+    told += [word for name in peers for word in ("--peer", name)]
+    return shlex.join(["bench", "speed", *names, *told, *flags])
+
+
+def _list(chosen: "tuple[Work, ...]") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=None, show_header=False, pad_edge=False)
+    for wraps in (False, True, True):
+        shown.add_column(no_wrap=not wraps)
+    for work in chosen:
+        shown.add_row(work.name, work.title, "; ".join(map(str, work.models)))
+    Console().print(shown)
+
+
+def _print(done: "Race") -> None:
+    """The table of one race, what was raced above it, what to know below it."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from bench.formats import is_numeric
+    from bench.speed import page
+
+    console = Console()
+    if not console.is_terminal:  # a file has no width, and folded figures help nobody
+        console = Console(width=max(console.width, WIDE))
+    frame = page.table(done)
+    work = done.task.work
+    console.print(f"\n{work.name}: {work.title}", style="bold", markup=False)
+    for line in (page.about(done), page.how(done)):
+        console.print(line, style="italic", markup=False, highlight=False)
+    accuracies = [name for name in frame.columns if name.startswith(page.ROBUST)]
+    if len(accuracies) > 1:  # too wide beside the times
+        times = frame.drop(columns=accuracies)
+        parts = [times, frame[[page.NAME, *accuracies]]]
+    else:
+        parts = [frame]
+    for part in parts:
+        shown = Table(box=SIMPLE, pad_edge=False)
+        for name in part.columns:
+            right = is_numeric(part[name])
+            shown.add_column(
+                name,
+                justify="right" if right else "left",
+                overflow="fold",
+                min_width=max(map(len, name.split())),
+                no_wrap=name in (page.NAME, page.MEDIAN),
+            )
+        for cells in part.itertuples(index=False):
+            shown.add_row(*map(str, cells))
+        console.print(shown)
+    for note in page.notes(done):
+        console.print(f"  {note}", markup=False, highlight=False)

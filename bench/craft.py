@@ -1,0 +1,198 @@
+"""What an attack makes of examples, and what that took; nothing here is believed yet.
+
+A rule is driven by the engine, on a copy of the model where there is one; a whole attack runs its
+own loop, batch by batch.
+"""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bench import engine, geometry, meter, rng
+from bench.contracts import Curve, Threat
+from bench.errors import ContractError
+from bench.guard import evaluating, tensor_cores
+from bench.judge import Verdict, judge
+
+ABSOLUTE, RELATIVE = 1e-6, 1e-5
+"""What a distance may exceed eps by, absolutely and relatively: float32 rounding, no more."""
+
+
+class Examples(NamedTuple):
+    """A shard of examples as the attacks of a cell see it; every field has the axis n."""
+
+    id: Tensor
+    x: Tensor
+    label: Tensor
+    target: Tensor
+    """Class to reach, -1 where the attack is untargeted."""
+    clean_pred: Tensor
+    clean_confidence: Tensor
+
+
+class Crafted(NamedTuple):
+    """What an attack returned at e eps for n examples, and what it took; not verified."""
+
+    x_adv: Tensor
+    """(e, n, *input)"""
+    forwards: Tensor
+    """(e, n), as `engine.Attacked`'s, and so the next two."""
+    backwards: Tensor
+    first_success: Tensor
+    seconds: list[float]
+    losses: Tensor | None = None
+    rows: int = 0
+
+
+def craft(
+    model: nn.Module,
+    curve: Curve,
+    chosen: Examples,
+    rows: int,
+    copy: nn.Module | None = None,
+) -> Crafted:
+    """Attack every one of the `chosen` at every eps of the curve, at most `rows` rows a pass.
+
+    Raises: ContractError if a whole attack returns what is no image.
+    """
+    y = chosen.label if curve.goal == "untargeted" else chosen.target
+    if curve.attack.rule is None:
+        with tensor_cores(False):
+            return _whole(model, curve, chosen, y, rows)
+    once = curve.attack.budget == "minimum"
+    stream = replace(curve, eps=(torch.inf,)) if once else curve
+    with tensor_cores(curve.precision == "tf32"):
+        result, seconds = meter.timed(
+            lambda: engine.attack(model, stream, chosen.x, y, chosen.id, rows, chosen.label, copy),
+            chosen.x.device,
+        )
+    if once:
+        return _shared_out(_crafted(result, [seconds]), len(curve.eps))
+    # One stream serves all eps: its time is shared out by the passes that each eps took.
+    weight = (result.forwards + 2 * result.backwards).sum(1)
+    share = (weight / weight.sum()).tolist()
+    return _crafted(result, [seconds * part for part in share])
+
+
+def _crafted(result: engine.Attacked, seconds: list[float]) -> Crafted:
+    x_adv, forwards, backwards, first, losses, rows = result
+    return Crafted(x_adv, forwards, backwards, first, seconds, losses, rows)
+
+
+def confirmed(
+    model: nn.Module,
+    curve: Curve,
+    chosen: Examples,
+    rows: int,
+    raw: Crafted,
+    verdicts: list[Verdict],
+) -> tuple[Crafted, bool]:
+    """`raw` with the examples attacked again, on the model itself, that a copy took for won and
+    the `verdicts` of the model that was attacked do not; and whether there were any."""
+    claimed = raw.first_success >= 0
+    won = torch.stack([success(curve, chosen, verdict.pred) for verdict in verdicts])
+    again = (claimed & ~won).any(0)
+    if not again.any():
+        return raw, False
+    own = craft(model, curve, Examples(*(field[again] for field in chosen)), rows, None)
+    x_adv, first = raw.x_adv.clone(), raw.first_success.clone()
+    x_adv[:, again], first[:, again] = own.x_adv, own.first_success
+    forwards, backwards = raw.forwards.clone(), raw.backwards.clone()
+    forwards[:, again] += own.forwards
+    backwards[:, again] += own.backwards
+    seconds = [a + b for a, b in zip(raw.seconds, own.seconds, strict=True)]
+    return Crafted(x_adv, forwards, backwards, first, seconds, raw.losses, own.rows), True
+
+
+def _shared_out(raw: Crafted, e: int) -> Crafted:
+    """What one search for the least distance found, for each of e eps; its cost shared evenly."""
+    return raw._replace(
+        x_adv=raw.x_adv.expand(e, *raw.x_adv.shape[1:]),
+        forwards=raw.forwards.expand(e, -1) / e,
+        backwards=raw.backwards.expand(e, -1) / e,
+        first_success=raw.first_success.expand(e, -1),
+        seconds=[raw.seconds[0] / e] * e,
+    )
+
+
+def _whole(model: nn.Module, curve: Curve, chosen: Examples, y: Tensor, rows: int) -> Crafted:
+    """A foreign loop, batch by batch; one that seeks the least distance runs once for all eps."""
+    run = curve.attack.run
+    assert run is not None
+    once = curve.attack.budget == "minimum"
+    x_adv, forwards, backwards, seconds = [], [], [], []
+    for eps in [max(curve.eps)] if once else curve.eps:
+        threat = Threat(norm=curve.norm, eps=eps, goal=curve.goal)
+        parts, there, back, spent = [], [], [], 0.0
+        for at in torch.arange(len(y), device=y.device).split(rows):
+            noise = rng.Noise(curve.seed, curve.name, chosen.id[at], torch.zeros_like(at))
+            first = int(chosen.id[at[0]])
+            with (
+                evaluating(model),
+                rng.seeded(curve.seed, curve.name, first, len(at)),
+                meter.counted(model) as passes,
+            ):
+                x, labels = chosen.x[at].clone(), y[at].clone()
+                part, took = meter.timed(
+                    lambda x=x, labels=labels, threat=threat, noise=noise: run(
+                        model, x, labels, threat, curve.params, noise
+                    ),
+                    chosen.x.device,
+                )
+            parts.append(_promised(part, chosen.x[at]))
+            there.append(torch.full((len(at),), passes.forwards / len(at), dtype=torch.float64))
+            back.append(torch.full((len(at),), passes.backwards / len(at), dtype=torch.float64))
+            spent += took
+        x_adv.append(torch.cat(parts))
+        forwards.append(torch.cat(there))
+        backwards.append(torch.cat(back))
+        seconds.append(spent)
+    images = torch.stack(x_adv)
+    never = torch.full(images.shape[:2], -1, device=y.device)
+    raw = Crafted(images, torch.stack(forwards), torch.stack(backwards), never, seconds, rows=rows)
+    return _shared_out(raw, len(curve.eps)) if once else raw
+
+
+def _promised(x_adv: object, x: Tensor) -> Tensor:
+    """`x_adv` if it is a tensor of x's shape and dtype; raises ContractError if not."""
+    if not isinstance(x_adv, Tensor):
+        raise ContractError(f"expected the attack to return a tensor, got {type(x_adv).__name__}")
+    if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
+        raise ContractError(
+            f"expected the attack to return {tuple(x.shape)} {x.dtype}, "
+            f"got {tuple(x_adv.shape)} {x_adv.dtype}"
+        )
+    return x_adv.detach().to(x.device)
+
+
+def verdicts_on(
+    model: nn.Module, curve: Curve, chosen: Examples, raw: Crafted, rows: int
+) -> list[Verdict]:
+    """The model's verdict on what the attack returned, for each eps."""
+    return [
+        judge(model, returned(curve, eps, chosen.x, raw, at), rows)
+        for at, eps in enumerate(curve.eps)
+    ]
+
+
+def returned(curve: Curve, eps: float, x: Tensor, raw: Crafted, at: int) -> Tensor:
+    """What the attack returned at one eps; a search for the least distance that ended outside the
+    ball returned nothing, which is x."""
+    x_adv = raw.x_adv[at]
+    if curve.attack.budget != "minimum":
+        return x_adv
+    near = geometry.distance(x_adv, x, curve.norm) <= allowed(eps)
+    keep = near | ~x_adv.flatten(1).isfinite().all(1)
+    return torch.where(geometry.per_row(keep, x), x_adv, x)
+
+
+def success(curve: Curve, examples: Examples, pred: Tensor) -> Tensor:
+    """Whether each prediction is what the attack is after, (n,)."""
+    return pred != examples.label if curve.goal == "untargeted" else pred == examples.target
+
+
+def allowed(eps: float) -> float:
+    """The largest distance that still counts as within eps."""
+    return eps + ABSOLUTE + RELATIVE * eps

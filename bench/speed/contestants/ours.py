@@ -1,0 +1,99 @@
+"""bench itself: the engine over all eps in one stream, then one forward pass to count.
+
+It differentiates a copy of the model that was prepared for speed and counts with it, too; whether
+the model itself would have counted the same is what the judge says, outside the timed work. Each
+idea can be taken away: the stop, the copy, the copy's say in counting.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from bench import copies, engine
+from bench.contracts import Curve, Precision, Stop, Sweep
+from bench.guard import tensor_cores
+from bench.speed.task import Brought, Contestant, Run, Task, still_right
+from bench.speed.works import Variant, Work
+
+
+class Way(NamedTuple):
+    """How bench runs a work."""
+
+    name: str
+    note: str
+    stop: Stop = "first-success"
+    sweep: Sweep = "independent"
+    copied: bool = True
+    precision: Precision = "float32"
+    judged: bool = False
+    """Whether the model itself counts within the timed work, as in every bench run."""
+
+
+WAYS: dict[Variant, Way] = {
+    "first-success": Way("bench", "stops each example at its first success"),
+    "judged": Way("bench, model counts", "the model itself counts, not its copy", judged=True),
+    "never": Way("bench, every step", "makes every step, as the libraries do", stop="never"),
+    "nested": Way(
+        "bench, nested",
+        "stops at the first success and tries an eps only where the smaller one failed",
+        sweep="nested",
+    ),
+    "plain": Way("bench, no copy", "differentiates the model itself", copied=False),
+    "plain-never": Way(
+        "bench, no copy, every step",
+        "differentiates the model itself and makes every step",
+        stop="never",
+        copied=False,
+    ),
+    "bfloat16": Way(
+        "bench, bfloat16",
+        "gradients in bfloat16, counted by the model in float32; stops at the first success",
+        precision="bfloat16",
+        judged=True,
+    ),
+    "bfloat16-never": Way(
+        "bench, bfloat16, every step",
+        "gradients in bfloat16, counted by the model in float32",
+        stop="never",
+        precision="bfloat16",
+        judged=True,
+    ),
+}
+
+
+def enter(work: Work) -> Iterator[Contestant]:
+    for variant in work.ours:
+        way = WAYS[variant]
+        plain = work.attack == "fgsm" and variant == "first-success"
+        yield Contestant(
+            name=way.name, prepare=partial(prepare, way), note="" if plain else way.note
+        )
+
+
+def prepare(way: Way, task: Task) -> Run:
+    curve = Curve(
+        name=task.work.attack,
+        attack=task.attack,
+        params=task.params,
+        norm="linf",
+        eps=task.eps,
+        stop=way.stop,
+        sweep=way.sweep,
+        precision=way.precision,
+    )
+    copy = task.model
+    if way.copied:
+        copy = copies.prepare(task.model, task.x, task.rows, way.precision, fixed=True).model
+    return partial(run, task, curve, copy, task.model if way.judged else copy)
+
+
+def run(task: Task, curve: Curve, copy: nn.Module, counts: nn.Module, rows: int) -> Brought:
+    """The timed work: attack at every eps above 0, then ask about what came out."""
+    ids = torch.arange(len(task.x), device=task.device)
+    x_adv = engine.attack(task.model, curve, task.x, task.y, ids, rows, copy=copy).x_adv
+    with tensor_cores(False):
+        right = torch.stack([still_right(counts, each, task.y, rows) for each in x_adv])
+    return Brought(x_adv, right.tolist())

@@ -1,0 +1,327 @@
+"""Turns recorded once and replayed, and several turns between two looks at who has finished.
+
+A GPU replays kernels on the tensors that they were recorded on. Here torch.fx records the same
+tensor operations on a CPU, so that what the host decides while it records is decided once and for
+all, as there; the test on a GPU itself is at the end.
+"""
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from bench import engine, graphs, registry
+from bench.batch import cut, fields, join, mapped, size, take
+
+Attacked = Callable[..., engine.Attacked]
+BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
+FOUND = {name: registry.find("attacks", name) for name in BUILT_IN}
+LOOPS = [name for name, each in FOUND.items() if each.rule and not each.rule.one_gradient]
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in LOOPS),
+    ("pgd", {"stop": "never"}),
+    ("mifgsm", {"stop": "never"}),
+    ("pgd", {"sweep": "nested"}),
+]
+
+
+@pytest.fixture
+def net(lenet: nn.Module) -> nn.Module:
+    return lenet.double().requires_grad_(False)
+
+
+@pytest.fixture
+def few(digits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """13 digits, float64."""
+    x, y = digits
+    return x[:13].double(), y[:13]
+
+
+class Inner(NamedTuple):
+    x: Tensor
+    momentum: Tensor
+
+
+class Rows(NamedTuple):
+    """A batch as the engine's: a state within it."""
+
+    item: Tensor
+    state: Inner
+
+
+def rows(n: int, start: float = 0.0) -> Rows:
+    values = start + torch.arange(float(n))
+    return Rows(values.long(), Inner(values[:, None].repeat(1, 3), values[:, None, None] / 2))
+
+
+def same(ours: Any, theirs: Any) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(fields(ours), fields(theirs), strict=True))
+
+
+# ---------------------------------------------------------------------------- rows, cut and joined
+
+
+def test_a_batch_cut_and_joined_is_the_batch() -> None:
+    batch = rows(5)
+    for at in range(1, 6):
+        first, rest = cut(batch, at)
+        assert (size(first), size(rest)) == (at, 5 - at)
+        assert same(join(first, rest), batch)
+    assert cut(batch, 5)[1] is None
+    assert same(join(None, batch), batch)
+
+
+def test_rows_are_taken_alike_from_every_field_and_the_kind_is_kept() -> None:
+    taken = take(rows(5), torch.tensor([False, True, False, False, True]))
+    assert isinstance(taken, Rows)
+    assert isinstance(taken.state, Inner)
+    assert taken.item.tolist() == [1, 4]
+    assert taken.state.momentum.flatten().tolist() == [0.5, 2.0]
+
+
+@pytest.mark.parametrize("held", [3, 4, 8])
+def test_a_batch_is_padded_with_its_own_rows(held: int) -> None:
+    full = graphs.padded(rows(3), held)
+    assert full.item.tolist() == [0, 1, 2, 0, 1, 2, 0, 1][:held]
+    assert torch.equal(full.state.x[:, 0], full.item.float())
+
+
+def test_what_is_written_reaches_the_first_rows_of_the_same_buffers_alone() -> None:
+    static = rows(5)
+    buffers = fields(static)
+    graphs.write(rows(2, start=7.0), static)
+    assert static.item.tolist() == [7, 8, 2, 3, 4]
+    assert all(a is b for a, b in zip(fields(static), buffers, strict=True))
+
+
+# --------------------------------------------------------------------------------- recorded turns
+
+
+def recorded(turn: Any, example: Any) -> Any:
+    """`turn` as torch.fx records it on the example's tensors, played on buffers as a graph is."""
+    static = mapped(torch.clone, example)
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        left = iter(tensors)
+        return fields(turn(mapped(lambda _: next(left), static)))
+
+    graph = make_fx(flat)(*fields(static))
+
+    def replay() -> None:
+        after = graph(*fields(static))
+        for new, buffer in zip(after, fields(static), strict=True):
+            buffer.copy_(new)
+
+    return lambda batch: graphs.play(replay, static, batch)
+
+
+@pytest.fixture
+def replaying(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Every attack replays recorded turns; the rows of each recording."""
+    made: list[int] = []
+
+    def record(turn: Any, example: Any) -> Any:
+        made.append(size(example))
+        return recorded(turn, example)
+
+    class Run(engine._Run):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.turn = graphs.replayed(self._turn, min(self.rows, len(self.waiting)))
+
+    monkeypatch.setattr(graphs, "_recorded", record)
+    monkeypatch.setattr(engine, "_Run", Run)
+    return made
+
+
+def agree(ours: engine.Attacked, theirs: engine.Attacked) -> None:
+    assert torch.allclose(ours.x_adv, theirs.x_adv, rtol=0, atol=1e-6)
+    assert torch.equal(ours.first_success, theirs.first_success)
+    assert torch.equal(ours.forwards, theirs.forwards)
+    assert torch.equal(ours.backwards, theirs.backwards)
+
+
+@pytest.mark.parametrize(("attack", "settings"), CASES)
+def test_recorded_turns_give_what_turns_give(
+    attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked, request: Any
+) -> None:
+    settings = {"params": {"steps": 4}, "rows": 8, **settings}
+    eager = attacked(net, *few, attack, (0.1, 0.2), **settings)
+    made = request.getfixturevalue("replaying")
+    agree(attacked(net, *few, attack, (0.1, 0.2), **settings), eager)
+    assert made[0] == 8
+    assert len(made) == len(set(made)) > 1  # batches shrank, and every size was recorded once
+
+
+@pytest.mark.parametrize("held", [26, 10])
+def test_restarts_are_replayed_in_full_and_in_half_full_batches(
+    held: int, net: nn.Module, few: Any, attacked: Attacked, request: Any
+) -> None:
+    settings = {"params": {"steps": 4, "restarts": 3}, "rows": held, "stop": "first-success"}
+    eager = attacked(net, *few, "pgd", (0.07, 0.12), **settings)
+    request.getfixturevalue("replaying")
+    agree(attacked(net, *few, "pgd", (0.07, 0.12), **settings), eager)
+    assert len(eager.first_success.unique()) > 3
+
+
+def test_the_smallest_recording_that_holds_a_batch_is_played(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+    played: list[tuple[int, int]] = []
+
+    def record(turn: Any, example: Any) -> Any:
+        held = size(example)
+        made.append(held)
+        return lambda batch: played.append((size(batch), held))
+
+    monkeypatch.setattr(graphs, "_recorded", record)
+    turn = graphs.replayed(lambda batch: batch, most=20)
+    for n in (20, 11, 10, 6, 5, 3, 2, 1, 20, 4):
+        turn(rows(n))
+    assert played == [
+        (20, 20), (11, 20), (10, 10), (6, 10), (5, 5), (3, 5), (2, 2), (1, 1), (20, 20), (4, 5),
+    ]  # fmt: skip
+    assert made == [20, 10, 5, 2, 1]
+
+
+def test_rows_that_are_not_in_use_change_nothing(net: nn.Module, few: Any) -> None:
+    def turn(batch: Inner) -> Inner:
+        seen = engine.look(net, lambda logits, y, label: logits[:, 0], batch.x, few[1], few[1])
+        momentum = batch.momentum + seen.gradient
+        return Inner(batch.x + momentum.sign() / 100, momentum)
+
+    whole = Inner(few[0], torch.zeros_like(few[0]))
+    static = mapped(torch.clone, whole)
+    spoilt = [torch.nan, torch.inf, -torch.inf, 1e300]
+    for n, value in zip((5, 1, 13, 4), spoilt, strict=True):
+        for buffer in fields(static):
+            buffer.fill_(value)
+        batch = take(whole, slice(0, n))
+        after = graphs.play(lambda: graphs.write(turn(static), static), static, batch)
+        assert size(after) == n
+        wanted = take(turn(whole), slice(0, n))
+        assert torch.allclose(after.momentum, wanted.momentum)
+        assert torch.equal(after.x, wanted.x)
+
+
+def test_what_was_read_back_is_no_view_of_the_buffers() -> None:
+    static = rows(4)
+    after = graphs.play(lambda: None, static, rows(4, start=9.0))
+    graphs.write(rows(4), static)
+    assert after.item.tolist() == [9, 10, 11, 12]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, it records")
+def test_a_turn_that_cannot_be_recorded_is_made_as_it_is() -> None:
+    turn = graphs.replayed(lambda batch: mapped(lambda field: field + 1, batch), most=4)
+    assert same(turn(rows(3)), mapped(lambda field: field + 1, rows(3)))
+
+
+def test_memory_that_runs_out_while_recording_is_the_engines_business(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full() -> None:
+        raise torch.OutOfMemoryError("planted")
+
+    monkeypatch.setattr(torch.cuda, "Stream", full)
+    with pytest.raises(torch.OutOfMemoryError, match="planted"):
+        graphs.replayed(lambda batch: batch, most=4)(rows(3))
+
+
+# ---------------------------------------------------------------------------------- several turns
+
+
+@pytest.fixture
+def blind(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
+    """(turns) -> rows of every batch settled from now on, after so many turns as on a GPU."""
+    original, settle = engine._Run.turns, engine._Run.settle
+
+    def start(turns: int) -> list[int]:
+        settled: list[int] = []
+
+        def on_a_gpu(run: Any, batch: Any) -> Any:
+            kept, run.x = run.x, SimpleNamespace(device=torch.device("cuda"))
+            try:
+                return original(run, batch)
+            finally:
+                run.x = kept
+
+        def counting(run: Any, batch: Any) -> Any:
+            settled.append(size(batch))
+            return settle(run, batch)
+
+        monkeypatch.setattr(engine, "LOOKS_AHEAD", turns)
+        monkeypatch.setattr(engine._Run, "turns", on_a_gpu)
+        monkeypatch.setattr(engine._Run, "settle", counting)
+        return settled
+
+    return start
+
+
+@pytest.mark.parametrize(("attack", "settings"), CASES)
+@pytest.mark.parametrize("turns", [3, engine.LOOKS_AHEAD])
+def test_several_turns_between_two_looks_give_the_same_outcome_and_passes(
+    turns: int, attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked, blind: Any
+) -> None:
+    settings = {"params": {"steps": 10}, "rows": 8, **settings}
+    each = blind(1)
+    one = attacked(net, *few, attack, (0.1, 0.2), **settings)
+    seldom = blind(turns)
+    agree(attacked(net, *few, attack, (0.1, 0.2), **settings), one)
+    assert len(seldom) < len(each)
+
+
+def test_restarts_wait_for_the_look_and_lose_nothing(
+    net: nn.Module, few: Any, attacked: Attacked, blind: Any, replaying: list[int]
+) -> None:
+    settings = {"params": {"steps": 5, "restarts": 3}, "rows": 8}
+    blind(1)
+    one = attacked(net, *few, "pgd", (0.07, 0.12), **settings)
+    blind(4)
+    agree(attacked(net, *few, "pgd", (0.07, 0.12), **settings), one)
+    assert (one.forwards > 5).any()
+    assert replaying
+
+
+def test_a_trace_is_kept_turn_by_turn(
+    lenet: nn.Module, digits: Any, attacked: Attacked, blind: Any
+) -> None:
+    x, y = (part[:13] for part in digits)
+    settings = {"params": {"steps": 6}, "rows": 8, "trace": True}
+    one = attacked(lenet, x, y, "bim", (0.1, 0.2), **settings)
+    blind(4)
+    several = attacked(lenet, x, y, "bim", (0.1, 0.2), **settings)
+    assert several.losses is not None
+    assert one.losses is not None
+    assert torch.allclose(several.losses, one.losses, rtol=1e-4, equal_nan=True)
+
+
+# ------------------------------------------------------------------------------------------ a GPU
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+@pytest.mark.parametrize(("attack", "settings"), CASES)
+def test_a_gpu_replays_what_it_would_have_computed(
+    attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    net = net.cuda()
+    x, y = (part.cuda() for part in few)
+    settings = {"examples": torch.arange(len(x)).cuda(), "rows": 8, **settings}
+    replays: list[int] = []
+    play = graphs.play
+
+    def counting(replay: Any, static: Any, batch: Any) -> Any:
+        replays.append(size(batch))
+        return play(replay, static, batch)
+
+    monkeypatch.setattr(graphs, "play", counting)
+    replayed = attacked(net, x, y, attack, (0.1, 0.2), **settings)
+    assert replays
+    monkeypatch.setattr(graphs, "replayed", lambda turn, most: turn)
+    agree(replayed, attacked(net, x, y, attack, (0.1, 0.2), **settings))
