@@ -284,13 +284,20 @@ class _Run:
         the model says which of them won."""
         if not len(batch.item) or (self.curve.params.restarts == 1 and not self.nested):
             return self._leave(batch, won=False)
-        with torch.no_grad():
-            logits = torch.cat([self.model(part) for part in batch.state.x.split(self.rows)])
-        fooled = _fooled(logits, batch.known.y, self.curve)
+        fooled = _fooled(self._ask(batch.state.x), batch.known.y, self.curve)
         example, eps, _ = batch.item.unbind(1)
         self.out.forwards[eps, example] += 1
         self._leave(take(batch, fooled), won=True)
         return self._leave(take(batch, ~fooled), won=False)
+
+    def _ask(self, x: Tensor) -> Tensor:
+        """The model's own logits."""
+        while True:
+            try:
+                with torch.no_grad():
+                    return torch.cat([self.model(part) for part in x.split(self.rows)])
+            except RuntimeError as error:
+                self._less(error)
 
     # -------------------------------------------------------------------------------- special cases
 

@@ -170,11 +170,16 @@ class Pool(nn.Module):
         self.by_slices = on_cpu and halves and not pool.ceil_mode
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.shape[1] >= WIDE and x.is_contiguous(memory_format=torch.channels_last)
+        wide = x.shape[1] >= WIDE and _lies_last(x)
         if self.by_slices and not wide:
             return _HalvingPool.apply(x, self.clips)  # type: ignore[no-any-return]
         pooled: Tensor = self.pool(x)
         return pooled.relu_() if self.clips else pooled
+
+
+def _lies_last(x: Tensor) -> bool:
+    """Whether the channels of x (n, c, h, w) lie beside each other."""
+    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _HalvingPool(torch.autograd.Function):
@@ -311,10 +316,14 @@ class _Turned(torch.autograd.Function):
             -(-(padding + size) // block) * step - (windows + reach)
             for size, windows in zip(sizes, gradient.shape[2:], strict=True)
         ]
-        gradient = gradient.contiguous()
+        as_is = gradient.shape[1] >= WIDE and _lies_last(gradient)
+        layout = torch.channels_last if as_is else torch.contiguous_format
+        gradient = gradient.contiguous(memory_format=layout)
         if max(lack) > 0:
             gradient = functional.pad(gradient, (0, max(lack[1], 0), 0, max(lack[0], 0)))
-        blocks = functional.conv2d(gradient, turned.contiguous(), stride=step, padding=reach)
+        blocks = functional.conv2d(
+            gradient, turned.contiguous(memory_format=layout), stride=step, padding=reach
+        )
         padded = functional.pixel_shuffle(blocks, block)
         high, wide = (slice(padding, padding + size) for size in sizes)
         return padded[:, :, high, wide], *[None] * 4

@@ -15,8 +15,8 @@ from bench import registry
 ROOT = Path(bench.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
-    "errors", "files", "images", "checking", "rng", "contracts", "geometry", "losses", "guard",
-    "checkpoint", "models", "datasets", "attacks", "registry", "catalogue", "published",
+    "errors", "heap", "files", "images", "checking", "rng", "contracts", "geometry", "losses",
+    "guard", "checkpoint", "models", "datasets", "attacks", "registry", "catalogue", "published",
     "entries", "suite", "plan", "planned", "batch", "graphs", "engine", "meter", "judge",
     "craft", "measure", "provenance", "exchange", "copies", "preflight", "feed", "loading",
     "records", "session", "runner", "metrics", "tables", "crosscheck", "beside", "results",

@@ -155,6 +155,23 @@ class Rounded(torch.autograd.Function):
         return gradient
 
 
+class Turning(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        return z * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return -gradient if len(gradient) == 1 else gradient
+
+
+class OwnWhenAlone(Net):
+    """A gradient of its own for an image by itself."""
+
+    def odd(self, z: Tensor) -> Tensor:
+        return Turning.apply(z)
+
+
 class Straight(Net):
     def odd(self, z: Tensor) -> Tensor:
         return Rounded.apply(z)
@@ -240,7 +257,7 @@ class InPlace(Net):
 
 
 EXCHANGED = (HalfDetached, Detached, StraightByDetaching, Branching, Counting, OfTheBatch, Viewing)
-COPIED = (NoGrad, HalfNoGrad, Own, Straight, OtherAxis, InPlace)
+COPIED = (NoGrad, HalfNoGrad, Own, OwnWhenAlone, Straight, OtherAxis, InPlace)
 
 
 @pytest.mark.parametrize("kind", EXCHANGED)

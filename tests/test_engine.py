@@ -477,12 +477,11 @@ def test_memory_that_runs_out_on_the_copy_leaves_fewer_rows_too(
     assert told.rows == 4
 
 
-@pytest.mark.xfail(strict=True, reason="_finish asks the model where no one catches the error")
 @pytest.mark.parametrize("settings", [{"params": {"steps": 3, "restarts": 2}}, {"sweep": "nested"}])
 def test_memory_that_runs_out_when_the_model_is_asked_leaves_fewer_rows_too(
     settings: Any, net: nn.Module, few: Any, attacked: Attacked
 ) -> None:
-    settings = {"params": {"steps": 3}, **settings}
+    settings = {"stop": "never", "params": {"steps": 3}, **settings}
     wanted = attacked(net, *few, "pgd", (0.1, 0.2), rows=7, **settings)
     narrow = Narrow(net, 7, OUT_OF_MEMORY[0])
     told = attacked(narrow, *few, "pgd", (0.1, 0.2), rows=16, copy=net, **settings)

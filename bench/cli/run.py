@@ -34,7 +34,7 @@ def run(
     no_copy: bool,
 ) -> int:
     """Run SUITE (a path, or a shipped name) and write its report; resumes what was begun."""
-    from bench import loading, runner
+    from bench import heap, loading, runner
     from bench.suite import read
 
     checked = read(suite)
@@ -47,6 +47,7 @@ def run(
         fresh=fresh,
         copied=not no_copy,
     )
+    heap.keep()
     with Bar() as progress:
         runner.run(checked, folder, options, progress.hear)
     return _report(folder)

@@ -61,8 +61,8 @@ def speed(
 
     import torch
 
-    from bench import files, loading
-    from bench.speed import heap, page, race
+    from bench import files, heap, loading
+    from bench.speed import page, race
     from bench.speed.contestants import PEERS, entered
     from bench.speed.task import load
 

@@ -34,10 +34,11 @@ def train(
     """
     from dataclasses import replace
 
-    from bench import files, loading
+    from bench import files, heap, loading
     from bench.training import card, standard
     from bench.training.recipe import kind, read
 
+    heap.keep()
     where, folder = loading.device(device), loading.data_folder(data_dir)
     if kind(recipe) == "attack":
         _train_attack(recipe, out, where, folder, seed, fresh)

@@ -190,14 +190,14 @@ class Made(NamedTuple):
 def looped(task: Task, rows: int, attack: Callable[[Tensor, Tensor, float], Made]) -> Brought:
     """A user's loop around a library: eps by eps, batch by batch, the survivors counted.
 
-    At eps = 0 the ball holds the image alone, so nobody attacks there: the model is asked.
+    It is called at eps = 0, too, where the ball holds the image alone: published loops do.
     """
     x_adv = task.x.new_empty(len(task.eps), *task.x.shape)
     right = torch.zeros(len(task.eps), dtype=torch.int64, device=task.device)
     for index, eps in enumerate(task.eps):
         for at in range(0, len(task.x), rows):
             x, y = task.x[at : at + rows], task.y[at : at + rows]
-            made = attack(x, y, eps) if eps > 0 else Made(x)
+            made = attack(x, y, eps)
             x_adv[index, at : at + rows] = made.x_adv
             if made.right is None:
                 right[index] += still_right(task.model, made.x_adv, y, rows)

@@ -283,7 +283,7 @@ def test_the_tutorial_runs_on_a_few_images_and_its_seconds_are_scaled(
 def test_only_a_work_of_one_gradient_has_a_tutorial_and_peers_can_be_chosen() -> None:
     assert list(tutorial.enter(work("pgd"))) == []
     names = [each.name for each in entered(work("pgd"), ["art"])]
-    assert names == ["bench", "bare loop", "ART"]
+    assert names == ["bench", "bare loop", "bare loop on the copy", "ART"]
     assert {file.__name__.rpartition(".")[2] for file in FILES} >= set(PEERS)
     assert {each.peer for each in entered(work("pgd"))} - {""} == set(PEERS)
     assert next(adv_lib.enter(work("fgsm"))).refusal
@@ -403,11 +403,12 @@ def test_a_command_writes_a_table_a_page_and_a_document_without_this_machines_pa
     assert all(command in text for text in texts[1:])
     document = json.loads(texts[2])
     (race_,) = document["races"]
-    assert [len(each["seconds"]) for each in race_["contestants"]] == [2] * 5
+    ran = [len(each["seconds"]) for each in race_["contestants"]]
+    assert set(ran) == {2}
     assert document["environment"]["threads"] == torch.get_num_threads()
     frame = pd.read_csv(out / "speed.csv")
     assert list(frame.columns) == list(page.CSV)
-    assert len(frame) == 5 * 7
+    assert len(frame) == len(ran) * 7
 
 
 @pytest.mark.parametrize(
@@ -430,7 +431,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 
 
 def test_the_heap_is_kept_only_where_the_c_library_can_be_told_to() -> None:
-    told = "from bench.speed import heap; print(heap.keep(), type(heap.keep()).__name__)"
+    told = "from bench import heap; print(heap.keep(), type(heap.keep()).__name__)"
     run = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert run.stdout in ("True bool\n", "False bool\n")
 

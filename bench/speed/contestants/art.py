@@ -13,7 +13,10 @@ from bench.speed.task import Brought, Contestant, Run, Task, still_right
 from bench.speed.works import Work
 
 LOGGED = "predicts clean and attacked images once more for its log"
-NOTES = {"fgsm": "", "pgd": f"its own random starts; {LOGGED}"}
+NOTES = {
+    "fgsm": "not called at eps = 0, which it refuses",
+    "pgd": f"its own random starts; {LOGGED}",
+}
 
 
 def enter(work: Work) -> Iterator[Contestant]:

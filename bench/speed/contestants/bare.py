@@ -1,7 +1,7 @@
 """The bare loop: the passes that the attack's definition names, on the user's model, and no more.
 
-For each eps above 0 as many forward passes with the gradient of their input as the attack has
-steps, then one forward pass at each eps to count. Nothing is updated or projected, so it attacks
+For each eps as many forward passes with the gradient of their input as the attack has steps, then
+one forward pass to count. Nothing is updated or projected, so it attacks
 nothing: it is the floor under every loop that makes those passes one by one on this model.
 """
 
@@ -37,10 +37,9 @@ def prepare(once: bool, task: Task) -> Run:
     noise = Noise(0, NAME, ids, torch.zeros_like(ids)).uniform(task.x)
     noisy = (task.x + max(task.eps) * noise).clamp(0, 1)
     seen = task.x if task.steps == 1 else noisy
-    positive = sum(eps > 0 for eps in task.eps)
 
     def run(rows: int) -> Brought:
-        for _ in range(1 if once else positive):
+        for _ in range(1 if once else len(task.eps)):
             for x, y in zip(seen.split(rows), task.y.split(rows), strict=True):
                 for _ in range(task.steps):
                     gradient(task.model, x, y)

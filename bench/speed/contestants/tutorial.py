@@ -1,8 +1,7 @@
 """The loop of PyTorch's FGSM tutorial: eps by eps, one image at a time.
 
 Source: https://docs.pytorch.org/tutorials/beginner/fgsm_tutorial.html
-Differs from the source: cross-entropy on logits in place of the likelihood of log-probabilities;
-at eps = 0 it asks the model and does not attack.
+Differs from the source: cross-entropy on logits in place of the likelihood of log-probabilities.
 """
 
 from collections.abc import Iterator
@@ -52,13 +51,11 @@ def prepare(task: Task) -> Run:
 
 def _one(model: nn.Module, data: Tensor, target: Tensor, eps: float) -> tuple[Tensor, bool]:
     """One image (1, c, h, w) of class `target` (1,), attacked, and whether it is still right."""
-    data = data.clone().requires_grad_(eps > 0)
+    data = data.clone().requires_grad_()
     with torch.enable_grad():
         output = model(data)
         if output.argmax(1).item() != target.item():
             return data.detach()[0], False
-        if eps == 0:
-            return data[0], True
         loss = nn.functional.cross_entropy(output, target)
         model.zero_grad()
         loss.backward()

@@ -1,8 +1,9 @@
-"""Freed memory stays with the process: otherwise a race is partly one of page faults.
+"""Freed memory stays with the process: else a CPU's time goes into page faults.
 
 glibc hands the top of its heap back to the kernel and takes it again at the next large tensor.
 Whether it does depends on what was allocated before, so that one and the same loop may be slower in
-one round than in the next. Measured on one core, LeNet, PGD-40 on 512 images at 256 rows: 600,000
+one minute than in the next. The command line keeps it; `bench.evaluate` leaves its caller's process
+alone. Measured on one core, LeNet, PGD-40 on 512 images at 256 rows: 600,000
 page faults and 3.0 to 3.8 s of processor time, against 500 and 2.1 s with the heap kept, for a bare
 loop and for torchattacks alike.
 """
