@@ -154,8 +154,9 @@ class _Run:
         self.out = _nothing(x, curve)
         self.waiting = self._first_items()
         self.parked: _Batch | None = None
+        self.blind = x.device.type == "cuda"  # the host asks for no value while turns are made
         many = min(rows, len(self.waiting))
-        self.turn = graphs.replayed(self._turn, many) if x.device.type == "cuda" else self._turn
+        self.turn = graphs.replayed(self._turn, many) if self.blind else self._turn
 
     # --------------------------------------------------------------------------------- the loop
 
@@ -175,7 +176,7 @@ class _Run:
         left = self.curve.params.steps - int(batch.known.k.max())
         if self.out.losses is not None:
             return self._traced(batch) if left else batch
-        for _ in range(min(left, LOOKS_AHEAD if self.x.device.type == "cuda" else 1)):
+        for _ in range(min(left, LOOKS_AHEAD if self.blind else 1)):
             batch = self.turn(batch)
         return batch
 
@@ -194,8 +195,11 @@ class _Run:
         first = torch.where(fooled & (first < 0), known.k, first)
         done = self._done(batch._replace(first=first))
         stepped = self.rule.step(state, seen.gradient, known, self.curve.params, self.curve.norm)
-        state = mapped(lambda old, new: torch.where(per_row(done, new), old, new), state, stepped)
-        return _Batch(item, known._replace(k=known.k + ~done), state, first, looks)
+        if self.blind or bool(done.any()):
+            stepped = mapped(
+                lambda old, new: torch.where(per_row(done, new), old, new), state, stepped
+            )
+        return _Batch(item, known._replace(k=known.k + ~done), stepped, first, looks)
 
     def _done(self, batch: _Batch) -> Tensor:
         over = batch.known.k >= self.curve.params.steps
@@ -303,24 +307,25 @@ class _Run:
 
     def one_gradient(self) -> Attacked:
         """A sweep whose gradient is the same at every eps: one gradient for each example."""
-        left = torch.arange(len(self.x), device=self.x.device)
-        while len(left):
-            at = left[: self.rows]
+        first, n = 0, len(self.x)
+        while first < n:
+            at = slice(first, first + self.rows)
+            x, y, label = self.x[at], self.y[at], self.label[at]
             try:
-                seen = look(self.copy, self.loss, self.x[at], self.y[at], self.label[at])
+                seen = look(self.copy, self.loss, x, y, label)
             except RuntimeError as error:
                 self._less(error)
                 continue
-            left = left[self.rows :]
+            first += self.rows
             if self.out.losses is not None:
                 self.out.losses[:, at, 0] = seen.loss
-            for index in range(len(self.eps)):
-                where = torch.full_like(at, index)
-                batch = self._enter(torch.stack([at, where, torch.zeros_like(at)], 1))
-                stepped = self.rule.step(
-                    batch.state, seen.gradient, batch.known, self.curve.params, self.curve.norm
-                )
-                self.out.x_adv[index, at] = stepped.x
+            zero = torch.zeros_like(y)
+            noise = Noise(self.curve.seed, self.curve.name, self.examples[at], zero)
+            for index, eps in enumerate(self.eps):
+                known = Items(x, y, label, eps.expand(len(x)), zero)
+                state = self.rule.init(known, noise, self.curve.params, self.curve.norm)
+                settings = known, self.curve.params, self.curve.norm
+                self.out.x_adv[index, at] = self.rule.step(state, seen.gradient, *settings).x
         self.out.forwards.fill_(1 / max(len(self.eps), 1))
         self.out.backwards.fill_(1 / max(len(self.eps), 1))
         return self.result()

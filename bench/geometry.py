@@ -45,7 +45,7 @@ def project(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
     """
     radius = per_row(eps, x)
     if norm == "linf":
-        return torch.minimum(torch.maximum(x, x0 - radius), x0 + radius).clamp(0, 1)
+        return torch.clamp(x, x0 - radius, x0 + radius).clamp_(0, 1)
     delta = x - x0
     if norm == "l2":
         length = per_row(norm_of(delta, "l2"), x)

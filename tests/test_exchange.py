@@ -80,7 +80,7 @@ def geometries(draws: st.DrawFn) -> tuple[dict[str, Any], tuple[int, int]]:
 
 
 @given(geometries())
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_a_turned_convolution_is_the_convolution_for_every_geometry(geometry: Any) -> None:
     keys, sides = geometry
     net = nn.Sequential(nn.Conv2d(**keys)).double()
@@ -418,7 +418,7 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
 
 
 @given(st.lists(st.sampled_from(sorted(LAYERS)), min_size=1, max_size=9))
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_any_stack_of_layers_keeps_its_answer_and_its_gradient(names: list[str]) -> None:
     layers: list[nn.Module] = []
     x = draw(2, 2, 17, 18)

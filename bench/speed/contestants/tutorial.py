@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from bench.speed.task import Brought, Contestant, Run, Task
 from bench.speed.works import Work
@@ -30,6 +31,7 @@ def enter(work: Work) -> Iterator[Contestant]:
 
 def prepare(task: Task) -> Run:
     images = task.x[:IMAGES]
+    pairs = TensorDataset(images, task.y[:IMAGES])
 
     def run(rows: int) -> Brought:
         x_adv = images.expand(len(task.eps), *images.shape).clone()
@@ -37,8 +39,7 @@ def prepare(task: Task) -> Run:
         task.model.requires_grad_(True)
         try:
             for index, eps in enumerate(task.eps):
-                for at in range(len(images)):
-                    data, target = images[at : at + 1], task.y[at : at + 1]
+                for at, (data, target) in enumerate(DataLoader(pairs, batch_size=1)):
                     x_adv[index, at], stands = _one(task.model, data, target, eps)
                     right[index] += int(stands)
         finally:
