@@ -90,13 +90,16 @@ def confirmed(
     verdicts: list[Verdict],
 ) -> tuple[Crafted, bool]:
     """`raw` with the examples attacked again, on the model itself, that a copy took for won and
-    the `verdicts` of the model that was attacked do not; and whether there were any."""
+    the `verdicts` of the model that was attacked do not; and whether there were any.
+
+    That the model leads in float32 is what makes its second claim its verdict."""
     claimed = raw.first_success >= 0
     won = torch.stack([success(curve, chosen, verdict.pred) for verdict in verdicts])
     again = (claimed & ~won).any(0)
     if not again.any():
         return raw, False
-    own = craft(model, curve, Examples(*(field[again] for field in chosen)), rows, None)
+    few = Examples(*(field[again] for field in chosen))
+    own = craft(model, replace(curve, precision="float32"), few, rows)
     x_adv, first = raw.x_adv.clone(), raw.first_success.clone()
     x_adv[:, again], first[:, again] = own.x_adv, own.first_success
     forwards, backwards = raw.forwards.clone(), raw.backwards.clone()

@@ -26,6 +26,7 @@ from bench import graphs
 from bench.batch import cut, join, mapped, size, take
 from bench.contracts import Curve, Items
 from bench.geometry import per_row
+from bench.guard import tensor_cores
 from bench.losses import Objective, to_ascend
 from bench.rng import Noise
 
@@ -217,6 +218,7 @@ class _Run:
 
     def halve(self, batch: _Batch, error: RuntimeError) -> _Batch:
         """After an error: fewer rows from now on, those too many are parked."""
+        self.rows = min(self.rows, len(batch.item))
         self._less(error)
         batch, rest = cut(batch, self.rows)
         self.parked = join(self.parked, rest)
@@ -295,10 +297,10 @@ class _Run:
         return self._leave(take(batch, ~fooled), won=False)
 
     def _ask(self, x: Tensor) -> Tensor:
-        """The model's own logits."""
+        """The model's own logits, in float32 whatever the gradients are in."""
         while True:
             try:
-                with torch.no_grad():
+                with torch.no_grad(), tensor_cores(False):
                     return torch.cat([self.model(part) for part in x.split(self.rows)])
             except RuntimeError as error:
                 self._less(error)

@@ -1,15 +1,25 @@
 """The judge: what a model itself, in evaluation mode and float32, says of images.
 
-Attacks may lead with a copy of a model and in lower precision; the verdict is always this one.
+Attacks may lead with a copy of a model and in lower precision; the verdict is always this one. The
+model is never exchanged here. What may be is the order in which an image's numbers lie in memory:
+with the channels last a CPU convolves up to 2.5 times as fast, and a model cannot tell.
 """
 
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from bench import engine
 from bench.guard import evaluating, tensor_cores
+
+ASKED = 16
+"""Images on which the two orders in memory are compared, once for a model."""
+CLOSE = 1e-4
+"""How far logits may then be apart, as a share of the largest."""
+_last: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Models whose images may lie with the channels last, as far as was found out."""
 
 
 class Verdict(NamedTuple):
@@ -29,7 +39,9 @@ def judge(model: nn.Module, x: Tensor, rows: int) -> Verdict:
     """
     try:
         with evaluating(model), torch.no_grad(), tensor_cores(False):
-            logits = torch.cat([model(part).float() for part in x.split(rows)])
+            last = _may_lie_last(model, x[: min(rows, ASKED)])
+            parts = (_laid_last(part) if last else part for part in x.split(rows))
+            logits = torch.cat([model(part).float() for part in parts])
     except RuntimeError as error:
         if rows == 1 or not engine.out_of_memory(error):
             raise
@@ -37,3 +49,26 @@ def judge(model: nn.Module, x: Tensor, rows: int) -> Verdict:
     confidence, pred = logits.softmax(1).max(1)
     finite = logits.isfinite().all(1)
     return Verdict(torch.where(finite, pred, -1), confidence, logits.argmin(1))
+
+
+def _may_lie_last(model: nn.Module, x: Tensor) -> bool:
+    """Whether to ask with the channels last: on a CPU, of a model that convolves, answers alike and
+    does not insist on the other order (as one that calls `view` does)."""
+    if x.device.type != "cpu" or not any(isinstance(m, nn.Conv2d) for m in model.modules()):
+        return False
+    if model not in _last:
+        try:
+            there, here = model(_laid_last(x)), model(x)
+            off = float((there - here).abs().max() / here.abs().max())
+            _last[model] = off <= CLOSE and torch.equal(there.argmax(1), here.argmax(1))
+        except RuntimeError as error:
+            if engine.out_of_memory(error):
+                raise
+            _last[model] = False
+    return _last[model]
+
+
+def _laid_last(x: Tensor) -> Tensor:
+    """x (n, c, h, w) with its channels side by side; strides say so for a single one, too."""
+    n, c, h, w = x.shape
+    return torch.empty_strided(x.shape, (c * h * w, 1, w * c, c), dtype=x.dtype).copy_(x)

@@ -91,7 +91,8 @@ def measure(
             verdicts, judging = meter.timed(
                 lambda raw=raw: verdicts_on(model, part, chosen, raw, judges), examples.x.device
             )
-            if copy is not None and part.stop == "first-success":
+            led = copy not in (None, attacked) or part.precision != "float32"
+            if led and part.stop == "first-success":
                 own = attacked is model
                 seen = verdicts if own else verdicts_on(attacked, part, chosen, raw, rows)
                 raw, again = confirmed(attacked, part, chosen, rows, raw, seen)

@@ -125,7 +125,9 @@ def prepare(suite: Suite, out: Path, options: Options) -> Session:
 
 
 def _missing(session: Session, tasks: list[plan.Task], out: Path) -> list[_Part]:
-    """Every shard that is not on disk, in the suite's order, a task's shards one after another."""
+    """Every shard that is not on disk, in the suite's order, a task's shards one after another.
+
+    Two entries that mean the same cell share its records: it is run once."""
     done = {(piece.cell, piece.first, piece.last) for piece in records.pieces(out)}
     parts = []
     for task in tasks:
@@ -136,6 +138,7 @@ def _missing(session: Session, tasks: list[plan.Task], out: Path) -> list[_Part]
                 if not cell.reason and (cell.identity, first, last) not in done
             }
             if wanted:
+                done |= {(identity, first, last) for identity in wanted}
                 part = task.only(wanted)
                 parts.append(_Part(part, first, last, session.work(part) * (last - first)))
     return parts

@@ -155,7 +155,7 @@ class Session:
         ahead = self.work(task) * self.data.n
         if known is None or not (known.timed or ahead < known.worth):
             x = self.data.read(0, min(self.data.n, copies.PROBED)).to(self.device)
-            model, rows = self.subjects[task.source].model, self._rows_for(task)
+            model, rows = self.subjects[task.source].model, self.rows[task.source]
             known = copies.prepare(model, x, rows, precision, self.fixed_rows, ahead)
             self._copies[task.source, precision] = known
         size = task.entry.batch_size

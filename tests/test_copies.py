@@ -509,7 +509,6 @@ def test_too_little_work_is_not_worth_a_calibration(paced: Any, memory: Path) ->
     assert choice(again) == ("channels-last", 32, True)
 
 
-@pytest.mark.xfail(strict=True, reason="Session._copy starts from the rows of the task it meets")
 def test_the_rows_that_one_attack_was_given_are_not_those_of_the_next(tmp_path: Path) -> None:
     attack = '[[attacks]]\nname = "bim"\nnorm = "linf"\neps = [0.1]\n'
     file = tmp_path / "s.toml"

@@ -438,7 +438,6 @@ class Tiring(Step):
         return super().forward(x + 0.05 if self.asked <= 5 else x)
 
 
-@pytest.mark.xfail(strict=True, reason="measure takes the model itself for a copy that lied")
 def test_a_net_that_stands_in_for_itself_is_not_attacked_twice() -> None:
     def passes(copied: bool) -> list[float]:
         net = Tiring().eval()
@@ -456,7 +455,6 @@ class Rough(Step):
         return super().forward(x + 0.05 if torch.backends.cuda.matmul.allow_tf32 else x)
 
 
-@pytest.mark.xfail(strict=True, reason="what a net in TF32 takes for won is not tried in float32")
 @pytest.mark.parametrize("copied", [True, False])
 @pytest.mark.parametrize("settings", [{}, {"stop": "never", "sweep": "nested"}], ids=str)
 def test_what_is_fooled_in_tf32_alone_is_attacked_on(

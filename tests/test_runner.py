@@ -200,6 +200,21 @@ def test_an_interrupted_run_goes_on_to_the_table_of_an_undisturbed_one(own: Path
     assert counts(resumed) == counts(run(path, own / "undisturbed"))
 
 
+def test_two_entries_that_mean_the_same_cell_share_its_records(tmp_path: Path) -> None:
+    attack = '[[attacks]]\nname = "pgd"\nnorm = "linf"\neps = [0.1]\nparams.steps = 3\n'
+    file = tmp_path / "s.toml"
+    file.write_text(
+        'schema = 1\nname = "s"\n[data]\nname = "digits"\nlimit = 20\n'
+        f'{LENET}{attack}label = "a"\n{attack}label = "b"\nbatch_size = 4\n'
+        '[[crosschecks]]\nours = "a"\nreference = "b"\n'
+    )
+    found = bench.run(str(file), tmp_path / "run", device="cpu")
+    assert list(found.table["n"]) == [20, 20]
+    assert found.table["robust_correct"].nunique() == 1
+    assert len(found.stored.frame) == 20
+    assert list(found.crosschecks["differ"]) == [0]
+
+
 def test_fresh_starts_over(tmp_path: Path) -> None:
     path = written(tmp_path, LENET, attacks('name = "fgsm"'))
     run(path, tmp_path / "out")

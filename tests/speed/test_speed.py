@@ -250,7 +250,7 @@ def test_a_library_does_the_same_work(peer: str, attack: str) -> None:
 
 @pytest.mark.parametrize(
     ("attack", "name", "gradients"),
-    [("fgsm", bare.NAME, 2), ("fgsm", "bare loop, one gradient", 1), ("pgd", bare.NAME, 10)],
+    [("fgsm", bare.NAME, 3), ("fgsm", "bare loop, one gradient", 1), ("pgd", bare.NAME, 15)],
 )
 def test_a_bare_loop_makes_the_attacks_passes_and_no_more(
     attack: str, name: str, gradients: int
