@@ -9,11 +9,16 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
   loading      names -> data, devices, models with their weights (checkpoint) that are found fit
                to be attacked (preflight)
   runner       cells -> records: what is missing is run, what is finished is kept
-  session      one shard of examples of one attack on one model becomes records, by
-  measure        attack, verify, judge: what a record is made from, with
-  engine           the loop of every attack rule, over (example, eps, restart) items,
+  session      one shard of examples of one attack on one model becomes records (feed brings the
+               images), by
+  measure        what a record is made from: craft, what an attack returns; judge, what the model
+                 itself says of it; and every promise checked
+  engine           the loop of every attack rule, over (example, eps, restart) items in one batch;
+                   graphs, a turn of it recorded for a GPU
+  copies           what is attacked in a model's place, probed against it; exchange, its layers
+                   exchanged for cheaper ones
   geometry         norms, balls, boxes; losses, what is ascended; rng, noise keyed by example,
-  guard            a model's state, which comes back as it was,
+  guard            a model's state, which comes back as it was; heap, memory kept,
   meter            passes counted, the floor timed
   records      per-example records on disk; files, written whole or not at all;
                images, image files in and out

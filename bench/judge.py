@@ -70,5 +70,5 @@ def _may_lie_last(model: nn.Module, x: Tensor) -> bool:
 
 def _laid_last(x: Tensor) -> Tensor:
     """x (n, c, h, w) with its channels side by side; strides say so for a single one, too."""
-    n, c, h, w = x.shape
+    _, c, h, w = x.shape
     return torch.empty_strided(x.shape, (c * h * w, 1, w * c, c), dtype=x.dtype).copy_(x)
