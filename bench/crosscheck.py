@@ -63,9 +63,8 @@ def compare(
     `robust` and `confidence` (of the clean prediction) are per cell, indexed by example; `images`
     are the adversarial images kept, per cell.
     """
-    by_cell: dict[str, dict[str, Any]] = (
-        table.drop_duplicates("cell").set_index("cell").to_dict("index")
-    )  # type: ignore[assignment]
+    cells = table.drop_duplicates("cell").set_index("cell")
+    by_cell: dict[str, dict[str, Any]] = cells.to_dict("index")  # type: ignore[assignment]
     rows = []
     for pair in sides:
         ours, reference = by_cell[pair.ours.identity], by_cell[pair.reference.identity]

@@ -23,6 +23,8 @@ from bench.records import Piece
 SHARD_EXAMPLES = 1000
 SHARD_BYTES = 64 * 2**20
 """A shard holds at most so many examples, and so many bytes of images."""
+JUDGED = 64
+"""Most rows that the judge is given at once on a CPU."""
 FLOOR_AGE = 20
 """A floor is timed again when it is older than so many times what timing it takes."""
 
@@ -105,11 +107,16 @@ class Session:
         )
         model, source = self.subjects[task.model].model, self.subjects[task.source].model
         floor = self._floor(task.source, rows)
-        own = task.source == task.model
-        judged_rows = rows if own else self.rows[task.model]
         stand_in = None if copy is None else copy.model
         measured = measure.measure(
-            model, task.curve, examples, rows, floor, source, judged_rows, stand_in
+            model,
+            task.curve,
+            examples,
+            rows,
+            floor,
+            source,
+            self._judged_rows(task.model),
+            stand_in,
         )
         if measured.rows < rows:
             self._fewer(task, rows, measured.rows)
@@ -141,6 +148,12 @@ class Session:
     def _rows_for(self, task: plan.Task) -> int:
         """Rows a pass by rule, or as the user said; a whole attack's outcome may depend on them."""
         return task.entry.batch_size or self.rows[task.source]
+
+    def _judged_rows(self, model: str) -> int:
+        """Rows that the judge asks about at once: a forward pass keeps less than a gradient does,
+        so that on a CPU more of a large net fit the cache, and fewer of a small one are enough."""
+        rows = self.rows[model]
+        return rows if self.fixed_rows or self.device.type == "cuda" else min(JUDGED, 4 * rows)
 
     def _copy(self, task: plan.Task) -> copies.Copy | None:
         """What the engine attacks in place of the task's model; None for an attack with a loop of
@@ -174,7 +187,7 @@ class Session:
     def _clean_pass(self, model: str) -> measure.Clean:
         """The model's answers to all clean images; asked once."""
         if model not in self._clean:
-            subject, rows = self.subjects[model].model, self.rows[model]
+            subject, rows = self.subjects[model].model, self._judged_rows(model)
             parts = [judge(subject, self._images.read(a, b), rows) for a, b in self.shards()]
             pred, confidence, least = (torch.cat(column) for column in zip(*parts, strict=True))
             labels = self.data.labels
