@@ -182,7 +182,7 @@ def notes(race: Race) -> Iterator[str]:
 
 
 READING = (
-    "Times are of the whole work: the attack at every eps above 0 and one forward pass at each eps "
+    "Times are of the whole work: the attack at every eps and one forward pass at each eps "
     "to count who is still right. Every contestant has its own best batch size of a short list "
     "unless one is fixed; the model is in evaluation mode, its parameters frozen. Robust accuracy "
     "is judged afterwards, outside the times, by the untouched model in float32. `robust beyond "

@@ -33,7 +33,7 @@ def prepare(task: Task) -> Run:
     import foolbox
 
     model = foolbox.PyTorchModel(task.model, bounds=(0, 1), device=task.device)
-    attacks = {eps: _attack(foolbox.attacks, task, eps) for eps in task.eps if eps > 0}
+    attacks = {eps: _attack(foolbox.attacks, task, eps) for eps in task.eps}
 
     def attack(x: Tensor, y: Tensor, eps: float) -> Made:
         # It asks the model about the clipped images and hands the answer back.

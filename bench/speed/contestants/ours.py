@@ -15,6 +15,7 @@ from torch import nn
 from bench import copies, engine
 from bench.contracts import Curve, Precision, Stop, Sweep
 from bench.guard import tensor_cores
+from bench.judge import judge
 from bench.speed.task import Brought, Contestant, Run, Task, still_right
 from bench.speed.works import Variant, Work
 
@@ -87,13 +88,17 @@ def prepare(way: Way, task: Task) -> Run:
     copy = task.model
     if way.copied:
         copy = copies.prepare(task.model, task.x, task.rows, way.precision, fixed=True).model
-    return partial(run, task, curve, copy, task.model if way.judged else copy)
+    return partial(run, task, curve, copy, way.judged)
 
 
-def run(task: Task, curve: Curve, copy: nn.Module, counts: nn.Module, rows: int) -> Brought:
-    """The timed work: attack at every eps above 0, then ask about what came out."""
+def run(task: Task, curve: Curve, copy: nn.Module, judges: bool, rows: int) -> Brought:
+    """The timed work: attack at every eps, then ask about what came out."""
     ids = torch.arange(len(task.x), device=task.device)
     x_adv = engine.attack(task.model, curve, task.x, task.y, ids, rows, copy=copy).x_adv
     with tensor_cores(False):
-        right = torch.stack([still_right(counts, each, task.y, rows) for each in x_adv])
-    return Brought(x_adv, right.tolist())
+        if judges:
+            found = [judge(task.model, each, rows).pred for each in x_adv]
+            right = [int((pred == task.y).sum()) for pred in found]
+        else:
+            right = [int(still_right(copy, each, task.y, rows)) for each in x_adv]
+    return Brought(x_adv, right)
