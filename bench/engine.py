@@ -1,16 +1,17 @@
 """The loop of every attack rule: one stream of (example, eps, restart) items in full batches.
 
-One iterate costs one forward and one backward pass to the input; the update is a percent of that.
-So a curve can only be had faster by making fewer passes for the same answer, which is this module,
-or cheaper ones, which is the attacked copy (`bench.copies`) that it is handed, and on a GPU the
-recorded turn (`bench.graphs`). What each idea is worth is measured by `bench speed` and written
-down in results/speed; on one CPU core with LeNet:
+One iterate costs one forward and one backward pass to the input; the update is a percent or two of
+that. So a curve can only be had faster by making fewer passes for the same answer, which is this
+module, or cheaper ones, which is the attacked copy (`bench.copies`) that it is handed, and on a GPU
+the recorded turn (`bench.graphs`). Each idea alone, measured on one CPU core (results/speed):
 
 - an item that has won leaves at once and a waiting one takes its place, so batches stay full and no
-  pass is spent on what is already fooled: {first_success}
-- epsilons ride in one stream; under sweep = "nested" an example fooled at one eps is not attacked
-  at a larger one (the smaller ball lies in it): {nested}
-- a rule of one gradient has the same one at every eps, so a sweep costs one: {shared}
+  pass is spent on what is already fooled: 3.2 times, PGD-40 at 0.3 on LeNet; nothing on a net that
+  holds;
+- eps ride in one stream; under sweep = "nested" an example fooled at one eps is not attacked at a
+  larger one, which holds the smaller ball: 1.2 times more, six eps;
+- a rule of one gradient has the same one at every eps, so a sweep costs one: 2.7 times, seven eps;
+- the copy: 2.2 times on LeNet, 1.2 on a net with strides for pooling.
 
 Who waits for whom: a restart is tried only after the one before it has failed; nested, an eps only
 after the smaller one. Everything else is independent, so the outcome of an item is a function of
