@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from bench import exchange, files, meter, provenance
 from bench.contracts import Precision
-from bench.engine import look, out_of_memory
+from bench.engine import look
 from bench.errors import SuiteError
-from bench.guard import evaluating, tensor_cores
+from bench.guard import evaluating, out_of_memory, tensor_cores
 from bench.losses import to_ascend
 
 Layout = Literal["contiguous", "channels-last"]
@@ -91,7 +91,7 @@ def prepare(
         if not agreeing:
             if precision == "bfloat16":
                 raise SuiteError(f'precision bfloat16: {dropped}; use precision = "float32"')
-            return Copy(model, rows, "contiguous", False, precision, True, 0.0, dropped)
+            return Copy(model, rows, "contiguous", False, precision, False, math.inf, dropped)
         layout, most, timed, worth = _quickest(model, agreeing, x, rows, precision, fixed, ahead)
         stand_in = agreeing[layout]
     return Copy(stand_in, most, layout, exchanged, precision, timed, worth, dropped)

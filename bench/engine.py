@@ -27,7 +27,7 @@ from bench import graphs
 from bench.batch import cut, join, mapped, size, take
 from bench.contracts import Curve, Items
 from bench.geometry import per_row
-from bench.guard import tensor_cores
+from bench.guard import out_of_memory, tensor_cores
 from bench.losses import Objective, to_ascend
 from bench.rng import Noise
 
@@ -340,13 +340,6 @@ class _Run:
         example, eps, _ = batch.item.unbind(1)
         self.out.losses[eps, example, batch.known.k] = seen.loss
         return self._advance(batch, seen)
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether a pass failed for want of memory; on a CPU torch says so in words alone."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def _nothing(x: Tensor, curve: Curve) -> Attacked:

@@ -1,8 +1,8 @@
 """Layers exchanged for cheaper ones with the same answer and the same gradient.
 
 An attack asks a model in evaluation mode for one thing, the gradient with respect to its input.
-For that alone much of a model can be had cheaper (measured on one CPU core, LeNet and ResNet50;
-results/speed holds the tables):
+For that alone much of a model can be had cheaper (what all of it together is worth stands in
+results/speed, "no copy" beside "bench"):
 
 - batch-norm folds into the convolution or linear layer before it (exact to rounding); dropout and
   identity go;

@@ -1,4 +1,5 @@
-"""A model's state: how it is while it is asked and attacked, and that it comes back as it was."""
+"""A model's state: how it is while it is asked and attacked, that it comes back as it was, and how
+one tells that it had no memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,3 +59,10 @@ def tensor_cores(allowed: bool) -> Iterator[None]:
         yield
     finally:
         matrices.allow_tf32, convolutions.allow_tf32 = before
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a pass failed for want of memory; on a CPU torch says so in words alone."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)

@@ -2,7 +2,7 @@
 
 Attacks may lead with a copy of a model and in lower precision; the verdict is always this one. The
 model is never exchanged here. What may be is the order in which an image's numbers lie in memory:
-with the channels last a CPU convolves up to 2.5 times as fast, and a model cannot tell.
+with the channels last a CPU convolves faster, and a model cannot tell.
 """
 
 from typing import NamedTuple
@@ -11,8 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from bench import engine
-from bench.guard import evaluating, tensor_cores
+from bench.guard import evaluating, out_of_memory, tensor_cores
 
 ASKED = 16
 """Images on which the two orders in memory are compared, once for a model."""
@@ -43,7 +42,7 @@ def judge(model: nn.Module, x: Tensor, rows: int) -> Verdict:
             parts = (_laid_last(part) if last else part for part in x.split(rows))
             logits = torch.cat([model(part).float() for part in parts])
     except RuntimeError as error:
-        if rows == 1 or not engine.out_of_memory(error):
+        if rows == 1 or not out_of_memory(error):
             raise
         return judge(model, x, rows // 2)
     confidence, pred = logits.softmax(1).max(1)
@@ -62,7 +61,7 @@ def _may_lie_last(model: nn.Module, x: Tensor) -> bool:
             off = float((there - here).abs().max() / here.abs().max())
             _last[model] = off <= CLOSE and torch.equal(there.argmax(1), here.argmax(1))
         except RuntimeError as error:
-            if engine.out_of_memory(error):
+            if out_of_memory(error):
                 raise
             _last[model] = False
     return _last[model]

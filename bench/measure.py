@@ -67,8 +67,7 @@ def measure(
 
     The attack sees `source` alone (the model itself if there is none), or for its gradients a
     `copy` of that; the verdict is the model's: the threat model of transfer. `floor` and `rows` are
-    those of the model that is attacked; the one that judges takes `judged_rows` rows a pass, where
-    it is another.
+    those of what is attacked; the judge takes `judged_rows` rows a pass, or as many.
     An example that the model gets wrong without attack is not attacked, nor, when targeted, one
     whose label is the target. At eps = 0 the ball holds x alone, so nothing is attacked.
     Raises: ContractError if the attack breaks a promise that leaves nothing to judge.

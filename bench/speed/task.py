@@ -1,7 +1,7 @@
 """A work, loaded: model, images and labels on one device; and what a contestant brings back."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,6 +177,27 @@ class Contestant(NamedTuple):
     """The only batch size it has."""
     share: Callable[[Task], float] = lambda task: 1.0
     """Share of the examples that it is run on; its seconds are divided by it."""
+
+
+def library(
+    work: Work,
+    prepare: Callable[[Task], Run],
+    *,
+    name: str,
+    distribution: str,
+    peer: str,
+    notes: Mapping[str, str],
+) -> Contestant:
+    """A library as a contestant; `notes` says of each attack that it has how its rule differs, ""
+    if it does not."""
+    return Contestant(
+        name=name,
+        prepare=prepare,
+        library=distribution,
+        peer=peer,
+        note=notes.get(work.attack, ""),
+        refusal="" if work.attack in notes else f"no {work.attack} here",
+    )
 
 
 class Made(NamedTuple):

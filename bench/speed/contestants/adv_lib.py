@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from bench.speed.task import Contestant, Made, Run, Task, looped
+from bench.speed.task import Contestant, Made, Run, Task, library, looped
 from bench.speed.works import Work
 
 LAST = "the last fooling iterate, the one after the last step unseen"
@@ -20,13 +20,13 @@ NOTES = {"pgd": f"its own random starts; {LAST}", "bim": LAST}
 
 
 def enter(work: Work) -> Iterator[Contestant]:
-    yield Contestant(
+    yield library(
+        work,
+        prepare,
         name="adversarial-library",
-        prepare=prepare,
-        library="adv-lib",
+        distribution="adv-lib",
         peer="adv_lib",
-        note=NOTES.get(work.attack, ""),
-        refusal="" if work.attack in NOTES else f"it has no {work.attack}",
+        notes=NOTES,
     )
 
 

@@ -9,26 +9,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.speed.task import Brought, Contestant, Run, Task, still_right
+from bench.speed.task import Brought, Contestant, Run, Task, library, still_right
 from bench.speed.works import Work
 
 LOGGED = "predicts clean and attacked images once more for its log"
 NOTES = {
     "fgsm": "not called at eps = 0, which it refuses",
     "pgd": f"its own random starts; {LOGGED}",
+    "bim": LOGGED,
+    "mifgsm": LOGGED,
 }
+DISTRIBUTION = "adversarial-robustness-toolbox"
 
 
 def enter(work: Work) -> Iterator[Contestant]:
-    known = work.attack in ("fgsm", "pgd", "bim", "mifgsm")
-    yield Contestant(
-        name="ART",
-        prepare=prepare,
-        library="adversarial-robustness-toolbox",
-        peer="art",
-        note=NOTES.get(work.attack, LOGGED),
-        refusal="" if known else f"no {work.attack} here",
-    )
+    yield library(work, prepare, name="ART", distribution=DISTRIBUTION, peer="art", notes=NOTES)
 
 
 def prepare(task: Task) -> Run:

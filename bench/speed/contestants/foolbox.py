@@ -8,24 +8,20 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.speed.task import Contestant, Made, Run, Task, looped
+from bench.speed.task import Contestant, Made, Run, Task, library, looped
 from bench.speed.works import Work
 
 NOTES = {
+    "fgsm": "",
+    "bim": "",
     "pgd": "its own random starts",
     "mifgsm": "another rule: sums the signs of gradients, not gradients over their l1 norm",
 }
 
 
 def enter(work: Work) -> Iterator[Contestant]:
-    known = work.attack in ("fgsm", "pgd", "bim", "mifgsm")
-    yield Contestant(
-        name="Foolbox",
-        prepare=prepare,
-        library="foolbox",
-        peer="foolbox",
-        note=NOTES.get(work.attack, ""),
-        refusal="" if known else f"no {work.attack} here",
+    yield library(
+        work, prepare, name="Foolbox", distribution="foolbox", peer="foolbox", notes=NOTES
     )
 
 

@@ -8,22 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.speed.task import Contestant, Made, Run, Task, looped
+from bench.speed.task import Contestant, Made, Run, Task, library, looped
 from bench.speed.works import Work
 
 NAME = "torchattacks"
+NOTES = {"fgsm": "", "bim": "", "mifgsm": "", "pgd": "its own random starts"}
 
 
 def enter(work: Work) -> Iterator[Contestant]:
-    known = work.attack in ("fgsm", "pgd", "bim", "mifgsm")
-    yield Contestant(
-        name=NAME,
-        prepare=prepare,
-        library=NAME,
-        peer="torchattacks",
-        note="its own random starts" if work.attack == "pgd" else "",
-        refusal="" if known else f"no {work.attack} here",
-    )
+    yield library(work, prepare, name=NAME, distribution=NAME, peer="torchattacks", notes=NOTES)
 
 
 def prepare(task: Task) -> Run:
