@@ -23,7 +23,7 @@ Norm = Literal["linf", "l2", "l1", "l0"]
 Goal = Literal["untargeted", "targeted"]
 Stop = Literal["first-success", "never"]
 Sweep = Literal["independent", "nested"]
-Loss = Literal["cross-entropy", "margin", "label-and-target"]
+Loss = Literal["cross-entropy", "margin", "label-and-target", "dlr"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Arithmetic of an attack's gradients; whatever it is, the model judges in float32."""
 Shape = tuple[int, int, int]
@@ -88,6 +88,23 @@ class Items(NamedTuple):
     """Radius of each row's ball, (n,)."""
     k: Tensor
     """Steps that each row has made, (n,), int64."""
+    aim: Tensor
+    """The wrong class that this restart is driven to, (n,), int64, under a rule that aims; -1
+    under any other."""
+
+
+class Seen(NamedTuple):
+    """What one pass showed of a batch of iterates; every field is per row."""
+
+    logits: Tensor
+    """(n, classes); their mean over the samples of a randomised model."""
+    loss: Tensor
+    """What is ascended, (n,)."""
+    gradient: Tensor
+    """Of each row's loss with respect to that row, as the images; empty for a rule that asks for
+    scores alone."""
+    fooled: Tensor
+    """Whether the iterate reached the attack's goal, (n,), bool."""
 
 
 class RuleParams(Protocol):
@@ -106,17 +123,42 @@ class Rule:
     """An attack that the engine drives: pure functions over per-row state.
 
     A state is a NamedTuple of tensors whose first axis is the row and whose field `x` is the
-    iterate. `step` receives the gradient, with respect to the iterate, of the loss to ascend
-    (already turned around when targeted). No row reads another.
+    iterate. The gradient is that of the loss to ascend (already turned around when targeted), with
+    respect to the iterate. No row reads another. A rule has `step` or, if it reads more than the
+    gradient, `respond`; a rule of an attack that needs "scores" is shown no gradient.
     """
 
     init: Callable[[Items, Noise, Any, Norm], Any]
     """(items, noise, params, norm) -> state at step 0."""
-    step: Callable[[Any, Tensor, Items, Any, Norm], Any]
+    step: Callable[[Any, Tensor, Items, Any, Norm], Any] | None = None
     """(state, gradient (n, c, h, w), items, params, norm) -> next state."""
+    respond: Callable[[Any, Seen, Items, Any, Norm], Any] | None = None
+    """(state, seen, items, params, norm) -> next state."""
+    result: Callable[[Any], Tensor] | None = None
+    """(state) -> what a row returns that made its last step; the iterate if None."""
+    seeks: bool = False
+    """True if it seeks the least distance and keeps the nearest adversarial example: its state has
+    a field `nearest`, (n,), that example's distance, infinite as long as there is none."""
+    aims: Callable[[Any], int] | None = None
+    """(params) -> wrong classes that are tried one after another, the likeliest on the clean image
+    first, each in a restart of its own and with the loss of a targeted attack on it; success is
+    the attack's own goal all the same."""
     one_gradient: bool = False
     """True if there is one step and it starts at x for every eps: then a sweep over eps costs
     one gradient."""
+
+    def __post_init__(self) -> None:
+        if (self.step is None) == (self.respond is None):
+            raise ContractError("a Rule has either a step or a respond function")
+        if self.seeks and self.result is None:
+            raise ContractError("a Rule that seeks the least distance says what it found: result")
+
+    def next(self, state: Any, seen: Seen, items: Items, params: Any, norm: Norm) -> Any:
+        """The state after one step."""
+        if self.respond is not None:
+            return self.respond(state, seen, items, params, norm)
+        assert self.step is not None
+        return self.step(state, seen.gradient, items, params, norm)
 
 
 Whole = Callable[[nn.Module, Tensor, Tensor, Threat, Any, Noise], Tensor]
@@ -166,9 +208,20 @@ def _no_files(params: Any) -> Sequence[Path]:
     return ()  # a function by name, so that an Attack can be pickled
 
 
+class Part(NamedTuple):
+    """One of the attacks that an ensemble is made of."""
+
+    label: str
+    """What tables call it."""
+    name: str
+    """Its registered name, which keys its noise."""
+    attack: "Attack"
+    params: Any
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """One attack: what it is, what it can do, and either a rule or a whole function."""
+    """One attack: what it is, what it can do, and a rule, a whole function or its parts."""
 
     summary: str
     source: str
@@ -197,6 +250,9 @@ class Attack:
     cell's identity."""
     rule: Rule | None = None
     run: Whole | None = None
+    parts: Callable[[Any, Norm], Sequence[Part]] | None = None
+    """(params, norm) -> an ensemble's attacks, each a rule, each tried on what those before it
+    left standing."""
     learn: Learner | None = None
     """How it is trained, if it must be before it can attack."""
     traits: Callable[[Any, Norm, float], Mapping[str, str]] = lambda params, norm, eps: {}
@@ -206,8 +262,8 @@ class Attack:
     does not reach eps; printed in the report."""
 
     def __post_init__(self) -> None:
-        if (self.rule is None) == (self.run is None):
-            raise ContractError("an Attack has either a rule or a run function")
+        if [self.rule, self.run, self.parts].count(None) != 2:
+            raise ContractError("an Attack has either a rule, a run function or parts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,6 +282,9 @@ class Curve:
     sweep: Sweep = "independent"
     seed: int = 0
     precision: Precision = "float32"
+    samples: int = 1
+    """Passes over which each look is averaged: expectation over transformation, for a model that
+    answers at random (Athalye et al. 2018, https://arxiv.org/abs/1707.07397)."""
     trace: bool = False
     """Keep the loss of every iterate."""
 

@@ -44,6 +44,8 @@ class Crafted(NamedTuple):
     seconds: list[float]
     losses: Tensor | None = None
     rows: int = 0
+    part: Tensor | None = None
+    """(e, n): which part of an ensemble returned the image, -1 where none succeeded."""
 
 
 def craft(
@@ -58,10 +60,10 @@ def craft(
     Raises: ContractError if a whole attack returns what is no image.
     """
     y = chosen.label if curve.goal == "untargeted" else chosen.target
-    if curve.attack.rule is None:
+    if curve.attack.run is not None:
         with tensor_cores(False):
             return _whole(model, curve, chosen, y, rows)
-    once = curve.attack.budget == "minimum"
+    once = curve.attack.budget == "minimum" and curve.stop == "never"
     stream = replace(curve, eps=(torch.inf,)) if once else curve
     with tensor_cores(curve.precision == "tf32"):
         result, seconds = meter.timed(
@@ -69,7 +71,7 @@ def craft(
             chosen.x.device,
         )
     if once:
-        return _shared_out(_crafted(result, [seconds]), len(curve.eps))
+        return _shared_out(_crafted(result, [seconds]), curve, chosen.x)
     # One stream serves all eps: its time is shared out by the passes that each eps took.
     weight = (result.forwards + 2 * result.backwards).sum(1)
     share = (weight / weight.sum()).tolist()
@@ -109,13 +111,15 @@ def confirmed(
     return Crafted(x_adv, forwards, backwards, first, seconds, raw.losses, own.rows), True
 
 
-def _shared_out(raw: Crafted, e: int) -> Crafted:
-    """What one search for the least distance found, for each of e eps; its cost shared evenly."""
+def _shared_out(raw: Crafted, curve: Curve, x: Tensor) -> Crafted:
+    """What one search for the least distance found, for each eps; its cost shared evenly."""
+    e, far = len(curve.eps), geometry.distance(raw.x_adv[0], x, curve.norm)
+    outside = torch.stack([far > allowed(eps) for eps in curve.eps])
     return raw._replace(
         x_adv=raw.x_adv.expand(e, *raw.x_adv.shape[1:]),
         forwards=raw.forwards.expand(e, -1) / e,
         backwards=raw.backwards.expand(e, -1) / e,
-        first_success=raw.first_success.expand(e, -1),
+        first_success=raw.first_success.expand(e, -1).masked_fill(outside, -1),
         seconds=[raw.seconds[0] / e] * e,
     )
 
@@ -155,7 +159,7 @@ def _whole(model: nn.Module, curve: Curve, chosen: Examples, y: Tensor, rows: in
     images = torch.stack(x_adv)
     never = torch.full(images.shape[:2], -1, device=y.device)
     raw = Crafted(images, torch.stack(forwards), torch.stack(backwards), never, seconds, rows=rows)
-    return _shared_out(raw, len(curve.eps)) if once else raw
+    return _shared_out(raw, curve, chosen.x) if once else raw
 
 
 def _promised(x_adv: object, x: Tensor) -> Tensor:

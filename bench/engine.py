@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from bench import graphs
 from bench.batch import cut, join, mapped, size, take
-from bench.contracts import Curve, Items
+from bench.contracts import Curve, Goal, Items, Seen
 from bench.geometry import per_row
 from bench.guard import out_of_memory, tensor_cores
 from bench.losses import Objective, to_ascend
@@ -53,16 +53,6 @@ class Attacked(NamedTuple):
     of the last restart. None unless the curve asks for a trace."""
     rows: int
     """Rows a pass held at the end: fewer than asked for where memory ran out."""
-
-
-class Seen(NamedTuple):
-    """One look at a batch of iterates."""
-
-    logits: Tensor
-    loss: Tensor
-    """(n,), what is ascended."""
-    gradient: Tensor
-    """Of each row's loss with respect to that row, as the images."""
 
 
 class _Batch(NamedTuple):
@@ -110,7 +100,17 @@ def attack(
     return run.result()
 
 
-def look(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor) -> Seen:
+class Look(NamedTuple):
+    """One pass over a batch of images, forward and back."""
+
+    logits: Tensor
+    loss: Tensor
+    """(n,), what is ascended."""
+    gradient: Tensor
+    """Of each row's loss with respect to that row, as the images."""
+
+
+def look(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor) -> Look:
     """Logits at x, the loss of each row, and its gradient with respect to x alone.
 
     The gradient is that of the sum, not the mean, so that each row's is its own. A model whose
@@ -121,11 +121,18 @@ def look(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor)
         logits = model(x)
         values = loss(logits, y, label)
         if not values.requires_grad:
-            return Seen(logits, values, torch.zeros_like(x))
+            return Look(logits, values, torch.zeros_like(x))
         (gradient,) = torch.autograd.grad(
             values.sum(), x, allow_unused=True, materialize_grads=True
         )
-    return Seen(logits.detach(), values.detach(), gradient)
+    return Look(logits.detach(), values.detach(), gradient)
+
+
+def glance(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor) -> Look:
+    """As `look`, without a gradient, which is empty."""
+    with torch.no_grad():
+        logits = model(x)
+        return Look(logits, loss(logits, y, label), x.new_empty(0))
 
 
 class _Run:
@@ -147,15 +154,24 @@ class _Run:
         assert rule is not None
         self.model, self.copy, self.curve, self.rule, self.rows = model, copy, curve, rule, rows
         self.x, self.y, self.examples, self.label = x, y, examples, label
-        self.loss = to_ascend(curve.params.loss, curve.goal)
+        aims = rule.aims
+        self.loss = to_ascend(curve.params.loss, "targeted" if aims else curve.goal)
+        self.look = glance if curve.attack.needs == "scores" else look
         self.eps = torch.tensor(curve.eps, dtype=x.dtype, device=x.device)
         self.ascending = self.eps.argsort()
         self.rank = self.ascending.argsort()
         self.nested = curve.sweep == "nested"
         self.stops = curve.stop == "first-success"
+        self.seeks = rule.seeks
         self.out = _nothing(x, curve)
-        self.waiting = self._first_items()
+        self.nearest = torch.full(self.out.forwards.shape, torch.inf, device=x.device)
         self.parked: _Batch | None = None
+        self.order, self.aims = None, 1
+        if aims is not None:
+            self.order = self._likeliest()[:, : aims(curve.params)]
+            self.aims = self.order.shape[1]
+        self.rounds = curve.params.restarts * self.aims
+        self.waiting = self._first_items()
         self.blind = x.device.type == "cuda"  # the host asks for no value while turns are made
         many = min(rows, len(self.waiting))
         self.turn = graphs.replayed(self._turn, many) if self.blind else self._turn
@@ -186,22 +202,39 @@ class _Run:
         return self._advance(batch, self._look(batch))
 
     def _look(self, batch: _Batch) -> Seen:
-        known = batch.known
-        return look(self.copy, self.loss, batch.state.x, known.y, known.label)
+        return self._seen(batch.state.x, batch.known)
+
+    def _seen(self, x: Tensor, known: Items) -> Seen:
+        samples = self.curve.samples
+        towards = known.y if self.order is None else known.aim
+        logits, loss, gradient = self.look(self.copy, self.loss, x, towards, known.label)
+        for _ in range(samples - 1):
+            again = self.look(self.copy, self.loss, x, towards, known.label)
+            logits, loss, gradient = logits + again[0], loss + again[1], gradient + again[2]
+        if samples > 1:
+            logits, loss, gradient = logits / samples, loss / samples, gradient / samples
+        return Seen(logits, loss, gradient, _fooled(logits, known.y, self.curve.goal))
 
     def _advance(self, batch: _Batch, seen: Seen) -> _Batch:
         """One step for every row that is not done; tensors alone, so that a GPU can replay it."""
         item, known, state, first, looks = batch
-        looks = looks + ~self._done(batch)
-        fooled = _fooled(seen.logits, known.y, self.curve) & (known.k < self.curve.params.steps)
-        first = torch.where(fooled & (first < 0), known.k, first)
+        over = self._done(batch)
+        looks = looks + ~over
+        stepped = self.rule.next(state, seen, known, self.curve.params, self.curve.norm)
+        fooled = self._near(stepped, known) if self.seeks else seen.fooled
+        first = torch.where(fooled & ~over & (first < 0), known.k, first)
         done = self._done(batch._replace(first=first))
-        stepped = self.rule.step(state, seen.gradient, known, self.curve.params, self.curve.norm)
-        if self.blind or bool(done.any()):
+        still = over if self.seeks else done  # a search keeps what it found in this very step
+        if self.blind or bool(still.any()):
             stepped = mapped(
-                lambda old, new: torch.where(per_row(done, new), old, new), state, stepped
+                lambda old, new: torch.where(per_row(still, new), old, new), state, stepped
             )
         return _Batch(item, known._replace(k=known.k + ~done), stepped, first, looks)
+
+    def _near(self, state: Any, known: Items) -> Tensor:
+        """Whether a search for the least distance has found an adversarial example in the ball."""
+        near: Tensor = (state.nearest <= known.eps) & state.nearest.isfinite()
+        return near
 
     def _done(self, batch: _Batch) -> Tensor:
         over = batch.known.k >= self.curve.params.steps
@@ -213,7 +246,8 @@ class _Run:
         if not done.any():
             return batch
         won = done & (batch.first >= 0) & self.stops
-        self._leave(take(batch, won), won=True)
+        winners = take(batch, won)
+        self._leave(winners, self._returned(winners) if self.seeks else winners.state.x, won=True)
         self._finish(take(batch, done & ~won))
         return take(batch, ~done) if not done.all() else None
 
@@ -252,24 +286,34 @@ class _Run:
         device = self.x.device
         example, eps = example.to(device), eps.to(device)
         zero = torch.zeros_like(example)
-        known = Items(self.x[example], self.y[example], self.label[example], self.eps[eps], zero)
+        label, y = self.label[example], self.y[example]
+        rank = restart.to(device) % self.aims
+        aim = zero - 1 if self.order is None else self.order[example, rank]
+        known = Items(self.x[example], y, label, self.eps[eps], zero, aim)
         noise = Noise(self.curve.seed, self.curve.name, self.examples[example], restart)
         state = self.rule.init(known, noise, self.curve.params, self.curve.norm)
         return _Batch(item.to(device), known, state, zero - 1, zero)
 
-    def _leave(self, batch: _Batch, won: bool) -> None:
-        """Store the iterates of rows that leave; what follows those that did not win may enter."""
+    def _leave(self, batch: _Batch, x: Tensor, won: bool) -> None:
+        """Store what rows that leave return; what follows those that did not win may enter."""
         example, eps, restart = batch.item.unbind(1)
-        self.out.forwards[eps, example] += batch.looks  # a pair is never in a batch twice
-        self.out.backwards[eps, example] += batch.looks
+        passes = batch.looks * self.curve.samples
+        self.out.forwards[eps, example] += passes  # a pair is never in a batch twice
+        if self.look is look:
+            self.out.backwards[eps, example] += passes
         seen = self.out.first_success[eps, example]
         self.out.first_success[eps, example] = torch.where(seen < 0, batch.first, seen)
-        self.out.x_adv[eps, example] = batch.state.x
+        if self.seeks:
+            nearer = (batch.state.nearest < self.nearest[eps, example]) | (restart == 0)
+            self.nearest[eps[nearer], example[nearer]] = batch.state.nearest[nearer]
+            self.out.x_adv[eps[nearer], example[nearer]] = x[nearer]
+        else:
+            self.out.x_adv[eps, example] = x
         if won and self.nested:
             self._inherit(batch)
         if won:
             return
-        again = restart + 1 < self.curve.params.restarts
+        again = restart + 1 < self.rounds
         follow = [torch.stack([example, eps, restart + 1], 1)[again]]
         if self.nested:
             rank = self.rank[eps] + 1
@@ -289,13 +333,26 @@ class _Run:
     def _finish(self, batch: _Batch) -> None:
         """Take out rows that made their last step; where a restart or a larger eps hangs on it,
         the model says which of them won."""
-        if not len(batch.item) or (self.curve.params.restarts == 1 and not self.nested):
-            return self._leave(batch, won=False)
-        fooled = _fooled(self._ask(batch.state.x), batch.known.y, self.curve)
+        x = self._returned(batch)
+        last = self.rounds == 1 and not self.nested
+        if not len(batch.item) or last or self.seeks:  # a search makes every round
+            return self._leave(batch, x, won=False)
+        fooled = _fooled(self._ask(x), batch.known.y, self.curve.goal)
         example, eps, _ = batch.item.unbind(1)
         self.out.forwards[eps, example] += 1
-        self._leave(take(batch, fooled), won=True)
-        return self._leave(take(batch, ~fooled), won=False)
+        self._leave(take(batch, fooled), x[fooled], won=True)
+        return self._leave(take(batch, ~fooled), x[~fooled], won=False)
+
+    def _returned(self, batch: _Batch) -> Tensor:
+        x: Tensor = batch.state.x if self.rule.result is None else self.rule.result(batch.state)
+        return x
+
+    def _likeliest(self) -> Tensor:
+        """The wrong classes of each example from the likeliest to the least on the clean image,
+        (n, classes - 1), as the model itself says; a pass that all eps share."""
+        logits = self._ask(self.x).scatter(1, self.label[:, None], torch.inf)
+        self.out.forwards.add_(1 / max(len(self.eps), 1))
+        return logits.argsort(dim=1, descending=True)[:, 1:]
 
     def _ask(self, x: Tensor) -> Tensor:
         """The model's own logits, in float32 whatever the gradients are in."""
@@ -314,23 +371,25 @@ class _Run:
         while first < n:
             at = slice(first, first + self.rows)
             x, y, label = self.x[at], self.y[at], self.label[at]
+            zero = torch.zeros_like(y)
+            items = Items(x, y, label, self.eps[:1].expand(len(x)), zero, zero - 1)
             try:
-                seen = look(self.copy, self.loss, x, y, label)
+                seen = self._seen(x, items)
             except RuntimeError as error:
                 self._less(error)
                 continue
             first += self.rows
             if self.out.losses is not None:
                 self.out.losses[:, at, 0] = seen.loss
-            zero = torch.zeros_like(y)
             noise = Noise(self.curve.seed, self.curve.name, self.examples[at], zero)
             for index, eps in enumerate(self.eps):
-                known = Items(x, y, label, eps.expand(len(x)), zero)
+                known = items._replace(eps=eps.expand(len(x)))
                 state = self.rule.init(known, noise, self.curve.params, self.curve.norm)
                 settings = known, self.curve.params, self.curve.norm
-                self.out.x_adv[index, at] = self.rule.step(state, seen.gradient, *settings).x
-        self.out.forwards.fill_(1 / max(len(self.eps), 1))
-        self.out.backwards.fill_(1 / max(len(self.eps), 1))
+                self.out.x_adv[index, at] = self.rule.next(state, seen, *settings).x
+        passes = self.curve.samples / max(len(self.eps), 1)
+        self.out.forwards.fill_(passes)
+        self.out.backwards.fill_(passes)
         return self.result()
 
     def _traced(self, batch: _Batch) -> _Batch:
@@ -352,6 +411,6 @@ def _nothing(x: Tensor, curve: Curve) -> Attacked:
     return Attacked(images, counts, counts.clone(), never, losses, 0)
 
 
-def _fooled(logits: Tensor, y: Tensor, curve: Curve) -> Tensor:
+def _fooled(logits: Tensor, y: Tensor, goal: Goal) -> Tensor:
     prediction = logits.argmax(1)
-    return prediction != y if curve.goal == "untargeted" else prediction == y
+    return prediction != y if goal == "untargeted" else prediction == y

@@ -30,9 +30,40 @@ def label_and_target(logits: Tensor, target: Tensor, label: Tensor) -> Tensor:
     return own[:, 0]
 
 
+TINY = 1e-12
+"""Keeps the ratio of logits finite where they are all equal."""
+
+
+def dlr(logits: Tensor, y: Tensor) -> Tensor:
+    """-(z_y - max over i != y of z_i) / (z_(1) - z_(3)), z_(k) the k-th largest: the same whatever
+    all logits are multiplied with or raised by. Needs three classes.
+
+    Source: Croce and Hein 2020, equation 6, https://arxiv.org/abs/2003.01690
+    """
+    first, _, third = logits.topk(3, dim=1).values.unbind(1)
+    return -_lead(logits, y) / (first - third + TINY)
+
+
+def dlr_targeted(logits: Tensor, target: Tensor, label: Tensor) -> Tensor:
+    """-(z_label - z_target) / (z_(1) - (z_(3) + z_(4)) / 2), to be ascended. Needs four classes.
+
+    Source: Croce and Hein 2020, equation 7.
+    """
+    first, _, third, fourth = logits.topk(4, dim=1).values.unbind(1)
+    gap = label_and_target(logits, target, label)
+    return -gap / (first - (third + fourth) / 2 + TINY)
+
+
+def _lead(logits: Tensor, y: Tensor) -> Tensor:
+    """z_y less the largest other logit: how far y is ahead."""
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return logits.gather(1, y[:, None])[:, 0] - others.amax(1)
+
+
 LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
     "cross-entropy": cross_entropy,
     "margin": margin,
+    "dlr": dlr,
 }
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (n, classes), class to leave or reach (n,), label (n,)) -> what is ascended, (n,)."""
@@ -45,6 +76,8 @@ def to_ascend(loss: Loss, goal: Goal) -> Objective:
     """
     if loss == "label-and-target" and goal == "targeted":
         return lambda logits, y, label: -label_and_target(logits, y, label)
+    if loss == "dlr" and goal == "targeted":
+        return dlr_targeted
     towards = LOSSES.get(loss, cross_entropy)
     sign = 1 if goal == "untargeted" else -1
     return lambda logits, y, label: sign * towards(logits, y)

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench import geometry, meter
+from bench import ensemble, geometry, meter
 from bench.contracts import Curve, Norm
 from bench.craft import Crafted, Examples, allowed, confirmed, craft, returned, success, verdicts_on
 from bench.guard import untouched
@@ -86,12 +86,16 @@ def measure(
         part = replace(curve, eps=tuple(curve.eps[index] for index in positive))
         attacked = model if source is None else source
         with untouched(attacked):
-            raw = craft(attacked, part, chosen, rows, copy)
+            if part.attack.parts is not None:
+                raw = ensemble.attack(attacked, part, chosen, rows, copy, judges)
+            else:
+                raw = craft(attacked, part, chosen, rows, copy)
             verdicts, judging = meter.timed(
                 lambda raw=raw: verdicts_on(model, part, chosen, raw, judges), examples.x.device
             )
             led = copy not in (None, attacked) or part.precision != "float32"
-            if led and part.stop == "first-success":
+            rule = part.attack.rule
+            if led and rule is not None and (part.stop == "first-success" or rule.seeks):
                 own = attacked is model
                 seen = verdicts if own else verdicts_on(attacked, part, chosen, raw, rows)
                 raw, again = confirmed(attacked, part, chosen, rows, raw, seen)
@@ -140,7 +144,7 @@ def _record(
     distances = torch.zeros(len(NORMS), n, device=wanted.device)
     passes = torch.zeros(2, n, dtype=torch.float64, device=wanted.device)
     first = torch.full((n,), -1, dtype=torch.int64, device=wanted.device)
-    violation = [""] * n
+    violation, parts = [""] * n, [""] * n
     fooled = torch.zeros_like(wanted)
     if raw is not None and verdict is not None:
         x = examples.x[wanted]
@@ -157,6 +161,8 @@ def _record(
         passes[0, wanted] = raw.forwards[at].to(passes)
         passes[1, wanted] = raw.backwards[at].to(passes)
         first[wanted] = raw.first_success[at]
+        if raw.part is not None:
+            parts = _parts(curve, raw.part[at], fooled, wanted)
         if curve.attack.rule is not None:
             first = torch.where(fooled & (first < 0), curve.params.steps, first)
     columns = {
@@ -176,6 +182,7 @@ def _record(
         "first_success_step": first,
         "clean_confidence": examples.clean_confidence,
         "attacked": wanted,
+        "part": parts,
     }
     return pd.DataFrame(
         {
@@ -183,6 +190,15 @@ def _record(
             for key, value in columns.items()
         }
     )
+
+
+def _parts(curve: Curve, part: Tensor, fooled: Tensor, wanted: Tensor) -> list[str]:
+    """For each example the label of the ensemble's part that fooled the model; "" if none did."""
+    assert curve.attack.parts is not None
+    labels = [each.label for each in curve.attack.parts(curve.params, curve.norm)]
+    numbers = torch.full(wanted.shape, -1, device=wanted.device)
+    numbers[wanted] = part
+    return [labels[k] if k >= 0 else "" for k in torch.where(fooled, numbers, -1).tolist()]
 
 
 def violations(x_adv: Tensor, x: Tensor, eps: float, norm: Norm, pred: Tensor) -> list[str]:

@@ -164,12 +164,12 @@ def task(
         eps=tuple(eps.value for eps in entry.eps),
         goal=entry.goal,
         stop="never" if seeks else entry.stop,
-        sweep="independent" if entry.attack.rule is None or seeks else sweep,
+        sweep="independent" if entry.attack.run is not None or seeks else sweep,
         seed=seed,
         precision=entry.precision,
     )
     reason = _skip_reason(entry.attack, facts, source or facts)
-    cost = _passes(curve)
+    passes, gradients = _passes(curve)
     cells = tuple(
         Cell(
             model=model,
@@ -186,8 +186,8 @@ def task(
             if facts.model_fingerprint
             else "",
             reason=reason,
-            passes=0.0 if eps.value == 0 else cost,
-            gradients=0.0 if eps.value == 0 or entry.attack.needs != "gradient" else cost,
+            passes=0.0 if eps.value == 0 else passes,
+            gradients=0.0 if eps.value == 0 else gradients,
             traits=dict(entry.attack.traits(entry.params, entry.norm, eps.value)),
             caveats=_caveats(entry, eps.value, sweep),
             threat_model=_threat_model(model, entry),
@@ -202,7 +202,7 @@ def task(
 
 
 def _stop(curve: Curve) -> str:
-    if curve.attack.rule is not None:
+    if curve.attack.run is None:
         return curve.stop
     return "the attack's own" if curve.attack.implementation == "bench" else "the library's own"
 
@@ -221,7 +221,7 @@ def _caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, ...]:
     own = tuple(entry.attack.caveats(entry.params, entry.norm, eps))
     if entry.precision != "float32":
         own = (*own, f"Gradients in {entry.precision}: may be weaker than in float32.")
-    if sweep == "nested" and entry.attack.rule is None and entry.attack.budget == "fixed":
+    if sweep == "nested" and entry.attack.run is not None and entry.attack.budget == "fixed":
         return (*own, "The sweep is independent: only the engine's own attacks inherit successes.")
     return own
 
@@ -254,20 +254,38 @@ def _skip_reason(attack: Attack, victim: Facts, facts: Facts) -> str:
     return ""
 
 
-def _passes(curve: Curve) -> float | None:
-    """Most model passes for one example at one eps."""
-    if curve.attack.needs == "nothing":
-        return 0.0
+def _passes(curve: Curve) -> tuple[float | None, float | None]:
+    """Most forward passes and input gradients for one example at one eps; None if unknown."""
+    attack = curve.attack
+    if attack.needs == "nothing":
+        return 0.0, 0.0
+    if attack.parts is not None:
+        parts = attack.parts(curve.params, curve.norm)
+        one = dataclasses.replace(curve, eps=(1.0,), sweep="independent")
+        each = [
+            _passes(dataclasses.replace(one, attack=part.attack, params=part.params))
+            for part in parts
+        ]
+        return sum(there or 0.0 for there, _ in each), sum(back or 0.0 for _, back in each)
+    looks = _looks(curve)
+    return looks, looks if attack.needs == "gradient" else 0.0
+
+
+def _looks(curve: Curve) -> float | None:
+    """Most iterates that the model is shown, for one example at one eps."""
     positive = sum(eps > 0 for eps in curve.eps) or 1
     rule = curve.attack.rule
     if rule is not None and rule.one_gradient and curve.sweep == "independent":
-        return 1 / positive
+        return curve.samples / positive
     steps = getattr(curve.params, "steps", None)
     if not isinstance(steps, int):
         return None
     restarts = getattr(curve.params, "restarts", 1)
-    passes = steps * (restarts if isinstance(restarts, int) else 1)
-    return passes / positive if curve.attack.budget == "minimum" else float(passes)
+    rounds = restarts if isinstance(restarts, int) else 1
+    if rule is not None and rule.aims is not None:
+        rounds *= rule.aims(curve.params)
+    looks = float(steps * rounds * curve.samples)
+    return looks / positive if curve.attack.budget == "minimum" else looks
 
 
 def _identity(
@@ -293,6 +311,8 @@ def _identity(
             "rows": (source or facts).rows if attack.batch_dependent else None,
             **({"files": files} if files else {}),
             **({"precision": curve.precision} if curve.precision != "float32" else {}),
+            **({"samples": curve.samples} if curve.samples > 1 else {}),
+            **({"parts": _parts(curve)} if attack.parts is not None else {}),
             # Crafted on itself, an example is the white-box attack's.
             **({"source": source.model_fingerprint} if source not in (None, facts) else {}),
         }
@@ -310,12 +330,21 @@ def _plain(params: Any) -> dict[str, Any]:
     return {"type": type(params).__qualname__, **fields}
 
 
+def _parts(curve: Curve) -> list[dict[str, Any]]:
+    assert curve.attack.parts is not None
+    return [
+        {"name": part.name, "code": _code(part.attack), "params": _plain(part.params)}
+        for part in curve.attack.parts(curve.params, curve.norm)
+    ]
+
+
 def _code(attack: Attack) -> str:
     """What the attack's outcome depends on beyond its params: its source file, or its library."""
     if attack.implementation != "bench":
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(attack.implementation)
-    function: Any = attack.run if attack.rule is None else attack.rule.step
+    rule = attack.rule
+    function: Any = attack.run or attack.parts if rule is None else rule.step or rule.respond
     while isinstance(function, functools.partial):
         function = function.func
     try:

@@ -29,9 +29,9 @@ COLUMNS = (
     "suite", "model", "attack", "norm", "eps", "goal", "example", "label", "target", "clean_pred",
     "adv_pred", "adv_pred_8bit", "clean_correct", "fooled", "violation", "confidence", "linf", "l2",
     "l1", "l0", "forwards", "backwards", "first_success_step", "clean_confidence", "attacked",
-    "cell",
+    "cell", "part",
 )  # fmt: skip
-_REPEATED = ("suite", "model", "attack", "norm", "goal", "violation", "cell")
+_REPEATED = ("suite", "model", "attack", "norm", "goal", "violation", "cell", "part")
 
 
 class Piece(NamedTuple):
@@ -124,6 +124,9 @@ def load(folder: Path) -> Stored:
             table = pq.read_table(pa.BufferReader(content), read_dictionary=list(_REPEATED))
         except (pa.ArrowException, OSError) as error:
             raise _damaged(path, error) from error
+        if "part" not in table.column_names:  # written before there were ensembles
+            nothing = pa.DictionaryArray.from_arrays(pa.array([0] * len(table), pa.int32()), [""])
+            table = table.append_column("part", nothing)
         tables.append(table.replace_schema_metadata(None))
     if tables:
         frame = pa.concat_tables(tables).unify_dictionaries().to_pandas()

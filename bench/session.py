@@ -162,7 +162,7 @@ class Session:
         A copy whose rows and layout were taken by rule is made again for a task that is worth
         timing them."""
         precision = task.curve.precision
-        if task.curve.attack.rule is None or not (self.copied or precision == "bfloat16"):
+        if task.curve.attack.run is not None or not (self.copied or precision == "bfloat16"):
             return None
         known = self._copies.get((task.source, precision))
         ahead = self.work(task) * self.data.n

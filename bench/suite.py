@@ -237,7 +237,7 @@ class _Reader:
                     f"attack '{entry.name}' has no {what} '{value}'; it has {', '.join(known)}",
                 )
         eps = tuple(self.radii(entry, key))
-        if found.rule is None and entry.precision not in (None, "float32"):
+        if found.run is not None and entry.precision not in (None, "float32"):
             told = "expected float32: an attack with a loop of its own computes as the model does"
             self.check.say(f"{key}.precision", f"{told}, got {entry.precision}")
         if any(params is None for _, _, params in variants):
@@ -267,7 +267,7 @@ class _Reader:
         ]
 
     def precision(self, entry: _Attack, found: Attack, above: _Inherited) -> Precision:
-        return "float32" if found.rule is None else entry.precision or above.precision
+        return "float32" if found.run is not None else entry.precision or above.precision
 
     def sources(self, entry: _Attack, key: str, models: Sequence[str]) -> list[str | None]:
         """The models to craft on, by label; "each" is every model of the suite."""

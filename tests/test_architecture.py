@@ -18,7 +18,7 @@ ORDER = [
     "errors", "heap", "files", "images", "checking", "rng", "contracts", "geometry", "losses",
     "guard", "checkpoint", "models", "datasets", "attacks", "registry", "catalogue", "published",
     "entries", "suite", "plan", "planned", "batch", "graphs", "engine", "meter", "judge",
-    "craft", "measure", "provenance", "exchange", "copies", "preflight", "feed", "loading",
+    "craft", "ensemble", "measure", "provenance", "exchange", "copies", "preflight", "feed", "loading",
     "records", "session", "runner", "metrics", "tables", "crosscheck", "beside", "results",
     "formats", "style", "curves", "grids", "transfer", "variation", "plots", "views", "report",
     "publication", "single", "story", "api", "training", "speed", "cli", "__main__",
