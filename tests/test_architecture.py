@@ -18,10 +18,10 @@ ORDER = [
     "errors", "heap", "files", "images", "checking", "rng", "contracts", "geometry", "losses",
     "guard", "checkpoint", "models", "datasets", "attacks", "registry", "catalogue", "published",
     "entries", "suite", "plan", "planned", "batch", "graphs", "engine", "meter", "judge",
-    "craft", "ensemble", "measure", "provenance", "exchange", "copies", "preflight", "feed", "loading",
-    "records", "session", "runner", "metrics", "tables", "crosscheck", "beside", "results",
-    "formats", "style", "curves", "grids", "transfer", "variation", "plots", "views", "report",
-    "publication", "single", "story", "api", "training", "speed", "cli", "__main__",
+    "craft", "ensemble", "measure", "provenance", "exchange", "copies", "preflight", "feed",
+    "loading", "records", "session", "runner", "metrics", "tables", "crosscheck", "beside",
+    "results", "formats", "style", "curves", "grids", "transfer", "variation", "plots", "views",
+    "report", "publication", "single", "story", "api", "training", "speed", "cli", "__main__",
 ]  # fmt: skip
 """Every module imports only what stands before it, or beside it in its own folder."""
 HOMES = ("attacks", "models", "datasets", "training", "speed")
