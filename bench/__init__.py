@@ -23,11 +23,14 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
   records      per-example records on disk; files, written whole or not at all;
                images, image files in and out
   metrics      the definitions of every rate
-  tables       records -> one row per cell; crosscheck, ours against a reference
+  tables       records -> one row per cell; crosscheck, ours against a reference; distances, how
+               near the searches for the least distance came
+  explain      why two cells disagree, by experiment: hypotheses, one change of a side towards the
+               other each; trial, both sides run and seen; naming, cells by name; explanations kept
   beside       published figures joined with measured ones
   results      a run read back from its folder
-  publication  table.csv, plots (style, curves, grids, transfer, variation), report (views,
-               formats): what people read
+  publication  table.csv, plots (style, curves, security, grids, transfer, variation), report
+               (views, formats): what people read
   single       one image under one attack; story, how it is told
   speed        the same work through bench, a bare loop and other libraries, timed side by side
   cli, api     what people type

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bench import loading, meter, plan, preflight, results, runner, tables
 from bench.contracts import Goal, Norm, Precision, Stop
 from bench.datasets import in_memory
+from bench.errors import SuiteError
 from bench.records import Stored
 from bench.session import Session
 from bench.suite import attack_entry, read
@@ -47,6 +48,8 @@ def evaluate(
     source: nn.Module | None = None,
     precision: Precision = "float32",
     copied: bool = True,
+    samples: int = 1,
+    predictions: int = 1,
 ) -> Evaluation:
     """How robust `model` is on (x, y) under one attack at one or several eps.
 
@@ -55,9 +58,12 @@ def evaluate(
     crafted on that model, which is all that the attacker sees, and judged by `model` (transfer).
     stop is "first-success", for a transfer "never", unless given. Gradients come from a faster copy
     of the model where one agrees with it and `copied` allows it, in `precision`; the model judges.
+    For a model that answers at random: each look is the mean of `samples`, and a verdict the class
+    that most of `predictions` give.
     Raises: SuiteError for an unknown attack, parameter, norm or target, images outside [0, 1],
-    labels the model has no class for, or a model that does not return logits; ContractError if
-    the attack breaks its promise; whatever the attack or the model raises.
+    labels the model has no class for, an attack that needs other images or more classes, or a
+    model that does not return logits; ContractError if the attack breaks its promise; whatever
+    the attack or the model raises.
     """
     many = [eps] if isinstance(eps, int | float | str) else list(eps)
     raw: dict[str, Any] = {
@@ -70,6 +76,10 @@ def evaluate(
     }
     if precision != "float32":
         raw["precision"] = precision
+    if samples != 1:
+        raw["samples"] = samples
+    if predictions < 1:
+        raise SuiteError(f"bench.evaluate: predictions: expected at least 1, got {predictions}")
     if target is not None:
         raw["target"] = target
     entry = attack_entry(raw, "bench.evaluate")
@@ -80,7 +90,8 @@ def evaluate(
     label, crafting = type(model).__name__, "source"
     models = {label: model} if source is None else {label: model, crafting: source}
     subjects = {
-        name: preflight.fit(name, each.to(where), data, where) for name, each in models.items()
+        name: preflight.fit(name, each.to(where), data, where, predictions if name == label else 1)
+        for name, each in models.items()
     }
     sample = data.read(0, 1).to(where)
     rows = {name: batch_size or meter.rows_per_pass(each, sample) for name, each in models.items()}
@@ -92,6 +103,8 @@ def evaluate(
     if source is not None:
         entry = dataclasses.replace(entry, source=crafting)
     task = plan.task(label, entry, facts[label], seed, "independent", facts.get(crafting))
+    if reason := task.cells[0].reason:
+        raise SuiteError(f"bench.evaluate: attack '{attack}': {reason}")
     shards = [session.shard(task, first, last) for first, last in session.shards()]
     frame = pd.concat([shard.frame for shard in shards], ignore_index=True)
     pieces = [piece for shard in shards for piece in shard.pieces]

@@ -23,7 +23,7 @@ Norm = Literal["linf", "l2", "l1", "l0"]
 Goal = Literal["untargeted", "targeted"]
 Stop = Literal["first-success", "never"]
 Sweep = Literal["independent", "nested"]
-Loss = Literal["cross-entropy", "margin", "label-and-target", "dlr"]
+Loss = Literal["cross-entropy", "margin", "logit-difference", "label-and-target", "dlr"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Arithmetic of an attack's gradients; whatever it is, the model judges in float32."""
 Shape = tuple[int, int, int]
@@ -91,6 +91,11 @@ class Items(NamedTuple):
     aim: Tensor
     """The wrong class that this restart is driven to, (n,), int64, under a rule that aims; -1
     under any other."""
+    restart: Tensor
+    """Runs made before this one, (n,), int64; under a rule that aims, towards the same class."""
+    nearest: Tensor
+    """Least distance that those before this one found, (n,), under a rule that seeks it; infinite
+    if they found nothing, and under any other rule."""
 
 
 class Seen(NamedTuple):
@@ -143,6 +148,9 @@ class Rule:
     """(params) -> wrong classes that are tried one after another, the likeliest on the clean image
     first, each in a restart of its own and with the loss of a targeted attack on it; success is
     the attack's own goal all the same."""
+    within: Callable[[Items, Any, Norm], Tensor] | None = None
+    """(items, params, norm) -> whether each iterate is in its ball, (n,), bool; None if all always
+    are. Outside the ball nothing counts as a success."""
     one_gradient: bool = False
     """True if there is one step and it starts at x for every eps: then a sweep over eps costs
     one gradient."""
@@ -285,6 +293,11 @@ class Curve:
     samples: int = 1
     """Passes over which each look is averaged: expectation over transformation, for a model that
     answers at random (Athalye et al. 2018, https://arxiv.org/abs/1707.07397)."""
+    predictions: int = 1
+    """Times that a model that answers at random is asked for one verdict."""
+    random: bool = False
+    """Whether the model answers at random, or is looked at as if it did: then its draws are seeded,
+    and it is attacked itself, by no copy and no recording of it."""
     trace: bool = False
     """Keep the loss of every iterate."""
 

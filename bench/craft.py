@@ -4,6 +4,8 @@ A rule is driven by the engine, on a copy of the model where there is one; a who
 own loop, batch by batch.
 """
 
+import contextlib
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,7 +16,7 @@ from bench import engine, geometry, meter, rng
 from bench.contracts import Curve, Threat
 from bench.errors import ContractError
 from bench.guard import evaluating, tensor_cores
-from bench.judge import Verdict, judge
+from bench.judge import Verdict, Vote, judge
 
 ABSOLUTE, RELATIVE = 1e-6, 1e-5
 """What a distance may exceed eps by, absolutely and relatively: float32 rounding, no more."""
@@ -30,6 +32,7 @@ class Examples(NamedTuple):
     """Class to reach, -1 where the attack is untargeted."""
     clean_pred: Tensor
     clean_confidence: Tensor
+    clean_agreement: Tensor
 
 
 class Crafted(NamedTuple):
@@ -46,6 +49,9 @@ class Crafted(NamedTuple):
     rows: int = 0
     part: Tensor | None = None
     """(e, n): which part of an ensemble returned the image, -1 where none succeeded."""
+    distance: Tensor | None = None
+    """(n,): how far the example is that one search found for all eps, as the model judges; infinite
+    where it found none. None until it is judged, and of an attack that makes no such search."""
 
 
 def craft(
@@ -63,9 +69,9 @@ def craft(
     if curve.attack.run is not None:
         with tensor_cores(False):
             return _whole(model, curve, chosen, y, rows)
-    once = curve.attack.budget == "minimum" and curve.stop == "never"
+    once = searches(curve)
     stream = replace(curve, eps=(torch.inf,)) if once else curve
-    with tensor_cores(curve.precision == "tf32"):
+    with tensor_cores(curve.precision == "tf32"), _draws(curve, chosen.id):
         result, seconds = meter.timed(
             lambda: engine.attack(model, stream, chosen.x, y, chosen.id, rows, chosen.label, copy),
             chosen.x.device,
@@ -76,6 +82,12 @@ def craft(
     weight = (result.forwards + 2 * result.backwards).sum(1)
     share = (weight / weight.sum()).tolist()
     return _crafted(result, [seconds * part for part in share])
+
+
+def searches(curve: Curve) -> bool:
+    """Whether one search for the least distance serves all eps."""
+    whole = curve.attack.run is not None
+    return curve.attack.budget == "minimum" and (whole or curve.stop == "never")
 
 
 def _crafted(result: engine.Attacked, seconds: list[float]) -> Crafted:
@@ -98,6 +110,10 @@ def confirmed(
     claimed = raw.first_success >= 0
     won = torch.stack([success(curve, chosen, verdict.pred) for verdict in verdicts])
     again = (claimed & ~won).any(0)
+    if searches(curve):  # what it found beyond the largest eps counts, too
+        found = judge(model, raw.x_adv[0], rows, vote(curve, chosen.id)).pred
+        moved = (raw.x_adv[0] != chosen.x).flatten(1).any(1)
+        again |= moved & ~success(curve, chosen, found)
     if not again.any():
         return raw, False
     few = Examples(*(field[again] for field in chosen))
@@ -128,7 +144,7 @@ def _whole(model: nn.Module, curve: Curve, chosen: Examples, y: Tensor, rows: in
     """A foreign loop, batch by batch; one that seeks the least distance runs once for all eps."""
     run = curve.attack.run
     assert run is not None
-    once = curve.attack.budget == "minimum"
+    once = searches(curve)
     x_adv, forwards, backwards, seconds = [], [], [], []
     for eps in [max(curve.eps)] if once else curve.eps:
         threat = Threat(norm=curve.norm, eps=eps, goal=curve.goal)
@@ -178,10 +194,28 @@ def verdicts_on(
     model: nn.Module, curve: Curve, chosen: Examples, raw: Crafted, rows: int
 ) -> list[Verdict]:
     """The model's verdict on what the attack returned, for each eps."""
+    how = vote(curve, chosen.id)
     return [
-        judge(model, returned(curve, eps, chosen.x, raw, at), rows)
+        judge(model, returned(curve, eps, chosen.x, raw, at), rows, how)
         for at, eps in enumerate(curve.eps)
     ]
+
+
+def vote(curve: Curve, examples: Tensor) -> Vote | None:
+    """How the judge asks a model that answers at random about the `examples` of these ids.
+
+    The draws are the same under every attack and at every eps, and on the image rounded to 8 bits:
+    so two verdicts differ by their images and not by luck."""
+    if not curve.random:
+        return None
+    return Vote(curve.predictions, rng.fold(curve.seed, "verdict", int(examples[0])))
+
+
+def _draws(curve: Curve, examples: Tensor) -> AbstractContextManager[None]:
+    """Where an attack on a model that answers at random finds what that model draws."""
+    if not curve.random:
+        return contextlib.nullcontext()
+    return rng.seeded(curve.seed, "passes", curve.name, int(examples[0]))
 
 
 def returned(curve: Curve, eps: float, x: Tensor, raw: Crafted, at: int) -> Tensor:

@@ -28,6 +28,19 @@ rows."""
 SAME_PIXEL = 1e-5
 """Float rounding between two implementations of one formula stays below this."""
 IDS_SHOWN = 20
+TRAITS = {
+    "start": "start",
+    "alpha": "step size",
+    "steps": "number of steps",
+    "restarts": "number of restarts",
+    "loss": "loss",
+    "momentum": "definition of momentum",
+    "projection": "projection or clamp",
+    "stop": "stop rule",
+    "precision": "arithmetic",
+    "samples": "number of looks averaged",
+}
+"""What two attacks may declare differently, in words."""
 
 
 class Sides(NamedTuple):
@@ -139,22 +152,12 @@ def _verdict(differ: int, corrected: float, pixels: float | None) -> str:
 def _cause(pair: Sides, saturated: int) -> str:
     """The likely causes of a difference, the declared ones first."""
     causes = []
-    mine = {**pair.ours.traits, "stop": pair.ours.stop, "precision": pair.ours.precision}
-    theirs = {"stop": "never", "precision": "float32", **pair.reference.traits}
-    words = {
-        "start": "other start",
-        "alpha": "other step size",
-        "steps": "other number of steps",
-        "restarts": "other number of restarts",
-        "loss": "other loss",
-        "momentum": "other definition of momentum",
-        "projection": "other projection or clamp",
-        "stop": "other stop rule",
-        "precision": "other arithmetic",
-    }
-    for trait, what in words.items():
+    one = {"samples": "1"}
+    mine = {**one, **pair.ours.traits, "stop": pair.ours.stop, "precision": pair.ours.precision}
+    theirs = {**one, "stop": "never", "precision": "float32", **pair.reference.traits}
+    for trait, what in TRAITS.items():
         if trait in mine and trait in theirs and mine[trait] != theirs[trait]:
-            causes.append(f"{what}: {mine[trait]} against {theirs[trait]}")
+            causes.append(f"other {what}: {mine[trait]} against {theirs[trait]}")
     if "start" in mine and mine["start"] == theirs.get("start") != "clean":
         causes.append(f"other random draws for the same start ({mine['start']})")
     if saturated:

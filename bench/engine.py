@@ -164,7 +164,7 @@ class _Run:
         self.stops = curve.stop == "first-success"
         self.seeks = rule.seeks
         self.out = _nothing(x, curve)
-        self.nearest = torch.full(self.out.forwards.shape, torch.inf, device=x.device)
+        self.nearest = x.new_full(self.out.forwards.shape, torch.inf)
         self.parked: _Batch | None = None
         self.order, self.aims = None, 1
         if aims is not None:
@@ -174,7 +174,9 @@ class _Run:
         self.waiting = self._first_items()
         self.blind = x.device.type == "cuda"  # the host asks for no value while turns are made
         many = min(rows, len(self.waiting))
-        self.turn = graphs.replayed(self._turn, many) if self.blind else self._turn
+        # What a model draws outside torch's own generator would be frozen in a recording.
+        replays = self.blind and not curve.random
+        self.turn = graphs.replayed(self._turn, many) if replays else self._turn
 
     # --------------------------------------------------------------------------------- the loop
 
@@ -213,7 +215,10 @@ class _Run:
             logits, loss, gradient = logits + again[0], loss + again[1], gradient + again[2]
         if samples > 1:
             logits, loss, gradient = logits / samples, loss / samples, gradient / samples
-        return Seen(logits, loss, gradient, _fooled(logits, known.y, self.curve.goal))
+        fooled = _fooled(logits, known.y, self.curve.goal)
+        if self.rule.within is not None:
+            fooled = fooled & self.rule.within(known, self.curve.params, self.curve.norm)
+        return Seen(logits, loss, gradient, fooled)
 
     def _advance(self, batch: _Batch, seen: Seen) -> _Batch:
         """One step for every row that is not done; tensors alone, so that a GPU can replay it."""
@@ -287,9 +292,10 @@ class _Run:
         example, eps = example.to(device), eps.to(device)
         zero = torch.zeros_like(example)
         label, y = self.label[example], self.y[example]
-        rank = restart.to(device) % self.aims
-        aim = zero - 1 if self.order is None else self.order[example, rank]
-        known = Items(self.x[example], y, label, self.eps[eps], zero, aim)
+        number, nearest = restart.to(device), self.nearest[eps, example]
+        aim = zero - 1 if self.order is None else self.order[example, number % self.aims]
+        before = number // self.aims
+        known = Items(self.x[example], y, label, self.eps[eps], zero, aim, before, nearest)
         noise = Noise(self.curve.seed, self.curve.name, self.examples[example], restart)
         state = self.rule.init(known, noise, self.curve.params, self.curve.norm)
         return _Batch(item.to(device), known, state, zero - 1, zero)
@@ -310,7 +316,7 @@ class _Run:
         else:
             self.out.x_adv[eps, example] = x
         if won and self.nested:
-            self._inherit(batch)
+            self._inherit(batch, x)
         if won:
             return
         again = restart + 1 < self.rounds
@@ -322,12 +328,12 @@ class _Run:
             follow.append(torch.stack([example, next_eps, torch.zeros_like(restart)], 1)[larger])
         self.waiting = torch.cat([self.waiting, *(part.cpu() for part in follow)])
 
-    def _inherit(self, batch: _Batch) -> None:
+    def _inherit(self, batch: _Batch, x: Tensor) -> None:
         """What fooled the model at one eps is its adversarial example at every larger one."""
         example, eps, _ = batch.item.unbind(1)
         for rank, index in enumerate(self.ascending.tolist()):
             larger = rank > self.rank[eps]
-            self.out.x_adv[index, example[larger]] = batch.state.x[larger]
+            self.out.x_adv[index, example[larger]] = x[larger]
             self.out.first_success[index, example[larger]] = batch.known.k[larger]
 
     def _finish(self, batch: _Batch) -> None:
@@ -339,7 +345,7 @@ class _Run:
             return self._leave(batch, x, won=False)
         fooled = _fooled(self._ask(x), batch.known.y, self.curve.goal)
         example, eps, _ = batch.item.unbind(1)
-        self.out.forwards[eps, example] += 1
+        self.out.forwards[eps, example] += self.curve.predictions
         self._leave(take(batch, fooled), x[fooled], won=True)
         return self._leave(take(batch, ~fooled), x[~fooled], won=False)
 
@@ -351,15 +357,20 @@ class _Run:
         """The wrong classes of each example from the likeliest to the least on the clean image,
         (n, classes - 1), as the model itself says; a pass that all eps share."""
         logits = self._ask(self.x).scatter(1, self.label[:, None], torch.inf)
-        self.out.forwards.add_(1 / max(len(self.eps), 1))
+        self.out.forwards.add_(self.curve.predictions / max(len(self.eps), 1))
         return logits.argsort(dim=1, descending=True)[:, 1:]
 
     def _ask(self, x: Tensor) -> Tensor:
-        """The model's own logits, in float32 whatever the gradients are in."""
+        """The model's own logits, in float32 whatever the gradients are in; their mean over the
+        predictions of a model that answers at random."""
+        asked = range(self.curve.predictions)
         while True:
             try:
                 with torch.no_grad(), tensor_cores(False):
-                    return torch.cat([self.model(part) for part in x.split(self.rows)])
+                    parts = x.split(self.rows)
+                    return torch.cat(
+                        [torch.stack([self.model(p) for _ in asked]).mean(0) for p in parts]
+                    )
             except RuntimeError as error:
                 self._less(error)
 
@@ -371,8 +382,8 @@ class _Run:
         while first < n:
             at = slice(first, first + self.rows)
             x, y, label = self.x[at], self.y[at], self.label[at]
-            zero = torch.zeros_like(y)
-            items = Items(x, y, label, self.eps[:1].expand(len(x)), zero, zero - 1)
+            zero, radius = torch.zeros_like(y), self.eps[:1].expand(len(x))
+            items = Items(x, y, label, radius, zero, zero - 1, zero, zero + torch.inf)
             try:
                 seen = self._seen(x, items)
             except RuntimeError as error:

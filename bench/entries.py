@@ -34,6 +34,8 @@ class ModelEntry:
     """Name in tables; the model's name if the suite gives none."""
     weights: str | None = None
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    predictions: Count = 1
+    """Times that a model that answers at random is asked for one verdict."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,8 @@ class AttackEntry:
     attack: Attack
     stop: Stop
     precision: Precision = "float32"
+    samples: int = 1
+    """Passes over which each look is averaged."""
     batch_size: int | None = None
     family: str
     """The label as the suite wrote it; entries that one table gave rise to share it."""
@@ -58,6 +62,8 @@ class AttackEntry:
     """Name of the parameter that the suite varies."""
     value: float | None = None
     """What it is in this entry."""
+    seed: int | None = None
+    """What the attack draws by in this entry; None: the suite's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

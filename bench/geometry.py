@@ -3,6 +3,8 @@
 Images are (n, *input) in the box [0, 1]; one number per row, such as eps or a distance, is (n,).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -39,23 +41,70 @@ def project(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
     """`x` brought into the ball of radius `eps` (n,) around `x0`, then into the box [0, 1].
 
     Shapes: x, x0 (n, *input) with x0 in the box; result as x.
-    The nearest point for linf, where ball and box commute. For l2, l1 and l0 the nearest point of
-    the ball, then of the box: the second step shrinks every |x - x0| and so keeps the first.
-    Source: Duchi et al. 2008, figure 1 (l1), https://doi.org/10.1145/1390156.1390191
+    The nearest point for linf, where ball and box commute, and for l1. For l2 and l0 the nearest
+    point of the ball, then of the box: the second step shrinks every |x - x0| and so keeps the
+    first.
     """
     radius = per_row(eps, x)
     if norm == "linf":
         return torch.clamp(x, x0 - radius, x0 + radius).clamp_(0, 1)
+    if norm == "l1":
+        return project_l1_box(x, x0, eps)
     delta = x - x0
     if norm == "l2":
         length = per_row(norm_of(delta, "l2"), x)
         nearest = delta * (radius / length.clamp_min(_tiny(x)))
         nearest = torch.where(length <= radius, delta, nearest)
-    elif norm == "l1":
-        nearest = _soft_threshold(delta.flatten(1), eps).view_as(delta)
     else:
         nearest = _largest_entries(delta.flatten(1), eps).view_as(delta)
     return torch.where(nearest == delta, x, x0 + nearest).clamp(0, 1)
+
+
+def project_l1_box(x: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
+    """The point nearest to `x` among those of the box [0, 1] that are in the l1 ball of radius
+    `eps` (n,) around `x0`.
+
+    Shapes: x, x0 (n, *input) with x0 in the box; result as x.
+    An entry moves towards x by min(max(|x - x0| - t, 0), its way to the wall), t >= 0 the least
+    number for which all these add up to eps at most. Ball and box in turn would lose to
+    the other entries what the box cuts off.
+    Source: Croce and Hein 2021, section 2, https://arxiv.org/abs/2103.01208
+    """
+    delta = x - x0
+    length = delta.flatten(1).abs().double()  # so that sums over many entries stay exact
+    room = torch.where(delta > 0, 1 - x0, x0).flatten(1).double()
+    threshold = _threshold(length, room, eps.double())[:, None].clamp_min(0)
+    fits = torch.minimum(length, room)
+    shrunk = torch.minimum((length - threshold).clamp_min(0), room)
+    moved = torch.where(fits.sum(1, keepdim=True) <= eps[:, None], fits, shrunk)
+    nearest = delta.sign() * moved.view_as(delta).to(delta.dtype)
+    return torch.where(nearest == delta, x, x0 + nearest).clamp(0, 1)
+
+
+def nearest(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
+    """The point nearest to `x` (in l2) of those that lie in the ball of radius `eps` (n,) around
+    `x0` and in the box [0, 1], where `project` takes one after the other.
+
+    Shapes: x, x0 (n, *input) with x0 in the box; result as x.
+    l2: an entry moves by min(t |x - x0|, its way to the wall), t <= 1 the largest number for which
+    the length is at most eps. l0: those entries move, as far as the box allows, that bring it
+    nearest to x.
+    """
+    if norm == "linf":
+        return project(x, x0, eps, norm)
+    if norm == "l1":
+        return project_l1_box(x, x0, eps)
+    delta = x - x0
+    length = delta.flatten(1).abs().double()  # so that sums over many entries stay exact
+    room = torch.where(delta > 0, 1 - x0, x0).flatten(1).double()
+    moved = torch.minimum(length, room)
+    if norm == "l2":
+        moved = torch.minimum(_scale(length, room, eps.double())[:, None] * length, room)
+    else:
+        gain = length.square() - (length - moved).square()
+        moved = torch.where(_largest_entries(gain, eps) > 0, moved, 0.0)
+    offset = delta.sign() * moved.view_as(delta).to(delta.dtype)
+    return torch.where(offset == delta, x, x0 + offset).clamp(0, 1)
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
@@ -75,6 +124,26 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     largest = flat.abs().argmax(1, keepdim=True)
     unit = torch.zeros_like(flat).scatter_(1, largest, flat.gather(1, largest).sign())
     return unit.view_as(gradient)
+
+
+def sparse_step(gradient: Tensor, x: Tensor, alpha: Tensor, share: float) -> Tensor:
+    """The step of l1 length `alpha` (n,) within the box [0, 1] by which a linear function with
+    `gradient` rises most, no entry moving by more than alpha over the `share` of their number.
+
+    Shapes: gradient and x (n, *input), result the same. The largest entries move first, each as far
+    as it may; a step is shorter than alpha only where nothing more can move. Of one entry alone, as
+    `steepest` has it, a step in l1 would end at that entry's wall.
+    Source: Tramer and Boneh 2019, section 3.3, https://arxiv.org/abs/1904.13000, which moves all of
+    the share alike and leaves out those that are at a wall.
+    """
+    flat, length = gradient.flatten(1), alpha[:, None]
+    room = torch.where(flat > 0, 1 - x.flatten(1), x.flatten(1)) * (flat != 0)
+    most = torch.minimum(room, length / math.ceil(share * flat.shape[1]))
+    order = flat.abs().argsort(dim=1, descending=True)
+    most = most.gather(1, order)
+    spent = (most.cumsum(1) - most).clamp_max(length)
+    moved = torch.zeros_like(flat).scatter_(1, order, torch.minimum(most, length - spent))
+    return (moved * flat.sign()).view_as(gradient)
 
 
 def random_in_ball(like: Tensor, eps: Tensor, norm: Norm, noise: Noise) -> Tensor:
@@ -105,16 +174,39 @@ def _tiny(x: Tensor) -> float:
     return torch.finfo(x.dtype).tiny
 
 
-def _soft_threshold(delta: Tensor, eps: Tensor) -> Tensor:
-    """Euclidean projection of each row of `delta` (n, d) onto the l1 ball of radius eps (n,)."""
-    magnitude = delta.abs()
-    sorted_, _ = magnitude.sort(dim=1, descending=True)
-    excess = sorted_.cumsum(1) - eps[:, None]
-    counts = torch.arange(1, delta.shape[1] + 1, device=delta.device, dtype=delta.dtype)
-    kept = (sorted_ * counts > excess).sum(1, keepdim=True).clamp_min(1)  # rho in the paper
-    threshold = (excess.gather(1, kept - 1) / kept).clamp_min(0)
-    shrunk = delta.sign() * (magnitude - threshold).clamp_min(0)
-    return torch.where(magnitude.sum(1, keepdim=True) <= eps[:, None], delta, shrunk)
+def _threshold(length: Tensor, room: Tensor, eps: Tensor) -> Tensor:
+    """t at which the sum of min(max(length - t, 0), room) over a row (n, d) is eps (n,); below 0
+    where that sum is no more than eps at t = 0.
+
+    Each term is max(length - t, 0) - max(length - room - t, 0): between two of these 2 d corners,
+    sorted, the sum is linear in t.
+    """
+    corners, order = torch.cat([length, length - room], 1).sort(dim=1, descending=True)
+    sign = torch.where(order < length.shape[1], 1.0, -1.0)
+    falls, total = sign.cumsum(1), (sign * corners).cumsum(1)
+    reached = total - falls * corners <= eps[:, None]  # the sum at each corner
+    last = reached.sum(1, keepdim=True).clamp_min(1) - 1
+    excess = total.gather(1, last)[:, 0] - eps
+    return excess / falls.gather(1, last)[:, 0].clamp_min(1)
+
+
+def _scale(length: Tensor, room: Tensor, eps: Tensor) -> Tensor:
+    """The largest t <= 1 for which the squares of min(t * length, room) over a row (n, d) sum up to
+    eps squared (n,) at most.
+
+    Entry i reaches its wall at t = room_i / length_i: between two of these corners, sorted, the sum
+    is that of the walls reached plus t squared times that of the lengths left.
+    """
+    corners, order = torch.where(length > 0, room / length, torch.inf).sort(dim=1)
+    none = torch.zeros_like(eps)[:, None]
+    walls = torch.cat([none, room.gather(1, order).square().cumsum(1)], 1)
+    squares = torch.cat([none, length.gather(1, order).square().cumsum(1)], 1)
+    free = (squares[:, -1:] - squares).clamp_min(0)
+    reached = walls[:, 1:] + corners.square() * free[:, 1:] <= eps[:, None].square()
+    last = reached.sum(1, keepdim=True)
+    left = eps[:, None].square() - walls.gather(1, last)
+    share = left.clamp_min(0) / free.gather(1, last).clamp_min(_tiny(free))
+    return share.sqrt().clamp_max(1)[:, 0]
 
 
 def _largest_entries(delta: Tensor, eps: Tensor) -> Tensor:

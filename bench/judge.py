@@ -3,14 +3,21 @@
 Attacks may lead with a copy of a model and in lower precision; the verdict is always this one. The
 model is never exchanged here. What may be is the order in which an image's numbers lie in memory:
 with the channels last a CPU convolves faster, and a model cannot tell.
+
+A model that answers at random is asked several times and the majority is its answer.
+Source: Cohen et al. 2019, section 3.2.1 (prediction), https://arxiv.org/abs/1902.02918
+Differs from the paper: the judge never abstains; on a tie the smaller class is the answer.
 """
 
+import contextlib
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from bench import rng
 from bench.guard import evaluating, out_of_memory, tensor_cores
 
 ASKED = 16
@@ -25,29 +32,55 @@ class Verdict(NamedTuple):
     """What a model says of images; every field is (n,)."""
 
     pred: Tensor
-    """-1 where the logits are not finite."""
+    """The class most often predicted, the smaller one on a tie; -1 where logits are not finite."""
     confidence: Tensor
-    """Softmax probability of the prediction, NaN where the logits are not finite."""
+    """Softmax probability of that class, the mean over the predictions; NaN where the logits are
+    not finite."""
     least_likely: Tensor
+    agreement: Tensor
+    """Share of the predictions that are of that class: 1 where they are unanimous."""
 
 
-def judge(model: nn.Module, x: Tensor, rows: int) -> Verdict:
+class Vote(NamedTuple):
+    """How a model that answers at random is asked."""
+
+    predictions: int
+    seed: int
+    """What it draws from torch's global generator is seeded by this; it depends on `rows`, too."""
+
+
+def judge(model: nn.Module, x: Tensor, rows: int, vote: Vote | None = None) -> Verdict:
     """What `model`, in evaluation mode and full precision, says of x (n, c, h, w), n > 0.
 
-    Where memory runs out, it is asked about half as many rows at a time.
+    Without a `vote` it is asked once. Where memory runs out, it is asked about half as many rows
+    at a time.
     """
+    times = 1 if vote is None else vote.predictions
+    draws = contextlib.nullcontext() if vote is None else rng.seeded(vote.seed)
     try:
-        with evaluating(model), torch.no_grad(), tensor_cores(False):
-            last = _may_lie_last(model, x[: min(rows, ASKED)])
+        with evaluating(model), torch.no_grad(), tensor_cores(False), draws:
+            last = vote is None and _may_lie_last(model, x[: min(rows, ASKED)])
             parts = (_laid_last(part) if last else part for part in x.split(rows))
-            logits = torch.cat([model(part).float() for part in parts])
+            answers = [torch.stack([model(p).float() for _ in range(times)]) for p in parts]
+            logits = torch.cat(answers, 1)  # (predictions, n, classes)
     except RuntimeError as error:
         if rows == 1 or not out_of_memory(error):
             raise
-        return judge(model, x, rows // 2)
-    confidence, pred = logits.softmax(1).max(1)
-    finite = logits.isfinite().all(1)
-    return Verdict(torch.where(finite, pred, -1), confidence, logits.argmin(1))
+        return judge(model, x, rows // 2, vote)
+    return _majority(logits)
+
+
+def _majority(logits: Tensor) -> Verdict:
+    """The verdict that most predictions give; logits (predictions, n, classes)."""
+    shares = logits.softmax(2)
+    votes = functional.one_hot(shares.argmax(2), logits.shape[2]).sum(0)
+    pred = votes.argmax(1)  # the first of the largest counts
+    confidence, agreement = (
+        each.gather(1, pred[:, None])[:, 0] for each in (shares.mean(0), votes / len(logits))
+    )
+    finite = logits.isfinite().all(2).all(0)
+    least = logits.mean(0).argmin(1)
+    return Verdict(torch.where(finite, pred, -1), confidence, least, agreement)
 
 
 def _may_lie_last(model: nn.Module, x: Tensor) -> bool:

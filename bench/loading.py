@@ -152,7 +152,8 @@ def subject(
     architecture's, and for a model whose outputs are not logits over enough classes.
     """
     own = data_folder(data_dir) / "weights"
-    return fit(entry.label, _build(entry, base, seed, own).to(device).eval(), data, device)
+    model = _build(entry, base, seed, own).to(device).eval()
+    return fit(entry.label, model, data, device, entry.predictions)
 
 
 def _build(entry: ModelEntry, base: Path, seed: int, own: Path) -> nn.Module:

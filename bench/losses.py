@@ -30,6 +30,14 @@ def label_and_target(logits: Tensor, target: Tensor, label: Tensor) -> Tensor:
     return own[:, 0]
 
 
+def logit_difference(logits: Tensor, y: Tensor) -> Tensor:
+    """max over i != y of z_i, minus z_y: above 0 exactly where y is not predicted.
+
+    Source: Carlini and Wagner 2017, f_6, https://arxiv.org/abs/1608.04644
+    """
+    return -_lead(logits, y)
+
+
 TINY = 1e-12
 """Keeps the ratio of logits finite where they are all equal."""
 
@@ -63,6 +71,7 @@ def _lead(logits: Tensor, y: Tensor) -> Tensor:
 LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
     "cross-entropy": cross_entropy,
     "margin": margin,
+    "logit-difference": logit_difference,
     "dlr": dlr,
 }
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -81,3 +90,10 @@ def to_ascend(loss: Loss, goal: Goal) -> Objective:
     towards = LOSSES.get(loss, cross_entropy)
     sign = 1 if goal == "untargeted" else -1
     return lambda logits, y, label: sign * towards(logits, y)
+
+
+def classes_needed(loss: str, goal: Goal) -> int:
+    """The fewest classes for which the loss is defined."""
+    if loss != "dlr":
+        return 2
+    return 4 if goal == "targeted" else 3

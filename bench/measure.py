@@ -14,7 +14,18 @@ from torch import Tensor, nn
 
 from bench import ensemble, geometry, meter
 from bench.contracts import Curve, Norm
-from bench.craft import Crafted, Examples, allowed, confirmed, craft, returned, success, verdicts_on
+from bench.craft import (
+    Crafted,
+    Examples,
+    allowed,
+    confirmed,
+    craft,
+    returned,
+    searches,
+    success,
+    verdicts_on,
+    vote,
+)
 from bench.guard import untouched
 from bench.judge import Verdict, judge
 
@@ -29,6 +40,7 @@ class Clean(NamedTuple):
     pred: Tensor
     confidence: Tensor
     least_likely: Tensor
+    agreement: Tensor
 
 
 class Cost(NamedTuple):
@@ -100,6 +112,11 @@ def measure(
                 seen = verdicts if own else verdicts_on(attacked, part, chosen, raw, rows)
                 raw, again = confirmed(attacked, part, chosen, rows, raw, seen)
                 verdicts = verdicts_on(model, part, chosen, raw, judges) if again else verdicts
+            if searches(part):
+                least, spent = meter.timed(
+                    lambda raw=raw: _least(model, part, chosen, raw, judges), examples.x.device
+                )
+                raw, judging = raw._replace(distance=least), judging + spent
     records, costs = [], []
     for index, eps in enumerate(curve.eps):
         if raw is None or index not in positive:
@@ -126,6 +143,17 @@ def measure(
 # --------------------------------------------------------------------------- verifying and judging
 
 
+def _least(model: nn.Module, curve: Curve, chosen: Examples, raw: Crafted, rows: int) -> Tensor:
+    """How far the example is that a search found, whatever the eps, (n,); infinite where what it
+    returned is no image, or none that the model takes for what the attack is after."""
+    x_adv = raw.x_adv[0]
+    pred = judge(model, x_adv, rows, vote(curve, chosen.id)).pred
+    broken = violations(x_adv, chosen.x, torch.inf, curve.norm, pred)
+    sound = torch.tensor([not text for text in broken], device=x_adv.device)
+    far = geometry.distance(x_adv, chosen.x, curve.norm)
+    return torch.where(success(curve, chosen, pred) & sound, far, torch.inf)
+
+
 def _record(
     model: nn.Module,
     curve: Curve,
@@ -140,17 +168,20 @@ def _record(
     """The records of one cell's shard: one row per example, attacked (`wanted`) or not."""
     n = len(examples.id)
     pred, pred_8bit = examples.clean_pred.clone(), examples.clean_pred.clone()
-    confidence = examples.clean_confidence.clone()
+    confidence, agreement = examples.clean_confidence.clone(), examples.clean_agreement.clone()
     distances = torch.zeros(len(NORMS), n, device=wanted.device)
     passes = torch.zeros(2, n, dtype=torch.float64, device=wanted.device)
     first = torch.full((n,), -1, dtype=torch.int64, device=wanted.device)
+    least = torch.full((n,), torch.nan, device=wanted.device)
     violation, parts = [""] * n, [""] * n
     fooled = torch.zeros_like(wanted)
     if raw is not None and verdict is not None:
         x = examples.x[wanted]
         x_adv = returned(curve, eps, x, raw, at)
         pred[wanted], confidence[wanted] = verdict.pred, verdict.confidence
-        pred_8bit[wanted] = judge(model, (x_adv * 255).round() / 255, rows).pred
+        agreement[wanted] = verdict.agreement
+        how = vote(curve, examples.id[wanted])
+        pred_8bit[wanted] = judge(model, (x_adv * 255).round() / 255, rows, how).pred
         found = violations(x_adv, x, eps, curve.norm, pred[wanted])
         for position, text in zip(wanted.nonzero()[:, 0].tolist(), found, strict=True):
             violation[position] = text
@@ -161,6 +192,8 @@ def _record(
         passes[0, wanted] = raw.forwards[at].to(passes)
         passes[1, wanted] = raw.backwards[at].to(passes)
         first[wanted] = raw.first_success[at]
+        if raw.distance is not None:
+            least[wanted] = raw.distance.to(least)
         if raw.part is not None:
             parts = _parts(curve, raw.part[at], fooled, wanted)
         if curve.attack.rule is not None:
@@ -183,6 +216,8 @@ def _record(
         "clean_confidence": examples.clean_confidence,
         "attacked": wanted,
         "part": parts,
+        "agreement": agreement,
+        "distance": least,
     }
     return pd.DataFrame(
         {

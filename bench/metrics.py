@@ -10,8 +10,11 @@ robust.
   worst case          = an example is robust if every attack left it correct
 A violation (an image that breaks the threat model) is a failed attack on that example, never a
 success. Counts (k, n) are stored; every rate has a 95 % Wilson interval; an empty set has no rate.
+Two outcomes of the same examples are compared by the exact McNemar test, many pairs with Holm's
+correction.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -39,7 +42,7 @@ class Paired(NamedTuple):
     only_first: int
     only_second: int
     p_value: float
-    """Two-sided exact McNemar test: a fair coin's chance of so uneven a split."""
+    """Two-sided exact McNemar test (McNemar 1947): a fair coin's chance of so uneven a split."""
 
 
 def rate(k: int, n: int) -> Rate:
@@ -79,6 +82,11 @@ def eligible(records: pd.DataFrame) -> Outcomes:
     return pd.Series(before & other, index=records.index)
 
 
+def fooled(records: pd.DataFrame) -> Outcomes:
+    """Which examples the attack succeeded on, as the judge found when it asked the model again."""
+    return pd.Series(records["fooled"].to_numpy(dtype=bool), index=records.index)
+
+
 def worst_case(outcomes: Sequence[Outcomes]) -> Outcomes:
     """Robust under every attack: the outcomes, indexed by example, joined by "and".
 
@@ -99,8 +107,28 @@ def paired(first: Outcomes, second: Outcomes) -> Paired:
     """
     if not first.index.equals(second.index):
         raise ValueError("expected the same examples on both sides")
-    only_first = int((first & ~second).sum())
-    only_second = int((~first & second).sum())
-    differ = only_first + only_second
-    p_value = float(binomtest(only_first, differ, 0.5).pvalue) if differ else 1.0
-    return Paired(only_first, only_second, p_value)
+    a, b = first.to_numpy(dtype=bool), second.to_numpy(dtype=bool)
+    only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
+    return Paired(only_first, only_second, _fair_coin(only_first, only_first + only_second))
+
+
+@functools.cache  # a run with many attacks has thousands of pairs, and most of them few differences
+def _fair_coin(heads: int, tosses: int) -> float:
+    """The chance that a fair coin falls at least as unevenly, to either side."""
+    return float(binomtest(heads, tosses, 0.5).pvalue) if tosses else 1.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values of one family, each corrected for the others: where all that fall below 5 % are
+    called a difference, the chance that any call is false is at most 5 %.
+
+    The k-th least of m is multiplied by m - k + 1 and is no less than the one before it; nothing
+    is assumed of how the tests depend on each other.
+    Source: Holm 1979, https://www.jstor.org/stable/4615733
+    """
+    values = np.asarray(p_values, dtype=float)
+    order = np.argsort(values, kind="stable")
+    corrected = np.empty_like(values)
+    steps = values[order] * np.arange(len(values), 0, -1)
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return [float(value) for value in corrected]

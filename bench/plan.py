@@ -20,6 +20,7 @@ from bench import registry
 from bench.contracts import Attack, Curve, Model, Shape, Sweep
 from bench.entries import TARGETS, AttackEntry, Suite
 from bench.errors import SuiteError, nearest
+from bench.losses import classes_needed
 
 
 class Facts(NamedTuple):
@@ -30,6 +31,10 @@ class Facts(NamedTuple):
     rows: int = 0
     model_fingerprint: str = ""
     data_fingerprint: str = ""
+    predictions: int = 1
+    """Times that the model is asked for one verdict."""
+    random: bool = False
+    """Whether it answers at random."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,11 +65,21 @@ class Cell:
     source: str = ""
     """The model that the examples are crafted on, if the suite names one."""
     family: str = ""
-    """The attack's label without its source and its varied parameter."""
+    """The attack's label without its source, its varied parameter and its seed."""
     varied: str = ""
     value: float | None = None
+    seed: int | None = None
+    """Of the attack, where the suite gives it several; None: the suite's."""
     precision: str = "float32"
     """Arithmetic of the gradients; the model judges in float32."""
+    samples: int = 1
+    """Passes over which the attack averaged each look."""
+    predictions: int = 1
+    """Times that the model was asked for one verdict."""
+    name: str = ""
+    """The attack's registered name; empty in a run made before it was kept."""
+    budget: str = "fixed"
+    """"minimum" if one search for the least distance serves all eps of the entry."""
 
 
 class Task(NamedTuple):
@@ -99,7 +114,10 @@ def known_facts(suite: Suite) -> dict[str, Facts]:
         found = registry.find("models", entry.name, suite.base)
         built_in = isinstance(found, Model)
         facts[entry.label] = Facts(
-            classes=found.classes if built_in else None, shape=found.shape if built_in else None
+            classes=found.classes if built_in else None,
+            shape=found.shape if built_in else None,
+            predictions=entry.predictions,
+            random=entry.predictions > 1,
         )
     return facts
 
@@ -155,7 +173,9 @@ def task(
     source: Facts | None = None,
 ) -> Task:
     """All cells of the model called `model` under the attack of `entry`, crafted on `source`."""
+    crafting = source or facts
     seeks = entry.attack.budget == "minimum"  # the first success is not the nearest one
+    random = facts.random or crafting.random or entry.samples > 1  # nor more than one lucky draw
     curve = Curve(
         name=entry.name,
         attack=entry.attack,
@@ -163,12 +183,15 @@ def task(
         norm=entry.norm,
         eps=tuple(eps.value for eps in entry.eps),
         goal=entry.goal,
-        stop="never" if seeks else entry.stop,
-        sweep="independent" if entry.attack.run is not None or seeks else sweep,
-        seed=seed,
+        stop="never" if seeks or random else entry.stop,
+        sweep="independent" if entry.attack.run is not None or seeks or random else sweep,
+        seed=seed if entry.seed is None else entry.seed,
         precision=entry.precision,
+        samples=entry.samples,
+        predictions=facts.predictions,
+        random=random,
     )
-    reason = _skip_reason(entry.attack, facts, source or facts)
+    reason = _skip_reason(entry, facts, crafting)
     passes, gradients = _passes(curve)
     cells = tuple(
         Cell(
@@ -182,19 +205,30 @@ def task(
             target="" if entry.target is None else str(entry.target),
             stop=_stop(curve),
             precision=curve.precision,
+            samples=curve.samples,
+            predictions=curve.predictions,
             identity=_identity(curve, entry, eps.value, facts, source)
             if facts.model_fingerprint
             else "",
             reason=reason,
             passes=0.0 if eps.value == 0 else passes,
             gradients=0.0 if eps.value == 0 else gradients,
-            traits=dict(entry.attack.traits(entry.params, entry.norm, eps.value)),
-            caveats=_caveats(entry, eps.value, sweep),
+            traits={
+                **entry.attack.traits(entry.params, entry.norm, eps.value),
+                **({"samples": str(curve.samples)} if curve.samples > 1 else {}),
+            },
+            caveats=(
+                *_caveats(entry, eps.value, sweep),
+                *_of_random_answers(entry, eps.value, facts, crafting),
+            ),
             threat_model=_threat_model(model, entry),
             source=entry.source or "",
             family=entry.family,
+            name=entry.name,
             varied=entry.varied,
             value=entry.value,
+            seed=entry.seed,
+            budget=entry.attack.budget,
         )
         for eps in entry.eps
     )
@@ -226,6 +260,34 @@ def _caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, ...]:
     return own
 
 
+def _of_random_answers(
+    entry: AttackEntry, eps: float, facts: Facts, crafting: Facts
+) -> tuple[str, ...]:
+    """What to keep in mind where the model, or that which examples are crafted on, answers at
+    random."""
+    told = []
+    if facts.predictions > 1:
+        told.append(
+            f"A verdict is the class that most of {facts.predictions} predictions give, the "
+            "smaller class on a tie."
+        )
+    elif facts.random:
+        told.append("The model answers at random, and a verdict is a single prediction.")
+    if facts.random or crafting.random:
+        told.append("What the model draws depends on the batch, so results depend on its rows.")
+    if crafting.random and entry.attack.budget == "minimum" and eps > 0:
+        told.append(
+            "The nearest image that fooled the model in one look lies where its answers vary from "
+            "draw to draw, and seldom fools it again: an attack of fixed budget breaks more."
+        )
+    if crafting.random and entry.attack.run is None and eps > 0:
+        if entry.attack.budget == "fixed":
+            told.append("Every eps gets every step: one lucky draw is no success.")
+        if entry.samples == 1:
+            told.append("A step follows a single draw of the model; `samples` averages over more.")
+    return tuple(told)
+
+
 ACCESS = {
     "gradient": "white-box",
     "scores": "black-box, score-based",
@@ -240,14 +302,17 @@ def _threat_model(model: str, entry: AttackEntry) -> str:
     return ACCESS[entry.attack.needs]
 
 
-def _skip_reason(attack: Attack, victim: Facts, facts: Facts) -> str:
+def _skip_reason(entry: AttackEntry, victim: Facts, facts: Facts) -> str:
     """`facts` are those of the model that the examples are crafted on."""
+    attack, loss = entry.attack, getattr(entry.params, "loss", "")
     if None not in (victim.classes, facts.classes) and victim.classes != facts.classes:
         return f"the source has {facts.classes} classes, the model has {victim.classes}"
     if facts.classes is not None and facts.classes < attack.min_classes:
         return (
             f"the attack needs at least {attack.min_classes} classes, the model has {facts.classes}"
         )
+    if facts.classes is not None and facts.classes < (least := classes_needed(loss, entry.goal)):
+        return f"loss '{loss}' needs at least {least} classes, the model has {facts.classes}"
     if facts.shape is not None and attack.channels and facts.shape[0] not in attack.channels:
         wanted = " or ".join(map(str, attack.channels))
         return f"the attack needs {wanted} channels, the images have {facts.shape[0]}"
@@ -312,6 +377,7 @@ def _identity(
             **({"files": files} if files else {}),
             **({"precision": curve.precision} if curve.precision != "float32" else {}),
             **({"samples": curve.samples} if curve.samples > 1 else {}),
+            **({"random": _drawn_by(curve, entry, facts, source)} if curve.random else {}),
             **({"parts": _parts(curve)} if attack.parts is not None else {}),
             # Crafted on itself, an example is the white-box attack's.
             **({"source": source.model_fingerprint} if source not in (None, facts) else {}),
@@ -319,10 +385,21 @@ def _identity(
     )
 
 
+def _drawn_by(
+    curve: Curve, entry: AttackEntry, facts: Facts, source: Facts | None
+) -> dict[str, int]:
+    """What decides the draws of a model that answers at random, beside the seed: how often it is
+    asked, and the rows that it is shown at once, attacked and judged."""
+    attacked = entry.batch_size or (source or facts).rows
+    return {"predictions": curve.predictions, "attacked": attacked, "judged": facts.rows}
+
+
 def _linked(curve: Curve) -> bool:
     rule = curve.attack.rule
     one_gradient = rule is not None and rule.one_gradient
-    return curve.attack.budget == "minimum" or curve.sweep == "nested" or one_gradient
+    nested = curve.sweep == "nested"
+    # A model that answers at random draws for all rows of a batch at once, whatever their eps.
+    return curve.attack.budget == "minimum" or nested or one_gradient or curve.random
 
 
 def _plain(params: Any) -> dict[str, Any]:

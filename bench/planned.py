@@ -41,6 +41,8 @@ class Line(NamedTuple):
     passes: float | None
     gradients: float | None
     reason: str
+    seed: int | None = None
+    """None: the suite's."""
 
 
 class Planned(NamedTuple):

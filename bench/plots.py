@@ -4,6 +4,7 @@ Every figure can be read in grey; the looks are in `style`, the curves in `curve
 """
 
 import io
+import itertools
 import math
 import re
 import unicodedata
@@ -21,8 +22,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from bench import transfer, variation
+from bench import security, transfer, variation
 from bench.curves import accuracy_versus_eps, untargeted
+from bench.distances import Search
 from bench.files import write_whole
 from bench.formats import DASH, NORMS, absent, eps_names, factor, words
 from bench.grids import Picture, example_grid, perturbation_grid
@@ -186,10 +188,12 @@ def draw(
     pictures: Sequence[Picture],
     folder: Path,
     published: pd.DataFrame | None = None,
+    searches: Sequence[Search] = (),
 ) -> list[Plot]:
     """Write every figure that the table and the pictures give into folder/plots, as PNG and SVG.
 
-    `published` holds figures reported elsewhere, as `beside` joins them with the table.
+    `published` holds figures reported elsewhere, as `beside` joins them with the table; `searches`
+    what each search for the least distance found.
     The same input gives the same bytes: no dates, no random ids, one bundled font.
     """
     taken: set[str] = set()
@@ -206,8 +210,10 @@ def draw(
                 caption = f"Robust accuracy of {words(model)} against eps, {title}, 95 % bands."
                 figure = accuracy_versus_eps(table, model, norm, published)
                 keep(figure, f"accuracy-{model}-{norm}", caption)
-        keep(success_heatmap(table, norm), f"success-{norm}", f"Attack success rate, {title}.")
-    for name, caption, figure in (*transfer.figures(table), *variation.figures(table)):
+        caption = f"Attack success rate, {title}; the tables give the interval of each."
+        keep(success_heatmap(table, norm), f"success-{norm}", caption)
+    others = (security.figures(searches), transfer.figures(table), variation.figures(table))
+    for name, caption, figure in itertools.chain(*others):
         keep(figure, name, caption)
     if not table.empty:
         keep(throughput(table), "throughput", "Examples per second, all eps together.")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench import provenance
+from bench import provenance, rng
 from bench.contracts import Data
 from bench.engine import look
 from bench.errors import SuiteError
@@ -32,20 +32,30 @@ class Subject(NamedTuple):
     fingerprint: str
     findings: tuple[str, ...]
     """Sentences about the model that a reader of its numbers must know."""
+    predictions: int = 1
+    """Times that it is asked for one verdict."""
+    random: bool = False
+    """Whether it answers at random: as was found, or as more than one prediction says."""
 
 
-def fit(label: str, model: nn.Module, data: Data, device: torch.device) -> Subject:
+def fit(
+    label: str, model: nn.Module, data: Data, device: torch.device, predictions: int = 1
+) -> Subject:
     """The model, which is on `device`, with what its answers to the first images told.
+
+    `predictions` is how often it is to be asked for one verdict.
 
     Raises: SuiteError if the answers are no logits: wrong shape, not finite, probabilities, or
     fewer classes than the labels need.
     """
     where = f"model '{label}'"
     x = data.read(0, min(data.n, ASKED)).to(device)
-    with evaluating(model):
+    with evaluating(model), rng.seeded("preflight"):  # so that the same is found each time
         logits = _logits(where, model, data, x)
-        findings = tuple(_findings(where, model, x, logits))
-    return Subject(label, model, logits.shape[1], provenance.fingerprint(model), findings)
+        random = _random(model, x, logits)
+        findings = tuple(_findings(where, model, x, logits, random, predictions))
+    print_, random = provenance.fingerprint(model), random or predictions > 1
+    return Subject(label, model, logits.shape[1], print_, findings, predictions, random)
 
 
 def _logits(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
@@ -73,8 +83,7 @@ def _logits(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
             f"{where} has {classes} classes, but data {data.name} has the label "
             f"{int(data.labels.max())}"
         )
-    total = logits.sum(1)
-    if (logits >= 0).all() and torch.allclose(total, torch.ones_like(total), atol=1e-4):
+    if are_probabilities(logits):
         raise SuiteError(
             f"{where}: expected logits, got probabilities (each row is positive and sums to 1), "
             "which flatten the gradient; return the values before the softmax"
@@ -82,18 +91,37 @@ def _logits(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
     return logits
 
 
-def _findings(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[str]:
-    """What makes the model's numbers doubtful, a sentence each."""
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether what a model returned, (n, classes), has been through a softmax."""
+    total = logits.sum(1)
+    return bool((logits >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-4)
+
+
+def _random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
+    """Whether the model answers otherwise when it is asked again."""
     with torch.no_grad():
         again = model(x)
+    return float((again - logits).abs().max()) > RANDOM * _scale(logits)
+
+
+def _scale(logits: Tensor) -> float:
+    return float(logits.abs().max()) + 1e-6
+
+
+def _findings(
+    where: str, model: nn.Module, x: Tensor, logits: Tensor, random: bool, predictions: int
+) -> Iterator[str]:
+    """What makes the model's numbers doubtful, a sentence each."""
+    with torch.no_grad():
         alone = torch.cat([model(row[None]) for row in x])
-    scale = float(logits.abs().max()) + 1e-6
-    if float((again - logits).abs().max()) > RANDOM * scale:
+    scale = _scale(logits)
+    if random and predictions == 1:
         yield (
             f"{where} answers the same images differently each time: its defence is random, "
-            "and one prediction is not enough to judge an attack."
+            "and one prediction is not enough to judge an attack. Let `predictions` of the model "
+            "vote, and let attacks average their gradients over `samples`."
         )
-    elif float((alone - logits).abs().max()) > BATCH * scale:
+    elif not random and float((alone - logits).abs().max()) > BATCH * scale:
         yield (
             f"{where} answers an image differently beside other images: its outputs depend on "
             "the batch, so results depend on the batch size."

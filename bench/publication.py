@@ -7,7 +7,7 @@ from typing import Any
 import numpy.typing as npt
 from torch import Tensor
 
-from bench import files, plots, records, report, transfer
+from bench import files, plots, records, report, signs, tables, transfer
 from bench.results import Results
 
 SHOWN = 5
@@ -19,23 +19,39 @@ def write(found: Results, folder: Path) -> Path:
 
     Raises: SuiteError if the folder cannot be written.
     """
-    frames = {"table.csv": found.table, "crosscheck.csv": found.crosschecks}
-    if len(found.published):
-        frames["published.csv"] = found.published
-    else:  # one left by a suite that had some would contradict the page
-        (folder / "published.csv").unlink(missing_ok=True)
+    frames = {
+        "table.csv": found.table,
+        "crosscheck.csv": found.crosschecks,
+        "comparisons.csv": found.comparisons,
+        "audit.csv": signs.frame(found.audit.signs),
+    }
+    for name, some in (
+        ("distances.csv", found.distances),
+        ("published.csv", found.published),
+        ("seeds.csv", found.seeds),
+    ):
+        if len(some):
+            frames[name] = some
+        else:  # one left by a suite that had some would contradict the page
+            (folder / name).unlink(missing_ok=True)
     for name, frame in frames.items():
         files.write_whole(folder / name, frame.to_csv(index=False).encode())
-    drawn = plots.draw(found.table, list(_pictures(found, folder)), folder, found.published)
+    pictures = list(_pictures(found, folder))
+    drawn = plots.draw(found.table, pictures, folder, found.published, found.searches)
     page, _ = report.write(
         folder,
         title=found.provenance["suite"]["title"],
         table=found.table,
         worst=found.worst,
+        distances=found.distances,
+        comparisons=found.comparisons,
+        seeds=found.seeds,
         crosschecks=found.crosschecks,
+        explanations=found.explanations,
         published=found.published,
         violations=found.violations,
-        notes=[*found.notes, *transfer.hidden_gradients(found.table)],
+        audit=found.audit,
+        notes=[*found.notes, *transfer.hidden_gradients(found.table), *tables.divided(found.table)],
         provenance=_told(found.provenance),
         plots=drawn,
         regenerate=found.provenance["sessions"][-1]["command"],

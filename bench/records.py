@@ -29,7 +29,7 @@ COLUMNS = (
     "suite", "model", "attack", "norm", "eps", "goal", "example", "label", "target", "clean_pred",
     "adv_pred", "adv_pred_8bit", "clean_correct", "fooled", "violation", "confidence", "linf", "l2",
     "l1", "l0", "forwards", "backwards", "first_success_step", "clean_confidence", "attacked",
-    "cell", "part",
+    "cell", "part", "agreement", "distance",
 )  # fmt: skip
 _REPEATED = ("suite", "model", "attack", "norm", "goal", "violation", "cell", "part")
 
@@ -127,6 +127,11 @@ def load(folder: Path) -> Stored:
         if "part" not in table.column_names:  # written before there were ensembles
             nothing = pa.DictionaryArray.from_arrays(pa.array([0] * len(table), pa.int32()), [""])
             table = table.append_column("part", nothing)
+        if "agreement" not in table.column_names:  # written when every model was asked but once
+            table = table.append_column("agreement", pa.array([1.0] * len(table), pa.float32()))
+        if "distance" not in table.column_names:  # written when a search was read at each eps alone
+            unknown = pa.array([float("nan")] * len(table), pa.float32())
+            table = table.append_column("distance", unknown)
         tables.append(table.replace_schema_metadata(None))
     if tables:
         frame = pa.concat_tables(tables).unify_dictionaries().to_pandas()

@@ -16,7 +16,9 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from bench import formats, views
+from bench import audited, compared, formats, views
+from bench.audit import Audit
+from bench.explanations import Explanation
 from bench.files import write_whole
 from bench.formats import (
     DASH,
@@ -43,6 +45,14 @@ COUNTING = (
     "target. Where nothing could be attacked there is no rate, and a dash.",
     "Worst case: an example is robust only if every attack left it correct.",
     "Intervals are 95 % Wilson intervals of the count behind the rate.",
+    "An attack breaks an example that it succeeds on; with a target, by reaching the target. Two "
+    "attacks are compared by what each breaks, two models by where each is robust, on the same "
+    "examples and by the exact McNemar test. The p-values of a run are corrected together (Holm).",
+    "The distance of an example under a search is 0 if the model gets it wrong without attack, and "
+    "infinite if nothing was found. Local optimality is 1 - (A - A*) / (rho(0) eps_max - A*), A "
+    "the area under the search's security curve, A* that of the least distance that any search "
+    "found: 1 is the best at every eps, 0 finds nothing. The interval of a median lies between two "
+    "order statistics and holds for any distribution.",
     "Every returned example is verified: shape, box, ball, finite, and the model asked again. One "
     "that breaks a rule is a violation and counts as an attack that failed on that example.",
     "A cell that failed or was skipped is a dash with its reason. It never counts as robust.",
@@ -55,9 +65,14 @@ def write(
     title: str,
     table: pd.DataFrame,
     worst: pd.DataFrame,
+    distances: pd.DataFrame | None = None,
+    comparisons: pd.DataFrame,
+    seeds: pd.DataFrame,
     crosschecks: pd.DataFrame,
+    explanations: Sequence[Explanation] = (),
     published: pd.DataFrame,
     violations: pd.DataFrame,
+    audit: Audit,
     notes: Sequence[str],
     provenance: Mapping[str, Any],
     plots: Sequence[Plot],
@@ -77,15 +92,23 @@ def write(
         "violations": views.violations(violations, names),
         "excluded": views.excluded(table, names),
         "caveats": views.caveats(table, names),
+        "audit": audited.told(audit, names),
         "notes": list(dict.fromkeys(map(words, notes))),
         "worst": views.worst_pivots(worst, table, names),
         "worst_rows": views.worst_rows(worst, table, names),
         "headline": views.headline(table, names),
+        "rankings": [] if distances is None else views.rankings(distances),
+        "compared": compared.summary(comparisons),
+        "differences": compared.differences(comparisons, names),
+        "sentences": compared.sentences(comparisons, names),
+        "seeds": compared.seeds(seeds, names),
         "published": views.published(published, names),
         "transfers": views.transfers(table),
         "sizes": views.sizes(table),
         "verdicts": views.verdict_sentence(crosschecks),
         "pairs": views.crosscheck_pairs(crosschecks),
+        "explained": views.explained(explanations),
+        "unexplained": views.unexplained(crosschecks, explanations, names),
         "checks": [(view, _differs(view)) for view in checks],
         "full": _full(table, names),
         "counting": COUNTING,

@@ -6,8 +6,20 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench import beside, crosscheck, records, tables
+from bench import (
+    audit,
+    beside,
+    comparisons,
+    crosscheck,
+    distances,
+    explanations,
+    metrics,
+    records,
+    tables,
+)
+from bench.distances import Search
 from bench.errors import RecordError, SuiteError
+from bench.explanations import Explanation
 from bench.plan import Cell
 from bench.published import Published
 
@@ -20,9 +32,15 @@ class Results(NamedTuple):
     stored: records.Stored
     table: pd.DataFrame
     worst: pd.DataFrame
+    searches: list[Search]
+    distances: pd.DataFrame
+    comparisons: pd.DataFrame
+    seeds: pd.DataFrame
     crosschecks: pd.DataFrame
+    explanations: list[Explanation]
     published: pd.DataFrame
     violations: pd.DataFrame
+    audit: audit.Audit
 
     @property
     def notes(self) -> list[str]:
@@ -76,15 +94,25 @@ def read(folder: Path) -> Results:
     kept = records.images(folder, {cell.identity for pair in sides for cell in pair})
     places = stored.frame.groupby("cell", observed=True).indices
     confidence = stored.frame.set_index("example")["clean_confidence"]
+    searches = distances.searches(plan, table, stored)
     return Results(
         provenance=provenance,
         plan=plan,
         stored=stored,
         table=table,
         worst=tables.worst_case(plan, table, robust),
+        searches=searches,
+        distances=distances.table(searches),
+        comparisons=comparisons.compare(
+            table, robust, tables.outcomes(plan, stored, metrics.fooled)
+        ),
+        seeds=comparisons.seeds(table, robust),
         crosschecks=crosscheck.compare(
             sides, table, robust, {str(c): confidence.iloc[at] for c, at in places.items()}, kept
         ),
+        explanations=explanations.read(folder, wanted),
         published=beside.join(table, entries),
         violations=tables.violations(stored),
+        # A run made before models were probed has no probes.
+        audit=audit.audit(plan, table, stored, provenance.get("probes", {})),
     )

@@ -37,6 +37,8 @@ class Noise:
         self.seed = fold(seed, purpose) % 2**31
         """A seed for foreign code that takes one; the same for every batch of the attack."""
         self._of = seed, purpose, examples, restarts
+        self.examples = examples
+        """Ids of the rows' examples, (n,)."""
 
     @functools.cached_property
     def _keys(self) -> list[tuple[int, int]]:
@@ -77,6 +79,41 @@ class Noise:
         keys = [(fold(key, "unit"), example) for key, example in self._keys]
         rows = [np.random.Generator(np.random.Philox(key=key)).random() for key in keys]
         return torch.tensor(rows).to(like)
+
+    def keys(self, like: Tensor) -> Tensor:
+        """A key of each row's own for `hashed`, (n,), int64, on the device of `like`."""
+        folds = [fold(key, "hashed", example) for key, example in self._keys]
+        return torch.from_numpy(np.array(folds, dtype=np.uint64).view(np.int64)).to(like.device)
+
+
+WEYL, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15
+"""SplitMix64's odd constants, 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9 and 0x94D049BB133111EB, as
+the signed numbers of the same bits: int64 products and sums wrap, so nothing but their names
+differs."""
+
+
+def hashed(keys: Tensor, counter: Tensor, draws: int) -> Tensor:
+    """Draws number counter * draws, ..., counter * draws + draws - 1 of each row's own generator,
+    from U[0, 1), float32, (n, draws).
+
+    For an attack that draws at every step: some twenty operations on a few integers a row, none of
+    which asks the host, so that a GPU can replay them; `Noise` itself costs a row microseconds.
+    Shapes: keys, counter (n,), int64. The upper 24 bits are kept, as many as float32 holds: below
+    1 for certain, and so is u * m below m for every integer m < 2**24.
+    Source: SplitMix64, Steele, Lea and Flood 2014, figures 16 and 17 (Stafford's variant 13),
+    https://doi.org/10.1145/2660193.2660195; the key is its seed.
+    """
+    number = counter[:, None] * draws + torch.arange(1, draws + 1, device=keys.device)
+    bits = keys[:, None] + number * WEYL
+    bits = (bits ^ _shifted(bits, 30)) * FIRST
+    bits = (bits ^ _shifted(bits, 27)) * SECOND
+    bits = bits ^ _shifted(bits, 31)
+    return _shifted(bits, 40).float() * 2.0**-24
+
+
+def _shifted(bits: Tensor, places: int) -> Tensor:
+    """`bits` moved to the right, zeros moving in, where int64 would copy the sign."""
+    return (bits >> places) & ((1 << (64 - places)) - 1)
 
 
 def integers(seed: int, purpose: str, examples: Tensor, high: int) -> Tensor:

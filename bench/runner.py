@@ -20,6 +20,7 @@ from torch import Tensor
 from bench import files, loading, meter, plan, provenance, records
 from bench.entries import Suite
 from bench.errors import SuiteError
+from bench.probed import probed
 from bench.session import Session
 
 KEPT_IMAGES = 256
@@ -81,6 +82,8 @@ def run(
     if options.fresh:
         records.forget(out)
     document = _document(suite, options, session, tasks)
+    earlier = {} if options.fresh else _earlier(out)
+    document["probes"] = earlier.get("probes", {})
     _save(out, document)
     parts = _missing(session, tasks, out)
     listen(Event("start", suite.title, sum(part.work for part in parts)))
@@ -90,18 +93,21 @@ def run(
     if parts:
         _keep_clean(session, out)
     _work(session, parts, out, listen)
+    document["probes"] = probed(session, tasks, document["probes"])
     document["sessions"][-1]["finished"] = _now()
     document["sessions"][-1]["copies"] = {label: session.told(label) for label in session.subjects}
     _save(out, document)
 
 
-def prepare(suite: Suite, out: Path, options: Options) -> Session:
-    """Load all that the suite names; every mistake of the user's surfaces here.
+def prepare(suite: Suite, out: Path | None, options: Options) -> Session:
+    """Load all that the suite names, to write into `out` if that is given; every mistake of the
+    user's surfaces here.
 
     Raises: SuiteError in one sentence for each.
     """
     device = loading.device(options.device)
-    files.check_writable(out / "records")
+    if out is not None:
+        files.check_writable(out / "records")
     data = loading.data(suite.data, suite.base, options.data_dir, options.limit)
     subjects, rows = {}, {}
     for entry in suite.models:
@@ -245,6 +251,7 @@ def _document(
                 "fingerprint": subject.fingerprint,
                 "findings": subject.findings,
                 "rows_per_pass": session.rows[label],
+                "predictions": subject.predictions,
             }
             for label, subject in session.subjects.items()
         },
@@ -262,14 +269,20 @@ def _document(
     }
 
 
+def _earlier(out: Path) -> dict[str, Any]:
+    """What provenance.json says already; empty where there is none that can be read."""
+    try:
+        found = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def _save(out: Path, document: dict[str, Any]) -> None:
     """Write provenance.json, the sessions that came before kept."""
     path = out / "provenance.json"
     current = document["sessions"][-1]
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))["sessions"]
-    except (OSError, ValueError, KeyError):
-        earlier = []
+    earlier = _earlier(out).get("sessions", [])
     sessions = [s for s in earlier if s["started"] != current["started"]] + [current]
     text = json.dumps({**document, "sessions": sessions}, indent=1, ensure_ascii=False)
     files.write_whole(path, text.encode())

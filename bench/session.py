@@ -16,7 +16,8 @@ from torch import Tensor
 from bench import copies, feed, measure, meter, plan, rng
 from bench.contracts import Data, Precision
 from bench.craft import Examples
-from bench.judge import judge
+from bench.errors import SuiteError
+from bench.judge import Verdict, Vote, judge
 from bench.preflight import Subject
 from bench.records import Piece
 
@@ -79,6 +80,8 @@ class Session:
             rows=self.rows[model],
             model_fingerprint=subject.fingerprint,
             data_fingerprint=self.data.fingerprint,
+            predictions=subject.predictions,
+            random=subject.random,
         )
 
     def shards(self) -> list[tuple[int, int]]:
@@ -94,17 +97,9 @@ class Session:
 
     def shard(self, task: plan.Task, first: int, last: int) -> Shard:
         """Attack, verify and judge the examples first..last-1 for all the task's cells."""
-        clean, copy = self._clean_pass(task.model), self._copy(task)
+        copy = self._copy(task)
         rows = self._rows_for(task) if copy is None else copy.rows
-        ids = torch.arange(first, last, device=self.device)
-        examples = Examples(
-            id=ids,
-            x=self._images.read(first, last),
-            label=clean.label[first:last],
-            target=self._targets(task, ids, clean.label),
-            clean_pred=clean.pred[first:last],
-            clean_confidence=clean.confidence[first:last],
-        )
+        examples = self.examples(task, first, last)
         model, source = self.subjects[task.model].model, self.subjects[task.source].model
         floor = self._floor(task.source, rows)
         stand_in = None if copy is None else copy.model
@@ -137,6 +132,20 @@ class Session:
         frame = pd.concat(frames, ignore_index=True)
         return Shard(frame, pieces, measured.x_adv, measured.losses)
 
+    def examples(self, task: plan.Task, first: int, last: int) -> Examples:
+        """The examples first..last-1 as the task's attack sees them."""
+        clean = self._clean_pass(task.model)
+        ids = torch.arange(first, last, device=self.device)
+        return Examples(
+            id=ids,
+            x=self._images.read(first, last),
+            label=clean.label[first:last],
+            target=self._targets(task, ids, clean.label),
+            clean_pred=clean.pred[first:last],
+            clean_confidence=clean.confidence[first:last],
+            clean_agreement=clean.agreement[first:last],
+        )
+
     @functools.cached_property
     def _images(self) -> feed.Feed:
         return feed.on(self.device, self.data, self.shards())
@@ -151,9 +160,11 @@ class Session:
 
     def _judged_rows(self, model: str) -> int:
         """Rows that the judge asks about at once: a forward pass keeps less than a gradient does,
-        so that on a CPU more of a large net fit the cache, and fewer of a small one are enough."""
+        so that on a CPU more of a large net fit the cache, and fewer of a small one are enough.
+        What a model that answers at random says depends on them, and they on nothing else."""
         rows = self.rows[model]
-        return rows if self.fixed_rows or self.device.type == "cuda" else min(JUDGED, 4 * rows)
+        as_given = self.fixed_rows or self.subjects[model].random or self.device.type == "cuda"
+        return rows if as_given else min(JUDGED, 4 * rows)
 
     def _copy(self, task: plan.Task) -> copies.Copy | None:
         """What the engine attacks in place of the task's model; None for an attack with a loop of
@@ -163,6 +174,13 @@ class Session:
         timing them."""
         precision = task.curve.precision
         if task.curve.attack.run is not None or not (self.copied or precision == "bfloat16"):
+            return None
+        if task.curve.random:  # nothing that could be held against it: it never answers alike
+            if precision == "bfloat16":
+                raise SuiteError(
+                    f"attack '{task.entry.label}': precision bfloat16 needs a copy that agrees "
+                    f'with {task.source}, which answers at random; use precision = "float32"'
+                )
             return None
         known = self._copies.get((task.source, precision))
         ahead = self.work(task) * self.data.n
@@ -187,13 +205,22 @@ class Session:
     def _clean_pass(self, model: str) -> measure.Clean:
         """The model's answers to all clean images; asked once."""
         if model not in self._clean:
-            subject, rows = self.subjects[model].model, self._judged_rows(model)
-            parts = [judge(subject, self._images.read(a, b), rows) for a, b in self.shards()]
-            pred, confidence, least = (torch.cat(column) for column in zip(*parts, strict=True))
+            subject, rows = self.subjects[model], self._judged_rows(model)
+            parts = [
+                judge(subject.model, self._images.read(a, b), rows, self._vote(subject, a))
+                for a, b in self.shards()
+            ]
+            joined = Verdict(*(torch.cat(column) for column in zip(*parts, strict=True)))
             labels = self.data.labels
-            label = pred if labels is None else labels.to(self.device)
-            self._clean[model] = measure.Clean(label, pred, confidence, least)
+            label = joined.pred if labels is None else labels.to(self.device)
+            self._clean[model] = measure.Clean(label, *joined)
         return self._clean[model]
+
+    def _vote(self, subject: Subject, first: int) -> Vote | None:
+        """How a model that answers at random is asked about the clean shard from `first` on."""
+        if not subject.random:
+            return None
+        return Vote(subject.predictions, rng.fold(self.seed, "clean", first))
 
     def _floor(self, model: str, rows: int) -> meter.Floor:
         """The bare loop's pace on this model at this many rows, now.

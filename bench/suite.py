@@ -10,7 +10,9 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
 
 from bench import catalogue, published, registry
 from bench.checking import Checker, text_of, toml
@@ -37,6 +39,7 @@ from bench.entries import (
 from bench.errors import SuiteError, nearest
 
 _NAME = re.compile(r"\w[\w.-]*")
+_Seed = Annotated[int, Ge(0)]
 
 
 # --------------------------------------------------- what the file holds where it is not a value
@@ -45,7 +48,7 @@ _NAME = re.compile(r"\w[\w.-]*")
 @dataclasses.dataclass
 class _Attack:
     """An [[attacks]] table as written: eps as text, params not yet the attack's own; it stands for
-    one entry, or for one per source model, or per value of a parameter."""
+    one entry, or for one per source model, per value of a parameter, per seed."""
 
     name: str
     norm: Norm
@@ -55,10 +58,12 @@ class _Attack:
     target: str | int | None = None
     stop: Stop | None = None
     precision: Precision | None = None
+    samples: Count = 1
     batch_size: Count | None = None
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: str | list[str] | None = None
     vary: dict[str, list[int | float]] = dataclasses.field(default_factory=dict)
+    seeds: Count | list[_Seed] | None = None
 
 
 @dataclasses.dataclass
@@ -217,12 +222,15 @@ class _Reader:
             self.labels.append(label)
             return None
         variants = self.variants(entry, found, raw, key)
+        seeds = self.seeds(entry, found, key)
         names = [
             label
             + (f" from {source}" if source is not None else "")
             + (f", {varied} {value:g}" if varied else "")
+            + (f", seed {seed}" if seed is not None else "")
             for source in sources
             for varied, value, _ in variants
+            for seed in seeds
         ]
         self.labels.extend(names)
         if entry is None:
@@ -240,6 +248,9 @@ class _Reader:
         if found.run is not None and entry.precision not in (None, "float32"):
             told = "expected float32: an attack with a loop of its own computes as the model does"
             self.check.say(f"{key}.precision", f"{told}, got {entry.precision}")
+        if found.run is not None and entry.samples > 1:
+            told = "expected 1: an attack with a loop of its own decides itself how often it looks"
+            self.check.say(f"{key}.samples", f"{told}, got {entry.samples}")
         if any(params is None for _, _, params in variants):
             return None
         return [
@@ -255,14 +266,16 @@ class _Reader:
                 # An attack that stopped once its own model was fooled would hardly transfer.
                 stop=entry.stop or (above.stop if source is None else "never"),
                 precision=self.precision(entry, found, above),
+                samples=entry.samples,
                 batch_size=entry.batch_size,
                 family=label,
                 source=source,
                 varied=varied,
                 value=value if varied else None,
+                seed=seed,
             )
-            for name, (source, (varied, value, params)) in zip(
-                names, itertools.product(sources, variants), strict=True
+            for name, (source, (varied, value, params), seed) in zip(
+                names, itertools.product(sources, variants, seeds), strict=True
             )
         ]
 
@@ -301,6 +314,19 @@ class _Reader:
             (name, value, self.check.fill(found.params, {**given, name: value}, f"{key}.vary"))
             for value in values
         ]
+
+    def seeds(self, entry: _Attack | None, found: Attack, key: str) -> list[int | None]:
+        """What the entries that the table stands for draw by; a number N means 0 to N - 1."""
+        if entry is None or entry.seeds is None:
+            return [None]
+        if not found.stochastic:
+            told = f"attack '{entry.name}' draws nothing at random, so seeds make no difference"
+            self.check.say(f"{key}.seeds", told)
+        wanted = [*range(entry.seeds)] if isinstance(entry.seeds, int) else entry.seeds
+        if not wanted or len(set(wanted)) < len(wanted):
+            told = "expected how many seeds, or a list with each seed once"
+            self.check.say(f"{key}.seeds", f"{told}, got {entry.seeds}")
+        return [*dict.fromkeys(wanted)]
 
     def target(self, raw: dict[str, Any], key: str) -> None:
         goal, target = raw.get("goal", "untargeted"), raw.get("target")

@@ -4,7 +4,7 @@ Every figure is derived from per-example records by the definitions of `metrics`
 failed, was skipped or is not finished has its status and reason, and no numbers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,11 +25,12 @@ COLUMNS = (
 EXTRA = (
     "eps_text", "target", "stop", "attacked", "eligible", "fooled", "robust_correct_8bit",
     "verify_seconds", "rows_per_pass", "caveats", "threat_model", "source", "family", "varied",
-    "value", "mean_target_cross_entropy", "precision", "cell",
+    "value", "seed", "mean_target_cross_entropy", "precision", "samples",
+    "predictions", "unstable", "parts", "cell",
 )  # fmt: skip
 COUNTS = (
     "n", "clean_correct", "robust_correct", "violations", "attacked", "eligible", "fooled",
-    "robust_correct_8bit", "rows_per_pass",
+    "robust_correct_8bit", "rows_per_pass", "seed", "unstable",
 )  # fmt: skip
 WORST = (
     "model", "dataset", "norm", "goal", "eps", "eps_text", "n", "clean_correct", "robust_correct",
@@ -40,7 +41,8 @@ WORST = (
 def cells(plan: Sequence[Cell], stored: Stored, suite: str, dataset: str, n: int) -> pd.DataFrame:
     """One row per cell of the plan, columns COLUMNS then EXTRA.
 
-    `n` is the number of examples a finished cell has.
+    `n` is the number of examples a finished cell has. `parts` counts, for each part of an ensemble,
+    the examples that it broke after those before it had failed.
     """
     places = stored.frame.groupby("cell", observed=True).indices
     rows = [
@@ -52,13 +54,17 @@ def cells(plan: Sequence[Cell], stored: Stored, suite: str, dataset: str, n: int
     return table
 
 
-def outcomes(plan: Sequence[Cell], stored: Stored) -> dict[str, "pd.Series[bool]"]:
-    """For each cell with records, which examples are robust, indexed by example."""
-    robust = metrics.robust(stored.frame)
-    robust.index = pd.Index(stored.frame["example"])
+def outcomes(
+    plan: Sequence[Cell],
+    stored: Stored,
+    of: Callable[[pd.DataFrame], metrics.Outcomes] = metrics.robust,
+) -> dict[str, "pd.Series[bool]"]:
+    """For each cell with records, which examples are robust, or what `of` says; by example."""
+    found = of(stored.frame)
+    found.index = pd.Index(stored.frame["example"])
     positions = stored.frame.groupby("cell", observed=True).indices
     wanted = {cell.identity for cell in plan}
-    return {str(c): robust.iloc[at] for c, at in positions.items() if str(c) in wanted}
+    return {str(c): found.iloc[at] for c, at in positions.items() if str(c) in wanted}
 
 
 def worst_case(
@@ -100,6 +106,16 @@ def worst_case(
     return pd.DataFrame(rows, columns=list(WORST))
 
 
+def divided(table: pd.DataFrame) -> list[str]:
+    """For each model whose predictions vote, a sentence on how often they were not unanimous."""
+    voted = table[(table["status"] == "ok") & (table["predictions"] > 1)]
+    return [
+        f"{model}: its {cells['predictions'].iloc[0]} predictions of an image were not unanimous "
+        f"on {cells['unstable'].sum()} of {cells['n'].sum()} images, all cells taken together."
+        for model, cells in voted.groupby("model", sort=False)
+    ]
+
+
 def violations(stored: Stored) -> pd.DataFrame:
     """Every image that broke its threat model: model, attack, norm, eps, example, violation."""
     columns = ["model", "attack", "norm", "eps", "example", "violation"]
@@ -126,7 +142,10 @@ def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
         "family": cell.family or cell.attack,
         "varied": cell.varied,
         "value": cell.value,
+        "seed": cell.seed,
         "precision": cell.precision,
+        "samples": cell.samples,
+        "predictions": cell.predictions,
         "cell": cell.identity,
     }
     pieces = [piece for piece in stored.pieces if piece.cell == cell.identity]
@@ -144,6 +163,7 @@ def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
     seconds = sum(piece.seconds for piece in pieces)
     floor = sum(piece.floor_seconds for piece in pieces)
     fooled = records[records["fooled"]]
+    parts = [name for name in cell.traits.get("parts", "").split(", ") if name]
     passes = records[["forwards", "backwards"]].sum()
     return {
         **about,
@@ -160,6 +180,7 @@ def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
         "device": pieces[0].device,
         "verify_seconds": sum(piece.verify_seconds for piece in pieces),
         "rows_per_pass": pieces[0].rows,
+        "parts": ", ".join(f"{name}: {int((fooled['part'] == name).sum())}" for name in parts),
     }
 
 
@@ -194,4 +215,5 @@ def _counts(records: pd.DataFrame) -> dict[str, object]:
         "eligible": eligible,
         "fooled": fooled,
         "robust_correct_8bit": robust_8bit.k,
+        "unstable": int((records["agreement"] < 1).sum()),
     }

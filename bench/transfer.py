@@ -43,9 +43,10 @@ def matrices(table: pd.DataFrame) -> list[Matrix]:
     crafted = table[(table["source"].fillna("") != "") & (table["eps"] > 0)]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in crafted.to_dict("records"):
-        # Of a parameter that is varied, too, each value is an attack of its own.
+        # Of a parameter that is varied, too, each value is an attack of its own; so is each seed.
         varied = f", {row['varied']} {row['value']:g}" if row["varied"] else ""
-        attack = row["family"] + varied
+        seed = row.get("seed")
+        attack = row["family"] + varied + ("" if absent(seed) else f", seed {seed}")
         key = (attack, row["norm"], row["goal"], float(row["eps"]), row["eps_text"])
         groups.setdefault(key, []).append({str(name): row[name] for name in row})
     found = []
@@ -90,8 +91,8 @@ def hidden_gradients(table: pd.DataFrame) -> list[str]:
                 told.append(
                     f"{victim}: at eps {matrix.eps_text}, {matrix.attack} crafted on {source} "
                     f"makes {percent(rate)} errors, crafted on the model itself "
-                    f"{percent(error_rate(own))}: its gradient hides what fools it, so what it "
-                    "withstands of this attack overstates its robustness."
+                    f"{percent(error_rate(own))} (n = {own['n']}): its gradient hides what fools "
+                    "it, so what it withstands of this attack overstates its robustness."
                 )
     return told
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from bench.curves import MARKERS
-from bench.formats import NORMS, words
+from bench.formats import NORMS, absent, words
 from bench.style import PALETTE, STYLE, short
 
 SIZES = ("mean_l1", "mean_l2", "mean_linf")
@@ -43,7 +43,8 @@ def against_parameter(rows: pd.DataFrame, title: str) -> Figure:
         figure = Figure(figsize=(8.6, 2.9), layout="constrained")
         success, *sizes = figure.subplots(1, 1 + len(SIZES))
         crafted = rows["source"].fillna("").map(lambda source: f" from {source}" if source else "")
-        lines = rows["family"] + crafted
+        seeds = rows["seed"].map(lambda seed: "" if absent(seed) else f", seed {seed}")
+        lines = rows["family"] + crafted + seeds
         for place, (label, group) in enumerate(rows.groupby(lines, sort=False)):
             cells = group[group["eps"] == group["eps"].max()].sort_values("value")
             look = {

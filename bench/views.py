@@ -4,6 +4,7 @@ A view holds words only; numbers were spelled by `formats` on the way in. A cell
 skipped is a dash with a footnote that gives the reason, in every view where it has a place.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
@@ -12,7 +13,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench import formats, transfer
+from bench.explanations import Explanation
 from bench.formats import DASH, NORMS, absent, count, is_numeric, many, number, percent, rate, words
+from bench.naming import name_of
 
 Row = dict[Any, Any]
 VERDICTS = ("identical", "equal within noise", "different")
@@ -124,7 +127,7 @@ def caveats(table: pd.DataFrame, names: Mapping[float, str]) -> View | None:
 # --------------------------------------------------------------------------------------- numbers
 
 
-def _pivot(
+def pivot(
     caption: str,
     rows: Sequence[Row],
     keys: tuple[str, ...],
@@ -150,7 +153,7 @@ def headline(table: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
         clean = next((row for row in rows if row["status"] == "ok"), None)
         known = f"; {_clean(clean)}" if clean else ""
         caption = f"{words(model)}, {norm_name(norm)}, {words(goal)}: {what}{known}"
-        found.append(_pivot(caption, rows, ("attack", "implementation"), names, _outcome))
+        found.append(pivot(caption, rows, ("attack", "implementation"), names, _outcome))
     return found
 
 
@@ -237,7 +240,7 @@ def worst_pivots(
         return text if ran == wanted else f"{text} {notes.mark(_shortfall(ran, wanted))}"
 
     return [
-        _pivot(f"{norm_name(norm)}, {goal or 'untargeted'}", rows, ("model",), names, cell)
+        pivot(f"{norm_name(norm)}, {goal or 'untargeted'}", rows, ("model",), names, cell)
         for (norm, goal), rows in groups(records(worst), "norm", "goal").items()
     ]
 
@@ -268,6 +271,61 @@ def worst_rows(worst: pd.DataFrame, table: pd.DataFrame, names: Mapping[float, s
     ]  # fmt: skip
     columns = ["model", "norm", "goal", "eps", "robust", "robust accuracy", "attacks", "broken by"]
     return View("", columns, lines) if lines else None
+
+
+# --------------------------------------------------------------------------------- least distances
+
+
+def rankings(frame: pd.DataFrame) -> list[View]:
+    """Searches for the least distance: over all models, then per model, norm and goal, the best
+    first; one that is not scored comes last, with its reason."""
+    rows = records(frame)
+    found = [_over_models(rows)] if frame["model"].nunique() > 1 else []
+    for (model, norm, goal, target), lines in groups(
+        rows, "model", "norm", "goal", "target"
+    ).items():
+        notes = Footnotes()
+        ranked = sorted(lines, key=lambda row: -_optimality(row))
+        aim = f"{goal} {words(target)}" if target else goal
+        caption = f"{words(model)}, {norm_name(norm)}, {words(aim)}: least distances"
+        columns = ["attack", "implementation", "local optimality", "found", "median distance"]
+        columns += ["mean distance, clipped", "forwards", "backwards"]
+        body = [_ranked(row, notes) for row in ranked]
+        found.append(View(caption, columns, body, notes.texts))
+    return found
+
+
+def _optimality(row: Row) -> float:
+    return -1.0 if absent(row["local_optimality"]) else float(row["local_optimality"])
+
+
+def _ranked(row: Row, notes: Footnotes) -> list[str]:
+    name = [words(row["attack"]), words(row["implementation"])]
+    if row["status"] != "ok" or absent(row["n"]):
+        reason = f"{row['status']}: {words(row['reason'])}"
+        return [*name, f"{DASH} {notes.mark(reason)}", *[DASH] * 5]
+    low, high = (number(row[f"median_{side}"]) for side in ("low", "high"))
+    return [
+        *name, number(row["local_optimality"]), count(row["found"], row["attacked"]),
+        f"{number(row['median_distance'])} [{low}, {high}]", number(row["mean_clipped_distance"]),
+        number(row["forwards_per_example"]), number(row["backwards_per_example"]),
+    ]  # fmt: skip
+
+
+def _over_models(rows: Sequence[Row]) -> View:
+    """Local optimality on each model and, of what was scored on all, the mean."""
+    models = list(dict.fromkeys(row["model"] for row in rows))
+    lines = []
+    for (attack, norm, goal, target), cells in groups(
+        rows, "attack", "norm", "goal", "target"
+    ).items():
+        scores = {row["model"]: row["local_optimality"] for row in cells}
+        told = [float("nan" if score is None else score) for score in map(scores.get, models)]
+        mean = sum(told) / len(told)
+        aim = f"{goal} {words(target)}" if target else goal
+        lines.append([words(attack), norm_name(norm), words(aim), *map(number, told), number(mean)])
+    columns = ["attack", "norm", "goal", *map(words, models), "mean: global optimality"]
+    return View("Local optimality on every model", columns, lines)
 
 
 # ------------------------------------------------------------------------------- published figures
@@ -395,6 +453,28 @@ def _crosscheck_line(row: Row, names: Mapping[float, str]) -> list[str]:
         whole(row["pixels_compared"]), formats.factor(row["time_ratio"]),
         words(row["differ_ids"]),
     ]  # fmt: skip
+
+
+def explained(found: Sequence[Explanation]) -> list[str]:
+    """What experiments told about pairs of cells, a few sentences each."""
+    return [f"{each.gap} {each.cause}" for each in found]
+
+
+def unexplained(
+    crosschecks: pd.DataFrame, found: Sequence[Explanation], names: Mapping[float, str]
+) -> list[str]:
+    """The commands, to be given in the run's folder, that find out why pairs differ: for each pair
+    that nobody has asked about, at the eps where it differs most."""
+    asked = {(each.model, each.ours, each.reference) for each in found}
+    commands = []
+    keys = ("model", "ours", "reference")
+    differing = [row for row in records(crosschecks) if row["verdict"] == "different"]
+    for (model, *pair), rows in groups(differing, *keys).items():
+        if (model, *pair) not in asked:
+            eps = eps_name(max(rows, key=lambda row: row["differ"])["eps"], names)
+            cells = [name_of(model, attack, eps) for attack in pair]
+            commands.append(shlex.join(["bench", "explain", ".", *cells]))
+    return commands
 
 
 def whole(value: Any) -> str:

@@ -154,11 +154,11 @@ def test_weights_of_another_architecture_are_told_with_what_differs(
         (
             "digit",
             "weights 'digit' are unknown; did you mean 'digits'? known: digits, mnist, "
-            "mnist-adversarial, random",
+            "mnist-adversarial, mnist-pgd, random",
         ),
         (
             None,
-            "expected weights; known: digits, mnist, mnist-adversarial, 'random', or a",
+            "expected weights; known: digits, mnist, mnist-adversarial, mnist-pgd, 'random', or a",
         ),
     ],
 )
@@ -180,7 +180,8 @@ def test_weights_of_the_data_folder_are_found_by_name_after_the_shipped_ones(
     assert same(subject(data, weights="own"), other)
     assert same(subject(data, weights="digits"), lenet)
     assert loading.first_published("lenet") == "digits"
-    assert "known: digits, mnist, mnist-adversarial, own, random" in refused(data, weights="absent")
+    known = "known: digits, mnist, mnist-adversarial, mnist-pgd, own, random"
+    assert known in refused(data, weights="absent")
     (tmp_path / "weights" / "lenet-own.safetensors").write_bytes(b"cut")
     assert "is damaged or no checkpoint" in refused(data, weights="own")
 

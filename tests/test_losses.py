@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from bench import losses
-from bench.contracts import Loss
+from bench.contracts import Goal, Loss
 
 
 def some(n: int = 16, classes: int = 10, scale: float = 3.0) -> tuple[Tensor, Tensor]:
@@ -57,10 +57,53 @@ def test_a_constant_added_to_all_logits_changes_nothing(name: Loss) -> None:
     assert torch.allclose(slope(name, moved, y), slope(name, z, y))
 
 
-@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("name", [name for name in losses.LOSSES if name != "dlr"])
 def test_the_logits_scale_does_change_it(name: Loss) -> None:
     z, y = some()
     assert (losses.LOSSES[name](2 * z, y) - losses.LOSSES[name](z, y)).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("goal", ["untargeted", "targeted"])
+@pytest.mark.parametrize(("scale", "shift"), [(1e-3, 7.0), (2.0, -3.0), (1e4, 1e4)])
+def test_l11_the_logits_neither_scale_nor_shift_changes_the_difference_of_logits_ratio(
+    goal: Goal, scale: float, shift: float
+) -> None:
+    z, y = some()
+    z, label, dlr = z.requires_grad_(), y if goal == "untargeted" else 9 - y, losses.to_ascend
+    ratio, moved = (dlr("dlr", goal)(logits, y, label) for logits in (z, scale * z + shift))
+    assert torch.allclose(moved, ratio)
+    slopes = [torch.autograd.grad(each.sum(), z, retain_graph=True)[0] for each in (ratio, moved)]
+    assert torch.allclose(slopes[0], slopes[1])
+
+
+def test_the_difference_of_logits_ratio_is_above_0_exactly_where_the_label_is_not_predicted() -> (
+    None
+):
+    z, y = some()
+    assert torch.equal(losses.dlr(z, y) > 0, z.argmax(1) != y)
+    assert losses.dlr(torch.tensor([[3.0, 0.0, 1.0, -1.0]]), torch.tensor([0])) == -2 / 3
+    assert losses.dlr(torch.tensor([[3.0, 0.0, 1.0, -1.0]]), torch.tensor([2])) == 2 / 3
+
+
+def test_the_targeted_ratio_is_the_lead_of_the_target_over_what_lies_between_first_and_others() -> (
+    None
+):
+    z, target, label = torch.tensor([[4.0, 3.0, 1.0, 0.0]]), torch.tensor([1]), torch.tensor([0])
+    assert losses.to_ascend("dlr", "targeted")(z, target, label) == -1 / 3.5
+
+
+@pytest.mark.parametrize("goal", ["untargeted", "targeted"])
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_a_loss_is_defined_for_as_many_classes_as_it_says_and_the_ratio_for_no_fewer(
+    name: Loss, goal: Goal
+) -> None:
+    least = losses.classes_needed(name, goal)
+    z, y = some(classes=least)
+    ascended = losses.to_ascend(name, goal)
+    assert ascended(z, y, (y + 1) % least).isfinite().all()
+    if name == "dlr":
+        with pytest.raises(RuntimeError, match="out of range"):
+            ascended(z[:, 1:], y * 0, y * 0 + 1)
 
 
 def test_cross_entropy_to_the_target_less_that_to_the_label_is_a_difference_of_logits() -> None:
@@ -70,7 +113,7 @@ def test_cross_entropy_to_the_target_less_that_to_the_label_is_a_difference_of_l
     assert torch.allclose(difference, z[rows, y] - z[rows, target])
 
 
-@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("name", [name for name in losses.LOSSES if name != "dlr"])
 def test_a_targeted_attack_descends_what_an_untargeted_one_ascends(name: Loss) -> None:
     z, y = some()
     away, towards = losses.to_ascend(name, "untargeted"), losses.to_ascend(name, "targeted")

@@ -62,8 +62,8 @@ def measured(run: Any, *, x: Tensor = X, model: nn.Module | None = None, **setti
     )
     settings = {"norm": "linf", "eps": (EPS,)} | settings
     curve = Curve(name="planted", attack=attack, params=Params(), **settings)
-    pred, confidence, _ = judge(model, x, 4)
-    examples = Examples(torch.arange(4), x, Y, target, pred, confidence)
+    pred, confidence, _, agreement = judge(model, x, 4)
+    examples = Examples(torch.arange(4), x, Y, target, pred, confidence, agreement)
     return measure.measure(model, curve, examples, rows, FREE)
 
 
@@ -380,8 +380,8 @@ def led(copy: nn.Module | None, attack: str = "bim", **settings: Any) -> measure
     curve = Curve(name=attack, attack=found, params=params, **settings)
     target = torch.full_like(Y, -1) if target is None else target
     model = model or Step().eval()
-    pred, confidence, _ = judge(model, X, 4)
-    examples = Examples(torch.arange(4), X, Y, target, pred, confidence)
+    pred, confidence, _, agreement = judge(model, X, 4)
+    examples = Examples(torch.arange(4), X, Y, target, pred, confidence, agreement)
     return measure.measure(model, curve, examples, 4, FREE, source, copy=copy)
 
 

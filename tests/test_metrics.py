@@ -1,8 +1,11 @@
-"""Rates, intervals and tests against constants worked out by hand."""
+"""Rates, intervals and tests against constants worked out by hand, and by simulation."""
 
+import itertools
+
+import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, norm
 
 from bench import metrics
 
@@ -32,6 +35,28 @@ def test_the_interval_holds_the_truth_about_95_times_of_100(p: float, n: int) ->
         found = metrics.rate(k, n)
         held += float(binom.pmf(k, n, p)) * (found.low <= p <= found.high)
     assert 0.93 < held < 0.97
+
+
+@pytest.mark.parametrize("n", [50, 100, 300, 1000])
+def test_the_interval_holds_the_truth_on_average_and_nowhere_fails_badly(n: int) -> None:
+    """Over p = 0.01, 0.011, ..., 0.99, summed over all outcomes. The mean is close to 0.95 and the
+    least, at p near 0 or 1, no less than 0.838, the limit of the score interval's worst case
+    (Agresti and Coull 1998, https://doi.org/10.2307/2685469)."""
+    p = np.linspace(0.01, 0.99, 981)
+    rates = [metrics.rate(k, n) for k in range(n + 1)]
+    held = sum(binom.pmf(r.k, n, p) * ((r.low <= p) & (p <= r.high)) for r in rates)
+    assert 0.948 < held.mean() < 0.957
+    assert held.min() > 0.838
+    assert held[(p > 0.1) & (p < 0.9)].min() > 0.915
+
+
+def test_drawn_counts_fall_into_the_interval_95_times_of_100() -> None:
+    rng = np.random.default_rng(0)
+    for n in (50, 150, 400):
+        low, high = np.array([metrics.rate(k, n)[3:] for k in range(n + 1)]).T
+        p = rng.uniform(0.01, 0.99, 20_000)
+        k = rng.binomial(n, p)
+        assert ((low[k] <= p) & (p <= high[k])).mean() == pytest.approx(0.952, abs=0.006)
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 0), (-1, 5), (6, 5)])
@@ -106,3 +131,52 @@ def test_a_paired_comparison_is_the_exact_test_on_those_that_differ(
 def test_a_comparison_needs_the_same_examples() -> None:
     with pytest.raises(ValueError, match="the same examples"):
         metrics.paired(series(1, 0), series(1, 0, start=1))
+
+
+def drawn(rng: np.random.Generator, n: int, *breaks: float) -> list["pd.Series[bool]"]:
+    """What attacks break of the same n examples, some of which are easy for all of them and some
+    hard: on average, the shares given."""
+    hard = rng.normal(size=n)
+    outcomes = []
+    for share in breaks:
+        pull = 0.8 * hard + 0.6 * rng.normal(size=n)  # a standard normal, too
+        outcomes.append(pd.Series(pull < norm.ppf(share)))
+    return outcomes
+
+
+def test_the_paired_test_gives_a_false_alarm_no_more_than_5_times_of_100() -> None:
+    rng = np.random.default_rng(0)
+    alarms = sum(metrics.paired(*drawn(rng, 300, 0.4, 0.4)).p_value <= 0.05 for _ in range(2000))
+    assert 0.02 < alarms / 2000 <= 0.05  # an exact test of counts stays below its level
+
+
+def test_the_paired_test_sees_a_difference_that_is_there() -> None:
+    rng = np.random.default_rng(0)
+    seen = sum(metrics.paired(*drawn(rng, 1000, 0.4, 0.46)).p_value <= 0.05 for _ in range(200))
+    assert seen / 200 > 0.9
+
+
+def test_p_values_are_corrected_as_holm_says() -> None:
+    # 4 * 0.005, then 3 * 0.01, then 2 * 0.03, then 1 * 0.04, which may not fall below 0.06
+    assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert metrics.holm([0.5, 0.9, 0.4]) == [1.0, 1.0, 1.0]
+    assert (metrics.holm([0.2]), metrics.holm([])) == ([0.2], [])
+
+
+def test_over_many_comparisons_a_false_alarm_is_no_more_likely_than_5_of_100() -> None:
+    """All pairs of five equally strong attacks, among them one that is stronger than all five:
+    pairs share attacks and examples, so the tests depend on each other."""
+    rng = np.random.default_rng(0)
+    shares, alarms, bare, found = (0.4, 0.4, 0.4, 0.4, 0.4, 0.5), 0, 0, 0
+    pairs = list(itertools.combinations(range(6), 2))
+    null = [b < 5 for _, b in pairs]
+    for _ in range(400):
+        attacks = drawn(rng, 400, *shares)
+        p_values = [metrics.paired(attacks[a], attacks[b]).p_value for a, b in pairs]
+        corrected = np.array(metrics.holm(p_values)) <= 0.05
+        alarms += bool(corrected[null].any())
+        bare += bool((np.array(p_values)[null] <= 0.05).any())
+        found += int(corrected[np.invert(null)].sum())
+    assert alarms / 400 <= 0.05
+    assert bare / 400 > 0.15  # what looking at each p-value alone would have called
+    assert found / 400 > 3.5  # of the five differences that are there

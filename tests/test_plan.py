@@ -51,6 +51,7 @@ def test_a_plan_is_every_model_with_every_attack_at_every_eps() -> None:
         ("torchattacks:TIFGSM", FACTS, "needs 3 channels, the images have 1"),
         ("pgd", FACTS._replace(classes=2), ""),
         ("torchattacks:APGDT", FACTS._replace(classes=None), ""),
+        ("apgd_t", FACTS._replace(classes=3), "the attack needs at least 4 classes"),
         ("torchattacks:TIFGSM", FACTS._replace(shape=(3, 8, 8)), ""),
     ],
 )
@@ -60,6 +61,21 @@ def test_a_pairing_that_cannot_be_is_skipped_with_its_reason(
     (cell,) = cells(facts, name=name)
     assert part in cell.reason
     assert bool(cell.reason) == bool(part)
+
+
+@pytest.mark.parametrize("goal", [{}, {"goal": "targeted", "target": "next"}])
+@pytest.mark.parametrize("name", ["apgd", "pgd", "fgsm"])
+def test_a_loss_that_needs_more_classes_than_there_are_is_a_reason_to_skip(
+    name: str, goal: dict[str, str]
+) -> None:
+    least = 4 if goal else 3
+    few, enough = (FACTS._replace(classes=classes) for classes in (least - 1, least))
+    (cell,) = cells(few, name=name, params={"loss": "dlr"}, **goal)
+    assert cell.reason == f"loss 'dlr' needs at least {least} classes, the model has {least - 1}"
+    (cell,) = cells(enough, name=name, params={"loss": "dlr"}, **goal)
+    assert cell.reason == ""
+    (cell,) = cells(few, name=name, params={"loss": "margin"}, **goal)
+    assert cell.reason == ""
 
 
 # ---------------------------------------------------------------------------------------- identity

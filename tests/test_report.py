@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from bench import plots, report
+from bench.audit import Audit
 from bench.plots import Picture
 
 EPS = {0.0: "0", 2 / 255: "2/255", 4 / 255: "4/255", 8 / 255: "8/255", 0.1: "0.1"}
@@ -130,9 +131,12 @@ def written(folder: Path, **other: Any) -> tuple[str, str]:
         "title": "LeNet & <friends>",
         "table": made_up(),
         "worst": made_up_worst(),
+        "comparisons": pd.DataFrame(),
+        "seeds": pd.DataFrame(),
         "crosschecks": made_up_crosschecks(),
         "published": pd.DataFrame(),
         "violations": made_up_violations(),
+        "audit": Audit([], [], []),
         "notes": ["The model returns <probabilities>, not logits."],
         "provenance": PROVENANCE,
         "plots": [],

@@ -79,6 +79,84 @@ def test_a_draw_has_the_dtype_that_is_asked_for() -> None:
     assert one.uniform(torch.zeros(1, 4, dtype=torch.float64)).dtype == torch.float64
 
 
+# --------------------------------------------------------------------------- draws at every step
+
+
+def key(examples: list[int], seed: int = 0, purpose: str = "a", restart: int = 0) -> Tensor:
+    ids = torch.tensor(examples)
+    made = rng.Noise(seed, purpose, ids, torch.full_like(ids, restart))
+    return made.keys(torch.zeros(len(examples), 1))
+
+
+def chi_square(counts: Tensor) -> float:
+    """Pearson's statistic against equal counts, in standard deviations from what is expected."""
+    freedom, equal = counts.numel() - 1, counts.sum() / counts.numel()
+    return float(((counts - equal).square() / equal).sum() - freedom) / (2 * freedom) ** 0.5
+
+
+def binned(draws: Tensor, bins: int) -> Tensor:
+    return (draws * bins).long()
+
+
+def test_hashed_draws_are_the_upper_bits_of_splitmix64() -> None:
+    """The first outputs of the published generator for the seed 1234567."""
+    outputs = [6457827717110365317, 3203168211198807973, 9817491932198370423,
+               4593380528125082431, 16408922859458223821, 0]  # fmt: skip
+    wanted = torch.tensor([(output >> 40) / 2**24 for output in outputs])
+    seed = torch.tensor([1234567])
+    assert torch.equal(rng.hashed(seed, torch.tensor([0]), 5)[0], wanted[:5])
+    assert torch.equal(rng.hashed(seed, torch.tensor([1]), 2)[0], wanted[2:4])
+
+
+def test_hashed_draws_are_the_examples_own_whatever_its_batch_and_place() -> None:
+    together, counter = key([5, 6, 7]), torch.tensor([3, 900, 4])
+    draws = rng.hashed(together, counter, 4)
+    assert torch.equal(rng.hashed(key([7, 6, 5]), counter.flip(0), 4), draws.flip(0))
+    assert torch.equal(rng.hashed(key([6]), counter[1:2], 4), draws[1:2])
+    assert draws.shape == (3, 4)
+
+
+def test_seed_purpose_restart_example_and_counter_all_change_a_hashed_draw() -> None:
+    own = [key([5]), key([6]), key([5], seed=1), key([5], purpose="b"), key([5], restart=1)]
+    draws = [rng.hashed(each, torch.tensor([0]), 2) for each in own]
+    draws += [rng.hashed(own[0], torch.tensor([1]), 2)]
+    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == 6
+
+
+def test_a_hashed_draw_never_reaches_1_nor_a_multiple_of_it_the_multiple() -> None:
+    nearest = torch.tensor(1 - 2**-24)
+    assert all(float(nearest * m) < m for m in range(1, 5000))
+    draws = rng.hashed(key(list(range(500))), torch.arange(500), 2000)
+    assert 0 <= draws.min() < 1e-5
+    assert 1 - 1e-5 < draws.max() <= nearest
+
+
+@pytest.mark.parametrize("bins", [3, 64, 1000])
+@pytest.mark.parametrize(("rows", "counters"), [(1, 100_000), (100_000, 1), (300, 300)])
+def test_hashed_draws_are_uniform_over_rows_and_over_counters(
+    rows: int, counters: int, bins: int
+) -> None:
+    keys = key(list(range(rows))).repeat_interleave(counters)
+    draws = rng.hashed(keys, torch.arange(counters).repeat(rows), 3)
+    for column in draws.unbind(1):
+        assert abs(chi_square(torch.bincount(binned(column, bins), minlength=bins))) < 4.5
+
+
+@pytest.mark.parametrize("neighbour", ["draw", "counter", "example"])
+def test_neighbouring_hashed_draws_are_independent(neighbour: str) -> None:
+    """Over a table of 16 x 16 pairs, and by their correlation."""
+    n, counter = 60_000, torch.arange(60_000)
+    one, two = (key([example]).expand(n) for example in (5, 6))
+    pairs = {
+        "draw": rng.hashed(one, counter, 2),
+        "counter": torch.cat([rng.hashed(one, counter + i, 1) for i in (0, 1)], 1),
+        "example": torch.cat([rng.hashed(each, counter, 1) for each in (one, two)], 1),
+    }[neighbour]
+    cells = 16 * binned(pairs[:, 0], 16) + binned(pairs[:, 1], 16)
+    assert abs(chi_square(torch.bincount(cells, minlength=256))) < 4.5
+    assert abs(float(torch.corrcoef(pairs.T)[0, 1])) < 4.5 / n**0.5
+
+
 def scramble() -> None:
     torch.rand(3), np.random.rand(3), random.random()
     torch.manual_seed(1), np.random.seed(1), random.seed(1)

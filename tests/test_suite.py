@@ -222,7 +222,7 @@ EXPECTED = {
     "models[0].name": ("'lenett' is unknown", "did you mean 'lenet'"),
     "models[0].weigths": ("unknown key", "did you mean 'weights'"),
     "models[1].weights": ("valid string", "got 3"),
-    "models[3].params.width": ("unknown parameter", "known: (none)"),
+    "models[3].params.width": ("unknown parameter", "known: dropout"),
     "models": ("each label once", "got 'twin' 2 times"),
     "attacks[0].name": ("'pdg' is unknown", "did you mean 'pgd'"),
     "attacks[1].eps[0]": ("in [0, 1] for linf", "got -0.1"),
@@ -411,7 +411,7 @@ def test_a_suites_name_must_be_fit_for_a_folder_because_it_becomes_one(name: str
 
 def test_one_attack_outside_any_suite_is_checked_the_same_way() -> None:
     with pytest.raises(SuiteError) as caught:
-        suite.attack_entry({"name": "pgd", "norm": "l1", "eps": [2], "params": {"x": 1}}, "here")
+        suite.attack_entry({"name": "pgd", "norm": "l0", "eps": [2], "params": {"x": 1}}, "here")
     assert len(caught.value.problems) == 2
     assert all(sentence.startswith("here: ") for sentence in caught.value.problems)
 

@@ -57,7 +57,8 @@ def frame(identity: str, rows: list[tuple[Any, ...]], target: int = -1) -> pd.Da
         suite="s", model="net", attack=identity, norm="linf", eps=0.3, goal="untargeted",
         example=range(len(found)), target=target, l2=2 * found["linf"], l1=4 * found["linf"],
         l0=3.0, forwards=6.0 * found["attacked"], backwards=2.0 * found["attacked"],
-        first_success_step=-1, clean_confidence=0.9, cell=identity,
+        first_success_step=-1, clean_confidence=0.9, cell=identity, part="", agreement=1.0,
+        distance=math.nan,
     )  # fmt: skip
     return found[list(COLUMNS)]
 

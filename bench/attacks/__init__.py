@@ -4,6 +4,13 @@ An attack ascends a loss and knows nothing of files, timing, normalisation or de
 drives its rule; the harness verifies and judges what it returns.
 """
 
+from typing import Annotated
+
+import torch
+from annotated_types import Gt, Le
+from torch import Tensor
+
+from bench import geometry
 from bench.contracts import Norm
 
 
@@ -17,10 +24,29 @@ def reach(alpha: float, steps: int, eps: float) -> tuple[str, ...]:
     )
 
 
+def annealed(first: float, last: float, k: Tensor, steps: int) -> Tensor:
+    """What falls from `first` at step 0 to `last` after `steps` along half a cosine; k (n,).
+
+    Source: Loshchilov and Hutter 2017, equation 5, https://arxiv.org/abs/1608.03983
+    """
+    return last + (first - last) * (1 + torch.cos(torch.pi * k / steps)) / 2
+
+
+Share = Annotated[float, Gt(0), Le(1)]
+
+
+def ascended(x: Tensor, gradient: Tensor, alpha: Tensor, norm: Norm, l1_share: float) -> Tensor:
+    """x after a step of length `alpha` (n,) in the steepest direction, in l1 spread over a share of
+    the pixels; x and gradient (n, *input)."""
+    if norm == "l1":
+        return x + geometry.sparse_step(gradient, x, alpha, l1_share)
+    return x + geometry.per_row(alpha, x) * geometry.steepest(gradient, norm)
+
+
 PROJECTION: dict[Norm, str] = {
     "linf": "ball and box commute",
     "l2": "ball, then box",
-    "l1": "ball, then box",
+    "l1": "nearest point of ball and box",
     "l0": "ball, then box",
 }
 

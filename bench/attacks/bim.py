@@ -10,7 +10,7 @@ paper takes alpha = 1/255 and min(255 eps + 4, 1.25 * 255 eps) steps.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.attacks import pgd
+from bench.attacks import Share, pgd
 from bench.contracts import Alpha, Attack, Count, Loss, Rule
 
 
@@ -19,6 +19,8 @@ class Params:
     steps: Count = 10
     alpha: Alpha = "eps/steps"
     loss: Loss = "cross-entropy"
+    l1_share: Share = 0.01
+    """As PGD's."""
     random_start: ClassVar[bool] = False
     restarts: ClassVar[int] = 1
 
@@ -27,7 +29,7 @@ ATTACK = Attack(
     summary="projected gradient ascent from x itself",
     source="Kurakin et al. 2017",
     params=Params,
-    norms=("linf", "l2"),
+    norms=("linf", "l2", "l1"),
     rule=Rule(init=pgd.init, step=pgd.step),
     traits=pgd.traits,
     caveats=pgd.caveats,

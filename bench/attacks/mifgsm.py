@@ -1,7 +1,7 @@
 """MI-FGSM: iterated steps along the momentum of normalised gradients, from x itself.
 
 m_{k+1} = mu * m_k + g_k / ||g_k||_1; x_{k+1} = P(x_k + alpha * sign(m_{k+1})), alpha = eps / T.
-In l2 the step is m over its length.
+In l2 the step is m over its length; in l1 it is spread over a share of the pixels.
 Source: Dong et al. 2018, algorithm 1, https://arxiv.org/abs/1710.06081
 Differs from the paper: a gradient of zeros adds nothing to the momentum, where the paper's
 division is 0/0; iterates are projected, so that alpha may exceed eps / T.
@@ -9,14 +9,14 @@ division is 0/0; iterates are projected, so that alpha may exceed eps / T.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from bench import geometry
-from bench.attacks import PROJECTION, reach
+from bench.attacks import PROJECTION, Share, ascended, reach
 from bench.contracts import Alpha, Attack, Count, Items, Loss, Norm, Rule, step_size
 from bench.rng import Noise
 
@@ -27,7 +27,12 @@ class Params:
     alpha: Alpha = "eps/steps"
     decay: Annotated[float, Ge(0)] = 1.0
     """mu, the share of the momentum that is kept."""
+    gathers: Literal["gradients", "directions"] = "gradients"
+    """What the momentum adds up: gradients over their l1 norm, as in the paper, or the steepest
+    directions, in linf their signs, as Foolbox 3.3 does."""
     loss: Loss = "cross-entropy"
+    l1_share: Share = 0.01
+    """Of the pixels, those that a step in l1 moves; the other norms move all."""
     restarts: ClassVar[int] = 1
 
 
@@ -41,12 +46,20 @@ def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
 
 
 def step(state: State, gradient: Tensor, items: Items, params: Params, norm: Norm) -> State:
-    size = geometry.per_row(geometry.norm_of(gradient, "l1"), gradient)
-    normalised = torch.where(size > 0, gradient / size, torch.zeros_like(gradient))
-    momentum = params.decay * state.momentum + normalised
-    alpha = geometry.per_row(step_size(params.alpha, items.eps, params.steps), state.x)
-    x = state.x + alpha * geometry.steepest(momentum, norm)
+    momentum = params.decay * state.momentum + _gathered(gradient, params, norm)
+    alpha = step_size(params.alpha, items.eps, params.steps)
+    x = ascended(state.x, momentum, alpha, norm, params.l1_share)
     return State(geometry.project(x, items.x, items.eps, norm), momentum)
+
+
+def _gathered(gradient: Tensor, params: Params, norm: Norm) -> Tensor:
+    if params.gathers == "directions":
+        return geometry.steepest(gradient, norm)
+    size = geometry.per_row(geometry.norm_of(gradient, "l1"), gradient)
+    return torch.where(size > 0, gradient / size, torch.zeros_like(gradient))
+
+
+GATHERED = {"gradients": "gradient over its l1 norm", "directions": "steepest direction"}
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
@@ -55,7 +68,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
         "steps": str(params.steps),
         "alpha": f"{step_size(params.alpha, eps, params.steps):.6g}",
         "loss": params.loss,
-        "momentum": f"mu={params.decay:g}, gradient over its l1 norm",
+        "momentum": f"mu={params.decay:g}, {GATHERED[params.gathers]}",
         "projection": PROJECTION[norm],
     }
 
@@ -68,7 +81,7 @@ ATTACK = Attack(
     summary="iterated steps along the momentum of normalised gradients",
     source="Dong et al. 2018",
     params=Params,
-    norms=("linf", "l2"),
+    norms=("linf", "l2", "l1"),
     rule=Rule(init=init, step=step),
     traits=traits,
     caveats=caveats,

@@ -1,7 +1,8 @@
 """PGD: projected steepest ascent from a random point of the ball, with restarts.
 
 x_0 = P(x + u), u uniform in the ball; x_{k+1} = P(x_k + alpha * v_k), v_k the steepest direction
-of the loss at x_k in the attack's norm, P the projection onto ball and box.
+of the loss at x_k in the attack's norm, P the projection onto ball and box. In l1 v_k is spread
+over a share of the pixels (Tramer and Boneh 2019, https://arxiv.org/abs/1904.13000).
 Source: Madry et al. 2018, https://arxiv.org/abs/1706.06083 and its mnist_challenge code;
 alpha = 2.5 eps / steps is its CIFAR-10 l2 convention, here the default for every norm.
 """
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from bench import geometry
-from bench.attacks import PROJECTION, reach
+from bench.attacks import PROJECTION, Share, ascended, reach
 from bench.contracts import Alpha, Attack, Count, Items, Loss, Norm, Rule, step_size
 from bench.rng import Noise
 
@@ -25,6 +26,8 @@ class Params:
     random_start: bool = True
     restarts: Count = 1
     loss: Loss = "cross-entropy"
+    l1_share: Share = 0.01
+    """Of the pixels, those that a step in l1 moves; the other norms move all."""
 
 
 class State(NamedTuple):
@@ -39,8 +42,8 @@ def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
 
 
 def step(state: State, gradient: Tensor, items: Items, params: Params, norm: Norm) -> State:
-    alpha = geometry.per_row(step_size(params.alpha, items.eps, params.steps), state.x)
-    x = state.x + alpha * geometry.steepest(gradient, norm)
+    alpha = step_size(params.alpha, items.eps, params.steps)
+    x = ascended(state.x, gradient, alpha, norm, params.l1_share)
     return State(geometry.project(x, items.x, items.eps, norm))
 
 
@@ -63,7 +66,7 @@ ATTACK = Attack(
     summary="projected gradient ascent from a random start, with restarts",
     source="Madry et al. 2018",
     params=Params,
-    norms=("linf", "l2"),
+    norms=("linf", "l2", "l1"),
     stochastic=True,
     rule=Rule(init=init, step=step),
     traits=traits,

@@ -283,6 +283,8 @@ def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]
         found["restarts"] = str(getattr(params, "restarts", 1))
     if name in ("FGSM", "FFGSM") or hasattr(params, "steps"):
         found["steps"] = str(getattr(params, "steps", 1))
+    if name == "AutoAttack":
+        found["steps"] = "10"  # of its APGD, APGDT and FAB; no parameter says so
     if name == "FGSM" or hasattr(params, "alpha"):
         alpha = step_size(getattr(params, "alpha", eps), eps, getattr(params, "steps", 1))
         found |= {"alpha": f"{alpha:.6g}", "projection": PROJECTION[norm]}

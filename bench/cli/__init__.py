@@ -5,7 +5,7 @@ Exit codes: 0 all well; 1 a cell failed or none ran; 2 the user's mistake, told 
 stderr; 130 interrupted, with everything that was finished kept.
 """
 
-from bench.cli import image, listing, run, speed, train
+from bench.cli import explain, image, listing, run, speed, train
 from bench.cli.app import cli, main
 
-__all__ = ["cli", "image", "listing", "main", "run", "speed", "train"]
+__all__ = ["cli", "explain", "image", "listing", "main", "run", "speed", "train"]

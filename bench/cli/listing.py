@@ -24,7 +24,8 @@ def plan(suite: str) -> None:
     for cell in told.lines:
         aim = f"{cell.goal} {cell.target}".strip()
         cost = ["?" if p is None else f"{p:.3g}" for p in (cell.passes, cell.gradients)]
-        about = (cell.model, cell.attack, cell.norm, aim, str(told.seed), cell.eps_text)
+        seed = told.seed if cell.seed is None else cell.seed
+        about = (cell.model, cell.attack, cell.norm, aim, str(seed), cell.eps_text)
         shown.add_row(*about, *cost, cell.reason)
     console = Console()
     console.print(shown)

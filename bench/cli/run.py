@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
     from bench.results import Results
 
+AUDIT = click.option(
+    "--audit", is_flag=True, help="Exit with 1 if there is a sign that an attack has failed."
+)
+
 
 @cli.command()
 @click.argument("suite")
@@ -23,6 +27,7 @@ if TYPE_CHECKING:
 @DATA_DIR
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds and start over.")
 @click.option("--no-copy", is_flag=True, help="Attack the model itself, not a faster copy of it.")
+@AUDIT
 def run(
     suite: str,
     out: Path | None,
@@ -32,6 +37,7 @@ def run(
     data_dir: Path | None,
     fresh: bool,
     no_copy: bool,
+    audit: bool,
 ) -> int:
     """Run SUITE (a path, or a shipped name) and write its report; resumes what was begun."""
     from bench import heap, loading, runner
@@ -50,18 +56,20 @@ def run(
     heap.keep()
     with Bar() as progress:
         runner.run(checked, folder, options, progress.hear)
-    return _report(folder)
+    return _report(folder, audit)
 
 
 @cli.command()
 @click.argument("folder", type=FOLDER)
-def report(folder: Path) -> int:
+@AUDIT
+def report(folder: Path, audit: bool) -> int:
     """Write tables, plots and pages of a run again from its records, running nothing."""
-    return _report(folder)
+    return _report(folder, audit)
 
 
-def _report(folder: Path) -> int:
-    """Write everything that people read of a run; 1 if a cell failed or is missing, or none ran."""
+def _report(folder: Path, strict: bool) -> int:
+    """Write everything that people read of a run; 1 if a cell failed or is missing, or none ran,
+    or, if that is `strict`, the audit found a sign."""
     from bench import publication, results  # what they import, no cell of a run waits for
 
     found = results.read(folder)
@@ -71,7 +79,8 @@ def _report(folder: Path) -> int:
     without = found.table[found.table["status"] != "ok"]
     for row in without.drop_duplicates(["model", "attack", "reason"]).itertuples():
         click.echo(f"{row.status}: {row.model} · {row.attack}: {row.reason}", err=True)
-    return 1 if len(found.unfinished()) or len(without) == len(found.table) else 0
+    failed = len(found.unfinished()) or len(without) == len(found.table)
+    return 1 if failed or (strict and found.audit.signs) else 0
 
 
 def _print_summary(found: "Results") -> None:
@@ -79,17 +88,20 @@ def _print_summary(found: "Results") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from bench import audited, compared
+
     console = Console()
     table = found.table
     for (model, norm, goal), group in table.groupby(["model", "norm", "goal"], sort=False):
         radii = group.drop_duplicates("eps").sort_values("eps")
         n = found.provenance["data"]["n"]
-        console.print(f"{model}: robust accuracy by eps, {norm}, {goal}, n = {n}", style="italic")
+        worst = found.worst.query("model == @model and norm == @norm and goal == @goal")
+        size = f"n = {n}{_reach([group, worst])}"
+        console.print(f"{model}: robust accuracy by eps, {norm}, {goal}, {size}", style="italic")
         shown = Table()
         shown.add_column("eps", overflow="fold")
         for text in radii["eps_text"]:
             shown.add_column(str(text), justify="right", no_wrap=True)
-        worst = found.worst.query("model == @model and norm == @norm and goal == @goal")
         lines = [*group.groupby("attack", sort=False)]
         if len(lines) > 1:
             lines.append(("worst case", worst))
@@ -101,8 +113,23 @@ def _print_summary(found: "Results") -> None:
     if len(verdicts):
         told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
         console.print(f"cross-checks: {told}")
+    if len(found.comparisons):
+        console.print(compared.summary(found.comparisons), highlight=False)
+    for model in found.audit.models:
+        console.print(f"audit of {model}: {audited.verdict(found.audit, model)}", highlight=False)
     if len(found.violations):
         console.print(f"violations: {len(found.violations)}, see the report", style="bold red")
+
+
+def _reach(frames: "list[pd.DataFrame]") -> str:
+    """How far the intervals behind a table of robust accuracies reach at most, in points."""
+    reaches = [
+        reach
+        for rows in frames
+        for sides in (("robust_high", "robust_accuracy"), ("robust_accuracy", "robust_low"))
+        for reach in (rows[sides[0]] - rows[sides[1]]).dropna()
+    ]
+    return f", 95 % intervals within {100 * max(reaches):.1f} points" if reaches else ""
 
 
 def _percents(rows: "pd.DataFrame", radii: "pd.Series[float]") -> list[str]:

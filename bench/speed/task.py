@@ -62,8 +62,9 @@ class Task:
     def shortened(self, n: int) -> "Task":
         """The first n examples and few steps at the largest eps alone."""
         params, eps = self.params, (max(self.eps),)
-        if self.steps > SEARCH_STEPS:
-            params = dataclasses.replace(params, steps=SEARCH_STEPS)
+        less = {"steps": SEARCH_STEPS, "targets": 1, "queries": SEARCH_STEPS}
+        less = {key: few for key, few in less.items() if getattr(params, key, 0) > few}
+        params = dataclasses.replace(params, **less)
         x, y, clean = self.x[:n], self.y[:n], self.clean[:n]
         return dataclasses.replace(self, params=params, eps=eps, x=x, y=y, clean=clean)
 
@@ -92,7 +93,7 @@ def load(
     x = torch.cat([images.read(at, min(at + 256, images.n)) for at in range(0, images.n, 256)])
     x = x.to(device)
     rows = meter.rows_per_pass(subject.model, x)
-    predicted, _, _ = judge.judge(subject.model, x, rows)
+    predicted = judge.judge(subject.model, x, rows).pred
     given = images.labels is not None and victim.weights != "random"
     y = images.labels.to(device) if given and images.labels is not None else predicted
     raw = {"name": work.attack, "norm": "linf", "eps": [*work.eps], "params": dict(work.params)}
@@ -246,7 +247,7 @@ def judged(task: Task, brought: Brought) -> tuple[Tensor, int] | None:
     m = brought.x_adv.shape[1]
     x, y, clean = task.x[:m], task.y[:m], task.clean[:m]
     for eps, x_adv in zip(task.eps, brought.x_adv, strict=True):
-        pred, _, _ = judge.judge(task.model, x_adv, task.rows)
+        pred = judge.judge(task.model, x_adv, task.rows).pred
         found = measure.violations(x_adv, x, eps, "linf", pred)
         sound = torch.tensor([not text for text in found], device=pred.device)
         robust.append(clean & ~((pred != y) & sound))

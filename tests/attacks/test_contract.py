@@ -125,7 +125,8 @@ def test_an_attack_returns_images_of_the_threat_model(
     assert x_adv.max() <= 1
     moved = geometry.distance(x_adv.double(), x.double(), case[1])
     assert minimum or (moved <= eps + 1e-6 + 1e-5 * eps).all()
-    assert moved.max() > (0 if minimum else eps / 2)  # it did attack
+    early = minimum or found.records["fooled"].all()  # each stopped at its first success
+    assert moved.max() > (0 if early else eps / 2)  # it did attack
     promised = attack.needs != "labels" and (attack.scale_free or attack.budget == "fixed")
     assert found.records["fooled"].any() or not promised
     assert (found.records["violation"] == "").all()
@@ -262,7 +263,7 @@ def test_rows_do_not_read_each_other(case: Any, net: nn.Module, batch: Any) -> N
     x[2] = torch.nan
     ids, floor = torch.arange(7), meter.Floor(0.0, 0.0)
     target = torch.full_like(y, -1) if goal == "untargeted" else y
-    examples = Examples(ids, x, batch[1], target, batch[1], torch.ones(7))
+    examples = Examples(ids, x, batch[1], target, batch[1], torch.ones(7), torch.ones(7))
     params = found.params(**short(attack))
     curve = Curve(name=attack, attack=found, params=params, norm=norm, eps=(EPS[norm],), goal=goal)
     (frame,) = measure.measure(net, curve, examples, 7, floor).records

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bench import registry, rng
+from bench.loading import WEIGHTS
 
 PARAMETERS = {
     "lenet": 61_706,
@@ -46,3 +48,21 @@ def test_a_maxout_unit_is_the_largest_of_its_pieces():
     weight, bias = layer.pieces.weight, layer.pieces.bias
     pieces = torch.stack([x @ weight[k::2].T + bias[k::2] for k in range(2)])
     assert torch.allclose(layer(x), pieces.amax(0), atol=1e-5)
+
+
+def test_dropout_that_lasts_takes_the_published_weights_and_answers_otherwise_each_time():
+    state = load_file(WEIGHTS / "dropout_cnn-mnist.safetensors")
+    x = torch.full((3, 1, 28, 28), 0.5)
+    answers = {}
+    with rng.seeded("dropout"):
+        for dropout in ("training", "always"):
+            model = registry.find("models", "dropout_cnn").build(dropout=dropout).eval()
+            model.load_state_dict(state)
+            answers[dropout] = model(x), model(x)
+    assert torch.equal(*answers["training"])
+    assert not torch.equal(*answers["always"])
+
+
+def test_dropout_has_two_manners():
+    with pytest.raises(ValueError, match="expected 'training' or 'always', got 'on'"):
+        registry.find("models", "dropout_cnn").build(dropout="on")

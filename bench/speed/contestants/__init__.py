@@ -7,12 +7,21 @@ what differs none the less stands in the contestant's note.
 
 from collections.abc import Iterator, Sequence
 
-from bench.speed.contestants import adv_lib, art, bare, foolbox, ours, torchattacks, tutorial
+from bench.speed.contestants import (
+    adv_lib,
+    art,
+    bare,
+    foolbox,
+    ours,
+    pyautoattack,
+    torchattacks,
+    tutorial,
+)
 from bench.speed.task import Contestant
 from bench.speed.works import Work
 
-FILES = (ours, bare, tutorial, torchattacks, foolbox, art, adv_lib)
-PEERS = ("torchattacks", "foolbox", "art", "adv_lib")
+FILES = (ours, bare, tutorial, torchattacks, foolbox, art, adv_lib, pyautoattack)
+PEERS = ("torchattacks", "foolbox", "art", "adv_lib", "pyautoattack")
 """Names of the libraries, for --peer."""
 
 

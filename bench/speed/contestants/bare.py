@@ -18,9 +18,13 @@ from bench.speed.task import Brought, Contestant, Run, Task, still_right
 from bench.speed.works import Work
 
 NAME = "bare loop"
+UNKNOWN = ("apgd_t", "fab_t", "square", "autoattack")
+"""Attacks whose passes depend on what they have found, or are no gradients."""
 
 
 def enter(work: Work) -> Iterator[Contestant]:
+    if work.attack in UNKNOWN:
+        return
     told = "the attack's forward and gradient passes and nothing else: it attacks nothing"
     yield Contestant(name=NAME, prepare=partial(prepare, False), note=told)
     if work.attack == "fgsm":

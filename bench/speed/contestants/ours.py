@@ -10,10 +10,11 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from bench import copies, engine
+from bench import copies, engine, ensemble
 from bench.contracts import Curve, Precision, Stop, Sweep
+from bench.craft import Examples
 from bench.guard import tensor_cores
 from bench.judge import judge
 from bench.speed.task import Brought, Contestant, Run, Task, still_right
@@ -94,7 +95,7 @@ def prepare(way: Way, task: Task) -> Run:
 def run(task: Task, curve: Curve, copy: nn.Module, judges: bool, rows: int) -> Brought:
     """The timed work: attack at every eps, then ask about what came out."""
     ids = torch.arange(len(task.x), device=task.device)
-    x_adv = engine.attack(task.model, curve, task.x, task.y, ids, rows, copy=copy).x_adv
+    x_adv = attacked(task, curve, copy, ids, rows)
     with tensor_cores(False):
         if judges:
             found = [judge(task.model, each, rows).pred for each in x_adv]
@@ -102,3 +103,12 @@ def run(task: Task, curve: Curve, copy: nn.Module, judges: bool, rows: int) -> B
         else:
             right = [int(still_right(copy, each, task.y, rows)) for each in x_adv]
     return Brought(x_adv, right)
+
+
+def attacked(task: Task, curve: Curve, copy: nn.Module, ids: Tensor, rows: int) -> Tensor:
+    """What the attack makes of the images at every eps, (e, n, c, h, w)."""
+    if curve.attack.parts is None:
+        return engine.attack(task.model, curve, task.x, task.y, ids, rows, copy=copy).x_adv
+    unused = torch.zeros(len(ids), device=task.device)
+    chosen = Examples(ids, task.x, task.y, ids - ids - 1, task.y, unused, unused)
+    return ensemble.attack(task.model, curve, chosen, rows, copy).x_adv

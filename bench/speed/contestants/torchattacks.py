@@ -12,7 +12,18 @@ from bench.speed.task import Contestant, Made, Run, Task, library, looped
 from bench.speed.works import Work
 
 NAME = "torchattacks"
-NOTES = {"fgsm": "", "bim": "", "mifgsm": "", "pgd": "its own random starts"}
+STARTS = "its own random starts, drawn for a batch as a whole"
+NOTES = {
+    "fgsm": "",
+    "bim": "",
+    "mifgsm": "",
+    "pgd": "its own random starts",
+    "apgd": STARTS,
+    "apgd_t": STARTS,
+    "fab_t": "hands back the nearest image it found, or the clean one",
+    "square": STARTS,
+    "autoattack": "its APGD, APGDT, FAB and Square with the official steps, by its MultiAttack",
+}
 
 
 def enter(work: Work) -> Iterator[Contestant]:
@@ -42,7 +53,7 @@ def _attack(task: Task, eps: float) -> Any:
             )
         case "bim":
             return torchattacks.BIM(task.model, eps=eps, alpha=task.alpha(eps), steps=task.steps)
-        case _:
+        case "mifgsm":
             return torchattacks.MIFGSM(
                 task.model,
                 eps=eps,
@@ -50,3 +61,29 @@ def _attack(task: Task, eps: float) -> Any:
                 steps=task.steps,
                 decay=task.params.decay,
             )
+        case "autoattack":
+            names = ("apgd", "apgd_t", "fab_t", "square")
+            parts = [_part(name, task, eps) for name in names]
+            return torchattacks.MultiAttack(parts)
+        case name:
+            return _part(name, task, eps)
+
+
+def _part(name: str, task: Task, eps: float) -> Any:
+    """One of AutoAttack's parts, with the work's steps in place of the library's ten."""
+    import torchattacks
+
+    steps, seed = task.params.steps, 0
+    queries = task.params.queries if task.work.attack == "autoattack" else steps
+    classes = min(getattr(task.params, "targets", 9) + 1, task.classes)
+    given = {"eps": eps, "seed": seed}
+    match name:
+        case "apgd":
+            return torchattacks.APGD(task.model, steps=steps, **given)
+        case "apgd_t":
+            return torchattacks.APGDT(task.model, steps=steps, n_classes=classes, **given)
+        case "fab_t":
+            aimed = {"multi_targeted": True, "n_classes": classes}
+            return torchattacks.FAB(task.model, steps=steps, **aimed, **given)
+        case _:
+            return torchattacks.Square(task.model, n_queries=queries, **given)

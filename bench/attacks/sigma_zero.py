@@ -1,0 +1,123 @@
+"""sigma-zero: descend loss and a smooth count of changed entries, then drop the small changes.
+
+With delta = x_k - x and d entries, g is the gradient of max(z_y - max over i != y of z_i, 0) +
+1/d * sum_i delta_i^2 / (delta_i^2 + sigma), divided by its largest entry. Adam steps along g, the
+box is kept, and entries below tau are set to 0; tau rises by t * eta where x_k is adversarial and
+falls by as much where it is not. eta falls from eta_0 to a tenth of it along half a cosine. The
+adversarial iterate with the fewest changed entries is returned.
+Source: Cinà et al. 2024, algorithm 1, https://arxiv.org/abs/2402.01879; that the step is Adam's
+(beta 0.9 and 0.999) and where the cosine ends are its authors' code.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, NamedTuple
+
+import torch
+from annotated_types import Ge, Gt, Le
+from torch import Tensor
+
+from bench import geometry
+from bench.attacks import annealed
+from bench.contracts import Attack, Count, Items, Loss, Norm, Rule, Seen
+from bench.rng import Noise
+
+LAST = 0.1
+"""The last step's share of the first one's length."""
+BETA_1, BETA_2, TINY = 0.9, 0.999, 1e-8
+"""Adam's defaults: Kingma and Ba 2015, https://arxiv.org/abs/1412.6980"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    steps: Count = 1000
+    alpha: Annotated[float, Gt(0)] = 1.0
+    """eta_0, the first step's length for one entry."""
+    sigma: Annotated[float, Gt(0)] = 1e-3
+    """The smaller, the closer the smooth count is to the true one."""
+    threshold: Annotated[float, Ge(0), Le(1)] = 0.3
+    """tau_0: changes below it are dropped at first."""
+    threshold_step: Annotated[float, Ge(0)] = 0.01
+    """t: what the threshold changes by, as a share of the step's length."""
+    loss: Loss = "logit-difference"
+    restarts: ClassVar[int] = 1
+
+
+class State(NamedTuple):
+    x: Tensor
+    first: Tensor
+    """Adam's mean of g, as x."""
+    second: Tensor
+    """Adam's mean of g squared, as x."""
+    threshold: Tensor
+    """tau, (n,)."""
+    nearest: Tensor
+    """Changed entries of the best adversarial iterate so far, (n,); infinite if there is none."""
+    best: Tensor
+    """That iterate; x if there is none."""
+
+
+def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
+    zero = torch.zeros_like(items.x)
+    nothing = torch.full_like(items.eps, torch.inf)
+    threshold = torch.full_like(items.eps, params.threshold)
+    return State(items.x, zero, zero, threshold, nothing, items.x)
+
+
+def respond(state: State, seen: Seen, items: Items, params: Params, norm: Norm) -> State:
+    far = geometry.distance(state.x, items.x, norm)
+    nearer = seen.fooled & (far < state.nearest)
+    nearest = torch.where(nearer, far, state.nearest)
+    best = torch.where(geometry.per_row(nearer, state.x), state.x, state.best)
+
+    delta = state.x - items.x
+    g = _count_slope(delta, params.sigma) - torch.where(
+        geometry.per_row(seen.fooled, delta), torch.zeros_like(delta), seen.gradient
+    )
+    largest = geometry.norm_of(g, "linf").clamp_min(torch.finfo(g.dtype).tiny)
+    g = g / geometry.per_row(largest, g)
+    first = BETA_1 * state.first + (1 - BETA_1) * g
+    second = BETA_2 * state.second + (1 - BETA_2) * g.square()
+    made = geometry.per_row(items.k + 1, g)
+    mean, square = first / (1 - BETA_1**made), second / (1 - BETA_2**made)
+
+    alpha = annealed(params.alpha, LAST * params.alpha, items.k, params.steps)
+    x = state.x - geometry.per_row(alpha, g) * mean / (square.sqrt() + TINY)
+    x = x.clamp(0, 1)
+    change = params.threshold_step * torch.where(seen.fooled, alpha, -alpha)
+    threshold = (state.threshold + change).clamp(0, 1).to(state.threshold)
+    small = (x - items.x).abs() < geometry.per_row(threshold, x)
+    return State(torch.where(small, items.x, x), first, second, threshold, nearest, best)
+
+
+def result(state: State) -> Tensor:
+    return state.best
+
+
+def _count_slope(delta: Tensor, sigma: float) -> Tensor:
+    """Gradient of 1/d * sum_i delta_i^2 / (delta_i^2 + sigma) for each row, as `delta`."""
+    d = delta[0].numel()
+    return 2 * sigma * delta / (delta.square() + sigma).square() / d
+
+
+def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    return {
+        "start": "clean",
+        "steps": str(params.steps),
+        "alpha": f"{params.alpha:g} to {LAST * params.alpha:g} along a cosine, Adam",
+        "sigma": f"{params.sigma:g}",
+        "threshold": f"{params.threshold:g}, changed by {params.threshold_step:g} alpha",
+        "loss": f"{params.loss} and a smooth count of changed entries",
+    }
+
+
+ATTACK = Attack(
+    summary="fewest changed entries: a smooth count and a threshold that adapts",
+    source="Cinà et al. 2024",
+    params=Params,
+    norms=("l0",),
+    scale_free=False,
+    budget="minimum",
+    rule=Rule(init=init, respond=respond, result=result, seeks=True),
+    traits=traits,
+)

@@ -1,0 +1,96 @@
+"""The audit: the signs in a run that an attack has failed, and those that were not looked for.
+
+What a model showed when it was probed (`bench.probes`) is read from provenance.json; everything
+else is found in the records (`bench.checks`). Neither needs the model.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench import checks, metrics, probes, signs
+from bench.errors import RecordError
+from bench.evidence import Run
+from bench.plan import Cell
+from bench.records import Stored
+from bench.signs import Sign
+
+UNTRACED = "no iterated gradient attack of bench's own, untargeted, was run"
+
+
+class Unchecked(NamedTuple):
+    """A sign that was not looked for on a model, and why."""
+
+    model: str
+    name: str
+    why: str
+
+
+class Audit(NamedTuple):
+    """The signs found, model by model, and those that were not looked for."""
+
+    models: list[str]
+    signs: list[Sign]
+    unchecked: list[Unchecked]
+
+
+def audit(
+    plan: Sequence[Cell], table: pd.DataFrame, stored: Stored, probed: Mapping[str, Any]
+) -> Audit:
+    """Look through a run: `table` is that of `tables.cells`, `probed` lies in provenance.json.
+
+    Raises: RecordError if `probed` is damaged.
+    """
+    finished = set(table["cell"][(table["status"] == "ok") & (table["eps"] > 0)])
+    runs = list(_runs([cell for cell in plan if cell.identity in finished], stored))
+    models = list(dict.fromkeys(cell.model for cell in plan))
+    found: list[Sign] = []
+    unchecked: list[Unchecked] = []
+    for model in models:
+        own = [run for run in runs if run.cell.model == model]
+        told, missing = _told(model, probed.get(model))
+        found += [sign for sign in told if not _cared_for(sign, own)]
+        looked = {kind.name for kind in (*probes.PROBED, *probes.TRACED)} - set(missing)
+        for name, (check, why) in checks.CHECKS.items():
+            seen = check(own, runs)
+            found += seen or []
+            if seen is not None:
+                missing.pop(name, None)
+            elif name not in looked:
+                missing[name] = why
+        unchecked += [Unchecked(model, name, why) for name, why in missing.items()]
+    return Audit(models, found, unchecked)
+
+
+def _runs(plan: Sequence[Cell], stored: Stored) -> Iterator[Run]:
+    places = stored.frame.groupby("cell", observed=True).indices
+    for cell in plan:
+        records = stored.frame.iloc[places[cell.identity]].set_index("example")
+        attacked = records[records["attacked"]]
+        if len(attacked):
+            yield Run(cell, metrics.fooled(attacked), attacked)
+
+
+def _told(model: str, probed: Any) -> tuple[list[Sign], dict[str, str]]:
+    """What the probes of one model found, and what they did not look for, with the reason."""
+    everything = [kind.name for kind in (*probes.PROBED, *probes.TRACED)]
+    if probed is None:
+        return [], dict.fromkeys(everything, "the model was not probed")
+    try:
+        if probed["failed"]:
+            return [], dict.fromkeys(everything, f"the probes failed: {probed['failed']}")
+        untraced = [] if probed["traced"] else [kind.name for kind in probes.TRACED]
+        return [signs.read(each) for each in probed["signs"]], dict.fromkeys(untraced, UNTRACED)
+    except (KeyError, TypeError) as error:
+        raise RecordError(
+            f"provenance.json: the probes of model '{model}' are damaged ({error!r}); "
+            "run the suite again"
+        ) from error
+
+
+def _cared_for(sign: Sign, runs: Sequence[Run]) -> bool:
+    """Whether what a random model needs was done: attacks that average, predictions that vote."""
+    cells = [run.cell for run in runs if run.white]
+    cared = all(cell.samples > 1 and cell.predictions > 1 for cell in cells)
+    return sign.name == signs.UNSTABLE.name and bool(cells) and cared

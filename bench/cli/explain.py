@@ -1,0 +1,71 @@
+"""`bench explain`: why two cells disagree."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bench.cli.app import DATA_DIR, DEVICE, cli
+
+if TYPE_CHECKING:
+    from bench.explanations import Explanation
+
+
+@cli.command()
+@click.argument("suite")
+@click.argument("ours", metavar="CELL")
+@click.argument("reference", metavar="CELL")
+@click.option("--limit", type=click.IntRange(1), help="Only the first N examples [256].")
+@DEVICE
+@click.option("--batch-size", type=click.IntRange(1), help="Rows a model pass holds [by rule].")
+@DATA_DIR
+def explain(
+    suite: str,
+    ours: str,
+    reference: str,
+    limit: int | None,
+    device: str,
+    batch_size: int | None,
+    data_dir: Path | None,
+) -> None:
+    """Why two cells of SUITE (a path, a shipped name, or a run's folder) disagree, by experiment.
+
+    A CELL is MODEL/ATTACK/EPS, as tables name them; the first is changed towards the second, one
+    thing at a time. A run's folder keeps what is found, and its report shows it.
+    """
+    from rich.console import Console
+
+    from bench import explain as explainer
+    from bench import loading, runner
+
+    options = runner.Options(
+        device=device,
+        limit=limit,
+        batch_size=batch_size,
+        data_dir=loading.data_folder(data_dir),
+    )
+    with Console(stderr=True).status("loading") as status:
+        found = explainer.run(suite, ours, reference, options, status.update)
+    _print(found)
+
+
+def _print(found: "Explanation") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(found.gap, markup=False, highlight=False)
+    shown = Table()
+    shown.add_column("change", overflow="fold")
+    for name in ("robust, ours", "robust, reference", "only ours broke", "only reference broke"):
+        shown.add_column(name, justify="right")
+    shown.add_column("p", justify="right")
+    shown.add_column("closes")
+    for made in found.experiments:
+        counts = (made.ours_robust, made.reference_robust)
+        broke = (made.only_ours_broke, made.only_reference_broke)
+        closes = "yes" if made.closes else ""
+        words = (*map(str, (*counts, *broke)), f"{made.p_value:.2g}", closes)
+        shown.add_row(made.change or "none", *words, style="bold" if made.closes else None)
+    console.print(shown)
+    console.print(found.cause, markup=False, highlight=False)

@@ -1,0 +1,82 @@
+"""The probes of a run: the examples, the ball and the attacks of the suite that a model meets."""
+
+import time
+from collections.abc import Mapping, Sequence
+from statistics import median_low
+from typing import Any
+
+from bench import plan, probes, signs
+from bench.contracts import Threat
+from bench.session import Session
+
+DEFAULT = Threat(norm="linf", eps=0.1)
+"""Where a model is probed whose attacks are in neither L-inf nor L2."""
+
+
+def probed(
+    session: Session, tasks: Sequence[plan.Task], earlier: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """For each model what its probes found, as provenance.json keeps it.
+
+    What `earlier`, the same of an earlier session, holds of the same model, data and attacks is
+    taken as it is.
+    """
+    found = {}
+    for label, subject in session.subjects.items():
+        own = [task for task in tasks if task.model == label and task.source == label]
+        own = [task for task in own if not task.cells[0].reason]
+        traced = {task.entry.label: task for task in own if probes.traceable(task.curve)}
+        cells = [cell.identity for task in own for cell in task.cells]
+        of = [subject.fingerprint, session.data.fingerprint, *cells]
+        known = earlier.get(label, {})
+        found[label] = known if known.get("of") == of else _one(session, label, own, traced, of)
+    return found
+
+
+def _one(
+    session: Session,
+    label: str,
+    tasks: Sequence[plan.Task],
+    traced: Mapping[str, plan.Task],
+    of: list[str],
+) -> dict[str, Any]:
+    document: dict[str, Any] = {
+        "of": of, "traced": list(traced), "failed": "", "n": 0, "seconds": 0.0, "signs": [],
+    }  # fmt: skip
+    if not tasks:
+        return {**document, "failed": "no attack was run that sees the model"}
+    started = time.perf_counter()
+    seen = session.examples(tasks[0], *session.shards()[0])
+    right = (seen.clean_pred == seen.label).nonzero()[: probes.examples(session.data.n), 0]
+    if not len(right):
+        return {**document, "failed": "no example is classified correctly"}
+    subject = probes.Subject(
+        label=label,
+        model=session.subjects[label].model,
+        id=seen.id[right],
+        x=seen.x[right],
+        y=seen.label[right],
+        rows=session.rows[label],
+    )
+    curves = {name: task.curve for name, task in traced.items()}
+    try:
+        found = probes.probe(subject, _ball(tasks), curves)
+    except Exception as error:  # a stranger's model or attack may raise anything
+        first = (str(error).splitlines() or [""])[0]
+        return {**document, "failed": f"{type(error).__name__}: {first}"}
+    return {
+        **document,
+        "n": len(right),
+        "seconds": round(time.perf_counter() - started, 3),
+        "signs": [signs.plain(sign) for sign in found],
+    }
+
+
+def _ball(tasks: Sequence[plan.Task]) -> Threat:
+    """The middle eps of the norm in which most of the cells are."""
+    norms = [task.curve.norm for task in tasks if task.curve.norm in ("linf", "l2")]
+    if not norms:
+        return DEFAULT
+    norm = max(norms, key=norms.count)
+    eps = {eps for task in tasks if task.curve.norm == norm for eps in task.curve.eps if eps > 0}
+    return Threat(norm=norm, eps=median_low(sorted(eps))) if eps else DEFAULT

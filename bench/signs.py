@@ -1,0 +1,223 @@
+"""Signs that an attack has failed, rather than the defence held: what each is called and means.
+
+A sign changes no number. It says that a robust accuracy may be an upper bound of no worth, on which
+examples that was seen, and what to try. The six indicators of Pintor et al. 2022 and the flags of
+AutoAttack's documentation are among them, under `source`.
+Source: Pintor et al. 2022, https://arxiv.org/abs/2106.09947; Croce and Hein 2020, flags_doc.md of
+https://github.com/fra31/auto-attack; Carlini et al. 2019, https://arxiv.org/abs/1902.06705
+"""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+COLUMNS = (
+    "name", "model", "attack", "norm", "eps", "count", "n", "evidence", "examples", "threshold",
+    "meaning", "remedy", "source",
+)  # fmt: skip
+
+
+class Kind(NamedTuple):
+    """One kind of sign, whichever model shows it."""
+
+    name: str
+    meaning: str
+    remedy: str
+    source: str
+
+
+NO_GRADIENT = Kind(
+    "zero or non-finite gradient",
+    "The loss has no usable gradient there, so a gradient attack stays where it is or moves "
+    "blindly.",
+    "Replace what cannot be differentiated by something near it on the way back (BPDA), or attack "
+    "by scores alone.",
+    "Pintor et al. 2022, indicator 1 (unavailable gradients); AutoAttack flag: zero gradient",
+)
+SATURATED = Kind(
+    "saturated loss",
+    "Cross-entropy rounds to 0 in float32 and loses its gradient; the margin of the same logits "
+    "does not.",
+    "Attack with a loss on logits that does not saturate: margin or dlr.",
+    "law L22; Carlini and Wagner 2017, section 5; AutoAttack flag: zero gradient",
+)
+UNSTABLE = Kind(
+    "unstable predictions",
+    "The model answers the same image differently from one time to the next, so one look misleads "
+    "an attack and one prediction decides nothing.",
+    "Average gradients over several samples (EOT) and judge by repeated predictions.",
+    "Pintor et al. 2022, indicator 2 (unstable predictions); AutoAttack flag: randomized defense",
+)
+SILENT = Kind(
+    "silent success",
+    "The attack passed an image that fools the model and returned another that does not.",
+    'Keep the first success: stop = "first-success".',
+    "Pintor et al. 2022, indicator 3 (silent success)",
+)
+INCOMPLETE = Kind(
+    "incomplete optimisation",
+    "The attack had not arrived when its steps were over: going on in the same way breaks more.",
+    "Give it more steps, or longer ones.",
+    "Pintor et al. 2022, indicator 4 (incomplete optimisation)",
+)
+FLAT = Kind(
+    "loss does not rise",
+    "The loss that the attack ascends is no larger after its last step than before its first.",
+    "Try another step size or loss, several restarts, and gradients averaged over samples.",
+    "Carlini et al. 2019, section 5; Pintor et al. 2022, indicator 4 (incomplete optimisation)",
+)
+TRANSFER = Kind(
+    "transfer failure",
+    "The images fool the model they were crafted on and not this one, and no attack that sees this "
+    "one was run beside it: the number tells how alike the two are.",
+    "Attack the model itself, or a substitute nearer to it.",
+    "Pintor et al. 2022, indicator 5 (transfer failure)",
+)
+UNBOUNDED = Kind(
+    "unconstrained attack fails",
+    "An L-inf ball of radius 1 holds every image, those of other classes among them, and yet the "
+    "attack does not reach them.",
+    "Look for what hides the gradient before any smaller eps is believed.",
+    "Pintor et al. 2022, indicator 6 (unconstrained attack failure); law L14; Athalye et al. 2018",
+)
+STEPS = Kind(
+    "more steps do worse",
+    "The same attack with more steps breaks fewer of the same examples.",
+    "Try other step sizes and keep the first success; then look for a masked gradient.",
+    "law L16; Carlini et al. 2019, section 5",
+)
+RESTARTS = Kind(
+    "more restarts do worse",
+    "The same attack with more restarts breaks fewer of the same examples.",
+    "Keep an example as broken once any restart broke it.",
+    "law L4; Carlini et al. 2019, section 5",
+)
+LARGER = Kind(
+    "larger eps does worse",
+    "The larger ball holds the smaller one, and yet the attack finds less in it.",
+    "Let the step size grow with eps and give it more steps, or take what a smaller eps found: "
+    'sweep = "nested".',
+    "law L13; Carlini et al. 2019, section 5; Athalye et al. 2018, section 3.1",
+)
+BLACK_BOX = Kind(
+    "black box stronger than white box",
+    "An attack that sees less than the gradient finds what no white-box attack finds: a sign of "
+    "gradient masking.",
+    "Spend more on the black-box attack, and adapt the white-box one to the defence.",
+    "AutoAttack flag: Square Attack improves the evaluation; Athalye et al. 2018, section 3.1; "
+    "law L18",
+)
+ONE_STEP = Kind(
+    "one step stronger than many",
+    "One gradient breaks more than the iterated attack, so the iterates are led astray.",
+    "Try other step sizes, losses and restarts; then look for a masked gradient.",
+    "law L15; Athalye et al. 2018, section 3.1",
+)
+NOISE = Kind(
+    "noise as strong as the gradient",
+    "A random image of the ball breaks as much: the gradient is of no help.",
+    "Look for zero, saturated or random gradients; try a loss on logits and attacks by scores.",
+    "law L19; Athalye et al. 2018, section 3.1",
+)
+LOST = Kind(
+    "success lost on re-prediction",
+    "The attack saw the model fooled, and asked again the model is not.",
+    "Judge by repeated predictions, and ask whether answers depend on the batch.",
+    "Pintor et al. 2022, indicator 2 (unstable predictions)",
+)
+ROUNDED = Kind(
+    "success lost on 8-bit rounding",
+    "The images fool the model only between the values that an image file can hold.",
+    "Read the column robust_accuracy_8bit, or attack on the grid of 8-bit values.",
+    "Carlini et al. 2019, section 4.10",
+)
+BATCH = Kind(
+    "answers depend on the batch",
+    "The model answers an image differently beside other images, so a success may be lost between "
+    "batch sizes.",
+    "Find what mixes the rows, such as batch statistics, or state the batch size with the number.",
+    "Carlini et al. 2019, section 5",
+)
+OPTIMISES = Kind(
+    "optimisation at inference time",
+    "The model computes gradients while it predicts: it changes its input or itself before it "
+    "answers.",
+    "Attack the whole computation, differentiated through, with an attack made for this defence.",
+    "AutoAttack flag: optimization at inference time; Croce et al. 2022, "
+    "https://arxiv.org/abs/2202.13711",
+)
+PROBABILITIES = Kind(
+    "probabilities instead of logits",
+    "The model answers after a softmax, which flattens every gradient.",
+    "Return what goes into the softmax.",
+    "AutoAttack flag: softmax output is given",
+)
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        NO_GRADIENT, SATURATED, UNSTABLE, SILENT, INCOMPLETE, FLAT, TRANSFER, UNBOUNDED, STEPS,
+        RESTARTS, LARGER, BLACK_BOX, ONE_STEP, NOISE, LOST, ROUNDED, BATCH, OPTIMISES,
+        PROBABILITIES,
+    )
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sign:
+    """One sign on one model under one attack, with the examples that show it."""
+
+    name: str
+    model: str
+    attack: str
+    """Label of the attack that it speaks against; "" where every gradient attack is meant."""
+    norm: str
+    eps: float
+    """NaN where eps has no part in it."""
+    count: int
+    n: int
+    """Examples that could have shown it."""
+    evidence: str
+    """What was seen, in one sentence."""
+    examples: tuple[int, ...]
+    """Ids of the `count` examples, all of them."""
+    threshold: str
+    """From where on it is a sign."""
+
+    @property
+    def meaning(self) -> str:
+        return KINDS[self.name].meaning
+
+    @property
+    def remedy(self) -> str:
+        return KINDS[self.name].remedy
+
+    @property
+    def source(self) -> str:
+        return KINDS[self.name].source
+
+
+def frame(signs: Iterable[Sign]) -> pd.DataFrame:
+    """One row per sign, columns COLUMNS; ids are parted by spaces."""
+    rows = [[getattr(sign, column) for column in COLUMNS] for sign in signs]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table["examples"] = [" ".join(map(str, ids)) for ids in table["examples"]]
+    return table
+
+
+def plain(sign: Sign) -> dict[str, Any]:
+    """The sign as JSON holds it; NaN, which JSON does not know, as null."""
+    fields = dataclasses.asdict(sign)
+    return {**fields, "eps": None if sign.eps != sign.eps else sign.eps}
+
+
+def read(fields: Mapping[str, Any]) -> Sign:
+    """What `plain` wrote.
+
+    Raises: KeyError if it is no sign that this bench knows; TypeError if a field is missing.
+    """
+    KINDS[fields["name"]]
+    eps = float("nan") if fields["eps"] is None else fields["eps"]
+    return Sign(**{**fields, "eps": eps, "examples": tuple(fields["examples"])})

@@ -1,0 +1,158 @@
+"""Searches for the least distance, held against linear nets, where that distance is a formula.
+
+Of a net with two classes and score s = w x + b the boundary lies at |s| / ||w||_* in the dual norm
+as long as no wall of the box is in the way; in l0, pixels free to go to their walls, the fewest
+entries are counted by taking those that can give most one after another.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench import engine, geometry, registry
+from bench.contracts import Curve, Norm
+
+Linear = Callable[[Tensor, Tensor], nn.Module]
+DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
+SEARCHES = [
+    (name, norm)
+    for name in ("fmn", "ddn", "sigma_zero")
+    for norm in registry.find("attacks", name).norms
+]
+
+
+def found(
+    net: nn.Module, x: Tensor, y: Tensor, attack: str, norm: Norm, **settings: Any
+) -> engine.Attacked:
+    """One search from every image, which ends when all its steps are made."""
+    each, params = registry.find("attacks", attack), settings.pop("params", {})
+    settings = {"eps": (torch.inf,), "stop": "never"} | settings
+    made = each.params(**params)
+    curve = Curve(name=attack, attack=each, params=made, norm=norm, **settings)
+    return engine.attack(net, curve, x, y, torch.arange(len(x)), 64)
+
+
+def fooled(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return net(x).argmax(1) != y
+
+
+@pytest.fixture
+def score() -> tuple[Tensor, float]:
+    """Weights of 36 pixels, none like the next, and a bias, in float32 all of them exact."""
+    w = torch.arange(20.0, 128.0, 3.0) / 64 * torch.tensor([1.0, -1.0, 1.0]).repeat(12)
+    return w, float(1 - 32 * w.sum()) / 64
+
+
+@pytest.fixture
+def plane(score: Any, linear: Linear) -> nn.Module:
+    w, b = score
+    return linear(torch.stack([-w / 2, w / 2]), torch.tensor([-b / 2, b / 2])).requires_grad_(False)
+
+
+def grey(n: int = 40) -> Tensor:
+    """Images far from the walls of the box."""
+    generator = torch.Generator().manual_seed(0)
+    return 0.5 + 0.1 * (torch.rand(n, 1, 6, 6, generator=generator) - 0.5)
+
+
+@pytest.mark.parametrize(("attack", "norm"), [("ddn", "l2"), *(("fmn", norm) for norm in DUAL)])
+@pytest.mark.parametrize("goal", ["untargeted", "targeted"])
+def test_the_least_distance_to_a_plane_is_found_to_a_percent(
+    attack: str, norm: Norm, goal: Any, score: Any, plane: nn.Module
+) -> None:
+    w, b = score
+    x, w, plane = grey().double(), w.double(), plane.double()
+    s = x.flatten(1) @ w + b
+    y, closed = (s > 0).long(), s.abs() / geometry.norm_of(w[None], DUAL[norm])
+    params = {"start": 0.1, "steps": 150} if attack == "ddn" else {}
+    towards = y if goal == "untargeted" else 1 - y
+    x_adv = found(plane, x, towards, attack, norm, goal=goal, params=params).x_adv[0]
+    assert fooled(plane, x_adv, y).all()
+    ratio = geometry.distance(x_adv, x, norm) / closed
+    assert (ratio > 1 - 1e-4).all()
+    assert (ratio < 1.01).all()
+
+
+def fewest(x: Tensor, w: Tensor, b: float) -> Tensor:
+    """The entries that must change before the score changes its sign, (n,)."""
+    s, flat = x.flatten(1) @ w + b, x.flatten(1)
+    room = torch.where(w * s.sign()[:, None] > 0, flat, 1 - flat)
+    most = (w.abs() * room).sort(dim=1, descending=True).values.cumsum(1)
+    return (most < s.abs()[:, None]).sum(1) + 1
+
+
+@pytest.mark.parametrize(("attack", "exact"), [("fmn", 30), ("sigma_zero", 25)])
+def test_the_fewest_entries_are_counted(attack: str, exact: int, linear: Linear) -> None:
+    """By FMN on every image; sigma-zero may end with an entry that it could do without."""
+    w = torch.linspace(0.3, 2.0, 64).square() * torch.tensor([1.0, -1.0]).repeat(32)
+    x = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    b = 6 - float((x.flatten(1) @ w).median())
+    net = linear(torch.stack([-w / 2, w / 2]), torch.tensor([-b / 2, b / 2])).requires_grad_(False)
+    y, closed = net(x).argmax(1), fewest(x, w, b)
+    x_adv = found(net, x, y, attack, "l0", params={"steps": 400}).x_adv[0]
+    assert fooled(net, x_adv, y).all()
+    assert set(closed.tolist()) >= {1, 2, 3, 4}
+    over = geometry.distance(x_adv, x, "l0") - closed
+    assert (over >= 0).all()
+    assert (over <= 1).all()
+    assert (over == 0).sum() >= exact
+
+
+@pytest.mark.parametrize(("attack", "norm"), SEARCHES)
+def test_what_is_found_fools_the_net_lies_in_the_box_and_is_no_further_with_more_looks(
+    attack: str, norm: Norm, lenet: nn.Module, digits: Any
+) -> None:
+    x, y = digits[0][:12], digits[1][:12]
+    short, long = (
+        found(lenet.requires_grad_(False), x, y, attack, norm, params={"steps": steps})
+        for steps in (15, 60)
+    )
+    assert fooled(lenet, long.x_adv[0], y).all()
+    assert long.x_adv.min() >= 0
+    assert long.x_adv.max() <= 1
+    assert (long.forwards == 60).all()
+    near, far = (
+        geometry.distance(told.x_adv[0], x, norm).masked_fill(~fooled(lenet, told.x_adv[0], y), 1e9)
+        for told in (long, short)
+    )
+    assert near.median() <= far.median()
+
+
+@pytest.mark.parametrize(("attack", "norm"), SEARCHES)
+def test_a_search_that_finds_nothing_returns_the_image(attack: str, norm: Norm) -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).requires_grad_(False)
+    nn.init.zeros_(flat[1].weight)
+    x, y = grey(3), flat(grey(3)).argmax(1)
+    told = found(flat, x, y, attack, norm, params={"steps": 5})
+    assert torch.equal(told.x_adv[0], x)
+    assert (told.first_success == -1).all()
+
+
+@pytest.mark.parametrize(("attack", "norm"), SEARCHES)
+def test_in_an_ensemble_a_search_stops_at_the_first_find_within_the_ball(
+    attack: str, norm: Norm, lenet: nn.Module, digits: Any
+) -> None:
+    x, y = digits[0][:12], digits[1][:12]
+    eps = {"linf": 0.3, "l2": 3.0, "l1": 30.0, "l0": 60.0}[norm]
+    settings: Any = {"eps": (eps,), "stop": "first-success", "params": {"steps": 60}}
+    told = found(lenet.requires_grad_(False), x, y, attack, norm, **settings)
+    won = told.first_success[0] >= 0
+    assert won.sum() > len(x) / 2
+    assert fooled(lenet, told.x_adv[0], y)[won].all()
+    assert (geometry.distance(told.x_adv[0], x, norm)[won] <= eps * (1 + 1e-6)).all()
+    assert (told.forwards[0][won] == told.first_success[0][won] + 1).all()
+    assert (told.forwards[0] < 60).any()
+
+
+def test_a_ball_that_the_box_cuts_is_used_to_its_rim(linear: Linear) -> None:
+    """Half of the pixels cannot go where the gradient points: the others must go the whole way."""
+    w = torch.cat([torch.full((18,), 1.0), torch.full((18,), -1.0)])
+    x = torch.cat([torch.full((18,), 1.0), torch.full((18,), 0.9)]).view(1, 1, 6, 6)
+    net = linear(torch.stack([-w / 2, w / 2]), torch.tensor([1.0, -1.0])).requires_grad_(False)
+    y = net(x).argmax(1)  # 18 - 16.2 - 2 < 0: to raise the score, the second half must fall
+    x_adv = found(net, x, y, "fmn", "l2").x_adv[0]
+    least = 0.2 / 18**0.5
+    assert float(geometry.distance(x_adv, x, "l2")) == pytest.approx(least, rel=0.01)

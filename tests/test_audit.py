@@ -1,0 +1,503 @@
+"""The audit: it names known traps for what they are, and is silent on a net that hides nothing."""
+
+import json
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+import bench
+from bench import audit, audited, checks, probes, records, registry, results, signs
+from bench.cli import cli
+from bench.contracts import Curve, Threat
+from bench.errors import RecordError
+from bench.evidence import Run
+from bench.plan import Cell
+from bench.signs import Kind, Sign
+
+HERE = Path(__file__).parent
+N = 100
+STEPS = {"steps": "10", "restarts": "1", "alpha": "0.01", "loss": "cross-entropy"}
+SCORES, LABELS = "black-box, score-based", "black-box, decision-based"
+
+# ------------------------------------------------------------------- signs in the records: pairs
+
+
+def run(broken: Collection[int], n: int = N, **keys: Any) -> Run:
+    """A finished cell, by default of an iterated white-box attack, that broke these examples."""
+    columns = keys.pop("records", {})
+    given: dict[str, Any] = {
+        "model": "net", "attack": "mine", "name": "mine", "implementation": "bench",
+        "norm": "linf", "eps": 0.1, "eps_text": "0.1", "goal": "untargeted", "target": "",
+        "stop": "first-success", "identity": "", "reason": "", "passes": 10.0, "gradients": 10.0,
+        "traits": STEPS, "caveats": (), "family": "mine",
+    }  # fmt: skip
+    cell = Cell(**{**given, **keys})
+    won = pd.Series([k in broken for k in range(n)])
+    asked = 0.0 if cell.passes == 0 else 10.0
+    rows = pd.DataFrame(
+        {
+            "label": [k % 10 for k in range(n)],
+            "target": -1,
+            "adv_pred_8bit": [(k + won[k]) % 10 for k in range(n)],
+            "first_success_step": [3 if each else -1 for each in won],
+            "violation": "",
+            "distance": float("nan"),
+            "forwards": asked,
+            "backwards": asked,
+        }
+    )
+    return Run(cell, won, rows.assign(**columns))
+
+
+def found(kind: Kind, *runs: Run) -> list[Sign] | None:
+    """What the check for one kind says of the runs on "net"; those on other models stand beside."""
+    check, _ = checks.CHECKS[kind.name]
+    return check([each for each in runs if each.cell.model == "net"], runs)
+
+
+def other(key: str, value: str) -> dict[str, Any]:
+    return {"attack": f"mine, {key} {value}", "traits": {**STEPS, key: value}}
+
+
+SOME, MOST = range(40), range(60)
+PAIRS = {  # against, and by what
+    "steps": (signs.STEPS, run(SOME, **other("steps", "40")), run(MOST)),
+    "restarts": (signs.RESTARTS, run(SOME, **other("restarts", "5")), run(MOST)),
+    "eps": (signs.LARGER, run(SOME, eps=0.2, eps_text="0.2"), run(MOST)),
+    "loss": (signs.SATURATED, run(SOME), run(MOST, **other("loss", "margin"))),
+    "one step": (signs.ONE_STEP, run(SOME), run(MOST, **other("steps", "1"))),
+    "scores": (signs.BLACK_BOX, run(SOME), run(MOST, threat_model=SCORES)),
+    "transfer": (signs.BLACK_BOX, run(SOME), run(MOST, threat_model="black-box, transfer")),
+    "noise": (signs.NOISE, run(SOME), run(MOST, threat_model=LABELS, passes=0.0)),
+}
+pairs = pytest.mark.parametrize(("kind", "against", "by"), PAIRS.values(), ids=PAIRS)
+
+
+@pairs
+def test_what_should_do_better_and_does_worse_is_a_sign(kind: Kind, against: Run, by: Run) -> None:
+    (sign,) = found(kind, against, by) or []
+    assert (sign.name, sign.n, sign.eps) == (kind.name, N, against.cell.eps)
+    assert set(range(40, 60)) <= set(sign.examples)
+    assert sign.count == len(sign.examples)
+    assert sign.attack in (against.cell.attack, checks.TOGETHER)
+
+
+@pairs
+def test_a_handful_that_falls_the_other_way_is_no_sign(kind: Kind, against: Run, by: Run) -> None:
+    lucky = {*range(30), *range(50, 54)}
+    few = by.records.assign(first_success_step=-1)
+    assert found(kind, against, by._replace(broken=run(lucky).broken, records=few)) == []
+
+
+@pairs
+def test_without_its_pair_a_sign_is_not_looked_for(kind: Kind, against: Run, by: Run) -> None:
+    assert found(kind, against) is None
+    elsewhere = by._replace(cell=by.cell.__class__(**{**vars(by.cell), "norm": "l2"}))
+    assert found(kind, against, elsewhere) is None
+
+
+def test_attacks_of_other_names_are_not_one_attack_with_more_steps() -> None:
+    assert found(signs.STEPS, run(SOME, **other("steps", "40"), name="theirs"), run(MOST)) is None
+
+
+def test_one_step_may_do_worse_at_a_larger_eps() -> None:
+    large = run(SOME, **{**other("steps", "1"), "attack": "mine"}, eps=0.9, eps_text="0.9")
+    small = run(MOST, **{**other("steps", "1"), "attack": "mine"})
+    assert found(signs.LARGER, large, small) is None
+
+
+def test_a_few_that_only_scores_break_are_what_autoattack_warns_of() -> None:
+    square = run({*range(10), *range(90, 95)}, threat_model=SCORES)
+    (sign,) = found(signs.BLACK_BOX, run(range(80)), square) or []
+    assert sign.examples == tuple(range(90, 95))
+    assert found(signs.BLACK_BOX, run(range(91)), square) == []
+
+
+def test_black_boxes_are_held_against_all_white_boxes_together() -> None:
+    halves = run(range(40)), run(range(40, 80), attack="other half")
+    assert found(signs.BLACK_BOX, *halves, run(range(60), threat_model=SCORES)) == []
+
+
+def test_noise_that_breaks_nothing_or_everything_says_nothing_of_a_gradient() -> None:
+    for hit in (range(2), range(98)):
+        assert found(signs.NOISE, run(hit), run(hit, threat_model=LABELS, passes=0.0)) == []
+
+
+def test_an_attack_that_asks_for_labels_is_no_noise() -> None:
+    assert found(signs.NOISE, run(SOME), run(MOST, threat_model=LABELS)) is None
+    assert found(signs.BLACK_BOX, run(SOME), run(MOST, threat_model=LABELS)) != []
+
+
+# ------------------------------------------------------------------- signs in the records: alone
+
+
+@pytest.mark.parametrize(
+    ("kind", "stop"), [(signs.LOST, "first-success"), (signs.SILENT, "never")], ids=str
+)
+def test_a_success_that_was_seen_and_is_not_there_is_a_sign(kind: Kind, stop: str) -> None:
+    seen = [3] * 50 + [-1] * 50
+    (sign,) = found(kind, run(SOME, stop=stop, records={"first_success_step": seen})) or []
+    assert sign.examples == tuple(range(40, 50))
+    single = [3] * 42 + [-1] * 58
+    assert found(kind, run(SOME, stop=stop, records={"first_success_step": single})) == []
+    assert found(kind, run(SOME, stop="the library's own")) is None
+
+
+def test_a_success_lost_to_a_violation_is_no_silent_one() -> None:
+    spoilt = {"first_success_step": [3] * N, "violation": "linf distance 1, allowed 0.1"}
+    assert found(signs.SILENT, run(SOME, stop="never", records=spoilt)) == []
+
+
+def test_successes_that_go_with_rounding_are_a_sign() -> None:
+    back = [k % 10 if k < 10 else (k + 1) % 10 for k in range(N)]
+    (sign,) = found(signs.ROUNDED, run(SOME, records={"adv_pred_8bit": back})) or []
+    assert sign.examples == tuple(range(10))
+    assert found(signs.ROUNDED, run(SOME)) == []
+
+
+def test_a_target_that_is_lost_with_rounding_is_a_sign() -> None:
+    reached = {"target": 3, "adv_pred_8bit": [3 if k >= 10 else 4 for k in range(N)]}
+    (sign,) = found(signs.ROUNDED, run(SOME, goal="targeted", records=reached)) or []
+    assert sign.examples == tuple(range(10))
+
+
+def test_what_is_left_at_eps_1_is_a_sign_unless_all_are_of_one_class() -> None:
+    whole = run(MOST, eps=1.0, eps_text="1")
+    (sign,) = found(signs.UNBOUNDED, whole) or []
+    assert sign.examples == tuple(range(60, N))
+    assert found(signs.UNBOUNDED, run(range(N), eps=1.0)) == []
+    assert found(signs.UNBOUNDED, run(MOST, eps=1.0, records={"label": 3})) is None
+    assert found(signs.UNBOUNDED, run(MOST, eps=0.9)) is None
+    assert found(signs.UNBOUNDED, run(MOST, eps=1.0, **other("steps", "1"))) is None
+
+
+def test_a_transfer_that_stands_alone_and_fails_is_a_sign() -> None:
+    there = run(MOST, model="source")
+    here = run(range(20), threat_model="black-box, transfer", source="source")
+    (sign,) = found(signs.TRANSFER, here, there) or []
+    assert sign.examples == tuple(range(20, 60))
+    assert found(signs.TRANSFER, here._replace(broken=there.broken), there) == []
+    assert found(signs.TRANSFER, here, there, run(SOME)) is None  # the model itself was attacked
+    assert found(signs.TRANSFER, here) is None
+
+
+# ------------------------------------------------------------------------------ signs in a model
+
+
+def probed(
+    net: nn.Module, digits: tuple[Tensor, Tensor], *attacks: str, eps: float = 0.1, **params: Any
+) -> list[Sign]:
+    """The signs of a net on the first 24 digits that it gets right."""
+    x, y = digits
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        right = (net(x).argmax(1) == y).nonzero()[:24, 0]
+    curves = {}
+    for name in attacks:
+        known = registry.find("attacks", name)
+        curves[name] = Curve(
+            name=name, attack=known, params=known.params(**params), norm="linf", eps=(eps,)
+        )
+    subject = probes.Subject("net", net, right, x[right], y[right], rows=16)
+    return probes.probe(subject, Threat(norm="linf", eps=eps), curves)
+
+
+def trap(name: str, net: nn.Module) -> nn.Module:
+    """One of traps.py around a net."""
+    around: nn.Module = registry.find("models", f"traps.py:{name}", HERE)(net)
+    return around
+
+
+def names(told: list[Sign]) -> set[str]:
+    return {sign.name for sign in told}
+
+
+@pytest.mark.parametrize("eps", [0.05, 0.3])
+def test_an_honest_net_shows_no_sign(
+    lenet: nn.Module, digits: tuple[Tensor, Tensor], eps: float
+) -> None:
+    assert probed(lenet, digits, "pgd", eps=eps, steps=10) == []
+
+
+def test_saturated_logits_are_named(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    told = probed(trap("Saturated", lenet), digits, "pgd", steps=10)
+    assert names(told) == {signs.SATURATED.name, signs.FLAT.name}
+    assert {sign.attack for sign in told if sign.name == signs.FLAT.name} == {"pgd"}
+
+
+def test_a_stable_loss_is_not_saturated(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    told = probed(trap("Saturated", lenet), digits, "pgd", steps=10, loss="margin")
+    assert signs.FLAT.name not in names(told)
+
+
+def test_a_gradient_of_zeros_is_named(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    told = probed(trap("Quantised", lenet), digits, "pgd", steps=10)
+    expected = {signs.NO_GRADIENT.name, signs.UNBOUNDED.name, signs.FLAT.name}
+    assert names(told) == expected
+    assert all(sign.count == sign.n == len(sign.examples) == 24 for sign in told)
+
+
+def test_a_random_defence_is_named(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    told = probed(trap("Randomised", lenet), digits)
+    assert names(told) == {signs.UNSTABLE.name}
+
+
+def test_a_gradient_that_is_not_finite_is_named(
+    lenet: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = lenet(x + 0 * (x - x).sqrt())
+            return logits
+
+    assert signs.NO_GRADIENT.name in names(probed(Root(), digits))
+
+
+class Beside(nn.Module):
+    """Answers an image by the images beside it, as batch statistics do."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits - logits.mean(0)
+
+
+class Probabilities(nn.Sequential):
+    """A net that ends in a softmax."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net, nn.Softmax(1))
+
+
+class Purifying(nn.Module):
+    """Moves the image towards its own prediction before it answers."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            start = x.detach().requires_grad_()
+            (towards,) = torch.autograd.grad(self.net(start).amax(1).sum(), start)
+        logits: Tensor = self.net(x + 1e-3 * towards)
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("defence", "kind"),
+    [
+        (Beside, signs.BATCH),
+        (Probabilities, signs.PROBABILITIES),
+        (Purifying, signs.OPTIMISES),
+    ],
+)
+def test_what_a_model_does_when_asked_is_named(
+    defence: type[nn.Module], kind: Kind, lenet: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    assert kind.name in names(probed(defence(lenet), digits))
+    assert kind.name not in names(probed(lenet, digits))
+
+
+def test_steps_that_do_not_suffice_are_named(
+    lenet: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    short: dict[str, Any] = {"steps": 4, "alpha": 0.025, "random_start": False}
+    (sign,) = probed(lenet, digits, "pgd", eps=0.3, **short)
+    assert (sign.name, sign.attack) == (signs.INCOMPLETE.name, "pgd")
+    assert probed(lenet, digits, "pgd", eps=0.3, **{**short, "steps": 20}) == []
+
+
+def test_probing_leaves_the_model_and_the_global_generator_as_they_were(
+    lenet: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    net, state = trap("Randomised", lenet).train(), torch.get_rng_state()
+    told = [probed(net, digits), probed(net, digits)]
+    assert told[0] == told[1]
+    assert torch.equal(state, torch.get_rng_state())
+    assert net.training
+    assert all(each.requires_grad and each.grad is None for each in net.parameters())
+
+
+# ------------------------------------------------------------------------------------ whole runs
+
+SUITE = """
+schema = 1
+name = "small"
+[data]
+name = "digits"
+limit = 120
+[[models]]
+name = "{model}"
+label = "net"
+{weights}
+[[attacks]]
+name = "noise"
+norm = "linf"
+eps = [0.1, 0.2]
+[[attacks]]
+name = "fgsm"
+norm = "linf"
+eps = [0.1, 0.2]
+[[attacks]]
+name = "pgd"
+norm = "linf"
+eps = [0, 0.1, 0.2]
+params = {{ steps = 10 }}
+[[attacks]]
+name = "pgd"
+label = "margin-PGD"
+norm = "linf"
+eps = [0.1, 0.2]
+params = {{ steps = 10, loss = "margin" }}
+"""
+
+
+def written(folder: Path, model: str, attacks: int = 4) -> str:
+    """The small suite, or its first attacks, on a trap of traps.py or on a net of bench's own."""
+    shutil.copy(HERE / "traps.py", folder / "traps.py")
+    weights = "" if "traps" in model else 'weights = "digits"'
+    path = folder / "small.toml"
+    head, *each = SUITE.format(model=model, weights=weights).split("[[attacks]]")
+    path.write_text("[[attacks]]".join([head, *each[:attacks]]), encoding="utf-8")
+    return str(path)
+
+
+def test_a_run_on_an_honest_net_has_no_sign_and_says_what_it_did_not_look_for(
+    tmp_path: Path,
+) -> None:
+    out, suite = tmp_path / "out", written(tmp_path, "lenet")
+    done = CliRunner().invoke(
+        cli, ["run", suite, "--out", str(out), "--device", "cpu", "--audit"], standalone_mode=False
+    )
+    assert done.return_value == 0, done.output
+    read = results.read(out)
+    assert read.audit.signs == []
+    missing = {each.name for each in read.audit.unchecked}
+    assert missing == {
+        kind.name
+        for kind in (signs.STEPS, signs.RESTARTS, signs.BLACK_BOX, signs.TRANSFER, signs.SILENT)
+    }
+    said = f"No sign that an attack failed, of {len(signs.KINDS) - len(missing)} signs looked for."
+    for page in ("report.md", "report.html"):
+        text = (out / page).read_text(encoding="utf-8")
+        assert said in text
+        assert "no attack was run with more steps beside itself with fewer" in text
+    assert said in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    ("model", "kind", "absent"),
+    [
+        ("traps.py:saturated", signs.SATURATED, {signs.NO_GRADIENT, signs.UNSTABLE}),
+        ("traps.py:quantised", signs.NO_GRADIENT, {signs.SATURATED, signs.UNSTABLE}),
+        ("traps.py:randomised", signs.UNSTABLE, {signs.SATURATED, signs.NO_GRADIENT}),
+    ],
+)
+def test_a_run_on_a_trap_is_named_for_what_it_is(
+    model: str, kind: Kind, absent: set[Kind], tmp_path: Path
+) -> None:
+    told = bench.run(written(tmp_path, model), tmp_path / "out", device="cpu", limit=40).audit.signs
+    assert kind.name in names(told)
+    assert names(told).isdisjoint(each.name for each in absent)
+
+
+def test_a_sign_is_in_every_page_and_decides_the_exit_code_if_that_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "out"
+    found = bench.run(
+        written(tmp_path, "traps.py:quantised", attacks=2), out, device="cpu", limit=20
+    ).audit
+    for words, code in ((["report", str(out)], 0), (["report", str(out), "--audit"], 1)):
+        done = CliRunner().invoke(cli, words, standalone_mode=False)
+        assert done.return_value == code, done.output
+    for page in ("report.md", "report.html"):
+        text = (out / page).read_text(encoding="utf-8")
+        assert signs.NO_GRADIENT.meaning in text
+        assert signs.NO_GRADIENT.source in text
+    table = pd.read_csv(out / "audit.csv")
+    assert list(table) == list(signs.COLUMNS)
+    assert list(table["name"]) == [sign.name for sign in found.signs]
+    assert [len(ids.split()) for ids in table["examples"]] == list(table["count"])
+
+
+def test_a_resumed_run_does_not_probe_again(tmp_path: Path) -> None:
+    out, suite = tmp_path / "out", written(tmp_path, "lenet", attacks=2)
+    kept = [
+        bench.run(suite, out, device="cpu", limit=20).provenance["probes"]["net"] for _ in range(2)
+    ]
+    assert kept[0] == kept[1]  # the seconds that it took among them
+    again = bench.run(suite, out, device="cpu", limit=20, fresh=True).provenance["probes"]["net"]
+    assert again["signs"] == kept[0]["signs"]
+    assert again["seconds"] != kept[0]["seconds"]
+
+
+def test_a_run_without_probes_can_be_read_and_damaged_ones_are_named(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    bench.run(written(tmp_path, "lenet", attacks=2), out, device="cpu", limit=20)
+    path = out / "provenance.json"
+    document = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({k: v for k, v in document.items() if k != "probes"}))
+    missing = {each.name: each.why for each in results.read(out).audit.unchecked}
+    assert missing[signs.NO_GRADIENT.name] == "the model was not probed"
+    document["probes"]["net"]["signs"] = [{"name": "no such sign"}]
+    path.write_text(json.dumps(document))
+    with pytest.raises(RecordError, match="probes of model 'net' are damaged"):
+        results.read(out)
+
+
+def test_a_random_model_that_votes_under_attacks_that_average_is_cared_for() -> None:
+    plain: dict[str, Any] = {
+        "norm": "", "eps": None, "count": 1, "n": 1, "evidence": "", "examples": [0],
+        "threshold": "", "model": "net", "attack": "", "name": signs.UNSTABLE.name,
+    }  # fmt: skip
+    probed = {"net": {"failed": "", "traced": ["mine"], "signs": [plain]}}
+    for care, left in (({"samples": 4, "predictions": 5}, 0), ({"samples": 4}, 1)):
+        cell = run(SOME, identity="c", **care).cell
+        frame = run(SOME).records.assign(
+            cell="c", example=range(N), attacked=True, fooled=[k in SOME for k in range(N)]
+        )
+        table = pd.DataFrame({"cell": ["c"], "status": ["ok"], "eps": [0.1]})
+        stored = records.Stored(frame, [], {})
+        assert len(audit.audit([cell], table, stored, probed).signs) == left
+
+
+# ------------------------------------------------------------------------------------- the words
+
+
+def test_every_indicator_of_pintor_and_every_flag_of_autoattack_has_its_sign() -> None:
+    sources = " ".join(kind.source for kind in signs.KINDS.values())
+    assert all(f"Pintor et al. 2022, indicator {k}" in sources for k in range(1, 7))
+    flags = ("randomized defense", "softmax output", "zero gradient", "Square Attack improves",
+             "optimization at inference time")  # fmt: skip
+    assert all(f"AutoAttack flag: {flag}" in sources for flag in flags)
+
+
+def test_every_sign_is_looked_for_somewhere() -> None:
+    looked = {*checks.CHECKS, *(kind.name for kind in (*probes.PROBED, *probes.TRACED))}
+    assert looked == set(signs.KINDS)
+
+
+def test_a_sign_survives_json() -> None:
+    (sign,) = found(signs.STEPS, run(SOME, **other("steps", "40")), run(MOST)) or []
+    assert signs.read(json.loads(json.dumps(signs.plain(sign)))) == sign
+
+
+def test_a_table_of_signs_has_every_id_and_the_page_the_first() -> None:
+    (sign,) = found(signs.STEPS, run(SOME, **other("steps", "40")), run(MOST)) or []
+    assert signs.frame([sign])["examples"].item() == " ".join(map(str, range(40, 60)))
+    (told,) = audited.told(audit.Audit(["net"], [sign], []), {0.1: "0.1"})
+    assert told.signs is not None
+    assert "40, 41, 42, 43, 44, ..." in told.signs.rows[0]
+    assert told.verdict.startswith("1 of 19 signs looked for: more steps do worse")

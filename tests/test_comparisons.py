@@ -1,0 +1,299 @@
+"""Pairs of attacks and of models on the same examples, and several seeds of one attack."""
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from bench import (
+    compared,
+    comparisons,
+    metrics,
+    plan,
+    plots,
+    publication,
+    results,
+    runner,
+    suite,
+    transfer,
+)
+from bench.errors import SuiteError
+
+HEAD = """
+schema = 1
+name = "c"
+[data]
+name = "digits"
+limit = 80
+[[models]]
+name = "lenet"
+label = "LeNet"
+weights = "digits"
+[[models]]
+name = "softmax"
+label = "linear"
+weights = "random"
+"""
+FGSM = """
+[[attacks]]
+name = "fgsm"
+label = "FGSM"
+norm = "linf"
+eps = [0, 0.05, "0.1"]
+"""
+PGD = """
+[[attacks]]
+name = "pgd"
+label = "PGD"
+norm = "linf"
+eps = [0.05, 0.1]
+params = { steps = 3, alpha = "eps/2" }
+"""
+SEEDS = PGD + "seeds = 3\n"
+
+
+def entries(text: str) -> list[Any]:
+    return list(suite.parse(HEAD + text, "c.toml", Path()).attacks)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    read = suite.parse(HEAD + SEEDS + FGSM, "c.toml", Path())
+    runner.run(read, out, runner.Options(device="cpu"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> results.Results:
+    return results.read(folder)
+
+
+def series(text: str) -> "pd.Series[bool]":
+    """ "x.x" is yes, no, yes."""
+    return pd.Series([mark == "x" for mark in text])
+
+
+def pair(first: str, second: str, compared: str = "attacks") -> comparisons.Pair:
+    return comparisons.Pair(compared, {"eps": 0.1}, "A", "B", (series(first), series(second)))
+
+
+# ------------------------------------------------------------------------------------------- pairs
+
+
+def test_every_two_attacks_on_a_model_and_every_two_models_under_an_attack_are_compared(
+    found: results.Results,
+) -> None:
+    frame = found.comparisons
+    attacks = frame[frame["compared"] == "attacks"]
+    labels = ["PGD, seed 0", "PGD, seed 1", "PGD, seed 2", "FGSM"]
+    for _, group in attacks.groupby(["model", "eps"]):
+        assert [*zip(group["first"], group["second"], strict=True)] == [*combinations(labels, 2)]
+    models = frame[frame["compared"] == "models"]
+    assert set(zip(models["first"], models["second"], strict=True)) == {("LeNet", "linear")}
+    assert set(models["attack"]) == {*labels, comparisons.WORST}
+    # 2 models x 2 eps x 6 pairs of attacks; 2 eps x (4 attacks and their worst case)
+    assert (len(attacks), len(models)) == (24, 10)
+
+
+def test_an_eps_is_one_however_it_is_written_and_nothing_is_compared_at_0(
+    found: results.Results,
+) -> None:
+    assert set(found.comparisons["eps"]) == {0.05, 0.1}
+    fgsm = found.comparisons.query("second == 'FGSM' and eps == 0.1")
+    assert len(fgsm) == 6  # written 0.1 by one attack and "0.1" by the other
+
+
+def test_attacks_are_compared_by_what_each_breaks_and_models_by_where_each_is_robust(
+    found: results.Results,
+) -> None:
+    records = found.stored.frame
+    cells = found.table.set_index(["model", "attack", "eps"])["cell"]
+
+    def stands(model: str, attack: str) -> Any:
+        rows = records[records["cell"] == cells[model, attack, 0.1]]
+        return (rows["clean_correct"] & (rows["adv_pred"] == rows["label"])).to_numpy()
+
+    fgsm, pgd = stands("LeNet", "FGSM"), stands("LeNet", "PGD, seed 0")
+    row = found.comparisons.query(
+        "model == 'LeNet' and first == 'PGD, seed 0' and second == 'FGSM' and eps == 0.1"
+    ).iloc[0]
+    assert (row["only_first"], row["only_second"]) == ((fgsm & ~pgd).sum(), (pgd & ~fgsm).sum())
+    assert row["only_first"] > 0
+    linear = stands("linear", "FGSM")
+    row = found.comparisons.query("compared == 'models' and attack == 'FGSM' and eps == 0.1")
+    assert row["only_first"].item() == (fgsm & ~linear).sum() > 3
+
+
+def test_models_are_compared_by_the_worst_case_over_attacks_that_both_met(
+    found: results.Results,
+) -> None:
+    worst = found.comparisons.query(f"attack == '{comparisons.WORST}' and eps == 0.05").iloc[0]
+    kept = found.worst.query("eps == 0.05").set_index("model")["robust_correct"]
+    assert worst["only_first"] - worst["only_second"] == kept["LeNet"] - kept["linear"]
+
+
+def test_a_cell_without_a_number_is_compared_with_nothing(found: results.Results) -> None:
+    table = found.table.copy()
+    table.loc[table["attack"] != "FGSM", "status"] = "failed"
+    outcomes = {cell: series("x.") for cell in table["cell"]}
+    frame = comparisons.compare(table, outcomes, outcomes)
+    assert frame["compared"].tolist() == ["models"] * 2
+    assert comparisons.compare(table[:0], {}, {}).empty
+
+
+def test_the_p_values_of_a_run_are_corrected_as_one_family(found: results.Results) -> None:
+    frame = found.comparisons
+    assert frame["p_corrected"].tolist() == metrics.holm(frame["p_value"].tolist())
+    assert (frame["p_corrected"] >= frame["p_value"]).all()
+    assert frame["p_corrected"].min() == pytest.approx(len(frame) * frame["p_value"].min())
+
+
+def test_a_targeted_attack_breaks_an_example_by_reaching_its_target() -> None:
+    records = pd.DataFrame({"fooled": [True, False], "label": 0, "adv_pred": [7, 3]})
+    assert metrics.fooled(records).tolist() == [True, False]  # 3 is wrong, but not the target
+
+
+# --------------------------------------------------------------------------------------- sentences
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            pair("x" * 31 + "." * 4, "." * 31 + "x" * 4),
+            "A breaks 31 examples that B does not, B 4 that A does not (p < 0.0001, corrected)",
+        ),
+        (
+            pair("......", "xxxxxx"),  # the side with more stands first
+            "B breaks 6 examples that A does not, A 0 that B does not (p = 0.031, corrected)",
+        ),
+        (
+            pair("x..", "...", "models"),
+            "A is robust on 1 example where B is not, B on 0 where A is not (p = 1, corrected)",
+        ),
+    ],
+)
+def test_a_pair_is_told_in_a_sentence(given: comparisons.Pair, told: str) -> None:
+    assert comparisons.judged([given])["sentence"].item() == told
+
+
+def test_a_report_shows_the_differences_beyond_chance_and_counts_the_rest() -> None:
+    place = {"model": "net", "attack": None, "norm": "linf", "goal": "untargeted", "target": ""}
+    names = {0.1: "0.1", 0.2: "0.2"}
+    given = [
+        comparisons.Pair("attacks", {**place, "eps": eps}, first, "C", (series(a), series(b)))
+        for eps in names
+        for first, a, b in (("A", "x" * 9, "." * 9), ("B", "xx.", "..x"))
+        if (first, eps) != ("A", 0.2)
+    ]
+    given.append(given[0]._replace(place={**place, "eps": 0.2}, outcomes=(series("x"),) * 2))
+    frame = comparisons.judged(given)
+    told = "4 comparisons: 1 with a difference beyond chance (5 %, corrected for all 4), 3 without."
+    assert compared.summary(frame) == told
+    (view,) = compared.differences(frame, names)
+    assert view.columns == ["first", "second", "eps 0.1", "eps 0.2"]
+    assert view.rows == [["A", "C", "9 : 0", "n.s."]]  # B against C differs nowhere: no line
+    listed = compared.sentences(frame, names)
+    assert listed is not None
+    assert [row[-1] for row in listed.rows] == [frame["sentence"].iloc[0]]
+
+
+def test_where_nothing_could_be_compared_the_report_says_what_it_takes() -> None:
+    frame = comparisons.judged([])
+    assert compared.summary(frame).startswith("Nothing was compared: it takes two attacks")
+    assert (compared.differences(frame, {}), compared.sentences(frame, {})) == ([], None)
+
+
+# ------------------------------------------------------------------------------------------- seeds
+
+
+def test_a_table_with_seeds_stands_for_one_entry_each() -> None:
+    found = entries(PGD + "seeds = [7, 2]\n")
+    assert [(e.label, e.family, e.seed) for e in found] == [
+        ("PGD, seed 7", "PGD", 7), ("PGD, seed 2", "PGD", 2),
+    ]  # fmt: skip
+    assert [e.seed for e in entries(SEEDS)] == [0, 1, 2]
+    assert [(e.label, e.seed) for e in entries(PGD)] == [("PGD", None)]
+
+
+def test_seeds_multiply_with_sources_and_values() -> None:
+    text = SEEDS.replace("seeds = 3", "seeds = [0, 4]\nvary = { restarts = [1, 2] }")
+    found = entries(text + 'source = ["LeNet"]\n')
+    assert [e.label for e in found] == [
+        f"PGD from LeNet, restarts {value}, seed {seed}" for value in (1, 2) for seed in (0, 4)
+    ]
+
+
+def test_a_seed_of_the_attack_takes_the_place_of_the_suites() -> None:
+    read = suite.parse("seed = 5\n" + HEAD + SEEDS + FGSM, "c.toml", Path())
+    tasks = plan.tasks(read, plan.known_facts(read))[:4]
+    assert [task.curve.seed for task in tasks] == [0, 1, 2, 5]
+    assert [task.cells[0].seed for task in tasks] == [0, 1, 2, None]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (FGSM + "seeds = 2\n", "'fgsm' draws nothing at random, so seeds make no difference"),
+        (PGD + "seeds = [1, 1]\n", "a list with each seed once, got"),
+        (PGD + "seeds = []\n", "expected how many seeds, or a list"),
+        (PGD + "seeds = 0\n", r"attacks\[0\].seeds: expected at least 1, got 0"),
+    ],
+)
+def test_seeds_that_make_no_sense_are_the_users_mistake(text: str, told: str) -> None:
+    with pytest.raises(SuiteError, match=told):
+        entries(text)
+
+
+def test_the_spread_over_seeds_is_told_with_what_all_of_them_leave(found: results.Results) -> None:
+    cells = found.table.query("model == 'LeNet' and eps == 0.1 and attack != 'FGSM'")
+    counts = sorted(int(k) for k in cells["robust_correct"])
+    row = found.seeds.query("model == 'LeNet' and eps == 0.1").iloc[0]
+    assert [row["least"], row["median"], row["most"]] == counts
+    assert (row["attack"], row["seeds"], row["n"]) == ("PGD", "0 1 2", 80)
+    records = found.stored.frame
+    rows = records[records["cell"].isin(cells["cell"])]
+    unbroken = (rows["adv_pred"] == rows["label"]) & rows["clean_correct"]
+    union = int(unbroken.groupby(rows["example"]).all().sum())
+    assert row["union"] == union <= counts[0]
+    assert (row["union_low"], row["union_high"]) == metrics.rate(union, 80)[3:]
+    assert (row["most_low"], row["most_high"]) == metrics.rate(counts[2], 80)[3:]
+
+
+def test_seeds_draw_differently_and_an_attack_without_them_has_no_spread(
+    found: results.Results,
+) -> None:
+    records = found.stored.frame.set_index("example")
+    cells = found.table.query("model == 'LeNet' and eps == 0.05 and attack != 'FGSM'")["cell"]
+    sizes = [tuple(records.loc[records["cell"] == cell, "l2"]) for cell in cells]
+    assert len(set(sizes)) == 3
+    assert set(found.seeds["attack"]) == {"PGD"}
+
+
+def test_each_seed_is_a_matrix_of_its_own_where_examples_are_crafted_elsewhere() -> None:
+    read = suite.parse(HEAD + SEEDS + 'source = "each"\n', "c.toml", Path())
+    rows = [
+        {"model": task.model, "attack": task.entry.label, "source": task.entry.source,
+         "family": "PGD", "varied": "", "value": None, "seed": task.entry.seed, "norm": "linf",
+         "goal": "untargeted", "eps": 0.1, "eps_text": "0.1"}
+        for task in plan.tasks(read, plan.known_facts(read))
+    ]  # fmt: skip
+    matrices = transfer.matrices(pd.DataFrame(rows))
+    assert [matrix.attack for matrix in matrices] == [f"PGD, seed {seed}" for seed in range(3)]
+    assert [len(matrix.cells) for matrix in matrices] == [4, 4, 4]
+
+
+def test_a_runs_folder_has_both_tables_and_its_page_both_sections(
+    found: results.Results, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plots, "draw", lambda *_: [])  # seconds of figures, tested elsewhere
+    page = publication.write(found, folder).read_text(encoding="utf-8")
+    assert "<h2>Over seeds</h2>" in page
+    assert "LeNet is robust on " in page
+    assert len(pd.read_csv(folder / "comparisons.csv")) == len(found.comparisons)
+    assert len(pd.read_csv(folder / "seeds.csv")) == len(found.seeds) == 4
+    publication.write(found._replace(seeds=found.seeds[:0]), folder)
+    assert not (folder / "seeds.csv").exists()

@@ -1,0 +1,130 @@
+"""An ensemble: its parts on what those before left, its verdicts the model's, its counts exact."""
+
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bench
+from bench import registry
+from bench.attacks import autoattack
+from bench.errors import SuiteError
+
+Batch = tuple[Tensor, Tensor]
+SHORT = {"steps": 15, "targets": 3, "queries": 60}
+EPS = [0.03, 0.06]
+
+
+def evaluated(model: nn.Module, batch: Batch, attack: str = "autoattack", **settings: Any) -> Any:
+    settings = {"eps": EPS, "params": SHORT, "device": "cpu"} | settings
+    return bench.evaluate(model, *batch, attack=attack, **settings)
+
+
+@pytest.fixture
+def batch(digits: Batch) -> Batch:
+    return digits[0][:40], digits[1][:40]
+
+
+MADE: dict[str, Any] = {}
+"""The evaluation that several tests read, once it is made."""
+
+
+@pytest.fixture
+def found(lenet: nn.Module, batch: Batch) -> Any:
+    if not MADE:
+        MADE["found"] = evaluated(lenet, batch)
+    return MADE["found"]
+
+
+@pytest.fixture
+def records(found: Any) -> pd.DataFrame:
+    told: pd.DataFrame = found.records
+    return told
+
+
+def robust(records: pd.DataFrame, eps: float) -> set[int]:
+    at = records[(records["eps"] == eps) & records["clean_correct"] & ~records["fooled"]]
+    return set(at["example"])
+
+
+def test_every_fooled_example_names_the_part_that_broke_it_and_no_other_does(
+    records: pd.DataFrame,
+) -> None:
+    labels = {part.label for part in autoattack.parts(autoattack.Params(), "linf")}
+    assert set(records[records["fooled"]]["part"]) <= labels
+    assert set(records[~records["fooled"]]["part"]) == {""}
+    assert records["fooled"].any()
+    assert (records["violation"] == "").all()
+
+
+def test_it_leaves_no_more_than_its_first_part_alone(
+    lenet: nn.Module, batch: Batch, records: pd.DataFrame
+) -> None:
+    first = autoattack.parts(autoattack.Params(**SHORT), "linf")[0]
+    params = {"steps": first.params.steps}
+    alone = evaluated(lenet, batch, first.name, params=params).records
+    for eps in EPS:
+        here = records[(records["eps"] == eps) & (records["part"] == first.label)]
+        assert robust(records, eps) <= robust(alone, eps)
+        assert set(here["example"]) == set(
+            alone[(alone["eps"] == eps) & alone["fooled"]]["example"]
+        )
+
+
+def test_the_table_counts_what_each_part_broke(found: Any) -> None:
+    for row in found.table.itertuples():
+        counts = dict(pair.split(": ") for pair in row.parts.split(", "))
+        assert list(counts) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+        assert sum(map(int, counts.values())) == row.fooled
+
+
+def test_outcomes_do_not_depend_on_the_rows_of_a_pass_nor_on_the_copy(
+    lenet: nn.Module, batch: Batch, records: pd.DataFrame
+) -> None:
+    other = evaluated(lenet, batch, batch_size=7, copied=False).records
+    assert other["fooled"].tolist() == records["fooled"].tolist()
+
+
+def test_a_later_part_is_asked_only_about_what_still_stands(lenet: nn.Module, batch: Batch) -> None:
+    told = evaluated(lenet, batch, eps=0.4).records
+    early = told[told["part"] == "apgd-ce"]
+    assert len(early) > 30
+    assert (early["forwards"] <= SHORT["steps"]).all()
+
+
+def test_a_model_of_three_classes_is_refused_with_a_reason() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+    x = torch.full((4, 1, 8, 8), 0.5)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    with pytest.raises(SuiteError, match="needs at least 4 classes, the model has 3"):
+        bench.evaluate(model, x, y, attack="autoattack", eps=0.1, device="cpu")
+
+
+def test_images_that_are_not_square_and_have_two_channels_are_attacked() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2 * 6 * 9, 5)).eval()
+    x = torch.rand(6, 2, 6, 9)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    found = evaluated(model, (x, y), eps=0.3)
+    assert found.table["status"].item() == "ok"
+    assert found.table["fooled"].item() > 0
+
+
+def test_a_nested_sweep_inherits_what_a_smaller_eps_broke(
+    lenet: nn.Module, batch: Batch, tmp_path: Any
+) -> None:
+    suite = (
+        'schema = 1\nname = "n"\nsweep = "nested"\n[data]\nname = "digits"\nlimit = 40\n'
+        '[[models]]\nname = "lenet"\nweights = "digits"\n[[attacks]]\nname = "autoattack"\n'
+        'norm = "linf"\neps = [0.06, 0.03]\n'
+        "params = { steps = 15, targets = 3, queries = 60 }\n"
+    )
+    (tmp_path / "n.toml").write_text(suite, encoding="utf-8")
+    told = bench.run(str(tmp_path / "n.toml"), out=tmp_path / "out", device="cpu")
+    large, small = told.table["robust_correct"]
+    assert large <= small
+    assert registry.find("attacks", "autoattack").parts is not None

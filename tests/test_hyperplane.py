@@ -1,0 +1,124 @@
+"""Shortest steps onto a hyperplane within the box, against linear and quadratic programmes."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import linprog, minimize
+from torch import Tensor
+
+from bench.contracts import Norm
+from bench.geometry import norm_of
+from bench.hyperplane import shortest
+
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
+D = 6
+
+
+def planes(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Points of the box, a third of their pixels on its walls; slopes, a fifth of them 0; and rises
+    up to a tenth beyond what the box allows."""
+    g = torch.Generator().manual_seed(0)
+    x = (3 * torch.rand(rows, 1, 2, 3, generator=g, dtype=torch.float64) - 1).clamp(0, 1)
+    slope = torch.randn(rows, 1, 2, 3, generator=g, dtype=torch.float64)
+    slope = slope * (torch.rand(rows, 1, 2, 3, generator=g) > 0.2)
+    share = 2.2 * torch.rand(rows, generator=g, dtype=torch.float64) - 1.1
+    return x, slope, share * highest(x, share.sign()[:, None, None, None] * slope)
+
+
+def highest(x: Tensor, slope: Tensor) -> Tensor:
+    """The largest rise within the box, (n,)."""
+    return torch.where(slope > 0, slope * (1 - x), -slope * x).flatten(1).sum(1)
+
+
+def rise_of(slope: Tensor, step: Tensor) -> Tensor:
+    return (slope * step).flatten(1).sum(1)
+
+
+def least(x: np.ndarray, slope: np.ndarray, rise: float, norm: Norm) -> float:
+    """The least norm of a step from x onto the hyperplane, as SciPy finds it."""
+    box = list(zip(-x, 1 - x, strict=True))
+    if norm == "l2":
+        plane = {"type": "eq", "fun": lambda d: slope @ d - rise, "jac": lambda d: slope}
+        found = minimize(
+            lambda d: d @ d, 0.5 - x, jac=lambda d: 2 * d, bounds=box, constraints=[plane],
+            method="SLSQP", options={"ftol": 1e-14, "maxiter": 500},
+        )  # fmt: skip
+        assert found.success
+        return float(np.sqrt(found.fun))
+    bounds = D if norm == "l1" else 1  # a bound for each entry, or one for all: what is minimised
+    above = np.eye(D) if norm == "l1" else np.ones((D, 1))
+    both = np.block([[np.eye(D), -above], [-np.eye(D), -above]])  # |d| <= bound
+    found = linprog(
+        np.r_[np.zeros(D), np.ones(bounds)], A_ub=both, b_ub=np.zeros(2 * D),
+        A_eq=np.r_[slope, np.zeros(bounds)][None], b_eq=[rise],
+        bounds=[*box, *[(0, None)] * bounds],
+    )  # fmt: skip
+    assert found.success
+    return float(found.fun)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_no_step_onto_the_hyperplane_is_shorter(norm: Norm) -> None:
+    x, slope, rise = planes(80)
+    able = rise.abs() < 0.999 * highest(x, rise.sign()[:, None, None, None] * slope)
+    assert 40 < able.sum() < 80
+    x, slope, rise = x[able], slope[able], rise[able]
+    step = shortest(x, slope, rise, norm)
+    assert torch.allclose(rise_of(slope, step), rise, rtol=0, atol=1e-12)
+    assert ((x + step > -1e-12) & (x + step < 1 + 1e-12)).all()
+    flat = zip(x.flatten(1).numpy(), slope.flatten(1).numpy(), rise.tolist(), strict=True)
+    references = torch.tensor([least(*row, norm) for row in flat], dtype=torch.float64)
+    assert torch.allclose(norm_of(step, norm), references, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_where_the_box_does_not_reach_the_step_goes_as_far_as_it_can(norm: Norm) -> None:
+    x, slope, _ = planes(20)
+    most = highest(x, slope)
+    step = shortest(x, slope, 2 * most + 1, norm)
+    assert torch.allclose(rise_of(slope, step), most)
+    assert ((x + step >= 0) & (x + step <= 1)).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_pixel_without_a_slope_stays(norm: Norm) -> None:
+    x, slope, rise = planes(80)
+    step = shortest(x, slope, rise, norm)
+    assert (slope == 0).any()
+    assert (step[slope == 0] == 0).all()
+    assert (shortest(x, torch.zeros_like(x), rise, norm) == 0).all()
+    assert (shortest(x, slope, torch.zeros_like(rise), norm) == 0).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e30])
+def test_a_hyperplane_is_the_same_whatever_it_is_multiplied_with(norm: Norm, scale: float) -> None:
+    x, slope, rise = (part.float() for part in planes(40))
+    step, scaled = (shortest(x, slope * by, rise * by, norm) for by in (1.0, scale))
+    assert torch.allclose(scaled, step, rtol=0, atol=1e-5)
+    assert (step != 0).any()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_slopes_of_all_sizes_in_one_row_are_no_hindrance_in_float32(norm: Norm) -> None:
+    x = torch.full((1, 1, 1, 4), 0.25)
+    slope = torch.tensor([1e-42, -1e-25, 1e-9, 4.0]).view_as(x)
+    inside, beyond = (shortest(x, slope, torch.tensor([r]), norm) for r in (2.0, 9.0))
+    assert torch.allclose(inside[..., 3], torch.tensor(0.5))
+    assert (inside.abs() <= 0.5 + 1e-6).all()
+    assert torch.allclose(beyond[..., 3], torch.tensor(0.75))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_row_is_stepped_as_if_alone(norm: Norm) -> None:
+    x, slope, rise = planes(9)
+    slope[4] = torch.nan
+    together = shortest(x, slope, rise, norm)
+    for row in (0, 3, 5, 8):
+        at = slice(row, row + 1)
+        assert torch.equal(together[at], shortest(x[at], slope[at], rise[at], norm))
+
+
+def test_a_norm_without_such_a_projection_is_refused() -> None:
+    with pytest.raises(ValueError, match="l0"):
+        shortest(*planes(1), "l0")
