@@ -39,7 +39,8 @@ WORTH = 0.99
 @dataclass(frozen=True, kw_only=True)
 class Params:
     steps: Count = 100
-    """Looks for each class."""
+    """Looks for each class, a pass forward and back each; 150 are as many passes as 100 iterations
+    of the authors' code."""
     targets: Count = 9
     restarts: Count = 1
     """Runs towards each class; all but the first from a random point."""
