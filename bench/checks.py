@@ -142,10 +142,11 @@ def _one_step(runs: Runs) -> list[Sign] | None:
 
 
 def _black_box(runs: Runs) -> list[Sign] | None:
-    """All white-box attacks together against each attack that sees less."""
+    """All white-box attacks together against each attack that sees less. An ensemble says nothing
+    here: it may hold the very attack by scores that it is held against."""
     found, pairs = [], 0
     for group in grouped(runs, AT):
-        white = [run for run in group if run.white]
+        white = [run for run in group if run.white and "parts" not in run.cell.traits]
         for run in (run for run in group if run.black and white):
             pairs += 1
             together = _together(white)
