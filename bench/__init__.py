@@ -15,25 +15,27 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
                  itself says of it; and every promise checked
   engine           the loop of every attack rule, over (example, eps, restart) items in one batch;
                    graphs, a turn of it recorded for a GPU
+  ensemble         attacks made of attacks, each on what still stands
   copies           what is attacked in a model's place, probed against it; exchange, its layers
                    exchanged for cheaper ones
-  geometry         norms, balls, boxes; losses, what is ascended; rng, noise keyed by example,
+  geometry         norms, balls, boxes; hyperplane, the nearest point of a plane inside a box;
+                   losses, what is ascended; rng, noise keyed by example
   guard            a model's state, which comes back as it was; heap, memory kept,
   meter            passes counted, the floor timed
   records      per-example records on disk; files, written whole or not at all;
                images, image files in and out
   metrics      the definitions of every rate
   tables       records -> one row per cell; crosscheck, ours against a reference; distances, how
-               near the searches for the least distance came
-  explain      why two cells disagree, by experiment: hypotheses, one change of a side towards the
-               other each; trial, both sides run and seen; naming, cells by name; explanations kept
+               near the searches for the least distance came; comparisons, every two attacks and
+               models on the same examples
+  audit/       signs that an attack has failed rather than the defence held
+  explain/     why two cells disagree, by experiment
   beside       published figures joined with measured ones
   results      a run read back from its folder
-  publication  table.csv, plots (style, curves, security, grids, transfer, variation), report
-               (views, formats): what people read
+  publication  table.csv, plots/, report/ (formats): what people read
   single       one image under one attack; story, how it is told
-  speed        the same work through bench, a bare loop and other libraries, timed side by side
-  cli, api     what people type
+  speed/       the same work through bench, a bare loop and other libraries, timed side by side
+  cli/, api    what people type
 
 attacks/, models/, datasets/ and training/ hold one file for each thing (training: `standard` trains
 a model, `adversarial` crafts what it is trained against, `attacker` trains an attack that learns);

@@ -7,7 +7,10 @@ from typing import Any
 import numpy.typing as npt
 from torch import Tensor
 
-from bench import files, plots, records, report, signs, tables, transfer
+from bench import files, records, tables
+from bench.audit import signs
+from bench.plots import drawing, transfer
+from bench.report import writing
 from bench.results import Results
 
 SHOWN = 5
@@ -37,8 +40,8 @@ def write(found: Results, folder: Path) -> Path:
     for name, frame in frames.items():
         files.write_whole(folder / name, frame.to_csv(index=False).encode())
     pictures = list(_pictures(found, folder))
-    drawn = plots.draw(found.table, pictures, folder, found.published, found.searches)
-    page, _ = report.write(
+    drawn = drawing.draw(found.table, pictures, folder, found.published, found.searches)
+    page, _ = writing.write(
         folder,
         title=found.provenance["suite"]["title"],
         table=found.table,
@@ -75,7 +78,7 @@ def _told(provenance: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pictures(found: Results, folder: Path) -> Iterator[plots.Picture]:
+def _pictures(found: Results, folder: Path) -> Iterator[drawing.Picture]:
     """The first attacked examples of every cell whose adversarial images were kept.
 
     A cross-check's reference is left out: its images are compared pixel by pixel elsewhere. So is
@@ -96,7 +99,7 @@ def _pictures(found: Results, folder: Path) -> Iterator[plots.Picture]:
         seen = rows["example"] < min(len(kept[cell.identity]), len(clean))
         for row in rows[rows["clean_correct"] & seen].head(SHOWN).to_dict("records"):
             at = row["example"]
-            yield plots.Picture(
+            yield drawing.Picture(
                 model=cell.model,
                 attack=cell.attack,
                 norm=cell.norm,

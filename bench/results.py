@@ -6,20 +6,12 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench import (
-    audit,
-    beside,
-    comparisons,
-    crosscheck,
-    distances,
-    explanations,
-    metrics,
-    records,
-    tables,
-)
+from bench import beside, comparisons, crosscheck, distances, metrics, records, tables
+from bench.audit import findings
 from bench.distances import Search
 from bench.errors import RecordError, SuiteError
-from bench.explanations import Explanation
+from bench.explain import explanations
+from bench.explain.explanations import Explanation
 from bench.plan import Cell
 from bench.published import Published
 
@@ -40,7 +32,7 @@ class Results(NamedTuple):
     explanations: list[Explanation]
     published: pd.DataFrame
     violations: pd.DataFrame
-    audit: audit.Audit
+    audit: findings.Audit
 
     @property
     def notes(self) -> list[str]:
@@ -114,5 +106,5 @@ def read(folder: Path) -> Results:
         published=beside.join(table, entries),
         violations=tables.violations(stored),
         # A run made before models were probed has no probes.
-        audit=audit.audit(plan, table, stored, provenance.get("probes", {})),
+        audit=findings.audit(plan, table, stored, provenance.get("probes", {})),
     )

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from bench import files, loading, meter, plan, provenance, records
+from bench.audit.probed import probed
 from bench.entries import Suite
 from bench.errors import SuiteError
-from bench.probed import probed
 from bench.session import Session
 
 KEPT_IMAGES = 256

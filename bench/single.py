@@ -10,13 +10,14 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from bench import images, loading, plan, plots, registry
+from bench import images, loading, plan, registry
 from bench.contracts import Data, Model, Shape
 from bench.entries import AttackEntry, DataEntry, ModelEntry
 from bench.errors import SuiteError
 from bench.guard import evaluating
+from bench.plots import drawing
+from bench.plots.style import STYLE
 from bench.session import Session
-from bench.style import STYLE
 
 TOP = 5
 _EXAMPLE = re.compile(r"(?P<data>\w+):(?P<index>\d+)")
@@ -98,7 +99,7 @@ def attack(
     again = images.decode(png, min(shape[1:]), min(shape[1:]), shape[0])
     factor = magnify or _factor(x_adv - x)
     figure = _figure(x, x_adv, factor, [answer.top[0] for answer in answers])
-    drawn, _ = plots.save(figure, out / f"{stem}-attack")
+    drawn, _ = drawing.save(figure, out / f"{stem}-attack")
     return Single(
         name=image,
         model=model.label,

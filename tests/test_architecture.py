@@ -16,16 +16,12 @@ ROOT = Path(bench.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "errors", "heap", "files", "images", "checking", "rng", "contracts", "geometry", "hyperplane",
-    "losses",
-    "guard", "checkpoint", "models", "datasets", "attacks", "registry", "catalogue", "published",
-    "entries", "suite", "plan", "planned", "batch", "graphs", "engine", "meter", "judge",
-    "craft", "ensemble", "measure", "provenance", "exchange", "copies", "preflight",
-    "metrics", "signs", "probes", "feed", "loading", "records", "session", "probed", "runner",
-    "tables", "distances", "comparisons", "evidence", "checks", "audit",
-    "crosscheck", "sides", "hypotheses", "trial", "naming", "explanations", "explain", "beside",
-    "results", "formats", "style", "curves", "grids", "transfer", "variation", "security", "plots",
-    "views", "compared", "audited", "report", "publication", "single", "story", "api", "training",
-    "speed", "cli", "__main__",
+    "losses", "guard", "checkpoint", "models", "datasets", "attacks", "registry", "catalogue",
+    "published", "entries", "suite", "plan", "planned", "batch", "graphs", "engine", "meter",
+    "judge", "craft", "ensemble", "measure", "provenance", "exchange", "copies", "preflight",
+    "metrics", "feed", "loading", "records", "session", "audit", "runner", "tables", "distances",
+    "comparisons", "crosscheck", "explain", "beside", "results", "formats", "plots", "report",
+    "publication", "single", "story", "api", "training", "speed", "cli", "__main__",
 ]  # fmt: skip
 """Every module imports only what stands before it, or beside it in its own folder."""
 HOMES = ("attacks", "models", "datasets", "training", "speed")
@@ -117,14 +113,13 @@ def test_no_broad_except_hides_a_bug_outside_a_strangers_code() -> None:
         for node in ast.walk(tree(path))
         if isinstance(node, ast.ExceptHandler) and catches_all(node.type)
     ]
-    # A checkpoint's bytes, a copy of a user's model, a library's reader, a user's forward that is
-    # traced or recorded, a user's factory, forward, file and module, a cell, a model or attack that
-    # is probed, a library's attack, a training's progress.
+    # A model or attack that is probed, a checkpoint's bytes, a copy of a user's model, a library's
+    # reader, a user's forward that is traced or recorded, a user's factory, forward, file and
+    # module, a cell, a library's attack, a training's progress.
     assert sorted(broad) == [
-        "checkpoint.py", "copies.py", "datasets/mnist.py", "exchange.py", "graphs.py",
-        "loading.py", "preflight.py", "probed.py", "registry.py", "registry.py", "runner.py",
-        "speed/race.py",
-        "training/progress.py",
+        "audit/probed.py", "checkpoint.py", "copies.py", "datasets/mnist.py", "exchange.py",
+        "graphs.py", "loading.py", "preflight.py", "registry.py", "registry.py", "runner.py",
+        "speed/race.py", "training/progress.py",
     ]  # fmt: skip
 
 

@@ -13,13 +13,15 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import bench
-from bench import audit, audited, checks, probes, records, registry, results, signs
+from bench import records, registry, results
+from bench.audit import checks, findings, probes, signs
+from bench.audit.evidence import Run
+from bench.audit.signs import Kind, Sign
 from bench.cli import cli
 from bench.contracts import Curve, Threat
 from bench.errors import RecordError
-from bench.evidence import Run
 from bench.plan import Cell
-from bench.signs import Kind, Sign
+from bench.report import audited
 
 HERE = Path(__file__).parent
 N = 100
@@ -484,7 +486,7 @@ def test_a_random_model_that_votes_under_attacks_that_average_is_cared_for() -> 
         )
         table = pd.DataFrame({"cell": ["c"], "status": ["ok"], "eps": [0.1]})
         stored = records.Stored(frame, [], {})
-        assert len(audit.audit([cell], table, stored, probed).signs) == left
+        assert len(findings.audit([cell], table, stored, probed).signs) == left
 
 
 # ------------------------------------------------------------------------------------- the words
@@ -511,7 +513,7 @@ def test_a_sign_survives_json() -> None:
 def test_a_table_of_signs_has_every_id_and_the_page_the_first() -> None:
     (sign,) = found(signs.STEPS, run(SOME, **other("steps", "40")), run(MOST)) or []
     assert signs.frame([sign])["examples"].item() == " ".join(map(str, range(40, 60)))
-    (told,) = audited.told(audit.Audit(["net"], [sign], []), {0.1: "0.1"})
+    (told,) = audited.told(findings.Audit(["net"], [sign], []), {0.1: "0.1"})
     assert told.signs is not None
     assert "40, 41, 42, 43, 44, ..." in told.signs.rows[0]
     assert told.verdict.startswith("1 of 19 signs looked for: more steps do worse")

@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 
 import bench
-from bench import beside, metrics, plots, publication, results, suite, views
+from bench import beside, metrics, publication, results, suite
 from bench.errors import SuiteError
+from bench.plots import drawing
 from bench.published import Published
+from bench.report import views
 
 SUITE = """
 schema = 1
@@ -184,7 +186,7 @@ def test_what_differs_within_a_source_has_a_column_of_its_own() -> None:
 
 def test_published_accuracies_are_drawn_in_grey_and_named_in_the_legend() -> None:
     published = joined(eps=(0.1, 0.2), values=(0.5, 0.3))
-    figure = plots.accuracy_versus_eps(cells(), "net", "linf", published)
+    figure = drawing.accuracy_versus_eps(cells(), "net", "linf", published)
     line = figure.axes[0].get_lines()[-1]
     assert np.asarray(line.get_ydata()).tolist() == [50.0, 30.0]
     assert (line.get_linestyle(), line.get_color()) == (":", "0.35")
@@ -194,7 +196,7 @@ def test_published_accuracies_are_drawn_in_grey_and_named_in_the_legend() -> Non
 def test_at_a_single_eps_the_published_accuracy_lies_in_the_row_of_its_attack() -> None:
     table = cells().iloc[:1]
     other = table.assign(attack="BIM", robust_correct=30)
-    figure = plots.accuracy_versus_eps(pd.concat([other, table]), "net", "linf", joined())
+    figure = drawing.accuracy_versus_eps(pd.concat([other, table]), "net", "linf", joined())
     line = figure.axes[0].get_lines()[-1]
     rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert rows[int(np.asarray(line.get_ydata())[0])] == "FGSM"
@@ -202,9 +204,9 @@ def test_at_a_single_eps_the_published_accuracy_lies_in_the_row_of_its_attack() 
 
 
 def test_figures_that_are_no_robust_accuracy_of_this_model_are_not_drawn() -> None:
-    bare = plots.accuracy_versus_eps(cells(), "net", "linf")
+    bare = drawing.accuracy_versus_eps(cells(), "net", "linf")
     for published in (joined(figure="error_rate"), joined().assign(model="other")):
-        figure = plots.accuracy_versus_eps(cells(), "net", "linf", published)
+        figure = drawing.accuracy_versus_eps(cells(), "net", "linf", published)
         assert len(figure.axes[0].get_lines()) == len(bare.axes[0].get_lines())
 
 

@@ -7,19 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench import (
-    compared,
-    comparisons,
-    metrics,
-    plan,
-    plots,
-    publication,
-    results,
-    runner,
-    suite,
-    transfer,
-)
+from bench import comparisons, metrics, plan, publication, results, runner, suite
 from bench.errors import SuiteError
+from bench.plots import drawing, transfer
+from bench.report import compared
 
 HEAD = """
 schema = 1
@@ -289,7 +280,7 @@ def test_each_seed_is_a_matrix_of_its_own_where_examples_are_crafted_elsewhere()
 def test_a_runs_folder_has_both_tables_and_its_page_both_sections(
     found: results.Results, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plots, "draw", lambda *_: [])  # seconds of figures, tested elsewhere
+    monkeypatch.setattr(drawing, "draw", lambda *_: [])  # seconds of figures, tested elsewhere
     page = publication.write(found, folder).read_text(encoding="utf-8")
     assert "<h2>Over seeds</h2>" in page
     assert "LeNet is robust on " in page

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench import cli, explain, explanations, results, runner, suite, views
+from bench import cli, results, runner, suite
 from bench.errors import RecordError, SuiteError
-from bench.explanations import Explanation
+from bench.explain import explanations, search
+from bench.explain.explanations import Explanation
+from bench.report import views
 
 USER = '''
 """Attacks that declare nothing, and a net that is sure of itself: what a user may bring."""
@@ -169,7 +171,7 @@ def explained(tmp_path: Path) -> Explain:
         text = SUITE.format(ours=ours, theirs=theirs, eps=eps, limit=limit, model=model)
         path = tmp_path / "pair.toml"
         path.write_text(text, encoding="utf-8")
-        return explain.run(str(path), "net/ours", "net/theirs", options(limit))
+        return search.run(str(path), "net/ours", "net/theirs", options(limit))
 
     return ask
 
@@ -340,7 +342,7 @@ def test_a_cell_that_is_not_there_or_does_not_compare_is_the_users_mistake(
     ours: str, theirs: str, told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SuiteError) as raised:
-        explain.run(str(written(tmp_path)), ours, theirs, options())
+        search.run(str(written(tmp_path)), ours, theirs, options())
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
 

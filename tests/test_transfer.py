@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import bench
-from bench import plan, results, runner, suite, transfer, variation, views
+from bench import plan, results, runner, suite
 from bench.errors import SuiteError
 from bench.models import softmax
+from bench.plots import transfer, variation
+from bench.report import views
 
 HEAD = """
 schema = 1

@@ -8,7 +8,7 @@ import click
 from bench.cli.app import DATA_DIR, DEVICE, cli
 
 if TYPE_CHECKING:
-    from bench.explanations import Explanation
+    from bench.explain.explanations import Explanation
 
 
 @cli.command()
@@ -35,8 +35,8 @@ def explain(
     """
     from rich.console import Console
 
-    from bench import explain as explainer
     from bench import loading, runner
+    from bench.explain import search as explainer
 
     options = runner.Options(
         device=device,

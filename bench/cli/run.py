@@ -88,7 +88,7 @@ def _print_summary(found: "Results") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from bench import audited, compared
+    from bench.report import audited, compared
 
     console = Console()
     table = found.table

@@ -13,10 +13,11 @@ from urllib.parse import quote
 import pandas as pd
 from safetensors.torch import save
 
-from bench import geometry, plots, provenance, registry
+from bench import geometry, provenance, registry
 from bench.contracts import Data
 from bench.files import write_whole
 from bench.formats import NORMS, many, markdown, number, seconds
+from bench.plots import drawing
 from bench.training import attacker_figures as figures
 from bench.training.attacker import Trained, learner, outcome
 from bench.training.attacker_recipe import AttackRecipe
@@ -76,7 +77,7 @@ def publish(recipe: AttackRecipe, trained: Trained, data_dir: Path, folder: Path
         "examples": figures.examples(x.cpu(), y.cpu(), on_cpu, classes, recipe.attack.eps),
     }
     for name, figure in drawn.items():
-        plots.save(figure, weights.with_name(f"{weights.stem}-{name}"))
+        drawing.save(figure, weights.with_name(f"{weights.stem}-{name}"))
     write_whole(weights.with_suffix(".md"), page(recipe, card, weights.stem).encode())
     return weights
 

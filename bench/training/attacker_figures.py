@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from bench import metrics
-from bench.style import PALETTE, STYLE, short
+from bench.plots.style import PALETTE, STYLE, short
 from bench.training.attacker import Epoch, Outcome
 
 DASHES = ("-", "--", ":", "-.")

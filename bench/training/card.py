@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from bench import plots, provenance, registry
+from bench import provenance, registry
 from bench.contracts import Data
 from bench.files import write_whole
+from bench.plots import drawing
 from bench.training import figures, page
 from bench.training.adversarial import Craft
 from bench.training.recipe import Recipe
@@ -101,7 +102,7 @@ def publish(recipe: Recipe, runs: Sequence[Run], data_dir: Path, folder: Path) -
         "predictions": figures.predictions(images, labels, chosen.pred, names),
     }
     for name in page.FIGURES:
-        plots.save(drawn[name], weights.with_name(f"{weights.stem}-{name}"))
+        drawing.save(drawn[name], weights.with_name(f"{weights.stem}-{name}"))
     page.write(recipe, weights)
     return weights
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from torch import Tensor
 
 from bench import metrics
-from bench.style import PALETTE, STYLE, short
+from bench.plots.style import PALETTE, STYLE, short
 from bench.training.standard import Epoch
 
 SHOWN = 40

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median_low
 from typing import Any
 
-from bench import plan, probes, signs
+from bench import plan
+from bench.audit import probes, signs
 from bench.contracts import Threat
 from bench.session import Session
 

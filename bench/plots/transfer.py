@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from bench.formats import DASH, NORMS, absent, percent, words
-from bench.style import STYLE, short
+from bench.plots.style import STYLE, short
 
 PANELS = 4
 """Matrices side by side in one figure; of more eps, the largest are drawn."""

@@ -7,7 +7,7 @@ import pandas as pd
 
 from bench import comparisons
 from bench.formats import absent, count, many, number, rate, words
-from bench.views import Footnotes, Row, View, eps_name, groups, norm_name, pivot, records
+from bench.report.views import Footnotes, Row, View, eps_name, groups, norm_name, pivot, records
 
 _PAIR = ("compared", "model", "attack", "norm", "goal", "target", "first", "second")
 

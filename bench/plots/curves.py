@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.formats import NORMS, eps_names, number, words
-from bench.style import OWN, PALETTE, STYLE, empty, short
+from bench.plots.style import OWN, PALETTE, STYLE, empty, short
 
 MARKERS = "osD^vPX<>phd"
 PUBLISHED_MARKERS = "x+1234"

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench import metrics
+from bench.audit.signs import Kind, Sign
 from bench.metrics import Outcomes
 from bench.plan import Cell
-from bench.signs import Kind, Sign
 
 DOUBT = 0.001
 """A fair coin's chance below which one attack is better than another: eleven examples to none. A

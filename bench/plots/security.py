@@ -10,10 +10,10 @@ import matplotlib
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from bench.curves import MARKERS, UNITS
 from bench.distances import Search, security_curve
 from bench.formats import NORMS, words
-from bench.style import OWN, PALETTE, STYLE, short
+from bench.plots.curves import MARKERS, UNITS
+from bench.plots.style import OWN, PALETTE, STYLE, short
 
 DASHES = ("-", "--", "-.", ":")
 

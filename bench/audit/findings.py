@@ -1,7 +1,7 @@
 """The audit: the signs in a run that an attack has failed, and those that were not looked for.
 
-What a model showed when it was probed (`bench.probes`) is read from provenance.json; everything
-else is found in the records (`bench.checks`). Neither needs the model.
+What a model showed when it was probed (`bench.audit.probes`) is read from provenance.json;
+everything else is found in the records (`bench.audit.checks`). Neither needs the model.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench import checks, metrics, probes, signs
+from bench import metrics
+from bench.audit import checks, probes, signs
+from bench.audit.evidence import Run
+from bench.audit.signs import Sign
 from bench.errors import RecordError
-from bench.evidence import Run
 from bench.plan import Cell
 from bench.records import Stored
-from bench.signs import Sign
 
 UNTRACED = "no iterated gradient attack of bench's own, untargeted, was run"
 

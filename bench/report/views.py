@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench import formats, transfer
-from bench.explanations import Explanation
+from bench import formats
+from bench.explain.explanations import Explanation
+from bench.explain.naming import name_of
 from bench.formats import DASH, NORMS, absent, count, is_numeric, many, number, percent, rate, words
-from bench.naming import name_of
+from bench.plots import transfer
 
 Row = dict[Any, Any]
 VERDICTS = ("identical", "equal within noise", "different")

@@ -26,10 +26,10 @@ from bench import metrics
 from bench.batch import mapped
 from bench.contracts import Curve, Items, Norm, step_size
 from bench.crosscheck import SAME_PIXEL, TRAITS
+from bench.explain.sides import Observed, Setup
 from bench.geometry import per_row
 from bench.metrics import Outcomes
 from bench.rng import Noise
-from bench.sides import Observed, Setup
 
 FIRST = ("loss", "alpha", "steps", "restarts")
 """Parameters that are tried in this order, before any others."""

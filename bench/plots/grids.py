@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from bench.formats import words
-from bench.style import PALETTE, STYLE, empty, short
+from bench.plots.style import PALETTE, STYLE, empty, short
 
 
 class Picture(NamedTuple):

@@ -12,15 +12,16 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import explanations, hypotheses, metrics, naming, plan, runner, suite
+from bench import metrics, plan, runner, suite
 from bench.crosscheck import SIGNIFICANT
 from bench.entries import Suite
 from bench.errors import ContractError, SuiteError
-from bench.explanations import Experiment, Explanation, gap_of
-from bench.hypotheses import DOUBLE, Change, Untried
+from bench.explain import explanations, hypotheses, naming
+from bench.explain.explanations import Experiment, Explanation, gap_of
+from bench.explain.hypotheses import DOUBLE, Change, Untried
+from bench.explain.sides import Setup
+from bench.explain.trial import Trial
 from bench.session import Session
-from bench.sides import Setup
-from bench.trial import Trial
 
 CLOSED = 0.05
 """A gap is closed if no more than this share of it is left, or one example: rounding in another

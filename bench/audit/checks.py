@@ -11,8 +11,9 @@ import json
 import operator
 from collections.abc import Callable, Hashable
 
-from bench import metrics, signs
-from bench.evidence import (
+from bench import metrics
+from bench.audit import signs
+from bench.audit.evidence import (
     BETTER,
     DOUBT,
     FEW,
@@ -27,7 +28,7 @@ from bench.evidence import (
     stronger,
     strongest,
 )
-from bench.signs import Kind, Sign
+from bench.audit.signs import Kind, Sign
 
 NEW_PART = 0.01
 """Share of the attacked examples that only an attack by scores breaks. AutoAttack's flag is raised

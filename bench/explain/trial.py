@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from bench import geometry, measure, meter, plan
 from bench.contracts import Items, Norm
 from bench.craft import Examples
+from bench.explain.sides import Observed, Setup, Side, attacked
 from bench.metrics import Outcomes
 from bench.rng import Noise
 from bench.session import Session
-from bench.sides import Observed, Setup, Side, attacked
 
 
 class Trial:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from bench.audit import Audit
+from bench.audit.findings import Audit
+from bench.audit.signs import KINDS, Sign
 from bench.formats import many
-from bench.signs import KINDS, Sign
-from bench.views import Footnotes, View, eps_name, norm_name
+from bench.report.views import Footnotes, View, eps_name, norm_name
 
 SHOWN = 5
 """Example ids that are shown of a sign; audit.csv has them all."""

@@ -22,13 +22,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from bench import security, transfer, variation
-from bench.curves import accuracy_versus_eps, untargeted
 from bench.distances import Search
 from bench.files import write_whole
 from bench.formats import DASH, NORMS, absent, eps_names, factor, words
-from bench.grids import Picture, example_grid, perturbation_grid
-from bench.style import OWN, PALETTE, STYLE, empty, short
+from bench.plots import security, transfer, variation
+from bench.plots.curves import accuracy_versus_eps, untargeted
+from bench.plots.grids import Picture, example_grid, perturbation_grid
+from bench.plots.style import OWN, PALETTE, STYLE, empty, short
 
 __all__ = [
     "Picture",

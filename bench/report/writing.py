@@ -16,9 +16,9 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from bench import audited, compared, formats, views
-from bench.audit import Audit
-from bench.explanations import Explanation
+from bench import formats
+from bench.audit.findings import Audit
+from bench.explain.explanations import Explanation
 from bench.files import write_whole
 from bench.formats import (
     DASH,
@@ -31,8 +31,9 @@ from bench.formats import (
     rate,
     words,
 )
-from bench.plots import Plot
-from bench.views import View
+from bench.plots.drawing import Plot
+from bench.report import audited, compared, views
+from bench.report.views import View
 
 LARGEST_SVG = 400_000  # bytes; above it (photographs inside) the PNG is smaller and as sharp
 COUNTING = (

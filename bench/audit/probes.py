@@ -3,7 +3,7 @@
 Each model of a run is probed once, on its first correct examples, after the cells are done; what
 was found lies in provenance.json, so that a report can tell it without the model. The thresholds
 are such that a net which hides nothing shows no sign.
-Source: the signs of `bench.signs`, each with its own.
+Source: the signs of `bench.audit.signs`, each with its own.
 """
 
 import dataclasses
@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from bench import batch, engine, geometry, rng, signs
+from bench import batch, engine, geometry, rng
+from bench.audit import signs
+from bench.audit.signs import Kind, Sign
 from bench.contracts import Curve, Loss, Threat, step_size
 from bench.guard import tensor_cores, untouched
 from bench.losses import to_ascend
 from bench.preflight import BATCH, RANDOM, are_probabilities
-from bench.signs import Kind, Sign
 
 LEAST, MOST, SHARE = 16, 64, 32
 """Examples probed: one of so many, but so many at least and at most; of a thousand images of MNIST

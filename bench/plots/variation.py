@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from bench.curves import MARKERS
 from bench.formats import NORMS, absent, words
-from bench.style import PALETTE, STYLE, short
+from bench.plots.curves import MARKERS
+from bench.plots.style import PALETTE, STYLE, short
 
 SIZES = ("mean_l1", "mean_l2", "mean_linf")
 
