@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import engine, geometry, meter, rng
-from bench.contracts import Curve, Threat
+from bench.contracts import Curve, Norm, Threat
 from bench.errors import ContractError
 from bench.guard import evaluating, tensor_cores
 from bench.judge import Verdict, Vote, judge
@@ -237,3 +237,26 @@ def success(curve: Curve, examples: Examples, pred: Tensor) -> Tensor:
 def allowed(eps: float) -> float:
     """The largest distance that still counts as within eps."""
     return eps + ABSOLUTE + RELATIVE * eps
+
+
+def violations(x_adv: Tensor, x: Tensor, eps: float, norm: Norm, pred: Tensor) -> list[str]:
+    """For each returned image the promise that it breaks, measured and allowed; "" if none.
+
+    Shapes: x_adv, x (n, c, h, w); pred (n,), -1 where the model's output was not finite.
+    """
+    finite = x_adv.flatten(1).isfinite().all(1)
+    low, high = x_adv.flatten(1).amin(1), x_adv.flatten(1).amax(1)
+    far = geometry.distance(x_adv, x, norm)
+    most = allowed(eps)
+    found = [""] * len(x)
+    suspect = ~finite | (low < 0) | (high > 1) | (far > most) | (pred < 0)
+    for row in suspect.nonzero()[:, 0].tolist():
+        if not finite[row]:
+            found[row] = "image is not finite"
+        elif low[row] < 0 or high[row] > 1:
+            found[row] = f"pixels in [{low[row]:.6g}, {high[row]:.6g}], allowed [0, 1]"
+        elif far[row] > most:
+            found[row] = f"{norm} distance {far[row]:.8g}, allowed {most:.8g}"
+        else:
+            found[row] = "the model's output is not finite"
+    return found

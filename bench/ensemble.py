@@ -1,8 +1,9 @@
 """An ensemble: its parts one after another, each on the examples that those before left standing.
 
-After every part the model itself judges, so an example counts as broken exactly if one part broke
-it: the count never rises from one part to the next (law L21), and which part it was is kept. At
-each eps an ensemble starts anew; under sweep = "nested" with what no smaller eps broke.
+After every part the model itself judges, and ball and box are verified, so an example counts as
+broken exactly if one part broke it: the count never rises from one part to the next (law L21), and
+which part it was is kept. At each eps an ensemble starts anew; under sweep = "nested" with what no
+smaller eps broke.
 """
 
 from dataclasses import replace
@@ -82,12 +83,18 @@ def _part(
         got, again = craft.confirmed(model, own, few, got.rows, got, verdicts)
         if again:
             verdicts = craft.verdicts_on(model, own, few, got, judged_rows or got.rows)
-    won = craft.success(own, few, verdicts[0].pred)
+    eps, pred = curve.eps[at], verdicts[0].pred
+    images = craft.returned(own, eps, few.x, got, 0)
+    broken_promises = craft.violations(images, few.x, eps, curve.norm, pred)
+    kept = torch.tensor([not promise for promise in broken_promises], device=left.device)
+    won = craft.success(own, few, pred) & kept
     raw.forwards[at, left] += got.forwards[0]
     raw.backwards[at, left] += got.backwards[0]
     raw.seconds[at] += got.seconds[0]
+    # What breaks its promise is no success, and is shown where no later part succeeds.
+    raw.x_adv[at, left[~kept]] = images[~kept]
     broken = left[won]
-    raw.x_adv[at, broken] = got.x_adv[0, won]
+    raw.x_adv[at, broken] = images[won]
     raw.part[at, broken] = number
     raw.first_success[at, broken] = got.first_success[0, won]
     return raw._replace(rows=got.rows)

@@ -8,6 +8,12 @@ from torch import Tensor
 
 from bench.contracts import Norm
 
+MOST = 40
+"""Newton's steps; rarely more than ten are needed, and after fewer than are the step falls short of
+the hyperplane."""
+ENOUGH = 4
+"""How many roundings of the level are no rise of it."""
+
 
 def shortest(x: Tensor, slope: Tensor, rise: Tensor, norm: Norm) -> Tensor:
     """The step d of least norm for which <slope, d> = rise and x + d is in the box [0, 1].
@@ -21,7 +27,9 @@ def shortest(x: Tensor, slope: Tensor, rise: Tensor, norm: Norm) -> Tensor:
     scale = gradient.abs().amax(1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
     steep, needed = gradient.abs() / scale, rise.abs()[:, None] / scale
     flat = x.flatten(1)
-    room = torch.where(gradient > 0, 1 - flat, flat).masked_fill(gradient == 0, 0)
+    way = gradient.sign()
+    # 1 - x up, x down, 0 where nothing is to be had; several times quicker than torch.where.
+    room = (0.5 + 0.5 * way - way * flat) * way.abs()
     if norm == "linf":
         moved = torch.minimum(_level(steep, room, steep * room, needed), room)
     elif norm == "l2":
@@ -31,23 +39,30 @@ def shortest(x: Tensor, slope: Tensor, rise: Tensor, norm: Norm) -> Tensor:
         moved = _steepest_first(steep, room, needed)
     else:
         raise ValueError(f"there is no projection onto a hyperplane in {norm}")
-    return (gradient.sign() * moved).view_as(x)
+    return (way * moved).view_as(x)
 
 
 def _level(weight: Tensor, reach: Tensor, most: Tensor, needed: Tensor) -> Tensor:
     """The level at which the sum over i of weight_i min(level, reach_i) is what is needed, (n, 1).
 
     Shapes: weight, reach and most = weight * reach (n, d), needed (n, 1). The sum is concave and
-    piecewise linear in the level: the least of its tangents, one from each point at which an entry
-    has reached its end. So the level is the largest of those at which a tangent has what is needed.
+    piecewise linear in the level, so Newton's steps from 0 rise to the root without passing it, and
+    end in it once its piece is reached: a handful of sums, where a sort of the reaches is ten times
+    as slow. A row at its root stays there, so none depends on how long another one takes.
     """
-    order = reach.argsort(1)
-    ended = most.gather(1, order)
-    before = ended.cumsum(1) - ended
-    moving = weight.gather(1, order).flip(1).cumsum(1).flip(1)
     limits = torch.finfo(weight.dtype)
-    at = (needed - before) / moving.clamp_min(limits.tiny)
-    return at.amax(1, keepdim=True).clamp(0, limits.max)  # finite, so that 0 times it is 0
+    level = torch.zeros_like(needed)
+    for _ in range(MOST):
+        ended = (level - reach).sign_().add_(1).clamp_max_(1)  # 1 where level >= reach, else 0
+        there = (ended * most).sum(1, keepdim=True)
+        moving = (weight - ended * weight).sum(1, keepdim=True)
+        # Nothing left to move: the level is of no consequence, but finite, or 0 times it is NaN.
+        root = ((needed - there) / moving.clamp_min(limits.tiny)).clamp(0, limits.max)
+        rises = root > level * (1 + ENOUGH * limits.eps)
+        level = torch.where(rises, root, level)
+        if level.device.type == "cpu" and not rises.any():
+            break
+    return level
 
 
 def _steepest_first(steep: Tensor, room: Tensor, needed: Tensor) -> Tensor:

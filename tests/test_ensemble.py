@@ -1,5 +1,6 @@
 """An ensemble: its parts on what those before left, its verdicts the model's, its counts exact."""
 
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -92,6 +93,41 @@ def test_a_later_part_is_asked_only_about_what_still_stands(lenet: nn.Module, ba
     early = told[told["part"] == "apgd-ce"]
     assert len(early) > 30
     assert (early["forwards"] <= SHORT["steps"]).all()
+
+
+CHEAT = """
+from dataclasses import dataclass, replace
+from bench import Attack
+from bench.attacks import autoattack
+from bench.contracts import Part
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    pass
+
+NEGATIVE = Attack(
+    summary="the negative, whatever eps is", source="this test", params=Params,
+    norms=("linf",), goals=("untargeted",), run=lambda model, x, y, threat, params, noise: 1 - x,
+)
+CHEAT = Part("cheat", "cheat", NEGATIVE, Params())
+APGD = autoattack.parts(autoattack.Params(steps=15, targets=3, queries=60), "linf")[0]
+ALONE = replace(NEGATIVE, run=None, parts=lambda params, norm: [CHEAT])
+HELPED = replace(NEGATIVE, run=None, parts=lambda params, norm: [CHEAT, APGD])
+"""
+
+
+@pytest.mark.parametrize("name", ["ALONE", "HELPED"])
+def test_a_part_that_leaves_the_ball_breaks_nothing_and_hides_nothing_from_later_parts(
+    lenet: nn.Module, batch: Batch, records: pd.DataFrame, tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / "cheat.py"
+    file.write_text(CHEAT)
+    told = evaluated(lenet, batch, f"{file}:{name}", eps=0.06, params={}).records
+    told = told[told["clean_correct"]]
+    broken = (records["eps"] == 0.06) & (records["part"] == "apgd-ce")
+    assert told["fooled"].sum() == (broken.sum() if name == "HELPED" else 0)
+    assert (told["violation"] != "").sum() > 10
+    assert (told["fooled"] == (told["violation"] == "")).all()
 
 
 def test_a_model_of_three_classes_is_refused_with_a_reason() -> None:

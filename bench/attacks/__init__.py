@@ -32,6 +32,15 @@ def annealed(first: float, last: float, k: Tensor, steps: int) -> Tensor:
     return last + (first - last) * (1 + torch.cos(torch.pi * k / steps)) / 2
 
 
+def found(
+    x: Tensor, far: Tensor, fooled: Tensor, nearest: Tensor, best: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Distance (n,) and image (n, *input) of the nearest adversarial iterate of a search, after
+    iterates `x` at distances `far` (n,); before them, `nearest` (infinite if none) and `best`."""
+    nearer = fooled & (far < nearest)
+    return torch.where(nearer, far, nearest), torch.where(geometry.per_row(nearer, x), x, best)
+
+
 Share = Annotated[float, Gt(0), Le(1)]
 
 

@@ -18,7 +18,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor
 
 from bench import geometry
-from bench.attacks import annealed
+from bench.attacks import annealed, found
 from bench.contracts import Attack, Count, Items, Loss, Norm, Rule, Seen
 from bench.rng import Noise
 
@@ -56,9 +56,7 @@ def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
 
 def respond(state: State, seen: Seen, items: Items, params: Params, norm: Norm) -> State:
     far = geometry.distance(state.x, items.x, norm)
-    nearer = seen.fooled & (far < state.nearest)
-    nearest = torch.where(nearer, far, state.nearest)
-    best = torch.where(geometry.per_row(nearer, state.x), state.x, state.best)
+    nearest, best = found(state.x, far, seen.fooled, state.nearest, state.best)
 
     eps = state.eps * torch.where(seen.fooled, 1 - params.gamma, 1 + params.gamma)
     corner = torch.maximum(items.x, 1 - items.x)  # no image is further away than this

@@ -26,6 +26,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from bench import geometry, hyperplane
+from bench.attacks import found
 from bench.contracts import Attack, Count, Items, Loss, Norm, Rule, Seen
 from bench.geometry import per_row
 from bench.rng import Noise
@@ -83,8 +84,7 @@ def _random_start(items: Items, noise: Noise, norm: Norm) -> Tensor:
 def respond(state: State, seen: Seen, items: Items, params: Params, norm: Norm) -> State:
     x = state.x
     far = geometry.distance(x, items.x, norm)
-    nearest = torch.where(seen.fooled, torch.fmin(far, state.nearest), state.nearest)
-    best = torch.where(per_row(nearest < state.nearest, x), x, state.best)
+    nearest, best = found(x, far, seen.fooled, state.nearest, state.best)
     gained = seen.fooled & (far < WORTH * state.nearest)
     pulled = items.x + params.beta * (x - items.x)
     start = torch.where(per_row(seen.fooled, x), pulled, x)

@@ -25,7 +25,7 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from bench import geometry
-from bench.attacks import annealed
+from bench.attacks import annealed, found
 from bench.contracts import Attack, Count, Items, Loss, Norm, Rule, Seen
 from bench.rng import Noise
 
@@ -65,9 +65,7 @@ def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
 
 def respond(state: State, seen: Seen, items: Items, params: Params, norm: Norm) -> State:
     far = geometry.distance(state.x, items.x, norm)
-    nearer = seen.fooled & (far < state.nearest)
-    nearest = torch.where(nearer, far, state.nearest)
-    best = torch.where(geometry.per_row(nearer, state.x), state.x, state.best)
+    nearest, best = found(state.x, far, seen.fooled, state.nearest, state.best)
 
     gamma = annealed(params.gamma, params.gamma_last, items.k, params.steps)
     if norm == "l0":

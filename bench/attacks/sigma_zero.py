@@ -18,7 +18,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from bench import geometry
-from bench.attacks import annealed
+from bench.attacks import annealed, found
 from bench.contracts import Attack, Count, Items, Loss, Norm, Rule, Seen
 from bench.rng import Noise
 
@@ -66,9 +66,7 @@ def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
 
 def respond(state: State, seen: Seen, items: Items, params: Params, norm: Norm) -> State:
     far = geometry.distance(state.x, items.x, norm)
-    nearer = seen.fooled & (far < state.nearest)
-    nearest = torch.where(nearer, far, state.nearest)
-    best = torch.where(geometry.per_row(nearer, state.x), state.x, state.best)
+    nearest, best = found(state.x, far, seen.fooled, state.nearest, state.best)
 
     delta = state.x - items.x
     g = _count_slope(delta, params.sigma) - torch.where(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench import judge, loading, measure, meter
+from bench import craft, judge, loading, meter
 from bench.contracts import Attack, Data, step_size
 from bench.datasets import in_memory
 from bench.entries import DataEntry, ModelEntry
@@ -248,7 +248,7 @@ def judged(task: Task, brought: Brought) -> tuple[Tensor, int] | None:
     x, y, clean = task.x[:m], task.y[:m], task.clean[:m]
     for eps, x_adv in zip(task.eps, brought.x_adv, strict=True):
         pred = judge.judge(task.model, x_adv, task.rows).pred
-        found = measure.violations(x_adv, x, eps, "linf", pred)
+        found = craft.violations(x_adv, x, eps, "linf", pred)
         sound = torch.tensor([not text for text in found], device=pred.device)
         robust.append(clean & ~((pred != y) & sound))
         broken += int((~sound).sum())
