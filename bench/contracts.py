@@ -250,6 +250,13 @@ class Attack:
     channels: tuple[int, ...] | None = None
     """Numbers of input channels it can attack; None for any."""
     implementation: str = "bench"
+    distribution: str = ""
+    """The package that its library comes in, where that is called otherwise."""
+    unavailable: str = ""
+    """Why it cannot run here, such as a library that is not installed; its cells are skipped."""
+    counts_steps: bool = True
+    """False if its own loop does not look at an image once a step of its params, so that its cost
+    is not known before it has run."""
     reads: Callable[[Any], Sequence[Path]] = _no_files
     """(params) -> files that its outcome depends on, such as trained weights; their content
     belongs to the cell's identity."""

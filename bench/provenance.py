@@ -14,7 +14,8 @@ from torch import nn
 
 PACKAGES = (
     "robustness-bench", "torch", "torchvision", "torchattacks", "numpy", "scipy", "pandas",
-    "pyarrow", "scikit-learn", "safetensors", "matplotlib", "seaborn",
+    "pyarrow", "scikit-learn", "safetensors", "matplotlib", "seaborn", "foolbox",
+    "adversarial-robustness-toolbox", "pyautoattack",
 )  # fmt: skip
 
 

@@ -1,0 +1,104 @@
+"""A library that is not there, and what the adapters have in common."""
+
+import contextlib
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import bench
+from bench import foreign, plan, registry, suite
+from bench.errors import SuiteError
+
+LIBRARIES = ("foolbox", "art", "pyautoattack")
+TEXT = """
+schema = 1
+name = "s"
+[data]
+name = "digits"
+[[models]]
+name = "lenet"
+weights = "digits"
+"""
+ATTACK = '[[attacks]]\nname = "{}"\nnorm = "linf"\neps = [0.1]\nparams = {{ anything = 3 }}\n'
+
+
+@pytest.fixture(params=LIBRARIES)
+def gone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a library that cannot be imported."""
+    library: str = request.param
+    monkeypatch.setitem(sys.modules, library, None)
+    return library
+
+
+def told(library: str) -> str:
+    return f"library '{library}' is not installed: pip install \"robustness-bench[peers]\""
+
+
+def test_a_suite_that_mixes_skips_the_cells_of_a_library_that_is_gone(gone: str) -> None:
+    own = ATTACK.format("pgd").replace("params = { anything = 3 }\n", "")
+    text = TEXT + ATTACK.format(f"{gone}:whatever") + own
+    read = suite.parse(text, "s.toml", Path())
+    theirs, ours = plan.tasks(read, plan.known_facts(read))
+    assert [cell.reason for cell in theirs.cells] == [told(gone)]
+    assert theirs.cells[0].implementation == gone
+    assert [cell.reason for cell in ours.cells] == [""]
+
+
+def test_a_suite_of_nothing_else_is_refused_in_one_sentence(gone: str) -> None:
+    text = TEXT + ATTACK.format(f"{gone}:A") + ATTACK.format(f"{gone}:B")
+    with pytest.raises(SuiteError) as refusal:
+        suite.parse(text, "s.toml", Path())
+    assert refusal.value.problems == (f"s.toml: attacks: {told(gone)}",)
+
+
+def test_one_attack_alone_is_refused_in_one_sentence(gone: str) -> None:
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.full((1, 1, 2, 2), 0.5)
+    with pytest.raises(SuiteError) as refusal:
+        bench.evaluate(net, x, net(x).argmax(1), attack=f"{gone}:whatever")
+    assert str(refusal.value) == told(gone)
+
+
+def test_a_library_that_breaks_on_import_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_library.py").write_text("import no_such_thing\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    said = foreign.missing("broken_library")
+    assert said.startswith("library 'broken_library' could not be imported (No module named")
+
+
+def test_the_adapters_alone_do_not_import_their_libraries() -> None:
+    assert {f"{library}:" for library in LIBRARIES} <= set(registry.names("attacks"))
+    assert registry.built_in("attacks", "foolbox:LinfPGD")
+
+
+def test_a_name_is_known_refused_or_unknown() -> None:
+    foreign.check("lib", "A", ["A"], {"B": "it is no attack"})
+    with pytest.raises(SuiteError, match="attack 'lib:B' cannot be used here: it is no attack"):
+        foreign.check("lib", "B", ["A"], {"B": "it is no attack"})
+    with pytest.raises(SuiteError, match="attack 'lib:Aa' is unknown; did you mean 'Aaa'"):
+        foreign.check("lib", "Aa", ["Aaa"], {})
+
+
+def test_what_a_library_prints_and_warns_of_is_not_heard_and_the_users_warnings_are(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with torch.no_grad(), foreign.quiet("loud"):
+        assert torch.is_grad_enabled()
+        print("noise")
+        warnings.warn_explicit("theirs", UserWarning, "loud/x.py", 1, module="loud.x")
+        with contextlib.suppress(UserWarning), pytest.warns(UserWarning, match="mine"):
+            warnings.warn_explicit("mine", UserWarning, "louder.py", 1, module="louder")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_setting_without_a_default_must_be_said_and_a_whole_number_may_be_a_quantity() -> None:
+    settings = [foreign.Setting("steps", int), foreign.Setting("c", float, 1)]
+    kind = foreign.params("Some", __name__, settings)
+    assert kind(steps=3).c == 1.0
+    with pytest.raises(TypeError, match="steps"):
+        kind()
