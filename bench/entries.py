@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.certify import Method
 from bench.contracts import Attack, Count, Goal, Norm, Precision, Stop, Sweep
 from bench.published import Published
 
@@ -86,6 +87,8 @@ class Suite:
     attacks: tuple[AttackEntry, ...]
     crosschecks: tuple[Crosscheck, ...]
     published: tuple[Published, ...]
+    certify: tuple[Method, ...]
+    """How every model is bounded at each eps of the L-inf attacks; empty if it is not."""
     base: Path
     text: str
     """The TOML as read; kept with the run, so that a report needs nothing else."""

@@ -5,6 +5,7 @@ checked for shape, box and ball, and the model is asked again in evaluation mode
 on the image as returned and after rounding it to 8 bits.
 """
 
+import time
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -17,13 +18,13 @@ from bench.contracts import Curve, Norm
 from bench.craft import (
     Crafted,
     Examples,
-    allowed,
     confirmed,
     craft,
     returned,
     searches,
     success,
     verdicts_on,
+    violations,
     vote,
 )
 from bench.guard import untouched
@@ -50,6 +51,9 @@ class Cost(NamedTuple):
     seconds: float
     verify_seconds: float
     floor_seconds: float
+    busy_seconds: float = 0.0
+    """As `seconds` and `floor_seconds`, in the seconds of `meter.busy`."""
+    busy_floor_seconds: float = 0.0
 
 
 class Measured(NamedTuple):
@@ -93,15 +97,19 @@ def measure(
     x_adv = examples.x.cpu().expand(shape).clone()
     raw: Crafted | None = None
     verdicts: list[Verdict] = []
-    judging, judges = 0.0, judged_rows or rows
+    judging, judges, busy = 0.0, judged_rows or rows, 1.0
     if positive and len(chosen.id):
         part = replace(curve, eps=tuple(curve.eps[index] for index in positive))
         attacked = model if source is None else source
         with untouched(attacked):
+            started, worked = time.perf_counter(), meter.busy(examples.x.device)
             if part.attack.parts is not None:
                 raw = ensemble.attack(attacked, part, chosen, rows, copy, judges)
             else:
                 raw = craft(attacked, part, chosen, rows, copy)
+            meter.synchronise(examples.x.device)
+            worked = meter.busy(examples.x.device) - worked
+            busy = worked / (time.perf_counter() - started)
             verdicts, judging = meter.timed(
                 lambda raw=raw: verdicts_on(model, part, chosen, raw, judges), examples.x.device
             )
@@ -133,9 +141,17 @@ def measure(
         x_adv[index, wanted.cpu()] = raw.x_adv[at].cpu()
         records.append(frame)
         forwards, backwards = float(raw.forwards[at].sum()), float(raw.backwards[at].sum())
-        floor_seconds = floor.seconds(forwards, backwards)
         verifying = seconds + judging / len(positive)
-        costs.append(Cost(len(chosen.id), raw.seconds[at], verifying, floor_seconds))
+        costs.append(
+            Cost(
+                attacked=len(chosen.id),
+                seconds=raw.seconds[at],
+                verify_seconds=verifying,
+                floor_seconds=floor.seconds(forwards, backwards),
+                busy_seconds=raw.seconds[at] * busy,
+                busy_floor_seconds=floor.busy_seconds(forwards, backwards),
+            )
+        )
     losses = raw.losses if raw is not None else None
     return Measured(records, costs, x_adv, losses, raw.rows if raw is not None else rows)
 
@@ -234,26 +250,3 @@ def _parts(curve: Curve, part: Tensor, fooled: Tensor, wanted: Tensor) -> list[s
     numbers = torch.full(wanted.shape, -1, device=wanted.device)
     numbers[wanted] = part
     return [labels[k] if k >= 0 else "" for k in torch.where(fooled, numbers, -1).tolist()]
-
-
-def violations(x_adv: Tensor, x: Tensor, eps: float, norm: Norm, pred: Tensor) -> list[str]:
-    """For each returned image the promise that it breaks, measured and allowed; "" if none.
-
-    Shapes: x_adv, x (n, c, h, w); pred (n,), -1 where the model's output was not finite.
-    """
-    finite = x_adv.flatten(1).isfinite().all(1)
-    low, high = x_adv.flatten(1).amin(1), x_adv.flatten(1).amax(1)
-    far = geometry.distance(x_adv, x, norm)
-    most = allowed(eps)
-    found = [""] * len(x)
-    suspect = ~finite | (low < 0) | (high > 1) | (far > most) | (pred < 0)
-    for row in suspect.nonzero()[:, 0].tolist():
-        if not finite[row]:
-            found[row] = "image is not finite"
-        elif low[row] < 0 or high[row] > 1:
-            found[row] = f"pixels in [{low[row]:.6g}, {high[row]:.6g}], allowed [0, 1]"
-        elif far[row] > most:
-            found[row] = f"{norm} distance {far[row]:.8g}, allowed {most:.8g}"
-        else:
-            found[row] = "the model's output is not finite"
-    return found

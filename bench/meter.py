@@ -48,10 +48,18 @@ class Floor(NamedTuple):
     forward: float
     gradient: float
     """One forward and one gradient with respect to the input."""
+    busy_forward: float = 0.0
+    """The same two in `busy` seconds."""
+    busy_gradient: float = 0.0
 
     def seconds(self, forwards: float, backwards: float) -> float:
         """The time of a bare loop of so many row passes; every backward has its forward."""
         return max(forwards - backwards, 0.0) * self.forward + backwards * self.gradient
+
+    def busy_seconds(self, forwards: float, backwards: float) -> float:
+        """The same in `busy` seconds."""
+        own = Floor(self.busy_forward, self.busy_gradient)
+        return own.seconds(forwards, backwards)
 
 
 def floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
@@ -63,11 +71,11 @@ def floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
     """
     sizes = sorted({rows, max(1, rows // 4)})
     with evaluating(model):
-        forwards, gradients = zip(*(_paces(model, x, y, size) for size in sizes), strict=True)
-    return Floor(min(forwards), min(gradients))
+        paces = [_paces(model, x, y, size) for size in sizes]
+    return Floor(*map(min, zip(*paces, strict=True)))
 
 
-def _paces(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> tuple[float, float]:
+def _paces(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
     """Seconds per row of a forward pass and of a gradient, among `rows`."""
     images = noisy(x, rows)
     labels = y[torch.arange(rows, device=x.device) % len(x)]
@@ -80,8 +88,10 @@ def _paces(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> tuple[float, fl
     def gradient() -> None:
         look(model, ascend, images, labels, labels)
 
-    there, back = (median_seconds(work, x.device) / rows for work in (forward, gradient))
-    return there, back
+    (there, busy_there), (back, busy_back) = (
+        median_seconds(work, x.device) for work in (forward, gradient)
+    )
+    return Floor(*(spent / rows for spent in (there, back, busy_there, busy_back)))
 
 
 def noisy(x: Tensor, rows: int) -> Tensor:
@@ -92,13 +102,17 @@ def noisy(x: Tensor, rows: int) -> Tensor:
     return (repeated + 0.4 * noise).clamp(0, 1)
 
 
-def median_seconds(work: Any, device: torch.device, most: float = 0.1) -> float:
-    """Median seconds of `work()`, warmed up: of 3 to 15 calls, as many as `most` seconds allow."""
+def median_seconds(work: Any, device: torch.device, most: float = 0.1) -> tuple[float, float]:
+    """Median seconds of `work()` and median `busy` seconds, warmed up: of 3 to 15 calls, as many as
+    `most` seconds allow."""
     work()
     times: list[float] = []
+    worked: list[float] = []
     while len(times) < 3 or (sum(times) < most and len(times) < 15):
+        before = busy(device)
         times.append(timed(work, device)[1])
-    return statistics.median(times)
+        worked.append(busy(device) - before)
+    return statistics.median(times), statistics.median(worked)
 
 
 def timed(work: Any, device: torch.device) -> tuple[Any, float]:
@@ -108,6 +122,12 @@ def timed(work: Any, device: torch.device) -> tuple[Any, float]:
     result = work()
     synchronise(device)
     return result, time.perf_counter() - started
+
+
+def busy(device: torch.device) -> float:
+    """Seconds that the processor has worked for this process; on a GPU, where the work is done
+    elsewhere, the clock's. Other programs on the machine take from the clock, not from these."""
+    return time.perf_counter() if device.type == "cuda" else time.process_time()
 
 
 def synchronise(device: torch.device) -> None:

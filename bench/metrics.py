@@ -45,6 +45,17 @@ class Paired(NamedTuple):
     """Two-sided exact McNemar test (McNemar 1947): a fair coin's chance of so uneven a split."""
 
 
+class Loss(NamedTuple):
+    """What was lost and what was gained between two outcomes of the same examples."""
+
+    lost: tuple[int, ...]
+    """Ids of the examples with the outcome before and without it after."""
+    gained: tuple[int, ...]
+    p_value: float
+    """One-sided exact McNemar test: a fair coin's chance of at least so many losses among all that
+    changed. Swapped, the same two outcomes are tested for a gain."""
+
+
 def rate(k: int, n: int) -> Rate:
     """The rate k / n.
 
@@ -110,6 +121,26 @@ def paired(first: Outcomes, second: Outcomes) -> Paired:
     a, b = first.to_numpy(dtype=bool), second.to_numpy(dtype=bool)
     only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
     return Paired(only_first, only_second, _fair_coin(only_first, only_first + only_second))
+
+
+def loss(before: Outcomes, after: Outcomes) -> Loss:
+    """What is lost from `before` to `after`, by an exact one-sided test on what changed.
+
+    Raises: ValueError if they are not of the same examples.
+    """
+    if not before.index.equals(after.index):
+        raise ValueError("expected the same examples on both sides")
+    a, b = before.to_numpy(dtype=bool), after.to_numpy(dtype=bool)
+    lost, gained = (
+        tuple(int(example) for example in before.index[changed]) for changed in (a & ~b, ~a & b)
+    )
+    return Loss(lost, gained, _at_least(len(lost), len(lost) + len(gained)))
+
+
+@functools.cache
+def _at_least(heads: int, tosses: int) -> float:
+    """The chance that a fair coin falls heads at least so often."""
+    return float(binomtest(heads, tosses, 0.5, "greater").pvalue) if tosses else 1.0
 
 
 @functools.cache  # a run with many attacks has thousands of pairs, and most of them few differences

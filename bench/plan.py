@@ -80,6 +80,9 @@ class Cell:
     """The attack's registered name; empty in a run made before it was kept."""
     budget: str = "fixed"
     """"minimum" if one search for the least distance serves all eps of the entry."""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What is asked of the model, whatever its weights and the seed: a later run is held against
+    this one where both ask the same. Empty until the model is loaded."""
 
 
 class Task(NamedTuple):
@@ -193,6 +196,7 @@ def task(
     )
     reason = _skip_reason(entry, facts, crafting)
     passes, gradients = _passes(curve)
+    settings = _settings(curve, entry) if facts.model_fingerprint else {}
     cells = tuple(
         Cell(
             model=model,
@@ -229,6 +233,7 @@ def task(
             value=entry.value,
             seed=entry.seed,
             budget=entry.attack.budget,
+            settings=settings,
         )
         for eps in entry.eps
     )
@@ -305,6 +310,8 @@ def _threat_model(model: str, entry: AttackEntry) -> str:
 def _skip_reason(entry: AttackEntry, victim: Facts, facts: Facts) -> str:
     """`facts` are those of the model that the examples are crafted on."""
     attack, loss = entry.attack, getattr(entry.params, "loss", "")
+    if attack.unavailable:
+        return attack.unavailable
     if None not in (victim.classes, facts.classes) and victim.classes != facts.classes:
         return f"the source has {facts.classes} classes, the model has {victim.classes}"
     if facts.classes is not None and facts.classes < attack.min_classes:
@@ -343,7 +350,7 @@ def _looks(curve: Curve) -> float | None:
     if rule is not None and rule.one_gradient and curve.sweep == "independent":
         return curve.samples / positive
     steps = getattr(curve.params, "steps", None)
-    if not isinstance(steps, int):
+    if not isinstance(steps, int) or not curve.attack.counts_steps:
         return None
     restarts = getattr(curve.params, "restarts", 1)
     rounds = restarts if isinstance(restarts, int) else 1
@@ -385,6 +392,30 @@ def _identity(
     )
 
 
+def _settings(curve: Curve, entry: AttackEntry) -> dict[str, Any]:
+    """`Cell.settings`: plain values by name, defaults written out."""
+    files = [path.read_bytes() for path in curve.attack.reads(curve.params)]
+    asked = {
+        "attack": curve.name,
+        "code": _code(curve.attack),
+        "norm": curve.norm,
+        "goal": curve.goal,
+        "target": entry.target,
+        "stop": curve.stop,
+        "sweep": curve.sweep,
+        "precision": curve.precision,
+        "samples": curve.samples,
+        "predictions": curve.predictions,
+        "source": entry.source,
+        **{f"params.{name}": value for name, value in _plain(curve.params).items()},
+        **{f"file {at + 1}": hashlib.sha256(files[at]).hexdigest() for at in range(len(files))},
+        # An eps inherits what smaller ones found, so that all of them are part of what is asked.
+        **({"eps": sorted(curve.eps)} if curve.sweep == "nested" else {}),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(asked, sort_keys=True, default=str))
+    return plain
+
+
 def _drawn_by(
     curve: Curve, entry: AttackEntry, facts: Facts, source: Facts | None
 ) -> dict[str, int]:
@@ -419,7 +450,7 @@ def _code(attack: Attack) -> str:
     """What the attack's outcome depends on beyond its params: its source file, or its library."""
     if attack.implementation != "bench":
         with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(attack.implementation)
+            return metadata.version(attack.distribution or attack.implementation)
     rule = attack.rule
     function: Any = attack.run or attack.parts if rule is None else rule.step or rule.respond
     while isinstance(function, functools.partial):

@@ -46,6 +46,10 @@ class Piece(NamedTuple):
     floor_seconds: float
     rows: int
     device: str
+    busy_seconds: float = 0.0
+    """As `seconds` and `floor_seconds`, in seconds that the processor worked for this process; 0 in
+    a file written before they were kept."""
+    busy_floor_seconds: float = 0.0
 
 
 class Stored(NamedTuple):
@@ -74,7 +78,12 @@ def write(
     about = {"schema": SCHEMA, "pieces": [piece._asdict() for piece in pieces]}
     table = table.replace_schema_metadata({"bench": json.dumps(about)})
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    floats = [field.name for field in table.schema if pa.types.is_floating(field.type)]
+    rest = [field.name for field in table.schema if field.name not in floats]
+    pq.write_table(  # a quarter smaller than with the defaults, so that records can be committed
+        table, sink, compression="zstd", compression_level=9,
+        use_dictionary=rest, use_byte_stream_split=floats,
+    )  # fmt: skip
     content = sink.getvalue().to_pybytes()
     name = f"{_slug(stem)}-{pieces[0].cell}-{pieces[0].first:07d}"
     if images:
@@ -167,7 +176,7 @@ def images(folder: Path, keys: Iterable[str]) -> dict[str, Tensor]:
 def forget(folder: Path) -> None:
     """Delete all records of a folder, for --fresh."""
     for path in (folder / "records").glob("*"):
-        if path.suffix in (".parquet", ".images", ".json", ".partial"):
+        if path.suffix in (".parquet", ".images", ".certificates", ".json", ".partial"):
             path.unlink()
 
 

@@ -10,11 +10,12 @@ import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge
 
-from bench import catalogue, published, registry
+from bench import catalogue, published, registry, thresholds
+from bench.certify import Method
 from bench.checking import Checker, text_of, toml
 from bench.contracts import (
     Attack,
@@ -64,6 +65,8 @@ class _Attack:
     source: str | list[str] | None = None
     vary: dict[str, list[int | float]] = dataclasses.field(default_factory=dict)
     seeds: Count | list[_Seed] | None = None
+    fail: list[str] = dataclasses.field(default_factory=list)
+    """Thresholds of `bench check`, read by `thresholds`."""
 
 
 @dataclasses.dataclass
@@ -82,6 +85,9 @@ class _Top:
     precision: Precision = "float32"
     crosschecks: list[Any] = dataclasses.field(default_factory=list)
     published: list[Any] = dataclasses.field(default_factory=list)
+    gate: Any = None
+    certify: bool | list[Method] = False
+    """Bounds beside the attacks: true for every method."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +128,8 @@ def attack_entry(raw: dict[str, Any], where: str) -> AttackEntry:
     entries = reader.attack(raw, "", _Inherited(), [])
     reader.check.stop_if_wrong()
     assert entries is not None
+    if entries[0].attack.unavailable:
+        raise SuiteError(entries[0].attack.unavailable)
     return entries[0]
 
 
@@ -152,6 +160,11 @@ class _Reader:
         radii = {name: {e.value: e.text for e in labels[name].eps} if name in labels else {}
                  for name in self.labels}  # fmt: skip
         elsewhere = published.read(self.check, raw, _labels(raw.get("models")), radii)
+        families = {entry.family: radii[entry.label] for entry in attacks}
+        thresholds.read(self.check, raw, _labels(raw.get("models")), {**radii, **families})
+        if attacks and all(entry.attack.unavailable for entry in attacks):
+            for told in dict.fromkeys(entry.attack.unavailable for entry in attacks):
+                self.check.say("attacks", told)
         for key, entries in (("models", models), ("attacks", attacks)):
             if not entries and not self.check.problems:
                 self.check.say(key, f"expected at least one [[{key}]] entry, got none")
@@ -174,6 +187,7 @@ class _Reader:
             attacks=tuple(attacks),
             crosschecks=tuple(crosschecks),
             published=elsewhere,
+            certify=_methods(top.certify),
             base=self.base,
             text=text,
         )
@@ -303,6 +317,8 @@ class _Reader:
         """(varied parameter, its value, params) of each entry that the table stands for."""
         vary = entry.vary if entry else {}
         given = raw.get("params", {})
+        if found.unavailable:  # only the library itself knows what it takes
+            return [("", 0.0, found.params())]
         if not vary:
             return [("", 0.0, self.check.fill(found.params, given, f"{key}.params"))]
         if len(vary) > 1 or not all(vary.values()):
@@ -396,6 +412,12 @@ class _Reader:
             for problem in error.problems:
                 self.check.say(f"{key}.name", problem)
             return None
+
+
+def _methods(certify: bool | list[Method]) -> tuple[Method, ...]:
+    if isinstance(certify, bool):
+        return get_args(Method) if certify else ()
+    return tuple(dict.fromkeys(certify))
 
 
 def _labels(raw: Any) -> list[str]:

@@ -1,0 +1,152 @@
+"""`bench baseline` and `bench check`: whether a run is worse than the one that was accepted."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bench.cli.app import FOLDER, cli
+
+if TYPE_CHECKING:
+    from bench.gate.verdicts import Check
+    from bench.results import Results
+    from bench.thresholds import Limits
+
+FILE = click.Path(dir_okay=False, path_type=Path)
+_STYLES = {"regressed": "bold red", "failed": "bold red", "not compared": "yellow",
+           "improved": "green", "new": "cyan", "not judged": "dim"}  # fmt: skip
+
+
+@cli.command()
+@click.argument("folder", type=FOLDER)
+@click.option("-o", "--output", type=FILE, required=True, help="File of the baseline.")
+def baseline(folder: Path, output: Path) -> int:
+    """Accept the run in FOLDER: write what later runs are held against, for git to keep."""
+    from bench import results
+    from bench.errors import SuiteError
+    from bench.gate import baseline as kept
+    from bench.gate import snapshot
+
+    found = results.read(folder)
+    unfinished = found.table[found.table["status"] == "missing"]
+    if len(unfinished):
+        raise SuiteError(
+            f"{folder}: {len(unfinished)} of {len(found.table)} cells are not finished; "
+            "run the suite again to go on, and then make it the baseline"
+        )
+    taken = snapshot.of(found)
+    ok = sum(cell.status == "ok" for cell in taken.cells)
+    if not taken.models:
+        raise SuiteError(f"{folder}: expected a finished cell to hold others against, found none")
+    kept.write(taken, output)
+    click.echo(f"baseline: {output} ({ok} cells, {taken.data.n} examples)")
+    failed = [cell for cell in taken.cells if cell.status == "failed"]
+    for cell in failed:
+        where = f"{cell.model} · {cell.attack} at eps {cell.eps_text}"
+        click.echo(f"failed: {where}: {cell.reason}", err=True)
+    return 1 if failed else 0
+
+
+@cli.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--baseline", "against", type=FILE, required=True, help="What bench baseline wrote.")
+@click.option("--fail", multiple=True, metavar="METRIC:CHANGE", help="A threshold; repeatable.")
+@click.option("--junit", type=FILE, help="Write the verdicts as JUnit XML.")
+@click.option(
+    "--summary", type=FILE, help="Write them as Markdown [appended to $GITHUB_STEP_SUMMARY]."
+)
+def check(
+    folder: Path, against: Path, fail: tuple[str, ...], junit: Path | None, summary: Path | None
+) -> int:
+    """Hold the run in FOLDER against a baseline, example by example.
+
+    Ends with 0 if all is well, 1 if something got worse or failed, 3 if something could not be
+    compared, 2 for a mistake of yours.
+    """
+    from bench import files, results, thresholds
+    from bench.gate import annotations, comparison, snapshot
+    from bench.gate import baseline as kept
+    from bench.gate import junit as xml
+    from bench.gate import summary as page
+
+    before = kept.read(against)
+    found = results.read(folder)
+    limits = thresholds.given(fail, _limits(found, folder))
+    now = snapshot.of(found)
+    checked = comparison.compare(before, now, limits)
+    if junit is not None:
+        files.write_whole(junit, xml.render(checked, now.suite))
+    text = page.render(checked, before, now, folder, against)
+    if summary is not None:
+        files.write_whole(summary, text.encode())
+    elif os.environ.get("GITHUB_STEP_SUMMARY"):
+        _append(Path(os.environ["GITHUB_STEP_SUMMARY"]), text)
+    _print(checked, folder, against)
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in annotations.render(checked):
+            click.echo(line)
+    return checked.exit_code
+
+
+def _limits(found: "Results", folder: Path) -> "Limits":
+    """The thresholds of the suite that was run, from the copy of it that the run keeps."""
+    from bench import thresholds
+    from bench.checking import Checker, toml
+
+    where = f"{folder}: suite"
+    reader = Checker(where)
+    radii: dict[str, dict[float, str]] = {}
+    for cell in found.plan:
+        for name in (cell.attack, cell.family or cell.attack):
+            radii.setdefault(name, {})[cell.eps] = cell.eps_text
+    models = [cell.model for cell in found.plan]
+    raw = toml(found.provenance["suite"]["text"], where)
+    limits = thresholds.read(reader, raw, models, radii)
+    reader.stop_if_wrong()
+    return limits
+
+
+def _append(path: Path, text: str) -> None:
+    """Add to the summary that the steps of a job share."""
+    from bench.errors import SuiteError
+
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise SuiteError(f"{path}: the summary could not be written ({error.strerror})") from error
+
+
+def _print(checked: "Check", folder: Path, against: Path) -> None:
+    """What changed, as a table, then the ids that flipped, and what it comes to."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from bench.gate import telling
+
+    console = Console()
+    shown = Table()
+    for name in ("verdict", "of", "where", "what changed"):
+        shown.add_column(name, overflow="fold")
+    for verdict in checked.verdicts:
+        style = _STYLES.get(verdict.outcome, "")
+        cells = (verdict.outcome, verdict.gate, verdict.where, verdict.sentence)
+        shown.add_row(*(Text(cell) for cell in cells), style=style)
+    console.print(shown)
+    notable = checked.among("regressed", "improved")
+    for verdict in notable:
+        for line in telling.flipped(verdict):
+            console.print(
+                f"{verdict.gate} of {verdict.where}, {line}", markup=False, highlight=False
+            )
+    for note in checked.notes:
+        console.print(f"note: {note}", markup=False, highlight=False)
+    console.print(checked.power, markup=False, highlight=False)
+    if notable or checked.exit_code:
+        command = telling.accepting(folder, against)
+        console.print(
+            f"to accept this run: {command}", markup=False, highlight=False, soft_wrap=True
+        )
+    console.print(telling.conclusion(checked), markup=False, highlight=False, style="bold")

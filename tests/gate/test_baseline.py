@@ -1,0 +1,135 @@
+"""Baselines as files: small, stable, a line a cell; what is damaged is told in a sentence."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bench.errors import RecordError, SuiteError
+from bench.gate import baseline, snapshot
+from bench.gate.snapshot import Snapshot
+
+Make = Callable[..., Snapshot]
+CELL = ("net", "walk", 0.1)
+
+
+def some(make: Make, n: int = 100, cells: int = 3) -> Snapshot:
+    generator = np.random.default_rng(0)
+    keys = [("net", "walk", (each + 1) / 10) for each in range(cells)]
+    return make({key: generator.random(n) < 0.5 for key in keys}, n=n)
+
+
+def damaged(path: Path, content: bytes) -> str:
+    path.write_bytes(content)
+    with pytest.raises(RecordError) as caught:
+        baseline.read(path)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(str(path))
+    return line
+
+
+def test_a_baseline_is_read_as_it_was_written(make: Make, tmp_path: Path) -> None:
+    snap = some(make)
+    baseline.write(snap, tmp_path / "b.json")
+    assert baseline.read(tmp_path / "b.json") == snap
+    again = baseline.text_of(baseline.read(tmp_path / "b.json"))
+    assert again.encode() == (tmp_path / "b.json").read_bytes()
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=70))
+def test_outcomes_are_packed_and_unpacked(outcomes: list[bool]) -> None:
+    packed = snapshot.pack(pd.Series(outcomes, dtype=bool))
+    assert snapshot.unpack(packed, len(outcomes)).tolist() == outcomes
+
+
+def test_a_change_of_one_cell_is_a_change_of_one_line(make: Make) -> None:
+    snap = some(make)
+    (first, *rest) = snap.cells
+    fewer = dataclasses.replace(first, status="failed", reason="r", robust="", robust_correct=0)
+    lines, others = (
+        baseline.text_of(each).splitlines()
+        for each in (snap, dataclasses.replace(snap, cells=[fewer, *rest]))
+    )
+    assert sum(a != b for a, b in zip(lines, others, strict=True)) == 1
+
+
+def test_50_cells_of_1000_examples_take_less_than_100_kb(make: Make) -> None:
+    assert len(baseline.text_of(some(make, n=1000, cells=50)).encode()) < 25_000
+
+
+def test_a_baseline_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match=r"found no such file; make one .* bench baseline DIR -o"):
+        baseline.read(tmp_path / "none.json")
+    with pytest.raises(SuiteError, match="could not be read as a baseline"):
+        baseline.read(tmp_path)
+
+
+def edited(make: Make, edit: Callable[[dict[str, Any]], object]) -> bytes:
+    raw = json.loads(baseline.text_of(some(make)))
+    edit(raw)
+    return json.dumps(raw).encode()
+
+
+@pytest.mark.parametrize(
+    ("edit", "told"),
+    [
+        (lambda raw: raw.update(schema=2), "schema 2, this bench reads up to 1"),
+        (lambda raw: raw.update(schema="1"), "schema: "),
+        (lambda raw: raw.pop("cells"), "cells: "),
+        (lambda raw: raw.update(more=1), "more: "),
+        (lambda raw: raw["data"].update(n=113), "for 113 examples, got 13"),
+        (lambda raw: raw["data"].update(n=0), "data.n: "),
+        (lambda raw: raw["data"].update(n=10**12), "bytes for 1000000000000 examples"),
+        (lambda raw: raw["cells"][0].update(robust="!"), "eps 0.1: outcomes: no base64"),
+        (lambda raw: raw["cells"][0].update(robust=""), "expected 13 bytes for 100 examples"),
+        (lambda raw: raw["cells"][0].update(robust_correct=3), "outcomes where 3 are counted"),
+        (lambda raw: raw["cells"][0].update(robust_correct=True), "cells.0.robust_correct: "),
+        (lambda raw: raw["cells"][0].update(violations=101), "101 violations among 100"),
+        (lambda raw: raw["cells"][0].update(eps=-1), "cells.0.eps: "),
+        (lambda raw: raw["cells"][0].update(status="fine"), "cells.0.status: "),
+        (lambda raw: raw["cells"].append(raw["cells"][0]), "2 times"),
+        (lambda raw: raw["tasks"].clear(), "no such attack among tasks"),
+        (lambda raw: raw["models"].clear(), "no model of that name"),
+        (lambda raw: raw["tasks"][0].update(floor_ratio=float("inf")), "damaged baseline"),
+        (
+            lambda raw: raw["models"][0].update(clean="A" * 16 + "AA==", clean_correct=0),
+            "robust where the model is wrong",
+        ),
+    ],
+)
+def test_every_damage_is_told_in_a_sentence(
+    make: Make, tmp_path: Path, edit: Callable[[dict[str, Any]], object], told: str
+) -> None:
+    assert told in damaged(tmp_path / "b.json", edited(make, edit))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe", b'{"schema": 1}', b"[" * 5000,
+                b"{" + b'"a":' * 9, b'{"schema": ' + b"9" * 4000 + b"}"],
+)  # fmt: skip
+def test_what_is_no_baseline_is_told_in_a_sentence(tmp_path: Path, content: bytes) -> None:
+    damaged(tmp_path / "b.json", content)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 10_000), cut=st.integers(0, 40), put=st.binary(max_size=6))
+def test_whatever_is_changed_in_a_baseline_it_is_read_or_told(
+    make: Make, tmp_path: Path, at: int, cut: int, put: bytes
+) -> None:
+    text = baseline.text_of(some(make)).encode()
+    at %= len(text)
+    path = tmp_path / "b.json"
+    path.write_bytes(text[:at] + put + text[at + cut :])
+    told = ""
+    try:
+        assert isinstance(baseline.read(path), Snapshot)
+    except RecordError as error:
+        told = str(error)
+    assert "\n" not in told

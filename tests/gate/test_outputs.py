@@ -1,0 +1,139 @@
+"""What a check writes: JUnit XML, Markdown and GitHub's commands, whatever names they hold."""
+
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+
+from bench import thresholds
+from bench.checking import Checker
+from bench.gate import annotations, comparison, junit, summary
+from bench.gate.snapshot import Snapshot
+from bench.gate.verdicts import Check
+
+Make = Callable[..., Snapshot]
+LIMITS = thresholds.read(Checker(""), {}, [], {})
+HOSTILE = "a|b\n::error::<script>&\x00\x1b[31m]]>`%`"
+
+
+def sides(make: Make, name: str = "net") -> tuple[Snapshot, Snapshot]:
+    """A cell that regressed, one that could not be compared, one that is as it was, one new."""
+    full, half = [True] * 100, [example < 50 for example in range(100)]
+    before = make({(name, "walk", 0.1): full, (name, "walk", 0.2): half, (name, "jump", 1.0): half})
+    now = make({(name, "walk", 0.1): half, (name, "walk", 0.2): half, (name, "new", 1.0): half})
+    return before, now
+
+
+def checked(make: Make, name: str = "net") -> Check:
+    return comparison.compare(*sides(make, name), LIMITS)
+
+
+def page(make: Make, name: str = "net") -> str:
+    return summary.render(checked(make, name), *sides(make, name), Path("out"), Path("b.json"))
+
+
+# -------------------------------------------------------------------------------------------- JUnit
+
+
+def test_junit_counts_what_it_holds_and_has_a_case_for_each_verdict(make: Make) -> None:
+    found = checked(make)
+    top = ElementTree.fromstring(junit.render(found, "s"))
+    assert top.tag == "testsuites"
+    assert top.get("tests") == str(len(found.verdicts)) == str(len(list(top.iter("testcase"))))
+    kinds = {"failures": "failure", "errors": "error", "skipped": "skipped"}
+    for group in (top, *top.findall("testsuite")):
+        for attribute, tag in kinds.items():
+            assert int(group.get(attribute, "")) == len(list(group.iter(tag))), attribute
+    names = [case.get("name") for case in top.iter("testcase")]
+    assert len(names) == len(set(names))
+
+
+def test_junit_tells_red_from_what_could_not_be_compared(make: Make) -> None:
+    top = ElementTree.fromstring(junit.render(checked(make), "s"))
+    children = {case.get("name"): [each.tag for each in case] for case in top.iter("testcase")}
+    assert children["robust accuracy: net, walk, eps 0.1"] == ["failure"]
+    assert children["robust accuracy: net, jump, eps 1"] == ["error"]
+    assert children["robust accuracy: net, new, eps 1"] == ["skipped"]
+    assert children["robust accuracy: net, walk, eps 0.2"] == ["system-out"]
+    failure = next(top.iter("failure"))
+    assert failure.get("type") == "regressed"
+    assert failure.text is not None
+    assert f"lost: {' '.join(map(str, range(50, 100)))}" in failure.text
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(name=st.text(min_size=1))
+def test_junit_is_xml_whatever_a_model_is_called(make: Make, name: str) -> None:
+    printable = name.encode("utf-8", "replace").decode()
+    top = ElementTree.fromstring(junit.render(checked(make, printable), printable))
+    assert len(list(top.iter("failure"))) == 1
+
+
+# ----------------------------------------------------------------------------------------- Markdown
+
+
+def test_the_page_names_what_is_wrong_first_and_folds_the_rest(make: Make) -> None:
+    text = page(make)
+    table, folded = text.index("🔴 regressed"), text.index("<details>")
+    assert table < folded
+    assert "not compared" in text[:folded]
+    assert "No loss of fewer than" in text[:folded]
+    assert "bench baseline out -o b.json" in text[:folded]
+    assert "lost: 50 51 52" in text[folded:]
+    assert "████" in text[folded:]
+    assert text.count("<details>") == text.count("</details>") == 3
+    assert "`out/report.html`" in text
+
+
+def test_a_hostile_name_stays_a_name_on_the_page(make: Make) -> None:
+    html = MarkdownIt("commonmark").enable("table").render(page(make, HOSTILE))
+    assert "<script>" not in html
+    assert html.count("<table>") == page(make).count("| verdict |") == 2
+    rows = [line for line in page(make, HOSTILE).splitlines() if line.startswith("| 🔴")]
+    assert len(rows) == 1
+
+
+def test_a_page_fits_a_comment_and_says_what_it_left_out(make: Make) -> None:
+    keys = [("net", f"attack {each}", eps / 100) for each in range(60) for eps in range(1, 16)]
+    before = make(dict.fromkeys(keys, [True] * 100))
+    now = make(dict.fromkeys(keys, [False] * 100))
+    found = comparison.compare(before, now, LIMITS)
+    text = summary.render(found, before, now, Path("out"), Path("b.json"))
+    assert len(text) < 65_536
+    assert "did not fit this page" in text
+    assert "901 of" in text or "900 of" in text
+
+
+@pytest.mark.parametrize(("k", "blocks"), [(0, 0), (1, 0), (50, 15), (100, 30)])
+def test_a_bar_is_as_long_as_its_share(k: int, blocks: int) -> None:
+    assert summary.bar(k, 100).count("█") == blocks
+
+
+# -------------------------------------------------------------------------------------- annotations
+
+
+def test_annotations_are_errors_for_red_and_warnings_for_what_was_not_compared(make: Make) -> None:
+    lines = annotations.render(checked(make))
+    assert [line.split(" ", 1)[0] for line in lines] == ["::error", "::warning"]
+    assert "title=robust accuracy regressed::net, walk, eps 0.1: 100 → 50 of 100" in lines[0]
+
+
+def test_a_hostile_name_makes_no_second_command(make: Make) -> None:
+    for line in annotations.render(checked(make, HOSTILE)):
+        assert "\n" not in line
+        assert "\r" not in line
+        assert "%0A::error::" in line
+        assert "`%25`" in line
+
+
+def test_no_more_annotations_are_written_than_github_shows(make: Make) -> None:
+    keys = [("net", "walk", (each + 1) / 100) for each in range(30)]
+    before = make(dict.fromkeys(keys, [True] * 100))
+    lines = annotations.render(comparison.compare(before, make(dict.fromkeys(keys, [False] * 100)),
+                                                  LIMITS))  # fmt: skip
+    assert len(lines) == annotations.MOST
+    assert "21 more, see the summary" in lines[-1]

@@ -1,0 +1,170 @@
+"""Thresholds: how they are written, where a suite sets them, and which of several counts."""
+
+import tomllib
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench import plan, suite, thresholds
+from bench.checking import Checker
+from bench.errors import SuiteError
+
+SUITE = """
+schema = 1
+name = "small"
+[data]
+name = "digits"
+[[models]]
+name = "lenet"
+[[models]]
+name = "softmax"
+[[attacks]]
+name = "pgd"
+label = "PGD"
+norm = "linf"
+eps = [0.1, "8/255"]
+"""
+
+
+def read(extra: str) -> thresholds.Limits:
+    check = Checker("s.toml")
+    raw = {"attacks": [{"name": "pgd", "label": "PGD"}, {"name": "fgsm"}]}
+    raw |= tomllib.loads(extra)
+    radii = {"PGD": {0.1: "0.1", 8 / 255: "8/255"}, "fgsm": {0.2: "0.2"}}
+    found = thresholds.read(check, raw, ["lenet", "softmax"], radii)
+    check.stop_if_wrong()
+    return found
+
+
+def problems(extra: str) -> list[str]:
+    with pytest.raises(SuiteError) as caught:
+        suite.parse(SUITE + extra, "s.toml", Path())
+    return list(caught.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "n", "allowed"),
+    [
+        ("robust_accuracy:-1pp", 900, 1000, 10), ("robust_accuracy:-1.5pp", 900, 1000, 15),
+        ("robust_accuracy:-5%", 900, 1000, 45), ("robust_accuracy:-0pp", 900, 1000, 0),
+        ("violations:+3", 900, 1000, 3), ("clean_accuracy:-0.1pp", 50, 300, Fraction(3, 10)),
+    ],
+)  # fmt: skip
+def test_a_threshold_allows_so_many_examples(
+    text: str, before: int, n: int, allowed: float
+) -> None:
+    assert thresholds.parse(text).allowed(before, n) == allowed
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("robust_acuracy:-1pp", "did you mean 'robust_accuracy'"),
+        ("robust_accuracy:+1pp", "gets worse by falling: expected '-'"),
+        ("violations:-1", "gets worse by rising: expected '+'"),
+        ("violations:+1pp", "is given in a plain count"),
+        ("examples_per_second:-20pp", "is given in %"),
+        ("robust_accuracy:-1", "is given in pp or %"),
+        ("robust_accuracy", "expected METRIC:CHANGE"),
+        ("robust_accuracy:-1e3pp", "expected METRIC:CHANGE"),
+        ("robust_accuracy:-\u0661pp", "expected METRIC:CHANGE"),
+    ],
+)
+def test_what_is_no_threshold_is_told_in_a_sentence(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=r".") as caught:
+        thresholds.parse(text)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text())
+def test_any_text_is_a_threshold_or_told(text: str) -> None:
+    try:
+        found = thresholds.parse(text)
+    except ValueError:
+        return
+    assert found.metric in thresholds.METRICS
+
+
+def test_the_more_special_threshold_counts() -> None:
+    limits = read("""
+        [gate]
+        fail = ["robust_accuracy:-2pp", "clean_accuracy:-3pp"]
+        [[gate.cells]]
+        attack = "PGD"
+        eps = "8/255"
+        fail = ["robust_accuracy:-4pp"]
+        [[gate.cells]]
+        model = "softmax"
+        fail = ["clean_accuracy:-6pp"]
+    """)
+    of = limits.of
+    assert of("robust_accuracy", "lenet", ("fgsm",), 0.2).text == "robust_accuracy:-2pp"
+    assert of("robust_accuracy", "lenet", ("PGD",), 8 / 255).text == "robust_accuracy:-4pp"
+    assert of("robust_accuracy", "lenet", ("PGD",), 0.1).text == "robust_accuracy:-2pp"
+    assert of("clean_accuracy", "lenet").text == "clean_accuracy:-3pp"
+    assert of("clean_accuracy", "softmax").text == "clean_accuracy:-6pp"
+    assert of("violations", "lenet", ("PGD",)).text == "violations:+0"
+    typed = thresholds.given(["robust_accuracy:-9pp"], limits)
+    assert typed.of("robust_accuracy", "lenet", ("PGD",), 8 / 255).text == "robust_accuracy:-9pp"
+
+
+def test_an_attacks_own_threshold_stands_between_the_suites_and_a_cells() -> None:
+    check = Checker("s.toml")
+    raw = {
+        "gate": {
+            "fail": ["robust_accuracy:-2pp"],
+            "cells": [{"attack": "PGD, seed 1", "fail": ["robust_accuracy:-4pp"]}],
+        },
+        "attacks": [{"name": "pgd", "label": "PGD", "fail": ["robust_accuracy:-3pp"]}],
+    }
+    radii = {"PGD, seed 0": {0.1: "0.1"}, "PGD, seed 1": {0.1: "0.1"}}
+    of = thresholds.read(check, raw, ["lenet"], radii).of
+    assert check.problems == []
+    assert of("robust_accuracy", "lenet", ("PGD, seed 0", "PGD"), 0.1).text.endswith("-3pp")
+    assert of("robust_accuracy", "lenet", ("PGD, seed 1", "PGD"), 0.1).text.endswith("-4pp")
+    assert of("robust_accuracy", "lenet", ("fgsm",), 0.1).text.endswith("-2pp")
+
+
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ('[gate]\nfail = ["clean_acuracy:-1pp"]', "gate.fail: unknown metric"),
+        ('[gate]\nfale = ["clean_accuracy:-1pp"]', "gate.fale: unknown key; did you mean 'fail'"),
+        ("[gate]\nalpha = 0", "gate.alpha: "),
+        ("[gate]\nalpha = 1.0", "gate.alpha: "),
+        ('fail = ["audit:+1"]', "attacks[0].fail: audit has one verdict for a model"),
+        ('[[gate.cells]]\nmodel = "lent"\nfail = []', "did you mean 'lenet'"),
+        ('[[gate.cells]]\nattack = "pgdd"\nfail = []', "no attack has the label 'pgdd'"),
+        ("[[gate.cells]]\neps = 0.3\nfail = []", "expected an eps that is run (0.1, 8/255)"),
+        ('[[gate.cells]]\neps = "1/0"\nfail = []', "gate.cells[0].eps: expected a number"),
+        ('[[gate.cells]]\nfail = "audit:+1"', "gate.cells[0].fail: "),
+        ('[[gate.cells]]\neps = 0.1\nfail = ["violations:+1"]', "a model and attack, got it for"),
+        ("[[gate.cells]]\n", "gate.cells[0].fail: expected a value, got nothing"),
+    ],
+)
+def test_every_mistake_in_a_suites_gate_is_one_sentence(extra: str, told: str) -> None:
+    (only,) = problems(extra)
+    assert only.startswith("s.toml: ")
+    assert told in only
+
+
+def test_a_gate_changes_no_cells_identity() -> None:
+    facts = plan.Facts(classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m",
+                       data_fingerprint="d")  # fmt: skip
+
+    def identities(text: str) -> list[str]:
+        checked = suite.parse(text, "s.toml", Path())
+        tasks = plan.tasks(checked, {"lenet": facts, "softmax": facts})
+        return [cell.identity for task in tasks for cell in task.cells]
+
+    gate = 'fail = ["robust_accuracy:-9pp"]\n[gate]\nfail = ["audit:+9"]\nalpha = 0.05\n'
+    assert identities(SUITE) == identities(SUITE + gate)
+
+
+def test_a_mistake_on_the_command_line_is_told_with_the_nearest_name() -> None:
+    with pytest.raises(SuiteError, match="--fail: unknown metric 'audits'; did you mean 'audit'"):
+        thresholds.given(["audits:+1"], read(""))
