@@ -2,12 +2,17 @@
 
 Numbers become text in this package and nowhere before it, so a table, a report and a published
 page cannot round the same count in two ways. A missing number is a dash, never a zero.
+
+A format for readers (FORMAT) is given tables of text, one for programs (EXPORT) the rows of all
+cells with their types. A file of this package that ends in either is found by being there.
 """
 
+import importlib
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -20,13 +25,64 @@ _NUMERIC = re.compile(
 )
 
 
+class Bold(str):
+    """Text of a cell that is to stand out, in every format that can make it."""
+
+    __slots__ = ()
+
+
+class Table(NamedTuple):
+    """One table of a publication, in words."""
+
+    name: str
+    """Letters, digits and dashes: for files and labels."""
+    caption: str
+    """What it shows, in a sentence or two."""
+    frame: pd.DataFrame
+    """Of text, Bold where it is to stand out."""
+    details: Sequence[str]
+    """Sentences that belong to it: what is bold and why, parameters, versions."""
+    notes: Sequence[str]
+    """Footnote k stands at place k - 1; the cells that mean it end in "[k]"."""
+    source: Sequence[str]
+    """Lines that say how it is made again."""
+
+
 class Format(NamedTuple):
-    """A table format: a file of this package ends in one, called FORMAT."""
+    """A table format for readers: a file of this package ends in one, called FORMAT."""
 
     suffix: str
     """Of the files it makes, with the dot."""
     render: Callable[[pd.DataFrame, str], str]
     """From a frame of text and a caption (may be empty) to the table, its own escaping done."""
+    pages: Callable[[Sequence[Table]], dict[str, str]]
+    """From all tables of a publication to its files, by name."""
+
+
+class Export(NamedTuple):
+    """A format for programs: a file of this package ends in one, called EXPORT."""
+
+    suffix: str
+    content: Callable[[pd.DataFrame], bytes]
+    """From rows with types to a file; the same rows give the same bytes."""
+
+
+def found(kind: str) -> Iterator[Any]:
+    """Every FORMAT, or every EXPORT, of this package, in the order of its files' names."""
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        module = importlib.import_module(f"{__name__}.{path.stem}")
+        if hasattr(module, kind):
+            yield getattr(module, kind)
+
+
+def slug(name: str) -> str:
+    """A name of letters, digits and dashes: no label can leave a folder or break a command.
+
+    >>> slug("LeNet, L-inf: 8/255"), slug("../..")
+    ('lenet-l-inf-8-255', 'x')
+    """
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:80] or "x"
 
 
 def absent(value: Any) -> bool:

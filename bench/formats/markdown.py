@@ -1,10 +1,11 @@
 """Tables in GitHub's Markdown, and the escaping that keeps a label a label."""
 
 import re
+from collections.abc import Sequence
 
 import pandas as pd
 
-from bench.formats import DASH, Format, is_numeric, words
+from bench.formats import DASH, Bold, Format, Table, is_numeric, words
 
 _ACTIVE = re.compile(r"[\\`*_|~$]")
 _LINK = re.compile(r"\](?=[(\[:])")  # "[92.6, 93.6]" stays readable; "[x](address)" is defused
@@ -57,8 +58,23 @@ def table(frame: pd.DataFrame, caption: str = "") -> str:
     return f"**{escape(caption)}**\n\n{body}" if caption else body
 
 
+def pages(tables: Sequence[Table]) -> dict[str, str]:
+    """tables.md: every table with its details and its source below it."""
+    head = "<!-- made by bench publish; changes are lost when it is made again -->\n\n# Tables\n"
+    return {f"tables{FORMAT.suffix}": "\n".join([head, *map(_section, tables)])}
+
+
+def _section(made: Table) -> str:
+    told = [f"[{k}] {note}" for k, note in enumerate(made.notes, 1)]
+    small = [escape(text) for text in (*told, " ".join(made.details), *made.source)]
+    body = table(made.frame, made.caption)
+    return f'<a id="{made.name}"></a>\n\n{body}\n\n' + "".join(f"{text}\n\n" for text in small)
+
+
 def _cell(value: object) -> str:
-    return DASH if value is None else escape(value)
+    if value is None:
+        return DASH
+    return f"**{escape(value)}**" if isinstance(value, Bold) else escape(value)
 
 
-FORMAT = Format(suffix=".md", render=table)
+FORMAT = Format(suffix=".md", render=table, pages=pages)

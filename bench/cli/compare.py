@@ -1,0 +1,64 @@
+"""`bench compare`: two runs, paired by example."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bench.cli.app import FOLDER, cli
+
+if TYPE_CHECKING:
+    from bench.compare import Compared
+
+
+@cli.command()
+@click.argument("first", type=FOLDER, metavar="A")
+@click.argument("second", type=FOLDER, metavar="B")
+@click.option("-o", "--out", type=FOLDER, help="Also write tables, plot and changed examples.")
+def compare(first: Path, second: Path, out: Path | None) -> int:
+    """Lay run B beside run A: every cell that both have, on the same examples.
+
+    Ends with 3 if the two cannot be compared.
+    """
+    from bench import compare as pure
+    from bench import results
+    from bench.report import changes
+
+    found = pure.compare(results.read(first), results.read(second))
+    if found.refusal:
+        click.echo(f"bench: {first} and {second}: {found.refusal}", err=True)
+        return 3
+    _print(found, first, second)
+    if out is not None:
+        for path in changes.write(found, out, str(first), str(second)):
+            click.echo(path)
+    return 0
+
+
+def _print(found: "Compared", first: Path, second: Path) -> None:
+    """The table, the cells that changed beyond chance in a sentence, and what was not compared."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from bench.comparisons import SIGNIFICANT
+    from bench.report import changes
+
+    console = Console()
+    console.print(f"A: {first}\nB: {second}", markup=False, highlight=False)
+    for note in found.notes:
+        console.print(f"differs: {note}", markup=False, highlight=False)
+    console.print(changes.heading(found), style="italic", markup=False, highlight=False)
+    shown, view = Table(), changes.view(found, brief=True)
+    for name, right in zip(view.columns, view.numeric, strict=True):
+        shown.add_column(name, justify="right" if right else "left", overflow="fold")
+    beyond = found.table["p_corrected"] <= SIGNIFICANT
+    for cells, marked in zip(view.rows, beyond, strict=True):
+        shown.add_row(*map(Text, cells), style="bold" if marked else None)
+    console.print(shown)
+    for row in found.table[beyond].to_dict("records"):
+        where = f"{row['model']} · {row['attack']} at eps {row['eps_text']}"
+        console.print(f"{where}: {row['sentence']}", markup=False, highlight=False)
+    for sentence in found.apart:
+        console.print(f"not compared: {sentence}", markup=False, highlight=False)
+    console.print(changes.summary(found), highlight=False)

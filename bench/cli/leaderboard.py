@@ -1,0 +1,86 @@
+"""`bench leaderboard`: models ranked under one threat model, and how one enters."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli
+from bench.cli.progress import Bar
+
+if TYPE_CHECKING:
+    from bench.entries import Suite
+    from bench.runner import Options
+
+
+@cli.command()
+@click.argument("folder", type=FOLDER)
+@click.option(
+    "--suite", default="leaderboard", show_default=True, help="The threat model, a suite."
+)
+@click.option("-o", "--out", type=FOLDER, help="Where the pages go [FOLDER].")
+@click.option("--add", type=FOLDER, help="Folder of a run of the suite: its model wants to enter.")
+@click.option(
+    "--card", type=click.Path(dir_okay=False, path_type=Path), help="The model's card, with --add."
+)
+@click.option("--limit", type=click.IntRange(1), help="Run only the first N examples again.")
+@DEVICE
+@DATA_DIR
+def leaderboard(
+    folder: Path,
+    suite: str,
+    out: Path | None,
+    add: Path | None,
+    card: Path | None,
+    limit: int | None,
+    device: str,
+    data_dir: Path | None,
+) -> int:
+    """Rank the models in FOLDER, by what every attack of the suite together leaves of each.
+
+    With --add and --card a model enters first: its run is held against the suite, the card's model
+    is run again, and every outcome is compared. Building it runs the code that its card names.
+    Ends with 1, and says what differs, if it may not enter.
+    """
+    from bench import loading, runner
+    from bench import suite as suites
+    from bench.leaderboard import board, entries
+
+    checked = suites.read(suite)
+    if (add is None) != (card is None):
+        raise click.UsageError("--add and --card go together: a run, and the card of its model")
+    if add is not None and card is not None:
+        options = runner.Options(
+            device=device,
+            limit=limit,
+            data_dir=loading.data_folder(data_dir),
+            command=f"bench run {checked.name}",
+        )
+        if not _enter(folder, add, card, checked, options):
+            return 1
+    for path in board.write(entries.read(folder, checked), checked, out or folder):
+        click.echo(f"leaderboard: {path}")
+    return 0
+
+
+def _enter(folder: Path, run: Path, card: Path, suite: "Suite", options: "Options") -> bool:
+    """Whether the model of a card entered the board, or why it did not."""
+    from bench.leaderboard import admission, entries
+    from bench.leaderboard import card as cards
+
+    told = cards.read(card)
+    claimed = admission.claim(run, told.model.label)
+    with Bar() as progress:
+        found = admission.admit(told, claimed, suite, options, progress.hear)
+    if found.snapshot is None or found.recheck is None:
+        for problem in found.problems:
+            click.echo(f"not entered: {told.name}: {problem}", err=True)
+        return False
+    place = entries.folder_of(folder, told)
+    entries.write(place, card, found.snapshot, found.recheck)
+    again = found.recheck
+    click.echo(
+        f"entered: {told.name}: run again on {again.examples} of {claimed.data.n} examples, "
+        f"{again.differ} of {again.compared} outcomes otherwise ({place})"
+    )
+    return True

@@ -1,0 +1,28 @@
+"""`bench publish`: runs become tables and a page for others to read."""
+
+from pathlib import Path
+
+import click
+
+from bench.cli.app import FOLDER, cli
+
+
+@cli.command()
+@click.argument("folders", type=FOLDER, nargs=-1, required=True, metavar="DIR...")
+@click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write into.")
+def publish(folders: tuple[Path, ...], out: Path) -> int:
+    """Publish the runs in DIR... as Markdown, LaTeX, CSV, Parquet and a web page.
+
+    A run is read from its records, or from its tables where the records were not kept.
+    """
+    from bench.publish import gathered, writing
+
+    runs = gathered.gather(folders)
+    for path in writing.write(runs, out):
+        click.echo(path)
+    for run in runs:
+        without = int((run.found.table["status"] != "ok").sum())
+        if without:
+            told = f"{without} of {len(run.found.table)} cells have no number and print as a dash"
+            click.echo(f"{run.name}: {told}", err=True)
+    return 0

@@ -1,0 +1,45 @@
+"""One hash for all that the records of a run say, whatever files and order they were written in.
+
+Two runs of one suite have the same hash if and only if every example of every cell had the same
+outcome, to the last bit of its distances and confidences; times are no part of it.
+"""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+FILE = "records.sha256"
+"""Beside the tables of a run: the hash of the records that they were made from."""
+
+
+def records(frame: pd.DataFrame) -> str:
+    """sha256, 64 hexadecimal digits, over a frame of `records.load`; "" where it has no row."""
+    if frame.empty:
+        return ""
+    ordered = frame.sort_values(["cell", "example"], kind="stable")
+    digest = hashlib.sha256()
+    for name in sorted(ordered.columns):
+        digest.update(f"{name}\x1e".encode())
+        digest.update(_content(ordered[name]))
+    return digest.hexdigest()
+
+
+def _content(column: "pd.Series[Any]") -> bytes:
+    """The values of a column, row by row, spelled the same on every machine."""
+    if pd.api.types.is_bool_dtype(column):
+        return np.asarray(column, dtype=np.uint8).tobytes()
+    if pd.api.types.is_integer_dtype(column):
+        return np.asarray(column, dtype="<i8").tobytes()
+    if pd.api.types.is_float_dtype(column):
+        values: npt.NDArray[np.float64] = np.asarray(column, dtype="<f8")
+        return np.where(np.isnan(values), np.nan, values).astype("<f8").tobytes()
+    # A text stands once and its rows point to it: a run repeats few texts many times.
+    kinds = column.astype("category").cat
+    texts = np.asarray(kinds.categories.astype(str), dtype=str)
+    used, places = np.unique(kinds.codes, return_inverse=True)
+    order = np.argsort(texts[used])
+    ranks = np.argsort(order)
+    return "\x1f".join(texts[used][order]).encode() + ranks[places].astype("<i8").tobytes()

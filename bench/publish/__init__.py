@@ -1,0 +1,1 @@
+"""Runs -> tables and pages for publication, each of which says how it is made again."""

@@ -1,0 +1,132 @@
+"""A run whose records were not kept, read back from the tables beside its provenance.json.
+
+What only records can tell is missing: single examples, violations, images. Nothing is made up for
+it: a frame that no file holds is empty, and an audit whose gaps were not written down is not told.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench import beside, brackets, comparisons, crosscheck, distances, results, tables
+from bench.audit import signs
+from bench.audit.findings import Audit, Unchecked
+from bench.audit.signs import Sign
+from bench.errors import RecordError
+from bench.explain import explanations
+from bench.records import COLUMNS, Stored
+
+TEXTS = (
+    "suite", "model", "dataset", "attack", "implementation", "norm", "goal", "status", "reason",
+    "device", "eps_text", "target", "stop", "caveats", "threat_model", "source", "family", "varied",
+    "precision", "parts", "cell",
+)  # fmt: skip
+"""Columns of table.csv that hold words, where there are none an empty one."""
+COUNTS = (*tables.COUNTS, "samples", "predictions")
+_LABELS = (
+    "first", "second", "ours", "reference", "examples", "differ_ids", "seeds", "sentence", "note",
+    "figure", "method", "name", "why",
+)  # fmt: skip
+"""Columns of the other tables that hold words, even where these look like numbers."""
+
+
+def read(folder: Path) -> results.Results:
+    """The results in the tables of a run's folder.
+
+    Raises: SuiteError if there is no run; RecordError if a table is damaged.
+    """
+    provenance, plan = results.about(folder)
+    table = typed(_frame(folder, "table.csv"))
+    models = list(dict.fromkeys(cell.model for cell in plan))
+    return results.Results(
+        provenance=provenance,
+        plan=plan,
+        stored=Stored(pd.DataFrame({column: [] for column in COLUMNS}), [], {}),
+        table=table,
+        worst=_frame(folder, "worst.csv", tables.WORST),
+        searches=[],
+        distances=_frame(folder, "distances.csv", distances.COLUMNS),
+        comparisons=_frame(folder, "comparisons.csv", comparisons.COLUMNS),
+        seeds=_frame(folder, "seeds.csv", comparisons.SEEDS),
+        crosschecks=_frame(folder, "crosscheck.csv", crosscheck.COLUMNS),
+        explanations=explanations.read(folder, {cell.identity for cell in plan}),
+        published=_frame(folder, "published.csv", beside.COLUMNS),
+        violations=pd.DataFrame(
+            columns=["model", "attack", "norm", "eps", "example", "violation"], dtype=object
+        ),
+        audit=_audit(folder, models),
+        certified=brackets.Certified(
+            table=_frame(folder, "certified.csv", brackets.COLUMNS),
+            contradictions=_frame(folder, "contradictions.csv", brackets.CONTRADICTIONS),
+        ),
+    )
+
+
+def typed(table: pd.DataFrame) -> pd.DataFrame:
+    """A table of cells with every column that `tables` declares, each of its type: words, counts
+    that may be missing, or numbers. A column that an older bench did not have is empty."""
+    wanted = [*tables.COLUMNS, *tables.EXTRA]
+    more = [name for name in table.columns if name not in wanted]
+    found = table.reindex(columns=[*wanted, *more])
+    words = {name: found[name].astype(object).fillna("").astype(str) for name in TEXTS}
+    counts = {name: found[name].astype("Int64") for name in COUNTS}
+    rest = [name for name in wanted if name not in words and name not in counts]
+    return found.assign(**words, **counts, **{name: found[name].astype(float) for name in rest})
+
+
+def _frame(folder: Path, name: str, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """A table as it was written, to the last bit; if it may be absent, empty with `columns`."""
+    path = folder / name
+    if columns is not None and not path.exists():
+        return pd.DataFrame(columns=list(columns))
+    try:
+        found = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise RecordError(
+            f"{path}: damaged ({error}); run bench report on the run again"
+        ) from error
+    numbers = [name for name in found.columns if name not in (*TEXTS, *_LABELS)]
+    return found.assign(**{name: _numbers(found[name]) for name in numbers})
+
+
+def _numbers(column: "pd.Series[str]") -> "pd.Series[Any]":
+    """Numbers, to the last bit, or yes and no, if there is nothing else; else the words."""
+    there = [text for text in column if text]
+    if there and {"True", "False"}.issuperset(there):
+        return column.map({"True": True, "False": False})
+    try:
+        if len(there) == len(column):
+            return pd.Series([int(text) for text in column], index=column.index, dtype="int64")
+    except ValueError:
+        pass
+    try:
+        values = [float(text) if text else float("nan") for text in column]
+    except ValueError:
+        return column
+    return pd.Series(values, index=column.index, dtype=float)
+
+
+def _audit(folder: Path, models: list[str]) -> Audit:
+    """The signs of audit.csv and what unchecked.csv says was not looked for; without the second,
+    nobody knows what was, and no model is told of."""
+    found = _frame(folder, "audit.csv", signs.COLUMNS)
+    unchecked = _frame(folder, "unchecked.csv", Unchecked._fields)
+    told = [
+        Sign(
+            name=str(row["name"]),
+            model=str(row["model"]),
+            attack=str(row["attack"]),
+            norm=str(row["norm"]),
+            eps=float(row["eps"]),
+            count=int(row["count"]),
+            n=int(row["n"]),
+            evidence=str(row["evidence"]),
+            examples=tuple(map(int, str(row["examples"]).split())),
+            threshold=str(row["threshold"]),
+        )
+        for row in found.to_dict("records")
+        if row["name"] in signs.KINDS
+    ]
+    missing = [Unchecked(*map(str, row)) for row in unchecked.itertuples(index=False)]
+    return Audit(models if (folder / "unchecked.csv").exists() else [], told, missing)

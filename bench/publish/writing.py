@@ -1,0 +1,39 @@
+"""Gathered runs -> a folder of publication: tables in every format, rows for programs, a page.
+
+The same runs give the same bytes: there is no clock in any of it, and no path.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bench import formats
+from bench.files import write_whole
+from bench.publish import kept, site, tabulated
+from bench.publish.gathered import Gathered
+
+
+def write(gathered: Sequence[Gathered], out: Path) -> list[Path]:
+    """Write everything into `out`; the paths of all files but the page's pictures, the page last.
+
+    Raises: SuiteError if the folder cannot be written.
+    """
+    tables, cells = tabulated.tables(gathered), rows(gathered)
+    files = {f"results{export.suffix}": export.content(cells) for export in formats.found("EXPORT")}
+    for form in formats.found("FORMAT"):
+        files |= {name: text.encode() for name, text in form.pages(tables).items()}
+    paths = [write_whole(out / name, content) for name, content in files.items()]
+    return [*paths, site.write(gathered, out)]
+
+
+def rows(gathered: Sequence[Gathered]) -> pd.DataFrame:
+    """Every cell of every run with the columns of table.csv, after the run's name and before how it
+    is made again."""
+    frames = [
+        kept.typed(run.found.table).assign(command=run.command, records_sha256=run.records_hash)
+        for run in gathered
+    ]
+    for run, frame in zip(gathered, frames, strict=True):
+        frame.insert(0, "run", run.name)
+    return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,67 @@
+"""One hash for what records say: of the outcomes alone, whatever files and order they came in."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bench import digest, records, runner, suite
+
+SUITE = """
+schema = 1
+name = "d"
+[data]
+name = "digits"
+limit = 24
+[[models]]
+name = "lenet"
+weights = "digits"
+[[attacks]]
+name = "fgsm"
+norm = "linf"
+eps = [0.05, 0.1]
+"""
+
+
+def run(folder: Path, rows: int | None = None) -> pd.DataFrame:
+    options = runner.Options(device="cpu", batch_size=rows)
+    runner.run(suite.parse(SUITE, "d.toml", Path()), folder, options)
+    return records.load(folder).frame
+
+
+@pytest.fixture(scope="module")
+def frame(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    return run(tmp_path_factory.mktemp("run"))
+
+
+def test_the_order_and_the_kinds_of_columns_are_no_part_of_it(frame: pd.DataFrame) -> None:
+    other = frame.sample(frac=1, random_state=0)[list(frame.columns[::-1])]
+    other["attack"] = other["attack"].astype(str)
+    other["model"] = other["model"].cat.add_categories(["a", "zz"])
+    assert digest.records(other) == digest.records(frame)
+    assert len(digest.records(frame)) == 64
+
+
+def test_a_run_made_again_has_the_same(frame: pd.DataFrame, tmp_path: Path) -> None:
+    assert digest.records(run(tmp_path)) == digest.records(frame)
+
+
+@pytest.mark.parametrize("column", ["adv_pred", "confidence", "attack", "fooled", "example"])
+def test_one_field_of_one_example_changes_it(frame: pd.DataFrame, column: str) -> None:
+    other = frame.copy()
+    other[column] = other[column].astype(object)
+    value = other[column].iloc[3]
+    other.loc[other.index[3], column] = f"{value}x" if isinstance(value, str) else value + 1
+    kinds = {"attack": str, "fooled": int}.get(column, frame[column].dtype)
+    assert digest.records(other.astype({column: kinds})) != digest.records(frame)
+
+
+def test_texts_that_only_join_to_the_same_are_told_apart(frame: pd.DataFrame) -> None:
+    two = frame.head(2).astype({"model": str, "attack": str})
+    first = two.assign(model=["ab", "c"], attack=["a", "a"])
+    second = two.assign(model=["a", "bc"], attack=["a", "a"])
+    assert digest.records(first) != digest.records(second)
+
+
+def test_no_records_have_no_hash(frame: pd.DataFrame) -> None:
+    assert digest.records(frame.head(0)) == ""

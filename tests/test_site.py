@@ -1,0 +1,371 @@
+"""The published web page: what it holds, and how it behaves under real keys and clicks in a
+browser."""
+
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import browser
+import pytest
+
+import bench
+from bench import results
+from bench.audit import signs
+from bench.audit.findings import Audit
+from bench.publish import chart, pages, site
+from bench.publish.gathered import Gathered
+
+HOSTILE = "net </script><script>alert(1)</script>"
+SUITE = f"""
+schema = 1
+name = "small"
+title = "A small run"
+[data]
+name = "digits"
+limit = 60
+[[models]]
+name = "lenet"
+weights = "digits"
+[[models]]
+name = "lenet"
+label = "{HOSTILE}"
+weights = "random"
+[[attacks]]
+name = "fgsm"
+label = "FGSM"
+norm = "linf"
+eps = [0, 0.1, 0.3]
+[[attacks]]
+name = "noise"
+label = "noise <b>"
+norm = "linf"
+eps = [0.1, 0.3]
+[[attacks]]
+name = "pgd"
+label = "PGD to the next"
+norm = "l2"
+eps = [1]
+goal = "targeted"
+target = "next"
+params = {{ steps = 3 }}
+"""
+CELLS = 2 * 6
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
+    "0000000a49444154789c63600000000200014873b6e30000000049454e44ae426082"
+)  # a PNG of one black pixel
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Gathered:
+    """Two models under three attacks, with one figure of examples."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "small.toml").write_text(SUITE)
+    bench.run(folder / "small.toml", out=folder, device="cpu")
+    (folder / "plots").mkdir()
+    (folder / "plots" / "examples-lenet-fgsm.png").write_bytes(PIXEL)
+    return Gathered(folder, "small", results.read(folder), "bench run small.toml", "ab" * 32)
+
+
+@pytest.fixture(scope="module")
+def page(run: Gathered, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("published")
+    (out / "results.csv").write_text("made by the publication")
+    return site.write([run], out)
+
+
+class Elements(HTMLParser):
+    """Tags with their attributes, in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def values(self, tag: str, attribute: str) -> list[str | None]:
+        return [
+            found[attribute] for name, found in self.found if name == tag and attribute in found
+        ]
+
+
+# ---------------------------------------------------------------------------- what the page holds
+
+
+def test_the_same_runs_give_the_same_bytes(run: Gathered, tmp_path: Path) -> None:
+    first, second = (site.write([run], tmp_path / name) for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_every_cell_has_a_row_without_any_script(run: Gathered, page: Path) -> None:
+    elements = Elements(page.read_text())
+    assert len(elements.values("tbody", "data-model")) == CELLS == len(run.found.table)
+    rates = [line.robust.text for line in site._lines(run)]
+    assert all(rate in page.read_text() for rate in rates)
+
+
+def test_a_label_from_a_file_is_never_markup_or_script(page: Path) -> None:
+    text = page.read_text()
+    assert "<script>alert" not in text
+    assert "noise <b>" not in text
+    assert [tag for tag, _ in Elements(text).found].count("script") == 2  # the data, the page's own
+
+
+def test_the_policy_lets_only_the_pages_own_script_run_and_no_request_out(page: Path) -> None:
+    text = page.read_text()
+    own = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', text)
+    assert f"script-src '{pages._hash(own[0])}'" in policy.replace("&#39;", "'")
+    assert policy.startswith("default-src")
+    assert "unsafe-inline" not in policy.split("script-src")[1]
+
+
+def test_nothing_on_the_page_points_to_a_network(page: Path) -> None:
+    elements = Elements(page.read_text())
+    asked = [*elements.values("img", "src"), *elements.values("a", "href")]
+    assert asked
+    assert all(where and "//" not in where for where in asked)
+
+
+def test_only_tables_that_were_published_are_offered(page: Path) -> None:
+    links = Elements(page.read_text()).values("a", "href")
+    assert "results.csv" in links
+    assert "results.parquet" not in links
+
+
+def test_example_figures_are_copied_beside_the_page_and_named(page: Path) -> None:
+    (source,) = Elements(page.read_text()).values("img", "src")
+    assert source is not None
+    assert (page.parent / source).read_bytes() == PIXEL
+    assert "lenet under FGSM" in page.read_text()
+
+
+def test_two_runs_of_one_name_do_not_share_figures(run: Gathered, tmp_path: Path) -> None:
+    twice = site.write([run, run._replace(name="small (2)")], tmp_path)
+    sources = Elements(twice.read_text()).values("img", "src")
+    assert len(set(sources)) == 2
+    assert "small (2)" in twice.read_text()
+
+
+def _sign(attack: str, eps: float) -> signs.Sign:
+    return signs.Sign(
+        name=signs.FLAT.name, model="lenet", attack=attack, norm="linf" if attack else "", eps=eps,
+        count=7, n=60, evidence="seen on 7 of 60", examples=tuple(range(7)), threshold="5 of 60",
+    )  # fmt: skip
+
+
+def test_a_sign_of_the_audit_stands_on_the_rows_that_it_speaks_of(run: Gathered) -> None:
+    against = [_sign("FGSM", 0.1), _sign("", math.nan)]
+    audit = Audit(["lenet"], against, [])
+    lines = site._lines(run._replace(found=run.found._replace(audit=audit)))
+    flagged = {(line.model, line.attack, line.eps.text): len(line.signs) for line in lines}
+    assert flagged["lenet", "FGSM", "0.1"] == 2
+    assert flagged["lenet", "FGSM", "0.3"] == 1  # a sign of the model speaks of what sees the model
+    assert flagged["lenet", "FGSM", "0"] == 0  # at eps 0 there is no attack
+    assert flagged["lenet", "noise <b>", "0.3"] == 0
+    assert not any(count for (model, _, _), count in flagged.items() if model != "lenet")
+
+
+# ----------------------------------------------------------------------------------- the charts
+
+
+def test_a_chart_tells_the_counts_of_the_table_and_starts_at_the_clean_accuracy(
+    run: Gathered,
+) -> None:
+    first = chart.charts(run.found.table, run.found.worst)[0]
+    fgsm, noise, worst = first.lines
+    assert first.eps == ["0", "0.1", "0.3"]
+    told = [re.search(r"\((\d+)/60\)", value) for value in fgsm.values]
+    rows = run.found.table.query("model == 'lenet' and attack == 'FGSM'")
+    assert [int(match[1]) for match in told if match] == list(rows["robust_correct"])
+    assert noise.values[0] == fgsm.values[0]
+    assert worst.label == "worst case"
+
+
+def test_a_line_does_not_lead_across_an_eps_that_its_attack_was_not_asked_at(
+    run: Gathered,
+) -> None:
+    table = run.found.table
+    sparse = table[(table["attack"] != "noise <b>") | (table["eps"] == 0.3)]
+    noise = chart.charts(sparse, run.found.worst)[0].lines[1]
+    assert noise.values[:2] == ["—", "—"]
+    assert len(noise.marks) == 1
+
+
+def test_targeted_attacks_are_no_line_of_robust_accuracy(run: Gathered) -> None:
+    norms = {each.norm for each in chart.charts(run.found.table, run.found.worst)}
+    assert norms == {"L-inf"}
+
+
+def test_a_line_is_cut_where_a_cell_failed(run: Gathered) -> None:
+    table = run.found.table.copy()
+    table.loc[1, ["status", "reason"]] = ["failed", "out of memory"]
+    table.loc[1, ["robust_correct", "robust_low", "robust_high"]] = None
+    line = chart.charts(table, run.found.worst)[0].lines[0]
+    assert line.path.count("M") == 2
+    assert line.values[1] == "—"
+    assert len(line.marks) == 2
+
+
+# -------------------------------------------------------------------------------- in a browser
+
+in_a_browser = pytest.mark.skipif(
+    browser.executable() is None, reason="there is no Chromium on the path to open the page in"
+)
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
+    profile = tmp_path_factory.mktemp("profile")
+    with browser.opened(profile) as opened:
+        yield opened
+    shutil.rmtree(profile, ignore_errors=True)
+
+
+@pytest.fixture
+def shown(chromium: browser.Page, page: Path) -> Iterator[browser.Page]:
+    """The page in a wide window; whatever a test does, it asks nothing but files and no script
+    complains."""
+    chromium.open(page, width=1300)
+    yield chromium
+    assert all(url.startswith("file:") for url in chromium.requests)
+    assert chromium.complaints == []
+
+
+ROBUST = "th:has(.sort):nth-child(9)"
+"""The header of robust accuracy, where one run is shown."""
+
+
+def _column(shown: browser.Page, index: int) -> list[str]:
+    rows = "[...document.querySelectorAll('#cells tbody:not([hidden]) tr:first-child')]"
+    return list(shown.ask(f"{rows}.map(r => r.cells[{index}].textContent)"))
+
+
+@in_a_browser
+def test_a_header_sorts_by_number_and_the_second_time_the_other_way(shown: browser.Page) -> None:
+    shown.point(f"{ROBUST} .sort", click=True)
+    rising = [float(text.split()[0]) for text in _column(shown, 8)]
+    assert shown.ask(f"document.querySelector('{ROBUST}').ariaSort") == "ascending"
+    assert rising == sorted(rising)
+    assert rising[0] < rising[-1]
+    shown.point(f"{ROBUST} .sort", click=True)
+    falling = [float(text.split()[0]) for text in _column(shown, 8)]
+    assert falling == rising[::-1]
+
+
+@in_a_browser
+def test_what_has_no_number_comes_last_whichever_way_it_is_sorted(shown: browser.Page) -> None:
+    floors = _column(shown, 11)
+    missing = floors.count("—")
+    assert 0 < missing < len(floors)
+    for _ in range(2):
+        shown.point("#cells th:nth-child(12) .sort", click=True)
+        assert _column(shown, 11)[-missing:] == ["—"] * missing
+
+
+@in_a_browser
+def test_words_and_choices_narrow_the_rows_and_reset_brings_them_back(shown: browser.Page) -> None:
+    shown.point("#text", click=True)
+    shown.type("FGSM lenet")
+    assert _column(shown, 1) == ["FGSM"] * 3
+    assert shown.ask("document.getElementById('shown').textContent") == f"3 of {CELLS} rows"
+    choose = "(s => { s.value = '0.3'; s.dispatchEvent(new Event('input', {bubbles: true})) })"
+    shown.ask(f"{choose}(document.querySelector('select[data-by=eps]'))")
+    assert len(_column(shown, 1)) == 1
+    shown.type(" nothing like it")
+    assert shown.ask("document.getElementById('none').hidden") is False
+    shown.point("button[type=reset]", click=True)
+    shown.ask("new Promise(r => setTimeout(r))")
+    assert len(_column(shown, 1)) == CELLS
+
+
+@in_a_browser
+@pytest.mark.parametrize("key", ["Enter", " "])
+def test_a_row_opens_and_closes_by_the_keyboard(shown: browser.Page, key: str) -> None:
+    shown.ask("document.querySelector('#cells thead tr th:last-child button').focus()")
+    shown.press("Tab")  # from the last header to the first row
+    expanded = "document.activeElement.getAttribute('aria-expanded')"
+    detail = "document.getElementById(document.activeElement.getAttribute('aria-controls'))"
+    assert shown.ask(expanded) == "false"
+    shown.press(key)
+    assert shown.ask(expanded) == "true"
+    text = shown.ask(f"{detail}.innerText")
+    assert "robust_accuracy_8bit" in text
+    assert "cross-entropy" in text
+    shown.press(key)
+    assert shown.ask(f"{detail}.hidden") is True
+
+
+@in_a_browser
+def test_a_row_tells_of_its_own_cell_after_sorting(shown: browser.Page) -> None:
+    shown.point(f"{ROBUST} .sort", click=True)
+    shown.point("#cells tbody .more", click=True)
+    row = shown.ask("document.querySelector('#cells tbody').innerText")
+    robust, detail = row.split("Columns")
+    (value,) = re.findall(r"robust_accuracy\n([\d.]+ %)", detail)
+    assert f"{value} [" in robust
+
+
+@in_a_browser
+def test_a_chart_is_read_by_arrow_keys_and_by_the_pointer(shown: browser.Page) -> None:
+    at = "document.querySelector('.chart .at').textContent"
+    value = "document.querySelector('.chart [data-values]').textContent"
+    assert shown.ask(at) == "at eps 0.3"
+    last = shown.ask(value)
+    shown.ask("document.querySelector('.chart > svg').focus()")
+    shown.press("ArrowLeft")
+    assert shown.ask(at) == "at eps 0.1"
+    assert shown.ask(value) != last
+    shown.press("Tab")
+    shown.press("Enter")
+    assert shown.ask("document.querySelector('.chart g.on') !== null")
+    shown.point(".chart > svg", share=0.1)
+    assert shown.ask(at) == "at eps 0"
+
+
+@in_a_browser
+def test_the_page_follows_the_preferred_colours_until_its_button_says_otherwise(
+    chromium: browser.Page, page: Path
+) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    chromium.open(page, width=1300, scheme="dark")
+    dark = chromium.ask(ground)
+    chromium.open(page, width=1300, scheme="light")
+    light = chromium.ask(ground)
+    chromium.point("#theme", click=True)
+    assert chromium.ask(ground) == dark != light
+
+
+@in_a_browser
+@pytest.mark.parametrize("width", [1300, 420])
+def test_the_page_fits_its_window_and_shows_something(
+    chromium: browser.Page, page: Path, width: int, tmp_path: Path
+) -> None:
+    chromium.open(page, width=width)
+    assert chromium.ask("document.documentElement.scrollWidth") <= width
+    picture = tmp_path / "page.png"
+    picture.write_bytes(chromium.picture())
+    from matplotlib.image import imread
+
+    shades = imread(picture)[..., :3].reshape(-1, 3)
+    dark = (shades.mean(axis=1) < 0.5).mean()  # ink on paper: neither blank nor black
+    assert 0.005 < dark < 0.3
+    assert chromium.complaints == []
+
+
+@in_a_browser
+def test_a_script_that_got_into_the_page_would_not_run(
+    chromium: browser.Page, page: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.html"
+    bad = "<script>document.title = 'taken'; fetch('https://example.org')</script>"
+    broken.write_text(page.read_text().replace("</main>", f"{bad}</main>"))
+    chromium.open(broken, width=1300)
+    assert chromium.ask("document.title") == "A small run"
+    assert any("Content Security Policy" in each for each in chromium.complaints)
+    assert all(url.startswith("file:") for url in chromium.requests)
