@@ -1,0 +1,195 @@
+"""The pytest plugin, in test sessions of its own."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+# A session in this process forgets the modules that it imports first, and pandas cannot be twice.
+from bench import publication
+from bench.testing import asserted
+
+__all__ = ["asserted", "publication"]
+
+HEAD = """
+import pytest
+import torch
+from torch import nn
+
+def net():
+    "Two classes, told apart by the first pixel: wrong beyond 0.5, so the answer is a formula."
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[1].weight.zero_()
+        model[1].weight[1, 0] = 1.0
+        model[1].bias.copy_(torch.tensor([0.5, 0.0]))
+    return model.eval()
+
+x = torch.full((10, 1, 2, 2), 0.5)
+x[:, 0, 0, 0] = torch.tensor([0.05, 0.1, 0.2, 0.3, 0.44, 0.56, 0.7, 0.8, 0.9, 0.95])
+y = torch.tensor([0] * 5 + [1] * 5)
+ASKED = dict(attack="fgsm", device="cpu", copied=False)
+"""
+SUITE = """
+schema = 1
+name = "own"
+[data]
+name = "digits"
+limit = 20
+[[models]]
+name = "lenet"
+weights = "digits"
+[[attacks]]
+name = "fgsm"
+norm = "linf"
+eps = [0.05]
+[[attacks]]
+name = "noise"
+norm = "linf"
+eps = [0.05]
+"""
+
+
+def told(pytester: pytest.Pytester, body: str, *options: str) -> tuple[dict[str, int], str]:
+    """Outcomes and output of a session with one test file."""
+    pytester.makepyfile(HEAD + body)
+    found = pytester.runpytest_inprocess("-p", "no:cacheprovider", *options)
+    return found.parseoutcomes(), found.stdout.str()
+
+
+def test_a_model_that_is_robust_enough_passes_and_leaves_nothing_behind(
+    pytester: pytest.Pytester,
+) -> None:
+    body = """
+def test_robust(robustness):
+    robustness(net(), x, y, eps=0.1, **ASKED).at_least(0.8)
+    robustness(net(), x, y, eps=[0.1, 0.25], **ASKED).at_least({0.1: 0.8, 0.25: 0.6})
+"""
+    outcomes, _ = told(pytester, body)
+    assert outcomes == {"passed": 1}
+    assert not (pytester.path / "robustness-report").exists()
+
+
+def test_a_weaker_one_fails_with_count_interval_and_what_was_fooled(
+    pytester: pytest.Pytester,
+) -> None:
+    body = """
+def test_robust(robustness):
+    robustness(net(), x, y, eps=0.1, **ASKED).at_least(0.9)
+"""
+    outcomes, output = told(pytester, body)
+    assert outcomes == {"failed": 1}
+    assert (
+        "Sequential under fgsm, linf, eps 0.1: 8 of 10 examples are robust, "
+        "80.0 % [49.0 %, 94.3 %], expected at least 90.0 % (10 are right unattacked)"
+    ) in output
+    assert "fooled: 4 (0 → 1), 5 (1 → 0)" in output
+    assert "asserted.py" not in output
+    (folder,) = (pytester.path / "robustness-report").iterdir()
+    assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [
+        "4-0-to-1.png", "5-1-to-0.png", "records.csv", "table.csv",
+    ]  # fmt: skip
+    with Image.open(folder / "eps-0.1" / "4-0-to-1.png") as picture:
+        assert picture.size == (4, 2)  # before beside after
+        assert [picture.getpixel((at, 0)) for at in (0, 2)] == [112, 138]  # 0.44 and 0.54 in 8 bits
+
+
+def test_confidence_asks_the_lower_end_of_the_interval(pytester: pytest.Pytester) -> None:
+    body = """
+def test_robust(robustness):
+    seen = robustness(net(), x, y, eps=0.01, **ASKED)
+    seen.at_least(1.0)
+    seen.at_least(0.7, confident=True)
+    with pytest.raises(AssertionError, match="at least 75.0 % with 95 % confidence"):
+        seen.at_least(0.75, confident=True)
+"""
+    assert told(pytester, body)[0] == {"passed": 1}
+
+
+@pytest.mark.parametrize(
+    ("share", "message"),
+    [("1.2", "expected a share in .0, 1., got 1.2"), ("{0.3: 0.5}", "expected an eps of .0.1.")],
+)
+def test_a_share_that_is_none_is_refused(
+    pytester: pytest.Pytester, share: str, message: str
+) -> None:
+    body = f"""
+def test_robust(robustness):
+    with pytest.raises(ValueError, match="{message}"):
+        robustness(net(), x, y, eps=0.1, **ASKED).at_least({share})
+"""
+    assert told(pytester, body)[0] == {"passed": 1}
+
+
+def test_an_attack_that_leaves_its_ball_is_no_evidence(pytester: pytest.Pytester) -> None:
+    pytester.path.joinpath("cheat.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from bench import Attack\n"
+        "@dataclass(frozen=True)\n"
+        "class Params: pass\n"
+        "NEGATIVE = Attack(summary='', source='', params=Params, norms=('linf',),\n"
+        "    goals=('untargeted',), run=lambda model, x, y, threat, params, noise: 1 - x)\n"
+    )
+    body = """
+def test_robust(robustness):
+    file = str(__import__("pathlib").Path(__file__).with_name("cheat.py"))
+    robustness(net(), x, y, attack=f"{file}:NEGATIVE", eps=0.1, device="cpu").at_least(0.5)
+"""
+    outcomes, output = told(pytester, body)
+    assert outcomes == {"failed": 1}
+    assert "images broke the threat model, so the robust accuracy is not to be relied on" in output
+
+
+def test_the_marker_selects_the_tests_that_ask(pytester: pytest.Pytester) -> None:
+    body = """
+def test_robust(robustness):
+    robustness(net(), x, y, eps=0.01, **ASKED).at_least(0.5)
+
+def test_other():
+    pass
+"""
+    outcomes, _ = told(pytester, body, "-m", "robustness", "--strict-markers")
+    assert outcomes == {"passed": 1, "deselected": 1}
+
+
+def test_a_suite_is_asserted_by_its_worst_case_and_its_report_kept(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.path.joinpath("own.toml").write_text(SUITE)
+    body = """
+@pytest.mark.robustness(suite="own.toml")
+def test_suite(robustness):
+    seen = robustness.suite(device="cpu")
+    seen.at_least(0.0)
+    seen.at_least(1.0)
+"""
+    junit = pytester.path / "junit.xml"
+    outcomes, output = told(pytester, body, f"--junit-xml={junit}", "--robustness-dir=kept")
+    assert outcomes == {"failed": 1}
+    assert "lenet under the worst of 2 attacks, linf, untargeted, eps 0.05:" in output
+    (folder,) = (pytester.path / "kept").iterdir()
+    assert (folder / "report.html").is_file()
+    assert f"Seen: {folder / 'report.html'}" in output
+    assert 'name="robust_accuracy" value="lenet under the worst' in junit.read_text()
+
+
+def test_a_suite_that_is_named_nowhere_is_asked_for(pytester: pytest.Pytester) -> None:
+    body = """
+def test_suite(robustness):
+    robustness.suite()
+"""
+    outcomes, output = told(pytester, body)
+    assert outcomes == {"failed": 1}
+    assert "expected a suite, as an argument or by @pytest.mark.robustness(suite=...)" in output
+
+
+def test_a_session_that_does_not_ask_does_not_import_torch(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("import sys\ndef test_light():\n    assert 'torch' not in sys.modules\n")
+    found = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    assert found.parseoutcomes() == {"passed": 1}
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    import bench
+
+    assert (Path(bench.__file__).parent / "py.typed").is_file()
