@@ -24,6 +24,8 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from bench import chain
+
 FEW_CHANNELS = 4
 """Input channels up to which a convolution's own gradient kernel loses on a CPU."""
 VECTOR = 16
@@ -40,10 +42,7 @@ def exchanged(model: nn.Module, on_cpu: bool) -> nn.Module:
     Raises: whatever copying the model raises.
     """
     own = copy.deepcopy(model)
-    try:
-        graph = fx.symbolic_trace(own)
-    except Exception:  # a stranger's forward: it may branch, print, or refuse
-        graph = None
+    graph = chain.traced(own)
     if graph is not None:
         _drop(graph, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
         _fold(graph)

@@ -157,13 +157,13 @@ def _lines(
         labels.append(other.label)
     axes.set(ylim=(-2, 102), ylabel="robust accuracy (%)")
     axes.set_xlabel(f"eps ({NORMS.get(norm, norm)}: {UNITS.get(norm, norm)})")
-    ticks = _ticks([eps for curve in curves for eps in curve.cells["eps"]])
-    axes.set_xticks(ticks, [names.get(tick, number(tick)) for tick in ticks])
+    marked = ticks([eps for curve in curves for eps in curve.cells["eps"]])
+    axes.set_xticks(marked, [names.get(tick, number(tick)) for tick in marked])
     figure.legend(handles, labels, loc="outside right upper", labelspacing=0.7)
     return figure
 
 
-def _ticks(values: Iterable[float]) -> list[float]:
+def ticks(values: Iterable[float]) -> list[float]:
     """The eps that were run, less those whose labels would overlap."""
     kept: list[float] = []
     every = sorted(set(map(float, values)))

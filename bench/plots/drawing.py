@@ -25,7 +25,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from bench.distances import Search
 from bench.files import write_whole
 from bench.formats import DASH, NORMS, absent, eps_names, factor, words
-from bench.plots import security, transfer, variation
+from bench.plots import brackets, security, transfer, variation
 from bench.plots.curves import accuracy_versus_eps, untargeted
 from bench.plots.grids import Picture, example_grid, perturbation_grid
 from bench.plots.style import OWN, PALETTE, STYLE, empty, short
@@ -189,11 +189,12 @@ def draw(
     folder: Path,
     published: pd.DataFrame | None = None,
     searches: Sequence[Search] = (),
+    certified: pd.DataFrame | None = None,
 ) -> list[Plot]:
     """Write every figure that the table and the pictures give into folder/plots, as PNG and SVG.
 
     `published` holds figures reported elsewhere, as `beside` joins them with the table; `searches`
-    what each search for the least distance found.
+    what each search for the least distance found, `certified` is certified.csv.
     The same input gives the same bytes: no dates, no random ids, one bundled font.
     """
     taken: set[str] = set()
@@ -212,7 +213,8 @@ def draw(
                 keep(figure, f"accuracy-{model}-{norm}", caption)
         caption = f"Attack success rate, {title}; the tables give the interval of each."
         keep(success_heatmap(table, norm), f"success-{norm}", caption)
-    others = (security.figures(searches), transfer.figures(table), variation.figures(table))
+    others = [security.figures(searches), transfer.figures(table), variation.figures(table)]
+    others += [] if certified is None else [brackets.figures(certified)]
     for name, caption, figure in itertools.chain(*others):
         keep(figure, name, caption)
     if not table.empty:

@@ -18,6 +18,7 @@ import pandas as pd
 
 from bench import formats
 from bench.audit.findings import Audit
+from bench.brackets import Certified
 from bench.explain.explanations import Explanation
 from bench.files import write_whole
 from bench.formats import (
@@ -32,7 +33,7 @@ from bench.formats import (
     words,
 )
 from bench.plots.drawing import Plot
-from bench.report import audited, compared, views
+from bench.report import audited, bracketed, compared, views
 from bench.report.views import View
 
 LARGEST_SVG = 400_000  # bytes; above it (photographs inside) the PNG is smaller and as sharp
@@ -45,6 +46,8 @@ COUNTING = (
     "Targeted: the number that ends as the target, of those correct before whose label is not the "
     "target. Where nothing could be attacked there is no rate, and a dash.",
     "Worst case: an example is robust only if every attack left it correct.",
+    "Certified: a bound proves that no image of the L-inf ball inside the box changes the label. "
+    "What is neither certified nor broken by an attack is undecided.",
     "Intervals are 95 % Wilson intervals of the count behind the rate.",
     "An attack breaks an example that it succeeds on; with a target, by reaching the target. Two "
     "attacks are compared by what each breaks, two models by where each is robust, on the same "
@@ -74,6 +77,7 @@ def write(
     published: pd.DataFrame,
     violations: pd.DataFrame,
     audit: Audit,
+    certified: Certified | None = None,
     notes: Sequence[str],
     provenance: Mapping[str, Any],
     plots: Sequence[Plot],
@@ -95,6 +99,7 @@ def write(
         "caveats": views.caveats(table, names),
         "audit": audited.told(audit, names),
         "notes": list(dict.fromkeys(map(words, notes))),
+        "certified": None if certified is None else bracketed.told(certified, worst, names),
         "worst": views.worst_pivots(worst, table, names),
         "worst_rows": views.worst_rows(worst, table, names),
         "headline": views.headline(table, names),
@@ -202,11 +207,12 @@ def _figure(plot: Plot, folder: Path) -> dict[str, Any]:
 def _full(table: pd.DataFrame, names: Mapping[float, str]) -> View:
     """Every cell and every column, by the names of table.csv; long caveats stand elsewhere."""
     columns = [name for name in table.columns if name not in ("eps_text", "caveats")]
-    lines = [[_field(name, row, names) for name in columns] for row in views.records(table)]
+    lines = [[field(name, row, names) for name in columns] for row in views.records(table)]
     return View("", columns, lines)
 
 
-def _field(name: str, row: views.Row, names: Mapping[float, str]) -> str:
+def field(name: str, row: views.Row, names: Mapping[float, str]) -> str:
+    """One column of a row of table.csv as it is read; `names` spell eps."""
     value = row[name]
     counts = {"clean_accuracy": "clean_correct", "robust_accuracy": "robust_correct"}
     if name in counts:
@@ -228,18 +234,19 @@ def _field(name: str, row: views.Row, names: Mapping[float, str]) -> str:
 
 def _provenance(facts: Mapping[str, Any]) -> View:
     """Nested facts as a list of dotted names and values, in the order given."""
-    return View("", ["fact", "value"], [[name, value] for name, value in _flat("", facts)])
+    return View("", ["fact", "value"], [[name, value] for name, value in flat("", facts)])
 
 
-def _flat(prefix: str, value: Any) -> list[tuple[str, str]]:
+def flat(prefix: str, value: Any) -> list[tuple[str, str]]:
+    """Nested facts as (dotted name, value), in the order given."""
     if isinstance(value, Mapping):
         return [
             line
             for key, inner in value.items()
-            for line in _flat(f"{prefix}.{words(key)}" if prefix else words(key), inner)
+            for line in flat(f"{prefix}.{words(key)}" if prefix else words(key), inner)
         ]
     if isinstance(value, (list, tuple)):
         if any(isinstance(inner, Mapping) for inner in value):
-            return [line for k, inner in enumerate(value) for line in _flat(f"{prefix}.{k}", inner)]
+            return [line for k, inner in enumerate(value) for line in flat(f"{prefix}.{k}", inner)]
         return [(prefix, ", ".join(map(words, value)) or DASH)]
     return [(prefix, words(value))]

@@ -18,6 +18,7 @@ from bench.files import write_whole
 from bench.plots import drawing
 from bench.training import figures, page
 from bench.training.adversarial import Craft
+from bench.training.certified import certified
 from bench.training.recipe import Recipe
 from bench.training.standard import VALIDATION_ROWS, Trained, predict, rank
 
@@ -39,6 +40,9 @@ class Judged(NamedTuple):
     """Predictions on the attacked images, (n,); None unless trained against attacks."""
     confidence: Tensor | None
     """The softmax's value at each of those predictions, (n,)."""
+    certified: Tensor | None = None
+    """Whether each is certified at the radius that the recipe judges by, (n,); None unless trained
+    for it."""
 
 
 def best(runs: Sequence[Run]) -> Run:
@@ -80,6 +84,7 @@ def publish(recipe: Recipe, runs: Sequence[Run], data_dir: Path, folder: Path) -
         "test_fingerprint": data.fingerprint,
         "test_per_class": {name: [k, n] for name, k, n in zip(names, correct, of, strict=True)},
         **_attacked(chosen, labels),
+        **_certified(chosen),
         "best_epoch": last.best.epoch,
         "epochs": len(last.history),
         "train_correct": last.best.train_correct,
@@ -117,6 +122,9 @@ def _judge(recipe: Recipe, run: Run, images: Tensor, labels: Tensor) -> Judged:
     device = next(model.parameters()).device
     images, labels = images.to(device), labels.to(device)
     pred = predict(model, images).cpu()
+    if recipe.certified is not None:
+        bounded = certified(recipe.certified, model, images, labels)
+        return Judged(state, pred, None, None, bounded.cpu())
     if recipe.adversarial is None:
         return Judged(state, pred, None, None)
     craft, shares = Craft(recipe.adversarial, run.seed), []
@@ -141,10 +149,19 @@ def _attacked(judged: Judged, labels: Tensor) -> Mapping[str, Any]:
     }
 
 
+def _certified(judged: Judged) -> Mapping[str, int]:
+    """What the card tells of the test images under certified training."""
+    if judged.certified is None:
+        return {}
+    return {"test_certified_correct": int(judged.certified.sum())}
+
+
 def _validation(trained: Trained) -> Mapping[str, int]:
     found = {"validation_correct": trained.best.validation_correct}
     if trained.best.validation_adversarial_correct is not None:
         found["validation_adversarial_correct"] = trained.best.validation_adversarial_correct
+    if trained.best.validation_certified_correct is not None:
+        found["validation_certified_correct"] = trained.best.validation_certified_correct
     return found
 
 
@@ -157,4 +174,5 @@ def _line(run: Run, judged: Judged, labels: Tensor) -> Mapping[str, Any]:
         **_validation(run.trained),
         "test_correct": int((judged.pred == labels).sum()),
         **_attacked(judged, labels),
+        **_certified(judged),
     }

@@ -27,7 +27,8 @@ ATTACKED: Any = PALETTE[1]
 
 def curves(history: Sequence[Epoch], best: Epoch) -> Figure:
     """Loss and error rate against the epoch, the kept epoch marked: training (thin) and validation
-    (dashed), and both once more on attacked images (lighter) under adversarial training."""
+    (dashed), and both once more (lighter) on attacked images under adversarial training, at the
+    worst that intervals allow under certified training."""
     epochs = [e.epoch for e in history]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 3.1), layout="constrained")
@@ -35,7 +36,7 @@ def curves(history: Sequence[Epoch], best: Epoch) -> Figure:
         both = {"loss": _losses(history), "error rate": _errors(history)}
         for axes, (name, lines) in zip(panels, both.items(), strict=True):
             for label, line in lines.items():
-                held_out, attacked = label.startswith("validation"), label.endswith("attacked")
+                held_out, attacked = label.startswith("validation"), "," in label
                 axes.plot(
                     epochs, line, linestyle="--" if held_out else "-", label=label,
                     linewidth=1.6 if held_out else 1.1, color=ATTACKED if attacked else CLEAN,
@@ -65,6 +66,9 @@ def _losses(history: Sequence[Epoch]) -> _Lines:
     if history[0].adversarial_loss is not None:
         lines["training, attacked"] = [e.adversarial_loss for e in history]
         lines["validation, attacked"] = [e.validation_adversarial_loss for e in history]
+    if history[0].certified_loss is not None:
+        lines["training, worst"] = [e.certified_loss for e in history]
+        lines["validation, worst"] = [e.validation_certified_loss for e in history]
     return lines
 
 
@@ -79,6 +83,11 @@ def _errors(history: Sequence[Epoch]) -> _Lines:
         ]
         lines["validation, attacked"] = [
             1 - (e.validation_adversarial_correct or 0) / e.validation_n for e in history
+        ]
+    if history[0].certified_correct is not None:
+        lines["training, worst"] = [1 - (e.certified_correct or 0) / e.train_n for e in history]
+        lines["validation, worst"] = [
+            1 - (e.validation_certified_correct or 0) / e.validation_n for e in history
         ]
     return lines
 

@@ -16,7 +16,7 @@ import pandas as pd
 from bench import metrics
 from bench.files import write_whole
 from bench.formats import DASH, NORMS, many, markdown, number, percent, seconds
-from bench.training.recipe import Part, Published, Recipe, names
+from bench.training.recipe import Certificate, Part, Published, Recipe, names
 
 FIGURES = {
     "curves": "Loss and error rate against the epoch; the dotted line is the epoch that was kept.",
@@ -73,7 +73,11 @@ def _sentence(recipe: Recipe) -> str:
     clauses = [course]
     if recipe.adversarial is not None:
         clauses.append(_adversary(recipe))
+    if recipe.certified is not None:
+        clauses.append(_certificate(recipe.certified))
     judged = "them, attacked," if recipe.adversarial is not None else "them"
+    if recipe.certified is not None:
+        judged = f"them, bounded at eps {number(recipe.certified.judged, 4)},"
     clauses.append(
         f"{recipe.validation} training images are held out, and the epoch with the fewest errors "
         f"on {judged} is kept"
@@ -104,6 +108,19 @@ def _adversary(recipe: Recipe) -> str:
     if adversary.warmup:
         made += f", eps growing until epoch {adversary.warmup + 1}"
     return made
+
+
+def _certificate(certificate: Certificate) -> str:
+    clean, rest = number(certificate.share), number(1 - certificate.share)
+    text = (
+        f"the loss is {clean} of that on clean images and {rest} of that at the worst logits that "
+        f"interval bounds allow within L-inf eps {number(certificate.eps, 4)}"
+    )
+    if certificate.warmup:
+        text += f"; {many(certificate.warmup, 'epoch')} of plain training first"
+    if certificate.ramp:
+        text += f"; eps and its share grow from 0 over {many(certificate.ramp, 'epoch')}"
+    return text
 
 
 def _attack(recipe: Recipe) -> str:
@@ -149,6 +166,11 @@ def _outcome(recipe: Recipe, card: Card, told: Published) -> list[_Row]:
             ("error rate on attacked validation images", failed, held, None),
             ("error rate on attacked test images", fooled, n, told.adversarial_error),
         ]
+    if recipe.certified is not None:
+        rows += [
+            ("certified validation accuracy", card["validation_certified_correct"], held, None),
+            ("certified test accuracy", card["test_certified_correct"], n, None),
+        ]
     lines = [
         (what, f"{k}/{of}", told_rate(k, of), _percent(figure)) for what, k, of, figure in rows
     ]
@@ -166,6 +188,13 @@ def _outcome_notes(recipe: Recipe, told: Published, beside: bool) -> str:
     notes = ["In brackets: 95 % Wilson intervals."]
     if recipe.adversarial is not None:
         notes.append(f"Attacked: {_attack(recipe)}, on the weights as stored, in float32.")
+    if recipe.certified is not None:
+        judged = number(recipe.certified.judged, 4)
+        notes.append(
+            f"Certified: interval bounds prove the label for every image within L-inf eps {judged} "
+            "inside the box; on the test images with the weights as stored, computed in float64 "
+            "with room for the rounding of float32, on the validation images in float32."
+        )
     if beside:
         notes += [f"Source: {markdown.escape(told.source)}.", markdown.escape(told.note)]
     return " ".join(notes).strip()
@@ -189,8 +218,10 @@ def _seeds(card: Card) -> pd.DataFrame:
             "epoch kept": f"{line['best_epoch']} of {line['epochs']}",
             "validation": f"{line['validation_correct']}/{held}",
             "validation, attacked": _count(line.get("validation_adversarial_correct"), held),
+            "validation, certified": _count(line.get("validation_certified_correct"), held),
             "test": f"{line['test_correct']}/{n}",
             "test, attacked": _count(line.get("test_adversarial_correct"), n),
+            "test, certified": _count(line.get("test_certified_correct"), n),
         }
         for line in card["seeds"]
     ]

@@ -50,6 +50,32 @@ class Adversary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """Train on the worst logits that interval bounds allow in an L-inf ball, beside the clean ones.
+
+    The loss is share * CE(clean) + (1 - share) * CE(worst), Gowal et al. 2018, equation 12.
+    """
+
+    eps: float
+    """At the end of the training."""
+    judged: float
+    """Radius at which validation and test images are certified; a net trained at a larger one
+    keeps more (Gowal et al. 2018, section 4)."""
+    share: float = 0.5
+    """At the end of the training; 1 at its beginning."""
+    warmup: int = 0
+    """Epochs of plain training."""
+    ramp: int = 0
+    """Epochs thereafter in which eps grows from 0 and the share falls, step by step."""
+
+    def __post_init__(self) -> None:
+        if not (self.eps > 0 and self.judged > 0 and 0 <= self.share <= 1):
+            raise ValueError("expected eps and judged above 0 and share in [0, 1]")
+        if min(self.warmup, self.ramp) < 0:
+            raise ValueError("expected warmup and ramp at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Published:
     """What the recipe's source reports, in percent, laid beside what was measured."""
 
@@ -101,6 +127,7 @@ class Recipe:
     schedule: Part | None = None
     """A class of torch.optim.lr_scheduler, stepped once per epoch."""
     adversarial: Adversary | None = None
+    certified: Certificate | None = None
     published: Published | None = field(default=None, repr=False)
 
 
@@ -131,11 +158,14 @@ def read(name: str) -> Recipe:
     check = Checker(str(path))
     raw = toml(text_of(path, "a recipe"), str(path))
     parts = dict.fromkeys(("model", "data", "optimiser", "schedule"), Part)
-    for key, kind in {**parts, "adversarial": Adversary, "published": Published}.items():
+    tables = {"adversarial": Adversary, "certified": Certificate, "published": Published}
+    for key, kind in {**parts, **tables}.items():
         if isinstance(raw.get(key), dict):
             raw[key] = check.fill(kind, raw[key], key)
     if "name" in raw:
         check.say("name", "a recipe is called by its file's name; leave it out")
+    if "adversarial" in raw and "certified" in raw:
+        check.say("certified", "a recipe trains against attacks or for bounds, not both")
     recipe: Recipe | None = check.fill(Recipe, raw, "")
     check.stop_if_wrong()
     assert recipe is not None

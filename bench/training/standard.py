@@ -1,4 +1,5 @@
-"""Training by a recipe, standard or adversarial: data on the device, validation apart, best kept.
+"""Training by a recipe, plain, adversarial or certified: data on the device, validation apart,
+best kept.
 
 Reproducible from the recipe's seed on one device: initialisation and dropout draw from global
 generators forked and seeded for this run, the order of images from a keyed permutation per epoch.
@@ -6,7 +7,7 @@ generators forked and seeded for this run, the order of images from a keyed perm
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from bench.contracts import Data
 from bench.errors import SuiteError, nearest
 from bench.training import progress
 from bench.training.adversarial import Craft
+from bench.training.certified import Bound
 from bench.training.recipe import Part, Recipe
 
 VALIDATION_ROWS = 250
@@ -41,6 +43,13 @@ class Epoch(NamedTuple):
     adversarial_correct: int | None = None
     validation_adversarial_loss: float | None = None
     validation_adversarial_correct: int | None = None
+    certified_loss: float | None = None
+    """At the worst logits of the training's present eps; this and what follows under certified
+    training only."""
+    certified_correct: int | None = None
+    validation_certified_loss: float | None = None
+    """At the eps that the recipe judges by, as the next."""
+    validation_certified_correct: int | None = None
 
 
 class Trained(NamedTuple):
@@ -60,7 +69,8 @@ def train(
 ) -> Trained:
     """Train by `recipe` and return the weights of the epoch with the least validation errors
     (of those, the least validation loss); under adversarial training, the least errors on attacked
-    validation images (Goodfellow et al. 2015, section 6). `listen` hears of every epoch.
+    validation images (Goodfellow et al. 2015, section 6), and under certified training the least
+    that are not certified. `listen` hears of every epoch.
 
     After each epoch all that the next one needs goes into the file `kept_in`; where it is there
     already, training goes on from it and ends with the same weights as if never interrupted.
@@ -78,7 +88,7 @@ def train(
     x, y = data.read(0, data.n).to(device), data.labels.to(device)
     held_out, kept = order[: recipe.validation], order[recipe.validation :]
     with rng.seeded(recipe.seed, "training", recipe.name):
-        course = _Course(recipe, device)
+        course = _Course(recipe, device, data.shape)
         if kept_in is not None and kept_in.exists():
             course.resume(kept_in)
         while not course.ended:
@@ -106,6 +116,13 @@ def train(
                     validation_adversarial_loss=held.attacked.loss,
                     validation_adversarial_correct=held.attacked.correct,
                 )
+            if seen.bounded and held.bounded:
+                epoch = epoch._replace(
+                    certified_loss=seen.bounded.loss,
+                    certified_correct=seen.bounded.correct,
+                    validation_certified_loss=held.bounded.loss,
+                    validation_certified_correct=held.bounded.correct,
+                )
             course.end(epoch)
             if kept_in is not None:
                 course.save(kept_in)
@@ -123,17 +140,21 @@ class Score(NamedTuple):
 
 class _Scores(NamedTuple):
     clean: Score
-    attacked: Score | None
+    attacked: Score | None = None
+    bounded: Score | None = None
 
 
 class _Course:
     """Where a training run stands between two epochs."""
 
-    def __init__(self, recipe: Recipe, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, device: torch.device, shape: tuple[int, ...]) -> None:
         self.recipe = recipe
         self.craft = Craft(recipe.adversarial, recipe.seed) if recipe.adversarial else None
         build = registry.find("models", recipe.model.name).build
         self.model: nn.Module = build(**recipe.model.params).to(device)
+        self.bound = (
+            Bound(recipe.certified, self.model, shape) if recipe.certified is not None else None
+        )
         self.optimiser: torch.optim.Optimizer = made(
             torch.optim, recipe.optimiser, "optimiser", self.model.parameters()
         )
@@ -201,6 +222,9 @@ def rank(epoch: Epoch) -> tuple[int, float]:
     if epoch.validation_adversarial_correct is not None:
         assert epoch.validation_adversarial_loss is not None
         return epoch.validation_adversarial_correct, -epoch.validation_adversarial_loss
+    if epoch.validation_certified_correct is not None:
+        assert epoch.validation_certified_loss is not None
+        return epoch.validation_certified_correct, -epoch.validation_certified_loss
     return epoch.validation_correct, -epoch.validation_loss
 
 
@@ -225,33 +249,57 @@ class _Tally:
 def _one_epoch(course: _Course, x: Tensor, y: Tensor, order: Tensor) -> _Scores:
     """One pass over x[order]; the scores are those seen while training."""
     model, optimiser, recipe = course.model.train(), course.optimiser, course.recipe
-    clean, attacked = _Tally(x.device), _Tally(x.device)
-    low = recipe.precision != "float32"
-    for rows in order.to(x.device).split(recipe.batch_size):
+    clean, hardened = _Tally(x.device), _Tally(x.device)
+    low, done = recipe.precision != "float32", len(course.history)
+    batches = order.to(x.device).split(recipe.batch_size)
+    for step, rows in enumerate(batches):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
-            if course.craft is None:
-                loss = clean.add(model(x[rows]).float(), y[rows])
-            else:
-                x_adv = course.craft.train(model, x[rows], y[rows], rows, len(course.history) + 1)
+            if course.craft is not None:
+                x_adv = course.craft.train(model, x[rows], y[rows], rows, done + 1)
                 share = course.craft.adversary.share
                 with torch.set_grad_enabled(share > 0):
                     loss = share * clean.add(model(x[rows]).float(), y[rows])
-                loss = loss + (1 - share) * attacked.add(model(x_adv).float(), y[rows])
+                loss = loss + (1 - share) * hardened.add(model(x_adv).float(), y[rows])
+            elif course.bound is not None:
+                eps, share = course.bound.progress(done + step / len(batches))
+                worst, front = course.bound.worst(x[rows], y[rows], eps)
+                loss = share * clean.add(model(x[rows]).float(), y[rows])
+                loss = loss + (1 - share) * hardened.add(worst.float(), front)
+            else:
+                loss = clean.add(model(x[rows]).float(), y[rows])
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
     n = len(order)
-    return _Scores(clean.score(n), attacked.score(n) if course.craft else None)
+    return _Scores(
+        clean.score(n),
+        attacked=hardened.score(n) if course.craft else None,
+        bounded=hardened.score(n) if course.bound else None,
+    )
 
 
 def _validate(course: _Course, x: Tensor, y: Tensor, held_out: Tensor) -> _Scores:
-    """Scores in evaluation mode, attacked at the full eps with the same noise in every epoch."""
+    """Scores in evaluation mode, attacked at the full eps with the same noise in every epoch, or
+    certified at the eps that the recipe judges by."""
     clean = assess(course.model, x[held_out], y[held_out])
-    if course.craft is None:
-        return _Scores(clean, None)
     parts = held_out.to(x.device).split(VALIDATION_ROWS)
-    attacked = [course.craft.validate(course.model, x[at], y[at], at) for at in parts]
-    return _Scores(clean, assess(course.model, torch.cat(attacked), y[held_out]))
+    if course.craft is not None:
+        attacked = [course.craft.validate(course.model, x[at], y[at], at) for at in parts]
+        scored = assess(course.model, torch.cat(attacked), y[held_out])
+        return _Scores(clean, attacked=scored)
+    if course.bound is not None:
+        return _Scores(clean, bounded=_certify(course, course.bound, x, y, parts))
+    return _Scores(clean)
+
+
+@torch.no_grad()
+def _certify(course: _Course, bound: Bound, x: Tensor, y: Tensor, parts: Sequence[Tensor]) -> Score:
+    """Cross-entropy of the worst logits, and images certified, in evaluation mode."""
+    course.model.eval()
+    tally = _Tally(x.device)
+    for at in parts:
+        tally.add(*bound.worst(x[at], y[at], bound.certificate.judged))
+    return tally.score(sum(map(len, parts)))
 
 
 @torch.no_grad()

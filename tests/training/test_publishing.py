@@ -160,7 +160,7 @@ def test_the_attacked_test_images_are_judged_with_the_weights_as_stored(
         float(confidence[pred != y].mean()), abs=1e-4
     )
     head, *rows = (out / "lenet-a test.csv").read_text("utf-8").splitlines()
-    assert head.endswith("validation_adversarial_loss,validation_adversarial_correct")
+    assert "validation_adversarial_loss,validation_adversarial_correct" in head
     assert len(rows) == 2
 
 

@@ -1,0 +1,244 @@
+"""Certificates in a run: kept, resumed, laid beside the attacks; shouted where both cannot be."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from torch import Tensor
+
+import bench
+from bench import brackets, certify, cli, results
+from bench.errors import RecordError, SuiteError
+from bench.layers import Layer
+from bench.suite import parse
+
+NET = """
+import torch
+from torch import nn
+
+def net(width: int = 6, kind: str = "relu") -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    bend = nn.ReLU() if kind == "relu" else nn.Softplus()
+    made = nn.Sequential(nn.Flatten(), nn.Linear(64, width), bend, nn.Linear(width, 3))
+    with torch.no_grad():
+        for value in made.parameters():
+            value.copy_(torch.randn(value.shape, generator=generator))
+    return made
+
+def data(limit=None):
+    images = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return images[:limit], net()(images).argmax(1)[:limit]
+"""
+SUITE = """
+schema = 1
+name = "small"
+certify = true
+[data]
+name = "net.py:data"
+[[models]]
+name = "net.py:net"
+label = "relu net"
+[[models]]
+name = "net.py:net"
+label = "softplus net"
+params = { kind = "softplus" }
+[[attacks]]
+name = "pgd"
+label = "PGD"
+norm = "linf"
+eps = [0, 0.004, "4/255"]
+[[attacks]]
+name = "fgsm"
+label = "FGSM"
+norm = "linf"
+eps = [0.004, 0.5]
+[[attacks]]
+name = "pgd"
+label = "L2"
+norm = "l2"
+eps = [0.1]
+"""
+
+ONE = """
+schema = 1
+name = "one"
+certify = true
+[data]
+name = "net.py:data"
+[[models]]
+name = "net.py:net"
+[[attacks]]
+name = "fgsm"
+norm = "linf"
+eps = [0.004]
+"""
+
+
+def written(folder: Path, suite: str = SUITE) -> str:
+    (folder / "net.py").write_text(NET, encoding="utf-8")
+    path = folder / "s.toml"
+    path.write_text(suite, encoding="utf-8")
+    return str(path)
+
+
+def bench_run(folder: Path, suite: str = SUITE, fresh: bool = False) -> results.Results:
+    """The results of a run without its report."""
+    path = written(folder, suite)
+    return bench.run(path, folder / "out", device="cpu", fresh=fresh)
+
+
+def typed(*words: str) -> tuple[int, str]:
+    """What `bench` returns and prints."""
+    result = CliRunner().invoke(cli.cli, [*words], standalone_mode=False)
+    assert result.exception is None, result.output
+    return result.return_value, result.output
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run, and what was printed."""
+    folder = tmp_path_factory.mktemp("certified")
+    code, output = typed("run", written(folder), "--out", str(folder / "out"), "--device", "cpu")
+    assert code == 0
+    return folder, output
+
+
+def test_the_truth_stands_between_what_is_certified_and_what_attacks_left(
+    ran: tuple[Path, str],
+) -> None:
+    table = pd.read_csv(ran[0] / "out" / "certified.csv")
+    assert list(table.columns) == list(brackets.COLUMNS)
+    relu = table[table["model"] == "relu net"]
+    assert list(relu["eps"]) == 2 * [0.004, 4 / 255, 0.5]
+    assert list(relu["method"]) == 3 * ["ibp"] + 3 * ["crown"]
+    assert (relu["status"] == "ok").all()
+    assert (relu["n"] == 30).all()
+    assert (relu["certified_correct"] <= relu["attacked_robust_correct"]).all()
+    assert (relu["undecided"] == relu["attacked_robust_correct"] - relu["certified_correct"]).all()
+    for _, own in relu.groupby("method"):
+        assert own["certified_correct"].is_monotonic_decreasing
+    by_method = relu.groupby("method")["certified_correct"].sum()
+    assert 0 < by_method["ibp"] <= by_method["crown"]
+    worst = results.read(ran[0] / "out").worst
+    at = worst[(worst["model"] == "relu net") & (worst["norm"] == "linf") & (worst["eps"] == 0.004)]
+    assert at["robust_correct"].item() == relu["attacked_robust_correct"].iloc[0]
+
+
+def test_a_net_without_bounds_is_skipped_with_its_layers_name(ran: tuple[Path, str]) -> None:
+    folder, _ = ran
+    table = pd.read_csv(folder / "out" / "certified.csv")
+    other = table[table["model"] == "softplus net"]
+    assert (other["status"] == "skipped").all()
+    assert (other["reason"] == "no bounds for Softplus (2)").all()
+    assert other["certified_correct"].isna().all()
+
+
+def test_pages_and_terminal_tell_the_bracket_and_a_figure_draws_it(
+    ran: tuple[Path, str],
+) -> None:
+    folder, output = ran
+    out = folder / "out"
+    row = pd.read_csv(out / "certified.csv").query("method == 'crown' and eps == 0.004").iloc[0]
+    share = f"{100 * row['certified_accuracy']:.1f} %"
+    text, page = ((out / f"report.{kind}").read_text("utf-8") for kind in ("md", "html"))
+    for told in (text, page):
+        assert "Certified" in told
+        assert "(worst case of 2 attacks)" in told
+        assert f"between {share}" in told
+        assert "no bounds for Softplus" in told
+    assert "relu net, eps 4/255: between" in output
+    assert "Contradiction" not in text
+    for kind in ("png", "svg"):
+        assert (out / "plots" / f"bracket-relu-net.{kind}").stat().st_size > 5000
+    assert not (out / "plots" / "bracket-softplus-net.png").exists()
+
+
+def test_a_second_run_certifies_nothing_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[certify.Method] = []
+    whole = certify.certificates
+
+    def watched(
+        layers: Sequence[Layer], inside: certify.Bounds, labels: Tensor, method: certify.Method
+    ) -> Tensor:
+        seen.append(method)
+        return whole(layers, inside, labels, method)
+
+    monkeypatch.setattr(certify, "certificates", watched)
+    bench_run(tmp_path, SUITE.replace("true", '["ibp"]'))
+    assert set(seen) == {"ibp"}
+    seen.clear()
+    first = bench_run(tmp_path).certified.table
+    assert set(seen) == {"crown"}
+    seen.clear()
+    pd.testing.assert_frame_equal(bench_run(tmp_path).certified.table, first)
+    assert seen == []
+    other = SUITE.replace('label = "relu net"', 'label = "relu net"\nparams = { width = 7 }')
+    bench_run(tmp_path, other)
+    assert set(seen) == {"ibp", "crown"}  # another model
+    seen.clear()
+    bench_run(tmp_path, SUITE, fresh=True)
+    assert len(list((tmp_path / "out" / "records").glob("*.certificates"))) == 2
+
+
+def test_a_certified_example_that_an_attack_has_broken_is_shouted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def credulous(
+        layers: Sequence[Layer], inside: certify.Bounds, labels: Tensor, method: certify.Method
+    ) -> Tensor:
+        return inside.low.new_ones(len(labels))
+
+    monkeypatch.setattr(certify, "certificates", credulous)
+    found = bench_run(tmp_path).certified.contradictions
+    broken = found[(found["attack"] == "FGSM") & (found["attack_eps"] == 0.5)]
+    assert set(broken["eps"]) == {0.5}  # a smaller certified ball says nothing of so far an image
+    assert len(found[found["attack"] == "L2"])  # that an image is near is measured, not declared
+    code, output = typed("report", str(tmp_path / "out"))
+    assert code == 1
+    assert "contradiction: relu net: CROWN certified at eps 0.5 what FGSM broke" in output
+    assert f"({broken['example'].iloc[0]}" in output
+    for kind in ("md", "html"):
+        text = (tmp_path / "out" / f"report.{kind}").read_text("utf-8")
+        assert "an attack has broken certified examples" in text
+
+
+def test_certificates_that_are_gone_are_missing_and_the_run_is_not_whole(tmp_path: Path) -> None:
+    bench_run(tmp_path, ONE)
+    path = next((tmp_path / "out" / "records").glob("*.certificates"))
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])
+    with pytest.raises(RecordError, match="damaged certificates"):
+        results.read(tmp_path / "out")
+    path.unlink()
+    assert typed("report", str(tmp_path / "out"))[0] == 1
+    table = pd.read_csv(tmp_path / "out" / "certified.csv")
+    missing = table[table["status"] == "missing"]
+    assert missing["reason"].str.startswith("0 of 30 examples are done").all()
+    assert len(missing) == 1
+    assert (bench_run(tmp_path, ONE).certified.table["status"] != "missing").all()
+
+
+def test_a_suite_that_certifies_nothing_has_no_section_and_leaves_no_table(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "certified.csv").write_text("of another suite", encoding="utf-8")
+    bench_run(tmp_path, ONE.replace("certify = true\n", ""))
+    assert typed("report", str(tmp_path / "out"))[0] == 0
+    assert not (tmp_path / "out" / "certified.csv").exists()
+    assert "## Certified" not in (tmp_path / "out" / "report.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("says", "methods"),
+    [("true", ("ibp", "crown")), ("false", ()), ('["crown", "crown"]', ("crown",))],
+)
+def test_a_suite_says_how_it_certifies(says: str, methods: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    text = SUITE.replace("certify = true", f"certify = {says}")
+    assert parse(text, "s.toml", tmp_path).certify == methods
+    with pytest.raises(SuiteError, match=r"s.toml: certify"):
+        parse(SUITE.replace("certify = true", 'certify = ["lirpa"]'), "s.toml", tmp_path)
