@@ -20,6 +20,7 @@ from bench.datasets import in_memory
 from bench.entries import DataEntry, ModelEntry
 from bench.errors import SuiteError, nearest
 from bench.preflight import Subject, fit
+from bench.queries import Queried
 
 WEIGHTS = Path(__file__).parent / "models" / "weights"
 RECIPES = Path(__file__).parent / "training"
@@ -152,15 +153,32 @@ def subject(
     architecture's, and for a model whose outputs are not logits over enough classes.
     """
     own = data_folder(data_dir) / "weights"
-    model = _build(entry, base, seed, own).to(device).eval()
-    return fit(entry.label, model, data, device, entry.predictions)
+    model = _shown(entry, _build(entry, base, seed, own), data).to(device).eval()
+    return fit(entry.label, model, data, device, entry.predictions, entry.allow)
 
 
-def _build(entry: ModelEntry, base: Path, seed: int, own: Path) -> nn.Module:
+def _shown(entry: ModelEntry, made: Any, data: Data) -> nn.Module:
+    """What the entry names, as far as the attacker is to see of it."""
+    if entry.access == "gradient":
+        return made  # type: ignore[no-any-return]
+    seen = 0 if data.labels is None else int(data.labels.max()) + 1
+    return Queried(entry.name, made, entry.access, len(data.classes) or seen)
+
+
+def _build(entry: ModelEntry, base: Path, seed: int, own: Path) -> Any:
+    """A module, or a callable that only answers queries, where the entry says so."""
     found = registry.find("models", entry.name, base)
     build = found.build if isinstance(found, Model) else found
     with rng.seeded(seed, "weights", entry.name):
         model = _made(f"model '{entry.label}'", lambda: build(**entry.params))
+    if not isinstance(model, nn.Module) and callable(model) and entry.weights is None:
+        if entry.access != "gradient":
+            return model
+        raise SuiteError(
+            f"model '{entry.label}': expected the factory to return a torch.nn.Module, got "
+            f'{type(model).__name__}; if it only answers queries, say access = "scores" or '
+            '"labels" in its entry'
+        )
     if not isinstance(model, nn.Module):
         raise SuiteError(
             f"model '{entry.label}': expected the factory to return a torch.nn.Module, "

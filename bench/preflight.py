@@ -1,10 +1,11 @@
 """Is this model fit to be attacked? A few questions before anything runs.
 
-An answer that would make every number wrong stops the run with one sentence; one that only makes
-the numbers doubtful is a finding, passed on to the report.
+A finding has a name (`bench.fitness`) and a sentence. One that would make every number wrong stops
+the run, unless the suite allows it by name; any other, and an allowed one, goes on to the report.
 """
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,8 +15,11 @@ from bench import provenance, rng
 from bench.contracts import Data
 from bench.engine import look
 from bench.errors import SuiteError
+from bench.fitness import Finding
 from bench.guard import evaluating
 from bench.losses import to_ascend
+from bench.queries import Access, Queried
+from bench.suspicions import suspected
 
 ASKED = 16
 """Images that the model is asked about."""
@@ -36,36 +40,59 @@ class Subject(NamedTuple):
     """Times that it is asked for one verdict."""
     random: bool = False
     """Whether it answers at random: as was found, or as more than one prediction says."""
+    access: Access = "gradient"
+    """What it shows of itself."""
 
 
 def fit(
-    label: str, model: nn.Module, data: Data, device: torch.device, predictions: int = 1
+    label: str,
+    model: nn.Module,
+    data: Data,
+    device: torch.device,
+    predictions: int = 1,
+    allow: Sequence[str] = (),
 ) -> Subject:
     """The model, which is on `device`, with what its answers to the first images told.
 
-    `predictions` is how often it is to be asked for one verdict.
-
-    Raises: SuiteError if the answers are no logits: wrong shape, not finite, probabilities, or
-    fewer classes than the labels need.
+    `predictions` is how often it is to be asked for one verdict; `allow`, the names of findings
+    that do not stop the run.
+    Raises: SuiteError if the answers are no logits: wrong shape, fewer classes than the labels
+    need, and what `bench.fitness` refuses and `allow` does not name.
     """
     where = f"model '{label}'"
     x = data.read(0, min(data.n, ASKED)).to(device)
     with evaluating(model), rng.seeded("preflight"):  # so that the same is found each time
-        logits = _logits(where, model, data, x)
+        logits = _answers(where, model, data, x)
+        found = [*_unfit(where, model, logits)]
+        refused = [each for each in found if each.refuses and each.name not in allow]
+        if refused:
+            raise SuiteError(refused[0].refused())
         random = _random(model, x, logits)
-        findings = tuple(_findings(where, model, x, logits, random, predictions))
+        found += _doubts(where, model, data, x, logits, random, predictions)
+        if "not-finite" not in [each.name for each in found]:
+            found += suspected(where, model, data, device)
+    findings = tuple(each.noted(each.name in allow) for each in found)
     print_, random = provenance.fingerprint(model), random or predictions > 1
-    return Subject(label, model, logits.shape[1], print_, findings, predictions, random)
+    access: Access = "gradient"
+    if isinstance(model, Queried):  # what is behind it is known by its answers alone
+        access = model.access
+        said = str(logits.argmax(1).tolist())
+        print_ = hashlib.sha256(f"{print_} {said}".encode()).hexdigest()
+    return Subject(
+        label=label, model=model, classes=logits.shape[1], fingerprint=print_, findings=findings,
+        predictions=predictions, random=random, access=access,
+    )  # fmt: skip
 
 
-def _logits(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
-    """The model's answers to x; raises SuiteError if they are no logits over the data's labels."""
-    if any(p.dtype != torch.float32 for p in model.parameters() if p.is_floating_point()):
-        raise SuiteError(f"{where}: expected float32 parameters; convert it with model.float()")
+def _answers(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
+    """The model's answers to x; raises SuiteError if nothing can be computed with them."""
     try:
         with torch.no_grad():
             logits = model(x)
     except Exception as error:  # a stranger's forward may raise anything
+        other = _not_float32(where, model)
+        if other is not None:
+            raise SuiteError(other.sentence[:-1]) from error
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SuiteError(
             f"{where} does not take images {tuple(x.shape[1:])} of data {data.name}: {first}"
@@ -73,8 +100,6 @@ def _logits(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise SuiteError(f"{where}: expected logits (n, classes) with n = {len(x)}, got {got}")
-    if not logits.isfinite().all():
-        raise SuiteError(f"{where}: expected finite logits, got NaN or infinity on clean images")
     classes = logits.shape[1]
     if classes < 2:
         raise SuiteError(f"{where}: expected at least 2 classes, got {classes}")
@@ -83,12 +108,40 @@ def _logits(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
             f"{where} has {classes} classes, but data {data.name} has the label "
             f"{int(data.labels.max())}"
         )
-    if are_probabilities(logits):
-        raise SuiteError(
-            f"{where}: expected logits, got probabilities (each row is positive and sums to 1), "
-            "which flatten the gradient; return the values before the softmax"
-        )
     return logits
+
+
+def _not_float32(where: str, model: nn.Module) -> Finding | None:
+    kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    other = [kind for kind in kinds if kind != torch.float32]
+    if not other:
+        return None
+    seen = f"{len(other)} of {len(kinds)} in {str(other[0]).removeprefix('torch.')}"
+    told = f"{where}: expected float32 parameters; convert it with model.float() ({seen})."
+    return Finding("not-float32", told, refuses=True)
+
+
+def _unfit(where: str, model: nn.Module, logits: Tensor) -> Iterator[Finding]:
+    """What makes every number of the model wrong."""
+    other = _not_float32(where, model)
+    if other is not None:
+        yield other
+    finite = logits.isfinite().all(1)
+    if not finite.all():
+        yield Finding(
+            "not-finite",
+            f"{where}: expected finite logits, got NaN or infinity on clean images "
+            f"({int((~finite).sum())} of {len(logits)}); look for a division by zero, a logarithm "
+            "of zero or damaged weights.",
+            refuses=True,
+        )
+    if are_probabilities(logits):
+        yield Finding(
+            "probabilities",
+            f"{where}: expected logits, got probabilities (each row is positive and sums to 1), "
+            "which flatten the gradient; return the values before the softmax.",
+            refuses=True,
+        )
 
 
 def are_probabilities(logits: Tensor) -> bool:
@@ -108,34 +161,95 @@ def _scale(logits: Tensor) -> float:
     return float(logits.abs().max()) + 1e-6
 
 
-def _findings(
-    where: str, model: nn.Module, x: Tensor, logits: Tensor, random: bool, predictions: int
-) -> Iterator[str]:
-    """What makes the model's numbers doubtful, a sentence each."""
-    with torch.no_grad():
-        alone = torch.cat([model(row[None]) for row in x])
-    scale = _scale(logits)
+def _doubts(
+    where: str,
+    model: nn.Module,
+    data: Data,
+    x: Tensor,
+    logits: Tensor,
+    random: bool,
+    predictions: int,
+) -> Iterator[Finding]:
+    """What makes the model's numbers doubtful."""
+    training = [name or "the model" for name, m in model.named_modules() if m.training]
+    if training:
+        yield Finding(
+            "training-mode",
+            f"{where} keeps {len(training)} modules in training mode when it is asked not to "
+            f"(first: {training[0]}): let their `train` reach them, or say model.eval() in the "
+            "factory and do not override it.",
+        )
     if random and predictions == 1:
-        yield (
+        yield Finding(
+            "random",
             f"{where} answers the same images differently each time: its defence is random, "
             "and one prediction is not enough to judge an attack. Let `predictions` of the model "
-            "vote, and let attacks average their gradients over `samples`."
+            "vote, and let attacks average their gradients over `samples`.",
         )
-    elif not random and float((alone - logits).abs().max()) > BATCH * scale:
-        yield (
-            f"{where} answers an image differently beside other images: its outputs depend on "
-            "the batch, so results depend on the batch size."
-        )
-    if torch.allclose(logits.logsumexp(1), torch.zeros(len(x), device=x.device), atol=1e-4):
-        yield (
+    elif not random:
+        yield from _batch(where, model, x, logits)
+    if torch.allclose(logits.logsumexp(1), torch.zeros(len(x)).to(logits), atol=1e-4):
+        yield Finding(
+            "log-probabilities",
             f"{where} returns log-probabilities instead of logits: cross-entropy is the same, but "
-            "losses on logits (DLR, CW) are not."
+            "losses on logits (DLR, CW) are not; return the values before log_softmax.",
         )
+    if data.classes and len(data.classes) != logits.shape[1]:
+        yield Finding(
+            "classes",
+            f"{where} has {logits.shape[1]} classes, data {data.name} has {len(data.classes)}: "
+            "labels and outputs may mean different things; check their order, or cut the outputs.",
+        )
+    if not isinstance(model, Queried):
+        yield from _flat(where, model, x, logits)
+
+
+def _batch(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]:
+    """Whether an image is answered otherwise alone, or among others in another order."""
+    try:
+        with torch.no_grad():
+            alone = torch.cat([model(row[None]) for row in x])
+            turned = model(x.flip(0)).flip(0)
+    except Exception as error:  # as batch-norm in training mode refuses a single image
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SuiteError(
+            f"{where} does not take an image alone: {first}; a verdict must not need a batch"
+        ) from error
+    far = max(float((other - logits).abs().max()) for other in (alone, turned))
+    if far > BATCH * _scale(logits):
+        own = [
+            name
+            for name, m in model.named_modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            and (m.training or m.running_mean is None)
+        ]
+        why = f" ({own[0]} takes the batch's statistics)" if own else ""
+        yield Finding(
+            "batch-dependent",
+            f"{where} answers an image differently beside other images: its outputs depend on "
+            f"the batch{why}, so results depend on the batch size; logits differ by {far:.3g}. Use "
+            "statistics kept from training (track_running_stats, evaluation mode).",
+        )
+
+
+def _flat(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]:
+    """Whether there are gradients to follow."""
     other = logits.argmin(1)
-    seen = look(model, to_ascend("cross-entropy", "untargeted"), x, other, other)
+    try:
+        seen = look(model, to_ascend("cross-entropy", "untargeted"), x, other, other)
+    except RuntimeError as error:  # such as of a model that answers in inference mode
+        first = (str(error).splitlines() or [""])[0]
+        yield Finding(
+            "zero-gradient",
+            f"{where} gives no gradient ({first}): gradient attacks fail; let its forward be "
+            "differentiated.",
+        )
+        return
     zero = int((seen.gradient.flatten(1).abs().amax(1) == 0).sum())
     if zero:
-        yield (
+        yield Finding(
+            "zero-gradient",
             f"{where} has a gradient of zeros on {zero} of {len(x)} clean images: gradient "
-            "attacks cannot move there, and their robust accuracy means nothing."
+            "attacks cannot move there, and their robust accuracy means nothing. Attack it by "
+            "scores, or a differentiable stand-in by transfer.",
         )

@@ -30,7 +30,7 @@ def names(kind: str) -> list[str]:
 
 def built_in(kind: str, name: str) -> bool:
     """Whether `find` looks for `name` in bench's own files alone."""
-    return ":" not in name or f"{name.rpartition(':')[0]}:" in names(kind)
+    return ":" not in name or f"{name.partition(':')[0]}:" in names(kind)
 
 
 def find(kind: str, name: str, base: Path | None = None) -> Any:
@@ -41,9 +41,10 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
     """
     if ":" not in name:
         return getattr(_known(kind, name), RECORDS[kind])
+    library, _, rest = name.partition(":")
+    if f"{library}:" in names(kind):
+        return _builtin(kind, library).adapt(rest)
     where, _, attribute = name.rpartition(":")
-    if f"{where}:" in names(kind):
-        return _builtin(kind, where).adapt(attribute)
     module = _file(Path(base or ".") / where) if where.endswith(".py") else _module(where)
     try:
         return getattr(module, attribute)

@@ -13,13 +13,15 @@ PARAMETERS = {
     "dropout_cnn": 1_199_882,
     "softmax": 7_850,
     "strided_cnn": 436_202,
+    "convsmall": 166_406,
     "resnet50": 25_557_032,
     "maxout": 784 * 1200 + 1200 + 240 * 1200 + 1200 + 240 * 10 + 10,
 }
 
 
 def test_every_architecture_is_counted_here():
-    assert set(registry.names("models")) == PARAMETERS.keys()
+    own = {name for name in registry.names("models") if name[-1] != ":"}  # no adapters
+    assert own == PARAMETERS.keys()
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

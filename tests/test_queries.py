@@ -1,0 +1,201 @@
+"""Models that only answer queries: a callable, a module, a service on this machine."""
+
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench import loading, preflight, runner, suite
+from bench.chain import traced
+from bench.contracts import Data
+from bench.datasets import in_memory
+from bench.entries import ModelEntry
+from bench.errors import ContractError, SuiteError
+from bench.queries import Queried
+from bench.results import read
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def data(digits: tuple[Tensor, Tensor]) -> Data:
+    return in_memory("digits", digits[0][:40], digits[1][:40], tuple("0123456789"))
+
+
+class Service(BaseHTTPRequestHandler):
+    """LeNet behind the protocol; the path says what it shows, and how it misbehaves."""
+
+    net: nn.Module
+    asked = 0
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        with torch.no_grad():
+            scores = type(self).net(torch.from_numpy(np.load(io.BytesIO(body))))
+        type(self).asked += len(scores)
+        kind, answer = "application/json", json.dumps(scores.tolist()).encode()
+        if self.path == "/labels":
+            answer = json.dumps(scores.argmax(1).tolist()).encode()
+        elif self.path == "/npy":
+            kind, told = "application/octet-stream", io.BytesIO()
+            np.save(told, scores.numpy())
+            answer = told.getvalue()
+        elif self.path == "/slow":
+            time.sleep(1.0)
+        elif self.path == "/pickle":
+            kind, told = "application/octet-stream", io.BytesIO()
+            np.save(told, np.array([{}]), allow_pickle=True)
+            answer = told.getvalue()
+        elif self.path == "/moved":
+            self.send_response(302)
+            self.send_header("Location", "/scores")
+            self.end_headers()
+            return
+        self.send_response(500 if self.path == "/broken" else 200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture
+def service(lenet: nn.Module) -> Iterator[str]:
+    handler = type("Own", (Service,), {"net": lenet})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def subject(data: Data, name: str, base: Path = Path(), **keys: Any) -> loading.Subject:
+    return loading.subject(ModelEntry(name=name, label="net", **keys), base, 0, data, CPU)
+
+
+@pytest.mark.parametrize("path", ["scores", "npy"])
+def test_a_service_that_shows_scores_answers_as_its_net_does(
+    service: str, data: Data, lenet: nn.Module, path: str
+) -> None:
+    found = subject(data, f"{service}/{path}", access="scores")
+    x = data.read(0, 5)
+    assert torch.allclose(found.model(x), lenet(x), atol=1e-5)
+    assert (found.classes, found.access, found.findings) == (10, "scores", ())
+
+
+def test_a_service_that_shows_labels_is_sure_of_them(
+    service: str, data: Data, lenet: nn.Module
+) -> None:
+    found = subject(data, f"{service}/labels", access="labels")
+    logits = found.model(data.read(0, 5))
+    assert torch.equal(logits.argmax(1), lenet(data.read(0, 5)).argmax(1))
+    assert float(logits.softmax(1).amax(1).min()) == 1.0
+    assert (found.classes, found.findings) == (10, ())
+
+
+REFUSED = {
+    "slow": (0.2, "no answer to 16 images in 0.2 s"),
+    "broken": (5.0, "answered 500"),
+    "moved": (5.0, "answered 302"),
+    "pickle": (5.0, "expected JSON or an array file, got neither"),
+    "labels": (5.0, "expected scores (n, classes) with n = 16, got (16,)"),
+}
+
+
+@pytest.mark.parametrize("path", REFUSED)
+def test_a_service_that_misbehaves_is_told_in_one_sentence(
+    service: str, data: Data, path: str
+) -> None:
+    seconds, part = REFUSED[path]
+    with pytest.raises(SuiteError) as caught:
+        subject(data, f"{service}/{path}", access="scores", params={"timeout": seconds})
+    assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_nobody_there_is_told(data: Data) -> None:
+    with pytest.raises(SuiteError, match="could not be asked"):
+        subject(data, "http://127.0.0.1:9/predict", access="scores")
+
+
+@pytest.mark.parametrize("url", ["http://192.0.2.7/predict", "http://example.invalid:80/x"])
+def test_images_go_to_another_machine_only_where_the_suite_says_so(data: Data, url: str) -> None:
+    with pytest.raises(SuiteError, match="expected this machine"):
+        subject(data, url, access="scores")
+
+
+def test_a_callable_needs_to_say_what_it_shows(data: Data, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def make():\n    return lambda x: x.mean((1, 2, 3))\n")
+    with pytest.raises(SuiteError, match='say access = "scores" or "labels"'):
+        subject(data, "mine.py:make", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("answer", "part"),
+    [
+        (lambda x: [11] * len(x), "expected classes from 0 to 9, got 11 to 11"),
+        (lambda x: [0.5] * len(x), "whole numbers"),
+        (lambda x: [1], "with n = 2"),
+    ],
+)
+def test_labels_that_are_none_are_told(answer: Any, part: str) -> None:
+    with pytest.raises(ContractError) as caught:
+        Queried("net", answer, "labels", 10)(torch.zeros(2, 1, 28, 28))
+    assert part in str(caught.value)
+
+
+def test_what_only_answers_gives_no_gradient_and_cannot_be_followed(lenet: nn.Module) -> None:
+    wall = Queried("net", lenet, "scores", 10)
+    assert not wall(torch.zeros(2, 1, 28, 28, requires_grad=True)).requires_grad
+    assert traced(wall) is None
+
+
+def test_another_net_behind_the_same_address_has_another_fingerprint(data: Data) -> None:
+    one, other = (
+        preflight.fit("net", Queried("net", lambda x, k=k: [k] * len(x), "labels", 10), data, CPU)
+        for k in (1, 2)
+    )
+    assert one.fingerprint != other.fingerprint
+
+
+ATTACKS = {"noise": "ok", "square": "ok", "fgsm": "the attack needs gradients, the model shows"}
+
+
+@pytest.mark.parametrize("access", ["scores", "labels"])
+def test_a_run_skips_what_the_model_does_not_show_and_does_the_rest(
+    service: str, tmp_path: Path, access: str
+) -> None:
+    entries = "".join(
+        f'[[attacks]]\nname = "{name}"\nnorm = "linf"\neps = [0.3]\n'
+        + ("params = { steps = 20 }\n" if name == "square" else "")
+        for name in ATTACKS
+    )
+    text = (
+        'schema = 1\nname = "s"\n[data]\nname = "digits"\nlimit = 20\n[[models]]\n'
+        f'name = "{service}/{access}"\nlabel = "net"\naccess = "{access}"\n{entries}'
+    )
+    (tmp_path / "s.toml").write_text(text, encoding="utf-8")
+    checked = suite.read(str(tmp_path / "s.toml"))
+    runner.run(checked, tmp_path / "out", runner.Options(device="cpu"))
+    table = read(tmp_path / "out").table.set_index("attack")
+    assert table.loc["noise", "status"] == "ok"
+    assert table.loc["fgsm", "status"] == "skipped"
+    assert table.loc["fgsm", "reason"].startswith(ATTACKS["fgsm"])
+    if access == "labels":
+        assert "the attack needs scores, the model shows labels" in table.loc["square", "reason"]
+    else:
+        assert table.loc["square", "robust_correct"] < table.loc["noise", "robust_correct"]
+        assert table.loc["square", "backwards_per_example"] == 0
