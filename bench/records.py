@@ -2,12 +2,13 @@
 
 records/ holds one Parquet file for each shard of examples and stream of cells, written once under
 a temporary name, synced and renamed, so that a file that is there is whole. Its name ends in its
-own hash, so that damage is seen wherever it is. The file's metadata says which cells and which
-examples it holds and what they cost. Beside the first shard lie a few
-adversarial images for grids and cross-checks; beside a failed cell, its reason.
+own hash, so that damage is seen wherever it is: who reads is told, and the next run sets the file
+aside and makes its records again. The file's metadata says which cells and which examples it holds
+and what they cost. Beside the first shard lie a few adversarial images for grids and cross-checks;
+beside a failed cell, its reason.
 """
 
-import hashlib
+import contextlib
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -17,10 +18,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors
 from safetensors.torch import save
 from torch import Tensor
 
+from bench import columns, files, printable
 from bench.errors import RecordError
 from bench.files import write_whole
 
@@ -31,6 +34,7 @@ COLUMNS = (
     "l1", "l0", "forwards", "backwards", "first_success_step", "clean_confidence", "attacked",
     "cell", "part", "agreement", "distance",
 )  # fmt: skip
+IMAGES = ".images"
 _REPEATED = ("suite", "model", "attack", "norm", "goal", "violation", "cell", "part")
 
 
@@ -86,11 +90,12 @@ def write(
     )  # fmt: skip
     content = sink.getvalue().to_pybytes()
     name = f"{_slug(stem)}-{pieces[0].cell}-{pieces[0].first:07d}"
+    # What goes with the records comes first: a run that ends in between makes all of it again.
     if images:
         write_images(folder, name, images)
-    write_whole(folder / "records" / f"{name}-{_hash(content)}.parquet", content)
     for piece in pieces:
-        (folder / "records" / f"{piece.cell}.failed.json").unlink(missing_ok=True)
+        clear(folder, piece.cell)
+    write_whole(folder / "records" / f"{name}-{files.hashed(content)}.parquet", content)
 
 
 def write_images(folder: Path, name: str, images: Mapping[str, Tensor]) -> None:
@@ -98,7 +103,8 @@ def write_images(folder: Path, name: str, images: Mapping[str, Tensor]) -> None:
 
     Raises: SuiteError if the disk is full or the folder cannot be written.
     """
-    write_whole(folder / "records" / f"{name}.images", save(dict(images)))
+    content = save(dict(images))
+    write_whole(folder / "records" / f"{name}-{files.hashed(content)}{IMAGES}", content)
 
 
 def fail(folder: Path, cell: str, reason: str) -> None:
@@ -107,15 +113,26 @@ def fail(folder: Path, cell: str, reason: str) -> None:
     write_whole(folder / "records" / f"{cell}.failed.json", text.encode())
 
 
+def clear(folder: Path, cell: str) -> None:
+    """Forget why a cell failed, if it did."""
+    files.remove(folder / "records" / f"{cell}.failed.json")
+
+
 def pieces(folder: Path) -> list[Piece]:
     """What is done, from the files' metadata.
 
     Raises: RecordError naming a file that is damaged or newer than this bench.
     """
-    found = []
-    for path in sorted((folder / "records").glob("*.parquet")):
-        found += _pieces(path, _content(path))
-    return found
+    paths = sorted((folder / "records").glob("*.parquet"))
+    return [piece for path in paths for piece in pieces_of(path)]
+
+
+def pieces_of(path: Path) -> list[Piece]:
+    """What one file holds, from its metadata.
+
+    Raises: RecordError if it is damaged or newer than this bench.
+    """
+    return _pieces(path, _content(path))
 
 
 def load(folder: Path) -> Stored:
@@ -127,34 +144,38 @@ def load(folder: Path) -> Stored:
     tables = []
     for path in sorted((folder / "records").glob("*.parquet")):
         content = _content(path)
-        for piece in _pieces(path, content):
-            found[piece.cell, piece.first] = piece
+        held = _pieces(path, content)
+        found |= {(piece.cell, piece.first): piece for piece in held}
         try:
             table = pq.read_table(pa.BufferReader(content), read_dictionary=list(_REPEATED))
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(path, error) from error
-        if "part" not in table.column_names:  # written before there were ensembles
-            nothing = pa.DictionaryArray.from_arrays(pa.array([0] * len(table), pa.int32()), [""])
-            table = table.append_column("part", nothing)
-        if "agreement" not in table.column_names:  # written when every model was asked but once
-            table = table.append_column("agreement", pa.array([1.0] * len(table), pa.float32()))
-        if "distance" not in table.column_names:  # written when a search was read at each eps alone
-            unknown = pa.array([float("nan")] * len(table), pa.float32())
-            table = table.append_column("distance", unknown)
-        tables.append(table.replace_schema_metadata(None))
+            tables.append(columns.typed(_upgraded(table), held, COLUMNS))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DamagedError(path, error) from error
+    try:
+        columns.check_places(list(found.values()))
+    except ValueError as error:
+        raise RecordError(f"{folder / 'records'} does not hold together: {error}") from error
     if tables:
-        frame = pa.concat_tables(tables).unify_dictionaries().to_pandas()
+        frame = (
+            pa.concat_tables(tables, promote_options="permissive").unify_dictionaries().to_pandas()
+        )
         frame = frame.drop_duplicates(["cell", "example"]).sort_values(["cell", "example"])
     else:
         frame = pd.DataFrame({column: [] for column in COLUMNS})
-    failures = {}
+    return Stored(frame.reset_index(drop=True), list(found.values()), failures(folder))
+
+
+def failures(folder: Path) -> dict[str, str]:
+    """Cell -> why it failed.
+
+    Raises: RecordError naming a note that is damaged.
+    """
+    found: dict[str, str] = {}
     for path in sorted((folder / "records").glob("*.failed.json")):
-        try:
-            note = json.loads(path.read_text(encoding="utf-8"))
-            failures[note["cell"]] = note["reason"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise _damaged(path, error) from error
-    return Stored(frame.reset_index(drop=True), list(found.values()), failures)
+        with contextlib.suppress(FileNotFoundError):  # a run beside this one has just succeeded
+            cell, reason = _failure(path)
+            found[cell] = reason
+    return found
 
 
 def images(folder: Path, keys: Iterable[str]) -> dict[str, Tensor]:
@@ -162,56 +183,138 @@ def images(folder: Path, keys: Iterable[str]) -> dict[str, Tensor]:
 
     Raises: RecordError naming a file that is damaged.
     """
-    wanted, found = set(keys), {}
-    for path in sorted((folder / "records").glob("*.images")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for key in wanted & set(file.keys()):
-                    found[key] = file.get_tensor(key)
-        except (SafetensorError, OSError) as error:
-            raise _damaged(path, error) from error
+    wanted = set(keys)
+    found: dict[str, Tensor] = {}
+    for path in sorted((folder / "records").glob(f"*{IMAGES}")):
+        kept = _tensors(path)
+        found |= {key: kept[key] for key in wanted & set(kept)}
     return found
 
 
 def forget(folder: Path) -> None:
-    """Delete all records of a folder, for --fresh."""
+    """Delete all records of a folder, for --fresh.
+
+    Raises: SuiteError if they cannot be deleted.
+    """
+    kinds = (".parquet", IMAGES, ".certificates", ".json", files.PARTIAL, files.DAMAGED)
     for path in (folder / "records").glob("*"):
-        if path.suffix in (".parquet", ".images", ".certificates", ".json", ".partial"):
-            path.unlink()
+        if path.suffix in kinds:
+            files.remove(path)
 
 
-def _hash(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+class Recovered(NamedTuple):
+    """What is left of a folder's records once what was damaged is set aside."""
+
+    pieces: list[Piece]
+    """What need not be run again."""
+    notes: list[str]
+    """A sentence for each file set aside."""
+
+
+def recover(folder: Path) -> Recovered:
+    """What is done, from the files' metadata; leftovers go, and damaged files are set aside.
+
+    Only for a run that holds the folder. A shard whose images were damaged is not done.
+    Raises: RecordError naming a file that is newer than this bench; SuiteError if a file cannot be
+    renamed or deleted.
+    """
+    place = folder / "records"
+    files.sweep(place)
+    done: dict[str, list[Piece]] = {}
+    notes = []
+    spoilt: set[str] = set()
+    for path in sorted(place.glob("*")):
+        try:
+            if path.suffix == ".parquet":
+                done.setdefault(files.unhashed(path), []).extend(_pieces(path, _content(path)))
+            elif path.suffix == IMAGES:
+                _tensors(path)
+            elif path.suffix == ".certificates":
+                _content(path)
+            elif path.name.endswith(".failed.json"):
+                _failure(path)
+        except DamagedError as error:
+            aside = files.set_aside(path)
+            notes.append(f"{path}: {error.why}; set aside as {aside.name}, to be made again")
+            spoilt.add(files.unhashed(path) if path.suffix == IMAGES else "")
+    left = [piece for shard, some in done.items() if shard not in spoilt for piece in some]
+    return Recovered(left, notes)
+
+
+def _upgraded(table: pa.Table) -> pa.Table:
+    """Records as they are written now, from those of an older bench."""
+    n = len(table)
+    if "part" not in table.column_names:  # written before there were ensembles
+        table = table.append_column("part", pa.array([""] * n, pa.string()))
+    if "agreement" not in table.column_names:  # written when every model was asked but once
+        table = table.append_column("agreement", pa.array([1.0] * n, pa.float32()))
+    if "distance" not in table.column_names:  # written when a search was read at each eps alone
+        table = table.append_column("distance", pa.array([float("nan")] * n, pa.float32()))
+    return table.replace_schema_metadata(None)
+
+
+class DamagedError(RecordError):
+    """A file of records is not what it was when it was written."""
+
+    def __init__(self, path: Path, why: object) -> None:
+        super().__init__(
+            f"{path}: damaged records ({why}); bench run sets the file aside and makes it again"
+        )
+        self.why = f"damaged ({why})"
 
 
 def _content(path: Path) -> bytes:
     """The bytes of a file of records, held against the hash in its name."""
     try:
         content = path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except PermissionError as error:
+        raise RecordError(
+            f"{path}: may not be read; give yourself leave to and try again"
+        ) from error
     except OSError as error:
-        raise _damaged(path, error) from error
-    named = re.search(r"-([0-9a-f]{16})$", path.stem)
-    if named and named[1] != _hash(content):
-        raise _damaged(path, "its hash is not the one in its name")
+        raise DamagedError(path, error) from error
+    if not files.as_named(path, content):
+        raise DamagedError(path, "its hash is not the one in its name")
     return content
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        found: dict[str, Tensor] = tensors(_content(path))
+    except SafetensorError as error:
+        raise DamagedError(path, error) from error
+    for key, kept in found.items():
+        if kept.ndim != 4 or not kept.is_floating_point():
+            raise DamagedError(path, f"no images: {key[:40]!r} is {tuple(kept.shape)}")
+    return found
+
+
+def _failure(path: Path) -> tuple[str, str]:
+    """The cell and the reason in a note of a failure."""
+    try:
+        note = printable.throughout(json.loads(_content(path)))
+        return str(note["cell"]), str(note["reason"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(path, error) from error
 
 
 def _pieces(path: Path, content: bytes) -> list[Piece]:
     try:
-        metadata = pq.read_schema(pa.BufferReader(content)).metadata or {}
-        about: dict[str, Any] = json.loads(metadata[b"bench"])
+        held = pq.read_metadata(pa.BufferReader(content))
+        columns.check_size(held)
+        about: dict[str, Any] = json.loads((held.metadata or {})[b"bench"])
         if about["schema"] <= SCHEMA:
-            return [Piece(**piece) for piece in about["pieces"]]
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
+            found = [Piece(**piece) for piece in about["pieces"]]
+            columns.check_pieces(found)
+            return found
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise DamagedError(path, error) from error
     raise RecordError(
         f"{path}: records of schema {about['schema']}, this bench reads up to {SCHEMA}; "
         "use the bench that wrote them"
     )
-
-
-def _damaged(path: Path, why: object) -> RecordError:
-    return RecordError(f"{path}: damaged records ({why}); delete it and run again")
 
 
 def _slug(text: str) -> str:

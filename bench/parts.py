@@ -1,0 +1,163 @@
+"""The parts of a run, each one shard of examples of one task: attempted, and what came of it kept.
+
+Who attempts a part, this process or a worker elsewhere, hands its outcomes to a ledger, which alone
+writes into the run's folder. A cell that crashes is failed with its reason and the run goes on: the
+one broad except of a run is here.
+"""
+
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from torch import Tensor
+
+from bench import plan, records
+from bench.errors import SuiteError
+from bench.session import Session
+
+KEPT_IMAGES = 256
+KEPT_BYTES = 4 * 2**20
+"""Of each cell the adversarial images of the first examples are kept, for grids and
+cross-checks: at most so many, and so many bytes, but never fewer than KEPT_LEAST."""
+KEPT_LEAST = 5
+
+
+class Event(NamedTuple):
+    """What a listener hears of a run: work is measured in seconds of the bare loop's floor."""
+
+    what: str
+    """"start", "begin" (a shard of a task), "failed" (cells of it), "done" or "note"."""
+    text: str
+    work: float
+    """"start": all the work ahead; "done": the work that this settles."""
+
+
+Listen = Callable[[Event], None]
+
+
+class Part(NamedTuple):
+    """A shard of a task, of which only the cells that are missing there are left."""
+
+    number: int
+    """Of the task, in the suite's order."""
+    task: plan.Task
+    first: int
+    last: int
+    work: float
+
+    @property
+    def name(self) -> str:
+        """What is at work, for people."""
+        return f"{self.task.model} · {self.task.entry.label}"
+
+
+class Outcome(NamedTuple):
+    """What came of some cells of a part: their records, or why there are none."""
+
+    cells: tuple[str, ...]
+    """Identities."""
+    reason: str = ""
+    """Why they failed; empty if they did not."""
+    frame: pd.DataFrame | None = None
+    pieces: Sequence[records.Piece] = ()
+    images: Mapping[str, Tensor] = {}
+    """Cell -> the first adversarial images, (k, c, h, w), of the first shard alone."""
+
+
+def attempt(session: Session, task: plan.Task, first: int, last: int) -> Iterator[Outcome]:
+    """Attack the examples first..last-1 for the cells of the task.
+
+    Where a stream of several cells fails, each is tried alone, so that one eps at which an attack
+    crashes does not take the others with it.
+    Raises: SuiteError for the user's mistakes that are found only now.
+    """
+    if not task.cells:
+        return
+    cells = tuple(cell.identity for cell in task.cells)
+    try:
+        shard = session.shard(task, first, last)
+    except SuiteError:  # the user's: an image that is none
+        raise
+    except (Exception, SystemExit) as error:  # a stranger's attack or model may do anything
+        if task.linked or len(cells) == 1:
+            yield Outcome(cells, reason=_reason(error))
+            return
+        for cell in cells:
+            yield from attempt(session, task.only({cell}), first, last)
+        return
+    pairs = () if first else zip(cells, shard.x_adv, strict=True)
+    kept = {cell: first_few(images) for cell, images in pairs}
+    yield Outcome(cells, frame=shard.frame, pieces=shard.pieces, images=kept)
+
+
+def first_few(images: Tensor) -> Tensor:
+    """The first of some images (n, c, h, w): as many as are kept."""
+    size = images[0].numel() * images.element_size()
+    return images[: max(KEPT_LEAST, min(KEPT_IMAGES, KEPT_BYTES // size))].clone()
+
+
+def _reason(error: BaseException) -> str:
+    """One line for the table: what was raised, and the last place in the code that it passed."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    first = (str(error) or type(error).__name__).splitlines()[0]
+    return f"{type(error).__name__}: {first} ({Path(where.filename).name}:{where.lineno})"
+
+
+class Ledger:
+    """Where outcomes are entered as they come: records onto disk, words to the listener."""
+
+    def __init__(self, out: Path, listen: Listen) -> None:
+        self.out = out
+        self.listen = listen
+        self._broken: dict[str, str] = {}
+
+    def left(self, part: Part) -> plan.Task:
+        """The task of a part without the cells that failed in another part."""
+        return part.task.only({cell.identity for cell in part.task.cells} - self._broken.keys())
+
+    def begin(self, part: Part) -> None:
+        """Tell that a part is at work."""
+        self.listen(Event("begin", part.name, 0.0))
+
+    def note(self, sentence: str) -> None:
+        """Tell what happened on the way."""
+        self.listen(Event("note", sentence, 0.0))
+
+    def enter(self, part: Part, outcome: Outcome) -> None:
+        """Keep records, or the reason why there are none."""
+        if outcome.frame is None:
+            self._fail(part, outcome)
+            return
+        stem = f"{part.task.model}-{part.task.entry.label}"
+        records.write(self.out, stem, outcome.frame, outcome.pieces, outcome.images)
+        for cell in self._broken.keys() & set(outcome.cells):
+            # Another shard failed while this one was at work elsewhere: the cell is still failed.
+            records.fail(self.out, cell, self._broken[cell])
+
+    def finish(self, part: Part) -> None:
+        """Tell that nothing of a part is left to do."""
+        self.listen(Event("done", part.name, part.work))
+
+    def _fail(self, part: Part, outcome: Outcome) -> None:
+        for cell in outcome.cells:
+            records.fail(self.out, cell, outcome.reason)
+            self._broken[cell] = outcome.reason
+        radii = ", ".join(c.eps_text for c in part.task.cells if c.identity in outcome.cells)
+        self.listen(Event("failed", f"{part.name} at eps {radii}: {outcome.reason}", 0.0))
+
+
+Work = Callable[[Session, Iterable[Part], Ledger], None]
+"""Attempts parts, in whatever order and place, and enters their outcomes."""
+
+
+def in_process(session: Session, parts: Iterable[Part], ledger: Ledger) -> None:
+    """One part after another, here."""
+    for part in parts:
+        ledger.begin(part)
+        for outcome in attempt(session, ledger.left(part), part.first, part.last):
+            ledger.enter(part, outcome)
+        while session.notes:
+            ledger.note(session.notes.pop(0))
+        ledger.finish(part)

@@ -1,0 +1,111 @@
+"""Files made to harm whoever opens them: bombs, escape sequences, names that are paths."""
+
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from bench import checkpoint, columns, images, records
+from bench.cli import cli
+from bench.errors import SuiteError
+from bench.suite import parse
+
+SUITE = (
+    'schema = 1\nname = "{name}"\n[data]\nname = "digits"\n[[models]]\nname = "lenet"\n'
+    'label = "{label}"\nweights = "digits"\n[[attacks]]\nname = "fgsm"\nnorm = "linf"\n'
+    "eps = [0.1]\n"
+)
+
+
+def png(path: Path, width: int, height: int) -> Path:
+    """A PNG that claims so many grey pixels and holds none of them."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    return path
+
+
+@pytest.mark.parametrize("sides", [(60_000, 60_000), (11_000, 11_000), (2_000_000, 1)])
+def test_an_image_that_would_fill_the_memory_is_refused(
+    tmp_path: Path, sides: tuple[int, int]
+) -> None:
+    with pytest.raises(SuiteError, match=r"bomb\.png is no readable image"):
+        images.decode(png(tmp_path / "bomb.png", *sides), 256, 224)
+
+
+def test_a_strip_within_the_limits_is_read(tmp_path: Path) -> None:
+    Image.new("L", (3000, 10), 255).save(tmp_path / "strip.png")
+    assert images.decode(tmp_path / "strip.png", 16, 16).shape == (3, 16, 16)
+
+
+def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(2_000_000)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for name in plain.namelist():
+            bomb.writestr(name, plain.read(name))
+    assert checkpoint.read("m", tmp_path / "plain.pt").keys() == {"w"}
+    with pytest.raises(SuiteError, match="unpacks to 8"):
+        checkpoint.read("m", tmp_path / "bomb.pt")
+
+
+def test_a_safetensors_header_that_claims_a_million_million_numbers_is_refused(
+    tmp_path: Path,
+) -> None:
+    header = b'{"w":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
+    (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 16)
+    with pytest.raises(SuiteError, match="damaged or no checkpoint"):
+        checkpoint.read("m", tmp_path / "w.safetensors")
+
+
+def test_records_that_unpack_to_more_than_bench_writes_are_refused() -> None:
+    zeros = pa.table({"example": pa.array(pd.Series(0, index=range(columns.MOST_ROWS + 1)))})
+    sink = pa.BufferOutputStream()
+    pq.write_table(zeros, sink)
+    held = pq.read_metadata(pa.BufferReader(sink.getvalue()))
+    assert held.serialized_size < 10_000
+    with pytest.raises(ValueError, match="more than bench ever writes"):
+        columns.check_size(held)
+
+
+def test_a_label_that_a_terminal_would_obey_is_refused() -> None:
+    text = SUITE.format(name="s", label=r"net\u001B[2J")
+    with pytest.raises(SuiteError, match=r"models\[0\]\.label: expected text without control"):
+        parse(text, "s.toml", Path())
+
+
+def test_a_message_spells_out_what_a_terminal_would_obey() -> None:
+    told = CliRunner().invoke(cli, ["plan", "no\x1b[2J.toml"])
+    assert told.exit_code == 2
+    assert "\x1b" not in told.output
+    assert r"no\x1b[2J.toml" in told.output
+
+
+@pytest.mark.parametrize("name", ["..", "../x", "/tmp/x", "a/b", ".hidden", r"a\u0000b"])
+def test_a_suites_name_cannot_leave_the_folder_of_runs(name: str) -> None:
+    with pytest.raises(SuiteError, match="name"):
+        parse(SUITE.format(name=name, label="net"), "s.toml", Path())
+
+
+@pytest.mark.parametrize("label", ["../../up", "/etc/passwd", "..", "a/../../b", "CON", "é" * 300])
+def test_a_label_becomes_the_name_of_a_file_in_the_folder(label: str) -> None:
+    slug = records._slug(label)
+    assert (Path("records") / slug).parent == Path("records")
+    assert slug not in ("", ".", "..")
+    assert len(slug) <= 60
