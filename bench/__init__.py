@@ -3,12 +3,17 @@
 suite -> plan -> cells -> runner -> records -> tables -> report / plots
 
   suite        TOML: which models meet which attacks on which data, read into entries; checking,
-               how any file of a user's is checked key by key; published, figures of others
+               how any file of a user's is checked key by key (printable, no text that a terminal
+               would obey); published, figures of others; thresholds, how much worse a later run
+               may be
   plan         suite -> cells, each one number to be defended, with identity, cost, skip reason;
                planned, the plan as it is shown, kept from one showing to the next
   loading      names -> data, devices, models with their weights (checkpoint) that are found fit
-               to be attacked (preflight)
-  runner       cells -> records: what is missing is run, what is finished is kept
+               to be attacked (preflight): what is wrong by name (fitness), what the clean accuracy
+               gives away (suspicions); models that only answer (queries)
+  runner       cells -> records: what is missing is run, what is finished is kept, in
+  parts          shards of tasks, done one after another; shares, a run divided among several;
+                 merge, their folders joined
   session      one shard of examples of one attack on one model becomes records (feed brings the
                images), by
   measure        what a record is made from: craft, what an attack returns; judge, what the model
@@ -20,27 +25,36 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
                    exchanged for cheaper ones
   geometry         norms, balls, boxes; hyperplane, the nearest point of a plane inside a box;
                    losses, what is ascended; rng, noise keyed by example
+  certify          lower bounds of a net's margins, which no attack can pass: IBP and CROWN over
+                   the layers of a chain; certified, a suite's certificates, kept as data
   guard            a model's state, which comes back as it was; heap, memory kept,
   meter            passes counted, the floor timed
-  records      per-example records on disk; files, written whole or not at all;
-               images, image files in and out
+  records      per-example records on disk, whose columns are checked as they are read; digest, one
+               hash for what they say; files, written whole or not at all; lock, one run at a time
+               in a folder; images, image files in and out
   metrics      the definitions of every rate
   tables       records -> one row per cell; crosscheck, ours against a reference; distances, how
                near the searches for the least distance came; comparisons, every two attacks and
-               models on the same examples
+               models on the same examples; brackets, certificates beside what attacks left
   audit/       signs that an attack has failed rather than the defence held
   explain/     why two cells disagree, by experiment
   beside       published figures joined with measured ones
-  results      a run read back from its folder
+  results      a run read back from its folder, first its document, provenance.json; compare, two
+               of them paired by example
   publication  table.csv, plots/, report/ (formats): what people read
+  publish/     runs for others to read: tables in every format, one web page
+  gate/        a run held against a baseline, example by example: verdicts by thresholds
+  leaderboard/ many models under one suite, ranked by the worst case; how a model enters
   single       one image under one attack; story, how it is told
   speed/       the same work through bench, a bare loop and other libraries, timed side by side
   cli/, api    what people type
+  testing/     the pytest plugin: robust accuracy as an assertion of a user's own tests
 
 attacks/, models/, datasets/ and training/ hold one file for each thing (training: `standard` trains
-a model, `adversarial` crafts what it is trained against, `attacker` trains an attack that learns);
+a model, `adversarial` crafts what it is trained against, `certified` bounds it, `attacker` trains
+an attack that learns);
 contracts says what such a file promises, registry finds it by its name, catalogue lists it
-without running it. From Python:
+without running it; foreign holds what the adapters of other libraries share. From Python:
 `bench.evaluate` and `bench.run`.
 """
 

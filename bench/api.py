@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench import loading, meter, plan, preflight, results, runner, tables
+from bench import loading, meter, plan, preflight, results, runner, shares, tables
 from bench.contracts import Goal, Norm, Precision, Stop
 from bench.datasets import in_memory
 from bench.errors import SuiteError
@@ -123,13 +123,16 @@ def run(
     data_dir: str | Path | None = None,
     fresh: bool = False,
     copied: bool = True,
+    shard: str = "1/1",
 ) -> results.Results:
     """Run the suite of a path or a shipped name, as `bench run` does; its results, read back.
 
+    Of a share "I/N" the cells are missing that the others make.
     Raises: SuiteError for the user's mistakes, all of a suite's at once.
     """
     checked = read(suite)
-    folder = Path(out) if out is not None else runner.default_folder(checked.name)
+    share = shares.parse(shard)
+    folder = share.folder(Path(out) if out is not None else runner.default_folder(checked.name))
     options = runner.Options(
         device=device,
         limit=limit,
@@ -137,6 +140,7 @@ def run(
         data_dir=loading.data_folder(data_dir),
         fresh=fresh,
         copied=copied,
+        share=share,
         command=f"bench.run({suite!r})",
     )
     runner.run(checked, folder, options)

@@ -13,18 +13,28 @@ from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from bench import printable
 from bench.errors import SuiteError, nearest
+
+SHOWN = 600
+"""Letters of a sentence: it may quote what it is about, and that may be a megabyte."""
 
 
 def toml(text: str, where: str) -> dict[str, Any]:
     """The tables of a TOML text; `where` names it in the message.
 
-    Raises: SuiteError with line and column if it is not TOML.
+    Raises: SuiteError with line and column if it is not TOML, or if a text in it holds characters
+    that a terminal obeys.
     """
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SuiteError(f"{where}: not valid TOML: {error}") from error
+        raw = tomllib.loads(text)
+    except ValueError as error:  # a number of thousands of digits is none to Python either
+        raise SuiteError(f"{where}: not valid TOML: {str(error)[:SHOWN]}") from error
+    except RecursionError as error:
+        raise SuiteError(f"{where}: not valid TOML: nested too deep") from error
+    if told := printable.offence(raw):
+        raise SuiteError(f"{where}: {told}")
+    return raw
 
 
 def text_of(path: Path, what: str) -> str:
@@ -34,7 +44,7 @@ def text_of(path: Path, what: str) -> str:
     """
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file can have
         raise SuiteError(f"{path}: could not be read as {what}: {error}") from error
 
 
@@ -51,9 +61,9 @@ class Checker:
             raise SuiteError(*self.problems)
 
     def say(self, key: str, sentence: str) -> None:
-        self.problems.append(
-            ": ".join(part for part in (self.where, key.strip("."), sentence) if part)
-        )
+        parts = (self.where, key.strip("."), " ".join(sentence.split()))
+        told = ": ".join(part for part in parts if part)
+        self.problems.append(told if len(told) <= SHOWN else f"{told[:SHOWN]}…")
 
     def each(self, raw: dict[str, Any], key: str, read: Callable[[Any, str], Any]) -> Iterator[Any]:
         entries = raw.get(key, [])
@@ -108,7 +118,7 @@ class Checker:
         """An eps as a number; None, with the reason, if it is written as none."""
         try:
             return fraction(written)
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ArithmeticError):
             self.say(key, f"expected a number or a fraction such as '8/255', got {written!r}")
             return None
 

@@ -21,6 +21,7 @@ def read(where: str, path: Path) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint; nothing in the file is executed."""
     if not path.is_file():
         raise SuiteError(f"{where}: expected weights at {path}, found no file")
+    _refuse_bomb(where, path)
     try:
         if path.suffix == ".safetensors":
             tensors: Mapping[str, Tensor] = load_file(path)
@@ -44,6 +45,18 @@ def read(where: str, path: Path) -> Mapping[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise SuiteError(f"{where}: {path}: expected a state_dict, got {type(state).__name__}")
     return dict(state)
+
+
+def _refuse_bomb(where: str, path: Path) -> None:
+    """Raises: SuiteError if a zip archive holds more than its own size: torch packs nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # another format, or damaged: whoever reads it says so
+    if size > path.stat().st_size:
+        told = f"{path} unpacks to {size} bytes, more than it is"
+        raise SuiteError(f"{where}: {told}; torch.save packs nothing, so save it again")
 
 
 def _whole(path: Path) -> bool:

@@ -417,7 +417,7 @@ def _nothing(x: Tensor, curve: Curve) -> Attacked:
     counts = torch.zeros(e, n, dtype=torch.float64, device=x.device)
     never = torch.full((e, n), -1, dtype=torch.int64, device=x.device)
     traced = (e, n, curve.params.steps)
-    losses = torch.full(traced, torch.nan, device=x.device) if curve.trace else None
+    losses = x.new_full(traced, torch.nan) if curve.trace else None
     images = x.new_empty(e, *x.shape)  # every item is written when it leaves
     return Attacked(images, counts, counts.clone(), never, losses, 0)
 

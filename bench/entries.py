@@ -8,6 +8,7 @@ from typing import Any
 from bench.certify import Method
 from bench.contracts import Attack, Count, Goal, Norm, Precision, Stop, Sweep
 from bench.published import Published
+from bench.queries import Access
 
 TARGETS = ("next", "complement", "random", "least-likely")
 
@@ -37,6 +38,10 @@ class ModelEntry:
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     predictions: Count = 1
     """Times that a model that answers at random is asked for one verdict."""
+    access: Access = "gradient"
+    """What it shows of itself; a model that only answers queries shows scores or labels."""
+    allow: list[str] = dataclasses.field(default_factory=list)
+    """Names of preflight's findings that do not stop the run; they are noted all the same."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Image files in and out, and ImageNet's class names."""
 
 import io
+import warnings
 from pathlib import Path
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from bench.errors import SuiteError
 from bench.files import write_whole
+
+MOST_PIXELS = 2**27
+"""A photograph of 128 megapixels, 384 MiB as it is decoded; what claims more is a bomb."""
 
 
 def decode(path: Path, resize: int, crop: int, channels: int = 3) -> Tensor:
@@ -22,12 +26,28 @@ def decode(path: Path, resize: int, crop: int, channels: int = 3) -> Tensor:
 
     mode = "RGB" if channels == 3 else "L"
     try:
-        with Image.open(path) as image:
-            square = functional.center_crop(functional.resize(image.convert(mode), resize), crop)
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                check_size(*image.size, resize)
+                resized = functional.resize(image.convert(mode), resize)
+        square = functional.center_crop(resized, crop)
+    except (
+        UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:  # fmt: skip
         raise SuiteError(f"{path} is no readable image: {error}") from error
     levels: Tensor = functional.pil_to_tensor(square)
     return levels.float() / 255
+
+
+def check_size(width: int, height: int, resize: int) -> None:
+    """Raises: ValueError if an image has, or gets by its short side becoming `resize`, more pixels
+    than any photograph: a line of a million pixels is small, but not once it is 256 high."""
+    short, long = sorted((width, height))
+    pixels = max(short * long, resize * resize * long // max(short, 1))
+    if pixels > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are too many, or too long a strip")
 
 
 def to_png(image: Tensor, path: Path) -> Path:

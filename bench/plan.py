@@ -21,6 +21,7 @@ from bench.contracts import Attack, Curve, Model, Shape, Sweep
 from bench.entries import TARGETS, AttackEntry, Suite
 from bench.errors import SuiteError, nearest
 from bench.losses import classes_needed
+from bench.queries import SHOWN, Access
 
 
 class Facts(NamedTuple):
@@ -35,6 +36,8 @@ class Facts(NamedTuple):
     """Times that the model is asked for one verdict."""
     random: bool = False
     """Whether it answers at random."""
+    access: Access = "gradient"
+    """What it shows of itself."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,7 @@ def known_facts(suite: Suite) -> dict[str, Facts]:
             shape=found.shape if built_in else None,
             predictions=entry.predictions,
             random=entry.predictions > 1,
+            access=entry.access,
         )
     return facts
 
@@ -301,6 +305,9 @@ ACCESS = {
 }
 
 
+NEEDED = {"gradient": "gradients", "scores": "scores", "labels": "labels"}
+
+
 def _threat_model(model: str, entry: AttackEntry) -> str:
     if entry.source not in (None, model):
         return "black-box, transfer"
@@ -312,6 +319,8 @@ def _skip_reason(entry: AttackEntry, victim: Facts, facts: Facts) -> str:
     attack, loss = entry.attack, getattr(entry.params, "loss", "")
     if attack.unavailable:
         return attack.unavailable
+    if SHOWN[attack.needs] > SHOWN[facts.access]:
+        return f"the attack needs {NEEDED[attack.needs]}, the model shows {facts.access} alone"
     if None not in (victim.classes, facts.classes) and victim.classes != facts.classes:
         return f"the source has {facts.classes} classes, the model has {victim.classes}"
     if facts.classes is not None and facts.classes < attack.min_classes:

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
+import pandas as pd
 from torch import Tensor
 
-from bench import files, records, tables
+from bench import digest, files, records, tables
 from bench.audit import signs
+from bench.audit.findings import Unchecked
 from bench.plots import drawing, transfer
 from bench.report import writing
 from bench.results import Results
@@ -26,12 +28,16 @@ def write(found: Results, folder: Path) -> Path:
         "table.csv": found.table,
         "crosscheck.csv": found.crosschecks,
         "comparisons.csv": found.comparisons,
+        "worst.csv": found.worst,
         "audit.csv": signs.frame(found.audit.signs),
+        "unchecked.csv": pd.DataFrame(found.audit.unchecked, columns=list(Unchecked._fields)),
     }
     for name, some in (
         ("distances.csv", found.distances),
         ("published.csv", found.published),
         ("seeds.csv", found.seeds),
+        ("certified.csv", found.certified.table),
+        ("contradictions.csv", found.certified.contradictions),
     ):
         if len(some):
             frames[name] = some
@@ -39,8 +45,12 @@ def write(found: Results, folder: Path) -> Path:
             (folder / name).unlink(missing_ok=True)
     for name, frame in frames.items():
         files.write_whole(folder / name, frame.to_csv(index=False).encode())
+    # Tables travel further than records: with this, a run made again is held against them.
+    files.write_whole(folder / digest.FILE, f"{digest.records(found.stored.frame)}\n".encode())
     pictures = list(_pictures(found, folder))
-    drawn = drawing.draw(found.table, pictures, folder, found.published, found.searches)
+    drawn = drawing.draw(
+        found.table, pictures, folder, found.published, found.searches, found.certified.table
+    )
     page, _ = writing.write(
         folder,
         title=found.provenance["suite"]["title"],
@@ -54,6 +64,7 @@ def write(found: Results, folder: Path) -> Path:
         published=found.published,
         violations=found.violations,
         audit=found.audit,
+        certified=found.certified,
         notes=[*found.notes, *transfer.hidden_gradients(found.table), *tables.divided(found.table)],
         provenance=_told(found.provenance),
         plots=drawn,

@@ -1,15 +1,26 @@
 """All that a report, a check or a publication is made of, from a run's folder alone."""
 
-import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench import beside, comparisons, crosscheck, distances, metrics, records, tables
+from bench import (
+    beside,
+    brackets,
+    comparisons,
+    crosscheck,
+    distances,
+    document,
+    metrics,
+    records,
+    tables,
+)
 from bench.audit import findings
+from bench.brackets import Certified
 from bench.distances import Search
-from bench.errors import RecordError, SuiteError
+from bench.errors import RecordError
 from bench.explain import explanations
 from bench.explain.explanations import Explanation
 from bench.plan import Cell
@@ -33,6 +44,7 @@ class Results(NamedTuple):
     published: pd.DataFrame
     violations: pd.DataFrame
     audit: findings.Audit
+    certified: Certified
 
     @property
     def notes(self) -> list[str]:
@@ -50,36 +62,19 @@ def read(folder: Path) -> Results:
 
     Raises: SuiteError if there is no run; RecordError if its records are damaged.
     """
-    path = folder / "provenance.json"
-    try:
-        provenance = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SuiteError(
-            f"{folder}: expected the folder of a run, found no provenance.json; "
-            "make one with bench run"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise SuiteError(f"{path}: could not be read ({error}); run the suite again") from error
-    try:
-        if provenance["schema"] > records.SCHEMA:
-            raise RecordError(
-                f"{path}: schema {provenance['schema']}, this bench reads up to {records.SCHEMA}; "
-                "use the bench that wrote it"
-            )
-        plan = [Cell(**cell) for cell in provenance["cells"]]
-        data, suite = provenance["data"], provenance["suite"]
-        pairs = [(ours, reference) for ours, reference in provenance["crosschecks"]]
-        # A run made before suites could carry figures has none.
-        entries = [
-            Published(**{**entry, "eps": tuple(entry["eps"]), "values": tuple(entry["values"])})
-            for entry in provenance.get("published", [])
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{path}: damaged ({error!r}); run the suite again") from error
+    provenance, plan = document.read(folder)
+    data, suite = provenance["data"], provenance["suite"]
+    pairs = [(ours, reference) for ours, reference in provenance["crosschecks"]]
+    # A run made before suites could carry figures has none.
+    entries = [
+        Published(**{**entry, "eps": tuple(entry["eps"]), "values": tuple(entry["values"])})
+        for entry in provenance.get("published", [])
+    ]
     stored = records.load(folder)
     wanted = {cell.identity for cell in plan}
     frame = stored.frame[stored.frame["cell"].isin(wanted)]
     stored = stored._replace(frame=frame.reset_index(drop=True))
+    _check(folder, stored, wanted, data["n"])
     table = tables.cells(plan, stored, suite["name"], data["name"], data["n"])
     robust = tables.outcomes(plan, stored)
     sides = crosscheck.pairs(plan, pairs)
@@ -87,12 +82,13 @@ def read(folder: Path) -> Results:
     places = stored.frame.groupby("cell", observed=True).indices
     confidence = stored.frame.set_index("example")["clean_confidence"]
     searches = distances.searches(plan, table, stored)
+    worst = tables.worst_case(plan, table, robust)
     return Results(
         provenance=provenance,
         plan=plan,
         stored=stored,
         table=table,
-        worst=tables.worst_case(plan, table, robust),
+        worst=worst,
         searches=searches,
         distances=distances.table(searches),
         comparisons=comparisons.compare(
@@ -107,4 +103,17 @@ def read(folder: Path) -> Results:
         violations=tables.violations(stored),
         # A run made before models were probed has no probes.
         audit=findings.audit(plan, table, stored, provenance.get("probes", {})),
+        certified=brackets.read(folder, provenance, worst, stored.frame),
     )
+
+
+def _check(folder: Path, stored: records.Stored, wanted: Collection[str], n: int) -> None:
+    """Raises: RecordError if the records are not of the examples that the plan is for."""
+    beyond = {piece.cell for piece in stored.pieces if piece.cell in wanted and piece.last > n}
+    if beyond:
+        told = f"records of more than the {n} examples that {document.FILE} tells of"
+        raise RecordError(f"{folder}: {told}; run the suite again with --fresh")
+    fooled = stored.frame["fooled"].to_numpy(dtype=bool)
+    if (fooled & ~metrics.eligible(stored.frame).to_numpy()).any():
+        told = "records of examples fooled that no attack was run on"
+        raise RecordError(f"{folder}: {told}; run the suite again with --fresh")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench import copies, feed, measure, meter, plan, rng
-from bench.contracts import Data, Precision
+from bench.contracts import Data, Precision, Shape
 from bench.craft import Examples
 from bench.errors import SuiteError
 from bench.judge import Verdict, Vote, judge
@@ -28,6 +28,13 @@ JUDGED = 64
 """Most rows that the judge is given at once on a CPU."""
 FLOOR_AGE = 20
 """A floor is timed again when it is older than so many times what timing it takes."""
+
+
+def cuts(n: int, shape: Shape) -> list[tuple[int, int]]:
+    """(first, last) of each shard of n images (c, h, w), by the size of an image alone."""
+    channels, height, width = shape
+    size = max(8, min(SHARD_EXAMPLES, SHARD_BYTES // (4 * channels * height * width)))
+    return [(a, min(a + size, n)) for a in range(0, n, size)]
 
 
 class _Timed(NamedTuple):
@@ -82,13 +89,12 @@ class Session:
             data_fingerprint=self.data.fingerprint,
             predictions=subject.predictions,
             random=subject.random,
+            access=subject.access,
         )
 
     def shards(self) -> list[tuple[int, int]]:
-        """(first, last) of each shard; the cuts depend on the size of an image alone."""
-        channels, height, width = self.data.shape
-        size = max(8, min(SHARD_EXAMPLES, SHARD_BYTES // (4 * channels * height * width)))
-        return [(a, min(a + size, self.data.n)) for a in range(0, self.data.n, size)]
+        """(first, last) of each shard."""
+        return cuts(self.data.n, self.data.shape)
 
     def work(self, task: plan.Task) -> float:
         """Most seconds that the bare loop would need for one example of all the task's cells."""
@@ -128,13 +134,14 @@ class Session:
                     cell=cell.identity,
                 )
             )
-            pieces.append(Piece(cell.identity, first, last, *cost, measured.rows, str(self.device)))
+            about = {"rows": measured.rows, "device": str(self.device), **cost._asdict()}
+            pieces.append(Piece(cell.identity, first, last, **about))
         frame = pd.concat(frames, ignore_index=True)
         return Shard(frame, pieces, measured.x_adv, measured.losses)
 
     def examples(self, task: plan.Task, first: int, last: int) -> Examples:
         """The examples first..last-1 as the task's attack sees them."""
-        clean = self._clean_pass(task.model)
+        clean = self.clean_pass(task.model)
         ids = torch.arange(first, last, device=self.device)
         return Examples(
             id=ids,
@@ -175,6 +182,8 @@ class Session:
         precision = task.curve.precision
         if task.curve.attack.run is not None or not (self.copied or precision == "bfloat16"):
             return None
+        if self.subjects[task.source].access != "gradient":  # nothing inside to copy
+            return None
         if task.curve.random:  # nothing that could be held against it: it never answers alike
             if precision == "bfloat16":
                 raise SuiteError(
@@ -202,7 +211,7 @@ class Session:
         if key in self._copies:
             self._copies[key] = self._copies[key]._replace(rows=left)
 
-    def _clean_pass(self, model: str) -> measure.Clean:
+    def clean_pass(self, model: str) -> measure.Clean:
         """The model's answers to all clean images; asked once."""
         if model not in self._clean:
             subject, rows = self.subjects[model], self._judged_rows(model)
@@ -254,4 +263,4 @@ class Session:
         if wanted == "random":
             shift = rng.integers(self.seed, "target", ids, classes - 1).to(ids)
             return (label + 1 + shift) % classes
-        return self._clean_pass(task.source).least_likely[ids]  # all that the attacker sees
+        return self.clean_pass(task.source).least_likely[ids]  # all that the attacker sees

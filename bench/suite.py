@@ -38,9 +38,12 @@ from bench.entries import (
     Suite,
 )
 from bench.errors import SuiteError, nearest
+from bench.fitness import FINDINGS
 
 _NAME = re.compile(r"\w[\w.-]*")
 _Seed = Annotated[int, Ge(0)]
+MOST_SEEDS = 1000
+"""Of one attack: every seed is an entry with cells of its own."""
 
 
 # --------------------------------------------------- what the file holds where it is not a value
@@ -217,6 +220,10 @@ class _Reader:
         elif found is not None:
             got = type(found).__name__
             self.check.say(f"{key}.name", f"expected a Model or a factory, got {got}")
+        for name in entry.allow if entry else ():
+            if name not in FINDINGS:
+                told = f"preflight finds nothing called '{name}'; {nearest(name, FINDINGS)}"
+                self.check.say(f"{key}.allow", told)
         return entry and dataclasses.replace(entry, label=entry.label or entry.name)
 
     def attack(
@@ -338,6 +345,9 @@ class _Reader:
         if not found.stochastic:
             told = f"attack '{entry.name}' draws nothing at random, so seeds make no difference"
             self.check.say(f"{key}.seeds", told)
+        if isinstance(entry.seeds, int) and entry.seeds > MOST_SEEDS:
+            self.check.say(f"{key}.seeds", f"expected at most {MOST_SEEDS}, got {entry.seeds}")
+            return [None]
         wanted = [*range(entry.seeds)] if isinstance(entry.seeds, int) else entry.seeds
         if not wanted or len(set(wanted)) < len(wanted):
             told = "expected how many seeds, or a list with each seed once"

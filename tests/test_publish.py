@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from bench import metrics, publication, results, runner, suite
+from bench import document, metrics, publication, results, runner, suite
 from bench.cli import cli
 from bench.errors import RecordError, SuiteError
 from bench.formats import Bold, Table
@@ -364,7 +364,7 @@ NUMERIC = ("pandas", "numpy", "scipy", "pyarrow")
 
 def same_libraries() -> bool:
     """Whether the committed results were made with the libraries of this environment."""
-    packages = results.about(QUICKSTART)[0]["sessions"][-1]["environment"]["packages"]
+    packages = document.read(QUICKSTART)[0]["sessions"][-1]["environment"]["packages"]
     return all(metadata.version(name) == packages[name] for name in NUMERIC)
 
 

@@ -46,6 +46,8 @@ def _one(
     }  # fmt: skip
     if not tasks:
         return {**document, "failed": "no attack was run that sees the model"}
+    if session.subjects[label].access != "gradient":
+        return {**document, "failed": "the model only answers queries, and probes follow gradients"}
     started = time.perf_counter()
     seen = session.examples(tasks[0], *session.shards()[0])
     right = (seen.clean_pred == seen.label).nonzero()[: probes.examples(session.data.n), 0]

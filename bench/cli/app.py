@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from bench.errors import RecordError, SuiteError
+from bench.printable import spelled
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 DATA_DIR = click.option(
@@ -23,7 +24,7 @@ class _Verbs(click.Group):
             return super().invoke(ctx)
         except (SuiteError, RecordError) as error:
             for line in str(error).splitlines():
-                click.echo(f"bench: {line}", err=True)
+                click.echo(f"bench: {spelled(line)}", err=True)
             ctx.exit(2)
 
 

@@ -1,4 +1,4 @@
-"""`bench run` and `bench report`: a suite's cells, and what people read of them."""
+"""`bench run`, `bench merge` and `bench report`: a suite's cells, and what people read of them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,10 +12,14 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from bench.results import Results
+    from bench.shares import Share
 
 AUDIT = click.option(
     "--audit", is_flag=True, help="Exit with 1 if there is a sign that an attack has failed."
 )
+
+TOLD = 10
+"""Missing pieces that are named, at most."""
 
 
 @cli.command()
@@ -27,6 +31,10 @@ AUDIT = click.option(
 @DATA_DIR
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds and start over.")
 @click.option("--no-copy", is_flag=True, help="Attack the model itself, not a faster copy of it.")
+@click.option(
+    "--shard", metavar="I/N", default="1/1",
+    help="Only the I-th of N shares, into a folder of its own below; join them by bench merge.",
+)  # fmt: skip
 @AUDIT
 def run(
     suite: str,
@@ -37,14 +45,17 @@ def run(
     data_dir: Path | None,
     fresh: bool,
     no_copy: bool,
+    shard: str,
     audit: bool,
 ) -> int:
     """Run SUITE (a path, or a shipped name) and write its report; resumes what was begun."""
-    from bench import heap, loading, runner
+    from bench import heap, loading, runner, shares
     from bench.suite import read
 
+    share = shares.parse(shard)
     checked = read(suite)
-    folder = out or runner.default_folder(checked.name)
+    whole = out or runner.default_folder(checked.name)
+    folder = share.folder(whole)
     options = runner.Options(
         device=device,
         limit=limit,
@@ -52,11 +63,42 @@ def run(
         data_dir=loading.data_folder(data_dir),
         fresh=fresh,
         copied=not no_copy,
+        share=share,
     )
     heap.keep()
     with Bar() as progress:
         runner.run(checked, folder, options, progress.hear)
+    if share != shares.WHOLE:
+        return _share_done(share, folder, whole)
     return _report(folder, audit)
+
+
+def _share_done(share: "Share", folder: Path, whole: Path) -> int:
+    """Say how one share becomes a part of the whole; 1 if a cell of it failed."""
+    from bench import records
+
+    click.echo(f"shard {share.number} of {share.of} is done: {folder}")
+    click.echo(f"when all are: bench merge {whole} -o {whole}")
+    return 1 if records.failures(folder) else 0
+
+
+@cli.command()
+@click.argument("folders", type=FOLDER, nargs=-1, required=True)
+@click.option("-o", "--out", type=FOLDER, required=True, help="Folder of the whole run.")
+@AUDIT
+def merge(folders: tuple[Path, ...], out: Path, audit: bool) -> int:
+    """Join FOLDERS, shares of one run or folders of shares, and write the report of the whole."""
+    from bench import merge as merging
+
+    merged = merging.merge(folders, out)
+    click.echo(f"merged {len(merged.folders)} folders: {merged.pieces} of {merged.wanted} pieces")
+    for phrase in merged.missing[:TOLD]:
+        click.echo(f"missing: {phrase}", err=True)
+    if len(merged.missing) > TOLD:
+        click.echo(f"missing: and {len(merged.missing) - TOLD} more", err=True)
+    if merged.missing:
+        click.echo(f"bench run --out {out} with the suite does what is missing", err=True)
+    return _report(out, audit)
 
 
 @cli.command()
@@ -71,6 +113,7 @@ def _report(folder: Path, strict: bool) -> int:
     """Write everything that people read of a run; 1 if a cell failed or is missing, or none ran,
     or, if that is `strict`, the audit found a sign."""
     from bench import publication, results  # what they import, no cell of a run waits for
+    from bench.report import bracketed
 
     found = results.read(folder)
     page = publication.write(found, folder)
@@ -79,7 +122,11 @@ def _report(folder: Path, strict: bool) -> int:
     without = found.table[found.table["status"] != "ok"]
     for row in without.drop_duplicates(["model", "attack", "reason"]).itertuples():
         click.echo(f"{row.status}: {row.model} · {row.attack}: {row.reason}", err=True)
-    failed = len(found.unfinished()) or len(without) == len(found.table)
+    for told in bracketed.shouted(found.certified.contradictions):
+        click.echo(told, err=True)
+    bounds = found.certified
+    undone = len(found.unfinished()) + int((bounds.table["status"] == "missing").sum())
+    failed = undone or len(bounds.contradictions) or len(without) == len(found.table)
     return 1 if failed or (strict and found.audit.signs) else 0
 
 
@@ -88,7 +135,7 @@ def _print_summary(found: "Results") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from bench.report import audited, compared
+    from bench.report import audited, bracketed, compared
 
     console = Console()
     table = found.table
@@ -117,6 +164,8 @@ def _print_summary(found: "Results") -> None:
         console.print(compared.summary(found.comparisons), highlight=False)
     for model in found.audit.models:
         console.print(f"audit of {model}: {audited.verdict(found.audit, model)}", highlight=False)
+    for sentence in bracketed.sentences(found.certified, found.worst):
+        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
     if len(found.violations):
         console.print(f"violations: {len(found.violations)}, see the report", style="bold red")
 

@@ -53,6 +53,8 @@ def train(
 
     def hear(epoch: standard.Epoch) -> None:
         attacked = ""
+        if epoch.validation_certified_correct is not None:
+            attacked = f" (certified {epoch.validation_certified_correct})"
         if epoch.validation_adversarial_correct is not None:
             attacked = f" (attacked {epoch.validation_adversarial_correct})"
         click.echo(

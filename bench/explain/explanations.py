@@ -8,8 +8,12 @@ import dataclasses
 import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
+from pydantic import TypeAdapter
+
+from bench import printable
 from bench.errors import RecordError
 from bench.files import write_whole
 from bench.metrics import Paired
@@ -52,7 +56,7 @@ class Explanation:
     only_ours: tuple[int, ...]
     """Ids of the examples that ours alone broke."""
     only_reference: tuple[int, ...]
-    experiments: tuple[Experiment, ...]
+    experiments: Annotated[tuple[Experiment, ...], MinLen(1)]
     """The sides as they are, then every change in the order of trying."""
     closed_by: tuple[str, ...]
     """The first change that closes the gap, or several that do so together; empty if none does."""
@@ -102,18 +106,18 @@ def _all(folder: Path) -> list[Explanation]:
     if not path.exists():
         return []
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = printable.throughout(json.loads(path.read_text(encoding="utf-8")))
         if document["schema"] <= SCHEMA:
             return [_explanation(raw) for raw in document["explanations"]]
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise RecordError(f"{path}: damaged ({error!r}); delete it and explain again") from error
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())[:300]
+        raise RecordError(f"{path}: damaged ({why}); delete it and explain again") from error
     raise RecordError(
         f"{path}: schema {document['schema']}, this bench reads up to {SCHEMA}; "
         "use the bench that wrote it"
     )
 
 
-def _explanation(raw: dict[str, Any]) -> Explanation:
-    lists = {key: tuple(value) for key, value in raw.items() if isinstance(value, list)}
-    experiments = tuple(Experiment(**each) for each in raw["experiments"])
-    return Explanation(**{**raw, **lists, "experiments": experiments})
+def _explanation(raw: Any) -> Explanation:
+    """Raises: ValueError if it is none."""
+    return TypeAdapter(Explanation).validate_json(json.dumps(raw), strict=True)

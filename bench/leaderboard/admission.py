@@ -20,7 +20,8 @@ from bench.gate import snapshot
 from bench.gate.snapshot import Snapshot, unpack
 from bench.leaderboard.card import Card
 from bench.leaderboard.entries import Recheck, shortcomings
-from bench.runner import Event, Options
+from bench.parts import Event
+from bench.runner import Options
 
 DRIFT = 0.01
 """Share of a cell's examples whose outcome may differ: another processor rounds otherwise, and an

@@ -4,6 +4,7 @@
 it start from the card's folder.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,6 +62,7 @@ def _absolute(entry: ModelEntry, folder: Path) -> ModelEntry:
     where, colon, name = entry.name.rpartition(":")
     if where.endswith(".py"):
         entry = dataclasses.replace(entry, name=f"{folder / where}{colon}{name}")
-    if entry.weights and (folder / entry.weights).is_file():
-        entry = dataclasses.replace(entry, weights=str(folder / entry.weights))
+    with contextlib.suppress(OSError, ValueError):  # a name that no file can have is a library's
+        if entry.weights and (folder / entry.weights).is_file():
+            return dataclasses.replace(entry, weights=str(folder / entry.weights))
     return entry

@@ -4,12 +4,23 @@ What only records can tell is missing: single examples, violations, images. Noth
 it: a frame that no file holds is empty, and an audit whose gaps were not written down is not told.
 """
 
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from bench import beside, brackets, comparisons, crosscheck, distances, results, tables
+from bench import (
+    beside,
+    brackets,
+    comparisons,
+    crosscheck,
+    distances,
+    document,
+    printable,
+    results,
+    tables,
+)
 from bench.audit import signs
 from bench.audit.findings import Audit, Unchecked
 from bench.audit.signs import Sign
@@ -36,8 +47,8 @@ def read(folder: Path) -> results.Results:
 
     Raises: SuiteError if there is no run; RecordError if a table is damaged.
     """
-    provenance, plan = results.about(folder)
-    table = typed(_frame(folder, "table.csv"))
+    provenance, plan = document.read(folder)
+    table = _typed(folder / "table.csv", _frame(folder, "table.csv"))
     models = list(dict.fromkeys(cell.model for cell in plan))
     return results.Results(
         provenance=provenance,
@@ -75,6 +86,15 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
     return found.assign(**words, **counts, **{name: found[name].astype(float) for name in rest})
 
 
+def _typed(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+    try:
+        return typed(table)
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise RecordError(
+            f"{path}: damaged ({str(error)[:300]}); run bench report on the run again"
+        ) from error
+
+
 def _frame(folder: Path, name: str, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
     """A table as it was written, to the last bit; if it may be absent, empty with `columns`."""
     path = folder / name
@@ -86,6 +106,7 @@ def _frame(folder: Path, name: str, columns: tuple[str, ...] | None = None) -> p
         raise RecordError(
             f"{path}: damaged ({error}); run bench report on the run again"
         ) from error
+    found = found.rename(columns=printable.spelled).map(printable.spelled)
     numbers = [name for name in found.columns if name not in (*TEXTS, *_LABELS)]
     return found.assign(**{name: _numbers(found[name]) for name in numbers})
 
@@ -98,7 +119,7 @@ def _numbers(column: "pd.Series[str]") -> "pd.Series[Any]":
     try:
         if len(there) == len(column):
             return pd.Series([int(text) for text in column], index=column.index, dtype="int64")
-    except ValueError:
+    except (ValueError, OverflowError):
         pass
     try:
         values = [float(text) if text else float("nan") for text in column]
@@ -107,26 +128,31 @@ def _numbers(column: "pd.Series[str]") -> "pd.Series[Any]":
     return pd.Series(values, index=column.index, dtype=float)
 
 
+def _sign(row: Mapping[Hashable, Any]) -> Sign:
+    return Sign(
+        name=str(row["name"]),
+        model=str(row["model"]),
+        attack=str(row["attack"]),
+        norm=str(row["norm"]),
+        eps=float(row["eps"]),
+        count=int(row["count"]),
+        n=int(row["n"]),
+        evidence=str(row["evidence"]),
+        examples=tuple(map(int, str(row["examples"]).split())),
+        threshold=str(row["threshold"]),
+    )
+
+
 def _audit(folder: Path, models: list[str]) -> Audit:
     """The signs of audit.csv and what unchecked.csv says was not looked for; without the second,
     nobody knows what was, and no model is told of."""
     found = _frame(folder, "audit.csv", signs.COLUMNS)
     unchecked = _frame(folder, "unchecked.csv", Unchecked._fields)
-    told = [
-        Sign(
-            name=str(row["name"]),
-            model=str(row["model"]),
-            attack=str(row["attack"]),
-            norm=str(row["norm"]),
-            eps=float(row["eps"]),
-            count=int(row["count"]),
-            n=int(row["n"]),
-            evidence=str(row["evidence"]),
-            examples=tuple(map(int, str(row["examples"]).split())),
-            threshold=str(row["threshold"]),
-        )
-        for row in found.to_dict("records")
-        if row["name"] in signs.KINDS
-    ]
-    missing = [Unchecked(*map(str, row)) for row in unchecked.itertuples(index=False)]
+    try:
+        told = [_sign(row) for row in found.to_dict("records") if row["name"] in signs.KINDS]
+        missing = [Unchecked(*map(str, row)) for row in unchecked.itertuples(index=False)]
+    except (KeyError, ValueError, TypeError, ArithmeticError) as error:
+        raise RecordError(
+            f"{folder / 'audit.csv'}: damaged ({error!r:.300}); run bench report on the run again"
+        ) from error
     return Audit(models if (folder / "unchecked.csv").exists() else [], told, missing)
