@@ -257,6 +257,7 @@ class DamagedError(RecordError):
     """A file of records is not what it was when it was written."""
 
     def __init__(self, path: Path, why: object) -> None:
+        why = str(why)[:300]  # a library may repeat what the file holds, which may be long
         super().__init__(
             f"{path}: damaged records ({why}); bench run sets the file aside and makes it again"
         )

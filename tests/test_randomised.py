@@ -286,6 +286,7 @@ def test_records_made_before_there_were_votes_were_unanimous(
     before = tuple(name for name in records.COLUMNS if name != "agreement")
     monkeypatch.setattr(records, "COLUMNS", before)
     records.write(tmp_path, "old", frame, [piece], {})
+    monkeypatch.undo()
     assert records.load(tmp_path).frame["agreement"].tolist() == [1.0] * 8
 
 
