@@ -179,13 +179,20 @@ def ends_well(read: Callable[[], object]) -> None:
         assert max(map(len, told.splitlines())) < 2000
 
 
-def toml(value: Any) -> str:
-    """A value as TOML, tables inline; what TOML cannot say is left out."""
+DEEPEST = 200
+"""Nesting that `toml` writes: beyond what the readers allow, within what Python can recurse."""
+
+
+def toml(value: Any, depth: int = 0) -> str:
+    """A value as TOML, tables inline; what TOML cannot say, or lies too deep, is left out."""
+    inner = depth + 1
+    if depth > DEEPEST:
+        return "0"
     if isinstance(value, dict):
-        pairs = [f"{json.dumps(str(k))} = {toml(v)}" for k, v in value.items() if v is not None]
-        return "{" + ", ".join(pairs) + "}"
+        pairs = [(json.dumps(str(k)), toml(v, inner)) for k, v in value.items() if v is not None]
+        return "{" + ", ".join(f"{key} = {told}" for key, told in pairs) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(toml(v) for v in value if v is not None) + "]"
+        return "[" + ", ".join(toml(v, inner) for v in value if v is not None) + "]"
     if isinstance(value, float):
         return repr(value)
     return json.dumps(value).replace("\x7f", "\\u007f")
