@@ -29,9 +29,10 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
                    the layers of a chain; certified, a suite's certificates, kept as data
   guard            a model's state, which comes back as it was; heap, memory kept,
   meter            passes counted, the floor timed
-  records      per-example records on disk, whose columns are checked as they are read; digest, one
-               hash for what they say; files, written whole or not at all; lock, one run at a time
-               in a folder; images, image files in and out
+  records      per-example records on disk, whose columns are checked as they are read; laid, rows
+               of many files in one frame; kept, the images of a run, read as they are looked at;
+               digest, one hash for what the records say; files, written whole or not at all;
+               lock, one run at a time in a folder; images, image files in and out
   metrics      the definitions of every rate
   tables       records -> one row per cell; crosscheck, ours against a reference; distances, how
                near the searches for the least distance came; comparisons, every two attacks and

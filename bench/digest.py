@@ -19,11 +19,11 @@ def records(frame: pd.DataFrame) -> str:
     """sha256, 64 hexadecimal digits, over a frame of `records.load`; "" where it has no row."""
     if frame.empty:
         return ""
-    ordered = frame.sort_values(["cell", "example"], kind="stable")
+    order = np.lexsort((frame["example"].to_numpy(), _ranks(frame["cell"])[1]))
     digest = hashlib.sha256()
-    for name in sorted(ordered.columns):
+    for name in sorted(frame.columns):  # one by one: a million rows are not copied
         digest.update(f"{name}\x1e".encode())
-        digest.update(_content(ordered[name]))
+        digest.update(_content(frame[name].iloc[order]))
     return digest.hexdigest()
 
 
@@ -37,9 +37,14 @@ def _content(column: "pd.Series[Any]") -> bytes:
         values: npt.NDArray[np.float64] = np.asarray(column, dtype="<f8")
         return np.where(np.isnan(values), np.nan, values).astype("<f8").tobytes()
     # A text stands once and its rows point to it: a run repeats few texts many times.
+    texts, ranks = _ranks(column)
+    return "\x1f".join(texts).encode() + ranks.astype("<i8").tobytes()
+
+
+def _ranks(column: "pd.Series[Any]") -> tuple[list[str], npt.NDArray[np.int64]]:
+    """The texts of a column in their order, and for each row which of them it holds."""
     kinds = column.astype("category").cat
     texts = np.asarray(kinds.categories.astype(str), dtype=str)
     used, places = np.unique(kinds.codes, return_inverse=True)
     order = np.argsort(texts[used])
-    ranks = np.argsort(order)
-    return "\x1f".join(texts[used][order]).encode() + ranks[places].astype("<i8").tobytes()
+    return [str(text) for text in texts[used][order]], np.argsort(order)[places]

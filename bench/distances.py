@@ -78,7 +78,7 @@ class Steps(NamedTuple):
 def searches(plan: Sequence[Cell], table: pd.DataFrame, stored: Stored) -> list[Search]:
     """Every search that the plan holds, in its order; `table` is that of `tables.cells`."""
     status = table.drop_duplicates("cell").set_index("cell")[["status", "reason"]]
-    places = stored.frame.groupby("cell", observed=True).indices
+    places = stored.places()
     found: dict[tuple[str, ...], list[Cell]] = {}
     for cell in plan:
         if cell.budget == "minimum" and cell.eps > 0:

@@ -9,12 +9,13 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Gt, Le, MinLen
+from annotated_types import Gt, Le, MaxLen, MinLen
 from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from bench import certified, printable, records
 from bench.errors import RecordError, SuiteError
 from bench.plan import Cell
+from bench.published import Figure
 
 FILE = "provenance.json"
 _Strict = ConfigDict(strict=True, allow_inf_nan=False)
@@ -28,6 +29,7 @@ class _Suite:
     title: str
     seed: int
     text: str
+    base: str = ""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -58,11 +60,23 @@ class _Environment:
 
 
 @dataclasses.dataclass(kw_only=True)
+class _Options:
+    device: str
+    limit: Annotated[int, Gt(0)] | None
+    batch_size: Annotated[int, Gt(0)] | None
+    copied: bool
+    deterministic: bool
+    share: str
+
+
+@dataclasses.dataclass(kw_only=True)
 class _Session:
     started: str
     finished: str | None
     command: str
     environment: _Environment
+    options: _Options | None = None
+    requirements: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -70,7 +84,7 @@ class _Published:
     model: str
     attack: str
     source: str
-    figure: str
+    figure: Figure
     eps: list[float]
     values: list[float]
     note: str
@@ -84,11 +98,12 @@ class _Document:
     data: _Data
     models: dict[str, _Model]
     cells: Annotated[list[Cell], MinLen(1)]
-    crosschecks: list[Annotated[list[str], MinLen(2)]]
+    crosschecks: list[Annotated[list[str], MinLen(2), MaxLen(2)]]
     sessions: Annotated[list[_Session], MinLen(1)]
     certify: list[certified.Task] = dataclasses.field(default_factory=list)
     published: list[_Published] = dataclasses.field(default_factory=list)
     probes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
@@ -118,13 +133,36 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
         )
     try:
         _ADAPTER.validate_json(json.dumps(raw))
-        return raw, [Cell(**cell) for cell in raw["cells"]]
+        cells = [Cell(**cell) for cell in raw["cells"]]
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         at = ".".join(str(part)[:60] for part in first["loc"]) or "the whole"
         raise _damaged(path, f"{at}: {first['msg'].lower()}") from error
     except TypeError as error:  # a key that a cell does not have
         raise _damaged(path, str(error)) from error
+    if told := _apart(raw, cells):
+        raise _damaged(path, told)
+    return raw, cells
+
+
+def _apart(raw: dict[str, Any], cells: list[Cell]) -> str:
+    """What in one part of the document does not go with another; "" if all does."""
+    planned = {(cell.model, cell.attack, cell.eps) for cell in cells}
+    for key, other in (("published", "values"), ("certify", "eps_texts")):
+        for place, entry in enumerate(raw.get(key, [])):
+            if len(entry["eps"]) != len(entry[other]):
+                return f"{key}.{place}: expected as many {other} as eps"
+    for place, entry in enumerate(raw.get("published", [])):
+        if any((entry["model"], entry["attack"], eps) not in planned for eps in entry["eps"]):
+            return f"published.{place}: expected figures of cells of the plan"
+    return ""
+
+
+def known(kind: type, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tables of the document with the fields of the dataclass `kind` alone: a newer bench may have
+    written more."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return [{key: entry[key] for key in entry if key in names} for entry in entries]
 
 
 _ADAPTER = TypeAdapter(_Document)

@@ -75,10 +75,10 @@ def write(found: Results, folder: Path) -> Path:
 
 def _told(provenance: dict[str, Any]) -> dict[str, Any]:
     """The part of provenance.json that a reader wants on the page."""
-    session = provenance["sessions"][-1]
+    session, hidden = provenance["sessions"][-1], ("text", "base")
     data = {key: value for key, value in provenance["data"].items() if key != "classes"}
     return {
-        "suite": {key: value for key, value in provenance["suite"].items() if key != "text"},
+        "suite": {key: value for key, value in provenance["suite"].items() if key not in hidden},
         "data": data,
         "models": {
             label: {key: value for key, value in model.items() if key != "findings"}
@@ -96,8 +96,8 @@ def _pictures(found: Results, folder: Path) -> Iterator[drawing.Picture]:
     what was crafted on another model: it is shown where it was crafted.
     """
     data = found.provenance["data"]
-    kept = records.images(folder, {data["fingerprint"], *(c.identity for c in found.plan)})
-    places = found.stored.frame.groupby("cell", observed=True).indices
+    kept = records.images(folder)
+    places = found.stored.places()
     if data["fingerprint"] not in kept:
         return
     clean = kept[data["fingerprint"]]

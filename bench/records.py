@@ -23,9 +23,10 @@ from safetensors.torch import load as tensors
 from safetensors.torch import save
 from torch import Tensor
 
-from bench import columns, files, printable
+from bench import columns, files, laid, printable
 from bench.errors import RecordError
 from bench.files import write_whole
+from bench.kept import Kept
 
 SCHEMA = 1
 COLUMNS = (
@@ -64,6 +65,15 @@ class Stored(NamedTuple):
     pieces: list[Piece]
     failures: dict[str, str]
     """Cell -> reason."""
+
+    def places(self) -> dict[str, Any]:
+        """Cell -> where its rows are, for `frame.iloc`: a slice, which copies nothing, where they
+        follow each other as `load` gives them."""
+        found = self.frame.groupby("cell", observed=True).indices
+        return {
+            str(cell): slice(at[0], at[-1] + 1) if at[-1] - at[0] + 1 == len(at) else at
+            for cell, at in found.items()
+        }
 
 
 def write(
@@ -140,29 +150,43 @@ def load(folder: Path) -> Stored:
 
     Raises: RecordError naming a file that is damaged or newer than this bench.
     """
-    found: dict[tuple[str, int], Piece] = {}
-    tables = []
-    for path in sorted((folder / "records").glob("*.parquet")):
-        content = _content(path)
-        held = _pieces(path, content)
-        found |= {(piece.cell, piece.first): piece for piece in held}
-        try:
-            table = pq.read_table(pa.BufferReader(content), read_dictionary=list(_REPEATED))
-            tables.append(columns.typed(_upgraded(table), held, COLUMNS))
-        except (pa.ArrowException, OSError, ValueError) as error:
-            raise DamagedError(path, error) from error
+    held = {path: pieces_of(path) for path in sorted((folder / "records").glob("*.parquet"))}
+    found = {(piece.cell, piece.first): piece for some in held.values() for piece in some}
     try:
         columns.check_places(list(found.values()))
     except ValueError as error:
         raise RecordError(f"{folder / 'records'} does not hold together: {error}") from error
-    if tables:
-        frame = (
-            pa.concat_tables(tables, promote_options="permissive").unify_dictionaries().to_pandas()
-        )
-        frame = frame.drop_duplicates(["cell", "example"]).sort_values(["cell", "example"])
-    else:
-        frame = pd.DataFrame({column: [] for column in COLUMNS})
-    return Stored(frame.reset_index(drop=True), list(found.values()), failures(folder))
+    starts, n = {}, 0
+    for key in sorted(found):
+        starts[key] = n
+        n += found[key].last - found[key].first
+    rows = laid.Rows(n)
+    for path, some in held.items():
+        rows.lay(_table(path, some), _stretches(some, starts))
+    frame = rows.frame() if held else pd.DataFrame({column: [] for column in COLUMNS})
+    return Stored(frame, list(found.values()), failures(folder))
+
+
+def _table(path: Path, held: list[Piece]) -> pa.Table:
+    """The rows of one file, columns as COLUMNS.
+
+    Raises: RecordError if it is damaged.
+    """
+    try:
+        table = pq.read_table(pa.BufferReader(_content(path)), read_dictionary=list(_REPEATED))
+        return columns.typed(_upgraded(table), held, COLUMNS)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise DamagedError(path, error) from error
+
+
+def _stretches(
+    held: list[Piece], starts: Mapping[tuple[str, int], int]
+) -> list[tuple[int, int, int]]:
+    """Where the pieces of a file begin, there and among all rows, and how many rows they have."""
+    sizes = [piece.last - piece.first for piece in held]
+    begins = [sum(sizes[:at]) for at in range(len(held))]
+    places = [starts[piece.cell, piece.first] for piece in held]
+    return list(zip(begins, places, sizes, strict=True))
 
 
 def failures(folder: Path) -> dict[str, str]:
@@ -178,17 +202,12 @@ def failures(folder: Path) -> dict[str, str]:
     return found
 
 
-def images(folder: Path, keys: Iterable[str]) -> dict[str, Tensor]:
-    """The images kept under any of the `keys`, (k, c, h, w) each.
+def images(folder: Path) -> Kept:
+    """The images kept by cell, and the clean ones by the data's fingerprint, (k, c, h, w) each.
 
-    Raises: RecordError naming a file that is damaged.
+    Raises: RecordError naming a file that is damaged, now or when its images are looked at.
     """
-    wanted = set(keys)
-    found: dict[str, Tensor] = {}
-    for path in sorted((folder / "records").glob(f"*{IMAGES}")):
-        kept = _tensors(path)
-        found |= {key: kept[key] for key in wanted & set(kept)}
-    return found
+    return Kept(sorted((folder / "records").glob(f"*{IMAGES}")), _tensors)
 
 
 def forget(folder: Path) -> None:

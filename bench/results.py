@@ -67,20 +67,21 @@ def read(folder: Path) -> Results:
     pairs = [(ours, reference) for ours, reference in provenance["crosschecks"]]
     # A run made before suites could carry figures has none.
     entries = [
-        Published(**{**entry, "eps": tuple(entry["eps"]), "values": tuple(entry["values"])})
-        for entry in provenance.get("published", [])
+        Published(**{**known, "eps": tuple(known["eps"]), "values": tuple(known["values"])})
+        for known in document.known(Published, provenance.get("published", []))
     ]
     stored = records.load(folder)
     wanted = {cell.identity for cell in plan}
-    frame = stored.frame[stored.frame["cell"].isin(wanted)]
-    stored = stored._replace(frame=frame.reset_index(drop=True))
+    planned = stored.frame["cell"].isin(wanted)
+    if not planned.all():  # an earlier plan's cells; else a million rows need not be copied
+        stored = stored._replace(frame=stored.frame[planned].reset_index(drop=True))
     _check(folder, stored, wanted, data["n"])
     table = tables.cells(plan, stored, suite["name"], data["name"], data["n"])
     robust = tables.outcomes(plan, stored)
     sides = crosscheck.pairs(plan, pairs)
-    kept = records.images(folder, {cell.identity for pair in sides for cell in pair})
-    places = stored.frame.groupby("cell", observed=True).indices
-    confidence = stored.frame.set_index("example")["clean_confidence"]
+    kept = records.images(folder)
+    sure = stored.frame["clean_confidence"].set_axis(stored.frame["example"])
+    confidence = {cell: sure.iloc[at] for cell, at in stored.places().items()}
     searches = distances.searches(plan, table, stored)
     worst = tables.worst_case(plan, table, robust)
     return Results(
@@ -95,9 +96,7 @@ def read(folder: Path) -> Results:
             table, robust, tables.outcomes(plan, stored, metrics.fooled)
         ),
         seeds=comparisons.seeds(table, robust),
-        crosschecks=crosscheck.compare(
-            sides, table, robust, {str(c): confidence.iloc[at] for c, at in places.items()}, kept
-        ),
+        crosschecks=crosscheck.compare(sides, table, robust, confidence, kept),
         explanations=explanations.read(folder, wanted),
         published=beside.join(table, entries),
         violations=tables.violations(stored),

@@ -44,7 +44,7 @@ def cells(plan: Sequence[Cell], stored: Stored, suite: str, dataset: str, n: int
     `n` is the number of examples a finished cell has. `parts` counts, for each part of an ensemble,
     the examples that it broke after those before it had failed.
     """
-    places = stored.frame.groupby("cell", observed=True).indices
+    places = stored.places()
     rows = [
         {"suite": suite, "dataset": dataset, **_row(cell, stored, places.get(cell.identity), n)}
         for cell in plan
@@ -62,9 +62,9 @@ def outcomes(
     """For each cell with records, which examples are robust, or what `of` says; by example."""
     found = of(stored.frame)
     found.index = pd.Index(stored.frame["example"])
-    positions = stored.frame.groupby("cell", observed=True).indices
     wanted = {cell.identity for cell in plan}
-    return {str(c): found.iloc[at] for c, at in positions.items() if str(c) in wanted}
+    rows = stored.places().items()
+    return {cell: found.iloc[at] for cell, at in rows if cell in wanted}
 
 
 def worst_case(

@@ -20,7 +20,7 @@ ORDER = [
     "layers", "chain", "certify", "checkpoint", "models", "suspicions", "datasets", "attacks",
     "registry", "catalogue", "published", "thresholds", "entries", "suite", "plan", "planned",
     "batch", "graphs", "engine", "meter", "judge", "craft", "ensemble", "measure", "provenance",
-    "exchange", "copies", "preflight", "metrics", "feed", "loading", "columns", "records", "digest",
+    "exchange", "copies", "preflight", "metrics", "feed", "loading", "columns", "laid", "kept", "records", "digest",
     "session", "certified", "document", "audit", "parts", "runner", "tables", "distances",
     "comparisons", "brackets", "crosscheck", "explain", "beside", "results", "compare", "merge",
     "formats", "plots", "report", "publication", "gate", "publish", "leaderboard", "single",

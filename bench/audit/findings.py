@@ -65,7 +65,7 @@ def audit(
 
 
 def _runs(plan: Sequence[Cell], stored: Stored) -> Iterator[Run]:
-    places = stored.frame.groupby("cell", observed=True).indices
+    places = stored.places()
     for cell in plan:
         records = stored.frame.iloc[places[cell.identity]].set_index("example")
         attacked = records[records["attacked"]]

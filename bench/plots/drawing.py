@@ -28,7 +28,7 @@ from bench.formats import DASH, NORMS, absent, eps_names, factor, words
 from bench.plots import brackets, security, transfer, variation
 from bench.plots.curves import accuracy_versus_eps, untargeted
 from bench.plots.grids import Picture, example_grid, perturbation_grid
-from bench.plots.style import OWN, PALETTE, STYLE, empty, short
+from bench.plots.style import OWN, PALETTE, STYLE, empty, evenly, short
 
 __all__ = [
     "Picture",
@@ -55,17 +55,24 @@ class Plot(NamedTuple):
 # -------------------------------------------------------------------------------- success heat map
 
 
+MOST_COLUMNS = 16
+"""Of a heatmap: a wider one is not read, and a figure's memory grows with its size."""
+
+
 def success_heatmap(table: pd.DataFrame, norm: str) -> Figure:
     """Attack success rate in percent, a row per model and attack, a column per eps.
 
     Failed cells are cross-hatched, skipped cells hatched, both with a dash; a cell where no
-    example could be attacked has a dash alone; a pairing that was not planned is blank.
+    example could be attacked has a dash alone; a pairing that was not planned is blank. Of more
+    than MOST_COLUMNS eps so many are shown, from the least to the largest, and the axis says so.
     """
     rows = table[table["norm"] == norm]
+    every = sorted(set(rows["eps"].astype(float)))
+    columns = evenly(every, MOST_COLUMNS)
+    rows = rows[rows["eps"].isin(columns)]
     order = list(dict.fromkeys(rows["model"]))
     keys = list(dict.fromkeys(zip(rows["model"], rows["attack"], strict=True)))
     keys.sort(key=lambda key: order.index(key[0]))  # stable: attacks stay in the suite's order
-    columns = sorted(set(rows["eps"].astype(float)))
     values = np.full((len(keys), len(columns)), np.nan)
     marks: list[tuple[int, int, str]] = []
     for row in rows.to_dict("records"):
@@ -90,7 +97,8 @@ def success_heatmap(table: pd.DataFrame, norm: str) -> Figure:
         for i in range(1, len(keys)):
             if models[i] != models[i - 1]:
                 axes.axhline(i, color="0.2", linewidth=1.2)
-        axes.set(xlabel=f"eps ({NORMS.get(norm, norm)})", ylabel="")
+        some = f", {len(columns)} of {len(every)}" if len(columns) < len(every) else ""
+        axes.set(xlabel=f"eps ({NORMS.get(norm, norm)}{some})", ylabel="")
         present = {status for _, _, status in marks} & set(HATCHES)
         if present:
             patches = [Patch(fill=False, hatch=HATCHES[s], label=s) for s in sorted(present)]

@@ -12,7 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from bench.formats import words
-from bench.plots.style import PALETTE, STYLE, empty, short
+from bench.plots.style import PALETTE, STYLE, empty, evenly, short
+
+MOST_ROWS = 10
+"""Of an example grid: more are not looked at, and a figure's memory grows with its height."""
 
 
 class Picture(NamedTuple):
@@ -36,13 +39,15 @@ class Picture(NamedTuple):
 
 
 def example_grid(pictures: Sequence[Picture], model: str, attack: str) -> Figure:
-    """One row per eps, up to five attacked examples each, titled "before → after".
+    """One row per eps, up to five attacked examples each, titled "before → after"; of more than
+    MOST_ROWS eps so many, from the least to the largest.
 
     A title in bold vermilion says that the prediction changed.
     """
     chosen = [p for p in pictures if (p.model, p.attack) == (model, attack)]
     chosen.sort(key=lambda picture: picture.eps)
     rows = [list(group)[:5] for _, group in groupby(chosen, key=lambda picture: picture.eps)]
+    rows = evenly(rows, MOST_ROWS)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         if not rows:
             return empty(f"{words(model)}, {words(attack)}: no picture was kept")
