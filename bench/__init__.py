@@ -10,10 +10,14 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
                planned, the plan as it is shown, kept from one showing to the next
   loading      names -> data, devices, models with their weights (checkpoint) that are found fit
                to be attacked (preflight): what is wrong by name (fitness), what the clean accuracy
-               gives away (suspicions); models that only answer (queries)
+               gives away (suspicions); models that only answer (queries); programs/, models in
+               files of torch.export and TorchScript, read as data
   runner       cells -> records: what is missing is run, what is finished is kept, in
   parts          shards of tasks, done one after another; shares, a run divided among several;
-                 merge, their folders joined
+                 merge, their folders joined; spread, one divided among workers of Ray; decisions,
+                 why it is done so, and logs, a run told to machines
+  isolation    a run in a process of its own, watched from this one: isolated, what is done there;
+               stages, what it says that it is about to do; pulse, its signs of life
   session      one shard of examples of one attack on one model becomes records (feed brings the
                images), by
   measure        what a record is made from: craft, what an attack returns; judge, what the model
@@ -27,10 +31,12 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
                    losses, what is ascended; rng, noise keyed by example
   certify          lower bounds of a net's margins, which no attack can pass: IBP and CROWN over
                    the layers of a chain; certified, a suite's certificates, kept as data
-  guard            a model's state, which comes back as it was; heap, memory kept,
+  guard            a model's state, which comes back as it was; heap, memory kept; determinism, the
+                 same bits again
   meter            passes counted, the floor timed
   records      per-example records on disk, whose columns are checked as they are read; laid, rows
                of many files in one frame; kept, the images of a run, read as they are looked at;
+               adversarials, all of them, where that is asked for;
                digest, one hash for what the records say; files, written whole or not at all;
                lock, one run at a time in a folder; images, image files in and out
   metrics      the definitions of every rate
@@ -41,8 +47,8 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
   explain/     why two cells disagree, by experiment
   beside       published figures joined with measured ones
   results      a run read back from its folder, first its document, provenance.json; compare, two
-               of them paired by example
-  publication  table.csv, plots/, report/ (formats): what people read
+               of them paired by example; rerun, one repeated and held against itself
+  publication  table.csv, plots/, report/ (formats): what people read; trackers/, who else is told
   publish/     runs for others to read: tables in every format, one web page
   gate/        a run held against a baseline, example by example: verdicts by thresholds
   leaderboard/ many models under one suite, ranked by the worst case; how a model enters

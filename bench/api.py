@@ -1,7 +1,7 @@
 """bench from Python: `evaluate` one model under one attack, `run` a suite."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +9,23 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench import loading, meter, plan, preflight, results, runner, shares, tables
+from bench import (
+    isolation,
+    loading,
+    logs,
+    meter,
+    plan,
+    preflight,
+    results,
+    runner,
+    shares,
+    sizes,
+    tables,
+)
 from bench.contracts import Goal, Norm, Precision, Stop
 from bench.datasets import in_memory
 from bench.errors import SuiteError
+from bench.queries import Access
 from bench.records import Stored
 from bench.session import Session
 from bench.suite import attack_entry, read
@@ -30,7 +43,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    model: nn.Module,
+    model: nn.Module | Callable[[Tensor], Any],
     x: Tensor,
     y: Tensor,
     *,
@@ -50,6 +63,9 @@ def evaluate(
     copied: bool = True,
     samples: int = 1,
     predictions: int = 1,
+    access: Access = "gradient",
+    classes: int | None = None,
+    allow: Sequence[str] = (),
 ) -> Evaluation:
     """How robust `model` is on (x, y) under one attack at one or several eps.
 
@@ -59,7 +75,9 @@ def evaluate(
     stop is "first-success", for a transfer "never", unless given. Gradients come from a faster copy
     of the model where one agrees with it and `copied` allows it, in `precision`; the model judges.
     For a model that answers at random: each look is the mean of `samples`, and a verdict the class
-    that most of `predictions` give.
+    that most of `predictions` give. A model that only answers queries, or is to be attacked as one,
+    has `access` "scores" or "labels"; it may be any callable, of so many `classes` (labels alone do
+    not say; as many as y needs unless given). `allow` names findings that do not stop it.
     Raises: SuiteError for an unknown attack, parameter, norm or target, images outside [0, 1],
     labels the model has no class for, an attack that needs other images or more classes, or a
     model that does not return logits; ContractError if the attack breaks its promise; whatever
@@ -88,13 +106,19 @@ def evaluate(
     data = in_memory("given", x.detach().cpu(), y.detach().cpu(), ())
     loading.check_images("given", data)
     label, crafting = type(model).__name__, "source"
-    models = {label: model} if source is None else {label: model, crafting: source}
+    shown = loading.shown(label, model, access, classes or int(y.max()) + 1)
+    models = {label: shown} if source is None else {label: shown, crafting: source}
     subjects = {
-        name: preflight.fit(name, each.to(where), data, where, predictions if name == label else 1)
+        name: preflight.fit(
+            name, each.to(where), data, where, predictions if name == label else 1, allow
+        )
         for name, each in models.items()
     }
     sample = data.read(0, 1).to(where)
-    rows = {name: batch_size or meter.rows_per_pass(each, sample) for name, each in models.items()}
+    rows = {
+        name: batch_size or meter.rows_per_pass(each.model, sample)
+        for name, each in subjects.items()
+    }
     session = Session(
         suite="", seed=seed, device=where, data=data, subjects=subjects, rows=rows,
         fixed_rows=batch_size is not None, copied=copied,
@@ -123,11 +147,21 @@ def run(
     data_dir: str | Path | None = None,
     fresh: bool = False,
     copied: bool = True,
+    deterministic: bool = False,
     shard: str = "1/1",
+    isolate: bool = False,
+    time_limit: float | None = None,
+    memory_limit: str | None = None,
+    keep_adversarial: str | None = None,
 ) -> results.Results:
     """Run the suite of a path or a shipped name, as `bench run` does; its results, read back.
 
-    Of a share "I/N" the cells are missing that the others make.
+    What happens is told to the logger "bench" (`bench.logs`). With `deterministic` another run on
+    this device gives the same bits. Of a share "I/N" the cells are missing that the others make.
+    With `isolate` or a limit (seconds without a sign of life; a size such as "2GiB") all is done in
+    a process of its own, which a model or an attack may crash: `isolation.run` says what that asks
+    of a script. `keep_adversarial` keeps every adversarial image while all take no more than that,
+    such as "2GiB"; `bench.adversarials.read` gives them.
     Raises: SuiteError for the user's mistakes, all of a suite's at once.
     """
     checked = read(suite)
@@ -140,8 +174,14 @@ def run(
         data_dir=loading.data_folder(data_dir),
         fresh=fresh,
         copied=copied,
+        keep=sizes.parse("keep_adversarial", keep_adversarial) if keep_adversarial else 0,
+        deterministic=deterministic,
         share=share,
         command=f"bench.run({suite!r})",
     )
-    runner.run(checked, folder, options)
+    limits = isolation.limits(isolate, time_limit, memory_limit)
+    if limits is None:
+        runner.run(checked, folder, options, logs.to_logger)
+    else:
+        isolation.run(checked, folder, options, logs.to_logger, limits)
     return results.read(folder)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bench import certified, craft, metrics
+from bench import certified, craft, document, metrics
 from bench.errors import RecordError
 
 METHODS = {"ibp": "IBP", "crown": "CROWN"}
@@ -46,7 +46,8 @@ def read(
     `worst` is that of `tables.worst_case`, `records` are the attacks' per-example records.
     Raises: RecordError naming a file that is damaged.
     """
-    wanted = [_task(each) for each in provenance.get("certify", [])]
+    tasks = document.known(certified.Task, provenance.get("certify", []))
+    wanted = [_task(each) for each in tasks]
     stored = certified.stored(folder) if wanted else []
     suite, data = provenance["suite"]["name"], provenance["data"]
     rows, kept = [], []

@@ -233,8 +233,9 @@ def _frame(about: Mapping[str, Any], table: "pa.Table") -> pd.DataFrame:
     """
     import pyarrow as pa
 
-    told, seconds = table.replace_schema_metadata(None), [float(s) for s in about["seconds"]]
-    if not isinstance(about["identity"], str) or not all(0 <= s < float("inf") for s in seconds):
+    told, seconds = table.replace_schema_metadata(None), about["seconds"]
+    few = all(0 <= each <= columns.MOST_SECONDS for each in seconds)  # a float holds them
+    if not isinstance(about["identity"], str) or not few:
         raise ValueError("no identity, or no seconds")
     types = {
         "model": pa.string(), "method": pa.string(), "eps": pa.float64(), "example": pa.int64(),

@@ -23,8 +23,8 @@ SHOWN = 600
 def toml(text: str, where: str) -> dict[str, Any]:
     """The tables of a TOML text; `where` names it in the message.
 
-    Raises: SuiteError with line and column if it is not TOML, or if a text in it holds characters
-    that a terminal obeys.
+    Raises: SuiteError with line and column if it is not TOML, if a text in it holds characters that
+    a terminal obeys, or a whole number more than 64 bits.
     """
     try:
         raw = tomllib.loads(text)
@@ -32,9 +32,22 @@ def toml(text: str, where: str) -> dict[str, Any]:
         raise SuiteError(f"{where}: not valid TOML: {str(error)[:SHOWN]}") from error
     except RecursionError as error:
         raise SuiteError(f"{where}: not valid TOML: nested too deep") from error
-    if told := printable.offence(raw):
+    told = printable.offence(raw) or next(_too_wide(raw, ""), "")
+    if told:
         raise SuiteError(f"{where}: {told}")
     return raw
+
+
+def _too_wide(raw: Any, at: str) -> Iterator[str]:
+    """Whole numbers that TOML does not promise, and no float or tensor holds."""
+    if isinstance(raw, int) and not -(2**63) <= raw < 2**63:
+        yield f"{at[:100]}: expected a whole number of 64 bits, got more"
+    elif isinstance(raw, dict):
+        for key, value in raw.items():
+            yield from _too_wide(value, dot(at, key))
+    elif isinstance(raw, list):
+        for index, value in enumerate(raw):
+            yield from _too_wide(value, f"{at}[{index}]")
 
 
 def text_of(path: Path, what: str) -> str:

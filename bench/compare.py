@@ -63,7 +63,7 @@ class Sides(NamedTuple):
 def compare(first: Results, second: Results) -> Compared:
     """The second run beside the first, on the examples that both have."""
     refused = _unrecorded(first, second) or _other_data(first, second)
-    sides = [] if refused else list(_shared(first, second))
+    sides = [] if refused else list(shared(first, second))
     if not refused and not sides:
         refused = f"no finished cell in common; {_holds(FIRST, first)}, {_holds(SECOND, second)}"
     attacked = [Pair("models", each.place, FIRST, SECOND, each.robust()) for each in sides]
@@ -111,15 +111,15 @@ def _key(cell: Cell) -> tuple[Any, ...]:
     return tuple(getattr(cell, name) for name in KEY)
 
 
-def _statuses(run: Results) -> dict[tuple[Any, ...], tuple[Cell, str, str]]:
+def statuses(run: Results) -> dict[tuple[Any, ...], tuple[Cell, str, str]]:
     """Every cell by its name, with its status and reason."""
     rows = zip(run.plan, run.table["status"], run.table["reason"], strict=True)
     return {_key(cell): (cell, str(status), str(reason)) for cell, status, reason in rows}
 
 
-def _shared(first: Results, second: Results) -> Iterator[Sides]:
+def shared(first: Results, second: Results) -> Iterator[Sides]:
     """The cells above eps 0 that both runs finished, cut to the examples that both have."""
-    here, there = _statuses(first), _statuses(second)
+    here, there = statuses(first), statuses(second)
     frames = [_by_cell(run) for run in (first, second)]
     for key, (cell, status, _) in here.items():
         if key not in there or (status, there[key][1]) != ("ok", "ok") or cell.eps == 0:
@@ -211,7 +211,7 @@ def _holds(name: str, run: Results) -> str:
 
 def _apart(first: Results, second: Results) -> Iterator[str]:
     """Cells that only one run has, or did not finish; the eps of one model and attack together."""
-    here, there = _statuses(first), _statuses(second)
+    here, there = statuses(first), statuses(second)
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for key in dict.fromkeys([*here, *there]):
         cell = (here.get(key) or there[key])[0]
@@ -259,8 +259,8 @@ def _notes(first: Results, second: Results) -> Iterator[str]:
 
 def _settings(first: Results, second: Results) -> Iterator[str]:
     """Attacks of one name that ran with other parameters; each once, at the first eps."""
-    there, told = _statuses(second), set()
-    for key, (cell, _, _) in _statuses(first).items():
+    there, told = statuses(second), set()
+    for key, (cell, _, _) in statuses(first).items():
         if key not in there or cell.eps == 0:
             continue
         a, b = (

@@ -320,8 +320,9 @@ class Model:
     source: str
     build: Callable[..., nn.Module]
     """(**params) -> a module mapping images in [0, 1], (n, c, h, w), to logits (n, classes)."""
-    shape: Shape
-    classes: int
+    shape: Shape | None
+    """None, and so `classes`, where only the weights tell."""
+    classes: int | None
     published: Callable[[str], Mapping[str, Tensor]] | None = None
     """Weights by name from elsewhere than models/weights."""
     published_names: tuple[str, ...] = ()

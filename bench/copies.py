@@ -66,6 +66,20 @@ class Copy(NamedTuple):
     dropped: str
     """Why the first stand-in that was dropped was; empty if none was."""
 
+    def why(self) -> str:
+        """What leads, how that was chosen and what was dropped, for people."""
+        if not isinstance(self.model, StandIn):
+            return f"the model itself leads, at {self.rows} rows a pass: {self.dropped}"
+        layers = "its layers exchanged" if self.exchanged else "its layers as they are"
+        if self.timed:
+            how = "as timed now" if self.worth else "as timed before on this machine"
+        elif self.worth == math.inf:
+            how = "by rule: where torch must be deterministic no stopwatch decides"
+        else:
+            how = f"by rule: timing pays only from {self.worth:.3g} s of attack"
+        dropped = f"; another copy was dropped: {self.dropped}" if self.dropped else ""
+        return f"a copy leads, {layers}, {self.layout}, {self.rows} rows a pass, {how}{dropped}"
+
     def told(self) -> dict[str, Any]:
         """Everything but the module, for the provenance."""
         return {
@@ -187,14 +201,16 @@ def _quickest(
     ahead: float,
 ) -> tuple[Layout, int, bool, float]:
     """Layout, rows a pass, whether they were timed (remembered or now) or taken by rule, and the
-    seconds of attack from which timing pays."""
+    seconds of attack from which timing pays; none do where torch must be deterministic."""
+    wide = max((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
+    likely: Layout = "channels-last" if wide >= WIDE else "contiguous"
+    likely = likely if likely in agreeing else next(iter(agreeing))
+    if torch.are_deterministic_algorithms_enabled():  # what was timed differs from run to run
+        return likely, rows, False, math.inf
     key = _key(model, x, precision, rows if fixed else 0, sorted(agreeing))
     known = recall(key)
     if known is not None and known[0] in agreeing:
         return known[0], rows if fixed else known[1], True, 0.0
-    wide = max((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
-    likely: Layout = "channels-last" if wide >= WIDE else "contiguous"
-    likely = likely if likely in agreeing else next(iter(agreeing))
     (first,) = _paces([agreeing[likely]], x, rows, rounds=1)
     worth = WORTH * TIMINGS * rows * first
     if ahead < worth:

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 FINDINGS = {
-    "not-float32": "parameters in half or double precision",
+    "not-float32": "parameters in half or double precision, or logits in half",
     "not-finite": "NaN or infinity on clean images",
     "probabilities": "probabilities instead of logits",
     "log-probabilities": "log-probabilities instead of logits",
@@ -12,6 +12,7 @@ FINDINGS = {
     "batch-dependent": "answers that depend on the other images of a batch, or on their number",
     "zero-gradient": "gradients of zeros on clean images, or none at all",
     "classes": "another number of classes than the data",
+    "input-size": "images of another size than the model was made for",
     "labels-off-by-one": "labels that are one more or one less than the model's classes",
     "channel-order": "channels in the reverse order",
     "input-range": "pixels in another range than [0, 1]",

@@ -77,6 +77,7 @@ def project_l1_box(x: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
     fits = torch.minimum(length, room)
     shrunk = torch.minimum((length - threshold).clamp_min(0), room)
     moved = torch.where(fits.sum(1, keepdim=True) <= eps[:, None], fits, shrunk)
+    moved = torch.where(eps[:, None] > 0, moved, 0.0)  # exactly, however small the entries are
     nearest = delta.sign() * moved.view_as(delta).to(delta.dtype)
     return torch.where(nearest == delta, x, x0 + nearest).clamp(0, 1)
 

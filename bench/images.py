@@ -13,6 +13,9 @@ from bench.files import write_whole
 
 MOST_PIXELS = 2**27
 """A photograph of 128 megapixels, 384 MiB as it is decoded; what claims more is a bomb."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What a file may be, whatever its name says: of some others Pillow runs a program, as Ghostscript
+on PostScript."""
 
 
 def decode(path: Path, resize: int, crop: int, channels: int = 3) -> Tensor:
@@ -28,7 +31,7 @@ def decode(path: Path, resize: int, crop: int, channels: int = 3) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 check_size(*image.size, resize)
                 resized = functional.resize(image.convert(mode), resize)
         square = functional.center_crop(resized, crop)

@@ -40,11 +40,8 @@ class Rows:
         columns: dict[str, Any] = {}
         for name in list(self._values):
             values = self._values.pop(name)
-            texts = self._codes.get(name)
-            if texts is not None:
-                columns[name] = pd.Categorical.from_codes(values, pd.Index(list(texts), dtype=str))
-            else:
-                columns[name] = values
+            known = self._codes.get(name)
+            columns[name] = values if known is None else _categorical(values, known)
         return pd.DataFrame(columns, copy=False)
 
     def _numbers(self, name: str, column: pa.ChunkedArray) -> npt.NDArray[Any]:
@@ -60,3 +57,12 @@ class Rows:
             numbers = np.array([known.setdefault(text, len(known)) for text in texts], _CODE)
             found.append(numbers[chunk.indices.to_numpy(zero_copy_only=False)])
         return np.concatenate(found)
+
+
+def _categorical(values: npt.NDArray[Any], known: dict[str, int]) -> "pd.Categorical[Any]":
+    """Texts whose numbers are known, sorted: the same whichever file came first."""
+    texts = sorted(known)
+    ranks = np.zeros(len(texts), _CODE)
+    for rank, text in enumerate(texts):
+        ranks[known[text]] = rank
+    return pd.Categorical.from_codes(ranks[values], pd.Index(texts, dtype=str))

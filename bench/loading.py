@@ -20,7 +20,7 @@ from bench.datasets import in_memory
 from bench.entries import DataEntry, ModelEntry
 from bench.errors import SuiteError, nearest
 from bench.preflight import Subject, fit
-from bench.queries import Queried
+from bench.queries import Access, Queried
 
 WEIGHTS = Path(__file__).parent / "models" / "weights"
 RECIPES = Path(__file__).parent / "training"
@@ -153,16 +153,27 @@ def subject(
     architecture's, and for a model whose outputs are not logits over enough classes.
     """
     own = data_folder(data_dir) / "weights"
-    model = _shown(entry, _build(entry, base, seed, own), data).to(device).eval()
+    made = _build(entry, base, seed, own)
+    seen = 0 if data.labels is None else int(data.labels.max()) + 1
+    model = shown(entry.name, made, entry.access, len(data.classes) or seen).to(device).eval()
     return fit(entry.label, model, data, device, entry.predictions, entry.allow)
 
 
-def _shown(entry: ModelEntry, made: Any, data: Data) -> nn.Module:
-    """What the entry names, as far as the attacker is to see of it."""
-    if entry.access == "gradient":
-        return made  # type: ignore[no-any-return]
-    seen = 0 if data.labels is None else int(data.labels.max()) + 1
-    return Queried(entry.name, made, entry.access, len(data.classes) or seen)
+def shown(name: str, made: Any, access: Access, classes: int) -> nn.Module:
+    """A module or callable, as far as the attacker is to see of it.
+
+    Raises: SuiteError if it is no module and is to show its gradient.
+    """
+    if access != "gradient":
+        return Queried(name, made, access, classes)
+    if not isinstance(made, nn.Module):
+        queries = callable(made)
+        hint = '; if it only answers queries, say access = "scores" or "labels"'
+        raise SuiteError(
+            f"model '{name}': expected a torch.nn.Module, got {type(made).__name__}"
+            + (hint if queries else "")
+        )
+    return made
 
 
 def _build(entry: ModelEntry, base: Path, seed: int, own: Path) -> Any:

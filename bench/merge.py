@@ -193,8 +193,13 @@ def _copy(found: Sequence[_Source], out: Path) -> set[_Place]:
             if places <= there and path.parent != out / "records":
                 continue
             shard = files.unhashed(path)
-            beside = path.parent.glob(f"{shard}*{records.IMAGES}")
-            for each in (*(image for image in beside if files.unhashed(image) == shard), path):
+            beside = [
+                each
+                for kind in (records.IMAGES, records.ADVERSARIAL)
+                for each in path.parent.glob(f"{shard}*{kind}")
+                if files.unhashed(each) == shard
+            ]
+            for each in (*beside, path):
                 _copy_file(each, out)
             there |= places
         for path in (source.folder / "records").glob(f"*.{certified.SUFFIX}"):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bench.engine import look
 from bench.guard import evaluating
 from bench.losses import to_ascend
+from bench.programs.program import Given, is_inside
 
 
 class Passes:
@@ -145,8 +146,26 @@ def rows_per_pass(model: nn.Module, x: Tensor) -> int:
 
     A rule and not a stopwatch, so that two runs on one machine make the same batches: bytes that
     one row's activations take, measured by a forward pass over x[:1], against the cache (CPU) or
-    a share of the free memory (CUDA).
+    a share of the free memory (CUDA); of all memory where torch must be deterministic.
     """
+    with evaluating(model), torch.no_grad():
+        total = _activations(model, x[:1])
+    if x.device.type == "cuda":
+        free, there = torch.cuda.mem_get_info(x.device)
+        same = torch.are_deterministic_algorithms_enabled()
+        budget, most = (there if same else free) // 8, 8192
+    else:
+        budget, most = CACHE_BYTES, 256
+    rows = max(1, budget // max(total, 1))
+    return int(min(most, max(8, 2 ** (rows.bit_length() - 1))))
+
+
+def _activations(model: nn.Module, x: Tensor) -> int:
+    """Bytes that a pass over x gives on its way, layer by layer, of a program by every operator."""
+    if is_inside(model):
+        with Given() as given:
+            model(x)
+        return int(given.bytes)
     total = 0
 
     def on_forward(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -156,15 +175,8 @@ def rows_per_pass(model: nn.Module, x: Tensor) -> int:
 
     handles = [module.register_forward_hook(on_forward) for module in model.modules()]
     try:
-        with evaluating(model), torch.no_grad():
-            model(x[:1])
+        model(x)
     finally:
         for handle in handles:
             handle.remove()
-    if x.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(x.device)
-        budget, most = free // 8, 8192
-    else:
-        budget, most = CACHE_BYTES, 256
-    rows = max(1, budget // max(total, 1))
-    return int(min(most, max(8, 2 ** (rows.bit_length() - 1))))
+    return total

@@ -5,33 +5,43 @@ writes into the run's folder. A cell that crashes is failed with its reason and 
 one broad except of a run is here.
 """
 
+import math
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from torch import Tensor
 
-from bench import plan, records
+from bench import determinism, plan, records
+from bench.adversarials import Keeper
 from bench.errors import SuiteError
 from bench.session import Session
+from bench.shares import Share
+from bench.stages import Stage, Watch
 
 KEPT_IMAGES = 256
 KEPT_BYTES = 4 * 2**20
 """Of each cell the adversarial images of the first examples are kept, for grids and
 cross-checks: at most so many, and so many bytes, but never fewer than KEPT_LEAST."""
 KEPT_LEAST = 5
+STREAM_BYTES = 512 * 2**20
+"""The adversarial images of one shard at so many eps are held at once, so that memory does not grow
+with the eps of a suite."""
 
 
 class Event(NamedTuple):
     """What a listener hears of a run: work is measured in seconds of the bare loop's floor."""
 
     what: str
-    """"start", "begin" (a shard of a task), "failed" (cells of it), "done" or "note"."""
+    """"start", "begin" (a shard of a task), "failed" (cells of it), "done", "note" or "why" (a
+    decision and its reason)."""
     text: str
     work: float
     """"start": all the work ahead; "done": the work that this settles."""
+    about: Mapping[str, Any] = {}
+    """What it is about, plain values under the names in `logs.KEYS`."""
 
 
 Listen = Callable[[Event], None]
@@ -52,6 +62,68 @@ class Part(NamedTuple):
         """What is at work, for people."""
         return f"{self.task.model} · {self.task.entry.label}"
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """What is at work, for machines."""
+        return {
+            "model": self.task.model,
+            "attack": self.task.entry.label,
+            "eps": [cell.eps_text for cell in self.task.cells],
+            "first": self.first,
+            "last": self.last,
+        }
+
+
+def undone(
+    session: Session,
+    tasks: list[plan.Task],
+    there: list[records.Piece],
+    share: Share,
+    lost: frozenset[str],
+) -> list[Part]:
+    """Every shard of this share that is not there, nor of a cell that is lost, in the suite's
+    order, a task's shards one after another; not weighed yet.
+
+    Two entries that mean the same cell share its records: it is run once."""
+    done = {(piece.cell, piece.first, piece.last) for piece in there}
+    parts = []
+    for number, task in enumerate(tasks):
+        for at, (first, last) in enumerate(session.shards()):
+            wanted = {
+                cell.identity
+                for cell in task.cells
+                if not cell.reason
+                and cell.identity not in lost
+                and (cell.identity, first, last) not in done
+            }
+            done |= {(identity, first, last) for identity in wanted}
+            if wanted and share.holds(number, at):
+                streams = _streams(task.only(wanted), (last - first, *session.data.shape))
+                parts += [Part(number, stream, first, last, 0.0) for stream in streams]
+    return parts
+
+
+def _streams(task: plan.Task, shape: tuple[int, ...]) -> list[plan.Task]:
+    """The task's cells, as many at once as hold no more than STREAM_BYTES of adversarial images
+    (n, c, h, w) each; all where they are linked."""
+    most = max(1, STREAM_BYTES // (4 * math.prod(shape)))
+    if task.linked:
+        return [task]
+    cells = [cell.identity for cell in task.cells]
+    return [task.only(set(cells[at : at + most])) for at in range(0, len(cells), most)]
+
+
+def weighed(session: Session, parts: list[Part], watch: Watch) -> list[Part]:
+    """The parts with the work that each is, for which their models are timed."""
+    for model in dict.fromkeys(part.task.source for part in parts):
+        own = [part for part in parts if model in (part.task.model, part.task.source)]
+        radii = {cell.identity: cell.eps_text for part in own for cell in part.task.cells}
+        watch.enter(Stage("time", f"{model}, timing its passes", model, radii))
+        session.work(own[0].task)
+    return [
+        part._replace(work=session.work(part.task) * (part.last - part.first)) for part in parts
+    ]
+
 
 class Outcome(NamedTuple):
     """What came of some cells of a part: their records, or why there are none."""
@@ -64,6 +136,8 @@ class Outcome(NamedTuple):
     pieces: Sequence[records.Piece] = ()
     images: Mapping[str, Tensor] = {}
     """Cell -> the first adversarial images, (k, c, h, w), of the first shard alone."""
+    adversarial: Mapping[str, Tensor] = {}
+    """Cell -> all adversarial images, (n, c, h, w), where they are kept."""
 
 
 def attempt(session: Session, task: plan.Task, first: int, last: int) -> Iterator[Outcome]:
@@ -84,12 +158,17 @@ def attempt(session: Session, task: plan.Task, first: int, last: int) -> Iterato
         if task.linked or len(cells) == 1:
             yield Outcome(cells, reason=_reason(error))
             return
+        session.reasons.append(
+            f"{task.model} · {task.entry.label}: failed at {len(cells)} eps in one stream "
+            f"({_reason(error)}), so each is tried alone"
+        )
         for cell in cells:
             yield from attempt(session, task.only({cell}), first, last)
         return
     pairs = () if first else zip(cells, shard.x_adv, strict=True)
     kept = {cell: first_few(images) for cell, images in pairs}
-    yield Outcome(cells, frame=shard.frame, pieces=shard.pieces, images=kept)
+    every = dict(zip(cells, shard.x_adv, strict=True)) if session.keep else {}
+    yield Outcome(cells, frame=shard.frame, pieces=shard.pieces, images=kept, adversarial=every)
 
 
 def first_few(images: Tensor) -> Tensor:
@@ -101,16 +180,18 @@ def first_few(images: Tensor) -> Tensor:
 def _reason(error: BaseException) -> str:
     """One line for the table: what was raised, and the last place in the code that it passed."""
     where = traceback.extract_tb(error.__traceback__)[-1]
-    first = (str(error) or type(error).__name__).splitlines()[0]
+    first = (determinism.explained(error) or str(error) or type(error).__name__).splitlines()[0]
     return f"{type(error).__name__}: {first} ({Path(where.filename).name}:{where.lineno})"
 
 
 class Ledger:
     """Where outcomes are entered as they come: records onto disk, words to the listener."""
 
-    def __init__(self, out: Path, listen: Listen) -> None:
+    def __init__(self, out: Path, listen: Listen, quota: int = 0) -> None:
+        """`quota`: bytes that all adversarial images together may take, where they are kept."""
         self.out = out
         self.listen = listen
+        self.keeper = Keeper(out, quota)
         self._broken: dict[str, str] = {}
 
     def left(self, part: Part) -> plan.Task:
@@ -119,11 +200,22 @@ class Ledger:
 
     def begin(self, part: Part) -> None:
         """Tell that a part is at work."""
-        self.listen(Event("begin", part.name, 0.0))
+        self.listen(Event("begin", part.name, 0.0, part.about))
 
     def note(self, sentence: str) -> None:
         """Tell what happened on the way."""
         self.listen(Event("note", sentence, 0.0))
+
+    def why(self, sentence: str) -> None:
+        """Tell what was decided on the way, and why."""
+        self.listen(Event("why", sentence, 0.0))
+
+    def tell(self, reasons: list[str], notes: list[str]) -> None:
+        """Tell what was decided and what happened on the way, and that no more."""
+        while reasons:
+            self.why(reasons.pop(0))
+        while notes:
+            self.note(notes.pop(0))
 
     def enter(self, part: Part, outcome: Outcome) -> None:
         """Keep records, or the reason why there are none."""
@@ -131,6 +223,7 @@ class Ledger:
             self._fail(part, outcome)
             return
         stem = f"{part.task.model}-{part.task.entry.label}"
+        self.keeper.keep(stem, outcome.pieces, outcome.adversarial)
         records.write(self.out, stem, outcome.frame, outcome.pieces, outcome.images)
         for cell in self._broken.keys() & set(outcome.cells):
             # Another shard failed while this one was at work elsewhere: the cell is still failed.
@@ -138,14 +231,16 @@ class Ledger:
 
     def finish(self, part: Part) -> None:
         """Tell that nothing of a part is left to do."""
-        self.listen(Event("done", part.name, part.work))
+        self.listen(Event("done", part.name, part.work, part.about))
 
     def _fail(self, part: Part, outcome: Outcome) -> None:
         for cell in outcome.cells:
             records.fail(self.out, cell, outcome.reason)
             self._broken[cell] = outcome.reason
-        radii = ", ".join(c.eps_text for c in part.task.cells if c.identity in outcome.cells)
-        self.listen(Event("failed", f"{part.name} at eps {radii}: {outcome.reason}", 0.0))
+        radii = [c.eps_text for c in part.task.cells if c.identity in outcome.cells]
+        told = f"{part.name} at eps {', '.join(radii)}: {outcome.reason}"
+        about = {**part.about, "eps": radii, "reason": outcome.reason}
+        self.listen(Event("failed", told, 0.0, about))
 
 
 Work = Callable[[Session, Iterable[Part], Ledger], None]
@@ -158,6 +253,5 @@ def in_process(session: Session, parts: Iterable[Part], ledger: Ledger) -> None:
         ledger.begin(part)
         for outcome in attempt(session, ledger.left(part), part.first, part.last):
             ledger.enter(part, outcome)
-        while session.notes:
-            ledger.note(session.notes.pop(0))
+        ledger.tell(session.reasons, session.notes)
         ledger.finish(part)

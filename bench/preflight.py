@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from bench import provenance, rng
 from bench.contracts import Data
 from bench.engine import look
-from bench.errors import SuiteError
-from bench.fitness import Finding
+from bench.errors import SuiteError, nearest
+from bench.fitness import FINDINGS, Finding
 from bench.guard import evaluating
 from bench.losses import to_ascend
+from bench.models import Preprocessed
+from bench.programs.program import Program
 from bench.queries import Access, Queried
 from bench.suspicions import suspected
 
@@ -60,6 +62,12 @@ def fit(
     need, and what `bench.fitness` refuses and `allow` does not name.
     """
     where = f"model '{label}'"
+    for name in allow:
+        if name not in FINDINGS:
+            told = f"preflight finds nothing called '{name}' to allow"
+            raise SuiteError(f"{where}: {told}; {nearest(name, FINDINGS)}")
+    if isinstance(model, torch.jit.ScriptModule):  # whose layers take no hooks
+        model = Program(model, hashlib.sha256(str(model.inlined_graph).encode()).hexdigest())
     x = data.read(0, min(data.n, ASKED)).to(device)
     with evaluating(model), rng.seeded("preflight"):  # so that the same is found each time
         logits = _answers(where, model, data, x)
@@ -124,6 +132,10 @@ def _not_float32(where: str, model: nn.Module) -> Finding | None:
 def _unfit(where: str, model: nn.Module, logits: Tensor) -> Iterator[Finding]:
     """What makes every number of the model wrong."""
     other = _not_float32(where, model)
+    if other is None and logits.dtype in (torch.float16, torch.bfloat16):
+        kind = str(logits.dtype).removeprefix("torch.")
+        told = f"{where}: expected float32 logits, got {kind}; let it compute without autocast."
+        other = Finding("not-float32", told, refuses=True)
     if other is not None:
         yield other
     finite = logits.isfinite().all(1)
@@ -199,6 +211,13 @@ def _doubts(
             "classes",
             f"{where} has {logits.shape[1]} classes, data {data.name} has {len(data.classes)}: "
             "labels and outputs may mean different things; check their order, or cut the outputs.",
+        )
+    if isinstance(model, Preprocessed) and model.made_for not in (None, data.shape):
+        yield Finding(
+            "input-size",
+            f"{where} was made for images {model.made_for} and is shown those of data {data.name}, "
+            f"{data.shape}, as they are: its accuracy may suffer; choose a size among the data's "
+            "params, or a model made for this one.",
         )
     if not isinstance(model, Queried):
         yield from _flat(where, model, x, logits)

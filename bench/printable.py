@@ -41,7 +41,7 @@ def _offences(raw: Any, at: str, depth: int) -> Iterator[str]:
     elif isinstance(raw, str):
         if _OBEYED.search(raw):
             told = f"expected text without control characters, got {raw[:100]!r}"
-            yield f"{at}: {told}" if at else told
+            yield f"{at[:100]}: {told}" if at else told
     elif isinstance(raw, dict):
         for key, value in raw.items():
             yield from _offences(key, f"{at} (a key)".strip(), depth + 1)

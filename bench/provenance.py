@@ -1,4 +1,5 @@
-"""Where a number comes from: versions, device, git commit, fingerprint of the model."""
+"""Where a number comes from: versions, device, git commit, the user's files, fingerprint of the
+model."""
 
 import hashlib
 import inspect
@@ -12,10 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from bench import programs
+from bench.entries import Suite
+
 PACKAGES = (
     "robustness-bench", "torch", "torchvision", "torchattacks", "numpy", "scipy", "pandas",
     "pyarrow", "scikit-learn", "safetensors", "matplotlib", "seaborn", "foolbox",
-    "adversarial-robustness-toolbox", "pyautoattack",
+    "adversarial-robustness-toolbox", "pyautoattack", "timm", "transformers",
 )  # fmt: skip
 
 
@@ -38,6 +42,34 @@ def environment(device: torch.device) -> dict[str, Any]:
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the processor's."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+
+
+def requirements() -> list[str]:
+    """Everything that is installed here but bench itself, "name==version" each, sorted: the lines
+    of a file that `pip install -r` makes this environment again from."""
+    found = {each.metadata["Name"]: each.version for each in metadata.distributions()}
+    found.pop("robustness-bench", None)  # of which `git_commit` tells more
+    return sorted((f"{name}=={version}" for name, version in found.items() if name), key=str.lower)
+
+
+def own_files(suite: Suite) -> dict[str, str]:
+    """sha256 of each file that the suite names beside itself, code, programs and weights, by that
+    name. What such code imports or reads is not among them."""
+    names = [suite.data.name, *(e.name for e in suite.models), *(e.name for e in suite.attacks)]
+    code = [name.rpartition(":")[0] for name in names]
+    weights = [str(entry.weights) for entry in suite.models]
+    models = [entry.name for entry in suite.models if programs.named(entry.name)]
+    named = {*(name for name in code if name.endswith(".py")), *weights, *models}
+    there = [name for name in sorted(named) if (suite.base / name).is_file()]
+    return {name: hashlib.sha256((suite.base / name).read_bytes()).hexdigest() for name in there}
+
+
+def relative(folder: Path) -> str:
+    """A folder as seen from the working directory, so that no machine's own path is kept."""
+    try:
+        return Path(os.path.relpath(folder)).as_posix()
+    except ValueError:  # on another drive of Windows
+        return folder.name
 
 
 def _version(name: str) -> str | None:

@@ -11,7 +11,7 @@ beside a failed cell, its reason.
 import contextlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,8 @@ COLUMNS = (
     "cell", "part", "agreement", "distance",
 )  # fmt: skip
 IMAGES = ".images"
+ADVERSARIAL = ".adversarial"
+"""Of the files that hold every adversarial image, where they are kept (`bench.adversarials`)."""
 _REPEATED = ("suite", "model", "attack", "norm", "goal", "violation", "cell", "part")
 
 
@@ -99,13 +101,18 @@ def write(
         use_dictionary=rest, use_byte_stream_split=floats,
     )  # fmt: skip
     content = sink.getvalue().to_pybytes()
-    name = f"{_slug(stem)}-{pieces[0].cell}-{pieces[0].first:07d}"
+    name = name_of(stem, pieces)
     # What goes with the records comes first: a run that ends in between makes all of it again.
     if images:
         write_images(folder, name, images)
     for piece in pieces:
         clear(folder, piece.cell)
     write_whole(folder / "records" / f"{name}-{files.hashed(content)}.parquet", content)
+
+
+def name_of(stem: str, pieces: Sequence[Piece]) -> str:
+    """What the file of these pieces, and what lies beside it, is called before its hash."""
+    return f"{_slug(stem)}-{pieces[0].cell}-{pieces[0].first:07d}"
 
 
 def write_images(folder: Path, name: str, images: Mapping[str, Tensor]) -> None:
@@ -207,7 +214,7 @@ def images(folder: Path) -> Kept:
 
     Raises: RecordError naming a file that is damaged, now or when its images are looked at.
     """
-    return Kept(sorted((folder / "records").glob(f"*{IMAGES}")), _tensors)
+    return Kept(sorted((folder / "records").glob(f"*{IMAGES}")), tensors_of)
 
 
 def forget(folder: Path) -> None:
@@ -215,7 +222,15 @@ def forget(folder: Path) -> None:
 
     Raises: SuiteError if they cannot be deleted.
     """
-    kinds = (".parquet", IMAGES, ".certificates", ".json", files.PARTIAL, files.DAMAGED)
+    kinds = (
+        ".parquet",
+        IMAGES,
+        ADVERSARIAL,
+        ".certificates",
+        ".json",
+        files.PARTIAL,
+        files.DAMAGED,
+    )
     for path in (folder / "records").glob("*"):
         if path.suffix in kinds:
             files.remove(path)
@@ -246,8 +261,8 @@ def recover(folder: Path) -> Recovered:
         try:
             if path.suffix == ".parquet":
                 done.setdefault(files.unhashed(path), []).extend(_pieces(path, _content(path)))
-            elif path.suffix == IMAGES:
-                _tensors(path)
+            elif path.suffix in (IMAGES, ADVERSARIAL):
+                tensors_of(path)
             elif path.suffix == ".certificates":
                 _content(path)
             elif path.name.endswith(".failed.json"):
@@ -255,7 +270,7 @@ def recover(folder: Path) -> Recovered:
         except DamagedError as error:
             aside = files.set_aside(path)
             notes.append(f"{path}: {error.why}; set aside as {aside.name}, to be made again")
-            spoilt.add(files.unhashed(path) if path.suffix == IMAGES else "")
+            spoilt.add(files.unhashed(path) if path.suffix in (IMAGES, ADVERSARIAL) else "")
     left = [piece for shard, some in done.items() if shard not in spoilt for piece in some]
     return Recovered(left, notes)
 
@@ -300,7 +315,8 @@ def _content(path: Path) -> bytes:
     return content
 
 
-def _tensors(path: Path) -> dict[str, Tensor]:
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """The images (k, c, h, w) in a file of them. Raises: RecordError if it is damaged."""
     try:
         found: dict[str, Tensor] = tensors(_content(path))
     except SafetensorError as error:

@@ -3,17 +3,19 @@
 `find("attacks", "pgd")` imports bench/attacks/pgd.py and returns its ATTACK. Outside code enters
 as "package.module:NAME" or "path/file.py:NAME" (relative to the suite's folder) and is run: those
 two forms are the only ones that execute a stranger's code. "library:NAME" goes to the adapter
-file of that library, where bench has one.
+file of that library, where bench has one; a model's "path/net.pt2" is a program in a file.
 """
 
 import importlib
 import importlib.util
 import pkgutil
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from bench import programs
 from bench.errors import SuiteError, nearest
 
 RECORDS = {"attacks": "ATTACK", "models": "MODEL", "datasets": "DATASET", "formats": "FORMAT"}
@@ -30,6 +32,8 @@ def names(kind: str) -> list[str]:
 
 def built_in(kind: str, name: str) -> bool:
     """Whether `find` looks for `name` in bench's own files alone."""
+    if kind == "models" and programs.named(name):
+        return False
     return ":" not in name or f"{name.partition(':')[0]}:" in names(kind)
 
 
@@ -39,6 +43,11 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
     Raises: SuiteError if there is none, with the nearest known name; whatever a stranger's file
     raises while it is imported is told in one sentence with its line.
     """
+    if kind == "models" and programs.named(name):
+        path = Path(base or ".") / name
+        if not _there(path):
+            raise SuiteError(f"{path}: expected a program's file there, found none")
+        return partial(programs.opened, path)
     if ":" not in name:
         return getattr(_known(kind, name), RECORDS[kind])
     library, _, rest = name.partition(":")
@@ -77,14 +86,17 @@ def _module(name: str) -> ModuleType:
         raise SuiteError(f"module '{name}' could not be imported: {_told(error)}") from error
 
 
-def _file(path: Path) -> ModuleType:
+def _there(path: Path) -> bool:
     try:
-        path = path.resolve()
-        there = path.is_file()
+        return path.resolve().is_file()
     except (OSError, ValueError):  # a name that no file can have
-        there = False
-    if not there:
+        return False
+
+
+def _file(path: Path) -> ModuleType:
+    if not _there(path):
         raise SuiteError(f"{path}: expected a Python file there, found none")
+    path = path.resolve()
     key = f"bench_user_{path.stem}_{abs(hash(str(path)))}"
     if key in sys.modules:
         return sys.modules[key]

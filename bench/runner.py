@@ -9,16 +9,29 @@ import dataclasses
 import json
 import shlex
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench import certified, files, loading, lock, meter, plan, provenance, records
+from bench import (
+    certified,
+    decisions,
+    determinism,
+    files,
+    loading,
+    lock,
+    meter,
+    plan,
+    provenance,
+    records,
+)
 from bench.audit.probed import probed
 from bench.entries import Suite
-from bench.parts import Event, Ledger, Listen, Part, Work, first_few, in_process
+from bench.parts import Event, Ledger, Listen, Work, first_few, in_process, undone, weighed
 from bench.session import Session
 from bench.shares import WHOLE, Share
+from bench.stages import UNWATCHED, Stage, Watch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,9 +45,19 @@ class Options:
     fresh: bool = False
     copied: bool = True
     """Whether attacks lead with a faster copy of the model."""
+    deterministic: bool = False
+    """Whether all is done so that another run on this device gives the same bits."""
+    keep: int = 0
+    """Bytes that the adversarial images may take, all of which are kept where it is not 0."""
     share: Share = WHOLE
     """Which parts of the run are done."""
     command: str = dataclasses.field(default_factory=lambda: shlex.join(["bench", *sys.argv[1:]]))
+
+    def plain(self) -> dict[str, Any]:
+        """What of it changes outcomes, for the provenance."""
+        names = ("device", "limit", "batch_size", "copied", "deterministic")
+        share = f"{self.share.number}/{self.share.of}"
+        return {**{name: getattr(self, name) for name in names}, "share": share}
 
 
 def default_folder(suite: str) -> Path:
@@ -56,11 +79,26 @@ def run(
     goes, and what was damaged since is set aside and made again.
     """
     with lock.held(out, lambda told: listen(Event("note", told, 0.0))):
-        _run(suite, out, options, listen, work)
+        run_held(suite, out, options, listen, work)
 
 
-def _run(suite: Suite, out: Path, options: Options, listen: Listen, work: Work) -> None:
-    session = prepare(suite, out, options)
+def run_held(
+    suite: Suite,
+    out: Path,
+    options: Options,
+    listen: Listen,
+    work: Work = in_process,
+    watch: Watch = UNWATCHED,
+) -> None:
+    """As `run`, in a folder that is held already; `watch` hears of what may end this process."""
+    with determinism.enforced(options.deterministic):
+        _run(suite, out, options, listen, work, watch)
+
+
+def _run(
+    suite: Suite, out: Path, options: Options, listen: Listen, work: Work, watch: Watch
+) -> None:
+    session = prepare(suite, out, options, watch)
     facts = {label: session.facts(label) for label in session.subjects}
     tasks = plan.tasks(suite, facts)
     if options.fresh:
@@ -68,29 +106,40 @@ def _run(suite: Suite, out: Path, options: Options, listen: Listen, work: Work) 
     recovered = records.recover(out)
     for told in recovered.notes:
         listen(Event("note", told, 0.0))
-    bounds = [certified.read(session, task) for task in certified.tasks(suite, session)]
+    bounds = []
+    for bound in certified.tasks(suite, session):
+        watch.enter(Stage("load", f"model '{bound.model}', reading its layers", bound.model))
+        bounds.append(certified.read(session, bound))
     document = _document(suite, options, session, tasks, bounds)
     earlier = _earlier(out)
     document["probes"] = {} if options.fresh else earlier.get("probes", {})
     document["sessions"] = [*earlier.get("sessions", []), *document["sessions"]]
     save(out, document)
-    parts = _missing(session, tasks, recovered.pieces, options.share)
+    there = recovered.pieces
+    parts = weighed(session, undone(session, tasks, there, options.share, watch.lost), watch)
+    _tell(listen, decisions.loaded(session, options.device, out))
+    _tell(listen, decisions.divided(tasks, session, there, parts, options.share))
     listen(Event("start", suite.title, sum(part.work for part in parts)))
     for subject in session.subjects.values():
         for finding in subject.findings:
             listen(Event("note", finding, 0.0))
     if parts or recovered.notes:
         _keep_clean(session, out)
-    work(session, parts, Ledger(out, listen))
-    _certify(session, bounds, out, listen, options.share)
+    ledger = Ledger(out, listen, options.keep)
+    work(session, parts, ledger)
+    if ledger.keeper.left_out:
+        ledger.note(ledger.keeper.told())
+    _certify(session, bounds, out, listen, options.share, watch)
     if options.share.number == 1:  # a model is probed once, whoever attacks it
-        document["probes"] = probed(session, tasks, document["probes"])
+        before = document["probes"]
+        document["probes"] = probed(session, tasks, before, watch)
+        _tell(listen, decisions.probes(before, document["probes"]))
     document["sessions"][-1]["finished"] = _now()
     document["sessions"][-1]["copies"] = {label: session.told(label) for label in session.subjects}
     save(out, document)
 
 
-def prepare(suite: Suite, out: Path | None, options: Options) -> Session:
+def prepare(suite: Suite, out: Path | None, options: Options, watch: Watch = UNWATCHED) -> Session:
     """Load all that the suite names, to write into `out` if that is given; every mistake of the
     user's surfaces here.
 
@@ -102,6 +151,7 @@ def prepare(suite: Suite, out: Path | None, options: Options) -> Session:
     data = loading.data(suite.data, suite.base, options.data_dir, options.limit)
     subjects, rows = {}, {}
     for entry in suite.models:
+        watch.enter(Stage("load", f"model '{entry.label}', loading it", entry.label))
         subject = loading.subject(entry, suite.base, suite.seed, data, device, options.data_dir)
         sample = data.read(0, 1).to(device)
         rows[entry.label] = options.batch_size or meter.rows_per_pass(subject.model, sample)
@@ -118,31 +168,8 @@ def prepare(suite: Suite, out: Path | None, options: Options) -> Session:
         rows=rows,
         fixed_rows=options.batch_size is not None,
         copied=options.copied,
+        keep=options.keep > 0,
     )
-
-
-def _missing(
-    session: Session, tasks: list[plan.Task], there: list[records.Piece], share: Share
-) -> list[Part]:
-    """Every shard of this share that is not there, in the suite's order, a task's shards one after
-    another.
-
-    Two entries that mean the same cell share its records: it is run once."""
-    done = {(piece.cell, piece.first, piece.last) for piece in there}
-    parts = []
-    for number, task in enumerate(tasks):
-        for at, (first, last) in enumerate(session.shards()):
-            wanted = {
-                cell.identity
-                for cell in task.cells
-                if not cell.reason and (cell.identity, first, last) not in done
-            }
-            done |= {(identity, first, last) for identity in wanted}
-            if wanted and share.holds(number, at):
-                part = task.only(wanted)
-                work = session.work(part) * (last - first)
-                parts.append(Part(number, part, first, last, work))
-    return parts
 
 
 def _certify(
@@ -151,6 +178,7 @@ def _certify(
     out: Path,
     listen: Listen,
     share: Share,
+    watch: Watch,
 ) -> None:
     """Certificates that are not on disk; their seconds are not the attacks', so no work is told."""
     places = {
@@ -158,13 +186,25 @@ def _certify(
         for number, task in enumerate(bounds)
         for at, (first, _) in enumerate(session.shards())
     }
-    for task, first, last in certified.missing(session, bounds, out):
+    missing = certified.missing(session, bounds, out)
+    _tell(listen, decisions.certificates(bounds, missing))
+    for task, first, last in missing:
         if not places[task.identity, first]:
             continue
         name = f"{task.model} · certified by {task.method}"
-        listen(Event("begin", name, 0.0))
+        if watch.enter(Stage("certify", name, task.model)):
+            continue
+        session.clean_pass(task.model)
+        watch.enter(Stage("certify", name, task.model, timed=False))
+        about = {"model": task.model, "method": task.method, "first": first, "last": last}
+        listen(Event("begin", name, 0.0, about))
         certified.work(session, task, first, last, out)
-        listen(Event("done", name, 0.0))
+        listen(Event("done", name, 0.0, about))
+
+
+def _tell(listen: Listen, events: Iterator[Event]) -> None:
+    for event in events:
+        listen(event)
 
 
 def _keep_clean(session: Session, out: Path) -> None:
@@ -189,6 +229,7 @@ def _document(
     bounds: list[certified.Task],
 ) -> dict[str, Any]:
     """provenance.json: the plan, what it was made from, and the sessions that worked on it."""
+    own = provenance.own_files(suite)
     return {
         "schema": records.SCHEMA,
         "suite": {
@@ -197,7 +238,9 @@ def _document(
             "seed": suite.seed,
             "sweep": suite.sweep,
             "text": suite.text,
+            "base": provenance.relative(suite.base) if own else "",
         },
+        "files": own,
         "data": {
             "name": session.data.name,
             "n": session.data.n,
@@ -224,7 +267,9 @@ def _document(
                 "started": _now(),
                 "finished": None,
                 "command": options.command,
+                "options": options.plain(),
                 "environment": provenance.environment(session.device),
+                "requirements": provenance.requirements(),
             }
         ],
     }

@@ -72,11 +72,16 @@ class Session:
     """Whether the user said how many rows."""
     copied: bool = True
     """Whether attacks lead with a faster copy of the model, where one agrees with it."""
+    keep: bool = False
+    """Whether all adversarial images are wanted, not the first few alone."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What happened on the way that a listener should hear, a sentence each."""
+    reasons: list[str] = dataclasses.field(default_factory=list)
+    """What was decided on the way and why, likewise, for a listener who asks."""
     _copies: dict[tuple[str, Precision], copies.Copy] = dataclasses.field(default_factory=dict)
     _clean: dict[str, measure.Clean] = dataclasses.field(default_factory=dict)
     _floors: dict[tuple[str, int], _Timed] = dataclasses.field(default_factory=dict)
+    _said: set[str] = dataclasses.field(default_factory=set)
 
     def facts(self, model: str) -> plan.Facts:
         """What the planner must know of a model."""
@@ -179,18 +184,10 @@ class Session:
 
         A copy whose rows and layout were taken by rule is made again for a task that is worth
         timing them."""
+        if why := self._uncopied(task):
+            self._because(f"{task.source} · {task.entry.label}: no copy leads: {why}")
+            return None
         precision = task.curve.precision
-        if task.curve.attack.run is not None or not (self.copied or precision == "bfloat16"):
-            return None
-        if self.subjects[task.source].access != "gradient":  # nothing inside to copy
-            return None
-        if task.curve.random:  # nothing that could be held against it: it never answers alike
-            if precision == "bfloat16":
-                raise SuiteError(
-                    f"attack '{task.entry.label}': precision bfloat16 needs a copy that agrees "
-                    f'with {task.source}, which answers at random; use precision = "float32"'
-                )
-            return None
         known = self._copies.get((task.source, precision))
         ahead = self.work(task) * self.data.n
         if known is None or not (known.timed or ahead < known.worth):
@@ -198,8 +195,36 @@ class Session:
             model, rows = self.subjects[task.source].model, self.rows[task.source]
             known = copies.prepare(model, x, rows, precision, self.fixed_rows, ahead)
             self._copies[task.source, precision] = known
+            self._because(f"{task.source}, in {precision}: {known.why()}")
         size = task.entry.batch_size
         return known if size is None else known._replace(rows=size)
+
+    def _uncopied(self, task: plan.Task) -> str:
+        """Why no copy is attacked in place of the task's model; empty if one may be.
+
+        Raises: SuiteError if the precision needs a copy and there can be none.
+        """
+        precision = task.curve.precision
+        if task.curve.attack.run is not None:
+            return "the attack has a loop of its own"
+        if not (self.copied or precision == "bfloat16"):
+            return "copies were declined"
+        if self.subjects[task.source].access != "gradient":
+            return "the model only answers queries, and nothing inside it can be copied"
+        if task.curve.random and precision == "bfloat16":
+            raise SuiteError(
+                f"attack '{task.entry.label}': precision bfloat16 needs a copy that agrees "
+                f'with {task.source}, which answers at random; use precision = "float32"'
+            )
+        if task.curve.random:
+            return "the model never answers alike, so that nothing can be held against it"
+        return ""
+
+    def _because(self, sentence: str) -> None:
+        """Say once what was decided, and why."""
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self.reasons.append(sentence)
 
     def _fewer(self, task: plan.Task, rows: int, left: int) -> None:
         """Memory ran out: from now on fewer rows a pass, and the user hears of it."""

@@ -333,7 +333,7 @@ def test_probing_leaves_the_model_and_the_global_generator_as_they_were(
 ) -> None:
     net, state = trap("Randomised", lenet).train(), torch.get_rng_state()
     told = [probed(net, digits), probed(net, digits)]
-    assert told[0] == told[1]
+    assert repr(told[0]) == repr(told[1])  # an eps that is none is not equal to itself
     assert torch.equal(state, torch.get_rng_state())
     assert net.training
     assert all(each.requires_grad and each.grad is None for each in net.parameters())

@@ -112,7 +112,8 @@ def test_the_truth_stands_between_what_is_certified_and_what_attacks_left(
     table = pd.read_csv(ran[0] / "out" / "certified.csv")
     assert list(table.columns) == list(brackets.COLUMNS)
     relu = table[table["model"] == "relu net"]
-    assert list(relu["eps"]) == 2 * [0.004, 4 / 255, 0.5]
+    # pandas before 3 loses the last bit of what it reads.
+    assert list(relu["eps"]) == pytest.approx(2 * [0.004, 4 / 255, 0.5], rel=1e-15)
     assert list(relu["method"]) == 3 * ["ibp"] + 3 * ["crown"]
     assert (relu["status"] == "ok").all()
     assert (relu["n"] == 30).all()

@@ -47,6 +47,15 @@ def test_an_image_that_would_fill_the_memory_is_refused(
         images.decode(png(tmp_path / "bomb.png", *sides), 256, 224)
 
 
+def test_postscript_that_calls_itself_a_picture_is_not_handed_to_a_program(tmp_path: Path) -> None:
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    (tmp_path / "x.png").write_bytes(script)
+    with Image.open(tmp_path / "x.png") as image:
+        assert image.format == "EPS"
+    with pytest.raises(SuiteError, match=r"x\.png is no readable image: cannot identify"):
+        images.decode(tmp_path / "x.png", 8, 8)
+
+
 def test_a_strip_within_the_limits_is_read(tmp_path: Path) -> None:
     Image.new("L", (3000, 10), 255).save(tmp_path / "strip.png")
     assert images.decode(tmp_path / "strip.png", 16, 16).shape == (3, 16, 16)
@@ -87,6 +96,20 @@ def test_records_that_unpack_to_more_than_bench_writes_are_refused() -> None:
 def test_a_label_that_a_terminal_would_obey_is_refused() -> None:
     text = SUITE.format(name="s", label=r"net\u001B[2J")
     with pytest.raises(SuiteError, match=r"models\[0\]\.label: expected text without control"):
+        parse(text, "s.toml", Path())
+
+
+def test_a_key_of_a_megabyte_makes_no_message_of_a_megabyte() -> None:
+    text = f'{SUITE.format(name="s", label="net")}[{"a" * 2**20}]\nb = "\\u001B"\n'
+    with pytest.raises(SuiteError, match="expected text without control characters") as caught:
+        parse(text, "s.toml", Path())
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("number", [2**63, -(10**400)])
+def test_a_whole_number_that_no_float_holds_is_refused(number: int) -> None:
+    text = f"{SUITE.format(name='s', label='net')}vary = {{ restarts = [1, {number}] }}\n"
+    with pytest.raises(SuiteError, match=r"attacks\[0\]\.vary\.restarts\[1\]: expected a whole"):
         parse(text, "s.toml", Path())
 
 

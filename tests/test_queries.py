@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import loading, preflight, runner, suite
+from bench import evaluate, foreign, loading, preflight, runner, suite
 from bench.chain import traced
 from bench.contracts import Data
 from bench.datasets import in_memory
@@ -171,6 +171,39 @@ def test_another_net_behind_the_same_address_has_another_fingerprint(data: Data)
     assert one.fingerprint != other.fingerprint
 
 
+def test_a_callable_is_evaluated_as_far_as_it_shows_itself(
+    lenet: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    x, y = (each[:20] for each in digits)
+
+    def ask(images: Tensor) -> Any:
+        return lenet(images).detach().numpy()
+
+    given = {"eps": 0.3, "params": {"steps": 20}, "device": "cpu"}
+    queried = evaluate(ask, x, y, attack="square", access="scores", **given)
+    itself = evaluate(lenet, x, y, attack="square", **given)
+    assert queried.records["adv_pred"].tolist() == itself.records["adv_pred"].tolist()
+    labels = evaluate(
+        lambda x: lenet(x).argmax(1), x, y, attack="noise", access="labels", classes=10
+    )
+    assert labels.table["status"].item() == "ok"
+    with pytest.raises(SuiteError, match="the attack needs scores, the model shows labels"):
+        evaluate(lambda x: lenet(x).argmax(1), x, y, attack="square", access="labels", classes=10)
+    with pytest.raises(SuiteError, match=r"got function; if it only answers queries, say access"):
+        evaluate(ask, x, y, attack="noise")
+
+
+def test_evaluate_allows_findings_by_name(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
+    x, y = (each[:20] for each in digits)
+    sure = nn.Sequential(lenet, nn.Softmax(1)).eval()
+    with pytest.raises(SuiteError, match=r'allow = \["probabilities"\]'):
+        evaluate(sure, x, y, attack="fgsm", device="cpu")
+    found = evaluate(sure, x, y, attack="fgsm", device="cpu", allow=["probabilities"])
+    assert found.table["status"].item() == "ok"
+    with pytest.raises(SuiteError, match="did you mean 'probabilities'"):
+        evaluate(sure, x, y, attack="fgsm", device="cpu", allow=["probability"])
+
+
 ATTACKS = {"noise": "ok", "square": "ok", "fgsm": "the attack needs gradients, the model shows"}
 
 
@@ -199,3 +232,39 @@ def test_a_run_skips_what_the_model_does_not_show_and_does_the_rest(
     else:
         assert table.loc["square", "robust_correct"] < table.loc["noise", "robust_correct"]
         assert table.loc["square", "backwards_per_example"] == 0
+
+
+WITHOUT_GRADIENTS = {
+    "square": ("scores", "linf", 0.3, "steps = 30"),
+    "torchattacks:Square": ("scores", "linf", 0.3, "n_queries = 30"),
+    "torchattacks:Pixle": ("scores", "l0", 784, "restarts = 10, max_iterations = 5"),
+    "foolbox:HopSkipJumpAttack": (
+        "labels", "l2", 9.0,
+        "steps = 2, initial_gradient_eval_steps = 10, max_gradient_eval_steps = 10",
+    ),
+    "foolbox:BoundaryAttack": ("labels", "l2", 6.0, "steps = 50"),
+    "art:SquareAttack": ("scores", "linf", 0.3, "max_iter = 30"),
+    "art:HopSkipJump": ("labels", "l2", 9.0, "max_iter = 2, max_eval = 20, init_eval = 5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WITHOUT_GRADIENTS)
+def test_attacks_by_scores_and_by_labels_break_what_a_service_shows(
+    service: str, tmp_path: Path, name: str
+) -> None:
+    library = name.partition(":")[0]
+    if library in ("foolbox", "art") and (reason := foreign.missing(library)):
+        pytest.skip(reason)
+    access, norm, eps, params = WITHOUT_GRADIENTS[name]
+    text = (
+        'schema = 1\nname = "s"\n[data]\nname = "digits"\nlimit = 8\n[[models]]\n'
+        f'name = "{service}/{access}"\nlabel = "net"\naccess = "{access}"\n'
+        f'[[attacks]]\nname = "{name}"\nnorm = "{norm}"\neps = [{eps}]\nparams = {{ {params} }}\n'
+    )
+    (tmp_path / "s.toml").write_text(text, encoding="utf-8")
+    runner.run(suite.read(str(tmp_path / "s.toml")), tmp_path / "out", runner.Options(device="cpu"))
+    (row,) = read(tmp_path / "out").table.to_dict("records")
+    assert (row["status"], row["reason"]) == ("ok", "")
+    assert row["robust_correct"] < row["clean_correct"]
+    assert row["backwards_per_example"] == 0
+    assert row["forwards_per_example"] > 2

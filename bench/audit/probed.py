@@ -9,13 +9,17 @@ from bench import plan
 from bench.audit import probes, signs
 from bench.contracts import Threat
 from bench.session import Session
+from bench.stages import UNWATCHED, Stage, Watch
 
 DEFAULT = Threat(norm="linf", eps=0.1)
 """Where a model is probed whose attacks are in neither L-inf nor L2."""
 
 
 def probed(
-    session: Session, tasks: Sequence[plan.Task], earlier: Mapping[str, Any]
+    session: Session,
+    tasks: Sequence[plan.Task],
+    earlier: Mapping[str, Any],
+    watch: Watch = UNWATCHED,
 ) -> dict[str, dict[str, Any]]:
     """For each model what its probes found, as provenance.json keeps it.
 
@@ -30,8 +34,17 @@ def probed(
         cells = [cell.identity for task in own for cell in task.cells]
         of = [subject.fingerprint, session.data.fingerprint, *cells]
         known = earlier.get(label, {})
-        found[label] = known if known.get("of") == of else _one(session, label, own, traced, of)
+        if known.get("of") == of:
+            found[label] = known
+        elif why := watch.enter(Stage("probe", f"{label}, probing it", label)):
+            found[label] = _unprobed(of, why)
+        else:
+            found[label] = _one(session, label, own, traced, of)
     return found
+
+
+def _unprobed(of: list[str], why: str) -> dict[str, Any]:
+    return {"of": of, "traced": [], "failed": why, "n": 0, "seconds": 0.0, "signs": []}
 
 
 def _one(
@@ -41,9 +54,7 @@ def _one(
     traced: Mapping[str, plan.Task],
     of: list[str],
 ) -> dict[str, Any]:
-    document: dict[str, Any] = {
-        "of": of, "traced": list(traced), "failed": "", "n": 0, "seconds": 0.0, "signs": [],
-    }  # fmt: skip
+    document = {**_unprobed(of, ""), "traced": list(traced)}
     if not tasks:
         return {**document, "failed": "no attack was run that sees the model"}
     if session.subjects[label].access != "gradient":

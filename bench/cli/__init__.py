@@ -14,6 +14,7 @@ from bench.cli import (
     leaderboard,
     listing,
     publish,
+    rerun,
     run,
     speed,
     train,
@@ -22,5 +23,5 @@ from bench.cli.app import cli, main
 
 __all__ = [
     "cli", "compare", "explain", "gate", "image", "leaderboard", "listing", "main", "publish",
-    "run", "speed", "train",
+    "rerun", "run", "speed", "train",
 ]  # fmt: skip

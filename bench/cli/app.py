@@ -1,8 +1,9 @@
 """The group that every verb joins, and what all of them share."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -16,6 +17,56 @@ DATA_DIR = click.option(
 DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
 
 
+INTERRUPTED = "what was finished is kept, run again to go on"
+
+_Verb = TypeVar("_Verb", bound=Callable[..., Any])
+_VERBOSE, _JSON = "bench.verbose", "bench.json"
+"""Under which names the context of a command line keeps how it wants to be told."""
+
+
+def _keep(name: str) -> Callable[[click.Context, click.Parameter, bool], bool]:
+    def kept(context: click.Context, parameter: click.Parameter, given: bool) -> bool:
+        del parameter
+        context.meta[name] = given
+        return given
+
+    return kept
+
+
+def narrated(verb: _Verb) -> _Verb:
+    """Adds the options of a verb that says what it does while it works."""
+    reasons = click.option(
+        "-v", "--verbose", is_flag=True, expose_value=False, callback=_keep(_VERBOSE),
+        help="Also say on stderr why each decision was made.",
+    )  # fmt: skip
+    lines = click.option(
+        "--json", is_flag=True, expose_value=False, callback=_keep(_JSON),
+        help="Say on stderr what happens, with -v also why, as JSON, an object a line.",
+    )  # fmt: skip
+    return reasons(lines(verb))
+
+
+def verbose() -> bool:
+    """Whether the user asked for the reasons, too."""
+    return bool(click.get_current_context().meta.get(_VERBOSE))
+
+
+def machine() -> bool:
+    """Whether a machine listens on stderr."""
+    return bool(click.get_current_context().meta.get(_JSON))
+
+
+def tell(event: str, text: str) -> None:
+    """One sentence on stderr, for people or for a machine."""
+    if machine():
+        from bench import logs
+        from bench.parts import Event
+
+        click.echo(logs.line(Event(event, text, 0.0)), err=True)
+    else:
+        click.echo(f"{event}: {text}", err=True)
+
+
 class _Verbs(click.Group):
     """Turns the errors of users into one sentence each and an exit code."""
 
@@ -24,8 +75,11 @@ class _Verbs(click.Group):
             return super().invoke(ctx)
         except (SuiteError, RecordError) as error:
             for line in str(error).splitlines():
-                click.echo(f"bench: {spelled(line)}", err=True)
+                tell("error" if machine() else "bench", spelled(line))
             ctx.exit(2)
+        except KeyboardInterrupt:
+            tell("interrupted", INTERRUPTED)
+            ctx.exit(130)
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,8 +92,8 @@ def main() -> None:
     """Run the command line; Ctrl-C ends it with 130 and keeps what was finished."""
     try:
         code = cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        click.echo("interrupted: what was finished is kept, run again to go on", err=True)
+    except click.exceptions.Abort:  # before a verb was at work
+        click.echo(f"interrupted: {INTERRUPTED}", err=True)
         sys.exit(130)
     except click.ClickException as error:
         error.show()

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli
-from bench.cli.progress import Bar
+from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli, narrated, tell
+from bench.cli.progress import shown
 
 if TYPE_CHECKING:
     from bench.entries import Suite
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--limit", type=click.IntRange(1), help="Run only the first N examples again.")
 @DEVICE
 @DATA_DIR
+@narrated
 def leaderboard(
     folder: Path,
     suite: str,
@@ -68,19 +69,19 @@ def _enter(folder: Path, run: Path, card: Path, suite: "Suite", options: "Option
     from bench.leaderboard import admission, entries
     from bench.leaderboard import card as cards
 
-    told = cards.read(card)
-    claimed = admission.claim(run, told.model.label)
-    with Bar() as progress:
-        found = admission.admit(told, claimed, suite, options, progress.hear)
+    made = cards.read(card)
+    claimed = admission.claim(run, made.model.label)
+    with shown() as listen:
+        found = admission.admit(made, claimed, suite, options, listen)
     if found.snapshot is None or found.recheck is None:
         for problem in found.problems:
-            click.echo(f"not entered: {told.name}: {problem}", err=True)
+            tell("not entered", f"{made.name}: {problem}")
         return False
-    place = entries.folder_of(folder, told)
+    place = entries.folder_of(folder, made)
     entries.write(place, card, found.snapshot, found.recheck)
     again = found.recheck
     click.echo(
-        f"entered: {told.name}: run again on {again.examples} of {claimed.data.n} examples, "
+        f"entered: {made.name}: run again on {again.examples} of {claimed.data.n} examples, "
         f"{again.differ} of {again.compared} outcomes otherwise ({place})"
     )
     return True

@@ -1,13 +1,55 @@
 """What is seen of a run while it runs."""
 
+import contextlib
+import sys
+import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from bench.cli import app
+
 if TYPE_CHECKING:
-    from bench.parts import Event
+    from bench.parts import Event, Listen
+
+
+@contextlib.contextmanager
+def shown() -> "Iterator[Listen]":
+    """A listener that shows a run as the verb's options ask for, for people or for machines."""
+    if app.machine():
+        with _warnings_told():
+            yield _write
+    else:
+        with Bar(reasons=app.verbose()) as bar:
+            yield bar.hear
+
+
+def _write(event: "Event") -> None:
+    """An event as a line of JSON on stderr; reasons only for who asked for them."""
+    from bench import logs
+
+    if event.what != "why" or app.verbose():
+        sys.stderr.write(f"{logs.line(event)}\n")
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _warnings_told() -> Iterator[None]:
+    """Python's warnings become lines, too; what a library writes to stderr itself stays its own."""
+
+    def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        del where, more
+        app.tell("warning", f"{category.__name__}: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = tell
+        yield
 
 
 class Bar:
     """A bar on a terminal, plain lines elsewhere; the time left is in the bar's own pace."""
+
+    def __init__(self, reasons: bool) -> None:
+        self.reasons = reasons
 
     def __enter__(self) -> "Bar":
         from rich.console import Console
@@ -39,7 +81,8 @@ class Bar:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)
+        if not self.bar.disable:  # some versions of rich end one that was not shown with a line
+            self.bar.__exit__(*error)
 
     def hear(self, event: "Event") -> None:
         """Show what the runner says."""
@@ -50,8 +93,9 @@ class Bar:
             if not event.work:
                 self.console.print("nothing to run: every cell is done")
                 self.bar.update(self.task, completed=1e-9)
-        elif event.what in ("note", "failed"):
-            self.console.print(f"{event.what}: {event.text}", markup=False, highlight=False)
+        elif event.what in ("note", "failed") or (event.what == "why" and self.reasons):
+            text, long = f"{event.what}: {event.text}", event.what == "why"
+            self.console.print(text, markup=False, highlight=False, soft_wrap=long)
         self.bar.update(self.task, completed=self.done)
         if event.what == "begin":
             self.bar.update(self.task, description=event.text)

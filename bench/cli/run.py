@@ -5,8 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli
-from bench.cli.progress import Bar
+from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli, narrated, tell
+from bench.cli.place import Place, placed
+from bench.cli.progress import shown
+from bench.cli.track import tell as track
+from bench.cli.track import tracked, wanted
+from bench.errors import SuiteError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,13 +33,21 @@ TOLD = 10
 @click.option("--limit", type=click.IntRange(1), help="Only the first N examples.")
 @click.option("--batch-size", type=click.IntRange(1), help="Rows a model pass holds [by rule].")
 @DATA_DIR
+@click.option(
+    "--keep-adversarial", metavar="SIZE",
+    help="Keep every adversarial image, while all take no more than that, such as 2GiB.",
+)  # fmt: skip
 @click.option("--fresh", is_flag=True, help="Forget what the folder holds and start over.")
 @click.option("--no-copy", is_flag=True, help="Attack the model itself, not a faster copy of it.")
+@click.option("--deterministic", is_flag=True, help="Give the same bits again on this device.")
 @click.option(
     "--shard", metavar="I/N", default="1/1",
     help="Only the I-th of N shares, into a folder of its own below; join them by bench merge.",
 )  # fmt: skip
+@placed
 @AUDIT
+@tracked
+@narrated
 def run(
     suite: str,
     out: Path | None,
@@ -43,16 +55,21 @@ def run(
     limit: int | None,
     batch_size: int | None,
     data_dir: Path | None,
+    keep_adversarial: str | None,
     fresh: bool,
     no_copy: bool,
+    deterministic: bool,
     shard: str,
+    place: Place,
     audit: bool,
 ) -> int:
     """Run SUITE (a path, or a shipped name) and write its report; resumes what was begun."""
-    from bench import heap, loading, runner, shares
+    from bench import heap, loading, runner, shares, sizes
     from bench.suite import read
 
     share = shares.parse(shard)
+    if share != shares.WHOLE and wanted():
+        raise SuiteError("--track: a share is no whole run; give it to bench merge instead")
     checked = read(suite)
     whole = out or runner.default_folder(checked.name)
     folder = share.folder(whole)
@@ -61,13 +78,15 @@ def run(
         limit=limit,
         batch_size=batch_size,
         data_dir=loading.data_folder(data_dir),
+        keep=sizes.parse("--keep-adversarial", keep_adversarial) if keep_adversarial else 0,
         fresh=fresh,
         copied=not no_copy,
+        deterministic=deterministic,
         share=share,
     )
     heap.keep()
-    with Bar() as progress:
-        runner.run(checked, folder, options, progress.hear)
+    with shown() as listen:
+        place.run(checked, folder, options, listen)
     if share != shares.WHOLE:
         return _share_done(share, folder, whole)
     return _report(folder, audit)
@@ -86,6 +105,8 @@ def _share_done(share: "Share", folder: Path, whole: Path) -> int:
 @click.argument("folders", type=FOLDER, nargs=-1, required=True)
 @click.option("-o", "--out", type=FOLDER, required=True, help="Folder of the whole run.")
 @AUDIT
+@tracked
+@narrated
 def merge(folders: tuple[Path, ...], out: Path, audit: bool) -> int:
     """Join FOLDERS, shares of one run or folders of shares, and write the report of the whole."""
     from bench import merge as merging
@@ -93,17 +114,19 @@ def merge(folders: tuple[Path, ...], out: Path, audit: bool) -> int:
     merged = merging.merge(folders, out)
     click.echo(f"merged {len(merged.folders)} folders: {merged.pieces} of {merged.wanted} pieces")
     for phrase in merged.missing[:TOLD]:
-        click.echo(f"missing: {phrase}", err=True)
+        tell("missing", phrase)
     if len(merged.missing) > TOLD:
-        click.echo(f"missing: and {len(merged.missing) - TOLD} more", err=True)
+        tell("missing", f"and {len(merged.missing) - TOLD} more")
     if merged.missing:
-        click.echo(f"bench run --out {out} with the suite does what is missing", err=True)
+        tell("note", f"bench run --out {out} with the suite does what is missing")
     return _report(out, audit)
 
 
 @cli.command()
 @click.argument("folder", type=FOLDER)
 @AUDIT
+@tracked
+@narrated
 def report(folder: Path, audit: bool) -> int:
     """Write tables, plots and pages of a run again from its records, running nothing."""
     return _report(folder, audit)
@@ -119,11 +142,12 @@ def _report(folder: Path, strict: bool) -> int:
     page = publication.write(found, folder)
     _print_summary(found)
     click.echo(f"report: {page}")
+    track(found, folder)
     without = found.table[found.table["status"] != "ok"]
     for row in without.drop_duplicates(["model", "attack", "reason"]).itertuples():
-        click.echo(f"{row.status}: {row.model} · {row.attack}: {row.reason}", err=True)
-    for told in bracketed.shouted(found.certified.contradictions):
-        click.echo(told, err=True)
+        tell(str(row.status), f"{row.model} · {row.attack}: {row.reason}")
+    for sentence in bracketed.shouted(found.certified.contradictions):
+        tell("contradiction", sentence)
     bounds = found.certified
     undone = len(found.unfinished()) + int((bounds.table["status"] == "missing").sum())
     failed = undone or len(bounds.contradictions) or len(without) == len(found.table)

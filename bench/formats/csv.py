@@ -17,7 +17,7 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 def content(rows: pd.DataFrame) -> bytes:
     """UTF-8, commas, a line per row; floats with the digits that give the same float back."""
-    texts = rows.select_dtypes(include=["object", "str", "string", "category"]).columns
+    texts = [name for name in rows if not pd.api.types.is_numeric_dtype(rows[name])]
     safe = rows.copy()
     for name in texts:
         safe[name] = pd.Series(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import StringConstraints
 
+from bench import programs
 from bench.checking import Checker, text_of, toml
 from bench.entries import ModelEntry
 
@@ -62,6 +63,8 @@ def _absolute(entry: ModelEntry, folder: Path) -> ModelEntry:
     where, colon, name = entry.name.rpartition(":")
     if where.endswith(".py"):
         entry = dataclasses.replace(entry, name=f"{folder / where}{colon}{name}")
+    if programs.named(entry.name):
+        entry = dataclasses.replace(entry, name=str(folder / entry.name))
     with contextlib.suppress(OSError, ValueError):  # a name that no file can have is a library's
         if entry.weights and (folder / entry.weights).is_file():
             return dataclasses.replace(entry, weights=str(folder / entry.weights))

@@ -22,5 +22,28 @@ class Normalise(nn.Module):
         return (x - self.mean) / self.std
 
 
+class Preprocessed(nn.Module):
+    """A library's net behind the normalisation that its preprocessing states; logits alone come
+    out. Images are taken as they are, neither resized nor cropped."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        made_for: tuple[int, int, int] | None = None,
+        logits: str = "",
+    ) -> None:
+        """`logits` is the field of what the net returns, if that is more than they."""
+        super().__init__()
+        self.normalise, self.net = Normalise(mean, std), net
+        self.made_for, self.logits = made_for, logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer = self.net(self.normalise(x))
+        logits: Tensor = getattr(answer, self.logits) if self.logits else answer
+        return logits
+
+
 MNIST_MEAN, MNIST_STD = (0.1307,), (0.3081,)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -58,10 +58,12 @@ def bracket(rows: pd.DataFrame) -> Figure:
         for place, (method, own) in enumerate(found):
             marker, line = LOOKS.get(method, ("o", "-"))
             accuracy = 100 * own["certified_accuracy"].to_numpy(dtype=float)
-            spread = [
-                np.clip(accuracy - 100 * own["certified_low"].to_numpy(dtype=float), 0, None),
-                np.clip(100 * own["certified_high"].to_numpy(dtype=float) - accuracy, 0, None),
-            ]
+            gaps = (
+                accuracy - 100 * own["certified_low"].to_numpy(dtype=float),
+                100 * own["certified_high"].to_numpy(dtype=float) - accuracy,
+            )
+            # Lists: of an array of one number, older versions of matplotlib warn.
+            spread = [np.clip(gap, 0, None).tolist() for gap in gaps]
             colour = PALETTE[0] if place == 0 else "0.45"
             axes.errorbar(
                 own["eps"].astype(float), accuracy, yerr=spread, fmt="none", ecolor=colour,

@@ -105,7 +105,7 @@ def _alarm(contradictions: pd.DataFrame, names: Mapping[float, str]) -> View | N
 def shouted(contradictions: pd.DataFrame) -> Sequence[str]:
     """A sentence for the terminal on each method, eps and attack that cannot both be right."""
     return [
-        f"contradiction: {words(model)}: {method_name(method)} certified at eps {eps:g} "
+        f"{words(model)}: {method_name(method)} certified at eps {eps:g} "
         f"what {words(attack)} broke within it: {many(len(rows), 'example')} "
         f"({', '.join(words(row['example']) for row in rows[:5])}"
         f"{', ...' if len(rows) > 5 else ''}); one of the two is wrong"

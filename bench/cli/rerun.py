@@ -1,0 +1,58 @@
+"""`bench rerun`: a run repeated from its own provenance, and held against itself."""
+
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from bench.cli.app import DATA_DIR, FOLDER, cli, narrated
+from bench.cli.progress import shown
+
+
+@cli.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--out", type=FOLDER, help="A new folder [results/runs/NAME-rerun].")
+@click.option("--device", help="auto, cpu or cuda[:N] [as it was].")
+@DATA_DIR
+@click.option("--base", type=FOLDER, help="Where the files lie that its suite names [as it was].")
+@narrated
+def rerun(
+    folder: Path, out: Path | None, device: str | None, data_dir: Path | None, base: Path | None
+) -> int:
+    """Repeat the run in FOLDER from its own provenance, and compare every example with it.
+
+    Says first what of the environment differs. Ends with 0 if every outcome is the same (to the
+    last bit, where the run was made with --deterministic and no version or device differs), 1 if
+    one is not, 3 if nothing could be compared. Code that the suite names by file is run.
+    """
+    from bench import heap, loading, results, runner
+    from bench import rerun as repeating
+
+    first = results.read(folder)
+    command = shlex.join(["bench", *sys.argv[1:]])
+    again = repeating.again(folder, base, device, loading.data_folder(data_dir), command)
+    place = out or runner.default_folder(f"{again.suite.name}-rerun")
+    repeating.check_new(folder, place)
+    differ = [*again.notes, *repeating.differences(folder, again.options)]
+    for sentence in differ:
+        click.echo(f"differs: {sentence}")
+    heap.keep()
+    with shown() as listen:
+        runner.run(again.suite, place, again.options, listen)
+    second = results.read(place)
+    for sentence in repeating.renamed(first, second):
+        click.echo(f"differs: {sentence}")
+    found = repeating.held_against(first, second)
+    if found.refusal:
+        click.echo(f"not compared: {found.refusal} (A: {folder}, B: {place})")
+        return 3
+    for sentence in repeating.phrases(found.twins):
+        click.echo(sentence)
+    for sentence in found.apart:
+        click.echo(f"otherwise: {sentence}")
+    bits = again.options.deterministic and not differ
+    agree = found.agree(bits)
+    wanted = "to the last bit" if bits else "in every outcome"
+    click.echo(f"rerun: {place}: {'the same' if agree else 'not the same'} {wanted}")
+    return 0 if agree else 1

@@ -1,0 +1,78 @@
+"""A whole run on a disk that fails at any of its writes: one sentence, and the next run ends where
+an undisturbed one does."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import survivors
+
+from bench import files, runner, session
+from bench.errors import SuiteError
+
+EVERY = int(os.environ.get("BENCH_FAULTS_EVERY", "11"))
+"""One fault in so many is injected; a prime, so that all steps are met. With 1, every one."""
+
+
+@pytest.fixture(autouse=True)
+def much_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `survivors.prepare`: eight examples a shard, no probes."""
+    monkeypatch.setattr(session, "SHARD_EXAMPLES", 8)
+    monkeypatch.setattr(runner, "probed", lambda *_: {})
+
+
+def run(folder: Path) -> None:
+    survivors.attempt(folder.parent, folder)
+
+
+class Disk:
+    """Counts what makes a write last, a sync or a renaming, and lets one of them fail."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, fails: int, code: int = errno.ENOSPC) -> None:
+        self.calls, self.fails, self.code = 0, fails, code
+        sync, replace = os.fsync, Path.replace
+        patch.setattr(os, "fsync", lambda place: self._counted(lambda: sync(place)))
+        patch.setattr(
+            Path, "replace", lambda one, other: self._counted(lambda: replace(one, other))
+        )
+
+    def _counted(self, step):  # type: ignore[no-untyped-def]
+        self.calls += 1
+        if self.calls == self.fails:
+            raise OSError(self.code, os.strerror(self.code))
+        return step()
+
+
+def steps(folder: Path) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Disk(patch, fails=0)
+        run(folder)
+    return disk.calls
+
+
+def faults(folder: Path, every: int) -> Iterator[int]:
+    """Inject them one by one, each into a run of its own; the steps that were faulty."""
+    wanted = survivors.outcome(folder / "whole")
+    codes = (errno.ENOSPC, errno.EROFS, errno.EIO)
+    for at in range(1, steps(folder / "counted") + 1, every):
+        out = folder / f"at-{at}"
+        with pytest.MonkeyPatch.context() as patch:
+            disk = Disk(patch, at, codes[at % len(codes)])
+            with pytest.raises(SuiteError, match="could not be written") as told:
+                run(out)
+        assert disk.calls >= at
+        assert "\n" not in str(told.value)
+        run(out)
+        assert survivors.outcome(out) == wanted
+        assert not list(out.rglob(f"*{files.PARTIAL}"))
+        yield at
+
+
+def test_a_run_on_a_disk_that_fails_once_is_finished_by_the_next(tmp_path: Path) -> None:
+    run(tmp_path / "whole")
+    done = list(faults(tmp_path, EVERY))
+    print(f"{len(done)} faults injected, as many runs finished by the next one")
+    assert done == list(range(1, 1 + EVERY * len(done), EVERY))
+    assert EVERY * len(done) > 50

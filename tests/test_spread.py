@@ -1,0 +1,230 @@
+"""The same run by workers of Ray, some of which die."""
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bench import digest, records, results, runner, shares, spread, suite
+from bench import merge as merging
+from bench.cli import cli
+from bench.errors import SuiteError
+
+MINE = """
+import os, signal, time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.contracts import Attack
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    pass
+
+
+def slow(model, x, y, threat, params, noise):
+    '''Says which process it is in, and takes its time as long as the test wants.'''
+    (HERE / f"at-{os.getpid()}").touch()
+    while (HERE / "wait").exists():
+        time.sleep(0.02)
+    return (x + threat.eps).clamp(0, 1)
+
+
+def deadly(model, x, y, threat, params, noise):
+    with (HERE / "tried").open("a") as file:
+        file.write(f"{threat.eps} ")
+    if threat.eps == 0.05:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return (x + threat.eps).clamp(0, 1)
+
+
+def attack(run):
+    return Attack(summary="mine", source="here", run=run, norms=("linf",), params=Params)
+
+
+SLOW, DEADLY = attack(slow), attack(deadly)
+"""
+SUITE = """
+schema = 1
+name = "spread"
+[data]
+name = "digits"
+limit = 40
+[[models]]
+name = "softmax"
+weights = "random"
+[[attacks]]
+name = "mine.py:NAME"
+label = "mine"
+norm = "linf"
+eps = [0.02, 0.05]
+[[attacks]]
+name = "pgd"
+norm = "linf"
+eps = [0.02, 0.05]
+params = { steps = 3 }
+[[attacks]]
+name = "fgsm"
+norm = "linf"
+eps = [0.05]
+"""
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason='needs pip install "robustness-bench[ray]"'
+)
+
+
+TWO_SHARDS = 'split = "train"\nlimit = 1100'
+"""Instead of SUITE's limit: so many images that there are two shards of examples, six parts."""
+
+
+def written(folder: Path, attack: str = "SLOW", images: str = "limit = 40") -> Path:
+    (folder / "mine.py").write_text(MINE, encoding="utf-8")
+    path = folder / "s.toml"
+    text = SUITE.replace("NAME", attack).replace("limit = 40", images)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def here(path: Path, out: Path, share: str = "1/1") -> None:
+    """The run in this process."""
+    part = shares.parse(share)
+    options = runner.Options(device="cpu", batch_size=32, share=part)
+    runner.run(suite.read(str(path)), part.folder(out), options)
+
+
+def said(out: Path) -> str:
+    return digest.records(records.load(out).frame)
+
+
+def counts(out: Path) -> Sequence[object]:
+    table = results.read(out).table
+    return table[["attack", "eps", "status", "n", "robust_correct", "fooled"]].to_numpy().tolist()
+
+
+def started(path: Path, out: Path, workers: int) -> "subprocess.Popen[str]":
+    words = ["run", str(path), "--out", str(out), "--device", "cpu", "--batch-size", "32"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench", *words, "--ray", "--workers", str(workers)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def workers_at(folder: Path) -> list[int]:
+    """The workers that have begun with the slow attack, as soon as there is one."""
+    ends = time.monotonic() + 90
+    while not (found := [int(path.name[3:]) for path in folder.glob("at-*")]):
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+    return found
+
+
+@needs_ray
+@pytest.mark.slow
+def test_one_worker_two_of_which_one_is_killed_and_shares_say_what_one_process_says(
+    tmp_path: Path,
+) -> None:
+    path = written(tmp_path, images=TWO_SHARDS)
+    here(path, tmp_path / "here")
+    (tmp_path / f"at-{os.getpid()}").unlink()
+
+    for number in range(1, 6):
+        here(path, tmp_path / "shares", f"{number}/5")
+    merging.merge([tmp_path / "shares"], tmp_path / "shares")
+    (tmp_path / f"at-{os.getpid()}").unlink()
+
+    one = started(path, tmp_path / "one", 1)
+    _, told = one.communicate(timeout=120)
+    assert one.returncode == 0, told
+    assert "note: Ray: 1 workers, 0 GPUs each" in told
+    for mark in tmp_path.glob("at-*"):
+        mark.unlink()
+
+    (tmp_path / "wait").touch()
+    two = started(path, tmp_path / "two", 2)
+    killed = workers_at(tmp_path)[0]
+    os.kill(killed, signal.SIGKILL)
+    (tmp_path / "wait").unlink()
+    _, told = two.communicate(timeout=120)
+    assert two.returncode == 0, told
+    assert " ".join(told.split()).count("its worker died, tried again") == 1
+    for folder in ("shares", "one", "two"):
+        assert said(tmp_path / folder) == said(tmp_path / "here")
+        assert counts(tmp_path / folder) == counts(tmp_path / "here")
+
+
+@needs_ray
+@pytest.mark.slow
+def test_a_cell_that_kills_every_worker_is_failed_and_the_rest_is_done(tmp_path: Path) -> None:
+    done = started(written(tmp_path, "DEADLY"), tmp_path / "out", 2)
+    _, told = done.communicate(timeout=180)
+    assert done.returncode == 1, told
+    table = results.read(tmp_path / "out").table.set_index(["attack", "eps_text"])
+    assert table["status"].to_dict() == {
+        ("mine", "0.02"): "ok", ("mine", "0.05"): "failed",
+        ("pgd", "0.02"): "ok", ("pgd", "0.05"): "ok", ("fgsm", "0.05"): "ok",
+    }  # fmt: skip
+    reason = table.loc[("mine", "0.05"), "reason"]
+    assert reason.startswith("its worker died 3 times, examples 0 to 39: ")
+    tried = (tmp_path / "tried").read_text(encoding="utf-8").split()
+    assert tried.count("0.05") == 2 * spread.TRIES  # with the other eps, then alone
+
+
+@needs_ray
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process_behind(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    path.write_text(SUITE.replace("NAME", "SLOW").replace("[[attacks]]", "#", 1), encoding="utf-8")
+    path = written(tmp_path)
+    (tmp_path / "wait").touch()
+    run = started(path, tmp_path / "out", 1)
+    (worker,) = workers_at(tmp_path)
+    run.send_signal(signal.SIGINT)
+    _, told = run.communicate(timeout=60)
+    assert run.returncode == 130, told
+    assert "what was finished is kept, run again to go on" in told
+    ends = time.monotonic() + 30
+    while Path(f"/proc/{worker}").exists():
+        assert time.monotonic() < ends
+        time.sleep(0.1)
+
+
+@needs_ray
+def test_an_address_where_nothing_answers_is_one_sentence(tmp_path: Path) -> None:
+    words = ["run", str(written(tmp_path)), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    done = CliRunner().invoke(cli, [*words, "--ray", "ray/nowhere"], standalone_mode=False)
+    assert done.return_value == 2
+    assert "bench: --ray ray/nowhere: no cluster could be joined there" in done.stderr
+
+
+def test_without_ray_the_remedy_is_one_sentence_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    checked = suite.read(str(written(tmp_path)))
+    with pytest.raises(SuiteError, match=r'pip install "robustness-bench\[ray\]"'):
+        spread.over(checked, runner.Options(), spread.Cluster())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--workers", "2"], "--workers and --gpus-per-worker are --ray's"),
+        (["--ray", "--isolate"], "each worker of Ray is a process of its own already"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path: Path, words: list[str], told: str) -> None:
+    run = ["run", str(written(tmp_path)), "--out", str(tmp_path / "out"), *words]
+    done = CliRunner().invoke(cli, run, standalone_mode=False)
+    assert done.return_value == 2
+    assert told in done.stderr

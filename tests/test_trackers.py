@@ -1,0 +1,167 @@
+"""Finished runs told to trackers: every figure of table.csv, whole files, and no run lost by it."""
+
+import importlib.util
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from bench import results, trackers
+from bench.cli import cli
+from bench.errors import SuiteError
+from bench.trackers import Told, Tracker, Wanted
+
+SUITE = """
+schema = 1
+name = "tracked"
+[data]
+name = "digits"
+limit = 20
+[[models]]
+name = "lenet"
+weights = "digits"
+[[attacks]]
+name = "fgsm"
+norm = "linf"
+eps = [0.05, "8/255"]
+[[attacks]]
+name = "mifgsm"
+label = "MI, 3 steps"
+norm = "linf"
+eps = ["8/255"]
+params = { steps = 3 }
+"""
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("suite") / "tracked.toml"
+    file.write_text(SUITE, encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def out(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run, with its report."""
+    folder = tmp_path_factory.mktemp("out")
+    words = ["run", str(path), "--device", "cpu", "--out", str(folder)]
+    assert CliRunner().invoke(cli, words, standalone_mode=False).return_value == 0
+    return folder
+
+
+def report(out: Path, *words: str) -> Result:
+    return CliRunner().invoke(cli, ["report", str(out), *words], standalone_mode=False)
+
+
+def missing(package: str) -> pytest.MarkDecorator:
+    absent = importlib.util.find_spec(package) is None
+    return pytest.mark.skipif(absent, reason=f"the package {package} is not installed")
+
+
+def test_what_is_told_are_the_figures_of_the_table_and_of_the_worst_case(out: Path) -> None:
+    found = results.read(out)
+    told = trackers.told(found, out)
+    points = {(p.figure, p.cell, p.eps_text): p.value for p in told.points}
+    for row in found.table.to_dict("records"):
+        cell = f"{row['model']} {row['attack']} {row['norm']} {row['goal']}"
+        for figure in ("n", "robust_correct", "robust_accuracy", "robust_low", "robust_high"):
+            assert points[figure, cell, row["eps_text"]] == row[figure]
+    assert ("robust_correct", "lenet worst case linf untargeted", "8/255") in points
+    assert {path.name for path in told.files} == set(trackers.FILES)
+    assert told.params["examples"] == "20"
+    assert told.name == f"tracked-{(out / 'records.sha256').read_text(encoding='utf-8')[:12]}"
+
+
+def test_a_figure_that_is_none_is_not_told(out: Path) -> None:
+    found = results.read(out)
+    found.table.loc[0, "attack_success_rate"] = float("nan")
+    found.table.loc[1, "status"] = "failed"
+    points = trackers.told(found, out).points
+    fgsm = [point for point in points if point.cell == "lenet fgsm linf untargeted"]
+    assert {point.eps_text for point in fgsm} == {"0.05"}
+    assert "attack_success_rate" not in {point.figure for point in fgsm}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("tensorbord:runs", "did you mean 'tensorboard'"),
+        ("tensorboard", "WHERE is missing"),
+        (":runs", "expected NAME:WHERE"),
+    ],
+)
+def test_a_name_that_is_none_ends_a_run_before_it_begins(
+    path: Path, tmp_path: Path, text: str, told: str
+) -> None:
+    words = ["run", str(path), "--out", str(tmp_path / "out"), "--track", text]
+    done = CliRunner().invoke(cli, words, standalone_mode=False)
+    assert done.return_value == 2
+    assert told in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_library_that_is_not_installed_is_named_with_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SuiteError, match=r"tensorboard is not installed; pip install"):
+        trackers.parse("tensorboard:runs")
+
+
+def test_a_tracker_that_fails_loses_nothing_of_the_run(out: Path) -> None:
+    def fail(run: Told, where: str) -> str:
+        raise ConnectionError(f"nobody answers at {where}")
+
+    wanted = Wanted("broken", Tracker("json", "", fail), "there")
+    with pytest.raises(SuiteError, match="nobody answers at there; the run is kept"):
+        trackers.log(wanted, results.read(out), out)
+
+
+def test_a_share_is_told_to_no_tracker(path: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("tensorboard") is None:
+        pytest.skip("the package tensorboard is not installed")
+    words = ["run", str(path), "--shard", "1/2", "--track", f"tensorboard:{tmp_path}"]
+    done = CliRunner().invoke(cli, words, standalone_mode=False)
+    assert done.return_value == 2
+    assert "give it to bench merge" in done.stderr
+
+
+@missing("tensorboard")
+@pytest.mark.filterwarnings("default::DeprecationWarning")
+def test_tensorboard_reads_every_figure_back(out: Path, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    done = report(out, "--track", f"tensorboard:{tmp_path / 'runs'}")
+    assert done.return_value == 0, done.output
+    (folder,) = (tmp_path / "runs").iterdir()
+    read = EventAccumulator(str(folder))
+    read.Reload()
+    table = pd.read_csv(out / "table.csv")
+    rows = table[table["attack"] == "fgsm"].sort_values("eps")
+    told = read.Scalars("robust_accuracy/lenet fgsm linf untargeted")
+    assert [each.value for each in told] == pytest.approx(rows["robust_accuracy"].tolist())
+    assert [each.step for each in told] == [round(eps * 1e6) for eps in rows["eps"]]
+    assert "parameters/text_summary" in read.Tags()["tensors"]
+
+
+@missing("mlflow")
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_mlflow_keeps_figures_parameters_and_files(
+    out: Path, tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # which it wants to be asked for
+    done = report(out, "--track", f"mlflow:{scheme}{tmp_path / 'mlruns'}")
+    assert done.return_value == 0, done.output
+    client = MlflowClient(tracking_uri=f"{scheme}{tmp_path / 'mlruns'}")
+    experiment = client.get_experiment_by_name("bench")
+    (run,) = client.search_runs([experiment.experiment_id])
+    table = pd.read_csv(out / "table.csv").set_index(["attack", "eps_text"])
+    kept = run.data.metrics["robust_correct/lenet MI_ 3 steps linf untargeted/8/255"]
+    assert kept == table.loc[("MI, 3 steps", "8/255"), "robust_correct"]
+    assert run.data.params["suite"] == "tracked"
+    assert run.info.status == "FINISHED"
+    assert {each.path for each in client.list_artifacts(run.info.run_id)} == set(trackers.FILES)
