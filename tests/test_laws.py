@@ -158,7 +158,8 @@ def test_l7_the_net_is_left_as_it_was(attack: str, lenet: nn.Module, digits: Any
     modes = [module.training for module in lenet.modules()]
     norm, params = FOUND[attack].norms[0], {"steps": 2} if attack in LONG else {}
     settings = {"norm": norm, "params": params, "batch_size": 64}
-    bench.evaluate(lenet, *digits, attack=attack, device="cpu", **settings)
+    x, y = (each[:40] for each in digits)
+    bench.evaluate(lenet, x, y, attack=attack, device="cpu", **settings)
     assert [module.training for module in lenet.modules()] == modes
     for (value, wants, gradient), parameter in zip(before, lenet.parameters(), strict=True):
         assert torch.equal(parameter, value)
@@ -314,10 +315,11 @@ def test_the_net_trained_against_pgd_keeps_nine_of_ten_at_0_3_and_not_by_masking
 
 def test_l21_attacks_together_leave_no_more_than_any_of_them(net: nn.Module, digits: Any) -> None:
     outcomes = []
+    x, y = (each[:40] for each in digits)
     for attack in (name for name in BUILT_IN if "linf" in FOUND[name].norms):
         params = {"steps": 3} if attack in LONG else {}
         found = bench.evaluate(
-            net, *digits, attack=attack, eps=0.06, params=params, batch_size=64, device="cpu"
+            net, x, y, attack=attack, eps=0.06, params=params, batch_size=64, device="cpu"
         )
         outcomes.append(metrics.robust(found.records))
     together = metrics.worst_case(outcomes)
