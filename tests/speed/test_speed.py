@@ -234,7 +234,8 @@ def test_a_library_does_the_same_work(peer: str, attack: str) -> None:
         pytest.skip(f"{contestant.library} is not installed")
     outcome = race(task, [contestant], rounds=1, rows=12).outcomes[0]
     if contestant.refusal:
-        assert (outcome.status, peer) == ("not run", "adv_lib")
+        assert outcome.status == "not run"
+        assert peer in ("adv_lib", "pyautoattack")  # neither has each of these attacks
         return
     assert outcome.status == "ok", outcome.reason
     assert outcome.robust is not None
