@@ -2,14 +2,18 @@
 an undisturbed one does."""
 
 import errno
+import itertools
+import json
 import os
+import time
 from collections.abc import Iterator
+from datetime import datetime, tzinfo
 from pathlib import Path
 
 import pytest
 import survivors
 
-from bench import files, runner, session
+from bench import files, lock, runner, session
 from bench.errors import SuiteError
 
 EVERY = int(os.environ.get("BENCH_FAULTS_EVERY", "11"))
@@ -76,3 +80,32 @@ def test_a_run_on_a_disk_that_fails_once_is_finished_by_the_next(tmp_path: Path)
     print(f"{len(done)} faults injected, as many runs finished by the next one")
     assert done == list(range(1, 1 + EVERY * len(done), EVERY))
     assert EVERY * len(done) > 50
+
+
+class Jumping(datetime):
+    """A clock that somebody sets: to the epoch, eighty years on, and back again."""
+
+    years = itertools.cycle((1970, 2106, 2000))
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        return datetime(next(cls.years), 1, 1, tzinfo=tz)
+
+
+def test_a_clock_that_jumps_changes_no_record_of_a_run_that_is_cut_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tmp_path / "whole")
+    for module in (runner, lock):
+        monkeypatch.setattr(module, "datetime", Jumping)
+    monkeypatch.setattr(time, "time", lambda: Jumping.now().timestamp())
+    out = tmp_path / "jumped"
+    with pytest.MonkeyPatch.context() as patch:
+        Disk(patch, fails=29)
+        with pytest.raises(SuiteError):
+            run(out)
+    assert list((out / "records").glob("*.parquet"))  # it was cut in the middle
+    run(out)
+    assert survivors.outcome(out) == survivors.outcome(tmp_path / "whole")
+    sessions = json.loads((out / "provenance.json").read_text(encoding="utf-8"))["sessions"]
+    assert sorted(each["started"] for each in sessions) != [each["started"] for each in sessions]
