@@ -49,10 +49,8 @@ class Rows:
         if not pa.types.is_dictionary(column.type):
             return np.asarray(column.to_numpy())
         known = self._codes.setdefault(name, {})
-        joined = column.combine_chunks()
-        chunks = joined.chunks if isinstance(joined, pa.ChunkedArray) else [joined]
         found = [np.zeros(0, _CODE)]
-        for chunk in chunks:
+        for chunk in column.chunks:  # each has a dictionary of its own
             texts = chunk.dictionary.to_pylist()
             numbers = np.array([known.setdefault(text, len(known)) for text in texts], _CODE)
             found.append(numbers[chunk.indices.to_numpy(zero_copy_only=False)])

@@ -207,7 +207,9 @@ def _copy(found: Sequence[_Source], out: Path) -> set[_Place]:
             if (identity, int(first)) not in held:
                 _copy_file(path, out)
                 held.add((identity, int(first)))
-    clean = next(iter((found[0].folder / "records").glob(f"clean*{records.IMAGES}")), None)
+    clean = next(
+        iter((found[0].folder / "records").glob(f"{records.CLEAN}*{records.IMAGES}")), None
+    )
     if clean is not None:
         _copy_file(clean, out)
     return there

@@ -36,6 +36,8 @@ COLUMNS = (
     "cell", "part", "agreement", "distance",
 )  # fmt: skip
 IMAGES = ".images"
+CLEAN = "clean"
+"""Under which name the first clean images are kept."""
 ADVERSARIAL = ".adversarial"
 """Of the files that hold every adversarial image, where they are kept (`bench.adversarials`)."""
 _REPEATED = ("suite", "model", "attack", "norm", "goal", "violation", "cell", "part")
@@ -271,7 +273,14 @@ def recover(folder: Path) -> Recovered:
             aside = files.set_aside(path)
             notes.append(f"{path}: {error.why}; set aside as {aside.name}, to be made again")
             spoilt.add(files.unhashed(path) if path.suffix in (IMAGES, ADVERSARIAL) else "")
-    left = [piece for shard, some in done.items() if shard not in spoilt for piece in some]
+    whole = done.keys() - spoilt
+    for path in place.glob("*"):
+        # Images of a shard that is made again are those of another attempt, which on another
+        # device or version are others: what is read later must belong to the records beside it.
+        stale = path.suffix in (IMAGES, ADVERSARIAL) and files.unhashed(path) not in whole
+        if stale and files.unhashed(path) != CLEAN:
+            files.remove(path)
+    left = [piece for shard, some in done.items() if shard in whole for piece in some]
     return Recovered(left, notes)
 
 

@@ -211,7 +211,7 @@ def _keep_clean(session: Session, out: Path) -> None:
     """The first clean images, to be shown beside the adversarial ones."""
     first, last = session.shards()[0]
     images = {session.data.fingerprint: first_few(session.data.read(first, last))}
-    records.write_images(out, "clean", images)
+    records.write_images(out, records.CLEAN, images)
 
 
 def _now() -> str:

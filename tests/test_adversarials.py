@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save
 
-from bench import adversarials, parts, records, results, runner, session, suite
+from bench import adversarials, files, parts, records, results, runner, session, suite
 from bench.cli import cli
 from bench.datasets import digits
 
@@ -96,6 +97,30 @@ def test_damaged_images_are_set_aside_and_made_again(tmp_path: Path) -> None:
     assert whole[0].name in note
     assert sorted((tmp_path / "records").glob("*.adversarial")) == whole
     assert whole[0].read_bytes() == content
+
+
+def test_images_of_an_attempt_that_left_no_records_are_not_taken_for_those_of_the_next(
+    tmp_path: Path,
+) -> None:
+    """A run that was killed between its images and its records, on a device of other bits."""
+    run(tmp_path, 2**30)
+    cells = [cell.identity for cell in results.read(tmp_path).plan]
+    wanted = {cell: [images for _, images in adversarials.read(tmp_path, cell)] for cell in cells}
+    shard = sorted((tmp_path / "records").glob("*-fgsm-*-0000000-*.parquet"))[0]
+    shard.unlink()
+    for kind in (records.IMAGES, records.ADVERSARIAL):
+        (made,) = (tmp_path / "records").glob(f"{files.unhashed(shard)}-*{kind}")
+        others = {cell: torch.zeros_like(each) for cell, each in records.tensors_of(made).items()}
+        made.unlink()
+        content = save(others)
+        stale = made.with_name(f"{files.unhashed(shard)}-{files.hashed(content)}{kind}")
+        stale.write_bytes(content)
+    assert run(tmp_path, 2**30) == []
+    for cell, images in wanted.items():
+        found = [each for _, each in adversarials.read(tmp_path, cell)]
+        assert all(torch.equal(a, b) for a, b in zip(found, images, strict=True))
+    kept = records.images(tmp_path)
+    assert all(torch.equal(kept[cell], images[0]) for cell, images in wanted.items())
 
 
 def test_as_many_eps_at_once_as_memory_allows_and_the_records_are_the_same(
