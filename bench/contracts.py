@@ -235,6 +235,9 @@ class Attack:
     source: str
     params: type
     """A frozen dataclass whose defaults are the attack's; its annotations are checked."""
+    version: int = 1
+    """Part of the identity of its cells. Raise it when its outcomes change: of bench's own attacks
+    it stands for their source text, so that rewording one leaves its finished cells valid."""
     norms: tuple[Norm, ...]
     goals: tuple[Goal, ...] = ("untargeted", "targeted")
     needs: Literal["gradient", "scores", "labels", "nothing"] = "gradient"
@@ -320,6 +323,9 @@ class Model:
     source: str
     build: Callable[..., nn.Module]
     """(**params) -> a module mapping images in [0, 1], (n, c, h, w), to logits (n, classes)."""
+    version: int = 1
+    """Part of the model's fingerprint. Raise it when its answers change otherwise than through its
+    parameters and buffers."""
     shape: Shape | None
     """None, and so `classes`, where only the weights tell."""
     classes: int | None

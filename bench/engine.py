@@ -31,6 +31,10 @@ from bench.guard import out_of_memory, tensor_cores
 from bench.losses import Objective, to_ascend
 from bench.rng import Noise
 
+NUMERICS_VERSION: int = 1
+"""Part of the identity of every cell. Raise it when a change to this module, norms, projections,
+losses, the ways of crafting or the random numbers changes outcomes of more than one attack: then no
+finished cell is taken for current. What changes one attack alone raises the version of that one."""
 LOOKS_AHEAD = 8
 """Turns that a GPU makes before the host asks who has finished: asking makes it wait."""
 
