@@ -1,5 +1,7 @@
 """From a suite's entries to live objects: the device, the data, the models with their weights."""
 
+import dataclasses
+import hashlib
 import inspect
 import os
 import shlex
@@ -19,6 +21,7 @@ from bench.contracts import Data, Dataset, Model
 from bench.datasets import in_memory
 from bench.entries import DataEntry, ModelEntry
 from bench.errors import SuiteError, nearest
+from bench.fingerprint import text_of
 from bench.preflight import Subject, fit
 from bench.queries import Access, Queried
 
@@ -68,7 +71,7 @@ def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Dat
     load = found.load if isinstance(found, Dataset) else found
     offered = {"split": entry.split, "limit": most, "data_dir": data_dir}
     arguments = {**_accepted(load, offered), **entry.params}
-    loaded = _made(f"data {entry.name}", lambda: load(**arguments))
+    loaded = made = _made(f"data {entry.name}", lambda: load(**arguments))
     if isinstance(loaded, tuple) and len(loaded) == 2:
         check_tensors(entry.name, *loaded)
         loaded = in_memory(entry.name, loaded[0][:most], loaded[1][:most], ())
@@ -78,7 +81,39 @@ def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Dat
             f"got {type(loaded).__name__}"
         )
     check_images(entry.name, loaded)
-    return loaded
+    if registry.built_in("datasets", entry.name) or not isinstance(made, Data):
+        return loaded  # whose fingerprint is a hash of all of its content
+    whole = _content(loaded, load, entry.params, base)
+    return dataclasses.replace(loaded, fingerprint=whole)
+
+
+def _content(data: Data, load: Any, params: Mapping[str, Any], base: Path) -> str:
+    """The fingerprint of data that may state any: with it the code that reads them, its params, the
+    labels and the first images."""
+    first = data.read(0, min(data.n, 16))
+    about = (
+        data.fingerprint, data.n, data.shape, data.classes, text_of(load), named(params, base),
+        text_of(first), text_of(data.labels),
+    )  # fmt: skip
+    return hashlib.sha256(repr(about).encode()).hexdigest()
+
+
+def named(params: Mapping[str, Any], base: Path) -> str:
+    """Params as text, with a hash of every file that one of them names."""
+
+    def held(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return [(key, held(value[key])) for key in sorted(value)]
+        if isinstance(value, list):
+            return [held(each) for each in value]
+        try:
+            path = base / value if isinstance(value, str) and value else None
+            content = path.read_bytes() if path and path.is_file() else None
+        except (OSError, ValueError):  # a name that no file can have
+            content = None
+        return value if content is None else hashlib.sha256(content).hexdigest()
+
+    return repr(held(params))
 
 
 def _made(where: str, make: Callable[[], Any]) -> Any:
@@ -156,7 +191,18 @@ def subject(
     made = _build(entry, base, seed, own)
     seen = 0 if data.labels is None else int(data.labels.max()) + 1
     model = shown(entry.name, made, entry.access, len(data.classes) or seen).to(device).eval()
-    return fit(entry.label, model, data, device, entry.predictions, entry.allow)
+    about = [named(entry.params, base), entry.access, _origin(entry, base)]
+    return fit(entry.label, model, data, device, entry.predictions, entry.allow, about)
+
+
+def _origin(entry: ModelEntry, base: Path) -> str:
+    """What the model's factory is: a version of bench's own, or code of the user's."""
+    found = registry.find("models", entry.name, base)
+    version = found.version if isinstance(found, Model) else 1
+    if registry.built_in("models", entry.name):
+        return f"{entry.name}, version {version}"
+    build = found.build if isinstance(found, Model) else found
+    return f"version {version}, {text_of(build)}"
 
 
 def shown(name: str, made: Any, access: Access, classes: int) -> nn.Module:

@@ -1,25 +1,27 @@
 """Suite -> cells: every model with every attack at every eps, before anything runs.
 
 A cell is one number to be defended. Its identity is a hash of everything that can change that
-number; records of another identity are never resumed nor compared. A pairing that cannot be, such
+number; records of another identity are never resumed nor compared. Of bench's own code it holds
+versions, which are raised when outcomes change, so that text may change without losing results; of
+the user's own, the syntax of it and of what it imports. A pairing that cannot be, such
 as a two-class model with an attack that needs four, is skipped with its reason.
 """
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
-import inspect
 import json
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import registry
 from bench.contracts import Attack, Curve, Model, Shape, Sweep
+from bench.engine import NUMERICS_VERSION
 from bench.entries import TARGETS, AttackEntry, Suite
 from bench.errors import SuiteError, nearest
+from bench.fingerprint import text_of
+from bench.judge import JUDGE_VERSION
 from bench.losses import classes_needed
 from bench.queries import SHOWN, Access
 
@@ -38,6 +40,8 @@ class Facts(NamedTuple):
     """Whether it answers at random."""
     access: Access = "gradient"
     """What it shows of itself."""
+    sketch: str = ""
+    """What it answers to the first images, roughly; empty if it answers at random."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -376,10 +380,10 @@ def _identity(
     files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in attack.reads(curve.params)]
     return _hash(
         {
-            "model": facts.model_fingerprint,
+            "model": [facts.model_fingerprint, facts.sketch],
             "data": facts.data_fingerprint,
             "attack": curve.name,
-            "code": _code(attack),
+            "code": _code(curve.name, attack),
             "norm": curve.norm,
             # Where cells are linked, the list of eps is part of each one's number.
             "eps": [*sorted(curve.eps), eps] if _linked(curve) else eps,
@@ -396,7 +400,11 @@ def _identity(
             **({"random": _drawn_by(curve, entry, facts, source)} if curve.random else {}),
             **({"parts": _parts(curve)} if attack.parts is not None else {}),
             # Crafted on itself, an example is the white-box attack's.
-            **({"source": source.model_fingerprint} if source not in (None, facts) else {}),
+            **(
+                {"source": [source.model_fingerprint, source.sketch]}
+                if source not in (None, facts)
+                else {}
+            ),
         }
     )
 
@@ -406,7 +414,7 @@ def _settings(curve: Curve, entry: AttackEntry) -> dict[str, Any]:
     files = [path.read_bytes() for path in curve.attack.reads(curve.params)]
     asked = {
         "attack": curve.name,
-        "code": _code(curve.attack),
+        "code": _code(curve.name, curve.attack),
         "norm": curve.norm,
         "goal": curve.goal,
         "target": entry.target,
@@ -450,25 +458,34 @@ def _plain(params: Any) -> dict[str, Any]:
 def _parts(curve: Curve) -> list[dict[str, Any]]:
     assert curve.attack.parts is not None
     return [
-        {"name": part.name, "code": _code(part.attack), "params": _plain(part.params)}
+        {"name": part.name, "code": _code(part.name, part.attack), "params": _plain(part.params)}
         for part in curve.attack.parts(curve.params, curve.norm)
     ]
 
 
-def _code(attack: Attack) -> str:
-    """What the attack's outcome depends on beyond its params: its source file, or its library."""
+def _code(name: str, attack: Attack) -> str:
+    """What the attack's outcome depends on beyond its params: versions of bench's code, of the
+    attack's library, and the code of a user's own."""
+    told = f"version {attack.version}, numerics {NUMERICS_VERSION}, judge {JUDGE_VERSION}"
     if attack.implementation != "bench":
+        library = attack.distribution or attack.implementation
         with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(attack.distribution or attack.implementation)
-    rule = attack.rule
-    function: Any = attack.run or attack.parts if rule is None else rule.step or rule.respond
-    while isinstance(function, functools.partial):
-        function = function.func
-    try:
-        file = inspect.getsourcefile(inspect.unwrap(function))
-    except TypeError:  # no function with a source, such as a callable object
-        return ""
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else ""
+            told += f", {library} {metadata.version(library)}"
+    if _is_built_in(name, attack):
+        return told
+    functions = [attack.params, attack.run, attack.parts, attack.rule]
+    return f"{told}, code {_hash([text_of(each) for each in functions])}"
+
+
+def _is_built_in(name: str, attack: Attack) -> bool:
+    """Whether this is the attack that bench itself has under the name."""
+    if not registry.built_in("attacks", name):
+        return False
+    if ":" in name:  # a library's, made anew whenever it is asked for
+        return True
+    with contextlib.suppress(SuiteError):
+        return registry.find("attacks", name) is attack
+    return False
 
 
 def _hash(value: Any) -> str:

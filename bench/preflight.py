@@ -6,12 +6,12 @@ the run, unless the suite allows it by name; any other, and an allowed one, goes
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from bench import provenance, rng
+from bench import fingerprint, rng
 from bench.contracts import Data
 from bench.engine import look
 from bench.errors import SuiteError, nearest
@@ -44,6 +44,10 @@ class Subject(NamedTuple):
     """Whether it answers at random: as was found, or as more than one prediction says."""
     access: Access = "gradient"
     """What it shows of itself."""
+    logits: Tensor | None = None
+    """Its answers to the first images, on the CPU; None where it answers at random."""
+    sketch: str = ""
+    """The same, coarsely enough to be part of an identity."""
 
 
 def fit(
@@ -53,11 +57,12 @@ def fit(
     device: torch.device,
     predictions: int = 1,
     allow: Sequence[str] = (),
+    about: Any = None,
 ) -> Subject:
     """The model, which is on `device`, with what its answers to the first images told.
 
     `predictions` is how often it is to be asked for one verdict; `allow`, the names of findings
-    that do not stop the run.
+    that do not stop the run; `about`, plain values that belong to the model's fingerprint.
     Raises: SuiteError if the answers are no logits: wrong shape, fewer classes than the labels
     need, and what `bench.fitness` refuses and `allow` does not name.
     """
@@ -67,9 +72,12 @@ def fit(
             told = f"preflight finds nothing called '{name}' to allow"
             raise SuiteError(f"{where}: {told}; {nearest(name, FINDINGS)}")
     if isinstance(model, torch.jit.ScriptModule):  # whose layers take no hooks
-        model = Program(model, hashlib.sha256(str(model.inlined_graph).encode()).hexdigest())
+        model = Program(model, fingerprint.program_text(model))
     x = data.read(0, min(data.n, ASKED)).to(device)
     with evaluating(model), rng.seeded("preflight"):  # so that the same is found each time
+        training = [name for name, module in model.named_modules() if module.training]
+        # Before it is asked: a forward may count.
+        print_ = fingerprint.fingerprint(model, [about, training])
         logits = _answers(where, model, data, x)
         found = [*_unfit(where, model, logits)]
         refused = [each for each in found if each.refuses and each.name not in allow]
@@ -80,7 +88,7 @@ def fit(
         if "not-finite" not in [each.name for each in found]:
             found += suspected(where, model, data, device)
     findings = tuple(each.noted(each.name in allow) for each in found)
-    print_, random = provenance.fingerprint(model), random or predictions > 1
+    random = random or predictions > 1
     access: Access = "gradient"
     if isinstance(model, Queried):  # what is behind it is known by its answers alone
         access = model.access
@@ -89,6 +97,8 @@ def fit(
     return Subject(
         label=label, model=model, classes=logits.shape[1], fingerprint=print_, findings=findings,
         predictions=predictions, random=random, access=access,
+        logits=None if random else logits.detach().float().cpu(),
+        sketch="" if random else fingerprint.sketch(logits),
     )  # fmt: skip
 
 

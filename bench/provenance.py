@@ -1,19 +1,18 @@
-"""Where a number comes from: versions, device, git commit, the user's files, fingerprint of the
-model."""
+"""Where a number comes from: versions, device, git commit, the user's files."""
 
 import hashlib
-import inspect
 import os
 import platform
 import subprocess
+import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from bench import programs
+from bench import programs, registry, source_hash
 from bench.entries import Suite
 
 PACKAGES = (
@@ -53,15 +52,35 @@ def requirements() -> list[str]:
 
 
 def own_files(suite: Suite) -> dict[str, str]:
-    """sha256 of each file that the suite names beside itself, code, programs and weights, by that
-    name. What such code imports or reads is not among them."""
-    names = [suite.data.name, *(e.name for e in suite.models), *(e.name for e in suite.attacks)]
+    """sha256 of each file that the suite names beside itself, code, programs and weights, and of
+    every module loaded from its folder, by their names there. What such code reads is not among
+    them."""
+    entries = [
+        ("datasets", suite.data.name),
+        *(("models", each.name) for each in suite.models),
+        *(("attacks", each.name) for each in suite.attacks),
+    ]
+    names = [name for _, name in entries]
     code = [name.rpartition(":")[0] for name in names]
     weights = [str(entry.weights) for entry in suite.models]
     models = [entry.name for entry in suite.models if programs.named(entry.name)]
     named = {*(name for name in code if name.endswith(".py")), *weights, *models}
-    there = [name for name in sorted(named) if (suite.base / name).is_file()]
-    return {name: hashlib.sha256((suite.base / name).read_bytes()).hexdigest() for name in there}
+    if not all(registry.built_in(kind, name) for kind, name in entries):
+        named |= _loaded(suite.base.resolve())
+    return hashes(suite.base, sorted(named))
+
+
+def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """sha256 of those of the files that are there."""
+    there = [name for name in names if (folder / name).is_file()]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in there}
+
+
+def _loaded(folder: Path) -> set[str]:
+    """The files in a folder that modules of the user's own were loaded from."""
+    found = (source_hash.file_of(module) for module in [*sys.modules.values()])
+    files = {file.resolve() for file in found if file is not None and source_hash.is_own(file)}
+    return {f.relative_to(folder).as_posix() for f in files if f.is_relative_to(folder)}
 
 
 def relative(folder: Path) -> str:
@@ -104,26 +123,3 @@ def git_commit() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _source(kind: type) -> str:
-    if kind.__module__.startswith(("torch.", "torchvision.")):
-        return ""  # the versions of those are in the provenance
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # a class typed at a prompt
-        return ""
-
-
-def fingerprint(model: nn.Module) -> str:
-    """sha256 over what the model computes with: its text, the source of every class in it that is
-    not torch's own, and every parameter and buffer, those outside its state_dict included."""
-    digest = hashlib.sha256(repr(model).encode())
-    sources = {_source(type(module)) for module in model.modules()}
-    digest.update("\x1f".join(sorted(sources)).encode())
-    tensors = {**dict(model.named_buffers()), **model.state_dict()}
-    for key, value in sorted(tensors.items()):
-        tensor = value.detach().cpu().contiguous()
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -81,7 +81,7 @@ def _told(provenance: dict[str, Any]) -> dict[str, Any]:
         "suite": {key: value for key, value in provenance["suite"].items() if key not in hidden},
         "data": data,
         "models": {
-            label: {key: value for key, value in model.items() if key != "findings"}
+            label: {key: value for key, value in model.items() if key not in ("findings", "logits")}
             for label, model in provenance["models"].items()
         },
         **{key: session[key] for key in ("command", "started", "finished")},

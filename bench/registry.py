@@ -6,6 +6,7 @@ two forms are the only ones that execute a stranger's code. "library:NAME" goes 
 file of that library, where bench has one; a model's "path/net.pt2" is a program in a file.
 """
 
+import hashlib
 import importlib
 import importlib.util
 import pkgutil
@@ -15,9 +16,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from bench import programs
+from bench import programs, source_hash
 from bench.errors import SuiteError, nearest
 
+_read: dict[str, dict[Path, str]] = {}
+"""Modules of the user's own -> the files that they and their imports were read from, and what those
+held: a file that was edited since is read again, also in one process."""
 RECORDS = {"attacks": "ATTACK", "models": "MODEL", "datasets": "DATASET", "formats": "FORMAT"}
 
 
@@ -80,10 +84,21 @@ def _known(kind: str, name: str) -> ModuleType:
 
 
 def _module(name: str) -> ModuleType:
+    _refresh(name)
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
     except (Exception, SystemExit) as error:  # a stranger's code; a name like ".x" raises, too
         raise SuiteError(f"module '{name}' could not be imported: {_told(error)}") from error
+    file = source_hash.file_of(module)
+    if name not in _read and file is not None and source_hash.is_own(file):
+        _read[name] = source_hash.contents(file)
+    return module
+
+
+def _refresh(key: str) -> None:
+    """Forget a module that was read before if a file of it holds something else now."""
+    if key in _read and not source_hash.is_unchanged(_read[key]):
+        source_hash.forget(_read.pop(key))
 
 
 def _there(path: Path) -> bool:
@@ -97,7 +112,8 @@ def _file(path: Path) -> ModuleType:
     if not _there(path):
         raise SuiteError(f"{path}: expected a Python file there, found none")
     path = path.resolve()
-    key = f"bench_user_{path.stem}_{abs(hash(str(path)))}"
+    key = f"bench_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    _refresh(key)
     if key in sys.modules:
         return sys.modules[key]
     spec = importlib.util.spec_from_file_location(key, path)
@@ -111,6 +127,7 @@ def _file(path: Path) -> ModuleType:
         del sys.modules[key]
         line = _line_in(path, error)
         raise SuiteError(f"{path}:{line}: {_told(error)}") from error
+    _read[key] = source_hash.contents(path)
     return module
 
 

@@ -104,11 +104,11 @@ def again(
             "such files lie now"
         )
     suite = parse(about["suite"]["text"], where, root.resolve())
-    now = provenance.own_files(suite)
+    now = provenance.hashes(root, files)
     notes = [
         f"{name} is not the file that it was (sha256 {files[name][:16]} then, {now[name][:16]} now)"
         for name in files
-        if now.get(name, files[name]) != files[name]
+        if now[name] != files[name]
     ]
     asked = session.get("options")
     if asked is None:

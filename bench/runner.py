@@ -6,19 +6,24 @@ does which of its `parts`.
 """
 
 import dataclasses
+import itertools
 import json
+import math
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from bench import (
     certified,
     decisions,
     determinism,
     files,
+    fingerprint,
     loading,
     lock,
     meter,
@@ -28,7 +33,9 @@ from bench import (
 )
 from bench.audit.probed import probed
 from bench.entries import Suite
+from bench.errors import SuiteError
 from bench.parts import Event, Ledger, Listen, Work, first_few, in_process, undone, weighed
+from bench.preflight import Subject
 from bench.session import Session
 from bench.shares import WHOLE, Share
 from bench.stages import UNWATCHED, Stage, Watch
@@ -159,6 +166,7 @@ def prepare(suite: Suite, out: Path | None, options: Options, watch: Watch = UNW
         for attack in suite.attacks:
             if attack.goal == "targeted":
                 plan.target_class(attack, subject.classes, data.classes)
+    _check_apart(subjects)
     return Session(
         suite=suite.name,
         seed=suite.seed,
@@ -170,6 +178,20 @@ def prepare(suite: Suite, out: Path | None, options: Options, watch: Watch = UNW
         copied=options.copied,
         keep=options.keep > 0,
     )
+
+
+def _check_apart(subjects: Mapping[str, Subject]) -> None:
+    """Raises: SuiteError if two models have one fingerprint and not one answer: then a number of
+    one could be taken for one of the other."""
+    for (label, one), (other, two) in itertools.combinations(subjects.items(), 2):
+        if one.fingerprint != two.fingerprint or one.logits is None or two.logits is None:
+            continue
+        if fingerprint.are_apart(one.logits, two.logits):
+            raise SuiteError(
+                f"models '{label}' and '{other}': expected one's answers from what is one model as "
+                "far as bench can see, got other logits on the first images; let what sets them "
+                "apart be among their params, or an attribute of theirs"
+            )
 
 
 def _certify(
@@ -255,6 +277,7 @@ def _document(
                 "findings": subject.findings,
                 "rows_per_pass": session.rows[label],
                 "predictions": subject.predictions,
+                "logits": _largest(subject.logits),
             }
             for label, subject in session.subjects.items()
         },
@@ -273,6 +296,15 @@ def _document(
             }
         ],
     }
+
+
+def _largest(logits: Tensor | None) -> list[list[float | None]] | None:
+    """The ten largest logits of each of the first images, largest first; None of a model that
+    answers at random."""
+    if logits is None:
+        return None
+    rows = logits.topk(min(10, logits.shape[1]), dim=1).values.tolist()
+    return [[float(f"{x:.6g}") if math.isfinite(x) else None for x in row] for row in rows]
 
 
 def _earlier(out: Path) -> dict[str, Any]:

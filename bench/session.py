@@ -95,6 +95,7 @@ class Session:
             predictions=subject.predictions,
             random=subject.random,
             access=subject.access,
+            sketch=subject.sketch,
         )
 
     def shards(self) -> list[tuple[int, int]]:

@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.datasets import MNIST
 
-from bench import loading, provenance
+from bench import loading
 from bench.contracts import Data
 from bench.datasets import in_memory
 from bench.entries import DataEntry, ModelEntry
 from bench.errors import SuiteError
+from bench.fingerprint import fingerprint
 from bench.models import lenet as architecture
 
 CPU = torch.device("cpu")
@@ -267,9 +268,9 @@ def test_a_factory_that_breaks_is_one_sentence(
 def test_a_fingerprint_holds_weights_constants_and_code(lenet: nn.Module) -> None:
     same_again = architecture.build()
     same_again.load_state_dict(lenet.state_dict())
-    assert provenance.fingerprint(same_again) == provenance.fingerprint(lenet)
+    assert fingerprint(same_again) == fingerprint(lenet)
     same_again.get_buffer("0.mean").add_(0.01)  # not in its state_dict
-    assert provenance.fingerprint(same_again) != provenance.fingerprint(lenet)
+    assert fingerprint(same_again) != fingerprint(lenet)
 
 
 # -------------------------------------------------------------------------------------------- data

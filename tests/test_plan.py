@@ -142,9 +142,9 @@ def test_the_batch_belongs_to_the_identity_where_the_result_depends_on_it() -> N
         assert (few == many) == same
 
 
-def test_the_identity_of_an_attack_changes_with_its_source_file(tmp_path: Path) -> None:
+def test_the_identity_of_a_user_s_attack_changes_with_its_code_alone(tmp_path: Path) -> None:
     found = []
-    for folder, comment in (("a", ""), ("b", ""), ("c", "# a change\n")):
+    for folder, comment in (("a", ""), ("b", "# a remark\n"), ("c", "CHANGED = 1\n")):
         (tmp_path / folder).mkdir()
         source = Path(registry.find("attacks", "bim").rule.step.__code__.co_filename)
         code = source.read_text(encoding="utf-8") + comment

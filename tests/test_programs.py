@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import copies, evaluate, loading, meter, preflight, programs, provenance, runner, suite
+from bench import copies, evaluate, loading, meter, preflight, programs, runner, suite
 from bench.contracts import Data
 from bench.datasets import in_memory
 from bench.engine import look
 from bench.entries import ModelEntry
 from bench.errors import SuiteError
+from bench.fingerprint import fingerprint
 from bench.losses import to_ascend
 from bench.results import read
 
@@ -107,7 +108,7 @@ def test_another_program_has_another_fingerprint(lenet: nn.Module, tmp_path: Pat
     exported(None, lenet, tmp_path / "a.pt2")
     exported(None, nn.Sequential(lenet, nn.ReLU()).eval(), tmp_path / "b.pt2")
     (tmp_path / "c.pt2").write_bytes((tmp_path / "a.pt2").read_bytes())
-    a, b, c = (provenance.fingerprint(programs.opened(tmp_path / f"{k}.pt2")) for k in "abc")
+    a, b, c = (fingerprint(programs.opened(tmp_path / f"{k}.pt2")) for k in "abc")
     assert a == c != b
 
 
