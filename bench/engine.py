@@ -28,6 +28,7 @@ from bench.batch import cut, join, mapped, size, take
 from bench.contracts import Curve, Goal, Items, Seen
 from bench.geometry import per_row
 from bench.guard import out_of_memory, tensor_cores
+from bench.logits import predicted, wide
 from bench.losses import Objective, to_ascend
 from bench.rng import Noise
 
@@ -122,7 +123,7 @@ def look(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor)
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        logits = model(x)
+        logits = wide(model(x))
         values = loss(logits, y, label)
         if not values.requires_grad:
             return Look(logits, values, torch.zeros_like(x))
@@ -135,7 +136,7 @@ def look(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor)
 def glance(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor) -> Look:
     """As `look`, without a gradient, which is empty."""
     with torch.no_grad():
-        logits = model(x)
+        logits = wide(model(x))
         return Look(logits, loss(logits, y, label), x.new_empty(0))
 
 
@@ -373,7 +374,7 @@ class _Run:
                 with torch.no_grad(), tensor_cores(False):
                     parts = x.split(self.rows)
                     return torch.cat(
-                        [torch.stack([self.model(p) for _ in asked]).mean(0) for p in parts]
+                        [torch.stack([wide(self.model(p)) for _ in asked]).mean(0) for p in parts]
                     )
             except RuntimeError as error:
                 self._less(error)
@@ -427,5 +428,5 @@ def _nothing(x: Tensor, curve: Curve) -> Attacked:
 
 
 def _fooled(logits: Tensor, y: Tensor, goal: Goal) -> Tensor:
-    prediction = logits.argmax(1)
+    prediction = predicted(logits)
     return prediction != y if goal == "untargeted" else prediction == y

@@ -16,7 +16,7 @@ ROOT = Path(bench.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "errors", "printable", "sizes", "stages", "shares", "heap", "files", "lock", "images",
-    "checking", "rng", "contracts", "fitness", "queries", "foreign", "geometry", "hyperplane",
+    "checking", "rng", "contracts", "fitness", "logits", "queries", "foreign", "geometry", "hyperplane",
     "losses", "guard", "determinism", "layers", "chain", "certify", "checkpoint", "programs",
     "models", "suspicions", "datasets", "attacks", "source_hash", "registry", "catalogue",
     "published", "thresholds", "entries", "suite", "fingerprint", "batch", "pulse", "graphs",
