@@ -26,7 +26,7 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
                    graphs, a turn of it recorded for a GPU
   ensemble         attacks made of attacks, each on what still stands
   copies           what is attacked in a model's place, probed against it; exchange, its layers
-                   exchanged for cheaper ones
+                   exchanged for cheaper ones; agreement, whether two nets say the same
   geometry         norms, balls, boxes; hyperplane, the nearest point of a plane inside a box;
                    losses, what is ascended; logits, how they are read; rng, noise keyed by
                    example
