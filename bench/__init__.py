@@ -26,9 +26,10 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
                    graphs, a turn of it recorded for a GPU
   ensemble         attacks made of attacks, each on what still stands
   copies           what is attacked in a model's place, probed against it; exchange, its layers
-                   exchanged for cheaper ones
+                   exchanged for cheaper ones; agreement, whether two nets say the same
   geometry         norms, balls, boxes; hyperplane, the nearest point of a plane inside a box;
-                   losses, what is ascended; rng, noise keyed by example
+                   losses, what is ascended; logits, how they are read; rng, noise keyed by
+                   example
   certify          lower bounds of a net's margins, which no attack can pass: IBP and CROWN over
                    the layers of a chain; certified, a suite's certificates, kept as data
   guard            a model's state, which comes back as it was; heap, memory kept; determinism, the

@@ -3,9 +3,12 @@
 An attack only proposes images, the model itself judges them. So what an attack differentiates may
 be another module, as long as it agrees: its layers exchanged (`bench.exchange`), its tensors laid
 out as the processor likes them, and, where the suite asks for it, its arithmetic in bfloat16. Every
-stand-in is probed against the model first and dropped if it disagrees or fails; where none agrees,
-the model itself is attacked. Which layout and how many rows a pass are quickest is timed once for
-an architecture and a device, if the work ahead is worth it, and remembered in the user's cache.
+stand-in is probed against the model first, in each way in which attacks will use it (with gradients
+and without, one row, a few, as many as a pass holds), and dropped if it disagrees or fails; where
+none agrees, the model itself is attacked. Nor is it believed later on: `bench.craft` holds it
+against the model after each attack that it led. Which layout and how many rows a pass are quickest
+is timed once for an architecture and a device, if the work ahead is worth it, and remembered in the
+user's cache.
 """
 
 import contextlib
@@ -23,23 +26,22 @@ import platformdirs
 import torch
 from torch import Tensor, nn
 
-from bench import exchange, files, meter, provenance
+from bench import agreement, exchange, files, meter, provenance, pulse
 from bench.contracts import Precision
-from bench.engine import look
-from bench.errors import SuiteError
-from bench.guard import evaluating, out_of_memory, tensor_cores
+from bench.engine import Look, look
+from bench.errors import ContractError, SuiteError
+from bench.guard import out_of_memory, tensor_cores, untouched
+from bench.logits import wide
 from bench.losses import to_ascend
 
 Layout = Literal["contiguous", "channels-last"]
 LAYOUTS: tuple[Layout, ...] = ("contiguous", "channels-last")
 PROBED = 16
 """Images on which a stand-in is held against its model, clean and noisy."""
-CLOSE: dict[Precision, tuple[float, float]] = {
-    "float32": (1e-3, 0.999),
-    "tf32": (2e-2, 0.9),
-    "bfloat16": (1e-1, 0.5),
-}
-"""How far logits may be off, as a share of the largest, and the least cosine of the gradients."""
+SEVERAL = 5
+"""Rows of the probe between one and all."""
+FULL = 1024
+"""Rows of the probe at most: of a pass that holds more, so many are probed."""
 WIDE = 32
 """Input channels of the widest convolution from which channels-last is the likelier winner."""
 WORTH = 20
@@ -100,15 +102,26 @@ def prepare(
     `rows` is a first guess, final if `fixed`; `ahead`, the seconds of attack that it is for.
     Raises: SuiteError if nothing that agrees computes in the precision asked for.
     """
-    with evaluating(model), tensor_cores(precision == "tf32"):
-        agreeing, exchanged, dropped = _agreeing(model, x[:PROBED], precision)
-        if not agreeing:
-            if precision == "bfloat16":
-                raise SuiteError(f'precision bfloat16: {dropped}; use precision = "float32"')
-            return Copy(model, rows, "contiguous", False, precision, False, math.inf, dropped)
-        layout, most, timed, worth = _quickest(model, agreeing, x, rows, precision, fixed, ahead)
-        stand_in = agreeing[layout]
-    return Copy(stand_in, most, layout, exchanged, precision, timed, worth, dropped)
+    try:
+        with untouched(model), tensor_cores(precision == "tf32"):
+            agreeing, exchanged, dropped = _agreeing(model, x[:PROBED], precision, rows)
+            if agreeing:
+                layout, most, timed, worth = _quickest(
+                    model, agreeing, x, rows, precision, fixed, ahead
+                )
+                stand_in = agreeing[layout]
+                return Copy(stand_in, most, layout, exchanged, precision, timed, worth, dropped)
+    except ContractError as error:
+        changed = str(error).rpartition(": ")[2]
+        dropped = f"answering changes the model itself ({changed}), which a copy would not see"
+    if precision == "bfloat16":
+        raise SuiteError(f'precision bfloat16: {dropped}; use precision = "float32"')
+    return Copy(model, rows, "contiguous", False, precision, False, math.inf, dropped)
+
+
+def itself(model: nn.Module, made: Copy, dropped: str) -> Copy:
+    """The model in the place of the copy that was `made` of it, and `dropped` for this reason."""
+    return Copy(model, made.rows, "contiguous", False, made.precision, False, math.inf, dropped)
 
 
 class StandIn(nn.Module):
@@ -135,10 +148,16 @@ class StandIn(nn.Module):
 
 
 def _agreeing(
-    model: nn.Module, x: Tensor, precision: Precision
+    model: nn.Module, x: Tensor, precision: Precision, rows: int
 ) -> tuple[dict[Layout, nn.Module], bool, str]:
     """Every layout in which a copy of the model agrees with it, whether its layers were exchanged,
     and why not."""
+    if _hooked_everywhere():
+        return {}, False, "hooks on all modules act on a copy's layers, too"
+    try:
+        asked = probes(model, x, rows)
+    except Exception as error:  # a stranger's model may give no gradient
+        return {}, False, f"the model itself raised {_first_line(error)}"
     dropped = ""
     convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
     for exchanges in (True, False):
@@ -151,10 +170,9 @@ def _agreeing(
                     else copy.deepcopy(model)
                 )
                 stand_in = StandIn(own, layout, precision).eval().requires_grad_(False)
-                why = disagreement(model, stand_in, x, precision)
+                why = disagreement(stand_in, asked, precision)
             except Exception as error:  # a stranger's model need not be one that can be copied
-                first = (str(error).splitlines() or [""])[0]
-                why = f"the copy failed, {type(error).__name__}: {first}"
+                why = f"the copy failed, {_first_line(error)}"
             if why:
                 dropped = dropped or why
             else:
@@ -164,28 +182,57 @@ def _agreeing(
     return {}, False, dropped
 
 
-def disagreement(
-    model: nn.Module, stand_in: nn.Module, x: Tensor, precision: Precision = "float32"
-) -> str:
-    """How the two answer or lead differently on x (n, c, h, w), clean, noisy and alone; "" if they
-    do not. Raises: whatever either raises."""
-    ascend = to_ascend("margin", "untargeted")  # its gradient does not vanish where the net is sure
-    far, near = CLOSE[precision]
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+class Probe(NamedTuple):
+    """Images on which a stand-in is held against its model, and what the model showed there."""
+
+    x: Tensor
+    y: Tensor
+    gradients: bool
+    wanted: Look
+
+
+def probes(model: nn.Module, x: Tensor, rows: int = 1) -> list[Probe]:
+    """What the model shows on x (n, c, h, w), clean and noisy: on all together, SEVERAL, one alone
+    and as many as a pass of `rows` holds, with gradients and without.
+
+    Raises: whatever the model raises.
+    """
     images = torch.cat([x, meter.noisy(x, len(x))])
+    parts = [images, images[:SEVERAL], images[:1]]
+    if (full := min(rows, FULL)) > len(images):
+        parts.append(meter.noisy(x, full))
     with torch.no_grad():
-        y = model(images).argmin(1)
-    for part, labels in ((images, y), (images[:1], y[:1])):
-        wanted, got = (look(net, ascend, part, labels, labels) for net in (model, stand_in))
-        off = float((got.logits - wanted.logits).abs().max() / wanted.logits.abs().max())
-        if not off <= far:  # NaN, too
-            return f"its logits are off by {off:.2g} of the largest"
-        ours, theirs = got.gradient.flatten(1), wanted.gradient.flatten(1)
-        scale = theirs.abs().amax(1, keepdim=True).clamp_min(torch.finfo(theirs.dtype).tiny)
-        cosine = torch.cosine_similarity(ours / scale, theirs / scale)
-        flat = theirs.abs().amax(1) == 0
-        if bool((ours[flat] != 0).any()) or not bool((cosine[~flat] >= near).all()):
-            return f"its gradients point elsewhere, at worst with cosine {cosine.min():.3g}"
+        labels = [wide(model(part.clone())).argmin(1) for part in parts]
+    return [
+        Probe(part, y, gradients, agreement.seen(model, part, y, gradients))
+        for part, y in zip(parts, labels, strict=True)
+        for gradients in (True, False)
+    ]
+
+
+def disagreement(
+    stand_in: nn.Module, asked: Sequence[Probe], precision: Precision = "float32"
+) -> str:
+    """How the stand-in answers or leads otherwise than its model did; "" if it does not.
+
+    Raises: whatever it raises.
+    """
+    for x, y, gradients, wanted in asked:
+        got = agreement.seen(stand_in, x, y, gradients)
+        if why := agreement.apart(wanted, got, precision):
+            return why if gradients else f"without gradients {why}"
     return ""
+
+
+def _hooked_everywhere() -> bool:
+    """Whether torch calls anything but bench's signs of life around every module."""
+    module = torch.nn.modules.module
+    hooks = (*module._global_forward_pre_hooks.values(), *module._global_forward_hooks.values())
+    return any(not isinstance(getattr(hook, "__self__", None), pulse.Pulse) for hook in hooks)
 
 
 # ------------------------------------------------------------------------------------- calibration

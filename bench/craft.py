@@ -2,6 +2,11 @@
 
 A rule is driven by the engine, on a copy of the model where there is one; a whole attack runs its
 own loop, batch by batch.
+
+A copy is believed in nothing. What it took for won and the model does not is attacked again on the
+model itself (`confirmed`), and SPOTS of what it left standing, in each cell's shard, are shown to
+both (`spot_checked`): two passes of SPOTS rows. Where they disagree, or where the copy raises, all
+of the shard is attacked on the model itself, and the copy is dropped for the rest of the run.
 """
 
 import contextlib
@@ -12,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench import engine, geometry, meter, rng
+from bench import agreement, engine, geometry, meter, rng
 from bench.contracts import Curve, Norm, Threat
 from bench.errors import ContractError
 from bench.guard import evaluating, tensor_cores
@@ -20,6 +25,11 @@ from bench.judge import Verdict, Vote, judge
 
 ABSOLUTE, RELATIVE = 1e-6, 1e-5
 """What a distance may exceed eps by, absolutely and relatively: float32 rounding, no more."""
+SPOTS = 8
+"""Examples that a copy left standing, in each cell's shard, on which it is held against its model;
+all, if no more are left. They are drawn by the seed and their ids."""
+ELSEWHERE = 0.5
+"""Share of them whose gradients may differ: attacked images lie where values tie."""
 
 
 class Examples(NamedTuple):
@@ -52,6 +62,8 @@ class Crafted(NamedTuple):
     distance: Tensor | None = None
     """(n,): how far the example is that one search found for all eps, as the model judges; infinite
     where it found none. None until it is judged, and of an attack that makes no such search."""
+    dropped: str = ""
+    """Why the copy that led was dropped, and the model itself attacked; empty if it was not."""
 
 
 def craft(
@@ -63,6 +75,7 @@ def craft(
 ) -> Crafted:
     """Attack every one of the `chosen` at every eps of the curve, at most `rows` rows a pass.
 
+    Where the `copy` raises, the model itself is attacked; what was spent until then is not counted.
     Raises: ContractError if a whole attack returns what is no image.
     """
     y = chosen.label if curve.goal == "untargeted" else chosen.target
@@ -71,11 +84,17 @@ def craft(
             return _whole(model, curve, chosen, y, rows)
     once = searches(curve)
     stream = replace(curve, eps=(torch.inf,)) if once else curve
-    with tensor_cores(curve.precision == "tf32"), _draws(curve, chosen.id):
-        result, seconds = meter.timed(
-            lambda: engine.attack(model, stream, chosen.x, y, chosen.id, rows, chosen.label, copy),
-            chosen.x.device,
-        )
+    try:
+        with tensor_cores(curve.precision == "tf32"), _draws(curve, chosen.id):
+            result, seconds = meter.timed(
+                lambda: engine.attack(
+                    model, stream, chosen.x, y, chosen.id, rows, chosen.label, copy
+                ),
+                chosen.x.device,
+            )
+    except engine.CopyError as error:
+        own = craft(model, replace(curve, precision="float32"), chosen, rows)
+        return own._replace(dropped=str(error))
     if once:
         return _shared_out(_crafted(result, [seconds]), curve, chosen.x)
     # One stream serves all eps: its time is shared out by the passes that each eps took.
@@ -93,6 +112,72 @@ def searches(curve: Curve) -> bool:
 def _crafted(result: engine.Attacked, seconds: list[float]) -> Crafted:
     x_adv, forwards, backwards, first, losses, rows = result
     return Crafted(x_adv, forwards, backwards, first, seconds, losses, rows)
+
+
+def spot_checked(
+    model: nn.Module,
+    copy: nn.Module | None,
+    curve: Curve,
+    chosen: Examples,
+    rows: int,
+    raw: Crafted,
+    verdicts: list[Verdict],
+) -> tuple[Crafted, bool]:
+    """`raw`, or, where the `copy` that led disagrees with the model about examples that it left
+    standing, all of the `chosen` attacked again on the model itself; and whether they were.
+
+    At each eps SPOTS examples are drawn among those that neither the copy nor the `verdicts` of the
+    model take for won; both are looked at as the attack looks, on the image that it ended with."""
+    if copy in (None, model) or raw.dropped:
+        return raw, False
+    assert copy is not None
+    why = _misled(model, copy, curve, chosen, rows, raw, verdicts)
+    if not why:
+        return raw, False
+    own = craft(model, replace(curve, precision="float32"), chosen, rows)
+    own = own._replace(
+        forwards=raw.forwards + own.forwards,
+        backwards=raw.backwards + own.backwards,
+        seconds=[a + b for a, b in zip(raw.seconds, own.seconds, strict=True)],
+        dropped=f"on images that it left standing {why}",
+    )
+    return own, True
+
+
+def _misled(
+    model: nn.Module,
+    copy: nn.Module,
+    curve: Curve,
+    chosen: Examples,
+    rows: int,
+    raw: Crafted,
+    verdicts: list[Verdict],
+) -> str:
+    """How the copy differs from the model on what it left standing; "" if it does not."""
+    keys = chosen.id + rng.fold(curve.seed, "spots", curve.name) % 2**31
+    images, labels = [], []
+    for at, verdict in enumerate(verdicts):
+        won = success(curve, chosen, verdict.pred) | (raw.first_success[at] >= 0)
+        left = (~won).nonzero()[:, 0]
+        draws = rng.hashed(keys[left], torch.full_like(left, at), 1)[:, 0]
+        few = left[draws.argsort()[:SPOTS]]
+        images.append(raw.x_adv[at, few])
+        labels.append(chosen.label[few])
+    x, y = torch.cat(images), torch.cat(labels)
+    finite = x.flatten(1).isfinite().all(1)
+    gradients = curve.attack.needs != "scores"
+    with tensor_cores(curve.precision == "tf32"):
+        for part, own in zip(x[finite].split(rows), y[finite].split(rows), strict=True):
+            if not len(part):
+                continue
+            wanted = agreement.seen(model, part, own, gradients)
+            try:
+                got = agreement.seen(copy, part, own, gradients)
+            except Exception as error:  # of a stranger's forward, in a copy of it
+                return f"it raised {type(error).__name__}"
+            if why := agreement.apart(wanted, got, curve.precision, ELSEWHERE):
+                return why
+    return ""
 
 
 def confirmed(

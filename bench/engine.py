@@ -28,6 +28,7 @@ from bench.batch import cut, join, mapped, size, take
 from bench.contracts import Curve, Goal, Items, Seen
 from bench.geometry import per_row
 from bench.guard import out_of_memory, tensor_cores
+from bench.logits import predicted, wide
 from bench.losses import Objective, to_ascend
 from bench.rng import Noise
 
@@ -57,6 +58,10 @@ class Attacked(NamedTuple):
     of the last restart. None unless the curve asks for a trace."""
     rows: int
     """Rows a pass held at the end: fewer than asked for where memory ran out."""
+
+
+class CopyError(Exception):
+    """The copy that led could not go on; the sentence names what it raised."""
 
 
 class _Batch(NamedTuple):
@@ -89,6 +94,7 @@ def attack(
     Shapes: x (n, c, h, w) in [0, 1]; y (n,) classes to leave or to reach; examples (n,) ids that
     key the noise; label (n,) the true labels, y if not given. Both are in evaluation mode and
     their parameters need no gradient.
+    Raises: CopyError if the `copy` raises anything but that memory ran out.
     """
     run = _Run(model, copy or model, curve, x, y, examples, y if label is None else label, rows)
     rule = curve.attack.rule
@@ -122,7 +128,7 @@ def look(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor)
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        logits = model(x)
+        logits = wide(model(x))
         values = loss(logits, y, label)
         if not values.requires_grad:
             return Look(logits, values, torch.zeros_like(x))
@@ -135,7 +141,7 @@ def look(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor)
 def glance(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor) -> Look:
     """As `look`, without a gradient, which is empty."""
     with torch.no_grad():
-        logits = model(x)
+        logits = wide(model(x))
         return Look(logits, loss(logits, y, label), x.new_empty(0))
 
 
@@ -213,9 +219,9 @@ class _Run:
     def _seen(self, x: Tensor, known: Items) -> Seen:
         samples = self.curve.samples
         towards = known.y if self.order is None else known.aim
-        logits, loss, gradient = self.look(self.copy, self.loss, x, towards, known.label)
+        logits, loss, gradient = self._led(x, towards, known.label)
         for _ in range(samples - 1):
-            again = self.look(self.copy, self.loss, x, towards, known.label)
+            again = self._led(x, towards, known.label)
             logits, loss, gradient = logits + again[0], loss + again[1], gradient + again[2]
         if samples > 1:
             logits, loss, gradient = logits / samples, loss / samples, gradient / samples
@@ -223,6 +229,17 @@ class _Run:
         if self.rule.within is not None:
             fooled = fooled & self.rule.within(known, self.curve.params, self.curve.norm)
         return Seen(logits, loss, gradient, fooled)
+
+    def _led(self, x: Tensor, towards: Tensor, label: Tensor) -> Look:
+        """A pass of what leads."""
+        try:
+            return self.look(self.copy, self.loss, x, towards, label)
+        except Exception as error:  # of a stranger's forward, in a copy of it
+            short = isinstance(error, RuntimeError) and out_of_memory(error)
+            if self.copy is self.model or short:
+                raise
+            first = (str(error).splitlines() or [""])[0]
+            raise CopyError(f"it raised {type(error).__name__}: {first}") from error
 
     def _advance(self, batch: _Batch, seen: Seen) -> _Batch:
         """One step for every row that is not done; tensors alone, so that a GPU can replay it."""
@@ -373,7 +390,7 @@ class _Run:
                 with torch.no_grad(), tensor_cores(False):
                     parts = x.split(self.rows)
                     return torch.cat(
-                        [torch.stack([self.model(p) for _ in asked]).mean(0) for p in parts]
+                        [torch.stack([wide(self.model(p)) for _ in asked]).mean(0) for p in parts]
                     )
             except RuntimeError as error:
                 self._less(error)
@@ -427,5 +444,5 @@ def _nothing(x: Tensor, curve: Curve) -> Attacked:
 
 
 def _fooled(logits: Tensor, y: Tensor, goal: Goal) -> Tensor:
-    prediction = logits.argmax(1)
+    prediction = predicted(logits)
     return prediction != y if goal == "untargeted" else prediction == y

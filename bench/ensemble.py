@@ -77,12 +77,16 @@ def _part(
         # A search stops at its first find within the ball: here only that counts.
         stop="first-success" if part.attack.budget == "minimum" else curve.stop,
     )
+    if raw.dropped:  # by an earlier part
+        copy, own = None, replace(own, precision="float32")
     got = craft.craft(model, own, few, raw.rows, copy)
     verdicts = craft.verdicts_on(model, own, few, got, judged_rows or got.rows)
-    if copy not in (None, model) or own.precision != "float32":
+    got, again = craft.spot_checked(model, copy, own, few, got.rows, got, verdicts)
+    led = copy not in (None, model) or own.precision != "float32"
+    if led and not got.dropped:
         got, again = craft.confirmed(model, own, few, got.rows, got, verdicts)
-        if again:
-            verdicts = craft.verdicts_on(model, own, few, got, judged_rows or got.rows)
+    if again:
+        verdicts = craft.verdicts_on(model, own, few, got, judged_rows or got.rows)
     eps, pred = curve.eps[at], verdicts[0].pred
     images = craft.returned(own, eps, few.x, got, 0)
     broken_promises = craft.violations(images, few.x, eps, curve.norm, pred)
@@ -97,4 +101,4 @@ def _part(
     raw.x_adv[at, broken] = images[won]
     raw.part[at, broken] = number
     raw.first_success[at, broken] = got.first_success[0, won]
-    return raw._replace(rows=got.rows)
+    return raw._replace(rows=got.rows, dropped=raw.dropped or got.dropped)

@@ -13,10 +13,16 @@ results/speed, "no copy" beside "bench"):
   output's gradient that fills a vector with neighbouring pixels: torch's own kernel has only the
   channels to fill it with.
 
-What the exchange may have got wrong is not argued about here: `bench.copies` probes it.
+What the exchange may have got wrong is not argued about here: `bench.copies` probes it. But what
+holds now and may not hold later cannot be probed, so nothing is exchanged in a model with hooks or
+with a forward of its instance's own, which a graph would lose, and no graph is made of a forward
+that asks whether gradients are wanted or switches them, autocast or inference mode on or off: a
+graph keeps the answer of the moment.
 """
 
 import copy
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -38,11 +44,14 @@ def exchanged(model: nn.Module, on_cpu: bool) -> nn.Module:
     """A copy of `model`, which is in evaluation mode, with every layer exchanged that can be.
 
     The slices and the turned kernel pay on a CPU alone. Where the model's forward cannot be
-    followed symbolically (control flow on values), single layers are exchanged and no pairs.
-    Raises: whatever copying the model raises.
+    followed symbolically (control flow on values, or on the mode), single layers are exchanged and
+    no pairs.
+    Raises: HookedError where there are hooks; whatever copying the model raises.
     """
+    if name := _hooked(model):
+        raise HookedError(f"{name} has hooks, or a forward of its own")
     own = copy.deepcopy(model)
-    graph = chain.traced(own)
+    graph = _graph(own)
     if graph is not None:
         _drop(graph, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
         _fold(graph)
@@ -56,6 +65,63 @@ def exchanged(model: nn.Module, on_cpu: bool) -> nn.Module:
     if on_cpu:
         _turn(own)
     return own
+
+
+# ------------------------------------------------------------------- what must not be exchanged
+
+
+class HookedError(Exception):
+    """A model whose calls do more than its forward says; the sentence names the module."""
+
+
+def _hooked(model: nn.Module) -> str:
+    """The first module whose call does more than its class's forward; "" if there is none."""
+    for name, module in model.named_modules():
+        hooks = (
+            module._forward_hooks, module._forward_pre_hooks,
+            module._backward_hooks, module._backward_pre_hooks,
+        )  # fmt: skip
+        plain = isinstance(module, fx.GraphModule)  # torch writes a call of its own for each
+        called = type(module).__call__ is not nn.Module.__call__ and not plain
+        if any(hooks) or called or "forward" in vars(module):
+            return f"{type(module).__name__} ({name})" if name else type(module).__name__
+    return ""
+
+
+MODES = ("grad_enabled", "inference_mode", "is_inference", "autocast")
+"""Parts of the names of the functions by which torch is asked for its modes, or told them."""
+MODE_FILES = ("torch/autograd/grad_mode.py", "torch/amp/autocast_mode.py")
+
+
+class _Watch:
+    """Notes whether torch is asked for its modes, or told them, inside; as a profiler does, since
+    no hook of torch's sees it."""
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __enter__(self) -> "_Watch":
+        self._before = sys.getprofile()
+        sys.setprofile(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(self._before)
+
+    def _note(self, frame: FrameType, event: str, arg: Any) -> None:
+        if event == "c_call":
+            name = getattr(arg, "__name__", "")
+            self.seen = self.seen or any(part in name for part in MODES)
+        elif event == "call":
+            file = frame.f_code.co_filename.replace("\\", "/")
+            self.seen = self.seen or file.endswith(MODE_FILES)
+
+
+def _graph(model: nn.Module) -> fx.GraphModule | None:
+    """The forward as a graph; None where it cannot be followed, or depends on torch's modes."""
+    with _Watch() as watch:
+        graph = chain.traced(model)
+    return None if watch.seen else graph
 
 
 # ------------------------------------------------------------------------- pairs, found in a graph

@@ -1,4 +1,4 @@
-"""The judge: what a model itself, in evaluation mode and float32, says of images.
+"""The judge: what a model itself, in evaluation mode and full precision, says of images.
 
 Attacks may lead with a copy of a model and in lower precision; the verdict is always this one. The
 model is never exchanged here. What may be is the order in which an image's numbers lie in memory:
@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from bench import rng
 from bench.guard import evaluating, out_of_memory, tensor_cores
+from bench.logits import predicted, probabilities, wide
 
 JUDGE_VERSION: int = 1
 """Part of the identity of every cell. Raise it when verdicts, the check of returned images or what
@@ -35,7 +36,8 @@ class Verdict(NamedTuple):
     """What a model says of images; every field is (n,)."""
 
     pred: Tensor
-    """The class most often predicted, the smaller one on a tie; -1 where logits are not finite."""
+    """The class of the largest logit, as the model returned it; of several predictions the class
+    most often predicted. The smaller one on a tie; -1 where logits are not finite."""
     confidence: Tensor
     """Softmax probability of that class, the mean over the predictions; NaN where the logits are
     not finite."""
@@ -64,7 +66,7 @@ def judge(model: nn.Module, x: Tensor, rows: int, vote: Vote | None = None) -> V
         with evaluating(model), torch.no_grad(), tensor_cores(False), draws:
             last = vote is None and _may_lie_last(model, x[: min(rows, ASKED)])
             parts = (_laid_last(part) if last else part for part in x.split(rows))
-            answers = [torch.stack([model(p).float() for _ in range(times)]) for p in parts]
+            answers = [torch.stack([wide(model(p)) for _ in range(times)]) for p in parts]
             logits = torch.cat(answers, 1)  # (predictions, n, classes)
     except RuntimeError as error:
         if rows == 1 or not out_of_memory(error):
@@ -75,8 +77,8 @@ def judge(model: nn.Module, x: Tensor, rows: int, vote: Vote | None = None) -> V
 
 def _majority(logits: Tensor) -> Verdict:
     """The verdict that most predictions give; logits (predictions, n, classes)."""
-    shares = logits.softmax(2)
-    votes = functional.one_hot(shares.argmax(2), logits.shape[2]).sum(0)
+    shares = probabilities(logits)
+    votes = functional.one_hot(predicted(logits), logits.shape[2]).sum(0)
     pred = votes.argmax(1)  # the first of the largest counts
     confidence, agreement = (
         each.gather(1, pred[:, None])[:, 0] for each in (shares.mean(0), votes / len(logits))
@@ -95,7 +97,7 @@ def _may_lie_last(model: nn.Module, x: Tensor) -> bool:
         try:
             there, here = model(_laid_last(x)), model(x)
             off = float((there - here).abs().max() / here.abs().max())
-            _last[model] = off <= CLOSE and torch.equal(there.argmax(1), here.argmax(1))
+            _last[model] = off <= CLOSE and torch.equal(predicted(there), predicted(here))
         except RuntimeError as error:
             if out_of_memory(error):
                 raise

@@ -22,6 +22,7 @@ from bench.craft import (
     craft,
     returned,
     searches,
+    spot_checked,
     success,
     verdicts_on,
     violations,
@@ -67,6 +68,8 @@ class Measured(NamedTuple):
     """What was ascended, step by step, (positive eps, attacked examples, steps), if traced."""
     rows: int
     """Rows a pass held at the end: fewer than asked for where memory ran out."""
+    dropped: str = ""
+    """Why the copy that led was dropped, and the model itself attacked; empty if it was not."""
 
 
 def measure(
@@ -115,6 +118,10 @@ def measure(
             )
             led = copy not in (None, attacked) or part.precision != "float32"
             rule = part.attack.rule
+            if rule is not None:
+                raw, again = spot_checked(attacked, copy, part, chosen, rows, raw, verdicts)
+                verdicts = verdicts_on(model, part, chosen, raw, judges) if again else verdicts
+            led = led and not raw.dropped
             if led and rule is not None and (part.stop == "first-success" or rule.seeks):
                 own = attacked is model
                 seen = verdicts if own else verdicts_on(attacked, part, chosen, raw, rows)
@@ -153,7 +160,8 @@ def measure(
             )
         )
     losses = raw.losses if raw is not None else None
-    return Measured(records, costs, x_adv, losses, raw.rows if raw is not None else rows)
+    left, dropped = (raw.rows, raw.dropped) if raw is not None else (rows, "")
+    return Measured(records, costs, x_adv, losses, left, dropped)
 
 
 # --------------------------------------------------------------------------- verifying and judging

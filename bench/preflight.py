@@ -17,6 +17,7 @@ from bench.engine import look
 from bench.errors import SuiteError, nearest
 from bench.fitness import FINDINGS, Finding
 from bench.guard import evaluating
+from bench.logits import predicted, probabilities, tied, wide
 from bench.losses import to_ascend
 from bench.models import Preprocessed
 from bench.programs.program import Program
@@ -27,6 +28,8 @@ ASKED = 16
 """Images that the model is asked about."""
 RANDOM, BATCH = 1e-3, 1e-2
 """Shares of the largest logit by which answers may differ: asked twice, and asked alone."""
+FLAT = 1e-3
+"""What the largest probability is above 1 / classes, as a share of that, if logits are not flat."""
 
 
 class Subject(NamedTuple):
@@ -83,6 +86,7 @@ def fit(
         refused = [each for each in found if each.refuses and each.name not in allow]
         if refused:
             raise SuiteError(refused[0].refused())
+        logits = wide(logits)
         random = _random(model, x, logits)
         found += _doubts(where, model, data, x, logits, random, predictions)
         if "not-finite" not in [each.name for each in found]:
@@ -92,7 +96,7 @@ def fit(
     access: Access = "gradient"
     if isinstance(model, Queried):  # what is behind it is known by its answers alone
         access = model.access
-        said = str(logits.argmax(1).tolist())
+        said = str(predicted(logits).tolist())
         print_ = hashlib.sha256(f"{print_} {said}".encode()).hexdigest()
     return Subject(
         label=label, model=model, classes=logits.shape[1], fingerprint=print_, findings=findings,
@@ -176,11 +180,11 @@ def _random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
     """Whether the model answers otherwise when it is asked again."""
     with torch.no_grad():
         again = model(x)
-    return float((again - logits).abs().max()) > RANDOM * _scale(logits)
+    return float((wide(again) - logits).abs().max()) > RANDOM * _scale(logits)
 
 
 def _scale(logits: Tensor) -> float:
-    return float(logits.abs().max()) + 1e-6
+    return float(logits.abs().max())
 
 
 def _doubts(
@@ -216,6 +220,7 @@ def _doubts(
             f"{where} returns log-probabilities instead of logits: cross-entropy is the same, but "
             "losses on logits (DLR, CW) are not; return the values before log_softmax.",
         )
+    yield from _close(where, logits)
     if data.classes and len(data.classes) != logits.shape[1]:
         yield Finding(
             "classes",
@@ -230,15 +235,37 @@ def _doubts(
             "params, or a model made for this one.",
         )
     if not isinstance(model, Queried):
-        yield from _flat(where, model, x, logits)
+        yield from _flat(where, model, x, logits, random)
+
+
+def _close(where: str, logits: Tensor) -> Iterator[Finding]:
+    """Whether the classes can be told apart by what the model returns."""
+    n, classes = logits.shape
+    ties = int(tied(logits).sum())
+    if ties:
+        yield Finding(
+            "ties",
+            f"{where} gives several classes exactly the same, largest logit on {ties} of {n} clean "
+            "images: the lowest of them counts as its answer, so that accuracy hangs on the order "
+            "of the classes; look for outputs that are rounded, clipped or all the same.",
+        )
+    above = float(probabilities(logits).amax(1).max()) * classes - 1
+    if above < FLAT and ties < n:
+        far = float((logits.amax(1) - logits.amin(1)).max())
+        yield Finding(
+            "flat",
+            f"{where} returns logits that differ by {far:.2g} at most on {n} clean images, so that "
+            f"every class has a probability of about 1/{classes}: verdicts are read off the logits "
+            "and hold, but confidences mean nothing and losses may round; multiply the logits.",
+        )
 
 
 def _batch(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]:
     """Whether an image is answered otherwise alone, or among others in another order."""
     try:
         with torch.no_grad():
-            alone = torch.cat([model(row[None]) for row in x])
-            turned = model(x.flip(0)).flip(0)
+            alone = wide(torch.cat([model(row[None]) for row in x]))
+            turned = wide(model(x.flip(0)).flip(0))
     except Exception as error:  # as batch-norm in training mode refuses a single image
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SuiteError(
@@ -261,8 +288,10 @@ def _batch(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[
         )
 
 
-def _flat(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]:
-    """Whether there are gradients to follow."""
+def _flat(
+    where: str, model: nn.Module, x: Tensor, logits: Tensor, random: bool
+) -> Iterator[Finding]:
+    """Whether there are gradients to follow, and whether they are those of what is judged."""
     other = logits.argmin(1)
     try:
         seen = look(model, to_ascend("cross-entropy", "untargeted"), x, other, other)
@@ -274,6 +303,15 @@ def _flat(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[F
             "differentiated.",
         )
         return
+    far = float((seen.logits - logits).abs().max())
+    if not random and far > RANDOM * _scale(logits):
+        yield Finding(
+            "gradient-mode",
+            f"{where} answers otherwise where a gradient is asked for than where none is (logits "
+            f"differ by {far:.3g}): attacks by gradient follow another model than the one that is "
+            "judged; let its forward not look at torch.is_grad_enabled or x.requires_grad, and "
+            "attack it by scores, too.",
+        )
     zero = int((seen.gradient.flatten(1).abs().amax(1) == 0).sum())
     if zero:
         yield Finding(

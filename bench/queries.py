@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.errors import ContractError
+from bench.logits import predicted, wide
 
 Access = Literal["gradient", "scores", "labels"]
 SHOWN = {"nothing": 0, "labels": 1, "scores": 2, "gradient": 3}
@@ -49,11 +50,11 @@ class Queried(nn.Module):
             raise ContractError(
                 f"{self.name}: expected scores (n, classes) with n = {n}, got {tuple(answer.shape)}"
             )
-        return answer.float()
+        return wide(answer) if answer.is_floating_point() else answer.double()
 
     def _labels(self, answer: Tensor, n: int) -> Tensor:
         if answer.dim() == 2:  # a model that would show more
-            answer = answer.argmax(1)
+            answer = predicted(answer)
         if answer.shape != (n,) or answer.is_floating_point():
             raise ContractError(
                 f"{self.name}: expected labels (n,) with n = {n}, whole numbers, got "

@@ -125,6 +125,8 @@ class Session:
             self._judged_rows(task.model),
             stand_in,
         )
+        if measured.dropped:
+            self._drop(task, measured.dropped)
         if measured.rows < rows:
             self._fewer(task, rows, measured.rows)
         frames, pieces = [], []
@@ -236,6 +238,17 @@ class Session:
         key = task.source, task.curve.precision
         if key in self._copies:
             self._copies[key] = self._copies[key]._replace(rows=left)
+
+    def _drop(self, task: plan.Task, why: str) -> None:
+        """A copy misled an attack: from now on the model itself is attacked, and the user hears."""
+        self.notes.append(
+            f"{task.model} · {task.entry.label}: the copy of {task.source} that led was dropped: "
+            f"{why}; these examples were attacked again on {task.source} itself, as all will be "
+            "from now on"
+        )
+        key = task.source, task.curve.precision
+        model = self.subjects[task.source].model
+        self._copies[key] = copies.itself(model, self._copies[key], why)
 
     def clean_pass(self, model: str) -> measure.Clean:
         """The model's answers to all clean images; asked once."""

@@ -15,6 +15,7 @@ from bench.contracts import Data, Model, Shape
 from bench.entries import AttackEntry, DataEntry, ModelEntry
 from bench.errors import SuiteError
 from bench.guard import evaluating
+from bench.logits import probabilities
 from bench.plots import drawing
 from bench.plots.style import STYLE
 from bench.session import Session
@@ -149,11 +150,12 @@ def _data(image: str, wanted: Shape | None, names: tuple[str, ...], data_dir: Pa
 
 def _answer(model: nn.Module, image: Tensor, label: int, names: tuple[str, ...]) -> Answer:
     with evaluating(model), torch.no_grad():
-        shares = model(image[None]).float().softmax(1)[0]
-    values, classes = shares.topk(min(TOP, len(shares)))
+        logits = model(image[None])[0]
+    shares = probabilities(logits)
+    classes = logits.argsort(descending=True, stable=True)[:TOP]
     top = [
         (_name(names, index), share)
-        for index, share in zip(classes.tolist(), values.tolist(), strict=True)
+        for index, share in zip(classes.tolist(), shares[classes].tolist(), strict=True)
     ]
     return Answer(top, float(shares[label]), int(classes[0]))
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bench.contracts import Data
 from bench.fitness import Finding
+from bench.logits import predicted
 from bench.models import IMAGENET_MEAN, IMAGENET_STD, MNIST_MEAN, MNIST_STD
 
 ASKED = 32
@@ -121,7 +122,7 @@ def _predictions(model: nn.Module, x: Tensor) -> Tensor | None:
             logits: Tensor = model(x)
     except Exception:  # a stranger's forward may refuse what is outside [0, 1]
         return None
-    return logits.argmax(1)
+    return predicted(logits)
 
 
 def improved(pred: Tensor, y: Tensor, other: Tensor, z: Tensor) -> bool:

@@ -295,3 +295,15 @@ def test_every_name_that_is_known_is_found_somewhere_here() -> None:
     files = ("test_preflight.py", "test_loading.py", "models/test_libraries.py")
     text = "".join((here / each).read_text(encoding="utf-8") for each in files)
     assert [name for name in FINDINGS if name not in text] == []
+
+
+def test_a_net_that_answers_otherwise_where_a_gradient_is_asked_for_is_found(
+    lenet: nn.Module, data: Data
+) -> None:
+    def rounded(x: Tensor) -> Tensor:
+        return torch.round(3 * x) / 3 + 0 * x if torch.is_grad_enabled() else x
+
+    assert "gradient-mode" in names(Shown(lenet, rounded), data)
+    assert names(Shown(lenet, lambda x: x.round() if not torch.is_grad_enabled() else x), data) == [
+        "gradient-mode"
+    ]

@@ -22,6 +22,7 @@ from bench.audit import signs
 from bench.audit.signs import Kind, Sign
 from bench.contracts import Curve, Loss, Threat, step_size
 from bench.guard import tensor_cores, untouched
+from bench.logits import predicted, wide
 from bench.losses import to_ascend
 from bench.preflight import BATCH, RANDOM, are_probabilities
 
@@ -125,11 +126,11 @@ def _answers(subject: Subject) -> Iterator[Sign]:
     if are_probabilities(logits):
         told = "each row of the output is positive and sums to 1"
         yield _sign(subject, signs.PROBABILITIES, everything, told, "all rows")
-    scale = logits.abs().max() + 1e-6
+    scale = logits.abs().max()
     again = torch.stack([_logits(subject, subject.x) for _ in range(ASKED_AGAIN)])
     differs = (again - logits).abs().amax((0, 2)) > RANDOM * scale
     if differs.any():
-        other = (again.argmax(2) != logits.argmax(1)).any(0)
+        other = (predicted(again) != predicted(logits)).any(0)
         told = f"asked {ASKED_AGAIN + 1} times, {int(other.sum())} images get another label"
         limit = f"a logit that differs by more than {RANDOM:g} of the largest"
         yield _sign(subject, signs.UNSTABLE, differs, told, limit)
@@ -137,7 +138,7 @@ def _answers(subject: Subject) -> Iterator[Sign]:
     alone = torch.cat([_logits(subject, row[None]) for row in subject.x])
     differs = (alone - logits).abs().amax(1) > BATCH * scale
     if differs.any():
-        other = alone.argmax(1) != logits.argmax(1)
+        other = predicted(alone) != predicted(logits)
         told = f"asked one by one, {int(other.sum())} images get another label"
         limit = f"a logit that differs by more than {BATCH:g} of the largest"
         yield _sign(subject, signs.BATCH, differs, told, limit)
@@ -145,7 +146,7 @@ def _answers(subject: Subject) -> Iterator[Sign]:
 
 def _logits(subject: Subject, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([subject.model(part).float() for part in x.split(subject.rows)])
+        return torch.cat([wide(subject.model(part)) for part in x.split(subject.rows)])
 
 
 # ----------------------------------------------------------------------------- where gradients lead
@@ -203,7 +204,7 @@ def _climb(
     fooled = blind
     for _ in range(steps):
         seen = engine.look(model, objective, at, y, y)
-        fooled = seen.logits.argmax(1) != y
+        fooled = predicted(seen.logits) != y
         if fooled.all():
             return _Ascent(at, blind, fooled)
         flat = seen.gradient.flatten(1)
@@ -212,7 +213,7 @@ def _climb(
         moved = geometry.project(moved, x, eps, threat.norm)
         at = torch.where(geometry.per_row(fooled, x), at, moved)
     with torch.no_grad():
-        return _Ascent(at, blind, model(at).argmax(1) != y)
+        return _Ascent(at, blind, predicted(model(at)) != y)
 
 
 # -------------------------------------------------------------------------- the suite's own attacks
@@ -234,7 +235,7 @@ def _trace(subject: Subject, label: str, curve: Curve) -> Iterator[Sign]:
     assert got.losses is not None
     first, losses = got.first_success[0], got.losses[0]
     early = (first >= 0) & (first <= steps)
-    late = ~early & ((first >= 0) | (_logits(subject, got.x_adv[0]).argmax(1) != subject.y))
+    late = ~early & ((first >= 0) | (predicted(_logits(subject, got.x_adv[0])) != subject.y))
     flat = ~early & ~(losses[:, steps] > losses[:, 0])
     threat = Threat(norm=curve.norm, eps=eps)
     if _many(flat):

@@ -15,6 +15,7 @@ from torch import Tensor
 from bench import provenance, registry
 from bench.contracts import Data
 from bench.files import write_whole
+from bench.logits import predicted, probabilities
 from bench.plots import drawing
 from bench.training import figures, page
 from bench.training.adversarial import Craft
@@ -127,12 +128,13 @@ def _judge(recipe: Recipe, run: Run, images: Tensor, labels: Tensor) -> Judged:
         return Judged(state, pred, None, None, bounded.cpu())
     if recipe.adversarial is None:
         return Judged(state, pred, None, None)
-    craft, shares = Craft(recipe.adversarial, run.seed), []
+    craft, answers = Craft(recipe.adversarial, run.seed), []
     for at in torch.arange(len(labels), device=device).split(VALIDATION_ROWS):
         x_adv = craft.validate(model, images[at], labels[at], at)
         with torch.no_grad():
-            shares.append(model(x_adv).softmax(1).cpu())
-    confidence, attacked = torch.cat(shares).max(1)
+            answers.append(model(x_adv).cpu())
+    attacked = predicted(torch.cat(answers))
+    confidence = probabilities(torch.cat(answers)).gather(1, attacked[:, None])[:, 0]
     return Judged(state, pred, attacked, confidence)
 
 
