@@ -77,6 +77,8 @@ class _Session:
     environment: _Environment
     options: _Options | None = None
     requirements: list[str] = dataclasses.field(default_factory=list)
+    loaded: list[str] = dataclasses.field(default_factory=lambda: ["torch"])
+    parts: int = 1
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -44,7 +44,7 @@ class Orders(NamedTuple):
     alone: frozenset[str]
     """Identities of cells that are tried one at a time."""
     unwell: Mapping[str, str]
-    """Models that are neither certified nor probed -> why."""
+    """Models that are not asked again, certified nor probed -> why."""
 
 
 def run_for(orders: Orders, pipe: Connection, beats: Any) -> None:
@@ -63,7 +63,7 @@ def run_for(orders: Orders, pipe: Connection, beats: Any) -> None:
 
         def enter(stage: Stage) -> str:
             life.forget()
-            if stage.kind in ("certify", "probe") and stage.model in orders.unwell:
+            if stage.kind in ("resume", "certify", "probe") and stage.model in orders.unwell:
                 return orders.unwell[stage.model]
             pipe.send(stage)
             return ""

@@ -101,7 +101,7 @@ def _after(death: _Death, orders: Orders, again: set[frozenset[str]], listen: Li
     # What was to be forgotten is forgotten, since what comes after loading had begun.
     options = dataclasses.replace(orders.options, fresh=False)
     orders = orders._replace(options=options, lost=orders.lost | death.failed)
-    if stage.kind in ("certify", "probe"):
+    if stage.kind in ("resume", "certify", "probe"):
         listen(Event("failed", f"{stage.what}: {why}", 0.0))
         return orders._replace(unwell={**orders.unwell, stage.model: why})
     cells = frozenset(stage.cells)

@@ -10,7 +10,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench import certified, digest, document, files, lock, records, runner, shares
+import pandas as pd
+import torch
+
+from bench import certified, consistency, digest, document, files, lock, records, runner, shares
 from bench.errors import RecordError, SuiteError
 from bench.plan import Cell
 from bench.session import cuts
@@ -73,6 +76,7 @@ def merge(given: Sequence[Path], out: Path) -> Merged:
             )
     for one, other in combinations(found, 2):
         _check_same(one, other)
+        _check_models(one, other)
     with lock.held(out, lambda told: None):
         there = _copy(found, out)
         wanted = list(_wanted(first))
@@ -139,6 +143,55 @@ def _question(source: _Source) -> dict[str, object]:
             task["identity"] for task in source.document.get("certify", [])
         },
     }  # fmt: skip
+
+
+def _check_models(one: _Source, other: _Source) -> None:
+    """Raises: RecordError if a model said different things of the same clean images."""
+    here, there = _clean_places(one), _clean_places(other)
+    for (model, first), path in sorted(here.items()):
+        if (model, first) not in there or path.name == there[model, first].name:
+            continue
+        ours, theirs = (_clean_answers(each, model) for each in (path, there[model, first]))
+        both = ours.merge(theirs, on="example", suffixes=("", "_there"))
+        differ = consistency.differing(
+            *(
+                torch.tensor(both[name].to_numpy())
+                for suffix in ("", "_there")
+                for name in (f"clean_pred{suffix}", f"clean_confidence{suffix}")
+            )
+        )
+        if int(differ.sum()) > len(both) * consistency.UNLIKE:
+            row = both.iloc[int(differ.nonzero()[0])]
+            raise RecordError(
+                f"{one.folder} and {other.folder}: model '{model}' was not the same in both: "
+                f"clean example {row['example']} was class {row['clean_pred']} at confidence "
+                f"{row['clean_confidence']:.6g} in one and class {row['clean_pred_there']} at "
+                f"{row['clean_confidence_there']:.6g} in the other; make one of them again"
+            )
+
+
+def _clean_answers(path: Path, model: str) -> pd.DataFrame:
+    frame = records.read(path)
+    return frame[(frame["model"] == model).to_numpy()].drop_duplicates("example")
+
+
+def _clean_places(source: _Source) -> dict[tuple[str, int], Path]:
+    """(model, first example of a chunk) -> a file with that model's answers to those examples;
+    without models whose answers depend on more than the image."""
+    about = source.document["models"]
+    loose = {
+        label
+        for label, model in about.items()
+        if model.get("predictions", 1) > 1
+        or any(f"({name}" in told for told in model["findings"] for name in ("random", "batch"))
+    }
+    models = {cell.identity: cell.model for cell in source.plan if cell.model not in loose}
+    return {
+        (models[piece.cell], piece.first): path
+        for path, pieces in source.files.items()
+        for piece in pieces
+        if piece.cell in models
+    }
 
 
 def _check_same(one: _Source, other: _Source) -> None:

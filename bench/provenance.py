@@ -5,7 +5,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,12 @@ PACKAGES = (
     "pyarrow", "scikit-learn", "safetensors", "matplotlib", "seaborn", "foolbox",
     "adversarial-robustness-toolbox", "pyautoattack", "timm", "transformers",
 )  # fmt: skip
+COMPUTING = {
+    "torch": "torch", "torchvision": "torchvision", "torchattacks": "torchattacks",
+    "foolbox": "foolbox", "adversarial-robustness-toolbox": "art", "pyautoattack": "pyautoattack",
+    "timm": "timm", "transformers": "transformers",
+}  # fmt: skip
+"""Packages that compute a model's answers or an attack's steps -> the module that they load."""
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -36,6 +42,45 @@ def environment(device: torch.device) -> dict[str, Any]:
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "git": git_commit(),
     }
+
+
+def loaded() -> list[str]:
+    """List the packages of COMPUTING that this process has loaded."""
+    return [name for name, module in COMPUTING.items() if module in sys.modules]
+
+
+def mixed_versions(sessions: Sequence[Any]) -> list[str]:
+    """Say which packages had several versions in the sessions that made a run's records.
+
+    Args:
+        sessions: Those of provenance.json, in their order; what is damaged in them is passed over.
+
+    Returns:
+        A sentence for each package. Identities do not cover the version of torch, since the next
+        one rarely changes a count.
+    """
+    known = [each for each in sessions if isinstance(each, Mapping) and each.get("parts") != 0]
+    found = []
+    for name in COMPUTING:
+        versions = [version for each in known if (version := _used_version(each, name))]
+        several = list(dict.fromkeys(versions))
+        if len(several) > 1:
+            found.append(
+                f"The records of this folder were made with {name} {', then '.join(several)}: "
+                "what two versions compute may differ in the last bits, and rarely in a count; "
+                "--fresh makes all records with one."
+            )
+    return found
+
+
+def _used_version(session: Mapping[str, Any], name: str) -> str | None:
+    """The version of a package that a session computed with; None where it did not."""
+    environment, loaded = session.get("environment"), session.get("loaded", ["torch"])
+    packages = environment.get("packages") if isinstance(environment, Mapping) else None
+    if not isinstance(packages, Mapping) or not isinstance(loaded, list) or name not in loaded:
+        return None
+    version = packages.get(name)
+    return version if isinstance(version, str) else None
 
 
 def device_name(device: torch.device) -> str:

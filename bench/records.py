@@ -154,6 +154,15 @@ def pieces_of(path: Path) -> list[Piece]:
     return _pieces(path, _content(path))
 
 
+def read(path: Path) -> pd.DataFrame:
+    """The rows of one file, columns as COLUMNS.
+
+    Raises: RecordError if it is damaged or newer than this bench.
+    """
+    rows: pd.DataFrame = _table(path, pieces_of(path)).to_pandas()
+    return rows
+
+
 def load(folder: Path) -> Stored:
     """All records of a run's folder.
 

@@ -24,6 +24,7 @@ from bench.errors import RecordError
 from bench.explain import explanations
 from bench.explain.explanations import Explanation
 from bench.plan import Cell
+from bench.provenance import mixed_versions
 from bench.published import Published
 
 
@@ -48,9 +49,11 @@ class Results(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """What preflight found of the models, for the reader of their numbers."""
+        """What preflight found of the models, and of the versions that the records were made with,
+        for the reader of their numbers."""
         models = self.provenance["models"].values()
-        return [finding for model in models for finding in model["findings"]]
+        found = [finding for model in models for finding in model["findings"]]
+        return [*found, *mixed_versions(self.provenance["sessions"])]
 
     def unfinished(self) -> pd.DataFrame:
         """The rows of cells that failed or were not finished."""

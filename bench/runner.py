@@ -30,6 +30,7 @@ from bench import (
     plan,
     provenance,
     records,
+    resume_check,
 )
 from bench.audit.probed import probed
 from bench.entries import Suite
@@ -117,6 +118,9 @@ def _run(
     for bound in certified.tasks(suite, session):
         watch.enter(Stage("load", f"model '{bound.model}', reading its layers", bound.model))
         bounds.append(certified.read(session, bound))
+    if recovered.pieces:
+        for sentence in resume_check.check(session, tasks, out, watch):
+            listen(Event("note", sentence, 0.0))
     document = _document(suite, options, session, tasks, bounds)
     earlier = _earlier(out)
     document["probes"] = {} if options.fresh else earlier.get("probes", {})
@@ -124,6 +128,10 @@ def _run(
     save(out, document)
     there = recovered.pieces
     parts = weighed(session, undone(session, tasks, there, options.share, watch.lost), watch)
+    document["sessions"][-1]["parts"] = len(parts)
+    if parts and there:
+        for sentence in provenance.mixed_versions(document["sessions"]):
+            listen(Event("note", sentence, 0.0))
     _tell(listen, decisions.loaded(session, options.device, out))
     _tell(listen, decisions.divided(tasks, session, there, parts, options.share))
     listen(Event("start", suite.title, sum(part.work for part in parts)))
@@ -292,6 +300,7 @@ def _document(
                 "command": options.command,
                 "options": options.plain(),
                 "environment": provenance.environment(session.device),
+                "loaded": provenance.loaded(),
                 "requirements": provenance.requirements(),
             }
         ],

@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from bench import copies, feed, measure, meter, plan, rng
+from bench import consistency, copies, feed, measure, meter, plan, rng
 from bench.contracts import Data, Precision, Shape
 from bench.craft import Examples
 from bench.errors import SuiteError
@@ -26,6 +26,9 @@ SHARD_BYTES = 64 * 2**20
 """A shard holds at most so many examples, and so many bytes of images."""
 JUDGED = 64
 """Most rows that the judge is given at once on a CPU."""
+REPEATED = 16
+"""Clean images that a model is asked about again after each shard, to see that its answers do not
+change while it is attacked."""
 FLOOR_AGE = 20
 """A floor is timed again when it is older than so many times what timing it takes."""
 
@@ -80,6 +83,7 @@ class Session:
     """What was decided on the way and why, likewise, for a listener who asks."""
     _copies: dict[tuple[str, Precision], copies.Copy] = dataclasses.field(default_factory=dict)
     _clean: dict[str, measure.Clean] = dataclasses.field(default_factory=dict)
+    _first: dict[str, Verdict] = dataclasses.field(default_factory=dict)
     _floors: dict[tuple[str, int], _Timed] = dataclasses.field(default_factory=dict)
     _said: set[str] = dataclasses.field(default_factory=set)
 
@@ -108,7 +112,12 @@ class Session:
         return sum(floor.seconds(cell.passes or 1.0, cell.gradients or 0.0) for cell in task.cells)
 
     def shard(self, task: plan.Task, first: int, last: int) -> Shard:
-        """Attack, verify and judge the examples first..last-1 for all the task's cells."""
+        """Attack, verify and judge the examples first..last-1 for all the task's cells.
+
+        Raises: SuiteError if a model answers otherwise afterwards than when it was first asked.
+        """
+        for name in (task.model, task.source):
+            self._first_answers(name)
         copy = self._copy(task)
         rows = self._rows_for(task) if copy is None else copy.rows
         examples = self.examples(task, first, last)
@@ -122,9 +131,11 @@ class Session:
             rows,
             floor,
             source,
-            self._judged_rows(task.model),
+            self.judged_rows(task.model),
             stand_in,
         )
+        for name in (task.model, task.source):
+            self._check_unchanged(name)
         if measured.dropped:
             self._drop(task, measured.dropped)
         if measured.rows < rows:
@@ -173,7 +184,7 @@ class Session:
         """Rows a pass by rule, or as the user said; a whole attack's outcome may depend on them."""
         return task.entry.batch_size or self.rows[task.source]
 
-    def _judged_rows(self, model: str) -> int:
+    def judged_rows(self, model: str) -> int:
         """Rows that the judge asks about at once: a forward pass keeps less than a gradient does,
         so that on a CPU more of a large net fit the cache, and fewer of a small one are enough.
         What a model that answers at random says depends on them, and they on nothing else."""
@@ -253,7 +264,8 @@ class Session:
     def clean_pass(self, model: str) -> measure.Clean:
         """The model's answers to all clean images; asked once."""
         if model not in self._clean:
-            subject, rows = self.subjects[model], self._judged_rows(model)
+            self._first_answers(model)  # before, so that a change on the way is seen
+            subject, rows = self.subjects[model], self.judged_rows(model)
             parts = [
                 judge(subject.model, self._images.read(a, b), rows, self._vote(subject, a))
                 for a, b in self.shards()
@@ -263,6 +275,32 @@ class Session:
             label = joined.pred if labels is None else labels.to(self.device)
             self._clean[model] = measure.Clean(label, *joined)
         return self._clean[model]
+
+    def _first_answers(self, model: str) -> None:
+        """Keep what the model says of the first clean images, unless it answers at random."""
+        subject = self.subjects[model]
+        if model not in self._first and not subject.random:
+            x = self._repeated()
+            self._first[model] = judge(subject.model, x, len(x))
+
+    def _check_unchanged(self, model: str) -> None:
+        """Raises: SuiteError if a model answers otherwise than when it was first asked."""
+        if model not in self._first:
+            return
+        x, first = self._repeated(), self._first[model]
+        found = consistency.first_difference(
+            self.subjects[model].model, x, len(x), first.pred, first.confidence
+        )
+        if found is not None:
+            raise SuiteError(
+                f"model '{model}' changes its answers during the run: clean example "
+                f"{found.position} was {found.words()}, so that the records would be those of two "
+                "models and are not written; give it no memory of earlier calls (a counter, a "
+                "cache, a buffer that its forward writes to)"
+            )
+
+    def _repeated(self) -> Tensor:
+        return self.data.read(0, min(self.data.n, REPEATED)).to(self.device)
 
     def _vote(self, subject: Subject, first: int) -> Vote | None:
         """How a model that answers at random is asked about the clean shard from `first` on."""

@@ -7,7 +7,7 @@ parent learns from this what was at work, and tells the next child what to leave
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
-Kind = Literal["load", "time", "clean", "part", "certify", "probe"]
+Kind = Literal["load", "resume", "time", "clean", "part", "certify", "probe"]
 
 
 class Stage(NamedTuple):

@@ -121,7 +121,7 @@ def test_a_second_run_does_no_work_and_changes_no_file(tmp_path: Path) -> None:
     assert counts(run(path, tmp_path / "out")) == counts(first)
 
 
-def test_a_second_run_asks_the_model_nothing_but_the_preflight(own: Path) -> None:
+def test_a_second_run_asks_the_model_nothing_but_what_tells_that_it_is_the_same(own: Path) -> None:
     def asked() -> int:
         lines = (own / "passes").read_text(encoding="utf-8").split()
         (own / "passes").unlink()
@@ -132,7 +132,8 @@ def test_a_second_run_asks_the_model_nothing_but_the_preflight(own: Path) -> Non
     run(path, own / "out")
     first = asked()
     run(path, own / "out")
-    assert asked() < 250 < first  # preflight asks about single images, batches and shifts
+    # Preflight asks about single images, batches and shifts, the resume check about stored ones.
+    assert asked() < 300 < first
 
 
 def test_another_parameter_runs_only_its_own_attack_again(tmp_path: Path) -> None:
