@@ -16,8 +16,9 @@ ROOT = Path(bench.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "errors", "printable", "sizes", "stages", "shares", "heap", "files", "lock", "images",
-    "checking", "rng", "contracts", "fitness", "queries", "foreign", "geometry", "hyperplane",
-    "losses", "guard", "determinism", "layers", "chain", "certify", "checkpoint", "programs",
+    "checking", "rng", "process", "contracts", "fitness", "queries", "foreign", "geometry",
+    "hyperplane", "losses", "guard", "containment", "determinism", "layers", "chain", "certify",
+    "checkpoint", "programs",
     "models", "suspicions", "datasets", "attacks", "registry", "catalogue", "published",
     "thresholds", "entries", "suite", "plan", "planned", "batch", "pulse", "graphs", "engine",
     "meter", "judge", "craft", "ensemble", "measure", "provenance", "exchange", "copies",
@@ -124,7 +125,7 @@ def test_no_broad_except_hides_a_bug_outside_a_strangers_code() -> None:
     # forward, file and module, a cell, a child's bugs and its clean pass, a library's attack, a
     # training's progress, what Ray raises, a tracker.
     assert sorted(broad) == [
-        "audit/probed.py", "chain.py", "chain.py", "checkpoint.py", "copies.py",
+        "audit/probed.py", "chain.py", "chain.py", "checkpoint.py", "containment.py", "copies.py",
         "datasets/mnist.py", "graphs.py", "isolated.py", "isolated.py", "loading.py", "parts.py",
         "preflight.py", "preflight.py", "programs/__init__.py", "registry.py", "registry.py",
         "speed/race.py", "spread.py", "suspicions.py", "trackers/__init__.py",
