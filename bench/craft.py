@@ -17,8 +17,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench import agreement, engine, geometry, meter, rng
-from bench.contracts import Curve, Norm, Threat
+from bench import agreement, containment, engine, geometry, meter, rng
+from bench.containment import Loan
+from bench.contracts import Curve, Norm, Rule, Threat
 from bench.errors import ContractError
 from bench.guard import evaluating, tensor_cores
 from bench.judge import Verdict, Vote, judge
@@ -76,16 +77,23 @@ def craft(
     """Attack every one of the `chosen` at every eps of the curve, at most `rows` rows a pass.
 
     Where the `copy` raises, the model itself is attacked; what was spent until then is not counted.
-    Raises: ContractError if a whole attack returns what is no image.
+    A whole attack is given a model of its own. What a stranger's attack changes in the process or
+    in the model is put back.
+    Raises: ContractError if a whole attack returns what is no image, or a stranger's attack left
+    the process or its model changed.
     """
     y = chosen.label if curve.goal == "untargeted" else chosen.target
     if curve.attack.run is not None:
-        with tensor_cores(False):
-            return _whole(model, curve, chosen, y, rows)
+        with tensor_cores(False), containment.lent(model, chosen.x, curve.random) as loan:
+            return _whole(loan, curve, chosen, y, rows)
     once = searches(curve)
     stream = replace(curve, eps=(torch.inf,)) if once else curve
     try:
-        with tensor_cores(curve.precision == "tf32"), _draws(curve, chosen.id):
+        with (
+            tensor_cores(curve.precision == "tf32"),
+            _draws(curve, chosen.id),
+            _shared(curve.attack.rule),
+        ):
             result, seconds = meter.timed(
                 lambda: engine.attack(
                     model, stream, chosen.x, y, chosen.id, rows, chosen.label, copy
@@ -101,6 +109,14 @@ def craft(
     weight = (result.forwards + 2 * result.backwards).sum(1)
     share = (weight / weight.sum()).tolist()
     return _crafted(result, [seconds * part for part in share])
+
+
+def _shared(rule: Rule | None) -> AbstractContextManager[None]:
+    """What keeps the process as it is while a rule is driven; bench's own rules need it not."""
+    steps = [] if rule is None else [rule.init, rule.step or rule.respond]
+    if all(str(getattr(step, "__module__", "")).startswith("bench.") for step in steps):
+        return contextlib.nullcontext()
+    return containment.Loan().out()
 
 
 def searches(curve: Curve) -> bool:
@@ -225,10 +241,12 @@ def _shared_out(raw: Crafted, curve: Curve, x: Tensor) -> Crafted:
     )
 
 
-def _whole(model: nn.Module, curve: Curve, chosen: Examples, y: Tensor, rows: int) -> Crafted:
-    """A foreign loop, batch by batch; one that seeks the least distance runs once for all eps."""
-    run = curve.attack.run
+def _whole(loan: Loan, curve: Curve, chosen: Examples, y: Tensor, rows: int) -> Crafted:
+    """A foreign loop on a model of its own, batch by batch; one that seeks the least distance runs
+    once for all eps."""
+    run, model = curve.attack.run, loan.model
     assert run is not None
+    assert model is not None
     once = searches(curve)
     x_adv, forwards, backwards, seconds = [], [], [], []
     for eps in [max(curve.eps)] if once else curve.eps:
@@ -240,6 +258,7 @@ def _whole(model: nn.Module, curve: Curve, chosen: Examples, y: Tensor, rows: in
             with (
                 evaluating(model),
                 rng.seeded(curve.seed, curve.name, first, len(at)),
+                loan.out(),
                 meter.counted(model) as passes,
             ):
                 x, labels = chosen.x[at].clone(), y[at].clone()
@@ -272,7 +291,7 @@ def _promised(x_adv: object, x: Tensor) -> Tensor:
             f"expected the attack to return {tuple(x.shape)} {x.dtype}, "
             f"got {tuple(x_adv.shape)} {x_adv.dtype}"
         )
-    return x_adv.detach().to(x.device)
+    return x_adv.detach().to(x.device, copy=True)  # the attack may write into its own again
 
 
 def verdicts_on(

@@ -28,9 +28,13 @@ from bench.craft import (
     violations,
     vote,
 )
-from bench.guard import untouched
+from bench.errors import ContractError
+from bench.guard import evaluating, tensor_cores, untouched
 from bench.judge import Verdict, judge
 
+TIE = 1e-5
+"""How far two logits may be apart, as a share of the largest, for a verdict to be a matter of
+rounding: some hundred times float32's."""
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 
 
@@ -89,7 +93,8 @@ def measure(
     those of what is attacked; the judge takes `judged_rows` rows a pass, or as many.
     An example that the model gets wrong without attack is not attacked, nor, when targeted, one
     whose label is the target. At eps = 0 the ball holds x alone, so nothing is attacked.
-    Raises: ContractError if the attack breaks a promise that leaves nothing to judge.
+    Raises: ContractError if the attack breaks a promise that leaves nothing to judge, or if the
+    model no longer takes the clean images for what it took them for.
     """
     wanted = examples.clean_pred == examples.label
     if curve.goal == "targeted":
@@ -127,6 +132,7 @@ def measure(
                 seen = verdicts if own else verdicts_on(attacked, part, chosen, raw, rows)
                 raw, again = confirmed(attacked, part, chosen, rows, raw, seen)
                 verdicts = verdicts_on(model, part, chosen, raw, judges) if again else verdicts
+            verdicts = _settled(model, part, examples, wanted, raw, verdicts, judges)
             if searches(part):
                 least, spent = meter.timed(
                     lambda raw=raw: _least(model, part, chosen, raw, judges), examples.x.device
@@ -167,6 +173,62 @@ def measure(
 # --------------------------------------------------------------------------- verifying and judging
 
 
+def _settled(
+    model: nn.Module,
+    curve: Curve,
+    examples: Examples,
+    wanted: Tensor,
+    raw: Crafted,
+    verdicts: list[Verdict],
+    rows: int,
+) -> list[Verdict]:
+    """The verdicts, with the clean one wherever the image that was returned is x itself.
+
+    Another verdict on the same image is no success: of a model that is asked among other images,
+    or other numbers of them, a tie may fall to the other side.
+    Raises: ContractError if the clean images, asked about again just as in the clean pass, are
+    taken for other classes than then, by more than rounding: the model was changed, or does not
+    answer alike.
+    """
+    if curve.random:
+        return verdicts
+    x, clean = examples.x[wanted], examples.clean_pred[wanted]
+    settled, again = [], None
+    for at, (eps, verdict) in enumerate(zip(curve.eps, verdicts, strict=True)):
+        same = (returned(curve, eps, x, raw, at) == x).flatten(1).all(1)
+        other = same & (verdict.pred != clean)
+        if not other.any():
+            settled.append(verdict)
+            continue
+        again = judge(model, examples.x, rows) if again is None else again
+        turned = other & (again.pred[wanted] != clean)
+        turned &= ~_tied(model, x, rows)
+        if turned.any():
+            row = int(turned.nonzero()[0, 0])
+            raise ContractError(
+                f"example {int(examples.id[wanted][row])}: the clean image was class "
+                f"{int(clean[row])} before the attack and is class {int(verdict.pred[row])} after "
+                "it: the model was changed, or does not answer alike twice"
+            )
+        settled.append(
+            verdict._replace(
+                pred=torch.where(other, clean, verdict.pred),
+                confidence=torch.where(
+                    other, examples.clean_confidence[wanted], verdict.confidence
+                ),
+            )
+        )
+    return settled
+
+
+def _tied(model: nn.Module, x: Tensor, rows: int) -> Tensor:
+    """Whether the two largest logits of each of x (n, c, h, w) differ by no more than rounding."""
+    with evaluating(model), torch.no_grad(), tensor_cores(False):
+        logits = torch.cat([model(part.clone()) for part in x.split(rows)]).float()
+    first, second = logits.topk(2, 1).values.unbind(1)
+    return (first - second) <= TIE * logits.abs().amax(1)  # never of what is not finite
+
+
 def _least(model: nn.Module, curve: Curve, chosen: Examples, raw: Crafted, rows: int) -> Tensor:
     """How far the example is that a search found, whatever the eps, (n,); infinite where what it
     returned is no image, or none that the model takes for what the attack is after."""
@@ -175,7 +237,8 @@ def _least(model: nn.Module, curve: Curve, chosen: Examples, raw: Crafted, rows:
     broken = violations(x_adv, chosen.x, torch.inf, curve.norm, pred)
     sound = torch.tensor([not text for text in broken], device=x_adv.device)
     far = geometry.distance(x_adv, chosen.x, curve.norm)
-    return torch.where(success(curve, chosen, pred) & sound, far, torch.inf)
+    moved = (x_adv != chosen.x).flatten(1).any(1)  # x itself is no find, whatever is said of it
+    return torch.where(success(curve, chosen, pred) & sound & moved, far, torch.inf)
 
 
 def _record(

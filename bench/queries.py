@@ -4,6 +4,7 @@ What it answers with is `access`: "scores" (logits, (n, classes)) or "labels" (c
 is no gradient to follow and nothing inside to copy or exchange; the planner skips what needs more.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -44,6 +45,12 @@ class Queried(nn.Module):
         if self.access == "scores":
             return self._scores(answer, len(x))
         return self._labels(answer, len(x))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Queried":
+        """What is asked is copied if it is a module; a service, and what stands for it, is one."""
+        own = isinstance(self.ask, nn.Module)
+        ask = copy.deepcopy(self.ask, memo) if own else self.ask
+        return Queried(self.name, ask, self.access, self.classes).train(self.training)
 
     def _scores(self, answer: Tensor, n: int) -> Tensor:
         if answer.dim() != 2 or len(answer) != n:

@@ -1,7 +1,8 @@
 """Records -> tables: one row per cell, and the worst case over attacks at each eps.
 
 Every figure is derived from per-example records by the definitions of `metrics`; a cell that
-failed, was skipped or is not finished has its status and reason, and no numbers.
+failed, was skipped or is not finished has its status and reason, and no numbers. Failed is, too,
+a cell most of whose attacked images are violations.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -158,8 +159,10 @@ def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
         reason = f"{there} of {n} examples are done; run the suite again to go on"
         return {**about, "status": "missing", "reason": reason}
     records = stored.frame.iloc[places]
-    counted = _counts(records)
     attacked = sum(piece.attacked for piece in pieces)
+    if reason := _mostly_violations(records, attacked):
+        return {**about, "status": "failed", "reason": reason}
+    counted = _counts(records)
     seconds = sum(piece.seconds for piece in pieces)
     floor = sum(piece.floor_seconds for piece in pieces)
     fooled = records[records["fooled"]]
@@ -182,6 +185,21 @@ def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
         "rows_per_pass": pieces[0].rows,
         "parts": ", ".join(f"{name}: {int((fooled['part'] == name).sum())}" for name in parts),
     }
+
+
+def _mostly_violations(records: pd.DataFrame, attacked: int) -> str:
+    """Why a cell counts for nothing of which more than half of the attacked images broke the threat
+    model; empty if fewer did. Each counts as an attack that failed, so that all of them together
+    would say that the model is robust."""
+    broken = records[records["violation"] != ""]
+    if 2 * len(broken) <= attacked:
+        return ""
+    first = broken.iloc[0]
+    return (
+        f"{len(broken)} of {attacked} attacked images are violations, the first of them example "
+        f"{first['example']}: {first['violation']}; no robustness can be read from an attack that "
+        "mostly breaks its threat model"
+    )
 
 
 def _target_cross_entropy(cell: Cell, fooled: pd.DataFrame) -> float | None:

@@ -16,18 +16,18 @@ ROOT = Path(bench.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "errors", "printable", "sizes", "stages", "shares", "heap", "files", "lock", "images",
-    "checking", "rng", "contracts", "fitness", "logits", "queries", "foreign", "geometry",
-    "hyperplane", "losses", "guard", "determinism", "layers", "chain", "certify", "checkpoint",
-    "programs", "models", "suspicions", "datasets", "attacks", "source_hash", "registry",
-    "catalogue", "published", "thresholds", "entries", "suite", "fingerprint", "batch", "pulse",
-    "graphs", "engine", "meter", "judge", "consistency", "plan", "planned", "agreement", "craft",
-    "ensemble", "measure", "provenance", "exchange", "copies", "preflight", "metrics", "feed",
-    "loading", "columns", "laid", "kept", "records", "adversarials", "digest", "session",
-    "certified", "document", "audit", "parts", "logs", "decisions", "resume_check", "runner",
-    "isolated", "isolation", "spread", "tables", "distances", "comparisons", "brackets",
-    "crosscheck", "explain", "beside", "results", "compare", "rerun", "merge", "formats", "plots",
-    "report", "publication", "trackers", "gate", "publish", "leaderboard", "single", "story", "api",
-    "testing", "training", "speed", "cli", "__main__",
+    "checking", "rng", "process", "contracts", "fitness", "logits", "queries", "foreign",
+    "geometry", "hyperplane", "losses", "guard", "containment", "determinism", "layers", "chain",
+    "certify", "checkpoint", "programs", "models", "suspicions", "datasets", "attacks",
+    "source_hash", "registry", "catalogue", "published", "thresholds", "entries", "suite",
+    "fingerprint", "batch", "pulse", "graphs", "engine", "meter", "judge", "consistency", "plan",
+    "planned", "agreement", "craft", "ensemble", "measure", "provenance", "exchange", "copies",
+    "preflight", "metrics", "feed", "loading", "columns", "laid", "kept", "records", "adversarials",
+    "digest", "session", "certified", "document", "audit", "parts", "logs", "decisions",
+    "resume_check", "runner", "isolated", "isolation", "spread", "tables", "distances",
+    "comparisons", "brackets", "crosscheck", "explain", "beside", "results", "compare", "rerun",
+    "merge", "formats", "plots", "report", "publication", "trackers", "gate", "publish",
+    "leaderboard", "single", "story", "api", "testing", "training", "speed", "cli", "__main__",
 ]  # fmt: skip
 """Every module imports only what stands before it, or beside it in its own folder."""
 HOMES = ("attacks", "models", "datasets", "training", "speed")
@@ -129,9 +129,14 @@ def test_no_broad_except_hides_a_bug_outside_a_strangers_code() -> None:
     # pass, a library's attack, a training's progress, what Ray raises, a tracker, what a
     # fingerprint looks into.
     assert sorted(broad) == [
+<<<<<<< /tmp/tmpefox9u5o
         "audit/probed.py", "chain.py", "chain.py", "checkpoint.py", "copies.py", "copies.py",
         "craft.py", "datasets/mnist.py", "engine.py", "fingerprint.py", "fingerprint.py",
         "fingerprint.py", "graphs.py", "isolated.py", "isolated.py", "loading.py", "parts.py",
+=======
+        "audit/probed.py", "chain.py", "chain.py", "checkpoint.py", "containment.py", "copies.py",
+        "datasets/mnist.py", "graphs.py", "isolated.py", "isolated.py", "loading.py", "parts.py",
+>>>>>>> /tmp/tmp5kmd_87z
         "preflight.py", "preflight.py", "programs/__init__.py", "registry.py", "registry.py",
         "speed/race.py", "spread.py", "suspicions.py", "trackers/__init__.py",
         "training/progress.py",

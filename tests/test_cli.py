@@ -110,12 +110,21 @@ def test_a_cell_that_failed_ends_with_1_and_its_reason(type_: Type, tmp_path: Pa
     assert type_("report", "out").code == 1
 
 
-def test_a_violation_is_told_and_counts_as_robust(type_: Type, tmp_path: Path) -> None:
-    said = type_("run", attack(tmp_path, "return 1 - x"), "--out", "out")
+def test_a_violation_is_told_and_counts_as_robust_unless_most_are(
+    type_: Type, tmp_path: Path
+) -> None:
+    few = "x = x.clone(); x[:2] = 1 - x[:2]; return x"
+    said = type_("run", attack(tmp_path, few), "--out", "out")
     table = pd.read_csv("out/table.csv")
     assert said.code == 0
-    assert "violations: " in said.out
+    assert "violations: 2" in said.out
     assert table["robust_correct"].tolist() == table["clean_correct"].tolist()
+    (tmp_path / "most").mkdir()
+    said = type_("run", attack(tmp_path / "most", "return 1 - x"), "--out", "most/out")
+    table = pd.read_csv("most/out/table.csv")
+    assert said.code == 1
+    assert table["status"].tolist() == ["failed"]
+    assert "attacked images are violations, the first" in table["reason"].item()
 
 
 def test_an_interruption_ends_with_130_and_keeps_what_is_finished(

@@ -137,7 +137,7 @@ def test_robust(robustness):
 """
     outcomes, output = told(pytester, body)
     assert outcomes == {"failed": 1}
-    assert "images broke the threat model, so the robust accuracy is not to be relied on" in output
+    assert "attacked images are violations, the first of them example 0: linf distance" in output
 
 
 def test_the_marker_selects_the_tests_that_ask(pytester: pytest.Pytester) -> None:

@@ -82,10 +82,17 @@ class Robustness:
 def of_model(
     model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any], folder: Path, note: Note
 ) -> Robustness:
-    """What `bench.evaluate` finds with these settings."""
+    """What `bench.evaluate` finds with these settings.
+
+    Raises: AssertionError if most of what the attack returned broke its threat model.
+    """
     found = api.evaluate(model, x, y, **settings, keep_adversarial=True)
     name, levels = type(model).__name__, []
     for row in found.table.to_dict("records"):
+        if row["status"] != "ok":
+            raise AssertionError(
+                f"{name} under {row['attack']}, {row['norm']}, eps {row['eps']:g}: {row['reason']}"
+            )
         records = found.records[found.records["eps"] == row["eps"]]
         level = Level(
             where=f"{name} under {row['attack']}, {row['norm']}, eps {row['eps']:g}",
