@@ -122,36 +122,16 @@ def test_no_broad_except_hides_a_bug_outside_a_strangers_code() -> None:
         for node in ast.walk(tree(path))
         if isinstance(node, ast.ExceptHandler) and catches_all(node.type)
     ]
-    # A model or attack that is probed, a checkpoint's or a program's bytes, a copy of a user's
-<<<<<<< /tmp/tmpyrh0uokf
-    # model, its failure in an attack, a library's reader, a user's forward that is traced or
-    # recorded, a user's factory, forward, file and module, a cell, a child's bugs and its clean
-    # pass, a library's attack, a training's progress, what Ray raises, a tracker, what a
-    # fingerprint looks into.
+    # Where a stranger's code, data or device may raise anything: a model or attack that is probed,
+    # traced, recorded, fingerprinted, copied or asked again; a factory, file, module or checkpoint;
+    # a cell; a worker process; a library's reader, attack or tracker; Ray; a training's progress.
     assert sorted(broad) == [
-<<<<<<< /tmp/tmpefox9u5o
-        "audit/probed.py", "chain.py", "chain.py", "checkpoint.py", "copies.py", "copies.py",
-        "craft.py", "datasets/mnist.py", "engine.py", "fingerprint.py", "fingerprint.py",
-        "fingerprint.py", "graphs.py", "isolated.py", "isolated.py", "loading.py", "parts.py",
-=======
         "audit/probed.py", "chain.py", "chain.py", "checkpoint.py", "containment.py", "copies.py",
-        "datasets/mnist.py", "graphs.py", "isolated.py", "isolated.py", "loading.py", "parts.py",
->>>>>>> /tmp/tmp5kmd_87z
-        "preflight.py", "preflight.py", "programs/__init__.py", "registry.py", "registry.py",
-        "speed/race.py", "spread.py", "suspicions.py", "trackers/__init__.py",
-        "training/progress.py",
-=======
-    # model, a library's reader, a user's forward that is traced or recorded, a user's factory,
-    # forward, file and module, a cell, a child's bugs and its clean pass, a model asked again, a
-    # library's attack, a training's progress, what Ray raises, a tracker, what a fingerprint
-    # looks into.
-    assert sorted(broad) == [
-        "audit/probed.py", "chain.py", "chain.py", "checkpoint.py", "copies.py",
-        "datasets/mnist.py", "fingerprint.py", "fingerprint.py", "fingerprint.py", "graphs.py",
-        "isolated.py", "isolated.py", "loading.py", "parts.py", "preflight.py", "preflight.py",
-        "programs/__init__.py", "registry.py", "registry.py", "resume_check.py", "speed/race.py",
-        "spread.py", "suspicions.py", "trackers/__init__.py", "training/progress.py",
->>>>>>> /tmp/tmp58j0jlj8
+        "copies.py", "craft.py", "datasets/mnist.py", "engine.py", "fingerprint.py",
+        "fingerprint.py", "fingerprint.py", "graphs.py", "isolated.py", "isolated.py", "loading.py",
+        "parts.py", "preflight.py", "preflight.py", "programs/__init__.py", "registry.py",
+        "registry.py", "resume_check.py", "speed/race.py", "spread.py", "suspicions.py",
+        "trackers/__init__.py", "training/progress.py",
     ]  # fmt: skip
 
 
