@@ -37,7 +37,7 @@ class Keeper:
         if not images or self.used + size > self.quota:
             self.left_out += sum(len(each) for each in images.values())
             return
-        content = save({cell: each.contiguous() for cell, each in images.items()})
+        content = save({cell: each.detach().cpu().contiguous() for cell, each in images.items()})
         name = f"{records.name_of(stem, pieces)}-{files.hashed(content)}{SUFFIX}"
         files.write_whole(self.folder / "records" / name, content)
         self.used += len(content)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import (
+    inputs,
     isolation,
     loading,
     logs,
@@ -69,9 +70,10 @@ def evaluate(
 ) -> Evaluation:
     """How robust `model` is on (x, y) under one attack at one or several eps.
 
-    Shapes: x float in [0, 1], (n, c, h, w); y integer, (n,). Everything is verified and counted
-    as in a suite; the model comes back as it was, on `device`. With a `source`, the examples are
-    crafted on that model, which is all that the attacker sees, and judged by `model` (transfer).
+    Shapes: x float in [0, 1] or 8-bit, (n, c, h, w); y integer, (n,); `bench.inputs` lists what is
+    taken. Everything is verified and counted as in a suite; the model comes back as it was, on
+    `device`. With a `source`, the examples are crafted on that model, which is all that the
+    attacker sees, and judged by `model` (transfer).
     stop is "first-success", for a transfer "never", unless given. Gradients come from a faster copy
     of the model where one agrees with it and `copied` allows it, in `precision`; the model judges.
     For a model that answers at random: each look is the mean of `samples`, and a verdict the class
@@ -103,10 +105,12 @@ def evaluate(
     entry = attack_entry(raw, "bench.evaluate")
     where = loading.device(device)
     loading.check_tensors("given", x, y)
-    data = in_memory("given", x.detach().cpu(), y.detach().cpu(), ())
-    loading.check_images("given", data)
-    label, crafting = type(model).__name__, "source"
-    shown = loading.shown(label, model, access, classes or int(y.max()) + 1)
+    loading.check_tensors("given", x, y)
+    data = inputs.checked("given", in_memory("given", x, y, ()))
+    assert data.labels is not None
+    label = type(model).__name__
+    crafting = "source" if label != "source" else "the source"
+    shown = loading.shown(label, model, access, classes or int(data.labels.max()) + 1)
     models = {label: shown} if source is None else {label: shown, crafting: source}
     subjects = {
         name: preflight.fit(

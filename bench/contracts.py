@@ -7,7 +7,7 @@ checking itself: the engine drives rules, loading builds models, the planner rea
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -352,6 +352,8 @@ class Data:
     """Names of the classes in index order; may be empty if unknown."""
     fingerprint: str
     """Hash of images and labels: records of other data are never resumed or compared."""
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    """How files and numbers were read as images and labels, a short text each, for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,3 +364,6 @@ class Dataset:
     source: str
     load: Callable[..., Data]
     """(split, limit, data_dir, **params) -> Data."""
+    reads: Callable[[str, Path], Sequence[Path]] | None = None
+    """(split, data_dir) -> every file that `load` reads beside those of the package: without them
+    or while none has changed a plan need not load it; None if only loading tells."""

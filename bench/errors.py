@@ -19,6 +19,10 @@ class SuiteError(Exception):
         self.problems = problems
 
 
+class MissingDataError(SuiteError):
+    """Files of a data set are not where they are looked for: a plan can be shown without them."""
+
+
 class ContractError(Exception):
     """A plug-in (model, attack, data set) broke its promise; the runner makes it a failed cell."""
 

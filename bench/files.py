@@ -13,6 +13,8 @@ import re
 import secrets
 from pathlib import Path
 
+import platformdirs
+
 from bench.errors import SuiteError
 
 PARTIAL = ".partial"
@@ -21,6 +23,13 @@ DAMAGED = ".damaged"
 UNSYNCABLE = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.ENOSYS)
 """What file systems answer that cannot sync a folder, and need not."""
 _HASHED = re.compile(r"-([0-9a-f]{16})$")
+
+
+def data_folder(given: str | Path | None) -> Path:
+    """Where data sets lie: as given, else BENCH_DATA_DIR, else the platform's user cache."""
+    if given is None:
+        given = os.environ.get("BENCH_DATA_DIR") or platformdirs.user_cache_path("bench")
+    return Path(given)
 
 
 def check_writable(folder: Path) -> None:

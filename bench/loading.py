@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import inspect
-import os
 import shlex
 import tomllib
 import traceback
@@ -11,12 +10,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench import checkpoint, registry, rng
+from bench import checkpoint, files, inputs, registry, rng
 from bench.contracts import Data, Dataset, Model
 from bench.datasets import in_memory
 from bench.entries import DataEntry, ModelEntry
@@ -55,9 +53,7 @@ def device(name: str) -> torch.device:
 
 def data_folder(given: str | Path | None) -> Path:
     """Where data sets lie: as given, else BENCH_DATA_DIR, else the platform's user cache."""
-    if given is None:
-        given = os.environ.get("BENCH_DATA_DIR") or platformdirs.user_cache_path("bench")
-    return Path(given)
+    return files.data_folder(given)
 
 
 def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Data:
@@ -67,24 +63,31 @@ def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Dat
     """
     limits = [value for value in (entry.limit, limit) if value is not None]
     most = min(limits) if limits else None
+    if most is not None and most < 1:
+        raise SuiteError(f"data {entry.name}: limit: expected at least 1, got {most}")
     found = registry.find("datasets", entry.name, base)
     load = found.load if isinstance(found, Dataset) else found
     offered = {"split": entry.split, "limit": most, "data_dir": data_dir}
     arguments = {**_accepted(load, offered), **entry.params}
-    loaded = made = _made(f"data {entry.name}", lambda: load(**arguments))
+    where = f"data {entry.name}"
+    loaded = made = _made(where, lambda: load(**arguments))
     if isinstance(loaded, tuple) and len(loaded) == 2:
         check_tensors(entry.name, *loaded)
         loaded = in_memory(entry.name, loaded[0][:most], loaded[1][:most], ())
     if not isinstance(loaded, Data):
         raise SuiteError(
-            f"data {entry.name}: expected the factory to return (images, labels) or a Data, "
+            f"{where}: expected the factory to return (images, labels) or a Data, "
             f"got {type(loaded).__name__}"
         )
-    check_images(entry.name, loaded)
+    kept = inputs.limited(loaded, most)
+    checked: Data = _made(where, lambda: inputs.checked(entry.name, kept))
+    if "split" in inspect.signature(load).parameters:
+        told = {"split": entry.split, **checked.mapping}
+        checked = dataclasses.replace(checked, mapping=told)
     if registry.built_in("datasets", entry.name) or not isinstance(made, Data):
-        return loaded  # whose fingerprint is a hash of all of its content
-    whole = _content(loaded, load, entry.params, base)
-    return dataclasses.replace(loaded, fingerprint=whole)
+        return checked  # whose fingerprint is a hash of all of its content
+    whole = _content(checked, load, entry.params, base)
+    return dataclasses.replace(checked, fingerprint=whole)
 
 
 def _content(data: Data, load: Any, params: Mapping[str, Any], base: Path) -> str:
@@ -140,34 +143,14 @@ def _accepted(load: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str,
 
 
 def check_tensors(name: str, x: Any, y: Any) -> None:
-    """Raises: SuiteError unless x is images (n, c, h, w) and y integer labels (n,)."""
+    """Check that two tensors are images (n, c, h, w) and integer labels (n,).
+
+    Raises:
+        SuiteError: They are not.
+    """
     if not isinstance(x, Tensor) or not isinstance(y, Tensor):
         raise SuiteError(f"data {name}: expected two tensors, got {type(x)} and {type(y)}")
-    if x.dim() != 4 or y.shape != x.shape[:1] or y.is_floating_point():
-        raise SuiteError(
-            f"data {name}: expected images (n, c, h, w) and integer labels (n,), "
-            f"got {tuple(x.shape)} and {tuple(y.shape)} {y.dtype}"
-        )
-    if x.is_floating_point() and x.numel():
-        _check_pixels(name, x)
-
-
-def check_images(name: str, data: Data) -> None:
-    """Raises: SuiteError unless there are examples, pixels in [0, 1], and labels from 0."""
-    if data.n < 1:
-        raise SuiteError(f"data {name}: expected at least one example, got none")
-    _check_pixels(name, data.read(0, min(data.n, 32)))
-    if data.labels is not None and int(data.labels.min()) < 0:
-        raise SuiteError(f"data {name}: expected labels from 0, got {int(data.labels.min())}")
-
-
-def _check_pixels(name: str, images: Tensor) -> None:
-    low, high = float(images.min()), float(images.max())
-    if not (low >= 0 and high <= 1):  # false for NaN, too
-        raise SuiteError(
-            f"data {name}: expected pixels in [0, 1], got [{low:.4g}, {high:.4g}]; "
-            "scale the images, and normalise inside the model"
-        )
+    inputs.check_shapes(f"data {name}", x, y)
 
 
 # ------------------------------------------------------------------------------------------ models

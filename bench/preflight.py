@@ -126,9 +126,10 @@ def _answers(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
     if classes < 2:
         raise SuiteError(f"{where}: expected at least 2 classes, got {classes}")
     if data.labels is not None and int(data.labels.max()) >= classes:
+        most, least = int(data.labels.max()), int(data.labels.min())
+        shift = "; if the labels count from 1, subtract 1" if least and most == classes else ""
         raise SuiteError(
-            f"{where} has {classes} classes, but data {data.name} has the label "
-            f"{int(data.labels.max())}"
+            f"{where} has {classes} classes, but data {data.name} has the label {most}{shift}"
         )
     return logits
 

@@ -122,7 +122,7 @@ def write_images(folder: Path, name: str, images: Mapping[str, Tensor]) -> None:
 
     Raises: SuiteError if the disk is full or the folder cannot be written.
     """
-    content = save(dict(images))
+    content = save({key: each.detach().cpu().contiguous() for key, each in images.items()})
     write_whole(folder / "records" / f"{name}-{files.hashed(content)}{IMAGES}", content)
 
 

@@ -277,6 +277,7 @@ def _document(
             "shape": session.data.shape,
             "classes": session.data.classes,
             "fingerprint": session.data.fingerprint,
+            "mapping": dict(session.data.mapping),
         },
         "models": {
             label: {

@@ -16,13 +16,13 @@ ROOT = Path(bench.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "errors", "printable", "sizes", "stages", "shares", "heap", "files", "lock", "images",
-    "checking", "rng", "process", "contracts", "fitness", "logits", "queries", "foreign",
+    "checking", "rng", "process", "contracts", "inputs", "fitness", "logits", "queries", "foreign",
     "geometry", "hyperplane", "losses", "guard", "containment", "determinism", "layers", "chain",
     "certify", "checkpoint", "programs", "models", "suspicions", "datasets", "attacks",
     "source_hash", "registry", "catalogue", "published", "thresholds", "entries", "suite",
     "fingerprint", "batch", "pulse", "graphs", "engine", "meter", "judge", "consistency", "plan",
-    "planned", "agreement", "craft", "ensemble", "measure", "provenance", "exchange", "copies",
-    "preflight", "metrics", "feed", "loading", "columns", "laid", "kept", "records", "adversarials",
+    "agreement", "craft", "ensemble", "measure", "provenance", "exchange", "copies", "preflight",
+    "metrics", "feed", "loading", "planned", "columns", "laid", "kept", "records", "adversarials",
     "digest", "session", "certified", "document", "audit", "parts", "logs", "decisions",
     "resume_check", "runner", "isolated", "isolation", "spread", "tables", "distances",
     "comparisons", "brackets", "crosscheck", "explain", "beside", "results", "compare", "rerun",
@@ -170,7 +170,8 @@ def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
 def test_a_plan_waits_for_torch_but_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     code = "from bench.cli import cli; cli(['plan', 'quickstart'], standalone_mode=False)"
-    assert loaded(code, ("torch", "pandas"), tmp_path) == "['torch']"
+    # The data are looked at, of which scikit-learn imports pandas.
+    assert loaded(code, ("torch", "matplotlib"), tmp_path) == "['torch']"
     assert loaded(code, ("torch", "pandas", "numpy", "torchattacks"), tmp_path) == "[]"
 
 

@@ -1,20 +1,25 @@
 """`bench plan` and `bench list`: what would run, and what there is."""
 
+from pathlib import Path
+
 import click
 
-from bench.cli.app import cli
+from bench.cli.app import DATA_DIR, cli
 
 
 @cli.command()
 @click.argument("suite")
-def plan(suite: str) -> None:
-    """Every cell of SUITE, its skip reason and its cost in model passes; runs nothing."""
+@click.option("--limit", type=click.IntRange(1), help="Only the first N examples.")
+@DATA_DIR
+def plan(suite: str, limit: int | None, data_dir: Path | None) -> None:
+    """Every cell of SUITE, its skip reason and its cost in model passes, and how its data are
+    read; runs nothing."""
     from rich.console import Console
     from rich.table import Table
 
-    from bench import planned
+    from bench import files, planned
 
-    told = planned.read(suite)
+    told = planned.read(suite, files.data_folder(data_dir), limit)
     shown = Table(title=told.title, title_justify="left")
     for name in ("model", "attack", "norm", "goal", "seed", "eps"):
         shown.add_column(name)
@@ -34,6 +39,8 @@ def plan(suite: str) -> None:
         f"{len(told.lines)} cells, at most {sum(known):,.0f} forward passes per example"
         + ("" if len(known) == len(told.lines) else " where the cost is known")
     )
+    for line in told.data:
+        click.echo(line)
 
 
 @cli.command(name="list")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.contracts import Data, Dataset
 from bench.datasets import in_memory
-from bench.errors import SuiteError
+from bench.errors import MissingDataError, SuiteError
 
 SIZES = {"train": 60_000, "test": 10_000}
 STEMS = {"train": "train", "test": "t10k"}
@@ -28,7 +28,7 @@ def load(split: str = "test", limit: int | None = None, *, data_dir: Path, **_: 
     if split not in SIZES:
         raise SuiteError(f"data mnist: split '{split}' is unknown; expected 'train' or 'test'")
     raw = data_dir / "MNIST" / "raw"
-    files = [raw / f"{STEMS[split]}-{part}" for part in ("images-idx3-ubyte", "labels-idx1-ubyte")]
+    files = _files(split, data_dir)
     missing = [path.name for path in files if not path.exists()]
     try:
         if missing:
@@ -39,7 +39,8 @@ def load(split: str = "test", limit: int | None = None, *, data_dir: Path, **_: 
             problem = f"{', '.join(missing)} not found and not downloaded"
         else:
             problem = f"a file of the {split} split is damaged ({error})"
-        raise SuiteError(
+        kind = MissingDataError if missing else SuiteError
+        raise kind(
             f"data mnist: {problem}; put the unpacked MNIST files into {raw}, "
             "or name the folder above MNIST with --data-dir or BENCH_DATA_DIR"
         ) from error
@@ -50,6 +51,12 @@ def load(split: str = "test", limit: int | None = None, *, data_dir: Path, **_: 
         )
     rows = slice(limit)
     return in_memory("mnist", images[rows].unsqueeze(1), labels[rows], tuple("0123456789"))
+
+
+def _files(split: str, data_dir: Path) -> list[Path]:
+    """Images and labels of a split."""
+    stem, raw = STEMS.get(split, split), data_dir / "MNIST" / "raw"
+    return [raw / f"{stem}-{part}" for part in ("images-idx3-ubyte", "labels-idx1-ubyte")]
 
 
 def _download(data_dir: Path) -> None:
@@ -79,4 +86,5 @@ DATASET = Dataset(
     summary="MNIST, 60,000 training and 10,000 test images, 28x28 grey",
     source="LeCun et al. 1998",
     load=load,
+    reads=_files,
 )

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench import api, images, metrics
+from bench import api, images, inputs, metrics
 from bench.files import write_whole
 from bench.formats import many, percent
 
@@ -176,7 +176,8 @@ def _saved(found: api.Evaluation, levels: Sequence[Level], x: Tensor, folder: Pa
         pictured = x.shape[1] in (1, 3)  # what a PNG can hold
         for row in level.fooled.head(SHOWN if pictured else 0).to_dict("records"):
             example, after = int(row["example"]), row["adv_pred"]
-            pair = [x[example].detach().cpu(), found.adversarial[at, example].cpu()]
+            clean = inputs.scaled(inputs.images("given", x[example : example + 1]))[0]
+            pair = [clean, found.adversarial[at, example].cpu()]
             name = f"{example}-{row['label']}-to-{after}.png"
             images.to_png(torch.cat(pair, dim=2).clamp(0, 1), place / name)
     return folder
