@@ -47,6 +47,7 @@ PATHS = (
     "backends.mkldnn.deterministic",
 )  # fmt: skip
 """Settings that are attributes of torch; those that this version has not are passed over."""
+TORCH = Path(torch.__file__).parent
 UNREADABLE = "mixed"
 """What a setting is that torch refuses to tell, where its old and its new form disagree."""
 
@@ -316,7 +317,9 @@ def _put_names(names: _Names) -> Iterator[str]:
     """Put the functions of a namespace back; the names of those that had been exchanged."""
     kind, space, before = names
     for key, value in before.items():
-        if (key not in space or space[key] is not value) and _called(value):
+        if key in space and (space[key] is value or _wrapped(value, space[key])):
+            continue
+        if _called(value):
             if kind is None:
                 space[key] = value
             else:
@@ -336,6 +339,14 @@ def _name(names: _Names) -> str:
     if module.startswith("bench_user_"):  # as the registry calls a file of the user's own
         module = Path(str(getattr(sys.modules.get(module), "__file__", module))).name
     return module if kind is None else f"{module}.{kind.__qualname__}"
+
+
+def _wrapped(before: Any, now: Any) -> bool:
+    """Whether torch itself has put a function of its own around one, as its compiler does with
+    some when it is first imported."""
+    code = getattr(now, "__code__", None)
+    own = code is not None and Path(code.co_filename).is_relative_to(TORCH)
+    return own and getattr(now, "__wrapped__", None) is before
 
 
 def _called(value: Any) -> bool:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -358,6 +360,16 @@ def test_a_verdict_that_hangs_on_the_batch_makes_no_success_of_x(size: float) ->
     )
     assert not frame["fooled"].iloc[1:].any()
     assert frame["adv_pred"].iloc[1:].equals(frame["clean_pred"].iloc[1:])
+
+
+def test_what_torch_wraps_itself_when_a_part_of_it_is_first_imported_is_no_change() -> None:
+    asked = (
+        "import torch; from bench import process; state = process.State(); plain = "
+        "torch.manual_seed; import torch._dynamo; print(torch.manual_seed is plain, "
+        "state.put_back())"
+    )
+    told = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
+    assert told.stdout.split() in (["False", "[]"], ["True", "[]"])
 
 
 def test_a_users_rule_is_held_to_the_same(lenet: nn.Module) -> None:
