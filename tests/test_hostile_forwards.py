@@ -30,6 +30,8 @@ from bench.parts import Event
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 CLASSES, SIDE, IMAGES = 4, 8, 20
+BRIGHT = 0.6
+"""A mean that no probe has, and attacked images may."""
 FREE = meter.Floor(0.0, 0.0)
 SWITCH = {"on": False, "calls": 0}
 """What one of the forwards reads outside of its module."""
@@ -62,7 +64,7 @@ def coarse(x: Tensor) -> Tensor:
 
 class GradMode(Net):
     def odd(self, x: Tensor) -> Tensor:
-        return coarse(x) if torch.is_grad_enabled() else x
+        return 0.5 + 0.2 * (x - 0.5).sign() + 0 * x if torch.is_grad_enabled() else x
 
 
 class NoGradMode(Net):
@@ -74,8 +76,8 @@ class RarelyGradMode(Net):
     """Looks at the mode for images alone that no probe shows."""
 
     def odd(self, x: Tensor) -> Tensor:
-        edge = 2.0 if torch.is_grad_enabled() else 0.66
-        return torch.where(x.mean((1, 2, 3), keepdim=True) > edge, 0.2 * x, x)
+        edge = 2.0 if torch.is_grad_enabled() else BRIGHT
+        return torch.where(x.mean((1, 2, 3), keepdim=True) > edge, 1 - x, x)
 
 
 class Purified(Net):
@@ -83,7 +85,7 @@ class Purified(Net):
 
     def odd(self, x: Tensor) -> Tensor:
         with torch.enable_grad():
-            at = x if x.requires_grad else x.detach().requires_grad_()
+            at = x.detach().requires_grad_()
             confidence = self.body(at).logsumexp(1).sum()
             (gradient,) = torch.autograd.grad(confidence, at)
         return (x + 0.05 * gradient.sign()).clamp(0, 1)
@@ -205,7 +207,7 @@ def rarely_hooked() -> nn.Module:
 
     def darker(module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
         (x,) = given
-        return (torch.where(x.mean((1, 2, 3), keepdim=True) > 0.66, 0.2 * x, x),)
+        return (torch.where(x.mean((1, 2, 3), keepdim=True) > BRIGHT, 1 - x, x),)
 
     net.register_forward_pre_hook(darker)
     return net
