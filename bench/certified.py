@@ -72,11 +72,16 @@ def tasks(suite: Suite, session: Session) -> list[Task]:
             eps=eps,
             eps_texts=tuple(radii[value] for value in eps),
             identity=_identity(subject, session, method, eps),
-            reason="" if eps else "no attack of the suite is in L-inf",
+            reason=_cannot(session, label) or ("" if eps else "no attack of the suite is in L-inf"),
         )
         for label, subject in session.subjects.items()
         for method in suite.certify
     ]
+
+
+def _cannot(session: Session, label: str) -> str:
+    """Why a model's layers cannot even be looked at; "" if they can."""
+    return f"the model {session.unfit[label]}" if label in session.unfit else ""
 
 
 def _identity(subject: Subject, session: Session, method: Method, eps: tuple[float, ...]) -> str:

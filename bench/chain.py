@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from bench.errors import SuiteError
+from bench.errors import SuiteError, first_line
 from bench.guard import evaluating
 from bench.layers import Conv, Dense, Flat, Layer, Pool, Relu, Scale, Shape, forward
 
@@ -29,7 +29,9 @@ def traced(model: nn.Module) -> fx.GraphModule | None:
     """The model's forward as a graph over its own layers; None where it cannot be followed."""
     try:
         return fx.symbolic_trace(model)
-    except Exception:  # a stranger's forward: it may branch, print, or refuse
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a stranger's forward: it may branch, print, or refuse
         return None
 
 
@@ -155,6 +157,8 @@ def _as_module(
         return nn.ReLU()
     if target in (torch.flatten, "flatten", "view", "reshape", torch.reshape):
         return nn.Flatten() if after == (math.prod(shape),) else None
+    if target in (torch.clone, "clone"):
+        return nn.Identity()
     if target is functional.dropout:
         places = dict(zip(("p", "training"), args, strict=False))
         return None if {"training": True, **places, **kwargs}["training"] else nn.Identity()
@@ -252,11 +256,10 @@ def doubled(model: nn.Module, images: Tensor) -> tuple[Layer, ...]:
         layers = read(copy.deepcopy(model).double().eval(), tuple(images.shape[1:]))
         with torch.no_grad(), evaluating(model):
             logits = model(images).double()
-    except UnreadableError:
+    except (UnreadableError, KeyboardInterrupt):
         raise
-    except Exception as error:  # a stranger's forward, which may know no float64
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UnreadableError(f"its forward fails in float64: {first}") from error
+    except BaseException as error:  # a stranger's forward, which may know no float64
+        raise UnreadableError(f"its forward fails in float64: {first_line(error)}") from error
     with torch.no_grad():
         answers = forward(layers, images.double())
     far = float((answers - logits).abs().max()) if answers.shape == logits.shape else math.inf

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench.errors import SuiteError
+from bench.errors import SuiteError, first_line
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 PREFIXES = ("module.", "model.", "net.")
@@ -38,7 +38,7 @@ def read(where: str, path: Path) -> Mapping[str, Tensor]:
         if isinstance(error, pickle.UnpicklingError):
             first = "not a pickle of tensors"  # torch's own text advises to run what is in it
         else:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
+            first = first_line(error)
         raise SuiteError(f"{where}: {path} is damaged or no checkpoint ({first})") from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]

@@ -355,6 +355,23 @@ class Data:
     mapping: Mapping[str, str] = field(default_factory=dict)
     """How files and numbers were read as images and labels, a short text each, for people."""
 
+    def __post_init__(self) -> None:
+        """What is handed out shares no storage with what the user holds: a model or an attack that
+        writes into it changes neither that nor what is read next."""
+        if not isinstance(self.read, _Copied):
+            object.__setattr__(self, "read", _Copied(self.read))
+        if self.labels is not None:
+            object.__setattr__(self, "labels", self.labels.clone())
+
+
+class _Copied(NamedTuple):
+    """A reader of images whose callers each get a tensor of their own."""
+
+    read: Callable[[int, int], Tensor]
+
+    def __call__(self, first: int, last: int) -> Tensor:
+        return self.read(first, last).clone()
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from bench import agreement, exchange, files, meter, provenance, pulse
 from bench.contracts import Precision
 from bench.engine import Look, look
-from bench.errors import ContractError, SuiteError
+from bench.errors import ContractError, SuiteError, describe
 from bench.guard import out_of_memory, tensor_cores, untouched
 from bench.logits import wide
 from bench.losses import to_ascend
@@ -156,8 +156,10 @@ def _agreeing(
         return {}, False, "hooks on all modules act on a copy's layers, too"
     try:
         asked = probes(model, x, rows)
-    except Exception as error:  # a stranger's model may give no gradient
-        return {}, False, f"the model itself raised {_first_line(error)}"
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a stranger's model may give no gradient
+        return {}, False, f"the model itself raised {describe(error)}"
     dropped = ""
     convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
     for exchanges in (True, False):
@@ -171,8 +173,10 @@ def _agreeing(
                 )
                 stand_in = StandIn(own, layout, precision).eval().requires_grad_(False)
                 why = disagreement(stand_in, asked, precision)
-            except Exception as error:  # a stranger's model need not be one that can be copied
-                why = f"the copy failed, {_first_line(error)}"
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a stranger's model need not be one to be copied
+                why = f"the copy failed, {describe(error)}"
             if why:
                 dropped = dropped or why
             else:
@@ -180,10 +184,6 @@ def _agreeing(
         if found:
             return found, exchanges, dropped
     return {}, False, dropped
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 class Probe(NamedTuple):
@@ -307,7 +307,7 @@ def _key(model: nn.Module, x: Tensor, precision: str, rows: int, layouts: list[L
     """What a pace depends on: the architecture, not its weights; the machine; the versions."""
     device = provenance.device_name(x.device)
     layers = [(name, type(layer).__qualname__) for name, layer in model.named_modules()]
-    shapes = [(name, tuple(value.shape)) for name, value in model.state_dict().items()]
+    shapes = [(name, tuple(getattr(v, "shape", ()))) for name, v in model.state_dict().items()]
     facts = [
         device, torch.get_num_threads(), torch.__version__, inspect.getsource(exchange),
         tuple(x.shape[1:]), precision, rows, layouts, layers, shapes,

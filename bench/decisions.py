@@ -29,6 +29,9 @@ def loaded(session: Session, asked: str, out: Path) -> Iterator[Event]:
         "size of an image"
     )
     for label, subject in session.subjects.items():
+        if label in session.unfit:
+            yield _why(f"{label}: {session.unfit[label]}", model=label)
+            continue
         rows = "as --batch-size says" if session.fixed_rows else "by the memory that one row takes"
         yield _why(f"{label}: {session.rows[label]} rows a pass, {rows}", model=label)
         if not subject.findings:

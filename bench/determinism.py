@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 import torch
 
+from bench.errors import first_line
+
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 SIZE = ":4096:8"
 """Eight buffers of 4 MiB, one of the two settings that cuBLAS is deterministic with."""
@@ -50,7 +52,7 @@ def enforced(wanted: bool) -> Iterator[None]:
 
 def explained(error: BaseException) -> str:
     """In one sentence that torch has no deterministic form of an operation; "" for other errors."""
-    first = (str(error).splitlines() or [""])[0]
+    first = first_line(error)
     name, found, _ = first.partition(" does not have a deterministic implementation")
     remedy = "run without --deterministic, or let it do without"
     return f"torch has no deterministic form of {name}; {remedy}" if found else ""

@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from bench import graphs
 from bench.batch import cut, join, mapped, size, take
 from bench.contracts import Curve, Goal, Items, Seen
+from bench.errors import describe
 from bench.geometry import per_row
-from bench.guard import out_of_memory, tensor_cores
+from bench.guard import ask, out_of_memory, tensor_cores
 from bench.logits import predicted, wide
 from bench.losses import Objective, to_ascend
 from bench.rng import Noise
@@ -128,7 +129,7 @@ def look(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor)
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        logits = wide(model(x))
+        logits = wide(ask(model, x))
         values = loss(logits, y, label)
         if not values.requires_grad:
             return Look(logits, values, torch.zeros_like(x))
@@ -141,7 +142,7 @@ def look(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor)
 def glance(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor) -> Look:
     """As `look`, without a gradient, which is empty."""
     with torch.no_grad():
-        logits = wide(model(x))
+        logits = wide(ask(model, x))
         return Look(logits, loss(logits, y, label), x.new_empty(0))
 
 
@@ -238,8 +239,7 @@ class _Run:
             short = isinstance(error, RuntimeError) and out_of_memory(error)
             if self.copy is self.model or short:
                 raise
-            first = (str(error).splitlines() or [""])[0]
-            raise CopyError(f"it raised {type(error).__name__}: {first}") from error
+            raise CopyError(f"it raised {describe(error)}") from error
 
     def _advance(self, batch: _Batch, seen: Seen) -> _Batch:
         """One step for every row that is not done; tensors alone, so that a GPU can replay it."""
@@ -390,7 +390,10 @@ class _Run:
                 with torch.no_grad(), tensor_cores(False):
                     parts = x.split(self.rows)
                     return torch.cat(
-                        [torch.stack([wide(self.model(p)) for _ in asked]).mean(0) for p in parts]
+                        [
+                            torch.stack([wide(ask(self.model, p)) for _ in asked]).mean(0)
+                            for p in parts
+                        ]
                     )
             except RuntimeError as error:
                 self._less(error)

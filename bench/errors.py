@@ -5,6 +5,9 @@ Every message is one sentence: where, what was expected, what was got, what to d
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
+
+from bench.printable import spelled
 
 
 class SuiteError(Exception):
@@ -29,6 +32,51 @@ class ContractError(Exception):
 
 class RecordError(Exception):
     """Records on disk are not what they say they are; they are named, never guessed at."""
+
+
+LONGEST = 500
+"""Characters of what an exception says that are told, at most."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says that says anything; its class's name if none does.
+
+    Safe to show: of any length, with any characters, and of an exception that raises when it is
+    asked what it says.
+    """
+    try:
+        told = str.__str__(str(error))  # a text of a class of its own might answer otherwise
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # a stranger's exception may do anything
+        told = ""
+    lines = (line.strip() for line in told[: 100 * LONGEST].splitlines())
+    first = next((line for line in lines if line), "")
+    return spelled(first[:LONGEST]) + ("..." if len(first) > LONGEST else "") or _class(error)
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line: its class, and what it says, if that is anything.
+
+    >>> describe(ValueError("no such class\\nsecond line")), describe(KeyError())
+    ('ValueError: no such class', 'KeyError')
+    """
+    name, first = _class(error), first_line(error)
+    return name if first == name else f"{name}: {first}"
+
+
+def location(error: BaseException) -> str:
+    """The last place in the code that an exception passed, "file.py:12"; "" if it passed none."""
+    trace = BaseException.__dict__["__traceback__"].__get__(error)
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return ""
+    return f"{spelled(Path(trace.tb_frame.f_code.co_filename).name)}:{trace.tb_lineno}"
+
+
+def _class(error: BaseException) -> str:
+    return spelled(type.__dict__["__name__"].__get__(type(error))[:LONGEST])
 
 
 SHORT = 40

@@ -10,6 +10,7 @@ FINDINGS = {
     "training-mode": "layers that evaluation mode does not reach",
     "random": "other answers each time",
     "batch-dependent": "answers that depend on the other images of a batch, or on their number",
+    "writes-to-input": "a forward that writes into the images that it is given",
     "zero-gradient": "gradients of zeros on clean images, or none at all",
     "gradient-mode": "other answers where a gradient is asked for than where none is",
     "ties": "several classes with exactly the largest logit on clean images",

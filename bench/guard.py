@@ -3,9 +3,10 @@ one tells that it had no memory."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bench.errors import ContractError
 
@@ -46,6 +47,96 @@ def untouched(model: nn.Module) -> Iterator[None]:
                 tensors[key].copy_(before[key])
     if changed:
         raise ContractError(f"the attack changed the model: {', '.join(changed[:3])}")
+
+
+# ------------------------------------------------------------------------- images left as they are
+
+
+class WrittenError(ContractError):
+    """A model wrote into the images that it was shown."""
+
+
+class Private(nn.Module):
+    """A net that writes into what it is given, shown a copy of its own each time: the same answers
+    and the same gradient, and the images stay as they are."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.training = net.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.net(x.clone())
+        return answer
+
+
+def ask(model: nn.Module, x: Tensor) -> Any:
+    """What `model` answers to x, which it must leave as it is.
+
+    Writing is seen by the tensor's own counter, which costs nothing; what goes past that, through
+    NumPy or `.data`, preflight alone looks for.
+    Raises: WrittenError if the model wrote into x; whatever else it raises.
+    """
+    if x.is_inference():  # which has no counter
+        return model(x)
+    before = x._version
+    try:
+        answer = model(x)
+    except RuntimeError as error:
+        if "leaf Variable that requires grad is being used in an in-place operation" in str(error):
+            raise WrittenError(_WRITES) from error
+        raise
+    if x._version != before:
+        raise WrittenError(_WRITES)
+    return answer
+
+
+_WRITES = (
+    "the model writes into the images that it is shown, which it did not do when preflight asked "
+    "it; let it compute out of place"
+)
+
+
+def writer(model: nn.Module, x: Tensor) -> str:
+    """The innermost module that writes into what the model is given, x (n, c, h, w), for people."""
+    found = _writing(model, x, False) or _writing(model, x, True)
+    name = next((name for name, each in model.named_modules() if each is found), "")
+    if found is None or not name:
+        return f"the forward of {type(model).__name__} itself"
+    return f"its module '{name}', {type(found).__name__}"
+
+
+def _writing(model: nn.Module, x: Tensor, differentiable: bool) -> nn.Module | None:
+    """The first module that ends and has written into the images, none inside it having done so;
+    None if there is none."""
+    # No leaf, so that autograd lets it be written to.
+    given = x.detach().clone().requires_grad_(differentiable).clone()
+    before = given._version
+    found: list[nn.Module] = []
+    intact: list[bool] = []
+
+    def untouched_yet() -> bool:
+        return given._version == before and torch.equal(given.detach(), x)
+
+    def enter(module: nn.Module, inputs: Any) -> None:
+        intact.append(untouched_yet())
+
+    def leave(module: nn.Module, inputs: Any, output: Any) -> None:
+        if intact.pop() and not untouched_yet():
+            found.append(module)
+
+    hooked = [each for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
+    handles = [each.register_forward_pre_hook(enter) for each in hooked]
+    handles += [each.register_forward_hook(leave) for each in hooked]
+    try:
+        with torch.set_grad_enabled(differentiable):
+            model(given)
+    except RuntimeError:  # what writes past autograd may raise with a gradient, and not without
+        return None
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found[0] if found else None
 
 
 @contextmanager

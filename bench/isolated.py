@@ -77,7 +77,7 @@ def run_for(orders: Orders, pipe: Connection, beats: Any) -> None:
             pipe.send(SuiteError(str(error)))
         except RecordError as error:
             pipe.send(RecordError(str(error)))
-        except Exception:  # a bug, whose trace the parent shows
+        except BaseException:  # a bug, whose trace the parent shows
             pipe.send(RuntimeError(f"in the isolated process:\n{traceback.format_exc()}"))
         else:
             pipe.send(DONE)
@@ -134,7 +134,7 @@ def _ask(session: Session, model: str, todo: Iterable[Part], enter: Callable[[St
     enter(Stage("clean", f"{model}, asked about clean images", model, radii))
     try:
         session.clean_pass(model)
-    except Exception:  # a stranger's model: each of its cells meets that again, and tells it
+    except BaseException:  # a stranger's model: each of its cells meets that again, and tells it
         return
 
 

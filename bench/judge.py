@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench import rng
-from bench.guard import evaluating, out_of_memory, tensor_cores
+from bench.guard import ask, evaluating, out_of_memory, tensor_cores
 from bench.logits import predicted, probabilities, wide
 
 JUDGE_VERSION: int = 1
@@ -66,7 +66,7 @@ def judge(model: nn.Module, x: Tensor, rows: int, vote: Vote | None = None) -> V
         with evaluating(model), torch.no_grad(), tensor_cores(False), draws:
             last = vote is None and _may_lie_last(model, x[: min(rows, ASKED)])
             parts = (_laid_last(part) if last else part for part in x.split(rows))
-            answers = [torch.stack([wide(model(p)) for _ in range(times)]) for p in parts]
+            answers = [torch.stack([wide(ask(model, p)) for _ in range(times)]) for p in parts]
             logits = torch.cat(answers, 1)  # (predictions, n, classes)
     except RuntimeError as error:
         if rows == 1 or not out_of_memory(error):
@@ -95,7 +95,7 @@ def _may_lie_last(model: nn.Module, x: Tensor) -> bool:
         return False
     if model not in _last:
         try:
-            there, here = model(_laid_last(x)), model(x)
+            there, here = model(_laid_last(x)), ask(model, x)
             off = float((there - here).abs().max() / here.abs().max())
             _last[model] = off <= CLOSE and torch.equal(predicted(there), predicted(here))
         except RuntimeError as error:

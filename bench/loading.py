@@ -5,7 +5,6 @@ import hashlib
 import inspect
 import shlex
 import tomllib
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from bench import checkpoint, files, inputs, registry, rng
 from bench.contracts import Data, Dataset, Model
 from bench.datasets import in_memory
 from bench.entries import DataEntry, ModelEntry
-from bench.errors import SuiteError, nearest
+from bench.errors import SuiteError, describe, location, nearest
 from bench.fingerprint import text_of
 from bench.preflight import Subject, fit
 from bench.queries import Access, Queried
@@ -123,14 +122,10 @@ def _made(where: str, make: Callable[[], Any]) -> Any:
     """What a factory makes; what a stranger's code raises is told in one sentence."""
     try:
         return make()
-    except SuiteError:
+    except (SuiteError, KeyboardInterrupt):
         raise
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        first = (str(error).splitlines() or [""])[0]
-        raise SuiteError(
-            f"{where}: {type(error).__name__}: {first} ({Path(place.filename).name}:{place.lineno})"
-        ) from error
+    except BaseException as error:
+        raise SuiteError(f"{where}: {describe(error)} ({location(error)})") from error
 
 
 def _accepted(load: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:

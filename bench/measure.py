@@ -138,6 +138,8 @@ def measure(
                     lambda raw=raw: _least(model, part, chosen, raw, judges), examples.x.device
                 )
                 raw, judging = raw._replace(distance=least), judging + spent
+    if not torch.equal(chosen.x, examples.x[wanted]):
+        raise ContractError("the attack or the model wrote into the images that it was shown")
     records, costs = [], []
     for index, eps in enumerate(curve.eps):
         if raw is None or index not in positive:

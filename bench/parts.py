@@ -6,7 +6,6 @@ one broad except of a run is here.
 """
 
 import math
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +13,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 from torch import Tensor
 
-from bench import determinism, plan, records
+from bench import determinism, plan, records, streams
 from bench.adversarials import Keeper
-from bench.errors import SuiteError
+from bench.errors import SuiteError, describe, location
 from bench.session import Session
 from bench.shares import Share
 from bench.stages import Stage, Watch
@@ -114,15 +113,31 @@ def _streams(task: plan.Task, shape: tuple[int, ...]) -> list[plan.Task]:
 
 
 def weighed(session: Session, parts: list[Part], watch: Watch) -> list[Part]:
-    """The parts with the work that each is, for which their models are timed."""
+    """The parts with the work that each is, for which their models are timed; not those of a model
+    that is unfit, or is found to be so now."""
+    parts = [part for part in parts if not session.why_unfit(part.task)]
     for model in dict.fromkeys(part.task.source for part in parts):
         own = [part for part in parts if model in (part.task.model, part.task.source)]
         radii = {cell.identity: cell.eps_text for part in own for cell in part.task.cells}
         watch.enter(Stage("time", f"{model}, timing its passes", model, radii))
-        session.work(own[0].task)
-    return [
-        part._replace(work=session.work(part.task) * (part.last - part.first)) for part in parts
-    ]
+        _weigh(session, own[0])
+    found = [_weigh(session, part) for part in parts]
+    return [part for part in found if not session.why_unfit(part.task)]
+
+
+def _weigh(session: Session, part: Part) -> Part:
+    """The part with its work; where its model cannot be timed, that is unfit from now on."""
+    if session.why_unfit(part.task):
+        return part
+    try:
+        with streams.kept(session.notes.append, f"model '{part.task.source}'"):
+            work = session.work(part.task)
+        return part._replace(work=work * (part.last - part.first))
+    except (SuiteError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a stranger's model
+        session.unfit[part.task.source] = f"could not be timed: {reason(error)}"
+        return part
 
 
 class Outcome(NamedTuple):
@@ -151,16 +166,17 @@ def attempt(session: Session, task: plan.Task, first: int, last: int) -> Iterato
         return
     cells = tuple(cell.identity for cell in task.cells)
     try:
-        shard = session.shard(task, first, last)
-    except SuiteError:  # the user's: an image that is none
+        with streams.kept(session.notes.append, f"{task.model} · {task.entry.label}"):
+            shard = session.shard(task, first, last)
+    except (SuiteError, KeyboardInterrupt):  # the user's: an image that is none, or Ctrl-C
         raise
-    except (Exception, SystemExit) as error:  # a stranger's attack or model may do anything
+    except BaseException as error:  # a stranger's attack or model may do anything
         if task.linked or len(cells) == 1:
-            yield Outcome(cells, reason=_reason(error))
+            yield Outcome(cells, reason=reason(error))
             return
         session.reasons.append(
             f"{task.model} · {task.entry.label}: failed at {len(cells)} eps in one stream "
-            f"({_reason(error)}), so each is tried alone"
+            f"({reason(error)}), so each is tried alone"
         )
         for cell in cells:
             yield from attempt(session, task.only({cell}), first, last)
@@ -177,11 +193,11 @@ def first_few(images: Tensor) -> Tensor:
     return images[: max(KEPT_LEAST, min(KEPT_IMAGES, KEPT_BYTES // size))].clone()
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """One line for the table: what was raised, and the last place in the code that it passed."""
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    first = (determinism.explained(error) or str(error) or type(error).__name__).splitlines()[0]
-    return f"{type(error).__name__}: {first} ({Path(where.filename).name}:{where.lineno})"
+    explained = determinism.explained(error)
+    told = f"{type(error).__name__}: {explained}" if explained else describe(error)
+    return f"{told} ({location(error)})"
 
 
 class Ledger:
@@ -228,6 +244,16 @@ class Ledger:
         for cell in self._broken.keys() & set(outcome.cells):
             # Another shard failed while this one was at work elsewhere: the cell is still failed.
             records.fail(self.out, cell, self._broken[cell])
+
+    def refuse(self, task: plan.Task, why: str) -> None:
+        """Fail all cells of a task that cannot be run."""
+        for cell in task.cells:
+            records.fail(self.out, cell.identity, why)
+        radii = [cell.eps_text for cell in task.cells]
+        about = {"model": task.model, "attack": task.entry.label, "eps": radii, "reason": why}
+        if radii:
+            told = f"{task.model} · {task.entry.label} at eps {', '.join(radii)}: {why}"
+            self.listen(Event("failed", told, 0.0, about))
 
     def finish(self, part: Part) -> None:
         """Tell that nothing of a part is left to do."""

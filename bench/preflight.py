@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from bench import fingerprint, rng
 from bench.contracts import Data
 from bench.engine import look
-from bench.errors import SuiteError, nearest
+from bench.errors import SuiteError, first_line, nearest
 from bench.fitness import FINDINGS, Finding
-from bench.guard import evaluating
+from bench.guard import Private, WrittenError, ask, evaluating, writer
 from bench.logits import predicted, probabilities, tied, wide
 from bench.losses import to_ascend
 from bench.models import Preprocessed
@@ -53,6 +53,13 @@ class Subject(NamedTuple):
     """The same, coarsely enough to be part of an identity."""
 
 
+def unfit(label: str, why: str) -> Subject:
+    """What stands for a model that could not be made ready: its cells are planned, and failed."""
+    identity = hashlib.sha256(f"unfit {label}".encode()).hexdigest()
+    told = f"model '{label}' could not be made ready, and all its cells are failed: {why}."
+    return Subject(label, nn.Identity(), 0, identity, (told,))
+
+
 def fit(
     label: str,
     model: nn.Module,
@@ -77,25 +84,59 @@ def fit(
     if isinstance(model, torch.jit.ScriptModule):  # whose layers take no hooks
         model = Program(model, fingerprint.program_text(model))
     x = data.read(0, min(data.n, ASKED)).to(device)
+    try:
+        return _fitted(label, model, model, data, x.clone(), predictions, allow, about)
+    except WrittenError:
+        with evaluating(model), rng.seeded("preflight"):
+            who = writer(model, x)
+        return _fitted(
+            label, model, Private(model), data, x, predictions, allow, about, [_writes(where, who)]
+        )
+
+
+def _writes(where: str, who: str) -> Finding:
+    return Finding(
+        "writes-to-input",
+        f"{where} writes into the images that it is given ({who}): it is shown a copy of them each "
+        "time, which changes no number; let it compute out of place (inplace=False).",
+    )
+
+
+def _fitted(
+    label: str,
+    net: nn.Module,
+    model: nn.Module,
+    data: Data,
+    x: Tensor,
+    predictions: int,
+    allow: Sequence[str],
+    about: Any = None,
+    known: Sequence[Finding] = (),
+) -> Subject:
+    """As `fit`; `model` is what is asked, the `net` itself or around it, and `known` what was
+    found already. Raises: WrittenError if it writes into x, too."""
+    where, clean = f"model '{label}'", x.clone()
     with evaluating(model), rng.seeded("preflight"):  # so that the same is found each time
-        training = [name for name, module in model.named_modules() if module.training]
+        training = [name for name, module in net.named_modules() if module.training]
         # Before it is asked: a forward may count.
-        print_ = fingerprint.fingerprint(model, [about, training])
+        print_ = fingerprint.fingerprint(net, [about, training])
         logits = _answers(where, model, data, x)
-        found = [*_unfit(where, model, logits)]
+        _check_unwritten(x, clean)
+        found = [*known, *_unfit(where, model, logits)]
         refused = [each for each in found if each.refuses and each.name not in allow]
         if refused:
             raise SuiteError(refused[0].refused())
         logits = wide(logits)
         random = _random(model, x, logits)
-        found += _doubts(where, model, data, x, logits, random, predictions)
+        found += _doubts(where, net, model, data, x, logits, random, predictions)
+        _check_unwritten(x, clean)
         if "not-finite" not in [each.name for each in found]:
-            found += suspected(where, model, data, device)
+            found += suspected(where, model, data, x.device)
     findings = tuple(each.noted(each.name in allow) for each in found)
     random = random or predictions > 1
     access: Access = "gradient"
-    if isinstance(model, Queried):  # what is behind it is known by its answers alone
-        access = model.access
+    if isinstance(net, Queried):  # what is behind it is known by its answers alone
+        access = net.access
         said = str(predicted(logits).tolist())
         print_ = hashlib.sha256(f"{print_} {said}".encode()).hexdigest()
     return Subject(
@@ -106,18 +147,26 @@ def fit(
     )  # fmt: skip
 
 
+def _check_unwritten(x: Tensor, clean: Tensor) -> None:
+    """Raises: WrittenError if x is not `clean` any more, whatever way it was written to."""
+    if not torch.equal(x, clean):
+        raise WrittenError("the model writes into the images that it is shown")
+
+
 def _answers(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
     """The model's answers to x; raises SuiteError if nothing can be computed with them."""
     try:
         with torch.no_grad():
-            logits = model(x)
-    except Exception as error:  # a stranger's forward may raise anything
+            logits = ask(model, x)
+    except (KeyboardInterrupt, WrittenError):
+        raise
+    except BaseException as error:  # a stranger's forward may raise anything
         other = _not_float32(where, model)
         if other is not None:
             raise SuiteError(other.sentence[:-1]) from error
-        first = (str(error).splitlines() or [type(error).__name__])[0]
+        shape, first = tuple(x.shape[1:]), first_line(error)
         raise SuiteError(
-            f"{where} does not take images {tuple(x.shape[1:])} of data {data.name}: {first}"
+            f"{where} does not take images {shape} of data {data.name}: {first}"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -180,7 +229,7 @@ def are_probabilities(logits: Tensor) -> bool:
 def _random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
     """Whether the model answers otherwise when it is asked again."""
     with torch.no_grad():
-        again = model(x)
+        again = ask(model, x)
     return float((wide(again) - logits).abs().max()) > RANDOM * _scale(logits)
 
 
@@ -190,6 +239,7 @@ def _scale(logits: Tensor) -> float:
 
 def _doubts(
     where: str,
+    net: nn.Module,
     model: nn.Module,
     data: Data,
     x: Tensor,
@@ -228,14 +278,14 @@ def _doubts(
             f"{where} has {logits.shape[1]} classes, data {data.name} has {len(data.classes)}: "
             "labels and outputs may mean different things; check their order, or cut the outputs.",
         )
-    if isinstance(model, Preprocessed) and model.made_for not in (None, data.shape):
+    if isinstance(net, Preprocessed) and net.made_for not in (None, data.shape):
         yield Finding(
             "input-size",
-            f"{where} was made for images {model.made_for} and is shown those of data {data.name}, "
+            f"{where} was made for images {net.made_for} and is shown those of data {data.name}, "
             f"{data.shape}, as they are: its accuracy may suffer; choose a size among the data's "
             "params, or a model made for this one.",
         )
-    if not isinstance(model, Queried):
+    if not isinstance(net, Queried):
         yield from _flat(where, model, x, logits, random)
 
 
@@ -265,13 +315,13 @@ def _batch(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[
     """Whether an image is answered otherwise alone, or among others in another order."""
     try:
         with torch.no_grad():
-            alone = wide(torch.cat([model(row[None]) for row in x]))
-            turned = wide(model(x.flip(0)).flip(0))
-    except Exception as error:  # as batch-norm in training mode refuses a single image
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SuiteError(
-            f"{where} does not take an image alone: {first}; a verdict must not need a batch"
-        ) from error
+            alone = wide(torch.cat([ask(model, row[None]) for row in x]))
+            turned = wide(ask(model, x.flip(0)).flip(0))
+    except (KeyboardInterrupt, WrittenError):
+        raise
+    except BaseException as error:  # as batch-norm in training mode refuses a single image
+        told = f"{first_line(error)}; a verdict must not need a batch"
+        raise SuiteError(f"{where} does not take an image alone: {told}") from error
     far = max(float((other - logits).abs().max()) for other in (alone, turned))
     if far > BATCH * _scale(logits):
         own = [
@@ -297,11 +347,10 @@ def _flat(
     try:
         seen = look(model, to_ascend("cross-entropy", "untargeted"), x, other, other)
     except RuntimeError as error:  # such as of a model that answers in inference mode
-        first = (str(error).splitlines() or [""])[0]
         yield Finding(
             "zero-gradient",
-            f"{where} gives no gradient ({first}): gradient attacks fail; let its forward be "
-            "differentiated.",
+            f"{where} gives no gradient ({first_line(error)}): gradient attacks fail; let its "
+            "forward be differentiated.",
         )
         return
     far = float((seen.logits - logits).abs().max())

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pandas as pd
 from torch import Tensor
 
-from bench import digest, files, records, tables
+from bench import digest, files, records, sheet, tables
 from bench.audit import signs
 from bench.audit.findings import Unchecked
 from bench.plots import drawing, transfer
@@ -44,7 +44,7 @@ def write(found: Results, folder: Path) -> Path:
         else:  # one left by a suite that had some would contradict the page
             (folder / name).unlink(missing_ok=True)
     for name, frame in frames.items():
-        files.write_whole(folder / name, frame.to_csv(index=False).encode())
+        files.write_whole(folder / name, sheet.content(frame))
     # Tables travel further than records: with this, a run made again is held against them.
     files.write_whole(folder / digest.FILE, f"{digest.records(found.stored.frame)}\n".encode())
     pictures = list(_pictures(found, folder))

@@ -40,7 +40,9 @@ class Queried(nn.Module):
         if not isinstance(x, Tensor) or isinstance(x, torch.fx.Proxy):
             raise TypeError("a model that only answers queries cannot be followed")
         with torch.no_grad():
-            given = x.detach() if isinstance(self.ask, nn.Module) else x.detach().cpu()
+            # A copy, since what answers may write into what it is given.
+            own = x.detach().clone()
+            given = own if isinstance(self.ask, nn.Module) else own.cpu()
             answer = _tensor(self.ask(given)).detach().to(x.device)
         if self.access == "scores":
             return self._scores(answer, len(x))

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from bench import programs, source_hash
-from bench.errors import SuiteError, nearest
+from bench.errors import SuiteError, describe, nearest
 
 _read: dict[str, dict[Path, str]] = {}
 """Modules of the user's own -> the files that they and their imports were read from, and what those
@@ -87,8 +87,10 @@ def _module(name: str) -> ModuleType:
     _refresh(name)
     try:
         module = importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # a stranger's code; a name like ".x" raises, too
-        raise SuiteError(f"module '{name}' could not be imported: {_told(error)}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a stranger's code; a name like ".x" raises, too
+        raise SuiteError(f"module '{name}' could not be imported: {describe(error)}") from error
     file = source_hash.file_of(module)
     if name not in _read and file is not None and source_hash.is_own(file):
         _read[name] = source_hash.contents(file)
@@ -123,17 +125,14 @@ def _file(path: Path) -> ModuleType:
     sys.modules[key] = module  # dataclasses look their module up while it runs
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # the user's own code: tell where it broke
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's own code: tell where it broke
         del sys.modules[key]
         line = _line_in(path, error)
-        raise SuiteError(f"{path}:{line}: {_told(error)}") from error
+        raise SuiteError(f"{path}:{line}: {describe(error)}") from error
     _read[key] = source_hash.contents(path)
     return module
-
-
-def _told(error: BaseException) -> str:
-    first = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"
 
 
 def _line_in(path: Path, error: BaseException) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bench import consistency, files, plan, records
-from bench.errors import SuiteError
+from bench.errors import SuiteError, describe
 from bench.session import Session
 from bench.stages import Stage, Watch
 
@@ -68,13 +68,14 @@ def check(session: Session, tasks: Sequence[plan.Task], out: Path, watch: Watch)
         try:
             _compare(session, label, out, _clean(session, label, *frames.values()))
             _compare(session, label, out, _adversarial(session, own, frames, cells))
-        except SuiteError:
+        except (SuiteError, KeyboardInterrupt):
             raise
-        except Exception as error:  # a stranger's model, whose cells meet that again and tell it
-            first = (str(error).splitlines() or [""])[0]
+        except (
+            BaseException
+        ) as error:  # a stranger's model, whose cells meet that again and tell it
             yield (
                 f"{label} could not be asked about the examples that have records: "
-                f"{type(error).__name__}: {first}"
+                f"{describe(error)}"
             )
 
 

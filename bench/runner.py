@@ -28,14 +28,16 @@ from bench import (
     lock,
     meter,
     plan,
+    preflight,
     provenance,
     records,
     resume_check,
+    streams,
 )
 from bench.audit.probed import probed
 from bench.entries import Suite
 from bench.errors import SuiteError
-from bench.parts import Event, Ledger, Listen, Work, first_few, in_process, undone, weighed
+from bench.parts import Event, Ledger, Listen, Work, first_few, in_process, reason, undone, weighed
 from bench.preflight import Subject
 from bench.session import Session
 from bench.shares import WHOLE, Share
@@ -127,7 +129,9 @@ def _run(
     document["sessions"] = [*earlier.get("sessions", []), *document["sessions"]]
     save(out, document)
     there = recovered.pieces
-    parts = weighed(session, undone(session, tasks, there, options.share, watch.lost), watch)
+    wanted = undone(session, tasks, there, options.share, watch.lost)
+    parts = weighed(session, wanted, watch)
+    _forget_failures(out, tasks)
     document["sessions"][-1]["parts"] = len(parts)
     if parts and there:
         for sentence in provenance.mixed_versions(document["sessions"]):
@@ -141,6 +145,12 @@ def _run(
     if parts or recovered.notes:
         _keep_clean(session, out)
     ledger = Ledger(out, listen, options.keep)
+    for number, task in enumerate(tasks):
+        if why := session.why_unfit(task):
+            own = [part for part in wanted if part.number == number]
+            ledger.refuse(
+                task.only({cell.identity for part in own for cell in part.task.cells}), why
+            )
     work(session, parts, ledger)
     if ledger.keeper.left_out:
         ledger.note(ledger.keeper.told())
@@ -149,9 +159,18 @@ def _run(
         before = document["probes"]
         document["probes"] = probed(session, tasks, before, watch)
         _tell(listen, decisions.probes(before, document["probes"]))
+    ledger.tell(session.reasons, session.notes)
     document["sessions"][-1]["finished"] = _now()
     document["sessions"][-1]["copies"] = {label: session.told(label) for label in session.subjects}
     save(out, document)
+
+
+def _forget_failures(out: Path, tasks: list[plan.Task]) -> None:
+    """Notes of failed cells that are no longer planned go: such as those of a model that could not
+    be made ready, and now can be, whose cells have other identities since."""
+    planned = {cell.identity for task in tasks for cell in task.cells}
+    for cell in records.failures(out).keys() - planned:
+        records.clear(out, cell)
 
 
 def prepare(suite: Suite, out: Path | None, options: Options, watch: Watch = UNWATCHED) -> Session:
@@ -164,12 +183,24 @@ def prepare(suite: Suite, out: Path | None, options: Options, watch: Watch = UNW
     if out is not None:
         files.check_writable(out / "records")
     data = loading.data(suite.data, suite.base, options.data_dir, options.limit)
-    subjects, rows = {}, {}
+    subjects, rows, unfit = {}, {}, {}
+    notes: list[str] = []
     for entry in suite.models:
         watch.enter(Stage("load", f"model '{entry.label}', loading it", entry.label))
-        subject = loading.subject(entry, suite.base, suite.seed, data, device, options.data_dir)
-        sample = data.read(0, 1).to(device)
-        rows[entry.label] = options.batch_size or meter.rows_per_pass(subject.model, sample)
+        try:
+            with streams.kept(notes.append, f"model '{entry.label}'"):
+                subject = loading.subject(
+                    entry, suite.base, suite.seed, data, device, options.data_dir
+                )
+                sample = data.read(0, 1).to(device)
+                rows[entry.label] = options.batch_size or meter.rows_per_pass(subject.model, sample)
+        except (SuiteError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a stranger's model, which may raise whatever it is asked
+            why = f"could not be made ready: {reason(error)}"
+            unfit[entry.label], rows[entry.label] = why, 0
+            subjects[entry.label] = preflight.unfit(entry.label, reason(error))
+            continue
         subjects[entry.label] = subject
         for attack in suite.attacks:
             if attack.goal == "targeted":
@@ -185,6 +216,8 @@ def prepare(suite: Suite, out: Path | None, options: Options, watch: Watch = UNW
         fixed_rows=options.batch_size is not None,
         copied=options.copied,
         keep=options.keep > 0,
+        unfit=unfit,
+        notes=notes,
     )
 
 
@@ -224,11 +257,18 @@ def _certify(
         name = f"{task.model} · certified by {task.method}"
         if watch.enter(Stage("certify", name, task.model)):
             continue
-        session.clean_pass(task.model)
-        watch.enter(Stage("certify", name, task.model, timed=False))
         about = {"model": task.model, "method": task.method, "first": first, "last": last}
-        listen(Event("begin", name, 0.0, about))
-        certified.work(session, task, first, last, out)
+        try:
+            session.clean_pass(task.model)
+            watch.enter(Stage("certify", name, task.model, timed=False))
+            listen(Event("begin", name, 0.0, about))
+            certified.work(session, task, first, last, out)
+        except (SuiteError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # a stranger's model: its certificates alone are missing
+            why = reason(error)
+            listen(Event("failed", f"{name}: {why}", 0.0, {**about, "reason": why}))
+            continue
         listen(Event("done", name, 0.0, about))
 
 

@@ -77,6 +77,8 @@ class Session:
     """Whether attacks lead with a faster copy of the model, where one agrees with it."""
     keep: bool = False
     """Whether all adversarial images are wanted, not the first few alone."""
+    unfit: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Model -> why it cannot be attacked: it raised while it was examined or timed."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What happened on the way that a listener should hear, a sentence each."""
     reasons: list[str] = dataclasses.field(default_factory=list)
@@ -91,7 +93,7 @@ class Session:
         """What the planner must know of a model."""
         subject = self.subjects[model]
         return plan.Facts(
-            classes=subject.classes,
+            classes=subject.classes or None,
             shape=self.data.shape,
             rows=self.rows[model],
             model_fingerprint=subject.fingerprint,
@@ -101,6 +103,13 @@ class Session:
             access=subject.access,
             sketch=subject.sketch,
         )
+
+    def why_unfit(self, task: plan.Task) -> str:
+        """Why no cell of the task can be run, the model or the source being unfit; "" if it can."""
+        for label in dict.fromkeys((task.model, task.source)):
+            if label in self.unfit:
+                return f"model '{label}' {self.unfit[label]}"
+        return ""
 
     def shards(self) -> list[tuple[int, int]]:
         """(first, last) of each shard."""

@@ -14,7 +14,7 @@ from bench import images, loading, plan, registry
 from bench.contracts import Data, Model, Shape
 from bench.entries import AttackEntry, DataEntry, ModelEntry
 from bench.errors import SuiteError
-from bench.guard import evaluating
+from bench.guard import ask, evaluating
 from bench.logits import probabilities
 from bench.plots import drawing
 from bench.plots.style import STYLE
@@ -150,7 +150,7 @@ def _data(image: str, wanted: Shape | None, names: tuple[str, ...], data_dir: Pa
 
 def _answer(model: nn.Module, image: Tensor, label: int, names: tuple[str, ...]) -> Answer:
     with evaluating(model), torch.no_grad():
-        logits = model(image[None])[0]
+        logits = ask(model, image[None])[0]
     shares = probabilities(logits)
     classes = logits.argsort(descending=True, stable=True)[:TOP]
     top = [

@@ -19,7 +19,7 @@ import torch
 
 from bench import determinism, heap, parts, plan, runner
 from bench.entries import Suite
-from bench.errors import SuiteError
+from bench.errors import SuiteError, first_line
 from bench.parts import Ledger, Outcome, Part, Work
 from bench.session import Session
 from bench.suite import parse
@@ -274,10 +274,10 @@ def _connect(ray: Any, asked: Cluster) -> None:
     try:
         ray.init(asked.address, **settings)
     except Exception as error:  # a library that raises bare ones: no cluster, another Ray, no port
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SuiteError(
-            f"--ray {asked.address}: no cluster could be joined there ({first}); start one with "
-            "ray start --head, under the same RAY_AUTH_MODE, or use --ray alone for this machine"
+            f"--ray {asked.address}: no cluster could be joined there ({first_line(error)}); start "
+            "one with ray start --head, under the same RAY_AUTH_MODE, or use --ray alone for this "
+            "machine"
         ) from error
 
 

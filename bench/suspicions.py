@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bench.contracts import Data
 from bench.fitness import Finding
+from bench.guard import WrittenError, ask
 from bench.logits import predicted
 from bench.models import IMAGENET_MEAN, IMAGENET_STD, MNIST_MEAN, MNIST_STD
 
@@ -119,8 +120,10 @@ def _predictions(model: nn.Module, x: Tensor) -> Tensor | None:
     """The predicted classes of x, (n,); None of a model that refuses such images."""
     try:
         with torch.no_grad():
-            logits: Tensor = model(x)
-    except Exception:  # a stranger's forward may refuse what is outside [0, 1]
+            logits: Tensor = ask(model, x)
+    except (KeyboardInterrupt, WrittenError):
+        raise
+    except BaseException:  # a stranger's forward may refuse what is outside [0, 1]
         return None
     return predicted(logits)
 

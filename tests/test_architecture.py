@@ -17,8 +17,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
     "errors", "printable", "sizes", "stages", "shares", "heap", "files", "lock", "images",
     "checking", "rng", "process", "contracts", "inputs", "fitness", "logits", "queries", "foreign",
-    "geometry", "hyperplane", "losses", "guard", "containment", "determinism", "layers", "chain",
-    "certify", "checkpoint", "programs", "models", "suspicions", "datasets", "attacks",
+    "geometry", "hyperplane", "losses", "guard", "containment", "streams", "determinism", "layers",
+    "chain", "certify", "checkpoint", "programs", "models", "suspicions", "datasets", "attacks",
     "source_hash", "registry", "catalogue", "published", "thresholds", "entries", "suite",
     "fingerprint", "batch", "pulse", "graphs", "engine", "meter", "judge", "consistency", "plan",
     "agreement", "craft", "ensemble", "measure", "provenance", "exchange", "copies", "preflight",
@@ -26,7 +26,7 @@ ORDER = [
     "digest", "session", "certified", "document", "audit", "parts", "logs", "decisions",
     "resume_check", "runner", "isolated", "isolation", "spread", "tables", "distances",
     "comparisons", "brackets", "crosscheck", "explain", "beside", "results", "compare", "rerun",
-    "merge", "formats", "plots", "report", "publication", "trackers", "gate", "publish",
+    "merge", "sheet", "formats", "plots", "report", "publication", "trackers", "gate", "publish",
     "leaderboard", "single", "story", "api", "testing", "training", "speed", "cli", "__main__",
 ]  # fmt: skip
 """Every module imports only what stands before it, or beside it in its own folder."""
@@ -124,14 +124,15 @@ def test_no_broad_except_hides_a_bug_outside_a_strangers_code() -> None:
     ]
     # Where a stranger's code, data or device may raise anything: a model or attack that is probed,
     # traced, recorded, fingerprinted, copied or asked again; a factory, file, module or checkpoint;
-    # a cell; a worker process; a library's reader, attack or tracker; Ray; a training's progress.
+    # a cell, an exception's own words; a worker process; a library's reader, attack or tracker;
+    # Ray; a training's progress.
     assert sorted(broad) == [
         "audit/probed.py", "chain.py", "chain.py", "checkpoint.py", "containment.py", "copies.py",
-        "copies.py", "craft.py", "datasets/mnist.py", "engine.py", "fingerprint.py",
+        "copies.py", "craft.py", "datasets/mnist.py", "engine.py", "errors.py", "fingerprint.py",
         "fingerprint.py", "fingerprint.py", "graphs.py", "isolated.py", "isolated.py", "loading.py",
-        "parts.py", "preflight.py", "preflight.py", "programs/__init__.py", "registry.py",
-        "registry.py", "resume_check.py", "speed/race.py", "spread.py", "suspicions.py",
-        "trackers/__init__.py", "training/progress.py",
+        "parts.py", "parts.py", "preflight.py", "preflight.py", "programs/__init__.py",
+        "registry.py", "registry.py", "resume_check.py", "runner.py", "runner.py", "speed/race.py",
+        "spread.py", "suspicions.py", "trackers/__init__.py", "training/progress.py",
     ]  # fmt: skip
 
 

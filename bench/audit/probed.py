@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from statistics import median_low
 from typing import Any
 
-from bench import plan
+from bench import plan, streams
 from bench.audit import probes, signs
 from bench.contracts import Threat
+from bench.errors import SuiteError, describe
 from bench.session import Session
 from bench.stages import UNWATCHED, Stage, Watch
 
@@ -34,7 +35,9 @@ def probed(
         cells = [cell.identity for task in own for cell in task.cells]
         of = [subject.fingerprint, session.data.fingerprint, *cells]
         known = earlier.get(label, {})
-        if known.get("of") == of:
+        if label in session.unfit:
+            found[label] = _unprobed(of, f"it {session.unfit[label]}")
+        elif known.get("of") == of:
             found[label] = known
         elif why := watch.enter(Stage("probe", f"{label}, probing it", label)):
             found[label] = _unprobed(of, why)
@@ -60,24 +63,26 @@ def _one(
     if session.subjects[label].access != "gradient":
         return {**document, "failed": "the model only answers queries, and probes follow gradients"}
     started = time.perf_counter()
-    seen = session.examples(tasks[0], *session.shards()[0])
-    right = (seen.clean_pred == seen.label).nonzero()[: probes.examples(session.data.n), 0]
-    if not len(right):
-        return {**document, "failed": "no example is classified correctly"}
-    subject = probes.Subject(
-        label=label,
-        model=session.subjects[label].model,
-        id=seen.id[right],
-        x=seen.x[right],
-        y=seen.label[right],
-        rows=session.rows[label],
-    )
-    curves = {name: task.curve for name, task in traced.items()}
     try:
-        found = probes.probe(subject, _ball(tasks), curves)
-    except Exception as error:  # a stranger's model or attack may raise anything
-        first = (str(error).splitlines() or [""])[0]
-        return {**document, "failed": f"{type(error).__name__}: {first}"}
+        seen = session.examples(tasks[0], *session.shards()[0])
+        right = (seen.clean_pred == seen.label).nonzero()[: probes.examples(session.data.n), 0]
+        if not len(right):
+            return {**document, "failed": "no example is classified correctly"}
+        subject = probes.Subject(
+            label=label,
+            model=session.subjects[label].model,
+            id=seen.id[right],
+            x=seen.x[right],
+            y=seen.label[right],
+            rows=session.rows[label],
+        )
+        curves = {name: task.curve for name, task in traced.items()}
+        with streams.kept(session.notes.append, f"the probes of model '{label}'"):
+            found = probes.probe(subject, _ball(tasks), curves)
+    except (SuiteError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a stranger's model or attack may raise anything
+        return {**document, "failed": describe(error)}
     return {
         **document,
         "n": len(right),

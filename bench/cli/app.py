@@ -56,6 +56,11 @@ def machine() -> bool:
     return bool(click.get_current_context().meta.get(_JSON))
 
 
+def echo(text: object, err: bool = False) -> None:
+    """One line on stdout, or on stderr: a text as it is, with what a terminal obeys spelled out."""
+    click.echo(spelled(str(text)), err=err)
+
+
 def tell(event: str, text: str) -> None:
     """One sentence on stderr, for people or for a machine."""
     if machine():
@@ -64,7 +69,7 @@ def tell(event: str, text: str) -> None:
 
         click.echo(logs.line(Event(event, text, 0.0)), err=True)
     else:
-        click.echo(f"{event}: {text}", err=True)
+        echo(f"{event}: {text}", err=True)
 
 
 class _Verbs(click.Group):
@@ -75,7 +80,7 @@ class _Verbs(click.Group):
             return super().invoke(ctx)
         except (SuiteError, RecordError) as error:
             for line in str(error).splitlines():
-                tell("error" if machine() else "bench", spelled(line))
+                tell("error" if machine() else "bench", line)
             ctx.exit(2)
         except KeyboardInterrupt:
             tell("interrupted", INTERRUPTED)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import FOLDER, cli
+from bench.cli.app import FOLDER, cli, echo
 
 if TYPE_CHECKING:
     from bench.compare import Compared
@@ -26,39 +26,38 @@ def compare(first: Path, second: Path, out: Path | None) -> int:
 
     found = pure.compare(results.read(first), results.read(second))
     if found.refusal:
-        click.echo(f"bench: {first} and {second}: {found.refusal}", err=True)
+        echo(f"bench: {first} and {second}: {found.refusal}", err=True)
         return 3
     _print(found, first, second)
     if out is not None:
         for path in changes.write(found, out, str(first), str(second)):
-            click.echo(path)
+            echo(path)
     return 0
 
 
 def _print(found: "Compared", first: Path, second: Path) -> None:
     """The table, the cells that changed beyond chance in a sentence, and what was not compared."""
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
+    from bench.cli.plain import console
     from bench.comparisons import SIGNIFICANT
     from bench.report import changes
 
-    console = Console()
-    console.print(f"A: {first}\nB: {second}", markup=False, highlight=False)
+    screen = console()
+    screen.print(f"A: {first}\nB: {second}")
     for note in found.notes:
-        console.print(f"differs: {note}", markup=False, highlight=False)
-    console.print(changes.heading(found), style="italic", markup=False, highlight=False)
+        screen.print(f"differs: {note}")
+    screen.print(changes.heading(found), style="italic")
     shown, view = Table(), changes.view(found, brief=True)
     for name, right in zip(view.columns, view.numeric, strict=True):
         shown.add_column(name, justify="right" if right else "left", overflow="fold")
     beyond = found.table["p_corrected"] <= SIGNIFICANT
     for cells, marked in zip(view.rows, beyond, strict=True):
-        shown.add_row(*map(Text, cells), style="bold" if marked else None)
-    console.print(shown)
+        shown.add_row(*cells, style="bold" if marked else None)
+    screen.print(shown)
     for row in found.table[beyond].to_dict("records"):
         where = f"{row['model']} · {row['attack']} at eps {row['eps_text']}"
-        console.print(f"{where}: {row['sentence']}", markup=False, highlight=False)
+        screen.print(f"{where}: {row['sentence']}")
     for sentence in found.apart:
-        console.print(f"not compared: {sentence}", markup=False, highlight=False)
-    console.print(changes.summary(found), highlight=False)
+        screen.print(f"not compared: {sentence}")
+    screen.print(changes.summary(found))

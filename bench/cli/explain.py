@@ -33,10 +33,12 @@ def explain(
     A CELL is MODEL/ATTACK/EPS, as tables name them; the first is changed towards the second, one
     thing at a time. A run's folder keeps what is found, and its report shows it.
     """
-    from rich.console import Console
+    from rich.text import Text
 
     from bench import loading, runner
+    from bench.cli.plain import console
     from bench.explain import search as explainer
+    from bench.printable import spelled
 
     options = runner.Options(
         device=device,
@@ -44,17 +46,22 @@ def explain(
         batch_size=batch_size,
         data_dir=loading.data_folder(data_dir),
     )
-    with Console(stderr=True).status("loading") as status:
-        found = explainer.run(suite, ours, reference, options, status.update)
+    with console(stderr=True).status("loading") as status:
+
+        def hear(text: str) -> None:
+            status.update(Text(spelled(text)))
+
+        found = explainer.run(suite, ours, reference, options, hear)
     _print(found)
 
 
 def _print(found: "Explanation") -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    console.print(found.gap, markup=False, highlight=False)
+    from bench.cli.plain import console
+
+    screen = console()
+    screen.print(found.gap)
     shown = Table()
     shown.add_column("change", overflow="fold")
     for name in ("robust, ours", "robust, reference", "only ours broke", "only reference broke"):
@@ -67,5 +74,5 @@ def _print(found: "Explanation") -> None:
         closes = "yes" if made.closes else ""
         words = (*map(str, (*counts, *broke)), f"{made.p_value:.2g}", closes)
         shown.add_row(made.change or "none", *words, style="bold" if made.closes else None)
-    console.print(shown)
-    console.print(found.cause, markup=False, highlight=False)
+    screen.print(shown)
+    screen.print(found.cause)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import FOLDER, cli
+from bench.cli.app import FOLDER, cli, echo
 
 if TYPE_CHECKING:
     from bench.gate.verdicts import Check
@@ -40,11 +40,11 @@ def baseline(folder: Path, output: Path) -> int:
     if not taken.models:
         raise SuiteError(f"{folder}: expected a finished cell to hold others against, found none")
     kept.write(taken, output)
-    click.echo(f"baseline: {output} ({ok} cells, {taken.data.n} examples)")
+    echo(f"baseline: {output} ({ok} cells, {taken.data.n} examples)")
     failed = [cell for cell in taken.cells if cell.status == "failed"]
     for cell in failed:
         where = f"{cell.model} · {cell.attack} at eps {cell.eps_text}"
-        click.echo(f"failed: {where}: {cell.reason}", err=True)
+        echo(f"failed: {where}: {cell.reason}", err=True)
     return 1 if failed else 0
 
 
@@ -85,7 +85,7 @@ def check(
     _print(checked, folder, against)
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in annotations.render(checked):
-            click.echo(line)
+            echo(line)
     return checked.exit_code
 
 
@@ -120,33 +120,28 @@ def _append(path: Path, text: str) -> None:
 
 def _print(checked: "Check", folder: Path, against: Path) -> None:
     """What changed, as a table, then the ids that flipped, and what it comes to."""
-    from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
+    from bench.cli.plain import console
     from bench.gate import telling
 
-    console = Console()
+    screen = console()
     shown = Table()
     for name in ("verdict", "of", "where", "what changed"):
         shown.add_column(name, overflow="fold")
     for verdict in checked.verdicts:
         style = _STYLES.get(verdict.outcome, "")
         cells = (verdict.outcome, verdict.gate, verdict.where, verdict.sentence)
-        shown.add_row(*(Text(cell) for cell in cells), style=style)
-    console.print(shown)
+        shown.add_row(*cells, style=style)
+    screen.print(shown)
     notable = checked.among("regressed", "improved")
     for verdict in notable:
         for line in telling.flipped(verdict):
-            console.print(
-                f"{verdict.gate} of {verdict.where}, {line}", markup=False, highlight=False
-            )
+            screen.print(f"{verdict.gate} of {verdict.where}, {line}")
     for note in checked.notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
-    console.print(checked.power, markup=False, highlight=False)
+        screen.print(f"note: {note}")
+    screen.print(checked.power)
     if notable or checked.exit_code:
         command = telling.accepting(folder, against)
-        console.print(
-            f"to accept this run: {command}", markup=False, highlight=False, soft_wrap=True
-        )
-    console.print(telling.conclusion(checked), markup=False, highlight=False, style="bold")
+        screen.print(f"to accept this run: {command}", soft_wrap=True)
+    screen.print(telling.conclusion(checked), style="bold")

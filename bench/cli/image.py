@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli
+from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli, echo
 from bench.errors import SuiteError
 
 
@@ -69,9 +69,9 @@ def attack(
         magnify=magnify,
     )
     for line in story.lines(told, every):
-        click.echo(line)
+        echo(line)
     command = shlex.join(["bench", *sys.argv[1:]])
-    click.echo(f"page: {story.page(told, every, command, out)}")
+    echo(f"page: {story.page(told, every, command, out)}")
 
 
 def _params(given: tuple[str, ...]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli, narrated, tell
+from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli, echo, narrated, tell
 from bench.cli.progress import shown
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def leaderboard(
         if not _enter(folder, add, card, checked, options):
             return 1
     for path in board.write(entries.read(folder, checked), checked, out or folder):
-        click.echo(f"leaderboard: {path}")
+        echo(f"leaderboard: {path}")
     return 0
 
 
@@ -80,7 +80,7 @@ def _enter(folder: Path, run: Path, card: Path, suite: "Suite", options: "Option
     place = entries.folder_of(folder, made)
     entries.write(place, card, found.snapshot, found.recheck)
     again = found.recheck
-    click.echo(
+    echo(
         f"entered: {made.name}: run again on {again.examples} of {claimed.data.n} examples, "
         f"{again.differ} of {again.compared} outcomes otherwise ({place})"
     )

@@ -14,10 +14,10 @@ from bench.cli.app import DATA_DIR, cli
 def plan(suite: str, limit: int | None, data_dir: Path | None) -> None:
     """Every cell of SUITE, its skip reason and its cost in model passes, and how its data are
     read; runs nothing."""
-    from rich.console import Console
     from rich.table import Table
 
     from bench import files, planned
+    from bench.cli.plain import console
 
     told = planned.read(suite, files.data_folder(data_dir), limit)
     shown = Table(title=told.title, title_justify="left")
@@ -32,10 +32,10 @@ def plan(suite: str, limit: int | None, data_dir: Path | None) -> None:
         seed = told.seed if cell.seed is None else cell.seed
         about = (cell.model, cell.attack, cell.norm, aim, str(seed), cell.eps_text)
         shown.add_row(*about, *cost, cell.reason)
-    console = Console()
-    console.print(shown)
+    screen = console()
+    screen.print(shown)
     known = [cell.passes for cell in told.lines if cell.passes is not None and not cell.reason]
-    console.print(
+    screen.print(
         f"{len(told.lines)} cells, at most {sum(known):,.0f} forward passes per example"
         + ("" if len(known) == len(told.lines) else " where the cost is known")
     )
@@ -47,10 +47,10 @@ def plan(suite: str, limit: int | None, data_dir: Path | None) -> None:
 @click.argument("kind", type=click.Choice(["models", "attacks", "datasets", "suites", "recipes"]))
 def list_(kind: str) -> None:
     """What there is, with one line and source each."""
-    from rich.console import Console
     from rich.table import Table
 
     from bench import catalogue
+    from bench.cli.plain import console
 
     rows = catalogue.lines(kind)
     names = [row.name for row in rows]
@@ -60,4 +60,4 @@ def list_(kind: str) -> None:
     shown.add_column()
     for row in rows:
         shown.add_row(*row)
-    Console().print(shown)
+    console().print(shown)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from bench.cli import app
+from bench.printable import spelled
 
 if TYPE_CHECKING:
     from bench.parts import Event, Listen
@@ -52,7 +53,6 @@ class Bar:
         self.reasons = reasons
 
     def __enter__(self) -> "Bar":
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             Progress,
@@ -62,16 +62,18 @@ class Bar:
             TimeRemainingColumn,
         )
 
-        self.console = Console(stderr=True)
+        from bench.cli.plain import console
+
+        self.screen = console(stderr=True)
         self.bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
-            console=self.console,
-            disable=not self.console.is_terminal,
+            console=self.screen,
+            disable=not self.screen.is_terminal,
             speed_estimate_period=600,
         )
         self.bar.__enter__()
@@ -89,17 +91,17 @@ class Bar:
         self.done += event.work if event.what == "done" else 0.0
         if event.what == "start":
             self.total = event.work
-            self.bar.update(self.task, total=max(event.work, 1e-9), description=event.text)
+            self.bar.update(self.task, total=max(event.work, 1e-9), description=spelled(event.text))
             if not event.work:
-                self.console.print("nothing to run: every cell is done")
+                self.screen.print("nothing to run: every cell is done")
                 self.bar.update(self.task, completed=1e-9)
         elif event.what in ("note", "failed") or (event.what == "why" and self.reasons):
             text, long = f"{event.what}: {event.text}", event.what == "why"
-            self.console.print(text, markup=False, highlight=False, soft_wrap=long)
+            self.screen.print(text, soft_wrap=long)
         self.bar.update(self.task, completed=self.done)
         if event.what == "begin":
-            self.bar.update(self.task, description=event.text)
+            self.bar.update(self.task, description=spelled(event.text))
             if self.bar.disable and event.text != self.last:
                 share = self.done / self.total if self.total else 1.0
-                self.console.print(f"{share:4.0%} {event.text}", markup=False, highlight=False)
+                self.screen.print(f"{share:4.0%} {event.text}")
             self.last = event.text

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from bench.cli.app import FOLDER, cli
+from bench.cli.app import FOLDER, cli, echo
 
 
 @cli.command()
@@ -19,10 +19,10 @@ def publish(folders: tuple[Path, ...], out: Path) -> int:
 
     runs = gathered.gather(folders)
     for path in writing.write(runs, out):
-        click.echo(path)
+        echo(path)
     for run in runs:
         without = int((run.found.table["status"] != "ok").sum())
         if without:
             told = f"{without} of {len(run.found.table)} cells have no number and print as a dash"
-            click.echo(f"{run.name}: {told}", err=True)
+            echo(f"{run.name}: {told}", err=True)
     return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bench.cli.app import DATA_DIR, FOLDER, cli, narrated
+from bench.cli.app import DATA_DIR, FOLDER, cli, echo, narrated
 from bench.cli.progress import shown
 
 
@@ -36,23 +36,23 @@ def rerun(
     repeating.check_new(folder, place)
     differ = [*again.notes, *repeating.differences(folder, again.options)]
     for sentence in differ:
-        click.echo(f"differs: {sentence}")
+        echo(f"differs: {sentence}")
     heap.keep()
     with shown() as listen:
         runner.run(again.suite, place, again.options, listen)
     second = results.read(place)
     for sentence in repeating.renamed(first, second):
-        click.echo(f"differs: {sentence}")
+        echo(f"differs: {sentence}")
     found = repeating.held_against(first, second)
     if found.refusal:
-        click.echo(f"not compared: {found.refusal} (A: {folder}, B: {place})")
+        echo(f"not compared: {found.refusal} (A: {folder}, B: {place})")
         return 3
     for sentence in repeating.phrases(found.twins):
-        click.echo(sentence)
+        echo(sentence)
     for sentence in found.apart:
-        click.echo(f"otherwise: {sentence}")
+        echo(f"otherwise: {sentence}")
     bits = again.options.deterministic and not differ
     agree = found.agree(bits)
     wanted = "to the last bit" if bits else "in every outcome"
-    click.echo(f"rerun: {place}: {'the same' if agree else 'not the same'} {wanted}")
+    echo(f"rerun: {place}: {'the same' if agree else 'not the same'} {wanted}")
     return 0 if agree else 1

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli, narrated, tell
+from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli, echo, narrated, tell
 from bench.cli.place import Place, placed
 from bench.cli.progress import shown
 from bench.cli.track import tell as track
@@ -96,8 +96,8 @@ def _share_done(share: "Share", folder: Path, whole: Path) -> int:
     """Say how one share becomes a part of the whole; 1 if a cell of it failed."""
     from bench import records
 
-    click.echo(f"shard {share.number} of {share.of} is done: {folder}")
-    click.echo(f"when all are: bench merge {whole} -o {whole}")
+    echo(f"shard {share.number} of {share.of} is done: {folder}")
+    echo(f"when all are: bench merge {whole} -o {whole}")
     return 1 if records.failures(folder) else 0
 
 
@@ -112,7 +112,7 @@ def merge(folders: tuple[Path, ...], out: Path, audit: bool) -> int:
     from bench import merge as merging
 
     merged = merging.merge(folders, out)
-    click.echo(f"merged {len(merged.folders)} folders: {merged.pieces} of {merged.wanted} pieces")
+    echo(f"merged {len(merged.folders)} folders: {merged.pieces} of {merged.wanted} pieces")
     for phrase in merged.missing[:TOLD]:
         tell("missing", phrase)
     if len(merged.missing) > TOLD:
@@ -141,7 +141,7 @@ def _report(folder: Path, strict: bool) -> int:
     found = results.read(folder)
     page = publication.write(found, folder)
     _print_summary(found)
-    click.echo(f"report: {page}")
+    echo(f"report: {page}")
     track(found, folder)
     without = found.table[found.table["status"] != "ok"]
     for row in without.drop_duplicates(["model", "attack", "reason"]).itertuples():
@@ -156,19 +156,19 @@ def _report(folder: Path, strict: bool) -> int:
 
 def _print_summary(found: "Results") -> None:
     """The closing table: robust accuracy of each attack at each eps, and the worst case."""
-    from rich.console import Console
     from rich.table import Table
 
+    from bench.cli.plain import console
     from bench.report import audited, bracketed, compared
 
-    console = Console()
+    screen = console()
     table = found.table
     for (model, norm, goal), group in table.groupby(["model", "norm", "goal"], sort=False):
         radii = group.drop_duplicates("eps").sort_values("eps")
         n = found.provenance["data"]["n"]
         worst = found.worst.query("model == @model and norm == @norm and goal == @goal")
         size = f"n = {n}{_reach([group, worst])}"
-        console.print(f"{model}: robust accuracy by eps, {norm}, {goal}, {size}", style="italic")
+        screen.print(f"{model}: robust accuracy by eps, {norm}, {goal}, {size}", style="italic")
         shown = Table()
         shown.add_column("eps", overflow="fold")
         for text in radii["eps_text"]:
@@ -179,19 +179,19 @@ def _print_summary(found: "Results") -> None:
         for label, rows in lines:
             cells = _percents(rows, radii["eps"])
             shown.add_row(str(label), *cells, style="bold" if rows is worst else None)
-        console.print(shown)
+        screen.print(shown)
     verdicts = found.crosschecks["verdict"].value_counts()
     if len(verdicts):
         told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
-        console.print(f"cross-checks: {told}")
+        screen.print(f"cross-checks: {told}")
     if len(found.comparisons):
-        console.print(compared.summary(found.comparisons), highlight=False)
+        screen.print(compared.summary(found.comparisons))
     for model in found.audit.models:
-        console.print(f"audit of {model}: {audited.verdict(found.audit, model)}", highlight=False)
+        screen.print(f"audit of {model}: {audited.verdict(found.audit, model)}")
     for sentence in bracketed.sentences(found.certified, found.worst):
-        console.print(sentence, highlight=False, soft_wrap=True, markup=False)
+        screen.print(sentence, soft_wrap=True)
     if len(found.violations):
-        console.print(f"violations: {len(found.violations)}, see the report", style="bold red")
+        screen.print(f"violations: {len(found.violations)}, see the report", style="bold red")
 
 
 def _reach(frames: "list[pd.DataFrame]") -> str:

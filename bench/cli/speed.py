@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli
+from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli, echo
 from bench.errors import SuiteError, nearest
 
 if TYPE_CHECKING:
@@ -85,14 +85,14 @@ def speed(
     for work in chosen:
         for index, victim in enumerate(work.models):
             task = load(work, victim, device=where, data_dir=folder, limit=limit, data=data)
-            click.echo(f"{work.name}: {task.victim}", err=True)
+            echo(f"{work.name}: {task.victim}", err=True)
             done = race.race(
                 task,
                 list(entered(work, peers or PEERS)),
                 rounds=rounds,
                 rows=batch_size,
                 heap_kept=kept,
-                hear=lambda text: click.echo(f"  {text}", err=True),
+                hear=lambda text: echo(f"  {text}", err=True),
             )
             if memory:
                 _remember(done, index, str(where), folder, data, batch_size)
@@ -101,7 +101,7 @@ def speed(
                 page.write(races, command, out)
             _print(done)
     if out is not None:
-        click.echo(f"page: {out / 'speed.md'}")
+        echo(f"page: {out / 'speed.md'}")
     return 1 if any(each.status == "failed" for done in races for each in done.outcomes) else 0
 
 
@@ -113,7 +113,7 @@ def _remember(
 
     from bench.speed import memory
 
-    click.echo("  memory, a process each", err=True)
+    echo("  memory, a process each", err=True)
     memory.add(
         done,
         memory.Order(
@@ -144,34 +144,35 @@ def _command(
 
 
 def _list(chosen: "tuple[Work, ...]") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from bench.cli.plain import console
 
     shown = Table(box=None, show_header=False, pad_edge=False)
     for wraps in (False, True, True):
         shown.add_column(no_wrap=not wraps)
     for work in chosen:
         shown.add_row(work.name, work.title, "; ".join(map(str, work.models)))
-    Console().print(shown)
+    console().print(shown)
 
 
 def _print(done: "Race") -> None:
     """The table of one race, what was raced above it, what to know below it."""
     from rich.box import SIMPLE
-    from rich.console import Console
     from rich.table import Table
 
+    from bench.cli.plain import console
     from bench.formats import is_numeric
     from bench.speed import page
 
-    console = Console()
-    if not console.is_terminal:  # a file has no width, and folded figures help nobody
-        console = Console(width=max(console.width, WIDE))
+    screen = console()
+    if not screen.is_terminal:  # a file has no width, and folded figures help nobody
+        screen = console(width=max(screen.width, WIDE))
     frame = page.table(done)
     work = done.task.work
-    console.print(f"\n{work.name}: {work.title}", style="bold", markup=False)
+    screen.print(f"\n{work.name}: {work.title}", style="bold")
     for line in (page.about(done), page.how(done)):
-        console.print(line, style="italic", markup=False, highlight=False)
+        screen.print(line, style="italic")
     accuracies = [name for name in frame.columns if name.startswith(page.ROBUST)]
     if len(accuracies) > 1:  # too wide beside the times
         times = frame.drop(columns=accuracies)
@@ -191,6 +192,6 @@ def _print(done: "Race") -> None:
             )
         for cells in part.itertuples(index=False):
             shown.add_row(*map(str, cells))
-        console.print(shown)
+        screen.print(shown)
     for note in page.notes(done):
-        console.print(f"  {note}", markup=False, highlight=False)
+        screen.print(f"  {note}")

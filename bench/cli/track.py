@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from bench import trackers
+from bench.cli.app import echo
 
 if TYPE_CHECKING:
     from bench.results import Results
@@ -39,4 +40,4 @@ def tell(found: "Results", folder: Path) -> None:
     Raises: SuiteError if one fails.
     """
     for each in wanted():
-        click.echo(f"tracked: {trackers.log(each, found, folder)}")
+        echo(f"tracked: {trackers.log(each, found, folder)}")

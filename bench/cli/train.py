@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli
+from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli, echo
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def train(
             attacked = f" (certified {epoch.validation_certified_correct})"
         if epoch.validation_adversarial_correct is not None:
             attacked = f" (attacked {epoch.validation_adversarial_correct})"
-        click.echo(
+        echo(
             f"epoch {epoch.epoch}/{checked.epochs}: loss {epoch.train_loss:.4f}, validation "
             f"{epoch.validation_correct}/{epoch.validation_n}{attacked}, {epoch.seconds:.1f} s",
             err=True,
@@ -68,14 +68,14 @@ def train(
         if fresh:
             path.unlink(missing_ok=True)
         if len(progress) > 1:
-            click.echo(f"seed {each}", err=True)
+            echo(f"seed {each}", err=True)
         trained = standard.train(replace(checked, seed=each), folder, where, hear, path)
         runs.append(card.Run(each, trained))
     weights = card.publish(checked, runs, folder, out)
     if len(runs) > 1:
-        click.echo(f"kept: seed {card.best(runs).seed} of {', '.join(map(str, progress))}")
-    click.echo(f"weights: {weights}")
-    click.echo(f"page: {weights.with_suffix('.md')}")
+        echo(f"kept: seed {card.best(runs).seed} of {', '.join(map(str, progress))}")
+    echo(f"weights: {weights}")
+    echo(f"page: {weights.with_suffix('.md')}")
     for path in progress.values():
         path.unlink(missing_ok=True)
 
@@ -101,7 +101,7 @@ def _train_attack(
             f"{network} " + " ".join(f"{part} {loss:.3f}" for part, loss in parts.items())
             for network, parts in epoch.losses.items()
         )
-        click.echo(
+        echo(
             f"epoch {epoch.epoch}/{recipe.epochs}: {losses}, validation fooled "
             f"{epoch.validation_fooled}/{epoch.validation_n}, {epoch.seconds:.1f} s",
             err=True,
@@ -109,6 +109,6 @@ def _train_attack(
 
     trained = attacker.train(recipe, data_dir, device, hear, progress)
     weights = attacker_card.publish(recipe, trained, data_dir, out)
-    click.echo(f"weights: {weights}")
-    click.echo(f"page: {weights.with_suffix('.md')}")
+    echo(f"weights: {weights}")
+    echo(f"page: {weights.with_suffix('.md')}")
     progress.unlink(missing_ok=True)

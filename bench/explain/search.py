@@ -15,7 +15,7 @@ from pathlib import Path
 from bench import metrics, plan, runner, suite
 from bench.crosscheck import SIGNIFICANT
 from bench.entries import Suite
-from bench.errors import ContractError, SuiteError
+from bench.errors import ContractError, SuiteError, first_line
 from bench.explain import explanations, hypotheses, naming
 from bench.explain.explanations import Experiment, Explanation, gap_of
 from bench.explain.hypotheses import DOUBLE, Change, Untried
@@ -76,7 +76,9 @@ class _Inquiry:
         try:
             self.ours, self.reference = map(trial.watched, trial.base[:2])
         except _FAILURES as error:
-            raise SuiteError(f"one of the two attacks could not be run: {_told(error)}") from error
+            raise SuiteError(
+                f"one of the two attacks could not be run: {first_line(error)}"
+            ) from error
         self.made: list[Experiment] = []
         self.untried: list[str] = []
         self.first = self._experiment("", trial.base)
@@ -145,7 +147,7 @@ class _Inquiry:
         try:
             return self._experiment(text, apply(setup))
         except _FAILURES as error:
-            self.untried.append(f"{text} ({_told(error)})")
+            self.untried.append(f"{text} ({first_line(error)})")
             return None
 
     def _experiment(self, text: str, setup: Setup) -> Experiment:
@@ -236,10 +238,6 @@ def _joined(changes: Sequence[Change]) -> Callable[[Setup], Setup]:
     return apply
 
 
-def _told(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 # ---------------------------------------------------------------- a suite's cells, or a run's
 
 
@@ -291,6 +289,8 @@ def _task(
 ) -> plan.Task:
     """The task of this cell alone, planned with what is known now that its model is loaded."""
     model, entry, cell = found.task.model, found.task.entry, found.cell
+    if why := session.why_unfit(found.task):
+        raise SuiteError(f"cell '{cell.model}/{cell.attack}': {why}")
     source = session.facts(entry.source) if entry.source else None
     task = plan.task(model, entry, session.facts(model), session.seed, "independent", source)
     (place,) = (k for k, each in enumerate(task.cells) if each.eps == cell.eps)

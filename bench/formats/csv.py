@@ -10,8 +10,8 @@ import re
 import pandas as pd
 
 from bench.formats import Export, absent, words
+from bench.sheet import guarded
 
-_FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # noqa: RUF001
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -33,7 +33,7 @@ def _safe(value: object) -> object:
         return value
     # A tab or a carriage return starts a formula in some programs and a line in others.
     text = words(value) if _CONTROL.search(value) else value
-    return f"'{text}" if text.startswith(_FORMULA) else text
+    return guarded(text)
 
 
 EXPORT = Export(suffix=".csv", content=content)

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from bench import plan
 from bench.entries import Suite
-from bench.errors import RecordError, SuiteError
+from bench.errors import RecordError, SuiteError, first_line
 from bench.files import write_whole
 from bench.formats import many
 from bench.gate import baseline
@@ -102,8 +102,9 @@ def _entry(folder: Path) -> Entry:
     try:
         recheck = TypeAdapter(Recheck).validate_json((folder / RECHECK).read_bytes())
     except (OSError, ValidationError) as error:
-        told = str(error).splitlines()[0]
-        raise RecordError(f"{folder / RECHECK}: damaged ({told}); add the model again") from error
+        raise RecordError(
+            f"{folder / RECHECK}: damaged ({first_line(error)}); add the model again"
+        ) from error
     return Entry(card, snapshot, recheck)
 
 

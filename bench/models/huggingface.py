@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from bench import foreign
 from bench.contracts import Count, Model, Shape
-from bench.errors import SuiteError
+from bench.errors import SuiteError, first_line
 from bench.models import Preprocessed
 
 LIBRARY, EXTRA = "transformers", "huggingface"
@@ -55,11 +55,11 @@ def _had(name: str, files: str, get: Callable[..., Any]) -> Any:
         with foreign.quiet(LIBRARY):
             return get(name, local_files_only=offline)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
-        first = (str(error).splitlines() or [""])[0] or type(error).__name__
         here = Path(name).is_dir()
         place = name if here else "the hub's cache (HF_HOME), or name a folder that holds them"
         raise SuiteError(
-            f"model '{EXTRA}:{name}' could not be had ({first}); put its {files} into {place}"
+            f"model '{EXTRA}:{name}' could not be had ({first_line(error)}); put its "
+            f"{files} into {place}"
         ) from error
     finally:
         logging.set_verbosity(before)

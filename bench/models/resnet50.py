@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.contracts import Model
-from bench.errors import SuiteError, nearest
+from bench.errors import SuiteError, first_line, nearest
 from bench.images import imagenet_names
 from bench.models import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
@@ -54,8 +54,7 @@ def published(name: str) -> Mapping[str, Tensor]:
     try:
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SuiteError(_missing(name, path, first)) from error
+        raise SuiteError(_missing(name, path, first_line(error))) from error
     return {f"net.{key}": value for key, value in state.items()}
 
 

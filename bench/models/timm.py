@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench import foreign
 from bench.contracts import Count, Model
-from bench.errors import SuiteError, nearest
+from bench.errors import SuiteError, first_line, nearest
 from bench.models import Preprocessed
 
 LIBRARY = "timm"
@@ -85,8 +85,7 @@ def _published(name: str) -> Mapping[str, Tensor]:
         hub = foreign.loaded("huggingface_hub")
         path = hub.hf_hub_download(config.hf_hub_id, FILE, local_files_only=offline)
     except (OSError, ValueError, RuntimeError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        why = "downloads are off, BENCH_OFFLINE is set" if offline else first
+        why = "downloads are off, BENCH_OFFLINE is set" if offline else first_line(error)
         raise SuiteError(
             f"weights of {LIBRARY}:{name} could not be had ({why}); fetch {FILE} of "
             f"{config.hf_hub_id} into the hub's cache (HF_HOME), or name that file as the weights"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.contracts import Count, Model, Shape
-from bench.errors import SuiteError, nearest
+from bench.errors import SuiteError, first_line, nearest
 from bench.models import Preprocessed
 
 LIBRARY = "torchvision"
@@ -89,8 +89,7 @@ def _published(name: str, weights: str) -> Mapping[str, Tensor]:
     try:
         state = chosen.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, OSError, RuntimeError, ValueError, EOFError, UnpicklingError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SuiteError(_missing(name, weights, path, first)) from error
+        raise SuiteError(_missing(name, weights, path, first_line(error))) from error
     return {f"net.{key}": value for key, value in state.items()}
 
 

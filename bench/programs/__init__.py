@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.errors import SuiteError
+from bench.errors import SuiteError, describe
 
 if TYPE_CHECKING:  # names are looked up where nobody waits for torch
     from torch import nn
@@ -46,9 +46,7 @@ def opened(path: Path) -> "nn.Module":
     except SuiteError:
         raise
     except Exception as error:  # what a reader trips over in damaged bytes can be anything
-        first = (str(error).splitlines() or [""])[0][:200]
-        told = f"{type(error).__name__}: {first}" if first else type(error).__name__
-        raise SuiteError(f"{where} is damaged or no program ({told})") from error
+        raise SuiteError(f"{where} is damaged or no program ({describe(error)})") from error
     raise SuiteError(
         f"{where}: expected a program of torch.export or TorchScript, got another archive; of a "
         "state_dict name the architecture, and this file as its weights"

@@ -19,6 +19,7 @@ from bench import (
     document,
     printable,
     results,
+    sheet,
     tables,
 )
 from bench.audit import signs
@@ -106,9 +107,13 @@ def _frame(folder: Path, name: str, columns: tuple[str, ...] | None = None) -> p
         raise RecordError(
             f"{path}: damaged ({error}); run bench report on the run again"
         ) from error
-    found = found.rename(columns=printable.spelled).map(printable.spelled)
+    found = found.rename(columns=printable.spelled).map(_text)
     numbers = [name for name in found.columns if name not in (*TEXTS, *_LABELS)]
     return found.assign(**{name: _numbers(found[name]) for name in numbers})
+
+
+def _text(cell: str) -> str:
+    return printable.spelled(sheet.unguarded(cell))
 
 
 def _numbers(column: "pd.Series[str]") -> "pd.Series[Any]":

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from bench import files, formats, provenance
+from bench import files, formats, provenance, sheet
 from bench.formats import DASH, markdown
 from bench.speed.contestants import bare, torchattacks
 from bench.speed.race import Outcome, Race
@@ -324,7 +324,7 @@ def write(races: Sequence[Race], command: str, folder: Path) -> Path:
 
     Raises: SuiteError if the folder cannot be written.
     """
-    files.write_whole(folder / "speed.csv", frame(races).to_csv(index=False).encode())
+    files.write_whole(folder / "speed.csv", sheet.content(frame(races)))
     text = json.dumps(document(races, command), indent=1, ensure_ascii=False)
     files.write_whole(folder / "speed.json", text.encode())
     return files.write_whole(folder / "speed.md", page(races, command).encode())

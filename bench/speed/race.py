@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bench import meter, rng
+from bench.errors import describe
 from bench.speed.task import Contestant, Run, Task, judged
 
 SHARES = (0.25, 0.5, 1, 2, 4)
@@ -164,11 +165,10 @@ def _run(contestant: Contestant, task: Task, work: Callable[[], Result]) -> tupl
         with quiet():
             try:
                 return meter.timed(work, task.device)
-            except torch.OutOfMemoryError:
+            except (torch.OutOfMemoryError, KeyboardInterrupt):
                 raise
-            except Exception as error:  # a stranger's code
-                first = (str(error).splitlines() or [""])[0]
-                raise StrangerError(f"{type(error).__name__}: {first}") from error
+            except BaseException as error:  # a stranger's code
+                raise StrangerError(describe(error)) from error
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench import api, images, inputs, metrics
+from bench import api, images, inputs, metrics, sheet
 from bench.files import write_whole
 from bench.formats import many, percent
 
@@ -170,7 +170,7 @@ def _saved(found: api.Evaluation, levels: Sequence[Level], x: Tensor, folder: Pa
     """Table, records and the first fooled examples, before and after, as images."""
     assert found.adversarial is not None
     for name, frame in (("table", found.table), ("records", found.records)):
-        write_whole(folder / f"{name}.csv", frame.to_csv(index=False).encode())
+        write_whole(folder / f"{name}.csv", sheet.content(frame))
     for at, level in enumerate(levels):
         place = folder / f"eps-{level.eps:g}"
         pictured = x.shape[1] in (1, 3)  # what a PNG can hold

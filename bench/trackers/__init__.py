@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench.errors import SuiteError, nearest
+from bench.errors import SuiteError, describe, nearest
 
 if TYPE_CHECKING:
     from bench.results import Results
@@ -92,9 +92,8 @@ def log(wanted: Wanted, found: "Results", folder: Path) -> str:
     try:
         return wanted.tracker.log(told(found, folder), wanted.where)
     except Exception as error:  # a server or a library that is not ours
-        first = (str(error).splitlines() or [""])[0]
         raise SuiteError(
-            f"--track {wanted.name}:{wanted.where}: {type(error).__name__}: {first}; the run is "
+            f"--track {wanted.name}:{wanted.where}: {describe(error)}; the run is "
             f"kept, try again with bench report {folder} --track"
         ) from error
 

@@ -1,0 +1,77 @@
+"""Attacks that close, replace or redirect stdout: the run goes on, and is told."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SUITE = """
+schema = 1
+name = "s"
+[data]
+name = "digits"
+limit = 4
+[[models]]
+name = "lenet"
+weights = "digits"
+"""
+ENTRY = """
+[[attacks]]
+name = "rude.py:{name}"
+norm = "linf"
+eps = [0.1]
+"""
+RUDE = """
+import dataclasses, io, os, sys
+from bench.attacks.noise import ATTACK as noise
+
+def closes(*a):
+    sys.stdout.close(); sys.stderr.close()
+    return a[1]
+
+def truly(*a):
+    sys.__stdout__.close(); sys.__stderr__.close(); os.closerange(1, 3)
+    return a[1]
+
+def replaces(*a):
+    sys.stdout = io.StringIO(); sys.stderr = None
+    return a[1]
+
+def redirects(*a):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1); os.close(2)
+    return a[1]
+
+def raises(*a):
+    class Told(BaseException):
+        def __str__(self):
+            raise SystemExit(7)
+    os.close(1)
+    raise Told
+
+for each in (closes, truly, replaces, redirects, raises):
+    run = lambda model, x, y, threat, params, rng, each=each: each(model, x)
+    globals()[each.__name__.upper()] = dataclasses.replace(noise, run=run, rule=None)
+"""
+NAMES = ("CLOSES", "TRULY", "REPLACES", "REDIRECTS", "RAISES")
+
+
+@pytest.mark.parametrize("more", [(), ("--isolate",)])
+def test_a_run_is_told_whatever_an_attack_does_to_its_streams(
+    tmp_path: Path, more: tuple[str, ...]
+) -> None:
+    text = SUITE + "".join(ENTRY.format(name=name) for name in NAMES)
+    (tmp_path / "s.toml").write_text(text, encoding="utf-8")
+    (tmp_path / "rude.py").write_text(RUDE, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "run", "s.toml", "--out", "out", "--device", "cpu", *more],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "report: " in done.stdout
+    assert "failed: lenet · rude.py:RAISES: Told (rude.py:" in done.stderr
+    told = " ".join(done.stderr.split())
+    for name in NAMES:
+        assert f"note: lenet · rude.py:{name}: its code closed or replaced std" in told
+    assert told.count("put back since") == len(NAMES)
