@@ -27,6 +27,10 @@ class RecordError(Exception):
     """Records on disk are not what they say they are; they are named, never guessed at."""
 
 
+class RobustnessWarning(UserWarning):
+    """A robust accuracy was measured, and there is reason to doubt it."""
+
+
 SHORT = 40
 """More known names than this are counted, not listed."""
 

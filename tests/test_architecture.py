@@ -126,9 +126,9 @@ def test_no_broad_except_hides_a_bug_outside_a_strangers_code() -> None:
     # traced, recorded, fingerprinted, copied or asked again; a factory, file, module or checkpoint;
     # a cell; a worker process; a library's reader, attack or tracker; Ray; a training's progress.
     assert sorted(broad) == [
-        "audit/probed.py", "chain.py", "chain.py", "checkpoint.py", "containment.py", "copies.py",
-        "copies.py", "craft.py", "datasets/mnist.py", "engine.py", "fingerprint.py",
-        "fingerprint.py", "fingerprint.py", "graphs.py", "isolated.py", "isolated.py", "loading.py",
+        "audit/probed.py", "audit/slopes.py", "chain.py", "chain.py", "checkpoint.py",
+        "containment.py", "copies.py", "copies.py", "craft.py", "datasets/mnist.py", "engine.py",
+        "fingerprint.py", "fingerprint.py", "fingerprint.py", "graphs.py", "isolated.py", "isolated.py", "loading.py",
         "parts.py", "preflight.py", "preflight.py", "programs/__init__.py", "registry.py",
         "registry.py", "resume_check.py", "speed/race.py", "spread.py", "suspicions.py",
         "trackers/__init__.py", "training/progress.py",

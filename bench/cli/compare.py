@@ -41,7 +41,7 @@ def _print(found: "Compared", first: Path, second: Path) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from bench.comparisons import SIGNIFICANT
+    from bench.metrics import SIGNIFICANT
     from bench.report import changes
 
     console = Console()
