@@ -1,9 +1,10 @@
 """bench from Python: `evaluate` one model under one attack, `run` a suite."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import torch
@@ -23,17 +24,23 @@ from bench import (
     sizes,
     tables,
 )
+from bench.audit import findings
+from bench.audit.findings import Audit
+from bench.audit.probed import probed
 from bench.contracts import Goal, Norm, Precision, Stop
 from bench.datasets import in_memory
-from bench.errors import SuiteError
+from bench.errors import RobustnessWarning, SuiteError
 from bench.queries import Access
 from bench.records import Stored
 from bench.session import Session
 from bench.suite import attack_entry, read
 
+DOUBTED = "bench.evaluate: the robust accuracy is open to doubt:"
 
-class Evaluation(NamedTuple):
-    """One model under one attack."""
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """One model under one attack; unpacks into table, records and adversarial images."""
 
     table: pd.DataFrame
     """One row per eps, the columns of table.csv."""
@@ -41,6 +48,14 @@ class Evaluation(NamedTuple):
     """One row per example and eps, the columns of the per-example records."""
     adversarial: Tensor | None
     """(eps, n, c, h, w) if it was asked for; examples that were not attacked are clean."""
+    findings: tuple[str, ...]
+    """What a reader of the numbers must know, a sentence each: what was found unfit in the model
+    before it was attacked, and the signs of the audit that the attack failed."""
+    audit: Audit
+    """The signs themselves, and those that were not looked for."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.table, self.records, self.adversarial))
 
 
 def evaluate(
@@ -67,6 +82,7 @@ def evaluate(
     access: Access = "gradient",
     classes: int | None = None,
     allow: Sequence[str] = (),
+    audit: bool | None = None,
 ) -> Evaluation:
     """How robust `model` is on (x, y) under one attack at one or several eps.
 
@@ -80,6 +96,9 @@ def evaluate(
     that most of `predictions` give. A model that only answers queries, or is to be attacked as one,
     has `access` "scores" or "labels"; it may be any callable, of so many `classes` (labels alone do
     not say; as many as y needs unless given). `allow` names findings that do not stop it.
+    The records are audited as a suite's are, and a RobustnessWarning tells what was found; `audit`
+    says whether the model is probed as well, unless given where that takes few passes beside the
+    attack's.
     Raises: SuiteError for an unknown attack, parameter, norm or target, images outside [0, 1],
     labels the model has no class for, an attack that needs other images or more classes, or a
     model that does not return logits; ContractError if the attack breaks its promise; whatever
@@ -136,9 +155,17 @@ def evaluate(
     shards = [session.shard(task, first, last) for first, last in session.shards()]
     frame = pd.concat([shard.frame for shard in shards], ignore_index=True)
     pieces = [piece for shard in shards for piece in shard.pieces]
-    table = tables.cells(task.cells, Stored(frame, pieces, {}), "", data.name, data.n)
+    stored = Stored(frame, pieces, {})
+    table = tables.cells(task.cells, stored, "", data.name, data.n)
     adversarial = torch.cat([s.x_adv for s in shards], dim=1) if keep_adversarial else None
-    return Evaluation(table, frame, adversarial)
+    probes = probed(session, [task], {}, full=audit)
+    random = [name for name, subject in subjects.items() if subject.random]
+    told = findings.audit(task.cells, table, stored, probes, random)
+    sentences = tuple(each for subject in subjects.values() for each in subject.findings)
+    sentences += tuple(sign.sentence for sign in told.signs)
+    if sentences:
+        warnings.warn("\n".join([DOUBTED, *sentences]), RobustnessWarning, stacklevel=2)
+    return Evaluation(table, frame, adversarial, sentences, told)
 
 
 def run(

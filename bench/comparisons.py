@@ -26,8 +26,6 @@ SEEDS = (
     "least_low", "least_high", "median", "most", "most_low", "most_high", "union", "union_low",
     "union_high",
 )  # fmt: skip
-SIGNIFICANT = 0.05
-"""Two sides differ by more than chance if their corrected p-value is at most this."""
 WORST = "worst case"
 """In place of an attack: all attacks together that both models met."""
 

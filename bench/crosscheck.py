@@ -21,10 +21,6 @@ COLUMNS = (
     "pixels_equal", "pixels_compared", "time_ratio", "verdict", "cause",
 )  # fmt: skip
 IDENTICAL, EQUAL, DIFFERENT = "identical", "equal within noise", "different"
-SIGNIFICANT = 0.05
-"""Two outcomes differ beyond noise if the exact paired test's p-value, times the number of
-comparisons in the run (Bonferroni), is below this: one false alarm in twenty runs, not in twenty
-rows."""
 SAME_PIXEL = 1e-5
 """Float rounding between two implementations of one formula stays below this."""
 IDS_SHOWN = 20
@@ -78,16 +74,20 @@ def compare(
     """
     cells = table.drop_duplicates("cell").set_index("cell")
     by_cell: dict[str, dict[str, Any]] = cells.to_dict("index")  # type: ignore[assignment]
+    done = [
+        pair for pair in sides if all(by_cell[each.identity]["status"] == "ok" for each in pair)
+    ]
+    tests = [  # first: robust under theirs alone, so broken by ours
+        metrics.paired(robust[pair.reference.identity], robust[pair.ours.identity]) for pair in done
+    ]
     rows = []
-    for pair in sides:
+    corrected = metrics.holm([test.p_value for test in tests])
+    for pair, test, p_value in zip(done, tests, corrected, strict=True):
         ours, reference = by_cell[pair.ours.identity], by_cell[pair.reference.identity]
-        if not ours["status"] == reference["status"] == "ok":
-            continue
         mine, theirs = robust[pair.ours.identity], robust[pair.reference.identity]
         differ = mine.index[mine != theirs]
-        test = metrics.paired(theirs, mine)  # first: robust under theirs alone, so broken by ours
         pixels = _pixels(pair, images)
-        verdict = _verdict(len(differ), test.p_value * len(sides), pixels.largest)
+        verdict = _verdict(len(differ), p_value, pixels.largest)
         saturated = confidence[pair.ours.identity].loc[differ] == 1
         rows.append(
             {
@@ -146,7 +146,7 @@ def _pixels(pair: Sides, images: Mapping[str, Tensor]) -> _Pixels:
 def _verdict(differ: int, corrected: float, pixels: float | None) -> str:
     if differ == 0 and (pixels is None or pixels <= SAME_PIXEL):
         return IDENTICAL
-    return DIFFERENT if corrected < SIGNIFICANT else EQUAL
+    return DIFFERENT if corrected <= metrics.SIGNIFICANT else EQUAL
 
 
 def _cause(pair: Sides, saturated: int) -> str:

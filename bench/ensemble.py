@@ -1,8 +1,8 @@
 """An ensemble: its parts one after another, each on the examples that those before left standing.
 
 After every part the model itself judges, and ball and box are verified, so an example counts as
-broken exactly if one part broke it: the count never rises from one part to the next (law L21), and
-which part it was is kept. At each eps an ensemble starts anew; under sweep = "nested" with what no
+broken exactly if one part broke it: the count never rises from one part to the next and which
+part it was is kept. At each eps an ensemble starts anew; under sweep = "nested" with what no
 smaller eps broke.
 """
 

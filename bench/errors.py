@@ -34,6 +34,10 @@ class RecordError(Exception):
     """Records on disk are not what they say they are; they are named, never guessed at."""
 
 
+class RobustnessWarning(UserWarning):
+    """A robust accuracy was measured, and there is reason to doubt it."""
+
+
 LONGEST = 500
 """Characters of what an exception says that are told, at most."""
 

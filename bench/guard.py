@@ -33,9 +33,11 @@ def untouched(model: nn.Module) -> Iterator[None]:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     before = {key: value.detach().clone() for key, value in tensors.items()}
     changed: list[str] = []
+    training: set[str] = set()
     try:
         with evaluating(model):
             model.requires_grad_(False)
+            training = {name for name, module in model.named_modules() if module.training}
             yield
     finally:
         for parameter, wants, gradient in parameters:
@@ -46,7 +48,24 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for key in changed:
                 tensors[key].copy_(before[key])
     if changed:
-        raise ContractError(f"the attack changed the model: {', '.join(changed[:3])}")
+        raise ContractError(_changed(model, changed, training))
+
+
+def _changed(model: nn.Module, changed: list[str], training: set[str]) -> str:
+    """Who changed these tensors of the model: a module of its own in training mode, or the attack.
+
+    Batch norm, for one, writes its running statistics at each pass in training mode.
+    """
+    for key in changed:
+        owner, _, tensor = key.rpartition(".")
+        if owner in training and tensor in dict(model.get_submodule(owner).named_buffers()):
+            kind = type(model.get_submodule(owner)).__name__
+            return (
+                f"the model changes while it predicts: its module '{owner or kind}' ({kind}) stays "
+                f"in training mode when the model is put into evaluation mode, and writes its "
+                f"{tensor} at each pass; let train() and eval() reach it"
+            )
+    return f"the attack changed the model: {', '.join(changed[:3])}"
 
 
 # ------------------------------------------------------------------------- images left as they are

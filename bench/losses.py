@@ -17,7 +17,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     """logsumexp over i != y of z_i, minus z_y: cross-entropy without its saturation.
 
     Cross-entropy is log(1 + exp(margin)), a rising function of it: both have the same gradient
-    direction, but this one keeps it in float32 where softmax rounds to 1 (law L22).
+    direction, but this one keeps it in float32 where softmax rounds to 1.
     """
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.logsumexp(1) - logits.gather(1, y[:, None])[:, 0]
@@ -25,7 +25,7 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 def label_and_target(logits: Tensor, target: Tensor, label: Tensor) -> Tensor:
     """Cross-entropy of the target minus that of the label, which is z_label - z_target exactly:
-    the two logsumexp cancel, and so nothing saturates (law L12)."""
+    the two logsumexp cancel, and so nothing saturates."""
     own = logits.gather(1, label[:, None]) - logits.gather(1, target[:, None])
     return own[:, 0]
 

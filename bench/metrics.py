@@ -22,6 +22,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
+SIGNIFICANT = 0.05
+"""Two sides differ by more than chance if their p-value, corrected for all comparisons of the run
+(`holm`), is at most this: one false call in twenty runs, not in twenty rows."""
+
 Outcomes: TypeAlias = "pd.Series[bool]"
 """Yes or no for each example of a cell."""
 

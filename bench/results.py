@@ -104,7 +104,13 @@ def read(folder: Path) -> Results:
         published=beside.join(table, entries),
         violations=tables.violations(stored),
         # A run made before models were probed has no probes.
-        audit=findings.audit(plan, table, stored, provenance.get("probes", {})),
+        audit=findings.audit(
+            plan,
+            table,
+            stored,
+            provenance.get("probes", {}),
+            [label for label, about in provenance["models"].items() if about.get("random")],
+        ),
         certified=brackets.read(folder, provenance, worst, stored.frame),
     )
 

@@ -327,6 +327,7 @@ def _document(
                 "rows_per_pass": session.rows[label],
                 "predictions": subject.predictions,
                 "logits": _largest(subject.logits),
+                "random": subject.random,
             }
             for label, subject in session.subjects.items()
         },

@@ -1,5 +1,6 @@
 """What is told of one attacked image: lines for the terminal, and a page to keep."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from bench import formats
+from bench.attacks import ONE_IMAGE
+from bench.audit.checks import USED_PART
 from bench.files import write_whole
 from bench.formats import markdown, number
 from bench.single import Answer, Single
@@ -28,6 +31,8 @@ def lines(told: Single, every: int) -> Iterator[str]:
     if told.record["violation"]:
         yield f"violation: {told.record['violation']}"
     yield verdict(told)
+    if doubt := unused(told):
+        yield doubt
 
 
 def steps(told: Single, every: int) -> Iterator[tuple[int, float]]:
@@ -40,6 +45,24 @@ def steps(told: Single, every: int) -> Iterator[tuple[int, float]]:
 def verdict(told: Single) -> str:
     aim = f"as {told.target}" if told.target else "as another class"
     return f"{Path(told.name).name} {'is taken' if told.record['fooled'] else 'is not taken'} {aim}"
+
+
+def unused(told: Single) -> str:
+    """Say that a failure is no evidence, where the attack used less than half of what it was
+    allowed; empty otherwise."""
+    entry = told.attack
+    eps, moved = entry.eps[0], told.record[entry.norm]
+    searched = entry.attack.budget == "minimum" or entry.norm == "l0"
+    tried = told.record["attacked"] and not told.record["fooled"] and eps.value > 0
+    if not tried or searched or moved >= USED_PART * eps.value:
+        return ""
+    others = [] if entry.name == ONE_IMAGE else [f"--attack {ONE_IMAGE}"]
+    names = {field.name for field in dataclasses.fields(entry.params)}
+    others += [f"a larger --param {name}" for name in ("lr", "alpha", "steps") if name in names]
+    return (
+        f"no evidence of robustness: the attack moved the image by {moved:.3g} of the {eps.text} "
+        f"({formats.NORMS[entry.norm]}) that it was allowed; try {' or '.join(others[:3])}"
+    )
 
 
 def page(told: Single, every: int, command: str, folder: Path) -> Path:
@@ -69,6 +92,8 @@ def page(told: Single, every: int, command: str, folder: Path) -> Path:
             [tuple(number(told.record[name], 6) for name in SIZES)],
         ),
     ]
+    if doubt := unused(told):
+        parts.insert(3, f"**{markdown.escape(doubt[0].upper() + doubt[1:])}.**")
     if told.losses:
         trace = [(str(step), f"{loss:.6g}") for step, loss in steps(told, every)]
         parts.append(_table(["step", f"loss ascended ({_loss(told)})"], trace))

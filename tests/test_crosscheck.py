@@ -94,6 +94,19 @@ def test_a_few_differences_are_noise_and_many_one_sided_ones_are_not() -> None:
     assert many["differ_ids"] == "0 1 2 3 4 5"
 
 
+def test_many_pairs_are_corrected_as_all_other_comparisons_are() -> None:
+    # p of 2/2^6 and 2/2^7 over two pairs: times two, the first is above 5 %; by Holm both are below
+    sides = [Sides(cell("a"), cell("b")), Sides(cell("c"), cell("d"))]
+    numbers = {"robust_correct": 1, "robust_accuracy": 0.5, "robust_low": 0.1, "robust_high": 0.9}
+    table = pd.DataFrame([{"cell": c, "status": "ok", "seconds": 1.0, **numbers} for c in "abcd"])
+    robust = {c: pd.Series([True] * 20) for c in "ac"}
+    for name, lost in (("b", 6), ("d", 7)):
+        robust[name] = pd.Series([False] * lost + [True] * (20 - lost))
+    sure = dict.fromkeys("abcd", pd.Series([0.9] * 20))
+    found = crosscheck.compare(sides, table, robust, sure, {})
+    assert found["verdict"].tolist() == ["different", "different"]
+
+
 def test_balanced_differences_are_noise() -> None:
     found = compared([True, False] * 10, [False, True] * 10)
     assert (found["differ"], found["verdict"]) == (20, "equal within noise")

@@ -64,7 +64,7 @@ def stands(net: nn.Module, told: Any, y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("attack", BUILT_IN)
-def test_l1_at_eps_0_nothing_moves_and_the_clean_count_stands(
+def test_at_eps_0_nothing_moves_and_the_clean_count_stands(
     attack: str, net: nn.Module, digits: Any
 ) -> None:
     x, y = digits
@@ -80,7 +80,7 @@ def test_l1_at_eps_0_nothing_moves_and_the_clean_count_stands(
 
 @pytest.mark.parametrize("attack", RULES)
 @pytest.mark.parametrize(("norm", "eps"), BALLS)
-def test_l2_every_image_is_in_ball_and_box_and_finite(
+def test_every_image_is_in_ball_and_box_and_finite(
     attack: str, norm: Norm, eps: float, net: nn.Module, correct: Any, attacked: Attacked
 ) -> None:
     x, y = correct
@@ -95,7 +95,7 @@ def test_l2_every_image_is_in_ball_and_box_and_finite(
     assert (moved > eps / 2).all()
 
 
-def test_l3_fgsm_moves_a_pixel_by_eps_or_to_the_wall_or_has_no_gradient(
+def test_fgsm_moves_a_pixel_by_eps_or_to_the_wall_or_has_no_gradient(
     net: nn.Module, correct: Any, attacked: Attacked
 ) -> None:
     x, y = correct
@@ -108,7 +108,7 @@ def test_l3_fgsm_moves_a_pixel_by_eps_or_to_the_wall_or_has_no_gradient(
     assert ((x_adv == up) | (x_adv == down) | ((x_adv == x) & (probe.grad.abs() < 1e-8))).all()
 
 
-def test_l4_the_worst_case_over_seeds_is_no_more_than_any_of_them(
+def test_the_worst_case_over_seeds_is_no_more_than_any_of_them(
     net: nn.Module, correct: Any, attacked: Attacked
 ) -> None:
     x, y = correct
@@ -121,7 +121,7 @@ def test_l4_the_worst_case_over_seeds_is_no_more_than_any_of_them(
 
 
 @pytest.mark.parametrize("attack", TARGETED)
-def test_l5_who_is_taken_for_the_target_is_also_taken_wrongly(
+def test_who_is_taken_for_the_target_is_also_taken_wrongly(
     attack: str, net: nn.Module, digits: Any
 ) -> None:
     found = bench.evaluate(
@@ -135,7 +135,7 @@ def test_l5_who_is_taken_for_the_target_is_also_taken_wrongly(
 
 
 @pytest.mark.parametrize("attack", RULES)
-def test_l6_success_rate_clean_and_robust_counts_add_up(
+def test_success_rate_clean_and_robust_counts_add_up(
     attack: str, net: nn.Module, digits: Any
 ) -> None:
     params = {"steps": 3} if attack in LOOPS else {}
@@ -150,7 +150,7 @@ def test_l6_success_rate_clean_and_robust_counts_add_up(
 
 
 @pytest.mark.parametrize("attack", BUILT_IN)
-def test_l7_the_net_is_left_as_it_was(attack: str, lenet: nn.Module, digits: Any) -> None:
+def test_the_net_is_left_as_it_was(attack: str, lenet: nn.Module, digits: Any) -> None:
     lenet[3].train()
     lenet[1].bias.requires_grad_(False)
     lenet[1].weight.grad = torch.ones_like(lenet[1].weight)
@@ -168,7 +168,7 @@ def test_l7_the_net_is_left_as_it_was(attack: str, lenet: nn.Module, digits: Any
 
 
 @pytest.mark.parametrize("attack", RULES)
-def test_l8_the_same_seed_gives_the_same_bits_and_any_batch_the_same_outcomes(
+def test_the_same_seed_gives_the_same_bits_and_any_batch_the_same_outcomes(
     attack: str, net: nn.Module, correct: Any, attacked: Attacked
 ) -> None:
     x, y = correct
@@ -186,7 +186,7 @@ def test_l8_the_same_seed_gives_the_same_bits_and_any_batch_the_same_outcomes(
 
 
 @pytest.mark.parametrize("attack", BUILT_IN)
-def test_l10_a_constant_net_keeps_its_clean_count_under_attack(attack: str, digits: Any) -> None:
+def test_a_constant_net_keeps_its_clean_count_under_attack(attack: str, digits: Any) -> None:
     x, y = digits
     constant = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
     nn.init.zeros_(constant[1].weight)
@@ -203,7 +203,7 @@ def test_l10_a_constant_net_keeps_its_clean_count_under_attack(attack: str, digi
 
 
 @pytest.mark.parametrize("attack", ["bim", "pgd"])
-def test_l13_a_larger_ball_leaves_no_more_correct(
+def test_a_larger_ball_leaves_no_more_correct(
     attack: str, net: nn.Module, correct: Any, attacked: Attacked
 ) -> None:
     told = attacked(net, *correct, attack, (0.0, 0.02, 0.05, 0.1, 0.2), params={"steps": 10})
@@ -213,7 +213,7 @@ def test_l13_a_larger_ball_leaves_no_more_correct(
     assert counts[-1] < 20
 
 
-def test_l14_the_whole_cube_leaves_nothing_under_a_long_pgd(
+def test_the_whole_cube_leaves_nothing_under_a_long_pgd(
     net: nn.Module, correct: Any, attacked: Attacked
 ) -> None:
     x, y = correct
@@ -222,7 +222,7 @@ def test_l14_the_whole_cube_leaves_nothing_under_a_long_pgd(
 
 
 @pytest.mark.parametrize("eps", [0.05, 0.1, 0.2])
-def test_l15_ten_steps_leave_no_more_than_one(
+def test_ten_steps_leave_no_more_than_one(
     eps: float, net: nn.Module, correct: Any, attacked: Attacked
 ) -> None:
     (one,) = left(net, attacked(net, *correct, "fgsm", eps), correct[1])
@@ -232,7 +232,7 @@ def test_l15_ten_steps_leave_no_more_than_one(
 
 
 @pytest.mark.parametrize("attack", STEPPING)
-def test_l16_more_steps_of_one_length_leave_no_more(
+def test_more_steps_of_one_length_leave_no_more(
     attack: str, net: nn.Module, correct: Any, attacked: Attacked
 ) -> None:
     counts = [
@@ -245,7 +245,7 @@ def test_l16_more_steps_of_one_length_leave_no_more(
 
 
 @pytest.mark.parametrize("attack", TARGETED)
-def test_l17_to_reach_a_target_is_no_easier_than_to_leave_the_label(
+def test_to_reach_a_target_is_no_easier_than_to_leave_the_label(
     attack: str, net: nn.Module, correct: Any, attacked: Attacked
 ) -> None:
     x, y = correct
@@ -257,7 +257,7 @@ def test_l17_to_reach_a_target_is_no_easier_than_to_leave_the_label(
 
 
 @pytest.mark.parametrize("eps", [0.1, 0.2])
-def test_l19_a_gradient_beats_noise(
+def test_a_gradient_beats_noise(
     eps: float, net: nn.Module, correct: Any, attacked: Attacked
 ) -> None:
     x, y = correct
@@ -287,7 +287,7 @@ def shipped(model: Any, weights: str) -> nn.Module:
 PGD_40 = {"steps": 40, "alpha": 0.01}
 
 
-def test_l20_a_standard_net_on_mnist_keeps_nothing_at_0_3(
+def test_a_standard_net_on_mnist_keeps_nothing_at_0_3(
     attacked: Attacked, mnist_200: tuple[Tensor, Tensor]
 ) -> None:
     x, y = mnist_200
@@ -308,12 +308,12 @@ def test_the_net_trained_against_pgd_keeps_nine_of_ten_at_0_3_and_not_by_masking
     assert kept >= 180
     (one_step,) = left(net, attacked(net, x, y, "fgsm", 0.3), y)
     (transferred,) = left(net, attacked(lenet, x, y, "pgd", 0.3, stop="never", params=PGD_40), y)
-    assert kept <= min(one_step, transferred)  # L15, L18
+    assert kept <= min(one_step, transferred)  # neither one step nor less sight does better
     (beyond,) = left(net, attacked(net, x, y, "pgd", 0.5, params={"steps": 40}), y)
-    assert beyond <= 20  # L13, towards L14: it is the radius that stops the attack
+    assert beyond <= 20  # it is the radius that stops the attack
 
 
-def test_l21_attacks_together_leave_no_more_than_any_of_them(net: nn.Module, digits: Any) -> None:
+def test_attacks_together_leave_no_more_than_any_of_them(net: nn.Module, digits: Any) -> None:
     outcomes = []
     x, y = (each[:40] for each in digits)
     for attack in (name for name in BUILT_IN if "linf" in FOUND[name].norms):

@@ -65,7 +65,7 @@ def test_the_logits_scale_does_change_it(name: Loss) -> None:
 
 @pytest.mark.parametrize("goal", ["untargeted", "targeted"])
 @pytest.mark.parametrize(("scale", "shift"), [(1e-3, 7.0), (2.0, -3.0), (1e4, 1e4)])
-def test_l11_the_logits_neither_scale_nor_shift_changes_the_difference_of_logits_ratio(
+def test_the_logits_neither_scale_nor_shift_changes_the_difference_of_logits_ratio(
     goal: Goal, scale: float, shift: float
 ) -> None:
     z, y = some()

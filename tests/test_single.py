@@ -48,10 +48,28 @@ def test_the_png_is_lossless_and_read_back_in_8_bits(digit: Path) -> None:
 
 def test_a_target_is_reached_by_the_raw_gradient(digit: Path) -> None:
     options = ["--eps", "0.4", "--target", "3", "--param", "lr=0.1", "--param", "steps=60"]
+    options += ["--attack", "raw_gradient"]
     told = bench(digit, *options)
     assert told.exit_code == 0, told.output
     assert "after: 3 " in told.output
     assert "five.png is taken as 3" in told.output
+
+
+def test_the_default_attack_uses_its_budget_and_one_that_does_not_is_no_evidence(
+    tmp_path: Path,
+) -> None:
+    command = ["attack", "digits:17", "--model", "lenet", "--weights", "digits", "--eps", "0.3"]
+    command += ["--out", str(tmp_path)]
+    told = CliRunner().invoke(cli, command)
+    assert "digits-17 is taken as another" in told.output.replace("digits:17", "digits-17")
+    assert "no evidence" not in told.output
+    told = CliRunner().invoke(cli, [*command, "--attack", "raw_gradient"])
+    assert told.exit_code == 0, told.output
+    assert "no evidence of robustness: the attack moved the image by " in told.output
+    assert "try --attack pgd or a larger --param lr" in told.output
+    assert "No evidence of robustness" in (tmp_path / "digits-17-attack.md").read_text()
+    reached = [*command, "--attack", "fgsm", "--target", "9"]
+    assert "no evidence" not in CliRunner().invoke(cli, reached).output
 
 
 @pytest.mark.parametrize(

@@ -193,3 +193,19 @@ def test_the_package_says_that_it_is_typed() -> None:
     import bench
 
     assert (Path(bench.__file__).parent / "py.typed").is_file()
+
+
+def test_a_failure_tells_what_makes_the_number_doubtful(pytester: pytest.Pytester) -> None:
+    body = """
+class Flat(nn.Module):
+    @torch.no_grad()
+    def forward(self, x):
+        return net()(x)
+
+def test_it(robustness):
+    robustness(Flat(), x, y, eps=0.1, **ASKED).at_least(1.0, confident=True)
+"""
+    outcomes, output = told(pytester, body, "-W", "error::bench.errors.RobustnessWarning")
+    assert outcomes == {"failed": 1}
+    assert "Beware: model 'Flat'" in output
+    assert "(zero-gradient)" in output

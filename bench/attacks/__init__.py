@@ -59,5 +59,5 @@ PROJECTION: dict[Norm, str] = {
     "l0": "ball, then box",
 }
 
-ONE_IMAGE = "raw_gradient"
+ONE_IMAGE = "pgd"
 """The attack of `bench attack` where none is named."""

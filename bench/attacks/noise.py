@@ -1,7 +1,7 @@
 """Random noise: one uniform draw from the ball, no question asked of the model.
 
 The floor that every attack must beat: a gradient attack that fools no more than noise of the same
-size has failed (law L19).
+size has failed.
 """
 
 from dataclasses import dataclass

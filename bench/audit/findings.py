@@ -4,7 +4,7 @@ What a model showed when it was probed (`bench.audit.probes`) is read from prove
 everything else is found in the records (`bench.audit.checks`). Neither needs the model.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -17,6 +17,8 @@ from bench.errors import RecordError
 from bench.plan import Cell
 from bench.records import Stored
 
+DRAWN = "the model answers at random, so a success may go whenever it is asked again"
+UNPROBED = "the model was probed before bench looked for it"
 UNTRACED = "no iterated gradient attack of bench's own, untargeted, was run"
 
 
@@ -37,9 +39,14 @@ class Audit(NamedTuple):
 
 
 def audit(
-    plan: Sequence[Cell], table: pd.DataFrame, stored: Stored, probed: Mapping[str, Any]
+    plan: Sequence[Cell],
+    table: pd.DataFrame,
+    stored: Stored,
+    probed: Mapping[str, Any],
+    random: Collection[str] = (),
 ) -> Audit:
-    """Look through a run: `table` is that of `tables.cells`, `probed` lies in provenance.json.
+    """Look through a run: `table` is that of `tables.cells`, `probed` lies in provenance.json,
+    `random` are the models that answer at random.
 
     Raises: RecordError if `probed` is damaged.
     """
@@ -52,8 +59,12 @@ def audit(
         own = [run for run in runs if run.cell.model == model]
         told, missing = _told(model, probed.get(model))
         found += [sign for sign in told if not _cared_for(sign, own)]
+        drawn = model in random or signs.UNSTABLE.name in {sign.name for sign in told}
         looked = {kind.name for kind in (*probes.PROBED, *probes.TRACED)} - set(missing)
         for name, (check, why) in checks.CHECKS.items():
+            if name == signs.SILENT.name and drawn:
+                missing[name] = DRAWN
+                continue
             seen = check(own, runs)
             found += seen or []
             if seen is not None:
@@ -75,14 +86,21 @@ def _runs(plan: Sequence[Cell], stored: Stored) -> Iterator[Run]:
 
 def _told(model: str, probed: Any) -> tuple[list[Sign], dict[str, str]]:
     """What the probes of one model found, and what they did not look for, with the reason."""
-    everything = [kind.name for kind in (*probes.PROBED, *probes.TRACED)]
+    everything = [kind.name for kind in (*probes.TRACED, *probes.PROBED)]
     if probed is None:
         return [], dict.fromkeys(everything, "the model was not probed")
     try:
         if probed["failed"]:
             return [], dict.fromkeys(everything, f"the probes failed: {probed['failed']}")
-        untraced = [] if probed["traced"] else [kind.name for kind in probes.TRACED]
-        return [signs.read(each) for each in probed["signs"]], dict.fromkeys(untraced, UNTRACED)
+        told = [signs.read(each) for each in probed["signs"]]
+        missing = {} if probed["traced"] else {kind.name: UNTRACED for kind in probes.TRACED}
+        # An earlier bench did not write what it looked for, and looked for all but the last.
+        unseen = set(everything) - set(probed.get("looked", everything[:-1]))
+        missing |= dict.fromkeys(unseen, probed.get("unlooked", UNPROBED))
+        vague = [sign.name for sign in told if sign.name in probes.VAGUE]
+        if vague:
+            missing[signs.WRONG.name] = f"no slope can be measured: {vague[0]}"
+        return told, missing
     except (KeyError, TypeError) as error:
         raise RecordError(
             f"provenance.json: the probes of model '{model}' are damaged ({error!r}); "

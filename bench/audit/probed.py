@@ -14,6 +14,11 @@ from bench.stages import UNWATCHED, Stage, Watch
 
 DEFAULT = Threat(norm="linf", eps=0.1)
 """Where a model is probed whose attacks are in neither L-inf nor L2."""
+LOOKED = [kind.name for kind in (*probes.PROBED, *probes.TRACED)]
+"""What these probes look for: answers of an earlier bench that looked for less are asked again."""
+CHEAP = 0.1
+"""Share of an attack's passes that all probes may take where they are not asked for."""
+UNASKED = "its probes were declined, or would take more than a tenth of the attack's passes"
 
 
 def probed(
@@ -21,11 +26,13 @@ def probed(
     tasks: Sequence[plan.Task],
     earlier: Mapping[str, Any],
     watch: Watch = UNWATCHED,
+    full: bool | None = True,
 ) -> dict[str, dict[str, Any]]:
     """For each model what its probes found, as provenance.json keeps it.
 
     What `earlier`, the same of an earlier session, holds of the same model, data and attacks is
-    taken as it is.
+    taken as it is. Unless `full`, a few gradients are compared with finite differences, and nothing
+    more; None leaves it to what all probes would cost.
     """
     found = {}
     for label, subject in session.subjects.items():
@@ -37,17 +44,28 @@ def probed(
         known = earlier.get(label, {})
         if label in session.unfit:
             found[label] = _unprobed(of, f"it {session.unfit[label]}")
-        elif known.get("of") == of:
+        elif known.get("of") == of and known.get("looked") == LOOKED:
             found[label] = known
         elif why := watch.enter(Stage("probe", f"{label}, probing it", label)):
             found[label] = _unprobed(of, why)
         else:
-            found[label] = _one(session, label, own, traced, of)
+            everything = _cheap(session.data.n, own) if full is None else full
+            found[label] = _one(session, label, own, traced, of, everything)
     return found
 
 
+def _cheap(n: int, tasks: Sequence[plan.Task]) -> bool:
+    """Whether all probes take few gradients beside those that the attacks may take."""
+    ahead = n * sum(cell.gradients or 0.0 for task in tasks for cell in task.cells)
+    traces = sum(2 * task.curve.params.steps for task in tasks if probes.traceable(task.curve))
+    return bool(probes.examples(n) * (probes.LOOKS + traces) <= CHEAP * ahead)
+
+
 def _unprobed(of: list[str], why: str) -> dict[str, Any]:
-    return {"of": of, "traced": [], "failed": why, "n": 0, "seconds": 0.0, "signs": []}
+    return {
+        "of": of, "traced": [], "looked": LOOKED, "failed": why, "n": 0, "seconds": 0.0,
+        "signs": [],
+    }  # fmt: skip
 
 
 def _one(
@@ -56,8 +74,11 @@ def _one(
     tasks: Sequence[plan.Task],
     traced: Mapping[str, plan.Task],
     of: list[str],
+    full: bool,
 ) -> dict[str, Any]:
     document = {**_unprobed(of, ""), "traced": list(traced)}
+    if not full:
+        document |= {"looked": [signs.WRONG.name], "unlooked": UNASKED}
     if not tasks:
         return {**document, "failed": "no attack was run that sees the model"}
     if session.subjects[label].access != "gradient":
@@ -78,7 +99,14 @@ def _one(
         )
         curves = {name: task.curve for name, task in traced.items()}
         with streams.kept(session.notes.append, f"the probes of model '{label}'"):
-            found = probes.probe(subject, _ball(tasks), curves)
+            if full:
+                found = probes.probe(subject, _ball(tasks), curves)
+            else:
+                fit = session.subjects[label]
+                vague = fit.random or any("(batch-dependent" in each for each in fit.findings)
+                found = [] if vague else probes.slopes_differ(subject)
+                if vague:
+                    document["looked"] = []
     except (SuiteError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a stranger's model or attack may raise anything

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bench import batch, engine, geometry, rng
-from bench.audit import signs
+from bench.audit import signs, slopes
 from bench.audit.signs import Kind, Sign
 from bench.contracts import Curve, Loss, Threat, step_size
 from bench.guard import tensor_cores, untouched
@@ -33,6 +33,8 @@ STEPS, REACH = 10, 2.5
 """Steps of the probes' own ascent, and how far together they reach, in eps."""
 WHOLE_STEPS, WHOLE_LENGTH = 40, 0.1
 """Steps through the whole cube and their length: four times across it."""
+LOOKS = 2 + STEPS + WHOLE_STEPS
+"""Gradients that the probes of one example take, beside the traces."""
 ASKED_AGAIN = 3
 """Times that the same images are shown once more."""
 DOUBT = 0.01
@@ -42,9 +44,11 @@ FEW, PART = 3, 0.1
 
 PROBED = (
     signs.PROBABILITIES, signs.OPTIMISES, signs.UNSTABLE, signs.BATCH, signs.NO_GRADIENT,
-    signs.SATURATED, signs.UNBOUNDED,
+    signs.SATURATED, signs.UNBOUNDED, signs.WRONG,
 )  # fmt: skip
 """What every model is probed for."""
+VAGUE = {signs.UNSTABLE.name, signs.BATCH.name}
+"""Models that show these have no output of their own whose slope could be measured."""
 TRACED = (signs.FLAT, signs.INCOMPLETE)
 """What each of bench's own iterated gradient attacks is probed for."""
 
@@ -81,6 +85,8 @@ def probe(subject: Subject, threat: Threat, curves: Mapping[str, Curve]) -> list
     """
     with untouched(subject.model), tensor_cores(False), rng.seeded("probes", subject.label):
         found = [*_answers(subject), *_gradients(subject, threat)]
+        if not VAGUE & {sign.name for sign in found}:
+            found += slopes_differ(subject)
         for label, curve in curves.items():
             found += _trace(subject, label, curve)
     return found
@@ -214,6 +220,24 @@ def _climb(
         at = torch.where(geometry.per_row(fooled, x), at, moved)
     with torch.no_grad():
         return _Ascent(at, blind, predicted(model(at)) != y)
+
+
+def slopes_differ(subject: Subject) -> list[Sign]:
+    """Compare a few gradients with finite differences of a model that answers alike each time."""
+    few = min(len(subject.y), slopes.MOST)
+    with untouched(subject.model), tensor_cores(False):
+        rows = torch.arange(few, device=subject.x.device).split(subject.rows)
+        which = torch.cat(
+            [slopes.wrong(subject.model, subject.x[k], subject.y[k], subject.id[k]) for k in rows]
+        )
+    if int(which.sum()) < min(FEW, few):
+        return []
+    told = (
+        f"on {int(which.sum())} of {few} images central differences of the margin along the "
+        "gradient or along a random direction do not agree with it"
+    )
+    asked = subject._replace(id=subject.id[:few])
+    return [_sign(asked, signs.WRONG, which, told, f"{FEW} images")]
 
 
 # -------------------------------------------------------------------------- the suite's own attacks

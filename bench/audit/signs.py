@@ -41,7 +41,17 @@ SATURATED = Kind(
     "Cross-entropy rounds to 0 in float32 and loses its gradient; the margin of the same logits "
     "does not.",
     "Attack with a loss on logits that does not saturate: margin or dlr.",
-    "law L22; Carlini and Wagner 2017, section 5; AutoAttack flag: zero gradient",
+    "margin and cross-entropy have the same gradient direction; Carlini and Wagner 2017, "
+    "section 5; AutoAttack flag: zero gradient",
+)
+WRONG = Kind(
+    "gradient is not the model's",
+    "What the model returns as its gradient is not the slope of its own output, measured by finite "
+    "differences, so a gradient attack is led elsewhere.",
+    "Find what replaces the gradient (a custom backward, a detach, a straight-through estimator); "
+    "attack by scores, or a differentiable stand-in by transfer.",
+    "Athalye et al. 2018, section 3.1 (shattered and stochastic gradients); Carlini et al. 2019, "
+    "section 5",
 )
 UNSTABLE = Kind(
     "unstable predictions",
@@ -80,46 +90,61 @@ UNBOUNDED = Kind(
     "An L-inf ball of radius 1 holds every image, those of other classes among them, and yet the "
     "attack does not reach them.",
     "Look for what hides the gradient before any smaller eps is believed.",
-    "Pintor et al. 2022, indicator 6 (unconstrained attack failure); law L14; Athalye et al. 2018",
+    "Pintor et al. 2022, indicator 6 (unconstrained attack failure); Athalye et al. 2018",
 )
 STEPS = Kind(
     "more steps do worse",
     "The same attack with more steps breaks fewer of the same examples.",
     "Try other step sizes and keep the first success; then look for a masked gradient.",
-    "law L16; Carlini et al. 2019, section 5",
+    "more steps must not do worse; Carlini et al. 2019, section 5",
 )
 RESTARTS = Kind(
     "more restarts do worse",
     "The same attack with more restarts breaks fewer of the same examples.",
     "Keep an example as broken once any restart broke it.",
-    "law L4; Carlini et al. 2019, section 5",
+    "more restarts must not do worse; Carlini et al. 2019, section 5",
+)
+UNUSED = Kind(
+    "budget not used",
+    "The attack failed on images that it moved by less than half of what it was allowed, so their "
+    "robustness at this eps was not tested: no evidence of robustness.",
+    "Give it longer or more steps, or use an attack that reaches the edge of the ball, such as "
+    "pgd.",
+    "a fixed budget is there to be used; Carlini et al. 2019, section 5",
+)
+FARTHER = Kind(
+    "search beaten inside its distance",
+    "Another run found an adversarial image nearer than the least distance that this search "
+    "reports, so its distances are too large.",
+    "Give the search more steps or restarts, or take the nearest image that any attack found.",
+    "a least distance is no larger than any that was found; Carlini et al. 2019, section 5",
 )
 LARGER = Kind(
     "larger eps does worse",
     "The larger ball holds the smaller one, and yet the attack finds less in it.",
     "Let the step size grow with eps and give it more steps, or take what a smaller eps found: "
     'sweep = "nested".',
-    "law L13; Carlini et al. 2019, section 5; Athalye et al. 2018, section 3.1",
+    "the larger ball holds the smaller; Carlini et al. 2019, section 5; Athalye et al. 2018, "
+    "section 3.1",
 )
 BLACK_BOX = Kind(
     "black box stronger than white box",
     "An attack that sees less than the gradient finds what no white-box attack finds: a sign of "
     "gradient masking.",
     "Spend more on the black-box attack, and adapt the white-box one to the defence.",
-    "AutoAttack flag: Square Attack improves the evaluation; Athalye et al. 2018, section 3.1; "
-    "law L18",
+    "AutoAttack flag: Square Attack improves the evaluation; Athalye et al. 2018, section 3.1",
 )
 ONE_STEP = Kind(
     "one step stronger than many",
     "One gradient breaks more than the iterated attack, so the iterates are led astray.",
     "Try other step sizes, losses and restarts; then look for a masked gradient.",
-    "law L15; Athalye et al. 2018, section 3.1",
+    "many steps must not do worse than one; Athalye et al. 2018, section 3.1",
 )
 NOISE = Kind(
     "noise as strong as the gradient",
     "A random image of the ball breaks as much: the gradient is of no help.",
     "Look for zero, saturated or random gradients; try a loss on logits and attacks by scores.",
-    "law L19; Athalye et al. 2018, section 3.1",
+    "a gradient must do better than noise of the same size; Athalye et al. 2018, section 3.1",
 )
 LOST = Kind(
     "success lost on re-prediction",
@@ -158,9 +183,9 @@ PROBABILITIES = Kind(
 KINDS = {
     kind.name: kind
     for kind in (
-        NO_GRADIENT, SATURATED, UNSTABLE, SILENT, INCOMPLETE, FLAT, TRANSFER, UNBOUNDED, STEPS,
-        RESTARTS, LARGER, BLACK_BOX, ONE_STEP, NOISE, LOST, ROUNDED, BATCH, OPTIMISES,
-        PROBABILITIES,
+        NO_GRADIENT, SATURATED, WRONG, UNSTABLE, SILENT, INCOMPLETE, FLAT, TRANSFER, UNBOUNDED,
+        STEPS, RESTARTS, UNUSED, FARTHER, LARGER, BLACK_BOX, ONE_STEP, NOISE, LOST, ROUNDED, BATCH,
+        OPTIMISES, PROBABILITIES,
     )
 }  # fmt: skip
 
@@ -185,6 +210,16 @@ class Sign:
     """Ids of the `count` examples, all of them."""
     threshold: str
     """From where on it is a sign."""
+
+    @property
+    def sentence(self) -> str:
+        """What was seen, what it means and what to do, for those who read no table."""
+        under = f" under {self.attack}" if self.attack else ""
+        where = f", {self.norm} eps {self.eps:g}" if self.eps == self.eps else ""
+        return (
+            f"model '{self.model}'{under}{where}: {self.name} ({self.count} of {self.n}): "
+            f"{self.evidence}. {self.meaning} {self.remedy}"
+        )
 
     @property
     def meaning(self) -> str:

@@ -40,7 +40,7 @@ def _print(found: "Compared", first: Path, second: Path) -> None:
     from rich.table import Table
 
     from bench.cli.plain import console
-    from bench.comparisons import SIGNIFICANT
+    from bench.metrics import SIGNIFICANT
     from bench.report import changes
 
     screen = console()

@@ -15,7 +15,7 @@ from bench.errors import SuiteError
 @click.argument("image")
 @click.option("--model", required=True, help="A name of `bench list models`, or file.py:NAME.")
 @click.option("--weights", help="Published name, file, or random [the first published].")
-@click.option("--attack", help="A name of `bench list attacks`, or file.py:NAME [raw gradient].")
+@click.option("--attack", help="A name of `bench list attacks`, or file.py:NAME [pgd].")
 @click.option("--eps", default="2/255", show_default=True, help="Radius, a number or a fraction.")
 @click.option("--norm", default="linf", show_default=True)
 @click.option("--target", help="Class to reach, by name or index [untargeted].")

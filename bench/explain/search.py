@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench import metrics, plan, runner, suite
-from bench.crosscheck import SIGNIFICANT
 from bench.entries import Suite
 from bench.errors import ContractError, SuiteError, first_line
 from bench.explain import explanations, hypotheses, naming
@@ -176,7 +175,7 @@ class _Inquiry:
         """Whether a side that draws is as far from itself under other seeds as the gap is wide."""
         sides = (setup.ours, setup.reference)
         side = next((each for each in sides if each.curve.attack.stochastic), None)
-        if side is None or p_value < SIGNIFICANT:
+        if side is None or p_value <= metrics.SIGNIFICANT:
             return False
         own = metrics.robust(self.trial.records(side))
         for other in range(1, SEEDS + 1):

@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from bench import metrics
-from bench.comparisons import SIGNIFICANT
 from bench.entries import Suite
 from bench.gate.snapshot import unpack
 from bench.leaderboard.entries import Entry
-from bench.metrics import Outcomes, Rate
+from bench.metrics import SIGNIFICANT, Outcomes, Rate
 
 
 class Threat(NamedTuple):

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.comparisons import SIGNIFICANT
 from bench.formats import words
+from bench.metrics import SIGNIFICANT
 from bench.plots.style import PALETTE, STYLE, empty, short
 
 MOST = 60

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.comparisons import SIGNIFICANT, WORST
+from bench.comparisons import WORST
 from bench.formats import (
     DASH,
     Bold,
@@ -24,6 +24,7 @@ from bench.formats import (
     slug,
     words,
 )
+from bench.metrics import SIGNIFICANT
 from bench.publish import stated
 from bench.publish.gathered import Gathered
 from bench.report.views import Footnotes, Row, eps_name, groups, norm_name, records

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.compare import FIRST, KEY, SECOND, Compared
-from bench.comparisons import SIGNIFICANT
 from bench.files import write_whole
 from bench.formats import csv, many, markdown, number, rate, words
+from bench.metrics import SIGNIFICANT
 from bench.plots import drawing, dumbbell
 from bench.report.views import Row, View, groups, norm_name, records
 

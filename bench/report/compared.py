@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench import comparisons
+from bench import metrics
 from bench.formats import absent, count, many, number, rate, words
 from bench.report.views import Footnotes, Row, View, eps_name, groups, norm_name, pivot, records
 
@@ -17,7 +17,7 @@ def summary(frame: pd.DataFrame) -> str:
     if not len(frame):
         told = "it takes two attacks on one model, or two models under one attack"
         return f"Nothing was compared: {told}."
-    differ = int((frame["p_corrected"] <= comparisons.SIGNIFICANT).sum())
+    differ = int((frame["p_corrected"] <= metrics.SIGNIFICANT).sum())
     return (
         f"{many(len(frame), 'comparison')}: {differ} with a difference beyond chance (5 %, "
         f"corrected for all {len(frame)}), {len(frame) - differ} without."
@@ -33,7 +33,7 @@ def differences(frame: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
     beyond = groups(_significant(rows), *_PAIR)
 
     def cell(row: Row, notes: Footnotes) -> str:
-        plain = row["p_corrected"] > comparisons.SIGNIFICANT
+        plain = row["p_corrected"] > metrics.SIGNIFICANT
         return "n.s." if plain else f"{row['only_first']} : {row['only_second']}"
 
     found = []
@@ -55,7 +55,7 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 
 def _significant(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if row["p_corrected"] <= comparisons.SIGNIFICANT]
+    return [row for row in rows if row["p_corrected"] <= metrics.SIGNIFICANT]
 
 
 def sentences(frame: pd.DataFrame, names: Mapping[float, str]) -> View | None:

@@ -1,5 +1,6 @@
 """What the fixture `robustness` measured, and what a test may assert of it."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import api, images, inputs, metrics, sheet
+from bench.errors import RobustnessWarning
 from bench.files import write_whole
 from bench.formats import many, percent
 
@@ -41,6 +43,8 @@ class Robustness:
 
     levels: Sequence[Level]
     save: Callable[[], Path]
+    findings: Sequence[str] = ()
+    """Reasons to doubt the numbers, a sentence each: of preflight and of the audit."""
 
     def at_least(self, share: float | Mapping[float, float], *, confident: bool = False) -> None:
         """Assert that at least `share` of all examples are robust, at every eps or at those named.
@@ -66,6 +70,7 @@ class Robustness:
             for level in spoilt
         ]
         told += [_missed(level, wanted[level.eps], confident) for level in short]
+        told += [f"Beware: {finding}" for finding in self.findings]
         raise AssertionError("\n".join([*told, f"Seen: {self.save()}"]))
 
     def _wanted(self, share: float | Mapping[float, float]) -> dict[float, float]:
@@ -86,7 +91,9 @@ def of_model(
 
     Raises: AssertionError if most of what the attack returned broke its threat model.
     """
-    found = api.evaluate(model, x, y, **settings, keep_adversarial=True)
+    with warnings.catch_warnings():  # the test's report has them
+        warnings.simplefilter("ignore", RobustnessWarning)
+        found = api.evaluate(model, x, y, **settings, keep_adversarial=True)
     name, levels = type(model).__name__, []
     for row in found.table.to_dict("records"):
         if row["status"] != "ok":
@@ -103,9 +110,9 @@ def of_model(
             fooled=records[records["clean_correct"] & records["fooled"]],
         )
         levels.append(level)
-    _noted(levels, note)
+    _noted(levels, found.findings, note)
     assert found.adversarial is not None
-    return Robustness(levels, lambda: _saved(found, levels, x, folder))
+    return Robustness(levels, lambda: _saved(found, levels, x, folder), found.findings)
 
 
 def of_suite(suite: str, settings: dict[str, Any], folder: Path, note: Note) -> Robustness:
@@ -130,11 +137,14 @@ def of_suite(suite: str, settings: dict[str, Any], folder: Path, note: Note) -> 
         )
         for row in found.worst.to_dict("records")
     ]
-    _noted(levels, note)
-    return Robustness(levels, lambda: _reported(suite, folder))
+    doubts = [*found.notes, *(sign.sentence for sign in found.audit.signs)]
+    _noted(levels, doubts, note)
+    return Robustness(levels, lambda: _reported(suite, folder), doubts)
 
 
-def _noted(levels: Sequence[Level], note: Note) -> None:
+def _noted(levels: Sequence[Level], findings: Sequence[str], note: Note) -> None:
+    for finding in findings:
+        note("robustness_finding", finding)
     for level in levels:
         k, n = level.robust.k, level.robust.n
         note("robust_accuracy", f"{level.where}: {k} of {n}, {_interval(level.robust)}")

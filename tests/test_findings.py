@@ -1,0 +1,105 @@
+"""What `bench.evaluate` says beside its numbers, so that no trap passes for robustness."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bench
+from bench import registry
+from bench.audit import signs
+from bench.errors import ContractError, RobustnessWarning
+
+HERE = Path(__file__).parent
+
+
+def asked(net: nn.Module, digits: tuple[Tensor, Tensor], **settings: Any) -> bench.Evaluation:
+    """A short PGD on the first digits."""
+    x, y = (each[:16] for each in digits)
+    params = {"steps": 3}
+    return bench.evaluate(net, x, y, eps=0.1, params=params, device="cpu", **settings)
+
+
+class Wrapped(nn.Module):
+    """A net behind one of the accidents below."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+
+class WithoutGradients(Wrapped):
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x)
+        return logits
+
+
+class OfTheBatch(Wrapped):
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(x - x.mean(0))
+        return logits
+
+
+class Stuck(Wrapped):
+    """Batch norm in the first layer, which evaluation mode does not reach."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__(net)
+        self.norm = nn.BatchNorm2d(1)
+
+    def train(self, mode: bool = True) -> "Stuck":
+        return super().train(True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(self.norm(x))
+        return logits
+
+
+def test_a_sound_net_has_no_finding_and_its_evaluation_unpacks(
+    lenet: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = asked(lenet, digits)
+    assert (found.findings, found.audit.signs) == ((), [])
+    table, records, adversarial = found
+    assert table is found.table
+    assert records is found.records
+    assert adversarial is None
+
+
+@pytest.mark.parametrize(
+    ("accident", "told"),
+    [(WithoutGradients, "zero-gradient"), (OfTheBatch, "batch-dependent")],
+)
+def test_what_preflight_found_is_told_and_warned_of(
+    accident: type[Wrapped], told: str, lenet: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.warns(RobustnessWarning, match=told):
+        found = asked(accident(lenet).eval(), digits)
+    assert any(f"({told})" in finding for finding in found.findings)
+
+
+def test_batch_norm_stuck_in_training_is_named_and_the_attack_is_not(
+    lenet: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(ContractError, match=r"its module 'norm' \(BatchNorm2d\) stays in training"):
+        asked(Stuck(lenet), digits)
+
+
+def test_the_records_are_audited_and_the_model_probed_where_that_is_asked_for(
+    lenet: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    trap = registry.find("models", "traps.py:Saturated", HERE)(lenet)
+    with pytest.warns(RobustnessWarning, match="saturated loss"):
+        found = asked(trap, digits)
+    missing = {each.name: each.why for each in found.audit.unchecked}
+    assert "more than a tenth" in missing[signs.NO_GRADIENT.name]
+    assert signs.WRONG.name not in missing  # a few gradients are compared in any case
+    full = asked(trap, digits, audit=True).audit
+    assert signs.NO_GRADIENT.name not in {each.name for each in full.unchecked}
+    assert signs.FLAT.name in {sign.name for sign in full.signs}
