@@ -7,7 +7,19 @@ import pytest
 from torch import Tensor
 
 import bench
-from bench import consistency, digest, merge, records, results, runner, session, shares, suite
+from bench import (
+    consistency,
+    digest,
+    geometry,
+    merge,
+    plan,
+    records,
+    results,
+    runner,
+    session,
+    shares,
+    suite,
+)
 from bench.errors import RecordError, SuiteError
 
 NET = """
@@ -165,3 +177,74 @@ def test_another_version_of_torch_is_told_to_who_goes_on_and_who_reads(folder: F
     (told,) = [text for text in folder.told if text.startswith("The records")]
     assert told.startswith(wanted)
     assert results.read(folder.out).notes == [*notes, told]
+
+
+# ---------------------------------------------------------------- what the identity does cover
+
+LENET = """
+schema = 1
+name = "s"
+[data]
+name = "digits"
+limit = 20
+[[models]]
+name = "lenet"
+weights = "digits"
+[[attacks]]
+norm = "linf"
+eps = [0.3]
+"""
+MINE = """
+from dataclasses import dataclass
+
+from bench.contracts import Attack
+from {helper} import moved
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    pass
+
+
+def run(model, x, y, threat, params, noise):
+    return moved(x, threat.eps)
+
+
+ATTACK = Attack(
+    summary="mine", source="mine", params=Params, norms=("linf",), run=run, needs="nothing"
+)
+"""
+
+
+def robust(base: Path, attack: str) -> int:
+    """Examples of the run in a folder that are robust, once it went on with this attack."""
+    path = base / "s.toml"
+    path.write_text(LENET + attack, encoding="utf-8")
+    found = bench.run(str(path), base / "out", device="cpu", copied=False)
+    return int(found.table["robust_correct"].item())
+
+
+def test_a_module_that_the_user_s_attack_imports_is_part_of_its_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    helper = f"moves_{tmp_path.name.replace('-', '_')}"
+    (tmp_path / "mine.py").write_text(MINE.format(helper=helper), encoding="utf-8")
+    inverted = "def moved(x, eps):\n    return x + eps * (1 - 2 * x).clamp(-1, 1)\n"
+    (tmp_path / f"{helper}.py").write_text(inverted, encoding="utf-8")
+    attack = 'name = "mine.py:ATTACK"\n'
+    strong = robust(tmp_path, attack)
+    nothing = "def moved(x, eps):\n    return x + 0.01 * eps * (1 - 2 * x)\n"
+    (tmp_path / f"{helper}.py").write_text(nothing, encoding="utf-8")
+    assert robust(tmp_path, attack) > strong
+
+
+def test_a_projection_that_changed_makes_its_cells_again_once_the_numerics_version_is_raised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = 'name = "pgd"\nparams.steps = 5\n'
+    assert robust(tmp_path, attack) < 5
+    monkeypatch.setattr(geometry, "project", lambda x, x0, eps, norm: x0 + 0.01 * (1 - 2 * x0))
+    # Without it the old number stays; tests/golden fails then, whoever changed the projection.
+    monkeypatch.setattr(plan, "NUMERICS_VERSION", plan.NUMERICS_VERSION + 1)
+    assert robust(tmp_path, attack) > 15
