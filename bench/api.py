@@ -124,7 +124,6 @@ def evaluate(
     entry = attack_entry(raw, "bench.evaluate")
     where = loading.device(device)
     loading.check_tensors("given", x, y)
-    loading.check_tensors("given", x, y)
     data = inputs.checked("given", in_memory("given", x, y, ()))
     assert data.labels is not None
     label = type(model).__name__
