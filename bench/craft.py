@@ -21,17 +21,15 @@ from bench import agreement, containment, engine, geometry, meter, rng
 from bench.containment import Loan
 from bench.contracts import Curve, Norm, Rule, Threat
 from bench.errors import ContractError
+from bench.geometry import ABSOLUTE, RELATIVE
 from bench.guard import evaluating, tensor_cores
 from bench.judge import Verdict, Vote, judge
 
-ABSOLUTE, RELATIVE = 1e-6, 1e-5
-"""What a distance may exceed eps by, absolutely and relatively: float32 rounding, no more."""
 SPOTS = 8
 """Examples that a copy left standing, in each cell's shard, on which it is held against its model;
 all, if no more are left. They are drawn by the seed and their ids."""
 ELSEWHERE = 0.5
 """Share of them whose gradients may differ: attacked images lie where values tie."""
-
 
 class Examples(NamedTuple):
     """A shard of examples as the attacks of a cell see it; every field has the axis n."""
@@ -230,7 +228,7 @@ def confirmed(
 
 def _shared_out(raw: Crafted, curve: Curve, x: Tensor) -> Crafted:
     """What one search for the least distance found, for each eps; its cost shared evenly."""
-    e, far = len(curve.eps), geometry.distance(raw.x_adv[0], x, curve.norm)
+    e, far = len(curve.eps), geometry.measured(raw.x_adv[0], x, curve.norm)
     outside = torch.stack([far > allowed(eps) for eps in curve.eps])
     return raw._replace(
         x_adv=raw.x_adv.expand(e, *raw.x_adv.shape[1:]),
@@ -328,7 +326,7 @@ def returned(curve: Curve, eps: float, x: Tensor, raw: Crafted, at: int) -> Tens
     x_adv = raw.x_adv[at]
     if curve.attack.budget != "minimum":
         return x_adv
-    near = geometry.distance(x_adv, x, curve.norm) <= allowed(eps)
+    near = geometry.measured(x_adv, x, curve.norm) <= allowed(eps)
     keep = near | ~x_adv.flatten(1).isfinite().all(1)
     return torch.where(geometry.per_row(keep, x), x_adv, x)
 
@@ -350,7 +348,7 @@ def violations(x_adv: Tensor, x: Tensor, eps: float, norm: Norm, pred: Tensor) -
     """
     finite = x_adv.flatten(1).isfinite().all(1)
     low, high = x_adv.flatten(1).amin(1), x_adv.flatten(1).amax(1)
-    far = geometry.distance(x_adv, x, norm)
+    far = geometry.measured(x_adv, x, norm)
     most = allowed(eps)
     found = [""] * len(x)
     suspect = ~finite | (low < 0) | (high > 1) | (far > most) | (pred < 0)
