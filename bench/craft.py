@@ -31,6 +31,7 @@ all, if no more are left. They are drawn by the seed and their ids."""
 ELSEWHERE = 0.5
 """Share of them whose gradients may differ: attacked images lie where values tie."""
 
+
 class Examples(NamedTuple):
     """A shard of examples as the attacks of a cell see it; every field has the axis n."""
 
@@ -63,6 +64,8 @@ class Crafted(NamedTuple):
     where it found none. None until it is judged, and of an attack that makes no such search."""
     dropped: str = ""
     """Why the copy that led was dropped, and the model itself attacked; empty if it was not."""
+    nonfinite: Tensor | None = None
+    """(e, n), as `engine.Attacked`'s; None of an attack that runs its own loop."""
 
 
 def craft(
@@ -124,8 +127,9 @@ def searches(curve: Curve) -> bool:
 
 
 def _crafted(result: engine.Attacked, seconds: list[float]) -> Crafted:
-    x_adv, forwards, backwards, first, losses, rows = result
-    return Crafted(x_adv, forwards, backwards, first, seconds, losses, rows)
+    x_adv, forwards, backwards, first, losses, rows, nonfinite = result
+    crafted = Crafted(x_adv, forwards, backwards, first, seconds, losses, rows)
+    return crafted._replace(nonfinite=nonfinite)
 
 
 def spot_checked(
@@ -223,7 +227,12 @@ def confirmed(
     forwards[:, again] += own.forwards
     backwards[:, again] += own.backwards
     seconds = [a + b for a, b in zip(raw.seconds, own.seconds, strict=True)]
-    return Crafted(x_adv, forwards, backwards, first, seconds, raw.losses, own.rows), True
+    both = Crafted(x_adv, forwards, backwards, first, seconds, raw.losses, own.rows)
+    if raw.nonfinite is None or own.nonfinite is None:
+        return both, True
+    nonfinite = raw.nonfinite.clone()
+    nonfinite[:, again] += own.nonfinite
+    return both._replace(nonfinite=nonfinite), True
 
 
 def _shared_out(raw: Crafted, curve: Curve, x: Tensor) -> Crafted:
@@ -236,6 +245,7 @@ def _shared_out(raw: Crafted, curve: Curve, x: Tensor) -> Crafted:
         backwards=raw.backwards.expand(e, -1) / e,
         first_success=raw.first_success.expand(e, -1).masked_fill(outside, -1),
         seconds=[raw.seconds[0] / e] * e,
+        nonfinite=None if raw.nonfinite is None else raw.nonfinite.expand(e, -1),
     )
 
 

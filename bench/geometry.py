@@ -55,12 +55,12 @@ def landed(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
     `x0`, that row rounded towards x0 instead.
 
     Shapes: x, x0 (n, *input), both in the box [0, 1]; result as x, and in the box.
-    An entry is x0 plus its change, rounded by up to 2**-25. Where the changes are alike, as they
-    are in l1, all may be rounded the same way, and over 150,000 entries that adds up to a
-    thousandth of eps. So the distance is measured in float64; a row that is further away than eps
-    by more than half of what the verifier allows is brought back: its changes, scaled to eps,
-    added in float64, and an entry that rounding moves beyond that goes one float32 towards x0. No
-    entry is then further from x0 than in exact arithmetic, which holds the norm. All other rows
+    An entry is x0 plus its change, rounded by up to 2**-25. In l1 all changes, which are multiples
+    of 2**-24, are shortened by the same amount and so rounded the same way: over 150,000 entries
+    that adds up to thousandths. So the distance is measured in float64; a row that is further away
+    than eps by more than half of what the verifier allows is brought back: its changes, scaled to
+    eps, are added in float64, and an entry that rounding moves beyond that goes one float32 towards
+    x0. No entry is then further from x0 than in exact arithmetic, which holds the norm. All other rows
     keep their bits, and so does every row in linf and l0, where no sum is formed.
     """
     if norm in ("linf", "l0"):
