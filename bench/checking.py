@@ -166,7 +166,10 @@ class Checker:
 
 
 def fraction(written: float | str) -> float:
-    """A number, or a fraction written as text; its parts may have decimals ("0.5/255").
+    """A length as a number: a number, or a fraction written as text, whose parts may have decimals
+    ("0.5/255"). The one reader of every setting that is a length, be it a radius or a step.
+
+    Raises: ValueError if the text is neither; ZeroDivisionError for "1/0".
 
     >>> fraction("8/255") == 8 / 255 and fraction("0.5/255") == 0.5 / 255 and fraction("0.1") == 0.1
     True

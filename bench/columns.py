@@ -48,7 +48,10 @@ def check_pieces(pieces: Sequence[Any]) -> None:
     """
     for piece in pieces:
         texts = (piece.cell, piece.device)
-        counts = (piece.first, piece.last, piece.attacked, piece.rows)
+        counts = (
+            piece.first, piece.last, piece.attacked, piece.rows, piece.nonfinite_gradients,
+            piece.nonfinite_examples,
+        )  # fmt: skip
         seconds = (
             piece.seconds, piece.verify_seconds, piece.floor_seconds, piece.busy_seconds,
             piece.busy_floor_seconds,

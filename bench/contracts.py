@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from annotated_types import Ge
-from pydantic import AfterValidator
+from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor, nn
 
+from bench.checking import fraction
 from bench.errors import ContractError
 from bench.rng import Noise
 
@@ -29,26 +30,44 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 Shape = tuple[int, int, int]
 """Channels, height, width of one image."""
 
-# ------------------------------------------------------------------------------------- step sizes
+# ---------------------------------------------------------------------------------------- lengths
+
+
+def _is_length(written: object) -> object:
+    try:
+        return fraction(written) if isinstance(written, str) else written
+    except ValueError:
+        raise ValueError("expected a number or a fraction such as '8/255'") from None
+
+
+Length = Annotated[float, BeforeValidator(_is_length)]
+"""A setting that is a length in pixels of [0, 1], written as a number or a fraction."""
 
 Real = TypeVar("Real", float, Tensor)
 _SHARE = re.compile(r"(?:(?P<times>[\d.eE+-]+)\s*\*\s*)?eps(?:\s*/\s*(?P<over>steps|[\d.]+))?")
 
 
 def step_size(alpha: float | str, eps: Real, steps: int) -> Real:
-    """The absolute step size meant by `alpha`: a number, or a share of eps written as text.
+    """The absolute step size meant by `alpha`: a number, a fraction, or a share of eps as text.
 
     Shapes: a float eps gives a float, eps (n,) gives (n,). Units: those of eps.
-    Raises: ValueError if the text is not "[number*]eps[/number]" or "[number*]eps[/steps]".
+    Raises: ValueError if the text is neither a number, nor a fraction such as "2/255", nor
+    "[number*]eps[/number]" or "[number*]eps[/steps]".
 
     >>> step_size(0.01, 0.3, 40), step_size("eps/10", 0.3, 40), step_size("2.5*eps/steps", 2.0, 50)
     (0.01, 0.03, 0.1)
+    >>> step_size("2/255", 0.3, 40) == 2 / 255
+    True
     """
-    if not isinstance(alpha, str):
-        return eps * 0.0 + alpha
-    match = _SHARE.fullmatch(alpha.strip())
+    match = _SHARE.fullmatch(alpha.strip()) if isinstance(alpha, str) else None
     if match is None:
-        raise ValueError("expected a number or a share of eps such as 'eps/10' or '2.5*eps/steps'")
+        try:
+            return eps * 0.0 + fraction(alpha)
+        except ValueError:
+            raise ValueError(
+                "expected a number, a fraction such as '2/255' or a share of eps such as 'eps/10' "
+                "or '2.5*eps/steps'"
+            ) from None
     over = match["over"]
     divisor = float(steps) if over == "steps" else float(over or 1)
     return eps * float(match["times"] or 1) / divisor
@@ -57,7 +76,8 @@ def step_size(alpha: float | str, eps: Real, steps: int) -> Real:
 def _is_step_size(alpha: float | str) -> float | str:
     if not step_size(alpha, 1.0, 1) > 0:  # so that NaN is refused, too
         raise ValueError("expected a step size above 0")
-    return alpha
+    share = isinstance(alpha, str) and _SHARE.fullmatch(alpha.strip())
+    return alpha if share else fraction(alpha)
 
 
 Alpha = Annotated[float | str, AfterValidator(_is_step_size)]

@@ -21,11 +21,10 @@ from bench import agreement, containment, engine, geometry, meter, rng
 from bench.containment import Loan
 from bench.contracts import Curve, Norm, Rule, Threat
 from bench.errors import ContractError
+from bench.geometry import ABSOLUTE, RELATIVE
 from bench.guard import evaluating, tensor_cores
 from bench.judge import Verdict, Vote, judge
 
-ABSOLUTE, RELATIVE = 1e-6, 1e-5
-"""What a distance may exceed eps by, absolutely and relatively: float32 rounding, no more."""
 SPOTS = 8
 """Examples that a copy left standing, in each cell's shard, on which it is held against its model;
 all, if no more are left. They are drawn by the seed and their ids."""
@@ -65,6 +64,8 @@ class Crafted(NamedTuple):
     where it found none. None until it is judged, and of an attack that makes no such search."""
     dropped: str = ""
     """Why the copy that led was dropped, and the model itself attacked; empty if it was not."""
+    nonfinite: Tensor | None = None
+    """(e, n), as `engine.Attacked`'s; None of an attack that runs its own loop."""
 
 
 def craft(
@@ -126,8 +127,9 @@ def searches(curve: Curve) -> bool:
 
 
 def _crafted(result: engine.Attacked, seconds: list[float]) -> Crafted:
-    x_adv, forwards, backwards, first, losses, rows = result
-    return Crafted(x_adv, forwards, backwards, first, seconds, losses, rows)
+    x_adv, forwards, backwards, first, losses, rows, nonfinite = result
+    crafted = Crafted(x_adv, forwards, backwards, first, seconds, losses, rows)
+    return crafted._replace(nonfinite=nonfinite)
 
 
 def spot_checked(
@@ -225,12 +227,17 @@ def confirmed(
     forwards[:, again] += own.forwards
     backwards[:, again] += own.backwards
     seconds = [a + b for a, b in zip(raw.seconds, own.seconds, strict=True)]
-    return Crafted(x_adv, forwards, backwards, first, seconds, raw.losses, own.rows), True
+    both = Crafted(x_adv, forwards, backwards, first, seconds, raw.losses, own.rows)
+    if raw.nonfinite is None or own.nonfinite is None:
+        return both, True
+    nonfinite = raw.nonfinite.clone()
+    nonfinite[:, again] += own.nonfinite
+    return both._replace(nonfinite=nonfinite), True
 
 
 def _shared_out(raw: Crafted, curve: Curve, x: Tensor) -> Crafted:
     """What one search for the least distance found, for each eps; its cost shared evenly."""
-    e, far = len(curve.eps), geometry.distance(raw.x_adv[0], x, curve.norm)
+    e, far = len(curve.eps), geometry.measured(raw.x_adv[0], x, curve.norm)
     outside = torch.stack([far > allowed(eps) for eps in curve.eps])
     return raw._replace(
         x_adv=raw.x_adv.expand(e, *raw.x_adv.shape[1:]),
@@ -238,6 +245,7 @@ def _shared_out(raw: Crafted, curve: Curve, x: Tensor) -> Crafted:
         backwards=raw.backwards.expand(e, -1) / e,
         first_success=raw.first_success.expand(e, -1).masked_fill(outside, -1),
         seconds=[raw.seconds[0] / e] * e,
+        nonfinite=None if raw.nonfinite is None else raw.nonfinite.expand(e, -1),
     )
 
 
@@ -328,7 +336,7 @@ def returned(curve: Curve, eps: float, x: Tensor, raw: Crafted, at: int) -> Tens
     x_adv = raw.x_adv[at]
     if curve.attack.budget != "minimum":
         return x_adv
-    near = geometry.distance(x_adv, x, curve.norm) <= allowed(eps)
+    near = geometry.measured(x_adv, x, curve.norm) <= allowed(eps)
     keep = near | ~x_adv.flatten(1).isfinite().all(1)
     return torch.where(geometry.per_row(keep, x), x_adv, x)
 
@@ -350,7 +358,7 @@ def violations(x_adv: Tensor, x: Tensor, eps: float, norm: Norm, pred: Tensor) -
     """
     finite = x_adv.flatten(1).isfinite().all(1)
     low, high = x_adv.flatten(1).amin(1), x_adv.flatten(1).amax(1)
-    far = geometry.distance(x_adv, x, norm)
+    far = geometry.measured(x_adv, x, norm)
     most = allowed(eps)
     found = [""] * len(x)
     suspect = ~finite | (low < 0) | (high > 1) | (far > most) | (pred < 0)

@@ -15,7 +15,9 @@ the recorded turn (`bench.graphs`). Each idea alone, measured on one CPU core (r
 
 Who waits for whom: a restart is tried only after the one before it has failed; nested, an eps only
 after the smaller one. Everything else is independent, so the outcome of an item is a function of
-the item: not of the batch, the order or the number of rows.
+the item: not of the batch, the order or the number of rows. An item's example is named by its
+position in the data set, which keys its noise; a rule without noise has the same outcome for an
+image wherever it stands.
 """
 
 from typing import Any, NamedTuple
@@ -27,7 +29,7 @@ from bench import graphs
 from bench.batch import cut, join, mapped, size, take
 from bench.contracts import Curve, Goal, Items, Seen
 from bench.errors import describe
-from bench.geometry import per_row
+from bench.geometry import norm_of, per_row
 from bench.guard import ask, out_of_memory, tensor_cores
 from bench.logits import predicted, wide
 from bench.losses import Objective, to_ascend
@@ -59,6 +61,9 @@ class Attacked(NamedTuple):
     of the last restart. None unless the curve asks for a trace."""
     rows: int
     """Rows a pass held at the end: fewer than asked for where memory ran out."""
+    nonfinite: Tensor
+    """Gradients of each example at each eps in which entries were not finite, (e, n), int64; these
+    entries were taken for 0. One that several eps share counts at each."""
 
 
 class CopyError(Exception):
@@ -76,6 +81,8 @@ class _Batch(NamedTuple):
     """Steps before the first success seen, (rows,), -1 if none was."""
     looks: Tensor
     """Passes that the item needed so far, (rows,)."""
+    nonfinite: Tensor
+    """Gradients so far in which an entry was not finite, (rows,)."""
 
 
 def attack(
@@ -212,24 +219,34 @@ class _Run:
         return batch
 
     def _turn(self, batch: _Batch) -> _Batch:
-        return self._advance(batch, self._look(batch))
+        return self._advance(batch, *self._look(batch))
 
-    def _look(self, batch: _Batch) -> Seen:
+    def _look(self, batch: _Batch) -> tuple[Seen, Tensor]:
         return self._seen(batch.state.x, batch.known)
 
-    def _seen(self, x: Tensor, known: Items) -> Seen:
+    def _seen(self, x: Tensor, known: Items) -> tuple[Seen, Tensor]:
+        """What a rule is shown of iterates x, all of it finite but the logits; and in how many of
+        each row's gradients an entry was not finite, (n,).
+
+        One NaN in a gradient makes every sum over it NaN, and with it the iterate for the rest of
+        the search: such entries are taken for 0, the slope of a pixel of which nothing is known.
+        An iterate with logits that are not finite is no success, as it is none to the judge, and a
+        loss that is not finite is below every other, so that no rule keeps that iterate as its
+        best."""
         samples = self.curve.samples
         towards = known.y if self.order is None else known.aim
-        logits, loss, gradient = self._led(x, towards, known.label)
+        (logits, loss, gradient), spoilt = self._passed(x, towards, known.label)
         for _ in range(samples - 1):
-            again = self._led(x, towards, known.label)
+            again, more = self._passed(x, towards, known.label)
             logits, loss, gradient = logits + again[0], loss + again[1], gradient + again[2]
+            spoilt = spoilt + more
         if samples > 1:
             logits, loss, gradient = logits / samples, loss / samples, gradient / samples
-        fooled = _fooled(logits, known.y, self.curve.goal)
+        loss = torch.where(loss.isfinite(), loss, -torch.inf)
+        fooled = _fooled(logits, known.y, self.curve.goal) & logits.isfinite().all(1)
         if self.rule.within is not None:
             fooled = fooled & self.rule.within(known, self.curve.params, self.curve.norm)
-        return Seen(logits, loss, gradient, fooled)
+        return Seen(logits, loss, gradient, fooled), spoilt
 
     def _led(self, x: Tensor, towards: Tensor, label: Tensor) -> Look:
         """A pass of what leads."""
@@ -241,11 +258,20 @@ class _Run:
                 raise
             raise CopyError(f"it raised {describe(error)}") from error
 
-    def _advance(self, batch: _Batch, seen: Seen) -> _Batch:
+    def _passed(self, x: Tensor, y: Tensor, label: Tensor) -> tuple[Look, Tensor]:
+        """One pass, its gradient made finite, and for which rows it was not, (n,), 0 or 1."""
+        seen = self._led(x, y, label)
+        if self.look is glance:
+            return seen, torch.zeros_like(y)
+        spoilt = ~norm_of(seen.gradient, "linf").isfinite()
+        return seen._replace(gradient=seen.gradient.nan_to_num(0.0, 0.0, 0.0)), spoilt.to(y.dtype)
+
+    def _advance(self, batch: _Batch, seen: Seen, spoilt: Tensor) -> _Batch:
         """One step for every row that is not done; tensors alone, so that a GPU can replay it."""
-        item, known, state, first, looks = batch
+        item, known, state, first, looks, nonfinite = batch
         over = self._done(batch)
         looks = looks + ~over
+        nonfinite = nonfinite + spoilt * ~over
         stepped = self.rule.next(state, seen, known, self.curve.params, self.curve.norm)
         fooled = self._near(stepped, known) if self.seeks else seen.fooled
         first = torch.where(fooled & ~over & (first < 0), known.k, first)
@@ -255,7 +281,7 @@ class _Run:
             stepped = mapped(
                 lambda old, new: torch.where(per_row(still, new), old, new), state, stepped
             )
-        return _Batch(item, known._replace(k=known.k + ~done), stepped, first, looks)
+        return _Batch(item, known._replace(k=known.k + ~done), stepped, first, looks, nonfinite)
 
     def _near(self, state: Any, known: Items) -> Tensor:
         """Whether a search for the least distance has found an adversarial example in the ball."""
@@ -319,7 +345,7 @@ class _Run:
         known = Items(self.x[example], y, label, self.eps[eps], zero, aim, before, nearest)
         noise = Noise(self.curve.seed, self.curve.name, self.examples[example], restart)
         state = self.rule.init(known, noise, self.curve.params, self.curve.norm)
-        return _Batch(item.to(device), known, state, zero - 1, zero)
+        return _Batch(item.to(device), known, state, zero - 1, zero, zero)
 
     def _leave(self, batch: _Batch, x: Tensor, won: bool) -> None:
         """Store what rows that leave return; what follows those that did not win may enter."""
@@ -328,6 +354,7 @@ class _Run:
         self.out.forwards[eps, example] += passes  # a pair is never in a batch twice
         if self.look is look:
             self.out.backwards[eps, example] += passes
+            self.out.nonfinite[eps, example] += batch.nonfinite
         seen = self.out.first_success[eps, example]
         self.out.first_success[eps, example] = torch.where(seen < 0, batch.first, seen)
         if self.seeks:
@@ -409,13 +436,14 @@ class _Run:
             zero, radius = torch.zeros_like(y), self.eps[:1].expand(len(x))
             items = Items(x, y, label, radius, zero, zero - 1, zero, zero + torch.inf)
             try:
-                seen = self._seen(x, items)
+                seen, spoilt = self._seen(x, items)
             except RuntimeError as error:
                 self._less(error)
                 continue
             first += self.rows
+            self.out.nonfinite[:, at] = spoilt
             if self.out.losses is not None:
-                self.out.losses[:, at, 0] = seen.loss
+                self.out.losses[:, at, 0] = _traced(seen.loss)
             noise = Noise(self.curve.seed, self.curve.name, self.examples[at], zero)
             for index, eps in enumerate(self.eps):
                 known = items._replace(eps=eps.expand(len(x)))
@@ -430,10 +458,10 @@ class _Run:
     def _traced(self, batch: _Batch) -> _Batch:
         """A turn that keeps the loss at each iterate."""
         assert self.out.losses is not None
-        seen = self._look(batch)
+        seen, spoilt = self._look(batch)
         example, eps, _ = batch.item.unbind(1)
-        self.out.losses[eps, example, batch.known.k] = seen.loss
-        return self._advance(batch, seen)
+        self.out.losses[eps, example, batch.known.k] = _traced(seen.loss)
+        return self._advance(batch, seen, spoilt)
 
 
 def _nothing(x: Tensor, curve: Curve) -> Attacked:
@@ -443,7 +471,13 @@ def _nothing(x: Tensor, curve: Curve) -> Attacked:
     traced = (e, n, curve.params.steps)
     losses = x.new_full(traced, torch.nan) if curve.trace else None
     images = x.new_empty(e, *x.shape)  # every item is written when it leaves
-    return Attacked(images, counts, counts.clone(), never, losses, 0)
+    nonfinite = torch.zeros_like(never)
+    return Attacked(images, counts, counts.clone(), never, losses, 0, nonfinite)
+
+
+def _traced(loss: Tensor) -> Tensor:
+    """A loss as a trace keeps it: NaN where it was not finite."""
+    return torch.where(loss.isfinite(), loss, torch.nan)
 
 
 def _fooled(logits: Tensor, y: Tensor, goal: Goal) -> Tensor:

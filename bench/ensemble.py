@@ -38,6 +38,7 @@ def attack(
         seconds=[0.0] * e,
         rows=rows,
         part=torch.full((e, n), -1, device=device),
+        nonfinite=torch.zeros(e, n, dtype=torch.int64, device=device),
     )
     before: int | None = None
     for at in sorted(range(e), key=lambda index: curve.eps[index]):
@@ -94,6 +95,8 @@ def _part(
     won = craft.success(own, few, pred) & kept
     raw.forwards[at, left] += got.forwards[0]
     raw.backwards[at, left] += got.backwards[0]
+    if raw.nonfinite is not None and got.nonfinite is not None:
+        raw.nonfinite[at, left] += got.nonfinite[0]
     raw.seconds[at] += got.seconds[0]
     # What breaks its promise is no success, and is shown where no later part succeeds.
     raw.x_adv[at, left[~kept]] = images[~kept]

@@ -15,6 +15,7 @@ FINDINGS = {
     "gradient-mode": "other answers where a gradient is asked for than where none is",
     "ties": "several classes with exactly the largest logit on clean images",
     "flat": "logits so small that every class is about as probable as any other",
+    "non-finite-gradient": "gradients with entries that are NaN or infinite on clean images",
     "classes": "another number of classes than the data",
     "input-size": "images of another size than the model was made for",
     "labels-off-by-one": "labels that are one more or one less than the model's classes",

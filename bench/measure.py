@@ -59,6 +59,10 @@ class Cost(NamedTuple):
     busy_seconds: float = 0.0
     """As `seconds` and `floor_seconds`, in the seconds of `meter.busy`."""
     busy_floor_seconds: float = 0.0
+    nonfinite_gradients: int = 0
+    """Gradients in which entries were not finite and were taken for 0."""
+    nonfinite_examples: int = 0
+    """Examples that had any."""
 
 
 class Measured(NamedTuple):
@@ -157,6 +161,7 @@ def measure(
         records.append(frame)
         forwards, backwards = float(raw.forwards[at].sum()), float(raw.backwards[at].sum())
         verifying = seconds + judging / len(positive)
+        spoilt = torch.zeros(1) if raw.nonfinite is None else raw.nonfinite[at]
         costs.append(
             Cost(
                 attacked=len(chosen.id),
@@ -165,6 +170,8 @@ def measure(
                 floor_seconds=floor.seconds(forwards, backwards),
                 busy_seconds=raw.seconds[at] * busy,
                 busy_floor_seconds=floor.busy_seconds(forwards, backwards),
+                nonfinite_gradients=int(spoilt.sum()),
+                nonfinite_examples=int((spoilt > 0).sum()),
             )
         )
     losses = raw.losses if raw is not None else None

@@ -362,7 +362,17 @@ def _flat(
             "judged; let its forward not look at torch.is_grad_enabled or x.requires_grad, and "
             "attack it by scores, too.",
         )
-    zero = int((seen.gradient.flatten(1).abs().amax(1) == 0).sum())
+    slopes = seen.gradient.flatten(1)
+    lost = ~slopes.isfinite()
+    if lost.any():
+        yield Finding(
+            "non-finite-gradient",
+            f"{where} has a gradient with NaN or infinite entries on {int(lost.any(1).sum())} of "
+            f"{len(x)} clean images ({int(lost.sum())} entries): attacks take them for 0 and do "
+            "not move these pixels, so they may be weaker than they look. Look for a square root, "
+            "a logarithm or a division at 0, and keep its argument away from 0.",
+        )
+    zero = int((slopes.abs().amax(1) == 0).sum())
     if zero:
         yield Finding(
             "zero-gradient",

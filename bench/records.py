@@ -59,6 +59,9 @@ class Piece(NamedTuple):
     """As `seconds` and `floor_seconds`, in seconds that the processor worked for this process; 0 in
     a file written before they were kept."""
     busy_floor_seconds: float = 0.0
+    nonfinite_gradients: int = 0
+    """As `measure.Cost`'s, and so the next; 0 in a file written before they were counted."""
+    nonfinite_examples: int = 0
 
 
 class Stored(NamedTuple):

@@ -1,7 +1,10 @@
 """Randomness as a function of what it is for, never of when or where it is drawn.
 
-Noise is keyed by (seed, purpose, restart, example), so a result does not depend on batch size,
-order, resume or the number of workers. The global random state is touched in one place only,
+Noise is keyed by (seed, purpose, restart, example), where an example is its position in the data
+set as loaded: so a result does not depend on the batch, the order in which examples are attacked, a
+resume or the number of workers. It does not know what the image is: in a data set of another order
+the noise stays with the position, and an image gets that of the place where it now stands. The
+global random state is touched in one place only,
 `seeded`, which forks it around code that knows no other (module initialisers, foreign attacks).
 """
 

@@ -29,6 +29,9 @@ EXTRA = (
     "value", "seed", "mean_target_cross_entropy", "precision", "samples",
     "predictions", "unstable", "parts", "cell",
 )  # fmt: skip
+NONFINITE = ("nonfinite_gradients", "nonfinite_examples")
+"""Gradients in which entries were not finite and counted as 0, and the examples that had any: last
+columns, of a table in which there were any."""
 COUNTS = (
     "n", "clean_correct", "robust_correct", "violations", "attacked", "eligible", "fooled",
     "robust_correct_8bit", "rows_per_pass", "seed", "unstable",
@@ -40,7 +43,7 @@ WORST = (
 
 
 def cells(plan: Sequence[Cell], stored: Stored, suite: str, dataset: str, n: int) -> pd.DataFrame:
-    """One row per cell of the plan, columns COLUMNS then EXTRA.
+    """One row per cell of the plan, columns COLUMNS then EXTRA, then NONFINITE if any was.
 
     `n` is the number of examples a finished cell has. `parts` counts, for each part of an ensemble,
     the examples that it broke after those before it had failed.
@@ -50,8 +53,10 @@ def cells(plan: Sequence[Cell], stored: Stored, suite: str, dataset: str, n: int
         {"suite": suite, "dataset": dataset, **_row(cell, stored, places.get(cell.identity), n)}
         for cell in plan
     ]
-    table = pd.DataFrame(rows, columns=[*COLUMNS, *EXTRA])
-    table[list(COUNTS)] = table[list(COUNTS)].astype("Int64")
+    more = [name for name in NONFINITE if any(row.get(name) for row in rows)]
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *EXTRA, *more])
+    counts = [*COUNTS, *more]
+    table[counts] = table[counts].astype("Int64")
     return table
 
 
@@ -183,6 +188,7 @@ def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
         "device": pieces[0].device,
         "verify_seconds": sum(piece.verify_seconds for piece in pieces),
         "rows_per_pass": pieces[0].rows,
+        **{name: sum(getattr(piece, name) for piece in pieces) for name in NONFINITE},
         "parts": ", ".join(f"{name}: {int((fooled['part'] == name).sum())}" for name in parts),
     }
 

@@ -167,6 +167,27 @@ def test_examples_may_come_in_any_order(
     assert torch.equal(turned.first_success[0], straight.first_success[0][order])
 
 
+def test_in_a_data_set_of_another_order_an_image_keeps_its_outcome_and_a_position_its_noise(
+    lenet: nn.Module, digits: tuple[Tensor, Tensor], attacked: Attacked
+) -> None:
+    """Examples are positions: without noise nothing depends on them, and noise on nothing else."""
+    x, y = (part[:20] for part in digits)
+    x = 0.2 + 0.6 * x  # away from the walls, so that the start is seen whole
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(3))
+    settings: dict[str, Any] = {"stop": "never", "params": {"steps": 4}}
+    here = attacked(lenet, x, y, "bim", 0.1, **settings)
+    there = attacked(lenet, x[order], y[order], "bim", 0.1, **settings)
+    assert torch.allclose(there.x_adv[0], here.x_adv[0][order], rtol=0, atol=1e-6)
+    assert torch.equal(there.first_success[0], here.first_success[0][order])
+    settings["params"] = {"steps": 1, "alpha": 1e-9}
+    starts = [
+        attacked(lenet, images, labels, "pgd", 0.1, **settings).x_adv[0] - images
+        for images, labels in ((x, y), (x[order], y[order]))
+    ]
+    assert torch.allclose(*starts, rtol=0, atol=1e-6)
+    assert (starts[0] - starts[0][order]).abs().max() > 0.05
+
+
 # ------------------------------------------------------------------------------------------ passes
 
 

@@ -301,6 +301,19 @@ def test_a_step_size_that_is_no_share_of_eps_is_a_mistake(alpha: str) -> None:
     assert told.endswith(f"got '{alpha}'")
 
 
+@pytest.mark.parametrize("length", ["0.01", '"2/255"', '"0.5/255"', '"0.01"'])
+@pytest.mark.parametrize(
+    ("attack", "norm", "name"), [("pgd", "linf", "alpha"), ("ddn", "l2", "start")]
+)
+def test_every_length_is_read_as_eps_is(length: str, attack: str, norm: str, name: str) -> None:
+    entry = f'[[attacks]]\nname = "{attack}"\nnorm = "{norm}"\neps = [{length}]\n'
+    text = f'{GOOD}\n{entry}label = "own"\nparams = {{ {name} = {length} }}\n'
+    own = parse(text).attacks[-1]
+    assert getattr(own.params, name) == own.eps[0].value
+    told = problem(text.replace(f"{name} = {length}", f'{name} = "2:255"'))
+    assert "a fraction such as" in told
+
+
 @pytest.mark.parametrize("alpha", ["0.01", '"eps/10"', '"2.5*eps/steps"', '"eps"', '" 2 * eps "'])
 def test_a_step_size_is_a_number_or_a_share_of_eps(alpha: str) -> None:
     read = parse(changed('alpha = "eps/4"', f"alpha = {alpha}"))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench import geometry
 from bench.attacks import annealed, found
-from bench.contracts import Attack, Count, Items, Loss, Norm, Rule, Seen
+from bench.contracts import Attack, Count, Items, Length, Loss, Norm, Rule, Seen
 from bench.rng import Noise
 
 LAST = 0.01
@@ -29,11 +29,11 @@ LAST = 0.01
 @dataclass(frozen=True, kw_only=True)
 class Params:
     steps: Count = 100
-    alpha: Annotated[float, Gt(0)] = 1.0
+    alpha: Annotated[Length, Gt(0)] = 1.0
     """Length of the first step."""
     gamma: Annotated[float, Gt(0), Lt(1)] = 0.05
     """Share by which the length of the change is made larger or smaller."""
-    start: Annotated[float, Gt(0)] = 1.0
+    start: Annotated[Length, Gt(0)] = 1.0
     """eps_0, the first length."""
     loss: Loss = "margin"
     restarts: ClassVar[int] = 1

@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from bench import geometry
-from bench.contracts import Attack, Count, Items, Loss, Norm, Rule
+from bench.contracts import Attack, Count, Items, Length, Loss, Norm, Rule
 from bench.rng import Noise
 
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8
@@ -30,7 +30,7 @@ class Params:
     weight: Annotated[float, Ge(0)] = 0.02
     """lambda, for R as a sum over all pixels."""
     regulariser: Literal["l1", "l2", "none"] = "l2"
-    start: Annotated[float, Ge(0)] = 0.01
+    start: Annotated[Length, Ge(0)] = 0.01
     """Half the width of the uniform noise that it starts from."""
     loss: Loss = "cross-entropy"
     restarts: ClassVar[int] = 1

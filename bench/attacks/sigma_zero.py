@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bench import geometry
 from bench.attacks import annealed, found
-from bench.contracts import Attack, Count, Items, Loss, Norm, Rule, Seen
+from bench.contracts import Attack, Count, Items, Length, Loss, Norm, Rule, Seen
 from bench.rng import Noise
 
 LAST = 0.1
@@ -31,11 +31,11 @@ BETA_1, BETA_2, TINY = 0.9, 0.999, 1e-8
 @dataclass(frozen=True, kw_only=True)
 class Params:
     steps: Count = 1000
-    alpha: Annotated[float, Gt(0)] = 1.0
+    alpha: Annotated[Length, Gt(0)] = 1.0
     """eta_0, the first step's length for one entry."""
     sigma: Annotated[float, Gt(0)] = 1e-3
     """The smaller, the closer the smooth count is to the true one."""
-    threshold: Annotated[float, Ge(0), Le(1)] = 0.3
+    threshold: Annotated[Length, Ge(0), Le(1)] = 0.3
     """tau_0: changes below it are dropped at first."""
     threshold_step: Annotated[float, Ge(0)] = 0.01
     """t: what the threshold changes by, as a share of the step's length."""

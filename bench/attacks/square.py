@@ -26,7 +26,7 @@ from annotated_types import Gt, Le
 from torch import Tensor
 
 from bench.contracts import Attack, Count, Items, Loss, Norm, Rule, Seen
-from bench.geometry import norm_of, per_row, project_l1_box
+from bench.geometry import landed, norm_of, per_row, project_l1_box
 from bench.rng import Noise, hashed
 
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -227,7 +227,8 @@ def tiles(items: Items, noise: Noise, norm: Norm) -> Tensor:
     delta[:, :, top : top + down * side, left : left + across * side] = tiled
     if norm == "l1":
         return project_l1_box(items.x + delta, items.x, items.eps)
-    return (items.x + delta * per_row(items.eps / norm_of(delta, norm), delta)).clamp(0, 1)
+    start = (items.x + delta * per_row(items.eps / norm_of(delta, norm), delta)).clamp(0, 1)
+    return landed(start, items.x, items.eps, norm)
 
 
 def two_windows(
@@ -267,7 +268,9 @@ def two_windows(
     kept = delta - there
     kept = kept.addcmul(kept, second_window, value=-1)
     x = (items.x + kept).addcmul_(mixed, by_channel(scale))
-    return x.clamp_(0, 1) if squared else project_l1_box(x, items.x, items.eps)
+    if squared:
+        return landed(x.clamp_(0, 1), items.x, items.eps, norm)
+    return project_l1_box(x, items.x, items.eps)
 
 
 def laid(etas: Tensor, number: Tensor, at: Tensor, like: Tensor) -> Tensor:

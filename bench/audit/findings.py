@@ -60,6 +60,7 @@ def audit(
         told, missing = _told(model, probed.get(model))
         found += [sign for sign in told if not _cared_for(sign, own)]
         drawn = model in random or signs.UNSTABLE.name in {sign.name for sign in told}
+        found += _not_finite(table[table["model"] == model])
         looked = {kind.name for kind in (*probes.PROBED, *probes.TRACED)} - set(missing)
         for name, (check, why) in checks.CHECKS.items():
             if name == signs.SILENT.name and drawn:
@@ -73,6 +74,28 @@ def audit(
                 missing[name] = why
         unchecked += [Unchecked(model, name, why) for name, why in missing.items()]
     return Audit(models, found, unchecked)
+
+
+def _not_finite(table: pd.DataFrame) -> Iterator[Sign]:
+    """The cells of one model whose attack met gradients with entries that were not finite. Which
+    examples these were is not kept."""
+    if "nonfinite_gradients" not in table.columns:
+        return
+    for row in table[table["nonfinite_gradients"].fillna(0) > 0].to_dict("records"):
+        count, n = int(row["nonfinite_examples"]), int(row["attacked"])
+        yield Sign(
+            name=signs.NO_GRADIENT.name,
+            model=str(row["model"]),
+            attack=str(row["attack"]),
+            norm=str(row["norm"]),
+            eps=float(row["eps"]),
+            count=count,
+            n=n,
+            evidence=f"The gradient was not finite in some entries for {count} of {n} attacked "
+            f"examples, in {int(row['nonfinite_gradients'])} gradients; these counted as 0 there.",
+            examples=(),
+            threshold="any",
+        )
 
 
 def _runs(plan: Sequence[Cell], stored: Stored) -> Iterator[Run]:

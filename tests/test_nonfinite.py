@@ -1,0 +1,111 @@
+"""A gradient that is NaN in some pixels: these count as 0, and the run says so."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bench
+from bench import engine, preflight, registry
+from bench.audit import findings, signs
+from bench.contracts import Norm
+from bench.datasets import in_memory
+
+BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
+LED = [
+    name
+    for name in BUILT_IN
+    if registry.find("attacks", name).rule is not None
+    and registry.find("attacks", name).needs == "gradient"
+]
+RADII: dict[Norm, float] = {"linf": 0.1, "l2": 1.5, "l1": 8.0, "l0": 20.0}
+
+
+class Rooted(nn.Module):
+    """A net behind a square root, whose slope at the pixels that are 0 is 0 times infinity."""
+
+    def __init__(self, net: nn.Module, safe: bool) -> None:
+        super().__init__()
+        self.net, self.safe = net, safe
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.safe:  # the same values, and slopes of 0 there
+            roots = torch.where(x > 0, torch.where(x > 0, x, 1.0).sqrt(), 0.0)
+        else:
+            roots = (x * (x > 0)).sqrt()
+        return self.net(roots)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", LED)
+def test_an_attack_does_as_well_as_where_the_square_root_is_safe(
+    name: str, lenet: nn.Module, digits: Any, attacked: Callable[..., engine.Attacked]
+) -> None:
+    x, y = (part[:12] for part in digits)
+    found = registry.find("attacks", name)
+    settable = {field.name for field in dataclasses.fields(found.params)}
+    few = {key: value for key, value in {"steps": 12, "targets": 2}.items() if key in settable}
+    lenet.requires_grad_(False)
+    for norm in found.norms:
+        settings = {"norm": norm, "params": few, "stop": "never"}
+        sound, spoilt = (
+            attacked(Rooted(lenet, safe), x, y, name, RADII[norm], **settings)
+            for safe in (True, False)
+        )
+        assert torch.equal(spoilt.x_adv, sound.x_adv)
+        assert torch.equal(spoilt.first_success, sound.first_success)
+        assert not sound.nonfinite.any()
+        assert (spoilt.nonfinite > 0).any()
+        assert (spoilt.nonfinite <= spoilt.backwards.ceil()).all()
+
+
+class Breaking(nn.Module):
+    """A net whose logits are not finite as soon as an image is anything but clean."""
+
+    def __init__(self, net: nn.Module, clean: Tensor, value: float) -> None:
+        super().__init__()
+        self.net, self.clean, self.value = net, clean, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        same = (x[:, None] == self.clean).flatten(2).all(2).any(1)
+        return self.net(x) + torch.where(same, 0.0, self.value)[:, None]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("name", [*LED, "square"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_logits_that_are_not_finite_are_no_success_and_leave_the_images_finite(
+    name: str, value: float, lenet: nn.Module, digits: Any,
+    attacked: Callable[..., engine.Attacked],
+) -> None:  # fmt: skip
+    x, y = (part[:3] for part in digits)
+    found = registry.find("attacks", name)
+    settable = {field.name for field in dataclasses.fields(found.params)}
+    few = {key: value for key, value in {"steps": 4, "targets": 1}.items() if key in settable}
+    net = Breaking(lenet.requires_grad_(False), x, value)
+    for norm in found.norms:
+        told = attacked(net, x, y, name, RADII[norm], norm=norm, params=few)
+        assert (told.first_success < 0).all()
+        assert told.x_adv.isfinite().all()
+
+
+def test_what_was_not_finite_is_counted_in_the_table_and_found_before(
+    lenet: nn.Module, digits: Any
+) -> None:
+    x, y = (part[:40] for part in digits)
+    settings: dict[str, Any] = {"eps": [0.0, 0.1], "params": {"steps": 5}, "stop": "never"}
+    net = Rooted(lenet, False)
+    told = bench.evaluate(net, x, y, **settings).table
+    safe = bench.evaluate(Rooted(lenet, True), x, y, **settings).table
+    assert list(told["robust_correct"]) == list(safe["robust_correct"])
+    attacked = int(told["attacked"].iloc[1])
+    assert list(told["nonfinite_examples"]) == [0, attacked]
+    assert list(told["nonfinite_gradients"]) == [0, 5 * attacked]
+    assert "nonfinite_gradients" not in safe.columns
+    (sign,) = findings._not_finite(told)
+    assert (sign.name, sign.count, sign.n) == (signs.NO_GRADIENT.name, attacked, attacked)
+    data = in_memory("given", x, y, ())
+    (found,) = preflight.fit("net", net, data, torch.device("cpu")).findings
+    assert "net' has a gradient with NaN or infinite entries on 16 of 16 clean images" in found
+    assert found.endswith("(non-finite-gradient)")
