@@ -92,7 +92,7 @@ def test_a_service_that_shows_scores_answers_as_its_net_does(
 ) -> None:
     found = subject(data, f"{service}/{path}", access="scores")
     x = data.read(0, 5)
-    assert torch.allclose(found.model(x), lenet(x), atol=1e-5)
+    assert torch.allclose(found.model(x).float(), lenet(x), atol=1e-5)  # JSON holds float64
     assert (found.classes, found.access, found.findings) == (10, "scores", ())
 
 
