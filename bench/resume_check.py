@@ -61,7 +61,7 @@ def check(session: Session, tasks: Sequence[plan.Task], out: Path, watch: Watch)
         }
         own = [each for each in held if any(piece.cell in cells for piece in each[1])]
         stage = Stage("resume", f"{label}, asked about examples that have records", label)
-        if not own or subject.random or watch.enter(stage):
+        if not own or subject.random or label in session.unfit or watch.enter(stage):
             continue
         own = sorted(own, key=lambda each: min(piece.first for piece in each[1]))[:FILES]
         frames = {path: records.read(path) for path, _ in own}
