@@ -60,8 +60,8 @@ def landed(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
     that adds up to thousandths. So the distance is measured in float64; a row that is further away
     than eps by more than half of what the verifier allows is brought back: its changes, scaled to
     eps, are added in float64, and an entry that rounding moves beyond that goes one float32 towards
-    x0. No entry is then further from x0 than in exact arithmetic, which holds the norm. All other rows
-    keep their bits, and so does every row in linf and l0, where no sum is formed.
+    x0. No entry is then further from x0 than in exact arithmetic, which holds the norm. All other
+    rows keep their bits, and so does every row in linf and l0, where no sum is formed.
     """
     if norm in ("linf", "l0"):
         return x
