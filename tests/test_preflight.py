@@ -237,6 +237,16 @@ def test_a_net_in_inference_mode_gives_no_gradient_and_is_told(
     assert names(Served(), data) == ["zero-gradient"]
 
 
+def test_a_gradient_that_is_nan_in_some_pixels_is_found_beside_finite_ones(
+    lenet: nn.Module, data: Data
+) -> None:
+    """The slope of the root where a pixel is 0 is 0 times infinity; elsewhere all is well."""
+    root = Shown(lenet, before=lambda x: (x * (x > 0)).sqrt())
+    assert names(root, data) == ["non-finite-gradient"]
+    (told,) = preflight.fit("net", root, data, CPU).findings
+    assert "net' has a gradient with NaN or infinite entries on 16 of 16 clean images" in told
+
+
 # --------------------------------------------------------------------------- allowed by the suite
 
 
