@@ -65,7 +65,13 @@ def _changed(model: nn.Module, changed: list[str], training: set[str]) -> str:
                 f"in training mode when the model is put into evaluation mode, and writes its "
                 f"{tensor} at each pass; let train() and eval() reach it"
             )
-    return f"the attack changed the model: {', '.join(changed[:3])}"
+    told = f"the attack changed the model: {', '.join(changed[:3])}"
+    if not set(changed) <= {key for key, _ in model.named_buffers()}:
+        return told
+    return (
+        f"{told}; if the model's own forward writes there, let it do so in training mode alone, "
+        "since its answers must not depend on what it was asked before"
+    )
 
 
 # ------------------------------------------------------------------------- images left as they are
