@@ -77,6 +77,8 @@ class HookedError(Exception):
 def _hooked(model: nn.Module) -> str:
     """The first module whose call does more than its class's forward; "" if there is none."""
     for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):  # nothing in it is exchanged
+            continue
         hooks = (
             module._forward_hooks, module._forward_pre_hooks,
             module._backward_hooks, module._backward_pre_hooks,
