@@ -380,7 +380,7 @@ class Data:
         writes into it changes neither that nor what is read next."""
         if not isinstance(self.read, _Copied):
             object.__setattr__(self, "read", _Copied(self.read))
-        if self.labels is not None:
+        if isinstance(self.labels, Tensor):  # what is none is refused where data are checked
             object.__setattr__(self, "labels", self.labels.clone())
 
 
@@ -390,7 +390,8 @@ class _Copied(NamedTuple):
     read: Callable[[int, int], Tensor]
 
     def __call__(self, first: int, last: int) -> Tensor:
-        return self.read(first, last).clone()
+        images = self.read(first, last)
+        return images.clone() if isinstance(images, Tensor) else images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,7 +142,7 @@ def measure(
                     lambda raw=raw: _least(model, part, chosen, raw, judges), examples.x.device
                 )
                 raw, judging = raw._replace(distance=least), judging + spent
-    if not torch.equal(chosen.x, examples.x[wanted]):
+    if not _are_equal(chosen.x, examples.x[wanted]):
         raise ContractError("the attack or the model wrote into the images that it was shown")
     records, costs = [], []
     for index, eps in enumerate(curve.eps):
@@ -177,6 +177,11 @@ def measure(
     losses = raw.losses if raw is not None else None
     left, dropped = (raw.rows, raw.dropped) if raw is not None else (rows, "")
     return Measured(records, costs, x_adv, losses, left, dropped)
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors hold the same numbers; NaN is NaN."""
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 # --------------------------------------------------------------------------- verifying and judging

@@ -642,7 +642,7 @@ def test_a_random_model_that_votes_under_attacks_that_average_is_cared_for() -> 
         frame = run(SOME).records.assign(
             cell="c", example=range(N), attacked=True, fooled=[k in SOME for k in range(N)]
         )
-        table = pd.DataFrame({"cell": ["c"], "status": ["ok"], "eps": [0.1]})
+        table = pd.DataFrame({"cell": ["c"], "model": ["net"], "status": ["ok"], "eps": [0.1]})
         stored = records.Stored(frame, [], {})
         assert len(findings.audit([cell], table, stored, probed).signs) == left
 
