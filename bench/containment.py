@@ -227,6 +227,8 @@ class _Structure:
         for each in self.held:
             space = vars(each.module)
             space.update({key: each.attributes[key] for key in MODES if key in each.attributes})
+            for key in TABLES:  # an equal tensor may stand in the place of what was there
+                space[key].update(each.tables[key])
             for key in space.keys() - each.attributes.keys() if self.plain else ():
                 del space[key]
         return [name for name, _ in found]
@@ -291,8 +293,15 @@ def _in_table(held: _Held, where: str, key: str) -> Iterator[tuple[str, Callable
     elif key in TABLES:
         names = [*before, *(name for name in now if name not in before)]
         for name in names:
-            if name not in now or name not in before or now[name] is not before[name]:
+            if name not in now or name not in before or not _are_equal(now[name], before[name]):
                 yield f"{where}{name}", put
+
+
+def _are_equal(now: Any, before: Any) -> bool:
+    """Whether two entries of a table are one, or tensors that hold the same, as after `double()`
+    and `float()`, which make every buffer anew."""
+    both = isinstance(now, Tensor) and isinstance(before, Tensor)
+    return now is before or (both and type(now) is type(before) and _same(now, before))
 
 
 def _other(now: dict[Any, Any], before: dict[Any, Any]) -> bool:

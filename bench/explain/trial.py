@@ -134,6 +134,10 @@ class _Watch:
             if len(self.first) < 2:
                 self.first.append(inputs[0].detach().clone())
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Watch":
+        """An attack is given a copy of the model, hooks included: its calls are seen here."""
+        return self
+
     @contextmanager
     def on(self, model: nn.Module) -> Iterator[None]:
         handle = model.register_forward_pre_hook(self)
