@@ -35,8 +35,9 @@ def read(where: str, path: Path) -> Mapping[str, Tensor]:
                 f"{where}: {path} holds more than tensors, and a pickle can run code; "
                 "save model.state_dict() and use that file"
             ) from error
-        if isinstance(error, pickle.UnpicklingError):
-            first = "not a pickle of tensors"  # torch's own text advises to run what is in it
+        if isinstance(error, pickle.UnpicklingError | KeyError):
+            # Torch's own text advises to run what is in it, or is the number of a stray byte.
+            first = "not a pickle of tensors"
         else:
             first = first_line(error)
         raise SuiteError(f"{where}: {path} is damaged or no checkpoint ({first})") from error
