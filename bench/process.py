@@ -124,6 +124,28 @@ def _autocast(kind: str) -> Setting:
     )
 
 
+def _autocast_depth() -> int:
+    """How many autocasts are on, one in another; weights are cast once for as long as any is."""
+    torch.autocast_increment_nesting()
+    return torch.autocast_decrement_nesting()
+
+
+def _leave_autocasts(value: int) -> None:
+    while _autocast_depth() > value:
+        torch.autocast_decrement_nesting()
+    torch.clear_autocast_cache()
+
+
+def _saving() -> Any:
+    """The innermost hooks on what a forward saves for its backward."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+def _leave_saving(value: Any) -> None:
+    while _saving() is not None and _saving() != value:
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+
+
 def _pop(pop: Callable[[], Any], length: Callable[[], int]) -> Callable[[int], None]:
     def put(value: int) -> None:
         while length() > value:
@@ -194,6 +216,7 @@ SETTINGS = [
     Setting(
         "a torch dispatch mode that was left on", _STACKS[1], _pop(pop_dispatch_mode, _STACKS[1])
     ),
+    Setting("torch.autograd.graph.saved_tensors_hooks", _saving, _leave_saving),
     Setting("torch.inference_mode", torch.is_inference_mode_enabled, _put_inference),
     Setting(
         "gradients (torch.set_grad_enabled)", torch.is_grad_enabled, torch.autograd.set_grad_enabled
@@ -204,6 +227,7 @@ SETTINGS = [
     Setting("torch.set_float32_matmul_precision", _matmul, torch.set_float32_matmul_precision),
     *(setting for path in PATHS if (setting := _attribute(path)) is not None),
     *(_autocast(kind) for kind in ("cpu", "cuda")),
+    Setting("a torch.autocast that was left on", _autocast_depth, _leave_autocasts),
     Setting(
         "torch.autograd.set_detect_anomaly",
         lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),

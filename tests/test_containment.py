@@ -57,6 +57,9 @@ BAD = {
     "torch.set_float32_matmul_precision('medium')": "torch.set_float32_matmul_precision",
     "torch.backends.cuda.matmul.fp32_precision = 'tf32'": "fp32_precision",
     "Mode().__enter__()": "a torch dispatch mode",
+    "torch.autograd.graph.saved_tensors_hooks(torch.zeros_like, lambda x: x).__enter__()": (
+        "torch.autograd.graph.saved_tensors_hooks"
+    ),
 }
 """What an attack does before it returns the image -> what its failure names."""
 HARMLESS = (
@@ -206,6 +209,8 @@ def test_what_changes_no_number_fails_no_cell(ran: Ran, number: int) -> None:
 
 
 def test_the_process_is_as_it_was(ran: Ran) -> None:
+    assert torch.autocast_increment_nesting() == 1
+    assert torch.autocast_decrement_nesting() == 0
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()
     assert torch.get_num_threads() == 1

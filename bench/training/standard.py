@@ -253,7 +253,9 @@ def _one_epoch(course: _Course, x: Tensor, y: Tensor, order: Tensor) -> _Scores:
     low, done = recipe.precision != "float32", len(course.history)
     batches = order.to(x.device).split(recipe.batch_size)
     for step, rows in enumerate(batches):
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=low):
+        # Without the cache of cast weights, which lasts as long as the outermost autocast: where
+        # that is the caller's, every step would be computed with the weights of the first.
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=low, cache_enabled=False):
             if course.craft is not None:
                 x_adv = course.craft.train(model, x[rows], y[rows], rows, done + 1)
                 share = course.craft.adversary.share

@@ -156,6 +156,13 @@ def test_training_in_bfloat16_learns_and_keeps_its_weights_in_float32() -> None:
     assert low.best.validation_correct > 60
 
 
+def test_a_training_in_the_callers_own_autocast_learns_as_well() -> None:
+    recipe = replace(PLAIN, epochs=2, precision="bfloat16")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = train(recipe)
+    assert inside.history[1].train_loss < 0.8 * inside.history[0].train_loss
+
+
 TARGETED = """
 from dataclasses import replace
 from bench.attacks.fgsm import ATTACK
