@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.datasets import MNIST
 
-from bench import loading
-from bench.contracts import Data
-from bench.datasets import in_memory
-from bench.entries import DataEntry, ModelEntry
-from bench.errors import SuiteError
-from bench.fingerprint import fingerprint
+from bench.core.contracts.dataset import Data
+from bench.core.errors import SuiteError
+from bench.datasets.in_memory import in_memory
+from bench.evaluation import loading
 from bench.models import lenet as architecture
+from bench.models.fingerprint import fingerprint
+from bench.suite.schema import DataEntry, ModelEntry
 
 CPU = torch.device("cpu")
 
@@ -327,7 +327,7 @@ def test_the_smaller_of_the_two_limits_holds(own: Callable[..., Data]) -> None:
 
 
 def test_a_factory_is_told_what_it_asks_for(own: Callable[..., Data], tmp_path: Path) -> None:
-    from bench import registry
+    from bench.core import registry
 
     asked = registry.find("datasets", "mine.py:asked", tmp_path)
     own("some", limit=2, split="train")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from bench.cli.app import FOLDER, cli, echo
+from bench.cli.main import FOLDER, cli, echo
 
 
 @cli.command()
@@ -15,10 +15,10 @@ def publish(folders: tuple[Path, ...], out: Path) -> int:
 
     A run is read from its records, or from its tables where the records were not kept.
     """
-    from bench.publish import gathered, writing
+    from bench.reporting.site import sources, writer
 
-    runs = gathered.gather(folders)
-    for path in writing.write(runs, out):
+    runs = sources.gather(folders)
+    for path in writer.publish(runs, out):
         echo(path)
     for run in runs:
         without = int((run.found.table["status"] != "ok").sum())
