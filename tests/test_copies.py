@@ -15,7 +15,6 @@ from torch import Tensor, nn
 import bench
 from bench.core import registry
 from bench.core.errors import SuiteError
-from bench.engine import stream
 from bench.engine.acceleration import accelerate
 from bench.engine.acceleration.layers import TurnedConv
 from bench.engine.functional import gradients, losses
@@ -49,7 +48,7 @@ def untimed(net: nn.Module, x: Tensor, **settings: Any) -> accelerate.Accelerate
     return accelerate.prepare(net, x, 4, ahead=0.0, **settings)
 
 
-def looked(net: nn.Module, x: Tensor) -> stream.Seen:
+def looked(net: nn.Module, x: Tensor) -> gradients.Look:
     y = torch.zeros(len(x), dtype=torch.int64)
     return gradients.look(net, losses.to_ascend("margin", "untargeted"), x, y, y)
 

@@ -12,6 +12,7 @@ import bench
 from bench.cli import cli
 from bench.execution import events as logs
 from bench.execution import runner
+from bench.execution.sharding import Shard
 from bench.execution.work import Event
 from bench.suite import reader
 
@@ -178,6 +179,6 @@ def test_from_python_a_run_is_silent_by_default(
 
 def test_a_share_says_what_of_the_run_it_does(path: str, tmp_path: Path) -> None:
     events: list[Event] = []
-    options = runner.Options(device="cpu", share=runner.Share(1, 2))
+    options = runner.Options(device="cpu", share=Shard(1, 2))
     runner.run(reader.read(path), tmp_path / "out", options, events.append)
     assert any("share 1 of 2:" in event.text for event in events if event.what == "why")

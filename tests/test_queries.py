@@ -24,6 +24,7 @@ from bench.engine.tracing import traced
 from bench.evaluation import loading
 from bench.execution import runner
 from bench.models.preflight import checks
+from bench.models.preflight.checks import LoadedModel
 from bench.models.query_only import QueryOnlyModel
 from bench.suite import reader
 from bench.suite.schema import ModelEntry
@@ -87,7 +88,7 @@ def service(lenet: nn.Module) -> Iterator[str]:
     thread.join()
 
 
-def subject(data: Data, name: str, base: Path = Path(), **keys: Any) -> loading.Subject:
+def subject(data: Data, name: str, base: Path = Path(), **keys: Any) -> LoadedModel:
     return loading.subject(ModelEntry(name=name, label="net", **keys), base, 0, data, CPU)
 
 

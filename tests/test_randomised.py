@@ -26,6 +26,7 @@ from bench.engine.acceleration import layers as exchange
 from bench.evaluation import loading
 from bench.evaluation.judge import Vote, judge
 from bench.models import dropout_cnn
+from bench.models.preflight import checks
 from bench.storage import records
 from bench.suite import plan, reader
 
@@ -276,14 +277,14 @@ def test_the_table_says_how_a_verdict_came_about_and_how_often_it_was_not_unanim
 def test_a_net_found_to_answer_at_random_is_named_with_the_remedy(lenet: Net, digits: Any) -> None:
     x, y = digits
     data = loading.in_memory("digits", x, y, ())
-    found = loading.fit("net", Noisy(lenet, 0.3), data, torch.device("cpu"))
+    found = checks.preflight("net", Noisy(lenet, 0.3), data, torch.device("cpu"))
     (finding,) = found.findings
     assert found.random
     assert "`predictions`" in finding
     assert "`samples`" in finding
-    voting = loading.fit("net", Noisy(lenet, 0.3), data, torch.device("cpu"), predictions=10)
+    voting = checks.preflight("net", Noisy(lenet, 0.3), data, torch.device("cpu"), predictions=10)
     assert (voting.findings, voting.random) == ((), True)
-    assert not loading.fit("net", lenet, data, torch.device("cpu")).random
+    assert not checks.preflight("net", lenet, data, torch.device("cpu")).random
 
 
 def test_records_made_before_there_were_votes_were_unanimous(

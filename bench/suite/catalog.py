@@ -59,9 +59,9 @@ def lines(kind: str) -> list[CatalogEntry]:
         names = sorted(path.stem for path in RECIPES.glob("*.toml"))
         found = [(name, _toml(RECIPES, name)) for name in names]
         return [CatalogEntry(name, raw["title"], raw["source"]) for name, raw in found]
-    found = [_entry(kind, path) for path in (_PACKAGE / kind).glob("[!_]*.py")]
+    entries = [_entry(kind, path) for path in (_PACKAGE / kind).glob("[!_]*.py")]
     adapters = [_adapter(path) for path in (_PACKAGE / kind / "adapters").glob("[!_]*.py")]
-    return sorted([*(entry for entry in found if entry is not None), *adapters])
+    return sorted([*(entry for entry in entries if entry is not None), *adapters])
 
 
 def _toml(folder: Path, name: str) -> dict[str, str]:
