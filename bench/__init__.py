@@ -6,8 +6,7 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
                how any file of a user's is checked key by key (printable, no text that a terminal
                would obey); published, figures of others; thresholds, how much worse a later run
                may be
-  plan         suite -> cells, each one number to be defended, with identity, cost, skip reason;
-               planned, the plan as it is shown, kept from one showing to the next
+  plan         suite -> cells, each one number to be defended, with identity, cost, skip reason
   loading      names -> data, devices, models with their weights (checkpoint) that are found fit
                to be attacked (preflight): what is wrong by name (fitness), what the clean accuracy
                gives away (suspicions); models that only answer (queries); programs/, models in
