@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import (
+    checking,
     inputs,
     isolation,
     loading,
@@ -21,7 +22,6 @@ from bench import (
     results,
     runner,
     shares,
-    sizes,
     tables,
 )
 from bench.audit import findings
@@ -204,7 +204,7 @@ def run(
         data_dir=loading.data_folder(data_dir),
         fresh=fresh,
         copied=copied,
-        keep=sizes.parse("keep_adversarial", keep_adversarial) if keep_adversarial else 0,
+        keep=checking.byte_size("keep_adversarial", keep_adversarial) if keep_adversarial else 0,
         deterministic=deterministic,
         share=share,
         command=f"bench.run({suite!r})",

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from pydantic import ByteSize
 
-from bench import lock, records, runner, sizes
+from bench import checking, lock, records, runner
 from bench.entries import Suite
 from bench.errors import SuiteError
 from bench.isolated import DONE, Orders, run_for
@@ -58,7 +59,7 @@ def limits(isolate: bool, seconds: float | None, memory: str | None) -> Limits |
         return None
     if memory is None:
         return Limits(seconds)
-    return Limits(seconds, sizes.parse("--memory-limit", memory))
+    return Limits(seconds, checking.byte_size("--memory-limit", memory))
 
 
 class _Death(NamedTuple):
@@ -214,7 +215,7 @@ def _hung(seconds: float) -> str:
 
 
 def _ate(used: int, limit: int) -> str:
-    held, most = sizes.written(used), sizes.written(limit)
+    held, most = (ByteSize(size).human_readable() for size in (used, limit))
     return f"its process used {held} of memory and was killed; the limit is {most}"
 
 
@@ -228,7 +229,7 @@ def _ended(code: int | None, most: int) -> str:
         name = f"signal {-code}"
     told = f"its process was killed by {name} ({signal.strsignal(-code) or 'unknown'})"
     if name == "SIGKILL":
-        held = sizes.written(most)
+        held = ByteSize(most).human_readable()
         told += f" while it used {held} of memory; the system does so when there is no more"
     return told
 

@@ -15,7 +15,7 @@ from bench import registry
 ROOT = Path(bench.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 ORDER = [
-    "printable", "errors", "sizes", "stages", "shares", "heap", "files", "lock", "images",
+    "printable", "errors", "stages", "shares", "heap", "files", "lock", "images",
     "checking", "rng", "process", "contracts", "inputs", "fitness", "logits", "queries", "foreign",
     "geometry", "hyperplane", "losses", "guard", "containment", "streams", "determinism", "layers",
     "chain", "certify", "checkpoint", "programs", "models", "suspicions", "datasets", "attacks",

@@ -64,7 +64,7 @@ def run(
     audit: bool,
 ) -> int:
     """Run SUITE (a path, or a shipped name) and write its report; resumes what was begun."""
-    from bench import heap, loading, runner, shares, sizes
+    from bench import checking, heap, loading, runner, shares
     from bench.suite import read
 
     share = shares.parse(shard)
@@ -78,7 +78,7 @@ def run(
         limit=limit,
         batch_size=batch_size,
         data_dir=loading.data_folder(data_dir),
-        keep=sizes.parse("--keep-adversarial", keep_adversarial) if keep_adversarial else 0,
+        keep=checking.byte_size("--keep-adversarial", keep_adversarial) if keep_adversarial else 0,
         fresh=fresh,
         copied=not no_copy,
         deterministic=deterministic,
