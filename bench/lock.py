@@ -35,14 +35,11 @@ def held(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if _acquired(lock):
+            locked = _acquired(lock)
+            if locked:
                 stack.callback(lock.release)
                 path.write_text(_signature(), encoding="utf-8")
                 stack.callback(_removed, path)  # while it is locked: no other run can sign it
-            else:
-                tell(
-                    f"{folder}: its file system has no locks, so see that no other run works in it"
-                )
         except Timeout:
             raise SuiteError(
                 f"{folder}: another run works in this folder ({_holder(path)}); wait until it ends "
@@ -53,6 +50,8 @@ def held(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
                 f"{path}: could not be written ({error.strerror or error}); make room or choose "
                 "another folder with --out and run again"
             ) from error
+        if not locked:
+            tell(f"{folder}: its file system has no locks, so see that no other run works in it")
         yield
 
 
