@@ -23,7 +23,7 @@ from torch import Tensor
 from bench import certify, chain, columns, craft, files
 from bench.certify import Method
 from bench.entries import Suite
-from bench.errors import RecordError
+from bench.errors import RecordError, first_line
 from bench.layers import Layer
 from bench.preflight import Subject
 from bench.session import Session
@@ -221,7 +221,7 @@ def stored(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
         except (
             pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError,
         ) as error:  # fmt: skip
-            told = f"{path}: damaged certificates ({error}); bench run makes it again"
+            told = f"{path}: damaged certificates ({first_line(error)}); bench run makes it again"
             raise RecordError(told) from error
         if newer:
             raise RecordError(

@@ -19,7 +19,7 @@ from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from bench.contracts import Attack, Count, Norm, Threat
-from bench.errors import ContractError, SuiteError, nearest
+from bench.errors import ContractError, SuiteError, first_line, nearest
 from bench.rng import Noise
 
 ANY: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
@@ -41,7 +41,7 @@ def missing(module: str, extra: str = "peers") -> str:
     except ImportError as error:
         library = module.partition(".")[0]
         absent = isinstance(error, ModuleNotFoundError) and error.name == library
-        why = "is not installed" if absent else f"could not be imported ({error})"
+        why = "is not installed" if absent else f"could not be imported ({first_line(error)})"
         return f"library '{library}' {why}: pip install \"robustness-bench[{extra}]\""
     return ""
 

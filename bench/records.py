@@ -24,7 +24,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bench import columns, files, laid, printable
-from bench.errors import RecordError
+from bench.errors import RecordError, first_line
 from bench.files import write_whole
 from bench.kept import Kept
 
@@ -312,7 +312,7 @@ class DamagedError(RecordError):
     """A file of records is not what it was when it was written."""
 
     def __init__(self, path: Path, why: object) -> None:
-        why = str(why)[:300]  # a library may repeat what the file holds, which may be long
+        why = first_line(why) if isinstance(why, Exception) else str(why)
         super().__init__(
             f"{path}: damaged records ({why}); bench run sets the file aside and makes it again"
         )

@@ -25,7 +25,7 @@ from bench import (
 from bench.audit import signs
 from bench.audit.findings import Audit, Unchecked
 from bench.audit.signs import Sign
-from bench.errors import RecordError
+from bench.errors import RecordError, first_line
 from bench.explain import explanations
 from bench.records import COLUMNS, Stored
 
@@ -92,7 +92,7 @@ def _typed(path: Path, table: pd.DataFrame) -> pd.DataFrame:
         return typed(table)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise RecordError(
-            f"{path}: damaged ({str(error)[:300]}); run bench report on the run again"
+            f"{path}: damaged ({first_line(error)}); run bench report on the run again"
         ) from error
 
 
@@ -105,7 +105,7 @@ def _frame(folder: Path, name: str, columns: tuple[str, ...] | None = None) -> p
         found = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise RecordError(
-            f"{path}: damaged ({error}); run bench report on the run again"
+            f"{path}: damaged ({first_line(error)}); run bench report on the run again"
         ) from error
     found = found.rename(columns=printable.spelled).map(_text)
     numbers = [name for name in found.columns if name not in (*TEXTS, *_LABELS)]

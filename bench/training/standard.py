@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench import registry, rng
 from bench.contracts import Data
-from bench.errors import SuiteError, nearest
+from bench.errors import SuiteError, first_line, nearest
 from bench.training import progress
 from bench.training.adversarial import Craft
 from bench.training.certified import Bound
@@ -214,7 +214,7 @@ def made(module: ModuleType, part: Part, what: str, on: Any) -> Any:
     try:
         return getattr(module, part.name)(on, **part.params)
     except (TypeError, ValueError) as error:
-        raise SuiteError(f"{what} '{part.name}': {error}") from error
+        raise SuiteError(f"{what} '{part.name}': {first_line(error)}") from error
 
 
 def rank(epoch: Epoch) -> tuple[int, float]:
