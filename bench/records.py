@@ -10,7 +10,6 @@ beside a failed cell, its reason.
 
 import contextlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,7 +116,9 @@ def write(
 
 def name_of(stem: str, pieces: Sequence[Piece]) -> str:
     """What the file of these pieces, and what lies beside it, is called before its hash."""
-    return f"{_slug(stem)}-{pieces[0].cell}-{pieces[0].first:07d}"
+    # Letters beyond ASCII have always been dashes here: files of earlier runs are so called.
+    plain = stem.encode("ascii", "replace").decode()
+    return f"{files.slug(plain, 60)}-{pieces[0].cell}-{pieces[0].first:07d}"
 
 
 def write_images(folder: Path, name: str, images: Mapping[str, Tensor]) -> None:
@@ -372,7 +373,3 @@ def _pieces(path: Path, content: bytes) -> list[Piece]:
         f"{path}: records of schema {about['schema']}, this bench reads up to {SCHEMA}; "
         "use the bench that wrote them"
     )
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:60] or "x"

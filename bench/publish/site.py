@@ -5,8 +5,6 @@ example grids, which a browser loads when they are looked at, and whatever table
 wrote, to be downloaded. Every figure is spelled by `formats`, and nothing is counted here.
 """
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,7 @@ import pandas as pd
 
 from bench import formats, tables
 from bench.audit.signs import Sign
-from bench.files import write_whole
+from bench.files import slug, write_whole
 from bench.formats import DASH, absent, eps_names, many, percent, rate, words
 from bench.plan import Cell
 from bench.publish import pages
@@ -92,7 +90,7 @@ def write(gathered: Sequence[Gathered], out: Path) -> Path:
     Raises: SuiteError if the folder cannot be written.
     """
     lines = [line for each in gathered for line in _lines(each)]
-    runs = [_run(each, out, f"plots/{k}-{_slug(each.name)}") for k, each in enumerate(gathered, 1)]
+    runs = [_run(each, out, f"plots/{k}-{slug(each.name)}") for k, each in enumerate(gathered, 1)]
     context = {
         "title": _title(gathered),
         "summary": _summary(gathered),
@@ -229,8 +227,8 @@ def _grids(run: Gathered, out: Path, plots: str) -> list[tuple[str, str]]:
 def _captions(table: pd.DataFrame) -> dict[str, str]:
     """What a figure shows, by its file's name; labels that come to one name tell nothing."""
     pairs = dict.fromkeys(zip(table["model"], table["attack"], strict=True))
-    told = [(_slug(f"examples-{m}-{a}"), f"{words(m)} under {words(a)}") for m, a in pairs]
-    told += [(_slug(f"perturbations-{m}"), f"What was added to attack {words(m)}")
+    told = [(slug(f"examples-{m}-{a}"), f"{words(m)} under {words(a)}") for m, a in pairs]
+    told += [(slug(f"perturbations-{m}"), f"What was added to attack {words(m)}")
              for m in dict.fromkeys(table["model"])]  # fmt: skip
     stems = [stem for stem, _ in told]
     return {stem: caption for stem, caption in told if stems.count(stem) == 1}
@@ -250,9 +248,3 @@ def _facts(run: Gathered) -> list[tuple[str, str]]:
         **session["environment"],
     }  # fmt: skip
     return writing.flat("", facts)
-
-
-def _slug(name: str) -> str:
-    """As the figures' files are named: letters, digits, dashes."""
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:80] or "plot"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.comparisons import WORST
+from bench.files import slug
 from bench.formats import (
     DASH,
     Bold,
@@ -21,7 +22,6 @@ from bench.formats import (
     many,
     percent,
     rate,
-    slug,
     words,
 )
 from bench.metrics import SIGNIFICANT
