@@ -272,9 +272,7 @@ def mnist_200() -> tuple[Tensor, Tensor]:
     """The first 200 MNIST test images and their labels, if they are on this machine."""
     folder = Path(os.environ.get("BENCH_DATA_DIR", ""))
     if not os.environ.get("BENCH_DATA_DIR") or not (folder / "MNIST" / "raw").is_dir():
-        pytest.skip(
-            "this property is about MNIST, and BENCH_DATA_DIR names no folder with MNIST/raw"
-        )
+        pytest.skip("needs MNIST, and BENCH_DATA_DIR names no folder with MNIST/raw")
     data = mnist.load(limit=200, data_dir=folder)
     assert data.labels is not None
     return data.read(0, 200), data.labels
