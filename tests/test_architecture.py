@@ -1,6 +1,7 @@
 """The house: imports go one way, names stay at home, randomness is keyed, imports are light."""
 
 import ast
+import functools
 import subprocess
 import sys
 import tomllib
@@ -59,6 +60,7 @@ def strings(tree: ast.AST) -> Iterator[str]:
             yield node.value
 
 
+@functools.cache
 def tree(path: Path) -> ast.AST:
     return ast.parse(path.read_text(encoding="utf-8"))
 
