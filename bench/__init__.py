@@ -45,14 +45,14 @@ if TYPE_CHECKING:
     from bench.core.contracts.dataset import Data, Dataset
     from bench.core.contracts.model import Model
     from bench.core.contracts.types import Access, Goal, Loss, Norm, Precision, Shape, Threat
-    from bench.core.errors import ContractError, SuiteError
+    from bench.core.errors import ContractError, RecordError, RobustnessWarning, SuiteError
     from bench.core.rng import Noise
 
 __all__ = [
     "Access", "Alpha", "Attack", "AttackBatch", "ContractError", "Count", "Data", "Dataset",
     "Evaluation", "Goal", "Learner", "Length", "Lesson", "Loss", "Losses", "Model", "Noise", "Norm",
-    "Part", "Precision", "Rule", "RuleParams", "Shape", "StepInput", "SuiteError", "Threat",
-    "evaluate", "run", "step_size",
+    "Part", "Precision", "RecordError", "RobustnessWarning", "Rule", "RuleParams", "Shape",
+    "StepInput", "SuiteError", "Threat", "evaluate", "run", "step_size",
 ]  # fmt: skip
 
 _HOMES = {
@@ -62,7 +62,7 @@ _HOMES = {
     "bench.core.contracts.types": (
         "Access", "Goal", "Loss", "Norm", "Precision", "Shape", "Threat",
     ),
-    "bench.core.errors": ("ContractError", "SuiteError"),
+    "bench.core.errors": ("ContractError", "RecordError", "RobustnessWarning", "SuiteError"),
     "bench.core.rng": ("Noise",),
 }  # fmt: skip
 """Where the names are defined that are not among the contracts of attacks."""

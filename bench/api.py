@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.analysis import results, tables
-from bench.core import sizes
+from bench.core import validation
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
 from bench.datasets import inputs
@@ -197,7 +197,7 @@ def run(
         data_dir=loading.data_folder(data_dir),
         fresh=fresh,
         copied=copied,
-        keep=sizes.parse("keep_adversarial", keep_adversarial) if keep_adversarial else 0,
+        keep=validation.byte_size("keep_adversarial", keep_adversarial) if keep_adversarial else 0,
         deterministic=deterministic,
         share=share,
         command=f"bench.run({suite!r})",

@@ -1,7 +1,6 @@
 """What several test files share: real data, a real net, and a net whose robustness is known."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -17,7 +16,6 @@ from bench.datasets import digits as handwritten
 from bench.engine import stream
 from bench.evaluation.loading import WEIGHTS
 from bench.models import lenet as architecture
-from bench.suite import plan_cache
 
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("same")
@@ -34,20 +32,12 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_memory_of_other_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of the tests' own: no calibration or plan of the user's is read or written, by a
+    """A cache of the tests' own: no calibration of the user's is read or written, by a
     process that a test starts neither. matplotlib's list of fonts, which takes long, stays."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
         environment.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
-
-
-@pytest.fixture
-def plans(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where `bench plan` keeps plans: a folder of the test's own, not the user's cache."""
-    folder = tmp_path_factory.mktemp("plans")
-    monkeypatch.setattr(plan_cache, "folder", lambda: folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -90,7 +90,7 @@ def test_the_quota_is_not_exceeded_and_what_had_no_room_is_told(tmp_path: Path) 
         for cell in results.read(tmp_path).plan
         for _, images in adversarial_images.read(tmp_path, cell.identity)
     )
-    assert f"{20 * CELLS - images} adversarial images had no room in 0.00 GiB" in note
+    assert f"{20 * CELLS - images} adversarial images had no room in 153.1KiB" in note
 
 
 def test_damaged_images_are_set_aside_and_made_again(tmp_path: Path) -> None:

@@ -30,7 +30,6 @@ def type_(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    plans: Path,
 ) -> Type:
     """Runs `bench` with the words given, in an empty folder and without the network."""
     monkeypatch.chdir(tmp_path)

@@ -72,6 +72,16 @@ def test_a_library_that_breaks_on_import_says_why(
     assert said.startswith("library 'broken_library' could not be imported (No module named")
 
 
+def test_a_library_that_breaks_with_a_page_of_text_says_its_first_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = r"raise ImportError('numpy is too new\x1b[2J\n\nReinstall it.\n')"
+    (tmp_path / "wordy_library.py").write_text(page, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    said = optional.missing("wordy_library")
+    assert r"could not be imported (numpy is too new\x1b[2J): pip install" in said
+
+
 def test_the_adapters_alone_do_not_import_their_libraries() -> None:
     assert {f"{library}:" for library in LIBRARIES} <= set(registry.names("attacks"))
     assert registry.built_in("attacks", "foolbox:LinfPGD")

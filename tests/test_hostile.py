@@ -1,5 +1,6 @@
 """Files made to harm whoever opens them: bombs, escape sequences, names that are paths."""
 
+import re
 import struct
 import zipfile
 import zlib
@@ -18,6 +19,7 @@ from bench.core import checkpoint
 from bench.core.errors import SuiteError
 from bench.datasets import image_files
 from bench.storage import records, schema
+from bench.storage.records import Piece
 from bench.suite.reader import parse
 
 SUITE = (
@@ -130,7 +132,12 @@ def test_a_suites_name_cannot_leave_the_folder_of_runs(name: str) -> None:
 
 @pytest.mark.parametrize("label", ["../../up", "/etc/passwd", "..", "a/../../b", "CON", "é" * 300])
 def test_a_label_becomes_the_name_of_a_file_in_the_folder(label: str) -> None:
-    slug = records._slug(label)
-    assert (Path("records") / slug).parent == Path("records")
-    assert slug not in ("", ".", "..")
-    assert len(slug) <= 60
+    piece = Piece("cell", 0, 1, 1, 0.0, 0.0, 0.0, 1, "cpu")
+    name = records.name_of(label, [piece])
+    assert (Path("records") / name).parent == Path("records")
+    assert re.fullmatch(r"[a-z0-9-]{1,60}-cell-0000000", name)
+
+
+def test_a_letter_beyond_ascii_is_a_dash_in_the_name_of_records() -> None:
+    piece = Piece("cell", 0, 1, 1, 0.0, 0.0, 0.0, 1, "cpu")
+    assert records.name_of("Netz mit größtem ε", [piece]) == "netz-mit-gr-tem-cell-0000000"

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
+from bench.cli import cli
 from bench.core.contracts.dataset import Data
 from bench.core.errors import MissingDataError, SuiteError
 from bench.datasets import image_files, image_folder
-from bench.suite import plan_cache
 
 SIDE = 8
 
@@ -220,9 +221,15 @@ FINGERPRINT = "007d9fab10a07403c765d0d66042a4f16cb4a9935b92efd4926ca2b71d1a5763"
 # ------------------------------------------------------------------------------------ what is shown
 
 
-def test_a_plan_shows_how_files_become_labels_and_is_kept_until_they_change(
-    tmp_path: Path, plans: Path
-) -> None:
+def planned(suite: object, folder: Path, *options: str, code: int = 0) -> list[str]:
+    """The lines that `bench plan` ends with: how the data are read; what is wrong with them."""
+    done = CliRunner().invoke(cli, ["plan", str(suite), "--data-dir", str(folder), *options])
+    assert done.exit_code == code, done.output
+    lines = done.output.splitlines()
+    return lines[next((k for k, line in enumerate(lines) if line.startswith("data: ")), 0) :]
+
+
+def test_a_plan_shows_how_files_become_labels_each_time(tmp_path: Path) -> None:
     suite = tmp_path / "s.toml"
     text = (
         'schema = 1\nname = "s"\n[data]\nname = "image_folder"\nparams = {resize = 8, crop = 8}\n'
@@ -231,7 +238,7 @@ def test_a_plan_shows_how_files_become_labels_and_is_kept_until_they_change(
     )
     suite.write_text(text, encoding="utf-8")
     folder = classes(tmp_path / "numbers", *(str(k) for k in range(12)))
-    first, *told = plan_cache.read(str(suite), folder, 5).data
+    first, *told = planned(suite, folder, "--limit", "5")
     assert first.startswith("data: numbers, 5 images of 3 x 8 x 8, fingerprint ")
     assert told == [
         "  pixels: 8 bits a channel, divided by 255",
@@ -240,21 +247,21 @@ def test_a_plan_shows_how_files_become_labels_and_is_kept_until_they_change(
         "  classes: 0 = 0, 1 = 1, 2 = 2, ... 11 = 11 (12 classes)",
     ]
     classes(folder, "cat/")
-    with pytest.raises(SuiteError, match="their order is a guess"):
-        plan_cache.read(str(suite), folder)
-    hostile = plan_cache.read(str(suite), classes(tmp_path / "named", "a\x1b[8m")).data
+    (refused,) = planned(suite, folder, code=2)
+    assert "their order is a guess" in refused
+    hostile = planned(suite, classes(tmp_path / "named", "a\x1b[8m"))
     assert hostile[-1] == r"  classes: 0 = a\x1b[8m"
-    absent = plan_cache.read(str(suite), tmp_path / "absent").data
+    absent = planned(suite, tmp_path / "absent")
     assert absent[0].startswith("data: not looked at: data image_folder: expected images in ")
 
 
-def test_a_kept_plan_looks_again_at_data_that_have_changed(tmp_path: Path, plans: Path) -> None:
+def test_a_plan_says_which_file_is_absent_and_refuses_a_damaged_one(tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
-    assert plan_cache.read("mnist", tmp_path).data == [
+    assert planned("mnist", tmp_path) == [
         f"data: mnist, not looked at: {raw / 't10k-images-idx3-ubyte'} is not there"
     ]
     raw.mkdir(parents=True)
     (raw / "t10k-labels-idx1-ubyte").write_bytes(b"\0" * 8)
     (raw / "t10k-images-idx3-ubyte").write_bytes(b"\0" * 8)
-    with pytest.raises(SuiteError, match="a file of the test split is damaged"):
-        plan_cache.read("mnist", tmp_path)
+    (refused,) = planned("mnist", tmp_path, code=2)
+    assert "a file of the test split is damaged" in refused

@@ -1,7 +1,7 @@
-"""Laws that any correct measurement obeys, on a real net and real digits.
+"""Properties that any correct measurement has, on a real net and real digits.
 
-n = examples, c(A) = count still correct after attack A. Where a law is statistical the tolerance
-is 1 of 200 examples. The laws on losses, linear nets and single iterates stand beside those parts.
+tests/properties/README.md lists them in words. Where one is statistical the tolerance is 1 of 200
+examples. Those of losses, linear nets and single iterates are tested beside those parts.
 """
 
 import os
@@ -273,7 +273,7 @@ def mnist_200() -> tuple[Tensor, Tensor]:
     """The first 200 MNIST test images and their labels, if they are on this machine."""
     folder = Path(os.environ.get("BENCH_DATA_DIR", ""))
     if not os.environ.get("BENCH_DATA_DIR") or not (folder / "MNIST" / "raw").is_dir():
-        pytest.skip("this law is about MNIST, and BENCH_DATA_DIR names no folder with MNIST/raw")
+        pytest.skip("needs MNIST, and BENCH_DATA_DIR names no folder with MNIST/raw")
     data = mnist.load(limit=200, data_dir=folder)
     assert data.labels is not None
     return data.read(0, 200), data.labels

@@ -53,7 +53,7 @@ def printed(*words: object, wide: str = "300") -> str:
     return done.output
 
 
-def test_every_verb_prints_labels_and_reasons_as_they_are(tmp_path: Path, plans: Path) -> None:
+def test_every_verb_prints_labels_and_reasons_as_they_are(tmp_path: Path) -> None:
     suite, out = tmp_path / "s.toml", tmp_path / "[out]"
     suite.write_text(SUITE, encoding="utf-8")
     (tmp_path / "noise.py").write_text(ATTACK, encoding="utf-8")

@@ -217,22 +217,28 @@ def test_a_lock_ends_with_the_process_that_was_killed(tmp_path: Path) -> None:
         assert str(os.getpid()) in (tmp_path / lock.FILE).read_text(encoding="utf-8")
 
 
+@pytest.mark.parametrize("code", lock.NO_LOCKS, ids=errno.errorcode.get)
 def test_where_there_are_no_locks_the_run_goes_on_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    monkeypatch.setattr(fcntl, "flock", failing(OSError(errno.ENOTSUP, "no locks")))
+    monkeypatch.setattr(fcntl, "flock", failing(OSError(code, "no locks")))
     told: list[str] = []
     with lock.held(tmp_path, told.append):
         assert len(told) == 1
         assert "has no locks" in told[0]
+    with pytest.raises(BrokenPipeError), lock.held(tmp_path, failing(BrokenPipeError())):  # type: ignore[arg-type]
+        pass  # what the listener raises is no fault of the folder
 
 
 @pytest.mark.parametrize("code", ERRORS, ids=errno.errorcode.get)
 def test_a_lock_that_cannot_be_written_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
-    monkeypatch.setattr(os, "write", failing(OSError(code, os.strerror(code))))
-    assert os.strerror(code) in refused(tmp_path)
+    with monkeypatch.context() as full:
+        full.setattr(Path, "write_text", failing(OSError(code, os.strerror(code))))
+        assert os.strerror(code) in refused(tmp_path)
+    with lock.held(tmp_path, print):  # what could not be signed is not held
+        pass
 
 
 # -------------------------------------------------------------------------------------------- kills

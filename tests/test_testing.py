@@ -206,7 +206,7 @@ class Flat(nn.Module):
 def test_it(robustness):
     robustness(Flat(), x, y, eps=0.1, **ASKED).at_least(1.0, confident=True)
 """
-    outcomes, output = told(pytester, body, "-W", "error::bench.errors.RobustnessWarning")
+    outcomes, output = told(pytester, body, "-W", "error::bench.RobustnessWarning")
     assert outcomes == {"failed": 1}
     assert "Beware: model 'Flat'" in output
     assert "(zero-gradient)" in output

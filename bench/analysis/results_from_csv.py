@@ -21,7 +21,7 @@ from bench.analysis import (
     tables,
 )
 from bench.core import sanitize
-from bench.core.errors import RecordError
+from bench.core.errors import RecordError, first_line
 from bench.evaluation.audit import symptoms
 from bench.evaluation.audit.findings import Audit, Unchecked
 from bench.evaluation.audit.symptoms import Sign
@@ -91,7 +91,7 @@ def _typed(path: Path, table: pd.DataFrame) -> pd.DataFrame:
         return typed(table)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise RecordError(
-            f"{path}: damaged ({str(error)[:300]}); run bench report on the run again"
+            f"{path}: damaged ({first_line(error)}); run bench report on the run again"
         ) from error
 
 
@@ -104,7 +104,7 @@ def _frame(folder: Path, name: str, columns: tuple[str, ...] | None = None) -> p
         found = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise RecordError(
-            f"{path}: damaged ({error}); run bench report on the run again"
+            f"{path}: damaged ({first_line(error)}); run bench report on the run again"
         ) from error
     found = found.rename(columns=sanitize.escape_controls).map(_text)
     numbers = [name for name in found.columns if name not in (*TEXTS, *_LABELS)]

@@ -1,10 +1,14 @@
 """`bench plan` and `bench list`: what would run, and what there is."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from bench.cli.main import DATA_DIR, cli
+
+if TYPE_CHECKING:
+    from bench.suite.schema import Suite
 
 
 @cli.command()
@@ -18,30 +22,66 @@ def plan(suite: str, limit: int | None, data_dir: Path | None) -> None:
 
     from bench.cli.console import console
     from bench.core import files
-    from bench.suite import plan_cache
+    from bench.suite import plan, reader
 
-    told = plan_cache.read(suite, files.data_folder(data_dir), limit)
-    shown = Table(title=told.title, title_justify="left")
+    checked = reader.read(suite)
+    tasks = plan.tasks(checked, plan.known_facts(checked))
+    cells = [cell for task in tasks for cell in task.cells]
+    data = _data_lines(checked, files.data_folder(data_dir), limit)
+    shown = Table(title=checked.title, title_justify="left")
     for name in ("model", "attack", "norm", "goal", "seed", "eps"):
         shown.add_column(name)
     shown.add_column("forwards/example", justify="right")
     shown.add_column("gradients/example", justify="right")
     shown.add_column("skipped because")
-    for cell in told.lines:
+    for cell in cells:
         aim = f"{cell.goal} {cell.target}".strip()
         cost = ["?" if p is None else f"{p:.3g}" for p in (cell.passes, cell.gradients)]
-        seed = told.seed if cell.seed is None else cell.seed
+        seed = checked.seed if cell.seed is None else cell.seed
         about = (cell.model, cell.attack, cell.norm, aim, str(seed), cell.eps_text)
         shown.add_row(*about, *cost, cell.reason)
     screen = console()
     screen.print(shown)
-    known = [cell.passes for cell in told.lines if cell.passes is not None and not cell.reason]
+    known = [cell.passes for cell in cells if cell.passes is not None and not cell.reason]
     screen.print(
-        f"{len(told.lines)} cells, at most {sum(known):,.0f} forward passes per example"
-        + ("" if len(known) == len(told.lines) else " where the cost is known")
+        f"{len(cells)} cells, at most {sum(known):,.0f} forward passes per example"
+        + ("" if len(known) == len(cells) else " where the cost is known")
     )
-    for line in told.data:
+    for line in data:
         click.echo(line)
+
+
+def _data_lines(suite: "Suite", data_dir: Path, limit: int | None) -> list[str]:
+    """How the data of a suite are read, in lines.
+
+    Data that are absent are no mistake of a plan: the first line says so. Nothing is downloaded.
+
+    Raises:
+        SuiteError: If the data are there and cannot be used.
+    """
+    from bench.core import registry
+    from bench.core.errors import MissingDataError
+    from bench.core.sanitize import escape_controls
+    from bench.datasets import inputs
+    from bench.evaluation import loading
+
+    entry = suite.data
+    found = registry.find("datasets", entry.name, suite.base)
+    reads = getattr(found, "reads", None)
+    files_read = () if reads is None else reads(entry.split, data_dir)
+    absent = next((path for path in files_read if not path.is_file()), None)
+    if absent is not None:
+        return [f"data: {entry.name}, not looked at: {absent} is not there"]
+    try:
+        data = loading.data(entry, suite.base, data_dir, limit)
+    except MissingDataError as error:
+        return [escape_controls(f"data: not looked at: {error}")]
+    lines = [
+        f"data: {data.name}, {data.n} images of {inputs.size(data.shape)}, "
+        f"fingerprint {data.fingerprint[:16]}"
+    ]
+    lines += [f"  {key}: {text}" for key, text in data.mapping.items()]
+    return [escape_controls(line) for line in lines]
 
 
 @cli.command(name="list")

@@ -64,7 +64,7 @@ def run(
     audit: bool,
 ) -> int:
     """Run SUITE (a path, or a shipped name) and write its report; resumes what was begun."""
-    from bench.core import sizes
+    from bench.core import validation
     from bench.engine import malloc
     from bench.evaluation import loading
     from bench.execution import runner, sharding
@@ -81,7 +81,9 @@ def run(
         limit=limit,
         batch_size=batch_size,
         data_dir=loading.data_folder(data_dir),
-        keep=sizes.parse("--keep-adversarial", keep_adversarial) if keep_adversarial else 0,
+        keep=validation.byte_size("--keep-adversarial", keep_adversarial)
+        if keep_adversarial
+        else 0,
         fresh=fresh,
         copied=not no_copy,
         deterministic=deterministic,

@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import secrets
+import unicodedata
 from pathlib import Path
 
 import platformdirs
@@ -100,6 +101,16 @@ def set_aside(path: Path) -> Path:
             "folder writable or choose another with --out and run again"
         ) from error
     return aside
+
+
+def slug(name: str, longest: int = 80) -> str:
+    """A name of letters, digits and dashes: no label can leave a folder or break a command.
+
+    >>> slug("LeNet, L-inf: 8/255"), slug("../.."), slug("é")
+    ('lenet-l-inf-8-255', 'x', 'e')
+    """
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:longest] or "x"
 
 
 def short_hash(content: bytes) -> str:

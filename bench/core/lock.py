@@ -1,8 +1,8 @@
 """One run at a time writes into a folder; who reads is not asked.
 
-The lock is the kernel's (flock), so that it ends with the process that holds it, SIGKILL and power
-cuts included: a file that is left behind locks nothing. It says who holds it. Where a file system
-has no such locks the run goes on, and the user is told.
+The lock is the kernel's, through filelock, so that it ends with the process that holds it, SIGKILL
+and power cuts included: a file that is left behind locks nothing. It says who holds it. Where a
+file system has no such locks the run goes on, and the user is told.
 """
 
 import contextlib
@@ -14,15 +14,13 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from bench.core.errors import SuiteError
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
 FILE = "run.lock"
-TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
+NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
+"""What file systems answer that have no locks."""
 
 
 @contextlib.contextmanager
@@ -32,82 +30,55 @@ def held(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     Raises: SuiteError if another process holds it, naming that, or it cannot be written.
     """
     path = folder / FILE
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        place = _locked(path)
-    except BlockingIOError:
-        raise SuiteError(
-            f"{folder}: another run works in this folder ({_holder(path)}); wait until it ends or "
-            "choose another folder with --out"
-        ) from None
-    except OSError as error:
-        raise SuiteError(
-            f"{path}: could not be written ({error.strerror or error}); make room or choose "
-            "another folder with --out and run again"
-        ) from error
-    if place is None:
-        tell(f"{folder}: its file system has no locks, so see that no other run works in it")
-        yield
-        return
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):  # without its file nothing is locked, nor with it
-            path.unlink()
-        os.close(place)
-
-
-def _locked(path: Path) -> int | None:
-    """The open lock file, locked and signed; None where there are no locks.
-
-    Raises: BlockingIOError if another process has it; OSError if it cannot be written.
-    """
-    while True:
-        place = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    # A soft lock, a mere file, would outlive the process that is killed.
+    lock = FileLock(path, blocking=False, fallback_to_soft=False)
+    with contextlib.ExitStack() as stack:
         try:
-            if not _lock(place):
-                os.close(place)
-                return None
-            if _same(place, path):
-                os.ftruncate(place, 0)
-                os.write(place, _signature())
-                return place
-        except OSError:
-            os.close(place)
-            raise
-        os.close(place)  # whoever held it deleted it in between: lock the file that is there now
+            folder.mkdir(parents=True, exist_ok=True)
+            locked = _acquired(lock)
+            if locked:
+                stack.callback(lock.release)
+                path.write_text(_signature(), encoding="utf-8")
+                stack.callback(_removed, path)  # while it is locked: no other run can sign it
+        except Timeout:
+            raise SuiteError(
+                f"{folder}: another run works in this folder ({_holder(path)}); wait until it ends "
+                "or choose another folder with --out"
+            ) from None
+        except OSError as error:
+            raise SuiteError(
+                f"{path}: could not be written ({error.strerror or error}); make room or choose "
+                "another folder with --out and run again"
+            ) from error
+        if not locked:
+            tell(f"{folder}: its file system has no locks, so see that no other run works in it")
+        yield
 
 
-def _lock(place: int) -> bool:
-    """Whether the open file is locked; False where there are no locks.
+def _acquired(lock: FileLock) -> bool:
+    """Whether the lock is held now; False where there are no locks.
 
-    Raises: BlockingIOError if another process has it.
+    Raises: Timeout if another process has it; OSError if its file cannot be written.
     """
-    if fcntl is None:
-        return False
     try:
-        fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.acquire()
+    except Timeout:  # an OSError itself
+        raise
     except OSError as error:
-        if error.errno in TAKEN:
-            raise BlockingIOError from error
-        if error.errno in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL):
+        if error.errno in NO_LOCKS:
             return False
         raise
     return True
 
 
-def _same(place: int, path: Path) -> bool:
-    """Whether the open file is still the one at this path."""
-    try:
-        return os.path.samestat(os.fstat(place), path.stat())
-    except FileNotFoundError:
-        return False
+def _removed(path: Path) -> None:
+    with contextlib.suppress(OSError):  # without its file nothing is locked, nor with it
+        path.unlink()
 
 
-def _signature() -> bytes:
+def _signature() -> str:
     since = datetime.now(UTC).isoformat(timespec="seconds")
-    who = {"host": platform.node(), "process": os.getpid(), "since": since}
-    return json.dumps(who).encode()
+    return json.dumps({"host": platform.node(), "process": os.getpid(), "since": since})
 
 
 def _holder(path: Path) -> str:

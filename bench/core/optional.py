@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from bench.core.contracts.attack import Attack, Count
 from bench.core.contracts.types import Norm, Threat
-from bench.core.errors import ContractError, SuiteError, nearest
+from bench.core.errors import ContractError, SuiteError, first_line, nearest
 from bench.core.rng import Noise
 
 ANY: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
@@ -42,7 +42,7 @@ def missing(module: str, extra: str = "peers") -> str:
     except ImportError as error:
         library = module.partition(".")[0]
         absent = isinstance(error, ModuleNotFoundError) and error.name == library
-        why = "is not installed" if absent else f"could not be imported ({error})"
+        why = "is not installed" if absent else f"could not be imported ({first_line(error)})"
         return f"library '{library}' {why}: pip install \"robustness-bench[{extra}]\""
     return ""
 

@@ -3,15 +3,17 @@
 Dataclasses say what may stand in the file; their annotations are the rules (pydantic reads them).
 """
 
+import contextlib
 import dataclasses
 import inspect
+import re
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from bench.core import sanitize
 from bench.core.errors import SuiteError, nearest
@@ -178,6 +180,21 @@ def fraction(written: float | str) -> float:
         return float(written)
     above, slash, below = written.partition("/")
     return float(above) / float(below) if slash else float(above)
+
+
+def byte_size(where: str, text: str) -> ByteSize:
+    """A size of memory or files as people write it, in bytes.
+
+    >>> byte_size("--memory-limit", "1.5 GiB"), byte_size("--memory-limit", "20MB")
+    (1610612736, 20000000)
+
+    Raises: SuiteError for a size that is none, said of `where`.
+    """
+    with contextlib.suppress(ValidationError):
+        # ByteSize reads a beginning: "1,5GB" and "1.5.GiB" as one byte.
+        if re.fullmatch(r"\s*\d{1,12}(\.\d+)?\s*[a-z]+\s*", text, re.ASCII | re.IGNORECASE):
+            return TypeAdapter(ByteSize).validate_python(text)
+    raise SuiteError(f"{where} '{text}': expected a number and a unit, such as 1500MB or 2GiB")
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from bench.core.errors import SuiteError
+from bench.core.errors import SuiteError, first_line
 from bench.core.files import write_atomic
 
 MOST_PIXELS = 2**27
@@ -96,7 +96,7 @@ def _opened(path: Path, source: Path | io.BytesIO) -> Iterator[Image.Image]:
         UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError,
         Image.DecompressionBombWarning,
     ) as error:  # fmt: skip
-        raise SuiteError(f"{path} is no readable image: {error}") from error
+        raise SuiteError(f"{path} is no readable image: {first_line(error)}") from error
 
 
 def _is_deep(image: Image.Image) -> bool:

@@ -86,7 +86,7 @@ class Asking:
 @pytest.fixture
 def robustness(request: pytest.FixtureRequest) -> Asking:
     """Measures robust accuracy: `robustness(model, x, y, eps=0.1).at_least(0.8)`."""
-    from bench.reporting.formats import slug
+    from bench.core.files import slug
 
     marker = request.node.get_closest_marker(MARKER)
     suite = marker.kwargs.get("suite") if marker else None

@@ -8,10 +8,11 @@ is written before the records are, so that records whose images are wanted have 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pydantic import ByteSize
 from safetensors.torch import save
 from torch import Tensor
 
-from bench.core import files, sizes
+from bench.core import files
 from bench.storage import records
 
 SUFFIX = records.ADVERSARIAL
@@ -47,7 +48,8 @@ class AdversarialWriter:
         """What a user must know of a quota that is used up."""
         return (
             f"--keep-adversarial: {self.left_out} adversarial images had no room in "
-            f"{sizes.written(self.quota)}; to have them, run into another folder with more"
+            f"{ByteSize(self.quota).human_readable()}; to have them, run into another folder with "
+            "more"
         )
 
 

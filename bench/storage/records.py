@@ -10,7 +10,6 @@ beside a failed cell, its reason.
 
 import contextlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from bench.core import files, sanitize
-from bench.core.errors import RecordError
+from bench.core.errors import RecordError, first_line
 from bench.core.files import write_atomic
 from bench.storage import frame_builder, schema
 from bench.storage.images import LazyImages
@@ -119,7 +118,9 @@ def write(
 
 def name_of(stem: str, pieces: Sequence[Piece]) -> str:
     """What the file of these pieces, and what lies beside it, is called before its hash."""
-    return f"{_slug(stem)}-{pieces[0].cell}-{pieces[0].first:07d}"
+    # Letters beyond ASCII have always been dashes here: files of earlier runs are so called.
+    plain = stem.encode("ascii", "replace").decode()
+    return f"{files.slug(plain, 60)}-{pieces[0].cell}-{pieces[0].first:07d}"
 
 
 def write_images(folder: Path, name: str, images: Mapping[str, Tensor]) -> None:
@@ -314,7 +315,7 @@ class DamagedError(RecordError):
     """A file of records is not what it was when it was written."""
 
     def __init__(self, path: Path, why: object) -> None:
-        why = str(why)[:300]  # a library may repeat what the file holds, which may be long
+        why = first_line(why) if isinstance(why, Exception) else str(why)
         super().__init__(
             f"{path}: damaged records ({why}); bench run sets the file aside and makes it again"
         )
@@ -374,7 +375,3 @@ def _pieces(path: Path, content: bytes) -> list[Piece]:
         f"{path}: records of schema {about['schema']}, this bench reads up to {SCHEMA}; "
         "use the bench that wrote them"
     )
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:60] or "x"

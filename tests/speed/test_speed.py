@@ -86,7 +86,7 @@ def test_every_work_that_ships_can_be_read_and_its_attack_and_weights_are_known(
         raw = {"name": each.attack, "norm": "linf", "eps": [*each.eps], "params": {**each.params}}
         assert attack_entry(raw, each.name).attack.run is None
         for victim in each.models:
-            path = bench.loading.WEIGHTS / f"{victim.name}-{victim.weights}.safetensors"
+            path = bench.evaluation.loading.WEIGHTS / f"{victim.name}-{victim.weights}.safetensors"
             assert victim.weights == "random" or path.is_file()
 
 
@@ -445,7 +445,10 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 
 
 def test_the_heap_is_kept_only_where_the_c_library_can_be_told_to() -> None:
-    told = "from bench.engine import malloc as heap; print(heap.keep(), type(heap.keep()).__name__)"
+    told = (
+        "from bench.engine.malloc import keep_freed_memory as keep; "
+        "print(keep(), type(keep()).__name__)"
+    )
     run = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert run.stdout in ("True bool\n", "False bool\n")
 

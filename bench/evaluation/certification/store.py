@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bench.core import files
 from bench.core.contracts.types import CertificationMethod
-from bench.core.errors import RecordError
+from bench.core.errors import RecordError, first_line
 from bench.core.versions import CERTIFICATION_VERSION
 from bench.evaluation import crafting
 from bench.evaluation.certification import bounds, network
@@ -214,7 +214,7 @@ def stored(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
         except (
             pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError,
         ) as error:  # fmt: skip
-            told = f"{path}: damaged certificates ({error}); bench run makes it again"
+            told = f"{path}: damaged certificates ({first_line(error)}); bench run makes it again"
             raise RecordError(told) from error
         if newer:
             raise RecordError(

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from pydantic import ByteSize
 
-from bench.core import lock, sizes
+from bench.core import lock, validation
 from bench.core.errors import SuiteError
 from bench.evaluation.stages import Stage
 from bench.execution import runner
@@ -61,7 +62,7 @@ def limits(isolate: bool, seconds: float | None, memory: str | None) -> Limits |
         return None
     if memory is None:
         return Limits(seconds)
-    return Limits(seconds, sizes.parse("--memory-limit", memory))
+    return Limits(seconds, validation.byte_size("--memory-limit", memory))
 
 
 class _Death(NamedTuple):
@@ -217,7 +218,7 @@ def _hung(seconds: float) -> str:
 
 
 def _ate(used: int, limit: int) -> str:
-    held, most = sizes.written(used), sizes.written(limit)
+    held, most = (ByteSize(size).human_readable() for size in (used, limit))
     return f"its process used {held} of memory and was killed; the limit is {most}"
 
 
@@ -231,7 +232,7 @@ def _ended(code: int | None, most: int) -> str:
         name = f"signal {-code}"
     told = f"its process was killed by {name} ({signal.strsignal(-code) or 'unknown'})"
     if name == "SIGKILL":
-        held = sizes.written(most)
+        held = ByteSize(most).human_readable()
         told += f" while it used {held} of memory; the system does so when there is no more"
     return told
 

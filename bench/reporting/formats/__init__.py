@@ -75,16 +75,6 @@ def found(kind: str) -> Iterator[Any]:
             yield getattr(module, kind)
 
 
-def slug(name: str) -> str:
-    """A name of letters, digits and dashes: no label can leave a folder or break a command.
-
-    >>> slug("LeNet, L-inf: 8/255"), slug("../..")
-    ('lenet-l-inf-8-255', 'x')
-    """
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:80] or "x"
-
-
 def absent(value: Any) -> bool:
     """Whether there is no number or word: None, NaN, NA or nothing but blanks.
 

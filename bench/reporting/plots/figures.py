@@ -6,8 +6,6 @@ Every figure can be read in grey; the looks are in `style`, the curves in `curve
 import io
 import itertools
 import math
-import re
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +21,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from bench.analysis.min_norm import Search
-from bench.core.files import write_atomic
+from bench.core.files import slug, write_atomic
 from bench.reporting.formats import DASH, NORMS, absent, eps_names, factor, words
 from bench.reporting.plots import certified as brackets
 from bench.reporting.plots import parameter_sweep, security_curves, transfer_matrix
@@ -210,7 +208,7 @@ def draw(
     drawn: list[Plot] = []
 
     def keep(figure: Figure, name: str, caption: str) -> None:
-        stem = _slug(name, taken)
+        stem = _stem(name, taken)
         drawn.append(Plot(stem, caption, *save(figure, folder / "plots" / stem)))
 
     for norm in dict.fromkeys(table["norm"]):
@@ -271,10 +269,9 @@ def _bytes(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _slug(name: str, taken: set[str]) -> str:
-    """A file name of letters, digits and dashes, not in `taken`; no label can leave the folder."""
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    stem = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:80] or "plot"
-    slug = next(s for k in range(1, 10**6) if (s := stem if k == 1 else f"{stem}-{k}") not in taken)
-    taken.add(slug)
-    return slug
+def _stem(name: str, taken: set[str]) -> str:
+    """The name of a figure's files, not in `taken`."""
+    stem = slug(name)
+    free = next(s for k in range(1, 10**6) if (s := stem if k == 1 else f"{stem}-{k}") not in taken)
+    taken.add(free)
+    return free

@@ -5,8 +5,6 @@ example grids, which a browser loads when they are looked at, and whatever table
 wrote, to be downloaded. Every figure is spelled by `formats`, and nothing is counted here.
 """
 
-import re
-import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.analysis import tables
-from bench.core.files import write_atomic
+from bench.core.files import slug, write_atomic
 from bench.evaluation.audit.symptoms import Sign
 from bench.reporting import formats
 from bench.reporting.formats import DASH, absent, eps_names, many, percent, rate, words
@@ -93,7 +91,7 @@ def write(gathered: Sequence[PublishedRun], out: Path) -> Path:
     Raises: SuiteError if the folder cannot be written.
     """
     lines = [line for each in gathered for line in _lines(each)]
-    runs = [_run(each, out, f"plots/{k}-{_slug(each.name)}") for k, each in enumerate(gathered, 1)]
+    runs = [_run(each, out, f"plots/{k}-{slug(each.name)}") for k, each in enumerate(gathered, 1)]
     context = {
         "title": _title(gathered),
         "summary": _summary(gathered),
@@ -230,8 +228,8 @@ def _grids(run: PublishedRun, out: Path, plots: str) -> list[tuple[str, str]]:
 def _captions(table: pd.DataFrame) -> dict[str, str]:
     """What a figure shows, by its file's name; labels that come to one name tell nothing."""
     pairs = dict.fromkeys(zip(table["model"], table["attack"], strict=True))
-    told = [(_slug(f"examples-{m}-{a}"), f"{words(m)} under {words(a)}") for m, a in pairs]
-    told += [(_slug(f"perturbations-{m}"), f"What was added to attack {words(m)}")
+    told = [(slug(f"examples-{m}-{a}"), f"{words(m)} under {words(a)}") for m, a in pairs]
+    told += [(slug(f"perturbations-{m}"), f"What was added to attack {words(m)}")
              for m in dict.fromkeys(table["model"])]  # fmt: skip
     stems = [stem for stem, _ in told]
     return {stem: caption for stem, caption in told if stems.count(stem) == 1}
@@ -251,9 +249,3 @@ def _facts(run: PublishedRun) -> list[tuple[str, str]]:
         **session["environment"],
     }  # fmt: skip
     return writer.flat("", facts)
-
-
-def _slug(name: str) -> str:
-    """As the figures' files are named: letters, digits, dashes."""
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:80] or "plot"

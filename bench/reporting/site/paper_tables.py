@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.analysis.pairwise import WORST
+from bench.core.files import slug
 from bench.evaluation.metrics import SIGNIFICANT
 from bench.reporting.formats import (
     DASH,
@@ -22,7 +23,6 @@ from bench.reporting.formats import (
     many,
     percent,
     rate,
-    slug,
     words,
 )
 from bench.reporting.report.views import Footnotes, Row, eps_name, groups, norm_name, records

@@ -1,5 +1,5 @@
 """The entries of a leaderboard on disk: a folder for each model, with its card, the outcomes of
-every example as a baseline (bench.gate.baseline), and what came of running it again.
+every example as a baseline (bench.analysis.snapshot_file), and what came of running it again.
 """
 
 import dataclasses

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bench.core import registry, rng
 from bench.core.contracts.dataset import Data
-from bench.core.errors import SuiteError, nearest
+from bench.core.errors import SuiteError, first_line, nearest
 from bench.workflows.training import resume as progress
 from bench.workflows.training.adversarial import AdversarialBatches
 from bench.workflows.training.certified import CertifiedLoss
@@ -218,7 +218,7 @@ def made(module: ModuleType, part: ComponentSpec, what: str, on: Any) -> Any:
     try:
         return getattr(module, part.name)(on, **part.params)
     except (TypeError, ValueError) as error:
-        raise SuiteError(f"{what} '{part.name}': {error}") from error
+        raise SuiteError(f"{what} '{part.name}': {first_line(error)}") from error
 
 
 def rank(epoch: Epoch) -> tuple[int, float]:
