@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from annotated_types import Ge
 
-from bench import catalogue, programs, published, registry, thresholds
+from bench import catalogue, published, registry, thresholds
 from bench.certify import Method
 from bench.checking import Checker, text_of, toml
 from bench.contracts import (
@@ -220,9 +220,6 @@ class _Reader:
         elif found is not None:
             got = type(found).__name__
             self.check.say(f"{key}.name", f"expected a Model or a factory, got {got}")
-        if entry and entry.weights and programs.named(entry.name):
-            told = "expected none, since a program's file brings its own; take the key out"
-            self.check.say(f"{key}.weights", told)
         for name in entry.allow if entry else ():
             if name not in FINDINGS:
                 told = f"preflight finds nothing called '{name}'; {nearest(name, FINDINGS)}"

@@ -10,8 +10,6 @@ import hashlib
 import json
 import os
 import re
-import warnings
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench import certified, document, programs, records, results, suite
+from bench import certified, document, records, results, suite
 from bench.errors import RecordError, SuiteError
 from bench.explain import explanations
 from bench.gate import baseline, snapshot
@@ -436,34 +433,6 @@ def test_a_baseline(place: Path, mutated: Mutated, edited: Mutated, cut: bool) -
     ends_well(lambda: baseline.read(path))
 
 
-@pytest.fixture(scope="module")
-def program(place: Path) -> dict[str, bytes]:
-    """The parts of an exported program, by name."""
-    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.ReLU(), torch.nn.Flatten())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of what export deprecates inside itself
-        made = torch.export.export(net.eval(), (torch.zeros(2, 1, 4, 4),))
-        torch.export.save(made, place / "whole.pt2")
-    with zipfile.ZipFile(place / "whole.pt2") as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-@share(0.02)
-@given(mutations(), edits(), st.sampled_from(["graph", "bytes", "lists"]))
-def test_a_program(
-    place: Path, program: dict[str, bytes], mutated: Mutated, edited: Mutated, what: str
-) -> None:
-    path, ends = place / "p.pt2", {"graph": "model.json", "lists": "_config.json"}
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in program.items():
-            if what in ends and name.endswith(ends[what]):
-                content = json.dumps(mutated(json.loads(content))).encode()
-            archive.writestr(name, content)
-    if what == "bytes":
-        path.write_bytes(edited(path.read_bytes()))
-    ends_well(lambda: programs.opened(path))
-
-
 EXPLAINED = {
     "schema": 1,
     "explanations": [
@@ -477,7 +446,7 @@ EXPLAINED = {
 }  # fmt: skip
 
 
-@share(0.04)
+@share(0.05)
 @given(mutations())
 def test_explanations(place: Path, mutated: Mutated) -> None:
     folder = place
@@ -485,7 +454,7 @@ def test_explanations(place: Path, mutated: Mutated) -> None:
     ends_well(lambda: [each.gap for each in explanations.read(folder, IDS)])
 
 
-@share(0.04)
+@share(0.05)
 @given(edits(), st.sampled_from(["table.csv", "crosscheck.csv", "worst.csv", "audit.csv"]))
 def test_published_tables(place: Path, edited: Mutated, name: str) -> None:
     folder = place / "k"
@@ -498,7 +467,6 @@ def test_published_tables(place: Path, edited: Mutated, name: str) -> None:
     ends_well(lambda: kept.read(folder))
 
 
-@pytest.mark.usefixtures("program")
 def test_what_is_damaged_here_is_whole_to_begin_with(place: Path) -> None:
     assert suite.parse(top(SUITE), "s.toml", Path()).name == "s"
     (place / "card.toml").write_text(top(CARD), encoding="utf-8")
@@ -514,7 +482,6 @@ def test_what_is_damaged_here_is_whole_to_begin_with(place: Path) -> None:
     (place / "baseline.json").write_text(json.dumps(SNAPSHOT), encoding="utf-8")
     assert baseline.read(place / "baseline.json").suite == "s"
     assert len(kept.read(RUN).table)
-    assert programs.opened(place / "whole.pt2")(torch.zeros(2, 1, 4, 4)).shape == (2, 8)
 
 
 # ------------------------------------------------------------------- found by a run of 100,000
