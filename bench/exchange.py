@@ -31,6 +31,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from bench import chain
+from bench.programs.program import Program
 
 FEW_CHANNELS = 4
 """Input channels up to which a convolution's own gradient kernel loses on a CPU."""
@@ -76,8 +77,11 @@ class HookedError(Exception):
 
 def _hooked(model: nn.Module) -> str:
     """The first module whose call does more than its class's forward; "" if there is none."""
+    programs = [each for each in model.modules() if isinstance(each, Program)]
+    kept = {id(module) for each in programs for module in each.net.modules()}
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):  # nothing in it is exchanged
+        # Nothing in a program is exchanged.
+        if isinstance(module, torch.jit.ScriptModule) or id(module) in kept:
             continue
         hooks = (
             module._forward_hooks, module._forward_pre_hooks,

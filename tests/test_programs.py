@@ -28,6 +28,7 @@ from bench import (
     preflight,
     programs,
     records,
+    registry,
     runner,
     suite,
 )
@@ -141,6 +142,17 @@ def written(folder: Path, model: str, attacks: str = 'name = "fgsm"') -> Path:
     return path
 
 
+CONFIDENCES = ["confidence", "clean_confidence"]
+FLAT = """
+from torch import nn
+
+
+def net():
+    layers = [nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.BatchNorm1d(32), nn.Linear(32, 10)]
+    return nn.Sequential(*layers).eval()
+"""
+
+
 @pytest.mark.parametrize("attack", ['name = "fgsm"', 'name = "pgd"\nparams = { steps = 5 }'])
 @pytest.mark.parametrize("way", WAYS)
 def test_a_suite_names_the_file_and_its_records_are_those_of_the_net(
@@ -161,8 +173,28 @@ def test_a_suite_names_the_file_and_its_records_are_those_of_the_net(
     assert 0 < net.table["robust_correct"].item() < net.table["clean_correct"].item()
     assert program.table["robust_correct"].item() == net.table["robust_correct"].item()
     if way != "exported for four":  # in another number of rows a last bit may round otherwise
-        one, other = (digest.records(records.load(out).frame) for out in outs)
-        assert one == other
+        # The judge lays the channels last where it sees a convolution, which rounds confidences.
+        frames = [records.load(out).frame.drop(columns=CONFIDENCES) for out in outs]
+        assert digest.records(frames[0]) == digest.records(frames[1])
+
+
+@pytest.mark.parametrize("way", ["exported", "scripted"])
+@pytest.mark.parametrize("attack", ['name = "fgsm"', 'name = "pgd"\nparams = { steps = 5 }'])
+def test_records_of_a_program_without_convolutions_have_the_hash_of_its_net(
+    tmp_path: Path, way: str, attack: str
+) -> None:
+    (tmp_path / "mine.py").write_text(FLAT, encoding="utf-8")
+    net = registry.find("models", "mine.py:net", tmp_path)()
+    file, save = WAYS[way]
+    save(net, tmp_path / file)
+    torch.save(net.state_dict(), tmp_path / "state.pt")
+    models = (f'name = "{file}"\ntrust = true', 'name = "mine.py:net"\nweights = "state.pt"')
+    outs = [tmp_path / "0", tmp_path / "1"]
+    for out, model in zip(outs, models, strict=True):
+        path = written(tmp_path, f'{model}\nlabel = "net"', attack)
+        runner.run(suite.read(str(path)), out, runner.Options(device="cpu", copied=False))
+    one, other = (digest.records(records.load(out).frame) for out in outs)
+    assert one == other
 
 
 def test_a_run_of_a_program_through_its_copy_is_ok(lenet: nn.Module, tmp_path: Path) -> None:

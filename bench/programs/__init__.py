@@ -67,8 +67,10 @@ def _sizes(where: str, program: Any) -> "tuple[tuple[int, int], tuple[int | None
     if isinstance(n, int):
         rows = n, n
     else:
-        known = program.range_constraints[n.node.expr]
-        rows = max(1, int(known.lower)), int(min(known.upper, UNBOUNDED))
+        known = program.range_constraints.get(n.node.expr)  # none of a multiple of another size
+        rows = 1, UNBOUNDED
+        if known is not None:
+            rows = max(1, int(known.lower)), int(min(known.upper, UNBOUNDED))
     return rows, tuple(size if isinstance(size, int) else None for size in shape)
 
 
@@ -80,10 +82,9 @@ def _graph(where: str, program: Any) -> "fx.GraphModule":
     import torch
 
     net: fx.GraphModule = program.module()
-    net._forward_pre_hooks.clear()  # they check the input, as `Program` does in a sentence
     for node in net.graph.nodes:
         changes = getattr(getattr(node.target, "_schema", None), "is_mutable", False)
-        if changes and getattr(node.args[0], "op", "") == "get_attr":
+        if changes and any(getattr(first, "op", "") == "get_attr" for first in node.args[:1]):
             raise SuiteError(
                 f"{where} changes its own tensors when it is called; export it after model.eval()"
             )
@@ -92,8 +93,7 @@ def _graph(where: str, program: Any) -> "fx.GraphModule":
         owner, _, key = name.rpartition(".")
         module = net.get_submodule(owner)
         if isinstance(value, torch.Tensor) and key in vars(module):
-            delattr(module, key)
-            module.register_buffer(key, value, persistent=False)
+            module.register_buffer(key, vars(module).pop(key), persistent=False)
     # That device is also written in the graph, wherever it makes or converts a tensor.
     images = next(node for node in net.graph.nodes if node.op == "placeholder")
     with net.graph.inserting_after(images):
