@@ -11,7 +11,7 @@ suite -> plan -> cells -> runner -> records -> tables -> report / plots
   loading      names -> data, devices, models with their weights (checkpoint) that are found fit
                to be attacked (preflight): what is wrong by name (fitness), what the clean accuracy
                gives away (suspicions); models that only answer (queries); programs/, models in
-               files of torch.export and TorchScript, read as data
+               files of torch.export and TorchScript, read where they are trusted
   runner       cells -> records: what is missing is run, what is finished is kept, in
   parts          shards of tasks, done one after another; shares, a run divided among several;
                  merge, their folders joined; spread, one divided among workers of Ray; decisions,
