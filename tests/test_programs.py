@@ -1,9 +1,12 @@
-"""Models in files of their own: answers and gradients as of the net, and nothing of a file runs."""
+"""Models in files of their own: as the net itself, and unread unless their user trusts them."""
 
+import contextlib
+import copy
 import io
 import json
-import pickle
-import re
+import os
+import subprocess
+import sys
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -12,14 +15,17 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 
 from bench import evaluate
 from bench.analysis.results import read
+from bench.cli import cli
+from bench.core import registry
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
 from bench.datasets.in_memory import in_memory
-from bench.engine import timing
+from bench.engine import timing, tracing
 from bench.engine.acceleration import accelerate
 from bench.engine.functional.gradients import look
 from bench.engine.functional.losses import to_ascend
@@ -28,8 +34,11 @@ from bench.execution import runner
 from bench.models import serialized
 from bench.models.fingerprint import fingerprint
 from bench.models.preflight import checks
+from bench.storage import fingerprint as digest
+from bench.storage import records
 from bench.suite import reader
 from bench.suite.schema import ModelEntry
+from bench.workflows.leaderboard import model_card
 
 CPU = torch.device("cpu")
 Save = Callable[[nn.Module, Path], None]
@@ -103,7 +112,7 @@ def test_a_program_is_found_fit_and_its_copy_agrees_with_it(
     lenet: nn.Module, data: Data, tmp_path: Path, way: str
 ) -> None:
     name = saved(way, lenet, tmp_path).name
-    entry = ModelEntry(name=name, label="net")
+    entry = ModelEntry(name=name, label="net", trust=True)
     found = loading.subject(entry, tmp_path, 0, data, CPU)
     assert (found.classes, found.findings) == (10, ())
     copied = accelerate.prepare(found.model, data.read(0, 16), 16, fixed=True, ahead=0.0)
@@ -119,66 +128,169 @@ def test_another_program_has_another_fingerprint(lenet: nn.Module, tmp_path: Pat
     assert a == c != b
 
 
+def written(folder: Path, model: str, attacks: str = 'name = "fgsm"') -> Path:
+    """A suite of one model on the digits."""
+    path = folder / "s.toml"
+    path.write_text(
+        'schema = 1\nname = "s"\n[data]\nname = "digits"\nlimit = 20\n'
+        f'[[models]]\n{model}\n[[attacks]]\n{attacks}\nnorm = "linf"\neps = [0.1]\n',
+        encoding="utf-8",
+    )
+    return path
+
+
+CONFIDENCES = ["confidence", "clean_confidence"]
+FLAT = """
+from torch import nn
+
+
+def net():
+    layers = [nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.BatchNorm1d(32), nn.Linear(32, 10)]
+    return nn.Sequential(*layers).eval()
+"""
+
+
+@pytest.mark.parametrize("attack", ['name = "fgsm"', 'name = "pgd"\nparams = { steps = 5 }'])
 @pytest.mark.parametrize("way", WAYS)
-def test_a_suite_names_the_file_and_the_net_loses_as_much_as_in_python(
-    lenet: nn.Module, tmp_path: Path, way: str
+def test_a_suite_names_the_file_and_its_records_are_those_of_the_net(
+    lenet: nn.Module, tmp_path: Path, way: str, attack: str
 ) -> None:
     name = saved(way, lenet, tmp_path).name
-    text = (
-        'schema = 1\nname = "s"\n[data]\nname = "digits"\nlimit = 20\n'
-        f'[[models]]\nname = "{name}"\nlabel = "program"\n'
-        '[[models]]\nname = "lenet"\nlabel = "net"\nweights = "digits"\n'
-        '[[attacks]]\nname = "pgd"\nnorm = "linf"\neps = [0.1]\nparams = { steps = 5 }\n'
+    models = (
+        f'name = "{name}"\ntrust = true\nlabel = "net"',
+        'name = "lenet"\nweights = "digits"\nlabel = "net"',
     )
-    (tmp_path / "s.toml").write_text(text, encoding="utf-8")
-    runner.run(
-        reader.read(str(tmp_path / "s.toml")), tmp_path / "out", runner.Options(device="cpu")
+    options = runner.Options(device="cpu", batch_size=20, copied=False)
+    outs = [tmp_path / "0", tmp_path / "1"]
+    for out, model in zip(outs, models, strict=True):
+        runner.run(reader.read(str(written(tmp_path, model, attack))), out, options)
+    program, net = (read(out) for out in outs)
+    assert program.provenance["files"].keys() == {name}
+    assert set(program.table["status"]) == {"ok"}
+    assert 0 < net.table["robust_correct"].item() < net.table["clean_correct"].item()
+    assert program.table["robust_correct"].item() == net.table["robust_correct"].item()
+    if way != "exported for four":  # in another number of rows a last bit may round otherwise
+        # The judge lays the channels last where it sees a convolution, which rounds confidences.
+        frames = [records.load(out).frame.drop(columns=CONFIDENCES) for out in outs]
+        assert digest.records_hash(frames[0]) == digest.records_hash(frames[1])
+
+
+@pytest.mark.parametrize("way", ["exported", "scripted"])
+@pytest.mark.parametrize("attack", ['name = "fgsm"', 'name = "pgd"\nparams = { steps = 5 }'])
+def test_records_of_a_program_without_convolutions_have_the_hash_of_its_net(
+    tmp_path: Path, way: str, attack: str
+) -> None:
+    (tmp_path / "mine.py").write_text(FLAT, encoding="utf-8")
+    net = registry.find("models", "mine.py:net", tmp_path)()
+    file, save = WAYS[way]
+    save(net, tmp_path / file)
+    torch.save(net.state_dict(), tmp_path / "state.pt")
+    models = (f'name = "{file}"\ntrust = true', 'name = "mine.py:net"\nweights = "state.pt"')
+    outs = [tmp_path / "0", tmp_path / "1"]
+    for out, model in zip(outs, models, strict=True):
+        path = written(tmp_path, f'{model}\nlabel = "net"', attack)
+        runner.run(reader.read(str(path)), out, runner.Options(device="cpu", copied=False))
+    one, other = (digest.records_hash(records.load(out).frame) for out in outs)
+    assert one == other
+
+
+def test_a_run_of_a_program_through_its_copy_is_ok(lenet: nn.Module, tmp_path: Path) -> None:
+    saved("exported", lenet, tmp_path)
+    path = written(tmp_path, 'name = "net.pt2"\ntrust = true', 'name = "pgd"')
+    runner.run(reader.read(str(path)), tmp_path / "out", runner.Options(device="cpu"))
+    assert set(read(tmp_path / "out").table["status"]) == {"ok"}
+
+
+def test_an_attack_of_one_image_takes_a_trusted_program(
+    lenet: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    saved("exported", lenet, tmp_path)
+    command = ["attack", "digits:17", "--model", "net.pt2", "--eps", "0.3"]
+    refused = CliRunner().invoke(cli, command)
+    assert refused.exit_code == 2
+    assert "--model: expected trust = true for 'net.pt2'" in refused.stderr
+    told = CliRunner().invoke(cli, [*command, "--trust"])
+    assert told.exit_code == 0, told.output
+    assert (tmp_path / "digits-17-adversarial.png").exists()
+
+
+def test_a_card_names_a_trusted_program(lenet: nn.Module, tmp_path: Path) -> None:
+    saved("exported", lenet, tmp_path)
+    said = "".join(
+        f'{key} = "x"\n' for key in ("name", "source", "training", "data", "licence", "contact")
     )
-    found = read(tmp_path / "out")
-    assert found.provenance["files"].keys() == {name}
-    table = found.table.set_index("model")
-    assert set(table["status"]) == {"ok"}
-    assert table.loc["program", "clean_correct"] == table.loc["net", "clean_correct"]
-    assert abs(table.loc["program", "robust_correct"] - table.loc["net", "robust_correct"]) <= 1
+    path = tmp_path / "card.toml"
+    path.write_text(f'schema = 1\n{said}[model]\nname = "net.pt2"\n', encoding="utf-8")
+    with pytest.raises(SuiteError, match="model: expected trust = true"):
+        model_card.read(path)
+    path.write_text(path.read_text(encoding="utf-8") + "trust = true\n", encoding="utf-8")
+    assert model_card.read(path).model.name == str(tmp_path.resolve() / "net.pt2")
 
 
-def check_layout(path: Path) -> None:
-    """Skips where the torch that is installed lays a program otherwise than is altered here."""
-    if path.suffix == ".pt2" and not any("models/" in n for n in zipfile.ZipFile(path).namelist()):
-        pytest.skip("this torch lays exported programs as an earlier one did")
+# ------------------------------------------------------------------------ what torch.export writes
 
 
-def laid_as(layout: str, path: Path) -> Path:
-    """The program at `path` as an earlier torch laid it: tensors in one pickle of tensors."""
-    check_layout(path)
-    state = {**serialized.opened(path).net.held.state_dict()}
-    pickles = {}
-    for name, held in (("weights", state), ("constants", {})):
-        sink = io.BytesIO()
-        torch.save(held, sink)
-        pickles[name] = sink.getvalue()
-    with zipfile.ZipFile(path) as archive:
-        (graph,) = [archive.read(name) for name in archive.namelist() if "models/" in name]
-    other = path.with_name("laid.pt2")
-    with zipfile.ZipFile(other, "w") as archive:
-        if layout == "2.6":
-            archive.writestr("serialized_exported_program.json", graph)
-            archive.writestr("serialized_state_dict.pt", pickles["weights"])
-            archive.writestr("serialized_constants.pt", pickles["constants"])
-        else:
-            archive.writestr("net/models/model.json", graph)
-            archive.writestr("net/data/weights/model.pt", pickles["weights"])
-            archive.writestr("net/data/constants/model.pt", pickles["constants"])
-    return other
+class Made(nn.Module):
+    """Computes with a constant and with tensors that are made on the images' device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.constant = torch.arange(10.0)
+        self.layer = nn.Linear(784, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = torch.zeros(10, device="cpu").to(x.device) + torch.arange(10, device=x.device)
+        found: Tensor = self.layer(x.flatten(1)) + self.constant + made
+        return found
 
 
-@pytest.mark.parametrize("layout", ["2.6", "2.8"])
-def test_what_an_earlier_torch_laid_otherwise_is_read(
-    lenet: nn.Module, data: Data, tmp_path: Path, layout: str
+def test_an_exported_program_computes_on_whichever_device_it_is_put(tmp_path: Path) -> None:
+    """The meta device takes no tensor of another one, as a GPU does not."""
+    net = Made().eval()
+    exported(None, net, tmp_path / "net.pt2")
+    found, x = serialized.opened(tmp_path / "net.pt2"), torch.rand(3, 1, 28, 28)
+    assert torch.equal(found(x), net(x))
+    assert found.to("meta")(x.to("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize(("least", "most"), [(2, 4), (1, 3), (4, 4)])
+def test_a_program_for_some_numbers_of_images_answers_any(
+    tmp_path: Path, least: int, most: int
+) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).eval()
+    n = torch.export.Dim("n", min=least, max=most) if least < most else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what export deprecates inside itself
+        x = torch.zeros(most, 1, 28, 28)
+        program = torch.export.export(net, (x,), dynamic_shapes=({0: n},) if n else None)
+        torch.export.save(program, tmp_path / "net.pt2")
+    found = serialized.opened(tmp_path / "net.pt2")
+    for rows in (1, 2, 3, 5, 9):
+        x = torch.rand(rows, 1, 28, 28)
+        assert torch.allclose(found(x), net(x), atol=1e-6)
+
+
+def test_a_program_has_no_training_mode_and_copies_keep_their_mode(
+    lenet: nn.Module, tmp_path: Path
 ) -> None:
     saved("exported", lenet, tmp_path)
-    found = serialized.opened(laid_as(layout, tmp_path / "net.pt2"))
-    assert torch.allclose(found(data.read(0, 3)), lenet(data.read(0, 3)), atol=1e-5)
+    found = serialized.opened(tmp_path / "net.pt2")
+    assert not any(module.training for module in found.eval().modules())
+    assert not any(module.training for module in copy.deepcopy(found).modules())
+    assert all(module.training for module in found.train().modules())
+
+
+def test_the_fingerprint_is_the_same_in_another_process(lenet: nn.Module, tmp_path: Path) -> None:
+    path = saved("exported", lenet, tmp_path)
+    code = (
+        "from pathlib import Path; from bench.models import serialized as programs, fingerprint; "
+        f"print(fingerprint.fingerprint(programs.opened(Path({str(path)!r}))))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == fingerprint(serialized.opened(path))
 
 
 def test_dropout_that_was_exported_in_training_mode_is_found_to_be_random(
@@ -190,116 +302,39 @@ def test_dropout_that_was_exported_in_training_mode_is_found_to_be_random(
     assert [told for told in found.findings if told.endswith("(random)")]
 
 
-# --------------------------------------------------------------------------- what does not run
+def test_a_program_is_bounded_by_no_certificate(lenet: nn.Module, tmp_path: Path) -> None:
+    path = saved("exported", lenet, tmp_path)
+    assert tracing.traced(serialized.opened(path)) is None
 
 
-def told(path: Path) -> str:
-    with pytest.raises(SuiteError) as caught:
-        serialized.opened(path)
-    (only,) = caught.value.problems
-    assert "\n" not in only
-    return only
-
-
-def altered(path: Path, change: Callable[[str, bytes], bytes]) -> Path:
-    """The archive at `path` with other content in its parts."""
-    check_layout(path)
-    with zipfile.ZipFile(path) as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
-    other = path.with_name(f"other-{path.name}")
-    with zipfile.ZipFile(other, "w") as archive:
-        for name, content in parts.items():
-            archive.writestr(name, change(name, content))
-    return other
-
-
-def with_target(target: str) -> Callable[[str, bytes], bytes]:
-    """Every step of a graph asks for `target` instead."""
-
-    def change(name: str, content: bytes) -> bytes:
-        if not name.endswith("model.json"):
-            return content
-        raw = json.loads(content)
-        for node in raw["graph_module"]["graph"]["nodes"]:
-            node["target"] = target
-        return json.dumps(raw).encode()
-
-    return change
-
-
-@pytest.mark.parametrize(
-    "target",
-    ["torch.hub.load", "torch.ops.aten.from_file.default", "torch.ops.image.write_file.default",
-     "torch.ops.higher_order.cond", "torch.ops.aten.relu.__init__", "torch.ops.aten.relu.no",
-     "_operator.attrgetter", "math.prod", "os.system", ""],
-)  # fmt: skip
-def test_a_program_that_asks_for_more_than_arithmetic_is_refused(
-    lenet: nn.Module, tmp_path: Path, target: str
-) -> None:
-    saved("exported", lenet, tmp_path)
-    assert f"asks for {target}" in told(altered(tmp_path / "net.pt2", with_target(target)))
+# ---------------------------------------------------------------------- what nobody said to trust
 
 
 class Evil:
-    """A pickle that makes a file when it is loaded."""
+    """A pickle that makes a folder when it is loaded."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        import os
-
         return os.mkdir, ("ran",)
 
 
-def pickled() -> bytes:
+def poisoned(lenet: nn.Module, path: Path) -> None:
+    """A torch.export program with a pickle among its weights that runs code."""
     sink = io.BytesIO()
     torch.save(Evil(), sink)
-    return sink.getvalue()
-
-
-def weights_pickled(name: str, content: bytes) -> bytes:
-    if name.endswith("weights_config.json"):
-        raw = json.loads(content)
-        for about in raw["config"].values():
-            about["use_pickle"] = True
-        return json.dumps(raw).encode()
-    return pickled() if "/weights/weight_" in name else content
-
-
-def hidden_in_expressions(name: str, content: bytes) -> bytes:
-    if name.endswith("model.json"):
-        code = rb'\1"__import__(`os`).mkdir(`ran`)"'.replace(b"`", b"'")
-        hidden, times = re.subn(rb'("expr_str": ?)"[^"]*"', code, content)
-        assert times
-        return hidden
-    return pickled() if "sample_inputs" in name else content
-
-
-def test_nothing_in_an_exported_program_runs_while_it_is_read(
-    lenet: nn.Module, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """torch's own reader evaluates expressions and unpickles the example's images."""
-    monkeypatch.chdir(tmp_path)
-    saved("exported", lenet, tmp_path)
-    found = serialized.opened(altered(tmp_path / "net.pt2", hidden_in_expressions))
-    assert torch.allclose(found(data.read(0, 3)), lenet(data.read(0, 3)), atol=1e-5)
-    assert "is damaged or no program" in told(altered(tmp_path / "net.pt2", weights_pickled))
-    assert not (tmp_path / "ran").exists()
-
-
-class Writes(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        torch.save(x, "ran")
-        return x.flatten(1)
-
-
-class Prints(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        print("\x1b[2J")
-        return x.flatten(1)
-
-
-class Maps(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(1) + torch.from_file("ran", shared=True, size=4)
+    whole = saved("exported", lenet, path.parent)
+    with zipfile.ZipFile(whole) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    whole.unlink()
+    if not any(name.endswith("weights_config.json") for name in parts):
+        pytest.skip("this torch lays exported programs as an earlier one did")
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in parts.items():
+            if name.endswith("weights_config.json"):
+                raw = json.loads(content)
+                for about in raw["config"].values():
+                    about["use_pickle"] = True
+                content = json.dumps(raw).encode()
+            archive.writestr(name, sink.getvalue() if "/weights/weight_" in name else content)
 
 
 class Wakes(nn.Module):
@@ -322,21 +357,59 @@ class Wakes(nn.Module):
         return x.flatten(1)
 
 
-@pytest.mark.parametrize(
-    ("net", "what"),
-    [(Writes(), "aten::save"), (Prints(), "prim::Print"), (Maps(), "aten::from_file"),
-     (Wakes(), "__setstate__")],
-)  # fmt: skip
-def test_a_script_that_asks_for_more_than_arithmetic_is_refused_and_not_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, net: nn.Module, what: str
+@pytest.mark.parametrize("name", ["evil.pt2", "evil.ts", "evil.pt"])
+def test_nothing_of_a_file_runs_before_its_user_trusts_it(
+    lenet: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    scripted(net, tmp_path / "net.ts")
-    assert f"asks for {what}, which bench runs from no file" in told(tmp_path / "net.ts")
+    if name == "evil.pt2":
+        poisoned(lenet, tmp_path / name)
+    else:
+        scripted(Wakes(), tmp_path / name)
+    path = written(tmp_path, f'name = "{name}"')
+    for verb in ("plan", "run"):
+        told = CliRunner().invoke(cli, [verb, path.name])
+        assert told.exit_code == 2
+        assert f"s.toml: models[0]: expected trust = true for '{name}'" in told.stderr
+    with pytest.raises(ValueError, match="can run code"):
+        ModelEntry(name=name, label="net")
     assert not (tmp_path / "ran").exists()
+    with contextlib.suppress(SuiteError):
+        serialized.opened(tmp_path / name)
+    assert (tmp_path / "ran").exists()  # else the test would show nothing
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ('name = "net.pt2"\ntrust = false', "models[0]: expected trust = true for 'net.pt2'"),
+        ('name = "net.pt2"\ntrust = 1', "models[0].trust: input should be a valid boolean, got 1"),
+        ('name = "net.pt2"\ntrust = true\nweights = "random"', "models[0]: weights: expected none"),
+        ('name = "lenet"\nweights = "digits"\ntrust = true',
+         "models[0]: trust: expected only with a model's file"),
+        ('name = "absent.pt2"\ntrust = true', "absent.pt2: expected a program's file there"),
+        ('name = "net.pt2"\ntrust = true\nparams = { a = 1 }', "models[0].params.a: unknown"),
+    ],
+)  # fmt: skip
+def test_a_mistake_about_a_program_is_told_in_a_sentence(
+    lenet: nn.Module, tmp_path: Path, model: str, sentence: str
+) -> None:
+    saved("exported", lenet, tmp_path)
+    with pytest.raises(SuiteError) as caught:
+        reader.read(str(written(tmp_path, model)))
+    (only,) = caught.value.problems
+    assert sentence in only
 
 
 # ---------------------------------------------------------------------------- what is not usable
+
+
+def told(path: Path) -> str:
+    with pytest.raises(SuiteError) as caught:
+        serialized.opened(path)
+    (only,) = caught.value.problems
+    assert "\n" not in only
+    return only
 
 
 @pytest.mark.parametrize("way", ["exported", "scripted"])
@@ -346,53 +419,33 @@ def test_a_damaged_program_is_told(lenet: nn.Module, tmp_path: Path, way: str) -
     damaged = tmp_path / f"damaged-{name}"
     for content in (b"", whole[: len(whole) // 2], whole[:-1], b"no program" * 99):
         damaged.write_bytes(content)
-        assert f"{damaged} is damaged or no program" in told(damaged)
+        assert f"program {damaged}: expected a program of " in told(damaged)
 
 
 def test_an_archive_of_weights_is_told_apart(lenet: nn.Module, tmp_path: Path) -> None:
     torch.save(lenet.state_dict(), tmp_path / "net.pt")
-    assert "of a state_dict name the architecture" in told(tmp_path / "net.pt")
-
-
-def test_a_program_that_unpacks_to_more_than_code_is_refused(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "net.ts", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("net/code/x.py", bytes(serialized.UNPACKED + 1))
-    assert (tmp_path / "net.ts").stat().st_size < 200_000
-    assert "more than a program's code takes" in told(tmp_path / "net.ts")
-
-
-def test_two_parts_of_one_name_are_refused(lenet: nn.Module, tmp_path: Path) -> None:
-    """torch would read the first, Python the last."""
-    saved("scripted", lenet, tmp_path)
-    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "net.ts", "a") as archive:
-        warnings.simplefilter("ignore")
-        archive.writestr(archive.namelist()[0], b"other")
-    assert "two parts of one name" in told(tmp_path / "net.ts")
-
-
-@pytest.mark.parametrize("claim", [[10**12], [-1, 4], [5, 5, 28, 28]])
-def test_a_tensor_that_claims_more_than_its_bytes_is_told(
-    lenet: nn.Module, tmp_path: Path, claim: list[int]
-) -> None:
-    def change(name: str, content: bytes) -> bytes:
-        if not name.endswith("weights_config.json"):
-            return content
-        raw = json.loads(content)
-        for about in raw["config"].values():
-            about["tensor_meta"]["sizes"] = [{"as_int": size} for size in claim]
-            about["tensor_meta"]["strides"] = [{"as_int": 0} for _ in claim]
-        return json.dumps(raw).encode()
-
-    saved("exported", lenet, tmp_path)
-    assert "ValueError: a tensor (" in told(altered(tmp_path / "net.pt2", change))
+    assert "for a state_dict, name the architecture" in told(tmp_path / "net.pt")
 
 
 def test_a_program_exported_while_it_was_training_is_told(tmp_path: Path) -> None:
     net = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(784, 10)).train()
     exported(4, net, tmp_path / "net.pt2")
-    assert "changes its own tensors as it answers: export model.eval()" in told(
+    assert "changes its own tensors when it is called; export it after model.eval()" in told(
         tmp_path / "net.pt2"
     )
+
+
+class Two(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return (x + y).flatten(1)
+
+
+def test_a_program_of_two_inputs_is_told(tmp_path: Path) -> None:
+    x = torch.zeros(2, 1, 28, 28)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(Two(), (x, x)), tmp_path / "net.pt2")
+    assert "expected images as the only input, got 2 inputs" in told(tmp_path / "net.pt2")
 
 
 def test_images_of_another_size_are_told(lenet: nn.Module, tmp_path: Path) -> None:
@@ -400,22 +453,6 @@ def test_images_of_another_size_are_told(lenet: nn.Module, tmp_path: Path) -> No
     images = in_memory("wide", torch.rand(4, 1, 30, 30), torch.arange(4), ())
     with pytest.raises(SuiteError, match=r"the program was exported for images \(1, 28, 28\)"):
         checks.preflight("net", serialized.opened(tmp_path / "net.pt2"), images, CPU)
-
-
-def test_weights_beside_a_program_and_a_file_that_is_not_there_are_told(
-    lenet: nn.Module, tmp_path: Path
-) -> None:
-    saved("exported", lenet, tmp_path)
-    text = (
-        'schema = 1\nname = "s"\n[data]\nname = "digits"\n[[models]]\nname = "net.pt2"\n'
-        'weights = "random"\n[[models]]\nname = "absent.pt2"\nlabel = "b"\n'
-        '[[attacks]]\nname = "fgsm"\nnorm = "linf"\neps = [0.1]\n'
-    )
-    with pytest.raises(SuiteError) as caught:
-        reader.parse(text, "s.toml", tmp_path)
-    first, second = caught.value.problems
-    assert "models[0].weights: expected none, since a program's file brings its own" in first
-    assert "absent.pt2: expected a program's file there, found none" in second
 
 
 def test_a_script_that_a_users_own_code_made_is_attacked_as_its_net_is(
@@ -442,8 +479,3 @@ def test_a_pass_holds_as_many_rows_of_a_program_as_its_operators_give_bytes_for(
         program = serialized.opened(tmp_path / "net.pt2")
         widths[width] = timing.rows_per_pass(program, torch.zeros(1, 1, 28, 28))
     assert widths[512] < widths[16] < 256
-
-
-def test_a_pickle_that_is_no_archive_is_told(tmp_path: Path) -> None:
-    (tmp_path / "net.pt").write_bytes(pickle.dumps({"a": 1}))
-    assert "is damaged or no program" in told(tmp_path / "net.pt")

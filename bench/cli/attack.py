@@ -13,8 +13,11 @@ from bench.core.errors import SuiteError
 
 @cli.command()
 @click.argument("image")
-@click.option("--model", required=True, help="A name of `bench list models`, or file.py:NAME.")
+@click.option(
+    "--model", required=True, help="A name of `bench list models`, file.py:NAME, net.pt2."
+)
 @click.option("--weights", help="Published name, file, or random [the first published].")
+@click.option("--trust", is_flag=True, help="Read net.pt2 although it can run code.")
 @click.option("--attack", help="A name of `bench list attacks`, or file.py:NAME [pgd].")
 @click.option("--eps", default="2/255", show_default=True, help="Radius, a number or a fraction.")
 @click.option("--norm", default="linf", show_default=True)
@@ -29,6 +32,7 @@ def attack(
     image: str,
     model: str,
     weights: str | None,
+    trust: bool,
     attack: str | None,
     eps: str,
     norm: str,
@@ -43,6 +47,7 @@ def attack(
     """Attack one IMAGE, a file or an example such as digits:17: before, after, the change."""
     from bench.attacks.common import ONE_IMAGE
     from bench.core import files
+    from bench.core.validation import Validator
     from bench.evaluation import loading
     from bench.suite.reader import attack_entry
     from bench.suite.schema import ModelEntry
@@ -50,7 +55,10 @@ def attack(
     from bench.workflows.single_image import page
 
     chosen = weights or loading.first_published(model)
-    entry = ModelEntry(name=model, label=model, weights=chosen)
+    check = Validator("bench attack: --model")
+    about = {"name": model, "label": model, "weights": chosen, "trust": trust}
+    entry = check.fill(ModelEntry, about, "")
+    check.stop_if_wrong()
     raw: dict[str, Any] = {
         "name": attack or ONE_IMAGE,
         "norm": norm,

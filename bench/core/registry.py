@@ -2,8 +2,9 @@
 
 `find("attacks", "pgd")` imports bench/attacks/pgd.py and returns its ATTACK. Outside code enters
 as "package.module:NAME" or "path/file.py:NAME" (relative to the suite's folder) and is run: those
-two forms are the only ones that execute a stranger's code. "library:NAME" goes to the adapter
-file of that library, where bench has one; a model's "path/net.pt2" is a program in a file.
+two forms execute a stranger's code, and so can a model's "path/net.pt2", a program in a file, which
+its entry must therefore say to trust. "library:NAME" goes to the adapter file of that library,
+where bench has one.
 """
 
 import hashlib

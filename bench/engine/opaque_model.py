@@ -13,24 +13,61 @@ class OpaqueModel(nn.Module):
     """Images (n, c, h, w) in, what the program gives out.
 
     Its layers cannot be hooked, followed symbolically or exchanged for others, so that a copy of it
-    is one to the bit.
+    is one to the bit. A program that was exported for certain numbers of images is given pieces of
+    such a size, each filled up with its last image.
     """
 
-    def __init__(self, net: nn.Module, content: str) -> None:
-        """`content` is a hash of the file that it came from."""
+    def __init__(
+        self,
+        net: nn.Module,
+        content: str,
+        rows: tuple[int, int] | None = None,
+        shape: tuple[int | None, ...] = (),
+    ) -> None:
+        """Wrap what one of torch's readers made of a file.
+
+        Args:
+            net: Its module.
+            content: Hash of the file.
+            rows: Least and most images that it takes at once; None: any number.
+            shape: Sizes of one image, None for a size that is not fixed; unused without `rows`.
+        """
         super().__init__()
-        self.net, self.content = net, content
+        self.net, self.content, self.rows, self.shape = net, content, rows, shape
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, fx.Proxy):
             raise TypeError("a program from a file is run as it is, never followed symbolically")
-        found: Tensor = self.net.forward(x)  # the method that was looked at, and no hooks
+        if self.rows is None:
+            return self._run(x)
+        if len(self.shape) != x.dim() - 1 or any(
+            size not in (None, given) for size, given in zip(self.shape, x.shape[1:], strict=True)
+        ):
+            raise ValueError(f"the program was exported for images {self.shape}")
+        least, most = self.rows
+        if least <= len(x) <= most:
+            return self._run(x)
+        parts = x.split(most)
+        filled = [torch.cat([part, *[part[-1:]] * (least - len(part))]) for part in parts]
+        return torch.cat(
+            [self._run(each)[: len(part)] for each, part in zip(filled, parts, strict=True)]
+        )
+
+    def _run(self, x: Tensor) -> Tensor:
+        found: Tensor = self.net.forward(x)  # a call would print the traceback of what it raises
         return found
+
+    def train(self, mode: bool = True) -> "OpaqueModel":
+        """Set the mode of every module directly: a torch.export graph has none, and raises if it is
+        asked for one."""
+        for module in self.modules():
+            module.training = mode
+        return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OpaqueModel":
         with torch.no_grad():  # TorchScript computes its copies, and they are to be leaves
             net = copy.deepcopy(self.net, memo)
-        return OpaqueModel(net, self.content).train(self.training)
+        return OpaqueModel(net, self.content, self.rows, self.shape).train(self.training)
 
     def extra_repr(self) -> str:
         return f"content {self.content}"

@@ -21,7 +21,6 @@ from bench.core.contracts.model import Model
 from bench.core.contracts.types import CertificationMethod, Goal, Norm, Precision, Stop, Sweep
 from bench.core.errors import SuiteError, nearest
 from bench.core.validation import Validator, text_of, toml
-from bench.models import serialized
 from bench.models.preflight.findings import FINDINGS
 from bench.suite import catalog, references, thresholds
 from bench.suite.schema import TARGETS, AttackEntry, Crosscheck, DataEntry, Eps, ModelEntry, Suite
@@ -206,9 +205,6 @@ class _Reader:
         elif found is not None:
             got = type(found).__name__
             self.check.say(f"{key}.name", f"expected a Model or a factory, got {got}")
-        if entry and entry.weights and serialized.named(entry.name):
-            told = "expected none, since a program's file brings its own; take the key out"
-            self.check.say(f"{key}.weights", told)
         for name in entry.allow if entry else ():
             if name not in FINDINGS:
                 told = f"preflight finds nothing called '{name}'; {nearest(name, FINDINGS)}"

@@ -15,6 +15,7 @@ from bench.core.contracts.types import (
     Stop,
     Sweep,
 )
+from bench.models import serialized
 from bench.suite.references import ReferenceFigure
 
 TARGETS = ("next", "complement", "random", "least-likely")
@@ -49,6 +50,29 @@ class ModelEntry:
     """What it shows of itself; a model that only answers queries shows scores or labels."""
     allow: list[str] = dataclasses.field(default_factory=list)
     """Names of preflight's findings that do not stop the run; they are noted all the same."""
+    trust: bool = False
+    """Whether the model's file (.pt2, .ts, .pt) may be read although that can run code in it."""
+
+    def __post_init__(self) -> None:
+        """Check what only a model in a file of its own has; nothing of the file is read here.
+
+        Raises: ValueError if its user has not said that the file is trusted.
+        """
+        if not serialized.named(self.name):
+            if self.trust:
+                files = ", ".join(serialized.SUFFIXES)
+                raise ValueError(
+                    f"trust: expected only with a model's file ({files}), got '{self.name}'; "
+                    "take the key out"
+                )
+        elif self.weights:
+            told = "expected none, since a program's file brings its own; take the key out"
+            raise ValueError(f"weights: {told}")
+        elif not self.trust:
+            raise ValueError(
+                f"expected trust = true for '{self.name}', since reading such a file can run code "
+                "in it; say so (on the command line --trust) if you trust whoever made the file"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

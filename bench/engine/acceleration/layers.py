@@ -17,8 +17,7 @@ What the exchange may have got wrong is not argued about here:
 `bench.engine.acceleration.accelerate` probes it. But what holds now and may not hold later cannot
 be probed, so nothing is exchanged in a model with hooks or with a forward of its instance's own,
 which a graph would lose, and no graph is made of a forward that asks whether gradients are wanted
-or switches them, autocast or inference mode on or off: a graph keeps the answer of the moment.
-"""
+or switches them, autocast or inference mode on or off: a graph keeps the answer of the moment."""
 
 import copy
 import sys
@@ -31,6 +30,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from bench.engine import tracing
+from bench.engine.opaque_model import OpaqueModel
 
 FEW_CHANNELS = 4
 """Input channels up to which a convolution's own gradient kernel loses on a CPU."""
@@ -76,8 +76,11 @@ class HookedError(Exception):
 
 def _hooked(model: nn.Module) -> str:
     """The first module whose call does more than its class's forward; "" if there is none."""
+    programs = [each for each in model.modules() if isinstance(each, OpaqueModel)]
+    kept = {id(module) for each in programs for module in each.net.modules()}
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):  # nothing in it is exchanged
+        # Nothing in a program is exchanged.
+        if isinstance(module, torch.jit.ScriptModule) or id(module) in kept:
             continue
         hooks = (
             module._forward_hooks, module._forward_pre_hooks,
