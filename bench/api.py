@@ -10,30 +10,24 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench import (
-    inputs,
-    isolation,
-    loading,
-    logs,
-    meter,
-    plan,
-    preflight,
-    results,
-    runner,
-    shares,
-    sizes,
-    tables,
-)
-from bench.audit import findings
-from bench.audit.findings import Audit
-from bench.audit.probed import probed
-from bench.contracts import Goal, Norm, Precision, Stop
-from bench.datasets import in_memory
-from bench.errors import RobustnessWarning, SuiteError
-from bench.queries import Access
-from bench.records import Stored
-from bench.session import Session
-from bench.suite import attack_entry, read
+from bench.analysis import results, tables
+from bench.core import sizes
+from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
+from bench.core.errors import RobustnessWarning, SuiteError
+from bench.datasets import inputs
+from bench.datasets.in_memory import in_memory
+from bench.engine import timing
+from bench.evaluation import loading
+from bench.evaluation.audit import findings
+from bench.evaluation.audit.findings import Audit
+from bench.evaluation.audit.probe_models import probe_models
+from bench.evaluation.evaluator import Evaluator
+from bench.execution import events, runner, sharding
+from bench.execution.backends import subprocess
+from bench.models.preflight import checks
+from bench.storage.records import Stored
+from bench.suite import plan
+from bench.suite.reader import attack_entry, read
 
 DOUBTED = "bench.evaluate: the robust accuracy is open to doubt:"
 
@@ -86,19 +80,18 @@ def evaluate(
 ) -> Evaluation:
     """How robust `model` is on (x, y) under one attack at one or several eps.
 
-    Shapes: x float in [0, 1] or 8-bit, (n, c, h, w); y integer, (n,); `bench.inputs` lists what is
-    taken. Everything is verified and counted as in a suite; the model comes back as it was, on
-    `device`. With a `source`, the examples are crafted on that model, which is all that the
-    attacker sees, and judged by `model` (transfer).
-    stop is "first-success", for a transfer "never", unless given. Gradients come from a faster copy
-    of the model where one agrees with it and `copied` allows it, in `precision`; the model judges.
-    For a model that answers at random: each look is the mean of `samples`, and a verdict the class
-    that most of `predictions` give. A model that only answers queries, or is to be attacked as one,
-    has `access` "scores" or "labels"; it may be any callable, of so many `classes` (labels alone do
-    not say; as many as y needs unless given). `allow` names findings that do not stop it.
-    The records are audited as a suite's are, and a RobustnessWarning tells what was found; `audit`
-    says whether the model is probed as well, unless given where that takes few passes beside the
-    attack's.
+    Shapes: x float in [0, 1] or 8-bit, (n, c, h, w); y integer, (n,); `bench.datasets.inputs` lists
+    what is taken. Everything is verified and counted as in a suite; the model comes back as it was,
+    on `device`. With a `source`, the examples are crafted on that model, which is all that the
+    attacker sees, and judged by `model` (transfer). stop is "first-success", for a transfer
+    "never", unless given. Gradients come from a faster copy of the model where one agrees with it
+    and `copied` allows it, in `precision`; the model judges. For a model that answers at random:
+    each look is the mean of `samples`, and a verdict the class that most of `predictions` give. A
+    model that only answers queries, or is to be attacked as one, has `access` "scores" or "labels";
+    it may be any callable, of so many `classes` (labels alone do not say; as many as y needs unless
+    given). `allow` names findings that do not stop it. The records are audited as a suite's are,
+    and a RobustnessWarning tells what was found; `audit` says whether the model is probed as well,
+    unless given where that takes few passes beside the attack's.
     Raises: SuiteError for an unknown attack, parameter, norm or target, images outside [0, 1],
     labels the model has no class for, an attack that needs other images or more classes, or a
     model that does not return logits; ContractError if the attack breaks its promise; whatever
@@ -131,17 +124,17 @@ def evaluate(
     shown = loading.shown(label, model, access, classes or int(data.labels.max()) + 1)
     models = {label: shown} if source is None else {label: shown, crafting: source}
     subjects = {
-        name: preflight.fit(
+        name: checks.preflight(
             name, each.to(where), data, where, predictions if name == label else 1, allow
         )
         for name, each in models.items()
     }
     sample = data.read(0, 1).to(where)
     rows = {
-        name: batch_size or meter.rows_per_pass(each.model, sample)
+        name: batch_size or timing.rows_per_pass(each.model, sample)
         for name, each in subjects.items()
     }
-    session = Session(
+    session = Evaluator(
         suite="", seed=seed, device=where, data=data, subjects=subjects, rows=rows,
         fixed_rows=batch_size is not None, copied=copied,
     )  # fmt: skip
@@ -155,9 +148,9 @@ def evaluate(
     frame = pd.concat([shard.frame for shard in shards], ignore_index=True)
     pieces = [piece for shard in shards for piece in shard.pieces]
     stored = Stored(frame, pieces, {})
-    table = tables.cells(task.cells, stored, "", data.name, data.n)
+    table = tables.cell_table(task.cells, stored, "", data.name, data.n)
     adversarial = torch.cat([s.x_adv for s in shards], dim=1) if keep_adversarial else None
-    probes = probed(session, [task], {}, full=audit)
+    probes = probe_models(session, [task], {}, full=audit)
     random = [name for name, subject in subjects.items() if subject.random]
     told = findings.audit(task.cells, table, stored, probes, random)
     sentences = tuple(each for subject in subjects.values() for each in subject.findings)
@@ -183,19 +176,19 @@ def run(
     time_limit: float | None = None,
     memory_limit: str | None = None,
     keep_adversarial: str | None = None,
-) -> results.Results:
+) -> results.RunResults:
     """Run the suite of a path or a shipped name, as `bench run` does; its results, read back.
 
-    What happens is told to the logger "bench" (`bench.logs`). With `deterministic` another run on
-    this device gives the same bits. Of a share "I/N" the cells are missing that the others make.
-    With `isolate` or a limit (seconds without a sign of life; a size such as "2GiB") all is done in
-    a process of its own, which a model or an attack may crash: `isolation.run` says what that asks
-    of a script. `keep_adversarial` keeps every adversarial image while all take no more than that,
-    such as "2GiB"; `bench.adversarials.read` gives them.
+    What happens is told to the logger "bench" (`bench.execution.events`). With `deterministic`
+    another run on this device gives the same bits. Of a share "I/N" the cells are missing that the
+    others make. With `isolate` or a limit (seconds without a sign of life; a size such as "2GiB")
+    all is done in a process of its own, which a model or an attack may crash: `isolation.run` says
+    what that asks of a script. `keep_adversarial` keeps every adversarial image while all take no
+    more than that, such as "2GiB"; `bench.storage.adversarial_images.read` gives them.
     Raises: SuiteError for the user's mistakes, all of a suite's at once.
     """
     checked = read(suite)
-    share = shares.parse(shard)
+    share = sharding.parse(shard)
     folder = share.folder(Path(out) if out is not None else runner.default_folder(checked.name))
     options = runner.Options(
         device=device,
@@ -209,9 +202,9 @@ def run(
         share=share,
         command=f"bench.run({suite!r})",
     )
-    limits = isolation.limits(isolate, time_limit, memory_limit)
+    limits = subprocess.limits(isolate, time_limit, memory_limit)
     if limits is None:
-        runner.run(checked, folder, options, logs.to_logger)
+        runner.run(checked, folder, options, events.to_logger)
     else:
-        isolation.run(checked, folder, options, logs.to_logger, limits)
+        subprocess.run(checked, folder, options, events.to_logger, limits)
     return results.read(folder)

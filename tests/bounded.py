@@ -14,8 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench import digest, heap, publication, records, results, runner
-from bench.suite import parse
+from bench.analysis import results
+from bench.engine import malloc
+from bench.execution import runner
+from bench.reporting import run_output
+from bench.storage import fingerprint, records
+from bench.suite.reader import parse
 
 SUITE = """
 schema = 1
@@ -73,7 +77,7 @@ def peak() -> float:
 
 
 def main(folder: Path, n: int, eps: int) -> None:
-    heap.keep()
+    malloc.keep_freed_memory()
     torch.set_num_threads(1)
     spent: dict[str, float] = {}
     records.write = timed(spent, "write", records.write)
@@ -82,9 +86,9 @@ def main(folder: Path, n: int, eps: int) -> None:
     runner.run(parsed, folder, runner.Options(device="cpu", limit=n))
     ran = peak()
     found = timed(spent, "read", results.read)(folder)
-    timed(spent, "hash", digest.records)(found.stored.frame)
+    timed(spent, "hash", fingerprint.records_hash)(found.stored.frame)
     summarised = peak()
-    timed(spent, "report", publication.write)(found, folder)
+    timed(spent, "report", run_output.write)(found, folder)
     told = {
         "rows": len(found.stored.frame),
         "cells": len(found.table),

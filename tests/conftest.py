@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench import engine, planned, registry
-from bench.contracts import Curve
+from bench.core import registry
+from bench.core.contracts.attack import AttackSpec
 from bench.datasets import digits as handwritten
-from bench.loading import WEIGHTS
+from bench.engine import stream
+from bench.evaluation.loading import WEIGHTS
 from bench.models import lenet as architecture
+from bench.suite import plan_cache
 
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("same")
@@ -44,7 +46,7 @@ def no_memory_of_other_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def plans(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where `bench plan` keeps plans: a folder of the test's own, not the user's cache."""
     folder = tmp_path_factory.mktemp("plans")
-    monkeypatch.setattr(planned, "folder", lambda: folder)
+    monkeypatch.setattr(plan_cache, "folder", lambda: folder)
     return folder
 
 
@@ -86,7 +88,7 @@ def linear() -> Callable[[Tensor, Tensor], nn.Module]:
 
 
 @pytest.fixture
-def attacked() -> Callable[..., engine.Attacked]:
+def attacked() -> Callable[..., stream.Attacked]:
     """(model, x, y, attack, eps, settings of the curve, params=...) -> what the engine returns.
 
     eps is one number or several; `examples` are the ids 0..n-1 unless given; `copy` leads, if any.
@@ -104,13 +106,13 @@ def attacked() -> Callable[..., engine.Attacked]:
         copy: nn.Module | None = None,
         params: dict[str, Any] | None = None,
         **settings: Any,
-    ) -> engine.Attacked:
+    ) -> stream.Attacked:
         found = registry.find("attacks", attack)
         many = eps if isinstance(eps, tuple) else (eps,)
         settings = {"norm": "linf"} | settings
         made = found.params(**(params or {}))
-        curve = Curve(name=attack, attack=found, params=made, eps=many, **settings)
+        curve = AttackSpec(name=attack, attack=found, params=made, eps=many, **settings)
         ids = torch.arange(len(x)) if examples is None else examples
-        return engine.attack(model, curve, x, y, ids, rows, copy=copy)
+        return stream.attack(model, curve, x, y, ids, rows, copy=copy)
 
     return run

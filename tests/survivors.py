@@ -17,8 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import digest, heap, results, runner, session
-from bench.suite import read
+from bench.analysis import results
+from bench.engine import malloc
+from bench.evaluation import evaluator
+from bench.execution import runner
+from bench.storage import fingerprint
+from bench.suite.reader import read
 
 SUITE = """
 schema = 1
@@ -51,9 +55,9 @@ SEED = 20
 def prepare() -> None:
     """Eight examples a shard, so that there is much to write; the audit's probes, which ask much of
     a model and write nothing, are left out."""
-    session.SHARD_EXAMPLES = 8
-    runner.probed = lambda *_: {}
-    heap.keep()
+    evaluator.SHARD_EXAMPLES = 8
+    runner.probe_models = lambda *_: {}
+    malloc.keep_freed_memory()
     torch.set_num_threads(1)
 
 
@@ -67,7 +71,7 @@ def outcome(out: Path) -> list[str]:
     """The hash of the records, and the table without its times."""
     found = results.read(out)
     table = found.table.drop(columns=list(TIMES))
-    return [digest.records(found.stored.frame), table.to_csv(index=False)]
+    return [fingerprint.records_hash(found.stored.frame), table.to_csv(index=False)]
 
 
 def child(work: Callable[[], None]) -> int:

@@ -9,9 +9,14 @@ import torch
 from click.testing import CliRunner
 from safetensors.torch import save
 
-from bench import adversarials, files, parts, records, results, runner, session, suite
+from bench.analysis import results
 from bench.cli import cli
+from bench.core import files
 from bench.datasets import digits
+from bench.evaluation import evaluator
+from bench.execution import runner, work
+from bench.storage import adversarial_images, records
+from bench.suite import reader
 
 SUITE = """
 schema = 1
@@ -38,14 +43,14 @@ IMAGE = 4 * 28 * 28
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "SHARD_EXAMPLES", 8)
+    monkeypatch.setattr(evaluator, "SHARD_EXAMPLES", 8)
 
 
 def run(folder: Path, keep: int) -> list[str]:
     notes: list[str] = []
     options = runner.Options(device="cpu", keep=keep)
     runner.run(
-        suite.parse(SUITE, "k.toml", Path()), folder, options,
+        reader.parse(SUITE, "k.toml", Path()), folder, options,
         lambda event: notes.append(event.text) if event.what == "note" else None,
     )  # fmt: skip
     return notes
@@ -60,7 +65,7 @@ def test_every_image_is_kept_and_is_the_one_that_was_judged(tmp_path: Path) -> N
     found = results.read(tmp_path)
     clean = digits.load(limit=20).read(0, 20)
     for cell, rows in found.stored.frame.groupby("cell", observed=True):
-        kept = list(adversarials.read(tmp_path, str(cell)))
+        kept = list(adversarial_images.read(tmp_path, str(cell)))
         assert [example for ids, _ in kept for example in ids] == list(range(20))
         change = torch.cat([images for _, images in kept]) - clean
         linf = torch.tensor(rows["linf"].to_numpy())
@@ -71,7 +76,7 @@ def test_nothing_is_kept_that_was_not_asked_for(tmp_path: Path) -> None:
     run(tmp_path, 0)
     assert list((tmp_path / "records").glob("*.adversarial")) == []
     cell = results.read(tmp_path).plan[0].identity
-    assert list(adversarials.read(tmp_path, cell)) == []
+    assert list(adversarial_images.read(tmp_path, cell)) == []
 
 
 def test_the_quota_is_not_exceeded_and_what_had_no_room_is_told(tmp_path: Path) -> None:
@@ -83,7 +88,7 @@ def test_the_quota_is_not_exceeded_and_what_had_no_room_is_told(tmp_path: Path) 
     images = sum(
         len(images)
         for cell in results.read(tmp_path).plan
-        for _, images in adversarials.read(tmp_path, cell.identity)
+        for _, images in adversarial_images.read(tmp_path, cell.identity)
     )
     assert f"{20 * CELLS - images} adversarial images had no room in 0.00 GiB" in note
 
@@ -105,7 +110,9 @@ def test_images_of_an_attempt_that_left_no_records_are_not_taken_for_those_of_th
     """A run that was killed between its images and its records, on a device of other bits."""
     run(tmp_path, 2**30)
     cells = [cell.identity for cell in results.read(tmp_path).plan]
-    wanted = {cell: [images for _, images in adversarials.read(tmp_path, cell)] for cell in cells}
+    wanted = {
+        cell: [images for _, images in adversarial_images.read(tmp_path, cell)] for cell in cells
+    }
     shard = sorted((tmp_path / "records").glob("*-fgsm-*-0000000-*.parquet"))[0]
     shard.unlink()
     for kind in (records.IMAGES, records.ADVERSARIAL):
@@ -113,11 +120,11 @@ def test_images_of_an_attempt_that_left_no_records_are_not_taken_for_those_of_th
         others = {cell: torch.zeros_like(each) for cell, each in records.tensors_of(made).items()}
         made.unlink()
         content = save(others)
-        stale = made.with_name(f"{files.unhashed(shard)}-{files.hashed(content)}{kind}")
+        stale = made.with_name(f"{files.unhashed(shard)}-{files.short_hash(content)}{kind}")
         stale.write_bytes(content)
     assert run(tmp_path, 2**30) == []
     for cell, images in wanted.items():
-        found = [each for _, each in adversarials.read(tmp_path, cell)]
+        found = [each for _, each in adversarial_images.read(tmp_path, cell)]
         assert all(torch.equal(a, b) for a, b in zip(found, images, strict=True))
     kept = records.images(tmp_path)
     assert all(torch.equal(kept[cell], images[0]) for cell, images in wanted.items())
@@ -127,7 +134,7 @@ def test_as_many_eps_at_once_as_memory_allows_and_the_records_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "whole", 0)
-    monkeypatch.setattr(parts, "STREAM_BYTES", 8 * IMAGE)
+    monkeypatch.setattr(work, "STREAM_BYTES", 8 * IMAGE)
     run(tmp_path / "cut", 0)
     one, other = records_of(tmp_path / "whole"), records_of(tmp_path / "cut")
     pd.testing.assert_frame_equal(one, other)

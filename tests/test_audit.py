@@ -14,15 +14,18 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 import bench
-from bench import records, registry, results
-from bench.audit import checks, findings, probes, signs, slopes
-from bench.audit.evidence import Run
-from bench.audit.signs import Kind, Sign
+from bench.analysis import results
 from bench.cli import cli
-from bench.contracts import Curve, Threat
-from bench.errors import RecordError
-from bench.plan import Cell
-from bench.report import audited
+from bench.core import registry
+from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.types import Threat
+from bench.core.errors import RecordError
+from bench.evaluation.audit import checks, findings, gradient_check, probes, symptoms
+from bench.evaluation.audit.evidence import Run
+from bench.evaluation.audit.symptoms import Sign, Symptom
+from bench.reporting.report import audit_view
+from bench.storage import records
+from bench.suite.plan import Cell
 
 HERE = Path(__file__).parent
 N = 100
@@ -61,7 +64,7 @@ def run(broken: Collection[int], n: int = N, **keys: Any) -> Run:
     return Run(cell, won, rows.assign(**columns))
 
 
-def found(kind: Kind, *runs: Run) -> list[Sign] | None:
+def found(kind: Symptom, *runs: Run) -> list[Sign] | None:
     """What the check for one kind says of the runs on "net"; those on other models stand beside."""
     check, _ = checks.CHECKS[kind.name]
     return check([each for each in runs if each.cell.model == "net"], runs)
@@ -73,20 +76,22 @@ def other(key: str, value: str) -> dict[str, Any]:
 
 SOME, MOST = range(40), range(60)
 PAIRS = {  # against, and by what
-    "steps": (signs.STEPS, run(SOME, **other("steps", "40")), run(MOST)),
-    "restarts": (signs.RESTARTS, run(SOME, **other("restarts", "5")), run(MOST)),
-    "eps": (signs.LARGER, run(SOME, eps=0.2, eps_text="0.2"), run(MOST)),
-    "loss": (signs.SATURATED, run(SOME), run(MOST, **other("loss", "margin"))),
-    "one step": (signs.ONE_STEP, run(SOME), run(MOST, **other("steps", "1"))),
-    "scores": (signs.BLACK_BOX, run(SOME), run(MOST, threat_model=SCORES)),
-    "transfer": (signs.BLACK_BOX, run(SOME), run(MOST, threat_model="black-box, transfer")),
-    "noise": (signs.NOISE, run(SOME), run(MOST, threat_model=LABELS, passes=0.0)),
+    "steps": (symptoms.STEPS, run(SOME, **other("steps", "40")), run(MOST)),
+    "restarts": (symptoms.RESTARTS, run(SOME, **other("restarts", "5")), run(MOST)),
+    "eps": (symptoms.LARGER, run(SOME, eps=0.2, eps_text="0.2"), run(MOST)),
+    "loss": (symptoms.SATURATED, run(SOME), run(MOST, **other("loss", "margin"))),
+    "one step": (symptoms.ONE_STEP, run(SOME), run(MOST, **other("steps", "1"))),
+    "scores": (symptoms.BLACK_BOX, run(SOME), run(MOST, threat_model=SCORES)),
+    "transfer": (symptoms.BLACK_BOX, run(SOME), run(MOST, threat_model="black-box, transfer")),
+    "noise": (symptoms.NOISE, run(SOME), run(MOST, threat_model=LABELS, passes=0.0)),
 }
 pairs = pytest.mark.parametrize(("kind", "against", "by"), PAIRS.values(), ids=PAIRS)
 
 
 @pairs
-def test_what_should_do_better_and_does_worse_is_a_sign(kind: Kind, against: Run, by: Run) -> None:
+def test_what_should_do_better_and_does_worse_is_a_sign(
+    kind: Symptom, against: Run, by: Run
+) -> None:
     (sign,) = found(kind, against, by) or []
     assert (sign.name, sign.n, sign.eps) == (kind.name, N, against.cell.eps)
     assert set(range(40, 60)) <= set(sign.examples)
@@ -95,67 +100,71 @@ def test_what_should_do_better_and_does_worse_is_a_sign(kind: Kind, against: Run
 
 
 @pairs
-def test_a_handful_that_falls_the_other_way_is_no_sign(kind: Kind, against: Run, by: Run) -> None:
+def test_a_handful_that_falls_the_other_way_is_no_sign(
+    kind: Symptom, against: Run, by: Run
+) -> None:
     lucky = {*range(30), *range(50, 54)}
     few = by.records.assign(first_success_step=-1)
     assert found(kind, against, by._replace(broken=run(lucky).broken, records=few)) == []
 
 
 @pairs
-def test_without_its_pair_a_sign_is_not_looked_for(kind: Kind, against: Run, by: Run) -> None:
-    alone = [] if kind is signs.SATURATED else None  # which a clean confidence tells, too
+def test_without_its_pair_a_sign_is_not_looked_for(kind: Symptom, against: Run, by: Run) -> None:
+    alone = [] if kind is symptoms.SATURATED else None  # which a clean confidence tells, too
     assert found(kind, against) == alone
     elsewhere = by._replace(cell=by.cell.__class__(**{**vars(by.cell), "norm": "l2"}))
     assert found(kind, against, elsewhere) == alone
 
 
 def test_attacks_of_other_names_are_not_one_attack_with_more_steps() -> None:
-    assert found(signs.STEPS, run(SOME, **other("steps", "40"), name="theirs"), run(MOST)) is None
+    assert (
+        found(symptoms.STEPS, run(SOME, **other("steps", "40"), name="theirs"), run(MOST)) is None
+    )
 
 
 def test_one_step_may_do_worse_at_a_larger_eps() -> None:
     large = run(SOME, **{**other("steps", "1"), "attack": "mine"}, eps=0.9, eps_text="0.9")
     small = run(MOST, **{**other("steps", "1"), "attack": "mine"})
-    assert found(signs.LARGER, large, small) is None
+    assert found(symptoms.LARGER, large, small) is None
 
 
 def test_a_few_that_only_scores_break_are_what_autoattack_warns_of() -> None:
     square = run({*range(10), *range(90, 95)}, threat_model=SCORES)
-    (sign,) = found(signs.BLACK_BOX, run(range(80)), square) or []
+    (sign,) = found(symptoms.BLACK_BOX, run(range(80)), square) or []
     assert sign.examples == tuple(range(90, 95))
-    assert found(signs.BLACK_BOX, run(range(91)), square) == []
+    assert found(symptoms.BLACK_BOX, run(range(91)), square) == []
 
 
 def test_black_boxes_are_held_against_all_white_boxes_together() -> None:
     halves = run(range(40)), run(range(40, 80), attack="other half")
-    assert found(signs.BLACK_BOX, *halves, run(range(60), threat_model=SCORES)) == []
+    assert found(symptoms.BLACK_BOX, *halves, run(range(60), threat_model=SCORES)) == []
 
 
 def test_an_ensemble_that_holds_an_attack_by_scores_does_not_cover_for_gradients() -> None:
     ensemble = run(MOST, attack="ensemble", traits={**STEPS, "parts": "gradients, scores"})
     scores = run(MOST, threat_model=SCORES)
-    (sign,) = found(signs.BLACK_BOX, run(SOME), ensemble, scores) or []
+    (sign,) = found(symptoms.BLACK_BOX, run(SOME), ensemble, scores) or []
     assert sign.examples == tuple(range(40, 60))
-    assert found(signs.BLACK_BOX, ensemble, scores) is None
+    assert found(symptoms.BLACK_BOX, ensemble, scores) is None
 
 
 def test_noise_that_breaks_nothing_or_everything_says_nothing_of_a_gradient() -> None:
     for hit in (range(2), range(98)):
-        assert found(signs.NOISE, run(hit), run(hit, threat_model=LABELS, passes=0.0)) == []
+        assert found(symptoms.NOISE, run(hit), run(hit, threat_model=LABELS, passes=0.0)) == []
 
 
 def test_an_attack_that_asks_for_labels_is_no_noise() -> None:
-    assert found(signs.NOISE, run(SOME), run(MOST, threat_model=LABELS)) is None
-    assert found(signs.BLACK_BOX, run(SOME), run(MOST, threat_model=LABELS)) != []
+    assert found(symptoms.NOISE, run(SOME), run(MOST, threat_model=LABELS)) is None
+    assert found(symptoms.BLACK_BOX, run(SOME), run(MOST, threat_model=LABELS)) != []
 
 
 # ------------------------------------------------------------------- signs in the records: alone
 
 
 @pytest.mark.parametrize(
-    ("kind", "stop"), [(signs.LOST, "first-success"), (signs.SILENT, "never")], ids=str
+    ("kind", "stop"), [(symptoms.LOST, "first-success"), (symptoms.SILENT, "never")], ids=str
 )
-def test_a_success_that_was_seen_and_is_not_there_is_a_sign(kind: Kind, stop: str) -> None:
+def test_a_success_that_was_seen_and_is_not_there_is_a_sign(kind: Symptom, stop: str) -> None:
     seen = [3] * 50 + [-1] * 50
     (sign,) = found(kind, run(SOME, stop=stop, records={"first_success_step": seen})) or []
     assert sign.examples == tuple(range(40, 50))
@@ -166,55 +175,55 @@ def test_a_success_that_was_seen_and_is_not_there_is_a_sign(kind: Kind, stop: st
 
 def test_a_success_lost_to_a_violation_is_no_silent_one() -> None:
     spoilt = {"first_success_step": [3] * N, "violation": "linf distance 1, allowed 0.1"}
-    assert found(signs.SILENT, run(SOME, stop="never", records=spoilt)) == []
+    assert found(symptoms.SILENT, run(SOME, stop="never", records=spoilt)) == []
 
 
 def test_successes_that_go_with_rounding_are_a_sign() -> None:
     back = [k % 10 if k < 10 else (k + 1) % 10 for k in range(N)]
-    (sign,) = found(signs.ROUNDED, run(SOME, records={"adv_pred_8bit": back})) or []
+    (sign,) = found(symptoms.ROUNDED, run(SOME, records={"adv_pred_8bit": back})) or []
     assert sign.examples == tuple(range(10))
-    assert found(signs.ROUNDED, run(SOME)) == []
+    assert found(symptoms.ROUNDED, run(SOME)) == []
 
 
 def test_a_target_that_is_lost_with_rounding_is_a_sign() -> None:
     reached = {"target": 3, "adv_pred_8bit": [3 if k >= 10 else 4 for k in range(N)]}
-    (sign,) = found(signs.ROUNDED, run(SOME, goal="targeted", records=reached)) or []
+    (sign,) = found(symptoms.ROUNDED, run(SOME, goal="targeted", records=reached)) or []
     assert sign.examples == tuple(range(10))
 
 
 def test_what_is_left_at_eps_1_is_a_sign_unless_all_are_of_one_class() -> None:
     whole = run(MOST, eps=1.0, eps_text="1")
-    (sign,) = found(signs.UNBOUNDED, whole) or []
+    (sign,) = found(symptoms.UNBOUNDED, whole) or []
     assert sign.examples == tuple(range(60, N))
-    assert found(signs.UNBOUNDED, run(range(N), eps=1.0)) == []
-    assert found(signs.UNBOUNDED, run(MOST, eps=1.0, records={"label": 3})) is None
-    assert found(signs.UNBOUNDED, run(MOST, eps=0.9)) is None
-    assert found(signs.UNBOUNDED, run(MOST, eps=1.0, **other("steps", "1"))) is None
+    assert found(symptoms.UNBOUNDED, run(range(N), eps=1.0)) == []
+    assert found(symptoms.UNBOUNDED, run(MOST, eps=1.0, records={"label": 3})) is None
+    assert found(symptoms.UNBOUNDED, run(MOST, eps=0.9)) is None
+    assert found(symptoms.UNBOUNDED, run(MOST, eps=1.0, **other("steps", "1"))) is None
 
 
 def test_a_transfer_that_stands_alone_and_fails_is_a_sign() -> None:
     there = run(MOST, model="source")
     here = run(range(20), threat_model="black-box, transfer", source="source")
-    (sign,) = found(signs.TRANSFER, here, there) or []
+    (sign,) = found(symptoms.TRANSFER, here, there) or []
     assert sign.examples == tuple(range(20, 60))
-    assert found(signs.TRANSFER, here._replace(broken=there.broken), there) == []
-    assert found(signs.TRANSFER, here, there, run(SOME)) is None  # the model itself was attacked
-    assert found(signs.TRANSFER, here) is None
+    assert found(symptoms.TRANSFER, here._replace(broken=there.broken), there) == []
+    assert found(symptoms.TRANSFER, here, there, run(SOME)) is None  # the model itself was attacked
+    assert found(symptoms.TRANSFER, here) is None
 
 
 def test_survivors_that_the_model_is_certain_of_are_a_sign_unless_the_margin_leaves_them_too() -> (
     None
 ):
     sure = {"clean_confidence": [1.0 if k >= 40 else 0.9 for k in range(N)]}
-    (sign,) = found(signs.SATURATED, run(SOME, records=sure)) or []
+    (sign,) = found(symptoms.SATURATED, run(SOME, records=sure)) or []
     assert (sign.count, sign.examples) == (60, tuple(range(40, N)))
-    assert found(signs.SATURATED, run(SOME)) == []
+    assert found(symptoms.SATURATED, run(SOME)) == []
     few = {"clean_confidence": [1.0 if k >= 80 else 0.9 for k in range(N)]}
-    assert found(signs.SATURATED, run(SOME, records=few)) == []  # a third of what is left
+    assert found(symptoms.SATURATED, run(SOME, records=few)) == []  # a third of what is left
     few = run(range(90), **other("steps", "40"))  # breaks all but ten of what the first left
     (sign,) = (
         found(
-            signs.SATURATED,
+            symptoms.SATURATED,
             run(SOME, records=sure),
             few._replace(records=run(SOME, records=sure).records),
         )
@@ -222,42 +231,44 @@ def test_survivors_that_the_model_is_certain_of_are_a_sign_unless_the_margin_lea
     )
     assert (sign.attack, sign.count) == (checks.TOGETHER, 10)
     strong = run(range(N), **other("steps", "40"))
-    assert found(signs.SATURATED, run(SOME, records=sure), strong) == []  # the worst case is right
+    assert (
+        found(symptoms.SATURATED, run(SOME, records=sure), strong) == []
+    )  # the worst case is right
     margin = run(SOME, **other("loss", "margin"))
-    assert found(signs.SATURATED, run(SOME, records=sure), margin) == []
+    assert found(symptoms.SATURATED, run(SOME, records=sure), margin) == []
 
 
 def test_an_attack_that_hardly_moves_what_it_leaves_is_no_evidence() -> None:
-    (sign,) = found(signs.UNUSED, run(SOME, records={"linf": 0.04})) or []
+    (sign,) = found(symptoms.UNUSED, run(SOME, records={"linf": 0.04})) or []
     assert (sign.count, sign.n, sign.attack) == (60, N, "mine")
     assert "0.4 of eps" in sign.evidence
-    assert found(signs.UNUSED, run(SOME, records={"linf": 0.06})) == []
-    assert found(signs.UNUSED, run(range(N), records={"linf": 0.04})) == []  # nothing was left
-    (sign,) = found(signs.UNUSED, run(range(N - 1), records={"linf": 0.0})) or []
+    assert found(symptoms.UNUSED, run(SOME, records={"linf": 0.06})) == []
+    assert found(symptoms.UNUSED, run(range(N), records={"linf": 0.04})) == []  # nothing was left
+    (sign,) = found(symptoms.UNUSED, run(range(N - 1), records={"linf": 0.0})) or []
     assert sign.count == 1  # of one
     theirs = run(SOME, implementation="library", records={"linf": 0.0})
-    assert found(signs.UNUSED, theirs) == []  # gives back the clean image where it finds nothing
+    assert found(symptoms.UNUSED, theirs) == []  # gives back the clean image where it finds nothing
     ensemble = run(SOME, traits={"parts": "several"}, records={"linf": 0.0})
-    assert found(signs.UNUSED, ensemble) is None
-    assert found(signs.UNUSED, run(SOME, budget="minimum")) is None
+    assert found(symptoms.UNUSED, ensemble) is None
+    assert found(symptoms.UNUSED, run(SOME, budget="minimum")) is None
 
 
 def test_a_search_that_others_beat_inside_its_distance_is_a_sign() -> None:
     far: dict[str, Any] = {"attack": "search", "name": "search", "budget": "minimum", "eps": 0.3}
     search = run(range(N), **far, records={"distance": 0.15})
-    (sign,) = found(signs.FARTHER, search, run(SOME)) or []
+    (sign,) = found(symptoms.FARTHER, search, run(SOME)) or []
     assert (sign.attack, sign.examples) == ("search", tuple(SOME))
     assert "1.50 times as far" in sign.evidence
     (sign,) = (
-        found(signs.FARTHER, search, run((), budget="minimum", records={"distance": 0.1})) or []
+        found(symptoms.FARTHER, search, run((), budget="minimum", records={"distance": 0.1})) or []
     )
     assert (sign.attack, sign.count) == ("search", N)
     near = run(range(N), **far, records={"distance": 0.105})
-    assert found(signs.FARTHER, near, run(SOME)) == []
-    assert found(signs.FARTHER, search, run(range(8))) == []
-    assert found(signs.FARTHER, search, run(SOME, norm="l2")) is None
+    assert found(symptoms.FARTHER, near, run(SOME)) == []
+    assert found(symptoms.FARTHER, search, run(range(8))) == []
+    assert found(symptoms.FARTHER, search, run(SOME, norm="l2")) is None
     nothing = run((), **far, records={"distance": float("inf")})
-    (sign,) = found(signs.FARTHER, nothing, run(SOME)) or []
+    (sign,) = found(symptoms.FARTHER, nothing, run(SOME)) or []
     assert "found nothing" in sign.evidence
 
 
@@ -275,7 +286,7 @@ def probed(
     curves = {}
     for name in attacks:
         known = registry.find("attacks", name)
-        curves[name] = Curve(
+        curves[name] = AttackSpec(
             name=name, attack=known, params=known.params(**params), norm="linf", eps=(eps,)
         )
     subject = probes.Subject("net", net, right, x[right], y[right], rows=16)
@@ -301,27 +312,27 @@ def test_an_honest_net_shows_no_sign(
 
 def test_saturated_logits_are_named(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     told = probed(trap("Saturated", lenet), digits, "pgd", steps=10)
-    assert names(told) == {signs.SATURATED.name, signs.FLAT.name}
-    assert {sign.attack for sign in told if sign.name == signs.FLAT.name} == {"pgd"}
+    assert names(told) == {symptoms.SATURATED.name, symptoms.FLAT.name}
+    assert {sign.attack for sign in told if sign.name == symptoms.FLAT.name} == {"pgd"}
 
 
 def test_a_stable_loss_is_not_saturated(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     told = probed(trap("Saturated", lenet), digits, "pgd", steps=10, loss="margin")
-    assert signs.FLAT.name not in names(told)
+    assert symptoms.FLAT.name not in names(told)
 
 
 def test_a_gradient_of_zeros_is_named(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     told = probed(trap("Quantised", lenet), digits, "pgd", steps=10)
-    expected = {signs.NO_GRADIENT.name, signs.UNBOUNDED.name, signs.FLAT.name}
+    expected = {symptoms.NO_GRADIENT.name, symptoms.UNBOUNDED.name, symptoms.FLAT.name}
     assert names(told) == expected
     assert all(sign.count == sign.n == len(sign.examples) == 24 for sign in told)
 
 
 def test_a_random_defence_is_named(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     told = probed(trap("Randomised", lenet), digits)
-    assert names(told) == {signs.UNSTABLE.name}
+    assert names(told) == {symptoms.UNSTABLE.name}
     noise = Replacing(lenet, "noise").eval()
-    assert signs.WRONG.name in names(probed(noise, digits))
+    assert symptoms.WRONG.name in names(probed(noise, digits))
 
 
 def test_a_gradient_that_is_not_finite_is_named(
@@ -332,7 +343,7 @@ def test_a_gradient_that_is_not_finite_is_named(
             logits: Tensor = lenet(x + 0 * (x - x).sqrt())
             return logits
 
-    assert signs.NO_GRADIENT.name in names(probed(Root(), digits))
+    assert symptoms.NO_GRADIENT.name in names(probed(Root(), digits))
 
 
 class Replaced(torch.autograd.Function):
@@ -375,7 +386,7 @@ def test_a_gradient_that_is_not_the_slope_of_the_output_is_named(
     how: str, single: bool, lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     net, ids = Replacing(lenet, how, single).eval().requires_grad_(False), torch.arange(4)
-    wrong = slopes.wrong(net, digits[0][:4], net(digits[0][:4]).argmax(1), ids)
+    wrong = gradient_check.wrong(net, digits[0][:4], net(digits[0][:4]).argmax(1), ids)
     # long steps in float32 are rough: rounding is smooth to them, and a small part not told apart
     seen = how != "own" and not (single and how in ("straight-through", "detached"))
     if seen:
@@ -413,7 +424,7 @@ def test_slopes_agree_with_gradients_of_smooth_nets_residuals_and_any_scale(
         ).eval().requires_grad_(False)  # fmt: skip
     x, y = digits[0][:4], digits[1][:4]
     for scale in (1e-8, 1.0, 1e4):
-        assert not slopes.wrong(Scaled(net, scale), x, y, torch.arange(4)).any()
+        assert not gradient_check.wrong(Scaled(net, scale), x, y, torch.arange(4)).any()
 
 
 class Beside(nn.Module):
@@ -453,13 +464,13 @@ class Purifying(nn.Module):
 @pytest.mark.parametrize(
     ("defence", "kind"),
     [
-        (Beside, signs.BATCH),
-        (Probabilities, signs.PROBABILITIES),
-        (Purifying, signs.OPTIMISES),
+        (Beside, symptoms.BATCH),
+        (Probabilities, symptoms.PROBABILITIES),
+        (Purifying, symptoms.OPTIMISES),
     ],
 )
 def test_what_a_model_does_when_asked_is_named(
-    defence: type[nn.Module], kind: Kind, lenet: nn.Module, digits: tuple[Tensor, Tensor]
+    defence: type[nn.Module], kind: Symptom, lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     assert kind.name in names(probed(defence(lenet), digits))
     assert kind.name not in names(probed(lenet, digits))
@@ -470,7 +481,7 @@ def test_steps_that_do_not_suffice_are_named(
 ) -> None:
     short: dict[str, Any] = {"steps": 4, "alpha": 0.025, "random_start": False}
     (sign,) = probed(lenet, digits, "pgd", eps=0.3, **short)
-    assert (sign.name, sign.attack) == (signs.INCOMPLETE.name, "pgd")
+    assert (sign.name, sign.attack) == (symptoms.INCOMPLETE.name, "pgd")
     assert probed(lenet, digits, "pgd", eps=0.3, **{**short, "steps": 20}) == []
 
 
@@ -543,15 +554,17 @@ def test_a_run_on_an_honest_net_has_no_sign_and_says_what_it_did_not_look_for(
     assert missing == {
         kind.name
         for kind in (
-            signs.STEPS,
-            signs.RESTARTS,
-            signs.BLACK_BOX,
-            signs.TRANSFER,
-            signs.SILENT,
-            signs.FARTHER,
+            symptoms.STEPS,
+            symptoms.RESTARTS,
+            symptoms.BLACK_BOX,
+            symptoms.TRANSFER,
+            symptoms.SILENT,
+            symptoms.FARTHER,
         )
     }
-    said = f"No sign that an attack failed, of {len(signs.KINDS) - len(missing)} signs looked for."
+    said = (
+        f"No sign that an attack failed, of {len(symptoms.KINDS) - len(missing)} signs looked for."
+    )
     for page in ("report.md", "report.html"):
         text = (out / page).read_text(encoding="utf-8")
         assert said in text
@@ -562,21 +575,21 @@ def test_a_run_on_an_honest_net_has_no_sign_and_says_what_it_did_not_look_for(
 @pytest.mark.parametrize(
     ("model", "kind", "absent"),
     [
-        ("traps.py:saturated", signs.SATURATED, {signs.NO_GRADIENT, signs.UNSTABLE}),
-        ("traps.py:quantised", signs.NO_GRADIENT, {signs.SATURATED, signs.UNSTABLE}),
-        ("traps.py:randomised", signs.UNSTABLE, {signs.SATURATED, signs.NO_GRADIENT}),
+        ("traps.py:saturated", symptoms.SATURATED, {symptoms.NO_GRADIENT, symptoms.UNSTABLE}),
+        ("traps.py:quantised", symptoms.NO_GRADIENT, {symptoms.SATURATED, symptoms.UNSTABLE}),
+        ("traps.py:randomised", symptoms.UNSTABLE, {symptoms.SATURATED, symptoms.NO_GRADIENT}),
     ],
 )
 def test_a_run_on_a_trap_is_named_for_what_it_is(
-    model: str, kind: Kind, absent: set[Kind], tmp_path: Path
+    model: str, kind: Symptom, absent: set[Symptom], tmp_path: Path
 ) -> None:
     audit = bench.run(written(tmp_path, model), tmp_path / "out", device="cpu", limit=40).audit
     told = audit.signs
     assert kind.name in names(told)
-    if kind is signs.UNSTABLE:  # whose successes go whatever the stop rule
+    if kind is symptoms.UNSTABLE:  # whose successes go whatever the stop rule
         why = {each.name: each.why for each in audit.unchecked}
-        assert why[signs.SILENT.name] == findings.DRAWN
-        assert signs.SILENT.name not in names(told)
+        assert why[symptoms.SILENT.name] == findings.DRAWN
+        assert symptoms.SILENT.name not in names(told)
     assert names(told).isdisjoint(each.name for each in absent)
 
 
@@ -592,10 +605,10 @@ def test_a_sign_is_in_every_page_and_decides_the_exit_code_if_that_is_asked_for(
         assert done.return_value == code, done.output
     for page in ("report.md", "report.html"):
         text = (out / page).read_text(encoding="utf-8")
-        assert signs.NO_GRADIENT.meaning in text
-        assert signs.NO_GRADIENT.source in text
+        assert symptoms.NO_GRADIENT.meaning in text
+        assert symptoms.NO_GRADIENT.source in text
     table = pd.read_csv(out / "audit.csv")
-    assert list(table) == list(signs.COLUMNS)
+    assert list(table) == list(symptoms.COLUMNS)
     assert list(table["name"]) == [sign.name for sign in found.signs]
     assert [len(ids.split()) for ids in table["examples"]] == list(table["count"])
 
@@ -624,7 +637,7 @@ def test_a_run_without_probes_can_be_read_and_damaged_ones_are_named(tmp_path: P
     document = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({k: v for k, v in document.items() if k != "probes"}))
     missing = {each.name: each.why for each in results.read(out).audit.unchecked}
-    assert missing[signs.NO_GRADIENT.name] == "the model was not probed"
+    assert missing[symptoms.NO_GRADIENT.name] == "the model was not probed"
     document["probes"]["net"]["signs"] = [{"name": "no such sign"}]
     path.write_text(json.dumps(document))
     with pytest.raises(RecordError, match="probes of model 'net' are damaged"):
@@ -634,7 +647,7 @@ def test_a_run_without_probes_can_be_read_and_damaged_ones_are_named(tmp_path: P
 def test_a_random_model_that_votes_under_attacks_that_average_is_cared_for() -> None:
     plain: dict[str, Any] = {
         "norm": "", "eps": None, "count": 1, "n": 1, "evidence": "", "examples": [0],
-        "threshold": "", "model": "net", "attack": "", "name": signs.UNSTABLE.name,
+        "threshold": "", "model": "net", "attack": "", "name": symptoms.UNSTABLE.name,
     }  # fmt: skip
     probed = {"net": {"failed": "", "traced": ["mine"], "signs": [plain]}}
     for care, left in (({"samples": 4, "predictions": 5}, 0), ({"samples": 4}, 1)):
@@ -651,7 +664,7 @@ def test_a_random_model_that_votes_under_attacks_that_average_is_cared_for() -> 
 
 
 def test_every_indicator_of_pintor_and_every_flag_of_autoattack_has_its_sign() -> None:
-    sources = " ".join(kind.source for kind in signs.KINDS.values())
+    sources = " ".join(kind.source for kind in symptoms.KINDS.values())
     assert all(f"Pintor et al. 2022, indicator {k}" in sources for k in range(1, 7))
     flags = ("randomized defense", "softmax output", "zero gradient", "Square Attack improves",
              "optimization at inference time")  # fmt: skip
@@ -662,24 +675,24 @@ def test_no_sign_names_a_law_by_number_neither_here_nor_in_what_is_published() -
     published = [*(HERE.parent / "results").glob("*/audit.csv")]
     assert len(published) > 3
     texts = [path.read_text(encoding="utf-8") for path in published]
-    texts += [kind.source for kind in signs.KINDS.values()]
+    texts += [kind.source for kind in symptoms.KINDS.values()]
     assert not any(re.search(r"\blaw\b", text) for text in texts)
 
 
 def test_every_sign_is_looked_for_somewhere() -> None:
     looked = {*checks.CHECKS, *(kind.name for kind in (*probes.PROBED, *probes.TRACED))}
-    assert looked == set(signs.KINDS)
+    assert looked == set(symptoms.KINDS)
 
 
 def test_a_sign_survives_json() -> None:
-    (sign,) = found(signs.STEPS, run(SOME, **other("steps", "40")), run(MOST)) or []
-    assert signs.read(json.loads(json.dumps(signs.plain(sign)))) == sign
+    (sign,) = found(symptoms.STEPS, run(SOME, **other("steps", "40")), run(MOST)) or []
+    assert symptoms.read(json.loads(json.dumps(symptoms.plain(sign)))) == sign
 
 
 def test_a_table_of_signs_has_every_id_and_the_page_the_first() -> None:
-    (sign,) = found(signs.STEPS, run(SOME, **other("steps", "40")), run(MOST)) or []
-    assert signs.frame([sign])["examples"].item() == " ".join(map(str, range(40, 60)))
-    (told,) = audited.told(findings.Audit(["net"], [sign], []), {0.1: "0.1"})
+    (sign,) = found(symptoms.STEPS, run(SOME, **other("steps", "40")), run(MOST)) or []
+    assert symptoms.frame([sign])["examples"].item() == " ".join(map(str, range(40, 60)))
+    (told,) = audit_view.told(findings.Audit(["net"], [sign], []), {0.1: "0.1"})
     assert told.signs is not None
     assert "40, 41, 42, 43, 44, ..." in told.signs.rows[0]
     assert told.verdict.startswith("1 of 22 signs looked for: more steps do worse")

@@ -10,11 +10,14 @@ import pandas as pd
 import pytest
 
 import bench
-from bench import beside, metrics, publication, results, suite
-from bench.errors import SuiteError
-from bench.plots import drawing
-from bench.published import Published
-from bench.report import views
+from bench.analysis import references, results
+from bench.core.errors import SuiteError
+from bench.evaluation import metrics
+from bench.reporting import run_output
+from bench.reporting.plots import figures
+from bench.reporting.report import views
+from bench.suite import reader
+from bench.suite.references import ReferenceFigure
 
 SUITE = """
 schema = 1
@@ -49,17 +52,17 @@ def problem(old: str, new: str) -> str:
     """The one sentence that is wrong once `old` is `new`."""
     assert old in SUITE
     with pytest.raises(SuiteError) as caught:
-        suite.parse(SUITE.replace(old, new), "my.toml", Path())
+        reader.parse(SUITE.replace(old, new), "my.toml", Path())
     (only,) = caught.value.problems
     return only
 
 
-def entry(**keys: Any) -> Published:
+def entry(**keys: Any) -> ReferenceFigure:
     given = {
         "model": "net", "attack": "FGSM", "source": "a paper", "figure": "robust_accuracy",
         "eps": (0.1,), "values": (0.5,), "note": "",
     }  # fmt: skip
-    return Published(**{**given, **keys})
+    return ReferenceFigure(**{**given, **keys})
 
 
 def cells() -> pd.DataFrame:
@@ -77,14 +80,14 @@ def cells() -> pd.DataFrame:
 
 
 def joined(**keys: Any) -> pd.DataFrame:
-    return beside.join(cells(), [entry(**keys)])
+    return references.compare_with_references(cells(), [entry(**keys)])
 
 
 # --------------------------------------------------------------------------------------- the suite
 
 
 def test_published_figures_are_read_with_eps_as_numbers_and_the_usual_figure() -> None:
-    (read,) = suite.parse(SUITE, "my.toml", Path()).published
+    (read,) = reader.parse(SUITE, "my.toml", Path()).published
     assert (read.eps, read.values) == ((0.0, 8 / 255), (0.99, 0.5))
     assert (read.model, read.attack, read.figure) == ("LeNet", "FGSM", "robust_accuracy")
 
@@ -152,7 +155,7 @@ def test_a_mean_confidence_has_no_counts_and_no_interval() -> None:
 
 def test_a_success_rate_of_nothing_is_missing_not_zero() -> None:
     table = cells().assign(eligible=0, fooled=0)
-    row = beside.join(table, [entry(figure="attack_success_rate")]).iloc[0]
+    row = references.compare_with_references(table, [entry(figure="attack_success_rate")]).iloc[0]
     assert row[["k", "n", "measured", "inside"]].isna().all()
 
 
@@ -175,7 +178,7 @@ def test_a_failed_cell_is_a_dash_with_its_reason() -> None:
 
 def test_what_differs_within_a_source_has_a_column_of_its_own() -> None:
     both = [entry(), entry(figure="mean_confidence_fooled", values=(0.793,))]
-    (view,) = views.published(beside.join(cells(), both), {})
+    (view,) = views.published(references.compare_with_references(cells(), both), {})
     assert view.caption == "a paper: net, FGSM, L-inf"
     assert view.columns[:2] == ["figure", "eps"]
     assert view.rows[1][:4] == ["mean confidence fooled", "0.1", "75.0 %", "—"]
@@ -186,7 +189,7 @@ def test_what_differs_within_a_source_has_a_column_of_its_own() -> None:
 
 def test_published_accuracies_are_drawn_in_grey_and_named_in_the_legend() -> None:
     published = joined(eps=(0.1, 0.2), values=(0.5, 0.3))
-    figure = drawing.accuracy_versus_eps(cells(), "net", "linf", published)
+    figure = figures.accuracy_versus_eps(cells(), "net", "linf", published)
     line = figure.axes[0].get_lines()[-1]
     assert np.asarray(line.get_ydata()).tolist() == [50.0, 30.0]
     assert (line.get_linestyle(), line.get_color()) == (":", "0.35")
@@ -196,7 +199,7 @@ def test_published_accuracies_are_drawn_in_grey_and_named_in_the_legend() -> Non
 def test_at_a_single_eps_the_published_accuracy_lies_in_the_row_of_its_attack() -> None:
     table = cells().iloc[:1]
     other = table.assign(attack="BIM", robust_correct=30)
-    figure = drawing.accuracy_versus_eps(pd.concat([other, table]), "net", "linf", joined())
+    figure = figures.accuracy_versus_eps(pd.concat([other, table]), "net", "linf", joined())
     line = figure.axes[0].get_lines()[-1]
     rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert rows[int(np.asarray(line.get_ydata())[0])] == "FGSM"
@@ -204,9 +207,9 @@ def test_at_a_single_eps_the_published_accuracy_lies_in_the_row_of_its_attack() 
 
 
 def test_figures_that_are_no_robust_accuracy_of_this_model_are_not_drawn() -> None:
-    bare = drawing.accuracy_versus_eps(cells(), "net", "linf")
+    bare = figures.accuracy_versus_eps(cells(), "net", "linf")
     for published in (joined(figure="error_rate"), joined().assign(model="other")):
-        figure = drawing.accuracy_versus_eps(cells(), "net", "linf", published)
+        figure = figures.accuracy_versus_eps(cells(), "net", "linf", published)
         assert len(figure.axes[0].get_lines()) == len(bare.axes[0].get_lines())
 
 
@@ -218,13 +221,13 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("beside")
     (folder / "small.toml").write_text(SUITE, encoding="utf-8")
     found = bench.run(str(folder / "small.toml"), out=folder / "out", device="cpu", batch_size=20)
-    publication.write(found, folder / "out")
+    run_output.write(found, folder / "out")
     return folder / "out"
 
 
 def test_a_run_keeps_the_figures_and_shows_them_beside_its_own(out: Path) -> None:
     frame = pd.read_csv(out / "published.csv")
-    assert list(frame.columns) == list(beside.COLUMNS)
+    assert list(frame.columns) == list(references.COLUMNS)
     assert frame["published"].tolist() == [0.99, 0.5]
     html = (out / "report.html").read_text(encoding="utf-8")
     markdown = (out / "report.md").read_text(encoding="utf-8")
@@ -250,7 +253,7 @@ def test_a_folder_from_before_there_were_published_figures_still_reads(
     (tmp_path / "provenance.json").write_text(json.dumps(document), encoding="utf-8")
     shutil.copytree(out / "records", tmp_path / "records")
     found = results.read(tmp_path)
-    page = publication.write(found, tmp_path)
+    page = run_output.write(found, tmp_path)
     assert (found.table["status"] == "ok").all()
     assert "Beside published figures" not in page.read_text(encoding="utf-8")
     assert not (tmp_path / "published.csv").exists()
@@ -263,7 +266,7 @@ def test_a_suite_that_drops_its_figures_keeps_its_records_and_drops_the_file(
     records = {path.name: path.stat().st_mtime_ns for path in (folder / "records").iterdir()}
     (tmp_path / "small.toml").write_text(SUITE.partition("[[published]]")[0], encoding="utf-8")
     found = bench.run(str(tmp_path / "small.toml"), out=folder, device="cpu", batch_size=20)
-    publication.write(found, folder)
+    run_output.write(found, folder)
     assert records == {
         path.name: path.stat().st_mtime_ns for path in (folder / "records").iterdir()
     }

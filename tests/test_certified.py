@@ -9,10 +9,13 @@ from click.testing import CliRunner
 from torch import Tensor
 
 import bench
-from bench import brackets, certify, cli, results
-from bench.errors import RecordError, SuiteError
-from bench.layers import Layer
-from bench.suite import parse
+from bench import cli
+from bench.analysis import certified, results
+from bench.core.contracts import types
+from bench.core.errors import RecordError, SuiteError
+from bench.evaluation.certification import bounds
+from bench.evaluation.certification.layers import Layer
+from bench.suite.reader import parse
 
 NET = """
 import torch
@@ -84,7 +87,7 @@ def written(folder: Path, suite: str = SUITE) -> str:
     return str(path)
 
 
-def bench_run(folder: Path, suite: str = SUITE, fresh: bool = False) -> results.Results:
+def bench_run(folder: Path, suite: str = SUITE, fresh: bool = False) -> results.RunResults:
     """The results of a run without its report."""
     path = written(folder, suite)
     return bench.run(path, folder / "out", device="cpu", fresh=fresh)
@@ -110,7 +113,7 @@ def test_the_truth_stands_between_what_is_certified_and_what_attacks_left(
     ran: tuple[Path, str],
 ) -> None:
     table = pd.read_csv(ran[0] / "out" / "certified.csv")
-    assert list(table.columns) == list(brackets.COLUMNS)
+    assert list(table.columns) == list(certified.COLUMNS)
     relu = table[table["model"] == "relu net"]
     # pandas before 3 loses the last bit of what it reads.
     assert list(relu["eps"]) == pytest.approx(2 * [0.004, 4 / 255, 0.5], rel=1e-15)
@@ -160,16 +163,19 @@ def test_pages_and_terminal_tell_the_bracket_and_a_figure_draws_it(
 def test_a_second_run_certifies_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[certify.Method] = []
-    whole = certify.certificates
+    seen: list[types.CertificationMethod] = []
+    whole = bounds.certificates
 
     def watched(
-        layers: Sequence[Layer], inside: certify.Bounds, labels: Tensor, method: certify.Method
+        layers: Sequence[Layer],
+        inside: bounds.Bounds,
+        labels: Tensor,
+        method: types.CertificationMethod,
     ) -> Tensor:
         seen.append(method)
         return whole(layers, inside, labels, method)
 
-    monkeypatch.setattr(certify, "certificates", watched)
+    monkeypatch.setattr(bounds, "certificates", watched)
     bench_run(tmp_path, SUITE.replace("true", '["ibp"]'))
     assert set(seen) == {"ibp"}
     seen.clear()
@@ -190,11 +196,14 @@ def test_a_certified_example_that_an_attack_has_broken_is_shouted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def credulous(
-        layers: Sequence[Layer], inside: certify.Bounds, labels: Tensor, method: certify.Method
+        layers: Sequence[Layer],
+        inside: bounds.Bounds,
+        labels: Tensor,
+        method: types.CertificationMethod,
     ) -> Tensor:
         return inside.low.new_ones(len(labels))
 
-    monkeypatch.setattr(certify, "certificates", credulous)
+    monkeypatch.setattr(bounds, "certificates", credulous)
     found = bench_run(tmp_path).certified.contradictions
     broken = found[(found["attack"] == "FGSM") & (found["attack_eps"] == 0.5)]
     assert set(broken["eps"]) == {0.5}  # a smaller certified ball says nothing of so far an image

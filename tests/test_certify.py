@@ -8,12 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench import certify, chain, engine, registry
-from bench.contracts import Curve
-from bench.errors import SuiteError
-from bench.layers import Layer, forward
+from bench.core import registry
+from bench.core.contracts import types
+from bench.core.contracts.attack import AttackSpec
+from bench.core.errors import SuiteError
+from bench.engine import stream
+from bench.evaluation.certification import bounds as certification_bounds
+from bench.evaluation.certification import network
+from bench.evaluation.certification.layers import Layer, forward
 
-METHODS: tuple[certify.Method, ...] = ("ibp", "crown")
+METHODS: tuple[types.CertificationMethod, ...] = ("ibp", "crown")
 SHAPE = (2, 9, 8)
 
 
@@ -62,12 +66,17 @@ def nets(generator: torch.Generator) -> list[nn.Module]:
 
 def read(net: nn.Module, shape: tuple[int, ...] = SHAPE) -> tuple[Layer, ...]:
     sample = torch.full((2, *shape), 0.5)
-    return chain.doubled(net, sample)
+    return network.doubled(net, sample)
 
 
 @torch.no_grad()
-def margins(net: nn.Module, inside: certify.Bounds, y: Tensor, method: certify.Method) -> Tensor:
-    return certify.margins(chain.read(net, SHAPE), inside, y, method)
+def margins(
+    net: nn.Module,
+    inside: certification_bounds.Bounds,
+    y: Tensor,
+    method: types.CertificationMethod,
+) -> Tensor:
+    return certification_bounds.margins(network.read_network(net, SHAPE), inside, y, method)
 
 
 def drawn(seed: int, n: int = 6) -> tuple[torch.Generator, Tensor]:
@@ -96,15 +105,15 @@ def leads(logits: Tensor, y: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", range(4))
 @pytest.mark.parametrize("method", METHODS)
 def test_no_image_of_the_region_lies_below_a_bound(
-    seed: int, kind: int, method: certify.Method
+    seed: int, kind: int, method: types.CertificationMethod
 ) -> None:
     generator, x = drawn(seed)
     net = nets(generator)[kind]
     layers = read(net)
     y = net(x.float()).argmax(1)
     for eps in (0.003, 0.03, 0.2):
-        inside = certify.region(x, eps)
-        bounds = certify.margins(layers, inside, y, method)
+        inside = certification_bounds.region(x, eps)
+        bounds = certification_bounds.margins(layers, inside, y, method)
         corners = torch.rand(15, *x.shape, generator=generator, dtype=x.dtype).round()
         for share in (*torch.rand(10, *x.shape, generator=generator, dtype=x.dtype), *corners):
             point = inside.low + share * (inside.high - inside.low)
@@ -122,7 +131,12 @@ def test_a_certified_example_is_not_broken_in_float32(seed: int, kind: int) -> N
     y, layers = net(images).argmax(1), read(net)
     certified = 0
     for eps in (1e-4, 1e-3, 0.01, 0.05):
-        found = certify.certificates(layers, certify.region(images.double(), eps), y, "crown") > 0
+        found = (
+            certification_bounds.certificates(
+                layers, certification_bounds.region(images.double(), eps), y, "crown"
+            )
+            > 0
+        )
         certified += int(found.sum())
         with torch.enable_grad():
             worst = ascended(net, images, y, eps)
@@ -131,7 +145,9 @@ def test_a_certified_example_is_not_broken_in_float32(seed: int, kind: int) -> N
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_on_a_linear_net_the_bound_is_what_the_best_attack_reaches(method: certify.Method) -> None:
+def test_on_a_linear_net_the_bound_is_what_the_best_attack_reaches(
+    method: types.CertificationMethod,
+) -> None:
     generator, x = drawn(1)
     weight = torch.randn(3, 144, generator=generator, dtype=torch.float64)
     net = nn.Sequential(nn.Flatten(), nn.Linear(144, 3)).double()
@@ -141,7 +157,7 @@ def test_on_a_linear_net_the_bound_is_what_the_best_attack_reaches(method: certi
     x[0], x[1, 0] = 0.0, 1.0  # at the walls of the box
     y = torch.tensor([0, 1, 2, 0, 1, 2])
     for eps in (0.0, 0.01, 0.3, 1.0):
-        found = margins(net, certify.region(x, eps), y, method)
+        found = margins(net, certification_bounds.region(x, eps), y, method)
         for row, label in enumerate(y.tolist()):
             others = [k for k in range(3) if k != label]
             for place, k in enumerate(others):
@@ -163,7 +179,7 @@ def test_where_no_relu_can_change_its_mind_crown_is_exact() -> None:
     w = net[3].weight @ (on[:, None] * net[1].weight)
     b = net[3].bias + net[3].weight @ (on * net[1].bias)
     y = torch.zeros(6, dtype=torch.int64)
-    found = margins(net, certify.region(x, 0.1), y, "crown")
+    found = margins(net, certification_bounds.region(x, 0.1), y, "crown")
     for k in (1, 2):
         lead, flat = w[0] - w[k], x.flatten(1)
         room = torch.where(lead > 0, flat, 1 - flat).clamp_max(0.1)
@@ -178,7 +194,10 @@ def test_crown_is_nowhere_looser_than_intervals_and_bounds_fall_as_eps_grows(kin
     before = leads(forward(layers, x), y)
     tighter = 0
     for eps in (0.0, 0.001, 0.01, 0.05, 0.2):
-        ibp, crown = (certify.margins(layers, certify.region(x, eps), y, m) for m in METHODS)
+        ibp, crown = (
+            certification_bounds.margins(layers, certification_bounds.region(x, eps), y, m)
+            for m in METHODS
+        )
         if eps == 0:
             assert torch.allclose(ibp, before, atol=1e-9)
             assert torch.allclose(crown, before, atol=1e-9)
@@ -193,10 +212,10 @@ def test_a_certificate_does_not_depend_on_what_is_certified_beside_it(
     lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     x, y = (part[:3] for part in digits)
-    layers, inside = chain.doubled(lenet, x), certify.region(x.double(), 0.005)
-    together = certify.certificates(layers, inside, y, "crown")
+    layers, inside = network.doubled(lenet, x), certification_bounds.region(x.double(), 0.005)
+    together = certification_bounds.certificates(layers, inside, y, "crown")
     alone = [
-        certify.certificates(layers, inside.of(row), y[row], "crown")
+        certification_bounds.certificates(layers, inside.of(row), y[row], "crown")
         for row in (slice(0, 1), slice(1, 2), slice(2, 3))
     ]
     assert torch.allclose(torch.cat(alone), together, atol=1e-9)
@@ -207,14 +226,19 @@ def test_the_shipped_attacks_break_no_certified_digit(
     attack: str, lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     x, y = (part[:12] for part in digits)
-    layers, eps = chain.doubled(lenet, x), 0.005
-    held = certify.certificates(layers, certify.region(x.double(), eps), y, "crown") > 0
+    layers, eps = network.doubled(lenet, x), 0.005
+    held = (
+        certification_bounds.certificates(
+            layers, certification_bounds.region(x.double(), eps), y, "crown"
+        )
+        > 0
+    )
     found = registry.find("attacks", attack)
-    curve = Curve(
+    curve = AttackSpec(
         name=attack, attack=found, params=found.params(), norm="linf", eps=(eps, 0.2),
         stop="never", seed=0,
     )  # fmt: skip
-    x_adv = engine.attack(lenet, curve, x, y, torch.arange(12), rows=12).x_adv
+    x_adv = stream.attack(lenet, curve, x, y, torch.arange(12), rows=12).x_adv
     with torch.no_grad():
         near, far = (lenet(each).argmax(1) == y for each in x_adv)
     assert near[held].all()
@@ -226,13 +250,13 @@ def test_rounding_covers_what_float32_does_to_the_logits(
     lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     x, _ = digits
-    layers = chain.doubled(lenet, x[:1])
-    point = certify.region(x.double(), 0.0)
+    layers = network.doubled(lenet, x[:1])
+    point = certification_bounds.region(x.double(), 0.0)
     bounds = [point]
     for k in range(len(layers)):
         at = forward(layers[: k + 1], x.double())
-        bounds.append(certify.Bounds(at, at))
-    off = certify.rounding(layers, bounds).detach()
+        bounds.append(certification_bounds.Bounds(at, at))
+    off = certification_bounds.rounding(layers, bounds).detach()
     with torch.no_grad():
         measured = (lenet(x).double() - bounds[-1].low).abs()
     assert (measured <= off).all()
@@ -247,11 +271,11 @@ def test_a_relu_that_is_surely_off_hands_no_rounding_on() -> None:
     for bias in (-40.0, 40.0):
         with torch.no_grad():
             net[1].bias.fill_(bias)
-            layers = chain.read(net, SHAPE)
-            bounds = [certify.region(x, 0.1)]
+            layers = network.read_network(net, SHAPE)
+            bounds = [certification_bounds.region(x, 0.1)]
             for k in range(4):
-                bounds.append(certify.interval(layers[k], bounds[k]))
-            off[bias] = certify.rounding(layers, bounds)
+                bounds.append(certification_bounds.interval(layers[k], bounds[k]))
+            off[bias] = certification_bounds.rounding(layers, bounds)
     assert torch.allclose(off[-40.0], 7 * 2.0**-24 * net[3].bias.detach().abs(), rtol=1e-5)
     assert (off[40.0] > 100 * off[-40.0]).all()
 
@@ -267,7 +291,7 @@ def test_the_lines_of_max_pooling_hold_for_every_window(window: tuple[int, int, 
     net.append(nn.Linear(outputs, 5).double())
     with torch.no_grad():
         net[2].weight.copy_(torch.randn(5, outputs, generator=generator))
-    y, inside = torch.tensor([0, 1, 2]), certify.region(x, 0.2)
+    y, inside = torch.tensor([0, 1, 2]), certification_bounds.region(x, 0.2)
     found = margins(net.double(), inside, y, "crown")
     for share in torch.rand(30, *x.shape, generator=generator, dtype=x.dtype):
         point = inside.low + share.round() * (inside.high - inside.low)
@@ -330,7 +354,7 @@ REFUSED: Sequence[tuple[nn.Module, str]] = (
 @pytest.mark.parametrize(("net", "words"), REFUSED, ids=[words for _, words in REFUSED])
 def test_another_layer_is_refused_by_name(net: nn.Module, words: str) -> None:
     with pytest.raises(SuiteError, match=words):
-        chain.doubled(net.eval(), torch.full((1, *SHAPE), 0.5))
+        network.doubled(net.eval(), torch.full((1, *SHAPE), 0.5))
 
 
 def test_maxout_is_refused_and_every_other_small_net_that_ships_is_read() -> None:
@@ -341,14 +365,14 @@ def test_maxout_is_refused_and_every_other_small_net_that_ships_is_read() -> Non
         net = found.build().eval()
         if name == "maxout":
             with pytest.raises(SuiteError, match=r"no bounds for unflatten \(in Maxout\)"):
-                chain.doubled(net, torch.full((1, 1, 28, 28), 0.5))
+                network.doubled(net, torch.full((1, 1, 28, 28), 0.5))
         else:
-            assert len(chain.doubled(net, torch.full((1, 1, 28, 28), 0.5))) >= 2
+            assert len(network.doubled(net, torch.full((1, 1, 28, 28), 0.5))) >= 2
 
 
 def test_reading_leaves_the_net_as_it_was(lenet: nn.Module) -> None:
     lenet.train()
     before = {key: value.clone() for key, value in lenet.state_dict().items()}
-    chain.doubled(lenet, torch.full((1, 1, 28, 28), 0.5))
+    network.doubled(lenet, torch.full((1, 1, 28, 28), 0.5))
     assert lenet.training
     assert all(torch.equal(value, before[key]) for key, value in lenet.state_dict().items())

@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import catalogue, cli, loading
+from bench import cli
+from bench.evaluation import loading
+from bench.suite import catalog
 
 
 class Said(NamedTuple):
@@ -70,7 +72,7 @@ def written(folder: Path, attack: str = "fgsm", data: str = "digits") -> Path:
 def attack(folder: Path, body: str) -> Path:
     """A suite whose attack does what `body` says."""
     code = (
-        "from bench.attacks.fgsm import Params\nfrom bench.contracts import Attack\n"
+        "from bench.attacks.fgsm import Params\nfrom bench import Attack\n"
         f"def run(model, x, y, threat, params, noise):\n    {body}\n"
         "A = Attack(summary='s', source='s', params=Params, norms=('linf',), run=run)\n"
     )
@@ -204,7 +206,7 @@ def test_lists_tell_what_there_is(type_: Type, kind: str, name: str) -> None:
     assert name in said.out
 
 
-@pytest.mark.parametrize("name", catalogue.suites())
+@pytest.mark.parametrize("name", catalog.suites())
 def test_every_shipped_suite_plans_without_running(type_: Type, name: str, tmp_path: Path) -> None:
     said = type_("plan", name)
     assert said.code == 0
@@ -264,7 +266,7 @@ def pictures(folder: Path, names: list[str]) -> None:
 
 def small_imagenet(folder: Path) -> Path:
     """The shipped suite on small images with random weights and its attacks without references."""
-    text = (catalogue.SUITES / "imagenet.toml").read_text(encoding="utf-8")
+    text = (catalog.SUITES / "imagenet.toml").read_text(encoding="utf-8")
     for old, new in (
         ("resize = 256, crop = 224", "resize = 32, crop = 32"),
         ('"IMAGENET1K_V1"', '"random"'),

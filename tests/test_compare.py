@@ -9,10 +9,13 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from bench import compare, metrics, results, runner, suite
+from bench.analysis import compare_runs, results
 from bench.cli import cli
-from bench.plots import dumbbell
-from bench.report import changes
+from bench.evaluation import metrics
+from bench.execution import runner
+from bench.reporting.plots import dumbbell
+from bench.reporting.report import run_comparison
+from bench.suite import reader
 
 SUITE = """
 schema = 1
@@ -40,8 +43,8 @@ eps = [0.1]
 USUAL = {"seed": 0, "limit": 60, "model": "lenet", "weights": "digits", "eps": 0.1, "steps": 2}
 
 
-def ran(folder: Path, **settings: Any) -> results.Results:
-    read = suite.parse(SUITE.format(**USUAL | settings), "c.toml", Path())
+def ran(folder: Path, **settings: Any) -> results.RunResults:
+    read = reader.parse(SUITE.format(**USUAL | settings), "c.toml", Path())
     runner.run(read, folder, runner.Options(device="cpu"))
     return results.read(folder)
 
@@ -55,20 +58,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def runs(folders: tuple[Path, Path]) -> tuple[results.Results, results.Results]:
+def runs(folders: tuple[Path, Path]) -> tuple[results.RunResults, results.RunResults]:
     return results.read(folders[0]), results.read(folders[1])
 
 
 @pytest.fixture(scope="module")
-def found(runs: tuple[results.Results, results.Results]) -> compare.Compared:
-    return compare.compare(*runs)
+def found(runs: tuple[results.RunResults, results.RunResults]) -> compare_runs.Compared:
+    return compare_runs.compare(*runs)
 
 
 def places(table: pd.DataFrame) -> list[tuple[str, float]]:
     return list(zip(table["attack"], table["eps"], strict=True))
 
 
-def robust(run: results.Results, attack: str, eps: float) -> "pd.Series[bool]":
+def robust(run: results.RunResults, attack: str, eps: float) -> "pd.Series[bool]":
     frame = run.stored.frame.query("attack == @attack and eps == @eps")
     return metrics.robust(frame.set_index("example"))
 
@@ -77,7 +80,7 @@ def robust(run: results.Results, attack: str, eps: float) -> "pd.Series[bool]":
 
 
 def test_every_shared_cell_has_a_row_and_the_clean_images_and_the_worst_case_too(
-    found: compare.Compared,
+    found: compare_runs.Compared,
 ) -> None:
     assert places(found.table) == [
         ("no attack", 0.0), ("PGD", 0.05), ("PGD", 0.1), ("FGSM", 0.1), ("worst case", 0.1),
@@ -87,7 +90,7 @@ def test_every_shared_cell_has_a_row_and_the_clean_images_and_the_worst_case_too
 
 
 def test_the_counts_are_those_of_the_paired_examples(
-    found: compare.Compared, runs: tuple[results.Results, results.Results]
+    found: compare_runs.Compared, runs: tuple[results.RunResults, results.RunResults]
 ) -> None:
     row = found.table[found.table["attack"] == "PGD"].iloc[1]
     a, b = (robust(run, "PGD", 0.1) for run in runs)
@@ -99,7 +102,7 @@ def test_the_counts_are_those_of_the_paired_examples(
 
 
 def test_the_worst_case_is_over_the_attacks_that_both_runs_have(
-    found: compare.Compared, runs: tuple[results.Results, results.Results]
+    found: compare_runs.Compared, runs: tuple[results.RunResults, results.RunResults]
 ) -> None:
     row = found.table[found.table["attack"] == "worst case"].iloc[0]
     both = [robust(runs[0], attack, 0.1) for attack in ("PGD", "FGSM")]
@@ -107,7 +110,7 @@ def test_the_worst_case_is_over_the_attacks_that_both_runs_have(
 
 
 def test_each_example_that_changed_is_kept_with_what_the_model_said(
-    found: compare.Compared, runs: tuple[results.Results, results.Results]
+    found: compare_runs.Compared, runs: tuple[results.RunResults, results.RunResults]
 ) -> None:
     a, b = (robust(run, "PGD", 0.1) for run in runs)
     changed = found.changed.query("attack == 'PGD' and eps == 0.1")
@@ -118,33 +121,35 @@ def test_each_example_that_changed_is_kept_with_what_the_model_said(
     assert (lost["second_adv_pred"] != lost["label"]).all()
 
 
-def test_a_run_beside_itself_has_no_change(runs: tuple[results.Results, results.Results]) -> None:
-    found = compare.compare(runs[0], runs[0])
+def test_a_run_beside_itself_has_no_change(
+    runs: tuple[results.RunResults, results.RunResults],
+) -> None:
+    found = compare_runs.compare(runs[0], runs[0])
     assert (found.table["p_corrected"] == 1).all()
     assert (len(found.changed), found.notes) == (0, [])
-    assert "neither in 5" in changes.summary(found)
+    assert "neither in 5" in run_comparison.summary(found)
 
 
 def test_swapped_runs_swap_their_sides(
-    found: compare.Compared, runs: tuple[results.Results, results.Results]
+    found: compare_runs.Compared, runs: tuple[results.RunResults, results.RunResults]
 ) -> None:
-    back = compare.compare(*runs[::-1]).table
+    back = compare_runs.compare(*runs[::-1]).table
     assert back["only_first"].tolist() == found.table["only_second"].tolist()
     assert back["p_corrected"].tolist() == found.table["p_corrected"].tolist()
 
 
-def test_what_else_differs_is_said(found: compare.Compared) -> None:
+def test_what_else_differs_is_said(found: compare_runs.Compared) -> None:
     assert found.notes == [
         "the seed is 0 in A, 1 in B", "PGD is another attack: steps 2 in A, 8 in B",
     ]  # fmt: skip
 
 
 def test_another_version_of_a_model_and_another_device_are_compared_and_named(
-    runs: tuple[results.Results, results.Results], tmp_path: Path
+    runs: tuple[results.RunResults, results.RunResults], tmp_path: Path
 ) -> None:
     other = ran(tmp_path, weights="random")
     other.provenance["sessions"][-1]["environment"]["device"] = "cuda:0"
-    found = compare.compare(runs[0], other)
+    found = compare_runs.compare(runs[0], other)
     clean = found.table.iloc[0]
     assert clean["attack"] == "no attack"
     assert clean["only_first"] > 40  # untrained weights know nothing
@@ -153,10 +158,10 @@ def test_another_version_of_a_model_and_another_device_are_compared_and_named(
 
 
 def test_of_a_longer_run_the_examples_that_both_have_are_compared(
-    runs: tuple[results.Results, results.Results], tmp_path: Path
+    runs: tuple[results.RunResults, results.RunResults], tmp_path: Path
 ) -> None:
     longer = ran(tmp_path, limit=90)
-    found = compare.compare(runs[0], longer)
+    found = compare_runs.compare(runs[0], longer)
     assert (found.table["n"] == 60).all()
     assert (found.table["only_first"] + found.table["only_second"] == 0).all()
     assert any("A has 60 examples, B 90" in note for note in found.notes)
@@ -166,11 +171,11 @@ def test_of_a_longer_run_the_examples_that_both_have_are_compared(
 
 
 def test_a_cell_of_one_run_alone_and_one_that_failed_are_named(
-    runs: tuple[results.Results, results.Results], tmp_path: Path
+    runs: tuple[results.RunResults, results.RunResults], tmp_path: Path
 ) -> None:
     other = ran(tmp_path, eps='"40/255"')
     other.table.loc[other.table["attack"] == "FGSM", ["status", "reason"]] = "failed", "no luck"
-    found = compare.compare(runs[0], other)
+    found = compare_runs.compare(runs[0], other)
     assert places(found.table) == [("no attack", 0.0), ("PGD", 0.05)]
     assert found.apart == [
         "net · PGD at eps 0.1: only A has it",
@@ -179,7 +184,7 @@ def test_a_cell_of_one_run_alone_and_one_that_failed_are_named(
     ]
 
 
-def test_other_data_are_refused(runs: tuple[results.Results, results.Results]) -> None:
+def test_other_data_are_refused(runs: tuple[results.RunResults, results.RunResults]) -> None:
     first, second = runs
     data = second.provenance["data"] | {"fingerprint": "other"}
     named = second._replace(provenance=second.provenance | {"data": data | {"name": "mnist"}})
@@ -189,18 +194,18 @@ def test_other_data_are_refused(runs: tuple[results.Results, results.Results]) -
         provenance=second.provenance | {"data": data | {"n": 61}},
         stored=second.stored._replace(frame=frame),
     )
-    assert "60 of mnist" in compare.compare(first, named).refusal
-    assert "of other content" in compare.compare(first, content).refusal
-    assert "of other content" in compare.compare(first, relabelled).refusal
+    assert "60 of mnist" in compare_runs.compare(first, named).refusal
+    assert "of other content" in compare_runs.compare(first, content).refusal
+    assert "of other content" in compare_runs.compare(first, relabelled).refusal
 
 
 def test_runs_with_nothing_in_common_are_refused(
-    runs: tuple[results.Results, results.Results],
+    runs: tuple[results.RunResults, results.RunResults],
 ) -> None:
     renamed = runs[1]._replace(
         plan=[dataclasses.replace(cell, model="another") for cell in runs[1].plan]
     )
-    found = compare.compare(runs[0], renamed)
+    found = compare_runs.compare(runs[0], renamed)
     assert found.refusal.startswith("no finished cell in common; A has 4 ok of net")
     assert found.table.empty
 
@@ -209,7 +214,7 @@ def test_runs_with_nothing_in_common_are_refused(
 
 
 def test_the_command_prints_the_table_and_writes_it(
-    folders: tuple[Path, Path], found: compare.Compared, tmp_path: Path
+    folders: tuple[Path, Path], found: compare_runs.Compared, tmp_path: Path
 ) -> None:
     words = ["compare", *map(str, folders), "-o", str(tmp_path)]
     done = CliRunner().invoke(cli, words)
@@ -234,7 +239,7 @@ def test_the_command_ends_with_3_where_nothing_can_be_compared(
     assert CliRunner().invoke(cli, ["compare", str(folders[0]), "nowhere"]).exit_code == 2
 
 
-def test_the_dumbbell_has_two_joined_dots_for_each_cell(found: compare.Compared) -> None:
+def test_the_dumbbell_has_two_joined_dots_for_each_cell(found: compare_runs.Compared) -> None:
     axes = dumbbell.figure(found.table, "A", "B").axes[0]
     dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
     expected = found.table[["first_robust", "second_robust"]].to_numpy().ravel() / 60 * 100
@@ -244,7 +249,9 @@ def test_the_dumbbell_has_two_joined_dots_for_each_cell(found: compare.Compared)
     assert [text.get_text() for text in axes.get_yticklabels()][-1] == "worst case, eps 0.1"
 
 
-def test_of_many_cells_the_dumbbell_shows_those_that_differ_most(found: compare.Compared) -> None:
+def test_of_many_cells_the_dumbbell_shows_those_that_differ_most(
+    found: compare_runs.Compared,
+) -> None:
     many = pd.concat([found.table] * 20, ignore_index=True)
     axes = dumbbell.figure(many, "A", "B").axes[0]
     assert len(axes.get_yticks()) == dumbbell.MOST
@@ -254,5 +261,5 @@ def test_of_many_cells_the_dumbbell_shows_those_that_differ_most(found: compare.
 
 
 def test_a_comparison_of_nothing_draws_a_sentence() -> None:
-    nothing = pd.DataFrame(columns=list(compare.COLUMNS))
+    nothing = pd.DataFrame(columns=list(compare_runs.COLUMNS))
     assert dumbbell.figure(nothing, "A", "B").texts[0].get_text() == "No cell was compared"

@@ -7,10 +7,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench import comparisons, metrics, plan, publication, results, runner, suite
-from bench.errors import SuiteError
-from bench.plots import drawing, transfer
-from bench.report import compared
+from bench.analysis import pairwise, results
+from bench.core.errors import SuiteError
+from bench.evaluation import metrics
+from bench.execution import runner
+from bench.reporting import run_output
+from bench.reporting.plots import figures, transfer_matrix
+from bench.reporting.report import pairwise_view
+from bench.suite import plan, reader
 
 HEAD = """
 schema = 1
@@ -46,19 +50,19 @@ SEEDS = PGD + "seeds = 3\n"
 
 
 def entries(text: str) -> list[Any]:
-    return list(suite.parse(HEAD + text, "c.toml", Path()).attacks)
+    return list(reader.parse(HEAD + text, "c.toml", Path()).attacks)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    read = suite.parse(HEAD + SEEDS + FGSM, "c.toml", Path())
+    read = reader.parse(HEAD + SEEDS + FGSM, "c.toml", Path())
     runner.run(read, out, runner.Options(device="cpu"))
     return out
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> results.Results:
+def found(folder: Path) -> results.RunResults:
     return results.read(folder)
 
 
@@ -67,15 +71,15 @@ def series(text: str) -> "pd.Series[bool]":
     return pd.Series([mark == "x" for mark in text])
 
 
-def pair(first: str, second: str, compared: str = "attacks") -> comparisons.Pair:
-    return comparisons.Pair(compared, {"eps": 0.1}, "A", "B", (series(first), series(second)))
+def pair(first: str, second: str, compared: str = "attacks") -> pairwise.Pair:
+    return pairwise.Pair(compared, {"eps": 0.1}, "A", "B", (series(first), series(second)))
 
 
 # ------------------------------------------------------------------------------------------- pairs
 
 
 def test_every_two_attacks_on_a_model_and_every_two_models_under_an_attack_are_compared(
-    found: results.Results,
+    found: results.RunResults,
 ) -> None:
     frame = found.comparisons
     attacks = frame[frame["compared"] == "attacks"]
@@ -84,13 +88,13 @@ def test_every_two_attacks_on_a_model_and_every_two_models_under_an_attack_are_c
         assert [*zip(group["first"], group["second"], strict=True)] == [*combinations(labels, 2)]
     models = frame[frame["compared"] == "models"]
     assert set(zip(models["first"], models["second"], strict=True)) == {("LeNet", "linear")}
-    assert set(models["attack"]) == {*labels, comparisons.WORST}
+    assert set(models["attack"]) == {*labels, pairwise.WORST}
     # 2 models x 2 eps x 6 pairs of attacks; 2 eps x (4 attacks and their worst case)
     assert (len(attacks), len(models)) == (24, 10)
 
 
 def test_an_eps_is_one_however_it_is_written_and_nothing_is_compared_at_0(
-    found: results.Results,
+    found: results.RunResults,
 ) -> None:
     assert set(found.comparisons["eps"]) == {0.05, 0.1}
     fgsm = found.comparisons.query("second == 'FGSM' and eps == 0.1")
@@ -98,7 +102,7 @@ def test_an_eps_is_one_however_it_is_written_and_nothing_is_compared_at_0(
 
 
 def test_attacks_are_compared_by_what_each_breaks_and_models_by_where_each_is_robust(
-    found: results.Results,
+    found: results.RunResults,
 ) -> None:
     records = found.stored.frame
     cells = found.table.set_index(["model", "attack", "eps"])["cell"]
@@ -119,23 +123,23 @@ def test_attacks_are_compared_by_what_each_breaks_and_models_by_where_each_is_ro
 
 
 def test_models_are_compared_by_the_worst_case_over_attacks_that_both_met(
-    found: results.Results,
+    found: results.RunResults,
 ) -> None:
-    worst = found.comparisons.query(f"attack == '{comparisons.WORST}' and eps == 0.05").iloc[0]
+    worst = found.comparisons.query(f"attack == '{pairwise.WORST}' and eps == 0.05").iloc[0]
     kept = found.worst.query("eps == 0.05").set_index("model")["robust_correct"]
     assert worst["only_first"] - worst["only_second"] == kept["LeNet"] - kept["linear"]
 
 
-def test_a_cell_without_a_number_is_compared_with_nothing(found: results.Results) -> None:
+def test_a_cell_without_a_number_is_compared_with_nothing(found: results.RunResults) -> None:
     table = found.table.copy()
     table.loc[table["attack"] != "FGSM", "status"] = "failed"
     outcomes = {cell: series("x.") for cell in table["cell"]}
-    frame = comparisons.compare(table, outcomes, outcomes)
+    frame = pairwise.compare(table, outcomes, outcomes)
     assert frame["compared"].tolist() == ["models"] * 2
-    assert comparisons.compare(table[:0], {}, {}).empty
+    assert pairwise.compare(table[:0], {}, {}).empty
 
 
-def test_the_p_values_of_a_run_are_corrected_as_one_family(found: results.Results) -> None:
+def test_the_p_values_of_a_run_are_corrected_as_one_family(found: results.RunResults) -> None:
     frame = found.comparisons
     assert frame["p_corrected"].tolist() == metrics.holm(frame["p_value"].tolist())
     assert (frame["p_corrected"] >= frame["p_value"]).all()
@@ -167,35 +171,35 @@ def test_a_targeted_attack_breaks_an_example_by_reaching_its_target() -> None:
         ),
     ],
 )
-def test_a_pair_is_told_in_a_sentence(given: comparisons.Pair, told: str) -> None:
-    assert comparisons.judged([given])["sentence"].item() == told
+def test_a_pair_is_told_in_a_sentence(given: pairwise.Pair, told: str) -> None:
+    assert pairwise.judged([given])["sentence"].item() == told
 
 
 def test_a_report_shows_the_differences_beyond_chance_and_counts_the_rest() -> None:
     place = {"model": "net", "attack": None, "norm": "linf", "goal": "untargeted", "target": ""}
     names = {0.1: "0.1", 0.2: "0.2"}
     given = [
-        comparisons.Pair("attacks", {**place, "eps": eps}, first, "C", (series(a), series(b)))
+        pairwise.Pair("attacks", {**place, "eps": eps}, first, "C", (series(a), series(b)))
         for eps in names
         for first, a, b in (("A", "x" * 9, "." * 9), ("B", "xx.", "..x"))
         if (first, eps) != ("A", 0.2)
     ]
     given.append(given[0]._replace(place={**place, "eps": 0.2}, outcomes=(series("x"),) * 2))
-    frame = comparisons.judged(given)
+    frame = pairwise.judged(given)
     told = "4 comparisons: 1 with a difference beyond chance (5 %, corrected for all 4), 3 without."
-    assert compared.summary(frame) == told
-    (view,) = compared.differences(frame, names)
+    assert pairwise_view.summary(frame) == told
+    (view,) = pairwise_view.differences(frame, names)
     assert view.columns == ["first", "second", "eps 0.1", "eps 0.2"]
     assert view.rows == [["A", "C", "9 : 0", "n.s."]]  # B against C differs nowhere: no line
-    listed = compared.sentences(frame, names)
+    listed = pairwise_view.sentences(frame, names)
     assert listed is not None
     assert [row[-1] for row in listed.rows] == [frame["sentence"].iloc[0]]
 
 
 def test_where_nothing_could_be_compared_the_report_says_what_it_takes() -> None:
-    frame = comparisons.judged([])
-    assert compared.summary(frame).startswith("Nothing was compared: it takes two attacks")
-    assert (compared.differences(frame, {}), compared.sentences(frame, {})) == ([], None)
+    frame = pairwise.judged([])
+    assert pairwise_view.summary(frame).startswith("Nothing was compared: it takes two attacks")
+    assert (pairwise_view.differences(frame, {}), pairwise_view.sentences(frame, {})) == ([], None)
 
 
 # ------------------------------------------------------------------------------------------- seeds
@@ -219,7 +223,7 @@ def test_seeds_multiply_with_sources_and_values() -> None:
 
 
 def test_a_seed_of_the_attack_takes_the_place_of_the_suites() -> None:
-    read = suite.parse("seed = 5\n" + HEAD + SEEDS + FGSM, "c.toml", Path())
+    read = reader.parse("seed = 5\n" + HEAD + SEEDS + FGSM, "c.toml", Path())
     tasks = plan.tasks(read, plan.known_facts(read))[:4]
     assert [task.curve.seed for task in tasks] == [0, 1, 2, 5]
     assert [task.cells[0].seed for task in tasks] == [0, 1, 2, None]
@@ -239,7 +243,9 @@ def test_seeds_that_make_no_sense_are_the_users_mistake(text: str, told: str) ->
         entries(text)
 
 
-def test_the_spread_over_seeds_is_told_with_what_all_of_them_leave(found: results.Results) -> None:
+def test_the_spread_over_seeds_is_told_with_what_all_of_them_leave(
+    found: results.RunResults,
+) -> None:
     cells = found.table.query("model == 'LeNet' and eps == 0.1 and attack != 'FGSM'")
     counts = sorted(int(k) for k in cells["robust_correct"])
     row = found.seeds.query("model == 'LeNet' and eps == 0.1").iloc[0]
@@ -255,7 +261,7 @@ def test_the_spread_over_seeds_is_told_with_what_all_of_them_leave(found: result
 
 
 def test_seeds_draw_differently_and_an_attack_without_them_has_no_spread(
-    found: results.Results,
+    found: results.RunResults,
 ) -> None:
     records = found.stored.frame.set_index("example")
     cells = found.table.query("model == 'LeNet' and eps == 0.05 and attack != 'FGSM'")["cell"]
@@ -265,26 +271,26 @@ def test_seeds_draw_differently_and_an_attack_without_them_has_no_spread(
 
 
 def test_each_seed_is_a_matrix_of_its_own_where_examples_are_crafted_elsewhere() -> None:
-    read = suite.parse(HEAD + SEEDS + 'source = "each"\n', "c.toml", Path())
+    read = reader.parse(HEAD + SEEDS + 'source = "each"\n', "c.toml", Path())
     rows = [
         {"model": task.model, "attack": task.entry.label, "source": task.entry.source,
          "family": "PGD", "varied": "", "value": None, "seed": task.entry.seed, "norm": "linf",
          "goal": "untargeted", "eps": 0.1, "eps_text": "0.1"}
         for task in plan.tasks(read, plan.known_facts(read))
     ]  # fmt: skip
-    matrices = transfer.matrices(pd.DataFrame(rows))
+    matrices = transfer_matrix.matrices(pd.DataFrame(rows))
     assert [matrix.attack for matrix in matrices] == [f"PGD, seed {seed}" for seed in range(3)]
     assert [len(matrix.cells) for matrix in matrices] == [4, 4, 4]
 
 
 def test_a_runs_folder_has_both_tables_and_its_page_both_sections(
-    found: results.Results, folder: Path, monkeypatch: pytest.MonkeyPatch
+    found: results.RunResults, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drawing, "draw", lambda *_: [])  # seconds of figures, tested elsewhere
-    page = publication.write(found, folder).read_text(encoding="utf-8")
+    monkeypatch.setattr(figures, "draw", lambda *_: [])  # seconds of figures, tested elsewhere
+    page = run_output.write(found, folder).read_text(encoding="utf-8")
     assert "<h2>Over seeds</h2>" in page
     assert "LeNet is robust on " in page
     assert len(pd.read_csv(folder / "comparisons.csv")) == len(found.comparisons)
     assert len(pd.read_csv(folder / "seeds.csv")) == len(found.seeds) == 4
-    publication.write(found._replace(seeds=found.seeds[:0]), folder)
+    run_output.write(found._replace(seeds=found.seeds[:0]), folder)
     assert not (folder / "seeds.csv").exists()

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench import consistency, records
-from bench.errors import SuiteError
-from bench.judge import judge
+from bench.core.errors import SuiteError
+from bench.evaluation import consistency
+from bench.evaluation.judge import judge
+from bench.storage import records
 
 FORGETFUL = """
 import torch

@@ -17,11 +17,13 @@ from torch.nn import functional
 from torch.nn.modules import module as modules
 
 import bench
-from bench import craft, measure, meter, process, registry
-from bench.contracts import Attack, Curve
-from bench.craft import Examples
-from bench.errors import ContractError
-from bench.judge import judge
+from bench.core import registry
+from bench.core.contracts.attack import Attack, AttackSpec
+from bench.core.errors import ContractError
+from bench.engine import timing
+from bench.evaluation import crafting, process_state, verify
+from bench.evaluation.crafting import Examples
+from bench.evaluation.judge import judge
 
 BAD = {
     "left = model.register_forward_hook(lambda m, i, o: o * -1)": "forward hooks",
@@ -44,7 +46,7 @@ BAD = {
     "torch.argmax = torch.argmin": "torch.argmax",
     "torch.Tensor.argmax = torch.Tensor.argmin": "torch.Tensor.argmax",
     "torch.Tensor.softmax = lambda self, d: -self": "torch.Tensor.softmax",
-    "bench.geometry.distance = lambda a, b, n: a.flatten(1)[:, 0] * 0": "geometry.distance",
+    "norms.distance = lambda a, b, n: a.flatten(1)[:, 0] * 0": "norms.distance",
     "torch.set_default_dtype(torch.float64)": "torch.set_default_dtype",
     "torch.set_default_device('meta')": "the default device",
     "torch.set_grad_enabled(False)": "torch.set_grad_enabled",
@@ -78,6 +80,7 @@ from dataclasses import dataclass
 
 import bench
 import torch
+from bench.engine.functional import norms
 from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -221,7 +224,7 @@ def test_the_process_is_as_it_was(ran: Ran) -> None:
     assert "BAD" not in os.environ
     assert Path.cwd() != Path("/")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert process.State().put_back() == []
+    assert process_state.State().put_back() == []
 
 
 # -------------------------------------------------------------- what cannot be copied or put back
@@ -259,12 +262,12 @@ def measured(model: nn.Module, run: Callable[..., Tensor], x: Tensor = X, **keys
     attack = Attack(
         summary="s", source="s", params=type("Params", (), {}), norms=("linf",), run=run
     )
-    curve = Curve(name="a", attack=attack, params=None, norm="linf", eps=(0.2,), **keys)
+    curve = AttackSpec(name="a", attack=attack, params=None, norm="linf", eps=(0.2,), **keys)
     clean = judge(model, x, 4)
     nobody = torch.full((len(x),), -1)
     ids = torch.arange(len(x))
     examples = Examples(ids, x, clean.pred, nobody, clean.pred, clean.confidence, clean.agreement)
-    return measure.measure(model, curve, examples, 4, meter.Floor(1.0, 2.0)).records[0]
+    return verify.evaluate_chunk(model, curve, examples, 4, timing.Floor(1.0, 2.0)).records[0]
 
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
@@ -369,9 +372,9 @@ def test_a_verdict_that_hangs_on_the_batch_makes_no_success_of_x(size: float) ->
 
 def test_what_torch_wraps_itself_when_a_part_of_it_is_first_imported_is_no_change() -> None:
     asked = (
-        "import torch; from bench import process; state = process.State(); plain = "
-        "torch.manual_seed; import torch._dynamo; print(torch.manual_seed is plain, "
-        "state.put_back())"
+        "import torch; from bench.evaluation import process_state; "
+        "state = process_state.State(); plain = torch.manual_seed; import torch._dynamo; "
+        "print(torch.manual_seed is plain, state.put_back())"
     )
     told = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     assert told.stdout.split() in (["False", "[]"], ["True", "[]"])
@@ -385,10 +388,10 @@ def test_a_users_rule_is_held_to_the_same(lenet: nn.Module) -> None:
         return found.rule.step(*given)
 
     attack = replace(found, rule=replace(found.rule, step=step, init=found.rule.init))
-    curve = Curve(name="fgsm", attack=attack, params=found.params(), norm="linf", eps=(0.1,))
+    curve = AttackSpec(name="fgsm", attack=attack, params=found.params(), norm="linf", eps=(0.1,))
     x, ids = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(2)
     pred, confidence, _, agreement = judge(lenet, x, 2)
     examples = Examples(ids, x, pred, ids - ids - 1, pred, confidence, agreement)
     with pytest.raises(ContractError, match=r"every other cell relies on: torch\.set_default_dt"):
-        craft.craft(lenet, curve, examples, 2)
+        crafting.craft(lenet, curve, examples, 2)
     assert torch.get_default_dtype() == torch.float32

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench import copies, engine, losses, registry
-from bench.errors import SuiteError
-from bench.exchange import TurnedConv
+from bench.core import registry
+from bench.core.errors import SuiteError
+from bench.engine.acceleration import accelerate
+from bench.engine.acceleration.layers import TurnedConv
+from bench.engine.functional import gradients, losses
 
 SHIPPED = ("lenet", "lenet_caffe", "dropout_cnn", "strided_cnn", "maxout", "softmax")
 
@@ -29,7 +31,7 @@ def image(n: int = 24, sides: int = 12) -> Tensor:
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of calibrations of this test alone."""
     file = tmp_path / "cache" / "calibrations.json"
-    monkeypatch.setattr(copies, "cache_file", lambda: file)
+    monkeypatch.setattr(accelerate, "cache_file", lambda: file)
     return file
 
 
@@ -41,14 +43,14 @@ def _seeded() -> Any:
         yield
 
 
-def untimed(net: nn.Module, x: Tensor, **settings: Any) -> copies.Copy:
+def untimed(net: nn.Module, x: Tensor, **settings: Any) -> accelerate.AcceleratedModel:
     """The copy of a net, for an attack too short to be worth a calibration."""
-    return copies.prepare(net, x, 4, ahead=0.0, **settings)
+    return accelerate.prepare(net, x, 4, ahead=0.0, **settings)
 
 
-def looked(net: nn.Module, x: Tensor) -> engine.Seen:
+def looked(net: nn.Module, x: Tensor) -> gradients.Look:
     y = torch.zeros(len(x), dtype=torch.int64)
-    return engine.look(net, losses.to_ascend("margin", "untargeted"), x, y, y)
+    return gradients.look(net, losses.to_ascend("margin", "untargeted"), x, y, y)
 
 
 # --------------------------------------------------------------------------------- what is attacked
@@ -276,7 +278,7 @@ def test_where_exchanged_layers_lead_elsewhere_a_plain_copy_is_attacked(
 ) -> None:
     made = untimed(kind().eval(), image())
     assert not made.exchanged
-    assert isinstance(made.model, copies.StandIn)
+    assert isinstance(made.model, accelerate.StandIn)
     assert made.dropped
 
 
@@ -293,7 +295,7 @@ def test_where_no_copy_agrees_the_model_itself_is_attacked_and_the_reason_told(
     kind: Callable[[], Net], why: str
 ) -> None:
     net = kind().eval()
-    made = copies.prepare(net, image(), 4)
+    made = accelerate.prepare(net, image(), 4)
     assert made.model is net
     assert made.rows == 4
     assert made.dropped.startswith(why)
@@ -305,7 +307,7 @@ def test_a_masked_gradient_is_told_for_what_it_is() -> None:
 
 
 def test_a_model_that_cannot_take_the_channels_last_layout_is_attacked_in_the_other() -> None:
-    made = copies.prepare(Viewing().eval(), image(), 4, fixed=True)
+    made = accelerate.prepare(Viewing().eval(), image(), 4, fixed=True)
     assert (made.layout, made.exchanged) == ("contiguous", True)
 
 
@@ -320,7 +322,7 @@ def test_a_model_that_answers_nan_or_nothing_but_zeros_is_no_error() -> None:
         net = Net().eval().requires_grad_(False)
         net.out.weight.copy_(spoil(net.out.weight))
         net.out.bias.zero_()
-        assert copies.prepare(net, image(), 4, ahead=0.0).rows == 4
+        assert accelerate.prepare(net, image(), 4, ahead=0.0).rows == 4
 
 
 @pytest.mark.parametrize("kind", [*EXCHANGED, *COPIED, Locked, Loyal])
@@ -432,13 +434,13 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pace], list[tuple[str, i
             timed.extend((net.layout, rows) for net in nets)
             return [pace(net.layout, rows) for net in nets]
 
-        monkeypatch.setattr(copies, "_paces", paces)
+        monkeypatch.setattr(accelerate, "_paces", paces)
         return timed
 
     return setting
 
 
-def choice(made: copies.Copy) -> tuple[str, int, bool]:
+def choice(made: accelerate.AcceleratedModel) -> tuple[str, int, bool]:
     return made.layout, made.rows, made.timed
 
 
@@ -449,25 +451,25 @@ def quickest_at(rows: int, layout: str = "contiguous") -> Pace:
     )
 
 
-@pytest.mark.parametrize("layout", copies.LAYOUTS)
+@pytest.mark.parametrize("layout", accelerate.LAYOUTS)
 @pytest.mark.parametrize("best", [8, 32, 64, 512])
 def test_the_quickest_layout_and_number_of_rows_are_found(
     layout: str, best: int, paced: Any
 ) -> None:
     paced(quickest_at(best, layout))
-    assert choice(copies.prepare(Net(), image(), 64)) == (layout, best, True)
+    assert choice(accelerate.prepare(Net(), image(), 64)) == (layout, best, True)
 
 
 def test_a_few_percent_are_no_reason_for_another_number_of_rows(paced: Any) -> None:
     paced(lambda layout, rows: 1.0 if rows == 64 else 0.96)
-    assert copies.prepare(Net(), image(), 64).rows == 64
+    assert accelerate.prepare(Net(), image(), 64).rows == 64
 
 
 def test_rows_stay_within_reason_however_quick_more_or_fewer_would_be(paced: Any) -> None:
     paced(lambda layout, rows: 1.0 / rows)
-    assert copies.prepare(Net(), image(), 64).rows == copies.MOST_ROWS
+    assert accelerate.prepare(Net(), image(), 64).rows == accelerate.MOST_ROWS
     paced(lambda layout, rows: float(rows))
-    assert copies.prepare(nn.Sequential(Net()), image(), 64).rows == copies.LEAST_ROWS
+    assert accelerate.prepare(nn.Sequential(Net()), image(), 64).rows == accelerate.LEAST_ROWS
 
 
 def test_more_rows_than_memory_holds_are_not_chosen(paced: Any) -> None:
@@ -477,38 +479,38 @@ def test_more_rows_than_memory_holds_are_not_chosen(paced: Any) -> None:
         return 1.0 / rows
 
     paced(pace)
-    assert copies.prepare(Net(), image(), 64).rows == 256
+    assert accelerate.prepare(Net(), image(), 64).rows == 256
 
 
 def test_a_calibration_is_remembered(paced: Any, memory: Path) -> None:
     paced(quickest_at(32, "channels-last"))
-    first = copies.prepare(Net(), image(), 64)
+    first = accelerate.prepare(Net(), image(), 64)
     timed = paced(quickest_at(128))
-    assert choice(copies.prepare(Net(), image(), 64)) == choice(first)
+    assert choice(accelerate.prepare(Net(), image(), 64)) == choice(first)
     assert choice(untimed(Net(), image())) == choice(first)  # whatever lies ahead
     assert timed == []
     memory.unlink()
-    assert copies.prepare(Net(), image(), 64).rows == 128
+    assert accelerate.prepare(Net(), image(), 64).rows == 128
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64, 30_000])
 def test_rows_that_the_user_gave_stay_and_the_layout_is_remembered(rows: int, paced: Any) -> None:
     paced(quickest_at(32, "channels-last"))
     wanted = ("channels-last", rows, True)
-    assert choice(copies.prepare(Net(), image(), rows, fixed=True)) == wanted
+    assert choice(accelerate.prepare(Net(), image(), rows, fixed=True)) == wanted
     timed = paced(quickest_at(32))
-    assert choice(copies.prepare(Net(), image(), rows, fixed=True)) == wanted
+    assert choice(accelerate.prepare(Net(), image(), rows, fixed=True)) == wanted
     assert timed == []
 
 
 def test_too_little_work_is_not_worth_a_calibration(paced: Any, memory: Path) -> None:
     timed = paced(quickest_at(32, "channels-last"))
-    made = copies.prepare(Net(), image(), 64, ahead=100.0)
+    made = accelerate.prepare(Net(), image(), 64, ahead=100.0)
     assert choice(made) == ("contiguous", 64, False)
     assert len(timed) == 1
     assert not memory.exists()
     assert made.worth > 100
-    again = copies.prepare(Net(), image(), 64, ahead=1.01 * made.worth)
+    again = accelerate.prepare(Net(), image(), 64, ahead=1.01 * made.worth)
     assert choice(again) == ("channels-last", 32, True)
 
 
@@ -527,7 +529,9 @@ def test_the_rows_that_one_attack_was_given_are_not_those_of_the_next(tmp_path: 
 
 def test_untimed_a_wide_net_takes_the_channels_last_layout(paced: Any) -> None:
     paced(quickest_at(32))
-    wide = nn.Sequential(nn.Conv2d(1, copies.WIDE, 3), nn.Conv2d(copies.WIDE, 2, 10), nn.Flatten())
+    wide = nn.Sequential(
+        nn.Conv2d(1, accelerate.WIDE, 3), nn.Conv2d(accelerate.WIDE, 2, 10), nn.Flatten()
+    )
     assert untimed(wide, image()).layout == "channels-last"
     assert untimed(Net(), image()).layout == "contiguous"
 
@@ -546,38 +550,38 @@ def test_a_damaged_memory_is_no_error_and_is_made_anew(
     content: bytes, paced: Any, memory: Path
 ) -> None:
     paced(quickest_at(32))
-    wanted = choice(copies.prepare(Net(), image(), 64))
+    wanted = choice(accelerate.prepare(Net(), image(), 64))
     (key,) = json.loads(memory.read_text())
     memory.write_bytes(content.replace(b"KEY", key.encode()))
-    assert choice(copies.prepare(Net(), image(), 64)) == wanted
+    assert choice(accelerate.prepare(Net(), image(), 64)) == wanted
     assert json.loads(memory.read_text())[key] == ["contiguous", 32]
 
 
 def test_a_remembered_layout_that_no_copy_has_is_no_error(paced: Any, memory: Path) -> None:
     paced(lambda layout, rows: 1.0)
     flat = nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
-    copies.prepare(flat, image(), 64)
+    accelerate.prepare(flat, image(), 64)
     (key,) = json.loads(memory.read_text())
     memory.write_text(json.dumps({key: ["channels-last", 64]}))
-    assert copies.prepare(flat, image(), 64).layout == "contiguous"
+    assert accelerate.prepare(flat, image(), 64).layout == "contiguous"
 
 
 def test_a_memory_that_cannot_be_written_is_no_error(paced: Any, memory: Path) -> None:
     paced(quickest_at(32))
     memory.parent.write_text("a file, where a folder should be")
     for _ in range(2):
-        assert choice(copies.prepare(Net(), image(), 64)) == ("contiguous", 32, True)
+        assert choice(accelerate.prepare(Net(), image(), 64)) == ("contiguous", 32, True)
 
 
 def test_one_memory_holds_many_models(paced: Any, memory: Path) -> None:
     paced(quickest_at(32))
-    copies.prepare(Net(), image(), 64)
-    copies.prepare(nn.Sequential(nn.Flatten(), nn.Linear(144, 4)), image(), 64)
+    accelerate.prepare(Net(), image(), 64)
+    accelerate.prepare(nn.Sequential(nn.Flatten(), nn.Linear(144, 4)), image(), 64)
     assert len(json.loads(memory.read_text())) == 2
 
 
 def key(net: nn.Module, sides: int = 12, precision: str = "float32", rows: int = 0) -> str:
-    return copies._key(net, image(2, sides), precision, rows, ["contiguous"])
+    return accelerate._key(net, image(2, sides), precision, rows, ["contiguous"])
 
 
 def test_a_calibration_is_the_architectures_and_not_the_weights() -> None:
@@ -596,7 +600,7 @@ def test_a_calibration_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {key(Net())}
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     known.add(key(Net()))
-    monkeypatch.setattr(copies.provenance, "device_name", lambda device: "abacus")
+    monkeypatch.setattr(accelerate.provenance, "device_name", lambda device: "abacus")
     known.add(key(Net()))
     monkeypatch.setattr(torch, "__version__", "0.0")
     known.add(key(Net()))
@@ -604,7 +608,7 @@ def test_a_calibration_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_calibration_can_really_be_timed(lenet: nn.Module, memory: Path) -> None:
-    made = copies.prepare(lenet, image(8, 28), 8, fixed=True)
+    made = accelerate.prepare(lenet, image(8, 28), 8, fixed=True)
     assert (made.rows, made.timed) == (8, True)
     assert list(json.loads(memory.read_text()).values()) == [[made.layout, 8]]
 
@@ -612,4 +616,4 @@ def test_a_calibration_can_really_be_timed(lenet: nn.Module, memory: Path) -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no variable moves the user's cache")
 def test_the_memory_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert copies.cache_file().is_relative_to(os.environ["XDG_CACHE_HOME"])
+    assert accelerate.cache_file().is_relative_to(os.environ["XDG_CACHE_HOME"])

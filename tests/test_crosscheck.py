@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import bench
-from bench import crosscheck
-from bench.crosscheck import Sides
-from bench.plan import Cell
+from bench.analysis import crosscheck
+from bench.analysis.crosscheck import Sides
+from bench.suite.plan import Cell
 
 SUITE = """
 schema = 1

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 import bench
-from bench import copies, determinism, digest, meter, records
+from bench.engine import determinism, timing
+from bench.engine.acceleration import accelerate
+from bench.storage import fingerprint, records
 
 SUITE = """
 schema = 1
@@ -38,7 +40,7 @@ TIMES = {"seconds", "verify_seconds", "floor_seconds", "busy_seconds", "busy_flo
 PUT = """
 import torch
 from bench.attacks.fgsm import Params
-from bench.contracts import Attack
+from bench import Attack
 
 def run(model, x, y, threat, params, noise):
     return torch.put(x, torch.zeros(1, dtype=torch.int64), x.new_ones(1))
@@ -59,7 +61,7 @@ def threads() -> Iterator[None]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No calibration of another test is remembered."""
     file = tmp_path / "cache" / "calibrations.json"
-    monkeypatch.setattr(copies, "cache_file", lambda: file)
+    monkeypatch.setattr(accelerate, "cache_file", lambda: file)
     return file
 
 
@@ -89,18 +91,18 @@ def test_two_runs_give_the_same_bits_whatever_the_threads_and_what_was_timed(
     first = ran(tmp_path, "first", deterministic=True)
     torch.set_num_threads(1)
     # As if an earlier run had found other rows and another layout to be quicker.
-    monkeypatch.setattr(copies, "recall", lambda key: ("channels-last", 4))
+    monkeypatch.setattr(accelerate, "recall", lambda key: ("channels-last", 4))
     second = ran(tmp_path, "second", deterministic=True)
     assert outcomes(first) == outcomes(second)
     assert len(outcomes(first)) >= 4
     frames = [records.load(out).frame for out in (first, second)]
-    assert digest.records(frames[0]) == digest.records(frames[1])
+    assert fingerprint.records_hash(frames[0]) == fingerprint.records_hash(frames[1])
 
 
 def test_what_was_remembered_does_decide_where_nothing_must_be_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copies, "recall", lambda key: ("contiguous", 4))
+    monkeypatch.setattr(accelerate, "recall", lambda key: ("contiguous", 4))
     found = json.loads((ran(tmp_path, "out") / "provenance.json").read_text(encoding="utf-8"))
     assert found["sessions"][-1]["copies"]["lenet"][0]["rows"] == 4
 
@@ -151,8 +153,8 @@ def test_an_operation_without_a_deterministic_form_fails_its_cells_alone(tmp_pat
 
 def test_who_asks_torch_for_it_gets_rows_by_rule_too(lenet: nn.Module) -> None:
     x = torch.zeros(16, 1, 28, 28)
-    rows = meter.rows_per_pass(lenet, x)
+    rows = timing.rows_per_pass(lenet, x)
     with determinism.enforced(True):
-        copy = copies.prepare(lenet, x, rows)
+        copy = accelerate.prepare(lenet, x, rows)
     assert (copy.rows, copy.timed) == (rows, False)
     assert "no stopwatch decides" in copy.why()

@@ -5,7 +5,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import digest, records, runner, suite
+from bench.execution import runner
+from bench.storage import fingerprint, records
+from bench.suite import reader
 
 SUITE = """
 schema = 1
@@ -25,7 +27,7 @@ eps = [0.05, 0.1]
 
 def run(folder: Path, rows: int | None = None) -> pd.DataFrame:
     options = runner.Options(device="cpu", batch_size=rows)
-    runner.run(suite.parse(SUITE, "d.toml", Path()), folder, options)
+    runner.run(reader.parse(SUITE, "d.toml", Path()), folder, options)
     return records.load(folder).frame
 
 
@@ -39,12 +41,12 @@ def test_the_order_and_the_kinds_of_columns_are_no_part_of_it(frame: pd.DataFram
     other["attack"] = other["attack"].astype(str)
     other["model"] = other["model"].cat.add_categories(["a", "zz"])
     other["cell"] = other["cell"].cat.reorder_categories(other["cell"].cat.categories[::-1])
-    assert digest.records(other) == digest.records(frame)
-    assert len(digest.records(frame)) == 64
+    assert fingerprint.records_hash(other) == fingerprint.records_hash(frame)
+    assert len(fingerprint.records_hash(frame)) == 64
 
 
 def test_a_run_made_again_has_the_same(frame: pd.DataFrame, tmp_path: Path) -> None:
-    assert digest.records(run(tmp_path)) == digest.records(frame)
+    assert fingerprint.records_hash(run(tmp_path)) == fingerprint.records_hash(frame)
 
 
 @pytest.mark.parametrize("column", ["adv_pred", "confidence", "attack", "fooled", "example"])
@@ -54,15 +56,17 @@ def test_one_field_of_one_example_changes_it(frame: pd.DataFrame, column: str) -
     value = other[column].iloc[3]
     other.loc[other.index[3], column] = f"{value}x" if isinstance(value, str) else value + 1
     kinds = {"attack": str, "fooled": int}.get(column, frame[column].dtype)
-    assert digest.records(other.astype({column: kinds})) != digest.records(frame)
+    assert fingerprint.records_hash(other.astype({column: kinds})) != fingerprint.records_hash(
+        frame
+    )
 
 
 def test_texts_that_only_join_to_the_same_are_told_apart(frame: pd.DataFrame) -> None:
     two = frame.head(2).astype({"model": str, "attack": str})
     first = two.assign(model=["ab", "c"], attack=["a", "a"])
     second = two.assign(model=["a", "bc"], attack=["a", "a"])
-    assert digest.records(first) != digest.records(second)
+    assert fingerprint.records_hash(first) != fingerprint.records_hash(second)
 
 
 def test_no_records_have_no_hash(frame: pd.DataFrame) -> None:
-    assert digest.records(frame.head(0)) == ""
+    assert fingerprint.records_hash(frame.head(0)) == ""

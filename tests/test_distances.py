@@ -12,10 +12,15 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench import distances, measure, meter, metrics, publication, records, registry
-from bench.contracts import Curve
-from bench.craft import Examples
-from bench.distances import Search, area, largest, median, optimality, security_curve
+from bench.analysis import min_norm
+from bench.analysis.min_norm import Search, area, largest, median, optimality, security_curve
+from bench.core import registry
+from bench.core.contracts.attack import AttackSpec
+from bench.engine import timing
+from bench.evaluation import metrics, verify
+from bench.evaluation.crafting import Examples
+from bench.reporting import run_output
+from bench.storage import records
 
 INF = np.inf
 SUITE = """
@@ -58,7 +63,7 @@ params = { steps = 2 }
 """
 CRASH = """
 import dataclasses
-from bench.contracts import Attack
+from bench import Attack
 @dataclasses.dataclass(frozen=True)
 class Params:
     steps: int = 1
@@ -109,19 +114,19 @@ def test_there_is_no_optimality_without_a_scale() -> None:
 
 def test_the_best_search_everywhere_has_optimality_1_and_a_mixed_one_less() -> None:
     found = [search("near", [0, 1, 2]), search("far", [0, 1.5, 3]), search("mixed", [0, 3, 2])]
-    table = distances.table(found).set_index("attack")
+    table = min_norm.table(found).set_index("attack")
     assert table.loc["near", "local_optimality"] == 1.0
     assert 0 < table.loc["far", "local_optimality"] < 1
     assert table["n"].tolist() == [3, 3, 3]
     assert table["largest_eps"].tolist() == [2.0, 2.0, 2.0]
     complement = [search("first", [0, 1, 4]), search("second", [0, 4, 2])]
-    scores = distances.table(complement)["local_optimality"]  # best: 0, 1, 2; A* 1, whole 4/3
+    scores = min_norm.table(complement)["local_optimality"]  # best: 0, 1, 2; A* 1, whole 4/3
     assert scores.tolist() == pytest.approx([1.0, 0.0], abs=1e-12)
 
 
 def test_a_failed_search_has_its_reason_and_no_number_and_sets_no_yardstick() -> None:
-    alone = distances.table([search("near", [0, 1, 2])])
-    both = distances.table([search("near", [0, 1, 2]), search("crash", [], "failed")])
+    alone = min_norm.table([search("near", [0, 1, 2])])
+    both = min_norm.table([search("near", [0, 1, 2]), search("crash", [], "failed")])
     pd.testing.assert_frame_equal(both[:1], alone, check_dtype=False)
     row = both.iloc[1]
     assert (row["status"], row["reason"]) == ("failed", "it crashed")
@@ -130,7 +135,7 @@ def test_a_failed_search_has_its_reason_and_no_number_and_sets_no_yardstick() ->
 
 def test_models_are_not_mixed() -> None:
     found = [search("a", [0, 1, 2]), search("a", [0, 5, 9], model="other")]
-    assert distances.table(found)["local_optimality"].tolist() == [1.0, 1.0]
+    assert min_norm.table(found)["local_optimality"].tolist() == [1.0, 1.0]
 
 
 # ------------------------------------------------------------------------------------------ median
@@ -172,7 +177,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (folder / "crash.py").write_text(CRASH, encoding="utf-8")
     (folder / "near.toml").write_text(SUITE, encoding="utf-8")
     found = bench.run(str(folder / "near.toml"), folder / "out", device="cpu")
-    publication.write(found, folder / "out")
+    run_output.write(found, folder / "out")
     return found, folder / "out"
 
 
@@ -230,7 +235,7 @@ def test_the_report_ranks_the_searches_and_draws_their_curves(run: Any) -> None:
 def test_records_made_before_distances_were_kept_are_not_scored(run: Any) -> None:
     found, _ = run
     old = found.stored._replace(frame=found.stored.frame.assign(distance=np.nan))
-    told = distances.searches(found.plan, found.table, old)
+    told = min_norm.searches(found.plan, found.table, old)
     assert [one.status for one in told] == ["missing", "missing", "missing", "failed"]
     assert "--fresh" in told[0].reason
 
@@ -238,7 +243,7 @@ def test_records_made_before_distances_were_kept_are_not_scored(run: Any) -> Non
 def test_a_run_that_is_not_finished_is_not_scored(run: Any) -> None:
     found, _ = run
     partial = found.table.assign(status="missing", reason="3 of 24 examples are done")
-    told = distances.searches(found.plan, partial, found.stored)
+    told = min_norm.searches(found.plan, partial, found.stored)
     assert {(one.status, one.reason) for one in told} == {("missing", partial["reason"][0])}
     assert not any(len(one.distances) for one in told)
 
@@ -260,14 +265,14 @@ def test_what_a_copy_alone_takes_for_fooled_is_searched_again_on_the_model_at_an
         linear(torch.stack([-w, w]), torch.tensor([8 + lead, -8 - lead])).requires_grad_(False)
         for lead in (3.2, 1.6)
     )
-    ids, y, floor = torch.arange(3), torch.zeros(3, dtype=torch.int64), meter.Floor(0.0, 0.0)
+    ids, y, floor = torch.arange(3), torch.zeros(3, dtype=torch.int64), timing.Floor(0.0, 0.0)
     ones, attack = torch.ones(3), registry.find("attacks", "fmn")
     examples = Examples(ids, x, y, y - 1, y, ones, ones)
-    curve = Curve(
+    curve = AttackSpec(
         name="fmn", attack=attack, params=attack.params(), norm="linf", eps=(0.01,), stop="never"
     )
-    (led,) = measure.measure(net, curve, examples, 3, floor, copy=copy).records
-    (own,) = measure.measure(net, curve, examples, 3, floor).records
+    (led,) = verify.evaluate_chunk(net, curve, examples, 3, floor, copy=copy).records
+    (own,) = verify.evaluate_chunk(net, curve, examples, 3, floor).records
     assert led["distance"].to_numpy() == pytest.approx(0.2, rel=0.01)  # 3.2 over 16 pixels
     assert led["distance"].equals(own["distance"])
     assert led["forwards"].to_list() == [200.0] * 3
@@ -283,9 +288,9 @@ def test_a_targeted_search_counts_those_that_could_be_attacked() -> None:
             "distance": [0.5, np.nan, np.nan, INF],
         }
     )
-    assert distances.distances(frame).tolist() == [0.5, INF]
+    assert min_norm.distances(frame).tolist() == [0.5, INF]
     away = frame.assign(goal="untargeted", target=-1, distance=[0.5, 0.1, np.nan, INF])
-    assert distances.distances(away).tolist() == [0.5, 0.1, 0.0, INF]
+    assert min_norm.distances(away).tolist() == [0.5, 0.1, 0.0, INF]
 
 
 def test_old_files_of_records_are_read_with_unknown_distances(run: Any, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench import registry
 from bench.attacks import autoattack
-from bench.errors import SuiteError
+from bench.core import registry
+from bench.core.errors import SuiteError
 
 Batch = tuple[Tensor, Tensor]
 SHORT = {"steps": 15, "targets": 3, "queries": 60}
@@ -99,7 +99,7 @@ CHEAT = """
 from dataclasses import dataclass, replace
 from bench import Attack
 from bench.attacks import autoattack
-from bench.contracts import Part
+from bench import Part
 
 @dataclass(frozen=True, kw_only=True)
 class Params:

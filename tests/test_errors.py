@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.errors import LONGEST, describe, first_line, location
+from bench.core.errors import LONGEST, describe, first_line, location
 
 
 class MuteError(Exception):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.exchange import WIDE, Pool, TurnedConv, exchanged
+from bench.engine.acceleration.layers import WIDE, Pool, TurnedConv, fuse_layers
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -44,7 +44,7 @@ def lived(net: nn.Module) -> nn.Module:
 
 def same(net: nn.Module, x: Tensor, on_cpu: bool = True) -> nn.Module:
     """The exchanged net, which answers and leads as `net` does at x to rounding."""
-    own = exchanged(net, on_cpu)
+    own = fuse_layers(net, on_cpu)
     for ours, theirs in zip(seen(own, x), seen(net, x), strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-10)
     return own
@@ -472,7 +472,7 @@ def test_the_users_model_is_left_as_it_was_and_trains_on(make: Any) -> None:
     net = make().eval()
     twin, before = copy.deepcopy(net), list(net.named_modules())
     x = draw(4, 2 if make is Shared else 1, 8, 8).float()
-    exchanged(net, on_cpu=True)(x).sum()
+    fuse_layers(net, on_cpu=True)(x).sum()
     assert list(net.named_modules()) == before
     for each in (net, twin):
         each.train().requires_grad_(True)
@@ -488,7 +488,7 @@ def test_the_users_model_is_left_as_it_was_and_trains_on(make: Any) -> None:
 def test_a_copy_shares_no_tensor_with_the_model() -> None:
     net = mixed().eval()
     owned = {tensor.data_ptr() for tensor in net.state_dict().values() if tensor.numel()}
-    assert not owned & {t.data_ptr() for t in exchanged(net, True).state_dict().values()}
+    assert not owned & {t.data_ptr() for t in fuse_layers(net, True).state_dict().values()}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -498,7 +498,7 @@ def test_a_resnet_keeps_its_answer_and_its_gradient_without_batch_norm(name: str
         net = getattr(torchvision.models, name)(weights=None, num_classes=10).eval()
     x = draw(2, 3, 64, 64).float().sigmoid()
     net.train(), net(x), net.eval()  # statistics of the kind that training leaves
-    own = exchanged(net.requires_grad_(False), on_cpu=True)
+    own = fuse_layers(net.requires_grad_(False), on_cpu=True)
     assert "BatchNorm2d" not in kinds(own)
     (answer, gradient), (wanted, pulled) = seen(own, x), seen(net, x)
     assert torch.allclose(answer, wanted, rtol=0, atol=1e-3 * float(wanted.abs().max()))

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench import cli, results, runner, suite
-from bench.errors import RecordError, SuiteError
-from bench.explain import explanations, search
-from bench.explain.explanations import Explanation
-from bench.report import views
+from bench import cli
+from bench.analysis import explanations, results
+from bench.analysis.explanations import Explanation
+from bench.core.errors import RecordError, SuiteError
+from bench.execution import runner
+from bench.reporting.report import views
+from bench.suite import reader
+from bench.workflows.explain import search
 
 USER = '''
 """Attacks that declare nothing, and a net that is sure of itself: what a user may bring."""
@@ -24,8 +27,8 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from bench.contracts import Attack
-from bench.loading import WEIGHTS
+from bench import Attack
+from bench.evaluation.loading import WEIGHTS
 from bench.models import lenet
 
 
@@ -352,7 +355,7 @@ def test_a_run_names_the_command_keeps_what_it_finds_and_the_report_shows_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     typed, words = CliRunner(), ["--device", "cpu"]
-    runner.run(suite.read(str(written(tmp_path))), Path("out"), options())
+    runner.run(reader.read(str(written(tmp_path))), Path("out"), options())
     found = results.read(Path("out"))
     command = "bench explain . net/ours/0.3 net/theirs/0.3"
     assert views.unexplained(found.crosschecks, found.explanations, {}) == [command]

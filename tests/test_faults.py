@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 import survivors
 
-from bench import files, lock, runner, session
-from bench.errors import SuiteError
+from bench.core import files, lock
+from bench.core.errors import SuiteError
+from bench.evaluation import evaluator
+from bench.execution import runner
 
 EVERY = int(os.environ.get("BENCH_FAULTS_EVERY", "11"))
 """One fault in so many is injected; a prime, so that all steps are met. With 1, every one."""
@@ -23,7 +25,7 @@ EVERY = int(os.environ.get("BENCH_FAULTS_EVERY", "11"))
 @pytest.fixture(autouse=True)
 def much_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `survivors.prepare`: eight examples a shard, no probes."""
-    monkeypatch.setattr(session, "SHARD_EXAMPLES", 8)
+    monkeypatch.setattr(evaluator, "SHARD_EXAMPLES", 8)
     monkeypatch.setattr(runner, "probed", lambda *_: {})
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import feed
-from bench.datasets import in_memory
+from bench.datasets import prefetch
+from bench.datasets.in_memory import in_memory
 
 PIECES = [(0, 4), (4, 8), (8, 10)]
 
@@ -19,7 +19,7 @@ def data():
 
 @pytest.mark.parametrize("settings", [{}, {"stays": True}, {"ahead": True}])
 def test_every_piece_is_the_data_sets_in_any_order(data, settings) -> None:
-    fed = feed.Feed(data, PIECES, torch.device("cpu"), **settings)
+    fed = prefetch.Prefetcher(data, PIECES, torch.device("cpu"), **settings)
     for piece in [*PIECES, *PIECES, PIECES[2], PIECES[0], (1, 3)]:
         assert torch.equal(fed.read(*piece), data.read(*piece))
 
@@ -31,7 +31,7 @@ def test_what_stays_is_read_once(data) -> None:
         reads[first, last] += 1
         return data.read(first, last)
 
-    fed = feed.Feed(replace(data, read=counted), PIECES, torch.device("cpu"), stays=True)
+    fed = prefetch.Prefetcher(replace(data, read=counted), PIECES, torch.device("cpu"), stays=True)
     for piece in PIECES * 3:
         fed.read(*piece)
     assert set(reads.values()) == {1}
@@ -44,7 +44,7 @@ def test_the_next_piece_is_fetched_before_it_is_asked_for(data) -> None:
         reads.append((first, last))
         return data.read(first, last)
 
-    fed = feed.Feed(replace(data, read=noted), PIECES, torch.device("cpu"), ahead=True)
+    fed = prefetch.Prefetcher(replace(data, read=noted), PIECES, torch.device("cpu"), ahead=True)
     fed.read(0, 4)
     fed._coming[4, 8].result()
     assert reads == [(0, 4), (4, 8)]
@@ -58,14 +58,14 @@ def test_a_picture_that_cannot_be_read_fails_where_it_is_asked_for(data) -> None
             raise OSError("no such file")
         return data.read(first, last)
 
-    fed = feed.Feed(replace(data, read=broken), PIECES, torch.device("cpu"), ahead=True)
+    fed = prefetch.Prefetcher(replace(data, read=broken), PIECES, torch.device("cpu"), ahead=True)
     assert torch.equal(fed.read(0, 4), data.read(0, 4))
     with pytest.raises(OSError, match="no such file"):
         fed.read(4, 8)
 
 
 def test_a_cpu_reads_as_it_goes_and_keeps_nothing(data) -> None:
-    fed = feed.on(torch.device("cpu"), data, PIECES)
+    fed = prefetch.on(torch.device("cpu"), data, PIECES)
     fed.read(0, 4)
     assert not fed._here
     assert not fed._coming

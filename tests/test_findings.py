@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench import registry
-from bench.audit import signs
-from bench.errors import ContractError, RobustnessWarning
+from bench.core import registry
+from bench.core.errors import ContractError, RobustnessWarning
+from bench.evaluation.audit import symptoms
 
 HERE = Path(__file__).parent
 
@@ -98,8 +98,8 @@ def test_the_records_are_audited_and_the_model_probed_where_that_is_asked_for(
     with pytest.warns(RobustnessWarning, match="saturated loss"):
         found = asked(trap, digits)
     missing = {each.name: each.why for each in found.audit.unchecked}
-    assert "more than a tenth" in missing[signs.NO_GRADIENT.name]
-    assert signs.WRONG.name not in missing  # a few gradients are compared in any case
+    assert "more than a tenth" in missing[symptoms.NO_GRADIENT.name]
+    assert symptoms.WRONG.name not in missing  # a few gradients are compared in any case
     full = asked(trap, digits, audit=True).audit
-    assert signs.NO_GRADIENT.name not in {each.name for each in full.unchecked}
-    assert signs.FLAT.name in {sign.name for sign in full.signs}
+    assert symptoms.NO_GRADIENT.name not in {each.name for each in full.unchecked}
+    assert symptoms.FLAT.name in {sign.name for sign in full.signs}

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 import bench
-from bench import foreign, plan, registry, suite
-from bench.errors import SuiteError
+from bench.core import optional, registry
+from bench.core.errors import SuiteError
+from bench.suite import plan, reader
 
 LIBRARIES = ("foolbox", "art", "pyautoattack")
 TEXT = """
@@ -41,7 +42,7 @@ def told(library: str) -> str:
 def test_a_suite_that_mixes_skips_the_cells_of_a_library_that_is_gone(gone: str) -> None:
     own = ATTACK.format("pgd").replace("params = { anything = 3 }\n", "")
     text = TEXT + ATTACK.format(f"{gone}:whatever") + own
-    read = suite.parse(text, "s.toml", Path())
+    read = reader.parse(text, "s.toml", Path())
     theirs, ours = plan.tasks(read, plan.known_facts(read))
     assert [cell.reason for cell in theirs.cells] == [told(gone)]
     assert theirs.cells[0].implementation == gone
@@ -51,7 +52,7 @@ def test_a_suite_that_mixes_skips_the_cells_of_a_library_that_is_gone(gone: str)
 def test_a_suite_of_nothing_else_is_refused_in_one_sentence(gone: str) -> None:
     text = TEXT + ATTACK.format(f"{gone}:A") + ATTACK.format(f"{gone}:B")
     with pytest.raises(SuiteError) as refusal:
-        suite.parse(text, "s.toml", Path())
+        reader.parse(text, "s.toml", Path())
     assert refusal.value.problems == (f"s.toml: attacks: {told(gone)}",)
 
 
@@ -67,7 +68,7 @@ def test_a_library_that_breaks_on_import_says_why(
 ) -> None:
     (tmp_path / "broken_library.py").write_text("import no_such_thing\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    said = foreign.missing("broken_library")
+    said = optional.missing("broken_library")
     assert said.startswith("library 'broken_library' could not be imported (No module named")
 
 
@@ -77,17 +78,17 @@ def test_the_adapters_alone_do_not_import_their_libraries() -> None:
 
 
 def test_a_name_is_known_refused_or_unknown() -> None:
-    foreign.check("lib", "A", ["A"], {"B": "it is no attack"})
+    optional.check("lib", "A", ["A"], {"B": "it is no attack"})
     with pytest.raises(SuiteError, match="attack 'lib:B' cannot be used here: it is no attack"):
-        foreign.check("lib", "B", ["A"], {"B": "it is no attack"})
+        optional.check("lib", "B", ["A"], {"B": "it is no attack"})
     with pytest.raises(SuiteError, match="attack 'lib:Aa' is unknown; did you mean 'Aaa'"):
-        foreign.check("lib", "Aa", ["Aaa"], {})
+        optional.check("lib", "Aa", ["Aaa"], {})
 
 
 def test_what_a_library_prints_and_warns_of_is_not_heard_and_the_users_warnings_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with torch.no_grad(), foreign.quiet("loud"):
+    with torch.no_grad(), optional.quiet("loud"):
         assert torch.is_grad_enabled()
         print("noise")
         warnings.warn_explicit("theirs", UserWarning, "loud/x.py", 1, module="loud.x")
@@ -97,8 +98,8 @@ def test_what_a_library_prints_and_warns_of_is_not_heard_and_the_users_warnings_
 
 
 def test_a_setting_without_a_default_must_be_said_and_a_whole_number_may_be_a_quantity() -> None:
-    settings = [foreign.Setting("steps", int), foreign.Setting("c", float, 1)]
-    kind = foreign.params("Some", __name__, settings)
+    settings = [optional.Setting("steps", int), optional.Setting("c", float, 1)]
+    kind = optional.params("Some", __name__, settings)
     assert kind(steps=3).c == 1.0
     with pytest.raises(TypeError, match="steps"):
         kind()

@@ -25,14 +25,15 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench import certified, document, programs, records, results, suite
-from bench.errors import RecordError, SuiteError
-from bench.explain import explanations
-from bench.gate import baseline, snapshot
-from bench.leaderboard import card
-from bench.publish import kept
-from bench.records import Piece
-from bench.training import recipe
+from bench.analysis import explanations, results, results_from_csv, snapshot, snapshot_file
+from bench.core.errors import RecordError, SuiteError
+from bench.evaluation.certification import store
+from bench.models import serialized
+from bench.storage import manifest, records
+from bench.storage.records import Piece
+from bench.suite import reader as suite
+from bench.workflows.leaderboard import model_card
+from bench.workflows.training import recipe
 
 INPUTS = int(os.environ.get("BENCH_FUZZ", "2000"))
 RUN = Path(__file__).parents[1] / "results" / "quickstart"
@@ -175,9 +176,9 @@ def ends_well(read: Callable[[], object]) -> None:
     try:
         read()
     except (SuiteError, RecordError) as error:
-        from bench.printable import spelled
+        from bench.core.sanitize import escape_controls
 
-        told = spelled(str(error))
+        told = escape_controls(str(error))
         assert told.strip()
         assert not CONTROL.search(told)
         assert max(map(len, told.splitlines())) < 2000
@@ -259,7 +260,7 @@ def test_a_suite_with_other_bytes(place: Path, edited: Mutated) -> None:
 def test_a_models_card(place: Path, mutated: Mutated) -> None:
     path = place / "card.toml"
     path.write_text(top(mutated(CARD)), encoding="utf-8", errors="replace")
-    ends_well(lambda: card.read(path))
+    ends_well(lambda: model_card.read(path))
 
 
 @share(0.05)
@@ -325,7 +326,7 @@ def laid(folder: Path, provenance: Any, held: bytes, bounds: bytes) -> Path:
     for path in (folder / "records").glob("*"):
         path.unlink()
     (folder / "provenance.json").write_text(json.dumps(provenance), encoding="utf-8")
-    for content, stem, end in ((held, "a", "parquet"), (bounds, "c" * 16, certified.SUFFIX)):
+    for content, stem, end in ((held, "a", "parquet"), (bounds, "c" * 16, store.SUFFIX)):
         name = f"{stem}-0000000-{hashlib.sha256(content).hexdigest()[:16]}.{end}"
         (folder / "records" / name).write_bytes(content)
     return folder
@@ -369,7 +370,7 @@ def test_what_a_run_tells_of_itself(place: Path, mutated: Mutated) -> None:
     folder = place
     content = json.dumps(mutated(PROVENANCE))
     (folder / "provenance.json").write_text(content, encoding="utf-8")
-    ends_well(lambda: document.read(folder))
+    ends_well(lambda: manifest.read(folder))
 
 
 @share(0.01)
@@ -401,7 +402,7 @@ def test_records_with_other_bytes(place: Path, edited: Mutated) -> None:
 
 
 @share(0.05)
-@given(frames(), mutations(), st.booleans(), seldom(certified.stored))
+@given(frames(), mutations(), st.booleans(), seldom(store.stored))
 def test_certificates_with_other_columns(
     place: Path, other: Mutated, mutated: Mutated, told: bool, read: Callable[[Path], object]
 ) -> None:
@@ -411,7 +412,7 @@ def test_certificates_with_other_columns(
 
 
 SNAPSHOT = json.loads(
-    baseline.text_of(
+    snapshot_file.text_of(
         snapshot.Snapshot(
             schema=1, suite="s", seed=0, provenance={"command": "c"},
             data=snapshot.Data(name="d", n=9, fingerprint="f"),
@@ -433,7 +434,7 @@ def test_a_baseline(place: Path, mutated: Mutated, edited: Mutated, cut: bool) -
     path = place / "baseline.json"
     valid = json.dumps(SNAPSHOT).encode()
     path.write_bytes(edited(valid) if cut else json.dumps(mutated(SNAPSHOT)).encode())
-    ends_well(lambda: baseline.read(path))
+    ends_well(lambda: snapshot_file.read(path))
 
 
 @pytest.fixture(scope="module")
@@ -461,7 +462,7 @@ def test_a_program(
             archive.writestr(name, content)
     if what == "bytes":
         path.write_bytes(edited(path.read_bytes()))
-    ends_well(lambda: programs.opened(path))
+    ends_well(lambda: serialized.opened(path))
 
 
 EXPLAINED = {
@@ -495,14 +496,14 @@ def test_published_tables(place: Path, edited: Mutated, name: str) -> None:
         lines = (RUN / each).read_bytes().splitlines(keepends=True) if (RUN / each).exists() else []
         content = b"".join(lines[:4])
         (folder / each).write_bytes(edited(content) if each == name else content)
-    ends_well(lambda: kept.read(folder))
+    ends_well(lambda: results_from_csv.read(folder))
 
 
 @pytest.mark.usefixtures("program")
 def test_what_is_damaged_here_is_whole_to_begin_with(place: Path) -> None:
     assert suite.parse(top(SUITE), "s.toml", Path()).name == "s"
     (place / "card.toml").write_text(top(CARD), encoding="utf-8")
-    assert card.read(place / "card.toml").name == "n"
+    assert model_card.read(place / "card.toml").name == "n"
     (place / "recipe.toml").write_text(top(RECIPE), encoding="utf-8")
     assert recipe.read(str(place / "recipe.toml")).epochs == 1
     folder = laid(place / "whole", PROVENANCE, RECORDS, BOUNDED)
@@ -512,9 +513,9 @@ def test_what_is_damaged_here_is_whole_to_begin_with(place: Path) -> None:
     (folder / explanations.FILE).write_text(json.dumps(EXPLAINED), encoding="utf-8")
     assert len(explanations.read(folder, IDS)) == 1
     (place / "baseline.json").write_text(json.dumps(SNAPSHOT), encoding="utf-8")
-    assert baseline.read(place / "baseline.json").suite == "s"
-    assert len(kept.read(RUN).table)
-    assert programs.opened(place / "whole.pt2")(torch.zeros(2, 1, 4, 4)).shape == (2, 8)
+    assert snapshot_file.read(place / "baseline.json").suite == "s"
+    assert len(results_from_csv.read(RUN).table)
+    assert serialized.opened(place / "whole.pt2")(torch.zeros(2, 1, 4, 4)).shape == (2, 8)
 
 
 # ------------------------------------------------------------------- found by a run of 100,000

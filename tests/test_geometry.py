@@ -11,9 +11,9 @@ from hypothesis.extra.numpy import arrays
 from scipy.stats import kstest
 from torch import Tensor
 
-from bench import geometry
-from bench.contracts import Norm
-from bench.rng import Noise
+from bench.core.contracts.types import Norm
+from bench.core.rng import Noise
+from bench.engine.functional import norms as geometry
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 DUAL = {"linf": 1, "l2": 2, "l1": float("inf"), "l0": float("inf")}

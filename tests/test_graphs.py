@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from bench import engine, graphs, registry
-from bench.batch import cut, fields, join, mapped, size, take
+from bench.core import registry
+from bench.engine import cuda_graphs, stream
+from bench.engine.functional import gradients
+from bench.engine.tensor_tree import cut, fields, join, mapped, size, take
 
-Attacked = Callable[..., engine.Attacked]
+Attacked = Callable[..., stream.Attacked]
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
 FOUND = {name: registry.find("attacks", name) for name in BUILT_IN}
 LOOPS = [name for name, each in FOUND.items() if each.rule and not each.rule.one_gradient]
@@ -84,7 +86,7 @@ def test_rows_are_taken_alike_from_every_field_and_the_kind_is_kept() -> None:
 
 @pytest.mark.parametrize("held", [3, 4, 8])
 def test_a_batch_is_padded_with_its_own_rows(held: int) -> None:
-    full = graphs.padded(rows(3), held)
+    full = cuda_graphs.padded(rows(3), held)
     assert full.item.tolist() == [0, 1, 2, 0, 1, 2, 0, 1][:held]
     assert torch.equal(full.state.x[:, 0], full.item.float())
 
@@ -92,7 +94,7 @@ def test_a_batch_is_padded_with_its_own_rows(held: int) -> None:
 def test_what_is_written_reaches_the_first_rows_of_the_same_buffers_alone() -> None:
     static = rows(5)
     buffers = fields(static)
-    graphs.write(rows(2, start=7.0), static)
+    cuda_graphs.write(rows(2, start=7.0), static)
     assert static.item.tolist() == [7, 8, 2, 3, 4]
     assert all(a is b for a, b in zip(fields(static), buffers, strict=True))
 
@@ -115,7 +117,7 @@ def recorded(turn: Any, example: Any) -> Any:
         for new, buffer in zip(after, fields(static), strict=True):
             buffer.copy_(new)
 
-    return lambda batch: graphs.play(replay, static, batch)
+    return lambda batch: cuda_graphs.play(replay, static, batch)
 
 
 @pytest.fixture
@@ -127,18 +129,18 @@ def replaying(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         made.append(size(example))
         return recorded(turn, example)
 
-    class Run(engine._Run):
+    class Run(stream.AttackStream):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             self.blind = True
-            self.turn = graphs.replayed(self._turn, min(self.rows, len(self.waiting)))
+            self.turn = cuda_graphs.replayed(self._turn, min(self.rows, len(self.waiting)))
 
-    monkeypatch.setattr(graphs, "_recorded", record)
-    monkeypatch.setattr(engine, "_Run", Run)
+    monkeypatch.setattr(cuda_graphs, "_recorded", record)
+    monkeypatch.setattr(stream, "AttackStream", Run)
     return made
 
 
-def agree(ours: engine.Attacked, theirs: engine.Attacked) -> None:
+def agree(ours: stream.Attacked, theirs: stream.Attacked) -> None:
     assert torch.allclose(ours.x_adv, theirs.x_adv, rtol=0, atol=1e-6)
     assert torch.equal(ours.first_success, theirs.first_success)
     assert torch.equal(ours.forwards, theirs.forwards)
@@ -179,8 +181,8 @@ def test_the_smallest_recording_that_holds_a_batch_is_played(
         made.append(held)
         return lambda batch: played.append((size(batch), held))
 
-    monkeypatch.setattr(graphs, "_recorded", record)
-    turn = graphs.replayed(lambda batch: batch, most=20)
+    monkeypatch.setattr(cuda_graphs, "_recorded", record)
+    turn = cuda_graphs.replayed(lambda batch: batch, most=20)
     for n in (20, 11, 10, 6, 5, 3, 2, 1, 20, 4):
         turn(rows(n))
     assert played == [
@@ -191,7 +193,7 @@ def test_the_smallest_recording_that_holds_a_batch_is_played(
 
 def test_rows_that_are_not_in_use_change_nothing(net: nn.Module, few: Any) -> None:
     def turn(batch: Inner) -> Inner:
-        seen = engine.look(net, lambda logits, y, label: logits[:, 0], batch.x, few[1], few[1])
+        seen = gradients.look(net, lambda logits, y, label: logits[:, 0], batch.x, few[1], few[1])
         momentum = batch.momentum + seen.gradient
         return Inner(batch.x + momentum.sign() / 100, momentum)
 
@@ -202,7 +204,7 @@ def test_rows_that_are_not_in_use_change_nothing(net: nn.Module, few: Any) -> No
         for buffer in fields(static):
             buffer.fill_(value)
         batch = take(whole, slice(0, n))
-        after = graphs.play(lambda: graphs.write(turn(static), static), static, batch)
+        after = cuda_graphs.play(lambda: cuda_graphs.write(turn(static), static), static, batch)
         assert size(after) == n
         wanted = take(turn(whole), slice(0, n))
         assert torch.allclose(after.momentum, wanted.momentum)
@@ -211,14 +213,14 @@ def test_rows_that_are_not_in_use_change_nothing(net: nn.Module, few: Any) -> No
 
 def test_what_was_read_back_is_no_view_of_the_buffers() -> None:
     static = rows(4)
-    after = graphs.play(lambda: None, static, rows(4, start=9.0))
-    graphs.write(rows(4), static)
+    after = cuda_graphs.play(lambda: None, static, rows(4, start=9.0))
+    cuda_graphs.write(rows(4), static)
     assert after.item.tolist() == [9, 10, 11, 12]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, it records")
 def test_a_turn_that_cannot_be_recorded_is_made_as_it_is() -> None:
-    turn = graphs.replayed(lambda batch: mapped(lambda field: field + 1, batch), most=4)
+    turn = cuda_graphs.replayed(lambda batch: mapped(lambda field: field + 1, batch), most=4)
     assert same(turn(rows(3)), mapped(lambda field: field + 1, rows(3)))
 
 
@@ -230,7 +232,7 @@ def test_memory_that_runs_out_while_recording_is_the_engines_business(
 
     monkeypatch.setattr(torch.cuda, "Stream", full)
     with pytest.raises(torch.OutOfMemoryError, match="planted"):
-        graphs.replayed(lambda batch: batch, most=4)(rows(3))
+        cuda_graphs.replayed(lambda batch: batch, most=4)(rows(3))
 
 
 # ---------------------------------------------------------------------------------- several turns
@@ -239,7 +241,7 @@ def test_memory_that_runs_out_while_recording_is_the_engines_business(
 @pytest.fixture
 def blind(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     """(turns) -> rows of every batch settled from now on, after so many turns as on a GPU."""
-    original, settle = engine._Run.turns, engine._Run.settle
+    original, settle = stream.AttackStream.turns, stream.AttackStream.settle
 
     def start(turns: int) -> list[int]:
         settled: list[int] = []
@@ -252,16 +254,16 @@ def blind(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
             settled.append(size(batch))
             return settle(run, batch)
 
-        monkeypatch.setattr(engine, "LOOKS_AHEAD", turns)
-        monkeypatch.setattr(engine._Run, "turns", on_a_gpu)
-        monkeypatch.setattr(engine._Run, "settle", counting)
+        monkeypatch.setattr(stream, "LOOKS_AHEAD", turns)
+        monkeypatch.setattr(stream.AttackStream, "turns", on_a_gpu)
+        monkeypatch.setattr(stream.AttackStream, "settle", counting)
         return settled
 
     return start
 
 
 @pytest.mark.parametrize(("attack", "settings"), CASES)
-@pytest.mark.parametrize("turns", [3, engine.LOOKS_AHEAD])
+@pytest.mark.parametrize("turns", [3, stream.LOOKS_AHEAD])
 def test_several_turns_between_two_looks_give_the_same_outcome_and_passes(
     turns: int, attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked, blind: Any
 ) -> None:
@@ -311,14 +313,14 @@ def test_a_gpu_replays_what_it_would_have_computed(
     x, y = (part.cuda() for part in few)
     settings = {"examples": torch.arange(len(x)).cuda(), "rows": 8, **settings}
     replays: list[int] = []
-    play = graphs.play
+    play = cuda_graphs.play
 
     def counting(replay: Any, static: Any, batch: Any) -> Any:
         replays.append(size(batch))
         return play(replay, static, batch)
 
-    monkeypatch.setattr(graphs, "play", counting)
+    monkeypatch.setattr(cuda_graphs, "play", counting)
     replayed = attacked(net, x, y, attack, (0.1, 0.2), **settings)
     assert replays
-    monkeypatch.setattr(graphs, "replayed", lambda turn, most: turn)
+    monkeypatch.setattr(cuda_graphs, "replayed", lambda turn, most: turn)
     agree(replayed, attacked(net, x, y, attack, (0.1, 0.2), **settings))

@@ -13,10 +13,12 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from bench import checkpoint, columns, images, records
 from bench.cli import cli
-from bench.errors import SuiteError
-from bench.suite import parse
+from bench.core import checkpoint
+from bench.core.errors import SuiteError
+from bench.datasets import image_files
+from bench.storage import records, schema
+from bench.suite.reader import parse
 
 SUITE = (
     'schema = 1\nname = "{name}"\n[data]\nname = "digits"\n[[models]]\nname = "lenet"\n'
@@ -44,7 +46,7 @@ def test_an_image_that_would_fill_the_memory_is_refused(
     tmp_path: Path, sides: tuple[int, int]
 ) -> None:
     with pytest.raises(SuiteError, match=r"bomb\.png is no readable image"):
-        images.decode(png(tmp_path / "bomb.png", *sides), 256, 224)
+        image_files.decode(png(tmp_path / "bomb.png", *sides), 256, 224)
 
 
 def test_postscript_that_calls_itself_a_picture_is_not_handed_to_a_program(tmp_path: Path) -> None:
@@ -53,12 +55,12 @@ def test_postscript_that_calls_itself_a_picture_is_not_handed_to_a_program(tmp_p
     with Image.open(tmp_path / "x.png") as image:
         assert image.format == "EPS"
     with pytest.raises(SuiteError, match=r"x\.png is no readable image: cannot identify"):
-        images.decode(tmp_path / "x.png", 8, 8)
+        image_files.decode(tmp_path / "x.png", 8, 8)
 
 
 def test_a_strip_within_the_limits_is_read(tmp_path: Path) -> None:
     Image.new("L", (3000, 10), 255).save(tmp_path / "strip.png")
-    assert images.decode(tmp_path / "strip.png", 16, 16).shape == (3, 16, 16)
+    assert image_files.decode(tmp_path / "strip.png", 16, 16).shape == (3, 16, 16)
 
 
 def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -> None:
@@ -84,13 +86,13 @@ def test_a_safetensors_header_that_claims_a_million_million_numbers_is_refused(
 
 
 def test_records_that_unpack_to_more_than_bench_writes_are_refused() -> None:
-    zeros = pa.table({"example": pa.array(pd.Series(0, index=range(columns.MOST_ROWS + 1)))})
+    zeros = pa.table({"example": pa.array(pd.Series(0, index=range(schema.MOST_ROWS + 1)))})
     sink = pa.BufferOutputStream()
     pq.write_table(zeros, sink)
     held = pq.read_metadata(pa.BufferReader(sink.getvalue()))
     assert held.serialized_size < 10_000
     with pytest.raises(ValueError, match="more than bench ever writes"):
-        columns.check_size(held)
+        schema.check_size(held)
 
 
 def test_a_label_that_a_terminal_would_obey_is_refused() -> None:

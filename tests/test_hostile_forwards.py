@@ -22,17 +22,22 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.utils.checkpoint import checkpoint
 
 import bench
-from bench import copies, craft, exchange, measure, meter, registry, runner, suite
-from bench.contracts import Curve
-from bench.craft import SPOTS, Examples
-from bench.judge import judge
-from bench.parts import Event
+from bench.core import registry
+from bench.core.contracts.attack import AttackSpec
+from bench.engine import timing
+from bench.engine.acceleration import accelerate, layers
+from bench.evaluation import crafting, verify
+from bench.evaluation.crafting import SPOTS, Examples
+from bench.evaluation.judge import judge
+from bench.execution import runner
+from bench.execution.work import Event
+from bench.suite import reader
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 CLASSES, SIDE, IMAGES = 4, 8, 20
 BRIGHT = 0.6
 """A mean that no probe has, and attacked images may."""
-FREE = meter.Floor(0.0, 0.0)
+FREE = timing.Floor(0.0, 0.0)
 SWITCH = {"on": False, "calls": 0}
 """What one of the forwards reads outside of its module."""
 
@@ -290,7 +295,7 @@ OUTCOME = ["attacked", "fooled", "clean_pred", "adv_pred", "adv_pred_8bit", "vio
 @pytest.fixture(autouse=True)
 def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layout and rows are taken by rule: what was timed differs from machine to machine."""
-    monkeypatch.setattr(copies, "recall", lambda key: None)
+    monkeypatch.setattr(accelerate, "recall", lambda key: None)
 
 
 @pytest.fixture(autouse=True)
@@ -314,11 +319,11 @@ def images() -> Tensor:
     return 0.1 + 0.8 * x
 
 
-def curve(attack: str, **settings: Any) -> Curve:
+def curve(attack: str, **settings: Any) -> AttackSpec:
     found = registry.find("attacks", attack)
     params = found.params(**settings.pop("params", MORE[attack]))
     settings = {"norm": "linf", "eps": (0.05, 0.15)} | settings
-    return Curve(name=attack, attack=found, params=params, **settings)
+    return AttackSpec(name=attack, attack=found, params=params, **settings)
 
 
 def examples(net: nn.Module) -> Examples:
@@ -328,14 +333,16 @@ def examples(net: nn.Module) -> Examples:
     return Examples(ids, x, pred, torch.full_like(ids, -1), pred, confidence, agreement)
 
 
-def measured(net: nn.Module, made: copies.Copy | None, attack: str) -> measure.Measured:
+def measured(
+    net: nn.Module, made: accelerate.AcceleratedModel | None, attack: str
+) -> verify.ChunkResult:
     led = None if made is None else made.model
-    return measure.measure(net, curve(attack), examples(net), 16, FREE, copy=led)
+    return verify.evaluate_chunk(net, curve(attack), examples(net), 16, FREE, copy=led)
 
 
-def prepared(net: nn.Module) -> copies.Copy:
+def prepared(net: nn.Module) -> accelerate.AcceleratedModel:
     """The copy as it leads in a run, its layout and rows by rule."""
-    return copies.prepare(net, images()[: copies.PROBED], 16, fixed=True, ahead=0.0)
+    return accelerate.prepare(net, images()[: accelerate.PROBED], 16, fixed=True, ahead=0.0)
 
 
 def both(name: str, attack: str) -> list[pd.DataFrame | str]:
@@ -411,7 +418,7 @@ def test_a_forward_that_asks_for_torchs_modes_or_sets_them_is_not_made_a_graph(n
     before = sys.getprofile()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = exchange._graph(made(name))
+        graph = layers._graph(made(name))
     assert (graph is not None) == MODES[name]
     assert sys.getprofile() is before
 
@@ -445,7 +452,7 @@ class Fails(nn.Module):
         return logits
 
 
-def same(ours: measure.Measured, theirs: measure.Measured) -> None:
+def same(ours: verify.ChunkResult, theirs: verify.ChunkResult) -> None:
     for one, other in zip(ours.records, theirs.records, strict=True):
         pd.testing.assert_frame_equal(one[OUTCOME], other[OUTCOME])
     assert torch.equal(ours.x_adv, theirs.x_adv)
@@ -476,7 +483,7 @@ def test_an_attack_that_raises_itself_is_not_blamed_on_the_copy() -> None:
     spoilt = dataclasses.replace(found, rule=rule)
     own = dataclasses.replace(curve("fgsm"), attack=spoilt)
     with pytest.raises(KeyError, match="of the attack"):
-        measure.measure(net, own, examples(net), 16, FREE, copy=prepared(net).model)
+        verify.evaluate_chunk(net, own, examples(net), 16, FREE, copy=prepared(net).model)
 
 
 @pytest.mark.parametrize("attack", ["square", "pgd", "autoattack"])
@@ -506,12 +513,12 @@ class Counts(nn.Module):
 def test_a_copy_is_held_against_its_model_on_as_many_survivors_as_is_said() -> None:
     net = made("nothing").requires_grad_(False)
     led, chosen, own = Counts(net), examples(net), curve("square")
-    raw = craft.craft(net, own, chosen, 64, led)
-    verdicts = craft.verdicts_on(net, own, chosen, raw, 64)
+    raw = crafting.craft(net, own, chosen, 64, led)
+    verdicts = crafting.verdicts_on(net, own, chosen, raw, 64)
     left = [int((verdict.pred == chosen.label).sum()) for verdict in verdicts]
     assert max(left) > SPOTS
     led.rows = 0
-    again = craft.spot_checked(net, led, own, chosen, 64, raw, verdicts)
+    again = crafting.spot_checked(net, led, own, chosen, 64, raw, verdicts)
     assert led.rows == sum(min(SPOTS, each) for each in left)
     assert again == (raw, False)
 
@@ -550,7 +557,7 @@ def test_a_run_says_which_copy_was_dropped_and_keeps_it_in_its_provenance(tmp_pa
         f'{attack}label = "again"\nstop = "never"\n'
     )
     events: list[Event] = []
-    runner.run(suite.read(file), tmp_path / "out", runner.Options(device="cpu"), events.append)
+    runner.run(reader.read(file), tmp_path / "out", runner.Options(device="cpu"), events.append)
     notes = [event.text for event in events if event.what == "note"]
     (told,) = [note for note in notes if "copied too often" in note]
     assert told.startswith("late · ")
@@ -561,7 +568,7 @@ def test_a_run_says_which_copy_was_dropped_and_keeps_it_in_its_provenance(tmp_pa
 
 
 if __name__ == "__main__":
-    copies.recall = lambda key: None  # type: ignore[assignment]
+    accelerate.recall = lambda key: None  # type: ignore[assignment]
     print("| forward | copy | PGD with | PGD without | Square with | Square without |")
     for each in ZOO:
         net = made(each)

@@ -6,9 +6,9 @@ import torch
 from scipy.optimize import linprog, minimize
 from torch import Tensor
 
-from bench.contracts import Norm
-from bench.geometry import norm_of
-from bench.hyperplane import shortest
+from bench.core.contracts.types import Norm
+from bench.engine.functional.hyperplane import shortest
+from bench.engine.functional.norms import norm_of
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 D = 6

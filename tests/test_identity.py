@@ -10,17 +10,21 @@ import pytest
 import torch
 from torch import nn
 
-from bench import loading, plan, provenance, registry, rng, runner, source_hash, suite
-from bench.contracts import Data
-from bench.entries import DataEntry, ModelEntry
-from bench.errors import SuiteError
-from bench.fingerprint import are_apart, fingerprint, sketch
-from bench.results import read
+from bench.analysis.results import read
+from bench.core import registry, rng, source_hash
+from bench.core.contracts.dataset import Data
+from bench.core.errors import SuiteError
+from bench.evaluation import loading
+from bench.execution import runner
+from bench.models.fingerprint import are_apart, fingerprint, sketch
+from bench.storage import environment
+from bench.suite import plan, reader
+from bench.suite.schema import DataEntry, ModelEntry
 
 CPU = torch.device("cpu")
 DATA = """
 import torch
-from bench.contracts import Data
+from bench import Data
 
 images = torch.linspace(0, 1, 12 * 16).reshape(12, 1, 4, 4)
 
@@ -196,7 +200,8 @@ def test_a_model_s_place_on_this_machine_is_no_part_of_it(folder: Path) -> None:
 
 def test_a_fingerprint_is_the_same_in_another_process(folder: Path) -> None:
     code = (
-        "from pathlib import Path\nfrom bench import loading, entries\nimport torch\n"
+        "from pathlib import Path\nfrom bench.evaluation import loading\n"
+        "from bench.suite import schema as entries\nimport torch\n"
         f"base = Path({str(folder)!r})\n"
         "data = loading.data(entries.DataEntry(name='data.py:load'), base, base, None)\n"
         "entry = entries.ModelEntry(name='net.py:build', label='net')\n"
@@ -253,7 +258,7 @@ eps = [0.3]
 def run(folder: Path, text: str) -> tuple[int, Any]:
     """The cells that ran and the records of a run into the folder's one place."""
     began = []
-    found = suite.parse(text, "s.toml", folder)
+    found = reader.parse(text, "s.toml", folder)
     runner.run(
         found, folder / "out", runner.Options(device="cpu", data_dir=folder),
         lambda event: began.append(event) if event.what == "begin" else None,
@@ -323,7 +328,7 @@ def identities(monkeypatch: pytest.MonkeyPatch | None = None, **versions: int) -
         assert monkeypatch is not None
         monkeypatch.setattr(plan, name, value)
     raw = {"norm": "linf", "eps": [0.1]}
-    entries = [suite.attack_entry({"name": name, **raw}, "test") for name in ("pgd", "autoattack")]
+    entries = [reader.attack_entry({"name": name, **raw}, "test") for name in ("pgd", "autoattack")]
     return {plan.task("net", each, FACTS, 0, "independent").cells[0].identity for each in entries}
 
 
@@ -355,7 +360,7 @@ def test_a_user_s_attack_counts_with_what_it_imports(tmp_path: Path) -> None:
 
     def identity() -> str:
         attack = registry.find("attacks", "mine.py:ATTACK", tmp_path)
-        entry = suite.attack_entry({"name": "fgsm", "norm": "linf", "eps": [0.1]}, "test")
+        entry = reader.attack_entry({"name": "fgsm", "norm": "linf", "eps": [0.1]}, "test")
         entry = dataclasses.replace(entry, name="mine.py:ATTACK", attack=attack)
         return plan.task("net", entry, FACTS, 0, "independent").cells[0].identity
 
@@ -365,4 +370,4 @@ def test_a_user_s_attack_counts_with_what_it_imports(tmp_path: Path) -> None:
     (tmp_path / f"{helper}.py").write_text("BY = -1.0\n", encoding="utf-8")
     assert identity() != before
     assert registry.find("attacks", "mine.py:ATTACK", tmp_path).run.__globals__[helper].BY == -1.0
-    assert provenance.hashes(tmp_path, ["mine.py", "absent.py"]).keys() == {"mine.py"}
+    assert environment.hashes(tmp_path, ["mine.py", "absent.py"]).keys() == {"mine.py"}

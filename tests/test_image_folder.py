@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import images, planned
-from bench.contracts import Data
-from bench.datasets import image_folder
-from bench.errors import MissingDataError, SuiteError
+from bench.core.contracts.dataset import Data
+from bench.core.errors import MissingDataError, SuiteError
+from bench.datasets import image_files, image_folder
+from bench.suite import plan_cache
 
 SIDE = 8
 
@@ -145,7 +145,7 @@ def test_a_folder_without_images_is_missing_data(tmp_path: Path) -> None:
 
 def levels(path: Path, channels: int = 3) -> list[float]:
     """The levels of the first row's first and last pixel, out of 255."""
-    x = images.decode(path, SIDE, SIDE, channels)
+    x = image_files.decode(path, SIDE, SIDE, channels)
     return [round(float(value) * 255, 3) for value in (x[0, 0, 0], x[0, 0, -1])]
 
 
@@ -154,10 +154,10 @@ def test_16_bits_are_scaled_by_their_own_range(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, SIDE).round().astype(np.uint16)
     Image.fromarray(np.tile(ramp, (SIDE, 1))).save(path)
     for channels in (1, 3):
-        x = images.decode(path, SIDE, SIDE, channels)
+        x = image_files.decode(path, SIDE, SIDE, channels)
         assert (x[:, 0] * 65535 - torch.tensor(ramp.astype(np.float32))).abs().max() < 129
     assert levels(path) == [0, 255]
-    assert images.treatment(path, path.read_bytes()) == "16 bits"
+    assert image_files.treatment(path, path.read_bytes()) == "16 bits"
 
 
 def test_what_pillow_converts_is_taken_and_what_is_ambiguous_refused(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_what_pillow_converts_is_taken_and_what_is_ambiguous_refused(tmp_path: P
         path = tmp_path / f"{mode}.{'jpg' if mode in ('CMYK', 'YCbCr') else 'png'}"
         plain.convert(mode).save(path)
         assert abs(levels(path)[0] - 200) <= 4, mode  # a palette of 216 colours
-        assert images.treatment(path, path.read_bytes()) == ""
+        assert image_files.treatment(path, path.read_bytes()) == ""
     glass = plain.convert("RGBA")
     glass.putpixel((0, 0), (0, 0, 0, 254))
     floats = Image.fromarray(np.full((SIDE, SIDE), 0.5, dtype=np.float32))
@@ -181,7 +181,7 @@ def test_what_pillow_converts_is_taken_and_what_is_ambiguous_refused(tmp_path: P
     for name, (image, options, part) in saved.items():
         image.save(tmp_path / name, **options)
         with pytest.raises(SuiteError, match=part):
-            images.decode(tmp_path / name, SIDE, SIDE)
+            image_files.decode(tmp_path / name, SIDE, SIDE)
 
 
 def test_photographs_are_turned_upright_and_records_of_others_stay_valid(tmp_path: Path) -> None:
@@ -191,19 +191,19 @@ def test_photographs_are_turned_upright_and_records_of_others_stay_valid(tmp_pat
     prints = []
     for orientation, expected in upright.items():
         exif = Image.Exif()
-        exif[images.ORIENTATION] = orientation
+        exif[image_files.ORIENTATION] = orientation
         path = tmp_path / str(orientation) / "a" / "x.png"
         path.parent.mkdir(parents=True)
         Image.fromarray(stored).save(path, exif=exif)
         assert levels(path) == expected, orientation
         turned = "turned upright by EXIF" if expected != [0, 255] else ""
-        assert images.treatment(path, path.read_bytes()) == turned
+        assert image_files.treatment(path, path.read_bytes()) == turned
         prints.append(load(tmp_path / str(orientation)))
     assert (
         prints[1].mapping["files"] == "1, short side to 8, middle 8 x 8; 1 turned upright by EXIF"
     )
     jpeg = photo(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0damaged")
-    assert images.treatment(jpeg, jpeg.read_bytes()) == ""
+    assert image_files.treatment(jpeg, jpeg.read_bytes()) == ""
     assert levels(jpeg) == [0, 0]
 
 
@@ -231,7 +231,7 @@ def test_a_plan_shows_how_files_become_labels_and_is_kept_until_they_change(
     )
     suite.write_text(text, encoding="utf-8")
     folder = classes(tmp_path / "numbers", *(str(k) for k in range(12)))
-    first, *told = planned.read(str(suite), folder, 5).data
+    first, *told = plan_cache.read(str(suite), folder, 5).data
     assert first.startswith("data: numbers, 5 images of 3 x 8 x 8, fingerprint ")
     assert told == [
         "  pixels: 8 bits a channel, divided by 255",
@@ -241,20 +241,20 @@ def test_a_plan_shows_how_files_become_labels_and_is_kept_until_they_change(
     ]
     classes(folder, "cat/")
     with pytest.raises(SuiteError, match="their order is a guess"):
-        planned.read(str(suite), folder)
-    hostile = planned.read(str(suite), classes(tmp_path / "named", "a\x1b[8m")).data
+        plan_cache.read(str(suite), folder)
+    hostile = plan_cache.read(str(suite), classes(tmp_path / "named", "a\x1b[8m")).data
     assert hostile[-1] == r"  classes: 0 = a\x1b[8m"
-    absent = planned.read(str(suite), tmp_path / "absent").data
+    absent = plan_cache.read(str(suite), tmp_path / "absent").data
     assert absent[0].startswith("data: not looked at: data image_folder: expected images in ")
 
 
 def test_a_kept_plan_looks_again_at_data_that_have_changed(tmp_path: Path, plans: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
-    assert planned.read("mnist", tmp_path).data == [
+    assert plan_cache.read("mnist", tmp_path).data == [
         f"data: mnist, not looked at: {raw / 't10k-images-idx3-ubyte'} is not there"
     ]
     raw.mkdir(parents=True)
     (raw / "t10k-labels-idx1-ubyte").write_bytes(b"\0" * 8)
     (raw / "t10k-images-idx3-ubyte").write_bytes(b"\0" * 8)
     with pytest.raises(SuiteError, match="a file of the test split is damaged"):
-        planned.read("mnist", tmp_path)
+        plan_cache.read("mnist", tmp_path)

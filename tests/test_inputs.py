@@ -12,11 +12,15 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench import digest, inputs, loading, records, runner, suite
-from bench.contracts import Data
-from bench.datasets import in_memory
-from bench.entries import DataEntry
-from bench.errors import SuiteError
+from bench.core.contracts.dataset import Data
+from bench.core.errors import SuiteError
+from bench.datasets import inputs
+from bench.datasets.in_memory import in_memory
+from bench.evaluation import loading
+from bench.execution import runner
+from bench.storage import fingerprint, records
+from bench.suite import reader
+from bench.suite.schema import DataEntry
 
 SHAPE = (6, 3, 4, 5)
 LEVELS = (torch.arange(6 * 3 * 4 * 5) * 7 % 256).to(torch.uint8).view(SHAPE)
@@ -205,13 +209,13 @@ def test_a_run_on_permuted_images_has_the_records_of_the_plain_ones(
 ) -> None:
     (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
     (tmp_path / "own.toml").write_text(SUITE, encoding="utf-8")
-    checked, found = suite.read(str(tmp_path / "own.toml")), {}
+    checked, found = reader.read(str(tmp_path / "own.toml")), {}
     for how in ("plain", "permuted", "double"):
         monkeypatch.setenv("HOW", how)
         options = runner.Options(device="cpu", batch_size=8, keep=2**20, command="test")
         runner.run(checked, tmp_path / how, options)
         stored = records.load(tmp_path / how)
-        found[how] = digest.records(stored.frame)
+        found[how] = fingerprint.records_hash(stored.frame)
         assert len(stored.frame) == 24
         assert records.images(tmp_path / how)
     assert found["plain"] == found["permuted"] == found["double"]
@@ -331,7 +335,7 @@ def test_images_that_are_others_when_they_are_read_again_are_refused() -> None:
 
 def test_a_limit_holds_for_every_kind_of_data_set(tmp_path: Path) -> None:
     code = (
-        "import torch\nfrom bench.contracts import Data\n"
+        "import torch\nfrom bench import Data\n"
         "x, y = torch.linspace(0, 1, 40).view(10, 1, 2, 2), torch.arange(10) % 2\n"
         "def pair(): return x, y\n"
         "def whole():\n    return Data(name='w', read=lambda a, b: x[a:b], labels=y, n=10,\n"

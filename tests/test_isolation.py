@@ -11,10 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 import bench
-from bench import digest, isolation, records, results, runner, suite
+from bench.analysis import results
 from bench.cli import cli
-from bench.errors import SuiteError
-from bench.parts import Event
+from bench.core.errors import SuiteError
+from bench.execution import runner
+from bench.execution.backends import subprocess as isolation
+from bench.execution.work import Event
+from bench.storage import fingerprint, records
+from bench.suite import reader
 
 MINE = """
 import ctypes, os, signal
@@ -24,7 +28,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bench.contracts import Attack
+from bench import Attack
 
 RECORDS = Path(__file__).with_name("out") / "records"
 
@@ -140,13 +144,13 @@ OPTIONS = runner.Options(device="cpu", batch_size=64)
 UNLIMITED, LIMITS = isolation.Limits(), isolation.Limits(seconds=5, memory=2**30)
 
 
-def written(folder: Path, *parts: str) -> suite.Suite:
+def written(folder: Path, *parts: str) -> reader.Suite:
     (folder / "mine.py").write_text(MINE, encoding="utf-8")
     (folder / "s.toml").write_text("".join(parts), encoding="utf-8")
-    return suite.read(str(folder / "s.toml"))
+    return reader.read(str(folder / "s.toml"))
 
 
-def isolated(given: suite.Suite, out: Path, limits: isolation.Limits = UNLIMITED) -> list[Event]:
+def isolated(given: reader.Suite, out: Path, limits: isolation.Limits = UNLIMITED) -> list[Event]:
     heard: list[Event] = []
     isolation.run(given, out, OPTIONS, heard.append, limits)
     return heard
@@ -154,7 +158,7 @@ def isolated(given: suite.Suite, out: Path, limits: isolation.Limits = UNLIMITED
 
 def said(out: Path, model: str) -> str:
     frame = records.load(out).frame
-    return digest.records(frame[frame["model"] == model].reset_index(drop=True))
+    return fingerprint.records_hash(frame[frame["model"] == model].reset_index(drop=True))
 
 
 def test_a_model_that_ends_its_process_fails_alone_and_the_other_has_the_records_of_one_process(

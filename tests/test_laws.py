@@ -16,14 +16,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import bench
-from bench import metrics, registry
-from bench.contracts import Norm
+from bench.core import registry
+from bench.core.contracts.types import Norm
+from bench.core.rng import Noise
 from bench.datasets import mnist
-from bench.geometry import distance
-from bench.loading import WEIGHTS
+from bench.engine.functional.norms import distance
+from bench.evaluation import metrics
+from bench.evaluation.loading import WEIGHTS
 from bench.models import lenet as architecture
 from bench.models import strided_cnn
-from bench.rng import Noise
 
 Attacked = Callable[..., Any]
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]

@@ -12,16 +12,17 @@ import pytest
 from click.testing import CliRunner
 
 import bench
-from bench import suite as suites
+from bench.analysis.snapshot import Cell, Data, Machine, Model, Snapshot, Task, pack
 from bench.cli import cli
-from bench.entries import ModelEntry
-from bench.errors import RecordError, SuiteError
-from bench.gate.snapshot import Cell, Data, Machine, Model, Snapshot, Task, pack
-from bench.leaderboard import admission, board, card, entries
-from bench.leaderboard.card import Card
-from bench.leaderboard.entries import Entry, Recheck
-from bench.leaderboard.standings import standings, threats
-from bench.runner import Options
+from bench.core.errors import RecordError, SuiteError
+from bench.execution.runner import Options
+from bench.suite import reader as suites
+from bench.suite.schema import ModelEntry
+from bench.workflows.leaderboard import admission, entries, model_card
+from bench.workflows.leaderboard import page as board
+from bench.workflows.leaderboard.entries import Entry, Recheck
+from bench.workflows.leaderboard.model_card import Card
+from bench.workflows.leaderboard.ranking import standings, threats
 
 ROOT = Path(__file__).parents[1]
 N = 40
@@ -176,7 +177,7 @@ def test_a_model_enters_after_every_outcome_came_out_the_same(entered: Path) -> 
 
 
 def test_a_claim_that_is_too_good_does_not_enter(made: Path, tmp_path: Path) -> None:
-    about, suite = card.read(made / "card.toml"), suites.read(str(made / "tiny.toml"))
+    about, suite = model_card.read(made / "card.toml"), suites.read(str(made / "tiny.toml"))
     claimed = admission.claim(made / "run", "LeNet")
     clean = claimed.models[0]
     better = [dataclasses.replace(cell, robust=clean.clean, robust_correct=clean.clean_correct)
@@ -191,7 +192,7 @@ def test_a_claim_that_is_too_good_does_not_enter(made: Path, tmp_path: Path) -> 
 
 def _forged(made: Path, limit: int | None) -> tuple[admission.Admission, list[str]]:
     """What comes of a claim whose audit signs are another's, and the signs that were measured."""
-    about, suite = card.read(made / "card.toml"), suites.read(str(made / "tiny.toml"))
+    about, suite = model_card.read(made / "card.toml"), suites.read(str(made / "tiny.toml"))
     claimed = admission.claim(made / "run", "LeNet")
     forged = dataclasses.replace(claimed.models[0], signs=["invented"])
     options = Options(device="cpu", limit=limit)
@@ -250,7 +251,7 @@ def test_files_of_ones_own_start_from_the_cards_folder(made: Path, tmp_path: Pat
     (mine / "net.py").write_text(MINE)
     text = CARD.replace('"lenet"\nweights = "digits"', '"net.py:make"').replace("LeNet", "mine")
     (mine / "card.toml").write_text(text)
-    entry = card.read(mine / "card.toml").model
+    entry = model_card.read(mine / "card.toml").model
     assert entry.name == f"{mine / 'net.py'}:make"
     assert entry.label == "mine"
 
@@ -259,7 +260,7 @@ def test_every_mistake_in_a_card_is_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "card.toml"
     path.write_text('schema = 1\nname = " "\nlicense = "MIT"\n[model]\nweight = "x"\n')
     with pytest.raises(SuiteError) as told:
-        card.read(path)
+        model_card.read(path)
     text = str(told.value)
     for part in ("licence", "name", "source", "model.name", "model.weight"):
         assert part in text

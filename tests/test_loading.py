@@ -13,13 +13,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torchvision.datasets import MNIST
 
-from bench import loading
-from bench.contracts import Data
-from bench.datasets import in_memory
-from bench.entries import DataEntry, ModelEntry
-from bench.errors import SuiteError
-from bench.fingerprint import fingerprint
+from bench.core.contracts.dataset import Data
+from bench.core.errors import SuiteError
+from bench.datasets.in_memory import in_memory
+from bench.evaluation import loading
 from bench.models import lenet as architecture
+from bench.models.fingerprint import fingerprint
+from bench.models.preflight import checks
+from bench.models.preflight.checks import LoadedModel
+from bench.suite.schema import DataEntry, ModelEntry
 
 CPU = torch.device("cpu")
 
@@ -29,7 +31,7 @@ def data(digits: tuple[Tensor, Tensor]) -> Data:
     return in_memory("digits", digits[0][:40], digits[1][:40], tuple("0123456789"))
 
 
-def subject(data: Data, base: Path = Path(), seed: int = 0, **keys: Any) -> loading.Subject:
+def subject(data: Data, base: Path = Path(), seed: int = 0, **keys: Any) -> LoadedModel:
     entry = ModelEntry(**{"name": "lenet", "label": "net", **keys})
     return loading.subject(entry, base, seed, data, CPU)
 
@@ -42,7 +44,7 @@ def refused(data: Data, base: Path = Path(), **keys: Any) -> str:
     return only
 
 
-def same(found: loading.Subject, model: nn.Module) -> bool:
+def same(found: LoadedModel, model: nn.Module) -> bool:
     state, expected = found.model.state_dict(), model.state_dict()
     return all(torch.equal(state[key], expected[key]) for key in expected)
 
@@ -327,7 +329,7 @@ def test_the_smaller_of_the_two_limits_holds(own: Callable[..., Data]) -> None:
 
 
 def test_a_factory_is_told_what_it_asks_for(own: Callable[..., Data], tmp_path: Path) -> None:
-    from bench import registry
+    from bench.core import registry
 
     asked = registry.find("datasets", "mine.py:asked", tmp_path)
     own("some", limit=2, split="train")
@@ -462,7 +464,7 @@ def test_a_model_that_does_not_return_logits_is_refused(
 ) -> None:
     change, part = REFUSED[case]
     with pytest.raises(SuiteError) as caught:
-        loading.fit("net", Answer(lenet, change), data, CPU)
+        checks.preflight("net", Answer(lenet, change), data, CPU)
     assert str(caught.value).startswith("model 'net'")
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -482,7 +484,7 @@ def test_a_model_whose_numbers_are_doubtful_is_noted(
     data: Data, lenet: nn.Module, case: str
 ) -> None:
     change, part = NOTED[case]
-    found = loading.fit("net", Answer(lenet, change), data, CPU).findings
+    found = checks.preflight("net", Answer(lenet, change), data, CPU).findings
     assert len([sentence for sentence in found if part in sentence]) == 1
 
 
@@ -491,7 +493,7 @@ def test_a_sound_model_is_noted_for_nothing_and_comes_back_as_it_was(
 ) -> None:
     lenet.train()
     lenet.get_submodule("3").eval()
-    assert loading.fit("net", lenet, data, CPU).findings == ()
+    assert checks.preflight("net", lenet, data, CPU).findings == ()
     assert [m.training for m in lenet.children()].count(False) == 1
     assert all(p.grad is None and p.requires_grad for p in lenet.parameters())
 
@@ -500,7 +502,7 @@ def test_double_precision_is_refused(data: Data, lenet: nn.Module) -> None:
     with pytest.raises(
         SuiteError, match=r"expected float32 parameters; convert it with model.float"
     ):
-        loading.fit("net", lenet.double(), data, CPU)
+        checks.preflight("net", lenet.double(), data, CPU)
 
 
 # ----------------------------------------------------------------------------------------- devices

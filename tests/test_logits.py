@@ -8,12 +8,15 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench import engine, losses, preflight, single, suspicions
-from bench.audit import probes
-from bench.contracts import Threat
-from bench.datasets import in_memory
-from bench.judge import Vote, judge
-from bench.logits import probabilities
+from bench.core.contracts.types import Threat
+from bench.datasets.in_memory import in_memory
+from bench.engine import stream
+from bench.engine.functional import gradients, losses
+from bench.engine.functional.logits import probabilities
+from bench.evaluation.audit import probes
+from bench.evaluation.judge import Vote, judge
+from bench.models.preflight import checks, preprocessing
+from bench.workflows.single_image import attack
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 POWERS = range(-12, 7)
@@ -46,14 +49,14 @@ def readings(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Whether each reader takes each image for its label y (n,)."""
     subject = probes.Subject("net", net, torch.arange(len(x)), x, y, 7)
     ascend = losses.to_ascend("margin", "untargeted")
-    at_ease = engine.glance(net, ascend, x, y, y).logits
-    pulled = engine.look(net, ascend, x, y, y).logits
+    at_ease = gradients.glance(net, ascend, x, y, y).logits
+    pulled = gradients.look(net, ascend, x, y, y).logits
     threat = Threat(norm="linf", eps=0.1)
-    pred = suspicions._predictions(net, x)
+    pred = preprocessing._predictions(net, x)
     assert pred is not None
     return {
-        "engine": ~engine._fooled(at_ease, y, "untargeted"),
-        "engine, with gradients": ~engine._fooled(pulled, y, "untargeted"),
+        "engine": ~stream._fooled(at_ease, y, "untargeted"),
+        "engine, with gradients": ~stream._fooled(pulled, y, "untargeted"),
         "judge": judge(net, x, 7).pred == y,
         "judge, by a vote": judge(net, x, 7, Vote(3, 0)).pred == y,
         "suspicions": pred == y,
@@ -127,7 +130,7 @@ def test_an_attack_counts_the_same_when_all_logits_are_divided(
 def test_one_image_is_named_by_its_largest_logit(linear: nn.Module, images: Tensor) -> None:
     for image in images[:8]:
         whole, tiny = (
-            single._answer(Scaled(linear, factor), image, 0, ()) for factor in (1.0, 1e-12)
+            attack._answer(Scaled(linear, factor), image, 0, ()) for factor in (1.0, 1e-12)
         )
         assert whole.pred == tiny.pred == int(linear(image[None]).argmax())
         assert [name for name, _ in whole.top] == [name for name, _ in tiny.top]
@@ -148,6 +151,6 @@ def test_logits_too_flat_to_tell_classes_apart_are_named_before_anything_runs(
     y = linear(images).argmax(1)
     data = in_memory("images", images, y, ())
     net = Scaled(linear, factor, kind).eval()
-    told = preflight.fit("net", net, data, torch.device("cpu"), allow=["not-float32"]).findings
+    told = checks.preflight("net", net, data, torch.device("cpu"), allow=["not-float32"]).findings
     ends = [each[each.rindex("(") :] for each in told]
     assert [end for end in ends if end not in ("(zero-gradient)", "(near-chance)")] == found

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import losses
-from bench.contracts import Goal, Loss
+from bench.core.contracts.types import Goal, Loss
+from bench.engine.functional import losses
 
 
 def some(n: int = 16, classes: int = 10, scale: float = 3.0) -> tuple[Tensor, Tensor]:

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench import measure, meter, metrics, registry
-from bench.contracts import Attack, Curve
-from bench.craft import Examples
-from bench.errors import ContractError
-from bench.judge import judge
+from bench.core import registry
+from bench.core.contracts.attack import Attack, AttackSpec
+from bench.core.errors import ContractError
+from bench.engine import timing
+from bench.evaluation import metrics, verify
+from bench.evaluation.crafting import Examples
+from bench.evaluation.judge import judge
 
-FREE = meter.Floor(0.0, 0.0)
+FREE = timing.Floor(0.0, 0.0)
 EPS = 0.2
 
 
@@ -61,10 +63,10 @@ def measured(run: Any, *, x: Tensor = X, model: nn.Module | None = None, **setti
         summary="s", source="s", run=run, **{"params": Params, "norms": ("linf",)} | about
     )
     settings = {"norm": "linf", "eps": (EPS,)} | settings
-    curve = Curve(name="planted", attack=attack, params=Params(), **settings)
+    curve = AttackSpec(name="planted", attack=attack, params=Params(), **settings)
     pred, confidence, _, agreement = judge(model, x, 4)
     examples = Examples(torch.arange(4), x, Y, target, pred, confidence, agreement)
-    return measure.measure(model, curve, examples, rows, FREE)
+    return verify.evaluate_chunk(model, curve, examples, rows, FREE)
 
 
 def one(run: Any, **settings: Any) -> pd.DataFrame:
@@ -371,18 +373,18 @@ def test_a_least_distance_that_is_nan_is_a_violation_at_every_eps() -> None:
 # ------------------------------------------------------------------------------------ a lying copy
 
 
-def led(copy: nn.Module | None, attack: str = "bim", **settings: Any) -> measure.Measured:
+def led(copy: nn.Module | None, attack: str = "bim", **settings: Any) -> verify.ChunkResult:
     """What is measured where a rule attacks the planted net, led by `copy`."""
     found = registry.find("attacks", attack)
     params = found.params(**settings.pop("params", {"steps": 10}))
     source, target, model = (settings.pop(key, None) for key in ("source", "target", "model"))
     settings = {"norm": "linf", "eps": (EPS,)} | settings
-    curve = Curve(name=attack, attack=found, params=params, **settings)
+    curve = AttackSpec(name=attack, attack=found, params=params, **settings)
     target = torch.full_like(Y, -1) if target is None else target
     model = model or Step().eval()
     pred, confidence, _, agreement = judge(model, X, 4)
     examples = Examples(torch.arange(4), X, Y, target, pred, confidence, agreement)
-    return measure.measure(model, curve, examples, 4, FREE, source, copy=copy)
+    return verify.evaluate_chunk(model, curve, examples, 4, FREE, source, copy=copy)
 
 
 LED: list[dict[str, Any]] = [

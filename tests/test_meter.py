@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import meter, registry, rng
-from bench.contracts import Threat
-from bench.engine import look
-from bench.losses import to_ascend
+from bench.core import registry, rng
+from bench.core.contracts.types import Threat
+from bench.engine import timing
+from bench.engine.functional.gradients import look
+from bench.engine.functional.losses import to_ascend
 
 
 def gradient(model: nn.Module, x: Tensor) -> Tensor:
@@ -19,7 +20,7 @@ def gradient(model: nn.Module, x: Tensor) -> Tensor:
 
 def test_rows_that_went_forward_and_gradients_that_came_back_are_counted(lenet: nn.Module) -> None:
     x = torch.rand(5, 1, 28, 28)
-    with meter.counted(lenet) as passes:
+    with timing.counted(lenet) as passes:
         with torch.no_grad():
             lenet(x[:2])
         for _ in range(3):
@@ -30,7 +31,7 @@ def test_rows_that_went_forward_and_gradients_that_came_back_are_counted(lenet: 
 
 def test_a_gradient_taken_twice_is_two(lenet: nn.Module) -> None:
     x = torch.rand(4, 1, 28, 28, requires_grad=True)
-    with meter.counted(lenet) as passes:
+    with timing.counted(lenet) as passes:
         total = lenet(x).sum()
         for _ in range(2):
             torch.autograd.grad(total, x, retain_graph=True)
@@ -53,7 +54,7 @@ def test_a_foreign_attacks_passes_are_counted(
     x, y, ids = torch.rand(4, 1, 28, 28), torch.zeros(4, dtype=torch.int64), torch.arange(4)
     noise = rng.Noise(0, name, ids, torch.zeros_like(ids))
     threat = Threat(norm="linf", eps=0.1)
-    with rng.seeded(0), meter.counted(lenet) as passes:
+    with rng.seeded(0), timing.counted(lenet) as passes:
         attack.run(lenet, x, y, threat, attack.params(**settings), noise)
     assert (passes.forwards, passes.backwards) == (4 * forwards, 4 * backwards)
 
@@ -62,11 +63,11 @@ def test_nothing_is_counted_afterwards_not_even_after_an_error(lenet: nn.Module)
     x = torch.rand(2, 1, 28, 28)
 
     def broken() -> None:
-        with meter.counted(lenet) as counting:
+        with timing.counted(lenet) as counting:
             seen.append(counting)
             lenet(x[:, :, :9])
 
-    seen: list[meter.Passes] = []
+    seen: list[timing.Passes] = []
     with pytest.raises(RuntimeError):
         broken()
     gradient(lenet, x)
@@ -78,19 +79,19 @@ def test_the_floor_is_the_pace_of_a_bare_loop(lenet: nn.Module, digits: Any) -> 
     """Within a factor of four, so that a busy machine does not fail it."""
     lenet.requires_grad_(False)
     x, y = digits[0][:64], digits[1][:64]
-    floor = meter.floor(lenet, x, y, 64)
+    floor = timing.floor(lenet, x, y, 64)
 
     def loop() -> None:
         for _ in range(10):
             look(lenet, to_ascend("cross-entropy", "untargeted"), x, y, y)
 
-    _, seconds = meter.timed(loop, x.device)
+    _, seconds = timing.timed(loop, x.device)
     assert 0.25 < seconds / floor.seconds(640.0, 640.0) < 4
     assert 0 < floor.forward < floor.gradient
 
 
 def test_a_floor_charges_each_backward_with_its_forward_and_the_rest_with_forwards() -> None:
-    floor = meter.Floor(1.0, 3.0)
+    floor = timing.Floor(1.0, 3.0)
     assert floor.seconds(10.0, 10.0) == 30.0
     assert floor.seconds(14.0, 10.0) == 34.0
     assert floor.seconds(5.0, 0.0) == 5.0
@@ -103,14 +104,14 @@ def wide(channels: int) -> nn.Module:
 
 def test_a_pass_holds_a_power_of_two_of_rows_and_fewer_where_activations_are_larger() -> None:
     x = torch.rand(3, 1, 28, 28)
-    rows = [meter.rows_per_pass(wide(channels), x) for channels in (1, 32, 128, 512)]
+    rows = [timing.rows_per_pass(wide(channels), x) for channels in (1, 32, 128, 512)]
     assert rows == sorted(rows, reverse=True)
     assert rows[0] == 256 > rows[1] > rows[2] >= rows[3] == 8
     assert all(row & (row - 1) == 0 for row in rows)
 
 
 def test_how_many_rows_is_a_rule_and_no_stopwatch(lenet: nn.Module, digits: Any) -> None:
-    rows = [meter.rows_per_pass(lenet, digits[0][start : start + 3]) for start in (0, 5, 50)]
+    rows = [timing.rows_per_pass(lenet, digits[0][start : start + 3]) for start in (0, 5, 50)]
     assert len(set(rows)) == 1
     assert not any(module._forward_hooks for module in lenet.modules())
 
@@ -121,8 +122,8 @@ def test_a_net_in_training_mode_is_not_changed_by_being_measured(ask: str) -> No
     x, y = torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     if ask == "rows":
-        meter.rows_per_pass(net, x)
+        timing.rows_per_pass(net, x)
     else:
-        meter.floor(net, x, y, 4)
+        timing.floor(net, x, y, 4)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert net.training

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, norm
 
-from bench import metrics
+from bench.evaluation import metrics
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench import engine, registry
-from bench.audit import findings, signs
-from bench.contracts import Norm
+from bench.core import registry
+from bench.core.contracts.types import Norm
+from bench.engine import stream
+from bench.evaluation.audit import findings, symptoms
 
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
 LED = [
@@ -40,7 +41,7 @@ class Rooted(nn.Module):
 
 @pytest.mark.parametrize("name", LED)
 def test_an_attack_does_as_well_as_where_the_square_root_is_safe(
-    name: str, lenet: nn.Module, digits: Any, attacked: Callable[..., engine.Attacked]
+    name: str, lenet: nn.Module, digits: Any, attacked: Callable[..., stream.Attacked]
 ) -> None:
     x, y = (part[:12] for part in digits)
     found = registry.find("attacks", name)
@@ -76,7 +77,7 @@ class Breaking(nn.Module):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_logits_that_are_not_finite_are_no_success_and_leave_the_images_finite(
     name: str, value: float, lenet: nn.Module, digits: Any,
-    attacked: Callable[..., engine.Attacked],
+    attacked: Callable[..., stream.Attacked],
 ) -> None:  # fmt: skip
     x, y = (part[:3] for part in digits)
     found = registry.find("attacks", name)
@@ -102,4 +103,4 @@ def test_what_was_not_finite_is_counted_in_the_table_and_told_in_the_audit(
     assert list(told["nonfinite_gradients"]) == [0, 5 * attacked]
     assert "nonfinite_gradients" not in safe.columns
     (sign,) = findings._not_finite(told)
-    assert (sign.name, sign.count, sign.n) == (signs.NO_GRADIENT.name, attacked, attacked)
+    assert (sign.name, sign.count, sign.n) == (symptoms.NO_GRADIENT.name, attacked, attacked)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench import registry
-from bench.contracts import Norm
+from bench.core import registry
+from bench.core.contracts.types import Norm
 
 WEIGHTS = torch.kron(torch.tensor([1, 2, 2, 4]), torch.tensor([2, 4, 5, 6])) / 64
 SIGNS = torch.tensor([1, -1, 1, 1, -1, -1, 1, -1, 1, -1, -1, 1, -1, 1, 1, -1])

@@ -6,16 +6,17 @@ from typing import Any
 
 import pytest
 
-from bench import plan, registry, suite
-from bench.errors import SuiteError
-from bench.plan import Facts
+from bench.core import registry
+from bench.core.errors import SuiteError
+from bench.suite import plan, reader
+from bench.suite.plan import Facts
 
 FACTS = Facts(classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m", data_fingerprint="d")
 HEAD = 'schema = 1\nname = "s"\n[data]\nname = "digits"\n'
 
 
-def entry(**keys: Any) -> suite.AttackEntry:
-    return suite.attack_entry({"name": "pgd", "norm": "linf", "eps": [0.1], **keys}, "test")
+def entry(**keys: Any) -> reader.AttackEntry:
+    return reader.attack_entry({"name": "pgd", "norm": "linf", "eps": [0.1], **keys}, "test")
 
 
 def cells(facts: Facts = FACTS, seed: int = 0, sweep: Any = "independent", **keys: Any) -> Any:
@@ -32,7 +33,7 @@ def test_a_plan_is_every_model_with_every_attack_at_every_eps() -> None:
     )
     text += '[[attacks]]\nname = "fgsm"\nnorm = "linf"\neps = [0, 0.1]\n'
     text += '[[attacks]]\nname = "pgd"\nnorm = "l2"\neps = [1]\n'
-    read = suite.parse(text, "s.toml", Path())
+    read = reader.parse(text, "s.toml", Path())
     tasks = plan.tasks(read, plan.known_facts(read))
     found = [(cell.model, cell.attack, cell.eps) for task in tasks for cell in task.cells]
     each = [("fgsm", 0.0), ("fgsm", 0.1), ("pgd", 1.0)]
@@ -161,7 +162,7 @@ def test_other_attacks_and_titles_leave_a_cells_identity_alone() -> None:
     more = '[[attacks]]\nname = "fgsm"\nnorm = "l2"\neps = [1]\n'
     found = []
     for text in (HEAD + one, HEAD.replace('"s"', '"t"\ntitle = "T"') + one + more):
-        read = suite.parse(text, "s.toml", Path())
+        read = reader.parse(text, "s.toml", Path())
         found.append(plan.tasks(read, {"lenet": FACTS})[0].cells[0].identity)
     assert found == [SAME, SAME]
 

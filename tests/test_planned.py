@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bench import catalogue, plan, planned
-from bench.errors import SuiteError
+from bench.core.errors import SuiteError
+from bench.suite import catalog, plan, plan_cache
 
 TEXT = (
     'schema = 1\nname = "s"\ntitle = "T"\nseed = 3\n[data]\nname = "digits"\n'
@@ -37,32 +37,32 @@ def suite(plans: Path, tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", catalogue.suites())
+@pytest.mark.parametrize("name", catalog.suites())
 def test_every_shipped_suite_is_planned_once_and_shown_twice(
     plans: Path, made: list[str], name: str
 ) -> None:
-    first = planned.read(name)
-    assert planned.read(name) == first
+    first = plan_cache.read(name)
+    assert plan_cache.read(name) == first
     assert len(made) == len(list(plans.iterdir())) == 1
 
 
 def test_what_is_kept_is_what_is_shown(suite: Path) -> None:
     cost = 5.0
-    line = planned.Line(
+    line = plan_cache.Line(
         "lenet", "torchattacks:PGD", "linf", "untargeted", "", "8/255", cost, cost, ""
     )
-    assert planned.read(str(suite)) == planned.Planned("T", 3, [line])
-    kept = planned.read(str(suite))
-    assert kept == planned.Planned("T", 3, [line])
-    assert isinstance(kept.lines[0], planned.Line)
+    assert plan_cache.read(str(suite)) == plan_cache.Planned("T", 3, [line])
+    kept = plan_cache.read(str(suite))
+    assert kept == plan_cache.Planned("T", 3, [line])
+    assert isinstance(kept.lines[0], plan_cache.Line)
 
 
 def test_a_changed_suite_is_planned_anew_and_replaces_what_was_kept(
     suite: Path, plans: Path, made: list[str]
 ) -> None:
-    planned.read(str(suite))
+    plan_cache.read(str(suite))
     suite.write_text(TEXT.replace("8/255", "4/255"), encoding="utf-8")
-    assert [line.eps_text for line in planned.read(str(suite)).lines] == ["4/255"]
+    assert [line.eps_text for line in plan_cache.read(str(suite)).lines] == ["4/255"]
     assert len(made) == 2
     assert len(list(plans.iterdir())) == 1
 
@@ -78,7 +78,7 @@ def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
         folder.mkdir(parents=True)
     source = package / "attacks" / "pgd.py"
     source.write_text("steps = 1\n", encoding="utf-8")
-    monkeypatch.setattr(planned, "_PACKAGE", package)
+    monkeypatch.setattr(plan_cache, "_PACKAGE", package)
     monkeypatch.syspath_prepend(site)
 
     def changed(what: str) -> None:
@@ -104,10 +104,10 @@ def change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], N
 def test_a_plan_is_made_anew_once_what_made_it_has_changed(
     suite: Path, made: list[str], change: Callable[[str], None], what: str, times: int
 ) -> None:
-    planned.read(str(suite))
+    plan_cache.read(str(suite))
     change(what)
-    planned.read(str(suite))
-    planned.read(str(suite))
+    plan_cache.read(str(suite))
+    plan_cache.read(str(suite))
     assert len(made) == times
 
 
@@ -125,11 +125,11 @@ def test_a_plan_is_made_anew_once_what_made_it_has_changed(
 def test_a_damaged_file_is_replaced(
     suite: Path, plans: Path, made: list[str], damage: Callable[[bytes], bytes]
 ) -> None:
-    first = planned.read(str(suite))
+    first = plan_cache.read(str(suite))
     (file,) = plans.iterdir()
     whole = file.read_bytes()
     file.write_bytes(damage(whole))
-    assert planned.read(str(suite)) == first
+    assert plan_cache.read(str(suite)) == first
     assert file.read_bytes() == whole
     assert len(made) == 2
 
@@ -138,17 +138,17 @@ def test_a_folder_that_cannot_be_written_is_no_error(
     suite: Path, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setattr(planned, "folder", lambda: tmp_path / "file" / "plans")
-    assert planned.read(str(suite)) == planned.read(str(suite))
+    monkeypatch.setattr(plan_cache, "folder", lambda: tmp_path / "file" / "plans")
+    assert plan_cache.read(str(suite)) == plan_cache.read(str(suite))
     assert len(made) == 2
 
 
 def test_a_file_that_cannot_be_read_is_no_error(suite: Path, plans: Path, made: list[str]) -> None:
-    first = planned.read(str(suite))
+    first = plan_cache.read(str(suite))
     (file,) = plans.iterdir()
     file.unlink()
     file.mkdir()
-    assert planned.read(str(suite)) == first
+    assert plan_cache.read(str(suite)) == first
 
 
 CODE = (
@@ -171,7 +171,7 @@ def test_a_suite_that_names_code_is_planned_each_time(
 ) -> None:
     (suite.parent / "mine.py").write_text(CODE, encoding="utf-8")
     suite.write_text(TEXT.replace(f'name = "{old}"', f'name = "{new}"'), encoding="utf-8")
-    assert planned.read(str(suite)) == planned.read(str(suite))
+    assert plan_cache.read(str(suite)) == plan_cache.read(str(suite))
     assert len(made) == 2
     assert list(plans.iterdir()) == []
 
@@ -189,7 +189,7 @@ def test_a_suite_that_names_a_file_is_planned_each_time_unless_it_is_bench_s_own
     Path("mine.safetensors").write_bytes(published.read_bytes())
     text = TEXT.replace("torchattacks:PGD", "advgan").replace("steps = 5", f'weights = "{weights}"')
     suite.write_text(text, encoding="utf-8")
-    assert planned.read(str(suite)) == planned.read(str(suite))
+    assert plan_cache.read(str(suite)) == plan_cache.read(str(suite))
     assert len(made) == times
 
 
@@ -197,7 +197,7 @@ def test_a_suite_with_a_mistake_is_told_each_time(suite: Path, plans: Path) -> N
     suite.write_text(TEXT.replace("steps = 5", "stepz = 5"), encoding="utf-8")
     for _ in range(2):
         with pytest.raises(SuiteError, match="did you mean 'steps'"):
-            planned.read(str(suite))
+            plan_cache.read(str(suite))
     assert list(plans.iterdir()) == []
 
 
@@ -206,4 +206,4 @@ def test_plans_are_kept_where_the_user_keeps_caches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert planned.folder() == tmp_path / "bench" / "plans"
+    assert plan_cache.folder() == tmp_path / "bench" / "plans"

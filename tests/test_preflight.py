@@ -8,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import loading, preflight, suite, suspicions
-from bench.contracts import Data
-from bench.datasets import in_memory
-from bench.entries import DataEntry, ModelEntry
-from bench.errors import SuiteError
-from bench.fitness import FINDINGS
-from bench.models import MNIST_MEAN, MNIST_STD, Normalise
+from bench.core.contracts.dataset import Data
+from bench.core.errors import SuiteError
+from bench.datasets.in_memory import in_memory
+from bench.evaluation import loading
+from bench.models.preflight import checks, preprocessing
+from bench.models.preflight.findings import FINDINGS
+from bench.models.preprocessing import MNIST_MEAN, MNIST_STD, Normalise
+from bench.suite import reader
+from bench.suite.schema import DataEntry, ModelEntry
 
 CPU = torch.device("cpu")
 Change = Callable[[Tensor], Tensor]
@@ -39,7 +41,7 @@ def data(digits: tuple[Tensor, Tensor]) -> Data:
 
 def names(model: nn.Module, data: Data, *allow: str) -> list[str]:
     """The names of what is found, read off the end of each sentence."""
-    found = preflight.fit("net", model.eval(), data, CPU, allow=allow).findings
+    found = checks.preflight("net", model.eval(), data, CPU, allow=allow).findings
     return [told.rpartition("(")[2].partition(")")[0].partition(",")[0] for told in found]
 
 
@@ -67,7 +69,7 @@ def test_a_net_made_for_another_range_of_pixels_is_found(
     lenet: nn.Module, data: Data, case: str
 ) -> None:
     change, remedy = MEANT[case]
-    (told,) = preflight.fit("net", Shown(lenet, change).eval(), data, CPU).findings
+    (told,) = checks.preflight("net", Shown(lenet, change).eval(), data, CPU).findings
     assert remedy in told
     assert told.endswith("(input-range)")
 
@@ -136,7 +138,7 @@ def test_a_few_images_are_evidence_of_nothing(lenet: nn.Module, data: Data) -> N
 def test_unrelated_guesses_are_suspected_of_a_shift_no_more_often_than_promised() -> None:
     generator = torch.Generator().manual_seed(0)
     y, pred = torch.randint(10, (2, 2000, 32), generator=generator)
-    found = sum(suspicions.improved(p, t, p, t + 1) for p, t in zip(pred, y, strict=True))
+    found = sum(preprocessing.improved(p, t, p, t + 1) for p, t in zip(pred, y, strict=True))
     assert found <= 1
 
 
@@ -156,7 +158,7 @@ def test_a_net_that_refuses_other_pixels_is_asked_without_harm(
 def test_a_sound_net_pays_one_pass_more_for_the_suspicions(lenet: nn.Module, data: Data) -> None:
     rows: list[int] = []
     counting = Shown(lenet, before=lambda x: (rows.append(len(x)), x)[1])
-    assert not [*suspicions.suspected("", counting.eval(), data, CPU)]
+    assert not [*preprocessing.wrong_preprocessing("", counting.eval(), data, CPU)]
     assert rows == [32]
 
 
@@ -189,7 +191,7 @@ class Stubborn(nn.Dropout):
 
 def test_batch_statistics_are_named_with_their_layer(lenet: nn.Module, data: Data) -> None:
     norm = nn.BatchNorm2d(1, track_running_stats=False)
-    told = " ".join(preflight.fit("net", nn.Sequential(norm, lenet), data, CPU).findings)
+    told = " ".join(checks.preflight("net", nn.Sequential(norm, lenet), data, CPU).findings)
     assert "(0 takes the batch's statistics)" in told
     assert "batch-dependent" in told
 
@@ -206,7 +208,7 @@ def test_a_net_that_needs_a_batch_is_refused_in_one_sentence(lenet: nn.Module, d
         return z
 
     with pytest.raises(SuiteError, match="does not take an image alone: Expected more than 1"):
-        preflight.fit("net", Shown(lenet, after=paired), data, CPU)
+        checks.preflight("net", Shown(lenet, after=paired), data, CPU)
 
 
 def test_an_answer_that_depends_on_the_place_in_the_batch_is_found(
@@ -243,7 +245,7 @@ def test_a_gradient_that_is_nan_in_some_pixels_is_found_beside_finite_ones(
     """The slope of the root where a pixel is 0 is 0 times infinity; elsewhere all is well."""
     root = Shown(lenet, before=lambda x: (x * (x > 0)).sqrt())
     assert names(root, data) == ["non-finite-gradient"]
-    (told,) = preflight.fit("net", root, data, CPU).findings
+    (told,) = checks.preflight("net", root, data, CPU).findings
     assert "net' has a gradient with NaN or infinite entries on 16 of 16 clean images" in told
 
 
@@ -263,9 +265,9 @@ def test_what_is_refused_says_how_to_allow_it_and_is_noted_where_it_is_allowed(
 ) -> None:
     model = Shown(lenet, after=ALLOWED[name])
     with pytest.raises(SuiteError) as caught:
-        preflight.fit("net", model, data, CPU)
+        checks.preflight("net", model, data, CPU)
     assert str(caught.value).endswith(f'; or, if that is meant, allow = ["{name}"] in its entry')
-    found = preflight.fit("net", model, data, CPU, allow=[name]).findings
+    found = checks.preflight("net", model, data, CPU, allow=[name]).findings
     assert [told for told in found if told.endswith(f"({name}, allowed by the suite)")]
 
 
@@ -274,7 +276,7 @@ def test_a_net_in_half_precision_that_casts_by_itself_can_be_allowed(
 ) -> None:
     half = Shown(copy.deepcopy(lenet).bfloat16(), lambda x: x.bfloat16(), lambda z: z.float())
     with pytest.raises(SuiteError, match=r"expected float32 parameters.*10 of 10 in bfloat16"):
-        preflight.fit("net", half, data, CPU)
+        checks.preflight("net", half, data, CPU)
     assert names(half, data, "not-float32") == ["not-float32"]
 
 
@@ -288,13 +290,13 @@ def written(folder: Path, allow: str) -> Path:
 
 
 def test_a_suite_allows_findings_by_name(tmp_path: Path) -> None:
-    (entry,) = suite.read(str(written(tmp_path, '["probabilities", "random"]'))).models
+    (entry,) = reader.read(str(written(tmp_path, '["probabilities", "random"]'))).models
     assert entry.allow == ["probabilities", "random"]
 
 
 def test_an_unknown_finding_is_told_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(SuiteError) as caught:
-        suite.read(str(written(tmp_path, '["probabilitys"]')))
+        reader.read(str(written(tmp_path, '["probabilitys"]')))
     (told,) = caught.value.problems
     assert "models[0].allow: preflight finds nothing called 'probabilitys'" in told
     assert "did you mean 'probabilities'?" in told

@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli import cli
-from bench.cli.plain import console
+from bench.cli.console import console
 from bench.cli.progress import Bar
-from bench.parts import Event
+from bench.execution.work import Event
 
 LABELS = ("net[/x]", "[a](https://b.c)", "[bold]:x:[/bold]")
 SUITE = """

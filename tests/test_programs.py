@@ -14,15 +14,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import copies, evaluate, loading, meter, preflight, programs, runner, suite
-from bench.contracts import Data
-from bench.datasets import in_memory
-from bench.engine import look
-from bench.entries import ModelEntry
-from bench.errors import SuiteError
-from bench.fingerprint import fingerprint
-from bench.losses import to_ascend
-from bench.results import read
+from bench import evaluate
+from bench.analysis.results import read
+from bench.core.contracts.dataset import Data
+from bench.core.errors import SuiteError
+from bench.datasets.in_memory import in_memory
+from bench.engine import timing
+from bench.engine.acceleration import accelerate
+from bench.engine.functional.gradients import look
+from bench.engine.functional.losses import to_ascend
+from bench.evaluation import loading
+from bench.execution import runner
+from bench.models import serialized
+from bench.models.fingerprint import fingerprint
+from bench.models.preflight import checks
+from bench.suite import reader
+from bench.suite.schema import ModelEntry
 
 CPU = torch.device("cpu")
 Save = Callable[[nn.Module, Path], None]
@@ -81,7 +88,7 @@ def test_a_program_answers_and_leads_as_its_net_does(
     lenet: nn.Module, data: Data, tmp_path: Path, way: str
 ) -> None:
     name = saved(way, lenet, tmp_path).name
-    found = programs.opened(tmp_path / name).eval()
+    found = serialized.opened(tmp_path / name).eval()
     for n in (1, 4, 7):
         x, y = data.read(0, n), torch.arange(n)
         seen, wanted = (
@@ -99,7 +106,7 @@ def test_a_program_is_found_fit_and_its_copy_agrees_with_it(
     entry = ModelEntry(name=name, label="net")
     found = loading.subject(entry, tmp_path, 0, data, CPU)
     assert (found.classes, found.findings) == (10, ())
-    copied = copies.prepare(found.model, data.read(0, 16), 16, fixed=True, ahead=0.0)
+    copied = accelerate.prepare(found.model, data.read(0, 16), 16, fixed=True, ahead=0.0)
     assert copied.dropped == ""
     assert not {*copied.model.parameters()} & {*found.model.parameters()}
 
@@ -108,7 +115,7 @@ def test_another_program_has_another_fingerprint(lenet: nn.Module, tmp_path: Pat
     exported(None, lenet, tmp_path / "a.pt2")
     exported(None, nn.Sequential(lenet, nn.ReLU()).eval(), tmp_path / "b.pt2")
     (tmp_path / "c.pt2").write_bytes((tmp_path / "a.pt2").read_bytes())
-    a, b, c = (fingerprint(programs.opened(tmp_path / f"{k}.pt2")) for k in "abc")
+    a, b, c = (fingerprint(serialized.opened(tmp_path / f"{k}.pt2")) for k in "abc")
     assert a == c != b
 
 
@@ -124,7 +131,9 @@ def test_a_suite_names_the_file_and_the_net_loses_as_much_as_in_python(
         '[[attacks]]\nname = "pgd"\nnorm = "linf"\neps = [0.1]\nparams = { steps = 5 }\n'
     )
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
-    runner.run(suite.read(str(tmp_path / "s.toml")), tmp_path / "out", runner.Options(device="cpu"))
+    runner.run(
+        reader.read(str(tmp_path / "s.toml")), tmp_path / "out", runner.Options(device="cpu")
+    )
     found = read(tmp_path / "out")
     assert found.provenance["files"].keys() == {name}
     table = found.table.set_index("model")
@@ -142,7 +151,7 @@ def check_layout(path: Path) -> None:
 def laid_as(layout: str, path: Path) -> Path:
     """The program at `path` as an earlier torch laid it: tensors in one pickle of tensors."""
     check_layout(path)
-    state = {**programs.opened(path).net.held.state_dict()}
+    state = {**serialized.opened(path).net.held.state_dict()}
     pickles = {}
     for name, held in (("weights", state), ("constants", {})):
         sink = io.BytesIO()
@@ -168,7 +177,7 @@ def test_what_an_earlier_torch_laid_otherwise_is_read(
     lenet: nn.Module, data: Data, tmp_path: Path, layout: str
 ) -> None:
     saved("exported", lenet, tmp_path)
-    found = programs.opened(laid_as(layout, tmp_path / "net.pt2"))
+    found = serialized.opened(laid_as(layout, tmp_path / "net.pt2"))
     assert torch.allclose(found(data.read(0, 3)), lenet(data.read(0, 3)), atol=1e-5)
 
 
@@ -176,7 +185,7 @@ def test_dropout_that_was_exported_in_training_mode_is_found_to_be_random(
     lenet: nn.Module, data: Data, tmp_path: Path
 ) -> None:
     exported(None, nn.Sequential(lenet, nn.Dropout(0.5)).train(), tmp_path / "net.pt2")
-    found = preflight.fit("net", programs.opened(tmp_path / "net.pt2"), data, CPU)
+    found = checks.preflight("net", serialized.opened(tmp_path / "net.pt2"), data, CPU)
     assert found.random
     assert [told for told in found.findings if told.endswith("(random)")]
 
@@ -186,7 +195,7 @@ def test_dropout_that_was_exported_in_training_mode_is_found_to_be_random(
 
 def told(path: Path) -> str:
     with pytest.raises(SuiteError) as caught:
-        programs.opened(path)
+        serialized.opened(path)
     (only,) = caught.value.problems
     assert "\n" not in only
     return only
@@ -270,7 +279,7 @@ def test_nothing_in_an_exported_program_runs_while_it_is_read(
     """torch's own reader evaluates expressions and unpickles the example's images."""
     monkeypatch.chdir(tmp_path)
     saved("exported", lenet, tmp_path)
-    found = programs.opened(altered(tmp_path / "net.pt2", hidden_in_expressions))
+    found = serialized.opened(altered(tmp_path / "net.pt2", hidden_in_expressions))
     assert torch.allclose(found(data.read(0, 3)), lenet(data.read(0, 3)), atol=1e-5)
     assert "is damaged or no program" in told(altered(tmp_path / "net.pt2", weights_pickled))
     assert not (tmp_path / "ran").exists()
@@ -347,7 +356,7 @@ def test_an_archive_of_weights_is_told_apart(lenet: nn.Module, tmp_path: Path) -
 
 def test_a_program_that_unpacks_to_more_than_code_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "net.ts", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("net/code/x.py", bytes(programs.UNPACKED + 1))
+        archive.writestr("net/code/x.py", bytes(serialized.UNPACKED + 1))
     assert (tmp_path / "net.ts").stat().st_size < 200_000
     assert "more than a program's code takes" in told(tmp_path / "net.ts")
 
@@ -390,7 +399,7 @@ def test_images_of_another_size_are_told(lenet: nn.Module, tmp_path: Path) -> No
     saved("exported", lenet, tmp_path)
     images = in_memory("wide", torch.rand(4, 1, 30, 30), torch.arange(4), ())
     with pytest.raises(SuiteError, match=r"the program was exported for images \(1, 28, 28\)"):
-        preflight.fit("net", programs.opened(tmp_path / "net.pt2"), images, CPU)
+        checks.preflight("net", serialized.opened(tmp_path / "net.pt2"), images, CPU)
 
 
 def test_weights_beside_a_program_and_a_file_that_is_not_there_are_told(
@@ -403,7 +412,7 @@ def test_weights_beside_a_program_and_a_file_that_is_not_there_are_told(
         '[[attacks]]\nname = "fgsm"\nnorm = "linf"\neps = [0.1]\n'
     )
     with pytest.raises(SuiteError) as caught:
-        suite.parse(text, "s.toml", tmp_path)
+        reader.parse(text, "s.toml", tmp_path)
     first, second = caught.value.problems
     assert "models[0].weights: expected none, since a program's file brings its own" in first
     assert "absent.pt2: expected a program's file there, found none" in second
@@ -430,8 +439,8 @@ def test_a_pass_holds_as_many_rows_of_a_program_as_its_operators_give_bytes_for(
             nn.Conv2d(1, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(676 * width, 2)
         )
         exported(None, net.eval(), tmp_path / "net.pt2")
-        program = programs.opened(tmp_path / "net.pt2")
-        widths[width] = meter.rows_per_pass(program, torch.zeros(1, 1, 28, 28))
+        program = serialized.opened(tmp_path / "net.pt2")
+        widths[width] = timing.rows_per_pass(program, torch.zeros(1, 1, 28, 28))
     assert widths[512] < widths[16] < 256
 
 

@@ -12,12 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from bench import document, metrics, publication, results, runner, suite
+from bench.analysis import results, results_from_csv
 from bench.cli import cli
-from bench.errors import RecordError, SuiteError
-from bench.formats import Bold, Table
-from bench.publish import kept, tabulated, writing
-from bench.publish.gathered import Gathered, gather
+from bench.core.errors import RecordError, SuiteError
+from bench.evaluation import metrics
+from bench.execution import runner
+from bench.reporting import run_output
+from bench.reporting.formats import Bold, Table
+from bench.reporting.site import paper_tables, writer
+from bench.reporting.site.sources import PublishedRun, gather
+from bench.storage import manifest
+from bench.suite import reader
 
 SUITE = """
 schema = 1
@@ -80,8 +85,8 @@ FILES = {"index.html", "results.csv", "results.parquet", "tables.md", "tables.te
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     (out / "broken.py").write_text(BROKEN, encoding="utf-8")
-    runner.run(suite.parse(SUITE, "p.toml", out), out, runner.Options(device="cpu"))
-    publication.write(results.read(out), out)
+    runner.run(reader.parse(SUITE, "p.toml", out), out, runner.Options(device="cpu"))
+    run_output.write(results.read(out), out)
     return out
 
 
@@ -94,13 +99,13 @@ def bare(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path) -> Gathered:
+def run(folder: Path) -> PublishedRun:
     return gather([folder])[0]
 
 
 @pytest.fixture(scope="module")
-def made(run: Gathered) -> dict[str, Table]:
-    return {table.name: table for table in tabulated.tables([run])}
+def made(run: PublishedRun) -> dict[str, Table]:
+    return {table.name: table for table in paper_tables.tables([run])}
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -108,7 +113,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def with_p_values(run: Gathered, p_value: float) -> Gathered:
+def with_p_values(run: PublishedRun, p_value: float) -> PublishedRun:
     judged = run.found.comparisons.assign(p_corrected=p_value)
     return run._replace(found=run.found._replace(comparisons=judged))
 
@@ -141,10 +146,10 @@ def test_what_is_no_run_is_refused_in_a_sentence(folder: Path, tmp_path: Path) -
 
 
 def test_a_run_without_records_is_read_from_its_tables_to_the_last_bit(
-    run: Gathered, bare: Path
+    run: PublishedRun, bare: Path
 ) -> None:
-    found = kept.read(bare)
-    pd.testing.assert_frame_equal(found.table, kept.typed(run.found.table))
+    found = results_from_csv.read(bare)
+    pd.testing.assert_frame_equal(found.table, results_from_csv.typed(run.found.table))
     pd.testing.assert_frame_equal(
         found.comparisons[["first", "second", "n", "p_value", "p_corrected"]],
         run.found.comparisons[["first", "second", "n", "p_value", "p_corrected"]],
@@ -154,7 +159,7 @@ def test_a_run_without_records_is_read_from_its_tables_to_the_last_bit(
     assert found.audit.unchecked == run.found.audit.unchecked
 
 
-def test_it_still_knows_the_hash_of_its_records(run: Gathered, bare: Path) -> None:
+def test_it_still_knows_the_hash_of_its_records(run: PublishedRun, bare: Path) -> None:
     assert re.fullmatch("[0-9a-f]{64}", run.records_hash)
     assert gather([bare])[0].records_hash == run.records_hash
 
@@ -164,7 +169,7 @@ def test_a_damaged_table_is_named(bare: Path, tmp_path: Path) -> None:
     shutil.copytree(bare, out)
     (out / "table.csv").write_bytes(b"")
     with pytest.raises(RecordError, match=r"table\.csv: damaged"):
-        kept.read(out)
+        results_from_csv.read(out)
 
 
 def test_a_run_of_before_there_were_comparisons_has_empty_ones_and_no_audit(
@@ -177,7 +182,7 @@ def test_a_run_of_before_there_were_comparisons_has_empty_ones_and_no_audit(
     run = gather([out])[0]
     assert (len(run.found.comparisons), len(run.found.worst), run.records_hash) == (0, 0, "")
     assert run.found.audit.models == []
-    table = tabulated.tables([run])[0]
+    table = paper_tables.tables([run])[0]
     assert bold(table) == set()
     assert "Nothing is bold: of this run no paired test was kept." in table.details
     assert "hash not known" in table.source[1]
@@ -200,7 +205,7 @@ def test_there_is_a_table_for_each_model_and_for_all_models_at_each_eps(
     ]  # fmt: skip
 
 
-def test_every_figure_is_that_of_the_records(run: Gathered, made: dict[str, Table]) -> None:
+def test_every_figure_is_that_of_the_records(run: PublishedRun, made: dict[str, Table]) -> None:
     frame = run.found.stored.frame
     rows = frame[(frame["model"] == "LeNet") & (frame["attack"] == "PGD") & (frame["eps"] == 0.05)]
     rate = metrics.rate(int(metrics.robust(rows).sum()), len(rows))
@@ -208,7 +213,7 @@ def test_every_figure_is_that_of_the_records(run: Gathered, made: dict[str, Tabl
     assert made["p-lenet-linf"].frame["eps 0.05"][0] == expected
 
 
-def test_what_is_aimed_is_told_by_its_success(run: Gathered, made: dict[str, Table]) -> None:
+def test_what_is_aimed_is_told_by_its_success(run: PublishedRun, made: dict[str, Table]) -> None:
     cell = run.found.table.query("model == 'LeNet' and attack == 'aimed'").iloc[0]
     table = made["p-lenet-l2-targeted"]
     assert table.caption.startswith("Attack success rate of LeNet")
@@ -223,7 +228,7 @@ def test_a_failed_cell_is_a_dash_with_its_reason(made: dict[str, Table]) -> None
 
 
 def test_a_caption_states_data_n_norm_parameters_and_versions(
-    run: Gathered, made: dict[str, Table]
+    run: PublishedRun, made: dict[str, Table]
 ) -> None:
     table = made["p-lenet-linf"]
     assert "(digits, n = 60, L-inf, clean accuracy" in table.caption
@@ -235,12 +240,12 @@ def test_a_caption_states_data_n_norm_parameters_and_versions(
     assert run.records_hash in table.source[1]
 
 
-def test_a_table_too_wide_for_a_page_is_cut_and_says_so(run: Gathered) -> None:
+def test_a_table_too_wide_for_a_page_is_cut_and_says_so(run: PublishedRun) -> None:
     table = run.found.table
     wide = pd.concat(
         [table.assign(attack=table["attack"] + f" {k}") for k in range(4)], ignore_index=True
     )
-    found = tabulated.tables([run._replace(found=run.found._replace(table=wide))])
+    found = paper_tables.tables([run._replace(found=run.found._replace(table=wide))])
     parts = [made for made in found if made.name.startswith("p-models-eps-0-05-linf")]
     assert [len(part.frame.columns) - 1 for part in parts] == [6, 4]
     assert [part.caption[-12:] for part in parts] == ["Part 1 of 2.", "Part 2 of 2."]
@@ -250,9 +255,9 @@ def test_a_table_too_wide_for_a_page_is_cut_and_says_so(run: Gathered) -> None:
 
 
 def test_where_every_difference_is_beyond_chance_only_the_best_of_a_column_is_bold(
-    run: Gathered,
+    run: PublishedRun,
 ) -> None:
-    found = {table.name: table for table in tabulated.tables([with_p_values(run, 0.001)])}
+    found = {table.name: table for table in paper_tables.tables([with_p_values(run, 0.001)])}
     table = run.found.table.query("model == 'LeNet' and eps == 0.05")
     strongest = table.loc[table["robust_correct"].astype(int).idxmin(), "attack"]
     assert bold(found["p-lenet-linf"]) >= {(strongest, "eps 0.05")}
@@ -261,11 +266,11 @@ def test_where_every_difference_is_beyond_chance_only_the_best_of_a_column_is_bo
     assert most == {"LeNet"}
 
 
-def test_where_nothing_can_be_told_apart_nothing_is_bold(run: Gathered) -> None:
-    assert all(bold(table) == set() for table in tabulated.tables([with_p_values(run, 0.051)]))
+def test_where_nothing_can_be_told_apart_nothing_is_bold(run: PublishedRun) -> None:
+    assert all(bold(table) == set() for table in paper_tables.tables([with_p_values(run, 0.051)]))
 
 
-def test_what_cannot_be_told_from_the_best_is_bold_with_it(run: Gathered) -> None:
+def test_what_cannot_be_told_from_the_best_is_bold_with_it(run: PublishedRun) -> None:
     third = run.found.table.query("attack == 'FGSM'").assign(attack="weak")
     third["robust_correct"] += 10
     told = run.found.table, third.assign(cell="none")
@@ -275,16 +280,16 @@ def test_what_cannot_be_told_from_the_best_is_bold_with_it(run: Gathered) -> Non
     found = run.found._replace(
         table=pd.concat(told, ignore_index=True), comparisons=pd.concat([judged, apart, again])
     )
-    table = tabulated.tables([run._replace(found=found)])[0]
+    table = paper_tables.tables([run._replace(found=found)])[0]
     column = {line for line, column in bold(table) if column == "eps 0.05"}
     assert column == {"PGD", "FGSM"}
 
 
-def test_the_worst_case_of_models_that_met_other_attacks_is_never_bold(run: Gathered) -> None:
+def test_the_worst_case_of_models_that_met_other_attacks_is_never_bold(run: PublishedRun) -> None:
     table = run.found.table
     lost = (table["model"] == "LeNet") & (table["attack"] == "FGSM") & (table["eps"] == 0.05)
     found = run.found._replace(table=table[~lost])
-    for made in tabulated.tables([with_p_values(run._replace(found=found), 0.001)]):
+    for made in paper_tables.tables([with_p_values(run._replace(found=found), 0.001)]):
         if made.name == "p-models-eps-0-05-linf":
             assert "worst case" not in {column for _, column in bold(made)}
             assert "PGD" in {column for _, column in bold(made)}
@@ -304,10 +309,10 @@ def test_the_command_writes_every_format_and_the_page(folder: Path, tmp_path: Pa
 
 
 def test_the_same_runs_give_the_same_bytes_and_no_path(
-    folder: Path, tmp_path: Path, run: Gathered
+    folder: Path, tmp_path: Path, run: PublishedRun
 ) -> None:
     for name in ("a", "b"):
-        writing.write([run], tmp_path / name)
+        writer.publish([run], tmp_path / name)
     assert content(tmp_path / "a") == content(tmp_path / "b")
     assert not any(str(tmp_path).encode() in text for text in content(tmp_path / "a").values())
 
@@ -316,16 +321,16 @@ def test_a_run_that_lost_its_records_is_published_as_it_was(
     folder: Path, bare: Path, tmp_path: Path
 ) -> None:
     for name, source in (("whole", folder), ("bare", bare)):
-        writing.write(gather([source]), tmp_path / name)
+        writer.publish(gather([source]), tmp_path / name)
     whole, rest = content(tmp_path / "whole"), content(tmp_path / "bare")
     assert whole.keys() == rest.keys()
     assert [name for name in whole if whole[name] != rest[name]] == []
 
 
 def test_rows_for_programs_are_those_of_the_table_with_their_types(
-    run: Gathered, tmp_path: Path
+    run: PublishedRun, tmp_path: Path
 ) -> None:
-    writing.write([run], tmp_path)
+    writer.publish([run], tmp_path)
     parquet = pq.read_table(tmp_path / "results.parquet").to_pandas()
     csv = pd.read_csv(tmp_path / "results.csv", keep_default_na=False)
     assert list(parquet.columns) == list(csv.columns)
@@ -337,16 +342,16 @@ def test_rows_for_programs_are_those_of_the_table_with_their_types(
     assert set(parquet["model"]) == {"LeNet", "=line_ar & <b>"}
 
 
-def test_labels_are_escaped_in_markdown(run: Gathered, tmp_path: Path) -> None:
-    writing.write([run], tmp_path)
+def test_labels_are_escaped_in_markdown(run: PublishedRun, tmp_path: Path) -> None:
+    writer.publish([run], tmp_path)
     text = (tmp_path / "tables.md").read_text(encoding="utf-8")
     assert "<b>" not in text
     assert r"\=line\_ar &amp; &lt;b&gt;" in text
 
 
 @pytest.mark.skipif(shutil.which("latexmk") is None, reason="latexmk is not installed")
-def test_the_tables_of_a_run_compile(run: Gathered, tmp_path: Path) -> None:
-    writing.write([run], tmp_path)
+def test_the_tables_of_a_run_compile(run: PublishedRun, tmp_path: Path) -> None:
+    writer.publish([run], tmp_path)
     command = ["latexmk", "-pdf", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
@@ -364,7 +369,7 @@ NUMERIC = ("pandas", "numpy", "scipy", "pyarrow")
 
 def same_libraries() -> bool:
     """Whether the committed results were made with the libraries of this environment."""
-    packages = document.read(QUICKSTART)[0]["sessions"][-1]["environment"]["packages"]
+    packages = manifest.read(QUICKSTART)[0]["sessions"][-1]["environment"]["packages"]
     return all(metadata.version(name) == packages[name] for name in NUMERIC)
 
 
@@ -378,7 +383,7 @@ def near(text: bytes, other: bytes) -> bool:
 
 
 def test_the_published_results_are_made_again_byte_for_byte(tmp_path: Path) -> None:
-    writing.write(gather([ROOT / name for name in published_runs()]), tmp_path)
+    writer.publish(gather([ROOT / name for name in published_runs()]), tmp_path)
     there, again = content(PUBLISHED), content(tmp_path)
     assert there.keys() == again.keys()
     if not same_libraries():
@@ -400,7 +405,7 @@ def published_runs() -> list[str]:
 def test_the_tables_of_the_quickstart_are_made_again_from_its_records(tmp_path: Path) -> None:
     shutil.copytree(QUICKSTART / "records", tmp_path / "records")
     shutil.copy(QUICKSTART / "provenance.json", tmp_path)
-    publication.write(results.read(tmp_path), tmp_path)
+    run_output.write(results.read(tmp_path), tmp_path)
     for name in ("table.csv", "worst.csv", "comparisons.csv", "audit.csv", "unchecked.csv",
                  "records.sha256"):  # fmt: skip
         there, again = ((place / name).read_bytes() for place in (QUICKSTART, tmp_path))

@@ -14,14 +14,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import evaluate, foreign, loading, preflight, runner, suite
-from bench.chain import traced
-from bench.contracts import Data
-from bench.datasets import in_memory
-from bench.entries import ModelEntry
-from bench.errors import ContractError, SuiteError
-from bench.queries import Queried
-from bench.results import read
+from bench import evaluate
+from bench.analysis.results import read
+from bench.core import optional
+from bench.core.contracts.dataset import Data
+from bench.core.errors import ContractError, SuiteError
+from bench.datasets.in_memory import in_memory
+from bench.engine.tracing import traced
+from bench.evaluation import loading
+from bench.execution import runner
+from bench.models.preflight import checks
+from bench.models.preflight.checks import LoadedModel
+from bench.models.query_only import QueryOnlyModel
+from bench.suite import reader
+from bench.suite.schema import ModelEntry
 
 CPU = torch.device("cpu")
 
@@ -82,7 +88,7 @@ def service(lenet: nn.Module) -> Iterator[str]:
     thread.join()
 
 
-def subject(data: Data, name: str, base: Path = Path(), **keys: Any) -> loading.Subject:
+def subject(data: Data, name: str, base: Path = Path(), **keys: Any) -> LoadedModel:
     return loading.subject(ModelEntry(name=name, label="net", **keys), base, 0, data, CPU)
 
 
@@ -153,19 +159,21 @@ def test_a_callable_needs_to_say_what_it_shows(data: Data, tmp_path: Path) -> No
 )
 def test_labels_that_are_none_are_told(answer: Any, part: str) -> None:
     with pytest.raises(ContractError) as caught:
-        Queried("net", answer, "labels", 10)(torch.zeros(2, 1, 28, 28))
+        QueryOnlyModel("net", answer, "labels", 10)(torch.zeros(2, 1, 28, 28))
     assert part in str(caught.value)
 
 
 def test_what_only_answers_gives_no_gradient_and_cannot_be_followed(lenet: nn.Module) -> None:
-    wall = Queried("net", lenet, "scores", 10)
+    wall = QueryOnlyModel("net", lenet, "scores", 10)
     assert not wall(torch.zeros(2, 1, 28, 28, requires_grad=True)).requires_grad
     assert traced(wall) is None
 
 
 def test_another_net_behind_the_same_address_has_another_fingerprint(data: Data) -> None:
     one, other = (
-        preflight.fit("net", Queried("net", lambda x, k=k: [k] * len(x), "labels", 10), data, CPU)
+        checks.preflight(
+            "net", QueryOnlyModel("net", lambda x, k=k: [k] * len(x), "labels", 10), data, CPU
+        )
         for k in (1, 2)
     )
     assert one.fingerprint != other.fingerprint
@@ -221,7 +229,7 @@ def test_a_run_skips_what_the_model_does_not_show_and_does_the_rest(
         f'name = "{service}/{access}"\nlabel = "net"\naccess = "{access}"\n{entries}'
     )
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
-    checked = suite.read(str(tmp_path / "s.toml"))
+    checked = reader.read(str(tmp_path / "s.toml"))
     runner.run(checked, tmp_path / "out", runner.Options(device="cpu"))
     table = read(tmp_path / "out").table.set_index("attack")
     assert table.loc["noise", "status"] == "ok"
@@ -253,7 +261,7 @@ def test_attacks_by_scores_and_by_labels_break_what_a_service_shows(
     service: str, tmp_path: Path, name: str
 ) -> None:
     library = name.partition(":")[0]
-    if library in ("foolbox", "art") and (reason := foreign.missing(library)):
+    if library in ("foolbox", "art") and (reason := optional.missing(library)):
         pytest.skip(reason)
     access, norm, eps, params = WITHOUT_GRADIENTS[name]
     text = (
@@ -262,7 +270,9 @@ def test_attacks_by_scores_and_by_labels_break_what_a_service_shows(
         f'[[attacks]]\nname = "{name}"\nnorm = "{norm}"\neps = [{eps}]\nparams = {{ {params} }}\n'
     )
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
-    runner.run(suite.read(str(tmp_path / "s.toml")), tmp_path / "out", runner.Options(device="cpu"))
+    runner.run(
+        reader.read(str(tmp_path / "s.toml")), tmp_path / "out", runner.Options(device="cpu")
+    )
     (row,) = read(tmp_path / "out").table.to_dict("records")
     assert (row["status"], row["reason"]) == ("ok", "")
     assert row["robust_correct"] < row["clean_correct"]

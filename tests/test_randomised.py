@@ -15,11 +15,20 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench import copies, engine, exchange, loading, plan, records, rng, suite, tables
-from bench.contracts import Attack, Curve, Items, Rule, Sweep
-from bench.errors import SuiteError
-from bench.judge import Vote, judge
+from bench.analysis import tables
+from bench.core import rng
+from bench.core.contracts.attack import Attack, AttackBatch, AttackSpec, Rule
+from bench.core.contracts.types import Sweep
+from bench.core.errors import SuiteError
+from bench.engine import stream
+from bench.engine.acceleration import accelerate
+from bench.engine.acceleration import layers as exchange
+from bench.evaluation import loading
+from bench.evaluation.judge import Vote, judge
 from bench.models import dropout_cnn
+from bench.models.preflight import checks
+from bench.storage import records
+from bench.suite import plan, reader
 
 Net = nn.Module
 
@@ -135,11 +144,11 @@ class State(NamedTuple):
     x: Tensor
 
 
-def shown(model: Net, x: Tensor, y: Tensor, samples: int) -> tuple[Tensor, engine.Attacked]:
+def shown(model: Net, x: Tensor, y: Tensor, samples: int) -> tuple[Tensor, stream.Attacked]:
     """The gradient (n, c, h, w) that a rule is shown at x, averaged over `samples` looks."""
     seen: list[Tensor] = []
 
-    def step(state: State, gradient: Tensor, items: Items, params: Any, norm: str) -> State:
+    def step(state: State, gradient: Tensor, items: AttackBatch, params: Any, norm: str) -> State:
         seen.append(gradient)
         return state
 
@@ -150,12 +159,12 @@ def shown(model: Net, x: Tensor, y: Tensor, samples: int) -> tuple[Tensor, engin
 
     rule = Rule(init=lambda items, noise, params, norm: State(items.x), step=step)
     attack = Attack(summary="s", source="s", params=Params, norms=("linf",), rule=rule)
-    curve = Curve(name="shown", attack=attack, params=Params(), norm="linf", eps=(0.1,),
+    curve = AttackSpec(name="shown", attack=attack, params=Params(), norm="linf", eps=(0.1,),
                   stop="never", samples=samples, random=True)  # fmt: skip
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-    told = engine.attack(model, curve, x, y, torch.arange(len(x)), rows=len(x))
+    told = stream.attack(model, curve, x, y, torch.arange(len(x)), rows=len(x))
     return seen[0], told
 
 
@@ -268,14 +277,14 @@ def test_the_table_says_how_a_verdict_came_about_and_how_often_it_was_not_unanim
 def test_a_net_found_to_answer_at_random_is_named_with_the_remedy(lenet: Net, digits: Any) -> None:
     x, y = digits
     data = loading.in_memory("digits", x, y, ())
-    found = loading.fit("net", Noisy(lenet, 0.3), data, torch.device("cpu"))
+    found = checks.preflight("net", Noisy(lenet, 0.3), data, torch.device("cpu"))
     (finding,) = found.findings
     assert found.random
     assert "`predictions`" in finding
     assert "`samples`" in finding
-    voting = loading.fit("net", Noisy(lenet, 0.3), data, torch.device("cpu"), predictions=10)
+    voting = checks.preflight("net", Noisy(lenet, 0.3), data, torch.device("cpu"), predictions=10)
     assert (voting.findings, voting.random) == ((), True)
-    assert not loading.fit("net", lenet, data, torch.device("cpu")).random
+    assert not checks.preflight("net", lenet, data, torch.device("cpu")).random
 
 
 def test_records_made_before_there_were_votes_were_unanimous(
@@ -308,7 +317,7 @@ class Stubborn(nn.Sequential):
 
 def test_dropout_that_lasts_is_not_exchanged_away() -> None:
     net = dropout_cnn.build("always").eval()
-    own = exchange.exchanged(net, on_cpu=True).eval()
+    own = exchange.fuse_layers(net, on_cpu=True).eval()
     x = torch.rand(2, 1, 28, 28)
     assert not torch.equal(own(x), own(x))
 
@@ -317,7 +326,7 @@ def test_dropout_that_lasts_is_not_exchanged_away() -> None:
 def test_no_copy_agrees_with_a_net_that_answers_at_random(kind: str) -> None:
     layers = dropout_cnn.build("always" if kind == "lasting" else "training")
     net = (layers if kind == "lasting" else Stubborn(*layers)).eval()
-    made = copies.prepare(net, torch.rand(16, 1, 28, 28), 8, ahead=0.0)
+    made = accelerate.prepare(net, torch.rand(16, 1, 28, 28), 8, ahead=0.0)
     assert made.model is net
     assert "its logits are off" in made.dropped
 
@@ -346,7 +355,7 @@ RANDOM = FACTS._replace(random=True, predictions=10)
 def task(
     facts: plan.Facts = RANDOM, name: str = "pgd", lines: str = "", sweep: Sweep = "independent"
 ) -> plan.Task:
-    read = suite.parse(HEAD + ENTRY.format(name) + lines, "s.toml", Path())
+    read = reader.parse(HEAD + ENTRY.format(name) + lines, "s.toml", Path())
     return plan.task("lenet", read.attacks[0], facts, 0, sweep)
 
 
@@ -356,7 +365,7 @@ def identity(facts: plan.Facts = RANDOM, name: str = "pgd", lines: str = "") -> 
 
 def test_a_suite_says_how_many_samples_and_predictions() -> None:
     text = HEAD + "predictions = 10\n" + ENTRY.format("pgd") + "samples = 20\n"
-    read = suite.parse(text, "s.toml", Path())
+    read = reader.parse(text, "s.toml", Path())
     assert (read.models[0].predictions, read.attacks[0].samples) == (10, 20)
     facts = plan.known_facts(read)["lenet"]
     assert (facts.predictions, facts.random) == (10, True)
@@ -372,7 +381,7 @@ def test_a_suite_says_how_many_samples_and_predictions() -> None:
 )
 def test_a_number_that_cannot_be_is_told(model: str, name: str, line: str, told: str) -> None:
     with pytest.raises(SuiteError, match=told):
-        suite.parse(f"{HEAD}{model}\n{ENTRY.format(name)}{line}\n", "s.toml", Path())
+        reader.parse(f"{HEAD}{model}\n{ENTRY.format(name)}{line}\n", "s.toml", Path())
 
 
 def test_evaluate_refuses_the_same_numbers(lenet: Net, digits: Any) -> None:

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from bench import records
-from bench.errors import RecordError, SuiteError
-from bench.records import Piece
+from bench.core.errors import RecordError, SuiteError
+from bench.storage import records
+from bench.storage.records import Piece
 
 WORDS = (
     "suite, model, attack, norm, eps, goal, example, label, target, clean_pred, adv_pred, "

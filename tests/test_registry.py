@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import catalogue, registry
-from bench.contracts import Attack, Dataset, Model
-from bench.errors import SuiteError
+from bench.core import registry
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.dataset import Dataset
+from bench.core.contracts.model import Model
+from bench.core.errors import SuiteError
+from bench.suite import catalog
 
 KINDS = {"attacks": Attack, "models": Model, "datasets": Dataset}
 BUILT_IN = [(kind, name) for kind in KINDS for name in registry.names(kind) if name[-1] != ":"]
@@ -32,7 +35,7 @@ def test_every_built_in_is_found_by_its_files_name(kind: str, name: str) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_everything_there_is_says_what_it_is_and_where_it_is_from(kind: str) -> None:
-    lines = catalogue.lines(kind)
+    lines = catalog.lines(kind)
     assert [line.name for line in lines] == registry.names(kind)
     for name, summary, source in lines:
         assert summary

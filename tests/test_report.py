@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.audit.findings import Audit
-from bench.plots import drawing
-from bench.plots.drawing import Picture
-from bench.report import writing
+from bench.evaluation.audit.findings import Audit
+from bench.reporting.plots import figures
+from bench.reporting.plots.figures import Picture
+from bench.reporting.report import writer
 
 EPS = {0.0: "0", 2 / 255: "2/255", 4 / 255: "4/255", 8 / 255: "8/255", 0.1: "0.1"}
 N, CLEAN = 1000, 985
@@ -143,7 +143,7 @@ def written(folder: Path, **other: Any) -> tuple[str, str]:
         "plots": [],
         "regenerate": "bench report results/runs/made-up",
     }
-    html, markdown = writing.write(folder, **{**given, **other})
+    html, markdown = writer.write(folder, **{**given, **other})
     return html.read_text(encoding="utf-8"), markdown.read_text(encoding="utf-8")
 
 
@@ -185,7 +185,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("report")
     image = np.linspace(0, 1, 64).reshape(8, 8)
     shown = [Picture("LeNet", "FGSM", "linf", 0.1, "0.1", 0, "7", "7", "2", image, image)]
-    return written(folder, plots=drawing.draw(made_up(), shown, folder))
+    return written(folder, plots=figures.draw(made_up(), shown, folder))
 
 
 def test_failed_and_skipped_cells_are_dashes_with_a_reason_and_never_robust(
@@ -250,7 +250,7 @@ def test_markdown_labels_stay_labels(pages: tuple[str, str]) -> None:
 
 def test_markdown_points_to_figures_that_exist_beside_it(tmp_path: Path) -> None:
     small = made_up().query("model == 'LeNet'")
-    _, markdown = written(tmp_path, table=small, plots=drawing.draw(small, [], tmp_path))
+    _, markdown = written(tmp_path, table=small, plots=figures.draw(small, [], tmp_path))
     paths = re.findall(r"^!\[.*\]\((.*)\)$", markdown, flags=re.MULTILINE)
     assert paths == [f"plots/{name}.png" for name in ("accuracy-lenet-linf", "success-linf",
                                                       "throughput")]  # fmt: skip

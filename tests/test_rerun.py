@@ -10,8 +10,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 import bench
-from bench import digest, provenance, records, rerun, results
+from bench.analysis import results
 from bench.cli import cli
+from bench.storage import environment, fingerprint, records
+from bench.workflows import reproduce
 
 SUITE = """
 schema = 1
@@ -35,7 +37,7 @@ eps = [0.1]
 NET = """
 from torch import nn
 from safetensors.torch import load_file
-from bench.loading import WEIGHTS
+from bench.evaluation.loading import WEIGHTS
 from bench.models import lenet
 
 
@@ -98,7 +100,7 @@ def test_a_run_repeats_itself_to_the_last_bit(home: Path) -> None:
     assert "differs" not in said
     assert "net · pgd at eps 0.05, 0.1: 30 outcomes identical to the last bit each" in said
     assert said.endswith("rerun: second: the same to the last bit\n")
-    hashes = {digest.records(records.load(home / out).frame) for out in ("run", "second")}
+    hashes = {fingerprint.records_hash(records.load(home / out).frame) for out in ("run", "second")}
     assert len(hashes) == 1
     asked = [document(home / out)["sessions"][-1]["options"] for out in ("run", "second")]
     assert asked[0] == asked[1]
@@ -118,7 +120,7 @@ def test_an_outcome_that_is_otherwise_is_told_by_its_example(home: Path) -> None
     frame = second.stored.frame
     at = frame.index[frame["clean_correct"] & (frame["attack"] == "fgsm")][0]
     frame.loc[at, "fooled"] = not frame.loc[at, "fooled"]
-    found = rerun.held_against(first, second)
+    found = reproduce.held_against(first, second)
     fgsm = next(twin for twin in found.twins if twin.place["attack"] == "fgsm")
     assert fgsm.otherwise == [frame.loc[at, "example"]]
     assert f"1 of 30 outcomes differ: examples {frame.loc[at, 'example']}" in fgsm.phrase
@@ -129,7 +131,7 @@ def test_a_distance_that_is_off_is_no_other_outcome_but_other_bits(home: Path) -
     first, second = (results.read(home / out) for out in ("run", "second"))
     frame = second.stored.frame
     frame.loc[frame["attack"] == "pgd", "l2"] += 1e-3
-    found = rerun.held_against(first, second)
+    found = reproduce.held_against(first, second)
     assert [twin.columns for twin in found.twins] == [["l2"], ["l2"], []]
     assert found.twins[0].farthest == pytest.approx(1e-3, rel=1e-2)
     assert found.agree(bits=False)
@@ -176,7 +178,7 @@ def test_what_is_installed_is_kept_as_lines_that_pip_takes(home: Path) -> None:
     assert f"torch=={metadata.version('torch')}" in lines
     assert not any(line.startswith("robustness-bench") for line in lines)
     assert lines == sorted(lines, key=str.lower)
-    assert lines == provenance.requirements()
+    assert lines == environment.requirements()
 
 
 def test_a_file_that_is_not_there_is_asked_for(home: Path) -> None:
@@ -217,13 +219,13 @@ def test_a_cell_that_failed_now_is_otherwise(home: Path) -> None:
         if cell in path.name:
             path.unlink()
     records.fail(home / "second", cell, "out of ideas")
-    found = rerun.held_against(*(results.read(home / out) for out in ("run", "second")))
+    found = reproduce.held_against(*(results.read(home / out) for out in ("run", "second")))
     assert any("ok then, failed (out of ideas) now" in sentence for sentence in found.apart)
     assert not found.agree(bits=False)
 
 
 def test_a_run_of_an_older_bench_can_be_repeated_as_far_as_it_says() -> None:
-    again = rerun.again(QUICKSTART, None, None, Path(), "bench rerun")
+    again = reproduce.again(QUICKSTART, None, None, Path(), "bench rerun")
     about = results.read(QUICKSTART).provenance
     assert again.options.limit == about["data"]["n"]
     assert again.options.device == about["sessions"][-1]["environment"]["device"]
@@ -235,10 +237,10 @@ def test_a_run_of_an_older_bench_can_be_repeated_as_far_as_it_says() -> None:
 def test_one_phrase_stands_for_all_eps_that_are_alike() -> None:
     place = {"model": "m", "attack": "a"}
     twins = [
-        rerun.Twin({**place, "eps_text": eps}, 9, otherwise, [], 0.0)
+        reproduce.Twin({**place, "eps_text": eps}, 9, otherwise, [], 0.0)
         for eps, otherwise in (("0.1", []), ("0.2", [4]), ("0.3", []))
     ]
-    assert list(rerun.phrases(twins)) == [
+    assert list(reproduce.phrases(twins)) == [
         "m · a at eps 0.1, 0.3: 9 outcomes identical to the last bit each",
         "m · a at eps 0.2: 1 of 9 outcomes differ: examples 4",
     ]

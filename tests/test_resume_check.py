@@ -7,20 +7,13 @@ import pytest
 from torch import Tensor
 
 import bench
-from bench import (
-    consistency,
-    digest,
-    geometry,
-    merge,
-    plan,
-    records,
-    results,
-    runner,
-    session,
-    shares,
-    suite,
-)
-from bench.errors import RecordError, SuiteError
+from bench.analysis import results
+from bench.core.errors import RecordError, SuiteError
+from bench.engine.functional import norms
+from bench.evaluation import consistency, evaluator
+from bench.execution import merge, runner, sharding
+from bench.storage import fingerprint, records
+from bench.suite import plan, reader
 
 NET = """
 from pathlib import Path
@@ -90,16 +83,16 @@ class Folder:
         path = self.base / "s.toml"
         path.write_text(SUITE + more, encoding="utf-8")
         self.told.clear()
-        part = shares.parse(share)
+        part = sharding.parse(share)
         given = runner.Options(device="cpu", copied=False, share=part, **options)  # type: ignore[arg-type]
         runner.run(
-            suite.read(path), part.folder(self.out), given,
+            reader.read(path), part.folder(self.out), given,
             lambda event: self.told.append(event.text),
         )  # fmt: skip
         return part.folder(self.out)
 
     def said(self, out: Path | None = None) -> str:
-        return digest.records(records.load(out or self.out).frame)
+        return fingerprint.records_hash(records.load(out or self.out).frame)
 
 
 @pytest.fixture
@@ -147,7 +140,7 @@ def test_the_same_model_goes_on_whatever_else_is_different(folder: Folder) -> No
 def test_shares_and_isolated_runs_are_checked_and_merged_only_if_the_model_was_one(
     folder: Folder, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "SHARD_EXAMPLES", 40)
+    monkeypatch.setattr(evaluator, "SHARD_EXAMPLES", 40)
     folder.run(share="1/2")
     folder.let("dark", beyond_the_probes(digits[0]))
     with pytest.raises(SuiteError, match=r"records in .*shard-1-of-2 .*clean example"):
@@ -197,7 +190,7 @@ eps = [0.3]
 MINE = """
 from dataclasses import dataclass
 
-from bench.contracts import Attack
+from bench import Attack
 from {helper} import moved
 
 
@@ -244,7 +237,7 @@ def test_a_projection_that_changed_makes_its_cells_again_once_the_numerics_versi
 ) -> None:
     attack = 'name = "pgd"\nparams.steps = 5\n'
     assert robust(tmp_path, attack) < 5
-    monkeypatch.setattr(geometry, "project", lambda x, x0, eps, norm: x0 + 0.01 * (1 - 2 * x0))
+    monkeypatch.setattr(norms, "project", lambda x, x0, eps, norm: x0 + 0.01 * (1 - 2 * x0))
     # Without it the old number stays; tests/golden fails then, whoever changed the projection.
     monkeypatch.setattr(plan, "NUMERICS_VERSION", plan.NUMERICS_VERSION + 1)
     assert robust(tmp_path, attack) > 15

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import rng
+from bench.core import rng
 
 DRAWS = ("uniform", "normal", "unit")
 

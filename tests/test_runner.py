@@ -10,8 +10,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bench
-from bench import records, runner, suite
-from bench.errors import SuiteError
+from bench.core.errors import SuiteError
+from bench.execution import runner
+from bench.storage import records
+from bench.suite import reader
 
 LENET = '[[models]]\nname = "lenet"\nweights = "digits"\n'
 COUNTS = ["attack", "eps", "status", "n", "clean_correct", "robust_correct", "fooled", "violations"]
@@ -23,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bench.contracts import Attack
+from bench import Attack
 from bench.datasets import digits
 
 
@@ -114,7 +116,7 @@ def test_a_second_run_does_no_work_and_changes_no_file(tmp_path: Path) -> None:
     before = files(tmp_path / "out")
     events: list[runner.Event] = []
     options = runner.Options(device="cpu", batch_size=32)
-    runner.run(suite.read(path), tmp_path / "out", options, events.append)
+    runner.run(reader.read(path), tmp_path / "out", options, events.append)
     told = [(event.what, event.work) for event in events if event.what != "why"]
     assert told == [("start", 0.0)]
     assert files(tmp_path / "out") == before

@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench import certified, digest, merge, records, results, runner, session, shares, suite
+from bench.analysis import results
 from bench.cli import cli
-from bench.errors import RecordError, SuiteError
+from bench.core.errors import RecordError, SuiteError
+from bench.evaluation import evaluator
+from bench.evaluation.certification import store
+from bench.execution import merge, runner, sharding
+from bench.storage import fingerprint, records
+from bench.suite import reader
 
 SUITE = """
 schema = 1
@@ -38,7 +43,7 @@ params = { steps = 3 }
 @pytest.fixture(scope="module", autouse=True)
 def _short_shards() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "SHARD_EXAMPLES", 12)
+        patch.setattr(evaluator, "SHARD_EXAMPLES", 12)
         yield
 
 
@@ -67,17 +72,17 @@ def halves(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(path: Path, out: Path, share: str = "1/1", limit: int | None = None) -> None:
-    part = shares.parse(share)
+    part = sharding.parse(share)
     options = runner.Options(device="cpu", batch_size=64, share=part, limit=limit)
-    runner.run(suite.read(str(path)), part.folder(out), options)
+    runner.run(reader.read(str(path)), part.folder(out), options)
 
 
 def said(folder: Path) -> str:
-    return digest.records(records.load(folder).frame)
+    return fingerprint.records_hash(records.load(folder).frame)
 
 
 def bounds(folder: Path) -> list[list[object]]:
-    found = [frame for _, frame in certified.stored(folder)]
+    found = [frame for _, frame in store.stored(folder)]
     return sorted(
         row for frame in found for row in frame.drop(columns="margin").to_numpy().tolist()
     )
@@ -107,7 +112,7 @@ def test_every_part_is_done_by_one_share_and_each_has_about_as_many(
     tasks: int, cut: int, of: int
 ) -> None:
     done = [
-        [(t, s) for t in range(tasks) for s in range(cut) if shares.Share(i + 1, of).holds(t, s)]
+        [(t, s) for t in range(tasks) for s in range(cut) if sharding.Shard(i + 1, of).holds(t, s)]
         for i in range(of)
     ]
     assert sorted(part for each in done for part in each) == [
@@ -119,7 +124,7 @@ def test_every_part_is_done_by_one_share_and_each_has_about_as_many(
 def test_the_shares_lie_in_folders_of_their_own_and_each_session_is_remembered(
     halves: Path, tmp_path: Path
 ) -> None:
-    assert [folder.name for folder in shares.folders(halves)] == ["shard-1-of-2", "shard-2-of-2"]
+    assert [folder.name for folder in sharding.folders(halves)] == ["shard-1-of-2", "shard-2-of-2"]
     merge.merge([halves], tmp_path)
     document = json.loads((tmp_path / "provenance.json").read_text(encoding="utf-8"))
     started = [session["started"] for session in document["sessions"]]
@@ -131,7 +136,7 @@ def test_the_shares_lie_in_folders_of_their_own_and_each_session_is_remembered(
 def test_the_merged_table_adds_up_what_the_shares_cost(halves: Path, tmp_path: Path) -> None:
     merge.merge([halves], tmp_path)
     spent = sum(
-        piece.seconds for folder in shares.folders(halves) for piece in records.pieces(folder)
+        piece.seconds for folder in sharding.folders(halves) for piece in records.pieces(folder)
     )
     assert results.read(tmp_path).table["seconds"].sum() == pytest.approx(spent)
 
@@ -204,7 +209,7 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b", "1/2/3", ""])
 def test_a_share_that_is_none_is_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(SuiteError, match="expected I/N with I from 1 to N"):
-        shares.parse(text)
+        sharding.parse(text)
 
 
 @pytest.mark.slow

@@ -12,11 +12,12 @@ import browser
 import pytest
 
 import bench
-from bench import results
-from bench.audit import signs
-from bench.audit.findings import Audit
-from bench.publish import chart, pages, site
-from bench.publish.gathered import Gathered
+from bench.analysis import results
+from bench.evaluation.audit import symptoms
+from bench.evaluation.audit.findings import Audit
+from bench.reporting.site import page as site
+from bench.reporting.site import svg_chart, templates
+from bench.reporting.site.sources import PublishedRun
 
 HOSTILE = "net </script><script>alert(1)</script>"
 SUITE = f"""
@@ -60,18 +61,18 @@ PIXEL = bytes.fromhex(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Gathered:
+def run(tmp_path_factory: pytest.TempPathFactory) -> PublishedRun:
     """Two models under three attacks, with one figure of examples."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "small.toml").write_text(SUITE)
     bench.run(folder / "small.toml", out=folder, device="cpu")
     (folder / "plots").mkdir()
     (folder / "plots" / "examples-lenet-fgsm.png").write_bytes(PIXEL)
-    return Gathered(folder, "small", results.read(folder), "bench run small.toml", "ab" * 32)
+    return PublishedRun(folder, "small", results.read(folder), "bench run small.toml", "ab" * 32)
 
 
 @pytest.fixture(scope="module")
-def page(run: Gathered, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(run: PublishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("published")
     (out / "results.csv").write_text("made by the publication")
     return site.write([run], out)
@@ -97,12 +98,12 @@ class Elements(HTMLParser):
 # ---------------------------------------------------------------------------- what the page holds
 
 
-def test_the_same_runs_give_the_same_bytes(run: Gathered, tmp_path: Path) -> None:
+def test_the_same_runs_give_the_same_bytes(run: PublishedRun, tmp_path: Path) -> None:
     first, second = (site.write([run], tmp_path / name) for name in "ab")
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_every_cell_has_a_row_without_any_script(run: Gathered, page: Path) -> None:
+def test_every_cell_has_a_row_without_any_script(run: PublishedRun, page: Path) -> None:
     elements = Elements(page.read_text())
     assert len(elements.values("tbody", "data-model")) == CELLS == len(run.found.table)
     rates = [line.robust.text for line in site._lines(run)]
@@ -120,7 +121,7 @@ def test_the_policy_lets_only_the_pages_own_script_run_and_no_request_out(page: 
     text = page.read_text()
     own = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', text)
-    assert f"script-src '{pages._hash(own[0])}'" in policy.replace("&#39;", "'")
+    assert f"script-src '{templates._hash(own[0])}'" in policy.replace("&#39;", "'")
     assert policy.startswith("default-src")
     assert "unsafe-inline" not in policy.split("script-src")[1]
 
@@ -145,21 +146,22 @@ def test_example_figures_are_copied_beside_the_page_and_named(page: Path) -> Non
     assert "lenet under FGSM" in page.read_text()
 
 
-def test_two_runs_of_one_name_do_not_share_figures(run: Gathered, tmp_path: Path) -> None:
+def test_two_runs_of_one_name_do_not_share_figures(run: PublishedRun, tmp_path: Path) -> None:
     twice = site.write([run, run._replace(name="small (2)")], tmp_path)
     sources = Elements(twice.read_text()).values("img", "src")
     assert len(set(sources)) == 2
     assert "small (2)" in twice.read_text()
 
 
-def _sign(attack: str, eps: float) -> signs.Sign:
-    return signs.Sign(
-        name=signs.FLAT.name, model="lenet", attack=attack, norm="linf" if attack else "", eps=eps,
-        count=7, n=60, evidence="seen on 7 of 60", examples=tuple(range(7)), threshold="5 of 60",
+def _sign(attack: str, eps: float) -> symptoms.Sign:
+    return symptoms.Sign(
+        name=symptoms.FLAT.name, model="lenet", attack=attack, norm="linf" if attack else "",
+        eps=eps, count=7, n=60, evidence="seen on 7 of 60", examples=tuple(range(7)),
+        threshold="5 of 60",
     )  # fmt: skip
 
 
-def test_a_sign_of_the_audit_stands_on_the_rows_that_it_speaks_of(run: Gathered) -> None:
+def test_a_sign_of_the_audit_stands_on_the_rows_that_it_speaks_of(run: PublishedRun) -> None:
     against = [_sign("FGSM", 0.1), _sign("", math.nan)]
     audit = Audit(["lenet"], against, [])
     lines = site._lines(run._replace(found=run.found._replace(audit=audit)))
@@ -175,9 +177,9 @@ def test_a_sign_of_the_audit_stands_on_the_rows_that_it_speaks_of(run: Gathered)
 
 
 def test_a_chart_tells_the_counts_of_the_table_and_starts_at_the_clean_accuracy(
-    run: Gathered,
+    run: PublishedRun,
 ) -> None:
-    first = chart.charts(run.found.table, run.found.worst)[0]
+    first = svg_chart.charts(run.found.table, run.found.worst)[0]
     fgsm, noise, worst = first.lines
     assert first.eps == ["0", "0.1", "0.3"]
     told = [re.search(r"\((\d+)/60\)", value) for value in fgsm.values]
@@ -188,25 +190,25 @@ def test_a_chart_tells_the_counts_of_the_table_and_starts_at_the_clean_accuracy(
 
 
 def test_a_line_does_not_lead_across_an_eps_that_its_attack_was_not_asked_at(
-    run: Gathered,
+    run: PublishedRun,
 ) -> None:
     table = run.found.table
     sparse = table[(table["attack"] != "noise <b>") | (table["eps"] == 0.3)]
-    noise = chart.charts(sparse, run.found.worst)[0].lines[1]
+    noise = svg_chart.charts(sparse, run.found.worst)[0].lines[1]
     assert noise.values[:2] == ["—", "—"]
     assert len(noise.marks) == 1
 
 
-def test_targeted_attacks_are_no_line_of_robust_accuracy(run: Gathered) -> None:
-    norms = {each.norm for each in chart.charts(run.found.table, run.found.worst)}
+def test_targeted_attacks_are_no_line_of_robust_accuracy(run: PublishedRun) -> None:
+    norms = {each.norm for each in svg_chart.charts(run.found.table, run.found.worst)}
     assert norms == {"L-inf"}
 
 
-def test_a_line_is_cut_where_a_cell_failed(run: Gathered) -> None:
+def test_a_line_is_cut_where_a_cell_failed(run: PublishedRun) -> None:
     table = run.found.table.copy()
     table.loc[1, ["status", "reason"]] = ["failed", "out of memory"]
     table.loc[1, ["robust_correct", "robust_low", "robust_high"]] = None
-    line = chart.charts(table, run.found.worst)[0].lines[0]
+    line = svg_chart.charts(table, run.found.worst)[0].lines[0]
     assert line.path.count("M") == 2
     assert line.values[1] == "—"
     assert len(line.marks) == 2

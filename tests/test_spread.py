@@ -12,17 +12,21 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench import digest, records, results, runner, shares, spread, suite
-from bench import merge as merging
+from bench.analysis import results
 from bench.cli import cli
-from bench.errors import SuiteError
+from bench.core.errors import SuiteError
+from bench.execution import merge as merging
+from bench.execution import runner, sharding
+from bench.execution.backends import ray
+from bench.storage import fingerprint, records
+from bench.suite import reader
 
 MINE = """
 import os, signal, time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.contracts import Attack
+from bench import Attack
 
 HERE = Path(__file__).parent
 
@@ -97,13 +101,13 @@ def written(folder: Path, attack: str = "SLOW", images: str = "limit = 40") -> P
 
 def here(path: Path, out: Path, share: str = "1/1") -> None:
     """The run in this process."""
-    part = shares.parse(share)
+    part = sharding.parse(share)
     options = runner.Options(device="cpu", batch_size=32, share=part)
-    runner.run(suite.read(str(path)), part.folder(out), options)
+    runner.run(reader.read(str(path)), part.folder(out), options)
 
 
 def said(out: Path) -> str:
-    return digest.records(records.load(out).frame)
+    return fingerprint.records_hash(records.load(out).frame)
 
 
 def counts(out: Path) -> Sequence[object]:
@@ -177,7 +181,7 @@ def test_a_cell_that_kills_every_worker_is_failed_and_the_rest_is_done(tmp_path:
     reason = table.loc[("mine", "0.05"), "reason"]
     assert reason.startswith("its worker died 3 times, examples 0 to 39: ")
     tried = (tmp_path / "tried").read_text(encoding="utf-8").split()
-    assert tried.count("0.05") == 2 * spread.TRIES  # with the other eps, then alone
+    assert tried.count("0.05") == 2 * ray.TRIES  # with the other eps, then alone
 
 
 @needs_ray
@@ -211,9 +215,9 @@ def test_without_ray_the_remedy_is_one_sentence_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    checked = suite.read(str(written(tmp_path)))
+    checked = reader.read(str(written(tmp_path)))
     with pytest.raises(SuiteError, match=r'pip install "robustness-bench\[ray\]"'):
-        spread.over(checked, runner.Options(), spread.Cluster())
+        ray.over(checked, runner.Options(), ray.Cluster())
 
 
 @pytest.mark.parametrize(

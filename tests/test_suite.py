@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench import catalogue, suite
 from bench.attacks import pgd
-from bench.checking import Checker
-from bench.errors import SuiteError
+from bench.core.errors import SuiteError
+from bench.core.validation import Validator
+from bench.suite import catalog, reader
 
 GOOD = """
 schema = 1
@@ -55,8 +55,8 @@ reference = "ours"
 """
 
 
-def parse(text: str, base: Path = Path()) -> suite.Suite:
-    return suite.parse(text, "my.toml", base)
+def parse(text: str, base: Path = Path()) -> reader.Suite:
+    return reader.parse(text, "my.toml", base)
 
 
 def problems(text: str) -> list[str]:
@@ -83,18 +83,18 @@ def test_a_good_suite_parses_to_typed_values_with_defaults_filled_in() -> None:
     read = parse(GOOD)
     ours, theirs, single = read.attacks
     assert (read.name, read.title, read.seed, read.sweep) == ("small", "small", 3, "nested")
-    assert read.data == suite.DataEntry(name="digits", split="test", limit=60, params={})
+    assert read.data == reader.DataEntry(name="digits", split="test", limit=60, params={})
     assert read.models[0].label == "lenet"
     assert ours.params == pgd.Params(steps=4, alpha="eps/4")
     assert (ours.stop, theirs.stop) == ("never", "first-success")
     assert (theirs.goal, theirs.target) == ("targeted", "next")
     assert single.label == "fgsm"
-    assert read.crosschecks == (suite.Crosscheck(ours="ours", reference="ours"),)
+    assert read.crosschecks == (reader.Crosscheck(ours="ours", reference="ours"),)
 
 
 def test_eps_are_numbers_that_remember_how_they_were_written() -> None:
     eps = parse(GOOD).attacks[0].eps
-    assert eps == (suite.Eps(0.0, "0"), suite.Eps(0.1, "0.1"), suite.Eps(8 / 255, "8/255"))
+    assert eps == (reader.Eps(0.0, "0"), reader.Eps(0.1, "0.1"), reader.Eps(8 / 255, "8/255"))
 
 
 def test_a_suite_cannot_be_changed() -> None:
@@ -113,9 +113,9 @@ def test_every_shipped_suite_parses_by_its_bare_name_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert {"quickstart", "mnist", "imagenet"} <= set(catalogue.suites())
-    for name in catalogue.suites():
-        assert suite.read(name).name == name
+    assert {"quickstart", "mnist", "imagenet"} <= set(catalog.suites())
+    for name in catalog.suites():
+        assert reader.read(name).name == name
 
 
 def test_a_file_in_the_working_folder_wins_over_a_shipped_suite_only_by_its_path(
@@ -123,8 +123,8 @@ def test_a_file_in_the_working_folder_wins_over_a_shipped_suite_only_by_its_path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("quickstart.toml").write_text(GOOD, encoding="utf-8")
-    assert suite.read("quickstart").name == "quickstart"
-    assert suite.read("quickstart.toml").name == "small"
+    assert reader.read("quickstart").name == "quickstart"
+    assert reader.read("quickstart.toml").name == "small"
 
 
 def test_file_names_in_a_suite_start_from_its_own_folder(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_file_names_in_a_suite_start_from_its_own_folder(tmp_path: Path) -> None
     path = tmp_path / "mine.toml"
     text = changed('"lenet"', '"net.py:make"').replace('weights = "digits"', "")
     path.write_text(text, encoding="utf-8")
-    read = suite.read(str(path))
+    read = reader.read(str(path))
     assert read.base == tmp_path
     assert (read.models[0].label, read.models[0].weights) == ("net.py:make", None)
 
@@ -387,7 +387,7 @@ def test_a_librarys_attack_takes_the_librarys_parameters() -> None:
 
 def told_of(name: str) -> str:
     with pytest.raises(SuiteError) as caught:
-        suite.read(name)
+        reader.read(name)
     (only,) = caught.value.problems
     return only
 
@@ -424,7 +424,7 @@ def test_a_suites_name_must_be_fit_for_a_folder_because_it_becomes_one(name: str
 
 def test_one_attack_outside_any_suite_is_checked_the_same_way() -> None:
     with pytest.raises(SuiteError) as caught:
-        suite.attack_entry({"name": "pgd", "norm": "l0", "eps": [2], "params": {"x": 1}}, "here")
+        reader.attack_entry({"name": "pgd", "norm": "l0", "eps": [2], "params": {"x": 1}}, "here")
     assert len(caught.value.problems) == 2
     assert all(sentence.startswith("here: ") for sentence in caught.value.problems)
 
@@ -475,8 +475,8 @@ suites = table(
 @settings(max_examples=400, deadline=None)
 @given(suites)
 def test_whatever_a_suite_holds_it_is_a_suite_or_a_suite_error(raw: dict[str, Any]) -> None:
-    check = Checker("my.toml")
-    read = suite._Reader(check, Path()).suite(raw, "")
-    assert check.problems or isinstance(read, suite.Suite)
+    check = Validator("my.toml")
+    read = reader._Reader(check, Path()).suite(raw, "")
+    assert check.problems or isinstance(read, reader.Suite)
     assert all(sentence.startswith("my.toml: ") for sentence in check.problems)
     assert all("\n" not in sentence for sentence in check.problems)

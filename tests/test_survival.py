@@ -14,9 +14,10 @@ import pytest
 import torch
 from test_records import frame, piece, same, written
 
-from bench import files, lock, records
-from bench.errors import RecordError, SuiteError
-from bench.records import Piece
+from bench.core import files, lock
+from bench.core.errors import RecordError, SuiteError
+from bench.storage import records
+from bench.storage.records import Piece
 
 SURVIVORS = Path(__file__).with_name("survivors.py")
 STEPS = ("mkdir", "open", "write", "flush", "fsync", "rename", "fsync of the folder")
@@ -105,7 +106,7 @@ def test_a_folder_that_cannot_be_synced_by_its_file_system_is_no_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inject(monkeypatch, "fsync of the folder", errno.EINVAL)
-    assert files.write_whole(tmp_path / "a", b"1").read_bytes() == b"1"
+    assert files.write_atomic(tmp_path / "a", b"1").read_bytes() == b"1"
 
 
 def test_two_that_write_one_file_at_once_do_not_share_a_temporary_name(
@@ -115,7 +116,7 @@ def test_two_that_write_one_file_at_once_do_not_share_a_temporary_name(
     real = Path.replace
     monkeypatch.setattr(Path, "replace", lambda a, b: (seen.append(a.name), real(a, b))[1])
     for _ in range(2):
-        files.write_whole(tmp_path / "a", b"")
+        files.write_atomic(tmp_path / "a", b"")
     assert len(set(seen)) == 2
 
 
@@ -151,7 +152,7 @@ def test_a_damaged_certificate_or_note_is_set_aside_too(tmp_path: Path) -> None:
     records.fail(tmp_path, "c", "why")
     note = tmp_path / "records" / "c.failed.json"
     note.write_text("{", encoding="utf-8")
-    bound = tmp_path / "records" / f"c-0000000-{files.hashed(b'1')}.certificates"
+    bound = tmp_path / "records" / f"c-0000000-{files.short_hash(b'1')}.certificates"
     bound.write_bytes(b"2")
     assert len(records.recover(tmp_path).notes) == 2
     assert not note.exists()
@@ -200,7 +201,7 @@ def test_a_second_run_into_a_folder_refuses_and_names_the_first(tmp_path: Path) 
 
 def test_a_lock_ends_with_the_process_that_was_killed(tmp_path: Path) -> None:
     words = (
-        "import sys, time, pathlib; from bench import lock\n"
+        "import sys, time, pathlib; from bench.core import lock\n"
         "with lock.held(pathlib.Path(sys.argv[1]), print):\n"
         "    print('held', flush=True); time.sleep(99)"
     )

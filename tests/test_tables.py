@@ -6,9 +6,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench import tables
-from bench.plan import Cell
-from bench.records import COLUMNS, Piece, Stored
+from bench.analysis import tables
+from bench.storage.records import COLUMNS, Piece, Stored
+from bench.suite.plan import Cell
 
 WORDS = (
     "suite, model, dataset, attack, implementation, norm, eps, goal, status, reason, n, "
@@ -71,7 +71,7 @@ def made(plan: list[Cell], frames: list[pd.DataFrame], **keys: Any) -> pd.DataFr
     found = pd.concat(frames, ignore_index=True)
     pieces = keys.pop("pieces", [piece(identity) for identity in found["cell"].unique()])
     stored = Stored(found, pieces, keys.pop("failures", {}))
-    return tables.cells(plan, stored, "s", "digits", 5)
+    return tables.cell_table(plan, stored, "s", "digits", 5)
 
 
 def row(table: pd.DataFrame, at: int = 0) -> dict[str, Any]:

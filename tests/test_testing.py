@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-# A session in this process forgets the modules that it imports first, and pandas cannot be twice.
-from bench import publication
-from bench.testing import asserted
+from bench.pytest_plugin import assertions
+from bench.reporting import run_output
 
-__all__ = ["asserted", "publication"]
+# A session in this process forgets the modules that it imports first, and pandas cannot be twice.
+
+__all__ = ["assertions", "run_output"]
 
 HEAD = """
 import pytest

@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
 
-from bench import results, trackers
+from bench.analysis import results
 from bench.cli import cli
-from bench.errors import SuiteError
-from bench.trackers import Told, Tracker, Wanted
+from bench.core.errors import SuiteError
+from bench.reporting import trackers
+from bench.reporting.trackers import RunSummary, Tracker, Wanted
 
 SUITE = """
 schema = 1
@@ -110,7 +111,7 @@ def test_a_library_that_is_not_installed_is_named_with_how_to_get_it(
 
 
 def test_a_tracker_that_fails_loses_nothing_of_the_run(out: Path) -> None:
-    def fail(run: Told, where: str) -> str:
+    def fail(run: RunSummary, where: str) -> str:
         raise ConnectionError(f"nobody answers at {where}")
 
     wanted = Wanted("broken", Tracker("json", "", fail), "there")

@@ -10,11 +10,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import bench
-from bench import plan, results, runner, suite
-from bench.errors import SuiteError
+from bench.analysis import results
+from bench.core.errors import SuiteError
+from bench.execution import runner
 from bench.models import softmax
-from bench.plots import transfer, variation
-from bench.report import views
+from bench.reporting.plots import parameter_sweep, transfer_matrix
+from bench.reporting.report import views
+from bench.suite import plan, reader
 
 HEAD = """
 schema = 1
@@ -59,14 +61,14 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def ran(text: str, out: Path, **options: object) -> results.Results:
-    read = suite.parse(text, "t.toml", Path())
+def ran(text: str, out: Path, **options: object) -> results.RunResults:
+    read = reader.parse(text, "t.toml", Path())
     runner.run(read, out, runner.Options(device="cpu", **options))  # type: ignore[arg-type]
     return results.read(out)
 
 
 @pytest.fixture(scope="module")
-def found(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> results.Results:
+def found(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> results.RunResults:
     return ran(TEXT.format(weights=weights), tmp_path_factory.mktemp("run"))
 
 
@@ -80,7 +82,7 @@ def row(table: pd.DataFrame, model: str, attack: str, eps: float = 0.1) -> pd.Se
 
 
 def test_examples_crafted_on_one_model_are_judged_by_the_other(
-    found: results.Results,
+    found: results.RunResults,
     lenet: nn.Module,
     digits: tuple[Tensor, Tensor],
     weights: Path,
@@ -97,7 +99,7 @@ def test_examples_crafted_on_one_model_are_judged_by_the_other(
 
 
 def test_an_attack_crafted_on_the_model_that_judges_it_is_the_white_box_attack(
-    found: results.Results,
+    found: results.RunResults,
 ) -> None:
     for model in ("LeNet", "linear"):
         own = row(found.table, model, f"FGSM from {model}")
@@ -113,7 +115,7 @@ def test_what_the_source_model_is_belongs_to_the_identity_of_a_transfer_alone(
     weights: Path, tmp_path: Path
 ) -> None:
     def identities(source: str) -> dict[str, str]:
-        read = suite.parse(TEXT.format(weights=weights), "t.toml", Path())
+        read = reader.parse(TEXT.format(weights=weights), "t.toml", Path())
         facts = {
             label: plan.Facts(10, (1, 28, 28), 64, print_, "data")
             for label, print_ in (("LeNet", source), ("linear", "linear"))
@@ -132,21 +134,21 @@ def test_what_the_source_model_is_belongs_to_the_identity_of_a_transfer_alone(
 
 def test_a_transferred_attack_makes_every_step_unless_the_suite_says_otherwise() -> None:
     text = HEAD.format(weights="random") + FGSM + 'source = "LeNet"\n'
-    (entry,) = suite.parse(text, "t.toml", Path()).attacks
+    (entry,) = reader.parse(text, "t.toml", Path()).attacks
     assert (entry.label, entry.source, entry.stop) == ("FGSM from LeNet", "LeNet", "never")
-    (entry,) = suite.parse(text + 'stop = "first-success"\n', "t.toml", Path()).attacks
+    (entry,) = reader.parse(text + 'stop = "first-success"\n', "t.toml", Path()).attacks
     assert entry.stop == "first-success"
 
 
 def test_a_source_that_is_no_model_of_the_suite_is_a_mistake_with_the_nearest_label() -> None:
     text = HEAD.format(weights="random") + FGSM + 'source = ["LeNet", "linaer"]\n'
     with pytest.raises(SuiteError, match=r"attacks\[0\].source: no model .*'linaer'.*linear"):
-        suite.parse(text, "t.toml", Path())
+        reader.parse(text, "t.toml", Path())
 
 
 def test_two_models_of_different_classes_do_not_transfer() -> None:
     text = HEAD.format(weights="random") + FGSM + 'source = "LeNet"\n'
-    read = suite.parse(text, "t.toml", Path())
+    read = reader.parse(text, "t.toml", Path())
     facts = {"LeNet": plan.Facts(10, (1, 28, 28)), "linear": plan.Facts(2, (1, 28, 28))}
     reasons = {task.model: task.cells[1].reason for task in plan.tasks(read, facts)}
     assert reasons == {
@@ -157,7 +159,7 @@ def test_two_models_of_different_classes_do_not_transfer() -> None:
 
 @pytest.mark.parametrize("batch_size", [7, 120])
 def test_transfer_does_not_depend_on_the_batch_size(
-    found: results.Results, weights: Path, tmp_path: Path, batch_size: int
+    found: results.RunResults, weights: Path, tmp_path: Path, batch_size: int
 ) -> None:
     again = ran(TEXT.format(weights=weights), tmp_path, batch_size=batch_size)
     pd.testing.assert_series_equal(found.table["robust_correct"], again.table["robust_correct"])
@@ -173,36 +175,36 @@ def test_the_least_likely_class_is_the_one_that_the_attacker_sees(
 
 
 def test_the_matrix_has_a_line_per_source_and_a_column_per_victim(
-    found: results.Results,
+    found: results.RunResults,
 ) -> None:
-    (matrix,) = transfer.matrices(found.table)
+    (matrix,) = transfer_matrix.matrices(found.table)
     assert (matrix.sources, matrix.victims) == (["LeNet", "linear"], ["LeNet", "linear"])
     (view,) = views.transfers(found.table)
     assert view.columns == ["crafted on", "judged on LeNet", "judged on linear"]
     told = row(found.table, "linear", "FGSM from LeNet")
     error = 100 * (1 - told["robust_correct"] / 120)
     assert view.rows[0][2].startswith(f"{error:.1f} % [")
-    ((name, _, figure),) = transfer.figures(found.table)
+    ((name, _, figure),) = transfer_matrix.figures(found.table)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert name == "transfer-FGSM-linf-untargeted"
     assert any(text.startswith(f"{error:.1f}\n") for text in texts)
 
 
 def test_a_model_that_transfer_fools_more_than_its_own_gradient_is_told(
-    found: results.Results,
+    found: results.RunResults,
 ) -> None:
-    assert transfer.hidden_gradients(found.table) == []
+    assert transfer_matrix.hidden_gradients(found.table) == []
     table = found.table.copy()
     own = (table["model"] == "linear") & (table["attack"] == "FGSM from linear")
     clean = table.loc[own & (table["eps"] == 0)].iloc[0]
     for name in ("robust_correct", "robust_accuracy", "robust_low", "robust_high"):
         table.loc[own, name] = clean[name]  # as if its own gradient were of no use
-    (sentence,) = transfer.hidden_gradients(table)
+    (sentence,) = transfer_matrix.hidden_gradients(table)
     assert sentence.startswith("linear: at eps 0.1, FGSM crafted on LeNet makes ")
     assert "its gradient hides what fools it" in sentence
 
 
-def test_a_cell_without_a_number_is_a_dash_in_the_matrix(found: results.Results) -> None:
+def test_a_cell_without_a_number_is_a_dash_in_the_matrix(found: results.RunResults) -> None:
     table = found.table.copy()
     crossed = (table["model"] == "linear") & (table["attack"] == "FGSM from LeNet")
     table.loc[crossed, ["status", "reason"]] = ["failed", "boom"]
@@ -212,7 +214,7 @@ def test_a_cell_without_a_number_is_a_dash_in_the_matrix(found: results.Results)
 
 
 def test_one_call_crafts_on_a_source_and_judges_on_the_model(
-    found: results.Results, lenet: nn.Module, digits: tuple[Tensor, Tensor], weights: Path
+    found: results.RunResults, lenet: nn.Module, digits: tuple[Tensor, Tensor], weights: Path
 ) -> None:
     linear = softmax.build()
     linear.load_state_dict(load_file(weights))
@@ -230,7 +232,7 @@ def test_one_call_crafts_on_a_source_and_judges_on_the_model(
 def test_a_varied_parameter_gives_an_attack_for_each_value() -> None:
     text = HEAD.format(weights="random") + FGSM.replace("fgsm", "pgd").replace("FGSM", "PGD")
     text += "params = { alpha = 0.02 }\nvary = { steps = [1, 5] }\n"
-    entries = suite.parse(text, "t.toml", Path()).attacks
+    entries = reader.parse(text, "t.toml", Path()).attacks
     assert [entry.label for entry in entries] == ["PGD, steps 1", "PGD, steps 5"]
     assert [(e.params.steps, e.params.alpha, e.value) for e in entries] == [
         (1, 0.02, 1),
@@ -251,14 +253,14 @@ def test_a_varied_parameter_gives_an_attack_for_each_value() -> None:
 def test_a_mistake_in_what_is_varied_is_the_users(vary: str, told: str) -> None:
     text = HEAD.format(weights="random") + FGSM.replace("fgsm", "pgd") + f"vary = {vary}\n"
     with pytest.raises(SuiteError, match=told):
-        suite.parse(text, "t.toml", Path())
+        reader.parse(text, "t.toml", Path())
 
 
 def test_success_and_norms_are_drawn_against_what_is_varied(tmp_path: Path) -> None:
     text = HEAD.split("[[models]]")[0] + '[[models]]\nname = "lenet"\nweights = "digits"\n'
     text += FGSM.replace("fgsm", "pgd").replace("FGSM", "PGD") + "vary = { steps = [1, 4, 20] }\n"
     table = ran(text, tmp_path).table
-    ((name, _, figure),) = variation.figures(table)
+    ((name, _, figure),) = parameter_sweep.figures(table)
     assert isinstance(figure, Figure)
     assert name == "steps-lenet-linf-untargeted"
     drawn = figure.axes[0].lines[0]
@@ -286,29 +288,29 @@ def test_each_value_of_a_varied_parameter_has_a_matrix_and_each_source_a_line(
     text = FGSM.replace("fgsm", "pgd").replace("FGSM", "PGD")
     text += 'source = "each"\nvary = { steps = [1, 8] }\n'
     table = ran(HEAD.format(weights=weights) + text, tmp_path).table
-    found = transfer.matrices(table)
+    found = transfer_matrix.matrices(table)
     assert [matrix.attack for matrix in found] == ["PGD, steps 1", "PGD, steps 8"]
     for matrix, steps in zip(found, (1, 8), strict=True):
         for (source, victim), cell in matrix.cells.items():
             wanted = row(table, victim, f"PGD from {source}, steps {steps}")
             assert cell["robust_correct"] == wanted["robust_correct"]
-    figure = next(figure for name, _, figure in variation.figures(table) if "LeNet" in name)
+    figure = next(figure for name, _, figure in parameter_sweep.figures(table) if "LeNet" in name)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["PGD from LeNet", "PGD from linear"]
 
 
-def test_an_attack_without_gradients_says_nothing_of_hidden_ones(found: results.Results) -> None:
+def test_an_attack_without_gradients_says_nothing_of_hidden_ones(found: results.RunResults) -> None:
     table = found.table.copy()
     own = (table["model"] == "linear") & (table["attack"] == "FGSM from linear")
     clean = table.loc[own & (table["eps"] == 0)].iloc[0]
     for name in ("robust_correct", "robust_accuracy", "robust_low", "robust_high"):
         table.loc[own, name] = clean[name]
     table["threat_model"] = table["threat_model"].replace("white-box", "black-box, score-based")
-    assert transfer.hidden_gradients(table) == []
+    assert transfer_matrix.hidden_gradients(table) == []
 
 
 def test_a_crosscheck_of_examples_from_two_sources_is_a_mistake() -> None:
     text = HEAD.format(weights="random") + FGSM + 'source = "each"\n'
     text += '[[crosschecks]]\nours = "FGSM from LeNet"\nreference = "FGSM from linear"\n'
     with pytest.raises(SuiteError, match="expected both sides crafted on the same source model"):
-        suite.parse(text, "t.toml", Path())
+        reader.parse(text, "t.toml", Path())

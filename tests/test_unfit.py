@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench import records, results
+from bench.analysis import results
 from bench.cli import cli
+from bench.storage import records
 
 MODELS = '''
 import torch

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import bench
-from bench import chain
-from bench.contracts import Data
-from bench.datasets import in_memory
-from bench.engine import look
-from bench.errors import ContractError
-from bench.guard import Private, WrittenError, ask
-from bench.judge import judge
-from bench.losses import to_ascend
-from bench.preflight import fit
+from bench.core.contracts.dataset import Data
+from bench.core.errors import ContractError
+from bench.datasets.in_memory import in_memory
+from bench.engine.functional.gradients import look
+from bench.engine.functional.losses import to_ascend
+from bench.engine.model_state import Private, WrittenError, ask
+from bench.evaluation.certification import network
+from bench.evaluation.judge import judge
+from bench.models.preflight.checks import preflight
 
 CPU = torch.device("cpu")
 Change = Callable[[Tensor], Tensor]
@@ -176,16 +176,19 @@ def test_preflight_names_the_module_that_writes(
 ) -> None:
     x, y = digits[0][:12], digits[1][:12]
     model = net(lenet).eval()
-    subject = fit("net", model, in_memory("digits", x, y, ()), CPU)
+    subject = preflight("net", model, in_memory("digits", x, y, ()), CPU)
     (told,) = [found for found in subject.findings if found.endswith("(writes-to-input)")]
     assert who in told
     assert isinstance(subject.model, Private)
-    assert subject.fingerprint != fit("net", lenet, in_memory("digits", x, y, ()), CPU).fingerprint
+    assert (
+        subject.fingerprint
+        != preflight("net", lenet, in_memory("digits", x, y, ()), CPU).fingerprint
+    )
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_sound_net_is_asked_as_it_is(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    subject = fit("net", lenet, in_memory("digits", *digits, ()), CPU)
+    subject = preflight("net", lenet, in_memory("digits", *digits, ()), CPU)
     assert subject.model is lenet
 
 
@@ -247,5 +250,5 @@ def test_what_data_hand_out_is_nobody_elses(digits: tuple[Tensor, Tensor]) -> No
 def test_a_net_shown_a_copy_is_certified_as_without(lenet: nn.Module) -> None:
     net = Private(lenet).double().eval()
     images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
-    plain, private = (chain.read(each, images.shape[1:]) for each in (net.net, net))
+    plain, private = (network.read_network(each, images.shape[1:]) for each in (net.net, net))
     assert [type(layer) for layer in plain] == [type(layer) for layer in private]

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench.loading import WEIGHTS
+from bench.evaluation.loading import WEIGHTS
 from bench.models import lenet
 
 

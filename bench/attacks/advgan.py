@@ -25,10 +25,11 @@ from annotated_types import Ge
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from bench import checkpoint
-from bench.contracts import Attack, Learner, Lesson, Losses, Norm, Shape, Threat
-from bench.errors import ContractError, SuiteError, nearest
-from bench.rng import Noise
+from bench.core import checkpoint
+from bench.core.contracts.attack import Attack, Learner, Lesson, Losses
+from bench.core.contracts.types import Norm, Shape, Threat
+from bench.core.errors import ContractError, SuiteError, nearest
+from bench.core.rng import Noise
 
 WEIGHTS = Path(__file__).parent / "weights"
 SUFFIX = ".safetensors"

@@ -28,11 +28,12 @@ import torch
 from annotated_types import Ge, Le
 from torch import Tensor
 
-from bench import geometry
-from bench.attacks import PROJECTION
-from bench.contracts import Attack, Count, Items, Loss, Norm, Rule, Seen
-from bench.geometry import per_row
-from bench.rng import Noise
+from bench.attacks.common import PROJECTION
+from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.core.contracts.types import Loss, Norm
+from bench.core.rng import Noise
+from bench.engine.functional import norms
+from bench.engine.functional.norms import per_row
 
 MOMENTUM = 0.75
 """The share of the new step; the last one has the rest."""
@@ -97,7 +98,7 @@ class State(NamedTuple):
     """Whether there is one, (n,), bool."""
 
 
-def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
+def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     x, none = _start(items, noise, params, norm), torch.full_like(items.eps, -torch.inf)
     pace: Pace | Sparsity = Sparsity(items.eps, none)
     if norm != "l1":
@@ -107,18 +108,18 @@ def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
     return State(x, x, best, pace, x, torch.zeros_like(items.k, dtype=torch.bool))
 
 
-def _start(items: Items, noise: Noise, params: Params, norm: Norm) -> Tensor:
+def _start(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> Tensor:
     """linf: a uniform draw whose largest entry is eps; l2: a random direction of length eps; l1: a
     normal draw, projected. Then the box."""
     if norm == "l1":
         radius = _radius(items.k, items, params)
-        return geometry.project(items.x + noise.normal(items.x), items.x, radius, norm)
+        return norms.project(items.x + noise.normal(items.x), items.x, radius, norm)
     draw = noise.uniform(items.x) if norm == "linf" else noise.normal(items.x)
-    scale = items.eps / geometry.norm_of(draw, norm)
-    return geometry.project(items.x + per_row(scale, draw) * draw, items.x, items.eps, norm)
+    scale = items.eps / norms.norm_of(draw, norm)
+    return norms.project(items.x + per_row(scale, draw) * draw, items.x, items.eps, norm)
 
 
-def respond(state: State, seen: Seen, items: Items, params: Params, norm: Norm) -> State:
+def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
     found = torch.where(per_row(seen.fooled, state.x), state.x, state.found)
     state = state._replace(found=found, success=state.success | seen.fooled)
     if norm == "l1":
@@ -130,12 +131,12 @@ def result(state: State) -> Tensor:
     return torch.where(per_row(state.success, state.x), state.found, state.x)
 
 
-def within(items: Items, params: Params, norm: Norm) -> Tensor:
+def within(items: AttackBatch, params: Params, norm: Norm) -> Tensor:
     """Not in the first two of the l1 balls."""
     return (norm != "l1") | (_radius(items.k, items, params) == items.eps)
 
 
-def _better(best: Point, x: Tensor, seen: Seen) -> Point:
+def _better(best: Point, x: Tensor, seen: StepInput) -> Point:
     """The point of the greater loss, for each row."""
     better = seen.loss > best.loss
     x, gradient = (
@@ -148,16 +149,16 @@ def _better(best: Point, x: Tensor, seen: Seen) -> Point:
 # ------------------------------------------------------------------------------------ linf and l2
 
 
-def _step(state: State, seen: Seen, items: Items, params: Params, norm: Norm) -> State:
+def _step(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
     assert isinstance(state.pace, Pace)
     best = _better(state.best, state.x, seen)
     pace, back = _checked(state.pace, best.loss, seen.loss, items.k, params)
     x = torch.where(per_row(back, state.x), best.x, state.x)
     gradient = torch.where(per_row(back, x), best.gradient, seen.gradient)
-    ahead = x + per_row(pace.eta, x) * geometry.steepest(gradient, norm)
-    ahead = geometry.project(ahead, items.x, items.eps, norm)
+    ahead = x + per_row(pace.eta, x) * norms.steepest(gradient, norm)
+    ahead = norms.project(ahead, items.x, items.eps, norm)
     mixed = x + MOMENTUM * (ahead - x) + (1 - MOMENTUM) * (x - state.previous)
-    mixed = geometry.project(mixed, items.x, items.eps, norm)
+    mixed = norms.project(mixed, items.x, items.eps, norm)
     after = torch.where(per_row(items.k == 0, x), ahead, mixed)
     return state._replace(x=after, previous=x, best=best, pace=pace)
 
@@ -186,7 +187,7 @@ def _checked(
 # --------------------------------------------------------------------------------------------- l1
 
 
-def _sparse_step(state: State, seen: Seen, items: Items, params: Params) -> State:
+def _sparse_step(state: State, seen: StepInput, items: AttackBatch, params: Params) -> State:
     assert isinstance(state.pace, Sparsity)
     radius, following = (_radius(k, items, params) for k in (items.k, items.k + 1))
     since = items.k - _begin(items.k, params)
@@ -197,7 +198,7 @@ def _sparse_step(state: State, seen: Seen, items: Items, params: Params) -> Stat
     gradient = torch.where(per_row(back, x), best.gradient, seen.gradient)
     ahead = x + per_row(pace.eta, x) * _sparse_signs(gradient, pace.entries / SPARSER)
     ahead = torch.where(per_row(following < radius, x), best.x, ahead)
-    after = geometry.project(ahead, items.x, following, "l1")
+    after = norms.project(ahead, items.x, following, "l1")
     return state._replace(x=after, previous=x, best=best, pace=pace)
 
 
@@ -207,18 +208,18 @@ def _begin(k: Tensor, params: Params) -> Tensor:
     return second * (k >= second) + (third - second) * (k >= third)
 
 
-def _radius(k: Tensor, items: Items, params: Params) -> Tensor:
+def _radius(k: Tensor, items: AttackBatch, params: Params) -> Tensor:
     """The radius of the ball of step `k`: 3 eps, then 2 eps, then eps, (n,)."""
     second, third = (share * params.steps // 100 for share in (SECOND, THIRD))
     return items.eps * (3 - (k >= second).to(items.eps) - (k >= third).to(items.eps))
 
 
 def _sparser(
-    pace: Sparsity, best: Tensor, since: Tensor, radius: Tensor, items: Items, params: Params
+    pace: Sparsity, best: Tensor, since: Tensor, radius: Tensor, items: AttackBatch, params: Params
 ) -> tuple[Sparsity, Tensor]:
     """The step size and sparsity after a look, `since` steps into a ball, and which rows go back
     to their best point."""
-    changed = geometry.norm_of(best - items.x, "l0")
+    changed = norms.norm_of(best - items.x, "l0")
     begins = since == 0
     at = ~begins & (since % max(params.steps // 75, 1) == 0)  # 4 % of a ball's steps
     fewer = at & (changed < 0.95 * pace.entries)

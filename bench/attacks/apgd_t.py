@@ -12,7 +12,8 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge, Le
 
 from bench.attacks import apgd
-from bench.contracts import Attack, Count, Loss, Norm, Rule
+from bench.core.contracts.attack import Attack, Count, Rule
+from bench.core.contracts.types import Loss, Norm
 
 
 @dataclass(frozen=True, kw_only=True)

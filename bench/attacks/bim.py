@@ -10,8 +10,10 @@ paper takes alpha = 1/255 and min(255 eps + 4, 1.25 * 255 eps) steps.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from bench.attacks import Share, pgd
-from bench.contracts import Alpha, Attack, Count, Loss, Rule
+from bench.attacks import pgd
+from bench.attacks.common import Share
+from bench.core.contracts.attack import Alpha, Attack, Count, Rule
+from bench.core.contracts.types import Loss
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,11 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
-from bench import geometry
-from bench.attacks import annealed, found
-from bench.contracts import Attack, Count, Items, Length, Loss, Norm, Rule, Seen
-from bench.rng import Noise
+from bench.attacks.common import annealed, found
+from bench.core.contracts.attack import Attack, AttackBatch, Count, Length, Rule, StepInput
+from bench.core.contracts.types import Loss, Norm
+from bench.core.rng import Noise
+from bench.engine.functional import norms
 
 LAST = 0.01
 """The last step's share of the first one's length."""
@@ -49,23 +50,23 @@ class State(NamedTuple):
     """That iterate; x if there is none."""
 
 
-def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
+def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     nothing = torch.full_like(items.eps, torch.inf)
     return State(items.x, torch.full_like(items.eps, params.start), nothing, items.x)
 
 
-def respond(state: State, seen: Seen, items: Items, params: Params, norm: Norm) -> State:
-    far = geometry.distance(state.x, items.x, norm)
+def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
+    far = norms.distance(state.x, items.x, norm)
     nearest, best = found(state.x, far, seen.fooled, state.nearest, state.best)
 
     eps = state.eps * torch.where(seen.fooled, 1 - params.gamma, 1 + params.gamma)
     corner = torch.maximum(items.x, 1 - items.x)  # no image is further away than this
-    eps = torch.minimum(eps, geometry.norm_of(corner, norm))
+    eps = torch.minimum(eps, norms.norm_of(corner, norm))
 
     alpha = annealed(params.alpha, LAST * params.alpha, items.k, params.steps)
-    step = geometry.per_row(alpha, state.x) * geometry.steepest(seen.gradient, norm)
-    towards = geometry.steepest(state.x + step - items.x, norm)
-    x = (items.x + geometry.per_row(eps, step) * towards).clamp(0, 1)
+    step = norms.per_row(alpha, state.x) * norms.steepest(seen.gradient, norm)
+    towards = norms.steepest(state.x + step - items.x, norm)
+    x = (items.x + norms.per_row(eps, step) * towards).clamp(0, 1)
     return State(x, eps, nearest, best)
 
 

@@ -25,11 +25,12 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from bench import geometry, hyperplane
-from bench.attacks import found
-from bench.contracts import Attack, Count, Items, Loss, Norm, Rule, Seen
-from bench.geometry import per_row
-from bench.rng import Noise
+from bench.attacks.common import found
+from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.core.contracts.types import Loss, Norm
+from bench.core.rng import Noise
+from bench.engine.functional import hyperplane, norms
+from bench.engine.functional.norms import per_row
 
 TINY = 1e-8
 """Least length of a step when two are compared, so that 0 over 0 is one half."""
@@ -62,7 +63,7 @@ class State(NamedTuple):
     """That iterate; x if there is none."""
 
 
-def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
+def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     x, nothing = items.x, torch.full_like(items.eps, torch.inf)
     if params.restarts > 1:
         again = per_row(items.restart > 0, x)
@@ -70,20 +71,20 @@ def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
     return State(x, nothing, items.x)
 
 
-def _random_start(items: Items, noise: Noise, norm: Norm) -> Tensor:
+def _random_start(items: AttackBatch, noise: Noise, norm: Norm) -> Tensor:
     """A point in a random direction, half as far as what was found, or as the radius if that is
     less; as the most distant image if neither is finite."""
     draw = noise.uniform(items.x) if norm == "linf" else noise.normal(items.x)
     corner = torch.maximum(items.x, 1 - items.x)
     radius = torch.minimum(items.eps, items.nearest)
-    radius = torch.minimum(radius, geometry.norm_of(corner, norm))
-    scale = radius / 2 / geometry.norm_of(draw, norm)
+    radius = torch.minimum(radius, norms.norm_of(corner, norm))
+    scale = radius / 2 / norms.norm_of(draw, norm)
     return (items.x + per_row(scale, draw) * draw).clamp(0, 1)
 
 
-def respond(state: State, seen: Seen, items: Items, params: Params, norm: Norm) -> State:
+def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
     x = state.x
-    far = geometry.distance(x, items.x, norm)
+    far = norms.distance(x, items.x, norm)
     nearest, best = found(x, far, seen.fooled, state.nearest, state.best)
     gained = seen.fooled & (far < WORTH * state.nearest)
     pulled = items.x + params.beta * (x - items.x)
@@ -91,13 +92,13 @@ def respond(state: State, seen: Seen, items: Items, params: Params, norm: Norm) 
 
     own = _onto_boundary(start, x, seen, norm)
     clean = _onto_boundary(items.x, x, seen, norm)
-    lengths = [geometry.norm_of(step, norm).clamp_min(TINY) for step in (own, clean)]
+    lengths = [norms.norm_of(step, norm).clamp_min(TINY) for step in (own, clean)]
     alpha = per_row((lengths[0] / (lengths[0] + lengths[1])).clamp_max(params.alpha_max), x)
     ahead = (1 - alpha) * (start + params.eta * own) + alpha * (items.x + params.eta * clean)
     return State(torch.where(per_row(gained, x), pulled, ahead).clamp(0, 1), nearest, best)
 
 
-def _onto_boundary(point: Tensor, x: Tensor, seen: Seen, norm: Norm) -> Tensor:
+def _onto_boundary(point: Tensor, x: Tensor, seen: StepInput, norm: Norm) -> Tensor:
     """The shortest step from a point onto the boundary, as linearised at the iterate `x`."""
     lead = seen.loss + (seen.gradient * (point - x)).flatten(1).sum(1)
     return hyperplane.shortest(point, seen.gradient, -lead, norm)

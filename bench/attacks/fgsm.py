@@ -12,10 +12,11 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from bench import geometry
-from bench.attacks import PROJECTION
-from bench.contracts import Attack, Items, Loss, Norm, Rule
-from bench.rng import Noise
+from bench.attacks.common import PROJECTION
+from bench.core.contracts.attack import Attack, AttackBatch, Rule
+from bench.core.contracts.types import Loss, Norm
+from bench.core.rng import Noise
+from bench.engine.functional import norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +30,14 @@ class State(NamedTuple):
     x: Tensor
 
 
-def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
+def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     return State(items.x)
 
 
-def step(state: State, gradient: Tensor, items: Items, params: Params, norm: Norm) -> State:
-    radius = geometry.per_row(items.eps, state.x)
-    x = state.x + radius * geometry.steepest(gradient, norm)
-    return State(geometry.project(x, items.x, items.eps, norm))
+def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
+    radius = norms.per_row(items.eps, state.x)
+    x = state.x + radius * norms.steepest(gradient, norm)
+    return State(norms.project(x, items.x, items.eps, norm))
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:

@@ -24,10 +24,11 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from bench import geometry
-from bench.attacks import annealed, found
-from bench.contracts import Attack, Count, Items, Loss, Norm, Rule, Seen
-from bench.rng import Noise
+from bench.attacks.common import annealed, found
+from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.core.contracts.types import Loss, Norm
+from bench.core.rng import Noise
+from bench.engine.functional import norms
 
 DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 LAST = 0.01
@@ -57,14 +58,14 @@ class State(NamedTuple):
     """That iterate; x if there is none."""
 
 
-def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
+def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     nothing = torch.full_like(items.eps, torch.inf)
     start = torch.zeros_like(items.eps) if norm == "l0" else nothing
     return State(items.x, start, nothing, items.x)
 
 
-def respond(state: State, seen: Seen, items: Items, params: Params, norm: Norm) -> State:
-    far = geometry.distance(state.x, items.x, norm)
+def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
+    far = norms.distance(state.x, items.x, norm)
     nearest, best = found(state.x, far, seen.fooled, state.nearest, state.best)
 
     gamma = annealed(params.gamma, params.gamma_last, items.k, params.steps)
@@ -72,19 +73,19 @@ def respond(state: State, seen: Seen, items: Items, params: Params, norm: Norm) 
         larger = torch.maximum(state.eps + 1, (state.eps * (1 + gamma)).floor())
         smaller = torch.minimum(state.eps - 1, (state.eps * (1 - gamma)).floor())
     else:
-        slope = geometry.norm_of(seen.gradient, DUAL[norm])
+        slope = norms.norm_of(seen.gradient, DUAL[norm])
         boundary = far + seen.loss.abs() / slope.clamp_min(torch.finfo(slope.dtype).tiny)
         larger = (1 + gamma) * torch.where(nearest.isfinite(), state.eps, boundary)
         smaller = state.eps * (1 - gamma)
     eps = torch.where(seen.fooled, torch.minimum(smaller, nearest), larger)
     corner = torch.maximum(items.x, 1 - items.x)  # no image is further away than this
-    eps = torch.minimum(eps, geometry.norm_of(corner, norm))
+    eps = torch.minimum(eps, norms.norm_of(corner, norm))
 
     share = annealed(params.alpha, LAST * params.alpha, items.k, params.steps)
     share = torch.where(nearest.isfinite(), share, 2 * params.alpha)
     alpha = (share * _width(eps, norm, items.x[0].numel())).to(eps)
-    step = geometry.per_row(alpha, state.x) * geometry.steepest(seen.gradient, "l2")
-    x = geometry.nearest(state.x + step, items.x, eps, norm)
+    step = norms.per_row(alpha, state.x) * norms.steepest(seen.gradient, "l2")
+    x = norms.nearest(state.x + step, items.x, eps, norm)
     return State(x, eps, nearest, best)
 
 

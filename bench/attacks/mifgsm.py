@@ -15,10 +15,11 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from bench import geometry
-from bench.attacks import PROJECTION, Share, ascended, reach
-from bench.contracts import Alpha, Attack, Count, Items, Loss, Norm, Rule, step_size
-from bench.rng import Noise
+from bench.attacks.common import PROJECTION, Share, ascended, reach
+from bench.core.contracts.attack import Alpha, Attack, AttackBatch, Count, Rule, step_size
+from bench.core.contracts.types import Loss, Norm
+from bench.core.rng import Noise
+from bench.engine.functional import norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,21 +42,21 @@ class State(NamedTuple):
     momentum: Tensor
 
 
-def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
+def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     return State(items.x, torch.zeros_like(items.x))
 
 
-def step(state: State, gradient: Tensor, items: Items, params: Params, norm: Norm) -> State:
+def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
     momentum = params.decay * state.momentum + _gathered(gradient, params, norm)
     alpha = step_size(params.alpha, items.eps, params.steps)
     x = ascended(state.x, momentum, alpha, norm, params.l1_share)
-    return State(geometry.project(x, items.x, items.eps, norm), momentum)
+    return State(norms.project(x, items.x, items.eps, norm), momentum)
 
 
 def _gathered(gradient: Tensor, params: Params, norm: Norm) -> Tensor:
     if params.gathers == "directions":
-        return geometry.steepest(gradient, norm)
-    size = geometry.per_row(geometry.norm_of(gradient, "l1"), gradient)
+        return norms.steepest(gradient, norm)
+    size = norms.per_row(norms.norm_of(gradient, "l1"), gradient)
     return torch.where(size > 0, gradient / size, torch.zeros_like(gradient))
 
 

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bench import geometry
-from bench.contracts import Attack, Threat
-from bench.rng import Noise
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.types import Threat
+from bench.core.rng import Noise
+from bench.engine.functional import norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,8 @@ def run(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Params, noise: Noise
 ) -> Tensor:
     eps = torch.full_like(x[:, 0, 0, 0], threat.eps)
-    start = x + geometry.random_in_ball(x, eps, threat.norm, noise)
-    return geometry.project(start, x, eps, threat.norm)
+    start = x + norms.random_in_ball(x, eps, threat.norm, noise)
+    return norms.project(start, x, eps, threat.norm)
 
 
 ATTACK = Attack(

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bench import geometry
-from bench.attacks import PROJECTION, Share, ascended, reach
-from bench.contracts import Alpha, Attack, Count, Items, Loss, Norm, Rule, step_size
-from bench.rng import Noise
+from bench.attacks.common import PROJECTION, Share, ascended, reach
+from bench.core.contracts.attack import Alpha, Attack, AttackBatch, Count, Rule, step_size
+from bench.core.contracts.types import Loss, Norm
+from bench.core.rng import Noise
+from bench.engine.functional import norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +35,17 @@ class State(NamedTuple):
     x: Tensor
 
 
-def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
+def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     if not params.random_start:
         return State(items.x)
-    start = items.x + geometry.random_in_ball(items.x, items.eps, norm, noise)
-    return State(geometry.project(start, items.x, items.eps, norm))
+    start = items.x + norms.random_in_ball(items.x, items.eps, norm, noise)
+    return State(norms.project(start, items.x, items.eps, norm))
 
 
-def step(state: State, gradient: Tensor, items: Items, params: Params, norm: Norm) -> State:
+def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
     alpha = step_size(params.alpha, items.eps, params.steps)
     x = ascended(state.x, gradient, alpha, norm, params.l1_share)
-    return State(geometry.project(x, items.x, items.eps, norm))
+    return State(norms.project(x, items.x, items.eps, norm))
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:

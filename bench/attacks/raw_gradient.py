@@ -15,10 +15,11 @@ from typing import Annotated, ClassVar, NamedTuple
 from annotated_types import Gt
 from torch import Tensor
 
-from bench import geometry
-from bench.attacks import PROJECTION
-from bench.contracts import Attack, Count, Items, Loss, Norm, Rule
-from bench.rng import Noise
+from bench.attacks.common import PROJECTION
+from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule
+from bench.core.contracts.types import Loss, Norm
+from bench.core.rng import Noise
+from bench.engine.functional import norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,13 @@ class State(NamedTuple):
     x: Tensor
 
 
-def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
+def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     return State(items.x)
 
 
-def step(state: State, gradient: Tensor, items: Items, params: Params, norm: Norm) -> State:
+def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
     moved = state.x + params.lr * gradient
-    return State(geometry.project(moved, items.x, items.eps, norm))
+    return State(norms.project(moved, items.x, items.eps, norm))
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:

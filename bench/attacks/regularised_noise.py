@@ -16,9 +16,10 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from bench import geometry
-from bench.contracts import Attack, Count, Items, Length, Loss, Norm, Rule
-from bench.rng import Noise
+from bench.core.contracts.attack import Attack, AttackBatch, Count, Length, Rule
+from bench.core.contracts.types import Loss, Norm
+from bench.core.rng import Noise
+from bench.engine.functional import norms
 
 BETA1, BETA2, TINY = 0.9, 0.999, 1e-8
 
@@ -44,20 +45,20 @@ class State(NamedTuple):
     """Running mean of its square, Adam's v."""
 
 
-def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
+def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     x, zero = items.x, torch.zeros_like(items.x)
     if params.start > 0:
         x = (x + params.start * noise.uniform(x)).clamp(0, 1)
     return State(x, zero, zero)
 
 
-def step(state: State, gradient: Tensor, items: Items, params: Params, norm: Norm) -> State:
+def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
     delta = state.x - items.x
     penalty = {"l1": delta.sign(), "l2": 2 * delta, "none": torch.zeros_like(delta)}
     down = params.weight * penalty[params.regulariser] - gradient
     mean = BETA1 * state.mean + (1 - BETA1) * down
     square = BETA2 * state.square + (1 - BETA2) * down.square()
-    k = geometry.per_row(items.k + 1, state.x).to(state.x.dtype)
+    k = norms.per_row(items.k + 1, state.x).to(state.x.dtype)
     unbiased = mean / (1 - BETA1**k), square / (1 - BETA2**k)
     x = state.x - params.lr * unbiased[0] / (unbiased[1].sqrt() + TINY)
     return State(x.clamp(0, 1), mean, square)

@@ -17,10 +17,11 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from bench import geometry
-from bench.attacks import annealed, found
-from bench.contracts import Attack, Count, Items, Length, Loss, Norm, Rule, Seen
-from bench.rng import Noise
+from bench.attacks.common import annealed, found
+from bench.core.contracts.attack import Attack, AttackBatch, Count, Length, Rule, StepInput
+from bench.core.contracts.types import Loss, Norm
+from bench.core.rng import Noise
+from bench.engine.functional import norms
 
 LAST = 0.1
 """The last step's share of the first one's length."""
@@ -57,34 +58,34 @@ class State(NamedTuple):
     """That iterate; x if there is none."""
 
 
-def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
+def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     zero = torch.zeros_like(items.x)
     nothing = torch.full_like(items.eps, torch.inf)
     threshold = torch.full_like(items.eps, params.threshold)
     return State(items.x, zero, zero, threshold, nothing, items.x)
 
 
-def respond(state: State, seen: Seen, items: Items, params: Params, norm: Norm) -> State:
-    far = geometry.distance(state.x, items.x, norm)
+def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
+    far = norms.distance(state.x, items.x, norm)
     nearest, best = found(state.x, far, seen.fooled, state.nearest, state.best)
 
     delta = state.x - items.x
     g = _count_slope(delta, params.sigma) - torch.where(
-        geometry.per_row(seen.fooled, delta), torch.zeros_like(delta), seen.gradient
+        norms.per_row(seen.fooled, delta), torch.zeros_like(delta), seen.gradient
     )
-    largest = geometry.norm_of(g, "linf").clamp_min(torch.finfo(g.dtype).tiny)
-    g = g / geometry.per_row(largest, g)
+    largest = norms.norm_of(g, "linf").clamp_min(torch.finfo(g.dtype).tiny)
+    g = g / norms.per_row(largest, g)
     first = BETA_1 * state.first + (1 - BETA_1) * g
     second = BETA_2 * state.second + (1 - BETA_2) * g.square()
-    made = geometry.per_row(items.k + 1, g)
+    made = norms.per_row(items.k + 1, g)
     mean, square = first / (1 - BETA_1**made), second / (1 - BETA_2**made)
 
     alpha = annealed(params.alpha, LAST * params.alpha, items.k, params.steps)
-    x = state.x - geometry.per_row(alpha, g) * mean / (square.sqrt() + TINY)
+    x = state.x - norms.per_row(alpha, g) * mean / (square.sqrt() + TINY)
     x = x.clamp(0, 1)
     change = params.threshold_step * torch.where(seen.fooled, alpha, -alpha)
     threshold = (state.threshold + change).clamp(0, 1).to(state.threshold)
-    small = (x - items.x).abs() < geometry.per_row(threshold, x)
+    small = (x - items.x).abs() < norms.per_row(threshold, x)
     return State(torch.where(small, items.x, x), first, second, threshold, nearest, best)
 
 

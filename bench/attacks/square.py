@@ -25,9 +25,10 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
-from bench.contracts import Attack, Count, Items, Loss, Norm, Rule, Seen
-from bench.geometry import landed, norm_of, per_row, project_l1_box
-from bench.rng import Noise, hashed
+from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.core.contracts.types import Loss, Norm
+from bench.core.rng import Noise, hashed
+from bench.engine.functional.norms import landed, norm_of, per_row, project_l1_box
 
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Proposals, counted from 0, after which the windows' area is halved, however many are made."""
@@ -60,13 +61,13 @@ class State(NamedTuple):
     """Of the row's draws, (n,), int64."""
 
 
-def init(items: Items, noise: Noise, params: Params, norm: Norm) -> State:
+def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     start = stripes(items, noise) if norm == "linf" else tiles(items, noise, norm)
     never = torch.zeros_like(items.y, dtype=torch.bool)
     return State(start, start, torch.full_like(items.eps, -torch.inf), never, noise.keys(start))
 
 
-def respond(state: State, seen: Seen, items: Items, params: Params, norm: Norm) -> State:
+def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
     rises = (seen.loss > state.loss) & (seen.fooled == state.fooled)
     better = rises | (seen.fooled & ~state.fooled)
     # With a weight of 0 or 1 lerp gives one or the other to the bit, several times sooner than
@@ -81,7 +82,7 @@ def result(state: State) -> Tensor:
     return state.best
 
 
-def proposal(best: Tensor, key: Tensor, items: Items, params: Params, norm: Norm) -> Tensor:
+def proposal(best: Tensor, key: Tensor, items: AttackBatch, params: Params, norm: Norm) -> Tensor:
     known = tables(params.p, *best.shape[2:], norm, best.dtype, best.device)
     halvings = known.halvings.index_select(0, items.k.clamp_max(len(known.halvings) - 1))
     if norm == "linf":
@@ -165,14 +166,16 @@ def by_channel(values: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------- linf
 
 
-def stripes(items: Items, noise: Noise) -> Tensor:
+def stripes(items: AttackBatch, noise: Noise) -> Tensor:
     """x +- eps by a sign for each column of each channel, in the box."""
     radius = per_row(items.eps, items.x)
     down = noise.uniform(items.x[:, :, :1]) < 0
     return (items.x + torch.where(down, -radius, radius)).clamp(0, 1)
 
 
-def one_window(best: Tensor, key: Tensor, items: Items, known: Tables, halvings: Tensor) -> Tensor:
+def one_window(
+    best: Tensor, key: Tensor, items: AttackBatch, known: Tables, halvings: Tensor
+) -> Tensor:
     """`best`, moved in a square so far that its projection is x + eps or x - eps there."""
     side = known.side.index_select(0, halvings)
     u = hashed(key, items.k, 2 + best.shape[1])
@@ -210,7 +213,7 @@ def norm_of_all(values: Tensor, norm: Norm) -> Tensor:
     return values.abs().pow(POWER[norm]).sum().pow(1 / POWER[norm])
 
 
-def tiles(items: Items, noise: Noise, norm: Norm) -> Tensor:
+def tiles(items: AttackBatch, noise: Noise, norm: Norm) -> Tensor:
     """x plus five rows of five etas (or as many as fit), each turned or not and with a sign for
     each channel; in the box and, in l2 exactly, at a distance of eps before that."""
     n, channels, height, width = items.x.shape
@@ -232,7 +235,7 @@ def tiles(items: Items, noise: Noise, norm: Norm) -> Tensor:
 
 
 def two_windows(
-    best: Tensor, key: Tensor, items: Items, known: Tables, halvings: Tensor, norm: Norm
+    best: Tensor, key: Tensor, items: AttackBatch, known: Tables, halvings: Tensor, norm: Norm
 ) -> Tensor:
     """`best` with the length of two windows, and what is left of eps, in the first of them.
 

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import FOLDER, cli, echo
+from bench.cli.main import FOLDER, cli, echo
 
 if TYPE_CHECKING:
-    from bench.compare import Compared
+    from bench.analysis.compare_runs import Compared
 
 
 @cli.command()
@@ -24,9 +24,9 @@ def compare(first: Path, second: Path, out: Path | None) -> int:
 
     The exit code is 3 if the two cannot be compared.
     """
-    from bench import compare as pure
-    from bench import results
-    from bench.report import changes
+    from bench.analysis import compare_runs as pure
+    from bench.analysis import results
+    from bench.reporting.report import run_comparison
 
     found = pure.compare(results.read(first), results.read(second))
     if found.refusal:
@@ -34,7 +34,7 @@ def compare(first: Path, second: Path, out: Path | None) -> int:
         return 3
     _print(found, first, second)
     if out is not None:
-        for path in changes.write(found, out, str(first), str(second)):
+        for path in run_comparison.write(found, out, str(first), str(second)):
             echo(path)
     return 0
 
@@ -43,9 +43,9 @@ def _print(found: "Compared", first: Path, second: Path) -> None:
     """The table, the cells that changed beyond chance in a sentence, and what was not compared."""
     from rich.table import Table
 
-    from bench.cli.plain import console
-    from bench.metrics import SIGNIFICANT
-    from bench.report import changes
+    from bench.cli.console import console
+    from bench.evaluation.metrics import SIGNIFICANT
+    from bench.reporting.report import run_comparison as changes
 
     screen = console()
     screen.print(f"A: {first}\nB: {second}")

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import DATA_DIR, DEVICE, cli
+from bench.cli.main import DATA_DIR, DEVICE, cli
 
 if TYPE_CHECKING:
-    from bench.explain.explanations import Explanation
+    from bench.analysis.explanations import Explanation
 
 
 @cli.command()
@@ -39,10 +39,11 @@ def explain(
     """
     from rich.text import Text
 
-    from bench import loading, runner
-    from bench.cli.plain import console
-    from bench.explain import search as explainer
-    from bench.printable import spelled
+    from bench.cli.console import console
+    from bench.core.sanitize import escape_controls
+    from bench.evaluation import loading
+    from bench.execution import runner
+    from bench.workflows.explain import search as explainer
 
     options = runner.Options(
         device=device,
@@ -53,7 +54,7 @@ def explain(
     with console(stderr=True).status("loading") as status:
 
         def hear(text: str) -> None:
-            status.update(Text(spelled(text)))
+            status.update(Text(escape_controls(text)))
 
         found = explainer.run(suite, ours, reference, options, hear)
     _print(found)
@@ -62,7 +63,7 @@ def explain(
 def _print(found: "Explanation") -> None:
     from rich.table import Table
 
-    from bench.cli.plain import console
+    from bench.cli.console import console
 
     screen = console()
     screen.print(found.gap)

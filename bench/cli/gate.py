@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import FOLDER, cli, echo
+from bench.cli.main import FOLDER, cli, echo
 
 if TYPE_CHECKING:
-    from bench.gate.verdicts import Check
-    from bench.results import Results
-    from bench.thresholds import Limits
+    from bench.analysis.results import RunResults
+    from bench.suite.thresholds import Limits
+    from bench.workflows.gate.verdicts import Check
 
 FILE = click.Path(dir_okay=False, path_type=Path)
 _STYLES = {"regressed": "bold red", "failed": "bold red", "not compared": "yellow",
@@ -26,10 +26,9 @@ def baseline(folder: Path, output: Path) -> int:
 
     The baseline is a small JSON file that holds the outcome of every example of the run in FOLDER.
     """
-    from bench import results
-    from bench.errors import SuiteError
-    from bench.gate import baseline as kept
-    from bench.gate import snapshot
+    from bench.analysis import results, snapshot
+    from bench.analysis import snapshot_file as kept
+    from bench.core.errors import SuiteError
 
     found = results.read(folder)
     unfinished = found.table[found.table["status"] == "missing"]
@@ -74,38 +73,41 @@ def check(
     The exit code is 0 if the check passes, 1 for a regression or a failed cell, 2 for an invalid
     argument or file, and 3 if something could not be compared.
     """
-    from bench import files, results, thresholds
-    from bench.gate import annotations, comparison, snapshot
-    from bench.gate import baseline as kept
-    from bench.gate import junit as xml
-    from bench.gate import summary as page
+    from bench.analysis import results, snapshot
+    from bench.analysis import snapshot_file as kept
+    from bench.core import files
+    from bench.suite import thresholds
+    from bench.workflows.gate import check as comparison
+    from bench.workflows.gate import github_annotations
+    from bench.workflows.gate import junit as xml
+    from bench.workflows.gate import markdown_summary as page
 
     before = kept.read(against)
     found = results.read(folder)
     limits = thresholds.given(fail, _limits(found, folder))
     now = snapshot.of(found)
-    checked = comparison.compare(before, now, limits)
+    checked = comparison.check_against_baseline(before, now, limits)
     if junit is not None:
-        files.write_whole(junit, xml.render(checked, now.suite))
+        files.write_atomic(junit, xml.render(checked, now.suite))
     text = page.render(checked, before, now, folder, against)
     if summary is not None:
-        files.write_whole(summary, text.encode())
+        files.write_atomic(summary, text.encode())
     elif os.environ.get("GITHUB_STEP_SUMMARY"):
         _append(Path(os.environ["GITHUB_STEP_SUMMARY"]), text)
     _print(checked, folder, against)
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in annotations.render(checked):
+        for line in github_annotations.render(checked):
             echo(line)
     return checked.exit_code
 
 
-def _limits(found: "Results", folder: Path) -> "Limits":
+def _limits(found: "RunResults", folder: Path) -> "Limits":
     """The thresholds of the suite that was run, from the copy of it that the run keeps."""
-    from bench import thresholds
-    from bench.checking import Checker, toml
+    from bench.core.validation import Validator, toml
+    from bench.suite import thresholds
 
     where = f"{folder}: suite"
-    reader = Checker(where)
+    reader = Validator(where)
     radii: dict[str, dict[float, str]] = {}
     for cell in found.plan:
         for name in (cell.attack, cell.family or cell.attack):
@@ -119,7 +121,7 @@ def _limits(found: "Results", folder: Path) -> "Limits":
 
 def _append(path: Path, text: str) -> None:
     """Add to the summary that the steps of a job share."""
-    from bench.errors import SuiteError
+    from bench.core.errors import SuiteError
 
     try:
         with path.open("a", encoding="utf-8") as file:
@@ -132,8 +134,8 @@ def _print(checked: "Check", folder: Path, against: Path) -> None:
     """What changed, as a table, then the ids that flipped, and what it comes to."""
     from rich.table import Table
 
-    from bench.cli.plain import console
-    from bench.gate import telling
+    from bench.cli.console import console
+    from bench.workflows.gate import wording
 
     screen = console()
     shown = Table()
@@ -146,12 +148,12 @@ def _print(checked: "Check", folder: Path, against: Path) -> None:
     screen.print(shown)
     notable = checked.among("regressed", "improved")
     for verdict in notable:
-        for line in telling.flipped(verdict):
+        for line in wording.flipped(verdict):
             screen.print(f"{verdict.gate} of {verdict.where}, {line}")
     for note in checked.notes:
         screen.print(f"note: {note}")
     screen.print(checked.power)
     if notable or checked.exit_code:
-        command = telling.accepting(folder, against)
+        command = wording.accepting(folder, against)
         screen.print(f"to accept this run: {command}", soft_wrap=True)
-    screen.print(telling.conclusion(checked), style="bold")
+    screen.print(wording.conclusion(checked), style="bold")

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli, echo, narrated, tell
+from bench.cli.main import DATA_DIR, DEVICE, FOLDER, cli, echo, narrated, tell
 from bench.cli.progress import shown
 
 if TYPE_CHECKING:
-    from bench.entries import Suite
-    from bench.runner import Options
+    from bench.execution.runner import Options
+    from bench.suite.schema import Suite
 
 
 @cli.command()
@@ -48,9 +48,10 @@ def leaderboard(
     model that the card names is built and run again, which executes its code, and every outcome is
     compared. If the submission is refused, the reasons are printed and the exit code is 1.
     """
-    from bench import loading, runner
-    from bench import suite as suites
-    from bench.leaderboard import board, entries
+    from bench.evaluation import loading
+    from bench.execution import runner
+    from bench.suite import reader as suites
+    from bench.workflows.leaderboard import entries, page
 
     checked = suites.read(suite)
     if (add is None) != (card is None):
@@ -64,15 +65,15 @@ def leaderboard(
         )
         if not _enter(folder, add, card, checked, options):
             return 1
-    for path in board.write(entries.read(folder, checked), checked, out or folder):
+    for path in page.write(entries.read(folder, checked), checked, out or folder):
         echo(f"leaderboard: {path}")
     return 0
 
 
 def _enter(folder: Path, run: Path, card: Path, suite: "Suite", options: "Options") -> bool:
     """Whether the model of a card entered the board, or why it did not."""
-    from bench.leaderboard import admission, entries
-    from bench.leaderboard import card as cards
+    from bench.workflows.leaderboard import admission, entries
+    from bench.workflows.leaderboard import model_card as cards
 
     made = cards.read(card)
     claimed = admission.claim(run, made.model.label)

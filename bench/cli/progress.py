@@ -6,30 +6,30 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from bench.cli import app
-from bench.printable import spelled
+from bench.cli import main
+from bench.core.sanitize import escape_controls
 
 if TYPE_CHECKING:
-    from bench.parts import Event, Listen
+    from bench.execution.work import Event, Listen
 
 
 @contextlib.contextmanager
 def shown() -> "Iterator[Listen]":
     """A listener that shows a run as the verb's options ask for, for people or for machines."""
-    if app.machine():
+    if main.machine():
         with _warnings_told():
             yield _write
     else:
-        with Bar(reasons=app.verbose()) as bar:
+        with Bar(reasons=main.verbose()) as bar:
             yield bar.hear
 
 
 def _write(event: "Event") -> None:
     """An event as a line of JSON on stderr; reasons only for who asked for them."""
-    from bench import logs
+    from bench.execution import events
 
-    if event.what != "why" or app.verbose():
-        sys.stderr.write(f"{logs.line(event)}\n")
+    if event.what != "why" or main.verbose():
+        sys.stderr.write(f"{events.line(event)}\n")
         sys.stderr.flush()
 
 
@@ -39,7 +39,7 @@ def _warnings_told() -> Iterator[None]:
 
     def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         del where, more
-        app.tell("warning", f"{category.__name__}: {message}")
+        main.tell("warning", f"{category.__name__}: {message}")
 
     with warnings.catch_warnings():
         warnings.showwarning = tell
@@ -62,7 +62,7 @@ class Bar:
             TimeRemainingColumn,
         )
 
-        from bench.cli.plain import console
+        from bench.cli.console import console
 
         self.screen = console(stderr=True)
         self.bar = Progress(
@@ -91,7 +91,9 @@ class Bar:
         self.done += event.work if event.what == "done" else 0.0
         if event.what == "start":
             self.total = event.work
-            self.bar.update(self.task, total=max(event.work, 1e-9), description=spelled(event.text))
+            self.bar.update(
+                self.task, total=max(event.work, 1e-9), description=escape_controls(event.text)
+            )
             if not event.work:
                 self.screen.print("nothing to run: every cell is done")
                 self.bar.update(self.task, completed=1e-9)
@@ -100,7 +102,7 @@ class Bar:
             self.screen.print(text, soft_wrap=long)
         self.bar.update(self.task, completed=self.done)
         if event.what == "begin":
-            self.bar.update(self.task, description=spelled(event.text))
+            self.bar.update(self.task, description=escape_controls(event.text))
             if self.bar.disable and event.text != self.last:
                 share = self.done / self.total if self.total else 1.0
                 self.screen.print(f"{share:4.0%} {event.text}")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from bench.cli.app import FOLDER, cli, echo
+from bench.cli.main import FOLDER, cli, echo
 
 
 @cli.command()
@@ -16,10 +16,10 @@ def publish(folders: tuple[Path, ...], out: Path) -> int:
     The tables are written as Markdown, LaTeX, CSV and Parquet. A run is read from its records, or
     from its tables if it has no records.
     """
-    from bench.publish import gathered, writing
+    from bench.reporting.site import sources, writer
 
-    runs = gathered.gather(folders)
-    for path in writing.write(runs, out):
+    runs = sources.gather(folders)
+    for path in writer.publish(runs, out):
         echo(path)
     for run in runs:
         without = int((run.found.table["status"] != "ok").sum())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bench.cli.app import DATA_DIR, FOLDER, cli, echo, narrated
+from bench.cli.main import DATA_DIR, FOLDER, cli, echo, narrated
 from bench.cli.progress import shown
 
 
@@ -31,8 +31,11 @@ def rerun(
     --deterministic and neither a version nor the device differs), 1 if one is not, and 3 if
     nothing could be compared.
     """
-    from bench import heap, loading, results, runner
-    from bench import rerun as repeating
+    from bench.analysis import results
+    from bench.engine import malloc
+    from bench.evaluation import loading
+    from bench.execution import runner
+    from bench.workflows import reproduce as repeating
 
     first = results.read(folder)
     command = shlex.join(["bench", *sys.argv[1:]])
@@ -42,7 +45,7 @@ def rerun(
     differ = [*again.notes, *repeating.differences(folder, again.options)]
     for sentence in differ:
         echo(f"differs: {sentence}")
-    heap.keep()
+    malloc.keep_freed_memory()
     with shown() as listen:
         runner.run(again.suite, place, again.options, listen)
     second = results.read(place)

@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli, echo, narrated, tell
-from bench.cli.place import Place, placed
+from bench.cli.backend_options import BackendOptions, placed
+from bench.cli.main import DATA_DIR, DEVICE, FOLDER, cli, echo, narrated, tell
 from bench.cli.progress import shown
-from bench.cli.track import tell as track
-from bench.cli.track import tracked, wanted
-from bench.errors import SuiteError
+from bench.cli.tracker_options import tell as track
+from bench.cli.tracker_options import tracked, wanted
+from bench.core.errors import SuiteError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from bench.results import Results
-    from bench.shares import Share
+    from bench.analysis.results import RunResults
+    from bench.execution.sharding import Shard
 
 AUDIT = click.option(
     "--audit", is_flag=True, help="Exit with 1 if the audit finds a symptom of a failed attack."
@@ -68,7 +68,7 @@ def run(
     no_copy: bool,
     deterministic: bool,
     shard: str,
-    place: Place,
+    place: BackendOptions,
     audit: bool,
 ) -> int:
     """Run a suite and write its report.
@@ -78,11 +78,14 @@ def run(
 
     The exit code is 1 if a cell failed or none could run.
     """
-    from bench import heap, loading, runner, shares, sizes
-    from bench.suite import read
+    from bench.core import sizes
+    from bench.engine import malloc
+    from bench.evaluation import loading
+    from bench.execution import runner, sharding
+    from bench.suite.reader import read
 
-    share = shares.parse(shard)
-    if share != shares.WHOLE and wanted():
+    share = sharding.parse(shard)
+    if share != sharding.WHOLE and wanted():
         raise SuiteError("--track: a share is no whole run; give it to bench merge instead")
     checked = read(suite)
     whole = out or runner.default_folder(checked.name)
@@ -98,17 +101,17 @@ def run(
         deterministic=deterministic,
         share=share,
     )
-    heap.keep()
+    malloc.keep_freed_memory()
     with shown() as listen:
         place.run(checked, folder, options, listen)
-    if share != shares.WHOLE:
+    if share != sharding.WHOLE:
         return _share_done(share, folder, whole)
     return _report(folder, audit)
 
 
-def _share_done(share: "Share", folder: Path, whole: Path) -> int:
+def _share_done(share: "Shard", folder: Path, whole: Path) -> int:
     """Say how one share becomes a part of the whole; 1 if a cell of it failed."""
-    from bench import records
+    from bench.storage import records
 
     echo(f"shard {share.number} of {share.of} is done: {folder}")
     echo(f"when all are: bench merge {whole} -o {whole}")
@@ -126,7 +129,7 @@ def merge(folders: tuple[Path, ...], out: Path, audit: bool) -> int:
 
     Each of FOLDERS is a shard made by `bench run --shard`, or a folder that holds such shards.
     """
-    from bench import merge as merging
+    from bench.execution import merge as merging
 
     merged = merging.merge(folders, out)
     echo(f"merged {len(merged.folders)} folders: {merged.pieces} of {merged.wanted} pieces")
@@ -155,18 +158,19 @@ def report(folder: Path, audit: bool) -> int:
 def _report(folder: Path, strict: bool) -> int:
     """Write everything that people read of a run; 1 if a cell failed or is missing, or none ran,
     or, if that is `strict`, the audit found a sign."""
-    from bench import publication, results  # what they import, no cell of a run waits for
-    from bench.report import bracketed
+    from bench.analysis import results
+    from bench.reporting import run_output  # what they import, no cell of a run waits for
+    from bench.reporting.report import certified_view
 
     found = results.read(folder)
-    page = publication.write(found, folder)
+    page = run_output.write(found, folder)
     _print_summary(found)
     echo(f"report: {page}")
     track(found, folder)
     without = found.table[found.table["status"] != "ok"]
     for row in without.drop_duplicates(["model", "attack", "reason"]).itertuples():
         tell(str(row.status), f"{row.model} · {row.attack}: {row.reason}")
-    for sentence in bracketed.shouted(found.certified.contradictions):
+    for sentence in certified_view.shouted(found.certified.contradictions):
         tell("contradiction", sentence)
     bounds = found.certified
     undone = len(found.unfinished()) + int((bounds.table["status"] == "missing").sum())
@@ -174,12 +178,13 @@ def _report(folder: Path, strict: bool) -> int:
     return 1 if failed or (strict and found.audit.signs) else 0
 
 
-def _print_summary(found: "Results") -> None:
+def _print_summary(found: "RunResults") -> None:
     """The closing table: robust accuracy of each attack at each eps, and the worst case."""
     from rich.table import Table
 
-    from bench.cli.plain import console
-    from bench.report import audited, bracketed, compared
+    from bench.cli.console import console
+    from bench.reporting.report import audit_view, pairwise_view
+    from bench.reporting.report import certified_view as bracketed
 
     screen = console()
     table = found.table
@@ -205,9 +210,9 @@ def _print_summary(found: "Results") -> None:
         told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
         screen.print(f"cross-checks: {told}")
     if len(found.comparisons):
-        screen.print(compared.summary(found.comparisons))
+        screen.print(pairwise_view.summary(found.comparisons))
     for model in found.audit.models:
-        screen.print(f"audit of {model}: {audited.verdict(found.audit, model)}")
+        screen.print(f"audit of {model}: {audit_view.verdict(found.audit, model)}")
     for sentence in bracketed.sentences(found.certified, found.worst):
         screen.print(sentence, soft_wrap=True)
     if len(found.violations):
@@ -226,7 +231,7 @@ def _reach(frames: "list[pd.DataFrame]") -> str:
 
 
 def _percents(rows: "pd.DataFrame", radii: "pd.Series[float]") -> list[str]:
-    from bench.formats import DASH, absent, percent
+    from bench.reporting.formats import DASH, absent, percent
 
     by_eps = rows.set_index("eps")["robust_accuracy"]
     values = [by_eps.get(eps) for eps in radii]

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli, echo
-from bench.errors import SuiteError, nearest
+from bench.cli.main import DATA_DIR, DEVICE, FOLDER, cli, echo
+from bench.core.errors import SuiteError, nearest
 
 if TYPE_CHECKING:
-    from bench.speed.race import Race
-    from bench.speed.works import Work
+    from bench.workflows.speed.race import Race
+    from bench.workflows.speed.workloads import Work
 
 
 WIDE = 130
@@ -64,19 +64,21 @@ def speed(
     installed are named; `pip install "robustness-bench[peers]"` installs Foolbox, ART and
     pyautoattack.
     """
-    from bench.speed import works
+    from bench.workflows.speed import workloads
 
-    chosen = works.chosen(names, works.read())
+    chosen = workloads.chosen(names, workloads.read())
     if listed:
         _list(chosen)
         return 0
 
     import torch
 
-    from bench import files, heap, loading
-    from bench.speed import page, race
-    from bench.speed.contestants import PEERS, entered
-    from bench.speed.task import load
+    from bench.core import files
+    from bench.engine import malloc
+    from bench.evaluation import loading
+    from bench.workflows.speed import page, race
+    from bench.workflows.speed.competitors import PEERS, entered
+    from bench.workflows.speed.setup import load
 
     for name in peers:
         if name not in PEERS:
@@ -92,7 +94,7 @@ def speed(
     }  # fmt: skip
     flags = {"--plain-heap": plain_heap, "--memory": memory}
     command = _command(names, options, peers, [key for key, on in flags.items() if on])
-    kept = not plain_heap and heap.keep()
+    kept = not plain_heap and malloc.keep_freed_memory()
     races: list[Race] = []
     for work in chosen:
         for index, victim in enumerate(work.models):
@@ -123,7 +125,7 @@ def _remember(
     """Peak memory of everyone at one batch size: the one given, else bench's rule."""
     import torch
 
-    from bench.speed import memory
+    from bench.workflows.speed import memory
 
     echo("  memory, a process each", err=True)
     memory.add(
@@ -158,7 +160,7 @@ def _command(
 def _list(chosen: "tuple[Work, ...]") -> None:
     from rich.table import Table
 
-    from bench.cli.plain import console
+    from bench.cli.console import console
 
     shown = Table(box=None, show_header=False, pad_edge=False)
     for wraps in (False, True, True):
@@ -173,9 +175,9 @@ def _print(done: "Race") -> None:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from bench.cli.plain import console
-    from bench.formats import is_numeric
-    from bench.speed import page
+    from bench.cli.console import console
+    from bench.reporting.formats import is_numeric
+    from bench.workflows.speed import page
 
     screen = console()
     if not screen.is_terminal:  # a file has no width, and folded figures help nobody

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.app import DATA_DIR, DEVICE, FOLDER, cli, echo
+from bench.cli.main import DATA_DIR, DEVICE, FOLDER, cli, echo
 
 if TYPE_CHECKING:
     import torch
@@ -36,11 +36,13 @@ def train(
     """
     from dataclasses import replace
 
-    from bench import files, heap, loading
-    from bench.training import card, standard
-    from bench.training.recipe import kind, read
+    from bench.core import files
+    from bench.engine import malloc
+    from bench.evaluation import loading
+    from bench.workflows.training import model_card, trainer
+    from bench.workflows.training.recipe import kind, read
 
-    heap.keep()
+    malloc.keep_freed_memory()
     where, folder = loading.device(device), loading.data_folder(data_dir)
     if kind(recipe) == "attack":
         _train_attack(recipe, out, where, folder, seed, fresh)
@@ -53,7 +55,7 @@ def train(
     # A finished seed's progress stays until all are published: an interruption loses none of them.
     progress = {each: out / f"{checked.name}.{each}.progress" for each in many}
 
-    def hear(epoch: standard.Epoch) -> None:
+    def hear(epoch: trainer.Epoch) -> None:
         attacked = ""
         if epoch.validation_certified_correct is not None:
             attacked = f" (certified {epoch.validation_certified_correct})"
@@ -71,11 +73,11 @@ def train(
             path.unlink(missing_ok=True)
         if len(progress) > 1:
             echo(f"seed {each}", err=True)
-        trained = standard.train(replace(checked, seed=each), folder, where, hear, path)
-        runs.append(card.Run(each, trained))
-    weights = card.publish(checked, runs, folder, out)
+        trained = trainer.train(replace(checked, seed=each), folder, where, hear, path)
+        runs.append(model_card.Run(each, trained))
+    weights = model_card.publish(checked, runs, folder, out)
     if len(runs) > 1:
-        echo(f"kept: seed {card.best(runs).seed} of {', '.join(map(str, progress))}")
+        echo(f"kept: seed {model_card.best(runs).seed} of {', '.join(map(str, progress))}")
     echo(f"weights: {weights}")
     echo(f"page: {weights.with_suffix('.md')}")
     for path in progress.values():
@@ -88,17 +90,17 @@ def _train_attack(
     """Train an attack that has to learn, by the recipe `name`."""
     from dataclasses import replace
 
-    from bench import files
-    from bench.training import attacker, attacker_card, attacker_recipe
+    from bench.core import files
+    from bench.workflows.training import attack_card, attack_recipe, attack_trainer
 
-    recipe = attacker_recipe.read(name)
+    recipe = attack_recipe.read(name)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     files.check_writable(out)
     progress = out / f"{recipe.name}.{recipe.seed}.progress"
     if fresh:
         progress.unlink(missing_ok=True)
 
-    def hear(epoch: attacker.Epoch) -> None:
+    def hear(epoch: attack_trainer.Epoch) -> None:
         losses = ", ".join(
             f"{network} " + " ".join(f"{part} {loss:.3f}" for part, loss in parts.items())
             for network, parts in epoch.losses.items()
@@ -109,8 +111,8 @@ def _train_attack(
             err=True,
         )
 
-    trained = attacker.train(recipe, data_dir, device, hear, progress)
-    weights = attacker_card.publish(recipe, trained, data_dir, out)
+    trained = attack_trainer.train(recipe, data_dir, device, hear, progress)
+    weights = attack_card.publish(recipe, trained, data_dir, out)
     echo(f"weights: {weights}")
     echo(f"page: {weights.with_suffix('.md')}")
     progress.unlink(missing_ok=True)

@@ -8,10 +8,10 @@ smoother than MNIST's, so an eps means something else here than there.
 
 import torch
 
-from bench.contracts import Data, Dataset
-from bench.datasets import in_memory
-from bench.errors import SuiteError
-from bench.rng import fold
+from bench.core.contracts.dataset import Data, Dataset
+from bench.core.errors import SuiteError
+from bench.core.rng import fold
+from bench.datasets.in_memory import in_memory
 
 TEST = 500
 

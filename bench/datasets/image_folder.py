@@ -33,10 +33,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench import inputs
-from bench.contracts import Data, Dataset
-from bench.errors import MissingDataError, SuiteError
-from bench.images import decode, imagenet_names, treatment
+from bench.core.contracts.dataset import Data, Dataset
+from bench.core.errors import MissingDataError, SuiteError
+from bench.datasets import inputs
+from bench.datasets.image_files import decode, treatment
+from bench.datasets.imagenet_classes import imagenet_names
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LEFT_BY_TOOLS = ("__MACOSX", "__pycache__", "@eaDir")

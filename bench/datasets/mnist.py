@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench.contracts import Data, Dataset
-from bench.datasets import in_memory
-from bench.errors import MissingDataError, SuiteError
+from bench.core.contracts.dataset import Data, Dataset
+from bench.core.errors import MissingDataError, SuiteError
+from bench.datasets.in_memory import in_memory
 
 SIZES = {"train": 60_000, "test": 10_000}
 STEMS = {"train": "train", "test": "t10k"}

@@ -8,7 +8,7 @@ Mirman et al. 2018, https://proceedings.mlr.press/v80/mirman18b.html
 
 from torch import nn
 
-from bench.contracts import Model
+from bench.core.contracts.model import Model
 
 
 def build() -> nn.Module:

@@ -12,8 +12,8 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.contracts import Model
-from bench.models import MNIST_MEAN, MNIST_STD, Normalise
+from bench.core.contracts.model import Model
+from bench.models.preprocessing import MNIST_MEAN, MNIST_STD, Normalise
 
 
 class LastingDropout(nn.Module):

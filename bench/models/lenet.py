@@ -5,8 +5,8 @@ Source: LeCun et al. 1998, https://doi.org/10.1109/5.726791, with ReLU and max-p
 
 from torch import nn
 
-from bench.contracts import Model
-from bench.models import MNIST_MEAN, MNIST_STD, Normalise
+from bench.core.contracts.model import Model
+from bench.models.preprocessing import MNIST_MEAN, MNIST_STD, Normalise
 
 
 def build() -> nn.Module:

@@ -6,8 +6,8 @@ https://arxiv.org/abs/1408.5093), after LeCun et al. 1998.
 
 from torch import nn
 
-from bench.contracts import Model
-from bench.models import MNIST_MEAN, MNIST_STD, Normalise
+from bench.core.contracts.model import Model
+from bench.models.preprocessing import MNIST_MEAN, MNIST_STD, Normalise
 
 
 def build() -> nn.Module:

@@ -7,7 +7,7 @@ Differs from the paper: no constraint on the norm of the weights.
 
 from torch import Tensor, nn
 
-from bench.contracts import Model
+from bench.core.contracts.model import Model
 
 
 class Maxout(nn.Module):

@@ -14,10 +14,10 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from bench.contracts import Model
-from bench.errors import SuiteError, first_line, nearest
-from bench.images import imagenet_names
-from bench.models import IMAGENET_MEAN, IMAGENET_STD, Normalise
+from bench.core.contracts.model import Model
+from bench.core.errors import SuiteError, first_line, nearest
+from bench.datasets.imagenet_classes import imagenet_names
+from bench.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
 
 class ResNet50(nn.Module):

@@ -6,7 +6,7 @@ https://arxiv.org/abs/1412.6572
 
 from torch import nn
 
-from bench.contracts import Model
+from bench.core.contracts.model import Model
 
 
 def build() -> nn.Module:

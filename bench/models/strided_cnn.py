@@ -6,7 +6,7 @@ against a long attack is possible on a CPU.
 
 from torch import nn
 
-from bench.contracts import Model
+from bench.core.contracts.model import Model
 
 
 def build() -> nn.Module:

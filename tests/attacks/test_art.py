@@ -13,12 +13,12 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 import bench
-from bench import rng
-from bench.attacks import art as adapter
-from bench.contracts import Norm, Threat
-from bench.errors import SuiteError
-from bench.geometry import norm_of
-from bench.registry import find
+from bench.attacks.adapters import art as adapter
+from bench.core import rng
+from bench.core.contracts.types import Norm, Threat
+from bench.core.errors import SuiteError
+from bench.core.registry import find
+from bench.engine.functional.norms import norm_of
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("art") is None, reason="ART is an extra, not installed here"

@@ -13,9 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bench
-from bench import geometry, measure, meter, registry, rng
-from bench.contracts import Curve, Goal, Lesson, Norm, Threat
-from bench.craft import Examples
+from bench.core import registry, rng
+from bench.core.contracts.attack import AttackSpec, Lesson
+from bench.core.contracts.types import Goal, Norm, Threat
+from bench.engine import timing
+from bench.engine.functional import norms
+from bench.evaluation import verify
+from bench.evaluation.crafting import Examples
 
 Attacked = Callable[..., Any]
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
@@ -123,7 +127,7 @@ def test_an_attack_returns_images_of_the_threat_model(
     assert (x_adv.shape, x_adv.dtype) == (x.shape, x.dtype)
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
-    moved = geometry.distance(x_adv.double(), x.double(), case[1])
+    moved = norms.distance(x_adv.double(), x.double(), case[1])
     assert minimum or (moved <= eps + 1e-6 + 1e-5 * eps).all()
     early = minimum or found.records["fooled"].all()  # each stopped at its first success
     assert moved.max() > (0 if early else eps / 2)  # it did attack
@@ -248,7 +252,7 @@ def test_an_attack_says_what_it_is(name: str) -> None:
     params = attack.params()
     assert attack.summary
     assert attack.source
-    assert set(attack.norms) <= set(measure.NORMS)
+    assert set(attack.norms) <= set(verify.NORMS)
     for norm in attack.norms:
         assert all(isinstance(v, str) for v in attack.traits(params, norm, 0.1).values())
         assert all(text.endswith(".") for text in attack.caveats(params, norm, 0.1))
@@ -261,10 +265,12 @@ def test_rows_do_not_read_each_other(case: Any, net: nn.Module, batch: Any) -> N
     found = registry.find("attacks", attack)
     x, y = batch[0].clone(), batch[1] if goal == "untargeted" else (batch[1] + 1) % CLASSES
     x[2] = torch.nan
-    ids, floor = torch.arange(7), meter.Floor(0.0, 0.0)
+    ids, floor = torch.arange(7), timing.Floor(0.0, 0.0)
     target = torch.full_like(y, -1) if goal == "untargeted" else y
     examples = Examples(ids, x, batch[1], target, batch[1], torch.ones(7), torch.ones(7))
     params = found.params(**short(attack))
-    curve = Curve(name=attack, attack=found, params=params, norm=norm, eps=(EPS[norm],), goal=goal)
-    (frame,) = measure.measure(net, curve, examples, 7, floor).records
+    curve = AttackSpec(
+        name=attack, attack=found, params=params, norm=norm, eps=(EPS[norm],), goal=goal
+    )
+    (frame,) = verify.evaluate_chunk(net, curve, examples, 7, floor).records
     assert (frame["violation"] != "").tolist() == [i == 2 for i in range(7)]

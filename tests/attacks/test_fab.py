@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import bench
 from bench.attacks import fab_t
-from bench.contracts import Items, Norm
-from bench.geometry import distance, norm_of
-from bench.rng import Noise
+from bench.core.contracts.attack import AttackBatch
+from bench.core.contracts.types import Norm
+from bench.core.rng import Noise
+from bench.engine.functional.norms import distance, norm_of
 
 Attacked = Callable[..., Any]
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
@@ -136,7 +137,7 @@ def test_the_first_run_begins_at_the_image_and_others_half_as_far_as_the_nearest
     n, far, found = 6, 0.3, torch.tensor([0.1, 0.4, torch.inf] * 2)
     x = torch.full((n, 1, 4, 4), 0.5)
     zero, runs = torch.zeros(n, dtype=torch.int64), torch.tensor([0, 0, 0, 1, 1, 2])
-    items = Items(x, zero, zero, torch.full((n,), far), zero, zero + 1, runs, found)
+    items = AttackBatch(x, zero, zero, torch.full((n,), far), zero, zero + 1, runs, found)
     noises = [Noise(seed, "test", torch.arange(n), runs) for seed in (0, 1)]
     starts = [fab_t.init(items, noise, fab_t.Params(restarts=3), norm).x for noise in noises]
     halves = torch.tensor([0, 0, 0, 0.05, 0.15, 0.15])

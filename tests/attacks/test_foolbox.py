@@ -12,12 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 import bench
-from bench import foreign, meter, rng
-from bench.attacks import foolbox as adapter
-from bench.contracts import Norm, Threat
-from bench.errors import SuiteError
-from bench.geometry import norm_of
-from bench.registry import find
+from bench.attacks.adapters import foolbox as adapter
+from bench.core import optional, rng
+from bench.core.contracts.types import Norm, Threat
+from bench.core.errors import SuiteError
+from bench.core.registry import find
+from bench.engine import timing
+from bench.engine.functional.norms import norm_of
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("foolbox") is None, reason="Foolbox is an extra, not installed here"
@@ -42,7 +43,7 @@ SLOW = ("PointwiseAttack",)
 
 def classes() -> list[str]:
     """Every class of the library that can be used here; none where it is not installed."""
-    if foreign.missing("foolbox"):
+    if optional.missing("foolbox"):
         return []
     return sorted(set(adapter._names().values()) - set(adapter.REFUSED))
 
@@ -202,7 +203,7 @@ def test_its_momentum_carries_its_caveat() -> None:
 def test_what_foolbox_asks_is_counted_and_the_callers_state_is_left_alone(trained: Trained) -> None:
     model, x, y = trained
     before = torch.get_rng_state()
-    with meter.counted(model) as passes:
+    with timing.counted(model) as passes:
         found = bench.evaluate(
             model, x, y, attack="foolbox:LinfPGD", params={"steps": 4}, copied=False
         )

@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import craft, geometry, registry
-from bench.contracts import Curve, Norm
+from bench.core import registry
+from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.types import Norm
+from bench.engine.functional import norms
+from bench.evaluation import crafting
 
 RULES = [
     name
@@ -51,11 +54,11 @@ def test_no_attack_of_our_own_leaves_its_ball(name: str, norm: Norm, photograph:
         wanted["alpha"] = "eps/100"  # so that a start with changes everywhere stays one
     params = found.params(**wanted)
     eps, none = RADII[norm][photograph], torch.zeros(N)
-    chosen = craft.Examples(torch.arange(N), x, y, torch.full((N,), -1), y, none, none)
-    curve = Curve(name=name, attack=found, params=params, norm=norm, eps=(eps,), stop="never")
-    raw = craft.craft(net, curve, chosen, 8)
-    images = craft.returned(curve, eps, x, raw, 0)
-    assert craft.violations(images, x, eps, norm, net(images).argmax(1)) == [""] * N
+    chosen = crafting.Examples(torch.arange(N), x, y, torch.full((N,), -1), y, none, none)
+    curve = AttackSpec(name=name, attack=found, params=params, norm=norm, eps=(eps,), stop="never")
+    raw = crafting.craft(net, curve, chosen, 8)
+    images = crafting.final_images(curve, eps, x, raw, 0)
+    assert crafting.violations(images, x, eps, norm, net(images).argmax(1)) == [""] * N
 
 
 def alike(n: int) -> tuple[Tensor, Tensor]:
@@ -68,10 +71,10 @@ def alike(n: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_what_is_landed_is_inside_in_float64_and_nearly_at_the_border(norm: Norm) -> None:
     clean, there = alike(4)
-    far = geometry.measured(there, clean, norm)
+    far = norms.measured(there, clean, norm)
     eps = (far * torch.tensor([0.99, 1 - 2e-5, 1 - 1e-6, 1.5])).float()
-    landed = geometry.landed(there, clean, eps, norm)
-    after = geometry.measured(landed, clean, norm)
+    landed = norms.landed(there, clean, eps, norm)
+    after = norms.measured(landed, clean, norm)
     assert (after <= eps.double() + (1e-6 + 1e-5 * eps.double()) / 2).all()
     assert (after[:2] <= eps[:2].double()).all()  # brought back to eps itself
     assert (after[:2] > 0.99 * eps[:2]).all()

@@ -12,8 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import engine, geometry, registry
-from bench.contracts import Curve, Norm
+from bench.core import registry
+from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.types import Norm
+from bench.engine import stream
+from bench.engine.functional import norms
 
 Linear = Callable[[Tensor, Tensor], nn.Module]
 DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
@@ -26,13 +29,13 @@ SEARCHES = [
 
 def found(
     net: nn.Module, x: Tensor, y: Tensor, attack: str, norm: Norm, **settings: Any
-) -> engine.Attacked:
+) -> stream.Attacked:
     """One search from every image, which ends when all its steps are made."""
     each, params = registry.find("attacks", attack), settings.pop("params", {})
     settings = {"eps": (torch.inf,), "stop": "never"} | settings
     made = each.params(**params)
-    curve = Curve(name=attack, attack=each, params=made, norm=norm, **settings)
-    return engine.attack(net, curve, x, y, torch.arange(len(x)), 64)
+    curve = AttackSpec(name=attack, attack=each, params=made, norm=norm, **settings)
+    return stream.attack(net, curve, x, y, torch.arange(len(x)), 64)
 
 
 def fooled(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -66,12 +69,12 @@ def test_the_least_distance_to_a_plane_is_found_to_a_percent(
     w, b = score
     x, w, plane = grey().double(), w.double(), plane.double()
     s = x.flatten(1) @ w + b
-    y, closed = (s > 0).long(), s.abs() / geometry.norm_of(w[None], DUAL[norm])
+    y, closed = (s > 0).long(), s.abs() / norms.norm_of(w[None], DUAL[norm])
     params = {"start": 0.1, "steps": 150} if attack == "ddn" else {}
     towards = y if goal == "untargeted" else 1 - y
     x_adv = found(plane, x, towards, attack, norm, goal=goal, params=params).x_adv[0]
     assert fooled(plane, x_adv, y).all()
-    ratio = geometry.distance(x_adv, x, norm) / closed
+    ratio = norms.distance(x_adv, x, norm) / closed
     assert (ratio > 1 - 1e-4).all()
     assert (ratio < 1.01).all()
 
@@ -95,7 +98,7 @@ def test_the_fewest_entries_are_counted(attack: str, exact: int, linear: Linear)
     x_adv = found(net, x, y, attack, "l0", params={"steps": 400}).x_adv[0]
     assert fooled(net, x_adv, y).all()
     assert set(closed.tolist()) >= {1, 2, 3, 4}
-    over = geometry.distance(x_adv, x, "l0") - closed
+    over = norms.distance(x_adv, x, "l0") - closed
     assert (over >= 0).all()
     assert (over <= 1).all()
     assert (over == 0).sum() >= exact
@@ -115,7 +118,7 @@ def test_what_is_found_fools_the_net_lies_in_the_box_and_is_no_further_with_more
     assert long.x_adv.max() <= 1
     assert (long.forwards == 60).all()
     near, far = (
-        geometry.distance(told.x_adv[0], x, norm).masked_fill(~fooled(lenet, told.x_adv[0], y), 1e9)
+        norms.distance(told.x_adv[0], x, norm).masked_fill(~fooled(lenet, told.x_adv[0], y), 1e9)
         for told in (long, short)
     )
     assert near.median() <= far.median()
@@ -142,7 +145,7 @@ def test_in_an_ensemble_a_search_stops_at_the_first_find_within_the_ball(
     won = told.first_success[0] >= 0
     assert won.sum() > len(x) / 2
     assert fooled(lenet, told.x_adv[0], y)[won].all()
-    assert (geometry.distance(told.x_adv[0], x, norm)[won] <= eps * (1 + 1e-6)).all()
+    assert (norms.distance(told.x_adv[0], x, norm)[won] <= eps * (1 + 1e-6)).all()
     assert (told.forwards[0][won] == told.first_success[0][won] + 1).all()
     assert (told.forwards[0] < 60).any()
 
@@ -155,4 +158,4 @@ def test_a_ball_that_the_box_cuts_is_used_to_its_rim(linear: Linear) -> None:
     y = net(x).argmax(1)  # 18 - 16.2 - 2 < 0: to raise the score, the second half must fall
     x_adv = found(net, x, y, "fmn", "l2").x_adv[0]
     least = 0.2 / 18**0.5
-    assert float(geometry.distance(x_adv, x, "l2")) == pytest.approx(least, rel=0.01)
+    assert float(norms.distance(x_adv, x, "l2")) == pytest.approx(least, rel=0.01)

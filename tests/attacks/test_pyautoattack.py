@@ -14,12 +14,12 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 import bench
-from bench import rng
-from bench.attacks import pyautoattack as adapter
-from bench.contracts import Norm, Threat
-from bench.errors import SuiteError
-from bench.geometry import norm_of
-from bench.registry import find
+from bench.attacks.adapters import pyautoattack as adapter
+from bench.core import rng
+from bench.core.contracts.types import Norm, Threat
+from bench.core.errors import SuiteError
+from bench.core.registry import find
+from bench.engine.functional.norms import norm_of
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("pyautoattack") is None,

@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from bench import registry
-from bench.contracts import Curve
-from bench.engine import attack
+from bench.core import registry
+from bench.core.contracts.attack import AttackSpec
+from bench.engine.stream import attack
 
 
-def curve(goal: str, **params: object) -> Curve:
+def curve(goal: str, **params: object) -> AttackSpec:
     found = registry.find("attacks", "raw_gradient")
     made = found.params(**params)
-    return Curve(
+    return AttackSpec(
         name="raw_gradient", attack=found, params=made, norm="linf", eps=(0.1,), goal=goal,
         stop="never",
     )  # fmt: skip

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 import bench
-from bench import registry
-from bench.contracts import Curve
-from bench.engine import attack
+from bench.core import registry
+from bench.core.contracts.attack import AttackSpec
+from bench.engine.stream import attack
 
 
 def plain(
@@ -36,7 +36,7 @@ def test_it_is_adam_on_the_penalised_objective(
     net, x, y = lenet.double(), digits[0][:8].double(), digits[1][:8]
     found = registry.find("attacks", "regularised_noise")
     params = found.params(steps=15, weight=0.05, regulariser=regulariser, start=0.0)
-    curve = Curve(
+    curve = AttackSpec(
         name="regularised_noise", attack=found, params=params, norm="l2", eps=(torch.inf,),
         goal="targeted", stop="never",
     )  # fmt: skip

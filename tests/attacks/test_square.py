@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks import square
-from bench.contracts import Items, Norm
-from bench.geometry import distance, project_l1_box
-from bench.losses import to_ascend
-from bench.rng import Noise, hashed
+from bench.core.contracts.attack import AttackBatch
+from bench.core.contracts.types import Norm
+from bench.core.rng import Noise, hashed
+from bench.engine.functional.losses import to_ascend
+from bench.engine.functional.norms import distance, project_l1_box
 
 Attacked = Callable[..., Any]
 EPS: dict[Norm, float] = {"linf": 0.2, "l2": 2.5, "l1": 40.0}
@@ -22,14 +23,14 @@ HELD = [shape for shape in SHAPES if min(shape[1:]) >= 3]
 """Shapes that hold an eta; on a single pixel it may cancel what was there."""
 
 
-def items(shape: tuple[int, ...], eps: float, k: Tensor, spread: float = 0.5) -> Items:
+def items(shape: tuple[int, ...], eps: float, k: Tensor, spread: float = 0.5) -> AttackBatch:
     """Images of grey +-spread at proposal k (n,), float64."""
     n = len(k)
     generator = torch.Generator().manual_seed(1)
     x = 0.5 + spread * (2 * torch.rand(n, *shape, generator=generator, dtype=torch.float64) - 1)
     zero = torch.zeros_like(k)
     radius = torch.full((n,), eps, dtype=torch.float64)
-    return Items(x, zero, zero, radius, k, zero - 1, zero, radius + torch.inf)
+    return AttackBatch(x, zero, zero, radius, k, zero - 1, zero, radius + torch.inf)
 
 
 def keys(n: int) -> Tensor:
@@ -157,7 +158,7 @@ def test_a_proposal_is_what_a_loop_over_windows_makes(norm: Norm, shape: tuple[i
         assert torch.allclose(made[row], wanted, rtol=0, atol=1e-9), (row, side)
 
 
-def random_in(known: Items, norm: Norm) -> Tensor:
+def random_in(known: AttackBatch, norm: Norm) -> Tensor:
     """A point of each row's ball and box, moved in half of its pixels."""
     generator = torch.Generator().manual_seed(3)
     by = 2 * torch.rand(known.x.shape, generator=generator, dtype=torch.float64) - 1

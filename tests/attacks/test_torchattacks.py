@@ -17,14 +17,14 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench import rng
-from bench.attacks import torchattacks as adapter
-from bench.contracts import Norm, Threat
+from bench.attacks.adapters import torchattacks as adapter
+from bench.core import rng
+from bench.core.contracts.types import Norm, Threat
+from bench.core.errors import ContractError, SuiteError
+from bench.core.registry import find
 from bench.datasets import digits
-from bench.errors import ContractError, SuiteError
-from bench.geometry import norm_of
+from bench.engine.functional.norms import norm_of
 from bench.models import lenet
-from bench.registry import find
 
 EPS: dict[Norm, float] = {"linf": 0.1, "l2": 1.0, "l1": 10.0, "l0": 20.0}
 SMALL: dict[str, dict[str, Any]] = {
@@ -295,7 +295,7 @@ def test_a_caveat_tells_that_the_steps_do_not_reach_eps() -> None:
 
 
 def test_the_module_alone_does_not_import_the_library() -> None:
-    code = "import sys, bench.attacks.torchattacks; sys.exit('torchattacks' in sys.modules)"
+    code = "import sys, bench.attacks.adapters.torchattacks; sys.exit('torchattacks' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

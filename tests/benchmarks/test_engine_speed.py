@@ -13,12 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import copies, engine, loading, meter, registry
-from bench.contracts import Curve
-from bench.datasets import in_memory
-from bench.entries import ModelEntry
-from bench.judge import judge
-from bench.rng import Noise
+from bench.core import registry
+from bench.core.contracts.attack import AttackSpec
+from bench.core.rng import Noise
+from bench.datasets.in_memory import in_memory
+from bench.engine import stream, timing
+from bench.engine.acceleration import accelerate
+from bench.evaluation import loading
+from bench.evaluation.judge import judge
+from bench.suite.schema import ModelEntry
 
 SWEEP = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 WORK: dict[str, tuple[str, dict[str, Any], tuple[float, ...]]] = {
@@ -47,13 +50,13 @@ class BarePasses:
     def __init__(self) -> None:
         self.device, self.unit = torch.device("cpu"), 1.0
 
-    def set(self, model: nn.Module, x: Tensor, y: Tensor, rows: int) -> meter.Floor:
-        floor = meter.floor(model, x, y, rows)
+    def set(self, model: nn.Module, x: Tensor, y: Tensor, rows: int) -> timing.Floor:
+        floor = timing.floor(model, x, y, rows)
         self.device, self.unit = x.device, floor.busy_seconds(1, 1)
         return floor
 
     def __call__(self) -> float:
-        return meter.busy(self.device) / self.unit
+        return timing.busy(self.device) / self.unit
 
 
 PASSES = BarePasses()
@@ -67,7 +70,7 @@ class Given(NamedTuple):
     x: Tensor
     y: Tensor
     rows: int
-    copy: copies.Copy
+    copy: accelerate.AcceleratedModel
 
 
 @functools.cache
@@ -84,17 +87,17 @@ def given(label: str, device: str, timed: bool) -> Given:
     where = torch.device(device)
     model = loading.subject(entry, loading.WEIGHTS, 0, data, where).model.requires_grad_(False)
     images = x.to(where)
-    rows = meter.rows_per_pass(model, images)
-    copy = copies.prepare(model, images, rows, ahead=float("inf") if timed else 0.0)
+    rows = timing.rows_per_pass(model, images)
+    copy = accelerate.prepare(model, images, rows, ahead=float("inf") if timed else 0.0)
     return Given(model, images, judge(model, images, rows).pred, rows, copy)
 
 
-def curve(label: str, stop: Any, timed: bool) -> Curve:
+def curve(label: str, stop: Any, timed: bool) -> AttackSpec:
     name, params, eps = WORK[label]
     attack = registry.find("attacks", name)
     short = {} if timed or "steps" not in params else {"steps": QUICK}
     made = attack.params(**{**params, **short})
-    return Curve(name=name, attack=attack, params=made, norm="linf", eps=eps, stop=stop)
+    return AttackSpec(name=name, attack=attack, params=made, norm="linf", eps=eps, stop=stop)
 
 
 @in_bare_passes
@@ -114,9 +117,9 @@ def test_an_attack_returns_every_example_at_every_eps(
     if timed:
         floor = PASSES.set(net, x, y, copy.rows)
 
-    def attacked() -> engine.Attacked:
-        told = engine.attack(net, work, x, y, ids, copy.rows, copy=copy.model)
-        meter.synchronise(x.device)
+    def attacked() -> stream.Attacked:
+        told = stream.attack(net, work, x, y, ids, copy.rows, copy=copy.model)
+        timing.synchronise(x.device)
         return told
 
     told = benchmark.pedantic(attacked, rounds=5 if timed else 1, warmup_rounds=int(timed))
@@ -145,7 +148,7 @@ def test_judging_asks_the_model_once_for_each_image(
     benchmark: Any, lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     x, y = digits
-    rows = meter.rows_per_pass(lenet, x)
+    rows = timing.rows_per_pass(lenet, x)
     if benchmark.enabled:
         PASSES.set(lenet, x, y, rows)
     verdict = benchmark(judge, lenet, x, rows)

@@ -5,7 +5,7 @@ import io
 import pandas as pd
 import pytest
 
-from bench.formats.csv import EXPORT
+from bench.reporting.formats.csv import EXPORT
 
 
 def read(rows: pd.DataFrame) -> pd.DataFrame:

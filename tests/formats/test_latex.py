@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench.formats import Bold, Table
-from bench.formats.latex import FORMAT, escape, table
+from bench.reporting.formats import Bold, Table
+from bench.reporting.formats.latex import FORMAT, escape, table
 
 HOSTILE = [
     r"\input{/etc/passwd}", r"a & b \\ c", "50% of $x_1^2$", "~#{}", "[x]", "*", "a --- b",

@@ -5,8 +5,8 @@ import re
 import pandas as pd
 import pytest
 
-from bench.formats import markdown
-from bench.formats.markdown import FORMAT, escape, fenced
+from bench.reporting.formats import markdown
+from bench.reporting.formats.markdown import FORMAT, escape, fenced
 
 
 def test_numbers_stand_right_and_words_left() -> None:

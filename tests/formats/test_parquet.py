@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.formats.parquet import EXPORT
+from bench.reporting.formats.parquet import EXPORT
 
 ROWS = pd.DataFrame(
     {

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.gate import snapshot
-from bench.gate.snapshot import Snapshot
+from bench.analysis import snapshot
+from bench.analysis.snapshot import Snapshot
 
 MACHINE = snapshot.Machine(device="cpu", processor="a processor", threads=1)
 SETTINGS = {"attack": "walk", "code": "1", "norm": "linf", "params.steps": 20}

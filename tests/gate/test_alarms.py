@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bench import thresholds
-from bench.checking import Checker
-from bench.gate import accuracy, comparison
-from bench.gate.snapshot import Snapshot
+from bench.analysis.snapshot import Snapshot
+from bench.core.validation import Validator
+from bench.suite import thresholds
+from bench.workflows.gate import accuracy, check
 
 Make = Callable[..., Snapshot]
 Chances = npt.NDArray[np.float64]
-LIMITS = thresholds.read(Checker(""), {}, [], {})
+LIMITS = thresholds.read(Validator(""), {}, [], {})
 EPS = (0.05, 0.1, 0.2)
 ATTACKS = ("fast", "walk")
 TYPICAL, MOST, MUCH = 1 / 35, 1 / 15, 1 / 6
@@ -44,7 +44,7 @@ def drawn(make: Make, robust: Chances, generator: np.random.Generator) -> Snapsh
 
 def red(make: Make, before: Chances, after: Chances, generator: np.random.Generator) -> bool:
     sides = drawn(make, before, generator), drawn(make, after, generator)
-    return comparison.compare(*sides, LIMITS).exit_code == 1
+    return check.check_against_baseline(*sides, LIMITS).exit_code == 1
 
 
 @pytest.mark.parametrize(("n", "undecided"), [(200, MUCH), (1000, MUCH), (1000, TYPICAL)])
@@ -64,7 +64,7 @@ def test_the_paired_test_and_not_the_threshold_keeps_the_alarms_away(make: Make)
     beyond = 0
     for _ in range(100):
         sides = drawn(make, robust, generator), drawn(make, robust, generator)
-        found = comparison.compare(*sides, LIMITS)
+        found = check.check_against_baseline(*sides, LIMITS)
         beyond += any("no more than chance" in verdict.sentence for verdict in found.verdicts)
     assert beyond > 50
 
@@ -111,14 +111,14 @@ def test_the_smallest_loss_that_is_announced_is_the_smallest_that_turns_red(
     for lost, code in ((least - 1, 0), (least, 1)):
         fewer = stood & (np.arange(n) >= lost)
         now = make(dict.fromkeys(keys, stood) | {keys[0]: fewer}, n=n)
-        found = comparison.compare(before, now, even)
+        found = check.check_against_baseline(before, now, even)
         assert found.exit_code == code
         assert f"No loss of fewer than {least} of {n} examples" in found.power
 
 
 def test_too_few_examples_are_told_to_see_nothing(make: Make) -> None:
     snap = make({("net", "walk", 0.1): [True] * 5}, n=5)
-    found = comparison.compare(snap, snap, LIMITS)
+    found = check.check_against_baseline(snap, snap, LIMITS)
     assert "No loss at all can turn this check red: 5 examples are too few" in found.power
 
 
@@ -138,4 +138,4 @@ def test_throughput_is_red_for_a_slower_engine_and_not_for_a_busy_machine(
     for before in QUIET:
         for now in ratios:
             sides = make(cells, ratio=before), make(cells, ratio=now)
-            assert comparison.compare(*sides, LIMITS).exit_code == code
+            assert check.check_against_baseline(*sides, LIMITS).exit_code == code

@@ -13,8 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench import cli, metrics, records, runner, suite
-from bench.loading import WEIGHTS
+from bench import cli
+from bench.evaluation import metrics
+from bench.evaluation.loading import WEIGHTS
+from bench.execution import runner
+from bench.storage import records
+from bench.suite import reader
 
 SUITE = """
 schema = 1
@@ -89,7 +93,7 @@ def run(home: Path) -> Callable[..., Path]:
         folder = home / name
         if not folder.exists():
             assert old in SUITE
-            read = suite.parse(SUITE.replace(old, new, 1) if old else SUITE, name, home)
+            read = reader.parse(SUITE.replace(old, new, 1) if old else SUITE, name, home)
             runner.run(read, folder, runner.Options(device="cpu", copied=False))
         return folder
 

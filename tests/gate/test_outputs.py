@@ -9,14 +9,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from bench import thresholds
-from bench.checking import Checker
-from bench.gate import annotations, comparison, junit, summary
-from bench.gate.snapshot import Snapshot
-from bench.gate.verdicts import Check
+from bench.analysis.snapshot import Snapshot
+from bench.core.validation import Validator
+from bench.suite import thresholds
+from bench.workflows.gate import check, github_annotations, junit, markdown_summary
+from bench.workflows.gate.verdicts import Check
 
 Make = Callable[..., Snapshot]
-LIMITS = thresholds.read(Checker(""), {}, [], {})
+LIMITS = thresholds.read(Validator(""), {}, [], {})
 HOSTILE = "a|b\n::error::<script>&\x00\x1b[31m]]>`%`"
 
 
@@ -29,11 +29,13 @@ def sides(make: Make, name: str = "net") -> tuple[Snapshot, Snapshot]:
 
 
 def checked(make: Make, name: str = "net") -> Check:
-    return comparison.compare(*sides(make, name), LIMITS)
+    return check.check_against_baseline(*sides(make, name), LIMITS)
 
 
 def page(make: Make, name: str = "net") -> str:
-    return summary.render(checked(make, name), *sides(make, name), Path("out"), Path("b.json"))
+    return markdown_summary.render(
+        checked(make, name), *sides(make, name), Path("out"), Path("b.json")
+    )
 
 
 # -------------------------------------------------------------------------------------------- JUnit
@@ -101,8 +103,8 @@ def test_a_page_fits_a_comment_and_says_what_it_left_out(make: Make) -> None:
     keys = [("net", f"attack {each}", eps / 100) for each in range(60) for eps in range(1, 16)]
     before = make(dict.fromkeys(keys, [True] * 100))
     now = make(dict.fromkeys(keys, [False] * 100))
-    found = comparison.compare(before, now, LIMITS)
-    text = summary.render(found, before, now, Path("out"), Path("b.json"))
+    found = check.check_against_baseline(before, now, LIMITS)
+    text = markdown_summary.render(found, before, now, Path("out"), Path("b.json"))
     assert len(text) < 65_536
     assert "did not fit this page" in text
     assert "901 of" in text or "900 of" in text
@@ -110,20 +112,20 @@ def test_a_page_fits_a_comment_and_says_what_it_left_out(make: Make) -> None:
 
 @pytest.mark.parametrize(("k", "blocks"), [(0, 0), (1, 0), (50, 15), (100, 30)])
 def test_a_bar_is_as_long_as_its_share(k: int, blocks: int) -> None:
-    assert summary.bar(k, 100).count("█") == blocks
+    assert markdown_summary.bar(k, 100).count("█") == blocks
 
 
 # -------------------------------------------------------------------------------------- annotations
 
 
 def test_annotations_are_errors_for_red_and_warnings_for_what_was_not_compared(make: Make) -> None:
-    lines = annotations.render(checked(make))
+    lines = github_annotations.render(checked(make))
     assert [line.split(" ", 1)[0] for line in lines] == ["::error", "::warning"]
     assert "title=robust accuracy regressed::net, walk, eps 0.1: 100 → 50 of 100" in lines[0]
 
 
 def test_a_hostile_name_makes_no_second_command(make: Make) -> None:
-    for line in annotations.render(checked(make, HOSTILE)):
+    for line in github_annotations.render(checked(make, HOSTILE)):
         assert "\n" not in line
         assert "\r" not in line
         assert "%0A::error::" in line
@@ -133,7 +135,7 @@ def test_a_hostile_name_makes_no_second_command(make: Make) -> None:
 def test_no_more_annotations_are_written_than_github_shows(make: Make) -> None:
     keys = [("net", "walk", (each + 1) / 100) for each in range(30)]
     before = make(dict.fromkeys(keys, [True] * 100))
-    lines = annotations.render(comparison.compare(before, make(dict.fromkeys(keys, [False] * 100)),
-                                                  LIMITS))  # fmt: skip
-    assert len(lines) == annotations.MOST
+    after = make(dict.fromkeys(keys, [False] * 100))
+    lines = github_annotations.render(check.check_against_baseline(before, after, LIMITS))
+    assert len(lines) == github_annotations.MOST
     assert "21 more, see the summary" in lines[-1]

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench import plan, suite, thresholds
-from bench.checking import Checker
-from bench.errors import SuiteError
+from bench.core.errors import SuiteError
+from bench.core.validation import Validator
+from bench.suite import plan, reader, thresholds
 
 SUITE = """
 schema = 1
@@ -30,7 +30,7 @@ eps = [0.1, "8/255"]
 
 
 def read(extra: str) -> thresholds.Limits:
-    check = Checker("s.toml")
+    check = Validator("s.toml")
     raw = {"attacks": [{"name": "pgd", "label": "PGD"}, {"name": "fgsm"}]}
     raw |= tomllib.loads(extra)
     radii = {"PGD": {0.1: "0.1", 8 / 255: "8/255"}, "fgsm": {0.2: "0.2"}}
@@ -41,7 +41,7 @@ def read(extra: str) -> thresholds.Limits:
 
 def problems(extra: str) -> list[str]:
     with pytest.raises(SuiteError) as caught:
-        suite.parse(SUITE + extra, "s.toml", Path())
+        reader.parse(SUITE + extra, "s.toml", Path())
     return list(caught.value.problems)
 
 
@@ -113,7 +113,7 @@ def test_the_more_special_threshold_counts() -> None:
 
 
 def test_an_attacks_own_threshold_stands_between_the_suites_and_a_cells() -> None:
-    check = Checker("s.toml")
+    check = Validator("s.toml")
     raw = {
         "gate": {
             "fail": ["robust_accuracy:-2pp"],
@@ -157,7 +157,7 @@ def test_a_gate_changes_no_cells_identity() -> None:
                        data_fingerprint="d")  # fmt: skip
 
     def identities(text: str) -> list[str]:
-        checked = suite.parse(text, "s.toml", Path())
+        checked = reader.parse(text, "s.toml", Path())
         tasks = plan.tasks(checked, {"lenet": facts, "softmax": facts})
         return [cell.identity for task in tasks for cell in task.cells]
 

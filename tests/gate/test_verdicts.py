@@ -7,22 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import thresholds
-from bench.checking import Checker
-from bench.gate import comparison, snapshot
-from bench.gate.snapshot import Snapshot
-from bench.gate.verdicts import Check, Verdict
+from bench.analysis import snapshot
+from bench.analysis.snapshot import Snapshot
+from bench.core.validation import Validator
+from bench.suite import thresholds
+from bench.workflows.gate import check as comparison
+from bench.workflows.gate.verdicts import Check, Verdict
 
 Make = Callable[..., Snapshot]
 CELL = ("net", "walk", 0.1)
 
 
 def limits(*texts: str) -> thresholds.Limits:
-    return thresholds.given(texts, thresholds.read(Checker(""), {}, [], {}))
+    return thresholds.given(texts, thresholds.read(Validator(""), {}, [], {}))
 
 
 def check(before: Snapshot, now: Snapshot, *texts: str) -> Check:
-    return comparison.compare(before, now, limits(*texts))
+    return comparison.check_against_baseline(before, now, limits(*texts))
 
 
 def only(found: Check, gate: str) -> Verdict:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.gate import baseline
+from bench.analysis import snapshot_file
 
 ROOT = Path(__file__).parents[2]
 WORKFLOW = ROOT / ".github" / "workflows" / "robustness.yml"
@@ -72,7 +72,7 @@ def test_the_steps_of_the_workflow_run_as_they_are_written(shell: Path) -> None:
 
 
 def test_the_workflows_baseline_can_be_read() -> None:
-    kept = baseline.read(ROOT / ".github" / "robustness.json")
+    kept = snapshot_file.read(ROOT / ".github" / "robustness.json")
     assert {cell.status for cell in kept.cells} == {"ok"}
 
 

@@ -2,7 +2,7 @@
 makes and stores them again.
 
 Identities of cells name versions and no source text. So whoever changes an outcome must raise the
-`version` of the attack or model, NUMERICS_VERSION of bench.engine or JUDGE_VERSION of bench.judge,
+`version` of the attack or model, NUMERICS_VERSION or JUDGE_VERSION of bench.core.versions,
 or finished cells go on saying what the old code said. These outcomes notice when nobody did.
 
 Every registered attack runs in every norm, away from the label with the stop at the first success
@@ -23,11 +23,15 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from bench import digest, engine, judge, plan, preflight, provenance, registry
+from bench.core import registry, versions
 from bench.datasets import digits
-from bench.loading import WEIGHTS
-from bench.session import Session
-from bench.suite import attack_entry
+from bench.engine import device
+from bench.evaluation.evaluator import Evaluator
+from bench.evaluation.loading import WEIGHTS
+from bench.models.preflight import checks
+from bench.storage import fingerprint
+from bench.suite import plan
+from bench.suite.reader import attack_entry
 
 FILE = Path(__file__).with_suffix(".json")
 COMMAND = "python tests/golden/outcomes.py"
@@ -58,17 +62,17 @@ def machine() -> dict[str, str]:
     return {
         "torch": torch.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "processor": provenance.device_name(torch.device("cpu")),
+        "processor": device.device_name(torch.device("cpu")),
     }
 
 
-def versions(attack: str) -> dict[str, int]:
+def versions_of(attack: str) -> dict[str, int]:
     """The versions that an attack's outcomes were made by: its own and those of its parts."""
     found = registry.find("attacks", attack)
     parts = [] if found.parts is None else found.parts(found.params(), found.norms[0])
     return {
-        "numerics": engine.NUMERICS_VERSION,
-        "judge": judge.JUDGE_VERSION,
+        "numerics": versions.NUMERICS_VERSION,
+        "judge": versions.JUDGE_VERSION,
         "model": registry.find("models", NET.partition("-")[0]).version,
         attack: found.version,
         **{part.name: part.attack.version for part in parts},
@@ -92,7 +96,7 @@ def of_attack(attack: str, moved: float = 0.0) -> dict[str, Any]:
         for norm in found.norms
         for goal in found.goals
     }
-    return {"versions": versions(attack), "cases": cases}
+    return {"versions": versions_of(attack), "cases": cases}
 
 
 def of_model(weights: str) -> dict[str, Any]:
@@ -138,13 +142,13 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return bits and near
 
 
-def _session(moved: float) -> Session:
+def _session(moved: float) -> Evaluator:
     model, data = _built(NET), digits.load(limit=EXAMPLES)
     with torch.no_grad():
         for at, parameter in enumerate(model.parameters()):
             parameter.mul_(1 + moved * (-1) ** at)
-    subject = preflight.fit("net", model, data, torch.device("cpu"))
-    return Session(
+    subject = checks.preflight("net", model, data, torch.device("cpu"))
+    return Evaluator(
         suite="golden", seed=0, device=torch.device("cpu"), data=data, subjects={"net": subject},
         rows={"net": EXAMPLES}, fixed_rows=True, copied=False,
     )  # fmt: skip
@@ -156,7 +160,7 @@ def _built(weights: str) -> nn.Module:
     return model.eval()
 
 
-def _case(session: Session, attack: str, norm: str, goal: str) -> dict[str, Any]:
+def _case(session: Evaluator, attack: str, norm: str, goal: str) -> dict[str, Any]:
     found = registry.find("attacks", attack)
     fields = {field.name for field in dataclasses.fields(found.params)}
     wanted = SHORT | (SEEKING if found.budget == "minimum" or found.needs == "scores" else {})
@@ -177,7 +181,7 @@ def _case(session: Session, attack: str, norm: str, goal: str) -> dict[str, Any]
         "fooled": ["".join(str(int(bit)) for bit in rows["fooled"]) for rows in cells],
         "confidence": [round(float(rows["confidence"].mean()), 5) for rows in cells],
         "distance": [round(float(rows[norm].mean()), 5) for rows in cells],
-        "hash": digest.records(frame)[:16],
+        "hash": fingerprint.records_hash(frame)[:16],
     }
 
 

@@ -12,8 +12,9 @@ import pytest
 from golden import outcomes
 from torch import Tensor
 
-from bench import engine, geometry
 from bench.attacks import pgd
+from bench.core import versions
+from bench.engine.functional import norms
 
 
 def complaint(attack: str, now: dict[str, Any] | None = None) -> str:
@@ -23,7 +24,7 @@ def complaint(attack: str, now: dict[str, Any] | None = None) -> str:
     store = f"store its outcomes by: {outcomes.COMMAND} {attack}"
     if known is None:
         return f"{attack} is new: {store}"
-    if known["versions"] != outcomes.versions(attack):
+    if known["versions"] != outcomes.versions_of(attack):
         return f"{attack} has another version than its stored outcomes: {store}"
     exactly = file["machine"] == outcomes.machine()
     differ = outcomes.changed(known, now or outcomes.of_attack(attack), exactly)
@@ -31,8 +32,8 @@ def complaint(attack: str, now: dict[str, Any] | None = None) -> str:
         return ""
     return (
         f"outcomes of {attack} changed ({'; '.join(differ)}): raise its `version` in "
-        f"bench/attacks/{attack}.py, or NUMERICS_VERSION in bench/engine.py or JUDGE_VERSION in "
-        f"bench/judge.py where other attacks change, too; then {store}"
+        f"bench/attacks/{attack}.py, or NUMERICS_VERSION or JUDGE_VERSION in "
+        f"bench/core/versions.py where other attacks change, too; then {store}"
     )
 
 
@@ -69,17 +70,15 @@ def test_rounding_decides_few_of_the_stored_outcomes() -> None:
 
 def forgotten(way: str, patch: pytest.MonkeyPatch) -> None:
     """Change an outcome of PGD without raising a version."""
-    rule, project = pgd.ATTACK.rule, geometry.project
+    rule, project = pgd.ATTACK.rule, norms.project
     assert rule is not None
     if way == "projection":  # the issue's case
-        patch.setattr(geometry, "project", lambda x, x0, eps, norm: x0.clone())
+        patch.setattr(norms, "project", lambda x, x0, eps, norm: x0.clone())
     elif way == "gradient's sign":
         step = dataclasses.replace(pgd.ATTACK, rule=dataclasses.replace(rule, step=_backwards))
         patch.setattr(pgd, "ATTACK", step)
     else:  # so little that hardly an image is fooled or not by it
-        patch.setattr(
-            geometry, "project", lambda x, x0, eps, norm: project(x, x0, 0.98 * eps, norm)
-        )
+        patch.setattr(norms, "project", lambda x, x0, eps, norm: project(x, x0, 0.98 * eps, norm))
 
 
 def _backwards(state: Any, gradient: Tensor, *rest: Any) -> Any:
@@ -95,5 +94,5 @@ def test_a_forgotten_version_is_noticed_and_a_raised_one_asks_for_new_outcomes(
     # On any machine, not on the one alone that the hashes are of.
     monkeypatch.setattr(outcomes, "machine", dict)
     assert complaint("pgd", wrong).startswith("outcomes of pgd changed (linf, untargeted; ")
-    monkeypatch.setattr(engine, "NUMERICS_VERSION", engine.NUMERICS_VERSION + 1)
+    monkeypatch.setattr(versions, "NUMERICS_VERSION", versions.NUMERICS_VERSION + 1)
     assert complaint("pgd", wrong).startswith("pgd has another version than its stored outcomes")

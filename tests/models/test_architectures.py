@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bench import registry, rng
-from bench.loading import WEIGHTS
+from bench.core import registry, rng
+from bench.evaluation.loading import WEIGHTS
 
 PARAMETERS = {
     "lenet": 61_706,

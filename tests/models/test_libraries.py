@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bench import foreign, loading, registry
-from bench.contracts import Data
-from bench.datasets import in_memory
-from bench.entries import ModelEntry
-from bench.errors import SuiteError
-from bench.models import IMAGENET_MEAN, IMAGENET_STD
+from bench.core import optional, registry
+from bench.core.contracts.dataset import Data
+from bench.core.errors import SuiteError
+from bench.datasets.in_memory import in_memory
+from bench.evaluation import loading
+from bench.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
+from bench.suite.schema import ModelEntry
 
 CPU = torch.device("cpu")
 VISION, TIMM = "torchvision:squeezenet1_1", "timm:test_resnet.r160_in1k"
@@ -23,7 +24,7 @@ LIBRARIES = {"timm": "timm", "huggingface": "transformers"}
 
 
 def needs(adapter: str) -> None:
-    if reason := foreign.missing(LIBRARIES[adapter], adapter):
+    if reason := optional.missing(LIBRARIES[adapter], adapter):
         pytest.skip(reason)
 
 
@@ -228,7 +229,7 @@ def test_a_repository_that_is_not_here_is_told(
 def test_what_an_image_processor_does_to_pixels_is_one_mean_and_one_deviation(
     said: dict[str, Any], expected: Callable[[Tensor], Tensor]
 ) -> None:
-    from bench.models.huggingface import moments
+    from bench.models.adapters.huggingface import moments
 
     mean, std = (torch.tensor(each)[:, None, None] for each in moments(said, 3))
     x = noise().read(0, 2)
@@ -247,7 +248,7 @@ def test_a_library_that_is_not_installed_is_told_with_its_extra(
     def absent(module: str) -> None:
         raise ModuleNotFoundError(module, name=library)
 
-    monkeypatch.setattr(foreign, "loaded", absent)
+    monkeypatch.setattr(optional, "loaded", absent)
     told = refused(lambda: registry.find("models", name))
     assert f"library '{library}' is not installed" in told
     assert f'pip install "robustness-bench[{adapter}]"' in told

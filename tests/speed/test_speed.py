@@ -15,14 +15,23 @@ import pytest
 import torch
 
 import bench
-from bench import cli, meter
-from bench.errors import SuiteError
-from bench.speed import memory, page, works
-from bench.speed.contestants import FILES, PEERS, adv_lib, bare, entered, ours, tutorial
-from bench.speed.race import Race, race, sizes
-from bench.speed.task import Brought, Contestant, Task, load
-from bench.speed.works import Victim, Work
-from bench.suite import attack_entry
+from bench import cli
+from bench.core.errors import SuiteError
+from bench.engine import timing
+from bench.suite.reader import attack_entry
+from bench.workflows.speed import memory, page, workloads
+from bench.workflows.speed.competitors import (
+    FILES,
+    PEERS,
+    adv_lib,
+    bare_loop,
+    bench_engine,
+    entered,
+    tutorial,
+)
+from bench.workflows.speed.race import Race, race, sizes
+from bench.workflows.speed.setup import Brought, Contestant, Task, load
+from bench.workflows.speed.workloads import Victim, Work
 
 EPS = (0, 0.1, 0.2)
 PARAMS = {
@@ -33,7 +42,7 @@ PARAMS = {
 }
 
 
-def work(attack: str, ours: tuple[works.Variant, ...] = ("first-success",)) -> Work:
+def work(attack: str, ours: tuple[workloads.Variant, ...] = ("first-success",)) -> Work:
     return Work(
         name="small",
         title="a small work",
@@ -47,7 +56,7 @@ def work(attack: str, ours: tuple[works.Variant, ...] = ("first-success",)) -> W
     )
 
 
-def loaded(attack: str, *variants: works.Variant) -> Task:
+def loaded(attack: str, *variants: workloads.Variant) -> Task:
     """32 digits for LeNet with the digits' weights, whatever lies in a data folder."""
     small = work(attack, variants or ("first-success",))
     cpu = torch.device("cpu")
@@ -73,7 +82,7 @@ def robust(task: Task) -> list[int]:
 
 
 def test_every_work_that_ships_can_be_read_and_its_attack_and_weights_are_known() -> None:
-    for each in works.read():
+    for each in workloads.read():
         raw = {"name": each.attack, "norm": "linf", "eps": [*each.eps], "params": {**each.params}}
         assert attack_entry(raw, each.name).attack.run is None
         for victim in each.models:
@@ -83,7 +92,7 @@ def test_every_work_that_ships_can_be_read_and_its_attack_and_weights_are_known(
 
 def test_an_unknown_work_is_told_in_one_sentence_with_the_nearest_name() -> None:
     with pytest.raises(SuiteError, match=r"'pgd-curv' is unknown; did you mean 'pgd-curve'\?"):
-        works.chosen(["pgd-curv"], works.read())
+        workloads.chosen(["pgd-curv"], workloads.read())
 
 
 def test_mistakes_in_the_file_of_works_are_told_with_their_place(tmp_path: Path) -> None:
@@ -93,7 +102,7 @@ def test_mistakes_in_the_file_of_works_are_told_with_their_place(tmp_path: Path)
         'eps = ["8-255"]\nours = ["often"]\nmodels = [{ name = "lenet" }]\n'
     )
     with pytest.raises(SuiteError) as error:
-        works.read(path)
+        workloads.read(path)
     told = "\n".join(error.value.problems)
     assert "works[0].limit: expected at least 1, got 0" in told
     assert "works[0].ours" in told
@@ -112,7 +121,7 @@ def test_data_that_are_not_there_are_told_with_what_ships(
 
 @pytest.mark.slow
 def test_without_a_folder_of_images_they_are_random_and_the_model_labels_them() -> None:
-    (big,) = works.chosen(["resnet50"], works.read())
+    (big,) = workloads.chosen(["resnet50"], workloads.read())
     task = load(big, big.models[0], device=torch.device("cpu"), data_dir=Path("none"), limit=2)
     assert task.data.name == "random images"
     assert task.x.shape == (2, 3, 224, 224)
@@ -184,7 +193,7 @@ def test_a_library_that_is_not_installed_is_a_row(monkeypatch: pytest.MonkeyPatc
     def missing(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr("bench.speed.race.importlib.metadata.version", missing)
+    monkeypatch.setattr("bench.workflows.speed.race.importlib.metadata.version", missing)
     done = raced(loaded("fgsm"))
     table = page.table(done).set_index("contestant")
     for name in ("torchattacks", "Foolbox", "ART", "adversarial-library"):
@@ -251,15 +260,19 @@ def test_a_library_does_the_same_work(peer: str, attack: str) -> None:
 
 @pytest.mark.parametrize(
     ("attack", "name", "gradients"),
-    [("fgsm", bare.NAME, 3), ("fgsm", "bare loop, one gradient", 1), ("pgd", bare.NAME, 15)],
+    [
+        ("fgsm", bare_loop.NAME, 3),
+        ("fgsm", "bare loop, one gradient", 1),
+        ("pgd", bare_loop.NAME, 15),
+    ],
 )
 def test_a_bare_loop_makes_the_attacks_passes_and_no_more(
     attack: str, name: str, gradients: int
 ) -> None:
     task = loaded(attack)
-    contestant = next(each for each in bare.enter(task.work) if each.name == name)
+    contestant = next(each for each in bare_loop.enter(task.work) if each.name == name)
     run = contestant.prepare(task)
-    with meter.counted(task.model) as passes:
+    with timing.counted(task.model) as passes:
         run(16)
     assert passes.backwards == 32 * gradients
     assert passes.forwards == 32 * (gradients + len(EPS))
@@ -269,7 +282,7 @@ def test_the_tutorial_runs_on_a_few_images_and_its_seconds_are_scaled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tutorial, "IMAGES", 8)
-    monkeypatch.setattr("bench.meter.timed", lambda work, device: (work(), 1.0))
+    monkeypatch.setattr("bench.engine.timing.timed", lambda work, device: (work(), 1.0))
     task = loaded("fgsm")
     done = raced(task, "bench", "tutorial loop")
     first, last = done.outcomes
@@ -292,7 +305,7 @@ def test_only_a_work_of_one_gradient_has_a_tutorial_and_peers_can_be_chosen() ->
 
 def test_ours_brings_an_image_for_every_eps() -> None:
     task = loaded("fgsm")
-    brought = next(ours.enter(task.work)).prepare(task)(16)
+    brought = next(bench_engine.enter(task.work)).prepare(task)(16)
     assert brought.x_adv is not None
     assert brought.x_adv.shape == (3, 32, 1, 28, 28)
     assert brought.x_adv[0].equal(task.x)
@@ -323,7 +336,7 @@ def test_memory_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch
         asked.append(memory.Order(**json.loads(input)))
         return Answered(0, f"{2**20 * len(asked)}\n")
 
-    monkeypatch.setattr("bench.speed.memory.subprocess.run", answers)
+    monkeypatch.setattr("bench.workflows.speed.memory.subprocess.run", answers)
     done = raced(loaded("fgsm"), "bench", "bare loop", "tutorial loop")
     order = memory.Order(
         work="fgsm-sweep", model=0, contestant="", device="cpu", data_dir="none", limit=32,
@@ -432,7 +445,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 
 
 def test_the_heap_is_kept_only_where_the_c_library_can_be_told_to() -> None:
-    told = "from bench import heap; print(heap.keep(), type(heap.keep()).__name__)"
+    told = "from bench.engine import malloc as heap; print(heap.keep(), type(heap.keep()).__name__)"
     run = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
     assert run.stdout in ("True bool\n", "False bool\n")
 
@@ -440,4 +453,4 @@ def test_the_heap_is_kept_only_where_the_c_library_can_be_told_to() -> None:
 def test_the_list_names_every_work(type_: Type) -> None:
     said = type_("--list")
     assert said.code == 0
-    assert all(each.name in said.out for each in works.read())
+    assert all(each.name in said.out for each in workloads.read())

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import registry, rng
-from bench.contracts import Data
-from bench.errors import SuiteError
-from bench.training import standard
-from bench.training.adversarial import Craft
-from bench.training.recipe import Adversary, Part, Recipe
+from bench.core import registry, rng
+from bench.core.contracts.dataset import Data
+from bench.core.errors import SuiteError
+from bench.workflows.training import trainer
+from bench.workflows.training.adversarial import AdversarialBatches
+from bench.workflows.training.recipe import Adversary, ComponentSpec, Recipe
 
 CPU = torch.device("cpu")
 FGSM = Adversary(attack="fgsm", eps=0.15)
@@ -27,14 +27,14 @@ PLAIN = Recipe(
     epochs=3,
     batch_size=64,
     validation=200,
-    model=Part(name="lenet"),
-    data=Part(name="digits"),
-    optimiser=Part(name="Adam", params={"lr": 2e-3}),
+    model=ComponentSpec(name="lenet"),
+    data=ComponentSpec(name="digits"),
+    optimiser=ComponentSpec(name="Adam", params={"lr": 2e-3}),
 )
 
 
-def train(recipe: Recipe) -> standard.Trained:
-    return standard.train(recipe, Path(), CPU)
+def train(recipe: Recipe) -> trainer.Trained:
+    return trainer.train(recipe, Path(), CPU)
 
 
 def state(model: nn.Module) -> Tensor:
@@ -49,17 +49,17 @@ def training_images() -> tuple[Tensor, Tensor]:
 
 def correct(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> int:
     """How many the model gets right after the attack."""
-    x_adv = Craft(adversary, 5).validate(model, x, y, torch.arange(len(x)))
-    return standard.assess(model, x_adv, y).correct
+    x_adv = AdversarialBatches(adversary, 5).validate(model, x, y, torch.arange(len(x)))
+    return trainer.assess(model, x_adv, y).correct
 
 
 @pytest.fixture(scope="module")
-def hardened() -> standard.Trained:
+def hardened() -> trainer.Trained:
     return train(replace(PLAIN, adversarial=FGSM))
 
 
 def test_a_net_trained_against_an_attack_withstands_it_better_than_a_plain_one(
-    hardened: standard.Trained, digits: tuple[Tensor, Tensor]
+    hardened: trainer.Trained, digits: tuple[Tensor, Tensor]
 ) -> None:
     plain = train(PLAIN)
     assert correct(hardened.model, *digits, FGSM) > correct(plain.model, *digits, FGSM) + 20
@@ -67,14 +67,14 @@ def test_a_net_trained_against_an_attack_withstands_it_better_than_a_plain_one(
 
 
 def test_the_epoch_kept_has_the_fewest_errors_on_attacked_validation_images(
-    hardened: standard.Trained,
+    hardened: trainer.Trained,
 ) -> None:
     counts = [epoch.validation_adversarial_correct for epoch in hardened.history]
     assert hardened.best.validation_adversarial_correct == max(filter(None, counts))
     order = rng.shuffled(5, "validation split", 1297)[:200]
     x, y = training_images()
-    x_adv = Craft(FGSM, 5).validate(hardened.model, x[order], y[order], order)
-    again = standard.assess(hardened.model, x_adv, y[order])
+    x_adv = AdversarialBatches(FGSM, 5).validate(hardened.model, x[order], y[order], order)
+    again = trainer.assess(hardened.model, x_adv, y[order])
     assert again.correct == hardened.best.validation_adversarial_correct
 
 
@@ -85,14 +85,14 @@ def test_the_step_is_along_the_gradient_of_the_shared_loss(share: float) -> None
         PLAIN,
         epochs=1,
         batch_size=2000,  # one step
-        optimiser=Part(name="SGD", params={"lr": 0.1}),
+        optimiser=ComponentSpec(name="SGD", params={"lr": 0.1}),
         adversarial=adversary,
     )
     ids = rng.shuffled(5, "validation split", 1297)[200:]
     x, y = (part[ids] for part in training_images())
     with rng.seeded(5, "training", "small"):
         model: nn.Module = registry.find("models", "lenet").build()
-    x_adv = Craft(adversary, 5).train(model, x, y, ids, 1)
+    x_adv = AdversarialBatches(adversary, 5).train(model, x, y, ids, 1)
     before, entropy = state(model), nn.functional.cross_entropy
     loss = (1 - share) * entropy(model(x_adv), y)
     if share:
@@ -110,7 +110,7 @@ def test_the_step_is_along_the_gradient_of_the_shared_loss(share: float) -> None
 def test_eps_grows_to_its_full_value_while_warming_up(
     lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
-    craft, ids = Craft(replace(FGSM, eps=0.3, warmup=2), 0), torch.arange(200)
+    craft, ids = AdversarialBatches(replace(FGSM, eps=0.3, warmup=2), 0), torch.arange(200)
     reached = [
         float((craft.train(lenet, *digits, ids, epoch) - digits[0]).abs().max())
         for epoch in (1, 2, 3, 4)
@@ -123,7 +123,7 @@ def test_eps_grows_to_its_full_value_while_warming_up(
 def test_crafting_leaves_no_gradient_in_the_parameters_nor_a_graph_in_the_images(
     lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
-    craft = Craft(replace(FGSM, attack="pgd", params={"steps": 2}), 0)
+    craft = AdversarialBatches(replace(FGSM, attack="pgd", params={"steps": 2}), 0)
     x_adv = craft.train(lenet.train(), *digits, torch.arange(200), 1)
     assert lenet.training
     assert all(parameter.grad is None for parameter in lenet.parameters())
@@ -134,7 +134,7 @@ def test_crafting_leaves_no_gradient_in_the_parameters_nor_a_graph_in_the_images
 def test_the_noise_of_an_image_is_its_own_in_every_epoch_and_the_same_in_every_validation(
     lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
-    craft, (x, y) = Craft(replace(FGSM, attack="pgd", params={"steps": 1}), 0), digits
+    craft, (x, y) = AdversarialBatches(replace(FGSM, attack="pgd", params={"steps": 1}), 0), digits
     ids = torch.arange(200)
     one, two = (craft.train(lenet, x, y, ids, epoch) for epoch in (1, 2))
     assert not torch.equal(one, two)
@@ -144,7 +144,7 @@ def test_the_noise_of_an_image_is_its_own_in_every_epoch_and_the_same_in_every_v
 
 
 def test_patience_stops_a_training_that_gets_no_better() -> None:
-    still = Part(name="SGD", params={"lr": 0.0})
+    still = ComponentSpec(name="SGD", params={"lr": 0.0})
     trained = train(replace(PLAIN, epochs=9, patience=2, batch_size=600, optimiser=still))
     assert (len(trained.history), trained.best.epoch) == (3, 1)
 
@@ -192,7 +192,7 @@ def test_an_adversary_that_can_only_be_targeted_is_refused(tmp_path: Path) -> No
     path = tmp_path / "only.py"
     path.write_text(TARGETED, encoding="utf-8")
     with pytest.raises(SuiteError, match="expected a rule such as bench's own attacks"):
-        Craft(replace(FGSM, attack=f"{path}:ONLY"), 0)
+        AdversarialBatches(replace(FGSM, attack=f"{path}:ONLY"), 0)
 
 
 @pytest.mark.parametrize("change", [{"eps": 0.0}, {"share": 1.0}, {"warmup": -1}])

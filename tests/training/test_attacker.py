@@ -13,12 +13,15 @@ import torch
 from safetensors.torch import load_file
 
 import bench
-from bench import cli, registry
+from bench import cli
 from bench.attacks import advgan
-from bench.contracts import Data, Lesson, Threat
+from bench.core import registry
+from bench.core.contracts.attack import Lesson
+from bench.core.contracts.dataset import Data
+from bench.core.contracts.types import Threat
+from bench.core.errors import SuiteError
 from bench.datasets import digits as handwritten
-from bench.errors import SuiteError
-from bench.training import attacker, attacker_card, attacker_recipe, recipe
+from bench.workflows.training import attack_card, attack_recipe, attack_trainer, recipe
 
 RECIPE = """
 schema = 1
@@ -38,31 +41,31 @@ optimiser = { name = "Adam", params = { lr = 2e-3 } }
 CPU = torch.device("cpu")
 
 
-def read(folder: Path, *changes: tuple[str, str]) -> attacker_recipe.AttackRecipe:
+def read(folder: Path, *changes: tuple[str, str]) -> attack_recipe.AttackRecipe:
     text = RECIPE
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
     path = folder / "small.toml"
     path.write_text(text, encoding="utf-8")
-    return attacker_recipe.read(str(path))
+    return attack_recipe.read(str(path))
 
 
-def equal(one: attacker.Trained, other: attacker.Trained) -> bool:
+def equal(one: attack_trainer.Trained, other: attack_trainer.Trained) -> bool:
     states = (each.network.state_dict() for each in (one, other))
     return all(torch.equal(*pair) for pair in zip(*(s.values() for s in states), strict=True))
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> attacker.Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> attack_trainer.Trained:
     folder = tmp_path_factory.mktemp("trained")
-    return attacker.train(read(folder), folder, CPU)
+    return attack_trainer.train(read(folder), folder, CPU)
 
 
 @pytest.fixture(scope="module")
-def weights(trained: attacker.Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(trained: attack_trainer.Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published")
-    return attacker_card.publish(read(folder), trained, folder, folder / "out")
+    return attack_card.publish(read(folder), trained, folder, folder / "out")
 
 
 def test_two_epochs_fool_far_more_than_noise_of_the_same_eps(
@@ -77,7 +80,7 @@ def test_two_epochs_fool_far_more_than_noise_of_the_same_eps(
     assert fooled("advgan", weights=str(weights)) > 150 > 20 > fooled("noise")
 
 
-def test_every_epoch_tells_each_part_of_both_losses(trained: attacker.Trained) -> None:
+def test_every_epoch_tells_each_part_of_both_losses(trained: attack_trainer.Trained) -> None:
     assert [epoch.epoch for epoch in trained.history] == [1, 2]
     for epoch in trained.history:
         parts = {name: set(losses) for name, losses in epoch.losses.items()}
@@ -91,9 +94,9 @@ def test_every_epoch_tells_each_part_of_both_losses(trained: attacker.Trained) -
     assert (trained.train_n, trained.network.training) == (480, False)
 
 
-def test_the_target_is_given_back_as_it_was_published(trained: attacker.Trained) -> None:
+def test_the_target_is_given_back_as_it_was_published(trained: attack_trainer.Trained) -> None:
     net = trained.target.model
-    published = load_file(attacker.loading.WEIGHTS / "lenet-digits.safetensors")
+    published = load_file(attack_trainer.loading.WEIGHTS / "lenet-digits.safetensors")
     assert all(torch.equal(value, published[key]) for key, value in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())
     assert not net.training
@@ -120,26 +123,28 @@ def test_a_step_moves_both_networks_and_nothing_else(lenet: Any, digits: Any) ->
 
 @pytest.mark.parametrize("epochs_done", [1, 2])
 def test_interrupted_training_ends_with_the_same_weights(
-    trained: attacker.Trained, tmp_path: Path, epochs_done: int
+    trained: attack_trainer.Trained, tmp_path: Path, epochs_done: int
 ) -> None:
-    def stop(epoch: attacker.Epoch) -> None:
+    def stop(epoch: attack_trainer.Epoch) -> None:
         if epoch.epoch == epochs_done:
             raise KeyboardInterrupt
 
     progress, heard = tmp_path / "small.progress", []
     with pytest.raises(KeyboardInterrupt):
-        attacker.train(read(tmp_path), tmp_path, CPU, stop, progress)
-    again = attacker.train(read(tmp_path), tmp_path, CPU, lambda e: heard.append(e.epoch), progress)
+        attack_trainer.train(read(tmp_path), tmp_path, CPU, stop, progress)
+    again = attack_trainer.train(
+        read(tmp_path), tmp_path, CPU, lambda e: heard.append(e.epoch), progress
+    )
     assert heard == [2][epochs_done - 1 :]
     assert equal(trained, again)
     assert [e.losses for e in again.history] == [e.losses for e in trained.history]
 
 
 def test_the_seed_decides_and_the_callers_generator_is_not_moved(
-    trained: attacker.Trained, tmp_path: Path
+    trained: attack_trainer.Trained, tmp_path: Path
 ) -> None:
     before = torch.get_rng_state()
-    other = attacker.train(
+    other = attack_trainer.train(
         read(tmp_path, ("seed = 5", "seed = 6"), ("epochs = 2", "epochs = 1")), tmp_path, CPU
     )
     assert torch.equal(before, torch.get_rng_state())
@@ -149,13 +154,13 @@ def test_the_seed_decides_and_the_callers_generator_is_not_moved(
 def test_progress_of_another_recipe_or_target_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     short = (("epochs = 2", "epochs = 1"), ("limit = 480", "limit = 32"))
     progress = tmp_path / "small.progress"
-    attacker.train(read(tmp_path, *short), tmp_path, CPU, kept_in=progress)
+    attack_trainer.train(read(tmp_path, *short), tmp_path, CPU, kept_in=progress)
     for change in (("seed = 5", "seed = 6"), ('"digits" }\ndata', '"random" }\ndata')):
         with pytest.raises(SuiteError, match=r"another recipe|nothing to fool"):
-            attacker.train(read(tmp_path, *short, change), tmp_path, CPU, kept_in=progress)
+            attack_trainer.train(read(tmp_path, *short, change), tmp_path, CPU, kept_in=progress)
     progress.write_bytes(progress.read_bytes()[:1000])
     with pytest.raises(SuiteError, match="damaged"):
-        attacker.train(read(tmp_path, *short), tmp_path, CPU, kept_in=progress)
+        attack_trainer.train(read(tmp_path, *short), tmp_path, CPU, kept_in=progress)
 
 
 def test_training_never_looks_at_the_test_set(
@@ -170,9 +175,9 @@ def test_training_never_looks_at_the_test_set(
     watched = dataclasses.replace(handwritten.DATASET, load=load)
     monkeypatch.setattr(handwritten, "DATASET", watched)
     short = read(tmp_path, ("epochs = 2", "epochs = 1"), ("limit = 480", "limit = 32"))
-    done = attacker.train(short, tmp_path, CPU)
+    done = attack_trainer.train(short, tmp_path, CPU)
     assert asked == ["train"]
-    attacker_card.publish(short, done, tmp_path, tmp_path / "out")
+    attack_card.publish(short, done, tmp_path, tmp_path / "out")
     assert asked == ["train", "test"]
 
 
@@ -197,7 +202,7 @@ def test_the_page_shows_counts_intervals_and_figures_that_are_there(weights: Pat
     page = weights.with_suffix(".md").read_text(encoding="utf-8")
     assert f"| test images fooled | {told['test_fooled']}/{told['test_eligible']} |" in page
     assert "bench train small.toml --seed 5" in page
-    for name in attacker_card.FIGURES:
+    for name in attack_card.FIGURES:
         assert f"![{name}](advgan-test-{name}.png)" in page
         assert weights.with_name(f"advgan-test-{name}.png").stat().st_size > 5000
 
@@ -219,7 +224,7 @@ def test_the_page_shows_counts_intervals_and_figures_that_are_there(weights: Pat
 )
 def test_a_mistake_in_a_recipe_is_the_users(tmp_path: Path, old: str, new: str, part: str) -> None:
     with pytest.raises(SuiteError) as caught:
-        attacker.train(read(tmp_path, (old, new)), tmp_path, CPU)
+        attack_trainer.train(read(tmp_path, (old, new)), tmp_path, CPU)
     assert part in str(caught.value)
 
 
@@ -240,7 +245,7 @@ def attack_recipes() -> list[str]:
 
 @pytest.mark.parametrize("name", attack_recipes())
 def test_every_shipped_recipe_reads_and_names_what_there_is(name: str) -> None:
-    found = attacker_recipe.read(name)
+    found = attack_recipe.read(name)
     assert f"{found.attack.name}-{found.weights}" == name
     assert f"{found.model.name}-{found.data.name}" == found.weights
     assert found.data.name in registry.names("datasets")
@@ -253,7 +258,7 @@ def test_every_published_card_is_of_the_weights_beside_it_and_of_a_shipped_recip
     told = json.loads(path.read_text(encoding="utf-8"))
     content = path.with_suffix(".safetensors").read_bytes()
     assert told["weights_sha256"] == hashlib.sha256(content).hexdigest()
-    shipped = dataclasses.asdict(attacker_recipe.read(path.stem))
+    shipped = dataclasses.asdict(attack_recipe.read(path.stem))
     # What a model's entry can say since the card was written has its default there.
     shipped["model"] = {key: shipped["model"][key] for key in told["recipe"]["model"]}
     assert told["recipe"] == shipped

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench import certify, chain, registry, rng
-from bench.errors import SuiteError
-from bench.training import card, page, recipe, standard
-from bench.training.certified import Bound, certified
-from bench.training.recipe import Certificate, Part, Recipe
+from bench.core import registry, rng
+from bench.core.errors import SuiteError
+from bench.evaluation.certification import bounds, network
+from bench.workflows.training import model_card, page, recipe, trainer
+from bench.workflows.training.certified import CertifiedLoss, certified
+from bench.workflows.training.recipe import Certificate, ComponentSpec, Recipe
 
 CPU = torch.device("cpu")
 SMALL = Certificate(eps=0.06, judged=0.04, share=0.5, warmup=1, ramp=3)
@@ -26,15 +27,15 @@ PLAIN = Recipe(
     epochs=7,
     batch_size=64,
     validation=200,
-    model=Part(name="convsmall"),
-    data=Part(name="digits"),
-    optimiser=Part(name="Adam", params={"lr": 2e-3}),
+    model=ComponentSpec(name="convsmall"),
+    data=ComponentSpec(name="digits"),
+    optimiser=ComponentSpec(name="Adam", params={"lr": 2e-3}),
 )
 CERTIFIED = replace(PLAIN, certified=SMALL)
 
 
-def train(wanted: Recipe, kept_in: Path | None = None, **rest: Any) -> standard.Trained:
-    return standard.train(wanted, Path(), CPU, kept_in=kept_in, **rest)
+def train(wanted: Recipe, kept_in: Path | None = None, **rest: Any) -> trainer.Trained:
+    return trainer.train(wanted, Path(), CPU, kept_in=kept_in, **rest)
 
 
 def state(model: nn.Module) -> Tensor:
@@ -42,12 +43,12 @@ def state(model: nn.Module) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def bounded() -> standard.Trained:
+def bounded() -> trainer.Trained:
     return train(CERTIFIED)
 
 
 def test_a_net_trained_on_bounds_is_certified_where_a_plain_one_is_not(
-    bounded: standard.Trained, digits: tuple[Tensor, Tensor]
+    bounded: trainer.Trained, digits: tuple[Tensor, Tensor]
 ) -> None:
     plain = train(replace(PLAIN, epochs=3))
     counts = [int(certified(SMALL, each.model, *digits).sum()) for each in (bounded, plain)]
@@ -56,19 +57,19 @@ def test_a_net_trained_on_bounds_is_certified_where_a_plain_one_is_not(
     assert plain.best.validation_certified_correct is None
 
 
-def test_the_epoch_kept_certifies_most_validation_images(bounded: standard.Trained) -> None:
+def test_the_epoch_kept_certifies_most_validation_images(bounded: trainer.Trained) -> None:
     seen = [epoch.validation_certified_correct for epoch in bounded.history]
     assert bounded.best.validation_certified_correct == max(filter(None, seen))
 
 
 def test_training_begins_on_clean_images_and_ends_on_the_whole_ball() -> None:
     model = registry.find("models", "convsmall").build()
-    bound = Bound(SMALL, model, (1, 28, 28))
+    bound = CertifiedLoss(SMALL, model, (1, 28, 28))
     told = [bound.progress(done) for done in (0.0, 0.9, 1.0, 2.5, 4.0, 9.0)]
     assert told == [
         (0.0, 1.0), (0.0, 1.0), (0.0, 1.0), pytest.approx((0.03, 0.75)), (0.06, 0.5), (0.06, 0.5)
     ]  # fmt: skip
-    at_once = Bound(replace(SMALL, warmup=0, ramp=0), model, (1, 28, 28))
+    at_once = CertifiedLoss(replace(SMALL, warmup=0, ramp=0), model, (1, 28, 28))
     assert at_once.progress(0.0) == (0.06, 0.5)
 
 
@@ -78,7 +79,7 @@ def test_the_worst_logits_are_those_of_the_bounds_and_move_with_the_parameters(
     x, y = (part[:7] for part in digits)
     with rng.seeded("worst"):
         model = registry.find("models", "convsmall").build()
-    bound = Bound(SMALL, model, (1, 28, 28))
+    bound = CertifiedLoss(SMALL, model, (1, 28, 28))
     clean, front = bound.worst(x, y, 0.0)
     logits = model(x)
     lead = logits - logits.gather(1, y[:, None])
@@ -92,17 +93,17 @@ def test_the_worst_logits_are_those_of_the_bounds_and_move_with_the_parameters(
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     with torch.no_grad():
         model[0].weight *= 2
-        layers = chain.read(model, (1, 28, 28))
-        again = certify.margins(layers, certify.region(x, 0.1), y, "ibp")
+        layers = network.read_network(model, (1, 28, 28))
+        again = bounds.margins(layers, bounds.region(x, 0.1), y, "ibp")
         assert torch.equal(bound.worst(x, y, 0.1)[0][:, 1:], -again)
 
 
 def test_interrupted_in_its_ramp_it_ends_with_the_same_weights(
-    bounded: standard.Trained, tmp_path: Path
+    bounded: trainer.Trained, tmp_path: Path
 ) -> None:
     kept = tmp_path / "progress"
 
-    def cut(epoch: standard.Epoch) -> None:
+    def cut(epoch: trainer.Epoch) -> None:
         if epoch.epoch == 2:
             raise KeyboardInterrupt
 
@@ -111,8 +112,10 @@ def test_interrupted_in_its_ramp_it_ends_with_the_same_weights(
     assert torch.equal(state(train(CERTIFIED, kept).model), state(bounded.model))
 
 
-def test_card_and_page_tell_what_is_certified(bounded: standard.Trained, tmp_path: Path) -> None:
-    weights = card.publish(CERTIFIED, [card.Run(5, bounded)], tmp_path, tmp_path / "out")
+def test_card_and_page_tell_what_is_certified(bounded: trainer.Trained, tmp_path: Path) -> None:
+    weights = model_card.publish(
+        CERTIFIED, [model_card.Run(5, bounded)], tmp_path, tmp_path / "out"
+    )
     test = registry.find("datasets", "digits").load(split="test")
     held = certified(SMALL, bounded.model, test.read(0, test.n), test.labels)
     k = int(held.sum())
@@ -129,7 +132,10 @@ def test_card_and_page_tell_what_is_certified(bounded: standard.Trained, tmp_pat
 @pytest.mark.parametrize(
     ("wanted", "words"),
     [
-        (replace(CERTIFIED, model=Part(name="maxout")), r"has no bounds: no bounds for unflatten"),
+        (
+            replace(CERTIFIED, model=ComponentSpec(name="maxout")),
+            r"has no bounds: no bounds for unflatten",
+        ),
         (replace(CERTIFIED, validation=5000), "expected fewer than the 1297 training images"),
     ],
 )
@@ -141,7 +147,7 @@ def test_what_cannot_be_bounded_is_refused(wanted: Recipe, words: str) -> None:
 def test_batch_norm_is_refused() -> None:
     net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(1352, 10))
     with pytest.raises(SuiteError, match="without batch-norm"):
-        Bound(SMALL, net, (1, 28, 28))
+        CertifiedLoss(SMALL, net, (1, 28, 28))
 
 
 RECIPE = """

@@ -14,19 +14,20 @@ from markdown_it import MarkdownIt
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench import cli, registry
+from bench import cli
 from bench.attacks.advgan import WEIGHTS as ATTACKERS
-from bench.loading import WEIGHTS
-from bench.training import (
-    attacker_card,
-    attacker_recipe,
-    card,
+from bench.core import registry
+from bench.evaluation.loading import WEIGHTS
+from bench.workflows.training import (
+    attack_card,
+    attack_recipe,
     figures,
+    model_card,
     page,
     recipe,
-    standard,
+    trainer,
 )
-from bench.training.adversarial import Craft
+from bench.workflows.training.adversarial import AdversarialBatches
 
 RECIPE = """
 schema = 1
@@ -119,16 +120,16 @@ def test_one_seed_alone_gives_what_it_gives_among_others(
 def test_an_interruption_loses_no_finished_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = standard.train
+    whole = trainer.train
     begun: list[int] = []
 
-    def cut(checked: recipe.Recipe, *rest: Any) -> standard.Trained:
+    def cut(checked: recipe.Recipe, *rest: Any) -> trainer.Trained:
         begun.append(checked.seed)
         if len(begun) == 2:
             raise KeyboardInterrupt
         return whole(checked, *rest)
 
-    monkeypatch.setattr(standard, "train", cut)
+    monkeypatch.setattr(trainer, "train", cut)
     text = PLAIN.replace("seed = 0", "seed = 3\nseeds = 2")
     path = tmp_path / "small.toml"
     path.write_text(text, encoding="utf-8")
@@ -150,7 +151,7 @@ def test_the_attacked_test_images_are_judged_with_the_weights_as_stored(
     model.load_state_dict(load_file(out / "lenet-a test.safetensors"))
     test = registry.find("datasets", "digits").load(split="test")
     x, y = test.read(0, test.n), test.labels
-    x_adv = Craft(recipe.Adversary(attack="fgsm", eps=0.1), 5).validate(
+    x_adv = AdversarialBatches(recipe.Adversary(attack="fgsm", eps=0.1), 5).validate(
         model, x, y, torch.arange(test.n)
     )
     with torch.no_grad():
@@ -227,7 +228,7 @@ def test_every_published_page_is_what_its_recipe_and_card_give(path: Path) -> No
     cards = [folder / f"{path.stem}.json" for folder in homes]
     found = json.loads(next(each for each in cards if each.exists()).read_text("utf-8"))
     if recipe.kind(path.stem) == "attack":
-        told = attacker_card.page(attacker_recipe.read(path.stem), found, path.stem)
+        told = attack_card.page(attack_recipe.read(path.stem), found, path.stem)
     else:
         told = page.render(recipe.read(path.stem), found, path.stem)
     assert told == path.read_text("utf-8")
@@ -250,7 +251,7 @@ def test_a_plain_training_has_no_attacked_figures_and_no_column_without_a_source
 
 
 EPOCHS = [
-    standard.Epoch(k, 0.1, 1 / k, 90, 100, 1.2 / k, 80, 100, 1.0, 2 / k, 70, 2.2 / k, 60)
+    trainer.Epoch(k, 0.1, 1 / k, 90, 100, 1.2 / k, 80, 100, 1.0, 2 / k, 70, 2.2 / k, 60)
     for k in (1, 2, 3)
 ]
 
@@ -292,8 +293,8 @@ def test_figures_serve_many_classes_with_long_names_and_classes_without_images()
 
 
 def test_of_equal_seeds_the_first_is_kept() -> None:
-    same = standard.Trained(nn.Identity(), EPOCHS[0], EPOCHS)
-    assert card.best([card.Run(7, same), card.Run(8, same)]).seed == 7
+    same = trainer.Trained(nn.Identity(), EPOCHS[0], EPOCHS)
+    assert model_card.best([model_card.Run(7, same), model_card.Run(8, same)]).seed == 7
 
 
 @pytest.mark.parametrize(

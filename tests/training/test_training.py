@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench import registry
-from bench.contracts import Data
+from bench.core import registry
+from bench.core.contracts.dataset import Data
+from bench.core.errors import SuiteError
 from bench.datasets import digits as handwritten
-from bench.errors import SuiteError
-from bench.loading import WEIGHTS
-from bench.training import card, recipe, standard
+from bench.evaluation.loading import WEIGHTS
+from bench.workflows.training import model_card, recipe, trainer
 
 RECIPE = """
 schema = 1
@@ -42,24 +42,24 @@ def read(folder: Path, old: str = "", new: str = "") -> recipe.Recipe:
     return recipe.read(str(path))
 
 
-def train(folder: Path, old: str = "", new: str = "") -> standard.Trained:
-    return standard.train(read(folder, old, new), folder, CPU)
+def train(folder: Path, old: str = "", new: str = "") -> trainer.Trained:
+    return trainer.train(read(folder, old, new), folder, CPU)
 
 
-def state(trained: standard.Trained) -> dict[str, Tensor]:
+def state(trained: trainer.Trained) -> dict[str, Tensor]:
     return dict(trained.model.state_dict())
 
 
-def equal(one: standard.Trained, other: standard.Trained) -> bool:
+def equal(one: trainer.Trained, other: trainer.Trained) -> bool:
     return all(torch.equal(value, state(other)[key]) for key, value in state(one).items())
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> standard.Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> trainer.Trained:
     return train(tmp_path_factory.mktemp("trained"))
 
 
-def test_two_epochs_learn_something_and_tell_of_it(trained: standard.Trained) -> None:
+def test_two_epochs_learn_something_and_tell_of_it(trained: trainer.Trained) -> None:
     first, last = trained.history
     assert (first.epoch, last.epoch) == (1, 2)
     assert (first.train_n, first.validation_n) == (1197, 100)
@@ -70,7 +70,7 @@ def test_two_epochs_learn_something_and_tell_of_it(trained: standard.Trained) ->
 
 
 def test_training_is_the_same_bit_for_bit_from_the_same_seed(
-    trained: standard.Trained, tmp_path: Path
+    trained: trainer.Trained, tmp_path: Path
 ) -> None:
     before = torch.get_rng_state()
     assert equal(trained, train(tmp_path))
@@ -79,7 +79,7 @@ def test_training_is_the_same_bit_for_bit_from_the_same_seed(
 
 
 def test_training_never_looks_at_the_test_set(
-    trained: standard.Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: trainer.Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -96,8 +96,8 @@ def test_training_never_looks_at_the_test_set(
 @pytest.mark.parametrize("store", ["float32", "float16"])
 def test_a_card_is_true_of_the_weights_beside_it(tmp_path: Path, store: str) -> None:
     checked = read(tmp_path, "validation = 100", f'validation = 100\nstore = "{store}"')
-    done = standard.train(checked, tmp_path, CPU)
-    path = card.publish(checked, [card.Run(5, done)], tmp_path, tmp_path / "out")
+    done = trainer.train(checked, tmp_path, CPU)
+    path = model_card.publish(checked, [model_card.Run(5, done)], tmp_path, tmp_path / "out")
     told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert path.name == "lenet-test.safetensors"
     assert told["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -186,16 +186,16 @@ def test_a_recipe_that_is_no_text_is_told(tmp_path: Path) -> None:
 
 
 def test_interrupted_training_ends_with_the_same_weights(
-    trained: standard.Trained, tmp_path: Path
+    trained: trainer.Trained, tmp_path: Path
 ) -> None:
-    def stop(epoch: standard.Epoch) -> None:
+    def stop(epoch: trainer.Epoch) -> None:
         raise KeyboardInterrupt
 
     progress = tmp_path / "small.progress"
     with pytest.raises(KeyboardInterrupt):
-        standard.train(read(tmp_path), tmp_path, CPU, stop, progress)
+        trainer.train(read(tmp_path), tmp_path, CPU, stop, progress)
     heard: list[int] = []
-    again = standard.train(read(tmp_path), tmp_path, CPU, lambda e: heard.append(e.epoch), progress)
+    again = trainer.train(read(tmp_path), tmp_path, CPU, lambda e: heard.append(e.epoch), progress)
     assert heard == [2]
     assert equal(trained, again)
     assert [e.train_loss for e in again.history] == [e.train_loss for e in trained.history]
@@ -203,28 +203,30 @@ def test_interrupted_training_ends_with_the_same_weights(
 
 def test_the_progress_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     progress = tmp_path / "small.progress"
-    standard.train(read(tmp_path), tmp_path, CPU, kept_in=progress)
+    trainer.train(read(tmp_path), tmp_path, CPU, kept_in=progress)
     with pytest.raises(SuiteError, match="another recipe"):
-        standard.train(read(tmp_path, "seed = 5", "seed = 6"), tmp_path, CPU, kept_in=progress)
+        trainer.train(read(tmp_path, "seed = 5", "seed = 6"), tmp_path, CPU, kept_in=progress)
     progress.write_bytes(progress.read_bytes()[:1000])
     with pytest.raises(SuiteError, match="damaged"):
-        standard.train(read(tmp_path), tmp_path, CPU, kept_in=progress)
+        trainer.train(read(tmp_path), tmp_path, CPU, kept_in=progress)
 
 
 def test_dropout_goes_on_with_the_same_draws_after_an_interruption(tmp_path: Path) -> None:
     small = read(tmp_path, 'name = "lenet"', 'name = "maxout", params = { units = 8 }')
-    whole = standard.train(small, tmp_path, CPU)
+    whole = trainer.train(small, tmp_path, CPU)
     progress = tmp_path / "small.progress"
     states: list[bytes] = []
-    standard.train(small, tmp_path, CPU, lambda e: states.append(progress.read_bytes()), progress)
+    trainer.train(small, tmp_path, CPU, lambda e: states.append(progress.read_bytes()), progress)
     progress.write_bytes(states[0])  # as if cut after the first epoch
-    assert equal(whole, standard.train(small, tmp_path, CPU, kept_in=progress))
+    assert equal(whole, trainer.train(small, tmp_path, CPU, kept_in=progress))
 
 
 def test_a_card_tells_the_accuracy_of_each_class_and_figures_lie_beside_it(
-    trained: standard.Trained, tmp_path: Path
+    trained: trainer.Trained, tmp_path: Path
 ) -> None:
-    weights = card.publish(read(tmp_path), [card.Run(5, trained)], tmp_path, tmp_path / "out")
+    weights = model_card.publish(
+        read(tmp_path), [model_card.Run(5, trained)], tmp_path, tmp_path / "out"
+    )
     told = json.loads(weights.with_suffix(".json").read_text())
     counts = told["test_per_class"].values()
     assert sum(k for k, _ in counts) == told["test_correct"]
@@ -235,7 +237,7 @@ def test_a_card_tells_the_accuracy_of_each_class_and_figures_lie_beside_it(
 
 
 def test_the_weights_that_ship_stay_under_12_megabytes_together() -> None:
-    package = Path(standard.__file__).parents[1]
+    package = Path(trainer.__file__).parents[1]
     sizes = {path.name: path.stat().st_size for path in package.rglob("*.safetensors")}
     assert sizes
     assert sum(sizes.values()) < 12e6, sizes
@@ -251,5 +253,5 @@ def test_progress_that_is_none_is_the_users_whatever_its_bytes(
     path = tmp_path / "small.progress"
     path.write_bytes(content)
     with pytest.raises(SuiteError, match="damaged; delete it and train again"):
-        standard.train(read(tmp_path), tmp_path, CPU, kept_in=path)
+        trainer.train(read(tmp_path), tmp_path, CPU, kept_in=path)
     assert path.read_bytes() == content

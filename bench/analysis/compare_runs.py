@@ -1,0 +1,277 @@
+"""Two runs, cell by cell and example by example: another seed, version of a model, device, library.
+
+Cells belong together by what the suite calls them: model, attack, norm, goal, target and eps. Their
+outcomes are paired by example and judged by the exact McNemar test, corrected for all cells of the
+comparison. Runs of other data are not compared, and what only one run has is named. Pure: nothing
+is read, written or printed.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench.analysis import pairwise
+from bench.analysis.pairwise import WORST, Pair
+from bench.analysis.results import RunResults
+from bench.evaluation import metrics
+from bench.evaluation.metrics import Outcomes
+from bench.suite.plan import Cell
+
+FIRST, SECOND = "A", "B"
+"""What the two runs are called."""
+UNATTACKED = "no attack"
+"""In place of an attack: the images as they are."""
+KEY = ("model", "attack", "norm", "goal", "target", "eps")
+"""What a cell is called, and what two of them share."""
+COLUMNS = (
+    *KEY, "eps_text", "n", "first_robust", "first_low", "first_high", "second_robust",
+    "second_low", "second_high", "only_first", "only_second", "p_value", "p_corrected", "sentence",
+)  # fmt: skip
+CHANGED = (
+    *KEY, "eps_text", "example", "label", "change", "first_clean_pred", "second_clean_pred",
+    "first_adv_pred", "second_adv_pred", "first_confidence", "second_confidence",
+)  # fmt: skip
+
+
+class Compared(NamedTuple):
+    """What two runs say of the same examples."""
+
+    table: pd.DataFrame
+    """One row per shared cell, columns COLUMNS: how many examples are robust, in one run alone."""
+    changed: pd.DataFrame
+    """One row per example and cell robust in one run alone, columns CHANGED; `change` is "lost"
+    where the second is the one in which it is not."""
+    apart: list[str]
+    """A sentence on each model and attack that was not compared at some eps, and why."""
+    notes: list[str]
+    """What else differs between the runs."""
+    refusal: str
+    """Why nothing was compared; empty if something was."""
+
+
+class Sides(NamedTuple):
+    """The same cell of both runs: its name and both frames of records, by example."""
+
+    place: Mapping[str, Any]
+    first: pd.DataFrame
+    second: pd.DataFrame
+
+    def robust(self) -> tuple[Outcomes, Outcomes]:
+        return metrics.robust(self.first), metrics.robust(self.second)
+
+
+def compare(first: RunResults, second: RunResults) -> Compared:
+    """The second run beside the first, on the examples that both have."""
+    refused = _unrecorded(first, second) or _other_data(first, second)
+    sides = [] if refused else list(shared(first, second))
+    if not refused and not sides:
+        refused = f"no finished cell in common; {_holds(FIRST, first)}, {_holds(SECOND, second)}"
+    attacked = [Pair("models", each.place, FIRST, SECOND, each.robust()) for each in sides]
+    pairs = [*_unattacked(sides), *attacked, *_together(attacked)]
+    return Compared(
+        table=_table(pairs),
+        changed=_changed(sides),
+        apart=[] if refused else list(_apart(first, second)),
+        notes=list(_notes(first, second)),
+        refusal=refused,
+    )
+
+
+# -------------------------------------------------------------------------------- what is the same
+
+
+def _unrecorded(first: RunResults, second: RunResults) -> str:
+    """Which run's folder holds nothing that could be paired; empty if both do."""
+    bare = [name for name, run in ((FIRST, first), (SECOND, second)) if run.stored.frame.empty]
+    told = "no records of examples, and only they can be paired; run its suite again"
+    return f"{' and '.join(bare)} {'hold' if len(bare) > 1 else 'holds'} {told}" if bare else ""
+
+
+def _other_data(first: RunResults, second: RunResults) -> str:
+    """Why the examples are not the same; empty if they are. Of one data set a run may have taken
+    fewer: then those that both have must at least have the same labels."""
+    a, b = first.provenance["data"], second.provenance["data"]
+    if a["fingerprint"] == b["fingerprint"]:
+        return ""
+    what = f"{FIRST} has {a['n']} examples of {a['name']}, {SECOND} {b['n']} of {b['name']}"
+    if a["name"] != b["name"]:
+        return f"other data: {what}"
+    labels, others = (_labels(run) for run in (first, second))
+    common = labels.index.intersection(others.index)
+    if a["n"] == b["n"] or len(common) == 0 or (labels[common] != others[common]).any():
+        return f"other data: {what}, of other content"
+    return ""
+
+
+def _labels(run: RunResults) -> "pd.Series[int]":
+    return run.stored.frame.drop_duplicates("example").set_index("example")["label"]
+
+
+def _key(cell: Cell) -> tuple[Any, ...]:
+    return tuple(getattr(cell, name) for name in KEY)
+
+
+def statuses(run: RunResults) -> dict[tuple[Any, ...], tuple[Cell, str, str]]:
+    """Every cell by its name, with its status and reason."""
+    rows = zip(run.plan, run.table["status"], run.table["reason"], strict=True)
+    return {_key(cell): (cell, str(status), str(reason)) for cell, status, reason in rows}
+
+
+def shared(first: RunResults, second: RunResults) -> Iterator[Sides]:
+    """The cells above eps 0 that both runs finished, cut to the examples that both have."""
+    here, there = statuses(first), statuses(second)
+    frames = [_by_cell(run) for run in (first, second)]
+    for key, (cell, status, _) in here.items():
+        if key not in there or (status, there[key][1]) != ("ok", "ok") or cell.eps == 0:
+            continue
+        a, b = frames[0][cell.identity], frames[1][there[key][0].identity]
+        common = a.index.intersection(b.index).sort_values()
+        place = {**dict(zip(KEY, key, strict=True)), "eps_text": cell.eps_text}
+        yield Sides(place, a.loc[common], b.loc[common])
+
+
+def _by_cell(run: RunResults) -> dict[str, pd.DataFrame]:
+    groups = run.stored.frame.groupby("cell", observed=True)
+    return {str(cell): rows.set_index("example") for cell, rows in groups}
+
+
+# ------------------------------------------------------------------------------------ what differs
+
+
+def _unattacked(sides: Sequence[Sides]) -> Iterator[Pair]:
+    """Each model without attack, once: from the first of its cells."""
+    for each in {each.place["model"]: each for each in reversed(sides)}.values():
+        nothing = {"attack": UNATTACKED, "norm": "", "goal": "", "target": ""}
+        place = {**each.place, **nothing, "eps": 0.0, "eps_text": "0"}
+        clean, other = (rows["clean_correct"].astype(bool) for rows in (each.first, each.second))
+        yield Pair("models", place, FIRST, SECOND, (clean, other))
+
+
+def _together(pairs: Sequence[Pair]) -> Iterator[Pair]:
+    """What several untargeted attacks that both runs have leave robust together."""
+    groups: dict[tuple[Any, ...], list[Pair]] = {}
+    for pair in pairs:
+        if pair.place["goal"] == "untargeted":
+            place = tuple(pair.place[name] for name in ("model", "norm", "eps"))
+            groups.setdefault(place, []).append(pair)
+    for group in groups.values():
+        if len(group) > 1:
+            first, second = (
+                metrics.worst_case([pair.outcomes[side] for pair in group]) for side in (0, 1)
+            )
+            shared = {**group[0].place, "attack": WORST}
+            yield group[0]._replace(place=shared, outcomes=(first, second))
+
+
+def _table(pairs: Sequence[Pair]) -> pd.DataFrame:
+    """One row per pair, the models in the order of the first run."""
+    judged = pairwise.judged(pairs).to_dict("records")
+    rows = [{**row, **pair.place, **_rates(pair)} for row, pair in zip(judged, pairs, strict=True)]
+    order = {model: k for k, model in enumerate(dict.fromkeys(row["model"] for row in rows))}
+    rows.sort(key=lambda row: order[row["model"]])  # stable
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _rates(pair: Pair) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for side, outcomes in zip(("first", "second"), pair.outcomes, strict=True):
+        rate = metrics.rate(int(outcomes.sum()), len(outcomes))
+        found |= {f"{side}_robust": rate.k, f"{side}_low": rate.low, f"{side}_high": rate.high}
+    return found
+
+
+def _changed(sides: Sequence[Sides]) -> pd.DataFrame:
+    """Every example that is robust in one run alone, with what the model said of it in both."""
+    frames = [_flipped(each) for each in sides]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(CHANGED))
+
+
+def _flipped(sides: Sides) -> pd.DataFrame:
+    before, after = sides.robust()
+    there = before != after
+    a, b = sides.first[there], sides.second[there]
+    told: dict[str, Any] = {name: [value] * len(a) for name, value in sides.place.items()}
+    told |= {"example": a.index, "label": a["label"].to_numpy()}
+    told["change"] = ["lost" if robust else "gained" for robust in before[there]]
+    for name in ("clean_pred", "adv_pred", "confidence"):
+        told |= {f"first_{name}": a[name].to_numpy(), f"second_{name}": b[name].to_numpy()}
+    return pd.DataFrame(told, columns=list(CHANGED))
+
+
+# --------------------------------------------------------------------------- what was not compared
+
+
+def _holds(name: str, run: RunResults) -> str:
+    """What a run has to show: its cells by status, and its models."""
+    told = ", ".join(
+        f"{count} {status}" for status, count in run.table["status"].value_counts().items()
+    )
+    return f"{name} has {told} of {', '.join(dict.fromkeys(run.table['model']))}"
+
+
+def _apart(first: RunResults, second: RunResults) -> Iterator[str]:
+    """Cells that only one run has, or did not finish; the eps of one model and attack together."""
+    here, there = statuses(first), statuses(second)
+    reasons: dict[tuple[str, str, str], list[str]] = {}
+    for key in dict.fromkeys([*here, *there]):
+        cell = (here.get(key) or there[key])[0]
+        why = _missing(here.get(key), there.get(key))
+        if why and cell.eps > 0:
+            reasons.setdefault((cell.model, cell.attack, why), []).append(cell.eps_text)
+    for (model, attack, why), radii in reasons.items():
+        yield f"{model} · {attack} at eps {', '.join(radii)}: {why}"
+
+
+def _missing(here: tuple[Cell, str, str] | None, there: tuple[Cell, str, str] | None) -> str:
+    if here is None or there is None:
+        return f"only {FIRST if there is None else SECOND} has it"
+    told = [
+        f"{status} in {name} ({reason})"
+        for name, (_, status, reason) in ((FIRST, here), (SECOND, there))
+        if status != "ok"
+    ]
+    return "; ".join(told)
+
+
+def _notes(first: RunResults, second: RunResults) -> Iterator[str]:
+    """What else is not the same, in sentences: n, seed, models, settings, software, device."""
+    a, b = first.provenance, second.provenance
+    if a["data"]["n"] != b["data"]["n"]:
+        sizes = f"{FIRST} has {a['data']['n']} examples, {SECOND} {b['data']['n']}"
+        yield f"{sizes}: those that both have are compared, on their labels they agree"
+    for label in dict.fromkeys([*a["models"], *b["models"]]):
+        prints = [run["models"].get(label, {}).get("fingerprint") for run in (a, b)]
+        if all(prints) and prints[0] != prints[1]:
+            yield f"{label} is another model in {SECOND}: other weights or another architecture"
+    if a["suite"]["seed"] != b["suite"]["seed"]:
+        yield f"the seed is {a['suite']['seed']} in {FIRST}, {b['suite']['seed']} in {SECOND}"
+    yield from _settings(first, second)
+    where, other = (run["sessions"][-1]["environment"] for run in (a, b))
+    machine = ("device", "device_name", "processor", "python")
+    here, there = (
+        {**{name: run.get(name) for name in machine}, **run["packages"]} for run in (where, other)
+    )
+    for name in dict.fromkeys([*here, *there]):
+        if here.get(name) != there.get(name):
+            label = name.replace("_", " ")
+            yield f"{label}: {here.get(name)} in {FIRST}, {there.get(name)} in {SECOND}"
+
+
+def _settings(first: RunResults, second: RunResults) -> Iterator[str]:
+    """Attacks of one name that ran with other parameters; each once, at the first eps."""
+    there, told = statuses(second), set()
+    for key, (cell, _, _) in statuses(first).items():
+        if key not in there or cell.eps == 0:
+            continue
+        a, b = (
+            {"stop": c.stop, "precision": c.precision, **c.traits} for c in (cell, there[key][0])
+        )
+        differ = ", ".join(
+            f"{name} {a.get(name, 'unknown')} in {FIRST}, {b.get(name, 'unknown')} in {SECOND}"
+            for name in dict.fromkeys([*a, *b])
+            if a.get(name) != b.get(name)
+        )
+        if differ and cell.attack not in told:
+            told.add(cell.attack)
+            yield f"{cell.attack} is another attack: {differ}"

@@ -1,0 +1,179 @@
+"""Ours against a reference, example by example: do they agree, and if not, why.
+
+Both sides attacked the same examples with the same threat model. Outcomes are compared over all
+examples, images over the first ones, of which the run kept the adversarial images.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+from torch import Tensor
+
+from bench.evaluation import metrics
+from bench.suite.plan import Cell
+
+COLUMNS = (
+    "model", "ours", "reference", "norm", "eps", "eps_text", "goal", "n", "differ", "differ_ids",
+    "ours_robust_correct", "ours_robust_accuracy", "ours_low", "ours_high",
+    "reference_robust_correct", "reference_robust_accuracy", "reference_low", "reference_high",
+    "only_ours_broke", "only_reference_broke", "p_value", "largest_pixel_difference",
+    "pixels_equal", "pixels_compared", "time_ratio", "verdict", "cause",
+)  # fmt: skip
+IDENTICAL, EQUAL, DIFFERENT = "identical", "equal within noise", "different"
+SAME_PIXEL = 1e-5
+"""Float rounding between two implementations of one formula stays below this."""
+IDS_SHOWN = 20
+TRAITS = {
+    "start": "start",
+    "alpha": "step size",
+    "steps": "number of steps",
+    "restarts": "number of restarts",
+    "loss": "loss",
+    "momentum": "definition of momentum",
+    "projection": "projection or clamp",
+    "stop": "stop rule",
+    "precision": "arithmetic",
+    "samples": "number of looks averaged",
+}
+"""What two attacks may declare differently, in words."""
+
+
+class Sides(NamedTuple):
+    """The two cells of one comparison."""
+
+    ours: Cell
+    reference: Cell
+
+
+def pairs(plan: Sequence[Cell], wanted: Sequence[tuple[str, str]]) -> list[Sides]:
+    """The cells to compare for each (ours, reference) pair of labels: same model, same eps.
+
+    At eps = 0 nothing is attacked, so there is nothing to compare.
+    """
+    by_key = {(cell.model, cell.attack, cell.eps): cell for cell in plan}
+    return [
+        Sides(cell, by_key[cell.model, reference, cell.eps])
+        for ours, reference in wanted
+        for cell in plan
+        if cell.attack == ours and cell.eps > 0 and (cell.model, reference, cell.eps) in by_key
+    ]
+
+
+def compare(
+    sides: Sequence[Sides],
+    table: pd.DataFrame,
+    robust: Mapping[str, "pd.Series[bool]"],
+    confidence: Mapping[str, "pd.Series[float]"],
+    images: Mapping[str, Tensor],
+) -> pd.DataFrame:
+    """One row per pair of finished cells, columns COLUMNS.
+
+    `robust` and `confidence` (of the clean prediction) are per cell, indexed by example; `images`
+    are the adversarial images kept, per cell.
+    """
+    cells = table.drop_duplicates("cell").set_index("cell")
+    by_cell: dict[str, dict[str, Any]] = cells.to_dict("index")  # type: ignore[assignment]
+    done = [
+        pair for pair in sides if all(by_cell[each.identity]["status"] == "ok" for each in pair)
+    ]
+    tests = [  # first: robust under theirs alone, so broken by ours
+        metrics.paired(robust[pair.reference.identity], robust[pair.ours.identity]) for pair in done
+    ]
+    rows = []
+    corrected = metrics.holm([test.p_value for test in tests])
+    for pair, test, p_value in zip(done, tests, corrected, strict=True):
+        ours, reference = by_cell[pair.ours.identity], by_cell[pair.reference.identity]
+        mine, theirs = robust[pair.ours.identity], robust[pair.reference.identity]
+        differ = mine.index[mine != theirs]
+        pixels = _pixels(pair, images)
+        verdict = _verdict(len(differ), p_value, pixels.largest)
+        saturated = confidence[pair.ours.identity].loc[differ] == 1
+        rows.append(
+            {
+                "model": pair.ours.model,
+                "ours": pair.ours.attack,
+                "reference": pair.reference.attack,
+                "norm": pair.ours.norm,
+                "eps": pair.ours.eps,
+                "eps_text": pair.ours.eps_text,
+                "goal": pair.ours.goal,
+                "n": len(mine),
+                "differ": len(differ),
+                "differ_ids": _ids(differ.tolist()),
+                **_side("ours", ours),
+                **_side("reference", reference),
+                "only_ours_broke": test.only_first,
+                "only_reference_broke": test.only_second,
+                "p_value": test.p_value,
+                "largest_pixel_difference": pixels.largest,
+                "pixels_equal": pixels.equal,
+                "pixels_compared": pixels.images,
+                "time_ratio": _ratio(ours["seconds"], reference["seconds"]),
+                "verdict": verdict,
+                "cause": "" if verdict == IDENTICAL else _cause(pair, int(saturated.sum())),
+            }
+        )
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _side(name: str, row: Mapping[str, Any]) -> dict[str, object]:
+    return {
+        f"{name}_robust_correct": row["robust_correct"],
+        f"{name}_robust_accuracy": row["robust_accuracy"],
+        f"{name}_low": row["robust_low"],
+        f"{name}_high": row["robust_high"],
+    }
+
+
+class _Pixels(NamedTuple):
+    """How two sets of adversarial images differ: at most, where equal, over how many images."""
+
+    largest: float | None
+    equal: float | None
+    images: int
+
+
+def _pixels(pair: Sides, images: Mapping[str, Tensor]) -> _Pixels:
+    if pair.ours.identity not in images or pair.reference.identity not in images:
+        return _Pixels(None, None, 0)
+    mine, theirs = images[pair.ours.identity], images[pair.reference.identity]
+    compared = min(len(mine), len(theirs))
+    apart = (mine[:compared] - theirs[:compared]).abs()
+    return _Pixels(float(apart.max()), float((apart <= SAME_PIXEL).float().mean()), compared)
+
+
+def _verdict(differ: int, corrected: float, pixels: float | None) -> str:
+    if differ == 0 and (pixels is None or pixels <= SAME_PIXEL):
+        return IDENTICAL
+    return DIFFERENT if corrected <= metrics.SIGNIFICANT else EQUAL
+
+
+def _cause(pair: Sides, saturated: int) -> str:
+    """The likely causes of a difference, the declared ones first."""
+    causes = []
+    one = {"samples": "1"}
+    mine = {**one, **pair.ours.traits, "stop": pair.ours.stop, "precision": pair.ours.precision}
+    theirs = {**one, "stop": "never", "precision": "float32", **pair.reference.traits}
+    for trait, what in TRAITS.items():
+        if trait in mine and trait in theirs and mine[trait] != theirs[trait]:
+            causes.append(f"other {what}: {mine[trait]} against {theirs[trait]}")
+    if "start" in mine and mine["start"] == theirs.get("start") != "clean":
+        causes.append(f"other random draws for the same start ({mine['start']})")
+    if saturated:
+        causes.append(
+            f"saturation: {saturated} of the differing examples have a clean confidence that "
+            "rounds to 1, where the cross-entropy gradient is rounding error"
+        )
+    if not causes:
+        causes.append("rounding: the same definition in another order of operations")
+    return "; ".join(causes)
+
+
+def _ratio(ours: float, reference: float) -> float | None:
+    return ours / reference if ours and reference else None
+
+
+def _ids(ids: list[int]) -> str:
+    shown = " ".join(map(str, ids[:IDS_SHOWN]))
+    return shown if len(ids) <= IDS_SHOWN else f"{shown} ..."

@@ -1,0 +1,217 @@
+"""Records of searches for the least distance -> how near they came, and which came nearest.
+
+d_i is the distance of the example that a search found for example i: 0 where the model is wrong
+without attack, infinite where nothing was found. Untargeted, all n examples count; targeted, those
+that could be attacked. A search that failed or is not finished has its reason and no numbers.
+  security curve      rho(eps) = share of examples with d_i > eps: a step function
+  A(a)                = its integral from 0 to eps_max = mean over i of min(d_i(a), eps_max)
+  local optimality    = 1 - (A(a) - A*) / (rho(0) eps_max - A*), A* from the least d_i that any
+                        search of the run found, eps_max the largest finite one of these
+The best search at every eps has optimality 1, one that never succeeds has 0.
+Source: Cinà et al. 2025 (AttackBench), https://arxiv.org/abs/2404.19460
+Differs from its code: that joins the steps by straight lines, so that finding nothing scores 0.5.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy.stats import binom
+
+from bench.evaluation import metrics
+from bench.storage.records import Stored
+from bench.suite.plan import Cell
+
+Distances = npt.NDArray[np.float64]
+"""One for each example that counts, infinite where nothing was found."""
+COLUMNS = (
+    "model", "attack", "implementation", "norm", "goal", "target", "status", "reason", "n",
+    "attacked", "found", "median_distance", "median_low", "median_high", "mean_clipped_distance",
+    "largest_eps", "local_optimality", "forwards_per_example", "backwards_per_example",
+)  # fmt: skip
+_GROUP = ("model", "norm", "goal", "target")
+
+
+class Search(NamedTuple):
+    """One attack's search on one model, for all eps."""
+
+    model: str
+    attack: str
+    implementation: str
+    norm: str
+    goal: str
+    target: str
+    status: str
+    """That of its cells: "ok", or why it is not scored."""
+    reason: str
+    distances: Distances
+    """Empty unless the status is "ok"."""
+    attacked: int = 0
+    forwards: float = 0.0
+    """Per example that was attacked."""
+    backwards: float = 0.0
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """What searches have in common that are ranked against each other."""
+        return tuple(getattr(self, name) for name in _GROUP)
+
+
+class Median(NamedTuple):
+    """A median with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Steps(NamedTuple):
+    """A security curve: from eps[k] up to eps[k + 1] the share of examples that stand is rho[k]."""
+
+    eps: Distances
+    """Ascending, from 0 to the largest distance that was found."""
+    rho: Distances
+
+
+def searches(plan: Sequence[Cell], table: pd.DataFrame, stored: Stored) -> list[Search]:
+    """Every search that the plan holds, in its order; `table` is that of `tables.cells`."""
+    status = table.drop_duplicates("cell").set_index("cell")[["status", "reason"]]
+    places = stored.places()
+    found: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in plan:
+        if cell.budget == "minimum" and cell.eps > 0:
+            key = (cell.model, cell.attack, cell.norm, cell.goal, cell.target)
+            found.setdefault(key, []).append(cell)
+    return [_search(cells, status, stored, places) for cells in found.values()]
+
+
+def _search(
+    cells: Sequence[Cell], status: pd.DataFrame, stored: Stored, places: Mapping[Any, Any]
+) -> Search:
+    """What the cells of one search say together; each of them holds all its distances."""
+    told = [status.loc[cell.identity] for cell in cells]
+    bad = next((each for each in told if each["status"] != "ok"), None)
+    first = cells[0]
+    search = Search(
+        first.model, first.attack, first.implementation, first.norm, first.goal, first.target,
+        "ok" if bad is None else str(bad["status"]), "" if bad is None else str(bad["reason"]),
+        np.empty(0),
+    )  # fmt: skip
+    if bad is not None:
+        return search
+    records = stored.frame.iloc[places[first.identity]]
+    far = distances(records)
+    if np.isnan(far).any():
+        told_by_old = "its records were made before distances were kept; run it again with --fresh"
+        return search._replace(status="missing", reason=told_by_old)
+    attacked = int(records["attacked"].sum())
+    passes = [
+        stored.frame.iloc[places[identity]][["forwards", "backwards"]].sum()
+        for identity in dict.fromkeys(cell.identity for cell in cells)
+    ]
+    forwards, backwards = (
+        float(sum(each[way] for each in passes)) / max(attacked, 1)
+        for way in ("forwards", "backwards")
+    )
+    return search._replace(distances=far, attacked=attacked, forwards=forwards, backwards=backwards)
+
+
+def distances(records: pd.DataFrame) -> Distances:
+    """d_i of each example that counts, from one cell's records in the examples' order."""
+    far = records["distance"].to_numpy(dtype=np.float64)
+    wrong = ~records["clean_correct"].to_numpy(dtype=bool)
+    if (records["goal"] == "untargeted").all():
+        return np.where(wrong, 0.0, far)
+    return far[metrics.eligible(records).to_numpy(dtype=bool)]
+
+
+# ----------------------------------------------------------------------------------------- scores
+
+
+def median(values: Distances) -> Median:
+    """The median and a 95 % interval that holds for any distribution, between two order statistics.
+
+    The number of values below the true median is binomial(n, 1/2), so x_(l) and x_(n + 1 - l) hold
+    it between them with a chance of at least 95 % for the largest l with P(B < l) <= 0.025; with
+    fewer than six values there is none, and the interval is all distances.
+    Source: David and Nagaraja 2003, Order Statistics, section 7.1
+    Raises: ValueError if there are no values.
+    """
+    if not len(values):
+        raise ValueError("expected at least one distance, got none")
+    ordered, n = np.sort(values), len(values)
+    place = int(binom.ppf(0.025, n, 0.5))
+    low, high = (ordered[place - 1], ordered[n - place]) if place else (0.0, np.inf)
+    middle = ordered[(n - 1) // 2] / 2 + ordered[n // 2] / 2
+    return Median(float(middle), float(low), float(high))
+
+
+def security_curve(values: Distances) -> Steps:
+    """The share of examples that stand at each eps; it ends where nothing more was found."""
+    eps = np.unique(np.append(values[np.isfinite(values)], 0.0))
+    beyond = len(values) - np.searchsorted(np.sort(values), eps, side="right")
+    return Steps(eps, beyond / len(values))
+
+
+def area(values: Distances, most: float) -> float:
+    """The security curve's integral from 0 to `most`, exact for its steps."""
+    return float(np.minimum(values, most).mean())
+
+
+def optimality(values: Distances, best: Distances) -> float | None:
+    """Local optimality of a search beside the `best` distance of each example.
+
+    None if no search found anything, or all that was found is equally far: there is no scale then.
+    """
+    most = largest(best)
+    if most is None:
+        return None
+    least, whole = area(best, most), float((best > 0).mean()) * most
+    return 1 - (area(values, most) - least) / (whole - least) if whole > least else None
+
+
+def largest(best: Distances) -> float | None:
+    """eps_max: the largest distance that the best of all searches had to go; None if none did."""
+    found = best[np.isfinite(best) & (best > 0)]
+    return float(found.max()) if len(found) else None
+
+
+def table(found: Iterable[Search]) -> pd.DataFrame:
+    """One row per search, columns COLUMNS."""
+    found = list(found)
+    best: dict[tuple[str, ...], Distances] = {}
+    for search in found:
+        if search.status == "ok":
+            known = best.get(search.rivals, search.distances)
+            best[search.rivals] = np.minimum(known, search.distances)
+    frame = pd.DataFrame([_row(each, best.get(each.rivals)) for each in found], columns=[*COLUMNS])
+    counts = ["n", "attacked", "found"]
+    frame[counts] = frame[counts].astype("Int64")
+    return frame
+
+
+def _row(search: Search, best: Distances | None) -> dict[str, object]:
+    about = {name: getattr(search, name) for name in (*_GROUP, "attack", "implementation")}
+    about |= {"status": search.status, "reason": search.reason}
+    far = search.distances
+    if search.status != "ok" or best is None:
+        return about
+    if not len(far):
+        return {**about, "reason": "no example could be attacked"}
+    middle, most = median(far), largest(best)
+    return {
+        **about,
+        "n": len(far),
+        "attacked": search.attacked,
+        "found": int((np.isfinite(far) & (far > 0)).sum()),
+        "median_distance": middle.value,
+        "median_low": middle.low,
+        "median_high": middle.high,
+        "mean_clipped_distance": None if most is None else area(far, most),
+        "largest_eps": most,
+        "local_optimality": optimality(far, best),
+        "forwards_per_example": search.forwards,
+        "backwards_per_example": search.backwards,
+    }

@@ -1,0 +1,162 @@
+"""Cells side by side, on the same examples: pairs of attacks, pairs of models, and several seeds.
+
+Two attacks on one model are compared by the examples that each breaks (it succeeds on them: with
+a target, it reaches the target), two models under one attack by the examples on which each is
+robust. Each pair is judged by the exact McNemar test; its p-value is corrected for all pairs of
+the run by Holm's procedure, so that in nineteen runs of twenty no difference is called that is
+not there. Several seeds of one attack are told by their spread and by what they leave together.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench.evaluation import metrics
+from bench.evaluation.metrics import Outcomes
+
+COLUMNS = (
+    "compared", "model", "attack", "norm", "goal", "target", "eps", "eps_text", "first", "second",
+    "n", "only_first", "only_second", "p_value", "p_corrected", "sentence",
+)  # fmt: skip
+SEEDS = (
+    "model", "attack", "norm", "goal", "target", "eps", "eps_text", "seeds", "n", "least",
+    "least_low", "least_high", "median", "most", "most_low", "most_high", "union", "union_low",
+    "union_high",
+)  # fmt: skip
+WORST = "worst case"
+"""In place of an attack: all attacks together that both models met."""
+
+
+class Pair(NamedTuple):
+    """Two outcomes of the same examples, and where they come from."""
+
+    compared: str
+    """"attacks" or "models"."""
+    place: Mapping[str, Any]
+    """What both sides share: the model or the attack, norm, goal, target, eps, eps_text."""
+    first: str
+    second: str
+    outcomes: tuple[Outcomes, Outcomes]
+    """Of an attack, what it breaks; of a model, where it is robust."""
+
+
+def compare(
+    table: pd.DataFrame, robust: Mapping[str, Outcomes], fooled: Mapping[str, Outcomes]
+) -> pd.DataFrame:
+    """Every pair of attacks on a model and of models under an attack, at each eps above 0.
+
+    `table` is that of `tables.cells`; `robust` and `fooled` are per cell, indexed by example.
+    """
+    done = table[(table["status"] == "ok") & (table["eps"] > 0)]
+    return judged([*_attacks(done, fooled), *_models(done, robust), *_worst(done, robust)])
+
+
+def judged(pairs: Sequence[Pair]) -> pd.DataFrame:
+    """One row per pair, columns COLUMNS; the p-values are corrected as one family."""
+    tests = [metrics.paired(*pair.outcomes) for pair in pairs]
+    corrected = metrics.holm([test.p_value for test in tests])
+    rows = [
+        {
+            "compared": pair.compared,
+            **pair.place,
+            "first": pair.first,
+            "second": pair.second,
+            "n": len(pair.outcomes[0]),
+            **test._asdict(),
+            "p_corrected": p_value,
+            "sentence": _sentence(pair, test, p_value),
+        }
+        for pair, test, p_value in zip(pairs, tests, corrected, strict=True)
+    ]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _attacks(done: pd.DataFrame, fooled: Mapping[str, Outcomes]) -> Iterator[Pair]:
+    shared = ("model", "norm", "goal", "target", "eps")
+    for place, cells in _groups(done, *shared):
+        for a, b in itertools.combinations(cells.to_dict("records"), 2):
+            sides = fooled[a["cell"]], fooled[b["cell"]]
+            yield Pair("attacks", place, a["attack"], b["attack"], sides)
+
+
+def _models(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[Pair]:
+    shared = ("attack", "norm", "goal", "target", "eps")
+    for place, cells in _groups(done, *shared):
+        for a, b in itertools.combinations(cells.to_dict("records"), 2):
+            sides = robust[a["cell"]], robust[b["cell"]]
+            yield Pair("models", place, a["model"], b["model"], sides)
+
+
+def _worst(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[Pair]:
+    """Models by what several attacks together leave of each."""
+    for place, cells in _groups(done, "norm", "goal", "eps"):
+        met = {
+            str(model): dict(zip(rows["attack"], rows["cell"], strict=True))
+            for model, rows in cells.groupby("model", sort=False)
+        }
+        about = {**place, "attack": WORST}
+        for a, b in itertools.combinations(met, 2):
+            both = [attack for attack in met[a] if attack in met[b]]
+            if len(both) > 1:
+                left, right = (
+                    metrics.worst_case([robust[met[model][attack]] for attack in both])
+                    for model in (a, b)
+                )
+                yield Pair("models", about, a, b, (left, right))
+
+
+def _groups(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """(what the rows of a group share, those rows), in the order of the plan."""
+    for values, group in rows.groupby(list(keys), sort=False):
+        written = group["eps_text"].iloc[0]  # "8/255" and 0.03137 are one eps
+        yield {**dict(zip(keys, values, strict=True)), "eps_text": written}, group
+
+
+def _sentence(pair: Pair, test: metrics.Paired, p_value: float) -> str:
+    """What the pair shows, the side with more first."""
+    does = "breaks {} that {} does not, {} {} that {} does not"
+    if pair.compared == "models":
+        does = "is robust on {} where {} is not, {} on {} where {} is not"
+    (more, a), (fewer, b) = (test.only_first, pair.first), (test.only_second, pair.second)
+    if fewer > more:
+        (more, a), (fewer, b) = (fewer, b), (more, a)
+    examples = f"{more} example{'' if more == 1 else 's'}"
+    chance = "p < 0.0001" if p_value < 1e-4 else f"p = {p_value:.2g}"
+    return f"{a} {does.format(examples, b, b, fewer, a)} ({chance}, corrected)"
+
+
+# ------------------------------------------------------------------------------------------- seeds
+
+
+def seeds(table: pd.DataFrame, robust: Mapping[str, Outcomes]) -> pd.DataFrame:
+    """One row per attack that the suite gives several seeds and per eps above 0, columns SEEDS.
+
+    least, median, most: of the counts of robust examples, seed by seed; union: how many are robust
+    under every seed, so it is at most the least.
+    """
+    done = table[(table["status"] == "ok") & (table["eps"] > 0) & table["seed"].notna()]
+    ends = [f", seed {seed}" for seed in done["seed"]]
+    names = [str(name).removesuffix(end) for name, end in zip(done["attack"], ends, strict=True)]
+    shared = ("model", "attack", "norm", "goal", "target", "eps")
+    rows = [
+        {**place, **_spread(cells, robust)}
+        for place, cells in _groups(done.assign(attack=names), *shared)
+        if len(cells) > 1
+    ]
+    return pd.DataFrame(rows, columns=list(SEEDS))
+
+
+def _spread(cells: pd.DataFrame, robust: Mapping[str, Outcomes]) -> dict[str, object]:
+    outcomes = [robust[cell] for cell in cells["cell"]]
+    counts, n = [int(outcome.sum()) for outcome in outcomes], len(outcomes[0])
+    union = int(metrics.worst_case(outcomes).sum())
+    found: dict[str, object] = {
+        "seeds": " ".join(str(seed) for seed in cells["seed"]), "n": n, "median": median(counts),
+    }  # fmt: skip
+    for name, count in (("least", min(counts)), ("most", max(counts)), ("union", union)):
+        rate = metrics.rate(count, n)
+        found |= {name: rate.k, f"{name}_low": rate.low, f"{name}_high": rate.high}
+    return found

@@ -1,0 +1,241 @@
+"""What a check needs of a run: its models, its attacks on them, and its cells above eps 0.
+
+Outcomes are one bit per example, in the order of their ids 0..n-1, the first in the highest bit, in
+base64: 1,000 examples take 168 letters, whichever they are.
+"""
+
+import base64
+import binascii
+import dataclasses
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+from annotated_types import Ge
+from pydantic import JsonValue
+
+from bench.analysis.results import RunResults
+from bench.core.errors import RecordError
+from bench.evaluation import metrics
+from bench.evaluation.metrics import Outcomes
+
+_Strict: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+_Count: TypeAlias = Annotated[int, Ge(0)]
+_Number: TypeAlias = Annotated[float, Ge(0)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """The examples; a fingerprint stands for all of them, their order included."""
+
+    __pydantic_config__ = _Strict
+    name: str
+    n: Annotated[int, Ge(1)]
+    fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a throughput is comparable on."""
+
+    __pydantic_config__ = _Strict
+    device: str
+    processor: str
+    threads: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model without attack."""
+
+    __pydantic_config__ = _Strict
+    model: str
+    fingerprint: str
+    clean_correct: _Count
+    signs: list[str]
+    """Kinds of sign that its audit found."""
+    clean: str
+    """Packed: which examples it classifies correctly."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """An attack on a model, at all its eps."""
+
+    __pydantic_config__ = _Strict
+    model: str
+    attack: str
+    family: str
+    settings: dict[str, JsonValue]
+    """`plan.Cell.settings`."""
+    floor_ratio: _Number | None
+    """Time that the processor worked over that of a bare loop of the same passes, both summed over
+    the finished cells; None where it was not measured."""
+    seconds: _Number
+    """Time that the processor worked for it."""
+    clock_seconds: _Number
+    """Time that it took: more, where other programs had the processor in between."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A model under an attack at one eps above 0."""
+
+    __pydantic_config__ = _Strict
+    model: str
+    attack: str
+    eps: _Number
+    eps_text: str
+    status: Literal["ok", "skipped", "failed", "missing"]
+    reason: str
+    robust_correct: _Count = 0
+    violations: _Count = 0
+    robust: str = ""
+    """Packed: on which examples it is robust; empty unless the cell is ok."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A run, reduced to what a later one is held against."""
+
+    __pydantic_config__ = _Strict
+    schema: Literal[1]
+    suite: str
+    seed: int
+    data: Data
+    machine: Machine
+    provenance: dict[str, JsonValue]
+    models: list[Model]
+    tasks: list[Task]
+    cells: list[Cell]
+
+
+# ------------------------------------------------------------------------------------------ bits
+
+
+def pack(outcomes: Outcomes) -> str:
+    """Outcomes of the examples 0..n-1, a bit each, in base64.
+
+    >>> pack(pd.Series([True, False, False, False, False, False, False, True, True]))
+    'gYA='
+    """
+    return base64.b64encode(np.packbits(outcomes.to_numpy(dtype=bool)).tobytes()).decode("ascii")
+
+
+def unpack(text: str, n: int) -> Outcomes:
+    """What `pack` wrote of n examples, indexed by their ids.
+
+    Raises: ValueError if it is not the outcomes of n examples.
+
+    >>> unpack("gYA=", 9).to_numpy().nonzero()[0].tolist()
+    [0, 7, 8]
+    """
+    try:
+        raw = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"no base64: {error}") from error
+    if len(raw) != (n + 7) // 8:
+        raise ValueError(f"expected {(n + 7) // 8} bytes for {n} examples, got {len(raw)}")
+    bits = np.unpackbits(np.frombuffer(raw, dtype=np.uint8)).astype(bool)
+    if bits[n:].any():
+        raise ValueError(f"expected {n} examples, got more")
+    return pd.Series(bits[:n])
+
+
+# --------------------------------------------------------------------------------- from a run
+
+
+def of(found: RunResults) -> Snapshot:
+    """The snapshot of a run.
+
+    Raises: RecordError if a finished cell does not hold each example once.
+    """
+    session = found.provenance["sessions"][-1]
+    environment = session["environment"]
+    data = found.provenance["data"]
+    return Snapshot(
+        schema=1,
+        suite=found.provenance["suite"]["name"],
+        seed=found.provenance["suite"]["seed"],
+        data=Data(name=data["name"], n=data["n"], fingerprint=data["fingerprint"]),
+        machine=Machine(
+            device=environment["device"],
+            processor=environment["device_name"] or environment["processor"],
+            threads=environment["threads"],
+        ),
+        provenance={
+            **{key: session[key] for key in ("command", "started", "finished")},
+            **{key: environment[key] for key in ("packages", "git")},
+        },
+        models=_models(found),
+        tasks=_tasks(found),
+        cells=_cells(found),
+    )
+
+
+def _outcomes(found: RunResults, cell: str, column: Outcomes) -> Outcomes:
+    """`column` of the whole run's records for one cell, in the order of the examples."""
+    places = found.stored.frame["cell"] == cell
+    examples = found.stored.frame["example"][places].to_numpy()
+    n = found.provenance["data"]["n"]
+    if not np.array_equal(examples, np.arange(n)):
+        raise RecordError(
+            f"cell {cell}: expected records of the examples 0 to {n - 1}, each once; "
+            "run the suite again with --fresh"
+        )
+    return pd.Series(column[places].to_numpy(dtype=bool))
+
+
+def _models(found: RunResults) -> list[Model]:
+    models = []
+    for label, rows in found.table[found.table["status"] == "ok"].groupby("model", sort=False):
+        correct = found.stored.frame["clean_correct"]
+        clean = _outcomes(found, rows["cell"].iloc[0], correct)
+        signs = {sign.name for sign in found.audit.signs if sign.model == label}
+        models.append(
+            Model(
+                model=str(label),
+                fingerprint=found.provenance["models"][label]["fingerprint"],
+                clean_correct=int(clean.sum()),
+                signs=sorted(signs),
+                clean=pack(clean),
+            )
+        )
+    return models
+
+
+def _tasks(found: RunResults) -> list[Task]:
+    above = [cell for cell in found.plan if cell.eps > 0]
+    done = set(found.table["cell"][found.table["status"] == "ok"])
+    tasks = []
+    for model, attack in dict.fromkeys((cell.model, cell.attack) for cell in above):
+        cells = [cell for cell in above if (cell.model, cell.attack) == (model, attack)]
+        own = {cell.identity for cell in cells} & done
+        pieces = [piece for piece in found.stored.pieces if piece.cell in own]
+        busy = sum(piece.busy_seconds for piece in pieces)
+        floor = sum(piece.busy_floor_seconds for piece in pieces)
+        tasks.append(
+            Task(
+                model=model,
+                attack=attack,
+                family=cells[0].family or attack,
+                settings=dict(cells[0].settings),
+                floor_ratio=round(busy / floor, 4) if floor else None,
+                seconds=round(busy, 3),
+                clock_seconds=round(sum(piece.seconds for piece in pieces), 3),
+            )
+        )
+    return tasks
+
+
+def _cells(found: RunResults) -> list[Cell]:
+    robust = metrics.robust(found.stored.frame)
+    cells = []
+    for row in found.table[found.table["eps"] > 0].to_dict("records"):
+        about = {name: row[name] for name in ("model", "attack", "eps", "eps_text", "status")}
+        counted: dict[str, Any] = {}
+        if row["status"] == "ok":
+            counted = {name: int(row[name]) for name in ("robust_correct", "violations")}
+            counted["robust"] = pack(_outcomes(found, row["cell"], robust))
+        cells.append(Cell(**about, reason=row["reason"], **counted))
+    return cells

@@ -1,0 +1,130 @@
+"""A snapshot as a file: the baseline that later runs are held against, for git to show changes of.
+
+One line for each model, each attack on a model and each cell, so that a change of one cell is a
+change of one line; nothing but `provenance` tells when a file was made and by what. A baseline
+comes from elsewhere and is checked like any other data: what is damaged is told in one sentence.
+"""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from bench.analysis.snapshot import Snapshot, unpack
+from bench.core import files
+from bench.core.errors import RecordError, SuiteError
+from bench.evaluation.metrics import Outcomes
+
+SCHEMA = 1
+
+
+def write(snapshot: Snapshot, path: Path) -> None:
+    """Write a baseline; the same run gives the same bytes.
+
+    Raises: SuiteError if it cannot be written.
+    """
+    files.write_atomic(path, text_of(snapshot).encode())
+
+
+def text_of(snapshot: Snapshot) -> str:
+    """The baseline as JSON, a line for each model, task and cell."""
+    fields = dataclasses.asdict(snapshot)
+    parts = []
+    for key, value in fields.items():
+        if key in ("models", "tasks", "cells"):
+            lines = ",\n".join(f"  {_line(each)}" for each in value)
+            parts.append(f' "{key}": [\n{lines}\n ]' if lines else f' "{key}": []')
+        else:
+            parts.append(f' "{key}": {_line(value)}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def read(path: Path) -> Snapshot:
+    """The baseline in a file.
+
+    Raises: SuiteError if there is none; RecordError if it is damaged or newer than this bench.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise SuiteError(
+            f"{path}: expected a baseline, found no such file; make one of a run that you accept "
+            f"with bench baseline DIR -o {path}"
+        ) from None
+    except OSError as error:
+        raise SuiteError(f"{path}: could not be read as a baseline ({error.strerror})") from error
+    try:
+        raw = from_json(content, allow_inf_nan=False)
+    except ValueError as error:
+        raise _damaged(path, f"not valid JSON: {error}") from None
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise RecordError(
+            f"{path}: schema {schema}, this bench reads up to {SCHEMA}; use the bench that wrote it"
+        )
+    try:
+        snapshot = TypeAdapter(Snapshot).validate_json(content)
+        _check(snapshot)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise _damaged(path, f"{where}: {first['msg'].lower()}") from None
+    except ValueError as error:
+        raise _damaged(path, str(error)) from None
+    return snapshot
+
+
+def _check(snapshot: Snapshot) -> None:
+    """Raises: ValueError if the parts do not fit each other."""
+    n = snapshot.data.n
+    clean = {}
+    for model in snapshot.models:
+        clean[model.model] = _counted(model.clean, model.clean_correct, n, model.model)
+    for cell in snapshot.cells:
+        name = f"{cell.model}, {cell.attack}, eps {cell.eps_text}"
+        if cell.status != "ok":
+            continue
+        if cell.model not in clean:
+            raise ValueError(f"{name}: no model of that name among models")
+        robust = _counted(cell.robust, cell.robust_correct, n, name)
+        if (robust & ~clean[cell.model]).any():
+            raise ValueError(f"{name}: robust where the model is wrong without attack")
+        if cell.violations > n:
+            raise ValueError(f"{name}: {cell.violations} violations among {n} examples")
+    _once("models", (model.model for model in snapshot.models))
+    _once("tasks", ((task.model, task.attack) for task in snapshot.tasks))
+    _once("cells", ((cell.model, cell.attack, cell.eps) for cell in snapshot.cells))
+    tasks = {(task.model, task.attack) for task in snapshot.tasks}
+    for cell in snapshot.cells:
+        if (cell.model, cell.attack) not in tasks:
+            raise ValueError(f"{cell.model}, {cell.attack}: no such attack among tasks")
+
+
+def _counted(text: str, k: int, n: int, name: str) -> Outcomes:
+    try:
+        outcomes = unpack(text, n)
+    except ValueError as error:
+        raise ValueError(f"{name}: outcomes: {error}") from None
+    if int(outcomes.sum()) != k:
+        raise ValueError(f"{name}: {int(outcomes.sum())} outcomes where {k} are counted")
+    return outcomes
+
+
+def _once(what: str, names: Iterable[Any]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"{what}: {name} {count} times")
+
+
+def _damaged(path: Path, why: str) -> RecordError:
+    told = " ".join(why.split())[:300]
+    return RecordError(f"{path}: damaged baseline ({told}); make it again with bench baseline")

@@ -1,0 +1,245 @@
+"""Records -> tables: one row per cell, and the worst case over attacks at each eps.
+
+Every figure is derived from per-example records by the definitions of `metrics`; a cell that
+failed, was skipped or is not finished has its status and reason, and no numbers. Failed is, too,
+a cell most of whose attacked images are violations.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.evaluation import metrics
+from bench.storage.records import Stored
+from bench.suite.plan import Cell
+
+COLUMNS = (
+    "suite", "model", "dataset", "attack", "implementation", "norm", "eps", "goal", "status",
+    "reason", "n", "clean_correct", "robust_correct", "clean_accuracy", "robust_accuracy",
+    "robust_low", "robust_high", "attack_success_rate", "success_low", "success_high",
+    "robust_accuracy_8bit", "violations", "mean_confidence_fooled", "mean_linf", "mean_l2",
+    "mean_l1", "mean_l0", "forwards_per_example", "backwards_per_example", "seconds",
+    "examples_per_second", "floor_ratio", "device",
+)  # fmt: skip
+EXTRA = (
+    "eps_text", "target", "stop", "attacked", "eligible", "fooled", "robust_correct_8bit",
+    "verify_seconds", "rows_per_pass", "caveats", "threat_model", "source", "family", "varied",
+    "value", "seed", "mean_target_cross_entropy", "precision", "samples",
+    "predictions", "unstable", "parts", "cell",
+)  # fmt: skip
+NONFINITE = ("nonfinite_gradients", "nonfinite_examples")
+"""Gradients in which entries were not finite and counted as 0, and the examples that had any: last
+columns, of a table in which there were any."""
+COUNTS = (
+    "n", "clean_correct", "robust_correct", "violations", "attacked", "eligible", "fooled",
+    "robust_correct_8bit", "rows_per_pass", "seed", "unstable",
+)  # fmt: skip
+WORST = (
+    "model", "dataset", "norm", "goal", "eps", "eps_text", "n", "clean_correct", "robust_correct",
+    "robust_accuracy", "robust_low", "robust_high", "attacks", "broken_by",
+)  # fmt: skip
+
+
+def cell_table(
+    plan: Sequence[Cell], stored: Stored, suite: str, dataset: str, n: int
+) -> pd.DataFrame:
+    """One row per cell of the plan, columns COLUMNS then EXTRA, then NONFINITE if any was.
+
+    `n` is the number of examples a finished cell has. `parts` counts, for each part of an ensemble,
+    the examples that it broke after those before it had failed.
+    """
+    places = stored.places()
+    rows = [
+        {"suite": suite, "dataset": dataset, **_row(cell, stored, places.get(cell.identity), n)}
+        for cell in plan
+    ]
+    more = [name for name in NONFINITE if any(row.get(name) for row in rows)]
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *EXTRA, *more])
+    counts = [*COUNTS, *more]
+    table[counts] = table[counts].astype("Int64")
+    return table
+
+
+def outcomes(
+    plan: Sequence[Cell],
+    stored: Stored,
+    of: Callable[[pd.DataFrame], metrics.Outcomes] = metrics.robust,
+) -> dict[str, "pd.Series[bool]"]:
+    """For each cell with records, which examples are robust, or what `of` says; by example."""
+    found = of(stored.frame)
+    found.index = pd.Index(stored.frame["example"])
+    wanted = {cell.identity for cell in plan}
+    rows = stored.places().items()
+    return {cell: found.iloc[at] for cell, at in rows if cell in wanted}
+
+
+def worst_case(
+    plan: Sequence[Cell], table: pd.DataFrame, robust: Mapping[str, "pd.Series[bool]"]
+) -> pd.DataFrame:
+    """One row per (model, norm, goal, eps): robust under every attack that finished, columns WORST.
+
+    `broken_by` counts, for each attack in the suite's order, the examples that it broke first.
+    """
+    rows = []
+    done = table[table["status"] == "ok"]
+    texts = {cell.identity: cell.eps_text for cell in plan}
+    for keys, group in done.groupby(["model", "dataset", "norm", "goal", "eps"], sort=False):
+        left = metrics.worst_case([robust[cell] for cell in group["cell"]])
+        standing = pd.Series(True, index=left.index)
+        broken: list[str] = []
+        for cell, attack in zip(group["cell"], group["attack"], strict=True):
+            new = int((standing & ~robust[cell]).sum()) - (
+                int(group["n"].iloc[0] - group["clean_correct"].iloc[0]) if not broken else 0
+            )
+            standing &= robust[cell]
+            broken.append(f"{attack}: {new}")
+        counted = metrics.rate(int(left.sum()), len(left))
+        first = group.iloc[0]
+        rows.append(
+            {
+                **dict(zip(("model", "dataset", "norm", "goal", "eps"), keys, strict=True)),
+                "eps_text": texts[first["cell"]],
+                "n": counted.n,
+                "clean_correct": first["clean_correct"],
+                "robust_correct": counted.k,
+                "robust_accuracy": counted.value,
+                "robust_low": counted.low,
+                "robust_high": counted.high,
+                "attacks": len(group),
+                "broken_by": ", ".join(broken) if first["eps"] > 0 else "",
+            }
+        )
+    return pd.DataFrame(rows, columns=list(WORST))
+
+
+def divided(table: pd.DataFrame) -> list[str]:
+    """For each model whose predictions vote, a sentence on how often they were not unanimous."""
+    voted = table[(table["status"] == "ok") & (table["predictions"] > 1)]
+    return [
+        f"{model}: its {cells['predictions'].iloc[0]} predictions of an image were not unanimous "
+        f"on {cells['unstable'].sum()} of {cells['n'].sum()} images, all cells taken together."
+        for model, cells in voted.groupby("model", sort=False)
+    ]
+
+
+def violations(stored: Stored) -> pd.DataFrame:
+    """Every image that broke its threat model: model, attack, norm, eps, example, violation."""
+    columns = ["model", "attack", "norm", "eps", "example", "violation"]
+    broken = stored.frame[stored.frame["violation"] != ""]
+    return broken[columns].reset_index(drop=True)
+
+
+def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
+    about: dict[str, object] = {
+        "model": cell.model,
+        "attack": cell.attack,
+        "implementation": cell.implementation,
+        "norm": cell.norm,
+        "eps": cell.eps,
+        "goal": cell.goal,
+        "status": "ok",
+        "reason": "",
+        "eps_text": cell.eps_text,
+        "target": cell.target,
+        "stop": cell.stop,
+        "caveats": " ".join(cell.caveats),
+        "threat_model": cell.threat_model,
+        "source": cell.source,
+        "family": cell.family or cell.attack,
+        "varied": cell.varied,
+        "value": cell.value,
+        "seed": cell.seed,
+        "precision": cell.precision,
+        "samples": cell.samples,
+        "predictions": cell.predictions,
+        "cell": cell.identity,
+    }
+    pieces = [piece for piece in stored.pieces if piece.cell == cell.identity]
+    there = sum(piece.last - piece.first for piece in pieces)
+    if cell.reason:
+        return {**about, "status": "skipped", "reason": cell.reason}
+    if cell.identity in stored.failures:
+        return {**about, "status": "failed", "reason": stored.failures[cell.identity]}
+    if there < n:
+        reason = f"{there} of {n} examples are done; run the suite again to go on"
+        return {**about, "status": "missing", "reason": reason}
+    records = stored.frame.iloc[places]
+    attacked = sum(piece.attacked for piece in pieces)
+    if reason := _mostly_violations(records, attacked):
+        return {**about, "status": "failed", "reason": reason}
+    counted = _counts(records)
+    seconds = sum(piece.seconds for piece in pieces)
+    floor = sum(piece.floor_seconds for piece in pieces)
+    fooled = records[records["fooled"]]
+    parts = [name for name in cell.traits.get("parts", "").split(", ") if name]
+    passes = records[["forwards", "backwards"]].sum()
+    return {
+        **about,
+        **counted,
+        "mean_confidence_fooled": fooled["confidence"].mean(),
+        **{f"mean_{norm}": fooled[norm].mean() for norm in ("linf", "l2", "l1", "l0")},
+        "mean_target_cross_entropy": _target_cross_entropy(cell, fooled),
+        "attacked": attacked,
+        "forwards_per_example": passes["forwards"] / attacked if attacked else 0.0,
+        "backwards_per_example": passes["backwards"] / attacked if attacked else 0.0,
+        "seconds": seconds,
+        "examples_per_second": attacked / seconds if seconds else None,
+        "floor_ratio": seconds / floor if floor else None,
+        "device": pieces[0].device,
+        "verify_seconds": sum(piece.verify_seconds for piece in pieces),
+        "rows_per_pass": pieces[0].rows,
+        **{name: sum(getattr(piece, name) for piece in pieces) for name in NONFINITE},
+        "parts": ", ".join(f"{name}: {int((fooled['part'] == name).sum())}" for name in parts),
+    }
+
+
+def _mostly_violations(records: pd.DataFrame, attacked: int) -> str:
+    """Why a cell counts for nothing of which more than half of the attacked images broke the threat
+    model; empty if fewer did. Each counts as an attack that failed, so that all of them together
+    would say that the model is robust."""
+    broken = records[records["violation"] != ""]
+    if 2 * len(broken) <= attacked:
+        return ""
+    first = broken.iloc[0]
+    return (
+        f"{len(broken)} of {attacked} attacked images are violations, the first of them example "
+        f"{first['example']}: {first['violation']}; no robustness can be read from an attack that "
+        "mostly breaks its threat model"
+    )
+
+
+def _target_cross_entropy(cell: Cell, fooled: pd.DataFrame) -> float | None:
+    """How sure the model ends of the target, -ln p, on average over the fooled examples."""
+    if cell.goal != "targeted" or fooled.empty:
+        return None
+    return float(-np.log(fooled["confidence"].astype(float)).mean())
+
+
+def _counts(records: pd.DataFrame) -> dict[str, object]:
+    n = len(records)
+    clean = metrics.rate(int(records["clean_correct"].sum()), n)
+    robust = metrics.rate(int(metrics.robust(records).sum()), n)
+    robust_8bit = metrics.rate(int(metrics.robust_8bit(records).sum()), n)
+    eligible, fooled = int(metrics.eligible(records).sum()), int(records["fooled"].sum())
+    success = metrics.rate(fooled, eligible) if eligible else None
+    return {
+        "reason": "" if success else "no example is classified correctly, so no attack can succeed",
+        "n": n,
+        "clean_correct": clean.k,
+        "robust_correct": robust.k,
+        "clean_accuracy": clean.value,
+        "robust_accuracy": robust.value,
+        "robust_low": robust.low,
+        "robust_high": robust.high,
+        "attack_success_rate": success.value if success else None,
+        "success_low": success.low if success else None,
+        "success_high": success.high if success else None,
+        "robust_accuracy_8bit": robust_8bit.value,
+        "violations": int((records["violation"] != "").sum()),
+        "eligible": eligible,
+        "fooled": fooled,
+        "robust_correct_8bit": robust_8bit.k,
+        "unstable": int((records["agreement"] < 1).sum()),
+    }

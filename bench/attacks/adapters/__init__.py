@@ -1,0 +1,1 @@
+"""Attacks of other libraries by their names there, one file per library."""

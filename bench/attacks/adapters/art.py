@@ -1,0 +1,382 @@
+"""Any evasion attack of ART that moves an image within a norm: `art:ProjectedGradientDescent`.
+
+The Adversarial Robustness Toolbox works on arrays and on a classifier of its own, which is made
+here around the model for each batch: logits, cross-entropy, images in [0, 1]. Its classes tell
+their parameters; one row of TABLE says the rest, as read in the source and as tried. Parameters
+are those of the class's `__init__` under their own names and defaults, without what the suite
+decides (eps, norm, targeted), what the harness knows (batch_size) and what no suite can write.
+What ART returns is handed on as it is. Many attacks ask the model twice more for ART's log; those
+passes are counted, too.
+
+Source: Nicolae et al. 2018, https://arxiv.org/abs/1807.01069
+Differs from the library: `eps_step` may be a share of eps ("eps/10"); a model is shown float32
+where an attack would show it float64; `verbose` is gone. Importing ART makes a folder `.art` in
+the user's home.
+"""
+
+import contextlib
+import importlib.metadata
+import inspect
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import cache, partial
+from typing import Annotated, Any, Literal, NamedTuple
+from unittest import mock
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from bench.attacks.common import PROJECTION, reach
+from bench.core import optional
+from bench.core.contracts.attack import Alpha, Attack, step_size
+from bench.core.contracts.types import Goal, Norm, Threat
+from bench.core.rng import Noise, fold
+
+LIBRARY, DISTRIBUTION = "art", "adversarial-robustness-toolbox"
+L2: tuple[Norm, ...] = ("l2",)
+PLAIN: tuple[Norm, ...] = ("linf", "l2", "l1")
+
+
+class Row(NamedTuple):
+    """What ART's classes do not tell of themselves."""
+
+    summary: str
+    paper: str
+    norms: tuple[Norm, ...] = PLAIN
+    needs: Literal["gradient", "scores", "labels"] = "gradient"
+    draws: bool = False
+    """True if it draws random numbers, for the batch as a whole; one with random starts may."""
+    by_batch: bool = False
+    """True if it stops on something that it reads off the whole batch."""
+    or_clean: bool = False
+    """True if it hands back the clean image where it does not succeed."""
+    one_by_one: bool = False
+    """True if it takes no larger batches than 1."""
+    away_only: bool = False
+    """True if its targeted mode asks for more than a target."""
+    own_generator: bool = False
+    """True if it makes generators that the global seed does not reach."""
+    probabilities: bool = False
+    """True if it wants a classifier that returns probabilities."""
+
+
+CROCE, YAMA, CW = "Croce and Hein 2020", "Yamamura et al. 2022", "Carlini and Wagner 2017"
+
+# fmt: off
+TABLE = {
+    "FastGradientMethod": Row("one step of length eps along the gradient",
+                              "Goodfellow et al. 2015"),
+    "BasicIterativeMethod": Row("projected gradient ascent from x itself", "Kurakin et al. 2017",
+                                ("linf",)),
+    "ProjectedGradientDescent": Row("projected gradient ascent", "Madry et al. 2018"),
+    "ProjectedGradientDescentNumpy": Row("projected gradient ascent, on arrays",
+                                         "Madry et al. 2018"),
+    "ProjectedGradientDescentPyTorch": Row("projected gradient ascent, on tensors",
+                                           "Madry et al. 2018"),
+    "MomentumIterativeMethod": Row("iterated steps along a momentum of gradients",
+                                   "Dong et al. 2018"),
+    "AutoProjectedGradientDescent": Row("PGD with step sizes that adapt", CROCE, draws=True,
+                                        by_batch=True),
+    "AutoConjugateGradient": Row("APGD along conjugate gradients", YAMA, draws=True,
+                                 by_batch=True),
+    "RescalingAutoConjugateGradient": Row("ACG with gradients rescaled", "Yamamura et al. 2024",
+                                          draws=True, by_batch=True),
+    "VirtualAdversarialMethod": Row("the direction in which the output changes most",
+                                    "Miyato et al. 2016", L2, "scores", draws=True,
+                                    probabilities=True),
+    "SquareAttack": Row("random search with squares", "Andriushchenko et al. 2020",
+                        ("linf", "l2"), "scores", draws=True),
+    "DeepFool": Row("steps to the nearest linearised boundary", "Moosavi-Dezfooli et al. 2016",
+                    L2, by_batch=True),
+    "NewtonFool": Row("Newton steps down the predicted class's probability", "Jang et al. 2017",
+                      L2),
+    "CarliniL2Method": Row("least l2 by gradient descent, c searched for", CW, L2, or_clean=True),
+    "CarliniLInfMethod": Row("least linf by gradient descent", CW, ("linf",)),
+    "CarliniL0Method": Row("least l0: CarliniL2Method on ever fewer pixels", CW, ("l0",),
+                           or_clean=True),
+    "ElasticNet": Row("least l1 + l2, c searched for", "Chen et al. 2018", ("l1", "l2"),
+                      or_clean=True),
+    "SaliencyMapMethod": Row("two entries at a time, by saliency", "Papernot et al. 2016",
+                             ("l0",), draws=True, by_batch=True),
+    "BoundaryAttack": Row("a random walk along the boundary", "Brendel et al. 2018", L2, "labels",
+                          draws=True, or_clean=True, own_generator=True),
+    "HopSkipJump": Row("the boundary's normal estimated from labels", "Chen et al. 2020",
+                       ("l2", "linf"), "labels", draws=True, or_clean=True,
+                       own_generator=True),
+    "SignOPTAttack": Row("the boundary's distance descended by signs", "Cheng et al. 2020", L2,
+                         "labels", draws=True, away_only=True),
+    "SimBA": Row("one random frequency or pixel after another", "Guo et al. 2019", L2, "scores",
+                 draws=True, one_by_one=True, probabilities=True),
+    "ZooAttack": Row("Adam along finite differences", "Chen et al. 2017", L2, "scores",
+                     draws=True, or_clean=True, one_by_one=True),
+    "PixelAttack": Row("fewest pixels by differential evolution", "Su et al. 2019", ("l0",),
+                       "scores", draws=True, or_clean=True),
+}
+# fmt: on
+
+PATCH = "it pastes a patch or an object into a scene, which no norm measures"
+DETECTOR = "it attacks a detector or tracker of objects, not a classifier"
+SOUND = "it attacks a recogniser of speech, not a classifier of images"
+FILM = "it attacks films, not images"
+TENSORFLOW = "it runs on TensorFlow, not on PyTorch"
+MOVES = "it changes colours, places or shapes, which no norm measures"
+SHARED = "it makes one perturbation for all images of a batch, so that no image has one of its own"
+REFUSED = {
+    **dict.fromkeys(("AdversarialPatch", "AdversarialPatchNumpy", "AdversarialPatchPyTorch",
+                     "LaserAttack", "GRAPHITEBlackbox", "GRAPHITEWhiteboxPyTorch"), PATCH),
+    **dict.fromkeys(("AdversarialTexturePyTorch", "DPatch", "RobustDPatch", "OverloadPyTorch",
+                     "SNAL"), DETECTOR),
+    **dict.fromkeys(("CarliniWagnerASR", "ImperceptibleASR", "ImperceptibleASRPyTorch"), SOUND),
+    **dict.fromkeys(("FrameSaliencyAttack", "OverTheAirFlickeringPyTorch"), FILM),
+    **dict.fromkeys(("AdversarialPatchTensorFlowV2", "FeatureAdversariesTensorFlowV2",
+                     "MalwareGDTensorFlow", "ProjectedGradientDescentTensorFlowV2"), TENSORFLOW),
+    **dict.fromkeys(("CompositeAdversarialAttackPyTorch", "ShadowAttack", "SpatialTransformation",
+                     "Wasserstein"), MOVES),
+    **dict.fromkeys(("UniversalPerturbation", "TargetedUniversalPerturbation"), SHARED),
+    **dict.fromkeys(("FeatureAdversariesNumpy", "FeatureAdversariesPyTorch"),
+                    "it moves an image towards a guide image, which no suite gives"),
+    "AutoAttack": "it needs the package multiprocess, which ART does not bring along; name its "
+    "members as attacks of their own, or use pyautoattack:standard",
+    "DecisionTreeAttack": "it attacks decision trees",
+    "GeoDA": "it calls np.mat, which NumPy 2 no longer has",
+    "HighConfidenceLowUncertainty": "it attacks Gaussian processes",
+    "LowProFool": "it attacks tables, and weighs their columns by a whole data set",
+    "ThresholdAttack": "it needs the package cma, which ART does not bring along",
+}  # fmt: skip
+
+
+def _class(name: str) -> Any:
+    return getattr(optional.loaded("art.attacks.evasion"), name)
+
+
+# ------------------------------------------------------------------------------------------ params
+
+VICTIM = ("estimator", "classifier")
+"""What the constructors call the model."""
+DROPPED = {
+    *VICTIM, "self", "eps", "norm", "targeted", "batch_size", "verbose", "summary_writer",
+    "adv_criterion", "loss", "mask", "th", "es",
+}  # fmt: skip
+CRITERION = Literal["cross_entropy", "difference_logits_ratio"]
+STARTS = Annotated[int, Ge(0)]
+KINDS: dict[str, Any] = {
+    "eps_step": Alpha,
+    "num_random_init": STARTS,
+    "decay": float | None,
+    "loss_type": CRITERION | None,
+    "decision_rule": Literal["EN", "L1", "L2"],
+    "attack": Literal["px", "dct"],
+    "order": Literal["random", "diag"],
+}
+
+
+def _signature(name: str) -> dict[str, Any]:
+    """The parameters of a class and their defaults."""
+    parameters = inspect.signature(_class(name).__init__).parameters.values()
+    return {p.name: p.default for p in parameters}
+
+
+def _settings(name: str) -> dict[str, Any]:
+    """Those that a suite may set."""
+    return {key: default for key, default in _signature(name).items() if key not in DROPPED}
+
+
+def _params(name: str) -> type:
+    settings = [
+        optional.Setting(key, KINDS.get(key, optional.plain(default)), default)
+        for key, default in _settings(name).items()
+    ]
+    return optional.params(name, __name__, settings)
+
+
+def __getattr__(name: str) -> type:
+    """`DeepFoolParams` and its like, so that params can be pickled to a worker process."""
+    attack = name.removesuffix("Params")
+    if name.endswith("Params") and attack in TABLE and not optional.missing(LIBRARY):
+        return adapt(attack).params
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+
+
+# ----------------------------------------------------------------------------------------- running
+
+ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
+
+
+class _Seen(nn.Module):
+    """The model as ART's classifier asks it, on images in single precision: some attacks compute
+    in double."""
+
+    def __init__(self, model: nn.Module, probabilities: bool) -> None:
+        super().__init__()
+        self.model, self.probabilities = model, probabilities
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x.float())
+        return logits.softmax(1) if self.probabilities else logits
+
+
+def _classifier(model: nn.Module, x: Tensor, classes: int, probabilities: bool) -> Any:
+    """The model as ART knows it."""
+    return optional.loaded("art.estimators.classification").PyTorchClassifier(
+        model=_Seen(model, probabilities),
+        loss=nn.CrossEntropyLoss(),
+        input_shape=tuple(x.shape[1:]),
+        nb_classes=classes,
+        clip_values=(0.0, 1.0),
+        device_type="gpu" if x.is_cuda else "cpu",
+    )
+
+
+def _arguments(name: str, threat: Threat, params: Any, rows: int) -> dict[str, Any]:
+    """What the class's `__init__` is given beside the classifier."""
+    given = {key: getattr(params, key) for key in _settings(name)}
+    if "eps_step" in given:
+        steps = getattr(params, "max_iter", 1)
+        given["eps_step"] = step_size(params.eps_step, threat.eps, steps)
+    known = {
+        "eps": threat.eps,
+        "norm": ORDER.get(threat.norm),
+        "targeted": threat.goal == "targeted",
+        "batch_size": 1 if TABLE[name].one_by_one else rows,
+        "verbose": False,
+    }
+    return given | {key: known[key] for key in known if key in _signature(name)}
+
+
+def _seeded(noise: Noise) -> AbstractContextManager[object]:
+    """Generators that are made inside without a seed get one each, which `noise` decides."""
+    made, first = itertools.count(), int(noise.examples[0])
+
+    def generator(seed: int | None = None) -> Any:
+        own = fold(noise.seed, first, next(made)) % 2**32
+        return kept(own if seed is None else seed)
+
+    kept = np.random.RandomState  # noqa: TID251 (what ART calls; nothing is drawn here)
+    return mock.patch.object(np.random, "RandomState", generator)  # noqa: TID251
+
+
+def _run(
+    name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Any, noise: Noise
+) -> Tensor:
+    """What the library makes of the batch, as `x` in dtype and device.
+
+    Shapes: x (n, c, h, w) in [0, 1], y (n,): the labels, or the target classes. The library draws
+    from the global generators, which the harness has seeded.
+    """
+    with torch.no_grad():
+        classes = model(x[:1]).shape[1]
+    # One column per class: the one form that all of ART's attacks take.
+    labels = nn.functional.one_hot(y.long(), classes).float().cpu().numpy()
+    aims = None if name in AIMS and threat.goal == "untargeted" else labels
+    with contextlib.ExitStack() as inside:
+        inside.enter_context(optional.quiet(LIBRARY))
+        if x.is_cuda:  # ART takes the current GPU, whichever the model is on
+            inside.enter_context(torch.cuda.device(x.device))
+        if TABLE[name].own_generator:
+            inside.enter_context(_seeded(noise))
+        victim = next(key for key in VICTIM if key in _signature(name))
+        classifier = _classifier(model, x, classes, TABLE[name].probabilities)
+        given = {victim: classifier, **_arguments(name, threat, params, len(x))}
+        images = x.cpu().numpy().copy()  # else ART would hold the harness's own memory
+        return torch.from_numpy(_class(name)(**given).generate(x=images, y=aims)).to(x)
+
+
+# ----------------------------------------------------------------------------------- what it means
+
+ASCENTS = ("FastGradientMethod", "BasicIterativeMethod", "ProjectedGradientDescent",
+           "ProjectedGradientDescentNumpy", "ProjectedGradientDescentPyTorch",
+           "MomentumIterativeMethod")  # fmt: skip
+"""Attacks that step along a gradient and are projected, as bench's own are."""
+AIMS = ("SaliencyMapMethod",)
+"""Targeted attacks by nature, which draw a target where they are given none."""
+CLAMPED: dict[Norm, str] = {
+    "linf": PROJECTION["linf"],
+    "l2": "box, then ball",
+    "l1": "box, then scaled into the ball",
+}
+
+
+def _alpha(name: str, params: Any, eps: float) -> float:
+    """The length of a step; `eps_step` of the one-step attack is that of its search for eps."""
+    if name == "FastGradientMethod":
+        return eps
+    return step_size(params.eps_step, eps, params.max_iter)
+
+
+def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]:
+    """What a cross-check compares; only the keys that mean something for this class."""
+    if name not in ASCENTS:
+        return {"steps": str(params.max_iter)} if hasattr(params, "max_iter") else {}
+    starts = getattr(params, "num_random_init", 0)
+    found = {
+        "loss": "cross-entropy",
+        "start": "uniform in the ball" if starts else "clean",
+        "stop": "never",
+        "restarts": str(max(1, starts)),
+        "steps": str(getattr(params, "max_iter", 1)),
+        "alpha": f"{_alpha(name, params, eps):.6g}",
+        "projection": CLAMPED[norm],
+    }
+    if getattr(params, "decay", None) is not None:
+        found["momentum"] = f"mu={params.decay:g}, gradient over its l1 norm"
+    return found
+
+
+SAYINGS: dict[str, tuple[str, ...]] = {
+    "SaliencyMapMethod": ("Untargeted means towards one random wrong class, and no other.",),
+    "DeepFool": ("Leaves the class that the model predicts, whatever the label.",),
+    "NewtonFool": ("Leaves the class that the model predicts, whatever the label.",),
+    "VirtualAdversarialMethod": ("Leaves the model's clean output, whatever the label.",),
+}
+
+
+def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
+    """What a reader of this class's number must know."""
+    told = [*SAYINGS.get(name, ())]
+    if name in ASCENTS:
+        told += reach(_alpha(name, params, eps), getattr(params, "max_iter", 1), eps)
+    if name in ASCENTS and norm == "l1":
+        told.append("Its l1 step moves one entry alone, which the box stops at a change of 1.")
+    if TABLE[name].probabilities:
+        told.append("Reads probabilities, as it demands: a softmax of the model's logits.")
+    if TABLE[name].or_clean:
+        told.append("Images that it cannot fool come back clean.")
+    return told
+
+
+def adapt(name: str) -> Attack:
+    """The library's class `name` as an attack; one that is skipped where the library is missing.
+
+    Raises: SuiteError if there is no such class, or none that this contract can use.
+    """
+    reason = optional.missing(LIBRARY)
+    return optional.absent(LIBRARY, reason) if reason else _adapted(name)
+
+
+@cache
+def _adapted(name: str) -> Attack:
+    optional.check(LIBRARY, name, TABLE, REFUSED)
+    row, takes = TABLE[name], _signature(name)
+    aims = ("targeted" in takes and not row.away_only) or name in AIMS
+    goals: tuple[Goal, ...] = ("untargeted", "targeted") if aims else ("untargeted",)
+    draws = row.draws or "num_random_init" in takes
+    return Attack(
+        summary=row.summary,
+        source=f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}, {row.paper}",
+        params=_params(name),
+        norms=row.norms,
+        goals=goals,
+        needs=row.needs,
+        stochastic=draws,
+        budget="fixed" if "eps" in takes else "minimum",
+        implementation=LIBRARY,
+        distribution=DISTRIBUTION,
+        batch_dependent=draws or row.by_batch,
+        run=partial(_run, name),
+        traits=partial(_traits, name),
+        caveats=partial(_caveats, name),
+    )

@@ -1,0 +1,103 @@
+"""`bench attack`: one image."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.cli.main import DATA_DIR, DEVICE, FOLDER, cli, echo
+from bench.core.errors import SuiteError
+
+
+@cli.command()
+@click.argument("image")
+@click.option("--model", required=True, help="A name of `bench list models`, or file.py:NAME.")
+@click.option("--weights", help="Name of shipped weights, a file, or random [the first shipped].")
+@click.option("--attack", help="A name of `bench list attacks`, or file.py:NAME [pgd].")
+@click.option("--eps", default="2/255", show_default=True, help="Radius: a number or a fraction.")
+@click.option("--norm", default="linf", show_default=True, help="linf, l2, l1 or l0.")
+@click.option("--target", help="Target class, by name or index [untargeted].")
+@click.option(
+    "--param", "params", multiple=True, metavar="KEY=VALUE", help="Parameter of the attack."
+)
+@click.option(
+    "--every", type=click.IntRange(1), default=5, show_default=True, help="Print every N-th step."
+)
+@click.option("--magnify", type=float, help="Factor by which the change is magnified [computed].")
+@DEVICE
+@click.option(
+    "--out", type=FOLDER, default=Path(), help="Folder for image, figure and page [current folder]."
+)
+@DATA_DIR
+def attack(
+    image: str,
+    model: str,
+    weights: str | None,
+    attack: str | None,
+    eps: str,
+    norm: str,
+    target: str | None,
+    params: tuple[str, ...],
+    every: int,
+    magnify: float | None,
+    device: str,
+    out: Path,
+    data_dir: Path | None,
+) -> None:
+    """Attack a single image.
+
+    IMAGE is a file or an example of a data set, such as digits:17. The adversarial image, a figure
+    of the change and a page are written.
+    """
+    from bench.attacks.common import ONE_IMAGE
+    from bench.core import files
+    from bench.evaluation import loading
+    from bench.suite.reader import attack_entry
+    from bench.suite.schema import ModelEntry
+    from bench.workflows.single_image import attack as single
+    from bench.workflows.single_image import page
+
+    chosen = weights or loading.first_published(model)
+    entry = ModelEntry(name=model, label=model, weights=chosen)
+    raw: dict[str, Any] = {
+        "name": attack or ONE_IMAGE,
+        "norm": norm,
+        "eps": [eps],
+        "params": _params(params),
+        "stop": "never",
+    }
+    if target is not None:
+        raw |= {"goal": "targeted", "target": target}
+    checked = attack_entry(raw, "bench attack")
+    files.check_writable(out)
+    told = single.attack(
+        image,
+        entry,
+        checked,
+        device=loading.device(device),
+        out=out,
+        data_dir=loading.data_folder(data_dir),
+        magnify=magnify,
+    )
+    for line in page.lines(told, every):
+        echo(line)
+    command = shlex.join(["bench", *sys.argv[1:]])
+    echo(f"page: {page.page(told, every, command, out)}")
+
+
+def _params(given: tuple[str, ...]) -> dict[str, Any]:
+    """KEY=VALUE pairs as TOML would read the values; what is no TOML value is text."""
+    import tomllib
+
+    found: dict[str, Any] = {}
+    for pair in given:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise SuiteError(f"--param {pair}: expected KEY=VALUE")
+        try:
+            found[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key] = value
+    return found

@@ -1,0 +1,93 @@
+"""Where a run works: in this process, in one of its own that may be lost, or on Ray's workers."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from bench.core.errors import SuiteError
+
+if TYPE_CHECKING:
+    from bench.execution.runner import Options
+    from bench.execution.work import Listen
+    from bench.suite.schema import Suite
+
+OPTIONS = (
+    click.option(
+        "--isolate", is_flag=True,
+        help="Run in a subprocess, so that a crash fails only the cell that caused it.",
+    ),
+    click.option(
+        "--time-limit", type=float, metavar="SECONDS",
+        help="Kill the subprocess if no model call starts or ends for this long.",
+    ),
+    click.option(
+        "--memory-limit", metavar="SIZE",
+        help="Kill the subprocess if it uses more memory than this, such as 4GiB.",
+    ),
+    click.option(
+        "--ray", metavar="[ADDRESS]", is_flag=False, flag_value="local",
+        help="Run on Ray: on this machine, or on the cluster at ADDRESS.",
+    ),
+    click.option(
+        "--workers", type=click.IntRange(1), help="Number of Ray workers [as many as fit]."
+    ),
+    click.option(
+        "--gpus-per-worker", type=click.FloatRange(0), metavar="F",
+        help="GPUs per Ray worker, or a fraction of one [1 if the run uses GPUs].",
+    ),
+)  # fmt: skip
+
+
+class BackendOptions(NamedTuple):
+    """What the user said about it."""
+
+    isolate: bool
+    time_limit: float | None
+    memory_limit: str | None
+    ray: str | None
+    workers: int | None
+    gpus_per_worker: float | None
+
+    def run(self, suite: "Suite", folder: Path, options: "Options", listen: "Listen") -> None:
+        """Run the suite there.
+
+        Raises: SuiteError for what cannot be.
+        """
+        from bench.execution import runner
+        from bench.execution.backends import subprocess
+
+        limits = subprocess.limits(self.isolate, self.time_limit, self.memory_limit)
+        if self.ray is None and not (self.workers is None and self.gpus_per_worker is None):
+            raise SuiteError(
+                "--workers and --gpus-per-worker are --ray's; add it or leave them out"
+            )
+        if self.ray is not None and limits is not None:
+            raise SuiteError(
+                "--ray and --isolate: each worker of Ray is a process of its own already, without "
+                "limits; leave one of the two out"
+            )
+        if self.ray is not None:
+            from bench.execution.backends import ray as spread
+
+            cluster = spread.Cluster(self.ray, self.workers, self.gpus_per_worker)
+            runner.run(suite, folder, options, listen, spread.over(suite, options, cluster))
+        elif limits is not None:
+            subprocess.run(suite, folder, options, listen, limits)
+        else:
+            runner.run(suite, folder, options, listen)
+
+
+def placed(verb: Callable[..., int]) -> Callable[..., int]:
+    """Adds the options of a verb that runs a suite, and gives it `place`."""
+
+    @functools.wraps(verb)
+    def gathered(**given: Any) -> int:
+        place = BackendOptions(**{name: given.pop(name) for name in BackendOptions._fields})
+        return verb(place=place, **given)
+
+    for option in reversed(OPTIONS):
+        gathered = option(gathered)
+    return gathered

@@ -1,0 +1,95 @@
+"""Checkpoints are data, .safetensors or .pt read with weights_only: nothing in them is run."""
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bench.core.errors import SuiteError, first_line
+
+SUFFIXES = (".safetensors", ".pt", ".pth")
+PREFIXES = ("module.", "model.", "net.")
+"""What wrappers put before every key of a state."""
+
+
+def read(where: str, path: Path) -> Mapping[str, Tensor]:
+    """The tensors of a checkpoint; nothing in the file is executed."""
+    if not path.is_file():
+        raise SuiteError(f"{where}: expected weights at {path}, found no file")
+    _refuse_bomb(where, path)
+    try:
+        if path.suffix == ".safetensors":
+            tensors: Mapping[str, Tensor] = load_file(path)
+            return tensors
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's advice on pickles that are refused anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what a reader trips over in damaged bytes can be anything
+        if isinstance(error, pickle.UnpicklingError) and _whole(path):
+            raise SuiteError(
+                f"{where}: {path} holds more than tensors, and a pickle can run code; "
+                "save model.state_dict() and use that file"
+            ) from error
+        if isinstance(error, pickle.UnpicklingError | KeyError):
+            # Torch's own text advises to run what is in it, or is the number of a stray byte.
+            first = "not a pickle of tensors"
+        else:
+            first = first_line(error)
+        raise SuiteError(f"{where}: {path} is damaged or no checkpoint ({first})") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise SuiteError(f"{where}: {path}: expected a state_dict, got {type(state).__name__}")
+    return dict(state)
+
+
+def _refuse_bomb(where: str, path: Path) -> None:
+    """Raises: SuiteError if a zip archive holds more than its own size: torch packs nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # another format, or damaged: whoever reads it says so
+    if size > path.stat().st_size:
+        told = f"{path} unpacks to {size} bytes, more than it is"
+        raise SuiteError(f"{where}: {told}; torch.save packs nothing, so save it again")
+
+
+def _whole(path: Path) -> bool:
+    """Whether a file looks like one of torch's: a zip archive or, older, a pickle of protocol 2."""
+    with path.open("rb") as file:
+        return zipfile.is_zipfile(file) or (file.seek(0), file.read(2))[1] == b"\x80\x02"
+
+
+def fill(where: str, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put `state` into the model; a prefix of every key may be missing or too many.
+
+    Raises: SuiteError, beginning with `where`, if the state is another architecture's.
+    """
+    wanted = model.state_dict()
+    for prefix in PREFIXES:
+        longer = {f"{prefix}{key}": value for key, value in state.items()}
+        shorter = {key.removeprefix(prefix): value for key, value in state.items()}
+        for keyed in (longer, shorter):
+            if keyed.keys() == wanted.keys():
+                state = keyed
+    missing = sorted(wanted.keys() - state.keys())
+    unexpected = sorted(state.keys() - wanted.keys())
+    shapes = [
+        f"{key} {tuple(state[key].shape)} instead of {tuple(wanted[key].shape)}"
+        for key in wanted.keys() & state.keys()
+        if state[key].shape != wanted[key].shape
+    ]
+    problems = [
+        f"{len(keys)} {what} ({', '.join(keys[:2])})"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", shapes))
+        if keys
+    ]
+    if problems:
+        raise SuiteError(f"{where} belong to another architecture: {'; '.join(problems)}")
+    model.load_state_dict(state)

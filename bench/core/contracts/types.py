@@ -1,0 +1,33 @@
+"""Types that attacks, models and data sets share: norms, goals, precision, access, threats."""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Norm = Literal["linf", "l2", "l1", "l0"]
+Goal = Literal["untargeted", "targeted"]
+Stop = Literal["first-success", "never"]
+Sweep = Literal["independent", "nested"]
+Loss = Literal["cross-entropy", "margin", "logit-difference", "label-and-target", "dlr"]
+Precision = Literal["float32", "tf32", "bfloat16"]
+"""Arithmetic of an attack's gradients; whatever it is, the model judges in float32."""
+Shape = tuple[int, int, int]
+"""Channels, height, width of one image."""
+
+# ----------------------------------------------------------------------------------------- attacks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threat:
+    """What the attacker may do: stay within eps of x in `norm`, inside the box [0, 1]."""
+
+    norm: Norm
+    eps: float
+    goal: Goal = "untargeted"
+
+
+Access = Literal["gradient", "scores", "labels"]
+SHOWN = {"nothing": 0, "labels": 1, "scores": 2, "gradient": 3}
+"""What an attack may need of a model, each including those before it."""
+
+
+CertificationMethod: TypeAlias = Literal["ibp", "crown"]

@@ -1,0 +1,197 @@
+"""From a name to the object it means: the file name is the name.
+
+`find("attacks", "pgd")` imports bench/attacks/pgd.py and returns its ATTACK. Outside code enters
+as "package.module:NAME" or "path/file.py:NAME" (relative to the suite's folder) and is run: those
+two forms are the only ones that execute a stranger's code. "library:NAME" goes to the adapter
+file of that library, where bench has one; a model's "path/net.pt2" is a program in a file.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from bench.core import source_hash
+from bench.core.errors import SuiteError, describe, nearest
+
+_read: dict[str, dict[Path, str]] = {}
+"""Modules of the user's own -> the files that they and their imports were read from, and what those
+held: a file that was edited since is read again, also in one process."""
+RECORDS = {"attacks": "ATTACK", "models": "MODEL", "datasets": "DATASET"}
+
+
+class Resolver(NamedTuple):
+    """How a package finds names of a form of its own, such as those of files."""
+
+    recognizes: Callable[[str], bool]
+    open: Callable[[Path], Any]
+
+
+_resolvers: dict[str, Resolver] = {}
+
+
+def add_resolver(
+    kind: str, recognizes: Callable[[str], bool], open_: Callable[[Path], Any]
+) -> None:
+    """Let the package of `kind` open the names that it recognises as files; called on its import.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+        recognizes: Whether a name is that of such a file.
+        open_: Returns the object in the file at a path.
+    """
+    _resolvers[kind] = Resolver(recognizes, open_)
+
+
+def names(kind: str) -> list[str]:
+    """List the names of all built-in things of a kind.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+
+    Returns:
+        Names in order, those of adapters of other libraries with a colon at the end.
+    """
+    return sorted([*_records(kind), *(f"{library}:" for library in _adapters(kind))])
+
+
+def built_in(kind: str, name: str) -> bool:
+    """Whether `find` looks for `name` in bench's own files alone."""
+    if _resolver(kind, name) is not None:
+        return False
+    return ":" not in name or name.partition(":")[0] in _adapters(kind)
+
+
+def find(kind: str, name: str, base: Path | None = None) -> Any:
+    """Find the record or object called `name`.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+        name: A built-in name, "library:NAME", "module:NAME", "file.py:NAME" or, for a model, a file
+            of its own.
+        base: The folder that file names start from; the working folder by default.
+
+    Returns:
+        The record, the object of that name, or a callable that opens the model's file.
+
+    Raises:
+        SuiteError: There is none; the nearest known name is told. Whatever a user's file raises
+            while it is imported is told in one sentence with its line.
+    """
+    resolver = _resolver(kind, name)
+    if resolver is not None:
+        path = Path(base or ".") / name
+        if not _there(path):
+            raise SuiteError(f"{path}: expected a program's file there, found none")
+        return partial(resolver.open, path)
+    if ":" not in name:
+        if name not in _modules(kind) or not hasattr(_builtin(kind, name), RECORDS[kind]):
+            raise SuiteError(f"{kind[:-1]} '{name}' is unknown; {nearest(name, names(kind))}")
+        return getattr(_builtin(kind, name), RECORDS[kind])
+    library, _, rest = name.partition(":")
+    if library in _adapters(kind):
+        return _builtin(f"{kind}.adapters", library).adapt(rest)
+    where, _, attribute = name.rpartition(":")
+    module = _file(Path(base or ".") / where) if where.endswith(".py") else _module(where)
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise SuiteError(
+            f"{where}: '{attribute}' is not defined there; {nearest(attribute, public)}"
+        ) from None
+
+
+def _resolver(kind: str, name: str) -> Resolver | None:
+    importlib.import_module(f"bench.{kind}")  # which adds its resolver
+    resolver = _resolvers.get(kind)
+    return resolver if resolver is not None and resolver.recognizes(name) else None
+
+
+def _modules(package: str) -> list[str]:
+    try:
+        path = importlib.import_module(f"bench.{package}").__path__
+    except ModuleNotFoundError:  # no library has adapters of this kind
+        return []
+    return [module.name for module in pkgutil.iter_modules(path) if not module.ispkg]
+
+
+def _records(kind: str) -> list[str]:
+    return [name for name in _modules(kind) if hasattr(_builtin(kind, name), RECORDS[kind])]
+
+
+def _adapters(kind: str) -> list[str]:
+    return _modules(f"{kind}.adapters")
+
+
+def _builtin(kind: str, name: str) -> ModuleType:
+    return importlib.import_module(f"bench.{kind}.{name}")
+
+
+def _module(name: str) -> ModuleType:
+    _refresh(name)
+    try:
+        module = importlib.import_module(name)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a stranger's code; a name like ".x" raises, too
+        raise SuiteError(f"module '{name}' could not be imported: {describe(error)}") from error
+    file = source_hash.file_of(module)
+    if name not in _read and file is not None and source_hash.is_own(file):
+        _read[name] = source_hash.contents(file)
+    return module
+
+
+def _refresh(key: str) -> None:
+    """Forget a module that was read before if a file of it holds something else now."""
+    if key in _read and not source_hash.is_unchanged(_read[key]):
+        source_hash.forget(_read.pop(key))
+
+
+def _there(path: Path) -> bool:
+    try:
+        return path.resolve().is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _file(path: Path) -> ModuleType:
+    if not _there(path):
+        raise SuiteError(f"{path}: expected a Python file there, found none")
+    path = path.resolve()
+    key = f"bench_user_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+    _refresh(key)
+    if key in sys.modules:
+        return sys.modules[key]
+    spec = importlib.util.spec_from_file_location(key, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[key] = module  # dataclasses look their module up while it runs
+    try:
+        spec.loader.exec_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's own code: tell where it broke
+        del sys.modules[key]
+        line = _line_in(path, error)
+        raise SuiteError(f"{path}:{line}: {describe(error)}") from error
+    _read[key] = source_hash.contents(path)
+    return module
+
+
+def _line_in(path: Path, error: BaseException) -> int:
+    """The last line of `path` on the error's traceback, or the line of its syntax error."""
+    line = getattr(error, "lineno", None) or 0
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return int(line)

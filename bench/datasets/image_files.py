@@ -1,0 +1,162 @@
+"""Image files in and out, and ImageNet's class names."""
+
+import contextlib
+import io
+import struct
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from bench.core.errors import SuiteError
+from bench.core.files import write_atomic
+
+MOST_PIXELS = 2**27
+"""A photograph of 128 megapixels, 384 MiB as it is decoded; what claims more is a bomb."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""What a file may be, whatever its name says: of some others Pillow runs a program, as Ghostscript
+on PostScript."""
+
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""EXIF orientation -> what turns the stored pixels upright."""
+ORIENTATION = 0x0112
+DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
+"""Modes of 16 bits: from 0 to 65,535, as PNG, PPM and TIFF define it."""
+MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LA", "PA", "RGBA", "La", "RGBa")
+"""Modes of 8 bits that Pillow converts to RGB and grey."""
+
+
+def decode(path: Path, resize: int, crop: int, channels: int = 3) -> Tensor:
+    """Read an image file as (channels, crop, crop), float32 in [0, 1].
+
+    A photograph is turned upright by its EXIF orientation; 16 bits are divided by 257, rounded and
+    read as 8; palettes, CMYK and YCbCr are converted by Pillow, without a colour profile; then
+    the image is resized bilinearly by its short side and cut to the middle square, as torchvision's
+    transforms for ImageNet do.
+
+    Args:
+        path: The file, of a format in FORMATS.
+        resize: Length of the short side.
+        crop: Length of the sides of the square.
+        channels: 3 (RGB) or 1 (grey).
+
+    Raises:
+        SuiteError: The file is no readable image, or one whose pixels have no single meaning:
+            transparent, animated, or of 32 bits.
+    """
+    from torchvision.transforms import functional  # slow to import; only photographs pay for it
+
+    mode = "RGB" if channels == 3 else "L"
+    with _opened(path, path) as image:
+        check_size(*image.size, resize)
+        resized = functional.resize(_converted(image, mode), resize)
+        square = functional.center_crop(resized, crop)
+    levels: Tensor = functional.pil_to_tensor(square)
+    return levels.float() / 255
+
+
+def treatment(path: Path, content: bytes) -> str:
+    """Say what `decode` does to an image beyond converting, resizing and cutting it.
+
+    Args:
+        path: The file, for messages.
+        content: What it holds; pixels are not decoded.
+
+    Returns:
+        "" for most images; else "turned upright by EXIF", "16 bits", or both.
+
+    Raises:
+        SuiteError: As `decode`, as far as the header tells.
+    """
+    with _opened(path, io.BytesIO(content)) as image:
+        _check_kind(image)
+        turned = _orientation(image) if image.format != "PNG" or b"eXIf" in content else 1
+        found = ["turned upright by EXIF"] if turned in TURNS else []
+        return ", ".join([*found, "16 bits"] if _is_deep(image) else found)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, source: Path | io.BytesIO) -> Iterator[Image.Image]:
+    """An image file; whatever Pillow says of it is one sentence."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(source, formats=FORMATS) as image:
+                yield image
+    except (
+        UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError,
+        Image.DecompressionBombWarning,
+    ) as error:  # fmt: skip
+        raise SuiteError(f"{path} is no readable image: {error}") from error
+
+
+def _is_deep(image: Image.Image) -> bool:
+    return image.mode in DEEP or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def _check_kind(image: Image.Image) -> None:
+    """Raises: ValueError for pixels whose scale is unknown, and for more than one picture."""
+    if image.mode not in MODES and not _is_deep(image):
+        raise ValueError(
+            f"its pixels are of Pillow's mode {image.mode}, whose range is not known; save it with "
+            "8 or 16 bits a channel"
+        )
+    # A telephone's JPEG may carry a preview or a depth map behind the photograph (MPO).
+    frames = getattr(image, "n_frames", 1) if image.format in ("GIF", "PNG", "WEBP", "TIFF") else 1
+    if frames > 1:
+        raise ValueError(f"it holds {frames} pictures; save the one that is meant by itself")
+
+
+def _converted(image: Image.Image, mode: str) -> Image.Image:
+    """An open image upright, in 8-bit RGB or grey; raises ValueError if it is ambiguous."""
+    _check_kind(image)
+    turn = TURNS.get(_orientation(image))
+    seen_through = {"A", "a"} & {*image.getbands()} or "transparency" in image.info
+    if seen_through and (
+        _is_deep(image) or image.convert("RGBA").getchannel("A").getextrema()[0] != 255
+    ):
+        raise ValueError(
+            "it has transparent pixels, whose colour depends on what is behind; put it onto a "
+            "background and save it without transparency"
+        )
+    if _is_deep(image):
+        levels = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    converted = image.convert(mode)
+    return converted if turn is None else converted.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation of an open image; 1, upright, if it has none that can be read."""
+    try:
+        found = image.getexif().get(ORIENTATION, 1)
+    except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
+        return 1  # damaged EXIF data are common, and the image is readable all the same
+    return found if isinstance(found, int) else 1
+
+
+def check_size(width: int, height: int, resize: int) -> None:
+    """Raises: ValueError if an image has, or gets by its short side becoming `resize`, more pixels
+    than any photograph: a line of a million pixels is small, but not once it is 256 high."""
+    short, long = sorted((width, height))
+    pixels = max(short * long, resize * resize * long // max(short, 1))
+    if pixels > MOST_PIXELS:
+        raise ValueError(f"{width} x {height} pixels are too many, or too long a strip")
+
+
+def to_png(image: Tensor, path: Path) -> Path:
+    """Write an image (c, h, w) in [0, 1], rounded to 8 bits, without loss; gives `path`."""
+    levels = image.mul(255).round().to(torch.uint8).cpu()
+    array = levels[0].numpy() if len(levels) == 1 else levels.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return write_atomic(path, buffer.getvalue())

@@ -1,0 +1,293 @@
+"""Convert images and labels as users have them into what bench computes with.
+
+This is the only boundary: data sets, suites, `bench.evaluate` and the pytest plugin pass it.
+
+Images, (n, c, h, w):
+
+- float16, bfloat16, float32 and float64 in [0, 1], as they are, in float32;
+- uint8, levels from 0 to 255, divided by 255;
+- bool, as 0 and 1.
+
+Labels, (n,): bool or any integer type, counted from 0.
+
+Strides, views, expanded, negated and read-only memory, gradients, devices and subclasses that hold
+their own values make no difference: records are those of the plain tensor. Everything else is
+refused in one sentence, because its scale or meaning would be a guess: other integer types, levels
+of 0 and 1 in 8 bits, sparse, quantised, nested and complex tensors, float labels, columns, one-hot
+rows.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from bench.core.contracts.dataset import Data
+from bench.core.contracts.types import Shape
+from bench.core.errors import SuiteError
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+INTEGERS = (
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.uint16, torch.uint32, torch.uint64,
+)  # fmt: skip
+PROBED = 32
+"""Images that a data set of the user's own is asked for before anything runs."""
+LISTED = 4
+"""Classes that are named one by one where a mapping is shown."""
+
+
+def images(where: str, x: Tensor) -> Tensor:
+    """Check images and give them in the memory layout and type that bench computes with.
+
+    Args:
+        where: Start of the sentence that refuses them.
+        x: Images, (n, c, h, w), of a type in the list above.
+
+    Returns:
+        uint8 or float32 on the CPU, contiguous; may share memory with `x`.
+
+    Raises:
+        SuiteError: They are of another type, or not in [0, 1].
+    """
+    plain = _plain(where, x)
+    if plain.dtype != torch.uint8:
+        plain = plain.to(torch.float32)
+        _check_range(where, plain)
+    return _canonical(plain)
+
+
+def scaled(x: Tensor) -> Tensor:
+    """Scale what `images` gave to float32 in [0, 1], in memory of its own."""
+    if x.dtype == torch.uint8:
+        return x.float().div(255)
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def check_shapes(where: str, x: Tensor, y: Tensor) -> None:
+    """Check that images are (n, c, h, w) and labels are integers (n,).
+
+    Raises:
+        SuiteError: They are not, with what to do where that is clear.
+    """
+    x, y = _dense(where, x), _dense(where, y)
+    if x.dim() == 4 and tuple(y.shape) == tuple(x.shape[:1]) and y.dtype in INTEGERS:
+        if len(x) and not x.numel():
+            raise SuiteError(f"{where}: expected images with pixels, got {tuple(x.shape)}")
+        return
+    raise SuiteError(
+        f"{where}: expected images (n, c, h, w) and integer labels (n,), "
+        f"got {tuple(x.shape)} and {tuple(y.shape)} {y.dtype}{_remedy(x, y)}"
+    )
+
+
+def labels(where: str, y: Tensor) -> Tensor:
+    """Give integer labels (n,) as int64 on the CPU, in memory of their own.
+
+    Raises:
+        SuiteError: One of them is negative.
+    """
+    plain = _dense(where, y).to("cpu", torch.int64).clone(memory_format=torch.contiguous_format)
+    if plain.numel() and int(plain.min()) < 0:
+        raise SuiteError(f"{where}: expected labels from 0, got {int(plain.min())}")
+    return plain
+
+
+def checked(name: str, data: Data) -> Data:
+    """Check a data set, and let every later slice be checked as it is read.
+
+    Args:
+        name: What the suite calls the data set.
+        data: Whoever made it.
+
+    Returns:
+        The data set with int64 labels, whose `read` gives float32 in memory of its own.
+
+    Raises:
+        SuiteError: There is no example, labels do not fit, or the first slices are no images in
+            [0, 1] of the data set's shape, or differ when they are read again.
+    """
+    where = f"data {name}"
+    if data.n < 1:
+        raise SuiteError(f"{where}: expected at least one example, got none")
+    y = data.labels
+    if y is not None:
+        if not isinstance(y, Tensor) or y.dtype not in INTEGERS or tuple(y.shape) != (data.n,):
+            got = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+            raise SuiteError(f"{where}: expected integer labels ({data.n},), got {got}")
+        y = labels(where, y)
+
+    def read(first: int, last: int) -> Tensor:
+        return _slice(where, data, first, last)
+
+    head = min(data.n, PROBED)
+    probe = read(0, head)
+    if not torch.equal(read(head - 1, head), probe[head - 1 :]):
+        raise SuiteError(
+            f"{where}: read({head - 1}, {head}) gave another image than read(0, {head}) did; let "
+            "`read` give the same image for the same number each time, without augmentation"
+        )
+    found = {"pixels": _pixels(probe.dtype, probe), **data.mapping}
+    return dataclasses.replace(data, read=read, labels=y, mapping=found)
+
+
+def limited(data: Data, most: int | None) -> Data:
+    """The first `most` examples of a data set; all where that is None."""
+    if most is None or data.n <= most:
+        return data
+    return dataclasses.replace(
+        data,
+        n=most,
+        labels=None if data.labels is None else data.labels[:most],
+        fingerprint=f"{data.fingerprint}, first {most}",
+    )
+
+
+def mapping(x: Tensor, plain: Tensor, y: Tensor, classes: Sequence[str]) -> dict[str, str]:
+    """Say how images and labels were read: `Data.mapping`.
+
+    Args:
+        x: Images as they were given.
+        plain: What `images` made of them.
+        y: Labels as `labels` gives them.
+        classes: Their names, if there are any.
+    """
+    found = {"pixels": _pixels(x.dtype, plain)}
+    if len(y):
+        found["labels"] = f"{len(y.unique())} classes from {int(y.min())} to {int(y.max())}"
+    if classes:
+        found["classes"] = listing(classes)
+    return found
+
+
+def listing(names: Sequence[str]) -> str:
+    """Write the first classes with their labels, and how many there are.
+
+    >>> listing(["ant", "bee"]), listing(["0", "1", "2", "3", "4", "5"])
+    ('0 = ant, 1 = bee', '0 = 0, 1 = 1, 2 = 2, ... 5 = 5 (6 classes)')
+    """
+    told = [f"{index} = {name}" for index, name in enumerate(names)]
+    if len(told) <= LISTED:
+        return ", ".join(told)
+    return f"{', '.join(told[: LISTED - 1])}, ... {told[-1]} ({len(told)} classes)"
+
+
+def size(shape: Shape) -> str:
+    """Write an image's shape as channels x height x width."""
+    return " x ".join(map(str, shape))
+
+
+# ------------------------------------------------------------------------------------ one tensor
+
+
+def _dense(where: str, x: Tensor) -> Tensor:
+    """`x` without gradient, subclass and lazy bits, or a SuiteError if it holds no plain values."""
+    told = ""
+    if x.is_nested:
+        told = "a nested tensor; stack images of one size"
+    elif x.layout != torch.strided:
+        told = f"{str(x.layout).removeprefix('torch.')}; call to_dense() on it"
+    elif x.is_quantized:
+        told = f"{x.dtype}; call dequantize() on it"
+    elif x.is_meta or (type(x) is not Tensor and _wraps(x)):
+        told = f"{type(x).__name__} on {x.device}, which holds none of its own"
+    if told:
+        raise SuiteError(f"{where}: expected a plain tensor with values, got {told}")
+    plain = x.detach()
+    if type(plain) is not Tensor:
+        plain = plain.as_subclass(Tensor)
+    return plain.resolve_neg() if not plain.is_complex() else plain
+
+
+def _wraps(x: Tensor) -> bool:
+    """Whether a tensor of a subclass wraps others instead of holding values."""
+    try:
+        return bool(x.numel()) and x.untyped_storage().data_ptr() == 0
+    except (RuntimeError, NotImplementedError):
+        return True
+
+
+def _plain(where: str, x: Tensor) -> Tensor:
+    """Images on the CPU if they are of a type whose scale is known; raises SuiteError if not."""
+    plain = _dense(where, x)
+    kind = str(x.dtype).removeprefix("torch.")
+    if plain.dtype not in (*FLOATS, torch.uint8, torch.bool):
+        raise SuiteError(
+            f"{where}: expected images in float from 0 to 1, uint8 from 0 to 255 or bool, got "
+            f"{kind}, whose scale is not known; divide by the largest level they can have"
+        )
+    plain = plain.to("cpu")
+    if plain.dtype == torch.uint8 and plain.numel() and int(plain.max()) == 1:
+        raise SuiteError(
+            f"{where}: expected uint8 levels from 0 to 255, got 0 and 1 alone; for images of 0 and "
+            "1 give them as bool or float"
+        )
+    return plain
+
+
+def _canonical(x: Tensor) -> Tensor:
+    """`x` with the strides of a new tensor: those of an axis of length 1 are free, and kernels
+    choose their order of summation by them."""
+    strides, step = [], 1
+    for length in reversed(x.shape):
+        strides.append(step)
+        step *= max(length, 1)
+    if x.stride() == tuple(reversed(strides)):
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def _check_range(where: str, x: Tensor) -> None:
+    if not x.numel():
+        return
+    low, high = (float(value) for value in x.aminmax())
+    if not (low >= 0 and high <= 1):  # false for NaN, too
+        raise SuiteError(
+            f"{where}: expected pixels in [0, 1], got [{low:.4g}, {high:.4g}]; "
+            "scale the images, and normalise inside the model"
+        )
+
+
+def _slice(where: str, data: Data, first: int, last: int) -> Tensor:
+    """The images first..last-1 of a data set, float32 in [0, 1]; raises SuiteError if not."""
+    place = f"{where}: read({first}, {last})"
+    rows = data.read(first, last)
+    wanted = (last - first, *data.shape)
+    if not isinstance(rows, Tensor) or tuple(rows.shape) != wanted:
+        got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
+        raise SuiteError(f"{place}: expected a tensor of images {wanted}, got {got}")
+    plain = _dense(place, rows).to("cpu")
+    if plain.dtype not in FLOATS:
+        kind = str(rows.dtype).removeprefix("torch.")
+        raise SuiteError(f"{place}: expected float images in [0, 1], got {kind}; scale them")
+    plain = plain.to(torch.float32)
+    _check_range(place, plain)
+    return scaled(plain)
+
+
+def _pixels(kind: torch.dtype, plain: Tensor) -> str:
+    """How pixels of one type were read, with the least and the greatest that are there."""
+    name = str(kind).removeprefix("torch.")
+    low, high = (value.item() for value in plain.aminmax()) if plain.numel() else (0, 0)
+    seen = f"{name} from {low:.4g} to {high:.4g}"
+    if kind == torch.uint8:
+        return f"{seen}, divided by 255"
+    if kind in (torch.float32, torch.bool):
+        return f"{seen}, as they are"
+    return f"{seen}, converted to float32"
+
+
+def _remedy(x: Tensor, y: Tensor) -> str:
+    """What to do about images or labels of another shape or type, where that is clear."""
+    if x.dim() == 3:
+        return "; images.unsqueeze(1) adds the axis of channels to grey images"
+    if x.dim() != 4:
+        return ""
+    if y.is_floating_point() and y.shape == x.shape[:1]:
+        return "; labels.long() makes them whole if they are"
+    if tuple(y.shape) == (len(x), 1):
+        return "; labels.squeeze(1) takes them out of the column"
+    if y.dim() == 2 and len(y) == len(x):
+        return "; labels.argmax(1) makes classes of one-hot rows"
+    return ""

@@ -1,0 +1,74 @@
+"""One turn of the engine recorded as a CUDA graph: one launch instead of a hundred.
+
+A small network's pass is over before the host has launched its next kernel. Recorded once and
+replayed, a turn (forward, backward, step and who is done) costs one launch. Rows beyond those that
+are in use hold what was left there: no row reads another, so they change nothing but the time.
+"""
+
+from collections.abc import Callable
+
+import torch
+
+from bench.engine import heartbeat
+from bench.engine.tensor_tree import Batch, fields, mapped, size, take
+
+WARM = 3
+"""Turns made before recording, as torch asks: libraries choose their kernels there."""
+
+
+def replayed(turn: Callable[[Batch], Batch], most: int) -> Callable[[Batch], Batch]:
+    """`turn`, recorded when it is first needed for a number of rows, and replayed from then on.
+
+    Recordings are made for `most` rows and its halves, and the smallest that holds a batch is used.
+    What cannot be recorded (a model that asks the host for values) is run as it is.
+    """
+    recorded: dict[int, Callable[[Batch], Batch]] = {}
+
+    def play(batch: Batch) -> Batch:
+        held = most
+        while held // 2 >= size(batch):
+            held //= 2
+        if held not in recorded:
+            recorded[held] = _recorded(turn, padded(batch, held))
+        return recorded[held](batch)
+
+    return play
+
+
+def _recorded(turn: Callable[[Batch], Batch], example: Batch) -> Callable[[Batch], Batch]:
+    """`turn` as a graph over buffers of the example's shapes; `turn` itself if that fails."""
+    try:
+        static = mapped(torch.clone, example)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM):
+                turn(static)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            write(turn(static), static)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception:  # a stranger's model or rule: the turn is made launch by launch
+        return turn
+    return lambda batch: play(graph.replay, static, batch)
+
+
+def play(replay: Callable[[], None], static: Batch, batch: Batch) -> Batch:
+    """Fill the buffers from `batch`, replay, and read as many rows back."""
+    write(batch, static)
+    replay()
+    heartbeat.beat()  # no module is called here that could give a sign of life
+    return mapped(lambda buffer: buffer[: size(batch)].clone(), static)
+
+
+def write(source: Batch, into: Batch) -> None:
+    """Copy each tensor into the first rows of its buffer."""
+    for new, buffer in zip(fields(source), fields(into), strict=True):
+        buffer[: len(new)].copy_(new)
+
+
+def padded(batch: Batch, held: int) -> Batch:
+    """`batch` with its rows repeated until there are `held`."""
+    return take(batch, torch.arange(held, device=fields(batch)[0].device) % size(batch))

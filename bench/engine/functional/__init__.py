@@ -1,0 +1,1 @@
+"""Pure functions of tensors: norms, projections, losses, gradients, logits, hyperplanes."""

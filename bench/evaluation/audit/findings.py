@@ -1,0 +1,139 @@
+"""The audit: the signs in a run that an attack has failed, and those that were not looked for.
+
+What a model showed when it was probed (`bench.evaluation.audit.probes`) is read from
+provenance.json; everything else is found in the records (`bench.evaluation.audit.checks`). Neither
+needs the model.
+"""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench.core.errors import RecordError
+from bench.evaluation import metrics
+from bench.evaluation.audit import checks, probes, symptoms
+from bench.evaluation.audit.evidence import Run
+from bench.evaluation.audit.symptoms import Sign
+from bench.storage.records import Stored
+from bench.suite.plan import Cell
+
+DRAWN = "the model answers at random, so a success may go whenever it is asked again"
+UNPROBED = "the model was probed before bench looked for it"
+UNTRACED = "no iterated gradient attack of bench's own, untargeted, was run"
+
+
+class Unchecked(NamedTuple):
+    """A sign that was not looked for on a model, and why."""
+
+    model: str
+    name: str
+    why: str
+
+
+class Audit(NamedTuple):
+    """The signs found, model by model, and those that were not looked for."""
+
+    models: list[str]
+    signs: list[Sign]
+    unchecked: list[Unchecked]
+
+
+def audit(
+    plan: Sequence[Cell],
+    table: pd.DataFrame,
+    stored: Stored,
+    probed: Mapping[str, Any],
+    random: Collection[str] = (),
+) -> Audit:
+    """Look through a run: `table` is that of `tables.cells`, `probed` lies in provenance.json,
+    `random` are the models that answer at random.
+
+    Raises: RecordError if `probed` is damaged.
+    """
+    finished = set(table["cell"][(table["status"] == "ok") & (table["eps"] > 0)])
+    runs = list(_runs([cell for cell in plan if cell.identity in finished], stored))
+    models = list(dict.fromkeys(cell.model for cell in plan))
+    found: list[Sign] = []
+    unchecked: list[Unchecked] = []
+    for model in models:
+        own = [run for run in runs if run.cell.model == model]
+        told, missing = _told(model, probed.get(model))
+        found += [sign for sign in told if not _cared_for(sign, own)]
+        drawn = model in random or symptoms.UNSTABLE.name in {sign.name for sign in told}
+        found += _not_finite(table[table["model"] == model])
+        looked = {kind.name for kind in (*probes.PROBED, *probes.TRACED)} - set(missing)
+        for name, (check, why) in checks.CHECKS.items():
+            if name == symptoms.SILENT.name and drawn:
+                missing[name] = DRAWN
+                continue
+            seen = check(own, runs)
+            found += seen or []
+            if seen is not None:
+                missing.pop(name, None)
+            elif name not in looked:
+                missing[name] = why
+        unchecked += [Unchecked(model, name, why) for name, why in missing.items()]
+    return Audit(models, found, unchecked)
+
+
+def _not_finite(table: pd.DataFrame) -> Iterator[Sign]:
+    """The cells of one model whose attack met gradients with entries that were not finite. Which
+    examples these were is not kept."""
+    if "nonfinite_gradients" not in table.columns:
+        return
+    for row in table[table["nonfinite_gradients"].fillna(0) > 0].to_dict("records"):
+        count, n = int(row["nonfinite_examples"]), int(row["attacked"])
+        yield Sign(
+            name=symptoms.NO_GRADIENT.name,
+            model=str(row["model"]),
+            attack=str(row["attack"]),
+            norm=str(row["norm"]),
+            eps=float(row["eps"]),
+            count=count,
+            n=n,
+            evidence=f"The gradient was not finite in some entries for {count} of {n} attacked "
+            f"examples, in {int(row['nonfinite_gradients'])} gradients; these counted as 0 there.",
+            examples=(),
+            threshold="any",
+        )
+
+
+def _runs(plan: Sequence[Cell], stored: Stored) -> Iterator[Run]:
+    places = stored.places()
+    for cell in plan:
+        records = stored.frame.iloc[places[cell.identity]].set_index("example")
+        attacked = records[records["attacked"]]
+        if len(attacked):
+            yield Run(cell, metrics.fooled(attacked), attacked)
+
+
+def _told(model: str, probed: Any) -> tuple[list[Sign], dict[str, str]]:
+    """What the probes of one model found, and what they did not look for, with the reason."""
+    everything = [kind.name for kind in (*probes.TRACED, *probes.PROBED)]
+    if probed is None:
+        return [], dict.fromkeys(everything, "the model was not probed")
+    try:
+        if probed["failed"]:
+            return [], dict.fromkeys(everything, f"the probes failed: {probed['failed']}")
+        told = [symptoms.read(each) for each in probed["signs"]]
+        missing = {} if probed["traced"] else {kind.name: UNTRACED for kind in probes.TRACED}
+        # An earlier bench did not write what it looked for, and looked for all but the last.
+        unseen = set(everything) - set(probed.get("looked", everything[:-1]))
+        missing |= dict.fromkeys(unseen, probed.get("unlooked", UNPROBED))
+        vague = [sign.name for sign in told if sign.name in probes.VAGUE]
+        if vague:
+            missing[symptoms.WRONG.name] = f"no slope can be measured: {vague[0]}"
+        return told, missing
+    except (KeyError, TypeError) as error:
+        raise RecordError(
+            f"provenance.json: the probes of model '{model}' are damaged ({error!r}); "
+            "run the suite again"
+        ) from error
+
+
+def _cared_for(sign: Sign, runs: Sequence[Run]) -> bool:
+    """Whether what a random model needs was done: attacks that average, predictions that vote."""
+    cells = [run.cell for run in runs if run.white]
+    cared = all(cell.samples > 1 and cell.predictions > 1 for cell in cells)
+    return sign.name == symptoms.UNSTABLE.name and bool(cells) and cared

@@ -1,0 +1,322 @@
+"""Lower bounds of a net's margins over an L-inf ball: what no attack can break.
+
+The region is the ball around an image inside the box [0, 1]. For every class k but the label y a
+number m_k is computed with z_y - z_k >= m_k at every image of the region; all m_k > 0 is a proof
+that the label stands. Two methods:
+
+- ibp, interval bound propagation: centre c and radius r of each layer's values; an affine layer
+  maps them to W c + b and |W| r, ReLU and max-pooling map both ends. The affine layers behind the
+  last other one are folded into z_y - z_k (Gowal et al. 2018, https://arxiv.org/abs/1810.12715).
+- crown: z_y - z_k is carried back, layer by layer, as a linear form a x + b that lies below it
+  (Zhang et al. 2018, https://arxiv.org/abs/1811.00866). Between its bounds l < 0 < u ReLU lies
+  below u (x - l) / (u - l) and above s x, with s = 1 if u >= -l, else 0. The largest x_j of a
+  window lies above the x_j of the largest l_j; and below m + (x_i - l_i) (u_i - m) / (u_i - l_i),
+  where i has the largest u_i, and m is the larger of l_i and the second largest u_j: a line that
+  is m at l_i and u_i at u_i, and no other entry exceeds m. Values before ReLU are bounded the same
+  way where a layer has no more than WIDE of them that matter, by intervals elsewhere; whatever is
+  known from both is intersected, so that crown is nowhere looser than ibp (as CROWN-IBP, Zhang et
+  al. 2020, https://arxiv.org/abs/1906.06316).
+
+What is claimed. Bounds are computed in float64 for the net of real numbers with the float32
+weights. What the net computes in float32 differs from that by at most `rounding`, a running
+a-priori bound: k products summed in any order are off by at most g(k) = k u / (1 - k u) times the
+sum of their magnitudes, u = 2^-24 (Higham 2002, section 3.1). It is taken off every margin, so that
+a certificate is about the float32 net as it is judged, wherever products are summed in IEEE
+float32: on a CPU, and on a GPU without TF32 and without Winograd convolutions. The rounding of the
+bounds themselves, in float64, is 2^29 times finer than what is taken off and is not bounded apart;
+nor is underflow.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bench.core.contracts.types import CertificationMethod
+from bench.evaluation.certification.layers import Layer, Pool, Relu
+
+WIDE = 128
+"""Values of one example before a ReLU or a pooling, of those that matter, up to which crown bounds
+each: four times as many took three times as long on LeNet and certified nothing more."""
+
+CHUNK_BYTES = 2**20
+"""What one layer's linear forms may take at once: more would not stay in a processor's cache."""
+
+
+class Bounds(NamedTuple):
+    """low <= value <= high for every example and entry, (n, *shape) each."""
+
+    low: Tensor
+    high: Tensor
+
+    def of(self, rows: slice) -> "Bounds":
+        return Bounds(self.low[rows], self.high[rows])
+
+
+def region(x: Tensor, eps: float) -> Bounds:
+    """The L-inf ball of radius eps around each of x (n, c, h, w), inside the box."""
+    return Bounds((x - eps).clamp_min(0), (x + eps).clamp_max(1))
+
+
+class Known(NamedTuple):
+    """What is known of the values in a net when its input is in a region."""
+
+    bounds: list[Bounds]
+    """Of what goes into each layer, and of the logits behind the last."""
+    lines: dict[int, "_ReluLines | _PoolLines"]
+    """Of each ReLU and pooling by its place, for crown."""
+
+    def of(self, example: int) -> "Known":
+        row = slice(example, example + 1)
+        lines = {k: each.of(example) for k, each in self.lines.items()}
+        return Known([each.of(row) for each in self.bounds], lines)
+
+
+def margins(
+    layers: Sequence[Layer], inside: Bounds, labels: Tensor, method: CertificationMethod
+) -> Tensor:
+    """m_k for each example and class k but the label, in ascending k: (n, classes - 1).
+
+    Differentiable with respect to the layers' parameters for "ibp".
+    """
+    return _margins(layers, _known(layers, inside, method), labels, method)
+
+
+def certificates(
+    layers: Sequence[Layer], inside: Bounds, labels: Tensor, method: CertificationMethod
+) -> Tensor:
+    """The least m_k of each example less what float32 may be off by, (n,): above 0, the label
+    stands everywhere in the region. What intervals prove, crown does not prove again."""
+    least = _certificates(layers, inside, labels, "ibp")
+    if method == "crown":
+        for example in (least <= 0).nonzero()[:, 0].tolist():
+            row = slice(example, example + 1)
+            found = _certificates(layers, inside.of(row), labels[row], method)
+            least[row] = torch.maximum(least[row], found)
+    return least
+
+
+def _certificates(
+    layers: Sequence[Layer], inside: Bounds, labels: Tensor, method: CertificationMethod
+) -> Tensor:
+    known = _known(layers, inside, method)
+    found = _margins(layers, known, labels, method)
+    off = rounding(layers, known.bounds)
+    slack = _dot(_differences(off, labels).abs(), off)
+    return (found - slack).amin(1)
+
+
+def _margins(
+    layers: Sequence[Layer], known: Known, labels: Tensor, method: CertificationMethod
+) -> Tensor:
+    forms = _differences(known.bounds[-1].low, labels)
+    last = max((k + 1 for k, layer in enumerate(layers) if _bends(layer)), default=0)
+    found = _lower(layers, known, forms, down_to=last)
+    if method == "crown":
+        found = torch.maximum(found, _lower(layers, known, forms))
+    return found
+
+
+def rounding(layers: Sequence[Layer], bounds: Sequence[Bounds]) -> Tensor:
+    """How far the logits of a float32 net may be off those of real numbers, (n, classes).
+
+    `bounds` are those of what goes into each layer.
+    """
+    off = torch.zeros_like(bounds[0].low)
+    for layer, (low, high) in zip(layers, bounds, strict=False):
+        if isinstance(layer, Relu):
+            off = torch.where(high + off <= 0, 0.0, off)  # it gives 0, whatever the rounding
+            continue
+        if isinstance(layer, Pool):
+            off = _pooled(layer, off)
+            continue
+        size = torch.maximum(low.abs(), high.abs()) + off
+        added = getattr(layer, "summed", None)
+        added = layer.shift if added is None else added
+        terms = (layer.terms + 1) * 2.0**-24
+        summed = layer.map(size, absolute=True)
+        summed = summed if added is None else summed + added.abs()
+        off = layer.map(off, absolute=True) + terms / (1 - terms) * summed
+    return off
+
+
+# --------------------------------------------------------------------------------------- intervals
+
+
+def _bends(layer: Layer) -> bool:
+    return isinstance(layer, Relu | Pool)
+
+
+def _known(layers: Sequence[Layer], inside: Bounds, method: CertificationMethod) -> Known:
+    """All that a method knows of the values in the net, layer after layer."""
+    known = Known([inside], {})
+    for k, layer in enumerate(layers):
+        # Behind the first bend intervals are not exact any more.
+        if method == "crown" and known.lines and _bends(layer) and not _bends(layers[k - 1]):
+            known.bounds[k] = _refined(layers[:k], known)
+        known.bounds.append(interval(layer, known.bounds[k]))
+        if isinstance(layer, Relu) and method == "crown":
+            known.lines[k] = _relu_lines(known.bounds[k])
+        elif isinstance(layer, Pool) and method == "crown":
+            known.lines[k] = _pool_lines(layer, known.bounds[k])
+    return known
+
+
+def interval(layer: Layer, known: Bounds) -> Bounds:
+    """Bounds of what a layer gives."""
+    low, high = known
+    if isinstance(layer, Relu):
+        return Bounds(low.relu(), high.relu())
+    if isinstance(layer, Pool):
+        return Bounds(_pooled(layer, low), _pooled(layer, high))
+    centre, radius = layer.map((low + high) / 2), layer.map((high - low) / 2, absolute=True)
+    centre = centre if layer.shift is None else centre + layer.shift
+    return Bounds(centre - radius, centre + radius)
+
+
+def _pooled(layer: Pool, x: Tensor) -> Tensor:
+    return functional.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
+
+
+# ----------------------------------------------------------------------- linear forms, carried back
+
+
+def _differences(logits: Tensor, labels: Tensor) -> Tensor:
+    """The forms z_y - z_k for every k but y, (n, classes - 1, classes)."""
+    n, classes = logits.shape
+    others = torch.arange(classes, device=labels.device) != labels[:, None]
+    every = torch.eye(classes, dtype=logits.dtype, device=logits.device)
+    rows, k = others.nonzero(as_tuple=True)
+    return (every[labels[rows]] - every[k]).view(n, classes - 1, classes)
+
+
+def _refined(layers: Sequence[Layer], known: Known) -> Bounds:
+    """Bounds of what `layers` give: the last that are known, intersected with those by crown.
+
+    Only entries that may be of either sign matter to a ReLU.
+    """
+    low, high = (side.clone() for side in known.bounds[-1])
+    widest = max(each.low[0].numel() for each in known.bounds)
+    size = max(1, CHUNK_BYTES // (2 * 8 * widest))
+    for example in range(len(low)):
+        alone = known.of(example)
+        flat_low, flat_high = low[example].view(-1), high[example].view(-1)
+        at = ((flat_low < 0) & (flat_high > 0)).nonzero()[:, 0]
+        if not 0 < len(at) <= WIDE:
+            continue
+        for some in at.split(size):
+            forms = flat_low.new_zeros(1, 2 * len(some), len(flat_low))
+            rows = torch.arange(len(some), device=at.device)
+            forms[0, rows, some], forms[0, len(some) + rows, some] = 1.0, -1.0
+            least = _lower(layers, alone, forms.view(*forms.shape[:2], *low.shape[1:]))[0]
+            flat_low[some] = torch.maximum(flat_low[some], least[: len(some)])
+            flat_high[some] = torch.minimum(flat_high[some], -least[len(some) :])
+    return Bounds(low, high)
+
+
+def _lower(layers: Sequence[Layer], known: Known, forms: Tensor, down_to: int = 0) -> Tensor:
+    """What each form on the layers' output is at least, (n, forms), by what is known of its
+    example, and of that nothing before the layer `down_to`.
+
+    Shapes: forms (n, forms, *output).
+    """
+    least = forms.new_zeros(forms.shape[:2])
+    for k in range(len(layers) - 1, down_to - 1, -1):
+        layer = layers[k]
+        if isinstance(layer, Relu | Pool):
+            forms, added = known.lines[k].under(forms)
+            least = least + added
+            continue
+        if layer.shift is not None:
+            least = least + (forms * layer.shift).flatten(2).sum(2)
+        rows = layer.back(forms.flatten(0, 1))
+        forms = rows.view(*forms.shape[:2], *rows.shape[1:])
+    low, high = known.bounds[down_to]
+    return least + _dot(forms, (low + high) / 2) - _dot(forms.abs(), (high - low) / 2)
+
+
+def _dot(forms: Tensor, values: Tensor) -> Tensor:
+    """Each form at its example's values: (n, forms, *shape) and (n, *shape) to (n, forms)."""
+    return (forms.flatten(2) @ values.flatten(1)[:, :, None])[:, :, 0]
+
+
+class _ReluLines(NamedTuple):
+    """Lines below and above ReLU between its bounds, for every example and entry."""
+
+    lower: Tensor
+    """Slope of the line below, through 0."""
+    upper: Tensor
+    """Slope of the line above."""
+    start: Tensor
+    """What the line above is at 0."""
+
+    def of(self, example: int) -> "_ReluLines":
+        return _ReluLines(*(each[example : example + 1] for each in self))
+
+    def under(self, forms: Tensor) -> tuple[Tensor, Tensor]:
+        """Forms below forms on the output, and the constants to be added."""
+        rises, falls = forms.clamp_min(0), forms.clamp_max(0)
+        constant = _dot(falls, self.start)
+        return rises.mul_(self.lower[:, None]).addcmul_(falls, self.upper[:, None]), constant
+
+
+def _relu_lines(known: Bounds) -> _ReluLines:
+    low, high = known
+    across = (low < 0) & (high > 0)
+    on = (low >= 0).to(low.dtype)  # a value of 0 alone may go either way
+    upper = torch.where(across, high / torch.where(across, high - low, 1.0), on)
+    lower = torch.where(across, (high >= -low).to(low.dtype), on)
+    return _ReluLines(lower, upper, torch.where(across, -low * upper, 0.0))
+
+
+class _PoolLines(NamedTuple):
+    """The line below and the line above the largest of each window, both of one entry."""
+
+    shape: tuple[int, ...]
+    surest: Tensor
+    """Flat place in its channel of the entry that the line below follows, slope 1."""
+    first: Tensor
+    """Of the entry that the line above follows."""
+    slope: Tensor
+    start: Tensor
+    """What the line above is where that entry is 0."""
+
+    def of(self, example: int) -> "_PoolLines":
+        return _PoolLines(self.shape, *(each[example : example + 1] for each in self[1:]))
+
+    def under(self, forms: Tensor) -> tuple[Tensor, Tensor]:
+        """As `_ReluLines.under`."""
+        rises, falls = forms.clamp_min(0).flatten(3), forms.clamp_max(0).flatten(3)
+        channels, high, wide = self.shape
+        below = forms.new_zeros(*forms.shape[:2], channels, high * wide)
+        below.scatter_add_(3, self.surest[:, None].expand_as(rises), rises)
+        constant = _dot(falls, self.start)
+        below.scatter_add_(3, self.first[:, None].expand_as(falls), falls * self.slope[:, None])
+        return below.view(*forms.shape[:2], *self.shape), constant
+
+
+def _pool_lines(layer: Pool, known: Bounds) -> _PoolLines:
+    low, high = known
+    window = layer.kernel, layer.stride, layer.padding
+    _, surest = functional.max_pool2d(low, *window, return_indices=True)
+    top, first = (
+        each.flatten(2) for each in functional.max_pool2d(high, *window, return_indices=True)
+    )
+    least = low.flatten(2).gather(2, first)
+    there = torch.maximum(least, _second(layer, high).flatten(2))  # m of the docstring
+    width = top - least
+    slope = torch.where(width > 0, (top - there) / torch.where(width > 0, width, 1.0), 0.0)
+    return _PoolLines(layer.shape, surest.flatten(2), first, slope, there - slope * least)
+
+
+def _second(layer: Pool, x: Tensor) -> Tensor:
+    """The second largest of each window, minus infinity where it has but one entry."""
+    (high, wide), (down, across) = layer.kernel, layer.stride
+    rows, columns = layer.padding
+    padded = functional.pad(x, (columns, columns, rows, rows), value=-torch.inf)
+    windows = padded.unfold(2, high, down).unfold(3, wide, across).flatten(4)
+    if windows.shape[4] == 1:
+        return torch.full_like(windows[..., 0], -torch.inf)
+    return windows.topk(2, dim=4).values[..., 1]

@@ -1,0 +1,249 @@
+"""Certificates of a suite's models, made and kept as data.
+
+A suite with `certify` has each model bounded at every eps of its L-inf attacks. Certificates are
+per example: kept in records/, Parquet under another suffix than the attacks' records, one file for
+each shard of examples of one model and method, written whole or not at all, its name ending in its
+own hash. Where a smaller eps is not certified a larger one is not tried: the smaller region lies
+inside it, so what is certified shrinks with eps.
+"""
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from bench.core import files
+from bench.core.contracts.types import CertificationMethod
+from bench.core.errors import RecordError
+from bench.core.versions import CERTIFICATION_VERSION
+from bench.evaluation import crafting
+from bench.evaluation.certification import bounds, network
+from bench.evaluation.certification.layers import Layer
+from bench.evaluation.evaluator import Evaluator
+from bench.models.preflight.checks import LoadedModel
+from bench.storage import schema
+from bench.suite.plan import CertificationTask
+from bench.suite.schema import Suite
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SCHEMA = 1
+SUFFIX = "certificates"
+ASKED = 16
+"""Images on which the layers must answer as the net does."""
+ROUNDED = 2.0**-24
+"""What a distance measured in float32 between two images may fall short of the true one."""
+
+
+# ---------------------------------------------------------------------------------------- planning
+
+
+def tasks(suite: Suite, session: Evaluator) -> list[CertificationTask]:
+    """What the suite wants certified, model by model; nothing unless it says so."""
+    radii = {eps.value: eps.text for entry in suite.attacks if entry.norm == "linf"
+             for eps in entry.eps if eps.value > 0}  # fmt: skip
+    eps = tuple(sorted(radii))
+    return [
+        CertificationTask(
+            model=label,
+            method=method,
+            eps=eps,
+            eps_texts=tuple(radii[value] for value in eps),
+            identity=_identity(subject, session, method, eps),
+            reason=_cannot(session, label) or ("" if eps else "no attack of the suite is in L-inf"),
+        )
+        for label, subject in session.subjects.items()
+        for method in suite.certify
+    ]
+
+
+def _cannot(session: Evaluator, label: str) -> str:
+    """Why a model's layers cannot even be looked at; "" if they can."""
+    return f"the model {session.unfit[label]}" if label in session.unfit else ""
+
+
+def _identity(
+    subject: LoadedModel, session: Evaluator, method: CertificationMethod, eps: tuple[float, ...]
+) -> str:
+    about = (
+        subject.fingerprint,
+        subject.sketch,
+        session.data.fingerprint,
+        method,
+        eps,
+        SCHEMA,
+        CERTIFICATION_VERSION,
+    )
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+
+
+# ----------------------------------------------------------------------------------------- working
+
+
+def missing(
+    session: Evaluator, wanted: Sequence[CertificationTask], out: Path
+) -> list[tuple[CertificationTask, int, int]]:
+    """The shards (task, first, last) that are not on disk yet."""
+    done = {(about["identity"], about["first"]) for about, _ in stored(out)}
+    return [
+        (task, first, last)
+        for task in wanted
+        for first, last in session.shards()
+        if not task.reason and (task.identity, first) not in done
+    ]
+
+
+def read(session: Evaluator, task: CertificationTask) -> CertificationTask:
+    """The task with the reason why its model has no bounds, if that is so."""
+    if task.reason:
+        return task
+    try:
+        _layers(session, task.model)
+    except network.UnreadableError as error:
+        return dataclasses.replace(task, reason=error.problems[0])
+    return task
+
+
+def work(session: Evaluator, task: CertificationTask, first: int, last: int, out: Path) -> None:
+    """Certify the examples first..last-1 and keep the outcome.
+
+    Raises: SuiteError if the disk is full or the folder cannot be written.
+    """
+    clean, net = session.clean_pass(task.model), _layers(session, task.model)
+    labels = clean.label[first:last]
+    x = session.data.read(first, last).to(session.device, torch.float64)
+    alive = clean.pred[first:last] == labels
+    right, columns, seconds = alive, [], []
+    for eps in task.eps:
+        started = time.perf_counter()
+        margin = torch.full_like(labels, torch.nan, dtype=torch.float64)
+        if alive.any():
+            inside = bounds.region(x[alive], crafting.allowed(eps) + ROUNDED)
+            with torch.no_grad():
+                margin[alive] = bounds.certificates(net, inside, labels[alive], task.method)
+        alive = margin > 0  # not a number is not above 0
+        columns.append(margin)
+        seconds.append(time.perf_counter() - started)
+    frame = pd.concat(
+        [_outcomes(task, value, margin, right, first) for value, margin
+         in zip(task.eps, columns, strict=True)],
+        ignore_index=True,
+    )  # fmt: skip
+    about = {"schema": SCHEMA, "identity": task.identity, "first": first, "last": last,
+             "seconds": seconds}  # fmt: skip
+    _write(out, about, frame)
+
+
+def _outcomes(
+    task: CertificationTask, eps: float, margin: Tensor, right: Tensor, first: int
+) -> pd.DataFrame:
+    """One row per example; `margin` is not a number where nothing was tried."""
+    return pd.DataFrame(
+        {
+            "model": task.model,
+            "method": task.method,
+            "eps": eps,
+            "example": np.arange(first, first + len(margin)),
+            "clean_correct": right.cpu().numpy(),
+            "margin": margin.cpu().numpy(),
+            "certified": (margin > 0).cpu().numpy(),
+        }
+    )
+
+
+def _layers(session: Evaluator, model: str) -> tuple[Layer, ...]:
+    """The model's layers in float64, found to answer as the model does.
+
+    Raises: chain.UnreadableError if they do not, or it has layers without bounds.
+    """
+    subject = session.subjects[model]
+    if subject.random:
+        raise network.UnreadableError("it answers at random")
+    sample = session.data.read(0, min(session.data.n, ASKED)).to(session.device)
+    return network.doubled(subject.model, sample)
+
+
+# ------------------------------------------------------------------------------------------- files
+
+
+def _write(folder: Path, about: Mapping[str, Any], frame: pd.DataFrame) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    table = table.replace_schema_metadata({"bench": json.dumps(about)})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    content = sink.getvalue().to_pybytes()
+    name = f"{about['identity']}-{about['first']:07d}-{_hash(content)}.{SUFFIX}"
+    files.write_atomic(folder / "records" / name, content)
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def stored(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """What each file says of itself, and its outcomes.
+
+    Raises: RecordError naming a file that is damaged or newer than this bench.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = []
+    for path in sorted((folder / "records").glob(f"*.{SUFFIX}")):
+        try:
+            content = path.read_bytes()
+            if not path.stem.endswith(_hash(content)):
+                raise ValueError("its hash is not the one in its name")
+            schema.check_size(pq.read_metadata(pa.BufferReader(content)))
+            table = pq.read_table(pa.BufferReader(content))
+            about = json.loads((table.schema.metadata or {})[b"bench"])
+            newer = about["schema"] > SCHEMA
+            frame = _frame(about, table)
+        except (
+            pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError,
+        ) as error:  # fmt: skip
+            told = f"{path}: damaged certificates ({error}); bench run makes it again"
+            raise RecordError(told) from error
+        if newer:
+            raise RecordError(
+                f"{path}: certificates of schema {about['schema']}, this bench reads up to "
+                f"{SCHEMA}; use the bench that wrote them"
+            )
+        found.append((about, frame))
+    return found
+
+
+def _frame(about: Mapping[str, Any], table: "pa.Table") -> pd.DataFrame:
+    """The outcomes in a file, each column of its type, and as many as it tells of.
+
+    Raises: ValueError, KeyError, TypeError, pa.ArrowException if it is not so.
+    """
+    import pyarrow as pa
+
+    told, seconds = table.replace_schema_metadata(None), about["seconds"]
+    few = all(0 <= each <= schema.MOST_SECONDS for each in seconds)  # a float holds them
+    if not isinstance(about["identity"], str) or not few:
+        raise ValueError("no identity, or no seconds")
+    types = {
+        "model": pa.string(), "method": pa.string(), "eps": pa.float64(), "example": pa.int64(),
+        "clean_correct": pa.bool_(), "margin": pa.float64(), "certified": pa.bool_(),
+    }  # fmt: skip
+    held = pa.table({name: told[name].cast(kind) for name, kind in types.items()})
+    if any(held[name].null_count for name in types if name != "margin"):
+        raise ValueError("an outcome that is none")
+    if (about["last"] - about["first"]) * len(seconds) != held.num_rows:
+        raise ValueError(f"{held.num_rows} outcomes, and other examples or eps are promised")
+    frame: pd.DataFrame = held.to_pandas()
+    return frame

@@ -1,0 +1,104 @@
+"""Compare what a model says of images now with what it said of them before.
+
+A model whose code, weights, state or libraries changed without its identity showing it would give
+numbers that belong to two models. Rounding is no change: another device, another number of rows or
+another version of a library moves the last bits of the logits, and where two classes are as good
+as tied, the prediction with them. A model whose answer depends on the images beside it may answer
+otherwise in other company, by as much as it is seen to.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bench.engine.model_state import allow_tf32, eval_mode
+from bench.evaluation.judge import CLOSE, judge
+
+CONFIDENCE = 1e-3
+"""By how much a confidence may differ: of two devices, some 1e-6 was measured."""
+EXPLAINED = 16
+"""Answers that are asked for once more, to see whether rounding explains them."""
+
+
+UNLIKE = 0.01
+"""Share of answers that rounding may change where nobody can ask for the logits."""
+
+
+class Difference(NamedTuple):
+    """An image of which the model says something else than before."""
+
+    position: int
+    before: tuple[int, float]
+    """Class and confidence."""
+    now: tuple[int, float]
+
+    def words(self) -> str:
+        """Say what changed, without its subject."""
+        (old, sure), (new, now) = self.before, self.now
+        return f"class {old} at confidence {sure:.6g} before and class {new} at {now:.6g} now"
+
+
+def first_difference(
+    model: nn.Module, x: Tensor, rows: int, pred: Tensor, confidence: Tensor
+) -> Difference | None:
+    """Find the first image that `model` answers otherwise than before, beyond rounding.
+
+    Args:
+        model: Answers without drawing random numbers.
+        x: Images (n, c, h, w), n > 0.
+        rows: Rows of a pass; a model that depends on its batch needs the same as before.
+        pred: Classes (n,) that were predicted before; -1 where logits were not finite.
+        confidence: Their softmax probabilities (n,); not compared where `pred` is -1.
+
+    Returns:
+        The difference, or None if all answers are the same.
+    """
+    verdict = judge(model, x, rows)
+    pred, confidence = pred.to(verdict.pred), confidence.to(verdict.confidence)
+    far = ~((verdict.confidence - confidence).abs() <= CONFIDENCE)  # true for NaN, too
+    off = (verdict.pred != pred) | (far & (pred >= 0))
+    for at in off.nonzero()[:EXPLAINED, 0].tolist():
+        before = int(pred[at]), float(confidence[at])
+        if not _explained(*_two_ways(model, x, at), *before):
+            return Difference(at, before, (int(verdict.pred[at]), float(verdict.confidence[at])))
+    return None
+
+
+def differing(pred: Tensor, confidence: Tensor, other: Tensor, sure: Tensor) -> Tensor:
+    """Compare recorded answers with each other, when the model cannot be asked.
+
+    Args:
+        pred: Classes (n,), -1 where logits were not finite.
+        confidence: Their softmax probabilities (n,).
+        other: The classes (n,) that were recorded elsewhere.
+        sure: Their softmax probabilities (n,).
+
+    Returns:
+        Where they differ by more than rounding explains, (n,): a tie leaves at most 0.5 to each.
+    """
+    tied = (confidence <= 0.5 + CONFIDENCE) & (pred >= 0) & (other >= 0)
+    far = ~((confidence - sure).abs() <= CONFIDENCE) & ((pred >= 0) | (other >= 0))
+    return far | ((pred != other) & ~tied)
+
+
+def _two_ways(model: nn.Module, x: Tensor, at: int) -> tuple[Tensor, Tensor]:
+    """Logits (classes,) of one image, alone and beside others, in float64."""
+    with eval_mode(model), torch.no_grad(), allow_tf32(False):
+        alone = model(x[at : at + 1])[0]
+        beside = model(torch.cat([x[at : at + 1], x[:EXPLAINED]]))[0]
+    return alone.double(), beside.double()
+
+
+def _explained(alone: Tensor, beside: Tensor, pred: int, confidence: float) -> bool:
+    """Whether logits that are moved by rounding, or as far as other company moves them, give this
+    prediction at this confidence."""
+    if not (0 <= pred < len(alone) and alone.isfinite().all() and beside.isfinite().all()):
+        return False
+    moved = max(CLOSE * float(alone.abs().max()), float((alone - beside).abs().max()))
+    if float(alone.max() - alone[pred]) > 2 * moved:
+        return False
+    shift = torch.zeros_like(alone)
+    shift[pred] = 2 * moved  # up by `moved`, and all others down by as much, is the same
+    low, high = ((alone + sign * shift).softmax(0)[pred] for sign in (-1, 1))
+    return float(low) - CONFIDENCE <= confidence <= float(high) + CONFIDENCE

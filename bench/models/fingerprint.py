@@ -1,0 +1,340 @@
+"""Describe what a model computes with, so that another model is never taken for it.
+
+Parameters and buffers are not enough: a forward may read any attribute, call any function that lies
+beside its class, or be changed by a hook. All of these are described as text, without addresses,
+orders of sets or places on this machine, and hashed; the text is the same in every process. What
+cannot be looked into stands there by the name of its type.
+"""
+
+import datetime
+import decimal
+import functools
+import hashlib
+import math
+import numbers
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bench.core import source_hash
+from bench.engine.opaque_model import OpaqueModel
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+"""Of a module: functions that run before and after it, by a number that is of no account."""
+INNER = frozenset({*vars(nn.Module()), *HOOKS})
+"""Attributes that every module has: they are described by themselves, or say nothing."""
+NEAR = 1e-3
+"""How far logits may be apart, as a share of the largest, on another machine or another day."""
+LONG = 500
+"""A text of more characters is replaced by its hash, so that shared parts do not add up."""
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_SCALARS = (int, float, complex, bool, str, bytes, type(None), type(...))
+_SPELLED = (
+    torch.dtype, torch.layout, torch.memory_format, torch.Size, range, slice, re.Pattern,
+    numbers.Number, decimal.Decimal, datetime.date, datetime.timedelta,
+)  # fmt: skip
+_TORCH = ("torch", "numpy")
+_OF_CLASSES = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__",
+                         "__qualname__", "__firstlineno__", "__static_attributes__",
+                         "__annotate_func__", "__annotations_cache__"})  # fmt: skip
+
+
+def fingerprint(model: nn.Module, about: Any = None) -> str:
+    """Hash everything known of a model before it is asked anything.
+
+    Args:
+        model: The model; nothing of it is run.
+        about: Plain values that belong to it as well, such as the params that made it.
+
+    Returns:
+        64 hexadecimal digits, the same in every process and on every machine.
+    """
+    digest, described = hashlib.sha256(), _Description()
+    for line in (described.of(about), *described.lines(model)):
+        digest.update(line.encode(errors="surrogatepass") + b"\x1e")
+    return digest.hexdigest()
+
+
+def text_of(value: Any) -> str:
+    """Describe a value of any kind, functions with their code, as a fingerprint does."""
+    return _Description().of(value)
+
+
+def sketch(logits: Tensor) -> str:
+    """Describe answers, (n, classes), coarsely enough that another machine's rounding is no change:
+    the class of each image and the size of the largest logit, in steps of a factor of 1.4."""
+    finite = logits.detach().double().nan_to_num(0.0, 0.0, 0.0).cpu()
+    size = float(finite.abs().max())
+    first, second = finite.topk(2, dim=1).values.T
+    clear = first - second > NEAR * size
+    classes = torch.where(clear, finite.argmax(1), -1).tolist()
+    return f"{classes} {round(2 * math.log2(size)) if size > 0 else None}"
+
+
+def are_apart(one: Tensor, other: Tensor) -> bool:
+    """Whether two models' answers to the same images differ by more than rounding."""
+    if one.shape != other.shape:
+        return True
+    a, b = (each.detach().double().nan_to_num().cpu() for each in (one, other))
+    return float((a - b).abs().max()) > NEAR * float(torch.maximum(a.abs(), b.abs()).max())
+
+
+class _Description:
+    """Text of values. What is met again is described by the same text, a cycle by its length."""
+
+    def __init__(self) -> None:
+        self._texts: dict[int, str] = {}
+        self._open: list[int] = []
+        self._codes: dict[Path, str] = {}
+        self._alive: list[Any] = []
+        """What was met stays alive, so that no other object has its id."""
+
+    def lines(self, model: nn.Module) -> Iterator[str]:
+        yield _representation(model)
+        inside: set[int] = set()
+        for name, module in model.named_modules():
+            if id(module) not in inside:
+                yield f"{name}: {self._class(type(module))} {self._own(module)}"
+            if isinstance(
+                module, OpaqueModel | torch.jit.ScriptModule
+            ):  # its content is in its text
+                inside |= {id(each) for each in module.modules()}
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), **_state(model)}
+        yield from (f"{key}: {self.of(value)}" for key, value in sorted(tensors.items()))
+
+    def _own(self, module: nn.Module) -> str:
+        """Hooks and attributes of a module beside its parameters, buffers and modules."""
+        if isinstance(module, torch.jit.ScriptModule):
+            return program_text(module)
+        if isinstance(module, OpaqueModel):
+            return module.content
+        hooks = {name: [*getattr(module, name, {}).values()] for name in HOOKS}
+        theirs = type(module).__module__.split(".")[0] in _TORCH
+        named = {
+            name: value
+            for name, value in vars(module).items()
+            # torch keeps what is its own business in private names, and adds to them.
+            if name not in INNER and value is not None and not (theirs and name.startswith("_"))
+        }
+        if isinstance(module, torch.fx.GraphModule):
+            named = {"code": module.code}
+        return self._named({**named, **{name: each for name, each in hooks.items() if each}})
+
+    def _named(self, values: Mapping[str, Any]) -> str:
+        return "{" + ",".join(f"{name}={self.of(values[name])}" for name in sorted(values)) + "}"
+
+    def of(self, value: Any) -> str:
+        if isinstance(value, _SCALARS) and not isinstance(value, np.generic):
+            return _scalar(value)
+        key = id(value)
+        if key in self._texts:
+            return self._texts[key]
+        if key in self._open:
+            return f"<up {len(self._open) - self._open.index(key)}>"
+        self._open.append(key)
+        self._alive.append(value)
+        try:
+            text = self._compound(value)
+        except Exception:  # it does not let itself be looked into
+            text = f"<{type(value).__qualname__}>"
+        finally:
+            self._open.remove(key)
+        if len(text) > LONG:
+            text = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+        self._texts[key] = text
+        return text
+
+    def _compound(self, value: Any) -> str:
+        if isinstance(value, Tensor):
+            return _tensor(value)
+        if isinstance(value, np.ndarray | np.generic):
+            return _array(np.asarray(value))
+        if isinstance(value, Mapping):
+            pairs = [f"{self.of(key)}:{self.of(each)}" for key, each in value.items()]
+            return f"{type(value).__name__}{{{','.join(pairs)}}}"
+        if isinstance(value, set | frozenset):
+            return f"set{{{','.join(sorted(text_of(each) for each in value))}}}"
+        if isinstance(value, PurePath):
+            return _path(value)
+        if isinstance(value, _SPELLED):
+            return repr(value)
+        if isinstance(value, Sequence):
+            return f"{type(value).__name__}[{','.join(self.of(each) for each in value)}]"
+        if isinstance(value, type):
+            return self._class(value)
+        if isinstance(value, types.ModuleType):
+            return f"module {value.__name__} {self._code(source_hash.file_of(value))}"
+        if isinstance(value, nn.Module):
+            return "; ".join(self.lines(value))
+        if callable(value):
+            return self._callable(value)
+        return self._object(value)
+
+    def _callable(self, value: Any) -> str:
+        if isinstance(value, functools.partial):
+            return f"partial({self.of(value.func)},{self.of(value.args)},{self.of(value.keywords)})"
+        if isinstance(value, types.MethodType):
+            return f"method({self.of(value.__func__)},{self.of(value.__self__)})"
+        if isinstance(value, types.FunctionType):
+            return self._function(value)
+        if isinstance(value, types.BuiltinFunctionType):
+            return f"function {value.__module__}.{value.__qualname__}"
+        if type(value).__module__ in source_hash.STANDARD and hasattr(value, "__wrapped__"):
+            return self.of(value.__wrapped__)  # as that of functools.cache
+        return self._object(value)
+
+    def _function(self, function: types.FunctionType) -> str:
+        code = function.__code__
+        file = Path(code.co_filename)
+        if file.is_file() and not source_hash.is_own(file):
+            bound = self._bound(function) if source_hash.is_of_bench(file) else ""
+            return f"function {function.__qualname__} {_version(function.__module__)}{bound}"
+        content = file.read_bytes() if file.is_file() else b""
+        tree = source_hash.function(content, code.co_name, code.co_firstlineno)
+        parts = [
+            function.__qualname__,
+            tree or self._compiled(code, function.__doc__),
+            self._code(file),
+            self._bound(function),
+        ]
+        return f"function({','.join(parts)},{self.of(getattr(function, '__wrapped__', None))})"
+
+    def _bound(self, function: types.FunctionType) -> str:
+        """What a function took from where it was made: default arguments and closure."""
+        names, cells = function.__code__.co_freevars, function.__closure__ or ()
+        closure = {name: _content(cell) for name, cell in zip(names, cells, strict=True)}
+        closure.pop("__class__", None)
+        given = [function.__defaults__, function.__kwdefaults__, closure]
+        return self.of(given) if any(given) else ""
+
+    def _compiled(self, code: types.CodeType, doc: str | None) -> str:
+        """A function that stands in no file, or in a line with another."""
+        parts = [
+            self._compiled(each, None) if isinstance(each, types.CodeType) else self.of(each)
+            for each in code.co_consts
+            if each is not doc
+        ]
+        names = [code.co_names, code.co_varnames, code.co_freevars]
+        return hashlib.sha256(repr((code.co_code, names, parts)).encode()).hexdigest()
+
+    def _code(self, file: Path | None) -> str:
+        if file is None or not file.is_file() or not source_hash.is_own(file):
+            return ""
+        if file not in self._codes:
+            self._codes[file] = source_hash.code(file)
+        return self._codes[file]
+
+    def _class(self, kind: type) -> str:
+        """The code of a class and of those that it is made from."""
+        return " ".join(dict.fromkeys(self._one_class(each) for each in kind.__mro__[:-1]))
+
+    def _one_class(self, kind: type) -> str:
+        top = kind.__module__.split(".")[0]
+        if top in _TORCH or top in source_hash.STANDARD:
+            return kind.__name__
+        file = source_hash.file_of(kind.__module__)
+        if file is not None and not source_hash.is_own(file):
+            return f"{kind.__qualname__} {_version(kind.__module__)}"
+        if file is not None and "<locals>" not in kind.__qualname__:
+            functions = {k: v for k, v in vars(kind).items() if isinstance(v, types.FunctionType)}
+            bound = {name: text for name, each in functions.items() if (text := self._bound(each))}
+            return f"{kind.__qualname__} {self._code(file)} {self._named(bound)}"
+        # Made by a function, or typed at a prompt: what it holds is not in a file as it is.
+        own = {name: each for name, each in vars(kind).items() if name not in _OF_CLASSES}
+        return f"{kind.__qualname__} {self._code(file)} {self._named(own)}"
+
+    def _object(self, value: Any) -> str:
+        kind = type(value)
+        top = kind.__module__.split(".")[0]
+        if top in _TORCH or top in source_hash.STANDARD:
+            return f"<{kind.__module__}.{kind.__qualname__}>"
+        state = dict(getattr(value, "__dict__", {}))
+        for each in kind.__mro__:
+            slots = vars(each).get("__slots__", ())
+            for name in (slots,) if isinstance(slots, str) else slots:
+                if hasattr(value, name):
+                    state[name] = getattr(value, name)
+        return f"{self._class(kind)} {self._named(state)}"
+
+
+# ------------------------------------------------------------------------------------------ leaves
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, str) and len(value) > 1 and PurePath(value).is_absolute():
+        return _path(PurePath(value))
+    return f"{type(value).__name__}:{value!r}"
+
+
+def _path(path: PurePath) -> str:
+    """The name alone: where a file lies is a matter of the machine."""
+    return f"path:{path.name if path.is_absolute() else path.as_posix()}"
+
+
+def _tensor(tensor: Tensor) -> str:
+    plain = tensor.detach()
+    head = f"{plain.dtype} {tuple(plain.shape)}"
+    if plain.is_meta:
+        return head
+    if plain.is_quantized:
+        steps = (
+            f"{plain.q_scale()} {plain.q_zero_point()}"
+            if plain.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric)
+            else f"{plain.q_per_channel_scales().tolist()} "
+            f"{plain.q_per_channel_zero_points().tolist()}"
+        )
+        return f"{head} {steps} {_tensor(plain.int_repr())}"
+    if plain.layout is not torch.strided:
+        plain = plain.to_dense()
+    if plain.is_conj() or plain.is_neg():
+        plain = plain.resolve_conj().resolve_neg()
+    flat = plain.cpu().contiguous().view(-1)
+    content: Any = flat.view(torch.uint8).numpy() if flat.numel() else b""
+    return f"{head} {hashlib.sha256(content).hexdigest()}"
+
+
+def _array(array: Any) -> str:
+    content = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
+    return f"{array.dtype.str} {array.shape} {hashlib.sha256(content).hexdigest()}"
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _representation(model: nn.Module) -> str:
+    try:
+        return _ADDRESS.sub("", repr(model))
+    except Exception:  # a user's own __repr__
+        return type(model).__qualname__
+
+
+def _state(model: nn.Module) -> dict[str, Any]:
+    try:
+        return dict(model.state_dict())
+    except Exception:  # a user's own, or of layers that keep their numbers elsewhere
+        return {}
+
+
+def program_text(program: torch.jit.ScriptModule) -> str:
+    """Hash the graph of a TorchScript program, without the files that it was written in."""
+    try:
+        graph: Any = program.inlined_graph
+    except RuntimeError:  # without a forward
+        return ""
+    return hashlib.sha256(graph.str(False).encode()).hexdigest()
+
+
+def _version(module: str | None) -> str:
+    """The version of an installed library; none of torch and bench, which are told elsewhere."""
+    top = (module or "bench").split(".")[0]
+    return "" if top in ("bench", *_TORCH, *source_hash.STANDARD) else source_hash.version(top)

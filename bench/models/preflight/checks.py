@@ -1,0 +1,385 @@
+"""Is this model fit to be attacked? A few questions before anything runs.
+
+A finding has a name (`bench.models.preflight.findings`) and a sentence. One that would make every
+number wrong stops the run, unless the suite allows it by name; any other, and an allowed one, goes
+on to the report.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bench.core import rng
+from bench.core.contracts.dataset import Data
+from bench.core.contracts.types import Access
+from bench.core.errors import SuiteError, first_line, nearest
+from bench.engine.functional.gradients import look
+from bench.engine.functional.logits import predicted, probabilities, tied, wide
+from bench.engine.functional.losses import to_ascend
+from bench.engine.model_state import Private, WrittenError, ask, eval_mode, writer
+from bench.engine.opaque_model import OpaqueModel
+from bench.models import fingerprint
+from bench.models.preflight.findings import FINDINGS, Finding
+from bench.models.preflight.preprocessing import wrong_preprocessing
+from bench.models.preprocessing import Preprocessed
+from bench.models.query_only import QueryOnlyModel
+
+ASKED = 16
+"""Images that the model is asked about."""
+RANDOM, BATCH = 1e-3, 1e-2
+"""Shares of the largest logit by which answers may differ: asked twice, and asked alone."""
+FLAT = 1e-3
+"""What the largest probability is above 1 / classes, as a share of that, if logits are not flat."""
+
+
+class LoadedModel(NamedTuple):
+    """A model ready to be attacked: on its device, in evaluation mode, asked and found fit."""
+
+    label: str
+    model: nn.Module
+    classes: int
+    fingerprint: str
+    findings: tuple[str, ...]
+    """Sentences about the model that a reader of its numbers must know."""
+    predictions: int = 1
+    """Times that it is asked for one verdict."""
+    random: bool = False
+    """Whether it answers at random: as was found, or as more than one prediction says."""
+    access: Access = "gradient"
+    """What it shows of itself."""
+    logits: Tensor | None = None
+    """Its answers to the first images, on the CPU; None where it answers at random."""
+    sketch: str = ""
+    """The same, coarsely enough to be part of an identity."""
+
+
+def unfit(label: str, why: str) -> LoadedModel:
+    """What stands for a model that could not be made ready: its cells are planned, and failed."""
+    identity = hashlib.sha256(f"unfit {label}".encode()).hexdigest()
+    told = f"model '{label}' could not be made ready, and all its cells are failed: {why}."
+    return LoadedModel(label, nn.Identity(), 0, identity, (told,))
+
+
+def preflight(
+    label: str,
+    model: nn.Module,
+    data: Data,
+    device: torch.device,
+    predictions: int = 1,
+    allow: Sequence[str] = (),
+    about: Any = None,
+) -> LoadedModel:
+    """The model, which is on `device`, with what its answers to the first images told.
+
+    `predictions` is how often it is to be asked for one verdict; `allow`, the names of findings
+    that do not stop the run; `about`, plain values that belong to the model's fingerprint.
+    Raises: SuiteError if the answers are no logits: wrong shape, fewer classes than the labels
+    need, and what `bench.models.preflight.findings` refuses and `allow` does not name.
+    """
+    where = f"model '{label}'"
+    for name in allow:
+        if name not in FINDINGS:
+            told = f"preflight finds nothing called '{name}' to allow"
+            raise SuiteError(f"{where}: {told}; {nearest(name, FINDINGS)}")
+    if isinstance(model, torch.jit.ScriptModule):  # whose layers take no hooks
+        model = OpaqueModel(model, fingerprint.program_text(model))
+    x = data.read(0, min(data.n, ASKED)).to(device)
+    try:
+        return _fitted(label, model, model, data, x.clone(), predictions, allow, about)
+    except WrittenError:
+        with eval_mode(model), rng.seeded("preflight"):
+            who = writer(model, x)
+        return _fitted(
+            label, model, Private(model), data, x, predictions, allow, about, [_writes(where, who)]
+        )
+
+
+def _writes(where: str, who: str) -> Finding:
+    return Finding(
+        "writes-to-input",
+        f"{where} writes into the images that it is given ({who}): it is shown a copy of them each "
+        "time, which changes no number; let it compute out of place (inplace=False).",
+    )
+
+
+def _fitted(
+    label: str,
+    net: nn.Module,
+    model: nn.Module,
+    data: Data,
+    x: Tensor,
+    predictions: int,
+    allow: Sequence[str],
+    about: Any = None,
+    known: Sequence[Finding] = (),
+) -> LoadedModel:
+    """As `fit`; `model` is what is asked, the `net` itself or around it, and `known` what was
+    found already. Raises: WrittenError if it writes into x, too."""
+    where, clean = f"model '{label}'", x.clone()
+    with eval_mode(model), rng.seeded("preflight"):  # so that the same is found each time
+        training = [name for name, module in net.named_modules() if module.training]
+        # Before it is asked: a forward may count.
+        print_ = fingerprint.fingerprint(net, [about, training])
+        logits = _answers(where, model, data, x)
+        _check_unwritten(x, clean)
+        found = [*known, *_unfit(where, model, logits)]
+        refused = [each for each in found if each.refuses and each.name not in allow]
+        if refused:
+            raise SuiteError(refused[0].refused())
+        logits = wide(logits)
+        random = _random(model, x, logits)
+        found += _doubts(where, net, model, data, x, logits, random, predictions)
+        _check_unwritten(x, clean)
+        if "not-finite" not in [each.name for each in found]:
+            found += wrong_preprocessing(where, model, data, x.device)
+    findings = tuple(each.noted(each.name in allow) for each in found)
+    random = random or predictions > 1
+    access: Access = "gradient"
+    if isinstance(net, QueryOnlyModel):  # what is behind it is known by its answers alone
+        access = net.access
+        said = str(predicted(logits).tolist())
+        print_ = hashlib.sha256(f"{print_} {said}".encode()).hexdigest()
+    return LoadedModel(
+        label=label, model=model, classes=logits.shape[1], fingerprint=print_, findings=findings,
+        predictions=predictions, random=random, access=access,
+        logits=None if random else logits.detach().float().cpu(),
+        sketch="" if random else fingerprint.sketch(logits),
+    )  # fmt: skip
+
+
+def _check_unwritten(x: Tensor, clean: Tensor) -> None:
+    """Raises: WrittenError if x is not `clean` any more, whatever way it was written to."""
+    if not torch.equal(x, clean):
+        raise WrittenError("the model writes into the images that it is shown")
+
+
+def _answers(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
+    """The model's answers to x; raises SuiteError if nothing can be computed with them."""
+    try:
+        with torch.no_grad():
+            logits = ask(model, x)
+    except (KeyboardInterrupt, WrittenError):
+        raise
+    except BaseException as error:  # a stranger's forward may raise anything
+        other = _not_float32(where, model)
+        if other is not None:
+            raise SuiteError(other.sentence[:-1]) from error
+        shape, first = tuple(x.shape[1:]), first_line(error)
+        raise SuiteError(
+            f"{where} does not take images {shape} of data {data.name}: {first}"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
+        got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise SuiteError(f"{where}: expected logits (n, classes) with n = {len(x)}, got {got}")
+    classes = logits.shape[1]
+    if classes < 2:
+        raise SuiteError(f"{where}: expected at least 2 classes, got {classes}")
+    if data.labels is not None and int(data.labels.max()) >= classes:
+        most, least = int(data.labels.max()), int(data.labels.min())
+        shift = "; if the labels count from 1, subtract 1" if least and most == classes else ""
+        raise SuiteError(
+            f"{where} has {classes} classes, but data {data.name} has the label {most}{shift}"
+        )
+    return logits
+
+
+def _not_float32(where: str, model: nn.Module) -> Finding | None:
+    kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
+    other = [kind for kind in kinds if kind != torch.float32]
+    if not other:
+        return None
+    seen = f"{len(other)} of {len(kinds)} in {str(other[0]).removeprefix('torch.')}"
+    told = f"{where}: expected float32 parameters; convert it with model.float() ({seen})."
+    return Finding("not-float32", told, refuses=True)
+
+
+def _unfit(where: str, model: nn.Module, logits: Tensor) -> Iterator[Finding]:
+    """What makes every number of the model wrong."""
+    other = _not_float32(where, model)
+    if other is None and logits.dtype in (torch.float16, torch.bfloat16):
+        kind = str(logits.dtype).removeprefix("torch.")
+        told = f"{where}: expected float32 logits, got {kind}; let it compute without autocast."
+        other = Finding("not-float32", told, refuses=True)
+    if other is not None:
+        yield other
+    finite = logits.isfinite().all(1)
+    if not finite.all():
+        yield Finding(
+            "not-finite",
+            f"{where}: expected finite logits, got NaN or infinity on clean images "
+            f"({int((~finite).sum())} of {len(logits)}); look for a division by zero, a logarithm "
+            "of zero or damaged weights.",
+            refuses=True,
+        )
+    if are_probabilities(logits):
+        yield Finding(
+            "probabilities",
+            f"{where}: expected logits, got probabilities (each row is positive and sums to 1), "
+            "which flatten the gradient; return the values before the softmax.",
+            refuses=True,
+        )
+
+
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether what a model returned, (n, classes), has been through a softmax."""
+    total = logits.sum(1)
+    return bool((logits >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-4)
+
+
+def _random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
+    """Whether the model answers otherwise when it is asked again."""
+    with torch.no_grad():
+        again = ask(model, x)
+    return float((wide(again) - logits).abs().max()) > RANDOM * _scale(logits)
+
+
+def _scale(logits: Tensor) -> float:
+    return float(logits.abs().max())
+
+
+def _doubts(
+    where: str,
+    net: nn.Module,
+    model: nn.Module,
+    data: Data,
+    x: Tensor,
+    logits: Tensor,
+    random: bool,
+    predictions: int,
+) -> Iterator[Finding]:
+    """What makes the model's numbers doubtful."""
+    training = [name or "the model" for name, m in model.named_modules() if m.training]
+    if training:
+        yield Finding(
+            "training-mode",
+            f"{where} keeps {len(training)} modules in training mode when it is asked not to "
+            f"(first: {training[0]}): let their `train` reach them, or say model.eval() in the "
+            "factory and do not override it.",
+        )
+    if random and predictions == 1:
+        yield Finding(
+            "random",
+            f"{where} answers the same images differently each time: its defence is random, "
+            "and one prediction is not enough to judge an attack. Let `predictions` of the model "
+            "vote, and let attacks average their gradients over `samples`.",
+        )
+    elif not random:
+        yield from _batch(where, model, x, logits)
+    if torch.allclose(logits.logsumexp(1), torch.zeros(len(x)).to(logits), atol=1e-4):
+        yield Finding(
+            "log-probabilities",
+            f"{where} returns log-probabilities instead of logits: cross-entropy is the same, but "
+            "losses on logits (DLR, CW) are not; return the values before log_softmax.",
+        )
+    yield from _close(where, logits)
+    if data.classes and len(data.classes) != logits.shape[1]:
+        yield Finding(
+            "classes",
+            f"{where} has {logits.shape[1]} classes, data {data.name} has {len(data.classes)}: "
+            "labels and outputs may mean different things; check their order, or cut the outputs.",
+        )
+    if isinstance(net, Preprocessed) and net.made_for not in (None, data.shape):
+        yield Finding(
+            "input-size",
+            f"{where} was made for images {net.made_for} and is shown those of data {data.name}, "
+            f"{data.shape}, as they are: its accuracy may suffer; choose a size among the data's "
+            "params, or a model made for this one.",
+        )
+    if not isinstance(net, QueryOnlyModel):
+        yield from _flat(where, model, x, logits, random)
+
+
+def _close(where: str, logits: Tensor) -> Iterator[Finding]:
+    """Whether the classes can be told apart by what the model returns."""
+    n, classes = logits.shape
+    ties = int(tied(logits).sum())
+    if ties:
+        yield Finding(
+            "ties",
+            f"{where} gives several classes exactly the same, largest logit on {ties} of {n} clean "
+            "images: the lowest of them counts as its answer, so that accuracy hangs on the order "
+            "of the classes; look for outputs that are rounded, clipped or all the same.",
+        )
+    above = float(probabilities(logits).amax(1).max()) * classes - 1
+    if above < FLAT and ties < n:
+        far = float((logits.amax(1) - logits.amin(1)).max())
+        yield Finding(
+            "flat",
+            f"{where} returns logits that differ by {far:.2g} at most on {n} clean images, so that "
+            f"every class has a probability of about 1/{classes}: verdicts are read off the logits "
+            "and hold, but confidences mean nothing and losses may round; multiply the logits.",
+        )
+
+
+def _batch(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]:
+    """Whether an image is answered otherwise alone, or among others in another order."""
+    try:
+        with torch.no_grad():
+            alone = wide(torch.cat([ask(model, row[None]) for row in x]))
+            turned = wide(ask(model, x.flip(0)).flip(0))
+    except (KeyboardInterrupt, WrittenError):
+        raise
+    except BaseException as error:  # as batch-norm in training mode refuses a single image
+        told = f"{first_line(error)}; a verdict must not need a batch"
+        raise SuiteError(f"{where} does not take an image alone: {told}") from error
+    far = max(float((other - logits).abs().max()) for other in (alone, turned))
+    if far > BATCH * _scale(logits):
+        own = [
+            name
+            for name, m in model.named_modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            and (m.training or m.running_mean is None)
+        ]
+        why = f" ({own[0]} takes the batch's statistics)" if own else ""
+        yield Finding(
+            "batch-dependent",
+            f"{where} answers an image differently beside other images: its outputs depend on "
+            f"the batch{why}, so results depend on the batch size; logits differ by {far:.3g}. Use "
+            "statistics kept from training (track_running_stats, evaluation mode).",
+        )
+
+
+def _flat(
+    where: str, model: nn.Module, x: Tensor, logits: Tensor, random: bool
+) -> Iterator[Finding]:
+    """Whether there are gradients to follow, and whether they are those of what is judged."""
+    other = logits.argmin(1)
+    try:
+        seen = look(model, to_ascend("cross-entropy", "untargeted"), x, other, other)
+    except RuntimeError as error:  # such as of a model that answers in inference mode
+        yield Finding(
+            "zero-gradient",
+            f"{where} gives no gradient ({first_line(error)}): gradient attacks fail; let its "
+            "forward be differentiated.",
+        )
+        return
+    far = float((seen.logits - logits).abs().max())
+    if not random and far > RANDOM * _scale(logits):
+        yield Finding(
+            "gradient-mode",
+            f"{where} answers otherwise where a gradient is asked for than where none is (logits "
+            f"differ by {far:.3g}): attacks by gradient follow another model than the one that is "
+            "judged; let its forward not look at torch.is_grad_enabled or x.requires_grad, and "
+            "attack it by scores, too.",
+        )
+    slopes = seen.gradient.flatten(1)
+    lost = ~slopes.isfinite()
+    if lost.any():
+        yield Finding(
+            "non-finite-gradient",
+            f"{where} has a gradient with NaN or infinite entries on {int(lost.any(1).sum())} of "
+            f"{len(x)} clean images ({int(lost.sum())} entries): attacks take them for 0 and do "
+            "not move these pixels, so they may be weaker than they look. Look for a square root, "
+            "a logarithm or a division at 0, and keep its argument away from 0.",
+        )
+    zero = int((slopes.abs().amax(1) == 0).sum())
+    if zero:
+        yield Finding(
+            "zero-gradient",
+            f"{where} has a gradient of zeros on {zero} of {len(x)} clean images: gradient "
+            "attacks cannot move there, and their robust accuracy means nothing. Attack it by "
+            "scores, or a differentiable stand-in by transfer.",
+        )

@@ -1,0 +1,204 @@
+"""What the fixture `robustness` measured, and what a test may assert of it."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from bench import api
+from bench.core.errors import RobustnessWarning
+from bench.core.files import write_atomic
+from bench.datasets import image_files, inputs
+from bench.evaluation import metrics
+from bench.reporting.formats import many, percent
+from bench.storage import spreadsheet
+
+TOLD = 8
+"""Fooled examples that a message names."""
+SHOWN = 25
+"""Fooled examples of an eps that are saved as images."""
+
+Note = Callable[[str, object], None]
+"""Keeps a name and a value with the test, as junit's properties do."""
+
+
+class Level(NamedTuple):
+    """Robust accuracy at one eps, and what spoils it."""
+
+    where: str
+    """Model, attack, norm and eps, in words."""
+    eps: float
+    robust: metrics.Rate
+    clean_correct: int
+    violations: int
+    fooled: pd.DataFrame
+    """The records of the fooled examples; empty for a suite, whose report shows them."""
+
+
+@dataclass(frozen=True)
+class RobustnessAssertion:
+    """Robust accuracy at one or several eps; `save` keeps what was seen and says where."""
+
+    levels: Sequence[Level]
+    save: Callable[[], Path]
+    findings: Sequence[str] = ()
+    """Reasons to doubt the numbers, a sentence each: of preflight and of the audit."""
+
+    def at_least(self, share: float | Mapping[float, float], *, confident: bool = False) -> None:
+        """Assert that at least `share` of all examples are robust, at every eps or at those named.
+
+        `confident` asks it of the lower end of the 95 % interval, so that few examples cannot pass
+        by luck.
+        Raises: AssertionError saying by how much it is missed and what was fooled; ValueError for a
+        share that is none, or an eps that was not measured.
+        """
+        __tracebackhide__ = True  # pytest shows the test's line, not this one
+        wanted = self._wanted(share)
+        spoilt = [level for level in self.levels if level.eps in wanted and level.violations]
+        short = [
+            level
+            for level in self.levels
+            if level.eps in wanted and _reached(level, confident) < wanted[level.eps] - 1e-12
+        ]
+        if not spoilt and not short:
+            return
+        told = [
+            f"{level.where}: {many(level.violations, 'image')} broke the threat model, so the "
+            "robust accuracy is not to be relied on"
+            for level in spoilt
+        ]
+        told += [_missed(level, wanted[level.eps], confident) for level in short]
+        told += [f"Beware: {finding}" for finding in self.findings]
+        raise AssertionError("\n".join([*told, f"Seen: {self.save()}"]))
+
+    def _wanted(self, share: float | Mapping[float, float]) -> dict[float, float]:
+        measured = {level.eps for level in self.levels}
+        wanted = dict(share) if isinstance(share, Mapping) else dict.fromkeys(measured, share)
+        for eps, least in wanted.items():
+            if eps not in measured:
+                raise ValueError(f"at_least: expected an eps of {sorted(measured)}, got {eps}")
+            if not 0 <= least <= 1:
+                raise ValueError(f"at_least: expected a share in [0, 1], got {least}")
+        return wanted
+
+
+def of_model(
+    model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any], folder: Path, note: Note
+) -> RobustnessAssertion:
+    """What `bench.evaluate` finds with these settings.
+
+    Raises: AssertionError if most of what the attack returned broke its threat model.
+    """
+    with warnings.catch_warnings():  # the test's report has them
+        warnings.simplefilter("ignore", RobustnessWarning)
+        found = api.evaluate(model, x, y, **settings, keep_adversarial=True)
+    name, levels = type(model).__name__, []
+    for row in found.table.to_dict("records"):
+        if row["status"] != "ok":
+            raise AssertionError(
+                f"{name} under {row['attack']}, {row['norm']}, eps {row['eps']:g}: {row['reason']}"
+            )
+        records = found.records[found.records["eps"] == row["eps"]]
+        level = Level(
+            where=f"{name} under {row['attack']}, {row['norm']}, eps {row['eps']:g}",
+            eps=row["eps"],
+            robust=metrics.rate(row["robust_correct"], row["n"]),
+            clean_correct=row["clean_correct"],
+            violations=row["violations"],
+            fooled=records[records["clean_correct"] & records["fooled"]],
+        )
+        levels.append(level)
+    _noted(levels, found.findings, note)
+    assert found.adversarial is not None
+    return RobustnessAssertion(levels, lambda: _saved(found, levels, x, folder), found.findings)
+
+
+def of_suite(suite: str, settings: dict[str, Any], folder: Path, note: Note) -> RobustnessAssertion:
+    """The worst case over the attacks of a suite, for each of its models, norms and eps.
+
+    Raises: AssertionError if a cell failed: what did not run was not withstood.
+    """
+    found = api.run(suite, out=folder, **settings)
+    if len(unfinished := found.unfinished()):
+        cells = [f"{row.model} under {row.attack}: {row.reason}" for row in unfinished.itertuples()]
+        raise AssertionError(f"{many(len(cells), 'cell')} of {suite} failed: " + "; ".join(cells))
+    broken = found.table.groupby(["model", "norm", "eps"])["violations"].sum()
+    levels = [
+        Level(
+            where=f"{row['model']} under the worst of {many(row['attacks'], 'attack')}, "
+            f"{row['norm']}, {row['goal']}, eps {row['eps']:g}",
+            eps=row["eps"],
+            robust=metrics.rate(row["robust_correct"], row["n"]),
+            clean_correct=row["clean_correct"],
+            violations=int(broken.loc[row["model"], row["norm"], row["eps"]]),
+            fooled=pd.DataFrame(),
+        )
+        for row in found.worst.to_dict("records")
+    ]
+    doubts = [*found.notes, *(sign.sentence for sign in found.audit.signs)]
+    _noted(levels, doubts, note)
+    return RobustnessAssertion(levels, lambda: _reported(suite, folder), doubts)
+
+
+def _noted(levels: Sequence[Level], findings: Sequence[str], note: Note) -> None:
+    for finding in findings:
+        note("robustness_finding", finding)
+    for level in levels:
+        k, n = level.robust.k, level.robust.n
+        note("robust_accuracy", f"{level.where}: {k} of {n}, {_interval(level.robust)}")
+
+
+def _reached(level: Level, confident: bool) -> float:
+    return level.robust.low if confident else level.robust.value
+
+
+def _interval(rate: metrics.Rate) -> str:
+    return f"{percent(rate.value)} [{percent(rate.low)}, {percent(rate.high)}]"
+
+
+def _missed(level: Level, wanted: float, confident: bool) -> str:
+    """A level that misses what is wanted, in one line, and its first fooled examples in another."""
+    k, n = level.robust.k, level.robust.n
+    bound = "with 95 % confidence " if confident else ""
+    told = (
+        f"{level.where}: {k} of {n} examples are robust, {_interval(level.robust)}, "
+        f"expected at least {percent(wanted)} {bound}({level.clean_correct} are right unattacked)"
+    )
+    if not len(level.fooled):
+        return told
+    named = [
+        f"{row.example} ({row.label} → {row.adv_pred})"
+        for row in level.fooled.head(TOLD).itertuples()
+    ]
+    rest = len(level.fooled) - len(named)
+    return f"{told}\n  fooled: {', '.join(named)}" + (f" and {rest} more" if rest else "")
+
+
+def _saved(found: api.Evaluation, levels: Sequence[Level], x: Tensor, folder: Path) -> Path:
+    """Table, records and the first fooled examples, before and after, as images."""
+    assert found.adversarial is not None
+    for name, frame in (("table", found.table), ("records", found.records)):
+        write_atomic(folder / f"{name}.csv", spreadsheet.content(frame))
+    for at, level in enumerate(levels):
+        place = folder / f"eps-{level.eps:g}"
+        pictured = x.shape[1] in (1, 3)  # what a PNG can hold
+        for row in level.fooled.head(SHOWN if pictured else 0).to_dict("records"):
+            example, after = int(row["example"]), row["adv_pred"]
+            clean = inputs.scaled(inputs.images("given", x[example : example + 1]))[0]
+            pair = [clean, found.adversarial[at, example].cpu()]
+            name = f"{example}-{row['label']}-to-{after}.png"
+            image_files.to_png(torch.cat(pair, dim=2).clamp(0, 1), place / name)
+    return folder
+
+
+def _reported(suite: str, folder: Path) -> Path:
+    """The report of a suite's run."""
+    from bench.analysis import results
+    from bench.reporting import run_output
+
+    return run_output.write(results.read(folder), folder)

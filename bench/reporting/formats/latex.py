@@ -1,0 +1,182 @@
+r"""Tables in LaTeX: booktabs rules, siunitx columns that align decimals, intervals below in small.
+
+A document needs booktabs, siunitx (2 or 3) and the two lines of `_HEAD` that let a bold number
+keep its place; `tables.tex` has them, compiles by itself and inputs each table from a file of its
+own, for a paper to input as well.
+"""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from bench.reporting.formats import DASH, Bold, Format, Table, is_numeric, words
+
+_FIGURE = re.compile(
+    r"(?P<sign>[<>]?)(?P<number>\d+(?:\.(?P<decimals>\d+))?)(?P<percent> ?%)?"
+    r"(?P<interval> \[[\d.]+, [\d.]+\])?(?P<note> \[\d+\])?"
+)
+_MARKS = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
+    "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
+    # After a line's end these would be read as its options.
+    "[": "{[}", "]": "{]}", "*": "{*}",
+    "—": r"\textemdash{}", "–": r"\textendash{}", "…": r"\dots{}",  # noqa: RUF001
+    "ß": r"\ss{}", "ø": r"\o{}", "Ø": r"\O{}",
+    "æ": r"\ae{}", "Æ": r"\AE{}", "œ": r"\oe{}", "Œ": r"\OE{}", "ł": r"\l{}", "Ł": r"\L{}",
+    "‘": "`", "’": "'", "“": "``", "”": "''", "§": r"\S{}", "©": r"\copyright{}",  # noqa: RUF001
+}  # fmt: skip
+_MATHS = {
+    "×": r"\times", "·": r"\cdot", "±": r"\pm", "−": "-", "≤": r"\leq", "≥": r"\geq",  # noqa: RUF001
+    "≠": r"\neq", "→": r"\to", "∞": r"\infty", "°": r"^\circ", "²": "^2", "³": "^3", "µ": r"\mu",
+    "α": r"\alpha", "β": r"\beta", "γ": r"\gamma", "δ": r"\delta", "ε": r"\varepsilon",  # noqa: RUF001
+    "ϵ": r"\epsilon", "κ": r"\kappa", "λ": r"\lambda", "μ": r"\mu", "ρ": r"\rho", "σ": r"\sigma",  # noqa: RUF001
+    "τ": r"\tau", "Δ": r"\Delta",
+}  # fmt: skip
+_ACCENTS = {
+    "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u",
+    "\u0307": ".", "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
+}  # fmt: skip
+_LONG, _WRAPPED = 34, r">{\raggedright\arraybackslash}p{50mm}"
+"""Words of more letters than this are broken into lines."""
+_NARROW = 10
+"""A title of more letters than this is broken over a column of figures."""
+_HEAD = r"""\documentclass[10pt]{article}
+\usepackage[a4paper,margin=18mm]{geometry}
+\usepackage{booktabs}
+\usepackage{etoolbox}
+\usepackage{siunitx}
+% A bold number stays in its column; both lines belong into the preamble of a paper, too.
+\robustify\bfseries
+\sisetup{detect-weight=true}
+\begin{document}
+"""
+
+
+def escape(value: object) -> str:
+    r"""Any value as words of a line of text, whatever marks it holds.
+
+    What pdfLaTeX has no letter for is shown by its number.
+
+    >>> escape("50% of $x_1$"), escape("[x]"), escape("--"), escape("é 中")
+    ('50\\% of \\$x\\_1\\$', '{[}x{]}', '-{}-', "\\'{e} {[}U+4E2D{]}")
+    """
+    text = "" if value is None or value == "" else words(value)
+    # Two hyphens would become a dash; a percent sign stays on the line of its number.
+    return re.sub("-(?=-)", "-{}", "".join(map(_letter, text))).replace(r" \%", r"~\%")
+
+
+def _letter(mark: str) -> str:
+    if mark in _MARKS:
+        return _MARKS[mark]
+    if mark in _MATHS:
+        return rf"\ensuremath{{{_MATHS[mark]}}}"
+    if mark.isascii():
+        return mark
+    base, *accents = list(unicodedata.normalize("NFD", mark))
+    if base.isascii() and len(accents) == 1 and accents[0] in _ACCENTS:
+        return rf"\{_ACCENTS[accents[0]]}{{{base}}}"
+    return f"{{[}}U+{ord(mark):04X}{{]}}"
+
+
+class Column(NamedTuple):
+    """One column of a tabular, ready to be joined."""
+
+    kind: str
+    """Its letter of the preamble."""
+    head: str
+    cells: list[tuple[str, str]]
+    """The figure or the words, and what stands below in small."""
+
+
+def table(frame: pd.DataFrame, caption: str = "", details: str = "", name: str = "") -> str:
+    r"""A `table` with the caption above, or the bare `tabular` if there is none.
+
+    A column of numbers with one decimal place is aligned at it. `details` follow the caption, but
+    stand in no list of tables. With `name` the table has the label tab:NAME. A frame without
+    columns has no table in this format: ValueError.
+    """
+    if frame.columns.empty:
+        raise ValueError("expected a frame with at least one column, got none")
+    columns = [_column(str(head), list(frame.iloc[:, j])) for j, head in enumerate(frame.columns)]
+    lines = [" & ".join(column.head for column in columns) + r" \\", r"\midrule"]
+    for k in range(len(frame)):
+        figures, below = zip(*(column.cells[k] for column in columns), strict=True)
+        end = r"\\[-0.6ex]" if any(below) else r"\\"
+        lines.append(f"{' & '.join(figures)} {end}")
+        if any(below):
+            lines.append(f"{' & '.join(below)} " + r"\\")
+    kinds = "".join(column.kind for column in columns)
+    body = [rf"\begin{{tabular}}{{@{{}}{kinds}@{{}}}}", r"\toprule", *lines, r"\bottomrule"]
+    tabular = "\n".join([*body, r"\end{tabular}"])
+    if not caption:
+        return tabular
+    short = escape(caption)
+    label = rf"\label{{tab:{name}}}" if name else ""
+    head = [r"\begin{table}[htbp]", r"\centering"]
+    head += [rf"\caption[{{{short}}}]{{{short} {escape(details)}}}{label}", r"\medskip"]
+    return "\n".join([*head, r"\small", tabular, r"\end{table}"])
+
+
+def _column(head: str, values: list[object]) -> Column:
+    texts = ["" if value is None else str(value) for value in values]
+    found = [_FIGURE.fullmatch(text) for text in texts]
+    aligned = is_numeric(texts) and all(
+        match or text in ("", DASH) or text.startswith(f"{DASH} [")
+        for match, text in zip(found, texts, strict=True)
+    )
+    if not aligned:
+        cells = [(_bold(value, escape(value)), "") for value in values]
+        kind = "r" if is_numeric(texts) else "l" if max(map(len, texts)) <= _LONG else _WRAPPED
+        return Column(kind, escape(head), cells)
+    before = max((len(m["number"].partition(".")[0]) for m in found if m), default=1)
+    after = max((len(m["decimals"] or "") for m in found if m), default=0)
+    unit = r" (\%)" if any(match["percent"] for match in found if match) else ""
+    title = escape(head) + unit
+    if len(head) > _NARROW:
+        title = rf"\parbox[b]{{20mm}}{{\centering {title}}}"
+    cells = [_figure(value, match) for value, match in zip(values, found, strict=True)]
+    return Column(f"S[table-format={before}.{after}]", f"{{{title}}}", cells)
+
+
+def _figure(value: object, match: re.Match[str] | None) -> tuple[str, str]:
+    """The number, and its interval and footnote to stand below."""
+    if match is None:
+        dash, _, note = str(value or "").partition(" ")
+        return (f"{{{escape(dash)}}}" if dash else "", _small(note))
+    number = match["number"]
+    if match["sign"]:
+        number = rf"{{$\mathord{{{match['sign']}}}{number}$}}"
+    return _bold(value, number), _small((match["interval"] or "") + (match["note"] or ""))
+
+
+def _small(text: str) -> str:
+    return rf"{{\tiny {escape(text.strip())}}}" if text.strip() else ""
+
+
+def _bold(value: object, text: str) -> str:
+    return rf"\bfseries {text}" if isinstance(value, Bold) else text
+
+
+def pages(tables: Sequence[Table]) -> dict[str, str]:
+    """tables.tex, which compiles, and the file of each table that it inputs."""
+    files = {f"table-{made.name}.tex": _page(made) for made in tables}
+    inputs = "\n".join(rf"\input{{{name}}}" + "\n\\clearpage" for name in files)
+    return {f"tables{FORMAT.suffix}": f"{_MADE}\n{_HEAD}{inputs}\n\\end{{document}}\n", **files}
+
+
+_MADE = "% Made by bench publish; changes are lost when it is made again."
+
+
+def _page(made: Table) -> str:
+    """The source as comments, then the table; what belongs to it is the rest of its caption."""
+    source = "\n".join(f"% {words(line)}" for line in made.source)
+    notes = [f"[{k}] {note}" for k, note in enumerate(made.notes, 1)]
+    details = " ".join([*made.details, *notes])
+    return f"{_MADE}\n{source}\n{table(made.frame, made.caption, details, made.name)}\n"
+
+
+FORMAT = Format(suffix=".tex", render=table, pages=pages)

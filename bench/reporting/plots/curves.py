@@ -1,0 +1,194 @@
+"""Robust accuracy against eps, one curve per attack, as one figure.
+
+Colour is never the only carrier. A marker says which attack; a solid line with a filled marker
+says bench's own, a dashed line with a hollow, larger marker says a library's, in the colour of the
+attack that it repeats. So where the two coincide, the reader sees a ringed dot. Attacks that keep
+the very same counts at every eps share one line and one legend entry, joined by "=". What a source
+reports elsewhere is a thin dotted grey line with a marker of its own.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bench.reporting.formats import NORMS, eps_names, number, words
+from bench.reporting.plots.style import OWN, PALETTE, STYLE, empty, short
+
+MARKERS = "osD^vPX<>phd"
+PUBLISHED_MARKERS = "x+1234"
+UNITS = {
+    "linf": "largest change of a pixel, pixels in [0, 1]",
+    "l2": "Euclidean, pixels in [0, 1]",
+    "l1": "summed change, pixels in [0, 1]",
+    "l0": "pixels changed",
+}
+
+
+class Curve(NamedTuple):
+    """Robust accuracy of one attack, or of several with the same counts, over eps."""
+
+    labels: list[str]
+    own: bool
+    family: str
+    """The label without the library's name: what an attack and its reference have in common."""
+    cells: pd.DataFrame
+    """Sorted by eps; a failed cell is a row of NaN, so that no line is drawn across it."""
+
+
+class Other(NamedTuple):
+    """Robust accuracy that a source reports of one attack."""
+
+    label: str
+    attack: str
+    eps: list[float]
+    percents: list[float]
+    look: dict[str, Any]
+
+
+def accuracy_versus_eps(
+    table: pd.DataFrame, model: str, norm: str, published: pd.DataFrame | None = None
+) -> Figure:
+    """Robust accuracy in percent against eps, one curve per untargeted attack, 95 % Wilson bands.
+
+    Of `published`, the frame of `beside`, what is robust accuracy of this model is drawn in grey.
+    With a single eps there is nothing to run along: attacks are listed instead, with error bars.
+    """
+    curves = _curves(untargeted(table, model, norm))
+    numbered = [curve for curve in curves if curve.cells["robust_accuracy"].notna().any()]
+    with matplotlib.rc_context(STYLE):
+        if not numbered:
+            return empty(f"{words(model)}, {NORMS.get(norm, norm)}: no attack produced a number")
+        single = pd.concat([curve.cells for curve in curves])["eps"].nunique() == 1
+        others = _others(published, model, norm)
+        if single:
+            figure = _points(numbered, others)
+        else:
+            figure = _lines(curves, others, norm, eps_names(table))
+        counts = sorted({int(n) for curve in numbered for n in curve.cells["n"].dropna()})
+        size = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+        figure.axes[0].set_title(f"{short(model)}, {NORMS.get(norm, norm)}, {size}")
+        return figure
+
+
+def untargeted(table: pd.DataFrame, model: str, norm: str) -> pd.DataFrame:
+    rows = table[(table["model"] == model) & (table["norm"] == norm)]
+    return rows[(rows["goal"] == "untargeted") & (rows["status"] != "skipped")]
+
+
+def _curves(rows: pd.DataFrame) -> list[Curve]:
+    merged: dict[tuple[Any, ...], Curve] = {}
+    for label, cells in rows.groupby("attack", sort=False):
+        cells = cells.sort_values("eps").reset_index(drop=True)
+        for name in ("robust_accuracy", "robust_low", "robust_high", "robust_correct", "n"):
+            cells[name] = pd.to_numeric(cells[name]).astype(float).where(cells["status"] == "ok")
+        failed = int((cells["status"] == "failed").sum())
+        library = str(cells["implementation"].iloc[0])
+        text = short(label) + (f" ({failed} failed)" if failed else "")
+        curve = Curve([text], library == OWN, _family(str(label), library), cells)
+        counts = cells[["eps", "n", "robust_correct"]].itertuples(index=False, name=None)
+        key = ("failed", label) if failed else tuple(counts)
+        same = merged.setdefault(key, curve)
+        if same is not curve:
+            merged[key] = same._replace(labels=[*same.labels, text], own=same.own or curve.own)
+    return list(merged.values())
+
+
+def _others(published: pd.DataFrame | None, model: str, norm: str) -> list[Other]:
+    """What sources report of this model's robust accuracy under untargeted attacks."""
+    if published is None or published.empty:
+        return []
+    rows = published[(published["model"] == model) & (published["norm"] == norm)]
+    rows = rows[(rows["goal"] == "untargeted") & (rows["figure"] == "robust_accuracy")]
+    sources = list(dict.fromkeys(rows["source"]))
+    several = {source for source, own in rows.groupby("source") if own["attack"].nunique() > 1}
+    found = []
+    for (source, attack), values in rows.groupby(["source", "attack"], sort=False):
+        values = values.sort_values("eps")
+        marker = PUBLISHED_MARKERS[sources.index(source) % len(PUBLISHED_MARKERS)]
+        look = {"color": "0.35", "marker": marker, "markersize": 6, "zorder": 5}
+        label = f"published: {short(source)}"
+        label += f",\n{short(attack)}" if source in several else ""
+        percents = [100 * value for value in values["published"]]
+        found.append(Other(label, str(attack), list(values["eps"]), percents, look))
+    return found
+
+
+def _family(label: str, library: str) -> str:
+    rest = re.sub(re.escape(library), "", label, flags=re.IGNORECASE).strip(" -_:/()[]")
+    return rest.lower() or label.lower()
+
+
+def _looks(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """Colour and marker by family, line and fill by implementation."""
+    order = list(dict.fromkeys(curve.family for curve in curves))
+    looks = []
+    for curve in curves:
+        place = order.index(curve.family)
+        colour = PALETTE[place % len(PALETTE)]
+        look = {"color": colour, "marker": MARKERS[place % len(MARKERS)], "linewidth": 1.4}
+        own = {"linestyle": "-", "markersize": 4.5, "zorder": 3}
+        other = {"linestyle": "--", "markersize": 8.5, "markerfacecolor": "none", "zorder": 4}
+        looks.append({**look, **(own if curve.own else other)})
+    return looks
+
+
+def _lines(
+    curves: Sequence[Curve], others: Sequence[Other], norm: str, names: dict[float, str]
+) -> Figure:
+    figure = Figure(figsize=(8.0, 4.4), layout="constrained")
+    axes = figure.subplots()
+    handles, labels = [], []
+    for curve, look in zip(curves, _looks(curves), strict=True):
+        cells = curve.cells
+        eps = cells["eps"].astype(float)
+        low, high = 100 * cells["robust_low"], 100 * cells["robust_high"]
+        axes.fill_between(eps, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        accuracy = 100 * cells["robust_correct"] / cells["n"]
+        (line,) = axes.plot(eps, accuracy, **look)
+        handles.append(line)
+        labels.append("\n= ".join(curve.labels))
+    for other in others:
+        handles += axes.plot(other.eps, other.percents, linestyle=":", linewidth=0.9, **other.look)
+        labels.append(other.label)
+    axes.set(ylim=(-2, 102), ylabel="robust accuracy (%)")
+    axes.set_xlabel(f"eps ({NORMS.get(norm, norm)}: {UNITS.get(norm, norm)})")
+    marked = ticks([eps for curve in curves for eps in curve.cells["eps"]])
+    axes.set_xticks(marked, [names.get(tick, number(tick)) for tick in marked])
+    figure.legend(handles, labels, loc="outside right upper", labelspacing=0.7)
+    return figure
+
+
+def ticks(values: Iterable[float]) -> list[float]:
+    """The eps that were run, less those whose labels would overlap."""
+    kept: list[float] = []
+    every = sorted(set(map(float, values)))
+    for value in every:
+        if not kept or value - kept[-1] >= 0.07 * (every[-1] - every[0]):
+            kept.append(value)
+    return kept
+
+
+def _points(curves: Sequence[Curve], others: Sequence[Other]) -> Figure:
+    figure = Figure(figsize=(7.0, 1.3 + 0.34 * sum(len(c.labels) for c in curves)))
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots()
+    for place, (curve, look) in enumerate(zip(curves, _looks(curves), strict=True)):
+        cell = curve.cells.dropna(subset=["robust_accuracy"]).iloc[0]
+        value = 100 * cell["robust_correct"] / cell["n"]
+        reach = [[value - 100 * cell["robust_low"]], [100 * cell["robust_high"] - value]]
+        bar = np.clip(reach, 0, None)  # the last bit of a Wilson bound may lie past the rate
+        axes.errorbar([value], [place], xerr=bar, capsize=3, **{**look, "linestyle": "none"})
+    for other in others:
+        places = [k for k, curve in enumerate(curves) if short(other.attack) in curve.labels]
+        percents = other.percents * len(places)
+        axes.plot(percents, places, linestyle="none", label=other.label, **other.look)
+    if others:
+        figure.legend(loc="outside right upper")
+    axes.set_yticks(range(len(curves)), ["\n= ".join(curve.labels) for curve in curves])
+    axes.set(xlim=(-2, 102), ylim=(len(curves) - 0.5, -0.5), xlabel="robust accuracy (%)")
+    return figure

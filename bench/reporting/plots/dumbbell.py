@@ -1,0 +1,73 @@
+"""Two runs beside each other: a row per cell, two dots joined, one for each run."""
+
+from typing import Any
+
+import matplotlib
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from bench.evaluation.metrics import SIGNIFICANT
+from bench.reporting.formats import words
+from bench.reporting.plots.style import PALETTE, STYLE, empty, short
+
+MOST = 60
+"""Rows of a figure; of more cells, those that differ most are shown."""
+XLABEL = (
+    "robust accuracy (%); thin lines are 95 % intervals, of the first above, of the second below"
+)
+_WORSE, _BETTER, _SAME = PALETTE[3], PALETTE[0], (0.55, 0.55, 0.55)
+
+
+def figure(table: pd.DataFrame, first: str, second: str) -> Figure:
+    """Robust accuracy (%) in both runs, `table` as of `compare.compare`, its runs by their names.
+
+    Joined by a thick line where the difference is beyond chance; the interval of each is a thin
+    line through its dot.
+    """
+    with matplotlib.rc_context(STYLE):
+        if table.empty:
+            return empty("No cell was compared")
+        gap = (table["first_robust"] - table["second_robust"]).abs() / table["n"]
+        places = gap.sort_values(ascending=False, kind="stable").index[:MOST].sort_values()
+        rows = table.loc[places].to_dict("records")
+        drawn = Figure(figsize=(7.5, 1.6 + 0.24 * len(rows)), layout="constrained")
+        axes = drawn.subplots()
+        for place, row in enumerate(rows):
+            a, b = (100 * row[f"{side}_robust"] / row["n"] for side in ("first", "second"))
+            beyond = row["p_corrected"] <= SIGNIFICANT
+            colour = (_WORSE if b < a else _BETTER) if beyond else _SAME
+            for side, shift in (("first", -0.14), ("second", 0.14)):
+                ends = [100 * row[f"{side}_{end}"] for end in ("low", "high")]
+                axes.plot(ends, [place + shift] * 2, color=colour, linewidth=0.7)
+            axes.plot([a, b], [place] * 2, color=colour, linewidth=2.6 if beyond else 1.2)
+            axes.plot([a], [place], "o", color=colour, markerfacecolor="white", markersize=7.5)
+            axes.plot([b], [place], "o", color=colour, markersize=4.5)
+        many = table["model"].nunique() > 1
+        axes.set_yticks(range(len(rows)), [_label(row, many) for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set(xlim=(-2, 102), xlabel=XLABEL)
+        if len(rows) < len(table):
+            axes.set_title(f"The {len(rows)} of {len(table)} cells that differ most")
+        drawn.legend(handles=_key(first, second), loc="outside lower center", ncols=2)
+        return drawn
+
+
+def _label(row: dict[Any, Any], many: bool) -> str:
+    model = f"{short(row['model'], 24)}: " if many else ""
+    eps = f", eps {words(row['eps_text'])}" if row["norm"] else ""
+    return f"{model}{short(row['attack'])}{eps}"
+
+
+def _key(first: str, second: str) -> list[Line2D]:
+    plain: dict[str, Any] = {"color": "0.3", "marker": "o", "linestyle": "none"}
+    return [
+        Line2D([], [], markerfacecolor="white", markersize=7.5, label=short(first), **plain),
+        Line2D(
+            [], [], color=_WORSE, linewidth=2.6, label="the second robust on fewer, beyond chance"
+        ),
+        Line2D([], [], markersize=4.5, label=short(second), **plain),
+        Line2D(
+            [], [], color=_BETTER, linewidth=2.6, label="the second robust on more, beyond chance"
+        ),
+    ]

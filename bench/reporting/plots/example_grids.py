@@ -1,0 +1,121 @@
+"""Attacked examples as figures: what the model saw, and what was added to it."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from bench.reporting.formats import words
+from bench.reporting.plots.style import PALETTE, STYLE, empty, evenly, short
+
+MOST_ROWS = 10
+"""Of an example grid: more are not looked at, and a figure's memory grows with its height."""
+
+
+class Picture(NamedTuple):
+    """One attacked example, as an example grid shows it."""
+
+    model: str
+    attack: str
+    norm: str
+    eps: float
+    eps_text: str
+    example: int
+    label: str
+    before: str
+    """Name of the class predicted for the clean image."""
+    after: str
+    """Name of the class predicted for the adversarial image."""
+    clean: npt.NDArray[Any]
+    """(h, w) or (h, w, c), in [0, 1]."""
+    adversarial: npt.NDArray[Any]
+    """As `clean`."""
+
+
+def example_grid(pictures: Sequence[Picture], model: str, attack: str) -> Figure:
+    """One row per eps, up to five attacked examples each, titled "before → after"; of more than
+    MOST_ROWS eps so many, from the least to the largest.
+
+    A title in bold vermilion says that the prediction changed.
+    """
+    chosen = [p for p in pictures if (p.model, p.attack) == (model, attack)]
+    chosen.sort(key=lambda picture: picture.eps)
+    rows = [list(group)[:5] for _, group in groupby(chosen, key=lambda picture: picture.eps)]
+    rows = evenly(rows, MOST_ROWS)
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        if not rows:
+            return empty(f"{words(model)}, {words(attack)}: no picture was kept")
+        # One axes for all images: an axes each takes ten times as long to lay out.
+        figure = Figure(figsize=(7.6, 1.72 * len(rows)))
+        axes = figure.add_axes((0.04, 0.0, 0.96, 1.0))
+        axes.set(xlim=(-0.04, 5), ylim=(len(rows), 0), xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        for line, row in enumerate(rows):
+            label = f"eps {words(row[0].eps_text)}"
+            axes.text(-0.04, line + 0.6, label, rotation=90, ha="right", va="center")
+            for column, picture in enumerate(row):
+                _show(axes, picture, column, line)
+        return figure
+
+
+def _show(axes: Axes, picture: Picture, column: int, line: int) -> None:
+    """One image with its title, in the square of the grid at (column, line)."""
+    image = np.clip(np.asarray(picture.adversarial, dtype=float), 0, 1)
+    grey = image.ndim == 2 or image.shape[2] == 1
+    image = image.reshape(image.shape[:2]) if grey else image
+    place = (column + 0.03, column + 0.91, line + 1.0, line + 0.2)
+    axes.imshow(
+        image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=place, aspect="auto"
+    )
+    before, after = short(picture.before, 18), short(picture.after, 18)
+    join = " → " if len(before + after) <= 14 else "\n→ "
+    changed = picture.before != picture.after
+    axes.text(
+        column + 0.47, line + 0.17, before + join + after, fontsize=8, ha="center", va="bottom",
+        color=PALETTE[3] if changed else "0.25", weight="bold" if changed else "normal",
+    )  # fmt: skip
+
+
+def perturbation_grid(pictures: Sequence[Picture], model: str) -> Figure:
+    """What each attack added at its largest eps: one row per attack, the same examples in each.
+
+    Signed: red is brighter, blue darker, white unchanged; each row is scaled to its own largest
+    change, which stands beside it. Of colour images the mean over the channels is shown.
+    """
+    largest: dict[str, list[Picture]] = {}
+    for picture in (p for p in pictures if p.model == model):
+        held = largest.setdefault(picture.attack, [])
+        if held and picture.eps > held[0].eps:
+            held.clear()
+        if not held or picture.eps == held[0].eps:
+            held.append(picture)
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(8.6, 1.32 * len(largest) + 0.1))
+        axes = figure.add_axes((0.2, 0.0, 0.8, 1.0))
+        axes.set(xlim=(0, 5), ylim=(len(largest), -0.04), xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        for line, (attack, row) in enumerate(largest.items()):
+            changes = [p.adversarial - p.clean for p in row[:5]]
+            changes = [c if c.ndim == 2 else c.mean(axis=2) for c in changes]
+            most = max((float(np.abs(change).max()) for change in changes), default=0.0)
+            label = f"{short(attack, 24)}\neps {words(row[0].eps_text)}\n± {most:.3g}"
+            axes.text(-0.06, line + 0.5, label, ha="right", va="center", fontsize=8)
+            for column, (picture, change) in enumerate(zip(row, changes, strict=False)):
+                place = (column + 0.06, column + 0.94, line + 0.98, line + 0.14)
+                axes.imshow(
+                    change, cmap="RdBu_r", vmin=-most or -1, vmax=most or 1, extent=place,
+                    interpolation="nearest", aspect="auto",
+                )  # fmt: skip
+                frame = Rectangle(
+                    (column + 0.06, line + 0.14), 0.88, 0.84, fill=False, edgecolor="0.75", lw=0.6
+                )
+                axes.add_patch(frame)
+                join = f"{short(picture.before, 12)} → {short(picture.after, 12)}"
+                axes.text(column + 0.5, line + 0.11, join, fontsize=7.5, ha="center", va="bottom")
+        return figure

@@ -1,0 +1,280 @@
+"""Tables → figures: pure functions from frames to matplotlib figures, and `draw`, which saves them.
+
+Every figure can be read in grey; the looks are in `style`, the curves in `curves`.
+"""
+
+import io
+import itertools
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from bench.analysis.min_norm import Search
+from bench.core.files import write_atomic
+from bench.reporting.formats import DASH, NORMS, absent, eps_names, factor, words
+from bench.reporting.plots import certified as brackets
+from bench.reporting.plots import parameter_sweep, security_curves, transfer_matrix
+from bench.reporting.plots.curves import accuracy_versus_eps, untargeted
+from bench.reporting.plots.example_grids import Picture, example_grid, perturbation_grid
+from bench.reporting.plots.style import OWN, PALETTE, STYLE, empty, evenly, short
+
+__all__ = [
+    "Picture",
+    "Plot",
+    "accuracy_versus_eps",
+    "draw",
+    "example_grid",
+    "perturbation_grid",
+    "success_heatmap",
+    "throughput",
+]
+
+
+class Plot(NamedTuple):
+    """A figure on disk."""
+
+    name: str
+    """File name without suffix."""
+    caption: str
+    png: Path
+    svg: Path
+
+
+# -------------------------------------------------------------------------------- success heat map
+
+
+MOST_COLUMNS = 16
+"""Of a heatmap: a wider one is not read, and a figure's memory grows with its size."""
+
+
+def success_heatmap(table: pd.DataFrame, norm: str) -> Figure:
+    """Attack success rate in percent, a row per model and attack, a column per eps.
+
+    Failed cells are cross-hatched, skipped cells hatched, both with a dash; a cell where no
+    example could be attacked has a dash alone; a pairing that was not planned is blank. Of more
+    than MOST_COLUMNS eps so many are shown, from the least to the largest, and the axis says so.
+    """
+    rows = table[table["norm"] == norm]
+    every = sorted(set(rows["eps"].astype(float)))
+    columns = evenly(every, MOST_COLUMNS)
+    rows = rows[rows["eps"].isin(columns)]
+    order = list(dict.fromkeys(rows["model"]))
+    keys = list(dict.fromkeys(zip(rows["model"], rows["attack"], strict=True)))
+    keys.sort(key=lambda key: order.index(key[0]))  # stable: attacks stay in the suite's order
+    values = np.full((len(keys), len(columns)), np.nan)
+    marks: list[tuple[int, int, str]] = []
+    for row in rows.to_dict("records"):
+        i, j = keys.index((row["model"], row["attack"])), columns.index(float(row["eps"]))
+        rate = row["attack_success_rate"]
+        if row["status"] == "ok" and not absent(rate):
+            values[i, j] = 100 * rate
+        else:
+            marks.append((i, j, str(row["status"])))
+    with matplotlib.rc_context(STYLE):
+        if not keys:
+            return empty(f"{NORMS.get(norm, norm)}: no cell was planned")
+        size = (3.4 + 0.62 * len(columns), 1.5 + 0.3 * len(keys))
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots()
+        _shade(axes, values, marks)
+        models = [key[0] for key in keys]
+        labels = [f"{short(model, 24)}: {short(attack)}" for model, attack in keys]
+        names = eps_names(table)
+        axes.set_yticks([i + 0.5 for i in range(len(keys))], labels, rotation=0)
+        axes.set_xticks([j + 0.5 for j in range(len(columns))], [names[c] for c in columns])
+        for i in range(1, len(keys)):
+            if models[i] != models[i - 1]:
+                axes.axhline(i, color="0.2", linewidth=1.2)
+        some = f", {len(columns)} of {len(every)}" if len(columns) < len(every) else ""
+        axes.set(xlabel=f"eps ({NORMS.get(norm, norm)}{some})", ylabel="")
+        present = {status for _, _, status in marks} & set(HATCHES)
+        if present:
+            patches = [Patch(fill=False, hatch=HATCHES[s], label=s) for s in sorted(present)]
+            figure.legend(handles=patches, loc="outside lower right", ncols=2)
+        return figure
+
+
+HATCHES = {"failed": "xxxx", "skipped": "////"}
+
+
+def _shade(axes: Axes, values: npt.NDArray[Any], marks: Sequence[tuple[int, int, str]]) -> None:
+    text = np.array([["" if math.isnan(v) else f"{v:.1f}" for v in row] for row in values])
+    sns.heatmap(
+        values, ax=axes, vmin=0, vmax=100, cmap="Blues", annot=text, fmt="", linewidths=0.8,
+        linecolor="white", annot_kws={"size": 8}, cbar_kws={"label": "attack success rate (%)"},
+    )  # fmt: skip
+    axes.grid(visible=False)
+    for i, j, status in marks:
+        hatch = HATCHES.get(status)
+        axes.add_patch(Rectangle((j, i), 1, 1, fill=False, hatch=hatch, edgecolor="0.6"))
+        axes.text(
+            j + 0.5, i + 0.5, DASH, ha="center", va="center",
+            bbox={"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none"},
+        )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------- throughput
+
+
+def throughput(table: pd.DataFrame) -> Figure:
+    """Examples per second of each attack, all its eps together, and its cost over the bare loop."""
+    speeds = _speeds(table)
+    with matplotlib.rc_context(STYLE):
+        if speeds.empty:
+            return empty("No cell was timed")
+        figure = Figure(figsize=(7.0, 1.3 + 0.3 * len(speeds)), layout="constrained")
+        axes = figure.subplots()
+        many = speeds["model"].nunique() > 1
+        for place, row in enumerate(speeds.to_dict("records")):
+            own = row["implementation"] == OWN
+            look: dict[str, Any] = {"color": PALETTE[0], "markersize": 7, "linestyle": "none"}
+            fill = look["color"] if own else "white"
+            axes.plot([row["speed"]], [place], marker="o", markerfacecolor=fill, **look)
+            if not absent(row["floor_ratio"]):
+                axes.annotate(
+                    factor(row["floor_ratio"]), (row["speed"], place), (8, 0),
+                    textcoords="offset points", va="center", fontsize=8, color="0.3",
+                )  # fmt: skip
+        labels = [
+            (f"{short(row.model, 24)}: " if many else "") + short(row.attack)
+            for row in speeds.itertuples()
+        ]
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+        _speed_axis(axes, speeds["speed"])
+        key = "filled: bench; hollow: a library; beside it: time over a bare loop of its passes"
+        figure.supxlabel(key, fontsize=8, color="0.3")
+        return figure
+
+
+def _speeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Per model and attack: all examples over all seconds, and all seconds over all floors."""
+    timed = table[(table["status"] == "ok") & (table["seconds"] > 0)].copy()
+    timed = timed.dropna(subset=["examples_per_second"])
+    timed["examples"] = timed["examples_per_second"] * timed["seconds"]
+    timed["floor"] = timed["seconds"] / timed["floor_ratio"]
+    keys = ["model", "attack", "implementation"]
+    sums = timed.groupby(keys, sort=False)[["examples", "seconds", "floor"]]
+    speeds = sums.sum(min_count=1).astype(float).reset_index()
+    speeds["speed"] = speeds["examples"] / speeds["seconds"]
+    speeds["floor_ratio"] = speeds["seconds"] / speeds["floor"]
+    order = list(dict.fromkeys(table["model"]))
+    speeds = speeds.sort_values("model", key=lambda names: names.map(order.index), kind="stable")
+    return speeds[speeds["speed"] > 0].reset_index(drop=True)
+
+
+def _speed_axis(axes: Axes, speeds: "pd.Series[float]") -> None:
+    axes.set_xlabel("examples per second")
+    if speeds.max() < 20 * speeds.min():
+        axes.set_xlim(0, 1.15 * speeds.max())
+        return
+    axes.set_xscale("log")
+    axes.set_xlabel("examples per second (logarithmic)")
+    axes.set_xlim(speeds.min() / 1.8, speeds.max() * 2.5)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+# ------------------------------------------------------------------------------------------ saving
+
+
+def draw(
+    table: pd.DataFrame,
+    pictures: Sequence[Picture],
+    folder: Path,
+    published: pd.DataFrame | None = None,
+    searches: Sequence[Search] = (),
+    certified: pd.DataFrame | None = None,
+) -> list[Plot]:
+    """Write every figure that the table and the pictures give into folder/plots, as PNG and SVG.
+
+    `published` holds figures reported elsewhere, as `beside` joins them with the table; `searches`
+    what each search for the least distance found, `certified` is certified.csv.
+    The same input gives the same bytes: no dates, no random ids, one bundled font.
+    """
+    taken: set[str] = set()
+    drawn: list[Plot] = []
+
+    def keep(figure: Figure, name: str, caption: str) -> None:
+        stem = _slug(name, taken)
+        drawn.append(Plot(stem, caption, *save(figure, folder / "plots" / stem)))
+
+    for norm in dict.fromkeys(table["norm"]):
+        title = NORMS.get(norm, norm)
+        for model in dict.fromkeys(table["model"]):
+            if not untargeted(table, model, norm).empty:
+                caption = f"Robust accuracy of {words(model)} against eps, {title}, 95 % bands."
+                figure = accuracy_versus_eps(table, model, norm, published)
+                keep(figure, f"accuracy-{model}-{norm}", caption)
+        caption = f"Attack success rate, {title}; the tables give the interval of each."
+        keep(success_heatmap(table, norm), f"success-{norm}", caption)
+    others = [
+        security_curves.figures(searches),
+        transfer_matrix.figures(table),
+        parameter_sweep.figures(table),
+    ]
+    others += [] if certified is None else [brackets.figures(certified)]
+    for name, caption, figure in itertools.chain(*others):
+        keep(figure, name, caption)
+    if not table.empty:
+        keep(throughput(table), "throughput", "Examples per second, all eps together.")
+    # One value of a varied parameter looks much like the next; what it added is shown below.
+    single = [picture for picture in pictures if picture.attack not in _varied(table)]
+    for model, attack in dict.fromkeys((picture.model, picture.attack) for picture in single):
+        caption = f"{words(model)} under {words(attack)}: prediction before → after."
+        keep(example_grid(pictures, model, attack), f"examples-{model}-{attack}", caption)
+    for model in dict.fromkeys(picture.model for picture in pictures):
+        caption = (
+            f"{words(model)}: what was added at the largest eps; red is brighter, blue darker."
+        )
+        keep(perturbation_grid(pictures, model), f"perturbations-{model}", caption)
+    return drawn
+
+
+def _varied(table: pd.DataFrame) -> set[str]:
+    return set(table[table["varied"].fillna("") != ""]["attack"]) if "varied" in table else set()
+
+
+def save(figure: Figure, path: Path) -> tuple[Path, Path]:
+    """Write `path`.png and `path`.svg, whole or not at all; gives both paths."""
+    png, svg = (
+        write_atomic(path.with_name(f"{path.name}.{kind}"), _bytes(figure, kind)) for kind in KINDS
+    )
+    return png, svg
+
+
+KINDS = ("png", "svg")
+_METADATA: dict[str, dict[str, Any]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+}
+
+
+def _bytes(figure: Figure, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
+    return buffer.getvalue()
+
+
+def _slug(name: str, taken: set[str]) -> str:
+    """A file name of letters, digits and dashes, not in `taken`; no label can leave the folder."""
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    stem = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:80] or "plot"
+    slug = next(s for k in range(1, 10**6) if (s := stem if k == 1 else f"{stem}-{k}") not in taken)
+    taken.add(slug)
+    return slug

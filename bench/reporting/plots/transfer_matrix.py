@@ -1,0 +1,166 @@
+"""Source by victim: what examples crafted on one model do to another, as numbers and as a heat map.
+
+The error rate of a victim is 1 - robust accuracy, so an example that it gets wrong already without
+attack is an error, too; the confidence is the mean over the examples that the attack fooled.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from bench.reporting.formats import DASH, NORMS, absent, percent, words
+from bench.reporting.plots.style import STYLE, short
+
+PANELS = 4
+"""Matrices side by side in one figure; of more eps, the largest are drawn."""
+
+
+class Matrix(NamedTuple):
+    """One attack at one eps, crafted on every source and judged on every victim."""
+
+    attack: str
+    norm: str
+    goal: str
+    eps: float
+    eps_text: str
+    sources: list[str]
+    victims: list[str]
+    cells: dict[tuple[str, str], dict[str, Any]]
+    """(source, victim) -> the row of table.csv; a pairing that was not planned has none."""
+
+
+def matrices(table: pd.DataFrame) -> list[Matrix]:
+    """One for each attack that the suite crafts on named models, at each eps above 0."""
+    if "source" not in table:  # a table made by an older bench
+        return []
+    crafted = table[(table["source"].fillna("") != "") & (table["eps"] > 0)]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in crafted.to_dict("records"):
+        # Of a parameter that is varied, too, each value is an attack of its own; so is each seed.
+        varied = f", {row['varied']} {row['value']:g}" if row["varied"] else ""
+        seed = row.get("seed")
+        attack = row["family"] + varied + ("" if absent(seed) else f", seed {seed}")
+        key = (attack, row["norm"], row["goal"], float(row["eps"]), row["eps_text"])
+        groups.setdefault(key, []).append({str(name): row[name] for name in row})
+    found = []
+    for (attack, norm, goal, eps, text), rows in groups.items():
+        cells = {(row["source"], row["model"]): row for row in rows}
+        sources = list(dict.fromkeys(row["source"] for row in rows))
+        victims = list(dict.fromkeys(row["model"] for row in rows))
+        found.append(Matrix(attack, norm, goal, eps, text, sources, victims, cells))
+    return found
+
+
+def error_rate(row: dict[str, Any]) -> float | None:
+    """1 - robust accuracy; None where the cell has no number."""
+    if row["status"] != "ok" or absent(row["robust_correct"]):
+        return None
+    return float(1 - row["robust_correct"] / row["n"])
+
+
+def hidden_gradients(table: pd.DataFrame) -> list[str]:
+    """A sentence for each victim that a white-box attack fools less than the same from elsewhere.
+
+    Whoever sees the model's own gradient should do no worse; where the 95 % intervals of the two
+    robust accuracies lie apart, that gradient does not show the way: a sign of gradient masking
+    (Athalye et al. 2018, section 3.1), not of robustness.
+    """
+    told = []
+    for matrix in matrices(table):
+        for victim in matrix.victims:
+            own = matrix.cells.get((victim, victim))
+            if own is None or error_rate(own) is None:
+                continue
+            if matrix.goal != "untargeted" or own["threat_model"] != "white-box":
+                continue  # a target may be missed, and what asks for no gradient blames none
+            better = [
+                (error_rate(row), source)
+                for (source, judge), row in matrix.cells.items()
+                if judge == victim and source != victim and error_rate(row) is not None
+                if row["robust_high"] < own["robust_low"]
+            ]
+            if better:
+                rate, source = max(better, key=lambda each: each[0] or 0)
+                told.append(
+                    f"{victim}: at eps {matrix.eps_text}, {matrix.attack} crafted on {source} "
+                    f"makes {percent(rate)} errors, crafted on the model itself "
+                    f"{percent(error_rate(own))} (n = {own['n']}): its gradient hides what fools "
+                    "it, so what it withstands of this attack overstates its robustness."
+                )
+    return told
+
+
+def figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
+    """(name, caption, figure) of each attack in each norm."""
+    found: dict[tuple[str, str, str], list[Matrix]] = {}
+    for matrix in matrices(table):
+        found.setdefault((matrix.attack, matrix.norm, matrix.goal), []).append(matrix)
+    for (attack, norm, goal), group in found.items():
+        shown = sorted(group, key=lambda matrix: matrix.eps)[-PANELS:]
+        about = "error rate, and mean confidence of the errors in brackets"
+        caption = f"{words(attack)}, {NORMS.get(norm, norm)}, {goal}: source by victim, {about}."
+        yield f"transfer-{attack}-{norm}-{goal}", caption, heatmap(shown)
+
+
+def heatmap(shown: list[Matrix]) -> Figure:
+    """Error rate in percent by source (rows) and victim (columns), one panel per eps.
+
+    A white-box pairing, crafted on the model that judges it, has a frame.
+    """
+    first = shown[0]
+    size = (2.2 + 0.95 * len(first.victims) * len(shown), 1.7 + 0.52 * len(first.sources))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(size[0], 4.2), size[1]), layout="constrained")
+        panels = figure.subplots(1, len(shown), squeeze=False)[0]
+        for place, (axes, matrix) in enumerate(zip(panels, shown, strict=True)):
+            _panel(axes, matrix, last=place == len(shown) - 1)
+            axes.set_title(f"eps {matrix.eps_text}, {NORMS.get(matrix.norm, matrix.norm)}")
+            ticks = [k + 0.5 for k in range(len(matrix.victims))]
+            axes.set_xticks(ticks, [short(v, 22) for v in matrix.victims], rotation=30, ha="right")
+            axes.set_xlabel("judged on")
+            names = [short(s, 22) for s in matrix.sources] if not place else []
+            axes.set_yticks([k + 0.5 for k in range(len(names))], names, rotation=0)
+        panels[0].set_ylabel("crafted on")
+        return figure
+
+
+def _panel(axes: Axes, matrix: Matrix, last: bool) -> None:
+    values = np.full((len(matrix.sources), len(matrix.victims)), np.nan)
+    for (source, victim), row in matrix.cells.items():
+        rate = error_rate(row)
+        place = matrix.sources.index(source), matrix.victims.index(victim)
+        values[place] = np.nan if rate is None else 100 * rate
+    sns.heatmap(
+        values, ax=axes, vmin=0, vmax=100, cmap="Blues", linewidths=0.8, linecolor="white",
+        cbar=last, cbar_kws={"label": "error rate (%)"},
+    )  # fmt: skip
+    axes.grid(visible=False)
+    for i, source in enumerate(matrix.sources):
+        for j, victim in enumerate(matrix.victims):
+            held = matrix.cells.get((source, victim))
+            if held is None:
+                continue
+            axes.text(
+                j + 0.5, i + 0.5, _told(held), ha="center", va="center", fontsize=8,
+                color="white" if values[i, j] > 60 else "0.1",
+            )  # fmt: skip
+            if source == victim:
+                frame = Rectangle(
+                    (j + 0.03, i + 0.03), 0.94, 0.94, fill=False, edgecolor="0.1", linewidth=1.3
+                )
+                axes.add_patch(frame)
+
+
+def _told(row: dict[str, Any]) -> str:
+    rate = error_rate(row)
+    if rate is None:
+        return DASH
+    confidence = row["mean_confidence_fooled"]
+    return f"{100 * rate:.1f}" + ("" if absent(confidence) else f"\n({percent(confidence)})")

@@ -1,0 +1,252 @@
+"""Views and figures → report: one self-contained HTML page and a Markdown page that say the same.
+
+What went wrong comes first, numbers after it. Both pages are templates over the same views.
+Everything that came from a file (labels, reasons, causes) is escaped by the template engine, in
+HTML and in Markdown alike; only what a table format made passes as it is.
+"""
+
+import base64
+import os
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+import pandas as pd
+
+from bench.analysis.certified import CertifiedResults
+from bench.analysis.explanations import Explanation
+from bench.core.files import write_atomic
+from bench.evaluation.audit.findings import Audit
+from bench.reporting import formats
+from bench.reporting.formats import (
+    DASH,
+    absent,
+    eps_names,
+    many,
+    markdown,
+    number,
+    percent,
+    rate,
+    words,
+)
+from bench.reporting.plots.figures import Plot
+from bench.reporting.report import audit_view, certified_view, pairwise_view, views
+from bench.reporting.report.views import View
+
+LARGEST_SVG = 400_000  # bytes; above it (photographs inside) the PNG is smaller and as sharp
+COUNTING = (
+    "n is the number of examples of a cell, those included that the model gets wrong already "
+    "without attack. Such an example is not attacked, and it is not robust.",
+    "Clean accuracy is the number correct before the attack, of n. Robust accuracy is the number "
+    "correct before and after, of n.",
+    "Attack success rate is the number correct before and wrong after, of those correct before. "
+    "Targeted: the number that ends as the target, of those correct before whose label is not the "
+    "target. Where nothing could be attacked there is no rate, and a dash.",
+    "Worst case: an example is robust only if every attack left it correct.",
+    "Certified: a bound proves that no image of the L-inf ball inside the box changes the label. "
+    "What is neither certified nor broken by an attack is undecided.",
+    "Intervals are 95 % Wilson intervals of the count behind the rate.",
+    "An attack breaks an example that it succeeds on; with a target, by reaching the target. Two "
+    "attacks are compared by what each breaks, two models by where each is robust, on the same "
+    "examples and by the exact McNemar test. The p-values of a run are corrected together (Holm).",
+    "The distance of an example under a search is 0 if the model gets it wrong without attack, and "
+    "infinite if nothing was found. Local optimality is 1 - (A - A*) / (rho(0) eps_max - A*), A "
+    "the area under the search's security curve, A* that of the least distance that any search "
+    "found: 1 is the best at every eps, 0 finds nothing. The interval of a median lies between two "
+    "order statistics and holds for any distribution.",
+    "Every returned example is verified: shape, box, ball, finite, and the model asked again. One "
+    "that breaks a rule is a violation and counts as an attack that failed on that example.",
+    "A cell that failed or was skipped is a dash with its reason. It never counts as robust.",
+)
+
+
+def write(
+    folder: Path,
+    *,
+    title: str,
+    table: pd.DataFrame,
+    worst: pd.DataFrame,
+    distances: pd.DataFrame | None = None,
+    comparisons: pd.DataFrame,
+    seeds: pd.DataFrame,
+    crosschecks: pd.DataFrame,
+    explanations: Sequence[Explanation] = (),
+    published: pd.DataFrame,
+    violations: pd.DataFrame,
+    audit: Audit,
+    certified: CertifiedResults | None = None,
+    notes: Sequence[str],
+    provenance: Mapping[str, Any],
+    plots: Sequence[Plot],
+    regenerate: str,
+) -> tuple[Path, Path]:
+    """Write folder/report.html and folder/report.md, each whole or not at all; gives both paths.
+
+    The HTML page carries its figures inside and asks nothing of the network; the Markdown page
+    points to the PNG files by relative path. The same input gives the same bytes.
+    """
+    names = eps_names(table)
+    checks = views.crosscheck_rows(crosschecks, names)
+    context: dict[str, Any] = {
+        "title": words(title),
+        "summary": _summary(table, provenance),
+        "outcome": _outcome(table),
+        "violations": views.violations(violations, names),
+        "excluded": views.excluded(table, names),
+        "caveats": views.caveats(table, names),
+        "audit": audit_view.told(audit, names),
+        "notes": list(dict.fromkeys(map(words, notes))),
+        "certified": None if certified is None else certified_view.told(certified, worst, names),
+        "worst": views.worst_pivots(worst, table, names),
+        "worst_rows": views.worst_rows(worst, table, names),
+        "headline": views.headline(table, names),
+        "rankings": [] if distances is None else views.rankings(distances),
+        "compared": pairwise_view.summary(comparisons),
+        "differences": pairwise_view.differences(comparisons, names),
+        "sentences": pairwise_view.sentences(comparisons, names),
+        "seeds": pairwise_view.seeds(seeds, names),
+        "published": views.published(published, names),
+        "transfers": views.transfers(table),
+        "sizes": views.sizes(table),
+        "verdicts": views.verdict_sentence(crosschecks),
+        "pairs": views.crosscheck_pairs(crosschecks),
+        "explained": views.explained(explanations),
+        "unexplained": views.unexplained(crosschecks, explanations, names),
+        "checks": [(view, _differs(view)) for view in checks],
+        "full": _full(table, names),
+        "counting": COUNTING,
+        "provenance": _provenance(provenance),
+        "regenerate": regenerate.strip(),
+        "figures": [_figure(plot, folder) for plot in plots],
+    }
+    html, text = _environments()
+    pages = (html.get_template("report.html"), text.get_template("report.md"))
+    paths = (folder / "report.html", folder / "report.md")
+    for page, path in zip(pages, paths, strict=True):
+        write_atomic(path, page.render(context).encode())
+    return paths
+
+
+def _environments() -> tuple[jinja2.Environment, jinja2.Environment]:
+    """For HTML and for Markdown; both escape what is not marked as finished."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    settings: dict[str, Any] = {
+        "loader": loader,
+        "undefined": jinja2.StrictUndefined,
+        "trim_blocks": True,
+        "lstrip_blocks": True,
+        "keep_trailing_newline": True,
+    }
+    html = jinja2.Environment(autoescape=True, **settings)
+    text = jinja2.Environment(autoescape=False, finalize=markdown.escape, **settings)
+    text.filters["table"] = _markdown_table
+    text.filters["fenced"] = markdown.fenced
+    # inside <summary> GitHub reads HTML, not Markdown
+    text.filters["html"] = lambda value: markdown.Ready(markupsafe.escape(words(value)))
+    return html, text
+
+
+def _markdown_table(view: View) -> markdown.Ready:
+    body = markdown.FORMAT.render(view.frame, view.caption)
+    notes = [f"- [{k}] {markdown.escape(note)}" for k, note in enumerate(view.notes, 1)]
+    return markdown.Ready("\n".join([body, "", *notes] if notes else [body]))
+
+
+def _summary(table: pd.DataFrame, provenance: Mapping[str, Any]) -> str:
+    """Suite, size, device and day in one line, as far as they are known."""
+    sizes = sorted({int(n) for n in table["n"].dropna()})
+    size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else ""
+    suites = ", ".join(words(suite) for suite in dict.fromkeys(table["suite"]))
+    device = _fact(provenance, "device_name") or _fact(provenance, "device")
+    device = device or ", ".join(dict.fromkeys(table["device"].dropna().astype(str)))
+    day = _fact(provenance, "date", "started", "finished", "created", "time")
+    parts = {"Suite": suites, "n =": size, "on": device, "": day[:10]}
+    return ", ".join(f"{name} {value}".strip() for name, value in parts.items() if value)
+
+
+def _fact(facts: Mapping[str, Any], *names: str) -> str:
+    """The first of `names` that has a value, at the top or one of the levels below."""
+    for name in names:
+        value = facts.get(name)
+        if isinstance(value, (date, datetime)):
+            return value.isoformat()
+        if isinstance(value, str) and not absent(value):
+            return words(value)
+    inner = (_fact(value, *names) for value in facts.values() if isinstance(value, Mapping))
+    return next(filter(None, inner), "")
+
+
+def _outcome(table: pd.DataFrame) -> str:
+    told = [str(status) for status in table["status"]]
+    order = dict.fromkeys(["ok", "failed", "skipped", *told])
+    parts = [f"{told.count(status)} {status}" for status in order if status in told]
+    return f"{many(len(told), 'cell')}: {', '.join(parts)}." if told else "No cell was run."
+
+
+def _differs(view: View) -> bool:
+    place = view.columns.index("verdict")
+    return any(row[place] == "different" for row in view.rows)
+
+
+def _figure(plot: Plot, folder: Path) -> dict[str, Any]:
+    svg = plot.svg.stat().st_size <= LARGEST_SVG
+    data = (plot.svg if svg else plot.png).read_bytes()
+    kind = "svg+xml" if svg else "png"
+    return {
+        "name": plot.name,
+        "caption": words(plot.caption),
+        "source": f"data:image/{kind};base64,{base64.b64encode(data).decode()}",
+        "path": Path(os.path.relpath(plot.png, folder)).as_posix(),
+        "is_grid": plot.name.startswith("examples-"),
+    }
+
+
+def _full(table: pd.DataFrame, names: Mapping[float, str]) -> View:
+    """Every cell and every column, by the names of table.csv; long caveats stand elsewhere."""
+    columns = [name for name in table.columns if name not in ("eps_text", "caveats")]
+    lines = [[field(name, row, names) for name in columns] for row in views.records(table)]
+    return View("", columns, lines)
+
+
+def field(name: str, row: views.Row, names: Mapping[float, str]) -> str:
+    """One column of a row of table.csv as it is read; `names` spell eps."""
+    value = row[name]
+    counts = {"clean_accuracy": "clean_correct", "robust_accuracy": "robust_correct"}
+    if name in counts:
+        return rate(row[counts[name]], row["n"], None, None)
+    if name == "eps":
+        return views.eps_name(value, names)
+    if name in ("attack_success_rate", "robust_accuracy_8bit", "mean_confidence_fooled"):
+        return percent(value)
+    if name.endswith(("_low", "_high")):
+        return percent(value)
+    if name.endswith("seconds"):
+        return formats.seconds(value)
+    if name == "floor_ratio":
+        return formats.factor(value)
+    if isinstance(value, float) and not absent(value):
+        return views.whole(value) if value.is_integer() else number(value)
+    return words(value)
+
+
+def _provenance(facts: Mapping[str, Any]) -> View:
+    """Nested facts as a list of dotted names and values, in the order given."""
+    return View("", ["fact", "value"], [[name, value] for name, value in flat("", facts)])
+
+
+def flat(prefix: str, value: Any) -> list[tuple[str, str]]:
+    """Nested facts as (dotted name, value), in the order given."""
+    if isinstance(value, Mapping):
+        return [
+            line
+            for key, inner in value.items()
+            for line in flat(f"{prefix}.{words(key)}" if prefix else words(key), inner)
+        ]
+    if isinstance(value, (list, tuple)):
+        if any(isinstance(inner, Mapping) for inner in value):
+            return [line for k, inner in enumerate(value) for line in flat(f"{prefix}.{k}", inner)]
+        return [(prefix, ", ".join(map(words, value)) or DASH)]
+    return [(prefix, words(value))]

@@ -1,0 +1,251 @@
+"""Runs -> tables for publication: attacks on one model against eps, and models at one eps.
+
+Bold is said of a column, and only where the exact paired test carries it: the strongest attack (or
+the most robust model) with every other that the test, corrected for all comparisons of the run,
+cannot tell from it. Where that is the whole column, nothing in it is bold.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench.analysis.pairwise import WORST
+from bench.evaluation.metrics import SIGNIFICANT
+from bench.reporting.formats import (
+    DASH,
+    Bold,
+    Table,
+    absent,
+    eps_names,
+    interval,
+    many,
+    percent,
+    rate,
+    slug,
+    words,
+)
+from bench.reporting.report.views import Footnotes, Row, eps_name, groups, norm_name, records
+from bench.reporting.site import table_notes
+from bench.reporting.site.sources import PublishedRun
+
+COLUMNS, LINES = 6, 20
+"""A table with more columns of figures, or more lines, than a page holds is cut into several."""
+TARGETED = "targeted"
+
+
+class Grid(NamedTuple):
+    """Cells of a run as they will stand: a line and a column for each label."""
+
+    corner: str
+    """What the lines are."""
+    lines: list[str]
+    columns: list[str]
+    cells: Mapping[tuple[str, str], Row]
+    """By (line, column); not every place has one."""
+    bold: set[tuple[str, str]]
+
+
+class Tests(NamedTuple):
+    """The corrected p-values of a run's comparisons, by what was compared where."""
+
+    p_values: Mapping[tuple[Any, ...], float]
+
+    def told_apart(self, *place: Any) -> bool:
+        """Whether two sides are known to differ: a pair that was not tested is not."""
+        return self.p_values.get(place, 1.0) <= SIGNIFICANT
+
+
+def tables(gathered: Sequence[PublishedRun]) -> list[Table]:
+    """All tables of all runs, in the order of the runs and of their suites."""
+    taken: set[str] = set()
+    return [_named(table, taken) for run in gathered for table in _of_run(run)]
+
+
+def _of_run(run: PublishedRun) -> Iterable[Table]:
+    """Per norm and goal: each model under all attacks, then all models at each eps."""
+    names, tests = eps_names(run.found.table), _tests(run.found.comparisons)
+    planned = [row for row in records(run.found.table) if row["eps"] > 0]
+    together = [row for row in records(run.found.worst) if row["eps"] > 0]
+    for (norm, goal), rows in groups(planned, "norm", "goal").items():
+        joined = [row for row in together if (row["norm"], row["goal"]) == (norm, goal)]
+        models = groups(rows, "model")
+        for (model,), own in models.items():
+            worst = [row for row in joined if row["model"] == model]
+            yield from _cut(run, own, _attacks(own, worst, names, tests))
+        if goal == TARGETED or len(models) == 1:
+            continue
+        for (eps,), own in groups(rows, "eps").items():
+            worst = [row for row in joined if row["eps"] == eps]
+            yield from _cut(run, own, _models(own, worst, tests))
+
+
+def _tests(comparisons: pd.DataFrame) -> Tests:
+    places = {}
+    for row in records(comparisons):
+        shared = row["model"] if row["compared"] == "attacks" else row["attack"]
+        pair = frozenset((row["first"], row["second"]))
+        place = (row["compared"], shared, row["norm"], row["goal"], float(row["eps"]), pair)
+        places[place] = float(row["p_corrected"])
+    return Tests(places)
+
+
+# ------------------------------------------------------------------------------------------- grids
+
+
+def _attacks(
+    rows: Sequence[Row], worst: Sequence[Row], names: Mapping[float, str], tests: Tests
+) -> Grid:
+    """One model: a line per attack and one for the worst case, a column per eps."""
+    columns = {eps: eps_name(eps, names) for eps in sorted({float(row["eps"]) for row in rows})}
+    cells = {(str(row["attack"]), columns[float(row["eps"])]): row for row in rows}
+    bold: set[tuple[str, str]] = set()
+    for eps, column in columns.items():
+        there = [row for row in rows if row["eps"] == eps and row["status"] == "ok"]
+
+        def same(a: Row, b: Row, eps: float = eps) -> bool:
+            pair = frozenset((a["attack"], b["attack"]))
+            return not tests.told_apart("attacks", a["model"], a["norm"], a["goal"], eps, pair)
+
+        bold |= {(str(row["attack"]), column) for row in _best(there, _strength, same)}
+    lines = list(dict.fromkeys(str(row["attack"]) for row in rows))
+    if len(lines) > 1 and worst and worst[0]["goal"] != TARGETED:
+        lines.append(WORST)
+        cells |= {(WORST, columns[float(row["eps"])]): row for row in worst}
+    return Grid("attack", lines, list(columns.values()), cells, bold)
+
+
+def _models(rows: Sequence[Row], worst: Sequence[Row], tests: Tests) -> Grid:
+    """One eps: a line per model, a column for no attack, for each attack and for the worst case."""
+    lines = list(dict.fromkeys(str(row["model"]) for row in rows))
+    done = [row for row in rows if row["status"] == "ok"]
+    attacks = list(dict.fromkeys(str(row["attack"]) for row in rows))
+    cells: dict[tuple[str, str], Row] = {
+        (str(row["model"]), str(row["attack"])): row for row in rows
+    }
+    cells |= {
+        (str(row["model"]), table_notes.CLEAN): table_notes.unattacked(row)
+        for row in reversed(done)
+    }
+    columns = [table_notes.CLEAN, *attacks]
+    candidates = {attack: [row for row in done if row["attack"] == attack] for attack in attacks}
+    if len(attacks) > 1 and worst:
+        columns.append(WORST)
+        cells |= {(str(row["model"]), WORST): row for row in worst}
+        met = {line: {row["attack"] for row in done if row["model"] == line} for line in lines}
+        # Models are tested over the attacks that both met: the figures are, only if those are all.
+        candidates[WORST] = list(worst) if len(set(map(frozenset, met.values()))) == 1 else []
+    bold: set[tuple[str, str]] = set()
+    for attack, there in candidates.items():
+
+        def same(a: Row, b: Row, attack: str = attack) -> bool:
+            place = (attack, a["norm"], a["goal"], float(a["eps"]))
+            pair = frozenset((a["model"], b["model"]))
+            return not tests.told_apart("models", *place, pair)
+
+        best = _best(there, lambda row: int(row["robust_correct"]), same)
+        bold |= {(str(row["model"]), attack) for row in best}
+    return Grid("model", lines, columns, cells, bold)
+
+
+def _strength(row: Row) -> int:
+    """How much an attack does: examples that reach the target, else those not left robust."""
+    return int(row["fooled"]) if row["goal"] == TARGETED else -int(row["robust_correct"])
+
+
+def _best(
+    rows: Sequence[Row], good: Callable[[Row], int], same: Callable[[Row, Row], bool]
+) -> list[Row]:
+    """The best row and those that cannot be told from it; none where that is all of them."""
+    if not rows:
+        return []
+    best = max(rows, key=good)
+    found = [row for row in rows if row is best or same(best, row)]
+    return found if len(found) < len(rows) else []
+
+
+# ------------------------------------------------------------------------------------------ tables
+
+
+def _cut(run: PublishedRun, rows: Sequence[Row], grid: Grid) -> Iterable[Table]:
+    """The grid as one table, or several where a page would not hold it."""
+    parts = [
+        grid._replace(
+            lines=grid.lines[at : at + LINES], columns=grid.columns[left : left + COLUMNS]
+        )
+        for at in range(0, len(grid.lines), LINES)
+        for left in range(0, len(grid.columns), COLUMNS)
+    ]
+    for k, part in enumerate(parts, 1):
+        table = _table(run, rows, part)
+        which = f" Part {k} of {len(parts)}." if len(parts) > 1 else ""
+        yield table._replace(caption=f"{table.caption}{which}")
+
+
+def _table(run: PublishedRun, rows: Sequence[Row], grid: Grid) -> Table:
+    notes = Footnotes()
+    first = rows[0]
+    body = []
+    for line in grid.lines:
+        texts = [_cell(grid, line, column, notes) for column in grid.columns]
+        body.append([words(line), *texts])
+    by_model = grid.corner == "model"
+    heads = [words(name) if by_model else f"eps {words(name)}" for name in grid.columns]
+    subject = ["models", f"eps {first['eps_text']}"] if by_model else [str(first["model"])]
+    goal = [TARGETED] if first["goal"] == TARGETED else []
+    return Table(
+        name=slug("-".join([run.name, *subject, str(first["norm"]), *goal])),
+        caption=_caption(run, rows, by_model),
+        frame=pd.DataFrame([*body], columns=pd.Index([grid.corner, *heads]), dtype=object),
+        details=table_notes.details(run, rows, grid.columns if by_model else grid.lines, by_model),
+        notes=notes.texts,
+        source=table_notes.source(run),
+    )
+
+
+def _cell(grid: Grid, line: str, column: str, notes: Footnotes) -> str:
+    row = grid.cells.get((line, column))
+    if row is None:
+        return ""
+    if row.get("status", "ok") != "ok":
+        return f"{DASH} {notes.mark(f'''{row['status']}: {words(row['reason'])}''')}"
+    text = _figure(row)
+    broken = row.get("violations")
+    if not absent(broken) and broken:
+        told = f"{many(int(broken), 'violation')}, each counted as an attack that failed"
+        text = f"{text} {notes.mark(told)}"
+    return Bold(text) if (line, column) in grid.bold else text
+
+
+def _figure(row: Row) -> str:
+    """In percent, without the sign: the caption says it once."""
+    if row["goal"] == TARGETED:
+        share = row["attack_success_rate"]
+        ends = interval(row["success_low"], row["success_high"])
+        text = DASH if absent(share) else f"{percent(share)} {ends}"
+    else:
+        text = rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
+    return text.replace(" %", "")
+
+
+def _caption(run: PublishedRun, rows: Sequence[Row], by_model: bool) -> str:
+    """What the table shows: figure, model or eps, data, n, norm."""
+    first = rows[0]
+    done = next((row for row in rows if row["status"] == "ok"), None)
+    size = f"n = {int(done['n'])}" if done else "no cell finished"
+    place = f"{words(first['dataset'])}, {size}, {norm_name(first['norm'])}"
+    if by_model:
+        eps = words(first["eps_text"])
+        return f"Robust accuracy in percent at eps {eps}, {words(first['goal'])} ({place})."
+    what = "Attack success rate" if first["goal"] == TARGETED else "Robust accuracy"
+    clean = f", {table_notes.clean(done)}" if done else ""
+    subject = f"{what} of {words(first['model'])} in percent against eps"
+    return f"{subject}, {words(first['goal'])} ({place}{clean})."
+
+
+def _named(table: Table, taken: set[str]) -> Table:
+    """The table under a name of its own."""
+    names = (table.name if k == 1 else f"{table.name}-{k}" for k in range(1, len(taken) + 2))
+    free = next(name for name in names if name not in taken)
+    taken.add(free)
+    return table._replace(name=free)

@@ -1,0 +1,157 @@
+"""Where a number comes from: versions, device, git commit, the user's files."""
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.core import registry, source_hash
+from bench.engine.device import _processor, device_name
+from bench.models import serialized
+from bench.suite.schema import Suite
+
+PACKAGES = (
+    "robustness-bench", "torch", "torchvision", "torchattacks", "numpy", "scipy", "pandas",
+    "pyarrow", "scikit-learn", "safetensors", "matplotlib", "seaborn", "foolbox",
+    "adversarial-robustness-toolbox", "pyautoattack", "timm", "transformers",
+)  # fmt: skip
+COMPUTING = {
+    "torch": "torch", "torchvision": "torchvision", "torchattacks": "torchattacks",
+    "foolbox": "foolbox", "adversarial-robustness-toolbox": "art", "pyautoattack": "pyautoattack",
+    "timm": "timm", "transformers": "transformers",
+}  # fmt: skip
+"""Packages that compute a model's answers or an attack's steps -> the module that they load."""
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device and platform: what a reader needs to rebuild the environment."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "device_name": device_name(device) if device.type == "cuda" else "",
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "git": git_commit(),
+    }
+
+
+def loaded() -> list[str]:
+    """List the packages of COMPUTING that this process has loaded."""
+    return [name for name, module in COMPUTING.items() if module in sys.modules]
+
+
+def mixed_versions(sessions: Sequence[Any]) -> list[str]:
+    """Say which packages had several versions in the sessions that made a run's records.
+
+    Args:
+        sessions: Those of provenance.json, in their order; what is damaged in them is passed over.
+
+    Returns:
+        A sentence for each package. Identities do not cover the version of torch, since the next
+        one rarely changes a count.
+    """
+    known = [each for each in sessions if isinstance(each, Mapping) and each.get("parts") != 0]
+    found = []
+    for name in COMPUTING:
+        versions = [version for each in known if (version := _used_version(each, name))]
+        several = list(dict.fromkeys(versions))
+        if len(several) > 1:
+            found.append(
+                f"The records of this folder were made with {name} {', then '.join(several)}: "
+                "what two versions compute may differ in the last bits, and rarely in a count; "
+                "--fresh makes all records with one."
+            )
+    return found
+
+
+def _used_version(session: Mapping[str, Any], name: str) -> str | None:
+    """The version of a package that a session computed with; None where it did not."""
+    environment, loaded = session.get("environment"), session.get("loaded", ["torch"])
+    packages = environment.get("packages") if isinstance(environment, Mapping) else None
+    if not isinstance(packages, Mapping) or not isinstance(loaded, list) or name not in loaded:
+        return None
+    version = packages.get(name)
+    return version if isinstance(version, str) else None
+
+
+def requirements() -> list[str]:
+    """Everything that is installed here but bench itself, "name==version" each, sorted: the lines
+    of a file that `pip install -r` makes this environment again from."""
+    found = {each.metadata["Name"]: each.version for each in metadata.distributions()}
+    found.pop("robustness-bench", None)  # of which `git_commit` tells more
+    return sorted((f"{name}=={version}" for name, version in found.items() if name), key=str.lower)
+
+
+def own_files(suite: Suite) -> dict[str, str]:
+    """sha256 of each file that the suite names beside itself, code, programs and weights, and of
+    every module loaded from its folder, by their names there. What such code reads is not among
+    them."""
+    entries = [
+        ("datasets", suite.data.name),
+        *(("models", each.name) for each in suite.models),
+        *(("attacks", each.name) for each in suite.attacks),
+    ]
+    names = [name for _, name in entries]
+    code = [name.rpartition(":")[0] for name in names]
+    weights = [str(entry.weights) for entry in suite.models]
+    models = [entry.name for entry in suite.models if serialized.named(entry.name)]
+    named = {*(name for name in code if name.endswith(".py")), *weights, *models}
+    if not all(registry.built_in(kind, name) for kind, name in entries):
+        named |= _loaded(suite.base.resolve())
+    return hashes(suite.base, sorted(named))
+
+
+def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """sha256 of those of the files that are there."""
+    there = [name for name in names if (folder / name).is_file()]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in there}
+
+
+def _loaded(folder: Path) -> set[str]:
+    """The files in a folder that modules of the user's own were loaded from."""
+    found = (source_hash.file_of(module) for module in [*sys.modules.values()])
+    files = {file.resolve() for file in found if file is not None and source_hash.is_own(file)}
+    return {f.relative_to(folder).as_posix() for f in files if f.is_relative_to(folder)}
+
+
+def relative(folder: Path) -> str:
+    """A folder as seen from the working directory, so that no machine's own path is kept."""
+    try:
+        return Path(os.path.relpath(folder)).as_posix()
+    except ValueError:  # on another drive of Windows
+        return folder.name
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def git_commit() -> dict[str, Any] | None:
+    """The commit of bench's own checkout and whether it was changed; None outside a checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None

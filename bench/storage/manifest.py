@@ -1,0 +1,176 @@
+"""provenance.json as anyone may have written it: what stands in it before anything reads it.
+
+Runs are sent around and published, so the file is data from elsewhere. What every reader indexes
+must be there and of its type; what only newer runs have may be missing; more is no harm.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt, Le, MaxLen, MinLen
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
+
+from bench.core import sanitize
+from bench.core.errors import RecordError, SuiteError
+from bench.storage import records
+from bench.suite import plan
+from bench.suite.plan import Cell
+from bench.suite.references import Figure
+
+FILE = "provenance.json"
+_Strict = ConfigDict(strict=True, allow_inf_nan=False)
+_Examples = Annotated[int, Gt(0), Le(2**31)]
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Suite:
+    name: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]
+    """It names files."""
+    title: str
+    seed: int
+    text: str
+    base: str = ""
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Data:
+    name: str
+    n: _Examples
+    fingerprint: str
+    classes: list[str] | None = None
+    shape: list[int] | None = None
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Model:
+    fingerprint: str
+    classes: int | None = None
+    findings: list[str]
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Environment:
+    python: str
+    packages: dict[str, str | None]
+    device: str
+    device_name: str
+    processor: str | None = None
+    threads: int | None = None
+    git: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Options:
+    device: str
+    limit: Annotated[int, Gt(0)] | None
+    batch_size: Annotated[int, Gt(0)] | None
+    copied: bool
+    deterministic: bool
+    share: str
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Session:
+    started: str
+    finished: str | None
+    command: str
+    environment: _Environment
+    options: _Options | None = None
+    requirements: list[str] = dataclasses.field(default_factory=list)
+    loaded: list[str] = dataclasses.field(default_factory=lambda: ["torch"])
+    parts: int = 1
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Published:
+    model: str
+    attack: str
+    source: str
+    figure: Figure
+    eps: list[float]
+    values: list[float]
+    note: str
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Document:
+    __pydantic_config__ = _Strict
+    schema: Literal[1]
+    suite: _Suite
+    data: _Data
+    models: dict[str, _Model]
+    cells: Annotated[list[Cell], MinLen(1)]
+    crosschecks: list[Annotated[list[str], MinLen(2), MaxLen(2)]]
+    sessions: Annotated[list[_Session], MinLen(1)]
+    certify: list[plan.CertificationTask] = dataclasses.field(default_factory=list)
+    published: list[_Published] = dataclasses.field(default_factory=list)
+    probes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
+    """What provenance.json says of a run, as it stands there, and the plan in it.
+
+    Raises: SuiteError if there is no run; RecordError if the file is damaged or newer than this
+    bench.
+    """
+    path = folder / FILE
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise SuiteError(
+            f"{folder}: expected the folder of a run, found no {FILE}; make one with bench run"
+        ) from None
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise SuiteError(f"{path}: could not be read ({error}); run the suite again") from error
+    try:
+        raw = sanitize.escape_nested(json.loads(content))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"no JSON of ours: {error}") from error
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if isinstance(schema, int) and schema > records.SCHEMA:
+        raise RecordError(
+            f"{path}: schema {schema}, this bench reads up to {records.SCHEMA}; "
+            "use the bench that wrote it"
+        )
+    try:
+        _ADAPTER.validate_json(json.dumps(raw))
+        cells = [Cell(**cell) for cell in raw["cells"]]
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        at = ".".join(str(part)[:60] for part in first["loc"]) or "the whole"
+        raise _damaged(path, f"{at}: {first['msg'].lower()}") from error
+    except TypeError as error:  # a key that a cell does not have
+        raise _damaged(path, str(error)) from error
+    if told := _apart(raw, cells):
+        raise _damaged(path, told)
+    return raw, cells
+
+
+def _apart(raw: dict[str, Any], cells: list[Cell]) -> str:
+    """What in one part of the document does not go with another; "" if all does."""
+    planned = {(cell.model, cell.attack, cell.eps) for cell in cells}
+    for key, other in (("published", "values"), ("certify", "eps_texts")):
+        for place, entry in enumerate(raw.get(key, [])):
+            if len(entry["eps"]) != len(entry[other]):
+                return f"{key}.{place}: expected as many {other} as eps"
+    for place, entry in enumerate(raw.get("published", [])):
+        if any((entry["model"], entry["attack"], eps) not in planned for eps in entry["eps"]):
+            return f"published.{place}: expected figures of cells of the plan"
+    return ""
+
+
+def known(kind: type, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tables of the document with the fields of the dataclass `kind` alone: a newer bench may have
+    written more."""
+    names = {field.name for field in dataclasses.fields(kind)}
+    return [{key: entry[key] for key in entry if key in names} for entry in entries]
+
+
+_ADAPTER = TypeAdapter(_Document)
+
+
+def _damaged(path: Path, why: str) -> RecordError:
+    return RecordError(f"{path}: damaged ({' '.join(why.split())[:300]}); run the suite again")

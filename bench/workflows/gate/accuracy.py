@@ -1,0 +1,183 @@
+"""Clean and robust accuracies on the same examples, all of a check's tested as one family."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from bench.analysis import snapshot_matching
+from bench.analysis.snapshot import Cell, Snapshot, unpack
+from bench.analysis.snapshot_matching import SettingChange
+from bench.evaluation import metrics
+from bench.evaluation.metrics import Outcomes
+from bench.reporting import formats
+from bench.suite.thresholds import Limits, Threshold
+from bench.workflows.gate.verdicts import Change, Outcome, Verdict
+
+
+class _Pair(NamedTuple):
+    """An accuracy that both sides have, with its outcomes on the same examples."""
+
+    gate: str
+    model: str
+    attack: str
+    eps: str
+    before: Outcomes
+    after: Outcomes
+    threshold: Threshold
+
+    @property
+    def allowed(self) -> int:
+        """The largest net loss that passes, in examples."""
+        return math.floor(self.threshold.allowed(int(self.before.sum()), len(self.before)))
+
+
+class Judged(NamedTuple):
+    """A verdict on each accuracy, and what could have been seen."""
+
+    verdicts: list[Verdict]
+    power: str
+    """The smallest loss that turns a check red, in a sentence."""
+
+
+def judge(before: Snapshot, now: Snapshot, limits: Limits) -> Judged:
+    """Every model's clean accuracy, then every cell's robust accuracy."""
+    found = [*_clean(before, now, limits), *_robust(before, now, limits)]
+    pairs = [each for each in found if isinstance(each, _Pair)]
+    judged = iter(_judged(pairs, limits.alpha))
+    verdicts = [next(judged) if isinstance(each, _Pair) else each for each in found]
+    return Judged(verdicts, _power(pairs, limits.alpha))
+
+
+def _clean(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair | Verdict]:
+    earlier, later = snapshot_matching.models(before), snapshot_matching.models(now)
+    other, n = snapshot_matching.other_data(before, now), now.data.n
+    for model in dict.fromkeys([*earlier, *later]):
+        place = ("clean accuracy", model, "", "")
+        if model not in earlier:
+            yield Verdict(*place, "new", "the baseline has no numbers of this model")
+        elif model not in later:
+            yield Verdict(*place, "not compared", "the run has no numbers of this model")
+        elif other:
+            yield Verdict(*place, "not compared", other)
+        else:
+            was, clean = (unpack(side[model].clean, n) for side in (earlier, later))
+            yield _Pair(*place, was, clean, limits.of("clean_accuracy", model))
+
+
+def _in_words(changes: Sequence[SettingChange]) -> str:
+    """Name the settings that differ, each with what it was and is."""
+    known = [
+        (name, *("unknown" if value is None else formats.words(str(value)) for value in pair))
+        for name, *pair in changes
+    ]
+    return "; ".join(f"{name} {before} → {now}" for name, before, now in known)
+
+
+def _robust(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair | Verdict]:
+    earlier, later, n = snapshot_matching.cells(before), snapshot_matching.cells(now), now.data.n
+    tasks, were = snapshot_matching.by_attack(now), snapshot_matching.by_attack(before)
+    for key in dict.fromkeys([*later, *earlier]):
+        model, attack, eps = key
+        was, cell = earlier.get(key), later.get(key)
+        place = ("robust accuracy", model, attack, (cell or earlier[key]).eps_text)
+        if told := _apart(was, cell):
+            yield Verdict(*place, *told)
+        elif other := snapshot_matching.other_data(before, now):
+            yield Verdict(*place, "not compared", other)
+        elif changed := snapshot_matching.changed(were[model, attack], tasks[model, attack]):
+            yield Verdict(*place, "not compared", f"other settings: {_in_words(changed)}")
+        else:
+            names = (attack, tasks[model, attack].family)
+            sides = [unpack(side[key].robust, n) for side in (earlier, later)]
+            limit = limits.of("robust_accuracy", model, names, eps)
+            yield _Pair(*place, sides[0], sides[1], limit)
+
+
+def _apart(was: Cell | None, cell: Cell | None) -> tuple[Outcome, str] | None:
+    """Outcome and sentence of a cell that one side at least has no numbers of; None if both do."""
+    had = was is not None and was.status == "ok"
+    if cell is None:
+        return ("not compared" if had else "not judged"), "the suite no longer has this cell"
+    if cell.status == "failed":
+        again = "; it failed before, too" if was is not None and was.status == "failed" else ""
+        return "failed", f"{cell.reason}{again}"
+    if cell.status == "missing":
+        return "not compared", cell.reason
+    if cell.status == "skipped":
+        return ("not compared" if had else "not judged"), f"skipped: {cell.reason}"
+    if not had:
+        missing = "has no such cell" if was is None else f"has it {was.status}"
+        violations = f"; {cell.violations} violations" if cell.violations else ""
+        return "new", f"the baseline {missing}{violations}"
+    return None
+
+
+def _judged(pairs: list[_Pair], alpha: float) -> Iterator[Verdict]:
+    """A verdict for each pair, all tested as one family."""
+    losses = [metrics.loss(pair.before, pair.after) for pair in pairs]
+    gains = [metrics.loss(pair.after, pair.before) for pair in pairs]
+    p_lost = metrics.holm([loss.p_value for loss in losses])
+    p_gained = metrics.holm([gain.p_value for gain in gains])
+    for pair, loss, *p_values in zip(pairs, losses, p_lost, p_gained, strict=True):
+        counts = int(pair.before.sum()), int(pair.after.sum()), len(pair.before)
+        change = Change(*counts, loss.lost, loss.gained, *p_values)
+        outcome, sentence = _accuracy(change, pair, alpha)
+        place = pair.gate, pair.model, pair.attack, pair.eps
+        yield Verdict(*place, outcome, sentence, change)
+
+
+def _accuracy(change: Change, pair: _Pair, alpha: float) -> tuple[Outcome, str]:
+    lost, gained = len(change.lost), len(change.gained)
+    fell = lost - gained
+    if not lost and not gained:
+        return "passed", f"{change.after} of {change.n}, the same examples as before"
+    difference = formats.points(-100 * fell / change.n)
+    told = f"{change.before} → {change.after} of {change.n} ({difference}): "
+    told += f"lost {lost}, gained {gained}"
+    limit = pair.threshold.text.partition(":")[2]
+    if fell > pair.allowed:
+        if change.p_lost <= alpha:
+            return "regressed", f"{told}, beyond {limit} and {_chance(change.p_lost)}"
+        return "passed", f"{told}, beyond {limit} but no more than chance ({_p(change.p_lost)})"
+    if -fell > pair.allowed and change.p_gained <= alpha:
+        return "improved", f"{told}, {_chance(change.p_gained)}"
+    return "passed", f"{told}, within {limit}" if fell > 0 else told
+
+
+def _chance(p_value: float) -> str:
+    return f"beyond chance ({_p(p_value)})"
+
+
+def _p(p_value: float) -> str:
+    return "p < 0.0001, corrected" if p_value < 1e-4 else f"p = {p_value:.2g}, corrected"
+
+
+def least(n: int, before: int, allowed: int, family: int, alpha: float) -> int | None:
+    """The fewest examples whose loss turns a check red, where nothing is gained and `family`
+    accuracies are compared; None if not even the loss of all would.
+
+    >>> least(200, 180, 2, 1, 0.01), least(1000, 900, 10, 50, 0.01), least(200, 5, 2, 1, 0.01)
+    (7, 13, None)
+    """
+    seen = math.ceil(math.log2(family / alpha))
+    k = max(seen, allowed + 1)
+    return k if k <= min(n, before) else None
+
+
+def _power(pairs: list[_Pair], alpha: float) -> str:
+    if not pairs:
+        return "No accuracy was compared."
+    n, family = len(pairs[0].before), len(pairs)
+    needs = [least(n, int(p.before.sum()), p.allowed, family, alpha) for p in pairs]
+    known = [need for need in needs if need is not None]
+    shared = f"{formats.many(family, 'comparison')}, alpha = {alpha:g} for all together"
+    if not known:
+        return f"No loss at all can turn this check red: {n} examples are too few ({shared})."
+    k = min(known)
+    share = formats.percent(k / n).removesuffix(" %")
+    blind = len(needs) - len(known)
+    more = f" Of the accuracies, {blind} cannot fall by enough to turn red." if blind else ""
+    return (
+        f"No loss of fewer than {k} of {n} examples ({share} pp) can turn this check red "
+        f"({shared}).{more}"
+    )

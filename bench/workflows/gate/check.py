@@ -1,0 +1,36 @@
+"""A run held against a baseline. Pure: nothing is read, written or printed."""
+
+from collections.abc import Iterator
+
+from bench.analysis import snapshot_matching
+from bench.analysis.snapshot import Snapshot
+from bench.suite.thresholds import Limits
+from bench.workflows.gate import accuracy, quality
+from bench.workflows.gate.verdicts import Check
+
+
+def check_against_baseline(before: Snapshot, now: Snapshot, limits: Limits) -> Check:
+    """Every verdict on `now`; `before` is the baseline."""
+    judged = accuracy.judge(before, now, limits)
+    others = quality.judge(before, now, limits)
+    return Check([*judged.verdicts, *others], list(_notes(before, now)), judged.power)
+
+
+def _notes(before: Snapshot, now: Snapshot) -> Iterator[str]:
+    """What changed beside the numbers, and was not in the way of comparing them."""
+    if before.suite != now.suite:
+        yield f"the suite was called {before.suite} and is {now.suite}"
+    if before.seed != now.seed:
+        yield f"the seed was {before.seed} and is {now.seed}"
+    earlier = snapshot_matching.models(before)
+    for label, model in snapshot_matching.models(now).items():
+        if label in earlier and earlier[label].fingerprint != model.fingerprint:
+            yield f"{label} is another model than the baseline's"
+    were = snapshot_matching.by_attack(before)
+    for key, task in snapshot_matching.by_attack(now).items():
+        was, (name, attack) = were.get(key), key
+        if was is not None and was.settings.get("code") != task.settings.get("code"):
+            yield f"the code of {attack} changed, so a change of {name} may be the attack's"
+    if before.machine != now.machine:
+        was_on, is_on = quality.machine(before), quality.machine(now)
+        yield f"made on another machine: {was_on} before, {is_on} now"

@@ -1,0 +1,132 @@
+"""A check as Markdown: a job's summary on GitHub, or a comment on a pull request.
+
+Neither shows a local picture, nor one inside a data: address, so the curves are drawn in letters
+and folded, and the page says where the plots lie. GitHub drops a summary above 1 MiB and a comment
+above 65,536 letters: what does not fit is left out from the end, and that is said.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bench.analysis.snapshot import Cell, Snapshot
+from bench.reporting import formats
+from bench.reporting.formats import markdown
+from bench.workflows.gate import wording
+from bench.workflows.gate.verdicts import RED, Check, Verdict
+
+MOST = 60_000
+"""Letters that a page holds at most: it fits a comment, too."""
+_COLUMNS = ["verdict", "of", "model", "attack", "eps", "what changed"]
+_WIDTH = 30
+_MARKS = {"regressed": "🔴", "failed": "🔴", "not compared": "⚠️", "improved": "🟢"}
+
+
+def render(check: Check, before: Snapshot, now: Snapshot, run: Path, baseline: Path) -> str:
+    """The page; `run` and `baseline` are where the two sides lie."""
+    mark = {0: "✅", 1: "🔴", 3: "⚠️"}[check.exit_code]
+    told = markdown.escape(wording.conclusion(check))
+    parts = [f"### {mark} Robustness of {markdown.escape(now.suite)}", f"**{told}.**"]
+    wrong = check.among(*RED, "not compared")
+    if wrong:
+        parts.append(_table(wrong))
+    better = check.among("improved")
+    if better:
+        parts += [_table(better)]
+    parts.append(f"{markdown.escape(check.power)}")
+    if better or wrong:
+        command = wording.accepting(run, baseline)
+        parts.append(f"To accept this run as the baseline:\n\n{markdown.fenced(command)}")
+    parts += [f"- {markdown.escape(note)}" for note in check.notes]
+    parts += _folded("Examples that flipped", _flips(wrong + better))
+    parts += _folded("Robust accuracy by eps, baseline and now", _curves(before, now))
+    rest = check.among("passed", "new", "not judged")
+    parts += _folded("All other verdicts", [_table(rest)] if rest else [])
+    parts.append(f"Plots, tables and the report: `{run.as_posix()}/report.html` of this job.")
+    return _fitting(parts)
+
+
+def _fitting(parts: Sequence[str]) -> str:
+    """The parts that fit, in their order."""
+    kept: list[str] = []
+    room = MOST
+    for part in parts:
+        if len(part) + 2 <= room:
+            kept.append(part)
+            room -= len(part) + 2
+    if len(kept) < len(parts):
+        kept.append(f"{len(parts) - len(kept)} sections did not fit this page.")
+    return "\n\n".join(kept) + "\n"
+
+
+def _table(verdicts: Sequence[Verdict]) -> str:
+    rows = [
+        [f"{_MARKS.get(v.outcome, '')} {v.outcome}".strip(), v.gate, v.model, v.attack, v.eps,
+         v.sentence]
+        for v in verdicts
+    ]  # fmt: skip
+    return markdown.table(pd.DataFrame(rows, columns=_COLUMNS))
+
+
+def _folded(title: str, blocks: Sequence[str]) -> list[str]:
+    if not blocks:
+        return []
+    body = "\n\n".join(blocks)
+    return [f"<details><summary>{title}</summary>\n\n{body}\n\n</details>"]
+
+
+def _flips(verdicts: Sequence[Verdict]) -> list[str]:
+    return [
+        f"- {markdown.escape(verdict.where)}: {markdown.escape('; '.join(lines))}"
+        for verdict in verdicts
+        if (lines := wording.flipped(verdict, most=100))
+    ]
+
+
+# ---------------------------------------------------------------------------- curves, in letters
+
+
+def _curves(before: Snapshot, now: Snapshot) -> list[str]:
+    """For each attack on a model, robust accuracy at each eps as bars, the baseline's above."""
+    tasks = [(task.model, task.attack) for task in now.tasks]
+    found = []
+    for model, attack in tasks:
+        lines = [*_bars(before, now, model, attack)]
+        if lines:
+            title = f"{markdown.escape(model)}, {markdown.escape(attack)}"
+            fence = "```text"
+            found.append("\n".join([f"**{title}**", "", fence, *lines, "```"]))
+    return found
+
+
+def _bars(before: Snapshot, now: Snapshot, model: str, attack: str) -> Iterator[str]:
+    earlier, later = (
+        {
+            cell.eps: cell
+            for cell in side.cells
+            if (cell.model, cell.attack, cell.status) == (model, attack, "ok")
+        }
+        for side in (before, now)
+    )
+    for eps in sorted({*earlier, *later}):
+        pair = (("was", earlier.get(eps), before), ("now", later.get(eps), now))
+        for word, cell, side in pair:
+            if cell is not None:
+                yield f"eps {_eps(cell):>8} {word} {bar(cell.robust_correct, side.data.n)}"
+
+
+def _eps(cell: Cell) -> str:
+    return formats.words(cell.eps_text)
+
+
+def bar(k: int, n: int) -> str:
+    """k of n as a bar in eighths of a letter, with the percentage.
+
+    >>> bar(1, 2)
+    '███████████████                50.0 %'
+    """
+    eighths = round(8 * _WIDTH * k / n)
+    whole, part = divmod(eighths, 8)
+    drawn = "█" * whole + ("" if not part else "▏▎▍▌▋▊▉"[part - 1])
+    return f"{drawn:<{_WIDTH}} {formats.percent(k / n):>6}"

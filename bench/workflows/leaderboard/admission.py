@@ -1,0 +1,175 @@
+"""Before a model enters: its run is held against the suite, and the model is run again.
+
+A card and a run are a claim. The claim must answer exactly what the suite asks, on its examples,
+with the model that the card builds; then the suite, or its first examples, is run here and every
+outcome is compared. What enters is what was measured here, where all of it was; else the claim,
+with the audit signs of both.
+"""
+
+import dataclasses
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.analysis import results, snapshot
+from bench.analysis.snapshot import Snapshot, unpack
+from bench.core.errors import RecordError, nearest
+from bench.execution import runner
+from bench.execution.runner import Options
+from bench.execution.work import Event
+from bench.reporting.formats import many
+from bench.suite.schema import Suite
+from bench.workflows.leaderboard.entries import Recheck, shortcomings
+from bench.workflows.leaderboard.model_card import Card
+
+DRIFT = 0.01
+"""Share of a cell's examples whose outcome may differ: another processor rounds otherwise, and an
+example at the edge falls the other way."""
+SHOWN = 10
+"""Example ids that are shown of a difference."""
+
+
+class Admission(NamedTuple):
+    """What came of a claim."""
+
+    problems: list[str]
+    """Why the model does not enter, a sentence each; empty if it does."""
+    snapshot: Snapshot | None
+    recheck: Recheck | None
+
+
+class Difference(NamedTuple):
+    """One cell, or the clean pass, that came out otherwise."""
+
+    name: str
+    claimed: int
+    found: int
+    examples: list[int]
+
+
+def claim(run: Path, label: str) -> Snapshot:
+    """What a run says of the model that it calls `label`.
+
+    Raises: SuiteError if there is no run; RecordError if it is damaged or lacks the model.
+    """
+    whole = snapshot.of(results.read(run))
+    known = [model.model for model in whole.models]
+    if label not in known:
+        raise RecordError(
+            f"{run}: no finished cell of model '{label}', which the card names; "
+            f"{nearest(label, known)}"
+        )
+    return dataclasses.replace(
+        whole,
+        models=[model for model in whole.models if model.model == label],
+        tasks=[task for task in whole.tasks if task.model == label],
+        cells=[cell for cell in whole.cells if cell.model == label],
+    )
+
+
+def admit(
+    card: Card,
+    claimed: Snapshot,
+    suite: Suite,
+    options: Options,
+    listen: Callable[[Event], None] = lambda event: None,
+) -> Admission:
+    """Hold a claim against the suite, then run the model again, on `options.limit` examples if
+    that is given.
+
+    Raises: SuiteError if the card's model cannot be built, or the data are missing.
+    """
+    problems = shortcomings(claimed, suite)
+    if problems:
+        return Admission(problems, None, None)
+    own = dataclasses.replace(suite, models=(card.model,), crosschecks=(), published=())
+    problems = _other_question(card, claimed, own, options)
+    if problems:
+        return Admission(problems, None, None)
+    with tempfile.TemporaryDirectory() as folder:
+        runner.run(own, Path(folder), options, listen)
+        found = results.read(Path(folder))
+        again = snapshot.of(found)
+    broken = [f"run again: {row.attack}, eps {row.eps_text}: {row.reason}"
+              for row in found.unfinished().itertuples()]  # fmt: skip
+    if broken:
+        return Admission(broken, None, None)
+    return _judged(claimed, again)
+
+
+def _other_question(card: Card, claimed: Snapshot, suite: Suite, options: Options) -> list[str]:
+    """Whether the claim is of another model, or of other examples, than are here."""
+    session = runner.prepare(suite, None, dataclasses.replace(options, limit=None))
+    built = session.subjects[card.model.label].fingerprint
+    problems = []
+    if built != claimed.models[0].fingerprint:
+        problems.append(
+            f"model: the card builds one of fingerprint {built[:16]}, the run attacked one of "
+            f"{claimed.models[0].fingerprint[:16]}; run the suite with the model of the card"
+        )
+    if session.data.fingerprint != claimed.data.fingerprint:
+        problems.append("data: other examples than the suite's here; run it on the same data")
+    return problems
+
+
+def _judged(claimed: Snapshot, again: Snapshot) -> Admission:
+    pairs = list(_pairs(claimed, again))
+    examples = again.data.n
+    allowed = int(DRIFT * examples)
+    different = differences(claimed, again)
+    problems = [_told(each) for each in different if len(each.examples) > allowed]
+    problems += [
+        f"{cell.attack}, eps {cell.eps_text}: run again, {many(cell.violations, 'image')} broke "
+        "the threat model"
+        for cell in again.cells
+        if cell.violations
+    ]
+    if problems:
+        return Admission(problems, None, None)
+    recheck = Recheck(
+        schema=1,
+        examples=examples,
+        compared=len(pairs) * examples,
+        differ=sum(len(each.examples) for each in different),
+        packages=again.provenance["packages"],  # type: ignore[arg-type]  # strings, as written
+    )
+    return Admission([], again if examples == claimed.data.n else _both(claimed, again), recheck)
+
+
+def _both(claimed: Snapshot, again: Snapshot) -> Snapshot:
+    """The claim, with the audit signs of both."""
+    signs = sorted({*claimed.models[0].signs, *again.models[0].signs})
+    return dataclasses.replace(
+        claimed, models=[dataclasses.replace(claimed.models[0], signs=signs)]
+    )
+
+
+def differences(claimed: Snapshot, again: Snapshot) -> list[Difference]:
+    """Where a claim and what was found disagree, on the first examples, those of `again`."""
+    n, found = again.data.n, []
+    for name, before, after in _pairs(claimed, again):
+        sides = unpack(before, claimed.data.n)[:n], unpack(after, n)
+        apart = (sides[0] != sides[1]).to_numpy().nonzero()[0].tolist()
+        if apart:
+            found.append(Difference(name, int(sides[0].sum()), int(sides[1].sum()), apart))
+    return found
+
+
+def _pairs(claimed: Snapshot, again: Snapshot) -> list[tuple[str, str, str]]:
+    """(name, packed outcomes claimed, packed outcomes found) of the clean pass and every cell."""
+    before = {(cell.attack, cell.eps): cell.robust for cell in claimed.cells}
+    cells = [
+        (f"{cell.attack}, eps {cell.eps_text}", before[cell.attack, cell.eps], cell.robust)
+        for cell in again.cells
+    ]
+    return [("without attack", claimed.models[0].clean, again.models[0].clean), *cells]
+
+
+def _told(each: Difference) -> str:
+    ids = ", ".join(map(str, each.examples[:SHOWN]))
+    more = ", ..." if len(each.examples) > SHOWN else ""
+    return (
+        f"{each.name}: the run says {each.claimed} stay correct, run again {each.found} do; "
+        f"{many(len(each.examples), 'outcome')} differ: examples {ids}{more}"
+    )

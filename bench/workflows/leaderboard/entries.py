@@ -1,0 +1,166 @@
+"""The entries of a leaderboard on disk: a folder for each model, with its card, the outcomes of
+every example as a baseline (bench.gate.baseline), and what came of running it again.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from annotated_types import Ge
+from pydantic import TypeAdapter, ValidationError
+
+from bench.analysis import snapshot_file
+from bench.analysis.snapshot import Cell, Snapshot
+from bench.analysis.snapshot_matching import NOTED
+from bench.core.errors import RecordError, SuiteError, first_line
+from bench.core.files import write_atomic
+from bench.reporting.formats import many
+from bench.suite import plan
+from bench.suite.schema import Suite
+from bench.workflows.leaderboard import model_card as cards
+from bench.workflows.leaderboard.model_card import Card
+
+CARD, OUTCOMES, RECHECK = "card.toml", "baseline.json", "recheck.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recheck:
+    """How an entry was run again before it entered."""
+
+    schema: Literal[1]
+    examples: Annotated[int, Ge(1)]
+    """The first so many of the suite's were attacked again."""
+    compared: Annotated[int, Ge(1)]
+    """Outcomes, over all cells."""
+    differ: Annotated[int, Ge(0)]
+    packages: dict[str, str | None]
+
+
+class Entry(NamedTuple):
+    """One model on the board."""
+
+    card: Card
+    snapshot: Snapshot
+    recheck: Recheck
+
+    @property
+    def signs(self) -> list[str]:
+        """Kinds of sign that an attack on it failed."""
+        return self.snapshot.models[0].signs
+
+
+def folder_of(board: Path, card: Card) -> Path:
+    """Where a model's entry lies; names that come to one folder are one model's."""
+    stem = re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")[:60]
+    if not stem:
+        raise SuiteError(f"card: name: expected a letter or digit, got {card.name!r}")
+    return board / "entries" / stem
+
+
+def write(folder: Path, card: Path, snapshot: Snapshot, recheck: Recheck) -> None:
+    """Write an entry: the card as its author wrote it, outcomes, and the re-check.
+
+    Raises: SuiteError if it cannot be written.
+    """
+    write_atomic(folder / CARD, card.read_bytes())
+    snapshot_file.write(snapshot, folder / OUTCOMES)
+    text = json.dumps(dataclasses.asdict(recheck), indent=1, ensure_ascii=False)
+    write_atomic(folder / RECHECK, f"{text}\n".encode())
+
+
+def read(board: Path, suite: Suite) -> list[Entry]:
+    """Every entry, by the name of its folder.
+
+    Raises: SuiteError if there is none, or one does not answer what the suite asks; RecordError if
+    one is damaged, or of other examples than the rest.
+    """
+    folders = sorted(path.parent for path in (board / "entries").glob(f"*/{CARD}"))
+    if not folders:
+        raise SuiteError(
+            f"{board}: expected entries/NAME/{CARD}, found none; "
+            "bench leaderboard DIR --add RUN --card FILE makes the first"
+        )
+    entries = [_entry(folder) for folder in folders]
+    for folder, entry in zip(folders, entries, strict=True):
+        problems = shortcomings(entry.snapshot, suite)
+        if problems:
+            raise SuiteError(*(f"{folder}: {problem}" for problem in problems))
+        if entry.snapshot.data != entries[0].snapshot.data:
+            raise RecordError(f"{folder}: other examples than those of {folders[0]}; add it again")
+    return entries
+
+
+def _entry(folder: Path) -> Entry:
+    card = cards.read(folder / CARD)
+    snapshot = snapshot_file.read(folder / OUTCOMES)
+    if len(snapshot.models) != 1:
+        got = len(snapshot.models)
+        raise RecordError(f"{folder / OUTCOMES}: expected one model, got {got}; add it again")
+    try:
+        recheck = TypeAdapter(Recheck).validate_json((folder / RECHECK).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RecordError(
+            f"{folder / RECHECK}: damaged ({first_line(error)}); add the model again"
+        ) from error
+    return Entry(card, snapshot, recheck)
+
+
+# ------------------------------------------------------------------- held against what is declared
+
+
+def declared(suite: Suite) -> dict[str, Mapping[str, Any]]:
+    """What the suite asks of any model: the settings of each attack, by its label.
+
+    Raises: SuiteError if an attack is crafted on another model: it asks nothing of a single one.
+    """
+    nobody = plan.Facts(None, None, model_fingerprint="any", data_fingerprint="any")
+    found = {}
+    for entry in suite.attacks:
+        if entry.source is not None:
+            raise SuiteError(
+                f"suite '{suite.name}': attack '{entry.label}' is crafted on another model; "
+                "a leaderboard's attacks see the model that they attack"
+            )
+        found[entry.label] = plan.task("", entry, nobody, suite.seed, suite.sweep).cells[0].settings
+    return found
+
+
+def shortcomings(snapshot: Snapshot, suite: Suite) -> list[str]:
+    """Why outcomes of one model are no answer to what the suite asks, a sentence each."""
+    problems = []
+    if suite.data.limit is not None and snapshot.data.n != suite.data.limit:
+        problems.append(f"expected {suite.data.limit} examples, got {snapshot.data.n}")
+    if snapshot.seed != suite.seed:
+        problems.append(f"expected seed {suite.seed}, got {snapshot.seed}")
+    asked = {task.attack: task.settings for task in snapshot.tasks}
+    for label, wanted in declared(suite).items():
+        if label not in asked:
+            problems.append(f"{label}: expected this attack, found none of that label")
+            continue
+        # The code of an attack changes with every edit of its file: that makes an entry old.
+        problems += [
+            f"{label}: {key}: expected {wanted.get(key)!r}, got {asked[label].get(key)!r}"
+            for key in sorted({*wanted, *asked[label]} - {*NOTED})
+            if wanted.get(key) != asked[label].get(key)
+        ]
+    cells = {(cell.attack, cell.eps): cell for cell in snapshot.cells}
+    for attack in suite.attacks:
+        for eps in attack.eps:
+            if attack.label in asked and eps.value > 0:
+                name = f"{attack.label}, eps {eps.text}"
+                problems += _unfit(name, cells.get((attack.label, eps.value)))
+    return problems
+
+
+def _unfit(name: str, cell: Cell | None) -> list[str]:
+    """Why a cell gives no number that may stand on a board."""
+    if cell is None or cell.status != "ok":
+        told = f"{cell.status}: {cell.reason}" if cell else "none"
+        return [f"{name}: expected a finished cell, got {told}"]
+    if cell.violations:
+        count = many(cell.violations, "image")
+        return [f"{name}: {count} broke the threat model, where the attack could not succeed"]
+    return []

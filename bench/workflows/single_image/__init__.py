@@ -1,0 +1,1 @@
+"""One image under one attack: `attack` computes, `page` shows."""

@@ -1,0 +1,89 @@
+"""torchattacks, called as its README does; images in [0, 1], its normalisation left alone.
+
+Source: Kim 2020, https://arxiv.org/abs/2010.01950
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from bench.workflows.speed.setup import Contestant, Made, Run, Task, library, looped
+from bench.workflows.speed.workloads import Work
+
+NAME = "torchattacks"
+STARTS = "its own random starts, drawn for a batch as a whole"
+NOTES = {
+    "fgsm": "",
+    "bim": "",
+    "mifgsm": "",
+    "pgd": "its own random starts",
+    "apgd": STARTS,
+    "apgd_t": STARTS,
+    "fab_t": "hands back the nearest image it found, or the clean one",
+    "square": STARTS,
+    "autoattack": "its APGD, APGDT, FAB and Square with the official steps, by its MultiAttack",
+}
+
+
+def enter(work: Work) -> Iterator[Contestant]:
+    yield library(work, prepare, name=NAME, distribution=NAME, peer="torchattacks", notes=NOTES)
+
+
+def prepare(task: Task) -> Run:
+    def attack(x: Tensor, y: Tensor, eps: float) -> Made:
+        return Made(_attack(task, eps)(x, y))
+
+    return lambda rows: looped(task, rows, attack)
+
+
+def _attack(task: Task, eps: float) -> Any:
+    import torchattacks
+
+    match task.work.attack:
+        case "fgsm":
+            return torchattacks.FGSM(task.model, eps=eps)
+        case "pgd":
+            return torchattacks.PGD(
+                task.model,
+                eps=eps,
+                alpha=task.alpha(eps),
+                steps=task.steps,
+                random_start=task.params.random_start,
+            )
+        case "bim":
+            return torchattacks.BIM(task.model, eps=eps, alpha=task.alpha(eps), steps=task.steps)
+        case "mifgsm":
+            return torchattacks.MIFGSM(
+                task.model,
+                eps=eps,
+                alpha=task.alpha(eps),
+                steps=task.steps,
+                decay=task.params.decay,
+            )
+        case "autoattack":
+            names = ("apgd", "apgd_t", "fab_t", "square")
+            parts = [_part(name, task, eps) for name in names]
+            return torchattacks.MultiAttack(parts)
+        case name:
+            return _part(name, task, eps)
+
+
+def _part(name: str, task: Task, eps: float) -> Any:
+    """One of AutoAttack's parts, with the work's steps in place of the library's ten."""
+    import torchattacks
+
+    steps, seed = task.params.steps, 0
+    queries = task.params.queries if task.work.attack == "autoattack" else steps
+    classes = min(getattr(task.params, "targets", 9) + 1, task.classes)
+    given = {"eps": eps, "seed": seed}
+    match name:
+        case "apgd":
+            return torchattacks.APGD(task.model, steps=steps, **given)
+        case "apgd_t":
+            return torchattacks.APGDT(task.model, steps=steps, n_classes=classes, **given)
+        case "fab_t":
+            aimed = {"multi_targeted": True, "n_classes": classes}
+            return torchattacks.FAB(task.model, steps=steps, **aimed, **given)
+        case _:
+            return torchattacks.Square(task.model, n_queries=queries, **given)

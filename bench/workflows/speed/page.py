@@ -1,0 +1,332 @@
+"""What a race found, laid out: a table for people, a frame and a document for programs.
+
+A ratio is the median over rounds of time over time within the round, so that what slows the
+machine for a while slows both sides. Less is faster; a contestant that leaves more examples robust
+than another has attacked less, and its time is no gain.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from bench.core import files
+from bench.reporting import formats
+from bench.reporting.formats import DASH, markdown
+from bench.storage import environment, spreadsheet
+from bench.workflows.speed.competitors import bare_loop, torchattacks
+from bench.workflows.speed.race import Outcome, Race
+from bench.workflows.speed.setup import Task, names_of
+
+SCHEMA = 1
+CSV = (
+    "work", "model", "weights", "data", "n", "attack", "contestant", "version", "status", "reason",
+    "note", "batch_size", "rounds", "seconds", "seconds_q1", "seconds_q3", "over_torchattacks",
+    "over_torchattacks_q1", "over_torchattacks_q3", "over_bare", "over_bare_q1", "over_bare_q3",
+    "setup_seconds", "memory_bytes", "memory_over_bare", "eps", "judged", "robust",
+    "robust_accuracy", "robust_beyond_torchattacks", "counted_right", "violations",
+)  # fmt: skip
+COUNTS = (
+    "batch_size", "rounds", "memory_bytes", "judged", "robust", "robust_beyond_torchattacks",
+    "counted_right", "violations",
+)  # fmt: skip
+NAME, MEDIAN, ROBUST = "contestant", "median [quartiles]", "robust at eps"
+"""Columns of the table; those of robust accuracies begin so and end in the eps."""
+TOLD = 0.05
+"""A set-up shorter than so many seconds is not told of below the table."""
+
+
+class Spread(NamedTuple):
+    """Median and quartiles."""
+
+    median: float
+    q1: float
+    q3: float
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """None of no values.
+
+    >>> spread([4.0, 1.0, 2.0])
+    Spread(median=2.0, q1=1.5, q3=3.0)
+    """
+    if not values:
+        return None
+    q1, median, q3 = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return Spread(median, q1, q3)
+
+
+def _base(race: Race, name: str) -> Outcome | None:
+    found = [each for each in race.outcomes if each.contestant.name == name]
+    return found[0] if found and found[0].status == "ok" else None
+
+
+def _over(outcome: Outcome, base: Outcome | None) -> Spread | None:
+    """Time over time within each round."""
+    if base is None or outcome.status != "ok":
+        return None
+    return spread([a / b for a, b in zip(outcome.seconds, base.seconds, strict=True)])
+
+
+def _beyond(outcome: Outcome, base: Outcome | None) -> list[int] | None:
+    """Examples that it leaves robust beyond those that the base does, among those it attacked, at
+    each eps; below 0 where it fools more."""
+    if base is None or outcome.robust is None or base.robust is None:
+        return None
+    m = outcome.robust.shape[1]
+    more = outcome.robust.sum(1) - base.robust[:, :m].sum(1)
+    return [int(value) for value in more]
+
+
+# ------------------------------------------------------------------------------------ for people
+
+
+def table(race: Race) -> pd.DataFrame:
+    """One row of text per contestant."""
+    return pd.DataFrame([_line(race, outcome) for outcome in race.outcomes])
+
+
+def _line(race: Race, outcome: Outcome) -> dict[str, str]:
+    task, ok = race.task, outcome.status == "ok"
+    base, floor = _base(race, torchattacks.NAME), _base(race, bare_loop.NAME)
+    beyond = _beyond(outcome, base)
+    line = {
+        NAME: outcome.contestant.name + ("" if ok else f" ({outcome.status})"),
+        "batch": str(outcome.rows) if ok else DASH,
+        MEDIAN: _seconds(spread(outcome.seconds) if ok else None),
+        "over torchattacks": _factor(_over(outcome, base)),
+        "over bare loop": _factor(_over(outcome, floor)),
+        "robust beyond torchattacks": DASH
+        if beyond is None
+        else f"{max(beyond):+d}".replace("+0", "0"),
+    }
+    if any(each.memory is not None or each.memory_reason for each in race.outcomes):
+        mib = None if outcome.memory is None else outcome.memory / 2**20
+        line["peak memory, MiB"] = formats.number(mib)
+        line["memory over bare loop"] = formats.factor(_memory_over(outcome, floor))
+    for index, eps in enumerate(names_of(task.work.eps)):
+        share = None if outcome.robust is None or not ok else outcome.robust[index].double().mean()
+        line[f"{ROBUST} {eps}"] = formats.percent(share, 2)
+    return line
+
+
+def _seconds(found: Spread | None) -> str:
+    if found is None:
+        return DASH
+    median, q1, q3 = (formats.number(value) for value in found)
+    return f"{median} s [{q1}, {q3}]"
+
+
+def _factor(found: Spread | None) -> str:
+    return DASH if found is None else formats.factor(found.median)
+
+
+def _memory_over(outcome: Outcome, floor: Outcome | None) -> float | None:
+    if outcome.memory is None or floor is None or not floor.memory:
+        return None
+    return outcome.memory / floor.memory
+
+
+def about(race: Race) -> str:
+    """One line on what was raced."""
+    task = race.task
+    params = ", ".join(f"{key} = {value}" for key, value in task.work.params.items())
+    attack = f"{task.work.attack} ({params})" if params else task.work.attack
+    images = f"{len(task.x)} images of {task.data.name}, labels: {task.labels}"
+    return f"{attack}, linf, untargeted, on {task.victim}; {images}"
+
+
+def how(race: Race) -> str:
+    """One line on how it was timed."""
+    task = race.task
+    rounds = len(race.orders)
+    device = torch.cuda.get_device_name(task.device) if task.device.type == "cuda" else "CPU"
+    threads = torch.get_num_threads()
+    return (
+        f"{formats.many(rounds, 'round')} in rotated order after a warm-up, {device}, "
+        f"{formats.many(threads, 'torch thread')}, TF32 {_tf32_words()}; "
+        + ("freed memory kept" if race.heap_kept else "the C library's heap as it is")
+    )
+
+
+def tf32() -> dict[str, bool]:
+    return {
+        "convolutions": torch.backends.cudnn.allow_tf32,
+        "matrix products": torch.backends.cuda.matmul.allow_tf32,
+    }
+
+
+def _tf32_words() -> str:
+    return ", ".join(f"{'on' if on else 'off'} in {what}" for what, on in tf32().items())
+
+
+def notes(race: Race) -> Iterator[str]:
+    """What a reader of the table must know, a sentence a line."""
+    for outcome in race.outcomes:
+        name = f"{outcome.contestant.name} {outcome.version}".rstrip()
+        told = [outcome.contestant.note]
+        if outcome.status != "ok":
+            told = [f"{outcome.status}, {outcome.reason}"]
+        if outcome.setup_seconds >= TOLD:
+            took = formats.seconds(outcome.setup_seconds)
+            told.append(f"set up once for the model in {took}, not in its times")
+        if outcome.violations:
+            many = formats.many(outcome.violations, "image")
+            told.append(f"{many} outside ball or box, which fool nobody")
+        if outcome.memory_reason:
+            told.append(f"no memory figure, {outcome.memory_reason}")
+        if any(told):
+            yield f"{name}: {'; '.join(filter(None, told))}"
+
+
+READING = (
+    "Times are of the whole work: the attack at every eps and one forward pass at each eps "
+    "to count who is still right. Every contestant has its own best batch size of a short list "
+    "unless one is fixed; the model is in evaluation mode, its parameters frozen. Robust accuracy "
+    "is judged afterwards, outside the times, by the untouched model in float32. `robust beyond "
+    "torchattacks` is the largest surplus over eps, in examples, that a contestant leaves robust: "
+    "above 0 it has attacked less (a few examples either way are random starts). `over` is the "
+    "median over rounds of the ratio of times within a round; below 1 is faster."
+)
+
+
+def page(races: Sequence[Race], command: str) -> str:
+    """The Markdown page of all races."""
+    parts = [f"<!-- Generated by `{command}`; not to be edited. -->", "# Speed", READING]
+    for race in races:
+        task = race.task
+        parts.append(f"## {task.work.name}: {markdown.escape(task.work.title)}")
+        parts.append(f"{markdown.escape(about(race))}.\n{markdown.escape(how(race))}.")
+        parts.append(markdown.table(table(race)))
+        parts.append("\n".join(f"- {markdown.escape(note)}" for note in notes(race)))
+    parts += ["## Again", markdown.fenced(command)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+# ---------------------------------------------------------------------------------- for programs
+
+
+def frame(races: Sequence[Race]) -> pd.DataFrame:
+    """One row per race, contestant and eps, columns CSV; one row without eps where it did not
+    run."""
+    rows = [row for race in races for outcome in race.outcomes for row in _rows(race, outcome)]
+    return pd.DataFrame(rows, columns=list(CSV)).astype(dict.fromkeys(COUNTS, "Int64"))
+
+
+def _rows(race: Race, outcome: Outcome) -> Iterator[dict[str, Any]]:
+    task = race.task
+    base, floor = _base(race, torchattacks.NAME), _base(race, bare_loop.NAME)
+    shared: dict[str, Any] = {
+        "work": task.work.name,
+        "model": task.victim.name,
+        "weights": task.victim.weights,
+        "data": task.data.name,
+        "n": len(task.x),
+        "attack": task.work.attack,
+        "contestant": outcome.contestant.name,
+        "version": outcome.version,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "note": outcome.contestant.note,
+    }
+    if outcome.status != "ok":
+        yield shared
+        return
+    shared |= {
+        "batch_size": outcome.rows,
+        "rounds": len(outcome.seconds),
+        **_named("seconds", spread(outcome.seconds)),
+        **_named("over_torchattacks", _over(outcome, base)),
+        **_named("over_bare", _over(outcome, floor)),
+        "setup_seconds": outcome.setup_seconds,
+        "memory_bytes": outcome.memory,
+        "memory_over_bare": _memory_over(outcome, floor),
+        "violations": outcome.violations,
+    }
+    beyond = _beyond(outcome, base)
+    for index, eps in enumerate(task.eps):
+        row = {**shared, "eps": eps, "counted_right": outcome.right[index]}
+        if outcome.robust is not None:
+            robust, judged = int(outcome.robust[index].sum()), outcome.robust.shape[1]
+            row |= {"judged": judged, "robust": robust, "robust_accuracy": robust / judged}
+        if beyond is not None:
+            row["robust_beyond_torchattacks"] = beyond[index]
+        yield row
+
+
+def _named(name: str, found: Spread | None) -> dict[str, float]:
+    if found is None:
+        return {}
+    return {name: found.median, f"{name}_q1": found.q1, f"{name}_q3": found.q3}
+
+
+def document(races: Sequence[Race], command: str) -> dict[str, Any]:
+    """Everything that was seen, raw seconds included; as JSON has it."""
+    return {
+        "schema": SCHEMA,
+        "command": command,
+        "environment": environment.environment(races[0].task.device) if races else {},
+        "tf32": tf32(),
+        "races": [_race(race) for race in races],
+    }
+
+
+def _race(race: Race) -> dict[str, Any]:
+    task = race.task
+    return {
+        "work": task.work.name,
+        "title": task.work.title,
+        "model": task.victim.name,
+        "weights": task.victim.weights,
+        "model_fingerprint": task.fingerprint,
+        "data": task.data.name,
+        "data_fingerprint": task.data.fingerprint,
+        "labels": task.labels,
+        "n": len(task.x),
+        "attack": task.work.attack,
+        "norm": "linf",
+        "params": dict(task.work.params),
+        "eps": list(task.eps),
+        "clean_right": int(task.clean.sum()),
+        "orders": race.orders,
+        "heap_kept": race.heap_kept,
+        "contestants": [_contestant(task, outcome) for outcome in race.outcomes],
+    }
+
+
+def _contestant(task: Task, outcome: Outcome) -> dict[str, Any]:
+    robust = outcome.robust
+    return {
+        "name": outcome.contestant.name,
+        "library": outcome.contestant.library,
+        "version": outcome.version,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "note": outcome.contestant.note,
+        "batch_size": outcome.rows,
+        "searched_seconds": outcome.searched,
+        "share_of_examples": outcome.contestant.share(task),
+        "setup_seconds": outcome.setup_seconds,
+        "seconds": outcome.seconds,
+        "judged": None if robust is None else robust.shape[1],
+        "robust": None if robust is None else robust.sum(1).tolist(),
+        "counted_right": outcome.right,
+        "violations": outcome.violations,
+        "memory_bytes": outcome.memory,
+        "memory_reason": outcome.memory_reason,
+    }
+
+
+def write(races: Sequence[Race], command: str, folder: Path) -> Path:
+    """speed.csv, speed.md and speed.json; returns the page's path.
+
+    Raises: SuiteError if the folder cannot be written.
+    """
+    files.write_atomic(folder / "speed.csv", spreadsheet.content(frame(races)))
+    text = json.dumps(document(races, command), indent=1, ensure_ascii=False)
+    files.write_atomic(folder / "speed.json", text.encode())
+    return files.write_atomic(folder / "speed.md", page(races, command).encode())
