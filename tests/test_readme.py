@@ -288,6 +288,6 @@ def cifar10(tmp_path, monkeypatch):
 
 
 def test_the_cifar_10_example_runs(cifar10):
-    found = bench.run(str(cifar10 / "cifar10.toml"), cifar10 / "out", data_dir=cifar10, limit=4)
+    found = bench.run(str(cifar10 / "cifar10.toml"), cifar10 / "out", data_dir=cifar10, limit=2)
     assert list(found.table["status"]) == ["ok"] * 3
     assert set(found.table["attack"]) == {"PGD-20", "AutoAttack"}
