@@ -1,38 +1,79 @@
-"""The README's commands and examples, run as they are printed."""
+"""The README files: their examples run as printed, their links, paths and tables are complete."""
 
+import hashlib
+import os
+import pickle
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from bench.suite import catalog
+import bench
+from bench.cli import cli
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README = ROOT / "README.md"
+FOLDERS = ("bench", "results", "suites")
+READMES = [README, *(path for name in FOLDERS for path in sorted((ROOT / name).rglob("README.md")))]
+PAGES = pytest.mark.parametrize(
+    "page", READMES, ids=[path.relative_to(ROOT).as_posix() for path in READMES]
+)
+SHARED = """
+import torch
+
+quadrant = torch.zeros(4, 1, 4, 4)
+for label, (row, column) in enumerate([(0, 0), (0, 2), (2, 0), (2, 2)]):
+    quadrant[label, 0, row : row + 2, column : column + 2] = 1.0
+model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 4, bias=False))
+model[1].weight.data = 5 * quadrant.flatten(1)
+images, labels = quadrant.repeat(2, 1, 1, 1), torch.arange(4).repeat(2)
+"""
+"""A user's `my_project`: the class is the bright quadrant, and a small eps cannot move it."""
 
 
-def _block(language, containing):
-    blocks = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def _text(page):
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def _block(page, language, containing=""):
+    blocks = re.findall(rf"```{language}\n(.*?)```", _text(page), flags=re.DOTALL)
     return next(block for block in blocks if containing in block)
 
 
+def _run(*command, cwd):
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=cwd,
+        env=os.environ | {"BENCH_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 def _bench(*arguments, cwd):
-    command = [sys.executable, "-m", "bench", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return _run("-m", "bench", *arguments, cwd=cwd)
 
 
-@pytest.fixture
-def mine(tmp_path):
-    """A folder with the README's own model, attack, data set and suite."""
-    (tmp_path / "mine.py").write_text(_block("python", "BRIGHTNESS = Attack("))
-    (tmp_path / "mine.toml").write_text(_block("toml", 'name = "mine"'))
-    return tmp_path
+def _rows(page):
+    """The cells of all table rows of a page."""
+    lines = re.findall(r"^\| (.*) \|$", _text(page), flags=re.MULTILINE)
+    return [re.split(r" \| ?", line) for line in lines]
+
+
+# ------------------------------------------------------------------------------------ the pages
+
+
+def test_the_first_page_is_short():
+    assert len(_text("README.md").splitlines()) <= 150
 
 
 def test_the_readme_opens_with_two_complete_commands():
-    first, second = re.findall(r"^    (python3 .*)$", README, flags=re.MULTILINE)[:2]
+    first, second = re.findall(r"^    (python3 .*)$", _text("README.md"), flags=re.MULTILINE)[:2]
     assert first.startswith("python3 -m venv .venv && ")
     assert first.endswith(".venv/bin/bench run quickstart")
     assert second.startswith("python3 -m venv .venv && ")
@@ -40,12 +81,139 @@ def test_the_readme_opens_with_two_complete_commands():
     assert ".venv/bin/python -m pytest" in second
 
 
-def test_the_readme_names_every_shipped_suite_and_no_other():
-    named = set(re.findall(r"^\| `bench run ([\w-]+)", README, flags=re.MULTILINE))
-    assert named == set(catalog.suites())
+def test_ci_finds_the_test_command_in_the_readme():
+    reads = re.search(r"^command=.*$", _text(".ci/run"), flags=re.MULTILINE).group()
+    done = subprocess.run(
+        ["bash", "-c", f'{reads}; printf %s "$command"'], cwd=ROOT, capture_output=True, text=True
+    )
+    assert f"    {done.stdout}\n" in _text("README.md")
+    assert "pytest" in done.stdout
 
 
-def test_the_readmes_own_model_attack_and_data_run(mine):
+def _anchors(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.M)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@PAGES
+def test_every_relative_link_leads_to_a_file_and_a_heading(page):
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if link.startswith("http"):
+            continue
+        path, _, anchor = link.partition("#")
+        to = page.parent / path if path else page
+        if not to.exists() or (anchor and anchor not in _anchors(to.read_text(encoding="utf-8"))):
+            broken.append(link)
+    assert broken == []
+
+
+@PAGES
+def test_every_path_of_the_package_that_a_page_names_exists(page):
+    named = re.findall(r"`(bench/[^`\s]*)`", page.read_text(encoding="utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+# ------------------------------------------------------------------------------------ the tables
+
+
+def test_the_first_page_lists_every_verb():
+    commands = {cell for row in _rows("README.md") for cell in row}
+    verbs = {verb for cell in commands for verb in re.findall(r"`bench ([a-z]+)[ `]", cell)}
+    assert verbs == set(cli.commands)
+
+
+def test_the_suites_that_ship_are_listed_and_no_other():
+    listed = set(re.findall(r"^\| `bench run ([\w-]+)", _text("suites/README.md"), re.M))
+    assert listed == {path.stem for path in ROOT.glob("suites/*.toml")}
+
+
+UNKNOWN_KEYS = """
+schema = 1
+name = "unknown"
+zzz = 1
+data = { name = "digits", zzz = 1 }
+models = [{ name = "lenet", weights = "digits", allow = ["zzz"], zzz = 1 }]
+attacks = [{ name = "fgsm", norm = "linf", eps = [0.1], zzz = 1 }]
+crosschecks = [{ zzz = 1 }]
+published = [{ zzz = 1 }]
+gate = { zzz = 1, cells = [{ zzz = 1 }] }
+"""
+
+
+@pytest.fixture(scope="module")
+def refusals(tmp_path_factory):
+    """What bench says of a suite with an unknown key in each table: it lists the known ones."""
+    folder = tmp_path_factory.mktemp("unknown")
+    (folder / "unknown.toml").write_text(UNKNOWN_KEYS)
+    done = _bench("plan", "unknown.toml", cwd=folder)
+    assert done.returncode == 2
+    return done.stderr
+
+
+def test_the_table_of_keys_holds_exactly_the_keys_that_a_suite_may_have(refusals):
+    known = {
+        (re.sub(r"\[0\]", "", place).removesuffix("zzz").strip("."), key)
+        for place, keys in re.findall(r"^.*?toml: (\S+): unknown key; known: (.*)$", refusals, re.M)
+        for key in keys.split(", ")
+    }
+    documented = [
+        ("" if row[0] == "top level" else row[0].strip("`[]"), row[1].strip("`"))
+        for row in _rows("suites/README.md")
+        if row[0] == "top level" or re.fullmatch(r"`\[+[a-z.]+\]+`", row[0])
+    ]
+    assert len(documented) == len(set(documented))
+    assert set(documented) == known
+
+
+def test_the_table_of_preflight_holds_exactly_the_findings_that_a_suite_may_allow(refusals):
+    known = re.search(r"allow: .*'zzz'; known: (.*)$", refusals, re.M).group(1).split(", ")
+    section = _text("bench/models/README.md").partition("## Preflight")[2].partition("\n## ")[0]
+    first_cells = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
+    documented = [name for cell in first_cells for name in re.findall(r"`([\w-]+)`", cell)]
+    assert sorted(documented) == sorted(known)
+
+
+def test_the_thresholds_of_the_gate_page_fit_a_suite(mine):
+    suite = (mine / "mine.toml").read_text().replace('"64/255"', '"8/255"')
+    suite = suite.replace(
+        'name = "mine.py:BRIGHTNESS"', 'name = "mine.py:BRIGHTNESS"\nlabel = "PGD"'
+    )
+    thresholds = _block("bench/workflows/gate/README.md", "toml")
+    (mine / "mine.toml").write_text(suite + thresholds)
+    done = _bench("plan", "mine.toml", cwd=mine)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------------------- the examples
+
+
+def _write_mine(folder):
+    parts = [
+        _block("bench/models/README.md", "python", "width: int"),
+        _block("bench/datasets/README.md", "python", "def stripes"),
+        _block("bench/attacks/README.md", "python", "BRIGHTNESS = Attack("),
+    ]
+    (folder / "mine.py").write_text("\n\n".join(parts))
+
+
+@pytest.fixture
+def mine(tmp_path):
+    """A folder with the model, the attack, the data set and the suite of the pages."""
+    _write_mine(tmp_path)
+    (tmp_path / "mine.toml").write_text(_block("suites/README.md", "toml", 'name = "mine"'))
+    return tmp_path
+
+
+@pytest.fixture
+def my_project(tmp_path):
+    """A folder with a user's model and images."""
+    (tmp_path / "my_project.py").write_text(SHARED)
+    return tmp_path
+
+
+def test_the_example_suite_runs(mine):
     done = _bench("run", "mine.toml", "--out", "out", cwd=mine)
     assert done.returncode == 0, done.stderr
     table = (mine / "out" / "table.csv").read_text()
@@ -54,33 +222,72 @@ def test_the_readmes_own_model_attack_and_data_run(mine):
     assert (mine / "out" / "report.html").stat().st_size > 10_000
 
 
-def test_the_readmes_suite_is_planned(mine):
+def test_the_example_suite_is_planned(mine):
     done = _bench("plan", "mine.toml", cwd=mine)
     assert done.returncode == 0, done.stderr
     assert "7 cells" in done.stdout
 
 
-def test_the_readmes_python_example_prints_a_table(mine):
-    code = _block("python", "bench.evaluate(")
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=mine, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert "robust_correct" in done.stdout
-
-
-def test_every_file_that_the_readme_links_to_is_there():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    missing = [link for link in links if not (ROOT / link.replace("\\", "")).exists()]
-    assert missing == []
-
-
-def test_what_more_an_entry_can_say_joins_the_readmes_suite(mine):
+def test_the_less_common_entries_can_be_appended_to_the_example_suite(mine):
     with (mine / "mine.toml").open("a") as file:
-        file.write(_block("toml", 'source = "each"'))
+        file.write(_block("suites/README.md", "toml", 'source = "each"'))
     done = _bench("run", "mine.toml", "--out", "out", cwd=mine)
     assert done.returncode == 0, done.stderr
     page = (mine / "out" / "report.md").read_text()
     assert "pgd from my net" in page
     assert "PGD, steps 100" in page
     assert "somebody 2020" in page
+
+
+def test_the_python_example_prints_a_table(my_project):
+    done = _run("-c", _block("README.md", "python", "bench.evaluate("), cwd=my_project)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"robust_accuracy\s.*\n0\s+0\.03\d+\s+1\.0\s+1\.0\s", done.stdout)
+
+
+def test_the_pytest_example_passes(my_project):
+    (my_project / "test_example.py").write_text(
+        _block("bench/pytest_plugin/README.md", "python", "robustness")
+    )
+    (my_project / "tests").mkdir()
+    (my_project / "tests" / "robust.toml").write_text(
+        'schema = 1\nname = "robust"\ndata = { name = "digits" }\n'
+        'models = [{ name = "lenet", weights = "digits" }]\n'
+        'attacks = [{ name = "fgsm", norm = "linf", eps = [0.01] }]\n'
+    )
+    done = _run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_example.py", cwd=my_project)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch):
+    """A folder with the CIFAR-10 example, and 20 images in the layout of torchvision's files."""
+    from torchvision.datasets import CIFAR10
+
+    images = np.random.default_rng(0).integers(0, 256, (20, 3072), dtype=np.uint8)
+    contents = {
+        "test_batch": {"data": images, "labels": [index % 10 for index in range(20)]},
+        "batches.meta": {"label_names": [str(index) for index in range(10)]},
+    }
+    files = tmp_path / CIFAR10.base_folder
+    files.mkdir()
+    sums = {}
+    for name, content in contents.items():
+        (files / name).write_bytes(pickle.dumps(content))
+        sums[name] = hashlib.md5((files / name).read_bytes()).hexdigest()
+    # torchvision reads only files with the checksums of the published ones.
+    monkeypatch.setattr(CIFAR10, "train_list", [])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums["batches.meta"]})
+    (tmp_path / "cifar10.py").write_text(_block("bench/models/README.md", "python", "CIFAR10"))
+    (tmp_path / "cifar10.toml").write_text(_block("bench/models/README.md", "toml", "cifar10.py"))
+    names: dict[str, object] = {}
+    exec((tmp_path / "cifar10.py").read_text(), names)
+    torch.save(names["net"]().state_dict(), tmp_path / "my_weights.pt")
+    return tmp_path
+
+
+def test_the_cifar_10_example_runs(cifar10):
+    found = bench.run(str(cifar10 / "cifar10.toml"), cifar10 / "out", data_dir=cifar10, limit=2)
+    assert list(found.table["status"]) == ["ok"] * 3
+    assert set(found.table["attack"]) == {"PGD-20", "AutoAttack"}

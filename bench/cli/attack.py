@@ -14,19 +14,25 @@ from bench.core.errors import SuiteError
 @cli.command()
 @click.argument("image")
 @click.option(
-    "--model", required=True, help="A name of `bench list models`, file.py:NAME, net.pt2."
+    "--model", required=True, help="A name of `bench list models`, file.py:NAME, or net.pt2."
 )
-@click.option("--weights", help="Published name, file, or random [the first published].")
-@click.option("--trust", is_flag=True, help="Read net.pt2 although it can run code.")
+@click.option("--weights", help="Name of shipped weights, a file, or random [the first shipped].")
+@click.option("--trust", is_flag=True, help="Read the model's file although reading can run code.")
 @click.option("--attack", help="A name of `bench list attacks`, or file.py:NAME [pgd].")
-@click.option("--eps", default="2/255", show_default=True, help="Radius, a number or a fraction.")
-@click.option("--norm", default="linf", show_default=True)
-@click.option("--target", help="Class to reach, by name or index [untargeted].")
-@click.option("--param", "params", multiple=True, metavar="KEY=VALUE", help="Of the attack.")
-@click.option("--every", type=click.IntRange(1), default=5, show_default=True, help="Steps told.")
-@click.option("--magnify", type=float, help="Factor to show the change by [computed].")
+@click.option("--eps", default="2/255", show_default=True, help="Radius: a number or a fraction.")
+@click.option("--norm", default="linf", show_default=True, help="linf, l2, l1 or l0.")
+@click.option("--target", help="Target class, by name or index [untargeted].")
+@click.option(
+    "--param", "params", multiple=True, metavar="KEY=VALUE", help="Parameter of the attack."
+)
+@click.option(
+    "--every", type=click.IntRange(1), default=5, show_default=True, help="Print every N-th step."
+)
+@click.option("--magnify", type=float, help="Factor by which the change is magnified [computed].")
 @DEVICE
-@click.option("--out", type=FOLDER, default=Path(), help="Folder for PNG, figure, page [here].")
+@click.option(
+    "--out", type=FOLDER, default=Path(), help="Folder for image, figure and page [current folder]."
+)
 @DATA_DIR
 def attack(
     image: str,
@@ -44,7 +50,11 @@ def attack(
     out: Path,
     data_dir: Path | None,
 ) -> None:
-    """Attack one IMAGE, a file or an example such as digits:17: before, after, the change."""
+    """Attack a single image.
+
+    IMAGE is a file or an example of a data set, such as digits:17. The adversarial image, a figure
+    of the change and a page are written.
+    """
     from bench.attacks.common import ONE_IMAGE
     from bench.core import files
     from bench.core.validation import Validator

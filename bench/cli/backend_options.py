@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 OPTIONS = (
     click.option(
         "--isolate", is_flag=True,
-        help="Work in a process of its own: who crashes it fails its cell alone.",
+        help="Run in a subprocess, so that a crash fails only the cell that caused it.",
     ),
     click.option(
         "--time-limit", type=float, metavar="SECONDS",
-        help="Kill that process after so long without a call of the model begun or ended.",
+        help="Kill the subprocess if no model call starts or ends for this long.",
     ),
     click.option(
         "--memory-limit", metavar="SIZE",
-        help="Kill it when it holds more than that, such as 4GiB, PyTorch's own included.",
+        help="Kill the subprocess if it uses more memory than this, such as 4GiB.",
     ),
     click.option(
         "--ray", metavar="[ADDRESS]", is_flag=False, flag_value="local",
-        help="Work on a cluster of Ray's; on this machine unless an address is given.",
+        help="Run on Ray: on this machine, or on the cluster at ADDRESS.",
     ),
     click.option(
-        "--workers", type=click.IntRange(1), help="Workers of Ray [as many as there is room for]."
+        "--workers", type=click.IntRange(1), help="Number of Ray workers [as many as fit]."
     ),
     click.option(
         "--gpus-per-worker", type=click.FloatRange(0), metavar="F",
-        help="GPUs of each, or the share of one [1 if the run computes on one].",
+        help="GPUs per Ray worker, or a fraction of one [1 if the run uses GPUs].",
     ),
 )  # fmt: skip
 

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 @cli.command()
 @click.argument("first", type=FOLDER, metavar="A")
 @click.argument("second", type=FOLDER, metavar="B")
-@click.option("-o", "--out", type=FOLDER, help="Also write tables, plot and changed examples.")
+@click.option(
+    "-o", "--out", type=FOLDER, help="Folder for tables, plot and changed examples [none]."
+)
 def compare(first: Path, second: Path, out: Path | None) -> int:
-    """Lay run B beside run A: every cell that both have, on the same examples.
+    """Compare two runs, example by example.
 
-    Ends with 3 if the two cannot be compared.
+    A and B are folders of runs. Cells that both runs have are compared on the same examples.
+
+    The exit code is 3 if the two cannot be compared.
     """
     from bench.analysis import compare_runs as pure
     from bench.analysis import results

@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 @click.argument("suite")
 @click.argument("ours", metavar="CELL")
 @click.argument("reference", metavar="CELL")
-@click.option("--limit", type=click.IntRange(1), help="Only the first N examples [256].")
+@click.option("--limit", type=click.IntRange(1), help="Use only the first N examples [256].")
 @DEVICE
-@click.option("--batch-size", type=click.IntRange(1), help="Rows a model pass holds [by rule].")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Images per model pass [by model and device]."
+)
 @DATA_DIR
 def explain(
     suite: str,
@@ -28,10 +30,12 @@ def explain(
     batch_size: int | None,
     data_dir: Path | None,
 ) -> None:
-    """Why two cells of SUITE (a path, a shipped name, or a run's folder) disagree, by experiment.
+    """Find by experiment why two cells disagree.
 
-    A CELL is MODEL/ATTACK/EPS, as tables name them; the first is changed towards the second, one
-    thing at a time. A run's folder keeps what is found, and its report shows it.
+    SUITE is the path of a suite, the name of a shipped one or the folder of a run. A CELL is
+    written MODEL/ATTACK/EPS, with the labels of the tables. The settings of the first cell are
+    changed to those of the second, one at a time. If SUITE is the folder of a run, the result is
+    stored there and appears in its report.
     """
     from rich.text import Text
 

@@ -20,9 +20,12 @@ _STYLES = {"regressed": "bold red", "failed": "bold red", "not compared": "yello
 
 @cli.command()
 @click.argument("folder", type=FOLDER)
-@click.option("-o", "--output", type=FILE, required=True, help="File of the baseline.")
+@click.option("-o", "--output", type=FILE, required=True, help="File to write the baseline to.")
 def baseline(folder: Path, output: Path) -> int:
-    """Accept the run in FOLDER: write what later runs are held against, for git to keep."""
+    """Write a baseline for later checks from a run.
+
+    The baseline is a small JSON file that holds the outcome of every example of the run in FOLDER.
+    """
     from bench.analysis import results, snapshot
     from bench.analysis import snapshot_file as kept
     from bench.core.errors import SuiteError
@@ -49,19 +52,26 @@ def baseline(folder: Path, output: Path) -> int:
 
 @cli.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--baseline", "against", type=FILE, required=True, help="What bench baseline wrote.")
-@click.option("--fail", multiple=True, metavar="METRIC:CHANGE", help="A threshold; repeatable.")
-@click.option("--junit", type=FILE, help="Write the verdicts as JUnit XML.")
 @click.option(
-    "--summary", type=FILE, help="Write them as Markdown [appended to $GITHUB_STEP_SUMMARY]."
+    "--baseline", "against", type=FILE, required=True, help="File that `bench baseline` wrote."
 )
+@click.option(
+    "--fail",
+    multiple=True,
+    metavar="METRIC:CHANGE",
+    help="Threshold, such as robust_accuracy:-1pp; repeatable.",
+)
+@click.option("--junit", type=FILE, help="Write the verdicts to this file as JUnit XML.")
+@click.option("--summary", type=FILE, help="Write the verdicts as Markdown [$GITHUB_STEP_SUMMARY].")
 def check(
     folder: Path, against: Path, fail: tuple[str, ...], junit: Path | None, summary: Path | None
 ) -> int:
-    """Hold the run in FOLDER against a baseline, example by example.
+    """Check a run against a baseline.
 
-    Ends with 0 if all is well, 1 if something got worse or failed, 3 if something could not be
-    compared, 2 for a mistake of yours.
+    The run in FOLDER is compared with the baseline on the same examples.
+
+    The exit code is 0 if the check passes, 1 for a regression or a failed cell, 2 for an invalid
+    argument or file, and 3 if something could not be compared.
     """
     from bench.analysis import results, snapshot
     from bench.analysis import snapshot_file as kept

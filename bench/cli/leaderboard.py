@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 @cli.command()
 @click.argument("folder", type=FOLDER)
 @click.option(
-    "--suite", default="leaderboard", show_default=True, help="The threat model, a suite."
+    "--suite", default="leaderboard", show_default=True, help="Suite that defines the threat model."
 )
-@click.option("-o", "--out", type=FOLDER, help="Where the pages go [FOLDER].")
-@click.option("--add", type=FOLDER, help="Folder of a run of the suite: its model wants to enter.")
+@click.option("-o", "--out", type=FOLDER, help="Folder for the pages [FOLDER].")
+@click.option("--add", type=FOLDER, help="Folder of a run of the suite, to submit its model.")
 @click.option(
-    "--card", type=click.Path(dir_okay=False, path_type=Path), help="The model's card, with --add."
+    "--card", type=click.Path(dir_okay=False, path_type=Path), help="Card of the model, with --add."
 )
-@click.option("--limit", type=click.IntRange(1), help="Run only the first N examples again.")
+@click.option(
+    "--limit", type=click.IntRange(1), help="Verify only the first N examples of a submission."
+)
 @DEVICE
 @DATA_DIR
 @narrated
@@ -37,11 +39,14 @@ def leaderboard(
     device: str,
     data_dir: Path | None,
 ) -> int:
-    """Rank the models in FOLDER, by what every attack of the suite together leaves of each.
+    """Rank models by worst-case robust accuracy.
 
-    With --add and --card a model enters first: its run is held against the suite, the card's model
-    is run again, and every outcome is compared. Building it runs the code that its card names.
-    Ends with 1, and says what differs, if it may not enter.
+    FOLDER holds the entries of the leaderboard. An example counts as robust if no attack of the
+    suite fools the model on it.
+
+    With --add and --card a model is submitted first: its run is checked against the suite, the
+    model that the card names is built and run again, which executes its code, and every outcome is
+    compared. If the submission is refused, the reasons are printed and the exit code is 1.
     """
     from bench.evaluation import loading
     from bench.execution import runner

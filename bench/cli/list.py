@@ -13,11 +13,14 @@ if TYPE_CHECKING:
 
 @cli.command()
 @click.argument("suite")
-@click.option("--limit", type=click.IntRange(1), help="Only the first N examples.")
+@click.option("--limit", type=click.IntRange(1), help="Use only the first N examples.")
 @DATA_DIR
 def plan(suite: str, limit: int | None, data_dir: Path | None) -> None:
-    """Every cell of SUITE, its skip reason and its cost in model passes, and how its data are
-    read; runs nothing."""
+    """Show the cells, the cost and the data of a suite.
+
+    SUITE is the path of a TOML file or the name of a shipped suite. Each cell is listed with its
+    cost in model passes, or with the reason why it is skipped. Nothing is run.
+    """
     from rich.table import Table
 
     from bench.cli.console import console
@@ -87,7 +90,10 @@ def _data_lines(suite: "Suite", data_dir: Path, limit: int | None) -> list[str]:
 @cli.command(name="list")
 @click.argument("kind", type=click.Choice(["models", "attacks", "datasets", "suites", "recipes"]))
 def list_(kind: str) -> None:
-    """What there is, with one line and source each."""
+    """List models, attacks, data sets, suites or recipes.
+
+    Each line gives the name, a summary and the source.
+    """
     from rich.table import Table
 
     from bench.cli.console import console

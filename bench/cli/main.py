@@ -12,9 +12,11 @@ from bench.core.sanitize import escape_controls
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 DATA_DIR = click.option(
-    "--data-dir", type=FOLDER, help="Where data lie [$BENCH_DATA_DIR, user cache]."
+    "--data-dir", type=FOLDER, help="Folder of the data sets [$BENCH_DATA_DIR, or user cache]."
 )
-DEVICE = click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda[:N].")
+DEVICE = click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
 
 
 INTERRUPTED = "what was finished is kept, run again to go on"
@@ -37,11 +39,11 @@ def narrated(verb: _Verb) -> _Verb:
     """Adds the options of a verb that says what it does while it works."""
     reasons = click.option(
         "-v", "--verbose", is_flag=True, expose_value=False, callback=_keep(_VERBOSE),
-        help="Also say on stderr why each decision was made.",
+        help="Also print the reason for each decision on stderr.",
     )  # fmt: skip
     lines = click.option(
         "--json", is_flag=True, expose_value=False, callback=_keep(_JSON),
-        help="Say on stderr what happens, with -v also why, as JSON, an object a line.",
+        help="Print progress on stderr as JSON, one object per line; with -v also the reasons.",
     )  # fmt: skip
     return reasons(lines(verb))
 
@@ -90,7 +92,10 @@ class _Verbs(click.Group):
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="robustness-bench", prog_name="bench")
 def cli() -> None:
-    """Measure how robust image classifiers really are."""
+    """Measure how robust image classifiers are to adversarial examples.
+
+    Start with `bench run quickstart`. `bench COMMAND --help` describes a command.
+    """
 
 
 def main() -> None:

@@ -9,11 +9,12 @@ from bench.cli.main import FOLDER, cli, echo
 
 @cli.command()
 @click.argument("folders", type=FOLDER, nargs=-1, required=True, metavar="DIR...")
-@click.option("-o", "--out", type=FOLDER, required=True, help="Folder to write into.")
+@click.option("-o", "--out", type=FOLDER, required=True, help="Folder for tables and page.")
 def publish(folders: tuple[Path, ...], out: Path) -> int:
-    """Publish the runs in DIR... as Markdown, LaTeX, CSV, Parquet and a web page.
+    """Make tables for print and a web page from runs.
 
-    A run is read from its records, or from its tables where the records were not kept.
+    The tables are written as Markdown, LaTeX, CSV and Parquet. A run is read from its records, or
+    from its tables if it has no records.
     """
     from bench.reporting.site import sources, writer
 

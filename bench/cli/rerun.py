@@ -12,19 +12,24 @@ from bench.cli.progress import shown
 
 @cli.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--out", type=FOLDER, help="A new folder [results/runs/NAME-rerun].")
-@click.option("--device", help="auto, cpu or cuda[:N] [as it was].")
+@click.option("--out", type=FOLDER, help="Folder for the new run [results/runs/NAME-rerun].")
+@click.option("--device", help="auto, cpu, cuda or cuda:N [as in the first run].")
 @DATA_DIR
-@click.option("--base", type=FOLDER, help="Where the files lie that its suite names [as it was].")
+@click.option(
+    "--base", type=FOLDER, help="Folder of the files that the suite names [as in the first run]."
+)
 @narrated
 def rerun(
     folder: Path, out: Path | None, device: str | None, data_dir: Path | None, base: Path | None
 ) -> int:
-    """Repeat the run in FOLDER from its own provenance, and compare every example with it.
+    """Repeat a run and compare the outcome of every example.
 
-    Says first what of the environment differs. Ends with 0 if every outcome is the same (to the
-    last bit, where the run was made with --deterministic and no version or device differs), 1 if
-    one is not, 3 if nothing could be compared. Code that the suite names by file is run.
+    The suite and the options come from provenance.json in FOLDER. What differs between the two
+    environments is printed first. Code in files that the suite names is executed.
+
+    The exit code is 0 if every outcome is equal (every bit, if the run was made with
+    --deterministic and neither a version nor the device differs), 1 if one is not, and 3 if
+    nothing could be compared.
     """
     from bench.analysis import results
     from bench.engine import malloc

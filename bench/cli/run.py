@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bench.execution.sharding import Shard
 
 AUDIT = click.option(
-    "--audit", is_flag=True, help="Exit with 1 if there is a sign that an attack has failed."
+    "--audit", is_flag=True, help="Exit with 1 if the audit finds a symptom of a failed attack."
 )
 
 TOLD = 10
@@ -28,21 +28,29 @@ TOLD = 10
 
 @cli.command()
 @click.argument("suite")
-@click.option("--out", type=FOLDER, help="Folder of the run [results/runs/NAME].")
+@click.option("--out", type=FOLDER, help="Folder for the run [results/runs/NAME].")
 @DEVICE
-@click.option("--limit", type=click.IntRange(1), help="Only the first N examples.")
-@click.option("--batch-size", type=click.IntRange(1), help="Rows a model pass holds [by rule].")
+@click.option("--limit", type=click.IntRange(1), help="Use only the first N examples.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Images per model pass [by model and device]."
+)
 @DATA_DIR
 @click.option(
     "--keep-adversarial", metavar="SIZE",
-    help="Keep every adversarial image, while all take no more than that, such as 2GiB.",
+    help="Save all adversarial images, up to this size in total, such as 2GiB.",
 )  # fmt: skip
-@click.option("--fresh", is_flag=True, help="Forget what the folder holds and start over.")
-@click.option("--no-copy", is_flag=True, help="Attack the model itself, not a faster copy of it.")
-@click.option("--deterministic", is_flag=True, help="Give the same bits again on this device.")
+@click.option("--fresh", is_flag=True, help="Discard what the folder holds and start again.")
+@click.option(
+    "--no-copy", is_flag=True, help="Attack the model itself instead of an accelerated copy."
+)
+@click.option(
+    "--deterministic",
+    is_flag=True,
+    help="Make the results repeatable to the last bit on this device.",
+)
 @click.option(
     "--shard", metavar="I/N", default="1/1",
-    help="Only the I-th of N shares, into a folder of its own below; join them by bench merge.",
+    help="Run only shard I of N, into a subfolder; `bench merge` joins the shards.",
 )  # fmt: skip
 @placed
 @AUDIT
@@ -63,7 +71,13 @@ def run(
     place: BackendOptions,
     audit: bool,
 ) -> int:
-    """Run SUITE (a path, or a shipped name) and write its report; resumes what was begun."""
+    """Run a suite and write its report.
+
+    SUITE is the path of a TOML file or the name of a shipped suite (`bench list suites`). Cells
+    whose records the folder already holds are not run again.
+
+    The exit code is 1 if a cell failed or none could run.
+    """
     from bench.core import validation
     from bench.engine import malloc
     from bench.evaluation import loading
@@ -108,12 +122,15 @@ def _share_done(share: "Shard", folder: Path, whole: Path) -> int:
 
 @cli.command()
 @click.argument("folders", type=FOLDER, nargs=-1, required=True)
-@click.option("-o", "--out", type=FOLDER, required=True, help="Folder of the whole run.")
+@click.option("-o", "--out", type=FOLDER, required=True, help="Folder for the complete run.")
 @AUDIT
 @tracked
 @narrated
 def merge(folders: tuple[Path, ...], out: Path, audit: bool) -> int:
-    """Join FOLDERS, shares of one run or folders of shares, and write the report of the whole."""
+    """Join the shards of a run and write its report.
+
+    Each of FOLDERS is a shard made by `bench run --shard`, or a folder that holds such shards.
+    """
     from bench.execution import merge as merging
 
     merged = merging.merge(folders, out)
@@ -133,7 +150,10 @@ def merge(folders: tuple[Path, ...], out: Path, audit: bool) -> int:
 @tracked
 @narrated
 def report(folder: Path, audit: bool) -> int:
-    """Write tables, plots and pages of a run again from its records, running nothing."""
+    """Write the tables, plots and pages of a run again.
+
+    They are made from the records in FOLDER; no model is run.
+    """
     return _report(folder, audit)
 
 

@@ -19,18 +19,28 @@ WIDE = 130
 
 @cli.command()
 @click.argument("names", metavar="[WORK]...", nargs=-1)
-@click.option("--list", "listed", is_flag=True, help="List the works and run nothing.")
-@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--limit", type=click.IntRange(1), help="Examples [each work's own number].")
-@click.option("--batch-size", type=click.IntRange(1), help="One for all [each one's own best].")
-@click.option("--threads", type=click.IntRange(1), help="Threads of torch [as torch has it].")
+@click.option("--list", "listed", is_flag=True, help="List the workloads and run nothing.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Repetitions.")
+@click.option("--limit", type=click.IntRange(1), help="Number of examples [by workload].")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="The same for all libraries [the best of each]."
+)
+@click.option("--threads", type=click.IntRange(1), help="Threads of PyTorch [PyTorch's default].")
 @DEVICE
-@click.option("--data", help="Another data set, such as digits, which ships [each work's own].")
+@click.option("--data", help="Data set, such as digits [by workload].")
 @DATA_DIR
-@click.option("--peer", "peers", multiple=True, metavar="NAME", help="Only these libraries.")
-@click.option("--plain-heap", is_flag=True, help="Let the C library hand memory back as it likes.")
-@click.option("--memory", is_flag=True, help="Ask each for its peak memory, in its own process.")
-@click.option("--out", type=FOLDER, help="Folder for speed.csv, speed.md and speed.json.")
+@click.option(
+    "--peer",
+    "peers",
+    multiple=True,
+    metavar="NAME",
+    help="Compare only with this library; repeatable.",
+)
+@click.option(
+    "--plain-heap", is_flag=True, help="Leave the settings of the memory allocator alone."
+)
+@click.option("--memory", is_flag=True, help="Also measure peak memory, in a process per library.")
+@click.option("--out", type=FOLDER, help="Folder for speed.csv, speed.md and speed.json [none].")
 def speed(
     names: tuple[str, ...],
     listed: bool,
@@ -46,11 +56,13 @@ def speed(
     memory: bool,
     out: Path | None,
 ) -> int:
-    """Time bench, a bare loop and other libraries on the same WORKs [all of them].
+    """Compare the speed of bench and other libraries.
 
-    One process, the same model, examples and parameters, in rotated order, and the robust accuracy
-    that each reached. Libraries that are not installed are named; `pip install
-    "robustness-bench[peers]"` brings Foolbox and ART.
+    Each WORK is a workload (all of them by default): bench, a loop of bare model passes and the
+    other libraries attack the same examples with the same parameters, in one process and in rotated
+    order. The robust accuracy that each reached is printed beside its time. Libraries that are not
+    installed are named; `pip install "robustness-bench[peers]"` installs Foolbox, ART and
+    pyautoattack.
     """
     from bench.workflows.speed import workloads
 

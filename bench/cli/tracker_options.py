@@ -20,7 +20,7 @@ def tracked(verb: _Verb) -> _Verb:
     """Adds the option to a verb that ends with a report; a name that is none ends it at once."""
     return click.option(
         "--track", multiple=True, metavar="NAME:WHERE", expose_value=False, callback=_parsed,
-        help="Also tell a tracker, such as tensorboard:DIR or mlflow:URI; repeatable.",
+        help="Also log to a tracker: tensorboard:DIR or mlflow:URI; repeatable.",
     )(verb)  # fmt: skip
 
 

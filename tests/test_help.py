@@ -1,0 +1,34 @@
+"""The help texts of the command line: every verb and option is described in whole sentences."""
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from bench.cli import cli
+
+VERBS = sorted(cli.commands)
+
+
+def _help(*arguments: str) -> str:
+    done = CliRunner().invoke(cli, [*arguments, "--help"], terminal_width=80)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_the_list_of_verbs_shows_each_description_to_its_end():
+    listed = _help().partition("Commands:\n")[2].splitlines()
+    assert [line.split()[0] for line in listed] == VERBS
+    assert [line for line in listed if not line.endswith(".") or line.endswith("...")] == []
+    assert [line for line in listed if len(line) > 80] == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_has_a_description_that_ends_with_a_full_stop(verb):
+    options = [each for each in cli.commands[verb].params if isinstance(each, click.Option)]
+    texts = {each.name: each.help or "" for each in options}
+    assert {name: text for name, text in texts.items() if not text.endswith(".")} == {}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_help_of_a_verb_fits_80_columns(verb):
+    assert [line for line in _help(verb).splitlines() if len(line) > 80] == []
