@@ -5,11 +5,24 @@ mistake, told in one sentence on stderr; 3 a check could not compare; 130 interr
 everything that was finished kept. `main` holds the group and the options that verbs share.
 """
 
-from bench.cli import attack, compare, explain, gate, leaderboard, publish, rerun, run, speed, train
+from bench.cli import (
+    attack,
+    compare,
+    explain,
+    gate,
+    leaderboard,
+    merge,
+    publish,
+    report,
+    rerun,
+    run,
+    speed,
+    train,
+)
 from bench.cli import list as list_verbs
 from bench.cli.main import cli, main
 
 __all__ = [
-    "attack", "cli", "compare", "explain", "gate", "leaderboard", "list_verbs", "main", "publish",
-    "rerun", "run", "speed", "train",
+    "attack", "cli", "compare", "explain", "gate", "leaderboard", "list_verbs", "main", "merge",
+    "publish", "report", "rerun", "run", "speed", "train",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Where a run works: in this process, in one of its own that may be lost, or on Ray's workers."""
+"""Options that choose the backend of a run: this process, a watched subprocess, or Ray."""
 
 import functools
 from collections.abc import Callable
@@ -42,7 +42,7 @@ OPTIONS = (
 
 
 class BackendOptions(NamedTuple):
-    """What the user said about it."""
+    """The backend that the user chose."""
 
     isolate: bool
     time_limit: float | None
@@ -52,9 +52,16 @@ class BackendOptions(NamedTuple):
     gpus_per_worker: float | None
 
     def run(self, suite: "Suite", folder: Path, options: "Options", listen: "Listen") -> None:
-        """Run the suite there.
+        """Run a suite on the chosen backend.
 
-        Raises: SuiteError for what cannot be.
+        Args:
+            suite: The checked suite.
+            folder: The run's folder.
+            options: Options of the run.
+            listen: Receives progress events.
+
+        Raises:
+            SuiteError: The options contradict each other, or the backend is not available.
         """
         from bench.execution import runner
         from bench.execution.backends import subprocess
@@ -80,8 +87,15 @@ class BackendOptions(NamedTuple):
             runner.run(suite, folder, options, listen)
 
 
-def placed(verb: Callable[..., int]) -> Callable[..., int]:
-    """Adds the options of a verb that runs a suite, and gives it `place`."""
+def backend_options(verb: Callable[..., int]) -> Callable[..., int]:
+    """Add the backend options to a verb that runs a suite.
+
+    Args:
+        verb: Takes the parsed options as the keyword argument `place`.
+
+    Returns:
+        The verb with the options.
+    """
 
     @functools.wraps(verb)
     def gathered(**given: Any) -> int:

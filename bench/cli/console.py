@@ -1,7 +1,7 @@
-"""How the command line prints: whatever it is given is text, and none of it is obeyed.
+"""Print text literally.
 
-Labels, reasons, paths and what strangers' exceptions say may hold what rich takes for markup
-("[/x]"), for an emoji (":x:"), or what a terminal takes for an order.
+Labels, reasons, paths and messages of exceptions may contain what rich reads as markup ("[/x]") or
+as an emoji (":x:"), and control characters that a terminal would execute.
 """
 
 from typing import Any
@@ -13,13 +13,29 @@ from bench.core.sanitize import escape_controls
 
 
 class Plain(Console):
-    """rich's console, to which every text is plain."""
+    """A rich console without markup, emoji and control characters."""
 
     def render_str(self, text: str, **how: Any) -> Text:
-        """The text as it is; what a terminal would obey is spelled out."""
+        """Render a string without markup.
+
+        Args:
+            text: The string.
+            how: Further arguments of rich's method.
+
+        Returns:
+            The text with its control characters escaped.
+        """
         return super().render_str(escape_controls(text), **{**how, "markup": False, "emoji": False})
 
 
 def console(stderr: bool = False, width: int | None = None) -> Plain:
-    """A console that prints text as it is, in the styles that are asked for."""
+    """Create a console that prints text literally.
+
+    Args:
+        stderr: Print on stderr.
+        width: Columns; the terminal's by default.
+
+    Returns:
+        The console.
+    """
     return Plain(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.main import DATA_DIR, DEVICE, FOLDER, cli, echo, narrated, tell
-from bench.cli.progress import shown
+from bench.cli.main import DATA_DIR, DEVICE, FOLDER, cli, echo, progress_options, tell
+from bench.cli.progress import show_progress
 
 if TYPE_CHECKING:
     from bench.execution.runner import Options
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 )
 @DEVICE
 @DATA_DIR
-@narrated
+@progress_options
 def leaderboard(
     folder: Path,
     suite: str,
@@ -77,7 +77,7 @@ def _enter(folder: Path, run: Path, card: Path, suite: "Suite", options: "Option
 
     made = cards.read(card)
     claimed = admission.claim(run, made.model.label)
-    with shown() as listen:
+    with show_progress() as listen:
         found = admission.admit(made, claimed, suite, options, listen)
     if found.snapshot is None or found.recheck is None:
         for problem in found.problems:

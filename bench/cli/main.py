@@ -23,7 +23,7 @@ INTERRUPTED = "what was finished is kept, run again to go on"
 
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
 _VERBOSE, _JSON = "bench.verbose", "bench.json"
-"""Under which names the context of a command line keeps how it wants to be told."""
+"""Keys of the click context under which the two options are stored."""
 
 
 def _keep(name: str) -> Callable[[click.Context, click.Parameter, bool], bool]:
@@ -35,8 +35,15 @@ def _keep(name: str) -> Callable[[click.Context, click.Parameter, bool], bool]:
     return kept
 
 
-def narrated(verb: _Verb) -> _Verb:
-    """Adds the options of a verb that says what it does while it works."""
+def progress_options(verb: _Verb) -> _Verb:
+    """Add --verbose and --json to a verb that reports its progress.
+
+    Args:
+        verb: The function of the verb.
+
+    Returns:
+        The verb with both options.
+    """
     reasons = click.option(
         "-v", "--verbose", is_flag=True, expose_value=False, callback=_keep(_VERBOSE),
         help="Also print the reason for each decision on stderr.",
@@ -48,24 +55,42 @@ def narrated(verb: _Verb) -> _Verb:
     return reasons(lines(verb))
 
 
-def verbose() -> bool:
-    """Whether the user asked for the reasons, too."""
+def reasons_requested() -> bool:
+    """Whether the user asked for the reasons of decisions.
+
+    Returns:
+        True if -v was given.
+    """
     return bool(click.get_current_context().meta.get(_VERBOSE))
 
 
-def machine() -> bool:
-    """Whether a machine listens on stderr."""
+def json_requested() -> bool:
+    """Whether stderr is read by a program.
+
+    Returns:
+        True if --json was given.
+    """
     return bool(click.get_current_context().meta.get(_JSON))
 
 
 def echo(text: object, err: bool = False) -> None:
-    """One line on stdout, or on stderr: a text as it is, with what a terminal obeys spelled out."""
+    """Print one line with its control characters escaped.
+
+    Args:
+        text: What to print.
+        err: Print on stderr.
+    """
     click.echo(escape_controls(str(text)), err=err)
 
 
 def tell(event: str, text: str) -> None:
-    """One sentence on stderr, for people or for a machine."""
-    if machine():
+    """Print a sentence on stderr, as JSON where that was asked for.
+
+    Args:
+        event: Kind of the event, such as "error" or "missing".
+        text: The sentence.
+    """
+    if json_requested():
         from bench.execution import events
         from bench.execution.work import Event
 
@@ -75,14 +100,14 @@ def tell(event: str, text: str) -> None:
 
 
 class _Verbs(click.Group):
-    """Turns the errors of users into one sentence each and an exit code."""
+    """Prints each error of a user as one sentence and sets the exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except (SuiteError, RecordError) as error:
             for line in str(error).splitlines():
-                tell("error" if machine() else "bench", line)
+                tell("error" if json_requested() else "bench", line)
             ctx.exit(2)
         except KeyboardInterrupt:
             tell("interrupted", INTERRUPTED)
@@ -99,7 +124,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C ends it with 130 and keeps what was finished."""
+    """Run the command line; Ctrl-C ends it with exit code 130 and keeps finished cells."""
     try:
         code = cli.main(standalone_mode=False)
     except click.exceptions.Abort:  # before a verb was at work

@@ -1,4 +1,4 @@
-"""What is seen of a run while it runs."""
+"""Show the progress of a run: a bar, plain lines, or JSON."""
 
 import contextlib
 import sys
@@ -14,28 +14,32 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def shown() -> "Iterator[Listen]":
-    """A listener that shows a run as the verb's options ask for, for people or for machines."""
-    if main.machine():
+def show_progress() -> "Iterator[Listen]":
+    """Show progress as the verb's options ask for.
+
+    Yields:
+        A listener for the events of a run.
+    """
+    if main.json_requested():
         with _warnings_told():
             yield _write
     else:
-        with Bar(reasons=main.verbose()) as bar:
+        with Bar(reasons=main.reasons_requested()) as bar:
             yield bar.hear
 
 
 def _write(event: "Event") -> None:
-    """An event as a line of JSON on stderr; reasons only for who asked for them."""
+    """Write an event as a line of JSON on stderr; reasons only with -v."""
     from bench.execution import events
 
-    if event.what != "why" or main.verbose():
+    if event.what != "why" or main.reasons_requested():
         sys.stderr.write(f"{events.line(event)}\n")
         sys.stderr.flush()
 
 
 @contextlib.contextmanager
 def _warnings_told() -> Iterator[None]:
-    """Python's warnings become lines, too; what a library writes to stderr itself stays its own."""
+    """Print Python's warnings as events; what a library writes to stderr itself is not changed."""
 
     def tell(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
         del where, more
@@ -47,7 +51,7 @@ def _warnings_told() -> Iterator[None]:
 
 
 class Bar:
-    """A bar on a terminal, plain lines elsewhere; the time left is in the bar's own pace."""
+    """A progress bar on a terminal, plain lines elsewhere."""
 
     def __init__(self, reasons: bool) -> None:
         self.reasons = reasons
@@ -87,7 +91,11 @@ class Bar:
             self.bar.__exit__(*error)
 
     def hear(self, event: "Event") -> None:
-        """Show what the runner says."""
+        """Show one event.
+
+        Args:
+            event: An event of the run.
+        """
         self.done += event.work if event.what == "done" else 0.0
         if event.what == "start":
             self.total = event.work

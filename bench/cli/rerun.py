@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from bench.cli.main import DATA_DIR, FOLDER, cli, echo, narrated
-from bench.cli.progress import shown
+from bench.cli.main import DATA_DIR, FOLDER, cli, echo, progress_options
+from bench.cli.progress import show_progress
 
 
 @cli.command()
@@ -18,7 +18,7 @@ from bench.cli.progress import shown
 @click.option(
     "--base", type=FOLDER, help="Folder of the files that the suite names [as in the first run]."
 )
-@narrated
+@progress_options
 def rerun(
     folder: Path, out: Path | None, device: str | None, data_dir: Path | None, base: Path | None
 ) -> int:
@@ -46,7 +46,7 @@ def rerun(
     for sentence in differ:
         echo(f"differs: {sentence}")
     malloc.keep_freed_memory()
-    with shown() as listen:
+    with show_progress() as listen:
         runner.run(again.suite, place, again.options, listen)
     second = results.read(place)
     for sentence in repeating.renamed(first, second):

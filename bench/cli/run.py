@@ -1,29 +1,19 @@
-"""`bench run`, `bench merge` and `bench report`: a suite's cells, and what people read of them."""
+"""`bench run`: run a suite and write its report."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.backend_options import BackendOptions, placed
-from bench.cli.main import DATA_DIR, DEVICE, FOLDER, cli, echo, narrated, tell
-from bench.cli.progress import shown
-from bench.cli.tracker_options import tell as track
-from bench.cli.tracker_options import tracked, wanted
+from bench.cli.backend_options import BackendOptions, backend_options
+from bench.cli.main import DATA_DIR, DEVICE, FOLDER, cli, echo, progress_options
+from bench.cli.progress import show_progress
+from bench.cli.report import AUDIT, write_report
+from bench.cli.tracker_options import requested_trackers, tracker_option
 from bench.core.errors import SuiteError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from bench.analysis.results import RunResults
     from bench.execution.sharding import Shard
-
-AUDIT = click.option(
-    "--audit", is_flag=True, help="Exit with 1 if the audit finds a symptom of a failed attack."
-)
-
-TOLD = 10
-"""Missing pieces that are named, at most."""
 
 
 @cli.command()
@@ -52,10 +42,10 @@ TOLD = 10
     "--shard", metavar="I/N", default="1/1",
     help="Run only shard I of N, into a subfolder; `bench merge` joins the shards.",
 )  # fmt: skip
-@placed
+@backend_options
 @AUDIT
-@tracked
-@narrated
+@tracker_option
+@progress_options
 def run(
     suite: str,
     out: Path | None,
@@ -85,7 +75,7 @@ def run(
     from bench.suite.reader import read
 
     share = sharding.parse(shard)
-    if share != sharding.WHOLE and wanted():
+    if share != sharding.WHOLE and requested_trackers():
         raise SuiteError("--track: a share is no whole run; give it to bench merge instead")
     checked = read(suite)
     whole = out or runner.default_folder(checked.name)
@@ -104,137 +94,17 @@ def run(
         share=share,
     )
     malloc.keep_freed_memory()
-    with shown() as listen:
+    with show_progress() as listen:
         place.run(checked, folder, options, listen)
     if share != sharding.WHOLE:
         return _share_done(share, folder, whole)
-    return _report(folder, audit)
+    return write_report(folder, audit)
 
 
 def _share_done(share: "Shard", folder: Path, whole: Path) -> int:
-    """Say how one share becomes a part of the whole; 1 if a cell of it failed."""
+    """Print how to join the shards; return 1 if a cell of this one failed."""
     from bench.storage import records
 
     echo(f"shard {share.number} of {share.of} is done: {folder}")
     echo(f"when all are: bench merge {whole} -o {whole}")
     return 1 if records.failures(folder) else 0
-
-
-@cli.command()
-@click.argument("folders", type=FOLDER, nargs=-1, required=True)
-@click.option("-o", "--out", type=FOLDER, required=True, help="Folder for the complete run.")
-@AUDIT
-@tracked
-@narrated
-def merge(folders: tuple[Path, ...], out: Path, audit: bool) -> int:
-    """Join the shards of a run and write its report.
-
-    Each of FOLDERS is a shard made by `bench run --shard`, or a folder that holds such shards.
-    """
-    from bench.execution import merge as merging
-
-    merged = merging.merge(folders, out)
-    echo(f"merged {len(merged.folders)} folders: {merged.pieces} of {merged.wanted} pieces")
-    for phrase in merged.missing[:TOLD]:
-        tell("missing", phrase)
-    if len(merged.missing) > TOLD:
-        tell("missing", f"and {len(merged.missing) - TOLD} more")
-    if merged.missing:
-        tell("note", f"bench run --out {out} with the suite does what is missing")
-    return _report(out, audit)
-
-
-@cli.command()
-@click.argument("folder", type=FOLDER)
-@AUDIT
-@tracked
-@narrated
-def report(folder: Path, audit: bool) -> int:
-    """Write the tables, plots and pages of a run again.
-
-    They are made from the records in FOLDER; no model is run.
-    """
-    return _report(folder, audit)
-
-
-def _report(folder: Path, strict: bool) -> int:
-    """Write everything that people read of a run; 1 if a cell failed or is missing, or none ran,
-    or, if that is `strict`, the audit found a sign."""
-    from bench.analysis import results
-    from bench.reporting import run_output  # what they import, no cell of a run waits for
-    from bench.reporting.report import certified_view
-
-    found = results.read(folder)
-    page = run_output.write(found, folder)
-    _print_summary(found)
-    echo(f"report: {page}")
-    track(found, folder)
-    without = found.table[found.table["status"] != "ok"]
-    for row in without.drop_duplicates(["model", "attack", "reason"]).itertuples():
-        tell(str(row.status), f"{row.model} · {row.attack}: {row.reason}")
-    for sentence in certified_view.shouted(found.certified.contradictions):
-        tell("contradiction", sentence)
-    bounds = found.certified
-    undone = len(found.unfinished()) + int((bounds.table["status"] == "missing").sum())
-    failed = undone or len(bounds.contradictions) or len(without) == len(found.table)
-    return 1 if failed or (strict and found.audit.signs) else 0
-
-
-def _print_summary(found: "RunResults") -> None:
-    """The closing table: robust accuracy of each attack at each eps, and the worst case."""
-    from rich.table import Table
-
-    from bench.cli.console import console
-    from bench.reporting.report import audit_view, pairwise_view
-    from bench.reporting.report import certified_view as bracketed
-
-    screen = console()
-    table = found.table
-    for (model, norm, goal), group in table.groupby(["model", "norm", "goal"], sort=False):
-        radii = group.drop_duplicates("eps").sort_values("eps")
-        n = found.provenance["data"]["n"]
-        worst = found.worst.query("model == @model and norm == @norm and goal == @goal")
-        size = f"n = {n}{_reach([group, worst])}"
-        screen.print(f"{model}: robust accuracy by eps, {norm}, {goal}, {size}", style="italic")
-        shown = Table()
-        shown.add_column("eps", overflow="fold")
-        for text in radii["eps_text"]:
-            shown.add_column(str(text), justify="right", no_wrap=True)
-        lines = [*group.groupby("attack", sort=False)]
-        if len(lines) > 1:
-            lines.append(("worst case", worst))
-        for label, rows in lines:
-            cells = _percents(rows, radii["eps"])
-            shown.add_row(str(label), *cells, style="bold" if rows is worst else None)
-        screen.print(shown)
-    verdicts = found.crosschecks["verdict"].value_counts()
-    if len(verdicts):
-        told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
-        screen.print(f"cross-checks: {told}")
-    if len(found.comparisons):
-        screen.print(pairwise_view.summary(found.comparisons))
-    for model in found.audit.models:
-        screen.print(f"audit of {model}: {audit_view.verdict(found.audit, model)}")
-    for sentence in bracketed.sentences(found.certified, found.worst):
-        screen.print(sentence, soft_wrap=True)
-    if len(found.violations):
-        screen.print(f"violations: {len(found.violations)}, see the report", style="bold red")
-
-
-def _reach(frames: "list[pd.DataFrame]") -> str:
-    """How far the intervals behind a table of robust accuracies reach at most, in points."""
-    reaches = [
-        reach
-        for rows in frames
-        for sides in (("robust_high", "robust_accuracy"), ("robust_accuracy", "robust_low"))
-        for reach in (rows[sides[0]] - rows[sides[1]]).dropna()
-    ]
-    return f", 95 % intervals within {100 * max(reaches):.1f} points" if reaches else ""
-
-
-def _percents(rows: "pd.DataFrame", radii: "pd.Series[float]") -> list[str]:
-    from bench.reporting.formats import DASH, absent, percent
-
-    by_eps = rows.set_index("eps")["robust_accuracy"]
-    values = [by_eps.get(eps) for eps in radii]
-    return [DASH if absent(value) else percent(value) for value in values]

@@ -1,4 +1,4 @@
-"""`--track`: a finished run is also told to TensorBoard, MLflow or another tracker."""
+"""The option --track: log a finished run to TensorBoard, MLflow or another tracker."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +16,15 @@ _Verb = TypeVar("_Verb", bound=Callable[..., Any])
 _WANTED = "bench.track"
 
 
-def tracked(verb: _Verb) -> _Verb:
-    """Adds the option to a verb that ends with a report; a name that is none ends it at once."""
+def tracker_option(verb: _Verb) -> _Verb:
+    """Add --track to a verb that writes a report.
+
+    Args:
+        verb: The function of the verb.
+
+    Returns:
+        The verb with the option, which is checked before the verb starts.
+    """
     return click.option(
         "--track", multiple=True, metavar="NAME:WHERE", expose_value=False, callback=_parsed,
         help="Also log to a tracker: tensorboard:DIR or mlflow:URI; repeatable.",
@@ -29,15 +36,24 @@ def _parsed(context: click.Context, parameter: click.Parameter, given: tuple[str
     context.meta[_WANTED] = [trackers.parse(text) for text in given]
 
 
-def wanted() -> list[trackers.Wanted]:
-    """The trackers that the user named."""
+def requested_trackers() -> list[trackers.Wanted]:
+    """List the trackers that the user named.
+
+    Returns:
+        One entry per --track.
+    """
     return list(click.get_current_context().meta.get(_WANTED, ()))
 
 
 def tell(found: "RunResults", folder: Path) -> None:
-    """Tell each of them of the run.
+    """Log a run to every tracker that the user named.
 
-    Raises: SuiteError if one fails.
+    Args:
+        found: The results of the run.
+        folder: The run's folder.
+
+    Raises:
+        SuiteError: A tracker fails.
     """
-    for each in wanted():
+    for each in requested_trackers():
         echo(f"tracked: {trackers.log(each, found, folder)}")

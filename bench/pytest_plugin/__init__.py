@@ -25,6 +25,11 @@ MARKER = "robustness"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --robustness-dir.
+
+    Args:
+        parser: pytest's parser.
+    """
     group = parser.getgroup("bench", "robust accuracy, measured by bench")
     group.addoption(
         "--robustness-dir",
@@ -36,6 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker `robustness`.
+
+    Args:
+        config: pytest's configuration.
+    """
     config.addinivalue_line(
         "markers",
         f"{MARKER}(suite=None): a test that asks for the fixture `robustness`, set by the plugin; "
@@ -44,30 +54,42 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Mark the tests that use the fixture.
+
+    Args:
+        items: The collected tests.
+    """
     for item in items:
         if MARKER in getattr(item, "fixturenames", ()) and not item.get_closest_marker(MARKER):
             item.add_marker(MARKER)
 
 
-class Asking:
-    """What the fixture gives: called with a model and images it attacks them, as `bench.evaluate`;
-    its `suite` runs one, as `bench.run`."""
+class RobustnessFixture:
+    """The value of the fixture: call it to attack a model, or run a suite by `suite`."""
 
     def __init__(self, folder: Path, suite: str | None, note: Callable[[str, object], None]):
         self._folder, self._suite, self._note, self._asked = folder, suite, note, 0
 
     def __call__(self, model: Any, x: Any, y: Any, **settings: Any) -> "RobustnessAssertion":
-        """Attack (x, y) with the settings of `bench.evaluate`, which says what is raised."""
+        """Attack the model on (x, y); settings and errors are those of `bench.evaluate`."""
         from bench.pytest_plugin import assertions
 
-        return assertions.of_model(model, x, y, settings, self._next(), self._note)
+        return assertions.measure_model(model, x, y, settings, self._next(), self._note)
 
     def suite(self, suite: str | None = None, **settings: Any) -> "RobustnessAssertion":
-        """Run a suite, a path or a shipped name, or the marker's; settings as `bench.run`'s.
+        """Run a suite and take the worst case over its attacks.
 
-        What is asserted of is the worst case over its attacks, for each model, norm and eps.
+        Args:
+            suite: Path or name of a shipped suite; that of the marker by default.
+            settings: Keyword arguments of `bench.run`.
+
+        Returns:
+            One level of robust accuracy for each model, norm and eps.
+
+        Raises:
+            pytest.UsageError: No suite was named.
         """
-        from bench.pytest_plugin import assertions as asserted
+        from bench.pytest_plugin import assertions
 
         chosen = suite or self._suite
         if chosen is None:
@@ -75,17 +97,24 @@ class Asking:
                 "robustness.suite: expected a suite, as an argument or by "
                 f"@pytest.mark.{MARKER}(suite=...), got neither"
             )
-        return asserted.of_suite(chosen, settings, self._next(), self._note)
+        return assertions.measure_suite(chosen, settings, self._next(), self._note)
 
     def _next(self) -> Path:
-        """A folder for each question of a test."""
+        """Choose a folder for each use of the fixture in a test."""
         self._asked += 1
         return self._folder / str(self._asked) if self._asked > 1 else self._folder
 
 
 @pytest.fixture
-def robustness(request: pytest.FixtureRequest) -> Asking:
-    """Measures robust accuracy: `robustness(model, x, y, eps=0.1).at_least(0.8)`."""
+def robustness(request: pytest.FixtureRequest) -> RobustnessFixture:
+    """Measure robust accuracy: `robustness(model, x, y, eps=0.1).at_least(0.8)`.
+
+    Args:
+        request: pytest's request.
+
+    Returns:
+        A callable that attacks a model; its method `suite` runs a suite.
+    """
     from bench.core.files import slug
 
     marker = request.node.get_closest_marker(MARKER)
@@ -93,4 +122,6 @@ def robustness(request: pytest.FixtureRequest) -> Asking:
     where = Path(request.config.getoption("--robustness-dir"))
     place = where if where.is_absolute() else request.config.rootpath / where
     note = request.node.user_properties.append
-    return Asking(place / slug(request.node.nodeid), suite, lambda name, value: note((name, value)))
+    return RobustnessFixture(
+        place / slug(request.node.nodeid), suite, lambda name, value: note((name, value))
+    )

@@ -1,4 +1,4 @@
-"""What the fixture `robustness` measured, and what a test may assert of it."""
+"""Measure robust accuracy for the fixture `robustness`, and assert a lower bound of it."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,17 +18,17 @@ from bench.evaluation import metrics
 from bench.reporting.formats import many, percent
 from bench.storage import spreadsheet
 
-TOLD = 8
+MAX_LISTED = 8
 """Fooled examples that a message names."""
-SHOWN = 25
+MAX_SAVED = 25
 """Fooled examples of an eps that are saved as images."""
 
 Note = Callable[[str, object], None]
-"""Keeps a name and a value with the test, as junit's properties do."""
+"""Adds a name and a value to the user properties of a test (JUnit)."""
 
 
 class Level(NamedTuple):
-    """Robust accuracy at one eps, and what spoils it."""
+    """Robust accuracy at one eps, and what invalidates it."""
 
     where: str
     """Model, attack, norm and eps, in words."""
@@ -42,20 +42,26 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class RobustnessAssertion:
-    """Robust accuracy at one or several eps; `save` keeps what was seen and says where."""
+    """Robust accuracy at one or several eps."""
 
     levels: Sequence[Level]
     save: Callable[[], Path]
+    """Writes the fooled examples and records; returns their folder."""
     findings: Sequence[str] = ()
     """Reasons to doubt the numbers, a sentence each: of preflight and of the audit."""
 
     def at_least(self, share: float | Mapping[float, float], *, confident: bool = False) -> None:
-        """Assert that at least `share` of all examples are robust, at every eps or at those named.
+        """Assert a lower bound of the robust accuracy.
 
-        `confident` asks it of the lower end of the 95 % interval, so that few examples cannot pass
-        by luck.
-        Raises: AssertionError saying by how much it is missed and what was fooled; ValueError for a
-        share that is none, or an eps that was not measured.
+        Args:
+            share: Required share of robust examples in [0, 1], at every eps, or one per eps.
+            confident: Compare the lower end of the 95 % interval, so that a small sample does not
+                pass by chance.
+
+        Raises:
+            AssertionError: The accuracy is lower, or images violate the threat model; the message
+                names the difference and the first fooled examples.
+            ValueError: A share is outside [0, 1], or an eps was not measured.
         """
         __tracebackhide__ = True  # pytest shows the test's line, not this one
         wanted = self._wanted(share)
@@ -87,12 +93,24 @@ class RobustnessAssertion:
         return wanted
 
 
-def of_model(
+def measure_model(
     model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any], folder: Path, note: Note
 ) -> RobustnessAssertion:
-    """What `bench.evaluate` finds with these settings.
+    """Attack a model by `bench.evaluate`.
 
-    Raises: AssertionError if most of what the attack returned broke its threat model.
+    Args:
+        model: Maps images (n, c, h, w) in [0, 1] to logits (n, classes).
+        x: Images (n, c, h, w).
+        y: Labels (n,).
+        settings: Further keyword arguments of `bench.evaluate`.
+        folder: Where a failed assertion saves what was fooled.
+        note: Receives accuracies and findings.
+
+    Returns:
+        One level of robust accuracy per eps.
+
+    Raises:
+        AssertionError: The cell failed, for example because most images violate the threat model.
     """
     with warnings.catch_warnings():  # the test's report has them
         warnings.simplefilter("ignore", RobustnessWarning)
@@ -118,10 +136,22 @@ def of_model(
     return RobustnessAssertion(levels, lambda: _saved(found, levels, x, folder), found.findings)
 
 
-def of_suite(suite: str, settings: dict[str, Any], folder: Path, note: Note) -> RobustnessAssertion:
-    """The worst case over the attacks of a suite, for each of its models, norms and eps.
+def measure_suite(
+    suite: str, settings: dict[str, Any], folder: Path, note: Note
+) -> RobustnessAssertion:
+    """Run a suite and take the worst case over its attacks.
 
-    Raises: AssertionError if a cell failed: what did not run was not withstood.
+    Args:
+        suite: Path or name of a shipped suite.
+        settings: Keyword arguments of `bench.run`.
+        folder: The run's folder.
+        note: Receives accuracies and findings.
+
+    Returns:
+        One level of robust accuracy for each model, norm and eps.
+
+    Raises:
+        AssertionError: A cell failed; an attack that did not run does not show robustness.
     """
     found = api.run(suite, out=folder, **settings)
     if len(unfinished := found.unfinished()):
@@ -173,7 +203,7 @@ def _missed(level: Level, wanted: float, confident: bool) -> str:
         return told
     named = [
         f"{row.example} ({row.label} → {row.adv_pred})"
-        for row in level.fooled.head(TOLD).itertuples()
+        for row in level.fooled.head(MAX_LISTED).itertuples()
     ]
     rest = len(level.fooled) - len(named)
     return f"{told}\n  fooled: {', '.join(named)}" + (f" and {rest} more" if rest else "")
@@ -187,7 +217,7 @@ def _saved(found: api.Evaluation, levels: Sequence[Level], x: Tensor, folder: Pa
     for at, level in enumerate(levels):
         place = folder / f"eps-{level.eps:g}"
         pictured = x.shape[1] in (1, 3)  # what a PNG can hold
-        for row in level.fooled.head(SHOWN if pictured else 0).to_dict("records"):
+        for row in level.fooled.head(MAX_SAVED if pictured else 0).to_dict("records"):
             example, after = int(row["example"]), row["adv_pred"]
             clean = inputs.scaled(inputs.images("given", x[example : example + 1]))[0]
             pair = [clean, found.adversarial[at, example].cpu()]

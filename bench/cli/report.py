@@ -1,0 +1,61 @@
+"""`bench report`: the tables, plots and pages of a run, and its closing table."""
+
+from pathlib import Path
+
+import click
+
+from bench.cli.main import FOLDER, cli, echo, progress_options, tell
+from bench.cli.tracker_options import tell as log_to_trackers
+from bench.cli.tracker_options import tracker_option
+
+AUDIT = click.option(
+    "--audit", is_flag=True, help="Exit with 1 if the audit finds a symptom of a failed attack."
+)
+
+
+@cli.command()
+@click.argument("folder", type=FOLDER)
+@AUDIT
+@tracker_option
+@progress_options
+def report(folder: Path, audit: bool) -> int:
+    """Write the tables, plots and pages of a run again.
+
+    They are made from the records in FOLDER; no model is run.
+    """
+    return write_report(folder, audit)
+
+
+def write_report(folder: Path, strict: bool) -> int:
+    """Write tables, plots and pages of a run and print its closing table.
+
+    Args:
+        folder: The run's folder.
+        strict: Count a symptom that the audit found as a failure.
+
+    Returns:
+        The exit code: 1 if a cell failed or is missing, or none ran.
+
+    Raises:
+        SuiteError: A page cannot be written.
+        RecordError: A record file is damaged.
+    """
+    from bench.analysis import results
+    from bench.cli.console import console
+    from bench.reporting import run_output, terminal  # imported late: no cell waits for plotting
+    from bench.reporting.report import certified_view
+
+    found = results.read(folder)
+    page = run_output.write(found, folder)
+    terminal.print_summary(found, console())
+    echo(f"report: {page}")
+    log_to_trackers(found, folder)
+    without = found.table[found.table["status"] != "ok"]
+    for row in without.drop_duplicates(["model", "attack", "reason"]).itertuples():
+        tell(str(row.status), f"{row.model} · {row.attack}: {row.reason}")
+    for sentence in certified_view.shouted(found.certified.contradictions):
+        tell("contradiction", sentence)
+    bounds = found.certified
+    undone = len(found.unfinished()) + int((bounds.table["status"] == "missing").sum())
+    failed = undone or len(bounds.contradictions) or len(without) == len(found.table)
+    return 1 if failed or (strict and found.audit.signs) else 0

@@ -1,0 +1,65 @@
+"""The closing table of a run, for a terminal."""
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from bench.analysis.results import RunResults
+from bench.reporting.formats import DASH, absent, percent
+from bench.reporting.report import audit_view, certified_view, pairwise_view
+
+
+def print_summary(found: RunResults, screen: Console) -> None:
+    """Print robust accuracy by attack and eps, the worst case and what the checks found.
+
+    Args:
+        found: The results of a run.
+        screen: The console to print on.
+    """
+    table = found.table
+    for (model, norm, goal), group in table.groupby(["model", "norm", "goal"], sort=False):
+        radii = group.drop_duplicates("eps").sort_values("eps")
+        n = found.provenance["data"]["n"]
+        worst = found.worst.query("model == @model and norm == @norm and goal == @goal")
+        size = f"n = {n}{_reach([group, worst])}"
+        screen.print(f"{model}: robust accuracy by eps, {norm}, {goal}, {size}", style="italic")
+        shown = Table()
+        shown.add_column("eps", overflow="fold")
+        for text in radii["eps_text"]:
+            shown.add_column(str(text), justify="right", no_wrap=True)
+        lines = [*group.groupby("attack", sort=False)]
+        if len(lines) > 1:
+            lines.append(("worst case", worst))
+        for label, rows in lines:
+            cells = _percents(rows, radii["eps"])
+            shown.add_row(str(label), *cells, style="bold" if rows is worst else None)
+        screen.print(shown)
+    verdicts = found.crosschecks["verdict"].value_counts()
+    if len(verdicts):
+        told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+        screen.print(f"cross-checks: {told}")
+    if len(found.comparisons):
+        screen.print(pairwise_view.summary(found.comparisons))
+    for model in found.audit.models:
+        screen.print(f"audit of {model}: {audit_view.verdict(found.audit, model)}")
+    for sentence in certified_view.sentences(found.certified, found.worst):
+        screen.print(sentence, soft_wrap=True)
+    if len(found.violations):
+        screen.print(f"violations: {len(found.violations)}, see the report", style="bold red")
+
+
+def _reach(frames: list[pd.DataFrame]) -> str:
+    """State the largest half-width of the intervals of a table, in percentage points."""
+    reaches = [
+        reach
+        for rows in frames
+        for sides in (("robust_high", "robust_accuracy"), ("robust_accuracy", "robust_low"))
+        for reach in (rows[sides[0]] - rows[sides[1]]).dropna()
+    ]
+    return f", 95 % intervals within {100 * max(reaches):.1f} points" if reaches else ""
+
+
+def _percents(rows: pd.DataFrame, radii: "pd.Series[float]") -> list[str]:
+    by_eps = rows.set_index("eps")["robust_accuracy"]
+    values = [by_eps.get(eps) for eps in radii]
+    return [DASH if absent(value) else percent(value) for value in values]
