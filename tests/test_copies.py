@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import bench
 from bench.core import registry
 from bench.core.errors import SuiteError
-from bench.engine.acceleration import accelerate
+from bench.engine.acceleration import accelerate, calibration
 from bench.engine.acceleration.layers import TurnedConv
 from bench.engine.functional import gradients, losses
 
@@ -31,7 +31,7 @@ def image(n: int = 24, sides: int = 12) -> Tensor:
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of calibrations of this test alone."""
     file = tmp_path / "cache" / "calibrations.json"
-    monkeypatch.setattr(accelerate, "cache_file", lambda: file)
+    monkeypatch.setattr(calibration, "cache_file", lambda: file)
     return file
 
 
@@ -434,7 +434,7 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pace], list[tuple[str, i
             timed.extend((net.layout, rows) for net in nets)
             return [pace(net.layout, rows) for net in nets]
 
-        monkeypatch.setattr(accelerate, "_paces", paces)
+        monkeypatch.setattr(calibration, "_seconds_per_row", paces)
         return timed
 
     return setting
@@ -451,7 +451,7 @@ def quickest_at(rows: int, layout: str = "contiguous") -> Pace:
     )
 
 
-@pytest.mark.parametrize("layout", accelerate.LAYOUTS)
+@pytest.mark.parametrize("layout", calibration.LAYOUTS)
 @pytest.mark.parametrize("best", [8, 32, 64, 512])
 def test_the_quickest_layout_and_number_of_rows_are_found(
     layout: str, best: int, paced: Any
@@ -467,9 +467,9 @@ def test_a_few_percent_are_no_reason_for_another_number_of_rows(paced: Any) -> N
 
 def test_rows_stay_within_reason_however_quick_more_or_fewer_would_be(paced: Any) -> None:
     paced(lambda layout, rows: 1.0 / rows)
-    assert accelerate.prepare(Net(), image(), 64).rows == accelerate.MOST_ROWS
+    assert accelerate.prepare(Net(), image(), 64).rows == calibration.MOST_ROWS
     paced(lambda layout, rows: float(rows))
-    assert accelerate.prepare(nn.Sequential(Net()), image(), 64).rows == accelerate.LEAST_ROWS
+    assert accelerate.prepare(nn.Sequential(Net()), image(), 64).rows == calibration.LEAST_ROWS
 
 
 def test_more_rows_than_memory_holds_are_not_chosen(paced: Any) -> None:
@@ -530,7 +530,7 @@ def test_the_rows_that_one_attack_was_given_are_not_those_of_the_next(tmp_path: 
 def test_untimed_a_wide_net_takes_the_channels_last_layout(paced: Any) -> None:
     paced(quickest_at(32))
     wide = nn.Sequential(
-        nn.Conv2d(1, accelerate.WIDE, 3), nn.Conv2d(accelerate.WIDE, 2, 10), nn.Flatten()
+        nn.Conv2d(1, calibration.WIDE, 3), nn.Conv2d(calibration.WIDE, 2, 10), nn.Flatten()
     )
     assert untimed(wide, image()).layout == "channels-last"
     assert untimed(Net(), image()).layout == "contiguous"
@@ -581,7 +581,7 @@ def test_one_memory_holds_many_models(paced: Any, memory: Path) -> None:
 
 
 def key(net: nn.Module, sides: int = 12, precision: str = "float32", rows: int = 0) -> str:
-    return accelerate._key(net, image(2, sides), precision, rows, ["contiguous"])
+    return calibration._cache_key(net, image(2, sides), precision, rows, ["contiguous"])
 
 
 def test_a_calibration_is_the_architectures_and_not_the_weights() -> None:
@@ -600,7 +600,7 @@ def test_a_calibration_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {key(Net())}
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     known.add(key(Net()))
-    monkeypatch.setattr(accelerate.provenance, "device_name", lambda device: "abacus")
+    monkeypatch.setattr(calibration.devices, "device_name", lambda device: "abacus")
     known.add(key(Net()))
     monkeypatch.setattr(torch, "__version__", "0.0")
     known.add(key(Net()))
@@ -616,4 +616,4 @@ def test_a_calibration_can_really_be_timed(lenet: nn.Module, memory: Path) -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no variable moves the user's cache")
 def test_the_memory_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert accelerate.cache_file().is_relative_to(os.environ["XDG_CACHE_HOME"])
+    assert calibration.cache_file().is_relative_to(os.environ["XDG_CACHE_HOME"])

@@ -12,7 +12,7 @@ from torch import nn
 
 import bench
 from bench.engine import determinism, timing
-from bench.engine.acceleration import accelerate
+from bench.engine.acceleration import accelerate, calibration
 from bench.storage import fingerprint, records
 
 SUITE = """
@@ -61,7 +61,7 @@ def threads() -> Iterator[None]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No calibration of another test is remembered."""
     file = tmp_path / "cache" / "calibrations.json"
-    monkeypatch.setattr(accelerate, "cache_file", lambda: file)
+    monkeypatch.setattr(calibration, "cache_file", lambda: file)
     return file
 
 
@@ -91,7 +91,7 @@ def test_two_runs_give_the_same_bits_whatever_the_threads_and_what_was_timed(
     first = ran(tmp_path, "first", deterministic=True)
     torch.set_num_threads(1)
     # As if an earlier run had found other rows and another layout to be quicker.
-    monkeypatch.setattr(accelerate, "recall", lambda key: ("channels-last", 4))
+    monkeypatch.setattr(calibration, "recall", lambda key: ("channels-last", 4))
     second = ran(tmp_path, "second", deterministic=True)
     assert outcomes(first) == outcomes(second)
     assert len(outcomes(first)) >= 4
@@ -102,7 +102,7 @@ def test_two_runs_give_the_same_bits_whatever_the_threads_and_what_was_timed(
 def test_what_was_remembered_does_decide_where_nothing_must_be_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accelerate, "recall", lambda key: ("contiguous", 4))
+    monkeypatch.setattr(calibration, "recall", lambda key: ("contiguous", 4))
     found = json.loads((ran(tmp_path, "out") / "provenance.json").read_text(encoding="utf-8"))
     assert found["sessions"][-1]["copies"]["lenet"][0]["rows"] == 4
 

@@ -13,16 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import registry
+from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
 from bench.engine import timing
 from bench.engine.functional import losses
-from bench.engine.functional.norms import random_in_ball
+from bench.engine.functional.sampling import random_in_ball
 
 Attacked = Callable[..., Any]
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
 FOUND = {name: registry.find("attacks", name) for name in BUILT_IN}
-FIXED = [name for name, attack in FOUND.items() if attack.rule and attack.budget == "fixed"]
+FIXED = [
+    name
+    for name, attack in FOUND.items()
+    if isinstance(attack, IterativeAttack) and attack.budget == "fixed"
+]
 RULES = [name for name in FIXED if FOUND[name].scale_free]
 LOOPS = [name for name in RULES if not FOUND[name].rule.one_gradient]
 CLIMBING = [name for name in RULES if FOUND[name].needs == "gradient"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bench.core import registry
+from bench.core.contracts.attack import IterativeAttack
 from bench.engine import cuda_graphs, stream
 from bench.engine.functional import gradients
 from bench.engine.tensor_tree import cut, fields, join, mapped, size, take
@@ -21,7 +22,11 @@ from bench.engine.tensor_tree import cut, fields, join, mapped, size, take
 Attacked = Callable[..., stream.Attacked]
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
 FOUND = {name: registry.find("attacks", name) for name in BUILT_IN}
-LOOPS = [name for name, each in FOUND.items() if each.rule and not each.rule.one_gradient]
+LOOPS = [
+    name
+    for name, each in FOUND.items()
+    if isinstance(each, IterativeAttack) and not each.rule.one_gradient
+]
 CASES: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in LOOPS),
     ("pgd", {"stop": "never"}),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import bench
 from bench.core import registry
+from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.types import Norm
 from bench.engine import stream
 from bench.evaluation.audit import findings, symptoms
@@ -18,7 +19,7 @@ BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")
 LED = [
     name
     for name in BUILT_IN
-    if registry.find("attacks", name).rule is not None
+    if isinstance(registry.find("attacks", name), IterativeAttack)
     and registry.find("attacks", name).needs == "gradient"
 ]
 RADII: dict[Norm, float] = {"linf": 0.1, "l2": 1.5, "l1": 8.0, "l0": 20.0}

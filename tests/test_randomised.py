@@ -17,7 +17,8 @@ from torch import Tensor, nn
 import bench
 from bench.analysis import tables
 from bench.core import rng
-from bench.core.contracts.attack import Attack, AttackBatch, AttackSpec, Rule
+from bench.core.contracts.attack import Attack, AttackSpec
+from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Sweep
 from bench.core.errors import SuiteError
 from bench.engine import stream

@@ -26,7 +26,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from bench.core import checkpoint
-from bench.core.contracts.attack import Attack, Learner, Lesson, Losses
+from bench.core.contracts.attack import ExternalAttack
+from bench.core.contracts.learner import Learner, Losses, TrainingBatch
 from bench.core.contracts.types import Norm, Shape, Threat
 from bench.core.errors import ContractError, SuiteError, nearest
 from bench.core.rng import Noise
@@ -128,7 +129,7 @@ def build(shape: Shape, params: Training) -> Mapping[str, nn.Module]:
 def step(
     networks: Mapping[str, nn.Module],
     optimisers: Mapping[str, torch.optim.Optimizer],
-    lesson: Lesson,
+    lesson: TrainingBatch,
     params: Training,
 ) -> Losses:
     """One step of the discriminator, then one of the generator, on the same images."""
@@ -255,7 +256,7 @@ def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
     return (f"The generator was trained at eps = {learned.eps:g}; here its output is scaled.",)
 
 
-ATTACK = Attack(
+ATTACK = ExternalAttack(
     summary="a generator trained against one model: one forward pass, no query",
     source="Xiao et al. 2018",
     params=Params,

@@ -29,10 +29,12 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from bench.attacks.common import PROJECTION
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 from bench.engine.functional.norms import per_row
 
 MOMENTUM = 0.75
@@ -113,10 +115,10 @@ def _start(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> Tens
     normal draw, projected. Then the box."""
     if norm == "l1":
         radius = _radius(items.k, items, params)
-        return norms.project(items.x + noise.normal(items.x), items.x, radius, norm)
+        return projections.project(items.x + noise.normal(items.x), items.x, radius, norm)
     draw = noise.uniform(items.x) if norm == "linf" else noise.normal(items.x)
     scale = items.eps / norms.norm_of(draw, norm)
-    return norms.project(items.x + per_row(scale, draw) * draw, items.x, items.eps, norm)
+    return projections.project(items.x + per_row(scale, draw) * draw, items.x, items.eps, norm)
 
 
 def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
@@ -155,10 +157,10 @@ def _step(state: State, seen: StepInput, items: AttackBatch, params: Params, nor
     pace, back = _checked(state.pace, best.loss, seen.loss, items.k, params)
     x = torch.where(per_row(back, state.x), best.x, state.x)
     gradient = torch.where(per_row(back, x), best.gradient, seen.gradient)
-    ahead = x + per_row(pace.eta, x) * norms.steepest(gradient, norm)
-    ahead = norms.project(ahead, items.x, items.eps, norm)
+    ahead = x + per_row(pace.eta, x) * projections.steepest_direction(gradient, norm)
+    ahead = projections.project(ahead, items.x, items.eps, norm)
     mixed = x + MOMENTUM * (ahead - x) + (1 - MOMENTUM) * (x - state.previous)
-    mixed = norms.project(mixed, items.x, items.eps, norm)
+    mixed = projections.project(mixed, items.x, items.eps, norm)
     after = torch.where(per_row(items.k == 0, x), ahead, mixed)
     return state._replace(x=after, previous=x, best=best, pace=pace)
 
@@ -198,7 +200,7 @@ def _sparse_step(state: State, seen: StepInput, items: AttackBatch, params: Para
     gradient = torch.where(per_row(back, x), best.gradient, seen.gradient)
     ahead = x + per_row(pace.eta, x) * _sparse_signs(gradient, pace.entries / SPARSER)
     ahead = torch.where(per_row(following < radius, x), best.x, ahead)
-    after = norms.project(ahead, items.x, following, "l1")
+    after = projections.project(ahead, items.x, following, "l1")
     return state._replace(x=after, previous=x, best=best, pace=pace)
 
 
@@ -250,7 +252,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="projected gradient ascent with momentum, whose step size finds itself",
     source="Croce and Hein 2020; l1 Croce and Hein 2021",
     params=Params,

@@ -12,7 +12,9 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge, Le
 
 from bench.attacks import apgd
-from bench.core.contracts.attack import Attack, Count, Rule
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import Rule
 from bench.core.contracts.types import Loss, Norm
 
 
@@ -37,7 +39,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     return {**apgd.traits(shared, norm, eps), **told}
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="APGD towards each of the likeliest wrong classes",
     source="Croce and Hein 2020; l1 Croce and Hein 2021",
     params=Params,

@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.attacks import apgd, apgd_t, fab_t, square
-from bench.core.contracts.attack import Attack, Count, Part
+from bench.core.contracts.attack import EnsembleAttack, Part
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Norm
 
 
@@ -60,7 +61,7 @@ def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
     )
 
 
-ATTACK = Attack(
+ATTACK = EnsembleAttack(
     summary="APGD, APGD-T, FAB-T and Square one after another, each on what still stands",
     source="Croce and Hein 2020",
     params=Params,

@@ -11,7 +11,7 @@ from annotated_types import Gt, Le
 from torch import Tensor
 
 from bench.core.contracts.types import Norm
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 
 
 def reach(alpha: float, steps: int, eps: float) -> tuple[str, ...]:
@@ -48,8 +48,8 @@ def ascended(x: Tensor, gradient: Tensor, alpha: Tensor, norm: Norm, l1_share: f
     """x after a step of length `alpha` (n,) in the steepest direction, in l1 spread over a share of
     the pixels; x and gradient (n, *input)."""
     if norm == "l1":
-        return x + norms.sparse_step(gradient, x, alpha, l1_share)
-    return x + norms.per_row(alpha, x) * norms.steepest(gradient, norm)
+        return x + projections.steepest_sparse_step(gradient, x, alpha, l1_share)
+    return x + norms.per_row(alpha, x) * projections.steepest_direction(gradient, norm)
 
 
 PROJECTION: dict[Norm, str] = {

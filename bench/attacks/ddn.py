@@ -18,10 +18,12 @@ from annotated_types import Gt, Lt
 from torch import Tensor
 
 from bench.attacks.common import annealed, found
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Length, Rule, StepInput
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count, Length
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 
 LAST = 0.01
 """The last step's share of the first one's length."""
@@ -64,8 +66,8 @@ def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, n
     eps = torch.minimum(eps, norms.norm_of(corner, norm))
 
     alpha = annealed(params.alpha, LAST * params.alpha, items.k, params.steps)
-    step = norms.per_row(alpha, state.x) * norms.steepest(seen.gradient, norm)
-    towards = norms.steepest(state.x + step - items.x, norm)
+    step = norms.per_row(alpha, state.x) * projections.steepest_direction(seen.gradient, norm)
+    towards = projections.steepest_direction(state.x + step - items.x, norm)
     x = (items.x + norms.per_row(eps, step) * towards).clamp(0, 1)
     return State(x, eps, nearest, best)
 
@@ -85,7 +87,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="least l2: the direction of the change and its length apart",
     source="Rony et al. 2019",
     params=Params,

@@ -26,7 +26,9 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from bench.attacks.common import found
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
 from bench.engine.functional import hyperplane, norms
@@ -126,7 +128,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="least distance: onto the linearised boundary to each of the likeliest wrong classes",
     source="Croce and Hein 2020",
     params=Params,

@@ -25,10 +25,12 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from bench.attacks.common import annealed, found
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 
 DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 LAST = 0.01
@@ -84,8 +86,8 @@ def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, n
     share = annealed(params.alpha, LAST * params.alpha, items.k, params.steps)
     share = torch.where(nearest.isfinite(), share, 2 * params.alpha)
     alpha = (share * _width(eps, norm, items.x[0].numel())).to(eps)
-    step = norms.per_row(alpha, state.x) * norms.steepest(seen.gradient, "l2")
-    x = norms.nearest(state.x + step, items.x, eps, norm)
+    step = norms.per_row(alpha, state.x) * projections.steepest_direction(seen.gradient, "l2")
+    x = projections.project_jointly(state.x + step, items.x, eps, norm)
     return State(x, eps, nearest, best)
 
 
@@ -111,7 +113,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="least distance: ascent in a ball that shrinks while it fools",
     source="Pintor et al. 2021",
     params=Params,

@@ -16,7 +16,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Length, Rule
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count, Length
+from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
 from bench.engine.functional import norms
@@ -72,7 +74,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="Adam on the perturbation, its norm held down by an l1 or l2 penalty",
     source="Szegedy et al. 2014",
     params=Params,

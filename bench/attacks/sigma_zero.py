@@ -18,7 +18,9 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from bench.attacks.common import annealed, found
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Length, Rule, StepInput
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count, Length
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
 from bench.engine.functional import norms
@@ -110,7 +112,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="fewest changed entries: a smooth count and a threshold that adapts",
     source="Cinà et al. 2024",
     params=Params,

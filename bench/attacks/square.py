@@ -25,10 +25,13 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise, hashed
-from bench.engine.functional.norms import landed, norm_of, per_row, project_l1_box
+from bench.engine.functional.norms import norm_of, per_row
+from bench.engine.functional.projections import project_l1_box, round_into_ball
 
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Proposals, counted from 0, after which the windows' area is halved, however many are made."""
@@ -231,7 +234,7 @@ def tiles(items: AttackBatch, noise: Noise, norm: Norm) -> Tensor:
     if norm == "l1":
         return project_l1_box(items.x + delta, items.x, items.eps)
     start = (items.x + delta * per_row(items.eps / norm_of(delta, norm), delta)).clamp(0, 1)
-    return landed(start, items.x, items.eps, norm)
+    return round_into_ball(start, items.x, items.eps, norm)
 
 
 def two_windows(
@@ -272,7 +275,7 @@ def two_windows(
     kept = kept.addcmul(kept, second_window, value=-1)
     x = (items.x + kept).addcmul_(mixed, by_channel(scale))
     if squared:
-        return landed(x.clamp_(0, 1), items.x, items.eps, norm)
+        return round_into_ball(x.clamp_(0, 1), items.x, items.eps, norm)
     return project_l1_box(x, items.x, items.eps)
 
 
@@ -302,7 +305,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="random search over square windows, by the model's scores alone",
     source="Andriushchenko et al. 2020",
     params=Params,

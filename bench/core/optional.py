@@ -18,7 +18,8 @@ import torch
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import Attack, Count
+from bench.core.contracts.attack import Attack, ExternalAttack
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Norm, Threat
 from bench.core.errors import ContractError, SuiteError, nearest
 from bench.core.rng import Noise
@@ -54,7 +55,7 @@ class Unchecked:
 
 def absent(library: str, reason: str) -> Attack:
     """What stands for any attack of a library that cannot be had: a suite skips its cells."""
-    return Attack(
+    return ExternalAttack(
         summary="an attack of a library that is not here",
         source=library,
         params=Unchecked,

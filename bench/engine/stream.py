@@ -26,7 +26,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import AttackBatch, AttackSpec, StepInput
+from bench.core.contracts.attack import AttackSpec, IterativeAttack
+from bench.core.contracts.rule import AttackBatch, StepInput
 from bench.core.contracts.types import Goal
 from bench.core.errors import describe
 from bench.core.rng import Noise
@@ -106,8 +107,7 @@ def attack(
     run = AttackStream(
         model, copy or model, curve, x, y, examples, y if label is None else label, rows
     )
-    rule = curve.attack.rule
-    if rule is not None and rule.one_gradient and curve.sweep == "independent":
+    if run.rule.one_gradient and curve.sweep == "independent":
         return run.one_gradient()
     batch = None
     while (batch := run.fill(batch)) is not None:
@@ -134,8 +134,8 @@ class AttackStream:
         rows: int,
     ) -> None:
         """As `attack`'s."""
+        assert isinstance(curve.attack, IterativeAttack)
         rule = curve.attack.rule
-        assert rule is not None
         self.model, self.copy, self.curve, self.rule, self.rows = model, copy, curve, rule, rows
         self.x, self.y, self.examples, self.label = x, y, examples, label
         aims = rule.aims

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.core import rng
+from bench.core.contracts.attack import ExternalAttack
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.types import Precision, Shape
 from bench.core.errors import SuiteError
@@ -236,7 +237,7 @@ class Evaluator:
         Raises: SuiteError if the precision needs a copy and there can be none.
         """
         precision = task.curve.precision
-        if task.curve.attack.run is not None:
+        if isinstance(task.curve.attack, ExternalAttack):
             return "the attack has a loop of its own"
         if not (self.copied or precision == "bfloat16"):
             return "copies were declined"

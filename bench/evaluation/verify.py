@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.attack import AttackSpec, EnsembleAttack, IterativeAttack
 from bench.core.contracts.types import Norm
 from bench.core.errors import ContractError
 from bench.engine import timing
@@ -118,7 +118,7 @@ def evaluate_chunk(
         attacked = model if source is None else source
         with frozen(attacked):
             started, worked = time.perf_counter(), timing.busy(examples.x.device)
-            if part.attack.parts is not None:
+            if isinstance(part.attack, EnsembleAttack):
                 raw = ensemble.attack(attacked, part, chosen, rows, copy, judges)
             else:
                 raw = craft(attacked, part, chosen, rows, copy)
@@ -129,7 +129,7 @@ def evaluate_chunk(
                 lambda raw=raw: verdicts_on(model, part, chosen, raw, judges), examples.x.device
             )
             led = copy not in (None, attacked) or part.precision != "float32"
-            rule = part.attack.rule
+            rule = part.attack.rule if isinstance(part.attack, IterativeAttack) else None
             if rule is not None:
                 raw, again = spot_checked(attacked, copy, part, chosen, rows, raw, verdicts)
                 verdicts = verdicts_on(model, part, chosen, raw, judges) if again else verdicts
@@ -302,7 +302,7 @@ def _record(
             least[wanted] = raw.distance.to(least)
         if raw.part is not None:
             parts = _parts(curve, raw.part[at], fooled, wanted)
-        if curve.attack.rule is not None:
+        if isinstance(curve.attack, IterativeAttack):
             first = torch.where(fooled & (first < 0), curve.params.steps, first)
     columns = {
         "example": examples.id,
@@ -335,7 +335,7 @@ def _record(
 
 def _parts(curve: AttackSpec, part: Tensor, fooled: Tensor, wanted: Tensor) -> list[str]:
     """For each example the label of the ensemble's part that fooled the model; "" if none did."""
-    assert curve.attack.parts is not None
+    assert isinstance(curve.attack, EnsembleAttack)
     labels = [each.label for each in curve.attack.parts(curve.params, curve.norm)]
     numbers = torch.full(wanted.shape, -1, device=wanted.device)
     numbers[wanted] = part

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 import bench
 from bench.attacks import apgd, apgd_t
-from bench.core.contracts.attack import AttackBatch, StepInput
+from bench.core.contracts.rule import AttackBatch, StepInput
 from bench.core.contracts.types import Norm
 from bench.core.errors import SuiteError
 from bench.core.rng import Noise
 from bench.engine import stream
-from bench.engine.functional import gradients, norms
+from bench.engine.functional import gradients, norms, projections
 from bench.engine.functional.losses import Objective, to_ascend
 
 Attacked = Callable[..., stream.Attacked]
@@ -53,7 +53,7 @@ class Plain:
         return float(loss), gradient
 
     def project(self, x: Tensor, eps: float, norm: Norm) -> Tensor:
-        return norms.project(x, self.x, x.new_tensor([eps]), norm)
+        return projections.project(x, self.x, x.new_tensor([eps]), norm)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -70,7 +70,7 @@ def algorithm_1(plain: Plain, x: Tensor, eps: float, norm: Norm, steps: int, rho
     best, before, eta = (loss, x, gradient), x, 2 * eps
     losses, marks, last, halved, mark = [loss], checkpoints(steps), loss, True, 0
     for k in range(steps):
-        ahead = plain.project(x + eta * norms.steepest(gradient, norm), eps, norm)
+        ahead = plain.project(x + eta * projections.steepest_direction(gradient, norm), eps, norm)
         mixed = plain.project(x + 0.75 * (ahead - x) + 0.25 * (x - before), eps, norm)
         x, before = ahead if k == 0 else mixed, x
         if k + 1 == steps:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import bench
 from bench.attacks.adapters import foolbox as adapter
 from bench.core import optional, rng
+from bench.core.contracts.attack import ExternalAttack
 from bench.core.contracts.types import Norm, Threat
 from bench.core.errors import SuiteError
 from bench.core.registry import find
@@ -53,7 +54,7 @@ def attacked(name: str, batch: Trained, threat: Threat, **settings: Any) -> Tens
     model, x, y = batch
     attack = adapter.adapt(name)
     noise = rng.Noise(0, name, torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64))
-    assert attack.run is not None
+    assert isinstance(attack, ExternalAttack)
     with rng.seeded(0, name):
         params = attack.params(**(SMALL.get(name, {}) | settings))
         return attack.run(model, x, y, threat, params, noise)

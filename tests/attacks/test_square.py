@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks import square
-from bench.core.contracts.attack import AttackBatch
+from bench.core.contracts.rule import AttackBatch
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise, hashed
 from bench.engine.functional.losses import to_ascend
-from bench.engine.functional.norms import distance, project_l1_box
+from bench.engine.functional.norms import distance
+from bench.engine.functional.projections import project_l1_box
 
 Attacked = Callable[..., Any]
 EPS: dict[Norm, float] = {"linf": 0.2, "l2": 2.5, "l1": 40.0}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bench.attacks.adapters import torchattacks as adapter
 from bench.core import rng
+from bench.core.contracts.attack import ExternalAttack
 from bench.core.contracts.types import Norm, Threat
 from bench.core.errors import ContractError, SuiteError
 from bench.core.registry import find
@@ -78,7 +79,7 @@ def attacked(
     attack = adapter.adapt(name)
     noise = rng.Noise(0, name, torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64))
     params = attack.params(**(SMALL.get(name, {}) | settings))
-    assert attack.run is not None
+    assert isinstance(attack, ExternalAttack)
     with rng.seeded(0, name):
         return attack.run(model, x, y, threat, params, noise)
 

@@ -16,6 +16,7 @@ import torch
 
 import bench
 from bench import cli
+from bench.core.contracts.attack import ExternalAttack
 from bench.core.errors import SuiteError
 from bench.engine import timing
 from bench.suite.reader import attack_entry
@@ -84,7 +85,7 @@ def robust(task: Task) -> list[int]:
 def test_every_work_that_ships_can_be_read_and_its_attack_and_weights_are_known() -> None:
     for each in workloads.read():
         raw = {"name": each.attack, "norm": "linf", "eps": [*each.eps], "params": {**each.params}}
-        assert attack_entry(raw, each.name).attack.run is None
+        assert not isinstance(attack_entry(raw, each.name).attack, ExternalAttack)
         for victim in each.models:
             path = bench.loading.WEIGHTS / f"{victim.name}-{victim.weights}.safetensors"
             assert victim.weights == "random" or path.is_file()

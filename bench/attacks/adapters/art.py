@@ -32,7 +32,8 @@ from torch import Tensor, nn
 
 from bench.attacks.common import PROJECTION, reach
 from bench.core import optional
-from bench.core.contracts.attack import Alpha, Attack, step_size
+from bench.core.contracts.attack import Attack, ExternalAttack
+from bench.core.contracts.parameters import Alpha, step_size
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.core.rng import Noise, fold
 
@@ -364,7 +365,7 @@ def _adapted(name: str) -> Attack:
     aims = ("targeted" in takes and not row.away_only) or name in AIMS
     goals: tuple[Goal, ...] = ("untargeted", "targeted") if aims else ("untargeted",)
     draws = row.draws or "num_random_init" in takes
-    return Attack(
+    return ExternalAttack(
         summary=row.summary,
         source=f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}, {row.paper}",
         params=_params(name),

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from bench.attacks.common import PROJECTION, reach
 from bench.core import optional
-from bench.core.contracts.attack import Alpha, Attack, Count, step_size
+from bench.core.contracts.attack import Attack, ExternalAttack
+from bench.core.contracts.parameters import Alpha, Count, step_size
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.core.rng import Noise
 
@@ -356,7 +357,7 @@ def _adapted(name: str) -> Attack:
     own = _names()[name]
     row = TABLE[_family(own)]
     draws = row.draws or any(p.name == "random_start" for p in _signature(own))
-    return Attack(
+    return ExternalAttack(
         summary=row.summary,
         source=f"foolbox {importlib.metadata.version(LIBRARY)}, {row.paper}",
         params=_params(own),

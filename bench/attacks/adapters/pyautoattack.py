@@ -22,7 +22,8 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from bench.core import optional
-from bench.core.contracts.attack import Attack, Count
+from bench.core.contracts.attack import Attack, ExternalAttack
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Norm, Threat
 from bench.core.rng import Noise
 
@@ -207,7 +208,7 @@ def adapt(name: str) -> Attack:
 def _adapted(name: str) -> Attack:
     optional.check(LIBRARY, name, TABLE, REFUSED)
     row = TABLE[name]
-    return Attack(
+    return ExternalAttack(
         summary=row.summary,
         source=f"{LIBRARY} {importlib.metadata.version(LIBRARY)}, Croce and Hein 2020",
         params=optional.params(name.replace("-", "_"), __name__, [*_settings(name)]),

@@ -27,7 +27,8 @@ from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from bench.attacks.common import PROJECTION, reach
-from bench.core.contracts.attack import Alpha, Attack, Count, step_size
+from bench.core.contracts.attack import Attack, ExternalAttack
+from bench.core.contracts.parameters import Alpha, Count, step_size
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.core.errors import ContractError, SuiteError, nearest
 from bench.core.rng import Noise
@@ -356,7 +357,7 @@ def adapt(name: str) -> Attack:
         raise SuiteError(f"attack 'torchattacks:{name}' is unknown; {nearest(name, TABLE)}")
     row = TABLE[name]
     goals: tuple[Goal, ...] = ("untargeted",) if row.away_only else ("untargeted", "targeted")
-    return Attack(
+    return ExternalAttack(
         summary=row.summary,
         source=f"torchattacks {importlib.metadata.version('torchattacks')}, {row.paper}",
         params=_params(name),

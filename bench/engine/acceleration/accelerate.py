@@ -11,50 +11,30 @@ and how many rows a pass are quickest is timed once for an architecture and a de
 ahead is worth it, and remembered in the user's cache.
 """
 
-import contextlib
 import copy
-import hashlib
-import inspect
-import json
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import platformdirs
 import torch
 from torch import Tensor, nn
 
-from bench.core import files
 from bench.core.contracts.types import Precision
 from bench.core.errors import ContractError, SuiteError, describe
-from bench.engine import device as provenance
 from bench.engine import heartbeat, timing
 from bench.engine.acceleration import agreement
 from bench.engine.acceleration import layers as exchange
-from bench.engine.functional.gradients import Look, look
+from bench.engine.acceleration.calibration import LAYOUTS, Layout, calibrate
+from bench.engine.functional.gradients import Look
 from bench.engine.functional.logits import wide
-from bench.engine.functional.losses import to_ascend
-from bench.engine.model_state import allow_tf32, frozen, out_of_memory
+from bench.engine.model_state import allow_tf32, frozen
 
-Layout = Literal["contiguous", "channels-last"]
-LAYOUTS: tuple[Layout, ...] = ("contiguous", "channels-last")
 PROBED = 16
 """Images on which a stand-in is held against its model, clean and noisy."""
 SEVERAL = 5
 """Rows of the probe between one and all."""
 FULL = 1024
 """Rows of the probe at most: of a pass that holds more, so many are probed."""
-WIDE = 32
-"""Input channels of the widest convolution from which channels-last is the likelier winner."""
-WORTH = 20
-"""A calibration is made when the work ahead takes so many times as long."""
-TIMINGS = 30
-"""Passes that a calibration makes, about."""
-BETTER = 0.95
-"""Another number of rows must take at most this share of the time."""
-LEAST_ROWS, MOST_ROWS = 4, 16384
 
 
 class AcceleratedModel(NamedTuple):
@@ -110,12 +90,16 @@ def prepare(
         with frozen(model), allow_tf32(precision == "tf32"):
             agreeing, exchanged, dropped = _agreeing(model, x[:PROBED], precision, rows)
             if agreeing:
-                layout, most, timed, worth = _quickest(
-                    model, agreeing, x, rows, precision, fixed, ahead
-                )
-                stand_in = agreeing[layout]
+                chosen = calibrate(model, agreeing, x, rows, precision, fixed, ahead)
                 return AcceleratedModel(
-                    stand_in, most, layout, exchanged, precision, timed, worth, dropped
+                    agreeing[chosen.layout],
+                    chosen.rows,
+                    chosen.layout,
+                    exchanged,
+                    precision,
+                    chosen.timed,
+                    chosen.worth,
+                    dropped,
                 )
     except ContractError as error:
         changed = str(error).rpartition(": ")[2]
@@ -243,109 +227,3 @@ def _hooked_everywhere() -> bool:
     return any(
         not isinstance(getattr(hook, "__self__", None), heartbeat.Heartbeat) for hook in hooks
     )
-
-
-# ------------------------------------------------------------------------------------- calibration
-
-
-def _quickest(
-    model: nn.Module,
-    agreeing: Mapping[Layout, nn.Module],
-    x: Tensor,
-    rows: int,
-    precision: Precision,
-    fixed: bool,
-    ahead: float,
-) -> tuple[Layout, int, bool, float]:
-    """Layout, rows a pass, whether they were timed (remembered or now) or taken by rule, and the
-    seconds of attack from which timing pays; none do where torch must be deterministic."""
-    wide = max((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
-    likely: Layout = "channels-last" if wide >= WIDE else "contiguous"
-    likely = likely if likely in agreeing else next(iter(agreeing))
-    if torch.are_deterministic_algorithms_enabled():  # what was timed differs from run to run
-        return likely, rows, False, math.inf
-    key = _key(model, x, precision, rows if fixed else 0, sorted(agreeing))
-    known = recall(key)
-    if known is not None and known[0] in agreeing:
-        return known[0], rows if fixed else known[1], True, 0.0
-    (first,) = _paces([agreeing[likely]], x, rows, rounds=1)
-    worth = WORTH * TIMINGS * rows * first
-    if ahead < worth:
-        return likely, rows, False, worth
-    paces = dict(zip(agreeing, _paces(list(agreeing.values()), x, rows), strict=True))
-    layout = min(paces, key=lambda each: paces[each])
-    if not fixed:
-        rows = _best_rows(agreeing[layout], x, rows, paces[layout])
-    keep(key, layout, min(rows, MOST_ROWS))
-    return layout, rows, True, worth
-
-
-def _best_rows(net: nn.Module, x: Tensor, rows: int, pace: float) -> int:
-    """Halve the rows while that is quicker, else double them while that is."""
-    for factor in (0.5, 2.0):
-        best = rows
-        while LEAST_ROWS <= (other := int(best * factor)) <= MOST_ROWS:
-            try:
-                (seconds,) = _paces([net], x, other)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                break
-            if seconds > BETTER * pace:
-                break
-            best, pace = other, seconds
-        if best != rows:
-            return best
-    return rows
-
-
-def _paces(nets: Sequence[nn.Module], x: Tensor, rows: int, rounds: int = 5) -> list[float]:
-    """Seconds that each net takes to look at one row, among `rows`: the best of several rounds in
-    turns, because what else a machine does can only make a net look slower."""
-    images = timing.noisy(x, rows)
-    y = torch.zeros(rows, dtype=torch.int64, device=x.device)
-    ascend = to_ascend("cross-entropy", "untargeted")
-    times: list[list[float]] = [[] for _ in nets]
-    for _ in range(rounds + 1):  # the first one warms up
-        for net, spent in zip(nets, times, strict=True):
-            work = partial(look, net, ascend, images, y, y)
-            spent.append(timing.timed(work, x.device)[1] / rows)
-    return [min(spent[1:]) for spent in times]
-
-
-def _key(model: nn.Module, x: Tensor, precision: str, rows: int, layouts: list[Layout]) -> str:
-    """What a pace depends on: the architecture, not its weights; the machine; the versions."""
-    device = provenance.device_name(x.device)
-    layers = [(name, type(layer).__qualname__) for name, layer in model.named_modules()]
-    shapes = [(name, tuple(getattr(v, "shape", ()))) for name, v in model.state_dict().items()]
-    facts = [
-        device, torch.get_num_threads(), torch.__version__, inspect.getsource(exchange),
-        tuple(x.shape[1:]), precision, rows, layouts, layers, shapes,
-    ]  # fmt: skip
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-
-def cache_file() -> Path:
-    """Where calibrations are remembered; deleting it makes them anew."""
-    return platformdirs.user_cache_path("bench") / "calibrations.json"
-
-
-def recall(key: str) -> tuple[Layout, int] | None:
-    """Layout and rows of an earlier calibration; None if there was none, or it cannot be read."""
-    try:
-        layout, rows = json.loads(cache_file().read_text(encoding="utf-8"))[key]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    known = layout in LAYOUTS and isinstance(rows, int) and 1 <= rows <= MOST_ROWS
-    return (layout, rows) if known else None
-
-
-def keep(key: str, layout: Layout, rows: int) -> None:
-    """Remember a calibration; where that cannot be written, the next run makes it again."""
-    try:
-        known = json.loads(cache_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    content = {**(known if isinstance(known, dict) else {}), key: [layout, rows]}
-    with contextlib.suppress(SuiteError):
-        files.write_atomic(cache_file(), json.dumps(content, indent=1).encode())

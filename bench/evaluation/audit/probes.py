@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bench.core import rng
-from bench.core.contracts.attack import AttackSpec, step_size
+from bench.core.contracts.attack import AttackSpec, IterativeAttack
+from bench.core.contracts.parameters import step_size
 from bench.core.contracts.types import Loss, Threat
 from bench.engine import stream, tensor_tree
-from bench.engine.functional import gradients, norms
+from bench.engine.functional import gradients, norms, projections
 from bench.engine.functional.logits import predicted, wide
 from bench.engine.functional.losses import to_ascend
 from bench.engine.model_state import allow_tf32, frozen
@@ -97,8 +98,8 @@ def probe(subject: Subject, threat: Threat, curves: Mapping[str, AttackSpec]) ->
 
 def traceable(curve: AttackSpec) -> bool:
     """Whether `probe` can read a trace of this attack."""
-    rule, steps = curve.attack.rule, getattr(curve.params, "steps", 1)
-    own = rule is not None and not rule.seeks and rule.aims is None
+    attack, steps = curve.attack, getattr(curve.params, "steps", 1)
+    own = isinstance(attack, IterativeAttack) and not attack.rule.seeks and attack.rule.aims is None
     several = "steps" in _fields(curve.params) and steps > 1 and max(curve.eps) > 0
     return own and several and curve.attack.needs == "gradient" and curve.goal == "untargeted"
 
@@ -218,8 +219,10 @@ def _climb(
             return _Ascent(at, blind, fooled)
         flat = seen.gradient.flatten(1)
         blind = blind | (~fooled & (~flat.isfinite().all(1) | (flat == 0).all(1)))
-        moved = at + length * norms.steepest(seen.gradient.nan_to_num(), threat.norm)
-        moved = norms.project(moved, x, eps, threat.norm)
+        moved = at + length * projections.steepest_direction(
+            seen.gradient.nan_to_num(), threat.norm
+        )
+        moved = projections.project(moved, x, eps, threat.norm)
         at = torch.where(norms.per_row(fooled, x), at, moved)
     with torch.no_grad():
         return _Ascent(at, blind, predicted(model(at)) != y)

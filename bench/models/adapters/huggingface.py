@@ -18,8 +18,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bench.core import optional
-from bench.core.contracts.attack import Count
 from bench.core.contracts.model import Model
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Shape
 from bench.core.errors import SuiteError, first_line
 from bench.models.preprocessing import Preprocessed

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.core import optional
-from bench.core.contracts.attack import Count
 from bench.core.contracts.model import Model
+from bench.core.contracts.parameters import Count
 from bench.core.errors import SuiteError, first_line, nearest
 from bench.models.preprocessing import Preprocessed
 

@@ -23,7 +23,9 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from bench.analysis.crosscheck import SAME_PIXEL, TRAITS
-from bench.core.contracts.attack import AttackBatch, AttackSpec, step_size
+from bench.core.contracts.attack import AttackSpec, ExternalAttack, IterativeAttack
+from bench.core.contracts.parameters import step_size
+from bench.core.contracts.rule import AttackBatch
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
 from bench.engine.functional.norms import per_row
@@ -100,8 +102,8 @@ def _from(start: Tensor) -> Callable[[Setup], Setup]:
 
     def apply(setup: Setup) -> Setup:
         attack = setup.ours.curve.attack
+        assert isinstance(attack, IterativeAttack)
         rule = attack.rule
-        assert rule is not None
 
         def init(items: AttackBatch, noise: Noise, params: Any, norm: Norm) -> Any:
             state = rule.init(items, noise, params, norm)
@@ -231,7 +233,7 @@ def _untold(setup: Setup) -> Iterator[Untried]:
 
 
 def _has_stop(curve: AttackSpec) -> bool:
-    return curve.attack.run is None and curve.attack.budget == "fixed"
+    return not isinstance(curve.attack, ExternalAttack) and curve.attack.budget == "fixed"
 
 
 def _stop_of(curve: AttackSpec) -> str | None:

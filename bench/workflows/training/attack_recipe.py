@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt
 
 from bench.core import registry
-from bench.core.contracts.attack import Attack, Count
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Norm, Threat
 from bench.core.errors import SuiteError, nearest
 from bench.core.validation import Validator, text_of, toml

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import registry, rng
-from bench.core.contracts.attack import Learner, Lesson
 from bench.core.contracts.dataset import Data
+from bench.core.contracts.learner import Learner, TrainingBatch
 from bench.core.errors import SuiteError
 from bench.evaluation import loading
 from bench.models.preflight.checks import LoadedModel
@@ -183,7 +183,7 @@ def _one_epoch(
     for network in course.networks.values():
         network.train()
     for rows in order.to(x.device).split(course.recipe.batch_size):
-        lesson = Lesson(course.target.model, x[rows], y[rows], course.recipe.attack.threat)
+        lesson = TrainingBatch(course.target.model, x[rows], y[rows], course.recipe.attack.threat)
         losses = course.learner.step(
             course.networks, course.optimisers, lesson, course.recipe.attack.params
         )

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from bench.core.contracts.attack import Count
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Norm
 from bench.core.errors import SuiteError, nearest
 from bench.core.validation import Validator, text_of, toml

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.attack import AttackSpec, EnsembleAttack
 from bench.core.contracts.types import Precision, Stop, Sweep
 from bench.engine import stream
 from bench.engine.acceleration import accelerate
@@ -110,7 +110,7 @@ def run(task: Task, curve: AttackSpec, copy: nn.Module, judges: bool, rows: int)
 
 def attacked(task: Task, curve: AttackSpec, copy: nn.Module, ids: Tensor, rows: int) -> Tensor:
     """What the attack makes of the images at every eps, (e, n, c, h, w)."""
-    if curve.attack.parts is None:
+    if not isinstance(curve.attack, EnsembleAttack):
         return stream.attack(task.model, curve, task.x, task.y, ids, rows, copy=copy).x_adv
     unused = torch.zeros(len(ids), device=task.device)
     chosen = Examples(ids, task.x, task.y, ids - ids - 1, task.y, unused, unused)
