@@ -118,7 +118,7 @@ def test_no_stopwatch_chooses_and_nothing_is_remembered(tmp_path: Path, cache: P
 
 def test_torch_is_as_it_was_afterwards(threads: None) -> None:
     torch.set_num_threads(2)
-    with determinism.enforced(True):
+    with determinism.enforce_determinism(True):
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.backends.cudnn.deterministic
         assert torch.get_num_threads() == 1
@@ -132,7 +132,7 @@ def test_torch_is_as_it_was_afterwards(threads: None) -> None:
 def test_what_torch_was_told_before_still_holds_afterwards() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with determinism.enforced(True):
+        with determinism.enforce_determinism(True):
             assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
@@ -154,7 +154,7 @@ def test_an_operation_without_a_deterministic_form_fails_its_cells_alone(tmp_pat
 def test_who_asks_torch_for_it_gets_rows_by_rule_too(lenet: nn.Module) -> None:
     x = torch.zeros(16, 1, 28, 28)
     rows = timing.rows_per_pass(lenet, x)
-    with determinism.enforced(True):
-        copy = accelerate.prepare(lenet, x, rows)
+    with determinism.enforce_determinism(True):
+        copy = accelerate.accelerate_model(lenet, x, rows)
     assert (copy.rows, copy.timed) == (rows, False)
     assert "no stopwatch decides" in copy.why()

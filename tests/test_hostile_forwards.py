@@ -342,7 +342,9 @@ def measured(
 
 def prepared(net: nn.Module) -> accelerate.AcceleratedModel:
     """The copy as it leads in a run, its layout and rows by rule."""
-    return accelerate.prepare(net, images()[: accelerate.PROBED], 16, fixed=True, ahead=0.0)
+    return accelerate.accelerate_model(
+        net, images()[: accelerate.PROBED], 16, fixed=True, ahead=0.0
+    )
 
 
 def both(name: str, attack: str) -> list[pd.DataFrame | str]:

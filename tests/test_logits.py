@@ -48,9 +48,9 @@ def images() -> Tensor:
 def readings(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Whether each reader takes each image for its label y (n,)."""
     subject = probes.Subject("net", net, torch.arange(len(x)), x, y, 7)
-    ascend = losses.to_ascend("margin", "untargeted")
-    at_ease = gradients.glance(net, ascend, x, y, y).logits
-    pulled = gradients.look(net, ascend, x, y, y).logits
+    ascend = losses.make_objective("margin", "untargeted")
+    at_ease = gradients.forward_pass(net, ascend, x, y, y).logits
+    pulled = gradients.gradient_pass(net, ascend, x, y, y).logits
     threat = Threat(norm="linf", eps=0.1)
     pred = preprocessing._predictions(net, x)
     assert pred is not None

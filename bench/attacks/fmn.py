@@ -24,7 +24,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from bench.attacks.common import annealed, found
+from bench.attacks.common import anneal, update_nearest
 from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.rule import AttackBatch, Rule, StepInput
@@ -68,9 +68,9 @@ def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
 
 def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
     far = norms.distance(state.x, items.x, norm)
-    nearest, best = found(state.x, far, seen.fooled, state.nearest, state.best)
+    nearest, best = update_nearest(state.x, far, seen.fooled, state.nearest, state.best)
 
-    gamma = annealed(params.gamma, params.gamma_last, items.k, params.steps)
+    gamma = anneal(params.gamma, params.gamma_last, items.k, params.steps)
     if norm == "l0":
         larger = torch.maximum(state.eps + 1, (state.eps * (1 + gamma)).floor())
         smaller = torch.minimum(state.eps - 1, (state.eps * (1 - gamma)).floor())
@@ -83,7 +83,7 @@ def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, n
     corner = torch.maximum(items.x, 1 - items.x)  # no image is further away than this
     eps = torch.minimum(eps, norms.norm_of(corner, norm))
 
-    share = annealed(params.alpha, LAST * params.alpha, items.k, params.steps)
+    share = anneal(params.alpha, LAST * params.alpha, items.k, params.steps)
     share = torch.where(nearest.isfinite(), share, 2 * params.alpha)
     alpha = (share * _width(eps, norm, items.x[0].numel())).to(eps)
     step = norms.per_row(alpha, state.x) * projections.steepest_direction(seen.gradient, "l2")

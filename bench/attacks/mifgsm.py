@@ -15,7 +15,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from bench.attacks.common import PROJECTION, Share, ascended, reach
+from bench.attacks.common import PROJECTION, Share, ascend, reach_caveats
 from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.parameters import Alpha, Count, step_size
 from bench.core.contracts.rule import AttackBatch, Rule
@@ -51,7 +51,7 @@ def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
 def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
     momentum = params.decay * state.momentum + _gathered(gradient, params, norm)
     alpha = step_size(params.alpha, items.eps, params.steps)
-    x = ascended(state.x, momentum, alpha, norm, params.l1_share)
+    x = ascend(state.x, momentum, alpha, norm, params.l1_share)
     return State(projections.project(x, items.x, items.eps, norm), momentum)
 
 
@@ -77,7 +77,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
 
 
 def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
-    return reach(step_size(params.alpha, eps, params.steps), params.steps, eps)
+    return reach_caveats(step_size(params.alpha, eps, params.steps), params.steps, eps)
 
 
 ATTACK = IterativeAttack(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bench.attacks.common import PROJECTION, Share, ascended, reach
+from bench.attacks.common import PROJECTION, Share, ascend, reach_caveats
 from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.parameters import Alpha, Count, step_size
 from bench.core.contracts.rule import AttackBatch, Rule
@@ -46,7 +46,7 @@ def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
 
 def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
     alpha = step_size(params.alpha, items.eps, params.steps)
-    x = ascended(state.x, gradient, alpha, norm, params.l1_share)
+    x = ascend(state.x, gradient, alpha, norm, params.l1_share)
     return State(projections.project(x, items.x, items.eps, norm))
 
 
@@ -62,7 +62,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
 
 
 def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
-    return reach(step_size(params.alpha, eps, params.steps), params.steps, eps)
+    return reach_caveats(step_size(params.alpha, eps, params.steps), params.steps, eps)
 
 
 ATTACK = IterativeAttack(

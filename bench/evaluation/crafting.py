@@ -102,13 +102,13 @@ def craft(
             _draws(curve, chosen.id),
             _shared(curve.attack.rule if isinstance(curve.attack, IterativeAttack) else None),
         ):
-            result, seconds = timing.timed(
-                lambda: engine.attack(
+            result, seconds = timing.time_call(
+                lambda: engine.run_attack(
                     model, stream, chosen.x, y, chosen.id, rows, chosen.label, copy
                 ),
                 chosen.x.device,
             )
-    except engine.CopyError as error:
+    except engine.AccelerationError as error:
         own = craft(model, replace(curve, precision="float32"), chosen, rows)
         return own._replace(dropped=str(error))
     if once:
@@ -133,7 +133,7 @@ def searches(curve: AttackSpec) -> bool:
     return curve.attack.budget == "minimum" and (whole or curve.stop == "never")
 
 
-def _crafted(result: engine.Attacked, seconds: list[float]) -> AttackOutput:
+def _crafted(result: engine.StreamResult, seconds: list[float]) -> AttackOutput:
     x_adv, forwards, backwards, first, losses, rows, nonfinite = result
     crafted = AttackOutput(x_adv, forwards, backwards, first, seconds, losses, rows)
     return crafted._replace(nonfinite=nonfinite)
@@ -184,7 +184,7 @@ def _misled(
     for at, verdict in enumerate(verdicts):
         won = success(curve, chosen, verdict.pred) | (raw.first_success[at] >= 0)
         left = (~won).nonzero()[:, 0]
-        draws = rng.hashed(keys[left], torch.full_like(left, at), 1)[:, 0]
+        draws = rng.hash_uniform(keys[left], torch.full_like(left, at), 1)[:, 0]
         few = left[draws.argsort()[:SPOTS]]
         images.append(raw.x_adv[at, few])
         labels.append(chosen.label[few])
@@ -195,12 +195,12 @@ def _misled(
         for part, own in zip(x[finite].split(rows), y[finite].split(rows), strict=True):
             if not len(part):
                 continue
-            wanted = agreement.seen(model, part, own, gradients)
+            wanted = agreement.probe_pass(model, part, own, gradients)
             try:
-                got = agreement.seen(copy, part, own, gradients)
+                got = agreement.probe_pass(copy, part, own, gradients)
             except Exception as error:  # of a stranger's forward, in a copy of it
                 return f"it raised {type(error).__name__}"
-            if why := agreement.apart(wanted, got, curve.precision, ELSEWHERE):
+            if why := agreement.describe_difference(wanted, got, curve.precision, ELSEWHERE):
                 return why
     return ""
 
@@ -274,12 +274,12 @@ def _run_external(
             first = int(chosen.id[at[0]])
             with (
                 eval_mode(model),
-                rng.seeded(curve.seed, curve.name, first, len(at)),
+                rng.seed_global(curve.seed, curve.name, first, len(at)),
                 loan.out(),
-                timing.counted(model) as passes,
+                timing.count_passes(model) as passes,
             ):
                 x, labels = chosen.x[at].clone(), y[at].clone()
-                part, took = timing.timed(
+                part, took = timing.time_call(
                     lambda x=x, labels=labels, threat=threat, noise=noise: run(
                         model, x, labels, threat, curve.params, noise
                     ),
@@ -338,7 +338,7 @@ def _draws(curve: AttackSpec, examples: Tensor) -> AbstractContextManager[None]:
     """Where an attack on a model that answers at random finds what that model draws."""
     if not curve.random:
         return contextlib.nullcontext()
-    return rng.seeded(curve.seed, "passes", curve.name, int(examples[0]))
+    return rng.seed_global(curve.seed, "passes", curve.name, int(examples[0]))
 
 
 def final_images(curve: AttackSpec, eps: float, x: Tensor, raw: AttackOutput, at: int) -> Tensor:

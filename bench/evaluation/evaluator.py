@@ -225,7 +225,7 @@ class Evaluator:
         if known is None or not (known.timed or ahead < known.worth):
             x = self.data.read(0, min(self.data.n, accelerate.PROBED)).to(self.device)
             model, rows = self.subjects[task.source].model, self.rows[task.source]
-            known = accelerate.prepare(model, x, rows, precision, self.fixed_rows, ahead)
+            known = accelerate.accelerate_model(model, x, rows, precision, self.fixed_rows, ahead)
             self._copies[task.source, precision] = known
             self._because(f"{task.source}, in {precision}: {known.why()}")
         size = task.entry.batch_size
@@ -277,7 +277,7 @@ class Evaluator:
         )
         key = task.source, task.curve.precision
         model = self.subjects[task.source].model
-        self._copies[key] = accelerate.itself(model, self._copies[key], why)
+        self._copies[key] = accelerate.original_model(model, self._copies[key], why)
 
     def clean_pass(self, model: str) -> verify.Clean:
         """The model's answers to all clean images; asked once."""
@@ -338,7 +338,7 @@ class Evaluator:
             x = self.data.read(0, min(self.data.n, rows)).to(self.device)
             y = torch.zeros(len(x), dtype=torch.int64, device=self.device)
             started = time.perf_counter()
-            floor = timing.floor(self.subjects[model].model, x, y, rows)
+            floor = timing.measure_floor(self.subjects[model].model, x, y, rows)
             ended = time.perf_counter()
             known = self._floors[model, rows] = _Timed(floor, ended, ended - started)
         return known.floor
@@ -356,6 +356,6 @@ class Evaluator:
         if wanted == "complement":
             return classes - 1 - label
         if wanted == "random":
-            shift = rng.integers(self.seed, "target", ids, classes - 1).to(ids)
+            shift = rng.draw_integers(self.seed, "target", ids, classes - 1).to(ids)
             return (label + 1 + shift) % classes
         return self.clean_pass(task.source).least_likely[ids]  # all that the attacker sees

@@ -117,15 +117,15 @@ def evaluate_chunk(
         part = replace(curve, eps=tuple(curve.eps[index] for index in positive))
         attacked = model if source is None else source
         with frozen(attacked):
-            started, worked = time.perf_counter(), timing.busy(examples.x.device)
+            started, worked = time.perf_counter(), timing.busy_seconds(examples.x.device)
             if isinstance(part.attack, EnsembleAttack):
                 raw = ensemble.attack(attacked, part, chosen, rows, copy, judges)
             else:
                 raw = craft(attacked, part, chosen, rows, copy)
-            timing.synchronise(examples.x.device)
-            worked = timing.busy(examples.x.device) - worked
+            timing.synchronize(examples.x.device)
+            worked = timing.busy_seconds(examples.x.device) - worked
             busy = worked / (time.perf_counter() - started)
-            verdicts, judging = timing.timed(
+            verdicts, judging = timing.time_call(
                 lambda raw=raw: verdicts_on(model, part, chosen, raw, judges), examples.x.device
             )
             led = copy not in (None, attacked) or part.precision != "float32"
@@ -141,7 +141,7 @@ def evaluate_chunk(
                 verdicts = verdicts_on(model, part, chosen, raw, judges) if again else verdicts
             verdicts = _settled(model, part, examples, wanted, raw, verdicts, judges)
             if searches(part):
-                least, spent = timing.timed(
+                least, spent = timing.time_call(
                     lambda raw=raw: _least(model, part, chosen, raw, judges), examples.x.device
                 )
                 raw, judging = raw._replace(distance=least), judging + spent
@@ -154,7 +154,7 @@ def evaluate_chunk(
             costs.append(Cost(0, 0.0, 0.0, 0.0))
             continue
         at = positive.index(index)
-        frame, seconds = timing.timed(
+        frame, seconds = timing.time_call(
             lambda eps=eps, at=at: _record(
                 model, curve, eps, examples, wanted, raw, at, verdicts[at], judges
             ),

@@ -35,7 +35,7 @@ from bench.core.contracts.model import Model
 from bench.core.contracts.types import SHOWN, Access, Shape, Sweep
 from bench.core.errors import SuiteError, nearest
 from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
-from bench.engine.functional.losses import classes_needed
+from bench.engine.functional.losses import min_classes
 from bench.models.fingerprint import text_of
 from bench.suite.schema import TARGETS, AttackEntry
 
@@ -347,7 +347,7 @@ def _skip_reason(entry: AttackEntry, victim: Facts, facts: Facts) -> str:
         return (
             f"the attack needs at least {attack.min_classes} classes, the model has {facts.classes}"
         )
-    if facts.classes is not None and facts.classes < (least := classes_needed(loss, entry.goal)):
+    if facts.classes is not None and facts.classes < (least := min_classes(loss, entry.goal)):
         return f"loss '{loss}' needs at least {least} classes, the model has {facts.classes}"
     if facts.shape is not None and attack.channels and facts.shape[0] not in attack.channels:
         wanted = " or ".join(map(str, attack.channels))

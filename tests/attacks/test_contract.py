@@ -70,7 +70,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> None:
         lesson = TrainingBatch(target, images(), target(images()).argmax(1), threat)
     for name, learn in ((name, found.learn) for name, found in FOUND.items() if found.learn):
         settings, shape = learn.params(), (1, 8, 8)
-        with rng.seeded("learned", name):
+        with rng.seed_global("learned", name):
             networks = learn.build(shape, settings)
         optimisers = {k: torch.optim.Adam(v.parameters(), 3e-3) for k, v in networks.items()}
         for _ in range(60):
@@ -88,7 +88,7 @@ def net() -> nn.Module:
 
 def small_net() -> nn.Module:
     """A small net with everything that an attack could leave changed."""
-    with rng.seeded("a small net"):
+    with rng.seed_global("a small net"):
         layers = [
             nn.Conv2d(1, 4, 3, padding=1),
             nn.BatchNorm2d(4),

@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.common import PROJECTION, reach
+from bench.attacks.common import PROJECTION, reach_caveats
 from bench.core import optional
 from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Alpha, Count, step_size
@@ -141,7 +141,7 @@ def _family(name: str) -> str:
 
 
 def _attacks() -> Any:
-    return optional.loaded("foolbox.attacks")
+    return optional.import_library("foolbox.attacks")
 
 
 def _names() -> dict[str, str]:
@@ -183,7 +183,7 @@ def _params(name: str) -> type:
         for p in _signature(name)
         if p.name not in DROPPED
     ]
-    return optional.params(name, __name__, settings)
+    return optional.make_params(name, __name__, settings)
 
 
 def _kind(hint: Any) -> Any:
@@ -200,7 +200,7 @@ def _kind(hint: Any) -> Any:
 def __getattr__(name: str) -> type:
     """`LinfPGDParams` and its like, so that params can be pickled to a worker process."""
     attack = name.removesuffix("Params")
-    if name.endswith("Params") and not optional.missing(LIBRARY) and attack in _names():
+    if name.endswith("Params") and not optional.missing_reason(LIBRARY) and attack in _names():
         return adapt(attack).params
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
@@ -229,7 +229,7 @@ def _made(name: str, threat: Threat, params: Any) -> Any:
     if "constraint" in takes:
         given["constraint"] = threat.norm
     if "distance" in takes:
-        given["distance"] = getattr(optional.loaded("foolbox.distances"), threat.norm)
+        given["distance"] = getattr(optional.import_library("foolbox.distances"), threat.norm)
     if isinstance(given.get(STEP_SIZE), str):
         given[STEP_SIZE] = step_size(given[STEP_SIZE], threat.eps, params.steps)
     return _class(name)(**given)
@@ -243,11 +243,11 @@ def _run(
     Shapes: x (n, c, h, w) in [0, 1], y (n,): the labels, or the target classes. The library draws
     from the global generators, which the harness has seeded.
     """
-    foolbox = optional.loaded(LIBRARY)
+    foolbox = optional.import_library(LIBRARY)
     targeted = threat.goal == "targeted"
     aim = foolbox.TargetedMisclassification if targeted else foolbox.Misclassification
     eps = threat.eps if _fixed(name) else None
-    with optional.quiet(LIBRARY, "eagerpy"):
+    with optional.silence(LIBRARY, "eagerpy"):
         victim = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
         attack = _made(name, threat, params)
         if name not in STARTS:
@@ -268,7 +268,7 @@ def _as(images: Tensor, x: Tensor) -> Tensor:
 
 
 def _fixed(name: str) -> bool:
-    base = optional.loaded("foolbox.attacks.base")
+    base = optional.import_library("foolbox.attacks.base")
     return issubclass(_class(name), base.FixedEpsilonAttack)
 
 
@@ -338,7 +338,7 @@ def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
     if _family(name) == "MomentumIterativeFastGradientMethod" and norm == "linf":
         told.append(SIGNS)
     if _family(name) in ASCENTS:
-        told += reach(_alpha(name, params, eps), getattr(params, "steps", 1), eps)
+        told += reach_caveats(_alpha(name, params, eps), getattr(params, "steps", 1), eps)
     return told
 
 
@@ -347,13 +347,13 @@ def adapt(name: str) -> Attack:
 
     Raises: SuiteError if there is no such attack, or none that this contract can use.
     """
-    reason = optional.missing(LIBRARY)
-    return optional.absent(LIBRARY, reason) if reason else _adapted(name)
+    reason = optional.missing_reason(LIBRARY)
+    return optional.unavailable_attack(LIBRARY, reason) if reason else _adapted(name)
 
 
 @cache
 def _adapted(name: str) -> Attack:
-    optional.check(LIBRARY, name, _names(), REFUSED)
+    optional.check_name(LIBRARY, name, _names(), REFUSED)
     own = _names()[name]
     row = TABLE[_family(own)]
     draws = row.draws or any(p.name == "random_start" for p in _signature(own))

@@ -26,7 +26,7 @@ from annotated_types import Ge
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from bench.attacks.common import PROJECTION, reach
+from bench.attacks.common import PROJECTION, reach_caveats
 from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Alpha, Count, step_size
 from bench.core.contracts.types import Goal, Norm, Threat
@@ -331,7 +331,7 @@ def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
     row, steps = TABLE[name], getattr(params, "steps", 1)
     told = [*SAYINGS.get(name, ())]
     if hasattr(params, "alpha"):
-        told += reach(step_size(params.alpha, eps, steps), steps, eps)
+        told += reach_caveats(step_size(params.alpha, eps, steps), steps, eps)
     if name == "SPSA" and params.lr * steps < eps:
         told.append(f"lr * steps = {params.lr * steps:.4g} is less than eps = {eps:.4g}.")
     if hasattr(params, "decay"):

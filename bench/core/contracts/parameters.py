@@ -7,7 +7,7 @@ from annotated_types import Ge
 from pydantic import AfterValidator, BeforeValidator
 from torch import Tensor
 
-from bench.core.validation import fraction
+from bench.core.validation import parse_fraction
 
 Real = TypeVar("Real", float, Tensor)
 _EPS_SHARE = re.compile(r"(?:(?P<times>[\d.eE+-]+)\s*\*\s*)?eps(?:\s*/\s*(?P<over>steps|[\d.]+))?")
@@ -16,7 +16,7 @@ _EPS_SHARE = re.compile(r"(?:(?P<times>[\d.eE+-]+)\s*\*\s*)?eps(?:\s*/\s*(?P<ove
 def _parse_length(written: object) -> object:
     """Convert text such as "8/255" to a number; leave other values to pydantic."""
     try:
-        return fraction(written) if isinstance(written, str) else written
+        return parse_fraction(written) if isinstance(written, str) else written
     except ValueError:
         raise ValueError("expected a number or a fraction such as '8/255'") from None
 
@@ -48,7 +48,7 @@ def step_size(alpha: float | str, eps: Real, steps: int) -> Real:
     match = _EPS_SHARE.fullmatch(alpha.strip()) if isinstance(alpha, str) else None
     if match is None:
         try:
-            return eps * 0.0 + fraction(alpha)
+            return eps * 0.0 + parse_fraction(alpha)
         except ValueError:
             raise ValueError(
                 "expected a number, a fraction such as '2/255' or a share of eps such as 'eps/10' "
@@ -64,7 +64,7 @@ def _check_step_size(alpha: float | str) -> float | str:
     if not step_size(alpha, 1.0, 1) > 0:  # written so that NaN is refused, too
         raise ValueError("expected a step size above 0")
     share = isinstance(alpha, str) and _EPS_SHARE.fullmatch(alpha.strip())
-    return alpha if share else fraction(alpha)
+    return alpha if share else parse_fraction(alpha)
 
 
 Alpha = Annotated[float | str, AfterValidator(_check_step_size)]

@@ -25,8 +25,8 @@ from bench.engine import heartbeat, timing
 from bench.engine.acceleration import agreement
 from bench.engine.acceleration import layers as exchange
 from bench.engine.acceleration.calibration import LAYOUTS, Layout, calibrate
-from bench.engine.functional.gradients import Look
-from bench.engine.functional.logits import wide
+from bench.engine.functional.gradients import PassResult
+from bench.engine.functional.logits import widen
 from bench.engine.model_state import allow_tf32, frozen
 
 PROBED = 16
@@ -54,7 +54,7 @@ class AcceleratedModel(NamedTuple):
 
     def why(self) -> str:
         """What leads, how that was chosen and what was dropped, for people."""
-        if not isinstance(self.model, StandIn):
+        if not isinstance(self.model, AcceleratedNet):
             return f"the model itself leads, at {self.rows} rows a pass: {self.dropped}"
         layers = "its layers exchanged" if self.exchanged else "its layers as they are"
         if self.timed:
@@ -73,7 +73,7 @@ class AcceleratedModel(NamedTuple):
         }
 
 
-def prepare(
+def accelerate_model(
     model: nn.Module,
     x: Tensor,
     rows: int,
@@ -109,14 +109,14 @@ def prepare(
     return AcceleratedModel(model, rows, "contiguous", False, precision, False, math.inf, dropped)
 
 
-def itself(model: nn.Module, made: AcceleratedModel, dropped: str) -> AcceleratedModel:
+def original_model(model: nn.Module, made: AcceleratedModel, dropped: str) -> AcceleratedModel:
     """The model in the place of the copy that was `made` of it, and `dropped` for this reason."""
     return AcceleratedModel(
         model, made.rows, "contiguous", False, made.precision, False, math.inf, dropped
     )
 
 
-class StandIn(nn.Module):
+class AcceleratedNet(nn.Module):
     """A network in one layout and precision; float32 images in, float32 logits out."""
 
     def __init__(self, net: nn.Module, layout: Layout, precision: Precision) -> None:
@@ -127,7 +127,7 @@ class StandIn(nn.Module):
             self.net.to(memory_format=torch.channels_last)
         if self.low:
             for layer in self.net.modules():
-                if isinstance(layer, nn.Conv2d | nn.Linear | exchange.TurnedConv):
+                if isinstance(layer, nn.Conv2d | nn.Linear | exchange.BlockGradientConv):
                     layer.to(torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ def _agreeing(
     if _hooked_everywhere():
         return {}, False, "hooks on all modules act on a copy's layers, too"
     try:
-        asked = probes(model, x, rows)
+        asked = make_probes(model, x, rows)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a stranger's model may give no gradient
@@ -163,8 +163,8 @@ def _agreeing(
                     if exchanges
                     else copy.deepcopy(model)
                 )
-                stand_in = StandIn(own, layout, precision).eval().requires_grad_(False)
-                why = disagreement(stand_in, asked, precision)
+                stand_in = AcceleratedNet(own, layout, precision).eval().requires_grad_(False)
+                why = find_disagreement(stand_in, asked, precision)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a stranger's model need not be one to be copied
@@ -184,29 +184,29 @@ class Probe(NamedTuple):
     x: Tensor
     y: Tensor
     gradients: bool
-    wanted: Look
+    wanted: PassResult
 
 
-def probes(model: nn.Module, x: Tensor, rows: int = 1) -> list[Probe]:
+def make_probes(model: nn.Module, x: Tensor, rows: int = 1) -> list[Probe]:
     """What the model shows on x (n, c, h, w), clean and noisy: on all together, SEVERAL, one alone
     and as many as a pass of `rows` holds, with gradients and without.
 
     Raises: whatever the model raises.
     """
-    images = torch.cat([x, timing.noisy(x, len(x))])
+    images = torch.cat([x, timing.noisy_images(x, len(x))])
     parts = [images, images[:SEVERAL], images[:1]]
     if (full := min(rows, FULL)) > len(images):
-        parts.append(timing.noisy(x, full))
+        parts.append(timing.noisy_images(x, full))
     with torch.no_grad():
-        labels = [wide(model(part.clone())).argmin(1) for part in parts]
+        labels = [widen(model(part.clone())).argmin(1) for part in parts]
     return [
-        Probe(part, y, gradients, agreement.seen(model, part, y, gradients))
+        Probe(part, y, gradients, agreement.probe_pass(model, part, y, gradients))
         for part, y in zip(parts, labels, strict=True)
         for gradients in (True, False)
     ]
 
 
-def disagreement(
+def find_disagreement(
     stand_in: nn.Module, asked: Sequence[Probe], precision: Precision = "float32"
 ) -> str:
     """How the stand-in answers or leads otherwise than its model did; "" if it does not.
@@ -214,8 +214,8 @@ def disagreement(
     Raises: whatever it raises.
     """
     for x, y, gradients, wanted in asked:
-        got = agreement.seen(stand_in, x, y, gradients)
-        if why := agreement.apart(wanted, got, precision):
+        got = agreement.probe_pass(stand_in, x, y, gradients)
+        if why := agreement.describe_difference(wanted, got, precision):
             return why if gradients else f"without gradients {why}"
     return ""
 

@@ -24,9 +24,9 @@ from bench.core.errors import SuiteError
 from bench.engine import device as devices
 from bench.engine import timing
 from bench.engine.acceleration import layers as fused_layers
-from bench.engine.functional.gradients import look
-from bench.engine.functional.losses import to_ascend
-from bench.engine.model_state import out_of_memory
+from bench.engine.functional.gradients import gradient_pass
+from bench.engine.functional.losses import make_objective
+from bench.engine.model_state import is_out_of_memory
 
 Layout = Literal["contiguous", "channels-last"]
 LAYOUTS: tuple[Layout, ...] = ("contiguous", "channels-last")
@@ -107,7 +107,7 @@ def _best_rows(net: nn.Module, x: Tensor, rows: int, seconds: float) -> int:
             try:
                 (needed,) = _seconds_per_row([net], x, other)
             except RuntimeError as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 break
             if needed > BETTER * seconds:
@@ -126,14 +126,14 @@ def _seconds_per_row(
     The nets take turns, and the best of several rounds counts, because other work on the machine
     can only make a net look slower.
     """
-    images = timing.noisy(x, rows)
+    images = timing.noisy_images(x, rows)
     y = torch.zeros(rows, dtype=torch.int64, device=x.device)
-    objective = to_ascend("cross-entropy", "untargeted")
+    objective = make_objective("cross-entropy", "untargeted")
     times: list[list[float]] = [[] for _ in nets]
     for _ in range(rounds + 1):  # the first one warms up
         for net, spent in zip(nets, times, strict=True):
-            work = partial(look, net, objective, images, y, y)
-            spent.append(timing.timed(work, x.device)[1] / rows)
+            work = partial(gradient_pass, net, objective, images, y, y)
+            spent.append(timing.time_call(work, x.device)[1] / rows)
     return [min(spent[1:]) for spent in times]
 
 

@@ -122,7 +122,7 @@ class _Watch:
 def _graph(model: nn.Module) -> fx.GraphModule | None:
     """The forward as a graph; None where it cannot be followed, or depends on torch's modes."""
     with _Watch() as watch:
-        graph = tracing.traced(model)
+        graph = tracing.trace_forward(model)
     return None if watch.seen else graph
 
 
@@ -173,7 +173,7 @@ def _pool_first(traced: fx.GraphModule, on_cpu: bool) -> None:
         if not clips and not on_cpu:
             continue
         name = f"pooled_{node.name}"
-        traced.add_submodule(name, Pool(pool, clips, on_cpu))
+        traced.add_submodule(name, MaxPoolReLU(pool, clips, on_cpu))
         with traced.graph.inserting_after(node):
             new = traced.graph.call_module(name, (before.args[0] if clips else before,))
         node.replace_all_uses_with(new)
@@ -225,7 +225,7 @@ def _pooling(traced: fx.GraphModule, node: fx.Node) -> nn.MaxPool2d | None:
 # ------------------------------------------------------------------------------------------ layers
 
 
-class Pool(nn.Module):
+class MaxPoolReLU(nn.Module):
     """Max-pooling, and ReLU behind it where `clips`."""
 
     def __init__(self, pool: nn.MaxPool2d, clips: bool, on_cpu: bool) -> None:
@@ -303,7 +303,7 @@ def _turn(model: nn.Module) -> None:
     """Exchange every convolution with few input channels in place."""
     for name, layer in list(model.named_modules()):
         if name and type(layer) is nn.Conv2d and _turnable(layer):
-            model.set_submodule(name, TurnedConv(layer))
+            model.set_submodule(name, BlockGradientConv(layer))
 
 
 def _turnable(layer: nn.Conv2d) -> bool:
@@ -316,7 +316,7 @@ def _turnable(layer: nn.Conv2d) -> bool:
     return layer.in_channels <= FEW_CHANNELS and len(padding) == 1 and max(padding) < high
 
 
-class TurnedConv(nn.Module):
+class BlockGradientConv(nn.Module):
     """A convolution whose input gradient is a convolution of the output's gradient, in blocks.
 
     Entry P of the padded input's gradient is the sum over u of gradient[j + u] * weight[P - s*(j +

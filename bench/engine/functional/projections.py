@@ -10,13 +10,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from bench.core.contracts.types import Norm
-from bench.engine.functional.norms import (
-    ABSOLUTE,
-    RELATIVE,
-    norm_of,
-    per_row,
-    smallest_normal,
-)
+from bench.engine.functional.norms import ABSOLUTE, RELATIVE, norm_of, per_row, smallest_normal
 
 
 def round_into_ball(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
