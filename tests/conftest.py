@@ -113,6 +113,6 @@ def attacked() -> Callable[..., stream.StreamResult]:
         made = found.params(**(params or {}))
         curve = AttackSpec(name=attack, attack=found, params=made, eps=many, **settings)
         ids = torch.arange(len(x)) if examples is None else examples
-        return stream.run_attack(model, curve, x, y, ids, rows, copy=copy)
+        return stream.run_attack(model, curve, x, y, ids, rows, accelerated=copy)
 
     return run

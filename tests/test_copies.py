@@ -83,7 +83,7 @@ def test_the_model_and_its_modes_are_left_as_they_were(lenet: nn.Module) -> None
 
 
 def test_what_is_told_of_a_copy_can_be_written_down(lenet: nn.Module) -> None:
-    told = untimed(lenet, image(8, 28)).told()
+    told = untimed(lenet, image(8, 28)).to_manifest()
     assert json.loads(json.dumps(told)) == told
     assert told["rows"] == 4
 

@@ -157,4 +157,4 @@ def test_who_asks_torch_for_it_gets_rows_by_rule_too(lenet: nn.Module) -> None:
     with determinism.enforce_determinism(True):
         copy = accelerate.accelerate_model(lenet, x, rows)
     assert (copy.rows, copy.timed) == (rows, False)
-    assert "no stopwatch decides" in copy.why()
+    assert "nothing is timed" in copy.describe()

@@ -143,14 +143,8 @@ def replaying(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         made.append(count_rows(example))
         return recorded(turn, example)
 
-    class Run(stream.AttackStream):
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            self.blind = True
-            self.turn = cuda_graphs.capture(self._turn, min(self.rows, len(self.waiting)))
-
     monkeypatch.setattr(cuda_graphs, "capture_graph", record)
-    monkeypatch.setattr(stream, "AttackStream", Run)
+    monkeypatch.setattr(stream, "runs_asynchronously", lambda device: True)
     return made
 
 
@@ -258,30 +252,26 @@ def test_memory_that_runs_out_while_recording_is_the_engines_business(
 
 @pytest.fixture
 def blind(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
-    """(turns) -> rows of every batch settled from now on, after so many turns as on a GPU."""
-    original, settle = stream.AttackStream.turns, stream.AttackStream.settle
+    """(turns) -> rows of every batch checked from now on, after so many turns as on a GPU."""
+    remove = stream.AttackStream.remove_finished
 
     def start(turns: int) -> list[int]:
-        settled: list[int] = []
-
-        def on_a_gpu(run: Any, batch: Any) -> Any:
-            run.blind = True
-            return original(run, batch)
+        checked: list[int] = []
 
         def counting(run: Any, batch: Any) -> Any:
-            settled.append(count_rows(batch))
-            return settle(run, batch)
+            checked.append(count_rows(batch))
+            return remove(run, batch)
 
-        monkeypatch.setattr(stream, "LOOKS_AHEAD", turns)
-        monkeypatch.setattr(stream.AttackStream, "turns", on_a_gpu)
-        monkeypatch.setattr(stream.AttackStream, "settle", counting)
-        return settled
+        monkeypatch.setattr(stream, "runs_asynchronously", lambda device: True)
+        monkeypatch.setattr(stream, "STEPS_PER_CHECK", turns)
+        monkeypatch.setattr(stream.AttackStream, "remove_finished", counting)
+        return checked
 
     return start
 
 
 @pytest.mark.parametrize(("attack", "settings"), CASES)
-@pytest.mark.parametrize("turns", [3, stream.LOOKS_AHEAD])
+@pytest.mark.parametrize("turns", [3, stream.STEPS_PER_CHECK])
 def test_several_turns_between_two_looks_give_the_same_outcome_and_passes(
     turns: int, attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked, blind: Any
 ) -> None:

@@ -420,7 +420,7 @@ def test_a_forward_that_asks_for_torchs_modes_or_sets_them_is_not_made_a_graph(n
     before = sys.getprofile()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = layers._graph(made(name))
+        graph = layers._trace_without_modes(made(name))
     assert (graph is not None) == MODES[name]
     assert sys.getprofile() is before
 

@@ -20,6 +20,8 @@ from bench.core.contracts.types import Loss, Norm
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 100
     restarts: Count = 1
     """Runs towards each class."""
@@ -30,10 +32,28 @@ class Params:
 
 
 def aims(params: Params) -> int:
+    """Return the number of wrong classes to attack towards.
+
+    Args:
+        params: Params of the attack.
+
+    Returns:
+        `targets`.
+    """
     return params.targets
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    """Describe the attack for cross-checks.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Properties by name.
+    """
     shared = apgd.Params(steps=params.steps, restarts=params.restarts, rho=params.rho)
     told = {"loss": "targeted dlr", "targets": str(params.targets)}
     return {**apgd.traits(shared, norm, eps), **told}

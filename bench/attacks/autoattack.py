@@ -21,6 +21,8 @@ from bench.core.contracts.types import Norm
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 100
     """Of each run of APGD and FAB-T."""
     targets: Count = 9
@@ -30,6 +32,15 @@ class Params:
 
 
 def parts(params: Params, norm: Norm) -> Sequence[Part]:
+    """Return the four attacks with the params of version "standard" for a norm.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        The parts in order.
+    """
     steps, targets = params.steps, params.targets
     restarts, fewer, looks = 1, targets, steps
     if norm == "l1":
@@ -43,6 +54,16 @@ def parts(params: Params, norm: Norm) -> Sequence[Part]:
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    """Describe the attack for cross-checks.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Properties by name.
+    """
     return {
         "parts": ", ".join(part.label for part in parts(params, norm)),
         "steps": str(params.steps),
@@ -52,6 +73,16 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
 
 
 def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
+    """Return the caveat if the params are not those of the standard version.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Sentences for the report.
+    """
     standard = Params()
     if params == standard:
         return ()

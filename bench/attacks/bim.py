@@ -20,6 +20,8 @@ from bench.core.contracts.types import Loss
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 10
     alpha: Alpha = "eps/steps"
     loss: Loss = "cross-entropy"

@@ -17,12 +17,25 @@ from bench.engine.functional import projections, sampling
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Nothing to choose."""
+    """No parameters."""
 
 
 def run(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Params, noise: Noise
 ) -> Tensor:
+    """Draw uniformly from the ball and project.
+
+    Args:
+        model: Not called.
+        x: Clean images, (n, c, h, w), in [0, 1].
+        y: Not read.
+        threat: Norm, radius and goal.
+        params: Params of the attack.
+        noise: Random numbers keyed by example and restart.
+
+    Returns:
+        Images, (n, c, h, w).
+    """
     eps = torch.full_like(x[:, 0, 0, 0], threat.eps)
     start = x + sampling.random_in_ball(x, eps, threat.norm, noise)
     return projections.project(start, x, eps, threat.norm)

@@ -1,8 +1,8 @@
-"""One run at a time writes into a folder; who reads is not asked.
+"""Let one run at a time write into a folder; readers need no lock.
 
-The lock is the kernel's (flock), so that it ends with the process that holds it, SIGKILL and power
-cuts included: a file that is left behind locks nothing. It says who holds it. Where a file system
-has no such locks the run goes on, and the user is told.
+The lock is the kernel's (flock) and ends with the process that holds it, after SIGKILL and power
+cuts too: a file that is left behind locks nothing. Its content names the holder. Where a file
+system has no such locks the run goes on with a warning.
 """
 
 import contextlib
@@ -27,9 +27,17 @@ TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 
 @contextlib.contextmanager
 def hold_lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
-    """Hold the folder, made if it is not there; `tell` hears of it if that cannot be.
+    """Hold the lock of a folder, which is created if it is missing.
 
-    Raises: SuiteError if another process holds it, naming that, or it cannot be written.
+    Args:
+        folder: Folder of a run.
+        tell: Receives a sentence if the file system has no locks.
+
+    Yields:
+        While the lock is held, or at once where there are no locks.
+
+    Raises:
+        SuiteError: Another process holds the lock, or the lock file cannot be written.
     """
     path = folder / FILE
     try:
@@ -58,9 +66,10 @@ def hold_lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
 
 
 def _locked(path: Path) -> int | None:
-    """The open lock file, locked and signed; None where there are no locks.
+    """Open, lock and sign the lock file; None where there are no locks.
 
-    Raises: BlockingIOError if another process has it; OSError if it cannot be written.
+    Raises BlockingIOError if another process holds the lock and OSError if the file cannot be
+    written.
     """
     while True:
         place = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -75,13 +84,13 @@ def _locked(path: Path) -> int | None:
         except OSError:
             os.close(place)
             raise
-        os.close(place)  # whoever held it deleted it in between: lock the file that is there now
+        os.close(place)  # its holder deleted it meanwhile: lock the file that is there now
 
 
 def _lock(place: int) -> bool:
-    """Whether the open file is locked; False where there are no locks.
+    """Lock an open file; return False where there are no locks.
 
-    Raises: BlockingIOError if another process has it.
+    Raises BlockingIOError if another process holds the lock.
     """
     if fcntl is None:
         return False
@@ -97,7 +106,7 @@ def _lock(place: int) -> bool:
 
 
 def _same(place: int, path: Path) -> bool:
-    """Whether the open file is still the one at this path."""
+    """Return whether the open file is still the one at this path."""
     try:
         return os.path.samestat(os.fstat(place), path.stat())
     except FileNotFoundError:
@@ -105,15 +114,16 @@ def _same(place: int, path: Path) -> bool:
 
 
 def _signature() -> bytes:
+    """Describe this process as the content of the lock file."""
     since = datetime.now(UTC).isoformat(timespec="seconds")
     who = {"host": platform.node(), "process": os.getpid(), "since": since}
     return json.dumps(who).encode()
 
 
 def _holder(path: Path) -> str:
-    """Who signed the lock file, for people."""
+    """Describe the process that signed the lock file."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return f"host {told['host']}, process {told['process']}, since {told['since']}"
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"host {holder['host']}, process {holder['process']}, since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "it did not say which"

@@ -1,4 +1,4 @@
-"""Sizes of memory and files as people write them."""
+"""Parse and format sizes of memory and files."""
 
 import re
 
@@ -8,12 +8,20 @@ _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([KMGT])(i?)B", re.IGNORECASE)
 
 
 def parse_size(where: str, text: str) -> int:
-    """Bytes.
+    """Parse a size such as "1.5 GiB" or "20MB".
 
     >>> parse("--memory-limit", "1.5 GiB"), parse("--memory-limit", "20MB")
     (1610612736, 20000000)
 
-    Raises: SuiteError for a size that is none, said of `where`.
+    Args:
+        where: Name of the setting or file, with which error messages begin.
+        text: Number and unit.
+
+    Returns:
+        Bytes.
+
+    Raises:
+        SuiteError: The text is no size.
     """
     found = _SIZE.fullmatch(text.strip())
     if found is None:
@@ -23,9 +31,15 @@ def parse_size(where: str, text: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """A number of bytes for people.
+    """Format a number of bytes in GiB.
 
     >>> written(1610612736)
     '1.50 GiB'
+
+    Args:
+        size: Bytes.
+
+    Returns:
+        Text such as "1.50 GiB".
     """
     return f"{size / 2**30:.2f} GiB"

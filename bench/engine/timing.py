@@ -1,4 +1,4 @@
-"""What a cell cost: passes counted on any model, and the floor that throughput is held against."""
+"""Measure the cost of a cell: passes of any model, and the time of a bare loop."""
 
 import statistics
 import time
@@ -16,7 +16,7 @@ from bench.engine.opaque_model import OperatorBytes, contains_opaque_model
 
 
 class PassCounts:
-    """Rows that went forward through a model and rows whose gradient came back."""
+    """Number of rows that went forward through a model and of rows whose gradient came back."""
 
     def __init__(self) -> None:
         self.forwards = 0
@@ -25,7 +25,14 @@ class PassCounts:
 
 @contextmanager
 def count_passes(model: nn.Module) -> Iterator[PassCounts]:
-    """Counts every forward and backward pass of `model` while inside, whoever makes them."""
+    """Count every forward and backward pass of a model, in rows, by hooks.
+
+    Args:
+        model: The model.
+
+    Yields:
+        The counts, which go up.
+    """
     passes = PassCounts()
 
     def on_forward(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -54,21 +61,46 @@ class Floor(NamedTuple):
     busy_gradient: float = 0.0
 
     def seconds(self, forwards: float, backwards: float) -> float:
-        """The time of a bare loop of so many row passes; every backward has its forward."""
+        """Compute the time of a bare loop; every backward pass includes its forward pass.
+
+        Args:
+            forwards: Forward passes, in rows.
+            backwards: Backward passes, in rows.
+
+        Returns:
+            Seconds.
+        """
         return max(forwards - backwards, 0.0) * self.forward + backwards * self.gradient
 
     def busy_seconds(self, forwards: float, backwards: float) -> float:
-        """The same in `busy` seconds."""
+        """Compute the same in `busy_seconds`.
+
+        Args:
+            forwards: Forward passes, in rows.
+            backwards: Backward passes, in rows.
+
+        Returns:
+            Seconds.
+        """
         own = Floor(self.busy_forward, self.busy_gradient)
         return own.seconds(forwards, backwards)
 
 
 def measure_floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
-    """Time bare passes over noisy images made from x (n, c, h, w) and y (n,), medians of several.
+    """Time bare passes of a model over noisy images, as the lower bound of an attack's time.
 
-    At `rows` rows a pass and at a quarter of them, the quicker counts: the rows that suit an
-    attacked copy need not suit the model. Noisy, because attacked images are, and on a CPU noise
-    costs up to a fifth more (max-pooling mispredicts branches).
+    The faster of `rows` and a quarter of them counts: the rows that suit an accelerated model need
+    not suit the model. Images are noisy because attacked images are, and on a CPU noise costs up to
+    a fifth more (max-pooling mispredicts branches).
+
+    Args:
+        model: The model.
+        x: Images, (n, c, h, w), in [0, 1].
+        y: Labels, (n,), int64.
+        rows: Rows a pass.
+
+    Returns:
+        Medians of several passes.
     """
     sizes = sorted({rows, max(1, rows // 4)})
     with eval_mode(model):
@@ -77,7 +109,7 @@ def measure_floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
 
 
 def _paces(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
-    """Seconds per row of a forward pass and of a gradient, among `rows`."""
+    """Time a forward pass and a gradient over `rows` rows, per row."""
     images = noisy_images(x, rows)
     labels = y[torch.arange(rows, device=x.device) % len(x)]
     ascend = make_objective("cross-entropy", "untargeted")
@@ -100,7 +132,15 @@ def _paces(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
 
 
 def noisy_images(x: Tensor, rows: int) -> Tensor:
-    """`rows` images made from x (n, c, h, w) by uniform noise in +-0.2: what attacks look at."""
+    """Make images as attacks see them: repeated, with uniform noise in +-0.2.
+
+    Args:
+        x: Images, (n, c, h, w), in [0, 1].
+        rows: Number of images.
+
+    Returns:
+        Images, (rows, c, h, w), in [0, 1].
+    """
     repeated = x[torch.arange(rows, device=x.device) % len(x)]
     generator = torch.Generator().manual_seed(0)
     noise = (torch.rand(repeated.shape, generator=generator) - 0.5).to(x)
@@ -108,8 +148,16 @@ def noisy_images(x: Tensor, rows: int) -> Tensor:
 
 
 def median_seconds(work: Any, device: torch.device, most: float = 0.1) -> tuple[float, float]:
-    """Median seconds of `work()` and median `busy` seconds, warmed up: of 3 to 15 calls, as many as
-    `most` seconds allow."""
+    """Time a function after one warm-up call: 3 to 15 calls.
+
+    Args:
+        work: Function without arguments.
+        device: Device of the work.
+        most: Seconds after which no further call is made.
+
+    Returns:
+        Median seconds and median `busy_seconds`.
+    """
     work()
     times: list[float] = []
     worked: list[float] = []
@@ -121,7 +169,15 @@ def median_seconds(work: Any, device: torch.device, most: float = 0.1) -> tuple[
 
 
 def time_call(work: Any, device: torch.device) -> tuple[Any, float]:
-    """The result of `work()` and the seconds it took, the device's queue drained on both sides."""
+    """Time one call, with the device's queue empty before and after.
+
+    Args:
+        work: Function without arguments.
+        device: Device of the work.
+
+    Returns:
+        Its result, and seconds.
+    """
     synchronize(device)
     started = time.perf_counter()
     result = work()
@@ -130,12 +186,25 @@ def time_call(work: Any, device: torch.device) -> tuple[Any, float]:
 
 
 def busy_seconds(device: torch.device) -> float:
-    """Seconds that the processor has worked for this process; on a GPU, where the work is done
-    elsewhere, the clock's. Other programs on the machine take from the clock, not from these."""
+    """Return the processor time of this process; on a GPU, where others do the work, the clock.
+
+    Other programs on the machine slow the clock down, not processor time.
+
+    Args:
+        device: Device of the work.
+
+    Returns:
+        Seconds from an arbitrary start.
+    """
     return time.perf_counter() if device.type == "cuda" else time.process_time()
 
 
 def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished its queue.
+
+    Args:
+        device: Device of the work.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -146,11 +215,18 @@ of a LeNet, 8 of a ResNet50 at 224x224."""
 
 
 def rows_per_pass(model: nn.Module, x: Tensor) -> int:
-    """How many rows a pass should hold: a power of two, from the model's own activations.
+    """Choose the number of rows a pass from the size of the model's activations.
 
-    A rule and not a stopwatch, so that two runs on one machine make the same batches: bytes that
-    one row's activations take, measured by a forward pass over x[:1], against the cache (CPU) or
-    a share of the free memory (CUDA); of all memory where torch must be deterministic.
+    A rule and not a measurement, so that two runs on one machine make the same batches. The bytes
+    of one row's activations, from a forward pass over x[:1], are compared with the cache (CPU) or a
+    share of the free memory (CUDA; of all memory where torch must be deterministic).
+
+    Args:
+        model: The model.
+        x: Images, (n, c, h, w), in [0, 1].
+
+    Returns:
+        A power of two.
     """
     with eval_mode(model), torch.no_grad():
         total = _activations(model, x[:1])
@@ -165,7 +241,7 @@ def rows_per_pass(model: nn.Module, x: Tensor) -> int:
 
 
 def _activations(model: nn.Module, x: Tensor) -> int:
-    """Bytes that a pass over x gives on its way, layer by layer, of a program by every operator."""
+    """Sum the bytes of all layers' outputs, of an opaque model of all operators' outputs."""
     if contains_opaque_model(model):
         with OperatorBytes() as given:
             model(x)

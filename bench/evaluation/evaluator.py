@@ -196,7 +196,7 @@ class Evaluator:
 
     def told(self, model: str) -> list[dict[str, object]]:
         """What is known of the copies that were attacked in the model's place."""
-        return [copy.told() for (name, _), copy in self._copies.items() if name == model]
+        return [copy.to_manifest() for (name, _), copy in self._copies.items() if name == model]
 
     def _rows_for(self, task: plan.Task) -> int:
         """Rows a pass by rule, or as the user said; a whole attack's outcome may depend on them."""
@@ -227,7 +227,7 @@ class Evaluator:
             model, rows = self.subjects[task.source].model, self.rows[task.source]
             known = accelerate.accelerate_model(model, x, rows, precision, self.fixed_rows, ahead)
             self._copies[task.source, precision] = known
-            self._because(f"{task.source}, in {precision}: {known.why()}")
+            self._because(f"{task.source}, in {precision}: {known.describe()}")
         size = task.entry.batch_size
         return known if size is None else known._replace(rows=size)
 

@@ -118,7 +118,7 @@ def test_an_attack_returns_every_example_at_every_eps(
         floor = PASSES.set(net, x, y, copy.rows)
 
     def attacked() -> stream.StreamResult:
-        told = stream.run_attack(net, work, x, y, ids, copy.rows, copy=copy.model)
+        told = stream.run_attack(net, work, x, y, ids, copy.rows, accelerated=copy.model)
         timing.synchronize(x.device)
         return told
 

@@ -43,7 +43,7 @@ PLAIN: tuple[Norm, ...] = ("linf", "l2", "l1")
 
 
 class Row(NamedTuple):
-    """What ART's classes do not tell of themselves."""
+    """Facts about an attack that ART's classes do not state."""
 
     summary: str
     paper: str
@@ -151,6 +151,7 @@ REFUSED = {
 
 
 def _class(name: str) -> Any:
+    """Return the class of an attack."""
     return getattr(optional.import_library("art.attacks.evasion"), name)
 
 
@@ -176,17 +177,18 @@ KINDS: dict[str, Any] = {
 
 
 def _signature(name: str) -> dict[str, Any]:
-    """The parameters of a class and their defaults."""
+    """Return the parameters of a class and their defaults."""
     parameters = inspect.signature(_class(name).__init__).parameters.values()
     return {p.name: p.default for p in parameters}
 
 
 def _settings(name: str) -> dict[str, Any]:
-    """Those that a suite may set."""
+    """Return the parameters that a suite may set."""
     return {key: default for key, default in _signature(name).items() if key not in DROPPED}
 
 
 def _params(name: str) -> type:
+    """Build the params dataclass of a class."""
     settings = [
         optional.Setting(key, KINDS.get(key, optional.infer_type(default)), default)
         for key, default in _settings(name).items()
@@ -195,7 +197,7 @@ def _params(name: str) -> type:
 
 
 def __getattr__(name: str) -> type:
-    """`DeepFoolParams` and its like, so that params can be pickled to a worker process."""
+    """Find `DeepFoolParams` and the like, so that params can be unpickled in a worker process."""
     attack = name.removesuffix("Params")
     if name.endswith("Params") and attack in TABLE and not optional.missing_reason(LIBRARY):
         return adapt(attack).params
@@ -207,9 +209,8 @@ def __getattr__(name: str) -> type:
 ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
 
 
-class _Seen(nn.Module):
-    """The model as ART's classifier asks it, on images in single precision: some attacks compute
-    in double."""
+class _Classifier(nn.Module):
+    """The model in float32, as some attacks of ART compute in float64."""
 
     def __init__(self, model: nn.Module, probabilities: bool) -> None:
         super().__init__()
@@ -221,9 +222,9 @@ class _Seen(nn.Module):
 
 
 def _classifier(model: nn.Module, x: Tensor, classes: int, probabilities: bool) -> Any:
-    """The model as ART knows it."""
+    """Wrap the model as ART's classifier."""
     return optional.import_library("art.estimators.classification").PyTorchClassifier(
-        model=_Seen(model, probabilities),
+        model=_Classifier(model, probabilities),
         loss=nn.CrossEntropyLoss(),
         input_shape=tuple(x.shape[1:]),
         nb_classes=classes,
@@ -233,7 +234,7 @@ def _classifier(model: nn.Module, x: Tensor, classes: int, probabilities: bool) 
 
 
 def _arguments(name: str, threat: Threat, params: Any, rows: int) -> dict[str, Any]:
-    """What the class's `__init__` is given beside the classifier."""
+    """Return the arguments of the class's `__init__` beside the classifier."""
     given = {key: getattr(params, key) for key in _settings(name)}
     if "eps_step" in given:
         steps = getattr(params, "max_iter", 1)
@@ -249,7 +250,7 @@ def _arguments(name: str, threat: Threat, params: Any, rows: int) -> dict[str, A
 
 
 def _seeded(noise: Noise) -> AbstractContextManager[object]:
-    """Generators that are made inside without a seed get one each, which `noise` decides."""
+    """Seed the generators that the library creates without a seed, each from `noise`."""
     made, first = itertools.count(), int(noise.examples[0])
 
     def generator(seed: int | None = None) -> Any:
@@ -263,10 +264,10 @@ def _seeded(noise: Noise) -> AbstractContextManager[object]:
 def _run(
     name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Any, noise: Noise
 ) -> Tensor:
-    """What the library makes of the batch, as `x` in dtype and device.
+    """Run the library on a batch.
 
-    Shapes: x (n, c, h, w) in [0, 1], y (n,): the labels, or the target classes. The library draws
-    from the global generators, which the harness has seeded.
+    Shapes: x (n, c, h, w) in [0, 1]; y (n,), labels or target classes; the result as `x`. The
+    library draws from the global generators, which the harness has seeded.
     """
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
@@ -302,14 +303,14 @@ CLAMPED: dict[Norm, str] = {
 
 
 def _alpha(name: str, params: Any, eps: float) -> float:
-    """The length of a step; `eps_step` of the one-step attack is that of its search for eps."""
+    """Return the length of a step; the one-step attack uses `eps_step` for a search over eps."""
     if name == "FastGradientMethod":
         return eps
     return step_size(params.eps_step, eps, params.max_iter)
 
 
 def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]:
-    """What a cross-check compares; only the keys that mean something for this class."""
+    """Describe the attack for cross-checks, with the keys that apply to this class."""
     if name not in ASCENTS:
         return {"steps": str(params.max_iter)} if hasattr(params, "max_iter") else {}
     starts = getattr(params, "num_random_init", 0)
@@ -336,7 +337,7 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 
 
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
-    """What a reader of this class's number must know."""
+    """Return the sentences that qualify the result of this class."""
     told = [*SAYINGS.get(name, ())]
     if name in ASCENTS:
         told += reach_caveats(_alpha(name, params, eps), getattr(params, "max_iter", 1), eps)
@@ -350,9 +351,16 @@ def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
 
 
 def adapt(name: str) -> Attack:
-    """The library's class `name` as an attack; one that is skipped where the library is missing.
+    """Return a class of the library as an attack.
 
-    Raises: SuiteError if there is no such class, or none that this contract can use.
+    Args:
+        name: Name of the attack in the library.
+
+    Returns:
+        The attack; one whose cells are skipped if the library is missing.
+
+    Raises:
+        SuiteError: There is no such attack, or it cannot be used under this contract.
     """
     reason = optional.missing_reason(LIBRARY)
     return optional.unavailable_attack(LIBRARY, reason) if reason else _adapted(name)
@@ -360,6 +368,7 @@ def adapt(name: str) -> Attack:
 
 @cache
 def _adapted(name: str) -> Attack:
+    """Build the attack of an installed library."""
     optional.check_name(LIBRARY, name, TABLE, REFUSED)
     row, takes = TABLE[name], _signature(name)
     aims = ("targeted" in takes and not row.away_only) or name in AIMS

@@ -35,7 +35,7 @@ LIBRARY = "foolbox"
 
 
 class Row(NamedTuple):
-    """What Foolbox's classes do not tell of themselves."""
+    """Facts about an attack that Foolbox's classes do not state."""
 
     summary: str
     paper: str
@@ -137,15 +137,17 @@ makes such an image with where it is given none."""
 
 
 def _family(name: str) -> str:
+    """Strip the norm from the name of a class."""
     return re.sub(r"^(L0|L1|L2|Linf|LInf)(?=[A-Z])", "", name)
 
 
 def _attacks() -> Any:
+    """Import the library's attacks."""
     return optional.import_library("foolbox.attacks")
 
 
 def _names() -> dict[str, str]:
-    """Every name of an attack in the library -> its class's, of which FGSM and PGD are others."""
+    """Map every name of an attack in the library to its class's; FGSM and PGD are aliases."""
     attacks = _attacks()
     found = {
         name: kind.__name__
@@ -156,6 +158,7 @@ def _names() -> dict[str, str]:
 
 
 def _class(name: str) -> Any:
+    """Return the class of an attack."""
     return getattr(_attacks(), name)
 
 
@@ -166,13 +169,14 @@ STEP_SIZE = "abs_stepsize"
 
 
 def _signature(name: str) -> list[inspect.Parameter]:
-    """What the class's `__init__` takes by name."""
+    """Return the named parameters of the class's `__init__`."""
     parameters = inspect.signature(_class(name).__init__).parameters.values()
     return [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 @cache  # the short names of a class share it
 def _params(name: str) -> type:
+    """Build the params dataclass of a class."""
     hints = typing.get_type_hints(_class(name).__init__)
     settings = [
         optional.Setting(
@@ -187,7 +191,7 @@ def _params(name: str) -> type:
 
 
 def _kind(hint: Any) -> Any:
-    """The annotation of a parameter: whole numbers count, and a suite has no tuples."""
+    """Return the annotation of a parameter as a suite can satisfy it: counts, lists for tuples."""
     parts = typing.get_args(hint)
     if type(None) in parts and len(parts) == 2:
         (other,) = (part for part in parts if part is not type(None))
@@ -198,7 +202,7 @@ def _kind(hint: Any) -> Any:
 
 
 def __getattr__(name: str) -> type:
-    """`LinfPGDParams` and its like, so that params can be pickled to a worker process."""
+    """Find `LinfPGDParams` and the like, so that params can be unpickled in a worker process."""
     attack = name.removesuffix("Params")
     if name.endswith("Params") and not optional.missing_reason(LIBRARY) and attack in _names():
         return adapt(attack).params
@@ -209,7 +213,7 @@ def __getattr__(name: str) -> type:
 
 
 def _norms(name: str) -> tuple[Norm, ...]:
-    """Those that the class measures in."""
+    """Return the norms that the class measures distances in."""
     takes = {p.name for p in _signature(name)}
     if TABLE[_family(name)].norms:
         return TABLE[_family(name)].norms
@@ -238,10 +242,10 @@ def _made(name: str, threat: Threat, params: Any) -> Any:
 def _run(
     name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Any, noise: Noise
 ) -> Tensor:
-    """What the library makes of the batch, detached, as `x` in dtype and device.
+    """Run the library on a batch.
 
-    Shapes: x (n, c, h, w) in [0, 1], y (n,): the labels, or the target classes. The library draws
-    from the global generators, which the harness has seeded.
+    Shapes: x (n, c, h, w) in [0, 1]; y (n,), labels or target classes; the result as `x`. The
+    library draws from the global generators, which the harness has seeded.
     """
     foolbox = optional.import_library(LIBRARY)
     targeted = threat.goal == "targeted"
@@ -264,10 +268,12 @@ def _run(
 
 
 def _as(images: Tensor, x: Tensor) -> Tensor:
+    """Detach images and convert them to the dtype and device of x."""
     return images.detach().to(x)
 
 
 def _fixed(name: str) -> bool:
+    """Return whether the class attacks at a given eps."""
     base = optional.import_library("foolbox.attacks.base")
     return issubclass(_class(name), base.FixedEpsilonAttack)
 
@@ -283,7 +289,7 @@ ASCENTS = ("ProjectedGradientDescentAttack", "BasicIterativeAttack", "FastGradie
 
 
 def _alpha(name: str, params: Any, eps: float) -> float:
-    """The length of a step."""
+    """Return the length of a step."""
     own = getattr(params, STEP_SIZE, None)
     if own is not None:
         return step_size(own, eps, params.steps)
@@ -291,7 +297,7 @@ def _alpha(name: str, params: Any, eps: float) -> float:
 
 
 def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]:
-    """What a cross-check compares; only the keys that mean something for this class."""
+    """Describe the attack for cross-checks, with the keys that apply to this class."""
     steps = {"steps": str(params.steps)} if hasattr(params, "steps") else {}
     if _family(name) not in ASCENTS:
         return steps
@@ -333,7 +339,7 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 
 
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
-    """What a reader of this class's number must know."""
+    """Return the sentences that qualify the result of this class."""
     told = [*SAYINGS.get(_family(name), ())]
     if _family(name) == "MomentumIterativeFastGradientMethod" and norm == "linf":
         told.append(SIGNS)
@@ -343,9 +349,16 @@ def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
 
 
 def adapt(name: str) -> Attack:
-    """The library's attack `name` as an attack; one that is skipped where the library is missing.
+    """Return a class of the library as an attack.
 
-    Raises: SuiteError if there is no such attack, or none that this contract can use.
+    Args:
+        name: Name of the attack in the library.
+
+    Returns:
+        The attack; one whose cells are skipped if the library is missing.
+
+    Raises:
+        SuiteError: There is no such attack, or it cannot be used under this contract.
     """
     reason = optional.missing_reason(LIBRARY)
     return optional.unavailable_attack(LIBRARY, reason) if reason else _adapted(name)
@@ -353,6 +366,7 @@ def adapt(name: str) -> Attack:
 
 @cache
 def _adapted(name: str) -> Attack:
+    """Build the attack of an installed library."""
     optional.check_name(LIBRARY, name, _names(), REFUSED)
     own = _names()[name]
     row = TABLE[_family(own)]

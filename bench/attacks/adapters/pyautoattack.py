@@ -32,7 +32,7 @@ NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 
 
 class Row(NamedTuple):
-    """What the library's code does not tell of one of its attacks."""
+    """Facts about an attack that the library's code does not state."""
 
     summary: str
     holder: str
@@ -78,7 +78,7 @@ SET_BY_NORM = ("n_target_classes",)
 
 
 def _ensemble(name: str, model: nn.Module, **settings: Any) -> Any:
-    """The library's object, all values as that version or part has them."""
+    """Create the library's object with the values of that version or part."""
     library = optional.import_library(LIBRARY)
     if TABLE[name].holder:
         made = library.AutoAttack(model, version="standard", **settings)
@@ -88,13 +88,14 @@ def _ensemble(name: str, model: nn.Module, **settings: Any) -> Any:
 
 
 def _holders(name: str, ensemble: Any, knob: str) -> list[Any]:
-    """The attacks of the ensemble that have an attribute `knob`."""
+    """Return the attacks of the ensemble that have an attribute `knob`."""
     own = TABLE[name].holder
     held = [getattr(ensemble, holder) for holder in ([own] if own else HOLDERS)]
     return [attack for attack in held if hasattr(attack, knob)]
 
 
 def _settings(name: str) -> Iterator[optional.Setting]:
+    """Yield the parameters that a suite may set, with the library's defaults."""
     fresh = _ensemble(name, nn.Identity())
     yield optional.Setting("seed", int | None, None)
     for knob in TABLE[name].knobs:
@@ -106,7 +107,7 @@ def _settings(name: str) -> Iterator[optional.Setting]:
 
 
 def __getattr__(name: str) -> type:
-    """`squareParams` and its like, so that params can be pickled to a worker process."""
+    """Find `squareParams` and the like, so that params can be unpickled in a worker process."""
     attack = name.removesuffix("Params").replace("_", "-")
     if name.endswith("Params") and attack in TABLE and not optional.missing_reason(LIBRARY):
         return adapt(attack).params
@@ -133,9 +134,9 @@ def _unheard() -> Iterator[None]:
 def _run(
     name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Any, noise: Noise
 ) -> Tensor:
-    """What the library makes of the batch: an image that it cannot fool stays as it was.
+    """Run the library on a batch; an image that it cannot fool is returned unchanged.
 
-    Shapes: x (n, c, h, w) in [0, 1], y (n,), the labels; as `x` in dtype and device.
+    Shapes: x (n, c, h, w) in [0, 1]; y (n,), the labels; the result as `x`.
     """
     with optional.silence(LIBRARY), _unheard():
         ensemble = _ensemble(
@@ -159,6 +160,7 @@ def _run(
 
 
 def _classes(model: nn.Module, x: Tensor) -> int:
+    """Return the number of classes of the model."""
     return int(model(x[:1]).shape[1])
 
 
@@ -168,7 +170,7 @@ STARTS = {"apgd": "random, scaled onto the ball's surface", "square": "stripes"}
 
 
 def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]:
-    """What a cross-check compares; only the keys that mean something for this attack."""
+    """Describe the attack for cross-checks, with the keys that apply to it."""
     row = TABLE[name]
     found = {"stop": "first-success", "loss": row.loss or "those of its parts"}
     steps = getattr(params, "n_iter", None) or getattr(params, "n_queries", None)
@@ -180,7 +182,7 @@ def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]
 
 
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
-    """What a reader of this attack's number must know."""
+    """Return the sentences that qualify the result of this attack."""
     told = ["Images that it cannot fool come back clean."]
     fresh = _ensemble(name, nn.Identity(), norm=norm.capitalize())
     weaker = [
@@ -196,9 +198,16 @@ def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
 
 
 def adapt(name: str) -> Attack:
-    """The library's version or part `name` as an attack; skipped where the library is missing.
+    """Return a version or part of the library's ensemble as an attack.
 
-    Raises: SuiteError if there is no such name, or none that this contract can use.
+    Args:
+        name: Name of the attack in the library.
+
+    Returns:
+        The attack; one whose cells are skipped if the library is missing.
+
+    Raises:
+        SuiteError: There is no such attack, or it cannot be used under this contract.
     """
     reason = optional.missing_reason(LIBRARY)
     return optional.unavailable_attack(LIBRARY, reason) if reason else _adapted(name)
@@ -206,6 +215,7 @@ def adapt(name: str) -> Attack:
 
 @cache
 def _adapted(name: str) -> Attack:
+    """Build the attack of an installed library."""
     optional.check_name(LIBRARY, name, TABLE, REFUSED)
     row = TABLE[name]
     return ExternalAttack(

@@ -38,7 +38,7 @@ TWO: tuple[Norm, ...] = ("linf", "l2")
 
 
 class Row(NamedTuple):
-    """What the library's own documentation leaves out about one of its classes."""
+    """Facts about an attack that torchattacks' classes do not state."""
 
     summary: str
     paper: str
@@ -149,6 +149,7 @@ LOSSES = {"ce": "cross-entropy", "dlr": "dlr", "margin": MARGIN}
 
 
 def _pair(value: object) -> object:
+    """Convert a list, which suites have, to a tuple, which the library takes."""
     return tuple(value) if isinstance(value, list) else value  # a suite has lists, no tuples
 
 
@@ -178,19 +179,20 @@ TYPES: dict[str, Any] = {
 
 
 def _class(name: str) -> Any:
+    """Return the class of an attack."""
     import torchattacks  # takes seconds; only who uses it pays for it
 
     return getattr(torchattacks, name)
 
 
 def _signature(name: str) -> dict[str, Any]:
-    """The parameters of a class and their defaults, without self."""
+    """Return the parameters of a class and their defaults, without self."""
     parameters = list(inspect.signature(_class(name).__init__).parameters.values())[1:]
     return {parameter.name: parameter.default for parameter in parameters}
 
 
 def _params(name: str) -> type:
-    """The params dataclass of a class; both words of a synonym always hold the same value."""
+    """Build the params dataclass of a class; both names of a synonym hold the same value."""
     defaults = {key: value for key, value in _signature(name).items() if key not in DROPPED}
     twins = {key: SYNONYMS[key] for key in defaults if key in SYNONYMS}
     fields: list[tuple[str, Any, Any]] = []
@@ -216,7 +218,7 @@ def _params(name: str) -> type:
 
 
 def __getattr__(name: str) -> type:
-    """`PGDParams` and its like, so that params can be pickled to a worker process."""
+    """Find `PGDParams` and the like, so that params can be unpickled in a worker process."""
     if name.removesuffix("Params") in TABLE and name.endswith("Params"):
         return adapt(name.removesuffix("Params")).params
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
@@ -228,7 +230,7 @@ def __getattr__(name: str) -> type:
 def _arguments(
     name: str, threat: Threat, params: Any, noise: Noise, classes: int
 ) -> Iterator[tuple[str, Any]]:
-    """The keyword arguments of the class's `__init__`, model excepted."""
+    """Yield the keyword arguments of the class's `__init__`, except the model."""
     for key in _signature(name):
         if key in ("eps", "max_epsilon"):
             yield key, threat.eps
@@ -247,10 +249,10 @@ def _arguments(
 def _run(
     name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Any, noise: Noise
 ) -> Tensor:
-    """What the library makes of the batch, unrepaired, detached, as `x` in dtype and device.
+    """Run the library on a batch.
 
-    Shapes: x (n, c, h, w) in [0, 1], y (n,): the labels, or the target classes.
-    Raises: ContractError where the library would answer with images it never attacked.
+    Shapes: x (n, c, h, w) in [0, 1]; y (n,), labels or target classes; the result as `x`,
+    unrepaired. Raises ContractError where the library would return images it never attacked.
     """
     targeted = threat.goal == "targeted"
     if name == "UPGD" and targeted and params.loss == "dlr":
@@ -276,7 +278,7 @@ def _run(
 
 
 def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]:
-    """What a cross-check compares; only the keys that mean something for this class."""
+    """Describe the attack for cross-checks, with the keys that apply to this class."""
     row = TABLE[name]
     found = {"loss": LOSSES.get(getattr(params, "loss", ""), row.loss)}
     if not row.minimum:
@@ -327,7 +329,7 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 
 
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
-    """What a reader of this class's number must know."""
+    """Return the sentences that qualify the result of this class."""
     row, steps = TABLE[name], getattr(params, "steps", 1)
     told = [*SAYINGS.get(name, ())]
     if hasattr(params, "alpha"):
@@ -347,9 +349,16 @@ def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
 
 @cache
 def adapt(name: str) -> Attack:
-    """The library's class `name` as an attack.
+    """Return a class of the library as an attack.
 
-    Raises: SuiteError if there is no such class, or none that this contract can use.
+    Args:
+        name: Name of the attack in the library.
+
+    Returns:
+        The attack.
+
+    Raises:
+        SuiteError: There is no such class, or it cannot be used under this contract.
     """
     if name in REFUSED:
         raise SuiteError(f"attack 'torchattacks:{name}' cannot be used here: {REFUSED[name]}")

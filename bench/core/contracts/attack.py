@@ -1,7 +1,7 @@
 """What a file of an attack defines: one ATTACK record.
 
 The kind of the record says who runs the attack: `IterativeAttack` is a rule that the engine
-iterates, `ExternalAttack` a function with a loop of its own (everything that comes from another
+iterates, `ExternalAttack` a function with its own loop (everything that comes from another
 library), `EnsembleAttack` a sequence of attacks. The records hold data and pure
 functions: the suite reads their capabilities, the engine and the evaluation run them.
 """
@@ -20,7 +20,7 @@ from bench.core.errors import ContractError
 from bench.core.rng import Noise
 
 AttackFunction = Callable[[nn.Module, Tensor, Tensor, Threat, Any, Noise], Tensor]
-"""(model, x, y, threat, params, noise) -> x_adv: an attack with a loop of its own."""
+"""(model, x, y, threat, params, noise) -> x_adv: an attack with its own loop."""
 
 
 class Part(NamedTuple):
@@ -136,7 +136,7 @@ class IterativeAttack(Attack):
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalAttack(Attack):
-    """An attack that runs a loop of its own, batch by batch."""
+    """An attack that runs its own loop, batch by batch."""
 
     run: AttackFunction
 

@@ -1,4 +1,4 @@
-"""What a file of a data set promises: one DATASET record that loads `Data`."""
+"""What a file of a data set defines: one DATASET record that loads `Data`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from bench.core.contracts.types import Shape
 
 
 class _Copied(NamedTuple):
-    """A reader of images whose callers each get a tensor of their own."""
+    """Reader of images that returns a new tensor to each caller."""
 
     read: Callable[[int, int], Tensor]
 
@@ -22,7 +22,7 @@ class _Copied(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Images and labels, read in slices so that a data set larger than memory can be used."""
+    """Images and labels, read in slices so that a data set may be larger than memory."""
 
     name: str
     """Name in tables; says so where the labels are not the data set's own."""
@@ -40,8 +40,11 @@ class Data:
     """How files and numbers were read as images and labels, a short text each, for people."""
 
     def __post_init__(self) -> None:
-        """What is handed out shares no storage with what the user holds: a model or an attack that
-        writes into it changes neither that nor what is read next."""
+        """Copy what is handed out, so that no two callers share storage.
+
+        A model or an attack that writes into an image changes neither the user's tensors nor what
+        is read next.
+        """
         if not isinstance(self.read, _Copied):
             object.__setattr__(self, "read", _Copied(self.read))
         if isinstance(self.labels, Tensor):  # what is none is refused where data are checked

@@ -1,4 +1,4 @@
-"""What a file of a model promises: one MODEL record."""
+"""What a file of a model defines: one MODEL record."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ Stop = Literal["first-success", "never"]
 Sweep = Literal["independent", "nested"]
 Loss = Literal["cross-entropy", "margin", "logit-difference", "label-and-target", "dlr"]
 Precision = Literal["float32", "tf32", "bfloat16"]
-"""Arithmetic of an attack's gradients; whatever it is, the model judges in float32."""
+"""Arithmetic of an attack's gradients; predictions are always in float32."""
 Shape = tuple[int, int, int]
 """Channels, height, width of one image."""
 
@@ -27,7 +27,7 @@ class Threat:
 
 Access = Literal["gradient", "scores", "labels"]
 SHOWN = {"nothing": 0, "labels": 1, "scores": 2, "gradient": 3}
-"""What an attack may need of a model, each including those before it."""
+"""Rank of what an attack needs of a model; each includes those of lower rank."""
 
 
 CertificationMethod: TypeAlias = Literal["ibp", "crown"]

@@ -1,14 +1,12 @@
-"""The attacked copy: a stand-in for a model that gives the same gradient sooner.
+"""Accelerate a model: find a module that gives the same gradients in less time.
 
-An attack only proposes images, the model itself judges them. So what an attack differentiates may
-be another module, as long as it agrees: its layers exchanged (`bench.engine.acceleration.layers`),
-its tensors laid out as the processor likes them, and, where the suite asks for it, its arithmetic
-in bfloat16. Every stand-in is probed against the model first, in each way in which attacks will use
-it (with gradients and without, one row, a few, as many as a pass holds), and dropped if it
-disagrees or fails; where none agrees, the model itself is attacked. Nor is it believed later on:
-`bench.evaluation.crafting` holds it against the model after each attack that it led. Which layout
-and how many rows a pass are quickest is timed once for an architecture and a device, if the work
-ahead is worth it, and remembered in the user's cache.
+An attack only proposes images, and the model itself judges them. So an attack may differentiate
+another module as long as the two agree: with fused layers (`bench.engine.acceleration.layers`), in
+another memory layout and, on request, in bfloat16. Every candidate is compared with the model in
+each way in which attacks use it (with gradients and without; one row, a few, as many as a pass
+holds) and dropped if it disagrees or fails. If none agrees, the model itself is attacked.
+`bench.evaluation.crafting` compares the two again after each attack. Which layout and how many rows
+a pass are fastest is decided by `bench.engine.acceleration.calibration`.
 """
 
 import copy
@@ -22,52 +20,63 @@ from torch import Tensor, nn
 from bench.core.contracts.types import Precision
 from bench.core.errors import ContractError, SuiteError, describe
 from bench.engine import heartbeat, timing
-from bench.engine.acceleration import agreement
-from bench.engine.acceleration import layers as exchange
+from bench.engine.acceleration import agreement, layers
 from bench.engine.acceleration.calibration import LAYOUTS, Layout, calibrate
 from bench.engine.functional.gradients import PassResult
 from bench.engine.functional.logits import widen
 from bench.engine.model_state import allow_tf32, frozen
 
 PROBED = 16
-"""Images on which a stand-in is held against its model, clean and noisy."""
+"""Images on which candidates are compared with the model, clean and noisy."""
 SEVERAL = 5
-"""Rows of the probe between one and all."""
+"""Rows of the probe of a few rows."""
 FULL = 1024
-"""Rows of the probe at most: of a pass that holds more, so many are probed."""
+"""Most rows of a probe."""
 
 
 class AcceleratedModel(NamedTuple):
-    """What attacks differentiate in place of a model, and why it is what it is."""
+    """What attacks differentiate in place of a model, and how it was chosen."""
 
     model: nn.Module
     rows: int
     layout: Layout
     exchanged: bool
+    """Whether layers were fused."""
     precision: Precision
     timed: bool
-    """Whether layout and rows were timed, now or before, or taken by rule."""
+    """Whether layout and rows were timed, now or earlier; if not, they follow a rule."""
     worth: float
-    """Seconds of attack from which timing them pays."""
+    """Seconds of attack from which timing pays."""
     dropped: str
-    """Why the first stand-in that was dropped was; empty if none was."""
+    """Why the first candidate was dropped; empty if none was."""
 
-    def why(self) -> str:
-        """What leads, how that was chosen and what was dropped, for people."""
+    def describe(self) -> str:
+        """Describe what is attacked, how it was chosen and what was dropped.
+
+        Returns:
+            One clause for the log.
+        """
         if not isinstance(self.model, AcceleratedNet):
-            return f"the model itself leads, at {self.rows} rows a pass: {self.dropped}"
-        layers = "its layers exchanged" if self.exchanged else "its layers as they are"
+            return f"the model itself is attacked, {self.rows} rows a pass: {self.dropped}"
+        kind = "fused layers" if self.exchanged else "original layers"
         if self.timed:
-            how = "as timed now" if self.worth else "as timed before on this machine"
+            how = "timed now" if self.worth else "timed earlier on this machine"
         elif self.worth == math.inf:
-            how = "by rule: where torch must be deterministic no stopwatch decides"
+            how = "by rule: nothing is timed while torch must be deterministic"
         else:
             how = f"by rule: timing pays only from {self.worth:.3g} s of attack"
-        dropped = f"; another copy was dropped: {self.dropped}" if self.dropped else ""
-        return f"a copy leads, {layers}, {self.layout}, {self.rows} rows a pass, {how}{dropped}"
+        dropped = f"; another candidate was dropped: {self.dropped}" if self.dropped else ""
+        return (
+            f"an accelerated model is attacked, {kind}, {self.layout}, {self.rows} rows a pass, "
+            f"{how}{dropped}"
+        )
 
-    def told(self) -> dict[str, Any]:
-        """Everything but the module, for the provenance."""
+    def to_manifest(self) -> dict[str, Any]:
+        """Return everything but the module, for the manifest.
+
+        Returns:
+            Plain values by name.
+        """
         return {
             key: value for key, value in self._asdict().items() if key not in ("model", "worth")
         }
@@ -81,14 +90,25 @@ def accelerate_model(
     fixed: bool = False,
     ahead: float = math.inf,
 ) -> AcceleratedModel:
-    """The quickest stand-in that agrees with `model` on the images x (n, c, h, w).
+    """Find the fastest accelerated model that agrees with a model.
 
-    `rows` is a first guess, final if `fixed`; `ahead`, the seconds of attack that it is for.
-    Raises: SuiteError if nothing that agrees computes in the precision asked for.
+    Args:
+        model: The model.
+        x: Images, (n, c, h, w), in [0, 1].
+        rows: First guess of the rows a pass.
+        precision: Arithmetic of the gradients.
+        fixed: Whether `rows` is final.
+        ahead: Seconds of attack that the choice is for.
+
+    Returns:
+        The accelerated model; the model itself if no candidate agrees.
+
+    Raises:
+        SuiteError: bfloat16 is requested and no candidate agrees.
     """
     try:
         with frozen(model), allow_tf32(precision == "tf32"):
-            agreeing, exchanged, dropped = _agreeing(model, x[:PROBED], precision, rows)
+            agreeing, exchanged, dropped = _agreeing_candidates(model, x[:PROBED], precision, rows)
             if agreeing:
                 chosen = calibrate(model, agreeing, x, rows, precision, fixed, ahead)
                 return AcceleratedModel(
@@ -109,10 +129,28 @@ def accelerate_model(
     return AcceleratedModel(model, rows, "contiguous", False, precision, False, math.inf, dropped)
 
 
-def original_model(model: nn.Module, made: AcceleratedModel, dropped: str) -> AcceleratedModel:
-    """The model in the place of the copy that was `made` of it, and `dropped` for this reason."""
+def original_model(
+    model: nn.Module, accelerated: AcceleratedModel, dropped: str
+) -> AcceleratedModel:
+    """Replace an accelerated model by the model itself.
+
+    Args:
+        model: The model.
+        accelerated: What was attacked so far.
+        dropped: Why it is replaced.
+
+    Returns:
+        The model with the same rows and precision.
+    """
     return AcceleratedModel(
-        model, made.rows, "contiguous", False, made.precision, False, math.inf, dropped
+        model,
+        accelerated.rows,
+        "contiguous",
+        False,
+        accelerated.precision,
+        False,
+        math.inf,
+        dropped,
     )
 
 
@@ -127,10 +165,18 @@ class AcceleratedNet(nn.Module):
             self.net.to(memory_format=torch.channels_last)
         if self.low:
             for layer in self.net.modules():
-                if isinstance(layer, nn.Conv2d | nn.Linear | exchange.BlockGradientConv):
+                if isinstance(layer, nn.Conv2d | nn.Linear | layers.BlockGradientConv):
                     layer.to(torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute logits.
+
+        Args:
+            x: Images, (n, c, h, w), float32.
+
+        Returns:
+            Logits, (n, classes), float32.
+        """
         if self.layout == "channels-last":
             x = x.contiguous(memory_format=torch.channels_last)
         if not self.low:
@@ -139,47 +185,46 @@ class AcceleratedNet(nn.Module):
             return self.net(x).float()  # type: ignore[no-any-return]
 
 
-def _agreeing(
+def _agreeing_candidates(
     model: nn.Module, x: Tensor, precision: Precision, rows: int
 ) -> tuple[dict[Layout, nn.Module], bool, str]:
-    """Every layout in which a copy of the model agrees with it, whether its layers were exchanged,
-    and why not."""
+    """Return the agreeing candidate of each layout, whether layers are fused, and why not."""
     if _hooked_everywhere():
         return {}, False, "hooks on all modules act on a copy's layers, too"
     try:
-        asked = make_probes(model, x, rows)
+        probes = make_probes(model, x, rows)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a stranger's model may give no gradient
+    except BaseException as error:  # foreign code: a model may give no gradient
         return {}, False, f"the model itself raised {describe(error)}"
     dropped = ""
     convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
-    for exchanges in (True, False):
-        found: dict[Layout, nn.Module] = {}
+    for fuses in (True, False):
+        agreeing: dict[Layout, nn.Module] = {}
         for layout in LAYOUTS if convolves else LAYOUTS[:1]:
             try:
                 own = (
-                    exchange.fuse_layers(model, x.device.type == "cpu")
-                    if exchanges
+                    layers.fuse_layers(model, x.device.type == "cpu")
+                    if fuses
                     else copy.deepcopy(model)
                 )
-                stand_in = AcceleratedNet(own, layout, precision).eval().requires_grad_(False)
-                why = find_disagreement(stand_in, asked, precision)
+                candidate = AcceleratedNet(own, layout, precision).eval().requires_grad_(False)
+                why = find_disagreement(candidate, probes, precision)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # a stranger's model need not be one to be copied
+            except BaseException as error:  # foreign code: a model need not support copying
                 why = f"the copy failed, {describe(error)}"
             if why:
                 dropped = dropped or why
             else:
-                found[layout] = stand_in
-        if found:
-            return found, exchanges, dropped
+                agreeing[layout] = candidate
+        if agreeing:
+            return agreeing, fuses, dropped
     return {}, False, dropped
 
 
 class Probe(NamedTuple):
-    """Images on which a stand-in is held against its model, and what the model showed there."""
+    """Images on which candidates are compared with a model, and the model's pass over them."""
 
     x: Tensor
     y: Tensor
@@ -188,10 +233,17 @@ class Probe(NamedTuple):
 
 
 def make_probes(model: nn.Module, x: Tensor, rows: int = 1) -> list[Probe]:
-    """What the model shows on x (n, c, h, w), clean and noisy: on all together, SEVERAL, one alone
-    and as many as a pass of `rows` holds, with gradients and without.
+    """Run the model on clean and noisy images, with gradients and without.
 
-    Raises: whatever the model raises.
+    There is a probe of all images together, of `SEVERAL`, of one and of as many as a pass holds.
+
+    Args:
+        model: The model.
+        x: Images, (n, c, h, w), in [0, 1].
+        rows: Rows a pass.
+
+    Returns:
+        The probes; what the model raises is passed on.
     """
     images = torch.cat([x, timing.noisy_images(x, len(x))])
     parts = [images, images[:SEVERAL], images[:1]]
@@ -207,21 +259,27 @@ def make_probes(model: nn.Module, x: Tensor, rows: int = 1) -> list[Probe]:
 
 
 def find_disagreement(
-    stand_in: nn.Module, asked: Sequence[Probe], precision: Precision = "float32"
+    candidate: nn.Module, probes: Sequence[Probe], precision: Precision = "float32"
 ) -> str:
-    """How the stand-in answers or leads otherwise than its model did; "" if it does not.
+    """Compare a candidate with a model's probes.
 
-    Raises: whatever it raises.
+    Args:
+        candidate: The candidate.
+        probes: Passes of the model.
+        precision: Arithmetic of the gradients.
+
+    Returns:
+        How they differ, in one clause; empty if they agree. What the candidate raises is passed on.
     """
-    for x, y, gradients, wanted in asked:
-        got = agreement.probe_pass(stand_in, x, y, gradients)
+    for x, y, gradients, wanted in probes:
+        got = agreement.probe_pass(candidate, x, y, gradients)
         if why := agreement.describe_difference(wanted, got, precision):
             return why if gradients else f"without gradients {why}"
     return ""
 
 
 def _hooked_everywhere() -> bool:
-    """Whether torch calls anything but bench's signs of life around every module."""
+    """Return whether global hooks other than bench's heartbeats are registered."""
     module = torch.nn.modules.module
     hooks = (*module._global_forward_pre_hooks.values(), *module._global_forward_hooks.values())
     return any(

@@ -11,7 +11,7 @@ from bench.engine.model_state import call_model
 
 
 class PassResult(NamedTuple):
-    """One pass over a batch of images, forward and back."""
+    """Result of one pass over a batch of images."""
 
     logits: Tensor
     loss: Tensor
@@ -23,10 +23,23 @@ class PassResult(NamedTuple):
 def gradient_pass(
     model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor
 ) -> PassResult:
-    """Logits at x, the loss of each row, and its gradient with respect to x alone.
+    """Compute logits, the loss of each row and its gradient with respect to the images.
 
     The gradient is that of the sum, not the mean, so that each row's is its own. A model whose
     output does not depend on x has a gradient of zeros.
+
+    Args:
+        model: The model.
+        loss: Objective: (logits, y, label) -> loss to ascend, (n,).
+        x: Images, (n, c, h, w), in [0, 1].
+        y: Class to leave or to reach, (n,).
+        label: True labels, (n,).
+
+    Returns:
+        Logits, loss (n,) and gradient (n, c, h, w).
+
+    Raises:
+        InputWriteError: The model writes into its input.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -43,7 +56,21 @@ def gradient_pass(
 def forward_pass(
     model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor
 ) -> PassResult:
-    """As `look`, without a gradient, which is empty."""
+    """Compute logits and the loss of each row under no_grad.
+
+    Args:
+        model: The model.
+        loss: Objective: (logits, y, label) -> loss to ascend, (n,).
+        x: Images, (n, c, h, w), in [0, 1].
+        y: Class to leave or to reach, (n,).
+        label: True labels, (n,).
+
+    Returns:
+        Logits, loss (n,) and an empty gradient.
+
+    Raises:
+        InputWriteError: The model writes into its input.
+    """
     with torch.no_grad():
         logits = widen(call_model(model, x))
         return PassResult(logits, loss(logits, y, label), x.new_empty(0))

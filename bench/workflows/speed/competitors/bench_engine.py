@@ -113,7 +113,9 @@ def run(task: Task, curve: AttackSpec, copy: nn.Module, judges: bool, rows: int)
 def attacked(task: Task, curve: AttackSpec, copy: nn.Module, ids: Tensor, rows: int) -> Tensor:
     """What the attack makes of the images at every eps, (e, n, c, h, w)."""
     if not isinstance(curve.attack, EnsembleAttack):
-        return stream.run_attack(task.model, curve, task.x, task.y, ids, rows, copy=copy).x_adv
+        return stream.run_attack(
+            task.model, curve, task.x, task.y, ids, rows, accelerated=copy
+        ).x_adv
     unused = torch.zeros(len(ids), device=task.device)
     chosen = Examples(ids, task.x, task.y, ids - ids - 1, task.y, unused, unused)
     return ensemble.attack(task.model, curve, chosen, rows, copy).x_adv
