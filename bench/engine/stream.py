@@ -53,8 +53,8 @@ class StreamResult(NamedTuple):
     backwards: Tensor
     """Gradients with respect to the input, likewise."""
     first_success: Tensor
-    """Steps made before the first successful iterate, (e, n), int64; -1 if there was none. The judge
-    evaluates the last iterate."""
+    """Steps made before the first successful iterate, (e, n), int64; -1 if there was none. The
+    judge evaluates the last iterate."""
     losses: Tensor | None
     """Loss at each iterate of the last restart, (e, n, steps), NaN where there was none. None if no
     trace was requested."""
