@@ -299,9 +299,9 @@ def load_generator(params: Params) -> LoadedGenerator:
         return _read(f"attack 'advgan': weights '{params.weights}'", path, _age(path))
     except SuiteError as error:
         known = [file.stem.removeprefix("advgan-") for file in WEIGHTS.glob(f"advgan-*{SUFFIX}")]
-        told = f"{error}; {nearest(params.weights, known)}; "
+        problem = f"{error}; {nearest(params.weights, known)}; "
         command = f"`bench train {path.stem} --out {path.parent}`"
-        raise SuiteError(f"{told}{command} makes it if there is such a recipe") from error
+        raise SuiteError(f"{problem}{command} makes it if there is such a recipe") from error
 
 
 def _file(params: Params) -> Path:
@@ -320,10 +320,10 @@ def _read(where: str, path: Path, age: int) -> LoadedGenerator:
     """Read a weights file."""
     state = checkpoint.read_tensors(where, path)
     with safe_open(path, framework="pt") as file:
-        told: Mapping[str, str] = file.metadata() or {}
+        metadata: Mapping[str, str] = file.metadata() or {}
     try:
-        channels, height, width = map(int, told["shape"].split("x"))
-        eps = float(told["eps"])
+        channels, height, width = map(int, metadata["shape"].split("x"))
+        eps = float(metadata["eps"])
     except (KeyError, ValueError) as error:
         raise SuiteError(f"{where}: {path} does not tell the eps and shape it is for") from error
     shape = (channels, height, width)
@@ -344,7 +344,7 @@ def reads(params: Params) -> Sequence[Path]:
     Raises:
         SuiteError: The file is missing, damaged or of another network.
     """
-    load_generator(params)  # what is wrong with the file is told now, and not cell by cell
+    load_generator(params)  # reports a bad file now, and not cell by cell
     return [_file(params)]
 
 

@@ -1,4 +1,4 @@
-"""APGD: projected gradient ascent with momentum, whose step size finds itself.
+"""APGD: projected gradient ascent with momentum, whose step size adapts.
 
 linf and l2: z = P(x_k + eta * v_k), v_k the steepest direction; x_{k+1} = P(x_k + 0.75 (z - x_k)
 + 0.25 (x_k - x_{k-1})), the first step without momentum. eta starts at 2 eps. At a checkpoint it
@@ -44,7 +44,7 @@ CHECKPOINTS = (22, 41, 57, 70, 80, 87, 93, 99)
 SECOND, THIRD = 30, 60
 """Where, in percent of the steps, the second and the third of the l1 balls begin."""
 SPARSER, SLOWER, SLOWEST = 1.5, 1.5, 10
-"""What l1 divides the number of entries and eta by at a checkpoint, and eps for the least eta."""
+"""Divisors of l1: of the number of entries, of eta at a checkpoint, of eps for the least eta."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class State(NamedTuple):
     best: Point
     pace: Pace | Sparsity
     found: Tensor
-    """The latest iterate that was a success."""
+    """The latest successful iterate."""
     success: Tensor
     """Whether there is one, (n,), bool."""
 
@@ -187,7 +187,7 @@ def within(batch: AttackBatch, params: Params, norm: Norm) -> Tensor:
     return (norm != "l1") | (_radius(batch.k, batch, params) == batch.eps)
 
 
-def _better(best: Point, x: Tensor, observed: StepInput) -> Point:
+def _update_best(best: Point, x: Tensor, observed: StepInput) -> Point:
     """Keep the point of the greater loss for each row."""
     better = observed.loss > best.loss
     x, gradient = (
@@ -205,8 +205,8 @@ def _step(
 ) -> State:
     """Make the step of linf and l2: equations of algorithm 1, lines 7 and 8."""
     assert isinstance(state.pace, Pace)
-    best = _better(state.best, state.x, observed)
-    pace, back = _checked(state.pace, best.loss, observed.loss, batch.k, params)
+    best = _update_best(state.best, state.x, observed)
+    pace, back = _update_pace(state.pace, best.loss, observed.loss, batch.k, params)
     x = torch.where(per_row(back, state.x), best.x, state.x)
     gradient = torch.where(per_row(back, x), best.gradient, observed.gradient)
     ahead = x + per_row(pace.eta, x) * projections.steepest_direction(gradient, norm)
@@ -217,7 +217,7 @@ def _step(
     return state._replace(x=after, previous=x, best=best, pace=pace)
 
 
-def _checked(
+def _update_pace(
     pace: Pace, best: Tensor, loss: Tensor, k: Tensor, params: Params
 ) -> tuple[Pace, Tensor]:
     """Update the pace after step `k`; also return which rows go back to their best point."""
@@ -247,8 +247,8 @@ def _sparse_step(state: State, observed: StepInput, batch: AttackBatch, params: 
     radius, following = (_radius(k, batch, params) for k in (batch.k, batch.k + 1))
     since = batch.k - _begin(batch.k, params)
     forgotten = torch.where(since == 0, -torch.inf, state.best.loss)  # another ball, another best
-    best = _better(state.best._replace(loss=forgotten), state.x, observed)
-    pace, back = _sparser(state.pace, best.x, since, radius, batch, params)
+    best = _update_best(state.best._replace(loss=forgotten), state.x, observed)
+    pace, back = _update_sparsity(state.pace, best.x, since, radius, batch, params)
     x = torch.where(per_row(back, state.x), best.x, state.x)
     gradient = torch.where(per_row(back, x), best.gradient, observed.gradient)
     ahead = x + per_row(pace.eta, x) * _sparse_signs(gradient, pace.entries / SPARSER)
@@ -269,7 +269,7 @@ def _radius(k: Tensor, batch: AttackBatch, params: Params) -> Tensor:
     return batch.eps * (3 - (k >= second).to(batch.eps) - (k >= third).to(batch.eps))
 
 
-def _sparser(
+def _update_sparsity(
     pace: Sparsity, best: Tensor, since: Tensor, radius: Tensor, batch: AttackBatch, params: Params
 ) -> tuple[Sparsity, Tensor]:
     """Update step size and sparsity, `since` steps into a ball; also return which rows go back."""

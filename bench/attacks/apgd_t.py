@@ -55,8 +55,8 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
         Properties by name.
     """
     shared = apgd.Params(steps=params.steps, restarts=params.restarts, rho=params.rho)
-    told = {"loss": "targeted dlr", "targets": str(params.targets)}
-    return {**apgd.traits(shared, norm, eps), **told}
+    own = {"loss": "targeted dlr", "targets": str(params.targets)}
+    return {**apgd.traits(shared, norm, eps), **own}
 
 
 ATTACK = IterativeAttack(

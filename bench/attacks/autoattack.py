@@ -1,9 +1,9 @@
-"""AutoAttack, standard: APGD on cross-entropy, APGD-T, FAB-T and Square, each on what still stands.
+"""AutoAttack, standard: APGD, APGD-T, FAB-T and Square, each on the still robust examples.
 
-Nothing is to be tuned: step sizes find themselves, and the parts fail in different ways. An example
-counts as robust if no part breaks it; which part did is recorded. In l1 APGD has five restarts and
-APGD-T five targets, as in the authors' code, and FAB-T, which is slower there, half as many looks
-again: as many passes as that code's.
+Nothing needs tuning: step sizes adapt, and the parts fail in different ways. An example counts as
+robust if no part fools the model on it; which part did is recorded. In l1 APGD has five restarts
+and APGD-T five targets, as in the authors' code, and FAB-T, which is slower there, half as many
+passes again: as many as that code's.
 Source: Croce and Hein 2020, section 4, https://arxiv.org/abs/2003.01690, in the composition of its
 code, https://github.com/fra31/auto-attack, version "standard".
 Differs from the code: each example has its own random numbers, so nothing depends on the batch; an
@@ -26,7 +26,7 @@ class Params:
     steps: Count = 100
     """Of each run of APGD and FAB-T."""
     targets: Count = 9
-    """Wrong classes that APGD-T and FAB-T are driven to, as far as the model has so many."""
+    """Wrong classes that APGD-T and FAB-T attack towards, if the model has so many."""
     queries: Count = 5000
     """Of Square."""
 
@@ -42,13 +42,13 @@ def parts(params: Params, norm: Norm) -> Sequence[Part]:
         The parts in order.
     """
     steps, targets = params.steps, params.targets
-    restarts, fewer, looks = 1, targets, steps
+    restarts, fewer, passes = 1, targets, steps
     if norm == "l1":
-        restarts, fewer, looks = 5, min(5, targets), 3 * steps // 2
+        restarts, fewer, passes = 5, min(5, targets), 3 * steps // 2
     return (
         Part("apgd-ce", "apgd", apgd.ATTACK, apgd.Params(steps=steps, restarts=restarts)),
         Part("apgd-t", "apgd_t", apgd_t.ATTACK, apgd_t.Params(steps=steps, targets=fewer)),
-        Part("fab-t", "fab_t", fab_t.ATTACK, fab_t.Params(steps=looks, targets=targets)),
+        Part("fab-t", "fab_t", fab_t.ATTACK, fab_t.Params(steps=passes, targets=targets)),
         Part("square", "square", square.ATTACK, square.Params(steps=params.queries)),
     )
 

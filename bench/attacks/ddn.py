@@ -37,7 +37,7 @@ class Params:
     alpha: Annotated[Length, Gt(0)] = 1.0
     """Length of the first step."""
     gamma: Annotated[float, Gt(0), Lt(1)] = 0.05
-    """Share by which the length of the change is made larger or smaller."""
+    """Share by which the length of the change grows or shrinks."""
     start: Annotated[Length, Gt(0)] = 1.0
     """eps_0, the first length."""
     loss: Loss = "margin"

@@ -9,11 +9,11 @@ clean image; any of them is a success. A further restart begins at random, half 
 nearest find.
 Source: Croce and Hein 2020, algorithm 1, https://arxiv.org/abs/1907.02044; towards one class at a
 time as in section 4 of https://arxiv.org/abs/2003.01690
-Differs from the paper: its authors' code looks at every iterate twice, to judge it and, pulled
+Differs from the paper: its authors' code evaluates every iterate twice, to judge it and, pulled
 back, to linearise there; here one pass does both. A point pulled back from a find that came at
-least 1 % nearer is looked at, and if adversarial is kept and pulled back again; from any other
+least 1 % nearer is evaluated, and if adversarial is kept and pulled back again; from any other
 adversarial iterate the step begins at the point pulled back and takes the hyperplane of the
-iterate, which lies nearer to the boundary. The first of the `steps` looks is at x. There is no
+iterate, which lies nearer to the boundary. The first of the `steps` passes is at x. There is no
 final search, as in that code.
 """
 
@@ -37,7 +37,7 @@ from bench.engine.functional.norms import per_row
 TINY = 1e-8
 """Least length of a step when two are compared, so that 0 over 0 is one half."""
 WORTH = 0.99
-"""The share of the least distance within which a find earns a look at the point pulled back."""
+"""Share of the least distance within which the point pulled back from a find is evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +45,8 @@ class Params:
     """Parameters of the attack."""
 
     steps: Count = 100
-    """Looks for each class, a pass forward and back each; 150 are as many passes as 100 iterations
-    of the authors' code."""
+    """Forward and backward passes for each class; 150 are as many as 100 iterations of the authors'
+    code."""
     targets: Count = 9
     restarts: Count = 1
     """Runs towards each class; all but the first from a random point."""

@@ -108,8 +108,8 @@ def respond(
     g = g / norms.per_row(largest, g)
     first = BETA_1 * state.first + (1 - BETA_1) * g
     second = BETA_2 * state.second + (1 - BETA_2) * g.square()
-    made = norms.per_row(batch.k + 1, g)
-    mean, square = first / (1 - BETA_1**made), second / (1 - BETA_2**made)
+    steps = norms.per_row(batch.k + 1, g)
+    mean, square = first / (1 - BETA_1**steps), second / (1 - BETA_2**steps)
 
     alpha = anneal(params.alpha, LAST * params.alpha, batch.k, params.steps)
     x = state.x - norms.per_row(alpha, g) * mean / (square.sqrt() + TINY)

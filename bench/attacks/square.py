@@ -34,7 +34,7 @@ from bench.engine.functional.norms import norm_of, per_row
 from bench.engine.functional.projections import project_l1_box, round_into_ball
 
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Proposals, counted from 0, after which the windows' area is halved, however many are made."""
+"""Proposals, counted from 0, after which the windows' area is halved, for any number of steps."""
 POWER = {"l2": 2, "l1": 1}
 """What the norm raises a difference to before it adds."""
 TINY = 1e-12
@@ -59,9 +59,9 @@ class State(NamedTuple):
     x: Tensor
     """The proposal."""
     best: Tensor
-    """What came nearest to the goal; the start as long as nothing was looked at."""
+    """Image nearest to the goal; the start before the first pass."""
     loss: Tensor
-    """Of `best`, (n,); minus infinity as long as nothing was looked at."""
+    """Loss at `best`, (n,); minus infinity before the first pass."""
     fooled: Tensor
     """Whether `best` reached the goal, (n,), bool."""
     key: Tensor
@@ -102,7 +102,7 @@ def respond(
     """
     rises = (observed.loss > state.loss) & (observed.fooled == state.fooled)
     better = rises | (observed.fooled & ~state.fooled)
-    # With a weight of 0 or 1 lerp gives one or the other to the bit, several times sooner than
+    # With a weight of 0 or 1 lerp returns one or the other to the bit, several times sooner than
     # torch.where.
     best = torch.lerp(state.best, state.x, per_row(better, state.x).to(state.x.dtype))
     loss = torch.where(better, observed.loss, state.loss)
@@ -447,9 +447,9 @@ def change_two_windows(
     # sign * (eta + sign * delta / |delta|), so that the signs multiply (n, c) numbers only.
     mixed = shape.addcmul(there, by_channel(sign / (first + TINY)))
     scale = sign * wanted / (torch.linalg.vector_norm(mixed, POWER[norm], (2, 3)) + TINY)
-    kept = delta - there
-    kept = kept.addcmul(kept, second_window, value=-1)
-    x = (batch.x + kept).addcmul_(mixed, by_channel(scale))
+    rest = delta - there
+    rest = rest.addcmul(rest, second_window, value=-1)
+    x = (batch.x + rest).addcmul_(mixed, by_channel(scale))
     if squared:
         return round_into_ball(x.clamp_(0, 1), batch.x, batch.eps, norm)
     return project_l1_box(x, batch.x, batch.eps)

@@ -1,17 +1,16 @@
 """Any evasion attack of ART that moves an image within a norm: `art:ProjectedGradientDescent`.
 
-The Adversarial Robustness Toolbox works on arrays and on a classifier of its own, which is made
-here around the model for each batch: logits, cross-entropy, images in [0, 1]. Its classes tell
-their parameters; one row of TABLE says the rest, as read in the source and as tried. Parameters
-are those of the class's `__init__` under their own names and defaults, without what the suite
-decides (eps, norm, targeted), what the harness knows (batch_size) and what no suite can write.
-What ART returns is handed on as it is. Many attacks ask the model twice more for ART's log; those
-passes are counted, too.
+The Adversarial Robustness Toolbox works on arrays and on its own type of classifier, which is
+created around the model for each batch: logits, cross-entropy, images in [0, 1]. Parameters are
+those of the class's `__init__` under their names and defaults there, without what the suite sets
+(eps, norm, targeted), what the harness knows (batch_size) and what no suite can write. What the
+classes do not state is in TABLE, from reading and running the source. Returned images are not
+repaired. Many attacks call the model twice more for ART's log; those passes count, too.
 
 Source: Nicolae et al. 2018, https://arxiv.org/abs/1807.01069
-Differs from the library: `eps_step` may be a share of eps ("eps/10"); a model is shown float32
-where an attack would show it float64; `verbose` is gone. Importing ART makes a folder `.art` in
-the user's home.
+Differs from the library: `eps_step` may be a share of eps ("eps/10"); the model receives float32
+where an attack would pass float64; `verbose` is gone. Importing ART creates a folder `.art` in the
+user's home.
 """
 
 import contextlib
@@ -50,19 +49,19 @@ class Row(NamedTuple):
     norms: tuple[Norm, ...] = PLAIN
     needs: Literal["gradient", "scores", "labels"] = "gradient"
     draws: bool = False
-    """True if it draws random numbers, for the batch as a whole; one with random starts may."""
+    """Whether it draws random numbers, for the batch as a whole; one with random starts may."""
     by_batch: bool = False
-    """True if it stops on something that it reads off the whole batch."""
+    """Whether its stopping rule depends on the whole batch."""
     or_clean: bool = False
-    """True if it hands back the clean image where it does not succeed."""
+    """Whether it returns the clean image where it fails."""
     one_by_one: bool = False
-    """True if it takes no larger batches than 1."""
+    """Whether it needs batches of 1."""
     away_only: bool = False
-    """True if its targeted mode asks for more than a target."""
+    """Whether its targeted mode needs more than a target."""
     own_generator: bool = False
-    """True if it makes generators that the global seed does not reach."""
+    """Whether it creates generators that the global seed does not reach."""
     probabilities: bool = False
-    """True if it wants a classifier that returns probabilities."""
+    """Whether it needs a classifier that returns probabilities."""
 
 
 CROCE, YAMA, CW = "Croce and Hein 2020", "Yamamura et al. 2022", "Carlini and Wagner 2017"
@@ -251,13 +250,13 @@ def _arguments(name: str, threat: Threat, params: Any, rows: int) -> dict[str, A
 
 def _seeded(noise: Noise) -> AbstractContextManager[object]:
     """Seed the generators that the library creates without a seed, each from `noise`."""
-    made, first = itertools.count(), int(noise.examples[0])
+    count, first = itertools.count(), int(noise.examples[0])
 
     def generator(seed: int | None = None) -> Any:
-        own = fold(noise.seed, first, next(made)) % 2**32
-        return kept(own if seed is None else seed)
+        own = fold(noise.seed, first, next(count)) % 2**32
+        return original(own if seed is None else seed)
 
-    kept = np.random.RandomState  # noqa: TID251 (what ART calls; nothing is drawn here)
+    original = np.random.RandomState  # noqa: TID251 (what ART calls; nothing is drawn here)
     return mock.patch.object(np.random, "RandomState", generator)  # noqa: TID251
 
 
@@ -276,14 +275,14 @@ def _run(
     aims = None if name in AIMS and threat.goal == "untargeted" else labels
     with contextlib.ExitStack() as inside:
         inside.enter_context(optional.silence(LIBRARY))
-        if x.is_cuda:  # ART takes the current GPU, whichever the model is on
+        if x.is_cuda:  # ART uses the current GPU, not that of the model
             inside.enter_context(torch.cuda.device(x.device))
         if TABLE[name].own_generator:
             inside.enter_context(_seeded(noise))
         victim = next(key for key in VICTIM if key in _signature(name))
         classifier = _classifier(model, x, classes, TABLE[name].probabilities)
         given = {victim: classifier, **_arguments(name, threat, params, len(x))}
-        images = x.cpu().numpy().copy()  # else ART would hold the harness's own memory
+        images = x.cpu().numpy().copy()  # or ART would write into the harness's memory
         return torch.from_numpy(_class(name)(**given).generate(x=images, y=aims)).to(x)
 
 
@@ -292,9 +291,9 @@ def _run(
 ASCENTS = ("FastGradientMethod", "BasicIterativeMethod", "ProjectedGradientDescent",
            "ProjectedGradientDescentNumpy", "ProjectedGradientDescentPyTorch",
            "MomentumIterativeMethod")  # fmt: skip
-"""Attacks that step along a gradient and are projected, as bench's own are."""
+"""Attacks that step along a gradient and project, as bench's own do."""
 AIMS = ("SaliencyMapMethod",)
-"""Targeted attacks by nature, which draw a target where they are given none."""
+"""Targeted attacks, which draw a target if none is given."""
 CLAMPED: dict[Norm, str] = {
     "linf": PROJECTION["linf"],
     "l2": "box, then ball",
@@ -314,7 +313,7 @@ def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]
     if name not in ASCENTS:
         return {"steps": str(params.max_iter)} if hasattr(params, "max_iter") else {}
     starts = getattr(params, "num_random_init", 0)
-    found = {
+    traits = {
         "loss": "cross-entropy",
         "start": "uniform in the ball" if starts else "clean",
         "stop": "never",
@@ -324,11 +323,11 @@ def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]
         "projection": CLAMPED[norm],
     }
     if getattr(params, "decay", None) is not None:
-        found["momentum"] = f"mu={params.decay:g}, gradient over its l1 norm"
-    return found
+        traits["momentum"] = f"mu={params.decay:g}, gradient over its l1 norm"
+    return traits
 
 
-SAYINGS: dict[str, tuple[str, ...]] = {
+CAVEATS: dict[str, tuple[str, ...]] = {
     "SaliencyMapMethod": ("Untargeted means towards one random wrong class, and no other.",),
     "DeepFool": ("Leaves the class that the model predicts, whatever the label.",),
     "NewtonFool": ("Leaves the class that the model predicts, whatever the label.",),
@@ -338,16 +337,16 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
     """Return the sentences that qualify the result of this class."""
-    told = [*SAYINGS.get(name, ())]
+    caveats = [*CAVEATS.get(name, ())]
     if name in ASCENTS:
-        told += reach_caveats(_alpha(name, params, eps), getattr(params, "max_iter", 1), eps)
+        caveats += reach_caveats(_alpha(name, params, eps), getattr(params, "max_iter", 1), eps)
     if name in ASCENTS and norm == "l1":
-        told.append("Its l1 step moves one entry alone, which the box stops at a change of 1.")
+        caveats.append("Its l1 step moves one entry alone, which the box stops at a change of 1.")
     if TABLE[name].probabilities:
-        told.append("Reads probabilities, as it demands: a softmax of the model's logits.")
+        caveats.append("Reads probabilities, as it demands: a softmax of the model's logits.")
     if TABLE[name].or_clean:
-        told.append("Images that it cannot fool come back clean.")
-    return told
+        caveats.append("Images that it cannot fool come back clean.")
+    return caveats
 
 
 def adapt(name: str) -> Attack:

@@ -1,16 +1,16 @@
 """Any attack of Foolbox that moves an image within a norm: `foolbox:LinfPGD`.
 
-What Foolbox's classes tell of themselves is asked of them: kind, distance, parameters. One row of
-TABLE per family, a class's name without its norm, says the rest, as read in the source and as
-tried. Parameters are those of the class's `__init__` under their own names and defaults, without
-what the suite decides (eps; the norm, as `distance` and `constraint`), what the harness knows
-(`channel_axis`) or what no suite can write (`init_attack`, `tensorboard`). A fixed-epsilon attack
-returns what Foolbox itself judges, its `clipped` images; nothing else is repaired.
+Kind, distance and parameters are read from Foolbox's classes. Parameters are those of the class's
+`__init__` under their names and defaults there, without what the suite sets (eps; the norm, as
+`distance` and `constraint`), what the harness knows (`channel_axis`) or what no suite can write
+(`init_attack`, `tensorboard`). What the classes do not state is in TABLE, one row per family (a
+class's name without its norm), from reading and running the source. A fixed-epsilon attack returns
+what Foolbox itself judges, its `clipped` images; nothing else is repaired.
 
 Source: Rauber et al. 2020, https://doi.org/10.21105/joss.02607
 Differs from the library: `abs_stepsize` may be a share of eps ("eps/10"); an attack that needs an
-adversarial start takes Foolbox's own default for each image by itself, so that one image without
-a start comes back clean instead of failing its batch.
+adversarial start runs Foolbox's default for each image separately, so that one image without a
+start is returned clean and its batch does not fail.
 """
 
 import importlib.metadata
@@ -42,13 +42,13 @@ class Row(NamedTuple):
     needs: Literal["gradient", "scores", "labels"] = "gradient"
     goals: tuple[Goal, ...] = ("untargeted", "targeted")
     draws: bool = False
-    """True if it draws random numbers, for the batch as a whole; one with a `random_start` may."""
+    """Whether it draws random numbers, for the batch as a whole; one with a `random_start` may."""
     by_batch: bool = False
-    """True if it stops on something that it reads off the whole batch."""
+    """Whether its stopping rule depends on the whole batch."""
     counts_steps: bool = False
-    """True if it looks at an image once a step."""
+    """Whether it calls the model once a step for an image."""
     norms: tuple[Norm, ...] = ()
-    """Where the class cannot say what it measures in."""
+    """Norms, if the class does not state them."""
 
 
 AWAY: tuple[Goal, ...] = ("untargeted",)
@@ -132,8 +132,7 @@ STARTS = {
     "HopSkipJumpAttack": BLEND,
     "PointwiseAttack": ("SaltAndPepperNoiseAttack", {}),
 }
-"""Attacks that walk from an adversarial image towards the clean one -> the attack that Foolbox
-makes such an image with where it is given none."""
+"""Attack that starts at an adversarial image -> Foolbox's default attack for that image."""
 
 
 def _family(name: str) -> str:
@@ -226,8 +225,8 @@ def _norms(name: str) -> tuple[Norm, ...]:
     return ("linf",) if p == torch.inf else (f"l{p:g}",)  # type: ignore[return-value]
 
 
-def _made(name: str, threat: Threat, params: Any) -> Any:
-    """The attack object, of these settings."""
+def _create_attack(name: str, threat: Threat, params: Any) -> Any:
+    """Create the library's attack object."""
     takes = [p.name for p in _signature(name)]
     given = {key: getattr(params, key) for key in takes if key not in DROPPED}
     if "constraint" in takes:
@@ -253,10 +252,10 @@ def _run(
     eps = threat.eps if _fixed(name) else None
     with optional.silence(LIBRARY, "eagerpy"):
         victim = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
-        attack = _made(name, threat, params)
+        attack = _create_attack(name, threat, params)
         if name not in STARTS:
             _, clipped, _ = attack(victim, x, aim(y), epsilons=eps)
-            return _as(clipped, x)
+            return _detach(clipped, x)
         first, settings = STARTS[name]
         starts = _class(first)(**settings).run(victim, x, aim(y))
         begun = aim(y)(starts, victim(starts))
@@ -264,10 +263,10 @@ def _run(
         if begun.any():
             few, goal = x[begun], aim(y[begun])
             x_adv[begun] = attack.run(victim, few, goal, starting_points=starts[begun])
-        return _as(x_adv, x)
+        return _detach(x_adv, x)
 
 
-def _as(images: Tensor, x: Tensor) -> Tensor:
+def _detach(images: Tensor, x: Tensor) -> Tensor:
     """Detach images and convert them to the dtype and device of x."""
     return images.detach().to(x)
 
@@ -301,7 +300,7 @@ def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]
     steps = {"steps": str(params.steps)} if hasattr(params, "steps") else {}
     if _family(name) not in ASCENTS:
         return steps
-    found = {
+    traits = {
         "loss": "cross-entropy",
         "start": "uniform in the ball" if params.random_start else "clean",
         "stop": "never",
@@ -312,8 +311,8 @@ def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]
         **steps,
     }
     if hasattr(params, "momentum"):
-        found["momentum"] = f"mu={params.momentum:g}, {GATHERED[norm]}"
-    return found
+        traits["momentum"] = f"mu={params.momentum:g}, {GATHERED[norm]}"
+    return traits
 
 
 SIGNS = (
@@ -322,7 +321,7 @@ SIGNS = (
 )
 NO_START = "An image that no random noise makes adversarial has no start, and comes back clean."
 BLACK = "An image that it cannot fool comes back black, which no eps of use allows."
-SAYINGS: dict[str, tuple[str, ...]] = {
+CAVEATS: dict[str, tuple[str, ...]] = {
     "BoundaryAttack": (NO_START,),
     "HopSkipJumpAttack": (NO_START,),
     "PointwiseAttack": (NO_START,),
@@ -340,12 +339,12 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
     """Return the sentences that qualify the result of this class."""
-    told = [*SAYINGS.get(_family(name), ())]
+    caveats = [*CAVEATS.get(_family(name), ())]
     if _family(name) == "MomentumIterativeFastGradientMethod" and norm == "linf":
-        told.append(SIGNS)
+        caveats.append(SIGNS)
     if _family(name) in ASCENTS:
-        told += reach_caveats(_alpha(name, params, eps), getattr(params, "steps", 1), eps)
-    return told
+        caveats += reach_caveats(_alpha(name, params, eps), getattr(params, "steps", 1), eps)
+    return caveats
 
 
 def adapt(name: str) -> Attack:

@@ -8,7 +8,7 @@ are counted.
 
 Source: Croce and Hein 2020, https://arxiv.org/abs/2003.01690
 Differs from the library: a seed that is not set comes from the suite (its own is the time of day);
-`n_target_classes` is at most the model's classes less one; what it logs is not heard.
+`n_target_classes` is at most the model's classes less one; its log is disabled.
 """
 
 import contextlib
@@ -81,9 +81,9 @@ def _ensemble(name: str, model: nn.Module, **settings: Any) -> Any:
     """Create the library's object with the values of that version or part."""
     library = optional.import_library(LIBRARY)
     if TABLE[name].holder:
-        made = library.AutoAttack(model, version="standard", **settings)
-        made.version, made.attacks_to_run = "custom", [name]
-        return made
+        ensemble = library.AutoAttack(model, version="standard", **settings)
+        ensemble.version, ensemble.attacks_to_run = "custom", [name]
+        return ensemble
     return library.AutoAttack(model, version=name, **settings)
 
 
@@ -118,9 +118,11 @@ def __getattr__(name: str) -> type:
 
 
 @contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    """The library's log is off inside, and whoever traces the interpreter traces on afterwards:
-    the library ends any tracing when it looks for gradients inside the model."""
+def _silence_log() -> Iterator[None]:
+    """Disable the library's log; restore the interpreter's trace function.
+
+    The library removes the trace function when it looks for gradients inside the model.
+    """
     log, tracer = logging.getLogger("auto-attack"), sys.gettrace()
     before = log.disabled
     log.disabled = True
@@ -138,7 +140,7 @@ def _run(
 
     Shapes: x (n, c, h, w) in [0, 1]; y (n,), the labels; the result as `x`.
     """
-    with optional.silence(LIBRARY), _unheard():
+    with optional.silence(LIBRARY), _silence_log():
         ensemble = _ensemble(
             name,
             model,
@@ -155,8 +157,8 @@ def _run(
         for attack in (ensemble.apgd_targeted, ensemble.fab):
             attack.n_target_classes = min(attack.n_target_classes, most)
         x_adv, _ = ensemble.run_standard_evaluation(x, y.long(), batch_size=len(x))
-        made: Tensor = x_adv.detach().to(x)
-        return made
+        images: Tensor = x_adv.detach().to(x)
+        return images
 
 
 def _classes(model: nn.Module, x: Tensor) -> int:
@@ -172,18 +174,18 @@ STARTS = {"apgd": "random, scaled onto the ball's surface", "square": "stripes"}
 def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]:
     """Describe the attack for cross-checks, with the keys that apply to it."""
     row = TABLE[name]
-    found = {"stop": "first-success", "loss": row.loss or "those of its parts"}
+    traits = {"stop": "first-success", "loss": row.loss or "those of its parts"}
     steps = getattr(params, "n_iter", None) or getattr(params, "n_queries", None)
-    found["steps"] = str(steps)
+    traits["steps"] = str(steps)
     if row.holder:
-        found["restarts"] = str(params.n_restarts)
+        traits["restarts"] = str(params.n_restarts)
     start = STARTS.get(row.holder.removesuffix("_targeted"))
-    return found | ({"start": start} if start else {})
+    return traits | ({"start": start} if start else {})
 
 
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
     """Return the sentences that qualify the result of this attack."""
-    told = ["Images that it cannot fool come back clean."]
+    caveats = ["Images that it cannot fool come back clean."]
     fresh = _ensemble(name, nn.Identity(), norm=norm.capitalize())
     weaker = [
         knob
@@ -193,8 +195,8 @@ def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
     ]
     if weaker:
         least = ", ".join(f"{knob} = {getattr(params, knob)}" for knob in weaker)
-        told.append(f"Fewer looks than the authors prescribe: {least}.")
-    return told
+        caveats.append(f"Fewer looks than the authors prescribe: {least}.")
+    return caveats
 
 
 def adapt(name: str) -> Attack:

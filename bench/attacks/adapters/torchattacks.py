@@ -1,13 +1,13 @@
 """Any attack of the torchattacks library as an attack of bench: `torchattacks:PGD`.
 
-One row of TABLE per class says what that class can do, as read in its source and as tried; its
-parameters are those of its `__init__` under their own names and defaults, without model, eps and
-norm, which the suite decides. `steps` and `restarts` are accepted where the library has another
-word. What the library returns is handed on as it is: the harness verifies and judges it.
+Parameters are those of the class's `__init__` under their names and defaults there, without model,
+eps and norm, which the suite sets; `steps` and `restarts` are accepted where the library has
+another name. What a class can do is in TABLE, from reading and running the source. Returned images
+are not repaired: the harness verifies and judges them.
 
 Source: Kim 2020, https://arxiv.org/abs/2010.01950
 Differs from the library: a seed that is not set comes from the suite (AutoAttack's own is the
-time of day); `n_classes` is at most the model's; Pixle gets its images one by one where it demands
+time of day); `n_classes` is at most the model's; Pixle gets its images one by one where it needs
 that; `verbose` is gone, and so are PIFGSM's `momentum` and `prob`, which the library never reads.
 """
 
@@ -44,16 +44,16 @@ class Row(NamedTuple):
     paper: str
     norms: tuple[Norm, ...] = ("linf",)
     minimum: bool = False
-    """True if it has no eps: it runs once, and its distances are read at every eps."""
+    """Whether it has no eps: it runs once, and its distances are read at every eps."""
     away_only: bool = False
-    """True if it has no targeted mode, or one that does not aim at the given class."""
+    """Whether it has no targeted mode, or one that ignores the given class."""
     needs: Literal["gradient", "scores", "labels"] = "gradient"
     draws: bool = False
-    """True if it draws random numbers, for the batch as a whole."""
+    """Whether it draws random numbers, for the batch as a whole."""
     by_batch: bool = False
-    """True if it draws none and yet stops on a sum over the batch."""
+    """Whether it draws none and yet stops on a sum over the batch."""
     or_clean: bool = False
-    """True if it hands back the clean image where it does not succeed, else its last iterate."""
+    """Whether it returns the clean image where it fails, not its last iterate."""
     min_classes: int = 2
     channels: tuple[int, ...] | None = None
     start: str = "clean"
@@ -280,21 +280,21 @@ def _run(
 def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]:
     """Describe the attack for cross-checks, with the keys that apply to this class."""
     row = TABLE[name]
-    found = {"loss": LOSSES.get(getattr(params, "loss", ""), row.loss)}
+    traits = {"loss": LOSSES.get(getattr(params, "loss", ""), row.loss)}
     if not row.minimum:
-        found["start"] = row.start if getattr(params, "random_start", True) else "clean"
-        found["stop"] = "first-success" if row.or_clean else "never"
-        found["restarts"] = str(getattr(params, "restarts", 1))
+        traits["start"] = row.start if getattr(params, "random_start", True) else "clean"
+        traits["stop"] = "first-success" if row.or_clean else "never"
+        traits["restarts"] = str(getattr(params, "restarts", 1))
     if name in ("FGSM", "FFGSM") or hasattr(params, "steps"):
-        found["steps"] = str(getattr(params, "steps", 1))
+        traits["steps"] = str(getattr(params, "steps", 1))
     if name == "AutoAttack":
-        found["steps"] = "10"  # of its APGD, APGDT and FAB; no parameter says so
+        traits["steps"] = "10"  # of its APGD, APGDT and FAB; no parameter says so
     if name == "FGSM" or hasattr(params, "alpha"):
         alpha = step_size(getattr(params, "alpha", eps), eps, getattr(params, "steps", 1))
-        found |= {"alpha": f"{alpha:.6g}", "projection": PROJECTION[norm]}
+        traits |= {"alpha": f"{alpha:.6g}", "projection": PROJECTION[norm]}
     if hasattr(params, "decay"):
-        found["momentum"] = f"mu={params.decay:g}, gradient over mean |g|"
-    return found
+        traits["momentum"] = f"mu={params.decay:g}, gradient over mean |g|"
+    return traits
 
 
 ZERO = "An image with equal or zero class gradients comes back as NaN, which is a violation."
@@ -303,7 +303,7 @@ OUTSIDE = (
     "Takes one gradient step on the clean image itself before it measures from it, so images may "
     "leave the box by about lr * initial_const * gradient: violations; lower initial_const."
 )
-SAYINGS: dict[str, tuple[str, ...]] = {
+CAVEATS: dict[str, tuple[str, ...]] = {
     "VANILA": ("Returns the clean images: no attack, a floor.",),
     "GN": ("Noise of fixed std, whatever eps: no attack, a floor.",),
     "TPGD": ("Ignores the labels: it leaves the clean output.",),
@@ -331,20 +331,22 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
     """Return the sentences that qualify the result of this class."""
     row, steps = TABLE[name], getattr(params, "steps", 1)
-    told = [*SAYINGS.get(name, ())]
+    caveats = [*CAVEATS.get(name, ())]
     if hasattr(params, "alpha"):
-        told += reach_caveats(step_size(params.alpha, eps, steps), steps, eps)
+        caveats += reach_caveats(step_size(params.alpha, eps, steps), steps, eps)
     if name == "SPSA" and params.lr * steps < eps:
-        told.append(f"lr * steps = {params.lr * steps:.4g} is less than eps = {eps:.4g}.")
+        caveats.append(f"lr * steps = {params.lr * steps:.4g} is less than eps = {eps:.4g}.")
     if hasattr(params, "decay"):
-        told.append("An image whose gradient is exactly 0 once stays where it is from then on.")
+        caveats.append("An image whose gradient is exactly 0 once stays where it is from then on.")
     if hasattr(params, "n_classes") and getattr(params, "multi_targeted", True):
-        told.append(f"n_classes is targets + 1: at most {params.n_classes - 1} targets are tried.")
+        caveats.append(
+            f"n_classes is targets + 1: at most {params.n_classes - 1} targets are tried."
+        )
     if name in ("EADL1", "EADEN") and params.kappa:
-        told.append("kappa is applied to the classes of all labels in the batch at once.")
+        caveats.append("kappa is applied to the classes of all labels in the batch at once.")
     if row.or_clean:
-        told.append("Images that it cannot fool come back clean.")
-    return told
+        caveats.append("Images that it cannot fool come back clean.")
+    return caveats
 
 
 @cache
