@@ -64,10 +64,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
             for key in changed:
                 tensors[key].copy_(before[key])
     if changed:
-        raise ContractError(_changed(model, changed, training))
+        raise ContractError(_describe_change(model, changed, training))
 
 
-def _changed(model: nn.Module, changed: list[str], training: set[str]) -> str:
+def _describe_change(model: nn.Module, changed: list[str], training: set[str]) -> str:
     """Describe what changed these tensors: a module in training mode, or the attack.
 
     Batch norm, for one, writes its running statistics at each pass in training mode.
@@ -90,7 +90,7 @@ def _changed(model: nn.Module, changed: list[str], training: set[str]) -> str:
     )
 
 
-# ------------------------------------------------------------------------- images left as they are
+# ------------------------------------------------------------------------- unchanged inputs
 
 
 class InputWriteError(ContractError):
@@ -164,16 +164,16 @@ def find_input_writer(model: nn.Module, x: Tensor) -> str:
     Returns:
         The module's name and class.
     """
-    found = _writing(model, x, False) or _writing(model, x, True)
+    found = _first_writing_module(model, x, False) or _first_writing_module(model, x, True)
     name = next((name for name, each in model.named_modules() if each is found), "")
     if found is None or not name:
         return f"the forward of {type(model).__name__} itself"
     return f"its module '{name}', {type(found).__name__}"
 
 
-def _writing(model: nn.Module, x: Tensor, differentiable: bool) -> nn.Module | None:
+def _first_writing_module(model: nn.Module, x: Tensor, differentiable: bool) -> nn.Module | None:
     """Return the first module to end whose call, and none inside it, wrote into the images."""
-    # No leaf, so that autograd lets it be written to.
+    # Not a leaf, so that autograd allows writes.
     given = x.detach().clone().requires_grad_(differentiable).clone()
     before = given._version
     found: list[nn.Module] = []
@@ -195,7 +195,7 @@ def _writing(model: nn.Module, x: Tensor, differentiable: bool) -> nn.Module | N
     try:
         with torch.set_grad_enabled(differentiable):
             model(given)
-    except RuntimeError:  # what writes past autograd may raise with a gradient, and not without
+    except RuntimeError:  # a write past autograd may raise with a gradient only
         return None
     finally:
         for handle in handles:

@@ -57,7 +57,7 @@ class Floor(NamedTuple):
     gradient: float
     """One forward and one gradient with respect to the input."""
     busy_forward: float = 0.0
-    """The same two in `busy` seconds."""
+    """The same two in `busy_seconds`."""
     busy_gradient: float = 0.0
 
     def seconds(self, forwards: float, backwards: float) -> float:
@@ -104,22 +104,22 @@ def measure_floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
     """
     sizes = sorted({rows, max(1, rows // 4)})
     with eval_mode(model):
-        paces = [_paces(model, x, y, size) for size in sizes]
-    return Floor(*map(min, zip(*paces, strict=True)))
+        floors = [_time_passes(model, x, y, size) for size in sizes]
+    return Floor(*map(min, zip(*floors, strict=True)))
 
 
-def _paces(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
+def _time_passes(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
     """Time a forward pass and a gradient over `rows` rows, per row."""
     images = noisy_images(x, rows)
     labels = y[torch.arange(rows, device=x.device) % len(x)]
-    ascend = make_objective("cross-entropy", "untargeted")
+    objective = make_objective("cross-entropy", "untargeted")
 
     def forward() -> None:
         with torch.no_grad():
             model(images)
 
     def gradient() -> None:
-        gradient_pass(model, ascend, images, labels, labels)
+        gradient_pass(model, objective, images, labels, labels)
 
     there, busy_there = median_seconds(forward, x.device)
     try:
@@ -127,7 +127,7 @@ def _paces(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
-        back, busy_back = there, busy_there  # it has no gradient, so nothing is held against it
+        back, busy_back = there, busy_there  # no gradient, so no comparison
     return Floor(*(spent / rows for spent in (there, back, busy_there, busy_back)))
 
 
@@ -210,8 +210,8 @@ def synchronize(device: torch.device) -> None:
 
 
 CACHE_BYTES = 24 * 2**20
-"""About what a pass may touch before a CPU core's caches lose: measured optimum 128 to 256 rows
-of a LeNet, 8 of a ResNet50 at 224x224."""
+"""Bytes of activations that a CPU core's caches hold: the measured optimum is 128 to 256 rows of a
+LeNet, 8 of a ResNet50 at 224x224."""
 
 
 def rows_per_pass(model: nn.Module, x: Tensor) -> int:

@@ -32,7 +32,7 @@ from bench.core.contracts.attack import (
     IterativeAttack,
 )
 from bench.core.contracts.model import Model
-from bench.core.contracts.types import SHOWN, Access, Shape, Sweep
+from bench.core.contracts.types import ACCESS_RANK, Access, Shape, Sweep
 from bench.core.errors import SuiteError, nearest
 from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
 from bench.engine.functional.losses import min_classes
@@ -339,7 +339,7 @@ def _skip_reason(entry: AttackEntry, victim: Facts, facts: Facts) -> str:
     attack, loss = entry.attack, getattr(entry.params, "loss", "")
     if attack.unavailable:
         return attack.unavailable
-    if SHOWN[attack.needs] > SHOWN[facts.access]:
+    if ACCESS_RANK[attack.needs] > ACCESS_RANK[facts.access]:
         return f"the attack needs {NEEDED[attack.needs]}, the model shows {facts.access} alone"
     if None not in (victim.classes, facts.classes) and victim.classes != facts.classes:
         return f"the source has {facts.classes} classes, the model has {victim.classes}"

@@ -13,8 +13,6 @@ Precision = Literal["float32", "tf32", "bfloat16"]
 Shape = tuple[int, int, int]
 """Channels, height, width of one image."""
 
-# ----------------------------------------------------------------------------------------- attacks
-
 
 @dataclass(frozen=True, kw_only=True)
 class Threat:
@@ -26,8 +24,8 @@ class Threat:
 
 
 Access = Literal["gradient", "scores", "labels"]
-SHOWN = {"nothing": 0, "labels": 1, "scores": 2, "gradient": 3}
+"""What a model lets an attack read."""
+ACCESS_RANK = {"nothing": 0, "labels": 1, "scores": 2, "gradient": 3}
 """Rank of what an attack needs of a model; each includes those of lower rank."""
-
-
 CertificationMethod: TypeAlias = Literal["ibp", "crown"]
+"""Bound propagation that certifies an example: intervals, or CROWN's linear bounds."""
