@@ -16,7 +16,7 @@ Source: Croce and Hein 2021, section 3, https://arxiv.org/abs/2103.01208
 Differs from the papers: in l1 the last step of a larger ball is that projection, so that all takes
 as many gradients as there are steps; the first ball, too, begins with a 1.5th of its start's
 entries, as in the authors' code, not with a fifth of all. An iterate that is a success is returned,
-as in their code, and the row stops there if the curve does.
+as in their code, and the row stops there under stop = "first-success".
 """
 
 from collections.abc import Mapping
