@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import bench
+from bench.analysis import results
 from bench.engine import determinism, timing
 from bench.engine.acceleration import accelerate, calibration
 from bench.storage import fingerprint, records
@@ -142,7 +143,7 @@ def test_what_torch_was_told_before_still_holds_afterwards() -> None:
 def test_an_operation_without_a_deterministic_form_fails_its_cells_alone(tmp_path: Path) -> None:
     (tmp_path / "put.py").write_text(PUT, encoding="utf-8")
     out = ran(tmp_path, "out", "put.py:PUT", deterministic=True)
-    table = bench.results.read(out).table.set_index(["attack", "eps"])  # type: ignore[attr-defined]
+    table = results.read(out).table.set_index(["attack", "eps"])
     assert table["status"].to_dict() == {
         ("a", 0.0): "ok", ("a", 0.05): "failed", ("a", 0.1): "failed", ("square", 0.1): "ok",
     }  # fmt: skip

@@ -27,12 +27,11 @@ from torch import Tensor, nn
 
 from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.core.contracts.rule import AttackBatch, StepInput
-from bench.core.contracts.types import Goal
 from bench.core.errors import describe
 from bench.core.rng import Noise
 from bench.engine import cuda_graphs
 from bench.engine.functional.gradients import PassResult, forward_pass, gradient_pass
-from bench.engine.functional.logits import predict_class, widen
+from bench.engine.functional.logits import reaches_goal, widen
 from bench.engine.functional.losses import make_objective
 from bench.engine.functional.norms import norm_of, per_row
 from bench.engine.model_state import allow_tf32, call_model, is_out_of_memory
@@ -246,7 +245,7 @@ class AttackStream:
         if samples > 1:
             logits, loss, gradient = logits / samples, loss / samples, gradient / samples
         loss = torch.where(loss.isfinite(), loss, -torch.inf)
-        fooled = _reaches_goal(logits, known.y, self.spec.goal) & logits.isfinite().all(1)
+        fooled = reaches_goal(logits, known.y, self.spec.goal) & logits.isfinite().all(1)
         if self.rule.within is not None:
             fooled = fooled & self.rule.within(known, self.spec.params, self.spec.norm)
         return StepInput(logits, loss, gradient, fooled), spoilt
@@ -424,7 +423,7 @@ class AttackStream:
         last = self.rounds == 1 and not self.nested
         if not len(batch.item) or last or self.seeks:  # a search makes every round
             return self._store(batch, x, won=False)
-        fooled = _reaches_goal(self._model_logits(x), batch.known.y, self.spec.goal)
+        fooled = reaches_goal(self._model_logits(x), batch.known.y, self.spec.goal)
         example, eps, _ = batch.item.unbind(1)
         self.out.forwards[eps, example] += self.spec.predictions
         self._store(take_rows(batch, fooled), x[fooled], won=True)
@@ -521,9 +520,3 @@ def _empty_result(x: Tensor, spec: AttackSpec) -> StreamResult:
 def _finite_loss(loss: Tensor) -> Tensor:
     """Replace losses that are not finite by NaN, as traces store them."""
     return torch.where(loss.isfinite(), loss, torch.nan)
-
-
-def _reaches_goal(logits: Tensor, y: Tensor, goal: Goal) -> Tensor:
-    """Return whether predictions reach the goal, (n,), bool."""
-    prediction = predict_class(logits)
-    return prediction != y if goal == "untargeted" else prediction == y

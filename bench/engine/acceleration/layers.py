@@ -187,9 +187,7 @@ def _pool_first(graph_module: fx.GraphModule, on_cpu: bool) -> None:
         name = f"pooled_{node.name}"
         graph_module.add_submodule(name, MaxPoolReLU(pool, clips, on_cpu))
         with graph_module.graph.inserting_after(node):
-            new = graph_module.graph.call_called_module(
-                name, (before.args[0] if clips else before,)
-            )
+            new = graph_module.graph.call_module(name, (before.args[0] if clips else before,))
         node.replace_all_uses_with(new)
         graph_module.graph.erase_node(node)
         if clips:

@@ -8,6 +8,8 @@ are. On a tie it is the lowest class. Probabilities are only shown; no verdict d
 import torch
 from torch import Tensor
 
+from bench.core.contracts.types import Goal
+
 
 def widen(logits: Tensor) -> Tensor:
     """Convert half-precision logits to float32, which changes no value.
@@ -31,6 +33,21 @@ def predict_class(logits: Tensor) -> Tensor:
         Classes, (...), int64.
     """
     return logits.argmax(-1)
+
+
+def reaches_goal(logits: Tensor, y: Tensor, goal: Goal) -> Tensor:
+    """Return whether predictions reach the goal of an attack.
+
+    Args:
+        logits: Logits, (n, classes).
+        y: Class to leave (untargeted) or to reach (targeted), (n,), int64.
+        goal: Goal of the attack.
+
+    Returns:
+        (n,), bool.
+    """
+    prediction = predict_class(logits)
+    return prediction != y if goal == "untargeted" else prediction == y
 
 
 def probabilities(logits: Tensor) -> Tensor:
