@@ -202,7 +202,7 @@ def test_a_second_run_into_a_folder_refuses_and_names_the_first(tmp_path: Path) 
 def test_a_lock_ends_with_the_process_that_was_killed(tmp_path: Path) -> None:
     words = (
         "import sys, time, pathlib; from bench.core import lock\n"
-        "with lock.held(pathlib.Path(sys.argv[1]), print):\n"
+        "with lock.hold_lock(pathlib.Path(sys.argv[1]), print):\n"
         "    print('held', flush=True); time.sleep(99)"
     )
     with subprocess.Popen(

@@ -283,7 +283,7 @@ def test_the_tutorial_runs_on_a_few_images_and_its_seconds_are_scaled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tutorial, "IMAGES", 8)
-    monkeypatch.setattr("bench.engine.timing.timed", lambda work, device: (work(), 1.0))
+    monkeypatch.setattr("bench.engine.timing.time_call", lambda work, device: (work(), 1.0))
     task = loaded("fgsm")
     done = raced(task, "bench", "tutorial loop")
     first, last = done.outcomes
