@@ -28,44 +28,46 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bench.api import Evaluation, evaluate, run
     from bench.core.contracts.attack import (
-        Alpha,
         Attack,
-        AttackBatch,
-        Count,
-        Learner,
-        Length,
-        Lesson,
-        Losses,
+        EnsembleAttack,
+        ExternalAttack,
+        IterativeAttack,
         Part,
-        Rule,
-        RuleParams,
-        StepInput,
-        step_size,
     )
     from bench.core.contracts.dataset import Data, Dataset
+    from bench.core.contracts.learner import Learner, Losses, TrainingBatch
     from bench.core.contracts.model import Model
+    from bench.core.contracts.parameters import Alpha, Count, Length, step_size
+    from bench.core.contracts.rule import AttackBatch, Rule, RuleParams, StepInput
     from bench.core.contracts.types import Access, Goal, Loss, Norm, Precision, Shape, Threat
     from bench.core.errors import ContractError, RecordError, RobustnessWarning, SuiteError
     from bench.core.rng import Noise
 
 __all__ = [
     "Access", "Alpha", "Attack", "AttackBatch", "ContractError", "Count", "Data", "Dataset",
-    "Evaluation", "Goal", "Learner", "Length", "Lesson", "Loss", "Losses", "Model", "Noise", "Norm",
-    "Part", "Precision", "RecordError", "RobustnessWarning", "Rule", "RuleParams", "Shape",
-    "StepInput", "SuiteError", "Threat", "evaluate", "run", "step_size",
+    "EnsembleAttack", "Evaluation", "ExternalAttack", "Goal", "IterativeAttack", "Learner",
+    "Length", "Loss", "Losses", "Model", "Noise", "Norm", "Part", "Precision", "RecordError",
+    "RobustnessWarning", "Rule", "RuleParams", "Shape", "StepInput", "SuiteError", "Threat",
+    "TrainingBatch", "evaluate", "run", "step_size",
 ]  # fmt: skip
 
 _HOMES = {
     "bench.api": ("Evaluation", "evaluate", "run"),
+    "bench.core.contracts.attack": (
+        "Attack", "EnsembleAttack", "ExternalAttack", "IterativeAttack", "Part",
+    ),
     "bench.core.contracts.dataset": ("Data", "Dataset"),
+    "bench.core.contracts.learner": ("Learner", "Losses", "TrainingBatch"),
     "bench.core.contracts.model": ("Model",),
+    "bench.core.contracts.parameters": ("Alpha", "Count", "Length", "step_size"),
+    "bench.core.contracts.rule": ("AttackBatch", "Rule", "RuleParams", "StepInput"),
     "bench.core.contracts.types": (
         "Access", "Goal", "Loss", "Norm", "Precision", "Shape", "Threat",
     ),
     "bench.core.errors": ("ContractError", "RecordError", "RobustnessWarning", "SuiteError"),
     "bench.core.rng": ("Noise",),
 }  # fmt: skip
-"""Where the names are defined that are not among the contracts of attacks."""
+"""Module -> public names that it defines."""
 
 
 def __getattr__(name: str) -> Any:
@@ -76,5 +78,5 @@ def __getattr__(name: str) -> Any:
     """
     if name not in __all__:
         raise AttributeError(f"module 'bench' has no attribute '{name}'")
-    home = next((m for m, names in _HOMES.items() if name in names), "bench.core.contracts.attack")
+    home = next(module for module, names in _HOMES.items() if name in names)
     return getattr(import_module(home), name)

@@ -13,16 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import registry
+from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
 from bench.engine import timing
 from bench.engine.functional import losses
-from bench.engine.functional.norms import random_in_ball
+from bench.engine.functional.sampling import random_in_ball
 
 Attacked = Callable[..., Any]
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
 FOUND = {name: registry.find("attacks", name) for name in BUILT_IN}
-FIXED = [name for name, attack in FOUND.items() if attack.rule and attack.budget == "fixed"]
+FIXED = [
+    name
+    for name, attack in FOUND.items()
+    if isinstance(attack, IterativeAttack) and attack.budget == "fixed"
+]
 RULES = [name for name in FIXED if FOUND[name].scale_free]
 LOOPS = [name for name in RULES if not FOUND[name].rule.one_gradient]
 CLIMBING = [name for name in RULES if FOUND[name].needs == "gradient"]
@@ -198,7 +203,7 @@ def test_in_a_data_set_of_another_order_an_image_keeps_its_outcome_and_a_positio
 def test_the_passes_told_are_those_that_the_model_saw(
     attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked
 ) -> None:
-    with timing.counted(net) as seen:
+    with timing.count_passes(net) as seen:
         settings = settings | {"params": SHORT.get(attack)}
         told = attacked(net, *few, attack, (0.05, 0.2), rows=5, **settings)
     assert seen.forwards == pytest.approx(float(told.forwards.sum()))
@@ -206,7 +211,7 @@ def test_the_passes_told_are_those_that_the_model_saw(
 
 
 def test_restarts_are_counted_too(net: nn.Module, few: Any, attacked: Attacked) -> None:
-    with timing.counted(net) as seen:
+    with timing.count_passes(net) as seen:
         told = attacked(net, *few, "pgd", 0.1, params={"steps": 4, "restarts": 3}, rows=5)
     assert seen.forwards == float(told.forwards.sum())
     assert seen.backwards == float(told.backwards.sum())
@@ -467,7 +472,7 @@ def test_gradients_and_first_successes_are_the_copys(
     attack: str, stop: str, net: nn.Module, other: nn.Module, few: Any, attacked: Attacked
 ) -> None:
     settings = {"stop": stop, "params": SHORT.get(attack), "rows": 5}
-    with timing.counted(net) as own, timing.counted(other) as led:
+    with timing.count_passes(net) as own, timing.count_passes(other) as led:
         told = attacked(net, *few, attack, (0.1, 0.2), copy=other, **settings)
     assert (own.forwards, own.backwards) == (0, 0)
     assert led.backwards == pytest.approx(float(told.backwards.sum()))
@@ -480,7 +485,7 @@ def test_the_model_itself_says_whom_a_restart_or_a_larger_ball_waits_for(
     settings: Any, net: nn.Module, other: nn.Module, few: Any, attacked: Attacked
 ) -> None:
     settings = {"stop": "never", "params": {"steps": 3}, "rows": 5, **settings}
-    with timing.counted(net) as own, timing.counted(other) as led:
+    with timing.count_passes(net) as own, timing.count_passes(other) as led:
         told = attacked(net, *few, "pgd", (0.08, 0.16), copy=other, **settings)
     assert own.backwards == 0
     assert own.forwards == led.forwards / 3  # once, when its three steps are made

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import bench
 from bench.attacks import autoattack
 from bench.core import registry
+from bench.core.contracts.attack import EnsembleAttack
 from bench.core.errors import SuiteError
 
 Batch = tuple[Tensor, Tensor]
@@ -163,4 +164,4 @@ def test_a_nested_sweep_inherits_what_a_smaller_eps_broke(
     told = bench.run(str(tmp_path / "n.toml"), out=tmp_path / "out", device="cpu")
     large, small = told.table["robust_correct"]
     assert large <= small
-    assert registry.find("attacks", "autoattack").parts is not None
+    assert isinstance(registry.find("attacks", "autoattack"), EnsembleAttack)

@@ -23,9 +23,9 @@ from torch.utils.checkpoint import checkpoint
 
 import bench
 from bench.core import registry
-from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.engine import timing
-from bench.engine.acceleration import accelerate, layers
+from bench.engine.acceleration import accelerate, calibration, layers
 from bench.evaluation import crafting, verify
 from bench.evaluation.crafting import SPOTS, Examples
 from bench.evaluation.judge import judge
@@ -295,7 +295,7 @@ OUTCOME = ["attacked", "fooled", "clean_pred", "adv_pred", "adv_pred_8bit", "vio
 @pytest.fixture(autouse=True)
 def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layout and rows are taken by rule: what was timed differs from machine to machine."""
-    monkeypatch.setattr(accelerate, "recall", lambda key: None)
+    monkeypatch.setattr(calibration, "recall", lambda key: None)
 
 
 @pytest.fixture(autouse=True)
@@ -342,7 +342,9 @@ def measured(
 
 def prepared(net: nn.Module) -> accelerate.AcceleratedModel:
     """The copy as it leads in a run, its layout and rows by rule."""
-    return accelerate.prepare(net, images()[: accelerate.PROBED], 16, fixed=True, ahead=0.0)
+    return accelerate.accelerate_model(
+        net, images()[: accelerate.PROBED], 16, fixed=True, ahead=0.0
+    )
 
 
 def both(name: str, attack: str) -> list[pd.DataFrame | str]:
@@ -418,7 +420,7 @@ def test_a_forward_that_asks_for_torchs_modes_or_sets_them_is_not_made_a_graph(n
     before = sys.getprofile()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = layers._graph(made(name))
+        graph = layers._trace_without_modes(made(name))
     assert (graph is not None) == MODES[name]
     assert sys.getprofile() is before
 
@@ -474,7 +476,7 @@ def test_where_a_copy_raises_in_an_attack_the_model_itself_is_attacked(
 def test_an_attack_that_raises_itself_is_not_blamed_on_the_copy() -> None:
     net = made("nothing")
     found = registry.find("attacks", "fgsm")
-    assert found.rule is not None
+    assert isinstance(found, IterativeAttack)
 
     def broken(*given: Any) -> Any:
         raise KeyError("of the attack")
@@ -568,7 +570,7 @@ def test_a_run_says_which_copy_was_dropped_and_keeps_it_in_its_provenance(tmp_pa
 
 
 if __name__ == "__main__":
-    accelerate.recall = lambda key: None  # type: ignore[assignment]
+    calibration.recall = lambda key: None  # type: ignore[assignment]
     print("| forward | copy | PGD with | PGD without | Square with | Square without |")
     for each in ZOO:
         net = made(each)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import bench
 from bench.core import registry
+from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
 from bench.datasets import mnist
@@ -29,10 +30,18 @@ from bench.models import strided_cnn
 Attacked = Callable[..., Any]
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
 FOUND = {name: registry.find("attacks", name) for name in BUILT_IN}
-FIXED = [name for name, attack in FOUND.items() if attack.rule and attack.budget == "fixed"]
+FIXED = [
+    name
+    for name, attack in FOUND.items()
+    if isinstance(attack, IterativeAttack) and attack.budget == "fixed"
+]
 RULES = [name for name in FIXED if FOUND[name].scale_free]
 LOOPS = [name for name in RULES if not FOUND[name].rule.one_gradient]
-LONG = [name for name, attack in FOUND.items() if attack.rule and not attack.rule.one_gradient]
+LONG = [
+    name
+    for name, attack in FOUND.items()
+    if isinstance(attack, IterativeAttack) and not attack.rule.one_gradient
+]
 TARGETED = [name for name in RULES if "targeted" in FOUND[name].goals]
 STEPPING = [name for name in LOOPS if hasattr(FOUND[name].params, "alpha")]
 BALLS: list[tuple[Norm, float]] = [("linf", 0.1), ("l2", 1.0)]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import bench
 from bench.core import registry
+from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.types import Norm
 from bench.engine import stream
 from bench.evaluation.audit import findings, symptoms
@@ -18,7 +19,7 @@ BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")
 LED = [
     name
     for name in BUILT_IN
-    if registry.find("attacks", name).rule is not None
+    if isinstance(registry.find("attacks", name), IterativeAttack)
     and registry.find("attacks", name).needs == "gradient"
 ]
 RADII: dict[Norm, float] = {"linf": 0.1, "l2": 1.5, "l1": 8.0, "l0": 20.0}
@@ -41,7 +42,7 @@ class Rooted(nn.Module):
 
 @pytest.mark.parametrize("name", LED)
 def test_an_attack_does_as_well_as_where_the_square_root_is_safe(
-    name: str, lenet: nn.Module, digits: Any, attacked: Callable[..., stream.Attacked]
+    name: str, lenet: nn.Module, digits: Any, attacked: Callable[..., stream.StreamResult]
 ) -> None:
     x, y = (part[:12] for part in digits)
     found = registry.find("attacks", name)
@@ -77,7 +78,7 @@ class Breaking(nn.Module):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_logits_that_are_not_finite_are_no_success_and_leave_the_images_finite(
     name: str, value: float, lenet: nn.Module, digits: Any,
-    attacked: Callable[..., stream.Attacked],
+    attacked: Callable[..., stream.StreamResult],
 ) -> None:  # fmt: skip
     x, y = (part[:3] for part in digits)
     found = registry.find("attacks", name)

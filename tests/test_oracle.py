@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import bench
 from bench.core import registry
+from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.types import Norm
 
 WEIGHTS = torch.kron(torch.tensor([1, 2, 2, 4]), torch.tensor([2, 4, 5, 6])) / 64
@@ -27,7 +28,11 @@ EPS: dict[Norm, tuple[float, ...]] = {
 }
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
 FOUND = {name: registry.find("attacks", name) for name in BUILT_IN}
-RULES = [name for name, attack in FOUND.items() if attack.rule and attack.scale_free]
+RULES = [
+    name
+    for name, attack in FOUND.items()
+    if isinstance(attack, IterativeAttack) and attack.scale_free
+]
 ATTACKS = [name for name in RULES if FOUND[name].needs == "gradient"]
 # A search whose steps become ever shorter comes near the formula: tests/attacks/test_min_norm.py.
 SHRINKING = [n for n in ATTACKS if FOUND[n].budget != "fixed" and hasattr(FOUND[n].params, "alpha")]

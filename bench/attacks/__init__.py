@@ -2,6 +2,6 @@
 
 Read `pgd` first. `common` holds helpers of several attacks, `adapters/` one file per other library,
 `weights/` what a trained attack needs. An attack ascends a loss and knows nothing of files, timing,
-normalisation or devices: the engine drives its rule, `evaluation` verifies and judges what it
+normalisation or devices: the engine runs its rule, `evaluation` verifies and judges what it
 returns. Imports `core` and `engine`.
 """

@@ -26,7 +26,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from bench.core import checkpoint
-from bench.core.contracts.attack import Attack, Learner, Lesson, Losses
+from bench.core.contracts.attack import ExternalAttack
+from bench.core.contracts.learner import Learner, Losses, TrainingBatch
 from bench.core.contracts.types import Norm, Shape, Threat
 from bench.core.errors import ContractError, SuiteError, nearest
 from bench.core.rng import Noise
@@ -37,6 +38,8 @@ SUFFIX = ".safetensors"
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     weights: str = "lenet-mnist"
     """The generator: one published with bench, called by the model and data that it was trained
     against, or a path ending in .safetensors."""
@@ -56,23 +59,37 @@ class Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the block.
+
+        Args:
+            x: Features, (n, width, h, w).
+
+        Returns:
+            Features, as `x`.
+        """
         return x + self.f(x)  # type: ignore[no-any-return]
 
 
 def _block(layer: nn.Conv2d | nn.ConvTranspose2d, then: nn.Module | None = None) -> nn.Module:
-    """The layer, a norm per instance, so that no example's result depends on its batch, and ReLU
-    or what is to be `then`."""
+    """Append an instance norm, which is independent of the batch, and an activation to a layer."""
     return nn.Sequential(layer, nn.InstanceNorm2d(layer.out_channels), then or nn.ReLU())
 
 
 def _doubling(wide: int, narrow: int) -> nn.ConvTranspose2d:
+    """Return a transposed convolution that doubles the sides."""
     return nn.ConvTranspose2d(wide, narrow, 3, stride=2, padding=1, output_padding=1)
 
 
 def generator(shape: Shape) -> nn.Module:
-    """g, without its tanh; 4.6 million multiplications for an image of 28x28.
+    """Build g without its tanh; 4.6 million multiplications for an image of 28x28.
 
-    Shapes behind each line are those of such an image, without the batch axis.
+    The comments at each line give the shape for such an image, without the batch axis.
+
+    Args:
+        shape: Channels, height and width of an image.
+
+    Returns:
+        Network that maps images to images of the same shape.
     """
     channels = shape[0]
     return nn.Sequential(
@@ -87,7 +104,14 @@ def generator(shape: Shape) -> nn.Module:
 
 
 def discriminator(shape: Shape) -> nn.Module:
-    """d: one number for each image, (n, 1)."""
+    """Build d, which gives one number for each image.
+
+    Args:
+        shape: Channels, height and width of an image.
+
+    Returns:
+        Network that maps images to (n, 1).
+    """
     channels, height, width = shape
     return nn.Sequential(
         nn.Conv2d(channels, 8, 4, stride=2, padding=1),
@@ -105,6 +129,8 @@ def discriminator(shape: Shape) -> nn.Module:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
+    """Parameters of the training."""
+
     alpha: Annotated[float, Ge(0)] = 1.0
     """Weight of L_GAN."""
     beta: Annotated[float, Ge(0)] = 1.0
@@ -116,6 +142,18 @@ class Training:
 
 
 def build(shape: Shape, params: Training) -> Mapping[str, nn.Module]:
+    """Build the untrained networks.
+
+    Args:
+        shape: Channels, height and width of an image.
+        params: Parameters of the training.
+
+    Returns:
+        Generator and discriminator by name.
+
+    Raises:
+        SuiteError: The images' sides are no multiples of 4 of at least 8.
+    """
     _, height, width = shape
     if height % 4 or width % 4 or min(height, width) < 8:
         raise SuiteError(
@@ -128,22 +166,32 @@ def build(shape: Shape, params: Training) -> Mapping[str, nn.Module]:
 def step(
     networks: Mapping[str, nn.Module],
     optimisers: Mapping[str, torch.optim.Optimizer],
-    lesson: Lesson,
+    batch: TrainingBatch,
     params: Training,
 ) -> Losses:
-    """One step of the discriminator, then one of the generator, on the same images."""
+    """Make one step of the discriminator, then one of the generator, on the same images.
+
+    Args:
+        networks: Generator and discriminator by name.
+        optimisers: Their optimisers.
+        batch: Model to fool, images, labels and threat.
+        params: Parameters of the training.
+
+    Returns:
+        Terms of the losses.
+    """
     g, d = networks["generator"], networks["discriminator"]
-    delta = lesson.threat.eps * torch.tanh(g(lesson.x))
-    x_adv = (lesson.x + delta).clamp(0, 1)
+    delta = batch.threat.eps * torch.tanh(g(batch.x))
+    x_adv = (batch.x + delta).clamp(0, 1)
 
     judging = {
-        "clean": (d(lesson.x) - 1).square().mean(),
+        "clean": (d(batch.x) - 1).square().mean(),
         "adversarial": d(x_adv.detach()).square().mean(),
     }
     _descend(optimisers["discriminator"], judging["clean"] + judging["adversarial"], d)
 
     fooling = {
-        "adversarial": _lead(lesson.target(x_adv), lesson.y).clamp(min=-params.kappa).mean(),
+        "adversarial": _lead(batch.target(x_adv), batch.y).clamp(min=-params.kappa).mean(),
         "GAN": (d(x_adv) - 1).square().mean(),
         "hinge": (delta.flatten(1).norm(dim=1) - params.c).clamp(min=0).mean(),
     }
@@ -154,27 +202,36 @@ def step(
 
 
 def _descend(optimiser: torch.optim.Optimizer, loss: Tensor, network: nn.Module) -> None:
-    """A step of one network; the gradient reaches no other, through which the loss may run."""
+    """Make a step of one network; the gradient reaches no other, through which the loss may run."""
     optimiser.zero_grad(set_to_none=True)
     loss.backward(inputs=list(network.parameters()))
     optimiser.step()
 
 
 def _lead(logits: Tensor, y: Tensor) -> Tensor:
-    """z_y - max_{i != y} z_i, (n,): below 0 where the label is not the answer."""
+    """Compute z_y - max_{i != y} z_i, (n,): below 0 where the label is not predicted."""
     others = logits.scatter(1, y[:, None], -torch.inf)
     return logits.gather(1, y[:, None])[:, 0] - others.amax(1)
 
 
 def metadata(shape: Shape, threat: Threat) -> Mapping[str, str]:
+    """Return the metadata of a weights file.
+
+    Args:
+        shape: Channels, height and width of an image.
+        threat: Norm, radius and goal.
+
+    Returns:
+        Radius and shape that the generator was trained for.
+    """
     return {"eps": repr(threat.eps), "shape": "x".join(map(str, shape))}
 
 
 # -------------------------------------------------------------------------------------- attacking
 
 
-class Trained(NamedTuple):
-    """What a weights file holds."""
+class LoadedGenerator(NamedTuple):
+    """Content of a weights file."""
 
     network: nn.Module
     shape: Shape
@@ -183,6 +240,16 @@ class Trained(NamedTuple):
 
 
 def craft(network: nn.Module, x: Tensor, threat: Threat) -> Tensor:
+    """Craft adversarial images: one forward pass of the generator.
+
+    Args:
+        network: The generator.
+        x: Clean images, (n, c, h, w), in [0, 1].
+        threat: Norm, radius and goal.
+
+    Returns:
+        Images, (n, c, h, w), in [0, 1].
+    """
     with torch.no_grad():
         return (x + threat.eps * torch.tanh(network(x))).clamp(0, 1)
 
@@ -190,8 +257,23 @@ def craft(network: nn.Module, x: Tensor, threat: Threat) -> Tensor:
 def run(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Params, noise: Noise
 ) -> Tensor:
-    """x_adv from x alone: the model is not asked, and the labels are not looked at."""
-    learned = trained(params)
+    """Craft adversarial images from x alone.
+
+    Args:
+        model: Not called.
+        x: Clean images, (n, c, h, w), in [0, 1].
+        y: Not read.
+        threat: Norm, radius and goal.
+        params: Params of the attack.
+        noise: Not used.
+
+    Returns:
+        Images, (n, c, h, w).
+
+    Raises:
+        ContractError: The generator is for images of another shape.
+    """
+    learned = load_generator(params)
     if x.shape[1:] != learned.shape:
         raise ContractError(
             f"advgan: weights '{params.weights}' are for images {learned.shape}, "
@@ -200,62 +282,92 @@ def run(
     return craft(learned.network.to(x.device), x, threat)
 
 
-def trained(params: Params) -> Trained:
-    """The generator that the params name; read once for each content of the file.
+def load_generator(params: Params) -> LoadedGenerator:
+    """Read the generator that the params name, once for each content of the file.
 
-    Raises: SuiteError in one sentence if it is missing, damaged or another network's.
+    Args:
+        params: Params of the attack.
+
+    Returns:
+        The generator in evaluation mode.
+
+    Raises:
+        SuiteError: The file is missing, damaged or of another network.
     """
     path = _file(params)
     try:
         return _read(f"attack 'advgan': weights '{params.weights}'", path, _age(path))
     except SuiteError as error:
         known = [file.stem.removeprefix("advgan-") for file in WEIGHTS.glob(f"advgan-*{SUFFIX}")]
-        told = f"{error}; {nearest(params.weights, known)}; "
+        problem = f"{error}; {nearest(params.weights, known)}; "
         command = f"`bench train {path.stem} --out {path.parent}`"
-        raise SuiteError(f"{told}{command} makes it if there is such a recipe") from error
+        raise SuiteError(f"{problem}{command} makes it if there is such a recipe") from error
 
 
 def _file(params: Params) -> Path:
-    """Where the weights lie; a path is taken from the working folder."""
+    """Return the path of the weights; a relative one is taken from the working folder."""
     given = params.weights
     return Path(given) if given.endswith(SUFFIX) else WEIGHTS / f"advgan-{given}{SUFFIX}"
 
 
 def _age(path: Path) -> int:
+    """Return the modification time, which invalidates the cache of `_read`."""
     return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 @lru_cache(maxsize=8)
-def _read(where: str, path: Path, age: int) -> Trained:
-    state = checkpoint.read(where, path)
+def _read(where: str, path: Path, age: int) -> LoadedGenerator:
+    """Read a weights file."""
+    state = checkpoint.read_tensors(where, path)
     with safe_open(path, framework="pt") as file:
-        told: Mapping[str, str] = file.metadata() or {}
+        metadata: Mapping[str, str] = file.metadata() or {}
     try:
-        channels, height, width = map(int, told["shape"].split("x"))
-        eps = float(told["eps"])
+        channels, height, width = map(int, metadata["shape"].split("x"))
+        eps = float(metadata["eps"])
     except (KeyError, ValueError) as error:
         raise SuiteError(f"{where}: {path} does not tell the eps and shape it is for") from error
     shape = (channels, height, width)
     network = generator(shape)
-    checkpoint.fill(f"{where} in {path}", network, state)
-    return Trained(network.eval().requires_grad_(False), shape, eps)
+    checkpoint.load_tensors(f"{where} in {path}", network, state)
+    return LoadedGenerator(network.eval().requires_grad_(False), shape, eps)
 
 
 def reads(params: Params) -> Sequence[Path]:
-    trained(params)  # what is wrong with the file is told now, and not cell by cell
+    """Return the weights file, after a check of its content.
+
+    Args:
+        params: Params of the attack.
+
+    Returns:
+        The path.
+
+    Raises:
+        SuiteError: The file is missing, damaged or of another network.
+    """
+    load_generator(params)  # reports a bad file now, and not cell by cell
     return [_file(params)]
 
 
 def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
+    """Return the caveat if the generator was trained at another radius.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Sentences for the report.
+    """
     if not _file(params).is_file():  # a suite can be planned before the generator is trained
         return ()
-    learned = trained(params)
+    learned = load_generator(params)
     if learned.eps == eps:
         return ()
     return (f"The generator was trained at eps = {learned.eps:g}; here its output is scaled.",)
 
 
-ATTACK = Attack(
+ATTACK = ExternalAttack(
     summary="a generator trained against one model: one forward pass, no query",
     source="Xiao et al. 2018",
     params=Params,

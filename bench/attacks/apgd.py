@@ -1,4 +1,4 @@
-"""APGD: projected gradient ascent with momentum, whose step size finds itself.
+"""APGD: projected gradient ascent with momentum, whose step size adapts.
 
 linf and l2: z = P(x_k + eta * v_k), v_k the steepest direction; x_{k+1} = P(x_k + 0.75 (z - x_k)
 + 0.25 (x_k - x_{k-1})), the first step without momentum. eta starts at 2 eps. At a checkpoint it
@@ -16,7 +16,7 @@ Source: Croce and Hein 2021, section 3, https://arxiv.org/abs/2103.01208
 Differs from the papers: in l1 the last step of a larger ball is that projection, so that all takes
 as many gradients as there are steps; the first ball, too, begins with a 1.5th of its start's
 entries, as in the authors' code, not with a fifth of all. An iterate that is a success is returned,
-as in their code, and the row stops there if the curve does.
+as in their code, and the row stops there under stop = "first-success".
 """
 
 from collections.abc import Mapping
@@ -29,10 +29,12 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from bench.attacks.common import PROJECTION
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 from bench.engine.functional.norms import per_row
 
 MOMENTUM = 0.75
@@ -42,11 +44,13 @@ CHECKPOINTS = (22, 41, 57, 70, 80, 87, 93, 99)
 SECOND, THIRD = 30, 60
 """Where, in percent of the steps, the second and the third of the l1 balls begin."""
 SPARSER, SLOWER, SLOWEST = 1.5, 1.5, 10
-"""What l1 divides the number of entries and eta by at a checkpoint, and eps for the least eta."""
+"""Divisors of l1: of the number of entries, of eta at a checkpoint, of eps for the least eta."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 100
     restarts: Count = 1
     rho: Annotated[float, Ge(0), Le(1)] = 0.75
@@ -55,7 +59,7 @@ class Params:
 
 
 class Point(NamedTuple):
-    """Where a row saw its greatest loss."""
+    """The iterate of a row's greatest loss so far."""
 
     x: Tensor
     gradient: Tensor
@@ -63,7 +67,7 @@ class Point(NamedTuple):
 
 
 class Pace(NamedTuple):
-    """The step size of linf and l2, and what decides at the next checkpoint; each (n,)."""
+    """Step size of linf and l2, and what decides at the next checkpoint; each (n,)."""
 
     eta: Tensor
     loss: Tensor
@@ -79,7 +83,7 @@ class Pace(NamedTuple):
 
 
 class Sparsity(NamedTuple):
-    """The step size of l1 and what decides on it; each (n,)."""
+    """Step size of l1 and what decides on it; each (n,)."""
 
     eta: Tensor
     entries: Tensor
@@ -87,86 +91,136 @@ class Sparsity(NamedTuple):
 
 
 class State(NamedTuple):
+    """State of the rows."""
+
     x: Tensor
     previous: Tensor
     """The iterate before x, for the momentum."""
     best: Point
     pace: Pace | Sparsity
     found: Tensor
-    """The latest iterate that was a success."""
+    """The latest successful iterate."""
     success: Tensor
     """Whether there is one, (n,), bool."""
 
 
-def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
-    x, none = _start(items, noise, params, norm), torch.full_like(items.eps, -torch.inf)
-    pace: Pace | Sparsity = Sparsity(items.eps, none)
+def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
+    """Start on the surface of the ball, in l1 at a projected normal draw.
+
+    Args:
+        batch: Images, labels and radii of the rows.
+        noise: Random numbers keyed by example and restart.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State at step 0.
+    """
+    x, none = _start(batch, noise, params, norm), torch.full_like(batch.eps, -torch.inf)
+    pace: Pace | Sparsity = Sparsity(batch.eps, none)
     if norm != "l1":
-        zero = torch.zeros_like(items.k)
-        pace = Pace(2 * items.eps, -none, zero, zero, none, torch.ones_like(zero, dtype=torch.bool))
+        zero = torch.zeros_like(batch.k)
+        pace = Pace(2 * batch.eps, -none, zero, zero, none, torch.ones_like(zero, dtype=torch.bool))
     best = Point(x, torch.zeros_like(x), none)
-    return State(x, x, best, pace, x, torch.zeros_like(items.k, dtype=torch.bool))
+    return State(x, x, best, pace, x, torch.zeros_like(batch.k, dtype=torch.bool))
 
 
-def _start(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> Tensor:
-    """linf: a uniform draw whose largest entry is eps; l2: a random direction of length eps; l1: a
-    normal draw, projected. Then the box."""
+def _start(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> Tensor:
+    """Draw the starting points, projected.
+
+    linf: a uniform draw whose largest entry is eps. l2: a random direction of length eps. l1: a
+    normal draw.
+    """
     if norm == "l1":
-        radius = _radius(items.k, items, params)
-        return norms.project(items.x + noise.normal(items.x), items.x, radius, norm)
-    draw = noise.uniform(items.x) if norm == "linf" else noise.normal(items.x)
-    scale = items.eps / norms.norm_of(draw, norm)
-    return norms.project(items.x + per_row(scale, draw) * draw, items.x, items.eps, norm)
+        radius = _radius(batch.k, batch, params)
+        return projections.project(batch.x + noise.normal(batch.x), batch.x, radius, norm)
+    draw = noise.uniform(batch.x) if norm == "linf" else noise.normal(batch.x)
+    scale = batch.eps / norms.norm_of(draw, norm)
+    return projections.project(batch.x + per_row(scale, draw) * draw, batch.x, batch.eps, norm)
 
 
-def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
-    found = torch.where(per_row(seen.fooled, state.x), state.x, state.found)
-    state = state._replace(found=found, success=state.success | seen.fooled)
+def respond(
+    state: State, observed: StepInput, batch: AttackBatch, params: Params, norm: Norm
+) -> State:
+    """Adapt the step size and step with momentum, in l1 along sparse signs.
+
+    Args:
+        state: State of the rows.
+        observed: Forward and backward pass at the iterates.
+        batch: Images, labels and radii of the rows.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State after the step.
+    """
+    found = torch.where(per_row(observed.fooled, state.x), state.x, state.found)
+    state = state._replace(found=found, success=state.success | observed.fooled)
     if norm == "l1":
-        return _sparse_step(state, seen, items, params)
-    return _step(state, seen, items, params, norm)
+        return _sparse_step(state, observed, batch, params)
+    return _step(state, observed, batch, params, norm)
 
 
 def result(state: State) -> Tensor:
+    """Return the latest successful iterate, or the last one if there is none.
+
+    Args:
+        state: State of the rows.
+
+    Returns:
+        Images, (n, c, h, w).
+    """
     return torch.where(per_row(state.success, state.x), state.found, state.x)
 
 
-def within(items: AttackBatch, params: Params, norm: Norm) -> Tensor:
-    """Not in the first two of the l1 balls."""
-    return (norm != "l1") | (_radius(items.k, items, params) == items.eps)
+def within(batch: AttackBatch, params: Params, norm: Norm) -> Tensor:
+    """Return whether iterates are in their own ball: not in the first two of the l1 balls.
+
+    Args:
+        batch: Images, labels and radii of the rows.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        (n,), bool.
+    """
+    return (norm != "l1") | (_radius(batch.k, batch, params) == batch.eps)
 
 
-def _better(best: Point, x: Tensor, seen: StepInput) -> Point:
-    """The point of the greater loss, for each row."""
-    better = seen.loss > best.loss
+def _update_best(best: Point, x: Tensor, observed: StepInput) -> Point:
+    """Keep the point of the greater loss for each row."""
+    better = observed.loss > best.loss
     x, gradient = (
         torch.where(per_row(better, x), new, old)
-        for new, old in ((x, best.x), (seen.gradient, best.gradient))
+        for new, old in ((x, best.x), (observed.gradient, best.gradient))
     )
-    return Point(x, gradient, torch.where(better, seen.loss, best.loss))
+    return Point(x, gradient, torch.where(better, observed.loss, best.loss))
 
 
 # ------------------------------------------------------------------------------------ linf and l2
 
 
-def _step(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
+def _step(
+    state: State, observed: StepInput, batch: AttackBatch, params: Params, norm: Norm
+) -> State:
+    """Make the step of linf and l2: equations of algorithm 1, lines 7 and 8."""
     assert isinstance(state.pace, Pace)
-    best = _better(state.best, state.x, seen)
-    pace, back = _checked(state.pace, best.loss, seen.loss, items.k, params)
+    best = _update_best(state.best, state.x, observed)
+    pace, back = _update_pace(state.pace, best.loss, observed.loss, batch.k, params)
     x = torch.where(per_row(back, state.x), best.x, state.x)
-    gradient = torch.where(per_row(back, x), best.gradient, seen.gradient)
-    ahead = x + per_row(pace.eta, x) * norms.steepest(gradient, norm)
-    ahead = norms.project(ahead, items.x, items.eps, norm)
+    gradient = torch.where(per_row(back, x), best.gradient, observed.gradient)
+    ahead = x + per_row(pace.eta, x) * projections.steepest_direction(gradient, norm)
+    ahead = projections.project(ahead, batch.x, batch.eps, norm)
     mixed = x + MOMENTUM * (ahead - x) + (1 - MOMENTUM) * (x - state.previous)
-    mixed = norms.project(mixed, items.x, items.eps, norm)
-    after = torch.where(per_row(items.k == 0, x), ahead, mixed)
+    mixed = projections.project(mixed, batch.x, batch.eps, norm)
+    after = torch.where(per_row(batch.k == 0, x), ahead, mixed)
     return state._replace(x=after, previous=x, best=best, pace=pace)
 
 
-def _checked(
+def _update_pace(
     pace: Pace, best: Tensor, loss: Tensor, k: Tensor, params: Params
 ) -> tuple[Pace, Tensor]:
-    """The pace after a look at step `k`, and which rows go back to their best point."""
+    """Update the pace after step `k`; also return which rows go back to their best point."""
     rises = pace.rises + (loss > pace.loss)
     marks = (-(-share * params.steps // 100) for share in CHECKPOINTS)  # rounded up
     at = reduce(torch.logical_or, (k == mark for mark in marks))
@@ -187,39 +241,39 @@ def _checked(
 # --------------------------------------------------------------------------------------------- l1
 
 
-def _sparse_step(state: State, seen: StepInput, items: AttackBatch, params: Params) -> State:
+def _sparse_step(state: State, observed: StepInput, batch: AttackBatch, params: Params) -> State:
+    """Make the step of l1."""
     assert isinstance(state.pace, Sparsity)
-    radius, following = (_radius(k, items, params) for k in (items.k, items.k + 1))
-    since = items.k - _begin(items.k, params)
+    radius, following = (_radius(k, batch, params) for k in (batch.k, batch.k + 1))
+    since = batch.k - _begin(batch.k, params)
     forgotten = torch.where(since == 0, -torch.inf, state.best.loss)  # another ball, another best
-    best = _better(state.best._replace(loss=forgotten), state.x, seen)
-    pace, back = _sparser(state.pace, best.x, since, radius, items, params)
+    best = _update_best(state.best._replace(loss=forgotten), state.x, observed)
+    pace, back = _update_sparsity(state.pace, best.x, since, radius, batch, params)
     x = torch.where(per_row(back, state.x), best.x, state.x)
-    gradient = torch.where(per_row(back, x), best.gradient, seen.gradient)
+    gradient = torch.where(per_row(back, x), best.gradient, observed.gradient)
     ahead = x + per_row(pace.eta, x) * _sparse_signs(gradient, pace.entries / SPARSER)
     ahead = torch.where(per_row(following < radius, x), best.x, ahead)
-    after = norms.project(ahead, items.x, following, "l1")
+    after = projections.project(ahead, batch.x, following, "l1")
     return state._replace(x=after, previous=x, best=best, pace=pace)
 
 
 def _begin(k: Tensor, params: Params) -> Tensor:
-    """The step at which the ball of step `k` was entered, (n,)."""
+    """Return the step at which the ball of step `k` was entered, (n,)."""
     second, third = (share * params.steps // 100 for share in (SECOND, THIRD))
     return second * (k >= second) + (third - second) * (k >= third)
 
 
-def _radius(k: Tensor, items: AttackBatch, params: Params) -> Tensor:
-    """The radius of the ball of step `k`: 3 eps, then 2 eps, then eps, (n,)."""
+def _radius(k: Tensor, batch: AttackBatch, params: Params) -> Tensor:
+    """Return the radius of the ball of step `k`: 3 eps, then 2 eps, then eps, (n,)."""
     second, third = (share * params.steps // 100 for share in (SECOND, THIRD))
-    return items.eps * (3 - (k >= second).to(items.eps) - (k >= third).to(items.eps))
+    return batch.eps * (3 - (k >= second).to(batch.eps) - (k >= third).to(batch.eps))
 
 
-def _sparser(
-    pace: Sparsity, best: Tensor, since: Tensor, radius: Tensor, items: AttackBatch, params: Params
+def _update_sparsity(
+    pace: Sparsity, best: Tensor, since: Tensor, radius: Tensor, batch: AttackBatch, params: Params
 ) -> tuple[Sparsity, Tensor]:
-    """The step size and sparsity after a look, `since` steps into a ball, and which rows go back
-    to their best point."""
-    changed = norms.norm_of(best - items.x, "l0")
+    """Update step size and sparsity, `since` steps into a ball; also return which rows go back."""
+    changed = norms.norm_of(best - batch.x, "l0")
     begins = since == 0
     at = ~begins & (since % max(params.steps // 75, 1) == 0)  # 4 % of a ball's steps
     fewer = at & (changed < 0.95 * pace.entries)
@@ -229,8 +283,10 @@ def _sparser(
 
 
 def _sparse_signs(gradient: Tensor, entries: Tensor) -> Tensor:
-    """The signs of the `entries` (n,), rounded up, largest entries of each row, over their number:
-    a direction of l1 norm 1."""
+    """Return the signs of the `entries` largest entries of each row over their number.
+
+    `entries` (n,) is rounded up; the result has l1 norm 1.
+    """
     flat = gradient.flatten(1)
     size = flat.abs()
     last = entries.ceil().long().clamp(1, flat.shape[1])[:, None] - 1
@@ -240,6 +296,16 @@ def _sparse_signs(gradient: Tensor, entries: Tensor) -> Tensor:
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    """Describe the attack for cross-checks.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Properties by name.
+    """
     sphere = "random, scaled onto the ball's surface"
     return {
         "start": "a normal draw, projected" if norm == "l1" else sphere,
@@ -250,7 +316,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="projected gradient ascent with momentum, whose step size finds itself",
     source="Croce and Hein 2020; l1 Croce and Hein 2021",
     params=Params,

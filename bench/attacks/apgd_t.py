@@ -12,12 +12,16 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge, Le
 
 from bench.attacks import apgd
-from bench.core.contracts.attack import Attack, Count, Rule
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import Rule
 from bench.core.contracts.types import Loss, Norm
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 100
     restarts: Count = 1
     """Runs towards each class."""
@@ -28,16 +32,34 @@ class Params:
 
 
 def aims(params: Params) -> int:
+    """Return the number of wrong classes to attack towards.
+
+    Args:
+        params: Params of the attack.
+
+    Returns:
+        `targets`.
+    """
     return params.targets
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    """Describe the attack for cross-checks.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Properties by name.
+    """
     shared = apgd.Params(steps=params.steps, restarts=params.restarts, rho=params.rho)
-    told = {"loss": "targeted dlr", "targets": str(params.targets)}
-    return {**apgd.traits(shared, norm, eps), **told}
+    own = {"loss": "targeted dlr", "targets": str(params.targets)}
+    return {**apgd.traits(shared, norm, eps), **own}
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="APGD towards each of the likeliest wrong classes",
     source="Croce and Hein 2020; l1 Croce and Hein 2021",
     params=Params,

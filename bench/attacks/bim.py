@@ -12,12 +12,16 @@ from typing import ClassVar
 
 from bench.attacks import pgd
 from bench.attacks.common import Share
-from bench.core.contracts.attack import Alpha, Attack, Count, Rule
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Alpha, Count
+from bench.core.contracts.rule import Rule
 from bench.core.contracts.types import Loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 10
     alpha: Alpha = "eps/steps"
     loss: Loss = "cross-entropy"
@@ -27,7 +31,7 @@ class Params:
     restarts: ClassVar[int] = 1
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="projected gradient ascent from x itself",
     source="Kurakin et al. 2017",
     params=Params,

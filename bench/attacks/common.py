@@ -1,8 +1,4 @@
-"""One file per attack, each ending in an ATTACK record; a library enters through one adapter file.
-
-An attack ascends a loss and knows nothing of files, timing, normalisation or devices. The engine
-drives its rule; the harness verifies and judges what it returns.
-"""
+"""Helpers of several attacks: steps, schedules, bookkeeping of the nearest example, caveats."""
 
 from typing import Annotated
 
@@ -11,11 +7,20 @@ from annotated_types import Gt, Le
 from torch import Tensor
 
 from bench.core.contracts.types import Norm
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 
 
-def reach(alpha: float, steps: int, eps: float) -> tuple[str, ...]:
-    """The caveat of an iterative attack whose steps cannot cross its ball; empty if they can."""
+def reach_caveats(alpha: float, steps: int, eps: float) -> tuple[str, ...]:
+    """Return the caveat of an iterative attack whose steps cannot cross its ball.
+
+    Args:
+        alpha: Step size, in the unit of eps.
+        steps: Number of steps.
+        eps: Radius of the ball.
+
+    Returns:
+        One sentence, or none if the steps can cross it.
+    """
     if alpha * steps >= eps * (1 - 1e-6):
         return ()
     return (
@@ -24,19 +29,38 @@ def reach(alpha: float, steps: int, eps: float) -> tuple[str, ...]:
     )
 
 
-def annealed(first: float, last: float, k: Tensor, steps: int) -> Tensor:
-    """What falls from `first` at step 0 to `last` after `steps` along half a cosine; k (n,).
+def anneal(first: float, last: float, k: Tensor, steps: int) -> Tensor:
+    """Decrease a value along half a cosine.
 
     Source: Loshchilov and Hutter 2017, equation 5, https://arxiv.org/abs/1608.03983
+
+    Args:
+        first: Value at step 0.
+        last: Value after `steps`.
+        k: Number of steps made, (n,).
+        steps: Number of steps.
+
+    Returns:
+        Value at step k, (n,).
     """
     return last + (first - last) * (1 + torch.cos(torch.pi * k / steps)) / 2
 
 
-def found(
+def update_nearest(
     x: Tensor, far: Tensor, fooled: Tensor, nearest: Tensor, best: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Distance (n,) and image (n, *input) of the nearest adversarial iterate of a search, after
-    iterates `x` at distances `far` (n,); before them, `nearest` (infinite if none) and `best`."""
+    """Update the nearest adversarial iterate of a search.
+
+    Args:
+        x: Present iterates, (n, *input).
+        far: Their distances from the clean images, (n,).
+        fooled: Whether they are adversarial, (n,), bool.
+        nearest: Distance of the nearest one before, (n,); infinite if there was none.
+        best: That iterate, (n, *input).
+
+    Returns:
+        Distance (n,) and image (n, *input) of the nearest one now.
+    """
     nearer = fooled & (far < nearest)
     return torch.where(nearer, far, nearest), torch.where(norms.per_row(nearer, x), x, best)
 
@@ -44,12 +68,22 @@ def found(
 Share = Annotated[float, Gt(0), Le(1)]
 
 
-def ascended(x: Tensor, gradient: Tensor, alpha: Tensor, norm: Norm, l1_share: float) -> Tensor:
-    """x after a step of length `alpha` (n,) in the steepest direction, in l1 spread over a share of
-    the pixels; x and gradient (n, *input)."""
+def ascend(x: Tensor, gradient: Tensor, alpha: Tensor, norm: Norm, l1_share: float) -> Tensor:
+    """Make a step in the steepest direction, in l1 over a share of the pixels.
+
+    Args:
+        x: Iterates, (n, *input).
+        gradient: Gradients, (n, *input).
+        alpha: Length of the step, (n,).
+        norm: Norm of the ball.
+        l1_share: Share of the entries that a step in l1 moves.
+
+    Returns:
+        Iterates after the step, not projected.
+    """
     if norm == "l1":
-        return x + norms.sparse_step(gradient, x, alpha, l1_share)
-    return x + norms.per_row(alpha, x) * norms.steepest(gradient, norm)
+        return x + projections.steepest_sparse_step(gradient, x, alpha, l1_share)
+    return x + norms.per_row(alpha, x) * projections.steepest_direction(gradient, norm)
 
 
 PROJECTION: dict[Norm, str] = {

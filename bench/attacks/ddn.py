@@ -17,11 +17,13 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
-from bench.attacks.common import annealed, found
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Length, Rule, StepInput
+from bench.attacks.common import anneal, update_nearest
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count, Length
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 
 LAST = 0.01
 """The last step's share of the first one's length."""
@@ -29,11 +31,13 @@ LAST = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 100
     alpha: Annotated[Length, Gt(0)] = 1.0
     """Length of the first step."""
     gamma: Annotated[float, Gt(0), Lt(1)] = 0.05
-    """Share by which the length of the change is made larger or smaller."""
+    """Share by which the length of the change grows or shrinks."""
     start: Annotated[Length, Gt(0)] = 1.0
     """eps_0, the first length."""
     loss: Loss = "margin"
@@ -41,6 +45,8 @@ class Params:
 
 
 class State(NamedTuple):
+    """State of the rows."""
+
     x: Tensor
     eps: Tensor
     """Length of the change, (n,)."""
@@ -50,31 +56,74 @@ class State(NamedTuple):
     """That iterate; x if there is none."""
 
 
-def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
-    nothing = torch.full_like(items.eps, torch.inf)
-    return State(items.x, torch.full_like(items.eps, params.start), nothing, items.x)
+def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
+    """Start at the clean image.
+
+    Args:
+        batch: Images, labels and radii of the rows.
+        noise: Random numbers keyed by example and restart.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State at step 0.
+    """
+    nothing = torch.full_like(batch.eps, torch.inf)
+    return State(batch.x, torch.full_like(batch.eps, params.start), nothing, batch.x)
 
 
-def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
-    far = norms.distance(state.x, items.x, norm)
-    nearest, best = found(state.x, far, seen.fooled, state.nearest, state.best)
+def respond(
+    state: State, observed: StepInput, batch: AttackBatch, params: Params, norm: Norm
+) -> State:
+    """Set the length of the change by success, then step and rescale to that length.
 
-    eps = state.eps * torch.where(seen.fooled, 1 - params.gamma, 1 + params.gamma)
-    corner = torch.maximum(items.x, 1 - items.x)  # no image is further away than this
+    Args:
+        state: State of the rows.
+        observed: Forward and backward pass at the iterates.
+        batch: Images, labels and radii of the rows.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State after the step.
+    """
+    far = norms.distance(state.x, batch.x, norm)
+    nearest, best = update_nearest(state.x, far, observed.fooled, state.nearest, state.best)
+
+    eps = state.eps * torch.where(observed.fooled, 1 - params.gamma, 1 + params.gamma)
+    corner = torch.maximum(batch.x, 1 - batch.x)  # no image is further away than this
     eps = torch.minimum(eps, norms.norm_of(corner, norm))
 
-    alpha = annealed(params.alpha, LAST * params.alpha, items.k, params.steps)
-    step = norms.per_row(alpha, state.x) * norms.steepest(seen.gradient, norm)
-    towards = norms.steepest(state.x + step - items.x, norm)
-    x = (items.x + norms.per_row(eps, step) * towards).clamp(0, 1)
+    alpha = anneal(params.alpha, LAST * params.alpha, batch.k, params.steps)
+    step = norms.per_row(alpha, state.x) * projections.steepest_direction(observed.gradient, norm)
+    towards = projections.steepest_direction(state.x + step - batch.x, norm)
+    x = (batch.x + norms.per_row(eps, step) * towards).clamp(0, 1)
     return State(x, eps, nearest, best)
 
 
 def result(state: State) -> Tensor:
+    """Return the nearest adversarial iterate.
+
+    Args:
+        state: State of the rows.
+
+    Returns:
+        Images, (n, c, h, w).
+    """
     return state.best
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    """Describe the attack for cross-checks.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Properties by name.
+    """
     return {
         "start": "clean",
         "steps": str(params.steps),
@@ -85,7 +134,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="least l2: the direction of the change and its length apart",
     source="Rony et al. 2019",
     params=Params,

@@ -9,11 +9,11 @@ clean image; any of them is a success. A further restart begins at random, half 
 nearest find.
 Source: Croce and Hein 2020, algorithm 1, https://arxiv.org/abs/1907.02044; towards one class at a
 time as in section 4 of https://arxiv.org/abs/2003.01690
-Differs from the paper: its authors' code looks at every iterate twice, to judge it and, pulled
+Differs from the paper: its authors' code evaluates every iterate twice, to judge it and, pulled
 back, to linearise there; here one pass does both. A point pulled back from a find that came at
-least 1 % nearer is looked at, and if adversarial is kept and pulled back again; from any other
+least 1 % nearer is evaluated, and if adversarial is kept and pulled back again; from any other
 adversarial iterate the step begins at the point pulled back and takes the hyperplane of the
-iterate, which lies nearer to the boundary. The first of the `steps` looks is at x. There is no
+iterate, which lies nearer to the boundary. The first of the `steps` passes is at x. There is no
 final search, as in that code.
 """
 
@@ -25,8 +25,10 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from bench.attacks.common import found
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.attacks.common import update_nearest
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
 from bench.engine.functional import hyperplane, norms
@@ -35,14 +37,16 @@ from bench.engine.functional.norms import per_row
 TINY = 1e-8
 """Least length of a step when two are compared, so that 0 over 0 is one half."""
 WORTH = 0.99
-"""The share of the least distance within which a find earns a look at the point pulled back."""
+"""Share of the least distance within which the point pulled back from a find is evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 100
-    """Looks for each class, a pass forward and back each; 150 are as many passes as 100 iterations
-    of the authors' code."""
+    """Forward and backward passes for each class; 150 are as many as 100 iterations of the authors'
+    code."""
     targets: Count = 9
     restarts: Count = 1
     """Runs towards each class; all but the first from a random point."""
@@ -56,6 +60,8 @@ class Params:
 
 
 class State(NamedTuple):
+    """State of the rows."""
+
     x: Tensor
     nearest: Tensor
     """Distance of the nearest adversarial iterate so far, (n,); infinite if there is none."""
@@ -63,56 +69,110 @@ class State(NamedTuple):
     """That iterate; x if there is none."""
 
 
-def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
-    x, nothing = items.x, torch.full_like(items.eps, torch.inf)
+def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
+    """Start at the clean image; later restarts at random, half as far as the nearest find.
+
+    Args:
+        batch: Images, labels and radii of the rows.
+        noise: Random numbers keyed by example and restart.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State at step 0.
+    """
+    x, nothing = batch.x, torch.full_like(batch.eps, torch.inf)
     if params.restarts > 1:
-        again = per_row(items.restart > 0, x)
-        x = torch.where(again, _random_start(items, noise, norm), x)
-    return State(x, nothing, items.x)
+        again = per_row(batch.restart > 0, x)
+        x = torch.where(again, _random_start(batch, noise, norm), x)
+    return State(x, nothing, batch.x)
 
 
-def _random_start(items: AttackBatch, noise: Noise, norm: Norm) -> Tensor:
-    """A point in a random direction, half as far as what was found, or as the radius if that is
-    less; as the most distant image if neither is finite."""
-    draw = noise.uniform(items.x) if norm == "linf" else noise.normal(items.x)
-    corner = torch.maximum(items.x, 1 - items.x)
-    radius = torch.minimum(items.eps, items.nearest)
+def _random_start(batch: AttackBatch, noise: Noise, norm: Norm) -> Tensor:
+    """Draw a point in a random direction, at half the least known distance.
+
+    That is the distance of the nearest find or the radius, whichever is less, and that of the most
+    distant image if neither is finite.
+    """
+    draw = noise.uniform(batch.x) if norm == "linf" else noise.normal(batch.x)
+    corner = torch.maximum(batch.x, 1 - batch.x)
+    radius = torch.minimum(batch.eps, batch.nearest)
     radius = torch.minimum(radius, norms.norm_of(corner, norm))
     scale = radius / 2 / norms.norm_of(draw, norm)
-    return (items.x + per_row(scale, draw) * draw).clamp(0, 1)
+    return (batch.x + per_row(scale, draw) * draw).clamp(0, 1)
 
 
-def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
+def respond(
+    state: State, observed: StepInput, batch: AttackBatch, params: Params, norm: Norm
+) -> State:
+    """Pull back a new find, or step onto the linearised boundary, drawn towards x.
+
+    Args:
+        state: State of the rows.
+        observed: Forward and backward pass at the iterates.
+        batch: Images, labels and radii of the rows.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State after the step.
+    """
     x = state.x
-    far = norms.distance(x, items.x, norm)
-    nearest, best = found(x, far, seen.fooled, state.nearest, state.best)
-    gained = seen.fooled & (far < WORTH * state.nearest)
-    pulled = items.x + params.beta * (x - items.x)
-    start = torch.where(per_row(seen.fooled, x), pulled, x)
+    far = norms.distance(x, batch.x, norm)
+    nearest, best = update_nearest(x, far, observed.fooled, state.nearest, state.best)
+    gained = observed.fooled & (far < WORTH * state.nearest)
+    pulled = batch.x + params.beta * (x - batch.x)
+    start = torch.where(per_row(observed.fooled, x), pulled, x)
 
-    own = _onto_boundary(start, x, seen, norm)
-    clean = _onto_boundary(items.x, x, seen, norm)
+    own = _onto_boundary(start, x, observed, norm)
+    clean = _onto_boundary(batch.x, x, observed, norm)
     lengths = [norms.norm_of(step, norm).clamp_min(TINY) for step in (own, clean)]
     alpha = per_row((lengths[0] / (lengths[0] + lengths[1])).clamp_max(params.alpha_max), x)
-    ahead = (1 - alpha) * (start + params.eta * own) + alpha * (items.x + params.eta * clean)
+    ahead = (1 - alpha) * (start + params.eta * own) + alpha * (batch.x + params.eta * clean)
     return State(torch.where(per_row(gained, x), pulled, ahead).clamp(0, 1), nearest, best)
 
 
-def _onto_boundary(point: Tensor, x: Tensor, seen: StepInput, norm: Norm) -> Tensor:
-    """The shortest step from a point onto the boundary, as linearised at the iterate `x`."""
-    lead = seen.loss + (seen.gradient * (point - x)).flatten(1).sum(1)
-    return hyperplane.shortest(point, seen.gradient, -lead, norm)
+def _onto_boundary(point: Tensor, x: Tensor, observed: StepInput, norm: Norm) -> Tensor:
+    """Find the shortest step from a point onto the boundary, as linearised at `x`."""
+    lead = observed.loss + (observed.gradient * (point - x)).flatten(1).sum(1)
+    return hyperplane.shortest_step(point, observed.gradient, -lead, norm)
 
 
 def result(state: State) -> Tensor:
+    """Return the nearest adversarial iterate.
+
+    Args:
+        state: State of the rows.
+
+    Returns:
+        Images, (n, c, h, w).
+    """
     return state.best
 
 
 def aims(params: Params) -> int:
+    """Return the number of wrong classes to attack towards.
+
+    Args:
+        params: Params of the attack.
+
+    Returns:
+        `targets`.
+    """
     return params.targets
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    """Describe the attack for cross-checks.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Properties by name.
+    """
     return {
         "start": "clean" if params.restarts == 1 else "clean, then random",
         "steps": str(params.steps),
@@ -126,7 +186,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="least distance: onto the linearised boundary to each of the likeliest wrong classes",
     source="Croce and Hein 2020",
     params=Params,

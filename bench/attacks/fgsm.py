@@ -13,34 +13,72 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from bench.attacks.common import PROJECTION
-from bench.core.contracts.attack import Attack, AttackBatch, Rule
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     loss: Loss = "cross-entropy"
     steps: ClassVar[int] = 1
     restarts: ClassVar[int] = 1
 
 
 class State(NamedTuple):
+    """State of the rows."""
+
     x: Tensor
 
 
-def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
-    return State(items.x)
+def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
+    """Start at the clean image.
+
+    Args:
+        batch: Images, labels and radii of the rows.
+        noise: Random numbers keyed by example and restart.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State at step 0.
+    """
+    return State(batch.x)
 
 
-def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
-    radius = norms.per_row(items.eps, state.x)
-    x = state.x + radius * norms.steepest(gradient, norm)
-    return State(norms.project(x, items.x, items.eps, norm))
+def step(state: State, gradient: Tensor, batch: AttackBatch, params: Params, norm: Norm) -> State:
+    """Step by eps along the steepest direction and project.
+
+    Args:
+        state: State of the rows.
+        gradient: Gradient of the loss to ascend, (n, c, h, w).
+        batch: Images, labels and radii of the rows.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State after the step.
+    """
+    radius = norms.per_row(batch.eps, state.x)
+    x = state.x + radius * projections.steepest_direction(gradient, norm)
+    return State(projections.project(x, batch.x, batch.eps, norm))
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    """Describe the attack for cross-checks.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Properties by name.
+    """
     return {
         "start": "clean",
         "steps": "1",
@@ -50,7 +88,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="one step of length eps along the sign (l2: direction) of the gradient at x",
     source="Goodfellow et al. 2015",
     params=Params,

@@ -24,11 +24,13 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from bench.attacks.common import annealed, found
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.attacks.common import anneal, update_nearest
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 
 DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 LAST = 0.01
@@ -37,6 +39,8 @@ LAST = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 100
     alpha: Annotated[float, Gt(0)] = 1.0
     """Length of a step at first, as a share of the ball's largest l2 radius."""
@@ -49,6 +53,8 @@ class Params:
 
 
 class State(NamedTuple):
+    """State of the rows."""
+
     x: Tensor
     eps: Tensor
     """Radius of the ball, (n,)."""
@@ -58,49 +64,94 @@ class State(NamedTuple):
     """That iterate; x if there is none."""
 
 
-def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
-    nothing = torch.full_like(items.eps, torch.inf)
-    start = torch.zeros_like(items.eps) if norm == "l0" else nothing
-    return State(items.x, start, nothing, items.x)
+def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
+    """Start at the clean image with an infinite radius, in l0 with a radius of 0.
+
+    Args:
+        batch: Images, labels and radii of the rows.
+        noise: Random numbers keyed by example and restart.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State at step 0.
+    """
+    nothing = torch.full_like(batch.eps, torch.inf)
+    start = torch.zeros_like(batch.eps) if norm == "l0" else nothing
+    return State(batch.x, start, nothing, batch.x)
 
 
-def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
-    far = norms.distance(state.x, items.x, norm)
-    nearest, best = found(state.x, far, seen.fooled, state.nearest, state.best)
+def respond(
+    state: State, observed: StepInput, batch: AttackBatch, params: Params, norm: Norm
+) -> State:
+    """Shrink or grow the ball, step along the gradient and project onto ball and box.
 
-    gamma = annealed(params.gamma, params.gamma_last, items.k, params.steps)
+    Args:
+        state: State of the rows.
+        observed: Forward and backward pass at the iterates.
+        batch: Images, labels and radii of the rows.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State after the step.
+    """
+    far = norms.distance(state.x, batch.x, norm)
+    nearest, best = update_nearest(state.x, far, observed.fooled, state.nearest, state.best)
+
+    gamma = anneal(params.gamma, params.gamma_last, batch.k, params.steps)
     if norm == "l0":
         larger = torch.maximum(state.eps + 1, (state.eps * (1 + gamma)).floor())
         smaller = torch.minimum(state.eps - 1, (state.eps * (1 - gamma)).floor())
     else:
-        slope = norms.norm_of(seen.gradient, DUAL[norm])
-        boundary = far + seen.loss.abs() / slope.clamp_min(torch.finfo(slope.dtype).tiny)
+        slope = norms.norm_of(observed.gradient, DUAL[norm])
+        boundary = far + observed.loss.abs() / slope.clamp_min(torch.finfo(slope.dtype).tiny)
         larger = (1 + gamma) * torch.where(nearest.isfinite(), state.eps, boundary)
         smaller = state.eps * (1 - gamma)
-    eps = torch.where(seen.fooled, torch.minimum(smaller, nearest), larger)
-    corner = torch.maximum(items.x, 1 - items.x)  # no image is further away than this
+    eps = torch.where(observed.fooled, torch.minimum(smaller, nearest), larger)
+    corner = torch.maximum(batch.x, 1 - batch.x)  # no image is further away than this
     eps = torch.minimum(eps, norms.norm_of(corner, norm))
 
-    share = annealed(params.alpha, LAST * params.alpha, items.k, params.steps)
+    share = anneal(params.alpha, LAST * params.alpha, batch.k, params.steps)
     share = torch.where(nearest.isfinite(), share, 2 * params.alpha)
-    alpha = (share * _width(eps, norm, items.x[0].numel())).to(eps)
-    step = norms.per_row(alpha, state.x) * norms.steepest(seen.gradient, "l2")
-    x = norms.nearest(state.x + step, items.x, eps, norm)
+    alpha = (share * _width(eps, norm, batch.x[0].numel())).to(eps)
+    step = norms.per_row(alpha, state.x) * projections.steepest_direction(observed.gradient, "l2")
+    x = projections.project_jointly(state.x + step, batch.x, eps, norm)
     return State(x, eps, nearest, best)
 
 
 def result(state: State) -> Tensor:
+    """Return the nearest adversarial iterate.
+
+    Args:
+        state: State of the rows.
+
+    Returns:
+        Images, (n, c, h, w).
+    """
     return state.best
 
 
 def _width(eps: Tensor, norm: Norm, d: int) -> Tensor:
-    """The largest l2 distance from the centre of a ball of radius `eps` in d dimensions, (n,); in
-    l0 that of the box, since a step decides which entries move, and then to their walls."""
+    """Return the largest l2 distance from the centre of a ball in d dimensions, (n,).
+
+    In l0 it is that of the box, since a step decides which entries move, and then to their walls.
+    """
     spread: dict[Norm, float] = {"linf": math.sqrt(d), "l2": 1.0, "l1": 1.0}
     return eps * spread[norm] if norm != "l0" else torch.full_like(eps, math.sqrt(d))
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    """Describe the attack for cross-checks.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Properties by name.
+    """
     return {
         "start": "clean",
         "steps": str(params.steps),
@@ -111,7 +162,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="least distance: ascent in a ball that shrinks while it fools",
     source="Pintor et al. 2021",
     params=Params,

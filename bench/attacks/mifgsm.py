@@ -15,15 +15,19 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from bench.attacks.common import PROJECTION, Share, ascended, reach
-from bench.core.contracts.attack import Alpha, Attack, AttackBatch, Count, Rule, step_size
+from bench.attacks.common import PROJECTION, Share, ascend, reach_caveats
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Alpha, Count, step_size
+from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 10
     alpha: Alpha = "eps/steps"
     decay: Annotated[float, Ge(0)] = 1.0
@@ -38,24 +42,50 @@ class Params:
 
 
 class State(NamedTuple):
+    """State of the rows."""
+
     x: Tensor
     momentum: Tensor
 
 
-def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
-    return State(items.x, torch.zeros_like(items.x))
+def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
+    """Start at the clean image with a momentum of 0.
+
+    Args:
+        batch: Images, labels and radii of the rows.
+        noise: Random numbers keyed by example and restart.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State at step 0.
+    """
+    return State(batch.x, torch.zeros_like(batch.x))
 
 
-def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
+def step(state: State, gradient: Tensor, batch: AttackBatch, params: Params, norm: Norm) -> State:
+    """Add the normalised gradient to the momentum, step along it and project.
+
+    Args:
+        state: State of the rows.
+        gradient: Gradient of the loss to ascend, (n, c, h, w).
+        batch: Images, labels and radii of the rows.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State after the step.
+    """
     momentum = params.decay * state.momentum + _gathered(gradient, params, norm)
-    alpha = step_size(params.alpha, items.eps, params.steps)
-    x = ascended(state.x, momentum, alpha, norm, params.l1_share)
-    return State(norms.project(x, items.x, items.eps, norm), momentum)
+    alpha = step_size(params.alpha, batch.eps, params.steps)
+    x = ascend(state.x, momentum, alpha, norm, params.l1_share)
+    return State(projections.project(x, batch.x, batch.eps, norm), momentum)
 
 
 def _gathered(gradient: Tensor, params: Params, norm: Norm) -> Tensor:
+    """Normalise a gradient as the momentum adds it up; zeros stay zeros."""
     if params.gathers == "directions":
-        return norms.steepest(gradient, norm)
+        return projections.steepest_direction(gradient, norm)
     size = norms.per_row(norms.norm_of(gradient, "l1"), gradient)
     return torch.where(size > 0, gradient / size, torch.zeros_like(gradient))
 
@@ -64,6 +94,16 @@ GATHERED = {"gradients": "gradient over its l1 norm", "directions": "steepest di
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    """Describe the attack for cross-checks.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Properties by name.
+    """
     return {
         "start": "clean",
         "steps": str(params.steps),
@@ -75,10 +115,20 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
 
 
 def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
-    return reach(step_size(params.alpha, eps, params.steps), params.steps, eps)
+    """Return the caveat if alpha * steps is less than eps.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Sentences for the report.
+    """
+    return reach_caveats(step_size(params.alpha, eps, params.steps), params.steps, eps)
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="iterated steps along the momentum of normalised gradients",
     source="Dong et al. 2018",
     params=Params,

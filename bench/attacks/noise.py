@@ -9,26 +9,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import Attack
+from bench.core.contracts.attack import ExternalAttack
 from bench.core.contracts.types import Threat
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import projections, sampling
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
-    """Nothing to choose."""
+    """No parameters."""
 
 
 def run(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Params, noise: Noise
 ) -> Tensor:
+    """Draw uniformly from the ball and project.
+
+    Args:
+        model: Not called.
+        x: Clean images, (n, c, h, w), in [0, 1].
+        y: Not read.
+        threat: Norm, radius and goal.
+        params: Params of the attack.
+        noise: Random numbers keyed by example and restart.
+
+    Returns:
+        Images, (n, c, h, w).
+    """
     eps = torch.full_like(x[:, 0, 0, 0], threat.eps)
-    start = x + norms.random_in_ball(x, eps, threat.norm, noise)
-    return norms.project(start, x, eps, threat.norm)
+    start = x + sampling.random_in_ball(x, eps, threat.norm, noise)
+    return projections.project(start, x, eps, threat.norm)
 
 
-ATTACK = Attack(
+ATTACK = ExternalAttack(
     summary="one uniform draw from the ball: the floor that every attack must beat",
     source="a control, as in Athalye et al. 2018",
     params=Params,

@@ -13,15 +13,19 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bench.attacks.common import PROJECTION, Share, ascended, reach
-from bench.core.contracts.attack import Alpha, Attack, AttackBatch, Count, Rule, step_size
+from bench.attacks.common import PROJECTION, Share, ascend, reach_caveats
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Alpha, Count, step_size
+from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import projections, sampling
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 40
     alpha: Alpha = "2.5*eps/steps"
     random_start: bool = True
@@ -32,23 +36,58 @@ class Params:
 
 
 class State(NamedTuple):
+    """State of the rows."""
+
     x: Tensor
 
 
-def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
+def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
+    """Start at a random point of the ball, projected, or at the clean image.
+
+    Args:
+        batch: Images, labels and radii of the rows.
+        noise: Random numbers keyed by example and restart.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State at step 0.
+    """
     if not params.random_start:
-        return State(items.x)
-    start = items.x + norms.random_in_ball(items.x, items.eps, norm, noise)
-    return State(norms.project(start, items.x, items.eps, norm))
+        return State(batch.x)
+    start = batch.x + sampling.random_in_ball(batch.x, batch.eps, norm, noise)
+    return State(projections.project(start, batch.x, batch.eps, norm))
 
 
-def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
-    alpha = step_size(params.alpha, items.eps, params.steps)
-    x = ascended(state.x, gradient, alpha, norm, params.l1_share)
-    return State(norms.project(x, items.x, items.eps, norm))
+def step(state: State, gradient: Tensor, batch: AttackBatch, params: Params, norm: Norm) -> State:
+    """Step by alpha along the steepest direction and project.
+
+    Args:
+        state: State of the rows.
+        gradient: Gradient of the loss to ascend, (n, c, h, w).
+        batch: Images, labels and radii of the rows.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State after the step.
+    """
+    alpha = step_size(params.alpha, batch.eps, params.steps)
+    x = ascend(state.x, gradient, alpha, norm, params.l1_share)
+    return State(projections.project(x, batch.x, batch.eps, norm))
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    """Describe the attack for cross-checks.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Properties by name.
+    """
     return {
         "start": "uniform in the ball" if params.random_start else "clean",
         "steps": str(params.steps),
@@ -60,10 +99,20 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
 
 
 def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
-    return reach(step_size(params.alpha, eps, params.steps), params.steps, eps)
+    """Return the caveat if alpha * steps is less than eps.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Sentences for the report.
+    """
+    return reach_caveats(step_size(params.alpha, eps, params.steps), params.steps, eps)
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="projected gradient ascent from a random start, with restarts",
     source="Madry et al. 2018",
     params=Params,

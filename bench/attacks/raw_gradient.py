@@ -16,14 +16,18 @@ from annotated_types import Gt
 from torch import Tensor
 
 from bench.attacks.common import PROJECTION
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import projections
 
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 30
     lr: Annotated[float, Gt(0)] = 0.1
     """Length of a step in gradients: pixels per unit of loss per pixel."""
@@ -32,19 +36,54 @@ class Params:
 
 
 class State(NamedTuple):
+    """State of the rows."""
+
     x: Tensor
 
 
-def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
-    return State(items.x)
+def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
+    """Start at the clean image.
+
+    Args:
+        batch: Images, labels and radii of the rows.
+        noise: Random numbers keyed by example and restart.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State at step 0.
+    """
+    return State(batch.x)
 
 
-def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
+def step(state: State, gradient: Tensor, batch: AttackBatch, params: Params, norm: Norm) -> State:
+    """Step by lr times the gradient and project.
+
+    Args:
+        state: State of the rows.
+        gradient: Gradient of the loss to ascend, (n, c, h, w).
+        batch: Images, labels and radii of the rows.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State after the step.
+    """
     moved = state.x + params.lr * gradient
-    return State(norms.project(moved, items.x, items.eps, norm))
+    return State(projections.project(moved, batch.x, batch.eps, norm))
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    """Describe the attack for cross-checks.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Properties by name.
+    """
     return {
         "start": "clean",
         "steps": str(params.steps),
@@ -54,7 +93,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="plain gradient steps on the perturbation, without sign or normalisation",
     source="Kolter and Madry 2018",
     params=Params,

@@ -16,7 +16,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Length, Rule
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count, Length
+from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
 from bench.engine.functional import norms
@@ -26,6 +28,8 @@ BETA1, BETA2, TINY = 0.9, 0.999, 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 300
     lr: Annotated[float, Gt(0)] = 0.01
     weight: Annotated[float, Ge(0)] = 0.02
@@ -38,6 +42,8 @@ class Params:
 
 
 class State(NamedTuple):
+    """State of the rows."""
+
     x: Tensor
     mean: Tensor
     """Running mean of the gradient, Adam's m."""
@@ -45,26 +51,59 @@ class State(NamedTuple):
     """Running mean of its square, Adam's v."""
 
 
-def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
-    x, zero = items.x, torch.zeros_like(items.x)
+def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
+    """Start at the clean image plus small uniform noise, in the box.
+
+    Args:
+        batch: Images, labels and radii of the rows.
+        noise: Random numbers keyed by example and restart.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State at step 0.
+    """
+    x, zero = batch.x, torch.zeros_like(batch.x)
     if params.start > 0:
         x = (x + params.start * noise.uniform(x)).clamp(0, 1)
     return State(x, zero, zero)
 
 
-def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
-    delta = state.x - items.x
+def step(state: State, gradient: Tensor, batch: AttackBatch, params: Params, norm: Norm) -> State:
+    """Make Adam's step on loss plus penalty and clip to the box.
+
+    Args:
+        state: State of the rows.
+        gradient: Gradient of the loss to ascend, (n, c, h, w).
+        batch: Images, labels and radii of the rows.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State after the step.
+    """
+    delta = state.x - batch.x
     penalty = {"l1": delta.sign(), "l2": 2 * delta, "none": torch.zeros_like(delta)}
     down = params.weight * penalty[params.regulariser] - gradient
     mean = BETA1 * state.mean + (1 - BETA1) * down
     square = BETA2 * state.square + (1 - BETA2) * down.square()
-    k = norms.per_row(items.k + 1, state.x).to(state.x.dtype)
+    k = norms.per_row(batch.k + 1, state.x).to(state.x.dtype)
     unbiased = mean / (1 - BETA1**k), square / (1 - BETA2**k)
     x = state.x - params.lr * unbiased[0] / (unbiased[1].sqrt() + TINY)
     return State(x.clamp(0, 1), mean, square)
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    """Describe the attack for cross-checks.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Properties by name.
+    """
     return {
         "start": f"uniform noise of {params.start:g}" if params.start else "clean",
         "steps": str(params.steps),
@@ -72,7 +111,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="Adam on the perturbation, its norm held down by an l1 or l2 penalty",
     source="Szegedy et al. 2014",
     params=Params,

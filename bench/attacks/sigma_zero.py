@@ -17,8 +17,10 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from bench.attacks.common import annealed, found
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Length, Rule, StepInput
+from bench.attacks.common import anneal, update_nearest
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count, Length
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
 from bench.engine.functional import norms
@@ -31,6 +33,8 @@ BETA_1, BETA_2, TINY = 0.9, 0.999, 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 1000
     alpha: Annotated[Length, Gt(0)] = 1.0
     """eta_0, the first step's length for one entry."""
@@ -45,6 +49,8 @@ class Params:
 
 
 class State(NamedTuple):
+    """State of the rows."""
+
     x: Tensor
     first: Tensor
     """Adam's mean of g, as x."""
@@ -58,48 +64,91 @@ class State(NamedTuple):
     """That iterate; x if there is none."""
 
 
-def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
-    zero = torch.zeros_like(items.x)
-    nothing = torch.full_like(items.eps, torch.inf)
-    threshold = torch.full_like(items.eps, params.threshold)
-    return State(items.x, zero, zero, threshold, nothing, items.x)
+def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
+    """Start at the clean image.
+
+    Args:
+        batch: Images, labels and radii of the rows.
+        noise: Random numbers keyed by example and restart.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State at step 0.
+    """
+    zero = torch.zeros_like(batch.x)
+    nothing = torch.full_like(batch.eps, torch.inf)
+    threshold = torch.full_like(batch.eps, params.threshold)
+    return State(batch.x, zero, zero, threshold, nothing, batch.x)
 
 
-def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
-    far = norms.distance(state.x, items.x, norm)
-    nearest, best = found(state.x, far, seen.fooled, state.nearest, state.best)
+def respond(
+    state: State, observed: StepInput, batch: AttackBatch, params: Params, norm: Norm
+) -> State:
+    """Make Adam's step on loss and smooth count, then drop the changes below the threshold.
 
-    delta = state.x - items.x
+    Args:
+        state: State of the rows.
+        observed: Forward and backward pass at the iterates.
+        batch: Images, labels and radii of the rows.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State after the step.
+    """
+    far = norms.distance(state.x, batch.x, norm)
+    nearest, best = update_nearest(state.x, far, observed.fooled, state.nearest, state.best)
+
+    delta = state.x - batch.x
     g = _count_slope(delta, params.sigma) - torch.where(
-        norms.per_row(seen.fooled, delta), torch.zeros_like(delta), seen.gradient
+        norms.per_row(observed.fooled, delta), torch.zeros_like(delta), observed.gradient
     )
     largest = norms.norm_of(g, "linf").clamp_min(torch.finfo(g.dtype).tiny)
     g = g / norms.per_row(largest, g)
     first = BETA_1 * state.first + (1 - BETA_1) * g
     second = BETA_2 * state.second + (1 - BETA_2) * g.square()
-    made = norms.per_row(items.k + 1, g)
-    mean, square = first / (1 - BETA_1**made), second / (1 - BETA_2**made)
+    steps = norms.per_row(batch.k + 1, g)
+    mean, square = first / (1 - BETA_1**steps), second / (1 - BETA_2**steps)
 
-    alpha = annealed(params.alpha, LAST * params.alpha, items.k, params.steps)
+    alpha = anneal(params.alpha, LAST * params.alpha, batch.k, params.steps)
     x = state.x - norms.per_row(alpha, g) * mean / (square.sqrt() + TINY)
     x = x.clamp(0, 1)
-    change = params.threshold_step * torch.where(seen.fooled, alpha, -alpha)
+    change = params.threshold_step * torch.where(observed.fooled, alpha, -alpha)
     threshold = (state.threshold + change).clamp(0, 1).to(state.threshold)
-    small = (x - items.x).abs() < norms.per_row(threshold, x)
-    return State(torch.where(small, items.x, x), first, second, threshold, nearest, best)
+    small = (x - batch.x).abs() < norms.per_row(threshold, x)
+    return State(torch.where(small, batch.x, x), first, second, threshold, nearest, best)
 
 
 def result(state: State) -> Tensor:
+    """Return the nearest adversarial iterate.
+
+    Args:
+        state: State of the rows.
+
+    Returns:
+        Images, (n, c, h, w).
+    """
     return state.best
 
 
 def _count_slope(delta: Tensor, sigma: float) -> Tensor:
-    """Gradient of 1/d * sum_i delta_i^2 / (delta_i^2 + sigma) for each row, as `delta`."""
+    """Compute the gradient of 1/d * sum_i delta_i^2 / (delta_i^2 + sigma) for each row."""
     d = delta[0].numel()
     return 2 * sigma * delta / (delta.square() + sigma).square() / d
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    """Describe the attack for cross-checks.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Properties by name.
+    """
     return {
         "start": "clean",
         "steps": str(params.steps),
@@ -110,7 +159,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="fewest changed entries: a smooth count and a threshold that adapts",
     source="Cinà et al. 2024",
     params=Params,

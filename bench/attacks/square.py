@@ -25,13 +25,16 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
-from bench.core.rng import Noise, hashed
-from bench.engine.functional.norms import landed, norm_of, per_row, project_l1_box
+from bench.core.rng import Noise, hash_uniform
+from bench.engine.functional.norms import norm_of, per_row
+from bench.engine.functional.projections import project_l1_box, round_into_ball
 
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Proposals, counted from 0, after which the windows' area is halved, however many are made."""
+"""Proposals, counted from 0, after which the windows' area is halved, for any number of steps."""
 POWER = {"l2": 2, "l1": 1}
 """What the norm raises a difference to before it adds."""
 TINY = 1e-12
@@ -40,6 +43,8 @@ TINY = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Params:
+    """Parameters of the attack."""
+
     steps: Count = 5000
     """Queries of each restart, the first for the start."""
     p: Annotated[float, Gt(0), Le(1)] = 0.8
@@ -49,53 +54,112 @@ class Params:
 
 
 class State(NamedTuple):
+    """State of the rows."""
+
     x: Tensor
     """The proposal."""
     best: Tensor
-    """What came nearest to the goal; the start as long as nothing was looked at."""
+    """Image nearest to the goal; the start before the first pass."""
     loss: Tensor
-    """Of `best`, (n,); minus infinity as long as nothing was looked at."""
+    """Loss at `best`, (n,); minus infinity before the first pass."""
     fooled: Tensor
     """Whether `best` reached the goal, (n,), bool."""
     key: Tensor
     """Of the row's draws, (n,), int64."""
 
 
-def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
-    start = stripes(items, noise) if norm == "linf" else tiles(items, noise, norm)
-    never = torch.zeros_like(items.y, dtype=torch.bool)
-    return State(start, start, torch.full_like(items.eps, -torch.inf), never, noise.keys(start))
+def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
+    """Start with stripes (linf) or tiles (l2, l1).
+
+    Args:
+        batch: Images, labels and radii of the rows.
+        noise: Random numbers keyed by example and restart.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State at step 0.
+    """
+    start = start_stripes(batch, noise) if norm == "linf" else start_tiles(batch, noise, norm)
+    never = torch.zeros_like(batch.y, dtype=torch.bool)
+    return State(start, start, torch.full_like(batch.eps, -torch.inf), never, noise.keys(start))
 
 
-def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
-    rises = (seen.loss > state.loss) & (seen.fooled == state.fooled)
-    better = rises | (seen.fooled & ~state.fooled)
-    # With a weight of 0 or 1 lerp gives one or the other to the bit, several times sooner than
+def respond(
+    state: State, observed: StepInput, batch: AttackBatch, params: Params, norm: Norm
+) -> State:
+    """Accept the proposal if it is nearer to the goal, and make the next one.
+
+    Args:
+        state: State of the rows.
+        observed: Forward and backward pass at the iterates.
+        batch: Images, labels and radii of the rows.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        State after the step.
+    """
+    rises = (observed.loss > state.loss) & (observed.fooled == state.fooled)
+    better = rises | (observed.fooled & ~state.fooled)
+    # With a weight of 0 or 1 lerp returns one or the other to the bit, several times sooner than
     # torch.where.
     best = torch.lerp(state.best, state.x, per_row(better, state.x).to(state.x.dtype))
-    loss = torch.where(better, seen.loss, state.loss)
-    x = proposal(best, state.key, items, params, norm)
-    return State(x, best, loss, state.fooled | better & seen.fooled, state.key)
+    loss = torch.where(better, observed.loss, state.loss)
+    x = propose(best, state.key, batch, params, norm)
+    return State(x, best, loss, state.fooled | better & observed.fooled, state.key)
 
 
 def result(state: State) -> Tensor:
+    """Return the best proposal.
+
+    Args:
+        state: State of the rows.
+
+    Returns:
+        Images, (n, c, h, w).
+    """
     return state.best
 
 
-def proposal(best: Tensor, key: Tensor, items: AttackBatch, params: Params, norm: Norm) -> Tensor:
-    known = tables(params.p, *best.shape[2:], norm, best.dtype, best.device)
-    halvings = known.halvings.index_select(0, items.k.clamp_max(len(known.halvings) - 1))
+def propose(best: Tensor, key: Tensor, batch: AttackBatch, params: Params, norm: Norm) -> Tensor:
+    """Propose images that differ from the best ones in a window.
+
+    Args:
+        best: Best images so far, (n, c, h, w).
+        key: Key of each row's random numbers, (n,), int64.
+        batch: Images, labels and radii of the rows.
+        params: Params of the attack.
+        norm: Norm of the ball.
+
+    Returns:
+        Proposals in ball and box, (n, c, h, w).
+    """
+    known = make_tables(params.p, *best.shape[2:], norm, best.dtype, best.device)
+    halvings = known.halvings.index_select(0, batch.k.clamp_max(len(known.halvings) - 1))
     if norm == "linf":
-        return one_window(best, key, items, known, halvings)
-    return two_windows(best, key, items, known, halvings, norm)
+        return change_one_window(best, key, batch, known, halvings)
+    return change_two_windows(best, key, batch, known, halvings, norm)
 
 
 # ---------------------------------------------------------------------------------------- windows
 
 
-def sides(p: float, height: int, width: int, norm: Norm) -> list[int]:
-    """The windows' side after 0, 1, ..., 9 halvings of p: round(sqrt(p * h * w)), no more than the
-    image holds; for eta odd and, where the image holds it, at least 3."""
+def window_sides(p: float, height: int, width: int, norm: Norm) -> list[int]:
+    """Compute the windows' side after 0, 1, ..., 9 halvings of p.
+
+    It is round(sqrt(p * h * w)), no more than the image holds; for eta odd and, where the image
+    holds it, at least 3.
+
+    Args:
+        p: Share of the image that the first windows cover.
+        height: Height of the images.
+        width: Width of the images.
+        norm: Norm of the ball.
+
+    Returns:
+        Sides in pixels.
+    """
     most = min(height, width)
     wanted = [round(math.sqrt(p * height * width / 2**i)) for i in range(len(HALVED_AFTER) + 1)]
     if norm == "linf":
@@ -104,8 +168,10 @@ def sides(p: float, height: int, width: int, norm: Norm) -> list[int]:
 
 
 class Tables(NamedTuple):
-    """What depends on p, the images' shape and the norm alone, kept on the model's device: a turn
-    that is replayed there must not fetch anything from the host."""
+    """What depends on p, the images' shape and the norm alone, on the model's device.
+
+    A step that is replayed on a GPU must not fetch anything from the host.
+    """
 
     halvings: Tensor
     """Of p at each proposal until there are no more, (8002,), int64."""
@@ -120,16 +186,29 @@ class Tables(NamedTuple):
 
 
 @cache
-def tables(
+def make_tables(
     p: float, height: int, width: int, norm: Norm, dtype: torch.dtype, device: torch.device
 ) -> Tables:
+    """Compute the tables of the windows, once for each combination of arguments.
+
+    Args:
+        p: Share of the image that the first windows cover.
+        height: Height of the images.
+        width: Width of the images.
+        norm: Norm of the ball.
+        dtype: Dtype of the images.
+        device: Device of the images.
+
+    Returns:
+        The tables.
+    """
     number = torch.arange(HALVED_AFTER[-1] + 2)
     halvings = (number[:, None] > torch.tensor(HALVED_AFTER)).sum(1)
-    side = sides(p, height, width, norm)
+    side = window_sides(p, height, width, norm)
     etas = torch.zeros(len(side), 2, max(side) + 2, max(side) + 2, dtype=torch.float64)
     for both, s in zip(etas, side if norm != "linf" else [], strict=False):
-        both[0, 1 : s + 1, 1 : s + 1] = eta(s, norm)
-        both[1, 1 : s + 1, 1 : s + 1] = eta(s, norm).T
+        both[0, 1 : s + 1, 1 : s + 1] = make_eta(s, norm)
+        both[1, 1 : s + 1, 1 : s + 1] = make_eta(s, norm).T
     return Tables(
         halvings=halvings.to(device),
         side=torch.tensor(side).to(device),
@@ -139,60 +218,123 @@ def tables(
     )
 
 
-def placed(u: Tensor, side: Tensor, known: Tables) -> Tensor:
-    """Where each pixel lies in m square windows whose places u (n, m, 2), from U[0, 1), draws, all
-    equally likely: down and across, (n, m, 2, longer side), 0 to side - 1 inside."""
+def locate_windows(u: Tensor, side: Tensor, known: Tables) -> Tensor:
+    """Place square windows uniformly and number the pixels within them.
+
+    Args:
+        u: Draws from U[0, 1), (n, m, 2).
+        side: Side of each row's windows, (n,).
+        known: Tables of the windows.
+
+    Returns:
+        Position of each row and column in its window, (n, m, 2, longer side): 0 to side - 1 inside.
+    """
     first = (u * (known.size + 1 - side[:, None, None])).long()
     return torch.arange(known.longest, device=u.device) - first[..., None]
 
 
-def masks(at: Tensor, side: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """1 inside each window and 0 outside, in the dtype of `like`, by rows (n, m, h) and by columns
-    (n, m, w): to multiply by both is several times quicker than torch.where."""
+def window_masks(at: Tensor, side: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mask the rows and columns of windows.
+
+    Multiplying by both is several times faster than torch.where.
+
+    Args:
+        at: Positions, as `locate_windows` returns.
+        side: Side of each row's windows, (n,).
+        like: Tensor whose dtype and size the masks have.
+
+    Returns:
+        1 inside and 0 outside, by rows (n, m, h) and by columns (n, m, w).
+    """
     inside = ((at >= 0) & (at < side[:, None, None, None])).to(like.dtype)
     return inside[:, :, 0, : like.shape[2]], inside[:, :, 1, : like.shape[3]]
 
 
-def signs(u: Tensor, like: Tensor) -> Tensor:
-    """1 or -1, equally likely if u is from U[0, 1), in the dtype of `like`."""
+def draw_signs(u: Tensor, like: Tensor) -> Tensor:
+    """Convert draws to signs, each equally likely.
+
+    Args:
+        u: Draws from U[0, 1).
+        like: Tensor whose dtype the result has.
+
+    Returns:
+        1 or -1, as `u`.
+    """
     return 1 - 2 * (u < 0.5).to(like.dtype)
 
 
 def by_channel(values: Tensor) -> Tensor:
-    """(n, c) as (n, c, 1, 1)."""
+    """Reshape per-channel numbers so that they broadcast over pixels.
+
+    Args:
+        values: (n, c).
+
+    Returns:
+        (n, c, 1, 1).
+    """
     return values[..., None, None]
 
 
 # ------------------------------------------------------------------------------------------- linf
 
 
-def stripes(items: AttackBatch, noise: Noise) -> Tensor:
-    """x +- eps by a sign for each column of each channel, in the box."""
-    radius = per_row(items.eps, items.x)
-    down = noise.uniform(items.x[:, :, :1]) < 0
-    return (items.x + torch.where(down, -radius, radius)).clamp(0, 1)
+def start_stripes(batch: AttackBatch, noise: Noise) -> Tensor:
+    """Return x +- eps by a sign for each column of each channel, in the box.
+
+    Args:
+        batch: Images, labels and radii of the rows.
+        noise: Random numbers keyed by example and restart.
+
+    Returns:
+        Images, (n, c, h, w).
+    """
+    radius = per_row(batch.eps, batch.x)
+    down = noise.uniform(batch.x[:, :, :1]) < 0
+    return (batch.x + torch.where(down, -radius, radius)).clamp(0, 1)
 
 
-def one_window(
-    best: Tensor, key: Tensor, items: AttackBatch, known: Tables, halvings: Tensor
+def change_one_window(
+    best: Tensor, key: Tensor, batch: AttackBatch, known: Tables, halvings: Tensor
 ) -> Tensor:
-    """`best`, moved in a square so far that its projection is x + eps or x - eps there."""
+    """Set a window to x + eps or x - eps, by a sign for each channel (linf).
+
+    Args:
+        best: Best images so far, (n, c, h, w).
+        key: Key of each row's random numbers, (n,), int64.
+        batch: Images, labels and radii of the rows.
+        known: Tables of the windows.
+        halvings: Halvings of p so far, (n,).
+
+    Returns:
+        Proposals, (n, c, h, w).
+    """
     side = known.side.index_select(0, halvings)
-    u = hashed(key, items.k, 2 + best.shape[1])
-    rows, columns = masks(placed(u[:, None, :2], side, known), side, best)
-    far = 2 * by_channel(signs(u[:, 2:], best))  # more than the box is wide
+    u = hash_uniform(key, batch.k, 2 + best.shape[1])
+    rows, columns = window_masks(locate_windows(u[:, None, :2], side, known), side, best)
+    far = 2 * by_channel(draw_signs(u[:, 2:], best))  # more than the box is wide
     moved = torch.addcmul(best, far * rows[..., None], columns[:, :, None])
-    radius = per_row(items.eps, best)
-    lowest, highest = (items.x - radius).clamp_(0, 1), (items.x + radius).clamp_(0, 1)
+    radius = per_row(batch.eps, best)
+    lowest, highest = (batch.x - radius).clamp_(0, 1), (batch.x + radius).clamp_(0, 1)
     return torch.minimum(torch.maximum(moved, lowest), highest)
 
 
 # -------------------------------------------------------------------------------------- l2 and l1
 
 
-def hill(height: int, width: int, norm: Norm) -> Tensor:
-    """Rings around the middle, (h, w), of norm 1: at a distance of d rows or columns, whichever are
-    more, the sum of (m + 1)^-2, in l1 (m + 1)^-4, over m from d to half the longer side."""
+def make_hill(height: int, width: int, norm: Norm) -> Tensor:
+    """Build rings around the middle, of norm 1.
+
+    At a distance of d rows or columns, whichever are more, the value is the sum of (m + 1)^-2, in
+    l1 (m + 1)^-4, over m from d to half the longer side.
+
+    Args:
+        height: Height of the images.
+        width: Width of the images.
+        norm: l2 or l1.
+
+    Returns:
+        (height, width), float64.
+    """
     rows = (torch.arange(height) - height // 2).abs()
     columns = (torch.arange(width) - width // 2).abs()
     numbers = torch.arange(1, max(height, width) // 2 + 2, dtype=torch.float64)
@@ -201,64 +343,101 @@ def hill(height: int, width: int, norm: Norm) -> Tensor:
     return rings / norm_of_all(rings, norm)
 
 
-def eta(side: int, norm: Norm) -> Tensor:
-    """A hill above a valley, (side, side), of norm 1, float64."""
+def make_eta(side: int, norm: Norm) -> Tensor:
+    """Build a hill above a valley, of norm 1.
+
+    Args:
+        side: Side in pixels.
+        norm: l2 or l1.
+
+    Returns:
+        (side, side), float64.
+    """
     upper = side // 2
-    both = torch.cat([hill(upper, side, norm), -hill(side - upper, side, norm)])
+    both = torch.cat([make_hill(upper, side, norm), -make_hill(side - upper, side, norm)])
     return both / norm_of_all(both, norm)
 
 
 def norm_of_all(values: Tensor, norm: Norm) -> Tensor:
-    """The norm of all values together, a scalar; of none, as in the upper half of one pixel, 0."""
+    """Compute the norm of all values together.
+
+    Args:
+        values: Any tensor; the upper half of one pixel has no values.
+        norm: l2 or l1.
+
+    Returns:
+        A scalar; 0 of no values.
+    """
     return values.abs().pow(POWER[norm]).sum().pow(1 / POWER[norm])
 
 
-def tiles(items: AttackBatch, noise: Noise, norm: Norm) -> Tensor:
-    """x plus five rows of five etas (or as many as fit), each turned or not and with a sign for
-    each channel; in the box and, in l2 exactly, at a distance of eps before that."""
-    n, channels, height, width = items.x.shape
+def start_tiles(batch: AttackBatch, noise: Noise, norm: Norm) -> Tensor:
+    """Return x plus five rows of five etas (or as many as fit), turned and signed at random.
+
+    The start is in the box and, in l2, exactly at a distance of eps before clipping.
+
+    Args:
+        batch: Images, labels and radii of the rows.
+        noise: Random numbers keyed by example and restart.
+        norm: l2 or l1.
+
+    Returns:
+        Images, (n, c, h, w).
+    """
+    n, channels, height, width = batch.x.shape
     side = max(min(height, width) // 5, 1)
     down, across = height // side, width // side
-    drawn = noise.uniform(items.x.new_empty(n, channels + 1, down, across)) < 0
+    drawn = noise.uniform(batch.x.new_empty(n, channels + 1, down, across)) < 0
     drawn = by_channel(drawn)  # (n, c + 1, down, across, 1, 1)
-    shape = eta(side, norm).to(items.x)
+    shape = make_eta(side, norm).to(batch.x)
     tile = torch.where(drawn[:, :1], shape.T, shape)
     tile = torch.where(drawn[:, 1:], -tile, tile)  # (n, c, down, across, side, side)
     tiled = tile.transpose(3, 4).reshape(n, channels, down * side, across * side)
-    delta = torch.zeros_like(items.x)
+    delta = torch.zeros_like(batch.x)
     top, left = (height - down * side) // 2, (width - across * side) // 2
     delta[:, :, top : top + down * side, left : left + across * side] = tiled
     if norm == "l1":
-        return project_l1_box(items.x + delta, items.x, items.eps)
-    start = (items.x + delta * per_row(items.eps / norm_of(delta, norm), delta)).clamp(0, 1)
-    return landed(start, items.x, items.eps, norm)
+        return project_l1_box(batch.x + delta, batch.x, batch.eps)
+    start = (batch.x + delta * per_row(batch.eps / norm_of(delta, norm), delta)).clamp(0, 1)
+    return round_into_ball(start, batch.x, batch.eps, norm)
 
 
-def two_windows(
-    best: Tensor, key: Tensor, items: AttackBatch, known: Tables, halvings: Tensor, norm: Norm
+def change_two_windows(
+    best: Tensor, key: Tensor, batch: AttackBatch, known: Tables, halvings: Tensor, norm: Norm
 ) -> Tensor:
-    """`best` with the length of two windows, and what is left of eps, in the first of them.
+    """Move the length of two windows, and what is left of eps, into the first of them.
 
-    With delta what was there, that gets sign * eta + delta / |delta| scaled to this length, channel
-    by channel; the second gets x. In l2 the squared lengths so add up to eps^2, or to less where
-    the box cuts or eta cancels delta; in l1 more is given, and projected.
+    With delta the change that was there, the first gets sign * eta + delta / |delta| scaled to this
+    length, channel by channel; the second gets x. In l2 the squared lengths so add up to eps^2, or
+    to less where the box cuts or eta cancels delta; in l1 more is given, and projected.
+
+    Args:
+        best: Best images so far, (n, c, h, w).
+        key: Key of each row's random numbers, (n,), int64.
+        batch: Images, labels and radii of the rows.
+        known: Tables of the windows.
+        halvings: Halvings of p so far, (n,).
+        norm: l2 or l1.
+
+    Returns:
+        Proposals, (n, c, h, w).
     """
     side, channels = known.side.index_select(0, halvings), best.shape[1]
-    u = hashed(key, items.k, 5 + channels)
-    at = placed(u[:, :4].view(-1, 2, 2), side, known)
-    rows, columns = masks(at, side, best)  # (n, 2, h), (n, 2, w)
-    shape = laid(known.eta, 2 * halvings + (u[:, 4] < 0.5), at[:, 0], best)
-    sign, squared = signs(u[:, 5:], best), norm == "l2"
+    u = hash_uniform(key, batch.k, 5 + channels)
+    at = locate_windows(u[:, :4].view(-1, 2, 2), side, known)
+    rows, columns = window_masks(at, side, best)  # (n, 2, h), (n, 2, w)
+    shape = place_eta(known.eta, 2 * halvings + (u[:, 4] < 0.5), at[:, 0], best)
+    sign, squared = draw_signs(u[:, 5:], best), norm == "l2"
 
-    delta = best - items.x
-    whole, first, second, common = rectangles(
+    delta = best - batch.x
+    whole, first, second, common = rectangle_sums(
         delta.square() if squared else delta.abs(),
         *(
             torch.cat([torch.ones_like(each[:, :1]), each, each[:, :1] * each[:, 1:]], 1)
             for each in (rows, columns)
         ),
     )
-    budget = items.eps.square() if squared else items.eps
+    budget = batch.eps.square() if squared else batch.eps
     left = (budget - whole.sum(1)).clamp_min(0) / channels
     wanted = (first + second - common).clamp_min(0) + left[:, None]  # (n, c)
     wanted, first = (wanted.sqrt(), first.sqrt()) if squared else (wanted * channels, first)
@@ -268,17 +447,26 @@ def two_windows(
     # sign * (eta + sign * delta / |delta|), so that the signs multiply (n, c) numbers only.
     mixed = shape.addcmul(there, by_channel(sign / (first + TINY)))
     scale = sign * wanted / (torch.linalg.vector_norm(mixed, POWER[norm], (2, 3)) + TINY)
-    kept = delta - there
-    kept = kept.addcmul(kept, second_window, value=-1)
-    x = (items.x + kept).addcmul_(mixed, by_channel(scale))
+    rest = delta - there
+    rest = rest.addcmul(rest, second_window, value=-1)
+    x = (batch.x + rest).addcmul_(mixed, by_channel(scale))
     if squared:
-        return landed(x.clamp_(0, 1), items.x, items.eps, norm)
-    return project_l1_box(x, items.x, items.eps)
+        return round_into_ball(x.clamp_(0, 1), batch.x, batch.eps, norm)
+    return project_l1_box(x, batch.x, batch.eps)
 
 
-def laid(etas: Tensor, number: Tensor, at: Tensor, like: Tensor) -> Tensor:
-    """The eta of each row's `number` (n,) in its window, which `at` (n, 2, longer side) places, and
-    0 elsewhere, (n, 1, h, w)."""
+def place_eta(etas: Tensor, number: Tensor, at: Tensor, like: Tensor) -> Tensor:
+    """Place an eta in the window of each row, with 0 elsewhere.
+
+    Args:
+        etas: All etas in margins of zeros, (10, 2, edge, edge).
+        number: Index of each row's eta, (n,).
+        at: Positions in the window, (n, 2, longer side).
+        like: Tensor of the images' size.
+
+    Returns:
+        (n, 1, h, w).
+    """
     edge = etas.shape[-1]
     row, column = (at + 1).clamp(0, edge - 1).unbind(1)
     row, column = row[:, : like.shape[2]], column[:, : like.shape[3]]
@@ -286,13 +474,31 @@ def laid(etas: Tensor, number: Tensor, at: Tensor, like: Tensor) -> Tensor:
     return etas.flatten().index_select(0, where.flatten()).view(where.shape)[:, None]
 
 
-def rectangles(values: Tensor, rows: Tensor, columns: Tensor) -> Sequence[Tensor]:
-    """Sums of `values` (n, c, h, w) over r rectangles each, of which the masks (n, r, h) and
-    (n, r, w) are the sides: r tensors (n, c)."""
+def rectangle_sums(values: Tensor, rows: Tensor, columns: Tensor) -> Sequence[Tensor]:
+    """Sum values over rectangles.
+
+    Args:
+        values: (n, c, h, w).
+        rows: Masks of the rows, (n, r, h).
+        columns: Masks of the columns, (n, r, w).
+
+    Returns:
+        r tensors (n, c).
+    """
     return ((rows[:, None] @ values) * columns[:, None]).sum(3).unbind(2)
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
+    """Describe the attack for cross-checks.
+
+    Args:
+        params: Params of the attack.
+        norm: Norm of the ball.
+        eps: Radius of the ball.
+
+    Returns:
+        Properties by name.
+    """
     return {
         "start": "stripes" if norm == "linf" else "tiles",
         "steps": str(params.steps),
@@ -302,7 +508,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     }
 
 
-ATTACK = Attack(
+ATTACK = IterativeAttack(
     summary="random search over square windows, by the model's scores alone",
     source="Andriushchenko et al. 2020",
     params=Params,

@@ -1,4 +1,4 @@
-"""Checkpoints are data, .safetensors or .pt read with weights_only: nothing in them is run."""
+"""Read checkpoints as data: .safetensors, or .pt with `weights_only`; nothing is executed."""
 
 import pickle
 import warnings
@@ -14,11 +14,23 @@ from bench.core.errors import SuiteError, first_line
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 PREFIXES = ("module.", "model.", "net.")
-"""What wrappers put before every key of a state."""
+"""Prefixes that wrappers add to every key of a state."""
 
 
-def read(where: str, path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a checkpoint; nothing in the file is executed."""
+def read_tensors(where: str, path: Path) -> Mapping[str, Tensor]:
+    """Read the tensors of a checkpoint without executing anything in it.
+
+    Args:
+        where: Name of the setting or file, with which error messages begin.
+        path: A .safetensors file, or a .pt or .pth file read with `weights_only`.
+
+    Returns:
+        Tensors by key; those under "state_dict" if the file has such a key.
+
+    Raises:
+        SuiteError: The file is missing, damaged, holds more than tensors or would unpack to more
+            than its size.
+    """
     if not path.is_file():
         raise SuiteError(f"{where}: expected weights at {path}, found no file")
     _refuse_bomb(where, path)
@@ -29,7 +41,7 @@ def read(where: str, path: Path) -> Mapping[str, Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's advice on pickles that are refused anyway
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a reader trips over in damaged bytes can be anything
+    except Exception as error:  # damaged bytes make readers raise anything
         if isinstance(error, pickle.UnpicklingError) and _whole(path):
             raise SuiteError(
                 f"{where}: {path} holds more than tensors, and a pickle can run code; "
@@ -49,27 +61,33 @@ def read(where: str, path: Path) -> Mapping[str, Tensor]:
 
 
 def _refuse_bomb(where: str, path: Path) -> None:
-    """Raises: SuiteError if a zip archive holds more than its own size: torch packs nothing."""
+    """Refuse an archive that unpacks to more than its size: torch.save packs nothing."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(part.file_size for part in archive.infolist())
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # another format, or damaged: whoever reads it says so
+        return  # another format, or damaged: the reader reports it
     if size > path.stat().st_size:
-        told = f"{path} unpacks to {size} bytes, more than it is"
-        raise SuiteError(f"{where}: {told}; torch.save packs nothing, so save it again")
+        problem = f"{path} unpacks to {size} bytes, more than it is"
+        raise SuiteError(f"{where}: {problem}; torch.save packs nothing, so save it again")
 
 
 def _whole(path: Path) -> bool:
-    """Whether a file looks like one of torch's: a zip archive or, older, a pickle of protocol 2."""
+    """Return whether a file looks like torch's: a zip archive or a pickle of protocol 2."""
     with path.open("rb") as file:
         return zipfile.is_zipfile(file) or (file.seek(0), file.read(2))[1] == b"\x80\x02"
 
 
-def fill(where: str, model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put `state` into the model; a prefix of every key may be missing or too many.
+def load_tensors(where: str, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load tensors into a model; a common prefix of the keys may be missing or extra.
 
-    Raises: SuiteError, beginning with `where`, if the state is another architecture's.
+    Args:
+        where: Name of the setting or file, with which error messages begin.
+        model: Model whose parameters and buffers are overwritten.
+        state: Tensors by key.
+
+    Raises:
+        SuiteError: Keys or shapes are those of another architecture.
     """
     wanted = model.state_dict()
     for prefix in PREFIXES:

@@ -11,10 +11,10 @@ from bench.core.sanitize import escape_controls
 
 
 class SuiteError(Exception):
-    """The user's mistake: a suite, an option, a file or a device that is not as it must be.
+    """A mistake of the user in a suite, an option, a file or a device.
 
-    Holds one sentence per mistake, so that all mistakes of a suite are told at once.
-    The command line prints them without a traceback and exits with 2.
+    Holds one sentence per mistake, so that all mistakes of a suite are reported at once. The
+    command line prints them without a traceback and exits with 2.
     """
 
     def __init__(self, *problems: str) -> None:
@@ -23,15 +23,15 @@ class SuiteError(Exception):
 
 
 class MissingDataError(SuiteError):
-    """Files of a data set are not where they are looked for: a plan can be shown without them."""
+    """Files of a data set are missing; a plan can be shown without them."""
 
 
 class ContractError(Exception):
-    """A plug-in (model, attack, data set) broke its promise; the runner makes it a failed cell."""
+    """A model, attack or data set broke its contract; the runner makes it a failed cell."""
 
 
 class RecordError(Exception):
-    """Records on disk are not what they say they are; they are named, never guessed at."""
+    """Records on disk are damaged or of another run; the message names them."""
 
 
 class RobustnessWarning(UserWarning):
@@ -39,22 +39,28 @@ class RobustnessWarning(UserWarning):
 
 
 LONGEST = 500
-"""Characters of what an exception says that are told, at most."""
+"""Most characters of an exception's message that are shown."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says that says anything; its class's name if none does.
+    """Return the first line of an exception's message that is not blank.
 
-    Safe to show: of any length, with any characters, and of an exception that raises when it is
-    asked what it says.
+    Safe to show for any exception: the length is limited, control characters are escaped, and an
+    exception whose `__str__` raises is named by its class.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        The line; the name of the exception's class if the message is blank.
     """
     try:
-        told = str.__str__(str(error))  # a text of a class of its own might answer otherwise
+        message = str.__str__(str(error))  # a subclass of str may override its methods
     except KeyboardInterrupt:
         raise
-    except BaseException:  # a stranger's exception may do anything
-        told = ""
-    lines = (line.strip() for line in told[: 100 * LONGEST].splitlines())
+    except BaseException:  # foreign code: `__str__` may raise anything
+        message = ""
+    lines = (line.strip() for line in message[: 100 * LONGEST].splitlines())
     first = next((line for line in lines if line), "")
     return escape_controls(first[:LONGEST]) + ("..." if len(first) > LONGEST else "") or _class(
         error
@@ -62,17 +68,30 @@ def first_line(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """An exception in one line: its class, and what it says, if that is anything.
+    r"""Describe an exception in one line: its class and its message, if it has one.
 
-    >>> describe(ValueError("no such class\\nsecond line")), describe(KeyError())
+    >>> describe(ValueError("no such class\nsecond line")), describe(KeyError())
     ('ValueError: no such class', 'KeyError')
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        "Class: message" or "Class".
     """
     name, first = _class(error), first_line(error)
     return name if first == name else f"{name}: {first}"
 
 
 def location(error: BaseException) -> str:
-    """The last place in the code that an exception passed, "file.py:12"; "" if it passed none."""
+    """Return the last place in the code that an exception passed.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        "file.py:12"; empty if the exception has no traceback.
+    """
     trace = BaseException.__dict__["__traceback__"].__get__(error)
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -82,6 +101,7 @@ def location(error: BaseException) -> str:
 
 
 def _class(error: BaseException) -> str:
+    """Return the name of an exception's class, also where the class overrides `__name__`."""
     return escape_controls(type.__dict__["__name__"].__get__(type(error))[:LONGEST])
 
 
@@ -90,10 +110,17 @@ SHORT = 40
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The tail of an "unknown name" sentence: the nearest known names, then all of them if few.
+    """Return the end of an "unknown name" sentence: similar names, then all if they are few.
 
     >>> nearest("pdg", ["fgsm", "pgd"])
     "did you mean 'pgd'? known: fgsm, pgd"
+
+    Args:
+        name: The unknown name.
+        known: All known names.
+
+    Returns:
+        The suggestions, with at most `SHORT` known names listed.
     """
     names = sorted(known)
     folded = {each.casefold(): each for each in names}

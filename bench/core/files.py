@@ -1,8 +1,8 @@
-"""Files are written whole or not at all, whatever happens in between.
+"""Write files completely or not at all.
 
-A file is written under a name of its own, synced, renamed, and its folder synced: after a power
-cut, too, there is either what was there before or all of what was to be there. What a process that
-was killed left behind ends in PARTIAL and is never read.
+A file is written under a temporary name, synced and renamed, and its folder is synced: after a
+power cut there is either the old content or all of the new one. Files that a killed process left
+behind end in PARTIAL and are never read.
 """
 
 import contextlib
@@ -27,21 +27,46 @@ _HASHED = re.compile(r"-([0-9a-f]{16})$")
 
 
 def data_folder(given: str | Path | None) -> Path:
-    """Where data sets lie: as given, else BENCH_DATA_DIR, else the platform's user cache."""
+    """Return the folder of data sets.
+
+    Args:
+        given: A folder; None for BENCH_DATA_DIR or, where that is not set, the platform's user
+            cache.
+
+    Returns:
+        The folder, which need not exist.
+    """
     if given is None:
         given = os.environ.get("BENCH_DATA_DIR") or platformdirs.user_cache_path("bench")
     return Path(given)
 
 
 def check_writable(folder: Path) -> None:
-    """Raises: SuiteError if files cannot be written into the folder, made if it is not there."""
+    """Check that files can be written into a folder; create it if it is missing.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        SuiteError: A file cannot be written there.
+    """
     remove(write_atomic(folder / f"probe{PARTIAL}", b""))
 
 
 def write_atomic(path: Path, content: bytes) -> Path:
-    """Write a file under a temporary name, sync and rename it, sync its folder; returns `path`.
+    """Write a file under a temporary name, sync it, rename it and sync its folder.
 
-    Raises: SuiteError if the disk is full or the folder cannot be written.
+    After a power cut the file holds its old content or all of the new one.
+
+    Args:
+        path: Path of the file.
+        content: Bytes to write.
+
+    Returns:
+        `path`.
+
+    Raises:
+        SuiteError: The disk is full or the folder cannot be written.
     """
     # No other process has this name: two that write one file at once each write it whole.
     partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTIAL}")
@@ -64,9 +89,13 @@ def write_atomic(path: Path, content: bytes) -> Path:
 
 
 def remove(path: Path) -> None:
-    """Delete a file, if it is there.
+    """Delete a file if it exists.
 
-    Raises: SuiteError if it cannot be deleted.
+    Args:
+        path: Path of the file.
+
+    Raises:
+        SuiteError: The file cannot be deleted.
     """
     try:
         path.unlink(missing_ok=True)
@@ -78,18 +107,32 @@ def remove(path: Path) -> None:
 
 
 def remove_partials(folder: Path, pattern: str = "*") -> None:
-    """Delete what writers that were killed left in a folder. Only for who writes there alone.
+    """Delete the partial files that killed writers left in a folder.
 
-    Raises: SuiteError if it cannot be deleted.
+    Only a process that is the sole writer of the folder may call this.
+
+    Args:
+        folder: The folder.
+        pattern: Glob pattern of the names before the suffix.
+
+    Raises:
+        SuiteError: A file cannot be deleted.
     """
     for path in folder.glob(f"{pattern}{PARTIAL}"):
         remove(path)
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a file that is damaged, so that nobody reads it and somebody may look at it.
+    """Rename a damaged file, so that it is no longer read and can be inspected.
 
-    Raises: SuiteError if it cannot be renamed.
+    Args:
+        path: Path of the file.
+
+    Returns:
+        The new path, which ends in `DAMAGED`.
+
+    Raises:
+        SuiteError: The file cannot be renamed.
     """
     aside = path.with_name(path.name + DAMAGED)
     try:
@@ -114,23 +157,45 @@ def slug(name: str, longest: int = 80) -> str:
 
 
 def short_hash(content: bytes) -> str:
-    """What the name of a file with this content ends in: 16 hexadecimal digits of its sha256."""
+    """Hash the content of a file for its name.
+
+    Args:
+        content: Bytes of the file.
+
+    Returns:
+        The first 16 hexadecimal digits of the SHA-256.
+    """
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def as_named(path: Path, content: bytes) -> bool:
-    """Whether a file's content has the hash in its name; a name without a hash promises nothing."""
+def matches_hash(path: Path, content: bytes) -> bool:
+    """Return whether a file's content has the hash that its name ends in.
+
+    Args:
+        path: Path of the file.
+        content: Bytes of the file.
+
+    Returns:
+        True also for a name without a hash.
+    """
     named = _HASHED.search(path.stem)
     return named is None or named[1] == short_hash(content)
 
 
-def unhashed(path: Path) -> str:
-    """A file's name without suffix and hash: what the file is about."""
+def strip_hash(path: Path) -> str:
+    """Return a file's name without suffix and hash.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        The stem without "-<hash>".
+    """
     return _HASHED.sub("", path.stem)
 
 
 def _sync(folder: Path) -> None:
-    """Make a renaming in the folder last, where the system can."""
+    """Sync a folder, so that a renaming in it is durable, where the system supports that."""
     if os.name != "posix":
         return
     place = os.open(folder, os.O_RDONLY)

@@ -1,8 +1,8 @@
-"""One run at a time writes into a folder; who reads is not asked.
+"""Let one run at a time write into a folder; readers need no lock.
 
-The lock is the kernel's, through filelock, so that it ends with the process that holds it, SIGKILL
-and power cuts included: a file that is left behind locks nothing. It says who holds it. Where a
-file system has no such locks the run goes on, and the user is told.
+The lock is the kernel's (flock, through filelock) and ends with the process that holds it, after
+SIGKILL and power cuts too: a file that is left behind locks nothing. Its content names the holder.
+Where a file system has no such locks the run goes on with a warning.
 """
 
 import contextlib
@@ -24,10 +24,18 @@ NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def held(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
-    """Hold the folder, made if it is not there; `tell` hears of it if that cannot be.
+def hold_lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of a folder, which is created if it is missing.
 
-    Raises: SuiteError if another process holds it, naming that, or it cannot be written.
+    Args:
+        folder: Folder of a run.
+        tell: Receives a sentence if the file system has no locks.
+
+    Yields:
+        While the lock is held, or at once where there are no locks.
+
+    Raises:
+        SuiteError: Another process holds the lock, or the lock file cannot be written.
     """
     path = folder / FILE
     # A soft lock, a mere file, would outlive the process that is killed.
@@ -35,11 +43,11 @@ def held(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            locked = _acquired(lock)
+            locked = _acquire(lock)
             if locked:
                 stack.callback(lock.release)
                 path.write_text(_signature(), encoding="utf-8")
-                stack.callback(_removed, path)  # while it is locked: no other run can sign it
+                stack.callback(_remove, path)  # while it is locked: no other run can sign it
         except Timeout:
             raise SuiteError(
                 f"{folder}: another run works in this folder ({_holder(path)}); wait until it ends "
@@ -55,10 +63,10 @@ def held(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
         yield
 
 
-def _acquired(lock: FileLock) -> bool:
-    """Whether the lock is held now; False where there are no locks.
+def _acquire(lock: FileLock) -> bool:
+    """Acquire the lock; return False where there are no locks.
 
-    Raises: Timeout if another process has it; OSError if its file cannot be written.
+    Raises Timeout if another process holds it and OSError if its file cannot be written.
     """
     try:
         lock.acquire()
@@ -71,7 +79,7 @@ def _acquired(lock: FileLock) -> bool:
     return True
 
 
-def _removed(path: Path) -> None:
+def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):  # without its file nothing is locked, nor with it
         path.unlink()
 
@@ -82,9 +90,9 @@ def _signature() -> str:
 
 
 def _holder(path: Path) -> str:
-    """Who signed the lock file, for people."""
+    """Describe the process that signed the lock file."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return f"host {told['host']}, process {told['process']}, since {told['since']}"
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"host {holder['host']}, process {holder['process']}, since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "it did not say which"

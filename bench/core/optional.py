@@ -1,7 +1,7 @@
-"""What the adapters of other libraries share: a library that may not be there, what it prints and
-warns of while it works, and its own settings as the params of an attack.
+"""Helpers of the adapters of other libraries: import, silence, and settings as params of an attack.
 
-An adapter is a file of bench/attacks that has no ATTACK but a function `adapt(name)`.
+An adapter is a file of bench/attacks/adapters with a function `adapt(name)`. Its library may be
+missing; its attacks are then skipped.
 """
 
 import contextlib
@@ -18,7 +18,8 @@ import torch
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import Attack, Count
+from bench.core.contracts.attack import Attack, ExternalAttack
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Norm, Threat
 from bench.core.errors import ContractError, SuiteError, first_line, nearest
 from bench.core.rng import Noise
@@ -28,17 +29,35 @@ ANY: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 # ------------------------------------------------------------------------------------- the library
 
 
-def loaded(module: str) -> ModuleType:
-    """A module of a library, imported at its first use: that takes seconds."""
+def import_library(module: str) -> ModuleType:
+    """Import a module of a library at its first use, without its warnings.
+
+    Args:
+        module: Dotted name of the module.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: It cannot be imported.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what its imports deprecate, which no user can change
         return importlib.import_module(module)
 
 
-def missing(module: str, extra: str = "peers") -> str:
-    """The sentence that tells why a library cannot be had, and what to do; "" if it can."""
+def missing_reason(module: str, extra: str = "peers") -> str:
+    """Return the sentence that says why a library is missing and how to install it.
+
+    Args:
+        module: Dotted name of a module of the library.
+        extra: The extra of bench that installs it.
+
+    Returns:
+        The sentence; empty if the module can be imported.
+    """
     try:
-        loaded(module)
+        import_library(module)
     except ImportError as error:
         library = module.partition(".")[0]
         absent = isinstance(error, ModuleNotFoundError) and error.name == library
@@ -49,12 +68,20 @@ def missing(module: str, extra: str = "peers") -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Unchecked:
-    """Params of an attack whose library is not there to say what it takes."""
+    """Params of an attack whose library is not installed and so cannot name its parameters."""
 
 
-def absent(library: str, reason: str) -> Attack:
-    """What stands for any attack of a library that cannot be had: a suite skips its cells."""
-    return Attack(
+def unavailable_attack(library: str, reason: str) -> Attack:
+    """Return the placeholder for attacks of a missing library; its cells are skipped.
+
+    Args:
+        library: Import name of the library.
+        reason: Why the library is missing.
+
+    Returns:
+        An attack of any norm that refuses to run.
+    """
+    return ExternalAttack(
         summary="an attack of a library that is not here",
         source=library,
         params=Unchecked,
@@ -68,11 +95,22 @@ def absent(library: str, reason: str) -> Attack:
 def _refuse(
     reason: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Any, noise: Noise
 ) -> NoReturn:
+    """Raise ContractError with the reason."""
     raise ContractError(reason)
 
 
-def check(library: str, name: str, known: Iterable[str], refused: Mapping[str, str]) -> None:
-    """Raises: SuiteError if the library has no attack `name`, or none that can be used here."""
+def check_name(library: str, name: str, known: Iterable[str], refused: Mapping[str, str]) -> None:
+    """Check that a library has an attack that can be used here.
+
+    Args:
+        library: Import name of the library.
+        name: Name of the attack in the library.
+        known: Names that are supported.
+        refused: Name -> why it cannot be used.
+
+    Raises:
+        SuiteError: The name is unknown or refused.
+    """
     if name in refused:
         raise SuiteError(f"attack '{library}:{name}' cannot be used here: {refused[name]}")
     if name not in known:
@@ -80,8 +118,15 @@ def check(library: str, name: str, known: Iterable[str], refused: Mapping[str, s
 
 
 @contextlib.contextmanager
-def quiet(*libraries: str) -> Iterator[None]:
-    """Nothing that the libraries print or warn of is heard inside, and gradients are on."""
+def silence(*libraries: str) -> Iterator[None]:
+    """Suppress what libraries print and warn of; enable gradients.
+
+    Args:
+        *libraries: Import names of the libraries.
+
+    Yields:
+        With stdout redirected.
+    """
     with (
         contextlib.redirect_stdout(io.StringIO()),
         warnings.catch_warnings(),
@@ -105,23 +150,41 @@ class Setting(NamedTuple):
     """MISSING where the suite must say it."""
 
 
-def params(name: str, module: str, settings: Sequence[Setting]) -> type:
-    """The params dataclass of the attack `name`, to be found in `module` as <name>Params."""
+def make_params(name: str, module: str, settings: Sequence[Setting]) -> type:
+    """Build the params dataclass of an attack, <name>Params.
+
+    Args:
+        name: Name of the attack in the library.
+        module: Module in which the class is found when params are unpickled.
+        settings: The parameters in order.
+
+    Returns:
+        A frozen dataclass.
+    """
     fields = [(key, kind, field(default=_whole(kind, default))) for key, kind, default in settings]
     space = {"__module__": module}
     return make_dataclass(f"{name}Params", fields, frozen=True, kw_only=True, namespace=space)
 
 
 def _whole(kind: Any, default: Any) -> Any:
+    """Convert a whole default of a float parameter to float."""
     return float(default) if kind is float and default is not MISSING else default
 
 
-def plain(default: Any) -> Any:
-    """The annotation of a parameter of which only the default is known; whole numbers count."""
+def infer_type(default: Any) -> Any:
+    """Return the annotation of a parameter of which only the default is known.
+
+    Args:
+        default: The default.
+
+    Returns:
+        `Count` for a whole number, else the type of the default.
+    """
     return Count if type(default) is int else type(default)
 
 
 def _pair(value: object) -> object:
+    """Convert a list, which suites have, to a tuple, which libraries take."""
     return tuple(value) if isinstance(value, list) else value  # a suite has lists, no tuples
 
 

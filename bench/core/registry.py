@@ -1,10 +1,9 @@
-"""From a name to the object it means: the file name is the name.
+"""Find the object that a name means; the file name of a built-in is its name.
 
-`find("attacks", "pgd")` imports bench/attacks/pgd.py and returns its ATTACK. Outside code enters
-as "package.module:NAME" or "path/file.py:NAME" (relative to the suite's folder) and is run: those
-two forms execute a stranger's code, and so can a model's "path/net.pt2", a program in a file, which
-its entry must therefore say to trust. "library:NAME" goes to the adapter file of that library,
-where bench has one.
+`find("attacks", "pgd")` imports bench/attacks/pgd.py and returns its ATTACK. A user's code is named
+as "package.module:NAME" or "path/file.py:NAME" (relative to the suite's folder) and is executed; so
+can be a model's "path/net.pt2", a program in a file, which its entry must therefore say to trust.
+"library:NAME" goes to the adapter of that library, where bench has one.
 """
 
 import hashlib
@@ -28,7 +27,7 @@ RECORDS = {"attacks": "ATTACK", "models": "MODEL", "datasets": "DATASET"}
 
 
 class Resolver(NamedTuple):
-    """How a package finds names of a form of its own, such as those of files."""
+    """How a package recognises and opens names of a further form, such as files."""
 
     recognizes: Callable[[str], bool]
     open: Callable[[Path], Any]
@@ -40,11 +39,11 @@ _resolvers: dict[str, Resolver] = {}
 def add_resolver(
     kind: str, recognizes: Callable[[str], bool], open_: Callable[[Path], Any]
 ) -> None:
-    """Let the package of `kind` open the names that it recognises as files; called on its import.
+    """Register how the package of a kind opens names that are files; called on its import.
 
     Args:
         kind: "attacks", "models" or "datasets".
-        recognizes: Whether a name is that of such a file.
+        recognizes: Returns whether a name is that of such a file.
         open_: Returns the object in the file at a path.
     """
     _resolvers[kind] = Resolver(recognizes, open_)
@@ -63,7 +62,15 @@ def names(kind: str) -> list[str]:
 
 
 def built_in(kind: str, name: str) -> bool:
-    """Whether `find` looks for `name` in bench's own files alone."""
+    """Return whether `find` looks for a name in bench's own files alone.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+        name: A name as `find` takes it.
+
+    Returns:
+        False for a user's file or module, and for a model's file.
+    """
     if _resolver(kind, name) is not None:
         return False
     return ":" not in name or name.partition(":")[0] in _adapters(kind)
@@ -76,14 +83,14 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
         kind: "attacks", "models" or "datasets".
         name: A built-in name, "library:NAME", "module:NAME", "file.py:NAME" or, for a model, a file
             of its own.
-        base: The folder that file names start from; the working folder by default.
+        base: Folder that file names start from; the working folder by default.
 
     Returns:
         The record, the object of that name, or a callable that opens the model's file.
 
     Raises:
-        SuiteError: There is none; the nearest known name is told. Whatever a user's file raises
-            while it is imported is told in one sentence with its line.
+        SuiteError: There is none (the message names the nearest known name), or the user's file
+            raised while it was imported (the message names the line).
     """
     resolver = _resolver(kind, name)
     if resolver is not None:
@@ -110,12 +117,14 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
 
 
 def _resolver(kind: str, name: str) -> Resolver | None:
+    """Return the resolver of a kind if it recognises the name."""
     importlib.import_module(f"bench.{kind}")  # which adds its resolver
     resolver = _resolvers.get(kind)
     return resolver if resolver is not None and resolver.recognizes(name) else None
 
 
 def _modules(package: str) -> list[str]:
+    """List the modules of a package, without subpackages."""
     try:
         path = importlib.import_module(f"bench.{package}").__path__
     except ModuleNotFoundError:  # no library has adapters of this kind
@@ -124,38 +133,43 @@ def _modules(package: str) -> list[str]:
 
 
 def _records(kind: str) -> list[str]:
+    """List the built-in modules that end in a record."""
     return [name for name in _modules(kind) if hasattr(_builtin(kind, name), RECORDS[kind])]
 
 
 def _adapters(kind: str) -> list[str]:
+    """List the libraries with an adapter of this kind."""
     return _modules(f"{kind}.adapters")
 
 
 def _builtin(kind: str, name: str) -> ModuleType:
+    """Import a built-in module."""
     return importlib.import_module(f"bench.{kind}.{name}")
 
 
 def _module(name: str) -> ModuleType:
+    """Import a user's module by its dotted name, again if a file of it changed."""
     _refresh(name)
     try:
         module = importlib.import_module(name)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a stranger's code; a name like ".x" raises, too
+    except BaseException as error:  # foreign code; a name like ".x" raises, too
         raise SuiteError(f"module '{name}' could not be imported: {describe(error)}") from error
-    file = source_hash.file_of(module)
+    file = source_hash.module_file(module)
     if name not in _read and file is not None and source_hash.is_own(file):
-        _read[name] = source_hash.contents(file)
+        _read[name] = source_hash.hash_contents(file)
     return module
 
 
 def _refresh(key: str) -> None:
-    """Forget a module that was read before if a file of it holds something else now."""
+    """Forget a module that was read before if a file of it has other content now."""
     if key in _read and not source_hash.is_unchanged(_read[key]):
-        source_hash.forget(_read.pop(key))
+        source_hash.forget_modules(_read.pop(key))
 
 
 def _there(path: Path) -> bool:
+    """Return whether a path is a file; False for a name that no file can have."""
     try:
         return path.resolve().is_file()
     except (OSError, ValueError):  # a name that no file can have
@@ -163,6 +177,7 @@ def _there(path: Path) -> bool:
 
 
 def _file(path: Path) -> ModuleType:
+    """Import a user's file as a module, again if a file of it changed."""
     if not _there(path):
         raise SuiteError(f"{path}: expected a Python file there, found none")
     path = path.resolve()
@@ -183,12 +198,12 @@ def _file(path: Path) -> ModuleType:
         del sys.modules[key]
         line = _line_in(path, error)
         raise SuiteError(f"{path}:{line}: {describe(error)}") from error
-    _read[key] = source_hash.contents(path)
+    _read[key] = source_hash.hash_contents(path)
     return module
 
 
 def _line_in(path: Path, error: BaseException) -> int:
-    """The last line of `path` on the error's traceback, or the line of its syntax error."""
+    """Return the last line of `path` on the error's traceback, or the line of its syntax error."""
     line = getattr(error, "lineno", None) or 0
     trace = error.__traceback__
     while trace is not None:

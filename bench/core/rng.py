@@ -1,11 +1,9 @@
-"""Randomness as a function of what it is for, never of when or where it is drawn.
+"""Random numbers as a function of their purpose, never of when or where they are drawn.
 
 Noise is keyed by (seed, purpose, restart, example), where an example is its position in the data
-set as loaded: so a result does not depend on the batch, the order in which examples are attacked, a
-resume or the number of workers. It does not know what the image is: in a data set of another order
-the noise stays with the position, and an image gets that of the place where it now stands. The
-global random state is touched in one place only,
-`seeded`, which forks it around code that knows no other (module initialisers, foreign attacks).
+set as loaded. So a result does not depend on the batch, the order in which examples are attacked, a
+resume or the number of workers. The key does not know the image: in a data set of another order the
+noise stays with the position. The global random state is touched in one place only, `seed_global`.
 """
 
 import functools
@@ -20,20 +18,26 @@ from torch import Tensor
 
 
 def fold(*parts: object) -> int:
-    """A 64-bit number derived from `parts` (blake2b of their text), the same on every machine.
+    """Derive a 64-bit number from values (BLAKE2b of their text), the same on every machine.
 
     >>> fold(0, "pgd") == fold(0, "pgd") != fold(1, "pgd")
     True
+
+    Args:
+        *parts: Values with a stable text.
+
+    Returns:
+        A number in [0, 2**64).
     """
     text = "\x1f".join(str(part) for part in parts).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
 class Noise:
-    """Random draws for the rows of a batch, each row keyed by its example and restart.
+    """Random draws for the rows of a batch, keyed by example and restart.
 
-    Source: Philox4x64 (Salmon et al. 2011) as NumPy's counter-based bit generator; the key is
-    (fold of seed, purpose and restart; example id).
+    Source: Philox4x64 (Salmon et al. 2011) as NumPy's counter-based bit generator; the key is (fold
+    of seed, purpose and restart; example id).
     """
 
     def __init__(self, seed: int, purpose: str, examples: Tensor, restarts: Tensor) -> None:
@@ -45,7 +49,7 @@ class Noise:
 
     @functools.cached_property
     def _keys(self) -> list[tuple[int, int]]:
-        """Made when something is drawn: most attacks draw once, some never."""
+        """Derive the keys when something is drawn: most attacks draw once, some never."""
         seed, purpose, examples, restarts = self._of
         stream = {restart: fold(seed, purpose, restart) for restart in set(restarts.tolist())}
         pairs = zip(restarts.tolist(), examples.tolist(), strict=True)
@@ -54,37 +58,65 @@ class Noise:
     def _draw(
         self, draw: int, how: Callable[[np.random.Generator], np.ndarray], like: Tensor
     ) -> Tensor:
+        """Draw for each row with a generator of its key, starting at counter `draw`."""
         counter = np.array([0, 0, draw, 0], dtype=np.uint64)  # 2**128 numbers from the next draw
         bits = np.random.Philox(key=0)
         generator, fresh = np.random.Generator(bits), bits.state
         rows = []
-        for key in self._keys:  # quicker set anew than made anew
+        for key in self._keys:  # setting the state is faster than a new object
             fresh["state"] = {"counter": counter, "key": np.array(key, dtype=np.uint64)}
             bits.state = fresh
             rows.append(how(generator))
         return torch.from_numpy(np.stack(rows)).to(like)
 
     def uniform(self, like: Tensor, draw: int = 0) -> Tensor:
-        """Independent draws from U(-1, 1), shape, dtype and device of `like` (n, *input).
+        """Draw independently from U(-1, 1).
 
-        Another `draw` is independent of this one; the same gives the same numbers again.
+        Args:
+            like: Tensor whose shape, dtype and device the draws have, (n, *input).
+            draw: Number of the draw: different numbers are independent, the same one repeats.
+
+        Returns:
+            Draws, as `like`.
         """
         shape = like.shape[1:]
         return self._draw(draw, lambda g: 2.0 * g.random(shape, dtype=np.float32) - 1.0, like)
 
     def normal(self, like: Tensor, draw: int = 0) -> Tensor:
-        """Independent standard normal draws, shape, dtype and device of `like` (n, *input)."""
+        """Draw independently from the standard normal distribution.
+
+        Args:
+            like: Tensor whose shape, dtype and device the draws have, (n, *input).
+            draw: Number of the draw: different numbers are independent, the same one repeats.
+
+        Returns:
+            Draws, as `like`.
+        """
         shape = like.shape[1:]
         return self._draw(draw, lambda g: g.standard_normal(shape, dtype=np.float32), like)
 
     def unit(self, like: Tensor) -> Tensor:
-        """One draw from U(0, 1) for each row, shape (n,); independent of the other draws."""
+        """Draw one number from U(0, 1) for each row, independent of the other draws.
+
+        Args:
+            like: Tensor whose dtype and device the draws have.
+
+        Returns:
+            Draws, (n,).
+        """
         keys = [(fold(key, "unit"), example) for key, example in self._keys]
         rows = [np.random.Generator(np.random.Philox(key=key)).random() for key in keys]
         return torch.tensor(rows).to(like)
 
     def keys(self, like: Tensor) -> Tensor:
-        """A key of each row's own for `hashed`, (n,), int64, on the device of `like`."""
+        """Return a key of each row for `hash_uniform`.
+
+        Args:
+            like: Tensor on whose device the keys are.
+
+        Returns:
+            Keys, (n,), int64.
+        """
         folds = [fold(key, "hashed", example) for key, example in self._keys]
         return torch.from_numpy(np.array(folds, dtype=np.uint64).view(np.int64)).to(like.device)
 
@@ -95,16 +127,25 @@ the signed numbers of the same bits: int64 products and sums wrap, so nothing bu
 differs."""
 
 
-def hashed(keys: Tensor, counter: Tensor, draws: int) -> Tensor:
-    """Draws number counter * draws, ..., counter * draws + draws - 1 of each row's own generator,
-    from U[0, 1), float32, (n, draws).
+def hash_uniform(keys: Tensor, counter: Tensor, draws: int) -> Tensor:
+    """Draw from U[0, 1) by a hash of a key and a counter for each row.
 
     For an attack that draws at every step: some twenty operations on a few integers a row, none of
-    which asks the host, so that a GPU can replay them; `Noise` itself costs a row microseconds.
-    Shapes: keys, counter (n,), int64. The upper 24 bits are kept, as many as float32 holds: below
-    1 for certain, and so is u * m below m for every integer m < 2**24.
+    which asks the host, so that a GPU can replay them; `Noise` itself costs a row microseconds. The
+    upper 24 bits are used, as many as float32 holds, so u < 1 exactly, and u * m < m for every
+    integer m < 2**24.
+
     Source: SplitMix64, Steele, Lea and Flood 2014, figures 16 and 17 (Stafford's variant 13),
     https://doi.org/10.1145/2660193.2660195; the key is its seed.
+
+    Args:
+        keys: Key of each row, (n,), int64.
+        counter: Number of the step of each row, (n,), int64.
+        draws: Numbers per step.
+
+    Returns:
+        Draws number counter * draws to counter * draws + draws - 1 of each row, (n, draws),
+        float32.
     """
     number = counter[:, None] * draws + torch.arange(1, draws + 1, device=keys.device)
     bits = keys[:, None] + number * WEYL
@@ -115,25 +156,52 @@ def hashed(keys: Tensor, counter: Tensor, draws: int) -> Tensor:
 
 
 def _shifted(bits: Tensor, places: int) -> Tensor:
-    """`bits` moved to the right, zeros moving in, where int64 would copy the sign."""
+    """Shift bits to the right and fill with zeros, where int64 would repeat the sign."""
     return (bits >> places) & ((1 << (64 - places)) - 1)
 
 
-def integers(seed: int, purpose: str, examples: Tensor, high: int) -> Tensor:
-    """One integer in [0, high) for each example id, shape (n,), int64."""
+def draw_integers(seed: int, purpose: str, examples: Tensor, high: int) -> Tensor:
+    """Draw one integer in [0, high) for each example.
+
+    Args:
+        seed: Seed.
+        purpose: Name of what is drawn.
+        examples: Ids of the examples, (n,).
+        high: Upper bound, excluded.
+
+    Returns:
+        Integers, (n,), int64.
+    """
     return torch.tensor([fold(seed, purpose, example) % high for example in examples.tolist()])
 
 
-def shuffled(seed: int, purpose: str, n: int) -> Tensor:
-    """A permutation of range(n) that only `seed` and `purpose` decide."""
+def permute(seed: int, purpose: str, n: int) -> Tensor:
+    """Draw a permutation of range(n).
+
+    Args:
+        seed: Seed.
+        purpose: Name of what is drawn.
+        n: Number of entries.
+
+    Returns:
+        Permutation, (n,), int64; a function of the arguments alone.
+    """
     generator = torch.Generator().manual_seed(fold(seed, purpose) % 2**63)
     return torch.randperm(n, generator=generator)
 
 
 @contextmanager
-def seeded(*parts: object) -> Iterator[None]:
-    """Code inside finds the global generators (torch, numpy, random) seeded from `parts`;
-    afterwards they are as they were, whatever that code did to them."""
+def seed_global(*parts: object) -> Iterator[None]:
+    """Seed the global generators of torch, numpy and random; restore them afterwards.
+
+    For code that knows no other generator: initialisers of modules, attacks of other libraries.
+
+    Args:
+        *parts: Values that the seed is derived from.
+
+    Yields:
+        With the generators seeded.
+    """
     value = fold(*parts)
     numpy_state, python_state = np.random.get_state(), random.getstate()
     try:

@@ -1,10 +1,10 @@
 """Hash Python code by its syntax trees, with every module that it imports from its own project.
 
-A comment, a docstring or another layout changes no number, so none of them changes a hash; a helper
-module that a model's forward calls does change it, so it belongs to the model. Imports are followed
-without running anything: wherever they stand in a file, inside functions too, as far as modules of
-the user's own. Of what is installed, the version counts; of Python, torch and bench nothing does:
-those have versions elsewhere.
+Comments, docstrings and layout change no number, so they change no hash; a helper module that a
+model's forward calls does, so it belongs to the model. Imports are followed without running
+anything, wherever they are in a file (also inside functions), as far as the user's own modules. Of
+installed packages the version counts; Python, torch and bench are not hashed here, as they have
+versions elsewhere.
 """
 
 import ast
@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 STANDARD = frozenset(sys.stdlib_module_names)
 UNCOUNTED = frozenset({"bench", "numpy", "torch", "torchvision", *STANDARD})
-"""Modules whose versions are kept in the provenance and belong to no hash of a file."""
+"""Modules whose versions are recorded in the manifest and belong to no hash of a file."""
 _PACKAGE = Path(__file__).resolve().parents[1]
 _BINARIES = (".so", ".pyd")
 
@@ -36,7 +36,7 @@ class Import(NamedTuple):
 
 
 class Parsed(NamedTuple):
-    """What is known of a file by its content alone."""
+    """What the content of a file alone determines."""
 
     tree: str
     """Hash of its syntax tree."""
@@ -46,8 +46,15 @@ class Parsed(NamedTuple):
 # ------------------------------------------------------------------------------------ one file
 
 
-def dump(node: Any) -> str:
-    """A syntax tree as text without positions, docstrings and what Python's versions add to it."""
+def dump_tree(node: Any) -> str:
+    """Write a syntax tree as text without positions, docstrings and version-specific fields.
+
+    Args:
+        node: A node, a list of nodes or a constant.
+
+    Returns:
+        The text.
+    """
     if isinstance(node, ast.AST):
         fields = []
         for name, value in ast.iter_fields(node):
@@ -55,25 +62,32 @@ def dump(node: Any) -> str:
                 continue
             if name == "body" and isinstance(value, list):
                 value = [each for each in value if not _is_bare_text(each)]
-            fields.append(f"{name}={dump(value)}")
+            fields.append(f"{name}={dump_tree(value)}")
         return f"{type(node).__name__}({','.join(fields)})"
     if isinstance(node, list):
-        return f"[{','.join(map(dump, node))}]"
+        return f"[{','.join(map(dump_tree, node))}]"
     return f"{type(node).__name__}:{node!r}"
 
 
 def _is_bare_text(node: Any) -> bool:
-    """Whether a statement is no more than a text: a docstring, or a comment written as one."""
+    """Return whether a statement is only text: a docstring or a comment written as one."""
     value = getattr(node, "value", None) if isinstance(node, ast.Expr) else None
     return isinstance(value, ast.Constant) and isinstance(value.value, str)
 
 
 @functools.lru_cache(maxsize=1024)
-def parse(content: bytes) -> Parsed:
-    """The hash of a file's syntax tree and its imports; of bytes that are no Python, their hash."""
+def parse_source(content: bytes) -> Parsed:
+    """Hash the syntax tree of a file and collect its imports.
+
+    Args:
+        content: Bytes of the file.
+
+    Returns:
+        Hash and imports; the hash of the bytes if they are not Python.
+    """
     try:
         tree = ast.parse(content)
-        text = dump(tree)
+        text = dump_tree(tree)
     except (SyntaxError, ValueError, RecursionError):
         return Parsed(hashlib.sha256(content).hexdigest(), ())
     return Parsed(hashlib.sha256(text.encode()).hexdigest(), tuple(_imports(tree)))
@@ -81,7 +95,7 @@ def parse(content: bytes) -> Parsed:
 
 @functools.lru_cache(maxsize=128)
 def _functions(content: bytes) -> dict[tuple[str, int], list[str]]:
-    """The trees of a file's functions, by name and first line."""
+    """Collect the trees of a file's functions by name and first line."""
     found: dict[tuple[str, int], list[str]] = {}
     try:
         tree = ast.parse(content)
@@ -91,17 +105,27 @@ def _functions(content: bytes) -> dict[tuple[str, int], list[str]]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             first = [node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))]
             key = getattr(node, "name", "<lambda>"), min(first)
-            found.setdefault(key, []).append(dump(node))
+            found.setdefault(key, []).append(dump_tree(node))
     return found
 
 
-def function(content: bytes, name: str, line: int) -> str:
-    """The syntax tree of the function of this name that starts in a line; "" if several do."""
+def hash_function(content: bytes, name: str, line: int) -> str:
+    """Hash the syntax tree of one function.
+
+    Args:
+        content: Bytes of the file.
+        name: Name of the function, or "<lambda>".
+        line: Line in which it starts.
+
+    Returns:
+        The hash; empty if no or several functions of that name start in the line.
+    """
     trees = _functions(content).get((name, line), [])
     return hashlib.sha256(trees[0].encode()).hexdigest() if len(trees) == 1 else ""
 
 
 def _imports(tree: ast.AST) -> Iterator[Import]:
+    """Yield every import of a tree, also `import_module("name")`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (Import(0, alias.name, ()) for alias in node.names)
@@ -116,6 +140,7 @@ def _imports(tree: ast.AST) -> Iterator[Import]:
 
 
 def _is_importing(function: ast.expr) -> bool:
+    """Return whether a called expression is `import_module` or `__import__`."""
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     return name in ("import_module", "__import__")
 
@@ -125,7 +150,7 @@ def _is_importing(function: ast.expr) -> bool:
 
 @functools.cache
 def _installed() -> tuple[Path, ...]:
-    """Folders of Python itself and of what is installed."""
+    """Return the folders of Python itself and of installed packages."""
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     found = [sysconfig.get_path(name) for name in names]
     found += [*site.getsitepackages(), site.getusersitepackages()]
@@ -134,7 +159,14 @@ def _installed() -> tuple[Path, ...]:
 
 @functools.lru_cache(maxsize=4096)
 def is_own(path: Path) -> bool:
-    """Whether a file is the user's own: not bench's, not Python's, and not installed."""
+    """Return whether a file is the user's: not bench's, not Python's and not installed.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        True for a file of the user's project.
+    """
     path = path.resolve()
     if not {"site-packages", "dist-packages"}.isdisjoint(path.parts):
         return False
@@ -142,19 +174,40 @@ def is_own(path: Path) -> bool:
 
 
 def is_of_bench(path: Path) -> bool:
-    """Whether a file is one of bench itself."""
+    """Return whether a file belongs to bench.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        True for a file of the package.
+    """
     return path.resolve().is_relative_to(_PACKAGE)
 
 
-def file_of(module: ModuleType | str | None) -> Path | None:
-    """The file that a module was loaded from, given itself or by name; None if there is none."""
+def module_file(module: ModuleType | str | None) -> Path | None:
+    """Return the file that a module was loaded from.
+
+    Args:
+        module: The module or its name.
+
+    Returns:
+        The path; None if the module is unknown or has no file.
+    """
     module = sys.modules.get(module) if isinstance(module, str) else module
     file = getattr(module, "__file__", None)
     return Path(file) if isinstance(file, str) and Path(file).is_file() else None
 
 
-def version(module: str) -> str:
-    """ "distribution version" of the installed package that a module belongs to; "" of none."""
+def package_version(module: str) -> str:
+    """Return the version of the installed package that a module belongs to.
+
+    Args:
+        module: Dotted name of the module.
+
+    Returns:
+        "distribution version"; empty if it is not installed.
+    """
     return _version(module.partition(".")[0])
 
 
@@ -167,9 +220,15 @@ def _version(top: str) -> str:
         return ", ".join(f"{name} {metadata.version(name)}" for name in sorted(set(names)))
 
 
-def closure(path: Path) -> tuple[dict[Path, bytes], frozenset[str]]:
-    """The content of a file and of each of the user's files that it imports, and theirs, by path;
-    and the versions of installed packages that they import."""
+def find_closure(path: Path) -> tuple[dict[Path, bytes], frozenset[str]]:
+    """Find a file and all of the user's files that it imports, directly or not.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Content by path, and "distribution version" of each installed package imported.
+    """
     found: dict[Path, bytes] = {}
     outside: set[str] = set()
     open_ = [path.resolve()]
@@ -184,30 +243,51 @@ def closure(path: Path) -> tuple[dict[Path, bytes], frozenset[str]]:
         if file.suffix != ".py":
             continue
         open_ += _packages(file)
-        for wanted in parse(found[file]).imports:
+        for wanted in parse_source(found[file]).imports:
             files = [*_resolved(file, wanted)]
             open_ += files
             top = wanted.module.partition(".")[0]
             if not wanted.level and top not in UNCOUNTED and not any(map(is_own, files)):
-                outside.add(version(top))
+                outside.add(package_version(top))
     return found, frozenset(outside - {""})
 
 
-def code(path: Path) -> str:
-    """A hash of a file's closure; the same for the same code wherever it lies."""
-    files, outside = closure(path)
-    lines = [f"{_name(file)} {parse(content).tree}" for file, content in files.items()]
+def hash_code(path: Path) -> str:
+    """Hash the closure of a file, independently of its folder.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    files, outside = find_closure(path)
+    lines = [f"{_name(file)} {parse_source(content).tree}" for file, content in files.items()]
     return hashlib.sha256("\n".join([*sorted(lines), *sorted(outside)]).encode()).hexdigest()
 
 
-def contents(path: Path) -> dict[Path, str]:
-    """A hash of the bytes of each file of a closure, by path."""
-    files, _ = closure(path)
+def hash_contents(path: Path) -> dict[Path, str]:
+    """Hash the bytes of each file of a closure.
+
+    Args:
+        path: Path of the file.
+
+    Returns:
+        Hash by path.
+    """
+    files, _ = find_closure(path)
     return {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
 
 
 def is_unchanged(files: dict[Path, str]) -> bool:
-    """Whether files still hold what `contents` found."""
+    """Return whether files still have the content that `hash_contents` found.
+
+    Args:
+        files: Hash by path.
+
+    Returns:
+        False also if a file is missing.
+    """
     try:
         now = (hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
         return all(was == new for was, new in zip(files.values(), now, strict=True))
@@ -215,10 +295,14 @@ def is_unchanged(files: dict[Path, str]) -> bool:
         return False
 
 
-def forget(files: dict[Path, str]) -> None:
-    """Let Python read these files anew: what was imported from them is imported again."""
+def forget_modules(files: dict[Path, str]) -> None:
+    """Remove the modules of these files from Python's caches, so that they load again.
+
+    Args:
+        files: Hash by path, as `hash_contents` returns.
+    """
     for name, module in [*sys.modules.items()]:
-        file = file_of(module) if name != "__main__" else None
+        file = module_file(module) if name != "__main__" else None
         if file is not None and file.resolve() in files:
             del sys.modules[name]
     for file in files:  # compiled code is taken for current by the second and the size
@@ -231,22 +315,24 @@ def forget(files: dict[Path, str]) -> None:
 
 
 def _name(file: Path) -> str:
+    """Name a file in a hash: with its folder if it is an __init__.py."""
     return f"{file.parent.name}/{file.name}" if file.name == "__init__.py" else file.name
 
 
 def _packages(file: Path) -> list[Path]:
-    """The __init__.py of every package that a file lies in: they run before it does."""
+    """List the __init__.py of every package that a file lies in: they run before it does."""
     return [*_chain(file.parent)]
 
 
 def _chain(folder: Path) -> Iterator[Path]:
+    """Yield the __init__.py files from a folder upwards."""
     while (init := folder / "__init__.py").is_file():
         yield init
         folder = folder.parent
 
 
 def _resolved(file: Path, wanted: Import) -> Iterator[Path]:
-    """The files that an import in `file` loads."""
+    """Yield the files that an import in `file` loads."""
     if wanted.level:
         folder = file.parent
         for _ in range(wanted.level - 1):
@@ -261,12 +347,15 @@ def _resolved(file: Path, wanted: Import) -> Iterator[Path]:
 
 
 def _roots(file: Path, top: str) -> Iterator[Path]:
-    """The folders in which a module may be looked for: where it was loaded from, if it was; else
-    beside the file, beside its package, and the first of Python's path that has it."""
+    """Yield the folders in which a top-level module is looked for.
+
+    These are the folder it was loaded from, if it was; else the folder of the file, that of its
+    package, and the first of Python's path that has it.
+    """
     there = sys.modules.get(top)
     if there is not None:
         folders = [Path(each).parent for each in getattr(there, "__path__", [])]
-        own = file_of(there)
+        own = module_file(there)
         yield from folders or ([own.parent] if own else [])
         return
     packages = _packages(file)
@@ -277,11 +366,12 @@ def _roots(file: Path, top: str) -> Iterator[Path]:
 
 
 def _has(folder: Path, name: str) -> bool:
+    """Return whether a folder holds a module or package of this name."""
     return (folder / name).is_dir() or bool(_module(folder, name))
 
 
 def _module(folder: Path, name: str) -> list[Path]:
-    """The file of a module or package of this name in a folder, if there is one."""
+    """Return the file of a module or package of this name in a folder, if there is one."""
     for path in (folder / name / "__init__.py", folder / f"{name}.py"):
         if path.is_file():
             return [path]
@@ -292,6 +382,7 @@ def _module(folder: Path, name: str) -> list[Path]:
 
 
 def _below(folder: Path, wanted: Import) -> Iterator[Path]:
+    """Yield the files of an import that starts in a folder."""
     for part in wanted.module.split(".") if wanted.module else []:
         yield from _module(folder, part)
         folder = folder / part

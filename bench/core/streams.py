@@ -1,5 +1,7 @@
-"""stdout and stderr, which a stranger's model or attack may close, replace or redirect: they are
-put back, so that the run goes on and its outcome is told."""
+"""Restore stdout and stderr, which foreign code may close, replace or redirect.
+
+The run then goes on, and its outcome can be printed.
+"""
 
 import contextlib
 import io
@@ -11,8 +13,8 @@ from typing import Any, TextIO
 NAMES = {"stdout": 1, "stderr": 2}
 
 
-class Shield(io.TextIOBase):
-    """Writes to a stream, and lets itself be closed in its place."""
+class UnclosableStream(io.TextIOBase):
+    """Wrapper of a stream that ignores `close` but records it."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -22,38 +24,71 @@ class Shield(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
+        """Encoding of the stream."""
         return self.stream.encoding
 
     @property
     def errors(self) -> str | None:  # type: ignore[override]
+        """Error handling of the stream."""
         return self.stream.errors
 
     def write(self, text: str) -> int:
+        """Write text to the stream.
+
+        Args:
+            text: The text.
+
+        Returns:
+            Number of characters written.
+        """
         return self.stream.write(text)
 
     def flush(self) -> None:
+        """Flush the stream."""
         self.stream.flush()
 
     def isatty(self) -> bool:
+        """Return whether the stream is a terminal.
+
+        Returns:
+            As the stream.
+        """
         return self.stream.isatty()
 
     def fileno(self) -> int:
+        """Return the descriptor of the stream.
+
+        Returns:
+            As the stream.
+        """
         return self.stream.fileno()
 
     def writable(self) -> bool:
+        """Return that the stream can be written to.
+
+        Returns:
+            True.
+        """
         return True
 
     def close(self) -> None:
-        """Nothing: what it writes to is not whose who closes it."""
+        """Record the call; the stream belongs to the process and stays open."""
         self.closes = True
 
     closes = False
 
 
 @contextlib.contextmanager
-def kept(tell: Callable[[str], None], who: str) -> Iterator[None]:
-    """Inside, stdout and stderr stand for themselves and may be closed; afterwards they are as they
-    were, their descriptors too. `tell` hears in a sentence if `who` was inside had changed them."""
+def protect_streams(tell: Callable[[str], None], who: str) -> Iterator[None]:
+    """Protect stdout and stderr from foreign code; restore them and their descriptors.
+
+    Args:
+        tell: Receives a sentence if the code closed or replaced a stream.
+        who: Name of the code in that sentence.
+
+    Yields:
+        With unclosable streams in place.
+    """
     shields = {name: _shielded(getattr(sys, name)) for name in NAMES}
     before = {name: getattr(sys, name) for name in NAMES}
     spare = {number: copy for number in NAMES.values() if (copy := _copy(number)) is not None}
@@ -76,17 +111,22 @@ def kept(tell: Callable[[str], None], who: str) -> Iterator[None]:
 
 
 def _shielded(stream: Any) -> Any:
-    """A shield before a stream, if it is one and open."""
-    return Shield(stream) if stream is not None and not getattr(stream, "closed", True) else stream
+    """Wrap a stream if it exists and is open."""
+    return (
+        UnclosableStream(stream)
+        if stream is not None and not getattr(stream, "closed", True)
+        else stream
+    )
 
 
 def _is_changed(name: str, shield: Any, stream: Any) -> bool:
-    closed = isinstance(shield, Shield) and (shield.closes or stream.closed)
+    """Return whether a stream was closed or replaced inside."""
+    closed = isinstance(shield, UnclosableStream) and (shield.closes or stream.closed)
     return getattr(sys, name) is not shield or closed
 
 
 def _copy(number: int) -> int | None:
-    """Another descriptor of the same file; None where there is none."""
+    """Duplicate a descriptor; None if it is not open."""
     try:
         return os.dup(number)
     except OSError:
@@ -94,7 +134,7 @@ def _copy(number: int) -> int | None:
 
 
 def _same(number: int, copy: int) -> bool:
-    """Whether a descriptor still is of the file that its copy is of."""
+    """Return whether a descriptor still refers to the file of its duplicate."""
     try:
         return os.path.sameopenfile(number, copy)
     except OSError:
@@ -102,7 +142,7 @@ def _same(number: int, copy: int) -> bool:
 
 
 def _open(name: str, stream: Any) -> Any:
-    """The stream, or one like it on the same descriptor where it itself was closed."""
+    """Return the stream, or a new one on the same descriptor if it was closed."""
     if stream is None or not getattr(stream, "closed", False):
         return stream
     opened = open(  # noqa: SIM115 - as long as the process lives

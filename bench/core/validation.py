@@ -1,6 +1,6 @@
-"""One file of the user's, checked key by key: every mistake gathered, each told in a sentence.
+"""Validate a user's file key by key and report all mistakes at once, one sentence each.
 
-Dataclasses say what may stand in the file; their annotations are the rules (pydantic reads them).
+Dataclasses say what may be in the file; their annotations are the rules, which pydantic checks.
 """
 
 import contextlib
@@ -19,14 +19,22 @@ from bench.core import sanitize
 from bench.core.errors import SuiteError, nearest
 
 SHOWN = 600
-"""Letters of a sentence: it may quote what it is about, and that may be a megabyte."""
+"""Most characters of a sentence: it may quote a value of a megabyte."""
 
 
-def toml(text: str, where: str) -> dict[str, Any]:
-    """The tables of a TOML text; `where` names it in the message.
+def parse_toml(text: str, where: str) -> dict[str, Any]:
+    """Parse a TOML text.
 
-    Raises: SuiteError with line and column if it is not TOML, if a text in it holds characters that
-    a terminal obeys, or a whole number more than 64 bits.
+    Args:
+        text: The text.
+        where: Name of the setting or file, with which error messages begin.
+
+    Returns:
+        The tables.
+
+    Raises:
+        SuiteError: The text is not TOML (with line and column), holds control characters or a whole
+            number of more than 64 bits.
     """
     try:
         raw = tomllib.loads(text)
@@ -34,28 +42,36 @@ def toml(text: str, where: str) -> dict[str, Any]:
         raise SuiteError(f"{where}: not valid TOML: {str(error)[:SHOWN]}") from error
     except RecursionError as error:
         raise SuiteError(f"{where}: not valid TOML: nested too deep") from error
-    told = sanitize.find_control_characters(raw) or next(_too_wide(raw, ""), "")
-    if told:
-        raise SuiteError(f"{where}: {told}")
+    problem = sanitize.find_control_characters(raw) or next(_too_wide(raw, ""), "")
+    if problem:
+        raise SuiteError(f"{where}: {problem}")
     return raw
 
 
 def _too_wide(raw: Any, at: str) -> Iterator[str]:
-    """Whole numbers that TOML does not promise, and no float or tensor holds."""
+    """Yield a sentence for each whole number of more than 64 bits, which no tensor holds."""
     if isinstance(raw, int) and not -(2**63) <= raw < 2**63:
         yield f"{at[:100]}: expected a whole number of 64 bits, got more"
     elif isinstance(raw, dict):
         for key, value in raw.items():
-            yield from _too_wide(value, dot(at, key))
+            yield from _too_wide(value, join_keys(at, key))
     elif isinstance(raw, list):
         for index, value in enumerate(raw):
             yield from _too_wide(value, f"{at}[{index}]")
 
 
-def text_of(path: Path, what: str) -> str:
-    """The text of a file that is to be read as `what` ("a suite").
+def read_text(path: Path, what: str) -> str:
+    """Read a text file.
 
-    Raises: SuiteError if it is no readable text.
+    Args:
+        path: Path of the file.
+        what: What the file is, for the message, such as "a suite".
+
+    Returns:
+        The text.
+
+    Raises:
+        SuiteError: The file cannot be read as UTF-8 text.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -64,23 +80,43 @@ def text_of(path: Path, what: str) -> str:
 
 
 class Validator:
-    """Gathers what is wrong with the file called `where`."""
+    """Collects the mistakes in one file."""
 
     def __init__(self, where: str) -> None:
         self.where = where
         self.problems: list[str] = []
 
     def stop_if_wrong(self) -> None:
-        """Raises: SuiteError with every mistake gathered, if there is one."""
+        """Report the collected mistakes, if there are any.
+
+        Raises:
+            SuiteError: There is at least one mistake.
+        """
         if self.problems:
             raise SuiteError(*self.problems)
 
     def say(self, key: str, sentence: str) -> None:
+        """Add a mistake.
+
+        Args:
+            key: Key in the file, such as "attacks[0].eps".
+            sentence: What was expected and what was found.
+        """
         parts = (self.where, key.strip("."), " ".join(sentence.split()))
-        told = ": ".join(part for part in parts if part)
-        self.problems.append(told if len(told) <= SHOWN else f"{told[:SHOWN]}…")
+        problem = ": ".join(part for part in parts if part)
+        self.problems.append(problem if len(problem) <= SHOWN else f"{problem[:SHOWN]}…")
 
     def each(self, raw: dict[str, Any], key: str, read: Callable[[Any, str], Any]) -> Iterator[Any]:
+        """Read every entry of an array of tables.
+
+        Args:
+            raw: The table that holds the array.
+            key: Key of the array.
+            read: (entry, key) -> value, or None after a mistake.
+
+        Yields:
+            The values that are not None.
+        """
         entries = raw.get(key, [])
         for index, entry in enumerate(entries if isinstance(entries, list) else []):
             found = read(entry, f"{key}[{index}]")
@@ -88,20 +124,28 @@ class Validator:
                 yield found
 
     def fill(self, kind: type, raw: Any, key: str) -> Any:
-        """An instance of the dataclass `kind` from a TOML table; None, with reasons, if it fails.
+        """Build a dataclass from a table; its annotations are the rules.
 
-        Keys that are unknown are told and left out, so that the rest is still checked.
+        Unknown keys are reported and left out, so that the rest is still checked.
+
+        Args:
+            kind: The dataclass.
+            raw: Value as read from TOML.
+            key: Key in the file, such as "attacks[0].eps".
+
+        Returns:
+            An instance; None if there was a mistake.
         """
         if not isinstance(raw, dict):
             self.say(key, f"expected a table, got {raw!r}")
             return None
         known = [field.name for field in dataclasses.fields(kind)]
         for name in (name for name in raw if name not in known):
-            self.say(dot(key, name), f"unknown key; {nearest(name, known)}")
+            self.say(join_keys(key, name), f"unknown key; {nearest(name, known)}")
         hints = get_type_hints(kind, include_extras=True)
         values, before = {}, len(self.problems)
         for field in dataclasses.fields(kind):
-            at = dot(key, field.name)
+            at = join_keys(key, field.name)
             if field.name in raw:
                 values[field.name] = self.value(hints[field.name], raw[field.name], at)
             elif _required(field):
@@ -115,7 +159,16 @@ class Validator:
             return None
 
     def value(self, hint: Any, raw: Any, key: str) -> Any:
-        """`raw` if it is what the annotation `hint` says; else the first reason why it is not."""
+        """Validate a value by an annotation.
+
+        Args:
+            hint: The annotation.
+            raw: Value as read from TOML.
+            key: Key in the file, such as "attacks[0].eps".
+
+        Returns:
+            The value; None if it is invalid, with the first reason reported.
+        """
         try:
             return TypeAdapter(hint).validate_python(raw, strict=True)
         except ValidationError as error:
@@ -130,9 +183,17 @@ class Validator:
             return None
 
     def radius(self, written: float | str, key: str) -> float | None:
-        """An eps as a number; None, with the reason, if it is written as none."""
+        """Read an eps.
+
+        Args:
+            written: A number or a fraction as text.
+            key: Key in the file, such as "attacks[0].eps".
+
+        Returns:
+            The number; None if it is invalid.
+        """
         try:
-            return fraction(written)
+            return parse_fraction(written)
         except (ValueError, ArithmeticError):
             self.say(key, f"expected a number or a fraction such as '8/255', got {written!r}")
             return None
@@ -140,9 +201,13 @@ class Validator:
     def arguments(
         self, factory: Callable[..., Any], params: Any, key: str, given: set[str]
     ) -> None:
-        """Parameters of a factory by its signature: unknown and missing ones are mistakes.
+        """Check parameters against the signature of a factory.
 
-        `given` are those that bench passes itself; params that are no table are told elsewhere.
+        Args:
+            factory: The callable.
+            params: Parameters by name; anything but a table is reported elsewhere.
+            key: Key in the file, such as "attacks[0].eps".
+            given: Names that bench passes itself.
         """
         params = params if isinstance(params, dict) else {}
         try:
@@ -155,26 +220,42 @@ class Validator:
             known = [p.name for p in signature if p.name not in given]
         for name in params:
             if known is not None and name not in known:
-                self.say(dot(key, name), f"unknown parameter; {nearest(name, known)}")
+                self.say(join_keys(key, name), f"unknown parameter; {nearest(name, known)}")
         for p in signature:
             required = p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
             if required and p.name not in params and p.name not in given:
-                self.say(dot(key, p.name), "expected a value, got nothing")
+                self.say(join_keys(key, p.name), "expected a value, got nothing")
 
     def unique(self, key: str, labels: list[str]) -> None:
+        """Check that labels differ.
+
+        Args:
+            key: Key in the file, such as "attacks[0].eps".
+            labels: The labels.
+        """
         for label, count in Counter(labels).items():
             if count > 1:
                 self.say(key, f"expected each label once, got '{label}' {count} times")
 
 
-def fraction(written: float | str) -> float:
-    """A length as a number: a number, or a fraction written as text, whose parts may have decimals
-    ("0.5/255"). The one reader of every setting that is a length, be it a radius or a step.
+def parse_fraction(written: float | str) -> float:
+    """Convert a number or a fraction to a float.
 
-    Raises: ValueError if the text is neither; ZeroDivisionError for "1/0".
+    All settings that are lengths, such as radii and step sizes, are read by this function. Both
+    parts of a fraction may have decimals.
 
     >>> fraction("8/255") == 8 / 255 and fraction("0.5/255") == 0.5 / 255 and fraction("0.1") == 0.1
     True
+
+    Args:
+        written: A number, or text such as "8/255" or "0.1".
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: The text is neither.
+        ZeroDivisionError: The denominator is 0.
     """
     if not isinstance(written, str):
         return float(written)
@@ -198,13 +279,21 @@ def byte_size(where: str, text: str) -> ByteSize:
 
 
 def _required(field: dataclasses.Field[Any]) -> bool:
+    """Return whether a field has no default."""
     return field.default is field.default_factory is dataclasses.MISSING
 
 
-def dot(key: str, name: str) -> str:
-    """The key of `name` in the table called `key`.
+def join_keys(key: str, name: str) -> str:
+    """Join the key of a table and a name in it.
 
     >>> dot("data", "name"), dot("", "seed")
     ('data.name', 'seed')
+
+    Args:
+        key: Key of the table; empty for the top level.
+        name: Name in the table.
+
+    Returns:
+        The dotted key.
     """
     return ".".join(part for part in (key, name) if part)

@@ -1,8 +1,8 @@
-"""One turn of the engine recorded as a CUDA graph: one launch instead of a hundred.
+"""Capture one step of the engine as a CUDA graph: one launch in place of a hundred.
 
-A small network's pass is over before the host has launched its next kernel. Recorded once and
-replayed, a turn (forward, backward, step and who is done) costs one launch. Rows beyond those that
-are in use hold what was left there: no row reads another, so they change nothing but the time.
+The pass of a small network ends before the host has launched its next kernel. A captured step
+(forward, backward, update and the test for success) costs one launch. Unused rows of the buffers
+hold old values; as no row reads another, they change nothing but the time.
 """
 
 from collections.abc import Callable
@@ -10,35 +10,53 @@ from collections.abc import Callable
 import torch
 
 from bench.engine import heartbeat
-from bench.engine.tensor_tree import Batch, fields, mapped, size, take
+from bench.engine.tensor_tree import Batch, count_rows, list_tensors, map_tensors, take_rows
 
 WARM = 3
-"""Turns made before recording, as torch asks: libraries choose their kernels there."""
+"""Calls before the capture, as torch requires: libraries choose their kernels in them."""
 
 
-def replayed(turn: Callable[[Batch], Batch], most: int) -> Callable[[Batch], Batch]:
-    """`turn`, recorded when it is first needed for a number of rows, and replayed from then on.
+def capture(turn: Callable[[Batch], Batch], most: int) -> Callable[[Batch], Batch]:
+    """Capture a function as CUDA graphs when it is first called, and replay them afterwards.
 
-    Recordings are made for `most` rows and its halves, and the smallest that holds a batch is used.
-    What cannot be recorded (a model that asks the host for values) is run as it is.
+    Graphs are captured for `most` rows and its halves; the smallest that holds a batch is used. A
+    function that cannot be captured (its model asks the host for values) runs as it is.
+
+    Args:
+        turn: Function of a batch that returns a batch of its kind.
+        most: Largest number of rows.
+
+    Returns:
+        A function with the same result.
     """
-    recorded: dict[int, Callable[[Batch], Batch]] = {}
+    graphs: dict[int, Callable[[Batch], Batch]] = {}
 
-    def play(batch: Batch) -> Batch:
+    def run(batch: Batch) -> Batch:
         held = most
-        while held // 2 >= size(batch):
+        while held // 2 >= count_rows(batch):
             held //= 2
-        if held not in recorded:
-            recorded[held] = _recorded(turn, padded(batch, held))
-        return recorded[held](batch)
+        if held not in graphs:
+            graphs[held] = capture_graph(turn, pad_rows(batch, held))
+        return graphs[held](batch)
 
-    return play
+    return run
 
 
-def _recorded(turn: Callable[[Batch], Batch], example: Batch) -> Callable[[Batch], Batch]:
-    """`turn` as a graph over buffers of the example's shapes; `turn` itself if that fails."""
+def capture_graph(turn: Callable[[Batch], Batch], example: Batch) -> Callable[[Batch], Batch]:
+    """Capture `turn` as a graph over buffers of the example's shapes.
+
+    Args:
+        turn: Function of a batch that returns a batch of its kind.
+        example: A batch of as many rows as the graph holds.
+
+    Returns:
+        A function that replays the graph; `turn` itself if the capture fails.
+
+    Raises:
+        torch.OutOfMemoryError: The buffers do not fit the GPU's memory.
+    """
     try:
-        static = mapped(torch.clone, example)
+        static = map_tensors(torch.clone, example)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -47,28 +65,52 @@ def _recorded(turn: Callable[[Batch], Batch], example: Batch) -> Callable[[Batch
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            write(turn(static), static)
+            copy_rows(turn(static), static)
     except torch.OutOfMemoryError:
         raise
-    except Exception:  # a stranger's model or rule: the turn is made launch by launch
+    except Exception:  # foreign code: the step runs kernel by kernel
         return turn
-    return lambda batch: play(graph.replay, static, batch)
+    return lambda batch: replay(graph.replay, static, batch)
 
 
-def play(replay: Callable[[], None], static: Batch, batch: Batch) -> Batch:
-    """Fill the buffers from `batch`, replay, and read as many rows back."""
-    write(batch, static)
-    replay()
-    heartbeat.beat()  # no module is called here that could give a sign of life
-    return mapped(lambda buffer: buffer[: size(batch)].clone(), static)
+def replay(launch: Callable[[], None], static: Batch, batch: Batch) -> Batch:
+    """Fill the buffers from a batch, run a recording, and read as many rows back.
+
+    Args:
+        launch: Replays the recording over the buffers.
+        static: The buffers, with at least as many rows as the batch.
+        batch: NamedTuple of tensors and of such NamedTuples, whose first axis is the row.
+
+    Returns:
+        The rows of the batch after the recorded function.
+    """
+    copy_rows(batch, static)
+    launch()
+    heartbeat.beat()  # no module is called here that could report one
+    return map_tensors(lambda buffer: buffer[: count_rows(batch)].clone(), static)
 
 
-def write(source: Batch, into: Batch) -> None:
-    """Copy each tensor into the first rows of its buffer."""
-    for new, buffer in zip(fields(source), fields(into), strict=True):
+def copy_rows(source: Batch, into: Batch) -> None:
+    """Copy each tensor into the first rows of its buffer.
+
+    Args:
+        source: Batch to copy.
+        into: Buffers of the same structure.
+    """
+    for new, buffer in zip(list_tensors(source), list_tensors(into), strict=True):
         buffer[: len(new)].copy_(new)
 
 
-def padded(batch: Batch, held: int) -> Batch:
-    """`batch` with its rows repeated until there are `held`."""
-    return take(batch, torch.arange(held, device=fields(batch)[0].device) % size(batch))
+def pad_rows(batch: Batch, held: int) -> Batch:
+    """Repeat the rows of a batch until there are `held`.
+
+    Args:
+        batch: NamedTuple of tensors and of such NamedTuples, whose first axis is the row.
+        held: Number of rows.
+
+    Returns:
+        The padded batch.
+    """
+    return take_rows(
+        batch, torch.arange(held, device=list_tensors(batch)[0].device) % count_rows(batch)
+    )

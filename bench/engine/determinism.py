@@ -1,11 +1,11 @@
-"""The same bits again: what must hold while a run is to be repeated bit by bit on one device.
+"""Repeat a run bit by bit on one device.
 
-torch is told to use no operation whose outcome varies and raises where one has no other form;
-cuDNN chooses its kernels by rule, cuBLAS works in a memory of fixed size, sums are made in one
-order, that of one thread. Whoever would let a stopwatch decide (`copies`, `meter`) asks torch
-whether it must be deterministic, and takes a rule. What this cannot fix: another device, another
-version of torch or of a library below it, memory that runs out at another moment, and a model or
-attack that draws from what is no generator of torch's.
+torch uses deterministic operations alone and raises where there is none; cuDNN chooses its kernels
+by rule, cuBLAS works in a buffer of fixed size, and sums run in one thread and so in one order.
+`acceleration.calibration` and `timing`, which would measure otherwise, follow a rule while torch
+must be deterministic. What remains: another device, another version of torch or of a library below
+it, memory that runs out at another moment, and a model or attack that draws from a generator that
+is not torch's.
 """
 
 import contextlib
@@ -22,8 +22,15 @@ SIZE = ":4096:8"
 
 
 @contextlib.contextmanager
-def enforced(wanted: bool) -> Iterator[None]:
-    """Everything as above inside, and as it was afterwards; nothing at all unless `wanted`."""
+def enforce_determinism(wanted: bool) -> Iterator[None]:
+    """Make torch deterministic; restore the settings afterwards.
+
+    Args:
+        wanted: Whether to change anything.
+
+    Yields:
+        With deterministic settings if `wanted`.
+    """
     if not wanted:
         yield
         return
@@ -50,8 +57,15 @@ def enforced(wanted: bool) -> Iterator[None]:
             os.environ.pop(WORKSPACE, None)
 
 
-def explained(error: BaseException) -> str:
-    """In one sentence that torch has no deterministic form of an operation; "" for other errors."""
+def explain_nondeterminism(error: BaseException) -> str:
+    """Explain an error that torch raises for a nondeterministic operation.
+
+    Args:
+        error: The exception.
+
+    Returns:
+        One sentence with the remedy; empty for other errors.
+    """
     first = first_line(error)
     name, found, _ = first.partition(" does not have a deterministic implementation")
     remedy = "run without --deterministic, or let it do without"

@@ -1,9 +1,9 @@
-"""Signs of life: the calls of models, as a process beside this one wants to see them.
+"""Report heartbeats, the calls of models, to a process that watches this one.
 
-A watcher cannot look into a process that is stuck in Python or in C, but it sees whether a count
-still goes up. What counts is the outermost call of any module, its beginning and its end: the
-model, the copy that is attacked in its place, a library's wrapper around it. The layers inside do
-not, or a model that asks one of them for ever would look alive.
+A watcher cannot look into a process that hangs in Python or in C, but it sees whether a count still
+rises. The beginning and the end of the outermost call of any module count: of the model, of the
+accelerated model, of a library's wrapper. Inner layers do not count, or a model that calls one of
+them for ever would look alive.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,19 +16,19 @@ _listening: list[Callable[[], None]] = []
 
 
 def beat() -> None:
-    """A sign of life, where no module is called but work goes on: a recorded turn replayed."""
+    """Report activity where no module is called: a CUDA graph was replayed."""
     for hear in _listening:
         hear()
 
 
 class Heartbeat:
-    """How deep in calls of modules this process is."""
+    """Depth of the present call of modules in this process."""
 
     def __init__(self) -> None:
         self.depth = 0
 
     def forget(self) -> None:
-        """Start counting anew: what ended a call by force (SystemExit) left its depth behind."""
+        """Reset the depth, after SystemExit or the like ended a call without its hook."""
         self.depth = 0
 
     def _begin(self, *_: Any) -> None:
@@ -44,7 +44,14 @@ class Heartbeat:
 
 @contextmanager
 def heartbeats(hear: Callable[[], None]) -> Iterator[Heartbeat]:
-    """Call `hear` at every sign of life of this process while inside."""
+    """Call a function whenever a model's call begins or ends in this process.
+
+    Args:
+        hear: Called at every heartbeat.
+
+    Yields:
+        The counter of nested calls.
+    """
     pulse = Heartbeat()
     handles = [
         register_module_forward_pre_hook(pulse._begin),

@@ -1,11 +1,10 @@
-"""Freed memory stays with the process: else a CPU's time goes into page faults.
+"""Keep freed memory in the process, so that a CPU spends no time on page faults.
 
-glibc hands the top of its heap back to the kernel and takes it again at the next large tensor.
-Whether it does depends on what was allocated before, so that one and the same loop may be slower in
-one minute than in the next. The command line keeps it; `bench.evaluate` leaves its caller's process
-alone. Measured on one core, LeNet, PGD-40 on 512 images at 256 rows: 600,000
-page faults and 3.0 to 3.8 s of processor time, against 500 and 2.1 s with the heap kept, for a bare
-loop and for torchattacks alike.
+glibc returns the top of its heap to the kernel and requests it again for the next large tensor.
+Whether it does depends on earlier allocations, so the same loop may be slower at one time than at
+another. The command line calls this; `bench.evaluate` does not change its caller's process.
+Measured on one core, LeNet, PGD-40 on 512 images at 256 rows: 600,000 page faults and 3.0 to 3.8 s
+of processor time without, 500 and 2.1 s with it, for a bare loop and for torchattacks alike.
 """
 
 import ctypes
@@ -17,7 +16,11 @@ mapped one by one. See `man mallopt`."""
 
 
 def keep_freed_memory() -> bool:
-    """Keep what is freed, from now on in this process; whether the C library could be told to."""
+    """Keep freed memory in this process from now on.
+
+    Returns:
+        Whether the C library supports it.
+    """
     if not sys.platform.startswith("linux"):
         return False
     try:

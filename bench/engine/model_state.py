@@ -1,5 +1,7 @@
-"""A model's state: how it is while it is asked and attacked, that it comes back as it was, and how
-one tells that it had no memory."""
+"""Control the state of a model while it is called and attacked: mode, frozen parameters, its input.
+
+Everything is restored afterwards, and a change of parameters, buffers or input is an error.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +15,14 @@ from bench.core.errors import ContractError
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Every submodule in evaluation mode inside, in its own mode afterwards."""
+    """Put every submodule into evaluation mode; restore each module's mode afterwards.
+
+    Args:
+        model: The model.
+
+    Yields:
+        In evaluation mode.
+    """
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -25,9 +34,16 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen parameters inside; afterwards everything is as it was.
+    """Put a model into evaluation mode and freeze its parameters; restore both afterwards.
 
-    Raises: ContractError if weights or buffers were changed inside; they are put back first.
+    Args:
+        model: The model.
+
+    Yields:
+        With parameters that require no gradient.
+
+    Raises:
+        ContractError: Parameters or buffers were changed inside; they are restored first.
     """
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
@@ -48,11 +64,11 @@ def frozen(model: nn.Module) -> Iterator[None]:
             for key in changed:
                 tensors[key].copy_(before[key])
     if changed:
-        raise ContractError(_changed(model, changed, training))
+        raise ContractError(_describe_change(model, changed, training))
 
 
-def _changed(model: nn.Module, changed: list[str], training: set[str]) -> str:
-    """Who changed these tensors of the model: a module of its own in training mode, or the attack.
+def _describe_change(model: nn.Module, changed: list[str], training: set[str]) -> str:
+    """Describe what changed these tensors: a module in training mode, or the attack.
 
     Batch norm, for one, writes its running statistics at each pass in training mode.
     """
@@ -65,25 +81,24 @@ def _changed(model: nn.Module, changed: list[str], training: set[str]) -> str:
                 f"in training mode when the model is put into evaluation mode, and writes its "
                 f"{tensor} at each pass; let train() and eval() reach it"
             )
-    told = f"the attack changed the model: {', '.join(changed[:3])}"
+    problem = f"the attack changed the model: {', '.join(changed[:3])}"
     if not set(changed) <= {key for key, _ in model.named_buffers()}:
-        return told
+        return problem
     return (
-        f"{told}; if the model's own forward writes there, let it do so in training mode alone, "
+        f"{problem}; if the model's own forward writes there, let it do so in training mode alone, "
         "since its answers must not depend on what it was asked before"
     )
 
 
-# ------------------------------------------------------------------------- images left as they are
+# ------------------------------------------------------------------------- unchanged inputs
 
 
-class WrittenError(ContractError):
-    """A model wrote into the images that it was shown."""
+class InputWriteError(ContractError):
+    """A model wrote into its input."""
 
 
-class Private(nn.Module):
-    """A net that writes into what it is given, shown a copy of its own each time: the same answers
-    and the same gradient, and the images stay as they are."""
+class InputCloningModel(nn.Module):
+    """Wrapper of a model that writes into its input: passes a copy, with the same gradient."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -91,16 +106,33 @@ class Private(nn.Module):
         self.training = net.training
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the model to a copy of the images.
+
+        Args:
+            x: Images, (n, c, h, w), in [0, 1].
+
+        Returns:
+            The model's output.
+        """
         answer: Tensor = self.net(x.clone())
         return answer
 
 
-def ask(model: nn.Module, x: Tensor) -> Any:
-    """What `model` answers to x, which it must leave as it is.
+def call_model(model: nn.Module, x: Tensor) -> Any:
+    """Call a model and check that it does not write into its input.
 
-    Writing is seen by the tensor's own counter, which costs nothing; what goes past that, through
-    NumPy or `.data`, preflight alone looks for.
-    Raises: WrittenError if the model wrote into x; whatever else it raises.
+    Writes are detected by the tensor's version counter, which costs nothing; writes through NumPy
+    or `.data` pass it, and preflight alone looks for them.
+
+    Args:
+        model: The model.
+        x: Images, (n, c, h, w), in [0, 1].
+
+    Returns:
+        The model's output.
+
+    Raises:
+        InputWriteError: The model wrote into x.
     """
     if x.is_inference():  # which has no counter
         return model(x)
@@ -109,10 +141,10 @@ def ask(model: nn.Module, x: Tensor) -> Any:
         answer = model(x)
     except RuntimeError as error:
         if "leaf Variable that requires grad is being used in an in-place operation" in str(error):
-            raise WrittenError(_WRITES) from error
+            raise InputWriteError(_WRITES) from error
         raise
     if x._version != before:
-        raise WrittenError(_WRITES)
+        raise InputWriteError(_WRITES)
     return answer
 
 
@@ -122,19 +154,26 @@ _WRITES = (
 )
 
 
-def writer(model: nn.Module, x: Tensor) -> str:
-    """The innermost module that writes into what the model is given, x (n, c, h, w), for people."""
-    found = _writing(model, x, False) or _writing(model, x, True)
+def find_input_writer(model: nn.Module, x: Tensor) -> str:
+    """Find the innermost module that writes into the model's input, for a message.
+
+    Args:
+        model: The model.
+        x: Images, (n, c, h, w), in [0, 1].
+
+    Returns:
+        The module's name and class.
+    """
+    found = _first_writing_module(model, x, False) or _first_writing_module(model, x, True)
     name = next((name for name, each in model.named_modules() if each is found), "")
     if found is None or not name:
         return f"the forward of {type(model).__name__} itself"
     return f"its module '{name}', {type(found).__name__}"
 
 
-def _writing(model: nn.Module, x: Tensor, differentiable: bool) -> nn.Module | None:
-    """The first module that ends and has written into the images, none inside it having done so;
-    None if there is none."""
-    # No leaf, so that autograd lets it be written to.
+def _first_writing_module(model: nn.Module, x: Tensor, differentiable: bool) -> nn.Module | None:
+    """Return the first module to end whose call, and none inside it, wrote into the images."""
+    # Not a leaf, so that autograd allows writes.
     given = x.detach().clone().requires_grad_(differentiable).clone()
     before = given._version
     found: list[nn.Module] = []
@@ -156,7 +195,7 @@ def _writing(model: nn.Module, x: Tensor, differentiable: bool) -> nn.Module | N
     try:
         with torch.set_grad_enabled(differentiable):
             model(given)
-    except RuntimeError:  # what writes past autograd may raise with a gradient, and not without
+    except RuntimeError:  # a write past autograd may raise with a gradient only
         return None
     finally:
         for handle in handles:
@@ -166,8 +205,16 @@ def _writing(model: nn.Module, x: Tensor, differentiable: bool) -> nn.Module | N
 
 @contextmanager
 def allow_tf32(allowed: bool) -> Iterator[None]:
-    """Whether a GPU may round float32 products to TF32 inside; torch's own default is yes for
-    convolutions and no for matrices. As it was, afterwards."""
+    """Set whether a GPU may round float32 products to TF32; restore the setting afterwards.
+
+    torch's default is yes for convolutions and no for matrix products.
+
+    Args:
+        allowed: Whether TF32 is allowed.
+
+    Yields:
+        With the setting in place.
+    """
     matrices, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matrices.allow_tf32, convolutions.allow_tf32
     matrices.allow_tf32 = convolutions.allow_tf32 = allowed
@@ -177,8 +224,15 @@ def allow_tf32(allowed: bool) -> Iterator[None]:
         matrices.allow_tf32, convolutions.allow_tf32 = before
 
 
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether a pass failed for want of memory; on a CPU torch says so in words alone."""
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether a pass failed for lack of memory; on a CPU only the message says so.
+
+    Args:
+        error: The exception.
+
+    Returns:
+        True if memory ran out.
+    """
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return "can't allocate memory" in str(error) or "not enough memory" in str(error)

@@ -1,4 +1,4 @@
-"""A program from a file as a model: what it computes is known, what is inside it is not seen."""
+"""Wrap a program from a file as a model whose layers are not accessible."""
 
 import copy
 from typing import Any
@@ -10,11 +10,11 @@ from torch.utils._pytree import tree_leaves
 
 
 class OpaqueModel(nn.Module):
-    """Images (n, c, h, w) in, what the program gives out.
+    """Model that runs a program from a file.
 
-    Its layers cannot be hooked, followed symbolically or exchanged for others, so that a copy of it
-    is one to the bit. A program that was exported for certain numbers of images is given pieces of
-    such a size, each filled up with its last image.
+    Its layers cannot be hooked, traced or replaced, so a copy of it gives the same bits. A program
+    that was exported for certain numbers of images gets pieces of such a size, each filled up with
+    its last image.
     """
 
     def __init__(
@@ -36,6 +36,17 @@ class OpaqueModel(nn.Module):
         self.net, self.content, self.rows, self.shape = net, content, rows, shape
 
     def forward(self, x: Tensor) -> Tensor:
+        """Run the program.
+
+        Args:
+            x: Images, (n, c, h, w).
+
+        Returns:
+            The program's output.
+
+        Raises:
+            TypeError: torch.fx traces the model.
+        """
         if isinstance(x, fx.Proxy):
             raise TypeError("a program from a file is run as it is, never followed symbolically")
         if self.rows is None:
@@ -58,8 +69,14 @@ class OpaqueModel(nn.Module):
         return found
 
     def train(self, mode: bool = True) -> "OpaqueModel":
-        """Set the mode of every module directly: a torch.export graph has none, and raises if it is
-        asked for one."""
+        """Set the mode of every module directly, since a torch.export graph refuses to change it.
+
+        Args:
+            mode: Training mode, or evaluation mode.
+
+        Returns:
+            This model.
+        """
         for module in self.modules():
             module.training = mode
         return self
@@ -70,23 +87,35 @@ class OpaqueModel(nn.Module):
         return OpaqueModel(net, self.content, self.rows, self.shape).train(self.training)
 
     def extra_repr(self) -> str:
+        """Return the hash of the file for the model's repr.
+
+        Returns:
+            "content <hash>".
+        """
         return f"content {self.content}"
 
 
-def is_inside(model: nn.Module) -> bool:
-    """Whether some of the model is a program, whose layers cannot be hooked."""
+def contains_opaque_model(model: nn.Module) -> bool:
+    """Return whether a part of the model is a program, whose layers cannot be hooked.
+
+    Args:
+        model: The model.
+
+    Returns:
+        True if a module is an `OpaqueModel`.
+    """
     return any(isinstance(module, OpaqueModel) for module in model.modules())
 
 
-class Given(TorchDispatchMode):
-    """Counts the bytes of what every operator gives while inside."""
+class OperatorBytes(TorchDispatchMode):
+    """Dispatch mode that counts the bytes of every operator's output."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        tensors = [each for each in tree_leaves(found) if isinstance(each, Tensor)]
+        output = func(*args, **(kwargs or {}))
+        tensors = [each for each in tree_leaves(output) if isinstance(each, Tensor)]
         self.bytes += sum(each.numel() * each.element_size() for each in tensors)
-        return found
+        return output

@@ -1,24 +1,23 @@
 """The loop of every attack rule: one stream of (example, eps, restart) items in full batches.
 
-One iterate costs one forward and one backward pass to the input; the update is a percent or two of
-that. So a curve can only be had faster by making fewer passes for the same answer, which is this
-module, or cheaper ones, which is the attacked copy (`bench.engine.acceleration.accelerate`) that it
-is handed, and on a GPU the recorded turn (`bench.engine.cuda_graphs`). Each idea alone, measured on
-one CPU core (results/speed):
+One iterate costs one forward and one backward pass; the update is a percent or two of that. So a
+sweep gets faster only by fewer passes for the same result, which is this module, or by cheaper
+passes: the accelerated model (`bench.engine.acceleration.accelerate`) and, on a GPU, captured steps
+(`bench.engine.cuda_graphs`). Each idea alone, measured on one CPU core (results/speed):
 
-- an item that has won leaves at once and a waiting one takes its place, so batches stay full and no
-  pass is spent on what is already fooled: 3.2 times, PGD-40 at 0.3 on LeNet; nothing on a net that
-  holds;
-- eps ride in one stream; under sweep = "nested" an example fooled at one eps is not attacked at a
-  larger one, which holds the smaller ball: 1.2 times more, six eps;
-- a rule of one gradient has the same one at every eps, so a sweep costs one: 2.7 times, seven eps;
-- the copy: 2.2 times on LeNet, 1.2 on a net with strides for pooling.
+- an item that succeeded leaves at once and a waiting one takes its place, so batches stay full and
+  no pass is spent on examples that are already fooled: 3.2 times, PGD-40 at 0.3 on LeNet; nothing
+  on a robust net;
+- all eps share one stream; under sweep = "nested" an example fooled at one eps is not attacked at a
+  larger one, whose ball contains the smaller: 1.2 times more, six eps;
+- a rule with `one_gradient` has the same gradient at every eps, so a sweep costs one: 2.7 times,
+  seven eps;
+- the accelerated model: 2.2 times on LeNet, 1.2 on a net with strides in place of pooling.
 
-Who waits for whom: a restart is tried only after the one before it has failed; nested, an eps only
-after the smaller one. Everything else is independent, so the outcome of an item is a function of
-the item: not of the batch, the order or the number of rows. An item's example is named by its
-position in the data set, which keys its noise; a rule without noise has the same outcome for an
-image wherever it stands.
+A restart waits until the one before it has failed and, under "nested", an eps until the smaller one
+has. Everything else is independent: the outcome of an item is a function of the item, not of the
+batch, the order or the number of rows. An item's example is identified by its position in the data
+set, which keys its noise; a rule without noise has the same outcome for an image at any position.
 """
 
 from typing import Any, NamedTuple
@@ -26,280 +25,344 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import AttackBatch, AttackSpec, StepInput
-from bench.core.contracts.types import Goal
+from bench.core.contracts.attack import AttackSpec, IterativeAttack
+from bench.core.contracts.rule import AttackBatch, StepInput
 from bench.core.errors import describe
 from bench.core.rng import Noise
 from bench.engine import cuda_graphs
-from bench.engine.functional.gradients import Look, glance, look
-from bench.engine.functional.logits import predicted, wide
-from bench.engine.functional.losses import to_ascend
+from bench.engine.functional.gradients import PassResult, forward_pass, gradient_pass
+from bench.engine.functional.logits import reaches_goal, widen
+from bench.engine.functional.losses import make_objective
 from bench.engine.functional.norms import norm_of, per_row
-from bench.engine.model_state import allow_tf32, ask, out_of_memory
-from bench.engine.tensor_tree import cut, join, mapped, size, take
+from bench.engine.model_state import allow_tf32, call_model, is_out_of_memory
+from bench.engine.tensor_tree import count_rows, join_rows, map_tensors, split_rows, take_rows
 
-LOOKS_AHEAD = 8
-"""Turns that a GPU makes before the host asks who has finished: asking makes it wait."""
+STEPS_PER_CHECK = 8
+"""Steps of a GPU between two checks for finished rows, each of which makes it wait."""
 
 
-class Attacked(NamedTuple):
-    """What the engine returns; e epsilons in the curve's order, n examples in the caller's."""
+class StreamResult(NamedTuple):
+    """Result of an attack: e epsilons in the spec's order, n examples in the caller's."""
 
     x_adv: Tensor
     """(e, n, *input)"""
     forwards: Tensor
-    """Forward passes that each example needed at each eps, (e, n), float64; a pass shared by
-    several eps is shared out evenly."""
+    """Forward passes of each example at each eps, (e, n), float64; a pass for several eps counts in
+    equal shares."""
     backwards: Tensor
-    """Likewise for gradients with respect to the input."""
+    """Gradients with respect to the input, likewise."""
     first_success: Tensor
-    """Steps made before the first iterate seen to be a success, (e, n), int64; -1 if none was
-    seen. The last iterate is left to the judge."""
+    """Steps made before the first successful iterate, (e, n), int64; -1 if there was none. The
+    judge evaluates the last iterate."""
     losses: Tensor | None
-    """What was ascended at each iterate that was looked at, (e, n, steps), NaN where none was;
-    of the last restart. None unless the curve asks for a trace."""
+    """Loss at each iterate of the last restart, (e, n, steps), NaN where there was none. None if no
+    trace was requested."""
     rows: int
-    """Rows a pass held at the end: fewer than asked for where memory ran out."""
+    """Rows a pass at the end: fewer than requested where memory ran out."""
     nonfinite: Tensor
-    """Gradients of each example at each eps in which entries were not finite, (e, n), int64; these
-    entries were taken for 0. One that several eps share counts at each."""
+    """Gradients of each example at each eps with entries that were not finite and so set to 0,
+    (e, n), int64. A gradient for several eps counts at each."""
 
 
-class CopyError(Exception):
-    """The copy that led could not go on; the sentence names what it raised."""
+class AccelerationError(Exception):
+    """The accelerated model raised; the message names the exception."""
 
 
 class _Batch(NamedTuple):
-    """The rows under attack: which item each row is, what the rule knows of it, its state."""
+    """Rows under attack: the item of each row, what the rule may read, its state."""
 
     item: Tensor
-    """(rows, 3): position of the example, of the eps, number of the restart."""
+    """Index of the example, index of the eps, number of the restart, (rows, 3)."""
     known: AttackBatch
     state: Any
     first: Tensor
-    """Steps before the first success seen, (rows,), -1 if none was."""
-    looks: Tensor
-    """Passes that the item needed so far, (rows,)."""
+    """Steps made before the first success, (rows,), int64; -1 if there was none."""
+    passes: Tensor
+    """Passes so far, (rows,)."""
     nonfinite: Tensor
-    """Gradients so far in which an entry was not finite, (rows,)."""
+    """Gradients so far with an entry that was not finite, (rows,)."""
 
 
-def attack(
+def runs_asynchronously(device: torch.device) -> bool:
+    """Return whether the host should ask a device for values as rarely as possible.
+
+    Args:
+        device: Device of the images.
+
+    Returns:
+        True for a GPU.
+    """
+    return device.type == "cuda"
+
+
+def run_attack(
     model: nn.Module,
-    curve: AttackSpec,
+    spec: AttackSpec,
     x: Tensor,
     y: Tensor,
     examples: Tensor,
     rows: int,
     label: Tensor | None = None,
-    copy: nn.Module | None = None,
-) -> Attacked:
-    """Run the curve's rule on every example at every eps, at most `rows` rows a pass.
+    accelerated: nn.Module | None = None,
+) -> StreamResult:
+    """Run an iterative attack on every example at every eps.
 
-    Gradients are those of `copy` (`model` if there is none); `model` says what has not been fooled
-    before a restart or a larger eps is tried.
-    Shapes: x (n, c, h, w) in [0, 1]; y (n,) classes to leave or to reach; examples (n,) ids that
-    key the noise; label (n,) the true labels, y if not given. Both are in evaluation mode and
-    their parameters need no gradient.
-    Raises: CopyError if the `copy` raises anything but that memory ran out.
+    Gradients are those of `accelerated`; `model` decides which examples are not fooled before a
+    restart or a larger eps is tried. Both are in evaluation mode and their parameters require no
+    gradient.
+
+    Args:
+        model: Model under attack.
+        spec: An iterative attack, its params and the list of eps.
+        x: Clean images, (n, c, h, w), in [0, 1].
+        y: Class to leave or to reach, (n,), int64.
+        examples: Ids that key the noise, (n,), int64.
+        rows: Most rows a pass.
+        label: True labels, (n,); None if they are y.
+        accelerated: Model to differentiate; None for `model`.
+
+    Returns:
+        Images, passes and steps, not verified.
+
+    Raises:
+        AccelerationError: The accelerated model raised anything but that memory ran out.
     """
     run = AttackStream(
-        model, copy or model, curve, x, y, examples, y if label is None else label, rows
+        model, accelerated or model, spec, x, y, examples, y if label is None else label, rows
     )
-    rule = curve.attack.rule
-    if rule is not None and rule.one_gradient and curve.sweep == "independent":
+    if run.rule.one_gradient and spec.sweep == "independent":
         return run.one_gradient()
     batch = None
-    while (batch := run.fill(batch)) is not None:
+    while (batch := run.fill_batch(batch)) is not None:
         try:
-            batch = run.turns(batch)
+            batch = run.run_steps(batch)
         except RuntimeError as error:
-            batch = run.halve(batch, error)
-        batch = run.settle(batch)
+            batch = run.halve_rows(batch, error)
+        batch = run.remove_finished(batch)
     return run.result()
 
 
 class AttackStream:
-    """One call: what waits, what was parked, and what has left."""
+    """One run of an attack: the items that wait, those under attack, and the results."""
 
     def __init__(
         self,
         model: nn.Module,
-        copy: nn.Module,
-        curve: AttackSpec,
+        accelerated: nn.Module,
+        spec: AttackSpec,
         x: Tensor,
         y: Tensor,
         examples: Tensor,
         label: Tensor,
         rows: int,
     ) -> None:
-        """As `attack`'s."""
-        rule = curve.attack.rule
-        assert rule is not None
-        self.model, self.copy, self.curve, self.rule, self.rows = model, copy, curve, rule, rows
+        """Take the arguments of `run_attack`."""
+        assert isinstance(spec.attack, IterativeAttack)
+        rule = spec.attack.rule
+        self.model, self.accelerated, self.spec = model, accelerated, spec
+        self.rule, self.rows = rule, rows
         self.x, self.y, self.examples, self.label = x, y, examples, label
         aims = rule.aims
-        self.loss = to_ascend(curve.params.loss, "targeted" if aims else curve.goal)
-        self.look = glance if curve.attack.needs == "scores" else look
-        self.eps = torch.tensor(curve.eps, dtype=x.dtype, device=x.device)
+        self.loss = make_objective(spec.params.loss, "targeted" if aims else spec.goal)
+        self.evaluate = forward_pass if spec.attack.needs == "scores" else gradient_pass
+        self.eps = torch.tensor(spec.eps, dtype=x.dtype, device=x.device)
         self.ascending = self.eps.argsort()
         self.rank = self.ascending.argsort()
-        self.nested = curve.sweep == "nested"
-        self.stops = curve.stop == "first-success"
+        self.nested = spec.sweep == "nested"
+        self.stops = spec.stop == "first-success"
         self.seeks = rule.seeks
-        self.out = _nothing(x, curve)
+        self.out = _empty_result(x, spec)
         self.nearest = x.new_full(self.out.forwards.shape, torch.inf)
-        self.parked: _Batch | None = None
+        self.overflow: _Batch | None = None
         self.order, self.aims = None, 1
         if aims is not None:
-            self.order = self._likeliest()[:, : aims(curve.params)]
+            self.order = self._rank_wrong_classes()[:, : aims(spec.params)]
             self.aims = self.order.shape[1]
-        self.rounds = curve.params.restarts * self.aims
-        self.waiting = self._first_items()
-        self.blind = x.device.type == "cuda"  # the host asks for no value while turns are made
-        many = min(rows, len(self.waiting))
-        # What a model draws outside torch's own generator would be frozen in a recording.
-        replays = self.blind and not curve.random
-        self.turn = cuda_graphs.replayed(self._turn, many) if replays else self._turn
+        self.rounds = spec.params.restarts * self.aims
+        self.queue = self._first_items()
+        self.asynchronous = runs_asynchronously(x.device)
+        many = min(rows, len(self.queue))
+        # Draws outside torch's own generator would be frozen in a graph.
+        replays = self.asynchronous and not spec.random
+        self.step = cuda_graphs.capture(self._step, many) if replays else self._step
 
     # --------------------------------------------------------------------------------- the loop
 
-    def fill(self, batch: _Batch | None) -> _Batch | None:
-        """The batch with its free rows taken by items that wait; None when nothing is left."""
-        while (free := self.rows - size(batch)) > 0 and (self.parked or len(self.waiting)):
-            if self.parked:
-                piece, self.parked = cut(self.parked, free)
-                batch = join(batch, piece)
+    def fill_batch(self, batch: _Batch | None) -> _Batch | None:
+        """Fill the free rows of the batch with waiting items.
+
+        Args:
+            batch: Rows under attack; None if there are none.
+
+        Returns:
+            The batch; None when nothing is left.
+        """
+        while (free := self.rows - count_rows(batch)) > 0 and (self.overflow or len(self.queue)):
+            if self.overflow:
+                piece, self.overflow = split_rows(self.overflow, free)
+                batch = join_rows(batch, piece)
             else:
-                item, self.waiting = self.waiting[:free], self.waiting[free:]
-                batch = join(batch, self._enter(item))
+                item, self.queue = self.queue[:free], self.queue[free:]
+                batch = join_rows(batch, self._start_items(item))
         return batch
 
-    def turns(self, batch: _Batch) -> _Batch:
-        """A turn, or, where asking who has finished makes the host wait, several."""
-        left = self.curve.params.steps - int(batch.known.k.max())
+    def run_steps(self, batch: _Batch) -> _Batch:
+        """Make one step, or several where checking for finished rows makes the host wait.
+
+        Args:
+            batch: Rows under attack; None if there are none.
+
+        Returns:
+            The batch after the steps.
+        """
+        left = self.spec.params.steps - int(batch.known.k.max())
         if self.out.losses is not None:
-            return self._traced(batch) if left else batch
-        for _ in range(min(left, LOOKS_AHEAD if self.blind else 1)):
-            batch = self.turn(batch)
+            return self._step_with_trace(batch) if left else batch
+        for _ in range(min(left, STEPS_PER_CHECK if self.asynchronous else 1)):
+            batch = self.step(batch)
         return batch
 
-    def _turn(self, batch: _Batch) -> _Batch:
-        return self._advance(batch, *self._look(batch))
+    def _step(self, batch: _Batch) -> _Batch:
+        """Evaluate the iterates and make one step."""
+        return self._advance(batch, *self._evaluate(batch.state.x, batch.known))
 
-    def _look(self, batch: _Batch) -> tuple[StepInput, Tensor]:
-        return self._seen(batch.state.x, batch.known)
-
-    def _seen(self, x: Tensor, known: AttackBatch) -> tuple[StepInput, Tensor]:
-        """What a rule is shown of iterates x, all of it finite but the logits; and in how many of
-        each row's gradients an entry was not finite, (n,).
+    def _evaluate(self, x: Tensor, known: AttackBatch) -> tuple[StepInput, Tensor]:
+        """Compute a rule's input at iterates x, and the number of nonfinite gradients, (n,).
 
         One NaN in a gradient makes every sum over it NaN, and with it the iterate for the rest of
-        the search: such entries are taken for 0, the slope of a pixel of which nothing is known.
-        An iterate with logits that are not finite is no success, as it is none to the judge, and a
-        loss that is not finite is below every other, so that no rule keeps that iterate as its
-        best."""
-        samples = self.curve.samples
+        the search: such entries are set to 0, the slope of a pixel of which nothing is known. An
+        iterate with logits that are not finite is no success, as it is none for the judge, and a
+        loss that is not finite is set below every other, so that no rule keeps that iterate as its
+        best.
+        """
+        samples = self.spec.samples
         towards = known.y if self.order is None else known.aim
-        (logits, loss, gradient), spoilt = self._passed(x, towards, known.label)
+        (logits, loss, gradient), spoilt = self._finite_pass(x, towards, known.label)
         for _ in range(samples - 1):
-            again, more = self._passed(x, towards, known.label)
+            again, more = self._finite_pass(x, towards, known.label)
             logits, loss, gradient = logits + again[0], loss + again[1], gradient + again[2]
             spoilt = spoilt + more
         if samples > 1:
             logits, loss, gradient = logits / samples, loss / samples, gradient / samples
         loss = torch.where(loss.isfinite(), loss, -torch.inf)
-        fooled = _fooled(logits, known.y, self.curve.goal) & logits.isfinite().all(1)
+        fooled = reaches_goal(logits, known.y, self.spec.goal) & logits.isfinite().all(1)
         if self.rule.within is not None:
-            fooled = fooled & self.rule.within(known, self.curve.params, self.curve.norm)
+            fooled = fooled & self.rule.within(known, self.spec.params, self.spec.norm)
         return StepInput(logits, loss, gradient, fooled), spoilt
 
-    def _led(self, x: Tensor, towards: Tensor, label: Tensor) -> Look:
-        """A pass of what leads."""
+    def _call_accelerated(self, x: Tensor, towards: Tensor, label: Tensor) -> PassResult:
+        """Make one pass of the accelerated model; name what it raises."""
         try:
-            return self.look(self.copy, self.loss, x, towards, label)
-        except Exception as error:  # of a stranger's forward, in a copy of it
-            short = isinstance(error, RuntimeError) and out_of_memory(error)
-            if self.copy is self.model or short:
+            return self.evaluate(self.accelerated, self.loss, x, towards, label)
+        except Exception as error:  # foreign code: the forward of the model
+            short = isinstance(error, RuntimeError) and is_out_of_memory(error)
+            if self.accelerated is self.model or short:
                 raise
-            raise CopyError(f"it raised {describe(error)}") from error
+            raise AccelerationError(f"it raised {describe(error)}") from error
 
-    def _passed(self, x: Tensor, y: Tensor, label: Tensor) -> tuple[Look, Tensor]:
-        """One pass, its gradient made finite, and for which rows it was not, (n,), 0 or 1."""
-        seen = self._led(x, y, label)
-        if self.look is glance:
-            return seen, torch.zeros_like(y)
-        spoilt = ~norm_of(seen.gradient, "linf").isfinite()
-        return seen._replace(gradient=seen.gradient.nan_to_num(0.0, 0.0, 0.0)), spoilt.to(y.dtype)
+    def _finite_pass(self, x: Tensor, y: Tensor, label: Tensor) -> tuple[PassResult, Tensor]:
+        """Make one pass with a finite gradient; also return whether it was not, (n,), 0 or 1."""
+        observed = self._call_accelerated(x, y, label)
+        if self.evaluate is forward_pass:
+            return observed, torch.zeros_like(y)
+        spoilt = ~norm_of(observed.gradient, "linf").isfinite()
+        finite = observed.gradient.nan_to_num(0.0, 0.0, 0.0)
+        return observed._replace(gradient=finite), spoilt.to(y.dtype)
 
-    def _advance(self, batch: _Batch, seen: StepInput, spoilt: Tensor) -> _Batch:
-        """One step for every row that is not done; tensors alone, so that a GPU can replay it."""
-        item, known, state, first, looks, nonfinite = batch
-        over = self._done(batch)
-        looks = looks + ~over
+    def _advance(self, batch: _Batch, observed: StepInput, spoilt: Tensor) -> _Batch:
+        """Make one step for every unfinished row; tensors alone, so that a GPU can replay it."""
+        item, known, state, first, passes, nonfinite = batch
+        over = self._is_finished(batch)
+        passes = passes + ~over
         nonfinite = nonfinite + spoilt * ~over
-        stepped = self.rule.next(state, seen, known, self.curve.params, self.curve.norm)
-        fooled = self._near(stepped, known) if self.seeks else seen.fooled
+        stepped = self.rule.next(state, observed, known, self.spec.params, self.spec.norm)
+        fooled = self._found_in_ball(stepped, known) if self.seeks else observed.fooled
         first = torch.where(fooled & ~over & (first < 0), known.k, first)
-        done = self._done(batch._replace(first=first))
-        still = over if self.seeks else done  # a search keeps what it found in this very step
-        if self.blind or bool(still.any()):
-            stepped = mapped(
+        done = self._is_finished(batch._replace(first=first))
+        still = over if self.seeks else done  # a search keeps the result of this very step
+        if self.asynchronous or bool(still.any()):
+            stepped = map_tensors(
                 lambda old, new: torch.where(per_row(still, new), old, new), state, stepped
             )
-        return _Batch(item, known._replace(k=known.k + ~done), stepped, first, looks, nonfinite)
+        return _Batch(item, known._replace(k=known.k + ~done), stepped, first, passes, nonfinite)
 
-    def _near(self, state: Any, known: AttackBatch) -> Tensor:
-        """Whether a search for the least distance has found an adversarial example in the ball."""
+    def _found_in_ball(self, state: Any, known: AttackBatch) -> Tensor:
+        """Return whether a search has found an adversarial example in the ball."""
         near: Tensor = (state.nearest <= known.eps) & state.nearest.isfinite()
         return near
 
-    def _done(self, batch: _Batch) -> Tensor:
-        over = batch.known.k >= self.curve.params.steps
+    def _is_finished(self, batch: _Batch) -> Tensor:
+        """Return whether rows made their last step or may stop at a success, (n,), bool."""
+        over = batch.known.k >= self.spec.params.steps
         return torch.logical_or(over, batch.first >= 0) if self.stops else over
 
-    def settle(self, batch: _Batch) -> _Batch | None:
-        """Take out the rows that are done, and let in line what waited for them."""
-        done = self._done(batch)
+    def remove_finished(self, batch: _Batch) -> _Batch | None:
+        """Remove the finished rows, store their results and queue what waited for them.
+
+        Args:
+            batch: Rows under attack; None if there are none.
+
+        Returns:
+            The other rows; None if all have finished.
+        """
+        done = self._is_finished(batch)
         if not done.any():
             return batch
         won = done & (batch.first >= 0) & self.stops
-        winners = take(batch, won)
-        self._leave(winners, self._returned(winners) if self.seeks else winners.state.x, won=True)
-        self._finish(take(batch, done & ~won))
-        return take(batch, ~done) if not done.all() else None
+        winners = take_rows(batch, won)
+        self._store(
+            winners, self._final_images(winners) if self.seeks else winners.state.x, won=True
+        )
+        self._store_last(take_rows(batch, done & ~won))
+        return take_rows(batch, ~done) if not done.all() else None
 
-    def halve(self, batch: _Batch, error: RuntimeError) -> _Batch:
-        """After an error: fewer rows from now on, those too many are parked."""
+    def halve_rows(self, batch: _Batch, error: RuntimeError) -> _Batch:
+        """Continue with half the rows a pass after memory ran out; the others wait.
+
+        Args:
+            batch: Rows under attack; None if there are none.
+            error: The exception of the pass.
+
+        Returns:
+            The rows that stay.
+
+        Raises:
+            RuntimeError: Memory did not run out, or one row is too many.
+        """
         self.rows = min(self.rows, len(batch.item))
-        self._less(error)
-        batch, rest = cut(batch, self.rows)
-        self.parked = join(self.parked, rest)
+        self._halve_or_raise(error)
+        batch, rest = split_rows(batch, self.rows)
+        self.overflow = join_rows(self.overflow, rest)
         return batch
 
-    def _less(self, error: RuntimeError) -> None:
-        """Half as many rows a pass, if memory ran out; any other error goes on up."""
-        if self.rows == 1 or not out_of_memory(error):
+    def _halve_or_raise(self, error: RuntimeError) -> None:
+        """Halve the rows a pass if memory ran out; raise any other error again."""
+        if self.rows == 1 or not is_out_of_memory(error):
             raise error
         if self.x.device.type == "cuda":
             torch.cuda.empty_cache()
         self.rows //= 2
-        self.turn = self._turn
+        self.step = self._step
 
-    def result(self) -> Attacked:
+    def result(self) -> StreamResult:
+        """Return the result so far.
+
+        Returns:
+            The results of all finished items.
+        """
         return self.out._replace(rows=self.rows)
 
-    # ------------------------------------------------------------------- who enters and who leaves
+    # ----------------------------------------------------------------- items that start and finish
 
     def _first_items(self) -> Tensor:
-        """Restart 0 of every example, at every eps or, nested, at the smallest."""
+        """Return restart 0 of every example, at every eps or, nested, at the smallest."""
         eps = self.ascending[:1] if self.nested else torch.arange(len(self.eps))
         example = torch.arange(len(self.x))
         grid = torch.cartesian_prod(eps.cpu(), example).view(-1, 2)
         return torch.stack([grid[:, 1], grid[:, 0], torch.zeros(len(grid), dtype=torch.int64)], 1)
 
-    def _enter(self, item: Tensor) -> _Batch:
-        """`item`s at step 0; their noise is keyed by example and restart."""
+    def _start_items(self, item: Tensor) -> _Batch:
+        """Put items at step 0; their noise is keyed by example and restart."""
         example, eps, restart = item.unbind(1)
         device = self.x.device
         example, eps = example.to(device), eps.to(device)
@@ -309,20 +372,20 @@ class AttackStream:
         aim = zero - 1 if self.order is None else self.order[example, number % self.aims]
         before = number // self.aims
         known = AttackBatch(self.x[example], y, label, self.eps[eps], zero, aim, before, nearest)
-        noise = Noise(self.curve.seed, self.curve.name, self.examples[example], restart)
-        state = self.rule.init(known, noise, self.curve.params, self.curve.norm)
+        noise = Noise(self.spec.seed, self.spec.name, self.examples[example], restart)
+        state = self.rule.init(known, noise, self.spec.params, self.spec.norm)
         return _Batch(item.to(device), known, state, zero - 1, zero, zero)
 
-    def _leave(self, batch: _Batch, x: Tensor, won: bool) -> None:
-        """Store what rows that leave return; what follows those that did not win may enter."""
+    def _store(self, batch: _Batch, x: Tensor, won: bool) -> None:
+        """Store the images of rows that leave; queue the items that wait for those that failed."""
         example, eps, restart = batch.item.unbind(1)
-        passes = batch.looks * self.curve.samples
+        passes = batch.passes * self.spec.samples
         self.out.forwards[eps, example] += passes  # a pair is never in a batch twice
-        if self.look is look:
+        if self.evaluate is gradient_pass:
             self.out.backwards[eps, example] += passes
             self.out.nonfinite[eps, example] += batch.nonfinite
-        seen = self.out.first_success[eps, example]
-        self.out.first_success[eps, example] = torch.where(seen < 0, batch.first, seen)
+        before = self.out.first_success[eps, example]
+        self.out.first_success[eps, example] = torch.where(before < 0, batch.first, before)
         if self.seeks:
             nearer = (batch.state.nearest < self.nearest[eps, example]) | (restart == 0)
             self.nearest[eps[nearer], example[nearer]] = batch.state.nearest[nearer]
@@ -340,112 +403,120 @@ class AttackStream:
             larger = ~again & (rank < len(self.eps))
             next_eps = self.ascending[rank.clamp_max(len(self.eps) - 1)]
             follow.append(torch.stack([example, next_eps, torch.zeros_like(restart)], 1)[larger])
-        self.waiting = torch.cat([self.waiting, *(part.cpu() for part in follow)])
+        self.queue = torch.cat([self.queue, *(part.cpu() for part in follow)])
 
     def _inherit(self, batch: _Batch, x: Tensor) -> None:
-        """What fooled the model at one eps is its adversarial example at every larger one."""
+        """Copy what fooled the model at one eps to every larger one."""
         example, eps, _ = batch.item.unbind(1)
         for rank, index in enumerate(self.ascending.tolist()):
             larger = rank > self.rank[eps]
             self.out.x_adv[index, example[larger]] = x[larger]
             self.out.first_success[index, example[larger]] = batch.known.k[larger]
 
-    def _finish(self, batch: _Batch) -> None:
-        """Take out rows that made their last step; where a restart or a larger eps hangs on it,
-        the model says which of them won."""
-        x = self._returned(batch)
+    def _store_last(self, batch: _Batch) -> None:
+        """Store rows that made their last step.
+
+        Where a restart or a larger eps depends on the result, the model is asked which rows
+        succeeded.
+        """
+        x = self._final_images(batch)
         last = self.rounds == 1 and not self.nested
         if not len(batch.item) or last or self.seeks:  # a search makes every round
-            return self._leave(batch, x, won=False)
-        fooled = _fooled(self._ask(x), batch.known.y, self.curve.goal)
+            return self._store(batch, x, won=False)
+        fooled = reaches_goal(self._model_logits(x), batch.known.y, self.spec.goal)
         example, eps, _ = batch.item.unbind(1)
-        self.out.forwards[eps, example] += self.curve.predictions
-        self._leave(take(batch, fooled), x[fooled], won=True)
-        return self._leave(take(batch, ~fooled), x[~fooled], won=False)
+        self.out.forwards[eps, example] += self.spec.predictions
+        self._store(take_rows(batch, fooled), x[fooled], won=True)
+        return self._store(take_rows(batch, ~fooled), x[~fooled], won=False)
 
-    def _returned(self, batch: _Batch) -> Tensor:
+    def _final_images(self, batch: _Batch) -> Tensor:
+        """Return the images that rows return."""
         x: Tensor = batch.state.x if self.rule.result is None else self.rule.result(batch.state)
         return x
 
-    def _likeliest(self) -> Tensor:
-        """The wrong classes of each example from the likeliest to the least on the clean image,
-        (n, classes - 1), as the model itself says; a pass that all eps share."""
-        logits = self._ask(self.x).scatter(1, self.label[:, None], torch.inf)
-        self.out.forwards.add_(self.curve.predictions / max(len(self.eps), 1))
+    def _rank_wrong_classes(self) -> Tensor:
+        """Sort the wrong classes of each example by the model's clean logits, (n, classes - 1).
+
+        The pass is shared by all eps.
+        """
+        logits = self._model_logits(self.x).scatter(1, self.label[:, None], torch.inf)
+        self.out.forwards.add_(self.spec.predictions / max(len(self.eps), 1))
         return logits.argsort(dim=1, descending=True)[:, 1:]
 
-    def _ask(self, x: Tensor) -> Tensor:
-        """The model's own logits, in float32 whatever the gradients are in; their mean over the
-        predictions of a model that answers at random."""
-        asked = range(self.curve.predictions)
+    def _model_logits(self, x: Tensor) -> Tensor:
+        """Compute the model's own logits in full precision.
+
+        Of a randomised model, the mean over the predictions.
+        """
+        asked = range(self.spec.predictions)
         while True:
             try:
                 with torch.no_grad(), allow_tf32(False):
                     parts = x.split(self.rows)
                     return torch.cat(
                         [
-                            torch.stack([wide(ask(self.model, p)) for _ in asked]).mean(0)
+                            torch.stack([widen(call_model(self.model, p)) for _ in asked]).mean(0)
                             for p in parts
                         ]
                     )
             except RuntimeError as error:
-                self._less(error)
+                self._halve_or_raise(error)
 
     # -------------------------------------------------------------------------------- special cases
 
-    def one_gradient(self) -> Attacked:
-        """A sweep whose gradient is the same at every eps: one gradient for each example."""
+    def one_gradient(self) -> StreamResult:
+        """Run a rule whose gradient is the same at every eps: one gradient an example.
+
+        Returns:
+            The result for all eps.
+        """
         first, n = 0, len(self.x)
         while first < n:
             at = slice(first, first + self.rows)
             x, y, label = self.x[at], self.y[at], self.label[at]
             zero, radius = torch.zeros_like(y), self.eps[:1].expand(len(x))
-            items = AttackBatch(x, y, label, radius, zero, zero - 1, zero, zero + torch.inf)
+            known_batch = AttackBatch(x, y, label, radius, zero, zero - 1, zero, zero + torch.inf)
             try:
-                seen, spoilt = self._seen(x, items)
+                observed, spoilt = self._evaluate(x, known_batch)
             except RuntimeError as error:
-                self._less(error)
+                self._halve_or_raise(error)
                 continue
             first += self.rows
             self.out.nonfinite[:, at] = spoilt
             if self.out.losses is not None:
-                self.out.losses[:, at, 0] = _traced(seen.loss)
-            noise = Noise(self.curve.seed, self.curve.name, self.examples[at], zero)
+                self.out.losses[:, at, 0] = _finite_loss(observed.loss)
+            noise = Noise(self.spec.seed, self.spec.name, self.examples[at], zero)
             for index, eps in enumerate(self.eps):
-                known = items._replace(eps=eps.expand(len(x)))
-                state = self.rule.init(known, noise, self.curve.params, self.curve.norm)
-                settings = known, self.curve.params, self.curve.norm
-                self.out.x_adv[index, at] = self.rule.next(state, seen, *settings).x
-        passes = self.curve.samples / max(len(self.eps), 1)
+                known = known_batch._replace(eps=eps.expand(len(x)))
+                state = self.rule.init(known, noise, self.spec.params, self.spec.norm)
+                settings = known, self.spec.params, self.spec.norm
+                self.out.x_adv[index, at] = self.rule.next(state, observed, *settings).x
+        passes = self.spec.samples / max(len(self.eps), 1)
         self.out.forwards.fill_(passes)
         self.out.backwards.fill_(passes)
         return self.result()
 
-    def _traced(self, batch: _Batch) -> _Batch:
-        """A turn that keeps the loss at each iterate."""
+    def _step_with_trace(self, batch: _Batch) -> _Batch:
+        """Make one step and store the loss at each iterate."""
         assert self.out.losses is not None
-        seen, spoilt = self._look(batch)
+        observed, spoilt = self._evaluate(batch.state.x, batch.known)
         example, eps, _ = batch.item.unbind(1)
-        self.out.losses[eps, example, batch.known.k] = _traced(seen.loss)
-        return self._advance(batch, seen, spoilt)
+        self.out.losses[eps, example, batch.known.k] = _finite_loss(observed.loss)
+        return self._advance(batch, observed, spoilt)
 
 
-def _nothing(x: Tensor, curve: AttackSpec) -> Attacked:
-    e, n = len(curve.eps), len(x)
+def _empty_result(x: Tensor, spec: AttackSpec) -> StreamResult:
+    """Allocate the result of an attack."""
+    e, n = len(spec.eps), len(x)
     counts = torch.zeros(e, n, dtype=torch.float64, device=x.device)
     never = torch.full((e, n), -1, dtype=torch.int64, device=x.device)
-    traced = (e, n, curve.params.steps)
-    losses = x.new_full(traced, torch.nan) if curve.trace else None
+    traced_shape = (e, n, spec.params.steps)
+    losses = x.new_full(traced_shape, torch.nan) if spec.trace else None
     images = x.new_empty(e, *x.shape)  # every item is written when it leaves
     nonfinite = torch.zeros_like(never)
-    return Attacked(images, counts, counts.clone(), never, losses, 0, nonfinite)
+    return StreamResult(images, counts, counts.clone(), never, losses, 0, nonfinite)
 
 
-def _traced(loss: Tensor) -> Tensor:
-    """A loss as a trace keeps it: NaN where it was not finite."""
+def _finite_loss(loss: Tensor) -> Tensor:
+    """Replace losses that are not finite by NaN, as traces store them."""
     return torch.where(loss.isfinite(), loss, torch.nan)
-
-
-def _fooled(logits: Tensor, y: Tensor, goal: Goal) -> Tensor:
-    prediction = predicted(logits)
-    return prediction != y if goal == "untargeted" else prediction == y

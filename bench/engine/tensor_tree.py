@@ -1,5 +1,7 @@
-"""Operations on a batch: a NamedTuple of tensors and of such NamedTuples, whose first axis is the
-row. No operation looks at what the rows mean."""
+"""Operate on batches: NamedTuples of tensors and of such NamedTuples, whose first axis is the row.
+
+No operation depends on the meaning of the rows.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,43 +12,90 @@ from torch import Tensor
 Batch = TypeVar("Batch", bound=tuple[Any, ...])
 
 
-def fields(batch: tuple[Any, ...]) -> list[Tensor]:
-    """The tensors of a batch, in order, those of nested tuples among them."""
+def list_tensors(batch: tuple[Any, ...]) -> list[Tensor]:
+    """List the tensors of a batch in order, including those of nested tuples.
+
+    Args:
+        batch: NamedTuple of tensors and of such NamedTuples, whose first axis is the row.
+
+    Returns:
+        The tensors.
+    """
     return [
         tensor
         for field in batch
-        for tensor in ([field] if isinstance(field, Tensor) else fields(field))
+        for tensor in ([field] if isinstance(field, Tensor) else list_tensors(field))
     ]
 
 
-def size(batch: tuple[Any, ...] | None) -> int:
-    """Rows of a batch; 0 if there is none."""
-    return 0 if batch is None else len(fields(batch)[0])
+def count_rows(batch: tuple[Any, ...] | None) -> int:
+    """Count the rows of a batch.
+
+    Args:
+        batch: A batch, or None.
+
+    Returns:
+        The number of rows; 0 for None.
+    """
+    return 0 if batch is None else len(list_tensors(batch)[0])
 
 
-def mapped(function: Callable[..., Tensor], first: Batch, *others: Batch) -> Batch:
-    """`function` of the tensors in each place of the batches, in a batch of their kind."""
+def map_tensors(function: Callable[..., Tensor], first: Batch, *others: Batch) -> Batch:
+    """Apply a function to the tensors in each place of one or several batches.
+
+    Args:
+        function: Function of one tensor of each batch.
+        first: A batch.
+        *others: Batches of the same structure.
+
+    Returns:
+        A batch of the same type.
+    """
     return type(first)(
         *(
-            function(*each) if isinstance(each[0], Tensor) else mapped(function, *each)
+            function(*each) if isinstance(each[0], Tensor) else map_tensors(function, *each)
             for each in zip(first, *others, strict=True)
         )
     )
 
 
-def take(batch: Batch, chosen: Tensor | slice) -> Batch:
-    """The chosen rows, by a mask, indices or a slice."""
-    return mapped(lambda field: field[chosen], batch)
+def take_rows(batch: Batch, chosen: Tensor | slice) -> Batch:
+    """Select rows.
+
+    Args:
+        batch: NamedTuple of tensors and of such NamedTuples, whose first axis is the row.
+        chosen: Mask, indices or slice.
+
+    Returns:
+        The rows in a batch of the same type.
+    """
+    return map_tensors(lambda field: field[chosen], batch)
 
 
-def cut(batch: Batch, at: int) -> tuple[Batch, Batch | None]:
-    """The first `at` rows, and the rest if there is any."""
-    rest = take(batch, slice(at, None)) if size(batch) > at else None
-    return take(batch, slice(0, at)), rest
+def split_rows(batch: Batch, at: int) -> tuple[Batch, Batch | None]:
+    """Split a batch after `at` rows.
+
+    Args:
+        batch: NamedTuple of tensors and of such NamedTuples, whose first axis is the row.
+        at: Number of rows of the first part.
+
+    Returns:
+        The first part, and the rest or None if it is empty.
+    """
+    rest = take_rows(batch, slice(at, None)) if count_rows(batch) > at else None
+    return take_rows(batch, slice(0, at)), rest
 
 
-def join(batch: Batch | None, fresh: Batch | None) -> Batch | None:
-    """Both, one after the other; either may be missing."""
+def join_rows(batch: Batch | None, fresh: Batch | None) -> Batch | None:
+    """Concatenate two batches, either of which may be None.
+
+    Args:
+        batch: First batch.
+        fresh: Second batch.
+
+    Returns:
+        The batch; None if both are.
+    """
     if batch is None or fresh is None:
         return fresh if batch is None else batch
-    return mapped(lambda *pair: torch.cat(pair), batch, fresh)
+    return map_tensors(lambda *pair: torch.cat(pair), batch, fresh)

@@ -1,4 +1,4 @@
-"""What a cell cost: passes counted on any model, and the floor that throughput is held against."""
+"""Measure the cost of a cell: passes of any model, and the time of a bare loop."""
 
 import statistics
 import time
@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.engine.functional.gradients import look
-from bench.engine.functional.losses import to_ascend
-from bench.engine.model_state import eval_mode, out_of_memory
-from bench.engine.opaque_model import Given, is_inside
+from bench.engine.functional.gradients import gradient_pass
+from bench.engine.functional.losses import make_objective
+from bench.engine.model_state import eval_mode, is_out_of_memory
+from bench.engine.opaque_model import OperatorBytes, contains_opaque_model
 
 
-class Passes:
-    """Rows that went forward through a model and rows whose gradient came back."""
+class PassCounts:
+    """Number of rows that went forward through a model and of rows whose gradient came back."""
 
     def __init__(self) -> None:
         self.forwards = 0
@@ -24,9 +24,16 @@ class Passes:
 
 
 @contextmanager
-def counted(model: nn.Module) -> Iterator[Passes]:
-    """Counts every forward and backward pass of `model` while inside, whoever makes them."""
-    passes = Passes()
+def count_passes(model: nn.Module) -> Iterator[PassCounts]:
+    """Count every forward and backward pass of a model, in rows, by hooks.
+
+    Args:
+        model: The model.
+
+    Yields:
+        The counts, which go up.
+    """
+    passes = PassCounts()
 
     def on_forward(module: nn.Module, inputs: Any, output: Any) -> None:
         passes.forwards += len(output)
@@ -50,57 +57,90 @@ class Floor(NamedTuple):
     gradient: float
     """One forward and one gradient with respect to the input."""
     busy_forward: float = 0.0
-    """The same two in `busy` seconds."""
+    """The same two in `busy_seconds`."""
     busy_gradient: float = 0.0
 
     def seconds(self, forwards: float, backwards: float) -> float:
-        """The time of a bare loop of so many row passes; every backward has its forward."""
+        """Compute the time of a bare loop; every backward pass includes its forward pass.
+
+        Args:
+            forwards: Forward passes, in rows.
+            backwards: Backward passes, in rows.
+
+        Returns:
+            Seconds.
+        """
         return max(forwards - backwards, 0.0) * self.forward + backwards * self.gradient
 
     def busy_seconds(self, forwards: float, backwards: float) -> float:
-        """The same in `busy` seconds."""
+        """Compute the same in `busy_seconds`.
+
+        Args:
+            forwards: Forward passes, in rows.
+            backwards: Backward passes, in rows.
+
+        Returns:
+            Seconds.
+        """
         own = Floor(self.busy_forward, self.busy_gradient)
         return own.seconds(forwards, backwards)
 
 
-def floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
-    """Time bare passes over noisy images made from x (n, c, h, w) and y (n,), medians of several.
+def measure_floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
+    """Time bare passes of a model over noisy images, as the lower bound of an attack's time.
 
-    At `rows` rows a pass and at a quarter of them, the quicker counts: the rows that suit an
-    attacked copy need not suit the model. Noisy, because attacked images are, and on a CPU noise
-    costs up to a fifth more (max-pooling mispredicts branches).
+    The faster of `rows` and a quarter of them counts: the rows that suit an accelerated model need
+    not suit the model. Images are noisy because attacked images are, and on a CPU noise costs up to
+    a fifth more (max-pooling mispredicts branches).
+
+    Args:
+        model: The model.
+        x: Images, (n, c, h, w), in [0, 1].
+        y: Labels, (n,), int64.
+        rows: Rows a pass.
+
+    Returns:
+        Medians of several passes.
     """
     sizes = sorted({rows, max(1, rows // 4)})
     with eval_mode(model):
-        paces = [_paces(model, x, y, size) for size in sizes]
-    return Floor(*map(min, zip(*paces, strict=True)))
+        floors = [_time_passes(model, x, y, size) for size in sizes]
+    return Floor(*map(min, zip(*floors, strict=True)))
 
 
-def _paces(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
-    """Seconds per row of a forward pass and of a gradient, among `rows`."""
-    images = noisy(x, rows)
+def _time_passes(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
+    """Time a forward pass and a gradient over `rows` rows, per row."""
+    images = noisy_images(x, rows)
     labels = y[torch.arange(rows, device=x.device) % len(x)]
-    ascend = to_ascend("cross-entropy", "untargeted")
+    objective = make_objective("cross-entropy", "untargeted")
 
     def forward() -> None:
         with torch.no_grad():
             model(images)
 
     def gradient() -> None:
-        look(model, ascend, images, labels, labels)
+        gradient_pass(model, objective, images, labels, labels)
 
     there, busy_there = median_seconds(forward, x.device)
     try:
         back, busy_back = median_seconds(gradient, x.device)
     except RuntimeError as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
-        back, busy_back = there, busy_there  # it has no gradient, so nothing is held against it
+        back, busy_back = there, busy_there  # no gradient, so no comparison
     return Floor(*(spent / rows for spent in (there, back, busy_there, busy_back)))
 
 
-def noisy(x: Tensor, rows: int) -> Tensor:
-    """`rows` images made from x (n, c, h, w) by uniform noise in +-0.2: what attacks look at."""
+def noisy_images(x: Tensor, rows: int) -> Tensor:
+    """Make images as attacks see them: repeated, with uniform noise in +-0.2.
+
+    Args:
+        x: Images, (n, c, h, w), in [0, 1].
+        rows: Number of images.
+
+    Returns:
+        Images, (rows, c, h, w), in [0, 1].
+    """
     repeated = x[torch.arange(rows, device=x.device) % len(x)]
     generator = torch.Generator().manual_seed(0)
     noise = (torch.rand(repeated.shape, generator=generator) - 0.5).to(x)
@@ -108,49 +148,85 @@ def noisy(x: Tensor, rows: int) -> Tensor:
 
 
 def median_seconds(work: Any, device: torch.device, most: float = 0.1) -> tuple[float, float]:
-    """Median seconds of `work()` and median `busy` seconds, warmed up: of 3 to 15 calls, as many as
-    `most` seconds allow."""
+    """Time a function after one warm-up call: 3 to 15 calls.
+
+    Args:
+        work: Function without arguments.
+        device: Device of the work.
+        most: Seconds after which no further call is made.
+
+    Returns:
+        Median seconds and median `busy_seconds`.
+    """
     work()
     times: list[float] = []
     worked: list[float] = []
     while len(times) < 3 or (sum(times) < most and len(times) < 15):
-        before = busy(device)
-        times.append(timed(work, device)[1])
-        worked.append(busy(device) - before)
+        before = busy_seconds(device)
+        times.append(time_call(work, device)[1])
+        worked.append(busy_seconds(device) - before)
     return statistics.median(times), statistics.median(worked)
 
 
-def timed(work: Any, device: torch.device) -> tuple[Any, float]:
-    """The result of `work()` and the seconds it took, the device's queue drained on both sides."""
-    synchronise(device)
+def time_call(work: Any, device: torch.device) -> tuple[Any, float]:
+    """Time one call, with the device's queue empty before and after.
+
+    Args:
+        work: Function without arguments.
+        device: Device of the work.
+
+    Returns:
+        Its result, and seconds.
+    """
+    synchronize(device)
     started = time.perf_counter()
     result = work()
-    synchronise(device)
+    synchronize(device)
     return result, time.perf_counter() - started
 
 
-def busy(device: torch.device) -> float:
-    """Seconds that the processor has worked for this process; on a GPU, where the work is done
-    elsewhere, the clock's. Other programs on the machine take from the clock, not from these."""
+def busy_seconds(device: torch.device) -> float:
+    """Return the processor time of this process; on a GPU, where others do the work, the clock.
+
+    Other programs on the machine slow the clock down, not processor time.
+
+    Args:
+        device: Device of the work.
+
+    Returns:
+        Seconds from an arbitrary start.
+    """
     return time.perf_counter() if device.type == "cuda" else time.process_time()
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished its queue.
+
+    Args:
+        device: Device of the work.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 CACHE_BYTES = 24 * 2**20
-"""About what a pass may touch before a CPU core's caches lose: measured optimum 128 to 256 rows
-of a LeNet, 8 of a ResNet50 at 224x224."""
+"""Bytes of activations that a CPU core's caches hold: the measured optimum is 128 to 256 rows of a
+LeNet, 8 of a ResNet50 at 224x224."""
 
 
 def rows_per_pass(model: nn.Module, x: Tensor) -> int:
-    """How many rows a pass should hold: a power of two, from the model's own activations.
+    """Choose the number of rows a pass from the size of the model's activations.
 
-    A rule and not a stopwatch, so that two runs on one machine make the same batches: bytes that
-    one row's activations take, measured by a forward pass over x[:1], against the cache (CPU) or
-    a share of the free memory (CUDA); of all memory where torch must be deterministic.
+    A rule and not a measurement, so that two runs on one machine make the same batches. The bytes
+    of one row's activations, from a forward pass over x[:1], are compared with the cache (CPU) or a
+    share of the free memory (CUDA; of all memory where torch must be deterministic).
+
+    Args:
+        model: The model.
+        x: Images, (n, c, h, w), in [0, 1].
+
+    Returns:
+        A power of two.
     """
     with eval_mode(model), torch.no_grad():
         total = _activations(model, x[:1])
@@ -165,9 +241,9 @@ def rows_per_pass(model: nn.Module, x: Tensor) -> int:
 
 
 def _activations(model: nn.Module, x: Tensor) -> int:
-    """Bytes that a pass over x gives on its way, layer by layer, of a program by every operator."""
-    if is_inside(model):
-        with Given() as given:
+    """Sum the bytes of all layers' outputs, of an opaque model of all operators' outputs."""
+    if contains_opaque_model(model):
+        with OperatorBytes() as given:
             model(x)
         return int(given.bytes)
     total = 0

@@ -3,11 +3,18 @@
 from torch import fx, nn
 
 
-def traced(model: nn.Module) -> fx.GraphModule | None:
-    """The model's forward as a graph over its own layers; None where it cannot be followed."""
+def trace_forward(model: nn.Module) -> fx.GraphModule | None:
+    """Trace a model's forward into a torch.fx graph over its own layers.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The graph module; None if the forward cannot be traced.
+    """
     try:
         return fx.symbolic_trace(model)
     except KeyboardInterrupt:
         raise
-    except BaseException:  # a stranger's forward: it may branch, print, or refuse
+    except BaseException:  # foreign code: a forward may branch, print or raise
         return None

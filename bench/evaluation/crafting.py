@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import rng
-from bench.core.contracts.attack import AttackSpec, Rule
+from bench.core.contracts.attack import AttackSpec, ExternalAttack, IterativeAttack
+from bench.core.contracts.rule import Rule
 from bench.core.contracts.types import Norm, Threat
 from bench.core.errors import ContractError
 from bench.engine import stream as engine
@@ -90,7 +91,7 @@ def craft(
     the process or its model changed.
     """
     y = chosen.label if curve.goal == "untargeted" else chosen.target
-    if curve.attack.run is not None:
+    if isinstance(curve.attack, ExternalAttack):
         with allow_tf32(False), containment.lent(model, chosen.x, curve.random) as loan:
             return _run_external(loan, curve, chosen, y, rows)
     once = searches(curve)
@@ -99,15 +100,15 @@ def craft(
         with (
             allow_tf32(curve.precision == "tf32"),
             _draws(curve, chosen.id),
-            _shared(curve.attack.rule),
+            _shared(curve.attack.rule if isinstance(curve.attack, IterativeAttack) else None),
         ):
-            result, seconds = timing.timed(
-                lambda: engine.attack(
+            result, seconds = timing.time_call(
+                lambda: engine.run_attack(
                     model, stream, chosen.x, y, chosen.id, rows, chosen.label, copy
                 ),
                 chosen.x.device,
             )
-    except engine.CopyError as error:
+    except engine.AccelerationError as error:
         own = craft(model, replace(curve, precision="float32"), chosen, rows)
         return own._replace(dropped=str(error))
     if once:
@@ -128,11 +129,11 @@ def _shared(rule: Rule | None) -> AbstractContextManager[None]:
 
 def searches(curve: AttackSpec) -> bool:
     """Whether one search for the least distance serves all eps."""
-    whole = curve.attack.run is not None
+    whole = isinstance(curve.attack, ExternalAttack)
     return curve.attack.budget == "minimum" and (whole or curve.stop == "never")
 
 
-def _crafted(result: engine.Attacked, seconds: list[float]) -> AttackOutput:
+def _crafted(result: engine.StreamResult, seconds: list[float]) -> AttackOutput:
     x_adv, forwards, backwards, first, losses, rows, nonfinite = result
     crafted = AttackOutput(x_adv, forwards, backwards, first, seconds, losses, rows)
     return crafted._replace(nonfinite=nonfinite)
@@ -183,7 +184,7 @@ def _misled(
     for at, verdict in enumerate(verdicts):
         won = success(curve, chosen, verdict.pred) | (raw.first_success[at] >= 0)
         left = (~won).nonzero()[:, 0]
-        draws = rng.hashed(keys[left], torch.full_like(left, at), 1)[:, 0]
+        draws = rng.hash_uniform(keys[left], torch.full_like(left, at), 1)[:, 0]
         few = left[draws.argsort()[:SPOTS]]
         images.append(raw.x_adv[at, few])
         labels.append(chosen.label[few])
@@ -194,12 +195,12 @@ def _misled(
         for part, own in zip(x[finite].split(rows), y[finite].split(rows), strict=True):
             if not len(part):
                 continue
-            wanted = agreement.seen(model, part, own, gradients)
+            wanted = agreement.probe_pass(model, part, own, gradients)
             try:
-                got = agreement.seen(copy, part, own, gradients)
+                got = agreement.probe_pass(copy, part, own, gradients)
             except Exception as error:  # of a stranger's forward, in a copy of it
                 return f"it raised {type(error).__name__}"
-            if why := agreement.apart(wanted, got, curve.precision, ELSEWHERE):
+            if why := agreement.describe_difference(wanted, got, curve.precision, ELSEWHERE):
                 return why
     return ""
 
@@ -243,7 +244,7 @@ def recheck_claims(
 
 def _shared_out(raw: AttackOutput, curve: AttackSpec, x: Tensor) -> AttackOutput:
     """What one search for the least distance found, for each eps; its cost shared evenly."""
-    e, far = len(curve.eps), norms.measured(raw.x_adv[0], x, curve.norm)
+    e, far = len(curve.eps), norms.distance_float64(raw.x_adv[0], x, curve.norm)
     outside = torch.stack([far > allowed(eps) for eps in curve.eps])
     return raw._replace(
         x_adv=raw.x_adv.expand(e, *raw.x_adv.shape[1:]),
@@ -260,8 +261,8 @@ def _run_external(
 ) -> AttackOutput:
     """A foreign loop on a model of its own, batch by batch; one that seeks the least distance runs
     once for all eps."""
+    assert isinstance(curve.attack, ExternalAttack)
     run, model = curve.attack.run, loan.model
-    assert run is not None
     assert model is not None
     once = searches(curve)
     x_adv, forwards, backwards, seconds = [], [], [], []
@@ -273,12 +274,12 @@ def _run_external(
             first = int(chosen.id[at[0]])
             with (
                 eval_mode(model),
-                rng.seeded(curve.seed, curve.name, first, len(at)),
+                rng.seed_global(curve.seed, curve.name, first, len(at)),
                 loan.out(),
-                timing.counted(model) as passes,
+                timing.count_passes(model) as passes,
             ):
                 x, labels = chosen.x[at].clone(), y[at].clone()
-                part, took = timing.timed(
+                part, took = timing.time_call(
                     lambda x=x, labels=labels, threat=threat, noise=noise: run(
                         model, x, labels, threat, curve.params, noise
                     ),
@@ -337,7 +338,7 @@ def _draws(curve: AttackSpec, examples: Tensor) -> AbstractContextManager[None]:
     """Where an attack on a model that answers at random finds what that model draws."""
     if not curve.random:
         return contextlib.nullcontext()
-    return rng.seeded(curve.seed, "passes", curve.name, int(examples[0]))
+    return rng.seed_global(curve.seed, "passes", curve.name, int(examples[0]))
 
 
 def final_images(curve: AttackSpec, eps: float, x: Tensor, raw: AttackOutput, at: int) -> Tensor:
@@ -346,7 +347,7 @@ def final_images(curve: AttackSpec, eps: float, x: Tensor, raw: AttackOutput, at
     x_adv = raw.x_adv[at]
     if curve.attack.budget != "minimum":
         return x_adv
-    near = norms.measured(x_adv, x, curve.norm) <= allowed(eps)
+    near = norms.distance_float64(x_adv, x, curve.norm) <= allowed(eps)
     keep = near | ~x_adv.flatten(1).isfinite().all(1)
     return torch.where(norms.per_row(keep, x), x_adv, x)
 
@@ -368,7 +369,7 @@ def violations(x_adv: Tensor, x: Tensor, eps: float, norm: Norm, pred: Tensor) -
     """
     finite = x_adv.flatten(1).isfinite().all(1)
     low, high = x_adv.flatten(1).amin(1), x_adv.flatten(1).amax(1)
-    far = norms.measured(x_adv, x, norm)
+    far = norms.distance_float64(x_adv, x, norm)
     most = allowed(eps)
     found = [""] * len(x)
     suspect = ~finite | (low < 0) | (high > 1) | (far > most) | (pred < 0)

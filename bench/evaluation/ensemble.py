@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from bench.core.contracts.attack import AttackSpec, Part
+from bench.core.contracts.attack import AttackSpec, EnsembleAttack, Part
 from bench.evaluation import crafting
 from bench.evaluation.crafting import AttackOutput, Examples
 
@@ -26,7 +26,7 @@ def attack(
 ) -> AttackOutput:
     """Every part of the curve's ensemble at every eps; arguments as `craft.craft`'s, `judged_rows`
     those of the judge between two parts."""
-    assert curve.attack.parts is not None
+    assert isinstance(curve.attack, EnsembleAttack)
     parts = curve.attack.parts(curve.params, curve.norm)
     e, n, device = len(curve.eps), len(chosen.id), chosen.x.device
     counts = torch.zeros(2, e, n, dtype=torch.float64, device=device)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bench.core import rng
+from bench.core.contracts.attack import ExternalAttack
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.types import Precision, Shape
 from bench.core.errors import SuiteError
@@ -195,7 +196,7 @@ class Evaluator:
 
     def told(self, model: str) -> list[dict[str, object]]:
         """What is known of the copies that were attacked in the model's place."""
-        return [copy.told() for (name, _), copy in self._copies.items() if name == model]
+        return [copy.to_manifest() for (name, _), copy in self._copies.items() if name == model]
 
     def _rows_for(self, task: plan.Task) -> int:
         """Rows a pass by rule, or as the user said; a whole attack's outcome may depend on them."""
@@ -224,9 +225,9 @@ class Evaluator:
         if known is None or not (known.timed or ahead < known.worth):
             x = self.data.read(0, min(self.data.n, accelerate.PROBED)).to(self.device)
             model, rows = self.subjects[task.source].model, self.rows[task.source]
-            known = accelerate.prepare(model, x, rows, precision, self.fixed_rows, ahead)
+            known = accelerate.accelerate_model(model, x, rows, precision, self.fixed_rows, ahead)
             self._copies[task.source, precision] = known
-            self._because(f"{task.source}, in {precision}: {known.why()}")
+            self._because(f"{task.source}, in {precision}: {known.describe()}")
         size = task.entry.batch_size
         return known if size is None else known._replace(rows=size)
 
@@ -236,7 +237,7 @@ class Evaluator:
         Raises: SuiteError if the precision needs a copy and there can be none.
         """
         precision = task.curve.precision
-        if task.curve.attack.run is not None:
+        if isinstance(task.curve.attack, ExternalAttack):
             return "the attack has a loop of its own"
         if not (self.copied or precision == "bfloat16"):
             return "copies were declined"
@@ -276,7 +277,7 @@ class Evaluator:
         )
         key = task.source, task.curve.precision
         model = self.subjects[task.source].model
-        self._copies[key] = accelerate.itself(model, self._copies[key], why)
+        self._copies[key] = accelerate.original_model(model, self._copies[key], why)
 
     def clean_pass(self, model: str) -> verify.Clean:
         """The model's answers to all clean images; asked once."""
@@ -337,7 +338,7 @@ class Evaluator:
             x = self.data.read(0, min(self.data.n, rows)).to(self.device)
             y = torch.zeros(len(x), dtype=torch.int64, device=self.device)
             started = time.perf_counter()
-            floor = timing.floor(self.subjects[model].model, x, y, rows)
+            floor = timing.measure_floor(self.subjects[model].model, x, y, rows)
             ended = time.perf_counter()
             known = self._floors[model, rows] = _Timed(floor, ended, ended - started)
         return known.floor
@@ -355,6 +356,6 @@ class Evaluator:
         if wanted == "complement":
             return classes - 1 - label
         if wanted == "random":
-            shift = rng.integers(self.seed, "target", ids, classes - 1).to(ids)
+            shift = rng.draw_integers(self.seed, "target", ids, classes - 1).to(ids)
             return (label + 1 + shift) % classes
         return self.clean_pass(task.source).least_likely[ids]  # all that the attacker sees

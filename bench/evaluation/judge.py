@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.core import rng
-from bench.engine.functional.logits import predicted, probabilities, wide
-from bench.engine.model_state import allow_tf32, ask, eval_mode, out_of_memory
+from bench.engine.functional.logits import predict_class, probabilities, widen
+from bench.engine.model_state import allow_tf32, call_model, eval_mode, is_out_of_memory
 
 ASKED = 16
 """Images on which the two orders in memory are compared, once for a model."""
@@ -58,15 +58,17 @@ def judge(model: nn.Module, x: Tensor, rows: int, vote: Vote | None = None) -> P
     at a time.
     """
     times = 1 if vote is None else vote.predictions
-    draws = contextlib.nullcontext() if vote is None else rng.seeded(vote.seed)
+    draws = contextlib.nullcontext() if vote is None else rng.seed_global(vote.seed)
     try:
         with eval_mode(model), torch.no_grad(), allow_tf32(False), draws:
             last = vote is None and _may_lie_last(model, x[: min(rows, ASKED)])
             parts = (_laid_last(part) if last else part for part in x.split(rows))
-            answers = [torch.stack([wide(ask(model, p)) for _ in range(times)]) for p in parts]
+            answers = [
+                torch.stack([widen(call_model(model, p)) for _ in range(times)]) for p in parts
+            ]
             logits = torch.cat(answers, 1)  # (predictions, n, classes)
     except RuntimeError as error:
-        if rows == 1 or not out_of_memory(error):
+        if rows == 1 or not is_out_of_memory(error):
             raise
         return judge(model, x, rows // 2, vote)
     return _majority(logits)
@@ -75,7 +77,7 @@ def judge(model: nn.Module, x: Tensor, rows: int, vote: Vote | None = None) -> P
 def _majority(logits: Tensor) -> Prediction:
     """The verdict that most predictions give; logits (predictions, n, classes)."""
     shares = probabilities(logits)
-    votes = functional.one_hot(predicted(logits), logits.shape[2]).sum(0)
+    votes = functional.one_hot(predict_class(logits), logits.shape[2]).sum(0)
     pred = votes.argmax(1)  # the first of the largest counts
     confidence, agreement = (
         each.gather(1, pred[:, None])[:, 0] for each in (shares.mean(0), votes / len(logits))
@@ -92,11 +94,11 @@ def _may_lie_last(model: nn.Module, x: Tensor) -> bool:
         return False
     if model not in _last:
         try:
-            there, here = model(_laid_last(x)), ask(model, x)
+            there, here = model(_laid_last(x)), call_model(model, x)
             off = float((there - here).abs().max() / here.abs().max())
-            _last[model] = off <= CLOSE and torch.equal(predicted(there), predicted(here))
+            _last[model] = off <= CLOSE and torch.equal(predict_class(there), predict_class(here))
         except RuntimeError as error:
-            if out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             _last[model] = False
     return _last[model]

@@ -207,7 +207,7 @@ def _build(entry: ModelEntry, base: Path, seed: int, own: Path) -> Any:
     """A module, or a callable that only answers queries, where the entry says so."""
     found = registry.find("models", entry.name, base)
     build = found.build if isinstance(found, Model) else found
-    with rng.seeded(seed, "weights", entry.name):
+    with rng.seed_global(seed, "weights", entry.name):
         model = _made(f"model '{entry.label}'", lambda: build(**entry.params))
     if not isinstance(model, nn.Module) and callable(model) and entry.weights is None:
         if entry.access != "gradient":
@@ -229,7 +229,7 @@ def _build(entry: ModelEntry, base: Path, seed: int, own: Path) -> Any:
         )
     if entry.weights not in (None, "random"):
         state = _state(entry, found, base, own)
-        checkpoint.fill(f"model '{entry.label}': weights '{entry.weights}'", model, state)
+        checkpoint.load_tensors(f"model '{entry.label}': weights '{entry.weights}'", model, state)
     return model
 
 
@@ -266,9 +266,9 @@ def _state(entry: ModelEntry, found: Any, base: Path, own: Path) -> Mapping[str,
         published = found.published
         return _made(where, lambda: published(name))  # type: ignore[no-any-return]
     if name in known:
-        return checkpoint.read(where, own / file)
+        return checkpoint.read_tensors(where, own / file)
     if Path(name).suffix in checkpoint.SUFFIXES:
-        return checkpoint.read(where, base / name)
+        return checkpoint.read_tensors(where, base / name)
     recipe = _recipe(entry.name, name)
     if recipe is not None:
         raise SuiteError(

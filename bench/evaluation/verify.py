@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.attack import AttackSpec, EnsembleAttack, IterativeAttack
 from bench.core.contracts.types import Norm
 from bench.core.errors import ContractError
 from bench.engine import timing
@@ -117,19 +117,19 @@ def evaluate_chunk(
         part = replace(curve, eps=tuple(curve.eps[index] for index in positive))
         attacked = model if source is None else source
         with frozen(attacked):
-            started, worked = time.perf_counter(), timing.busy(examples.x.device)
-            if part.attack.parts is not None:
+            started, worked = time.perf_counter(), timing.busy_seconds(examples.x.device)
+            if isinstance(part.attack, EnsembleAttack):
                 raw = ensemble.attack(attacked, part, chosen, rows, copy, judges)
             else:
                 raw = craft(attacked, part, chosen, rows, copy)
-            timing.synchronise(examples.x.device)
-            worked = timing.busy(examples.x.device) - worked
+            timing.synchronize(examples.x.device)
+            worked = timing.busy_seconds(examples.x.device) - worked
             busy = worked / (time.perf_counter() - started)
-            verdicts, judging = timing.timed(
+            verdicts, judging = timing.time_call(
                 lambda raw=raw: verdicts_on(model, part, chosen, raw, judges), examples.x.device
             )
             led = copy not in (None, attacked) or part.precision != "float32"
-            rule = part.attack.rule
+            rule = part.attack.rule if isinstance(part.attack, IterativeAttack) else None
             if rule is not None:
                 raw, again = spot_checked(attacked, copy, part, chosen, rows, raw, verdicts)
                 verdicts = verdicts_on(model, part, chosen, raw, judges) if again else verdicts
@@ -141,7 +141,7 @@ def evaluate_chunk(
                 verdicts = verdicts_on(model, part, chosen, raw, judges) if again else verdicts
             verdicts = _settled(model, part, examples, wanted, raw, verdicts, judges)
             if searches(part):
-                least, spent = timing.timed(
+                least, spent = timing.time_call(
                     lambda raw=raw: _least(model, part, chosen, raw, judges), examples.x.device
                 )
                 raw, judging = raw._replace(distance=least), judging + spent
@@ -154,7 +154,7 @@ def evaluate_chunk(
             costs.append(Cost(0, 0.0, 0.0, 0.0))
             continue
         at = positive.index(index)
-        frame, seconds = timing.timed(
+        frame, seconds = timing.time_call(
             lambda eps=eps, at=at: _record(
                 model, curve, eps, examples, wanted, raw, at, verdicts[at], judges
             ),
@@ -302,7 +302,7 @@ def _record(
             least[wanted] = raw.distance.to(least)
         if raw.part is not None:
             parts = _parts(curve, raw.part[at], fooled, wanted)
-        if curve.attack.rule is not None:
+        if isinstance(curve.attack, IterativeAttack):
             first = torch.where(fooled & (first < 0), curve.params.steps, first)
     columns = {
         "example": examples.id,
@@ -335,7 +335,7 @@ def _record(
 
 def _parts(curve: AttackSpec, part: Tensor, fooled: Tensor, wanted: Tensor) -> list[str]:
     """For each example the label of the ensemble's part that fooled the model; "" if none did."""
-    assert curve.attack.parts is not None
+    assert isinstance(curve.attack, EnsembleAttack)
     labels = [each.label for each in curve.attack.parts(curve.params, curve.norm)]
     numbers = torch.full(wanted.shape, -1, device=wanted.device)
     numbers[wanted] = part

@@ -92,7 +92,7 @@ def run(
     KeyboardInterrupt passes through; whatever was finished is kept. What an earlier run left half
     goes, and what was damaged since is set aside and made again.
     """
-    with lock.held(out, lambda told: listen(Event("note", told, 0.0))):
+    with lock.hold_lock(out, lambda told: listen(Event("note", told, 0.0))):
         run_held(suite, out, options, listen, work)
 
 
@@ -105,7 +105,7 @@ def run_held(
     watch: Watch = UNWATCHED,
 ) -> None:
     """As `run`, in a folder that is held already; `watch` hears of what may end this process."""
-    with determinism.enforced(options.deterministic):
+    with determinism.enforce_determinism(options.deterministic):
         _run(suite, out, options, listen, work, watch)
 
 
@@ -194,7 +194,7 @@ def prepare(
     for entry in suite.models:
         watch.enter(Stage("load", f"model '{entry.label}', loading it", entry.label))
         try:
-            with streams.kept(notes.append, f"model '{entry.label}'"):
+            with streams.protect_streams(notes.append, f"model '{entry.label}'"):
                 subject = loading.subject(
                     entry, suite.base, suite.seed, data, device, options.data_dir
                 )

@@ -61,6 +61,6 @@ def read(folder: Path, cell: str) -> Iterator[tuple[range, Tensor]]:
     """
     for path in sorted((folder / "records").glob("*.parquet")):
         held = [piece for piece in records.pieces_of(path) if piece.cell == cell]
-        beside = sorted(path.parent.glob(f"{files.unhashed(path)}-*{SUFFIX}")) if held else []
+        beside = sorted(path.parent.glob(f"{files.strip_hash(path)}-*{SUFFIX}")) if held else []
         for kept in beside[:1]:
             yield range(held[0].first, held[0].last), records.tensors_of(kept)[cell]

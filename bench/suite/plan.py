@@ -24,12 +24,18 @@ from importlib import metadata
 from typing import NamedTuple
 
 from bench.core import registry
-from bench.core.contracts.attack import Attack, AttackSpec
+from bench.core.contracts.attack import (
+    Attack,
+    AttackSpec,
+    EnsembleAttack,
+    ExternalAttack,
+    IterativeAttack,
+)
 from bench.core.contracts.model import Model
-from bench.core.contracts.types import SHOWN, Access, Shape, Sweep
+from bench.core.contracts.types import ACCESS_RANK, Access, Shape, Sweep
 from bench.core.errors import SuiteError, nearest
 from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
-from bench.engine.functional.losses import classes_needed
+from bench.engine.functional.losses import min_classes
 from bench.models.fingerprint import text_of
 from bench.suite.schema import TARGETS, AttackEntry
 
@@ -194,6 +200,7 @@ def task(
     """All cells of the model called `model` under the attack of `entry`, crafted on `source`."""
     crafting = source or facts
     seeks = entry.attack.budget == "minimum"  # the first success is not the nearest one
+    external = isinstance(entry.attack, ExternalAttack)
     random = facts.random or crafting.random or entry.samples > 1  # nor more than one lucky draw
     curve = AttackSpec(
         name=entry.name,
@@ -203,7 +210,7 @@ def task(
         eps=tuple(eps.value for eps in entry.eps),
         goal=entry.goal,
         stop="never" if seeks or random else entry.stop,
-        sweep="independent" if entry.attack.run is not None or seeks or random else sweep,
+        sweep="independent" if external or seeks or random else sweep,
         seed=seed if entry.seed is None else entry.seed,
         precision=entry.precision,
         samples=entry.samples,
@@ -257,7 +264,7 @@ def task(
 
 
 def _stop(curve: AttackSpec) -> str:
-    if curve.attack.run is None:
+    if not isinstance(curve.attack, ExternalAttack):
         return curve.stop
     return "the attack's own" if curve.attack.implementation == "bench" else "the library's own"
 
@@ -276,7 +283,8 @@ def _caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, ...]:
     own = tuple(entry.attack.caveats(entry.params, entry.norm, eps))
     if entry.precision != "float32":
         own = (*own, f"Gradients in {entry.precision}: may be weaker than in float32.")
-    if sweep == "nested" and entry.attack.run is not None and entry.attack.budget == "fixed":
+    external = isinstance(entry.attack, ExternalAttack)
+    if sweep == "nested" and external and entry.attack.budget == "fixed":
         return (*own, "The sweep is independent: only the engine's own attacks inherit successes.")
     return own
 
@@ -301,7 +309,7 @@ def _of_random_answers(
             "The nearest image that fooled the model in one look lies where its answers vary from "
             "draw to draw, and seldom fools it again: an attack of fixed budget breaks more."
         )
-    if crafting.random and entry.attack.run is None and eps > 0:
+    if crafting.random and not isinstance(entry.attack, ExternalAttack) and eps > 0:
         if entry.attack.budget == "fixed":
             told.append("Every eps gets every step: one lucky draw is no success.")
         if entry.samples == 1:
@@ -331,7 +339,7 @@ def _skip_reason(entry: AttackEntry, victim: Facts, facts: Facts) -> str:
     attack, loss = entry.attack, getattr(entry.params, "loss", "")
     if attack.unavailable:
         return attack.unavailable
-    if SHOWN[attack.needs] > SHOWN[facts.access]:
+    if ACCESS_RANK[attack.needs] > ACCESS_RANK[facts.access]:
         return f"the attack needs {NEEDED[attack.needs]}, the model shows {facts.access} alone"
     if None not in (victim.classes, facts.classes) and victim.classes != facts.classes:
         return f"the source has {facts.classes} classes, the model has {victim.classes}"
@@ -339,7 +347,7 @@ def _skip_reason(entry: AttackEntry, victim: Facts, facts: Facts) -> str:
         return (
             f"the attack needs at least {attack.min_classes} classes, the model has {facts.classes}"
         )
-    if facts.classes is not None and facts.classes < (least := classes_needed(loss, entry.goal)):
+    if facts.classes is not None and facts.classes < (least := min_classes(loss, entry.goal)):
         return f"loss '{loss}' needs at least {least} classes, the model has {facts.classes}"
     if facts.shape is not None and attack.channels and facts.shape[0] not in attack.channels:
         wanted = " or ".join(map(str, attack.channels))
@@ -352,7 +360,7 @@ def _passes(curve: AttackSpec) -> tuple[float | None, float | None]:
     attack = curve.attack
     if attack.needs == "nothing":
         return 0.0, 0.0
-    if attack.parts is not None:
+    if isinstance(attack, EnsembleAttack):
         parts = attack.parts(curve.params, curve.norm)
         one = dataclasses.replace(curve, eps=(1.0,), sweep="independent")
         each = [
@@ -367,7 +375,7 @@ def _passes(curve: AttackSpec) -> tuple[float | None, float | None]:
 def _looks(curve: AttackSpec) -> float | None:
     """Most iterates that the model is shown, for one example at one eps."""
     positive = sum(eps > 0 for eps in curve.eps) or 1
-    rule = curve.attack.rule
+    rule = curve.attack.rule if isinstance(curve.attack, IterativeAttack) else None
     if rule is not None and rule.one_gradient and curve.sweep == "independent":
         return curve.samples / positive
     steps = getattr(curve.params, "steps", None)
@@ -406,7 +414,7 @@ def _identity(
             **({"precision": curve.precision} if curve.precision != "float32" else {}),
             **({"samples": curve.samples} if curve.samples > 1 else {}),
             **({"random": _drawn_by(curve, entry, facts, source)} if curve.random else {}),
-            **({"parts": _parts(curve)} if attack.parts is not None else {}),
+            **({"parts": _parts(curve)} if isinstance(attack, EnsembleAttack) else {}),
             # Crafted on itself, an example is the white-box attack's.
             **(
                 {"source": [source.model_fingerprint, source.sketch]}
@@ -451,7 +459,7 @@ def _drawn_by(
 
 
 def _linked(curve: AttackSpec) -> bool:
-    rule = curve.attack.rule
+    rule = curve.attack.rule if isinstance(curve.attack, IterativeAttack) else None
     one_gradient = rule is not None and rule.one_gradient
     nested = curve.sweep == "nested"
     # A model that answers at random draws for all rows of a batch at once, whatever their eps.
@@ -464,7 +472,7 @@ def _plain(params: Any) -> dict[str, Any]:
 
 
 def _parts(curve: AttackSpec) -> list[dict[str, Any]]:
-    assert curve.attack.parts is not None
+    assert isinstance(curve.attack, EnsembleAttack)
     return [
         {"name": part.name, "code": _code(part.name, part.attack), "params": _plain(part.params)}
         for part in curve.attack.parts(curve.params, curve.norm)
@@ -481,7 +489,8 @@ def _code(name: str, attack: Attack) -> str:
             told += f", {library} {metadata.version(library)}"
     if _is_built_in(name, attack):
         return told
-    functions = [attack.params, attack.run, attack.parts, attack.rule]
+    own = [getattr(attack, name, None) for name in ("run", "parts", "rule")]
+    functions = [attack.params, *own]
     return f"{told}, code {_hash([text_of(each) for each in functions])}"
 
 

@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import Ge
 
 from bench.core import registry
-from bench.core.contracts.attack import Attack, Count
+from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.dataset import Dataset
 from bench.core.contracts.model import Model
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import CertificationMethod, Goal, Norm, Precision, Stop, Sweep
 from bench.core.errors import SuiteError, nearest
-from bench.core.validation import Validator, text_of, toml
+from bench.core.validation import Validator, parse_toml, read_text
 from bench.models.preflight.findings import FINDINGS
 from bench.suite import catalog, references, thresholds
 from bench.suite.schema import TARGETS, AttackEntry, Crosscheck, DataEntry, Eps, ModelEntry, Suite
@@ -95,13 +96,13 @@ def read(name: str) -> Suite:
     Raises: SuiteError with one sentence for each mistake in the file.
     """
     path = catalog.suite(name)
-    return parse(text_of(path, "a suite"), str(path), path.resolve().parent)
+    return parse(read_text(path, "a suite"), str(path), path.resolve().parent)
 
 
 def parse(text: str, where: str, base: Path) -> Suite:
     """The suite in `text`; `where` names it in messages, `base` is where file names start."""
     reader = _Reader(Validator(where), base)
-    suite = reader.suite(toml(text, where), text)
+    suite = reader.suite(parse_toml(text, where), text)
     reader.check.stop_if_wrong()
     assert suite is not None
     return suite
@@ -251,10 +252,10 @@ class _Reader:
                     f"attack '{entry.name}' has no {what} '{value}'; it has {', '.join(known)}",
                 )
         eps = tuple(self.radii(entry, key))
-        if found.run is not None and entry.precision not in (None, "float32"):
+        if isinstance(found, ExternalAttack) and entry.precision not in (None, "float32"):
             told = "expected float32: an attack with a loop of its own computes as the model does"
             self.check.say(f"{key}.precision", f"{told}, got {entry.precision}")
-        if found.run is not None and entry.samples > 1:
+        if isinstance(found, ExternalAttack) and entry.samples > 1:
             told = "expected 1: an attack with a loop of its own decides itself how often it looks"
             self.check.say(f"{key}.samples", f"{told}, got {entry.samples}")
         if any(params is None for _, _, params in variants):
@@ -286,7 +287,9 @@ class _Reader:
         ]
 
     def precision(self, entry: _Attack, found: Attack, above: _Inherited) -> Precision:
-        return "float32" if found.run is not None else entry.precision or above.precision
+        return (
+            "float32" if isinstance(found, ExternalAttack) else entry.precision or above.precision
+        )
 
     def sources(self, entry: _Attack, key: str, models: Sequence[str]) -> list[str | None]:
         """The models to craft on, by label; "each" is every model of the suite."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import bench
 from bench.attacks.adapters import art as adapter
 from bench.core import rng
+from bench.core.contracts.attack import ExternalAttack
 from bench.core.contracts.types import Norm, Threat
 from bench.core.errors import SuiteError
 from bench.core.registry import find
@@ -58,8 +59,8 @@ def attacked(name: str, batch: Trained, threat: Threat, seed: int = 0, **setting
     model, x, y = batch
     attack = adapter.adapt(name)
     noise = rng.Noise(seed, name, torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64))
-    assert attack.run is not None
-    with rng.seeded(seed, name):
+    assert isinstance(attack, ExternalAttack)
+    with rng.seed_global(seed, name):
         params = attack.params(**(SMALL.get(name, {}) | settings))
         return attack.run(model, x, y, threat, params, noise)
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import bench
 from bench.core import registry, rng
-from bench.core.contracts.attack import AttackSpec, Lesson
+from bench.core.contracts.attack import AttackSpec, IterativeAttack
+from bench.core.contracts.learner import TrainingBatch
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.engine import timing
 from bench.engine.functional import norms
@@ -24,7 +25,11 @@ from bench.evaluation.crafting import Examples
 Attacked = Callable[..., Any]
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
 FOUND = {name: registry.find("attacks", name) for name in BUILT_IN}
-RULES = [name for name, found in FOUND.items() if found.rule and found.budget == "fixed"]
+RULES = [
+    name
+    for name, found in FOUND.items()
+    if isinstance(found, IterativeAttack) and found.budget == "fixed"
+]
 BLIND = ("labels", "nothing")
 SEEING = [name for name, found in FOUND.items() if found.needs not in BLIND]
 LEARNED: dict[str, dict[str, str]] = {}
@@ -62,10 +67,10 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> None:
     target = small_net().requires_grad_(False)
     threat = Threat(norm="linf", eps=EPS["linf"])
     with torch.no_grad():
-        lesson = Lesson(target, images(), target(images()).argmax(1), threat)
+        lesson = TrainingBatch(target, images(), target(images()).argmax(1), threat)
     for name, learn in ((name, found.learn) for name, found in FOUND.items() if found.learn):
         settings, shape = learn.params(), (1, 8, 8)
-        with rng.seeded("learned", name):
+        with rng.seed_global("learned", name):
             networks = learn.build(shape, settings)
         optimisers = {k: torch.optim.Adam(v.parameters(), 3e-3) for k, v in networks.items()}
         for _ in range(60):
@@ -83,7 +88,7 @@ def net() -> nn.Module:
 
 def small_net() -> nn.Module:
     """A small net with everything that an attack could leave changed."""
-    with rng.seeded("a small net"):
+    with rng.seed_global("a small net"):
         layers = [
             nn.Conv2d(1, 4, 3, padding=1),
             nn.BatchNorm2d(4),

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from bench.attacks.adapters import torchattacks as adapter
 from bench.core import rng
+from bench.core.contracts.attack import ExternalAttack
 from bench.core.contracts.types import Norm, Threat
 from bench.core.errors import ContractError, SuiteError
 from bench.core.registry import find
@@ -64,7 +65,7 @@ def grey() -> tuple[nn.Module, Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def colour() -> tuple[nn.Module, Tensor, Tensor]:
-    with rng.seeded("a small net for colour images"):
+    with rng.seed_global("a small net for colour images"):
         layers = nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(294, 10)
         model, x = frozen(nn.Sequential(*layers)), torch.rand(4, 3, 16, 16)
     return model, x, model(x).argmax(1)
@@ -78,8 +79,8 @@ def attacked(
     attack = adapter.adapt(name)
     noise = rng.Noise(0, name, torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64))
     params = attack.params(**(SMALL.get(name, {}) | settings))
-    assert attack.run is not None
-    with rng.seeded(0, name):
+    assert isinstance(attack, ExternalAttack)
+    with rng.seed_global(0, name):
         return attack.run(model, x, y, threat, params, noise)
 
 

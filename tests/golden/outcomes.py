@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bench.core import registry, versions
+from bench.core.contracts.attack import EnsembleAttack
 from bench.datasets import digits
 from bench.engine import device
 from bench.evaluation.evaluator import Evaluator
@@ -69,7 +70,8 @@ def machine() -> dict[str, str]:
 def versions_of(attack: str) -> dict[str, int]:
     """The versions that an attack's outcomes were made by: its own and those of its parts."""
     found = registry.find("attacks", attack)
-    parts = [] if found.parts is None else found.parts(found.params(), found.norms[0])
+    ensemble = isinstance(found, EnsembleAttack)
+    parts = found.parts(found.params(), found.norms[0]) if ensemble else []
     return {
         "numerics": versions.NUMERICS_VERSION,
         "judge": versions.JUDGE_VERSION,

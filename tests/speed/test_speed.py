@@ -16,6 +16,7 @@ import torch
 
 import bench
 from bench import cli
+from bench.core.contracts.attack import ExternalAttack
 from bench.core.errors import SuiteError
 from bench.engine import timing
 from bench.suite.reader import attack_entry
@@ -84,7 +85,7 @@ def robust(task: Task) -> list[int]:
 def test_every_work_that_ships_can_be_read_and_its_attack_and_weights_are_known() -> None:
     for each in workloads.read():
         raw = {"name": each.attack, "norm": "linf", "eps": [*each.eps], "params": {**each.params}}
-        assert attack_entry(raw, each.name).attack.run is None
+        assert not isinstance(attack_entry(raw, each.name).attack, ExternalAttack)
         for victim in each.models:
             path = bench.evaluation.loading.WEIGHTS / f"{victim.name}-{victim.weights}.safetensors"
             assert victim.weights == "random" or path.is_file()
@@ -272,7 +273,7 @@ def test_a_bare_loop_makes_the_attacks_passes_and_no_more(
     task = loaded(attack)
     contestant = next(each for each in bare_loop.enter(task.work) if each.name == name)
     run = contestant.prepare(task)
-    with timing.counted(task.model) as passes:
+    with timing.count_passes(task.model) as passes:
         run(16)
     assert passes.backwards == 32 * gradients
     assert passes.forwards == 32 * (gradients + len(EPS))
@@ -282,7 +283,7 @@ def test_the_tutorial_runs_on_a_few_images_and_its_seconds_are_scaled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(tutorial, "IMAGES", 8)
-    monkeypatch.setattr("bench.engine.timing.timed", lambda work, device: (work(), 1.0))
+    monkeypatch.setattr("bench.engine.timing.time_call", lambda work, device: (work(), 1.0))
     task = loaded("fgsm")
     done = raced(task, "bench", "tutorial loop")
     first, last = done.outcomes

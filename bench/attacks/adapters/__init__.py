@@ -1,1 +1,1 @@
-"""Attacks of other libraries by their names there, one file per library."""
+"""Attacks of other libraries under their names there, one file per library."""

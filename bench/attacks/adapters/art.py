@@ -1,17 +1,16 @@
 """Any evasion attack of ART that moves an image within a norm: `art:ProjectedGradientDescent`.
 
-The Adversarial Robustness Toolbox works on arrays and on a classifier of its own, which is made
-here around the model for each batch: logits, cross-entropy, images in [0, 1]. Its classes tell
-their parameters; one row of TABLE says the rest, as read in the source and as tried. Parameters
-are those of the class's `__init__` under their own names and defaults, without what the suite
-decides (eps, norm, targeted), what the harness knows (batch_size) and what no suite can write.
-What ART returns is handed on as it is. Many attacks ask the model twice more for ART's log; those
-passes are counted, too.
+The Adversarial Robustness Toolbox works on arrays and on its own type of classifier, which is
+created around the model for each batch: logits, cross-entropy, images in [0, 1]. Parameters are
+those of the class's `__init__` under their names and defaults there, without what the suite sets
+(eps, norm, targeted), what the harness knows (batch_size) and what no suite can write. What the
+classes do not state is in TABLE, from reading and running the source. Returned images are not
+repaired. Many attacks call the model twice more for ART's log; those passes count, too.
 
 Source: Nicolae et al. 2018, https://arxiv.org/abs/1807.01069
-Differs from the library: `eps_step` may be a share of eps ("eps/10"); a model is shown float32
-where an attack would show it float64; `verbose` is gone. Importing ART makes a folder `.art` in
-the user's home.
+Differs from the library: `eps_step` may be a share of eps ("eps/10"); the model receives float32
+where an attack would pass float64; `verbose` is gone. Importing ART creates a folder `.art` in the
+user's home.
 """
 
 import contextlib
@@ -30,9 +29,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from bench.attacks.common import PROJECTION, reach
+from bench.attacks.common import PROJECTION, reach_caveats
 from bench.core import optional
-from bench.core.contracts.attack import Alpha, Attack, step_size
+from bench.core.contracts.attack import Attack, ExternalAttack
+from bench.core.contracts.parameters import Alpha, step_size
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.core.rng import Noise, fold
 
@@ -42,26 +42,26 @@ PLAIN: tuple[Norm, ...] = ("linf", "l2", "l1")
 
 
 class Row(NamedTuple):
-    """What ART's classes do not tell of themselves."""
+    """Facts about an attack that ART's classes do not state."""
 
     summary: str
     paper: str
     norms: tuple[Norm, ...] = PLAIN
     needs: Literal["gradient", "scores", "labels"] = "gradient"
     draws: bool = False
-    """True if it draws random numbers, for the batch as a whole; one with random starts may."""
+    """Whether it draws random numbers, for the batch as a whole; one with random starts may."""
     by_batch: bool = False
-    """True if it stops on something that it reads off the whole batch."""
+    """Whether its stopping rule depends on the whole batch."""
     or_clean: bool = False
-    """True if it hands back the clean image where it does not succeed."""
+    """Whether it returns the clean image where it fails."""
     one_by_one: bool = False
-    """True if it takes no larger batches than 1."""
+    """Whether it needs batches of 1."""
     away_only: bool = False
-    """True if its targeted mode asks for more than a target."""
+    """Whether its targeted mode needs more than a target."""
     own_generator: bool = False
-    """True if it makes generators that the global seed does not reach."""
+    """Whether it creates generators that the global seed does not reach."""
     probabilities: bool = False
-    """True if it wants a classifier that returns probabilities."""
+    """Whether it needs a classifier that returns probabilities."""
 
 
 CROCE, YAMA, CW = "Croce and Hein 2020", "Yamamura et al. 2022", "Carlini and Wagner 2017"
@@ -150,7 +150,8 @@ REFUSED = {
 
 
 def _class(name: str) -> Any:
-    return getattr(optional.loaded("art.attacks.evasion"), name)
+    """Return the class of an attack."""
+    return getattr(optional.import_library("art.attacks.evasion"), name)
 
 
 # ------------------------------------------------------------------------------------------ params
@@ -175,28 +176,29 @@ KINDS: dict[str, Any] = {
 
 
 def _signature(name: str) -> dict[str, Any]:
-    """The parameters of a class and their defaults."""
+    """Return the parameters of a class and their defaults."""
     parameters = inspect.signature(_class(name).__init__).parameters.values()
     return {p.name: p.default for p in parameters}
 
 
 def _settings(name: str) -> dict[str, Any]:
-    """Those that a suite may set."""
+    """Return the parameters that a suite may set."""
     return {key: default for key, default in _signature(name).items() if key not in DROPPED}
 
 
 def _params(name: str) -> type:
+    """Build the params dataclass of a class."""
     settings = [
-        optional.Setting(key, KINDS.get(key, optional.plain(default)), default)
+        optional.Setting(key, KINDS.get(key, optional.infer_type(default)), default)
         for key, default in _settings(name).items()
     ]
-    return optional.params(name, __name__, settings)
+    return optional.make_params(name, __name__, settings)
 
 
 def __getattr__(name: str) -> type:
-    """`DeepFoolParams` and its like, so that params can be pickled to a worker process."""
+    """Find `DeepFoolParams` and the like, so that params can be unpickled in a worker process."""
     attack = name.removesuffix("Params")
-    if name.endswith("Params") and attack in TABLE and not optional.missing(LIBRARY):
+    if name.endswith("Params") and attack in TABLE and not optional.missing_reason(LIBRARY):
         return adapt(attack).params
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
@@ -206,9 +208,8 @@ def __getattr__(name: str) -> type:
 ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
 
 
-class _Seen(nn.Module):
-    """The model as ART's classifier asks it, on images in single precision: some attacks compute
-    in double."""
+class _Classifier(nn.Module):
+    """The model in float32, as some attacks of ART compute in float64."""
 
     def __init__(self, model: nn.Module, probabilities: bool) -> None:
         super().__init__()
@@ -220,9 +221,9 @@ class _Seen(nn.Module):
 
 
 def _classifier(model: nn.Module, x: Tensor, classes: int, probabilities: bool) -> Any:
-    """The model as ART knows it."""
-    return optional.loaded("art.estimators.classification").PyTorchClassifier(
-        model=_Seen(model, probabilities),
+    """Wrap the model as ART's classifier."""
+    return optional.import_library("art.estimators.classification").PyTorchClassifier(
+        model=_Classifier(model, probabilities),
         loss=nn.CrossEntropyLoss(),
         input_shape=tuple(x.shape[1:]),
         nb_classes=classes,
@@ -232,7 +233,7 @@ def _classifier(model: nn.Module, x: Tensor, classes: int, probabilities: bool) 
 
 
 def _arguments(name: str, threat: Threat, params: Any, rows: int) -> dict[str, Any]:
-    """What the class's `__init__` is given beside the classifier."""
+    """Return the arguments of the class's `__init__` beside the classifier."""
     given = {key: getattr(params, key) for key in _settings(name)}
     if "eps_step" in given:
         steps = getattr(params, "max_iter", 1)
@@ -248,24 +249,24 @@ def _arguments(name: str, threat: Threat, params: Any, rows: int) -> dict[str, A
 
 
 def _seeded(noise: Noise) -> AbstractContextManager[object]:
-    """Generators that are made inside without a seed get one each, which `noise` decides."""
-    made, first = itertools.count(), int(noise.examples[0])
+    """Seed the generators that the library creates without a seed, each from `noise`."""
+    count, first = itertools.count(), int(noise.examples[0])
 
     def generator(seed: int | None = None) -> Any:
-        own = fold(noise.seed, first, next(made)) % 2**32
-        return kept(own if seed is None else seed)
+        own = fold(noise.seed, first, next(count)) % 2**32
+        return original(own if seed is None else seed)
 
-    kept = np.random.RandomState  # noqa: TID251 (what ART calls; nothing is drawn here)
+    original = np.random.RandomState  # noqa: TID251 (what ART calls; nothing is drawn here)
     return mock.patch.object(np.random, "RandomState", generator)  # noqa: TID251
 
 
 def _run(
     name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Any, noise: Noise
 ) -> Tensor:
-    """What the library makes of the batch, as `x` in dtype and device.
+    """Run the library on a batch.
 
-    Shapes: x (n, c, h, w) in [0, 1], y (n,): the labels, or the target classes. The library draws
-    from the global generators, which the harness has seeded.
+    Shapes: x (n, c, h, w) in [0, 1]; y (n,), labels or target classes; the result as `x`. The
+    library draws from the global generators, which the harness has seeded.
     """
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
@@ -273,15 +274,15 @@ def _run(
     labels = nn.functional.one_hot(y.long(), classes).float().cpu().numpy()
     aims = None if name in AIMS and threat.goal == "untargeted" else labels
     with contextlib.ExitStack() as inside:
-        inside.enter_context(optional.quiet(LIBRARY))
-        if x.is_cuda:  # ART takes the current GPU, whichever the model is on
+        inside.enter_context(optional.silence(LIBRARY))
+        if x.is_cuda:  # ART uses the current GPU, not that of the model
             inside.enter_context(torch.cuda.device(x.device))
         if TABLE[name].own_generator:
             inside.enter_context(_seeded(noise))
         victim = next(key for key in VICTIM if key in _signature(name))
         classifier = _classifier(model, x, classes, TABLE[name].probabilities)
         given = {victim: classifier, **_arguments(name, threat, params, len(x))}
-        images = x.cpu().numpy().copy()  # else ART would hold the harness's own memory
+        images = x.cpu().numpy().copy()  # or ART would write into the harness's memory
         return torch.from_numpy(_class(name)(**given).generate(x=images, y=aims)).to(x)
 
 
@@ -290,9 +291,9 @@ def _run(
 ASCENTS = ("FastGradientMethod", "BasicIterativeMethod", "ProjectedGradientDescent",
            "ProjectedGradientDescentNumpy", "ProjectedGradientDescentPyTorch",
            "MomentumIterativeMethod")  # fmt: skip
-"""Attacks that step along a gradient and are projected, as bench's own are."""
+"""Attacks that step along a gradient and project, as bench's own do."""
 AIMS = ("SaliencyMapMethod",)
-"""Targeted attacks by nature, which draw a target where they are given none."""
+"""Targeted attacks, which draw a target if none is given."""
 CLAMPED: dict[Norm, str] = {
     "linf": PROJECTION["linf"],
     "l2": "box, then ball",
@@ -301,18 +302,18 @@ CLAMPED: dict[Norm, str] = {
 
 
 def _alpha(name: str, params: Any, eps: float) -> float:
-    """The length of a step; `eps_step` of the one-step attack is that of its search for eps."""
+    """Return the length of a step; the one-step attack uses `eps_step` for a search over eps."""
     if name == "FastGradientMethod":
         return eps
     return step_size(params.eps_step, eps, params.max_iter)
 
 
 def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]:
-    """What a cross-check compares; only the keys that mean something for this class."""
+    """Describe the attack for cross-checks, with the keys that apply to this class."""
     if name not in ASCENTS:
         return {"steps": str(params.max_iter)} if hasattr(params, "max_iter") else {}
     starts = getattr(params, "num_random_init", 0)
-    found = {
+    traits = {
         "loss": "cross-entropy",
         "start": "uniform in the ball" if starts else "clean",
         "stop": "never",
@@ -322,11 +323,11 @@ def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]
         "projection": CLAMPED[norm],
     }
     if getattr(params, "decay", None) is not None:
-        found["momentum"] = f"mu={params.decay:g}, gradient over its l1 norm"
-    return found
+        traits["momentum"] = f"mu={params.decay:g}, gradient over its l1 norm"
+    return traits
 
 
-SAYINGS: dict[str, tuple[str, ...]] = {
+CAVEATS: dict[str, tuple[str, ...]] = {
     "SaliencyMapMethod": ("Untargeted means towards one random wrong class, and no other.",),
     "DeepFool": ("Leaves the class that the model predicts, whatever the label.",),
     "NewtonFool": ("Leaves the class that the model predicts, whatever the label.",),
@@ -335,36 +336,44 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 
 
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
-    """What a reader of this class's number must know."""
-    told = [*SAYINGS.get(name, ())]
+    """Return the sentences that qualify the result of this class."""
+    caveats = [*CAVEATS.get(name, ())]
     if name in ASCENTS:
-        told += reach(_alpha(name, params, eps), getattr(params, "max_iter", 1), eps)
+        caveats += reach_caveats(_alpha(name, params, eps), getattr(params, "max_iter", 1), eps)
     if name in ASCENTS and norm == "l1":
-        told.append("Its l1 step moves one entry alone, which the box stops at a change of 1.")
+        caveats.append("Its l1 step moves one entry alone, which the box stops at a change of 1.")
     if TABLE[name].probabilities:
-        told.append("Reads probabilities, as it demands: a softmax of the model's logits.")
+        caveats.append("Reads probabilities, as it demands: a softmax of the model's logits.")
     if TABLE[name].or_clean:
-        told.append("Images that it cannot fool come back clean.")
-    return told
+        caveats.append("Images that it cannot fool come back clean.")
+    return caveats
 
 
 def adapt(name: str) -> Attack:
-    """The library's class `name` as an attack; one that is skipped where the library is missing.
+    """Return a class of the library as an attack.
 
-    Raises: SuiteError if there is no such class, or none that this contract can use.
+    Args:
+        name: Name of the attack in the library.
+
+    Returns:
+        The attack; one whose cells are skipped if the library is missing.
+
+    Raises:
+        SuiteError: There is no such attack, or it cannot be used under this contract.
     """
-    reason = optional.missing(LIBRARY)
-    return optional.absent(LIBRARY, reason) if reason else _adapted(name)
+    reason = optional.missing_reason(LIBRARY)
+    return optional.unavailable_attack(LIBRARY, reason) if reason else _adapted(name)
 
 
 @cache
 def _adapted(name: str) -> Attack:
-    optional.check(LIBRARY, name, TABLE, REFUSED)
+    """Build the attack of an installed library."""
+    optional.check_name(LIBRARY, name, TABLE, REFUSED)
     row, takes = TABLE[name], _signature(name)
     aims = ("targeted" in takes and not row.away_only) or name in AIMS
     goals: tuple[Goal, ...] = ("untargeted", "targeted") if aims else ("untargeted",)
     draws = row.draws or "num_random_init" in takes
-    return Attack(
+    return ExternalAttack(
         summary=row.summary,
         source=f"{DISTRIBUTION} {importlib.metadata.version(DISTRIBUTION)}, {row.paper}",
         params=_params(name),

@@ -1,16 +1,16 @@
 """Any attack of Foolbox that moves an image within a norm: `foolbox:LinfPGD`.
 
-What Foolbox's classes tell of themselves is asked of them: kind, distance, parameters. One row of
-TABLE per family, a class's name without its norm, says the rest, as read in the source and as
-tried. Parameters are those of the class's `__init__` under their own names and defaults, without
-what the suite decides (eps; the norm, as `distance` and `constraint`), what the harness knows
-(`channel_axis`) or what no suite can write (`init_attack`, `tensorboard`). A fixed-epsilon attack
-returns what Foolbox itself judges, its `clipped` images; nothing else is repaired.
+Kind, distance and parameters are read from Foolbox's classes. Parameters are those of the class's
+`__init__` under their names and defaults there, without what the suite sets (eps; the norm, as
+`distance` and `constraint`), what the harness knows (`channel_axis`) or what no suite can write
+(`init_attack`, `tensorboard`). What the classes do not state is in TABLE, one row per family (a
+class's name without its norm), from reading and running the source. A fixed-epsilon attack returns
+what Foolbox itself judges, its `clipped` images; nothing else is repaired.
 
 Source: Rauber et al. 2020, https://doi.org/10.21105/joss.02607
 Differs from the library: `abs_stepsize` may be a share of eps ("eps/10"); an attack that needs an
-adversarial start takes Foolbox's own default for each image by itself, so that one image without
-a start comes back clean instead of failing its batch.
+adversarial start runs Foolbox's default for each image separately, so that one image without a
+start is returned clean and its batch does not fail.
 """
 
 import importlib.metadata
@@ -24,9 +24,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.common import PROJECTION, reach
+from bench.attacks.common import PROJECTION, reach_caveats
 from bench.core import optional
-from bench.core.contracts.attack import Alpha, Attack, Count, step_size
+from bench.core.contracts.attack import Attack, ExternalAttack
+from bench.core.contracts.parameters import Alpha, Count, step_size
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.core.rng import Noise
 
@@ -34,20 +35,20 @@ LIBRARY = "foolbox"
 
 
 class Row(NamedTuple):
-    """What Foolbox's classes do not tell of themselves."""
+    """Facts about an attack that Foolbox's classes do not state."""
 
     summary: str
     paper: str
     needs: Literal["gradient", "scores", "labels"] = "gradient"
     goals: tuple[Goal, ...] = ("untargeted", "targeted")
     draws: bool = False
-    """True if it draws random numbers, for the batch as a whole; one with a `random_start` may."""
+    """Whether it draws random numbers, for the batch as a whole; one with a `random_start` may."""
     by_batch: bool = False
-    """True if it stops on something that it reads off the whole batch."""
+    """Whether its stopping rule depends on the whole batch."""
     counts_steps: bool = False
-    """True if it looks at an image once a step."""
+    """Whether it calls the model once a step for an image."""
     norms: tuple[Norm, ...] = ()
-    """Where the class cannot say what it measures in."""
+    """Norms, if the class does not state them."""
 
 
 AWAY: tuple[Goal, ...] = ("untargeted",)
@@ -131,20 +132,21 @@ STARTS = {
     "HopSkipJumpAttack": BLEND,
     "PointwiseAttack": ("SaltAndPepperNoiseAttack", {}),
 }
-"""Attacks that walk from an adversarial image towards the clean one -> the attack that Foolbox
-makes such an image with where it is given none."""
+"""Attack that starts at an adversarial image -> Foolbox's default attack for that image."""
 
 
 def _family(name: str) -> str:
+    """Strip the norm from the name of a class."""
     return re.sub(r"^(L0|L1|L2|Linf|LInf)(?=[A-Z])", "", name)
 
 
 def _attacks() -> Any:
-    return optional.loaded("foolbox.attacks")
+    """Import the library's attacks."""
+    return optional.import_library("foolbox.attacks")
 
 
 def _names() -> dict[str, str]:
-    """Every name of an attack in the library -> its class's, of which FGSM and PGD are others."""
+    """Map every name of an attack in the library to its class's; FGSM and PGD are aliases."""
     attacks = _attacks()
     found = {
         name: kind.__name__
@@ -155,6 +157,7 @@ def _names() -> dict[str, str]:
 
 
 def _class(name: str) -> Any:
+    """Return the class of an attack."""
     return getattr(_attacks(), name)
 
 
@@ -165,13 +168,14 @@ STEP_SIZE = "abs_stepsize"
 
 
 def _signature(name: str) -> list[inspect.Parameter]:
-    """What the class's `__init__` takes by name."""
+    """Return the named parameters of the class's `__init__`."""
     parameters = inspect.signature(_class(name).__init__).parameters.values()
     return [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 @cache  # the short names of a class share it
 def _params(name: str) -> type:
+    """Build the params dataclass of a class."""
     hints = typing.get_type_hints(_class(name).__init__)
     settings = [
         optional.Setting(
@@ -182,11 +186,11 @@ def _params(name: str) -> type:
         for p in _signature(name)
         if p.name not in DROPPED
     ]
-    return optional.params(name, __name__, settings)
+    return optional.make_params(name, __name__, settings)
 
 
 def _kind(hint: Any) -> Any:
-    """The annotation of a parameter: whole numbers count, and a suite has no tuples."""
+    """Return the annotation of a parameter as a suite can satisfy it: counts, lists for tuples."""
     parts = typing.get_args(hint)
     if type(None) in parts and len(parts) == 2:
         (other,) = (part for part in parts if part is not type(None))
@@ -197,9 +201,9 @@ def _kind(hint: Any) -> Any:
 
 
 def __getattr__(name: str) -> type:
-    """`LinfPGDParams` and its like, so that params can be pickled to a worker process."""
+    """Find `LinfPGDParams` and the like, so that params can be unpickled in a worker process."""
     attack = name.removesuffix("Params")
-    if name.endswith("Params") and not optional.missing(LIBRARY) and attack in _names():
+    if name.endswith("Params") and not optional.missing_reason(LIBRARY) and attack in _names():
         return adapt(attack).params
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
@@ -208,7 +212,7 @@ def __getattr__(name: str) -> type:
 
 
 def _norms(name: str) -> tuple[Norm, ...]:
-    """Those that the class measures in."""
+    """Return the norms that the class measures distances in."""
     takes = {p.name for p in _signature(name)}
     if TABLE[_family(name)].norms:
         return TABLE[_family(name)].norms
@@ -221,14 +225,14 @@ def _norms(name: str) -> tuple[Norm, ...]:
     return ("linf",) if p == torch.inf else (f"l{p:g}",)  # type: ignore[return-value]
 
 
-def _made(name: str, threat: Threat, params: Any) -> Any:
-    """The attack object, of these settings."""
+def _create_attack(name: str, threat: Threat, params: Any) -> Any:
+    """Create the library's attack object."""
     takes = [p.name for p in _signature(name)]
     given = {key: getattr(params, key) for key in takes if key not in DROPPED}
     if "constraint" in takes:
         given["constraint"] = threat.norm
     if "distance" in takes:
-        given["distance"] = getattr(optional.loaded("foolbox.distances"), threat.norm)
+        given["distance"] = getattr(optional.import_library("foolbox.distances"), threat.norm)
     if isinstance(given.get(STEP_SIZE), str):
         given[STEP_SIZE] = step_size(given[STEP_SIZE], threat.eps, params.steps)
     return _class(name)(**given)
@@ -237,21 +241,21 @@ def _made(name: str, threat: Threat, params: Any) -> Any:
 def _run(
     name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Any, noise: Noise
 ) -> Tensor:
-    """What the library makes of the batch, detached, as `x` in dtype and device.
+    """Run the library on a batch.
 
-    Shapes: x (n, c, h, w) in [0, 1], y (n,): the labels, or the target classes. The library draws
-    from the global generators, which the harness has seeded.
+    Shapes: x (n, c, h, w) in [0, 1]; y (n,), labels or target classes; the result as `x`. The
+    library draws from the global generators, which the harness has seeded.
     """
-    foolbox = optional.loaded(LIBRARY)
+    foolbox = optional.import_library(LIBRARY)
     targeted = threat.goal == "targeted"
     aim = foolbox.TargetedMisclassification if targeted else foolbox.Misclassification
     eps = threat.eps if _fixed(name) else None
-    with optional.quiet(LIBRARY, "eagerpy"):
+    with optional.silence(LIBRARY, "eagerpy"):
         victim = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
-        attack = _made(name, threat, params)
+        attack = _create_attack(name, threat, params)
         if name not in STARTS:
             _, clipped, _ = attack(victim, x, aim(y), epsilons=eps)
-            return _as(clipped, x)
+            return _detach(clipped, x)
         first, settings = STARTS[name]
         starts = _class(first)(**settings).run(victim, x, aim(y))
         begun = aim(y)(starts, victim(starts))
@@ -259,15 +263,17 @@ def _run(
         if begun.any():
             few, goal = x[begun], aim(y[begun])
             x_adv[begun] = attack.run(victim, few, goal, starting_points=starts[begun])
-        return _as(x_adv, x)
+        return _detach(x_adv, x)
 
 
-def _as(images: Tensor, x: Tensor) -> Tensor:
+def _detach(images: Tensor, x: Tensor) -> Tensor:
+    """Detach images and convert them to the dtype and device of x."""
     return images.detach().to(x)
 
 
 def _fixed(name: str) -> bool:
-    base = optional.loaded("foolbox.attacks.base")
+    """Return whether the class attacks at a given eps."""
+    base = optional.import_library("foolbox.attacks.base")
     return issubclass(_class(name), base.FixedEpsilonAttack)
 
 
@@ -282,7 +288,7 @@ ASCENTS = ("ProjectedGradientDescentAttack", "BasicIterativeAttack", "FastGradie
 
 
 def _alpha(name: str, params: Any, eps: float) -> float:
-    """The length of a step."""
+    """Return the length of a step."""
     own = getattr(params, STEP_SIZE, None)
     if own is not None:
         return step_size(own, eps, params.steps)
@@ -290,11 +296,11 @@ def _alpha(name: str, params: Any, eps: float) -> float:
 
 
 def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]:
-    """What a cross-check compares; only the keys that mean something for this class."""
+    """Describe the attack for cross-checks, with the keys that apply to this class."""
     steps = {"steps": str(params.steps)} if hasattr(params, "steps") else {}
     if _family(name) not in ASCENTS:
         return steps
-    found = {
+    traits = {
         "loss": "cross-entropy",
         "start": "uniform in the ball" if params.random_start else "clean",
         "stop": "never",
@@ -305,8 +311,8 @@ def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]
         **steps,
     }
     if hasattr(params, "momentum"):
-        found["momentum"] = f"mu={params.momentum:g}, {GATHERED[norm]}"
-    return found
+        traits["momentum"] = f"mu={params.momentum:g}, {GATHERED[norm]}"
+    return traits
 
 
 SIGNS = (
@@ -315,7 +321,7 @@ SIGNS = (
 )
 NO_START = "An image that no random noise makes adversarial has no start, and comes back clean."
 BLACK = "An image that it cannot fool comes back black, which no eps of use allows."
-SAYINGS: dict[str, tuple[str, ...]] = {
+CAVEATS: dict[str, tuple[str, ...]] = {
     "BoundaryAttack": (NO_START,),
     "HopSkipJumpAttack": (NO_START,),
     "PointwiseAttack": (NO_START,),
@@ -332,31 +338,39 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 
 
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
-    """What a reader of this class's number must know."""
-    told = [*SAYINGS.get(_family(name), ())]
+    """Return the sentences that qualify the result of this class."""
+    caveats = [*CAVEATS.get(_family(name), ())]
     if _family(name) == "MomentumIterativeFastGradientMethod" and norm == "linf":
-        told.append(SIGNS)
+        caveats.append(SIGNS)
     if _family(name) in ASCENTS:
-        told += reach(_alpha(name, params, eps), getattr(params, "steps", 1), eps)
-    return told
+        caveats += reach_caveats(_alpha(name, params, eps), getattr(params, "steps", 1), eps)
+    return caveats
 
 
 def adapt(name: str) -> Attack:
-    """The library's attack `name` as an attack; one that is skipped where the library is missing.
+    """Return a class of the library as an attack.
 
-    Raises: SuiteError if there is no such attack, or none that this contract can use.
+    Args:
+        name: Name of the attack in the library.
+
+    Returns:
+        The attack; one whose cells are skipped if the library is missing.
+
+    Raises:
+        SuiteError: There is no such attack, or it cannot be used under this contract.
     """
-    reason = optional.missing(LIBRARY)
-    return optional.absent(LIBRARY, reason) if reason else _adapted(name)
+    reason = optional.missing_reason(LIBRARY)
+    return optional.unavailable_attack(LIBRARY, reason) if reason else _adapted(name)
 
 
 @cache
 def _adapted(name: str) -> Attack:
-    optional.check(LIBRARY, name, _names(), REFUSED)
+    """Build the attack of an installed library."""
+    optional.check_name(LIBRARY, name, _names(), REFUSED)
     own = _names()[name]
     row = TABLE[_family(own)]
     draws = row.draws or any(p.name == "random_start" for p in _signature(own))
-    return Attack(
+    return ExternalAttack(
         summary=row.summary,
         source=f"foolbox {importlib.metadata.version(LIBRARY)}, {row.paper}",
         params=_params(own),

@@ -8,7 +8,7 @@ are counted.
 
 Source: Croce and Hein 2020, https://arxiv.org/abs/2003.01690
 Differs from the library: a seed that is not set comes from the suite (its own is the time of day);
-`n_target_classes` is at most the model's classes less one; what it logs is not heard.
+`n_target_classes` is at most the model's classes less one; its log is disabled.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from bench.core import optional
-from bench.core.contracts.attack import Attack, Count
+from bench.core.contracts.attack import Attack, ExternalAttack
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Norm, Threat
 from bench.core.rng import Noise
 
@@ -31,7 +32,7 @@ NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 
 
 class Row(NamedTuple):
-    """What the library's code does not tell of one of its attacks."""
+    """Facts about an attack that the library's code does not state."""
 
     summary: str
     holder: str
@@ -77,23 +78,24 @@ SET_BY_NORM = ("n_target_classes",)
 
 
 def _ensemble(name: str, model: nn.Module, **settings: Any) -> Any:
-    """The library's object, all values as that version or part has them."""
-    library = optional.loaded(LIBRARY)
+    """Create the library's object with the values of that version or part."""
+    library = optional.import_library(LIBRARY)
     if TABLE[name].holder:
-        made = library.AutoAttack(model, version="standard", **settings)
-        made.version, made.attacks_to_run = "custom", [name]
-        return made
+        ensemble = library.AutoAttack(model, version="standard", **settings)
+        ensemble.version, ensemble.attacks_to_run = "custom", [name]
+        return ensemble
     return library.AutoAttack(model, version=name, **settings)
 
 
 def _holders(name: str, ensemble: Any, knob: str) -> list[Any]:
-    """The attacks of the ensemble that have an attribute `knob`."""
+    """Return the attacks of the ensemble that have an attribute `knob`."""
     own = TABLE[name].holder
     held = [getattr(ensemble, holder) for holder in ([own] if own else HOLDERS)]
     return [attack for attack in held if hasattr(attack, knob)]
 
 
 def _settings(name: str) -> Iterator[optional.Setting]:
+    """Yield the parameters that a suite may set, with the library's defaults."""
     fresh = _ensemble(name, nn.Identity())
     yield optional.Setting("seed", int | None, None)
     for knob in TABLE[name].knobs:
@@ -101,13 +103,13 @@ def _settings(name: str) -> Iterator[optional.Setting]:
         if knob in SET_BY_NORM:
             yield optional.Setting(knob, Count | None, None)
         else:
-            yield optional.Setting(knob, optional.plain(value), value)
+            yield optional.Setting(knob, optional.infer_type(value), value)
 
 
 def __getattr__(name: str) -> type:
-    """`squareParams` and its like, so that params can be pickled to a worker process."""
+    """Find `squareParams` and the like, so that params can be unpickled in a worker process."""
     attack = name.removesuffix("Params").replace("_", "-")
-    if name.endswith("Params") and attack in TABLE and not optional.missing(LIBRARY):
+    if name.endswith("Params") and attack in TABLE and not optional.missing_reason(LIBRARY):
         return adapt(attack).params
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
@@ -116,9 +118,11 @@ def __getattr__(name: str) -> type:
 
 
 @contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    """The library's log is off inside, and whoever traces the interpreter traces on afterwards:
-    the library ends any tracing when it looks for gradients inside the model."""
+def _silence_log() -> Iterator[None]:
+    """Disable the library's log; restore the interpreter's trace function.
+
+    The library removes the trace function when it looks for gradients inside the model.
+    """
     log, tracer = logging.getLogger("auto-attack"), sys.gettrace()
     before = log.disabled
     log.disabled = True
@@ -132,11 +136,11 @@ def _unheard() -> Iterator[None]:
 def _run(
     name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Any, noise: Noise
 ) -> Tensor:
-    """What the library makes of the batch: an image that it cannot fool stays as it was.
+    """Run the library on a batch; an image that it cannot fool is returned unchanged.
 
-    Shapes: x (n, c, h, w) in [0, 1], y (n,), the labels; as `x` in dtype and device.
+    Shapes: x (n, c, h, w) in [0, 1]; y (n,), the labels; the result as `x`.
     """
-    with optional.quiet(LIBRARY), _unheard():
+    with optional.silence(LIBRARY), _silence_log():
         ensemble = _ensemble(
             name,
             model,
@@ -153,11 +157,12 @@ def _run(
         for attack in (ensemble.apgd_targeted, ensemble.fab):
             attack.n_target_classes = min(attack.n_target_classes, most)
         x_adv, _ = ensemble.run_standard_evaluation(x, y.long(), batch_size=len(x))
-        made: Tensor = x_adv.detach().to(x)
-        return made
+        images: Tensor = x_adv.detach().to(x)
+        return images
 
 
 def _classes(model: nn.Module, x: Tensor) -> int:
+    """Return the number of classes of the model."""
     return int(model(x[:1]).shape[1])
 
 
@@ -167,20 +172,20 @@ STARTS = {"apgd": "random, scaled onto the ball's surface", "square": "stripes"}
 
 
 def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]:
-    """What a cross-check compares; only the keys that mean something for this attack."""
+    """Describe the attack for cross-checks, with the keys that apply to it."""
     row = TABLE[name]
-    found = {"stop": "first-success", "loss": row.loss or "those of its parts"}
+    traits = {"stop": "first-success", "loss": row.loss or "those of its parts"}
     steps = getattr(params, "n_iter", None) or getattr(params, "n_queries", None)
-    found["steps"] = str(steps)
+    traits["steps"] = str(steps)
     if row.holder:
-        found["restarts"] = str(params.n_restarts)
+        traits["restarts"] = str(params.n_restarts)
     start = STARTS.get(row.holder.removesuffix("_targeted"))
-    return found | ({"start": start} if start else {})
+    return traits | ({"start": start} if start else {})
 
 
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
-    """What a reader of this attack's number must know."""
-    told = ["Images that it cannot fool come back clean."]
+    """Return the sentences that qualify the result of this attack."""
+    caveats = ["Images that it cannot fool come back clean."]
     fresh = _ensemble(name, nn.Identity(), norm=norm.capitalize())
     weaker = [
         knob
@@ -190,27 +195,35 @@ def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
     ]
     if weaker:
         least = ", ".join(f"{knob} = {getattr(params, knob)}" for knob in weaker)
-        told.append(f"Fewer looks than the authors prescribe: {least}.")
-    return told
+        caveats.append(f"Fewer looks than the authors prescribe: {least}.")
+    return caveats
 
 
 def adapt(name: str) -> Attack:
-    """The library's version or part `name` as an attack; skipped where the library is missing.
+    """Return a version or part of the library's ensemble as an attack.
 
-    Raises: SuiteError if there is no such name, or none that this contract can use.
+    Args:
+        name: Name of the attack in the library.
+
+    Returns:
+        The attack; one whose cells are skipped if the library is missing.
+
+    Raises:
+        SuiteError: There is no such attack, or it cannot be used under this contract.
     """
-    reason = optional.missing(LIBRARY)
-    return optional.absent(LIBRARY, reason) if reason else _adapted(name)
+    reason = optional.missing_reason(LIBRARY)
+    return optional.unavailable_attack(LIBRARY, reason) if reason else _adapted(name)
 
 
 @cache
 def _adapted(name: str) -> Attack:
-    optional.check(LIBRARY, name, TABLE, REFUSED)
+    """Build the attack of an installed library."""
+    optional.check_name(LIBRARY, name, TABLE, REFUSED)
     row = TABLE[name]
-    return Attack(
+    return ExternalAttack(
         summary=row.summary,
         source=f"{LIBRARY} {importlib.metadata.version(LIBRARY)}, Croce and Hein 2020",
-        params=optional.params(name.replace("-", "_"), __name__, [*_settings(name)]),
+        params=optional.make_params(name.replace("-", "_"), __name__, [*_settings(name)]),
         norms=NORMS,
         goals=("untargeted",),
         needs=row.needs,

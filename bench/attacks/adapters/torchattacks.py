@@ -1,13 +1,13 @@
 """Any attack of the torchattacks library as an attack of bench: `torchattacks:PGD`.
 
-One row of TABLE per class says what that class can do, as read in its source and as tried; its
-parameters are those of its `__init__` under their own names and defaults, without model, eps and
-norm, which the suite decides. `steps` and `restarts` are accepted where the library has another
-word. What the library returns is handed on as it is: the harness verifies and judges it.
+Parameters are those of the class's `__init__` under their names and defaults there, without model,
+eps and norm, which the suite sets; `steps` and `restarts` are accepted where the library has
+another name. What a class can do is in TABLE, from reading and running the source. Returned images
+are not repaired: the harness verifies and judges them.
 
 Source: Kim 2020, https://arxiv.org/abs/2010.01950
 Differs from the library: a seed that is not set comes from the suite (AutoAttack's own is the
-time of day); `n_classes` is at most the model's; Pixle gets its images one by one where it demands
+time of day); `n_classes` is at most the model's; Pixle gets its images one by one where it needs
 that; `verbose` is gone, and so are PIFGSM's `momentum` and `prob`, which the library never reads.
 """
 
@@ -26,8 +26,9 @@ from annotated_types import Ge
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from bench.attacks.common import PROJECTION, reach
-from bench.core.contracts.attack import Alpha, Attack, Count, step_size
+from bench.attacks.common import PROJECTION, reach_caveats
+from bench.core.contracts.attack import Attack, ExternalAttack
+from bench.core.contracts.parameters import Alpha, Count, step_size
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.core.errors import ContractError, SuiteError, nearest
 from bench.core.rng import Noise
@@ -37,22 +38,22 @@ TWO: tuple[Norm, ...] = ("linf", "l2")
 
 
 class Row(NamedTuple):
-    """What the library's own documentation leaves out about one of its classes."""
+    """Facts about an attack that torchattacks' classes do not state."""
 
     summary: str
     paper: str
     norms: tuple[Norm, ...] = ("linf",)
     minimum: bool = False
-    """True if it has no eps: it runs once, and its distances are read at every eps."""
+    """Whether it has no eps: it runs once, and its distances are read at every eps."""
     away_only: bool = False
-    """True if it has no targeted mode, or one that does not aim at the given class."""
+    """Whether it has no targeted mode, or one that ignores the given class."""
     needs: Literal["gradient", "scores", "labels"] = "gradient"
     draws: bool = False
-    """True if it draws random numbers, for the batch as a whole."""
+    """Whether it draws random numbers, for the batch as a whole."""
     by_batch: bool = False
-    """True if it draws none and yet stops on a sum over the batch."""
+    """Whether it draws none and yet stops on a sum over the batch."""
     or_clean: bool = False
-    """True if it hands back the clean image where it does not succeed, else its last iterate."""
+    """Whether it returns the clean image where it fails, not its last iterate."""
     min_classes: int = 2
     channels: tuple[int, ...] | None = None
     start: str = "clean"
@@ -148,6 +149,7 @@ LOSSES = {"ce": "cross-entropy", "dlr": "dlr", "margin": MARGIN}
 
 
 def _pair(value: object) -> object:
+    """Convert a list, which suites have, to a tuple, which the library takes."""
     return tuple(value) if isinstance(value, list) else value  # a suite has lists, no tuples
 
 
@@ -177,19 +179,20 @@ TYPES: dict[str, Any] = {
 
 
 def _class(name: str) -> Any:
+    """Return the class of an attack."""
     import torchattacks  # takes seconds; only who uses it pays for it
 
     return getattr(torchattacks, name)
 
 
 def _signature(name: str) -> dict[str, Any]:
-    """The parameters of a class and their defaults, without self."""
+    """Return the parameters of a class and their defaults, without self."""
     parameters = list(inspect.signature(_class(name).__init__).parameters.values())[1:]
     return {parameter.name: parameter.default for parameter in parameters}
 
 
 def _params(name: str) -> type:
-    """The params dataclass of a class; both words of a synonym always hold the same value."""
+    """Build the params dataclass of a class; both names of a synonym hold the same value."""
     defaults = {key: value for key, value in _signature(name).items() if key not in DROPPED}
     twins = {key: SYNONYMS[key] for key in defaults if key in SYNONYMS}
     fields: list[tuple[str, Any, Any]] = []
@@ -215,7 +218,7 @@ def _params(name: str) -> type:
 
 
 def __getattr__(name: str) -> type:
-    """`PGDParams` and its like, so that params can be pickled to a worker process."""
+    """Find `PGDParams` and the like, so that params can be unpickled in a worker process."""
     if name.removesuffix("Params") in TABLE and name.endswith("Params"):
         return adapt(name.removesuffix("Params")).params
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
@@ -227,7 +230,7 @@ def __getattr__(name: str) -> type:
 def _arguments(
     name: str, threat: Threat, params: Any, noise: Noise, classes: int
 ) -> Iterator[tuple[str, Any]]:
-    """The keyword arguments of the class's `__init__`, model excepted."""
+    """Yield the keyword arguments of the class's `__init__`, except the model."""
     for key in _signature(name):
         if key in ("eps", "max_epsilon"):
             yield key, threat.eps
@@ -246,10 +249,10 @@ def _arguments(
 def _run(
     name: str, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Any, noise: Noise
 ) -> Tensor:
-    """What the library makes of the batch, unrepaired, detached, as `x` in dtype and device.
+    """Run the library on a batch.
 
-    Shapes: x (n, c, h, w) in [0, 1], y (n,): the labels, or the target classes.
-    Raises: ContractError where the library would answer with images it never attacked.
+    Shapes: x (n, c, h, w) in [0, 1]; y (n,), labels or target classes; the result as `x`,
+    unrepaired. Raises ContractError where the library would return images it never attacked.
     """
     targeted = threat.goal == "targeted"
     if name == "UPGD" and targeted and params.loss == "dlr":
@@ -275,23 +278,23 @@ def _run(
 
 
 def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]:
-    """What a cross-check compares; only the keys that mean something for this class."""
+    """Describe the attack for cross-checks, with the keys that apply to this class."""
     row = TABLE[name]
-    found = {"loss": LOSSES.get(getattr(params, "loss", ""), row.loss)}
+    traits = {"loss": LOSSES.get(getattr(params, "loss", ""), row.loss)}
     if not row.minimum:
-        found["start"] = row.start if getattr(params, "random_start", True) else "clean"
-        found["stop"] = "first-success" if row.or_clean else "never"
-        found["restarts"] = str(getattr(params, "restarts", 1))
+        traits["start"] = row.start if getattr(params, "random_start", True) else "clean"
+        traits["stop"] = "first-success" if row.or_clean else "never"
+        traits["restarts"] = str(getattr(params, "restarts", 1))
     if name in ("FGSM", "FFGSM") or hasattr(params, "steps"):
-        found["steps"] = str(getattr(params, "steps", 1))
+        traits["steps"] = str(getattr(params, "steps", 1))
     if name == "AutoAttack":
-        found["steps"] = "10"  # of its APGD, APGDT and FAB; no parameter says so
+        traits["steps"] = "10"  # of its APGD, APGDT and FAB; no parameter says so
     if name == "FGSM" or hasattr(params, "alpha"):
         alpha = step_size(getattr(params, "alpha", eps), eps, getattr(params, "steps", 1))
-        found |= {"alpha": f"{alpha:.6g}", "projection": PROJECTION[norm]}
+        traits |= {"alpha": f"{alpha:.6g}", "projection": PROJECTION[norm]}
     if hasattr(params, "decay"):
-        found["momentum"] = f"mu={params.decay:g}, gradient over mean |g|"
-    return found
+        traits["momentum"] = f"mu={params.decay:g}, gradient over mean |g|"
+    return traits
 
 
 ZERO = "An image with equal or zero class gradients comes back as NaN, which is a violation."
@@ -300,7 +303,7 @@ OUTSIDE = (
     "Takes one gradient step on the clean image itself before it measures from it, so images may "
     "leave the box by about lr * initial_const * gradient: violations; lower initial_const."
 )
-SAYINGS: dict[str, tuple[str, ...]] = {
+CAVEATS: dict[str, tuple[str, ...]] = {
     "VANILA": ("Returns the clean images: no attack, a floor.",),
     "GN": ("Noise of fixed std, whatever eps: no attack, a floor.",),
     "TPGD": ("Ignores the labels: it leaves the clean output.",),
@@ -326,29 +329,38 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 
 
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
-    """What a reader of this class's number must know."""
+    """Return the sentences that qualify the result of this class."""
     row, steps = TABLE[name], getattr(params, "steps", 1)
-    told = [*SAYINGS.get(name, ())]
+    caveats = [*CAVEATS.get(name, ())]
     if hasattr(params, "alpha"):
-        told += reach(step_size(params.alpha, eps, steps), steps, eps)
+        caveats += reach_caveats(step_size(params.alpha, eps, steps), steps, eps)
     if name == "SPSA" and params.lr * steps < eps:
-        told.append(f"lr * steps = {params.lr * steps:.4g} is less than eps = {eps:.4g}.")
+        caveats.append(f"lr * steps = {params.lr * steps:.4g} is less than eps = {eps:.4g}.")
     if hasattr(params, "decay"):
-        told.append("An image whose gradient is exactly 0 once stays where it is from then on.")
+        caveats.append("An image whose gradient is exactly 0 once stays where it is from then on.")
     if hasattr(params, "n_classes") and getattr(params, "multi_targeted", True):
-        told.append(f"n_classes is targets + 1: at most {params.n_classes - 1} targets are tried.")
+        caveats.append(
+            f"n_classes is targets + 1: at most {params.n_classes - 1} targets are tried."
+        )
     if name in ("EADL1", "EADEN") and params.kappa:
-        told.append("kappa is applied to the classes of all labels in the batch at once.")
+        caveats.append("kappa is applied to the classes of all labels in the batch at once.")
     if row.or_clean:
-        told.append("Images that it cannot fool come back clean.")
-    return told
+        caveats.append("Images that it cannot fool come back clean.")
+    return caveats
 
 
 @cache
 def adapt(name: str) -> Attack:
-    """The library's class `name` as an attack.
+    """Return a class of the library as an attack.
 
-    Raises: SuiteError if there is no such class, or none that this contract can use.
+    Args:
+        name: Name of the attack in the library.
+
+    Returns:
+        The attack.
+
+    Raises:
+        SuiteError: There is no such class, or it cannot be used under this contract.
     """
     if name in REFUSED:
         raise SuiteError(f"attack 'torchattacks:{name}' cannot be used here: {REFUSED[name]}")
@@ -356,7 +368,7 @@ def adapt(name: str) -> Attack:
         raise SuiteError(f"attack 'torchattacks:{name}' is unknown; {nearest(name, TABLE)}")
     row = TABLE[name]
     goals: tuple[Goal, ...] = ("untargeted",) if row.away_only else ("untargeted", "targeted")
-    return Attack(
+    return ExternalAttack(
         summary=row.summary,
         source=f"torchattacks {importlib.metadata.version('torchattacks')}, {row.paper}",
         params=_params(name),

@@ -1,5 +1,6 @@
 """The records that extensions are made of.
 
-`attack` (Attack, Rule, AttackBatch, StepInput), `model` (Model), `dataset` (Dataset, Data) and the
-`types` that they share. Users import these names from `bench` itself.
+`attack` (Attack and its three kinds), `rule` (Rule, AttackBatch, StepInput), `parameters` (Alpha,
+Count, Length), `learner` (Learner), `model` (Model), `dataset` (Dataset, Data) and the `types` that
+they share. Users import these names from `bench` itself.
 """

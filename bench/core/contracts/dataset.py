@@ -1,4 +1,4 @@
-"""What a file of a data set promises: one DATASET record that loads `Data`."""
+"""What a file of a data set defines: one DATASET record that loads `Data`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from torch import Tensor
 from bench.core.contracts.types import Shape
 
 
-class _Copied(NamedTuple):
-    """A reader of images whose callers each get a tensor of their own."""
+class _CloningReader(NamedTuple):
+    """Reader of images that returns a new tensor to each caller."""
 
     read: Callable[[int, int], Tensor]
 
@@ -22,29 +22,32 @@ class _Copied(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Images and labels, read in slices so that a data set larger than memory can be used."""
+    """Images and labels, read in slices so that a data set may be larger than memory."""
 
     name: str
-    """Name in tables; says so where the labels are not the data set's own."""
+    """Name in tables; it says so if the labels are the model's predictions."""
     read: Callable[[int, int], Tensor]
     """(first, last) -> images of that slice, float32 in [0, 1], (last - first, c, h, w)."""
     labels: Tensor | None
-    """(n,), int64; None if the model's own clean prediction is to be the label."""
+    """(n,), int64; None if the model's clean predictions are the labels."""
     n: int
     shape: Shape
     classes: tuple[str, ...]
-    """Names of the classes in index order; may be empty if unknown."""
+    """Names of the classes in index order; empty if unknown."""
     fingerprint: str
     """Hash of images and labels: records of other data are never resumed or compared."""
     mapping: Mapping[str, str] = field(default_factory=dict)
-    """How files and numbers were read as images and labels, a short text each, for people."""
+    """How files and numbers were read as images and labels, one short text each."""
 
     def __post_init__(self) -> None:
-        """What is handed out shares no storage with what the user holds: a model or an attack that
-        writes into it changes neither that nor what is read next."""
-        if not isinstance(self.read, _Copied):
-            object.__setattr__(self, "read", _Copied(self.read))
-        if isinstance(self.labels, Tensor):  # what is none is refused where data are checked
+        """Copy what is handed out, so that no two callers share storage.
+
+        A model or an attack that writes into an image changes neither the user's tensors nor what
+        is read next.
+        """
+        if not isinstance(self.read, _CloningReader):
+            object.__setattr__(self, "read", _CloningReader(self.read))
+        if isinstance(self.labels, Tensor):  # other types are refused when the data are checked
             object.__setattr__(self, "labels", self.labels.clone())
 
 
@@ -57,5 +60,5 @@ class Dataset:
     load: Callable[..., Data]
     """(split, limit, data_dir, **params) -> Data."""
     reads: Callable[[str, Path], Sequence[Path]] | None = None
-    """(split, data_dir) -> every file that `load` reads beside those of the package: without them
-    or while none has changed a plan need not load it; None if only loading tells."""
+    """(split, data_dir) -> every file outside the package that `load` reads. While none has
+    changed, a plan need not load the data; None if the files are unknown before loading."""

@@ -1,4 +1,4 @@
-"""What a file of a model promises: one MODEL record."""
+"""What a file of a model defines: one MODEL record."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ class Model:
     build: Callable[..., nn.Module]
     """(**params) -> a module mapping images in [0, 1], (n, c, h, w), to logits (n, classes)."""
     version: int = 1
-    """Part of the model's fingerprint. Raise it when its answers change otherwise than through its
-    parameters and buffers."""
+    """Part of the model's fingerprint. Raise it when outputs change by anything but parameters and
+    buffers."""
     shape: Shape | None
-    """None, and so `classes`, where only the weights tell."""
+    """Shape of an image; None, like `classes`, if it depends on the weights."""
     classes: int | None
     published: Callable[[str], Mapping[str, Tensor]] | None = None
-    """Weights by name from elsewhere than models/weights."""
+    """(name) -> published weights that are not in models/weights."""
     published_names: tuple[str, ...] = ()
     names: Callable[[], tuple[str, ...]] | None = None
-    """Class names in index order; None if they are no more than the indices."""
+    """Class names in index order; None if the classes have no names."""

@@ -9,11 +9,9 @@ Stop = Literal["first-success", "never"]
 Sweep = Literal["independent", "nested"]
 Loss = Literal["cross-entropy", "margin", "logit-difference", "label-and-target", "dlr"]
 Precision = Literal["float32", "tf32", "bfloat16"]
-"""Arithmetic of an attack's gradients; whatever it is, the model judges in float32."""
+"""Arithmetic of an attack's gradients; predictions are always in float32."""
 Shape = tuple[int, int, int]
 """Channels, height, width of one image."""
-
-# ----------------------------------------------------------------------------------------- attacks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +24,8 @@ class Threat:
 
 
 Access = Literal["gradient", "scores", "labels"]
-SHOWN = {"nothing": 0, "labels": 1, "scores": 2, "gradient": 3}
-"""What an attack may need of a model, each including those before it."""
-
-
+"""What a model lets an attack read."""
+ACCESS_RANK = {"nothing": 0, "labels": 1, "scores": 2, "gradient": 3}
+"""Rank of what an attack needs of a model; each includes those of lower rank."""
 CertificationMethod: TypeAlias = Literal["ibp", "crown"]
+"""Bound propagation that certifies an example: intervals, or CROWN's linear bounds."""

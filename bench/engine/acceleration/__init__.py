@@ -1,4 +1,5 @@
-"""A faster model in the place of the attacked one, used only while both agree.
+"""A faster model in place of the attacked one, used only while both agree.
 
-Read `accelerate` first. `layers` fuses and replaces layers, `agreement` compares two models.
+Read `accelerate` first. `layers` fuses and replaces layers, `calibration` times layouts and rows,
+`agreement` compares two models.
 """

@@ -1,99 +1,88 @@
-"""The attacked copy: a stand-in for a model that gives the same gradient sooner.
+"""Accelerate a model: find a module that gives the same gradients in less time.
 
-An attack only proposes images, the model itself judges them. So what an attack differentiates may
-be another module, as long as it agrees: its layers exchanged (`bench.engine.acceleration.layers`),
-its tensors laid out as the processor likes them, and, where the suite asks for it, its arithmetic
-in bfloat16. Every stand-in is probed against the model first, in each way in which attacks will use
-it (with gradients and without, one row, a few, as many as a pass holds), and dropped if it
-disagrees or fails; where none agrees, the model itself is attacked. Nor is it believed later on:
-`bench.evaluation.crafting` holds it against the model after each attack that it led. Which layout
-and how many rows a pass are quickest is timed once for an architecture and a device, if the work
-ahead is worth it, and remembered in the user's cache.
+An attack only proposes images, and the model itself judges them. So an attack may differentiate
+another module as long as the two agree: with fused layers (`bench.engine.acceleration.layers`), in
+another memory layout and, on request, in bfloat16. Every candidate is compared with the model in
+each way in which attacks use it (with gradients and without; one row, a few, as many as a pass
+holds) and dropped if it disagrees or fails. If none agrees, the model itself is attacked.
+`bench.evaluation.crafting` compares the two again after each attack. Which layout and how many rows
+a pass are fastest is decided by `bench.engine.acceleration.calibration`.
 """
 
-import contextlib
 import copy
-import hashlib
-import inspect
-import json
 import math
-from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import platformdirs
 import torch
 from torch import Tensor, nn
 
-from bench.core import files
 from bench.core.contracts.types import Precision
 from bench.core.errors import ContractError, SuiteError, describe
-from bench.engine import device as provenance
 from bench.engine import heartbeat, timing
-from bench.engine.acceleration import agreement
-from bench.engine.acceleration import layers as exchange
-from bench.engine.functional.gradients import Look, look
-from bench.engine.functional.logits import wide
-from bench.engine.functional.losses import to_ascend
-from bench.engine.model_state import allow_tf32, frozen, out_of_memory
+from bench.engine.acceleration import agreement, layers
+from bench.engine.acceleration.calibration import LAYOUTS, Layout, calibrate
+from bench.engine.functional.gradients import PassResult
+from bench.engine.functional.logits import widen
+from bench.engine.model_state import allow_tf32, frozen
 
-Layout = Literal["contiguous", "channels-last"]
-LAYOUTS: tuple[Layout, ...] = ("contiguous", "channels-last")
 PROBED = 16
-"""Images on which a stand-in is held against its model, clean and noisy."""
+"""Images on which candidates are compared with the model, clean and noisy."""
 SEVERAL = 5
-"""Rows of the probe between one and all."""
+"""Rows of the probe of a few rows."""
 FULL = 1024
-"""Rows of the probe at most: of a pass that holds more, so many are probed."""
-WIDE = 32
-"""Input channels of the widest convolution from which channels-last is the likelier winner."""
-WORTH = 20
-"""A calibration is made when the work ahead takes so many times as long."""
-TIMINGS = 30
-"""Passes that a calibration makes, about."""
-BETTER = 0.95
-"""Another number of rows must take at most this share of the time."""
-LEAST_ROWS, MOST_ROWS = 4, 16384
+"""Most rows of a probe."""
 
 
 class AcceleratedModel(NamedTuple):
-    """What attacks differentiate in place of a model, and why it is what it is."""
+    """What attacks differentiate in place of a model, and how it was chosen."""
 
     model: nn.Module
     rows: int
     layout: Layout
     exchanged: bool
+    """Whether layers were fused."""
     precision: Precision
     timed: bool
-    """Whether layout and rows were timed, now or before, or taken by rule."""
+    """Whether layout and rows were timed, now or earlier; if not, they follow a rule."""
     worth: float
-    """Seconds of attack from which timing them pays."""
+    """Seconds of attack from which timing pays."""
     dropped: str
-    """Why the first stand-in that was dropped was; empty if none was."""
+    """Why the first candidate was dropped; empty if none was."""
 
-    def why(self) -> str:
-        """What leads, how that was chosen and what was dropped, for people."""
-        if not isinstance(self.model, StandIn):
-            return f"the model itself leads, at {self.rows} rows a pass: {self.dropped}"
-        layers = "its layers exchanged" if self.exchanged else "its layers as they are"
+    def describe(self) -> str:
+        """Describe what is attacked, how it was chosen and what was dropped.
+
+        Returns:
+            One clause for the log.
+        """
+        if not isinstance(self.model, AcceleratedNet):
+            return f"the model itself is attacked, {self.rows} rows a pass: {self.dropped}"
+        kind = "fused layers" if self.exchanged else "original layers"
         if self.timed:
-            how = "as timed now" if self.worth else "as timed before on this machine"
+            how = "timed now" if self.worth else "timed earlier on this machine"
         elif self.worth == math.inf:
-            how = "by rule: where torch must be deterministic no stopwatch decides"
+            how = "by rule: nothing is timed while torch must be deterministic"
         else:
             how = f"by rule: timing pays only from {self.worth:.3g} s of attack"
-        dropped = f"; another copy was dropped: {self.dropped}" if self.dropped else ""
-        return f"a copy leads, {layers}, {self.layout}, {self.rows} rows a pass, {how}{dropped}"
+        dropped = f"; another candidate was dropped: {self.dropped}" if self.dropped else ""
+        return (
+            f"an accelerated model is attacked, {kind}, {self.layout}, {self.rows} rows a pass, "
+            f"{how}{dropped}"
+        )
 
-    def told(self) -> dict[str, Any]:
-        """Everything but the module, for the provenance."""
+    def to_manifest(self) -> dict[str, Any]:
+        """Return everything but the module, for the manifest.
+
+        Returns:
+            Plain values by name.
+        """
         return {
             key: value for key, value in self._asdict().items() if key not in ("model", "worth")
         }
 
 
-def prepare(
+def accelerate_model(
     model: nn.Module,
     x: Tensor,
     rows: int,
@@ -101,21 +90,36 @@ def prepare(
     fixed: bool = False,
     ahead: float = math.inf,
 ) -> AcceleratedModel:
-    """The quickest stand-in that agrees with `model` on the images x (n, c, h, w).
+    """Find the fastest accelerated model that agrees with a model.
 
-    `rows` is a first guess, final if `fixed`; `ahead`, the seconds of attack that it is for.
-    Raises: SuiteError if nothing that agrees computes in the precision asked for.
+    Args:
+        model: The model.
+        x: Images, (n, c, h, w), in [0, 1].
+        rows: First guess of the rows a pass.
+        precision: Arithmetic of the gradients.
+        fixed: Whether `rows` is final.
+        ahead: Seconds of attack that the choice is for.
+
+    Returns:
+        The accelerated model; the model itself if no candidate agrees.
+
+    Raises:
+        SuiteError: bfloat16 is requested and no candidate agrees.
     """
     try:
         with frozen(model), allow_tf32(precision == "tf32"):
-            agreeing, exchanged, dropped = _agreeing(model, x[:PROBED], precision, rows)
+            agreeing, exchanged, dropped = _agreeing_candidates(model, x[:PROBED], precision, rows)
             if agreeing:
-                layout, most, timed, worth = _quickest(
-                    model, agreeing, x, rows, precision, fixed, ahead
-                )
-                stand_in = agreeing[layout]
+                chosen = calibrate(model, agreeing, x, rows, precision, fixed, ahead)
                 return AcceleratedModel(
-                    stand_in, most, layout, exchanged, precision, timed, worth, dropped
+                    agreeing[chosen.layout],
+                    chosen.rows,
+                    chosen.layout,
+                    exchanged,
+                    precision,
+                    chosen.timed,
+                    chosen.worth,
+                    dropped,
                 )
     except ContractError as error:
         changed = str(error).rpartition(": ")[2]
@@ -125,14 +129,32 @@ def prepare(
     return AcceleratedModel(model, rows, "contiguous", False, precision, False, math.inf, dropped)
 
 
-def itself(model: nn.Module, made: AcceleratedModel, dropped: str) -> AcceleratedModel:
-    """The model in the place of the copy that was `made` of it, and `dropped` for this reason."""
+def original_model(
+    model: nn.Module, accelerated: AcceleratedModel, dropped: str
+) -> AcceleratedModel:
+    """Replace an accelerated model by the model itself.
+
+    Args:
+        model: The model.
+        accelerated: What was attacked so far.
+        dropped: Why it is replaced.
+
+    Returns:
+        The model with the same rows and precision.
+    """
     return AcceleratedModel(
-        model, made.rows, "contiguous", False, made.precision, False, math.inf, dropped
+        model,
+        accelerated.rows,
+        "contiguous",
+        False,
+        accelerated.precision,
+        False,
+        math.inf,
+        dropped,
     )
 
 
-class StandIn(nn.Module):
+class AcceleratedNet(nn.Module):
     """A network in one layout and precision; float32 images in, float32 logits out."""
 
     def __init__(self, net: nn.Module, layout: Layout, precision: Precision) -> None:
@@ -143,10 +165,18 @@ class StandIn(nn.Module):
             self.net.to(memory_format=torch.channels_last)
         if self.low:
             for layer in self.net.modules():
-                if isinstance(layer, nn.Conv2d | nn.Linear | exchange.TurnedConv):
+                if isinstance(layer, nn.Conv2d | nn.Linear | layers.BlockGradientConv):
                     layer.to(torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute logits.
+
+        Args:
+            x: Images, (n, c, h, w), float32.
+
+        Returns:
+            Logits, (n, classes), float32.
+        """
         if self.layout == "channels-last":
             x = x.contiguous(memory_format=torch.channels_last)
         if not self.low:
@@ -155,197 +185,103 @@ class StandIn(nn.Module):
             return self.net(x).float()  # type: ignore[no-any-return]
 
 
-def _agreeing(
+def _agreeing_candidates(
     model: nn.Module, x: Tensor, precision: Precision, rows: int
 ) -> tuple[dict[Layout, nn.Module], bool, str]:
-    """Every layout in which a copy of the model agrees with it, whether its layers were exchanged,
-    and why not."""
+    """Return the agreeing candidate of each layout, whether layers are fused, and why not."""
     if _hooked_everywhere():
         return {}, False, "hooks on all modules act on a copy's layers, too"
     try:
-        asked = probes(model, x, rows)
+        probes = make_probes(model, x, rows)
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a stranger's model may give no gradient
+    except BaseException as error:  # foreign code: a model may give no gradient
         return {}, False, f"the model itself raised {describe(error)}"
     dropped = ""
     convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
-    for exchanges in (True, False):
-        found: dict[Layout, nn.Module] = {}
+    for fuses in (True, False):
+        agreeing: dict[Layout, nn.Module] = {}
         for layout in LAYOUTS if convolves else LAYOUTS[:1]:
             try:
                 own = (
-                    exchange.fuse_layers(model, x.device.type == "cpu")
-                    if exchanges
+                    layers.fuse_layers(model, x.device.type == "cpu")
+                    if fuses
                     else copy.deepcopy(model)
                 )
-                stand_in = StandIn(own, layout, precision).eval().requires_grad_(False)
-                why = disagreement(stand_in, asked, precision)
+                candidate = AcceleratedNet(own, layout, precision).eval().requires_grad_(False)
+                why = find_disagreement(candidate, probes, precision)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # a stranger's model need not be one to be copied
+            except BaseException as error:  # foreign code: a model need not support copying
                 why = f"the copy failed, {describe(error)}"
             if why:
                 dropped = dropped or why
             else:
-                found[layout] = stand_in
-        if found:
-            return found, exchanges, dropped
+                agreeing[layout] = candidate
+        if agreeing:
+            return agreeing, fuses, dropped
     return {}, False, dropped
 
 
 class Probe(NamedTuple):
-    """Images on which a stand-in is held against its model, and what the model showed there."""
+    """Images on which candidates are compared with a model, and the model's pass over them."""
 
     x: Tensor
     y: Tensor
     gradients: bool
-    wanted: Look
+    wanted: PassResult
 
 
-def probes(model: nn.Module, x: Tensor, rows: int = 1) -> list[Probe]:
-    """What the model shows on x (n, c, h, w), clean and noisy: on all together, SEVERAL, one alone
-    and as many as a pass of `rows` holds, with gradients and without.
+def make_probes(model: nn.Module, x: Tensor, rows: int = 1) -> list[Probe]:
+    """Run the model on clean and noisy images, with gradients and without.
 
-    Raises: whatever the model raises.
+    There is a probe of all images together, of `SEVERAL`, of one and of as many as a pass holds.
+
+    Args:
+        model: The model.
+        x: Images, (n, c, h, w), in [0, 1].
+        rows: Rows a pass.
+
+    Returns:
+        The probes; what the model raises is passed on.
     """
-    images = torch.cat([x, timing.noisy(x, len(x))])
+    images = torch.cat([x, timing.noisy_images(x, len(x))])
     parts = [images, images[:SEVERAL], images[:1]]
     if (full := min(rows, FULL)) > len(images):
-        parts.append(timing.noisy(x, full))
+        parts.append(timing.noisy_images(x, full))
     with torch.no_grad():
-        labels = [wide(model(part.clone())).argmin(1) for part in parts]
+        labels = [widen(model(part.clone())).argmin(1) for part in parts]
     return [
-        Probe(part, y, gradients, agreement.seen(model, part, y, gradients))
+        Probe(part, y, gradients, agreement.probe_pass(model, part, y, gradients))
         for part, y in zip(parts, labels, strict=True)
         for gradients in (True, False)
     ]
 
 
-def disagreement(
-    stand_in: nn.Module, asked: Sequence[Probe], precision: Precision = "float32"
+def find_disagreement(
+    candidate: nn.Module, probes: Sequence[Probe], precision: Precision = "float32"
 ) -> str:
-    """How the stand-in answers or leads otherwise than its model did; "" if it does not.
+    """Compare a candidate with a model's probes.
 
-    Raises: whatever it raises.
+    Args:
+        candidate: The candidate.
+        probes: Passes of the model.
+        precision: Arithmetic of the gradients.
+
+    Returns:
+        How they differ, in one clause; empty if they agree. What the candidate raises is passed on.
     """
-    for x, y, gradients, wanted in asked:
-        got = agreement.seen(stand_in, x, y, gradients)
-        if why := agreement.apart(wanted, got, precision):
+    for x, y, gradients, wanted in probes:
+        got = agreement.probe_pass(candidate, x, y, gradients)
+        if why := agreement.describe_difference(wanted, got, precision):
             return why if gradients else f"without gradients {why}"
     return ""
 
 
 def _hooked_everywhere() -> bool:
-    """Whether torch calls anything but bench's signs of life around every module."""
+    """Return whether global hooks other than bench's heartbeats are registered."""
     module = torch.nn.modules.module
     hooks = (*module._global_forward_pre_hooks.values(), *module._global_forward_hooks.values())
     return any(
         not isinstance(getattr(hook, "__self__", None), heartbeat.Heartbeat) for hook in hooks
     )
-
-
-# ------------------------------------------------------------------------------------- calibration
-
-
-def _quickest(
-    model: nn.Module,
-    agreeing: Mapping[Layout, nn.Module],
-    x: Tensor,
-    rows: int,
-    precision: Precision,
-    fixed: bool,
-    ahead: float,
-) -> tuple[Layout, int, bool, float]:
-    """Layout, rows a pass, whether they were timed (remembered or now) or taken by rule, and the
-    seconds of attack from which timing pays; none do where torch must be deterministic."""
-    wide = max((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
-    likely: Layout = "channels-last" if wide >= WIDE else "contiguous"
-    likely = likely if likely in agreeing else next(iter(agreeing))
-    if torch.are_deterministic_algorithms_enabled():  # what was timed differs from run to run
-        return likely, rows, False, math.inf
-    key = _key(model, x, precision, rows if fixed else 0, sorted(agreeing))
-    known = recall(key)
-    if known is not None and known[0] in agreeing:
-        return known[0], rows if fixed else known[1], True, 0.0
-    (first,) = _paces([agreeing[likely]], x, rows, rounds=1)
-    worth = WORTH * TIMINGS * rows * first
-    if ahead < worth:
-        return likely, rows, False, worth
-    paces = dict(zip(agreeing, _paces(list(agreeing.values()), x, rows), strict=True))
-    layout = min(paces, key=lambda each: paces[each])
-    if not fixed:
-        rows = _best_rows(agreeing[layout], x, rows, paces[layout])
-    keep(key, layout, min(rows, MOST_ROWS))
-    return layout, rows, True, worth
-
-
-def _best_rows(net: nn.Module, x: Tensor, rows: int, pace: float) -> int:
-    """Halve the rows while that is quicker, else double them while that is."""
-    for factor in (0.5, 2.0):
-        best = rows
-        while LEAST_ROWS <= (other := int(best * factor)) <= MOST_ROWS:
-            try:
-                (seconds,) = _paces([net], x, other)
-            except RuntimeError as error:
-                if not out_of_memory(error):
-                    raise
-                break
-            if seconds > BETTER * pace:
-                break
-            best, pace = other, seconds
-        if best != rows:
-            return best
-    return rows
-
-
-def _paces(nets: Sequence[nn.Module], x: Tensor, rows: int, rounds: int = 5) -> list[float]:
-    """Seconds that each net takes to look at one row, among `rows`: the best of several rounds in
-    turns, because what else a machine does can only make a net look slower."""
-    images = timing.noisy(x, rows)
-    y = torch.zeros(rows, dtype=torch.int64, device=x.device)
-    ascend = to_ascend("cross-entropy", "untargeted")
-    times: list[list[float]] = [[] for _ in nets]
-    for _ in range(rounds + 1):  # the first one warms up
-        for net, spent in zip(nets, times, strict=True):
-            work = partial(look, net, ascend, images, y, y)
-            spent.append(timing.timed(work, x.device)[1] / rows)
-    return [min(spent[1:]) for spent in times]
-
-
-def _key(model: nn.Module, x: Tensor, precision: str, rows: int, layouts: list[Layout]) -> str:
-    """What a pace depends on: the architecture, not its weights; the machine; the versions."""
-    device = provenance.device_name(x.device)
-    layers = [(name, type(layer).__qualname__) for name, layer in model.named_modules()]
-    shapes = [(name, tuple(getattr(v, "shape", ()))) for name, v in model.state_dict().items()]
-    facts = [
-        device, torch.get_num_threads(), torch.__version__, inspect.getsource(exchange),
-        tuple(x.shape[1:]), precision, rows, layouts, layers, shapes,
-    ]  # fmt: skip
-    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-
-def cache_file() -> Path:
-    """Where calibrations are remembered; deleting it makes them anew."""
-    return platformdirs.user_cache_path("bench") / "calibrations.json"
-
-
-def recall(key: str) -> tuple[Layout, int] | None:
-    """Layout and rows of an earlier calibration; None if there was none, or it cannot be read."""
-    try:
-        layout, rows = json.loads(cache_file().read_text(encoding="utf-8"))[key]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    known = layout in LAYOUTS and isinstance(rows, int) and 1 <= rows <= MOST_ROWS
-    return (layout, rows) if known else None
-
-
-def keep(key: str, layout: Layout, rows: int) -> None:
-    """Remember a calibration; where that cannot be written, the next run makes it again."""
-    try:
-        known = json.loads(cache_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        known = {}
-    content = {**(known if isinstance(known, dict) else {}), key: [layout, rows]}
-    with contextlib.suppress(SuiteError):
-        files.write_atomic(cache_file(), json.dumps(content, indent=1).encode())

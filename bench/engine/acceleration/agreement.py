@@ -1,8 +1,8 @@
-"""Whether two nets agree: the same logits and the same gradients, to what rounding leaves.
+"""Compare two nets: equal logits and equal gradients up to rounding.
 
-Asked when a copy of a model is made (`bench.engine.acceleration.accelerate`), and again after it
-has led an attack (`bench.evaluation.crafting`). A net is looked at as attacks look at it, with a
-gradient or without one: a forward may answer one way here and another way there.
+Used when an accelerated model is made (`bench.engine.acceleration.accelerate`), and again after an
+attack that used it (`bench.evaluation.crafting`). A net is called as attacks call it, with a
+gradient and without one, because a forward may behave differently in the two.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.contracts.types import Precision
-from bench.engine.functional.gradients import Look, glance, look
-from bench.engine.functional.losses import to_ascend
+from bench.engine.functional.gradients import PassResult, forward_pass, gradient_pass
+from bench.engine.functional.losses import make_objective
 
 CLOSE: dict[Precision, tuple[float, float]] = {
     "float32": (1e-3, 0.999),
@@ -22,18 +22,37 @@ CLOSE: dict[Precision, tuple[float, float]] = {
 """How far logits may be off, as a share of the largest, and the least cosine of the gradients."""
 
 
-def seen(model: nn.Module, x: Tensor, y: Tensor, gradients: bool) -> Look:
-    """One pass over x (n, c, h, w), of which the model is given a copy: with `gradients` those of
-    the margin of y (n,), which do not vanish where the net is sure; else under no_grad."""
-    eye: Callable[..., Look] = look if gradients else glance
-    return eye(model, to_ascend("margin", "untargeted"), x.clone(), y, y)
+def probe_pass(model: nn.Module, x: Tensor, y: Tensor, gradients: bool) -> PassResult:
+    """Make one pass of a model over a copy of the images.
+
+    Args:
+        model: The model.
+        x: Images, (n, c, h, w), in [0, 1].
+        y: Labels, (n,), int64.
+        gradients: Whether to compute gradients, those of the margin of y, which do not vanish where
+            the net is confident; else the pass runs under no_grad.
+
+    Returns:
+        Logits, loss and gradient.
+    """
+    eye: Callable[..., PassResult] = gradient_pass if gradients else forward_pass
+    return eye(model, make_objective("margin", "untargeted"), x.clone(), y, y)
 
 
-def apart(wanted: Look, got: Look, precision: Precision, few: float = 0.0) -> str:
-    """How what one net showed differs from what is wanted, in words; "" if it does not.
+def describe_difference(
+    wanted: PassResult, got: PassResult, precision: Precision, few: float = 0.0
+) -> str:
+    """Describe how one net's pass differs from another's.
 
-    A share of `few` of the rows may have other gradients: where two values tie, as in max-pooling
-    and at a ReLU's corner, rounding decides which of two right gradients is given.
+    Args:
+        wanted: Pass of the model.
+        got: Pass of the accelerated model.
+        precision: Arithmetic of the gradients.
+        few: Share of the rows whose gradients may differ: where two values tie, as in max-pooling
+            and at a ReLU's corner, rounding decides which of two right gradients results.
+
+    Returns:
+        One clause; empty if the nets agree within the tolerance of the precision.
     """
     if got.logits.shape != wanted.logits.shape:
         return f"its logits are {tuple(got.logits.shape)}, not {tuple(wanted.logits.shape)}"

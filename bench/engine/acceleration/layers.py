@@ -1,23 +1,22 @@
-"""Layers exchanged for cheaper ones with the same answer and the same gradient.
+"""Replace layers by cheaper ones with the same output and the same input gradient.
 
-An attack asks a model in evaluation mode for one thing, the gradient with respect to its input.
-For that alone much of a model can be had cheaper (what all of it together is worth stands in
-results/speed, "no copy" beside "bench"):
+An attack needs one thing of a model in evaluation mode, the gradient with respect to its input. For
+that alone much of a model can be computed cheaper (the total effect is in results/speed, "no copy"
+beside "bench"):
 
-- batch-norm folds into the convolution or linear layer before it (exact to rounding); dropout and
+- batch norm folds into the convolution or linear layer before it (exact to rounding); dropout and
   identity go;
-- max-pooling before ReLU instead of after it: the largest of clipped values is the clipped largest,
-  so output and gradient are the same to the bit, and ReLU sees a quarter of the values;
+- max-pooling before ReLU in place of after it: output and gradient are the same to the bit, and
+  ReLU computes a quarter of the values;
 - 2x2 max-pooling as three elementwise maxima over slices, ties broken as torch breaks them;
-- the gradient of a convolution with few input channels, the first one, as a convolution of the
-  output's gradient that fills a vector with neighbouring pixels: torch's own kernel has only the
-  channels to fill it with.
+- the input gradient of a convolution with few input channels, the first one, as a convolution that
+  fills a vector with neighbouring pixels: torch's own kernel has only the channels to fill it with.
 
-What the exchange may have got wrong is not argued about here:
-`bench.engine.acceleration.accelerate` probes it. But what holds now and may not hold later cannot
-be probed, so nothing is exchanged in a model with hooks or with a forward of its instance's own,
-which a graph would lose, and no graph is made of a forward that asks whether gradients are wanted
-or switches them, autocast or inference mode on or off: a graph keeps the answer of the moment."""
+`bench.engine.acceleration.accelerate` checks the result against the model. Behaviour that may
+change later cannot be checked, so nothing is replaced in a model with hooks or with a forward
+assigned to an instance, which a graph would lose, and no graph is made of a forward that reads or
+sets grad mode, autocast or inference mode: a graph keeps the mode of the moment.
+"""
 
 import copy
 import sys
@@ -35,26 +34,35 @@ from bench.engine.opaque_model import OpaqueModel
 FEW_CHANNELS = 4
 """Input channels up to which a convolution's own gradient kernel loses on a CPU."""
 VECTOR = 16
-"""Float32 numbers in a wide vector: entries that the turned kernel computes at once."""
+"""Float32 numbers in a wide vector: entries that the block kernel computes at once."""
 WIDE = 16
 """Channels from which torch's max-pooling is vectorised in the channels-last layout."""
 
 
 def fuse_layers(model: nn.Module, on_cpu: bool) -> nn.Module:
-    """A copy of `model`, which is in evaluation mode, with every layer exchanged that can be.
+    """Copy a model with every layer replaced that can be.
 
-    The slices and the turned kernel pay on a CPU alone. Where the model's forward cannot be
-    followed symbolically (control flow on values, or on the mode), single layers are exchanged and
-    no pairs.
-    Raises: HookedError where there are hooks; whatever copying the model raises.
+    Where the forward cannot be traced symbolically (control flow on values or on the mode), single
+    layers are replaced and no pairs.
+
+    Args:
+        model: Model in evaluation mode.
+        on_cpu: Whether the copy runs on a CPU, where alone the sliced pooling and the block kernel
+            pay.
+
+    Returns:
+        The copy; what copying the model raises is passed on.
+
+    Raises:
+        HookedError: The model has hooks.
     """
-    if name := _hooked(model):
+    if name := _find_hooked(model):
         raise HookedError(f"{name} has hooks, or a forward of its own")
     own = copy.deepcopy(model)
-    graph = _graph(own)
+    graph = _trace_without_modes(own)
     if graph is not None:
-        _drop(graph, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
-        _fold(graph)
+        _remove_layers(graph, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
+        _fold_batch_norm(graph)
         _pool_first(graph, on_cpu)
         graph.delete_all_unused_submodules()
         graph.graph.lint()
@@ -63,30 +71,30 @@ def fuse_layers(model: nn.Module, on_cpu: bool) -> nn.Module:
         type(graph).__call__ = nn.Module.__call__  # type: ignore[method-assign]
         own = graph
     if on_cpu:
-        _turn(own)
+        _replace_convolutions(own)
     return own
 
 
-# ------------------------------------------------------------------- what must not be exchanged
+# ------------------------------------------------------------------- what must not be replaced
 
 
 class HookedError(Exception):
-    """A model whose calls do more than its forward says; the sentence names the module."""
+    """A call of the model does more than its class's forward; the message names the module."""
 
 
-def _hooked(model: nn.Module) -> str:
-    """The first module whose call does more than its class's forward; "" if there is none."""
+def _find_hooked(model: nn.Module) -> str:
+    """Return the first module whose call does more than its class's forward, or ""."""
     programs = [each for each in model.modules() if isinstance(each, OpaqueModel)]
-    kept = {id(module) for each in programs for module in each.net.modules()}
+    inside = {id(module) for each in programs for module in each.net.modules()}
     for name, module in model.named_modules():
-        # Nothing in a program is exchanged.
-        if isinstance(module, torch.jit.ScriptModule) or id(module) in kept:
+        # Nothing inside a program is replaced.
+        if isinstance(module, torch.jit.ScriptModule) or id(module) in inside:
             continue
         hooks = (
             module._forward_hooks, module._forward_pre_hooks,
             module._backward_hooks, module._backward_pre_hooks,
         )  # fmt: skip
-        plain = isinstance(module, fx.GraphModule)  # torch writes a call of its own for each
+        plain = isinstance(module, fx.GraphModule)  # torch assigns a call to each
         called = type(module).__call__ is not nn.Module.__call__ and not plain
         if any(hooks) or called or "forward" in vars(module):
             return f"{type(module).__name__} ({name})" if name else type(module).__name__
@@ -94,18 +102,20 @@ def _hooked(model: nn.Module) -> str:
 
 
 MODES = ("grad_enabled", "inference_mode", "is_inference", "autocast")
-"""Parts of the names of the functions by which torch is asked for its modes, or told them."""
+"""Parts of the names of the functions that read or set torch's modes."""
 MODE_FILES = ("torch/autograd/grad_mode.py", "torch/amp/autocast_mode.py")
 
 
-class _Watch:
-    """Notes whether torch is asked for its modes, or told them, inside; as a profiler does, since
-    no hook of torch's sees it."""
+class _ModeWatch:
+    """Record whether torch's modes are read or set inside.
+
+    It uses the profiler, since no hook of torch's sees that.
+    """
 
     def __init__(self) -> None:
         self.seen = False
 
-    def __enter__(self) -> "_Watch":
+    def __enter__(self) -> "_ModeWatch":
         self._before = sys.getprofile()
         sys.setprofile(self._note)
         return self
@@ -122,34 +132,35 @@ class _Watch:
             self.seen = self.seen or file.endswith(MODE_FILES)
 
 
-def _graph(model: nn.Module) -> fx.GraphModule | None:
-    """The forward as a graph; None where it cannot be followed, or depends on torch's modes."""
-    with _Watch() as watch:
-        graph = tracing.traced(model)
+def _trace_without_modes(model: nn.Module) -> fx.GraphModule | None:
+    """Trace the forward; None if that fails or the forward depends on torch's modes."""
+    with _ModeWatch() as watch:
+        graph = tracing.trace_forward(model)
     return None if watch.seen else graph
 
 
 # ------------------------------------------------------------------------- pairs, found in a graph
 
 
-def _drop(traced: fx.GraphModule, *kinds: type[nn.Module]) -> None:
-    for node in list(traced.graph.nodes):
-        if isinstance(_module(traced, node), kinds) and node.args:
+def _remove_layers(graph_module: fx.GraphModule, *kinds: type[nn.Module]) -> None:
+    """Remove layers that do nothing in evaluation mode."""
+    for node in list(graph_module.graph.nodes):
+        if isinstance(_called_module(graph_module, node), kinds) and node.args:
             node.replace_all_uses_with(node.args[0])
-            traced.graph.erase_node(node)
+            graph_module.graph.erase_node(node)
 
 
-def _fold(traced: fx.GraphModule) -> None:
-    """Batch-norm into the layer before it, where no one else reads that layer's output."""
-    for node in list(traced.graph.nodes):
-        norm = _module(traced, node)
+def _fold_batch_norm(graph_module: fx.GraphModule) -> None:
+    """Fold batch norm into the layer before it, where no other node reads that layer."""
+    for node in list(graph_module.graph.nodes):
+        norm = _called_module(graph_module, node)
         if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_mean is None:
             continue
         if not node.args:  # its input is given by name
             continue
         before = node.args[0]
-        layer = _module(traced, before)
-        if layer is None or not _alone(traced, before):
+        layer = _called_module(graph_module, before)
+        if layer is None or not _is_used_once(graph_module, before):
             continue
         if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             folded: nn.Module = fuse_conv_bn_eval(layer, norm)
@@ -159,46 +170,50 @@ def _fold(traced: fx.GraphModule) -> None:
             folded = fuse_linear_bn_eval(layer, norm)
         else:
             continue
-        traced.set_submodule(before.target, folded)
+        graph_module.set_submodule(before.target, folded)
         node.replace_all_uses_with(before)
-        traced.graph.erase_node(node)
+        graph_module.graph.erase_node(node)
 
 
-def _pool_first(traced: fx.GraphModule, on_cpu: bool) -> None:
-    """ReLU and then max-pooling becomes one layer that pools first; pooling alone, one that is
-    quicker on a CPU."""
-    for node in list(traced.graph.nodes):
-        pool = _pooling(traced, node)
+def _pool_first(graph_module: fx.GraphModule, on_cpu: bool) -> None:
+    """Replace ReLU and max-pooling by one layer that pools first.
+
+    On a CPU, pooling alone is replaced by a faster one.
+    """
+    for node in list(graph_module.graph.nodes):
+        pool = _as_max_pool(graph_module, node)
         if pool is None:
             continue
         before = node.args[0]
-        clips = _is_relu(traced, before) and len(before.users) == 1
+        clips = _is_relu(graph_module, before) and len(before.users) == 1
         if not clips and not on_cpu:
             continue
         name = f"pooled_{node.name}"
-        traced.add_submodule(name, Pool(pool, clips, on_cpu))
-        with traced.graph.inserting_after(node):
-            new = traced.graph.call_module(name, (before.args[0] if clips else before,))
+        graph_module.add_submodule(name, MaxPoolReLU(pool, clips, on_cpu))
+        with graph_module.graph.inserting_after(node):
+            new = graph_module.graph.call_module(name, (before.args[0] if clips else before,))
         node.replace_all_uses_with(new)
-        traced.graph.erase_node(node)
+        graph_module.graph.erase_node(node)
         if clips:
-            traced.graph.erase_node(before)
+            graph_module.graph.erase_node(before)
 
 
-def _module(traced: fx.GraphModule, node: Any) -> nn.Module | None:
+def _called_module(graph_module: fx.GraphModule, node: Any) -> nn.Module | None:
+    """Return the module that a node calls; None if it calls none."""
     if not isinstance(node, fx.Node) or node.op != "call_module":
         return None
-    return traced.get_submodule(str(node.target))
+    return graph_module.get_submodule(str(node.target))
 
 
-def _alone(traced: fx.GraphModule, node: fx.Node) -> bool:
-    """Whether the node's module is called nowhere else, and its output read once."""
-    calls = [other for other in traced.graph.nodes if other.target == node.target]
+def _is_used_once(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    """Return whether the node's module is called nowhere else, and its output read once."""
+    calls = [other for other in graph_module.graph.nodes if other.target == node.target]
     return len(calls) == 1 and len(node.users) == 1
 
 
-def _is_relu(traced: fx.GraphModule, node: Any) -> bool:
-    if isinstance(_module(traced, node), nn.ReLU):
+def _is_relu(graph_module: fx.GraphModule, node: Any) -> bool:
+    """Return whether a node is a ReLU, as a module, method or function."""
+    if isinstance(_called_module(graph_module, node), nn.ReLU):
         return True
     if not isinstance(node, fx.Node):
         return False
@@ -207,9 +222,9 @@ def _is_relu(traced: fx.GraphModule, node: Any) -> bool:
     return node.op == "call_function" and node.target in (functional.relu, torch.relu)
 
 
-def _pooling(traced: fx.GraphModule, node: fx.Node) -> nn.MaxPool2d | None:
-    """The max-pooling that a node does, as a layer; None if it does none, or gives indices."""
-    module = _module(traced, node)
+def _as_max_pool(graph_module: fx.GraphModule, node: fx.Node) -> nn.MaxPool2d | None:
+    """Return a node's max-pooling as a layer; None if it is none or returns indices."""
+    module = _called_module(graph_module, node)
     if not node.args or len(node.all_input_nodes) != 1:  # by name, or as large as values say
         return None
     if isinstance(module, nn.MaxPool2d):
@@ -228,8 +243,8 @@ def _pooling(traced: fx.GraphModule, node: fx.Node) -> nn.MaxPool2d | None:
 # ------------------------------------------------------------------------------------------ layers
 
 
-class Pool(nn.Module):
-    """Max-pooling, and ReLU behind it where `clips`."""
+class MaxPoolReLU(nn.Module):
+    """Max-pooling, followed by ReLU if `clips`."""
 
     def __init__(self, pool: nn.MaxPool2d, clips: bool, on_cpu: bool) -> None:
         super().__init__()
@@ -242,21 +257,31 @@ class Pool(nn.Module):
         self.by_slices = on_cpu and halves and not pool.ceil_mode
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.shape[1] >= WIDE and _lies_last(x)
+        """Pool and clip.
+
+        Args:
+            x: Features, (n, c, h, w).
+
+        Returns:
+            Pooled features.
+        """
+        wide = x.shape[1] >= WIDE and _is_channels_last(x)
         if self.by_slices and not wide:
-            return _HalvingPool.apply(x, self.clips)  # type: ignore[no-any-return]
+            return _SlicedMaxPool.apply(x, self.clips)  # type: ignore[no-any-return]
         pooled: Tensor = self.pool(x)
         return pooled.relu_() if self.clips else pooled
 
 
-def _lies_last(x: Tensor) -> bool:
-    """Whether the channels of x (n, c, h, w) lie beside each other."""
+def _is_channels_last(x: Tensor) -> bool:
+    """Return whether x (n, c, h, w) is in channels-last layout."""
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
-class _HalvingPool(torch.autograd.Function):
-    """2x2 max-pooling with stride 2; the gradient goes to the first largest of each window, row by
-    row, as torch's does."""
+class _SlicedMaxPool(torch.autograd.Function):
+    """2x2 max-pooling with stride 2 over slices.
+
+    The gradient goes to the first largest entry of each window, row by row, as torch's does.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, clips: bool) -> Tensor:
@@ -270,7 +295,7 @@ class _HalvingPool(torch.autograd.Function):
         where = [a >= b, c >= d, top >= bottom, *([largest > 0] if clips else [])]
         ctx.save_for_backward(*where)
         ctx.shape = x.shape
-        last = _lies_last(x) and not x.is_contiguous()
+        last = _is_channels_last(x) and not x.is_contiguous()
         ctx.layout = torch.channels_last if last else torch.contiguous_format
         return largest
 
@@ -295,21 +320,22 @@ class _HalvingPool(torch.autograd.Function):
 
 
 def _quarters(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Upper left, upper right, lower left and lower right of each 2x2 window, as views."""
+    """Return views of the upper left, upper right, lower left and lower right entries."""
     high, wide = x.shape[2] // 2 * 2, x.shape[3] // 2 * 2
     upper, lower = x[:, :, 0:high:2], x[:, :, 1:high:2]
     left, right = slice(0, wide, 2), slice(1, wide, 2)
     return upper[..., left], upper[..., right], lower[..., left], lower[..., right]
 
 
-def _turn(model: nn.Module) -> None:
-    """Exchange every convolution with few input channels in place."""
+def _replace_convolutions(model: nn.Module) -> None:
+    """Replace every convolution with few input channels in place."""
     for name, layer in list(model.named_modules()):
-        if name and type(layer) is nn.Conv2d and _turnable(layer):
-            model.set_submodule(name, TurnedConv(layer))
+        if name and type(layer) is nn.Conv2d and _has_block_gradient(layer):
+            model.set_submodule(name, BlockGradientConv(layer))
 
 
-def _turnable(layer: nn.Conv2d) -> bool:
+def _has_block_gradient(layer: nn.Conv2d) -> bool:
+    """Return whether `BlockGradientConv` supports and accelerates a layer."""
     high, wide = layer.kernel_size
     square = high == wide and layer.stride[0] == layer.stride[1]
     plain = layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
@@ -319,7 +345,7 @@ def _turnable(layer: nn.Conv2d) -> bool:
     return layer.in_channels <= FEW_CHANNELS and len(padding) == 1 and max(padding) < high
 
 
-class TurnedConv(nn.Module):
+class BlockGradientConv(nn.Module):
     """A convolution whose input gradient is a convolution of the output's gradient, in blocks.
 
     Entry P of the padded input's gradient is the sum over u of gradient[j + u] * weight[P - s*(j +
@@ -337,19 +363,27 @@ class TurnedConv(nn.Module):
         while layer.in_channels * (layer.stride[0] * (step + 1)) ** 2 <= VECTOR:
             step += 1
         self.step = step
-        self.register_buffer("turned", _turned(layer.weight.detach(), layer.stride[0], step))
+        self.register_buffer("turned", _block_kernel(layer.weight.detach(), layer.stride[0], step))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Convolve as the layer does.
+
+        Args:
+            x: Features, (n, c, h, w).
+
+        Returns:
+            Features after the convolution.
+        """
         layer = self.layer
         x = x.to(layer.weight.dtype)
         geometry = layer.stride[0], layer.padding[0], self.step
-        return _Turned.apply(  # type: ignore[no-any-return]
+        return _BlockGradient.apply(  # type: ignore[no-any-return]
             x, layer.weight, layer.bias, self.turned, geometry
         )
 
 
-def _turned(weight: Tensor, stride: int, step: int) -> Tensor:
-    """The kernel for blocks: (into * block * block, out, taps, taps) from (out, into, k, k)."""
+def _block_kernel(weight: Tensor, stride: int, step: int) -> Tensor:
+    """Return the kernel (into * block^2, out, taps, taps) for a weight (out, into, k, k)."""
     out, into, k, _ = weight.shape
     block, reach = stride * step, -(-k // stride) - 1  # reach: windows before a block that touch it
     turned = weight.new_zeros(into, block, block, out, reach + step, reach + step)
@@ -365,7 +399,9 @@ def _turned(weight: Tensor, stride: int, step: int) -> Tensor:
     return turned.reshape(into * block**2, out, reach + step, reach + step)
 
 
-class _Turned(torch.autograd.Function):
+class _BlockGradient(torch.autograd.Function):
+    """The convolution with the block kernel as its backward pass."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -391,7 +427,7 @@ class _Turned(torch.autograd.Function):
             -(-(padding + size) // block) * step - (windows + reach)
             for size, windows in zip(sizes, gradient.shape[2:], strict=True)
         ]
-        as_is = gradient.shape[1] >= WIDE and _lies_last(gradient)
+        as_is = gradient.shape[1] >= WIDE and _is_channels_last(gradient)
         layout = torch.channels_last if as_is else torch.contiguous_format
         gradient = gradient.contiguous(memory_format=layout)
         if max(lack) > 0:

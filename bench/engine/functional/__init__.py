@@ -1,1 +1,1 @@
-"""Pure functions of tensors: norms, projections, losses, gradients, logits, hyperplanes."""
+"""Pure functions of tensors: norms, projections, sampling, losses, gradients, logits."""

@@ -1,7 +1,4 @@
-"""The shortest way from a point of the box onto a hyperplane, within the box, in linf, l2 or l1.
-
-Source: Croce and Hein 2020, section 2.2 and appendix A, https://arxiv.org/abs/1907.02044
-"""
+"""Project onto a hyperplane within the box, in linf, l2 or l1."""
 
 import torch
 from torch import Tensor
@@ -16,12 +13,25 @@ ENOUGH = 4
 """How many roundings of the level are no rise of it."""
 
 
-def shortest(x: Tensor, slope: Tensor, rise: Tensor, norm: Norm) -> Tensor:
-    """The step d of least norm for which <slope, d> = rise and x + d is in the box [0, 1].
+def shortest_step(x: Tensor, slope: Tensor, rise: Tensor, norm: Norm) -> Tensor:
+    """Find the step d of least norm with <slope, d> = rise and x + d in the box [0, 1].
 
-    Shapes: x in the box and slope (n, *input), rise (n,); result as x. Where no point of the box
-    lies on the hyperplane, the step leads to a corner that comes nearest to it; a pixel on which
-    the hyperplane does not depend stays.
+    Where no point of the box is on the hyperplane, the step leads to a corner that comes nearest to
+    it. A pixel on which the hyperplane does not depend stays.
+
+    Source: Croce and Hein 2020, section 2.2 and appendix A, https://arxiv.org/abs/1907.02044
+
+    Args:
+        x: Points in the box, (n, *input).
+        slope: Normals of the hyperplanes, (n, *input).
+        rise: Change of <slope, x> wanted, (n,).
+        norm: linf, l2 or l1.
+
+    Returns:
+        Steps, as `x`.
+
+    Raises:
+        ValueError: The norm is l0.
     """
     gradient = slope.flatten(1) * rise.sign()[:, None]  # the way to go now is up
     # Of its own scale, or the squares of a saturated net's gradients underflow to 0.
@@ -44,12 +54,12 @@ def shortest(x: Tensor, slope: Tensor, rise: Tensor, norm: Norm) -> Tensor:
 
 
 def _level(weight: Tensor, reach: Tensor, most: Tensor, needed: Tensor) -> Tensor:
-    """The level at which the sum over i of weight_i min(level, reach_i) is what is needed, (n, 1).
+    """Solve sum over i of weight_i min(level, reach_i) = needed for the level, (n, 1).
 
     Shapes: weight, reach and most = weight * reach (n, d), needed (n, 1). The sum is concave and
     piecewise linear in the level, so Newton's steps from 0 rise to the root without passing it, and
     end in it once its piece is reached: a handful of sums, where a sort of the reaches is ten times
-    as slow. A row at its root stays there, so none depends on how long another one takes.
+    as slow. A row at its root stays there, so no row depends on how long another one takes.
     """
     limits = torch.finfo(weight.dtype)
     level = torch.zeros_like(needed)
@@ -68,7 +78,7 @@ def _level(weight: Tensor, reach: Tensor, most: Tensor, needed: Tensor) -> Tenso
 
 
 def _steepest_first(steep: Tensor, room: Tensor, needed: Tensor) -> Tensor:
-    """How far each entry moves if the steepest go first, each as far as there is room, (n, d)."""
+    """Move the steepest entries first, each as far as there is room; lengths (n, d)."""
     steepest, order = steep.sort(1, descending=True)
     most = steepest * room.gather(1, order)
     share = (needed - (most.cumsum(1) - most)).clamp_min(0)

@@ -1,4 +1,4 @@
-"""The per-example losses that attacks ascend, all of shape (n,) from logits (n, classes)."""
+"""Per-example losses that attacks ascend: logits (n, classes) to (n,)."""
 
 from collections.abc import Callable
 
@@ -9,31 +9,63 @@ from bench.core.contracts.types import Goal, Loss
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """logsumexp(z) - z_y, natural logarithm."""
+    """Compute logsumexp(z) - z_y, with the natural logarithm.
+
+    Args:
+        logits: Logits, (n, classes).
+        y: Class to leave, (n,), int64.
+
+    Returns:
+        Losses, (n,).
+    """
     return torch.nn.functional.cross_entropy(logits, y, reduction="none")
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """logsumexp over i != y of z_i, minus z_y: cross-entropy without its saturation.
+    """Compute logsumexp over i != y of z_i, minus z_y: cross-entropy without its saturation.
 
-    Cross-entropy is log(1 + exp(margin)), a rising function of it: both have the same gradient
+    Cross-entropy is log(1 + exp(margin)), an increasing function of it: both have the same gradient
     direction, but this one keeps it in float32 where softmax rounds to 1.
+
+    Args:
+        logits: Logits, (n, classes).
+        y: Class to leave, (n,), int64.
+
+    Returns:
+        Losses, (n,).
     """
     others = logits.scatter(1, y[:, None], -torch.inf)
     return others.logsumexp(1) - logits.gather(1, y[:, None])[:, 0]
 
 
 def label_and_target(logits: Tensor, target: Tensor, label: Tensor) -> Tensor:
-    """Cross-entropy of the target minus that of the label, which is z_label - z_target exactly:
-    the two logsumexp cancel, and so nothing saturates."""
+    """Compute z_label - z_target, the cross-entropy of the target minus that of the label.
+
+    The two logsumexp cancel exactly, so nothing saturates.
+
+    Args:
+        logits: Logits, (n, classes).
+        target: Class to reach, (n,), int64.
+        label: True labels, (n,), int64.
+
+    Returns:
+        Losses, (n,).
+    """
     own = logits.gather(1, label[:, None]) - logits.gather(1, target[:, None])
     return own[:, 0]
 
 
 def logit_difference(logits: Tensor, y: Tensor) -> Tensor:
-    """max over i != y of z_i, minus z_y: above 0 exactly where y is not predicted.
+    """Compute max over i != y of z_i, minus z_y: above 0 exactly where y is not predicted.
 
     Source: Carlini and Wagner 2017, f_6, https://arxiv.org/abs/1608.04644
+
+    Args:
+        logits: Logits, (n, classes).
+        y: Class to leave, (n,), int64.
+
+    Returns:
+        Losses, (n,).
     """
     return -_lead(logits, y)
 
@@ -43,19 +75,38 @@ TINY = 1e-12
 
 
 def dlr(logits: Tensor, y: Tensor) -> Tensor:
-    """-(z_y - max over i != y of z_i) / (z_(1) - z_(3)), z_(k) the k-th largest: the same whatever
-    all logits are multiplied with or raised by. Needs three classes.
+    """Compute the difference of logits ratio, -(z_y - max over i != y of z_i) / (z_(1) - z_(3)).
+
+    z_(k) is the k-th largest logit, so the loss is invariant to scale and shift of the logits.
+    Needs three classes.
 
     Source: Croce and Hein 2020, equation 6, https://arxiv.org/abs/2003.01690
+
+    Args:
+        logits: Logits, (n, classes).
+        y: Class to leave, (n,), int64.
+
+    Returns:
+        Losses, (n,).
     """
     first, _, third = logits.topk(3, dim=1).values.unbind(1)
     return -_lead(logits, y) / (first - third + TINY)
 
 
 def dlr_targeted(logits: Tensor, target: Tensor, label: Tensor) -> Tensor:
-    """-(z_label - z_target) / (z_(1) - (z_(3) + z_(4)) / 2), to be ascended. Needs four classes.
+    """Compute -(z_label - z_target) / (z_(1) - (z_(3) + z_(4)) / 2), to be ascended.
 
-    Source: Croce and Hein 2020, equation 7.
+    Needs four classes.
+
+    Source: Croce and Hein 2020, equation 7, https://arxiv.org/abs/2003.01690
+
+    Args:
+        logits: Logits, (n, classes).
+        target: Class to reach, (n,), int64.
+        label: True labels, (n,), int64.
+
+    Returns:
+        Losses, (n,).
     """
     first, _, third, fourth = logits.topk(4, dim=1).values.unbind(1)
     gap = label_and_target(logits, target, label)
@@ -63,7 +114,7 @@ def dlr_targeted(logits: Tensor, target: Tensor, label: Tensor) -> Tensor:
 
 
 def _lead(logits: Tensor, y: Tensor) -> Tensor:
-    """z_y less the largest other logit: how far y is ahead."""
+    """Compute z_y minus the largest other logit, (n,)."""
     others = logits.scatter(1, y[:, None], -torch.inf)
     return logits.gather(1, y[:, None])[:, 0] - others.amax(1)
 
@@ -78,10 +129,17 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (n, classes), class to leave or reach (n,), label (n,)) -> what is ascended, (n,)."""
 
 
-def to_ascend(loss: Loss, goal: Goal) -> Objective:
-    """The loss as the attacker ascends it: away from the label, or, when targeted, to the target.
+def make_objective(loss: Loss, goal: Goal) -> Objective:
+    """Return the loss as the attacker ascends it: away from the label or, targeted, to the target.
 
     "label-and-target" without a target is cross-entropy.
+
+    Args:
+        loss: Name of the loss.
+        goal: Goal of the attack.
+
+    Returns:
+        (logits, class to leave or reach, label) -> what is ascended, (n,).
     """
     if loss == "label-and-target" and goal == "targeted":
         return lambda logits, y, label: -label_and_target(logits, y, label)
@@ -92,8 +150,16 @@ def to_ascend(loss: Loss, goal: Goal) -> Objective:
     return lambda logits, y, label: sign * towards(logits, y)
 
 
-def classes_needed(loss: str, goal: Goal) -> int:
-    """The fewest classes for which the loss is defined."""
+def min_classes(loss: str, goal: Goal) -> int:
+    """Return the smallest number of classes for which a loss is defined.
+
+    Args:
+        loss: Name of the loss.
+        goal: Goal of the attack.
+
+    Returns:
+        2, 3 or 4.
+    """
     if loss != "dlr":
         return 2
     return 4 if goal == "targeted" else 3

@@ -57,7 +57,7 @@ def wrong(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
     at = 0.5 + INSIDE * (x - 0.5) + SHAKEN * noise.uniform(x)
     with torch.no_grad():
         other = model(at).scatter(1, y[:, None], -torch.inf).argmax(1)
-    seen = gradients.look(model, label_and_target, at, y, other)
+    seen = gradients.gradient_pass(model, label_and_target, at, y, other)
     gradient = torch.nan_to_num(seen.gradient, 0.0, 0.0, 0.0)
     exact = _double(model, at, seen.logits)
     if exact is not None:

@@ -99,7 +99,7 @@ def _one(
             rows=session.rows[label],
         )
         curves = {name: task.curve for name, task in traced.items()}
-        with streams.kept(session.notes.append, f"the probes of model '{label}'"):
+        with streams.protect_streams(session.notes.append, f"the probes of model '{label}'"):
             if full:
                 found = probes.probe(subject, _ball(tasks), curves)
             else:

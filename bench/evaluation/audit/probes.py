@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bench.core import rng
-from bench.core.contracts.attack import AttackSpec, step_size
+from bench.core.contracts.attack import AttackSpec, IterativeAttack
+from bench.core.contracts.parameters import step_size
 from bench.core.contracts.types import Loss, Threat
 from bench.engine import stream, tensor_tree
-from bench.engine.functional import gradients, norms
-from bench.engine.functional.logits import predicted, wide
-from bench.engine.functional.losses import to_ascend
+from bench.engine.functional import gradients, norms, projections
+from bench.engine.functional.logits import predict_class, widen
+from bench.engine.functional.losses import make_objective
 from bench.engine.model_state import allow_tf32, frozen
 from bench.evaluation.audit import gradient_check, symptoms
 from bench.evaluation.audit.symptoms import Sign, Symptom
@@ -86,7 +87,7 @@ def probe(subject: Subject, threat: Threat, curves: Mapping[str, AttackSpec]) ->
     `curves` are the attacks, by label, of which a trace is read: untargeted ones whose rule takes
     several gradient steps. The model comes back as it was.
     """
-    with frozen(subject.model), allow_tf32(False), rng.seeded("probes", subject.label):
+    with frozen(subject.model), allow_tf32(False), rng.seed_global("probes", subject.label):
         found = [*_answers(subject), *_gradients(subject, threat)]
         if not VAGUE & {sign.name for sign in found}:
             found += slopes_differ(subject)
@@ -97,8 +98,8 @@ def probe(subject: Subject, threat: Threat, curves: Mapping[str, AttackSpec]) ->
 
 def traceable(curve: AttackSpec) -> bool:
     """Whether `probe` can read a trace of this attack."""
-    rule, steps = curve.attack.rule, getattr(curve.params, "steps", 1)
-    own = rule is not None and not rule.seeks and rule.aims is None
+    attack, steps = curve.attack, getattr(curve.params, "steps", 1)
+    own = isinstance(attack, IterativeAttack) and not attack.rule.seeks and attack.rule.aims is None
     several = "steps" in _fields(curve.params) and steps > 1 and max(curve.eps) > 0
     return own and several and curve.attack.needs == "gradient" and curve.goal == "untargeted"
 
@@ -139,7 +140,7 @@ def _answers(subject: Subject) -> Iterator[Sign]:
     again = torch.stack([_logits(subject, subject.x) for _ in range(ASKED_AGAIN)])
     differs = (again - logits).abs().amax((0, 2)) > RANDOM * scale
     if differs.any():
-        other = (predicted(again) != predicted(logits)).any(0)
+        other = (predict_class(again) != predict_class(logits)).any(0)
         told = f"asked {ASKED_AGAIN + 1} times, {int(other.sum())} images get another label"
         limit = f"a logit that differs by more than {RANDOM:g} of the largest"
         yield _sign(subject, symptoms.UNSTABLE, differs, told, limit)
@@ -147,7 +148,7 @@ def _answers(subject: Subject) -> Iterator[Sign]:
     alone = torch.cat([_logits(subject, row[None]) for row in subject.x])
     differs = (alone - logits).abs().amax(1) > BATCH * scale
     if differs.any():
-        other = predicted(alone) != predicted(logits)
+        other = predict_class(alone) != predict_class(logits)
         told = f"asked one by one, {int(other.sum())} images get another label"
         limit = f"a logit that differs by more than {BATCH:g} of the largest"
         yield _sign(subject, symptoms.BATCH, differs, told, limit)
@@ -155,7 +156,7 @@ def _answers(subject: Subject) -> Iterator[Sign]:
 
 def _logits(subject: Subject, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([wide(subject.model(part)) for part in x.split(subject.rows)])
+        return torch.cat([widen(subject.model(part)) for part in x.split(subject.rows)])
 
 
 # ----------------------------------------------------------------------------- where gradients lead
@@ -200,7 +201,9 @@ def _ascend(subject: Subject, threat: Threat, steps: int, length: float, loss: L
     """Steepest ascent of the loss from each example, which stops where the model is fooled."""
     found: _Ascent | None = None
     for x, y in zip(subject.x.split(subject.rows), subject.y.split(subject.rows), strict=True):
-        found = tensor_tree.join(found, _climb(subject.model, x, y, threat, steps, length, loss))
+        found = tensor_tree.join_rows(
+            found, _climb(subject.model, x, y, threat, steps, length, loss)
+        )
     assert found is not None
     return found
 
@@ -208,21 +211,23 @@ def _ascend(subject: Subject, threat: Threat, steps: int, length: float, loss: L
 def _climb(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int, length: float, loss: Loss
 ) -> _Ascent:
-    objective, eps = to_ascend(loss, "untargeted"), torch.full_like(x[:, 0, 0, 0], threat.eps)
+    objective, eps = make_objective(loss, "untargeted"), torch.full_like(x[:, 0, 0, 0], threat.eps)
     at, blind = x, torch.zeros_like(y, dtype=torch.bool)
     fooled = blind
     for _ in range(steps):
-        seen = gradients.look(model, objective, at, y, y)
-        fooled = predicted(seen.logits) != y
+        seen = gradients.gradient_pass(model, objective, at, y, y)
+        fooled = predict_class(seen.logits) != y
         if fooled.all():
             return _Ascent(at, blind, fooled)
         flat = seen.gradient.flatten(1)
         blind = blind | (~fooled & (~flat.isfinite().all(1) | (flat == 0).all(1)))
-        moved = at + length * norms.steepest(seen.gradient.nan_to_num(), threat.norm)
-        moved = norms.project(moved, x, eps, threat.norm)
+        moved = at + length * projections.steepest_direction(
+            seen.gradient.nan_to_num(), threat.norm
+        )
+        moved = projections.project(moved, x, eps, threat.norm)
         at = torch.where(norms.per_row(fooled, x), at, moved)
     with torch.no_grad():
-        return _Ascent(at, blind, predicted(model(at)) != y)
+        return _Ascent(at, blind, predict_class(model(at)) != y)
 
 
 def slopes_differ(subject: Subject) -> list[Sign]:
@@ -261,11 +266,11 @@ def _trace(subject: Subject, label: str, curve: AttackSpec) -> Iterator[Sign]:
         curve, eps=(eps,), params=_longer(curve.params, eps), stop="first-success",
         sweep="independent", precision="float32", trace=True,
     )  # fmt: skip
-    got = stream.attack(subject.model, longer, subject.x, subject.y, subject.id, subject.rows)
+    got = stream.run_attack(subject.model, longer, subject.x, subject.y, subject.id, subject.rows)
     assert got.losses is not None
     first, losses = got.first_success[0], got.losses[0]
     early = (first >= 0) & (first <= steps)
-    late = ~early & ((first >= 0) | (predicted(_logits(subject, got.x_adv[0])) != subject.y))
+    late = ~early & ((first >= 0) | (predict_class(_logits(subject, got.x_adv[0])) != subject.y))
     flat = ~early & ~(losses[:, steps] > losses[:, 0])
     threat = Threat(norm=curve.norm, eps=eps)
     if _many(flat):

@@ -83,7 +83,7 @@ def run(suite: Suite, out: Path, options: runner.Options, listen: Listen, limits
     """
     if limits.memory is not None and not Path("/proc/self/statm").is_file():
         raise SuiteError("--memory-limit needs /proc, which this system has not; leave it out")
-    with lock.held(out, lambda told: listen(Event("note", told, 0.0))):
+    with lock.hold_lock(out, lambda told: listen(Event("note", told, 0.0))):
         told = _Teller(listen)
         orders = Orders(
             suite.text, suite.base, out, options, torch.get_num_threads(),

@@ -9,7 +9,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import AttackBatch
+from bench.core.contracts.attack import ExternalAttack, IterativeAttack
+from bench.core.contracts.rule import AttackBatch
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
 from bench.engine import timing
@@ -58,9 +59,9 @@ class ExperimentRunner:
 
     def watched(self, side: Side) -> Observed:
         """Run the side as it is, and see what it does."""
-        if side.curve.attack.run is not None:
+        if isinstance(side.curve.attack, ExternalAttack):
             return self._watched_whole(side)
-        if side.curve.attack.rule is not None and side.curve.attack.budget == "fixed":
+        if isinstance(side.curve.attack, IterativeAttack) and side.curve.attack.budget == "fixed":
             return self._watched_rule(side)
         return self._kept(side, [self._run(side, self.chosen)])
 
@@ -87,8 +88,8 @@ class ExperimentRunner:
     def _watched_rule(self, side: Side) -> Observed:
         """Where a rule starts, it says itself; a GPU replays its calls of the model unseen."""
         attack, starts = side.curve.attack, self.all.x.clone()
+        assert isinstance(attack, IterativeAttack)
         rule = attack.rule
-        assert rule is not None
 
         def init(items: AttackBatch, noise: Noise, params: Any, norm: Norm) -> Any:
             state = rule.init(items, noise, params, norm)

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from bench.core import registry, rng
-from bench.core.contracts.attack import Attack, AttackSpec
+from bench.core.contracts.attack import Attack, AttackSpec, IterativeAttack
 from bench.core.errors import SuiteError
 from bench.core.validation import Validator
 from bench.engine import stream
@@ -24,7 +24,11 @@ class AdversarialBatches:
         """Raises: SuiteError for an attack that is unknown, has no such norm, or is no rule."""
         self.adversary, self.seed = adversary, seed
         found: Attack = registry.find("attacks", adversary.attack, Path())
-        able = found.rule is not None and found.budget == "fixed" and "untargeted" in found.goals
+        able = (
+            isinstance(found, IterativeAttack)
+            and found.budget == "fixed"
+            and "untargeted" in found.goals
+        )
         if not able or adversary.norm not in found.norms:
             raise SuiteError(
                 f"adversarial.attack: expected a rule such as bench's own attacks, untargeted, "
@@ -59,4 +63,4 @@ class AdversarialBatches:
             stop="never",
             seed=seed,
         )
-        return stream.attack(model, curve, x, y, ids, rows=len(x)).x_adv[0]
+        return stream.run_attack(model, curve, x, y, ids, rows=len(x)).x_adv[0]

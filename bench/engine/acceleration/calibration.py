@@ -1,0 +1,194 @@
+"""Time which memory layout and how many rows a pass are fastest, once per architecture and device.
+
+The result is stored in the user's cache folder, so that later runs on the same machine need not
+time again. What all of it is worth is stated in results/speed.
+"""
+
+import contextlib
+import hashlib
+import inspect
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import platformdirs
+import torch
+from torch import Tensor, nn
+
+from bench.core import files
+from bench.core.contracts.types import Precision
+from bench.core.errors import SuiteError
+from bench.engine import device as devices
+from bench.engine import timing
+from bench.engine.acceleration import layers as fused_layers
+from bench.engine.functional.gradients import gradient_pass
+from bench.engine.functional.losses import make_objective
+from bench.engine.model_state import is_out_of_memory
+
+Layout = Literal["contiguous", "channels-last"]
+LAYOUTS: tuple[Layout, ...] = ("contiguous", "channels-last")
+WIDE = 32
+"""Input channels of the widest convolution from which channels-last is the likelier winner."""
+WORTH = 20
+"""A calibration is made when the attack ahead takes so many times as long."""
+TIMINGS = 30
+"""Approximate number of passes of a calibration."""
+BETTER = 0.95
+"""Another number of rows must take at most this share of the time."""
+LEAST_ROWS, MOST_ROWS = 4, 16384
+
+
+class Calibration(NamedTuple):
+    """Layout and rows that were chosen, and how."""
+
+    layout: Layout
+    rows: int
+    timed: bool
+    """Whether they were timed, now or earlier; if not, they follow a rule."""
+    worth: float
+    """Seconds of attack from which timing pays: 0 if it was done earlier, infinite where torch must
+    be deterministic."""
+
+
+def calibrate(
+    model: nn.Module,
+    candidates: Mapping[Layout, nn.Module],
+    x: Tensor,
+    rows: int,
+    precision: Precision,
+    fixed: bool,
+    ahead: float,
+) -> Calibration:
+    """Choose the layout and the rows a pass, by timing if the work ahead is worth it.
+
+    Args:
+        model: The attacked model.
+        candidates: Accelerated model for each layout in which one agrees with `model`.
+        x: Images, (n, c, h, w), in [0, 1].
+        rows: First guess of the rows a pass.
+        precision: Arithmetic of the gradients.
+        fixed: Whether `rows` is final.
+        ahead: Seconds of attack that the choice is for.
+
+    Returns:
+        The choice. Where torch must be deterministic it follows a rule, because timings differ
+        from run to run.
+    """
+    widest = max((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
+    likely: Layout = "channels-last" if widest >= WIDE else "contiguous"
+    likely = likely if likely in candidates else next(iter(candidates))
+    if torch.are_deterministic_algorithms_enabled():
+        return Calibration(likely, rows, False, math.inf)
+    key = _cache_key(model, x, precision, rows if fixed else 0, sorted(candidates))
+    known = recall(key)
+    if known is not None and known[0] in candidates:
+        return Calibration(known[0], rows if fixed else known[1], True, 0.0)
+    (first,) = _seconds_per_row([candidates[likely]], x, rows, rounds=1)
+    worth = WORTH * TIMINGS * rows * first
+    if ahead < worth:
+        return Calibration(likely, rows, False, worth)
+    times = _seconds_per_row(list(candidates.values()), x, rows)
+    seconds = dict(zip(candidates, times, strict=True))
+    layout = min(seconds, key=lambda each: seconds[each])
+    if not fixed:
+        rows = _best_rows(candidates[layout], x, rows, seconds[layout])
+    store(key, layout, min(rows, MOST_ROWS))
+    return Calibration(layout, rows, True, worth)
+
+
+def _best_rows(net: nn.Module, x: Tensor, rows: int, seconds: float) -> int:
+    """Halve the rows while that is faster, else double them while that is."""
+    for factor in (0.5, 2.0):
+        best = rows
+        while LEAST_ROWS <= (other := int(best * factor)) <= MOST_ROWS:
+            try:
+                (needed,) = _seconds_per_row([net], x, other)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                break
+            if needed > BETTER * seconds:
+                break
+            best, seconds = other, needed
+        if best != rows:
+            return best
+    return rows
+
+
+def _seconds_per_row(
+    nets: Sequence[nn.Module], x: Tensor, rows: int, rounds: int = 5
+) -> list[float]:
+    """Time a gradient pass of each net over `rows` rows, in seconds per row.
+
+    The nets take turns, and the best of several rounds counts, because other work on the machine
+    can only make a net look slower.
+    """
+    images = timing.noisy_images(x, rows)
+    y = torch.zeros(rows, dtype=torch.int64, device=x.device)
+    objective = make_objective("cross-entropy", "untargeted")
+    times: list[list[float]] = [[] for _ in nets]
+    for _ in range(rounds + 1):  # the first one warms up
+        for net, spent in zip(nets, times, strict=True):
+            work = partial(gradient_pass, net, objective, images, y, y)
+            spent.append(timing.time_call(work, x.device)[1] / rows)
+    return [min(spent[1:]) for spent in times]
+
+
+def _cache_key(
+    model: nn.Module, x: Tensor, precision: str, rows: int, layouts: list[Layout]
+) -> str:
+    """Hash what the speed depends on: architecture (not weights), machine and versions."""
+    layers = [(name, type(layer).__qualname__) for name, layer in model.named_modules()]
+    shapes = [(name, tuple(getattr(v, "shape", ()))) for name, v in model.state_dict().items()]
+    facts = [
+        devices.device_name(x.device), torch.get_num_threads(), torch.__version__,
+        inspect.getsource(fused_layers), tuple(x.shape[1:]), precision, rows, layouts, layers,
+        shapes,
+    ]  # fmt: skip
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def cache_file() -> Path:
+    """Return the path of the file of stored calibrations; deleting it forces new timings.
+
+    Returns:
+        A JSON file in the user's cache folder.
+    """
+    return platformdirs.user_cache_path("bench") / "calibrations.json"
+
+
+def recall(key: str) -> tuple[Layout, int] | None:
+    """Look up a stored calibration.
+
+    Args:
+        key: Hash of architecture, machine and versions.
+
+    Returns:
+        Layout and rows; None if there is no readable entry.
+    """
+    try:
+        layout, rows = json.loads(cache_file().read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    known = layout in LAYOUTS and isinstance(rows, int) and 1 <= rows <= MOST_ROWS
+    return (layout, rows) if known else None
+
+
+def store(key: str, layout: Layout, rows: int) -> None:
+    """Store a calibration; if the file cannot be written, the next run times again.
+
+    Args:
+        key: Hash of architecture, machine and versions.
+        layout: The fastest layout.
+        rows: The fastest number of rows a pass.
+    """
+    try:
+        known = json.loads(cache_file().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        known = {}
+    content = {**(known if isinstance(known, dict) else {}), key: [layout, rows]}
+    with contextlib.suppress(SuiteError):
+        files.write_atomic(cache_file(), json.dumps(content, indent=1).encode())
