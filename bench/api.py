@@ -144,7 +144,7 @@ def evaluate(
     task = plan.task(label, entry, facts[label], seed, "independent", facts.get(crafting))
     if reason := task.cells[0].reason:
         raise SuiteError(f"bench.evaluate: attack '{attack}': {reason}")
-    shards = [session.shard(task, first, last) for first, last in session.shards()]
+    shards = [session.evaluate_chunk(task, first, last) for first, last in session.shards()]
     frame = pd.concat([shard.frame for shard in shards], ignore_index=True)
     pieces = [piece for shard in shards for piece in shard.pieces]
     stored = Stored(frame, pieces, {})

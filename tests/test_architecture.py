@@ -189,7 +189,7 @@ def test_a_run_imports_before_its_first_cell_what_that_needs_and_no_more(tmp_pat
         "import contextlib, click\nfrom bench.evaluation import evaluator\n"
         "from bench.cli import cli\n"
         "def stopped(*_): raise KeyboardInterrupt\n"
-        "evaluator.Evaluator.shard = stopped\n"
+        "evaluator.Evaluator.evaluate_chunk = stopped\n"
         "words = ['run', 's.toml', '--data-dir', '.', '--device', 'cpu', '--out', 'out']\n"
         "with contextlib.suppress(click.exceptions.Abort):\n"
         "    cli(words, standalone_mode=False)"

@@ -128,7 +128,7 @@ class Evaluator:
         floor = self._floor(task.source, self._rows_for(task))
         return sum(floor.seconds(cell.passes or 1.0, cell.gradients or 0.0) for cell in task.cells)
 
-    def shard(self, task: plan.Task, first: int, last: int) -> Shard:
+    def evaluate_chunk(self, task: plan.Task, first: int, last: int) -> Shard:
         """Attack, verify and judge the examples first..last-1 for all the task's cells.
 
         Raises: SuiteError if a model answers otherwise afterwards than when it was first asked.

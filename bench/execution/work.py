@@ -170,7 +170,7 @@ def attempt(session: Evaluator, task: plan.Task, first: int, last: int) -> Itera
     cells = tuple(cell.identity for cell in task.cells)
     try:
         with streams.kept(session.notes.append, f"{task.model} · {task.entry.label}"):
-            shard = session.shard(task, first, last)
+            shard = session.evaluate_chunk(task, first, last)
     except (SuiteError, KeyboardInterrupt):  # the user's: an image that is none, or Ctrl-C
         raise
     except BaseException as error:  # a stranger's attack or model may do anything

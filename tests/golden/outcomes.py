@@ -169,7 +169,7 @@ def _case(session: Evaluator, attack: str, norm: str, goal: str) -> dict[str, An
         "params": {key: value for key, value in wanted.items() if key in fields},
     }  # fmt: skip
     task = plan.task("net", attack_entry(raw, "golden"), session.facts("net"), 0, "independent")
-    frame = session.shard(task, 0, EXAMPLES).frame
+    frame = session.evaluate_chunk(task, 0, EXAMPLES).frame
     # Identities are no outcome: each cell is called by its eps.
     frame = frame.assign(
         cell=frame["eps"].astype(str), violation=frame["violation"].ne("").map(str)

@@ -95,7 +95,7 @@ def attack(
     )  # fmt: skip
     task = plan.task(model.label, entry, session.facts(model.label), seed, "independent")
     task = task._replace(curve=dataclasses.replace(task.curve, trace=True))
-    shard = session.shard(task, 0, 1)
+    shard = session.evaluate_chunk(task, 0, 1)
     record = {str(key): value for key, value in shard.frame.iloc[0].items()}
     x_adv = shard.x_adv[0, 0]
 
