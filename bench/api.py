@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.analysis import results, tables
-from bench.core import sizes
+from bench.core import files, sizes
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
 from bench.datasets import inputs
@@ -115,13 +115,13 @@ def evaluate(
     if target is not None:
         raw["target"] = target
     entry = attack_entry(raw, "bench.evaluate")
-    where = loading.device(device)
+    where = loading.select_device(device)
     loading.check_tensors("given", x, y)
     data = inputs.checked("given", in_memory("given", x, y, ()))
     assert data.labels is not None
     label = type(model).__name__
     crafting = "source" if label != "source" else "the source"
-    shown = loading.shown(label, model, access, classes or int(data.labels.max()) + 1)
+    shown = loading.restrict_access(label, model, access, classes or int(data.labels.max()) + 1)
     models = {label: shown} if source is None else {label: shown, crafting: source}
     subjects = {
         name: checks.preflight(
@@ -135,16 +135,16 @@ def evaluate(
         for name, each in subjects.items()
     }
     session = Evaluator(
-        suite="", seed=seed, device=where, data=data, subjects=subjects, rows=rows,
-        fixed_rows=batch_size is not None, copied=copied,
+        suite="", seed=seed, device=where, data=data, models=subjects, rows=rows,
+        fixed_rows=batch_size is not None, use_acceleration=copied,
     )  # fmt: skip
-    facts = {name: session.facts(name) for name in models}
+    facts = {name: session.model_facts(name) for name in models}
     if source is not None:
         entry = dataclasses.replace(entry, source=crafting)
     task = plan.task(label, entry, facts[label], seed, "independent", facts.get(crafting))
     if reason := task.cells[0].reason:
         raise SuiteError(f"bench.evaluate: attack '{attack}': {reason}")
-    shards = [session.evaluate_chunk(task, first, last) for first, last in session.shards()]
+    shards = [session.evaluate_chunk(task, first, last) for first, last in session.chunks()]
     frame = pd.concat([shard.frame for shard in shards], ignore_index=True)
     pieces = [piece for shard in shards for piece in shard.pieces]
     stored = Stored(frame, pieces, {})
@@ -152,7 +152,7 @@ def evaluate(
     adversarial = torch.cat([s.x_adv for s in shards], dim=1) if keep_adversarial else None
     probes = probe_models(session, [task], {}, full=audit)
     random = [name for name, subject in subjects.items() if subject.random]
-    told = findings.audit(task.cells, table, stored, probes, random)
+    told = findings.audit_run(task.cells, table, stored, probes, random)
     sentences = tuple(each for subject in subjects.values() for each in subject.findings)
     sentences += tuple(sign.sentence for sign in told.signs)
     if sentences:
@@ -194,7 +194,7 @@ def run(
         device=device,
         limit=limit,
         batch_size=batch_size,
-        data_dir=loading.data_folder(data_dir),
+        data_dir=files.data_folder(data_dir),
         fresh=fresh,
         copied=copied,
         keep=sizes.parse("keep_adversarial", keep_adversarial) if keep_adversarial else 0,

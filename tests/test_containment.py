@@ -224,7 +224,7 @@ def test_the_process_is_as_it_was(ran: Ran) -> None:
     assert "BAD" not in os.environ
     assert Path.cwd() != Path("/")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert process_state.State().put_back() == []
+    assert process_state.ProcessState().put_back() == []
 
 
 # -------------------------------------------------------------- what cannot be copied or put back

@@ -253,7 +253,7 @@ def test_a_find_that_the_model_does_not_confirm_is_none(digits: Any, lenet: nn.M
     x, y = digits[0][:6], digits[1][:6]
     found = bench.evaluate(lenet, x, y, attack="torchattacks:VANILA", norm="l2", eps=[1.0])
     assert (found.records["distance"] == INF).all()
-    assert metrics.robust(found.records).all()
+    assert metrics.robust_examples(found.records).all()
 
 
 def test_what_a_copy_alone_takes_for_fooled_is_searched_again_on_the_model_at_any_distance(

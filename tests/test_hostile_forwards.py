@@ -335,7 +335,7 @@ def examples(net: nn.Module) -> Examples:
 
 def measured(
     net: nn.Module, made: accelerate.AcceleratedModel | None, attack: str
-) -> verify.ChunkResult:
+) -> verify.VerifiedChunk:
     led = None if made is None else made.model
     return verify.evaluate_chunk(net, curve(attack), examples(net), 16, FREE, copy=led)
 
@@ -452,7 +452,7 @@ class Fails(nn.Module):
         return logits
 
 
-def same(ours: verify.ChunkResult, theirs: verify.ChunkResult) -> None:
+def same(ours: verify.VerifiedChunk, theirs: verify.VerifiedChunk) -> None:
     for one, other in zip(ours.records, theirs.records, strict=True):
         pd.testing.assert_frame_equal(one[OUTCOME], other[OUTCOME])
     assert torch.equal(ours.x_adv, theirs.x_adv)

@@ -47,7 +47,7 @@ def images() -> Tensor:
 
 def readings(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Whether each reader takes each image for its label y (n,)."""
-    subject = probes.Subject("net", net, torch.arange(len(x)), x, y, 7)
+    subject = probes.ProbedModel("net", net, torch.arange(len(x)), x, y, 7)
     ascend = losses.to_ascend("margin", "untargeted")
     at_ease = gradients.glance(net, ascend, x, y, y).logits
     pulled = gradients.look(net, ascend, x, y, y).logits

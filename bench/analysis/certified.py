@@ -51,7 +51,7 @@ def read(
     """
     tasks = manifest.known(plan.CertificationTask, provenance.get("certify", []))
     wanted = [_task(each) for each in tasks]
-    stored = store.stored(folder) if wanted else []
+    stored = store.read_certificates(folder) if wanted else []
     suite, data = provenance["suite"]["name"], provenance["data"]
     rows, kept = [], []
     for task in wanted:

@@ -43,13 +43,14 @@ def attack(
     """Attack one IMAGE, a file or an example such as digits:17: before, after, the change."""
     from bench.attacks.common import ONE_IMAGE
     from bench.core import files
+    from bench.core import files as core_files
     from bench.evaluation import loading
     from bench.suite.reader import attack_entry
     from bench.suite.schema import ModelEntry
     from bench.workflows.single_image import attack as single
     from bench.workflows.single_image import page
 
-    chosen = weights or loading.first_published(model)
+    chosen = weights or loading.find_default_weights(model)
     entry = ModelEntry(name=model, label=model, weights=chosen)
     raw: dict[str, Any] = {
         "name": attack or ONE_IMAGE,
@@ -66,9 +67,9 @@ def attack(
         image,
         entry,
         checked,
-        device=loading.device(device),
+        device=loading.select_device(device),
         out=out,
-        data_dir=loading.data_folder(data_dir),
+        data_dir=core_files.data_folder(data_dir),
         magnify=magnify,
     )
     for line in page.lines(told, every):

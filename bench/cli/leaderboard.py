@@ -43,7 +43,7 @@ def leaderboard(
     is run again, and every outcome is compared. Building it runs the code that its card names.
     Ends with 1, and says what differs, if it may not enter.
     """
-    from bench.evaluation import loading
+    from bench.core import files
     from bench.execution import runner
     from bench.suite import reader as suites
     from bench.workflows.leaderboard import entries, page
@@ -55,7 +55,7 @@ def leaderboard(
         options = runner.Options(
             device=device,
             limit=limit,
-            data_dir=loading.data_folder(data_dir),
+            data_dir=files.data_folder(data_dir),
             command=f"bench run {checked.name}",
         )
         if not _enter(folder, add, card, checked, options):

@@ -64,9 +64,8 @@ def run(
     audit: bool,
 ) -> int:
     """Run SUITE (a path, or a shipped name) and write its report; resumes what was begun."""
-    from bench.core import sizes
+    from bench.core import files, sizes
     from bench.engine import malloc
-    from bench.evaluation import loading
     from bench.execution import runner, sharding
     from bench.suite.reader import read
 
@@ -80,7 +79,7 @@ def run(
         device=device,
         limit=limit,
         batch_size=batch_size,
-        data_dir=loading.data_folder(data_dir),
+        data_dir=files.data_folder(data_dir),
         keep=sizes.parse("--keep-adversarial", keep_adversarial) if keep_adversarial else 0,
         fresh=fresh,
         copied=not no_copy,

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from bench.core.errors import ContractError
 from bench.engine.model_state import eval_mode
-from bench.evaluation.process_state import State
+from bench.evaluation.process_state import ProcessState
 from bench.models.query_only import QueryOnlyModel
 
-HUGE = 2 * 2**30
+MAX_COPY_BYTES = 2 * 2**30
 """A model of more bytes is not copied."""
-ASKED = 4
+PROBE_IMAGES = 4
 """Images on which a copy must answer exactly as the model does, and the model as before."""
-CLOSE = 1e-4
+LOGIT_TOLERANCE = 1e-4
 """How far the model's logits may be apart before and after, as a share of the largest: the same
 passes on a GPU need not give the same bits."""
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -33,13 +33,13 @@ MODES = ("training", "_is_full_backward_hook")
 """What libraries set as they please: put back without a word."""
 
 
-class Loan:
+class StateGuard:
     """What a stranger's code is given, and what is held against how it was, time and again."""
 
     def __init__(self, model: nn.Module | None = None) -> None:
         """Without a `model` the process alone is looked after."""
         self.model = model
-        self.process = State()
+        self.process = ProcessState()
         self.structures: list[_Structure] = []
         self.weights: list[tuple[str, Tensor, Tensor]] = []
         """Name, tensor lent and the one that it must equal."""
@@ -72,14 +72,14 @@ class Loan:
 
 
 @contextmanager
-def lent(model: nn.Module, x: Tensor, random: bool) -> Iterator[Loan]:
+def isolate_model(model: nn.Module, x: Tensor, random: bool) -> Iterator[StateGuard]:
     """A model for a stranger's loop: a copy that answers as `model` does on the first of x
     (n, c, h, w), or `model` itself; in evaluation mode.
 
     Of a model that answers at random, answers are not compared.
     Raises: ContractError if the model answers otherwise afterwards.
     """
-    asked = None if random or _elsewhere(model) else x[:ASKED]
+    asked = None if random or _elsewhere(model) else x[:PROBE_IMAGES]
     plain = asked is not None
     with eval_mode(model):
         before = _Structure(model, frozenset(), plain)
@@ -89,7 +89,7 @@ def lent(model: nn.Module, x: Tensor, random: bool) -> Iterator[Loan]:
             own = None
         # What a pass alone changes, such as what a layer remembers of it, is the model's own.
         restless = frozenset(before.changed())
-        loan = Loan(model if own is None else own)
+        loan = StateGuard(model if own is None else own)
         loan.structures.append(_Structure(model, restless, plain))
         if own is not None:
             loan.structures.append(_Structure(own, restless, plain))
@@ -98,7 +98,7 @@ def lent(model: nn.Module, x: Tensor, random: bool) -> Iterator[Loan]:
                 for (name, theirs), (_, mine) in zip(_tensors(model), _tensors(own), strict=True)
                 if _same(mine, theirs)  # a counter among its buffers need not be
             ]
-        elif _size(model) <= HUGE:
+        elif _size(model) <= MAX_COPY_BYTES:
             loan.weights = [(name, mine, mine.detach().clone()) for name, mine in _tensors(model)]
     yield loan
     with eval_mode(model):
@@ -133,7 +133,7 @@ def _copy(model: nn.Module) -> nn.Module | None:
         type(each).__name__ == "OptimizedModule" or vars(each).get("_compiled_call_impl")
         for each in model.modules()
     )  # a copy would be compiled anew
-    if compiled or _size(model) > HUGE:
+    if compiled or _size(model) > MAX_COPY_BYTES:
         return None
     try:
         own = copy.deepcopy(model)
@@ -182,7 +182,7 @@ def _close(one: Tensor, other: Tensor) -> bool:
     if one.shape != other.shape:
         return False
     one, other = one.double(), other.double()
-    return bool((one - other).abs().max() <= CLOSE * other.abs().max())
+    return bool((one - other).abs().max() <= LOGIT_TOLERANCE * other.abs().max())
 
 
 # ----------------------------------------------------------------------------------- its structure

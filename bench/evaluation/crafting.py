@@ -28,7 +28,7 @@ from bench.engine.functional import norms
 from bench.engine.functional.norms import ABSOLUTE, RELATIVE
 from bench.engine.model_state import allow_tf32, eval_mode
 from bench.evaluation import containment
-from bench.evaluation.containment import Loan
+from bench.evaluation.containment import StateGuard
 from bench.evaluation.judge import Prediction, Vote, judge
 
 SPOTS = 8
@@ -91,7 +91,7 @@ def craft(
     """
     y = chosen.label if curve.goal == "untargeted" else chosen.target
     if curve.attack.run is not None:
-        with allow_tf32(False), containment.lent(model, chosen.x, curve.random) as loan:
+        with allow_tf32(False), containment.isolate_model(model, chosen.x, curve.random) as loan:
             return _run_external(loan, curve, chosen, y, rows)
     once = searches(curve)
     stream = replace(curve, eps=(torch.inf,)) if once else curve
@@ -123,7 +123,7 @@ def _shared(rule: Rule | None) -> AbstractContextManager[None]:
     steps = [] if rule is None else [rule.init, rule.step or rule.respond]
     if all(str(getattr(step, "__module__", "")).startswith("bench.") for step in steps):
         return contextlib.nullcontext()
-    return containment.Loan().out()
+    return containment.StateGuard().out()
 
 
 def searches(curve: AttackSpec) -> bool:
@@ -256,7 +256,7 @@ def _shared_out(raw: AttackOutput, curve: AttackSpec, x: Tensor) -> AttackOutput
 
 
 def _run_external(
-    loan: Loan, curve: AttackSpec, chosen: Examples, y: Tensor, rows: int
+    loan: StateGuard, curve: AttackSpec, chosen: Examples, y: Tensor, rows: int
 ) -> AttackOutput:
     """A foreign loop on a model of its own, batch by batch; one that seeks the least distance runs
     once for all eps."""

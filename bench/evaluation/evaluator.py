@@ -27,26 +27,26 @@ from bench.models.preflight.checks import LoadedModel
 from bench.storage.records import Piece
 from bench.suite import plan
 
-SHARD_EXAMPLES = 1000
-SHARD_BYTES = 64 * 2**20
+CHUNK_EXAMPLES = 1000
+CHUNK_BYTES = 64 * 2**20
 """A shard holds at most so many examples, and so many bytes of images."""
-JUDGED = 64
+MAX_JUDGE_ROWS = 64
 """Most rows that the judge is given at once on a CPU."""
-REPEATED = 16
+REPEATED_IMAGES = 16
 """Clean images that a model is asked about again after each shard, to see that its answers do not
 change while it is attacked."""
 FLOOR_AGE = 20
 """A floor is timed again when it is older than so many times what timing it takes."""
 
 
-def cuts(n: int, shape: Shape) -> list[tuple[int, int]]:
+def chunk_bounds(n: int, shape: Shape) -> list[tuple[int, int]]:
     """(first, last) of each shard of n images (c, h, w), by the size of an image alone."""
     channels, height, width = shape
-    size = max(8, min(SHARD_EXAMPLES, SHARD_BYTES // (4 * channels * height * width)))
+    size = max(8, min(CHUNK_EXAMPLES, CHUNK_BYTES // (4 * channels * height * width)))
     return [(a, min(a + size, n)) for a in range(0, n, size)]
 
 
-class _Timed(NamedTuple):
+class _TimedFloor(NamedTuple):
     """A floor, when it was timed and how long that took, in seconds."""
 
     floor: timing.Floor
@@ -54,7 +54,7 @@ class _Timed(NamedTuple):
     took: float
 
 
-class Shard(NamedTuple):
+class ChunkResult(NamedTuple):
     """What one shard of one task gave."""
 
     frame: pd.DataFrame
@@ -74,32 +74,32 @@ class Evaluator:
     seed: int
     device: torch.device
     data: Data
-    subjects: dict[str, LoadedModel]
+    models: dict[str, LoadedModel]
     rows: dict[str, int]
     """Model -> rows a pass holds, unless a calibration finds a better number for its copy."""
     fixed_rows: bool = False
     """Whether the user said how many rows."""
-    copied: bool = True
+    use_acceleration: bool = True
     """Whether attacks lead with a faster copy of the model, where one agrees with it."""
-    keep: bool = False
+    keep_all_images: bool = False
     """Whether all adversarial images are wanted, not the first few alone."""
     unfit: dict[str, str] = dataclasses.field(default_factory=dict)
     """Model -> why it cannot be attacked: it raised while it was examined or timed."""
     notes: list[str] = dataclasses.field(default_factory=list)
     """What happened on the way that a listener should hear, a sentence each."""
-    reasons: list[str] = dataclasses.field(default_factory=list)
+    decisions: list[str] = dataclasses.field(default_factory=list)
     """What was decided on the way and why, likewise, for a listener who asks."""
     _copies: dict[tuple[str, Precision], accelerate.AcceleratedModel] = dataclasses.field(
         default_factory=dict
     )
-    _clean: dict[str, verify.Clean] = dataclasses.field(default_factory=dict)
+    _clean: dict[str, verify.CleanPass] = dataclasses.field(default_factory=dict)
     _first: dict[str, Prediction] = dataclasses.field(default_factory=dict)
-    _floors: dict[tuple[str, int], _Timed] = dataclasses.field(default_factory=dict)
+    _floors: dict[tuple[str, int], _TimedFloor] = dataclasses.field(default_factory=dict)
     _said: set[str] = dataclasses.field(default_factory=set)
 
-    def facts(self, model: str) -> plan.Facts:
+    def model_facts(self, model: str) -> plan.Facts:
         """What the planner must know of a model."""
-        subject = self.subjects[model]
+        subject = self.models[model]
         return plan.Facts(
             classes=subject.classes or None,
             shape=self.data.shape,
@@ -112,23 +112,23 @@ class Evaluator:
             sketch=subject.sketch,
         )
 
-    def why_unfit(self, task: plan.Task) -> str:
+    def unfit_reason(self, task: plan.Task) -> str:
         """Why no cell of the task can be run, the model or the source being unfit; "" if it can."""
         for label in dict.fromkeys((task.model, task.source)):
             if label in self.unfit:
                 return f"model '{label}' {self.unfit[label]}"
         return ""
 
-    def shards(self) -> list[tuple[int, int]]:
+    def chunks(self) -> list[tuple[int, int]]:
         """(first, last) of each shard."""
-        return cuts(self.data.n, self.data.shape)
+        return chunk_bounds(self.data.n, self.data.shape)
 
-    def work(self, task: plan.Task) -> float:
+    def seconds_per_example(self, task: plan.Task) -> float:
         """Most seconds that the bare loop would need for one example of all the task's cells."""
         floor = self._floor(task.source, self._rows_for(task))
         return sum(floor.seconds(cell.passes or 1.0, cell.gradients or 0.0) for cell in task.cells)
 
-    def evaluate_chunk(self, task: plan.Task, first: int, last: int) -> Shard:
+    def evaluate_chunk(self, task: plan.Task, first: int, last: int) -> ChunkResult:
         """Attack, verify and judge the examples first..last-1 for all the task's cells.
 
         Raises: SuiteError if a model answers otherwise afterwards than when it was first asked.
@@ -137,8 +137,8 @@ class Evaluator:
             self._first_answers(name)
         copy = self._copy(task)
         rows = self._rows_for(task) if copy is None else copy.rows
-        examples = self.examples(task, first, last)
-        model, source = self.subjects[task.model].model, self.subjects[task.source].model
+        examples = self.select_examples(task, first, last)
+        model, source = self.models[task.model].model, self.models[task.source].model
         floor = self._floor(task.source, rows)
         stand_in = None if copy is None else copy.model
         measured = verify.evaluate_chunk(
@@ -148,7 +148,7 @@ class Evaluator:
             rows,
             floor,
             source,
-            self.judged_rows(task.model),
+            self.judge_rows(task.model),
             stand_in,
         )
         for name in (task.model, task.source):
@@ -173,9 +173,9 @@ class Evaluator:
             about = {"rows": measured.rows, "device": str(self.device), **cost._asdict()}
             pieces.append(Piece(cell.identity, first, last, **about))
         frame = pd.concat(frames, ignore_index=True)
-        return Shard(frame, pieces, measured.x_adv, measured.losses)
+        return ChunkResult(frame, pieces, measured.x_adv, measured.losses)
 
-    def examples(self, task: plan.Task, first: int, last: int) -> Examples:
+    def select_examples(self, task: plan.Task, first: int, last: int) -> Examples:
         """The examples first..last-1 as the task's attack sees them."""
         clean = self.clean_pass(task.model)
         ids = torch.arange(first, last, device=self.device)
@@ -191,9 +191,9 @@ class Evaluator:
 
     @functools.cached_property
     def _images(self) -> prefetch.Prefetcher:
-        return prefetch.on(self.device, self.data, self.shards())
+        return prefetch.on(self.device, self.data, self.chunks())
 
-    def told(self, model: str) -> list[dict[str, object]]:
+    def acceleration_summary(self, model: str) -> list[dict[str, object]]:
         """What is known of the copies that were attacked in the model's place."""
         return [copy.told() for (name, _), copy in self._copies.items() if name == model]
 
@@ -201,13 +201,13 @@ class Evaluator:
         """Rows a pass by rule, or as the user said; a whole attack's outcome may depend on them."""
         return task.entry.batch_size or self.rows[task.source]
 
-    def judged_rows(self, model: str) -> int:
+    def judge_rows(self, model: str) -> int:
         """Rows that the judge asks about at once: a forward pass keeps less than a gradient does,
         so that on a CPU more of a large net fit the cache, and fewer of a small one are enough.
         What a model that answers at random says depends on them, and they on nothing else."""
         rows = self.rows[model]
-        as_given = self.fixed_rows or self.subjects[model].random or self.device.type == "cuda"
-        return rows if as_given else min(JUDGED, 4 * rows)
+        as_given = self.fixed_rows or self.models[model].random or self.device.type == "cuda"
+        return rows if as_given else min(MAX_JUDGE_ROWS, 4 * rows)
 
     def _copy(self, task: plan.Task) -> accelerate.AcceleratedModel | None:
         """What the engine attacks in place of the task's model; None for an attack with a loop of
@@ -220,10 +220,10 @@ class Evaluator:
             return None
         precision = task.curve.precision
         known = self._copies.get((task.source, precision))
-        ahead = self.work(task) * self.data.n
+        ahead = self.seconds_per_example(task) * self.data.n
         if known is None or not (known.timed or ahead < known.worth):
             x = self.data.read(0, min(self.data.n, accelerate.PROBED)).to(self.device)
-            model, rows = self.subjects[task.source].model, self.rows[task.source]
+            model, rows = self.models[task.source].model, self.rows[task.source]
             known = accelerate.prepare(model, x, rows, precision, self.fixed_rows, ahead)
             self._copies[task.source, precision] = known
             self._because(f"{task.source}, in {precision}: {known.why()}")
@@ -238,9 +238,9 @@ class Evaluator:
         precision = task.curve.precision
         if task.curve.attack.run is not None:
             return "the attack has a loop of its own"
-        if not (self.copied or precision == "bfloat16"):
+        if not (self.use_acceleration or precision == "bfloat16"):
             return "copies were declined"
-        if self.subjects[task.source].access != "gradient":
+        if self.models[task.source].access != "gradient":
             return "the model only answers queries, and nothing inside it can be copied"
         if task.curve.random and precision == "bfloat16":
             raise SuiteError(
@@ -255,7 +255,7 @@ class Evaluator:
         """Say once what was decided, and why."""
         if sentence not in self._said:
             self._said.add(sentence)
-            self.reasons.append(sentence)
+            self.decisions.append(sentence)
 
     def _fewer(self, task: plan.Task, rows: int, left: int) -> None:
         """Memory ran out: from now on fewer rows a pass, and the user hears of it."""
@@ -275,27 +275,27 @@ class Evaluator:
             "from now on"
         )
         key = task.source, task.curve.precision
-        model = self.subjects[task.source].model
+        model = self.models[task.source].model
         self._copies[key] = accelerate.itself(model, self._copies[key], why)
 
-    def clean_pass(self, model: str) -> verify.Clean:
+    def clean_pass(self, model: str) -> verify.CleanPass:
         """The model's answers to all clean images; asked once."""
         if model not in self._clean:
             self._first_answers(model)  # before, so that a change on the way is seen
-            subject, rows = self.subjects[model], self.judged_rows(model)
+            subject, rows = self.models[model], self.judge_rows(model)
             parts = [
                 judge(subject.model, self._images.read(a, b), rows, self._vote(subject, a))
-                for a, b in self.shards()
+                for a, b in self.chunks()
             ]
             joined = Prediction(*(torch.cat(column) for column in zip(*parts, strict=True)))
             labels = self.data.labels
             label = joined.pred if labels is None else labels.to(self.device)
-            self._clean[model] = verify.Clean(label, *joined)
+            self._clean[model] = verify.CleanPass(label, *joined)
         return self._clean[model]
 
     def _first_answers(self, model: str) -> None:
         """Keep what the model says of the first clean images, unless it answers at random."""
-        subject = self.subjects[model]
+        subject = self.models[model]
         if model not in self._first and not subject.random:
             x = self._repeated()
             self._first[model] = judge(subject.model, x, len(x))
@@ -306,7 +306,7 @@ class Evaluator:
             return
         x, first = self._repeated(), self._first[model]
         found = consistency.first_difference(
-            self.subjects[model].model, x, len(x), first.pred, first.confidence
+            self.models[model].model, x, len(x), first.pred, first.confidence
         )
         if found is not None:
             raise SuiteError(
@@ -317,7 +317,7 @@ class Evaluator:
             )
 
     def _repeated(self) -> Tensor:
-        return self.data.read(0, min(self.data.n, REPEATED)).to(self.device)
+        return self.data.read(0, min(self.data.n, REPEATED_IMAGES)).to(self.device)
 
     def _vote(self, subject: LoadedModel, first: int) -> Vote | None:
         """How a model that answers at random is asked about the clean shard from `first` on."""
@@ -337,16 +337,16 @@ class Evaluator:
             x = self.data.read(0, min(self.data.n, rows)).to(self.device)
             y = torch.zeros(len(x), dtype=torch.int64, device=self.device)
             started = time.perf_counter()
-            floor = timing.floor(self.subjects[model].model, x, y, rows)
+            floor = timing.floor(self.models[model].model, x, y, rows)
             ended = time.perf_counter()
-            known = self._floors[model, rows] = _Timed(floor, ended, ended - started)
+            known = self._floors[model, rows] = _TimedFloor(floor, ended, ended - started)
         return known.floor
 
     def _targets(self, task: plan.Task, ids: Tensor, labels: Tensor) -> Tensor:
         """The class that each example is to be taken for; -1 where the attack is untargeted."""
         if task.entry.goal == "untargeted":
             return torch.full_like(ids, -1)
-        label, classes = labels[ids], self.subjects[task.source].classes
+        label, classes = labels[ids], self.models[task.source].classes
         wanted = plan.target_class(task.entry, classes, self.data.classes)
         if isinstance(wanted, int):
             return torch.full_like(ids, wanted)

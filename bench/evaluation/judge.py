@@ -21,9 +21,9 @@ from bench.core import rng
 from bench.engine.functional.logits import predicted, probabilities, wide
 from bench.engine.model_state import allow_tf32, ask, eval_mode, out_of_memory
 
-ASKED = 16
+LAYOUT_IMAGES = 16
 """Images on which the two orders in memory are compared, once for a model."""
-CLOSE = 1e-4
+LOGIT_TOLERANCE = 1e-4
 """How far logits may then be apart, as a share of the largest."""
 _last: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Models whose images may lie with the channels last, as far as was found out."""
@@ -61,7 +61,7 @@ def judge(model: nn.Module, x: Tensor, rows: int, vote: Vote | None = None) -> P
     draws = contextlib.nullcontext() if vote is None else rng.seeded(vote.seed)
     try:
         with eval_mode(model), torch.no_grad(), allow_tf32(False), draws:
-            last = vote is None and _may_lie_last(model, x[: min(rows, ASKED)])
+            last = vote is None and _may_lie_last(model, x[: min(rows, LAYOUT_IMAGES)])
             parts = (_laid_last(part) if last else part for part in x.split(rows))
             answers = [torch.stack([wide(ask(model, p)) for _ in range(times)]) for p in parts]
             logits = torch.cat(answers, 1)  # (predictions, n, classes)
@@ -94,7 +94,7 @@ def _may_lie_last(model: nn.Module, x: Tensor) -> bool:
         try:
             there, here = model(_laid_last(x)), ask(model, x)
             off = float((there - here).abs().max() / here.abs().max())
-            _last[model] = off <= CLOSE and torch.equal(predicted(there), predicted(here))
+            _last[model] = off <= LOGIT_TOLERANCE and torch.equal(predicted(there), predicted(here))
         except RuntimeError as error:
             if out_of_memory(error):
                 raise

@@ -22,14 +22,13 @@ from bench.datasets import inputs
 from bench.datasets.in_memory import in_memory
 from bench.models.fingerprint import text_of
 from bench.models.preflight.checks import LoadedModel, preflight
+from bench.models.published_weights import WEIGHTS, list_weights
 from bench.models.query_only import QueryOnlyModel
+from bench.suite.catalog import RECIPES
 from bench.suite.schema import DataEntry, ModelEntry
 
-WEIGHTS = Path(__file__).parents[1] / "models" / "weights"
-RECIPES = Path(__file__).parents[1] / "workflows" / "training" / "recipes"
 
-
-def device(name: str) -> torch.device:
+def select_device(name: str) -> torch.device:
     """The device meant by "auto", "cpu" or "cuda[:N]".
 
     Raises: SuiteError if it is not there.
@@ -53,12 +52,7 @@ def device(name: str) -> torch.device:
 # -------------------------------------------------------------------------------------------- data
 
 
-def data_folder(given: str | Path | None) -> Path:
-    """Where data sets lie: as given, else BENCH_DATA_DIR, else the platform's user cache."""
-    return files.data_folder(given)
-
-
-def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Data:
+def load_data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Data:
     """The suite's data set, at most its own limit and `limit` examples of it.
 
     Raises: SuiteError if data are missing, damaged, or not images in [0, 1] with class labels.
@@ -97,13 +91,13 @@ def _content(data: Data, load: Any, params: Mapping[str, Any], base: Path) -> st
     labels and the first images."""
     first = data.read(0, min(data.n, 16))
     about = (
-        data.fingerprint, data.n, data.shape, data.classes, text_of(load), named(params, base),
-        text_of(first), text_of(data.labels),
+        data.fingerprint, data.n, data.shape, data.classes, text_of(load),
+        describe_params(params, base), text_of(first), text_of(data.labels),
     )  # fmt: skip
     return hashlib.sha256(repr(about).encode()).hexdigest()
 
 
-def named(params: Mapping[str, Any], base: Path) -> str:
+def describe_params(params: Mapping[str, Any], base: Path) -> str:
     """Params as text, with a hash of every file that one of them names."""
 
     def held(value: Any) -> Any:
@@ -154,7 +148,7 @@ def check_tensors(name: str, x: Any, y: Any) -> None:
 # ------------------------------------------------------------------------------------------ models
 
 
-def subject(
+def load_model(
     entry: ModelEntry,
     base: Path,
     seed: int,
@@ -168,11 +162,13 @@ def subject(
     Raises: SuiteError in one sentence for weights that are missing, damaged or another
     architecture's, and for a model whose outputs are not logits over enough classes.
     """
-    own = data_folder(data_dir) / "weights"
+    own = files.data_folder(data_dir) / "weights"
     made = _build(entry, base, seed, own)
     seen = 0 if data.labels is None else int(data.labels.max()) + 1
-    model = shown(entry.name, made, entry.access, len(data.classes) or seen).to(device).eval()
-    about = [named(entry.params, base), entry.access, _origin(entry, base)]
+    model = (
+        restrict_access(entry.name, made, entry.access, len(data.classes) or seen).to(device).eval()
+    )
+    about = [describe_params(entry.params, base), entry.access, _origin(entry, base)]
     return preflight(entry.label, model, data, device, entry.predictions, entry.allow, about)
 
 
@@ -186,7 +182,7 @@ def _origin(entry: ModelEntry, base: Path) -> str:
     return f"version {version}, {text_of(build)}"
 
 
-def shown(name: str, made: Any, access: Access, classes: int) -> nn.Module:
+def restrict_access(name: str, made: Any, access: Access, classes: int) -> nn.Module:
     """A module or callable, as far as the attacker is to see of it.
 
     Raises: SuiteError if it is no module and is to show its gradient.
@@ -233,26 +229,21 @@ def _build(entry: ModelEntry, base: Path, seed: int, own: Path) -> Any:
     return model
 
 
-def first_published(name: str) -> str | None:
+def find_default_weights(name: str) -> str | None:
     """The first name under which weights of a model are published; None for the user's own."""
     found = registry.find("models", name, Path())
     if not isinstance(found, Model):
         return None
-    names = _published(ModelEntry(name=name), found, data_folder(None) / "weights")
+    names = _published(ModelEntry(name=name), found, files.data_folder(None) / "weights")
     return names[0] if names else "random"
 
 
 def _published(entry: ModelEntry, found: Any, own: Path) -> list[str]:
     """The names under which weights of the model are there: the shipped ones and a library's,
     then those in `own`: too large to ship, and trained on this machine."""
-    shipped = sorted([*_names(WEIGHTS, entry.name), *getattr(found, "published_names", ())])
-    made = _names(own, entry.name) if isinstance(found, Model) else []
+    shipped = sorted([*list_weights(WEIGHTS, entry.name), *getattr(found, "published_names", ())])
+    made = list_weights(own, entry.name) if isinstance(found, Model) else []
     return [*shipped, *(name for name in sorted(made) if name not in shipped)]
-
-
-def _names(folder: Path, model: str) -> list[str]:
-    stems = [path.stem for path in folder.glob("*.safetensors")]
-    return [stem.removeprefix(f"{model}-") for stem in stems if stem.startswith(f"{model}-")]
 
 
 def _state(entry: ModelEntry, found: Any, base: Path, own: Path) -> Mapping[str, Tensor]:

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-SIGNIFICANT = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 """Two sides differ by more than chance if their p-value, corrected for all comparisons of the run
 (`holm`), is at most this: one false call in twenty runs, not in twenty rows."""
 
@@ -40,7 +40,7 @@ class Rate(NamedTuple):
     high: float
 
 
-class Paired(NamedTuple):
+class McNemarTest(NamedTuple):
     """Two outcomes on the same examples: how many each alone has, and the exact test."""
 
     only_first: int
@@ -71,13 +71,13 @@ def rate(k: int, n: int) -> Rate:
     return Rate(int(k), int(n), k / n, float(interval.low), float(interval.high))
 
 
-def robust(records: pd.DataFrame) -> Outcomes:
+def robust_examples(records: pd.DataFrame) -> Outcomes:
     """Which examples are robust: correct before, and correct after or the attack broke its
     promise."""
     return _stood(records, "adv_pred")
 
 
-def robust_8bit(records: pd.DataFrame) -> Outcomes:
+def robust_examples_8bit(records: pd.DataFrame) -> Outcomes:
     """As `robust`, judged on the adversarial image rounded to 8 bits."""
     return _stood(records, "adv_pred_8bit")
 
@@ -89,7 +89,7 @@ def _stood(records: pd.DataFrame, prediction: str) -> Outcomes:
     return pd.Series(before & (unbroken | spoilt), index=records.index)
 
 
-def eligible(records: pd.DataFrame) -> Outcomes:
+def eligible_examples(records: pd.DataFrame) -> Outcomes:
     """Which examples an attack could have succeeded on: correct before and, when targeted, of
     another class than the target."""
     before = records["clean_correct"].to_numpy(dtype=bool)
@@ -97,7 +97,7 @@ def eligible(records: pd.DataFrame) -> Outcomes:
     return pd.Series(before & other, index=records.index)
 
 
-def fooled(records: pd.DataFrame) -> Outcomes:
+def fooled_examples(records: pd.DataFrame) -> Outcomes:
     """Which examples the attack succeeded on, as the judge found when it asked the model again."""
     return pd.Series(records["fooled"].to_numpy(dtype=bool), index=records.index)
 
@@ -115,7 +115,7 @@ def worst_case(outcomes: Sequence[Outcomes]) -> Outcomes:
     return pd.Series(joined.astype(bool), index=outcomes[0].index)
 
 
-def paired(first: Outcomes, second: Outcomes) -> Paired:
+def mcnemar_test(first: Outcomes, second: Outcomes) -> McNemarTest:
     """Compare two outcomes of the same examples, by an exact test on those that differ.
 
     Raises: ValueError if they are not of the same examples.
@@ -124,10 +124,10 @@ def paired(first: Outcomes, second: Outcomes) -> Paired:
         raise ValueError("expected the same examples on both sides")
     a, b = first.to_numpy(dtype=bool), second.to_numpy(dtype=bool)
     only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
-    return Paired(only_first, only_second, _fair_coin(only_first, only_first + only_second))
+    return McNemarTest(only_first, only_second, _fair_coin(only_first, only_first + only_second))
 
 
-def loss(before: Outcomes, after: Outcomes) -> PairedChange:
+def one_sided_mcnemar_test(before: Outcomes, after: Outcomes) -> PairedChange:
     """What is lost from `before` to `after`, by an exact one-sided test on what changed.
 
     Raises: ValueError if they are not of the same examples.
@@ -153,7 +153,7 @@ def _fair_coin(heads: int, tosses: int) -> float:
     return float(binomtest(heads, tosses, 0.5).pvalue) if tosses else 1.0
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm_correction(p_values: Sequence[float]) -> list[float]:
     """The p-values of one family, each corrected for the others: where all that fall below 5 % are
     called a difference, the chance that any call is false is at most 5 %.
 

@@ -25,7 +25,7 @@ from torch.nn.modules import module as modules
 from torch.overrides import _pop_mode as pop_function_mode
 from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
 
-MODULES = (
+WATCHED_MODULES = (
     "builtins", "math", "random", "time", "copy", "numpy", "numpy.random", "numpy.linalg", "pandas",
     "torch", "torch.nn", "torch.nn.functional", "torch.nn.modules.module", "torch.autograd",
     "torch.autograd.functional", "torch.autograd.graph", "torch.linalg", "torch.fft",
@@ -33,7 +33,7 @@ MODULES = (
     "torch._C._nn",
 )  # fmt: skip
 """Whose functions and classes are looked at, beside those of bench and of every model."""
-PATHS = (
+TORCH_SETTINGS = (
     "backends.fp32_precision", "backends.cuda.matmul.fp32_precision",
     "backends.cuda.matmul.allow_tf32",
     "backends.cuda.matmul.allow_fp16_reduced_precision_reduction",
@@ -225,7 +225,7 @@ SETTINGS = [
     Setting("torch.set_num_threads", torch.get_num_threads, torch.set_num_threads),
     Setting("torch.use_deterministic_algorithms", _deterministic, _put_deterministic),
     Setting("torch.set_float32_matmul_precision", _matmul, torch.set_float32_matmul_precision),
-    *(setting for path in PATHS if (setting := _attribute(path)) is not None),
+    *(setting for path in TORCH_SETTINGS if (setting := _attribute(path)) is not None),
     *(_autocast(kind) for kind in ("cpu", "cuda")),
     Setting("a torch.autocast that was left on", _autocast_depth, _leave_autocasts),
     Setting(
@@ -259,7 +259,7 @@ class _Names(NamedTuple):
     """The same as it was."""
 
 
-class State:
+class ProcessState:
     """How the process is at one moment."""
 
     def __init__(self) -> None:
@@ -306,7 +306,7 @@ class State:
 
 def _of_modules() -> Iterator[_Names]:
     own = [name for name in sys.modules if name == "bench" or name.startswith("bench.")]
-    for name in (*MODULES, *own):
+    for name in (*WATCHED_MODULES, *own):
         module = sys.modules.get(name)
         if isinstance(module, ModuleType):
             yield _Names(None, vars(module), vars(module).copy())

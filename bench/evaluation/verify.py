@@ -35,13 +35,13 @@ from bench.evaluation.crafting import (
 )
 from bench.evaluation.judge import Prediction, judge
 
-TIE = 1e-5
+TIE_TOLERANCE = 1e-5
 """How far two logits may be apart, as a share of the largest, for a verdict to be a matter of
 rounding: some hundred times float32's."""
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 
 
-class Clean(NamedTuple):
+class CleanPass(NamedTuple):
     """One clean pass over a data set, shared by all attacks on a model; every field is (n,)."""
 
     label: Tensor
@@ -52,7 +52,7 @@ class Clean(NamedTuple):
     agreement: Tensor
 
 
-class Cost(NamedTuple):
+class ChunkCost(NamedTuple):
     """What one cell's shard took; the harness's own passes are in `verify_seconds` alone."""
 
     attacked: int
@@ -68,11 +68,11 @@ class Cost(NamedTuple):
     """Examples that had any."""
 
 
-class ChunkResult(NamedTuple):
+class VerifiedChunk(NamedTuple):
     """One shard of a curve, a frame and a cost for each eps in the curve's order."""
 
     records: list[pd.DataFrame]
-    costs: list[Cost]
+    costs: list[ChunkCost]
     x_adv: Tensor
     """(e, n, *input), on the CPU; rows that were not attacked hold the clean image."""
     losses: Tensor | None
@@ -92,7 +92,7 @@ def evaluate_chunk(
     source: nn.Module | None = None,
     judged_rows: int | None = None,
     copy: nn.Module | None = None,
-) -> ChunkResult:
+) -> VerifiedChunk:
     """Attack `examples` at every eps of `curve`, verify and judge; at most `rows` rows a pass.
 
     The attack sees `source` alone (the model itself if there is none), or for its gradients a
@@ -151,7 +151,7 @@ def evaluate_chunk(
     for index, eps in enumerate(curve.eps):
         if raw is None or index not in positive:
             records.append(_record(model, curve, eps, examples, wanted, None, 0, None, rows))
-            costs.append(Cost(0, 0.0, 0.0, 0.0))
+            costs.append(ChunkCost(0, 0.0, 0.0, 0.0))
             continue
         at = positive.index(index)
         frame, seconds = timing.timed(
@@ -166,7 +166,7 @@ def evaluate_chunk(
         verifying = seconds + judging / len(positive)
         spoilt = torch.zeros(1) if raw.nonfinite is None else raw.nonfinite[at]
         costs.append(
-            Cost(
+            ChunkCost(
                 attacked=len(chosen.id),
                 seconds=raw.seconds[at],
                 verify_seconds=verifying,
@@ -179,7 +179,7 @@ def evaluate_chunk(
         )
     losses = raw.losses if raw is not None else None
     left, dropped = (raw.rows, raw.dropped) if raw is not None else (rows, "")
-    return ChunkResult(records, costs, x_adv, losses, left, dropped)
+    return VerifiedChunk(records, costs, x_adv, losses, left, dropped)
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:
@@ -243,7 +243,7 @@ def _tied(model: nn.Module, x: Tensor, rows: int) -> Tensor:
     with eval_mode(model), torch.no_grad(), allow_tf32(False):
         logits = torch.cat([model(part.clone()) for part in x.split(rows)]).float()
     first, second = logits.topk(2, 1).values.unbind(1)
-    return (first - second) <= TIE * logits.abs().amax(1)  # never of what is not finite
+    return (first - second) <= TIE_TOLERANCE * logits.abs().amax(1)  # never of what is not finite
 
 
 def _least(

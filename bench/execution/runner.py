@@ -113,7 +113,7 @@ def _run(
     suite: Suite, out: Path, options: Options, listen: Listen, work: Work, watch: Watch
 ) -> None:
     session = prepare(suite, out, options, watch)
-    facts = {label: session.facts(label) for label in session.subjects}
+    facts = {label: session.model_facts(label) for label in session.models}
     tasks = plan.tasks(suite, facts)
     if options.fresh:
         records.forget(out)
@@ -121,9 +121,9 @@ def _run(
     for told in recovered.notes:
         listen(Event("note", told, 0.0))
     bounds = []
-    for bound in store.tasks(suite, session):
+    for bound in store.plan_certification(suite, session):
         watch.enter(Stage("load", f"model '{bound.model}', reading its layers", bound.model))
-        bounds.append(store.read(session, bound))
+        bounds.append(store.check_readable(session, bound))
     if recovered.pieces:
         for sentence in resume_check.check(session, tasks, out, watch):
             listen(Event("note", sentence, 0.0))
@@ -143,14 +143,14 @@ def _run(
     _tell(listen, decisions.loaded(session, options.device, out))
     _tell(listen, decisions.divided(tasks, session, there, parts, options.share))
     listen(Event("start", suite.title, sum(part.work for part in parts)))
-    for subject in session.subjects.values():
+    for subject in session.models.values():
         for finding in subject.findings:
             listen(Event("note", finding, 0.0))
     if parts or recovered.notes:
         _keep_clean(session, out)
     ledger = ResultWriter(out, listen, options.keep)
     for number, task in enumerate(tasks):
-        if why := session.why_unfit(task):
+        if why := session.unfit_reason(task):
             own = [part for part in wanted if part.number == number]
             ledger.refuse(
                 task.only({cell.identity for part in own for cell in part.task.cells}), why
@@ -163,9 +163,11 @@ def _run(
         before = document["probes"]
         document["probes"] = probe_models(session, tasks, before, watch)
         _tell(listen, decisions.probes(before, document["probes"]))
-    ledger.tell(session.reasons, session.notes)
+    ledger.tell(session.decisions, session.notes)
     document["sessions"][-1]["finished"] = _now()
-    document["sessions"][-1]["copies"] = {label: session.told(label) for label in session.subjects}
+    document["sessions"][-1]["copies"] = {
+        label: session.acceleration_summary(label) for label in session.models
+    }
     save(out, document)
 
 
@@ -185,17 +187,17 @@ def prepare(
 
     Raises: SuiteError in one sentence for each.
     """
-    device = loading.device(options.device)
+    device = loading.select_device(options.device)
     if out is not None:
         files.check_writable(out / "records")
-    data = loading.data(suite.data, suite.base, options.data_dir, options.limit)
+    data = loading.load_data(suite.data, suite.base, options.data_dir, options.limit)
     subjects, rows, unfit = {}, {}, {}
     notes: list[str] = []
     for entry in suite.models:
         watch.enter(Stage("load", f"model '{entry.label}', loading it", entry.label))
         try:
             with streams.kept(notes.append, f"model '{entry.label}'"):
-                subject = loading.subject(
+                subject = loading.load_model(
                     entry, suite.base, suite.seed, data, device, options.data_dir
                 )
                 sample = data.read(0, 1).to(device)
@@ -219,11 +221,11 @@ def prepare(
         seed=suite.seed,
         device=device,
         data=data,
-        subjects=subjects,
+        models=subjects,
         rows=rows,
         fixed_rows=options.batch_size is not None,
-        copied=options.copied,
-        keep=options.keep > 0,
+        use_acceleration=options.copied,
+        keep_all_images=options.keep > 0,
         unfit=unfit,
         notes=notes,
     )
@@ -255,9 +257,9 @@ def _certify(
     places = {
         (task.identity, first): share.holds(number, at)
         for number, task in enumerate(bounds)
-        for at, (first, _) in enumerate(session.shards())
+        for at, (first, _) in enumerate(session.chunks())
     }
-    missing = store.missing(session, bounds, out)
+    missing = store.pending_chunks(session, bounds, out)
     _tell(listen, decisions.certificates(bounds, missing))
     for task, first, last in missing:
         if not places[task.identity, first]:
@@ -270,7 +272,7 @@ def _certify(
             session.clean_pass(task.model)
             watch.enter(Stage("certify", name, task.model, timed=False))
             listen(Event("begin", name, 0.0, about))
-            store.work(session, task, first, last, out)
+            store.certify_chunk(session, task, first, last, out)
         except (SuiteError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a stranger's model: its certificates alone are missing
@@ -287,7 +289,7 @@ def _tell(listen: Listen, events: Iterator[Event]) -> None:
 
 def _keep_clean(session: Evaluator, out: Path) -> None:
     """The first clean images, to be shown beside the adversarial ones."""
-    first, last = session.shards()[0]
+    first, last = session.chunks()[0]
     images = {session.data.fingerprint: first_few(session.data.read(first, last))}
     records.write_images(out, records.CLEAN, images)
 
@@ -337,7 +339,7 @@ def _document(
                 "logits": _largest(subject.logits),
                 "random": subject.random,
             }
-            for label, subject in session.subjects.items()
+            for label, subject in session.models.items()
         },
         "cells": [dataclasses.asdict(cell) for task in tasks for cell in task.cells],
         "crosschecks": [[pair.ours, pair.reference] for pair in suite.crosschecks],

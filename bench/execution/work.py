@@ -90,7 +90,7 @@ def pending_units(
     done = {(piece.cell, piece.first, piece.last) for piece in there}
     parts = []
     for number, task in enumerate(tasks):
-        for at, (first, last) in enumerate(session.shards()):
+        for at, (first, last) in enumerate(session.chunks()):
             wanted = {
                 cell.identity
                 for cell in task.cells
@@ -118,23 +118,23 @@ def _streams(task: plan.Task, shape: tuple[int, ...]) -> list[plan.Task]:
 def weighed(session: Evaluator, parts: list[WorkUnit], watch: Watch) -> list[WorkUnit]:
     """The parts with the work that each is, for which their models are timed; not those of a model
     that is unfit, or is found to be so now."""
-    parts = [part for part in parts if not session.why_unfit(part.task)]
+    parts = [part for part in parts if not session.unfit_reason(part.task)]
     for model in dict.fromkeys(part.task.source for part in parts):
         own = [part for part in parts if model in (part.task.model, part.task.source)]
         radii = {cell.identity: cell.eps_text for part in own for cell in part.task.cells}
         watch.enter(Stage("time", f"{model}, timing its passes", model, radii))
         _weigh(session, own[0])
     found = [_weigh(session, part) for part in parts]
-    return [part for part in found if not session.why_unfit(part.task)]
+    return [part for part in found if not session.unfit_reason(part.task)]
 
 
 def _weigh(session: Evaluator, part: WorkUnit) -> WorkUnit:
     """The part with its work; where its model cannot be timed, that is unfit from now on."""
-    if session.why_unfit(part.task):
+    if session.unfit_reason(part.task):
         return part
     try:
         with streams.kept(session.notes.append, f"model '{part.task.source}'"):
-            work = session.work(part.task)
+            work = session.seconds_per_example(part.task)
         return part._replace(work=work * (part.last - part.first))
     except (SuiteError, KeyboardInterrupt):
         raise
@@ -177,7 +177,7 @@ def attempt(session: Evaluator, task: plan.Task, first: int, last: int) -> Itera
         if task.linked or len(cells) == 1:
             yield WorkResult(cells, reason=reason(error))
             return
-        session.reasons.append(
+        session.decisions.append(
             f"{task.model} · {task.entry.label}: failed at {len(cells)} eps in one stream "
             f"({reason(error)}), so each is tried alone"
         )
@@ -186,7 +186,7 @@ def attempt(session: Evaluator, task: plan.Task, first: int, last: int) -> Itera
         return
     pairs = () if first else zip(cells, shard.x_adv, strict=True)
     kept = {cell: first_few(images) for cell, images in pairs}
-    every = dict(zip(cells, shard.x_adv, strict=True)) if session.keep else {}
+    every = dict(zip(cells, shard.x_adv, strict=True)) if session.keep_all_images else {}
     yield WorkResult(cells, frame=shard.frame, pieces=shard.pieces, images=kept, adversarial=every)
 
 
@@ -282,5 +282,5 @@ def in_process(session: Evaluator, parts: Iterable[WorkUnit], ledger: ResultWrit
         ledger.begin(part)
         for outcome in attempt(session, ledger.left(part), part.first, part.last):
             ledger.enter(part, outcome)
-        ledger.tell(session.reasons, session.notes)
+        ledger.tell(session.decisions, session.notes)
         ledger.finish(part)

@@ -120,7 +120,7 @@ def _data(suite: "Suite", data_dir: Path, limit: int | None) -> _Seen:
     if absent:
         return _Seen([f"data: {entry.name}, not looked at: {absent[0]} is not there"], files_read)
     try:
-        data = loading.data(entry, suite.base, data_dir, limit)
+        data = loading.load_data(entry, suite.base, data_dir, limit)
     except MissingDataError as error:
         return _Seen([sanitize.escape_controls(f"data: not looked at: {error}")], files_read)
     told = [

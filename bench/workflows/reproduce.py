@@ -159,7 +159,10 @@ def differences(folder: Path, options: Options) -> Iterator[str]:
     """
     before = manifest.read(folder)[0]["sessions"][-1]
     with determinism.enforced(options.deterministic):
-        then, now = before["environment"], environment.environment(loading.device(options.device))
+        then, now = (
+            before["environment"],
+            environment.environment(loading.select_device(options.device)),
+        )
     after = {"environment": now, "requirements": environment.requirements()}
     for name in MACHINE:
         if then.get(name) != now.get(name):

@@ -10,19 +10,19 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.evaluation import metrics
-from bench.evaluation.audit.symptoms import Sign, Symptom
+from bench.evaluation.audit.symptoms import ObservedSymptom, Symptom
 from bench.evaluation.metrics import Outcomes
 from bench.suite.plan import Cell
 
-DOUBT = 0.001
+SIGNIFICANCE_LEVEL = 0.001
 """A fair coin's chance below which one attack is better than another: eleven examples to none. A
 suite compares hundreds of pairs, of which the usual 0.05 would call several by accident."""
-FEW, PART = 5, 0.05
+MIN_EXAMPLES, MIN_SHARE = 5, 0.05
 """Lost successes are a sign from so many and this share on: whatever stops right behind the
 boundary loses single ones to rounding."""
 
 
-class Run(NamedTuple):
+class AttackedCell(NamedTuple):
     """A finished cell above eps 0, with what it did to each example."""
 
     cell: Cell
@@ -61,40 +61,46 @@ class Run(NamedTuple):
         return not self.white and not self.unasking
 
 
-Runs = Sequence[Run]
-BETTER = f"exact paired test p < {DOUBT:g}"
-LOST = f"{FEW} examples and {PART:.0%} of the successes"
+AttackedCells = Sequence[AttackedCell]
+STRONGER_THRESHOLD = f"exact paired test p < {SIGNIFICANCE_LEVEL:g}"
+LOST_THRESHOLD = f"{MIN_EXAMPLES} examples and {MIN_SHARE:.0%} of the successes"
 
 
-def grouped(runs: Iterable[Run], key: Callable[[Run], Hashable]) -> Iterable[Runs]:
-    found: dict[Hashable, list[Run]] = {}
+def group_cells(
+    runs: Iterable[AttackedCell], key: Callable[[AttackedCell], Hashable]
+) -> Iterable[AttackedCells]:
+    found: dict[Hashable, list[AttackedCell]] = {}
     for run in runs:
         found.setdefault(key(run), []).append(run)
     return found.values()
 
 
-def strongest(runs: Runs) -> Run:
+def find_strongest(runs: AttackedCells) -> AttackedCell:
     return max(runs, key=lambda run: int(run.broken.sum()))
 
 
-def enough(lost: Outcomes, of: Outcomes) -> bool:
-    return bool(lost.sum() >= max(FEW, PART * of.sum()))
+def are_enough(lost: Outcomes, of: Outcomes) -> bool:
+    return bool(lost.sum() >= max(MIN_EXAMPLES, MIN_SHARE * of.sum()))
 
 
-def stronger(first: Run, second: Run) -> bool:
-    split = metrics.paired(first.broken, second.broken)
-    return split.only_first > split.only_second and split.p_value < DOUBT
+def is_stronger(first: AttackedCell, second: AttackedCell) -> bool:
+    split = metrics.mcnemar_test(first.broken, second.broken)
+    return split.only_first > split.only_second and split.p_value < SIGNIFICANCE_LEVEL
 
 
-def beaten(kind: Symptom, run: Run, rival: Run) -> list[Sign]:
+def report_if_weaker(
+    kind: Symptom, run: AttackedCell, rival: AttackedCell
+) -> list[ObservedSymptom]:
     """The sign against `run`, if `rival` breaks more beyond chance."""
-    if not stronger(rival, run):
+    if not is_stronger(rival, run):
         return []
-    return [compared(kind, run, rival, rival.broken & ~run.broken, BETTER)]
+    return [report_comparison(kind, run, rival, rival.broken & ~run.broken, STRONGER_THRESHOLD)]
 
 
-def compared(kind: Symptom, run: Run, rival: Run, which: Outcomes, threshold: str) -> Sign:
-    split = metrics.paired(rival.broken, run.broken)
+def report_comparison(
+    kind: Symptom, run: AttackedCell, rival: AttackedCell, which: Outcomes, threshold: str
+) -> ObservedSymptom:
+    split = metrics.mcnemar_test(rival.broken, run.broken)
     names = [run.cell.attack, rival.cell.attack]
     if names[0] == names[1]:
         names = [f"{each.cell.attack} at eps {each.cell.eps_text}" for each in (run, rival)]
@@ -102,11 +108,13 @@ def compared(kind: Symptom, run: Run, rival: Run, which: Outcomes, threshold: st
         f"{names[1]} breaks {split.only_first} that {names[0]} does not, "
         f"{names[0]} {split.only_second} that {names[1]} does not; p = {split.p_value:.2g}"
     )
-    return raised(kind, run, which, told, threshold)
+    return report_symptom(kind, run, which, told, threshold)
 
 
-def raised(kind: Symptom, run: Run, which: Outcomes, evidence: str, threshold: str) -> Sign:
-    return Sign(
+def report_symptom(
+    kind: Symptom, run: AttackedCell, which: Outcomes, evidence: str, threshold: str
+) -> ObservedSymptom:
+    return ObservedSymptom(
         name=kind.name,
         model=run.cell.model,
         attack=run.cell.attack,

@@ -19,7 +19,7 @@ from bench.core.rng import Noise
 from bench.engine.functional import gradients, norms
 from bench.engine.functional.losses import label_and_target
 
-MOST = 4
+MAX_IMAGES = 4
 """Images compared; each costs a gradient and a few passes in float64."""
 INSIDE, SHAKEN = 0.9, 0.02
 """Images are drawn in from the walls of the box and shaken: on a background of zeros many ReLUs
@@ -38,7 +38,7 @@ LIKE = (0.5, 2.0)
 TINY = 1e-30
 
 
-def wrong(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+def find_wrong_gradients(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
     """Find the images whose gradient is not the slope of the model's output.
 
     The output is the difference of two logits, the likeliest other class's and the label's, which

@@ -15,7 +15,7 @@ from bench.suite import plan
 
 DEFAULT = Threat(norm="linf", eps=0.1)
 """Where a model is probed whose attacks are in neither L-inf nor L2."""
-LOOKED = [kind.name for kind in (*probes.PROBED, *probes.TRACED)]
+LOOKED = [kind.name for kind in (*probes.MODEL_SYMPTOMS, *probes.TRACE_SYMPTOMS)]
 """What these probes look for: answers of an earlier bench that looked for less are asked again."""
 CHEAP = 0.1
 """Share of an attack's passes that all probes may take where they are not asked for."""
@@ -36,10 +36,10 @@ def probe_models(
     more; None leaves it to what all probes would cost.
     """
     found = {}
-    for label, subject in session.subjects.items():
+    for label, subject in session.models.items():
         own = [task for task in tasks if task.model == label and task.source == label]
         own = [task for task in own if not task.cells[0].reason]
-        traced = {task.entry.label: task for task in own if probes.traceable(task.curve)}
+        traced = {task.entry.label: task for task in own if probes.is_traceable(task.curve)}
         cells = [cell.identity for task in own for cell in task.cells]
         of = [subject.fingerprint, session.data.fingerprint, *cells]
         known = earlier.get(label, {})
@@ -58,8 +58,8 @@ def probe_models(
 def _cheap(n: int, tasks: Sequence[plan.Task]) -> bool:
     """Whether all probes take few gradients beside those that the attacks may take."""
     ahead = n * sum(cell.gradients or 0.0 for task in tasks for cell in task.cells)
-    traces = sum(2 * task.curve.params.steps for task in tasks if probes.traceable(task.curve))
-    return bool(probes.examples(n) * (probes.LOOKS + traces) <= CHEAP * ahead)
+    traces = sum(2 * task.curve.params.steps for task in tasks if probes.is_traceable(task.curve))
+    return bool(probes.count_examples(n) * (probes.GRADIENTS_PER_EXAMPLE + traces) <= CHEAP * ahead)
 
 
 def _unprobed(of: list[str], why: str) -> dict[str, Any]:
@@ -79,20 +79,22 @@ def _one(
 ) -> dict[str, Any]:
     document = {**_unprobed(of, ""), "traced": list(traced)}
     if not full:
-        document |= {"looked": [symptoms.WRONG.name], "unlooked": UNASKED}
+        document |= {"looked": [symptoms.WRONG_GRADIENT.name], "unlooked": UNASKED}
     if not tasks:
         return {**document, "failed": "no attack was run that sees the model"}
-    if session.subjects[label].access != "gradient":
+    if session.models[label].access != "gradient":
         return {**document, "failed": "the model only answers queries, and probes follow gradients"}
     started = time.perf_counter()
     try:
-        seen = session.examples(tasks[0], *session.shards()[0])
-        right = (seen.clean_pred == seen.label).nonzero()[: probes.examples(session.data.n), 0]
+        seen = session.select_examples(tasks[0], *session.chunks()[0])
+        right = (seen.clean_pred == seen.label).nonzero()[
+            : probes.count_examples(session.data.n), 0
+        ]
         if not len(right):
             return {**document, "failed": "no example is classified correctly"}
-        subject = probes.Subject(
+        subject = probes.ProbedModel(
             label=label,
-            model=session.subjects[label].model,
+            model=session.models[label].model,
             id=seen.id[right],
             x=seen.x[right],
             y=seen.label[right],
@@ -101,11 +103,11 @@ def _one(
         curves = {name: task.curve for name, task in traced.items()}
         with streams.kept(session.notes.append, f"the probes of model '{label}'"):
             if full:
-                found = probes.probe(subject, _ball(tasks), curves)
+                found = probes.probe_model(subject, _ball(tasks), curves)
             else:
-                fit = session.subjects[label]
+                fit = session.models[label]
                 vague = fit.random or any("(batch-dependent" in each for each in fit.findings)
-                found = [] if vague else probes.slopes_differ(subject)
+                found = [] if vague else probes.check_gradients(subject)
                 if vague:
                     document["looked"] = []
     except (SuiteError, KeyboardInterrupt):
@@ -116,7 +118,7 @@ def _one(
         **document,
         "n": len(right),
         "seconds": round(time.perf_counter() - started, 3),
-        "signs": [symptoms.plain(sign) for sign in found],
+        "signs": [symptoms.to_json(sign) for sign in found],
     }
 
 

@@ -26,37 +26,38 @@ from bench.engine.functional.logits import predicted, wide
 from bench.engine.functional.losses import to_ascend
 from bench.engine.model_state import allow_tf32, frozen
 from bench.evaluation.audit import gradient_check, symptoms
-from bench.evaluation.audit.symptoms import Sign, Symptom
+from bench.evaluation.audit.symptoms import ObservedSymptom, Symptom
 from bench.models.preflight.checks import BATCH, RANDOM, are_probabilities
 
-LEAST, MOST, SHARE = 16, 64, 32
+MIN_EXAMPLES, MAX_EXAMPLES, EXAMPLES_PER_PROBE = 16, 64, 32
 """Examples probed: one of so many, but so many at least and at most; of a thousand images of MNIST
 this takes a hundred-and-fiftieth of the run. Of sixteen, eight can still differ from the rest."""
 STEPS, REACH = 10, 2.5
 """Steps of the probes' own ascent, and how far together they reach, in eps."""
-WHOLE_STEPS, WHOLE_LENGTH = 40, 0.1
+CUBE_STEPS, CUBE_STEP_SIZE = 40, 0.1
 """Steps through the whole cube and their length: four times across it."""
-LOOKS = 2 + STEPS + WHOLE_STEPS
+GRADIENTS_PER_EXAMPLE = 2 + STEPS + CUBE_STEPS
 """Gradients that the probes of one example take, beside the traces."""
-ASKED_AGAIN = 3
+REPETITIONS = 3
 """Times that the same images are shown once more."""
-DOUBT = 0.01
+SIGNIFICANCE_LEVEL = 0.01
 """Two outcomes differ if a fair coin splits so unevenly no more often: eight to none."""
-FEW, PART = 3, 0.1
+MIN_AFFECTED, MIN_AFFECTED_SHARE = 3, 0.1
 """What happens to single examples by bad luck is a sign from so many and this share on."""
 
-PROBED = (
-    symptoms.PROBABILITIES, symptoms.OPTIMISES, symptoms.UNSTABLE, symptoms.BATCH,
-    symptoms.NO_GRADIENT, symptoms.SATURATED, symptoms.UNBOUNDED, symptoms.WRONG,
+MODEL_SYMPTOMS = (
+    symptoms.PROBABILITY_OUTPUT, symptoms.INFERENCE_OPTIMISATION, symptoms.UNSTABLE_PREDICTIONS,
+    symptoms.BATCH_DEPENDENCE, symptoms.NO_GRADIENT, symptoms.SATURATED_LOSS,
+    symptoms.UNCONSTRAINED_FAILURE, symptoms.WRONG_GRADIENT,
 )  # fmt: skip
 """What every model is probed for."""
-VAGUE = {symptoms.UNSTABLE.name, symptoms.BATCH.name}
+NOISY_OUTPUTS = {symptoms.UNSTABLE_PREDICTIONS.name, symptoms.BATCH_DEPENDENCE.name}
 """Models that show these have no output of their own whose slope could be measured."""
-TRACED = (symptoms.FLAT, symptoms.INCOMPLETE)
+TRACE_SYMPTOMS = (symptoms.FLAT_LOSS, symptoms.INCOMPLETE_OPTIMISATION)
 """What each of bench's own iterated gradient attacks is probed for."""
 
 
-class Subject(NamedTuple):
+class ProbedModel(NamedTuple):
     """A model and the examples that it is probed on, all of which it gets right."""
 
     label: str
@@ -80,7 +81,9 @@ class _Ascent(NamedTuple):
     fooled: Tensor
 
 
-def probe(subject: Subject, threat: Threat, curves: Mapping[str, AttackSpec]) -> list[Sign]:
+def probe_model(
+    subject: ProbedModel, threat: Threat, curves: Mapping[str, AttackSpec]
+) -> list[ObservedSymptom]:
     """The signs that a model shows when asked, and when attacked within `threat`.
 
     `curves` are the attacks, by label, of which a trace is read: untargeted ones whose rule takes
@@ -88,14 +91,14 @@ def probe(subject: Subject, threat: Threat, curves: Mapping[str, AttackSpec]) ->
     """
     with frozen(subject.model), allow_tf32(False), rng.seeded("probes", subject.label):
         found = [*_answers(subject), *_gradients(subject, threat)]
-        if not VAGUE & {sign.name for sign in found}:
-            found += slopes_differ(subject)
+        if not NOISY_OUTPUTS & {sign.name for sign in found}:
+            found += check_gradients(subject)
         for label, curve in curves.items():
             found += _trace(subject, label, curve)
     return found
 
 
-def traceable(curve: AttackSpec) -> bool:
+def is_traceable(curve: AttackSpec) -> bool:
     """Whether `probe` can read a trace of this attack."""
     rule, steps = curve.attack.rule, getattr(curve.params, "steps", 1)
     own = rule is not None and not rule.seeks and rule.aims is None
@@ -103,9 +106,9 @@ def traceable(curve: AttackSpec) -> bool:
     return own and several and curve.attack.needs == "gradient" and curve.goal == "untargeted"
 
 
-def examples(n: int) -> int:
+def count_examples(n: int) -> int:
     """How many examples of n are probed."""
-    return min(n, MOST, max(LEAST, n // SHARE))
+    return min(n, MAX_EXAMPLES, max(MIN_EXAMPLES, n // EXAMPLES_PER_PROBE))
 
 
 # ---------------------------------------------------------------------------------- what it answers
@@ -124,25 +127,25 @@ class _Watch(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _answers(subject: Subject) -> Iterator[Sign]:
+def _answers(subject: ProbedModel) -> Iterator[ObservedSymptom]:
     """Signs in what the model says of clean images."""
     with _Watch() as watch:
         logits = _logits(subject, subject.x)
     everything = torch.ones_like(subject.y, dtype=torch.bool)
     if watch.seen:
         told = "torch was asked for a gradient while the model predicted"
-        yield _sign(subject, symptoms.OPTIMISES, everything, told, "any gradient")
+        yield _sign(subject, symptoms.INFERENCE_OPTIMISATION, everything, told, "any gradient")
     if are_probabilities(logits):
         told = "each row of the output is positive and sums to 1"
-        yield _sign(subject, symptoms.PROBABILITIES, everything, told, "all rows")
+        yield _sign(subject, symptoms.PROBABILITY_OUTPUT, everything, told, "all rows")
     scale = logits.abs().max()
-    again = torch.stack([_logits(subject, subject.x) for _ in range(ASKED_AGAIN)])
+    again = torch.stack([_logits(subject, subject.x) for _ in range(REPETITIONS)])
     differs = (again - logits).abs().amax((0, 2)) > RANDOM * scale
     if differs.any():
         other = (predicted(again) != predicted(logits)).any(0)
-        told = f"asked {ASKED_AGAIN + 1} times, {int(other.sum())} images get another label"
+        told = f"asked {REPETITIONS + 1} times, {int(other.sum())} images get another label"
         limit = f"a logit that differs by more than {RANDOM:g} of the largest"
-        yield _sign(subject, symptoms.UNSTABLE, differs, told, limit)
+        yield _sign(subject, symptoms.UNSTABLE_PREDICTIONS, differs, told, limit)
         return
     alone = torch.cat([_logits(subject, row[None]) for row in subject.x])
     differs = (alone - logits).abs().amax(1) > BATCH * scale
@@ -150,10 +153,10 @@ def _answers(subject: Subject) -> Iterator[Sign]:
         other = predicted(alone) != predicted(logits)
         told = f"asked one by one, {int(other.sum())} images get another label"
         limit = f"a logit that differs by more than {BATCH:g} of the largest"
-        yield _sign(subject, symptoms.BATCH, differs, told, limit)
+        yield _sign(subject, symptoms.BATCH_DEPENDENCE, differs, told, limit)
 
 
-def _logits(subject: Subject, x: Tensor) -> Tensor:
+def _logits(subject: ProbedModel, x: Tensor) -> Tensor:
     with torch.no_grad():
         return torch.cat([wide(subject.model(part)) for part in x.split(subject.rows)])
 
@@ -161,7 +164,7 @@ def _logits(subject: Subject, x: Tensor) -> Tensor:
 # ----------------------------------------------------------------------------- where gradients lead
 
 
-def _gradients(subject: Subject, threat: Threat) -> Iterator[Sign]:
+def _gradients(subject: ProbedModel, threat: Threat) -> Iterator[ObservedSymptom]:
     """Signs in the gradients at clean images and along short ascents from them."""
     rounded = _ascend(subject, threat, 1, threat.eps, "cross-entropy")
     exact = _ascend(subject, threat, 1, threat.eps, "margin")
@@ -173,15 +176,15 @@ def _gradients(subject: Subject, threat: Threat) -> Iterator[Sign]:
     yield from _saturation(subject, threat, rounded, exact)
     if len(subject.y.unique()) > 1:  # else no ball need hold an image of another class
         cube = Threat(norm="linf", eps=1.0)
-        left = ~_ascend(subject, cube, WHOLE_STEPS, WHOLE_LENGTH, "margin").fooled
+        left = ~_ascend(subject, cube, CUBE_STEPS, CUBE_STEP_SIZE, "margin").fooled
         if _many(left):
-            told = f"{WHOLE_STEPS} steps along the margin's gradient leave them correct at eps 1"
-            yield _sign(subject, symptoms.UNBOUNDED, left, told, _limit(), cube)
+            told = f"{CUBE_STEPS} steps along the margin's gradient leave them correct at eps 1"
+            yield _sign(subject, symptoms.UNCONSTRAINED_FAILURE, left, told, _limit(), cube)
 
 
 def _saturation(
-    subject: Subject, threat: Threat, rounded: _Ascent, exact: _Ascent
-) -> Iterator[Sign]:
+    subject: ProbedModel, threat: Threat, rounded: _Ascent, exact: _Ascent
+) -> Iterator[ObservedSymptom]:
     """Cross-entropy (`rounded`) beside the margin (`exact`), one step from the clean image."""
     vanished = rounded.blind & ~exact.blind
     gained, lost = exact.fooled & ~rounded.fooled, rounded.fooled & ~exact.fooled
@@ -192,11 +195,11 @@ def _saturation(
         f"the margin breaks {int(gained.sum())} that one along cross-entropy does not, the other "
         f"way round {int(lost.sum())}"
     )
-    limit = f"1 vanished gradient, or exact paired test p < {DOUBT:g}"
-    yield _sign(subject, symptoms.SATURATED, vanished | gained, told, limit, threat)
+    limit = f"1 vanished gradient, or exact paired test p < {SIGNIFICANCE_LEVEL:g}"
+    yield _sign(subject, symptoms.SATURATED_LOSS, vanished | gained, told, limit, threat)
 
 
-def _ascend(subject: Subject, threat: Threat, steps: int, length: float, loss: Loss) -> _Ascent:
+def _ascend(subject: ProbedModel, threat: Threat, steps: int, length: float, loss: Loss) -> _Ascent:
     """Steepest ascent of the loss from each example, which stops where the model is fooled."""
     found: _Ascent | None = None
     for x, y in zip(subject.x.split(subject.rows), subject.y.split(subject.rows), strict=True):
@@ -225,31 +228,33 @@ def _climb(
         return _Ascent(at, blind, predicted(model(at)) != y)
 
 
-def slopes_differ(subject: Subject) -> list[Sign]:
+def check_gradients(subject: ProbedModel) -> list[ObservedSymptom]:
     """Compare a few gradients with finite differences of a model that answers alike each time."""
-    few = min(len(subject.y), gradient_check.MOST)
+    few = min(len(subject.y), gradient_check.MAX_IMAGES)
     with frozen(subject.model), allow_tf32(False):
         rows = torch.arange(few, device=subject.x.device).split(subject.rows)
         which = torch.cat(
             [
-                gradient_check.wrong(subject.model, subject.x[k], subject.y[k], subject.id[k])
+                gradient_check.find_wrong_gradients(
+                    subject.model, subject.x[k], subject.y[k], subject.id[k]
+                )
                 for k in rows
             ]
         )
-    if int(which.sum()) < min(FEW, few):
+    if int(which.sum()) < min(MIN_AFFECTED, few):
         return []
     told = (
         f"on {int(which.sum())} of {few} images central differences of the margin along the "
         "gradient or along a random direction do not agree with it"
     )
     asked = subject._replace(id=subject.id[:few])
-    return [_sign(asked, symptoms.WRONG, which, told, f"{FEW} images")]
+    return [_sign(asked, symptoms.WRONG_GRADIENT, which, told, f"{MIN_AFFECTED} images")]
 
 
 # -------------------------------------------------------------------------- the suite's own attacks
 
 
-def _trace(subject: Subject, label: str, curve: AttackSpec) -> Iterator[Sign]:
+def _trace(subject: ProbedModel, label: str, curve: AttackSpec) -> Iterator[ObservedSymptom]:
     """Signs in the loss of one attack along its steps, and along as many again.
 
     The attack runs once from its own start, with twice the steps and steps as long as before, and
@@ -270,11 +275,11 @@ def _trace(subject: Subject, label: str, curve: AttackSpec) -> Iterator[Sign]:
     threat = Threat(norm=curve.norm, eps=eps)
     if _many(flat):
         told = f"after {steps} steps the loss of examples that stand is no larger than at the start"
-        yield _sign(subject, symptoms.FLAT, flat, told, _limit(), threat, label)
+        yield _sign(subject, symptoms.FLAT_LOSS, flat, told, _limit(), threat, label)
     if _more(early | late, early):
         told = f"{steps} steps break {int(early.sum())}, twice as many {int(late.sum())} more"
-        limit = f"exact paired test p < {DOUBT:g}"
-        yield _sign(subject, symptoms.INCOMPLETE, late, told, limit, threat, label)
+        limit = f"exact paired test p < {SIGNIFICANCE_LEVEL:g}"
+        yield _sign(subject, symptoms.INCOMPLETE_OPTIMISATION, late, told, limit, threat, label)
 
 
 def _longer(params: Any, eps: float) -> Any:
@@ -295,31 +300,31 @@ def _fields(params: Any) -> set[str]:
 
 
 def _many(which: Tensor) -> bool:
-    return int(which.sum()) >= max(FEW, PART * len(which))
+    return int(which.sum()) >= max(MIN_AFFECTED, MIN_AFFECTED_SHARE * len(which))
 
 
 def _limit() -> str:
-    return f"{FEW} examples and {PART:.0%} of those probed"
+    return f"{MIN_AFFECTED} examples and {MIN_AFFECTED_SHARE:.0%} of those probed"
 
 
 def _more(first: Tensor, second: Tensor) -> bool:
     """Whether the first outcome, (n,), holds for more examples than the second, beyond chance."""
-    from bench.evaluation.metrics import paired  # its scipy, for which no cell of a run waits
+    from bench.evaluation.metrics import mcnemar_test  # its scipy, for which no cell of a run waits
 
-    split = paired(pd.Series(first.cpu().numpy()), pd.Series(second.cpu().numpy()))
-    return split.only_first > split.only_second and split.p_value < DOUBT
+    split = mcnemar_test(pd.Series(first.cpu().numpy()), pd.Series(second.cpu().numpy()))
+    return split.only_first > split.only_second and split.p_value < SIGNIFICANCE_LEVEL
 
 
 def _sign(
-    subject: Subject,
+    subject: ProbedModel,
     kind: Symptom,
     which: Tensor,
     evidence: str,
     threshold: str,
     threat: Threat | None = None,
     attack: str = "",
-) -> Sign:
-    return Sign(
+) -> ObservedSymptom:
+    return ObservedSymptom(
         name=kind.name,
         model=subject.label,
         attack=attack,

@@ -55,7 +55,7 @@ class Bounds(NamedTuple):
         return Bounds(self.low[rows], self.high[rows])
 
 
-def region(x: Tensor, eps: float) -> Bounds:
+def input_region(x: Tensor, eps: float) -> Bounds:
     """The L-inf ball of radius eps around each of x (n, c, h, w), inside the box."""
     return Bounds((x - eps).clamp_min(0), (x + eps).clamp_max(1))
 
@@ -74,7 +74,7 @@ class Known(NamedTuple):
         return Known([each.of(row) for each in self.bounds], lines)
 
 
-def margins(
+def margin_bounds(
     layers: Sequence[Layer], inside: Bounds, labels: Tensor, method: CertificationMethod
 ) -> Tensor:
     """m_k for each example and class k but the label, in ascending k: (n, classes - 1).
@@ -84,7 +84,7 @@ def margins(
     return _margins(layers, _known(layers, inside, method), labels, method)
 
 
-def certificates(
+def certified_margins(
     layers: Sequence[Layer], inside: Bounds, labels: Tensor, method: CertificationMethod
 ) -> Tensor:
     """The least m_k of each example less what float32 may be off by, (n,): above 0, the label
@@ -103,7 +103,7 @@ def _certificates(
 ) -> Tensor:
     known = _known(layers, inside, method)
     found = _margins(layers, known, labels, method)
-    off = rounding(layers, known.bounds)
+    off = rounding_error(layers, known.bounds)
     slack = _dot(_differences(off, labels).abs(), off)
     return (found - slack).amin(1)
 
@@ -119,7 +119,7 @@ def _margins(
     return found
 
 
-def rounding(layers: Sequence[Layer], bounds: Sequence[Bounds]) -> Tensor:
+def rounding_error(layers: Sequence[Layer], bounds: Sequence[Bounds]) -> Tensor:
     """How far the logits of a float32 net may be off those of real numbers, (n, classes).
 
     `bounds` are those of what goes into each layer.
@@ -156,7 +156,7 @@ def _known(layers: Sequence[Layer], inside: Bounds, method: CertificationMethod)
         # Behind the first bend intervals are not exact any more.
         if method == "crown" and known.lines and _bends(layer) and not _bends(layers[k - 1]):
             known.bounds[k] = _refined(layers[:k], known)
-        known.bounds.append(interval(layer, known.bounds[k]))
+        known.bounds.append(propagate_interval(layer, known.bounds[k]))
         if isinstance(layer, Relu) and method == "crown":
             known.lines[k] = _relu_lines(known.bounds[k])
         elif isinstance(layer, Pool) and method == "crown":
@@ -164,7 +164,7 @@ def _known(layers: Sequence[Layer], inside: Bounds, method: CertificationMethod)
     return known
 
 
-def interval(layer: Layer, known: Bounds) -> Bounds:
+def propagate_interval(layer: Layer, known: Bounds) -> Bounds:
     """Bounds of what a layer gives."""
     low, high = known
     if isinstance(layer, Relu):

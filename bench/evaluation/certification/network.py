@@ -75,7 +75,7 @@ class _Reader(fx.Interpreter):
         reads = [each for each in n.all_input_nodes if self._flows(each)]
         if n.op == "output" or not reads or not isinstance(value, Tensor):
             return value  # a constant, or a size
-        name = _called(n, self.module)
+        name = _describe_node(n, self.module)
         if reads != [self.last]:
             raise UnreadableError(f"{name} reads what an earlier layer gave: the net is no chain")
         self._add(n, name, value)
@@ -111,7 +111,7 @@ class _Reader(fx.Interpreter):
         self.layers.extend([] if layer is None else [layer])
 
 
-def _called(node: fx.Node, module: nn.Module) -> str:
+def _describe_node(node: fx.Node, module: nn.Module) -> str:
     """What stands in the way, as its author knows it: the class or function, and where it is."""
     if node.op == "call_module":
         target = str(node.target)
@@ -248,7 +248,7 @@ AGREES = 1e-4
 """Share of the largest logit by which the layers may answer otherwise than the net itself."""
 
 
-def doubled(model: nn.Module, images: Tensor) -> tuple[Layer, ...]:
+def read_network_in_double(model: nn.Module, images: Tensor) -> tuple[Layer, ...]:
     """The layers of a copy of `model` in float64, held against the model's answers to `images`.
 
     Raises: UnreadableError if it has other layers, or they answer otherwise than the model.

@@ -47,7 +47,7 @@ ROUNDED = 2.0**-24
 # ---------------------------------------------------------------------------------------- planning
 
 
-def tasks(suite: Suite, session: Evaluator) -> list[CertificationTask]:
+def plan_certification(suite: Suite, session: Evaluator) -> list[CertificationTask]:
     """What the suite wants certified, model by model; nothing unless it says so."""
     radii = {eps.value: eps.text for entry in suite.attacks if entry.norm == "linf"
              for eps in entry.eps if eps.value > 0}  # fmt: skip
@@ -61,7 +61,7 @@ def tasks(suite: Suite, session: Evaluator) -> list[CertificationTask]:
             identity=_identity(subject, session, method, eps),
             reason=_cannot(session, label) or ("" if eps else "no attack of the suite is in L-inf"),
         )
-        for label, subject in session.subjects.items()
+        for label, subject in session.models.items()
         for method in suite.certify
     ]
 
@@ -89,20 +89,20 @@ def _identity(
 # ----------------------------------------------------------------------------------------- working
 
 
-def missing(
+def pending_chunks(
     session: Evaluator, wanted: Sequence[CertificationTask], out: Path
 ) -> list[tuple[CertificationTask, int, int]]:
     """The shards (task, first, last) that are not on disk yet."""
-    done = {(about["identity"], about["first"]) for about, _ in stored(out)}
+    done = {(about["identity"], about["first"]) for about, _ in read_certificates(out)}
     return [
         (task, first, last)
         for task in wanted
-        for first, last in session.shards()
+        for first, last in session.chunks()
         if not task.reason and (task.identity, first) not in done
     ]
 
 
-def read(session: Evaluator, task: CertificationTask) -> CertificationTask:
+def check_readable(session: Evaluator, task: CertificationTask) -> CertificationTask:
     """The task with the reason why its model has no bounds, if that is so."""
     if task.reason:
         return task
@@ -113,7 +113,9 @@ def read(session: Evaluator, task: CertificationTask) -> CertificationTask:
     return task
 
 
-def work(session: Evaluator, task: CertificationTask, first: int, last: int, out: Path) -> None:
+def certify_chunk(
+    session: Evaluator, task: CertificationTask, first: int, last: int, out: Path
+) -> None:
     """Certify the examples first..last-1 and keep the outcome.
 
     Raises: SuiteError if the disk is full or the folder cannot be written.
@@ -127,9 +129,9 @@ def work(session: Evaluator, task: CertificationTask, first: int, last: int, out
         started = time.perf_counter()
         margin = torch.full_like(labels, torch.nan, dtype=torch.float64)
         if alive.any():
-            inside = bounds.region(x[alive], crafting.allowed(eps) + ROUNDED)
+            inside = bounds.input_region(x[alive], crafting.allowed(eps) + ROUNDED)
             with torch.no_grad():
-                margin[alive] = bounds.certificates(net, inside, labels[alive], task.method)
+                margin[alive] = bounds.certified_margins(net, inside, labels[alive], task.method)
         alive = margin > 0  # not a number is not above 0
         columns.append(margin)
         seconds.append(time.perf_counter() - started)
@@ -165,11 +167,11 @@ def _layers(session: Evaluator, model: str) -> tuple[Layer, ...]:
 
     Raises: chain.UnreadableError if they do not, or it has layers without bounds.
     """
-    subject = session.subjects[model]
+    subject = session.models[model]
     if subject.random:
         raise network.UnreadableError("it answers at random")
     sample = session.data.read(0, min(session.data.n, ASKED)).to(session.device)
-    return network.doubled(subject.model, sample)
+    return network.read_network_in_double(subject.model, sample)
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -192,7 +194,7 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def stored(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+def read_certificates(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """What each file says of itself, and its outcomes.
 
     Raises: RecordError naming a file that is damaged or newer than this bench.

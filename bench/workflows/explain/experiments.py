@@ -26,14 +26,14 @@ class ExperimentRunner:
     """The attacked examples, and every side that was run on them."""
 
     def __init__(self, session: Evaluator, ours: plan.Task, reference: plan.Task) -> None:
-        parts = [session.examples(ours, first, last) for first, last in session.shards()]
+        parts = [session.select_examples(ours, first, last) for first, last in session.chunks()]
         self.all = Examples(*map(torch.cat, zip(*parts, strict=True)))
         wanted = self.all.clean_pred == self.all.label
         if ours.curve.goal == "targeted":
             wanted &= self.all.target != self.all.label
         self.chosen = _rows(self.all, wanted)
-        self.judge = session.subjects[ours.model].model
-        model = session.subjects[ours.source].model
+        self.judge = session.models[ours.model].model
+        model = session.models[ours.source].model
         mine, theirs = (
             Side(task.curve, model, task.entry.batch_size or session.rows[task.source])
             for task in (ours, reference)
@@ -100,7 +100,7 @@ class ExperimentRunner:
         seeing = side._replace(curve=dataclasses.replace(side.curve, attack=told))
         return self._kept(side, [self._run(seeing, self.chosen)])._replace(start=starts)
 
-    def _kept(self, side: Side, runs: list[verify.ChunkResult]) -> Observed:
+    def _kept(self, side: Side, runs: list[verify.VerifiedChunk]) -> Observed:
         """Keep the records of all batches, and see what the images tell."""
         frame = pd.concat([run.records[0] for run in runs]).set_index("example")
         images = torch.cat([run.x_adv[0] for run in runs])
@@ -110,7 +110,7 @@ class ExperimentRunner:
             levels=bool(((images * 255).round() / 255 - images).abs().max() <= LEVEL),
         )
 
-    def _run(self, side: Side, examples: Examples) -> verify.ChunkResult:
+    def _run(self, side: Side, examples: Examples) -> verify.VerifiedChunk:
         free, given = timing.Floor(0.0, 0.0), attacked(side)  # nobody asks for the pace
         return verify.evaluate_chunk(
             self.judge, side.curve, examples, side.rows, free, source=given

@@ -15,6 +15,7 @@ from bench.core.rng import Noise
 from bench.datasets.in_memory import in_memory
 from bench.engine import timing
 from bench.evaluation import crafting, judge, loading
+from bench.models.published_weights import WEIGHTS
 from bench.suite.reader import attack_entry
 from bench.suite.schema import DataEntry, ModelEntry
 from bench.workflows.speed.workloads import Victim, Work
@@ -90,7 +91,7 @@ def load(
     if data not in (None, work.data) and _shipped(victim.name, str(data)):
         victim = Victim(name=victim.name, weights=str(data))
     model = ModelEntry(name=victim.name, label=victim.name, weights=victim.weights)
-    subject = loading.subject(model, Path(), 0, images, device, data_dir)
+    subject = loading.load_model(model, Path(), 0, images, device, data_dir)
     subject.model.requires_grad_(False)
     x = torch.cat([images.read(at, min(at + 256, images.n)) for at in range(0, images.n, 256)])
     x = x.to(device)
@@ -124,7 +125,7 @@ def _data(work: Work, name: str, n: int, data_dir: Path) -> Data:
         return _random_images(n)
     try:
         entry = DataEntry(name=name)
-        return loading.data(entry, Path(), folder if name == work.data else data_dir, n)
+        return loading.load_data(entry, Path(), folder if name == work.data else data_dir, n)
     except SuiteError as error:
         if name == "digits":
             raise
@@ -142,7 +143,7 @@ def _random_images(n: int) -> Data:
 
 
 def _shipped(model: str, weights: str) -> bool:
-    return (loading.WEIGHTS / f"{model}-{weights}.safetensors").is_file()
+    return (WEIGHTS / f"{model}-{weights}.safetensors").is_file()
 
 
 # ------------------------------------------------------------------------------------ contestants
