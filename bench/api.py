@@ -14,9 +14,6 @@ from bench.analysis import results, tables
 from bench.core import files, sizes
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
-from bench.datasets import inputs
-from bench.datasets.in_memory import in_memory
-from bench.engine import timing
 from bench.evaluation import loading
 from bench.evaluation.audit import findings
 from bench.evaluation.audit.findings import Audit
@@ -24,7 +21,6 @@ from bench.evaluation.audit.probe_models import probe_models
 from bench.evaluation.evaluator import Evaluator
 from bench.execution import events, runner, sharding
 from bench.execution.backends import subprocess
-from bench.models.preflight import checks
 from bench.storage.records import Stored
 from bench.suite import plan
 from bench.suite.reader import attack_entry, read
@@ -115,49 +111,42 @@ def evaluate(
     if target is not None:
         raw["target"] = target
     entry = attack_entry(raw, "bench.evaluate")
-    where = loading.select_device(device)
-    loading.check_tensors("given", x, y)
-    data = inputs.checked("given", in_memory("given", x, y, ()))
-    assert data.labels is not None
-    label = type(model).__name__
-    crafting = "source" if label != "source" else "the source"
-    shown = loading.restrict_access(label, model, access, classes or int(data.labels.max()) + 1)
-    models = {label: shown} if source is None else {label: shown, crafting: source}
-    subjects = {
-        name: checks.preflight(
-            name, each.to(where), data, where, predictions if name == label else 1, allow
-        )
-        for name, each in models.items()
-    }
-    sample = data.read(0, 1).to(where)
-    rows = {
-        name: batch_size or timing.rows_per_pass(each.model, sample)
-        for name, each in subjects.items()
-    }
-    session = Evaluator(
-        suite="", seed=seed, device=where, data=data, models=subjects, rows=rows,
-        fixed_rows=batch_size is not None, use_acceleration=copied,
-    )  # fmt: skip
-    facts = {name: session.model_facts(name) for name in models}
-    if source is not None:
-        entry = dataclasses.replace(entry, source=crafting)
-    task = plan.task(label, entry, facts[label], seed, "independent", facts.get(crafting))
+    evaluator = Evaluator.from_tensors(
+        model,
+        x,
+        y,
+        loading.select_device(device),
+        source=source,
+        seed=seed,
+        batch_size=batch_size,
+        use_acceleration=copied,
+        predictions=predictions,
+        access=access,
+        classes=classes,
+        allow=allow,
+    )
+    label, *sources = evaluator.models
+    facts = {name: evaluator.model_facts(name) for name in evaluator.models}
+    if sources:
+        entry = dataclasses.replace(entry, source=sources[0])
+    crafting = facts[sources[0]] if sources else None
+    task = plan.task(label, entry, facts[label], seed, "independent", crafting)
     if reason := task.cells[0].reason:
         raise SuiteError(f"bench.evaluate: attack '{attack}': {reason}")
-    shards = [session.evaluate_chunk(task, first, last) for first, last in session.chunks()]
-    frame = pd.concat([shard.frame for shard in shards], ignore_index=True)
-    pieces = [piece for shard in shards for piece in shard.pieces]
+    chunks = [evaluator.evaluate_chunk(task, first, last) for first, last in evaluator.chunks()]
+    frame = pd.concat([chunk.frame for chunk in chunks], ignore_index=True)
+    pieces = [piece for chunk in chunks for piece in chunk.pieces]
     stored = Stored(frame, pieces, {})
-    table = tables.cell_table(task.cells, stored, "", data.name, data.n)
-    adversarial = torch.cat([s.x_adv for s in shards], dim=1) if keep_adversarial else None
-    probes = probe_models(session, [task], {}, full=audit)
-    random = [name for name, subject in subjects.items() if subject.random]
-    told = findings.audit_run(task.cells, table, stored, probes, random)
-    sentences = tuple(each for subject in subjects.values() for each in subject.findings)
-    sentences += tuple(sign.sentence for sign in told.signs)
+    table = tables.cell_table(task.cells, stored, "", evaluator.data.name, evaluator.data.n)
+    adversarial = torch.cat([c.x_adv for c in chunks], dim=1) if keep_adversarial else None
+    probes = probe_models(evaluator, [task], {}, full=audit)
+    random = [name for name, loaded in evaluator.models.items() if loaded.random]
+    audited = findings.audit_run(task.cells, table, stored, probes, random)
+    sentences = tuple(each for loaded in evaluator.models.values() for each in loaded.findings)
+    sentences += tuple(symptom.sentence for symptom in audited.signs)
     if sentences:
         warnings.warn("\n".join([DOUBTED, *sentences]), RobustnessWarning, stacklevel=2)
-    return Evaluation(table, frame, adversarial, sentences, told)
+    return Evaluation(table, frame, adversarial, sentences, audited)
 
 
 def run(

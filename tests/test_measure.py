@@ -20,7 +20,7 @@ from bench.core import registry
 from bench.core.contracts.attack import Attack, AttackSpec
 from bench.core.errors import ContractError
 from bench.engine import timing
-from bench.evaluation import metrics, verify
+from bench.evaluation import chunk, metrics
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import judge
 
@@ -66,7 +66,7 @@ def measured(run: Any, *, x: Tensor = X, model: nn.Module | None = None, **setti
     curve = AttackSpec(name="planted", attack=attack, params=Params(), **settings)
     pred, confidence, _, agreement = judge(model, x, 4)
     examples = Examples(torch.arange(4), x, Y, target, pred, confidence, agreement)
-    return verify.evaluate_chunk(model, curve, examples, rows, FREE)
+    return chunk.evaluate_chunk(model, curve, examples, rows, FREE)
 
 
 def one(run: Any, **settings: Any) -> pd.DataFrame:
@@ -373,7 +373,7 @@ def test_a_least_distance_that_is_nan_is_a_violation_at_every_eps() -> None:
 # ------------------------------------------------------------------------------------ a lying copy
 
 
-def led(copy: nn.Module | None, attack: str = "bim", **settings: Any) -> verify.VerifiedChunk:
+def led(copy: nn.Module | None, attack: str = "bim", **settings: Any) -> chunk.VerifiedChunk:
     """What is measured where a rule attacks the planted net, led by `copy`."""
     found = registry.find("attacks", attack)
     params = found.params(**settings.pop("params", {"steps": 10}))
@@ -384,7 +384,7 @@ def led(copy: nn.Module | None, attack: str = "bim", **settings: Any) -> verify.
     model = model or Step().eval()
     pred, confidence, _, agreement = judge(model, X, 4)
     examples = Examples(torch.arange(4), X, Y, target, pred, confidence, agreement)
-    return verify.evaluate_chunk(model, curve, examples, 4, FREE, source, copy=copy)
+    return chunk.evaluate_chunk(model, curve, examples, 4, FREE, source=source, accelerated=copy)
 
 
 LED: list[dict[str, Any]] = [

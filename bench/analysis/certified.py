@@ -130,7 +130,7 @@ def contradictions(outcomes: Iterable[pd.DataFrame], records: pd.DataFrame) -> p
     for frame in outcomes:
         held = frame.loc[frame["certified"], ["model", "method", "eps", "example"]]
         both = held.merge(broken, on=["model", "example"])
-        within = both["linf"].astype(float) <= both["eps"].map(crafting.allowed)
+        within = both["linf"].astype(float) <= both["eps"].map(crafting.allowed_distance)
         if within.any():
             found.append(both.loc[within, list(CONTRADICTIONS)])
     return pd.concat(found[1:] or found, ignore_index=True)

@@ -45,7 +45,7 @@ class StateGuard:
         """Name, tensor lent and the one that it must equal."""
 
     @contextmanager
-    def out(self) -> Iterator[None]:
+    def restore_after(self) -> Iterator[None]:
         """The process, and what a model is made of, are afterwards as they were.
 
         Raises: ContractError naming what was changed, unless the code inside raised.
@@ -55,8 +55,8 @@ class StateGuard:
         try:
             yield
         finally:
-            process = self.process.put_back()  # first: what follows calls functions
-            model = [name for structure in self.structures for name in structure.put_back()]
+            process = self.process.restore()  # first: what follows calls functions
+            model = [name for structure in self.structures for name in structure.restore()]
             for name, mine, theirs in self.weights:
                 if not _same(mine, theirs):
                     model.append(name)
@@ -88,19 +88,19 @@ def isolate_model(model: nn.Module, x: Tensor, random: bool) -> Iterator[StateGu
         if own is not None and not _alike(_answer(own, asked), answer):
             own = None
         # What a pass alone changes, such as what a layer remembers of it, is the model's own.
-        restless = frozenset(before.changed())
-        loan = StateGuard(model if own is None else own)
-        loan.structures.append(_Structure(model, restless, plain))
+        unstable_names = frozenset(before.changed())
+        guard = StateGuard(model if own is None else own)
+        guard.structures.append(_Structure(model, unstable_names, plain))
         if own is not None:
-            loan.structures.append(_Structure(own, restless, plain))
-            loan.weights = [
+            guard.structures.append(_Structure(own, unstable_names, plain))
+            guard.weights = [
                 (name, mine, theirs)
                 for (name, theirs), (_, mine) in zip(_tensors(model), _tensors(own), strict=True)
                 if _same(mine, theirs)  # a counter among its buffers need not be
             ]
         elif _size(model) <= MAX_COPY_BYTES:
-            loan.weights = [(name, mine, mine.detach().clone()) for name, mine in _tensors(model)]
-    yield loan
+            guard.weights = [(name, mine, mine.detach().clone()) for name, mine in _tensors(model)]
+    yield guard
     with eval_mode(model):
         after = _answer(model, asked)
     if answer is not None and after is not None and not _close(after, answer):
@@ -209,17 +209,17 @@ class _Structure:
     """What a model is made of, beside the values of its weights: classes, submodules, hooks,
     attributes; all of it can be put back."""
 
-    def __init__(self, model: nn.Module, restless: frozenset[str], plain: bool) -> None:
-        """`restless` are names of what changes by itself; with `plain`, attributes that are no
-        functions are compared, too."""
-        self.restless, self.plain = restless, plain
+    def __init__(self, model: nn.Module, unstable_names: frozenset[str], plain: bool) -> None:
+        """`unstable_names` change by themselves; with `plain`, attributes that are no functions
+        are compared, too."""
+        self.unstable_names, self.plain = unstable_names, plain
         self.held = [_held(name, module) for name, module in model.named_modules()]
 
     def changed(self) -> list[str]:
         """Names of what is not as it was."""
         return [name for name, _ in self._differences()]
 
-    def put_back(self) -> list[str]:
+    def restore(self) -> list[str]:
         """Make everything as it was; names of what was not."""
         found = self._differences()
         for _, put in found:
@@ -238,7 +238,7 @@ class _Structure:
             (name, put)
             for held in self.held
             for name, put in _differences(held, self.plain)
-            if name not in self.restless
+            if name not in self.unstable_names
         ]
 
 

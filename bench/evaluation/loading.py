@@ -20,6 +20,7 @@ from bench.core.contracts.types import Access
 from bench.core.errors import SuiteError, describe, location, nearest
 from bench.datasets import inputs
 from bench.datasets.in_memory import in_memory
+from bench.engine import determinism
 from bench.models.fingerprint import text_of
 from bench.models.preflight.checks import LoadedModel, preflight
 from bench.models.published_weights import WEIGHTS, list_weights
@@ -146,6 +147,21 @@ def check_tensors(name: str, x: Any, y: Any) -> None:
 
 
 # ------------------------------------------------------------------------------------------ models
+
+
+def describe_failure(error: BaseException) -> str:
+    """Describe in one line what foreign code raised and where.
+
+    Args:
+        error: The exception, with its traceback.
+
+    Returns:
+        Its type and message, or how to avoid it where torch must be deterministic, and the last
+        place in the code that it passed.
+    """
+    explained = determinism.explained(error)
+    what = f"{type(error).__name__}: {explained}" if explained else describe(error)
+    return f"{what} ({location(error)})"
 
 
 def load_model(

@@ -271,7 +271,7 @@ class ProcessState:
         }
         self._settings = [(setting, setting.get()) for setting in SETTINGS]
 
-    def put_back(self) -> list[str]:
+    def restore(self) -> list[str]:
         """Make everything as it was; what had been changed that could change a number, by name."""
         # Functions come first: all that follows may call them.
         exchanged = [name for names in self._names for name in _put_names(names)]

@@ -92,7 +92,7 @@ def _compare(session: Evaluator, label: str, out: Path, seen: _Seen | None) -> N
     if found is not None:
         raise SuiteError(
             f"model '{label}' is not the one that the records in {out} were made with: "
-            f"{seen.name[found.position]} was {found.words()}, so that its old and new "
+            f"{seen.name[found.position]} was {found.describe()}, so that its old and new "
             "numbers would be mixed; nothing is lost: undo what changed (a file that it reads, "
             "a library, its weights), run into another folder by --out, or make all records "
             "again by --fresh"

@@ -6,21 +6,20 @@ does which of its `parts`.
 """
 
 import dataclasses
-import itertools
 import json
 import math
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from bench.core import files, lock, streams
+from bench.core import files, lock
 from bench.core.errors import SuiteError
-from bench.engine import determinism, timing
+from bench.engine import determinism
 from bench.evaluation import loading
 from bench.evaluation.audit.probe_models import probe_models
 from bench.evaluation.certification import store
@@ -39,9 +38,6 @@ from bench.execution.work import (
     reason,
     weighed,
 )
-from bench.models import fingerprint
-from bench.models.preflight import checks
-from bench.models.preflight.checks import LoadedModel
 from bench.storage import environment, records
 from bench.suite import plan
 from bench.suite import plan as certified
@@ -190,59 +186,16 @@ def prepare(
     device = loading.select_device(options.device)
     if out is not None:
         files.check_writable(out / "records")
-    data = loading.load_data(suite.data, suite.base, options.data_dir, options.limit)
-    subjects, rows, unfit = {}, {}, {}
-    notes: list[str] = []
-    for entry in suite.models:
-        watch.enter(Stage("load", f"model '{entry.label}', loading it", entry.label))
-        try:
-            with streams.kept(notes.append, f"model '{entry.label}'"):
-                subject = loading.load_model(
-                    entry, suite.base, suite.seed, data, device, options.data_dir
-                )
-                sample = data.read(0, 1).to(device)
-                rows[entry.label] = options.batch_size or timing.rows_per_pass(
-                    subject.model, sample
-                )
-        except (SuiteError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # a stranger's model, which may raise whatever it is asked
-            why = f"could not be made ready: {reason(error)}"
-            unfit[entry.label], rows[entry.label] = why, 0
-            subjects[entry.label] = checks.unfit(entry.label, reason(error))
-            continue
-        subjects[entry.label] = subject
-        for attack in suite.attacks:
-            if attack.goal == "targeted":
-                plan.target_class(attack, subject.classes, data.classes)
-    _check_apart(subjects)
-    return Evaluator(
-        suite=suite.name,
-        seed=suite.seed,
-        device=device,
-        data=data,
-        models=subjects,
-        rows=rows,
-        fixed_rows=options.batch_size is not None,
+    return Evaluator.from_suite(
+        suite,
+        device,
+        options.data_dir,
+        limit=options.limit,
+        batch_size=options.batch_size,
         use_acceleration=options.copied,
         keep_all_images=options.keep > 0,
-        unfit=unfit,
-        notes=notes,
+        on_load=lambda label: watch.enter(Stage("load", f"model '{label}', loading it", label)),
     )
-
-
-def _check_apart(subjects: Mapping[str, LoadedModel]) -> None:
-    """Raises: SuiteError if two models have one fingerprint and not one answer: then a number of
-    one could be taken for one of the other."""
-    for (label, one), (other, two) in itertools.combinations(subjects.items(), 2):
-        if one.fingerprint != two.fingerprint or one.logits is None or two.logits is None:
-            continue
-        if fingerprint.are_apart(one.logits, two.logits):
-            raise SuiteError(
-                f"models '{label}' and '{other}': expected one's answers from what is one model as "
-                "far as bench can see, got other logits on the first images; let what sets them "
-                "apart be among their params, or an attribute of theirs"
-            )
 
 
 def _certify(

@@ -129,7 +129,7 @@ def certify_chunk(
         started = time.perf_counter()
         margin = torch.full_like(labels, torch.nan, dtype=torch.float64)
         if alive.any():
-            inside = bounds.input_region(x[alive], crafting.allowed(eps) + ROUNDED)
+            inside = bounds.input_region(x[alive], crafting.allowed_distance(eps) + ROUNDED)
             with torch.no_grad():
                 margin[alive] = bounds.certified_margins(net, inside, labels[alive], task.method)
         alive = margin > 0  # not a number is not above 0

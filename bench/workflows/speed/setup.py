@@ -14,7 +14,7 @@ from bench.core.errors import SuiteError
 from bench.core.rng import Noise
 from bench.datasets.in_memory import in_memory
 from bench.engine import timing
-from bench.evaluation import crafting, judge, loading
+from bench.evaluation import judge, loading, verify
 from bench.models.published_weights import WEIGHTS
 from bench.suite.reader import attack_entry
 from bench.suite.schema import DataEntry, ModelEntry
@@ -251,7 +251,7 @@ def judged(task: Task, brought: Brought) -> tuple[Tensor, int] | None:
     x, y, clean = task.x[:m], task.y[:m], task.clean[:m]
     for eps, x_adv in zip(task.eps, brought.x_adv, strict=True):
         pred = judge.judge(task.model, x_adv, task.rows).pred
-        found = crafting.violations(x_adv, x, eps, "linf", pred)
+        found = verify.find_violations(x_adv, x, eps, "linf", pred)
         sound = torch.tensor([not text for text in found], device=pred.device)
         robust.append(clean & ~((pred != y) & sound))
         broken += int((~sound).sum())

@@ -114,4 +114,4 @@ def attacked(task: Task, curve: AttackSpec, copy: nn.Module, ids: Tensor, rows: 
         return stream.attack(task.model, curve, task.x, task.y, ids, rows, copy=copy).x_adv
     unused = torch.zeros(len(ids), device=task.device)
     chosen = Examples(ids, task.x, task.y, ids - ids - 1, task.y, unused, unused)
-    return ensemble.attack(task.model, curve, chosen, rows, copy).x_adv
+    return ensemble.run_ensemble(task.model, curve, chosen, rows, copy).x_adv
