@@ -1,4 +1,4 @@
-"""bench from Python: `evaluate` one model under one attack, `run` a suite."""
+"""Use bench from Python: `evaluate` one model under one attack, `run` a suite."""
 
 import dataclasses
 import warnings
@@ -30,19 +30,19 @@ DOUBTED = "bench.evaluate: the robust accuracy is open to doubt:"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One model under one attack; unpacks into table, records and adversarial images."""
+    """The evaluation of one model under one attack; unpacks into table, records and images."""
 
     table: pd.DataFrame
     """One row per eps, the columns of table.csv."""
     records: pd.DataFrame
     """One row per example and eps, the columns of the per-example records."""
     adversarial: Tensor | None
-    """(eps, n, c, h, w) if it was asked for; examples that were not attacked are clean."""
+    """(eps, n, c, h, w) if requested; examples that were not attacked are clean."""
     findings: tuple[str, ...]
-    """What a reader of the numbers must know, a sentence each: what was found unfit in the model
-    before it was attacked, and the signs of the audit that the attack failed."""
+    """Doubts about the numbers, a sentence each: preflight findings about the model, and symptoms
+    that the attack failed."""
     audit: Audit
-    """The signs themselves, and those that were not looked for."""
+    """The symptoms themselves, and those that were not checked."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.table, self.records, self.adversarial))
@@ -74,24 +74,47 @@ def evaluate(
     allow: Sequence[str] = (),
     audit: bool | None = None,
 ) -> Evaluation:
-    """How robust `model` is on (x, y) under one attack at one or several eps.
+    """Measure the robust accuracy of a model under one attack.
 
-    Shapes: x float in [0, 1] or 8-bit, (n, c, h, w); y integer, (n,); `bench.datasets.inputs` lists
-    what is taken. Everything is verified and counted as in a suite; the model comes back as it was,
-    on `device`. With a `source`, the examples are crafted on that model, which is all that the
-    attacker sees, and judged by `model` (transfer). stop is "first-success", for a transfer
-    "never", unless given. Gradients come from a faster copy of the model where one agrees with it
-    and `copied` allows it, in `precision`; the model judges. For a model that answers at random:
-    each look is the mean of `samples`, and a verdict the class that most of `predictions` give. A
-    model that only answers queries, or is to be attacked as one, has `access` "scores" or "labels";
-    it may be any callable, of so many `classes` (labels alone do not say; as many as y needs unless
-    given). `allow` names findings that do not stop it. The records are audited as a suite's are,
-    and a RobustnessWarning tells what was found; `audit` says whether the model is probed as well,
-    unless given where that takes few passes beside the attack's.
-    Raises: SuiteError for an unknown attack, parameter, norm or target, images outside [0, 1],
-    labels the model has no class for, an attack that needs other images or more classes, or a
-    model that does not return logits; ContractError if the attack breaks its promise; whatever
-    the attack or the model raises.
+    Every adversarial image is verified and counted as in a suite run, the records are audited, and
+    a RobustnessWarning lists what was found. The model stays on `device`, otherwise unchanged.
+
+    Args:
+        model: Maps images (n, c, h, w) in [0, 1] to logits (n, classes); any callable where
+            `access` is "scores" or "labels".
+        x: Images (n, c, h, w), float in [0, 1] or 8-bit; `bench.datasets.inputs` lists all forms.
+        y: Integer labels (n,).
+        attack: Registered name, `library:NAME` or `file.py:NAME`.
+        norm: Norm of the threat model.
+        eps: One radius or several; text such as "8/255" is allowed.
+        params: The attack's params; its defaults otherwise.
+        goal: "untargeted" or "targeted".
+        target: Class of a targeted attack, or a rule such as "next".
+        stop: "first-success" or "never"; "first-success" by default, "never" for a transfer.
+        seed: Seed of every draw.
+        device: "auto", "cpu" or "cuda[:N]".
+        batch_size: Rows per pass; by the memory of one row by default.
+        keep_adversarial: Return the adversarial images.
+        source: Craft on this model, which is all that the attacker sees, and judge by `model`
+            (transfer attack); `model` by default.
+        precision: Of the attack's gradients; the model judges in full precision.
+        copied: Take gradients from an accelerated model where one agrees with the model.
+        samples: Passes averaged into each gradient, for a model that answers at random.
+        predictions: Predictions of which the majority counts, likewise.
+        access: What the attacker sees of `model`: "gradient", "scores" or "labels".
+        classes: Classes of a model that shows labels alone; as many as y needs by default.
+        allow: Names of preflight findings that do not stop the evaluation.
+        audit: Probe the model, too; by default where that takes few passes compared with the
+            attack.
+
+    Returns:
+        Table (one row per eps), per-example records, symptoms and, on request, the images.
+
+    Raises:
+        SuiteError: An argument is invalid, the attack needs other images or more classes, or the
+            model fails preflight.
+        ContractError: The attack broke its contract.
+        Exception: What the attack or the model itself raises.
     """
     many = [eps] if isinstance(eps, int | float | str) else list(eps)
     raw: dict[str, Any] = {
@@ -166,15 +189,33 @@ def run(
     memory_limit: str | None = None,
     keep_adversarial: str | None = None,
 ) -> results.RunResults:
-    """Run the suite of a path or a shipped name, as `bench run` does; its results, read back.
+    """Run a suite as `bench run` does.
 
-    What happens is told to the logger "bench" (`bench.execution.events`). With `deterministic`
-    another run on this device gives the same bits. Of a share "I/N" the cells are missing that the
-    others make. With `isolate` or a limit (seconds without a sign of life; a size such as "2GiB")
-    all is done in a process of its own, which a model or an attack may crash: `isolation.run` says
-    what that asks of a script. `keep_adversarial` keeps every adversarial image while all take no
-    more than that, such as "2GiB"; `bench.storage.adversarial_images.read` gives them.
-    Raises: SuiteError for the user's mistakes, all of a suite's at once.
+    Progress is logged by the logger "bench" (`bench.execution.events`).
+
+    Args:
+        suite: Path of a suite, or the name of a shipped one.
+        out: Folder of the run; one named after the suite by default.
+        device: "auto", "cpu" or "cuda[:N]".
+        limit: Most examples, besides the suite's own limit.
+        batch_size: Rows per pass; by the memory of one row by default.
+        data_dir: Folder of data sets; BENCH_DATA_DIR or the user's cache by default.
+        fresh: Discard what an earlier run left in `out`.
+        copied: Take gradients from accelerated models where they agree with the model.
+        deterministic: Make another run on this device give the same bits.
+        shard: "I/N": compute one of N shares; cells of the others are missing in the result.
+        isolate: Run in a process of its own, which a model or an attack may crash;
+            `bench.execution.backends.subprocess` states what that requires of a script.
+        time_limit: Seconds without a heartbeat after which that process is stopped.
+        memory_limit: Its memory, such as "2GiB".
+        keep_adversarial: Keep all adversarial images while they take no more than this, such as
+            "2GiB"; `bench.storage.adversarial_images.read` reads them.
+
+    Returns:
+        The results, read from the run's folder.
+
+    Raises:
+        SuiteError: The user's mistakes, all of a suite's at once.
     """
     checked = read(suite)
     share = sharding.parse(shard)

@@ -220,7 +220,7 @@ def test_a_certificate_does_not_depend_on_what_is_certified_beside_it(
     )
     together = certification_bounds.certified_margins(layers, inside, y, "crown")
     alone = [
-        certification_bounds.certified_margins(layers, inside.of(row), y[row], "crown")
+        certification_bounds.certified_margins(layers, inside.select(row), y[row], "crown")
         for row in (slice(0, 1), slice(1, 2), slice(2, 3))
     ]
     assert torch.allclose(torch.cat(alone), together, atol=1e-9)

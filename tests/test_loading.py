@@ -207,8 +207,12 @@ def test_weights_that_a_shipped_recipe_makes_are_told_with_its_command(
     assert "are unknown" in refused(data, weights="old")
 
 
-def test_the_recipe_of_the_widest_net_is_known_to_make_its_weights() -> None:
-    assert loading._recipe("maxout", "1600-mnist") == "maxout-1600-mnist"
+def test_the_recipe_of_the_widest_net_is_known_to_make_its_weights(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BENCH_DATA_DIR", str(tmp_path))
+    told = refused(data, name="maxout", weights="1600-mnist")
+    assert "`bench train maxout-1600-mnist --out" in told
 
 
 def test_torchvisions_weights_that_are_absent_offline_name_file_and_folder(

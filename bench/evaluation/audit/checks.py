@@ -1,6 +1,6 @@
-"""Signs of failed attacks in the records of a run alone: attacks held against each other.
+"""Look for symptoms of failed attacks in the records alone, by comparing attacks with each other.
 
-Each check looks through the finished cells of one model; the model itself is not needed.
+Each check goes through the finished cells of one model; the model itself is not needed.
 Source: Carlini et al. 2019, section 5, https://arxiv.org/abs/1902.06705; Athalye et al. 2018,
 section 3.1, https://arxiv.org/abs/1802.00420
 """
@@ -40,59 +40,61 @@ at 0.002, which of the hundreds of examples common here is one or none."""
 LEFT_SHARE = 0.01
 """Share of the attacked examples that may be left at L-inf eps 1, where all can be broken."""
 CERTAIN_SHARE = 0.5
-"""Share of the survivors that the model was certain of. Measured on 300 MNIST images and a LeNet
+"""Share of the survivors with confidence 1. Measured on 300 MNIST images and a LeNet
 that is certain of a quarter of them: 36 of the 43 that FGSM at 0.3 leaves, where the margin leaves
 13; 72 of the 290 that it leaves at 0.05, where the margin leaves the same."""
 USED_SHARE = 0.5
-"""Of its eps, what an attack of fixed budget moves an image by at least, if it tries."""
+"""Share of eps by which a working attack of fixed budget moves an image at least."""
 NEARER_SHARE = 0.9
-"""Of a search's distance, below which another's success shows the search to be far off: two good
-searches differ by a few per cent on many images."""
+"""Share of a search's distance below which another attack's success shows that the search failed:
+two good searches differ by a few per cent on many images."""
 SEARCH_SHARE = 0.1
-"""Share of the attacked examples on which a search may be far off by bad luck."""
+"""Share of the attacked examples on which a search may fail by chance."""
 EXACT_LOSSES = {"margin", "logit-difference", "label-and-target", "dlr", "targeted dlr"}
 """Losses on logits, which do not saturate."""
 VARIABLE_TRAITS = {"steps", "restarts", "alpha"}
-"""Traits in which two runs of one attack may differ and still be the same attack."""
+"""Traits in which two cells of the same attack may differ."""
 
 AT = operator.attrgetter("place")
 ALL_WHITE_BOX = "all white-box attacks together"
 
 Check = Callable[[AttackedCells, AttackedCells], list[ObservedSymptom] | None]
-"""(finished runs on a model, those on all) -> signs; None if there was nothing to look at."""
+"""(finished cells on a model, those on all) -> symptoms; None if nothing could be checked."""
 
 
-# ------------------------------------------------------------------------- one attack, told twice
+# ------------------------------------------------------------------------ one attack, two settings
 
 
-def _other_settings(runs: AttackedCells, kind: Symptom, field: str) -> list[ObservedSymptom] | None:
-    """The same attack with more of `field` against itself with less."""
+def _compare_settings(
+    runs: AttackedCells, kind: Symptom, field: str
+) -> list[ObservedSymptom] | None:
+    """Compare the same attack with more and with less of `field`."""
     known = [run for run in runs if run.cell.name and run.cell.traits.get(field, "").isdecimal()]
     found, pairs = [], 0
-    for group in group_cells(known, _same_attack):
+    for group in group_cells(known, _attack_key):
         for less, more in itertools.permutations(group, 2):
-            had, has = _settings(less), _settings(more)
-            others = all(had[key] == has[key] for key in had if key != field)
-            if had[field] < has[field] and others:
+            fewer, greater = _step_counts(less), _step_counts(more)
+            others = all(fewer[key] == greater[key] for key in fewer if key != field)
+            if fewer[field] < greater[field] and others:
                 pairs += 1
                 found += report_if_weaker(kind, more, less)
     return found if pairs else None
 
 
-def _settings(run: AttackedCell) -> dict[str, int]:
-    told = {key: run.cell.traits.get(key, "") for key in ("steps", "restarts")}
-    return {key: int(text) if text.isdecimal() else 1 for key, text in told.items()}
+def _step_counts(run: AttackedCell) -> dict[str, int]:
+    texts = {key: run.cell.traits.get(key, "") for key in ("steps", "restarts")}
+    return {key: int(text) if text.isdecimal() else 1 for key, text in texts.items()}
 
 
-def _same_attack(run: AttackedCell) -> Hashable:
+def _attack_key(run: AttackedCell) -> Hashable:
     cell = run.cell
     traits = {key: value for key, value in cell.traits.items() if key not in VARIABLE_TRAITS}
     rest = cell.name, cell.source, cell.precision, cell.samples, cell.stop
     return *run.place, *rest, json.dumps(traits, sort_keys=True)
 
 
-def _losses(runs: AttackedCells) -> list[ObservedSymptom] | None:
-    """The same attack with a loss that saturates against one that does not."""
+def _compare_losses(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Compare the same attack with a loss that saturates and with one that does not."""
     found, pairs = [], 0
     known = [run for run in runs if run.white and run.cell.name]
 
@@ -102,17 +104,19 @@ def _losses(runs: AttackedCells) -> list[ObservedSymptom] | None:
 
     for group in group_cells(known, but_for_loss):
         for exact, rounded in itertools.permutations(group, 2):
-            told = exact.cell.traits.get("loss"), rounded.cell.traits.get("loss")
-            if told == ("margin", "cross-entropy"):
+            losses = exact.cell.traits.get("loss"), rounded.cell.traits.get("loss")
+            if losses == ("margin", "cross-entropy"):
                 pairs += 1
                 found += report_if_weaker(symptoms.SATURATED_LOSS, rounded, exact)
     return found if pairs else None
 
 
-def _certain(runs: AttackedCells) -> list[ObservedSymptom] | None:
-    """Images that survive all white-box attacks, which follow cross-entropy alone, where the clean
-    confidence rounds to 1: the gradient starts there without the label's own share, or vanishes.
-    What a loss on logits leaves standing at the same place is cleared of it."""
+def _check_confident_survivors(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Find images of clean confidence 1 that survive white-box attacks along cross-entropy alone.
+
+    There the gradient starts without the label's own term, or vanishes. Survivors of a loss on
+    logits are not counted.
+    """
     found, looked = [], 0
     leaving = [run for run in runs if run.white and run.cell.goal == "untargeted"]
     for group in group_cells(leaving, AT):
@@ -122,29 +126,33 @@ def _certain(runs: AttackedCells) -> list[ObservedSymptom] | None:
         looked += 1
         exact = [run for run in group if run.cell.traits.get("loss") in EXACT_LOSSES]
         exact += [run for run in group if "parts" in run.cell.traits]
-        together = _together(group) if len(group) > 1 else group[0]
+        together = _join_attacks(group) if len(group) > 1 else group[0]
         left = ~together.broken
         which = left & (rounded[0].records["clean_confidence"] == 1.0)
         if not exact and which.sum() >= max(MIN_EXAMPLES, CERTAIN_SHARE * left.sum()):
-            told = (
+            evidence = (
                 f"{int(which.sum())} of the {int(left.sum())} left standing have a clean "
                 "confidence of exactly 1 in float32, where cross-entropy has lost its gradient"
             )
             limit = f"{MIN_EXAMPLES} examples and {CERTAIN_SHARE:.0%} of those left standing"
-            found.append(report_symptom(symptoms.SATURATED_LOSS, together, which, told, limit))
+            found.append(report_symptom(symptoms.SATURATED_LOSS, together, which, evidence, limit))
     return found if looked else None
 
 
-def _saturated(runs: AttackedCells) -> list[ObservedSymptom] | None:
-    """Both signs of saturation that records hold; None if there was nothing for either."""
-    seen = [each for each in (_losses(runs), _certain(runs)) if each is not None]
+def _check_saturation(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Look for both symptoms of saturation in records; None if neither could be checked."""
+    seen = [
+        each
+        for each in (_compare_losses(runs), _check_confident_survivors(runs))
+        if each is not None
+    ]
     return [sign for each in seen for sign in each] if seen else None
 
 
-def _larger_eps(runs: AttackedCells) -> list[ObservedSymptom] | None:
-    """An attack at one eps against itself at the smaller one at which it broke most.
+def _compare_eps(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Compare an attack at one eps with itself at the smaller one at which it broke most.
 
-    One step may overshoot, noise may hit or miss, and what was crafted elsewhere promises nothing.
+    Single steps, which may overshoot, noise and transferred images are left out.
     """
     found, pairs = [], 0
     own = [run for run in runs if run.cell.threat_model.startswith(("white", "black-box, sc"))]
@@ -162,11 +170,11 @@ def _larger_eps(runs: AttackedCells) -> list[ObservedSymptom] | None:
 # --------------------------------------------------------------------- one attack against another
 
 
-def _noise(runs: AttackedCells) -> list[ObservedSymptom] | None:
-    """Gradient attacks against noise of the same size, where noise leaves them something to do."""
+def _compare_with_noise(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Compare gradient attacks with noise of the same size, where noise breaks some but not all."""
     found, pairs = [], 0
     for group in group_cells(runs, AT):
-        random = [run for run in group if run.unasking]
+        random = [run for run in group if run.is_noise]
         if not random:
             continue
         floor = find_strongest(random)
@@ -187,8 +195,8 @@ def _noise(runs: AttackedCells) -> list[ObservedSymptom] | None:
     return found if pairs else None
 
 
-def _one_step(runs: AttackedCells) -> list[ObservedSymptom] | None:
-    """Iterated attacks against the best of one gradient."""
+def _compare_with_one_step(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Compare iterated attacks with the strongest of one gradient."""
     found, pairs = [], 0
     for group in group_cells([run for run in runs if run.white], AT):
         single = [run for run in group if not run.iterated]
@@ -198,15 +206,17 @@ def _one_step(runs: AttackedCells) -> list[ObservedSymptom] | None:
     return found if pairs else None
 
 
-def _black_box(runs: AttackedCells) -> list[ObservedSymptom] | None:
-    """All white-box attacks together against each attack that sees less. An ensemble says nothing
-    here: it may hold the very attack by scores that it is held against."""
+def _compare_with_black_box(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Compare all white-box attacks together with each attack that sees less.
+
+    Ensembles are left out: they may contain the attack by scores that they are compared with.
+    """
     found, pairs = [], 0
     for group in group_cells(runs, AT):
         white = [run for run in group if run.white and "parts" not in run.cell.traits]
         for run in (run for run in group if run.black and white):
             pairs += 1
-            together = _together(white)
+            together = _join_attacks(white)
             new = run.broken & ~together.broken
             many = "score" in run.cell.threat_model and new.sum() >= max(
                 MIN_EXAMPLES, NEW_SHARE * len(new)
@@ -220,8 +230,8 @@ def _black_box(runs: AttackedCells) -> list[ObservedSymptom] | None:
     return found if pairs else None
 
 
-def _together(runs: AttackedCells) -> AttackedCell:
-    """Several attacks as one, which breaks what any of them breaks."""
+def _join_attacks(runs: AttackedCells) -> AttackedCell:
+    """Join several attacks into one, which breaks what any of them breaks."""
     broken = runs[0].broken
     for run in runs[1:]:
         broken = broken | run.broken
@@ -230,9 +240,13 @@ def _together(runs: AttackedCells) -> AttackedCell:
     )
 
 
-def _transfer(runs: AttackedCells, everywhere: AttackedCells) -> list[ObservedSymptom] | None:
-    """Attacks crafted on another model, beside what the same broke there; `everywhere` are the
-    runs on all models. None where each is accompanied by an attack that sees the model."""
+def _compare_with_source(
+    runs: AttackedCells, everywhere: AttackedCells
+) -> list[ObservedSymptom] | None:
+    """Compare transferred attacks with what they broke on their source.
+
+    `everywhere` are the cells on all models. None where each is accompanied by a white-box attack.
+    """
     seen = {run.place for run in runs if run.white}
     there = {(run.cell.model, run.cell.family, run.place): run for run in everywhere if run.white}
     found, pairs = [], 0
@@ -243,7 +257,7 @@ def _transfer(runs: AttackedCells, everywhere: AttackedCells) -> list[ObservedSy
         pairs += 1
         ids = origin.broken.index.intersection(run.broken.index)
         lost = origin.broken.loc[ids] & ~run.broken.loc[ids]
-        told = (
+        evidence = (
             f"{int(lost.sum())} of {int(origin.broken.loc[ids].sum())} that fool {run.cell.source}"
         )
         if are_enough(lost, origin.broken.loc[ids]):
@@ -252,7 +266,7 @@ def _transfer(runs: AttackedCells, everywhere: AttackedCells) -> list[ObservedSy
                     symptoms.TRANSFER_FAILURE,
                     run,
                     lost,
-                    f"{told} do not fool this model",
+                    f"{evidence} do not fool this model",
                     LOST_THRESHOLD,
                 )
             )
@@ -262,8 +276,8 @@ def _transfer(runs: AttackedCells, everywhere: AttackedCells) -> list[ObservedSy
 # -------------------------------------------------------------------------------- one attack alone
 
 
-def _whole_cube(runs: AttackedCells) -> list[ObservedSymptom] | None:
-    """Iterated gradient attacks in the ball that holds every image."""
+def _check_unit_cube(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Check iterated gradient attacks at L-inf eps 1, where every image is allowed."""
     found, pairs = [], 0
     for run in (run for run in runs if run.iterated and run.cell.goal == "untargeted"):
         classes = run.records["label"].nunique()
@@ -272,15 +286,18 @@ def _whole_cube(runs: AttackedCells) -> list[ObservedSymptom] | None:
         pairs += 1
         left = ~run.broken
         if left.sum() >= max(MIN_EXAMPLES, LEFT_SHARE * len(left)):
-            told = f"{int(left.sum())} of {len(left)} are left where every image is allowed"
+            evidence = f"{int(left.sum())} of {len(left)} are left where every image is allowed"
             limit = f"{MIN_EXAMPLES} examples and {LEFT_SHARE:.0%} of those attacked"
-            found.append(report_symptom(symptoms.UNCONSTRAINED_FAILURE, run, left, told, limit))
+            found.append(report_symptom(symptoms.UNCONSTRAINED_FAILURE, run, left, evidence, limit))
     return found if pairs else None
 
 
-def _unused(runs: AttackedCells) -> list[ObservedSymptom] | None:
-    """Attacks of fixed budget that left images standing and hardly moved them. An ensemble and most
-    libraries return the clean image where nothing was found: that says nothing of the way there."""
+def _check_budget_use(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Find attacks of fixed budget that hardly moved the images that survive.
+
+    Ensembles and most libraries return the clean image where they found nothing, which says nothing
+    about their iterates.
+    """
     found, looked = [], 0
     for run in runs:
         cell = run.cell
@@ -295,19 +312,19 @@ def _unused(runs: AttackedCells) -> list[ObservedSymptom] | None:
             left &= moved > 0
         short = left & (moved < USED_SHARE * allowed)
         if are_enough(short, left) or (short.any() and short.sum() == left.sum()):
-            told = (
+            evidence = (
                 f"{int(short.sum())} of the {int(left.sum())} left standing were moved by less "
                 f"than half of what is allowed, by {moved[short].median() / cell.eps:.2g} of eps "
                 "in the median"
             )
             limit = f"{MIN_EXAMPLES} examples and {MIN_SHARE:.0%} of those left standing"
             limit += ", or all of them"
-            found.append(report_symptom(symptoms.UNUSED_BUDGET, run, short, told, limit))
+            found.append(report_symptom(symptoms.UNUSED_BUDGET, run, short, evidence, limit))
     return found if looked else None
 
 
-def _farther(runs: AttackedCells) -> list[ObservedSymptom] | None:
-    """Each search for the least distance against everything else that broke the same images."""
+def _compare_distances(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Compare each minimum-norm search with all other attacks that broke the same images."""
     found, looked = [], 0
 
     def aim(run: AttackedCell) -> Hashable:
@@ -327,31 +344,35 @@ def _farther(runs: AttackedCells) -> list[ObservedSymptom] | None:
             if which.sum() >= max(MIN_EXAMPLES, SEARCH_SHARE * len(own)):
                 ratio = (own[which] / beaten_by[which]).median()
                 times = f"{ratio:.2f} times as far" if ratio < math.inf else "found nothing"
-                told = (
+                evidence = (
                     f"{int(which.sum())} of {len(own)} images were broken by another run at less "
                     f"than {NEARER_SHARE:.0%} of the distance that it reports; in the median it is "
                     f"{times}"
                 )
                 limit = f"{MIN_EXAMPLES} examples and {SEARCH_SHARE:.0%} of those attacked"
-                sign = report_symptom(symptoms.BEATEN_SEARCH, run, which, told, limit)
+                sign = report_symptom(symptoms.BEATEN_SEARCH, run, which, evidence, limit)
                 found.append(dataclasses.replace(sign, eps=math.nan))
     return found if looked else None
 
 
 def _distances(run: AttackedCell) -> "pd.Series[float]":
-    """How far the images are that broke the model; infinite where none did."""
+    """Distances of the images that broke the model; infinite where none did."""
     far: pd.Series[float] = run.records[run.cell.norm]
     if run.cell.budget == "minimum":
         return run.records["distance"].fillna(math.inf)
     return far.where(run.broken, math.inf)
 
 
-def _claims(runs: AttackedCells, kind: Symptom, stop: str) -> list[ObservedSymptom] | None:
-    """Successes that the attack saw on its way, and the judge did not find in what it returned; not
-    of a model that answers at random, nor of a search, which returns the nearest it saw."""
-    told = [run for run in runs if run.cell.stop == stop and run.white and _sure(run)]
+def _check_claims(runs: AttackedCells, kind: Symptom, stop: str) -> list[ObservedSymptom] | None:
+    """Find successes that the attack saw and the judge did not confirm in what it returned.
+
+    Random models are left out, and searches, which return the nearest success.
+    """
+    watched = [
+        run for run in runs if run.cell.stop == stop and run.white and _is_deterministic(run)
+    ]
     found = []
-    for run in told:
+    for run in watched:
         seen = run.records["first_success_step"] >= 0
         sound = run.records["violation"].astype(str) == ""
         lost = seen & ~run.broken & sound
@@ -362,16 +383,16 @@ def _claims(runs: AttackedCells, kind: Symptom, stop: str) -> list[ObservedSympt
                     kind, run, lost, f"{text} when the model is asked again", LOST_THRESHOLD
                 )
             )
-    return found if told else None
+    return found if watched else None
 
 
-def _sure(run: AttackedCell) -> bool:
+def _is_deterministic(run: AttackedCell) -> bool:
     drawn = max(run.cell.samples, run.cell.predictions) > 1
     return not drawn and not run.records["distance"].notna().any()
 
 
-def _rounded(runs: AttackedCells) -> list[ObservedSymptom] | None:
-    """Successes that the image file would lose."""
+def _check_rounding(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Find successes that are lost by rounding to 8 bits."""
     found = []
     for run in runs:
         after = run.records["adv_pred_8bit"]
@@ -379,64 +400,66 @@ def _rounded(runs: AttackedCells) -> list[ObservedSymptom] | None:
         held = (after == run.records[aim]) == (aim == "target")
         lost = run.broken & ~held
         if are_enough(lost, run.broken):
-            told = f"{int(lost.sum())} of {int(run.broken.sum())} successes go with rounding"
-            found.append(report_symptom(symptoms.LOST_BY_ROUNDING, run, lost, told, LOST_THRESHOLD))
+            evidence = f"{int(lost.sum())} of {int(run.broken.sum())} successes go with rounding"
+            found.append(
+                report_symptom(symptoms.LOST_BY_ROUNDING, run, lost, evidence, LOST_THRESHOLD)
+            )
     return found if runs else None
 
 
 CHECKS: dict[str, tuple[Check, str]] = {
     symptoms.SATURATED_LOSS.name: (
-        lambda runs, _: _saturated(runs),
+        lambda runs, _: _check_saturation(runs),
         "no attack was run with cross-entropy",
     ),
     symptoms.UNCONSTRAINED_FAILURE.name: (
-        lambda runs, _: _whole_cube(runs),
+        lambda runs, _: _check_unit_cube(runs),
         "no iterated gradient attack was run at L-inf eps 1",
     ),
     symptoms.MORE_STEPS_WORSE.name: (
-        lambda runs, _: _other_settings(runs, symptoms.MORE_STEPS_WORSE, "steps"),
+        lambda runs, _: _compare_settings(runs, symptoms.MORE_STEPS_WORSE, "steps"),
         "no attack was run with more steps beside itself with fewer",
     ),
     symptoms.MORE_RESTARTS_WORSE.name: (
-        lambda runs, _: _other_settings(runs, symptoms.MORE_RESTARTS_WORSE, "restarts"),
+        lambda runs, _: _compare_settings(runs, symptoms.MORE_RESTARTS_WORSE, "restarts"),
         "no attack was run with more restarts beside itself with fewer",
     ),
     symptoms.UNUSED_BUDGET.name: (
-        lambda runs, _: _unused(runs),
+        lambda runs, _: _check_budget_use(runs),
         "no attack of fixed budget was run",
     ),
     symptoms.BEATEN_SEARCH.name: (
-        lambda runs, _: _farther(runs),
+        lambda runs, _: _compare_distances(runs),
         "no search for the least distance was run beside another attack",
     ),
     symptoms.LARGER_EPS_WORSE.name: (
-        lambda runs, _: _larger_eps(runs),
+        lambda runs, _: _compare_eps(runs),
         "no iterated attack was run at several eps",
     ),
     symptoms.NOISE_AS_STRONG.name: (
-        lambda runs, _: _noise(runs),
+        lambda runs, _: _compare_with_noise(runs),
         "no noise was run beside a gradient attack",
     ),
     symptoms.ONE_STEP_STRONGER.name: (
-        lambda runs, _: _one_step(runs),
+        lambda runs, _: _compare_with_one_step(runs),
         "no attack of one gradient was run beside an iterated one",
     ),
     symptoms.BLACK_BOX_STRONGER.name: (
-        lambda runs, _: _black_box(runs),
+        lambda runs, _: _compare_with_black_box(runs),
         "no attack by scores, by decisions or by transfer was run beside a white-box one",
     ),
     symptoms.TRANSFER_FAILURE.name: (
-        _transfer,
+        _compare_with_source,
         "no attack crafted on another model stands alone with what it did there beside it",
     ),
     symptoms.LOST_SUCCESS.name: (
-        lambda runs, _: _claims(runs, symptoms.LOST_SUCCESS, "first-success"),
+        lambda runs, _: _check_claims(runs, symptoms.LOST_SUCCESS, "first-success"),
         "no attack was run that bench stops at its first success",
     ),
     symptoms.SILENT_SUCCESS.name: (
-        lambda runs, _: _claims(runs, symptoms.SILENT_SUCCESS, "never"),
+        lambda runs, _: _check_claims(runs, symptoms.SILENT_SUCCESS, "never"),
         "no attack was run that bench watches and lets go on after a success",
     ),
-    symptoms.LOST_BY_ROUNDING.name: (lambda runs, _: _rounded(runs), "no attack was run"),
+    symptoms.LOST_BY_ROUNDING.name: (lambda runs, _: _check_rounding(runs), "no attack was run"),
 }
-"""For each sign how it is looked for in the records of one model, and why it could not be."""
+"""Symptom -> its check, and why it could not be checked where that returns None."""

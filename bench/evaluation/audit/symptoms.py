@@ -1,8 +1,8 @@
-"""Signs that an attack has failed, rather than the defence held: what each is called and means.
+"""Name and explain the symptoms that an attack has failed rather than the defence held.
 
-A sign changes no number. It says that a robust accuracy may be an upper bound of no worth, on which
-examples that was seen, and what to try. The six indicators of Pintor et al. 2022 and the flags of
-AutoAttack's documentation are among them, under `source`.
+A symptom changes no number. It says that a robust accuracy may be a worthless upper bound, on which
+examples that was observed, and what to try. The six indicators of Pintor et al. 2022 and the flags
+of AutoAttack's documentation are among them, under `source`.
 Source: Pintor et al. 2022, https://arxiv.org/abs/2106.09947; Croce and Hein 2020, flags_doc.md of
 https://github.com/fra31/auto-attack; Carlini et al. 2019, https://arxiv.org/abs/1902.06705
 """
@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 class Symptom(NamedTuple):
-    """One kind of sign, whichever model shows it."""
+    """A symptom as such: what it means and what to do about it."""
 
     name: str
     meaning: str
@@ -194,28 +194,28 @@ SYMPTOMS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ObservedSymptom:
-    """One sign on one model under one attack, with the examples that show it."""
+    """A symptom on one model under one attack, with the examples that show it."""
 
     name: str
     model: str
     attack: str
-    """Label of the attack that it speaks against; "" where every gradient attack is meant."""
+    """Label of the attack in doubt; "" where every gradient attack is."""
     norm: str
     eps: float
-    """NaN where eps has no part in it."""
+    """NaN where it does not depend on eps."""
     count: int
     n: int
     """Examples that could have shown it."""
     evidence: str
-    """What was seen, in one sentence."""
+    """What was observed, in one sentence."""
     examples: tuple[int, ...]
     """Ids of the `count` examples, all of them."""
     threshold: str
-    """From where on it is a sign."""
+    """The condition that made it a symptom."""
 
     @property
     def sentence(self) -> str:
-        """What was seen, what it means and what to do, for those who read no table."""
+        """What was observed, what it means and what to do, in one paragraph."""
         under = f" under {self.attack}" if self.attack else ""
         where = f", {self.norm} eps {self.eps:g}" if self.eps == self.eps else ""
         return (
@@ -225,35 +225,60 @@ class ObservedSymptom:
 
     @property
     def meaning(self) -> str:
+        """What it means, from SYMPTOMS."""
         return SYMPTOMS[self.name].meaning
 
     @property
     def remedy(self) -> str:
+        """What to do about it, from SYMPTOMS."""
         return SYMPTOMS[self.name].remedy
 
     @property
     def source(self) -> str:
+        """Where it is described, from SYMPTOMS."""
         return SYMPTOMS[self.name].source
 
 
-def to_frame(signs: Iterable[ObservedSymptom]) -> pd.DataFrame:
-    """One row per sign, columns COLUMNS; ids are parted by spaces."""
-    rows = [[getattr(sign, column) for column in COLUMNS] for sign in signs]
+def to_frame(observed: Iterable[ObservedSymptom]) -> pd.DataFrame:
+    """Arrange symptoms as the table audit.csv.
+
+    Args:
+        observed: Observed symptoms.
+
+    Returns:
+        One row per symptom, columns COLUMNS; ids are separated by spaces.
+    """
+    rows = [[getattr(symptom, column) for column in COLUMNS] for symptom in observed]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["examples"] = [" ".join(map(str, ids)) for ids in table["examples"]]
     return table
 
 
-def to_json(sign: ObservedSymptom) -> dict[str, Any]:
-    """The sign as JSON holds it; NaN, which JSON does not know, as null."""
-    fields = dataclasses.asdict(sign)
-    return {**fields, "eps": None if sign.eps != sign.eps else sign.eps}
+def to_json(symptom: ObservedSymptom) -> dict[str, Any]:
+    """Convert a symptom to plain values for JSON.
+
+    Args:
+        symptom: An observed symptom.
+
+    Returns:
+        Its fields; an eps that is NaN, which JSON lacks, is None.
+    """
+    fields = dataclasses.asdict(symptom)
+    return {**fields, "eps": None if symptom.eps != symptom.eps else symptom.eps}
 
 
 def from_json(fields: Mapping[str, Any]) -> ObservedSymptom:
-    """What `plain` wrote.
+    """Read a symptom that `to_json` converted.
 
-    Raises: KeyError if it is no sign that this bench knows; TypeError if a field is missing.
+    Args:
+        fields: Plain values.
+
+    Returns:
+        The symptom.
+
+    Raises:
+        KeyError: Its name is none of SYMPTOMS.
+        TypeError: A field is missing.
     """
     SYMPTOMS[fields["name"]]
     eps = float("nan") if fields["eps"] is None else fields["eps"]
