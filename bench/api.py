@@ -203,8 +203,8 @@ def run(
         fresh: Discard what an earlier run left in `out`.
         copied: Take gradients from accelerated models where they agree with the model.
         deterministic: Make another run on this device give the same bits.
-        shard: "I/N": compute one of N shares; cells of the others are missing in the result.
-        isolate: Run in a process of its own, which a model or an attack may crash;
+        shard: "I/N": compute shard I of N; cells of the others are missing in the result.
+        isolate: Run in a child process, which a model or an attack may crash;
             `bench.execution.backends.subprocess` states what that requires of a script.
         time_limit: Seconds without a heartbeat after which that process is stopped.
         memory_limit: Its memory, such as "2GiB".

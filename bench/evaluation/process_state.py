@@ -332,13 +332,13 @@ def _module_namespaces() -> Iterator[_Namespace]:
 
 def _class_namespaces() -> Iterator[_Namespace]:
     """Record tensors, every class of modules and the globals of each forward."""
-    seen: set[int] = set()
+    recorded: set[int] = set()
     for kind in (*torch.Tensor.__mro__[:-1], *_subclasses(nn.Module)):
         space = vars(kind)
         yield _Namespace(kind, space, space.copy())
         around = getattr(space.get("forward"), "__globals__", None)
-        if around is not None and id(around) not in seen:
-            seen.add(id(around))
+        if around is not None and id(around) not in recorded:
+            recorded.add(id(around))
             yield _Namespace(None, around, around.copy())
 
 

@@ -141,12 +141,12 @@ def _check_confident_survivors(runs: AttackedCells) -> list[ObservedSymptom] | N
 
 def _check_saturation(runs: AttackedCells) -> list[ObservedSymptom] | None:
     """Look for both symptoms of saturation in records; None if neither could be checked."""
-    seen = [
+    results = [
         each
         for each in (_compare_losses(runs), _check_confident_survivors(runs))
         if each is not None
     ]
-    return [sign for each in seen for sign in each] if seen else None
+    return [sign for each in results for sign in each] if results else None
 
 
 def _compare_eps(runs: AttackedCells) -> list[ObservedSymptom] | None:
@@ -247,12 +247,12 @@ def _compare_with_source(
 
     `everywhere` are the cells on all models. None where each is accompanied by a white-box attack.
     """
-    seen = {run.place for run in runs if run.white}
+    white_box = {run.place for run in runs if run.white}
     there = {(run.cell.model, run.cell.family, run.place): run for run in everywhere if run.white}
     found, pairs = [], 0
     for run in (run for run in runs if run.cell.threat_model == "black-box, transfer"):
         origin = there.get((run.cell.source, run.cell.family, run.place))
-        if origin is None or run.place in seen:
+        if origin is None or run.place in white_box:
             continue
         pairs += 1
         ids = origin.broken.index.intersection(run.broken.index)
@@ -373,9 +373,9 @@ def _check_claims(runs: AttackedCells, kind: Symptom, stop: str) -> list[Observe
     ]
     found = []
     for run in watched:
-        seen = run.records["first_success_step"] >= 0
+        claimed = run.records["first_success_step"] >= 0
         sound = run.records["violation"].astype(str) == ""
-        lost = seen & ~run.broken & sound
+        lost = claimed & ~run.broken & sound
         if are_enough(lost, lost | run.broken):
             text = f"{int(lost.sum())} of {int((lost | run.broken).sum())} successes are not there"
             found.append(

@@ -79,9 +79,9 @@ def audit_run(
             if name == symptoms.SILENT_SUCCESS.name and is_random:
                 missing[name] = RANDOM_MODEL
                 continue
-            seen = check(own, runs)
-            found += seen or []
-            if seen is not None:
+            observed = check(own, runs)
+            found += observed or []
+            if observed is not None:
                 missing.pop(name, None)
             elif name not in checked:
                 missing[name] = why

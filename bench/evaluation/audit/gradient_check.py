@@ -26,7 +26,7 @@ CONTRACTION, NOISE_SCALE = 0.9, 0.02
 ReLUs and max-pools are exactly at a kink, where there is no slope to compare with."""
 STEPS = (1e-6, 1e-3)
 """Lengths of a difference in float64, in L2, of which one must agree: the first crosses no kink,
-the second is seen by a model that rounds its input to float32."""
+the second changes the output of a model that rounds its input to float32."""
 SLOPE_TOLERANCE = 0.1
 """Relative error from which a slope differs from the gradient; in float32 gradients err by 1e-3."""
 FLOOR = 1e-5
@@ -42,7 +42,7 @@ def find_wrong_gradients(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor) ->
     """Find the images whose gradient is not the slope of the model's output.
 
     The output is the difference of two logits, the likeliest other class's and the label's, which
-    neither saturates nor loses digits whatever the scale of the logits.
+    neither saturates nor loses digits at any scale of the logits.
 
     Args:
         model: In evaluation mode, its parameters frozen; must be deterministic.
@@ -57,13 +57,13 @@ def find_wrong_gradients(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor) ->
     at = 0.5 + CONTRACTION * (x - 0.5) + NOISE_SCALE * noise.uniform(x)
     with torch.no_grad():
         other = model(at).scatter(1, y[:, None], -torch.inf).argmax(1)
-    seen = gradients.look(model, label_and_target, at, y, other)
-    gradient = torch.nan_to_num(seen.gradient, 0.0, 0.0, 0.0)
-    exact = _copy_to_double(model, at, seen.logits)
+    look = gradients.look(model, label_and_target, at, y, other)
+    gradient = torch.nan_to_num(look.gradient, 0.0, 0.0, 0.0)
+    exact = _copy_to_double(model, at, look.logits)
     if exact is not None:
-        point = _Point(at.double(), y, other, gradient.double(), seen.logits.double())
+        point = _Point(at.double(), y, other, gradient.double(), look.logits.double())
         return _differs_in_double(exact, point, noise.normal(x, draw=1).double())
-    return _differs_in_single(model, _Point(at, y, other, gradient, seen.logits.float()))
+    return _differs_in_single(model, _Point(at, y, other, gradient, look.logits.float()))
 
 
 class _Point(NamedTuple):

@@ -94,8 +94,8 @@ def _probe_one(
         return {**document, "failed": "the model only answers queries, and probes follow gradients"}
     started = time.perf_counter()
     try:
-        seen = evaluator.select_examples(tasks[0], *evaluator.chunks()[0])
-        right = (seen.clean_pred == seen.label).nonzero()[
+        examples = evaluator.select_examples(tasks[0], *evaluator.chunks()[0])
+        right = (examples.clean_pred == examples.label).nonzero()[
             : probes.count_examples(evaluator.data.n), 0
         ]
         if not len(right):
@@ -103,9 +103,9 @@ def _probe_one(
         subject = probes.ProbedModel(
             label=label,
             model=evaluator.models[label].model,
-            id=seen.id[right],
-            x=seen.x[right],
-            y=seen.label[right],
+            id=examples.id[right],
+            x=examples.x[right],
+            y=examples.label[right],
             rows=evaluator.rows[label],
         )
         curves = {name: task.curve for name, task in traced.items()}

@@ -238,13 +238,13 @@ def _climb(
     at, blind = x, torch.zeros_like(y, dtype=torch.bool)
     fooled = blind
     for _ in range(steps):
-        seen = gradients.look(model, objective, at, y, y)
-        fooled = predicted(seen.logits) != y
+        look = gradients.look(model, objective, at, y, y)
+        fooled = predicted(look.logits) != y
         if fooled.all():
             return _Ascent(at, blind, fooled)
-        flat = seen.gradient.flatten(1)
+        flat = look.gradient.flatten(1)
         blind = blind | (~fooled & (~flat.isfinite().all(1) | (flat == 0).all(1)))
-        moved = at + length * norms.steepest(seen.gradient.nan_to_num(), threat.norm)
+        moved = at + length * norms.steepest(look.gradient.nan_to_num(), threat.norm)
         moved = norms.project(moved, x, eps, threat.norm)
         at = torch.where(norms.per_row(fooled, x), at, moved)
     with torch.no_grad():
@@ -277,8 +277,8 @@ def check_gradients(probed: ProbedModel) -> list[ObservedSymptom]:
         f"on {int(which.sum())} of {few} images central differences of the margin along the "
         "gradient or along a random direction do not agree with it"
     )
-    asked = probed._replace(id=probed.id[:few])
-    return [_observe(asked, symptoms.WRONG_GRADIENT, which, evidence, f"{MIN_AFFECTED} images")]
+    compared = probed._replace(id=probed.id[:few])
+    return [_observe(compared, symptoms.WRONG_GRADIENT, which, evidence, f"{MIN_AFFECTED} images")]
 
 
 # -------------------------------------------------------------------------- the suite's own attacks

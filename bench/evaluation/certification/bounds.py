@@ -2,7 +2,7 @@
 
 The region is the ball around an image inside the box [0, 1]. For every class k but the label y a
 number m_k is computed with z_y - z_k >= m_k at every image of the region; all m_k > 0 is a proof
-that the label stands. Two methods:
+that the label is predicted in all of it. Two methods:
 
 - ibp, interval bound propagation: centre c and radius r of each layer's values; an affine layer
   maps them to W c + b and |W| r, ReLU and max-pooling map both ends. The affine layers behind the
