@@ -27,23 +27,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bench.api import Evaluation, evaluate, run
-    from bench.core.contracts.attack import (
-        Alpha,
-        Attack,
-        AttackBatch,
-        Count,
-        Learner,
-        Length,
-        Lesson,
-        Losses,
-        Part,
-        Rule,
-        RuleParams,
-        StepInput,
-        step_size,
-    )
+    from bench.core.contracts.attack import Attack, Part
     from bench.core.contracts.dataset import Data, Dataset
+    from bench.core.contracts.learner import Learner, Losses, TrainingBatch
     from bench.core.contracts.model import Model
+    from bench.core.contracts.parameters import Alpha, Count, Length, step_size
+    from bench.core.contracts.rule import AttackBatch, Rule, RuleParams, StepInput
     from bench.core.contracts.types import Access, Goal, Loss, Norm, Precision, Shape, Threat
     from bench.core.errors import ContractError, SuiteError
     from bench.core.rng import Noise

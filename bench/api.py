@@ -227,7 +227,7 @@ def run(
         data_dir=files.data_folder(data_dir),
         fresh=fresh,
         copied=copied,
-        keep=sizes.parse("keep_adversarial", keep_adversarial) if keep_adversarial else 0,
+        keep=sizes.parse_size("keep_adversarial", keep_adversarial) if keep_adversarial else 0,
         deterministic=deterministic,
         share=share,
         command=f"bench.run({suite!r})",

@@ -88,7 +88,7 @@ def linear() -> Callable[[Tensor, Tensor], nn.Module]:
 
 
 @pytest.fixture
-def attacked() -> Callable[..., stream.Attacked]:
+def attacked() -> Callable[..., stream.StreamResult]:
     """(model, x, y, attack, eps, settings of the curve, params=...) -> what the engine returns.
 
     eps is one number or several; `examples` are the ids 0..n-1 unless given; `copy` leads, if any.
@@ -106,13 +106,13 @@ def attacked() -> Callable[..., stream.Attacked]:
         copy: nn.Module | None = None,
         params: dict[str, Any] | None = None,
         **settings: Any,
-    ) -> stream.Attacked:
+    ) -> stream.StreamResult:
         found = registry.find("attacks", attack)
         many = eps if isinstance(eps, tuple) else (eps,)
         settings = {"norm": "linf"} | settings
         made = found.params(**(params or {}))
         curve = AttackSpec(name=attack, attack=found, params=made, eps=many, **settings)
         ids = torch.arange(len(x)) if examples is None else examples
-        return stream.attack(model, curve, x, y, ids, rows, copy=copy)
+        return stream.run_attack(model, curve, x, y, ids, rows, copy=copy)
 
     return run

@@ -243,7 +243,7 @@ def test_the_shipped_attacks_break_no_certified_digit(
         name=attack, attack=found, params=found.params(), norm="linf", eps=(eps, 0.2),
         stop="never", seed=0,
     )  # fmt: skip
-    x_adv = stream.attack(lenet, curve, x, y, torch.arange(12), rows=12).x_adv
+    x_adv = stream.run_attack(lenet, curve, x, y, torch.arange(12), rows=12).x_adv
     with torch.no_grad():
         near, far = (lenet(each).argmax(1) == y for each in x_adv)
     assert near[held].all()

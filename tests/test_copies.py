@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import bench
 from bench.core import registry
 from bench.core.errors import SuiteError
-from bench.engine.acceleration import accelerate
-from bench.engine.acceleration.layers import TurnedConv
+from bench.engine.acceleration import accelerate, calibration
+from bench.engine.acceleration.layers import BlockGradientConv
 from bench.engine.functional import gradients, losses
 
 SHIPPED = ("lenet", "lenet_caffe", "dropout_cnn", "strided_cnn", "maxout", "softmax")
@@ -31,7 +31,7 @@ def image(n: int = 24, sides: int = 12) -> Tensor:
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of calibrations of this test alone."""
     file = tmp_path / "cache" / "calibrations.json"
-    monkeypatch.setattr(accelerate, "cache_file", lambda: file)
+    monkeypatch.setattr(calibration, "cache_file", lambda: file)
     return file
 
 
@@ -45,12 +45,12 @@ def _seeded() -> Any:
 
 def untimed(net: nn.Module, x: Tensor, **settings: Any) -> accelerate.AcceleratedModel:
     """The copy of a net, for an attack too short to be worth a calibration."""
-    return accelerate.prepare(net, x, 4, ahead=0.0, **settings)
+    return accelerate.accelerate_model(net, x, 4, ahead=0.0, **settings)
 
 
-def looked(net: nn.Module, x: Tensor) -> gradients.Look:
+def looked(net: nn.Module, x: Tensor) -> gradients.PassResult:
     y = torch.zeros(len(x), dtype=torch.int64)
-    return gradients.look(net, losses.to_ascend("margin", "untargeted"), x, y, y)
+    return gradients.gradient_pass(net, losses.make_objective("margin", "untargeted"), x, y, y)
 
 
 # --------------------------------------------------------------------------------- what is attacked
@@ -269,7 +269,7 @@ COPIED = (Own, OwnWhenAlone, Straight, OtherAxis, InPlace)
 def test_an_odd_model_may_have_its_layers_exchanged(kind: Callable[[], Net]) -> None:
     made = untimed(kind().eval(), image())
     assert made.exchanged
-    assert any(isinstance(layer, TurnedConv) for layer in made.model.modules())
+    assert any(isinstance(layer, BlockGradientConv) for layer in made.model.modules())
 
 
 @pytest.mark.parametrize("kind", COPIED)
@@ -278,7 +278,7 @@ def test_where_exchanged_layers_lead_elsewhere_a_plain_copy_is_attacked(
 ) -> None:
     made = untimed(kind().eval(), image())
     assert not made.exchanged
-    assert isinstance(made.model, accelerate.StandIn)
+    assert isinstance(made.model, accelerate.AcceleratedNet)
     assert made.dropped
 
 
@@ -295,7 +295,7 @@ def test_where_no_copy_agrees_the_model_itself_is_attacked_and_the_reason_told(
     kind: Callable[[], Net], why: str
 ) -> None:
     net = kind().eval()
-    made = accelerate.prepare(net, image(), 4)
+    made = accelerate.accelerate_model(net, image(), 4)
     assert made.model is net
     assert made.rows == 4
     assert made.dropped.startswith(why)
@@ -307,7 +307,7 @@ def test_a_masked_gradient_is_told_for_what_it_is() -> None:
 
 
 def test_a_model_that_cannot_take_the_channels_last_layout_is_attacked_in_the_other() -> None:
-    made = accelerate.prepare(Viewing().eval(), image(), 4, fixed=True)
+    made = accelerate.accelerate_model(Viewing().eval(), image(), 4, fixed=True)
     assert (made.layout, made.exchanged) == ("contiguous", True)
 
 
@@ -322,7 +322,7 @@ def test_a_model_that_answers_nan_or_nothing_but_zeros_is_no_error() -> None:
         net = Net().eval().requires_grad_(False)
         net.out.weight.copy_(spoil(net.out.weight))
         net.out.bias.zero_()
-        assert accelerate.prepare(net, image(), 4, ahead=0.0).rows == 4
+        assert accelerate.accelerate_model(net, image(), 4, ahead=0.0).rows == 4
 
 
 @pytest.mark.parametrize("kind", [*EXCHANGED, *COPIED, Locked, Loyal])
@@ -434,7 +434,7 @@ def paced(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pace], list[tuple[str, i
             timed.extend((net.layout, rows) for net in nets)
             return [pace(net.layout, rows) for net in nets]
 
-        monkeypatch.setattr(accelerate, "_paces", paces)
+        monkeypatch.setattr(calibration, "_seconds_per_row", paces)
         return timed
 
     return setting
@@ -451,25 +451,27 @@ def quickest_at(rows: int, layout: str = "contiguous") -> Pace:
     )
 
 
-@pytest.mark.parametrize("layout", accelerate.LAYOUTS)
+@pytest.mark.parametrize("layout", calibration.LAYOUTS)
 @pytest.mark.parametrize("best", [8, 32, 64, 512])
 def test_the_quickest_layout_and_number_of_rows_are_found(
     layout: str, best: int, paced: Any
 ) -> None:
     paced(quickest_at(best, layout))
-    assert choice(accelerate.prepare(Net(), image(), 64)) == (layout, best, True)
+    assert choice(accelerate.accelerate_model(Net(), image(), 64)) == (layout, best, True)
 
 
 def test_a_few_percent_are_no_reason_for_another_number_of_rows(paced: Any) -> None:
     paced(lambda layout, rows: 1.0 if rows == 64 else 0.96)
-    assert accelerate.prepare(Net(), image(), 64).rows == 64
+    assert accelerate.accelerate_model(Net(), image(), 64).rows == 64
 
 
 def test_rows_stay_within_reason_however_quick_more_or_fewer_would_be(paced: Any) -> None:
     paced(lambda layout, rows: 1.0 / rows)
-    assert accelerate.prepare(Net(), image(), 64).rows == accelerate.MOST_ROWS
+    assert accelerate.accelerate_model(Net(), image(), 64).rows == accelerate.MOST_ROWS
     paced(lambda layout, rows: float(rows))
-    assert accelerate.prepare(nn.Sequential(Net()), image(), 64).rows == accelerate.LEAST_ROWS
+    assert (
+        accelerate.accelerate_model(nn.Sequential(Net()), image(), 64).rows == accelerate.LEAST_ROWS
+    )
 
 
 def test_more_rows_than_memory_holds_are_not_chosen(paced: Any) -> None:
@@ -479,38 +481,38 @@ def test_more_rows_than_memory_holds_are_not_chosen(paced: Any) -> None:
         return 1.0 / rows
 
     paced(pace)
-    assert accelerate.prepare(Net(), image(), 64).rows == 256
+    assert accelerate.accelerate_model(Net(), image(), 64).rows == 256
 
 
 def test_a_calibration_is_remembered(paced: Any, memory: Path) -> None:
     paced(quickest_at(32, "channels-last"))
-    first = accelerate.prepare(Net(), image(), 64)
+    first = accelerate.accelerate_model(Net(), image(), 64)
     timed = paced(quickest_at(128))
-    assert choice(accelerate.prepare(Net(), image(), 64)) == choice(first)
+    assert choice(accelerate.accelerate_model(Net(), image(), 64)) == choice(first)
     assert choice(untimed(Net(), image())) == choice(first)  # whatever lies ahead
     assert timed == []
     memory.unlink()
-    assert accelerate.prepare(Net(), image(), 64).rows == 128
+    assert accelerate.accelerate_model(Net(), image(), 64).rows == 128
 
 
 @pytest.mark.parametrize("rows", [1, 3, 64, 30_000])
 def test_rows_that_the_user_gave_stay_and_the_layout_is_remembered(rows: int, paced: Any) -> None:
     paced(quickest_at(32, "channels-last"))
     wanted = ("channels-last", rows, True)
-    assert choice(accelerate.prepare(Net(), image(), rows, fixed=True)) == wanted
+    assert choice(accelerate.accelerate_model(Net(), image(), rows, fixed=True)) == wanted
     timed = paced(quickest_at(32))
-    assert choice(accelerate.prepare(Net(), image(), rows, fixed=True)) == wanted
+    assert choice(accelerate.accelerate_model(Net(), image(), rows, fixed=True)) == wanted
     assert timed == []
 
 
 def test_too_little_work_is_not_worth_a_calibration(paced: Any, memory: Path) -> None:
     timed = paced(quickest_at(32, "channels-last"))
-    made = accelerate.prepare(Net(), image(), 64, ahead=100.0)
+    made = accelerate.accelerate_model(Net(), image(), 64, ahead=100.0)
     assert choice(made) == ("contiguous", 64, False)
     assert len(timed) == 1
     assert not memory.exists()
     assert made.worth > 100
-    again = accelerate.prepare(Net(), image(), 64, ahead=1.01 * made.worth)
+    again = accelerate.accelerate_model(Net(), image(), 64, ahead=1.01 * made.worth)
     assert choice(again) == ("channels-last", 32, True)
 
 
@@ -530,7 +532,7 @@ def test_the_rows_that_one_attack_was_given_are_not_those_of_the_next(tmp_path: 
 def test_untimed_a_wide_net_takes_the_channels_last_layout(paced: Any) -> None:
     paced(quickest_at(32))
     wide = nn.Sequential(
-        nn.Conv2d(1, accelerate.WIDE, 3), nn.Conv2d(accelerate.WIDE, 2, 10), nn.Flatten()
+        nn.Conv2d(1, calibration.WIDE, 3), nn.Conv2d(calibration.WIDE, 2, 10), nn.Flatten()
     )
     assert untimed(wide, image()).layout == "channels-last"
     assert untimed(Net(), image()).layout == "contiguous"
@@ -550,38 +552,38 @@ def test_a_damaged_memory_is_no_error_and_is_made_anew(
     content: bytes, paced: Any, memory: Path
 ) -> None:
     paced(quickest_at(32))
-    wanted = choice(accelerate.prepare(Net(), image(), 64))
+    wanted = choice(accelerate.accelerate_model(Net(), image(), 64))
     (key,) = json.loads(memory.read_text())
     memory.write_bytes(content.replace(b"KEY", key.encode()))
-    assert choice(accelerate.prepare(Net(), image(), 64)) == wanted
+    assert choice(accelerate.accelerate_model(Net(), image(), 64)) == wanted
     assert json.loads(memory.read_text())[key] == ["contiguous", 32]
 
 
 def test_a_remembered_layout_that_no_copy_has_is_no_error(paced: Any, memory: Path) -> None:
     paced(lambda layout, rows: 1.0)
     flat = nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
-    accelerate.prepare(flat, image(), 64)
+    accelerate.accelerate_model(flat, image(), 64)
     (key,) = json.loads(memory.read_text())
     memory.write_text(json.dumps({key: ["channels-last", 64]}))
-    assert accelerate.prepare(flat, image(), 64).layout == "contiguous"
+    assert accelerate.accelerate_model(flat, image(), 64).layout == "contiguous"
 
 
 def test_a_memory_that_cannot_be_written_is_no_error(paced: Any, memory: Path) -> None:
     paced(quickest_at(32))
     memory.parent.write_text("a file, where a folder should be")
     for _ in range(2):
-        assert choice(accelerate.prepare(Net(), image(), 64)) == ("contiguous", 32, True)
+        assert choice(accelerate.accelerate_model(Net(), image(), 64)) == ("contiguous", 32, True)
 
 
 def test_one_memory_holds_many_models(paced: Any, memory: Path) -> None:
     paced(quickest_at(32))
-    accelerate.prepare(Net(), image(), 64)
-    accelerate.prepare(nn.Sequential(nn.Flatten(), nn.Linear(144, 4)), image(), 64)
+    accelerate.accelerate_model(Net(), image(), 64)
+    accelerate.accelerate_model(nn.Sequential(nn.Flatten(), nn.Linear(144, 4)), image(), 64)
     assert len(json.loads(memory.read_text())) == 2
 
 
 def key(net: nn.Module, sides: int = 12, precision: str = "float32", rows: int = 0) -> str:
-    return accelerate._key(net, image(2, sides), precision, rows, ["contiguous"])
+    return calibration._cache_key(net, image(2, sides), precision, rows, ["contiguous"])
 
 
 def test_a_calibration_is_the_architectures_and_not_the_weights() -> None:
@@ -608,7 +610,7 @@ def test_a_calibration_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_calibration_can_really_be_timed(lenet: nn.Module, memory: Path) -> None:
-    made = accelerate.prepare(lenet, image(8, 28), 8, fixed=True)
+    made = accelerate.accelerate_model(lenet, image(8, 28), 8, fixed=True)
     assert (made.rows, made.timed) == (8, True)
     assert list(json.loads(memory.read_text()).values()) == [[made.layout, 8]]
 
@@ -616,4 +618,4 @@ def test_a_calibration_can_really_be_timed(lenet: nn.Module, memory: Path) -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no variable moves the user's cache")
 def test_the_memory_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
-    assert accelerate.cache_file().is_relative_to(os.environ["XDG_CACHE_HOME"])
+    assert calibration.cache_file().is_relative_to(os.environ["XDG_CACHE_HOME"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench.engine.functional.sampling import random_in_ball
 from torch import Tensor, nn
 
 from bench.core import registry
@@ -17,7 +18,6 @@ from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
 from bench.engine import timing
 from bench.engine.functional import losses
-from bench.engine.functional.norms import random_in_ball
 
 Attacked = Callable[..., Any]
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
@@ -198,7 +198,7 @@ def test_in_a_data_set_of_another_order_an_image_keeps_its_outcome_and_a_positio
 def test_the_passes_told_are_those_that_the_model_saw(
     attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked
 ) -> None:
-    with timing.counted(net) as seen:
+    with timing.count_passes(net) as seen:
         settings = settings | {"params": SHORT.get(attack)}
         told = attacked(net, *few, attack, (0.05, 0.2), rows=5, **settings)
     assert seen.forwards == pytest.approx(float(told.forwards.sum()))
@@ -206,7 +206,7 @@ def test_the_passes_told_are_those_that_the_model_saw(
 
 
 def test_restarts_are_counted_too(net: nn.Module, few: Any, attacked: Attacked) -> None:
-    with timing.counted(net) as seen:
+    with timing.count_passes(net) as seen:
         told = attacked(net, *few, "pgd", 0.1, params={"steps": 4, "restarts": 3}, rows=5)
     assert seen.forwards == float(told.forwards.sum())
     assert seen.backwards == float(told.backwards.sum())
@@ -467,7 +467,7 @@ def test_gradients_and_first_successes_are_the_copys(
     attack: str, stop: str, net: nn.Module, other: nn.Module, few: Any, attacked: Attacked
 ) -> None:
     settings = {"stop": stop, "params": SHORT.get(attack), "rows": 5}
-    with timing.counted(net) as own, timing.counted(other) as led:
+    with timing.count_passes(net) as own, timing.count_passes(other) as led:
         told = attacked(net, *few, attack, (0.1, 0.2), copy=other, **settings)
     assert (own.forwards, own.backwards) == (0, 0)
     assert led.backwards == pytest.approx(float(told.backwards.sum()))
@@ -480,7 +480,7 @@ def test_the_model_itself_says_whom_a_restart_or_a_larger_ball_waits_for(
     settings: Any, net: nn.Module, other: nn.Module, few: Any, attacked: Attacked
 ) -> None:
     settings = {"stop": "never", "params": {"steps": 3}, "rows": 5, **settings}
-    with timing.counted(net) as own, timing.counted(other) as led:
+    with timing.count_passes(net) as own, timing.count_passes(other) as led:
         told = attacked(net, *few, "pgd", (0.08, 0.16), copy=other, **settings)
     assert own.backwards == 0
     assert own.forwards == led.forwards / 3  # once, when its three steps are made

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.engine.acceleration.layers import WIDE, Pool, TurnedConv, fuse_layers
+from bench.engine.acceleration.layers import WIDE, BlockGradientConv, MaxPoolReLU, fuse_layers
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -86,7 +86,7 @@ def test_a_turned_convolution_is_the_convolution_for_every_geometry(geometry: An
     net = nn.Sequential(nn.Conv2d(**keys)).double()
     x = draw(2, keys["in_channels"], *sides)
     own = same(net, x)
-    assert type(own.get_submodule("0")) is TurnedConv
+    assert type(own.get_submodule("0")) is BlockGradientConv
     assert torch.equal(own(x), net(x))
 
 
@@ -128,7 +128,7 @@ def test_a_convolution_that_cannot_be_turned_is_left_alone(layer: nn.Conv2d) -> 
 
 def test_a_convolution_that_is_the_whole_model_is_left_alone() -> None:
     own = same(conv().double(), draw(2, 2, 6, 6))
-    assert not any(isinstance(layer, TurnedConv) for layer in own.modules())
+    assert not any(isinstance(layer, BlockGradientConv) for layer in own.modules())
 
 
 def test_on_a_gpu_no_convolution_is_turned_and_no_pooling_sliced() -> None:
@@ -172,7 +172,7 @@ def test_pooling_gives_the_same_bits_and_sends_the_gradient_to_the_same_entry(
     images: str, kernel: str, clips: bool
 ) -> None:
     pool = KERNELS[kernel]
-    ours = Pool(pool, clips, on_cpu=True)
+    ours = MaxPoolReLU(pool, clips, on_cpu=True)
     assert ours.by_slices == (kernel == "2x2")
     for channels in (2, WIDE):
         for sides in ((6, 8), (7, 8), (6, 5), (7, 5), (4, 4)):
@@ -190,7 +190,7 @@ def test_pooling_gives_the_same_bits_and_sends_the_gradient_to_the_same_entry(
 )
 def test_every_window_of_four_is_pooled_as_torch_pools_it(values: list[float], clips: bool) -> None:
     x = torch.tensor(values).double().view(1, 1, 2, 2)
-    answer, gradient = seen(Pool(nn.MaxPool2d(2), clips, on_cpu=True), x)
+    answer, gradient = seen(MaxPoolReLU(nn.MaxPool2d(2), clips, on_cpu=True), x)
     wanted, pulled = seen(lambda x: functional.max_pool2d(x.relu() if clips else x, 2), x)
     assert torch.equal(answer, wanted)
     assert torch.equal(gradient, pulled)
@@ -201,7 +201,7 @@ def test_every_window_of_four_is_pooled_as_torch_pools_it(values: list[float], c
 def test_a_value_that_is_not_finite_is_passed_on_and_spoils_no_other_window(
     value: float, clips: bool
 ) -> None:
-    ours, pool = Pool(nn.MaxPool2d(2), clips, on_cpu=True), nn.MaxPool2d(2)
+    ours, pool = MaxPoolReLU(nn.MaxPool2d(2), clips, on_cpu=True), nn.MaxPool2d(2)
     for row, column in ((0, 0), (0, 1), (1, 0), (1, 1)):
         x = draw(2, 3, 6, 6)
         x[0, 1, 2 + row, 2 + column] = value
@@ -217,7 +217,7 @@ def test_a_value_that_is_not_finite_is_passed_on_and_spoils_no_other_window(
 
 def test_sliced_pooling_works_in_bfloat16() -> None:
     x = draw(2, 3, 6, 6).bfloat16()
-    answer, gradient = seen(Pool(nn.MaxPool2d(2), True, on_cpu=True), x)
+    answer, gradient = seen(MaxPoolReLU(nn.MaxPool2d(2), True, on_cpu=True), x)
     wanted, pulled = seen(lambda x: functional.max_pool2d(x.relu(), 2), x)
     assert torch.equal(answer, wanted)
     assert torch.equal(gradient, pulled)
@@ -261,7 +261,7 @@ def test_relu_and_pooling_become_pooling_and_relu_however_they_are_written(
     how: str, on_cpu: bool
 ) -> None:
     own = same(lived(Through(POOLED_FIRST[how])), draw(3, 1, 9, 8), on_cpu)
-    (pool,) = [layer for layer in own.modules() if isinstance(layer, Pool)]
+    (pool,) = [layer for layer in own.modules() if isinstance(layer, MaxPoolReLU)]
     assert pool.clips
     assert "relu" not in own.code
 
@@ -283,7 +283,7 @@ KEPT = {
 @pytest.mark.parametrize("how", KEPT)
 def test_what_is_no_plain_pooling_stays_and_the_rest_is_exchanged_all_the_same(how: str) -> None:
     own = same(lived(Through(KEPT[how])), draw(3, 1, 8, 8))
-    assert type(own.first) is TurnedConv
+    assert type(own.first) is BlockGradientConv
 
 
 def test_a_relu_that_is_read_twice_stays_and_the_pooling_is_still_sliced() -> None:
@@ -292,7 +292,7 @@ def test_a_relu_that_is_read_twice_stays_and_the_pooling_is_still_sliced() -> No
         return net.pool(z) + functional.avg_pool2d(z, 2)
 
     own = same(lived(Through(middle)), draw(3, 1, 8, 8))
-    (pool,) = [layer for layer in own.modules() if isinstance(layer, Pool)]
+    (pool,) = [layer for layer in own.modules() if isinstance(layer, MaxPoolReLU)]
     assert pool.by_slices
     assert not pool.clips
 
@@ -303,7 +303,7 @@ def test_two_poolings_of_one_layer_are_both_exchanged() -> None:
 
     own = same(lived(Through(middle)), draw(3, 1, 16, 16))
     assert kinds(own).count("Pool") == 0  # Pool holds the layer that it stands for
-    assert len([layer for layer in own.modules() if isinstance(layer, Pool)]) == 2
+    assert len([layer for layer in own.modules() if isinstance(layer, MaxPoolReLU)]) == 2
 
 
 def test_batch_norm_goes_into_the_layer_before_it() -> None:
@@ -324,7 +324,7 @@ def test_a_batch_norm_without_weights_after_a_linear_layer_stays_and_the_rest_is
         conv(1, 4), nn.Flatten(), nn.Linear(144, 3), nn.BatchNorm1d(3, affine=False)
     )
     own = same(lived(net), draw(3, 1, 8, 8))
-    assert type(own.get_submodule("0")) is TurnedConv
+    assert type(own.get_submodule("0")) is BlockGradientConv
 
 
 def norm_of_batch(net: Any, z: Tensor) -> Tensor:
@@ -370,7 +370,7 @@ class Shared(nn.Module):
 def test_batch_norm_stays_where_the_layer_is_shared() -> None:
     own = same(lived(Shared()), draw(3, 2, 6, 6))
     assert kinds(own).count("BatchNorm2d") == 2
-    assert type(own.conv) is TurnedConv  # still one for both
+    assert type(own.conv) is BlockGradientConv  # still one for both
 
 
 def test_one_batch_norm_after_two_convolutions_goes_into_both() -> None:
@@ -450,7 +450,7 @@ class Branching(nn.Module):
 def test_where_the_forward_branches_on_values_the_convolutions_are_still_turned() -> None:
     own = same(Branching().double().eval(), draw(3, 1, 8, 8))
     assert type(own) is Branching
-    assert type(own.conv) is TurnedConv
+    assert type(own.conv) is BlockGradientConv
     same(Branching().double().eval(), -draw(3, 1, 8, 8))
 
 

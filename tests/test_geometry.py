@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms as geometry
+from bench.engine.functional import norms, projections, sampling
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 DUAL = {"linf": 1, "l2": 2, "l1": float("inf"), "l0": float("inf")}
@@ -62,7 +62,7 @@ def nearest_in_ball(delta: np.ndarray, eps: float, norm: Norm) -> np.ndarray:
 def test_a_projected_image_is_in_the_ball_and_exactly_in_the_box(
     x: Tensor, x0: Tensor, eps: Tensor, norm: Norm
 ) -> None:
-    projected = geometry.project(x, x0, eps, norm)
+    projected = projections.project(x, x0, eps, norm)
     assert projected.shape == x.shape
     assert projected.min() >= 0
     assert projected.max() <= 1
@@ -72,27 +72,27 @@ def test_a_projected_image_is_in_the_ball_and_exactly_in_the_box(
 @given(tensors(0, 1), tensors(0, 1), norms)
 def test_a_point_inside_is_returned_to_the_bit(x: Tensor, x0: Tensor, norm: Norm) -> None:
     eps = (exact(x - x0, norm) * (1 + 1e-5) + 1e-6).to(x)
-    assert torch.equal(geometry.project(x, x0, eps, norm), x)
+    assert torch.equal(projections.project(x, x0, eps, norm), x)
 
 
 @given(tensors(-1, 2), tensors(0, 1), radii, norms)
 def test_projecting_twice_is_projecting_once(
     x: Tensor, x0: Tensor, eps: Tensor, norm: Norm
 ) -> None:
-    once = geometry.project(x, x0, eps, norm)
-    assert torch.allclose(geometry.project(once, x0, eps, norm), once, rtol=0, atol=1e-6)
+    once = projections.project(x, x0, eps, norm)
+    assert torch.allclose(projections.project(once, x0, eps, norm), once, rtol=0, atol=1e-6)
 
 
 @given(tensors(-1, 2), tensors(0, 1), norms)
 def test_a_ball_of_radius_0_holds_the_clean_image_alone(x: Tensor, x0: Tensor, norm: Norm) -> None:
-    assert torch.equal(geometry.project(x, x0, torch.zeros(ROWS), norm), x0)
+    assert torch.equal(projections.project(x, x0, torch.zeros(ROWS), norm), x0)
 
 
 @given(tensors(0, 1), tensors(0, 1), radii, norms)
 def test_no_point_of_the_ball_is_nearer_than_the_projection(
     x: Tensor, x0: Tensor, eps: Tensor, norm: Norm
 ) -> None:
-    projected = geometry.project(x, x0, eps, norm).double()
+    projected = projections.project(x, x0, eps, norm).double()
     for row in range(ROWS):
         delta = (x[row].double() - x0[row].double()).flatten().numpy()
         slow = nearest_in_ball(delta, float(eps[row]), norm)
@@ -105,7 +105,7 @@ def test_no_point_of_the_ball_is_nearer_than_the_projection(
 def test_the_projection_is_the_ball_first_and_then_the_box(
     x: Tensor, x0: Tensor, eps: Tensor, norm: Norm
 ) -> None:
-    projected = geometry.project(x, x0, eps, norm)
+    projected = projections.project(x, x0, eps, norm)
     for row in range(ROWS):
         delta = (x[row].double() - x0[row].double()).flatten().numpy()
         slow = x0[row].double().flatten().numpy() + nearest_in_ball(delta, float(eps[row]), norm)
@@ -131,11 +131,11 @@ def nearest_in_both(x: np.ndarray, x0: np.ndarray, eps: float, norm: Norm) -> np
 def test_the_nearest_point_of_ball_and_box_is_in_both_and_none_nearer_is_known(
     x: Tensor, x0: Tensor, eps: Tensor, norm: Norm
 ) -> None:
-    found = geometry.nearest(x, x0, eps, norm)
+    found = projections.project_jointly(x, x0, eps, norm)
     assert found.min() >= 0
     assert found.max() <= 1
     assert (exact(found.double() - x0.double(), norm) <= eps * (1 + 1e-5) + 1e-6).all()
-    in_turn = geometry.project(x, x0, eps, norm)
+    in_turn = projections.project(x, x0, eps, norm)
     near, far = (exact(x.double() - point.double(), "l2") for point in (found, in_turn))
     assert (near <= far + 1e-5).all()
 
@@ -144,7 +144,7 @@ def test_the_nearest_point_of_ball_and_box_is_in_both_and_none_nearer_is_known(
 def test_the_nearest_point_of_ball_and_box_is_the_references(
     x: Tensor, x0: Tensor, eps: Tensor, norm: Norm
 ) -> None:
-    found = geometry.nearest(x, x0, eps, norm).double()
+    found = projections.project_jointly(x, x0, eps, norm).double()
     for row in range(ROWS):
         wanted, centre = (each[row].double().flatten().numpy() for each in (x, x0))
         slow = nearest_in_both(wanted, centre, float(eps[row]), norm)
@@ -155,9 +155,9 @@ def test_the_nearest_point_of_ball_and_box_is_the_references(
 @given(tensors(0, 1), tensors(0, 1), norms)
 def test_a_point_inside_is_the_nearest_to_the_bit(x: Tensor, x0: Tensor, norm: Norm) -> None:
     eps = (exact(x - x0, norm) * (1 + 1e-5) + 1e-6).to(x)
-    assert torch.equal(geometry.nearest(x, x0, eps, norm), x)
-    assert torch.equal(geometry.nearest(x, x0, torch.full_like(eps, torch.inf), norm), x)
-    assert torch.equal(geometry.nearest(x, x0, torch.zeros_like(eps), norm), x0)
+    assert torch.equal(projections.project_jointly(x, x0, eps, norm), x)
+    assert torch.equal(projections.project_jointly(x, x0, torch.full_like(eps, torch.inf), norm), x)
+    assert torch.equal(projections.project_jointly(x, x0, torch.zeros_like(eps), norm), x0)
 
 
 def farthest(direction: np.ndarray, x0: np.ndarray, eps: float) -> float:
@@ -175,7 +175,7 @@ def test_no_point_of_the_l1_ball_and_the_box_is_on_the_near_side_of_their_projec
     x: Tensor, x0: Tensor, eps: Tensor
 ) -> None:
     """What tells the nearest point p of a convex set: (x - p)(z - p) <= 0 for all its z."""
-    found = geometry.project_l1_box(x, x0, eps)
+    found = projections.project_l1_box(x, x0, eps)
     assert found.min() >= 0
     assert found.max() <= 1
     assert (exact(found.double() - x0.double(), "l1") <= eps * (1 + 1e-5) + 1e-6).all()
@@ -188,35 +188,35 @@ def test_no_point_of_the_l1_ball_and_the_box_is_on_the_near_side_of_their_projec
 
 def test_the_projection_onto_l1_ball_and_box_is_the_one_that_a_hand_finds() -> None:
     x0, x = torch.tensor([[0.75, 0.5, 0.5]]), torch.tensor([[2.0, 1.0, 0.375]])
-    found = geometry.project_l1_box(x, x0, torch.tensor([0.5]))
+    found = projections.project_l1_box(x, x0, torch.tensor([0.5]))
     assert found.tolist() == [[1.0, 0.75, 0.5]]  # the wall leaves a half of the ball to the second
-    found = geometry.project_l1_box(x, x0, torch.tensor([0.8125]))
+    found = projections.project_l1_box(x, x0, torch.tensor([0.8125]))
     assert torch.allclose(found, torch.tensor([[1.0, 0.96875, 0.40625]]))
 
 
 def test_many_small_entries_leave_the_projection_onto_l1_ball_and_box_exact() -> None:
     like = torch.zeros(2, 3, 64, 64)
     x0, x = noise([0, 1]).uniform(like).clamp(0, 1), noise([2, 3]).normal(like)
-    moved = exact(geometry.project_l1_box(x, x0, torch.tensor([5.0, 500.0])) - x0, "l1")
+    moved = exact(projections.project_l1_box(x, x0, torch.tensor([5.0, 500.0])) - x0, "l1")
     assert torch.allclose(moved, torch.tensor([5.0, 500.0]).double(), rtol=1e-6)
 
 
 @given(tensors(-1, 1), norms)
 def test_a_norm_is_the_textbooks(delta: Tensor, norm: Norm) -> None:
-    assert torch.allclose(geometry.norm_of(delta, norm).double(), exact(delta, norm), atol=1e-30)
+    assert torch.allclose(norms.norm_of(delta, norm).double(), exact(delta, norm), atol=1e-30)
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
 def test_an_l2_norm_neither_underflows_nor_overflows(scale: float) -> None:
     delta = torch.tensor([[3.0, -4.0]]) * scale
-    assert torch.allclose(geometry.norm_of(delta, "l2"), torch.tensor(5 * scale))
+    assert torch.allclose(norms.norm_of(delta, "l2"), torch.tensor(5 * scale))
 
 
 @given(gradients, norms)
 def test_the_steepest_direction_has_norm_1_and_attains_the_dual_norm(
     gradient: Tensor, norm: Norm
 ) -> None:
-    direction = geometry.steepest(gradient, norm)
+    direction = projections.steepest_direction(gradient, norm)
     rise = (direction.double() * gradient.double()).flatten(1).sum(1)
     dual = torch.linalg.vector_norm(gradient.double().flatten(1), ord=DUAL[norm], dim=1)
     moves = gradient.flatten(1).abs().amax(1) > 0
@@ -226,12 +226,14 @@ def test_the_steepest_direction_has_norm_1_and_attains_the_dual_norm(
 
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_zero_gradient_has_no_direction_and_no_nan(norm: Norm) -> None:
-    assert torch.equal(geometry.steepest(torch.zeros(2, 1, 2, 3), norm), torch.zeros(2, 1, 2, 3))
+    assert torch.equal(
+        projections.steepest_direction(torch.zeros(2, 1, 2, 3), norm), torch.zeros(2, 1, 2, 3)
+    )
 
 
 def test_a_tiny_gradient_still_gives_a_whole_step() -> None:
     gradient = torch.tensor([[3e-30, -4e-30], [3e-42, -4e-42]])
-    direction = geometry.steepest(gradient, "l2")
+    direction = projections.steepest_direction(gradient, "l2")
     assert torch.allclose(direction, torch.tensor([0.6, -0.8]).expand(2, 2), rtol=1e-2)
 
 
@@ -242,7 +244,7 @@ def noise(examples: list[int], seed: int = 0) -> Noise:
 
 @given(radii, norms, st.integers(0, 99))
 def test_a_random_offset_is_in_the_ball_and_not_zero(eps: Tensor, norm: Norm, seed: int) -> None:
-    offset = geometry.random_in_ball(torch.zeros(ROWS, 1, 2, 3), eps, norm, noise([0, 1, 2], seed))
+    offset = sampling.random_in_ball(torch.zeros(ROWS, 1, 2, 3), eps, norm, noise([0, 1, 2], seed))
     assert (exact(offset, norm) <= eps * (1 + 1e-5) + 1e-40).all()
     room = eps >= 1 if norm == "l0" else eps > 1e-30
     assert (offset.flatten(1).abs().amax(1) > 0)[room].all()
@@ -251,19 +253,19 @@ def test_a_random_offset_is_in_the_ball_and_not_zero(eps: Tensor, norm: Norm, se
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_random_offset_belongs_to_the_example_and_not_to_its_batch(norm: Norm) -> None:
     like, eps = torch.zeros(3, 1, 2, 3), torch.tensor([1.0, 2.0, 3.0])
-    together = geometry.random_in_ball(like, eps, norm, noise([7, 8, 9]))
-    alone = geometry.random_in_ball(like[:1], eps[1:2], norm, noise([8]))
-    turned = geometry.random_in_ball(like, eps.flip(0), norm, noise([9, 8, 7]))
+    together = sampling.random_in_ball(like, eps, norm, noise([7, 8, 9]))
+    alone = sampling.random_in_ball(like[:1], eps[1:2], norm, noise([8]))
+    turned = sampling.random_in_ball(like, eps.flip(0), norm, noise([9, 8, 7]))
     assert torch.equal(together[1:2], alone)
     assert torch.equal(together.flip(0), turned)
-    assert not torch.equal(together, geometry.random_in_ball(like, eps, norm, noise([7, 8, 9], 1)))
+    assert not torch.equal(together, sampling.random_in_ball(like, eps, norm, noise([7, 8, 9], 1)))
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_random_offset_is_uniform_in_the_ball(norm: Norm) -> None:
     n, eps = 2000, 0.3
     like = torch.zeros(n, 1, 2, 3)
-    offset = geometry.random_in_ball(like, torch.full((n,), eps), norm, noise(list(range(n))))
+    offset = sampling.random_in_ball(like, torch.full((n,), eps), norm, noise(list(range(n))))
     share = (exact(offset, norm) / eps) ** D  # of the ball's volume that lies further inside
     assert kstest(share.numpy(), "uniform").pvalue > 0.001
     assert (offset.mean(0).abs() < 0.03 * eps).all()  # no side is preferred
@@ -272,7 +274,7 @@ def test_a_random_offset_is_uniform_in_the_ball(norm: Norm) -> None:
 def test_a_random_l0_offset_moves_uniformly_chosen_entries_by_uniform_amounts() -> None:
     n = 2000
     like = torch.zeros(n, 1, 2, 3)
-    offset = geometry.random_in_ball(like, torch.full((n,), 2.0), "l0", noise(list(range(n))))
+    offset = sampling.random_in_ball(like, torch.full((n,), 2.0), "l0", noise(list(range(n))))
     moved = offset != 0
     assert (moved.flatten(1).sum(1) == 2).all()
     assert torch.allclose(moved.float().mean(0), torch.tensor(2 / D), atol=0.04)

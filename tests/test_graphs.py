@@ -16,9 +16,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from bench.core import registry
 from bench.engine import cuda_graphs, stream
 from bench.engine.functional import gradients
-from bench.engine.tensor_tree import cut, fields, join, mapped, size, take
+from bench.engine.tensor_tree import (
+    count_rows,
+    join_rows,
+    list_tensors,
+    map_tensors,
+    split_rows,
+    take_rows,
+)
 
-Attacked = Callable[..., stream.Attacked]
+Attacked = Callable[..., stream.StreamResult]
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
 FOUND = {name: registry.find("attacks", name) for name in BUILT_IN}
 LOOPS = [name for name, each in FOUND.items() if each.rule and not each.rule.one_gradient]
@@ -60,7 +67,9 @@ def rows(n: int, start: float = 0.0) -> Rows:
 
 
 def same(ours: Any, theirs: Any) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(fields(ours), fields(theirs), strict=True))
+    return all(
+        torch.equal(a, b) for a, b in zip(list_tensors(ours), list_tensors(theirs), strict=True)
+    )
 
 
 # ---------------------------------------------------------------------------- rows, cut and joined
@@ -69,15 +78,15 @@ def same(ours: Any, theirs: Any) -> bool:
 def test_a_batch_cut_and_joined_is_the_batch() -> None:
     batch = rows(5)
     for at in range(1, 6):
-        first, rest = cut(batch, at)
-        assert (size(first), size(rest)) == (at, 5 - at)
-        assert same(join(first, rest), batch)
-    assert cut(batch, 5)[1] is None
-    assert same(join(None, batch), batch)
+        first, rest = split_rows(batch, at)
+        assert (count_rows(first), count_rows(rest)) == (at, 5 - at)
+        assert same(join_rows(first, rest), batch)
+    assert split_rows(batch, 5)[1] is None
+    assert same(join_rows(None, batch), batch)
 
 
 def test_rows_are_taken_alike_from_every_field_and_the_kind_is_kept() -> None:
-    taken = take(rows(5), torch.tensor([False, True, False, False, True]))
+    taken = take_rows(rows(5), torch.tensor([False, True, False, False, True]))
     assert isinstance(taken, Rows)
     assert isinstance(taken.state, Inner)
     assert taken.item.tolist() == [1, 4]
@@ -86,17 +95,17 @@ def test_rows_are_taken_alike_from_every_field_and_the_kind_is_kept() -> None:
 
 @pytest.mark.parametrize("held", [3, 4, 8])
 def test_a_batch_is_padded_with_its_own_rows(held: int) -> None:
-    full = cuda_graphs.padded(rows(3), held)
+    full = cuda_graphs.pad_rows(rows(3), held)
     assert full.item.tolist() == [0, 1, 2, 0, 1, 2, 0, 1][:held]
     assert torch.equal(full.state.x[:, 0], full.item.float())
 
 
 def test_what_is_written_reaches_the_first_rows_of_the_same_buffers_alone() -> None:
     static = rows(5)
-    buffers = fields(static)
-    cuda_graphs.write(rows(2, start=7.0), static)
+    buffers = list_tensors(static)
+    cuda_graphs.copy_rows(rows(2, start=7.0), static)
     assert static.item.tolist() == [7, 8, 2, 3, 4]
-    assert all(a is b for a, b in zip(fields(static), buffers, strict=True))
+    assert all(a is b for a, b in zip(list_tensors(static), buffers, strict=True))
 
 
 # --------------------------------------------------------------------------------- recorded turns
@@ -104,20 +113,20 @@ def test_what_is_written_reaches_the_first_rows_of_the_same_buffers_alone() -> N
 
 def recorded(turn: Any, example: Any) -> Any:
     """`turn` as torch.fx records it on the example's tensors, played on buffers as a graph is."""
-    static = mapped(torch.clone, example)
+    static = map_tensors(torch.clone, example)
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         left = iter(tensors)
-        return fields(turn(mapped(lambda _: next(left), static)))
+        return list_tensors(turn(map_tensors(lambda _: next(left), static)))
 
-    graph = make_fx(flat)(*fields(static))
+    graph = make_fx(flat)(*list_tensors(static))
 
     def replay() -> None:
-        after = graph(*fields(static))
-        for new, buffer in zip(after, fields(static), strict=True):
+        after = graph(*list_tensors(static))
+        for new, buffer in zip(after, list_tensors(static), strict=True):
             buffer.copy_(new)
 
-    return lambda batch: cuda_graphs.play(replay, static, batch)
+    return lambda batch: cuda_graphs.replay(replay, static, batch)
 
 
 @pytest.fixture
@@ -126,21 +135,21 @@ def replaying(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     made: list[int] = []
 
     def record(turn: Any, example: Any) -> Any:
-        made.append(size(example))
+        made.append(count_rows(example))
         return recorded(turn, example)
 
     class Run(stream.AttackStream):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             self.blind = True
-            self.turn = cuda_graphs.replayed(self._turn, min(self.rows, len(self.waiting)))
+            self.turn = cuda_graphs.capture(self._turn, min(self.rows, len(self.waiting)))
 
-    monkeypatch.setattr(cuda_graphs, "_recorded", record)
+    monkeypatch.setattr(cuda_graphs, "capture_graph", record)
     monkeypatch.setattr(stream, "AttackStream", Run)
     return made
 
 
-def agree(ours: stream.Attacked, theirs: stream.Attacked) -> None:
+def agree(ours: stream.StreamResult, theirs: stream.StreamResult) -> None:
     assert torch.allclose(ours.x_adv, theirs.x_adv, rtol=0, atol=1e-6)
     assert torch.equal(ours.first_success, theirs.first_success)
     assert torch.equal(ours.forwards, theirs.forwards)
@@ -177,12 +186,12 @@ def test_the_smallest_recording_that_holds_a_batch_is_played(
     played: list[tuple[int, int]] = []
 
     def record(turn: Any, example: Any) -> Any:
-        held = size(example)
+        held = count_rows(example)
         made.append(held)
-        return lambda batch: played.append((size(batch), held))
+        return lambda batch: played.append((count_rows(batch), held))
 
-    monkeypatch.setattr(cuda_graphs, "_recorded", record)
-    turn = cuda_graphs.replayed(lambda batch: batch, most=20)
+    monkeypatch.setattr(cuda_graphs, "capture_graph", record)
+    turn = cuda_graphs.capture(lambda batch: batch, most=20)
     for n in (20, 11, 10, 6, 5, 3, 2, 1, 20, 4):
         turn(rows(n))
     assert played == [
@@ -193,35 +202,39 @@ def test_the_smallest_recording_that_holds_a_batch_is_played(
 
 def test_rows_that_are_not_in_use_change_nothing(net: nn.Module, few: Any) -> None:
     def turn(batch: Inner) -> Inner:
-        seen = gradients.look(net, lambda logits, y, label: logits[:, 0], batch.x, few[1], few[1])
+        seen = gradients.gradient_pass(
+            net, lambda logits, y, label: logits[:, 0], batch.x, few[1], few[1]
+        )
         momentum = batch.momentum + seen.gradient
         return Inner(batch.x + momentum.sign() / 100, momentum)
 
     whole = Inner(few[0], torch.zeros_like(few[0]))
-    static = mapped(torch.clone, whole)
+    static = map_tensors(torch.clone, whole)
     spoilt = [torch.nan, torch.inf, -torch.inf, 1e300]
     for n, value in zip((5, 1, 13, 4), spoilt, strict=True):
-        for buffer in fields(static):
+        for buffer in list_tensors(static):
             buffer.fill_(value)
-        batch = take(whole, slice(0, n))
-        after = cuda_graphs.play(lambda: cuda_graphs.write(turn(static), static), static, batch)
-        assert size(after) == n
-        wanted = take(turn(whole), slice(0, n))
+        batch = take_rows(whole, slice(0, n))
+        after = cuda_graphs.replay(
+            lambda: cuda_graphs.copy_rows(turn(static), static), static, batch
+        )
+        assert count_rows(after) == n
+        wanted = take_rows(turn(whole), slice(0, n))
         assert torch.allclose(after.momentum, wanted.momentum)
         assert torch.equal(after.x, wanted.x)
 
 
 def test_what_was_read_back_is_no_view_of_the_buffers() -> None:
     static = rows(4)
-    after = cuda_graphs.play(lambda: None, static, rows(4, start=9.0))
-    cuda_graphs.write(rows(4), static)
+    after = cuda_graphs.replay(lambda: None, static, rows(4, start=9.0))
+    cuda_graphs.copy_rows(rows(4), static)
     assert after.item.tolist() == [9, 10, 11, 12]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, it records")
 def test_a_turn_that_cannot_be_recorded_is_made_as_it_is() -> None:
-    turn = cuda_graphs.replayed(lambda batch: mapped(lambda field: field + 1, batch), most=4)
-    assert same(turn(rows(3)), mapped(lambda field: field + 1, rows(3)))
+    turn = cuda_graphs.capture(lambda batch: map_tensors(lambda field: field + 1, batch), most=4)
+    assert same(turn(rows(3)), map_tensors(lambda field: field + 1, rows(3)))
 
 
 def test_memory_that_runs_out_while_recording_is_the_engines_business(
@@ -232,7 +245,7 @@ def test_memory_that_runs_out_while_recording_is_the_engines_business(
 
     monkeypatch.setattr(torch.cuda, "Stream", full)
     with pytest.raises(torch.OutOfMemoryError, match="planted"):
-        cuda_graphs.replayed(lambda batch: batch, most=4)(rows(3))
+        cuda_graphs.capture(lambda batch: batch, most=4)(rows(3))
 
 
 # ---------------------------------------------------------------------------------- several turns
@@ -251,10 +264,10 @@ def blind(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
             return original(run, batch)
 
         def counting(run: Any, batch: Any) -> Any:
-            settled.append(size(batch))
+            settled.append(count_rows(batch))
             return settle(run, batch)
 
-        monkeypatch.setattr(stream, "LOOKS_AHEAD", turns)
+        monkeypatch.setattr(stream, "STEPS_PER_CHECK", turns)
         monkeypatch.setattr(stream.AttackStream, "turns", on_a_gpu)
         monkeypatch.setattr(stream.AttackStream, "settle", counting)
         return settled
@@ -263,7 +276,7 @@ def blind(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
 
 
 @pytest.mark.parametrize(("attack", "settings"), CASES)
-@pytest.mark.parametrize("turns", [3, stream.LOOKS_AHEAD])
+@pytest.mark.parametrize("turns", [3, stream.STEPS_PER_CHECK])
 def test_several_turns_between_two_looks_give_the_same_outcome_and_passes(
     turns: int, attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked, blind: Any
 ) -> None:
@@ -313,14 +326,14 @@ def test_a_gpu_replays_what_it_would_have_computed(
     x, y = (part.cuda() for part in few)
     settings = {"examples": torch.arange(len(x)).cuda(), "rows": 8, **settings}
     replays: list[int] = []
-    play = cuda_graphs.play
+    play = cuda_graphs.replay
 
     def counting(replay: Any, static: Any, batch: Any) -> Any:
-        replays.append(size(batch))
+        replays.append(count_rows(batch))
         return play(replay, static, batch)
 
-    monkeypatch.setattr(cuda_graphs, "play", counting)
+    monkeypatch.setattr(cuda_graphs, "replay", counting)
     replayed = attacked(net, x, y, attack, (0.1, 0.2), **settings)
     assert replays
-    monkeypatch.setattr(cuda_graphs, "replayed", lambda turn, most: turn)
+    monkeypatch.setattr(cuda_graphs, "capture", lambda turn, most: turn)
     agree(replayed, attacked(net, x, y, attack, (0.1, 0.2), **settings))

@@ -25,7 +25,7 @@ import bench
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
 from bench.engine import timing
-from bench.engine.acceleration import accelerate, layers
+from bench.engine.acceleration import accelerate, calibration, layers
 from bench.evaluation import chunk, crafting, verify
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import judge
@@ -296,7 +296,7 @@ OUTCOME = ["attacked", "fooled", "clean_pred", "adv_pred", "adv_pred_8bit", "vio
 @pytest.fixture(autouse=True)
 def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layout and rows are taken by rule: what was timed differs from machine to machine."""
-    monkeypatch.setattr(accelerate, "recall", lambda key: None)
+    monkeypatch.setattr(calibration, "recall", lambda key: None)
 
 
 @pytest.fixture(autouse=True)
@@ -343,7 +343,9 @@ def measured(
 
 def prepared(net: nn.Module) -> accelerate.AcceleratedModel:
     """The copy as it leads in a run, its layout and rows by rule."""
-    return accelerate.prepare(net, images()[: accelerate.PROBED], 16, fixed=True, ahead=0.0)
+    return accelerate.accelerate_model(
+        net, images()[: accelerate.PROBED], 16, fixed=True, ahead=0.0
+    )
 
 
 def both(name: str, attack: str) -> list[pd.DataFrame | str]:
@@ -419,7 +421,7 @@ def test_a_forward_that_asks_for_torchs_modes_or_sets_them_is_not_made_a_graph(n
     before = sys.getprofile()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = layers._graph(made(name))
+        graph = layers._trace_without_modes(made(name))
     assert (graph is not None) == MODES[name]
     assert sys.getprofile() is before
 
@@ -569,7 +571,7 @@ def test_a_run_says_which_copy_was_dropped_and_keeps_it_in_its_provenance(tmp_pa
 
 
 if __name__ == "__main__":
-    accelerate.recall = lambda key: None  # type: ignore[assignment]
+    calibration.recall = lambda key: None  # type: ignore[assignment]
     print("| forward | copy | PGD with | PGD without | Square with | Square without |")
     for each in ZOO:
         net = made(each)

@@ -7,7 +7,7 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor
 
 from bench.core.contracts.types import Norm
-from bench.engine.functional.hyperplane import shortest
+from bench.engine.functional.hyperplane import shortest_step
 from bench.engine.functional.norms import norm_of
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
@@ -63,7 +63,7 @@ def test_no_step_onto_the_hyperplane_is_shorter(norm: Norm) -> None:
     able = rise.abs() < 0.999 * highest(x, rise.sign()[:, None, None, None] * slope)
     assert 40 < able.sum() < 80
     x, slope, rise = x[able], slope[able], rise[able]
-    step = shortest(x, slope, rise, norm)
+    step = shortest_step(x, slope, rise, norm)
     assert torch.allclose(rise_of(slope, step), rise, rtol=0, atol=1e-12)
     assert ((x + step > -1e-12) & (x + step < 1 + 1e-12)).all()
     flat = zip(x.flatten(1).numpy(), slope.flatten(1).numpy(), rise.tolist(), strict=True)
@@ -75,7 +75,7 @@ def test_no_step_onto_the_hyperplane_is_shorter(norm: Norm) -> None:
 def test_where_the_box_does_not_reach_the_step_goes_as_far_as_it_can(norm: Norm) -> None:
     x, slope, _ = planes(20)
     most = highest(x, slope)
-    step = shortest(x, slope, 2 * most + 1, norm)
+    step = shortest_step(x, slope, 2 * most + 1, norm)
     assert torch.allclose(rise_of(slope, step), most)
     assert ((x + step >= 0) & (x + step <= 1)).all()
 
@@ -83,18 +83,18 @@ def test_where_the_box_does_not_reach_the_step_goes_as_far_as_it_can(norm: Norm)
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_pixel_without_a_slope_stays(norm: Norm) -> None:
     x, slope, rise = planes(80)
-    step = shortest(x, slope, rise, norm)
+    step = shortest_step(x, slope, rise, norm)
     assert (slope == 0).any()
     assert (step[slope == 0] == 0).all()
-    assert (shortest(x, torch.zeros_like(x), rise, norm) == 0).all()
-    assert (shortest(x, slope, torch.zeros_like(rise), norm) == 0).all()
+    assert (shortest_step(x, torch.zeros_like(x), rise, norm) == 0).all()
+    assert (shortest_step(x, slope, torch.zeros_like(rise), norm) == 0).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e30])
 def test_a_hyperplane_is_the_same_whatever_it_is_multiplied_with(norm: Norm, scale: float) -> None:
     x, slope, rise = (part.float() for part in planes(40))
-    step, scaled = (shortest(x, slope * by, rise * by, norm) for by in (1.0, scale))
+    step, scaled = (shortest_step(x, slope * by, rise * by, norm) for by in (1.0, scale))
     assert torch.allclose(scaled, step, rtol=0, atol=1e-5)
     assert (step != 0).any()
 
@@ -103,7 +103,7 @@ def test_a_hyperplane_is_the_same_whatever_it_is_multiplied_with(norm: Norm, sca
 def test_slopes_of_all_sizes_in_one_row_are_no_hindrance_in_float32(norm: Norm) -> None:
     x = torch.full((1, 1, 1, 4), 0.25)
     slope = torch.tensor([1e-42, -1e-25, 1e-9, 4.0]).view_as(x)
-    inside, beyond = (shortest(x, slope, torch.tensor([r]), norm) for r in (2.0, 9.0))
+    inside, beyond = (shortest_step(x, slope, torch.tensor([r]), norm) for r in (2.0, 9.0))
     assert torch.allclose(inside[..., 3], torch.tensor(0.5))
     assert (inside.abs() <= 0.5 + 1e-6).all()
     assert torch.allclose(beyond[..., 3], torch.tensor(0.75))
@@ -113,12 +113,12 @@ def test_slopes_of_all_sizes_in_one_row_are_no_hindrance_in_float32(norm: Norm) 
 def test_a_row_is_stepped_as_if_alone(norm: Norm) -> None:
     x, slope, rise = planes(9)
     slope[4] = torch.nan
-    together = shortest(x, slope, rise, norm)
+    together = shortest_step(x, slope, rise, norm)
     for row in (0, 3, 5, 8):
         at = slice(row, row + 1)
-        assert torch.equal(together[at], shortest(x[at], slope[at], rise[at], norm))
+        assert torch.equal(together[at], shortest_step(x[at], slope[at], rise[at], norm))
 
 
 def test_a_norm_without_such_a_projection_is_refused() -> None:
     with pytest.raises(ValueError, match="l0"):
-        shortest(*planes(1), "l0")
+        shortest_step(*planes(1), "l0")

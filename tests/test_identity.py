@@ -121,7 +121,7 @@ def test_params_and_access_belong_to_a_model(folder: Path, keys: Any) -> None:
 
 def built() -> nn.Module:
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3)).eval()
-    with rng.seeded("identity"):
+    with rng.seed_global("identity"):
         net[1].reset_parameters()
     net.scale, net.kept, net.names = 1.0, [torch.zeros(2)], {"b", "a", "c"}
     net.register_buffer("hidden", torch.zeros(1), persistent=False)
@@ -188,7 +188,7 @@ def test_a_model_s_place_on_this_machine_is_no_part_of_it(folder: Path) -> None:
     other.mkdir()
     for path in folder.glob("*.py"):
         (other / path.name).write_bytes(path.read_bytes())
-    assert source_hash.code(folder / "net.py") == source_hash.code(other / "net.py")
+    assert source_hash.hash_code(folder / "net.py") == source_hash.hash_code(other / "net.py")
     nets: list[Any] = [built(), built(), built()]
     for net, place in zip(
         nets, ("/home/one/w.pt", "/home/two/w.pt", "/home/two/v.pt"), strict=True
@@ -227,7 +227,7 @@ def test_data_are_what_is_read_whatever_fingerprint_they_state(folder: Path) -> 
 
 
 def test_a_sketch_of_answers_outlives_rounding_and_sees_another_sign_or_size() -> None:
-    with rng.seeded("sketch"):
+    with rng.seed_global("sketch"):
         logits = torch.randn(16, 10)
         rounded = logits * (1 + 1e-6 * torch.randn(16, 10))
     assert sketch(rounded) == sketch(logits)
@@ -336,7 +336,7 @@ def test_bench_s_own_code_counts_by_its_versions(monkeypatch: pytest.MonkeyPatch
     before = identities()
     with monkeypatch.context() as patch:  # a whole rewriting of every file changes nothing
         patch.setattr(Path, "read_bytes", lambda path: b"other = 1")
-        source_hash.parse.cache_clear()
+        source_hash.parse_source.cache_clear()
         assert identities() == before
     for name in ("NUMERICS_VERSION", "JUDGE_VERSION"):
         with monkeypatch.context() as patch:

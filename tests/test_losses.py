@@ -69,7 +69,7 @@ def test_the_logits_neither_scale_nor_shift_changes_the_difference_of_logits_rat
     goal: Goal, scale: float, shift: float
 ) -> None:
     z, y = some()
-    z, label, dlr = z.requires_grad_(), y if goal == "untargeted" else 9 - y, losses.to_ascend
+    z, label, dlr = z.requires_grad_(), y if goal == "untargeted" else 9 - y, losses.make_objective
     ratio, moved = (dlr("dlr", goal)(logits, y, label) for logits in (z, scale * z + shift))
     assert torch.allclose(moved, ratio)
     slopes = [torch.autograd.grad(each.sum(), z, retain_graph=True)[0] for each in (ratio, moved)]
@@ -89,7 +89,7 @@ def test_the_targeted_ratio_is_the_lead_of_the_target_over_what_lies_between_fir
     None
 ):
     z, target, label = torch.tensor([[4.0, 3.0, 1.0, 0.0]]), torch.tensor([1]), torch.tensor([0])
-    assert losses.to_ascend("dlr", "targeted")(z, target, label) == -1 / 3.5
+    assert losses.make_objective("dlr", "targeted")(z, target, label) == -1 / 3.5
 
 
 @pytest.mark.parametrize("goal", ["untargeted", "targeted"])
@@ -97,9 +97,9 @@ def test_the_targeted_ratio_is_the_lead_of_the_target_over_what_lies_between_fir
 def test_a_loss_is_defined_for_as_many_classes_as_it_says_and_the_ratio_for_no_fewer(
     name: Loss, goal: Goal
 ) -> None:
-    least = losses.classes_needed(name, goal)
+    least = losses.min_classes(name, goal)
     z, y = some(classes=least)
-    ascended = losses.to_ascend(name, goal)
+    ascended = losses.make_objective(name, goal)
     assert ascended(z, y, (y + 1) % least).isfinite().all()
     if name == "dlr":
         with pytest.raises(RuntimeError, match="out of range"):
@@ -116,7 +116,10 @@ def test_cross_entropy_to_the_target_less_that_to_the_label_is_a_difference_of_l
 @pytest.mark.parametrize("name", [name for name in losses.LOSSES if name != "dlr"])
 def test_a_targeted_attack_descends_what_an_untargeted_one_ascends(name: Loss) -> None:
     z, y = some()
-    away, towards = losses.to_ascend(name, "untargeted"), losses.to_ascend(name, "targeted")
+    away, towards = (
+        losses.make_objective(name, "untargeted"),
+        losses.make_objective(name, "targeted"),
+    )
     assert torch.equal(away(z, y, y), losses.LOSSES[name](z, y))
     assert torch.equal(towards(z, y, 9 - y), -losses.LOSSES[name](z, y))
 
@@ -124,9 +127,9 @@ def test_a_targeted_attack_descends_what_an_untargeted_one_ascends(name: Loss) -
 def test_label_and_target_ascends_the_difference_of_their_logits_and_no_more() -> None:
     z, y = some()
     target, rows = 9 - y, torch.arange(16)
-    towards = losses.to_ascend("label-and-target", "targeted")
+    towards = losses.make_objective("label-and-target", "targeted")
     assert torch.equal(towards(z, target, y), -(z[rows, y] - z[rows, target]))
-    away = losses.to_ascend("label-and-target", "untargeted")
+    away = losses.make_objective("label-and-target", "untargeted")
     assert torch.equal(away(z, y, y), losses.cross_entropy(z, y))
 
 

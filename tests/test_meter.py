@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from bench.core import registry, rng
 from bench.core.contracts.types import Threat
 from bench.engine import timing
-from bench.engine.functional.gradients import look
-from bench.engine.functional.losses import to_ascend
+from bench.engine.functional.gradients import gradient_pass
+from bench.engine.functional.losses import make_objective
 
 
 def gradient(model: nn.Module, x: Tensor) -> Tensor:
@@ -20,7 +20,7 @@ def gradient(model: nn.Module, x: Tensor) -> Tensor:
 
 def test_rows_that_went_forward_and_gradients_that_came_back_are_counted(lenet: nn.Module) -> None:
     x = torch.rand(5, 1, 28, 28)
-    with timing.counted(lenet) as passes:
+    with timing.count_passes(lenet) as passes:
         with torch.no_grad():
             lenet(x[:2])
         for _ in range(3):
@@ -31,7 +31,7 @@ def test_rows_that_went_forward_and_gradients_that_came_back_are_counted(lenet: 
 
 def test_a_gradient_taken_twice_is_two(lenet: nn.Module) -> None:
     x = torch.rand(4, 1, 28, 28, requires_grad=True)
-    with timing.counted(lenet) as passes:
+    with timing.count_passes(lenet) as passes:
         total = lenet(x).sum()
         for _ in range(2):
             torch.autograd.grad(total, x, retain_graph=True)
@@ -54,7 +54,7 @@ def test_a_foreign_attacks_passes_are_counted(
     x, y, ids = torch.rand(4, 1, 28, 28), torch.zeros(4, dtype=torch.int64), torch.arange(4)
     noise = rng.Noise(0, name, ids, torch.zeros_like(ids))
     threat = Threat(norm="linf", eps=0.1)
-    with rng.seeded(0), timing.counted(lenet) as passes:
+    with rng.seed_global(0), timing.count_passes(lenet) as passes:
         attack.run(lenet, x, y, threat, attack.params(**settings), noise)
     assert (passes.forwards, passes.backwards) == (4 * forwards, 4 * backwards)
 
@@ -63,11 +63,11 @@ def test_nothing_is_counted_afterwards_not_even_after_an_error(lenet: nn.Module)
     x = torch.rand(2, 1, 28, 28)
 
     def broken() -> None:
-        with timing.counted(lenet) as counting:
+        with timing.count_passes(lenet) as counting:
             seen.append(counting)
             lenet(x[:, :, :9])
 
-    seen: list[timing.Passes] = []
+    seen: list[timing.PassCounts] = []
     with pytest.raises(RuntimeError):
         broken()
     gradient(lenet, x)
@@ -79,13 +79,13 @@ def test_the_floor_is_the_pace_of_a_bare_loop(lenet: nn.Module, digits: Any) -> 
     """Within a factor of four, so that a busy machine does not fail it."""
     lenet.requires_grad_(False)
     x, y = digits[0][:64], digits[1][:64]
-    floor = timing.floor(lenet, x, y, 64)
+    floor = timing.measure_floor(lenet, x, y, 64)
 
     def loop() -> None:
         for _ in range(10):
-            look(lenet, to_ascend("cross-entropy", "untargeted"), x, y, y)
+            gradient_pass(lenet, make_objective("cross-entropy", "untargeted"), x, y, y)
 
-    _, seconds = timing.timed(loop, x.device)
+    _, seconds = timing.time_call(loop, x.device)
     assert 0.25 < seconds / floor.seconds(640.0, 640.0) < 4
     assert 0 < floor.forward < floor.gradient
 
@@ -124,6 +124,6 @@ def test_a_net_in_training_mode_is_not_changed_by_being_measured(ask: str) -> No
     if ask == "rows":
         timing.rows_per_pass(net, x)
     else:
-        timing.floor(net, x, y, 4)
+        timing.measure_floor(net, x, y, 4)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
     assert net.training

@@ -41,7 +41,7 @@ class Rooted(nn.Module):
 
 @pytest.mark.parametrize("name", LED)
 def test_an_attack_does_as_well_as_where_the_square_root_is_safe(
-    name: str, lenet: nn.Module, digits: Any, attacked: Callable[..., stream.Attacked]
+    name: str, lenet: nn.Module, digits: Any, attacked: Callable[..., stream.StreamResult]
 ) -> None:
     x, y = (part[:12] for part in digits)
     found = registry.find("attacks", name)
@@ -77,7 +77,7 @@ class Breaking(nn.Module):
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_logits_that_are_not_finite_are_no_success_and_leave_the_images_finite(
     name: str, value: float, lenet: nn.Module, digits: Any,
-    attacked: Callable[..., stream.Attacked],
+    attacked: Callable[..., stream.StreamResult],
 ) -> None:  # fmt: skip
     x, y = (part[:3] for part in digits)
     found = registry.find("attacks", name)

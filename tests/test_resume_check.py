@@ -9,7 +9,7 @@ from torch import Tensor
 import bench
 from bench.analysis import results
 from bench.core.errors import RecordError, SuiteError
-from bench.engine.functional import norms
+from bench.engine.functional import projections
 from bench.evaluation import consistency, evaluator
 from bench.execution import merge, runner, sharding
 from bench.storage import fingerprint, records
@@ -237,7 +237,7 @@ def test_a_projection_that_changed_makes_its_cells_again_once_the_numerics_versi
 ) -> None:
     attack = 'name = "pgd"\nparams.steps = 5\n'
     assert robust(tmp_path, attack) < 5
-    monkeypatch.setattr(norms, "project", lambda x, x0, eps, norm: x0 + 0.01 * (1 - 2 * x0))
+    monkeypatch.setattr(projections, "project", lambda x, x0, eps, norm: x0 + 0.01 * (1 - 2 * x0))
     # Without it the old number stays; tests/golden fails then, whoever changed the projection.
     monkeypatch.setattr(plan, "NUMERICS_VERSION", plan.NUMERICS_VERSION + 1)
     assert robust(tmp_path, attack) > 15

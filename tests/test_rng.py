@@ -104,29 +104,29 @@ def test_hashed_draws_are_the_upper_bits_of_splitmix64() -> None:
                4593380528125082431, 16408922859458223821, 0]  # fmt: skip
     wanted = torch.tensor([(output >> 40) / 2**24 for output in outputs])
     seed = torch.tensor([1234567])
-    assert torch.equal(rng.hashed(seed, torch.tensor([0]), 5)[0], wanted[:5])
-    assert torch.equal(rng.hashed(seed, torch.tensor([1]), 2)[0], wanted[2:4])
+    assert torch.equal(rng.hash_uniform(seed, torch.tensor([0]), 5)[0], wanted[:5])
+    assert torch.equal(rng.hash_uniform(seed, torch.tensor([1]), 2)[0], wanted[2:4])
 
 
 def test_hashed_draws_are_the_examples_own_whatever_its_batch_and_place() -> None:
     together, counter = key([5, 6, 7]), torch.tensor([3, 900, 4])
-    draws = rng.hashed(together, counter, 4)
-    assert torch.equal(rng.hashed(key([7, 6, 5]), counter.flip(0), 4), draws.flip(0))
-    assert torch.equal(rng.hashed(key([6]), counter[1:2], 4), draws[1:2])
+    draws = rng.hash_uniform(together, counter, 4)
+    assert torch.equal(rng.hash_uniform(key([7, 6, 5]), counter.flip(0), 4), draws.flip(0))
+    assert torch.equal(rng.hash_uniform(key([6]), counter[1:2], 4), draws[1:2])
     assert draws.shape == (3, 4)
 
 
 def test_seed_purpose_restart_example_and_counter_all_change_a_hashed_draw() -> None:
     own = [key([5]), key([6]), key([5], seed=1), key([5], purpose="b"), key([5], restart=1)]
-    draws = [rng.hashed(each, torch.tensor([0]), 2) for each in own]
-    draws += [rng.hashed(own[0], torch.tensor([1]), 2)]
+    draws = [rng.hash_uniform(each, torch.tensor([0]), 2) for each in own]
+    draws += [rng.hash_uniform(own[0], torch.tensor([1]), 2)]
     assert len({tuple(draw.flatten().tolist()) for draw in draws}) == 6
 
 
 def test_a_hashed_draw_never_reaches_1_nor_a_multiple_of_it_the_multiple() -> None:
     nearest = torch.tensor(1 - 2**-24)
     assert all(float(nearest * m) < m for m in range(1, 5000))
-    draws = rng.hashed(key(list(range(500))), torch.arange(500), 2000)
+    draws = rng.hash_uniform(key(list(range(500))), torch.arange(500), 2000)
     assert 0 <= draws.min() < 1e-5
     assert 1 - 1e-5 < draws.max() <= nearest
 
@@ -137,7 +137,7 @@ def test_hashed_draws_are_uniform_over_rows_and_over_counters(
     rows: int, counters: int, bins: int
 ) -> None:
     keys = key(list(range(rows))).repeat_interleave(counters)
-    draws = rng.hashed(keys, torch.arange(counters).repeat(rows), 3)
+    draws = rng.hash_uniform(keys, torch.arange(counters).repeat(rows), 3)
     for column in draws.unbind(1):
         assert abs(chi_square(torch.bincount(binned(column, bins), minlength=bins))) < 4.5
 
@@ -148,9 +148,9 @@ def test_neighbouring_hashed_draws_are_independent(neighbour: str) -> None:
     n, counter = 60_000, torch.arange(60_000)
     one, two = (key([example]).expand(n) for example in (5, 6))
     pairs = {
-        "draw": rng.hashed(one, counter, 2),
-        "counter": torch.cat([rng.hashed(one, counter + i, 1) for i in (0, 1)], 1),
-        "example": torch.cat([rng.hashed(each, counter, 1) for each in (one, two)], 1),
+        "draw": rng.hash_uniform(one, counter, 2),
+        "counter": torch.cat([rng.hash_uniform(one, counter + i, 1) for i in (0, 1)], 1),
+        "example": torch.cat([rng.hash_uniform(each, counter, 1) for each in (one, two)], 1),
     }[neighbour]
     cells = 16 * binned(pairs[:, 0], 16) + binned(pairs[:, 1], 16)
     assert abs(chi_square(torch.bincount(cells, minlength=256))) < 4.5
@@ -164,14 +164,14 @@ def scramble() -> None:
 
 def test_seeded_code_leaves_all_global_generators_as_they_were() -> None:
     before = states()
-    with rng.seeded(0, "x"):
+    with rng.seed_global(0, "x"):
         scramble()
         assert states() != before
     assert states() == before
 
 
 def test_seeded_code_that_raises_leaves_them_too() -> None:
-    @rng.seeded(0, "x")
+    @rng.seed_global(0, "x")
     def broken() -> None:
         scramble()
         raise RuntimeError("planted")
@@ -184,7 +184,7 @@ def test_seeded_code_that_raises_leaves_them_too() -> None:
 
 def test_seeded_code_draws_the_same_numbers_and_other_parts_give_others() -> None:
     def numbers(*parts: object) -> tuple[float, float, float]:
-        with rng.seeded(*parts):
+        with rng.seed_global(*parts):
             return float(torch.rand(())), float(np.random.rand()), random.random()
 
     assert numbers(0, "x") == numbers(0, "x")
@@ -192,15 +192,15 @@ def test_seeded_code_draws_the_same_numbers_and_other_parts_give_others() -> Non
 
 
 def test_integers_are_the_examples_own_and_cover_their_range() -> None:
-    many = rng.integers(0, "target", torch.arange(300), 9)
+    many = rng.draw_integers(0, "target", torch.arange(300), 9)
     assert sorted(set(many.tolist())) == list(range(9))
-    assert torch.equal(rng.integers(0, "target", torch.arange(300).flip(0), 9), many.flip(0))
-    assert not torch.equal(rng.integers(1, "target", torch.arange(300), 9), many)
+    assert torch.equal(rng.draw_integers(0, "target", torch.arange(300).flip(0), 9), many.flip(0))
+    assert not torch.equal(rng.draw_integers(1, "target", torch.arange(300), 9), many)
 
 
 def test_a_shuffle_is_a_permutation_that_its_seed_decides() -> None:
-    order: Tensor = rng.shuffled(0, "train", 50)
+    order: Tensor = rng.permute(0, "train", 50)
     assert sorted(order.tolist()) == list(range(50))
-    assert torch.equal(order, rng.shuffled(0, "train", 50))
-    assert not torch.equal(order, rng.shuffled(1, "train", 50))
+    assert torch.equal(order, rng.permute(0, "train", 50))
+    assert not torch.equal(order, rng.permute(1, "train", 50))
     assert not torch.equal(order, torch.arange(50))

@@ -26,7 +26,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from bench.core import checkpoint
-from bench.core.contracts.attack import Attack, Learner, Lesson, Losses
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.learner import Learner, Losses, TrainingBatch
 from bench.core.contracts.types import Norm, Shape, Threat
 from bench.core.errors import ContractError, SuiteError, nearest
 from bench.core.rng import Noise
@@ -128,7 +129,7 @@ def build(shape: Shape, params: Training) -> Mapping[str, nn.Module]:
 def step(
     networks: Mapping[str, nn.Module],
     optimisers: Mapping[str, torch.optim.Optimizer],
-    lesson: Lesson,
+    lesson: TrainingBatch,
     params: Training,
 ) -> Losses:
     """One step of the discriminator, then one of the generator, on the same images."""
@@ -173,7 +174,7 @@ def metadata(shape: Shape, threat: Threat) -> Mapping[str, str]:
 # -------------------------------------------------------------------------------------- attacking
 
 
-class Trained(NamedTuple):
+class LoadedGenerator(NamedTuple):
     """What a weights file holds."""
 
     network: nn.Module
@@ -191,7 +192,7 @@ def run(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Params, noise: Noise
 ) -> Tensor:
     """x_adv from x alone: the model is not asked, and the labels are not looked at."""
-    learned = trained(params)
+    learned = load_generator(params)
     if x.shape[1:] != learned.shape:
         raise ContractError(
             f"advgan: weights '{params.weights}' are for images {learned.shape}, "
@@ -200,7 +201,7 @@ def run(
     return craft(learned.network.to(x.device), x, threat)
 
 
-def trained(params: Params) -> Trained:
+def load_generator(params: Params) -> LoadedGenerator:
     """The generator that the params name; read once for each content of the file.
 
     Raises: SuiteError in one sentence if it is missing, damaged or another network's.
@@ -226,8 +227,8 @@ def _age(path: Path) -> int:
 
 
 @lru_cache(maxsize=8)
-def _read(where: str, path: Path, age: int) -> Trained:
-    state = checkpoint.read(where, path)
+def _read(where: str, path: Path, age: int) -> LoadedGenerator:
+    state = checkpoint.read_tensors(where, path)
     with safe_open(path, framework="pt") as file:
         told: Mapping[str, str] = file.metadata() or {}
     try:
@@ -237,19 +238,19 @@ def _read(where: str, path: Path, age: int) -> Trained:
         raise SuiteError(f"{where}: {path} does not tell the eps and shape it is for") from error
     shape = (channels, height, width)
     network = generator(shape)
-    checkpoint.fill(f"{where} in {path}", network, state)
-    return Trained(network.eval().requires_grad_(False), shape, eps)
+    checkpoint.load_tensors(f"{where} in {path}", network, state)
+    return LoadedGenerator(network.eval().requires_grad_(False), shape, eps)
 
 
 def reads(params: Params) -> Sequence[Path]:
-    trained(params)  # what is wrong with the file is told now, and not cell by cell
+    load_generator(params)  # what is wrong with the file is told now, and not cell by cell
     return [_file(params)]
 
 
 def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
     if not _file(params).is_file():  # a suite can be planned before the generator is trained
         return ()
-    learned = trained(params)
+    learned = load_generator(params)
     if learned.eps == eps:
         return ()
     return (f"The generator was trained at eps = {learned.eps:g}; here its output is scaled.",)

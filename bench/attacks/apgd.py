@@ -29,10 +29,12 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from bench.attacks.common import PROJECTION
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 from bench.engine.functional.norms import per_row
 
 MOMENTUM = 0.75
@@ -113,10 +115,10 @@ def _start(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> Tens
     normal draw, projected. Then the box."""
     if norm == "l1":
         radius = _radius(items.k, items, params)
-        return norms.project(items.x + noise.normal(items.x), items.x, radius, norm)
+        return projections.project(items.x + noise.normal(items.x), items.x, radius, norm)
     draw = noise.uniform(items.x) if norm == "linf" else noise.normal(items.x)
     scale = items.eps / norms.norm_of(draw, norm)
-    return norms.project(items.x + per_row(scale, draw) * draw, items.x, items.eps, norm)
+    return projections.project(items.x + per_row(scale, draw) * draw, items.x, items.eps, norm)
 
 
 def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
@@ -136,7 +138,7 @@ def within(items: AttackBatch, params: Params, norm: Norm) -> Tensor:
     return (norm != "l1") | (_radius(items.k, items, params) == items.eps)
 
 
-def _better(best: Point, x: Tensor, seen: StepInput) -> Point:
+def _update_best(best: Point, x: Tensor, seen: StepInput) -> Point:
     """The point of the greater loss, for each row."""
     better = seen.loss > best.loss
     x, gradient = (
@@ -151,19 +153,19 @@ def _better(best: Point, x: Tensor, seen: StepInput) -> Point:
 
 def _step(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
     assert isinstance(state.pace, Pace)
-    best = _better(state.best, state.x, seen)
-    pace, back = _checked(state.pace, best.loss, seen.loss, items.k, params)
+    best = _update_best(state.best, state.x, seen)
+    pace, back = _update_pace(state.pace, best.loss, seen.loss, items.k, params)
     x = torch.where(per_row(back, state.x), best.x, state.x)
     gradient = torch.where(per_row(back, x), best.gradient, seen.gradient)
-    ahead = x + per_row(pace.eta, x) * norms.steepest(gradient, norm)
-    ahead = norms.project(ahead, items.x, items.eps, norm)
+    ahead = x + per_row(pace.eta, x) * projections.steepest_direction(gradient, norm)
+    ahead = projections.project(ahead, items.x, items.eps, norm)
     mixed = x + MOMENTUM * (ahead - x) + (1 - MOMENTUM) * (x - state.previous)
-    mixed = norms.project(mixed, items.x, items.eps, norm)
+    mixed = projections.project(mixed, items.x, items.eps, norm)
     after = torch.where(per_row(items.k == 0, x), ahead, mixed)
     return state._replace(x=after, previous=x, best=best, pace=pace)
 
 
-def _checked(
+def _update_pace(
     pace: Pace, best: Tensor, loss: Tensor, k: Tensor, params: Params
 ) -> tuple[Pace, Tensor]:
     """The pace after a look at step `k`, and which rows go back to their best point."""
@@ -192,13 +194,13 @@ def _sparse_step(state: State, seen: StepInput, items: AttackBatch, params: Para
     radius, following = (_radius(k, items, params) for k in (items.k, items.k + 1))
     since = items.k - _begin(items.k, params)
     forgotten = torch.where(since == 0, -torch.inf, state.best.loss)  # another ball, another best
-    best = _better(state.best._replace(loss=forgotten), state.x, seen)
-    pace, back = _sparser(state.pace, best.x, since, radius, items, params)
+    best = _update_best(state.best._replace(loss=forgotten), state.x, seen)
+    pace, back = _update_sparsity(state.pace, best.x, since, radius, items, params)
     x = torch.where(per_row(back, state.x), best.x, state.x)
     gradient = torch.where(per_row(back, x), best.gradient, seen.gradient)
     ahead = x + per_row(pace.eta, x) * _sparse_signs(gradient, pace.entries / SPARSER)
     ahead = torch.where(per_row(following < radius, x), best.x, ahead)
-    after = norms.project(ahead, items.x, following, "l1")
+    after = projections.project(ahead, items.x, following, "l1")
     return state._replace(x=after, previous=x, best=best, pace=pace)
 
 
@@ -214,7 +216,7 @@ def _radius(k: Tensor, items: AttackBatch, params: Params) -> Tensor:
     return items.eps * (3 - (k >= second).to(items.eps) - (k >= third).to(items.eps))
 
 
-def _sparser(
+def _update_sparsity(
     pace: Sparsity, best: Tensor, since: Tensor, radius: Tensor, items: AttackBatch, params: Params
 ) -> tuple[Sparsity, Tensor]:
     """The step size and sparsity after a look, `since` steps into a ball, and which rows go back

@@ -12,7 +12,9 @@ from typing import Annotated, ClassVar
 from annotated_types import Ge, Le
 
 from bench.attacks import apgd
-from bench.core.contracts.attack import Attack, Count, Rule
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import Rule
 from bench.core.contracts.types import Loss, Norm
 
 

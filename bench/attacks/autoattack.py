@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.attacks import apgd, apgd_t, fab_t, square
-from bench.core.contracts.attack import Attack, Count, Part
+from bench.core.contracts.attack import Attack, Part
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Norm
 
 

@@ -12,7 +12,9 @@ from typing import ClassVar
 
 from bench.attacks import pgd
 from bench.attacks.common import Share
-from bench.core.contracts.attack import Alpha, Attack, Count, Rule
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Alpha, Count
+from bench.core.contracts.rule import Rule
 from bench.core.contracts.types import Loss
 
 

@@ -11,10 +11,10 @@ from annotated_types import Gt, Le
 from torch import Tensor
 
 from bench.core.contracts.types import Norm
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 
 
-def reach(alpha: float, steps: int, eps: float) -> tuple[str, ...]:
+def reach_caveats(alpha: float, steps: int, eps: float) -> tuple[str, ...]:
     """The caveat of an iterative attack whose steps cannot cross its ball; empty if they can."""
     if alpha * steps >= eps * (1 - 1e-6):
         return ()
@@ -24,7 +24,7 @@ def reach(alpha: float, steps: int, eps: float) -> tuple[str, ...]:
     )
 
 
-def annealed(first: float, last: float, k: Tensor, steps: int) -> Tensor:
+def anneal(first: float, last: float, k: Tensor, steps: int) -> Tensor:
     """What falls from `first` at step 0 to `last` after `steps` along half a cosine; k (n,).
 
     Source: Loshchilov and Hutter 2017, equation 5, https://arxiv.org/abs/1608.03983
@@ -32,7 +32,7 @@ def annealed(first: float, last: float, k: Tensor, steps: int) -> Tensor:
     return last + (first - last) * (1 + torch.cos(torch.pi * k / steps)) / 2
 
 
-def found(
+def update_nearest(
     x: Tensor, far: Tensor, fooled: Tensor, nearest: Tensor, best: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Distance (n,) and image (n, *input) of the nearest adversarial iterate of a search, after
@@ -44,12 +44,12 @@ def found(
 Share = Annotated[float, Gt(0), Le(1)]
 
 
-def ascended(x: Tensor, gradient: Tensor, alpha: Tensor, norm: Norm, l1_share: float) -> Tensor:
+def ascend(x: Tensor, gradient: Tensor, alpha: Tensor, norm: Norm, l1_share: float) -> Tensor:
     """x after a step of length `alpha` (n,) in the steepest direction, in l1 spread over a share of
     the pixels; x and gradient (n, *input)."""
     if norm == "l1":
-        return x + norms.sparse_step(gradient, x, alpha, l1_share)
-    return x + norms.per_row(alpha, x) * norms.steepest(gradient, norm)
+        return x + projections.steepest_sparse_step(gradient, x, alpha, l1_share)
+    return x + norms.per_row(alpha, x) * projections.steepest_direction(gradient, norm)
 
 
 PROJECTION: dict[Norm, str] = {

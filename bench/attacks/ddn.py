@@ -17,11 +17,13 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
-from bench.attacks.common import annealed, found
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Length, Rule, StepInput
+from bench.attacks.common import anneal, update_nearest
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count, Length
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 
 LAST = 0.01
 """The last step's share of the first one's length."""
@@ -57,15 +59,15 @@ def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
 
 def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
     far = norms.distance(state.x, items.x, norm)
-    nearest, best = found(state.x, far, seen.fooled, state.nearest, state.best)
+    nearest, best = update_nearest(state.x, far, seen.fooled, state.nearest, state.best)
 
     eps = state.eps * torch.where(seen.fooled, 1 - params.gamma, 1 + params.gamma)
     corner = torch.maximum(items.x, 1 - items.x)  # no image is further away than this
     eps = torch.minimum(eps, norms.norm_of(corner, norm))
 
-    alpha = annealed(params.alpha, LAST * params.alpha, items.k, params.steps)
-    step = norms.per_row(alpha, state.x) * norms.steepest(seen.gradient, norm)
-    towards = norms.steepest(state.x + step - items.x, norm)
+    alpha = anneal(params.alpha, LAST * params.alpha, items.k, params.steps)
+    step = norms.per_row(alpha, state.x) * projections.steepest_direction(seen.gradient, norm)
+    towards = projections.steepest_direction(state.x + step - items.x, norm)
     x = (items.x + norms.per_row(eps, step) * towards).clamp(0, 1)
     return State(x, eps, nearest, best)
 

@@ -25,8 +25,10 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from bench.attacks.common import found
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.attacks.common import update_nearest
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
 from bench.engine.functional import hyperplane, norms
@@ -85,7 +87,7 @@ def _random_start(items: AttackBatch, noise: Noise, norm: Norm) -> Tensor:
 def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
     x = state.x
     far = norms.distance(x, items.x, norm)
-    nearest, best = found(x, far, seen.fooled, state.nearest, state.best)
+    nearest, best = update_nearest(x, far, seen.fooled, state.nearest, state.best)
     gained = seen.fooled & (far < WORTH * state.nearest)
     pulled = items.x + params.beta * (x - items.x)
     start = torch.where(per_row(seen.fooled, x), pulled, x)
@@ -101,7 +103,7 @@ def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, n
 def _onto_boundary(point: Tensor, x: Tensor, seen: StepInput, norm: Norm) -> Tensor:
     """The shortest step from a point onto the boundary, as linearised at the iterate `x`."""
     lead = seen.loss + (seen.gradient * (point - x)).flatten(1).sum(1)
-    return hyperplane.shortest(point, seen.gradient, -lead, norm)
+    return hyperplane.shortest_step(point, seen.gradient, -lead, norm)
 
 
 def result(state: State) -> Tensor:

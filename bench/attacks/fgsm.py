@@ -13,10 +13,11 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 
 from bench.attacks.common import PROJECTION
-from bench.core.contracts.attack import Attack, AttackBatch, Rule
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,8 @@ def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
 
 def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
     radius = norms.per_row(items.eps, state.x)
-    x = state.x + radius * norms.steepest(gradient, norm)
-    return State(norms.project(x, items.x, items.eps, norm))
+    x = state.x + radius * projections.steepest_direction(gradient, norm)
+    return State(projections.project(x, items.x, items.eps, norm))
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:

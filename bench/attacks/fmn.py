@@ -24,11 +24,13 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from bench.attacks.common import annealed, found
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.attacks.common import anneal, update_nearest
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 
 DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 LAST = 0.01
@@ -66,9 +68,9 @@ def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
 
 def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
     far = norms.distance(state.x, items.x, norm)
-    nearest, best = found(state.x, far, seen.fooled, state.nearest, state.best)
+    nearest, best = update_nearest(state.x, far, seen.fooled, state.nearest, state.best)
 
-    gamma = annealed(params.gamma, params.gamma_last, items.k, params.steps)
+    gamma = anneal(params.gamma, params.gamma_last, items.k, params.steps)
     if norm == "l0":
         larger = torch.maximum(state.eps + 1, (state.eps * (1 + gamma)).floor())
         smaller = torch.minimum(state.eps - 1, (state.eps * (1 - gamma)).floor())
@@ -81,11 +83,11 @@ def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, n
     corner = torch.maximum(items.x, 1 - items.x)  # no image is further away than this
     eps = torch.minimum(eps, norms.norm_of(corner, norm))
 
-    share = annealed(params.alpha, LAST * params.alpha, items.k, params.steps)
+    share = anneal(params.alpha, LAST * params.alpha, items.k, params.steps)
     share = torch.where(nearest.isfinite(), share, 2 * params.alpha)
     alpha = (share * _width(eps, norm, items.x[0].numel())).to(eps)
-    step = norms.per_row(alpha, state.x) * norms.steepest(seen.gradient, "l2")
-    x = norms.nearest(state.x + step, items.x, eps, norm)
+    step = norms.per_row(alpha, state.x) * projections.steepest_direction(seen.gradient, "l2")
+    x = projections.project_jointly(state.x + step, items.x, eps, norm)
     return State(x, eps, nearest, best)
 
 

@@ -15,11 +15,13 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from bench.attacks.common import PROJECTION, Share, ascended, reach
-from bench.core.contracts.attack import Alpha, Attack, AttackBatch, Count, Rule, step_size
+from bench.attacks.common import PROJECTION, Share, ascend, reach_caveats
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Alpha, Count, step_size
+from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +51,13 @@ def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
 def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
     momentum = params.decay * state.momentum + _gathered(gradient, params, norm)
     alpha = step_size(params.alpha, items.eps, params.steps)
-    x = ascended(state.x, momentum, alpha, norm, params.l1_share)
-    return State(norms.project(x, items.x, items.eps, norm), momentum)
+    x = ascend(state.x, momentum, alpha, norm, params.l1_share)
+    return State(projections.project(x, items.x, items.eps, norm), momentum)
 
 
 def _gathered(gradient: Tensor, params: Params, norm: Norm) -> Tensor:
     if params.gathers == "directions":
-        return norms.steepest(gradient, norm)
+        return projections.steepest_direction(gradient, norm)
     size = norms.per_row(norms.norm_of(gradient, "l1"), gradient)
     return torch.where(size > 0, gradient / size, torch.zeros_like(gradient))
 
@@ -75,7 +77,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
 
 
 def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
-    return reach(step_size(params.alpha, eps, params.steps), params.steps, eps)
+    return reach_caveats(step_size(params.alpha, eps, params.steps), params.steps, eps)
 
 
 ATTACK = Attack(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bench.core.contracts.attack import Attack
 from bench.core.contracts.types import Threat
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import projections, sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ def run(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, params: Params, noise: Noise
 ) -> Tensor:
     eps = torch.full_like(x[:, 0, 0, 0], threat.eps)
-    start = x + norms.random_in_ball(x, eps, threat.norm, noise)
-    return norms.project(start, x, eps, threat.norm)
+    start = x + sampling.random_in_ball(x, eps, threat.norm, noise)
+    return projections.project(start, x, eps, threat.norm)
 
 
 ATTACK = Attack(

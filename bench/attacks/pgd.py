@@ -13,11 +13,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from bench.attacks.common import PROJECTION, Share, ascended, reach
-from bench.core.contracts.attack import Alpha, Attack, AttackBatch, Count, Rule, step_size
+from bench.attacks.common import PROJECTION, Share, ascend, reach_caveats
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Alpha, Count, step_size
+from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import projections, sampling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +40,14 @@ class State(NamedTuple):
 def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     if not params.random_start:
         return State(items.x)
-    start = items.x + norms.random_in_ball(items.x, items.eps, norm, noise)
-    return State(norms.project(start, items.x, items.eps, norm))
+    start = items.x + sampling.random_in_ball(items.x, items.eps, norm, noise)
+    return State(projections.project(start, items.x, items.eps, norm))
 
 
 def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
     alpha = step_size(params.alpha, items.eps, params.steps)
-    x = ascended(state.x, gradient, alpha, norm, params.l1_share)
-    return State(norms.project(x, items.x, items.eps, norm))
+    x = ascend(state.x, gradient, alpha, norm, params.l1_share)
+    return State(projections.project(x, items.x, items.eps, norm))
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
@@ -60,7 +62,7 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
 
 
 def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
-    return reach(step_size(params.alpha, eps, params.steps), params.steps, eps)
+    return reach_caveats(step_size(params.alpha, eps, params.steps), params.steps, eps)
 
 
 ATTACK = Attack(

@@ -16,10 +16,12 @@ from annotated_types import Gt
 from torch import Tensor
 
 from bench.attacks.common import PROJECTION
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
-from bench.engine.functional import norms
+from bench.engine.functional import projections
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
 
 def step(state: State, gradient: Tensor, items: AttackBatch, params: Params, norm: Norm) -> State:
     moved = state.x + params.lr * gradient
-    return State(norms.project(moved, items.x, items.eps, norm))
+    return State(projections.project(moved, items.x, items.eps, norm))
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:

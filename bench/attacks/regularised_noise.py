@@ -16,7 +16,9 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Length, Rule
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count, Length
+from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
 from bench.engine.functional import norms

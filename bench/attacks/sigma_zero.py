@@ -17,8 +17,10 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from bench.attacks.common import annealed, found
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Length, Rule, StepInput
+from bench.attacks.common import anneal, update_nearest
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count, Length
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
 from bench.engine.functional import norms
@@ -67,7 +69,7 @@ def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
 
 def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, norm: Norm) -> State:
     far = norms.distance(state.x, items.x, norm)
-    nearest, best = found(state.x, far, seen.fooled, state.nearest, state.best)
+    nearest, best = update_nearest(state.x, far, seen.fooled, state.nearest, state.best)
 
     delta = state.x - items.x
     g = _count_slope(delta, params.sigma) - torch.where(
@@ -80,7 +82,7 @@ def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, n
     made = norms.per_row(items.k + 1, g)
     mean, square = first / (1 - BETA_1**made), second / (1 - BETA_2**made)
 
-    alpha = annealed(params.alpha, LAST * params.alpha, items.k, params.steps)
+    alpha = anneal(params.alpha, LAST * params.alpha, items.k, params.steps)
     x = state.x - norms.per_row(alpha, g) * mean / (square.sqrt() + TINY)
     x = x.clamp(0, 1)
     change = params.threshold_step * torch.where(seen.fooled, alpha, -alpha)

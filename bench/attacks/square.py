@@ -25,10 +25,13 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
-from bench.core.contracts.attack import Attack, AttackBatch, Count, Rule, StepInput
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
-from bench.core.rng import Noise, hashed
-from bench.engine.functional.norms import landed, norm_of, per_row, project_l1_box
+from bench.core.rng import Noise, hash_uniform
+from bench.engine.functional.norms import norm_of, per_row
+from bench.engine.functional.projections import project_l1_box, round_into_ball
 
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Proposals, counted from 0, after which the windows' area is halved, however many are made."""
@@ -62,7 +65,7 @@ class State(NamedTuple):
 
 
 def init(items: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
-    start = stripes(items, noise) if norm == "linf" else tiles(items, noise, norm)
+    start = start_stripes(items, noise) if norm == "linf" else start_tiles(items, noise, norm)
     never = torch.zeros_like(items.y, dtype=torch.bool)
     return State(start, start, torch.full_like(items.eps, -torch.inf), never, noise.keys(start))
 
@@ -74,7 +77,7 @@ def respond(state: State, seen: StepInput, items: AttackBatch, params: Params, n
     # torch.where.
     best = torch.lerp(state.best, state.x, per_row(better, state.x).to(state.x.dtype))
     loss = torch.where(better, seen.loss, state.loss)
-    x = proposal(best, state.key, items, params, norm)
+    x = propose(best, state.key, items, params, norm)
     return State(x, best, loss, state.fooled | better & seen.fooled, state.key)
 
 
@@ -82,18 +85,18 @@ def result(state: State) -> Tensor:
     return state.best
 
 
-def proposal(best: Tensor, key: Tensor, items: AttackBatch, params: Params, norm: Norm) -> Tensor:
-    known = tables(params.p, *best.shape[2:], norm, best.dtype, best.device)
+def propose(best: Tensor, key: Tensor, items: AttackBatch, params: Params, norm: Norm) -> Tensor:
+    known = make_tables(params.p, *best.shape[2:], norm, best.dtype, best.device)
     halvings = known.halvings.index_select(0, items.k.clamp_max(len(known.halvings) - 1))
     if norm == "linf":
-        return one_window(best, key, items, known, halvings)
-    return two_windows(best, key, items, known, halvings, norm)
+        return change_one_window(best, key, items, known, halvings)
+    return change_two_windows(best, key, items, known, halvings, norm)
 
 
 # ---------------------------------------------------------------------------------------- windows
 
 
-def sides(p: float, height: int, width: int, norm: Norm) -> list[int]:
+def window_sides(p: float, height: int, width: int, norm: Norm) -> list[int]:
     """The windows' side after 0, 1, ..., 9 halvings of p: round(sqrt(p * h * w)), no more than the
     image holds; for eta odd and, where the image holds it, at least 3."""
     most = min(height, width)
@@ -120,16 +123,16 @@ class Tables(NamedTuple):
 
 
 @cache
-def tables(
+def make_tables(
     p: float, height: int, width: int, norm: Norm, dtype: torch.dtype, device: torch.device
 ) -> Tables:
     number = torch.arange(HALVED_AFTER[-1] + 2)
     halvings = (number[:, None] > torch.tensor(HALVED_AFTER)).sum(1)
-    side = sides(p, height, width, norm)
+    side = window_sides(p, height, width, norm)
     etas = torch.zeros(len(side), 2, max(side) + 2, max(side) + 2, dtype=torch.float64)
     for both, s in zip(etas, side if norm != "linf" else [], strict=False):
-        both[0, 1 : s + 1, 1 : s + 1] = eta(s, norm)
-        both[1, 1 : s + 1, 1 : s + 1] = eta(s, norm).T
+        both[0, 1 : s + 1, 1 : s + 1] = make_eta(s, norm)
+        both[1, 1 : s + 1, 1 : s + 1] = make_eta(s, norm).T
     return Tables(
         halvings=halvings.to(device),
         side=torch.tensor(side).to(device),
@@ -139,21 +142,21 @@ def tables(
     )
 
 
-def placed(u: Tensor, side: Tensor, known: Tables) -> Tensor:
+def locate_windows(u: Tensor, side: Tensor, known: Tables) -> Tensor:
     """Where each pixel lies in m square windows whose places u (n, m, 2), from U[0, 1), draws, all
     equally likely: down and across, (n, m, 2, longer side), 0 to side - 1 inside."""
     first = (u * (known.size + 1 - side[:, None, None])).long()
     return torch.arange(known.longest, device=u.device) - first[..., None]
 
 
-def masks(at: Tensor, side: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+def window_masks(at: Tensor, side: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """1 inside each window and 0 outside, in the dtype of `like`, by rows (n, m, h) and by columns
     (n, m, w): to multiply by both is several times quicker than torch.where."""
     inside = ((at >= 0) & (at < side[:, None, None, None])).to(like.dtype)
     return inside[:, :, 0, : like.shape[2]], inside[:, :, 1, : like.shape[3]]
 
 
-def signs(u: Tensor, like: Tensor) -> Tensor:
+def draw_signs(u: Tensor, like: Tensor) -> Tensor:
     """1 or -1, equally likely if u is from U[0, 1), in the dtype of `like`."""
     return 1 - 2 * (u < 0.5).to(like.dtype)
 
@@ -166,21 +169,21 @@ def by_channel(values: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------- linf
 
 
-def stripes(items: AttackBatch, noise: Noise) -> Tensor:
+def start_stripes(items: AttackBatch, noise: Noise) -> Tensor:
     """x +- eps by a sign for each column of each channel, in the box."""
     radius = per_row(items.eps, items.x)
     down = noise.uniform(items.x[:, :, :1]) < 0
     return (items.x + torch.where(down, -radius, radius)).clamp(0, 1)
 
 
-def one_window(
+def change_one_window(
     best: Tensor, key: Tensor, items: AttackBatch, known: Tables, halvings: Tensor
 ) -> Tensor:
     """`best`, moved in a square so far that its projection is x + eps or x - eps there."""
     side = known.side.index_select(0, halvings)
-    u = hashed(key, items.k, 2 + best.shape[1])
-    rows, columns = masks(placed(u[:, None, :2], side, known), side, best)
-    far = 2 * by_channel(signs(u[:, 2:], best))  # more than the box is wide
+    u = hash_uniform(key, items.k, 2 + best.shape[1])
+    rows, columns = window_masks(locate_windows(u[:, None, :2], side, known), side, best)
+    far = 2 * by_channel(draw_signs(u[:, 2:], best))  # more than the box is wide
     moved = torch.addcmul(best, far * rows[..., None], columns[:, :, None])
     radius = per_row(items.eps, best)
     lowest, highest = (items.x - radius).clamp_(0, 1), (items.x + radius).clamp_(0, 1)
@@ -190,7 +193,7 @@ def one_window(
 # -------------------------------------------------------------------------------------- l2 and l1
 
 
-def hill(height: int, width: int, norm: Norm) -> Tensor:
+def make_hill(height: int, width: int, norm: Norm) -> Tensor:
     """Rings around the middle, (h, w), of norm 1: at a distance of d rows or columns, whichever are
     more, the sum of (m + 1)^-2, in l1 (m + 1)^-4, over m from d to half the longer side."""
     rows = (torch.arange(height) - height // 2).abs()
@@ -201,10 +204,10 @@ def hill(height: int, width: int, norm: Norm) -> Tensor:
     return rings / norm_of_all(rings, norm)
 
 
-def eta(side: int, norm: Norm) -> Tensor:
+def make_eta(side: int, norm: Norm) -> Tensor:
     """A hill above a valley, (side, side), of norm 1, float64."""
     upper = side // 2
-    both = torch.cat([hill(upper, side, norm), -hill(side - upper, side, norm)])
+    both = torch.cat([make_hill(upper, side, norm), -make_hill(side - upper, side, norm)])
     return both / norm_of_all(both, norm)
 
 
@@ -213,7 +216,7 @@ def norm_of_all(values: Tensor, norm: Norm) -> Tensor:
     return values.abs().pow(POWER[norm]).sum().pow(1 / POWER[norm])
 
 
-def tiles(items: AttackBatch, noise: Noise, norm: Norm) -> Tensor:
+def start_tiles(items: AttackBatch, noise: Noise, norm: Norm) -> Tensor:
     """x plus five rows of five etas (or as many as fit), each turned or not and with a sign for
     each channel; in the box and, in l2 exactly, at a distance of eps before that."""
     n, channels, height, width = items.x.shape
@@ -221,7 +224,7 @@ def tiles(items: AttackBatch, noise: Noise, norm: Norm) -> Tensor:
     down, across = height // side, width // side
     drawn = noise.uniform(items.x.new_empty(n, channels + 1, down, across)) < 0
     drawn = by_channel(drawn)  # (n, c + 1, down, across, 1, 1)
-    shape = eta(side, norm).to(items.x)
+    shape = make_eta(side, norm).to(items.x)
     tile = torch.where(drawn[:, :1], shape.T, shape)
     tile = torch.where(drawn[:, 1:], -tile, tile)  # (n, c, down, across, side, side)
     tiled = tile.transpose(3, 4).reshape(n, channels, down * side, across * side)
@@ -231,10 +234,10 @@ def tiles(items: AttackBatch, noise: Noise, norm: Norm) -> Tensor:
     if norm == "l1":
         return project_l1_box(items.x + delta, items.x, items.eps)
     start = (items.x + delta * per_row(items.eps / norm_of(delta, norm), delta)).clamp(0, 1)
-    return landed(start, items.x, items.eps, norm)
+    return round_into_ball(start, items.x, items.eps, norm)
 
 
-def two_windows(
+def change_two_windows(
     best: Tensor, key: Tensor, items: AttackBatch, known: Tables, halvings: Tensor, norm: Norm
 ) -> Tensor:
     """`best` with the length of two windows, and what is left of eps, in the first of them.
@@ -244,14 +247,14 @@ def two_windows(
     the box cuts or eta cancels delta; in l1 more is given, and projected.
     """
     side, channels = known.side.index_select(0, halvings), best.shape[1]
-    u = hashed(key, items.k, 5 + channels)
-    at = placed(u[:, :4].view(-1, 2, 2), side, known)
-    rows, columns = masks(at, side, best)  # (n, 2, h), (n, 2, w)
-    shape = laid(known.eta, 2 * halvings + (u[:, 4] < 0.5), at[:, 0], best)
-    sign, squared = signs(u[:, 5:], best), norm == "l2"
+    u = hash_uniform(key, items.k, 5 + channels)
+    at = locate_windows(u[:, :4].view(-1, 2, 2), side, known)
+    rows, columns = window_masks(at, side, best)  # (n, 2, h), (n, 2, w)
+    shape = place_eta(known.eta, 2 * halvings + (u[:, 4] < 0.5), at[:, 0], best)
+    sign, squared = draw_signs(u[:, 5:], best), norm == "l2"
 
     delta = best - items.x
-    whole, first, second, common = rectangles(
+    whole, first, second, common = rectangle_sums(
         delta.square() if squared else delta.abs(),
         *(
             torch.cat([torch.ones_like(each[:, :1]), each, each[:, :1] * each[:, 1:]], 1)
@@ -272,11 +275,11 @@ def two_windows(
     kept = kept.addcmul(kept, second_window, value=-1)
     x = (items.x + kept).addcmul_(mixed, by_channel(scale))
     if squared:
-        return landed(x.clamp_(0, 1), items.x, items.eps, norm)
+        return round_into_ball(x.clamp_(0, 1), items.x, items.eps, norm)
     return project_l1_box(x, items.x, items.eps)
 
 
-def laid(etas: Tensor, number: Tensor, at: Tensor, like: Tensor) -> Tensor:
+def place_eta(etas: Tensor, number: Tensor, at: Tensor, like: Tensor) -> Tensor:
     """The eta of each row's `number` (n,) in its window, which `at` (n, 2, longer side) places, and
     0 elsewhere, (n, 1, h, w)."""
     edge = etas.shape[-1]
@@ -286,7 +289,7 @@ def laid(etas: Tensor, number: Tensor, at: Tensor, like: Tensor) -> Tensor:
     return etas.flatten().index_select(0, where.flatten()).view(where.shape)[:, None]
 
 
-def rectangles(values: Tensor, rows: Tensor, columns: Tensor) -> Sequence[Tensor]:
+def rectangle_sums(values: Tensor, rows: Tensor, columns: Tensor) -> Sequence[Tensor]:
     """Sums of `values` (n, c, h, w) over r rectangles each, of which the masks (n, r, h) and
     (n, r, w) are the sides: r tensors (n, c)."""
     return ((rows[:, None] @ values) * columns[:, None]).sum(3).unbind(2)

@@ -80,7 +80,7 @@ def run(
         limit=limit,
         batch_size=batch_size,
         data_dir=files.data_folder(data_dir),
-        keep=sizes.parse("--keep-adversarial", keep_adversarial) if keep_adversarial else 0,
+        keep=sizes.parse_size("--keep-adversarial", keep_adversarial) if keep_adversarial else 0,
         fresh=fresh,
         copied=not no_copy,
         deterministic=deterministic,

@@ -17,7 +17,7 @@ PREFIXES = ("module.", "model.", "net.")
 """What wrappers put before every key of a state."""
 
 
-def read(where: str, path: Path) -> Mapping[str, Tensor]:
+def read_tensors(where: str, path: Path) -> Mapping[str, Tensor]:
     """The tensors of a checkpoint; nothing in the file is executed."""
     if not path.is_file():
         raise SuiteError(f"{where}: expected weights at {path}, found no file")
@@ -66,7 +66,7 @@ def _whole(path: Path) -> bool:
         return zipfile.is_zipfile(file) or (file.seek(0), file.read(2))[1] == b"\x80\x02"
 
 
-def fill(where: str, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_tensors(where: str, model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put `state` into the model; a prefix of every key may be missing or too many.
 
     Raises: SuiteError, beginning with `where`, if the state is another architecture's.

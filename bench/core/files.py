@@ -107,13 +107,13 @@ def short_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def as_named(path: Path, content: bytes) -> bool:
+def matches_hash(path: Path, content: bytes) -> bool:
     """Whether a file's content has the hash in its name; a name without a hash promises nothing."""
     named = _HASHED.search(path.stem)
     return named is None or named[1] == short_hash(content)
 
 
-def unhashed(path: Path) -> str:
+def strip_hash(path: Path) -> str:
     """A file's name without suffix and hash: what the file is about."""
     return _HASHED.sub("", path.stem)
 

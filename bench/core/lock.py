@@ -26,7 +26,7 @@ TAKEN = (errno.EWOULDBLOCK, errno.EACCES)
 
 
 @contextlib.contextmanager
-def held(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
+def hold_lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """Hold the folder, made if it is not there; `tell` hears of it if that cannot be.
 
     Raises: SuiteError if another process holds it, naming that, or it cannot be written.

@@ -18,7 +18,8 @@ import torch
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import Attack, Count
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Norm, Threat
 from bench.core.errors import ContractError, SuiteError, nearest
 from bench.core.rng import Noise
@@ -28,17 +29,17 @@ ANY: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 # ------------------------------------------------------------------------------------- the library
 
 
-def loaded(module: str) -> ModuleType:
+def import_library(module: str) -> ModuleType:
     """A module of a library, imported at its first use: that takes seconds."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what its imports deprecate, which no user can change
         return importlib.import_module(module)
 
 
-def missing(module: str, extra: str = "peers") -> str:
+def missing_reason(module: str, extra: str = "peers") -> str:
     """The sentence that tells why a library cannot be had, and what to do; "" if it can."""
     try:
-        loaded(module)
+        import_library(module)
     except ImportError as error:
         library = module.partition(".")[0]
         absent = isinstance(error, ModuleNotFoundError) and error.name == library
@@ -52,7 +53,7 @@ class Unchecked:
     """Params of an attack whose library is not there to say what it takes."""
 
 
-def absent(library: str, reason: str) -> Attack:
+def unavailable_attack(library: str, reason: str) -> Attack:
     """What stands for any attack of a library that cannot be had: a suite skips its cells."""
     return Attack(
         summary="an attack of a library that is not here",
@@ -71,7 +72,7 @@ def _refuse(
     raise ContractError(reason)
 
 
-def check(library: str, name: str, known: Iterable[str], refused: Mapping[str, str]) -> None:
+def check_name(library: str, name: str, known: Iterable[str], refused: Mapping[str, str]) -> None:
     """Raises: SuiteError if the library has no attack `name`, or none that can be used here."""
     if name in refused:
         raise SuiteError(f"attack '{library}:{name}' cannot be used here: {refused[name]}")
@@ -80,7 +81,7 @@ def check(library: str, name: str, known: Iterable[str], refused: Mapping[str, s
 
 
 @contextlib.contextmanager
-def quiet(*libraries: str) -> Iterator[None]:
+def silence(*libraries: str) -> Iterator[None]:
     """Nothing that the libraries print or warn of is heard inside, and gradients are on."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
@@ -105,7 +106,7 @@ class Setting(NamedTuple):
     """MISSING where the suite must say it."""
 
 
-def params(name: str, module: str, settings: Sequence[Setting]) -> type:
+def make_params(name: str, module: str, settings: Sequence[Setting]) -> type:
     """The params dataclass of the attack `name`, to be found in `module` as <name>Params."""
     fields = [(key, kind, field(default=_whole(kind, default))) for key, kind, default in settings]
     space = {"__module__": module}
@@ -116,7 +117,7 @@ def _whole(kind: Any, default: Any) -> Any:
     return float(default) if kind is float and default is not MISSING else default
 
 
-def plain(default: Any) -> Any:
+def infer_type(default: Any) -> Any:
     """The annotation of a parameter of which only the default is known; whole numbers count."""
     return Count if type(default) is int else type(default)
 

@@ -142,16 +142,16 @@ def _module(name: str) -> ModuleType:
         raise
     except BaseException as error:  # a stranger's code; a name like ".x" raises, too
         raise SuiteError(f"module '{name}' could not be imported: {describe(error)}") from error
-    file = source_hash.file_of(module)
+    file = source_hash.module_file(module)
     if name not in _read and file is not None and source_hash.is_own(file):
-        _read[name] = source_hash.contents(file)
+        _read[name] = source_hash.hash_contents(file)
     return module
 
 
 def _refresh(key: str) -> None:
     """Forget a module that was read before if a file of it holds something else now."""
     if key in _read and not source_hash.is_unchanged(_read[key]):
-        source_hash.forget(_read.pop(key))
+        source_hash.forget_modules(_read.pop(key))
 
 
 def _there(path: Path) -> bool:
@@ -182,7 +182,7 @@ def _file(path: Path) -> ModuleType:
         del sys.modules[key]
         line = _line_in(path, error)
         raise SuiteError(f"{path}:{line}: {describe(error)}") from error
-    _read[key] = source_hash.contents(path)
+    _read[key] = source_hash.hash_contents(path)
     return module
 
 

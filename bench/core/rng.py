@@ -95,7 +95,7 @@ the signed numbers of the same bits: int64 products and sums wrap, so nothing bu
 differs."""
 
 
-def hashed(keys: Tensor, counter: Tensor, draws: int) -> Tensor:
+def hash_uniform(keys: Tensor, counter: Tensor, draws: int) -> Tensor:
     """Draws number counter * draws, ..., counter * draws + draws - 1 of each row's own generator,
     from U[0, 1), float32, (n, draws).
 
@@ -119,19 +119,19 @@ def _shifted(bits: Tensor, places: int) -> Tensor:
     return (bits >> places) & ((1 << (64 - places)) - 1)
 
 
-def integers(seed: int, purpose: str, examples: Tensor, high: int) -> Tensor:
+def draw_integers(seed: int, purpose: str, examples: Tensor, high: int) -> Tensor:
     """One integer in [0, high) for each example id, shape (n,), int64."""
     return torch.tensor([fold(seed, purpose, example) % high for example in examples.tolist()])
 
 
-def shuffled(seed: int, purpose: str, n: int) -> Tensor:
+def permute(seed: int, purpose: str, n: int) -> Tensor:
     """A permutation of range(n) that only `seed` and `purpose` decide."""
     generator = torch.Generator().manual_seed(fold(seed, purpose) % 2**63)
     return torch.randperm(n, generator=generator)
 
 
 @contextmanager
-def seeded(*parts: object) -> Iterator[None]:
+def seed_global(*parts: object) -> Iterator[None]:
     """Code inside finds the global generators (torch, numpy, random) seeded from `parts`;
     afterwards they are as they were, whatever that code did to them."""
     value = fold(*parts)

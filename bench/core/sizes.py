@@ -7,7 +7,7 @@ from bench.core.errors import SuiteError
 _SIZE = re.compile(r"(\d{1,12}(?:\.\d{1,6})?)\s*([KMGT])(i?)B", re.IGNORECASE)
 
 
-def parse(where: str, text: str) -> int:
+def parse_size(where: str, text: str) -> int:
     """Bytes.
 
     >>> parse("--memory-limit", "1.5 GiB"), parse("--memory-limit", "20MB")
@@ -22,7 +22,7 @@ def parse(where: str, text: str) -> int:
     return int(float(found[1]) * unit)
 
 
-def written(size: int) -> str:
+def format_size(size: int) -> str:
     """A number of bytes for people.
 
     >>> written(1610612736)

@@ -46,7 +46,7 @@ class Parsed(NamedTuple):
 # ------------------------------------------------------------------------------------ one file
 
 
-def dump(node: Any) -> str:
+def dump_tree(node: Any) -> str:
     """A syntax tree as text without positions, docstrings and what Python's versions add to it."""
     if isinstance(node, ast.AST):
         fields = []
@@ -55,10 +55,10 @@ def dump(node: Any) -> str:
                 continue
             if name == "body" and isinstance(value, list):
                 value = [each for each in value if not _is_bare_text(each)]
-            fields.append(f"{name}={dump(value)}")
+            fields.append(f"{name}={dump_tree(value)}")
         return f"{type(node).__name__}({','.join(fields)})"
     if isinstance(node, list):
-        return f"[{','.join(map(dump, node))}]"
+        return f"[{','.join(map(dump_tree, node))}]"
     return f"{type(node).__name__}:{node!r}"
 
 
@@ -69,11 +69,11 @@ def _is_bare_text(node: Any) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def parse(content: bytes) -> Parsed:
+def parse_source(content: bytes) -> Parsed:
     """The hash of a file's syntax tree and its imports; of bytes that are no Python, their hash."""
     try:
         tree = ast.parse(content)
-        text = dump(tree)
+        text = dump_tree(tree)
     except (SyntaxError, ValueError, RecursionError):
         return Parsed(hashlib.sha256(content).hexdigest(), ())
     return Parsed(hashlib.sha256(text.encode()).hexdigest(), tuple(_imports(tree)))
@@ -91,11 +91,11 @@ def _functions(content: bytes) -> dict[tuple[str, int], list[str]]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             first = [node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))]
             key = getattr(node, "name", "<lambda>"), min(first)
-            found.setdefault(key, []).append(dump(node))
+            found.setdefault(key, []).append(dump_tree(node))
     return found
 
 
-def function(content: bytes, name: str, line: int) -> str:
+def hash_function(content: bytes, name: str, line: int) -> str:
     """The syntax tree of the function of this name that starts in a line; "" if several do."""
     trees = _functions(content).get((name, line), [])
     return hashlib.sha256(trees[0].encode()).hexdigest() if len(trees) == 1 else ""
@@ -146,14 +146,14 @@ def is_of_bench(path: Path) -> bool:
     return path.resolve().is_relative_to(_PACKAGE)
 
 
-def file_of(module: ModuleType | str | None) -> Path | None:
+def module_file(module: ModuleType | str | None) -> Path | None:
     """The file that a module was loaded from, given itself or by name; None if there is none."""
     module = sys.modules.get(module) if isinstance(module, str) else module
     file = getattr(module, "__file__", None)
     return Path(file) if isinstance(file, str) and Path(file).is_file() else None
 
 
-def version(module: str) -> str:
+def package_version(module: str) -> str:
     """ "distribution version" of the installed package that a module belongs to; "" of none."""
     return _version(module.partition(".")[0])
 
@@ -167,7 +167,7 @@ def _version(top: str) -> str:
         return ", ".join(f"{name} {metadata.version(name)}" for name in sorted(set(names)))
 
 
-def closure(path: Path) -> tuple[dict[Path, bytes], frozenset[str]]:
+def find_closure(path: Path) -> tuple[dict[Path, bytes], frozenset[str]]:
     """The content of a file and of each of the user's files that it imports, and theirs, by path;
     and the versions of installed packages that they import."""
     found: dict[Path, bytes] = {}
@@ -184,25 +184,25 @@ def closure(path: Path) -> tuple[dict[Path, bytes], frozenset[str]]:
         if file.suffix != ".py":
             continue
         open_ += _packages(file)
-        for wanted in parse(found[file]).imports:
+        for wanted in parse_source(found[file]).imports:
             files = [*_resolved(file, wanted)]
             open_ += files
             top = wanted.module.partition(".")[0]
             if not wanted.level and top not in UNCOUNTED and not any(map(is_own, files)):
-                outside.add(version(top))
+                outside.add(package_version(top))
     return found, frozenset(outside - {""})
 
 
-def code(path: Path) -> str:
+def hash_code(path: Path) -> str:
     """A hash of a file's closure; the same for the same code wherever it lies."""
-    files, outside = closure(path)
-    lines = [f"{_name(file)} {parse(content).tree}" for file, content in files.items()]
+    files, outside = find_closure(path)
+    lines = [f"{_name(file)} {parse_source(content).tree}" for file, content in files.items()]
     return hashlib.sha256("\n".join([*sorted(lines), *sorted(outside)]).encode()).hexdigest()
 
 
-def contents(path: Path) -> dict[Path, str]:
+def hash_contents(path: Path) -> dict[Path, str]:
     """A hash of the bytes of each file of a closure, by path."""
-    files, _ = closure(path)
+    files, _ = find_closure(path)
     return {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
 
 
@@ -215,10 +215,10 @@ def is_unchanged(files: dict[Path, str]) -> bool:
         return False
 
 
-def forget(files: dict[Path, str]) -> None:
+def forget_modules(files: dict[Path, str]) -> None:
     """Let Python read these files anew: what was imported from them is imported again."""
     for name, module in [*sys.modules.items()]:
-        file = file_of(module) if name != "__main__" else None
+        file = module_file(module) if name != "__main__" else None
         if file is not None and file.resolve() in files:
             del sys.modules[name]
     for file in files:  # compiled code is taken for current by the second and the size
@@ -266,7 +266,7 @@ def _roots(file: Path, top: str) -> Iterator[Path]:
     there = sys.modules.get(top)
     if there is not None:
         folders = [Path(each).parent for each in getattr(there, "__path__", [])]
-        own = file_of(there)
+        own = module_file(there)
         yield from folders or ([own.parent] if own else [])
         return
     packages = _packages(file)

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 NAMES = {"stdout": 1, "stderr": 2}
 
 
-class Shield(io.TextIOBase):
+class UnclosableStream(io.TextIOBase):
     """Writes to a stream, and lets itself be closed in its place."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -51,7 +51,7 @@ class Shield(io.TextIOBase):
 
 
 @contextlib.contextmanager
-def kept(tell: Callable[[str], None], who: str) -> Iterator[None]:
+def protect_streams(tell: Callable[[str], None], who: str) -> Iterator[None]:
     """Inside, stdout and stderr stand for themselves and may be closed; afterwards they are as they
     were, their descriptors too. `tell` hears in a sentence if `who` was inside had changed them."""
     shields = {name: _shielded(getattr(sys, name)) for name in NAMES}
@@ -77,11 +77,15 @@ def kept(tell: Callable[[str], None], who: str) -> Iterator[None]:
 
 def _shielded(stream: Any) -> Any:
     """A shield before a stream, if it is one and open."""
-    return Shield(stream) if stream is not None and not getattr(stream, "closed", True) else stream
+    return (
+        UnclosableStream(stream)
+        if stream is not None and not getattr(stream, "closed", True)
+        else stream
+    )
 
 
 def _is_changed(name: str, shield: Any, stream: Any) -> bool:
-    closed = isinstance(shield, Shield) and (shield.closes or stream.closed)
+    closed = isinstance(shield, UnclosableStream) and (shield.closes or stream.closed)
     return getattr(sys, name) is not shield or closed
 
 

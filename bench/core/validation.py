@@ -20,7 +20,7 @@ SHOWN = 600
 """Letters of a sentence: it may quote what it is about, and that may be a megabyte."""
 
 
-def toml(text: str, where: str) -> dict[str, Any]:
+def parse_toml(text: str, where: str) -> dict[str, Any]:
     """The tables of a TOML text; `where` names it in the message.
 
     Raises: SuiteError with line and column if it is not TOML, if a text in it holds characters that
@@ -44,13 +44,13 @@ def _too_wide(raw: Any, at: str) -> Iterator[str]:
         yield f"{at[:100]}: expected a whole number of 64 bits, got more"
     elif isinstance(raw, dict):
         for key, value in raw.items():
-            yield from _too_wide(value, dot(at, key))
+            yield from _too_wide(value, join_keys(at, key))
     elif isinstance(raw, list):
         for index, value in enumerate(raw):
             yield from _too_wide(value, f"{at}[{index}]")
 
 
-def text_of(path: Path, what: str) -> str:
+def read_text(path: Path, what: str) -> str:
     """The text of a file that is to be read as `what` ("a suite").
 
     Raises: SuiteError if it is no readable text.
@@ -95,11 +95,11 @@ class Validator:
             return None
         known = [field.name for field in dataclasses.fields(kind)]
         for name in (name for name in raw if name not in known):
-            self.say(dot(key, name), f"unknown key; {nearest(name, known)}")
+            self.say(join_keys(key, name), f"unknown key; {nearest(name, known)}")
         hints = get_type_hints(kind, include_extras=True)
         values, before = {}, len(self.problems)
         for field in dataclasses.fields(kind):
-            at = dot(key, field.name)
+            at = join_keys(key, field.name)
             if field.name in raw:
                 values[field.name] = self.value(hints[field.name], raw[field.name], at)
             elif _required(field):
@@ -130,7 +130,7 @@ class Validator:
     def radius(self, written: float | str, key: str) -> float | None:
         """An eps as a number; None, with the reason, if it is written as none."""
         try:
-            return fraction(written)
+            return parse_fraction(written)
         except (ValueError, ArithmeticError):
             self.say(key, f"expected a number or a fraction such as '8/255', got {written!r}")
             return None
@@ -153,11 +153,11 @@ class Validator:
             known = [p.name for p in signature if p.name not in given]
         for name in params:
             if known is not None and name not in known:
-                self.say(dot(key, name), f"unknown parameter; {nearest(name, known)}")
+                self.say(join_keys(key, name), f"unknown parameter; {nearest(name, known)}")
         for p in signature:
             required = p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
             if required and p.name not in params and p.name not in given:
-                self.say(dot(key, p.name), "expected a value, got nothing")
+                self.say(join_keys(key, p.name), "expected a value, got nothing")
 
     def unique(self, key: str, labels: list[str]) -> None:
         for label, count in Counter(labels).items():
@@ -165,7 +165,7 @@ class Validator:
                 self.say(key, f"expected each label once, got '{label}' {count} times")
 
 
-def fraction(written: float | str) -> float:
+def parse_fraction(written: float | str) -> float:
     """A length as a number: a number, or a fraction written as text, whose parts may have decimals
     ("0.5/255"). The one reader of every setting that is a length, be it a radius or a step.
 
@@ -184,7 +184,7 @@ def _required(field: dataclasses.Field[Any]) -> bool:
     return field.default is field.default_factory is dataclasses.MISSING
 
 
-def dot(key: str, name: str) -> str:
+def join_keys(key: str, name: str) -> str:
     """The key of `name` in the table called `key`.
 
     >>> dot("data", "name"), dot("", "seed")

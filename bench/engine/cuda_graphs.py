@@ -10,13 +10,13 @@ from collections.abc import Callable
 import torch
 
 from bench.engine import heartbeat
-from bench.engine.tensor_tree import Batch, fields, mapped, size, take
+from bench.engine.tensor_tree import Batch, count_rows, list_tensors, map_tensors, take_rows
 
 WARM = 3
 """Turns made before recording, as torch asks: libraries choose their kernels there."""
 
 
-def replayed(turn: Callable[[Batch], Batch], most: int) -> Callable[[Batch], Batch]:
+def capture(turn: Callable[[Batch], Batch], most: int) -> Callable[[Batch], Batch]:
     """`turn`, recorded when it is first needed for a number of rows, and replayed from then on.
 
     Recordings are made for `most` rows and its halves, and the smallest that holds a batch is used.
@@ -26,19 +26,19 @@ def replayed(turn: Callable[[Batch], Batch], most: int) -> Callable[[Batch], Bat
 
     def play(batch: Batch) -> Batch:
         held = most
-        while held // 2 >= size(batch):
+        while held // 2 >= count_rows(batch):
             held //= 2
         if held not in recorded:
-            recorded[held] = _recorded(turn, padded(batch, held))
+            recorded[held] = capture_graph(turn, pad_rows(batch, held))
         return recorded[held](batch)
 
     return play
 
 
-def _recorded(turn: Callable[[Batch], Batch], example: Batch) -> Callable[[Batch], Batch]:
+def capture_graph(turn: Callable[[Batch], Batch], example: Batch) -> Callable[[Batch], Batch]:
     """`turn` as a graph over buffers of the example's shapes; `turn` itself if that fails."""
     try:
-        static = mapped(torch.clone, example)
+        static = map_tensors(torch.clone, example)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
@@ -47,28 +47,30 @@ def _recorded(turn: Callable[[Batch], Batch], example: Batch) -> Callable[[Batch
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            write(turn(static), static)
+            copy_rows(turn(static), static)
     except torch.OutOfMemoryError:
         raise
     except Exception:  # a stranger's model or rule: the turn is made launch by launch
         return turn
-    return lambda batch: play(graph.replay, static, batch)
+    return lambda batch: replay(graph.replay, static, batch)
 
 
-def play(replay: Callable[[], None], static: Batch, batch: Batch) -> Batch:
+def replay(replay: Callable[[], None], static: Batch, batch: Batch) -> Batch:
     """Fill the buffers from `batch`, replay, and read as many rows back."""
-    write(batch, static)
+    copy_rows(batch, static)
     replay()
     heartbeat.beat()  # no module is called here that could give a sign of life
-    return mapped(lambda buffer: buffer[: size(batch)].clone(), static)
+    return map_tensors(lambda buffer: buffer[: count_rows(batch)].clone(), static)
 
 
-def write(source: Batch, into: Batch) -> None:
+def copy_rows(source: Batch, into: Batch) -> None:
     """Copy each tensor into the first rows of its buffer."""
-    for new, buffer in zip(fields(source), fields(into), strict=True):
+    for new, buffer in zip(list_tensors(source), list_tensors(into), strict=True):
         buffer[: len(new)].copy_(new)
 
 
-def padded(batch: Batch, held: int) -> Batch:
+def pad_rows(batch: Batch, held: int) -> Batch:
     """`batch` with its rows repeated until there are `held`."""
-    return take(batch, torch.arange(held, device=fields(batch)[0].device) % size(batch))
+    return take_rows(
+        batch, torch.arange(held, device=list_tensors(batch)[0].device) % count_rows(batch)
+    )

@@ -22,7 +22,7 @@ SIZE = ":4096:8"
 
 
 @contextlib.contextmanager
-def enforced(wanted: bool) -> Iterator[None]:
+def enforce_determinism(wanted: bool) -> Iterator[None]:
     """Everything as above inside, and as it was afterwards; nothing at all unless `wanted`."""
     if not wanted:
         yield
@@ -50,7 +50,7 @@ def enforced(wanted: bool) -> Iterator[None]:
             os.environ.pop(WORKSPACE, None)
 
 
-def explained(error: BaseException) -> str:
+def explain_nondeterminism(error: BaseException) -> str:
     """In one sentence that torch has no deterministic form of an operation; "" for other errors."""
     first = first_line(error)
     name, found, _ = first.partition(" does not have a deterministic implementation")

@@ -48,10 +48,10 @@ def frozen(model: nn.Module) -> Iterator[None]:
             for key in changed:
                 tensors[key].copy_(before[key])
     if changed:
-        raise ContractError(_changed(model, changed, training))
+        raise ContractError(_describe_change(model, changed, training))
 
 
-def _changed(model: nn.Module, changed: list[str], training: set[str]) -> str:
+def _describe_change(model: nn.Module, changed: list[str], training: set[str]) -> str:
     """Who changed these tensors of the model: a module of its own in training mode, or the attack.
 
     Batch norm, for one, writes its running statistics at each pass in training mode.
@@ -77,11 +77,11 @@ def _changed(model: nn.Module, changed: list[str], training: set[str]) -> str:
 # ------------------------------------------------------------------------- images left as they are
 
 
-class WrittenError(ContractError):
+class InputWriteError(ContractError):
     """A model wrote into the images that it was shown."""
 
 
-class Private(nn.Module):
+class InputCloningModel(nn.Module):
     """A net that writes into what it is given, shown a copy of its own each time: the same answers
     and the same gradient, and the images stay as they are."""
 
@@ -95,7 +95,7 @@ class Private(nn.Module):
         return answer
 
 
-def ask(model: nn.Module, x: Tensor) -> Any:
+def call_model(model: nn.Module, x: Tensor) -> Any:
     """What `model` answers to x, which it must leave as it is.
 
     Writing is seen by the tensor's own counter, which costs nothing; what goes past that, through
@@ -109,10 +109,10 @@ def ask(model: nn.Module, x: Tensor) -> Any:
         answer = model(x)
     except RuntimeError as error:
         if "leaf Variable that requires grad is being used in an in-place operation" in str(error):
-            raise WrittenError(_WRITES) from error
+            raise InputWriteError(_WRITES) from error
         raise
     if x._version != before:
-        raise WrittenError(_WRITES)
+        raise InputWriteError(_WRITES)
     return answer
 
 
@@ -122,16 +122,16 @@ _WRITES = (
 )
 
 
-def writer(model: nn.Module, x: Tensor) -> str:
+def find_input_writer(model: nn.Module, x: Tensor) -> str:
     """The innermost module that writes into what the model is given, x (n, c, h, w), for people."""
-    found = _writing(model, x, False) or _writing(model, x, True)
+    found = _first_writing_module(model, x, False) or _first_writing_module(model, x, True)
     name = next((name for name, each in model.named_modules() if each is found), "")
     if found is None or not name:
         return f"the forward of {type(model).__name__} itself"
     return f"its module '{name}', {type(found).__name__}"
 
 
-def _writing(model: nn.Module, x: Tensor, differentiable: bool) -> nn.Module | None:
+def _first_writing_module(model: nn.Module, x: Tensor, differentiable: bool) -> nn.Module | None:
     """The first module that ends and has written into the images, none inside it having done so;
     None if there is none."""
     # No leaf, so that autograd lets it be written to.
@@ -177,7 +177,7 @@ def allow_tf32(allowed: bool) -> Iterator[None]:
         matrices.allow_tf32, convolutions.allow_tf32 = before
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether a pass failed for want of memory; on a CPU torch says so in words alone."""
     if isinstance(error, torch.OutOfMemoryError):
         return True

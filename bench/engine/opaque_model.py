@@ -36,12 +36,12 @@ class OpaqueModel(nn.Module):
         return f"content {self.content}"
 
 
-def is_inside(model: nn.Module) -> bool:
+def contains_opaque_model(model: nn.Module) -> bool:
     """Whether some of the model is a program, whose layers cannot be hooked."""
     return any(isinstance(module, OpaqueModel) for module in model.modules())
 
 
-class Given(TorchDispatchMode):
+class OperatorBytes(TorchDispatchMode):
     """Counts the bytes of what every operator gives while inside."""
 
     def __init__(self) -> None:

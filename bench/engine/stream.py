@@ -26,23 +26,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import AttackBatch, AttackSpec, StepInput
+from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.rule import AttackBatch, StepInput
 from bench.core.contracts.types import Goal
 from bench.core.errors import describe
 from bench.core.rng import Noise
 from bench.engine import cuda_graphs
-from bench.engine.functional.gradients import Look, glance, look
-from bench.engine.functional.logits import predicted, wide
-from bench.engine.functional.losses import to_ascend
+from bench.engine.functional.gradients import PassResult, forward_pass, gradient_pass
+from bench.engine.functional.logits import predict_class, widen
+from bench.engine.functional.losses import make_objective
 from bench.engine.functional.norms import norm_of, per_row
-from bench.engine.model_state import allow_tf32, ask, out_of_memory
-from bench.engine.tensor_tree import cut, join, mapped, size, take
+from bench.engine.model_state import allow_tf32, call_model, is_out_of_memory
+from bench.engine.tensor_tree import count_rows, join_rows, map_tensors, split_rows, take_rows
 
-LOOKS_AHEAD = 8
+STEPS_PER_CHECK = 8
 """Turns that a GPU makes before the host asks who has finished: asking makes it wait."""
 
 
-class Attacked(NamedTuple):
+class StreamResult(NamedTuple):
     """What the engine returns; e epsilons in the curve's order, n examples in the caller's."""
 
     x_adv: Tensor
@@ -65,7 +66,7 @@ class Attacked(NamedTuple):
     entries were taken for 0. One that several eps share counts at each."""
 
 
-class CopyError(Exception):
+class AccelerationError(Exception):
     """The copy that led could not go on; the sentence names what it raised."""
 
 
@@ -84,7 +85,7 @@ class _Batch(NamedTuple):
     """Gradients so far in which an entry was not finite, (rows,)."""
 
 
-def attack(
+def run_attack(
     model: nn.Module,
     curve: AttackSpec,
     x: Tensor,
@@ -93,7 +94,7 @@ def attack(
     rows: int,
     label: Tensor | None = None,
     copy: nn.Module | None = None,
-) -> Attacked:
+) -> StreamResult:
     """Run the curve's rule on every example at every eps, at most `rows` rows a pass.
 
     Gradients are those of `copy` (`model` if there is none); `model` says what has not been fooled
@@ -139,15 +140,15 @@ class AttackStream:
         self.model, self.copy, self.curve, self.rule, self.rows = model, copy, curve, rule, rows
         self.x, self.y, self.examples, self.label = x, y, examples, label
         aims = rule.aims
-        self.loss = to_ascend(curve.params.loss, "targeted" if aims else curve.goal)
-        self.look = glance if curve.attack.needs == "scores" else look
+        self.loss = make_objective(curve.params.loss, "targeted" if aims else curve.goal)
+        self.look = forward_pass if curve.attack.needs == "scores" else gradient_pass
         self.eps = torch.tensor(curve.eps, dtype=x.dtype, device=x.device)
         self.ascending = self.eps.argsort()
         self.rank = self.ascending.argsort()
         self.nested = curve.sweep == "nested"
         self.stops = curve.stop == "first-success"
         self.seeks = rule.seeks
-        self.out = _nothing(x, curve)
+        self.out = _empty_result(x, curve)
         self.nearest = x.new_full(self.out.forwards.shape, torch.inf)
         self.parked: _Batch | None = None
         self.order, self.aims = None, 1
@@ -160,19 +161,19 @@ class AttackStream:
         many = min(rows, len(self.waiting))
         # What a model draws outside torch's own generator would be frozen in a recording.
         replays = self.blind and not curve.random
-        self.turn = cuda_graphs.replayed(self._turn, many) if replays else self._turn
+        self.turn = cuda_graphs.capture(self._turn, many) if replays else self._turn
 
     # --------------------------------------------------------------------------------- the loop
 
     def fill(self, batch: _Batch | None) -> _Batch | None:
         """The batch with its free rows taken by items that wait; None when nothing is left."""
-        while (free := self.rows - size(batch)) > 0 and (self.parked or len(self.waiting)):
+        while (free := self.rows - count_rows(batch)) > 0 and (self.parked or len(self.waiting)):
             if self.parked:
-                piece, self.parked = cut(self.parked, free)
-                batch = join(batch, piece)
+                piece, self.parked = split_rows(self.parked, free)
+                batch = join_rows(batch, piece)
             else:
                 item, self.waiting = self.waiting[:free], self.waiting[free:]
-                batch = join(batch, self._enter(item))
+                batch = join_rows(batch, self._enter(item))
         return batch
 
     def turns(self, batch: _Batch) -> _Batch:
@@ -180,7 +181,7 @@ class AttackStream:
         left = self.curve.params.steps - int(batch.known.k.max())
         if self.out.losses is not None:
             return self._traced(batch) if left else batch
-        for _ in range(min(left, LOOKS_AHEAD if self.blind else 1)):
+        for _ in range(min(left, STEPS_PER_CHECK if self.blind else 1)):
             batch = self.turn(batch)
         return batch
 
@@ -209,25 +210,25 @@ class AttackStream:
         if samples > 1:
             logits, loss, gradient = logits / samples, loss / samples, gradient / samples
         loss = torch.where(loss.isfinite(), loss, -torch.inf)
-        fooled = _fooled(logits, known.y, self.curve.goal) & logits.isfinite().all(1)
+        fooled = reaches_goal(logits, known.y, self.curve.goal) & logits.isfinite().all(1)
         if self.rule.within is not None:
             fooled = fooled & self.rule.within(known, self.curve.params, self.curve.norm)
         return StepInput(logits, loss, gradient, fooled), spoilt
 
-    def _led(self, x: Tensor, towards: Tensor, label: Tensor) -> Look:
+    def _led(self, x: Tensor, towards: Tensor, label: Tensor) -> PassResult:
         """A pass of what leads."""
         try:
             return self.look(self.copy, self.loss, x, towards, label)
         except Exception as error:  # of a stranger's forward, in a copy of it
-            short = isinstance(error, RuntimeError) and out_of_memory(error)
+            short = isinstance(error, RuntimeError) and is_out_of_memory(error)
             if self.copy is self.model or short:
                 raise
-            raise CopyError(f"it raised {describe(error)}") from error
+            raise AccelerationError(f"it raised {describe(error)}") from error
 
-    def _passed(self, x: Tensor, y: Tensor, label: Tensor) -> tuple[Look, Tensor]:
+    def _passed(self, x: Tensor, y: Tensor, label: Tensor) -> tuple[PassResult, Tensor]:
         """One pass, its gradient made finite, and for which rows it was not, (n,), 0 or 1."""
         seen = self._led(x, y, label)
-        if self.look is glance:
+        if self.look is forward_pass:
             return seen, torch.zeros_like(y)
         spoilt = ~norm_of(seen.gradient, "linf").isfinite()
         return seen._replace(gradient=seen.gradient.nan_to_num(0.0, 0.0, 0.0)), spoilt.to(y.dtype)
@@ -244,7 +245,7 @@ class AttackStream:
         done = self._done(batch._replace(first=first))
         still = over if self.seeks else done  # a search keeps what it found in this very step
         if self.blind or bool(still.any()):
-            stepped = mapped(
+            stepped = map_tensors(
                 lambda old, new: torch.where(per_row(still, new), old, new), state, stepped
             )
         return _Batch(item, known._replace(k=known.k + ~done), stepped, first, looks, nonfinite)
@@ -264,29 +265,29 @@ class AttackStream:
         if not done.any():
             return batch
         won = done & (batch.first >= 0) & self.stops
-        winners = take(batch, won)
+        winners = take_rows(batch, won)
         self._leave(winners, self._returned(winners) if self.seeks else winners.state.x, won=True)
-        self._finish(take(batch, done & ~won))
-        return take(batch, ~done) if not done.all() else None
+        self._finish(take_rows(batch, done & ~won))
+        return take_rows(batch, ~done) if not done.all() else None
 
     def halve(self, batch: _Batch, error: RuntimeError) -> _Batch:
         """After an error: fewer rows from now on, those too many are parked."""
         self.rows = min(self.rows, len(batch.item))
         self._less(error)
-        batch, rest = cut(batch, self.rows)
-        self.parked = join(self.parked, rest)
+        batch, rest = split_rows(batch, self.rows)
+        self.parked = join_rows(self.parked, rest)
         return batch
 
     def _less(self, error: RuntimeError) -> None:
         """Half as many rows a pass, if memory ran out; any other error goes on up."""
-        if self.rows == 1 or not out_of_memory(error):
+        if self.rows == 1 or not is_out_of_memory(error):
             raise error
         if self.x.device.type == "cuda":
             torch.cuda.empty_cache()
         self.rows //= 2
         self.turn = self._turn
 
-    def result(self) -> Attacked:
+    def result(self) -> StreamResult:
         return self.out._replace(rows=self.rows)
 
     # ------------------------------------------------------------------- who enters and who leaves
@@ -318,7 +319,7 @@ class AttackStream:
         example, eps, restart = batch.item.unbind(1)
         passes = batch.looks * self.curve.samples
         self.out.forwards[eps, example] += passes  # a pair is never in a batch twice
-        if self.look is look:
+        if self.look is gradient_pass:
             self.out.backwards[eps, example] += passes
             self.out.nonfinite[eps, example] += batch.nonfinite
         seen = self.out.first_success[eps, example]
@@ -357,11 +358,11 @@ class AttackStream:
         last = self.rounds == 1 and not self.nested
         if not len(batch.item) or last or self.seeks:  # a search makes every round
             return self._leave(batch, x, won=False)
-        fooled = _fooled(self._ask(x), batch.known.y, self.curve.goal)
+        fooled = reaches_goal(self._ask(x), batch.known.y, self.curve.goal)
         example, eps, _ = batch.item.unbind(1)
         self.out.forwards[eps, example] += self.curve.predictions
-        self._leave(take(batch, fooled), x[fooled], won=True)
-        return self._leave(take(batch, ~fooled), x[~fooled], won=False)
+        self._leave(take_rows(batch, fooled), x[fooled], won=True)
+        return self._leave(take_rows(batch, ~fooled), x[~fooled], won=False)
 
     def _returned(self, batch: _Batch) -> Tensor:
         x: Tensor = batch.state.x if self.rule.result is None else self.rule.result(batch.state)
@@ -384,7 +385,7 @@ class AttackStream:
                     parts = x.split(self.rows)
                     return torch.cat(
                         [
-                            torch.stack([wide(ask(self.model, p)) for _ in asked]).mean(0)
+                            torch.stack([widen(call_model(self.model, p)) for _ in asked]).mean(0)
                             for p in parts
                         ]
                     )
@@ -393,7 +394,7 @@ class AttackStream:
 
     # -------------------------------------------------------------------------------- special cases
 
-    def one_gradient(self) -> Attacked:
+    def one_gradient(self) -> StreamResult:
         """A sweep whose gradient is the same at every eps: one gradient for each example."""
         first, n = 0, len(self.x)
         while first < n:
@@ -409,7 +410,7 @@ class AttackStream:
             first += self.rows
             self.out.nonfinite[:, at] = spoilt
             if self.out.losses is not None:
-                self.out.losses[:, at, 0] = _traced(seen.loss)
+                self.out.losses[:, at, 0] = _finite_loss(seen.loss)
             noise = Noise(self.curve.seed, self.curve.name, self.examples[at], zero)
             for index, eps in enumerate(self.eps):
                 known = items._replace(eps=eps.expand(len(x)))
@@ -426,11 +427,11 @@ class AttackStream:
         assert self.out.losses is not None
         seen, spoilt = self._look(batch)
         example, eps, _ = batch.item.unbind(1)
-        self.out.losses[eps, example, batch.known.k] = _traced(seen.loss)
+        self.out.losses[eps, example, batch.known.k] = _finite_loss(seen.loss)
         return self._advance(batch, seen, spoilt)
 
 
-def _nothing(x: Tensor, curve: AttackSpec) -> Attacked:
+def _empty_result(x: Tensor, curve: AttackSpec) -> StreamResult:
     e, n = len(curve.eps), len(x)
     counts = torch.zeros(e, n, dtype=torch.float64, device=x.device)
     never = torch.full((e, n), -1, dtype=torch.int64, device=x.device)
@@ -438,14 +439,14 @@ def _nothing(x: Tensor, curve: AttackSpec) -> Attacked:
     losses = x.new_full(traced, torch.nan) if curve.trace else None
     images = x.new_empty(e, *x.shape)  # every item is written when it leaves
     nonfinite = torch.zeros_like(never)
-    return Attacked(images, counts, counts.clone(), never, losses, 0, nonfinite)
+    return StreamResult(images, counts, counts.clone(), never, losses, 0, nonfinite)
 
 
-def _traced(loss: Tensor) -> Tensor:
+def _finite_loss(loss: Tensor) -> Tensor:
     """A loss as a trace keeps it: NaN where it was not finite."""
     return torch.where(loss.isfinite(), loss, torch.nan)
 
 
-def _fooled(logits: Tensor, y: Tensor, goal: Goal) -> Tensor:
-    prediction = predicted(logits)
+def reaches_goal(logits: Tensor, y: Tensor, goal: Goal) -> Tensor:
+    prediction = predict_class(logits)
     return prediction != y if goal == "untargeted" else prediction == y

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.engine.functional.gradients import look
-from bench.engine.functional.losses import to_ascend
-from bench.engine.model_state import eval_mode, out_of_memory
-from bench.engine.opaque_model import Given, is_inside
+from bench.engine.functional.gradients import gradient_pass
+from bench.engine.functional.losses import make_objective
+from bench.engine.model_state import eval_mode, is_out_of_memory
+from bench.engine.opaque_model import OperatorBytes, contains_opaque_model
 
 
-class Passes:
+class PassCounts:
     """Rows that went forward through a model and rows whose gradient came back."""
 
     def __init__(self) -> None:
@@ -24,9 +24,9 @@ class Passes:
 
 
 @contextmanager
-def counted(model: nn.Module) -> Iterator[Passes]:
+def count_passes(model: nn.Module) -> Iterator[PassCounts]:
     """Counts every forward and backward pass of `model` while inside, whoever makes them."""
-    passes = Passes()
+    passes = PassCounts()
 
     def on_forward(module: nn.Module, inputs: Any, output: Any) -> None:
         passes.forwards += len(output)
@@ -63,7 +63,7 @@ class Floor(NamedTuple):
         return own.seconds(forwards, backwards)
 
 
-def floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
+def measure_floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
     """Time bare passes over noisy images made from x (n, c, h, w) and y (n,), medians of several.
 
     At `rows` rows a pass and at a quarter of them, the quicker counts: the rows that suit an
@@ -72,34 +72,34 @@ def floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
     """
     sizes = sorted({rows, max(1, rows // 4)})
     with eval_mode(model):
-        paces = [_paces(model, x, y, size) for size in sizes]
+        paces = [_time_passes(model, x, y, size) for size in sizes]
     return Floor(*map(min, zip(*paces, strict=True)))
 
 
-def _paces(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
+def _time_passes(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
     """Seconds per row of a forward pass and of a gradient, among `rows`."""
-    images = noisy(x, rows)
+    images = noisy_images(x, rows)
     labels = y[torch.arange(rows, device=x.device) % len(x)]
-    ascend = to_ascend("cross-entropy", "untargeted")
+    ascend = make_objective("cross-entropy", "untargeted")
 
     def forward() -> None:
         with torch.no_grad():
             model(images)
 
     def gradient() -> None:
-        look(model, ascend, images, labels, labels)
+        gradient_pass(model, ascend, images, labels, labels)
 
     there, busy_there = median_seconds(forward, x.device)
     try:
         back, busy_back = median_seconds(gradient, x.device)
     except RuntimeError as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         back, busy_back = there, busy_there  # it has no gradient, so nothing is held against it
     return Floor(*(spent / rows for spent in (there, back, busy_there, busy_back)))
 
 
-def noisy(x: Tensor, rows: int) -> Tensor:
+def noisy_images(x: Tensor, rows: int) -> Tensor:
     """`rows` images made from x (n, c, h, w) by uniform noise in +-0.2: what attacks look at."""
     repeated = x[torch.arange(rows, device=x.device) % len(x)]
     generator = torch.Generator().manual_seed(0)
@@ -114,28 +114,28 @@ def median_seconds(work: Any, device: torch.device, most: float = 0.1) -> tuple[
     times: list[float] = []
     worked: list[float] = []
     while len(times) < 3 or (sum(times) < most and len(times) < 15):
-        before = busy(device)
-        times.append(timed(work, device)[1])
-        worked.append(busy(device) - before)
+        before = busy_seconds(device)
+        times.append(time_call(work, device)[1])
+        worked.append(busy_seconds(device) - before)
     return statistics.median(times), statistics.median(worked)
 
 
-def timed(work: Any, device: torch.device) -> tuple[Any, float]:
+def time_call(work: Any, device: torch.device) -> tuple[Any, float]:
     """The result of `work()` and the seconds it took, the device's queue drained on both sides."""
-    synchronise(device)
+    synchronize(device)
     started = time.perf_counter()
     result = work()
-    synchronise(device)
+    synchronize(device)
     return result, time.perf_counter() - started
 
 
-def busy(device: torch.device) -> float:
+def busy_seconds(device: torch.device) -> float:
     """Seconds that the processor has worked for this process; on a GPU, where the work is done
     elsewhere, the clock's. Other programs on the machine take from the clock, not from these."""
     return time.perf_counter() if device.type == "cuda" else time.process_time()
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -166,8 +166,8 @@ def rows_per_pass(model: nn.Module, x: Tensor) -> int:
 
 def _activations(model: nn.Module, x: Tensor) -> int:
     """Bytes that a pass over x gives on its way, layer by layer, of a program by every operator."""
-    if is_inside(model):
-        with Given() as given:
+    if contains_opaque_model(model):
+        with OperatorBytes() as given:
             model(x)
         return int(given.bytes)
     total = 0

@@ -3,7 +3,7 @@
 from torch import fx, nn
 
 
-def traced(model: nn.Module) -> fx.GraphModule | None:
+def trace_forward(model: nn.Module) -> fx.GraphModule | None:
     """The model's forward as a graph over its own layers; None where it cannot be followed."""
     try:
         return fx.symbolic_trace(model)

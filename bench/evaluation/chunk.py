@@ -133,7 +133,7 @@ def evaluate_chunk(
             costs.append(ChunkCost(0, 0.0, 0.0, 0.0))
             continue
         at = positive.index(index)
-        frame, seconds = timing.timed(
+        frame, seconds = timing.time_call(
             lambda eps=eps, at=at: _build_records(
                 model, spec, eps, examples, attacked, verified, at, judge_rows
             ),
@@ -175,7 +175,7 @@ def _attack_chunk(
                 ),
                 device,
             )  # fmt: skip
-            predictions, seconds = timing.timed(
+            predictions, seconds = timing.time_call(
                 lambda: predict_output(model, spec, chosen, output, judge_rows), device
             )
             verified = VerifiedOutput(output, predictions, seconds, busy)
@@ -184,7 +184,7 @@ def _attack_chunk(
         )
         verified = verified._replace(predictions=predictions)
         if is_single_search(spec):
-            distance, seconds = timing.timed(
+            distance, seconds = timing.time_call(
                 lambda: _search_distance(model, spec, chosen, verified.output, judge_rows), device
             )
             verified = verified._replace(

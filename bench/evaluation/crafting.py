@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import rng
-from bench.core.contracts.attack import AttackSpec, Rule
+from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.rule import Rule
 from bench.core.contracts.types import Threat
 from bench.core.errors import ContractError
 from bench.engine import stream as engine
@@ -112,13 +113,13 @@ def craft(
             _seed_random_model(spec, chosen.id),
             _guard_process(spec.attack.rule),
         ):
-            result, seconds = timing.timed(
-                lambda: engine.attack(
+            result, seconds = timing.time_call(
+                lambda: engine.run_attack(
                     model, stream, chosen.x, y, chosen.id, rows, chosen.label, accelerated
                 ),
                 chosen.x.device,
             )
-    except engine.CopyError as error:
+    except engine.AccelerationError as error:
         output = craft(model, replace(spec, precision="float32"), chosen, rows)
         return output._replace(dropped=str(error))
     if once:
@@ -159,7 +160,7 @@ def final_images(spec: AttackSpec, eps: float, x: Tensor, output: AttackOutput, 
     x_adv = output.x_adv[at]
     if spec.attack.budget != "minimum":
         return x_adv
-    near = norms.measured(x_adv, x, spec.norm) <= allowed_distance(eps)
+    near = norms.distance_float64(x_adv, x, spec.norm) <= allowed_distance(eps)
     keep = near | ~x_adv.flatten(1).isfinite().all(1)
     return torch.where(norms.per_row(keep, x), x_adv, x)
 
@@ -188,10 +189,10 @@ def _seed_random_model(spec: AttackSpec, ids: Tensor) -> AbstractContextManager[
     """Seed what a model that answers at random draws while it is attacked."""
     if not spec.random:
         return contextlib.nullcontext()
-    return rng.seeded(spec.seed, "passes", spec.name, int(ids[0]))
+    return rng.seed_global(spec.seed, "passes", spec.name, int(ids[0]))
 
 
-def _to_output(result: engine.Attacked, seconds: list[float]) -> AttackOutput:
+def _to_output(result: engine.StreamResult, seconds: list[float]) -> AttackOutput:
     x_adv, forwards, backwards, first_success, losses, rows, nonfinite = result
     output = AttackOutput(x_adv, forwards, backwards, first_success, seconds, losses, rows)
     return output._replace(nonfinite=nonfinite)
@@ -199,7 +200,7 @@ def _to_output(result: engine.Attacked, seconds: list[float]) -> AttackOutput:
 
 def _expand_search(output: AttackOutput, spec: AttackSpec, x: Tensor) -> AttackOutput:
     """Repeat the result of a single search for each eps and divide its cost evenly."""
-    e, distance = len(spec.eps), norms.measured(output.x_adv[0], x, spec.norm)
+    e, distance = len(spec.eps), norms.distance_float64(output.x_adv[0], x, spec.norm)
     outside = torch.stack([distance > allowed_distance(eps) for eps in spec.eps])
     return output._replace(
         x_adv=output.x_adv.expand(e, *output.x_adv.shape[1:]),
@@ -228,12 +229,12 @@ def _run_external(
             first = int(chosen.id[at[0]])
             with (
                 eval_mode(model),
-                rng.seeded(spec.seed, spec.name, first, len(at)),
+                rng.seed_global(spec.seed, spec.name, first, len(at)),
                 guard.restore_after(),
-                timing.counted(model) as passes,
+                timing.count_passes(model) as passes,
             ):
                 x, labels = chosen.x[at].clone(), y[at].clone()
-                returned, took = timing.timed(
+                returned, took = timing.time_call(
                     lambda x=x, labels=labels, threat=threat, noise=noise: run(
                         model, x, labels, threat, spec.params, noise
                     ),

@@ -158,7 +158,7 @@ class Evaluator:
             label = entry.label
             on_load(label)
             try:
-                with streams.kept(notes.append, f"model '{label}'"):
+                with streams.protect_streams(notes.append, f"model '{label}'"):
                     loaded = loading.load_model(
                         entry, suite.base, suite.seed, data, device, data_dir
                     )
@@ -462,7 +462,7 @@ class Evaluator:
         if known is None or not (known.timed or ahead < known.worth):
             x = self.data.read(0, min(self.data.n, accelerate.PROBED)).to(self.device)
             model, rows = self.models[task.source].model, self.rows[task.source]
-            known = accelerate.prepare(model, x, rows, precision, self.fixed_rows, ahead)
+            known = accelerate.accelerate_model(model, x, rows, precision, self.fixed_rows, ahead)
             self._accelerated[task.source, precision] = known
             self._decide(f"{task.source}, in {precision}: {known.why()}")
         size = task.entry.batch_size
@@ -515,7 +515,7 @@ class Evaluator:
         )
         key = task.source, task.curve.precision
         model = self.models[task.source].model
-        self._accelerated[key] = accelerate.itself(model, self._accelerated[key], why)
+        self._accelerated[key] = accelerate.original_model(model, self._accelerated[key], why)
 
     def _record_first_answers(self, model: str) -> None:
         """Record a deterministic model's predictions of the first clean images, once."""
@@ -561,7 +561,7 @@ class Evaluator:
             x = self.data.read(0, min(self.data.n, rows)).to(self.device)
             y = torch.zeros(len(x), dtype=torch.int64, device=self.device)
             started = time.perf_counter()
-            floor = timing.floor(self.models[model].model, x, y, rows)
+            floor = timing.measure_floor(self.models[model].model, x, y, rows)
             ended = time.perf_counter()
             known = self._floors[model, rows] = _TimedFloor(floor, ended, ended - started)
         return known.floor
@@ -579,7 +579,7 @@ class Evaluator:
         if wanted == "complement":
             return classes - 1 - label
         if wanted == "random":
-            shift = rng.integers(self.seed, "target", ids, classes - 1).to(ids)
+            shift = rng.draw_integers(self.seed, "target", ids, classes - 1).to(ids)
             return (label + 1 + shift) % classes
         return self.clean_pass(task.source).least_likely[ids]  # all that the attacker sees
 

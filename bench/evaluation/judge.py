@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from bench.core import rng
 from bench.core.contracts.attack import AttackSpec
-from bench.engine.functional.logits import predicted, probabilities, wide
-from bench.engine.model_state import allow_tf32, ask, eval_mode, out_of_memory
+from bench.engine.functional.logits import predict_class, probabilities, widen
+from bench.engine.model_state import allow_tf32, call_model, eval_mode, is_out_of_memory
 
 LAYOUT_IMAGES = 16
 """Images on which the two memory formats are compared, once per model."""
@@ -66,15 +66,17 @@ def judge(model: nn.Module, x: Tensor, rows: int, vote: Vote | None = None) -> P
         Class, confidence, least likely class and agreement, (n,) each.
     """
     times = 1 if vote is None else vote.predictions
-    draws = contextlib.nullcontext() if vote is None else rng.seeded(vote.seed)
+    draws = contextlib.nullcontext() if vote is None else rng.seed_global(vote.seed)
     try:
         with eval_mode(model), torch.no_grad(), allow_tf32(False), draws:
             last = vote is None and _takes_channels_last(model, x[: min(rows, LAYOUT_IMAGES)])
             batches = (_to_channels_last(batch) if last else batch for batch in x.split(rows))
-            answers = [torch.stack([wide(ask(model, b)) for _ in range(times)]) for b in batches]
+            answers = [
+                torch.stack([widen(call_model(model, b)) for _ in range(times)]) for b in batches
+            ]
             logits = torch.cat(answers, 1)  # (predictions, n, classes)
     except RuntimeError as error:
-        if rows == 1 or not out_of_memory(error):
+        if rows == 1 or not is_out_of_memory(error):
             raise
         return judge(model, x, rows // 2, vote)
     return _majority(logits)
@@ -101,7 +103,7 @@ def vote_for(spec: AttackSpec, ids: Tensor) -> Vote | None:
 def _majority(logits: Tensor) -> Prediction:
     """Take the class that most predictions give; logits (predictions, n, classes)."""
     shares = probabilities(logits)
-    votes = functional.one_hot(predicted(logits), logits.shape[2]).sum(0)
+    votes = functional.one_hot(predict_class(logits), logits.shape[2]).sum(0)
     pred = votes.argmax(1)  # the first of the largest counts
     confidence, agreement = (
         each.gather(1, pred[:, None])[:, 0] for each in (shares.mean(0), votes / len(logits))
@@ -120,12 +122,12 @@ def _takes_channels_last(model: nn.Module, x: Tensor) -> bool:
         return False
     if model not in _channels_last:
         try:
-            last, contiguous = model(_to_channels_last(x)), ask(model, x)
+            last, contiguous = model(_to_channels_last(x)), call_model(model, x)
             error = float((last - contiguous).abs().max() / contiguous.abs().max())
-            same = torch.equal(predicted(last), predicted(contiguous))
+            same = torch.equal(predict_class(last), predict_class(contiguous))
             _channels_last[model] = error <= LOGIT_TOLERANCE and same
         except RuntimeError as failure:
-            if out_of_memory(failure):
+            if is_out_of_memory(failure):
                 raise
             _channels_last[model] = False
     return _channels_last[model]

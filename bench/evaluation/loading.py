@@ -224,7 +224,7 @@ def describe_failure(error: BaseException) -> str:
         Its type and message, or how to avoid it where torch must be deterministic, and the last
         place in the code that it passed.
     """
-    explained = determinism.explained(error)
+    explained = determinism.explain_nondeterminism(error)
     what = f"{type(error).__name__}: {explained}" if explained else describe(error)
     return f"{what} ({location(error)})"
 
@@ -269,7 +269,7 @@ def _build(entry: ModelEntry, base: Path, seed: int, own_weights: Path) -> Any:
     """Build a module with its weights, or a callable that only answers queries."""
     found = registry.find("models", entry.name, base)
     build = found.build if isinstance(found, Model) else found
-    with rng.seeded(seed, "weights", entry.name):
+    with rng.seed_global(seed, "weights", entry.name):
         model = _call_factory(f"model '{entry.label}'", lambda: build(**entry.params))
     if not isinstance(model, nn.Module) and callable(model) and entry.weights is None:
         if entry.access != "gradient":
@@ -292,7 +292,7 @@ def _build(entry: ModelEntry, base: Path, seed: int, own_weights: Path) -> Any:
         )
     if entry.weights not in (None, "random"):
         state = _read_state(entry, found, base, own_weights)
-        checkpoint.fill(f"model '{entry.label}': weights '{entry.weights}'", model, state)
+        checkpoint.load_tensors(f"model '{entry.label}': weights '{entry.weights}'", model, state)
     return model
 
 
@@ -332,9 +332,9 @@ def _read_state(
         published = found.published
         return _call_factory(where, lambda: published(name))  # type: ignore[no-any-return]
     if name in known:
-        return checkpoint.read(where, own_weights / file)
+        return checkpoint.read_tensors(where, own_weights / file)
     if Path(name).suffix in checkpoint.SUFFIXES:
-        return checkpoint.read(where, base / name)
+        return checkpoint.read_tensors(where, base / name)
     recipe = _find_recipe(entry.name, name)
     if recipe is not None:
         raise SuiteError(

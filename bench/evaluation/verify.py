@@ -93,7 +93,7 @@ def craft_and_verify(
     output, busy = measure_busy(
         lambda: craft(attacked, spec, chosen, rows, accelerated), chosen.x.device
     )
-    predictions, seconds = timing.timed(lambda: predict(output), chosen.x.device)
+    predictions, seconds = timing.time_call(lambda: predict(output), chosen.x.device)
     rule = spec.attack.rule
     if rule is None:
         return VerifiedOutput(output, predictions, seconds, busy)
@@ -124,10 +124,10 @@ def measure_busy(
     Returns:
         Its output, and processor seconds per second as `timing.busy` counts them.
     """
-    started, worked = time.perf_counter(), timing.busy(device)
+    started, worked = time.perf_counter(), timing.busy_seconds(device)
     output = attack()
-    timing.synchronise(device)
-    worked = timing.busy(device) - worked
+    timing.synchronize(device)
+    worked = timing.busy_seconds(device) - worked
     return output, worked / (time.perf_counter() - started)
 
 
@@ -182,7 +182,7 @@ def find_violations(x_adv: Tensor, x: Tensor, eps: float, norm: Norm, pred: Tens
     """
     finite = x_adv.flatten(1).isfinite().all(1)
     low, high = x_adv.flatten(1).amin(1), x_adv.flatten(1).amax(1)
-    distance = norms.measured(x_adv, x, norm)
+    distance = norms.distance_float64(x_adv, x, norm)
     allowed = allowed_distance(eps)
     violations = [""] * len(x)
     suspect = ~finite | (low < 0) | (high > 1) | (distance > allowed) | (pred < 0)
@@ -243,7 +243,7 @@ def _find_disagreement(
     for at, prediction in enumerate(predictions):
         won = is_success(spec, chosen, prediction.pred) | (output.first_success[at] >= 0)
         survivors = (~won).nonzero()[:, 0]
-        draws = rng.hashed(keys[survivors], torch.full_like(survivors, at), 1)[:, 0]
+        draws = rng.hash_uniform(keys[survivors], torch.full_like(survivors, at), 1)[:, 0]
         drawn = survivors[draws.argsort()[:SPOT_CHECKS]]
         images.append(output.x_adv[at, drawn])
         labels.append(chosen.label[drawn])
@@ -255,12 +255,14 @@ def _find_disagreement(
         for batch, batch_labels in batches:
             if not len(batch):
                 continue
-            wanted = agreement.seen(model, batch, batch_labels, gradients)
+            wanted = agreement.probe_pass(model, batch, batch_labels, gradients)
             try:
-                got = agreement.seen(accelerated, batch, batch_labels, gradients)
+                got = agreement.probe_pass(accelerated, batch, batch_labels, gradients)
             except Exception as error:  # of the user's forward, in a copy of it
                 return f"it raised {type(error).__name__}"
-            if why := agreement.apart(wanted, got, spec.precision, GRADIENT_TOLERANCE):
+            if why := agreement.describe_difference(
+                wanted, got, spec.precision, GRADIENT_TOLERANCE
+            ):
                 return why
     return ""
 

@@ -81,7 +81,7 @@ def merge(given: Sequence[Path], out: Path) -> Merged:
     for one, other in combinations(found, 2):
         _check_same(one, other)
         _check_models(one, other)
-    with lock.held(out, lambda told: None):
+    with lock.hold_lock(out, lambda told: None):
         there = _copy(found, out)
         wanted = list(_wanted(first))
         undone = [(cell, place) for cell, place in wanted if place not in there]
@@ -250,12 +250,12 @@ def _copy(found: Sequence[_Source], out: Path) -> set[_Place]:
             places = {piece[:3] for piece in pieces}
             if places <= there and path.parent != out / "records":
                 continue
-            shard = files.unhashed(path)
+            shard = files.strip_hash(path)
             beside = [
                 each
                 for kind in (records.IMAGES, records.ADVERSARIAL)
                 for each in path.parent.glob(f"{shard}*{kind}")
-                if files.unhashed(each) == shard
+                if files.strip_hash(each) == shard
             ]
             for each in (*beside, path):
                 _copy_file(each, out)

@@ -124,7 +124,7 @@ def _adversarial(
     """Adversarial images that lie beside records, a few of every cell; None where none do."""
     stored: list[Iterator[tuple[Tensor, Any, str]]] = []
     for path, pieces in own:
-        beside = sorted(path.parent.glob(f"{files.unhashed(path)}-*{records.IMAGES}"))
+        beside = sorted(path.parent.glob(f"{files.strip_hash(path)}-*{records.IMAGES}"))
         images = records.tensors_of(beside[0]) if beside else {}
         for piece in pieces:
             if piece.cell in cells and piece.cell in images:

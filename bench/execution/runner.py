@@ -88,7 +88,7 @@ def run(
     KeyboardInterrupt passes through; whatever was finished is kept. What an earlier run left half
     goes, and what was damaged since is set aside and made again.
     """
-    with lock.held(out, lambda told: listen(Event("note", told, 0.0))):
+    with lock.hold_lock(out, lambda told: listen(Event("note", told, 0.0))):
         run_held(suite, out, options, listen, work)
 
 
@@ -101,7 +101,7 @@ def run_held(
     watch: Watch = UNWATCHED,
 ) -> None:
     """As `run`, in a folder that is held already; `watch` hears of what may end this process."""
-    with determinism.enforced(options.deterministic):
+    with determinism.enforce_determinism(options.deterministic):
         _run(suite, out, options, listen, work, watch)
 
 

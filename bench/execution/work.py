@@ -133,7 +133,7 @@ def _weigh(session: Evaluator, part: WorkUnit) -> WorkUnit:
     if session.unfit_reason(part.task):
         return part
     try:
-        with streams.kept(session.notes.append, f"model '{part.task.source}'"):
+        with streams.protect_streams(session.notes.append, f"model '{part.task.source}'"):
             work = session.seconds_per_example(part.task)
         return part._replace(work=work * (part.last - part.first))
     except (SuiteError, KeyboardInterrupt):
@@ -169,7 +169,7 @@ def attempt(session: Evaluator, task: plan.Task, first: int, last: int) -> Itera
         return
     cells = tuple(cell.identity for cell in task.cells)
     try:
-        with streams.kept(session.notes.append, f"{task.model} · {task.entry.label}"):
+        with streams.protect_streams(session.notes.append, f"{task.model} · {task.entry.label}"):
             shard = session.evaluate_chunk(task, first, last)
     except (SuiteError, KeyboardInterrupt):  # the user's: an image that is none, or Ctrl-C
         raise
@@ -198,7 +198,7 @@ def first_few(images: Tensor) -> Tensor:
 
 def reason(error: BaseException) -> str:
     """One line for the table: what was raised, and the last place in the code that it passed."""
-    explained = determinism.explained(error)
+    explained = determinism.explain_nondeterminism(error)
     told = f"{type(error).__name__}: {explained}" if explained else describe(error)
     return f"{told} ({location(error)})"
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from bench.core.contracts.types import Access
 from bench.core.errors import ContractError
-from bench.engine.functional.logits import predicted, wide
+from bench.engine.functional.logits import predict_class, widen
 
 CERTAIN = 50.0
 """The logit that stands for the answered class among zeros: its softmax probability is 1."""
@@ -57,11 +57,11 @@ class QueryOnlyModel(nn.Module):
             raise ContractError(
                 f"{self.name}: expected scores (n, classes) with n = {n}, got {tuple(answer.shape)}"
             )
-        return wide(answer) if answer.is_floating_point() else answer.double()
+        return widen(answer) if answer.is_floating_point() else answer.double()
 
     def _labels(self, answer: Tensor, n: int) -> Tensor:
         if answer.dim() == 2:  # a model that would show more
-            answer = predicted(answer)
+            answer = predict_class(answer)
         if answer.shape != (n,) or answer.is_floating_point():
             raise ContractError(
                 f"{self.name}: expected labels (n,) with n = {n}, whole numbers, got "

@@ -47,7 +47,7 @@ class AdversarialWriter:
         """What a user must know of a quota that is used up."""
         return (
             f"--keep-adversarial: {self.left_out} adversarial images had no room in "
-            f"{sizes.written(self.quota)}; to have them, run into another folder with more"
+            f"{sizes.format_size(self.quota)}; to have them, run into another folder with more"
         )
 
 
@@ -59,6 +59,6 @@ def read(folder: Path, cell: str) -> Iterator[tuple[range, Tensor]]:
     """
     for path in sorted((folder / "records").glob("*.parquet")):
         held = [piece for piece in records.pieces_of(path) if piece.cell == cell]
-        beside = sorted(path.parent.glob(f"{files.unhashed(path)}-*{SUFFIX}")) if held else []
+        beside = sorted(path.parent.glob(f"{files.strip_hash(path)}-*{SUFFIX}")) if held else []
         for kept in beside[:1]:
             yield range(held[0].first, held[0].last), records.tensors_of(kept)[cell]

@@ -276,7 +276,7 @@ def recover(folder: Path) -> Recovered:
     for path in sorted(place.glob("*")):
         try:
             if path.suffix == ".parquet":
-                done.setdefault(files.unhashed(path), []).extend(_pieces(path, _content(path)))
+                done.setdefault(files.strip_hash(path), []).extend(_pieces(path, _content(path)))
             elif path.suffix in (IMAGES, ADVERSARIAL):
                 tensors_of(path)
             elif path.suffix == ".certificates":
@@ -286,13 +286,13 @@ def recover(folder: Path) -> Recovered:
         except DamagedError as error:
             aside = files.set_aside(path)
             notes.append(f"{path}: {error.why}; set aside as {aside.name}, to be made again")
-            spoilt.add(files.unhashed(path) if path.suffix in (IMAGES, ADVERSARIAL) else "")
+            spoilt.add(files.strip_hash(path) if path.suffix in (IMAGES, ADVERSARIAL) else "")
     whole = done.keys() - spoilt
     for path in place.glob("*"):
         # Images of a shard that is made again are those of another attempt, which on another
         # device or version are others: what is read later must belong to the records beside it.
-        stale = path.suffix in (IMAGES, ADVERSARIAL) and files.unhashed(path) not in whole
-        if stale and files.unhashed(path) != CLEAN:
+        stale = path.suffix in (IMAGES, ADVERSARIAL) and files.strip_hash(path) not in whole
+        if stale and files.strip_hash(path) != CLEAN:
             files.remove(path)
     left = [piece for shard, some in done.items() if shard in whole for piece in some]
     return Recovered(left, notes)
@@ -333,7 +333,7 @@ def _content(path: Path) -> bytes:
         ) from error
     except OSError as error:
         raise DamagedError(path, error) from error
-    if not files.as_named(path, content):
+    if not files.matches_hash(path, content):
         raise DamagedError(path, "its hash is not the one in its name")
     return content
 

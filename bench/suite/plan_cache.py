@@ -24,7 +24,7 @@ import platformdirs
 
 from bench.core import files, registry, sanitize
 from bench.core.errors import MissingDataError, SuiteError
-from bench.core.validation import text_of
+from bench.core.validation import read_text
 from bench.suite import catalog
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def read(name: str, data_dir: Path | None = None, limit: int | None = None) -> P
     path = catalog.suite(name)
     # By the suite's place and not by the key: a plan that is out of date is replaced.
     place = folder() / f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}.json"
-    kept = _kept(place, _key(text_of(path, "a suite"), data_dir, limit))
+    kept = _kept(place, _key(read_text(path, "a suite"), data_dir, limit))
     if kept is not None:
         return kept
     from bench.suite import plan, reader  # here is where torch is imported

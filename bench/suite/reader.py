@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal, get_args
 from annotated_types import Ge
 
 from bench.core import registry
-from bench.core.contracts.attack import Attack, Count
+from bench.core.contracts.attack import Attack
 from bench.core.contracts.dataset import Dataset
 from bench.core.contracts.model import Model
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import CertificationMethod, Goal, Norm, Precision, Stop, Sweep
 from bench.core.errors import SuiteError, nearest
-from bench.core.validation import Validator, text_of, toml
+from bench.core.validation import Validator, parse_toml, read_text
 from bench.models import serialized
 from bench.models.preflight.findings import FINDINGS
 from bench.suite import catalog, references, thresholds
@@ -96,13 +97,13 @@ def read(name: str) -> Suite:
     Raises: SuiteError with one sentence for each mistake in the file.
     """
     path = catalog.suite(name)
-    return parse(text_of(path, "a suite"), str(path), path.resolve().parent)
+    return parse(read_text(path, "a suite"), str(path), path.resolve().parent)
 
 
 def parse(text: str, where: str, base: Path) -> Suite:
     """The suite in `text`; `where` names it in messages, `base` is where file names start."""
     reader = _Reader(Validator(where), base)
-    suite = reader.suite(toml(text, where), text)
+    suite = reader.suite(parse_toml(text, where), text)
     reader.check.stop_if_wrong()
     assert suite is not None
     return suite

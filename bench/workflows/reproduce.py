@@ -158,7 +158,7 @@ def differences(folder: Path, options: Options) -> Iterator[str]:
     Raises: SuiteError if the device is not there.
     """
     before = manifest.read(folder)[0]["sessions"][-1]
-    with determinism.enforced(options.deterministic):
+    with determinism.enforce_determinism(options.deterministic):
         then, now = (
             before["environment"],
             environment.environment(loading.select_device(options.device)),

@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from bench.core.contracts.rule import AttackBatch, StepInput
 from torch import Tensor, nn
 
 import bench
 from bench.attacks import apgd, apgd_t
-from bench.core.contracts.attack import AttackBatch, StepInput
 from bench.core.contracts.types import Norm
 from bench.core.errors import SuiteError
 from bench.core.rng import Noise
 from bench.engine import stream
-from bench.engine.functional import gradients, norms
-from bench.engine.functional.losses import Objective, to_ascend
+from bench.engine.functional import gradients, norms, projections
+from bench.engine.functional.losses import Objective, make_objective
 
-Attacked = Callable[..., stream.Attacked]
+Attacked = Callable[..., stream.StreamResult]
 STEPS, EPS_L1 = 50, 8.0
 BALLS: list[tuple[Norm, float]] = [("linf", 0.06), ("l2", 0.8)]
 
@@ -47,13 +47,13 @@ class Plain:
 
     def look(self, x: Tensor, counts: bool = True) -> tuple[float, Tensor]:
         """Loss and gradient at x, which is kept if it is misclassified."""
-        logits, loss, gradient = gradients.look(self.net, self.loss, x, self.y, self.y)
+        logits, loss, gradient = gradients.gradient_pass(self.net, self.loss, x, self.y, self.y)
         if counts and logits.argmax(1) != self.y:
             self.found = x
         return float(loss), gradient
 
     def project(self, x: Tensor, eps: float, norm: Norm) -> Tensor:
-        return norms.project(x, self.x, x.new_tensor([eps]), norm)
+        return projections.project(x, self.x, x.new_tensor([eps]), norm)
 
 
 def checkpoints(steps: int) -> list[int]:
@@ -70,7 +70,7 @@ def algorithm_1(plain: Plain, x: Tensor, eps: float, norm: Norm, steps: int, rho
     best, before, eta = (loss, x, gradient), x, 2 * eps
     losses, marks, last, halved, mark = [loss], checkpoints(steps), loss, True, 0
     for k in range(steps):
-        ahead = plain.project(x + eta * norms.steepest(gradient, norm), eps, norm)
+        ahead = plain.project(x + eta * projections.steepest_direction(gradient, norm), eps, norm)
         mixed = plain.project(x + 0.75 * (ahead - x) + 0.25 * (x - before), eps, norm)
         x, before = ahead if k == 0 else mixed, x
         if k + 1 == steps:
@@ -135,7 +135,7 @@ def test_it_is_algorithm_1_of_the_paper(
 ) -> None:
     net, x, y = few
     params = apgd.Params(steps=STEPS, loss=loss)
-    begin, objective = start(x, y, eps, norm, params), to_ascend(loss, "untargeted")
+    begin, objective = start(x, y, eps, norm, params), make_objective(loss, "untargeted")
     told = attacked(
         net, x, y, "apgd", eps, norm=norm, stop="never", rows=5,
         params={"steps": STEPS, "loss": loss},
@@ -151,7 +151,10 @@ def test_it_is_algorithm_1_of_the_paper(
 def test_in_l1_it_is_the_sparse_ascent_through_three_balls(few: Any, attacked: Attacked) -> None:
     net, x, y = few
     params = apgd.Params(steps=STEPS)
-    begin, objective = start(x, y, EPS_L1, "l1", params), to_ascend("cross-entropy", "untargeted")
+    begin, objective = (
+        start(x, y, EPS_L1, "l1", params),
+        make_objective("cross-entropy", "untargeted"),
+    )
     told = attacked(
         net, x, y, "apgd", EPS_L1, norm="l1", stop="never", rows=5, params={"steps": STEPS}
     )
@@ -170,7 +173,7 @@ def test_the_checkpoints_are_the_papers() -> None:
 
 def test_every_l1_iterate_is_in_the_ball_of_its_turn_and_only_the_smallest_counts(few: Any) -> None:
     net, x, y = few
-    params, objective = apgd.Params(steps=20), to_ascend("cross-entropy", "untargeted")
+    params, objective = apgd.Params(steps=20), make_objective("cross-entropy", "untargeted")
     noise = Noise(0, "apgd", torch.arange(len(x)), torch.zeros_like(y))
     state = apgd.init(known(x, y, 2.0), noise, params, "l1")
     widest = []
@@ -180,7 +183,7 @@ def test_every_l1_iterate_is_in_the_ball_of_its_turn_and_only_the_smallest_count
         widest.append(float(far.max()))
         inside = apgd.within(items, params, "l1")
         assert torch.equal(inside, torch.full_like(inside, k >= 12))
-        seen = StepInput(*gradients.look(net, objective, state.x, y, y), inside)
+        seen = StepInput(*gradients.gradient_pass(net, objective, state.x, y, y), inside)
         state = apgd.respond(state, seen, items, params, "l1")
     assert widest == pytest.approx([6.0] * 6 + [4.0] * 6 + [2.0] * 8)
 

@@ -59,7 +59,7 @@ def attacked(name: str, batch: Trained, threat: Threat, seed: int = 0, **setting
     attack = adapter.adapt(name)
     noise = rng.Noise(seed, name, torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64))
     assert attack.run is not None
-    with rng.seeded(seed, name):
+    with rng.seed_global(seed, name):
         params = attack.params(**(SMALL.get(name, {}) | settings))
         return attack.run(model, x, y, threat, params, noise)
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from bench.core.contracts.learner import TrainingBatch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bench
 from bench.core import registry, rng
-from bench.core.contracts.attack import AttackSpec, Lesson
+from bench.core.contracts.attack import AttackSpec
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.engine import timing
 from bench.engine.functional import norms
@@ -62,10 +63,10 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> None:
     target = small_net().requires_grad_(False)
     threat = Threat(norm="linf", eps=EPS["linf"])
     with torch.no_grad():
-        lesson = Lesson(target, images(), target(images()).argmax(1), threat)
+        lesson = TrainingBatch(target, images(), target(images()).argmax(1), threat)
     for name, learn in ((name, found.learn) for name, found in FOUND.items() if found.learn):
         settings, shape = learn.params(), (1, 8, 8)
-        with rng.seeded("learned", name):
+        with rng.seed_global("learned", name):
             networks = learn.build(shape, settings)
         optimisers = {k: torch.optim.Adam(v.parameters(), 3e-3) for k, v in networks.items()}
         for _ in range(60):
@@ -83,7 +84,7 @@ def net() -> nn.Module:
 
 def small_net() -> nn.Module:
     """A small net with everything that an attack could leave changed."""
-    with rng.seeded("a small net"):
+    with rng.seed_global("a small net"):
         layers = [
             nn.Conv2d(1, 4, 3, padding=1),
             nn.BatchNorm2d(4),

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 import torchattacks
+from bench.core.contracts.rule import AttackBatch
 from torch import Tensor, nn
 
 import bench
 from bench.attacks import fab_t
-from bench.core.contracts.attack import AttackBatch
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
 from bench.engine.functional.norms import distance, norm_of

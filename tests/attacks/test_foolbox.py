@@ -43,7 +43,7 @@ SLOW = ("PointwiseAttack",)
 
 def classes() -> list[str]:
     """Every class of the library that can be used here; none where it is not installed."""
-    if optional.missing("foolbox"):
+    if optional.missing_reason("foolbox"):
         return []
     return sorted(set(adapter._names().values()) - set(adapter.REFUSED))
 
@@ -54,7 +54,7 @@ def attacked(name: str, batch: Trained, threat: Threat, **settings: Any) -> Tens
     attack = adapter.adapt(name)
     noise = rng.Noise(0, name, torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64))
     assert attack.run is not None
-    with rng.seeded(0, name):
+    with rng.seed_global(0, name):
         params = attack.params(**(SMALL.get(name, {}) | settings))
         return attack.run(model, x, y, threat, params, noise)
 
@@ -203,7 +203,7 @@ def test_its_momentum_carries_its_caveat() -> None:
 def test_what_foolbox_asks_is_counted_and_the_callers_state_is_left_alone(trained: Trained) -> None:
     model, x, y = trained
     before = torch.get_rng_state()
-    with timing.counted(model) as passes:
+    with timing.count_passes(model) as passes:
         found = bench.evaluate(
             model, x, y, attack="foolbox:LinfPGD", params={"steps": 4}, copied=False
         )

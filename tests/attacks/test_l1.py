@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 
 Linear = Callable[[Tensor, Tensor], nn.Module]
 SIDE = 6
@@ -46,7 +46,9 @@ def test_it_reaches_the_best_attack_on_a_linear_net(
 def test_one_step_of_the_whole_radius_is_the_best_attack_to_the_rounding() -> None:
     x, w = scene()
     eps = torch.linspace(0.1, 9.0, len(x))
-    step = norms.sparse_step(w.view(1, 1, SIDE, SIDE).expand_as(x), x, eps, 1 / SIDE**2)
+    step = projections.steepest_sparse_step(
+        w.view(1, 1, SIDE, SIDE).expand_as(x), x, eps, 1 / SIDE**2
+    )
     best = torch.stack([best_gain(x[i : i + 1], w, float(eps[i]))[0] for i in range(len(x))])
     assert torch.allclose((step.flatten(1) * w).sum(1), best, rtol=1e-5)
     assert torch.allclose(norms.norm_of(step, "l1"), eps, rtol=1e-5)
@@ -55,19 +57,19 @@ def test_one_step_of_the_whole_radius_is_the_best_attack_to_the_rounding() -> No
 def test_a_step_is_spread_over_the_share_and_skips_what_the_box_stops() -> None:
     x = torch.tensor([[0.0, 1.0, 0.5, 0.5]])
     gradient = torch.tensor([[-9.0, 9.0, 2.0, -1.0]])
-    half = norms.sparse_step(gradient, x, torch.tensor([0.5]), 0.5)
-    one = norms.sparse_step(gradient, x, torch.tensor([0.5]), 0.25)
+    half = projections.steepest_sparse_step(gradient, x, torch.tensor([0.5]), 0.5)
+    one = projections.steepest_sparse_step(gradient, x, torch.tensor([0.5]), 0.25)
     assert half.tolist() == [[0.0, 0.0, 0.25, -0.25]]
     assert one.tolist() == [[0.0, 0.0, 0.5, 0.0]]
 
 
 def test_what_one_pixel_cannot_take_goes_to_the_next() -> None:
     x, gradient = torch.tensor([[0.75, 0.5]]), torch.tensor([[3.0, 1.0]])
-    step = norms.sparse_step(gradient, x, torch.tensor([0.5]), 0.5)
+    step = projections.steepest_sparse_step(gradient, x, torch.tensor([0.5]), 0.5)
     assert step.tolist() == [[0.25, 0.25]]
 
 
 def test_a_step_that_the_box_stops_everywhere_or_without_a_gradient_is_none() -> None:
     x, stopped = torch.tensor([[0.0, 1.0]]), torch.tensor([[-1.0, 1.0]])
     for gradient in (stopped, torch.zeros_like(x)):
-        assert norms.sparse_step(gradient, x, torch.ones(1), 1.0).abs().max() == 0
+        assert projections.steepest_sparse_step(gradient, x, torch.ones(1), 1.0).abs().max() == 0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
 from bench.core.contracts.types import Norm
-from bench.engine.functional import norms
+from bench.engine.functional import norms, projections
 from bench.evaluation import crafting, verify
 
 RULES = [
@@ -71,10 +71,10 @@ def alike(n: int) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("norm", ["l1", "l2"])
 def test_what_is_landed_is_inside_in_float64_and_nearly_at_the_border(norm: Norm) -> None:
     clean, there = alike(4)
-    far = norms.measured(there, clean, norm)
+    far = norms.distance_float64(there, clean, norm)
     eps = (far * torch.tensor([0.99, 1 - 2e-5, 1 - 1e-6, 1.5])).float()
-    landed = norms.landed(there, clean, eps, norm)
-    after = norms.measured(landed, clean, norm)
+    landed = projections.round_into_ball(there, clean, eps, norm)
+    after = norms.distance_float64(landed, clean, norm)
     assert (after <= eps.double() + (1e-6 + 1e-5 * eps.double()) / 2).all()
     assert (after[:2] <= eps[:2].double()).all()  # brought back to eps itself
     assert (after[:2] > 0.99 * eps[:2]).all()

@@ -29,13 +29,13 @@ SEARCHES = [
 
 def found(
     net: nn.Module, x: Tensor, y: Tensor, attack: str, norm: Norm, **settings: Any
-) -> stream.Attacked:
+) -> stream.StreamResult:
     """One search from every image, which ends when all its steps are made."""
     each, params = registry.find("attacks", attack), settings.pop("params", {})
     settings = {"eps": (torch.inf,), "stop": "never"} | settings
     made = each.params(**params)
     curve = AttackSpec(name=attack, attack=each, params=made, norm=norm, **settings)
-    return stream.attack(net, curve, x, y, torch.arange(len(x)), 64)
+    return stream.run_attack(net, curve, x, y, torch.arange(len(x)), 64)
 
 
 def fooled(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:

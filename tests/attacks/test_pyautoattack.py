@@ -39,7 +39,7 @@ def attacked(name: str, batch: Trained, threat: Threat, **settings: Any) -> Tens
     attack = adapter.adapt(name)
     noise = rng.Noise(0, name, torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64))
     assert attack.run is not None
-    with rng.seeded(0, name):
+    with rng.seed_global(0, name):
         return attack.run(model, x, y, threat, attack.params(**small(name) | settings), noise)
 
 
@@ -106,7 +106,7 @@ def test_the_seed_comes_from_the_suite_unless_the_user_sets_one(trained: Trained
 
 
 def test_targets_never_exceed_the_models_classes() -> None:
-    with rng.seeded("a net of five classes"):
+    with rng.seed_global("a net of five classes"):
         net = nn.Sequential(nn.Flatten(), nn.Linear(16, 5)).eval().requires_grad_(False)
         x = torch.rand(3, 1, 4, 4)
     x_adv = attacked("apgd-t", (net, x, net(x).argmax(1)), Threat(norm="linf", eps=0.5))

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
-from bench.engine.stream import attack
+from bench.engine.stream import run_attack
 
 
 def curve(goal: str, **params: object) -> AttackSpec:
@@ -42,7 +42,7 @@ def test_untargeted_it_is_the_tutorials_loop(
 ) -> None:
     net, (x, y) = lenet.double(), digits
     x, y = x[:16].double(), y[:16]
-    told = attack(net, curve("untargeted", steps=5, lr=0.1), x, y, torch.arange(16), 8)
+    told = run_attack(net, curve("untargeted", steps=5, lr=0.1), x, y, torch.arange(16), 8)
     assert torch.allclose(told.x_adv[0], tutorial(net, x, y, None, 0.1, 5), atol=1e-9)
 
 
@@ -53,6 +53,6 @@ def test_targeted_it_ascends_target_and_leaves_label_as_the_tutorial_does(
     x, y = x[:16].double(), y[:16]
     target = 9 - y
     chosen = curve("targeted", steps=20, lr=0.05)
-    told = attack(net, chosen, x, target, torch.arange(16), 8, label=y)
+    told = run_attack(net, chosen, x, target, torch.arange(16), 8, label=y)
     assert torch.allclose(told.x_adv[0], tutorial(net, x, y, target, 0.05, 20), atol=1e-9)
     assert int((net(told.x_adv[0]).argmax(1) == target).sum()) > 2

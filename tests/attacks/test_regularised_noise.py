@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import bench
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
-from bench.engine.stream import attack
+from bench.engine.stream import run_attack
 
 
 def plain(
@@ -40,7 +40,7 @@ def test_it_is_adam_on_the_penalised_objective(
         name="regularised_noise", attack=found, params=params, norm="l2", eps=(torch.inf,),
         goal="targeted", stop="never",
     )  # fmt: skip
-    told = attack(net, curve, x, 9 - y, torch.arange(8), 3, label=y)
+    told = run_attack(net, curve, x, 9 - y, torch.arange(8), 3, label=y)
     assert torch.allclose(told.x_adv[0], plain(net, x, 9 - y, 0.05, power, 15), atol=1e-7)
 
 

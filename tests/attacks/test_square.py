@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from bench.core.contracts.rule import AttackBatch
+from bench.engine.functional.projections import project_l1_box
 from torch import Tensor, nn
 
 from bench.attacks import square
-from bench.core.contracts.attack import AttackBatch
 from bench.core.contracts.types import Norm
-from bench.core.rng import Noise, hashed
-from bench.engine.functional.losses import to_ascend
-from bench.engine.functional.norms import distance, project_l1_box
+from bench.core.rng import Noise, hash_uniform
+from bench.engine.functional.losses import make_objective
+from bench.engine.functional.norms import distance
 
 Attacked = Callable[..., Any]
 EPS: dict[Norm, float] = {"linf": 0.2, "l2": 2.5, "l1": 40.0}
@@ -41,13 +42,13 @@ def keys(n: int) -> Tensor:
 
 
 def test_the_side_shrinks_as_published() -> None:
-    assert square.sides(0.8, 28, 28, "linf") == [25, 18, 13, 9, 6, 4, 3, 2, 2, 1]
-    assert square.sides(0.8, 28, 28, "l2") == [25, 19, 13, 9, 7, 5, 3, 3, 3, 3]
-    assert square.sides(0.05, 32, 32, "linf")[:4] == [7, 5, 4, 3]
+    assert square.window_sides(0.8, 28, 28, "linf") == [25, 18, 13, 9, 6, 4, 3, 2, 2, 1]
+    assert square.window_sides(0.8, 28, 28, "l2") == [25, 19, 13, 9, 7, 5, 3, 3, 3, 3]
+    assert square.window_sides(0.05, 32, 32, "linf")[:4] == [7, 5, 4, 3]
 
 
 def test_the_area_is_halved_after_the_published_numbers_of_proposals_and_not_rescaled() -> None:
-    halvings = square.tables(0.8, 28, 28, "linf", torch.float32, torch.device("cpu")).halvings
+    halvings = square.make_tables(0.8, 28, 28, "linf", torch.float32, torch.device("cpu")).halvings
     for number, after in enumerate(square.HALVED_AFTER):
         assert halvings[after : after + 2].tolist() == [number, number + 1]
     assert len(halvings) == square.HALVED_AFTER[-1] + 2
@@ -57,16 +58,16 @@ def test_the_area_is_halved_after_the_published_numbers_of_proposals_and_not_res
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_window_is_larger_than_the_image(norm: Norm, shape: tuple[int, ...]) -> None:
     for p in (1.0, 0.8, 0.001):
-        sides = square.sides(p, *shape[1:], norm)
+        sides = square.window_sides(p, *shape[1:], norm)
         assert all(1 <= side <= min(shape[1:]) for side in sides)
         assert norm == "linf" or all(side % 2 for side in sides)
 
 
 def test_every_place_is_as_likely_as_any_other_those_at_the_edges_too() -> None:
     n, side, height, width = 60_000, 3, 8, 5
-    known = square.tables(0.8, height, width, "linf", torch.float32, torch.device("cpu"))
-    u = hashed(keys(n), torch.zeros(n, dtype=torch.int64), 2)[:, None]
-    at = square.placed(u, torch.full((n,), side), known)
+    known = square.make_tables(0.8, height, width, "linf", torch.float32, torch.device("cpu"))
+    u = hash_uniform(keys(n), torch.zeros(n, dtype=torch.int64), 2)[:, None]
+    at = square.locate_windows(u, torch.full((n,), side), known)
     first = (at == 0).long().argmax(3)  # (n, 1, 2)
     assert torch.equal(at, torch.arange(height) - first[..., None])
     place = first[:, 0, 0] * (width - side + 1) + first[:, 0, 1]
@@ -90,7 +91,7 @@ def slow_hill(height: int, width: int, power: int) -> Tensor:
 @pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 4)])
 def test_eta_is_a_hill_above_a_valley_of_the_same_mass(side: int, norm: Norm, power: int) -> None:
     upper, order = side // 2, square.POWER[norm]
-    made = square.eta(side, norm)
+    made = square.make_eta(side, norm)
     halves = slow_hill(upper, side, power), -slow_hill(side - upper, side, power)
     share = (1 if upper == 0 else 2) ** (-1 / order)
     for part, slow in zip(made.split([upper, side - upper]), halves, strict=True):
@@ -117,7 +118,7 @@ def by_hand_linf(best: Tensor, x: Tensor, eps: float, side: int, u: Tensor) -> T
 def by_hand_l2(best: Tensor, x: Tensor, eps: float, side: int, u: Tensor, p: int = 2) -> Tensor:
     """The paper's steps on one image; with p = 1 as AutoAttack's code has them for l1."""
     at, second = window(u[:2], side, x.shape), window(u[2:4], side, x.shape)
-    shape = square.eta(side, "l2" if p == 2 else "l1")
+    shape = square.make_eta(side, "l2" if p == 2 else "l1")
     shape = shape.T if u[4] < 0.5 else shape
     delta, made = best - x, best - x
     unused = max(eps**p - float(delta.abs().pow(p).sum()), 0.0)
@@ -149,11 +150,11 @@ PROPOSED = torch.tensor([0, 10, 11, 50, 51, 300, 900, 5000, 9000, 30000]).repeat
 def test_a_proposal_is_what_a_loop_over_windows_makes(norm: Norm, shape: tuple[int, ...]) -> None:
     known, key = items(shape, EPS[norm], PROPOSED), keys(len(PROPOSED))
     best = random_in(known, norm)
-    made = square.proposal(best, key, known, square.Params(), norm)
-    u = hashed(key, known.k, (2 if norm == "linf" else 5) + shape[0])
+    made = square.propose(best, key, known, square.Params(), norm)
+    u = hash_uniform(key, known.k, (2 if norm == "linf" else 5) + shape[0])
     for row, k in enumerate(PROPOSED.tolist()):
         halvings = sum(k > after for after in square.HALVED_AFTER)
-        side = square.sides(0.8, *shape[1:], norm)[halvings]
+        side = square.window_sides(0.8, *shape[1:], norm)[halvings]
         wanted = by_hand(norm, best[row], known.x[row], EPS[norm], side, u[row])
         assert torch.allclose(made[row], wanted, rtol=0, atol=1e-9), (row, side)
 
@@ -172,7 +173,7 @@ def test_in_l2_a_proposal_that_no_wall_cuts_has_length_eps_however_often_it_was_
     known, key = items((3, 11, 11), 0.4, torch.arange(40), spread=0.0), keys(40)
     best, whole = known.x, []
     for _ in range(100):
-        best = square.proposal(best, key, known, square.Params(), "l2")
+        best = square.propose(best, key, known, square.Params(), "l2")
         known = known._replace(k=known.k + 1)
         length = distance(best, known.x, "l2") / known.eps
         assert (length <= 1 + 1e-9).all()
@@ -196,14 +197,14 @@ def test_ball_and_box_are_kept_to_float32_rounding_from_the_start_on(
         assert best.isfinite().all()
         moved = distance(best.double(), known.x.double(), norm)
         assert (moved <= EPS[norm] + 1e-7 + (0 if norm == "linf" else 1e-6 * EPS[norm])).all()
-        best = square.proposal(best, state.key, known, square.Params(), norm)
+        best = square.propose(best, state.key, known, square.Params(), norm)
         known = known._replace(k=known.k + 7)
 
 
 def test_the_stripes_of_linf_are_a_sign_for_each_column_and_channel() -> None:
     known = items((3, 6, 50), 0.1, torch.arange(20), spread=0.0)
     ids = torch.arange(20)
-    start = square.stripes(known, Noise(0, "square", ids, 0 * ids))
+    start = square.start_stripes(known, Noise(0, "square", ids, 0 * ids))
     up = start > known.x
     assert torch.allclose((start - known.x).abs(), torch.tensor(0.1).double())
     assert torch.equal(up, up[:, :, :1].expand_as(up))
@@ -214,9 +215,9 @@ def test_the_stripes_of_linf_are_a_sign_for_each_column_and_channel() -> None:
 def test_the_tiles_of_l2_are_five_rows_of_five_etas_on_the_sphere() -> None:
     known = items((1, 28, 28), 1.5, torch.arange(20), spread=0.0)
     ids = torch.arange(20)
-    delta = square.tiles(known, Noise(0, "square", ids, 0 * ids), "l2") - known.x
+    delta = square.start_tiles(known, Noise(0, "square", ids, 0 * ids), "l2") - known.x
     assert torch.allclose(distance(delta, 0 * delta, "l2"), known.eps)
-    shape, kinds = square.eta(5, "l2"), set()
+    shape, kinds = square.make_eta(5, "l2"), set()
     for tile in delta[:, 0, 1:26, 1:26].unfold(1, 5, 5).unfold(2, 5, 5).reshape(-1, 5, 5):
         shapes = [sign * each * 0.3 for sign in (1, -1) for each in (shape, shape.T)]
         kinds.add([torch.allclose(tile, each) for each in shapes].index(True))
@@ -287,7 +288,7 @@ def test_what_is_returned_has_the_best_loss_of_all_that_was_asked_for(
     reached = told.first_success[0] >= 0
     prediction = net(told.x_adv[0]).argmax(1)
     assert torch.equal(prediction != y if goal == "untargeted" else prediction == y, reached)
-    own = to_ascend(loss, goal)(net(told.x_adv[0]), y, label)
+    own = make_objective(loss, goal)(net(told.x_adv[0]), y, label)
     best = told.losses[0].amax(1)
     exact = torch.isclose(own, best, atol=1e-4)
     assert exact[~reached].all()

@@ -64,7 +64,7 @@ def grey() -> tuple[nn.Module, Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def colour() -> tuple[nn.Module, Tensor, Tensor]:
-    with rng.seeded("a small net for colour images"):
+    with rng.seed_global("a small net for colour images"):
         layers = nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(294, 10)
         model, x = frozen(nn.Sequential(*layers)), torch.rand(4, 3, 16, 16)
     return model, x, model(x).argmax(1)
@@ -79,7 +79,7 @@ def attacked(
     noise = rng.Noise(0, name, torch.arange(len(x)), torch.zeros(len(x), dtype=torch.int64))
     params = attack.params(**(SMALL.get(name, {}) | settings))
     assert attack.run is not None
-    with rng.seeded(0, name):
+    with rng.seed_global(0, name):
         return attack.run(model, x, y, threat, params, noise)
 
 

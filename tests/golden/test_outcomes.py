@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.attacks import pgd
 from bench.core import versions
-from bench.engine.functional import norms
+from bench.engine.functional import projections
 
 
 def complaint(attack: str, now: dict[str, Any] | None = None) -> str:
@@ -70,15 +70,17 @@ def test_rounding_decides_few_of_the_stored_outcomes() -> None:
 
 def forgotten(way: str, patch: pytest.MonkeyPatch) -> None:
     """Change an outcome of PGD without raising a version."""
-    rule, project = pgd.ATTACK.rule, norms.project
+    rule, project = pgd.ATTACK.rule, projections.project
     assert rule is not None
     if way == "projection":  # the issue's case
-        patch.setattr(norms, "project", lambda x, x0, eps, norm: x0.clone())
+        patch.setattr(projections, "project", lambda x, x0, eps, norm: x0.clone())
     elif way == "gradient's sign":
         step = dataclasses.replace(pgd.ATTACK, rule=dataclasses.replace(rule, step=_backwards))
         patch.setattr(pgd, "ATTACK", step)
     else:  # so little that hardly an image is fooled or not by it
-        patch.setattr(norms, "project", lambda x, x0, eps, norm: project(x, x0, 0.98 * eps, norm))
+        patch.setattr(
+            projections, "project", lambda x, x0, eps, norm: project(x, x0, 0.98 * eps, norm)
+        )
 
 
 def _backwards(state: Any, gradient: Tensor, *rest: Any) -> Any:

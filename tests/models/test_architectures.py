@@ -26,7 +26,7 @@ def test_every_architecture_is_counted_here():
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_an_architecture_has_as_many_parameters_as_its_source_states(name):
-    with rng.seeded("sizes"):
+    with rng.seed_global("sizes"):
         model = registry.find("models", name).build()
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
 
@@ -35,7 +35,7 @@ def test_an_architecture_has_as_many_parameters_as_its_source_states(name):
 def test_an_architecture_turns_images_into_finite_logits(name):
     found = registry.find("models", name)
     channels, height, width = found.shape
-    with rng.seeded("logits"):
+    with rng.seed_global("logits"):
         model = found.build().eval()
         images = torch.rand(2, channels, height, width)
     logits = model(images)
@@ -44,7 +44,7 @@ def test_an_architecture_turns_images_into_finite_logits(name):
 
 
 def test_a_maxout_unit_is_the_largest_of_its_pieces():
-    with rng.seeded("maxout"):
+    with rng.seed_global("maxout"):
         layer = registry.find("models", "maxout").build(units=3, pieces=2)[2]
         x = torch.rand(4, 784)
     weight, bias = layer.pieces.weight, layer.pieces.bias
@@ -56,7 +56,7 @@ def test_dropout_that_lasts_takes_the_published_weights_and_answers_otherwise_ea
     state = load_file(WEIGHTS / "dropout_cnn-mnist.safetensors")
     x = torch.full((3, 1, 28, 28), 0.5)
     answers = {}
-    with rng.seeded("dropout"):
+    with rng.seed_global("dropout"):
         for dropout in ("training", "always"):
             model = registry.find("models", "dropout_cnn").build(dropout=dropout).eval()
             model.load_state_dict(state)

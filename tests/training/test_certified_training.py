@@ -77,7 +77,7 @@ def test_the_worst_logits_are_those_of_the_bounds_and_move_with_the_parameters(
     digits: tuple[Tensor, Tensor],
 ) -> None:
     x, y = (part[:7] for part in digits)
-    with rng.seeded("worst"):
+    with rng.seed_global("worst"):
         model = registry.find("models", "convsmall").build()
     bound = CertifiedLoss(SMALL, model, (1, 28, 28))
     clean, front = bound.worst(x, y, 0.0)

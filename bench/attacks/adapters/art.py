@@ -30,9 +30,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from bench.attacks.common import PROJECTION, reach
+from bench.attacks.common import PROJECTION, reach_caveats
 from bench.core import optional
-from bench.core.contracts.attack import Alpha, Attack, step_size
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Alpha, step_size
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.core.rng import Noise, fold
 
@@ -150,7 +151,7 @@ REFUSED = {
 
 
 def _class(name: str) -> Any:
-    return getattr(optional.loaded("art.attacks.evasion"), name)
+    return getattr(optional.import_library("art.attacks.evasion"), name)
 
 
 # ------------------------------------------------------------------------------------------ params
@@ -187,16 +188,16 @@ def _settings(name: str) -> dict[str, Any]:
 
 def _params(name: str) -> type:
     settings = [
-        optional.Setting(key, KINDS.get(key, optional.plain(default)), default)
+        optional.Setting(key, KINDS.get(key, optional.infer_type(default)), default)
         for key, default in _settings(name).items()
     ]
-    return optional.params(name, __name__, settings)
+    return optional.make_params(name, __name__, settings)
 
 
 def __getattr__(name: str) -> type:
     """`DeepFoolParams` and its like, so that params can be pickled to a worker process."""
     attack = name.removesuffix("Params")
-    if name.endswith("Params") and attack in TABLE and not optional.missing(LIBRARY):
+    if name.endswith("Params") and attack in TABLE and not optional.missing_reason(LIBRARY):
         return adapt(attack).params
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
@@ -206,7 +207,7 @@ def __getattr__(name: str) -> type:
 ORDER: dict[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
 
 
-class _Seen(nn.Module):
+class _Classifier(nn.Module):
     """The model as ART's classifier asks it, on images in single precision: some attacks compute
     in double."""
 
@@ -221,8 +222,8 @@ class _Seen(nn.Module):
 
 def _classifier(model: nn.Module, x: Tensor, classes: int, probabilities: bool) -> Any:
     """The model as ART knows it."""
-    return optional.loaded("art.estimators.classification").PyTorchClassifier(
-        model=_Seen(model, probabilities),
+    return optional.import_library("art.estimators.classification").PyTorchClassifier(
+        model=_Classifier(model, probabilities),
         loss=nn.CrossEntropyLoss(),
         input_shape=tuple(x.shape[1:]),
         nb_classes=classes,
@@ -273,7 +274,7 @@ def _run(
     labels = nn.functional.one_hot(y.long(), classes).float().cpu().numpy()
     aims = None if name in AIMS and threat.goal == "untargeted" else labels
     with contextlib.ExitStack() as inside:
-        inside.enter_context(optional.quiet(LIBRARY))
+        inside.enter_context(optional.silence(LIBRARY))
         if x.is_cuda:  # ART takes the current GPU, whichever the model is on
             inside.enter_context(torch.cuda.device(x.device))
         if TABLE[name].own_generator:
@@ -326,7 +327,7 @@ def _traits(name: str, params: Any, norm: Norm, eps: float) -> Mapping[str, str]
     return found
 
 
-SAYINGS: dict[str, tuple[str, ...]] = {
+CAVEATS: dict[str, tuple[str, ...]] = {
     "SaliencyMapMethod": ("Untargeted means towards one random wrong class, and no other.",),
     "DeepFool": ("Leaves the class that the model predicts, whatever the label.",),
     "NewtonFool": ("Leaves the class that the model predicts, whatever the label.",),
@@ -336,9 +337,9 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
     """What a reader of this class's number must know."""
-    told = [*SAYINGS.get(name, ())]
+    told = [*CAVEATS.get(name, ())]
     if name in ASCENTS:
-        told += reach(_alpha(name, params, eps), getattr(params, "max_iter", 1), eps)
+        told += reach_caveats(_alpha(name, params, eps), getattr(params, "max_iter", 1), eps)
     if name in ASCENTS and norm == "l1":
         told.append("Its l1 step moves one entry alone, which the box stops at a change of 1.")
     if TABLE[name].probabilities:
@@ -353,13 +354,13 @@ def adapt(name: str) -> Attack:
 
     Raises: SuiteError if there is no such class, or none that this contract can use.
     """
-    reason = optional.missing(LIBRARY)
-    return optional.absent(LIBRARY, reason) if reason else _adapted(name)
+    reason = optional.missing_reason(LIBRARY)
+    return optional.unavailable_attack(LIBRARY, reason) if reason else _adapted(name)
 
 
 @cache
 def _adapted(name: str) -> Attack:
-    optional.check(LIBRARY, name, TABLE, REFUSED)
+    optional.check_name(LIBRARY, name, TABLE, REFUSED)
     row, takes = TABLE[name], _signature(name)
     aims = ("targeted" in takes and not row.away_only) or name in AIMS
     goals: tuple[Goal, ...] = ("untargeted", "targeted") if aims else ("untargeted",)

@@ -24,9 +24,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.attacks.common import PROJECTION, reach
+from bench.attacks.common import PROJECTION, reach_caveats
 from bench.core import optional
-from bench.core.contracts.attack import Alpha, Attack, Count, step_size
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Alpha, Count, step_size
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.core.rng import Noise
 
@@ -140,7 +141,7 @@ def _family(name: str) -> str:
 
 
 def _attacks() -> Any:
-    return optional.loaded("foolbox.attacks")
+    return optional.import_library("foolbox.attacks")
 
 
 def _names() -> dict[str, str]:
@@ -182,7 +183,7 @@ def _params(name: str) -> type:
         for p in _signature(name)
         if p.name not in DROPPED
     ]
-    return optional.params(name, __name__, settings)
+    return optional.make_params(name, __name__, settings)
 
 
 def _kind(hint: Any) -> Any:
@@ -199,7 +200,7 @@ def _kind(hint: Any) -> Any:
 def __getattr__(name: str) -> type:
     """`LinfPGDParams` and its like, so that params can be pickled to a worker process."""
     attack = name.removesuffix("Params")
-    if name.endswith("Params") and not optional.missing(LIBRARY) and attack in _names():
+    if name.endswith("Params") and not optional.missing_reason(LIBRARY) and attack in _names():
         return adapt(attack).params
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
@@ -221,14 +222,14 @@ def _norms(name: str) -> tuple[Norm, ...]:
     return ("linf",) if p == torch.inf else (f"l{p:g}",)  # type: ignore[return-value]
 
 
-def _made(name: str, threat: Threat, params: Any) -> Any:
+def _create_attack(name: str, threat: Threat, params: Any) -> Any:
     """The attack object, of these settings."""
     takes = [p.name for p in _signature(name)]
     given = {key: getattr(params, key) for key in takes if key not in DROPPED}
     if "constraint" in takes:
         given["constraint"] = threat.norm
     if "distance" in takes:
-        given["distance"] = getattr(optional.loaded("foolbox.distances"), threat.norm)
+        given["distance"] = getattr(optional.import_library("foolbox.distances"), threat.norm)
     if isinstance(given.get(STEP_SIZE), str):
         given[STEP_SIZE] = step_size(given[STEP_SIZE], threat.eps, params.steps)
     return _class(name)(**given)
@@ -242,16 +243,16 @@ def _run(
     Shapes: x (n, c, h, w) in [0, 1], y (n,): the labels, or the target classes. The library draws
     from the global generators, which the harness has seeded.
     """
-    foolbox = optional.loaded(LIBRARY)
+    foolbox = optional.import_library(LIBRARY)
     targeted = threat.goal == "targeted"
     aim = foolbox.TargetedMisclassification if targeted else foolbox.Misclassification
     eps = threat.eps if _fixed(name) else None
-    with optional.quiet(LIBRARY, "eagerpy"):
+    with optional.silence(LIBRARY, "eagerpy"):
         victim = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
-        attack = _made(name, threat, params)
+        attack = _create_attack(name, threat, params)
         if name not in STARTS:
             _, clipped, _ = attack(victim, x, aim(y), epsilons=eps)
-            return _as(clipped, x)
+            return _detach(clipped, x)
         first, settings = STARTS[name]
         starts = _class(first)(**settings).run(victim, x, aim(y))
         begun = aim(y)(starts, victim(starts))
@@ -259,15 +260,15 @@ def _run(
         if begun.any():
             few, goal = x[begun], aim(y[begun])
             x_adv[begun] = attack.run(victim, few, goal, starting_points=starts[begun])
-        return _as(x_adv, x)
+        return _detach(x_adv, x)
 
 
-def _as(images: Tensor, x: Tensor) -> Tensor:
+def _detach(images: Tensor, x: Tensor) -> Tensor:
     return images.detach().to(x)
 
 
 def _fixed(name: str) -> bool:
-    base = optional.loaded("foolbox.attacks.base")
+    base = optional.import_library("foolbox.attacks.base")
     return issubclass(_class(name), base.FixedEpsilonAttack)
 
 
@@ -315,7 +316,7 @@ SIGNS = (
 )
 NO_START = "An image that no random noise makes adversarial has no start, and comes back clean."
 BLACK = "An image that it cannot fool comes back black, which no eps of use allows."
-SAYINGS: dict[str, tuple[str, ...]] = {
+CAVEATS: dict[str, tuple[str, ...]] = {
     "BoundaryAttack": (NO_START,),
     "HopSkipJumpAttack": (NO_START,),
     "PointwiseAttack": (NO_START,),
@@ -333,11 +334,11 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
     """What a reader of this class's number must know."""
-    told = [*SAYINGS.get(_family(name), ())]
+    told = [*CAVEATS.get(_family(name), ())]
     if _family(name) == "MomentumIterativeFastGradientMethod" and norm == "linf":
         told.append(SIGNS)
     if _family(name) in ASCENTS:
-        told += reach(_alpha(name, params, eps), getattr(params, "steps", 1), eps)
+        told += reach_caveats(_alpha(name, params, eps), getattr(params, "steps", 1), eps)
     return told
 
 
@@ -346,13 +347,13 @@ def adapt(name: str) -> Attack:
 
     Raises: SuiteError if there is no such attack, or none that this contract can use.
     """
-    reason = optional.missing(LIBRARY)
-    return optional.absent(LIBRARY, reason) if reason else _adapted(name)
+    reason = optional.missing_reason(LIBRARY)
+    return optional.unavailable_attack(LIBRARY, reason) if reason else _adapted(name)
 
 
 @cache
 def _adapted(name: str) -> Attack:
-    optional.check(LIBRARY, name, _names(), REFUSED)
+    optional.check_name(LIBRARY, name, _names(), REFUSED)
     own = _names()[name]
     row = TABLE[_family(own)]
     draws = row.draws or any(p.name == "random_start" for p in _signature(own))

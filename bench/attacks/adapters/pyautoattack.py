@@ -22,7 +22,8 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from bench.core import optional
-from bench.core.contracts.attack import Attack, Count
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Norm, Threat
 from bench.core.rng import Noise
 
@@ -78,7 +79,7 @@ SET_BY_NORM = ("n_target_classes",)
 
 def _ensemble(name: str, model: nn.Module, **settings: Any) -> Any:
     """The library's object, all values as that version or part has them."""
-    library = optional.loaded(LIBRARY)
+    library = optional.import_library(LIBRARY)
     if TABLE[name].holder:
         made = library.AutoAttack(model, version="standard", **settings)
         made.version, made.attacks_to_run = "custom", [name]
@@ -101,13 +102,13 @@ def _settings(name: str) -> Iterator[optional.Setting]:
         if knob in SET_BY_NORM:
             yield optional.Setting(knob, Count | None, None)
         else:
-            yield optional.Setting(knob, optional.plain(value), value)
+            yield optional.Setting(knob, optional.infer_type(value), value)
 
 
 def __getattr__(name: str) -> type:
     """`squareParams` and its like, so that params can be pickled to a worker process."""
     attack = name.removesuffix("Params").replace("_", "-")
-    if name.endswith("Params") and attack in TABLE and not optional.missing(LIBRARY):
+    if name.endswith("Params") and attack in TABLE and not optional.missing_reason(LIBRARY):
         return adapt(attack).params
     raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
 
@@ -116,7 +117,7 @@ def __getattr__(name: str) -> type:
 
 
 @contextlib.contextmanager
-def _unheard() -> Iterator[None]:
+def _silence_log() -> Iterator[None]:
     """The library's log is off inside, and whoever traces the interpreter traces on afterwards:
     the library ends any tracing when it looks for gradients inside the model."""
     log, tracer = logging.getLogger("auto-attack"), sys.gettrace()
@@ -136,7 +137,7 @@ def _run(
 
     Shapes: x (n, c, h, w) in [0, 1], y (n,), the labels; as `x` in dtype and device.
     """
-    with optional.quiet(LIBRARY), _unheard():
+    with optional.silence(LIBRARY), _silence_log():
         ensemble = _ensemble(
             name,
             model,
@@ -199,18 +200,18 @@ def adapt(name: str) -> Attack:
 
     Raises: SuiteError if there is no such name, or none that this contract can use.
     """
-    reason = optional.missing(LIBRARY)
-    return optional.absent(LIBRARY, reason) if reason else _adapted(name)
+    reason = optional.missing_reason(LIBRARY)
+    return optional.unavailable_attack(LIBRARY, reason) if reason else _adapted(name)
 
 
 @cache
 def _adapted(name: str) -> Attack:
-    optional.check(LIBRARY, name, TABLE, REFUSED)
+    optional.check_name(LIBRARY, name, TABLE, REFUSED)
     row = TABLE[name]
     return Attack(
         summary=row.summary,
         source=f"{LIBRARY} {importlib.metadata.version(LIBRARY)}, Croce and Hein 2020",
-        params=optional.params(name.replace("-", "_"), __name__, [*_settings(name)]),
+        params=optional.make_params(name.replace("-", "_"), __name__, [*_settings(name)]),
         norms=NORMS,
         goals=("untargeted",),
         needs=row.needs,

@@ -26,8 +26,9 @@ from annotated_types import Ge
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-from bench.attacks.common import PROJECTION, reach
-from bench.core.contracts.attack import Alpha, Attack, Count, step_size
+from bench.attacks.common import PROJECTION, reach_caveats
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Alpha, Count, step_size
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.core.errors import ContractError, SuiteError, nearest
 from bench.core.rng import Noise
@@ -300,7 +301,7 @@ OUTSIDE = (
     "Takes one gradient step on the clean image itself before it measures from it, so images may "
     "leave the box by about lr * initial_const * gradient: violations; lower initial_const."
 )
-SAYINGS: dict[str, tuple[str, ...]] = {
+CAVEATS: dict[str, tuple[str, ...]] = {
     "VANILA": ("Returns the clean images: no attack, a floor.",),
     "GN": ("Noise of fixed std, whatever eps: no attack, a floor.",),
     "TPGD": ("Ignores the labels: it leaves the clean output.",),
@@ -328,9 +329,9 @@ SAYINGS: dict[str, tuple[str, ...]] = {
 def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
     """What a reader of this class's number must know."""
     row, steps = TABLE[name], getattr(params, "steps", 1)
-    told = [*SAYINGS.get(name, ())]
+    told = [*CAVEATS.get(name, ())]
     if hasattr(params, "alpha"):
-        told += reach(step_size(params.alpha, eps, steps), steps, eps)
+        told += reach_caveats(step_size(params.alpha, eps, steps), steps, eps)
     if name == "SPSA" and params.lr * steps < eps:
         told.append(f"lr * steps = {params.lr * steps:.4g} is less than eps = {eps:.4g}.")
     if hasattr(params, "decay"):

@@ -19,23 +19,23 @@ from torch import Tensor, nn
 from bench.core.contracts.types import Goal, Loss, Norm, Precision, Shape, Stop, Sweep, Threat
 from bench.core.errors import ContractError
 from bench.core.rng import Noise
-from bench.core.validation import fraction
+from bench.core.validation import parse_fraction
 
 # ---------------------------------------------------------------------------------------- lengths
 
 
-def _is_length(written: object) -> object:
+def _parse_length(written: object) -> object:
     try:
-        return fraction(written) if isinstance(written, str) else written
+        return parse_fraction(written) if isinstance(written, str) else written
     except ValueError:
         raise ValueError("expected a number or a fraction such as '8/255'") from None
 
 
-Length = Annotated[float, BeforeValidator(_is_length)]
+Length = Annotated[float, BeforeValidator(_parse_length)]
 """A setting that is a length in pixels of [0, 1], written as a number or a fraction."""
 
 Real = TypeVar("Real", float, Tensor)
-_SHARE = re.compile(r"(?:(?P<times>[\d.eE+-]+)\s*\*\s*)?eps(?:\s*/\s*(?P<over>steps|[\d.]+))?")
+_EPS_SHARE = re.compile(r"(?:(?P<times>[\d.eE+-]+)\s*\*\s*)?eps(?:\s*/\s*(?P<over>steps|[\d.]+))?")
 
 
 def step_size(alpha: float | str, eps: Real, steps: int) -> Real:
@@ -50,10 +50,10 @@ def step_size(alpha: float | str, eps: Real, steps: int) -> Real:
     >>> step_size("2/255", 0.3, 40) == 2 / 255
     True
     """
-    match = _SHARE.fullmatch(alpha.strip()) if isinstance(alpha, str) else None
+    match = _EPS_SHARE.fullmatch(alpha.strip()) if isinstance(alpha, str) else None
     if match is None:
         try:
-            return eps * 0.0 + fraction(alpha)
+            return eps * 0.0 + parse_fraction(alpha)
         except ValueError:
             raise ValueError(
                 "expected a number, a fraction such as '2/255' or a share of eps such as 'eps/10' "
@@ -64,14 +64,14 @@ def step_size(alpha: float | str, eps: Real, steps: int) -> Real:
     return eps * float(match["times"] or 1) / divisor
 
 
-def _is_step_size(alpha: float | str) -> float | str:
+def _check_step_size(alpha: float | str) -> float | str:
     if not step_size(alpha, 1.0, 1) > 0:  # so that NaN is refused, too
         raise ValueError("expected a step size above 0")
-    share = isinstance(alpha, str) and _SHARE.fullmatch(alpha.strip())
-    return alpha if share else fraction(alpha)
+    share = isinstance(alpha, str) and _EPS_SHARE.fullmatch(alpha.strip())
+    return alpha if share else parse_fraction(alpha)
 
 
-Alpha = Annotated[float | str, AfterValidator(_is_step_size)]
+Alpha = Annotated[float | str, AfterValidator(_check_step_size)]
 Count = Annotated[int, Ge(1)]
 
 
@@ -169,11 +169,11 @@ class Rule:
         return self.step(state, seen.gradient, items, params, norm)
 
 
-Whole = Callable[[nn.Module, Tensor, Tensor, Threat, Any, Noise], Tensor]
+AttackFunction = Callable[[nn.Module, Tensor, Tensor, Threat, Any, Noise], Tensor]
 """(model, x, y, threat, params, noise) -> x_adv: an attack that runs its own loop."""
 
 
-class Lesson(NamedTuple):
+class TrainingBatch(NamedTuple):
     """One batch that an attack learns from."""
 
     target: nn.Module
@@ -201,7 +201,7 @@ class Learner:
     build: Callable[[Shape, Any], Mapping[str, nn.Module]]
     """(an image's shape, params) -> networks that a run starts from."""
     step: Callable[
-        [Mapping[str, nn.Module], Mapping[str, torch.optim.Optimizer], Lesson, Any], Losses
+        [Mapping[str, nn.Module], Mapping[str, torch.optim.Optimizer], TrainingBatch, Any], Losses
     ]
     """(networks, their optimisers, lesson, params) -> losses seen: every network makes a step."""
     published: str
@@ -267,7 +267,7 @@ class Attack:
     """True if an example's result depends on the batch it is in; the batch then belongs to the
     cell's identity."""
     rule: Rule | None = None
-    run: Whole | None = None
+    run: AttackFunction | None = None
     parts: Callable[[Any, Norm], Sequence[Part]] | None = None
     """(params, norm) -> an ensemble's attacks, each a rule, each tried on what those before it
     left standing."""

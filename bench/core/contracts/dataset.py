@@ -10,7 +10,7 @@ from torch import Tensor
 from bench.core.contracts.types import Shape
 
 
-class _Copied(NamedTuple):
+class _CloningReader(NamedTuple):
     """A reader of images whose callers each get a tensor of their own."""
 
     read: Callable[[int, int], Tensor]
@@ -42,8 +42,8 @@ class Data:
     def __post_init__(self) -> None:
         """What is handed out shares no storage with what the user holds: a model or an attack that
         writes into it changes neither that nor what is read next."""
-        if not isinstance(self.read, _Copied):
-            object.__setattr__(self, "read", _Copied(self.read))
+        if not isinstance(self.read, _CloningReader):
+            object.__setattr__(self, "read", _CloningReader(self.read))
         if isinstance(self.labels, Tensor):  # what is none is refused where data are checked
             object.__setattr__(self, "labels", self.labels.clone())
 

@@ -26,7 +26,7 @@ class Threat:
 
 
 Access = Literal["gradient", "scores", "labels"]
-SHOWN = {"nothing": 0, "labels": 1, "scores": 2, "gradient": 3}
+ACCESS_RANK = {"nothing": 0, "labels": 1, "scores": 2, "gradient": 3}
 """What an attack may need of a model, each including those before it."""
 
 

@@ -33,10 +33,10 @@ from bench.engine import device as provenance
 from bench.engine import heartbeat, timing
 from bench.engine.acceleration import agreement
 from bench.engine.acceleration import layers as exchange
-from bench.engine.functional.gradients import Look, look
-from bench.engine.functional.logits import wide
-from bench.engine.functional.losses import to_ascend
-from bench.engine.model_state import allow_tf32, frozen, out_of_memory
+from bench.engine.functional.gradients import PassResult, gradient_pass
+from bench.engine.functional.logits import widen
+from bench.engine.functional.losses import make_objective
+from bench.engine.model_state import allow_tf32, frozen, is_out_of_memory
 
 Layout = Literal["contiguous", "channels-last"]
 LAYOUTS: tuple[Layout, ...] = ("contiguous", "channels-last")
@@ -74,7 +74,7 @@ class AcceleratedModel(NamedTuple):
 
     def why(self) -> str:
         """What leads, how that was chosen and what was dropped, for people."""
-        if not isinstance(self.model, StandIn):
+        if not isinstance(self.model, AcceleratedNet):
             return f"the model itself leads, at {self.rows} rows a pass: {self.dropped}"
         layers = "its layers exchanged" if self.exchanged else "its layers as they are"
         if self.timed:
@@ -93,7 +93,7 @@ class AcceleratedModel(NamedTuple):
         }
 
 
-def prepare(
+def accelerate_model(
     model: nn.Module,
     x: Tensor,
     rows: int,
@@ -108,9 +108,9 @@ def prepare(
     """
     try:
         with frozen(model), allow_tf32(precision == "tf32"):
-            agreeing, exchanged, dropped = _agreeing(model, x[:PROBED], precision, rows)
+            agreeing, exchanged, dropped = _agreeing_candidates(model, x[:PROBED], precision, rows)
             if agreeing:
-                layout, most, timed, worth = _quickest(
+                layout, most, timed, worth = calibrate(
                     model, agreeing, x, rows, precision, fixed, ahead
                 )
                 stand_in = agreeing[layout]
@@ -125,14 +125,14 @@ def prepare(
     return AcceleratedModel(model, rows, "contiguous", False, precision, False, math.inf, dropped)
 
 
-def itself(model: nn.Module, made: AcceleratedModel, dropped: str) -> AcceleratedModel:
+def original_model(model: nn.Module, made: AcceleratedModel, dropped: str) -> AcceleratedModel:
     """The model in the place of the copy that was `made` of it, and `dropped` for this reason."""
     return AcceleratedModel(
         model, made.rows, "contiguous", False, made.precision, False, math.inf, dropped
     )
 
 
-class StandIn(nn.Module):
+class AcceleratedNet(nn.Module):
     """A network in one layout and precision; float32 images in, float32 logits out."""
 
     def __init__(self, net: nn.Module, layout: Layout, precision: Precision) -> None:
@@ -143,7 +143,7 @@ class StandIn(nn.Module):
             self.net.to(memory_format=torch.channels_last)
         if self.low:
             for layer in self.net.modules():
-                if isinstance(layer, nn.Conv2d | nn.Linear | exchange.TurnedConv):
+                if isinstance(layer, nn.Conv2d | nn.Linear | exchange.BlockGradientConv):
                     layer.to(torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class StandIn(nn.Module):
             return self.net(x).float()  # type: ignore[no-any-return]
 
 
-def _agreeing(
+def _agreeing_candidates(
     model: nn.Module, x: Tensor, precision: Precision, rows: int
 ) -> tuple[dict[Layout, nn.Module], bool, str]:
     """Every layout in which a copy of the model agrees with it, whether its layers were exchanged,
@@ -163,7 +163,7 @@ def _agreeing(
     if _hooked_everywhere():
         return {}, False, "hooks on all modules act on a copy's layers, too"
     try:
-        asked = probes(model, x, rows)
+        asked = make_probes(model, x, rows)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a stranger's model may give no gradient
@@ -179,8 +179,8 @@ def _agreeing(
                     if exchanges
                     else copy.deepcopy(model)
                 )
-                stand_in = StandIn(own, layout, precision).eval().requires_grad_(False)
-                why = disagreement(stand_in, asked, precision)
+                stand_in = AcceleratedNet(own, layout, precision).eval().requires_grad_(False)
+                why = find_disagreement(stand_in, asked, precision)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a stranger's model need not be one to be copied
@@ -200,29 +200,29 @@ class Probe(NamedTuple):
     x: Tensor
     y: Tensor
     gradients: bool
-    wanted: Look
+    wanted: PassResult
 
 
-def probes(model: nn.Module, x: Tensor, rows: int = 1) -> list[Probe]:
+def make_probes(model: nn.Module, x: Tensor, rows: int = 1) -> list[Probe]:
     """What the model shows on x (n, c, h, w), clean and noisy: on all together, SEVERAL, one alone
     and as many as a pass of `rows` holds, with gradients and without.
 
     Raises: whatever the model raises.
     """
-    images = torch.cat([x, timing.noisy(x, len(x))])
+    images = torch.cat([x, timing.noisy_images(x, len(x))])
     parts = [images, images[:SEVERAL], images[:1]]
     if (full := min(rows, FULL)) > len(images):
-        parts.append(timing.noisy(x, full))
+        parts.append(timing.noisy_images(x, full))
     with torch.no_grad():
-        labels = [wide(model(part.clone())).argmin(1) for part in parts]
+        labels = [widen(model(part.clone())).argmin(1) for part in parts]
     return [
-        Probe(part, y, gradients, agreement.seen(model, part, y, gradients))
+        Probe(part, y, gradients, agreement.probe_pass(model, part, y, gradients))
         for part, y in zip(parts, labels, strict=True)
         for gradients in (True, False)
     ]
 
 
-def disagreement(
+def find_disagreement(
     stand_in: nn.Module, asked: Sequence[Probe], precision: Precision = "float32"
 ) -> str:
     """How the stand-in answers or leads otherwise than its model did; "" if it does not.
@@ -230,8 +230,8 @@ def disagreement(
     Raises: whatever it raises.
     """
     for x, y, gradients, wanted in asked:
-        got = agreement.seen(stand_in, x, y, gradients)
-        if why := agreement.apart(wanted, got, precision):
+        got = agreement.probe_pass(stand_in, x, y, gradients)
+        if why := agreement.describe_difference(wanted, got, precision):
             return why if gradients else f"without gradients {why}"
     return ""
 
@@ -248,7 +248,7 @@ def _hooked_everywhere() -> bool:
 # ------------------------------------------------------------------------------------- calibration
 
 
-def _quickest(
+def calibrate(
     model: nn.Module,
     agreeing: Mapping[Layout, nn.Module],
     x: Tensor,
@@ -264,19 +264,19 @@ def _quickest(
     likely = likely if likely in agreeing else next(iter(agreeing))
     if torch.are_deterministic_algorithms_enabled():  # what was timed differs from run to run
         return likely, rows, False, math.inf
-    key = _key(model, x, precision, rows if fixed else 0, sorted(agreeing))
+    key = _cache_key(model, x, precision, rows if fixed else 0, sorted(agreeing))
     known = recall(key)
     if known is not None and known[0] in agreeing:
         return known[0], rows if fixed else known[1], True, 0.0
-    (first,) = _paces([agreeing[likely]], x, rows, rounds=1)
+    (first,) = _seconds_per_row([agreeing[likely]], x, rows, rounds=1)
     worth = WORTH * TIMINGS * rows * first
     if ahead < worth:
         return likely, rows, False, worth
-    paces = dict(zip(agreeing, _paces(list(agreeing.values()), x, rows), strict=True))
+    paces = dict(zip(agreeing, _seconds_per_row(list(agreeing.values()), x, rows), strict=True))
     layout = min(paces, key=lambda each: paces[each])
     if not fixed:
         rows = _best_rows(agreeing[layout], x, rows, paces[layout])
-    keep(key, layout, min(rows, MOST_ROWS))
+    store(key, layout, min(rows, MOST_ROWS))
     return layout, rows, True, worth
 
 
@@ -286,9 +286,9 @@ def _best_rows(net: nn.Module, x: Tensor, rows: int, pace: float) -> int:
         best = rows
         while LEAST_ROWS <= (other := int(best * factor)) <= MOST_ROWS:
             try:
-                (seconds,) = _paces([net], x, other)
+                (seconds,) = _seconds_per_row([net], x, other)
             except RuntimeError as error:
-                if not out_of_memory(error):
+                if not is_out_of_memory(error):
                     raise
                 break
             if seconds > BETTER * pace:
@@ -299,21 +299,25 @@ def _best_rows(net: nn.Module, x: Tensor, rows: int, pace: float) -> int:
     return rows
 
 
-def _paces(nets: Sequence[nn.Module], x: Tensor, rows: int, rounds: int = 5) -> list[float]:
+def _seconds_per_row(
+    nets: Sequence[nn.Module], x: Tensor, rows: int, rounds: int = 5
+) -> list[float]:
     """Seconds that each net takes to look at one row, among `rows`: the best of several rounds in
     turns, because what else a machine does can only make a net look slower."""
-    images = timing.noisy(x, rows)
+    images = timing.noisy_images(x, rows)
     y = torch.zeros(rows, dtype=torch.int64, device=x.device)
-    ascend = to_ascend("cross-entropy", "untargeted")
+    ascend = make_objective("cross-entropy", "untargeted")
     times: list[list[float]] = [[] for _ in nets]
     for _ in range(rounds + 1):  # the first one warms up
         for net, spent in zip(nets, times, strict=True):
-            work = partial(look, net, ascend, images, y, y)
-            spent.append(timing.timed(work, x.device)[1] / rows)
+            work = partial(gradient_pass, net, ascend, images, y, y)
+            spent.append(timing.time_call(work, x.device)[1] / rows)
     return [min(spent[1:]) for spent in times]
 
 
-def _key(model: nn.Module, x: Tensor, precision: str, rows: int, layouts: list[Layout]) -> str:
+def _cache_key(
+    model: nn.Module, x: Tensor, precision: str, rows: int, layouts: list[Layout]
+) -> str:
     """What a pace depends on: the architecture, not its weights; the machine; the versions."""
     device = provenance.device_name(x.device)
     layers = [(name, type(layer).__qualname__) for name, layer in model.named_modules()]
@@ -340,7 +344,7 @@ def recall(key: str) -> tuple[Layout, int] | None:
     return (layout, rows) if known else None
 
 
-def keep(key: str, layout: Layout, rows: int) -> None:
+def store(key: str, layout: Layout, rows: int) -> None:
     """Remember a calibration; where that cannot be written, the next run makes it again."""
     try:
         known = json.loads(cache_file().read_text(encoding="utf-8"))

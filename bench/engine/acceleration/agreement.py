@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.contracts.types import Precision
-from bench.engine.functional.gradients import Look, glance, look
-from bench.engine.functional.losses import to_ascend
+from bench.engine.functional.gradients import PassResult, forward_pass, gradient_pass
+from bench.engine.functional.losses import make_objective
 
 CLOSE: dict[Precision, tuple[float, float]] = {
     "float32": (1e-3, 0.999),
@@ -22,14 +22,16 @@ CLOSE: dict[Precision, tuple[float, float]] = {
 """How far logits may be off, as a share of the largest, and the least cosine of the gradients."""
 
 
-def seen(model: nn.Module, x: Tensor, y: Tensor, gradients: bool) -> Look:
+def probe_pass(model: nn.Module, x: Tensor, y: Tensor, gradients: bool) -> PassResult:
     """One pass over x (n, c, h, w), of which the model is given a copy: with `gradients` those of
     the margin of y (n,), which do not vanish where the net is sure; else under no_grad."""
-    eye: Callable[..., Look] = look if gradients else glance
-    return eye(model, to_ascend("margin", "untargeted"), x.clone(), y, y)
+    eye: Callable[..., PassResult] = gradient_pass if gradients else forward_pass
+    return eye(model, make_objective("margin", "untargeted"), x.clone(), y, y)
 
 
-def apart(wanted: Look, got: Look, precision: Precision, few: float = 0.0) -> str:
+def describe_difference(
+    wanted: PassResult, got: PassResult, precision: Precision, few: float = 0.0
+) -> str:
     """How what one net showed differs from what is wanted, in words; "" if it does not.
 
     A share of `few` of the rows may have other gradients: where two values tie, as in max-pooling

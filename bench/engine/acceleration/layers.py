@@ -48,13 +48,13 @@ def fuse_layers(model: nn.Module, on_cpu: bool) -> nn.Module:
     no pairs.
     Raises: HookedError where there are hooks; whatever copying the model raises.
     """
-    if name := _hooked(model):
+    if name := _find_hooked(model):
         raise HookedError(f"{name} has hooks, or a forward of its own")
     own = copy.deepcopy(model)
-    graph = _graph(own)
+    graph = _trace_without_modes(own)
     if graph is not None:
-        _drop(graph, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
-        _fold(graph)
+        _remove_layers(graph, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.Identity)
+        _fold_batch_norm(graph)
         _pool_first(graph, on_cpu)
         graph.delete_all_unused_submodules()
         graph.graph.lint()
@@ -63,7 +63,7 @@ def fuse_layers(model: nn.Module, on_cpu: bool) -> nn.Module:
         type(graph).__call__ = nn.Module.__call__  # type: ignore[method-assign]
         own = graph
     if on_cpu:
-        _turn(own)
+        _replace_convolutions(own)
     return own
 
 
@@ -74,7 +74,7 @@ class HookedError(Exception):
     """A model whose calls do more than its forward says; the sentence names the module."""
 
 
-def _hooked(model: nn.Module) -> str:
+def _find_hooked(model: nn.Module) -> str:
     """The first module whose call does more than its class's forward; "" if there is none."""
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):  # nothing in it is exchanged
@@ -95,14 +95,14 @@ MODES = ("grad_enabled", "inference_mode", "is_inference", "autocast")
 MODE_FILES = ("torch/autograd/grad_mode.py", "torch/amp/autocast_mode.py")
 
 
-class _Watch:
+class _ModeWatch:
     """Notes whether torch is asked for its modes, or told them, inside; as a profiler does, since
     no hook of torch's sees it."""
 
     def __init__(self) -> None:
         self.seen = False
 
-    def __enter__(self) -> "_Watch":
+    def __enter__(self) -> "_ModeWatch":
         self._before = sys.getprofile()
         sys.setprofile(self._note)
         return self
@@ -119,34 +119,34 @@ class _Watch:
             self.seen = self.seen or file.endswith(MODE_FILES)
 
 
-def _graph(model: nn.Module) -> fx.GraphModule | None:
+def _trace_without_modes(model: nn.Module) -> fx.GraphModule | None:
     """The forward as a graph; None where it cannot be followed, or depends on torch's modes."""
-    with _Watch() as watch:
-        graph = tracing.traced(model)
+    with _ModeWatch() as watch:
+        graph = tracing.trace_forward(model)
     return None if watch.seen else graph
 
 
 # ------------------------------------------------------------------------- pairs, found in a graph
 
 
-def _drop(traced: fx.GraphModule, *kinds: type[nn.Module]) -> None:
+def _remove_layers(traced: fx.GraphModule, *kinds: type[nn.Module]) -> None:
     for node in list(traced.graph.nodes):
-        if isinstance(_module(traced, node), kinds) and node.args:
+        if isinstance(_called_module(traced, node), kinds) and node.args:
             node.replace_all_uses_with(node.args[0])
             traced.graph.erase_node(node)
 
 
-def _fold(traced: fx.GraphModule) -> None:
+def _fold_batch_norm(traced: fx.GraphModule) -> None:
     """Batch-norm into the layer before it, where no one else reads that layer's output."""
     for node in list(traced.graph.nodes):
-        norm = _module(traced, node)
+        norm = _called_module(traced, node)
         if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_mean is None:
             continue
         if not node.args:  # its input is given by name
             continue
         before = node.args[0]
-        layer = _module(traced, before)
-        if layer is None or not _alone(traced, before):
+        layer = _called_module(traced, before)
+        if layer is None or not _is_used_once(traced, before):
             continue
         if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
             folded: nn.Module = fuse_conv_bn_eval(layer, norm)
@@ -165,7 +165,7 @@ def _pool_first(traced: fx.GraphModule, on_cpu: bool) -> None:
     """ReLU and then max-pooling becomes one layer that pools first; pooling alone, one that is
     quicker on a CPU."""
     for node in list(traced.graph.nodes):
-        pool = _pooling(traced, node)
+        pool = _as_max_pool(traced, node)
         if pool is None:
             continue
         before = node.args[0]
@@ -173,7 +173,7 @@ def _pool_first(traced: fx.GraphModule, on_cpu: bool) -> None:
         if not clips and not on_cpu:
             continue
         name = f"pooled_{node.name}"
-        traced.add_submodule(name, Pool(pool, clips, on_cpu))
+        traced.add_submodule(name, MaxPoolReLU(pool, clips, on_cpu))
         with traced.graph.inserting_after(node):
             new = traced.graph.call_module(name, (before.args[0] if clips else before,))
         node.replace_all_uses_with(new)
@@ -182,20 +182,20 @@ def _pool_first(traced: fx.GraphModule, on_cpu: bool) -> None:
             traced.graph.erase_node(before)
 
 
-def _module(traced: fx.GraphModule, node: Any) -> nn.Module | None:
+def _called_module(traced: fx.GraphModule, node: Any) -> nn.Module | None:
     if not isinstance(node, fx.Node) or node.op != "call_module":
         return None
     return traced.get_submodule(str(node.target))
 
 
-def _alone(traced: fx.GraphModule, node: fx.Node) -> bool:
+def _is_used_once(traced: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the node's module is called nowhere else, and its output read once."""
     calls = [other for other in traced.graph.nodes if other.target == node.target]
     return len(calls) == 1 and len(node.users) == 1
 
 
 def _is_relu(traced: fx.GraphModule, node: Any) -> bool:
-    if isinstance(_module(traced, node), nn.ReLU):
+    if isinstance(_called_module(traced, node), nn.ReLU):
         return True
     if not isinstance(node, fx.Node):
         return False
@@ -204,9 +204,9 @@ def _is_relu(traced: fx.GraphModule, node: Any) -> bool:
     return node.op == "call_function" and node.target in (functional.relu, torch.relu)
 
 
-def _pooling(traced: fx.GraphModule, node: fx.Node) -> nn.MaxPool2d | None:
+def _as_max_pool(traced: fx.GraphModule, node: fx.Node) -> nn.MaxPool2d | None:
     """The max-pooling that a node does, as a layer; None if it does none, or gives indices."""
-    module = _module(traced, node)
+    module = _called_module(traced, node)
     if not node.args or len(node.all_input_nodes) != 1:  # by name, or as large as values say
         return None
     if isinstance(module, nn.MaxPool2d):
@@ -225,7 +225,7 @@ def _pooling(traced: fx.GraphModule, node: fx.Node) -> nn.MaxPool2d | None:
 # ------------------------------------------------------------------------------------------ layers
 
 
-class Pool(nn.Module):
+class MaxPoolReLU(nn.Module):
     """Max-pooling, and ReLU behind it where `clips`."""
 
     def __init__(self, pool: nn.MaxPool2d, clips: bool, on_cpu: bool) -> None:
@@ -239,19 +239,19 @@ class Pool(nn.Module):
         self.by_slices = on_cpu and halves and not pool.ceil_mode
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.shape[1] >= WIDE and _lies_last(x)
+        wide = x.shape[1] >= WIDE and _is_channels_last(x)
         if self.by_slices and not wide:
-            return _HalvingPool.apply(x, self.clips)  # type: ignore[no-any-return]
+            return _SlicedMaxPool.apply(x, self.clips)  # type: ignore[no-any-return]
         pooled: Tensor = self.pool(x)
         return pooled.relu_() if self.clips else pooled
 
 
-def _lies_last(x: Tensor) -> bool:
+def _is_channels_last(x: Tensor) -> bool:
     """Whether the channels of x (n, c, h, w) lie beside each other."""
     return x.is_contiguous(memory_format=torch.channels_last)
 
 
-class _HalvingPool(torch.autograd.Function):
+class _SlicedMaxPool(torch.autograd.Function):
     """2x2 max-pooling with stride 2; the gradient goes to the first largest of each window, row by
     row, as torch's does."""
 
@@ -267,7 +267,7 @@ class _HalvingPool(torch.autograd.Function):
         where = [a >= b, c >= d, top >= bottom, *([largest > 0] if clips else [])]
         ctx.save_for_backward(*where)
         ctx.shape = x.shape
-        last = _lies_last(x) and not x.is_contiguous()
+        last = _is_channels_last(x) and not x.is_contiguous()
         ctx.layout = torch.channels_last if last else torch.contiguous_format
         return largest
 
@@ -299,14 +299,14 @@ def _quarters(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return upper[..., left], upper[..., right], lower[..., left], lower[..., right]
 
 
-def _turn(model: nn.Module) -> None:
+def _replace_convolutions(model: nn.Module) -> None:
     """Exchange every convolution with few input channels in place."""
     for name, layer in list(model.named_modules()):
-        if name and type(layer) is nn.Conv2d and _turnable(layer):
-            model.set_submodule(name, TurnedConv(layer))
+        if name and type(layer) is nn.Conv2d and _has_block_gradient(layer):
+            model.set_submodule(name, BlockGradientConv(layer))
 
 
-def _turnable(layer: nn.Conv2d) -> bool:
+def _has_block_gradient(layer: nn.Conv2d) -> bool:
     high, wide = layer.kernel_size
     square = high == wide and layer.stride[0] == layer.stride[1]
     plain = layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
@@ -316,7 +316,7 @@ def _turnable(layer: nn.Conv2d) -> bool:
     return layer.in_channels <= FEW_CHANNELS and len(padding) == 1 and max(padding) < high
 
 
-class TurnedConv(nn.Module):
+class BlockGradientConv(nn.Module):
     """A convolution whose input gradient is a convolution of the output's gradient, in blocks.
 
     Entry P of the padded input's gradient is the sum over u of gradient[j + u] * weight[P - s*(j +
@@ -334,18 +334,18 @@ class TurnedConv(nn.Module):
         while layer.in_channels * (layer.stride[0] * (step + 1)) ** 2 <= VECTOR:
             step += 1
         self.step = step
-        self.register_buffer("turned", _turned(layer.weight.detach(), layer.stride[0], step))
+        self.register_buffer("turned", _block_kernel(layer.weight.detach(), layer.stride[0], step))
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
         x = x.to(layer.weight.dtype)
         geometry = layer.stride[0], layer.padding[0], self.step
-        return _Turned.apply(  # type: ignore[no-any-return]
+        return _BlockGradient.apply(  # type: ignore[no-any-return]
             x, layer.weight, layer.bias, self.turned, geometry
         )
 
 
-def _turned(weight: Tensor, stride: int, step: int) -> Tensor:
+def _block_kernel(weight: Tensor, stride: int, step: int) -> Tensor:
     """The kernel for blocks: (into * block * block, out, taps, taps) from (out, into, k, k)."""
     out, into, k, _ = weight.shape
     block, reach = stride * step, -(-k // stride) - 1  # reach: windows before a block that touch it
@@ -362,7 +362,7 @@ def _turned(weight: Tensor, stride: int, step: int) -> Tensor:
     return turned.reshape(into * block**2, out, reach + step, reach + step)
 
 
-class _Turned(torch.autograd.Function):
+class _BlockGradient(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -388,7 +388,7 @@ class _Turned(torch.autograd.Function):
             -(-(padding + size) // block) * step - (windows + reach)
             for size, windows in zip(sizes, gradient.shape[2:], strict=True)
         ]
-        as_is = gradient.shape[1] >= WIDE and _lies_last(gradient)
+        as_is = gradient.shape[1] >= WIDE and _is_channels_last(gradient)
         layout = torch.channels_last if as_is else torch.contiguous_format
         gradient = gradient.contiguous(memory_format=layout)
         if max(lack) > 0:

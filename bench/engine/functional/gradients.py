@@ -5,12 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.engine.functional.logits import wide
+from bench.engine.functional.logits import widen
 from bench.engine.functional.losses import Objective
-from bench.engine.model_state import ask
+from bench.engine.model_state import call_model
 
 
-class Look(NamedTuple):
+class PassResult(NamedTuple):
     """One pass over a batch of images, forward and back."""
 
     logits: Tensor
@@ -20,7 +20,9 @@ class Look(NamedTuple):
     """Of each row's loss with respect to that row, as the images."""
 
 
-def look(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor) -> Look:
+def gradient_pass(
+    model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor
+) -> PassResult:
     """Logits at x, the loss of each row, and its gradient with respect to x alone.
 
     The gradient is that of the sum, not the mean, so that each row's is its own. A model whose
@@ -28,18 +30,20 @@ def look(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor)
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        logits = wide(ask(model, x))
+        logits = widen(call_model(model, x))
         values = loss(logits, y, label)
         if not values.requires_grad:
-            return Look(logits, values, torch.zeros_like(x))
+            return PassResult(logits, values, torch.zeros_like(x))
         (gradient,) = torch.autograd.grad(
             values.sum(), x, allow_unused=True, materialize_grads=True
         )
-    return Look(logits.detach(), values.detach(), gradient)
+    return PassResult(logits.detach(), values.detach(), gradient)
 
 
-def glance(model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor) -> Look:
+def forward_pass(
+    model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor
+) -> PassResult:
     """As `look`, without a gradient, which is empty."""
     with torch.no_grad():
-        logits = wide(ask(model, x))
-        return Look(logits, loss(logits, y, label), x.new_empty(0))
+        logits = widen(call_model(model, x))
+        return PassResult(logits, loss(logits, y, label), x.new_empty(0))

@@ -16,7 +16,7 @@ ENOUGH = 4
 """How many roundings of the level are no rise of it."""
 
 
-def shortest(x: Tensor, slope: Tensor, rise: Tensor, norm: Norm) -> Tensor:
+def shortest_step(x: Tensor, slope: Tensor, rise: Tensor, norm: Norm) -> Tensor:
     """The step d of least norm for which <slope, d> = rise and x + d is in the box [0, 1].
 
     Shapes: x in the box and slope (n, *input), rise (n,); result as x. Where no point of the box

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 
-def wide(logits: Tensor) -> Tensor:
+def widen(logits: Tensor) -> Tensor:
     """Logits in float32 where they are in half precision, which changes no value; as they are in
     float32 and float64."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def predicted(logits: Tensor) -> Tensor:
+def predict_class(logits: Tensor) -> Tensor:
     """The class of the largest logit along the last axis, the lowest on a tie."""
     return logits.argmax(-1)
 
@@ -23,9 +23,9 @@ def predicted(logits: Tensor) -> Tensor:
 def probabilities(logits: Tensor) -> Tensor:
     """Softmax along the last axis, computed in float32, or in float64 from float64 logits; stable,
     because torch subtracts the largest logit first. Returned in float32."""
-    return wide(logits).softmax(-1).float()
+    return widen(logits).softmax(-1).float()
 
 
-def tied(logits: Tensor) -> Tensor:
+def is_tied(logits: Tensor) -> Tensor:
     """Whether several classes share the largest logit exactly, along the last axis."""
     return (logits == logits.amax(-1, keepdim=True)).sum(-1) > 1

@@ -78,7 +78,7 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (n, classes), class to leave or reach (n,), label (n,)) -> what is ascended, (n,)."""
 
 
-def to_ascend(loss: Loss, goal: Goal) -> Objective:
+def make_objective(loss: Loss, goal: Goal) -> Objective:
     """The loss as the attacker ascends it: away from the label, or, when targeted, to the target.
 
     "label-and-target" without a target is cross-entropy.
@@ -92,7 +92,7 @@ def to_ascend(loss: Loss, goal: Goal) -> Objective:
     return lambda logits, y, label: sign * towards(logits, y)
 
 
-def classes_needed(loss: str, goal: Goal) -> int:
+def min_classes(loss: str, goal: Goal) -> int:
     """The fewest classes for which the loss is defined."""
     if loss != "dlr":
         return 2

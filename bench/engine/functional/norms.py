@@ -31,7 +31,7 @@ def norm_of(delta: Tensor, norm: Norm) -> Tensor:
     if norm == "l2":
         # Scaled first, or the squares of a saturated net's gradients underflow to 0.
         scale = flat.abs().amax(1)
-        scaled = flat / scale.clamp_min(_tiny(flat))[:, None]
+        scaled = flat / scale.clamp_min(smallest_normal(flat))[:, None]
         return scaled.square().sum(1).sqrt() * scale
     if norm == "l1":
         return flat.abs().sum(1)
@@ -43,14 +43,14 @@ def distance(x: Tensor, x0: Tensor, norm: Norm) -> Tensor:
     return norm_of(x - x0, norm)
 
 
-def measured(x: Tensor, x0: Tensor, norm: Norm) -> Tensor:
+def distance_float64(x: Tensor, x0: Tensor, norm: Norm) -> Tensor:
     """As `distance`, in float64: what ball an image is in is judged by this, since a sum over many
     entries in float32 may be off by more than the ball's tolerance."""
     pieces = zip(x.split(MEASURED_AT_ONCE), x0.split(MEASURED_AT_ONCE), strict=True)
     return torch.cat([distance(each.double(), clean.double(), norm) for each, clean in pieces])
 
 
-def landed(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
+def round_into_ball(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
     """`x`, and where rounding to float32 took a row out of the ball of radius `eps` (n,) around
     `x0`, that row rounded towards x0 instead.
 
@@ -95,11 +95,13 @@ def project(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
     delta = x - x0
     if norm == "l2":
         length = per_row(norm_of(delta, "l2"), x)
-        nearest = delta * (radius / length.clamp_min(_tiny(x)))
-        nearest = torch.where(length <= radius, delta, nearest)
+        nearest = delta * (radius / length.clamp_min(smallest_normal(x)))
+        nearest = torch.where(length <= radius, delta, project_jointly)
     else:
-        nearest = _largest_entries(delta.flatten(1), eps).view_as(delta)
-    return landed(torch.where(nearest == delta, x, x0 + nearest).clamp(0, 1), x0, eps, norm)
+        nearest = keep_largest(delta.flatten(1), eps).view_as(delta)
+    return round_into_ball(
+        torch.where(nearest == delta, x, x0 + nearest).clamp(0, 1), x0, eps, norm
+    )
 
 
 def project_l1_box(x: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
@@ -115,16 +117,18 @@ def project_l1_box(x: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
     delta = x - x0
     length = delta.flatten(1).abs().double()  # so that sums over many entries stay exact
     room = torch.where(delta > 0, 1 - x0, x0).flatten(1).double()
-    threshold = _threshold(length, room, eps.double())[:, None].clamp_min(0)
+    threshold = _l1_threshold(length, room, eps.double())[:, None].clamp_min(0)
     fits = torch.minimum(length, room)
     shrunk = torch.minimum((length - threshold).clamp_min(0), room)
     moved = torch.where(fits.sum(1, keepdim=True) <= eps[:, None], fits, shrunk)
     moved = torch.where(eps[:, None] > 0, moved, 0.0)  # exactly, however small the entries are
     nearest = delta.sign() * moved.view_as(delta).to(delta.dtype)
-    return landed(torch.where(nearest == delta, x, x0 + nearest).clamp(0, 1), x0, eps, "l1")
+    return round_into_ball(
+        torch.where(nearest == delta, x, x0 + nearest).clamp(0, 1), x0, eps, "l1"
+    )
 
 
-def nearest(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
+def project_jointly(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
     """The point nearest to `x` (in l2) of those that lie in the ball of radius `eps` (n,) around
     `x0` and in the box [0, 1], where `project` takes one after the other.
 
@@ -142,15 +146,15 @@ def nearest(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
     room = torch.where(delta > 0, 1 - x0, x0).flatten(1).double()
     moved = torch.minimum(length, room)
     if norm == "l2":
-        moved = torch.minimum(_scale(length, room, eps.double())[:, None] * length, room)
+        moved = torch.minimum(_l2_scale(length, room, eps.double())[:, None] * length, room)
     else:
         gain = length.square() - (length - moved).square()
-        moved = torch.where(_largest_entries(gain, eps) > 0, moved, 0.0)
+        moved = torch.where(keep_largest(gain, eps) > 0, moved, 0.0)
     offset = delta.sign() * moved.view_as(delta).to(delta.dtype)
-    return landed(torch.where(offset == delta, x, x0 + offset).clamp(0, 1), x0, eps, norm)
+    return round_into_ball(torch.where(offset == delta, x, x0 + offset).clamp(0, 1), x0, eps, norm)
 
 
-def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+def steepest_direction(gradient: Tensor, norm: Norm) -> Tensor:
     """The direction of unit norm along which a linear function with `gradient` rises most.
 
     Shapes: gradient (n, *input), result the same; a row of zeros stays zero.
@@ -160,16 +164,18 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     if norm == "linf":
         return gradient.sign()
     if norm == "l2":
-        scale = per_row(norm_of(gradient, "linf"), gradient).clamp_min(_tiny(gradient))
+        scale = per_row(norm_of(gradient, "linf"), gradient).clamp_min(smallest_normal(gradient))
         scaled = gradient / scale
-        return scaled / per_row(norm_of(scaled, "l2"), gradient).clamp_min(_tiny(gradient))
+        return scaled / per_row(norm_of(scaled, "l2"), gradient).clamp_min(
+            smallest_normal(gradient)
+        )
     flat = gradient.flatten(1)
     largest = flat.abs().argmax(1, keepdim=True)
     unit = torch.zeros_like(flat).scatter_(1, largest, flat.gather(1, largest).sign())
     return unit.view_as(gradient)
 
 
-def sparse_step(gradient: Tensor, x: Tensor, alpha: Tensor, share: float) -> Tensor:
+def steepest_sparse_step(gradient: Tensor, x: Tensor, alpha: Tensor, share: float) -> Tensor:
     """The step of l1 length `alpha` (n,) within the box [0, 1] by which a linear function with
     `gradient` rises most, no entry moving by more than alpha over the `share` of their number.
 
@@ -203,21 +209,21 @@ def random_in_ball(like: Tensor, eps: Tensor, norm: Norm, noise: Noise) -> Tenso
     d = like[0].numel()
     share = per_row(noise.unit(like) ** (1 / d), like)
     if norm == "l2":
-        return radius * share * steepest(noise.normal(like), "l2")
+        return radius * share * steepest_direction(noise.normal(like), "l2")
     if norm == "l1":
         draw = noise.uniform(like)
         gaps = -torch.log(1 - draw.abs().clamp_max(1 - 1e-7))
         direction = draw.sign() * gaps / per_row(gaps.flatten(1).sum(1), like)
         return radius * share * direction
-    chosen = _largest_entries(noise.uniform(like, draw=1).flatten(1), eps).view_as(like) != 0
+    chosen = keep_largest(noise.uniform(like, draw=1).flatten(1), eps).view_as(like) != 0
     return torch.where(chosen, noise.uniform(like), torch.zeros_like(like))
 
 
-def _tiny(x: Tensor) -> float:
+def smallest_normal(x: Tensor) -> float:
     return torch.finfo(x.dtype).tiny
 
 
-def _threshold(length: Tensor, room: Tensor, eps: Tensor) -> Tensor:
+def _l1_threshold(length: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     """t at which the sum of min(max(length - t, 0), room) over a row (n, d) is eps (n,); below 0
     where that sum is no more than eps at t = 0.
 
@@ -233,7 +239,7 @@ def _threshold(length: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     return excess / falls.gather(1, last)[:, 0].clamp_min(1)
 
 
-def _scale(length: Tensor, room: Tensor, eps: Tensor) -> Tensor:
+def _l2_scale(length: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     """The largest t <= 1 for which the squares of min(t * length, room) over a row (n, d) sum up to
     eps squared (n,) at most.
 
@@ -248,11 +254,11 @@ def _scale(length: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     reached = walls[:, 1:] + corners.square() * free[:, 1:] <= eps[:, None].square()
     last = reached.sum(1, keepdim=True)
     left = eps[:, None].square() - walls.gather(1, last)
-    share = left.clamp_min(0) / free.gather(1, last).clamp_min(_tiny(free))
+    share = left.clamp_min(0) / free.gather(1, last).clamp_min(smallest_normal(free))
     return share.sqrt().clamp_max(1)[:, 0]
 
 
-def _largest_entries(delta: Tensor, eps: Tensor) -> Tensor:
+def keep_largest(delta: Tensor, eps: Tensor) -> Tensor:
     """Each row of `delta` (n, d) with all but its floor(eps) largest entries set to 0."""
     rank = delta.abs().argsort(dim=1, descending=True).argsort(dim=1)
     return torch.where(rank < eps[:, None].floor(), delta, torch.zeros_like(delta))

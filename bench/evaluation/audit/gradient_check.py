@@ -57,7 +57,7 @@ def find_wrong_gradients(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor) ->
     at = 0.5 + CONTRACTION * (x - 0.5) + NOISE_SCALE * noise.uniform(x)
     with torch.no_grad():
         other = model(at).scatter(1, y[:, None], -torch.inf).argmax(1)
-    look = gradients.look(model, label_and_target, at, y, other)
+    look = gradients.gradient_pass(model, label_and_target, at, y, other)
     gradient = torch.nan_to_num(look.gradient, 0.0, 0.0, 0.0)
     exact = _copy_to_double(model, at, look.logits)
     if exact is not None:

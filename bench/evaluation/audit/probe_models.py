@@ -109,7 +109,7 @@ def _probe_one(
             rows=evaluator.rows[label],
         )
         curves = {name: task.curve for name, task in traced.items()}
-        with streams.kept(evaluator.notes.append, f"the probes of model '{label}'"):
+        with streams.protect_streams(evaluator.notes.append, f"the probes of model '{label}'"):
             if full:
                 found = probes.probe_model(subject, _choose_threat(tasks), curves)
             else:

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from bench.core import rng
-from bench.core.contracts.attack import AttackSpec, step_size
+from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.parameters import step_size
 from bench.core.contracts.types import Loss, Threat
 from bench.engine import stream, tensor_tree
-from bench.engine.functional import gradients, norms
-from bench.engine.functional.logits import predicted, wide
-from bench.engine.functional.losses import to_ascend
+from bench.engine.functional import gradients, norms, projections
+from bench.engine.functional.logits import predict_class, widen
+from bench.engine.functional.losses import make_objective
 from bench.engine.model_state import allow_tf32, frozen
 from bench.evaluation.audit import gradient_check, symptoms
 from bench.evaluation.audit.symptoms import ObservedSymptom, Symptom
@@ -94,7 +95,7 @@ def probe_model(
     Returns:
         The symptoms found.
     """
-    with frozen(probed.model), allow_tf32(False), rng.seeded("probes", probed.label):
+    with frozen(probed.model), allow_tf32(False), rng.seed_global("probes", probed.label):
         found = [*_check_predictions(probed), *_check_ascents(probed, threat)]
         if not NOISY_OUTPUTS & {symptom.name for symptom in found}:
             found += check_gradients(probed)
@@ -163,7 +164,7 @@ def _check_predictions(probed: ProbedModel) -> Iterator[ObservedSymptom]:
     again = torch.stack([_logits(probed, probed.x) for _ in range(REPETITIONS)])
     differs = (again - logits).abs().amax((0, 2)) > RANDOM * scale
     if differs.any():
-        other = (predicted(again) != predicted(logits)).any(0)
+        other = (predict_class(again) != predict_class(logits)).any(0)
         evidence = f"asked {REPETITIONS + 1} times, {int(other.sum())} images get another label"
         limit = f"a logit that differs by more than {RANDOM:g} of the largest"
         yield _observe(probed, symptoms.UNSTABLE_PREDICTIONS, differs, evidence, limit)
@@ -171,7 +172,7 @@ def _check_predictions(probed: ProbedModel) -> Iterator[ObservedSymptom]:
     alone = torch.cat([_logits(probed, row[None]) for row in probed.x])
     differs = (alone - logits).abs().amax(1) > BATCH * scale
     if differs.any():
-        other = predicted(alone) != predicted(logits)
+        other = predict_class(alone) != predict_class(logits)
         evidence = f"asked one by one, {int(other.sum())} images get another label"
         limit = f"a logit that differs by more than {BATCH:g} of the largest"
         yield _observe(probed, symptoms.BATCH_DEPENDENCE, differs, evidence, limit)
@@ -179,7 +180,7 @@ def _check_predictions(probed: ProbedModel) -> Iterator[ObservedSymptom]:
 
 def _logits(probed: ProbedModel, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([wide(probed.model(part)) for part in x.split(probed.rows)])
+        return torch.cat([widen(probed.model(part)) for part in x.split(probed.rows)])
 
 
 # ----------------------------------------------------------------------------- where gradients lead
@@ -226,7 +227,9 @@ def _ascend(probed: ProbedModel, threat: Threat, steps: int, length: float, loss
     """Ascend the loss steepest from each example until the model is fooled."""
     found: _Ascent | None = None
     for x, y in zip(probed.x.split(probed.rows), probed.y.split(probed.rows), strict=True):
-        found = tensor_tree.join(found, _climb(probed.model, x, y, threat, steps, length, loss))
+        found = tensor_tree.join_rows(
+            found, _climb(probed.model, x, y, threat, steps, length, loss)
+        )
     assert found is not None
     return found
 
@@ -234,21 +237,23 @@ def _ascend(probed: ProbedModel, threat: Threat, steps: int, length: float, loss
 def _climb(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int, length: float, loss: Loss
 ) -> _Ascent:
-    objective, eps = to_ascend(loss, "untargeted"), torch.full_like(x[:, 0, 0, 0], threat.eps)
+    objective, eps = make_objective(loss, "untargeted"), torch.full_like(x[:, 0, 0, 0], threat.eps)
     at, blind = x, torch.zeros_like(y, dtype=torch.bool)
     fooled = blind
     for _ in range(steps):
-        look = gradients.look(model, objective, at, y, y)
-        fooled = predicted(look.logits) != y
+        look = gradients.gradient_pass(model, objective, at, y, y)
+        fooled = predict_class(look.logits) != y
         if fooled.all():
             return _Ascent(at, blind, fooled)
         flat = look.gradient.flatten(1)
         blind = blind | (~fooled & (~flat.isfinite().all(1) | (flat == 0).all(1)))
-        moved = at + length * norms.steepest(look.gradient.nan_to_num(), threat.norm)
-        moved = norms.project(moved, x, eps, threat.norm)
+        moved = at + length * projections.steepest_direction(
+            look.gradient.nan_to_num(), threat.norm
+        )
+        moved = projections.project(moved, x, eps, threat.norm)
         at = torch.where(norms.per_row(fooled, x), at, moved)
     with torch.no_grad():
-        return _Ascent(at, blind, predicted(model(at)) != y)
+        return _Ascent(at, blind, predict_class(model(at)) != y)
 
 
 def check_gradients(probed: ProbedModel) -> list[ObservedSymptom]:
@@ -295,11 +300,11 @@ def _check_trace(probed: ProbedModel, label: str, spec: AttackSpec) -> Iterator[
         spec, eps=(eps,), params=_double_steps(spec.params, eps), stop="first-success",
         sweep="independent", precision="float32", trace=True,
     )  # fmt: skip
-    got = stream.attack(probed.model, longer, probed.x, probed.y, probed.id, probed.rows)
+    got = stream.run_attack(probed.model, longer, probed.x, probed.y, probed.id, probed.rows)
     assert got.losses is not None
     first, losses = got.first_success[0], got.losses[0]
     early = (first >= 0) & (first <= steps)
-    late = ~early & ((first >= 0) | (predicted(_logits(probed, got.x_adv[0])) != probed.y))
+    late = ~early & ((first >= 0) | (predict_class(_logits(probed, got.x_adv[0])) != probed.y))
     flat = ~early & ~(losses[:, steps] > losses[:, 0])
     threat = Threat(norm=spec.norm, eps=eps)
     if _are_many(flat):

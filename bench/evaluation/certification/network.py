@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from bench.core.errors import SuiteError, first_line
 from bench.engine.model_state import eval_mode
-from bench.engine.tracing import traced
+from bench.engine.tracing import trace_forward
 from bench.evaluation.certification.layers import (
     Conv,
     Dense,
@@ -51,7 +51,7 @@ def read_network(model: nn.Module, shape: Shape) -> tuple[Layer, ...]:
     Raises:
         UnreadableError: A layer has no bounds, or the forward branches; the first is named.
     """
-    graph = traced(model)
+    graph = trace_forward(model)
     if graph is None:
         raise UnreadableError("its forward cannot be followed: it branches on values")
     parameter = next(model.parameters(), torch.empty(()))

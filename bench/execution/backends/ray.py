@@ -85,7 +85,7 @@ class Worker:
                 "file or device; install the same everywhere"
             )
         try:
-            with determinism.enforced(self.options.deterministic):
+            with determinism.enforce_determinism(self.options.deterministic):
                 outcomes = list(parts.attempt(session, task, first, last))
         except SuiteError as error:
             return str(error)
@@ -100,7 +100,7 @@ class Worker:
         if self.options.device == "cpu":
             torch.set_num_threads(1)
         suite = parse(self.text, "the suite", self.base)
-        with determinism.enforced(self.options.deterministic):
+        with determinism.enforce_determinism(self.options.deterministic):
             session = runner.prepare(suite, None, self.options)
         # Where outcomes depend on the batch, the rows are part of what the cells are.
         session = dataclasses.replace(session, rows=self.rows)

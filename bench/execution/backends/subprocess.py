@@ -61,7 +61,7 @@ def limits(isolate: bool, seconds: float | None, memory: str | None) -> Limits |
         return None
     if memory is None:
         return Limits(seconds)
-    return Limits(seconds, sizes.parse("--memory-limit", memory))
+    return Limits(seconds, sizes.parse_size("--memory-limit", memory))
 
 
 class _Death(NamedTuple):
@@ -82,7 +82,7 @@ def run(suite: Suite, out: Path, options: runner.Options, listen: Listen, limits
     """
     if limits.memory is not None and not Path("/proc/self/statm").is_file():
         raise SuiteError("--memory-limit needs /proc, which this system has not; leave it out")
-    with lock.held(out, lambda told: listen(Event("note", told, 0.0))):
+    with lock.hold_lock(out, lambda told: listen(Event("note", told, 0.0))):
         told = _Teller(listen)
         orders = Orders(
             suite.text, suite.base, out, options, torch.get_num_threads(),
@@ -217,7 +217,7 @@ def _hung(seconds: float) -> str:
 
 
 def _ate(used: int, limit: int) -> str:
-    held, most = sizes.written(used), sizes.written(limit)
+    held, most = sizes.format_size(used), sizes.format_size(limit)
     return f"its process used {held} of memory and was killed; the limit is {most}"
 
 
@@ -231,7 +231,7 @@ def _ended(code: int | None, most: int) -> str:
         name = f"signal {-code}"
     told = f"its process was killed by {name} ({signal.strsignal(-code) or 'unknown'})"
     if name == "SIGKILL":
-        held = sizes.written(most)
+        held = sizes.format_size(most)
         told += f" while it used {held} of memory; the system does so when there is no more"
     return told
 

@@ -16,10 +16,16 @@ from bench.core import rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.types import Access
 from bench.core.errors import SuiteError, first_line, nearest
-from bench.engine.functional.gradients import look
-from bench.engine.functional.logits import predicted, probabilities, tied, wide
-from bench.engine.functional.losses import to_ascend
-from bench.engine.model_state import Private, WrittenError, ask, eval_mode, writer
+from bench.engine.functional.gradients import gradient_pass
+from bench.engine.functional.logits import is_tied, predict_class, probabilities, widen
+from bench.engine.functional.losses import make_objective
+from bench.engine.model_state import (
+    InputCloningModel,
+    InputWriteError,
+    call_model,
+    eval_mode,
+    find_input_writer,
+)
 from bench.engine.opaque_model import OpaqueModel
 from bench.models import fingerprint
 from bench.models.preflight.findings import FINDINGS, Finding
@@ -89,11 +95,19 @@ def preflight(
     x = data.read(0, min(data.n, ASKED)).to(device)
     try:
         return _fitted(label, model, model, data, x.clone(), predictions, allow, about)
-    except WrittenError:
-        with eval_mode(model), rng.seeded("preflight"):
-            who = writer(model, x)
+    except InputWriteError:
+        with eval_mode(model), rng.seed_global("preflight"):
+            who = find_input_writer(model, x)
         return _fitted(
-            label, model, Private(model), data, x, predictions, allow, about, [_writes(where, who)]
+            label,
+            model,
+            InputCloningModel(model),
+            data,
+            x,
+            predictions,
+            allow,
+            about,
+            [_writes(where, who)],
         )
 
 
@@ -119,7 +133,7 @@ def _fitted(
     """As `fit`; `model` is what is asked, the `net` itself or around it, and `known` what was
     found already. Raises: WrittenError if it writes into x, too."""
     where, clean = f"model '{label}'", x.clone()
-    with eval_mode(model), rng.seeded("preflight"):  # so that the same is found each time
+    with eval_mode(model), rng.seed_global("preflight"):  # so that the same is found each time
         training = [name for name, module in net.named_modules() if module.training]
         # Before it is asked: a forward may count.
         print_ = fingerprint.fingerprint(net, [about, training])
@@ -129,7 +143,7 @@ def _fitted(
         refused = [each for each in found if each.refuses and each.name not in allow]
         if refused:
             raise SuiteError(refused[0].refused())
-        logits = wide(logits)
+        logits = widen(logits)
         random = _random(model, x, logits)
         found += _doubts(where, net, model, data, x, logits, random, predictions)
         _check_unwritten(x, clean)
@@ -140,7 +154,7 @@ def _fitted(
     access: Access = "gradient"
     if isinstance(net, QueryOnlyModel):  # what is behind it is known by its answers alone
         access = net.access
-        said = str(predicted(logits).tolist())
+        said = str(predict_class(logits).tolist())
         print_ = hashlib.sha256(f"{print_} {said}".encode()).hexdigest()
     return LoadedModel(
         label=label, model=model, classes=logits.shape[1], fingerprint=print_, findings=findings,
@@ -153,15 +167,15 @@ def _fitted(
 def _check_unwritten(x: Tensor, clean: Tensor) -> None:
     """Raises: WrittenError if x is not `clean` any more, whatever way it was written to."""
     if not torch.equal(x, clean):
-        raise WrittenError("the model writes into the images that it is shown")
+        raise InputWriteError("the model writes into the images that it is shown")
 
 
 def _answers(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
     """The model's answers to x; raises SuiteError if nothing can be computed with them."""
     try:
         with torch.no_grad():
-            logits = ask(model, x)
-    except (KeyboardInterrupt, WrittenError):
+            logits = call_model(model, x)
+    except (KeyboardInterrupt, InputWriteError):
         raise
     except BaseException as error:  # a stranger's forward may raise anything
         other = _not_float32(where, model)
@@ -232,8 +246,8 @@ def are_probabilities(logits: Tensor) -> bool:
 def _random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
     """Whether the model answers otherwise when it is asked again."""
     with torch.no_grad():
-        again = ask(model, x)
-    return float((wide(again) - logits).abs().max()) > RANDOM * _scale(logits)
+        again = call_model(model, x)
+    return float((widen(again) - logits).abs().max()) > RANDOM * _scale(logits)
 
 
 def _scale(logits: Tensor) -> float:
@@ -295,7 +309,7 @@ def _doubts(
 def _close(where: str, logits: Tensor) -> Iterator[Finding]:
     """Whether the classes can be told apart by what the model returns."""
     n, classes = logits.shape
-    ties = int(tied(logits).sum())
+    ties = int(is_tied(logits).sum())
     if ties:
         yield Finding(
             "ties",
@@ -318,9 +332,9 @@ def _batch(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[
     """Whether an image is answered otherwise alone, or among others in another order."""
     try:
         with torch.no_grad():
-            alone = wide(torch.cat([ask(model, row[None]) for row in x]))
-            turned = wide(ask(model, x.flip(0)).flip(0))
-    except (KeyboardInterrupt, WrittenError):
+            alone = widen(torch.cat([call_model(model, row[None]) for row in x]))
+            turned = widen(call_model(model, x.flip(0)).flip(0))
+    except (KeyboardInterrupt, InputWriteError):
         raise
     except BaseException as error:  # as batch-norm in training mode refuses a single image
         told = f"{first_line(error)}; a verdict must not need a batch"
@@ -348,7 +362,7 @@ def _flat(
     """Whether there are gradients to follow, and whether they are those of what is judged."""
     other = logits.argmin(1)
     try:
-        seen = look(model, to_ascend("cross-entropy", "untargeted"), x, other, other)
+        seen = gradient_pass(model, make_objective("cross-entropy", "untargeted"), x, other, other)
     except RuntimeError as error:  # such as of a model that answers in inference mode
         yield Finding(
             "zero-gradient",

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.contracts.dataset import Data
-from bench.engine.functional.logits import predicted
-from bench.engine.model_state import WrittenError, ask
+from bench.engine.functional.logits import predict_class
+from bench.engine.model_state import InputWriteError, call_model
 from bench.models.preflight.findings import Finding
 from bench.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MNIST_MEAN, MNIST_STD
 
@@ -122,12 +122,12 @@ def _predictions(model: nn.Module, x: Tensor) -> Tensor | None:
     """The predicted classes of x, (n,); None of a model that refuses such images."""
     try:
         with torch.no_grad():
-            logits: Tensor = ask(model, x)
-    except (KeyboardInterrupt, WrittenError):
+            logits: Tensor = call_model(model, x)
+    except (KeyboardInterrupt, InputWriteError):
         raise
     except BaseException:  # a stranger's forward may refuse what is outside [0, 1]
         return None
-    return predicted(logits)
+    return predict_class(logits)
 
 
 def improved(pred: Tensor, y: Tensor, other: Tensor, z: Tensor) -> bool:

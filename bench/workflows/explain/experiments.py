@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import AttackBatch
+from bench.core.contracts.rule import AttackBatch
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
 from bench.engine import timing

@@ -23,11 +23,13 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from bench.analysis.crosscheck import SAME_PIXEL, TRAITS
-from bench.core.contracts.attack import AttackBatch, AttackSpec, step_size
+from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.parameters import step_size
+from bench.core.contracts.rule import AttackBatch
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
 from bench.engine.functional.norms import per_row
-from bench.engine.tensor_tree import mapped
+from bench.engine.tensor_tree import map_tensors
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
 from bench.workflows.explain.setups import Observed, Setup
@@ -108,7 +110,7 @@ def _from(start: Tensor) -> Callable[[Setup], Setup]:
             given = start[noise.examples.to(start.device)].to(state.x)
             x = torch.where(per_row(items.restart == 0, state.x), given, state.x)
             # What is still the start itself, such as the best iterate so far, moves with it.
-            return mapped(lambda field: x if field is state.x else field, state)
+            return map_tensors(lambda field: x if field is state.x else field, state)
 
         moved = dataclasses.replace(rule, init=init, one_gradient=False)
         return _curve(setup, attack=dataclasses.replace(attack, rule=moved))

@@ -17,7 +17,7 @@ from bench.core.contracts.types import Shape
 from bench.core.errors import SuiteError
 from bench.datasets import image_files
 from bench.engine.functional.logits import probabilities
-from bench.engine.model_state import ask, eval_mode
+from bench.engine.model_state import call_model, eval_mode
 from bench.evaluation import loading
 from bench.evaluation.evaluator import Evaluator
 from bench.reporting.plots import figures
@@ -155,7 +155,7 @@ def _data(image: str, wanted: Shape | None, names: tuple[str, ...], data_dir: Pa
 
 def _answer(model: nn.Module, image: Tensor, label: int, names: tuple[str, ...]) -> Answer:
     with eval_mode(model), torch.no_grad():
-        logits = ask(model, image[None])[0]
+        logits = call_model(model, image[None])[0]
     shares = probabilities(logits)
     classes = logits.argsort(descending=True, stable=True)[:TOP]
     top = [

@@ -160,12 +160,12 @@ def _best(task: Task, outcome: Outcome) -> int:
 
 def _run(contestant: Contestant, task: Task, work: Callable[[], Result]) -> tuple[Result, float]:
     """What `work` gives and the seconds it took; a library's own errors become StrangerError."""
-    with rng.seeded("speed", task.work.name, contestant.name):
+    with rng.seed_global("speed", task.work.name, contestant.name):
         if not contestant.library:
-            return timing.timed(work, task.device)
+            return timing.time_call(work, task.device)
         with quiet():
             try:
-                return timing.timed(work, task.device)
+                return timing.time_call(work, task.device)
             except (torch.OutOfMemoryError, KeyboardInterrupt):
                 raise
             except BaseException as error:  # a stranger's code

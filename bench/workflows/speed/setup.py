@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import Attack, step_size
+from bench.core.contracts.attack import Attack
 from bench.core.contracts.dataset import Data
+from bench.core.contracts.parameters import step_size
 from bench.core.errors import SuiteError
 from bench.core.rng import Noise
 from bench.datasets.in_memory import in_memory

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from bench.core.errors import SuiteError, nearest
-from bench.core.validation import Validator, text_of, toml
+from bench.core.validation import Validator, parse_toml, read_text
 
 FILE = Path(__file__).with_name("workloads.toml")
 Variant = Literal[
@@ -54,7 +54,7 @@ def read(path: Path = FILE) -> tuple[Work, ...]:
     Raises: SuiteError with every mistake of the file.
     """
     check = Validator(path.name)
-    raw = toml(text_of(path, "works"), path.name)
+    raw = parse_toml(read_text(path, "works"), path.name)
 
     def work(entry: Any, key: str) -> Work | None:
         models = list(

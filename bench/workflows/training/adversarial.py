@@ -59,4 +59,4 @@ class AdversarialBatches:
             stop="never",
             seed=seed,
         )
-        return stream.attack(model, curve, x, y, ids, rows=len(x)).x_adv[0]
+        return stream.run_attack(model, curve, x, y, ids, rows=len(x)).x_adv[0]

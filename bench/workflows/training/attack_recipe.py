@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal
 from annotated_types import Gt
 
 from bench.core import registry
-from bench.core.contracts.attack import Attack, Count
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Norm, Threat
 from bench.core.errors import SuiteError, nearest
-from bench.core.validation import Validator, text_of, toml
+from bench.core.validation import Validator, parse_toml, read_text
 from bench.suite.schema import ModelEntry
 from bench.workflows.training.recipe import ComponentSpec, names, path_of
 
@@ -71,7 +72,7 @@ def read(name: str) -> AttackRecipe:
     if not path.exists():
         raise SuiteError(f"recipe '{name}' is unknown; {nearest(name, names())}")
     check = Validator(str(path))
-    raw = toml(text_of(path, "a recipe"), str(path))
+    raw = parse_toml(read_text(path, "a recipe"), str(path))
     parts: Mapping[str, type] = {
         "attack": Attacker, "model": ModelEntry, "data": ComponentSpec, "optimiser": ComponentSpec,
     }  # fmt: skip

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import registry, rng
-from bench.core.contracts.attack import Learner, Lesson
 from bench.core.contracts.dataset import Data
+from bench.core.contracts.learner import Learner, TrainingBatch
 from bench.core.errors import SuiteError
 from bench.evaluation import loading
 from bench.models.preflight.checks import LoadedModel
@@ -87,7 +87,7 @@ def train(
         )
     target = loading.load_model(recipe.model, Path(), recipe.seed, data, device, data_dir)
     target.model.requires_grad_(False)
-    order = rng.shuffled(recipe.seed, "validation split", data.n)
+    order = rng.permute(recipe.seed, "validation split", data.n)
     x, y = data.read(0, data.n).to(device), data.labels.to(device)
     held_out, kept = order[: recipe.validation], order[recipe.validation :][: recipe.limit]
     if not (predict(target.model, x[held_out]) == y[held_out]).any():
@@ -95,14 +95,14 @@ def train(
             f"recipe '{recipe.name}': model '{recipe.model.label}' gets none of the held-out "
             f"images of {data.name} right, so there is nothing to fool it about"
         )
-    with rng.seeded(recipe.seed, "training", recipe.name):
+    with rng.seed_global(recipe.seed, "training", recipe.name):
         course = _Course(recipe, target, data, device)
         if kept_in is not None and kept_in.exists():
             course.resume(kept_in)
         while len(course.history) < recipe.epochs:
             started = time.perf_counter()
             number = len(course.history) + 1
-            shuffle = kept[rng.shuffled(recipe.seed, f"epoch {number}", len(kept))]
+            shuffle = kept[rng.permute(recipe.seed, f"epoch {number}", len(kept))]
             losses = _one_epoch(course, x, y, shuffle)
             held = outcome(recipe, course.attacking, target.model, x[held_out], y[held_out])
             fooled, eligible = int(held.fooled.sum()), int(held.eligible.sum())
@@ -183,7 +183,7 @@ def _one_epoch(
     for network in course.networks.values():
         network.train()
     for rows in order.to(x.device).split(course.recipe.batch_size):
-        lesson = Lesson(course.target.model, x[rows], y[rows], course.recipe.attack.threat)
+        lesson = TrainingBatch(course.target.model, x[rows], y[rows], course.recipe.attack.threat)
         losses = course.learner.step(
             course.networks, course.optimisers, lesson, course.recipe.attack.params
         )

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 
-from bench.core.contracts.attack import Count
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Norm
 from bench.core.errors import SuiteError, nearest
-from bench.core.validation import Validator, text_of, toml
+from bench.core.validation import Validator, parse_toml, read_text
 
 FOLDER = Path(__file__).parent / "recipes"
 Percent = Annotated[float, Interval(ge=0, le=100)]
@@ -144,7 +144,7 @@ def path_of(name: str) -> Path:
 def kind(name: str) -> Literal["model", "attack"]:
     """What the recipe trains; "model" where there is none, so that `read` tells of it."""
     path = path_of(name)
-    trains_attack = path.exists() and "attack" in toml(text_of(path, "a recipe"), str(path))
+    trains_attack = path.exists() and "attack" in parse_toml(read_text(path, "a recipe"), str(path))
     return "attack" if trains_attack else "model"
 
 
@@ -157,7 +157,7 @@ def read(name: str) -> Recipe:
     if not path.exists():
         raise SuiteError(f"recipe '{name}' is unknown; {nearest(name, names())}")
     check = Validator(str(path))
-    raw = toml(text_of(path, "a recipe"), str(path))
+    raw = parse_toml(read_text(path, "a recipe"), str(path))
     parts = dict.fromkeys(("model", "data", "optimiser", "schedule"), ComponentSpec)
     tables = {"adversarial": Adversary, "certified": Certificate, "published": Published}
     for key, kind in {**parts, **tables}.items():

@@ -84,17 +84,17 @@ def train(
             f"recipe '{recipe.name}': validation: expected fewer than the {data.n} training "
             f"images of {data.name}, got {recipe.validation}"
         )
-    order = rng.shuffled(recipe.seed, "validation split", data.n)
+    order = rng.permute(recipe.seed, "validation split", data.n)
     x, y = data.read(0, data.n).to(device), data.labels.to(device)
     held_out, kept = order[: recipe.validation], order[recipe.validation :]
-    with rng.seeded(recipe.seed, "training", recipe.name):
+    with rng.seed_global(recipe.seed, "training", recipe.name):
         course = TrainingState(recipe, device, data.shape)
         if kept_in is not None and kept_in.exists():
             course.resume(kept_in)
         while not course.ended:
             started = time.perf_counter()
             number = len(course.history) + 1
-            shuffle = kept[rng.shuffled(recipe.seed, f"epoch {number}", len(kept))]
+            shuffle = kept[rng.permute(recipe.seed, f"epoch {number}", len(kept))]
             lr = course.optimiser.param_groups[0]["lr"]
             seen = _one_epoch(course, x, y, shuffle)
             held = _validate(course, x, y, held_out)

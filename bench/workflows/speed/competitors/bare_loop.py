@@ -54,7 +54,7 @@ def prepare(once: bool, task: Task) -> Run:
 
 def on_the_copy(task: Task) -> Run:
     """The floor under `stop = "never"` in the layout that bench runs in."""
-    copy = accelerate.prepare(task.model, task.x, task.rows, fixed=True).model
+    copy = accelerate.accelerate_model(task.model, task.x, task.rows, fixed=True).model
     return prepare(False, replace(task, model=copy))
 
 

@@ -91,7 +91,9 @@ def prepare(way: Way, task: Task) -> Run:
     )
     copy = task.model
     if way.copied:
-        copy = accelerate.prepare(task.model, task.x, task.rows, way.precision, fixed=True).model
+        copy = accelerate.accelerate_model(
+            task.model, task.x, task.rows, way.precision, fixed=True
+        ).model
     return partial(run, task, curve, copy, way.judged)
 
 
@@ -111,7 +113,7 @@ def run(task: Task, curve: AttackSpec, copy: nn.Module, judges: bool, rows: int)
 def attacked(task: Task, curve: AttackSpec, copy: nn.Module, ids: Tensor, rows: int) -> Tensor:
     """What the attack makes of the images at every eps, (e, n, c, h, w)."""
     if curve.attack.parts is None:
-        return stream.attack(task.model, curve, task.x, task.y, ids, rows, copy=copy).x_adv
+        return stream.run_attack(task.model, curve, task.x, task.y, ids, rows, copy=copy).x_adv
     unused = torch.zeros(len(ids), device=task.device)
     chosen = Examples(ids, task.x, task.y, ids - ids - 1, task.y, unused, unused)
     return ensemble.run_ensemble(task.model, curve, chosen, rows, copy).x_adv
