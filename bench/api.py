@@ -1,4 +1,4 @@
-"""bench from Python: `evaluate` one model under one attack, `run` a suite."""
+"""Use bench from Python: `evaluate` one model under one attack, `run` a suite."""
 
 import dataclasses
 import warnings
@@ -11,12 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.analysis import results, tables
-from bench.core import validation
+from bench.core import files, sizes
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
-from bench.datasets import inputs
-from bench.datasets.in_memory import in_memory
-from bench.engine import timing
 from bench.evaluation import loading
 from bench.evaluation.audit import findings
 from bench.evaluation.audit.findings import Audit
@@ -24,7 +21,6 @@ from bench.evaluation.audit.probe_models import probe_models
 from bench.evaluation.evaluator import Evaluator
 from bench.execution import events, runner, sharding
 from bench.execution.backends import subprocess
-from bench.models.preflight import checks
 from bench.storage.records import Stored
 from bench.suite import plan
 from bench.suite.reader import attack_entry, read
@@ -34,19 +30,19 @@ DOUBTED = "bench.evaluate: the robust accuracy is open to doubt:"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One model under one attack; unpacks into table, records and adversarial images."""
+    """The evaluation of one model under one attack; unpacks into table, records and images."""
 
     table: pd.DataFrame
     """One row per eps, the columns of table.csv."""
     records: pd.DataFrame
     """One row per example and eps, the columns of the per-example records."""
     adversarial: Tensor | None
-    """(eps, n, c, h, w) if it was asked for; examples that were not attacked are clean."""
+    """(eps, n, c, h, w) if requested; examples that were not attacked are clean."""
     findings: tuple[str, ...]
-    """What a reader of the numbers must know, a sentence each: what was found unfit in the model
-    before it was attacked, and the signs of the audit that the attack failed."""
+    """Doubts about the numbers, a sentence each: preflight findings about the model, and symptoms
+    that the attack failed."""
     audit: Audit
-    """The signs themselves, and those that were not looked for."""
+    """The symptoms themselves, and those that were not checked."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.table, self.records, self.adversarial))
@@ -78,24 +74,47 @@ def evaluate(
     allow: Sequence[str] = (),
     audit: bool | None = None,
 ) -> Evaluation:
-    """How robust `model` is on (x, y) under one attack at one or several eps.
+    """Measure the robust accuracy of a model under one attack.
 
-    Shapes: x float in [0, 1] or 8-bit, (n, c, h, w); y integer, (n,); `bench.datasets.inputs` lists
-    what is taken. Everything is verified and counted as in a suite; the model comes back as it was,
-    on `device`. With a `source`, the examples are crafted on that model, which is all that the
-    attacker sees, and judged by `model` (transfer). stop is "first-success", for a transfer
-    "never", unless given. Gradients come from a faster copy of the model where one agrees with it
-    and `copied` allows it, in `precision`; the model judges. For a model that answers at random:
-    each look is the mean of `samples`, and a verdict the class that most of `predictions` give. A
-    model that only answers queries, or is to be attacked as one, has `access` "scores" or "labels";
-    it may be any callable, of so many `classes` (labels alone do not say; as many as y needs unless
-    given). `allow` names findings that do not stop it. The records are audited as a suite's are,
-    and a RobustnessWarning tells what was found; `audit` says whether the model is probed as well,
-    unless given where that takes few passes beside the attack's.
-    Raises: SuiteError for an unknown attack, parameter, norm or target, images outside [0, 1],
-    labels the model has no class for, an attack that needs other images or more classes, or a
-    model that does not return logits; ContractError if the attack breaks its promise; whatever
-    the attack or the model raises.
+    Every adversarial image is verified and counted as in a suite run, the records are audited, and
+    a RobustnessWarning lists what was found. The model stays on `device`, otherwise unchanged.
+
+    Args:
+        model: Maps images (n, c, h, w) in [0, 1] to logits (n, classes); any callable where
+            `access` is "scores" or "labels".
+        x: Images (n, c, h, w), float in [0, 1] or 8-bit; `bench.datasets.inputs` lists all forms.
+        y: Integer labels (n,).
+        attack: Registered name, `library:NAME` or `file.py:NAME`.
+        norm: Norm of the threat model.
+        eps: One radius or several; text such as "8/255" is allowed.
+        params: The attack's params; its defaults otherwise.
+        goal: "untargeted" or "targeted".
+        target: Class of a targeted attack, or a rule such as "next".
+        stop: "first-success" or "never"; "first-success" by default, "never" for a transfer.
+        seed: Seed of every draw.
+        device: "auto", "cpu" or "cuda[:N]".
+        batch_size: Rows per pass; by the memory of one row by default.
+        keep_adversarial: Return the adversarial images.
+        source: Craft on this model, which is all that the attacker sees, and judge by `model`
+            (transfer attack); `model` by default.
+        precision: Of the attack's gradients; the model judges in full precision.
+        copied: Take gradients from an accelerated model where one agrees with the model.
+        samples: Passes averaged into each gradient, for a model that answers at random.
+        predictions: Predictions of which the majority counts, likewise.
+        access: What the attacker sees of `model`: "gradient", "scores" or "labels".
+        classes: Classes of a model that shows labels alone; as many as y needs by default.
+        allow: Names of preflight findings that do not stop the evaluation.
+        audit: Probe the model, too; by default where that takes few passes compared with the
+            attack.
+
+    Returns:
+        Table (one row per eps), per-example records, symptoms and, on request, the images.
+
+    Raises:
+        SuiteError: An argument is invalid, the attack needs other images or more classes, or the
+            model fails preflight.
+        ContractError: The attack broke its contract.
+        Exception: What the attack or the model itself raises.
     """
     many = [eps] if isinstance(eps, int | float | str) else list(eps)
     raw: dict[str, Any] = {
@@ -115,49 +134,42 @@ def evaluate(
     if target is not None:
         raw["target"] = target
     entry = attack_entry(raw, "bench.evaluate")
-    where = loading.device(device)
-    loading.check_tensors("given", x, y)
-    data = inputs.checked("given", in_memory("given", x, y, ()))
-    assert data.labels is not None
-    label = type(model).__name__
-    crafting = "source" if label != "source" else "the source"
-    shown = loading.shown(label, model, access, classes or int(data.labels.max()) + 1)
-    models = {label: shown} if source is None else {label: shown, crafting: source}
-    subjects = {
-        name: checks.preflight(
-            name, each.to(where), data, where, predictions if name == label else 1, allow
-        )
-        for name, each in models.items()
-    }
-    sample = data.read(0, 1).to(where)
-    rows = {
-        name: batch_size or timing.rows_per_pass(each.model, sample)
-        for name, each in subjects.items()
-    }
-    session = Evaluator(
-        suite="", seed=seed, device=where, data=data, subjects=subjects, rows=rows,
-        fixed_rows=batch_size is not None, copied=copied,
-    )  # fmt: skip
-    facts = {name: session.facts(name) for name in models}
-    if source is not None:
-        entry = dataclasses.replace(entry, source=crafting)
-    task = plan.task(label, entry, facts[label], seed, "independent", facts.get(crafting))
+    evaluator = Evaluator.from_tensors(
+        model,
+        x,
+        y,
+        loading.select_device(device),
+        source=source,
+        seed=seed,
+        batch_size=batch_size,
+        use_acceleration=copied,
+        predictions=predictions,
+        access=access,
+        classes=classes,
+        allow=allow,
+    )
+    label, *sources = evaluator.models
+    facts = {name: evaluator.model_facts(name) for name in evaluator.models}
+    if sources:
+        entry = dataclasses.replace(entry, source=sources[0])
+    crafting = facts[sources[0]] if sources else None
+    task = plan.task(label, entry, facts[label], seed, "independent", crafting)
     if reason := task.cells[0].reason:
         raise SuiteError(f"bench.evaluate: attack '{attack}': {reason}")
-    shards = [session.shard(task, first, last) for first, last in session.shards()]
-    frame = pd.concat([shard.frame for shard in shards], ignore_index=True)
-    pieces = [piece for shard in shards for piece in shard.pieces]
+    chunks = [evaluator.evaluate_chunk(task, first, last) for first, last in evaluator.chunks()]
+    frame = pd.concat([chunk.frame for chunk in chunks], ignore_index=True)
+    pieces = [piece for chunk in chunks for piece in chunk.pieces]
     stored = Stored(frame, pieces, {})
-    table = tables.cell_table(task.cells, stored, "", data.name, data.n)
-    adversarial = torch.cat([s.x_adv for s in shards], dim=1) if keep_adversarial else None
-    probes = probe_models(session, [task], {}, full=audit)
-    random = [name for name, subject in subjects.items() if subject.random]
-    told = findings.audit(task.cells, table, stored, probes, random)
-    sentences = tuple(each for subject in subjects.values() for each in subject.findings)
-    sentences += tuple(sign.sentence for sign in told.signs)
+    table = tables.cell_table(task.cells, stored, "", evaluator.data.name, evaluator.data.n)
+    adversarial = torch.cat([c.x_adv for c in chunks], dim=1) if keep_adversarial else None
+    probes = probe_models(evaluator, [task], {}, full=audit)
+    random = [name for name, loaded in evaluator.models.items() if loaded.random]
+    audited = findings.audit_run(task.cells, table, stored, probes, random)
+    sentences = tuple(each for loaded in evaluator.models.values() for each in loaded.findings)
+    sentences += tuple(symptom.sentence for symptom in audited.signs)
     if sentences:
         warnings.warn("\n".join([DOUBTED, *sentences]), RobustnessWarning, stacklevel=2)
-    return Evaluation(table, frame, adversarial, sentences, told)
+    return Evaluation(table, frame, adversarial, sentences, audited)
 
 
 def run(
@@ -177,15 +189,33 @@ def run(
     memory_limit: str | None = None,
     keep_adversarial: str | None = None,
 ) -> results.RunResults:
-    """Run the suite of a path or a shipped name, as `bench run` does; its results, read back.
+    """Run a suite as `bench run` does.
 
-    What happens is told to the logger "bench" (`bench.execution.events`). With `deterministic`
-    another run on this device gives the same bits. Of a share "I/N" the cells are missing that the
-    others make. With `isolate` or a limit (seconds without a sign of life; a size such as "2GiB")
-    all is done in a process of its own, which a model or an attack may crash: `isolation.run` says
-    what that asks of a script. `keep_adversarial` keeps every adversarial image while all take no
-    more than that, such as "2GiB"; `bench.storage.adversarial_images.read` gives them.
-    Raises: SuiteError for the user's mistakes, all of a suite's at once.
+    Progress is logged by the logger "bench" (`bench.execution.events`).
+
+    Args:
+        suite: Path of a suite, or the name of a shipped one.
+        out: Folder of the run; one named after the suite by default.
+        device: "auto", "cpu" or "cuda[:N]".
+        limit: Most examples, besides the suite's own limit.
+        batch_size: Rows per pass; by the memory of one row by default.
+        data_dir: Folder of data sets; BENCH_DATA_DIR or the user's cache by default.
+        fresh: Discard what an earlier run left in `out`.
+        copied: Take gradients from accelerated models where they agree with the model.
+        deterministic: Make another run on this device give the same bits.
+        shard: "I/N": compute shard I of N; cells of the others are missing in the result.
+        isolate: Run in a child process, which a model or an attack may crash;
+            `bench.execution.backends.subprocess` states what that requires of a script.
+        time_limit: Seconds without a heartbeat after which that process is stopped.
+        memory_limit: Its memory, such as "2GiB".
+        keep_adversarial: Keep all adversarial images while they take no more than this, such as
+            "2GiB"; `bench.storage.adversarial_images.read` reads them.
+
+    Returns:
+        The results, read from the run's folder.
+
+    Raises:
+        SuiteError: The user's mistakes, all of a suite's at once.
     """
     checked = read(suite)
     share = sharding.parse(shard)
@@ -194,10 +224,10 @@ def run(
         device=device,
         limit=limit,
         batch_size=batch_size,
-        data_dir=loading.data_folder(data_dir),
+        data_dir=files.data_folder(data_dir),
         fresh=fresh,
         copied=copied,
-        keep=validation.byte_size("keep_adversarial", keep_adversarial) if keep_adversarial else 0,
+        keep=sizes.parse_size("keep_adversarial", keep_adversarial) if keep_adversarial else 0,
         deterministic=deterministic,
         share=share,
         command=f"bench.run({suite!r})",

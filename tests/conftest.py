@@ -14,8 +14,8 @@ from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
 from bench.datasets import digits as handwritten
 from bench.engine import stream
-from bench.evaluation.loading import WEIGHTS
 from bench.models import lenet as architecture
+from bench.models.published_weights import WEIGHTS
 
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("same")

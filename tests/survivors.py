@@ -55,7 +55,7 @@ SEED = 20
 def prepare() -> None:
     """Eight examples a shard, so that there is much to write; the audit's probes, which ask much of
     a model and write nothing, are left out."""
-    evaluator.SHARD_EXAMPLES = 8
+    evaluator.CHUNK_EXAMPLES = 8
     runner.probe_models = lambda *_: {}
     malloc.keep_freed_memory()
     torch.set_num_threads(1)

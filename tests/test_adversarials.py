@@ -43,7 +43,7 @@ IMAGE = 4 * 28 * 28
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluator, "SHARD_EXAMPLES", 8)
+    monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 8)
 
 
 def run(folder: Path, keep: int) -> list[str]:

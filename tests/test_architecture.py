@@ -123,10 +123,10 @@ def test_no_broad_except_hides_a_bug_outside_a_strangers_code() -> None:
         "engine/acceleration/accelerate.py", "engine/cuda_graphs.py", "engine/stream.py",
         "engine/tracing.py", "evaluation/audit/gradient_check.py",
         "evaluation/audit/probe_models.py", "evaluation/certification/network.py",
-        "evaluation/containment.py", "evaluation/crafting.py", "evaluation/loading.py",
-        "execution/backends/ray.py", "execution/backends/worker.py",
+        "evaluation/containment.py", "evaluation/evaluator.py", "evaluation/loading.py",
+        "evaluation/verify.py", "execution/backends/ray.py", "execution/backends/worker.py",
         "execution/backends/worker.py", "execution/resume_check.py", "execution/runner.py",
-        "execution/runner.py", "execution/work.py", "execution/work.py", "models/fingerprint.py",
+        "execution/work.py", "execution/work.py", "models/fingerprint.py",
         "models/fingerprint.py", "models/fingerprint.py", "models/preflight/checks.py",
         "models/preflight/checks.py", "models/preflight/preprocessing.py",
         "models/serialized/__init__.py", "reporting/trackers/__init__.py",
@@ -185,7 +185,7 @@ def test_a_run_imports_before_its_first_cell_what_that_needs_and_no_more(tmp_pat
         "import contextlib, click\nfrom bench.evaluation import evaluator\n"
         "from bench.cli import cli\n"
         "def stopped(*_): raise KeyboardInterrupt\n"
-        "evaluator.Evaluator.shard = stopped\n"
+        "evaluator.Evaluator.evaluate_chunk = stopped\n"
         "words = ['run', 's.toml', '--data-dir', '.', '--device', 'cpu', '--out', 'out']\n"
         "with contextlib.suppress(click.exceptions.Abort):\n"
         "    cli(words, standalone_mode=False)"

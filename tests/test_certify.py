@@ -66,7 +66,7 @@ def nets(generator: torch.Generator) -> list[nn.Module]:
 
 def read(net: nn.Module, shape: tuple[int, ...] = SHAPE) -> tuple[Layer, ...]:
     sample = torch.full((2, *shape), 0.5)
-    return network.doubled(net, sample)
+    return network.read_network_in_double(net, sample)
 
 
 @torch.no_grad()
@@ -76,7 +76,7 @@ def margins(
     y: Tensor,
     method: types.CertificationMethod,
 ) -> Tensor:
-    return certification_bounds.margins(network.read_network(net, SHAPE), inside, y, method)
+    return certification_bounds.margin_bounds(network.read_network(net, SHAPE), inside, y, method)
 
 
 def drawn(seed: int, n: int = 6) -> tuple[torch.Generator, Tensor]:
@@ -112,8 +112,8 @@ def test_no_image_of_the_region_lies_below_a_bound(
     layers = read(net)
     y = net(x.float()).argmax(1)
     for eps in (0.003, 0.03, 0.2):
-        inside = certification_bounds.region(x, eps)
-        bounds = certification_bounds.margins(layers, inside, y, method)
+        inside = certification_bounds.input_region(x, eps)
+        bounds = certification_bounds.margin_bounds(layers, inside, y, method)
         corners = torch.rand(15, *x.shape, generator=generator, dtype=x.dtype).round()
         for share in (*torch.rand(10, *x.shape, generator=generator, dtype=x.dtype), *corners):
             point = inside.low + share * (inside.high - inside.low)
@@ -132,8 +132,8 @@ def test_a_certified_example_is_not_broken_in_float32(seed: int, kind: int) -> N
     certified = 0
     for eps in (1e-4, 1e-3, 0.01, 0.05):
         found = (
-            certification_bounds.certificates(
-                layers, certification_bounds.region(images.double(), eps), y, "crown"
+            certification_bounds.certified_margins(
+                layers, certification_bounds.input_region(images.double(), eps), y, "crown"
             )
             > 0
         )
@@ -157,7 +157,7 @@ def test_on_a_linear_net_the_bound_is_what_the_best_attack_reaches(
     x[0], x[1, 0] = 0.0, 1.0  # at the walls of the box
     y = torch.tensor([0, 1, 2, 0, 1, 2])
     for eps in (0.0, 0.01, 0.3, 1.0):
-        found = margins(net, certification_bounds.region(x, eps), y, method)
+        found = margins(net, certification_bounds.input_region(x, eps), y, method)
         for row, label in enumerate(y.tolist()):
             others = [k for k in range(3) if k != label]
             for place, k in enumerate(others):
@@ -179,7 +179,7 @@ def test_where_no_relu_can_change_its_mind_crown_is_exact() -> None:
     w = net[3].weight @ (on[:, None] * net[1].weight)
     b = net[3].bias + net[3].weight @ (on * net[1].bias)
     y = torch.zeros(6, dtype=torch.int64)
-    found = margins(net, certification_bounds.region(x, 0.1), y, "crown")
+    found = margins(net, certification_bounds.input_region(x, 0.1), y, "crown")
     for k in (1, 2):
         lead, flat = w[0] - w[k], x.flatten(1)
         room = torch.where(lead > 0, flat, 1 - flat).clamp_max(0.1)
@@ -195,7 +195,9 @@ def test_crown_is_nowhere_looser_than_intervals_and_bounds_fall_as_eps_grows(kin
     tighter = 0
     for eps in (0.0, 0.001, 0.01, 0.05, 0.2):
         ibp, crown = (
-            certification_bounds.margins(layers, certification_bounds.region(x, eps), y, m)
+            certification_bounds.margin_bounds(
+                layers, certification_bounds.input_region(x, eps), y, m
+            )
             for m in METHODS
         )
         if eps == 0:
@@ -212,10 +214,13 @@ def test_a_certificate_does_not_depend_on_what_is_certified_beside_it(
     lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     x, y = (part[:3] for part in digits)
-    layers, inside = network.doubled(lenet, x), certification_bounds.region(x.double(), 0.005)
-    together = certification_bounds.certificates(layers, inside, y, "crown")
+    layers, inside = (
+        network.read_network_in_double(lenet, x),
+        certification_bounds.input_region(x.double(), 0.005),
+    )
+    together = certification_bounds.certified_margins(layers, inside, y, "crown")
     alone = [
-        certification_bounds.certificates(layers, inside.of(row), y[row], "crown")
+        certification_bounds.certified_margins(layers, inside.select(row), y[row], "crown")
         for row in (slice(0, 1), slice(1, 2), slice(2, 3))
     ]
     assert torch.allclose(torch.cat(alone), together, atol=1e-9)
@@ -226,10 +231,10 @@ def test_the_shipped_attacks_break_no_certified_digit(
     attack: str, lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     x, y = (part[:12] for part in digits)
-    layers, eps = network.doubled(lenet, x), 0.005
+    layers, eps = network.read_network_in_double(lenet, x), 0.005
     held = (
-        certification_bounds.certificates(
-            layers, certification_bounds.region(x.double(), eps), y, "crown"
+        certification_bounds.certified_margins(
+            layers, certification_bounds.input_region(x.double(), eps), y, "crown"
         )
         > 0
     )
@@ -250,13 +255,13 @@ def test_rounding_covers_what_float32_does_to_the_logits(
     lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     x, _ = digits
-    layers = network.doubled(lenet, x[:1])
-    point = certification_bounds.region(x.double(), 0.0)
+    layers = network.read_network_in_double(lenet, x[:1])
+    point = certification_bounds.input_region(x.double(), 0.0)
     bounds = [point]
     for k in range(len(layers)):
         at = forward(layers[: k + 1], x.double())
         bounds.append(certification_bounds.Bounds(at, at))
-    off = certification_bounds.rounding(layers, bounds).detach()
+    off = certification_bounds.rounding_error(layers, bounds).detach()
     with torch.no_grad():
         measured = (lenet(x).double() - bounds[-1].low).abs()
     assert (measured <= off).all()
@@ -272,10 +277,10 @@ def test_a_relu_that_is_surely_off_hands_no_rounding_on() -> None:
         with torch.no_grad():
             net[1].bias.fill_(bias)
             layers = network.read_network(net, SHAPE)
-            bounds = [certification_bounds.region(x, 0.1)]
+            bounds = [certification_bounds.input_region(x, 0.1)]
             for k in range(4):
-                bounds.append(certification_bounds.interval(layers[k], bounds[k]))
-            off[bias] = certification_bounds.rounding(layers, bounds)
+                bounds.append(certification_bounds.propagate_interval(layers[k], bounds[k]))
+            off[bias] = certification_bounds.rounding_error(layers, bounds)
     assert torch.allclose(off[-40.0], 7 * 2.0**-24 * net[3].bias.detach().abs(), rtol=1e-5)
     assert (off[40.0] > 100 * off[-40.0]).all()
 
@@ -291,7 +296,7 @@ def test_the_lines_of_max_pooling_hold_for_every_window(window: tuple[int, int, 
     net.append(nn.Linear(outputs, 5).double())
     with torch.no_grad():
         net[2].weight.copy_(torch.randn(5, outputs, generator=generator))
-    y, inside = torch.tensor([0, 1, 2]), certification_bounds.region(x, 0.2)
+    y, inside = torch.tensor([0, 1, 2]), certification_bounds.input_region(x, 0.2)
     found = margins(net.double(), inside, y, "crown")
     for share in torch.rand(30, *x.shape, generator=generator, dtype=x.dtype):
         point = inside.low + share.round() * (inside.high - inside.low)
@@ -354,7 +359,7 @@ REFUSED: Sequence[tuple[nn.Module, str]] = (
 @pytest.mark.parametrize(("net", "words"), REFUSED, ids=[words for _, words in REFUSED])
 def test_another_layer_is_refused_by_name(net: nn.Module, words: str) -> None:
     with pytest.raises(SuiteError, match=words):
-        network.doubled(net.eval(), torch.full((1, *SHAPE), 0.5))
+        network.read_network_in_double(net.eval(), torch.full((1, *SHAPE), 0.5))
 
 
 def test_maxout_is_refused_and_every_other_small_net_that_ships_is_read() -> None:
@@ -365,14 +370,14 @@ def test_maxout_is_refused_and_every_other_small_net_that_ships_is_read() -> Non
         net = found.build().eval()
         if name == "maxout":
             with pytest.raises(SuiteError, match=r"no bounds for unflatten \(in Maxout\)"):
-                network.doubled(net, torch.full((1, 1, 28, 28), 0.5))
+                network.read_network_in_double(net, torch.full((1, 1, 28, 28), 0.5))
         else:
-            assert len(network.doubled(net, torch.full((1, 1, 28, 28), 0.5))) >= 2
+            assert len(network.read_network_in_double(net, torch.full((1, 1, 28, 28), 0.5))) >= 2
 
 
 def test_reading_leaves_the_net_as_it_was(lenet: nn.Module) -> None:
     lenet.train()
     before = {key: value.clone() for key, value in lenet.state_dict().items()}
-    network.doubled(lenet, torch.full((1, 1, 28, 28), 0.5))
+    network.read_network_in_double(lenet, torch.full((1, 1, 28, 28), 0.5))
     assert lenet.training
     assert all(torch.equal(value, before[key]) for key, value in lenet.state_dict().items())

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from bench import cli
-from bench.evaluation import loading
+from bench.core import files
 from bench.suite import catalog
 
 
@@ -248,7 +248,7 @@ def test_quickstart_runs_on_a_few_images(type_: Type) -> None:
     ["mnist", "fgsm", "regularised_noise", "regularised_noise_lambda", "transfer", "advgan"],
 )
 def test_mnist_runs_on_a_few_images(type_: Type, name: str) -> None:
-    folder = loading.data_folder(None)
+    folder = files.data_folder(None)
     if not (folder / "MNIST" / "raw" / "t10k-images-idx3-ubyte").exists():
         pytest.skip("the MNIST files are not on this machine")
     said = type_("run", name, "--limit", 4, "--batch-size", 8, "--out", "out")
@@ -321,7 +321,7 @@ def test_the_data_folder_is_the_option_then_the_variable_then_the_users_cache(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("BENCH_DATA_DIR", "from the variable")
-    assert loading.data_folder("given") == Path("given")
-    assert loading.data_folder(None) == Path("from the variable")
+    assert files.data_folder("given") == Path("given")
+    assert files.data_folder(None) == Path("from the variable")
     monkeypatch.delenv("BENCH_DATA_DIR")
-    assert loading.data_folder(None).name == "bench"
+    assert files.data_folder(None).name == "bench"

@@ -21,7 +21,7 @@ from bench.core import registry
 from bench.core.contracts.attack import Attack, AttackSpec
 from bench.core.errors import ContractError
 from bench.engine import timing
-from bench.evaluation import crafting, process_state, verify
+from bench.evaluation import chunk, crafting, process_state
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import judge
 
@@ -224,7 +224,7 @@ def test_the_process_is_as_it_was(ran: Ran) -> None:
     assert "BAD" not in os.environ
     assert Path.cwd() != Path("/")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert process_state.State().put_back() == []
+    assert process_state.ProcessState().restore() == []
 
 
 # -------------------------------------------------------------- what cannot be copied or put back
@@ -267,7 +267,7 @@ def measured(model: nn.Module, run: Callable[..., Tensor], x: Tensor = X, **keys
     nobody = torch.full((len(x),), -1)
     ids = torch.arange(len(x))
     examples = Examples(ids, x, clean.pred, nobody, clean.pred, clean.confidence, clean.agreement)
-    return verify.evaluate_chunk(model, curve, examples, 4, timing.Floor(1.0, 2.0)).records[0]
+    return chunk.evaluate_chunk(model, curve, examples, 4, timing.Floor(1.0, 2.0)).records[0]
 
 
 CHANGES: dict[str, Callable[[Any], Any]] = {
@@ -373,8 +373,8 @@ def test_a_verdict_that_hangs_on_the_batch_makes_no_success_of_x(size: float) ->
 def test_what_torch_wraps_itself_when_a_part_of_it_is_first_imported_is_no_change() -> None:
     asked = (
         "import torch; from bench.evaluation import process_state; "
-        "state = process_state.State(); plain = torch.manual_seed; import torch._dynamo; "
-        "print(torch.manual_seed is plain, state.put_back())"
+        "state = process_state.ProcessState(); plain = torch.manual_seed; import torch._dynamo; "
+        "print(torch.manual_seed is plain, state.restore())"
     )
     told = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)
     assert told.stdout.split() in (["False", "[]"], ["True", "[]"])

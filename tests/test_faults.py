@@ -25,7 +25,7 @@ EVERY = int(os.environ.get("BENCH_FAULTS_EVERY", "11"))
 @pytest.fixture(autouse=True)
 def much_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `survivors.prepare`: eight examples a shard, no probes."""
-    monkeypatch.setattr(evaluator, "SHARD_EXAMPLES", 8)
+    monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 8)
     monkeypatch.setattr(runner, "probed", lambda *_: {})
 
 

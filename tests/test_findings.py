@@ -99,7 +99,7 @@ def test_the_records_are_audited_and_the_model_probed_where_that_is_asked_for(
         found = asked(trap, digits)
     missing = {each.name: each.why for each in found.audit.unchecked}
     assert "more than a tenth" in missing[symptoms.NO_GRADIENT.name]
-    assert symptoms.WRONG.name not in missing  # a few gradients are compared in any case
+    assert symptoms.WRONG_GRADIENT.name not in missing  # a few gradients are compared in any case
     full = asked(trap, digits, audit=True).audit
     assert symptoms.NO_GRADIENT.name not in {each.name for each in full.unchecked}
-    assert symptoms.FLAT.name in {sign.name for sign in full.signs}
+    assert symptoms.FLAT_LOSS.name in {sign.name for sign in full.signs}

@@ -23,12 +23,13 @@ from torch.utils.checkpoint import checkpoint
 
 import bench
 from bench.core import registry
-from bench.core.contracts.attack import AttackSpec, IterativeAttack
+from bench.core.contracts.attack import AttackSpec
 from bench.engine import timing
 from bench.engine.acceleration import accelerate, calibration, layers
-from bench.evaluation import crafting, verify
-from bench.evaluation.crafting import SPOTS, Examples
+from bench.evaluation import chunk, crafting, verify
+from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import judge
+from bench.evaluation.verify import SPOT_CHECKS
 from bench.execution import runner
 from bench.execution.work import Event
 from bench.suite import reader
@@ -335,9 +336,9 @@ def examples(net: nn.Module) -> Examples:
 
 def measured(
     net: nn.Module, made: accelerate.AcceleratedModel | None, attack: str
-) -> verify.ChunkResult:
+) -> chunk.VerifiedChunk:
     led = None if made is None else made.model
-    return verify.evaluate_chunk(net, curve(attack), examples(net), 16, FREE, copy=led)
+    return chunk.evaluate_chunk(net, curve(attack), examples(net), 16, FREE, accelerated=led)
 
 
 def prepared(net: nn.Module) -> accelerate.AcceleratedModel:
@@ -454,7 +455,7 @@ class Fails(nn.Module):
         return logits
 
 
-def same(ours: verify.ChunkResult, theirs: verify.ChunkResult) -> None:
+def same(ours: chunk.VerifiedChunk, theirs: chunk.VerifiedChunk) -> None:
     for one, other in zip(ours.records, theirs.records, strict=True):
         pd.testing.assert_frame_equal(one[OUTCOME], other[OUTCOME])
     assert torch.equal(ours.x_adv, theirs.x_adv)
@@ -476,7 +477,7 @@ def test_where_a_copy_raises_in_an_attack_the_model_itself_is_attacked(
 def test_an_attack_that_raises_itself_is_not_blamed_on_the_copy() -> None:
     net = made("nothing")
     found = registry.find("attacks", "fgsm")
-    assert isinstance(found, IterativeAttack)
+    assert found.rule is not None
 
     def broken(*given: Any) -> Any:
         raise KeyError("of the attack")
@@ -485,7 +486,7 @@ def test_an_attack_that_raises_itself_is_not_blamed_on_the_copy() -> None:
     spoilt = dataclasses.replace(found, rule=rule)
     own = dataclasses.replace(curve("fgsm"), attack=spoilt)
     with pytest.raises(KeyError, match="of the attack"):
-        verify.evaluate_chunk(net, own, examples(net), 16, FREE, copy=prepared(net).model)
+        chunk.evaluate_chunk(net, own, examples(net), 16, FREE, accelerated=prepared(net).model)
 
 
 @pytest.mark.parametrize("attack", ["square", "pgd", "autoattack"])
@@ -516,13 +517,13 @@ def test_a_copy_is_held_against_its_model_on_as_many_survivors_as_is_said() -> N
     net = made("nothing").requires_grad_(False)
     led, chosen, own = Counts(net), examples(net), curve("square")
     raw = crafting.craft(net, own, chosen, 64, led)
-    verdicts = crafting.verdicts_on(net, own, chosen, raw, 64)
-    left = [int((verdict.pred == chosen.label).sum()) for verdict in verdicts]
-    assert max(left) > SPOTS
-    led.rows = 0
-    again = crafting.spot_checked(net, led, own, chosen, 64, raw, verdicts)
-    assert led.rows == sum(min(SPOTS, each) for each in left)
-    assert again == (raw, False)
+    crafted, led.rows = led.rows, 0
+    verified = verify.craft_and_verify(net, own, chosen, 64, accelerated=led)
+    left = [int((each.pred == chosen.label).sum()) for each in verified.predictions]
+    assert max(left) > SPOT_CHECKS
+    assert led.rows - crafted == sum(min(SPOT_CHECKS, each) for each in left)
+    assert torch.equal(verified.output.x_adv, raw.x_adv)
+    assert verified.output.dropped == ""
 
 
 LATE = """

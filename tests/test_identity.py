@@ -82,12 +82,12 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def data(folder: Path, **params: Any) -> Data:
-    return loading.data(DataEntry(name="data.py:load", params=params), folder, folder, None)
+    return loading.load_data(DataEntry(name="data.py:load", params=params), folder, folder, None)
 
 
 def printed(folder: Path, **keys: Any) -> str:
     entry = ModelEntry(name="net.py:build", label="net", **keys)
-    return loading.subject(entry, folder, 0, data(folder), CPU).fingerprint
+    return loading.load_model(entry, folder, 0, data(folder), CPU).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -203,13 +203,13 @@ def test_a_fingerprint_is_the_same_in_another_process(folder: Path) -> None:
         "from pathlib import Path\nfrom bench.evaluation import loading\n"
         "from bench.suite import schema as entries\nimport torch\n"
         f"base = Path({str(folder)!r})\n"
-        "data = loading.data(entries.DataEntry(name='data.py:load'), base, base, None)\n"
+        "data = loading.load_data(entries.DataEntry(name='data.py:load'), base, base, None)\n"
         "entry = entries.ModelEntry(name='net.py:build', label='net')\n"
-        "net = loading.subject(entry, base, 0, data, torch.device('cpu'))\n"
+        "net = loading.load_model(entry, base, 0, data, torch.device('cpu'))\n"
         "print(net.fingerprint, net.sketch, data.fingerprint)\n"
     )
     entry = ModelEntry(name="net.py:build", label="net")
-    here = loading.subject(entry, folder, 0, data(folder), CPU)
+    here = loading.load_model(entry, folder, 0, data(folder), CPU)
     there = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         env={"PYTHONHASHSEED": "7", "PATH": ""}, cwd=folder,

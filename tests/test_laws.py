@@ -23,9 +23,9 @@ from bench.core.rng import Noise
 from bench.datasets import mnist
 from bench.engine.functional.norms import distance
 from bench.evaluation import metrics
-from bench.evaluation.loading import WEIGHTS
 from bench.models import lenet as architecture
 from bench.models import strided_cnn
+from bench.models.published_weights import WEIGHTS
 
 Attacked = Callable[..., Any]
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
@@ -331,7 +331,7 @@ def test_attacks_together_leave_no_more_than_any_of_them(net: nn.Module, digits:
         found = bench.evaluate(
             net, x, y, attack=attack, eps=0.06, params=params, batch_size=64, device="cpu"
         )
-        outcomes.append(metrics.robust(found.records))
+        outcomes.append(metrics.robust_examples(found.records))
     together = metrics.worst_case(outcomes)
     assert all(not (together & ~outcome).any() for outcome in outcomes)
     assert together.sum() < max(outcome.sum() for outcome in outcomes)

@@ -46,7 +46,7 @@ def images() -> Tensor:
 
 def readings(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Whether each reader takes each image for its label y (n,)."""
-    subject = probes.Subject("net", net, torch.arange(len(x)), x, y, 7)
+    subject = probes.ProbedModel("net", net, torch.arange(len(x)), x, y, 7)
     ascend = losses.make_objective("margin", "untargeted")
     at_ease = gradients.forward_pass(net, ascend, x, y, y).logits
     pulled = gradients.gradient_pass(net, ascend, x, y, y).logits

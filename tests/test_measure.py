@@ -20,7 +20,7 @@ from bench.core import registry
 from bench.core.contracts.attack import Attack, AttackSpec
 from bench.core.errors import ContractError
 from bench.engine import timing
-from bench.evaluation import metrics, verify
+from bench.evaluation import chunk, metrics
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import judge
 
@@ -66,7 +66,7 @@ def measured(run: Any, *, x: Tensor = X, model: nn.Module | None = None, **setti
     curve = AttackSpec(name="planted", attack=attack, params=Params(), **settings)
     pred, confidence, _, agreement = judge(model, x, 4)
     examples = Examples(torch.arange(4), x, Y, target, pred, confidence, agreement)
-    return verify.evaluate_chunk(model, curve, examples, rows, FREE)
+    return chunk.evaluate_chunk(model, curve, examples, rows, FREE)
 
 
 def one(run: Any, **settings: Any) -> pd.DataFrame:
@@ -80,7 +80,7 @@ def shift(by: float) -> Callable[..., Tensor]:
 
 
 def told(frame: pd.DataFrame) -> tuple[list[bool], list[bool]]:
-    return frame["fooled"].tolist(), metrics.robust(frame).tolist()
+    return frame["fooled"].tolist(), metrics.robust_examples(frame).tolist()
 
 
 # -------------------------------------------------------------------------------- sound attacks
@@ -114,7 +114,7 @@ def test_a_clean_error_is_not_attacked_and_not_robust_even_if_it_would_turn_righ
     frame = one(run)
     assert seen == [0, 0, 0]
     assert frame["attacked"].tolist() == ATTACKED
-    assert not metrics.robust(frame)[2]
+    assert not metrics.robust_examples(frame)[2]
     assert frame["adv_pred"][2] == frame["clean_pred"][2] == 0
 
 
@@ -123,7 +123,7 @@ def test_an_example_of_the_target_class_is_not_attacked_and_only_the_target_is_s
     frame = one(shift(0.15), goal="targeted", target=target)
     assert frame["attacked"].tolist() == [True, False, False, True]
     assert frame["fooled"].tolist() == [True, False, False, True]
-    assert metrics.eligible(frame).tolist() == [True, False, False, True]
+    assert metrics.eligible_examples(frame).tolist() == [True, False, False, True]
     assert not one(shift(0.05), goal="targeted", target=target)["fooled"].any()
 
 
@@ -151,7 +151,7 @@ def test_the_image_rounded_to_8_bits_is_judged_too() -> None:
     assert frame["fooled"].tolist() == ATTACKED
     assert frame["adv_pred"].tolist() == [1, 1, 0, 1]
     assert frame["adv_pred_8bit"].tolist() == [0, 0, 0, 0]
-    assert metrics.robust_8bit(frame).tolist() == ATTACKED
+    assert metrics.robust_examples_8bit(frame).tolist() == ATTACKED
     frame = one(shift(0.6 / 255), x=x, model=Step(edge).eval())  # rounds on to 128
     assert frame["adv_pred_8bit"].tolist() == [1, 1, 0, 1]
 
@@ -373,7 +373,7 @@ def test_a_least_distance_that_is_nan_is_a_violation_at_every_eps() -> None:
 # ------------------------------------------------------------------------------------ a lying copy
 
 
-def led(copy: nn.Module | None, attack: str = "bim", **settings: Any) -> verify.ChunkResult:
+def led(copy: nn.Module | None, attack: str = "bim", **settings: Any) -> chunk.VerifiedChunk:
     """What is measured where a rule attacks the planted net, led by `copy`."""
     found = registry.find("attacks", attack)
     params = found.params(**settings.pop("params", {"steps": 10}))
@@ -384,7 +384,7 @@ def led(copy: nn.Module | None, attack: str = "bim", **settings: Any) -> verify.
     model = model or Step().eval()
     pred, confidence, _, agreement = judge(model, X, 4)
     examples = Examples(torch.arange(4), X, Y, target, pred, confidence, agreement)
-    return verify.evaluate_chunk(model, curve, examples, 4, FREE, source, copy=copy)
+    return chunk.evaluate_chunk(model, curve, examples, 4, FREE, source=source, accelerated=copy)
 
 
 LED: list[dict[str, Any]] = [

@@ -82,14 +82,14 @@ def records() -> pd.DataFrame:
 
 
 def test_robust_is_right_before_and_after_and_a_violation_is_a_failed_attack() -> None:
-    assert metrics.robust(records()).tolist() == [True, False, True, False, True, True]
-    assert metrics.robust_8bit(records()).tolist() == [True, True, True, False, True, True]
+    assert metrics.robust_examples(records()).tolist() == [True, False, True, False, True, True]
+    assert metrics.robust_examples_8bit(records()).tolist() == [True, True, True, False, True, True]
 
 
 def test_eligible_is_right_before_and_not_of_the_target_class() -> None:
-    assert metrics.eligible(records()).tolist() == [True, True, True, False, False, True]
+    assert metrics.eligible_examples(records()).tolist() == [True, True, True, False, False, True]
     untargeted = records().assign(target=-1)
-    assert metrics.eligible(untargeted).tolist() == [True, True, True, False, True, True]
+    assert metrics.eligible_examples(untargeted).tolist() == [True, True, True, False, True, True]
 
 
 def series(*values: int, start: int = 0) -> "pd.Series[bool]":
@@ -125,12 +125,12 @@ def test_a_paired_comparison_is_the_exact_test_on_those_that_differ(
 ) -> None:
     a = series(*[1] * first, *[0] * second, 1, 1, 0, 0)
     b = series(*[0] * first, *[1] * second, 1, 1, 0, 0)
-    assert metrics.paired(a, b) == (first, second, pytest.approx(p_value, abs=1e-12))
+    assert metrics.mcnemar_test(a, b) == (first, second, pytest.approx(p_value, abs=1e-12))
 
 
 def test_a_comparison_needs_the_same_examples() -> None:
     with pytest.raises(ValueError, match="the same examples"):
-        metrics.paired(series(1, 0), series(1, 0, start=1))
+        metrics.mcnemar_test(series(1, 0), series(1, 0, start=1))
 
 
 def drawn(rng: np.random.Generator, n: int, *breaks: float) -> list["pd.Series[bool]"]:
@@ -146,21 +146,27 @@ def drawn(rng: np.random.Generator, n: int, *breaks: float) -> list["pd.Series[b
 
 def test_the_paired_test_gives_a_false_alarm_no_more_than_5_times_of_100() -> None:
     rng = np.random.default_rng(0)
-    alarms = sum(metrics.paired(*drawn(rng, 300, 0.4, 0.4)).p_value <= 0.05 for _ in range(2000))
+    alarms = sum(
+        metrics.mcnemar_test(*drawn(rng, 300, 0.4, 0.4)).p_value <= 0.05 for _ in range(2000)
+    )
     assert 0.02 < alarms / 2000 <= 0.05  # an exact test of counts stays below its level
 
 
 def test_the_paired_test_sees_a_difference_that_is_there() -> None:
     rng = np.random.default_rng(0)
-    seen = sum(metrics.paired(*drawn(rng, 1000, 0.4, 0.46)).p_value <= 0.05 for _ in range(200))
+    seen = sum(
+        metrics.mcnemar_test(*drawn(rng, 1000, 0.4, 0.46)).p_value <= 0.05 for _ in range(200)
+    )
     assert seen / 200 > 0.9
 
 
 def test_p_values_are_corrected_as_holm_says() -> None:
     # 4 * 0.005, then 3 * 0.01, then 2 * 0.03, then 1 * 0.04, which may not fall below 0.06
-    assert metrics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert metrics.holm([0.5, 0.9, 0.4]) == [1.0, 1.0, 1.0]
-    assert (metrics.holm([0.2]), metrics.holm([])) == ([0.2], [])
+    assert metrics.holm_correction([0.01, 0.04, 0.03, 0.005]) == pytest.approx(
+        [0.03, 0.06, 0.06, 0.02]
+    )
+    assert metrics.holm_correction([0.5, 0.9, 0.4]) == [1.0, 1.0, 1.0]
+    assert (metrics.holm_correction([0.2]), metrics.holm_correction([])) == ([0.2], [])
 
 
 def test_over_many_comparisons_a_false_alarm_is_no_more_likely_than_5_of_100() -> None:
@@ -172,8 +178,8 @@ def test_over_many_comparisons_a_false_alarm_is_no_more_likely_than_5_of_100() -
     null = [b < 5 for _, b in pairs]
     for _ in range(400):
         attacks = drawn(rng, 400, *shares)
-        p_values = [metrics.paired(attacks[a], attacks[b]).p_value for a, b in pairs]
-        corrected = np.array(metrics.holm(p_values)) <= 0.05
+        p_values = [metrics.mcnemar_test(attacks[a], attacks[b]).p_value for a, b in pairs]
+        corrected = np.array(metrics.holm_correction(p_values)) <= 0.05
         alarms += bool(corrected[null].any())
         bare += bool((np.array(p_values)[null] <= 0.05).any())
         found += int(corrected[np.invert(null)].sum())

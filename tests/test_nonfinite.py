@@ -13,7 +13,7 @@ from bench.core import registry
 from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.types import Norm
 from bench.engine import stream
-from bench.evaluation.audit import findings, symptoms
+from bench.evaluation.audit import symptoms
 
 BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
 LED = [
@@ -96,12 +96,13 @@ def test_what_was_not_finite_is_counted_in_the_table_and_told_in_the_audit(
 ) -> None:
     x, y = (part[:40] for part in digits)
     settings: dict[str, Any] = {"eps": [0.0, 0.1], "params": {"steps": 5}, "stop": "never"}
-    told = bench.evaluate(Rooted(lenet, False), x, y, **settings).table
+    found = bench.evaluate(Rooted(lenet, False), x, y, **settings)
+    told = found.table
     safe = bench.evaluate(Rooted(lenet, True), x, y, **settings).table
     assert list(told["robust_correct"]) == list(safe["robust_correct"])
     attacked = int(told["attacked"].iloc[1])
     assert list(told["nonfinite_examples"]) == [0, attacked]
     assert list(told["nonfinite_gradients"]) == [0, 5 * attacked]
     assert "nonfinite_gradients" not in safe.columns
-    (sign,) = findings._not_finite(told)
+    (sign,) = (each for each in found.audit.signs if each.threshold == "any")
     assert (sign.name, sign.count, sign.n) == (symptoms.NO_GRADIENT.name, attacked, attacked)

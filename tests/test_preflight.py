@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bench.core import files as core_files
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
 from bench.datasets.in_memory import in_memory
@@ -15,6 +16,7 @@ from bench.evaluation import loading
 from bench.models.preflight import checks, preprocessing
 from bench.models.preflight.findings import FINDINGS
 from bench.models.preprocessing import MNIST_MEAN, MNIST_STD, Normalise
+from bench.models.published_weights import WEIGHTS
 from bench.suite import reader
 from bench.suite.schema import DataEntry, ModelEntry
 
@@ -162,7 +164,7 @@ def test_a_sound_net_pays_one_pass_more_for_the_suspicions(lenet: nn.Module, dat
     assert rows == [32]
 
 
-SHIPPED = sorted(path.stem for path in loading.WEIGHTS.glob("*.safetensors"))
+SHIPPED = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("file", SHIPPED)
@@ -170,11 +172,13 @@ def test_no_shipped_net_is_suspected_of_anything(file: str) -> None:
     name, _, weights = file.partition("-")
     of = "digits" if weights.startswith("digits") else "mnist"
     try:
-        data = loading.data(DataEntry(name=of, limit=200), Path(), loading.data_folder(None), None)
+        data = loading.load_data(
+            DataEntry(name=of, limit=200), Path(), core_files.data_folder(None), None
+        )
     except SuiteError as error:
         pytest.skip(str(error))
     entry = ModelEntry(name=name, label=file, weights=weights)
-    assert loading.subject(entry, Path(), 0, data, CPU).findings == ()
+    assert loading.load_model(entry, Path(), 0, data, CPU).findings == ()
 
 
 # ----------------------------------------------------------------------- modes and other images

@@ -114,7 +114,7 @@ def test_a_program_is_found_fit_and_its_copy_agrees_with_it(
 ) -> None:
     name = saved(way, lenet, tmp_path).name
     entry = ModelEntry(name=name, label="net", trust=True)
-    found = loading.subject(entry, tmp_path, 0, data, CPU)
+    found = loading.load_model(entry, tmp_path, 0, data, CPU)
     assert (found.classes, found.findings) == (10, ())
     copied = accelerate.accelerate_model(found.model, data.read(0, 16), 16, fixed=True, ahead=0.0)
     assert copied.dropped == ""

@@ -89,7 +89,7 @@ def service(lenet: nn.Module) -> Iterator[str]:
 
 
 def subject(data: Data, name: str, base: Path = Path(), **keys: Any) -> LoadedModel:
-    return loading.subject(ModelEntry(name=name, label="net", **keys), base, 0, data, CPU)
+    return loading.load_model(ModelEntry(name=name, label="net", **keys), base, 0, data, CPU)
 
 
 @pytest.mark.parametrize("path", ["scores", "npy"])

@@ -140,7 +140,7 @@ def test_the_same_model_goes_on_whatever_else_is_different(folder: Folder) -> No
 def test_shares_and_isolated_runs_are_checked_and_merged_only_if_the_model_was_one(
     folder: Folder, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluator, "SHARD_EXAMPLES", 40)
+    monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 40)
     folder.run(share="1/2")
     folder.let("dark", beyond_the_probes(digits[0]))
     with pytest.raises(SuiteError, match=r"records in .*shard-1-of-2 .*clean example"):
@@ -150,7 +150,7 @@ def test_shares_and_isolated_runs_are_checked_and_merged_only_if_the_model_was_o
     folder.run(share="2/2")
     with pytest.raises(RecordError, match=r"model 'net' was not the same in both: clean example"):
         merge.merge([folder.out], folder.out)
-    monkeypatch.setattr(consistency, "UNLIKE", 1.0)
+    monkeypatch.setattr(consistency, "MAX_DIFFERING_SHARE", 1.0)
     assert merge.merge([folder.out], folder.out).missing == []
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from bench.cli import cli
 from bench.datasets import digits
 from bench.datasets.image_files import decode, to_png
-from bench.evaluation.loading import WEIGHTS
 from bench.models import lenet as architecture
+from bench.models.published_weights import WEIGHTS
 
 
 @pytest.fixture

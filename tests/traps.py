@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench.evaluation.loading import WEIGHTS
 from bench.models import lenet
+from bench.models.published_weights import WEIGHTS
 
 
 class Saturated(nn.Module):

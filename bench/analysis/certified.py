@@ -51,7 +51,7 @@ def read(
     """
     tasks = manifest.known(plan.CertificationTask, provenance.get("certify", []))
     wanted = [_task(each) for each in tasks]
-    stored = store.stored(folder) if wanted else []
+    stored = store.read_certificates(folder) if wanted else []
     suite, data = provenance["suite"]["name"], provenance["data"]
     rows, kept = [], []
     for task in wanted:
@@ -130,7 +130,7 @@ def contradictions(outcomes: Iterable[pd.DataFrame], records: pd.DataFrame) -> p
     for frame in outcomes:
         held = frame.loc[frame["certified"], ["model", "method", "eps", "example"]]
         both = held.merge(broken, on=["model", "example"])
-        within = both["linf"].astype(float) <= both["eps"].map(crafting.allowed)
+        within = both["linf"].astype(float) <= both["eps"].map(crafting.allowed_distance)
         if within.any():
             found.append(both.loc[within, list(CONTRADICTIONS)])
     return pd.concat(found[1:] or found, ignore_index=True)

@@ -58,7 +58,7 @@ class Sides(NamedTuple):
     second: pd.DataFrame
 
     def robust(self) -> tuple[Outcomes, Outcomes]:
-        return metrics.robust(self.first), metrics.robust(self.second)
+        return metrics.robust_examples(self.first), metrics.robust_examples(self.second)
 
 
 def compare(first: RunResults, second: RunResults) -> Compared:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from bench.core import sanitize
 from bench.core.errors import RecordError
 from bench.core.files import write_atomic
-from bench.evaluation.metrics import Paired
+from bench.evaluation.metrics import McNemarTest
 
 FILE, SCHEMA = "explanations.json", 1
 
@@ -76,7 +76,7 @@ class Explanation:
         )
 
 
-def gap_of(test: Paired) -> int:
+def gap_of(test: McNemarTest) -> int:
     """Examples on which two outcomes differ."""
     return test.only_first + test.only_second
 

@@ -56,8 +56,8 @@ def compare(
 
 def judged(pairs: Sequence[Pair]) -> pd.DataFrame:
     """One row per pair, columns COLUMNS; the p-values are corrected as one family."""
-    tests = [metrics.paired(*pair.outcomes) for pair in pairs]
-    corrected = metrics.holm([test.p_value for test in tests])
+    tests = [metrics.mcnemar_test(*pair.outcomes) for pair in pairs]
+    corrected = metrics.holm_correction([test.p_value for test in tests])
     rows = [
         {
             "compared": pair.compared,
@@ -115,7 +115,7 @@ def _groups(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[dict[str, Any], pd
         yield {**dict(zip(keys, values, strict=True)), "eps_text": written}, group
 
 
-def _sentence(pair: Pair, test: metrics.Paired, p_value: float) -> str:
+def _sentence(pair: Pair, test: metrics.McNemarTest, p_value: float) -> str:
     """What the pair shows, the side with more first."""
     does = "breaks {} that {} does not, {} {} that {} does not"
     if pair.compared == "models":

@@ -87,14 +87,16 @@ def read(folder: Path) -> RunResults:
         worst=worst,
         searches=searches,
         distances=min_norm.table(searches),
-        comparisons=pairwise.compare(table, robust, tables.outcomes(plan, stored, metrics.fooled)),
+        comparisons=pairwise.compare(
+            table, robust, tables.outcomes(plan, stored, metrics.fooled_examples)
+        ),
         seeds=pairwise.seeds(table, robust),
         crosschecks=crosscheck.compare(sides, table, robust, confidence, kept),
         explanations=explanations.read(folder, wanted),
         published=references.compare_with_references(table, entries),
         violations=tables.violations(stored),
         # A run made before models were probed has no probes.
-        audit=findings.audit(
+        audit=findings.audit_run(
             plan,
             table,
             stored,
@@ -112,6 +114,6 @@ def _check(folder: Path, stored: records.Stored, wanted: Collection[str], n: int
         told = f"records of more than the {n} examples that {manifest.FILE} tells of"
         raise RecordError(f"{folder}: {told}; run the suite again with --fresh")
     fooled = stored.frame["fooled"].to_numpy(dtype=bool)
-    if (fooled & ~metrics.eligible(stored.frame).to_numpy()).any():
+    if (fooled & ~metrics.eligible_examples(stored.frame).to_numpy()).any():
         told = "records of examples fooled that no attack was run on"
         raise RecordError(f"{folder}: {told}; run the suite again with --fresh")

@@ -23,8 +23,8 @@ from bench.analysis import (
 from bench.core import sanitize
 from bench.core.errors import RecordError, first_line
 from bench.evaluation.audit import symptoms
-from bench.evaluation.audit.findings import Audit, Unchecked
-from bench.evaluation.audit.symptoms import Sign
+from bench.evaluation.audit.findings import Audit, UncheckedSymptom
+from bench.evaluation.audit.symptoms import ObservedSymptom
 from bench.storage import manifest, spreadsheet
 from bench.storage.records import COLUMNS, Stored
 
@@ -132,8 +132,8 @@ def _numbers(column: "pd.Series[str]") -> "pd.Series[Any]":
     return pd.Series(values, index=column.index, dtype=float)
 
 
-def _sign(row: Mapping[Hashable, Any]) -> Sign:
-    return Sign(
+def _sign(row: Mapping[Hashable, Any]) -> ObservedSymptom:
+    return ObservedSymptom(
         name=str(row["name"]),
         model=str(row["model"]),
         attack=str(row["attack"]),
@@ -151,10 +151,10 @@ def _audit(folder: Path, models: list[str]) -> Audit:
     """The signs of audit.csv and what unchecked.csv says was not looked for; without the second,
     nobody knows what was, and no model is told of."""
     found = _frame(folder, "audit.csv", symptoms.COLUMNS)
-    unchecked = _frame(folder, "unchecked.csv", Unchecked._fields)
+    unchecked = _frame(folder, "unchecked.csv", UncheckedSymptom._fields)
     try:
-        told = [_sign(row) for row in found.to_dict("records") if row["name"] in symptoms.KINDS]
-        missing = [Unchecked(*map(str, row)) for row in unchecked.itertuples(index=False)]
+        told = [_sign(row) for row in found.to_dict("records") if row["name"] in symptoms.SYMPTOMS]
+        missing = [UncheckedSymptom(*map(str, row)) for row in unchecked.itertuples(index=False)]
     except (KeyError, ValueError, TypeError, ArithmeticError) as error:
         raise RecordError(
             f"{folder / 'audit.csv'}: damaged ({error!r:.300}); run bench report on the run again"

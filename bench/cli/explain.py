@@ -40,8 +40,8 @@ def explain(
     from rich.text import Text
 
     from bench.cli.console import console
+    from bench.core import files
     from bench.core.sanitize import escape_controls
-    from bench.evaluation import loading
     from bench.execution import runner
     from bench.workflows.explain import search as explainer
 
@@ -49,7 +49,7 @@ def explain(
         device=device,
         limit=limit,
         batch_size=batch_size,
-        data_dir=loading.data_folder(data_dir),
+        data_dir=files.data_folder(data_dir),
     )
     with console(stderr=True).status("loading") as status:
 

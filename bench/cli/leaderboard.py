@@ -48,7 +48,7 @@ def leaderboard(
     model that the card names is built and run again, which executes its code, and every outcome is
     compared. If the submission is refused, the reasons are printed and the exit code is 1.
     """
-    from bench.evaluation import loading
+    from bench.core import files
     from bench.execution import runner
     from bench.suite import reader as suites
     from bench.workflows.leaderboard import entries, page
@@ -60,7 +60,7 @@ def leaderboard(
         options = runner.Options(
             device=device,
             limit=limit,
-            data_dir=loading.data_folder(data_dir),
+            data_dir=files.data_folder(data_dir),
             command=f"bench run {checked.name}",
         )
         if not _enter(folder, add, card, checked, options):

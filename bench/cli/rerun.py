@@ -32,14 +32,14 @@ def rerun(
     nothing could be compared.
     """
     from bench.analysis import results
+    from bench.core import files
     from bench.engine import malloc
-    from bench.evaluation import loading
     from bench.execution import runner
     from bench.workflows import reproduce as repeating
 
     first = results.read(folder)
     command = shlex.join(["bench", *sys.argv[1:]])
-    again = repeating.again(folder, base, device, loading.data_folder(data_dir), command)
+    again = repeating.again(folder, base, device, files.data_folder(data_dir), command)
     place = out or runner.default_folder(f"{again.suite.name}-rerun")
     repeating.check_new(folder, place)
     differ = [*again.notes, *repeating.differences(folder, again.options)]

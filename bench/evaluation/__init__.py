@@ -1,7 +1,9 @@
-"""One chunk of examples of one attack on one model, measured.
+"""Turn chunks of examples into verified records: craft, judge, verify, count, audit, certify.
 
-Read `evaluator` first: it loads models and data and turns chunks into records, through `crafting`
-(what an attack returns), `judge` (what the model predicts) and `verify` (is it within the threat
-model, is it a success). `metrics` defines every rate, `audit/` looks for attacks that failed,
-`certification/` bounds what no attack can reach. Imports `storage` and what is below it.
+Read `evaluator` first: it holds models and data (`loading`) and passes chunks to `chunk`, which
+builds records from what `crafting` returns (an attack's images), `judge` predicts and `verify`
+checks (threat model, success, claims of accelerated models); `ensemble` runs attacks made of parts.
+`metrics` defines every rate, `audit/` looks for symptoms of failed attacks, `certification/` bounds
+what no attack can reach. `containment` and `process_state` isolate foreign code, `consistency`
+compares a model with its earlier predictions. Imports `storage` and the packages below it.
 """

@@ -1,10 +1,10 @@
-"""Compare what a model says of images now with what it said of them before.
+"""Compare a model's predictions of images with its earlier ones.
 
-A model whose code, weights, state or libraries changed without its identity showing it would give
-numbers that belong to two models. Rounding is no change: another device, another number of rows or
-another version of a library moves the last bits of the logits, and where two classes are as good
-as tied, the prediction with them. A model whose answer depends on the images beside it may answer
-otherwise in other company, by as much as it is seen to.
+A model whose code, weights, state or libraries changed without a new identity would yield records
+that belong to two models. Rounding is no change: another device, number of rows or library version
+moves the last bits of the logits, and where two classes are nearly tied, the prediction with them.
+A model whose answer depends on the other images of a batch may differ between batches by as much as
+it is measured to.
 """
 
 from typing import NamedTuple
@@ -13,28 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from bench.engine.model_state import allow_tf32, eval_mode
-from bench.evaluation.judge import CLOSE, judge
+from bench.evaluation.judge import LOGIT_TOLERANCE, judge
 
-CONFIDENCE = 1e-3
-"""By how much a confidence may differ: of two devices, some 1e-6 was measured."""
-EXPLAINED = 16
-"""Answers that are asked for once more, to see whether rounding explains them."""
-
-
-UNLIKE = 0.01
-"""Share of answers that rounding may change where nobody can ask for the logits."""
+CONFIDENCE_TOLERANCE = 1e-3
+"""By how much a confidence may differ: between two devices, some 1e-6 was measured."""
+MAX_EXPLAINED = 16
+"""Answers that are computed once more, to see whether rounding explains them."""
+MAX_DIFFERING_SHARE = 0.01
+"""Share of answers that rounding may change where the logits cannot be computed again."""
 
 
 class Difference(NamedTuple):
-    """An image of which the model says something else than before."""
+    """An image that the model predicts otherwise than before."""
 
     position: int
     before: tuple[int, float]
     """Class and confidence."""
     now: tuple[int, float]
 
-    def words(self) -> str:
-        """Say what changed, without its subject."""
+    def describe(self) -> str:
+        """Describe what changed.
+
+        Returns:
+            A clause without its subject, which is the image.
+        """
         (old, sure), (new, now) = self.before, self.now
         return f"class {old} at confidence {sure:.6g} before and class {new} at {now:.6g} now"
 
@@ -56,16 +58,16 @@ def first_difference(
     """
     verdict = judge(model, x, rows)
     pred, confidence = pred.to(verdict.pred), confidence.to(verdict.confidence)
-    far = ~((verdict.confidence - confidence).abs() <= CONFIDENCE)  # true for NaN, too
+    far = ~((verdict.confidence - confidence).abs() <= CONFIDENCE_TOLERANCE)  # true for NaN, too
     off = (verdict.pred != pred) | (far & (pred >= 0))
-    for at in off.nonzero()[:EXPLAINED, 0].tolist():
+    for at in off.nonzero()[:MAX_EXPLAINED, 0].tolist():
         before = int(pred[at]), float(confidence[at])
-        if not _explained(*_two_ways(model, x, at), *before):
+        if not _is_explained(*_logits_alone_and_batched(model, x, at), *before):
             return Difference(at, before, (int(verdict.pred[at]), float(verdict.confidence[at])))
     return None
 
 
-def differing(pred: Tensor, confidence: Tensor, other: Tensor, sure: Tensor) -> Tensor:
+def find_differences(pred: Tensor, confidence: Tensor, other: Tensor, sure: Tensor) -> Tensor:
     """Compare recorded answers with each other, when the model cannot be asked.
 
     Args:
@@ -77,28 +79,27 @@ def differing(pred: Tensor, confidence: Tensor, other: Tensor, sure: Tensor) -> 
     Returns:
         Where they differ by more than rounding explains, (n,): a tie leaves at most 0.5 to each.
     """
-    tied = (confidence <= 0.5 + CONFIDENCE) & (pred >= 0) & (other >= 0)
-    far = ~((confidence - sure).abs() <= CONFIDENCE) & ((pred >= 0) | (other >= 0))
+    tied = (confidence <= 0.5 + CONFIDENCE_TOLERANCE) & (pred >= 0) & (other >= 0)
+    far = ~((confidence - sure).abs() <= CONFIDENCE_TOLERANCE) & ((pred >= 0) | (other >= 0))
     return far | ((pred != other) & ~tied)
 
 
-def _two_ways(model: nn.Module, x: Tensor, at: int) -> tuple[Tensor, Tensor]:
-    """Logits (classes,) of one image, alone and beside others, in float64."""
+def _logits_alone_and_batched(model: nn.Module, x: Tensor, at: int) -> tuple[Tensor, Tensor]:
+    """Compute logits (classes,) of one image, alone and in a batch with others, in float64."""
     with eval_mode(model), torch.no_grad(), allow_tf32(False):
         alone = model(x[at : at + 1])[0]
-        beside = model(torch.cat([x[at : at + 1], x[:EXPLAINED]]))[0]
+        beside = model(torch.cat([x[at : at + 1], x[:MAX_EXPLAINED]]))[0]
     return alone.double(), beside.double()
 
 
-def _explained(alone: Tensor, beside: Tensor, pred: int, confidence: float) -> bool:
-    """Whether logits that are moved by rounding, or as far as other company moves them, give this
-    prediction at this confidence."""
+def _is_explained(alone: Tensor, beside: Tensor, pred: int, confidence: float) -> bool:
+    """Check whether rounding, or as large a shift as the batch causes, explains a prediction."""
     if not (0 <= pred < len(alone) and alone.isfinite().all() and beside.isfinite().all()):
         return False
-    moved = max(CLOSE * float(alone.abs().max()), float((alone - beside).abs().max()))
+    moved = max(LOGIT_TOLERANCE * float(alone.abs().max()), float((alone - beside).abs().max()))
     if float(alone.max() - alone[pred]) > 2 * moved:
         return False
     shift = torch.zeros_like(alone)
     shift[pred] = 2 * moved  # up by `moved`, and all others down by as much, is the same
     low, high = ((alone + sign * shift).softmax(0)[pred] for sign in (-1, 1))
-    return float(low) - CONFIDENCE <= confidence <= float(high) + CONFIDENCE
+    return float(low) - CONFIDENCE_TOLERANCE <= confidence <= float(high) + CONFIDENCE_TOLERANCE

@@ -1,8 +1,8 @@
-"""A stranger's loop has a model of its own, and what it changes in the process is put back.
+"""Isolate the judged model from foreign code, and undo what that code changes in the process.
 
-The model that judges is never handed out where it can be copied. Where it cannot (a program that
-refuses, a service behind a callable, more than HUGE bytes, a copy that does not answer alike) it is
-lent itself, and what can be told apart afterwards is put back.
+An external attack gets a copy of the model. Where there can be none (a program that refuses, a
+service behind a callable, more than MAX_COPY_BYTES, a copy that does not answer alike) it gets the
+model itself, and changes that can be detected afterwards are undone.
 """
 
 import copy
@@ -16,101 +16,119 @@ from torch import Tensor, nn
 
 from bench.core.errors import ContractError
 from bench.engine.model_state import eval_mode
-from bench.evaluation.process_state import State
+from bench.evaluation.process_state import ProcessState
 from bench.models.query_only import QueryOnlyModel
 
-HUGE = 2 * 2**30
+MAX_COPY_BYTES = 2 * 2**30
 """A model of more bytes is not copied."""
-ASKED = 4
+PROBE_IMAGES = 4
 """Images on which a copy must answer exactly as the model does, and the model as before."""
-CLOSE = 1e-4
+LOGIT_TOLERANCE = 1e-4
 """How far the model's logits may be apart before and after, as a share of the largest: the same
 passes on a GPU need not give the same bits."""
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-"""Attributes that are compared by value; of others it is told whether they were exchanged."""
+"""Attributes that are compared by value; others are compared by identity."""
 TABLES = ("_modules", "_parameters", "_buffers")
 MODES = ("training", "_is_full_backward_hook")
-"""What libraries set as they please: put back without a word."""
+"""Attributes that libraries set at will: restored without a report."""
 
 
-class Loan:
-    """What a stranger's code is given, and what is held against how it was, time and again."""
+class StateGuard:
+    """Restores the process and a model after each call of foreign code."""
 
     def __init__(self, model: nn.Module | None = None) -> None:
-        """Without a `model` the process alone is looked after."""
+        """Record the state of the process; `isolate_model` adds that of the model.
+
+        Args:
+            model: What the foreign code is given; without one the process alone is guarded.
+        """
         self.model = model
-        self.process = State()
+        self.process = ProcessState()
         self.structures: list[_Structure] = []
         self.weights: list[tuple[str, Tensor, Tensor]] = []
-        """Name, tensor lent and the one that it must equal."""
+        """Name, the tensor that foreign code gets and the one that it must equal."""
 
     @contextmanager
-    def out(self) -> Iterator[None]:
-        """The process, and what a model is made of, are afterwards as they were.
+    def restore_after(self) -> Iterator[None]:
+        """Restore the process and the structure and weights of the model on exit.
 
-        Raises: ContractError naming what was changed, unless the code inside raised.
+        Yields:
+            Nothing; foreign code is called inside.
+
+        Raises:
+            ContractError: Something was changed, by name; not if the code inside raised.
         """
         process: list[str] = []
         model: list[str] = []
         try:
             yield
         finally:
-            process = self.process.put_back()  # first: what follows calls functions
-            model = [name for structure in self.structures for name in structure.put_back()]
-            for name, mine, theirs in self.weights:
-                if not _same(mine, theirs):
+            process = self.process.restore()  # first: what follows calls functions
+            model = [name for structure in self.structures for name in structure.restore()]
+            for name, given, expected in self.weights:
+                if not _are_same(given, expected):
                     model.append(name)
                     with torch.no_grad():
-                        mine.copy_(theirs)
+                        given.copy_(expected)
         if model:
-            raise ContractError(f"the attack changed the model: {_few(model)}")
+            raise ContractError(f"the attack changed the model: {_list_first(model)}")
         if process:
             raise ContractError(
-                f"the attack changed what every other cell relies on: {_few(process)}; "
+                f"the attack changed what every other cell relies on: {_list_first(process)}; "
                 "it was put back"
             )
 
 
 @contextmanager
-def lent(model: nn.Module, x: Tensor, random: bool) -> Iterator[Loan]:
-    """A model for a stranger's loop: a copy that answers as `model` does on the first of x
-    (n, c, h, w), or `model` itself; in evaluation mode.
+def isolate_model(model: nn.Module, x: Tensor, random: bool) -> Iterator[StateGuard]:
+    """Copy a model for an external attack, and check on exit that the original is unchanged.
 
-    Of a model that answers at random, answers are not compared.
-    Raises: ContractError if the model answers otherwise afterwards.
+    Args:
+        model: The model to protect.
+        x: Images (n, c, h, w), on the first of which a copy must answer as the model does.
+        random: Whether the model answers at random; then answers are not compared.
+
+    Yields:
+        A guard whose `model`, in evaluation mode, is the copy, or `model` itself where it cannot be
+        copied.
+
+    Raises:
+        ContractError: The model answers otherwise afterwards.
     """
-    asked = None if random or _elsewhere(model) else x[:ASKED]
-    plain = asked is not None
+    probe = None if random or _is_remote(model) else x[:PROBE_IMAGES]
+    plain = probe is not None
     with eval_mode(model):
         before = _Structure(model, frozenset(), plain)
-        answer = _answer(model, asked)
+        answer = _answer(model, probe)
         own = _copy(model)
-        if own is not None and not _alike(_answer(own, asked), answer):
+        if own is not None and not _are_alike(_answer(own, probe), answer):
             own = None
-        # What a pass alone changes, such as what a layer remembers of it, is the model's own.
-        restless = frozenset(before.changed())
-        loan = Loan(model if own is None else own)
-        loan.structures.append(_Structure(model, restless, plain))
+        # What a pass alone changes, such as what a layer caches, is not the attack's doing.
+        unstable_names = frozenset(before.find_changes())
+        guard = StateGuard(model if own is None else own)
+        guard.structures.append(_Structure(model, unstable_names, plain))
         if own is not None:
-            loan.structures.append(_Structure(own, restless, plain))
-            loan.weights = [
-                (name, mine, theirs)
-                for (name, theirs), (_, mine) in zip(_tensors(model), _tensors(own), strict=True)
-                if _same(mine, theirs)  # a counter among its buffers need not be
+            guard.structures.append(_Structure(own, unstable_names, plain))
+            guard.weights = [
+                (name, given, expected)
+                for (name, expected), (_, given) in zip(_tensors(model), _tensors(own), strict=True)
+                if _are_same(given, expected)  # a counter among its buffers need not be
             ]
-        elif _size(model) <= HUGE:
-            loan.weights = [(name, mine, mine.detach().clone()) for name, mine in _tensors(model)]
-    yield loan
+        elif _size(model) <= MAX_COPY_BYTES:
+            guard.weights = [
+                (name, given, given.detach().clone()) for name, given in _tensors(model)
+            ]
+    yield guard
     with eval_mode(model):
-        after = _answer(model, asked)
-    if answer is not None and after is not None and not _close(after, answer):
+        after = _answer(model, probe)
+    if answer is not None and after is not None and not _are_close(after, answer):
         raise ContractError(
             "the model answers otherwise after the attack than before it, and nothing that could "
             "be put back is found to have changed"
         )
 
 
-def _few(names: list[str]) -> str:
+def _list_first(names: list[str]) -> str:
     names = list(dict.fromkeys(names))
     more = len(names) - 3
     return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
@@ -119,8 +137,8 @@ def _few(names: list[str]) -> str:
 # ---------------------------------------------------------------------------------------- the copy
 
 
-def _elsewhere(model: nn.Module) -> bool:
-    """Whether a pass asks somebody else, who may count or charge it."""
+def _is_remote(model: nn.Module) -> bool:
+    """Check whether a pass queries a service, which may count or charge it."""
     return any(
         isinstance(each, QueryOnlyModel) and not isinstance(each.ask, nn.Module)
         for each in model.modules()
@@ -128,23 +146,22 @@ def _elsewhere(model: nn.Module) -> bool:
 
 
 def _copy(model: nn.Module) -> nn.Module | None:
-    """A copy that shares nothing with the model; None where there can be none."""
+    """Copy a model so that nothing is shared; None where that is impossible."""
     compiled = any(
         type(each).__name__ == "OptimizedModule" or vars(each).get("_compiled_call_impl")
         for each in model.modules()
     )  # a copy would be compiled anew
-    if compiled or _size(model) > HUGE:
+    if compiled or _size(model) > MAX_COPY_BYTES:
         return None
     try:
         own = copy.deepcopy(model)
-    except Exception:  # a stranger's model: whatever it holds may refuse in its own way
+    except Exception:  # of the user's model: any of its attributes may refuse to be copied
         return None
-    ours, theirs = _tensors(own), _tensors(model)
-    kept = [*(tensor for _, tensor in theirs), *model.modules()]
-    parts = [*(tensor for _, tensor in ours), *own.modules()]
-    shared_parts = {id(part) for part in parts} & {id(part) for part in kept}
-    named = [name for name, _ in ours] == [name for name, _ in theirs]
-    return own if named and not shared_parts else None
+    copied, originals = _tensors(own), _tensors(model)
+    ids = {id(part) for part in (*(tensor for _, tensor in copied), *own.modules())}
+    original_ids = {id(part) for part in (*(tensor for _, tensor in originals), *model.modules())}
+    same_names = [name for name, _ in copied] == [name for name, _ in originals]
+    return own if same_names and not ids & original_ids else None
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
@@ -163,12 +180,12 @@ def _answer(model: nn.Module, x: Tensor | None) -> Tensor | None:
     return found
 
 
-def _alike(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is other if one is None or other is None else _same(one, other)
+def _are_alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other if one is None or other is None else _are_same(one, other)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same, NaN and NaN being the same."""
+def _are_same(one: Tensor, other: Tensor) -> bool:
+    """Check whether two tensors are equal, NaN being equal to NaN."""
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
     if torch.equal(one, other):
@@ -176,58 +193,62 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return bool(((one == other) | ((one != one) & (other != other))).all())
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
-    if _same(one, other):
+def _are_close(one: Tensor, other: Tensor) -> bool:
+    if _are_same(one, other):
         return True
     if one.shape != other.shape:
         return False
     one, other = one.double(), other.double()
-    return bool((one - other).abs().max() <= CLOSE * other.abs().max())
+    return bool((one - other).abs().max() <= LOGIT_TOLERANCE * other.abs().max())
 
 
 # ----------------------------------------------------------------------------------- its structure
 
 
 _GONE = object()
-"""Stands for an attribute that is no longer there."""
+"""Marks an attribute that is no longer there."""
 
 
-class _Held(NamedTuple):
-    """One module as it was."""
+class _ModuleSnapshot(NamedTuple):
+    """The state of one module at one moment."""
 
     name: str
     module: nn.Module
     kind: type
     attributes: dict[str, Any]
     tables: dict[str, dict[Any, Any]]
-    """What its own tables held: submodules, parameters, buffers and hooks."""
+    """Contents of its own tables: submodules, parameters, buffers and hooks."""
     contents: dict[str, Any]
-    """What lists, dicts and tensors among its attributes held."""
+    """Contents of lists, dicts and tensors among its attributes."""
 
 
 class _Structure:
-    """What a model is made of, beside the values of its weights: classes, submodules, hooks,
-    attributes; all of it can be put back."""
+    """Records and restores a model's classes, submodules, hooks and attributes, without weights."""
 
-    def __init__(self, model: nn.Module, restless: frozenset[str], plain: bool) -> None:
-        """`restless` are names of what changes by itself; with `plain`, attributes that are no
-        functions are compared, too."""
-        self.restless, self.plain = restless, plain
-        self.held = [_held(name, module) for name, module in model.named_modules()]
+    def __init__(self, model: nn.Module, unstable_names: frozenset[str], plain: bool) -> None:
+        """Record the current structure.
 
-    def changed(self) -> list[str]:
-        """Names of what is not as it was."""
+        Args:
+            model: The model.
+            unstable_names: What a forward pass changes, and is not compared.
+            plain: Whether attributes that are no functions are compared, too.
+        """
+        self.unstable_names, self.plain = unstable_names, plain
+        self.snapshots = [_take_snapshot(name, module) for name, module in model.named_modules()]
+
+    def find_changes(self) -> list[str]:
+        """Name what differs from the recorded state."""
         return [name for name, _ in self._differences()]
 
-    def put_back(self) -> list[str]:
-        """Make everything as it was; names of what was not."""
+    def restore(self) -> list[str]:
+        """Restore the recorded state and name what differed."""
         found = self._differences()
         for _, put in found:
             put()
-        for each in self.held:
+        for each in self.snapshots:
             space = vars(each.module)
             space.update({key: each.attributes[key] for key in MODES if key in each.attributes})
-            for key in TABLES:  # an equal tensor may stand in the place of what was there
+            for key in TABLES:  # an equal tensor may have replaced the recorded one
                 space[key].update(each.tables[key])
             for key in space.keys() - each.attributes.keys() if self.plain else ():
                 del space[key]
@@ -236,58 +257,60 @@ class _Structure:
     def _differences(self) -> list[tuple[str, Callable[[], Any]]]:
         return [
             (name, put)
-            for held in self.held
-            for name, put in _differences(held, self.plain)
-            if name not in self.restless
+            for snapshot in self.snapshots
+            for name, put in _differences(snapshot, self.plain)
+            if name not in self.unstable_names
         ]
 
 
-def _held(name: str, module: nn.Module) -> _Held:
+def _take_snapshot(name: str, module: nn.Module) -> _ModuleSnapshot:
     attributes = dict(vars(module))
     tables = {
         key: dict(value)
         for key, value in attributes.items()
         if isinstance(value, dict) and (key in TABLES or "hooks" in key)
     }
-    contents = {key: _content(value) for key, value in attributes.items() if key not in tables}
-    return _Held(name, module, type(module), attributes, tables, contents)
+    contents = {key: _copy_content(value) for key, value in attributes.items() if key not in tables}
+    return _ModuleSnapshot(name, module, type(module), attributes, tables, contents)
 
 
-def _content(value: Any) -> Any:
+def _copy_content(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().clone()
     return value.copy() if type(value) in (list, dict, set) else None
 
 
-def _differences(held: _Held, plain: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """What is not as it was in one module, by name, and what puts it back."""
-    module, space = held.module, vars(held.module)
-    where = f"{held.name}." if held.name else ""
-    if type(module) is not held.kind:
-        yield f"{where}__class__", lambda: object.__setattr__(module, "__class__", held.kind)
-    for key in space.keys() - held.attributes.keys():
-        if callable(space[key]) and hasattr(held.kind, key):  # it hides a method
+def _differences(snapshot: _ModuleSnapshot, plain: bool) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Find what differs in one module: names, each with a function that restores it."""
+    module, space = snapshot.module, vars(snapshot.module)
+    where = f"{snapshot.name}." if snapshot.name else ""
+    if type(module) is not snapshot.kind:
+        yield f"{where}__class__", lambda: object.__setattr__(module, "__class__", snapshot.kind)
+    for key in space.keys() - snapshot.attributes.keys():
+        if callable(space[key]) and hasattr(snapshot.kind, key):  # it hides a method
             yield f"{where}{key}", partial(space.pop, key)
-    for key, value in held.attributes.items():
-        if key in held.tables:
-            yield from _in_table(held, where, key)
+    for key, value in snapshot.attributes.items():
+        if key in snapshot.tables:
+            yield from _table_differences(snapshot, where, key)
             continue
-        looked = key not in MODES and (plain or callable(value))
-        if looked and not _unchanged(value, space.get(key, _GONE), held.contents.get(key)):
-            yield f"{where}{key}", partial(_put_attribute, held, key)
+        compared = key not in MODES and (plain or callable(value))
+        if compared and not _is_unchanged(value, space.get(key, _GONE), snapshot.contents.get(key)):
+            yield f"{where}{key}", partial(_restore_attribute, snapshot, key)
 
 
-def _in_table(held: _Held, where: str, key: str) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """What differs in a table of submodules, parameters, buffers or hooks."""
-    before, table = held.tables[key], held.attributes[key]
-    now = vars(held.module).get(key)
+def _table_differences(
+    snapshot: _ModuleSnapshot, where: str, key: str
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Find what differs in a table of submodules, parameters, buffers or hooks."""
+    before, table = snapshot.tables[key], snapshot.attributes[key]
+    now = vars(snapshot.module).get(key)
 
     def put() -> None:
         table.clear()
         table.update(before)
-        held.module.__dict__[key] = table
+        snapshot.module.__dict__[key] = table
 
-    if now is None or (key not in TABLES and _other(now, before)):
+    if now is None or (key not in TABLES and _entries_differ(now, before)):
         module = f" of {where[:-1]}" if where else ""
         yield f"{key.strip('_').replace('_', ' ')}{module}", put
     elif key in TABLES:
@@ -298,19 +321,21 @@ def _in_table(held: _Held, where: str, key: str) -> Iterator[tuple[str, Callable
 
 
 def _are_equal(now: Any, before: Any) -> bool:
-    """Whether two entries of a table are one, or tensors that hold the same, as after `double()`
-    and `float()`, which make every buffer anew."""
+    """Check whether two entries of a table are one object or equal tensors.
+
+    `double()` and `float()` create every buffer anew.
+    """
     both = isinstance(now, Tensor) and isinstance(before, Tensor)
-    return now is before or (both and type(now) is type(before) and _same(now, before))
+    return now is before or (both and type(now) is type(before) and _are_same(now, before))
 
 
-def _other(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
+def _entries_differ(now: dict[Any, Any], before: dict[Any, Any]) -> bool:
     return [*now] != [*before] or any(now[key] is not before[key] for key in before)
 
 
-def _unchanged(before: Any, now: Any, content: Any) -> bool:
+def _is_unchanged(before: Any, now: Any, content: Any) -> bool:
     if isinstance(before, Tensor) and isinstance(now, Tensor):
-        return _same(now, content)
+        return _are_same(now, content)
     if isinstance(before, PLAIN) and type(before) is type(now):
         return bool(before == now or before != before)
     if before is not now:
@@ -318,14 +343,14 @@ def _unchanged(before: Any, now: Any, content: Any) -> bool:
     if content is None:
         return True
     if isinstance(content, dict):
-        return not _other(now, content)
+        return not _entries_differ(now, content)
     if isinstance(content, list):
         return len(now) == len(content) and all(a is b for a, b in zip(now, content, strict=True))
     return bool(now == content)
 
 
-def _put_attribute(held: _Held, key: str) -> None:
-    value, content = held.attributes[key], held.contents.get(key)
+def _restore_attribute(snapshot: _ModuleSnapshot, key: str) -> None:
+    value, content = snapshot.attributes[key], snapshot.contents.get(key)
     if isinstance(value, Tensor) and isinstance(content, Tensor):
         with torch.no_grad():
             value.copy_(content)
@@ -334,4 +359,4 @@ def _put_attribute(held: _Held, key: str) -> None:
         value.update(content)
     elif isinstance(content, list):
         value[:] = content
-    held.module.__dict__[key] = value
+    snapshot.module.__dict__[key] = value

@@ -1,12 +1,12 @@
-"""The judge: what a model itself, in evaluation mode and full precision, says of images.
+"""Predict what a model says of images, in evaluation mode and full precision: the judge.
 
-Attacks may lead with a copy of a model and in lower precision; the verdict is always this one. The
-model is never exchanged here. What may be is the order in which an image's numbers lie in memory:
-with the channels last a CPU convolves faster, and a model cannot tell.
+Attacks may use an accelerated model and lower precision; predictions that count are always those of
+the model itself. Its layers are never replaced here. Only the memory format of the images may be:
+with channels last a CPU convolves faster, and a model cannot see the difference.
 
-A model that answers at random is asked several times and the majority is its answer.
+A model that answers at random is asked several times and the majority is its prediction.
 Source: Cohen et al. 2019, section 3.2.1 (prediction), https://arxiv.org/abs/1902.02918
-Differs from the paper: the judge never abstains; on a tie the smaller class is the answer.
+Differs from the paper: the judge never abstains; on a tie it predicts the smaller class.
 """
 
 import contextlib
@@ -18,19 +18,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.core import rng
+from bench.core.contracts.attack import AttackSpec
 from bench.engine.functional.logits import predict_class, probabilities, widen
 from bench.engine.model_state import allow_tf32, call_model, eval_mode, is_out_of_memory
 
-ASKED = 16
-"""Images on which the two orders in memory are compared, once for a model."""
-CLOSE = 1e-4
+LAYOUT_IMAGES = 16
+"""Images on which the two memory formats are compared, once per model."""
+LOGIT_TOLERANCE = 1e-4
 """How far logits may then be apart, as a share of the largest."""
-_last: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Models whose images may lie with the channels last, as far as was found out."""
+_channels_last: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+"""Whether a model takes images with channels last, as far as it was tried."""
 
 
 class Prediction(NamedTuple):
-    """What a model says of images; every field is (n,)."""
+    """What a model predicts of images; every field is (n,)."""
 
     pred: Tensor
     """The class of the largest logit, as the model returned it; of several predictions the class
@@ -48,23 +49,30 @@ class Vote(NamedTuple):
 
     predictions: int
     seed: int
-    """What it draws from torch's global generator is seeded by this; it depends on `rows`, too."""
+    """Seeds what the model draws from torch's global generator; the draws depend on the rows per
+    pass, too."""
 
 
 def judge(model: nn.Module, x: Tensor, rows: int, vote: Vote | None = None) -> Prediction:
-    """What `model`, in evaluation mode and full precision, says of x (n, c, h, w), n > 0.
+    """Predict images in evaluation mode and full precision.
 
-    Without a `vote` it is asked once. Where memory runs out, it is asked about half as many rows
-    at a time.
+    Args:
+        model: Maps images to logits (n, classes).
+        x: Images (n, c, h, w), n > 0.
+        rows: Rows per pass; halved as often as memory runs out.
+        vote: How often to ask a model that answers at random; once by default.
+
+    Returns:
+        Class, confidence, least likely class and agreement, (n,) each.
     """
     times = 1 if vote is None else vote.predictions
     draws = contextlib.nullcontext() if vote is None else rng.seed_global(vote.seed)
     try:
         with eval_mode(model), torch.no_grad(), allow_tf32(False), draws:
-            last = vote is None and _may_lie_last(model, x[: min(rows, ASKED)])
-            parts = (_laid_last(part) if last else part for part in x.split(rows))
+            last = vote is None and _takes_channels_last(model, x[: min(rows, LAYOUT_IMAGES)])
+            batches = (_to_channels_last(batch) if last else batch for batch in x.split(rows))
             answers = [
-                torch.stack([widen(call_model(model, p)) for _ in range(times)]) for p in parts
+                torch.stack([widen(call_model(model, b)) for _ in range(times)]) for b in batches
             ]
             logits = torch.cat(answers, 1)  # (predictions, n, classes)
     except RuntimeError as error:
@@ -74,8 +82,26 @@ def judge(model: nn.Module, x: Tensor, rows: int, vote: Vote | None = None) -> P
     return _majority(logits)
 
 
+def vote_for(spec: AttackSpec, ids: Tensor) -> Vote | None:
+    """Derive how the judge asks a model that answers at random about some examples.
+
+    The draws are the same under every attack and at every eps, and on the image rounded to 8 bits,
+    so that two predictions differ by their images and not by chance.
+
+    Args:
+        spec: The attack, for its seed and whether the model is random.
+        ids: Example ids (n,), n > 0.
+
+    Returns:
+        The vote; None for a deterministic model.
+    """
+    if not spec.random:
+        return None
+    return Vote(spec.predictions, rng.fold(spec.seed, "verdict", int(ids[0])))
+
+
 def _majority(logits: Tensor) -> Prediction:
-    """The verdict that most predictions give; logits (predictions, n, classes)."""
+    """Take the class that most predictions give; logits (predictions, n, classes)."""
     shares = probabilities(logits)
     votes = functional.one_hot(predict_class(logits), logits.shape[2]).sum(0)
     pred = votes.argmax(1)  # the first of the largest counts
@@ -83,28 +109,31 @@ def _majority(logits: Tensor) -> Prediction:
         each.gather(1, pred[:, None])[:, 0] for each in (shares.mean(0), votes / len(logits))
     )
     finite = logits.isfinite().all(2).all(0)
-    least = logits.mean(0).argmin(1)
-    return Prediction(torch.where(finite, pred, -1), confidence, least, agreement)
+    least_likely = logits.mean(0).argmin(1)
+    return Prediction(torch.where(finite, pred, -1), confidence, least_likely, agreement)
 
 
-def _may_lie_last(model: nn.Module, x: Tensor) -> bool:
-    """Whether to ask with the channels last: on a CPU, of a model that convolves, answers alike and
-    does not insist on the other order (as one that calls `view` does)."""
+def _takes_channels_last(model: nn.Module, x: Tensor) -> bool:
+    """Check whether a convolving model on a CPU gives the same answers with channels last.
+
+    A model that calls `view` may insist on the contiguous format.
+    """
     if x.device.type != "cpu" or not any(isinstance(m, nn.Conv2d) for m in model.modules()):
         return False
-    if model not in _last:
+    if model not in _channels_last:
         try:
-            there, here = model(_laid_last(x)), call_model(model, x)
-            off = float((there - here).abs().max() / here.abs().max())
-            _last[model] = off <= CLOSE and torch.equal(predict_class(there), predict_class(here))
-        except RuntimeError as error:
-            if is_out_of_memory(error):
+            last, contiguous = model(_to_channels_last(x)), call_model(model, x)
+            error = float((last - contiguous).abs().max() / contiguous.abs().max())
+            same = torch.equal(predict_class(last), predict_class(contiguous))
+            _channels_last[model] = error <= LOGIT_TOLERANCE and same
+        except RuntimeError as failure:
+            if is_out_of_memory(failure):
                 raise
-            _last[model] = False
-    return _last[model]
+            _channels_last[model] = False
+    return _channels_last[model]
 
 
-def _laid_last(x: Tensor) -> Tensor:
-    """x (n, c, h, w) with its channels side by side; strides say so for a single one, too."""
+def _to_channels_last(x: Tensor) -> Tensor:
+    """Copy x (n, c, h, w) to channels last, with strides that say so for one channel, too."""
     _, c, h, w = x.shape
     return torch.empty_strided(x.shape, (c * h * w, 1, w * c, c), dtype=x.dtype).copy_(x)

@@ -1,4 +1,4 @@
-"""From a suite's entries to live objects: the device, the data, the models with their weights."""
+"""Turn a suite's entries into live objects: the device, the data, the models with their weights."""
 
 import dataclasses
 import hashlib
@@ -20,19 +20,26 @@ from bench.core.contracts.types import Access
 from bench.core.errors import SuiteError, describe, location, nearest
 from bench.datasets import inputs
 from bench.datasets.in_memory import in_memory
+from bench.engine import determinism
 from bench.models.fingerprint import text_of
 from bench.models.preflight.checks import LoadedModel, preflight
+from bench.models.published_weights import WEIGHTS, list_weights
 from bench.models.query_only import QueryOnlyModel
+from bench.suite.catalog import RECIPES
 from bench.suite.schema import DataEntry, ModelEntry
 
-WEIGHTS = Path(__file__).parents[1] / "models" / "weights"
-RECIPES = Path(__file__).parents[1] / "workflows" / "training" / "recipes"
 
+def select_device(name: str) -> torch.device:
+    """Select the device that a name means.
 
-def device(name: str) -> torch.device:
-    """The device meant by "auto", "cpu" or "cuda[:N]".
+    Args:
+        name: "auto", "cpu" or "cuda[:N]".
 
-    Raises: SuiteError if it is not there.
+    Returns:
+        The device; for "auto" a GPU if there is one.
+
+    Raises:
+        SuiteError: The name is invalid or the device does not exist.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -42,10 +49,10 @@ def device(name: str) -> torch.device:
         raise SuiteError(f"device '{name}': expected auto, cpu or cuda[:N]") from error
     if chosen.type not in ("cpu", "cuda"):
         raise SuiteError(f"device '{name}': expected auto, cpu or cuda[:N]")
-    there = torch.cuda.device_count()
-    if chosen.type == "cuda" and (chosen.index or 0) >= there:
+    available = torch.cuda.device_count()
+    if chosen.type == "cuda" and (chosen.index or 0) >= available:
         raise SuiteError(
-            f"device '{name}' is not there: torch sees {there} CUDA devices; use --device cpu"
+            f"device '{name}' is not there: torch sees {available} CUDA devices; use --device cpu"
         )
     return chosen
 
@@ -53,15 +60,21 @@ def device(name: str) -> torch.device:
 # -------------------------------------------------------------------------------------------- data
 
 
-def data_folder(given: str | Path | None) -> Path:
-    """Where data sets lie: as given, else BENCH_DATA_DIR, else the platform's user cache."""
-    return files.data_folder(given)
+def load_data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Data:
+    """Load the data set of a suite.
 
+    Args:
+        entry: Its name, split, limit and params.
+        base: Folder that file names start from.
+        data_dir: Folder of data sets.
+        limit: Most examples, besides the entry's own limit.
 
-def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Data:
-    """The suite's data set, at most its own limit and `limit` examples of it.
+    Returns:
+        Checked images in [0, 1] with labels; the fingerprint of data from the user's code covers
+        that code, its params, the labels and the first images.
 
-    Raises: SuiteError if data are missing, damaged, or not images in [0, 1] with class labels.
+    Raises:
+        SuiteError: Data are missing, damaged, or no images in [0, 1] with class labels.
     """
     limits = [value for value in (entry.limit, limit) if value is not None]
     most = min(limits) if limits else None
@@ -70,9 +83,9 @@ def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Dat
     found = registry.find("datasets", entry.name, base)
     load = found.load if isinstance(found, Dataset) else found
     offered = {"split": entry.split, "limit": most, "data_dir": data_dir}
-    arguments = {**_accepted(load, offered), **entry.params}
+    arguments = {**_accepted_arguments(load, offered), **entry.params}
     where = f"data {entry.name}"
-    loaded = made = _made(where, lambda: load(**arguments))
+    loaded = returned = _call_factory(where, lambda: load(**arguments))
     if isinstance(loaded, tuple) and len(loaded) == 2:
         check_tensors(entry.name, *loaded)
         loaded = in_memory(entry.name, loaded[0][:most], loaded[1][:most], ())
@@ -81,36 +94,43 @@ def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Dat
             f"{where}: expected the factory to return (images, labels) or a Data, "
             f"got {type(loaded).__name__}"
         )
-    kept = inputs.limited(loaded, most)
-    checked: Data = _made(where, lambda: inputs.checked(entry.name, kept))
+    limited = inputs.limited(loaded, most)
+    checked: Data = _call_factory(where, lambda: inputs.checked(entry.name, limited))
     if "split" in inspect.signature(load).parameters:
-        told = {"split": entry.split, **checked.mapping}
-        checked = dataclasses.replace(checked, mapping=told)
-    if registry.built_in("datasets", entry.name) or not isinstance(made, Data):
+        mapping = {"split": entry.split, **checked.mapping}
+        checked = dataclasses.replace(checked, mapping=mapping)
+    if registry.built_in("datasets", entry.name) or not isinstance(returned, Data):
         return checked  # whose fingerprint is a hash of all of its content
-    whole = _content(checked, load, entry.params, base)
-    return dataclasses.replace(checked, fingerprint=whole)
+    fingerprint = _fingerprint_user_data(checked, load, entry.params, base)
+    return dataclasses.replace(checked, fingerprint=fingerprint)
 
 
-def _content(data: Data, load: Any, params: Mapping[str, Any], base: Path) -> str:
-    """The fingerprint of data that may state any: with it the code that reads them, its params, the
-    labels and the first images."""
+def _fingerprint_user_data(data: Data, load: Any, params: Mapping[str, Any], base: Path) -> str:
+    """Fingerprint data of the user's: with its code, params, labels and first images."""
     first = data.read(0, min(data.n, 16))
     about = (
-        data.fingerprint, data.n, data.shape, data.classes, text_of(load), named(params, base),
-        text_of(first), text_of(data.labels),
+        data.fingerprint, data.n, data.shape, data.classes, text_of(load),
+        describe_params(params, base), text_of(first), text_of(data.labels),
     )  # fmt: skip
     return hashlib.sha256(repr(about).encode()).hexdigest()
 
 
-def named(params: Mapping[str, Any], base: Path) -> str:
-    """Params as text, with a hash of every file that one of them names."""
+def describe_params(params: Mapping[str, Any], base: Path) -> str:
+    """Describe params as text, with a hash of every file that one of them names.
 
-    def held(value: Any) -> Any:
+    Args:
+        params: Plain values, lists and mappings.
+        base: Folder that file names start from.
+
+    Returns:
+        The same text for equal params and equal contents of files.
+    """
+
+    def describe_value(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return [(key, held(value[key])) for key in sorted(value)]
+            return [(key, describe_value(value[key])) for key in sorted(value)]
         if isinstance(value, list):
-            return [held(each) for each in value]
+            return [describe_value(each) for each in value]
         try:
             path = base / value if isinstance(value, str) and value else None
             content = path.read_bytes() if path and path.is_file() else None
@@ -118,21 +138,21 @@ def named(params: Mapping[str, Any], base: Path) -> str:
             content = None
         return value if content is None else hashlib.sha256(content).hexdigest()
 
-    return repr(held(params))
+    return repr(describe_value(params))
 
 
-def _made(where: str, make: Callable[[], Any]) -> Any:
-    """What a factory makes; what a stranger's code raises is told in one sentence."""
+def _call_factory(where: str, factory: Callable[[], Any]) -> Any:
+    """Call a factory; what foreign code raises becomes a SuiteError of one sentence."""
     try:
-        return make()
+        return factory()
     except (SuiteError, KeyboardInterrupt):
         raise
     except BaseException as error:
         raise SuiteError(f"{where}: {describe(error)} ({location(error)})") from error
 
 
-def _accepted(load: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the `offered` arguments that a factory of the user's own asks for."""
+def _accepted_arguments(load: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+    """Select those of the `offered` arguments that the user's factory has parameters for."""
     parameters = inspect.signature(load).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
         return dict(offered)
@@ -142,6 +162,11 @@ def _accepted(load: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str,
 
 def check_tensors(name: str, x: Any, y: Any) -> None:
     """Check that two tensors are images (n, c, h, w) and integer labels (n,).
+
+    Args:
+        name: Of the data, for the sentence.
+        x: The images.
+        y: The labels.
 
     Raises:
         SuiteError: They are not.
@@ -154,7 +179,7 @@ def check_tensors(name: str, x: Any, y: Any) -> None:
 # ------------------------------------------------------------------------------------------ models
 
 
-def subject(
+def load_model(
     entry: ModelEntry,
     base: Path,
     seed: int,
@@ -162,22 +187,50 @@ def subject(
     device: torch.device,
     data_dir: Path | None = None,
 ) -> LoadedModel:
-    """The model of `entry` with its weights on `device`, after preflight on the first images.
+    """Build a model, load its weights and run preflight on the first images.
 
-    Weights that are named but not shipped are looked for in `data_dir`/weights.
-    Raises: SuiteError in one sentence for weights that are missing, damaged or another
-    architecture's, and for a model whose outputs are not logits over enough classes.
+    Args:
+        entry: The model's name, weights, params and access.
+        base: Folder that file names start from.
+        seed: Seeds weights that are drawn at random.
+        data: The data that it is evaluated on.
+        device: Where it is placed.
+        data_dir: Folder of data sets; its `weights` holds named weights that are not shipped.
+
+    Returns:
+        The model in evaluation mode, with its fingerprint and findings.
+
+    Raises:
+        SuiteError: Weights are missing, damaged or another architecture's, the user's factory
+            fails, or the model fails preflight.
     """
-    own = data_folder(data_dir) / "weights"
-    made = _build(entry, base, seed, own)
-    seen = 0 if data.labels is None else int(data.labels.max()) + 1
-    model = shown(entry.name, made, entry.access, len(data.classes) or seen).to(device).eval()
-    about = [named(entry.params, base), entry.access, _origin(entry, base)]
+    own_weights = files.data_folder(data_dir) / "weights"
+    built = _build(entry, base, seed, own_weights)
+    n_classes = len(data.classes)
+    if not n_classes and data.labels is not None:
+        n_classes = int(data.labels.max()) + 1
+    model = restrict_access(entry.name, built, entry.access, n_classes).to(device).eval()
+    about = [describe_params(entry.params, base), entry.access, _describe_factory(entry, base)]
     return preflight(entry.label, model, data, device, entry.predictions, entry.allow, about)
 
 
-def _origin(entry: ModelEntry, base: Path) -> str:
-    """What the model's factory is: a version of bench's own, or code of the user's."""
+def describe_failure(error: BaseException) -> str:
+    """Describe in one line what foreign code raised and where.
+
+    Args:
+        error: The exception, with its traceback.
+
+    Returns:
+        Its type and message, or how to avoid it where torch must be deterministic, and the last
+        place in the code that it passed.
+    """
+    explained = determinism.explain_nondeterminism(error)
+    what = f"{type(error).__name__}: {explained}" if explained else describe(error)
+    return f"{what} ({location(error)})"
+
+
+def _describe_factory(entry: ModelEntry, base: Path) -> str:
+    """Describe a model's factory: a version of bench's own, or the text of the user's code."""
     found = registry.find("models", entry.name, base)
     version = found.version if isinstance(found, Model) else 1
     if registry.built_in("models", entry.name):
@@ -186,29 +239,38 @@ def _origin(entry: ModelEntry, base: Path) -> str:
     return f"version {version}, {text_of(build)}"
 
 
-def shown(name: str, made: Any, access: Access, classes: int) -> nn.Module:
-    """A module or callable, as far as the attacker is to see of it.
+def restrict_access(name: str, model: Any, access: Access, classes: int) -> nn.Module:
+    """Wrap a model so that an attacker sees no more than its access.
 
-    Raises: SuiteError if it is no module and is to show its gradient.
+    Args:
+        name: Of the model, for sentences.
+        model: A module, or for query access any callable.
+        access: "gradient", "scores" or "labels".
+        classes: Number of classes; a model that shows labels alone does not say.
+
+    Returns:
+        The module itself for gradient access, else a query-only model.
+
+    Raises:
+        SuiteError: It is no module and access is "gradient".
     """
     if access != "gradient":
-        return QueryOnlyModel(name, made, access, classes)
-    if not isinstance(made, nn.Module):
-        queries = callable(made)
+        return QueryOnlyModel(name, model, access, classes)
+    if not isinstance(model, nn.Module):
         hint = '; if it only answers queries, say access = "scores" or "labels"'
         raise SuiteError(
-            f"model '{name}': expected a torch.nn.Module, got {type(made).__name__}"
-            + (hint if queries else "")
+            f"model '{name}': expected a torch.nn.Module, got {type(model).__name__}"
+            + (hint if callable(model) else "")
         )
-    return made
+    return model
 
 
-def _build(entry: ModelEntry, base: Path, seed: int, own: Path) -> Any:
-    """A module, or a callable that only answers queries, where the entry says so."""
+def _build(entry: ModelEntry, base: Path, seed: int, own_weights: Path) -> Any:
+    """Build a module with its weights, or a callable that only answers queries."""
     found = registry.find("models", entry.name, base)
     build = found.build if isinstance(found, Model) else found
     with rng.seed_global(seed, "weights", entry.name):
-        model = _made(f"model '{entry.label}'", lambda: build(**entry.params))
+        model = _call_factory(f"model '{entry.label}'", lambda: build(**entry.params))
     if not isinstance(model, nn.Module) and callable(model) and entry.weights is None:
         if entry.access != "gradient":
             return model
@@ -225,55 +287,59 @@ def _build(entry: ModelEntry, base: Path, seed: int, own: Path) -> Any:
     if entry.weights is None and isinstance(found, Model):
         raise SuiteError(
             f"model '{entry.label}': expected weights; known: "
-            f"{', '.join(_published(entry, found, own))}, 'random', or a .safetensors or .pt file"
+            f"{', '.join(_known_weights(entry, found, own_weights))}, 'random', or a .safetensors "
+            "or .pt file"
         )
     if entry.weights not in (None, "random"):
-        state = _state(entry, found, base, own)
+        state = _read_state(entry, found, base, own_weights)
         checkpoint.load_tensors(f"model '{entry.label}': weights '{entry.weights}'", model, state)
     return model
 
 
-def first_published(name: str) -> str | None:
-    """The first name under which weights of a model are published; None for the user's own."""
+def find_default_weights(name: str) -> str | None:
+    """Find the weights that a model has unless a user names others.
+
+    Args:
+        name: The model's name.
+
+    Returns:
+        The first published name, "random" if there is none; None for the user's own model.
+    """
     found = registry.find("models", name, Path())
     if not isinstance(found, Model):
         return None
-    names = _published(ModelEntry(name=name), found, data_folder(None) / "weights")
-    return names[0] if names else "random"
+    known = _known_weights(ModelEntry(name=name), found, files.data_folder(None) / "weights")
+    return known[0] if known else "random"
 
 
-def _published(entry: ModelEntry, found: Any, own: Path) -> list[str]:
-    """The names under which weights of the model are there: the shipped ones and a library's,
-    then those in `own`: too large to ship, and trained on this machine."""
-    shipped = sorted([*_names(WEIGHTS, entry.name), *getattr(found, "published_names", ())])
-    made = _names(own, entry.name) if isinstance(found, Model) else []
-    return [*shipped, *(name for name in sorted(made) if name not in shipped)]
+def _known_weights(entry: ModelEntry, found: Any, own_weights: Path) -> list[str]:
+    """List a model's weights: shipped or a library's, then those trained on this machine."""
+    shipped = sorted([*list_weights(WEIGHTS, entry.name), *getattr(found, "published_names", ())])
+    own = list_weights(own_weights, entry.name) if isinstance(found, Model) else []
+    return [*shipped, *(name for name in sorted(own) if name not in shipped)]
 
 
-def _names(folder: Path, model: str) -> list[str]:
-    stems = [path.stem for path in folder.glob("*.safetensors")]
-    return [stem.removeprefix(f"{model}-") for stem in stems if stem.startswith(f"{model}-")]
-
-
-def _state(entry: ModelEntry, found: Any, base: Path, own: Path) -> Mapping[str, Tensor]:
-    """The state named by the entry's weights: published with the package, elsewhere, or a file."""
+def _read_state(
+    entry: ModelEntry, found: Any, base: Path, own_weights: Path
+) -> Mapping[str, Tensor]:
+    """Read the state that the entry's weights name: shipped, published elsewhere, or a file."""
     name, where = str(entry.weights), f"model '{entry.label}'"
-    known = _published(entry, found, own)
+    known = _known_weights(entry, found, own_weights)
     file = f"{entry.name}-{name}.safetensors"
     if name in known and (WEIGHTS / file).is_file():
         return load_file(WEIGHTS / file)
     if isinstance(found, Model) and found.published and name in found.published_names:
         published = found.published
-        return _made(where, lambda: published(name))  # type: ignore[no-any-return]
+        return _call_factory(where, lambda: published(name))  # type: ignore[no-any-return]
     if name in known:
-        return checkpoint.read_tensors(where, own / file)
+        return checkpoint.read_tensors(where, own_weights / file)
     if Path(name).suffix in checkpoint.SUFFIXES:
         return checkpoint.read_tensors(where, base / name)
-    recipe = _recipe(entry.name, name)
+    recipe = _find_recipe(entry.name, name)
     if recipe is not None:
         raise SuiteError(
             f"{where}: weights '{name}' are not shipped; `bench train {recipe} --out "
-            f"{shlex.quote(str(own))}` makes them"
+            f"{shlex.quote(str(own_weights))}` makes them"
         )
     raise SuiteError(
         f"{where}: weights '{name}' are unknown; {nearest(name, [*known, 'random'])}; "
@@ -281,12 +347,17 @@ def _state(entry: ModelEntry, found: Any, base: Path, own: Path) -> Mapping[str,
     )
 
 
-def _recipe(model: str, weights: str) -> str | None:
-    """The shipped recipe that makes these weights. Training imports this module, so its files are
-    read here as the plain TOML they are."""
+def _find_recipe(model: str, weights: str) -> str | None:
+    """Find the shipped recipe that trains these weights.
+
+    Recipes are read as plain TOML: their own reader belongs to a package above this one.
+    """
     for path in sorted(RECIPES.glob("*.toml")):
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        made = raw.get("model")
-        if isinstance(made, dict) and (made.get("name"), raw.get("weights")) == (model, weights):
+        trained = raw.get("model")
+        if isinstance(trained, dict) and (trained.get("name"), raw.get("weights")) == (
+            model,
+            weights,
+        ):
             return path.stem
     return None

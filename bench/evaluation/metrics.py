@@ -1,4 +1,4 @@
-"""How things are counted, declared once. Nothing else in bench defines a rate.
+"""Define every rate and every test between outcomes; nothing else in bench defines one.
 
 n = examples in the cell. An example the model gets wrong without attack is not attacked and is not
 robust.
@@ -22,9 +22,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-SIGNIFICANT = 0.05
-"""Two sides differ by more than chance if their p-value, corrected for all comparisons of the run
-(`holm`), is at most this: one false call in twenty runs, not in twenty rows."""
+SIGNIFICANCE_LEVEL = 0.05
+"""Two outcomes differ by more than chance if their p-value, corrected for all comparisons of the
+run (`holm_correction`), is at most this: one false call in twenty runs, not in twenty rows."""
 
 Outcomes: TypeAlias = "pd.Series[bool]"
 """Yes or no for each example of a cell."""
@@ -40,8 +40,8 @@ class Rate(NamedTuple):
     high: float
 
 
-class Paired(NamedTuple):
-    """Two outcomes on the same examples: how many each alone has, and the exact test."""
+class McNemarTest(NamedTuple):
+    """Two outcomes of the same examples: how many each alone has, and the exact test."""
 
     only_first: int
     only_second: int
@@ -50,7 +50,7 @@ class Paired(NamedTuple):
 
 
 class PairedChange(NamedTuple):
-    """What was lost and what was gained between two outcomes of the same examples."""
+    """What is lost and gained between two outcomes of the same examples."""
 
     lost: tuple[int, ...]
     """Ids of the examples with the outcome before and without it after."""
@@ -61,9 +61,17 @@ class PairedChange(NamedTuple):
 
 
 def rate(k: int, n: int) -> Rate:
-    """The rate k / n.
+    """Compute the rate k / n with its 95 % Wilson score interval.
 
-    Raises: ValueError if n is 0 or k does not lie in 0..n: an empty set has no rate.
+    Args:
+        k: Number of examples with the outcome.
+        n: Number of examples.
+
+    Returns:
+        Counts, value and interval.
+
+    Raises:
+        ValueError: n is 0, or k does not lie in 0..n: an empty set has no rate.
     """
     if not 0 <= k <= n or n == 0:
         raise ValueError(f"expected 0 <= k <= n and n > 0, got k = {k}, n = {n}")
@@ -71,41 +79,75 @@ def rate(k: int, n: int) -> Rate:
     return Rate(int(k), int(n), k / n, float(interval.low), float(interval.high))
 
 
-def robust(records: pd.DataFrame) -> Outcomes:
-    """Which examples are robust: correct before, and correct after or the attack broke its
-    promise."""
-    return _stood(records, "adv_pred")
+def robust_examples(records: pd.DataFrame) -> Outcomes:
+    """Select robust examples: correct before, and correct after or with a violation.
+
+    Args:
+        records: Per-example records of one or several cells.
+
+    Returns:
+        Bool, indexed as the records.
+    """
+    return _are_robust(records, "adv_pred")
 
 
-def robust_8bit(records: pd.DataFrame) -> Outcomes:
-    """As `robust`, judged on the adversarial image rounded to 8 bits."""
-    return _stood(records, "adv_pred_8bit")
+def robust_examples_8bit(records: pd.DataFrame) -> Outcomes:
+    """Select robust examples as judged on the adversarial image rounded to 8 bits.
+
+    Args:
+        records: Per-example records of one or several cells.
+
+    Returns:
+        Bool, indexed as the records.
+    """
+    return _are_robust(records, "adv_pred_8bit")
 
 
-def _stood(records: pd.DataFrame, prediction: str) -> Outcomes:
+def _are_robust(records: pd.DataFrame, prediction: str) -> Outcomes:
     unbroken = records[prediction].to_numpy() == records["label"].to_numpy()
     spoilt = records["violation"].astype(str).to_numpy() != ""
     before = records["clean_correct"].to_numpy(dtype=bool)
     return pd.Series(before & (unbroken | spoilt), index=records.index)
 
 
-def eligible(records: pd.DataFrame) -> Outcomes:
-    """Which examples an attack could have succeeded on: correct before and, when targeted, of
-    another class than the target."""
+def eligible_examples(records: pd.DataFrame) -> Outcomes:
+    """Select examples that an attack could succeed on.
+
+    Args:
+        records: Per-example records of one or several cells.
+
+    Returns:
+        Bool, indexed as the records: correct before and, when targeted, of another class than the
+        target.
+    """
     before = records["clean_correct"].to_numpy(dtype=bool)
     other = records["label"].to_numpy() != records["target"].to_numpy()
     return pd.Series(before & other, index=records.index)
 
 
-def fooled(records: pd.DataFrame) -> Outcomes:
-    """Which examples the attack succeeded on, as the judge found when it asked the model again."""
+def fooled_examples(records: pd.DataFrame) -> Outcomes:
+    """Select examples that the attack succeeded on, as verified.
+
+    Args:
+        records: Per-example records of one or several cells.
+
+    Returns:
+        Bool, indexed as the records.
+    """
     return pd.Series(records["fooled"].to_numpy(dtype=bool), index=records.index)
 
 
 def worst_case(outcomes: Sequence[Outcomes]) -> Outcomes:
-    """Robust under every attack: the outcomes, indexed by example, joined by "and".
+    """Join outcomes of several attacks: an example is robust if it is under every attack.
 
-    Raises: ValueError if there are none, or they are not of the same examples.
+    Args:
+        outcomes: For each attack, bool indexed by example.
+
+    Returns:
+        Their conjunction.
+
+    Raises:
+        ValueError: There are none, or they are not of the same examples.
     """
     if not outcomes:
         raise ValueError("expected at least one attack, got none")
@@ -115,22 +157,38 @@ def worst_case(outcomes: Sequence[Outcomes]) -> Outcomes:
     return pd.Series(joined.astype(bool), index=outcomes[0].index)
 
 
-def paired(first: Outcomes, second: Outcomes) -> Paired:
-    """Compare two outcomes of the same examples, by an exact test on those that differ.
+def mcnemar_test(first: Outcomes, second: Outcomes) -> McNemarTest:
+    """Compare two outcomes of the same examples by the exact two-sided McNemar test.
 
-    Raises: ValueError if they are not of the same examples.
+    Args:
+        first: Bool, indexed by example.
+        second: Bool, indexed alike.
+
+    Returns:
+        How many examples each alone has, and the p-value.
+
+    Raises:
+        ValueError: They are not of the same examples.
     """
     if not first.index.equals(second.index):
         raise ValueError("expected the same examples on both sides")
     a, b = first.to_numpy(dtype=bool), second.to_numpy(dtype=bool)
     only_first, only_second = int((a & ~b).sum()), int((~a & b).sum())
-    return Paired(only_first, only_second, _fair_coin(only_first, only_first + only_second))
+    return McNemarTest(only_first, only_second, _two_sided_p(only_first, only_first + only_second))
 
 
-def loss(before: Outcomes, after: Outcomes) -> PairedChange:
-    """What is lost from `before` to `after`, by an exact one-sided test on what changed.
+def one_sided_mcnemar_test(before: Outcomes, after: Outcomes) -> PairedChange:
+    """Test whether more is lost than gained by the exact one-sided McNemar test.
 
-    Raises: ValueError if they are not of the same examples.
+    Args:
+        before: Bool, indexed by example.
+        after: Bool, indexed alike.
+
+    Returns:
+        Ids of lost and of gained examples, and the p-value.
+
+    Raises:
+        ValueError: They are not of the same examples.
     """
     if not before.index.equals(after.index):
         raise ValueError("expected the same examples on both sides")
@@ -138,28 +196,34 @@ def loss(before: Outcomes, after: Outcomes) -> PairedChange:
     lost, gained = (
         tuple(int(example) for example in before.index[changed]) for changed in (a & ~b, ~a & b)
     )
-    return PairedChange(lost, gained, _at_least(len(lost), len(lost) + len(gained)))
+    return PairedChange(lost, gained, _one_sided_p(len(lost), len(lost) + len(gained)))
 
 
 @functools.cache
-def _at_least(heads: int, tosses: int) -> float:
-    """The chance that a fair coin falls heads at least so often."""
+def _one_sided_p(heads: int, tosses: int) -> float:
+    """Compute the chance that a fair coin falls heads at least so often."""
     return float(binomtest(heads, tosses, 0.5, "greater").pvalue) if tosses else 1.0
 
 
 @functools.cache  # a run with many attacks has thousands of pairs, and most of them few differences
-def _fair_coin(heads: int, tosses: int) -> float:
-    """The chance that a fair coin falls at least as unevenly, to either side."""
+def _two_sided_p(heads: int, tosses: int) -> float:
+    """Compute the chance that a fair coin falls at least as unevenly, to either side."""
     return float(binomtest(heads, tosses, 0.5).pvalue) if tosses else 1.0
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values of one family, each corrected for the others: where all that fall below 5 % are
-    called a difference, the chance that any call is false is at most 5 %.
+def holm_correction(p_values: Sequence[float]) -> list[float]:
+    """Correct the p-values of a family of tests by Holm's method.
 
-    The k-th least of m is multiplied by m - k + 1 and is no less than the one before it; nothing
-    is assumed of how the tests depend on each other.
+    Where all corrected values below 5 % are called a difference, the chance that any call is false
+    is at most 5 %, however the tests depend on each other. The k-th smallest of m is multiplied by
+    m - k + 1 and is no smaller than the one before it.
     Source: Holm 1979, https://www.jstor.org/stable/4615733
+
+    Args:
+        p_values: One for each test.
+
+    Returns:
+        Corrected values, at most 1, in the same order.
     """
     values = np.asarray(p_values, dtype=float)
     order = np.argsort(values, kind="stable")

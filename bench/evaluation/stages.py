@@ -1,8 +1,8 @@
-"""What a run does that a stranger's code may not survive, told to a watcher before it is done.
+"""Announce each stage of a run that foreign code may crash, before it starts.
 
-In one process nobody watches. Where the run is a child that may be lost
-(`bench.execution.backends.subprocess`), its parent learns from this what was at work, and tells the
-next child what to leave out.
+In a single process no one is notified. Where the run is a child process
+(`bench.execution.backends.subprocess`), its parent learns from the announcements which stage
+crashed, and which stages the next child must skip.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,33 +12,33 @@ Kind = Literal["load", "resume", "time", "clean", "part", "certify", "probe"]
 
 
 class Stage(NamedTuple):
-    """Something about to be done."""
+    """A stage that is about to start."""
 
     kind: Kind
     what: str
-    """For people, such as "lenet · PGD"."""
+    """Description for people, such as "lenet · PGD"."""
     model: str = ""
-    """Label of the model that is asked; empty if it is none of the suite's, or several."""
+    """Label of the model that is used; empty if it is none of the suite's, or several."""
     cells: Mapping[str, str] = {}
     """Identity -> eps as written: what fails if this does."""
     together: bool = True
     """Whether its cells cannot be tried one at a time."""
     timed: bool = True
-    """Whether signs of life are to be expected: a model at work, not our own arithmetic."""
+    """Whether heartbeats are expected: a model computes, not bench's own arithmetic."""
 
 
-def _freely(stage: Stage) -> str:
+def _allow_all(stage: Stage) -> str:
     del stage
     return ""
 
 
 class Watch(NamedTuple):
-    """Who is told, and what an earlier child was lost to."""
+    """The listener to stages, and the cells that crashed an earlier child."""
 
-    enter: Callable[[Stage], str] = _freely
-    """Hears of a stage; answers why it must be left out, or "" if it may begin."""
+    enter: Callable[[Stage], str] = _allow_all
+    """Takes a stage; returns why it must be skipped, or "" if it may start."""
     lost: frozenset[str] = frozenset()
-    """Identities of cells that are failed already and not to be tried."""
+    """Identities of cells that have failed already and are not attempted."""
 
 
 UNWATCHED = Watch()

@@ -1,342 +1,310 @@
-"""What a record is made from: clean pass, attack, verification and judgement of one shard.
+"""Craft adversarial images and verify them: is each within the threat model, is it a success.
 
 No attack is trusted, bench's own included, and nothing is repaired: what an attack returns is
-checked for shape, box and ball, and the model is asked again in evaluation mode and full precision,
-on the image as returned and after rounding it to 8 bits.
+checked for box and ball, and the judged model is asked in evaluation mode and full precision.
+
+An accelerated model is not trusted either. Examples that it took for successes and the attacked
+model does not are attacked again on the model itself (`_recheck_claims`); SPOT_CHECKS of those that
+survive, per eps and chunk, are shown to both models (`_spot_check`), which costs two passes of
+SPOT_CHECKS rows. Where they disagree, all of the chunk is attacked on the model itself and the
+accelerated model is dropped for the rest of the run.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import AttackSpec, EnsembleAttack, IterativeAttack
+from bench.core import rng
+from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.core.contracts.types import Norm
-from bench.core.errors import ContractError
 from bench.engine import timing
+from bench.engine.acceleration import agreement
 from bench.engine.functional import norms
-from bench.engine.model_state import allow_tf32, eval_mode, frozen
-from bench.evaluation import ensemble
+from bench.engine.model_state import allow_tf32
 from bench.evaluation.crafting import (
     AttackOutput,
     Examples,
+    allowed_distance,
     craft,
     final_images,
-    recheck_claims,
-    searches,
-    spot_checked,
-    success,
-    verdicts_on,
-    violations,
-    vote,
+    is_single_search,
 )
-from bench.evaluation.judge import Prediction, judge
+from bench.evaluation.judge import Prediction, judge, vote_for
 
-TIE = 1e-5
-"""How far two logits may be apart, as a share of the largest, for a verdict to be a matter of
-rounding: some hundred times float32's."""
-NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
-
-
-class Clean(NamedTuple):
-    """One clean pass over a data set, shared by all attacks on a model; every field is (n,)."""
-
-    label: Tensor
-    """The data set's label, or the clean prediction where the data set has none."""
-    pred: Tensor
-    confidence: Tensor
-    least_likely: Tensor
-    agreement: Tensor
+SPOT_CHECKS = 8
+"""Surviving examples per eps and chunk on which an accelerated model is compared with its model;
+all, if no more survive. They are drawn by the seed and their ids."""
+GRADIENT_TOLERANCE = 0.5
+"""Share of them whose gradients may differ: attacked images lie where values tie."""
 
 
-class Cost(NamedTuple):
-    """What one cell's shard took; the harness's own passes are in `verify_seconds` alone."""
+class VerifiedOutput(NamedTuple):
+    """What an attack returned after all checks, with the judged model's predictions."""
 
-    attacked: int
-    seconds: float
-    verify_seconds: float
-    floor_seconds: float
-    busy_seconds: float = 0.0
-    """As `seconds` and `floor_seconds`, in the seconds of `meter.busy`."""
-    busy_floor_seconds: float = 0.0
-    nonfinite_gradients: int = 0
-    """Gradients in which entries were not finite and were taken for 0."""
-    nonfinite_examples: int = 0
-    """Examples that had any."""
+    output: AttackOutput
+    predictions: list[Prediction]
+    """For each eps, of n examples."""
+    judge_seconds: float
+    """Time of the judge's first pass over all eps."""
+    busy: float
+    """Processor seconds per second of crafting, as `timing.busy` counts them."""
 
 
-class ChunkResult(NamedTuple):
-    """One shard of a curve, a frame and a cost for each eps in the curve's order."""
-
-    records: list[pd.DataFrame]
-    costs: list[Cost]
-    x_adv: Tensor
-    """(e, n, *input), on the CPU; rows that were not attacked hold the clean image."""
-    losses: Tensor | None
-    """What was ascended, step by step, (positive eps, attacked examples, steps), if traced."""
-    rows: int
-    """Rows a pass held at the end: fewer than asked for where memory ran out."""
-    dropped: str = ""
-    """Why the copy that led was dropped, and the model itself attacked; empty if it was not."""
-
-
-def evaluate_chunk(
+def craft_and_verify(
     model: nn.Module,
-    curve: AttackSpec,
-    examples: Examples,
+    spec: AttackSpec,
+    chosen: Examples,
     rows: int,
-    floor: timing.Floor,
+    *,
     source: nn.Module | None = None,
-    judged_rows: int | None = None,
-    copy: nn.Module | None = None,
-) -> ChunkResult:
-    """Attack `examples` at every eps of `curve`, verify and judge; at most `rows` rows a pass.
+    accelerated: nn.Module | None = None,
+    judge_rows: int | None = None,
+    recheck_all: bool = False,
+) -> VerifiedOutput:
+    """Attack examples, predict what was returned and check the accelerated model's claims.
 
-    The attack sees `source` alone (the model itself if there is none), or for its gradients a
-    `copy` of that; the verdict is the model's: the threat model of transfer. `floor` and `rows` are
-    those of what is attacked; the judge takes `judged_rows` rows a pass, or as many.
-    An example that the model gets wrong without attack is not attacked, nor, when targeted, one
-    whose label is the target. At eps = 0 the ball holds x alone, so nothing is attacked.
-    Raises: ContractError if the attack breaks a promise that leaves nothing to judge, or if the
-    model no longer takes the clean images for what it took them for.
+    Args:
+        model: The judged model.
+        spec: A rule or an external attack; no ensemble.
+        chosen: Examples to attack, n > 0.
+        rows: Most rows per pass of the attack.
+        source: The attacked model; the judged one by default.
+        accelerated: Stands in for the attacked model's gradients.
+        judge_rows: Rows per pass of the judge; `rows` by default.
+        recheck_all: Recheck claims also of a rule that goes on after its first success, as an
+            ensemble needs: there a success of any part is final.
+
+    Returns:
+        The output with costs of all repetitions, and the predictions at each eps.
+
+    Raises:
+        ContractError: As `craft`.
     """
-    wanted = examples.clean_pred == examples.label
-    if curve.goal == "targeted":
-        wanted &= examples.target != examples.label
-    chosen = Examples(*(field[wanted] for field in examples))
-    positive = [index for index, eps in enumerate(curve.eps) if eps > 0]
-    shape = (len(curve.eps), *examples.x.shape)
-    x_adv = examples.x.cpu().expand(shape).clone()
-    raw: AttackOutput | None = None
-    verdicts: list[Prediction] = []
-    judging, judges, busy = 0.0, judged_rows or rows, 1.0
-    if positive and len(chosen.id):
-        part = replace(curve, eps=tuple(curve.eps[index] for index in positive))
-        attacked = model if source is None else source
-        with frozen(attacked):
-            started, worked = time.perf_counter(), timing.busy_seconds(examples.x.device)
-            if isinstance(part.attack, EnsembleAttack):
-                raw = ensemble.attack(attacked, part, chosen, rows, copy, judges)
-            else:
-                raw = craft(attacked, part, chosen, rows, copy)
-            timing.synchronize(examples.x.device)
-            worked = timing.busy_seconds(examples.x.device) - worked
-            busy = worked / (time.perf_counter() - started)
-            verdicts, judging = timing.time_call(
-                lambda raw=raw: verdicts_on(model, part, chosen, raw, judges), examples.x.device
-            )
-            led = copy not in (None, attacked) or part.precision != "float32"
-            rule = part.attack.rule if isinstance(part.attack, IterativeAttack) else None
-            if rule is not None:
-                raw, again = spot_checked(attacked, copy, part, chosen, rows, raw, verdicts)
-                verdicts = verdicts_on(model, part, chosen, raw, judges) if again else verdicts
-            led = led and not raw.dropped
-            if led and rule is not None and (part.stop == "first-success" or rule.seeks):
-                own = attacked is model
-                seen = verdicts if own else verdicts_on(attacked, part, chosen, raw, rows)
-                raw, again = recheck_claims(attacked, part, chosen, rows, raw, seen)
-                verdicts = verdicts_on(model, part, chosen, raw, judges) if again else verdicts
-            verdicts = _settled(model, part, examples, wanted, raw, verdicts, judges)
-            if searches(part):
-                least, spent = timing.time_call(
-                    lambda raw=raw: _least(model, part, chosen, raw, judges), examples.x.device
-                )
-                raw, judging = raw._replace(distance=least), judging + spent
-    if not _are_equal(chosen.x, examples.x[wanted]):
-        raise ContractError("the attack or the model wrote into the images that it was shown")
-    records, costs = [], []
-    for index, eps in enumerate(curve.eps):
-        if raw is None or index not in positive:
-            records.append(_record(model, curve, eps, examples, wanted, None, 0, None, rows))
-            costs.append(Cost(0, 0.0, 0.0, 0.0))
-            continue
-        at = positive.index(index)
-        frame, seconds = timing.time_call(
-            lambda eps=eps, at=at: _record(
-                model, curve, eps, examples, wanted, raw, at, verdicts[at], judges
-            ),
-            examples.x.device,
-        )
-        x_adv[index, wanted.cpu()] = raw.x_adv[at].cpu()
-        records.append(frame)
-        forwards, backwards = float(raw.forwards[at].sum()), float(raw.backwards[at].sum())
-        verifying = seconds + judging / len(positive)
-        spoilt = torch.zeros(1) if raw.nonfinite is None else raw.nonfinite[at]
-        costs.append(
-            Cost(
-                attacked=len(chosen.id),
-                seconds=raw.seconds[at],
-                verify_seconds=verifying,
-                floor_seconds=floor.seconds(forwards, backwards),
-                busy_seconds=raw.seconds[at] * busy,
-                busy_floor_seconds=floor.busy_seconds(forwards, backwards),
-                nonfinite_gradients=int(spoilt.sum()),
-                nonfinite_examples=int((spoilt > 0).sum()),
-            )
-        )
-    losses = raw.losses if raw is not None else None
-    left, dropped = (raw.rows, raw.dropped) if raw is not None else (rows, "")
-    return ChunkResult(records, costs, x_adv, losses, left, dropped)
+    attacked = model if source is None else source
+    judge_rows = judge_rows or rows
+
+    def predict(output: AttackOutput) -> list[Prediction]:
+        return predict_output(model, spec, chosen, output, judge_rows)
+
+    output, busy = measure_busy(
+        lambda: craft(attacked, spec, chosen, rows, accelerated), chosen.x.device
+    )
+    predictions, seconds = timing.time_call(lambda: predict(output), chosen.x.device)
+    rule = spec.attack.rule if isinstance(spec.attack, IterativeAttack) else None
+    if rule is None:
+        return VerifiedOutput(output, predictions, seconds, busy)
+    checked = _spot_check(attacked, accelerated, spec, chosen, output, predictions)
+    if checked is not output:
+        output, predictions = checked, predict(checked)
+    accelerates = accelerated not in (None, attacked) or spec.precision != "float32"
+    final = recheck_all or spec.stop == "first-success" or rule.seeks
+    if accelerates and final and not output.dropped:
+        own = predictions
+        if attacked is not model:
+            own = predict_output(attacked, spec, chosen, output, rows)
+        checked = _recheck_claims(attacked, spec, chosen, output, own)
+        if checked is not output:
+            output, predictions = checked, predict(checked)
+    return VerifiedOutput(output, predictions, seconds, busy)
 
 
-def _are_equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors hold the same numbers; NaN is NaN."""
-    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
+def measure_busy(
+    attack: Callable[[], AttackOutput], device: torch.device
+) -> tuple[AttackOutput, float]:
+    """Run an attack and measure which share of the time this process computed.
+
+    Args:
+        attack: Crafts the images.
+        device: Where it computes.
+
+    Returns:
+        Its output, and processor seconds per second as `timing.busy` counts them.
+    """
+    started, worked = time.perf_counter(), timing.busy_seconds(device)
+    output = attack()
+    timing.synchronize(device)
+    worked = timing.busy_seconds(device) - worked
+    return output, worked / (time.perf_counter() - started)
 
 
-# --------------------------------------------------------------------------- verifying and judging
-
-
-def _settled(
-    model: nn.Module,
-    curve: AttackSpec,
-    examples: Examples,
-    wanted: Tensor,
-    raw: AttackOutput,
-    verdicts: list[Prediction],
-    rows: int,
+def predict_output(
+    model: nn.Module, spec: AttackSpec, chosen: Examples, output: AttackOutput, rows: int
 ) -> list[Prediction]:
-    """The verdicts, with the clean one wherever the image that was returned is x itself.
+    """Predict the images that an attack returned.
 
-    Another verdict on the same image is no success: of a model that is asked among other images,
-    or other numbers of them, a tie may fall to the other side.
-    Raises: ContractError if the clean images, asked about again just as in the clean pass, are
-    taken for other classes than then, by more than rounding: the model was changed, or does not
-    answer alike.
+    Args:
+        model: The model that is asked.
+        spec: The attack as run.
+        chosen: The n attacked examples.
+        output: What the attack returned for them.
+        rows: Rows per pass.
+
+    Returns:
+        Predictions (n,) for each eps.
     """
-    if curve.random:
-        return verdicts
-    x, clean = examples.x[wanted], examples.clean_pred[wanted]
-    settled, again = [], None
-    for at, (eps, verdict) in enumerate(zip(curve.eps, verdicts, strict=True)):
-        same = (final_images(curve, eps, x, raw, at) == x).flatten(1).all(1)
-        other = same & (verdict.pred != clean)
-        if not other.any():
-            settled.append(verdict)
-            continue
-        again = judge(model, examples.x, rows) if again is None else again
-        turned = other & (again.pred[wanted] != clean)
-        turned &= ~_tied(model, x, rows)
-        if turned.any():
-            row = int(turned.nonzero()[0, 0])
-            raise ContractError(
-                f"example {int(examples.id[wanted][row])}: the clean image was class "
-                f"{int(clean[row])} before the attack and is class {int(verdict.pred[row])} after "
-                "it: the model was changed, or does not answer alike twice"
-            )
-        settled.append(
-            verdict._replace(
-                pred=torch.where(other, clean, verdict.pred),
-                confidence=torch.where(
-                    other, examples.clean_confidence[wanted], verdict.confidence
-                ),
-            )
-        )
-    return settled
+    vote = vote_for(spec, chosen.id)
+    return [
+        judge(model, final_images(spec, eps, chosen.x, output, at), rows, vote)
+        for at, eps in enumerate(spec.eps)
+    ]
 
 
-def _tied(model: nn.Module, x: Tensor, rows: int) -> Tensor:
-    """Whether the two largest logits of each of x (n, c, h, w) differ by no more than rounding."""
-    with eval_mode(model), torch.no_grad(), allow_tf32(False):
-        logits = torch.cat([model(part.clone()) for part in x.split(rows)]).float()
-    first, second = logits.topk(2, 1).values.unbind(1)
-    return (first - second) <= TIE * logits.abs().amax(1)  # never of what is not finite
+def is_success(spec: AttackSpec, examples: Examples, pred: Tensor) -> Tensor:
+    """Check which predictions are what the attack aims at.
+
+    Args:
+        spec: The attack, for its goal.
+        examples: The n examples with labels and targets.
+        pred: Predicted classes (n,).
+
+    Returns:
+        Bool (n,): another class than the label, or when targeted the target.
+    """
+    return pred != examples.label if spec.goal == "untargeted" else pred == examples.target
 
 
-def _least(
-    model: nn.Module, curve: AttackSpec, chosen: Examples, raw: AttackOutput, rows: int
-) -> Tensor:
-    """How far the example is that a search found, whatever the eps, (n,); infinite where what it
-    returned is no image, or none that the model takes for what the attack is after."""
-    x_adv = raw.x_adv[0]
-    pred = judge(model, x_adv, rows, vote(curve, chosen.id)).pred
-    broken = violations(x_adv, chosen.x, torch.inf, curve.norm, pred)
-    sound = torch.tensor([not text for text in broken], device=x_adv.device)
-    far = norms.distance(x_adv, chosen.x, curve.norm)
-    moved = (x_adv != chosen.x).flatten(1).any(1)  # x itself is no find, whatever is said of it
-    return torch.where(success(curve, chosen, pred) & sound & moved, far, torch.inf)
+def find_violations(x_adv: Tensor, x: Tensor, eps: float, norm: Norm, pred: Tensor) -> list[str]:
+    """Describe how returned images break the threat model.
+
+    Args:
+        x_adv: Returned images (n, c, h, w).
+        x: Clean images (n, c, h, w).
+        eps: The radius in `norm`.
+        norm: The norm of the threat model.
+        pred: Predicted classes (n,), -1 where the model's output is not finite.
+
+    Returns:
+        For each image the violated promise, measured and allowed; "" if there is none.
+    """
+    finite = x_adv.flatten(1).isfinite().all(1)
+    low, high = x_adv.flatten(1).amin(1), x_adv.flatten(1).amax(1)
+    distance = norms.distance_float64(x_adv, x, norm)
+    allowed = allowed_distance(eps)
+    violations = [""] * len(x)
+    suspect = ~finite | (low < 0) | (high > 1) | (distance > allowed) | (pred < 0)
+    for row in suspect.nonzero()[:, 0].tolist():
+        if not finite[row]:
+            violations[row] = "image is not finite"
+        elif low[row] < 0 or high[row] > 1:
+            violations[row] = f"pixels in [{low[row]:.6g}, {high[row]:.6g}], allowed [0, 1]"
+        elif distance[row] > allowed:
+            violations[row] = f"{norm} distance {distance[row]:.8g}, allowed {allowed:.8g}"
+        else:
+            violations[row] = "the model's output is not finite"
+    return violations
 
 
-def _record(
+# --------------------------------------------------------------- checks of the accelerated model
+
+
+def _spot_check(
     model: nn.Module,
-    curve: AttackSpec,
-    eps: float,
-    examples: Examples,
-    wanted: Tensor,
-    raw: AttackOutput | None,
-    at: int,
-    verdict: Prediction | None,
-    rows: int,
-) -> pd.DataFrame:
-    """The records of one cell's shard: one row per example, attacked (`wanted`) or not."""
-    n = len(examples.id)
-    pred, pred_8bit = examples.clean_pred.clone(), examples.clean_pred.clone()
-    confidence, agreement = examples.clean_confidence.clone(), examples.clean_agreement.clone()
-    distances = torch.zeros(len(NORMS), n, device=wanted.device)
-    passes = torch.zeros(2, n, dtype=torch.float64, device=wanted.device)
-    first = torch.full((n,), -1, dtype=torch.int64, device=wanted.device)
-    least = torch.full((n,), torch.nan, device=wanted.device)
-    violation, parts = [""] * n, [""] * n
-    fooled = torch.zeros_like(wanted)
-    if raw is not None and verdict is not None:
-        x = examples.x[wanted]
-        x_adv = final_images(curve, eps, x, raw, at)
-        pred[wanted], confidence[wanted] = verdict.pred, verdict.confidence
-        agreement[wanted] = verdict.agreement
-        how = vote(curve, examples.id[wanted])
-        pred_8bit[wanted] = judge(model, (x_adv * 255).round() / 255, rows, how).pred
-        found = violations(x_adv, x, eps, curve.norm, pred[wanted])
-        for position, text in zip(wanted.nonzero()[:, 0].tolist(), found, strict=True):
-            violation[position] = text
-        sound = torch.tensor([not text for text in found], device=wanted.device)
-        fooled[wanted] = success(curve, examples, pred)[wanted] & sound
-        for index, norm in enumerate(NORMS):
-            distances[index, wanted] = norms.distance(x_adv, x, norm)
-        passes[0, wanted] = raw.forwards[at].to(passes)
-        passes[1, wanted] = raw.backwards[at].to(passes)
-        first[wanted] = raw.first_success[at]
-        if raw.distance is not None:
-            least[wanted] = raw.distance.to(least)
-        if raw.part is not None:
-            parts = _parts(curve, raw.part[at], fooled, wanted)
-        if isinstance(curve.attack, IterativeAttack):
-            first = torch.where(fooled & (first < 0), curve.params.steps, first)
-    columns = {
-        "example": examples.id,
-        "label": examples.label,
-        "target": examples.target,
-        "clean_pred": examples.clean_pred,
-        "adv_pred": pred,
-        "adv_pred_8bit": pred_8bit,
-        "clean_correct": examples.clean_pred == examples.label,
-        "fooled": fooled,
-        "violation": violation,
-        "confidence": confidence,
-        **dict(zip(NORMS, distances, strict=True)),
-        "forwards": passes[0],
-        "backwards": passes[1],
-        "first_success_step": first,
-        "clean_confidence": examples.clean_confidence,
-        "attacked": wanted,
-        "part": parts,
-        "agreement": agreement,
-        "distance": least,
-    }
-    return pd.DataFrame(
-        {
-            key: value.cpu().numpy() if isinstance(value, Tensor) else value
-            for key, value in columns.items()
-        }
+    accelerated: nn.Module | None,
+    spec: AttackSpec,
+    chosen: Examples,
+    output: AttackOutput,
+    predictions: list[Prediction],
+) -> AttackOutput:
+    """Attack all examples again on the model if the accelerated one disagrees about survivors.
+
+    At each eps SPOT_CHECKS examples are drawn among those that neither the attack nor the
+    predictions take for successes; both models compute logits and gradients on their images.
+    """
+    if accelerated in (None, model) or output.dropped:
+        return output
+    assert accelerated is not None
+    difference = _find_disagreement(model, accelerated, spec, chosen, output, predictions)
+    if not difference:
+        return output
+    repeated = craft(model, replace(spec, precision="float32"), chosen, output.rows)
+    return repeated._replace(
+        forwards=output.forwards + repeated.forwards,
+        backwards=output.backwards + repeated.backwards,
+        seconds=[a + b for a, b in zip(output.seconds, repeated.seconds, strict=True)],
+        dropped=f"on images that it left standing {difference}",
     )
 
 
-def _parts(curve: AttackSpec, part: Tensor, fooled: Tensor, wanted: Tensor) -> list[str]:
-    """For each example the label of the ensemble's part that fooled the model; "" if none did."""
-    assert isinstance(curve.attack, EnsembleAttack)
-    labels = [each.label for each in curve.attack.parts(curve.params, curve.norm)]
-    numbers = torch.full(wanted.shape, -1, device=wanted.device)
-    numbers[wanted] = part
-    return [labels[k] if k >= 0 else "" for k in torch.where(fooled, numbers, -1).tolist()]
+def _find_disagreement(
+    model: nn.Module,
+    accelerated: nn.Module,
+    spec: AttackSpec,
+    chosen: Examples,
+    output: AttackOutput,
+    predictions: list[Prediction],
+) -> str:
+    """Describe how the accelerated model differs on survivors; "" if it does not."""
+    keys = chosen.id + rng.fold(spec.seed, "spots", spec.name) % 2**31
+    images, labels = [], []
+    for at, prediction in enumerate(predictions):
+        won = is_success(spec, chosen, prediction.pred) | (output.first_success[at] >= 0)
+        survivors = (~won).nonzero()[:, 0]
+        draws = rng.hash_uniform(keys[survivors], torch.full_like(survivors, at), 1)[:, 0]
+        drawn = survivors[draws.argsort()[:SPOT_CHECKS]]
+        images.append(output.x_adv[at, drawn])
+        labels.append(chosen.label[drawn])
+    x, y = torch.cat(images), torch.cat(labels)
+    finite = x.flatten(1).isfinite().all(1)
+    gradients = spec.attack.needs != "scores"
+    batches = zip(x[finite].split(output.rows), y[finite].split(output.rows), strict=True)
+    with allow_tf32(spec.precision == "tf32"):
+        for batch, batch_labels in batches:
+            if not len(batch):
+                continue
+            wanted = agreement.probe_pass(model, batch, batch_labels, gradients)
+            try:
+                got = agreement.probe_pass(accelerated, batch, batch_labels, gradients)
+            except Exception as error:  # of the user's forward, in a copy of it
+                return f"it raised {type(error).__name__}"
+            if why := agreement.describe_difference(
+                wanted, got, spec.precision, GRADIENT_TOLERANCE
+            ):
+                return why
+    return ""
+
+
+def _recheck_claims(
+    model: nn.Module,
+    spec: AttackSpec,
+    chosen: Examples,
+    output: AttackOutput,
+    predictions: list[Prediction],
+) -> AttackOutput:
+    """Attack examples again, on the model itself, whose claimed success it does not confirm.
+
+    `predictions` are those of the attacked model. In float32 the model's second claim needs no
+    check: it is its prediction.
+    """
+    claimed = output.first_success >= 0
+    won = torch.stack([is_success(spec, chosen, each.pred) for each in predictions])
+    again = (claimed & ~won).any(0)
+    if is_single_search(spec):  # what it found beyond the largest eps counts, too
+        pred = judge(model, output.x_adv[0], output.rows, vote_for(spec, chosen.id)).pred
+        moved = (output.x_adv[0] != chosen.x).flatten(1).any(1)
+        again |= moved & ~is_success(spec, chosen, pred)
+    if not again.any():
+        return output
+    subset = Examples(*(field[again] for field in chosen))
+    repeated = craft(model, replace(spec, precision="float32"), subset, output.rows)
+    x_adv, first_success = output.x_adv.clone(), output.first_success.clone()
+    x_adv[:, again], first_success[:, again] = repeated.x_adv, repeated.first_success
+    forwards, backwards = output.forwards.clone(), output.backwards.clone()
+    forwards[:, again] += repeated.forwards
+    backwards[:, again] += repeated.backwards
+    nonfinite = output.nonfinite
+    if nonfinite is not None and repeated.nonfinite is not None:
+        nonfinite = nonfinite.clone()
+        nonfinite[:, again] += repeated.nonfinite
+    return output._replace(
+        x_adv=x_adv,
+        forwards=forwards,
+        backwards=backwards,
+        first_success=first_success,
+        seconds=[a + b for a, b in zip(output.seconds, repeated.seconds, strict=True)],
+        rows=repeated.rows,
+        nonfinite=nonfinite,
+    )

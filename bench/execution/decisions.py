@@ -21,14 +21,14 @@ def loaded(session: Evaluator, asked: str, out: Path) -> Iterator[Event]:
     """Device, data, models and folder; `asked` is the device as the user named it."""
     seen = "torch sees a GPU" if session.device.type == "cuda" else "torch sees no GPU"
     yield _why(f"device {session.device}: {seen if asked == 'auto' else 'as asked for'}")
-    data, shards = session.data, session.shards()
+    data, shards = session.data, session.chunks()
     size = "x".join(map(str, data.shape))
     yield _why(
         f"data {data.name}: {data.n} examples of {size}, fingerprint {data.fingerprint[:16]}, in "
         f"{len(shards)} shards of at most {max(last - first for first, last in shards)}, by the "
         "size of an image"
     )
-    for label, subject in session.subjects.items():
+    for label, subject in session.models.items():
         if label in session.unfit:
             yield _why(f"{label}: {session.unfit[label]}", model=label)
             continue
@@ -48,7 +48,7 @@ def divided(
 ) -> Iterator[Event]:  # fmt: skip
     """What is skipped, what is on disk already, and what is run, task by task."""
     done = {(piece.cell, piece.first) for piece in there}
-    firsts = [first for first, _ in session.shards()]
+    firsts = [first for first, _ in session.chunks()]
     ahead = {number: len([*some]) for number, some in groupby(parts, lambda part: part.number)}
     for number, task in enumerate(tasks):
         name = f"{task.model} · {task.entry.label}"

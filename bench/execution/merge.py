@@ -17,7 +17,7 @@ from bench.core import files, lock
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation import consistency
 from bench.evaluation.certification import store
-from bench.evaluation.evaluator import cuts
+from bench.evaluation.evaluator import chunk_bounds
 from bench.execution import runner, sharding
 from bench.storage import fingerprint, manifest, records
 from bench.suite.plan import Cell
@@ -157,14 +157,14 @@ def _check_models(one: _Source, other: _Source) -> None:
             continue
         ours, theirs = (_clean_answers(each, model) for each in (path, there[model, first]))
         both = ours.merge(theirs, on="example", suffixes=("", "_there"))
-        differ = consistency.differing(
+        differ = consistency.find_differences(
             *(
                 torch.tensor(both[name].to_numpy())
                 for suffix in ("", "_there")
                 for name in (f"clean_pred{suffix}", f"clean_confidence{suffix}")
             )
         )
-        if int(differ.sum()) > len(both) * consistency.UNLIKE:
+        if int(differ.sum()) > len(both) * consistency.MAX_DIFFERING_SHARE:
             row = both.iloc[int(differ.nonzero()[0])]
             raise RecordError(
                 f"{one.folder} and {other.folder}: model '{model}' was not the same in both: "
@@ -213,8 +213,11 @@ def _check_same(one: _Source, other: _Source) -> None:
                 f"{one.folder} and {other.folder}: different outcomes of cell {cell}, examples "
                 f"{first} to {last - 1}, which has one answer; keep one of the two folders"
             )
-    held = {(about["identity"], about["first"]): frame for about, frame in store.stored(one.folder)}
-    for about, frame in store.stored(other.folder):
+    held = {
+        (about["identity"], about["first"]): frame
+        for about, frame in store.read_certificates(one.folder)
+    }
+    for about, frame in store.read_certificates(other.folder):
         twin = held.get((about["identity"], about["first"]))
         if twin is not None and not twin.equals(frame):
             raise RecordError(
@@ -234,7 +237,7 @@ def _wanted(source: _Source) -> Iterator[tuple[Cell, _Place]]:
     for cell in source.plan:
         if not cell.reason and cell.identity not in seen:
             seen.add(cell.identity)
-            for first, last in cuts(data["n"], tuple(data["shape"])):
+            for first, last in chunk_bounds(data["n"], tuple(data["shape"])):
                 yield cell, (cell.identity, first, last)
 
 

@@ -58,7 +58,7 @@ def check(session: Evaluator, tasks: Sequence[plan.Task], out: Path, watch: Watc
         SuiteError: A model answers otherwise than when its records were made.
     """
     held = [(path, records.pieces_of(path)) for path in sorted((out / "records").glob("*.parquet"))]
-    for label, subject in session.subjects.items():
+    for label, subject in session.models.items():
         cells = {
             cell.identity: cell for task in tasks for cell in task.cells if task.model == label
         }
@@ -87,12 +87,12 @@ def _compare(session: Evaluator, label: str, out: Path, seen: _Seen | None) -> N
     if seen is None:
         return
     found = consistency.first_difference(
-        session.subjects[label].model, seen.x, session.judged_rows(label), *seen[1:3]
+        session.models[label].model, seen.x, session.judge_rows(label), *seen[1:3]
     )
     if found is not None:
         raise SuiteError(
             f"model '{label}' is not the one that the records in {out} were made with: "
-            f"{seen.name[found.position]} was {found.words()}, so that its old and new "
+            f"{seen.name[found.position]} was {found.describe()}, so that its old and new "
             "numbers would be mixed; nothing is lost: undo what changed (a file that it reads, "
             "a library, its weights), run into another folder by --out, or make all records "
             "again by --fresh"
@@ -105,7 +105,7 @@ def _clean(session: Evaluator, label: str, *frames: pd.DataFrame) -> _Seen:
     frame = frame[frame["cell"] == frame["cell"].iloc[0]].sort_values("example")
     start = int(frame["example"].iloc[0])
     # A model that depends on its batch must be asked in the same: one pass, as the clean one is.
-    rows = frame[frame["example"] < start + max(CLEAN, session.judged_rows(label))]
+    rows = frame[frame["example"] < start + max(CLEAN, session.judge_rows(label))]
     ids = rows["example"].tolist()
     return _Seen(
         session.data.read(ids[0], ids[-1] + 1).to(session.device),

@@ -121,9 +121,9 @@ def _run(
     for told in recovered.notes:
         listen(Event("note", told, 0.0))
     bounds = []
-    for bound in store.tasks(suite, session):
+    for bound in store.plan_certification(suite, session):
         watch.enter(Stage("load", f"model '{bound.model}', reading its layers", bound.model))
-        bounds.append(store.read(session, bound))
+        bounds.append(store.check_readable(session, bound))
     if recovered.pieces:
         for sentence in resume_check.check(session, tasks, out, watch):
             listen(Event("note", sentence, 0.0))
@@ -185,17 +185,17 @@ def prepare(
 
     Raises: SuiteError in one sentence for each.
     """
-    device = loading.device(options.device)
+    device = loading.select_device(options.device)
     if out is not None:
         files.check_writable(out / "records")
-    data = loading.data(suite.data, suite.base, options.data_dir, options.limit)
+    data = loading.load_data(suite.data, suite.base, options.data_dir, options.limit)
     subjects, rows, unfit = {}, {}, {}
     notes: list[str] = []
     for entry in suite.models:
         watch.enter(Stage("load", f"model '{entry.label}', loading it", entry.label))
         try:
             with streams.protect_streams(notes.append, f"model '{entry.label}'"):
-                subject = loading.subject(
+                subject = loading.load_model(
                     entry, suite.base, suite.seed, data, device, options.data_dir
                 )
                 sample = data.read(0, 1).to(device)
@@ -257,7 +257,7 @@ def _certify(
         for number, task in enumerate(bounds)
         for at, (first, _) in enumerate(session.shards())
     }
-    missing = store.missing(session, bounds, out)
+    missing = store.pending_chunks(session, bounds, out)
     _tell(listen, decisions.certificates(bounds, missing))
     for task, first, last in missing:
         if not places[task.identity, first]:
@@ -270,7 +270,7 @@ def _certify(
             session.clean_pass(task.model)
             watch.enter(Stage("certify", name, task.model, timed=False))
             listen(Event("begin", name, 0.0, about))
-            store.work(session, task, first, last, out)
+            store.certify_chunk(session, task, first, last, out)
         except (SuiteError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a stranger's model: its certificates alone are missing

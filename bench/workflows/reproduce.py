@@ -159,7 +159,8 @@ def differences(folder: Path, options: Options) -> Iterator[str]:
     """
     before = manifest.read(folder)[0]["sessions"][-1]
     with determinism.enforce_determinism(options.deterministic):
-        then, now = before["environment"], environment.environment(loading.device(options.device))
+        device = loading.select_device(options.device)
+        then, now = before["environment"], environment.environment(device)
     after = {"environment": now, "requirements": environment.requirements()}
     for name in MACHINE:
         if then.get(name) != now.get(name):

@@ -19,7 +19,7 @@ from bench.core.contracts.learner import TrainingBatch
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.engine import timing
 from bench.engine.functional import norms
-from bench.evaluation import verify
+from bench.evaluation import chunk
 from bench.evaluation.crafting import Examples
 
 Attacked = Callable[..., Any]
@@ -257,7 +257,7 @@ def test_an_attack_says_what_it_is(name: str) -> None:
     params = attack.params()
     assert attack.summary
     assert attack.source
-    assert set(attack.norms) <= set(verify.NORMS)
+    assert set(attack.norms) <= set(chunk.NORMS)
     for norm in attack.norms:
         assert all(isinstance(v, str) for v in attack.traits(params, norm, 0.1).values())
         assert all(text.endswith(".") for text in attack.caveats(params, norm, 0.1))
@@ -277,5 +277,5 @@ def test_rows_do_not_read_each_other(case: Any, net: nn.Module, batch: Any) -> N
     curve = AttackSpec(
         name=attack, attack=found, params=params, norm=norm, eps=(EPS[norm],), goal=goal
     )
-    (frame,) = verify.evaluate_chunk(net, curve, examples, 7, floor).records
+    (frame,) = chunk.evaluate_chunk(net, curve, examples, 7, floor).records
     assert (frame["violation"] != "").tolist() == [i == 2 for i in range(7)]

@@ -15,7 +15,7 @@ from bench.core import registry
 from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.core.contracts.types import Norm
 from bench.engine.functional import norms, projections
-from bench.evaluation import crafting
+from bench.evaluation import crafting, verify
 
 RULES = [
     name
@@ -58,7 +58,7 @@ def test_no_attack_of_our_own_leaves_its_ball(name: str, norm: Norm, photograph:
     curve = AttackSpec(name=name, attack=found, params=params, norm=norm, eps=(eps,), stop="never")
     raw = crafting.craft(net, curve, chosen, 8)
     images = crafting.final_images(curve, eps, x, raw, 0)
-    assert crafting.violations(images, x, eps, norm, net(images).argmax(1)) == [""] * N
+    assert verify.find_violations(images, x, eps, norm, net(images).argmax(1)) == [""] * N
 
 
 def alike(n: int) -> tuple[Tensor, Tensor]:

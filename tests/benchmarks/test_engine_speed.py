@@ -21,6 +21,7 @@ from bench.engine import stream, timing
 from bench.engine.acceleration import accelerate
 from bench.evaluation import loading
 from bench.evaluation.judge import judge
+from bench.models import published_weights
 from bench.suite.schema import ModelEntry
 
 SWEEP = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -85,7 +86,8 @@ def given(label: str, device: str, timed: bool) -> Given:
     data = in_memory("noise", x, torch.zeros(n, dtype=torch.int64), ())
     entry = ModelEntry(name=name, label=label, weights="random")
     where = torch.device(device)
-    model = loading.subject(entry, loading.WEIGHTS, 0, data, where).model.requires_grad_(False)
+    loaded = loading.load_model(entry, published_weights.WEIGHTS, 0, data, where)
+    model = loaded.model.requires_grad_(False)
     images = x.to(where)
     rows = timing.rows_per_pass(model, images)
     copy = accelerate.accelerate_model(model, images, rows, ahead=float("inf") if timed else 0.0)

@@ -28,8 +28,8 @@ from bench.core.contracts.attack import EnsembleAttack
 from bench.datasets import digits
 from bench.engine import device
 from bench.evaluation.evaluator import Evaluator
-from bench.evaluation.loading import WEIGHTS
 from bench.models.preflight import checks
+from bench.models.published_weights import WEIGHTS
 from bench.storage import fingerprint
 from bench.suite import plan
 from bench.suite.reader import attack_entry
@@ -151,8 +151,8 @@ def _session(moved: float) -> Evaluator:
             parameter.mul_(1 + moved * (-1) ** at)
     subject = checks.preflight("net", model, data, torch.device("cpu"))
     return Evaluator(
-        suite="golden", seed=0, device=torch.device("cpu"), data=data, subjects={"net": subject},
-        rows={"net": EXAMPLES}, fixed_rows=True, copied=False,
+        suite="golden", seed=0, device=torch.device("cpu"), data=data, models={"net": subject},
+        rows={"net": EXAMPLES}, fixed_rows=True, use_acceleration=False,
     )  # fmt: skip
 
 
@@ -170,8 +170,10 @@ def _case(session: Evaluator, attack: str, norm: str, goal: str) -> dict[str, An
         "name": attack, "norm": norm, "eps": EPS[norm], "goal": goal, **GOALS[goal],
         "params": {key: value for key, value in wanted.items() if key in fields},
     }  # fmt: skip
-    task = plan.task("net", attack_entry(raw, "golden"), session.facts("net"), 0, "independent")
-    frame = session.shard(task, 0, EXAMPLES).frame
+    task = plan.task(
+        "net", attack_entry(raw, "golden"), session.model_facts("net"), 0, "independent"
+    )
+    frame = session.evaluate_chunk(task, 0, EXAMPLES).frame
     # Identities are no outcome: each cell is called by its eps.
     frame = frame.assign(
         cell=frame["eps"].astype(str), violation=frame["violation"].ne("").map(str)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from bench.core import registry, rng
-from bench.evaluation.loading import WEIGHTS
+from bench.models.published_weights import WEIGHTS
 
 PARAMETERS = {
     "lenet": 61_706,

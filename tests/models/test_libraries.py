@@ -35,7 +35,7 @@ def noise(channels: int = 3, size: int = 64) -> Data:
 
 def subject(data: Data, name: str, base: Path = Path(), seed: int = 0, **keys: Any) -> Any:
     entry = ModelEntry(**{"name": name, "label": "net", "weights": "random", **keys})
-    return loading.subject(entry, base, seed, data, CPU)
+    return loading.load_model(entry, base, seed, data, CPU)
 
 
 def refused(make: Callable[[], object]) -> str:

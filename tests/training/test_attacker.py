@@ -21,6 +21,7 @@ from bench.core.contracts.learner import TrainingBatch
 from bench.core.contracts.types import Threat
 from bench.core.errors import SuiteError
 from bench.datasets import digits as handwritten
+from bench.models.published_weights import WEIGHTS
 from bench.workflows.training import attack_card, attack_recipe, attack_trainer, recipe
 
 RECIPE = """
@@ -96,7 +97,7 @@ def test_every_epoch_tells_each_part_of_both_losses(trained: attack_trainer.Trai
 
 def test_the_target_is_given_back_as_it_was_published(trained: attack_trainer.Trained) -> None:
     net = trained.target.model
-    published = load_file(attack_trainer.loading.WEIGHTS / "lenet-digits.safetensors")
+    published = load_file(WEIGHTS / "lenet-digits.safetensors")
     assert all(torch.equal(value, published[key]) for key, value in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())
     assert not net.training

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bench import cli
 from bench.attacks.advgan import WEIGHTS as ATTACKERS
 from bench.core import registry
-from bench.evaluation.loading import WEIGHTS
+from bench.models.published_weights import WEIGHTS
 from bench.workflows.training import (
     attack_card,
     attack_recipe,

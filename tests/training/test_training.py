@@ -15,7 +15,7 @@ from bench.core import registry
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
 from bench.datasets import digits as handwritten
-from bench.evaluation.loading import WEIGHTS
+from bench.models.published_weights import WEIGHTS
 from bench.workflows.training import model_card, recipe, trainer
 
 RECIPE = """

@@ -1,6 +1,6 @@
-"""Signs that an attack has failed rather than the defence held.
+"""Look for symptoms that an attack has failed rather than the defence held.
 
-signs says what a sign is and lists the kinds; probes asks a model, probed does so once a run and
-keeps the answers in provenance.json; evidence arranges the records, checks reads the signs out of
-them; findings is the audit of a whole run.
+Read `symptoms` first, which lists them. `probes` examines a model, `gradient_check` its gradients,
+and `probe_models` does so once per run, for provenance.json; `evidence` arranges the records,
+`checks` looks for symptoms in them, and `findings` audits a whole run.
 """

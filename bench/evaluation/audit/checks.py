@@ -1,6 +1,6 @@
-"""Signs of failed attacks in the records of a run alone: attacks held against each other.
+"""Look for symptoms of failed attacks in the records alone, by comparing attacks with each other.
 
-Each check looks through the finished cells of one model; the model itself is not needed.
+Each check goes through the finished cells of one model; the model itself is not needed.
 Source: Carlini et al. 2019, section 5, https://arxiv.org/abs/1902.06705; Athalye et al. 2018,
 section 3.1, https://arxiv.org/abs/1802.00420
 """
@@ -17,224 +17,258 @@ import pandas as pd
 from bench.evaluation import metrics
 from bench.evaluation.audit import symptoms
 from bench.evaluation.audit.evidence import (
-    BETTER,
-    DOUBT,
-    FEW,
-    LOST,
-    PART,
-    Run,
-    Runs,
-    beaten,
-    compared,
-    enough,
-    grouped,
-    raised,
-    stronger,
-    strongest,
+    LOST_THRESHOLD,
+    MIN_EXAMPLES,
+    MIN_SHARE,
+    SIGNIFICANCE_LEVEL,
+    STRONGER_THRESHOLD,
+    AttackedCell,
+    AttackedCells,
+    are_enough,
+    find_strongest,
+    group_cells,
+    is_stronger,
+    report_comparison,
+    report_if_weaker,
+    report_symptom,
 )
-from bench.evaluation.audit.symptoms import Sign, Symptom
+from bench.evaluation.audit.symptoms import ObservedSymptom, Symptom
 
-NEW_PART = 0.01
+NEW_SHARE = 0.01
 """Share of the attacked examples that only an attack by scores breaks. AutoAttack's flag is raised
 at 0.002, which of the hundreds of examples common here is one or none."""
-LEFT_PART = 0.01
+LEFT_SHARE = 0.01
 """Share of the attacked examples that may be left at L-inf eps 1, where all can be broken."""
-CERTAIN_PART = 0.5
-"""Share of the survivors that the model was certain of. Measured on 300 MNIST images and a LeNet
+CERTAIN_SHARE = 0.5
+"""Share of the survivors with confidence 1. Measured on 300 MNIST images and a LeNet
 that is certain of a quarter of them: 36 of the 43 that FGSM at 0.3 leaves, where the margin leaves
 13; 72 of the 290 that it leaves at 0.05, where the margin leaves the same."""
-USED_PART = 0.5
-"""Of its eps, what an attack of fixed budget moves an image by at least, if it tries."""
-NEARER_PART = 0.9
-"""Of a search's distance, below which another's success shows the search to be far off: two good
-searches differ by a few per cent on many images."""
-SEARCH_PART = 0.1
-"""Share of the attacked examples on which a search may be far off by bad luck."""
+USED_SHARE = 0.5
+"""Share of eps by which a working attack of fixed budget moves an image at least."""
+NEARER_SHARE = 0.9
+"""Share of a search's distance below which another attack's success shows that the search failed:
+two good searches differ by a few per cent on many images."""
+SEARCH_SHARE = 0.1
+"""Share of the attacked examples on which a search may fail by chance."""
 EXACT_LOSSES = {"margin", "logit-difference", "label-and-target", "dlr", "targeted dlr"}
 """Losses on logits, which do not saturate."""
-VARIED = {"steps", "restarts", "alpha"}
-"""Traits in which two runs of one attack may differ and still be the same attack."""
+VARIABLE_TRAITS = {"steps", "restarts", "alpha"}
+"""Traits in which two cells of the same attack may differ."""
 
 AT = operator.attrgetter("place")
-TOGETHER = "all white-box attacks together"
+ALL_WHITE_BOX = "all white-box attacks together"
 
-Check = Callable[[Runs, Runs], list[Sign] | None]
-"""(finished runs on a model, those on all) -> signs; None if there was nothing to look at."""
-
-
-# ------------------------------------------------------------------------- one attack, told twice
+Check = Callable[[AttackedCells, AttackedCells], list[ObservedSymptom] | None]
+"""(finished cells on a model, those on all) -> symptoms; None if nothing could be checked."""
 
 
-def _other_settings(runs: Runs, kind: Symptom, field: str) -> list[Sign] | None:
-    """The same attack with more of `field` against itself with less."""
+# ------------------------------------------------------------------------ one attack, two settings
+
+
+def _compare_settings(
+    runs: AttackedCells, kind: Symptom, field: str
+) -> list[ObservedSymptom] | None:
+    """Compare the same attack with more and with less of `field`."""
     known = [run for run in runs if run.cell.name and run.cell.traits.get(field, "").isdecimal()]
     found, pairs = [], 0
-    for group in grouped(known, _same_attack):
+    for group in group_cells(known, _attack_key):
         for less, more in itertools.permutations(group, 2):
-            had, has = _settings(less), _settings(more)
-            others = all(had[key] == has[key] for key in had if key != field)
-            if had[field] < has[field] and others:
+            fewer, greater = _step_counts(less), _step_counts(more)
+            others = all(fewer[key] == greater[key] for key in fewer if key != field)
+            if fewer[field] < greater[field] and others:
                 pairs += 1
-                found += beaten(kind, more, less)
+                found += report_if_weaker(kind, more, less)
     return found if pairs else None
 
 
-def _settings(run: Run) -> dict[str, int]:
-    told = {key: run.cell.traits.get(key, "") for key in ("steps", "restarts")}
-    return {key: int(text) if text.isdecimal() else 1 for key, text in told.items()}
+def _step_counts(run: AttackedCell) -> dict[str, int]:
+    texts = {key: run.cell.traits.get(key, "") for key in ("steps", "restarts")}
+    return {key: int(text) if text.isdecimal() else 1 for key, text in texts.items()}
 
 
-def _same_attack(run: Run) -> Hashable:
+def _attack_key(run: AttackedCell) -> Hashable:
     cell = run.cell
-    traits = {key: value for key, value in cell.traits.items() if key not in VARIED}
+    traits = {key: value for key, value in cell.traits.items() if key not in VARIABLE_TRAITS}
     rest = cell.name, cell.source, cell.precision, cell.samples, cell.stop
     return *run.place, *rest, json.dumps(traits, sort_keys=True)
 
 
-def _losses(runs: Runs) -> list[Sign] | None:
-    """The same attack with a loss that saturates against one that does not."""
+def _compare_losses(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Compare the same attack with a loss that saturates and with one that does not."""
     found, pairs = [], 0
     known = [run for run in runs if run.white and run.cell.name]
 
-    def but_for_loss(run: Run) -> Hashable:
+    def but_for_loss(run: AttackedCell) -> Hashable:
         traits = {key: value for key, value in run.cell.traits.items() if key != "loss"}
         return *run.place, run.cell.name, run.cell.stop, json.dumps(traits, sort_keys=True)
 
-    for group in grouped(known, but_for_loss):
+    for group in group_cells(known, but_for_loss):
         for exact, rounded in itertools.permutations(group, 2):
-            told = exact.cell.traits.get("loss"), rounded.cell.traits.get("loss")
-            if told == ("margin", "cross-entropy"):
+            losses = exact.cell.traits.get("loss"), rounded.cell.traits.get("loss")
+            if losses == ("margin", "cross-entropy"):
                 pairs += 1
-                found += beaten(symptoms.SATURATED, rounded, exact)
+                found += report_if_weaker(symptoms.SATURATED_LOSS, rounded, exact)
     return found if pairs else None
 
 
-def _certain(runs: Runs) -> list[Sign] | None:
-    """Images that survive all white-box attacks, which follow cross-entropy alone, where the clean
-    confidence rounds to 1: the gradient starts there without the label's own share, or vanishes.
-    What a loss on logits leaves standing at the same place is cleared of it."""
+def _check_confident_survivors(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Find images of clean confidence 1 that survive white-box attacks along cross-entropy alone.
+
+    There the gradient starts without the label's own term, or vanishes. Survivors of a loss on
+    logits are not counted.
+    """
     found, looked = [], 0
     leaving = [run for run in runs if run.white and run.cell.goal == "untargeted"]
-    for group in grouped(leaving, AT):
+    for group in group_cells(leaving, AT):
         rounded = [run for run in group if run.cell.traits.get("loss") == "cross-entropy"]
         if not rounded:
             continue
         looked += 1
         exact = [run for run in group if run.cell.traits.get("loss") in EXACT_LOSSES]
         exact += [run for run in group if "parts" in run.cell.traits]
-        together = _together(group) if len(group) > 1 else group[0]
+        together = _join_attacks(group) if len(group) > 1 else group[0]
         left = ~together.broken
         which = left & (rounded[0].records["clean_confidence"] == 1.0)
-        if not exact and which.sum() >= max(FEW, CERTAIN_PART * left.sum()):
-            told = (
+        if not exact and which.sum() >= max(MIN_EXAMPLES, CERTAIN_SHARE * left.sum()):
+            evidence = (
                 f"{int(which.sum())} of the {int(left.sum())} left standing have a clean "
                 "confidence of exactly 1 in float32, where cross-entropy has lost its gradient"
             )
-            limit = f"{FEW} examples and {CERTAIN_PART:.0%} of those left standing"
-            found.append(raised(symptoms.SATURATED, together, which, told, limit))
+            limit = f"{MIN_EXAMPLES} examples and {CERTAIN_SHARE:.0%} of those left standing"
+            found.append(report_symptom(symptoms.SATURATED_LOSS, together, which, evidence, limit))
     return found if looked else None
 
 
-def _saturated(runs: Runs) -> list[Sign] | None:
-    """Both signs of saturation that records hold; None if there was nothing for either."""
-    seen = [each for each in (_losses(runs), _certain(runs)) if each is not None]
-    return [sign for each in seen for sign in each] if seen else None
+def _check_saturation(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Look for both symptoms of saturation in records; None if neither could be checked."""
+    results = [
+        each
+        for each in (_compare_losses(runs), _check_confident_survivors(runs))
+        if each is not None
+    ]
+    return [sign for each in results for sign in each] if results else None
 
 
-def _larger_eps(runs: Runs) -> list[Sign] | None:
-    """An attack at one eps against itself at the smaller one at which it broke most.
+def _compare_eps(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Compare an attack at one eps with itself at the smaller one at which it broke most.
 
-    One step may overshoot, noise may hit or miss, and what was crafted elsewhere promises nothing.
+    Single steps, which may overshoot, noise and transferred images are left out.
     """
     found, pairs = [], 0
     own = [run for run in runs if run.cell.threat_model.startswith(("white", "black-box, sc"))]
     several = [run for run in own if run.steps != 1]
-    for group in grouped(several, lambda run: (run.cell.attack, *run.place[:-1])):
+    for group in group_cells(several, lambda run: (run.cell.attack, *run.place[:-1])):
         ordered = sorted(group, key=lambda run: run.cell.eps)
         for rank, larger in enumerate(ordered[1:], 1):
             pairs += 1
-            found += beaten(symptoms.LARGER, larger, strongest(ordered[:rank]))
+            found += report_if_weaker(
+                symptoms.LARGER_EPS_WORSE, larger, find_strongest(ordered[:rank])
+            )
     return found if pairs else None
 
 
 # --------------------------------------------------------------------- one attack against another
 
 
-def _noise(runs: Runs) -> list[Sign] | None:
-    """Gradient attacks against noise of the same size, where noise leaves them something to do."""
+def _compare_with_noise(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Compare gradient attacks with noise of the same size, where noise breaks some but not all."""
     found, pairs = [], 0
-    for group in grouped(runs, AT):
-        random = [run for run in group if run.unasking]
+    for group in group_cells(runs, AT):
+        random = [run for run in group if run.is_noise]
         if not random:
             continue
-        floor = strongest(random)
+        floor = find_strongest(random)
         for run in (run for run in group if run.white):
             pairs += 1
             hit, n = int(floor.broken.sum()), len(floor.broken)
-            split = metrics.paired(run.broken, floor.broken)
+            split = metrics.mcnemar_test(run.broken, floor.broken)
             helped = split.only_first > 2 * split.only_second
-            helped = helped or (split.p_value < DOUBT and split.only_first > split.only_second)
-            if FEW <= hit <= n - FEW and not helped:
-                limit = f"{FEW} broken by noise and {FEW} left; no better by p < {DOUBT:g}"
-                found.append(compared(symptoms.NOISE, run, floor, floor.broken, limit))
+            helped = helped or (
+                split.p_value < SIGNIFICANCE_LEVEL and split.only_first > split.only_second
+            )
+            if MIN_EXAMPLES <= hit <= n - MIN_EXAMPLES and not helped:
+                limit = f"{MIN_EXAMPLES} broken by noise and {MIN_EXAMPLES} left; "
+                limit += f"no better by p < {SIGNIFICANCE_LEVEL:g}"
+                found.append(
+                    report_comparison(symptoms.NOISE_AS_STRONG, run, floor, floor.broken, limit)
+                )
     return found if pairs else None
 
 
-def _one_step(runs: Runs) -> list[Sign] | None:
-    """Iterated attacks against the best of one gradient."""
+def _compare_with_one_step(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Compare iterated attacks with the strongest of one gradient."""
     found, pairs = [], 0
-    for group in grouped([run for run in runs if run.white], AT):
+    for group in group_cells([run for run in runs if run.white], AT):
         single = [run for run in group if not run.iterated]
         for run in (run for run in group if run.iterated and single):
             pairs += 1
-            found += beaten(symptoms.ONE_STEP, run, strongest(single))
+            found += report_if_weaker(symptoms.ONE_STEP_STRONGER, run, find_strongest(single))
     return found if pairs else None
 
 
-def _black_box(runs: Runs) -> list[Sign] | None:
-    """All white-box attacks together against each attack that sees less. An ensemble says nothing
-    here: it may hold the very attack by scores that it is held against."""
+def _compare_with_black_box(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Compare all white-box attacks together with each attack that sees less.
+
+    Ensembles are left out: they may contain the attack by scores that they are compared with.
+    """
     found, pairs = [], 0
-    for group in grouped(runs, AT):
+    for group in group_cells(runs, AT):
         white = [run for run in group if run.white and "parts" not in run.cell.traits]
         for run in (run for run in group if run.black and white):
             pairs += 1
-            together = _together(white)
+            together = _join_attacks(white)
             new = run.broken & ~together.broken
-            many = "score" in run.cell.threat_model and new.sum() >= max(FEW, NEW_PART * len(new))
-            if many or stronger(run, together):
-                limit = f"{BETTER}; by scores also {FEW} and {NEW_PART:.0%} newly broken"
-                found.append(compared(symptoms.BLACK_BOX, together, run, new, limit))
+            many = "score" in run.cell.threat_model and new.sum() >= max(
+                MIN_EXAMPLES, NEW_SHARE * len(new)
+            )
+            if many or is_stronger(run, together):
+                newly = f"by scores also {MIN_EXAMPLES} and {NEW_SHARE:.0%} newly broken"
+                limit = f"{STRONGER_THRESHOLD}; {newly}"
+                found.append(
+                    report_comparison(symptoms.BLACK_BOX_STRONGER, together, run, new, limit)
+                )
     return found if pairs else None
 
 
-def _together(runs: Runs) -> Run:
-    """Several attacks as one, which breaks what any of them breaks."""
+def _join_attacks(runs: AttackedCells) -> AttackedCell:
+    """Join several attacks into one, which breaks what any of them breaks."""
     broken = runs[0].broken
     for run in runs[1:]:
         broken = broken | run.broken
-    return runs[0]._replace(cell=dataclasses.replace(runs[0].cell, attack=TOGETHER), broken=broken)
+    return runs[0]._replace(
+        cell=dataclasses.replace(runs[0].cell, attack=ALL_WHITE_BOX), broken=broken
+    )
 
 
-def _transfer(runs: Runs, everywhere: Runs) -> list[Sign] | None:
-    """Attacks crafted on another model, beside what the same broke there; `everywhere` are the
-    runs on all models. None where each is accompanied by an attack that sees the model."""
-    seen = {run.place for run in runs if run.white}
+def _compare_with_source(
+    runs: AttackedCells, everywhere: AttackedCells
+) -> list[ObservedSymptom] | None:
+    """Compare transferred attacks with what they broke on their source.
+
+    `everywhere` are the cells on all models. None where each is accompanied by a white-box attack.
+    """
+    white_box = {run.place for run in runs if run.white}
     there = {(run.cell.model, run.cell.family, run.place): run for run in everywhere if run.white}
     found, pairs = [], 0
     for run in (run for run in runs if run.cell.threat_model == "black-box, transfer"):
         origin = there.get((run.cell.source, run.cell.family, run.place))
-        if origin is None or run.place in seen:
+        if origin is None or run.place in white_box:
             continue
         pairs += 1
         ids = origin.broken.index.intersection(run.broken.index)
         lost = origin.broken.loc[ids] & ~run.broken.loc[ids]
-        told = (
+        evidence = (
             f"{int(lost.sum())} of {int(origin.broken.loc[ids].sum())} that fool {run.cell.source}"
         )
-        if enough(lost, origin.broken.loc[ids]):
+        if are_enough(lost, origin.broken.loc[ids]):
             found.append(
-                raised(symptoms.TRANSFER, run, lost, f"{told} do not fool this model", LOST)
+                report_symptom(
+                    symptoms.TRANSFER_FAILURE,
+                    run,
+                    lost,
+                    f"{evidence} do not fool this model",
+                    LOST_THRESHOLD,
+                )
             )
     return found if pairs else None
 
@@ -242,8 +276,8 @@ def _transfer(runs: Runs, everywhere: Runs) -> list[Sign] | None:
 # -------------------------------------------------------------------------------- one attack alone
 
 
-def _whole_cube(runs: Runs) -> list[Sign] | None:
-    """Iterated gradient attacks in the ball that holds every image."""
+def _check_unit_cube(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Check iterated gradient attacks at L-inf eps 1, where every image is allowed."""
     found, pairs = [], 0
     for run in (run for run in runs if run.iterated and run.cell.goal == "untargeted"):
         classes = run.records["label"].nunique()
@@ -251,16 +285,19 @@ def _whole_cube(runs: Runs) -> list[Sign] | None:
             continue
         pairs += 1
         left = ~run.broken
-        if left.sum() >= max(FEW, LEFT_PART * len(left)):
-            told = f"{int(left.sum())} of {len(left)} are left where every image is allowed"
-            limit = f"{FEW} examples and {LEFT_PART:.0%} of those attacked"
-            found.append(raised(symptoms.UNBOUNDED, run, left, told, limit))
+        if left.sum() >= max(MIN_EXAMPLES, LEFT_SHARE * len(left)):
+            evidence = f"{int(left.sum())} of {len(left)} are left where every image is allowed"
+            limit = f"{MIN_EXAMPLES} examples and {LEFT_SHARE:.0%} of those attacked"
+            found.append(report_symptom(symptoms.UNCONSTRAINED_FAILURE, run, left, evidence, limit))
     return found if pairs else None
 
 
-def _unused(runs: Runs) -> list[Sign] | None:
-    """Attacks of fixed budget that left images standing and hardly moved them. An ensemble and most
-    libraries return the clean image where nothing was found: that says nothing of the way there."""
+def _check_budget_use(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Find attacks of fixed budget that hardly moved the images that survive.
+
+    Ensembles and most libraries return the clean image where they found nothing, which says nothing
+    about their iterates.
+    """
     found, looked = [], 0
     for run in runs:
         cell = run.cell
@@ -273,26 +310,27 @@ def _unused(runs: Runs) -> list[Sign] | None:
         left = ~run.broken & (run.records["violation"].astype(str) == "")
         if cell.implementation != "bench":
             left &= moved > 0
-        short = left & (moved < USED_PART * allowed)
-        if enough(short, left) or (short.any() and short.sum() == left.sum()):
-            told = (
+        short = left & (moved < USED_SHARE * allowed)
+        if are_enough(short, left) or (short.any() and short.sum() == left.sum()):
+            evidence = (
                 f"{int(short.sum())} of the {int(left.sum())} left standing were moved by less "
                 f"than half of what is allowed, by {moved[short].median() / cell.eps:.2g} of eps "
                 "in the median"
             )
-            limit = f"{FEW} examples and {PART:.0%} of those left standing, or all of them"
-            found.append(raised(symptoms.UNUSED, run, short, told, limit))
+            limit = f"{MIN_EXAMPLES} examples and {MIN_SHARE:.0%} of those left standing"
+            limit += ", or all of them"
+            found.append(report_symptom(symptoms.UNUSED_BUDGET, run, short, evidence, limit))
     return found if looked else None
 
 
-def _farther(runs: Runs) -> list[Sign] | None:
-    """Each search for the least distance against everything else that broke the same images."""
+def _compare_distances(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Compare each minimum-norm search with all other attacks that broke the same images."""
     found, looked = [], 0
 
-    def aim(run: Run) -> Hashable:
+    def aim(run: AttackedCell) -> Hashable:
         return run.place[:-1]
 
-    for group in grouped(runs, aim):
+    for group in group_cells(runs, aim):
         searches = {run.cell.attack: run for run in group if run.cell.budget == "minimum"}
         for attack, run in searches.items():
             others = [each for each in group if each.cell.attack != attack]
@@ -302,116 +340,126 @@ def _farther(runs: Runs) -> list[Sign] | None:
             nearest = pd.concat([_distances(other) for other in others], axis=1).min(axis=1)
             own = run.records["distance"].fillna(math.inf)
             beaten_by = nearest.reindex(own.index).fillna(math.inf)
-            which = beaten_by < NEARER_PART * own
-            if which.sum() >= max(FEW, SEARCH_PART * len(own)):
+            which = beaten_by < NEARER_SHARE * own
+            if which.sum() >= max(MIN_EXAMPLES, SEARCH_SHARE * len(own)):
                 ratio = (own[which] / beaten_by[which]).median()
                 times = f"{ratio:.2f} times as far" if ratio < math.inf else "found nothing"
-                told = (
+                evidence = (
                     f"{int(which.sum())} of {len(own)} images were broken by another run at less "
-                    f"than {NEARER_PART:.0%} of the distance that it reports; in the median it is "
+                    f"than {NEARER_SHARE:.0%} of the distance that it reports; in the median it is "
                     f"{times}"
                 )
-                limit = f"{FEW} examples and {SEARCH_PART:.0%} of those attacked"
-                sign = raised(symptoms.FARTHER, run, which, told, limit)
+                limit = f"{MIN_EXAMPLES} examples and {SEARCH_SHARE:.0%} of those attacked"
+                sign = report_symptom(symptoms.BEATEN_SEARCH, run, which, evidence, limit)
                 found.append(dataclasses.replace(sign, eps=math.nan))
     return found if looked else None
 
 
-def _distances(run: Run) -> "pd.Series[float]":
-    """How far the images are that broke the model; infinite where none did."""
+def _distances(run: AttackedCell) -> "pd.Series[float]":
+    """Distances of the images that broke the model; infinite where none did."""
     far: pd.Series[float] = run.records[run.cell.norm]
     if run.cell.budget == "minimum":
         return run.records["distance"].fillna(math.inf)
     return far.where(run.broken, math.inf)
 
 
-def _claims(runs: Runs, kind: Symptom, stop: str) -> list[Sign] | None:
-    """Successes that the attack saw on its way, and the judge did not find in what it returned; not
-    of a model that answers at random, nor of a search, which returns the nearest it saw."""
-    told = [run for run in runs if run.cell.stop == stop and run.white and _sure(run)]
+def _check_claims(runs: AttackedCells, kind: Symptom, stop: str) -> list[ObservedSymptom] | None:
+    """Find successes that the attack saw and the judge did not confirm in what it returned.
+
+    Random models are left out, and searches, which return the nearest success.
+    """
+    watched = [
+        run for run in runs if run.cell.stop == stop and run.white and _is_deterministic(run)
+    ]
     found = []
-    for run in told:
-        seen = run.records["first_success_step"] >= 0
+    for run in watched:
+        claimed = run.records["first_success_step"] >= 0
         sound = run.records["violation"].astype(str) == ""
-        lost = seen & ~run.broken & sound
-        if enough(lost, lost | run.broken):
+        lost = claimed & ~run.broken & sound
+        if are_enough(lost, lost | run.broken):
             text = f"{int(lost.sum())} of {int((lost | run.broken).sum())} successes are not there"
-            found.append(raised(kind, run, lost, f"{text} when the model is asked again", LOST))
-    return found if told else None
+            found.append(
+                report_symptom(
+                    kind, run, lost, f"{text} when the model is asked again", LOST_THRESHOLD
+                )
+            )
+    return found if watched else None
 
 
-def _sure(run: Run) -> bool:
+def _is_deterministic(run: AttackedCell) -> bool:
     drawn = max(run.cell.samples, run.cell.predictions) > 1
     return not drawn and not run.records["distance"].notna().any()
 
 
-def _rounded(runs: Runs) -> list[Sign] | None:
-    """Successes that the image file would lose."""
+def _check_rounding(runs: AttackedCells) -> list[ObservedSymptom] | None:
+    """Find successes that are lost by rounding to 8 bits."""
     found = []
     for run in runs:
         after = run.records["adv_pred_8bit"]
         aim = "label" if run.cell.goal == "untargeted" else "target"
         held = (after == run.records[aim]) == (aim == "target")
         lost = run.broken & ~held
-        if enough(lost, run.broken):
-            told = f"{int(lost.sum())} of {int(run.broken.sum())} successes go with rounding"
-            found.append(raised(symptoms.ROUNDED, run, lost, told, LOST))
+        if are_enough(lost, run.broken):
+            evidence = f"{int(lost.sum())} of {int(run.broken.sum())} successes go with rounding"
+            found.append(
+                report_symptom(symptoms.LOST_BY_ROUNDING, run, lost, evidence, LOST_THRESHOLD)
+            )
     return found if runs else None
 
 
 CHECKS: dict[str, tuple[Check, str]] = {
-    symptoms.SATURATED.name: (
-        lambda runs, _: _saturated(runs),
+    symptoms.SATURATED_LOSS.name: (
+        lambda runs, _: _check_saturation(runs),
         "no attack was run with cross-entropy",
     ),
-    symptoms.UNBOUNDED.name: (
-        lambda runs, _: _whole_cube(runs),
+    symptoms.UNCONSTRAINED_FAILURE.name: (
+        lambda runs, _: _check_unit_cube(runs),
         "no iterated gradient attack was run at L-inf eps 1",
     ),
-    symptoms.STEPS.name: (
-        lambda runs, _: _other_settings(runs, symptoms.STEPS, "steps"),
+    symptoms.MORE_STEPS_WORSE.name: (
+        lambda runs, _: _compare_settings(runs, symptoms.MORE_STEPS_WORSE, "steps"),
         "no attack was run with more steps beside itself with fewer",
     ),
-    symptoms.RESTARTS.name: (
-        lambda runs, _: _other_settings(runs, symptoms.RESTARTS, "restarts"),
+    symptoms.MORE_RESTARTS_WORSE.name: (
+        lambda runs, _: _compare_settings(runs, symptoms.MORE_RESTARTS_WORSE, "restarts"),
         "no attack was run with more restarts beside itself with fewer",
     ),
-    symptoms.UNUSED.name: (
-        lambda runs, _: _unused(runs),
+    symptoms.UNUSED_BUDGET.name: (
+        lambda runs, _: _check_budget_use(runs),
         "no attack of fixed budget was run",
     ),
-    symptoms.FARTHER.name: (
-        lambda runs, _: _farther(runs),
+    symptoms.BEATEN_SEARCH.name: (
+        lambda runs, _: _compare_distances(runs),
         "no search for the least distance was run beside another attack",
     ),
-    symptoms.LARGER.name: (
-        lambda runs, _: _larger_eps(runs),
+    symptoms.LARGER_EPS_WORSE.name: (
+        lambda runs, _: _compare_eps(runs),
         "no iterated attack was run at several eps",
     ),
-    symptoms.NOISE.name: (
-        lambda runs, _: _noise(runs),
+    symptoms.NOISE_AS_STRONG.name: (
+        lambda runs, _: _compare_with_noise(runs),
         "no noise was run beside a gradient attack",
     ),
-    symptoms.ONE_STEP.name: (
-        lambda runs, _: _one_step(runs),
+    symptoms.ONE_STEP_STRONGER.name: (
+        lambda runs, _: _compare_with_one_step(runs),
         "no attack of one gradient was run beside an iterated one",
     ),
-    symptoms.BLACK_BOX.name: (
-        lambda runs, _: _black_box(runs),
+    symptoms.BLACK_BOX_STRONGER.name: (
+        lambda runs, _: _compare_with_black_box(runs),
         "no attack by scores, by decisions or by transfer was run beside a white-box one",
     ),
-    symptoms.TRANSFER.name: (
-        _transfer,
+    symptoms.TRANSFER_FAILURE.name: (
+        _compare_with_source,
         "no attack crafted on another model stands alone with what it did there beside it",
     ),
-    symptoms.LOST.name: (
-        lambda runs, _: _claims(runs, symptoms.LOST, "first-success"),
+    symptoms.LOST_SUCCESS.name: (
+        lambda runs, _: _check_claims(runs, symptoms.LOST_SUCCESS, "first-success"),
         "no attack was run that bench stops at its first success",
     ),
-    symptoms.SILENT.name: (
-        lambda runs, _: _claims(runs, symptoms.SILENT, "never"),
+    symptoms.SILENT_SUCCESS.name: (
+        lambda runs, _: _check_claims(runs, symptoms.SILENT_SUCCESS, "never"),
         "no attack was run that bench watches and lets go on after a success",
     ),
-    symptoms.ROUNDED.name: (lambda runs, _: _rounded(runs), "no attack was run"),
+    symptoms.LOST_BY_ROUNDING.name: (lambda runs, _: _check_rounding(runs), "no attack was run"),
 }
-"""For each sign how it is looked for in the records of one model, and why it could not be."""
+"""Symptom -> its check, and why it could not be checked where that returns None."""

@@ -1,7 +1,7 @@
 """Compare a model's gradients with finite differences of its own output.
 
 A gradient attack follows what autograd returns, which a custom backward, a detached tensor or a
-straight-through estimator can make anything at all. The slope of the output itself cannot be
+straight-through estimator may change arbitrarily. The slope of the output itself cannot be
 forged: central differences along the gradient and along a random direction, in a float64 copy of
 the model, agree with a true gradient to many digits. Where no such copy can be made, longer
 differences in float32 along the gradient alone tell a gradient from noise and from its opposite.
@@ -19,33 +19,33 @@ from bench.core.rng import Noise
 from bench.engine.functional import gradients, norms
 from bench.engine.functional.losses import label_and_target
 
-MOST = 4
+MAX_IMAGES = 4
 """Images compared; each costs a gradient and a few passes in float64."""
-INSIDE, SHAKEN = 0.9, 0.02
-"""Images are drawn in from the walls of the box and shaken: on a background of zeros many ReLUs
-and max-pools stand exactly at a kink, where there is no slope to compare with."""
+CONTRACTION, NOISE_SCALE = 0.9, 0.02
+"""Images are contracted from the faces of the box and noise is added: on a background of zeros many
+ReLUs and max-pools are exactly at a kink, where there is no slope to compare with."""
 STEPS = (1e-6, 1e-3)
 """Lengths of a difference in float64, in L2, of which one must agree: the first crosses no kink,
-the second is seen by a model that rounds its input to float32."""
-APART = 0.1
-"""Relative error from which a slope is not the gradient's. A float32 gradient is right to 1e-3."""
+the second changes the output of a model that rounds its input to float32."""
+SLOPE_TOLERANCE = 0.1
+"""Relative error from which a slope differs from the gradient; in float32 gradients err by 1e-3."""
 FLOOR = 1e-5
 """Slopes below this share of the largest logit, per unit of L2, are rounding."""
 SHARES = (0.001, 0.003, 0.01, 0.03, 0.1)
 """Changes of the objective, as shares of the logits' spread, that the steps in float32 aim at."""
-LIKE = (0.5, 2.0)
-"""Ratios of slope to gradient that are taken for agreement in float32."""
+RATIO_RANGE = (0.5, 2.0)
+"""Ratios of slope to gradient that count as agreement in float32."""
 TINY = 1e-30
 
 
-def wrong(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+def find_wrong_gradients(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
     """Find the images whose gradient is not the slope of the model's output.
 
     The output is the difference of two logits, the likeliest other class's and the label's, which
-    neither saturates nor loses digits whatever the scale of the logits.
+    neither saturates nor loses digits at any scale of the logits.
 
     Args:
-        model: In evaluation mode, its parameters frozen; must answer alike each time.
+        model: In evaluation mode, its parameters frozen; must be deterministic.
         x: Images in [0, 1], (n, c, h, w).
         y: Their labels, (n,).
         ids: Example ids that key the random direction, (n,).
@@ -54,20 +54,20 @@ def wrong(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         Whether gradient and slope differ, (n,), bool.
     """
     noise = Noise(0, "finite differences", ids, torch.zeros_like(ids))
-    at = 0.5 + INSIDE * (x - 0.5) + SHAKEN * noise.uniform(x)
+    at = 0.5 + CONTRACTION * (x - 0.5) + NOISE_SCALE * noise.uniform(x)
     with torch.no_grad():
         other = model(at).scatter(1, y[:, None], -torch.inf).argmax(1)
-    seen = gradients.gradient_pass(model, label_and_target, at, y, other)
-    gradient = torch.nan_to_num(seen.gradient, 0.0, 0.0, 0.0)
-    exact = _double(model, at, seen.logits)
+    look = gradients.gradient_pass(model, label_and_target, at, y, other)
+    gradient = torch.nan_to_num(look.gradient, 0.0, 0.0, 0.0)
+    exact = _copy_to_double(model, at, look.logits)
     if exact is not None:
-        point = _Point(at.double(), y, other, gradient.double(), seen.logits.double())
-        return _in_double(exact, point, noise.normal(x, draw=1).double())
-    return _in_single(model, _Point(at, y, other, gradient, seen.logits.float()))
+        point = _Point(at.double(), y, other, gradient.double(), look.logits.double())
+        return _differs_in_double(exact, point, noise.normal(x, draw=1).double())
+    return _differs_in_single(model, _Point(at, y, other, gradient, look.logits.float()))
 
 
 class _Point(NamedTuple):
-    """Where slopes are measured; every field is per row."""
+    """Images and gradients where slopes are measured; every field is per row."""
 
     x: Tensor
     y: Tensor
@@ -76,7 +76,7 @@ class _Point(NamedTuple):
     logits: Tensor
 
     def slope(self, model: nn.Module, offset: Tensor) -> Tensor:
-        """Half the difference of the objective on either side of x, (n,)."""
+        """Compute half the difference of the objective on either side of x, (n,)."""
         with torch.no_grad():
             ahead, behind = (
                 label_and_target(model(self.x + sign * offset), self.y, self.other)
@@ -85,13 +85,13 @@ class _Point(NamedTuple):
         return (ahead - behind) / 2
 
 
-def _double(model: nn.Module, x: Tensor, logits: Tensor) -> nn.Module | None:
-    """The model in float64; None if it cannot be had, or answers otherwise."""
+def _copy_to_double(model: nn.Module, x: Tensor, logits: Tensor) -> nn.Module | None:
+    """Copy the model to float64; None if that is impossible, or the copy answers otherwise."""
     try:
         exact = copy.deepcopy(model).double()
         with torch.no_grad():
             answers = exact(x.double())
-    except Exception:  # a stranger's module may refuse to be copied, or to compute in float64
+    except Exception:  # of the user's module, which may refuse a copy or float64
         return None
     if not isinstance(answers, Tensor) or answers.dtype != torch.float64:
         return None
@@ -99,11 +99,11 @@ def _double(model: nn.Module, x: Tensor, logits: Tensor) -> nn.Module | None:
     return exact if bool(near) else None
 
 
-def _in_double(exact: nn.Module, point: _Point, direction: Tensor) -> Tensor:
+def _differs_in_double(exact: nn.Module, point: _Point, direction: Tensor) -> Tensor:
     gradient = point.gradient
     size = gradient.flatten(1).norm(dim=1)
     floor = FLOOR * point.logits.abs().amax(1).clamp_min(TINY)
-    floor = floor + 0.1 * APART * size / math.sqrt(gradient[0].numel())
+    floor = floor + 0.1 * SLOPE_TOLERANCE * size / math.sqrt(gradient[0].numel())
     differs = torch.zeros_like(point.y, dtype=torch.bool)
     for along in (gradient, direction):
         unit = along / norms.per_row(along.flatten(1).norm(dim=1).clamp_min(TINY), along)
@@ -111,7 +111,7 @@ def _in_double(exact: nn.Module, point: _Point, direction: Tensor) -> Tensor:
         apart = torch.ones_like(differs)
         for step in STEPS:
             slope = point.slope(exact, step * unit) / step
-            allowed = APART * torch.maximum(expected.abs(), slope.abs()) + floor
+            allowed = SLOPE_TOLERANCE * torch.maximum(expected.abs(), slope.abs()) + floor
             apart &= (slope - expected).abs() > allowed
             if not apart.any():
                 break
@@ -119,8 +119,8 @@ def _in_double(exact: nn.Module, point: _Point, direction: Tensor) -> Tensor:
     return differs
 
 
-def _in_single(model: nn.Module, point: _Point) -> Tensor:
-    """Whether no length of step finds a slope like the gradient's, where one can be measured."""
+def _differs_in_single(model: nn.Module, point: _Point) -> Tensor:
+    """Check that no step length finds a slope like the gradient's, where one is measurable."""
     gradient = point.gradient
     size = gradient.flatten(1).norm(dim=1).clamp_min(TINY)
     unit = gradient / norms.per_row(size, gradient)
@@ -135,5 +135,5 @@ def _in_single(model: nn.Module, point: _Point) -> Tensor:
         slope = point.slope(model, norms.per_row(length, unit) * unit)
         ratio = slope / length.clamp_min(TINY) / size
         measured |= within
-        alike |= within & (ratio >= LIKE[0]) & (ratio <= LIKE[1])
+        alike |= within & (ratio >= RATIO_RANGE[0]) & (ratio <= RATIO_RANGE[1])
     return measured & ~alike

@@ -1,9 +1,9 @@
-"""Probes of a model: what a few gradients at a few examples tell of the attacks that need them.
+"""Probe a model: look for symptoms in a few gradients at a few examples.
 
-Each model of a run is probed once, on its first correct examples, after the cells are done; what
-was found lies in provenance.json, so that a report can tell it without the model. The thresholds
-are such that a net which hides nothing shows no sign.
-Source: the signs of `bench.evaluation.audit.symptoms`, each with its own.
+Each model of a run is probed once, on its first correct examples, after the cells are done; the
+result is stored in provenance.json, so that a report needs no model. The thresholds are chosen so
+that a net without a defence shows no symptom.
+Source: stated with each symptom of `bench.evaluation.audit.symptoms`.
 """
 
 import dataclasses
@@ -27,38 +27,39 @@ from bench.engine.functional.logits import predict_class, widen
 from bench.engine.functional.losses import make_objective
 from bench.engine.model_state import allow_tf32, frozen
 from bench.evaluation.audit import gradient_check, symptoms
-from bench.evaluation.audit.symptoms import Sign, Symptom
+from bench.evaluation.audit.symptoms import ObservedSymptom, Symptom
 from bench.models.preflight.checks import BATCH, RANDOM, are_probabilities
 
-LEAST, MOST, SHARE = 16, 64, 32
-"""Examples probed: one of so many, but so many at least and at most; of a thousand images of MNIST
-this takes a hundred-and-fiftieth of the run. Of sixteen, eight can still differ from the rest."""
+MIN_EXAMPLES, MAX_EXAMPLES, EXAMPLES_PER_PROBE = 16, 64, 32
+"""One of EXAMPLES_PER_PROBE examples is probed, within these limits; of a thousand images of MNIST
+this takes 1/150 of the run's time. Of sixteen, eight can still differ from the rest."""
 STEPS, REACH = 10, 2.5
-"""Steps of the probes' own ascent, and how far together they reach, in eps."""
-WHOLE_STEPS, WHOLE_LENGTH = 40, 0.1
-"""Steps through the whole cube and their length: four times across it."""
-LOOKS = 2 + STEPS + WHOLE_STEPS
-"""Gradients that the probes of one example take, beside the traces."""
-ASKED_AGAIN = 3
-"""Times that the same images are shown once more."""
-DOUBT = 0.01
-"""Two outcomes differ if a fair coin splits so unevenly no more often: eight to none."""
-FEW, PART = 3, 0.1
-"""What happens to single examples by bad luck is a sign from so many and this share on."""
+"""Steps of the probes' own ascent, and the sum of their lengths, in eps."""
+CUBE_STEPS, CUBE_STEP_SIZE = 40, 0.1
+"""Steps in the unit cube and their length: together four times its width."""
+GRADIENTS_PER_EXAMPLE = 2 + STEPS + CUBE_STEPS
+"""Gradients that the probes of one example take, besides the traces."""
+REPETITIONS = 3
+"""Times that the same images are predicted again."""
+SIGNIFICANCE_LEVEL = 0.01
+"""p-value of the exact paired test below which two outcomes differ: eight to none."""
+MIN_AFFECTED, MIN_AFFECTED_SHARE = 3, 0.1
+"""Effects that single examples show by chance are a symptom from so many and this share on."""
 
-PROBED = (
-    symptoms.PROBABILITIES, symptoms.OPTIMISES, symptoms.UNSTABLE, symptoms.BATCH,
-    symptoms.NO_GRADIENT, symptoms.SATURATED, symptoms.UNBOUNDED, symptoms.WRONG,
+MODEL_SYMPTOMS = (
+    symptoms.PROBABILITY_OUTPUT, symptoms.INFERENCE_OPTIMISATION, symptoms.UNSTABLE_PREDICTIONS,
+    symptoms.BATCH_DEPENDENCE, symptoms.NO_GRADIENT, symptoms.SATURATED_LOSS,
+    symptoms.UNCONSTRAINED_FAILURE, symptoms.WRONG_GRADIENT,
 )  # fmt: skip
 """What every model is probed for."""
-VAGUE = {symptoms.UNSTABLE.name, symptoms.BATCH.name}
-"""Models that show these have no output of their own whose slope could be measured."""
-TRACED = (symptoms.FLAT, symptoms.INCOMPLETE)
+NOISY_OUTPUTS = {symptoms.UNSTABLE_PREDICTIONS.name, symptoms.BATCH_DEPENDENCE.name}
+"""Symptoms of outputs that depend on chance or the batch, whose slope cannot be measured."""
+TRACE_SYMPTOMS = (symptoms.FLAT_LOSS, symptoms.INCOMPLETE_OPTIMISATION)
 """What each of bench's own iterated gradient attacks is probed for."""
 
 
-class Subject(NamedTuple):
-    """A model and the examples that it is probed on, all of which it gets right."""
+class ProbedModel(NamedTuple):
+    """A model and the examples that it is probed on, all classified correctly."""
 
     label: str
     model: nn.Module
@@ -69,140 +70,166 @@ class Subject(NamedTuple):
     y: Tensor
     """(n,), int64"""
     rows: int
-    """Rows a pass holds."""
+    """Rows per pass."""
 
 
 class _Ascent(NamedTuple):
-    """Where steepest ascent came to; every field is per row."""
+    """The result of a steepest ascent; every field is per row."""
 
     x: Tensor
     blind: Tensor
-    """Whether an iterate that had not fooled the model had no gradient, or none that is finite."""
+    """Whether the gradient of an unsuccessful iterate was zero or not finite."""
     fooled: Tensor
 
 
-def probe(subject: Subject, threat: Threat, curves: Mapping[str, AttackSpec]) -> list[Sign]:
-    """The signs that a model shows when asked, and when attacked within `threat`.
+def probe_model(
+    probed: ProbedModel, threat: Threat, specs: Mapping[str, AttackSpec]
+) -> list[ObservedSymptom]:
+    """Look for symptoms in a model's predictions, gradients and traces; the model is not changed.
 
-    `curves` are the attacks, by label, of which a trace is read: untargeted ones whose rule takes
-    several gradient steps. The model comes back as it was.
+    Args:
+        probed: The model and its examples.
+        threat: Threat model of the probes.
+        specs: Attacks by label to be traced, for which `is_traceable` holds.
+
+    Returns:
+        The symptoms found.
     """
-    with frozen(subject.model), allow_tf32(False), rng.seed_global("probes", subject.label):
-        found = [*_answers(subject), *_gradients(subject, threat)]
-        if not VAGUE & {sign.name for sign in found}:
-            found += slopes_differ(subject)
-        for label, curve in curves.items():
-            found += _trace(subject, label, curve)
+    with frozen(probed.model), allow_tf32(False), rng.seed_global("probes", probed.label):
+        found = [*_check_predictions(probed), *_check_ascents(probed, threat)]
+        if not NOISY_OUTPUTS & {symptom.name for symptom in found}:
+            found += check_gradients(probed)
+        for label, spec in specs.items():
+            found += _check_trace(probed, label, spec)
     return found
 
 
-def traceable(curve: AttackSpec) -> bool:
-    """Whether `probe` can read a trace of this attack."""
-    attack, steps = curve.attack, getattr(curve.params, "steps", 1)
-    own = isinstance(attack, IterativeAttack) and not attack.rule.seeks and attack.rule.aims is None
-    several = "steps" in _fields(curve.params) and steps > 1 and max(curve.eps) > 0
-    return own and several and curve.attack.needs == "gradient" and curve.goal == "untargeted"
+def is_traceable(spec: AttackSpec) -> bool:
+    """Check whether `probe_model` can trace an attack.
+
+    Args:
+        spec: The attack as planned.
+
+    Returns:
+        True for an untargeted iterated gradient attack of fixed budget that is a rule.
+    """
+    attack, steps = spec.attack, getattr(spec.params, "steps", 1)
+    rule = attack.rule if isinstance(attack, IterativeAttack) else None
+    own = rule is not None and not rule.seeks and rule.aims is None
+    several = "steps" in _fields(spec.params) and steps > 1 and max(spec.eps) > 0
+    return own and several and spec.attack.needs == "gradient" and spec.goal == "untargeted"
 
 
-def examples(n: int) -> int:
-    """How many examples of n are probed."""
-    return min(n, MOST, max(LEAST, n // SHARE))
+def count_examples(n: int) -> int:
+    """Choose how many examples are probed.
+
+    Args:
+        n: Examples of the data set.
+
+    Returns:
+        Their number.
+    """
+    return min(n, MAX_EXAMPLES, max(MIN_EXAMPLES, n // EXAMPLES_PER_PROBE))
 
 
 # ---------------------------------------------------------------------------------- what it answers
 
 
-class _Watch(TorchFunctionMode):
-    """Notes whether anything inside asks torch for a gradient."""
+class _GradientWatch(TorchFunctionMode):
+    """Records whether a gradient is computed inside the context."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen = False
+        self.computed = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         asking = (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
-        self.seen |= func in asking
+        self.computed |= func in asking
         return func(*args, **(kwargs or {}))
 
 
-def _answers(subject: Subject) -> Iterator[Sign]:
-    """Signs in what the model says of clean images."""
-    with _Watch() as watch:
-        logits = _logits(subject, subject.x)
-    everything = torch.ones_like(subject.y, dtype=torch.bool)
-    if watch.seen:
-        told = "torch was asked for a gradient while the model predicted"
-        yield _sign(subject, symptoms.OPTIMISES, everything, told, "any gradient")
+def _check_predictions(probed: ProbedModel) -> Iterator[ObservedSymptom]:
+    """Look for symptoms in the logits of clean images."""
+    with _GradientWatch() as watch:
+        logits = _logits(probed, probed.x)
+    everything = torch.ones_like(probed.y, dtype=torch.bool)
+    if watch.computed:
+        evidence = "torch was asked for a gradient while the model predicted"
+        yield _observe(
+            probed, symptoms.INFERENCE_OPTIMISATION, everything, evidence, "any gradient"
+        )
     if are_probabilities(logits):
-        told = "each row of the output is positive and sums to 1"
-        yield _sign(subject, symptoms.PROBABILITIES, everything, told, "all rows")
+        evidence = "each row of the output is positive and sums to 1"
+        yield _observe(probed, symptoms.PROBABILITY_OUTPUT, everything, evidence, "all rows")
     scale = logits.abs().max()
-    again = torch.stack([_logits(subject, subject.x) for _ in range(ASKED_AGAIN)])
+    again = torch.stack([_logits(probed, probed.x) for _ in range(REPETITIONS)])
     differs = (again - logits).abs().amax((0, 2)) > RANDOM * scale
     if differs.any():
         other = (predict_class(again) != predict_class(logits)).any(0)
-        told = f"asked {ASKED_AGAIN + 1} times, {int(other.sum())} images get another label"
+        evidence = f"asked {REPETITIONS + 1} times, {int(other.sum())} images get another label"
         limit = f"a logit that differs by more than {RANDOM:g} of the largest"
-        yield _sign(subject, symptoms.UNSTABLE, differs, told, limit)
+        yield _observe(probed, symptoms.UNSTABLE_PREDICTIONS, differs, evidence, limit)
         return
-    alone = torch.cat([_logits(subject, row[None]) for row in subject.x])
+    alone = torch.cat([_logits(probed, row[None]) for row in probed.x])
     differs = (alone - logits).abs().amax(1) > BATCH * scale
     if differs.any():
         other = predict_class(alone) != predict_class(logits)
-        told = f"asked one by one, {int(other.sum())} images get another label"
+        evidence = f"asked one by one, {int(other.sum())} images get another label"
         limit = f"a logit that differs by more than {BATCH:g} of the largest"
-        yield _sign(subject, symptoms.BATCH, differs, told, limit)
+        yield _observe(probed, symptoms.BATCH_DEPENDENCE, differs, evidence, limit)
 
 
-def _logits(subject: Subject, x: Tensor) -> Tensor:
+def _logits(probed: ProbedModel, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return torch.cat([widen(subject.model(part)) for part in x.split(subject.rows)])
+        return torch.cat([widen(probed.model(part)) for part in x.split(probed.rows)])
 
 
 # ----------------------------------------------------------------------------- where gradients lead
 
 
-def _gradients(subject: Subject, threat: Threat) -> Iterator[Sign]:
-    """Signs in the gradients at clean images and along short ascents from them."""
-    rounded = _ascend(subject, threat, 1, threat.eps, "cross-entropy")
-    exact = _ascend(subject, threat, 1, threat.eps, "margin")
-    many = _ascend(subject, threat, STEPS, REACH * threat.eps / STEPS, "margin")
+def _check_ascents(probed: ProbedModel, threat: Threat) -> Iterator[ObservedSymptom]:
+    """Look for symptoms in gradients at clean images and along short ascents from them."""
+    rounded = _ascend(probed, threat, 1, threat.eps, "cross-entropy")
+    exact = _ascend(probed, threat, 1, threat.eps, "margin")
+    many = _ascend(probed, threat, STEPS, REACH * threat.eps / STEPS, "margin")
     blind = exact.blind | many.blind
     if blind.any():
-        told = f"the margin's gradient vanishes or is not finite on the way of {STEPS} steps"
-        yield _sign(subject, symptoms.NO_GRADIENT, blind, told, "1 example", threat)
-    yield from _saturation(subject, threat, rounded, exact)
-    if len(subject.y.unique()) > 1:  # else no ball need hold an image of another class
+        evidence = f"the margin's gradient vanishes or is not finite on the way of {STEPS} steps"
+        yield _observe(probed, symptoms.NO_GRADIENT, blind, evidence, "1 example", threat)
+    yield from _check_saturation(probed, threat, rounded, exact)
+    if len(probed.y.unique()) > 1:  # else no ball need hold an image of another class
         cube = Threat(norm="linf", eps=1.0)
-        left = ~_ascend(subject, cube, WHOLE_STEPS, WHOLE_LENGTH, "margin").fooled
-        if _many(left):
-            told = f"{WHOLE_STEPS} steps along the margin's gradient leave them correct at eps 1"
-            yield _sign(subject, symptoms.UNBOUNDED, left, told, _limit(), cube)
+        left = ~_ascend(probed, cube, CUBE_STEPS, CUBE_STEP_SIZE, "margin").fooled
+        if _are_many(left):
+            evidence = f"{CUBE_STEPS} steps along the margin's gradient leave them correct at eps 1"
+            yield _observe(
+                probed, symptoms.UNCONSTRAINED_FAILURE, left, evidence, _threshold(), cube
+            )
 
 
-def _saturation(
-    subject: Subject, threat: Threat, rounded: _Ascent, exact: _Ascent
-) -> Iterator[Sign]:
-    """Cross-entropy (`rounded`) beside the margin (`exact`), one step from the clean image."""
+def _check_saturation(
+    probed: ProbedModel, threat: Threat, rounded: _Ascent, exact: _Ascent
+) -> Iterator[ObservedSymptom]:
+    """Compare one step along cross-entropy (`rounded`) with one along the margin (`exact`)."""
     vanished = rounded.blind & ~exact.blind
     gained, lost = exact.fooled & ~rounded.fooled, rounded.fooled & ~exact.fooled
-    if not vanished.any() and not _more(exact.fooled, rounded.fooled):
+    if not vanished.any() and not _holds_more_often(exact.fooled, rounded.fooled):
         return
-    told = (
+    evidence = (
         f"the gradient vanishes under cross-entropy alone on {int(vanished.sum())}; one step along "
         f"the margin breaks {int(gained.sum())} that one along cross-entropy does not, the other "
         f"way round {int(lost.sum())}"
     )
-    limit = f"1 vanished gradient, or exact paired test p < {DOUBT:g}"
-    yield _sign(subject, symptoms.SATURATED, vanished | gained, told, limit, threat)
+    limit = f"1 vanished gradient, or exact paired test p < {SIGNIFICANCE_LEVEL:g}"
+    yield _observe(probed, symptoms.SATURATED_LOSS, vanished | gained, evidence, limit, threat)
 
 
-def _ascend(subject: Subject, threat: Threat, steps: int, length: float, loss: Loss) -> _Ascent:
-    """Steepest ascent of the loss from each example, which stops where the model is fooled."""
+def _ascend(probed: ProbedModel, threat: Threat, steps: int, length: float, loss: Loss) -> _Ascent:
+    """Ascend the loss steepest from each example until the model is fooled."""
     found: _Ascent | None = None
-    for x, y in zip(subject.x.split(subject.rows), subject.y.split(subject.rows), strict=True):
+    for x, y in zip(probed.x.split(probed.rows), probed.y.split(probed.rows), strict=True):
         found = tensor_tree.join_rows(
-            found, _climb(subject.model, x, y, threat, steps, length, loss)
+            found, _climb(probed.model, x, y, threat, steps, length, loss)
         )
     assert found is not None
     return found
@@ -215,14 +242,14 @@ def _climb(
     at, blind = x, torch.zeros_like(y, dtype=torch.bool)
     fooled = blind
     for _ in range(steps):
-        seen = gradients.gradient_pass(model, objective, at, y, y)
-        fooled = predict_class(seen.logits) != y
+        look = gradients.gradient_pass(model, objective, at, y, y)
+        fooled = predict_class(look.logits) != y
         if fooled.all():
             return _Ascent(at, blind, fooled)
-        flat = seen.gradient.flatten(1)
+        flat = look.gradient.flatten(1)
         blind = blind | (~fooled & (~flat.isfinite().all(1) | (flat == 0).all(1)))
         moved = at + length * projections.steepest_direction(
-            seen.gradient.nan_to_num(), threat.norm
+            look.gradient.nan_to_num(), threat.norm
         )
         moved = projections.project(moved, x, eps, threat.norm)
         at = torch.where(norms.per_row(fooled, x), at, moved)
@@ -230,60 +257,72 @@ def _climb(
         return _Ascent(at, blind, predict_class(model(at)) != y)
 
 
-def slopes_differ(subject: Subject) -> list[Sign]:
-    """Compare a few gradients with finite differences of a model that answers alike each time."""
-    few = min(len(subject.y), gradient_check.MOST)
-    with frozen(subject.model), allow_tf32(False):
-        rows = torch.arange(few, device=subject.x.device).split(subject.rows)
+def check_gradients(probed: ProbedModel) -> list[ObservedSymptom]:
+    """Compare a few gradients of a deterministic model with finite differences.
+
+    Args:
+        probed: The model and its examples.
+
+    Returns:
+        The symptom of a wrong gradient, or nothing.
+    """
+    few = min(len(probed.y), gradient_check.MAX_IMAGES)
+    with frozen(probed.model), allow_tf32(False):
+        rows = torch.arange(few, device=probed.x.device).split(probed.rows)
         which = torch.cat(
             [
-                gradient_check.wrong(subject.model, subject.x[k], subject.y[k], subject.id[k])
+                gradient_check.find_wrong_gradients(
+                    probed.model, probed.x[k], probed.y[k], probed.id[k]
+                )
                 for k in rows
             ]
         )
-    if int(which.sum()) < min(FEW, few):
+    if int(which.sum()) < min(MIN_AFFECTED, few):
         return []
-    told = (
+    evidence = (
         f"on {int(which.sum())} of {few} images central differences of the margin along the "
         "gradient or along a random direction do not agree with it"
     )
-    asked = subject._replace(id=subject.id[:few])
-    return [_sign(asked, symptoms.WRONG, which, told, f"{FEW} images")]
+    compared = probed._replace(id=probed.id[:few])
+    return [_observe(compared, symptoms.WRONG_GRADIENT, which, evidence, f"{MIN_AFFECTED} images")]
 
 
 # -------------------------------------------------------------------------- the suite's own attacks
 
 
-def _trace(subject: Subject, label: str, curve: AttackSpec) -> Iterator[Sign]:
-    """Signs in the loss of one attack along its steps, and along as many again.
+def _check_trace(probed: ProbedModel, label: str, spec: AttackSpec) -> Iterator[ObservedSymptom]:
+    """Look for symptoms in the loss of one attack along its steps, and along as many again.
 
-    The attack runs once from its own start, with twice the steps and steps as long as before, and
-    each example leaves at its first success: what falls in the second half, more steps would have
-    broken.
+    The attack runs once from its own start, with twice the steps of the same length, and stops at
+    its first success: examples that are broken in the second half needed more steps.
     """
-    eps, steps = median_low([each for each in curve.eps if each > 0]), curve.params.steps
+    eps, steps = median_low([each for each in spec.eps if each > 0]), spec.params.steps
     longer = dataclasses.replace(
-        curve, eps=(eps,), params=_longer(curve.params, eps), stop="first-success",
+        spec, eps=(eps,), params=_double_steps(spec.params, eps), stop="first-success",
         sweep="independent", precision="float32", trace=True,
     )  # fmt: skip
-    got = stream.run_attack(subject.model, longer, subject.x, subject.y, subject.id, subject.rows)
+    got = stream.run_attack(probed.model, longer, probed.x, probed.y, probed.id, probed.rows)
     assert got.losses is not None
     first, losses = got.first_success[0], got.losses[0]
     early = (first >= 0) & (first <= steps)
-    late = ~early & ((first >= 0) | (predict_class(_logits(subject, got.x_adv[0])) != subject.y))
+    late = ~early & ((first >= 0) | (predict_class(_logits(probed, got.x_adv[0])) != probed.y))
     flat = ~early & ~(losses[:, steps] > losses[:, 0])
-    threat = Threat(norm=curve.norm, eps=eps)
-    if _many(flat):
-        told = f"after {steps} steps the loss of examples that stand is no larger than at the start"
-        yield _sign(subject, symptoms.FLAT, flat, told, _limit(), threat, label)
-    if _more(early | late, early):
-        told = f"{steps} steps break {int(early.sum())}, twice as many {int(late.sum())} more"
-        limit = f"exact paired test p < {DOUBT:g}"
-        yield _sign(subject, symptoms.INCOMPLETE, late, told, limit, threat, label)
+    threat = Threat(norm=spec.norm, eps=eps)
+    if _are_many(flat):
+        evidence = (
+            f"after {steps} steps the loss of examples that stand is no larger than at the start"
+        )
+        yield _observe(probed, symptoms.FLAT_LOSS, flat, evidence, _threshold(), threat, label)
+    if _holds_more_often(early | late, early):
+        evidence = f"{steps} steps break {int(early.sum())}, twice as many {int(late.sum())} more"
+        limit = f"exact paired test p < {SIGNIFICANCE_LEVEL:g}"
+        yield _observe(
+            probed, symptoms.INCOMPLETE_OPTIMISATION, late, evidence, limit, threat, label
+        )
 
 
-def _longer(params: Any, eps: float) -> Any:
-    """The params with twice the steps, each as long as before, and no restart."""
+def _double_steps(params: Any, eps: float) -> Any:
+    """Double the steps of the params at the same length, without restarts."""
     fields: dict[str, Any] = {"steps": 2 * params.steps}
     if "alpha" in _fields(params):
         fields["alpha"] = step_size(params.alpha, eps, params.steps)
@@ -296,43 +335,43 @@ def _fields(params: Any) -> set[str]:
     return {field.name for field in dataclasses.fields(params)}
 
 
-# ----------------------------------------------------------------------------------------- judging
+# -------------------------------------------------------------------------------------- thresholds
 
 
-def _many(which: Tensor) -> bool:
-    return int(which.sum()) >= max(FEW, PART * len(which))
+def _are_many(which: Tensor) -> bool:
+    return int(which.sum()) >= max(MIN_AFFECTED, MIN_AFFECTED_SHARE * len(which))
 
 
-def _limit() -> str:
-    return f"{FEW} examples and {PART:.0%} of those probed"
+def _threshold() -> str:
+    return f"{MIN_AFFECTED} examples and {MIN_AFFECTED_SHARE:.0%} of those probed"
 
 
-def _more(first: Tensor, second: Tensor) -> bool:
-    """Whether the first outcome, (n,), holds for more examples than the second, beyond chance."""
-    from bench.evaluation.metrics import paired  # its scipy, for which no cell of a run waits
+def _holds_more_often(first: Tensor, second: Tensor) -> bool:
+    """Check whether one outcome (n,) holds for more examples than another beyond chance."""
+    from bench.evaluation.metrics import mcnemar_test  # with scipy, which no cell needs
 
-    split = paired(pd.Series(first.cpu().numpy()), pd.Series(second.cpu().numpy()))
-    return split.only_first > split.only_second and split.p_value < DOUBT
+    split = mcnemar_test(pd.Series(first.cpu().numpy()), pd.Series(second.cpu().numpy()))
+    return split.only_first > split.only_second and split.p_value < SIGNIFICANCE_LEVEL
 
 
-def _sign(
-    subject: Subject,
+def _observe(
+    probed: ProbedModel,
     kind: Symptom,
     which: Tensor,
     evidence: str,
     threshold: str,
     threat: Threat | None = None,
     attack: str = "",
-) -> Sign:
-    return Sign(
+) -> ObservedSymptom:
+    return ObservedSymptom(
         name=kind.name,
-        model=subject.label,
+        model=probed.label,
         attack=attack,
         norm="" if threat is None else threat.norm,
         eps=math.nan if threat is None else threat.eps,
         count=int(which.sum()),
         n=len(which),
         evidence=evidence,
-        examples=tuple(subject.id[which].tolist()),
+        examples=tuple(probed.id[which].tolist()),
         threshold=threshold,
     )

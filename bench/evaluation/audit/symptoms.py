@@ -1,8 +1,8 @@
-"""Signs that an attack has failed, rather than the defence held: what each is called and means.
+"""Name and explain the symptoms that an attack has failed rather than the defence held.
 
-A sign changes no number. It says that a robust accuracy may be an upper bound of no worth, on which
-examples that was seen, and what to try. The six indicators of Pintor et al. 2022 and the flags of
-AutoAttack's documentation are among them, under `source`.
+A symptom changes no number. It says that a robust accuracy may be a worthless upper bound, on which
+examples that was observed, and what to try. The six indicators of Pintor et al. 2022 and the flags
+of AutoAttack's documentation are among them, under `source`.
 Source: Pintor et al. 2022, https://arxiv.org/abs/2106.09947; Croce and Hein 2020, flags_doc.md of
 https://github.com/fra31/auto-attack; Carlini et al. 2019, https://arxiv.org/abs/1902.06705
 """
@@ -20,7 +20,7 @@ COLUMNS = (
 
 
 class Symptom(NamedTuple):
-    """One kind of sign, whichever model shows it."""
+    """A symptom as such: what it means and what to do about it."""
 
     name: str
     meaning: str
@@ -36,7 +36,7 @@ NO_GRADIENT = Symptom(
     "by scores alone.",
     "Pintor et al. 2022, indicator 1 (unavailable gradients); AutoAttack flag: zero gradient",
 )
-SATURATED = Symptom(
+SATURATED_LOSS = Symptom(
     "saturated loss",
     "Cross-entropy rounds to 0 in float32 and loses its gradient; the margin of the same logits "
     "does not.",
@@ -44,7 +44,7 @@ SATURATED = Symptom(
     "margin and cross-entropy have the same gradient direction; Carlini and Wagner 2017, "
     "section 5; AutoAttack flag: zero gradient",
 )
-WRONG = Symptom(
+WRONG_GRADIENT = Symptom(
     "gradient is not the model's",
     "What the model returns as its gradient is not the slope of its own output, measured by finite "
     "differences, so a gradient attack is led elsewhere.",
@@ -53,58 +53,58 @@ WRONG = Symptom(
     "Athalye et al. 2018, section 3.1 (shattered and stochastic gradients); Carlini et al. 2019, "
     "section 5",
 )
-UNSTABLE = Symptom(
+UNSTABLE_PREDICTIONS = Symptom(
     "unstable predictions",
     "The model answers the same image differently from one time to the next, so one look misleads "
     "an attack and one prediction decides nothing.",
     "Average gradients over several samples (EOT) and judge by repeated predictions.",
     "Pintor et al. 2022, indicator 2 (unstable predictions); AutoAttack flag: randomized defense",
 )
-SILENT = Symptom(
+SILENT_SUCCESS = Symptom(
     "silent success",
     "The attack passed an image that fools the model and returned another that does not.",
     'Keep the first success: stop = "first-success".',
     "Pintor et al. 2022, indicator 3 (silent success)",
 )
-INCOMPLETE = Symptom(
+INCOMPLETE_OPTIMISATION = Symptom(
     "incomplete optimisation",
     "The attack had not arrived when its steps were over: going on in the same way breaks more.",
     "Give it more steps, or longer ones.",
     "Pintor et al. 2022, indicator 4 (incomplete optimisation)",
 )
-FLAT = Symptom(
+FLAT_LOSS = Symptom(
     "loss does not rise",
     "The loss that the attack ascends is no larger after its last step than before its first.",
     "Try another step size or loss, several restarts, and gradients averaged over samples.",
     "Carlini et al. 2019, section 5; Pintor et al. 2022, indicator 4 (incomplete optimisation)",
 )
-TRANSFER = Symptom(
+TRANSFER_FAILURE = Symptom(
     "transfer failure",
     "The images fool the model they were crafted on and not this one, and no attack that sees this "
     "one was run beside it: the number tells how alike the two are.",
     "Attack the model itself, or a substitute nearer to it.",
     "Pintor et al. 2022, indicator 5 (transfer failure)",
 )
-UNBOUNDED = Symptom(
+UNCONSTRAINED_FAILURE = Symptom(
     "unconstrained attack fails",
     "An L-inf ball of radius 1 holds every image, those of other classes among them, and yet the "
     "attack does not reach them.",
     "Look for what hides the gradient before any smaller eps is believed.",
     "Pintor et al. 2022, indicator 6 (unconstrained attack failure); Athalye et al. 2018",
 )
-STEPS = Symptom(
+MORE_STEPS_WORSE = Symptom(
     "more steps do worse",
     "The same attack with more steps breaks fewer of the same examples.",
     "Try other step sizes and keep the first success; then look for a masked gradient.",
     "more steps must not do worse; Carlini et al. 2019, section 5",
 )
-RESTARTS = Symptom(
+MORE_RESTARTS_WORSE = Symptom(
     "more restarts do worse",
     "The same attack with more restarts breaks fewer of the same examples.",
     "Keep an example as broken once any restart broke it.",
     "more restarts must not do worse; Carlini et al. 2019, section 5",
 )
-UNUSED = Symptom(
+UNUSED_BUDGET = Symptom(
     "budget not used",
     "The attack failed on images that it moved by less than half of what it was allowed, so their "
     "robustness at this eps was not tested: no evidence of robustness.",
@@ -112,14 +112,14 @@ UNUSED = Symptom(
     "pgd.",
     "a fixed budget is there to be used; Carlini et al. 2019, section 5",
 )
-FARTHER = Symptom(
+BEATEN_SEARCH = Symptom(
     "search beaten inside its distance",
     "Another run found an adversarial image nearer than the least distance that this search "
     "reports, so its distances are too large.",
     "Give the search more steps or restarts, or take the nearest image that any attack found.",
     "a least distance is no larger than any that was found; Carlini et al. 2019, section 5",
 )
-LARGER = Symptom(
+LARGER_EPS_WORSE = Symptom(
     "larger eps does worse",
     "The larger ball holds the smaller one, and yet the attack finds less in it.",
     "Let the step size grow with eps and give it more steps, or take what a smaller eps found: "
@@ -127,45 +127,45 @@ LARGER = Symptom(
     "the larger ball holds the smaller; Carlini et al. 2019, section 5; Athalye et al. 2018, "
     "section 3.1",
 )
-BLACK_BOX = Symptom(
+BLACK_BOX_STRONGER = Symptom(
     "black box stronger than white box",
     "An attack that sees less than the gradient finds what no white-box attack finds: a sign of "
     "gradient masking.",
     "Spend more on the black-box attack, and adapt the white-box one to the defence.",
     "AutoAttack flag: Square Attack improves the evaluation; Athalye et al. 2018, section 3.1",
 )
-ONE_STEP = Symptom(
+ONE_STEP_STRONGER = Symptom(
     "one step stronger than many",
     "One gradient breaks more than the iterated attack, so the iterates are led astray.",
     "Try other step sizes, losses and restarts; then look for a masked gradient.",
     "many steps must not do worse than one; Athalye et al. 2018, section 3.1",
 )
-NOISE = Symptom(
+NOISE_AS_STRONG = Symptom(
     "noise as strong as the gradient",
     "A random image of the ball breaks as much: the gradient is of no help.",
     "Look for zero, saturated or random gradients; try a loss on logits and attacks by scores.",
     "a gradient must do better than noise of the same size; Athalye et al. 2018, section 3.1",
 )
-LOST = Symptom(
+LOST_SUCCESS = Symptom(
     "success lost on re-prediction",
     "The attack saw the model fooled, and asked again the model is not.",
     "Judge by repeated predictions, and ask whether answers depend on the batch.",
     "Pintor et al. 2022, indicator 2 (unstable predictions)",
 )
-ROUNDED = Symptom(
+LOST_BY_ROUNDING = Symptom(
     "success lost on 8-bit rounding",
     "The images fool the model only between the values that an image file can hold.",
     "Read the column robust_accuracy_8bit, or attack on the grid of 8-bit values.",
     "Carlini et al. 2019, section 4.10",
 )
-BATCH = Symptom(
+BATCH_DEPENDENCE = Symptom(
     "answers depend on the batch",
     "The model answers an image differently beside other images, so a success may be lost between "
     "batch sizes.",
     "Find what mixes the rows, such as batch statistics, or state the batch size with the number.",
     "Carlini et al. 2019, section 5",
 )
-OPTIMISES = Symptom(
+INFERENCE_OPTIMISATION = Symptom(
     "optimisation at inference time",
     "The model computes gradients while it predicts: it changes its input or itself before it "
     "answers.",
@@ -173,47 +173,49 @@ OPTIMISES = Symptom(
     "AutoAttack flag: optimization at inference time; Croce et al. 2022, "
     "https://arxiv.org/abs/2202.13711",
 )
-PROBABILITIES = Symptom(
+PROBABILITY_OUTPUT = Symptom(
     "probabilities instead of logits",
     "The model answers after a softmax, which flattens every gradient.",
     "Return what goes into the softmax.",
     "AutoAttack flag: softmax output is given",
 )
 
-KINDS = {
+SYMPTOMS = {
     kind.name: kind
     for kind in (
-        NO_GRADIENT, SATURATED, WRONG, UNSTABLE, SILENT, INCOMPLETE, FLAT, TRANSFER, UNBOUNDED,
-        STEPS, RESTARTS, UNUSED, FARTHER, LARGER, BLACK_BOX, ONE_STEP, NOISE, LOST, ROUNDED, BATCH,
-        OPTIMISES, PROBABILITIES,
+        NO_GRADIENT, SATURATED_LOSS, WRONG_GRADIENT, UNSTABLE_PREDICTIONS, SILENT_SUCCESS,
+        INCOMPLETE_OPTIMISATION, FLAT_LOSS, TRANSFER_FAILURE, UNCONSTRAINED_FAILURE,
+        MORE_STEPS_WORSE, MORE_RESTARTS_WORSE, UNUSED_BUDGET, BEATEN_SEARCH, LARGER_EPS_WORSE,
+        BLACK_BOX_STRONGER, ONE_STEP_STRONGER, NOISE_AS_STRONG, LOST_SUCCESS, LOST_BY_ROUNDING,
+        BATCH_DEPENDENCE, INFERENCE_OPTIMISATION, PROBABILITY_OUTPUT,
     )
 }  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Sign:
-    """One sign on one model under one attack, with the examples that show it."""
+class ObservedSymptom:
+    """A symptom on one model under one attack, with the examples that show it."""
 
     name: str
     model: str
     attack: str
-    """Label of the attack that it speaks against; "" where every gradient attack is meant."""
+    """Label of the attack in doubt; "" where every gradient attack is."""
     norm: str
     eps: float
-    """NaN where eps has no part in it."""
+    """NaN where it does not depend on eps."""
     count: int
     n: int
     """Examples that could have shown it."""
     evidence: str
-    """What was seen, in one sentence."""
+    """What was observed, in one sentence."""
     examples: tuple[int, ...]
     """Ids of the `count` examples, all of them."""
     threshold: str
-    """From where on it is a sign."""
+    """The condition that made it a symptom."""
 
     @property
     def sentence(self) -> str:
-        """What was seen, what it means and what to do, for those who read no table."""
+        """What was observed, what it means and what to do, in one paragraph."""
         under = f" under {self.attack}" if self.attack else ""
         where = f", {self.norm} eps {self.eps:g}" if self.eps == self.eps else ""
         return (
@@ -223,36 +225,61 @@ class Sign:
 
     @property
     def meaning(self) -> str:
-        return KINDS[self.name].meaning
+        """What it means, from SYMPTOMS."""
+        return SYMPTOMS[self.name].meaning
 
     @property
     def remedy(self) -> str:
-        return KINDS[self.name].remedy
+        """What to do about it, from SYMPTOMS."""
+        return SYMPTOMS[self.name].remedy
 
     @property
     def source(self) -> str:
-        return KINDS[self.name].source
+        """Where it is described, from SYMPTOMS."""
+        return SYMPTOMS[self.name].source
 
 
-def frame(signs: Iterable[Sign]) -> pd.DataFrame:
-    """One row per sign, columns COLUMNS; ids are parted by spaces."""
-    rows = [[getattr(sign, column) for column in COLUMNS] for sign in signs]
+def to_frame(observed: Iterable[ObservedSymptom]) -> pd.DataFrame:
+    """Arrange symptoms as the table audit.csv.
+
+    Args:
+        observed: Observed symptoms.
+
+    Returns:
+        One row per symptom, columns COLUMNS; ids are separated by spaces.
+    """
+    rows = [[getattr(symptom, column) for column in COLUMNS] for symptom in observed]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["examples"] = [" ".join(map(str, ids)) for ids in table["examples"]]
     return table
 
 
-def plain(sign: Sign) -> dict[str, Any]:
-    """The sign as JSON holds it; NaN, which JSON does not know, as null."""
-    fields = dataclasses.asdict(sign)
-    return {**fields, "eps": None if sign.eps != sign.eps else sign.eps}
+def to_json(symptom: ObservedSymptom) -> dict[str, Any]:
+    """Convert a symptom to plain values for JSON.
 
+    Args:
+        symptom: An observed symptom.
 
-def read(fields: Mapping[str, Any]) -> Sign:
-    """What `plain` wrote.
-
-    Raises: KeyError if it is no sign that this bench knows; TypeError if a field is missing.
+    Returns:
+        Its fields; an eps that is NaN, which JSON lacks, is None.
     """
-    KINDS[fields["name"]]
+    fields = dataclasses.asdict(symptom)
+    return {**fields, "eps": None if symptom.eps != symptom.eps else symptom.eps}
+
+
+def from_json(fields: Mapping[str, Any]) -> ObservedSymptom:
+    """Read a symptom that `to_json` converted.
+
+    Args:
+        fields: Plain values.
+
+    Returns:
+        The symptom.
+
+    Raises:
+        KeyError: Its name is none of SYMPTOMS.
+        TypeError: A field is missing.
+    """
+    SYMPTOMS[fields["name"]]
     eps = float("nan") if fields["eps"] is None else fields["eps"]
-    return Sign(**{**fields, "eps": eps, "examples": tuple(fields["examples"])})
+    return ObservedSymptom(**{**fields, "eps": eps, "examples": tuple(fields["examples"])})

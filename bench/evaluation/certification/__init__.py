@@ -1,5 +1,5 @@
-"""Lower bounds of a network's margins: IBP and CROWN.
+"""Bound a network's margins from below by IBP and CROWN.
 
-Read `bounds` first. `network` reads a model as a sequence of `layers`, `store` keeps certificates
-on disk.
+Read `bounds` first. `network` reads a model as a sequence of `layers`, `store` certifies a suite's
+models and stores the certificates.
 """

@@ -1,5 +1,8 @@
-"""The layers that `certify` has bounds for: what an affine one does forwards, in magnitude, and to
-linear forms on its output that are carried back; and the two that bend.
+"""Define the layers that `bounds` can bound: affine ones, ReLU and max-pooling.
+
+Every affine layer has `map` (forwards without its constant, or with magnitudes alone), `back`
+(propagates linear forms on its output back to its input), `shift` (the constant) and `terms`
+(products that one output sums, for the rounding error).
 """
 
 from collections.abc import Sequence
@@ -20,29 +23,44 @@ class Dense(NamedTuple):
     """(outputs, inputs)"""
     bias: Tensor | None
     shape: Shape
-    """Of what goes in; the same in every layer."""
+    """Of the input; likewise in every layer."""
 
     @property
     def terms(self) -> int:
-        """Products that one output sums, for the rounding."""
+        """Number of products that one output sums, for the rounding error."""
         return self.weight.shape[1]
 
     def map(self, x: Tensor, absolute: bool = False) -> Tensor:
-        """W x without the bias, or |W| x if `absolute`; (n, inputs) -> (n, outputs)."""
+        """Compute W x without the bias, or |W| x.
+
+        Args:
+            x: Inputs (n, inputs).
+            absolute: Whether to take magnitudes of the weights.
+
+        Returns:
+            Outputs (n, outputs).
+        """
         return functional.linear(x, self.weight.abs() if absolute else self.weight)
 
     def back(self, rows: Tensor) -> Tensor:
-        """rows W: linear forms on the output become forms on the input."""
+        """Propagate linear forms on the output back to the input.
+
+        Args:
+            rows: Forms (n, outputs).
+
+        Returns:
+            Forms (n, inputs).
+        """
         return rows @ self.weight
 
     @property
     def shift(self) -> Tensor | None:
-        """What is added, in a shape that broadcasts over (n, *output)."""
+        """The constant, in a shape that broadcasts over (n, *output)."""
         return self.bias
 
 
 class Conv(NamedTuple):
-    """A two-dimensional convolution with zero padding; average-pooling is one."""
+    """A two-dimensional convolution with zero padding; average-pooling is one, too."""
 
     weight: Tensor
     bias: Tensor | None
@@ -54,15 +72,33 @@ class Conv(NamedTuple):
 
     @property
     def terms(self) -> int:
+        """Number of products that one output sums."""
         return self.weight[0].numel()
 
     def map(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """Apply the layer without its constant.
+
+        Args:
+            x: Inputs (n, *shape).
+            absolute: Whether to take magnitudes of the weights.
+
+        Returns:
+            Outputs (n, *output).
+        """
         weight = self.weight.abs() if absolute else self.weight
         return functional.conv2d(
             x, weight, None, self.stride, self.padding, self.dilation, self.groups
         )
 
     def back(self, rows: Tensor) -> Tensor:
+        """Propagate linear forms on the output back to the input.
+
+        Args:
+            rows: Forms (n, *output).
+
+        Returns:
+            Forms (n, *shape).
+        """
         size = (len(rows), *self.shape)
         return conv2d_input(  # type: ignore[no-any-return]
             size, self.weight, rows, self.stride, self.padding, self.dilation, self.groups
@@ -70,6 +106,7 @@ class Conv(NamedTuple):
 
     @property
     def shift(self) -> Tensor | None:
+        """The constant, in a shape that broadcasts over (n, *output)."""
         return None if self.bias is None else self.bias[:, None, None]
 
 
@@ -86,9 +123,26 @@ class Scale(NamedTuple):
     """The magnitudes that add up to `shift`, where they may cancel."""
 
     def map(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """Apply the layer without its constant.
+
+        Args:
+            x: Inputs (n, *shape).
+            absolute: Whether to take magnitudes of the weights.
+
+        Returns:
+            Outputs (n, *output).
+        """
         return x * (self.factor.abs() if absolute else self.factor)
 
     def back(self, rows: Tensor) -> Tensor:
+        """Propagate linear forms on the output back to the input.
+
+        Args:
+            rows: Forms (n, *output).
+
+        Returns:
+            Forms (n, *shape).
+        """
         return rows * self.factor
 
 
@@ -101,19 +155,38 @@ class Flat(NamedTuple):
     """Nothing is computed, so nothing is rounded."""
 
     def map(self, x: Tensor, absolute: bool = False) -> Tensor:
+        """Apply the layer without its constant.
+
+        Args:
+            x: Inputs (n, *shape).
+            absolute: Whether to take magnitudes of the weights.
+
+        Returns:
+            Outputs (n, *output).
+        """
         del absolute
         return x.flatten(1)
 
     def back(self, rows: Tensor) -> Tensor:
+        """Propagate linear forms on the output back to the input.
+
+        Args:
+            rows: Forms (n, *output).
+
+        Returns:
+            Forms (n, *shape).
+        """
         return rows.view(len(rows), *self.shape)
 
 
 class Relu(NamedTuple):
+    """x -> max(x, 0)."""
+
     shape: Shape
 
 
 class Pool(NamedTuple):
-    """The largest of each window; padding never wins."""
+    """Max-pooling, whose padding is never the largest."""
 
     shape: Shape
     kernel: Shape
@@ -126,7 +199,15 @@ Layer: TypeAlias = Affine | Relu | Pool
 
 
 def forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
-    """What the layers make of x (n, *shape), one after another."""
+    """Compute the output of a sequence of layers.
+
+    Args:
+        layers: The net, in order.
+        x: Inputs (n, *shape).
+
+    Returns:
+        Logits (n, classes).
+    """
     for layer in layers:
         if isinstance(layer, Relu):
             x = x.relu()

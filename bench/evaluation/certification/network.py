@@ -1,6 +1,6 @@
-"""A feed-forward net read as the list of its layers, for the bounds of `certify`.
+"""Read a feed-forward net as the sequence of its layers, for `bounds`.
 
-The forward is followed symbolically, so that nested Sequentials, a house module and a user's own
+The forward is traced symbolically, so that nested Sequentials, a built-in module and a user's
 forward are all read alike: linear, convolution, batch-norm, elementwise arithmetic with constants
 (normalisation), ReLU, max- and average-pooling, flatten, with dropout off. Anything else, and any
 path that branches, is refused by name.
@@ -33,14 +33,23 @@ from bench.evaluation.certification.layers import (
 
 
 class UnreadableError(SuiteError):
-    """A net that is no chain of the layers above; the sentence names what is in the way."""
+    """A net is no sequence of bounded layers; the sentence names the obstacle."""
 
 
 def read_network(model: nn.Module, shape: Shape) -> tuple[Layer, ...]:
-    """The layers of `model` for images of `shape`, in order; parameters are shared, not copied.
+    """Read the layers of a model in evaluation mode.
 
-    The model is taken as in evaluation mode: dropout off, batch-norm with what it has learned.
-    Raises: UnreadableError, naming the first layer that has no bounds here.
+    Dropout is off and batch-norm uses its running statistics.
+
+    Args:
+        model: A feed-forward net.
+        shape: Shape (c, h, w) of an image.
+
+    Returns:
+        The layers in order; parameters are shared with the model, not copied.
+
+    Raises:
+        UnreadableError: A layer has no bounds, or the forward branches; the first is named.
     """
     graph = trace_forward(model)
     if graph is None:
@@ -54,7 +63,7 @@ def read_network(model: nn.Module, shape: Shape) -> tuple[Layer, ...]:
 
 
 class _Reader(fx.Interpreter):
-    """Runs a graph once and notes the layer behind every node that depends on the images."""
+    """Runs a graph once and collects the layer of every node that depends on the images."""
 
     def __init__(self, graph: fx.GraphModule, sample: Tensor) -> None:
         super().__init__(graph)
@@ -72,22 +81,22 @@ class _Reader(fx.Interpreter):
         if n.op == "output" and n.args[0] is not self.last:
             raise UnreadableError("its forward returns something beside the last layer's output")
         value = super().run_node(n)
-        reads = [each for each in n.all_input_nodes if self._flows(each)]
+        reads = [each for each in n.all_input_nodes if self._is_activation(each)]
         if n.op == "output" or not reads or not isinstance(value, Tensor):
             return value  # a constant, or a size
-        name = _called(n, self.module)
+        name = _describe_node(n, self.module)
         if reads != [self.last]:
             raise UnreadableError(f"{name} reads what an earlier layer gave: the net is no chain")
         self._add(n, name, value)
         self.last = n
         return value
 
-    def _flows(self, node: fx.Node) -> bool:
-        """Whether what a node gave is an activation rather than a constant."""
+    def _is_activation(self, node: fx.Node) -> bool:
+        """Check whether a node's value is an activation rather than a constant."""
         if node.op == "placeholder":
             return True
         return isinstance(self.env.get(node), Tensor) and any(
-            map(self._flows, node.all_input_nodes)
+            map(self._is_activation, node.all_input_nodes)
         )
 
     def _add(self, node: fx.Node, name: str, value: Tensor) -> None:
@@ -106,13 +115,13 @@ class _Reader(fx.Interpreter):
                     raise UnreadableError(f"{name} reads what a layer gave on both sides")
                 self.layers.append(_elementwise(arithmetic, args, first, shape, name))
                 return
-            module = _as_module(node.target, args[1:], kwargs, shape, after)
-        layer = _layer(module, before, name)
+            module = _to_module(node.target, args[1:], kwargs, shape, after)
+        layer = _to_layer(module, before, name)
         self.layers.extend([] if layer is None else [layer])
 
 
-def _called(node: fx.Node, module: nn.Module) -> str:
-    """What stands in the way, as its author knows it: the class or function, and where it is."""
+def _describe_node(node: fx.Node, module: nn.Module) -> str:
+    """Name a node as its author knows it: the class or function, and where it is."""
     if node.op == "call_module":
         target = str(node.target)
         return f"{type(module.get_submodule(target)).__name__} ({target})"
@@ -122,7 +131,7 @@ def _called(node: fx.Node, module: nn.Module) -> str:
     return f"{name} (in {owners[-1]})" if owners else str(name)
 
 
-# --------------------------------------------------------------------------- what a node stands for
+# ------------------------------------------------------------------------- from a node to its layer
 
 _ARITHMETIC: Mapping[Any, str] = {
     operator.add: "add", torch.add: "add", "add": "add",
@@ -133,7 +142,7 @@ _ARITHMETIC: Mapping[Any, str] = {
 
 
 def _elementwise(kind: str, args: tuple[Any, ...], first: bool, shape: Shape, name: str) -> Scale:
-    """x (+ - * /) constant, or constant (+ - *) x if x does not come `first`."""
+    """Build the layer x (+ - * /) constant, or constant (+ - *) x if x does not come `first`."""
     x, constant = args if first else args[::-1]
     number = torch.as_tensor(constant, dtype=x.dtype, device=x.device)
     if torch.broadcast_shapes(number.shape, (1, *shape)) != (1, *shape):
@@ -150,10 +159,10 @@ def _elementwise(kind: str, args: tuple[Any, ...], first: bool, shape: Shape, na
     return Scale(1 / number, None, shape)
 
 
-def _as_module(
+def _to_module(
     target: Any, args: Sequence[Any], kwargs: Mapping[str, Any], shape: Shape, after: Shape
 ) -> nn.Module | None:
-    """The layer that a function or method is, called with these further arguments."""
+    """Build the module equivalent to a function or method with these further arguments."""
     if target in (functional.relu, torch.relu, "relu", "relu_"):
         return nn.ReLU()
     if target in (torch.flatten, "flatten", "view", "reshape", torch.reshape):
@@ -171,8 +180,8 @@ def _as_module(
     return pools[target](*args, **kwargs) if target in pools else None
 
 
-def _layer(module: nn.Module | None, before: Tensor, name: str) -> Layer | None:
-    """The layer that a module is on what it is given; None if it changes nothing."""
+def _to_layer(module: nn.Module | None, before: Tensor, name: str) -> Layer | None:
+    """Build the layer of a module on its input; None if it changes nothing."""
     shape = tuple(before.shape[1:])
     if isinstance(module, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
         return None
@@ -189,9 +198,9 @@ def _layer(module: nn.Module | None, before: Tensor, name: str) -> Layer | None:
     if isinstance(module, nn.Conv2d):
         return _convolution(module, shape, name)
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-        return _batch_norm(module, shape, name)
+        return _to_scale(module, shape, name)
     if isinstance(module, nn.AvgPool2d):
-        return _average(module, before, name)
+        return _average_pooling(module, before, name)
     if isinstance(module, nn.MaxPool2d):
         if module.ceil_mode or module.return_indices or _pair(module.dilation) != (1, 1):
             raise UnreadableError(f"{name} pools with dilation, ceil_mode or indices")
@@ -215,7 +224,7 @@ def _convolution(module: nn.Conv2d, shape: Shape, name: str) -> Conv:
     )  # fmt: skip
 
 
-def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, name: str) -> Scale:
+def _to_scale(module: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, name: str) -> Scale:
     if module.running_mean is None or module.running_var is None:
         raise UnreadableError(f"{name} normalises by the batch: it keeps no running statistics")
     factor = (module.running_var + module.eps).rsqrt()
@@ -227,7 +236,7 @@ def _batch_norm(module: nn.BatchNorm1d | nn.BatchNorm2d, shape: Shape, name: str
     return Scale(factor.view(places), shift.view(places), shape, summed=summed.view(places))
 
 
-def _average(module: nn.AvgPool2d, before: Tensor, name: str) -> Conv:
+def _average_pooling(module: nn.AvgPool2d, before: Tensor, name: str) -> Conv:
     kernel, stride = _pair(module.kernel_size), _pair(module.stride)
     padding = _pair(module.padding)
     counts = module.count_include_pad or padding == (0, 0)
@@ -244,14 +253,22 @@ def _pair(value: Any) -> Shape:
 
 # ------------------------------------------------------------------------------------- in float64
 
-AGREES = 1e-4
-"""Share of the largest logit by which the layers may answer otherwise than the net itself."""
+LOGIT_TOLERANCE = 1e-4
+"""How far the logits of layers and net may be apart, as a share of the largest."""
 
 
-def doubled(model: nn.Module, images: Tensor) -> tuple[Layer, ...]:
-    """The layers of a copy of `model` in float64, held against the model's answers to `images`.
+def read_network_in_double(model: nn.Module, images: Tensor) -> tuple[Layer, ...]:
+    """Read the layers of a float64 copy of a model and compare them with the model.
 
-    Raises: UnreadableError if it has other layers, or they answer otherwise than the model.
+    Args:
+        model: A feed-forward net.
+        images: Images (n, c, h, w) on which both must agree.
+
+    Returns:
+        The layers in order, in float64.
+
+    Raises:
+        UnreadableError: The model has other layers, or they answer otherwise than the model.
     """
     try:
         layers = read_network(copy.deepcopy(model).double().eval(), tuple(images.shape[1:]))
@@ -259,11 +276,11 @@ def doubled(model: nn.Module, images: Tensor) -> tuple[Layer, ...]:
             logits = model(images).double()
     except (UnreadableError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # a stranger's forward, which may know no float64
+    except BaseException as error:  # of the user's forward, which may not support float64
         raise UnreadableError(f"its forward fails in float64: {first_line(error)}") from error
     with torch.no_grad():
         answers = forward(layers, images.double())
     far = float((answers - logits).abs().max()) if answers.shape == logits.shape else math.inf
-    if not far <= AGREES * (float(logits.abs().max()) + 1):
+    if not far <= LOGIT_TOLERANCE * (float(logits.abs().max()) + 1):
         raise UnreadableError("its layers, read one by one, answer otherwise than the net")
     return layers

@@ -1,10 +1,9 @@
-"""Certificates of a suite's models, made and kept as data.
+"""Certify a suite's models and store the certificates.
 
 A suite with `certify` has each model bounded at every eps of its L-inf attacks. Certificates are
-per example: kept in records/, Parquet under another suffix than the attacks' records, one file for
-each shard of examples of one model and method, written whole or not at all, its name ending in its
-own hash. Where a smaller eps is not certified a larger one is not tried: the smaller region lies
-inside it, so what is certified shrinks with eps.
+per example: Parquet files in records/ with their own suffix, one for each chunk of examples of one
+model and method, written atomically under a name that ends in the hash of the content. Where a
+smaller eps is not certified a larger one is not tried: its region contains the smaller one.
 """
 
 import dataclasses
@@ -38,17 +37,26 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 SUFFIX = "certificates"
-ASKED = 16
+PROBE_IMAGES = 16
 """Images on which the layers must answer as the net does."""
-ROUNDED = 2.0**-24
-"""What a distance measured in float32 between two images may fall short of the true one."""
+DISTANCE_ROUNDING = 2.0**-24
+"""By how much a distance measured in float32 may fall short of the true one."""
 
 
 # ---------------------------------------------------------------------------------------- planning
 
 
-def tasks(suite: Suite, session: Evaluator) -> list[CertificationTask]:
-    """What the suite wants certified, model by model; nothing unless it says so."""
+def plan_certification(suite: Suite, evaluator: Evaluator) -> list[CertificationTask]:
+    """Plan what a suite wants certified.
+
+    Args:
+        suite: The checked suite.
+        evaluator: Its models and data.
+
+    Returns:
+        One task for each model and method, with the reason if it cannot be certified; none
+        without `certify`.
+    """
     radii = {eps.value: eps.text for entry in suite.attacks if entry.norm == "linf"
              for eps in entry.eps if eps.value > 0}  # fmt: skip
     eps = tuple(sorted(radii))
@@ -58,26 +66,27 @@ def tasks(suite: Suite, session: Evaluator) -> list[CertificationTask]:
             method=method,
             eps=eps,
             eps_texts=tuple(radii[value] for value in eps),
-            identity=_identity(subject, session, method, eps),
-            reason=_cannot(session, label) or ("" if eps else "no attack of the suite is in L-inf"),
+            identity=_identity(loaded, evaluator, method, eps),
+            reason=_unfit_reason(evaluator, label)
+            or ("" if eps else "no attack of the suite is in L-inf"),
         )
-        for label, subject in session.subjects.items()
+        for label, loaded in evaluator.models.items()
         for method in suite.certify
     ]
 
 
-def _cannot(session: Evaluator, label: str) -> str:
-    """Why a model's layers cannot even be looked at; "" if they can."""
-    return f"the model {session.unfit[label]}" if label in session.unfit else ""
+def _unfit_reason(evaluator: Evaluator, label: str) -> str:
+    """Say why a model's layers cannot be read at all; "" if they can."""
+    return f"the model {evaluator.unfit[label]}" if label in evaluator.unfit else ""
 
 
 def _identity(
-    subject: LoadedModel, session: Evaluator, method: CertificationMethod, eps: tuple[float, ...]
+    loaded: LoadedModel, evaluator: Evaluator, method: CertificationMethod, eps: tuple[float, ...]
 ) -> str:
     about = (
-        subject.fingerprint,
-        subject.sketch,
-        session.data.fingerprint,
+        loaded.fingerprint,
+        loaded.sketch,
+        evaluator.data.fingerprint,
         method,
         eps,
         SCHEMA,
@@ -89,52 +98,84 @@ def _identity(
 # ----------------------------------------------------------------------------------------- working
 
 
-def missing(
-    session: Evaluator, wanted: Sequence[CertificationTask], out: Path
+def pending_chunks(
+    evaluator: Evaluator, wanted: Sequence[CertificationTask], out: Path
 ) -> list[tuple[CertificationTask, int, int]]:
-    """The shards (task, first, last) that are not on disk yet."""
-    done = {(about["identity"], about["first"]) for about, _ in stored(out)}
+    """List the chunks that are not certified yet.
+
+    Args:
+        evaluator: Models and data.
+        wanted: The planned tasks.
+        out: The run's folder.
+
+    Returns:
+        (task, first, last) of each chunk without a file.
+
+    Raises:
+        RecordError: A file is damaged or newer than this bench.
+    """
+    done = {(about["identity"], about["first"]) for about, _ in read_certificates(out)}
     return [
         (task, first, last)
         for task in wanted
-        for first, last in session.shards()
+        for first, last in evaluator.chunks()
         if not task.reason and (task.identity, first) not in done
     ]
 
 
-def read(session: Evaluator, task: CertificationTask) -> CertificationTask:
-    """The task with the reason why its model has no bounds, if that is so."""
+def check_readable(evaluator: Evaluator, task: CertificationTask) -> CertificationTask:
+    """Check whether a model can be read as layers with bounds.
+
+    Args:
+        evaluator: Models and data.
+        task: A planned task.
+
+    Returns:
+        The task, with the reason if its model cannot be read.
+    """
     if task.reason:
         return task
     try:
-        _layers(session, task.model)
+        _layers(evaluator, task.model)
     except network.UnreadableError as error:
         return dataclasses.replace(task, reason=error.problems[0])
     return task
 
 
-def work(session: Evaluator, task: CertificationTask, first: int, last: int, out: Path) -> None:
-    """Certify the examples first..last-1 and keep the outcome.
+def certify_chunk(
+    evaluator: Evaluator, task: CertificationTask, first: int, last: int, out: Path
+) -> None:
+    """Certify a chunk of examples and write its certificates.
 
-    Raises: SuiteError if the disk is full or the folder cannot be written.
+    Args:
+        evaluator: Models and data.
+        task: A planned task without a reason against it.
+        first: Id of the first example.
+        last: Id after the last example.
+        out: The run's folder.
+
+    Raises:
+        SuiteError: The disk is full or the folder cannot be written.
     """
-    clean, net = session.clean_pass(task.model), _layers(session, task.model)
+    clean, net = evaluator.clean_pass(task.model), _layers(evaluator, task.model)
     labels = clean.label[first:last]
-    x = session.data.read(first, last).to(session.device, torch.float64)
+    x = evaluator.data.read(first, last).to(evaluator.device, torch.float64)
     alive = clean.pred[first:last] == labels
     right, columns, seconds = alive, [], []
     for eps in task.eps:
         started = time.perf_counter()
         margin = torch.full_like(labels, torch.nan, dtype=torch.float64)
         if alive.any():
-            inside = bounds.region(x[alive], crafting.allowed(eps) + ROUNDED)
+            inside = bounds.input_region(
+                x[alive], crafting.allowed_distance(eps) + DISTANCE_ROUNDING
+            )
             with torch.no_grad():
-                margin[alive] = bounds.certificates(net, inside, labels[alive], task.method)
-        alive = margin > 0  # not a number is not above 0
+                margin[alive] = bounds.certified_margins(net, inside, labels[alive], task.method)
+        alive = margin > 0  # NaN is not above 0
         columns.append(margin)
         seconds.append(time.perf_counter() - started)
     frame = pd.concat(
-        [_outcomes(task, value, margin, right, first) for value, margin
+        [_to_frame(task, value, margin, right, first) for value, margin
          in zip(task.eps, columns, strict=True)],
         ignore_index=True,
     )  # fmt: skip
@@ -143,10 +184,10 @@ def work(session: Evaluator, task: CertificationTask, first: int, last: int, out
     _write(out, about, frame)
 
 
-def _outcomes(
+def _to_frame(
     task: CertificationTask, eps: float, margin: Tensor, right: Tensor, first: int
 ) -> pd.DataFrame:
-    """One row per example; `margin` is not a number where nothing was tried."""
+    """Arrange margins as one row per example; NaN where nothing was computed."""
     return pd.DataFrame(
         {
             "model": task.model,
@@ -160,16 +201,13 @@ def _outcomes(
     )
 
 
-def _layers(session: Evaluator, model: str) -> tuple[Layer, ...]:
-    """The model's layers in float64, found to answer as the model does.
-
-    Raises: chain.UnreadableError if they do not, or it has layers without bounds.
-    """
-    subject = session.subjects[model]
-    if subject.random:
+def _layers(evaluator: Evaluator, model: str) -> tuple[Layer, ...]:
+    """Read a model's layers in float64; raise UnreadableError where it has no bounds."""
+    loaded = evaluator.models[model]
+    if loaded.random:
         raise network.UnreadableError("it answers at random")
-    sample = session.data.read(0, min(session.data.n, ASKED)).to(session.device)
-    return network.doubled(subject.model, sample)
+    sample = evaluator.data.read(0, min(evaluator.data.n, PROBE_IMAGES)).to(evaluator.device)
+    return network.read_network_in_double(loaded.model, sample)
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -192,10 +230,17 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def stored(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """What each file says of itself, and its outcomes.
+def read_certificates(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+    """Read all certificates of a run.
 
-    Raises: RecordError naming a file that is damaged or newer than this bench.
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        For each file its metadata and one row per example and eps.
+
+    Raises:
+        RecordError: A file is damaged or newer than this bench.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -214,8 +259,8 @@ def stored(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
         except (
             pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError,
         ) as error:  # fmt: skip
-            told = f"{path}: damaged certificates ({first_line(error)}); bench run makes it again"
-            raise RecordError(told) from error
+            why = f"{path}: damaged certificates ({first_line(error)}); bench run makes it again"
+            raise RecordError(why) from error
         if newer:
             raise RecordError(
                 f"{path}: certificates of schema {about['schema']}, this bench reads up to "
@@ -226,24 +271,25 @@ def stored(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
 
 
 def _frame(about: Mapping[str, Any], table: "pa.Table") -> pd.DataFrame:
-    """The outcomes in a file, each column of its type, and as many as it tells of.
+    """Check a file's columns, types and number of rows, and convert them.
 
-    Raises: ValueError, KeyError, TypeError, pa.ArrowException if it is not so.
+    Raises:
+        ValueError, KeyError, TypeError, pa.ArrowException: They are invalid.
     """
     import pyarrow as pa
 
-    told, seconds = table.replace_schema_metadata(None), about["seconds"]
-    few = all(0 <= each <= schema.MOST_SECONDS for each in seconds)  # a float holds them
-    if not isinstance(about["identity"], str) or not few:
+    columns, seconds = table.replace_schema_metadata(None), about["seconds"]
+    valid = all(0 <= each <= schema.MOST_SECONDS for each in seconds)  # a float holds them
+    if not isinstance(about["identity"], str) or not valid:
         raise ValueError("no identity, or no seconds")
     types = {
         "model": pa.string(), "method": pa.string(), "eps": pa.float64(), "example": pa.int64(),
         "clean_correct": pa.bool_(), "margin": pa.float64(), "certified": pa.bool_(),
     }  # fmt: skip
-    held = pa.table({name: told[name].cast(kind) for name, kind in types.items()})
-    if any(held[name].null_count for name in types if name != "margin"):
+    typed = pa.table({name: columns[name].cast(kind) for name, kind in types.items()})
+    if any(typed[name].null_count for name in types if name != "margin"):
         raise ValueError("an outcome that is none")
-    if (about["last"] - about["first"]) * len(seconds) != held.num_rows:
-        raise ValueError(f"{held.num_rows} outcomes, and other examples or eps are promised")
-    frame: pd.DataFrame = held.to_pandas()
+    if (about["last"] - about["first"]) * len(seconds) != typed.num_rows:
+        raise ValueError(f"{typed.num_rows} outcomes, and other examples or eps are promised")
+    frame: pd.DataFrame = typed.to_pandas()
     return frame

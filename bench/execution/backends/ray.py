@@ -89,8 +89,8 @@ class Worker:
                 outcomes = list(parts.attempt(session, task, first, last))
         except SuiteError as error:
             return str(error)
-        answer = Answer(outcomes, session.reasons[:], session.notes[:])
-        session.reasons.clear()
+        answer = Answer(outcomes, session.decisions[:], session.notes[:])
+        session.decisions.clear()
         session.notes.clear()
         return answer
 
@@ -104,7 +104,7 @@ class Worker:
             session = runner.prepare(suite, None, self.options)
         # Where outcomes depend on the batch, the rows are part of what the cells are.
         session = dataclasses.replace(session, rows=self.rows)
-        facts = {label: session.facts(label) for label in session.subjects}
+        facts = {label: session.model_facts(label) for label in session.models}
         return session, plan.tasks(suite, facts)
 
 

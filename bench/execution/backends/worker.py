@@ -126,7 +126,7 @@ def _work(
                 ledger.enter(part, outcome)
                 if outcome.frame is None:
                     say(frozenset(outcome.cells))
-        ledger.tell(session.reasons, session.notes)
+        ledger.tell(session.decisions, session.notes)
         ledger.finish(part)
 
 

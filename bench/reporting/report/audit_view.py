@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bench.evaluation.audit.findings import Audit
-from bench.evaluation.audit.symptoms import KINDS, Sign
+from bench.evaluation.audit.symptoms import SYMPTOMS, ObservedSymptom
 from bench.reporting.formats import many
 from bench.reporting.report.views import Footnotes, View, eps_name, norm_name
 
@@ -38,20 +38,20 @@ def told(audit: Audit, names: Mapping[float, str]) -> list[Told]:
 def verdict(audit: Audit, model: str) -> str:
     """One sentence: how many kinds of signs there are, of those that were looked for."""
     found = {sign.name for sign in audit.signs if sign.model == model}
-    looked = len(KINDS) - sum(each.model == model for each in audit.unchecked)
+    looked = len(SYMPTOMS) - sum(each.model == model for each in audit.unchecked)
     if not found:
         return f"No sign that an attack failed, of {many(looked, 'sign')} looked for."
     return f"{len(found)} of {many(looked, 'sign')} looked for: {', '.join(sorted(found))}."
 
 
-def _signs(signs: Sequence[Sign], names: Mapping[float, str]) -> View | None:
+def _signs(signs: Sequence[ObservedSymptom], names: Mapping[float, str]) -> View | None:
     """One line for each sign against an attack, that at the eps with most examples."""
-    groups: dict[tuple[str, str, str], list[Sign]] = {}
+    groups: dict[tuple[str, str, str], list[ObservedSymptom]] = {}
     for sign in signs:
         groups.setdefault((sign.name, sign.attack, sign.norm), []).append(sign)
     notes, lines = Footnotes(), []
     for (name, attack, norm), group in groups.items():
-        most, kind = max(group, key=lambda sign: sign.count), KINDS[name]
+        most, kind = max(group, key=lambda sign: sign.count), SYMPTOMS[name]
         note = f"{kind.meaning} What to do: {kind.remedy} Source: {kind.source}."
         radii = dict.fromkeys(eps_name(sign.eps, names) for sign in group)
         ids = ", ".join(map(str, most.examples[:SHOWN]))

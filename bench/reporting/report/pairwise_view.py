@@ -26,7 +26,7 @@ def summary(frame: pd.DataFrame) -> str:
     if not len(frame):
         told = "it takes two attacks on one model, or two models under one attack"
         return f"Nothing was compared: {told}."
-    differ = int((frame["p_corrected"] <= metrics.SIGNIFICANT).sum())
+    differ = int((frame["p_corrected"] <= metrics.SIGNIFICANCE_LEVEL).sum())
     return (
         f"{many(len(frame), 'comparison')}: {differ} with a difference beyond chance (5 %, "
         f"corrected for all {len(frame)}), {len(frame) - differ} without."
@@ -42,7 +42,7 @@ def differences(frame: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
     beyond = groups(_significant(rows), *_PAIR)
 
     def cell(row: Row, notes: Footnotes) -> str:
-        plain = row["p_corrected"] > metrics.SIGNIFICANT
+        plain = row["p_corrected"] > metrics.SIGNIFICANCE_LEVEL
         return "n.s." if plain else f"{row['only_first']} : {row['only_second']}"
 
     found = []
@@ -64,7 +64,7 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 
 def _significant(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if row["p_corrected"] <= metrics.SIGNIFICANT]
+    return [row for row in rows if row["p_corrected"] <= metrics.SIGNIFICANCE_LEVEL]
 
 
 def sentences(frame: pd.DataFrame, names: Mapping[float, str]) -> View | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.analysis.compare_runs import FIRST, KEY, SECOND, Compared
 from bench.core.files import write_atomic
-from bench.evaluation.metrics import SIGNIFICANT
+from bench.evaluation.metrics import SIGNIFICANCE_LEVEL
 from bench.reporting.formats import csv, many, markdown, number, rate, words
 from bench.reporting.plots import dumbbell, figures
 from bench.reporting.report.views import Row, View, groups, norm_name, records
@@ -17,7 +17,7 @@ SHOWN = 10
 
 def summary(compared: Compared) -> str:
     """How many cells are worse, better and neither beyond chance."""
-    beyond = compared.table[compared.table["p_corrected"] <= SIGNIFICANT]
+    beyond = compared.table[compared.table["p_corrected"] <= SIGNIFICANCE_LEVEL]
     worse = int((beyond["only_first"] > beyond["only_second"]).sum())
     total = len(compared.table)
     return (

@@ -13,7 +13,7 @@ import pandas as pd
 
 from bench.analysis import tables
 from bench.core.files import slug, write_atomic
-from bench.evaluation.audit.symptoms import Sign
+from bench.evaluation.audit.symptoms import ObservedSymptom
 from bench.reporting import formats
 from bench.reporting.formats import DASH, absent, eps_names, many, percent, rate, words
 from bench.reporting.report import audit_view, views, writer
@@ -162,7 +162,7 @@ def _field(text: str, order: Any) -> Field:
     return Field(text, None if absent(order) else float(order))
 
 
-def _against(sign: Sign, row: Row) -> bool:
+def _against(sign: ObservedSymptom, row: Row) -> bool:
     """Whether a sign speaks of this cell; one that names no attack, of all that see the model."""
     named = sign.attack == row["attack"] if sign.attack else row["threat_model"] == "white-box"
     there = sign.norm in ("", row["norm"]) and (absent(sign.eps) or sign.eps == row["eps"])

@@ -12,7 +12,7 @@ import pandas as pd
 
 from bench.analysis.pairwise import WORST
 from bench.core.files import slug
-from bench.evaluation.metrics import SIGNIFICANT
+from bench.evaluation.metrics import SIGNIFICANCE_LEVEL
 from bench.reporting.formats import (
     DASH,
     Bold,
@@ -53,7 +53,7 @@ class Tests(NamedTuple):
 
     def told_apart(self, *place: Any) -> bool:
         """Whether two sides are known to differ: a pair that was not tested is not."""
-        return self.p_values.get(place, 1.0) <= SIGNIFICANT
+        return self.p_values.get(place, 1.0) <= SIGNIFICANCE_LEVEL
 
 
 def tables(gathered: Sequence[PublishedRun]) -> list[Table]:

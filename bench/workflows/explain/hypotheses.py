@@ -304,7 +304,7 @@ def _above_zero(logits: Tensor) -> Tensor:
 
 def _unverified(records: pd.DataFrame) -> Outcomes:
     """Robust if the prediction stood, whether or not the image kept the attack's promise."""
-    return metrics.robust(records.assign(violation=""))
+    return metrics.robust_examples(records.assign(violation=""))
 
 
 def _counting(ours: Observed, reference: Observed) -> Iterator[Change]:
@@ -318,5 +318,5 @@ def _counting(ours: Observed, reference: Observed) -> Iterator[Change]:
         yield Change(
             "counting",
             "counting: our images, too, rounded to 8 bits",
-            lambda setup: setup._replace(count_ours=metrics.robust_8bit),
+            lambda setup: setup._replace(count_ours=metrics.robust_examples_8bit),
         )

@@ -154,7 +154,9 @@ class DisagreementSearch:
 
     def _experiment(self, text: str, setup: Setup) -> Experiment:
         mine, theirs = self.trial.outcomes(setup)
-        test = metrics.paired(theirs, mine)  # first: robust under theirs alone, so broken by ours
+        test = metrics.mcnemar_test(
+            theirs, mine
+        )  # first: robust under theirs alone, so broken by ours
         gap, most = gap_of(test), self._closed()
         narrower = bool(self.made) and most < gap < self.first.gap
         chance = narrower and self._is_chance(setup, gap, test.p_value)
@@ -178,13 +180,13 @@ class DisagreementSearch:
         """Whether a side that draws is as far from itself under other seeds as the gap is wide."""
         sides = (setup.ours, setup.reference)
         side = next((each for each in sides if each.curve.attack.stochastic), None)
-        if side is None or p_value <= metrics.SIGNIFICANT:
+        if side is None or p_value <= metrics.SIGNIFICANCE_LEVEL:
             return False
-        own = metrics.robust(self.trial.records(side))
+        own = metrics.robust_examples(self.trial.records(side))
         for other in range(1, SEEDS + 1):
             curve = dataclasses.replace(side.curve, seed=side.curve.seed + other)
-            there = metrics.robust(self.trial.records(side._replace(curve=curve)))
-            if gap_of(metrics.paired(own, there)) >= gap:
+            there = metrics.robust_examples(self.trial.records(side._replace(curve=curve)))
+            if gap_of(metrics.mcnemar_test(own, there)) >= gap:
                 return True
         return False
 
@@ -291,10 +293,10 @@ def _task(
 ) -> plan.Task:
     """The task of this cell alone, planned with what is known now that its model is loaded."""
     model, entry, cell = found.task.model, found.task.entry, found.cell
-    if why := session.why_unfit(found.task):
+    if why := session.unfit_reason(found.task):
         raise SuiteError(f"cell '{cell.model}/{cell.attack}': {why}")
-    source = session.facts(entry.source) if entry.source else None
-    task = plan.task(model, entry, session.facts(model), session.seed, "independent", source)
+    source = session.model_facts(entry.source) if entry.source else None
+    task = plan.task(model, entry, session.model_facts(model), session.seed, "independent", source)
     (place,) = (k for k, each in enumerate(task.cells) if each.eps == cell.eps)
     planned = task.cells[place]
     if planned.reason:

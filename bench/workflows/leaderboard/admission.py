@@ -101,7 +101,7 @@ def admit(
 def _other_question(card: Card, claimed: Snapshot, suite: Suite, options: Options) -> list[str]:
     """Whether the claim is of another model, or of other examples, than are here."""
     session = runner.prepare(suite, None, dataclasses.replace(options, limit=None))
-    built = session.subjects[card.model.label].fingerprint
+    built = session.models[card.model.label].fingerprint
     problems = []
     if built != claimed.models[0].fingerprint:
         problems.append(

@@ -86,16 +86,16 @@ def attack(
     told = found.names() if known and found.names else ()
     data = _data(image, found.shape if known else None, told, data_dir)
     names, x, stem, shape = data.classes, data.read(0, 1)[0], data.name, data.shape
-    subject = loading.subject(model, Path(), seed, data, device, data_dir)
+    subject = loading.load_model(model, Path(), seed, data, device, data_dir)
     if entry.goal == "targeted":
         plan.target_class(entry, subject.classes, names)
     session = Evaluator(
         suite="", seed=seed, device=device, data=data,
-        subjects={model.label: subject}, rows={model.label: 1}, copied=False,
+        models={model.label: subject}, rows={model.label: 1}, use_acceleration=False,
     )  # fmt: skip
-    task = plan.task(model.label, entry, session.facts(model.label), seed, "independent")
+    task = plan.task(model.label, entry, session.model_facts(model.label), seed, "independent")
     task = task._replace(curve=dataclasses.replace(task.curve, trace=True))
-    shard = session.shard(task, 0, 1)
+    shard = session.evaluate_chunk(task, 0, 1)
     record = {str(key): value for key, value in shard.frame.iloc[0].items()}
     x_adv = shard.x_adv[0, 0]
 
@@ -138,7 +138,7 @@ def _data(image: str, wanted: Shape | None, names: tuple[str, ...], data_dir: Pa
     else:
         index = int(example["index"])
         entry = DataEntry(name=example["data"], limit=index + 1)
-        whole = loading.data(entry, Path(), data_dir, None)
+        whole = loading.load_data(entry, Path(), data_dir, None)
         if index >= whole.n:
             raise SuiteError(f"{image}: expected an index below {whole.n}, got {index}")
         shape = whole.shape

@@ -85,7 +85,7 @@ def train(
             f"recipe '{recipe.name}': validation: expected fewer than the {data.n} training "
             f"images of {data.name}, got {recipe.validation}"
         )
-    target = loading.subject(recipe.model, Path(), recipe.seed, data, device, data_dir)
+    target = loading.load_model(recipe.model, Path(), recipe.seed, data, device, data_dir)
     target.model.requires_grad_(False)
     order = rng.permute(recipe.seed, "validation split", data.n)
     x, y = data.read(0, data.n).to(device), data.labels.to(device)

@@ -41,7 +41,7 @@ class CertifiedLoss:
     def worst(self, x: Tensor, y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """Logits as low for the label and as high for every other class as intervals allow, less
         the label's, (n, classes), with the label moved to the front; and the place of the label."""
-        margins = bounds.margins(self.layers, bounds.region(x, eps), y, "ibp")
+        margins = bounds.margin_bounds(self.layers, bounds.input_region(x, eps), y, "ibp")
         logits = torch.cat([margins.new_zeros(len(margins), 1), -margins], dim=1)
         return logits, torch.zeros_like(y)
 
@@ -50,9 +50,11 @@ class CertifiedLoss:
 def certified(certificate: Certificate, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Which of x are proven to be classified as y everywhere within the radius that the recipe
     judges by, (n,): as `certify` claims it, in float64 and with room for float32."""
-    layers = network.doubled(model, x[:1])
+    layers = network.read_network_in_double(model, x[:1])
     found = [
-        bounds.certificates(layers, bounds.region(part.double(), certificate.judged), label, "ibp")
+        bounds.certified_margins(
+            layers, bounds.input_region(part.double(), certificate.judged), label, "ibp"
+        )
         for part, label in zip(x.split(ROWS), y.split(ROWS), strict=True)
     ]
     return torch.cat(found) > 0

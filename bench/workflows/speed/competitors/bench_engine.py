@@ -118,4 +118,4 @@ def attacked(task: Task, curve: AttackSpec, copy: nn.Module, ids: Tensor, rows: 
         ).x_adv
     unused = torch.zeros(len(ids), device=task.device)
     chosen = Examples(ids, task.x, task.y, ids - ids - 1, task.y, unused, unused)
-    return ensemble.attack(task.model, curve, chosen, rows, copy).x_adv
+    return ensemble.run_ensemble(task.model, curve, chosen, rows, copy).x_adv
