@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.analysis import results, tables
-from bench.core import files, sizes
+from bench.core import files
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
 from bench.evaluation import loading

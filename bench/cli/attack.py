@@ -86,7 +86,7 @@ def attack(
         checked,
         device=loading.select_device(device),
         out=out,
-        data_dir=loading.data_folder(data_dir),
+        data_dir=files.data_folder(data_dir),
         magnify=magnify,
     )
     for line in page.lines(told, every):

@@ -70,7 +70,6 @@ def run(
     """
     from bench.core import validation
     from bench.engine import malloc
-    from bench.evaluation import loading
     from bench.execution import runner, sharding
     from bench.suite.reader import read
 
@@ -84,7 +83,7 @@ def run(
         device=device,
         limit=limit,
         batch_size=batch_size,
-        data_dir=loading.data_folder(data_dir),
+        data_dir=files.data_folder(data_dir),
         keep=validation.byte_size("--keep-adversarial", keep_adversarial)
         if keep_adversarial
         else 0,

@@ -438,7 +438,9 @@ class Evaluator:
         Returns:
             For each precision, the fields that the manifest records.
         """
-        return [each.told() for (name, _), each in self._accelerated.items() if name == model]
+        return [
+            each.to_manifest() for (name, _), each in self._accelerated.items() if name == model
+        ]
 
     @functools.cached_property
     def _images(self) -> prefetch.Prefetcher:
@@ -465,7 +467,7 @@ class Evaluator:
             model, rows = self.models[task.source].model, self.rows[task.source]
             known = accelerate.accelerate_model(model, x, rows, precision, self.fixed_rows, ahead)
             self._accelerated[task.source, precision] = known
-            self._decide(f"{task.source}, in {precision}: {known.why()}")
+            self._decide(f"{task.source}, in {precision}: {known.describe()}")
         size = task.entry.batch_size
         return known if size is None else known._replace(rows=size)
 

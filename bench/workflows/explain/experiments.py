@@ -27,14 +27,14 @@ class ExperimentRunner:
     """The attacked examples, and every side that was run on them."""
 
     def __init__(self, session: Evaluator, ours: plan.Task, reference: plan.Task) -> None:
-        parts = [session.examples(ours, first, last) for first, last in session.shards()]
+        parts = [session.select_examples(ours, first, last) for first, last in session.chunks()]
         self.all = Examples(*map(torch.cat, zip(*parts, strict=True)))
         wanted = self.all.clean_pred == self.all.label
         if ours.curve.goal == "targeted":
             wanted &= self.all.target != self.all.label
         self.chosen = _rows(self.all, wanted)
-        self.judge = session.subjects[ours.model].model
-        model = session.subjects[ours.source].model
+        self.judge = session.models[ours.model].model
+        model = session.models[ours.source].model
         mine, theirs = (
             Side(task.curve, model, task.entry.batch_size or session.rows[task.source])
             for task in (ours, reference)
