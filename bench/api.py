@@ -24,6 +24,7 @@ from bench.evaluation.audit.probe_models import probe_models
 from bench.evaluation.evaluator import Evaluator
 from bench.execution import events, runner, sharding
 from bench.execution.backends import subprocess
+from bench.execution.options import RunOptions, default_run_folder
 from bench.models.preflight import checks
 from bench.storage.records import Stored
 from bench.suite import plan
@@ -188,9 +189,9 @@ def run(
     Raises: SuiteError for the user's mistakes, all of a suite's at once.
     """
     checked = read(suite)
-    share = sharding.parse(shard)
-    folder = share.folder(Path(out) if out is not None else runner.default_folder(checked.name))
-    options = runner.Options(
+    share = sharding.parse_shard(shard)
+    folder = share.folder(Path(out) if out is not None else default_run_folder(checked.name))
+    options = RunOptions(
         device=device,
         limit=limit,
         batch_size=batch_size,
@@ -202,9 +203,9 @@ def run(
         share=share,
         command=f"bench.run({suite!r})",
     )
-    limits = subprocess.limits(isolate, time_limit, memory_limit)
+    limits = subprocess.parse_limits(isolate, time_limit, memory_limit)
     if limits is None:
-        runner.run(checked, folder, options, events.to_logger)
+        runner.run_suite(checked, folder, options, events.log_event)
     else:
-        subprocess.run(checked, folder, options, events.to_logger, limits)
+        subprocess.run(checked, folder, options, events.log_event, limits)
     return results.read(folder)

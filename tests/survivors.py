@@ -21,6 +21,7 @@ from bench.analysis import results
 from bench.engine import malloc
 from bench.evaluation import evaluator
 from bench.execution import runner
+from bench.execution.options import RunOptions
 from bench.storage import fingerprint
 from bench.suite.reader import read
 
@@ -64,7 +65,7 @@ def prepare() -> None:
 def attempt(folder: Path, out: Path) -> None:
     path = folder / "killed.toml"
     path.write_text(SUITE, encoding="utf-8")
-    runner.run(read(str(path)), out, runner.Options(device="cpu", batch_size=16))
+    runner.run_suite(read(str(path)), out, RunOptions(device="cpu", batch_size=16))
 
 
 def outcome(out: Path) -> list[str]:

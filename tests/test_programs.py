@@ -25,6 +25,7 @@ from bench.engine.functional.gradients import look
 from bench.engine.functional.losses import to_ascend
 from bench.evaluation import loading
 from bench.execution import runner
+from bench.execution.options import RunOptions
 from bench.models import serialized
 from bench.models.fingerprint import fingerprint
 from bench.models.preflight import checks
@@ -131,8 +132,8 @@ def test_a_suite_names_the_file_and_the_net_loses_as_much_as_in_python(
         '[[attacks]]\nname = "pgd"\nnorm = "linf"\neps = [0.1]\nparams = { steps = 5 }\n'
     )
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
-    runner.run(
-        reader.read(str(tmp_path / "s.toml")), tmp_path / "out", runner.Options(device="cpu")
+    runner.run_suite(
+        reader.read(str(tmp_path / "s.toml")), tmp_path / "out", RunOptions(device="cpu")
     )
     found = read(tmp_path / "out")
     assert found.provenance["files"].keys() == {name}

@@ -65,9 +65,9 @@ def tell(event: str, text: str) -> None:
     """One sentence on stderr, for people or for a machine."""
     if machine():
         from bench.execution import events
-        from bench.execution.work import Event
+        from bench.execution.events import Event
 
-        click.echo(events.line(Event(event, text, 0.0)), err=True)
+        click.echo(events.format_json_line(Event(event, text, 0.0)), err=True)
     else:
         echo(f"{event}: {text}", err=True)
 

@@ -10,11 +10,11 @@ from bench.cli import main
 from bench.core.sanitize import escape_controls
 
 if TYPE_CHECKING:
-    from bench.execution.work import Event, Listen
+    from bench.execution.events import Event, Listener
 
 
 @contextlib.contextmanager
-def shown() -> "Iterator[Listen]":
+def shown() -> "Iterator[Listener]":
     """A listener that shows a run as the verb's options ask for, for people or for machines."""
     if main.machine():
         with _warnings_told():
@@ -29,7 +29,7 @@ def _write(event: "Event") -> None:
     from bench.execution import events
 
     if event.what != "why" or main.verbose():
-        sys.stderr.write(f"{events.line(event)}\n")
+        sys.stderr.write(f"{events.format_json_line(event)}\n")
         sys.stderr.flush()
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.evaluation.evaluator import Evaluator
+from bench.execution.events import Event
 from bench.execution.sharding import WHOLE, Shard
-from bench.execution.work import Event, WorkUnit
+from bench.execution.work import WorkUnit
 from bench.storage.records import Piece
 from bench.suite import plan
 from bench.suite.plan import Task

@@ -18,7 +18,7 @@ from bench.core.errors import RecordError, SuiteError
 from bench.evaluation import consistency
 from bench.evaluation.certification import store
 from bench.evaluation.evaluator import cuts
-from bench.execution import runner, sharding
+from bench.execution import manifest_builder, sharding
 from bench.storage import fingerprint, manifest, records
 from bench.suite.plan import Cell
 
@@ -57,7 +57,7 @@ class _Source(NamedTuple):
         }
 
 
-def merge(given: Sequence[Path], out: Path) -> Merged:
+def merge_runs(given: Sequence[Path], out: Path) -> Merged:
     """Join the folders into `out`; one that holds shares stands for them, and what `out` holds
     already stays.
 
@@ -86,7 +86,7 @@ def merge(given: Sequence[Path], out: Path) -> Merged:
         wanted = list(_wanted(first))
         undone = [(cell, place) for cell, place in wanted if place not in there]
         _copy_failures(found, out, {cell.identity for cell, _ in undone})
-        runner.save(out, _joined(found))
+        manifest_builder.write_manifest(out, _joined(found))
     missing = [
         f"{cell.model} · {cell.attack} at eps {cell.eps_text}, examples {first} to {last - 1}"
         for cell, (_, first, last) in undone
@@ -100,7 +100,7 @@ def _expanded(given: Sequence[Path]) -> list[Path]:
     runs = [
         path
         for folder in given
-        for path in (folder, *sharding.folders(folder))
+        for path in (folder, *sharding.list_shard_folders(folder))
         if (path / manifest.FILE).is_file()
     ]
     return list({path.resolve(): path for path in runs}.values())

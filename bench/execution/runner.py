@@ -9,8 +9,6 @@ import dataclasses
 import itertools
 import json
 import math
-import shlex
-import sys
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,16 +25,16 @@ from bench.evaluation.certification import store
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.stages import UNWATCHED, Stage, Watch
 from bench.execution import decisions, resume_check
-from bench.execution.sharding import WHOLE, Shard
+from bench.execution.events import Event, Listener
+from bench.execution.options import RunOptions
+from bench.execution.sharding import Shard
 from bench.execution.work import (
-    Event,
-    Listen,
     ResultWriter,
     Work,
-    first_few,
+    describe_failure,
     in_process,
     pending_units,
-    reason,
+    select_first_images,
     weighed,
 )
 from bench.models import fingerprint
@@ -48,42 +46,11 @@ from bench.suite import plan as certified
 from bench.suite.schema import Suite
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the command line can say about a run, and the suite cannot."""
-
-    device: str = "auto"
-    limit: int | None = None
-    batch_size: int | None = None
-    data_dir: Path = Path()
-    fresh: bool = False
-    copied: bool = True
-    """Whether attacks lead with a faster copy of the model."""
-    deterministic: bool = False
-    """Whether all is done so that another run on this device gives the same bits."""
-    keep: int = 0
-    """Bytes that the adversarial images may take, all of which are kept where it is not 0."""
-    share: Shard = WHOLE
-    """Which parts of the run are done."""
-    command: str = dataclasses.field(default_factory=lambda: shlex.join(["bench", *sys.argv[1:]]))
-
-    def plain(self) -> dict[str, Any]:
-        """What of it changes outcomes, for the provenance."""
-        names = ("device", "limit", "batch_size", "copied", "deterministic")
-        share = f"{self.share.number}/{self.share.of}"
-        return {**{name: getattr(self, name) for name in names}, "share": share}
-
-
-def default_folder(suite: str) -> Path:
-    """Where a suite's run goes when nothing else is said."""
-    return Path("results") / "runs" / suite
-
-
-def run(
+def run_suite(
     suite: Suite,
     out: Path,
-    options: Options,
-    listen: Listen = lambda event: None,
+    options: RunOptions,
+    listen: Listener = lambda event: None,
     work: Work = in_process,
 ) -> None:
     """Run what `out` does not hold yet of `suite`; `work` says who attempts its parts.
@@ -99,8 +66,8 @@ def run(
 def run_held(
     suite: Suite,
     out: Path,
-    options: Options,
-    listen: Listen,
+    options: RunOptions,
+    listen: Listener,
     work: Work = in_process,
     watch: Watch = UNWATCHED,
 ) -> None:
@@ -110,7 +77,7 @@ def run_held(
 
 
 def _run(
-    suite: Suite, out: Path, options: Options, listen: Listen, work: Work, watch: Watch
+    suite: Suite, out: Path, options: RunOptions, listen: Listener, work: Work, watch: Watch
 ) -> None:
     session = prepare(suite, out, options, watch)
     facts = {label: session.facts(label) for label in session.subjects}
@@ -125,7 +92,7 @@ def _run(
         watch.enter(Stage("load", f"model '{bound.model}', reading its layers", bound.model))
         bounds.append(store.read(session, bound))
     if recovered.pieces:
-        for sentence in resume_check.check(session, tasks, out, watch):
+        for sentence in resume_check.check_model(session, tasks, out, watch):
             listen(Event("note", sentence, 0.0))
     document = _document(suite, options, session, tasks, bounds)
     earlier = _earlier(out)
@@ -178,7 +145,7 @@ def _forget_failures(out: Path, tasks: list[plan.Task]) -> None:
 
 
 def prepare(
-    suite: Suite, out: Path | None, options: Options, watch: Watch = UNWATCHED
+    suite: Suite, out: Path | None, options: RunOptions, watch: Watch = UNWATCHED
 ) -> Evaluator:
     """Load all that the suite names, to write into `out` if that is given; every mistake of the
     user's surfaces here.
@@ -205,9 +172,9 @@ def prepare(
         except (SuiteError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a stranger's model, which may raise whatever it is asked
-            why = f"could not be made ready: {reason(error)}"
+            why = f"could not be made ready: {describe_failure(error)}"
             unfit[entry.label], rows[entry.label] = why, 0
-            subjects[entry.label] = checks.unfit(entry.label, reason(error))
+            subjects[entry.label] = checks.unfit(entry.label, describe_failure(error))
             continue
         subjects[entry.label] = subject
         for attack in suite.attacks:
@@ -247,7 +214,7 @@ def _certify(
     session: Evaluator,
     bounds: list[certified.CertificationTask],
     out: Path,
-    listen: Listen,
+    listen: Listener,
     share: Shard,
     watch: Watch,
 ) -> None:
@@ -274,13 +241,13 @@ def _certify(
         except (SuiteError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a stranger's model: its certificates alone are missing
-            why = reason(error)
+            why = describe_failure(error)
             listen(Event("failed", f"{name}: {why}", 0.0, {**about, "reason": why}))
             continue
         listen(Event("done", name, 0.0, about))
 
 
-def _tell(listen: Listen, events: Iterator[Event]) -> None:
+def _tell(listen: Listener, events: Iterator[Event]) -> None:
     for event in events:
         listen(event)
 
@@ -288,7 +255,7 @@ def _tell(listen: Listen, events: Iterator[Event]) -> None:
 def _keep_clean(session: Evaluator, out: Path) -> None:
     """The first clean images, to be shown beside the adversarial ones."""
     first, last = session.shards()[0]
-    images = {session.data.fingerprint: first_few(session.data.read(first, last))}
+    images = {session.data.fingerprint: select_first_images(session.data.read(first, last))}
     records.write_images(out, records.CLEAN, images)
 
 
@@ -301,7 +268,7 @@ def _now() -> str:
 
 def _document(
     suite: Suite,
-    options: Options,
+    options: RunOptions,
     session: Evaluator,
     tasks: list[plan.Task],
     bounds: list[certified.CertificationTask],

@@ -17,6 +17,7 @@ from bench import cli
 from bench.evaluation import metrics
 from bench.evaluation.loading import WEIGHTS
 from bench.execution import runner
+from bench.execution.options import RunOptions
 from bench.storage import records
 from bench.suite import reader
 
@@ -94,7 +95,7 @@ def run(home: Path) -> Callable[..., Path]:
         if not folder.exists():
             assert old in SUITE
             read = reader.parse(SUITE.replace(old, new, 1) if old else SUITE, name, home)
-            runner.run(read, folder, runner.Options(device="cpu", copied=False))
+            runner.run_suite(read, folder, RunOptions(device="cpu", copied=False))
         return folder
 
     return made

@@ -22,6 +22,7 @@ from bench.engine import determinism, malloc
 from bench.evaluation.evaluator import Evaluator
 from bench.execution import runner
 from bench.execution import work as parts
+from bench.execution.options import RunOptions
 from bench.execution.work import ResultWriter, Work, WorkResult, WorkUnit
 from bench.suite import plan
 from bench.suite.reader import parse
@@ -61,9 +62,7 @@ class Answer(NamedTuple):
 class Worker:
     """One process of Ray's."""
 
-    def __init__(
-        self, text: str, base: Path, options: runner.Options, rows: dict[str, int]
-    ) -> None:
+    def __init__(self, text: str, base: Path, options: RunOptions, rows: dict[str, int]) -> None:
         self.text, self.base, self.options, self.rows = text, base, options, rows
 
     def load(self) -> str:
@@ -108,7 +107,7 @@ class Worker:
         return session, plan.tasks(suite, facts)
 
 
-def over(suite: Suite, options: runner.Options, asked: Cluster) -> Work:
+def over(suite: Suite, options: RunOptions, asked: Cluster) -> Work:
     """What attempts the parts of this run on the workers asked for.
 
     Raises: SuiteError if Ray is not installed.
@@ -119,7 +118,7 @@ def over(suite: Suite, options: runner.Options, asked: Cluster) -> Work:
 
 def _work(
     suite: Suite,
-    options: runner.Options,
+    options: RunOptions,
     asked: Cluster,
     session: Evaluator,
     todo: Iterable[WorkUnit],

@@ -23,9 +23,9 @@ import torch
 from bench.core import lock, sizes
 from bench.core.errors import SuiteError
 from bench.evaluation.stages import Stage
-from bench.execution import runner
 from bench.execution.backends.worker import DONE, Orders, run_for
-from bench.execution.work import Event, Listen
+from bench.execution.events import Event, Listener
+from bench.execution.options import RunOptions
 from bench.storage import records
 from bench.suite.schema import Suite
 
@@ -47,7 +47,7 @@ class Limits(NamedTuple):
     """Most bytes that the child's pages may take (resident), PyTorch's own among them."""
 
 
-def limits(isolate: bool, seconds: float | None, memory: str | None) -> Limits | None:
+def parse_limits(isolate: bool, seconds: float | None, memory: str | None) -> Limits | None:
     """What the user asked for; None if the run need not be isolated. A limit asks for it.
 
     >>> limits(False, None, "1.5 GiB")
@@ -73,7 +73,7 @@ class _Death(NamedTuple):
     why: str
 
 
-def run(suite: Suite, out: Path, options: runner.Options, listen: Listen, limits: Limits) -> None:
+def run(suite: Suite, out: Path, options: RunOptions, listen: Listener, limits: Limits) -> None:
     """As `runner.run`, in a process of its own.
 
     Raises: SuiteError as there, where a model does not survive being loaded, and where a limit
@@ -93,7 +93,7 @@ def run(suite: Suite, out: Path, options: runner.Options, listen: Listen, limits
             orders = _after(death, orders, again, told.listen)
 
 
-def _after(death: _Death, orders: Orders, again: set[frozenset[str]], listen: Listen) -> Orders:
+def _after(death: _Death, orders: Orders, again: set[frozenset[str]], listen: Listener) -> Orders:
     """What the next child is told, once the user knows and the failures are noted.
 
     Raises: SuiteError if the run cannot do without what the child died of.
@@ -130,7 +130,7 @@ def _after(death: _Death, orders: Orders, again: set[frozenset[str]], listen: Li
 class _Teller:
     """Hands on what children say, as if there were one."""
 
-    def __init__(self, listen: Listen) -> None:
+    def __init__(self, listen: Listener) -> None:
         self.listen = listen
         self._said: set[tuple[str, str]] = set()
         self._begun, self._ahead = False, 0.0
@@ -152,7 +152,7 @@ class _Teller:
 # ----------------------------------------------------------------------------------- the watcher
 
 
-def _life(orders: Orders, limits: Limits, hear: Listen) -> _Death | None:
+def _life(orders: Orders, limits: Limits, hear: Listener) -> _Death | None:
     """Start a child and watch it; None if it came to its end.
 
     Raises: SuiteError and RecordError as the child did; RuntimeError with the trace of a bug.
@@ -172,7 +172,7 @@ def _life(orders: Orders, limits: Limits, hear: Listen) -> _Death | None:
 
 
 def _watched(
-    child: "BaseProcess", pipe: Connection, beats: Any, limits: Limits, hear: Listen
+    child: "BaseProcess", pipe: Connection, beats: Any, limits: Limits, hear: Listener
 ) -> _Death | None:
     stage = Stage("load", "loading the suite", timed=False)
     parts, most, seen, since = 0, 0, 0, time.monotonic()

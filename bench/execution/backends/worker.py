@@ -25,6 +25,7 @@ from bench.engine import heartbeat, malloc
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.stages import Stage, Watch
 from bench.execution import runner
+from bench.execution.options import RunOptions
 from bench.execution.work import ResultWriter, WorkUnit, attempt
 from bench.suite import plan
 from bench.suite.reader import parse
@@ -41,7 +42,7 @@ class Orders(NamedTuple):
     text: str
     base: Path
     out: Path
-    options: runner.Options
+    options: RunOptions
     threads: int
     lost: frozenset[str]
     alone: frozenset[str]

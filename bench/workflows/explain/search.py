@@ -18,6 +18,8 @@ from bench.core.errors import ContractError, SuiteError, first_line
 from bench.evaluation import metrics
 from bench.evaluation.evaluator import Evaluator
 from bench.execution import runner
+from bench.execution.options import RunOptions
+from bench.execution.preparation import load_evaluator
 from bench.suite import plan, reader
 from bench.suite.schema import Suite
 from bench.workflows.explain import hypotheses
@@ -244,7 +246,7 @@ def _joined(changes: Sequence[Change]) -> Callable[[Setup], Setup]:
 
 
 def run(
-    where: str, ours: str, reference: str, options: runner.Options, listen: Listen = lambda t: None
+    where: str, ours: str, reference: str, options: RunOptions, listen: Listen = lambda t: None
 ) -> Explanation:
     """Why two cells of a suite, or of a run's folder, disagree; a folder keeps what is found.
 
@@ -265,7 +267,7 @@ def run(
     )
     limit = options.limit or min(checked.data.limit or EXAMPLES, EXAMPLES)
     listen("loading")
-    session = runner.prepare(needed, folder, dataclasses.replace(options, limit=limit))
+    session = load_evaluator(needed, folder, dataclasses.replace(options, limit=limit))
     mine, theirs = (_task(session, each, identities) for each in (first, second))
     made = between(session, mine, theirs, listen)
     if folder is not None:
