@@ -151,7 +151,7 @@ def evaluate(
     stored = Stored(frame, pieces, {})
     table = tables.cell_table(task.cells, stored, "", data.name, data.n)
     adversarial = torch.cat([s.x_adv for s in shards], dim=1) if keep_adversarial else None
-    probes = probe_models(session, [task], {}, full=audit)
+    probes = probe_models(session, [task], full=audit)
     random = [name for name, subject in subjects.items() if subject.random]
     told = findings.audit(task.cells, table, stored, probes, random)
     sentences = tuple(each for subject in subjects.values() for each in subject.findings)
@@ -183,9 +183,9 @@ def run(
     What happens is told to the logger "bench" (`bench.execution.events`). With `deterministic`
     another run on this device gives the same bits. Of a share "I/N" the cells are missing that the
     others make. With `isolate` or a limit (seconds without a sign of life; a size such as "2GiB")
-    all is done in a process of its own, which a model or an attack may crash: `isolation.run` says
-    what that asks of a script. `keep_adversarial` keeps every adversarial image while all take no
-    more than that, such as "2GiB"; `bench.storage.adversarial_images.read` gives them.
+    all is done in a process of its own, which a model or an attack may crash; `SubprocessBackend`
+    says what that asks of a script. `keep_adversarial` keeps every adversarial image while all take
+    no more than that, such as "2GiB"; `bench.storage.adversarial_images.read` gives them.
     Raises: SuiteError for the user's mistakes, all of a suite's at once.
     """
     checked = read(suite)
@@ -204,8 +204,6 @@ def run(
         command=f"bench.run({suite!r})",
     )
     limits = subprocess.parse_limits(isolate, time_limit, memory_limit)
-    if limits is None:
-        runner.run_suite(checked, folder, options, events.log_event)
-    else:
-        subprocess.run(checked, folder, options, events.log_event, limits)
+    backend = None if limits is None else subprocess.SubprocessBackend(limits)
+    runner.run_suite(checked, folder, options, events.log_event, backend)
     return results.read(folder)

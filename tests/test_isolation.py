@@ -153,7 +153,8 @@ def written(folder: Path, *parts: str) -> reader.Suite:
 
 def isolated(given: reader.Suite, out: Path, limits: isolation.Limits = UNLIMITED) -> list[Event]:
     heard: list[Event] = []
-    isolation.run(given, out, OPTIONS, heard.append, limits)
+    backend = isolation.SubprocessBackend(limits)
+    runner.run_suite(given, out, OPTIONS, heard.append, backend)
     return heard
 
 

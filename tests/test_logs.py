@@ -107,11 +107,11 @@ def test_the_reasons_name_every_kind_of_decision(asked: tuple[Path, Result]) -> 
     assert "rows a pass, by the memory that one row takes" in said
     assert "preflight found nothing wrong" in said
     assert "skipped at eps 0.1: the attack needs 3 channels, the images have 1" in said
-    assert "lenet · fgsm: 0 of 1 shards of cells are on disk, 1 of 1 shards of examples" in said
+    assert "lenet · fgsm: 0 of 1 chunks of cells are on disk, 1 of 1 chunks of examples" in said
     assert "why: lenet, in float32: a copy leads" in said
     assert "no copy leads: the attack has a loop of its own" in said
     assert "failed at 2 eps in one stream" in said
-    assert "certified by ibp: 1 shards are not on disk and are made" in said
+    assert "certified by ibp: 1 chunks are not on disk and are made" in said
     assert "lenet: the audit's probes were made" in said
     assert f"records go to {out / 'records'}" in said
 
@@ -120,8 +120,8 @@ def test_a_second_run_says_what_it_found_on_disk(path: str, asked: tuple[Path, R
     events: list[Event] = []
     runner.run_suite(reader.read(path), asked[0], RunOptions(device="cpu"), events.append)
     said = "\n".join(event.text for event in events if event.what == "why")
-    assert "lenet · fgsm: 1 of 1 shards of cells are on disk, 0 of 1 shards" in said
-    assert "certified by ibp: 0 shards are not on disk" in said
+    assert "lenet · fgsm: 1 of 1 chunks of cells are on disk, 0 of 1 chunks" in said
+    assert "certified by ibp: 0 chunks are not on disk" in said
     assert "lenet: the audit's probes of the same cells were kept" in said
 
 
@@ -182,4 +182,4 @@ def test_a_share_says_what_of_the_run_it_does(path: str, tmp_path: Path) -> None
     events: list[Event] = []
     options = RunOptions(device="cpu", share=Shard(1, 2))
     runner.run_suite(reader.read(path), tmp_path / "out", options, events.append)
-    assert any("share 1 of 2:" in event.text for event in events if event.what == "why")
+    assert any("shard 1 of 2:" in event.text for event in events if event.what == "why")

@@ -213,12 +213,11 @@ def test_an_address_where_nothing_answers_is_one_sentence(tmp_path: Path) -> Non
 
 
 def test_without_ray_the_remedy_is_one_sentence_before_anything_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    checked = reader.read(str(written(tmp_path)))
     with pytest.raises(SuiteError, match=r'pip install "robustness-bench\[ray\]"'):
-        ray.over(checked, RunOptions(), ray.Cluster())
+        ray.RayBackend(ray.Cluster())
 
 
 @pytest.mark.parametrize(

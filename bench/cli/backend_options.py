@@ -70,12 +70,13 @@ class BackendOptions(NamedTuple):
                 "limits; leave one of the two out"
             )
         if self.ray is not None:
-            from bench.execution.backends import ray as spread
+            from bench.execution.backends.ray import Cluster, RayBackend
 
-            cluster = spread.Cluster(self.ray, self.workers, self.gpus_per_worker)
-            runner.run_suite(suite, folder, options, listen, spread.over(suite, options, cluster))
+            cluster = Cluster(self.ray, self.workers, self.gpus_per_worker)
+            runner.run_suite(suite, folder, options, listen, RayBackend(cluster))
         elif limits is not None:
-            subprocess.run(suite, folder, options, listen, limits)
+            backend = subprocess.SubprocessBackend(limits)
+            runner.run_suite(suite, folder, options, listen, backend)
         else:
             runner.run_suite(suite, folder, options, listen)
 

@@ -32,7 +32,7 @@ def build_manifest(
     Returns:
         Contents of provenance.json with this session alone, which is not finished.
     """
-    own = environment.own_files(suite)
+    files_read = loaded.files
     return {
         "schema": records.SCHEMA,
         "suite": {
@@ -41,9 +41,9 @@ def build_manifest(
             "seed": suite.seed,
             "sweep": suite.sweep,
             "text": suite.text,
-            "base": environment.relative(suite.base) if own else "",
+            "base": environment.relative(suite.base) if files_read else "",
         },
-        "files": own,
+        "files": files_read,
         "data": {
             "name": loaded.data.name,
             "n": loaded.data.n,

@@ -10,7 +10,6 @@ from bench.core.contracts.types import Threat
 from bench.core.errors import SuiteError, describe
 from bench.evaluation.audit import probes, symptoms
 from bench.evaluation.evaluator import Evaluator
-from bench.evaluation.stages import UNWATCHED, Stage, Watch
 from bench.suite import plan
 
 DEFAULT = Threat(norm="linf", eps=0.1)
@@ -25,34 +24,65 @@ UNASKED = "its probes were declined, or would take more than a tenth of the atta
 def probe_models(
     session: Evaluator,
     tasks: Sequence[plan.Task],
-    earlier: Mapping[str, Any],
-    watch: Watch = UNWATCHED,
     full: bool | None = True,
 ) -> dict[str, dict[str, Any]]:
-    """For each model what its probes found, as provenance.json keeps it.
-
-    What `earlier`, the same of an earlier session, holds of the same model, data and attacks is
-    taken as it is. Unless `full`, a few gradients are compared with finite differences, and nothing
-    more; None leaves it to what all probes would cost.
-    """
+    """For each model what its probes found, as provenance.json keeps it; `full` as in
+    `probe_model`."""
     found = {}
     for label, subject in session.subjects.items():
-        own = [task for task in tasks if task.model == label and task.source == label]
-        own = [task for task in own if not task.cells[0].reason]
-        traced = {task.entry.label: task for task in own if probes.traceable(task.curve)}
-        cells = [cell.identity for task in own for cell in task.cells]
-        of = [subject.fingerprint, session.data.fingerprint, *cells]
-        known = earlier.get(label, {})
+        of = identify_probes(tasks, label, subject.fingerprint, session.data.fingerprint)
         if label in session.unfit:
-            found[label] = _unprobed(of, f"it {session.unfit[label]}")
-        elif known.get("of") == of and known.get("looked") == LOOKED:
-            found[label] = known
-        elif why := watch.enter(Stage("probe", f"{label}, probing it", label)):
-            found[label] = _unprobed(of, why)
+            found[label] = describe_unprobed(of, f"it {session.unfit[label]}")
         else:
-            everything = _cheap(session.data.n, own) if full is None else full
-            found[label] = _one(session, label, own, traced, of, everything)
+            found[label] = probe_model(session, label, tasks, of, full)
     return found
+
+
+def identify_probes(
+    tasks: Sequence[plan.Task], label: str, model_fingerprint: str, data_fingerprint: str
+) -> list[str]:
+    """List what the probes of the model called `label` depend on: the model, the data and the
+    cells of its attacks."""
+    cells = [cell.identity for task in _own_tasks(tasks, label) for cell in task.cells]
+    return [model_fingerprint, data_fingerprint, *cells]
+
+
+def is_current(probed: Mapping[str, Any], of: Sequence[str]) -> bool:
+    """Whether the probes of an earlier session answer the same question, so that the model need
+    not be probed again."""
+    return probed.get("of") == of and probed.get("looked") == LOOKED
+
+
+def describe_unprobed(of: Sequence[str], why: str) -> dict[str, Any]:
+    """What provenance.json keeps of a model that could not be probed."""
+    return {
+        "of": [*of], "traced": [], "looked": LOOKED, "failed": why, "n": 0, "seconds": 0.0,
+        "signs": [],
+    }  # fmt: skip
+
+
+def probe_model(
+    session: Evaluator,
+    label: str,
+    tasks: Sequence[plan.Task],
+    of: Sequence[str],
+    full: bool | None = True,
+) -> dict[str, Any]:
+    """What the probes of one model found.
+
+    Unless `full`, a few gradients are compared with finite differences, and nothing more; None
+    leaves it to what all probes would cost. `of` is what `identify_probes` returned.
+    """
+    own = _own_tasks(tasks, label)
+    traced = {task.entry.label: task for task in own if probes.traceable(task.curve)}
+    everything = _cheap(session.data.n, own) if full is None else full
+    return _one(session, label, own, traced, of, everything)
+
+
+def _own_tasks(tasks: Sequence[plan.Task], label: str) -> list[plan.Task]:
+    """The tasks that attack a model with its own gradients and are not skipped."""
+    own = [task for task in tasks if task.model == label and task.source == label]
+    return [task for task in own if not task.cells[0].reason]
 
 
 def _cheap(n: int, tasks: Sequence[plan.Task]) -> bool:
@@ -62,22 +92,15 @@ def _cheap(n: int, tasks: Sequence[plan.Task]) -> bool:
     return bool(probes.examples(n) * (probes.LOOKS + traces) <= CHEAP * ahead)
 
 
-def _unprobed(of: list[str], why: str) -> dict[str, Any]:
-    return {
-        "of": of, "traced": [], "looked": LOOKED, "failed": why, "n": 0, "seconds": 0.0,
-        "signs": [],
-    }  # fmt: skip
-
-
 def _one(
     session: Evaluator,
     label: str,
     tasks: Sequence[plan.Task],
     traced: Mapping[str, plan.Task],
-    of: list[str],
+    of: Sequence[str],
     full: bool,
 ) -> dict[str, Any]:
-    document = {**_unprobed(of, ""), "traced": list(traced)}
+    document = {**describe_unprobed(of, ""), "traced": list(traced)}
     if not full:
         document |= {"looked": [symptoms.WRONG.name], "unlooked": UNASKED}
     if not tasks:

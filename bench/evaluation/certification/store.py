@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -90,14 +90,14 @@ def _identity(
 
 
 def missing(
-    session: Evaluator, wanted: Sequence[CertificationTask], out: Path
+    chunks: Sequence[tuple[int, int]], wanted: Sequence[CertificationTask], out: Path
 ) -> list[tuple[CertificationTask, int, int]]:
-    """The shards (task, first, last) that are not on disk yet."""
+    """The chunks (task, first, last) that are not on disk yet, of all `chunks` (first, last)."""
     done = {(about["identity"], about["first"]) for about, _ in stored(out)}
     return [
         (task, first, last)
         for task in wanted
-        for first, last in session.shards()
+        for first, last in chunks
         if not task.reason and (task.identity, first) not in done
     ]
 
@@ -113,11 +113,19 @@ def read(session: Evaluator, task: CertificationTask) -> CertificationTask:
     return task
 
 
-def work(session: Evaluator, task: CertificationTask, first: int, last: int, out: Path) -> None:
-    """Certify the examples first..last-1 and keep the outcome.
+class Certificates(NamedTuple):
+    """Certificates of one chunk of examples."""
 
-    Raises: SuiteError if the disk is full or the folder cannot be written.
-    """
+    about: dict[str, Any]
+    """Schema, identity, first and last example, seconds of each eps."""
+    frame: pd.DataFrame
+    """One row per example and eps."""
+
+
+def certify_chunk(
+    session: Evaluator, task: CertificationTask, first: int, last: int
+) -> Certificates:
+    """Certify the examples first..last-1."""
     clean, net = session.clean_pass(task.model), _layers(session, task.model)
     labels = clean.label[first:last]
     x = session.data.read(first, last).to(session.device, torch.float64)
@@ -140,7 +148,7 @@ def work(session: Evaluator, task: CertificationTask, first: int, last: int, out
     )  # fmt: skip
     about = {"schema": SCHEMA, "identity": task.identity, "first": first, "last": last,
              "seconds": seconds}  # fmt: skip
-    _write(out, about, frame)
+    return Certificates(about, frame)
 
 
 def _outcomes(
@@ -175,10 +183,15 @@ def _layers(session: Evaluator, model: str) -> tuple[Layer, ...]:
 # ------------------------------------------------------------------------------------------- files
 
 
-def _write(folder: Path, about: Mapping[str, Any], frame: pd.DataFrame) -> None:
+def write(folder: Path, certificates: Certificates) -> None:
+    """Write certificates into the folder of a run.
+
+    Raises: SuiteError if the disk is full or the folder cannot be written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    about, frame = certificates
     table = pa.Table.from_pandas(frame, preserve_index=False)
     table = table.replace_schema_metadata({"bench": json.dumps(about)})
     sink = pa.BufferOutputStream()

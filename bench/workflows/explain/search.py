@@ -17,7 +17,6 @@ from bench.analysis.explanations import Experiment, Explanation, gap_of
 from bench.core.errors import ContractError, SuiteError, first_line
 from bench.evaluation import metrics
 from bench.evaluation.evaluator import Evaluator
-from bench.execution import runner
 from bench.execution.options import RunOptions
 from bench.execution.preparation import load_evaluator
 from bench.suite import plan, reader
