@@ -189,8 +189,8 @@ def run(
     Raises: SuiteError for the user's mistakes, all of a suite's at once.
     """
     checked = read(suite)
-    share = sharding.parse_shard(shard)
-    folder = share.folder(Path(out) if out is not None else default_run_folder(checked.name))
+    part = sharding.parse_shard(shard)
+    folder = part.folder(Path(out) if out is not None else default_run_folder(checked.name))
     options = RunOptions(
         device=device,
         limit=limit,
@@ -198,9 +198,9 @@ def run(
         data_dir=loading.data_folder(data_dir),
         fresh=fresh,
         copied=copied,
-        keep=sizes.parse("keep_adversarial", keep_adversarial) if keep_adversarial else 0,
+        image_quota=sizes.parse("keep_adversarial", keep_adversarial) if keep_adversarial else 0,
         deterministic=deterministic,
-        share=share,
+        shard=part,
         command=f"bench.run({suite!r})",
     )
     limits = subprocess.parse_limits(isolate, time_limit, memory_limit)

@@ -49,7 +49,7 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(folder: Path, keep: int) -> list[str]:
     notes: list[str] = []
-    options = RunOptions(device="cpu", keep=keep)
+    options = RunOptions(device="cpu", image_quota=keep)
     runner.run_suite(
         reader.parse(SUITE, "k.toml", Path()), folder, options,
         lambda event: notes.append(event.text) if event.what == "note" else None,

@@ -213,7 +213,7 @@ def test_a_run_on_permuted_images_has_the_records_of_the_plain_ones(
     checked, found = reader.read(str(tmp_path / "own.toml")), {}
     for how in ("plain", "permuted", "double"):
         monkeypatch.setenv("HOW", how)
-        options = RunOptions(device="cpu", batch_size=8, keep=2**20, command="test")
+        options = RunOptions(device="cpu", batch_size=8, image_quota=2**20, command="test")
         runner.run_suite(checked, tmp_path / how, options)
         stored = records.load(tmp_path / how)
         found[how] = fingerprint.records_hash(stored.frame)

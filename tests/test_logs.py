@@ -180,6 +180,6 @@ def test_from_python_a_run_is_silent_by_default(
 
 def test_a_share_says_what_of_the_run_it_does(path: str, tmp_path: Path) -> None:
     events: list[Event] = []
-    options = RunOptions(device="cpu", share=Shard(1, 2))
+    options = RunOptions(device="cpu", shard=Shard(1, 2))
     runner.run_suite(reader.read(path), tmp_path / "out", options, events.append)
     assert any("shard 1 of 2:" in event.text for event in events if event.what == "why")

@@ -85,7 +85,7 @@ class Folder:
         path.write_text(SUITE + more, encoding="utf-8")
         self.told.clear()
         part = sharding.parse_shard(share)
-        given = RunOptions(device="cpu", copied=False, share=part, **options)  # type: ignore[arg-type]
+        given = RunOptions(device="cpu", copied=False, shard=part, **options)  # type: ignore[arg-type]
         runner.run_suite(
             reader.read(path), part.folder(self.out), given,
             lambda event: self.told.append(event.text),

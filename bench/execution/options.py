@@ -26,9 +26,9 @@ class RunOptions:
     """Whether attacks run on an accelerated model where one agrees with the model."""
     deterministic: bool = False
     """Whether another run on this device must return the same bits."""
-    keep: int = 0
+    image_quota: int = 0
     """Bytes that the stored adversarial images may take in total; 0: none are stored."""
-    share: Shard = WHOLE
+    shard: Shard = WHOLE
     """The part of the run that `--shard I/N` selects."""
     command: str = dataclasses.field(default_factory=lambda: shlex.join(["bench", *sys.argv[1:]]))
 
@@ -39,8 +39,8 @@ class RunOptions:
             Option -> value, the shard as "I/N" under "share".
         """
         names = ("device", "limit", "batch_size", "copied", "deterministic")
-        share = f"{self.share.number}/{self.share.of}"
-        return {**{name: getattr(self, name) for name in names}, "share": share}
+        shard = f"{self.shard.number}/{self.shard.of}"
+        return {**{name: getattr(self, name) for name in names}, "share": shard}
 
 
 def default_run_folder(suite: str) -> Path:

@@ -78,7 +78,7 @@ def load_evaluator(
         rows=rows,
         fixed_rows=options.batch_size is not None,
         copied=options.copied,
-        keep=options.keep > 0,
+        keep=options.image_quota > 0,
         unfit=unfit,
         notes=notes,
     )

@@ -88,7 +88,7 @@ class _Run:
         recovered = records.recover(self.out)
         for note in recovered.notes:
             self.listen(Event("note", note, 0.0))
-        self.writer = writer = ResultWriter(self.out, self.listen, self.options.keep)
+        self.writer = writer = ResultWriter(self.out, self.listen, self.options.image_quota)
         if recovered.pieces:
             self._check_resumed_models()
         manifest = build_manifest(self.suite, self.options, self.loaded, self.tasks)
@@ -99,7 +99,7 @@ class _Run:
         write_manifest(self.out, manifest)
         planned = plan_units(
             self.tasks, self.loaded.chunks, self.loaded.data.shape, recovered.pieces,
-            self.options.share,
+            self.options.shard,
         )  # fmt: skip
         units = self._time_units(planned)
         self._clear_old_failures()
@@ -112,7 +112,7 @@ class _Run:
         )
         self._report(
             decisions.describe_units(
-                self.tasks, self.loaded, recovered.pieces, units, self.options.share
+                self.tasks, self.loaded, recovered.pieces, units, self.options.shard
             )
         )
         self.listen(Event("start", self.suite.title, sum(unit.work for unit in units)))
@@ -126,7 +126,7 @@ class _Run:
         if writer.adversarial.left_out:
             writer.note(writer.adversarial.told())
         self._certify()
-        if self.options.share.number == 1:  # a model is probed by one shard alone
+        if self.options.shard.number == 1:  # a model is probed by one shard alone
             manifest["probes"] = self._probe(manifest["probes"])
         session["finished"] = current_time()
         session["copies"] = {
@@ -185,7 +185,7 @@ class _Run:
 
         Their seconds are not the attacks', so they count no work.
         """
-        shard, chunks = self.options.share, self.loaded.chunks
+        shard, chunks = self.options.shard, self.loaded.chunks
         tasks = self.loaded.certification
         is_own = {
             (task.identity, first): shard.holds(number, at)

@@ -127,7 +127,7 @@ def again(
         batch_size=asked.get("batch_size"),
         copied=asked.get("copied", True),
         deterministic=asked.get("deterministic", False),
-        share=sharding.parse_shard(asked.get("share", "1/1")),
+        shard=sharding.parse_shard(asked.get("share", "1/1")),
         data_dir=data_dir,
         command=command,
     )
