@@ -73,6 +73,10 @@ def serve(setup: Setup, connection: Connection, beats: Any) -> None:
         # Not `Connection.send`, which shares tensors by file descriptors that end with a process.
         connection.send_bytes(pickle.dumps(copy_for_transfer(message)))
 
+    def announce(activity: str) -> None:
+        pulse.forget()
+        send(Activity(activity))
+
     with (
         heartbeat.heartbeats(beat) as pulse,
         determinism.enforced(setup.options.deterministic),
@@ -85,10 +89,7 @@ def serve(setup: Setup, connection: Connection, beats: Any) -> None:
             try:
                 if worker is None:
                     suite = parse(setup.text, "the suite", setup.base)
-                    worker = Worker(
-                        suite, setup.out, setup.options, setup.rows,
-                        lambda activity: send(Activity(activity)),
-                    )  # fmt: skip
+                    worker = Worker(suite, setup.out, setup.options, setup.rows, announce)
                 for result in worker.run_unit(request):
                     send(result)
                 send(worker.collect_messages())
