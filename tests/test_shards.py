@@ -113,7 +113,12 @@ def test_every_part_is_done_by_one_share_and_each_has_about_as_many(
     tasks: int, cut: int, of: int
 ) -> None:
     done = [
-        [(t, s) for t in range(tasks) for s in range(cut) if sharding.Shard(i + 1, of).holds(t, s)]
+        [
+            (t, s)
+            for t in range(tasks)
+            for s in range(cut)
+            if sharding.Shard(i + 1, of).contains(t, s)
+        ]
         for i in range(of)
     ]
     assert sorted(part for each in done for part in each) == [

@@ -1,4 +1,4 @@
-"""Description of a loaded suite in plain data, for a process that holds no model itself."""
+"""Description of a loaded suite in plain data, for a process that has loaded no model."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -38,7 +38,7 @@ class ModelSummary(NamedTuple):
 
 
 class LoadedSuite(NamedTuple):
-    """Everything that a runner needs to know of the process that holds the models."""
+    """Everything that a runner needs to know of the process that has loaded the models."""
 
     device: str
     data: DataSummary

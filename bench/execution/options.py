@@ -16,7 +16,7 @@ class RunOptions:
     device: str = "auto"
     """"auto", "cpu" or "cuda[:N]"."""
     limit: int | None = None
-    """Number of examples; the suite's own limit holds as well."""
+    """Number of examples; the suite's own limit applies as well."""
     batch_size: int | None = None
     """Rows per model pass; None: by rule, from the memory that one row takes."""
     data_dir: Path = Path()

@@ -188,7 +188,7 @@ class _Run:
         shard, chunks = self.options.shard, self.loaded.chunks
         tasks = self.loaded.certification
         is_own = {
-            (task.identity, first): shard.holds(number, at)
+            (task.identity, first): shard.contains(number, at)
             for number, task in enumerate(tasks)
             for at, (first, _) in enumerate(chunks)
         }

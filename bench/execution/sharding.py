@@ -20,7 +20,7 @@ class Shard(NamedTuple):
     number: int
     of: int
 
-    def holds(self, task: int, chunk: int) -> bool:
+    def contains(self, task: int, chunk: int) -> bool:
         """Return whether a unit belongs to this shard.
 
         Args:

@@ -119,7 +119,7 @@ class ProbeUnit(NamedTuple):
 
 
 class FirstImages(NamedTuple):
-    """Read the first clean images, which are shown beside the adversarial ones."""
+    """Read the first clean images, which are shown next to the adversarial ones."""
 
     data_fingerprint: str
     name: str = "reading the first images"
@@ -199,7 +199,7 @@ def plan_units(
                 if not cell.reason and (cell.identity, first, last) not in done
             }
             done |= {(identity, first, last) for identity in wanted}
-            if wanted and shard.holds(number, at):
+            if wanted and shard.contains(number, at):
                 parts = _divide_by_memory(task.only(wanted), (last - first, *shape))
                 units += [WorkUnit(number, part, first, last, 0.0) for part in parts]
     return units

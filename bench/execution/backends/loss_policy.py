@@ -31,7 +31,7 @@ class LossPolicy:
             is_cause: Whether nothing else can have caused the loss.
 
         Returns:
-            "retry"; "divide", for which `divide` gives the units; "fail".
+            "retry"; "divide", after which `divide` returns the units; "fail".
         """
         cells = [cell.identity for cell in unit.task.cells]
         self._losses[unit_key(unit)] += 1

@@ -175,7 +175,7 @@ class SubprocessBackend:
             model = unit.task.model
             if model not in process.asked:
                 process.asked.add(model)
-                # A clean pass of its own, so that a loss is not blamed on the first attack.
+                # A separate request, so that a loss is not blamed on the first attack.
                 try:
                     self._execute(CleanPass(model), f"{model}, asked about clean images", writer)
                 except _WorkerLostError as lost:
