@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import bench
-from bench.core.errors import SuiteError
+from bench.analysis import results
+from bench.core.errors import RecordError, SuiteError
 from bench.execution import runner
 from bench.execution.events import Event
 from bench.execution.options import RunOptions
@@ -236,8 +237,8 @@ def test_a_report_names_damaged_records_and_the_next_run_makes_them_again(tmp_pa
     whole = run(path, tmp_path / "out")
     (damaged,) = (tmp_path / "out" / "records").glob("*.parquet")
     damaged.write_bytes(damaged.read_bytes()[:-50])
-    with pytest.raises(bench.errors.RecordError, match="bench run sets the file aside"):
-        bench.results.read(tmp_path / "out")
+    with pytest.raises(RecordError, match="bench run sets the file aside"):
+        results.read(tmp_path / "out")
     assert counts(run(path, tmp_path / "out")) == counts(whole)
 
 
