@@ -116,13 +116,13 @@ def evaluate(
     if target is not None:
         raw["target"] = target
     entry = attack_entry(raw, "bench.evaluate")
-    where = loading.device(device)
+    where = loading.select_device(device)
     loading.check_tensors("given", x, y)
     data = inputs.checked("given", in_memory("given", x, y, ()))
     assert data.labels is not None
     label = type(model).__name__
     crafting = "source" if label != "source" else "the source"
-    shown = loading.shown(label, model, access, classes or int(data.labels.max()) + 1)
+    shown = loading.restrict_access(label, model, access, classes or int(data.labels.max()) + 1)
     models = {label: shown} if source is None else {label: shown, crafting: source}
     subjects = {
         name: checks.preflight(
@@ -153,7 +153,7 @@ def evaluate(
     adversarial = torch.cat([s.x_adv for s in shards], dim=1) if keep_adversarial else None
     probes = probe_models(session, [task], full=audit)
     random = [name for name, subject in subjects.items() if subject.random]
-    told = findings.audit(task.cells, table, stored, probes, random)
+    told = findings.audit_run(task.cells, table, stored, probes, random)
     sentences = tuple(each for subject in subjects.values() for each in subject.findings)
     sentences += tuple(sign.sentence for sign in told.signs)
     if sentences:
@@ -198,7 +198,9 @@ def run(
         data_dir=loading.data_folder(data_dir),
         fresh=fresh,
         copied=copied,
-        image_quota=sizes.parse("keep_adversarial", keep_adversarial) if keep_adversarial else 0,
+        image_quota=sizes.parse_size("keep_adversarial", keep_adversarial)
+        if keep_adversarial
+        else 0,
         deterministic=deterministic,
         shard=part,
         command=f"bench.run({suite!r})",

@@ -57,7 +57,7 @@ SEED = 20
 def prepare() -> None:
     """Eight examples a shard, so that there is much to write; the audit's probes, which ask much of
     a model and write nothing, are left out."""
-    evaluator.SHARD_EXAMPLES = 8
+    evaluator.CHUNK_EXAMPLES = 8
     probe_models.probe_model = lambda *asked: probe_models.describe_unprobed(asked[3], "left out")
     malloc.keep_freed_memory()
     torch.set_num_threads(1)

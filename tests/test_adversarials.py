@@ -44,7 +44,7 @@ IMAGE = 4 * 28 * 28
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluator, "SHARD_EXAMPLES", 8)
+    monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 8)
 
 
 def run(folder: Path, keep: int) -> list[str]:
@@ -117,11 +117,11 @@ def test_images_of_an_attempt_that_left_no_records_are_not_taken_for_those_of_th
     shard = sorted((tmp_path / "records").glob("*-fgsm-*-0000000-*.parquet"))[0]
     shard.unlink()
     for kind in (records.IMAGES, records.ADVERSARIAL):
-        (made,) = (tmp_path / "records").glob(f"{files.unhashed(shard)}-*{kind}")
+        (made,) = (tmp_path / "records").glob(f"{files.strip_hash(shard)}-*{kind}")
         others = {cell: torch.zeros_like(each) for cell, each in records.tensors_of(made).items()}
         made.unlink()
         content = save(others)
-        stale = made.with_name(f"{files.unhashed(shard)}-{files.short_hash(content)}{kind}")
+        stale = made.with_name(f"{files.strip_hash(shard)}-{files.short_hash(content)}{kind}")
         stale.write_bytes(content)
     assert run(tmp_path, 2**30) == []
     for cell, images in wanted.items():

@@ -142,14 +142,17 @@ def test_a_cell_without_a_number_is_compared_with_nothing(found: results.RunResu
 
 def test_the_p_values_of_a_run_are_corrected_as_one_family(found: results.RunResults) -> None:
     frame = found.comparisons
-    assert frame["p_corrected"].tolist() == metrics.holm(frame["p_value"].tolist())
+    assert frame["p_corrected"].tolist() == metrics.holm_correction(frame["p_value"].tolist())
     assert (frame["p_corrected"] >= frame["p_value"]).all()
     assert frame["p_corrected"].min() == pytest.approx(len(frame) * frame["p_value"].min())
 
 
 def test_a_targeted_attack_breaks_an_example_by_reaching_its_target() -> None:
     records = pd.DataFrame({"fooled": [True, False], "label": 0, "adv_pred": [7, 3]})
-    assert metrics.fooled(records).tolist() == [True, False]  # 3 is wrong, but not the target
+    assert metrics.fooled_examples(records).tolist() == [
+        True,
+        False,
+    ]  # 3 is wrong, but not the target
 
 
 # --------------------------------------------------------------------------------------- sentences

@@ -29,7 +29,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench import Attack
-from bench.evaluation.loading import WEIGHTS
+from bench.models.published_weights import WEIGHTS
 from bench.models import lenet
 
 

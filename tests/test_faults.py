@@ -26,7 +26,7 @@ EVERY = int(os.environ.get("BENCH_FAULTS_EVERY", "11"))
 @pytest.fixture(autouse=True)
 def much_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `survivors.prepare`: eight examples a shard, no probes."""
-    monkeypatch.setattr(evaluator, "SHARD_EXAMPLES", 8)
+    monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 8)
     unprobed = lambda *asked: probe_models.describe_unprobed(asked[3], "left out")  # noqa: E731
     monkeypatch.setattr(probe_models, "probe_model", unprobed)
 

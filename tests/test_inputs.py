@@ -110,7 +110,7 @@ def test_labels_of_every_integer_type_are_the_same() -> None:
 
 
 def test_fingerprints_are_those_that_published_records_rest_on() -> None:
-    digits = loading.data(DataEntry(name="digits"), Path(), Path(), None)
+    digits = loading.load_data(DataEntry(name="digits"), Path(), Path(), None)
     assert digits.fingerprint.startswith("68a8f047224a4eb4")
     made = in_memory("x", torch.arange(8.0).view(2, 1, 2, 2) / 8, torch.tensor([0, 1]), ())
     assert made.fingerprint.startswith("e52180f079b2")
@@ -345,7 +345,7 @@ def test_a_limit_holds_for_every_kind_of_data_set(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(code, encoding="utf-8")
 
     def load(name: str, limit: int | None) -> Data:
-        return loading.data(DataEntry(name=f"mine.py:{name}"), tmp_path, tmp_path, limit)
+        return loading.load_data(DataEntry(name=f"mine.py:{name}"), tmp_path, tmp_path, limit)
 
     for name in ("pair", "whole"):
         one, all_, more = load(name, 4), load(name, None), load(name, 99)

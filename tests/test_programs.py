@@ -21,8 +21,8 @@ from bench.core.errors import SuiteError
 from bench.datasets.in_memory import in_memory
 from bench.engine import timing
 from bench.engine.acceleration import accelerate
-from bench.engine.functional.gradients import look
-from bench.engine.functional.losses import to_ascend
+from bench.engine.functional.gradients import gradient_pass
+from bench.engine.functional.losses import make_objective
 from bench.evaluation import loading
 from bench.execution import runner
 from bench.execution.options import RunOptions
@@ -93,7 +93,8 @@ def test_a_program_answers_and_leads_as_its_net_does(
     for n in (1, 4, 7):
         x, y = data.read(0, n), torch.arange(n)
         seen, wanted = (
-            look(net, to_ascend("margin", "untargeted"), x, y, y) for net in (found, lenet)
+            gradient_pass(net, make_objective("margin", "untargeted"), x, y, y)
+            for net in (found, lenet)
         )
         assert torch.allclose(seen.logits, wanted.logits, atol=1e-5)
         assert torch.allclose(seen.gradient, wanted.gradient, atol=1e-6)
@@ -105,9 +106,9 @@ def test_a_program_is_found_fit_and_its_copy_agrees_with_it(
 ) -> None:
     name = saved(way, lenet, tmp_path).name
     entry = ModelEntry(name=name, label="net")
-    found = loading.subject(entry, tmp_path, 0, data, CPU)
+    found = loading.load_model(entry, tmp_path, 0, data, CPU)
     assert (found.classes, found.findings) == (10, ())
-    copied = accelerate.prepare(found.model, data.read(0, 16), 16, fixed=True, ahead=0.0)
+    copied = accelerate.accelerate_model(found.model, data.read(0, 16), 16, fixed=True, ahead=0.0)
     assert copied.dropped == ""
     assert not {*copied.model.parameters()} & {*found.model.parameters()}
 

@@ -209,7 +209,7 @@ def test_there_is_a_table_for_each_model_and_for_all_models_at_each_eps(
 def test_every_figure_is_that_of_the_records(run: PublishedRun, made: dict[str, Table]) -> None:
     frame = run.found.stored.frame
     rows = frame[(frame["model"] == "LeNet") & (frame["attack"] == "PGD") & (frame["eps"] == 0.05)]
-    rate = metrics.rate(int(metrics.robust(rows).sum()), len(rows))
+    rate = metrics.rate(int(metrics.robust_examples(rows).sum()), len(rows))
     expected = f"{100 * rate.value:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
     assert made["p-lenet-linf"].frame["eps 0.05"][0] == expected
 

@@ -20,7 +20,7 @@ from bench.core import optional
 from bench.core.contracts.dataset import Data
 from bench.core.errors import ContractError, SuiteError
 from bench.datasets.in_memory import in_memory
-from bench.engine.tracing import traced
+from bench.engine.tracing import trace_forward
 from bench.evaluation import loading
 from bench.execution import runner
 from bench.execution.options import RunOptions
@@ -90,7 +90,7 @@ def service(lenet: nn.Module) -> Iterator[str]:
 
 
 def subject(data: Data, name: str, base: Path = Path(), **keys: Any) -> LoadedModel:
-    return loading.subject(ModelEntry(name=name, label="net", **keys), base, 0, data, CPU)
+    return loading.load_model(ModelEntry(name=name, label="net", **keys), base, 0, data, CPU)
 
 
 @pytest.mark.parametrize("path", ["scores", "npy"])
@@ -167,7 +167,7 @@ def test_labels_that_are_none_are_told(answer: Any, part: str) -> None:
 def test_what_only_answers_gives_no_gradient_and_cannot_be_followed(lenet: nn.Module) -> None:
     wall = QueryOnlyModel("net", lenet, "scores", 10)
     assert not wall(torch.zeros(2, 1, 28, 28, requires_grad=True)).requires_grad
-    assert traced(wall) is None
+    assert trace_forward(wall) is None
 
 
 def test_another_net_behind_the_same_address_has_another_fingerprint(data: Data) -> None:
@@ -262,7 +262,7 @@ def test_attacks_by_scores_and_by_labels_break_what_a_service_shows(
     service: str, tmp_path: Path, name: str
 ) -> None:
     library = name.partition(":")[0]
-    if library in ("foolbox", "art") and (reason := optional.missing(library)):
+    if library in ("foolbox", "art") and (reason := optional.missing_reason(library)):
         pytest.skip(reason)
     access, norm, eps, params = WITHOUT_GRADIENTS[name]
     text = (

@@ -9,7 +9,7 @@ from torch import Tensor
 import bench
 from bench.analysis import results
 from bench.core.errors import RecordError, SuiteError
-from bench.engine.functional import norms
+from bench.engine.functional import projections
 from bench.evaluation import consistency, evaluator
 from bench.execution import merge, runner, sharding
 from bench.execution.options import RunOptions
@@ -141,7 +141,7 @@ def test_the_same_model_goes_on_whatever_else_is_different(folder: Folder) -> No
 def test_shares_and_isolated_runs_are_checked_and_merged_only_if_the_model_was_one(
     folder: Folder, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluator, "SHARD_EXAMPLES", 40)
+    monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 40)
     folder.run(share="1/2")
     folder.let("dark", beyond_the_probes(digits[0]))
     with pytest.raises(SuiteError, match=r"records in .*shard-1-of-2 .*clean example"):
@@ -151,7 +151,7 @@ def test_shares_and_isolated_runs_are_checked_and_merged_only_if_the_model_was_o
     folder.run(share="2/2")
     with pytest.raises(RecordError, match=r"model 'net' was not the same in both: clean example"):
         merge.merge_runs([folder.out], folder.out)
-    monkeypatch.setattr(consistency, "UNLIKE", 1.0)
+    monkeypatch.setattr(consistency, "MAX_DIFFERING_SHARE", 1.0)
     assert merge.merge_runs([folder.out], folder.out).missing == []
 
 
@@ -238,7 +238,7 @@ def test_a_projection_that_changed_makes_its_cells_again_once_the_numerics_versi
 ) -> None:
     attack = 'name = "pgd"\nparams.steps = 5\n'
     assert robust(tmp_path, attack) < 5
-    monkeypatch.setattr(norms, "project", lambda x, x0, eps, norm: x0 + 0.01 * (1 - 2 * x0))
+    monkeypatch.setattr(projections, "project", lambda x, x0, eps, norm: x0 + 0.01 * (1 - 2 * x0))
     # Without it the old number stays; tests/golden fails then, whoever changed the projection.
     monkeypatch.setattr(plan, "NUMERICS_VERSION", plan.NUMERICS_VERSION + 1)
     assert robust(tmp_path, attack) > 15

@@ -44,7 +44,7 @@ params = { steps = 3 }
 @pytest.fixture(scope="module", autouse=True)
 def _short_shards() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluator, "SHARD_EXAMPLES", 12)
+        patch.setattr(evaluator, "CHUNK_EXAMPLES", 12)
         yield
 
 
@@ -83,7 +83,7 @@ def said(folder: Path) -> str:
 
 
 def bounds(folder: Path) -> list[list[object]]:
-    found = [frame for _, frame in store.stored(folder)]
+    found = [frame for _, frame in store.read_certificates(folder)]
     return sorted(
         row for frame in found for row in frame.drop(columns="margin").to_numpy().tolist()
     )

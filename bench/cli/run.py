@@ -82,7 +82,9 @@ def run(
         limit=limit,
         batch_size=batch_size,
         data_dir=loading.data_folder(data_dir),
-        image_quota=sizes.parse("--keep-adversarial", keep_adversarial) if keep_adversarial else 0,
+        image_quota=sizes.parse_size("--keep-adversarial", keep_adversarial)
+        if keep_adversarial
+        else 0,
         fresh=fresh,
         copied=not no_copy,
         deterministic=deterministic,

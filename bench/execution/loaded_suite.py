@@ -78,9 +78,9 @@ def describe_evaluator(
         Plain data, which can be pickled.
     """
     certification = []
-    for task in store.tasks(suite, evaluator):
+    for task in store.plan_certification(suite, evaluator):
         announce(f"model '{task.model}', reading its layers")
-        certification.append(store.read(evaluator, task))
+        certification.append(store.check_readable(evaluator, task))
     data = evaluator.data
     return LoadedSuite(
         device=str(evaluator.device),

@@ -16,7 +16,7 @@ from bench.core import files, lock
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation import consistency
 from bench.evaluation.certification import store
-from bench.evaluation.evaluator import cuts
+from bench.evaluation.evaluator import chunk_bounds
 from bench.execution import manifest_builder, sharding
 from bench.storage import fingerprint, manifest, records
 from bench.suite.plan import Cell
@@ -89,7 +89,7 @@ def merge_runs(given: Sequence[Path], out: Path) -> MergeResult:
     for one, other in combinations(sources, 2):
         _check_records(one, other)
         _check_models(one, other)
-    with lock.held(out, lambda note: None):
+    with lock.hold_lock(out, lambda note: None):
         copied = _copy_files(sources, out)
         wanted = list(_list_pieces(first))
         undone = [(cell, key) for cell, key in wanted if key not in copied]
@@ -166,14 +166,14 @@ def _check_models(one: _Source, other: _Source) -> None:
             continue
         ours, theirs = (_read_clean_answers(each, model) for each in (path, there[model, first]))
         both = ours.merge(theirs, on="example", suffixes=("", "_there"))
-        differ = consistency.differing(
+        differ = consistency.find_differences(
             *(
                 torch.tensor(both[name].to_numpy())
                 for suffix in ("", "_there")
                 for name in (f"clean_pred{suffix}", f"clean_confidence{suffix}")
             )
         )
-        if int(differ.sum()) > len(both) * consistency.UNLIKE:
+        if int(differ.sum()) > len(both) * consistency.MAX_DIFFERING_SHARE:
             row = both.iloc[int(differ.nonzero()[0])]
             raise RecordError(
                 f"{one.folder} and {other.folder}: model '{model}' was not the same in both: "
@@ -226,8 +226,11 @@ def _check_records(one: _Source, other: _Source) -> None:
                 f"{one.folder} and {other.folder}: different outcomes of cell {cell}, examples "
                 f"{first} to {last - 1}, which has one answer; keep one of the two folders"
             )
-    held = {(about["identity"], about["first"]): frame for about, frame in store.stored(one.folder)}
-    for about, frame in store.stored(other.folder):
+    held = {
+        (about["identity"], about["first"]): frame
+        for about, frame in store.read_certificates(one.folder)
+    }
+    for about, frame in store.read_certificates(other.folder):
         twin = held.get((about["identity"], about["first"]))
         if twin is not None and not twin.equals(frame):
             raise RecordError(
@@ -247,7 +250,7 @@ def _list_pieces(source: _Source) -> Iterator[tuple[Cell, _PieceKey]]:
     for cell in source.plan:
         if not cell.reason and cell.identity not in seen:
             seen.add(cell.identity)
-            for first, last in cuts(data["n"], tuple(data["shape"])):
+            for first, last in chunk_bounds(data["n"], tuple(data["shape"])):
                 yield cell, (cell.identity, first, last)
 
 
@@ -260,12 +263,12 @@ def _copy_files(sources: Sequence[_Source], out: Path) -> set[_PieceKey]:
             keys = {piece[:3] for piece in pieces}
             if keys <= copied and path.parent != out / "records":
                 continue
-            stem = files.unhashed(path)
+            stem = files.strip_hash(path)
             images = [
                 each
                 for kind in (records.IMAGES, records.ADVERSARIAL)
                 for each in path.parent.glob(f"{stem}*{kind}")
-                if files.unhashed(each) == stem
+                if files.strip_hash(each) == stem
             ]
             for each in (*images, path):
                 _copy_file(each, out)

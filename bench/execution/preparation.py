@@ -40,17 +40,17 @@ def load_evaluator(
     Raises:
         SuiteError: The user's mistakes, one sentence each.
     """
-    device = loading.device(options.device)
+    device = loading.select_device(options.device)
     if out is not None:
         files.check_writable(out / "records")
-    data = loading.data(suite.data, suite.base, options.data_dir, options.limit)
+    data = loading.load_data(suite.data, suite.base, options.data_dir, options.limit)
     subjects, rows, unfit = {}, {}, {}
     notes: list[str] = []
     for entry in suite.models:
         announce(f"model '{entry.label}', loading it")
         try:
-            with streams.kept(notes.append, f"model '{entry.label}'"):
-                subject = loading.subject(
+            with streams.protect_streams(notes.append, f"model '{entry.label}'"):
+                subject = loading.load_model(
                     entry, suite.base, suite.seed, data, device, options.data_dir
                 )
                 sample = data.read(0, 1).to(device)

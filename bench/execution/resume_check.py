@@ -149,7 +149,7 @@ def _read_adversarial(
     """Stored adversarial images, a few of every cell; None if there are none."""
     stored: list[Iterator[tuple[Tensor, Any, str]]] = []
     for path, pieces in record_files:
-        stored_images = sorted(path.parent.glob(f"{files.unhashed(path)}-*{records.IMAGES}"))
+        stored_images = sorted(path.parent.glob(f"{files.strip_hash(path)}-*{records.IMAGES}"))
         images = records.tensors_of(stored_images[0]) if stored_images else {}
         for piece in pieces:
             if piece.cell in cells and piece.cell in images:

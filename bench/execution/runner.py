@@ -63,7 +63,7 @@ def run_suite(
     """
     backend = InlineBackend() if backend is None else backend
     with (
-        lock.held(out, lambda sentence: listen(Event("note", sentence, 0.0))),
+        lock.hold_lock(out, lambda sentence: listen(Event("note", sentence, 0.0))),
         backend.open(suite, out, options, listen) as loaded,
     ):
         _Run(suite, out, options, listen, backend, loaded).execute()
@@ -192,7 +192,7 @@ class _Run:
             for number, task in enumerate(tasks)
             for at, (first, _) in enumerate(chunks)
         }
-        missing = store.missing(chunks, tasks, self.out)
+        missing = store.pending_chunks(chunks, tasks, self.out)
         self._report(decisions.describe_certificates(tasks, missing))
         units = [CertificationUnit(*each) for each in missing if is_own[each[0].identity, each[1]]]
         self.backend.run(units, self.writer)

@@ -226,6 +226,6 @@ def describe_failure(error: BaseException) -> str:
     Returns:
         What was raised, and the last place in the code that it passed.
     """
-    explained = determinism.explained(error)
+    explained = determinism.explain_nondeterminism(error)
     text = f"{type(error).__name__}: {explained}" if explained else describe(error)
     return f"{text} ({location(error)})"

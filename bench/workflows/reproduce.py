@@ -158,8 +158,11 @@ def differences(folder: Path, options: RunOptions) -> Iterator[str]:
     Raises: SuiteError if the device is not there.
     """
     before = manifest.read(folder)[0]["sessions"][-1]
-    with determinism.enforced(options.deterministic):
-        then, now = before["environment"], environment.environment(loading.device(options.device))
+    with determinism.enforce_determinism(options.deterministic):
+        then, now = (
+            before["environment"],
+            environment.environment(loading.select_device(options.device)),
+        )
     after = {"environment": now, "requirements": environment.requirements()}
     for name in MACHINE:
         if then.get(name) != now.get(name):

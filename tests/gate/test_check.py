@@ -11,11 +11,11 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 import torch
+from bench.models.published_weights import WEIGHTS
 from safetensors.torch import load_file, save_file
 
 from bench import cli
 from bench.evaluation import metrics
-from bench.evaluation.loading import WEIGHTS
 from bench.execution import runner
 from bench.execution.options import RunOptions
 from bench.storage import records
@@ -118,7 +118,7 @@ def flipped(before: Path, after: Path, attack: str, eps: float) -> list[int]:
     for folder in (before, after):
         frame = records.load(folder).frame
         own = frame[(frame["attack"] == attack) & (frame["eps"] == eps)]
-        sides.append(pd.Series(metrics.robust(own).to_numpy(), index=own["example"]))
+        sides.append(pd.Series(metrics.robust_examples(own).to_numpy(), index=own["example"]))
     return list(sides[0].index[sides[0] & ~sides[1]])
 
 

@@ -14,11 +14,11 @@ from bench.suite import plan
 
 DEFAULT = Threat(norm="linf", eps=0.1)
 """Where a model is probed whose attacks are in neither L-inf nor L2."""
-LOOKED = [kind.name for kind in (*probes.PROBED, *probes.TRACED)]
+CHECKED = [kind.name for kind in (*probes.MODEL_SYMPTOMS, *probes.TRACE_SYMPTOMS)]
 """What these probes look for: answers of an earlier bench that looked for less are asked again."""
 CHEAP = 0.1
 """Share of an attack's passes that all probes may take where they are not asked for."""
-UNASKED = "its probes were declined, or would take more than a tenth of the attack's passes"
+DECLINED = "its probes were declined, or would take more than a tenth of the attack's passes"
 
 
 def probe_models(
@@ -50,13 +50,13 @@ def identify_probes(
 def is_current(probed: Mapping[str, Any], of: Sequence[str]) -> bool:
     """Whether the probes of an earlier session answer the same question, so that the model need
     not be probed again."""
-    return probed.get("of") == of and probed.get("looked") == LOOKED
+    return probed.get("of") == of and probed.get("looked") == CHECKED
 
 
 def describe_unprobed(of: Sequence[str], why: str) -> dict[str, Any]:
     """What provenance.json keeps of a model that could not be probed."""
     return {
-        "of": [*of], "traced": [], "looked": LOOKED, "failed": why, "n": 0, "seconds": 0.0,
+        "of": [*of], "traced": [], "looked": CHECKED, "failed": why, "n": 0, "seconds": 0.0,
         "signs": [],
     }  # fmt: skip
 
@@ -74,9 +74,9 @@ def probe_model(
     leaves it to what all probes would cost. `of` is what `identify_probes` returned.
     """
     own = _own_tasks(tasks, label)
-    traced = {task.entry.label: task for task in own if probes.traceable(task.curve)}
-    everything = _cheap(session.data.n, own) if full is None else full
-    return _one(session, label, own, traced, of, everything)
+    traced = {task.entry.label: task for task in own if probes.is_traceable(task.curve)}
+    everything = _are_cheap(session.data.n, own) if full is None else full
+    return _probe_one(session, label, own, traced, of, everything)
 
 
 def _own_tasks(tasks: Sequence[plan.Task], label: str) -> list[plan.Task]:
@@ -85,14 +85,14 @@ def _own_tasks(tasks: Sequence[plan.Task], label: str) -> list[plan.Task]:
     return [task for task in own if not task.cells[0].reason]
 
 
-def _cheap(n: int, tasks: Sequence[plan.Task]) -> bool:
+def _are_cheap(n: int, tasks: Sequence[plan.Task]) -> bool:
     """Whether all probes take few gradients beside those that the attacks may take."""
     ahead = n * sum(cell.gradients or 0.0 for task in tasks for cell in task.cells)
-    traces = sum(2 * task.curve.params.steps for task in tasks if probes.traceable(task.curve))
-    return bool(probes.examples(n) * (probes.LOOKS + traces) <= CHEAP * ahead)
+    traces = sum(2 * task.curve.params.steps for task in tasks if probes.is_traceable(task.curve))
+    return bool(probes.count_examples(n) * (probes.GRADIENTS_PER_EXAMPLE + traces) <= CHEAP * ahead)
 
 
-def _one(
+def _probe_one(
     session: Evaluator,
     label: str,
     tasks: Sequence[plan.Task],
@@ -102,7 +102,7 @@ def _one(
 ) -> dict[str, Any]:
     document = {**describe_unprobed(of, ""), "traced": list(traced)}
     if not full:
-        document |= {"looked": [symptoms.WRONG.name], "unlooked": UNASKED}
+        document |= {"looked": [symptoms.WRONG_GRADIENT.name], "unlooked": DECLINED}
     if not tasks:
         return {**document, "failed": "no attack was run that sees the model"}
     if session.subjects[label].access != "gradient":
@@ -110,10 +110,12 @@ def _one(
     started = time.perf_counter()
     try:
         seen = session.examples(tasks[0], *session.shards()[0])
-        right = (seen.clean_pred == seen.label).nonzero()[: probes.examples(session.data.n), 0]
+        right = (seen.clean_pred == seen.label).nonzero()[
+            : probes.count_examples(session.data.n), 0
+        ]
         if not len(right):
             return {**document, "failed": "no example is classified correctly"}
-        subject = probes.Subject(
+        subject = probes.ProbedModel(
             label=label,
             model=session.subjects[label].model,
             id=seen.id[right],
@@ -122,13 +124,13 @@ def _one(
             rows=session.rows[label],
         )
         curves = {name: task.curve for name, task in traced.items()}
-        with streams.kept(session.notes.append, f"the probes of model '{label}'"):
+        with streams.protect_streams(session.notes.append, f"the probes of model '{label}'"):
             if full:
-                found = probes.probe(subject, _ball(tasks), curves)
+                found = probes.probe_model(subject, _choose_threat(tasks), curves)
             else:
                 fit = session.subjects[label]
                 vague = fit.random or any("(batch-dependent" in each for each in fit.findings)
-                found = [] if vague else probes.slopes_differ(subject)
+                found = [] if vague else probes.check_gradients(subject)
                 if vague:
                     document["looked"] = []
     except (SuiteError, KeyboardInterrupt):
@@ -139,11 +141,11 @@ def _one(
         **document,
         "n": len(right),
         "seconds": round(time.perf_counter() - started, 3),
-        "signs": [symptoms.plain(sign) for sign in found],
+        "signs": [symptoms.to_json(sign) for sign in found],
     }
 
 
-def _ball(tasks: Sequence[plan.Task]) -> Threat:
+def _choose_threat(tasks: Sequence[plan.Task]) -> Threat:
     """The middle eps of the norm in which most of the cells are."""
     norms = [task.curve.norm for task in tasks if task.curve.norm in ("linf", "l2")]
     if not norms:

@@ -33,7 +33,7 @@ class InlineBackend:
             Description of the suite.
         """
         del listen
-        with determinism.enforced(options.deterministic):
+        with determinism.enforce_determinism(options.deterministic):
             self.worker = Worker(suite, out, options)
             yield self.worker.load()
 

@@ -79,7 +79,7 @@ def serve(setup: Setup, connection: Connection, beats: Any) -> None:
 
     with (
         heartbeat.heartbeats(beat) as pulse,
-        determinism.enforced(setup.options.deterministic),
+        determinism.enforce_determinism(setup.options.deterministic),
         contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError),
     ):
         worker: Worker | None = None

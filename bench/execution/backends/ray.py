@@ -96,7 +96,7 @@ class RayWorker:
             Its results, or the user's mistake.
         """
         try:
-            with determinism.enforced(self.options.deterministic):
+            with determinism.enforce_determinism(self.options.deterministic):
                 results = [copy_for_transfer(each) for each in self._worker.run_unit(request)]
         except SuiteError as error:
             return str(error)
@@ -109,7 +109,7 @@ class RayWorker:
             torch.set_num_threads(1)
         suite = parse(self.text, "the suite", self.base)
         worker = Worker(suite, None, self.options, self.rows)
-        with determinism.enforced(self.options.deterministic):
+        with determinism.enforce_determinism(self.options.deterministic):
             worker.load()
         return worker
 

@@ -81,7 +81,7 @@ def parse_limits(isolate: bool, seconds: float | None, memory: str | None) -> Li
         return None
     if memory is None:
         return Limits(seconds)
-    return Limits(seconds, sizes.parse("--memory-limit", memory))
+    return Limits(seconds, sizes.parse_size("--memory-limit", memory))
 
 
 class SubprocessBackend:
@@ -389,8 +389,8 @@ def _describe_hang(seconds: float) -> str:
 
 def _describe_excess(used: int, limit: int) -> str:
     return (
-        f"its process used {sizes.written(used)} of memory and was killed; the limit is "
-        f"{sizes.written(limit)}"
+        f"its process used {sizes.format_size(used)} of memory and was killed; the limit is "
+        f"{sizes.format_size(limit)}"
     )
 
 
@@ -405,7 +405,7 @@ def _describe_exit(code: int | None, peak_memory: int) -> str:
     text = f"its process was killed by {name} ({signal.strsignal(-code) or 'unknown'})"
     if name == "SIGKILL":
         text += (
-            f" while it used {sizes.written(peak_memory)} of memory; the system does so when "
+            f" while it used {sizes.format_size(peak_memory)} of memory; the system does so when "
             "there is no more"
         )
     return text

@@ -183,7 +183,7 @@ class Worker:
         for chunk in request.chunks:
             task = self._find_task(chunk)
             try:
-                with streams.kept(self.evaluator.notes.append, f"model '{task.source}'"):
+                with streams.protect_streams(self.evaluator.notes.append, f"model '{task.source}'"):
                     work = self.evaluator.work(task)
             except (SuiteError, KeyboardInterrupt):
                 raise
@@ -257,7 +257,7 @@ def run_chunk(evaluator: Evaluator, task: plan.Task, first: int, last: int) -> I
         return
     cells = tuple(cell.identity for cell in task.cells)
     try:
-        with streams.kept(evaluator.notes.append, f"{task.model} · {task.entry.label}"):
+        with streams.protect_streams(evaluator.notes.append, f"{task.model} · {task.entry.label}"):
             chunk = evaluator.shard(task, first, last)
     except (SuiteError, KeyboardInterrupt):  # the user's: an unreadable image, or Ctrl-C
         raise

@@ -155,7 +155,9 @@ class DisagreementSearch:
 
     def _experiment(self, text: str, setup: Setup) -> Experiment:
         mine, theirs = self.trial.outcomes(setup)
-        test = metrics.paired(theirs, mine)  # first: robust under theirs alone, so broken by ours
+        test = metrics.mcnemar_test(
+            theirs, mine
+        )  # first: robust under theirs alone, so broken by ours
         gap, most = gap_of(test), self._closed()
         narrower = bool(self.made) and most < gap < self.first.gap
         chance = narrower and self._is_chance(setup, gap, test.p_value)
@@ -179,13 +181,13 @@ class DisagreementSearch:
         """Whether a side that draws is as far from itself under other seeds as the gap is wide."""
         sides = (setup.ours, setup.reference)
         side = next((each for each in sides if each.curve.attack.stochastic), None)
-        if side is None or p_value <= metrics.SIGNIFICANT:
+        if side is None or p_value <= metrics.SIGNIFICANCE_LEVEL:
             return False
-        own = metrics.robust(self.trial.records(side))
+        own = metrics.robust_examples(self.trial.records(side))
         for other in range(1, SEEDS + 1):
             curve = dataclasses.replace(side.curve, seed=side.curve.seed + other)
-            there = metrics.robust(self.trial.records(side._replace(curve=curve)))
-            if gap_of(metrics.paired(own, there)) >= gap:
+            there = metrics.robust_examples(self.trial.records(side._replace(curve=curve)))
+            if gap_of(metrics.mcnemar_test(own, there)) >= gap:
                 return True
         return False
 
