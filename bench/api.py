@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.analysis import results, tables
-from bench.core import files
+from bench.core import files, validation
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
 from bench.evaluation import loading
@@ -21,6 +21,7 @@ from bench.evaluation.audit.probe_models import probe_models
 from bench.evaluation.evaluator import Evaluator
 from bench.execution import events, runner, sharding
 from bench.execution.backends import subprocess
+from bench.execution.options import RunOptions, default_run_folder
 from bench.storage.records import Stored
 from bench.suite import plan
 from bench.suite.reader import attack_entry, read
@@ -162,7 +163,7 @@ def evaluate(
     stored = Stored(frame, pieces, {})
     table = tables.cell_table(task.cells, stored, "", evaluator.data.name, evaluator.data.n)
     adversarial = torch.cat([c.x_adv for c in chunks], dim=1) if keep_adversarial else None
-    probes = probe_models(evaluator, [task], {}, full=audit)
+    probes = probe_models(evaluator, [task], full=audit)
     random = [name for name, loaded in evaluator.models.items() if loaded.random]
     audited = findings.audit_run(task.cells, table, stored, probes, random)
     sentences = tuple(each for loaded in evaluator.models.values() for each in loaded.findings)
@@ -218,23 +219,23 @@ def run(
         SuiteError: The user's mistakes, all of a suite's at once.
     """
     checked = read(suite)
-    share = sharding.parse(shard)
-    folder = share.folder(Path(out) if out is not None else runner.default_folder(checked.name))
-    options = runner.Options(
+    part = sharding.parse_shard(shard)
+    folder = part.folder(Path(out) if out is not None else default_run_folder(checked.name))
+    options = RunOptions(
         device=device,
         limit=limit,
         batch_size=batch_size,
         data_dir=files.data_folder(data_dir),
         fresh=fresh,
         copied=copied,
-        keep=sizes.parse_size("keep_adversarial", keep_adversarial) if keep_adversarial else 0,
+        image_quota=(
+            validation.byte_size("keep_adversarial", keep_adversarial) if keep_adversarial else 0
+        ),
         deterministic=deterministic,
-        share=share,
+        shard=part,
         command=f"bench.run({suite!r})",
     )
-    limits = subprocess.limits(isolate, time_limit, memory_limit)
-    if limits is None:
-        runner.run(checked, folder, options, events.to_logger)
-    else:
-        subprocess.run(checked, folder, options, events.to_logger, limits)
+    limits = subprocess.parse_limits(isolate, time_limit, memory_limit)
+    backend = None if limits is None else subprocess.SubprocessBackend(limits)
+    runner.run_suite(checked, folder, options, events.log_event, backend)
     return results.read(folder)

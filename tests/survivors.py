@@ -20,7 +20,9 @@ import torch
 from bench.analysis import results
 from bench.engine import malloc
 from bench.evaluation import evaluator
+from bench.evaluation.audit import probe_models
 from bench.execution import runner
+from bench.execution.options import RunOptions
 from bench.storage import fingerprint
 from bench.suite.reader import read
 
@@ -56,7 +58,7 @@ def prepare() -> None:
     """Eight examples a shard, so that there is much to write; the audit's probes, which ask much of
     a model and write nothing, are left out."""
     evaluator.CHUNK_EXAMPLES = 8
-    runner.probe_models = lambda *_: {}
+    probe_models.probe_model = lambda *asked: probe_models.describe_unprobed(asked[3], "left out")
     malloc.keep_freed_memory()
     torch.set_num_threads(1)
 
@@ -64,7 +66,7 @@ def prepare() -> None:
 def attempt(folder: Path, out: Path) -> None:
     path = folder / "killed.toml"
     path.write_text(SUITE, encoding="utf-8")
-    runner.run(read(str(path)), out, runner.Options(device="cpu", batch_size=16))
+    runner.run_suite(read(str(path)), out, RunOptions(device="cpu", batch_size=16))
 
 
 def outcome(out: Path) -> list[str]:

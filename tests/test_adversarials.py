@@ -15,6 +15,7 @@ from bench.core import files
 from bench.datasets import digits
 from bench.evaluation import evaluator
 from bench.execution import runner, work
+from bench.execution.options import RunOptions
 from bench.storage import adversarial_images, records
 from bench.suite import reader
 
@@ -48,8 +49,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(folder: Path, keep: int) -> list[str]:
     notes: list[str] = []
-    options = runner.Options(device="cpu", keep=keep)
-    runner.run(
+    options = RunOptions(device="cpu", image_quota=keep)
+    runner.run_suite(
         reader.parse(SUITE, "k.toml", Path()), folder, options,
         lambda event: notes.append(event.text) if event.what == "note" else None,
     )  # fmt: skip

@@ -13,6 +13,7 @@ from bench.analysis import compare_runs, results
 from bench.cli import cli
 from bench.evaluation import metrics
 from bench.execution import runner
+from bench.execution.options import RunOptions
 from bench.reporting.plots import dumbbell
 from bench.reporting.report import run_comparison
 from bench.suite import reader
@@ -45,7 +46,7 @@ USUAL = {"seed": 0, "limit": 60, "model": "lenet", "weights": "digits", "eps": 0
 
 def ran(folder: Path, **settings: Any) -> results.RunResults:
     read = reader.parse(SUITE.format(**USUAL | settings), "c.toml", Path())
-    runner.run(read, folder, runner.Options(device="cpu"))
+    runner.run_suite(read, folder, RunOptions(device="cpu"))
     return results.read(folder)
 
 

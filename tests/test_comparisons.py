@@ -11,6 +11,7 @@ from bench.analysis import pairwise, results
 from bench.core.errors import SuiteError
 from bench.evaluation import metrics
 from bench.execution import runner
+from bench.execution.options import RunOptions
 from bench.reporting import run_output
 from bench.reporting.plots import figures, transfer_matrix
 from bench.reporting.report import pairwise_view
@@ -57,7 +58,7 @@ def entries(text: str) -> list[Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     read = reader.parse(HEAD + SEEDS + FGSM, "c.toml", Path())
-    runner.run(read, out, runner.Options(device="cpu"))
+    runner.run_suite(read, out, RunOptions(device="cpu"))
     return out
 
 

@@ -16,7 +16,8 @@ import survivors
 from bench.core import files, lock
 from bench.core.errors import SuiteError
 from bench.evaluation import evaluator
-from bench.execution import runner
+from bench.evaluation.audit import probe_models
+from bench.execution import manifest_builder
 
 EVERY = int(os.environ.get("BENCH_FAULTS_EVERY", "11"))
 """One fault in so many is injected; a prime, so that all steps are met. With 1, every one."""
@@ -26,7 +27,8 @@ EVERY = int(os.environ.get("BENCH_FAULTS_EVERY", "11"))
 def much_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `survivors.prepare`: eight examples a shard, no probes."""
     monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 8)
-    monkeypatch.setattr(runner, "probed", lambda *_: {})
+    unprobed = lambda *asked: probe_models.describe_unprobed(asked[3], "left out")  # noqa: E731
+    monkeypatch.setattr(probe_models, "probe_model", unprobed)
 
 
 def run(folder: Path) -> None:
@@ -98,7 +100,7 @@ def test_a_clock_that_jumps_changes_no_record_of_a_run_that_is_cut_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "whole")
-    for module in (runner, lock):
+    for module in (manifest_builder, lock):
         monkeypatch.setattr(module, "datetime", Jumping)
     monkeypatch.setattr(time, "time", lambda: Jumping.now().timestamp())
     out = tmp_path / "jumped"

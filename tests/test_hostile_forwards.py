@@ -31,7 +31,8 @@ from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import judge
 from bench.evaluation.verify import SPOT_CHECKS
 from bench.execution import runner
-from bench.execution.work import Event
+from bench.execution.events import Event
+from bench.execution.options import RunOptions
 from bench.suite import reader
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
@@ -560,7 +561,7 @@ def test_a_run_says_which_copy_was_dropped_and_keeps_it_in_its_provenance(tmp_pa
         f'{attack}label = "again"\nstop = "never"\n'
     )
     events: list[Event] = []
-    runner.run(reader.read(file), tmp_path / "out", runner.Options(device="cpu"), events.append)
+    runner.run_suite(reader.read(file), tmp_path / "out", RunOptions(device="cpu"), events.append)
     notes = [event.text for event in events if event.what == "note"]
     (told,) = [note for note in notes if "copied too often" in note]
     assert told.startswith("late · ")

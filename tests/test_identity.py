@@ -16,6 +16,7 @@ from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
 from bench.evaluation import loading
 from bench.execution import runner
+from bench.execution.options import RunOptions
 from bench.models.fingerprint import are_apart, fingerprint, sketch
 from bench.storage import environment
 from bench.suite import plan, reader
@@ -259,8 +260,8 @@ def run(folder: Path, text: str) -> tuple[int, Any]:
     """The cells that ran and the records of a run into the folder's one place."""
     began = []
     found = reader.parse(text, "s.toml", folder)
-    runner.run(
-        found, folder / "out", runner.Options(device="cpu", data_dir=folder),
+    runner.run_suite(
+        found, folder / "out", RunOptions(device="cpu", data_dir=folder),
         lambda event: began.append(event) if event.what == "begin" else None,
     )  # fmt: skip
     return len(began), read(folder / "out")

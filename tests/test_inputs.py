@@ -18,6 +18,7 @@ from bench.datasets import inputs
 from bench.datasets.in_memory import in_memory
 from bench.evaluation import loading
 from bench.execution import runner
+from bench.execution.options import RunOptions
 from bench.storage import fingerprint, records
 from bench.suite import reader
 from bench.suite.schema import DataEntry
@@ -212,8 +213,8 @@ def test_a_run_on_permuted_images_has_the_records_of_the_plain_ones(
     checked, found = reader.read(str(tmp_path / "own.toml")), {}
     for how in ("plain", "permuted", "double"):
         monkeypatch.setenv("HOW", how)
-        options = runner.Options(device="cpu", batch_size=8, keep=2**20, command="test")
-        runner.run(checked, tmp_path / how, options)
+        options = RunOptions(device="cpu", batch_size=8, image_quota=2**20, command="test")
+        runner.run_suite(checked, tmp_path / how, options)
         stored = records.load(tmp_path / how)
         found[how] = fingerprint.records_hash(stored.frame)
         assert len(stored.frame) == 24

@@ -12,8 +12,9 @@ import bench
 from bench.cli import cli
 from bench.execution import events as logs
 from bench.execution import runner
+from bench.execution.events import Event
+from bench.execution.options import RunOptions
 from bench.execution.sharding import Shard
-from bench.execution.work import Event
 from bench.suite import reader
 
 SUITE = """
@@ -106,21 +107,21 @@ def test_the_reasons_name_every_kind_of_decision(asked: tuple[Path, Result]) -> 
     assert "rows a pass, by the memory that one row takes" in said
     assert "preflight found nothing wrong" in said
     assert "skipped at eps 0.1: the attack needs 3 channels, the images have 1" in said
-    assert "lenet · fgsm: 0 of 1 shards of cells are on disk, 1 of 1 shards of examples" in said
-    assert "why: lenet, in float32: an accelerated model is attacked" in said
+    assert "lenet · fgsm: 0 of 1 chunks of cells are on disk, 1 of 1 chunks of examples" in said
+    assert "why: lenet, in float32: a copy leads" in said
     assert "no copy leads: the attack has a loop of its own" in said
     assert "failed at 2 eps in one stream" in said
-    assert "certified by ibp: 1 shards are not on disk and are made" in said
+    assert "certified by ibp: 1 chunks are not on disk and are made" in said
     assert "lenet: the audit's probes were made" in said
     assert f"records go to {out / 'records'}" in said
 
 
 def test_a_second_run_says_what_it_found_on_disk(path: str, asked: tuple[Path, Result]) -> None:
     events: list[Event] = []
-    runner.run(reader.read(path), asked[0], runner.Options(device="cpu"), events.append)
+    runner.run_suite(reader.read(path), asked[0], RunOptions(device="cpu"), events.append)
     said = "\n".join(event.text for event in events if event.what == "why")
-    assert "lenet · fgsm: 1 of 1 shards of cells are on disk, 0 of 1 shards" in said
-    assert "certified by ibp: 0 shards are not on disk" in said
+    assert "lenet · fgsm: 1 of 1 chunks of cells are on disk, 0 of 1 chunks" in said
+    assert "certified by ibp: 0 chunks are not on disk" in said
     assert "lenet: the audit's probes of the same cells were kept" in said
 
 
@@ -153,7 +154,7 @@ def test_for_machines_a_mistake_is_an_object_too(tmp_path: Path) -> None:
 
 
 def test_a_line_holds_no_character_that_a_terminal_obeys() -> None:
-    told = logs.line(Event("note", "evil \x1b[2J\nmodel ·", 0.0, {"model": "\u202e"}))
+    told = logs.format_json_line(Event("note", "evil \x1b[2J\nmodel ·", 0.0, {"model": "\u202e"}))
     assert told.isascii()
     assert told.isprintable()
     assert json.loads(told)["text"] == "evil \x1b[2J\nmodel ·"
@@ -179,6 +180,6 @@ def test_from_python_a_run_is_silent_by_default(
 
 def test_a_share_says_what_of_the_run_it_does(path: str, tmp_path: Path) -> None:
     events: list[Event] = []
-    options = runner.Options(device="cpu", share=Shard(1, 2))
-    runner.run(reader.read(path), tmp_path / "out", options, events.append)
-    assert any("share 1 of 2:" in event.text for event in events if event.what == "why")
+    options = RunOptions(device="cpu", shard=Shard(1, 2))
+    runner.run_suite(reader.read(path), tmp_path / "out", options, events.append)
+    assert any("shard 1 of 2:" in event.text for event in events if event.what == "why")

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from bench.cli import cli
 from bench.cli.console import console
 from bench.cli.progress import Bar
-from bench.execution.work import Event
+from bench.execution.events import Event
 
 LABELS = ("net[/x]", "[a](https://b.c)", "[bold]:x:[/bold]")
 SUITE = """

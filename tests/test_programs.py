@@ -31,6 +31,7 @@ from bench.engine.functional.gradients import gradient_pass
 from bench.engine.functional.losses import make_objective
 from bench.evaluation import loading
 from bench.execution import runner
+from bench.execution.options import RunOptions
 from bench.models import serialized
 from bench.models.fingerprint import fingerprint
 from bench.models.preflight import checks
@@ -161,10 +162,10 @@ def test_a_suite_names_the_file_and_its_records_are_those_of_the_net(
         f'name = "{name}"\ntrust = true\nlabel = "net"',
         'name = "lenet"\nweights = "digits"\nlabel = "net"',
     )
-    options = runner.Options(device="cpu", batch_size=20, copied=False)
+    options = RunOptions(device="cpu", batch_size=20, copied=False)
     outs = [tmp_path / "0", tmp_path / "1"]
     for out, model in zip(outs, models, strict=True):
-        runner.run(reader.read(str(written(tmp_path, model, attack))), out, options)
+        runner.run_suite(reader.read(str(written(tmp_path, model, attack))), out, options)
     program, net = (read(out) for out in outs)
     assert program.provenance["files"].keys() == {name}
     assert set(program.table["status"]) == {"ok"}
@@ -190,7 +191,7 @@ def test_records_of_a_program_without_convolutions_have_the_hash_of_its_net(
     outs = [tmp_path / "0", tmp_path / "1"]
     for out, model in zip(outs, models, strict=True):
         path = written(tmp_path, f'{model}\nlabel = "net"', attack)
-        runner.run(reader.read(str(path)), out, runner.Options(device="cpu", copied=False))
+        runner.run_suite(reader.read(str(path)), out, RunOptions(device="cpu", copied=False))
     one, other = (digest.records_hash(records.load(out).frame) for out in outs)
     assert one == other
 
@@ -198,7 +199,7 @@ def test_records_of_a_program_without_convolutions_have_the_hash_of_its_net(
 def test_a_run_of_a_program_through_its_copy_is_ok(lenet: nn.Module, tmp_path: Path) -> None:
     saved("exported", lenet, tmp_path)
     path = written(tmp_path, 'name = "net.pt2"\ntrust = true', 'name = "pgd"')
-    runner.run(reader.read(str(path)), tmp_path / "out", runner.Options(device="cpu"))
+    runner.run_suite(reader.read(str(path)), tmp_path / "out", RunOptions(device="cpu"))
     assert set(read(tmp_path / "out").table["status"]) == {"ok"}
 
 

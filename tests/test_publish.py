@@ -17,6 +17,7 @@ from bench.cli import cli
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation import metrics
 from bench.execution import runner
+from bench.execution.options import RunOptions
 from bench.reporting import run_output
 from bench.reporting.formats import Bold, Table
 from bench.reporting.site import paper_tables, writer
@@ -85,7 +86,7 @@ FILES = {"index.html", "results.csv", "results.parquet", "tables.md", "tables.te
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     (out / "broken.py").write_text(BROKEN, encoding="utf-8")
-    runner.run(reader.parse(SUITE, "p.toml", out), out, runner.Options(device="cpu"))
+    runner.run_suite(reader.parse(SUITE, "p.toml", out), out, RunOptions(device="cpu"))
     run_output.write(results.read(out), out)
     return out
 

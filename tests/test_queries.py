@@ -23,6 +23,7 @@ from bench.datasets.in_memory import in_memory
 from bench.engine.tracing import trace_forward
 from bench.evaluation import loading
 from bench.execution import runner
+from bench.execution.options import RunOptions
 from bench.models.preflight import checks
 from bench.models.preflight.checks import LoadedModel
 from bench.models.query_only import QueryOnlyModel
@@ -230,7 +231,7 @@ def test_a_run_skips_what_the_model_does_not_show_and_does_the_rest(
     )
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
     checked = reader.read(str(tmp_path / "s.toml"))
-    runner.run(checked, tmp_path / "out", runner.Options(device="cpu"))
+    runner.run_suite(checked, tmp_path / "out", RunOptions(device="cpu"))
     table = read(tmp_path / "out").table.set_index("attack")
     assert table.loc["noise", "status"] == "ok"
     assert table.loc["fgsm", "status"] == "skipped"
@@ -270,8 +271,8 @@ def test_attacks_by_scores_and_by_labels_break_what_a_service_shows(
         f'[[attacks]]\nname = "{name}"\nnorm = "{norm}"\neps = [{eps}]\nparams = {{ {params} }}\n'
     )
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
-    runner.run(
-        reader.read(str(tmp_path / "s.toml")), tmp_path / "out", runner.Options(device="cpu")
+    runner.run_suite(
+        reader.read(str(tmp_path / "s.toml")), tmp_path / "out", RunOptions(device="cpu")
     )
     (row,) = read(tmp_path / "out").table.to_dict("records")
     assert (row["status"], row["reason"]) == ("ok", "")

@@ -12,6 +12,7 @@ from bench.core.errors import RecordError, SuiteError
 from bench.engine.functional import projections
 from bench.evaluation import consistency, evaluator
 from bench.execution import merge, runner, sharding
+from bench.execution.options import RunOptions
 from bench.storage import fingerprint, records
 from bench.suite import plan, reader
 
@@ -83,9 +84,9 @@ class Folder:
         path = self.base / "s.toml"
         path.write_text(SUITE + more, encoding="utf-8")
         self.told.clear()
-        part = sharding.parse(share)
-        given = runner.Options(device="cpu", copied=False, share=part, **options)  # type: ignore[arg-type]
-        runner.run(
+        part = sharding.parse_shard(share)
+        given = RunOptions(device="cpu", copied=False, shard=part, **options)  # type: ignore[arg-type]
+        runner.run_suite(
             reader.read(path), part.folder(self.out), given,
             lambda event: self.told.append(event.text),
         )  # fmt: skip
@@ -149,9 +150,9 @@ def test_shares_and_isolated_runs_are_checked_and_merged_only_if_the_model_was_o
         bench.run(str(folder.base / "s.toml"), folder.out, shard="1/2", device="cpu", isolate=True)
     folder.run(share="2/2")
     with pytest.raises(RecordError, match=r"model 'net' was not the same in both: clean example"):
-        merge.merge([folder.out], folder.out)
+        merge.merge_runs([folder.out], folder.out)
     monkeypatch.setattr(consistency, "MAX_DIFFERING_SHARE", 1.0)
-    assert merge.merge([folder.out], folder.out).missing == []
+    assert merge.merge_runs([folder.out], folder.out).missing == []
 
 
 def test_another_version_of_torch_is_told_to_who_goes_on_and_who_reads(folder: Folder) -> None:

@@ -13,6 +13,8 @@ import bench
 from bench.analysis import results
 from bench.core.errors import RecordError, SuiteError
 from bench.execution import runner
+from bench.execution.events import Event
+from bench.execution.options import RunOptions
 from bench.storage import records
 from bench.suite import reader
 
@@ -115,9 +117,9 @@ def test_a_second_run_does_no_work_and_changes_no_file(tmp_path: Path) -> None:
     path = written(tmp_path, LENET, attacks('name = "fgsm"', 'name = "pgd"\nparams.steps = 3'))
     first = run(path, tmp_path / "out")
     before = files(tmp_path / "out")
-    events: list[runner.Event] = []
-    options = runner.Options(device="cpu", batch_size=32)
-    runner.run(reader.read(path), tmp_path / "out", options, events.append)
+    events: list[Event] = []
+    options = RunOptions(device="cpu", batch_size=32)
+    runner.run_suite(reader.read(path), tmp_path / "out", options, events.append)
     told = [(event.what, event.work) for event in events if event.what != "why"]
     assert told == [("start", 0.0)]
     assert files(tmp_path / "out") == before

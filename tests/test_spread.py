@@ -1,12 +1,15 @@
 """The same run by workers of Ray, some of which die."""
 
+import functools
 import importlib.util
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import types
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,8 @@ from bench.core.errors import SuiteError
 from bench.execution import merge as merging
 from bench.execution import runner, sharding
 from bench.execution.backends import ray
+from bench.execution.events import Event
+from bench.execution.options import RunOptions
 from bench.storage import fingerprint, records
 from bench.suite import reader
 
@@ -101,9 +106,9 @@ def written(folder: Path, attack: str = "SLOW", images: str = "limit = 40") -> P
 
 def here(path: Path, out: Path, share: str = "1/1") -> None:
     """The run in this process."""
-    part = sharding.parse(share)
-    options = runner.Options(device="cpu", batch_size=32, share=part)
-    runner.run(reader.read(str(path)), part.folder(out), options)
+    part = sharding.parse_shard(share)
+    options = RunOptions(device="cpu", batch_size=32, shard=part)
+    runner.run_suite(reader.read(str(path)), part.folder(out), options)
 
 
 def said(out: Path) -> str:
@@ -144,7 +149,7 @@ def test_one_worker_two_of_which_one_is_killed_and_shares_say_what_one_process_s
 
     for number in range(1, 6):
         here(path, tmp_path / "shares", f"{number}/5")
-    merging.merge([tmp_path / "shares"], tmp_path / "shares")
+    merging.merge_runs([tmp_path / "shares"], tmp_path / "shares")
     (tmp_path / f"at-{os.getpid()}").unlink()
 
     one = started(path, tmp_path / "one", 1)
@@ -212,12 +217,11 @@ def test_an_address_where_nothing_answers_is_one_sentence(tmp_path: Path) -> Non
 
 
 def test_without_ray_the_remedy_is_one_sentence_before_anything_is_loaded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    checked = reader.read(str(written(tmp_path)))
     with pytest.raises(SuiteError, match=r'pip install "robustness-bench\[ray\]"'):
-        ray.over(checked, runner.Options(), ray.Cluster())
+        ray.RayBackend(ray.Cluster())
 
 
 @pytest.mark.parametrize(
@@ -232,3 +236,105 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path, words: list[str], 
     done = CliRunner().invoke(cli, run, standalone_mode=False)
     assert done.return_value == 2
     assert told in done.stderr
+
+
+class FakeRay(types.ModuleType):
+    """As much of Ray as the backend uses, in this process; the calls in `dies` lose their worker.
+
+    A call is "load" or the eps that a unit is at.
+    """
+
+    def __init__(self, dies: Callable[[str], bool] = lambda call: False) -> None:
+        super().__init__("ray")
+        self.exceptions = types.ModuleType("ray.exceptions")
+        self.exceptions.RayError = type("RayError", (Exception,), {})
+        self.exceptions.RayTaskError = type("RayTaskError", (self.exceptions.RayError,), {})
+        self.dies, self.calls, self.answers = dies, [], {}
+
+    def init(self, address: str, **settings: object) -> None:
+        """Nothing is joined."""
+
+    def shutdown(self) -> None:
+        """Nothing is left."""
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def remote(self, **settings: object) -> Callable[[type], object]:
+        return lambda kind: types.SimpleNamespace(remote=functools.partial(self.actor, kind))
+
+    def actor(self, kind: type, *given: object) -> object:
+        worker = kind(*given)
+
+        def call(name: str, *asked: object) -> object:
+            call = "load" if name == "load" else "+".join(asked[0].cells)
+            self.calls.append(call)
+            reference = object()
+            self.answers[reference] = None if self.dies(call) else getattr(worker, name)(*asked)
+            return reference
+
+        return types.SimpleNamespace(**{
+            name: types.SimpleNamespace(remote=functools.partial(call, name))
+            for name in ("load", "run_unit")
+        })  # fmt: skip
+
+    def wait(self, asked: list[object], num_returns: int, timeout: float) -> tuple[list[object]]:
+        return (asked[:num_returns],)
+
+    def get(self, reference: object) -> object:
+        answer = self.answers[reference]
+        if answer is None:
+            raise self.exceptions.RayError("Worker exit detail: it was lost. And more.")
+        return answer
+
+
+def with_fake(path: Path, out: Path, fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", fake.exceptions)
+    events: list[Event] = []
+    options = RunOptions(device="cpu", batch_size=32)
+    backend = ray.RayBackend(ray.Cluster(workers=2))
+    runner.run_suite(reader.read(str(path)), out, options, events.append, backend)
+    return events
+
+
+def test_workers_some_of_which_die_give_the_records_of_one_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path)
+    here(path, tmp_path / "here")
+    turns = itertools.count()
+    fake = FakeRay(lambda call: next(turns) in (1, 4))
+    events = with_fake(path, tmp_path / "there", fake, monkeypatch)
+    assert said(tmp_path / "there") == said(tmp_path / "here")
+    work = sum(event.work for event in events if event.what == "start")
+    assert work == pytest.approx(sum(event.work for event in events if event.what == "done"))
+    assert fake.calls.count("load") >= 3
+
+
+def test_a_cell_that_loses_every_worker_is_divided_from_the_others_and_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = written(tmp_path)
+    here(path, tmp_path / "here")
+    table = results.read(tmp_path / "here").table.set_index(["attack", "eps_text"])
+    deadly = table.loc[("mine", "0.05"), "cell"]
+    fake = FakeRay(lambda call: deadly in call)
+    events = with_fake(path, tmp_path / "there", fake, monkeypatch)
+    found = results.read(tmp_path / "there").table.set_index(["attack", "eps_text"])
+    assert found["status"].to_dict() == {
+        key: "failed" if key == ("mine", "0.05") else "ok" for key in table.index
+    }
+    reason = found.loc[("mine", "0.05"), "reason"]
+    assert reason == "its worker died 3 times, examples 0 to 39: it was lost"
+    assert sum(deadly in call for call in fake.calls) == 2 * ray.TRIES  # with the other, then alone
+    assert sum("its eps are tried alone" in event.text for event in events) == 1
+
+
+def test_workers_that_do_not_survive_loading_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(SuiteError, match="3 workers of Ray died while they loaded the suite: it"):
+        with_fake(
+            written(tmp_path), tmp_path / "out", FakeRay(lambda call: call == "load"), monkeypatch
+        )

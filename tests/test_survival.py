@@ -173,7 +173,7 @@ def test_a_failure_is_forgotten_before_the_records_come_so_that_no_kill_leaves_b
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records.fail(tmp_path, "c", "why")
-    monkeypatch.setattr(records, "write_whole", failing(KeyboardInterrupt()))  # type: ignore[arg-type]
+    monkeypatch.setattr(records, "write_atomic", failing(KeyboardInterrupt()))  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         records.write(tmp_path, "x", frame(), [Piece(*piece())], {})
     assert records.load(tmp_path).failures == {}

@@ -10,8 +10,8 @@ import click
 from bench.core.errors import SuiteError
 
 if TYPE_CHECKING:
-    from bench.execution.runner import Options
-    from bench.execution.work import Listen
+    from bench.execution.events import Listener
+    from bench.execution.options import RunOptions
     from bench.suite.schema import Suite
 
 OPTIONS = (
@@ -51,7 +51,7 @@ class BackendOptions(NamedTuple):
     workers: int | None
     gpus_per_worker: float | None
 
-    def run(self, suite: "Suite", folder: Path, options: "Options", listen: "Listen") -> None:
+    def run(self, suite: "Suite", folder: Path, options: "RunOptions", listen: "Listener") -> None:
         """Run a suite on the chosen backend.
 
         Args:
@@ -66,7 +66,7 @@ class BackendOptions(NamedTuple):
         from bench.execution import runner
         from bench.execution.backends import subprocess
 
-        limits = subprocess.limits(self.isolate, self.time_limit, self.memory_limit)
+        limits = subprocess.parse_limits(self.isolate, self.time_limit, self.memory_limit)
         if self.ray is None and not (self.workers is None and self.gpus_per_worker is None):
             raise SuiteError(
                 "--workers and --gpus-per-worker are --ray's; add it or leave them out"
@@ -77,14 +77,15 @@ class BackendOptions(NamedTuple):
                 "limits; leave one of the two out"
             )
         if self.ray is not None:
-            from bench.execution.backends import ray as spread
+            from bench.execution.backends.ray import Cluster, RayBackend
 
-            cluster = spread.Cluster(self.ray, self.workers, self.gpus_per_worker)
-            runner.run(suite, folder, options, listen, spread.over(suite, options, cluster))
+            cluster = Cluster(self.ray, self.workers, self.gpus_per_worker)
+            runner.run_suite(suite, folder, options, listen, RayBackend(cluster))
         elif limits is not None:
-            subprocess.run(suite, folder, options, listen, limits)
+            backend = subprocess.SubprocessBackend(limits)
+            runner.run_suite(suite, folder, options, listen, backend)
         else:
-            runner.run(suite, folder, options, listen)
+            runner.run_suite(suite, folder, options, listen)
 
 
 def backend_options(verb: Callable[..., int]) -> Callable[..., int]:

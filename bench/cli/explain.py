@@ -42,10 +42,10 @@ def explain(
     from bench.cli.console import console
     from bench.core import files
     from bench.core.sanitize import escape_controls
-    from bench.execution import runner
+    from bench.execution.options import RunOptions
     from bench.workflows.explain import search as explainer
 
-    options = runner.Options(
+    options = RunOptions(
         device=device,
         limit=limit,
         batch_size=batch_size,

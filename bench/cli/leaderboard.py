@@ -9,7 +9,7 @@ from bench.cli.main import DATA_DIR, DEVICE, FOLDER, cli, echo, progress_options
 from bench.cli.progress import show_progress
 
 if TYPE_CHECKING:
-    from bench.execution.runner import Options
+    from bench.execution.options import RunOptions
     from bench.suite.schema import Suite
 
 
@@ -49,7 +49,7 @@ def leaderboard(
     compared. If the submission is refused, the reasons are printed and the exit code is 1.
     """
     from bench.core import files
-    from bench.execution import runner
+    from bench.execution.options import RunOptions
     from bench.suite import reader as suites
     from bench.workflows.leaderboard import entries, page
 
@@ -57,7 +57,7 @@ def leaderboard(
     if (add is None) != (card is None):
         raise click.UsageError("--add and --card go together: a run, and the card of its model")
     if add is not None and card is not None:
-        options = runner.Options(
+        options = RunOptions(
             device=device,
             limit=limit,
             data_dir=files.data_folder(data_dir),
@@ -70,7 +70,7 @@ def leaderboard(
     return 0
 
 
-def _enter(folder: Path, run: Path, card: Path, suite: "Suite", options: "Options") -> bool:
+def _enter(folder: Path, run: Path, card: Path, suite: "Suite", options: "RunOptions") -> bool:
     """Whether the model of a card entered the board, or why it did not."""
     from bench.workflows.leaderboard import admission, entries
     from bench.workflows.leaderboard import model_card as cards

@@ -92,9 +92,9 @@ def tell(event: str, text: str) -> None:
     """
     if json_requested():
         from bench.execution import events
-        from bench.execution.work import Event
+        from bench.execution.events import Event
 
-        click.echo(events.line(Event(event, text, 0.0)), err=True)
+        click.echo(events.format_json_line(Event(event, text, 0.0)), err=True)
     else:
         echo(f"{event}: {text}", err=True)
 

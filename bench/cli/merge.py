@@ -25,7 +25,7 @@ def merge(folders: tuple[Path, ...], out: Path, audit: bool) -> int:
     """
     from bench.execution import merge as merging
 
-    merged = merging.merge(folders, out)
+    merged = merging.merge_runs(folders, out)
     echo(f"merged {len(merged.folders)} folders: {merged.pieces} of {merged.wanted} pieces")
     for phrase in merged.missing[:MAX_LISTED]:
         tell("missing", phrase)

@@ -10,11 +10,11 @@ from bench.cli import main
 from bench.core.sanitize import escape_controls
 
 if TYPE_CHECKING:
-    from bench.execution.work import Event, Listen
+    from bench.execution.events import Event, Listener
 
 
 @contextlib.contextmanager
-def show_progress() -> "Iterator[Listen]":
+def show_progress() -> "Iterator[Listener]":
     """Show progress as the verb's options ask for.
 
     Yields:
@@ -33,7 +33,7 @@ def _write(event: "Event") -> None:
     from bench.execution import events
 
     if event.what != "why" or main.reasons_requested():
-        sys.stderr.write(f"{events.line(event)}\n")
+        sys.stderr.write(f"{events.format_json_line(event)}\n")
         sys.stderr.flush()
 
 

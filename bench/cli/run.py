@@ -68,42 +68,45 @@ def run(
 
     The exit code is 1 if a cell failed or none could run.
     """
-    from bench.core import validation
+    from bench.core import files, validation
     from bench.engine import malloc
-    from bench.execution import runner, sharding
+    from bench.execution import sharding
+    from bench.execution.options import RunOptions, default_run_folder
     from bench.suite.reader import read
 
-    share = sharding.parse(shard)
-    if share != sharding.WHOLE and requested_trackers():
-        raise SuiteError("--track: a share is no whole run; give it to bench merge instead")
+    part = sharding.parse_shard(shard)
+    if part != sharding.WHOLE and requested_trackers():
+        raise SuiteError(
+            "--track: a shard is not a complete run; give --track to bench merge instead"
+        )
     checked = read(suite)
-    whole = out or runner.default_folder(checked.name)
-    folder = share.folder(whole)
-    options = runner.Options(
+    whole = out or default_run_folder(checked.name)
+    folder = part.folder(whole)
+    options = RunOptions(
         device=device,
         limit=limit,
         batch_size=batch_size,
         data_dir=files.data_folder(data_dir),
-        keep=validation.byte_size("--keep-adversarial", keep_adversarial)
-        if keep_adversarial
-        else 0,
+        image_quota=(
+            validation.byte_size("--keep-adversarial", keep_adversarial) if keep_adversarial else 0
+        ),
         fresh=fresh,
         copied=not no_copy,
         deterministic=deterministic,
-        share=share,
+        shard=part,
     )
     malloc.keep_freed_memory()
     with show_progress() as listen:
         place.run(checked, folder, options, listen)
-    if share != sharding.WHOLE:
-        return _share_done(share, folder, whole)
+    if part != sharding.WHOLE:
+        return _finish_shard(part, folder, whole)
     return write_report(folder, audit)
 
 
-def _share_done(share: "Shard", folder: Path, whole: Path) -> int:
+def _finish_shard(shard: "Shard", folder: Path, whole: Path) -> int:
     """Print how to join the shards; return 1 if a cell of this one failed."""
     from bench.storage import records
 
-    echo(f"shard {share.number} of {share.of} is done: {folder}")
+    echo(f"shard {shard.number} of {shard.of} is done: {folder}")
     echo(f"when all are: bench merge {whole} -o {whole}")
     return 1 if records.failures(folder) else 0

@@ -74,7 +74,6 @@ def speed(
     import torch
 
     from bench.core import files
-    from bench.core import files as core_files
     from bench.engine import malloc
     from bench.evaluation import loading
     from bench.workflows.speed import page, race
@@ -84,7 +83,7 @@ def speed(
     for name in peers:
         if name not in PEERS:
             raise SuiteError(f"--peer '{name}' is unknown; {nearest(name, PEERS)}")
-    where, folder = loading.select_device(device), core_files.data_folder(data_dir)
+    where, folder = loading.select_device(device), files.data_folder(data_dir)
     if out is not None:
         files.check_writable(out)  # found out now, not after an hour of racing
     if threads is not None:

@@ -37,14 +37,13 @@ def train(
     from dataclasses import replace
 
     from bench.core import files
-    from bench.core import files as core_files
     from bench.engine import malloc
     from bench.evaluation import loading
     from bench.workflows.training import model_card, trainer
     from bench.workflows.training.recipe import kind, read
 
     malloc.keep_freed_memory()
-    where, folder = loading.select_device(device), core_files.data_folder(data_dir)
+    where, folder = loading.select_device(device), files.data_folder(data_dir)
     if kind(recipe) == "attack":
         _train_attack(recipe, out, where, folder, seed, fresh)
         return

@@ -1,7 +1,7 @@
-"""From a plan to a finished run, on any backend.
+"""Execution of a plan: from a checked suite to a finished run, on any backend.
 
-Read `runner` first, then `work`: units of work, done one by one and written as they come.
-`backends/` hold what does them: this process, a watched subprocess, Ray. `merge` joins the folders
-of shards, `resume_check` asks models again before a run is resumed. Imports `evaluation` and what
-is below it; `analysis` is its neighbour.
+Read `runner` first, then `work` (units and their results) and `result_writer` (their storage).
+`backends/` contains where units are executed: this process, a worker process with limits, Ray.
+`merge` joins the folders of shards, `resume_check` compares models with existing records. May
+import `evaluation` and the packages below it, not `analysis`.
 """

@@ -1,7 +1,7 @@
-"""What was decided before a run's first cell, and why, as events for a listener who asks.
+"""Events of kind "why": what a run decided before its first cell, and the reasons.
 
-Nothing is decided here: each function puts into words what its arguments hold. What is decided on
-the way (which copy of a model leads, how many rows a pass holds) the session says itself.
+Nothing is decided here. Decisions during the run (accelerated models, rows per pass) are reported
+by the evaluator.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -9,90 +9,132 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bench.evaluation.evaluator import Evaluator
+from bench.execution.events import Event
+from bench.execution.loaded_suite import LoadedSuite
+from bench.execution.options import RunOptions
 from bench.execution.sharding import WHOLE, Shard
-from bench.execution.work import Event, WorkUnit
+from bench.execution.work import WorkUnit
 from bench.storage.records import Piece
 from bench.suite import plan
-from bench.suite.plan import Task
 
 
-def loaded(session: Evaluator, asked: str, out: Path) -> Iterator[Event]:
-    """Device, data, models and folder; `asked` is the device as the user named it."""
-    seen = "torch sees a GPU" if session.device.type == "cuda" else "torch sees no GPU"
-    yield _why(f"device {session.device}: {seen if asked == 'auto' else 'as asked for'}")
-    data, shards = session.data, session.chunks()
+def describe_loaded_suite(
+    loaded: LoadedSuite, unfit: Mapping[str, str], options: RunOptions, out: Path
+) -> Iterator[Event]:
+    """Describe device, data, models and folder.
+
+    Args:
+        loaded: Description of the suite.
+        unfit: Model -> why it cannot be attacked.
+        options: Options of the run.
+        out: Folder of the run.
+
+    Yields:
+        One event for each decision.
+    """
+    seen = "torch sees a GPU" if loaded.device.startswith("cuda") else "torch sees no GPU"
+    reason = seen if options.device == "auto" else "as asked for"
+    yield _explain(f"device {loaded.device}: {reason}")
+    data, chunks = loaded.data, loaded.chunks
     size = "x".join(map(str, data.shape))
-    yield _why(
+    yield _explain(
         f"data {data.name}: {data.n} examples of {size}, fingerprint {data.fingerprint[:16]}, in "
-        f"{len(shards)} shards of at most {max(last - first for first, last in shards)}, by the "
+        f"{len(chunks)} chunks of at most {max(last - first for first, last in chunks)}, by the "
         "size of an image"
     )
-    for label, subject in session.models.items():
-        if label in session.unfit:
-            yield _why(f"{label}: {session.unfit[label]}", model=label)
+    for label, model in loaded.models.items():
+        if label in unfit:
+            yield _explain(f"{label}: {unfit[label]}", model=label)
             continue
-        rows = "as --batch-size says" if session.fixed_rows else "by the memory that one row takes"
-        yield _why(f"{label}: {session.rows[label]} rows a pass, {rows}", model=label)
-        if not subject.findings:
-            yield _why(f"{label}: preflight found nothing wrong", model=label)
-        if subject.random:
-            asked_for = f"{subject.predictions} predictions for a verdict"
-            yield _why(f"{label}: answers at random, so {asked_for}", model=label)
-    yield _why(f"records go to {out / 'records'}, a file for each shard, its hash in its name")
+        fixed = options.batch_size is not None
+        rows = "as --batch-size says" if fixed else "by the memory that one row takes"
+        yield _explain(f"{label}: {model.facts.rows} rows a pass, {rows}", model=label)
+        if not model.findings:
+            yield _explain(f"{label}: preflight found nothing wrong", model=label)
+        if model.facts.random:
+            count = f"{model.facts.predictions} predictions for a verdict"
+            yield _explain(f"{label}: answers at random, so {count}", model=label)
+    yield _explain(f"records go to {out / 'records'}, a file for each chunk, its hash in its name")
 
 
-def divided(
-    tasks: Sequence[Task], session: Evaluator, there: Collection[Piece], parts: Sequence[WorkUnit],
-    share: Shard,
+def describe_units(
+    tasks: Sequence[plan.Task], loaded: LoadedSuite, stored: Collection[Piece],
+    units: Sequence[WorkUnit], shard: Shard,
 ) -> Iterator[Event]:  # fmt: skip
-    """What is skipped, what is on disk already, and what is run, task by task."""
-    done = {(piece.cell, piece.first) for piece in there}
-    firsts = [first for first, _ in session.chunks()]
-    ahead = {number: len([*some]) for number, some in groupby(parts, lambda part: part.number)}
+    """Describe what is skipped, what has records and what is run, task by task.
+
+    Args:
+        tasks: All tasks of the suite.
+        loaded: Description of the suite.
+        stored: Pieces that have records.
+        units: Work units that are run.
+        shard: Part of the run.
+
+    Yields:
+        One event for each decision.
+    """
+    done = {(piece.cell, piece.first) for piece in stored}
+    firsts = [first for first, _ in loaded.chunks]
+    ahead = {number: len([*some]) for number, some in groupby(units, lambda unit: unit.number)}
     for number, task in enumerate(tasks):
         name = f"{task.model} · {task.entry.label}"
         about: Mapping[str, Any] = {"model": task.model, "attack": task.entry.label}
         for reason in dict.fromkeys(cell.reason for cell in task.cells if cell.reason):
             radii = [cell.eps_text for cell in task.cells if cell.reason == reason]
-            told = f"{name}: skipped at eps {', '.join(radii)}: {reason}"
-            yield _why(told, **about, eps=radii, reason=reason)
+            text = f"{name}: skipped at eps {', '.join(radii)}: {reason}"
+            yield _explain(text, **about, eps=radii, reason=reason)
         wanted = [cell.identity for cell in task.cells if not cell.reason]
         if not wanted:
             continue
         held = sum((cell, first) in done for cell in wanted for first in firsts)
-        left = f"{ahead.get(number, 0)} of {len(firsts)} shards of examples are run"
-        told = f"{held} of {len(wanted) * len(firsts)} shards of cells are on disk, {left}"
-        yield _why(f"{name}: {told}", **about)
-    if share != WHOLE:
-        yield _why(
-            f"share {share.number} of {share.of}: {len(parts)} parts are run here, of every task "
-            f"each {share.of}th shard, staggered so that every share meets all tasks"
+        left = f"{ahead.get(number, 0)} of {len(firsts)} chunks of examples are run"
+        text = f"{held} of {len(wanted) * len(firsts)} chunks of cells are on disk, {left}"
+        yield _explain(f"{name}: {text}", **about)
+    if shard != WHOLE:
+        yield _explain(
+            f"shard {shard.number} of {shard.of}: {len(units)} work units are run here, of every "
+            f"task each {shard.of}th chunk, staggered so that every shard receives all tasks"
         )
 
 
-def certificates(
-    bounds: Sequence[plan.CertificationTask],
+def describe_certificates(
+    tasks: Sequence[plan.CertificationTask],
     missing: Sequence[tuple[plan.CertificationTask, int, int]],
 ) -> Iterator[Event]:
-    """Which models are bounded, which cannot be, and what is on disk already."""
-    for task in bounds:
+    """Describe which models are certified, which cannot be, and what is stored already.
+
+    Args:
+        tasks: All certification tasks of the suite.
+        missing: (task, first, last) of each chunk without certificates.
+
+    Yields:
+        One event for each task.
+    """
+    for task in tasks:
         about = {"model": task.model, "method": task.method}
         name = f"{task.model} · certified by {task.method}"
         if task.reason:
-            yield _why(f"{name}: skipped: {task.reason}", **about, reason=task.reason)
+            yield _explain(f"{name}: skipped: {task.reason}", **about, reason=task.reason)
             continue
         ahead = sum(each.identity == task.identity for each, _, _ in missing)
-        yield _why(f"{name}: {ahead} shards are not on disk and are made", **about)
+        yield _explain(f"{name}: {ahead} chunks are not on disk and are made", **about)
 
 
-def probes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Event]:
-    """Which models were probed for signs of a failed attack, and which had been."""
-    for label in after:
-        kept = before.get(label) == after[label]
-        why = "of the same cells were kept" if kept else "were made, for cells that are new"
-        yield _why(f"{label}: the audit's probes {why}", model=label)
+def describe_probes(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[Event]:
+    """Describe which models were probed in this session and which before.
+
+    Args:
+        earlier: Model -> probes of earlier sessions.
+        current: Model -> probes as stored now.
+
+    Yields:
+        One event for each model.
+    """
+    for label in current:
+        is_same = earlier.get(label) == current[label]
+        why = "of the same cells were kept" if is_same else "were made, for cells that are new"
+        yield _explain(f"{label}: the audit's probes {why}", model=label)
 
 
-def _why(text: str, **about: Any) -> Event:
+def _explain(text: str, **about: Any) -> Event:
     return Event("why", text, 0.0, about)

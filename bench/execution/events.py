@@ -1,18 +1,17 @@
-"""A run told to machines: its events as plain values, as JSON lines and to Python's logging.
+"""Progress events of a run, as JSON lines and as records of Python's logging.
 
-From Python, a run is heard through `logging.getLogger("bench")`, which is silent until a handler is
-given to it; what an event is about is in the record's `bench`.
+`bench.run` reports to `logging.getLogger("bench")`, which writes nothing until a handler is added;
+the record's attribute `bench` contains the event as a dictionary under KEYS.
 """
 
 import json
 import logging
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any
-
-from bench.execution.work import Event
+from typing import Any, NamedTuple
 
 KEYS = {
-    "time": "when it was told, UTC, ISO 8601",
+    "time": "when it was reported, UTC, ISO 8601",
     "event": "start, begin, done, failed, note, why; from the command line also error, warning",
     "text": "a sentence or a name, for people",
     "work": "start: seconds of a bare loop's work ahead; done: those that this settles",
@@ -20,30 +19,64 @@ KEYS = {
     "attack": "label of an attack of the suite",
     "method": "of a certificate",
     "eps": "list of radii, as the suite writes them",
-    "first": "the first example of a shard",
+    "first": "the first example of a chunk",
     "last": "the one after its last",
     "reason": "why a cell failed or was skipped",
 }
 """Every key that a line may have, and what it means; time, event and text are in each."""
 LEVELS = {"failed": logging.WARNING, "note": logging.INFO, "start": logging.INFO}
-"""Of the kinds of events; all others are for debugging."""
+"""Logging levels of the kinds of events; all others are DEBUG."""
 LOGGER = logging.getLogger("bench")
 LOGGER.addHandler(logging.NullHandler())
 
 
-def plain(event: Event) -> dict[str, Any]:
-    """An event as values that JSON has, under KEYS."""
+class Event(NamedTuple):
+    """Progress of a run. Work is measured in seconds of the bare attack loop's floor."""
+
+    what: str
+    """"start", "begin" (a work unit), "failed" (cells of it), "done", "note" or "why" (a decision
+    and its reason)."""
+    text: str
+    work: float
+    """"start": all work ahead; "done": the work that this settles; otherwise 0."""
+    about: Mapping[str, Any] = {}
+    """Plain values under the names in KEYS."""
+
+
+Listener = Callable[[Event], None]
+
+
+def event_to_dict(event: Event) -> dict[str, Any]:
+    """Convert an event into values that JSON has.
+
+    Args:
+        event: Event of a run.
+
+    Returns:
+        The event's values under KEYS, with the current time.
+    """
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    worked = {"work": event.work} if event.what in ("start", "done") else {}
-    return {"time": now, "event": event.what, "text": event.text, **worked, **event.about}
+    work = {"work": event.work} if event.what in ("start", "done") else {}
+    return {"time": now, "event": event.what, "text": event.text, **work, **event.about}
 
 
-def line(event: Event) -> str:
-    """An event as one line of JSON, in ASCII, so that no terminal obeys what stands in it."""
-    return json.dumps(plain(event))
+def format_json_line(event: Event) -> str:
+    """Format an event as one line of JSON, in ASCII so that it contains no terminal controls.
+
+    Args:
+        event: Event of a run.
+
+    Returns:
+        A JSON object without a newline.
+    """
+    return json.dumps(event_to_dict(event))
 
 
-def to_logger(event: Event) -> None:
-    """Hand an event to the logger "bench"."""
+def log_event(event: Event) -> None:
+    """Pass an event to the logger "bench".
+
+    Args:
+        event: Event of a run.
+    """
     level = LEVELS.get(event.what, logging.DEBUG)
-    LOGGER.log(level, "%s: %s", event.what, event.text, extra={"bench": plain(event)})
+    LOGGER.log(level, "%s: %s", event.what, event.text, extra={"bench": event_to_dict(event)})

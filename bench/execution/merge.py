@@ -1,8 +1,7 @@
-"""Several folders of one run become one: the shares of `--shard I/N`, or two places' records.
+"""Merge of the folders of one run: the shards of `--shard I/N`, or records of two machines.
 
-Records are never made anew here: files are copied byte for byte, once it is sure that all folders
-answer the same question with the same models on the same data, and that what two of them hold of
-the same examples is the same to the last bit.
+Files are copied byte for byte, after checks that all folders contain the same plan with the same
+models on the same data, and that records of the same examples are identical.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,37 +17,39 @@ from bench.core.errors import RecordError, SuiteError
 from bench.evaluation import consistency
 from bench.evaluation.certification import store
 from bench.evaluation.evaluator import chunk_bounds
-from bench.execution import runner, sharding
+from bench.execution import manifest_builder, sharding
 from bench.storage import fingerprint, manifest, records
 from bench.suite.plan import Cell
 
-_Place = tuple[str, int, int]
+_PieceKey = tuple[str, int, int]
 """Cell, first and last example of a piece."""
 
 
-class Merged(NamedTuple):
-    """What was joined, and what is still missing."""
+class MergeResult(NamedTuple):
+    """Summary of a merge."""
 
     folders: list[Path]
+    """Folders that were merged."""
     pieces: int
-    """Shards of cells that the merged folder holds."""
+    """Chunks of cells that the merged folder contains."""
     wanted: int
-    """Shards of cells that the whole run has."""
+    """Chunks of cells of the whole run."""
     missing: list[str]
     """The others, a phrase each."""
 
 
 class _Source(NamedTuple):
-    """A folder of the run, and what it says of itself."""
+    """A folder to be merged."""
 
     folder: Path
-    document: dict[str, Any]
+    manifest: dict[str, Any]
     plan: list[Cell]
     files: dict[Path, list[records.Piece]]
+    """Files of records, and the pieces that each contains."""
 
-    def places(self, but: "_Source") -> set[_Place]:
-        """Every piece that it holds in a file of its own, one that the other has not."""
-        names = {path.name for path in but.files}
+    def piece_keys(self, excluding: "_Source") -> set[_PieceKey]:
+        """Keys of the pieces in files that the other folder does not contain."""
+        names = {path.name for path in excluding.files}
         return {
             piece[:3]
             for path, pieces in self.files.items()
@@ -57,67 +58,75 @@ class _Source(NamedTuple):
         }
 
 
-def merge(given: Sequence[Path], out: Path) -> Merged:
-    """Join the folders into `out`; one that holds shares stands for them, and what `out` holds
-    already stays.
+def merge_runs(given: Sequence[Path], out: Path) -> MergeResult:
+    """Merge folders of one run.
 
-    Raises: SuiteError if there is nothing to join, or the folders do not belong together;
-    RecordError naming what is damaged, or of what two of them say different things.
+    Args:
+        given: Folders of runs; one that contains shards is replaced by them.
+        out: Folder of the whole run; records that it contains already remain.
+
+    Returns:
+        Summary of what was merged and what is missing.
+
+    Raises:
+        SuiteError: There is nothing to merge, or the folders belong to different runs.
+        RecordError: A file is damaged, or two folders have different records of one chunk.
     """
-    found = [_source(folder) for folder in _expanded([out, *given])]
-    if not found:
-        told = ", ".join(map(str, given))
+    sources = [_read_source(folder) for folder in _expand_folders([out, *given])]
+    if not sources:
+        folders = ", ".join(map(str, given))
         raise SuiteError(
-            f"{told}: expected folders of runs, or of their shares, found no provenance.json; "
+            f"{folders}: expected folders of runs, or of their shares, found no provenance.json; "
             "make them with bench run --shard I/N"
         )
-    first = found[0]
-    for other in found[1:]:
-        if why := _apart(first, other):
+    first = sources[0]
+    for other in sources[1:]:
+        if why := _find_difference(first, other):
             raise SuiteError(
                 f"{first.folder} and {other.folder} do not belong together: {why}; merge runs of "
                 "one suite on the same data and weights by the same bench"
             )
-    for one, other in combinations(found, 2):
-        _check_same(one, other)
+    for one, other in combinations(sources, 2):
+        _check_records(one, other)
         _check_models(one, other)
-    with lock.hold_lock(out, lambda told: None):
-        there = _copy(found, out)
-        wanted = list(_wanted(first))
-        undone = [(cell, place) for cell, place in wanted if place not in there]
-        _copy_failures(found, out, {cell.identity for cell, _ in undone})
-        runner.save(out, _joined(found))
+    with lock.hold_lock(out, lambda note: None):
+        copied = _copy_files(sources, out)
+        wanted = list(_list_pieces(first))
+        undone = [(cell, key) for cell, key in wanted if key not in copied]
+        _copy_failures(sources, out, {cell.identity for cell, _ in undone})
+        manifest_builder.write_manifest(out, _merge_manifests(sources))
     missing = [
         f"{cell.model} · {cell.attack} at eps {cell.eps_text}, examples {first} to {last - 1}"
         for cell, (_, first, last) in undone
     ]
-    folders = [source.folder for source in found]
-    return Merged(folders, len(wanted) - len(undone), len(wanted), missing)
+    return MergeResult(
+        [source.folder for source in sources], len(wanted) - len(undone), len(wanted), missing
+    )
 
 
-def _expanded(given: Sequence[Path]) -> list[Path]:
-    """Each folder of a run once, shares instead of the folder that holds them alone."""
+def _expand_folders(given: Sequence[Path]) -> list[Path]:
+    """The given folders and the folders of their shards, each once, if they contain a run."""
     runs = [
         path
         for folder in given
-        for path in (folder, *sharding.folders(folder))
+        for path in (folder, *sharding.list_shard_folders(folder))
         if (path / manifest.FILE).is_file()
     ]
     return list({path.resolve(): path for path in runs}.values())
 
 
-def _source(folder: Path) -> _Source:
-    about, plan = manifest.read(folder)
+def _read_source(folder: Path) -> _Source:
+    content, plan = manifest.read(folder)
     paths = sorted((folder / "records").glob("*.parquet"))
-    return _Source(folder, about, plan, {path: records.pieces_of(path) for path in paths})
+    return _Source(folder, content, plan, {path: records.pieces_of(path) for path in paths})
 
 
-# ----------------------------------------------------------------------------- belonging together
+# ----------------------------------------------------------------------------- compatibility
 
 
-def _apart(one: _Source, other: _Source) -> str:
-    """How two folders differ in what they ask; empty if they do not."""
-    ours, theirs = _question(one), _question(other)
+def _find_difference(one: _Source, other: _Source) -> str:
+    """How the plans of two folders differ; "" if they do not."""
+    ours, theirs = _summarize_plan(one), _summarize_plan(other)
     for key in (*ours, *(key for key in theirs if key not in ours)):
         here, there = ours.get(key, "absent"), theirs.get(key, "absent")
         if here != there:
@@ -125,9 +134,9 @@ def _apart(one: _Source, other: _Source) -> str:
     return ""
 
 
-def _question(source: _Source) -> dict[str, object]:
-    """What all folders of one run have in common, by the names that people know it by."""
-    suite, data = source.document["suite"], source.document["data"]
+def _summarize_plan(source: _Source) -> dict[str, object]:
+    """What all folders of one run have in common, by names for people."""
+    suite, data = source.manifest["suite"], source.manifest["data"]
     return {
         "the suite": suite["name"],
         "the seed": suite["seed"],
@@ -135,7 +144,7 @@ def _question(source: _Source) -> dict[str, object]:
         "the data's fingerprint": data["fingerprint"],
         **{
             f"the fingerprint of {label}": model["fingerprint"]
-            for label, model in source.document["models"].items()
+            for label, model in source.manifest["models"].items()
         },
         **{
             f"the identity of {cell.model} · {cell.attack} in {cell.norm}, {cell.goal}, at eps "
@@ -144,18 +153,18 @@ def _question(source: _Source) -> dict[str, object]:
         },
         **{
             f"the identity of the {task['method']} certificates of {task['model']}":
-            task["identity"] for task in source.document.get("certify", [])
+            task["identity"] for task in source.manifest.get("certify", [])
         },
     }  # fmt: skip
 
 
 def _check_models(one: _Source, other: _Source) -> None:
-    """Raises: RecordError if a model said different things of the same clean images."""
-    here, there = _clean_places(one), _clean_places(other)
+    """Raise a RecordError if a model's answers to the same clean images differ."""
+    here, there = _find_clean_files(one), _find_clean_files(other)
     for (model, first), path in sorted(here.items()):
         if (model, first) not in there or path.name == there[model, first].name:
             continue
-        ours, theirs = (_clean_answers(each, model) for each in (path, there[model, first]))
+        ours, theirs = (_read_clean_answers(each, model) for each in (path, there[model, first]))
         both = ours.merge(theirs, on="example", suffixes=("", "_there"))
         differ = consistency.find_differences(
             *(
@@ -174,22 +183,26 @@ def _check_models(one: _Source, other: _Source) -> None:
             )
 
 
-def _clean_answers(path: Path, model: str) -> pd.DataFrame:
+def _read_clean_answers(path: Path, model: str) -> pd.DataFrame:
     frame = records.read(path)
     return frame[(frame["model"] == model).to_numpy()].drop_duplicates("example")
 
 
-def _clean_places(source: _Source) -> dict[tuple[str, int], Path]:
-    """(model, first example of a chunk) -> a file with that model's answers to those examples;
-    without models whose answers depend on more than the image."""
-    about = source.document["models"]
-    loose = {
+def _find_clean_files(source: _Source) -> dict[tuple[str, int], Path]:
+    """(model, first example of a chunk) -> a file with the model's answers to those examples.
+
+    Models whose answers depend on more than the image are left out.
+    """
+    about = source.manifest["models"]
+    inconsistent = {
         label
         for label, model in about.items()
         if model.get("predictions", 1) > 1
-        or any(f"({name}" in told for told in model["findings"] for name in ("random", "batch"))
+        or any(
+            f"({name}" in finding for finding in model["findings"] for name in ("random", "batch")
+        )
     }
-    models = {cell.identity: cell.model for cell in source.plan if cell.model not in loose}
+    models = {cell.identity: cell.model for cell in source.plan if cell.model not in inconsistent}
     return {
         (models[piece.cell], piece.first): path
         for path, pieces in source.files.items()
@@ -198,10 +211,10 @@ def _clean_places(source: _Source) -> dict[tuple[str, int], Path]:
     }
 
 
-def _check_same(one: _Source, other: _Source) -> None:
-    """Raises: RecordError if the two hold different outcomes of the same examples."""
+def _check_records(one: _Source, other: _Source) -> None:
+    """Raise a RecordError if two folders have different outcomes of the same examples."""
     # Files of one name have one hash, and so one content.
-    common = one.places(but=other) & other.places(but=one)
+    common = one.piece_keys(excluding=other) & other.piece_keys(excluding=one)
     frames = [records.load(source.folder).frame for source in (one, other)] if common else []
     for cell, first, last in sorted(common):
         ours, theirs = (
@@ -226,12 +239,12 @@ def _check_same(one: _Source, other: _Source) -> None:
             )
 
 
-# ---------------------------------------------------------------------------------------- joining
+# ---------------------------------------------------------------------------------------- copying
 
 
-def _wanted(source: _Source) -> Iterator[tuple[Cell, _Place]]:
-    """Every piece that the whole run has, each once."""
-    data, seen = source.document["data"], set()
+def _list_pieces(source: _Source) -> Iterator[tuple[Cell, _PieceKey]]:
+    """Every piece of the whole run, once."""
+    data, seen = source.manifest["data"], set()
     if data.get("shape") is None:
         raise RecordError(f"{source.folder}: does not say how large its images are; run it again")
     for cell in source.plan:
@@ -241,36 +254,36 @@ def _wanted(source: _Source) -> Iterator[tuple[Cell, _Place]]:
                 yield cell, (cell.identity, first, last)
 
 
-def _copy(found: Sequence[_Source], out: Path) -> set[_Place]:
-    """Copy every file that says something new; returns the pieces that `out` then holds."""
-    there: set[_Place] = set()
+def _copy_files(sources: Sequence[_Source], out: Path) -> set[_PieceKey]:
+    """Copy every file with new records; returns the pieces that `out` then contains."""
+    copied: set[_PieceKey] = set()
     held: set[tuple[str, int]] = set()
-    for source in found:
+    for source in sources:
         for path, pieces in source.files.items():
-            places = {piece[:3] for piece in pieces}
-            if places <= there and path.parent != out / "records":
+            keys = {piece[:3] for piece in pieces}
+            if keys <= copied and path.parent != out / "records":
                 continue
-            shard = files.strip_hash(path)
-            beside = [
+            stem = files.strip_hash(path)
+            images = [
                 each
                 for kind in (records.IMAGES, records.ADVERSARIAL)
-                for each in path.parent.glob(f"{shard}*{kind}")
-                if files.strip_hash(each) == shard
+                for each in path.parent.glob(f"{stem}*{kind}")
+                if files.strip_hash(each) == stem
             ]
-            for each in (*beside, path):
+            for each in (*images, path):
                 _copy_file(each, out)
-            there |= places
+            copied |= keys
         for path in (source.folder / "records").glob(f"*.{store.SUFFIX}"):
             identity, first, _ = path.stem.rsplit("-", 2)
             if (identity, int(first)) not in held:
                 _copy_file(path, out)
                 held.add((identity, int(first)))
     clean = next(
-        iter((found[0].folder / "records").glob(f"{records.CLEAN}*{records.IMAGES}")), None
+        iter((sources[0].folder / "records").glob(f"{records.CLEAN}*{records.IMAGES}")), None
     )
     if clean is not None:
         _copy_file(clean, out)
-    return there
+    return copied
 
 
 def _copy_file(path: Path, out: Path) -> None:
@@ -279,10 +292,10 @@ def _copy_file(path: Path, out: Path) -> None:
         files.write_atomic(target, path.read_bytes())
 
 
-def _copy_failures(found: Sequence[_Source], out: Path, undone: set[str]) -> None:
-    """Keep why a cell failed, as long as it has not all its records from elsewhere."""
+def _copy_failures(sources: Sequence[_Source], out: Path, undone: set[str]) -> None:
+    """Copy the reasons of failed cells that do not have all their records."""
     reasons: dict[str, str] = {}
-    for source in found:
+    for source in sources:
         reasons |= records.failures(source.folder)
     for cell, reason in reasons.items():
         if cell in undone:
@@ -291,14 +304,13 @@ def _copy_failures(found: Sequence[_Source], out: Path, undone: set[str]) -> Non
             records.clear(out, cell)
 
 
-def _joined(found: Sequence[_Source]) -> dict[str, Any]:
-    """provenance.json of the whole: the same plan, all sessions in the order of their start, and
-    of each model the probes that somebody made."""
+def _merge_manifests(sources: Sequence[_Source]) -> dict[str, Any]:
+    """The manifest of the whole run: one plan, all sessions by their start, all probes."""
     sessions: dict[tuple[str, str], Mapping[str, Any]] = {}
     probes: dict[str, Any] = {}
-    for source in found:
-        for session in source.document["sessions"]:
+    for source in sources:
+        for session in source.manifest["sessions"]:
             sessions[session["started"], session["command"]] = session
-        probes = {**source.document.get("probes", {}), **probes}
+        probes = {**source.manifest.get("probes", {}), **probes}
     ordered = [sessions[key] for key in sorted(sessions)]
-    return {**found[0].document, "sessions": ordered, "probes": probes}
+    return {**sources[0].manifest, "sessions": ordered, "probes": probes}

@@ -1,9 +1,8 @@
-"""Ask each model again about examples whose records a folder holds already.
+"""Comparison of models with records that a run's folder already contains.
 
-Whatever a cell's identity does not cover (a file that a forward reads, a library, a driver) may
-change between a run and its resumption. What is stored is then another model's. So before a run
-goes on, each model is asked about the first clean images and the first adversarial images that the
-folder has records of, and must say of them what it said when the records were made.
+An identity does not cover everything that a model's answers depend on: a file that its forward
+reads, a library, a driver. Before a run is resumed, each model is asked again about the first clean
+and adversarial images that have records, and must return what it returned then.
 """
 
 import math
@@ -20,94 +19,120 @@ from bench.core import files
 from bench.core.errors import SuiteError, describe
 from bench.evaluation import consistency
 from bench.evaluation.evaluator import Evaluator
-from bench.evaluation.stages import Stage, Watch
 from bench.storage import records
 from bench.suite import plan
 
-CLEAN = 32
-"""Clean images that a model is asked about again, at most."""
-ADVERSARIAL = 64
-"""Adversarial images, likewise, from as many of its cells as possible."""
+CLEAN_IMAGES = 32
+"""Most clean images that a model is asked about again."""
+ADVERSARIAL_IMAGES = 64
+"""Most adversarial images, from as many of its cells as possible."""
 FILES = 8
-"""Files of records that are read for one model, at most."""
+"""Most files of records that are read for one model."""
+
+RecordFile = tuple[Path, tuple[records.Piece, ...]]
+"""A file of records, and the pieces that it contains."""
 
 
-class _Seen(NamedTuple):
-    """Images and what was said of them; every field has the axis n."""
+class _Answers(NamedTuple):
+    """Images and the recorded answers to them; every field has the axis n."""
 
     x: Tensor
     pred: Tensor
     confidence: Tensor
     name: Sequence[str]
-    """What each is, for people."""
+    """Description of each image, for people."""
 
 
-def check(session: Evaluator, tasks: Sequence[plan.Task], out: Path, watch: Watch) -> Iterator[str]:
-    """Compare the answers of every model now with those in the records of `out`.
+def select_files(tasks: Sequence[plan.Task], out: Path) -> dict[str, tuple[RecordFile, ...]]:
+    """Select the files of records that each model is compared with.
 
     Args:
-        session: Models and data, as loaded for this run.
-        tasks: All that the suite asks for; other records of the folder are left alone.
-        out: Folder of the run, which is held and whose damaged files were set aside.
-        watch: Informed before each model is asked.
+        tasks: All tasks of the suite; other records of the folder are ignored.
+        out: Folder of the run, without damaged files.
+
+    Returns:
+        Model -> at most FILES files with the earliest examples; no entry for a model that has none.
+    """
+    stored = [
+        (path, tuple(records.pieces_of(path)))
+        for path in sorted((out / "records").glob("*.parquet"))
+    ]
+    selected = {}
+    for model in dict.fromkeys(task.model for task in tasks):
+        cells = _cells_of(tasks, model)
+        own = [each for each in stored if any(piece.cell in cells for piece in each[1])]
+        own.sort(key=lambda each: min(piece.first for piece in each[1]))
+        if own:
+            selected[model] = tuple(own[:FILES])
+    return selected
+
+
+def check_model(
+    session: Evaluator,
+    label: str,
+    tasks: Sequence[plan.Task],
+    record_files: Sequence[RecordFile],
+    out: Path,
+) -> Iterator[str]:
+    """Compare the answers of a model with those in its records.
+
+    Args:
+        session: Loaded suite.
+        label: Label of the model.
+        tasks: All tasks of the suite.
+        record_files: As selected by `select_files`.
+        out: Folder of the run.
 
     Yields:
-        A sentence for each model that could not be asked.
+        A sentence if the model could not be asked.
 
     Raises:
-        SuiteError: A model answers otherwise than when its records were made.
+        SuiteError: The model answers otherwise than when its records were made.
     """
-    held = [(path, records.pieces_of(path)) for path in sorted((out / "records").glob("*.parquet"))]
-    for label, subject in session.models.items():
-        cells = {
-            cell.identity: cell for task in tasks for cell in task.cells if task.model == label
-        }
-        own = [each for each in held if any(piece.cell in cells for piece in each[1])]
-        stage = Stage("resume", f"{label}, asked about examples that have records", label)
-        if not own or subject.random or label in session.unfit or watch.enter(stage):
-            continue
-        own = sorted(own, key=lambda each: min(piece.first for piece in each[1]))[:FILES]
-        frames = {path: records.read(path) for path, _ in own}
-        try:
-            _compare(session, label, out, _clean(session, label, *frames.values()))
-            _compare(session, label, out, _adversarial(session, own, frames, cells))
-        except (SuiteError, KeyboardInterrupt):
-            raise
-        except (
-            BaseException
-        ) as error:  # a stranger's model, whose cells meet that again and tell it
-            yield (
-                f"{label} could not be asked about the examples that have records: "
-                f"{describe(error)}"
-            )
+    cells = _cells_of(tasks, label)
+    frames = {path: records.read(path) for path, _ in record_files}
+    try:
+        _compare(session, label, out, _read_clean(session, label, *frames.values()))
+        _compare(session, label, out, _read_adversarial(session, record_files, frames, cells))
+    except (SuiteError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # user's code: each of its cells raises the same and reports it
+        yield (
+            f"{label} could not be asked about the examples that have records: {describe(error)}"
+        )
 
 
-def _compare(session: Evaluator, label: str, out: Path, seen: _Seen | None) -> None:
-    """Raises: SuiteError if the model called `label` says something else now."""
-    if seen is None:
+def _cells_of(tasks: Sequence[plan.Task], model: str) -> dict[str, plan.Cell]:
+    """Identity -> cell, of one model."""
+    return {cell.identity: cell for task in tasks for cell in task.cells if task.model == model}
+
+
+def _compare(session: Evaluator, label: str, out: Path, recorded: _Answers | None) -> None:
+    """Raise a SuiteError if the model answers otherwise than recorded."""
+    if recorded is None:
         return
     found = consistency.first_difference(
-        session.models[label].model, seen.x, session.judge_rows(label), *seen[1:3]
+        session.models[label].model, recorded.x, session.judge_rows(label), *recorded[1:3]
     )
     if found is not None:
         raise SuiteError(
             f"model '{label}' is not the one that the records in {out} were made with: "
-            f"{seen.name[found.position]} was {found.describe()}, so that its old and new "
+            f"{recorded.name[found.position]} was {found.describe()}, so that its old and new "
             "numbers would be mixed; nothing is lost: undo what changed (a file that it reads, "
             "a library, its weights), run into another folder by --out, or make all records "
             "again by --fresh"
         )
 
 
-def _clean(session: Evaluator, label: str, *frames: pd.DataFrame) -> _Seen:
+def _read_clean(session: Evaluator, label: str, *frames: pd.DataFrame) -> _Answers:
     """The first clean examples of a file of records, in the batch in which they were judged."""
     frame = frames[0]
     frame = frame[frame["cell"] == frame["cell"].iloc[0]].sort_values("example")
     start = int(frame["example"].iloc[0])
-    # A model that depends on its batch must be asked in the same: one pass, as the clean one is.
-    rows = frame[frame["example"] < start + max(CLEAN, session.judge_rows(label))]
+    # A model whose answers depend on the batch is asked in the batch of the clean pass.
+    rows = frame[frame["example"] < start + max(CLEAN_IMAGES, session.judge_rows(label))]
     ids = rows["example"].tolist()
-    return _Seen(
+    return _Answers(
         session.data.read(ids[0], ids[-1] + 1).to(session.device),
         torch.tensor(rows["clean_pred"].to_numpy()),
         torch.tensor(rows["clean_confidence"].to_numpy()),
@@ -115,28 +140,28 @@ def _clean(session: Evaluator, label: str, *frames: pd.DataFrame) -> _Seen:
     )
 
 
-def _adversarial(
+def _read_adversarial(
     session: Evaluator,
-    own: Sequence[tuple[Path, list[records.Piece]]],
+    record_files: Sequence[RecordFile],
     frames: Mapping[Path, pd.DataFrame],
     cells: Mapping[str, plan.Cell],
-) -> _Seen | None:
-    """Adversarial images that lie beside records, a few of every cell; None where none do."""
+) -> _Answers | None:
+    """Stored adversarial images, a few of every cell; None if there are none."""
     stored: list[Iterator[tuple[Tensor, Any, str]]] = []
-    for path, pieces in own:
-        beside = sorted(path.parent.glob(f"{files.strip_hash(path)}-*{records.IMAGES}"))
-        images = records.tensors_of(beside[0]) if beside else {}
+    for path, pieces in record_files:
+        stored_images = sorted(path.parent.glob(f"{files.strip_hash(path)}-*{records.IMAGES}"))
+        images = records.tensors_of(stored_images[0]) if stored_images else {}
         for piece in pieces:
             if piece.cell in cells and piece.cell in images:
                 frame = frames[path]
                 rows = frame[(frame["cell"] == piece.cell).to_numpy()].sort_values("example")
-                stored.append(_judged(images[piece.cell], rows, cells[piece.cell]))
-    # One of each cell, then a second of each, ...
+                stored.append(_iterate_judged(images[piece.cell], rows, cells[piece.cell]))
+    # The first of each cell, then the second of each, ...
     turns = [each for turn in zip_longest(*stored) for each in turn if each is not None]
-    chosen = turns[:ADVERSARIAL]
+    chosen = turns[:ADVERSARIAL_IMAGES]
     if not chosen:
         return None
-    return _Seen(
+    return _Answers(
         torch.stack([image for image, _, _ in chosen]).to(session.device),
         torch.tensor([int(row.adv_pred) for _, row, _ in chosen]),
         torch.tensor([float(row.confidence) for _, row, _ in chosen]),
@@ -144,13 +169,13 @@ def _adversarial(
     )
 
 
-def _judged(
+def _iterate_judged(
     images: Tensor, rows: pd.DataFrame, cell: plan.Cell
 ) -> Iterator[tuple[Tensor, Any, str]]:
-    """Each image that was attacked and judged as it lies there, its record and its name."""
-    told: Iterable[Any] = rows.itertuples()
-    for image, row in zip(images, told, strict=False):
-        # A search that ended outside the ball returned nothing, and the clean image was judged.
+    """Images that were judged as they are stored, each with its record and its description."""
+    record_rows: Iterable[Any] = rows.itertuples()
+    for image, row in zip(images, record_rows, strict=False):
+        # Of a minimum-norm attack that ended outside the ball the clean image was judged.
         judged = row.fooled if cell.budget == "minimum" else row.attacked
         if judged and not row.violation and not math.isnan(row.confidence):
             yield image, row, f"example {row.example} under {cell.attack} at eps {cell.eps_text}"

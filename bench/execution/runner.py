@@ -1,386 +1,221 @@
-"""Cells -> records: loads what a suite names, runs what is not done yet, keeps what is finished.
+"""Run of a suite: loads it on a backend, executes what has no records yet, writes the results.
 
-The work is cut into shards of examples; a shard's records are written as soon as they are made and
-never change, so a run can be interrupted anywhere, goes on where it was, and gives the same whoever
-does which of its `parts`.
+The work is divided into units, each one chunk of examples of one task. Records of a unit are
+written when it is finished and never change afterwards, so a run can be interrupted at any time, is
+resumed by the next one, and has the same results on every backend.
 """
 
-import dataclasses
-import itertools
-import json
-import math
-import shlex
-import sys
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from bench.core import files, lock, streams
-from bench.core.errors import SuiteError
-from bench.engine import determinism, timing
-from bench.evaluation import loading
-from bench.evaluation.audit.probe_models import probe_models
+from bench.core import lock
+from bench.evaluation.audit import probe_models
 from bench.evaluation.certification import store
-from bench.evaluation.evaluator import Evaluator
-from bench.evaluation.stages import UNWATCHED, Stage, Watch
 from bench.execution import decisions, resume_check
-from bench.execution.sharding import WHOLE, Shard
-from bench.execution.work import (
-    Event,
-    Listen,
-    ResultWriter,
-    Work,
-    first_few,
-    in_process,
-    pending_units,
-    reason,
-    weighed,
+from bench.execution.backends.backend import Backend
+from bench.execution.backends.inline import InlineBackend
+from bench.execution.events import Event, Listener
+from bench.execution.loaded_suite import LoadedSuite, explain_unfit
+from bench.execution.manifest_builder import (
+    build_manifest,
+    current_time,
+    read_earlier_manifest,
+    write_manifest,
 )
-from bench.models import fingerprint
-from bench.models.preflight import checks
-from bench.models.preflight.checks import LoadedModel
+from bench.execution.options import RunOptions
+from bench.execution.result_writer import ResultWriter, unit_key
+from bench.execution.work import (
+    CertificationUnit,
+    FirstImages,
+    ModelTiming,
+    ProbeUnit,
+    ResumeCheck,
+    WorkUnit,
+    plan_units,
+)
 from bench.storage import environment, records
 from bench.suite import plan
-from bench.suite import plan as certified
 from bench.suite.schema import Suite
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the command line can say about a run, and the suite cannot."""
-
-    device: str = "auto"
-    limit: int | None = None
-    batch_size: int | None = None
-    data_dir: Path = Path()
-    fresh: bool = False
-    copied: bool = True
-    """Whether attacks lead with a faster copy of the model."""
-    deterministic: bool = False
-    """Whether all is done so that another run on this device gives the same bits."""
-    keep: int = 0
-    """Bytes that the adversarial images may take, all of which are kept where it is not 0."""
-    share: Shard = WHOLE
-    """Which parts of the run are done."""
-    command: str = dataclasses.field(default_factory=lambda: shlex.join(["bench", *sys.argv[1:]]))
-
-    def plain(self) -> dict[str, Any]:
-        """What of it changes outcomes, for the provenance."""
-        names = ("device", "limit", "batch_size", "copied", "deterministic")
-        share = f"{self.share.number}/{self.share.of}"
-        return {**{name: getattr(self, name) for name in names}, "share": share}
-
-
-def default_folder(suite: str) -> Path:
-    """Where a suite's run goes when nothing else is said."""
-    return Path("results") / "runs" / suite
-
-
-def run(
+def run_suite(
     suite: Suite,
     out: Path,
-    options: Options,
-    listen: Listen = lambda event: None,
-    work: Work = in_process,
+    options: RunOptions,
+    listen: Listener = lambda event: None,
+    backend: Backend | None = None,
 ) -> None:
-    """Run what `out` does not hold yet of `suite`; `work` says who attempts its parts.
+    """Run everything of a suite that has no records in a folder yet.
 
-    Raises: SuiteError for the user's mistakes, before anything runs where they can be known then.
-    KeyboardInterrupt passes through; whatever was finished is kept. What an earlier run left half
-    goes, and what was damaged since is set aside and made again.
+    Temporary files of an earlier run are removed; damaged files are set aside, and their records
+    made again. After a KeyboardInterrupt, finished records remain.
+
+    Args:
+        suite: Checked suite.
+        out: Folder of the run, which is locked meanwhile.
+        options: Options of the run.
+        listen: Receives the events of the run.
+        backend: Where the units are executed; default: in this process.
+
+    Raises:
+        SuiteError: The user's mistakes, before the first unit where they can be known then.
     """
-    with lock.hold_lock(out, lambda told: listen(Event("note", told, 0.0))):
-        run_held(suite, out, options, listen, work)
+    backend = InlineBackend() if backend is None else backend
+    with (
+        lock.hold_lock(out, lambda sentence: listen(Event("note", sentence, 0.0))),
+        backend.open(suite, out, options, listen) as loaded,
+    ):
+        _Run(suite, out, options, listen, backend, loaded).execute()
 
 
-def run_held(
-    suite: Suite,
-    out: Path,
-    options: Options,
-    listen: Listen,
-    work: Work = in_process,
-    watch: Watch = UNWATCHED,
-) -> None:
-    """As `run`, in a folder that is held already; `watch` hears of what may end this process."""
-    with determinism.enforce_determinism(options.deterministic):
-        _run(suite, out, options, listen, work, watch)
+class _Run:
+    """One session of a run, in a folder that is locked and with a suite that is loaded."""
 
+    def __init__(
+        self, suite: Suite, out: Path, options: RunOptions, listen: Listener, backend: Backend,
+        loaded: LoadedSuite,
+    ) -> None:  # fmt: skip
+        self.suite, self.out, self.options, self.listen = suite, out, options, listen
+        self.backend, self.loaded = backend, loaded
+        self.tasks = plan.tasks(suite, loaded.facts)
+        self.unfit = {label: model.unfit for label, model in loaded.models.items() if model.unfit}
 
-def _run(
-    suite: Suite, out: Path, options: Options, listen: Listen, work: Work, watch: Watch
-) -> None:
-    session = prepare(suite, out, options, watch)
-    facts = {label: session.facts(label) for label in session.subjects}
-    tasks = plan.tasks(suite, facts)
-    if options.fresh:
-        records.forget(out)
-    recovered = records.recover(out)
-    for told in recovered.notes:
-        listen(Event("note", told, 0.0))
-    bounds = []
-    for bound in store.plan_certification(suite, session):
-        watch.enter(Stage("load", f"model '{bound.model}', reading its layers", bound.model))
-        bounds.append(store.check_readable(session, bound))
-    if recovered.pieces:
-        for sentence in resume_check.check(session, tasks, out, watch):
-            listen(Event("note", sentence, 0.0))
-    document = _document(suite, options, session, tasks, bounds)
-    earlier = _earlier(out)
-    document["probes"] = {} if options.fresh else earlier.get("probes", {})
-    document["sessions"] = [*earlier.get("sessions", []), *document["sessions"]]
-    save(out, document)
-    there = recovered.pieces
-    wanted = pending_units(session, tasks, there, options.share, watch.lost)
-    parts = weighed(session, wanted, watch)
-    _forget_failures(out, tasks)
-    document["sessions"][-1]["parts"] = len(parts)
-    if parts and there:
-        for sentence in environment.mixed_versions(document["sessions"]):
-            listen(Event("note", sentence, 0.0))
-    _tell(listen, decisions.loaded(session, options.device, out))
-    _tell(listen, decisions.divided(tasks, session, there, parts, options.share))
-    listen(Event("start", suite.title, sum(part.work for part in parts)))
-    for subject in session.subjects.values():
-        for finding in subject.findings:
-            listen(Event("note", finding, 0.0))
-    if parts or recovered.notes:
-        _keep_clean(session, out)
-    ledger = ResultWriter(out, listen, options.keep)
-    for number, task in enumerate(tasks):
-        if why := session.why_unfit(task):
-            own = [part for part in wanted if part.number == number]
-            ledger.refuse(
-                task.only({cell.identity for part in own for cell in part.task.cells}), why
+    def execute(self) -> None:
+        """Execute the session."""
+        if self.options.fresh:
+            records.forget(self.out)
+        recovered = records.recover(self.out)
+        for note in recovered.notes:
+            self.listen(Event("note", note, 0.0))
+        self.writer = writer = ResultWriter(self.out, self.listen, self.options.image_quota)
+        if recovered.pieces:
+            self._check_resumed_models()
+        manifest = build_manifest(self.suite, self.options, self.loaded, self.tasks)
+        earlier = read_earlier_manifest(self.out)
+        manifest["probes"] = {} if self.options.fresh else earlier.get("probes", {})
+        session = manifest["sessions"][0]
+        manifest["sessions"] = [*earlier.get("sessions", []), session]
+        write_manifest(self.out, manifest)
+        planned = plan_units(
+            self.tasks, self.loaded.chunks, self.loaded.data.shape, recovered.pieces,
+            self.options.shard,
+        )  # fmt: skip
+        units = self._time_units(planned)
+        self._clear_old_failures()
+        session["parts"] = len(units)
+        if units and recovered.pieces:
+            for sentence in environment.mixed_versions(manifest["sessions"]):
+                writer.note(sentence)
+        self._report(
+            decisions.describe_loaded_suite(self.loaded, self.unfit, self.options, self.out)
+        )
+        self._report(
+            decisions.describe_units(
+                self.tasks, self.loaded, recovered.pieces, units, self.options.shard
             )
-    work(session, parts, ledger)
-    if ledger.keeper.left_out:
-        ledger.note(ledger.keeper.told())
-    _certify(session, bounds, out, listen, options.share, watch)
-    if options.share.number == 1:  # a model is probed once, whoever attacks it
-        before = document["probes"]
-        document["probes"] = probe_models(session, tasks, before, watch)
-        _tell(listen, decisions.probes(before, document["probes"]))
-    ledger.tell(session.reasons, session.notes)
-    document["sessions"][-1]["finished"] = _now()
-    document["sessions"][-1]["copies"] = {label: session.told(label) for label in session.subjects}
-    save(out, document)
+        )
+        self.listen(Event("start", self.suite.title, sum(unit.work for unit in units)))
+        for model in self.loaded.models.values():
+            for finding in model.findings:
+                writer.note(finding)
+        if units or recovered.notes:
+            self.backend.run([FirstImages(self.loaded.data.fingerprint)], writer)
+        self._refuse_unfit(planned)
+        self.backend.run(units, writer)
+        if writer.adversarial.left_out:
+            writer.note(writer.adversarial.told())
+        self._certify()
+        if self.options.shard.number == 1:  # a model is probed by one shard alone
+            manifest["probes"] = self._probe(manifest["probes"])
+        session["finished"] = current_time()
+        session["copies"] = {
+            label: writer.accelerated.get(label, []) for label in self.loaded.models
+        }
+        write_manifest(self.out, manifest)
 
+    def _check_resumed_models(self) -> None:
+        """Ask each model that has records whether it still returns what they contain."""
+        selected = resume_check.select_files(self.tasks, self.out)
+        checks = [
+            ResumeCheck(label, selected[label])
+            for label, model in self.loaded.models.items()
+            if label in selected and not model.facts.random and label not in self.unfit
+        ]
+        self.backend.run(checks, self.writer)
 
-def _forget_failures(out: Path, tasks: list[plan.Task]) -> None:
-    """Notes of failed cells that are no longer planned go: such as those of a model that could not
-    be made ready, and now can be, whose cells have other identities since."""
-    planned = {cell.identity for task in tasks for cell in task.cells}
-    for cell in records.failures(out).keys() - planned:
-        records.clear(out, cell)
-
-
-def prepare(
-    suite: Suite, out: Path | None, options: Options, watch: Watch = UNWATCHED
-) -> Evaluator:
-    """Load all that the suite names, to write into `out` if that is given; every mistake of the
-    user's surfaces here.
-
-    Raises: SuiteError in one sentence for each.
-    """
-    device = loading.select_device(options.device)
-    if out is not None:
-        files.check_writable(out / "records")
-    data = loading.load_data(suite.data, suite.base, options.data_dir, options.limit)
-    subjects, rows, unfit = {}, {}, {}
-    notes: list[str] = []
-    for entry in suite.models:
-        watch.enter(Stage("load", f"model '{entry.label}', loading it", entry.label))
-        try:
-            with streams.protect_streams(notes.append, f"model '{entry.label}'"):
-                subject = loading.load_model(
-                    entry, suite.base, suite.seed, data, device, options.data_dir
-                )
-                sample = data.read(0, 1).to(device)
-                rows[entry.label] = options.batch_size or timing.rows_per_pass(
-                    subject.model, sample
-                )
-        except (SuiteError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # a stranger's model, which may raise whatever it is asked
-            why = f"could not be made ready: {reason(error)}"
-            unfit[entry.label], rows[entry.label] = why, 0
-            subjects[entry.label] = checks.unfit(entry.label, reason(error))
-            continue
-        subjects[entry.label] = subject
-        for attack in suite.attacks:
-            if attack.goal == "targeted":
-                plan.target_class(attack, subject.classes, data.classes)
-    _check_apart(subjects)
-    return Evaluator(
-        suite=suite.name,
-        seed=suite.seed,
-        device=device,
-        data=data,
-        subjects=subjects,
-        rows=rows,
-        fixed_rows=options.batch_size is not None,
-        copied=options.copied,
-        keep=options.keep > 0,
-        unfit=unfit,
-        notes=notes,
-    )
-
-
-def _check_apart(subjects: Mapping[str, LoadedModel]) -> None:
-    """Raises: SuiteError if two models have one fingerprint and not one answer: then a number of
-    one could be taken for one of the other."""
-    for (label, one), (other, two) in itertools.combinations(subjects.items(), 2):
-        if one.fingerprint != two.fingerprint or one.logits is None or two.logits is None:
-            continue
-        if fingerprint.are_apart(one.logits, two.logits):
-            raise SuiteError(
-                f"models '{label}' and '{other}': expected one's answers from what is one model as "
-                "far as bench can see, got other logits on the first images; let what sets them "
-                "apart be among their params, or an attribute of theirs"
+    def _time_units(self, planned: list[WorkUnit]) -> list[WorkUnit]:
+        """The units with their work; without those of models that cannot be attacked or timed."""
+        units = [unit for unit in planned if not explain_unfit(unit.task, self.unfit)]
+        timings = [
+            ModelTiming(
+                source,
+                tuple(unit for unit in units if unit.task.source == source),
+                tuple(unit for unit in units if source in (unit.task.model, unit.task.source)),
             )
+            for source in dict.fromkeys(unit.task.source for unit in units)
+        ]
+        self.backend.run(timings, self.writer)
+        self.unfit |= self.writer.unfit
+        return [
+            unit._replace(work=self.writer.works.get(unit_key(unit), 0.0))
+            for unit in units
+            if not explain_unfit(unit.task, self.unfit) and self.writer.remaining(unit).cells
+        ]
 
+    def _clear_old_failures(self) -> None:
+        """Remove failures of cells that are no longer planned.
 
-def _certify(
-    session: Evaluator,
-    bounds: list[certified.CertificationTask],
-    out: Path,
-    listen: Listen,
-    share: Shard,
-    watch: Watch,
-) -> None:
-    """Certificates that are not on disk; their seconds are not the attacks', so no work is told."""
-    places = {
-        (task.identity, first): share.holds(number, at)
-        for number, task in enumerate(bounds)
-        for at, (first, _) in enumerate(session.shards())
-    }
-    missing = store.pending_chunks(session, bounds, out)
-    _tell(listen, decisions.certificates(bounds, missing))
-    for task, first, last in missing:
-        if not places[task.identity, first]:
-            continue
-        name = f"{task.model} · certified by {task.method}"
-        if watch.enter(Stage("certify", name, task.model)):
-            continue
-        about = {"model": task.model, "method": task.method, "first": first, "last": last}
-        try:
-            session.clean_pass(task.model)
-            watch.enter(Stage("certify", name, task.model, timed=False))
-            listen(Event("begin", name, 0.0, about))
-            store.certify_chunk(session, task, first, last, out)
-        except (SuiteError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # a stranger's model: its certificates alone are missing
-            why = reason(error)
-            listen(Event("failed", f"{name}: {why}", 0.0, {**about, "reason": why}))
-            continue
-        listen(Event("done", name, 0.0, about))
+        A model that could not be loaded, and now can be, has other identities since.
+        """
+        planned = {cell.identity for task in self.tasks for cell in task.cells}
+        for cell in records.failures(self.out).keys() - planned:
+            records.clear(self.out, cell)
 
+    def _refuse_unfit(self, planned: list[WorkUnit]) -> None:
+        """Fail the cells of models that cannot be attacked, task by task."""
+        for number, task in enumerate(self.tasks):
+            if why := explain_unfit(task, self.unfit):
+                own = [unit for unit in planned if unit.number == number]
+                cells = {cell.identity for unit in own for cell in unit.task.cells}
+                self.writer.refuse_task(task.only(cells), why)
 
-def _tell(listen: Listen, events: Iterator[Event]) -> None:
-    for event in events:
-        listen(event)
+    def _certify(self) -> None:
+        """Compute the certificates that are not stored.
 
+        Their seconds are not the attacks', so they count no work.
+        """
+        shard, chunks = self.options.shard, self.loaded.chunks
+        tasks = self.loaded.certification
+        is_own = {
+            (task.identity, first): shard.contains(number, at)
+            for number, task in enumerate(tasks)
+            for at, (first, _) in enumerate(chunks)
+        }
+        missing = store.pending_chunks(chunks, tasks, self.out)
+        self._report(decisions.describe_certificates(tasks, missing))
+        units = [CertificationUnit(*each) for each in missing if is_own[each[0].identity, each[1]]]
+        self.backend.run(units, self.writer)
 
-def _keep_clean(session: Evaluator, out: Path) -> None:
-    """The first clean images, to be shown beside the adversarial ones."""
-    first, last = session.shards()[0]
-    images = {session.data.fingerprint: first_few(session.data.read(first, last))}
-    records.write_images(out, records.CLEAN, images)
+    def _probe(self, earlier: Mapping[str, Any]) -> dict[str, Any]:
+        """Model -> its probes; those of an earlier session where they are current."""
+        probes, units = {}, []
+        for label, model in self.loaded.models.items():
+            of = probe_models.identify_probes(
+                self.tasks, label, model.facts.model_fingerprint, self.loaded.data.fingerprint
+            )
+            if label in self.unfit:
+                probes[label] = probe_models.describe_unprobed(of, f"it {self.unfit[label]}")
+            elif probe_models.is_current(earlier.get(label, {}), of):
+                probes[label] = earlier[label]
+            else:
+                units.append(ProbeUnit(label, tuple(of)))
+        self.backend.run(units, self.writer)
+        probes |= self.writer.probes
+        probes = {label: probes[label] for label in self.loaded.models}
+        self._report(decisions.describe_probes(earlier, probes))
+        return probes
 
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-# ------------------------------------------------------------------------------------- provenance
-
-
-def _document(
-    suite: Suite,
-    options: Options,
-    session: Evaluator,
-    tasks: list[plan.Task],
-    bounds: list[certified.CertificationTask],
-) -> dict[str, Any]:
-    """provenance.json: the plan, what it was made from, and the sessions that worked on it."""
-    own = environment.own_files(suite)
-    return {
-        "schema": records.SCHEMA,
-        "suite": {
-            "name": suite.name,
-            "title": suite.title,
-            "seed": suite.seed,
-            "sweep": suite.sweep,
-            "text": suite.text,
-            "base": environment.relative(suite.base) if own else "",
-        },
-        "files": own,
-        "data": {
-            "name": session.data.name,
-            "n": session.data.n,
-            "shape": session.data.shape,
-            "classes": session.data.classes,
-            "fingerprint": session.data.fingerprint,
-            "mapping": dict(session.data.mapping),
-        },
-        "models": {
-            label: {
-                "classes": subject.classes,
-                "fingerprint": subject.fingerprint,
-                "findings": subject.findings,
-                "rows_per_pass": session.rows[label],
-                "predictions": subject.predictions,
-                "logits": _largest(subject.logits),
-                "random": subject.random,
-            }
-            for label, subject in session.subjects.items()
-        },
-        "cells": [dataclasses.asdict(cell) for task in tasks for cell in task.cells],
-        "crosschecks": [[pair.ours, pair.reference] for pair in suite.crosschecks],
-        "certify": [dataclasses.asdict(task) for task in bounds],
-        "published": [dataclasses.asdict(entry) for entry in suite.published],
-        "sessions": [
-            {
-                "started": _now(),
-                "finished": None,
-                "command": options.command,
-                "options": options.plain(),
-                "environment": environment.environment(session.device),
-                "loaded": environment.loaded(),
-                "requirements": environment.requirements(),
-            }
-        ],
-    }
-
-
-def _largest(logits: Tensor | None) -> list[list[float | None]] | None:
-    """The ten largest logits of each of the first images, largest first; None of a model that
-    answers at random."""
-    if logits is None:
-        return None
-    rows = logits.topk(min(10, logits.shape[1]), dim=1).values.tolist()
-    return [[float(f"{x:.6g}") if math.isfinite(x) else None for x in row] for row in rows]
-
-
-def _earlier(out: Path) -> dict[str, Any]:
-    """What provenance.json says already; empty where there is none that can be read."""
-    files.remove_partials(out, "provenance.json*")
-    try:
-        found = json.loads((out / "provenance.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    kinds = {"probes": dict, "sessions": list}
-    whole = isinstance(found, dict) and all(
-        isinstance(found.get(key, kind()), kind) for key, kind in kinds.items()
-    )
-    return found if whole else {}
-
-
-def save(out: Path, document: dict[str, Any]) -> None:
-    """Write provenance.json. Raises: SuiteError if it cannot be written."""
-    text = json.dumps(document, indent=1, ensure_ascii=False)
-    files.write_atomic(out / "provenance.json", text.encode())
+    def _report(self, events: Iterator[Event]) -> None:
+        for event in events:
+            self.listen(event)

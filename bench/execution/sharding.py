@@ -1,9 +1,8 @@
-"""A run divided among several that know nothing of each other: `--shard I/N`.
+"""Division of a run among processes that do not communicate: `--shard I/N`.
 
-Share I of N does every N-th part of the run, a part being one shard of examples of one task. Tasks
-are staggered, so that every share meets all of them, the long ones and the short ones, however few
-shards of examples there are. Each share has a folder of its own, and `bench.execution.merge` joins
-them.
+Shard I of N runs every N-th work unit, a unit being one chunk of examples of one task. Tasks are
+staggered, so that every shard receives units of all tasks, long and short ones, even if there are
+few chunks. Each shard has its own folder; `bench.execution.merge` joins them.
 """
 
 import re
@@ -16,43 +15,72 @@ _FOLDER = re.compile(r"shard-(\d+)-of-(\d+)")
 
 
 class Shard(NamedTuple):
-    """The I-th of N, counted from 1."""
+    """Shard `number` of `of`, counted from 1."""
 
     number: int
     of: int
 
-    def holds(self, task: int, shard: int) -> bool:
-        """Whether this share does the shard of the task, both counted from 0."""
-        return (task + shard) % self.of == self.number - 1
+    def contains(self, task: int, chunk: int) -> bool:
+        """Return whether a unit belongs to this shard.
+
+        Args:
+            task: Number of the task, from 0.
+            chunk: Number of the chunk of examples, from 0.
+
+        Returns:
+            True for exactly one of the `of` shards.
+        """
+        return (task + chunk) % self.of == self.number - 1
 
     def folder(self, out: Path) -> Path:
-        """Where this share of the run in `out` goes."""
+        """Return the folder of this shard.
+
+        Args:
+            out: Folder of the whole run.
+
+        Returns:
+            `out` itself for the shard 1/1, else a folder inside it.
+        """
         return out if self == WHOLE else out / f"shard-{self.number}-of-{self.of}"
 
 
 WHOLE = Shard(1, 1)
 
 
-def parse(text: str) -> Shard:
-    """The share written as "I/N".
+def parse_shard(text: str) -> Shard:
+    """Parse a shard written as "I/N".
 
-    >>> parse("2/5")
-    Share(number=2, of=5)
+    >>> parse_shard("2/5")
+    Shard(number=2, of=5)
 
-    Raises: SuiteError unless 1 <= I <= N.
+    Args:
+        text: As given to `--shard`.
+
+    Returns:
+        The shard.
+
+    Raises:
+        SuiteError: The text is not I/N with 1 <= I <= N.
     """
     found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-    share = Shard(int(found[1]), int(found[2])) if found else Shard(0, 0)
-    if not 1 <= share.number <= share.of:
+    shard = Shard(int(found[1]), int(found[2])) if found else Shard(0, 0)
+    if not 1 <= shard.number <= shard.of:
         raise SuiteError(
             f"--shard '{text}': expected I/N with I from 1 to N, such as 1/4, 2/4, 3/4 and 4/4 for "
             "four runs that together do everything"
         )
-    return share
+    return shard
 
 
-def folders(out: Path) -> list[Path]:
-    """The folders of the shares in a run's folder, in the order of their numbers."""
+def list_shard_folders(out: Path) -> list[Path]:
+    """List the folders of shards in the folder of a run.
+
+    Args:
+        out: Folder of the whole run.
+
+    Returns:
+        Folders that contain a run, by their number.
+    """
     named = [
         (found, path) for path in out.glob("shard-*") if (found := _FOLDER.fullmatch(path.name))
     ]

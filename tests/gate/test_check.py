@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from bench import cli
 from bench.evaluation import metrics
-from bench.execution import runner
+from bench.execution import options, runner
 from bench.models.published_weights import WEIGHTS
 from bench.storage import records
 from bench.suite import reader
@@ -94,7 +94,7 @@ def run(home: Path) -> Callable[..., Path]:
         if not folder.exists():
             assert old in SUITE
             read = reader.parse(SUITE.replace(old, new, 1) if old else SUITE, name, home)
-            runner.run(read, folder, runner.Options(device="cpu", copied=False))
+            runner.run_suite(read, folder, options.RunOptions(device="cpu", copied=False))
         return folder
 
     return made

@@ -1,4 +1,4 @@
-"""Probe every model of a run once, with the suite's examples, ball and attacks."""
+"""The probes of a run: the examples, the ball and the attacks of the suite that a model meets."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -10,71 +10,86 @@ from bench.core.contracts.types import Threat
 from bench.core.errors import SuiteError, describe
 from bench.evaluation.audit import probes, symptoms
 from bench.evaluation.evaluator import Evaluator
-from bench.evaluation.stages import UNWATCHED, Stage, Watch
 from bench.suite import plan
 
 DEFAULT = Threat(norm="linf", eps=0.1)
-"""Threat model of the probes where the attacks are in neither L-inf nor L2."""
+"""Where a model is probed whose attacks are in neither L-inf nor L2."""
 CHECKED = [kind.name for kind in (*probes.MODEL_SYMPTOMS, *probes.TRACE_SYMPTOMS)]
-"""What these probes check; results of an earlier bench that checked less are computed again."""
+"""What these probes look for: answers of an earlier bench that looked for less are asked again."""
 CHEAP = 0.1
-"""Share of an attack's passes that all probes may take where they are not requested."""
+"""Share of an attack's passes that all probes may take where they are not asked for."""
 DECLINED = "its probes were declined, or would take more than a tenth of the attack's passes"
 
 
 def probe_models(
     evaluator: Evaluator,
     tasks: Sequence[plan.Task],
-    earlier: Mapping[str, Any],
-    watch: Watch = UNWATCHED,
     full: bool | None = True,
 ) -> dict[str, dict[str, Any]]:
-    """Probe the models of a run.
-
-    Args:
-        evaluator: Models and data.
-        tasks: The planned tasks, whose attacks are traced.
-        earlier: Results of an earlier evaluator; those of the same model, data and attacks are
-            reused.
-        watch: Is notified before a model is probed.
-        full: Whether to run all probes, or only compare a few gradients with finite differences;
-            None decides by what all probes would cost.
-
-    Returns:
-        Model -> what its probes found, in the form of provenance.json.
-    """
+    """For each model what its probes found, as provenance.json keeps it; `full` as in
+    `probe_model`."""
     found = {}
     for label, subject in evaluator.models.items():
-        own = [task for task in tasks if task.model == label and task.source == label]
-        own = [task for task in own if not task.cells[0].reason]
-        traced = {task.entry.label: task for task in own if probes.is_traceable(task.curve)}
-        cells = [cell.identity for task in own for cell in task.cells]
-        of = [subject.fingerprint, evaluator.data.fingerprint, *cells]
-        known = earlier.get(label, {})
+        of = identify_probes(tasks, label, subject.fingerprint, evaluator.data.fingerprint)
         if label in evaluator.unfit:
-            found[label] = _empty_result(of, f"it {evaluator.unfit[label]}")
-        elif known.get("of") == of and known.get("looked") == CHECKED:
-            found[label] = known
-        elif why := watch.enter(Stage("probe", f"{label}, probing it", label)):
-            found[label] = _empty_result(of, why)
+            found[label] = describe_unprobed(of, f"it {evaluator.unfit[label]}")
         else:
-            everything = _are_cheap(evaluator.data.n, own) if full is None else full
-            found[label] = _probe_one(evaluator, label, own, traced, of, everything)
+            found[label] = probe_model(evaluator, label, tasks, of, full)
     return found
 
 
+def identify_probes(
+    tasks: Sequence[plan.Task], label: str, model_fingerprint: str, data_fingerprint: str
+) -> list[str]:
+    """List what the probes of the model called `label` depend on: the model, the data and the
+    cells of its attacks."""
+    cells = [cell.identity for task in _own_tasks(tasks, label) for cell in task.cells]
+    return [model_fingerprint, data_fingerprint, *cells]
+
+
+def is_current(probed: Mapping[str, Any], of: Sequence[str]) -> bool:
+    """Whether the probes of an earlier evaluator answer the same question, so that the model need
+    not be probed again."""
+    return probed.get("of") == of and probed.get("looked") == CHECKED
+
+
+def describe_unprobed(of: Sequence[str], why: str) -> dict[str, Any]:
+    """What provenance.json keeps of a model that could not be probed."""
+    return {
+        "of": [*of], "traced": [], "looked": CHECKED, "failed": why, "n": 0, "seconds": 0.0,
+        "signs": [],
+    }  # fmt: skip
+
+
+def probe_model(
+    evaluator: Evaluator,
+    label: str,
+    tasks: Sequence[plan.Task],
+    of: Sequence[str],
+    full: bool | None = True,
+) -> dict[str, Any]:
+    """What the probes of one model found.
+
+    Unless `full`, a few gradients are compared with finite differences, and nothing more; None
+    leaves it to what all probes would cost. `of` is what `identify_probes` returned.
+    """
+    own = _own_tasks(tasks, label)
+    traced = {task.entry.label: task for task in own if probes.is_traceable(task.curve)}
+    everything = _are_cheap(evaluator.data.n, own) if full is None else full
+    return _probe_one(evaluator, label, own, traced, of, everything)
+
+
+def _own_tasks(tasks: Sequence[plan.Task], label: str) -> list[plan.Task]:
+    """The tasks that attack a model with its own gradients and are not skipped."""
+    own = [task for task in tasks if task.model == label and task.source == label]
+    return [task for task in own if not task.cells[0].reason]
+
+
 def _are_cheap(n: int, tasks: Sequence[plan.Task]) -> bool:
-    """Check whether all probes take few gradients compared with what the attacks may take."""
+    """Whether all probes take few gradients beside those that the attacks may take."""
     ahead = n * sum(cell.gradients or 0.0 for task in tasks for cell in task.cells)
     traces = sum(2 * task.curve.params.steps for task in tasks if probes.is_traceable(task.curve))
     return bool(probes.count_examples(n) * (probes.GRADIENTS_PER_EXAMPLE + traces) <= CHEAP * ahead)
-
-
-def _empty_result(of: list[str], why: str) -> dict[str, Any]:
-    return {
-        "of": of, "traced": [], "looked": CHECKED, "failed": why, "n": 0, "seconds": 0.0,
-        "signs": [],
-    }  # fmt: skip
 
 
 def _probe_one(
@@ -82,10 +97,10 @@ def _probe_one(
     label: str,
     tasks: Sequence[plan.Task],
     traced: Mapping[str, plan.Task],
-    of: list[str],
+    of: Sequence[str],
     full: bool,
 ) -> dict[str, Any]:
-    document = {**_empty_result(of, ""), "traced": list(traced)}
+    document = {**describe_unprobed(of, ""), "traced": list(traced)}
     if not full:
         document |= {"looked": [symptoms.WRONG_GRADIENT.name], "unlooked": DECLINED}
     if not tasks:
@@ -94,8 +109,8 @@ def _probe_one(
         return {**document, "failed": "the model only answers queries, and probes follow gradients"}
     started = time.perf_counter()
     try:
-        examples = evaluator.select_examples(tasks[0], *evaluator.chunks()[0])
-        right = (examples.clean_pred == examples.label).nonzero()[
+        seen = evaluator.select_examples(tasks[0], *evaluator.chunks()[0])
+        right = (seen.clean_pred == seen.label).nonzero()[
             : probes.count_examples(evaluator.data.n), 0
         ]
         if not len(right):
@@ -103,9 +118,9 @@ def _probe_one(
         subject = probes.ProbedModel(
             label=label,
             model=evaluator.models[label].model,
-            id=examples.id[right],
-            x=examples.x[right],
-            y=examples.label[right],
+            id=seen.id[right],
+            x=seen.x[right],
+            y=seen.label[right],
             rows=evaluator.rows[label],
         )
         curves = {name: task.curve for name, task in traced.items()}
@@ -113,26 +128,25 @@ def _probe_one(
             if full:
                 found = probes.probe_model(subject, _choose_threat(tasks), curves)
             else:
-                loaded = evaluator.models[label]
-                batch_dependent = any("(batch-dependent" in each for each in loaded.findings)
-                noisy = loaded.random or batch_dependent
-                found = [] if noisy else probes.check_gradients(subject)
-                if noisy:
+                fit = evaluator.models[label]
+                vague = fit.random or any("(batch-dependent" in each for each in fit.findings)
+                found = [] if vague else probes.check_gradients(subject)
+                if vague:
                     document["looked"] = []
     except (SuiteError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # of the user's model or attack
+    except BaseException as error:  # a stranger's model or attack may raise anything
         return {**document, "failed": describe(error)}
     return {
         **document,
         "n": len(right),
         "seconds": round(time.perf_counter() - started, 3),
-        "signs": [symptoms.to_json(symptom) for symptom in found],
+        "signs": [symptoms.to_json(sign) for sign in found],
     }
 
 
 def _choose_threat(tasks: Sequence[plan.Task]) -> Threat:
-    """Choose the median eps of the norm in which most of the cells are."""
+    """The middle eps of the norm in which most of the cells are."""
     norms = [task.curve.norm for task in tasks if task.curve.norm in ("linf", "l2")]
     if not norms:
         return DEFAULT

@@ -1,9 +1,10 @@
-"""Certify a suite's models and store the certificates.
+"""Certificates of a suite's models, made and kept as data.
 
 A suite with `certify` has each model bounded at every eps of its L-inf attacks. Certificates are
-per example: Parquet files in records/ with their own suffix, one for each chunk of examples of one
-model and method, written atomically under a name that ends in the hash of the content. Where a
-smaller eps is not certified a larger one is not tried: its region contains the smaller one.
+per example: kept in records/, Parquet under another suffix than the attacks' records, one file for
+each shard of examples of one model and method, written whole or not at all, its name ending in its
+own hash. Where a smaller eps is not certified a larger one is not tried: the smaller region lies
+inside it, so what is certified shrinks with eps.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from bench.core import files
 from bench.core.contracts.types import CertificationMethod
-from bench.core.errors import RecordError, first_line
+from bench.core.errors import RecordError
 from bench.core.versions import CERTIFICATION_VERSION
 from bench.evaluation import crafting
 from bench.evaluation.certification import bounds, network
@@ -40,23 +41,14 @@ SUFFIX = "certificates"
 PROBE_IMAGES = 16
 """Images on which the layers must answer as the net does."""
 DISTANCE_ROUNDING = 2.0**-24
-"""By how much a distance measured in float32 may fall short of the true one."""
+"""What a distance measured in float32 between two images may fall short of the true one."""
 
 
 # ---------------------------------------------------------------------------------------- planning
 
 
 def plan_certification(suite: Suite, evaluator: Evaluator) -> list[CertificationTask]:
-    """Plan what a suite wants certified.
-
-    Args:
-        suite: The checked suite.
-        evaluator: Its models and data.
-
-    Returns:
-        One task for each model and method, with the reason if it cannot be certified; none
-        without `certify`.
-    """
+    """What the suite wants certified, model by model; nothing unless it says so."""
     radii = {eps.value: eps.text for entry in suite.attacks if entry.norm == "linf"
              for eps in entry.eps if eps.value > 0}  # fmt: skip
     eps = tuple(sorted(radii))
@@ -66,26 +58,26 @@ def plan_certification(suite: Suite, evaluator: Evaluator) -> list[Certification
             method=method,
             eps=eps,
             eps_texts=tuple(radii[value] for value in eps),
-            identity=_identity(loaded, evaluator, method, eps),
+            identity=_identity(subject, evaluator, method, eps),
             reason=_unfit_reason(evaluator, label)
             or ("" if eps else "no attack of the suite is in L-inf"),
         )
-        for label, loaded in evaluator.models.items()
+        for label, subject in evaluator.models.items()
         for method in suite.certify
     ]
 
 
 def _unfit_reason(evaluator: Evaluator, label: str) -> str:
-    """Say why a model's layers cannot be read at all; "" if they can."""
+    """Why a model's layers cannot even be looked at; "" if they can."""
     return f"the model {evaluator.unfit[label]}" if label in evaluator.unfit else ""
 
 
 def _identity(
-    loaded: LoadedModel, evaluator: Evaluator, method: CertificationMethod, eps: tuple[float, ...]
+    subject: LoadedModel, evaluator: Evaluator, method: CertificationMethod, eps: tuple[float, ...]
 ) -> str:
     about = (
-        loaded.fingerprint,
-        loaded.sketch,
+        subject.fingerprint,
+        subject.sketch,
         evaluator.data.fingerprint,
         method,
         eps,
@@ -99,40 +91,20 @@ def _identity(
 
 
 def pending_chunks(
-    evaluator: Evaluator, wanted: Sequence[CertificationTask], out: Path
+    chunks: Sequence[tuple[int, int]], wanted: Sequence[CertificationTask], out: Path
 ) -> list[tuple[CertificationTask, int, int]]:
-    """List the chunks that are not certified yet.
-
-    Args:
-        evaluator: Models and data.
-        wanted: The planned tasks.
-        out: The run's folder.
-
-    Returns:
-        (task, first, last) of each chunk without a file.
-
-    Raises:
-        RecordError: A file is damaged or newer than this bench.
-    """
+    """The chunks (task, first, last) that are not on disk yet, of all `chunks` (first, last)."""
     done = {(about["identity"], about["first"]) for about, _ in read_certificates(out)}
     return [
         (task, first, last)
         for task in wanted
-        for first, last in evaluator.chunks()
+        for first, last in chunks
         if not task.reason and (task.identity, first) not in done
     ]
 
 
 def check_readable(evaluator: Evaluator, task: CertificationTask) -> CertificationTask:
-    """Check whether a model can be read as layers with bounds.
-
-    Args:
-        evaluator: Models and data.
-        task: A planned task.
-
-    Returns:
-        The task, with the reason if its model cannot be read.
-    """
+    """The task with the reason why its model has no bounds, if that is so."""
     if task.reason:
         return task
     try:
@@ -142,21 +114,19 @@ def check_readable(evaluator: Evaluator, task: CertificationTask) -> Certificati
     return task
 
 
+class Certificates(NamedTuple):
+    """Certificates of one chunk of examples."""
+
+    about: dict[str, Any]
+    """Schema, identity, first and last example, seconds of each eps."""
+    frame: pd.DataFrame
+    """One row per example and eps."""
+
+
 def certify_chunk(
-    evaluator: Evaluator, task: CertificationTask, first: int, last: int, out: Path
-) -> None:
-    """Certify a chunk of examples and write its certificates.
-
-    Args:
-        evaluator: Models and data.
-        task: A planned task without a reason against it.
-        first: Id of the first example.
-        last: Id after the last example.
-        out: The run's folder.
-
-    Raises:
-        SuiteError: The disk is full or the folder cannot be written.
-    """
+    evaluator: Evaluator, task: CertificationTask, first: int, last: int
+) -> Certificates:
+    """Certify the examples first..last-1."""
     clean, net = evaluator.clean_pass(task.model), _layers(evaluator, task.model)
     labels = clean.label[first:last]
     x = evaluator.data.read(first, last).to(evaluator.device, torch.float64)
@@ -171,7 +141,7 @@ def certify_chunk(
             )
             with torch.no_grad():
                 margin[alive] = bounds.certified_margins(net, inside, labels[alive], task.method)
-        alive = margin > 0  # NaN is not above 0
+        alive = margin > 0  # not a number is not above 0
         columns.append(margin)
         seconds.append(time.perf_counter() - started)
     frame = pd.concat(
@@ -181,13 +151,13 @@ def certify_chunk(
     )  # fmt: skip
     about = {"schema": SCHEMA, "identity": task.identity, "first": first, "last": last,
              "seconds": seconds}  # fmt: skip
-    _write(out, about, frame)
+    return Certificates(about, frame)
 
 
 def _to_frame(
     task: CertificationTask, eps: float, margin: Tensor, right: Tensor, first: int
 ) -> pd.DataFrame:
-    """Arrange margins as one row per example; NaN where nothing was computed."""
+    """One row per example; `margin` is not a number where nothing was tried."""
     return pd.DataFrame(
         {
             "model": task.model,
@@ -202,21 +172,29 @@ def _to_frame(
 
 
 def _layers(evaluator: Evaluator, model: str) -> tuple[Layer, ...]:
-    """Read a model's layers in float64; raise UnreadableError where it has no bounds."""
-    loaded = evaluator.models[model]
-    if loaded.random:
+    """The model's layers in float64, found to answer as the model does.
+
+    Raises: chain.UnreadableError if they do not, or it has layers without bounds.
+    """
+    subject = evaluator.models[model]
+    if subject.random:
         raise network.UnreadableError("it answers at random")
     sample = evaluator.data.read(0, min(evaluator.data.n, PROBE_IMAGES)).to(evaluator.device)
-    return network.read_network_in_double(loaded.model, sample)
+    return network.read_network_in_double(subject.model, sample)
 
 
 # ------------------------------------------------------------------------------------------- files
 
 
-def _write(folder: Path, about: Mapping[str, Any], frame: pd.DataFrame) -> None:
+def write(folder: Path, certificates: Certificates) -> None:
+    """Write certificates into the folder of a run.
+
+    Raises: SuiteError if the disk is full or the folder cannot be written.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    about, frame = certificates
     table = pa.Table.from_pandas(frame, preserve_index=False)
     table = table.replace_schema_metadata({"bench": json.dumps(about)})
     sink = pa.BufferOutputStream()
@@ -231,16 +209,9 @@ def _hash(content: bytes) -> str:
 
 
 def read_certificates(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """Read all certificates of a run.
+    """What each file says of itself, and its outcomes.
 
-    Args:
-        folder: The run's folder.
-
-    Returns:
-        For each file its metadata and one row per example and eps.
-
-    Raises:
-        RecordError: A file is damaged or newer than this bench.
+    Raises: RecordError naming a file that is damaged or newer than this bench.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -259,8 +230,8 @@ def read_certificates(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]
         except (
             pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError,
         ) as error:  # fmt: skip
-            why = f"{path}: damaged certificates ({first_line(error)}); bench run makes it again"
-            raise RecordError(why) from error
+            told = f"{path}: damaged certificates ({error}); bench run makes it again"
+            raise RecordError(told) from error
         if newer:
             raise RecordError(
                 f"{path}: certificates of schema {about['schema']}, this bench reads up to "
@@ -271,25 +242,24 @@ def read_certificates(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]
 
 
 def _frame(about: Mapping[str, Any], table: "pa.Table") -> pd.DataFrame:
-    """Check a file's columns, types and number of rows, and convert them.
+    """The outcomes in a file, each column of its type, and as many as it tells of.
 
-    Raises:
-        ValueError, KeyError, TypeError, pa.ArrowException: They are invalid.
+    Raises: ValueError, KeyError, TypeError, pa.ArrowException if it is not so.
     """
     import pyarrow as pa
 
-    columns, seconds = table.replace_schema_metadata(None), about["seconds"]
-    valid = all(0 <= each <= schema.MOST_SECONDS for each in seconds)  # a float holds them
-    if not isinstance(about["identity"], str) or not valid:
+    told, seconds = table.replace_schema_metadata(None), about["seconds"]
+    few = all(0 <= each <= schema.MOST_SECONDS for each in seconds)  # a float holds them
+    if not isinstance(about["identity"], str) or not few:
         raise ValueError("no identity, or no seconds")
     types = {
         "model": pa.string(), "method": pa.string(), "eps": pa.float64(), "example": pa.int64(),
         "clean_correct": pa.bool_(), "margin": pa.float64(), "certified": pa.bool_(),
     }  # fmt: skip
-    typed = pa.table({name: columns[name].cast(kind) for name, kind in types.items()})
-    if any(typed[name].null_count for name in types if name != "margin"):
+    held = pa.table({name: told[name].cast(kind) for name, kind in types.items()})
+    if any(held[name].null_count for name in types if name != "margin"):
         raise ValueError("an outcome that is none")
-    if (about["last"] - about["first"]) * len(seconds) != typed.num_rows:
-        raise ValueError(f"{typed.num_rows} outcomes, and other examples or eps are promised")
-    frame: pd.DataFrame = typed.to_pandas()
+    if (about["last"] - about["first"]) * len(seconds) != held.num_rows:
+        raise ValueError(f"{held.num_rows} outcomes, and other examples or eps are promised")
+    frame: pd.DataFrame = held.to_pandas()
     return frame

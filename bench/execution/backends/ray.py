@@ -1,17 +1,17 @@
-"""The parts of a run as tasks of Ray: `bench run --ray`, on one machine or on a cluster.
+"""Execution of work units by workers of Ray, on one machine or on a cluster: `--ray`.
 
-Ray finds the machines, starts the workers and sees when one dies. A worker loads once what the
-suite names, makes the outcomes of one part after another and sends them back; this process alone
-writes them, so that a lost worker loses the part that it was at and no more. Such a part is tried
-again, at most TRIES times in all: cells that take every worker with them are failed, after each was
-tried alone.
+Ray starts the workers and reports when one dies. Each worker loads the suite once and executes one
+work unit after another; this process writes the results, so that a lost worker loses its current
+unit alone, which `LossPolicy` retries or fails. Units that are not attacks (timing, certification,
+probes) are executed in this process.
 """
 
 import dataclasses
 import functools
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,20 +19,23 @@ import torch
 
 from bench.core.errors import SuiteError, first_line
 from bench.engine import determinism, malloc
-from bench.evaluation.evaluator import Evaluator
-from bench.execution import runner
-from bench.execution import work as parts
-from bench.execution.work import ResultWriter, Work, WorkResult, WorkUnit
-from bench.suite import plan
+from bench.execution.backends.inline import InlineBackend
+from bench.execution.backends.loss_policy import LossPolicy
+from bench.execution.backends.worker import ChunkRequest, Worker, copy_for_transfer, make_request
+from bench.execution.events import Listener
+from bench.execution.loaded_suite import LoadedSuite
+from bench.execution.options import RunOptions
+from bench.execution.result_writer import ResultWriter
+from bench.execution.work import Messages, Unit, WorkResult, WorkUnit
 from bench.suite.reader import parse
 from bench.suite.schema import Suite
 
 LOCAL = "local"
 TRIES = 3
-"""Workers that a part may cost before its cells are failed, and that may die in a row while they
+"""Workers that a unit may cost before it is divided or failed, and that may die in a row while they
 load the suite before the run ends."""
 POLL = 1.0
-"""Seconds between two looks at what has come."""
+"""Most seconds to wait for the next answer."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # the default of Ray to come; without it, it warns
@@ -40,243 +43,292 @@ QUIET = {
 
 
 class Cluster(NamedTuple):
-    """Which workers are asked for."""
+    """The workers that are asked for."""
 
     address: str = LOCAL
     """"local", "auto" or the address of a cluster."""
     workers: int | None = None
-    """As many as there is room for, unless given."""
+    """None: as many as there is room for."""
     gpus: float | None = None
-    """GPUs, or the share of one, that a worker gets; by the device of the run, unless given."""
+    """GPUs, or the share of one, of each worker; None: by the device of the run."""
 
 
 class Answer(NamedTuple):
-    """What a worker sends back for one part."""
+    """Results of one work unit."""
 
-    outcomes: list[WorkResult]
-    reasons: list[str]
-    notes: list[str]
+    results: list[WorkResult]
+    messages: Messages
 
 
-class Worker:
-    """One process of Ray's."""
+class RayWorker:
+    """A worker in one process of Ray, which returns the user's mistakes: Ray wraps exceptions."""
 
-    def __init__(
-        self, text: str, base: Path, options: runner.Options, rows: dict[str, int]
-    ) -> None:
+    def __init__(self, text: str, base: Path, options: RunOptions, rows: dict[str, int]) -> None:
+        """Prepare a worker that loads nothing yet.
+
+        Args:
+            text: The suite, as TOML.
+            base: Folder that its paths are relative to.
+            options: Options of the run, with the worker's device.
+            rows: Model -> rows per pass, as chosen by the process that planned the run.
+        """
         self.text, self.base, self.options, self.rows = text, base, options, rows
 
     def load(self) -> str:
-        """Load what the suite names; returns the user's mistake, as far as it shows here alone."""
+        """Load the suite.
+
+        Returns:
+            The user's mistake that shows on this machine alone; "" if there is none.
+        """
         try:
-            self._loaded  # noqa: B018 - cached
+            self._worker  # noqa: B018 - cached
         except SuiteError as error:
             return str(error)
         return ""
 
-    def attempt(self, number: int, cells: Sequence[str], first: int, last: int) -> Answer | str:
-        """The outcomes of these cells of the suite's task, on the examples first..last-1; or the
-        user's mistake."""
-        session, tasks = self._loaded
-        task = tasks[number].only(set(cells))
-        if len(task.cells) < len(cells):
-            return (
-                "it plans other cells than the process that started it: another bench, library, "
-                "file or device; install the same everywhere"
-            )
+    def run_unit(self, request: ChunkRequest) -> Answer | str:
+        """Execute one work unit.
+
+        Args:
+            request: The unit in plain data.
+
+        Returns:
+            Its results, or the user's mistake.
+        """
         try:
             with determinism.enforce_determinism(self.options.deterministic):
-                outcomes = list(parts.attempt(session, task, first, last))
+                results = [copy_for_transfer(each) for each in self._worker.run_unit(request)]
         except SuiteError as error:
             return str(error)
-        answer = Answer(outcomes, session.decisions[:], session.notes[:])
-        session.decisions.clear()
-        session.notes.clear()
-        return answer
+        return Answer(results, self._worker.collect_messages())
 
     @functools.cached_property
-    def _loaded(self) -> tuple[Evaluator, list[plan.Task]]:
+    def _worker(self) -> Worker:
         malloc.keep_freed_memory()
         if self.options.device == "cpu":
             torch.set_num_threads(1)
         suite = parse(self.text, "the suite", self.base)
+        worker = Worker(suite, None, self.options, self.rows)
         with determinism.enforce_determinism(self.options.deterministic):
-            session = runner.prepare(suite, None, self.options)
-        # Where outcomes depend on the batch, the rows are part of what the cells are.
-        session = dataclasses.replace(session, rows=self.rows)
-        facts = {label: session.model_facts(label) for label in session.models}
-        return session, plan.tasks(suite, facts)
+            worker.load()
+        return worker
 
 
-def over(suite: Suite, options: runner.Options, asked: Cluster) -> Work:
-    """What attempts the parts of this run on the workers asked for.
+class RayBackend:
+    """Executes work units on workers of Ray, and all other units in this process."""
 
-    Raises: SuiteError if Ray is not installed.
-    """
-    _ray()
-    return functools.partial(_work, suite, options, asked)
+    def __init__(self, cluster: Cluster) -> None:
+        """Configure the backend; no cluster is joined yet.
+
+        Args:
+            cluster: The workers that are asked for.
+
+        Raises:
+            SuiteError: Ray is not installed.
+        """
+        _import_ray()
+        self.cluster = cluster
+        self._inline = InlineBackend()
+
+    @contextmanager
+    def open(
+        self, suite: Suite, out: Path, options: RunOptions, listen: Listener
+    ) -> Iterator[LoadedSuite]:
+        """Load a suite in this process, as each worker does later; see `Backend.open`.
+
+        Args:
+            suite: Checked suite.
+            out: Folder of the run.
+            options: Options of the run.
+            listen: Not used.
+
+        Yields:
+            Description of the suite.
+        """
+        self._suite, self._options = suite, options
+        with self._inline.open(suite, out, options, listen) as loaded:
+            self._loaded = loaded
+            yield loaded
+
+    def run(self, units: Iterable[Unit], writer: ResultWriter) -> None:
+        """Execute units; see `Backend.run`.
+
+        Args:
+            units: Units of the suite that is open.
+            writer: Stores results and reports progress.
+
+        Raises:
+            SuiteError: There is no cluster or no room, or workers cannot load the suite.
+        """
+        units = list(units)
+        self._inline.run((unit for unit in units if not isinstance(unit, WorkUnit)), writer)
+        waiting = deque(unit for unit in units if isinstance(unit, WorkUnit))
+        if not waiting:
+            return
+        ray = _import_ray()
+        computes_on = torch.device(self._loaded.device).type
+        given = self.cluster.gpus
+        gpus = float(computes_on == "cuda") if given is None else given
+        device = "cuda" if gpus else "cpu"
+        if device != computes_on:
+            writer.note(
+                f"this process computes on {computes_on} and its workers on {device}: rows "
+                "were chosen for the former, --batch-size says otherwise"
+            )
+        _connect(ray, self.cluster)
+        try:
+            most = min(self.cluster.workers or _count_room(ray, self.cluster, gpus), len(waiting))
+            options = dataclasses.replace(
+                self._options, device=device, data_dir=self._options.data_dir.resolve()
+            )
+            make = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(RayWorker).remote
+            start = functools.partial(
+                make, self._suite.text, self._suite.base.resolve(), options, self._loaded.rows
+            )
+            writer.note(f"Ray: {most} workers, {gpus:g} GPUs each")
+            _WorkerPool(ray, start, most, writer).run(waiting)
+        finally:
+            ray.shutdown()
 
 
-def _work(
-    suite: Suite,
-    options: runner.Options,
-    asked: Cluster,
-    session: Evaluator,
-    todo: Iterable[WorkUnit],
-    ledger: ResultWriter,
-) -> None:
-    waiting = deque(todo)
-    if not waiting:
-        return
-    ray = _ray()
-    gpus = float(session.device.type == "cuda") if asked.gpus is None else asked.gpus
-    device = "cuda" if gpus else "cpu"
-    if device != session.device.type:
-        ledger.note(
-            f"this process computes on {session.device.type} and its workers on {device}: rows "
-            "were chosen for the former, --batch-size says otherwise"
-        )
-    _connect(ray, asked)
-    try:
-        most = min(asked.workers or _room(ray, asked, gpus), len(waiting))
-        here = dataclasses.replace(options, device=device, data_dir=options.data_dir.resolve())
-        make = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(Worker).remote
-        start = functools.partial(make, suite.text, suite.base.resolve(), here, session.rows)
-        ledger.note(f"Ray: {most} workers, {gpus:g} GPUs each")
-        _Crew(ray, start, most, ledger).work(waiting)
-    finally:
-        ray.shutdown()
+class _WorkerPool:
+    """The workers of a run, each with one work unit at a time."""
 
-
-class _Crew:
-    """The workers of a run, as many as are wanted, one part at a time each."""
-
-    def __init__(self, ray: Any, start: Callable[[], Any], most: int, ledger: ResultWriter) -> None:
-        self.ray, self.start, self.most, self.ledger = ray, start, most, ledger
+    def __init__(self, ray: Any, start: Callable[[], Any], size: int, writer: ResultWriter) -> None:
+        self.ray, self.start, self.size, self.writer = ray, start, size, writer
         self.loading: dict[Any, Any] = {}
-        """What was asked -> the worker, for both."""
+        """Reference of a call of `load` -> its worker."""
         self.running: dict[Any, tuple[Any, WorkUnit]] = {}
+        """Reference of a call of `run_unit` -> its worker and unit."""
         self.idle: list[Any] = []
-        self.stillborn = 0
+        self.load_losses = 0
         """Workers that died in a row while they loaded the suite."""
-        self.lost: Counter[tuple[int, int, tuple[str, ...]]] = Counter()
+        self.policy = LossPolicy(TRIES)
 
-    def work(self, waiting: deque[WorkUnit]) -> None:
-        """Do all that waits, and enter what the workers send as it comes."""
+    def run(self, waiting: deque[WorkUnit]) -> None:
+        """Execute all units and write results as they arrive."""
         while waiting or self.running:
-            self._hire(len(waiting) + len(self.running))
-            self._hand_out(waiting)
-            asked = [*self.loading, *self.running]
-            for ready in self.ray.wait(asked, num_returns=1, timeout=POLL)[0] if asked else ():
+            self._start_workers(len(waiting) + len(self.running))
+            self._assign(waiting)
+            pending = [*self.loading, *self.running]
+            if not pending:
+                continue
+            for ready in self.ray.wait(pending, num_returns=1, timeout=POLL)[0]:
                 if ready in self.loading:
-                    self._greet(ready)
+                    self._finish_loading(ready)
                 else:
-                    waiting.extendleft(reversed(self._settle(ready)))
+                    waiting.extendleft(reversed(self._finish_unit(ready)))
 
-    def _hire(self, needed: int) -> None:
-        """Start workers until there are as many as are wanted; one that Ray has no room for yet is
-        waited for, and nothing is given to it."""
-        while len(self.loading) + len(self.running) + len(self.idle) < min(self.most, needed):
+    def _start_workers(self, needed: int) -> None:
+        """Start workers up to the size of the pool.
+
+        Ray delays those that it has no room for; they receive no unit before they are loaded.
+        """
+        while len(self.loading) + len(self.running) + len(self.idle) < min(self.size, needed):
             worker = self.start()
             self.loading[worker.load.remote()] = worker
 
-    def _hand_out(self, waiting: deque[WorkUnit]) -> None:
+    def _assign(self, waiting: deque[WorkUnit]) -> None:
+        """Give the next units to the workers that are idle."""
         while waiting and self.idle:
-            part = waiting.popleft()
-            cells = [cell.identity for cell in self.ledger.left(part).cells]
-            if not cells:
-                self.ledger.finish(part)
+            unit = waiting.popleft()
+            unit = unit._replace(task=self.writer.remaining(unit))
+            if not unit.task.cells:
+                self.writer.finish(unit)
+                continue
+            parts = self.policy.divide(unit)
+            if len(parts) > 1:
+                waiting.extendleft(reversed(parts))
                 continue
             worker = self.idle.pop()
-            self.ledger.begin(part)
-            asked = worker.attempt.remote(part.number, cells, part.first, part.last)
-            self.running[asked] = worker, part
+            self.writer.begin(unit)
+            self.running[worker.run_unit.remote(make_request(unit))] = worker, unit
 
-    def _greet(self, ready: Any) -> None:
-        """Raises: SuiteError for what the worker cannot load, or workers that do not survive it."""
+    def _finish_loading(self, ready: Any) -> None:
+        """Raise a SuiteError if the worker cannot load the suite, or workers die of it."""
         worker = self.loading.pop(ready)
         try:
-            mistake = self._answer(ready)
-        except _LostError as error:
-            self.stillborn += 1
-            if self.stillborn >= TRIES:
+            mistake = self._get(ready)
+        except _WorkerLostError as error:
+            self.load_losses += 1
+            if self.load_losses >= TRIES:
                 raise SuiteError(
-                    f"{self.stillborn} workers of Ray died while they loaded the suite: {error}"
+                    f"{self.load_losses} workers of Ray died while they loaded the suite: {error}"
                 ) from None
             return
         if mistake:
             raise SuiteError(f"a worker of Ray: {mistake}; its machine must see the same files")
-        self.stillborn = 0
+        self.load_losses = 0
         self.idle.append(worker)
 
-    def _settle(self, ready: Any) -> list[WorkUnit]:
-        """Enter what has come of a part; returns what is to be tried again of it."""
-        worker, part = self.running.pop(ready)
+    def _finish_unit(self, ready: Any) -> list[WorkUnit]:
+        """Write the results of a unit; returns what is to be tried again of it."""
+        worker, unit = self.running.pop(ready)
         try:
-            answer = self._answer(ready)
-        except _LostError as error:
-            return self._again(part, str(error))
+            answer = self._get(ready)
+        except _WorkerLostError as error:
+            return self._handle_loss(unit, str(error))
         self.idle.append(worker)
         if isinstance(answer, str):
             raise SuiteError(f"a worker of Ray: {answer}")
-        for outcome in answer.outcomes:
-            self.ledger.enter(part, outcome)
-        self.ledger.tell(answer.reasons, answer.notes)
-        self.ledger.finish(part)
+        for result in answer.results:
+            self.writer.write(unit, result)
+        self.writer.report(answer.messages)
+        self.writer.finish(unit)
         return []
 
-    def _again(self, part: WorkUnit, why: str) -> list[WorkUnit]:
-        """What to try again of a part that lost its worker; where that is nothing, it is failed."""
-        task = self.ledger.left(part)
-        cells = tuple(cell.identity for cell in task.cells)
-        key = part.number, part.first, cells
-        self.lost[key] += 1
-        where = f"{part.name}, examples {part.first} to {part.last - 1}"
-        if self.lost[key] < TRIES:
-            self.ledger.note(f"{where}: its worker died, tried again ({why})")
-            return [part]
-        if len(cells) > 1 and not task.linked:
-            self.ledger.note(f"{where}: its worker died {TRIES} times, its eps are tried alone")
-            work = part.work / len(cells)
-            return [part._replace(task=task.only({cell}), work=work) for cell in cells]
-        told = f"its worker died {TRIES} times, examples {part.first} to {part.last - 1}: {why}"
-        self.ledger.enter(part, WorkResult(cells, reason=told))
-        self.ledger.finish(part)
+    def _handle_loss(self, unit: WorkUnit, why: str) -> list[WorkUnit]:
+        """What is to be tried again of a unit whose worker died; it is failed if nothing is."""
+        unit = unit._replace(task=self.writer.remaining(unit))
+        examples = f"examples {unit.first} to {unit.last - 1}"
+        # A worker may die of its machine, so that no loss proves that the unit caused it.
+        match self.policy.decide(unit, is_cause=False):
+            case "retry":
+                self.writer.note(f"{unit.name}, {examples}: its worker died, tried again ({why})")
+                return [unit]
+            case "divide":
+                self.writer.note(
+                    f"{unit.name}, {examples}: its worker died {TRIES} times, its eps are tried "
+                    "alone"
+                )
+                return self.policy.divide(unit)
+            case "fail":
+                reason = f"its worker died {TRIES} times, {examples}: {why}"
+                cells = tuple(cell.identity for cell in unit.task.cells)
+                self.writer.write(unit, WorkResult(cells, reason=reason))
+                self.writer.finish(unit)
         return []
 
-    def _answer(self, ready: Any) -> Any:
-        """Raises: _LostError if the worker died of it; a bug of bench's as it is."""
+    def _get(self, ready: Any) -> Any:
+        """The answer of a worker; raises _WorkerLostError if it died, and a bug as it is."""
         try:
             return self.ray.get(ready)
         except self.ray.exceptions.RayTaskError:
             raise
         except self.ray.exceptions.RayError as error:
-            raise _LostError(_cause(error)) from None
+            raise _WorkerLostError(_extract_cause(error)) from None
 
 
-class _LostError(Exception):
-    """A worker died; the text says of what, as far as Ray knows."""
+class _WorkerLostError(Exception):
+    """A worker died; the text says why, as far as Ray knows."""
 
 
-def _cause(error: Exception) -> str:
-    """The sentence that matters of the many that Ray tells."""
-    told = " ".join(str(error).split())
-    detail = told.partition("Worker exit detail: ")[2] or told or type(error).__name__
+def _extract_cause(error: Exception) -> str:
+    """The sentence of Ray's message that names the cause."""
+    text = " ".join(str(error).split())
+    detail = text.partition("Worker exit detail: ")[2] or text or type(error).__name__
     return detail.partition(". ")[0].rstrip(".")
 
 
 def _connect(ray: Any, asked: Cluster) -> None:
-    """Join a cluster, or start one on this machine.
-
-    Raises: SuiteError if there is none at the address.
-    """
-    # What workers print comes here, so that a run is told in one place.
+    """Join a cluster or start one here; raises a SuiteError if there is none at the address."""
+    # Output of the workers appears in this process.
     settings: dict[str, Any] = {"log_to_driver": True, "logging_level": "ERROR"}
     if asked.address == LOCAL:
         settings |= {"include_dashboard": False, "num_cpus": asked.workers or os.cpu_count()}
     try:
         ray.init(asked.address, **settings)
-    except Exception as error:  # a library that raises bare ones: no cluster, another Ray, no port
+    except Exception as error:  # Ray raises bare ones: no cluster, another version, no port
         raise SuiteError(
             f"--ray {asked.address}: no cluster could be joined there ({first_line(error)}); start "
             "one with ray start --head, under the same RAY_AUTH_MODE, or use --ray alone for this "
@@ -284,11 +336,8 @@ def _connect(ray: Any, asked: Cluster) -> None:
         ) from error
 
 
-def _room(ray: Any, asked: Cluster, gpus: float) -> int:
-    """Workers that the cluster has room for.
-
-    Raises: SuiteError if there is room for none.
-    """
+def _count_room(ray: Any, asked: Cluster, gpus: float) -> int:
+    """Number of workers that the cluster has room for; raises a SuiteError if it has none."""
     there = ray.cluster_resources()
     room = int(there.get("CPU", 0))
     if gpus:
@@ -304,11 +353,8 @@ def _room(ray: Any, asked: Cluster, gpus: float) -> int:
     return room
 
 
-def _ray() -> Any:
-    """Ray, imported on first use.
-
-    Raises: SuiteError if it is not installed.
-    """
+def _import_ray() -> Any:
+    """Ray, imported on first use; raises a SuiteError if it is not installed."""
     os.environ.update(QUIET)
     try:
         import ray

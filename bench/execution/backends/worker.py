@@ -1,153 +1,296 @@
-"""The child of an isolated run: an ordinary run that says what it is about to do, and lives.
+"""Execution of units where the models are loaded; shared by all backends.
 
-It is started by `bench.execution.backends.subprocess`, which watches it from outside and holds its
-folder.
+A request is a unit in plain data, which can be sent to another process: tasks contain functions of
+the user's files, so that a request names a task by its number and its cells. Every failure of a
+user's code becomes a result, which says why.
 """
 
-import contextlib
-import ctypes
-import functools
-import multiprocessing
-import os
-import signal
-import sys
-import threading
-import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from multiprocessing.connection import Connection, wait
+import dataclasses
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from bench.core.errors import RecordError, SuiteError
-from bench.engine import heartbeat, malloc
+from bench.core import streams
+from bench.core.errors import SuiteError
+from bench.evaluation.audit import probe_models
+from bench.evaluation.certification import store
 from bench.evaluation.evaluator import Evaluator
-from bench.evaluation.stages import Stage, Watch
-from bench.execution import runner
-from bench.execution.work import ResultWriter, WorkUnit, attempt
+from bench.execution import resume_check
+from bench.execution.loaded_suite import LoadedSuite, describe_evaluator
+from bench.execution.options import RunOptions
+from bench.execution.preparation import load_evaluator
+from bench.execution.result_writer import count_first_images, select_first_images
+from bench.execution.work import (
+    CertificationFailure,
+    CertificationUnit,
+    FirstImages,
+    Messages,
+    ModelTiming,
+    ProbeUnit,
+    ResumeCheck,
+    TimingResult,
+    Unit,
+    WorkResult,
+    WorkUnit,
+    describe_failure,
+)
 from bench.suite import plan
-from bench.suite.reader import parse
-
-DONE = "done"
-"""The last that a child says, if it came to its end."""
-PR_SET_PDEATHSIG = 1
-"""prctl's name for: which signal comes when the parent ends. See `man prctl`."""
+from bench.suite.schema import Suite
 
 
-class Orders(NamedTuple):
-    """What a child needs to know."""
+class ChunkRequest(NamedTuple):
+    """A work unit in plain data."""
 
-    text: str
-    base: Path
-    out: Path
-    options: runner.Options
-    threads: int
-    lost: frozenset[str]
-    alone: frozenset[str]
-    """Identities of cells that are tried one at a time."""
-    unwell: Mapping[str, str]
-    """Models that are not asked again, certified nor probed -> why."""
+    number: int
+    cells: tuple[str, ...]
+    """Identities."""
+    first: int
+    last: int
 
 
-def run_for(orders: Orders, pipe: Connection, beats: Any) -> None:
-    """Do the run, and say so."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which kills this one
-    _bind_to_parent()
-    with contextlib.suppress(OSError):  # where memory runs out, this process is the one to go
-        Path("/proc/self/oom_score_adj").write_text("1000", encoding="ascii")
-    malloc.keep_freed_memory()
-    torch.set_num_threads(orders.threads)
+class TimingRequest(NamedTuple):
+    """A model timing in plain data."""
 
-    def beat() -> None:
-        beats.value += 1
+    chunks: tuple[ChunkRequest, ...]
 
-    with heartbeat.heartbeats(beat) as life:
 
-        def enter(stage: Stage) -> str:
-            life.forget()
-            if stage.kind in ("resume", "certify", "probe") and stage.model in orders.unwell:
-                return orders.unwell[stage.model]
-            pipe.send(stage)
-            return ""
+class CleanPass(NamedTuple):
+    """Ask a model about all clean images, which every unit of it needs."""
 
-        watch = Watch(enter, orders.lost)
-        work = functools.partial(_work, orders.alone, enter, pipe.send)
+    model: str
+
+
+class LoadSuite(NamedTuple):
+    """Load the suite."""
+
+
+Request = (
+    ChunkRequest | TimingRequest | ResumeCheck | CertificationUnit | ProbeUnit | CleanPass
+    | FirstImages | LoadSuite
+)  # fmt: skip
+
+
+class Worker:
+    """A process's loaded suite, and the execution of its units."""
+
+    def __init__(
+        self,
+        suite: Suite,
+        out: Path | None,
+        options: RunOptions,
+        rows: dict[str, int] | None = None,
+        announce: Callable[[str], None] = lambda activity: None,
+    ) -> None:
+        """Prepare a worker that loads nothing yet.
+
+        Args:
+            suite: Checked suite.
+            out: Folder of the run; None on another machine.
+            options: Options of the run.
+            rows: Model -> rows per pass, as chosen by the process that planned the run, since
+                identities may depend on them; None: chosen here.
+            announce: Called with a description before a user's code is loaded.
+        """
+        self.suite, self.out, self.options = suite, out, options
+        self._rows, self._announce = rows, announce
+        self._evaluator: Evaluator | None = None
+        self._tasks: list[plan.Task] = []
+
+    @property
+    def evaluator(self) -> Evaluator:
+        """The loaded evaluator."""
+        assert self._evaluator is not None, "the suite is not loaded"
+        return self._evaluator
+
+    def load(self) -> LoadedSuite:
+        """Load the suite and plan its tasks.
+
+        Returns:
+            Description of what was loaded.
+
+        Raises:
+            SuiteError: The user's mistakes.
+        """
+        evaluator = load_evaluator(self.suite, self.out, self.options, self._announce)
+        if self._rows is not None:
+            evaluator = dataclasses.replace(evaluator, rows=self._rows)
+        self._evaluator = evaluator
+        facts = {label: evaluator.model_facts(label) for label in evaluator.models}
+        self._tasks = plan.tasks(self.suite, facts)
+        return describe_evaluator(evaluator, self.suite, self._announce)
+
+    def run_unit(self, request: Request) -> Iterator[Any]:
+        """Execute one request.
+
+        Args:
+            request: As `make_request` returns it.
+
+        Yields:
+            Results of the type that belongs to the unit.
+
+        Raises:
+            SuiteError: The user's mistakes that are found only now.
+        """
+        match request:
+            case ChunkRequest():
+                task = self._find_task(request)
+                yield from run_chunk(self.evaluator, task, request.first, request.last)
+            case TimingRequest():
+                yield self._time(request)
+            case ResumeCheck():
+                yield from self._check_model(request)
+            case CertificationUnit():
+                yield self._certify(request)
+            case ProbeUnit():
+                yield probe_models.probe_model(
+                    self.evaluator, request.model, self._tasks, request.of
+                )
+            case CleanPass():
+                self._run_clean_pass(request.model)
+            case FirstImages():
+                data = self.evaluator.data
+                channels, height, width = data.shape
+                count = count_first_images(4 * channels * height * width)
+                yield data.read(0, min(count, self.evaluator.chunks()[0][1]))
+            case LoadSuite():
+                yield self.load()
+
+    def collect_messages(self) -> Messages:
+        """Collect what was decided and what happened since the last call.
+
+        Returns:
+            Sentences, and the accelerated models as they are now.
+        """
+        evaluator = self.evaluator
+        accelerated = {label: evaluator.acceleration_summary(label) for label in evaluator.models}
+        messages = Messages(evaluator.decisions[:], evaluator.notes[:], accelerated)
+        evaluator.decisions.clear()
+        evaluator.notes.clear()
+        return messages
+
+    def _find_task(self, request: ChunkRequest) -> plan.Task:
+        task = self._tasks[request.number].only(set(request.cells))
+        if len(task.cells) < len(request.cells):
+            raise SuiteError(
+                "it plans other cells than the process that started it: another bench, library, "
+                "file or device; install the same everywhere"
+            )
+        return task
+
+    def _time(self, request: TimingRequest) -> TimingResult:
+        """Estimated seconds of each chunk, or why the model that they craft on cannot be timed."""
+        seconds = []
+        for chunk in request.chunks:
+            task = self._find_task(chunk)
+            try:
+                with streams.protect_streams(self.evaluator.notes.append, f"model '{task.source}'"):
+                    work = self.evaluator.seconds_per_example(task)
+            except (SuiteError, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # user's code may raise anything
+                return TimingResult(unfit=f"could not be timed: {describe_failure(error)}")
+            seconds.append(work * (chunk.last - chunk.first))
+        return TimingResult(tuple(seconds))
+
+    def _check_model(self, request: ResumeCheck) -> Iterator[str]:
+        """Compare a model with its records; yields a sentence if it could not be asked."""
+        assert self.out is not None, "records are on another machine"
+        yield from resume_check.check_model(
+            self.evaluator, request.model, self._tasks, request.files, self.out
+        )
+
+    def _certify(self, request: CertificationUnit) -> store.Certificates | CertificationFailure:
         try:
-            suite = parse(orders.text, "the suite", orders.base)
-            runner.run_held(suite, orders.out, orders.options, pipe.send, work, watch)
-        except SuiteError as error:
-            pipe.send(SuiteError(str(error)))
-        except RecordError as error:
-            pipe.send(RecordError(str(error)))
-        except BaseException:  # a bug, whose trace the parent shows
-            pipe.send(RuntimeError(f"in the isolated process:\n{traceback.format_exc()}"))
-        else:
-            pipe.send(DONE)
+            return store.certify_chunk(self.evaluator, request.task, request.first, request.last)
+        except (SuiteError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # user's code: its certificates alone are missing
+            return CertificationFailure(describe_failure(error))
+
+    def _run_clean_pass(self, model: str) -> None:
+        try:
+            self.evaluator.clean_pass(model)
+        except BaseException:  # user's code: each of its cells raises the same and reports it
+            return
 
 
-def _bind_to_parent() -> None:
-    """End with the parent: a run whose parent is gone no longer holds its folder, and must not
-    write into it. Where the kernel does not see to it, a thread does, as far as it is let."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # a C library that has it not
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def make_request(unit: Unit, task: plan.Task | None = None) -> Request:
+    """Convert a unit into plain data.
+
+    Args:
+        unit: Any unit.
+        task: Task of a work unit without the cells that have failed; the unit's own if not given.
+
+    Returns:
+        The request that executes the unit.
+    """
+    match unit:
+        case WorkUnit():
+            cells = tuple(cell.identity for cell in (task or unit.task).cells)
+            return ChunkRequest(unit.number, cells, unit.first, unit.last)
+        case ModelTiming():
+            chunks = [make_request(each) for each in unit.units]
+            return TimingRequest(tuple(each for each in chunks if isinstance(each, ChunkRequest)))
+        case _:
+            return unit
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+def run_chunk(evaluator: Evaluator, task: plan.Task, first: int, last: int) -> Iterator[WorkResult]:
+    """Attack a chunk of examples for the cells of a task.
 
+    If a stream of several cells fails, each cell is run alone, so that one eps at which an attack
+    raises does not fail the others.
 
-def _work(
-    alone: Collection[str],
-    enter: Callable[[Stage], str],
-    say: Callable[[frozenset[str]], None],
-    session: Evaluator,
-    todo: Iterable[WorkUnit],
-    ledger: ResultWriter,
-) -> None:
-    """As `parts.in_process`, saying before each stream of cells that it begins, and after it which
-    failed for what they raised."""
-    todo = list(todo)
-    asked: set[str] = set()
-    for part in todo:
-        if part.task.model not in asked:
-            asked.add(part.task.model)
-            _ask(session, part.task.model, todo, enter)
-        ledger.begin(part)
-        for task in _streams(ledger.left(part), alone):
-            radii = {cell.identity: cell.eps_text for cell in task.cells}
-            enter(Stage("part", part.name, task.model, radii, together=task.linked))
-            for outcome in attempt(session, task, part.first, part.last):
-                ledger.enter(part, outcome)
-                if outcome.frame is None:
-                    say(frozenset(outcome.cells))
-        ledger.tell(session.decisions, session.notes)
-        ledger.finish(part)
+    Args:
+        evaluator: Loaded suite.
+        task: Task with the cells to run.
+        first: First example.
+        last: The one after the last example.
 
+    Yields:
+        Records, or the reason of a failure.
 
-def _ask(
-    session: Evaluator, model: str, todo: Iterable[WorkUnit], enter: Callable[[Stage], str]
-) -> None:
-    """The model's answers to all clean images, which every cell of it needs."""
-    own = [part.task for part in todo if part.task.model == model]
-    radii = {cell.identity: cell.eps_text for task in own for cell in task.cells}
-    enter(Stage("clean", f"{model}, asked about clean images", model, radii))
-    try:
-        session.clean_pass(model)
-    except BaseException:  # a stranger's model: each of its cells meets that again, and tells it
+    Raises:
+        SuiteError: The user's mistakes that are found only now.
+    """
+    if not task.cells:
         return
+    cells = tuple(cell.identity for cell in task.cells)
+    try:
+        with streams.protect_streams(evaluator.notes.append, f"{task.model} · {task.entry.label}"):
+            chunk = evaluator.evaluate_chunk(task, first, last)
+    except (SuiteError, KeyboardInterrupt):  # the user's: an unreadable image, or Ctrl-C
+        raise
+    except BaseException as error:  # user's code may raise anything
+        if task.linked or len(cells) == 1:
+            yield WorkResult(cells, reason=describe_failure(error))
+            return
+        evaluator.decisions.append(
+            f"{task.model} · {task.entry.label}: failed at {len(cells)} eps in one stream "
+            f"({describe_failure(error)}), so each is tried alone"
+        )
+        for cell in cells:
+            yield from run_chunk(evaluator, task.only({cell}), first, last)
+        return
+    pairs = () if first else zip(cells, chunk.x_adv, strict=True)
+    images = {cell: select_first_images(x_adv) for cell, x_adv in pairs}
+    adversarial = dict(zip(cells, chunk.x_adv, strict=True)) if evaluator.keep_all_images else {}
+    yield WorkResult(
+        cells, frame=chunk.frame, pieces=chunk.pieces, images=images, adversarial=adversarial
+    )
 
 
-def _streams(task: plan.Task, alone: Collection[str]) -> Iterator[plan.Task]:
-    """The cells of a task that may share a stream, and each of the others by itself."""
-    cells = {cell.identity for cell in task.cells}
-    if cells - set(alone):
-        yield task.only(cells - set(alone))
-    for cell in task.cells:
-        if cell.identity in alone:
-            yield task.only({cell.identity})
+def copy_for_transfer(result: Any) -> Any:
+    """Copy the tensors of a result that are views, whose whole storage would be pickled.
+
+    Args:
+        result: Any result of a unit.
+
+    Returns:
+        The result with tensors of their own storage.
+    """
+    if not isinstance(result, WorkResult):
+        return result
+    return result._replace(
+        adversarial={cell: images.clone() for cell, images in result.adversarial.items()}
+    )

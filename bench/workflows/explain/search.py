@@ -17,7 +17,8 @@ from bench.analysis.explanations import Experiment, Explanation, gap_of
 from bench.core.errors import ContractError, SuiteError, first_line
 from bench.evaluation import metrics
 from bench.evaluation.evaluator import Evaluator
-from bench.execution import runner
+from bench.execution.options import RunOptions
+from bench.execution.preparation import load_evaluator
 from bench.suite import plan, reader
 from bench.suite.schema import Suite
 from bench.workflows.explain import hypotheses
@@ -246,7 +247,7 @@ def _joined(changes: Sequence[Change]) -> Callable[[Setup], Setup]:
 
 
 def run(
-    where: str, ours: str, reference: str, options: runner.Options, listen: Listen = lambda t: None
+    where: str, ours: str, reference: str, options: RunOptions, listen: Listen = lambda t: None
 ) -> Explanation:
     """Why two cells of a suite, or of a run's folder, disagree; a folder keeps what is found.
 
@@ -267,7 +268,7 @@ def run(
     )
     limit = options.limit or min(checked.data.limit or EXAMPLES, EXAMPLES)
     listen("loading")
-    session = runner.prepare(needed, folder, dataclasses.replace(options, limit=limit))
+    session = load_evaluator(needed, folder, dataclasses.replace(options, limit=limit))
     mine, theirs = (_task(session, each, identities) for each in (first, second))
     made = between(session, mine, theirs, listen)
     if folder is not None:

@@ -1,0 +1,126 @@
+"""Contents of a run's manifest, provenance.json: the plan, its sources and the sessions.
+
+Field names are a contract; `bench.storage.manifest` reads and checks them.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.core import files
+from bench.execution.loaded_suite import LoadedSuite
+from bench.execution.options import RunOptions
+from bench.storage import environment, manifest, records
+from bench.suite import plan
+from bench.suite.schema import Suite
+
+
+def build_manifest(
+    suite: Suite, options: RunOptions, loaded: LoadedSuite, tasks: Sequence[plan.Task]
+) -> dict[str, Any]:
+    """Build the manifest of a run that begins now.
+
+    Args:
+        suite: Checked suite.
+        options: Options of this session.
+        loaded: Data and models of the suite, and the process that loaded them.
+        tasks: Everything that the suite plans.
+
+    Returns:
+        Contents of provenance.json with this session alone, which is not finished.
+    """
+    files_read = loaded.files
+    return {
+        "schema": records.SCHEMA,
+        "suite": {
+            "name": suite.name,
+            "title": suite.title,
+            "seed": suite.seed,
+            "sweep": suite.sweep,
+            "text": suite.text,
+            "base": environment.relative(suite.base) if files_read else "",
+        },
+        "files": files_read,
+        "data": {
+            "name": loaded.data.name,
+            "n": loaded.data.n,
+            "shape": loaded.data.shape,
+            "classes": loaded.data.classes,
+            "fingerprint": loaded.data.fingerprint,
+            "mapping": loaded.data.mapping,
+        },
+        "models": {
+            label: {
+                "classes": model.facts.classes or 0,
+                "fingerprint": model.facts.model_fingerprint,
+                "findings": model.findings,
+                "rows_per_pass": model.facts.rows,
+                "predictions": model.facts.predictions,
+                "logits": model.logits,
+                "random": model.facts.random,
+            }
+            for label, model in loaded.models.items()
+        },
+        "cells": [dataclasses.asdict(cell) for task in tasks for cell in task.cells],
+        "crosschecks": [[pair.ours, pair.reference] for pair in suite.crosschecks],
+        "certify": [dataclasses.asdict(task) for task in loaded.certification],
+        "published": [dataclasses.asdict(entry) for entry in suite.published],
+        "sessions": [
+            {
+                "started": current_time(),
+                "finished": None,
+                "command": options.command,
+                "options": options.to_manifest(),
+                "environment": loaded.environment,
+                "loaded": loaded.libraries,
+                "requirements": environment.requirements(),
+            }
+        ],
+    }
+
+
+def read_earlier_manifest(out: Path) -> dict[str, Any]:
+    """Read what an earlier session of the same folder wrote, without checking all of it.
+
+    Args:
+        out: Folder of the run; temporary files of the manifest are removed.
+
+    Returns:
+        Contents of provenance.json; empty if there is none or it is damaged.
+    """
+    files.remove_partials(out, f"{manifest.FILE}*")
+    try:
+        content = json.loads((out / manifest.FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    kinds = {"probes": dict, "sessions": list}
+    is_usable = isinstance(content, dict) and all(
+        isinstance(content.get(key, kind()), kind) for key, kind in kinds.items()
+    )
+    return content if is_usable else {}
+
+
+def write_manifest(out: Path, content: dict[str, Any]) -> None:
+    """Write provenance.json atomically.
+
+    Args:
+        out: Folder of the run.
+        content: The manifest.
+
+    Raises:
+        SuiteError: The file cannot be written.
+    """
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    files.write_atomic(out / manifest.FILE, text.encode())
+
+
+def current_time() -> str:
+    """Return the current time.
+
+    Returns:
+        UTC in ISO 8601, with milliseconds.
+    """
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
