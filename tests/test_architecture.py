@@ -125,13 +125,14 @@ def test_no_broad_except_hides_a_bug_outside_a_strangers_code() -> None:
         "engine/tracing.py", "evaluation/audit/gradient_check.py",
         "evaluation/audit/probe_models.py", "evaluation/certification/network.py",
         "evaluation/containment.py", "evaluation/evaluator.py", "evaluation/loading.py",
-        "evaluation/verify.py", "execution/backends/ray.py", "execution/backends/worker.py",
-        "execution/backends/worker.py", "execution/resume_check.py", "execution/runner.py",
-        "execution/work.py", "execution/work.py", "models/fingerprint.py",
-        "models/fingerprint.py", "models/fingerprint.py", "models/preflight/checks.py",
-        "models/preflight/checks.py", "models/preflight/preprocessing.py",
-        "models/serialized/__init__.py", "reporting/trackers/__init__.py",
-        "workflows/speed/race.py", "workflows/training/resume.py",
+        "evaluation/verify.py", "execution/backends/process.py", "execution/backends/ray.py",
+        "execution/backends/worker.py", "execution/backends/worker.py",
+        "execution/backends/worker.py", "execution/backends/worker.py",
+        "execution/resume_check.py", "models/fingerprint.py", "models/fingerprint.py",
+        "models/fingerprint.py", "models/preflight/checks.py", "models/preflight/checks.py",
+        "models/preflight/preprocessing.py", "models/serialized/__init__.py",
+        "reporting/trackers/__init__.py", "workflows/speed/race.py",
+        "workflows/training/resume.py",
     ]  # fmt: skip
 
 

@@ -390,8 +390,8 @@ def _describe_hang(seconds: float) -> str:
 
 def _describe_excess(used: int, limit: int) -> str:
     return (
-        f"its process used {ByteSize(used).human_readable()} of memory and was killed; the limit is "
-        f"{ByteSize(limit).human_readable()}"
+        f"its process used {ByteSize(used).human_readable()} of memory and was killed; "
+        f"the limit is {ByteSize(limit).human_readable()}"
     )
 
 
@@ -406,8 +406,8 @@ def _describe_exit(code: int | None, peak_memory: int) -> str:
     text = f"its process was killed by {name} ({signal.strsignal(-code) or 'unknown'})"
     if name == "SIGKILL":
         text += (
-            f" while it used {ByteSize(peak_memory).human_readable()} of memory; the system does so when "
-            "there is no more"
+            f" while it used {ByteSize(peak_memory).human_readable()} of memory; the system does "
+            "so when there is no more"
         )
     return text
 
