@@ -1,4 +1,4 @@
-"""The probes of a run: the examples, the ball and the attacks of the suite that a model meets."""
+"""Probe the models of a run with the examples, norms and attacks of its suite."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,16 @@ def probe_models(
     tasks: Sequence[plan.Task],
     full: bool | None = True,
 ) -> dict[str, dict[str, Any]]:
-    """For each model what its probes found, as provenance.json keeps it; `full` as in
-    `probe_model`."""
+    """Probe every model.
+
+    Args:
+        evaluator: Models and data.
+        tasks: The tasks of the plan.
+        full: As in `probe_model`.
+
+    Returns:
+        For each model the findings as provenance.json stores them.
+    """
     found = {}
     for label, subject in evaluator.models.items():
         of = identify_probes(tasks, label, subject.fingerprint, evaluator.data.fingerprint)
@@ -41,20 +49,44 @@ def probe_models(
 def identify_probes(
     tasks: Sequence[plan.Task], label: str, model_fingerprint: str, data_fingerprint: str
 ) -> list[str]:
-    """List what the probes of the model called `label` depend on: the model, the data and the
-    cells of its attacks."""
+    """List what the probes of a model depend on: the model, the data and the cells of its attacks.
+
+    Args:
+        tasks: The tasks of the plan.
+        label: The model's label.
+        model_fingerprint: Its fingerprint.
+        data_fingerprint: Fingerprint of the data.
+
+    Returns:
+        Hashes; equal lists make probing again unnecessary.
+    """
     cells = [cell.identity for task in _own_tasks(tasks, label) for cell in task.cells]
     return [model_fingerprint, data_fingerprint, *cells]
 
 
 def is_current(probed: Mapping[str, Any], of: Sequence[str]) -> bool:
-    """Whether the probes of an earlier evaluator answer the same question, so that the model need
-    not be probed again."""
+    """Check whether stored findings of a model are still valid.
+
+    Args:
+        probed: Findings from provenance.json.
+        of: What `identify_probes` returns now.
+
+    Returns:
+        True if the model need not be probed again.
+    """
     return probed.get("of") == of and probed.get("looked") == CHECKED
 
 
 def describe_unprobed(of: Sequence[str], why: str) -> dict[str, Any]:
-    """What provenance.json keeps of a model that could not be probed."""
+    """Build the entry of provenance.json of a model that could not be probed.
+
+    Args:
+        of: What `identify_probes` returned.
+        why: The reason.
+
+    Returns:
+        The entry, without findings.
+    """
     return {
         "of": [*of], "traced": [], "looked": CHECKED, "failed": why, "n": 0, "seconds": 0.0,
         "signs": [],
@@ -68,10 +100,18 @@ def probe_model(
     of: Sequence[str],
     full: bool | None = True,
 ) -> dict[str, Any]:
-    """What the probes of one model found.
+    """Probe one model.
 
-    Unless `full`, a few gradients are compared with finite differences, and nothing more; None
-    leaves it to what all probes would cost. `of` is what `identify_probes` returned.
+    Args:
+        evaluator: Models and data.
+        label: The model's label.
+        tasks: The tasks of the plan.
+        of: What `identify_probes` returned.
+        full: Run all probes; False compares a few gradients with finite differences only; None
+            runs all if they are cheap beside the attacks.
+
+    Returns:
+        The findings as provenance.json stores them.
     """
     own = _own_tasks(tasks, label)
     traced = {task.entry.label: task for task in own if probes.is_traceable(task.curve)}

@@ -48,7 +48,16 @@ DISTANCE_ROUNDING = 2.0**-24
 
 
 def plan_certification(suite: Suite, evaluator: Evaluator) -> list[CertificationTask]:
-    """What the suite wants certified, model by model; nothing unless it says so."""
+    """Plan what a suite wants certified.
+
+    Args:
+        suite: The checked suite.
+        evaluator: Its models and data.
+
+    Returns:
+        One task for each model and method, with the reason if it cannot be certified; none
+        without `certify`.
+    """
     radii = {eps.value: eps.text for entry in suite.attacks if entry.norm == "linf"
              for eps in entry.eps if eps.value > 0}  # fmt: skip
     eps = tuple(sorted(radii))
@@ -93,7 +102,19 @@ def _identity(
 def pending_chunks(
     chunks: Sequence[tuple[int, int]], wanted: Sequence[CertificationTask], out: Path
 ) -> list[tuple[CertificationTask, int, int]]:
-    """The chunks (task, first, last) that are not on disk yet, of all `chunks` (first, last)."""
+    """List the chunks that are not certified yet.
+
+    Args:
+        chunks: (first, last) of each chunk of the data.
+        wanted: The planned tasks.
+        out: The run's folder.
+
+    Returns:
+        (task, first, last) of each chunk without a file.
+
+    Raises:
+        RecordError: A file is damaged or newer than this bench.
+    """
     done = {(about["identity"], about["first"]) for about, _ in read_certificates(out)}
     return [
         (task, first, last)
@@ -104,7 +125,15 @@ def pending_chunks(
 
 
 def check_readable(evaluator: Evaluator, task: CertificationTask) -> CertificationTask:
-    """The task with the reason why its model has no bounds, if that is so."""
+    """Check whether a model can be read as layers with bounds.
+
+    Args:
+        evaluator: Models and data.
+        task: A planned task.
+
+    Returns:
+        The task, with the reason if its model cannot be read.
+    """
     if task.reason:
         return task
     try:
@@ -126,7 +155,17 @@ class Certificates(NamedTuple):
 def certify_chunk(
     evaluator: Evaluator, task: CertificationTask, first: int, last: int
 ) -> Certificates:
-    """Certify the examples first..last-1."""
+    """Certify a chunk of examples.
+
+    Args:
+        evaluator: Models and data.
+        task: A planned task without a reason against it.
+        first: Id of the first example.
+        last: Id after the last example.
+
+    Returns:
+        The certificates of the chunk.
+    """
     clean, net = evaluator.clean_pass(task.model), _layers(evaluator, task.model)
     labels = clean.label[first:last]
     x = evaluator.data.read(first, last).to(evaluator.device, torch.float64)
@@ -189,7 +228,12 @@ def _layers(evaluator: Evaluator, model: str) -> tuple[Layer, ...]:
 def write(folder: Path, certificates: Certificates) -> None:
     """Write certificates into the folder of a run.
 
-    Raises: SuiteError if the disk is full or the folder cannot be written.
+    Args:
+        folder: The run's folder.
+        certificates: Certificates of one chunk.
+
+    Raises:
+        SuiteError: The disk is full or the folder cannot be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -209,9 +253,16 @@ def _hash(content: bytes) -> str:
 
 
 def read_certificates(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
-    """What each file says of itself, and its outcomes.
+    """Read all certificates of a run.
 
-    Raises: RecordError naming a file that is damaged or newer than this bench.
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        For each file its metadata and one row per example and eps.
+
+    Raises:
+        RecordError: A file is damaged or newer than this bench.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
