@@ -182,7 +182,7 @@ def test_each_way_to_be_sick_is_told_and_the_run_ends(tmp_path: Path) -> None:
         "segfaults": "its process was killed by SIGSEGV (Segmentation fault)",
         "loops": "no sign of life for 5 s, the time limit of one pass",
         "sleeps": "no sign of life for 5 s, the time limit of one pass",
-        "eats": "of memory and was killed; the limit is 1.00 GiB",
+        "eats": "of memory and was killed; the limit is 1.0GiB",
     }
     sick = "".join(SICK.format(way=way, when=CLEAN) for way in whys)
     heard = isolated(written(tmp_path, HEAD, sick, WELL, ATTACKS), tmp_path / "out", LIMITS)
