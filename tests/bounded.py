@@ -88,7 +88,7 @@ def main(folder: Path, n: int, eps: int) -> None:
     found = timed(spent, "read", results.read)(folder)
     timed(spent, "hash", fingerprint.records_hash)(found.stored.frame)
     summarised = peak()
-    timed(spent, "report", run_output.write)(found, folder)
+    timed(spent, "report", run_output.write_run_output)(found, folder)
     told = {
         "rows": len(found.stored.frame),
         "cells": len(found.table),

@@ -692,7 +692,7 @@ def test_a_sign_survives_json() -> None:
 def test_a_table_of_signs_has_every_id_and_the_page_the_first() -> None:
     (sign,) = found(symptoms.STEPS, run(SOME, **other("steps", "40")), run(MOST)) or []
     assert symptoms.frame([sign])["examples"].item() == " ".join(map(str, range(40, 60)))
-    (told,) = audit_view.told(findings.Audit(["net"], [sign], []), {0.1: "0.1"})
+    (told,) = audit_view.build_audit_views(findings.Audit(["net"], [sign], []), {0.1: "0.1"})
     assert told.signs is not None
     assert "40, 41, 42, 43, 44, ..." in told.signs.rows[0]
     assert told.verdict.startswith("1 of 22 signs looked for: more steps do worse")

@@ -177,7 +177,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (folder / "crash.py").write_text(CRASH, encoding="utf-8")
     (folder / "near.toml").write_text(SUITE, encoding="utf-8")
     found = bench.run(str(folder / "near.toml"), folder / "out", device="cpu")
-    run_output.write(found, folder / "out")
+    run_output.write_run_output(found, folder / "out")
     return found, folder / "out"
 
 

@@ -145,14 +145,14 @@ def _report(folder: Path, strict: bool) -> int:
     from bench.reporting.report import certified_view
 
     found = results.read(folder)
-    page = run_output.write(found, folder)
+    page = run_output.write_run_output(found, folder)
     _print_summary(found)
     echo(f"report: {page}")
     track(found, folder)
     without = found.table[found.table["status"] != "ok"]
     for row in without.drop_duplicates(["model", "attack", "reason"]).itertuples():
         tell(str(row.status), f"{row.model} · {row.attack}: {row.reason}")
-    for sentence in certified_view.shouted(found.certified.contradictions):
+    for sentence in certified_view.describe_contradictions(found.certified.contradictions):
         tell("contradiction", sentence)
     bounds = found.certified
     undone = len(found.unfinished()) + int((bounds.table["status"] == "missing").sum())
@@ -192,10 +192,10 @@ def _print_summary(found: "RunResults") -> None:
         told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
         screen.print(f"cross-checks: {told}")
     if len(found.comparisons):
-        screen.print(pairwise_view.summary(found.comparisons))
+        screen.print(pairwise_view.summarize_comparisons(found.comparisons))
     for model in found.audit.models:
-        screen.print(f"audit of {model}: {audit_view.verdict(found.audit, model)}")
-    for sentence in bracketed.sentences(found.certified, found.worst):
+        screen.print(f"audit of {model}: {audit_view.summarize_audit(found.audit, model)}")
+    for sentence in bracketed.describe_bounds(found.certified, found.worst):
         screen.print(sentence, soft_wrap=True)
     if len(found.violations):
         screen.print(f"violations: {len(found.violations)}, see the report", style="bold red")
@@ -213,8 +213,8 @@ def _reach(frames: "list[pd.DataFrame]") -> str:
 
 
 def _percents(rows: "pd.DataFrame", radii: "pd.Series[float]") -> list[str]:
-    from bench.reporting.formats import DASH, absent, percent
+    from bench.reporting.formats.numbers import DASH, format_percent, is_missing
 
     by_eps = rows.set_index("eps")["robust_accuracy"]
     values = [by_eps.get(eps) for eps in radii]
-    return [DASH if absent(value) else percent(value) for value in values]
+    return [DASH if is_missing(value) else format_percent(value) for value in values]

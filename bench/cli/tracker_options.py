@@ -26,10 +26,10 @@ def tracked(verb: _Verb) -> _Verb:
 
 def _parsed(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> None:
     del parameter
-    context.meta[_WANTED] = [trackers.parse(text) for text in given]
+    context.meta[_WANTED] = [trackers.parse_target(text) for text in given]
 
 
-def wanted() -> list[trackers.Wanted]:
+def wanted() -> list[trackers.TrackerTarget]:
     """The trackers that the user named."""
     return list(click.get_current_context().meta.get(_WANTED, ()))
 
@@ -40,4 +40,4 @@ def tell(found: "RunResults", folder: Path) -> None:
     Raises: SuiteError if one fails.
     """
     for each in wanted():
-        echo(f"tracked: {trackers.log(each, found, folder)}")
+        echo(f"tracked: {trackers.log_run(each, found, folder)}")

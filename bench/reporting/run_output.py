@@ -17,11 +17,11 @@ from bench.reporting.plots import figures, transfer_matrix
 from bench.reporting.report import writer
 from bench.storage import fingerprint, records, spreadsheet
 
-SHOWN = 5
+EXAMPLES_SHOWN = 5
 """Examples in each row of an example grid."""
 
 
-def write(found: RunResults, folder: Path) -> Path:
+def write_run_output(found: RunResults, folder: Path) -> Path:
     """Write every table, plot and page of a run into its folder; returns the HTML page's path.
 
     Raises: SuiteError if the folder cannot be written.
@@ -52,7 +52,7 @@ def write(found: RunResults, folder: Path) -> Path:
         folder / fingerprint.FILE, f"{fingerprint.records_hash(found.stored.frame)}\n".encode()
     )
     pictures = list(_pictures(found, folder))
-    drawn = figures.draw(
+    drawn = figures.draw_figures(
         found.table, pictures, folder, found.published, found.searches, found.certified.table
     )
     page, _ = writer.write(
@@ -71,7 +71,7 @@ def write(found: RunResults, folder: Path) -> Path:
         certified=found.certified,
         notes=[
             *found.notes,
-            *transfer_matrix.hidden_gradients(found.table),
+            *transfer_matrix.find_hidden_gradients(found.table),
             *tables.divided(found.table),
         ],
         provenance=_told(found.provenance),
@@ -97,7 +97,7 @@ def _told(provenance: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pictures(found: RunResults, folder: Path) -> Iterator[figures.Picture]:
+def _pictures(found: RunResults, folder: Path) -> Iterator[figures.AttackedExample]:
     """The first attacked examples of every cell whose adversarial images were kept.
 
     A cross-check's reference is left out: its images are compared pixel by pixel elsewhere. So is
@@ -116,9 +116,9 @@ def _pictures(found: RunResults, folder: Path) -> Iterator[figures.Picture]:
             continue
         rows = found.stored.frame.iloc[places[cell.identity]]
         seen = rows["example"] < min(len(kept[cell.identity]), len(clean))
-        for row in rows[rows["clean_correct"] & seen].head(SHOWN).to_dict("records"):
+        for row in rows[rows["clean_correct"] & seen].head(EXAMPLES_SHOWN).to_dict("records"):
             at = row["example"]
-            yield figures.Picture(
+            yield figures.AttackedExample(
                 model=cell.model,
                 attack=cell.attack,
                 norm=cell.norm,

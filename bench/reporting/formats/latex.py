@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from bench.reporting.formats import DASH, Bold, Format, Table, is_numeric, words
+from bench.reporting.formats.numbers import DASH, format_text, is_numeric
+from bench.reporting.formats.tables import Bold, PaperTable, TableFormat
 
 _FIGURE = re.compile(
     r"(?P<sign>[<>]?)(?P<number>\d+(?:\.(?P<decimals>\d+))?)(?P<percent> ?%)?"
@@ -64,7 +65,7 @@ def escape(value: object) -> str:
     >>> escape("50% of $x_1$"), escape("[x]"), escape("--"), escape("é 中")
     ('50\\% of \\$x\\_1\\$', '{[}x{]}', '-{}-', "\\'{e} {[}U+4E2D{]}")
     """
-    text = "" if value is None or value == "" else words(value)
+    text = "" if value is None or value == "" else format_text(value)
     # Two hyphens would become a dash; a percent sign stays on the line of its number.
     return re.sub("-(?=-)", "-{}", "".join(map(_letter, text))).replace(r" \%", r"~\%")
 
@@ -92,7 +93,7 @@ class Column(NamedTuple):
     """The figure or the words, and what stands below in small."""
 
 
-def table(frame: pd.DataFrame, caption: str = "", details: str = "", name: str = "") -> str:
+def render_table(frame: pd.DataFrame, caption: str = "", details: str = "", name: str = "") -> str:
     r"""A `table` with the caption above, or the bare `tabular` if there is none.
 
     A column of numbers with one decimal place is aligned at it. `details` follow the caption, but
@@ -161,7 +162,7 @@ def _bold(value: object, text: str) -> str:
     return rf"\bfseries {text}" if isinstance(value, Bold) else text
 
 
-def pages(tables: Sequence[Table]) -> dict[str, str]:
+def render_pages(tables: Sequence[PaperTable]) -> dict[str, str]:
     """tables.tex, which compiles, and the file of each table that it inputs."""
     files = {f"table-{made.name}.tex": _page(made) for made in tables}
     inputs = "\n".join(rf"\input{{{name}}}" + "\n\\clearpage" for name in files)
@@ -171,12 +172,12 @@ def pages(tables: Sequence[Table]) -> dict[str, str]:
 _MADE = "% Made by bench publish; changes are lost when it is made again."
 
 
-def _page(made: Table) -> str:
+def _page(made: PaperTable) -> str:
     """The source as comments, then the table; what belongs to it is the rest of its caption."""
-    source = "\n".join(f"% {words(line)}" for line in made.source)
+    source = "\n".join(f"% {format_text(line)}" for line in made.source)
     notes = [f"[{k}] {note}" for k, note in enumerate(made.notes, 1)]
     details = " ".join([*made.details, *notes])
-    return f"{_MADE}\n{source}\n{table(made.frame, made.caption, details, made.name)}\n"
+    return f"{_MADE}\n{source}\n{render_table(made.frame, made.caption, details, made.name)}\n"
 
 
-FORMAT = Format(suffix=".tex", render=table, pages=pages)
+FORMAT = TableFormat(suffix=".tex", render=render_table, pages=render_pages)

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from bench.reporting.formats import DASH, Bold, Format, Table, is_numeric, words
+from bench.reporting.formats.numbers import DASH, format_text, is_numeric
+from bench.reporting.formats.tables import Bold, PaperTable, TableFormat
 
 _ACTIVE = re.compile(r"[\\`*_|~$]")
 _LINK = re.compile(r"\](?=[(\[:])")  # "[92.6, 93.6]" stays readable; "[x](address)" is defused
 _BLOCK = re.compile(r"^(?:[#=]|[+-](?=[\s-]|$)|\d+(?=[.)]\s))")  # "-0.5 pp" is no list
 
 
-class Ready(str):
+class MarkdownText(str):
     """Markdown that is finished: `escape` leaves it alone, as it does nothing else."""
 
     __slots__ = ()
@@ -24,9 +25,9 @@ def escape(value: object) -> str:
     >>> escape("a|b"), escape("<script>"), escape("[x](http://y)"), escape("# no heading")
     ('a\\\\|b', '&lt;script&gt;', '[x\\\\](http://y)', '\\\\# no heading')
     """
-    if isinstance(value, Ready):
+    if isinstance(value, MarkdownText):
         return value
-    text = "" if value is None or value == "" else words(value)
+    text = "" if value is None or value == "" else format_text(value)
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = _LINK.sub(r"\\]", _ACTIVE.sub(r"\\\g<0>", text))
     start = _BLOCK.match(text)
@@ -36,14 +37,14 @@ def escape(value: object) -> str:
     return f"{text[:place]}\\{text[place:]}"
 
 
-def fenced(text: str) -> Ready:
+def format_code_block(text: str) -> MarkdownText:
     """A block of code, inside a fence longer than any run of backticks in it."""
     longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return Ready(f"{fence}sh\n{text.strip()}\n{fence}")
+    return MarkdownText(f"{fence}sh\n{text.strip()}\n{fence}")
 
 
-def table(frame: pd.DataFrame, caption: str = "") -> str:
+def render_table(frame: pd.DataFrame, caption: str = "") -> str:
     """A GitHub table of a frame of text, numbers to the right, the caption in bold above it.
 
     A frame without columns has no table in this format: ValueError.
@@ -58,16 +59,16 @@ def table(frame: pd.DataFrame, caption: str = "") -> str:
     return f"**{escape(caption)}**\n\n{body}" if caption else body
 
 
-def pages(tables: Sequence[Table]) -> dict[str, str]:
+def render_pages(tables: Sequence[PaperTable]) -> dict[str, str]:
     """tables.md: every table with its details and its source below it."""
     head = "<!-- made by bench publish; changes are lost when it is made again -->\n\n# Tables\n"
     return {f"tables{FORMAT.suffix}": "\n".join([head, *map(_section, tables)])}
 
 
-def _section(made: Table) -> str:
+def _section(made: PaperTable) -> str:
     told = [f"[{k}] {note}" for k, note in enumerate(made.notes, 1)]
     small = [escape(text) for text in (*told, " ".join(made.details), *made.source)]
-    body = table(made.frame, made.caption)
+    body = render_table(made.frame, made.caption)
     return f'<a id="{made.name}"></a>\n\n{body}\n\n' + "".join(f"{text}\n\n" for text in small)
 
 
@@ -77,4 +78,4 @@ def _cell(value: object) -> str:
     return f"**{escape(value)}**" if isinstance(value, Bold) else escape(value)
 
 
-FORMAT = Format(suffix=".md", render=table, pages=pages)
+FORMAT = TableFormat(suffix=".md", render=render_table, pages=render_pages)

@@ -12,26 +12,26 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.analysis.certified import METHODS
-from bench.reporting.formats import NORMS, words
-from bench.reporting.plots.curves import UNITS, ticks
-from bench.reporting.plots.style import PALETTE, STYLE, short
+from bench.reporting.formats.numbers import format_norm, format_text
+from bench.reporting.plots.curves import NORM_UNITS, select_ticks
+from bench.reporting.plots.style import PALETTE, STYLE, shorten
 
-LOOKS = {"ibp": ("s", "--"), "crown": ("o", "-")}
+METHOD_STYLES = {"ibp": ("s", "--"), "crown": ("o", "-")}
 """Marker and line of each method."""
 
 
-def figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
+def iter_certified_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
     """(name, caption, figure) of each model that was certified; `table` is certified.csv."""
     done = table[table["status"] == "ok"]
     for model, rows in done.groupby("model", sort=False):
         caption = (
-            f"{words(model)}: certified accuracy, and what every attack left; the truth lies in "
-            "the band between."
+            f"{format_text(model)}: certified accuracy, and robust accuracy under every attack; "
+            "the true robust accuracy lies in the band between."
         )
-        yield f"bracket-{model}", caption, bracket(rows)
+        yield f"bracket-{model}", caption, plot_certified_bounds(rows)
 
 
-def bracket(rows: pd.DataFrame) -> Figure:
+def plot_certified_bounds(rows: pd.DataFrame) -> Figure:
     """Certified accuracy by each method and worst-case robust accuracy (%) of one model over eps,
     both the clean accuracy at 0, with 95 % Wilson intervals of what is certified."""
     first = rows.iloc[0]
@@ -56,7 +56,7 @@ def bracket(rows: pd.DataFrame) -> Figure:
                 linewidth=0, label="undecided",
             )  # fmt: skip
         for place, (method, own) in enumerate(found):
-            marker, line = LOOKS.get(method, ("o", "-"))
+            marker, line = METHOD_STYLES.get(method, ("o", "-"))
             accuracy = 100 * own["certified_accuracy"].to_numpy(dtype=float)
             gaps = (
                 accuracy - 100 * own["certified_low"].to_numpy(dtype=float),
@@ -78,9 +78,9 @@ def bracket(rows: pd.DataFrame) -> Figure:
         axes.set(ylim=(0, 102), ylabel="share of examples (%)")
         axes.set_xlim(left=0)
         texts = dict(zip(best["eps"].astype(float), best["eps_text"], strict=True))
-        marked = ticks([*texts])
+        marked = select_ticks([*texts])
         axes.set_xticks(marked, [texts[tick] for tick in marked])
-        axes.set_xlabel(f"eps ({NORMS.get(norm, norm)}: {UNITS.get(norm, norm)})")
-        axes.set_title(f"{short(first['model'])}, {NORMS.get(norm, norm)}, n = {first['n']}")
+        axes.set_xlabel(f"eps ({format_norm(norm)}: {NORM_UNITS.get(norm, norm)})")
+        axes.set_title(f"{shorten(first['model'])}, {format_norm(norm)}, n = {first['n']}")
         figure.legend(loc="outside right upper", labelspacing=0.7)
         return figure

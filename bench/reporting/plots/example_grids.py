@@ -11,14 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from bench.reporting.formats import words
-from bench.reporting.plots.style import PALETTE, STYLE, empty, evenly, short
+from bench.reporting.formats.numbers import format_text
+from bench.reporting.plots.style import PALETTE, STYLE, pick_evenly, plot_message, shorten
 
-MOST_ROWS = 10
+MAX_ROWS = 10
 """Of an example grid: more are not looked at, and a figure's memory grows with its height."""
 
 
-class Picture(NamedTuple):
+class AttackedExample(NamedTuple):
     """One attacked example, as an example grid shows it."""
 
     model: str
@@ -38,7 +38,7 @@ class Picture(NamedTuple):
     """As `clean`."""
 
 
-def example_grid(pictures: Sequence[Picture], model: str, attack: str) -> Figure:
+def plot_example_grid(pictures: Sequence[AttackedExample], model: str, attack: str) -> Figure:
     """One row per eps, up to five attacked examples each, titled "before → after"; of more than
     MOST_ROWS eps so many, from the least to the largest.
 
@@ -47,24 +47,24 @@ def example_grid(pictures: Sequence[Picture], model: str, attack: str) -> Figure
     chosen = [p for p in pictures if (p.model, p.attack) == (model, attack)]
     chosen.sort(key=lambda picture: picture.eps)
     rows = [list(group)[:5] for _, group in groupby(chosen, key=lambda picture: picture.eps)]
-    rows = evenly(rows, MOST_ROWS)
+    rows = pick_evenly(rows, MAX_ROWS)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         if not rows:
-            return empty(f"{words(model)}, {words(attack)}: no picture was kept")
+            return plot_message(f"{format_text(model)}, {format_text(attack)}: no picture was kept")
         # One axes for all images: an axes each takes ten times as long to lay out.
         figure = Figure(figsize=(7.6, 1.72 * len(rows)))
         axes = figure.add_axes((0.04, 0.0, 0.96, 1.0))
         axes.set(xlim=(-0.04, 5), ylim=(len(rows), 0), xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         for line, row in enumerate(rows):
-            label = f"eps {words(row[0].eps_text)}"
+            label = f"eps {format_text(row[0].eps_text)}"
             axes.text(-0.04, line + 0.6, label, rotation=90, ha="right", va="center")
             for column, picture in enumerate(row):
                 _show(axes, picture, column, line)
         return figure
 
 
-def _show(axes: Axes, picture: Picture, column: int, line: int) -> None:
+def _show(axes: Axes, picture: AttackedExample, column: int, line: int) -> None:
     """One image with its title, in the square of the grid at (column, line)."""
     image = np.clip(np.asarray(picture.adversarial, dtype=float), 0, 1)
     grey = image.ndim == 2 or image.shape[2] == 1
@@ -73,7 +73,7 @@ def _show(axes: Axes, picture: Picture, column: int, line: int) -> None:
     axes.imshow(
         image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=place, aspect="auto"
     )
-    before, after = short(picture.before, 18), short(picture.after, 18)
+    before, after = shorten(picture.before, 18), shorten(picture.after, 18)
     join = " → " if len(before + after) <= 14 else "\n→ "
     changed = picture.before != picture.after
     axes.text(
@@ -82,13 +82,13 @@ def _show(axes: Axes, picture: Picture, column: int, line: int) -> None:
     )  # fmt: skip
 
 
-def perturbation_grid(pictures: Sequence[Picture], model: str) -> Figure:
+def plot_perturbation_grid(pictures: Sequence[AttackedExample], model: str) -> Figure:
     """What each attack added at its largest eps: one row per attack, the same examples in each.
 
     Signed: red is brighter, blue darker, white unchanged; each row is scaled to its own largest
     change, which stands beside it. Of colour images the mean over the channels is shown.
     """
-    largest: dict[str, list[Picture]] = {}
+    largest: dict[str, list[AttackedExample]] = {}
     for picture in (p for p in pictures if p.model == model):
         held = largest.setdefault(picture.attack, [])
         if held and picture.eps > held[0].eps:
@@ -104,7 +104,7 @@ def perturbation_grid(pictures: Sequence[Picture], model: str) -> Figure:
             changes = [p.adversarial - p.clean for p in row[:5]]
             changes = [c if c.ndim == 2 else c.mean(axis=2) for c in changes]
             most = max((float(np.abs(change).max()) for change in changes), default=0.0)
-            label = f"{short(attack, 24)}\neps {words(row[0].eps_text)}\n± {most:.3g}"
+            label = f"{shorten(attack, 24)}\neps {format_text(row[0].eps_text)}\n± {most:.3g}"
             axes.text(-0.06, line + 0.5, label, ha="right", va="center", fontsize=8)
             for column, (picture, change) in enumerate(zip(row, changes, strict=False)):
                 place = (column + 0.06, column + 0.94, line + 0.98, line + 0.14)
@@ -116,6 +116,6 @@ def perturbation_grid(pictures: Sequence[Picture], model: str) -> Figure:
                     (column + 0.06, line + 0.14), 0.88, 0.84, fill=False, edgecolor="0.75", lw=0.6
                 )
                 axes.add_patch(frame)
-                join = f"{short(picture.before, 12)} → {short(picture.after, 12)}"
+                join = f"{shorten(picture.before, 12)} → {shorten(picture.after, 12)}"
                 axes.text(column + 0.5, line + 0.11, join, fontsize=7.5, ha="center", va="bottom")
         return figure

@@ -22,22 +22,34 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from bench.analysis.min_norm import Search
 from bench.core.files import slug, write_atomic
-from bench.reporting.formats import DASH, NORMS, absent, eps_names, factor, words
+from bench.reporting.formats.numbers import (
+    DASH,
+    format_factor,
+    format_norm,
+    format_text,
+    is_missing,
+    map_eps_texts,
+)
 from bench.reporting.plots import certified as brackets
 from bench.reporting.plots import parameter_sweep, security_curves, transfer_matrix
-from bench.reporting.plots.curves import accuracy_versus_eps, untargeted
-from bench.reporting.plots.example_grids import Picture, example_grid, perturbation_grid
-from bench.reporting.plots.style import OWN, PALETTE, STYLE, empty, evenly, short
+from bench.reporting.plots.curves import plot_accuracy_curves, select_untargeted
+from bench.reporting.plots.example_grids import (
+    AttackedExample,
+    plot_example_grid,
+    plot_perturbation_grid,
+)
+from bench.reporting.plots.style import OWN, PALETTE, STYLE, pick_evenly, plot_message, shorten
 
 __all__ = [
-    "Picture",
+    "AttackedExample",
     "Plot",
-    "accuracy_versus_eps",
-    "draw",
-    "example_grid",
-    "perturbation_grid",
-    "success_heatmap",
-    "throughput",
+    "draw_figures",
+    "plot_accuracy_curves",
+    "plot_example_grid",
+    "plot_perturbation_grid",
+    "plot_success_heatmap",
+    "plot_throughput",
+    "save_figure",
 ]
 
 
@@ -54,11 +66,11 @@ class Plot(NamedTuple):
 # -------------------------------------------------------------------------------- success heat map
 
 
-MOST_COLUMNS = 16
+MAX_COLUMNS = 16
 """Of a heatmap: a wider one is not read, and a figure's memory grows with its size."""
 
 
-def success_heatmap(table: pd.DataFrame, norm: str) -> Figure:
+def plot_success_heatmap(table: pd.DataFrame, norm: str) -> Figure:
     """Attack success rate in percent, a row per model and attack, a column per eps.
 
     Failed cells are cross-hatched, skipped cells hatched, both with a dash; a cell where no
@@ -67,7 +79,7 @@ def success_heatmap(table: pd.DataFrame, norm: str) -> Figure:
     """
     rows = table[table["norm"] == norm]
     every = sorted(set(rows["eps"].astype(float)))
-    columns = evenly(every, MOST_COLUMNS)
+    columns = pick_evenly(every, MAX_COLUMNS)
     rows = rows[rows["eps"].isin(columns)]
     order = list(dict.fromkeys(rows["model"]))
     keys = list(dict.fromkeys(zip(rows["model"], rows["attack"], strict=True)))
@@ -77,27 +89,27 @@ def success_heatmap(table: pd.DataFrame, norm: str) -> Figure:
     for row in rows.to_dict("records"):
         i, j = keys.index((row["model"], row["attack"])), columns.index(float(row["eps"]))
         rate = row["attack_success_rate"]
-        if row["status"] == "ok" and not absent(rate):
+        if row["status"] == "ok" and not is_missing(rate):
             values[i, j] = 100 * rate
         else:
             marks.append((i, j, str(row["status"])))
     with matplotlib.rc_context(STYLE):
         if not keys:
-            return empty(f"{NORMS.get(norm, norm)}: no cell was planned")
+            return plot_message(f"{format_norm(norm)}: no cell was planned")
         size = (3.4 + 0.62 * len(columns), 1.5 + 0.3 * len(keys))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         _shade(axes, values, marks)
         models = [key[0] for key in keys]
-        labels = [f"{short(model, 24)}: {short(attack)}" for model, attack in keys]
-        names = eps_names(table)
+        labels = [f"{shorten(model, 24)}: {shorten(attack)}" for model, attack in keys]
+        names = map_eps_texts(table)
         axes.set_yticks([i + 0.5 for i in range(len(keys))], labels, rotation=0)
         axes.set_xticks([j + 0.5 for j in range(len(columns))], [names[c] for c in columns])
         for i in range(1, len(keys)):
             if models[i] != models[i - 1]:
                 axes.axhline(i, color="0.2", linewidth=1.2)
         some = f", {len(columns)} of {len(every)}" if len(columns) < len(every) else ""
-        axes.set(xlabel=f"eps ({NORMS.get(norm, norm)}{some})", ylabel="")
+        axes.set(xlabel=f"eps ({format_norm(norm)}{some})", ylabel="")
         present = {status for _, _, status in marks} & set(HATCHES)
         if present:
             patches = [Patch(fill=False, hatch=HATCHES[s], label=s) for s in sorted(present)]
@@ -127,12 +139,12 @@ def _shade(axes: Axes, values: npt.NDArray[Any], marks: Sequence[tuple[int, int,
 # ------------------------------------------------------------------------------------- throughput
 
 
-def throughput(table: pd.DataFrame) -> Figure:
+def plot_throughput(table: pd.DataFrame) -> Figure:
     """Examples per second of each attack, all its eps together, and its cost over the bare loop."""
     speeds = _speeds(table)
     with matplotlib.rc_context(STYLE):
         if speeds.empty:
-            return empty("No cell was timed")
+            return plot_message("No cell was timed")
         figure = Figure(figsize=(7.0, 1.3 + 0.3 * len(speeds)), layout="constrained")
         axes = figure.subplots()
         many = speeds["model"].nunique() > 1
@@ -141,13 +153,13 @@ def throughput(table: pd.DataFrame) -> Figure:
             look: dict[str, Any] = {"color": PALETTE[0], "markersize": 7, "linestyle": "none"}
             fill = look["color"] if own else "white"
             axes.plot([row["speed"]], [place], marker="o", markerfacecolor=fill, **look)
-            if not absent(row["floor_ratio"]):
+            if not is_missing(row["floor_ratio"]):
                 axes.annotate(
-                    factor(row["floor_ratio"]), (row["speed"], place), (8, 0),
+                    format_factor(row["floor_ratio"]), (row["speed"], place), (8, 0),
                     textcoords="offset points", va="center", fontsize=8, color="0.3",
                 )  # fmt: skip
         labels = [
-            (f"{short(row.model, 24)}: " if many else "") + short(row.attack)
+            (f"{shorten(row.model, 24)}: " if many else "") + shorten(row.attack)
             for row in speeds.itertuples()
         ]
         axes.set_yticks(range(len(labels)), labels)
@@ -190,9 +202,9 @@ def _speed_axis(axes: Axes, speeds: "pd.Series[float]") -> None:
 # ------------------------------------------------------------------------------------------ saving
 
 
-def draw(
+def draw_figures(
     table: pd.DataFrame,
-    pictures: Sequence[Picture],
+    pictures: Sequence[AttackedExample],
     folder: Path,
     published: pd.DataFrame | None = None,
     searches: Sequence[Search] = (),
@@ -209,37 +221,39 @@ def draw(
 
     def keep(figure: Figure, name: str, caption: str) -> None:
         stem = _stem(name, taken)
-        drawn.append(Plot(stem, caption, *save(figure, folder / "plots" / stem)))
+        drawn.append(Plot(stem, caption, *save_figure(figure, folder / "plots" / stem)))
 
     for norm in dict.fromkeys(table["norm"]):
-        title = NORMS.get(norm, norm)
+        title = format_norm(norm)
         for model in dict.fromkeys(table["model"]):
-            if not untargeted(table, model, norm).empty:
-                caption = f"Robust accuracy of {words(model)} against eps, {title}, 95 % bands."
-                figure = accuracy_versus_eps(table, model, norm, published)
+            if not select_untargeted(table, model, norm).empty:
+                caption = (
+                    f"Robust accuracy of {format_text(model)} against eps, {title}, 95 % bands."
+                )
+                figure = plot_accuracy_curves(table, model, norm, published)
                 keep(figure, f"accuracy-{model}-{norm}", caption)
         caption = f"Attack success rate, {title}; the tables give the interval of each."
-        keep(success_heatmap(table, norm), f"success-{norm}", caption)
+        keep(plot_success_heatmap(table, norm), f"success-{norm}", caption)
     others = [
-        security_curves.figures(searches),
-        transfer_matrix.figures(table),
-        parameter_sweep.figures(table),
+        security_curves.iter_security_figures(searches),
+        transfer_matrix.iter_transfer_figures(table),
+        parameter_sweep.iter_sweep_figures(table),
     ]
-    others += [] if certified is None else [brackets.figures(certified)]
+    others += [] if certified is None else [brackets.iter_certified_figures(certified)]
     for name, caption, figure in itertools.chain(*others):
         keep(figure, name, caption)
     if not table.empty:
-        keep(throughput(table), "throughput", "Examples per second, all eps together.")
+        keep(plot_throughput(table), "throughput", "Examples per second, all eps together.")
     # One value of a varied parameter looks much like the next; what it added is shown below.
     single = [picture for picture in pictures if picture.attack not in _varied(table)]
     for model, attack in dict.fromkeys((picture.model, picture.attack) for picture in single):
-        caption = f"{words(model)} under {words(attack)}: prediction before → after."
-        keep(example_grid(pictures, model, attack), f"examples-{model}-{attack}", caption)
+        caption = f"{format_text(model)} under {format_text(attack)}: prediction before → after."
+        keep(plot_example_grid(pictures, model, attack), f"examples-{model}-{attack}", caption)
     for model in dict.fromkeys(picture.model for picture in pictures):
         caption = (
-            f"{words(model)}: what was added at the largest eps; red is brighter, blue darker."
+            f"{format_text(model)}: perturbations at the largest eps; red is brighter, blue darker."
         )
-        keep(perturbation_grid(pictures, model), f"perturbations-{model}", caption)
+        keep(plot_perturbation_grid(pictures, model), f"perturbations-{model}", caption)
     return drawn
 
 
@@ -247,7 +261,7 @@ def _varied(table: pd.DataFrame) -> set[str]:
     return set(table[table["varied"].fillna("") != ""]["attack"]) if "varied" in table else set()
 
 
-def save(figure: Figure, path: Path) -> tuple[Path, Path]:
+def save_figure(figure: Figure, path: Path) -> tuple[Path, Path]:
     """Write `path`.png and `path`.svg, whole or not at all; gives both paths."""
     png, svg = (
         write_atomic(path.with_name(f"{path.name}.{kind}"), _bytes(figure, kind)) for kind in KINDS

@@ -9,14 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from bench.reporting.formats import NORMS, absent, words
+from bench.reporting.formats.numbers import NORM_NAMES, format_norm, format_text, is_missing
 from bench.reporting.plots.curves import MARKERS
-from bench.reporting.plots.style import PALETTE, STYLE, short
+from bench.reporting.plots.style import PALETTE, STYLE, shorten
 
 SIZES = ("mean_l1", "mean_l2", "mean_linf")
 
 
-def figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
+def iter_sweep_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
     """(name, caption, figure) of each parameter varied on each model."""
     if "varied" not in table:  # a table made by an older bench
         return
@@ -24,15 +24,15 @@ def figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
     for (model, varied, norm, goal), group in rows.groupby(
         ["model", "varied", "norm", "goal"], sort=False
     ):
-        title = f"{short(model)}, {NORMS.get(str(norm), str(norm))}, {goal}"
+        title = f"{shorten(model)}, {format_norm(norm)}, {goal}"
         caption = (
-            f"{words(model)}: success, and size of the successful perturbations, against "
-            f"{words(varied)} at the largest eps, 95 % intervals."
+            f"{format_text(model)}: success, and size of the successful perturbations, against "
+            f"{format_text(varied)} at the largest eps, 95 % intervals."
         )
-        yield f"{varied}-{model}-{norm}-{goal}", caption, against_parameter(group, title)
+        yield f"{varied}-{model}-{norm}-{goal}", caption, plot_parameter_sweep(group, title)
 
 
-def against_parameter(rows: pd.DataFrame, title: str) -> Figure:
+def plot_parameter_sweep(rows: pd.DataFrame, title: str) -> Figure:
     """Success rate (%) and mean norms against the varied parameter, a line per attack.
 
     Of each attack only the largest eps is drawn; a norm is the mean over the fooled examples, and
@@ -43,7 +43,7 @@ def against_parameter(rows: pd.DataFrame, title: str) -> Figure:
         figure = Figure(figsize=(8.6, 2.9), layout="constrained")
         success, *sizes = figure.subplots(1, 1 + len(SIZES))
         crafted = rows["source"].fillna("").map(lambda source: f" from {source}" if source else "")
-        seeds = rows["seed"].map(lambda seed: "" if absent(seed) else f", seed {seed}")
+        seeds = rows["seed"].map(lambda seed: "" if is_missing(seed) else f", seed {seed}")
         lines = rows["family"] + crafted + seeds
         for place, (label, group) in enumerate(rows.groupby(lines, sort=False)):
             cells = group[group["eps"] == group["eps"].max()].sort_values("value")
@@ -56,12 +56,12 @@ def against_parameter(rows: pd.DataFrame, title: str) -> Figure:
             shares = cells[["attack_success_rate", "success_low", "success_high"]].astype(float)
             rate, low, high = (100 * shares[name] for name in shares)
             reach = np.clip([rate - low, high - rate], 0, None)
-            success.errorbar(x, rate, yerr=reach, capsize=2, lw=1.2, label=short(label), **look)
+            success.errorbar(x, rate, yerr=reach, capsize=2, lw=1.2, label=shorten(label), **look)
             for axes, name in zip(sizes, SIZES, strict=True):
                 axes.plot(x, cells[name].astype(float), lw=1.2, **look)
         success.set(ylim=(-3, 103), ylabel="attack success rate (%)")
         for axes, name in zip(sizes, SIZES, strict=True):
-            axes.set_ylabel(f"mean {NORMS[name.removeprefix('mean_')]} norm")
+            axes.set_ylabel(f"mean {NORM_NAMES[name.removeprefix('mean_')]} norm")
             axes.set_ylim(0, 1.12 * max(axes.get_ylim()[1], 1e-9))
         for axes in (success, *sizes):
             _scale(axes, rows["value"].astype(float))

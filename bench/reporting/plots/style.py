@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from bench.reporting.formats import words
+from bench.reporting.formats.numbers import format_text
 
 T = TypeVar("T")
 OWN = "bench"
@@ -38,14 +38,14 @@ STYLE: dict[Any, Any] = {
 PALETTE: list[tuple[float, float, float]] = sns.color_palette("colorblind")
 
 
-def short(label: Any, width: int = 32) -> str:
+def shorten(label: Any, width: int = 32) -> str:
     """A label that fits beside an axis; a leading underscore would hide it from a legend."""
-    text = words(label)
+    text = format_text(label)
     text = f" {text}" if text.startswith("_") else text
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def evenly(items: Sequence[T], most: int) -> list[T]:
+def pick_evenly(items: Sequence[T], most: int) -> list[T]:
     """At most so many of the items, from the first to the last.
 
     >>> evenly("abcdefg", 3)
@@ -56,7 +56,7 @@ def evenly(items: Sequence[T], most: int) -> list[T]:
     return [items[k * (len(items) - 1) // (most - 1)] for k in range(most)]
 
 
-def empty(sentence: str) -> Figure:
+def plot_message(sentence: str) -> Figure:
     """A figure that says why there is none: a plot left out would hide the failure."""
     figure = Figure(figsize=(6.0, 1.2))
     figure.text(0.5, 0.5, sentence, ha="center", va="center", wrap=True)

@@ -5,15 +5,15 @@ from typing import NamedTuple
 
 from bench.evaluation.audit.findings import Audit
 from bench.evaluation.audit.symptoms import KINDS, Sign
-from bench.reporting.formats import many
-from bench.reporting.report.views import Footnotes, View, eps_name, norm_name
+from bench.reporting.formats.numbers import format_eps, format_norm, format_plural
+from bench.reporting.report.views import Footnotes, View
 
-SHOWN = 5
+IDS_SHOWN = 5
 """Example ids that are shown of a sign; audit.csv has them all."""
-EVERY = "every gradient attack"
+EVERY_GRADIENT_ATTACK = "every gradient attack"
 
 
-class Told(NamedTuple):
+class ModelAuditView(NamedTuple):
     """What is said of one model."""
 
     model: str
@@ -22,26 +22,28 @@ class Told(NamedTuple):
     unchecked: View | None
 
 
-def told(audit: Audit, names: Mapping[float, str]) -> list[Told]:
+def build_audit_views(audit: Audit, names: Mapping[float, str]) -> list[ModelAuditView]:
     """The signs of each model as a table, and those that were not looked for; `names` spell eps."""
     return [
-        Told(
+        ModelAuditView(
             model,
             _signs([sign for sign in audit.signs if sign.model == model], names),
-            verdict(audit, model),
+            summarize_audit(audit, model),
             _unchecked(audit, model),
         )
         for model in audit.models
     ]
 
 
-def verdict(audit: Audit, model: str) -> str:
+def summarize_audit(audit: Audit, model: str) -> str:
     """One sentence: how many kinds of signs there are, of those that were looked for."""
     found = {sign.name for sign in audit.signs if sign.model == model}
     looked = len(KINDS) - sum(each.model == model for each in audit.unchecked)
     if not found:
-        return f"No sign that an attack failed, of {many(looked, 'sign')} looked for."
-    return f"{len(found)} of {many(looked, 'sign')} looked for: {', '.join(sorted(found))}."
+        return f"No sign that an attack failed, of {format_plural(looked, 'sign')} looked for."
+    return (
+        f"{len(found)} of {format_plural(looked, 'sign')} looked for: {', '.join(sorted(found))}."
+    )
 
 
 def _signs(signs: Sequence[Sign], names: Mapping[float, str]) -> View | None:
@@ -53,14 +55,14 @@ def _signs(signs: Sequence[Sign], names: Mapping[float, str]) -> View | None:
     for (name, attack, norm), group in groups.items():
         most, kind = max(group, key=lambda sign: sign.count), KINDS[name]
         note = f"{kind.meaning} What to do: {kind.remedy} Source: {kind.source}."
-        radii = dict.fromkeys(eps_name(sign.eps, names) for sign in group)
-        ids = ", ".join(map(str, most.examples[:SHOWN]))
-        more = ", ..." if most.count > SHOWN else ""
+        radii = dict.fromkeys(format_eps(sign.eps, names) for sign in group)
+        ids = ", ".join(map(str, most.examples[:IDS_SHOWN]))
+        more = ", ..." if most.count > IDS_SHOWN else ""
         lines.append(
             [
                 f"{name} {notes.mark(note)}",
-                attack or EVERY,
-                norm_name(norm) if norm else "",
+                attack or EVERY_GRADIENT_ATTACK,
+                format_norm(norm) if norm else "",
                 ", ".join(radii),
                 f"{most.count} of {most.n}",
                 f"{ids}{more}",

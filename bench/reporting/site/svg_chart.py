@@ -10,21 +10,28 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.evaluation import metrics
-from bench.reporting.formats import DASH, count, eps_names, rate, words
-from bench.reporting.report.views import Row, groups, norm_name, records
+from bench.reporting.formats.numbers import (
+    DASH,
+    format_count,
+    format_norm,
+    format_rate,
+    format_text,
+    map_eps_texts,
+)
+from bench.reporting.report.views import Row, group_rows, to_rows
 
 WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 38, 12, 10, 34
 """The view box, and the margins in it that hold the axes' texts."""
 TONES = 8
 """Colours of the page; the line after the last takes the first again, dashed."""
-FADED = 5
+MIN_FADED = 5
 """From so many attacks on, a band is shown only with the line that is pointed at."""
 CLEAN = "0"
 WORST = "worst case"
 
 
-class Line(NamedTuple):
+class ChartLine(NamedTuple):
     """One attack, or the worst case over all of them."""
 
     label: str
@@ -51,27 +58,27 @@ class Chart(NamedTuple):
     """Which eps have room for a label under the axis."""
     levels: list[tuple[float, str]]
     """y and text of the horizontal lines."""
-    lines: list[Line]
+    lines: list[ChartLine]
     faded: bool
 
 
-def charts(table: pd.DataFrame, worst: pd.DataFrame) -> list[Chart]:
+def build_charts(table: pd.DataFrame, worst: pd.DataFrame) -> list[Chart]:
     """A chart for each model and norm that met untargeted attacks at some eps above 0.
 
     `table` is that of `tables.cells`, `worst` that of `tables.worst_case`. At eps 0 the ball holds
     the image alone, so a line starts at the clean accuracy.
     """
-    names = eps_names(table)
-    shown = [row for row in records(table) if _belongs(row)]
-    together = groups(records(worst), "model", "norm", "goal")
+    names = map_eps_texts(table)
+    shown = [row for row in to_rows(table) if _belongs(row)]
+    together = group_rows(to_rows(worst), "model", "norm", "goal")
     tones = {
         (norm, attack): k
-        for (norm,), rows in groups(shown, "norm").items()
+        for (norm,), rows in group_rows(shown, "norm").items()
         for k, attack in enumerate(dict.fromkeys(row["attack"] for row in rows))
     }
     return [
         _chart(rows, together.get((model, norm, "untargeted"), []), names, tones)
-        for (model, norm), rows in groups(shown, "model", "norm").items()
+        for (model, norm), rows in group_rows(shown, "model", "norm").items()
         if any(row["status"] == "ok" and row["eps"] > 0 for row in rows)
     ]
 
@@ -92,14 +99,14 @@ def _chart(
     before = metrics.rate(int(done["clean_correct"]), int(done["n"]))
     clean = {"n": before.n, "robust_correct": before.k,
              "robust_low": before.low, "robust_high": before.high}  # fmt: skip
-    attacks = groups(rows, "attack")
+    attacks = group_rows(rows, "attack")
     lines = [
         _line(str(attack), _look(tones[done["norm"], attack]), cells, ladder, clean)
         for (attack,), cells in attacks.items()
     ]
     if len(attacks) > 1 and worst:  # unknown where a run's records were not kept
         lines.append(_line(WORST, "worst", worst, ladder, clean))
-    model, norm = words(done["model"]), norm_name(done["norm"])
+    model, norm = format_text(done["model"]), format_norm(done["norm"])
     return Chart(
         title=f"{model}, {norm}, n = {int(done['n'])}",
         norm=norm,
@@ -108,7 +115,7 @@ def _chart(
         labelled=_with_room(places),
         levels=[(_y(share), f"{100 * share:.0f} %") for share in (0, 0.25, 0.5, 0.75, 1)],
         lines=lines,
-        faded=len(attacks) >= FADED,
+        faded=len(attacks) >= MIN_FADED,
     )
 
 
@@ -117,7 +124,7 @@ def _look(tone: int) -> str:
     return f"tone{tone % TONES}{dashed}"
 
 
-def _line(label: str, look: str, cells: list[Row], ladder: list[float], clean: Row) -> Line:
+def _line(label: str, look: str, cells: list[Row], ladder: list[float], clean: Row) -> ChartLine:
     there = {float(row["eps"]): row for row in cells if row.get("status", "ok") == "ok"}
     own = {float(row["eps"]) for row in cells}
     # Not across an eps that others were asked at: the line would seem to say what it is there.
@@ -129,8 +136,8 @@ def _line(label: str, look: str, cells: list[Row], ladder: list[float], clean: R
             runs[-1].append(_point(there[eps], _x(eps, ladder[-1])))
         elif eps in own:
             runs.append([])
-    return Line(
-        label=words(label),
+    return ChartLine(
+        label=format_text(label),
         look=look,
         path=" ".join(_drawn([(x, y) for x, y, _, _ in run]) for run in runs if run),
         band=" ".join(
@@ -154,7 +161,7 @@ def _told(row: Row | None) -> str:
     if row is None:
         return DASH
     k, n = row["robust_correct"], row["n"]
-    return f"{rate(k, n, row['robust_low'], row['robust_high'])} ({count(k, n)})"
+    return f"{format_rate(k, n, row['robust_low'], row['robust_high'])} ({format_count(k, n)})"
 
 
 def _drawn(points: list[tuple[float, float]]) -> str:

@@ -5,7 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.evaluation import metrics
-from bench.reporting.formats import absent, many, number, rate, words
+from bench.reporting.formats.numbers import (
+    format_number,
+    format_plural,
+    format_rate,
+    format_text,
+    is_missing,
+)
 from bench.reporting.report.views import Row
 from bench.reporting.site.sources import PublishedRun
 from bench.suite.plan import Cell
@@ -20,7 +26,7 @@ _BEST = {
 """What is bold in a table of attacks, and in one of models."""
 
 
-def details(
+def describe_table(
     run: PublishedRun, rows: Sequence[Row], attacks: Sequence[str], by_model: bool
 ) -> list[str]:
     """The sentences that belong to a table, of which `rows` are the cells."""
@@ -29,25 +35,25 @@ def details(
         "is not robust.",
         _emphasis(run, by_model),
         _parameters(run, rows, set(attacks)),
-        versions(run.found.provenance["sessions"][-1]["environment"], rows),
+        describe_versions(run.found.provenance["sessions"][-1]["environment"], rows),
     ]
     return [sentence for sentence in told if sentence]
 
 
-def source(run: PublishedRun) -> list[str]:
+def describe_source(run: PublishedRun) -> list[str]:
     """How the numbers are made again, and the hash by which it is seen that they are the same."""
     known = run.records_hash
     told = f"Records: sha256 {known}." if known else "Records: not kept, and their hash not known."
     return [f"Made by: {run.command}, then bench publish.", told]
 
 
-def clean(row: Row) -> str:
+def format_clean_accuracy(row: Row) -> str:
     """The clean accuracy behind a finished cell."""
     found = metrics.rate(int(row["clean_correct"]), int(row["n"]))
-    return f"clean accuracy {rate(found.k, found.n, found.low, found.high)}"
+    return f"clean accuracy {format_rate(found.k, found.n, found.low, found.high)}"
 
 
-def unattacked(row: Row) -> Row:
+def without_attack(row: Row) -> Row:
     """A finished cell as it would be without attack."""
     found = metrics.rate(int(row["clean_correct"]), int(row["n"]))
     return {
@@ -66,7 +72,7 @@ def _emphasis(run: PublishedRun, by_model: bool) -> str:
         return "Nothing is bold: of this run no paired test was kept."
     if not (run.found.comparisons["compared"] == kind).any():
         return ""
-    tested = many(len(run.found.comparisons), "comparison")
+    tested = format_plural(len(run.found.comparisons), "comparison")
     but = " The column without attack is not tested." if by_model else ""
     return (
         f"Bold: {_BEST[by_model]}, and all that the exact McNemar test on the same examples "
@@ -96,13 +102,13 @@ def _parameters(run: PublishedRun, rows: Sequence[Row], shown: set[str]) -> str:
     for attack, own in traits.items():
         listed = _listed({key: value for key, value in own.items() if (key, value) not in common})
         if listed:
-            alike.setdefault(listed, []).append(words(attack))
+            alike.setdefault(listed, []).append(format_text(attack))
     told = [f"{' and '.join(attacks)}: {listed}" for listed, attacks in alike.items()]
     return ". ".join(filter(None, ["; ".join(told), shared and f"All: {shared}"])) + "."
 
 
 def _listed(traits: Mapping[str, str]) -> str:
-    return ", ".join(f"{words(key)} = {words(value)}" for key, value in traits.items())
+    return ", ".join(f"{format_text(key)} = {format_text(value)}" for key, value in traits.items())
 
 
 def _traits(cells: Sequence[Cell]) -> dict[str, str]:
@@ -121,24 +127,24 @@ def _trait(values: Sequence[tuple[float, str]]) -> str:
     except ValueError:  # words
         shares = []
     if shares and all(math.isclose(share, shares[0], rel_tol=1e-6) for share in shares):
-        return "eps" if math.isclose(shares[0], 1) else f"{number(shares[0], 4)} eps"
+        return "eps" if math.isclose(shares[0], 1) else f"{format_number(shares[0], 4)} eps"
     return " or ".join(texts)
 
 
 # ---------------------------------------------------------------------------------------- versions
 
 
-def versions(environment: Mapping[str, Any], rows: Sequence[Row]) -> str:
+def describe_versions(environment: Mapping[str, Any], rows: Sequence[Row]) -> str:
     """The software and the device behind the numbers, as far as a reader of a paper wants them."""
     packages = environment["packages"]
     own = next((name for name in packages if _OWN in name), _OWN)
     foreign = {str(row["implementation"]) for row in rows} - {_OWN}
     named = [own, "torch", *sorted(foreign & set(packages))]
-    told = [f"{name} {packages[name]}" for name in named if not absent(packages.get(name))]
+    told = [f"{name} {packages[name]}" for name in named if not is_missing(packages.get(name))]
     checkout = environment.get("git")
     if told and checkout:
         changed = ", with changes" if checkout["changed"] else ""
         told[0] += f" (commit {checkout['commit'][:12]}{changed})"
     where = environment.get("device_name") or environment.get("processor") or ""
-    device = ", ".join(filter(None, [str(environment["device"]), words(where)]))
+    device = ", ".join(filter(None, [str(environment["device"]), format_text(where)]))
     return f"Made with {', '.join([*told, f'''python {environment['python']}'''])}, on {device}."

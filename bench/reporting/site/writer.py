@@ -10,9 +10,12 @@ import pandas as pd
 
 from bench.analysis import results_from_csv
 from bench.core.files import write_atomic
-from bench.reporting import formats
+from bench.reporting.formats import exports, latex, markdown
 from bench.reporting.site import page, paper_tables
 from bench.reporting.site.sources import PublishedRun
+
+TABLE_FORMATS = (latex.FORMAT, markdown.FORMAT)
+EXPORTS = (exports.CSV, exports.PARQUET)
 
 
 def publish(gathered: Sequence[PublishedRun], out: Path) -> list[Path]:
@@ -20,15 +23,15 @@ def publish(gathered: Sequence[PublishedRun], out: Path) -> list[Path]:
 
     Raises: SuiteError if the folder cannot be written.
     """
-    tables, cells = paper_tables.tables(gathered), rows(gathered)
-    files = {f"results{export.suffix}": export.content(cells) for export in formats.found("EXPORT")}
-    for form in formats.found("FORMAT"):
+    tables, cells = paper_tables.build_tables(gathered), collect_rows(gathered)
+    files = {f"results{export.suffix}": export.content(cells) for export in EXPORTS}
+    for form in TABLE_FORMATS:
         files |= {name: text.encode() for name, text in form.pages(tables).items()}
     paths = [write_atomic(out / name, content) for name, content in files.items()]
-    return [*paths, page.write(gathered, out)]
+    return [*paths, page.write_site(gathered, out)]
 
 
-def rows(gathered: Sequence[PublishedRun]) -> pd.DataFrame:
+def collect_rows(gathered: Sequence[PublishedRun]) -> pd.DataFrame:
     """Every cell of every run with the columns of table.csv, after the run's name and before how it
     is made again."""
     frames = [

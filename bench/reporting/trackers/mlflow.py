@@ -11,14 +11,14 @@ import time
 from bench.reporting.trackers import RunSummary, Tracker
 
 EXPERIMENT = "bench"
-MOST_METRICS, MOST_PARAMS = 1000, 100
+MAX_METRICS, MAX_PARAMS = 1000, 100
 """That MLflow takes at once."""
-LONGEST = 6000
+MAX_VALUE_LENGTH = 6000
 """Characters of a parameter's value."""
 _OTHER = re.compile(r"[^\w\-. :/]", re.ASCII)
 
 
-def log(run: RunSummary, where: str) -> str:
+def log_to_mlflow(run: RunSummary, where: str) -> str:
     """Log the run to the tracking URI or folder `where`; returns the experiment and run."""
     os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
     from mlflow import MlflowClient
@@ -32,11 +32,11 @@ def log(run: RunSummary, where: str) -> str:
     metrics = [
         Metric(_name(f"{p.figure}/{p.cell}/{p.eps_text}"), p.value, now, 0) for p in run.points
     ]
-    params = [Param(_name(name), value[:LONGEST]) for name, value in run.params.items()]
-    for at in range(0, len(metrics), MOST_METRICS):
-        client.log_batch(made, metrics=metrics[at : at + MOST_METRICS])
-    for at in range(0, len(params), MOST_PARAMS):
-        client.log_batch(made, params=params[at : at + MOST_PARAMS])
+    params = [Param(_name(name), value[:MAX_VALUE_LENGTH]) for name, value in run.params.items()]
+    for at in range(0, len(metrics), MAX_METRICS):
+        client.log_batch(made, metrics=metrics[at : at + MAX_METRICS])
+    for at in range(0, len(params), MAX_PARAMS):
+        client.log_batch(made, params=params[at : at + MAX_PARAMS])
     for path in run.files:
         client.log_artifact(made, str(path))
     client.set_terminated(made)
@@ -53,5 +53,5 @@ TRACKER = Tracker(
     # Not an extra of bench's: torchattacks asks for a requests that is too old for it on paper,
     # and neither bench nor torchattacks imports that.
     install="pip install mlflow-skinny; pip check then names torchattacks, without consequence",
-    log=log,
+    log=log_to_mlflow,
 )

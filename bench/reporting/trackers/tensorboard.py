@@ -12,7 +12,7 @@ STEP = 1e-6
 """eps of one step."""
 
 
-def log(run: RunSummary, where: str) -> str:
+def log_to_tensorboard(run: RunSummary, where: str) -> str:
     """Write one event file into the run's own folder below `where`; returns that folder."""
     from torch.utils.tensorboard import SummaryWriter
 
@@ -31,5 +31,7 @@ def log(run: RunSummary, where: str) -> str:
 
 
 TRACKER = Tracker(
-    package="tensorboard", install='pip install "robustness-bench[tensorboard]"', log=log
+    package="tensorboard",
+    install='pip install "robustness-bench[tensorboard]"',
+    log=log_to_tensorboard,
 )

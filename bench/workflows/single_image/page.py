@@ -10,8 +10,8 @@ import pandas as pd
 from bench.attacks.common import ONE_IMAGE
 from bench.core.files import write_atomic
 from bench.evaluation.audit.checks import USED_PART
-from bench.reporting import formats
-from bench.reporting.formats import markdown, number
+from bench.reporting.formats import markdown, numbers
+from bench.reporting.formats.numbers import format_number
 from bench.workflows.single_image.attack import Answer, SingleImageResult
 
 SIZES = ("linf", "l2", "l1", "l0")
@@ -61,14 +61,16 @@ def unused(told: SingleImageResult) -> str:
     others += [f"a larger --param {name}" for name in ("lr", "alpha", "steps") if name in names]
     return (
         f"no evidence of robustness: the attack moved the image by {moved:.3g} of the {eps.text} "
-        f"({formats.NORMS[entry.norm]}) that it was allowed; try {' or '.join(others[:3])}"
+        f"({numbers.NORM_NAMES[entry.norm]}) that it was allowed; try {' or '.join(others[:3])}"
     )
 
 
 def page(told: SingleImageResult, every: int, command: str, folder: Path) -> Path:
     """Write the same as NAME-attack.md beside the figure; gives its path."""
     entry = told.attack
-    settings = f"{entry.label}, {formats.NORMS[entry.norm]} eps {entry.eps[0].text}, {entry.goal}"
+    settings = (
+        f"{entry.label}, {numbers.NORM_NAMES[entry.norm]} eps {entry.eps[0].text}, {entry.goal}"
+    )
     source = "the data set's" if told.known else "the model's own prediction of the clean image"
     likeliest = [
         (str(k + 1), *_share(told.before, k), *_share(told.after, k), *_share(told.read_back, k))
@@ -82,14 +84,14 @@ def page(told: SingleImageResult, every: int, command: str, folder: Path) -> Pat
         f"# {markdown.escape(Path(told.name).name)} under {markdown.escape(entry.label)}",
         f"{markdown.escape(told.model)}; {markdown.escape(settings)}. "
         f"{markdown.escape(verdict(told))}. The label, {markdown.escape(told.label)}, is {source}.",
-        markdown.fenced(command),
+        markdown.format_code_block(command),
         f"![before, after, and the change {told.magnified:g} times]"
         f"({os.path.relpath(told.figure, folder)})",
         _table(["rank", *heads], likeliest),
         _table(["probability of the label", "before", "after", "8 bits"], [("", *true)]),
         _table(
-            [formats.NORMS[name] for name in SIZES],
-            [tuple(number(told.record[name], 6) for name in SIZES)],
+            [numbers.NORM_NAMES[name] for name in SIZES],
+            [tuple(format_number(told.record[name], 6) for name in SIZES)],
         ),
     ]
     if doubt := unused(told):

@@ -17,7 +17,7 @@ import markupsafe
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(template: str, context: dict[str, Any]) -> bytes:
+def render_page(template: str, context: dict[str, Any]) -> bytes:
     """The page that `template` makes of `context`; the same input gives the same bytes."""
     script, style = _text("page.js"), _text("page.css")
     environment = jinja2.Environment(
@@ -32,7 +32,7 @@ def render(template: str, context: dict[str, Any]) -> bytes:
         **context,
         style=markupsafe.Markup(style),
         script=markupsafe.Markup(script),
-        script_hash=_hash(script),
+        script_hash=hash_script(script),
     )
     return page.encode()
 
@@ -41,6 +41,6 @@ def _text(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def _hash(script: str) -> str:
+def hash_script(script: str) -> str:
     """As a content security policy names a script."""
     return f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}"
