@@ -21,15 +21,23 @@ from bench.reporting.formats.numbers import (
 from bench.reporting.report.views import Footnotes, Row, View, group_rows, pivot_by_eps, to_rows
 
 
-def tabulate_attacks(table: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
-    """Per model, norm and goal: attacks by eps; robust accuracy, or success where targeted."""
+def tabulate_attacks(table: pd.DataFrame, eps_texts: Mapping[float, str]) -> list[View]:
+    """Tabulate attacks by eps: robust accuracy, or success rate if targeted.
+
+    Args:
+        table: The rows of table.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        One view per model, norm and goal.
+    """
     found = []
     for (model, norm, goal), rows in group_rows(to_rows(table), "model", "norm", "goal").items():
         what = "success rate" if goal == "targeted" else "robust accuracy"
         clean = next((row for row in rows if row["status"] == "ok"), None)
         known = f"; {_clean(clean)}" if clean else ""
         caption = f"{format_text(model)}, {format_norm(norm)}, {format_text(goal)}: {what}{known}"
-        found.append(pivot_by_eps(caption, rows, ("attack", "implementation"), names, _outcome))
+        found.append(pivot_by_eps(caption, rows, ("attack", "implementation"), eps_texts, _outcome))
     return found
 
 
@@ -53,14 +61,23 @@ def _outcome(row: Row, notes: Footnotes) -> str:
     broken = row.get("violations")
     if is_missing(broken) or not broken:
         return text
-    told = f"{format_plural(int(broken), 'violation')}, each counted as an attack that failed"
-    return f"{text} {notes.mark(told)}"
+    violations = f"{format_plural(int(broken), 'violation')}, each counted as a failed attack"
+    return f"{text} {notes.mark(violations)}"
 
 
 def tabulate_worst_case(
-    worst: pd.DataFrame, table: pd.DataFrame, names: Mapping[float, str]
+    worst: pd.DataFrame, table: pd.DataFrame, eps_texts: Mapping[float, str]
 ) -> list[View]:
-    """Per norm and goal: what every attack together left, models by eps."""
+    """Tabulate models by eps: robust accuracy under all attacks together.
+
+    Args:
+        worst: The rows of worst.csv.
+        table: The rows of table.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        One view per norm and goal.
+    """
     planned = _planned(table)
 
     def cell(row: Row, notes: Footnotes) -> str:
@@ -69,7 +86,9 @@ def tabulate_worst_case(
         return text if ran == wanted else f"{text} {notes.mark(_shortfall(ran, wanted))}"
 
     return [
-        pivot_by_eps(f"{format_norm(norm)}, {goal or 'untargeted'}", rows, ("model",), names, cell)
+        pivot_by_eps(
+            f"{format_norm(norm)}, {goal or 'untargeted'}", rows, ("model",), eps_texts, cell
+        )
         for (norm, goal), rows in group_rows(to_rows(worst), "norm", "goal").items()
     ]
 
@@ -88,14 +107,23 @@ def _planned(table: pd.DataFrame) -> dict[tuple[Any, ...], int]:
 
 
 def tabulate_worst_case_counts(
-    worst: pd.DataFrame, table: pd.DataFrame, names: Mapping[float, str]
+    worst: pd.DataFrame, table: pd.DataFrame, eps_texts: Mapping[float, str]
 ) -> View | None:
-    """The worst case with its counts, and which attack broke an example first."""
+    """Tabulate the worst case with its counts and the attack that broke an example first.
+
+    Args:
+        worst: The rows of worst.csv.
+        table: The rows of table.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        The view, or None if no attack produced a number.
+    """
     planned = _planned(table)
     lines = [
         [format_text(row["model"]), format_norm(row["norm"]),
          format_text(row.get("goal", "untargeted")),
-         format_eps(row["eps"], names), format_count(row["robust_correct"], row["n"]),
+         format_eps(row["eps"], eps_texts), format_count(row["robust_correct"], row["n"]),
          format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"]),
          f"{row['attacks']} of {planned.get(_place(row), row['attacks'])}",
          format_text(row["broken_by"])]

@@ -1,4 +1,4 @@
-"""Certificates → what the report and the terminal say: the truth between two counts of examples."""
+"""Tabulate certified results: the true robust accuracy lies between two counts of examples."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -20,11 +20,19 @@ from bench.reporting.report.views import Footnotes, Row, View, group_rows, to_ro
 
 
 def format_method(method: object) -> str:
+    """Format the name of a certification method.
+
+    Args:
+        method: Its key in the suite.
+
+    Returns:
+        Its display name.
+    """
     return METHODS.get(str(method), str(method))
 
 
 class CertifiedView(NamedTuple):
-    """All that is said of a run's certificates."""
+    """Everything that a report prints about the certified results of a run."""
 
     alarm: View | None
     """Certified examples that an attack has broken; None where there is none."""
@@ -33,27 +41,51 @@ class CertifiedView(NamedTuple):
 
 
 def build_certified_view(
-    certified: CertifiedResults, worst: pd.DataFrame, names: Mapping[float, str]
+    certified: CertifiedResults, worst: pd.DataFrame, eps_texts: Mapping[float, str]
 ) -> CertifiedView | None:
-    """What the report says; None for a suite that certifies nothing. `names` spell eps."""
+    """Build the section of the report on certified results.
+
+    Args:
+        certified: The certified results.
+        worst: The rows of worst.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        The section, or None if the suite certifies nothing.
+    """
     if certified.table.empty:
         return None
     return CertifiedView(
-        _alarm(certified.contradictions, names),
+        _alarm(certified.contradictions, eps_texts),
         describe_bounds(certified, worst),
         _table(certified),
     )
 
 
 def select_best_methods(certified: CertifiedResults) -> list[Row]:
-    """The row of each model and eps whose method certifies most; of equals, the first."""
+    """Select the method that certifies most examples, for each model and eps.
+
+    Args:
+        certified: The certified results.
+
+    Returns:
+        One row of certified.csv per model and eps; of equal rows the first.
+    """
     rows = [row for row in to_rows(certified.table) if row["status"] == "ok"]
     found = group_rows(rows, "model", "eps").values()
     return [max(some, key=lambda row: int(row["certified_correct"])) for some in found]
 
 
 def describe_bounds(certified: CertifiedResults, worst: pd.DataFrame) -> list[str]:
-    """The bracket of each model at each eps."""
+    """State lower and upper bound of robust accuracy for each model and eps.
+
+    Args:
+        certified: The certified results.
+        worst: The rows of worst.csv.
+
+    Returns:
+        One sentence per model and eps.
+    """
     untargeted = worst[(worst["norm"] == "linf") & (worst["goal"] == "untargeted")]
     ran = {(row["model"], row["eps"]): row for row in to_rows(untargeted)}
     return [
@@ -81,7 +113,7 @@ def _share(value: float, low: float, high: float) -> str:
 
 
 def _table(certified: CertifiedResults) -> View:
-    """A line per model and eps: what each method certifies, what attacks left, what is open."""
+    """Tabulate, per model and eps, the certified, the robust and the undecided examples."""
     methods = list(dict.fromkeys(certified.table["method"]))
     notes, lines = Footnotes(), []
     for (model, _), rows in group_rows(to_rows(certified.table), "model", "eps").items():
@@ -97,7 +129,7 @@ def _table(certified: CertifiedResults) -> View:
              *(_cell(by_method[method], notes) for method in methods), left, open_]
         )  # fmt: skip
     columns = ["model", "eps", *(f"certified by {format_method(m)}" for m in methods)]
-    return View("", [*columns, "left by all attacks", "undecided"], lines, notes.texts)
+    return View("", [*columns, "robust under all attacks", "undecided"], lines, notes.texts)
 
 
 def _cell(row: Row, notes: Footnotes) -> str:
@@ -109,11 +141,11 @@ def _cell(row: Row, notes: Footnotes) -> str:
     )
 
 
-def _alarm(contradictions: pd.DataFrame, names: Mapping[float, str]) -> View | None:
+def _alarm(contradictions: pd.DataFrame, eps_texts: Mapping[float, str]) -> View | None:
     lines = [
         [format_text(row["model"]), format_method(row["method"]),
-         format_eps(row["eps"], names), format_text(row["example"]), format_text(row["attack"]),
-         format_eps(row["attack_eps"], names)]
+         format_eps(row["eps"], eps_texts), format_text(row["example"]), format_text(row["attack"]),
+         format_eps(row["attack_eps"], eps_texts)]
         for row in to_rows(contradictions)
     ]  # fmt: skip
     columns = ["model", "certified by", "at eps", "example", "broken by", "run at eps"]
@@ -121,12 +153,19 @@ def _alarm(contradictions: pd.DataFrame, names: Mapping[float, str]) -> View | N
 
 
 def describe_contradictions(contradictions: pd.DataFrame) -> Sequence[str]:
-    """A sentence for the terminal on each method, eps and attack that cannot both be right."""
+    """Describe, for the terminal, certified examples that an attack broke.
+
+    Args:
+        contradictions: The rows of contradictions.csv.
+
+    Returns:
+        One sentence per model, method, eps and attack.
+    """
     return [
         f"{format_text(model)}: {format_method(method)} certified at eps {eps:g} "
         f"what {format_text(attack)} broke within it: {format_plural(len(rows), 'example')} "
         f"({', '.join(format_text(row['example']) for row in rows[:5])}"
-        f"{', ...' if len(rows) > 5 else ''}); one of the two is wrong"
+        f"{', ...' if len(rows) > 5 else ''}); the bound or the verification is wrong"
         for (model, method, eps, attack), rows in group_rows(
             to_rows(contradictions), "model", "method", "eps", "attack"
         ).items()

@@ -28,12 +28,21 @@ VERDICTS = ("identical", "equal within noise", "different")
 
 
 def summarize_verdicts(crosschecks: pd.DataFrame) -> str:
-    """How many comparisons ended in which verdict."""
+    """Count the comparisons by verdict, in a sentence.
+
+    Args:
+        crosschecks: The rows of crosscheck.csv.
+
+    Returns:
+        The sentence.
+    """
     rows = to_rows(crosschecks)
     if not rows:
         return "No cross-check was asked for."
-    told = [row["verdict"] for row in rows]
-    parts = [f"{told.count(verdict)} {verdict}" for verdict in dict.fromkeys([*VERDICTS, *told])]
+    verdicts = [row["verdict"] for row in rows]
+    parts = [
+        f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys([*VERDICTS, *verdicts])
+    ]
     pairs = len(group_rows(rows, "model", "ours", "reference", "norm"))
     compared = (
         f"{format_plural(len(rows), 'comparison')} of {format_plural(pairs, 'pair')} of attacks"
@@ -42,18 +51,26 @@ def summarize_verdicts(crosschecks: pd.DataFrame) -> str:
 
 
 def tabulate_pairs(crosschecks: pd.DataFrame) -> View | None:
-    """One line per pair: its verdicts, the examples that differ, the time."""
+    """Tabulate the verdicts, differing examples and time ratio of each pair of attacks.
+
+    Args:
+        crosschecks: The rows of crosscheck.csv.
+
+    Returns:
+        One line per pair, or None without cross-checks.
+    """
     lines = []
     keys = ("model", "ours", "reference", "norm")
     for (model, ours, reference, norm), rows in group_rows(to_rows(crosschecks), *keys).items():
-        told = [row["verdict"] for row in rows]
+        verdicts = [row["verdict"] for row in rows]
         differ = sum(0 if is_missing(row["differ"]) else row["differ"] for row in rows)
         compared = sum(0 if is_missing(row["n"]) else row["n"] for row in rows)
         times = [float(row["time_ratio"]) for row in rows if not is_missing(row["time_ratio"])]
         lines.append(
             [format_text(model), format_text(ours), format_text(reference), format_norm(norm),
              str(len(rows)),
-             *(str(told.count(verdict)) for verdict in VERDICTS), format_count(differ, compared),
+             *(str(verdicts.count(verdict)) for verdict in VERDICTS),
+             format_count(differ, compared),
              format_factor(median(times)) if times else DASH]
         )  # fmt: skip
     columns = ["model", "ours", "reference", "norm", "eps values", *VERDICTS]
@@ -61,8 +78,16 @@ def tabulate_pairs(crosschecks: pd.DataFrame) -> View | None:
     return View("", columns, lines) if lines else None
 
 
-def tabulate_pair_details(crosschecks: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
-    """Per pair: eps by eps, which examples differ, by how much, and why."""
+def tabulate_pair_details(crosschecks: pd.DataFrame, eps_texts: Mapping[float, str]) -> list[View]:
+    """Tabulate each pair eps by eps: which examples differ, by how much, and why.
+
+    Args:
+        crosschecks: The rows of crosscheck.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        One view per pair of attacks on a model in a norm.
+    """
     keys = ("model", "ours", "reference", "norm")
     columns = [
         "eps", "verdict", "cause", "differ", "robust, ours", "robust, reference", "only ours broke",
@@ -74,13 +99,13 @@ def tabulate_pair_details(crosschecks: pd.DataFrame, names: Mapping[float, str])
             f"{format_text(model)}: {format_text(ours)} against {format_text(reference)}, "
             f"{format_norm(norm)}",
             columns,
-            [_crosscheck_line(row, names) for row in rows],
+            [_crosscheck_line(row, eps_texts) for row in rows],
         )
         for (model, ours, reference, norm), rows in group_rows(to_rows(crosschecks), *keys).items()
     ]
 
 
-def _crosscheck_line(row: Row, names: Mapping[float, str]) -> list[str]:
+def _crosscheck_line(row: Row, eps_texts: Mapping[float, str]) -> list[str]:
     sides = [
         format_rate(
             row[f"{side}_robust_correct"], row["n"], row[f"{side}_low"], row[f"{side}_high"]
@@ -89,7 +114,7 @@ def _crosscheck_line(row: Row, names: Mapping[float, str]) -> list[str]:
     ]
     broke = [format_whole(row[f"only_{side}_broke"]) for side in ("ours", "reference")]
     return [
-        format_eps(row["eps"], names), format_text(row["verdict"]), format_text(row["cause"]),
+        format_eps(row["eps"], eps_texts), format_text(row["verdict"]), format_text(row["cause"]),
         format_count(row["differ"], row["n"]), *sides,
         *broke, format_number(row["p_value"], 2), format_number(row["largest_pixel_difference"], 2),
         format_percent(row.get("pixels_equal")),
@@ -99,22 +124,39 @@ def _crosscheck_line(row: Row, names: Mapping[float, str]) -> list[str]:
 
 
 def list_explanations(found: Sequence[Explanation]) -> list[str]:
-    """What experiments told about pairs of cells, a few sentences each."""
+    """Format what experiments found about pairs of cells.
+
+    Args:
+        found: The results of `bench explain`.
+
+    Returns:
+        A few sentences per result.
+    """
     return [f"{each.gap} {each.cause}" for each in found]
 
 
 def list_explain_commands(
-    crosschecks: pd.DataFrame, found: Sequence[Explanation], names: Mapping[float, str]
+    crosschecks: pd.DataFrame, found: Sequence[Explanation], eps_texts: Mapping[float, str]
 ) -> list[str]:
-    """The commands, to be given in the run's folder, that find out why pairs differ: for each pair
-    that nobody has asked about, at the eps where it differs most."""
+    """List the commands that explain differing pairs not yet explained.
+
+    Each is for the eps at which its pair differs most, and runs in the run's folder.
+
+    Args:
+        crosschecks: The rows of crosscheck.csv.
+        found: The results of `bench explain`.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        One shell command per pair.
+    """
     asked = {(each.model, each.ours, each.reference) for each in found}
     commands = []
     keys = ("model", "ours", "reference")
     differing = [row for row in to_rows(crosschecks) if row["verdict"] == "different"]
     for (model, *pair), rows in group_rows(differing, *keys).items():
         if (model, *pair) not in asked:
-            eps = format_eps(max(rows, key=lambda row: row["differ"])["eps"], names)
+            eps = format_eps(max(rows, key=lambda row: row["differ"])["eps"], eps_texts)
             cells = [name_of(model, attack, eps) for attack in pair]
             commands.append(shlex.join(["bench", "explain", ".", *cells]))
     return commands

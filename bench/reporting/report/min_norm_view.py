@@ -16,8 +16,15 @@ from bench.reporting.report.views import Footnotes, Row, View, group_rows, to_ro
 
 
 def rank_searches(frame: pd.DataFrame) -> list[View]:
-    """Searches for the least distance: over all models, then per model, norm and goal, the best
-    first; one that is not scored comes last, with its reason."""
+    """Rank minimum-norm attacks by local optimality, the best first.
+
+    Args:
+        frame: The rows of distances.csv.
+
+    Returns:
+        A view over all models if there are several, then one per model, norm, goal and target. An
+        attack without a score comes last, with its reason.
+    """
     rows = to_rows(frame)
     found = [_over_models(rows)] if frame["model"].nunique() > 1 else []
     for (model, norm, goal, target), lines in group_rows(
@@ -26,9 +33,11 @@ def rank_searches(frame: pd.DataFrame) -> list[View]:
         notes = Footnotes()
         ranked = sorted(lines, key=lambda row: -_optimality(row))
         aim = f"{goal} {format_text(target)}" if target else goal
-        caption = f"{format_text(model)}, {format_norm(norm)}, {format_text(aim)}: least distances"
+        caption = (
+            f"{format_text(model)}, {format_norm(norm)}, {format_text(aim)}: minimum distances"
+        )
         columns = ["attack", "implementation", "local optimality", "found", "median distance"]
-        columns += ["mean distance, clipped", "forwards", "backwards"]
+        columns += ["mean distance, clipped", "forward passes", "backward passes"]
         body = [_ranked(row, notes) for row in ranked]
         found.append(View(caption, columns, body, notes.texts))
     return found
@@ -53,22 +62,24 @@ def _ranked(row: Row, notes: Footnotes) -> list[str]:
 
 
 def _over_models(rows: Sequence[Row]) -> View:
-    """Local optimality on each model and, of what was scored on all, the mean."""
+    """Tabulate local optimality on each model, and the mean of those scored on all."""
     models = list(dict.fromkeys(row["model"] for row in rows))
     lines = []
     for (attack, norm, goal, target), cells in group_rows(
         rows, "attack", "norm", "goal", "target"
     ).items():
         scores = {row["model"]: row["local_optimality"] for row in cells}
-        told = [float("nan" if score is None else score) for score in map(scores.get, models)]
-        mean = sum(told) / len(told)
+        scores_by_model = [
+            float("nan" if score is None else score) for score in map(scores.get, models)
+        ]
+        mean = sum(scores_by_model) / len(scores_by_model)
         aim = f"{goal} {format_text(target)}" if target else goal
         lines.append(
             [
                 format_text(attack),
                 format_norm(norm),
                 format_text(aim),
-                *map(format_number, told),
+                *map(format_number, scores_by_model),
                 format_number(mean),
             ]
         )

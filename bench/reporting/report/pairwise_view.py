@@ -1,4 +1,4 @@
-"""Comparisons → views: which differences are beyond chance, and what several seeds leave."""
+"""Tabulate paired comparisons: significant differences, and results over seeds."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -22,10 +22,17 @@ _PAIR = ("compared", "model", "attack", "norm", "goal", "target", "first", "seco
 
 
 def summarize_comparisons(frame: pd.DataFrame) -> str:
-    """How many comparisons there are, and how many of them show a difference."""
+    """Count the comparisons and those with a significant difference, in a sentence.
+
+    Args:
+        frame: The rows of comparisons.csv.
+
+    Returns:
+        The sentence.
+    """
     if not len(frame):
-        told = "it takes two attacks on one model, or two models under one attack"
-        return f"Nothing was compared: {told}."
+        needed = "it takes two attacks on one model, or two models under one attack"
+        return f"Nothing was compared: {needed}."
     differ = int((frame["p_corrected"] <= metrics.SIGNIFICANT).sum())
     return (
         f"{format_plural(len(frame), 'comparison')}: {differ} with a significant difference (5 %, "
@@ -33,10 +40,17 @@ def summarize_comparisons(frame: pd.DataFrame) -> str:
     )
 
 
-def tabulate_differences(frame: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
-    """Pair by pair and eps by eps, on how many examples one side alone has what is compared.
+def tabulate_differences(frame: pd.DataFrame, eps_texts: Mapping[float, str]) -> list[View]:
+    """Tabulate, eps by eps, on how many examples only one side of a pair is broken or robust.
 
-    A pair without a difference beyond chance at any eps has no line.
+    A pair without a significant difference at any eps has no line.
+
+    Args:
+        frame: The rows of comparisons.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        One view per compared kind, model, norm, goal and target.
     """
     rows = to_rows(frame)
     beyond = group_rows(_significant(rows), *_PAIR)
@@ -56,10 +70,10 @@ def tabulate_differences(frame: pd.DataFrame, names: Mapping[float, str]) -> lis
             format_text(goal),
         ]
         about += [] if target is None else [format_text(target)]
-        told = "robust on" if what == "models" else "broken by"
-        caption = f"{', '.join(about)}: examples {told} the first alone : the second alone"
+        verb = "robust on" if what == "models" else "broken by"
+        caption = f"{', '.join(about)}: examples {verb} only the first : only the second"
         keys = ("attack", "first", "second") if what == "models" else ("first", "second")
-        found.append(pivot_by_eps(caption, lines, keys, names, cell))
+        found.append(pivot_by_eps(caption, lines, keys, eps_texts, cell))
     return found
 
 
@@ -71,11 +85,19 @@ def _significant(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["p_corrected"] <= metrics.SIGNIFICANT]
 
 
-def list_differences(frame: pd.DataFrame, names: Mapping[float, str]) -> View | None:
-    """Every difference beyond chance, in a sentence."""
+def list_differences(frame: pd.DataFrame, eps_texts: Mapping[float, str]) -> View | None:
+    """List every significant difference in a sentence.
+
+    Args:
+        frame: The rows of comparisons.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        The view, or None without a significant difference.
+    """
     lines = [
         [format_text(row["attack"] if row["compared"] == "models" else row["model"]),
-         format_norm(row["norm"]), format_text(row["goal"]), format_eps(row["eps"], names),
+         format_norm(row["norm"]), format_text(row["goal"]), format_eps(row["eps"], eps_texts),
          str(row["n"]),
          format_text(row["sentence"])]
         for row in _significant(to_rows(frame))
@@ -84,12 +106,21 @@ def list_differences(frame: pd.DataFrame, names: Mapping[float, str]) -> View | 
     return View("", columns, lines) if lines else None
 
 
-def tabulate_seeds(frame: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
-    """Per model, norm and goal: how many examples stay robust, seed by seed and under all."""
+def tabulate_seeds(frame: pd.DataFrame, eps_texts: Mapping[float, str]) -> list[View]:
+    """Tabulate how many examples stay robust under each seed and under all seeds.
+
+    Args:
+        frame: The rows of seeds.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        One view per model, norm and goal.
+    """
     found = []
     for (model, norm, goal), rows in group_rows(to_rows(frame), "model", "norm", "goal").items():
         lines = [
-            [format_text(row["attack"]), format_eps(row["eps"], names), format_text(row["seeds"]),
+            [format_text(row["attack"]), format_eps(row["eps"], eps_texts),
+             format_text(row["seeds"]),
              f"{row['least']}, {format_number(row['median'], 9)}, {row['most']} of {row['n']}",
              *(format_rate(row[side], row["n"], row[f"{side}_low"], row[f"{side}_high"])
                for side in ("least", "most", "union")),

@@ -18,22 +18,29 @@ from bench.reporting.formats.numbers import (
 from bench.reporting.report.views import Footnotes, Row, View, group_rows, to_rows
 
 
-def tabulate_references(frame: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
-    """Per source, eps by eps: the measured figure, the published one and their difference.
+def tabulate_references(frame: pd.DataFrame, eps_texts: Mapping[float, str]) -> list[View]:
+    """Tabulate measured figures, reference figures and their differences, eps by eps.
 
-    What all lines of a source share stands in the caption, the rest in columns of its own.
+    The caption states what all lines of a source share; the rest has columns.
+
+    Args:
+        frame: The rows of published.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        One view per source.
     """
     found = []
     for (source,), rows in group_rows(to_rows(frame), "source").items():
         about = [_about(row) for row in rows]
-        own = [key for key in about[0] if len({told[key] for told in about}) > 1]
+        own = [key for key in about[0] if len({texts[key] for texts in about}) > 1]
         shared = ", ".join(text for key, text in about[0].items() if key not in (*own, "note"))
         note = "" if "note" in own or is_missing(rows[0]["note"]) else f"; {about[0]['note']}"
         caption = f"{format_text(source)}{': ' if shared else ''}{shared}{note}"
         notes, places = Footnotes(), _decimal_places(row["published"] for row in rows)
         lines = [
-            [*(told[key] for key in own), *_beside(row, names, notes, places)]
-            for told, row in zip(about, rows, strict=True)
+            [*(texts[key] for key in own), *_compare(row, eps_texts, notes, places)]
+            for texts, row in zip(about, rows, strict=True)
         ]
         columns = ["eps", "measured", "count", "published", "measured - published"]
         columns += ["in the interval"]
@@ -42,7 +49,7 @@ def tabulate_references(frame: pd.DataFrame, names: Mapping[float, str]) -> list
 
 
 def _about(row: Row) -> dict[str, str]:
-    """What a published value is one of, in words."""
+    """Describe what a reference figure measures, as text by column."""
     return {
         "model": format_text(row["model"]),
         "attack": format_text(row["attack"]),
@@ -52,23 +59,23 @@ def _about(row: Row) -> dict[str, str]:
     }
 
 
-def _beside(row: Row, names: Mapping[float, str], notes: Footnotes, places: int) -> list[str]:
+def _compare(row: Row, eps_texts: Mapping[float, str], notes: Footnotes, places: int) -> list[str]:
     measured = format_percent(row["measured"])
     if not is_missing(row["low"]):
         measured = format_rate(row["k"], row["n"], row["low"], row["high"])
     elif not is_missing(row["reason"]):
-        told = format_text(row["reason"])
-        told = told if row["status"] == "ok" else f"{row['status']}: {told}"
-        measured = f"{measured} {notes.mark(told)}"
+        texts = format_text(row["reason"])
+        texts = texts if row["status"] == "ok" else f"{row['status']}: {texts}"
+        measured = f"{measured} {notes.mark(texts)}"
     inside = DASH if is_missing(row["inside"]) else "yes" if row["inside"] else "no"
     return [
-        format_eps(row["eps"], names), measured, format_count(row["k"], row["n"]),
+        format_eps(row["eps"], eps_texts), measured, format_count(row["k"], row["n"]),
         format_percent(row["published"], places), format_points(row["difference_points"], places),
         inside,
     ]  # fmt: skip
 
 
 def _decimal_places(shares: Iterable[float]) -> int:
-    """The decimals that percents need to show each share as its source gives it; one to four."""
+    """Count the decimals, one to four, at which every share prints as its source gives it."""
     texts = [f"{100 * share:.4f}".rstrip("0") for share in shares]
     return max(1, *(len(text.partition(".")[2]) for text in texts))

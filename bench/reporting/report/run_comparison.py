@@ -1,4 +1,4 @@
-"""Two runs compared → what is printed and kept of it: views, compare.md, tables, a plot."""
+"""Print and write the comparison of two runs: views, compare.md, tables and a plot."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,23 +19,38 @@ from bench.reporting.plots import dumbbell, figures
 from bench.reporting.report.views import Row, View, group_rows, to_rows
 
 IDS_SHOWN = 10
-"""Ids of examples that are shown of a cell; changed.csv has them all."""
+"""Example ids shown per cell; changed.csv lists all."""
 
 
 def summarize_changes(compared: Compared) -> str:
-    """How many cells are worse, better and neither beyond chance."""
+    """Count the cells that are significantly worse, better, and neither.
+
+    Args:
+        compared: The comparison of both runs.
+
+    Returns:
+        One sentence.
+    """
     beyond = compared.table[compared.table["p_corrected"] <= SIGNIFICANT]
     worse = int((beyond["only_first"] > beyond["only_second"]).sum())
     total = len(compared.table)
     return (
-        f"{format_plural(total, 'comparison')} on the same examples: in {SECOND} robust on fewer "
-        f"examples beyond chance in {worse}, on more in {len(beyond) - worse}, neither in "
+        f"{format_plural(total, 'comparison')} on the same examples: {SECOND} is robust on "
+        f"significantly fewer examples in {worse}, on more in {len(beyond) - worse}, neither in "
         f"{total - len(beyond)} (5 %, corrected for all {total})."
     )
 
 
 def tabulate_changes(compared: Compared, brief: bool = False) -> View:
-    """A line per shared cell; `brief` leaves out the intervals and what all cells share."""
+    """Tabulate the shared cells, one per line.
+
+    Args:
+        compared: The comparison of both runs.
+        brief: Leave out the intervals and the columns with a single value.
+
+    Returns:
+        The view.
+    """
     rows = to_rows(compared.table)
     lines = [
         {
@@ -58,7 +73,14 @@ def tabulate_changes(compared: Compared, brief: bool = False) -> View:
 
 
 def describe_shared(compared: Compared) -> str:
-    """What a brief view leaves out: what all cells share, and how far the intervals reach."""
+    """Describe what a brief view leaves out: shared values, and the widest interval.
+
+    Args:
+        compared: The comparison of both runs.
+
+    Returns:
+        One line.
+    """
     table = compared.table
     shared = [format_text(text) for text in _single(table["model"])]
     shared += [format_norm(norm) for norm in _single(table["norm"])]
@@ -75,7 +97,7 @@ def describe_shared(compared: Compared) -> str:
 
 
 def _single(values: Iterable[Any]) -> list[Any]:
-    """The only value, as a list of one; nothing where there are several."""
+    """Return the only value as a list of one; an empty list if there are several."""
     found = [value for value in dict.fromkeys(values) if value != ""]
     return found if len(found) == 1 else []
 
@@ -86,7 +108,14 @@ def _rate(row: Row, side: str, brief: bool) -> str:
 
 
 def list_changed_examples(compared: Compared) -> View | None:
-    """Which examples changed, cell by cell; None where none did."""
+    """List the examples that are robust in only one run, cell by cell.
+
+    Args:
+        compared: The comparison of both runs.
+
+    Returns:
+        The view, or None if no example changed.
+    """
     lines = []
     for place, rows in group_rows(to_rows(compared.changed), *KEY).items():
         model, attack, norm, *_ = place
@@ -94,20 +123,30 @@ def list_changed_examples(compared: Compared) -> View | None:
             [row["example"] for row in rows if row["change"] == change]
             for change in ("lost", "gained")
         ]
-        told = [
+        id_lists = [
             ", ".join(map(str, some[:IDS_SHOWN])) + (", ..." if len(some) > IDS_SHOWN else "")
             for some in ids
         ]
         eps = format_text(rows[0]["eps_text"])
-        lines.append([format_text(model), format_text(attack), format_norm(norm), eps, *told])
+        lines.append([format_text(model), format_text(attack), format_norm(norm), eps, *id_lists])
     columns = ["model", "attack", "norm", "eps", f"robust in {FIRST} alone", f"in {SECOND} alone"]
     return View("", columns, lines) if lines else None
 
 
 def write_comparison(compared: Compared, folder: Path, first: str, second: str) -> list[Path]:
-    """Write compare.csv, changed.csv, compare.md and the plot; gives their paths.
+    """Write compare.csv, changed.csv, compare.md and the plot.
 
-    Raises: SuiteError if the folder cannot be written.
+    Args:
+        compared: The comparison of both runs.
+        folder: Folder to write to.
+        first: Name of the first run.
+        second: Name of the second run.
+
+    Returns:
+        Paths of the written files.
+
+    Raises:
+        SuiteError: The folder cannot be written.
     """
     plot = dumbbell.plot_dumbbell(compared.table, f"{FIRST}: {first}", f"{SECOND}: {second}")
     tables = {"compare.csv": compared.table, "changed.csv": compared.changed}
@@ -121,7 +160,7 @@ def write_comparison(compared: Compared, folder: Path, first: str, second: str) 
 def _page(compared: Compared, first: str, second: str) -> str:
     shown, changed = tabulate_changes(compared), list_changed_examples(compared)
     parts = [
-        f"# {markdown.escape(first)} ({FIRST}) beside {markdown.escape(second)} ({SECOND})",
+        f"# {markdown.escape(first)} ({FIRST}) compared with {markdown.escape(second)} ({SECOND})",
         markdown.escape(summarize_changes(compared)),
         _list("What else differs", compared.notes),
         "## Robust accuracy",

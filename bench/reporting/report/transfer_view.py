@@ -18,7 +18,14 @@ from bench.reporting.report.views import Footnotes, Row, View, group_rows, to_ro
 
 
 def tabulate_transfers(table: pd.DataFrame) -> list[View]:
-    """Source by victim of each attack at each eps: error rate, mean confidence of the errors."""
+    """Tabulate source by victim: error rate, and mean confidence of the errors.
+
+    Args:
+        table: The rows of table.csv.
+
+    Returns:
+        One view per attack and eps.
+    """
     found = []
     for matrix in transfer_matrix.build_matrices(table):
         notes, lines = Footnotes(), []
@@ -29,7 +36,10 @@ def tabulate_transfers(table: pd.DataFrame) -> list[View]:
             f"{format_text(matrix.attack)}, {format_norm(matrix.norm)}, {format_text(matrix.goal)}"
             f", eps {format_text(matrix.eps_text)}: error rate (mean confidence of the errors)"
         )
-        columns = ["crafted on", *(f"judged on {format_text(victim)}" for victim in matrix.victims)]
+        columns = [
+            "crafted on",
+            *(f"evaluated on {format_text(victim)}" for victim in matrix.victims),
+        ]
         found.append(View(caption, columns, lines, notes.texts))
     return found
 
@@ -46,7 +56,14 @@ def _transferred(row: Row | None, notes: Footnotes) -> str:
 
 
 def tabulate_perturbation_sizes(table: pd.DataFrame) -> View | None:
-    """How large the successful perturbations of each attack are, at its largest eps."""
+    """Tabulate the mean norms of each attack's successful perturbations, at its largest eps.
+
+    Args:
+        table: The rows of table.csv.
+
+    Returns:
+        The view, or None if no attack succeeded.
+    """
     lines = []
     keys = ("model", "attack", "norm", "goal")
     for (model, attack, norm, goal), rows in group_rows(to_rows(table), *keys).items():

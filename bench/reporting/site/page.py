@@ -1,8 +1,8 @@
-"""Runs -> a web page of their results, to be put on any server of files or opened from disk.
+"""Write the web page of published runs, for any file server or a local disk.
 
-index.html holds table, charts, audit and provenance; beside it lie, in plots/, copies of the runs'
-example grids, which a browser loads when they are looked at, and whatever tables the publication
-wrote, to be downloaded. Every figure is spelled by `formats`, and nothing is counted here.
+index.html holds table, charts, audit and provenance. The folder plots/ beside it holds copies of
+the runs' example grids, loaded when they are displayed; the tables of the publication are offered
+for download. Every number is formatted by `formats.numbers`; nothing is computed here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,16 +41,14 @@ DOWNLOADS = {
     "tables.md": "tables in Markdown",
     "tables.tex": "tables in LaTeX, booktabs",
 }
-"""What a publication may hold beside the page, and what each is."""
+"""Files of a publication besides the page, with descriptions."""
 EXAMPLE_FIGURES = ("examples", "perturbations")
-"""Figures that the charts do not replace: what the attacks did to the images."""
-
-
+"""Kinds of figures that the page copies: images of examples and perturbations."""
 _COLUMNS = [*tables.COLUMNS, *tables.EXTRA]
 
 
 class SortableText(NamedTuple):
-    """One field of a row: how it is read, and what it is sorted by (a text by itself)."""
+    """Text of a field and the number to sort it by; without a number, the text."""
 
     text: str
     order: float | None = None
@@ -72,35 +70,43 @@ class CellRow(NamedTuple):
     success: SortableText
     violations: SortableText
     floor: SortableText
-    share: str
-    """Of the robust accuracy, for the bar under it: a percentage, or nothing."""
+    bar_width: str
+    """CSS width of the bar under the robust accuracy; empty without a number."""
     status: str
-    signs: list[tuple[str, str]]
-    """What the audit found against this cell: name and what was seen."""
+    symptoms: list[tuple[str, str]]
+    """Symptoms that the audit found for this cell: name and evidence."""
     parameters: list[tuple[str, str]]
     columns: list[str]
-    """Every column of table.csv, those of the row among them."""
+    """Every column of table.csv, formatted."""
 
 
 class RunSection(NamedTuple):
-    """What the page says of one run below the table."""
+    """What the page prints about one run below the table."""
 
     name: str
     title: str
     charts: list[Chart]
     grids: list[tuple[str, str]]
-    """(path beside the page, what it shows)."""
+    """Pairs of relative path and caption."""
     audit: list[audit_view.ModelAuditView]
     command: str
     facts: list[tuple[str, str]]
     suite: str
-    """The TOML it was run from."""
+    """The suite as TOML."""
 
 
 def write_site(gathered: Sequence[PublishedRun], out: Path) -> Path:
-    """Write out/index.html and out/plots/; returns the page's path. The same runs, the same bytes.
+    """Write out/index.html and out/plots/; the same runs give the same bytes.
 
-    Raises: SuiteError if the folder cannot be written.
+    Args:
+        gathered: The runs, in order of publication.
+        out: Folder to write to.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        SuiteError: The folder cannot be written.
     """
     lines = [line for each in gathered for line in build_rows(each)]
     runs = [_run(each, out, f"plots/{k}-{slug(each.name)}") for k, each in enumerate(gathered, 1)]
@@ -115,9 +121,8 @@ def write_site(gathered: Sequence[PublishedRun], out: Path) -> Path:
         "width": WIDTH,
         "height": HEIGHT,
         "downloads": [(name, what) for name, what in DOWNLOADS.items() if (out / name).is_file()],
-        "counting": writer.COUNTING_RULES,
     }
-    return write_atomic(out / "index.html", templates.render_page("site.html", context))
+    return write_atomic(out / "index.html", templates.render_html("site.html", context))
 
 
 def _title(gathered: Sequence[PublishedRun]) -> str:
@@ -131,12 +136,12 @@ def _summary(gathered: Sequence[PublishedRun]) -> str:
     models = {(each.name, model) for each, table in zip(gathered, tables, strict=True)
               for model in table["model"]}  # fmt: skip
     attacks = {attack for table in tables for attack in table["attack"]}
-    told = [str(status) for table in tables for status in table["status"]]
-    counts = [f"{told.count(status)} {status}" for status in dict.fromkeys(["ok", *told])]
+    statuses = [str(status) for table in tables for status in table["status"]]
+    counts = [f"{statuses.count(status)} {status}" for status in dict.fromkeys(["ok", *statuses])]
     sizes = [
         format_plural(len(models), "model"),
         format_plural(len(attacks), "attack"),
-        format_plural(len(told), "cell"),
+        format_plural(len(statuses), "cell"),
     ]
     return f"{', '.join(sizes)}: {', '.join(counts)}."
 
@@ -145,19 +150,27 @@ def _summary(gathered: Sequence[PublishedRun]) -> str:
 
 
 def build_rows(run: PublishedRun) -> list[CellRow]:
+    """Build the rows of the page's table from one run.
+
+    Args:
+        run: The run.
+
+    Returns:
+        One row per cell, in the order of table.csv.
+    """
     table = run.found.table
-    names, cells = map_eps_texts(table), {cell.identity: cell for cell in run.found.plan}
-    return [_line(run, row, cells[row["cell"]], names) for row in views.to_rows(table)]
+    eps_texts, cells = map_eps_texts(table), {cell.identity: cell for cell in run.found.plan}
+    return [_line(run, row, cells[row["cell"]], eps_texts) for row in views.to_rows(table)]
 
 
-def _line(run: PublishedRun, row: Row, cell: Cell, names: Mapping[float, str]) -> CellRow:
+def _line(run: PublishedRun, row: Row, cell: Cell, eps_texts: Mapping[float, str]) -> CellRow:
     robust = format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
     return CellRow(
         run=run.name,
         model=format_text(row["model"]),
         attack=format_text(row["attack"]),
         norm=format_norm(row["norm"]),
-        eps=_field(format_eps(row["eps"], names), row["eps"]),
+        eps=_field(format_eps(row["eps"], eps_texts), row["eps"]),
         goal=format_text(row["goal"]),
         implementation=format_text(row["implementation"]),
         n=_field(format_whole(row["n"]), row["n"]),
@@ -168,11 +181,15 @@ def _line(run: PublishedRun, row: Row, cell: Cell, names: Mapping[float, str]) -
         success=_field(format_percent(row["attack_success_rate"]), row["attack_success_rate"]),
         violations=_field(format_whole(row["violations"]), row["violations"]),
         floor=_field(format_factor(row["floor_ratio"]), row["floor_ratio"]),
-        share="" if is_missing(row["robust_accuracy"]) else f"{100 * row['robust_accuracy']:.1f}%",
+        bar_width=""
+        if is_missing(row["robust_accuracy"])
+        else f"{100 * row['robust_accuracy']:.1f}%",
         status=format_text(row["status"]),
-        signs=[(sign.name, sign.evidence) for sign in run.found.audit.signs if _against(sign, row)],
+        symptoms=[
+            (sign.name, sign.evidence) for sign in run.found.audit.signs if _against(sign, row)
+        ],
         parameters=[(format_text(key), format_text(value)) for key, value in _parameters(cell)],
-        columns=[writer.format_field(name, row, names) for name in _COLUMNS],
+        columns=[writer.format_field(name, row, eps_texts) for name in _COLUMNS],
     )
 
 
@@ -181,38 +198,40 @@ def _field(text: str, order: Any) -> SortableText:
 
 
 def _against(sign: Sign, row: Row) -> bool:
-    """Whether a sign speaks of this cell; one that names no attack, of all that see the model."""
+    """Check whether a symptom concerns a cell; without attack it concerns all white-box cells."""
     named = sign.attack == row["attack"] if sign.attack else row["threat_model"] == "white-box"
     there = sign.norm in ("", row["norm"]) and (is_missing(sign.eps) or sign.eps == row["eps"])
     return bool(sign.model == row["model"] and named and there and row["eps"] > 0)
 
 
 def _parameters(cell: Cell) -> list[tuple[str, Any]]:
-    """What the attack ran with, and how much of the model it was shown."""
-    told = {
+    """List the attack's parameters and its access to the model."""
+    values = {
         **cell.traits,
         "stop": cell.stop,
         "access": cell.threat_model,
         "target": cell.target,
         "crafted on": cell.source,
         "seed": cell.seed,
-        "most forward passes per example": format_number(cell.passes),
-        "most gradients per example": format_number(cell.gradients),
+        "maximum forward passes per example": format_number(cell.passes),
+        "maximum gradients per example": format_number(cell.gradients),
     }
-    return [(key, value) for key, value in told.items() if not is_missing(value) and value != DASH]
+    return [
+        (key, value) for key, value in values.items() if not is_missing(value) and value != DASH
+    ]
 
 
 def _filters(lines: Sequence[CellRow]) -> list[tuple[str, list[str]]]:
-    """For each thing to choose by, its values; eps in the order of size."""
+    """List the values of each filter; eps sorted by size."""
     radii = sorted({line.eps for line in lines}, key=lambda eps: (eps.order or 0.0, eps.text))
-    chosen = {
+    values_by_filter = {
         "run": [line.run for line in lines],
         "model": [line.model for line in lines],
         "attack": [line.attack for line in lines],
         "norm": [line.norm for line in lines],
         "eps": [eps.text for eps in radii],
     }
-    return [(name, list(dict.fromkeys(values))) for name, values in chosen.items()]
+    return [(name, list(dict.fromkeys(values))) for name, values in values_by_filter.items()]
 
 
 # ---------------------------------------------------------------------------------- below the table
@@ -233,8 +252,8 @@ def _run(run: PublishedRun, out: Path, plots: str) -> RunSection:
 
 
 def _grids(run: PublishedRun, out: Path, plots: str) -> list[tuple[str, str]]:
-    """Copy the run's example grids to out/plots/..., which `plots` names."""
-    told = _captions(run.found.table)
+    """Copy the run's example grids to out/`plots` and list them with captions."""
+    captions = _captions(run.found.table)
     files = [
         path
         for kind in EXAMPLE_FIGURES
@@ -242,32 +261,32 @@ def _grids(run: PublishedRun, out: Path, plots: str) -> list[tuple[str, str]]:
     ]
     for path in files:
         write_atomic(out / plots / path.name, path.read_bytes())
-    return [(f"{plots}/{path.name}", told.get(path.stem, path.stem)) for path in files]
+    return [(f"{plots}/{path.name}", captions.get(path.stem, path.stem)) for path in files]
 
 
 def _captions(table: pd.DataFrame) -> dict[str, str]:
-    """What a figure shows, by its file's name; labels that come to one name tell nothing."""
+    """Map the names of figure files to captions; ambiguous names are left out."""
     pairs = dict.fromkeys(zip(table["model"], table["attack"], strict=True))
-    told = [
+    captions = [
         (slug(f"examples-{m}-{a}"), f"{format_text(m)} under {format_text(a)}") for m, a in pairs
     ]
-    told += [(slug(f"perturbations-{m}"), f"What was added to attack {format_text(m)}")
+    captions += [(slug(f"perturbations-{m}"), f"Perturbations of {format_text(m)}")
              for m in dict.fromkeys(table["model"])]  # fmt: skip
-    stems = [stem for stem, _ in told]
-    return {stem: caption for stem, caption in told if stems.count(stem) == 1}
+    stems = [stem for stem, _ in captions]
+    return {stem: caption for stem, caption in captions if stems.count(stem) == 1}
 
 
 def _facts(run: PublishedRun) -> list[tuple[str, str]]:
-    """Where the run's numbers come from: data, models, versions, device, commit."""
-    document = run.found.provenance
-    session, data = document["sessions"][-1], document["data"]
+    """List where the run's numbers come from: data, models, versions, device, commit."""
+    manifest = run.found.provenance
+    session, data = manifest["sessions"][-1], manifest["data"]
     facts = {
-        "records, sha256": run.records_hash or "the run's folder holds none",
+        "records, sha256": run.records_hash or "not in the run's folder",
         "finished": session["finished"],
-        "seed": document["suite"]["seed"],
+        "seed": manifest["suite"]["seed"],
         "data": {key: data[key] for key in ("name", "n", "fingerprint")},
         "model": {label: {"fingerprint": model["fingerprint"]}
-                  for label, model in document["models"].items()},
+                  for label, model in manifest["models"].items()},
         **session["environment"],
     }  # fmt: skip
     return writer.flatten_facts("", facts)

@@ -1,8 +1,8 @@
-"""Runs -> tables for publication: attacks on one model against eps, and models at one eps.
+"""Build the tables of a publication: attacks on one model against eps, and models at one eps.
 
-Bold is said of a column, and only where the exact paired test carries it: the strongest attack (or
-the most robust model) with every other that the test, corrected for all comparisons of the run,
-cannot tell from it. Where that is the whole column, nothing in it is bold.
+In each column, bold marks the strongest attack (or the most robust model) and every other that
+the exact paired test, corrected for all comparisons of the run, finds not significantly different.
+If that is the whole column, nothing in it is bold.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,41 +31,55 @@ from bench.reporting.site import table_notes
 from bench.reporting.site.sources import PublishedRun
 
 MAX_COLUMNS, MAX_ROWS = 6, 20
-"""A table with more columns of figures, or more lines, than a page holds is cut into several."""
+"""Columns of numbers, and lines, that a page holds; larger tables are split."""
 TARGETED = "targeted"
 
 
 class Grid(NamedTuple):
-    """Cells of a run as they will stand: a line and a column for each label."""
+    """Cells of a run arranged in lines and columns."""
 
     corner: str
-    """What the lines are."""
+    """Heading of the first column: what the lines are."""
     lines: list[str]
     columns: list[str]
     cells: Mapping[tuple[str, str], Row]
-    """By (line, column); not every place has one."""
+    """Rows of table.csv by (line, column); some places are empty."""
     bold: set[tuple[str, str]]
 
 
 class PairedTests(NamedTuple):
-    """The corrected p-values of a run's comparisons, by what was compared where."""
+    """The corrected p-values of a run's comparisons."""
 
     p_values: Mapping[tuple[Any, ...], float]
 
-    def told_apart(self, *place: Any) -> bool:
-        """Whether two sides are known to differ: a pair that was not tested is not."""
+    def differ(self, *place: Any) -> bool:
+        """Check whether two sides differ significantly.
+
+        Args:
+            place: What was compared, on what, norm, goal, eps, and the pair.
+
+        Returns:
+            True if they do; False for a pair that was not tested.
+        """
         return self.p_values.get(place, 1.0) <= SIGNIFICANT
 
 
 def build_tables(gathered: Sequence[PublishedRun]) -> list[PaperTable]:
-    """All tables of all runs, in the order of the runs and of their suites."""
+    """Build the tables of all runs, in the order of the runs and of their suites.
+
+    Args:
+        gathered: The runs, in order of publication.
+
+    Returns:
+        The tables, with unique names.
+    """
     taken: set[str] = set()
-    return [_named(table, taken) for run in gathered for table in _of_run(run)]
+    return [_with_unique_name(table, taken) for run in gathered for table in _build_run_tables(run)]
 
 
-def _of_run(run: PublishedRun) -> Iterable[PaperTable]:
-    """Per norm and goal: each model under all attacks, then all models at each eps."""
-    names, tests = map_eps_texts(run.found.table), _tests(run.found.comparisons)
+def _build_run_tables(run: PublishedRun) -> Iterable[PaperTable]:
+    """Build, per norm and goal, a table of attacks for each model and of models for each eps."""
+    eps_texts, tests = map_eps_texts(run.found.table), _tests(run.found.comparisons)
     planned = [row for row in to_rows(run.found.table) if row["eps"] > 0]
     together = [row for row in to_rows(run.found.worst) if row["eps"] > 0]
     for (norm, goal), rows in group_rows(planned, "norm", "goal").items():
@@ -73,12 +87,12 @@ def _of_run(run: PublishedRun) -> Iterable[PaperTable]:
         models = group_rows(rows, "model")
         for (model,), own in models.items():
             worst = [row for row in joined if row["model"] == model]
-            yield from _cut(run, own, _attacks(own, worst, names, tests))
+            yield from _split(run, own, _attacks(own, worst, eps_texts, tests))
         if goal == TARGETED or len(models) == 1:
             continue
         for (eps,), own in group_rows(rows, "eps").items():
             worst = [row for row in joined if row["eps"] == eps]
-            yield from _cut(run, own, _models(own, worst, tests))
+            yield from _split(run, own, _models(own, worst, tests))
 
 
 def _tests(comparisons: pd.DataFrame) -> PairedTests:
@@ -95,10 +109,12 @@ def _tests(comparisons: pd.DataFrame) -> PairedTests:
 
 
 def _attacks(
-    rows: Sequence[Row], worst: Sequence[Row], names: Mapping[float, str], tests: PairedTests
+    rows: Sequence[Row], worst: Sequence[Row], eps_texts: Mapping[float, str], tests: PairedTests
 ) -> Grid:
-    """One model: a line per attack and one for the worst case, a column per eps."""
-    columns = {eps: format_eps(eps, names) for eps in sorted({float(row["eps"]) for row in rows})}
+    """Arrange one model: a line per attack and the worst case, a column per eps."""
+    columns = {
+        eps: format_eps(eps, eps_texts) for eps in sorted({float(row["eps"]) for row in rows})
+    }
     cells = {(str(row["attack"]), columns[float(row["eps"])]): row for row in rows}
     bold: set[tuple[str, str]] = set()
     for eps, column in columns.items():
@@ -106,7 +122,7 @@ def _attacks(
 
         def same(a: Row, b: Row, eps: float = eps) -> bool:
             pair = frozenset((a["attack"], b["attack"]))
-            return not tests.told_apart("attacks", a["model"], a["norm"], a["goal"], eps, pair)
+            return not tests.differ("attacks", a["model"], a["norm"], a["goal"], eps, pair)
 
         bold |= {(str(row["attack"]), column) for row in _best(there, _strength, same)}
     lines = list(dict.fromkeys(str(row["attack"]) for row in rows))
@@ -117,7 +133,7 @@ def _attacks(
 
 
 def _models(rows: Sequence[Row], worst: Sequence[Row], tests: PairedTests) -> Grid:
-    """One eps: a line per model, a column for no attack, for each attack and for the worst case."""
+    """Arrange one eps: a line per model, a column for clean, each attack and the worst case."""
     lines = list(dict.fromkeys(str(row["model"]) for row in rows))
     done = [row for row in rows if row["status"] == "ok"]
     attacks = list(dict.fromkeys(str(row["attack"]) for row in rows))
@@ -134,7 +150,7 @@ def _models(rows: Sequence[Row], worst: Sequence[Row], tests: PairedTests) -> Gr
         columns.append(WORST)
         cells |= {(str(row["model"]), WORST): row for row in worst}
         met = {line: {row["attack"] for row in done if row["model"] == line} for line in lines}
-        # Models are tested over the attacks that both met: the figures are, only if those are all.
+        # Models are tested over the attacks that both met; bold is valid only if those are all.
         candidates[WORST] = list(worst) if len(set(map(frozenset, met.values()))) == 1 else []
     bold: set[tuple[str, str]] = set()
     for attack, there in candidates.items():
@@ -142,7 +158,7 @@ def _models(rows: Sequence[Row], worst: Sequence[Row], tests: PairedTests) -> Gr
         def same(a: Row, b: Row, attack: str = attack) -> bool:
             place = (attack, a["norm"], a["goal"], float(a["eps"]))
             pair = frozenset((a["model"], b["model"]))
-            return not tests.told_apart("models", *place, pair)
+            return not tests.differ("models", *place, pair)
 
         best = _best(there, lambda row: int(row["robust_correct"]), same)
         bold |= {(str(row["model"]), attack) for row in best}
@@ -150,14 +166,14 @@ def _models(rows: Sequence[Row], worst: Sequence[Row], tests: PairedTests) -> Gr
 
 
 def _strength(row: Row) -> int:
-    """How much an attack does: examples that reach the target, else those not left robust."""
+    """Count the examples that an attack breaks or, if targeted, brings to the target."""
     return int(row["fooled"]) if row["goal"] == TARGETED else -int(row["robust_correct"])
 
 
 def _best(
     rows: Sequence[Row], good: Callable[[Row], int], same: Callable[[Row, Row], bool]
 ) -> list[Row]:
-    """The best row and those that cannot be told from it; none where that is all of them."""
+    """Select the best row and those not significantly different; none if that is all of them."""
     if not rows:
         return []
     best = max(rows, key=good)
@@ -168,8 +184,8 @@ def _best(
 # ------------------------------------------------------------------------------------------ tables
 
 
-def _cut(run: PublishedRun, rows: Sequence[Row], grid: Grid) -> Iterable[PaperTable]:
-    """The grid as one table, or several where a page would not hold it."""
+def _split(run: PublishedRun, rows: Sequence[Row], grid: Grid) -> Iterable[PaperTable]:
+    """Split a grid into tables that fit a page."""
     parts = [
         grid._replace(
             lines=grid.lines[at : at + MAX_ROWS], columns=grid.columns[left : left + MAX_COLUMNS]
@@ -215,13 +231,13 @@ def _cell(grid: Grid, line: str, column: str, notes: Footnotes) -> str:
     text = _figure(row)
     broken = row.get("violations")
     if not is_missing(broken) and broken:
-        told = f"{format_plural(int(broken), 'violation')}, each counted as an attack that failed"
-        text = f"{text} {notes.mark(told)}"
+        violations = f"{format_plural(int(broken), 'violation')}, each counted as a failed attack"
+        text = f"{text} {notes.mark(violations)}"
     return Bold(text) if (line, column) in grid.bold else text
 
 
 def _figure(row: Row) -> str:
-    """In percent, without the sign: the caption says it once."""
+    """Format in percent without the sign, which the caption states."""
     if row["goal"] == TARGETED:
         share = row["attack_success_rate"]
         ends = format_interval(row["success_low"], row["success_high"])
@@ -232,7 +248,7 @@ def _figure(row: Row) -> str:
 
 
 def _caption(run: PublishedRun, rows: Sequence[Row], by_model: bool) -> str:
-    """What the table shows: figure, model or eps, data, n, norm."""
+    """State what the table shows: measure, model or eps, data, n, norm."""
     first = rows[0]
     done = next((row for row in rows if row["status"] == "ok"), None)
     size = f"n = {int(done['n'])}" if done else "no cell finished"
@@ -246,8 +262,8 @@ def _caption(run: PublishedRun, rows: Sequence[Row], by_model: bool) -> str:
     return f"{subject}, {format_text(first['goal'])} ({place}{clean})."
 
 
-def _named(table: PaperTable, taken: set[str]) -> PaperTable:
-    """The table under a name of its own."""
+def _with_unique_name(table: PaperTable, taken: set[str]) -> PaperTable:
+    """Give the table a unique name."""
     names = (table.name if k == 1 else f"{table.name}-{k}" for k in range(1, len(taken) + 2))
     free = next(name for name in names if name not in taken)
     taken.add(free)

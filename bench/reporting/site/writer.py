@@ -1,6 +1,6 @@
-"""Gathered runs -> a folder of publication: tables in every format, rows for programs, a page.
+"""Write the folder of a publication: tables in every format, rows for programs, a web page.
 
-The same runs give the same bytes: there is no clock in any of it, and no path.
+The same runs give the same bytes: no output contains a time or a path.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,17 @@ EXPORTS = (exports.CSV, exports.PARQUET)
 
 
 def publish(gathered: Sequence[PublishedRun], out: Path) -> list[Path]:
-    """Write everything into `out`; the paths of all files but the page's pictures, the page last.
+    """Write all files of a publication into `out`.
 
-    Raises: SuiteError if the folder cannot be written.
+    Args:
+        gathered: The runs, in order of publication.
+        out: Folder to write to.
+
+    Returns:
+        Paths of all files but the page's images, the page last.
+
+    Raises:
+        SuiteError: The folder cannot be written.
     """
     tables, cells = paper_tables.build_tables(gathered), collect_rows(gathered)
     files = {f"results{export.suffix}": export.content(cells) for export in EXPORTS}
@@ -32,8 +40,15 @@ def publish(gathered: Sequence[PublishedRun], out: Path) -> list[Path]:
 
 
 def collect_rows(gathered: Sequence[PublishedRun]) -> pd.DataFrame:
-    """Every cell of every run with the columns of table.csv, after the run's name and before how it
-    is made again."""
+    """Collect every cell of every run.
+
+    Args:
+        gathered: The runs, in order of publication.
+
+    Returns:
+        The columns of table.csv, preceded by the run's name and followed by its command and records
+        hash.
+    """
     frames = [
         results_from_csv.typed(run.found.table).assign(
             command=run.command, records_sha256=run.records_hash
