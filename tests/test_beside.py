@@ -234,8 +234,8 @@ def test_a_run_keeps_the_figures_and_shows_them_beside_its_own(out: Path) -> Non
     html = (out / "report.html").read_text(encoding="utf-8")
     markdown = (out / "report.md").read_text(encoding="utf-8")
     for page in (html, markdown):
-        assert page.index("Attack by attack") < page.index("Beside published figures")
-        assert "50.0 %" in page.partition("Beside published figures")[2].partition("Figures")[0]
+        assert page.index("Attack by attack") < page.index("Reference figures")
+        assert "50.0 %" in page.partition("Reference figures")[2].partition("Figures")[0]
     caption = "a paper: LeNet, FGSM, L-inf, robust accuracy; clipped to [0, 1]"
     assert f"{caption} | likewise" in html
     assert f"{caption} \\| likewise" in markdown
@@ -257,7 +257,7 @@ def test_a_folder_from_before_there_were_published_figures_still_reads(
     found = results.read(tmp_path)
     page = run_output.write_run_output(found, tmp_path)
     assert (found.table["status"] == "ok").all()
-    assert "Beside published figures" not in page.read_text(encoding="utf-8")
+    assert "Reference figures" not in page.read_text(encoding="utf-8")
     assert not (tmp_path / "published.csv").exists()
 
 

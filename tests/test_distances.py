@@ -226,7 +226,7 @@ def test_the_report_ranks_the_searches_and_draws_their_curves(run: Any) -> None:
     _, folder = run
     for page in ("report.md", "report.html"):
         text = (folder / page).read_text(encoding="utf-8")
-        assert "Least distances" in text
+        assert "Minimum-norm attacks" in text
         assert "out of ideas" in text
         assert "Security curves of lenet" in text
     assert (folder / "plots" / "security-lenet-l2-untargeted.svg").exists()

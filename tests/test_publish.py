@@ -184,7 +184,7 @@ def test_a_run_of_before_there_were_comparisons_has_empty_ones_and_no_audit(
     assert run.found.audit.models == []
     table = paper_tables.build_tables([run])[0]
     assert bold(table) == set()
-    assert "Nothing is bold: of this run no paired test was kept." in table.details
+    assert "Nothing is bold: no paired tests of this run are available." in table.details
     assert "hash not known" in table.source[1]
 
 
@@ -240,7 +240,7 @@ def test_a_caption_states_data_n_norm_parameters_and_versions(
     assert "PGD: start = uniform in the ball, steps = 5, alpha = 0.5 eps" in told
     packages = run.found.provenance["sessions"][-1]["environment"]["packages"]
     assert f"torch {packages['torch']}" in told
-    assert table.source[0] == f"Made by: {run.command}, then bench publish."
+    assert table.source[0] == f"Reproduce with: {run.command}, then bench publish."
     assert run.records_hash in table.source[1]
 
 

@@ -220,7 +220,7 @@ def test_a_clean_run_says_in_sentences_that_nothing_went_wrong(tmp_path: Path) -
     nothing = pd.DataFrame()
     pages = written(tmp_path, table=table, violations=nothing, crosschecks=nothing, notes=[])
     for page in pages:
-        assert "No attack broke its promise" in page
+        assert "No violation: every returned image was verified" in page
         assert "No cell failed and none was skipped." in page
         assert "No check found anything to note." in page
         assert "No cross-check was asked for." in page
@@ -276,7 +276,7 @@ def test_the_summary_names_suite_size_device_and_day(pages: tuple[str, str]) -> 
 def test_violations_are_marked_on_the_number_they_touch(pages: tuple[str, str]) -> None:
     line = next(row for row in read(pages[0]).rows if row[:2] == ["FGSM", "bench"])
     assert line[6].endswith("[2]")
-    assert "[2] 2 violations, each counted as an attack that failed" in pages[0]
+    assert "[2] 2 violations, each counted as a failed attack" in pages[0]
 
 
 def test_targeted_attacks_are_told_by_their_success(tmp_path: Path) -> None:

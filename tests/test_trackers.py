@@ -63,7 +63,7 @@ def missing(package: str) -> pytest.MarkDecorator:
 def test_what_is_told_are_the_figures_of_the_table_and_of_the_worst_case(out: Path) -> None:
     found = results.read(out)
     told = trackers.summarize_run(found, out)
-    points = {(p.figure, p.cell, p.eps_text): p.value for p in told.points}
+    points = {(p.metric, p.cell, p.eps_text): p.value for p in told.points}
     for row in found.table.to_dict("records"):
         cell = f"{row['model']} {row['attack']} {row['norm']} {row['goal']}"
         for figure in ("n", "robust_correct", "robust_accuracy", "robust_low", "robust_high"):
@@ -81,7 +81,7 @@ def test_a_figure_that_is_none_is_not_told(out: Path) -> None:
     points = trackers.summarize_run(found, out).points
     fgsm = [point for point in points if point.cell == "lenet fgsm linf untargeted"]
     assert {point.eps_text for point in fgsm} == {"0.05"}
-    assert "attack_success_rate" not in {point.figure for point in fgsm}
+    assert "attack_success_rate" not in {point.metric for point in fgsm}
 
 
 @pytest.mark.parametrize(

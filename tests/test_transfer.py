@@ -180,7 +180,7 @@ def test_the_matrix_has_a_line_per_source_and_a_column_per_victim(
     (matrix,) = transfer_matrix.build_matrices(found.table)
     assert (matrix.sources, matrix.victims) == (["LeNet", "linear"], ["LeNet", "linear"])
     (view,) = transfer_view.tabulate_transfers(found.table)
-    assert view.columns == ["crafted on", "judged on LeNet", "judged on linear"]
+    assert view.columns == ["crafted on", "evaluated on LeNet", "evaluated on linear"]
     told = row(found.table, "linear", "FGSM from LeNet")
     error = 100 * (1 - told["robust_correct"] / 120)
     assert view.rows[0][2].startswith(f"{error:.1f} % [")
@@ -201,7 +201,7 @@ def test_a_model_that_transfer_fools_more_than_its_own_gradient_is_told(
         table.loc[own, name] = clean[name]  # as if its own gradient were of no use
     (sentence,) = transfer_matrix.find_hidden_gradients(table)
     assert sentence.startswith("linear: at eps 0.1, FGSM crafted on LeNet makes ")
-    assert "its gradient hides what fools it" in sentence
+    assert "gradient masking" in sentence
 
 
 def test_a_cell_without_a_number_is_a_dash_in_the_matrix(found: results.RunResults) -> None:

@@ -1,4 +1,4 @@
-"""Tables in GitHub's Markdown, and the escaping that keeps a label a label."""
+"""Render tables in GitHub's Markdown, and escape text so that labels stay labels."""
 
 import re
 from collections.abc import Sequence
@@ -9,21 +9,30 @@ from bench.reporting.formats.numbers import DASH, format_text, is_numeric
 from bench.reporting.formats.tables import Bold, PaperTable, TableFormat
 
 _ACTIVE = re.compile(r"[\\`*_|~$]")
-_LINK = re.compile(r"\](?=[(\[:])")  # "[92.6, 93.6]" stays readable; "[x](address)" is defused
+_LINK = re.compile(r"\](?=[(\[:])")  # "[92.6, 93.6]" stays readable, "[x](address)" is no link
 _BLOCK = re.compile(r"^(?:[#=]|[+-](?=[\s-]|$)|\d+(?=[.)]\s))")  # "-0.5 pp" is no list
 
 
 class MarkdownText(str):
-    """Markdown that is finished: `escape` leaves it alone, as it does nothing else."""
+    """Finished Markdown, which `escape` leaves unchanged."""
 
     __slots__ = ()
 
 
 def escape(value: object) -> str:
-    """Any value as words of a Markdown line, whatever marks it holds.
+    r"""Escape a value as text of one Markdown line.
 
-    >>> escape("a|b"), escape("<script>"), escape("[x](http://y)"), escape("# no heading")
-    ('a\\\\|b', '&lt;script&gt;', '[x\\\\](http://y)', '\\\\# no heading')
+    Args:
+        value: Any value; None is empty.
+
+    Returns:
+        The text, without active markup.
+
+    Example:
+        >>> escape("a|b"), escape("<script>")
+        ('a\\|b', '&lt;script&gt;')
+        >>> escape("[x](http://y)"), escape("# no heading")
+        ('[x\\](http://y)', '\\# no heading')
     """
     if isinstance(value, MarkdownText):
         return value
@@ -38,16 +47,31 @@ def escape(value: object) -> str:
 
 
 def format_code_block(text: str) -> MarkdownText:
-    """A block of code, inside a fence longer than any run of backticks in it."""
+    """Format text as a code block with a fence longer than any run of backticks in it.
+
+    Args:
+        text: Shell commands.
+
+    Returns:
+        The code block.
+    """
     longest = max(map(len, re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return MarkdownText(f"{fence}sh\n{text.strip()}\n{fence}")
 
 
 def render_table(frame: pd.DataFrame, caption: str = "") -> str:
-    """A GitHub table of a frame of text, numbers to the right, the caption in bold above it.
+    """Render a frame of text as a GitHub table, numbers aligned right.
 
-    A frame without columns has no table in this format: ValueError.
+    Args:
+        frame: Cells of text or `Bold`.
+        caption: Printed in bold above the table unless empty.
+
+    Returns:
+        The table.
+
+    Raises:
+        ValueError: The frame has no columns.
     """
     if frame.columns.empty:
         raise ValueError("expected a frame with at least one column, got none")
@@ -60,14 +84,21 @@ def render_table(frame: pd.DataFrame, caption: str = "") -> str:
 
 
 def render_pages(tables: Sequence[PaperTable]) -> dict[str, str]:
-    """tables.md: every table with its details and its source below it."""
+    """Render tables.md, every table with its details and its source.
+
+    Args:
+        tables: The tables of a publication.
+
+    Returns:
+        Content by file name.
+    """
     head = "<!-- made by bench publish; changes are lost when it is made again -->\n\n# Tables\n"
     return {f"tables{FORMAT.suffix}": "\n".join([head, *map(_section, tables)])}
 
 
 def _section(made: PaperTable) -> str:
-    told = [f"[{k}] {note}" for k, note in enumerate(made.notes, 1)]
-    small = [escape(text) for text in (*told, " ".join(made.details), *made.source)]
+    notes = [f"[{k}] {note}" for k, note in enumerate(made.notes, 1)]
+    small = [escape(text) for text in (*notes, " ".join(made.details), *made.source)]
     body = render_table(made.frame, made.caption)
     return f'<a id="{made.name}"></a>\n\n{body}\n\n' + "".join(f"{text}\n\n" for text in small)
 

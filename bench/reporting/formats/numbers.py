@@ -39,7 +39,7 @@ def is_missing(value: Any) -> bool:
 
 
 def format_text(value: Any) -> str:
-    """Format a value as one line of text.
+    r"""Format a value as one line of text.
 
     Line breaks and control characters become single spaces: they would break every table format.
 
@@ -50,7 +50,7 @@ def format_text(value: Any) -> str:
         The text, or a dash if the value is missing.
 
     Example:
-        >>> format_text("two\\nlines"), format_text(None)
+        >>> format_text("two\nlines"), format_text(None)
         ('two lines', '—')
     """
     if is_missing(value):

@@ -1,7 +1,7 @@
-"""Brackets: robust accuracy lies between what is certified and what every attack left.
+"""Plot certified bounds: robust accuracy lies between certified accuracy and that under attack.
 
-The band between the two is hatched, so that it is seen in grey; the line below it ends in filled
-markers, the line above in hollow ones. Where both meet the truth is known.
+The band between both is hatched, so that it is visible in print; the curve below it has filled
+markers, the curve above it hollow ones. Where both meet, the robust accuracy is known.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,18 @@ from bench.reporting.plots.curves import NORM_UNITS, select_ticks
 from bench.reporting.plots.style import PALETTE, STYLE, shorten
 
 METHOD_STYLES = {"ibp": ("s", "--"), "crown": ("o", "-")}
-"""Marker and line of each method."""
+"""Marker and line style of each method."""
 
 
 def iter_certified_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
-    """(name, caption, figure) of each model that was certified; `table` is certified.csv."""
+    """Yield the figure of each certified model.
+
+    Args:
+        table: The rows of certified.csv.
+
+    Yields:
+        File name without suffix, caption and figure.
+    """
     done = table[table["status"] == "ok"]
     for model, rows in done.groupby("model", sort=False):
         caption = (
@@ -32,8 +39,17 @@ def iter_certified_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figu
 
 
 def plot_certified_bounds(rows: pd.DataFrame) -> Figure:
-    """Certified accuracy by each method and worst-case robust accuracy (%) of one model over eps,
-    both the clean accuracy at 0, with 95 % Wilson intervals of what is certified."""
+    """Plot certified and worst-case robust accuracy (%) of one model against eps.
+
+    At eps 0 both are the clean accuracy. Error bars are 95 % Wilson intervals of the certified
+    accuracy.
+
+    Args:
+        rows: The rows of certified.csv for the model.
+
+    Returns:
+        The figure.
+    """
     first = rows.iloc[0]
     clean = 100 * first["clean_correct"] / first["n"]
     with matplotlib.rc_context(STYLE):
@@ -49,7 +65,7 @@ def plot_certified_bounds(rows: pd.DataFrame) -> Figure:
         if not np.isnan(high).any():
             axes.plot(
                 eps, high, color=PALETTE[3], marker="D", markerfacecolor="white", linewidth=1.4,
-                markersize=5, label="left by all attacks", clip_on=False, zorder=4,
+                markersize=5, label="robust under all attacks", clip_on=False, zorder=4,
             )  # fmt: skip
             axes.fill_between(
                 eps, low, high, facecolor=(*PALETTE[1], 0.2), edgecolor="0.6", hatch="///",

@@ -1,10 +1,10 @@
-"""Robust accuracy against eps, one curve per attack, as one figure.
+"""Plot robust accuracy against eps, one curve per attack.
 
-Colour is never the only carrier. A marker says which attack; a solid line with a filled marker
-says bench's own, a dashed line with a hollow, larger marker says a library's, in the colour of the
-attack that it repeats. So where the two coincide, the reader sees a ringed dot. Attacks that keep
-the very same counts at every eps share one line and one legend entry, joined by "=". What a source
-reports elsewhere is a thin dotted grey line with a marker of its own.
+Colour is never the only distinction. The marker names the attack; a solid line with a filled
+marker is bench's implementation, a dashed line with a larger, hollow marker that of a library, in
+the colour of the attack that it repeats, so where both coincide the reader sees a ringed dot.
+Attacks with equal counts at every eps share a curve and a legend entry, joined by "=". Reference
+figures of the literature are thin, dotted and grey.
 """
 
 import re
@@ -35,18 +35,18 @@ NORM_UNITS = {
 
 
 class AccuracyCurve(NamedTuple):
-    """Robust accuracy of one attack, or of several with the same counts, over eps."""
+    """Robust accuracy over eps of one attack, or of several with equal counts."""
 
     labels: list[str]
     own: bool
     family: str
-    """The label without the library's name: what an attack and its reference have in common."""
+    """The label without the library's name, common to an attack and its reference."""
     cells: pd.DataFrame
-    """Sorted by eps; a failed cell is a row of NaN, so that no line is drawn across it."""
+    """Sorted by eps; a failed cell is a row of NaN, which interrupts the line."""
 
 
 class ReferenceCurve(NamedTuple):
-    """Robust accuracy that a source reports of one attack."""
+    """Robust accuracy of one attack as a source reports it."""
 
     label: str
     attack: str
@@ -58,10 +58,19 @@ class ReferenceCurve(NamedTuple):
 def plot_accuracy_curves(
     table: pd.DataFrame, model: str, norm: str, published: pd.DataFrame | None = None
 ) -> Figure:
-    """Robust accuracy in percent against eps, one curve per untargeted attack, 95 % Wilson bands.
+    """Plot robust accuracy (%) against eps, one curve per untargeted attack.
 
-    Of `published`, the frame of `beside`, what is robust accuracy of this model is drawn in grey.
-    With a single eps there is nothing to run along: attacks are listed instead, with error bars.
+    Bands are 95 % Wilson intervals. With a single eps the attacks are listed, with error bars.
+
+    Args:
+        table: The rows of table.csv.
+        model: Label of the model.
+        norm: The norm.
+        published: The rows of published.csv, or None; robust accuracies of this model are drawn in
+            grey.
+
+    Returns:
+        The figure.
     """
     curves = _curves(select_untargeted(table, model, norm))
     numbered = [curve for curve in curves if curve.cells["robust_accuracy"].notna().any()]
@@ -83,6 +92,16 @@ def plot_accuracy_curves(
 
 
 def select_untargeted(table: pd.DataFrame, model: str, norm: str) -> pd.DataFrame:
+    """Select the untargeted cells of a model in a norm that were not skipped.
+
+    Args:
+        table: The rows of table.csv.
+        model: Label of the model.
+        norm: The norm.
+
+    Returns:
+        The selected rows.
+    """
     rows = table[(table["model"] == model) & (table["norm"] == norm)]
     return rows[(rows["goal"] == "untargeted") & (rows["status"] != "skipped")]
 
@@ -106,7 +125,7 @@ def _curves(rows: pd.DataFrame) -> list[AccuracyCurve]:
 
 
 def _others(published: pd.DataFrame | None, model: str, norm: str) -> list[ReferenceCurve]:
-    """What sources report of this model's robust accuracy under untargeted attacks."""
+    """Collect what sources report about this model under untargeted attacks."""
     if published is None or published.empty:
         return []
     rows = published[(published["model"] == model) & (published["norm"] == norm)]
@@ -131,7 +150,7 @@ def _family(label: str, library: str) -> str:
 
 
 def _looks(curves: Sequence[AccuracyCurve]) -> list[dict[str, Any]]:
-    """Colour and marker by family, line and fill by implementation."""
+    """Choose colour and marker by family, line and fill by implementation."""
     order = list(dict.fromkeys(curve.family for curve in curves))
     looks = []
     for curve in curves:
@@ -174,13 +193,20 @@ def _lines(
 
 
 def select_ticks(values: Iterable[float]) -> list[float]:
-    """The eps that were run, less those whose labels would overlap."""
-    kept: list[float] = []
+    """Select the eps whose labels do not overlap on an axis.
+
+    Args:
+        values: The eps that were run.
+
+    Returns:
+        The selected eps, ascending.
+    """
+    selected: list[float] = []
     every = sorted(set(map(float, values)))
     for value in every:
-        if not kept or value - kept[-1] >= 0.07 * (every[-1] - every[0]):
-            kept.append(value)
-    return kept
+        if not selected or value - selected[-1] >= 0.07 * (every[-1] - every[0]):
+            selected.append(value)
+    return selected
 
 
 def _points(curves: Sequence[AccuracyCurve], others: Sequence[ReferenceCurve]) -> Figure:

@@ -1,4 +1,4 @@
-"""Two runs beside each other: a row per cell, two dots joined, one for each run."""
+"""Plot the robust accuracy of two runs as pairs of dots, one row per cell."""
 
 from typing import Any
 
@@ -12,18 +12,23 @@ from bench.reporting.formats.numbers import format_text
 from bench.reporting.plots.style import PALETTE, STYLE, plot_message, shorten
 
 MAX_ROWS = 60
-"""Rows of a figure; of more cells, those that differ most are shown."""
-XLABEL = (
-    "robust accuracy (%); thin lines are 95 % intervals, of the first above, of the second below"
-)
+"""Rows of a figure; of more cells, the ones that differ most are shown."""
+XLABEL = "robust accuracy (%); thin lines: 95 % intervals, of the first above, of the second below"
 _WORSE, _BETTER, _SAME = PALETTE[3], PALETTE[0], (0.55, 0.55, 0.55)
 
 
 def plot_dumbbell(table: pd.DataFrame, first: str, second: str) -> Figure:
-    """Robust accuracy (%) in both runs, `table` as of `compare.compare`, its runs by their names.
+    """Plot robust accuracy (%) in both runs.
 
-    Joined by a thick line where the difference is beyond chance; the interval of each is a thin
-    line through its dot.
+    A thick line joins significantly different dots; a thin line through each dot is its interval.
+
+    Args:
+        table: The table of `compare_runs`.
+        first: Legend entry of the first run.
+        second: Legend entry of the second run.
+
+    Returns:
+        The figure.
     """
     with matplotlib.rc_context(STYLE):
         if table.empty:
@@ -64,10 +69,10 @@ def _key(first: str, second: str) -> list[Line2D]:
     return [
         Line2D([], [], markerfacecolor="white", markersize=7.5, label=shorten(first), **plain),
         Line2D(
-            [], [], color=_WORSE, linewidth=2.6, label="the second robust on fewer, beyond chance"
+            [], [], color=_WORSE, linewidth=2.6, label="the second robust on significantly fewer"
         ),
         Line2D([], [], markersize=4.5, label=shorten(second), **plain),
         Line2D(
-            [], [], color=_BETTER, linewidth=2.6, label="the second robust on more, beyond chance"
+            [], [], color=_BETTER, linewidth=2.6, label="the second robust on significantly more"
         ),
     ]

@@ -1,4 +1,4 @@
-"""Attacked examples as figures: what the model saw, and what was added to it."""
+"""Plot attacked examples and perturbations as grids of images."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -15,11 +15,11 @@ from bench.reporting.formats.numbers import format_text
 from bench.reporting.plots.style import PALETTE, STYLE, pick_evenly, plot_message, shorten
 
 MAX_ROWS = 10
-"""Of an example grid: more are not looked at, and a figure's memory grows with its height."""
+"""Rows of an example grid; a figure's memory grows with its height."""
 
 
 class AttackedExample(NamedTuple):
-    """One attacked example, as an example grid shows it."""
+    """One attacked example with its predictions and images."""
 
     model: str
     attack: str
@@ -39,10 +39,18 @@ class AttackedExample(NamedTuple):
 
 
 def plot_example_grid(pictures: Sequence[AttackedExample], model: str, attack: str) -> Figure:
-    """One row per eps, up to five attacked examples each, titled "before → after"; of more than
-    MOST_ROWS eps so many, from the least to the largest.
+    """Plot up to five attacked examples per eps, titled "before → after".
 
-    A title in bold vermilion says that the prediction changed.
+    A title in bold vermilion marks a changed prediction. Of more than MAX_ROWS eps, MAX_ROWS are
+    drawn, from the smallest to the largest.
+
+    Args:
+        pictures: The examples of a run.
+        model: Label of the model.
+        attack: Label of the attack.
+
+    Returns:
+        The figure.
     """
     chosen = [p for p in pictures if (p.model, p.attack) == (model, attack)]
     chosen.sort(key=lambda picture: picture.eps)
@@ -50,7 +58,7 @@ def plot_example_grid(pictures: Sequence[AttackedExample], model: str, attack: s
     rows = pick_evenly(rows, MAX_ROWS)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         if not rows:
-            return plot_message(f"{format_text(model)}, {format_text(attack)}: no picture was kept")
+            return plot_message(f"{format_text(model)}, {format_text(attack)}: no image is stored")
         # One axes for all images: an axes each takes ten times as long to lay out.
         figure = Figure(figsize=(7.6, 1.72 * len(rows)))
         axes = figure.add_axes((0.04, 0.0, 0.96, 1.0))
@@ -65,7 +73,7 @@ def plot_example_grid(pictures: Sequence[AttackedExample], model: str, attack: s
 
 
 def _show(axes: Axes, picture: AttackedExample, column: int, line: int) -> None:
-    """One image with its title, in the square of the grid at (column, line)."""
+    """Draw one image with its title in square (column, line) of the grid."""
     image = np.clip(np.asarray(picture.adversarial, dtype=float), 0, 1)
     grey = image.ndim == 2 or image.shape[2] == 1
     image = image.reshape(image.shape[:2]) if grey else image
@@ -83,18 +91,25 @@ def _show(axes: Axes, picture: AttackedExample, column: int, line: int) -> None:
 
 
 def plot_perturbation_grid(pictures: Sequence[AttackedExample], model: str) -> Figure:
-    """What each attack added at its largest eps: one row per attack, the same examples in each.
+    """Plot the perturbations of each attack at its largest eps, one row per attack.
 
-    Signed: red is brighter, blue darker, white unchanged; each row is scaled to its own largest
-    change, which stands beside it. Of colour images the mean over the channels is shown.
+    Red is brighter, blue darker, white unchanged. Each row is scaled to its own largest change,
+    which its label states. Of colour images the mean over the channels is shown.
+
+    Args:
+        pictures: The examples of a run.
+        model: Label of the model.
+
+    Returns:
+        The figure.
     """
     largest: dict[str, list[AttackedExample]] = {}
     for picture in (p for p in pictures if p.model == model):
-        held = largest.setdefault(picture.attack, [])
-        if held and picture.eps > held[0].eps:
-            held.clear()
-        if not held or picture.eps == held[0].eps:
-            held.append(picture)
+        rows = largest.setdefault(picture.attack, [])
+        if rows and picture.eps > rows[0].eps:
+            rows.clear()
+        if not rows or picture.eps == rows[0].eps:
+            rows.append(picture)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(8.6, 1.32 * len(largest) + 0.1))
         axes = figure.add_axes((0.2, 0.0, 0.8, 1.0))

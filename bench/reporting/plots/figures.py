@@ -1,6 +1,6 @@
-"""Tables → figures: pure functions from frames to matplotlib figures, and `draw`, which saves them.
+"""Draw the figures of a run from its tables, and save them.
 
-Every figure can be read in grey; the looks are in `style`, the curves in `curves`.
+Every figure is readable in greyscale; the look is defined in `style`.
 """
 
 import io
@@ -54,7 +54,7 @@ __all__ = [
 
 
 class Plot(NamedTuple):
-    """A figure on disk."""
+    """A saved figure."""
 
     name: str
     """File name without suffix."""
@@ -67,15 +67,22 @@ class Plot(NamedTuple):
 
 
 MAX_COLUMNS = 16
-"""Of a heatmap: a wider one is not read, and a figure's memory grows with its size."""
+"""Columns of a heat map; a figure's memory grows with its size."""
 
 
 def plot_success_heatmap(table: pd.DataFrame, norm: str) -> Figure:
-    """Attack success rate in percent, a row per model and attack, a column per eps.
+    """Plot the attack success rate (%), a row per model and attack, a column per eps.
 
-    Failed cells are cross-hatched, skipped cells hatched, both with a dash; a cell where no
-    example could be attacked has a dash alone; a pairing that was not planned is blank. Of more
-    than MOST_COLUMNS eps so many are shown, from the least to the largest, and the axis says so.
+    Failed cells are cross-hatched, skipped cells hatched, both with a dash; a cell where no example
+    could be attacked has only a dash; a combination that was not planned is blank. Of more than
+    MAX_COLUMNS eps, MAX_COLUMNS are drawn, from the smallest to the largest, as the axis states.
+
+    Args:
+        table: The rows of table.csv.
+        norm: The norm.
+
+    Returns:
+        The figure.
     """
     rows = table[table["norm"] == norm]
     every = sorted(set(rows["eps"].astype(float)))
@@ -140,7 +147,14 @@ def _shade(axes: Axes, values: npt.NDArray[Any], marks: Sequence[tuple[int, int,
 
 
 def plot_throughput(table: pd.DataFrame) -> Figure:
-    """Examples per second of each attack, all its eps together, and its cost over the bare loop."""
+    """Plot examples per second of each attack over all its eps, with the overhead factor.
+
+    Args:
+        table: The rows of table.csv.
+
+    Returns:
+        The figure.
+    """
     speeds = _speeds(table)
     with matplotlib.rc_context(STYLE):
         if speeds.empty:
@@ -165,13 +179,13 @@ def plot_throughput(table: pd.DataFrame) -> Figure:
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         _speed_axis(axes, speeds["speed"])
-        key = "filled: bench; hollow: a library; beside it: time over a bare loop of its passes"
+        key = "filled: bench; hollow: a library; number: time over a bare loop of the same passes"
         figure.supxlabel(key, fontsize=8, color="0.3")
         return figure
 
 
 def _speeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Per model and attack: all examples over all seconds, and all seconds over all floors."""
+    """Sum examples, seconds and lower bounds of time per model and attack."""
     timed = table[(table["status"] == "ok") & (table["seconds"] > 0)].copy()
     timed = timed.dropna(subset=["examples_per_second"])
     timed["examples"] = timed["examples_per_second"] * timed["seconds"]
@@ -210,11 +224,23 @@ def draw_figures(
     searches: Sequence[Search] = (),
     certified: pd.DataFrame | None = None,
 ) -> list[Plot]:
-    """Write every figure that the table and the pictures give into folder/plots, as PNG and SVG.
+    """Draw every figure of a run into folder/plots, as PNG and SVG.
 
-    `published` holds figures reported elsewhere, as `beside` joins them with the table; `searches`
-    what each search for the least distance found, `certified` is certified.csv.
     The same input gives the same bytes: no dates, no random ids, one bundled font.
+
+    Args:
+        table: The rows of table.csv.
+        pictures: Attacked examples with their images.
+        folder: The run's folder.
+        published: The rows of published.csv, or None.
+        searches: Distances found by each minimum-norm attack.
+        certified: The rows of certified.csv, or None.
+
+    Returns:
+        The saved figures.
+
+    Raises:
+        SuiteError: The folder cannot be written.
     """
     taken: set[str] = set()
     drawn: list[Plot] = []
@@ -244,7 +270,7 @@ def draw_figures(
         keep(figure, name, caption)
     if not table.empty:
         keep(plot_throughput(table), "throughput", "Examples per second, all eps together.")
-    # One value of a varied parameter looks much like the next; what it added is shown below.
+    # Values of a varied parameter look alike; their perturbations are shown below.
     single = [picture for picture in pictures if picture.attack not in _varied(table)]
     for model, attack in dict.fromkeys((picture.model, picture.attack) for picture in single):
         caption = f"{format_text(model)} under {format_text(attack)}: prediction before → after."
@@ -262,7 +288,18 @@ def _varied(table: pd.DataFrame) -> set[str]:
 
 
 def save_figure(figure: Figure, path: Path) -> tuple[Path, Path]:
-    """Write `path`.png and `path`.svg, whole or not at all; gives both paths."""
+    """Write `path`.png and `path`.svg, each atomically.
+
+    Args:
+        figure: The figure.
+        path: Path without suffix.
+
+    Returns:
+        Paths of the PNG and the SVG.
+
+    Raises:
+        SuiteError: The folder cannot be written.
+    """
     png, svg = (
         write_atomic(path.with_name(f"{path.name}.{kind}"), _bytes(figure, kind)) for kind in KINDS
     )
@@ -284,7 +321,7 @@ def _bytes(figure: Figure, kind: str) -> bytes:
 
 
 def _stem(name: str, taken: set[str]) -> str:
-    """The name of a figure's files, not in `taken`."""
+    """Derive a unique file name for a figure."""
     stem = slug(name)
     free = next(s for k in range(1, 10**6) if (s := stem if k == 1 else f"{stem}-{k}") not in taken)
     taken.add(free)

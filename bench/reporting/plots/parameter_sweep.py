@@ -1,4 +1,4 @@
-"""What a parameter does: success and size of the perturbation against a value that is varied."""
+"""Plot success rate and perturbation size against the value of a varied parameter."""
 
 from collections.abc import Iterator
 
@@ -17,8 +17,15 @@ SIZES = ("mean_l1", "mean_l2", "mean_linf")
 
 
 def iter_sweep_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
-    """(name, caption, figure) of each parameter varied on each model."""
-    if "varied" not in table:  # a table made by an older bench
+    """Yield the figure of each parameter varied on each model.
+
+    Args:
+        table: The rows of table.csv.
+
+    Yields:
+        File name without suffix, caption and figure.
+    """
+    if "varied" not in table:  # a table of an older version
         return
     rows = table[(table["varied"].fillna("") != "") & (table["eps"] > 0)]
     for (model, varied, norm, goal), group in rows.groupby(
@@ -33,10 +40,17 @@ def iter_sweep_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]
 
 
 def plot_parameter_sweep(rows: pd.DataFrame, title: str) -> Figure:
-    """Success rate (%) and mean norms against the varied parameter, a line per attack.
+    """Plot success rate (%) and mean norms against the varied parameter, a curve per attack.
 
-    Of each attack only the largest eps is drawn; a norm is the mean over the fooled examples, and
-    has no point where none was.
+    Each attack is drawn at its largest eps. A mean norm is over the successful examples, and
+    missing if there is none.
+
+    Args:
+        rows: The rows of table.csv for one model, parameter, norm and goal.
+        title: Title of the figure.
+
+    Returns:
+        The figure.
     """
     varied = str(rows["varied"].iloc[0])
     with matplotlib.rc_context(STYLE):
@@ -73,7 +87,7 @@ def plot_parameter_sweep(rows: pd.DataFrame, title: str) -> Figure:
 
 
 def _scale(axes: Axes, values: "pd.Series[float]") -> None:
-    """Logarithmic where the values span more than a decade; a 0 then keeps a place of its own."""
+    """Use a logarithmic axis if values span more than a decade; 0 then has its own position."""
     positive = values[values > 0]
     if len(positive) and positive.max() > 10 * positive.min():
         least = float(positive.min())

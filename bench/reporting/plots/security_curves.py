@@ -1,7 +1,8 @@
-"""Security curves: the share of examples that stand against eps, a step for each distance found.
+"""Plot security curves: the share of examples not broken against eps, one step per distance.
 
-A curve ends in a marker where nothing more was found: what is left of it is not robust, it was
-only not broken by that search. Line style and marker say which attack, as colour does.
+A marker ends each curve at the largest distance found: the remaining examples are not proven
+robust, the attack only did not break them. Line style and marker distinguish attacks, besides
+colour.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,14 @@ DASHES = ("-", "--", "-.", ":")
 
 
 def iter_security_figures(found: Sequence[Search]) -> Iterator[tuple[str, str, Figure]]:
-    """(name, caption, figure) of each model, norm and goal under every search."""
+    """Yield the figure of each model, norm and goal under every minimum-norm attack.
+
+    Args:
+        found: Distances found by each minimum-norm attack.
+
+    Yields:
+        File name without suffix, caption and figure.
+    """
     rivals: dict[tuple[str, ...], list[Search]] = {}
     for search in found:
         rivals.setdefault(search.rivals, []).append(search)
@@ -37,7 +45,14 @@ def iter_security_figures(found: Sequence[Search]) -> Iterator[tuple[str, str, F
 
 
 def plot_security_curves(searches: Sequence[Search]) -> Figure:
-    """The share that stands (%) against eps, a line per search; one that failed is only named."""
+    """Plot the share not broken (%) against eps, a curve per attack.
+
+    Args:
+        searches: Attacks on one model in one norm; one that failed is only named in the legend.
+
+    Returns:
+        The figure.
+    """
     first = searches[0]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 4.0), layout="constrained")
@@ -57,7 +72,7 @@ def plot_security_curves(searches: Sequence[Search]) -> Figure:
                 markeredgecolor=colour, clip_on=False,
             )  # fmt: skip
         n = max(len(search.distances) for search in searches)
-        axes.set(ylim=(0, 102), ylabel="share that stands (%)")
+        axes.set(ylim=(0, 102), ylabel="share not broken (%)")
         axes.set_xlim(left=0)
         norm = format_norm(first.norm)
         axes.set_xlabel(f"eps ({norm}: {NORM_UNITS.get(first.norm, first.norm)})")
