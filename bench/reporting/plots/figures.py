@@ -271,7 +271,7 @@ def draw_figures(
     if not table.empty:
         keep(plot_throughput(table), "throughput", "Examples per second, all eps together.")
     # Values of a varied parameter look alike; their perturbations are shown below.
-    single = [picture for picture in pictures if picture.attack not in _varied(table)]
+    single = [picture for picture in pictures if picture.attack not in _find_varied_attacks(table)]
     for model, attack in dict.fromkeys((picture.model, picture.attack) for picture in single):
         caption = f"{format_text(model)} under {format_text(attack)}: prediction before → after."
         keep(plot_example_grid(pictures, model, attack), f"examples-{model}-{attack}", caption)
@@ -283,7 +283,7 @@ def draw_figures(
     return drawn
 
 
-def _varied(table: pd.DataFrame) -> set[str]:
+def _find_varied_attacks(table: pd.DataFrame) -> set[str]:
     return set(table[table["varied"].fillna("") != ""]["attack"]) if "varied" in table else set()
 
 

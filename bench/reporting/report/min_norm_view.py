@@ -38,7 +38,7 @@ def rank_searches(frame: pd.DataFrame) -> list[View]:
         )
         columns = ["attack", "implementation", "local optimality", "found", "median distance"]
         columns += ["mean distance, clipped", "forward passes", "backward passes"]
-        body = [_ranked(row, notes) for row in ranked]
+        body = [_format_search(row, notes) for row in ranked]
         found.append(View(caption, columns, body, notes.texts))
     return found
 
@@ -47,7 +47,7 @@ def _optimality(row: Row) -> float:
     return -1.0 if is_missing(row["local_optimality"]) else float(row["local_optimality"])
 
 
-def _ranked(row: Row, notes: Footnotes) -> list[str]:
+def _format_search(row: Row, notes: Footnotes) -> list[str]:
     name = [format_text(row["attack"]), format_text(row["implementation"])]
     if row["status"] != "ok" or is_missing(row["n"]):
         reason = f"{row['status']}: {format_text(row['reason'])}"

@@ -31,7 +31,7 @@ def tabulate_transfers(table: pd.DataFrame) -> list[View]:
         notes, lines = Footnotes(), []
         for source in matrix.sources:
             cells = [matrix.cells.get((source, victim)) for victim in matrix.victims]
-            lines.append([format_text(source), *(_transferred(row, notes) for row in cells)])
+            lines.append([format_text(source), *(_format_transfer(row, notes) for row in cells)])
         caption = (
             f"{format_text(matrix.attack)}, {format_norm(matrix.norm)}, {format_text(matrix.goal)}"
             f", eps {format_text(matrix.eps_text)}: error rate (mean confidence of the errors)"
@@ -44,7 +44,7 @@ def tabulate_transfers(table: pd.DataFrame) -> list[View]:
     return found
 
 
-def _transferred(row: Row | None, notes: Footnotes) -> str:
+def _format_transfer(row: Row | None, notes: Footnotes) -> str:
     if row is None:
         return ""
     share = transfer_matrix.compute_error_rate(row)

@@ -95,11 +95,11 @@ class RunSection(NamedTuple):
     """The suite as TOML."""
 
 
-def write_site(gathered: Sequence[PublishedRun], out: Path) -> Path:
+def write_site(runs: Sequence[PublishedRun], out: Path) -> Path:
     """Write out/index.html and out/plots/; the same runs give the same bytes.
 
     Args:
-        gathered: The runs, in order of publication.
+        runs: The runs, in order of publication.
         out: Folder to write to.
 
     Returns:
@@ -108,16 +108,16 @@ def write_site(gathered: Sequence[PublishedRun], out: Path) -> Path:
     Raises:
         SuiteError: The folder cannot be written.
     """
-    lines = [line for each in gathered for line in build_rows(each)]
-    runs = [_run(each, out, f"plots/{k}-{slug(each.name)}") for k, each in enumerate(gathered, 1)]
+    lines = [line for each in runs for line in build_rows(each)]
+    sections = [_run(each, out, f"plots/{k}-{slug(each.name)}") for k, each in enumerate(runs, 1)]
     context = {
-        "title": _title(gathered),
-        "summary": _summary(gathered),
+        "title": _title(runs),
+        "summary": _summary(runs),
         "lines": lines,
         "columns": {"names": _COLUMNS, "rows": [line.columns for line in lines]},
         "filters": _filters(lines),
-        "many_runs": len(gathered) > 1,
-        "runs": runs,
+        "many_runs": len(runs) > 1,
+        "runs": sections,
         "width": WIDTH,
         "height": HEIGHT,
         "downloads": [(name, what) for name, what in DOWNLOADS.items() if (out / name).is_file()],
@@ -125,15 +125,15 @@ def write_site(gathered: Sequence[PublishedRun], out: Path) -> Path:
     return write_atomic(out / "index.html", templates.render_html("site.html", context))
 
 
-def _title(gathered: Sequence[PublishedRun]) -> str:
-    if len(gathered) == 1:
-        return format_text(gathered[0].found.provenance["suite"]["title"])
-    return f"Robustness in {format_plural(len(gathered), 'run')}"
+def _title(runs: Sequence[PublishedRun]) -> str:
+    if len(runs) == 1:
+        return format_text(runs[0].found.provenance["suite"]["title"])
+    return f"Robustness in {format_plural(len(runs), 'run')}"
 
 
-def _summary(gathered: Sequence[PublishedRun]) -> str:
-    tables = [each.found.table for each in gathered]
-    models = {(each.name, model) for each, table in zip(gathered, tables, strict=True)
+def _summary(runs: Sequence[PublishedRun]) -> str:
+    tables = [each.found.table for each in runs]
+    models = {(each.name, model) for each, table in zip(runs, tables, strict=True)
               for model in table["model"]}  # fmt: skip
     attacks = {attack for table in tables for attack in table["attack"]}
     statuses = [str(status) for table in tables for status in table["status"]]

@@ -64,17 +64,17 @@ class PairedTests(NamedTuple):
         return self.p_values.get(place, 1.0) <= SIGNIFICANT
 
 
-def build_tables(gathered: Sequence[PublishedRun]) -> list[PaperTable]:
+def build_tables(runs: Sequence[PublishedRun]) -> list[PaperTable]:
     """Build the tables of all runs, in the order of the runs and of their suites.
 
     Args:
-        gathered: The runs, in order of publication.
+        runs: The runs, in order of publication.
 
     Returns:
         The tables, with unique names.
     """
     taken: set[str] = set()
-    return [_with_unique_name(table, taken) for run in gathered for table in _build_run_tables(run)]
+    return [_with_unique_name(table, taken) for run in runs for table in _build_run_tables(run)]
 
 
 def _build_run_tables(run: PublishedRun) -> Iterable[PaperTable]:

@@ -132,17 +132,19 @@ def _parameters(run: PublishedRun, rows: Sequence[Row], shown: set[str]) -> str:
     everywhere = set.intersection(*(set(own.items()) for own in traits.values()))
     common = everywhere if len(traits) > 1 else set()
     first = next(iter(traits.values()))
-    shared = _listed({key: value for key, value in first.items() if (key, value) in common})
+    shared = _format_traits({key: value for key, value in first.items() if (key, value) in common})
     alike: dict[str, list[str]] = {}
     for attack, own in traits.items():
-        listed = _listed({key: value for key, value in own.items() if (key, value) not in common})
+        listed = _format_traits(
+            {key: value for key, value in own.items() if (key, value) not in common}
+        )
         if listed:
             alike.setdefault(listed, []).append(format_text(attack))
     distinct = [f"{' and '.join(attacks)}: {listed}" for listed, attacks in alike.items()]
     return ". ".join(filter(None, ["; ".join(distinct), shared and f"All: {shared}"])) + "."
 
 
-def _listed(traits: Mapping[str, str]) -> str:
+def _format_traits(traits: Mapping[str, str]) -> str:
     return ", ".join(f"{format_text(key)} = {format_text(value)}" for key, value in traits.items())
 
 

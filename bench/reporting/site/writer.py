@@ -18,11 +18,11 @@ TABLE_FORMATS = (latex.FORMAT, markdown.FORMAT)
 EXPORTS = (exports.CSV, exports.PARQUET)
 
 
-def publish(gathered: Sequence[PublishedRun], out: Path) -> list[Path]:
+def publish(runs: Sequence[PublishedRun], out: Path) -> list[Path]:
     """Write all files of a publication into `out`.
 
     Args:
-        gathered: The runs, in order of publication.
+        runs: The runs, in order of publication.
         out: Folder to write to.
 
     Returns:
@@ -31,19 +31,19 @@ def publish(gathered: Sequence[PublishedRun], out: Path) -> list[Path]:
     Raises:
         SuiteError: The folder cannot be written.
     """
-    tables, cells = paper_tables.build_tables(gathered), collect_rows(gathered)
+    tables, cells = paper_tables.build_tables(runs), collect_rows(runs)
     files = {f"results{export.suffix}": export.content(cells) for export in EXPORTS}
     for form in TABLE_FORMATS:
         files |= {name: text.encode() for name, text in form.pages(tables).items()}
     paths = [write_atomic(out / name, content) for name, content in files.items()]
-    return [*paths, page.write_site(gathered, out)]
+    return [*paths, page.write_site(runs, out)]
 
 
-def collect_rows(gathered: Sequence[PublishedRun]) -> pd.DataFrame:
+def collect_rows(runs: Sequence[PublishedRun]) -> pd.DataFrame:
     """Collect every cell of every run.
 
     Args:
-        gathered: The runs, in order of publication.
+        runs: The runs, in order of publication.
 
     Returns:
         The columns of table.csv, preceded by the run's name and followed by its command and records
@@ -53,8 +53,8 @@ def collect_rows(gathered: Sequence[PublishedRun]) -> pd.DataFrame:
         results_from_csv.typed(run.found.table).assign(
             command=run.command, records_sha256=run.records_hash
         )
-        for run in gathered
+        for run in runs
     ]
-    for run, frame in zip(gathered, frames, strict=True):
+    for run, frame in zip(runs, frames, strict=True):
         frame.insert(0, "run", run.name)
     return pd.concat(frames, ignore_index=True)

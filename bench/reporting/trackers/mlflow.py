@@ -35,20 +35,20 @@ def log_to_mlflow(run: RunSummary, where: str) -> str:
     client = MlflowClient(tracking_uri=where)
     known = client.get_experiment_by_name(EXPERIMENT)
     experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
-    made = client.create_run(experiment, run_name=run.name).info.run_id
+    run_id = client.create_run(experiment, run_name=run.name).info.run_id
     now = int(time.time() * 1000)
     metrics = [
         Metric(_name(f"{p.metric}/{p.cell}/{p.eps_text}"), p.value, now, 0) for p in run.points
     ]
     params = [Param(_name(name), value[:MAX_VALUE_LENGTH]) for name, value in run.params.items()]
     for at in range(0, len(metrics), MAX_METRICS):
-        client.log_batch(made, metrics=metrics[at : at + MAX_METRICS])
+        client.log_batch(run_id, metrics=metrics[at : at + MAX_METRICS])
     for at in range(0, len(params), MAX_PARAMS):
-        client.log_batch(made, params=params[at : at + MAX_PARAMS])
+        client.log_batch(run_id, params=params[at : at + MAX_PARAMS])
     for path in run.files:
-        client.log_artifact(made, str(path))
-    client.set_terminated(made)
-    return f"experiment {EXPERIMENT}, run {made} in {where}"
+        client.log_artifact(run_id, str(path))
+    client.set_terminated(run_id)
+    return f"experiment {EXPERIMENT}, run {run_id} in {where}"
 
 
 def _name(text: str) -> str:
