@@ -185,7 +185,7 @@ def test_a_run_of_before_there_were_comparisons_has_empty_ones_and_no_audit(
     table = paper_tables.build_tables([run])[0]
     assert bold(table) == set()
     assert "Nothing is bold: no paired tests of this run are available." in table.details
-    assert "hash not known" in table.source[1]
+    assert "hash unknown" in table.source[1]
 
 
 # ------------------------------------------------------------------------------------------- tables

@@ -186,11 +186,11 @@ def _panel(axes: Axes, matrix: TransferMatrix, last: bool) -> None:
     axes.grid(visible=False)
     for i, source in enumerate(matrix.sources):
         for j, victim in enumerate(matrix.victims):
-            row = matrix.cells.get((source, victim))
-            if row is None:
+            cell = matrix.cells.get((source, victim))
+            if cell is None:
                 continue
             axes.text(
-                j + 0.5, i + 0.5, _cell_text(row), ha="center", va="center", fontsize=8,
+                j + 0.5, i + 0.5, _cell_text(cell), ha="center", va="center", fontsize=8,
                 color="white" if values[i, j] > 60 else "0.1",
             )  # fmt: skip
             if source == victim:
