@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from bench.analysis import compare_runs, results
 from bench.cli import cli
 from bench.evaluation import metrics
-from bench.execution import runner
+from bench.execution import options, runner
 from bench.reporting.plots import dumbbell
 from bench.reporting.report import run_comparison
 from bench.suite import reader
@@ -45,7 +45,7 @@ USUAL = {"seed": 0, "limit": 60, "model": "lenet", "weights": "digits", "eps": 0
 
 def ran(folder: Path, **settings: Any) -> results.RunResults:
     read = reader.parse(SUITE.format(**USUAL | settings), "c.toml", Path())
-    runner.run(read, folder, runner.Options(device="cpu"))
+    runner.run_suite(read, folder, options.RunOptions(device="cpu"))
     return results.read(folder)
 
 
@@ -73,7 +73,7 @@ def places(table: pd.DataFrame) -> list[tuple[str, float]]:
 
 def robust(run: results.RunResults, attack: str, eps: float) -> "pd.Series[bool]":
     frame = run.stored.frame.query("attack == @attack and eps == @eps")
-    return metrics.robust(frame.set_index("example"))
+    return metrics.robust_examples(frame.set_index("example"))
 
 
 # ----------------------------------------------------------------------------------------- compared
@@ -96,8 +96,10 @@ def test_the_counts_are_those_of_the_paired_examples(
     a, b = (robust(run, "PGD", 0.1) for run in runs)
     assert (row["first_robust"], row["second_robust"]) == (a.sum(), b.sum())
     assert (row["only_first"], row["only_second"]) == ((a & ~b).sum(), (b & ~a).sum())
-    assert row["p_value"] == metrics.paired(a, b).p_value
-    assert found.table["p_corrected"].tolist() == metrics.holm(list(found.table["p_value"]))
+    assert row["p_value"] == metrics.mcnemar_test(a, b).p_value
+    assert found.table["p_corrected"].tolist() == metrics.holm_correction(
+        list(found.table["p_value"])
+    )
     assert row["only_first"] > 5  # more steps break more: the comparison has something to show
 
 

@@ -10,7 +10,7 @@ import pytest
 from bench.analysis import pairwise, results
 from bench.core.errors import SuiteError
 from bench.evaluation import metrics
-from bench.execution import runner
+from bench.execution import options, runner
 from bench.reporting import run_output
 from bench.reporting.plots import figures, transfer_matrix
 from bench.reporting.report import pairwise_view
@@ -57,7 +57,7 @@ def entries(text: str) -> list[Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     read = reader.parse(HEAD + SEEDS + FGSM, "c.toml", Path())
-    runner.run(read, out, runner.Options(device="cpu"))
+    runner.run_suite(read, out, options.RunOptions(device="cpu"))
     return out
 
 
@@ -141,14 +141,17 @@ def test_a_cell_without_a_number_is_compared_with_nothing(found: results.RunResu
 
 def test_the_p_values_of_a_run_are_corrected_as_one_family(found: results.RunResults) -> None:
     frame = found.comparisons
-    assert frame["p_corrected"].tolist() == metrics.holm(frame["p_value"].tolist())
+    assert frame["p_corrected"].tolist() == metrics.holm_correction(frame["p_value"].tolist())
     assert (frame["p_corrected"] >= frame["p_value"]).all()
     assert frame["p_corrected"].min() == pytest.approx(len(frame) * frame["p_value"].min())
 
 
 def test_a_targeted_attack_breaks_an_example_by_reaching_its_target() -> None:
     records = pd.DataFrame({"fooled": [True, False], "label": 0, "adv_pred": [7, 3]})
-    assert metrics.fooled(records).tolist() == [True, False]  # 3 is wrong, but not the target
+    assert metrics.fooled_examples(records).tolist() == [
+        True,
+        False,
+    ]  # 3 is wrong, but not the target
 
 
 # --------------------------------------------------------------------------------------- sentences

@@ -16,7 +16,7 @@ from bench.analysis import results, results_from_csv
 from bench.cli import cli
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation import metrics
-from bench.execution import runner
+from bench.execution import options, runner
 from bench.reporting import run_output
 from bench.reporting.formats.tables import Bold, PaperTable
 from bench.reporting.site import paper_tables, writer
@@ -85,7 +85,7 @@ FILES = {"index.html", "results.csv", "results.parquet", "tables.md", "tables.te
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     (out / "broken.py").write_text(BROKEN, encoding="utf-8")
-    runner.run(reader.parse(SUITE, "p.toml", out), out, runner.Options(device="cpu"))
+    runner.run_suite(reader.parse(SUITE, "p.toml", out), out, options.RunOptions(device="cpu"))
     run_output.write_run_output(results.read(out), out)
     return out
 
@@ -210,7 +210,7 @@ def test_every_figure_is_that_of_the_records(
 ) -> None:
     frame = run.found.stored.frame
     rows = frame[(frame["model"] == "LeNet") & (frame["attack"] == "PGD") & (frame["eps"] == 0.05)]
-    rate = metrics.rate(int(metrics.robust(rows).sum()), len(rows))
+    rate = metrics.rate(int(metrics.robust_examples(rows).sum()), len(rows))
     expected = f"{100 * rate.value:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
     assert made["p-lenet-linf"].frame["eps 0.05"][0] == expected
 

@@ -154,9 +154,9 @@ def test_two_runs_of_one_name_do_not_share_figures(run: PublishedRun, tmp_path: 
     assert "small (2)" in twice.read_text()
 
 
-def _sign(attack: str, eps: float) -> symptoms.Sign:
-    return symptoms.Sign(
-        name=symptoms.FLAT.name, model="lenet", attack=attack, norm="linf" if attack else "",
+def _sign(attack: str, eps: float) -> symptoms.ObservedSymptom:
+    return symptoms.ObservedSymptom(
+        name=symptoms.FLAT_LOSS.name, model="lenet", attack=attack, norm="linf" if attack else "",
         eps=eps, count=7, n=60, evidence="seen on 7 of 60", examples=tuple(range(7)),
         threshold="5 of 60",
     )  # fmt: skip

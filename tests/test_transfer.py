@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import bench
 from bench.analysis import results
 from bench.core.errors import SuiteError
+from bench.execution import options as execution_options
 from bench.execution import runner
 from bench.models import softmax
 from bench.reporting.plots import parameter_sweep, transfer_matrix
@@ -63,7 +64,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ran(text: str, out: Path, **options: object) -> results.RunResults:
     read = reader.parse(text, "t.toml", Path())
-    runner.run(read, out, runner.Options(device="cpu", **options))  # type: ignore[arg-type]
+    runner.run_suite(read, out, execution_options.RunOptions(device="cpu", **options))  # type: ignore[arg-type]
     return results.read(out)
 
 

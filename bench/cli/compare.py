@@ -40,7 +40,7 @@ def _print(found: "Compared", first: Path, second: Path) -> None:
     from rich.table import Table
 
     from bench.cli.console import console
-    from bench.evaluation.metrics import SIGNIFICANT
+    from bench.evaluation.metrics import SIGNIFICANCE_LEVEL
     from bench.reporting.report import run_comparison as changes
 
     screen = console()
@@ -51,7 +51,7 @@ def _print(found: "Compared", first: Path, second: Path) -> None:
     shown, view = Table(), changes.tabulate_changes(found, brief=True)
     for name, right in zip(view.columns, view.numeric, strict=True):
         shown.add_column(name, justify="right" if right else "left", overflow="fold")
-    beyond = found.table["p_corrected"] <= SIGNIFICANT
+    beyond = found.table["p_corrected"] <= SIGNIFICANCE_LEVEL
     for cells, marked in zip(view.rows, beyond, strict=True):
         shown.add_row(*cells, style="bold" if marked else None)
     screen.print(shown)

@@ -67,16 +67,17 @@ def run(
     from bench.core import validation
     from bench.engine import malloc
     from bench.evaluation import loading
-    from bench.execution import runner, sharding
+    from bench.execution import options as runner
+    from bench.execution import sharding
     from bench.suite.reader import read
 
-    share = sharding.parse(shard)
+    share = sharding.parse_shard(shard)
     if share != sharding.WHOLE and wanted():
         raise SuiteError("--track: a share is no whole run; give it to bench merge instead")
     checked = read(suite)
-    whole = out or runner.default_folder(checked.name)
+    whole = out or runner.default_run_folder(checked.name)
     folder = share.folder(whole)
-    options = runner.Options(
+    options = runner.RunOptions(
         device=device,
         limit=limit,
         batch_size=batch_size,
@@ -116,7 +117,7 @@ def merge(folders: tuple[Path, ...], out: Path, audit: bool) -> int:
     """Join FOLDERS, shares of one run or folders of shares, and write the report of the whole."""
     from bench.execution import merge as merging
 
-    merged = merging.merge(folders, out)
+    merged = merging.merge_runs(folders, out)
     echo(f"merged {len(merged.folders)} folders: {merged.pieces} of {merged.wanted} pieces")
     for phrase in merged.missing[:TOLD]:
         tell("missing", phrase)

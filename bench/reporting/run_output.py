@@ -12,7 +12,7 @@ from bench.analysis import tables
 from bench.analysis.results import RunResults
 from bench.core import files
 from bench.evaluation.audit import symptoms
-from bench.evaluation.audit.findings import Unchecked
+from bench.evaluation.audit.findings import UncheckedSymptom
 from bench.reporting.plots import figures, transfer_matrix
 from bench.reporting.report import writer
 from bench.storage import fingerprint, records, spreadsheet
@@ -39,8 +39,10 @@ def write_run_output(found: RunResults, folder: Path) -> Path:
         "crosscheck.csv": found.crosschecks,
         "comparisons.csv": found.comparisons,
         "worst.csv": found.worst,
-        "audit.csv": symptoms.frame(found.audit.signs),
-        "unchecked.csv": pd.DataFrame(found.audit.unchecked, columns=list(Unchecked._fields)),
+        "audit.csv": symptoms.to_frame(found.audit.signs),
+        "unchecked.csv": pd.DataFrame(
+            found.audit.unchecked, columns=list(UncheckedSymptom._fields)
+        ),
     }
     for name, frame in (
         ("distances.csv", found.distances),

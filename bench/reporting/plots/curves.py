@@ -16,12 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench.reporting.formats.numbers import (
-    format_norm,
-    format_number,
-    format_text,
-    map_eps_texts,
-)
+from bench.reporting.formats.numbers import format_norm, format_number, format_text, map_eps_texts
 from bench.reporting.plots.style import OWN, PALETTE, STYLE, plot_message, shorten
 
 MARKERS = "osD^vPX<>phd"

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from bench.evaluation.metrics import SIGNIFICANT
+from bench.evaluation.metrics import SIGNIFICANCE_LEVEL
 from bench.reporting.formats.numbers import format_text
 from bench.reporting.plots.style import PALETTE, STYLE, plot_message, shorten
 
@@ -40,7 +40,7 @@ def plot_dumbbell(table: pd.DataFrame, first: str, second: str) -> Figure:
         axes = drawn.subplots()
         for place, row in enumerate(rows):
             a, b = (100 * row[f"{side}_robust"] / row["n"] for side in ("first", "second"))
-            beyond = row["p_corrected"] <= SIGNIFICANT
+            beyond = row["p_corrected"] <= SIGNIFICANCE_LEVEL
             colour = (_WORSE if b < a else _BETTER) if beyond else _SAME
             for side, shift in (("first", -0.14), ("second", 0.14)):
                 ends = [100 * row[f"{side}_{end}"] for end in ("low", "high")]

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bench.evaluation.audit.findings import Audit
-from bench.evaluation.audit.symptoms import KINDS, Sign
+from bench.evaluation.audit.symptoms import SYMPTOMS, ObservedSymptom
 from bench.reporting.formats.numbers import format_eps, format_norm, format_plural
 from bench.reporting.report.views import Footnotes, View
 
@@ -54,7 +54,7 @@ def summarize_audit(audit: Audit, model: str) -> str:
         The sentence.
     """
     found = {sign.name for sign in audit.signs if sign.model == model}
-    checked = len(KINDS) - sum(each.model == model for each in audit.unchecked)
+    checked = len(SYMPTOMS) - sum(each.model == model for each in audit.unchecked)
     if not found:
         return f"No symptom of a failed attack, of {format_plural(checked, 'symptom')} checked."
     return (
@@ -62,14 +62,16 @@ def summarize_audit(audit: Audit, model: str) -> str:
     )
 
 
-def _tabulate_symptoms(signs: Sequence[Sign], eps_texts: Mapping[float, str]) -> View | None:
+def _tabulate_symptoms(
+    signs: Sequence[ObservedSymptom], eps_texts: Mapping[float, str]
+) -> View | None:
     """Tabulate one line per symptom and attack, at the eps with most examples."""
-    groups: dict[tuple[str, str, str], list[Sign]] = {}
+    groups: dict[tuple[str, str, str], list[ObservedSymptom]] = {}
     for sign in signs:
         groups.setdefault((sign.name, sign.attack, sign.norm), []).append(sign)
     notes, lines = Footnotes(), []
     for (name, attack, norm), group in groups.items():
-        most, kind = max(group, key=lambda sign: sign.count), KINDS[name]
+        most, kind = max(group, key=lambda sign: sign.count), SYMPTOMS[name]
         note = f"{kind.meaning} What to do: {kind.remedy} Source: {kind.source}."
         radii = dict.fromkeys(format_eps(sign.eps, eps_texts) for sign in group)
         ids = ", ".join(map(str, most.examples[:IDS_SHOWN]))

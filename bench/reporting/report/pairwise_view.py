@@ -33,7 +33,7 @@ def summarize_comparisons(frame: pd.DataFrame) -> str:
     if not len(frame):
         needed = "it takes two attacks on one model, or two models under one attack"
         return f"Nothing was compared: {needed}."
-    differ = int((frame["p_corrected"] <= metrics.SIGNIFICANT).sum())
+    differ = int((frame["p_corrected"] <= metrics.SIGNIFICANCE_LEVEL).sum())
     return (
         f"{format_plural(len(frame), 'comparison')}: {differ} with a significant difference (5 %, "
         f"corrected for all {len(frame)}), {len(frame) - differ} without."
@@ -56,7 +56,7 @@ def tabulate_differences(frame: pd.DataFrame, eps_texts: Mapping[float, str]) ->
     beyond = group_rows(_significant(rows), *_PAIR)
 
     def cell(row: Row, notes: Footnotes) -> str:
-        plain = row["p_corrected"] > metrics.SIGNIFICANT
+        plain = row["p_corrected"] > metrics.SIGNIFICANCE_LEVEL
         return "n.s." if plain else f"{row['only_first']} : {row['only_second']}"
 
     found = []
@@ -82,7 +82,7 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 
 def _significant(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if row["p_corrected"] <= metrics.SIGNIFICANT]
+    return [row for row in rows if row["p_corrected"] <= metrics.SIGNIFICANCE_LEVEL]
 
 
 def list_differences(frame: pd.DataFrame, eps_texts: Mapping[float, str]) -> View | None:

@@ -4,12 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from bench.reporting.formats.numbers import (
-    format_eps,
-    format_norm,
-    format_text,
-    is_missing,
-)
+from bench.reporting.formats.numbers import format_eps, format_norm, format_text, is_missing
 from bench.reporting.report.views import Row, View, group_rows, to_rows
 
 

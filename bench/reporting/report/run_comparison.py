@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.analysis.compare_runs import FIRST, KEY, SECOND, Compared
 from bench.core.files import write_atomic
-from bench.evaluation.metrics import SIGNIFICANT
+from bench.evaluation.metrics import SIGNIFICANCE_LEVEL
 from bench.reporting.formats import exports, markdown
 from bench.reporting.formats.numbers import (
     format_norm,
@@ -31,7 +31,7 @@ def summarize_changes(compared: Compared) -> str:
     Returns:
         One sentence.
     """
-    beyond = compared.table[compared.table["p_corrected"] <= SIGNIFICANT]
+    beyond = compared.table[compared.table["p_corrected"] <= SIGNIFICANCE_LEVEL]
     worse = int((beyond["only_first"] > beyond["only_second"]).sum())
     total = len(compared.table)
     return (

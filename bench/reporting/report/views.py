@@ -9,12 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.reporting.formats.numbers import (
-    format_eps,
-    format_text,
-    is_missing,
-    is_numeric,
-)
+from bench.reporting.formats.numbers import format_eps, format_text, is_missing, is_numeric
 
 Row = dict[Any, Any]
 

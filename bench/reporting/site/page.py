@@ -13,7 +13,7 @@ import pandas as pd
 
 from bench.analysis import tables
 from bench.core.files import slug, write_atomic
-from bench.evaluation.audit.symptoms import Sign
+from bench.evaluation.audit.symptoms import ObservedSymptom
 from bench.reporting import templates
 from bench.reporting.formats.numbers import (
     DASH,
@@ -197,7 +197,7 @@ def _field(text: str, order: Any) -> SortableText:
     return SortableText(text, None if is_missing(order) else float(order))
 
 
-def _against(sign: Sign, row: Row) -> bool:
+def _against(sign: ObservedSymptom, row: Row) -> bool:
     """Check whether a symptom concerns a cell; without attack it concerns all white-box cells."""
     named = sign.attack == row["attack"] if sign.attack else row["threat_model"] == "white-box"
     there = sign.norm in ("", row["norm"]) and (is_missing(sign.eps) or sign.eps == row["eps"])

@@ -12,7 +12,7 @@ import pandas as pd
 
 from bench.analysis.pairwise import WORST
 from bench.core.files import slug
-from bench.evaluation.metrics import SIGNIFICANT
+from bench.evaluation.metrics import SIGNIFICANCE_LEVEL
 from bench.reporting.formats.numbers import (
     DASH,
     format_eps,
@@ -61,7 +61,7 @@ class PairedTests(NamedTuple):
         Returns:
             True if they do; False for a pair that was not tested.
         """
-        return self.p_values.get(place, 1.0) <= SIGNIFICANT
+        return self.p_values.get(place, 1.0) <= SIGNIFICANCE_LEVEL
 
 
 def build_tables(runs: Sequence[PublishedRun]) -> list[PaperTable]:

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from bench.analysis import results, snapshot
 from bench.analysis.snapshot import Snapshot, unpack
 from bench.core.errors import RecordError, nearest
-from bench.execution import runner
-from bench.execution.runner import Options
-from bench.execution.work import Event
+from bench.execution import preparation, runner
+from bench.execution.events import Event
+from bench.execution.options import RunOptions
 from bench.reporting.formats.numbers import format_plural
 from bench.suite.schema import Suite
 from bench.workflows.leaderboard.entries import Recheck, shortcomings
@@ -72,7 +72,7 @@ def admit(
     card: Card,
     claimed: Snapshot,
     suite: Suite,
-    options: Options,
+    options: RunOptions,
     listen: Callable[[Event], None] = lambda event: None,
 ) -> Admission:
     """Hold a claim against the suite, then run the model again, on `options.limit` examples if
@@ -88,7 +88,7 @@ def admit(
     if problems:
         return Admission(problems, None, None)
     with tempfile.TemporaryDirectory() as folder:
-        runner.run(own, Path(folder), options, listen)
+        runner.run_suite(own, Path(folder), options, listen)
         found = results.read(Path(folder))
         again = snapshot.of(found)
     broken = [f"run again: {row.attack}, eps {row.eps_text}: {row.reason}"
@@ -98,9 +98,9 @@ def admit(
     return _judged(claimed, again)
 
 
-def _other_question(card: Card, claimed: Snapshot, suite: Suite, options: Options) -> list[str]:
+def _other_question(card: Card, claimed: Snapshot, suite: Suite, options: RunOptions) -> list[str]:
     """Whether the claim is of another model, or of other examples, than are here."""
-    session = runner.prepare(suite, None, dataclasses.replace(options, limit=None))
+    session = preparation.load_evaluator(suite, None, dataclasses.replace(options, limit=None))
     built = session.subjects[card.model.label].fingerprint
     problems = []
     if built != claimed.models[0].fingerprint:

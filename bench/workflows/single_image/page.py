@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.attacks.common import ONE_IMAGE
 from bench.core.files import write_atomic
-from bench.evaluation.audit.checks import USED_PART
+from bench.evaluation.audit.checks import USED_SHARE
 from bench.reporting import templates
 from bench.reporting.formats import markdown, numbers
 from bench.reporting.formats.numbers import format_number
@@ -54,7 +54,7 @@ def unused(told: SingleImageResult) -> str:
     eps, moved = entry.eps[0], told.record[entry.norm]
     searched = entry.attack.budget == "minimum" or entry.norm == "l0"
     tried = told.record["attacked"] and not told.record["fooled"] and eps.value > 0
-    if not tried or searched or moved >= USED_PART * eps.value:
+    if not tried or searched or moved >= USED_SHARE * eps.value:
         return ""
     others = [] if entry.name == ONE_IMAGE else [f"--attack {ONE_IMAGE}"]
     names = {field.name for field in dataclasses.fields(entry.params)}

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.core import registry
 from bench.core.contracts.dataset import Data
 from bench.core.files import write_atomic
-from bench.engine.functional.logits import predicted, probabilities
+from bench.engine.functional.logits import predict_class, probabilities
 from bench.reporting.plots import figures as drawing
 from bench.storage import environment
 from bench.workflows.training import figures, page
@@ -134,7 +134,7 @@ def _judge(recipe: Recipe, run: Run, images: Tensor, labels: Tensor) -> Judged:
         x_adv = craft.validate(model, images[at], labels[at], at)
         with torch.no_grad():
             answers.append(model(x_adv).cpu())
-    attacked = predicted(torch.cat(answers))
+    attacked = predict_class(torch.cat(answers))
     confidence = probabilities(torch.cat(answers)).gather(1, attacked[:, None])[:, 0]
     return Judged(state, pred, attacked, confidence)
 
