@@ -591,8 +591,7 @@ def test_a_run_on_an_honest_net_has_no_sign_and_says_what_it_did_not_look_for(
             symptoms.BEATEN_SEARCH,
         )
     }
-    looked = len(symptoms.SYMPTOMS) - len(missing)
-    said = f"No sign that an attack failed, of {looked} signs looked for."
+    said = f"No symptom of a failed attack, of {len(symptoms.SYMPTOMS) - len(missing)} symptoms checked."
     for page in ("report.md", "report.html"):
         text = (out / page).read_text(encoding="utf-8")
         assert said in text
@@ -737,7 +736,7 @@ def test_a_sign_survives_json() -> None:
 def test_a_table_of_signs_has_every_id_and_the_page_the_first() -> None:
     (sign,) = found(symptoms.MORE_STEPS_WORSE, run(SOME, **other("steps", "40")), run(MOST)) or []
     assert symptoms.to_frame([sign])["examples"].item() == " ".join(map(str, range(40, 60)))
-    (told,) = audit_view.told(findings.Audit(["net"], [sign], []), {0.1: "0.1"})
-    assert told.signs is not None
-    assert "40, 41, 42, 43, 44, ..." in told.signs.rows[0]
-    assert told.verdict.startswith("1 of 22 signs looked for: more steps do worse")
+    (told,) = audit_view.build_audit_views(findings.Audit(["net"], [sign], []), {0.1: "0.1"})
+    assert told.symptoms is not None
+    assert "40, 41, 42, 43, 44, ..." in told.symptoms.rows[0]
+    assert told.verdict.startswith("1 of 22 symptoms checked: more steps do worse")

@@ -177,7 +177,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (folder / "crash.py").write_text(CRASH, encoding="utf-8")
     (folder / "near.toml").write_text(SUITE, encoding="utf-8")
     found = bench.run(str(folder / "near.toml"), folder / "out", device="cpu")
-    run_output.write(found, folder / "out")
+    run_output.write_run_output(found, folder / "out")
     return found, folder / "out"
 
 
@@ -226,7 +226,7 @@ def test_the_report_ranks_the_searches_and_draws_their_curves(run: Any) -> None:
     _, folder = run
     for page in ("report.md", "report.html"):
         text = (folder / page).read_text(encoding="utf-8")
-        assert "Least distances" in text
+        assert "Minimum-norm attacks" in text
         assert "out of ideas" in text
         assert "Security curves of lenet" in text
     assert (folder / "plots" / "security-lenet-l2-untargeted.svg").exists()
@@ -271,7 +271,7 @@ def test_what_a_copy_alone_takes_for_fooled_is_searched_again_on_the_model_at_an
     curve = AttackSpec(
         name="fmn", attack=attack, params=attack.params(), norm="linf", eps=(0.01,), stop="never"
     )
-    (led,) = chunk.evaluate_chunk(net, curve, examples, 3, floor, accelerated=copy).records
+    (led,) = chunk.evaluate_chunk(net, curve, examples, 3, floor, copy=copy).records
     (own,) = chunk.evaluate_chunk(net, curve, examples, 3, floor).records
     assert led["distance"].to_numpy() == pytest.approx(0.2, rel=0.01)  # 3.2 over 16 pixels
     assert led["distance"].equals(own["distance"])

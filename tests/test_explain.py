@@ -11,9 +11,9 @@ from bench import cli
 from bench.analysis import explanations, results
 from bench.analysis.explanations import Explanation
 from bench.core.errors import RecordError, SuiteError
+from bench.execution import options as execution_options
 from bench.execution import runner
-from bench.execution.options import RunOptions
-from bench.reporting.report import views
+from bench.reporting.report import crosscheck_view
 from bench.suite import reader
 from bench.workflows.explain import search
 
@@ -160,8 +160,8 @@ BIM = 'name = "pgd"\nparams = {random_start = false, steps = 10, alpha = "eps/st
 Explain = Callable[..., Explanation]
 
 
-def options(limit: int | None = None) -> RunOptions:
-    return RunOptions(device="cpu", limit=limit, command="bench explain")
+def options(limit: int | None = None) -> execution_options.RunOptions:
+    return execution_options.RunOptions(device="cpu", limit=limit, command="bench explain")
 
 
 @pytest.fixture
@@ -359,7 +359,9 @@ def test_a_run_names_the_command_keeps_what_it_finds_and_the_report_shows_it(
     runner.run_suite(reader.read(str(written(tmp_path))), Path("out"), options())
     found = results.read(Path("out"))
     command = "bench explain . net/ours/0.3 net/theirs/0.3"
-    assert views.unexplained(found.crosschecks, found.explanations, {}) == [command]
+    assert crosscheck_view.list_explain_commands(found.crosschecks, found.explanations, {}) == [
+        command
+    ]
     said = typed.invoke(cli.cli, ["explain", "out", "net/ours/0.3", "net/theirs/0.3", *words])
     assert said.exit_code == 0
     assert "The first change that closes the gap is step size" in said.output

@@ -9,7 +9,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from bench.reporting.plots import figures
-from bench.reporting.plots.figures import Picture
+from bench.reporting.plots.figures import AttackedExample
 
 EPS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
 N, CLEAN = 1000, 985
@@ -69,10 +69,10 @@ def made_up() -> pd.DataFrame:
     return table
 
 
-def pictures(model: str = "LeNet") -> list[Picture]:
+def pictures(model: str = "LeNet") -> list[AttackedExample]:
     image = np.linspace(0, 1, 64).reshape(8, 8, 1)
     return [
-        Picture(model, "FGSM", "linf", eps, f"{eps:g}", i, "7", "7", "$2", image, 1 - image)
+        AttackedExample(model, "FGSM", "linf", eps, f"{eps:g}", i, "7", "7", "$2", image, 1 - image)
         for eps in (0.1, 0.3)
         for i in range(4)
     ]
@@ -85,7 +85,7 @@ def bands(figure: Figure) -> list[PolyCollection]:
 def test_the_bands_are_the_intervals_of_the_table() -> None:
     table = made_up()
     given = table[(table["model"] == "LeNet") & (table["attack"] == "PGD-40")]
-    figure = figures.accuracy_versus_eps(table, "LeNet", "linf")
+    figure = figures.plot_accuracy_curves(table, "LeNet", "linf")
     drawn = [{tuple(corner) for corner in band.get_paths()[0].vertices} for band in bands(figure)]
     wanted = {(e, 100 * low) for e, low in zip(given["eps"], given["robust_low"], strict=True)}
     wanted |= {(e, 100 * high) for e, high in zip(given["eps"], given["robust_high"], strict=True)}
@@ -93,7 +93,7 @@ def test_the_bands_are_the_intervals_of_the_table() -> None:
 
 
 def test_a_failed_cell_breaks_the_curve_and_is_named_in_the_legend() -> None:
-    figure = figures.accuracy_versus_eps(made_up(), "LeNet", "linf")
+    figure = figures.plot_accuracy_curves(made_up(), "LeNet", "linf")
     values = np.asarray(figure.axes[0].get_lines()[0].get_ydata())
     assert np.isnan(values[2])
     assert values[1] == pytest.approx(93.7)
@@ -101,14 +101,14 @@ def test_a_failed_cell_breaks_the_curve_and_is_named_in_the_legend() -> None:
 
 
 def test_attacks_with_the_very_same_counts_share_a_line_that_names_both() -> None:
-    figure = figures.accuracy_versus_eps(made_up(), HOSTILE, "linf")
+    figure = figures.plot_accuracy_curves(made_up(), HOSTILE, "linf")
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "FGSM\n= toolbox FGSM" in named
     assert "PGD-40" in named
 
 
 def test_an_attack_and_its_reference_share_a_colour_but_not_a_line_style() -> None:
-    figure = figures.accuracy_versus_eps(made_up(), "LeNet", "linf")
+    figure = figures.plot_accuracy_curves(made_up(), "LeNet", "linf")
     ours, reference = figure.axes[0].get_lines()[-2:]
     assert ours.get_color() == reference.get_color()
     assert (ours.get_linestyle(), reference.get_linestyle()) == ("-", "--")
@@ -117,12 +117,12 @@ def test_an_attack_and_its_reference_share_a_colour_but_not_a_line_style() -> No
 def test_targeted_cells_are_no_curves_of_robust_accuracy() -> None:
     table = made_up()
     table["goal"] = "targeted"
-    assert not figures.accuracy_versus_eps(table, "LeNet", "linf").axes
+    assert not figures.plot_accuracy_curves(table, "LeNet", "linf").axes
 
 
 def test_a_single_eps_is_a_list_of_attacks_with_error_bars() -> None:
     table = made_up()
-    figure = figures.accuracy_versus_eps(table[table["eps"] == 0.15], "LeNet", "linf")
+    figure = figures.plot_accuracy_curves(table[table["eps"] == 0.15], "LeNet", "linf")
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
         "FGSM\n= toolbox FGSM",
         "PGD-40",
@@ -131,7 +131,7 @@ def test_a_single_eps_is_a_list_of_attacks_with_error_bars() -> None:
 
 
 def test_the_heat_map_prints_percents_and_a_dash_for_each_cell_without_one() -> None:
-    figure = figures.success_heatmap(made_up(), "linf")
+    figure = figures.plot_success_heatmap(made_up(), "linf")
     printed = [text.get_text() for text in figure.axes[0].texts]
     assert printed.count("—") == 2
     assert printed.count("100.0") == 3
@@ -142,13 +142,13 @@ def test_the_heat_map_prints_percents_and_a_dash_for_each_cell_without_one() -> 
 def test_throughput_is_all_examples_over_all_seconds() -> None:
     table = made_up()
     table.loc[1, ["seconds", "examples_per_second"]] = [20.0, 50.0]
-    line = figures.throughput(table).axes[0].get_lines()[0]
+    line = figures.plot_throughput(table).axes[0].get_lines()[0]
     # five ordinary cells and a slow one: 6 x 1000 examples in 5 x 2 + 20 seconds
     assert line.get_xdata() == pytest.approx([6000 / 30])
 
 
 def test_a_grid_has_a_row_per_eps_and_titles_before_and_after() -> None:
-    axes = figures.example_grid(pictures(), "LeNet", "FGSM").axes[0]
+    axes = figures.plot_example_grid(pictures(), "LeNet", "FGSM").axes[0]
     printed = [text.get_text() for text in axes.texts]
     assert "7 → $2" in printed
     assert [text for text in printed if text.startswith("eps")] == ["eps 0.1", "eps 0.3"]
@@ -159,11 +159,13 @@ def test_a_grid_has_a_row_per_eps_and_titles_before_and_after() -> None:
 def test_what_was_added_is_shown_at_the_largest_eps_of_each_attack() -> None:
     clean = np.full((4, 4), 0.5)
     made = [
-        Picture("net", attack, "linf", eps, f"{eps:g}", 0, "7", "7", "2", clean, clean - eps)
+        AttackedExample(
+            "net", attack, "linf", eps, f"{eps:g}", 0, "7", "7", "2", clean, clean - eps
+        )
         for attack in ("FGSM", "PGD")
         for eps in (0.1, 0.3)
     ]
-    figure = figures.perturbation_grid(made, "net")
+    figure = figures.plot_perturbation_grid(made, "net")
     shown = [image.get_array() for image in figure.axes[0].images]
     assert len(shown) == 2
     assert all(np.allclose(np.asarray(array), -0.3) for array in shown)

@@ -11,7 +11,7 @@ import pytest
 
 from bench.evaluation.audit.findings import Audit
 from bench.reporting.plots import figures
-from bench.reporting.plots.figures import Picture
+from bench.reporting.plots.figures import AttackedExample
 from bench.reporting.report import writer
 
 EPS = {0.0: "0", 2 / 255: "2/255", 4 / 255: "4/255", 8 / 255: "8/255", 0.1: "0.1"}
@@ -184,8 +184,8 @@ def read(html: str) -> Reader:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("report")
     image = np.linspace(0, 1, 64).reshape(8, 8)
-    shown = [Picture("LeNet", "FGSM", "linf", 0.1, "0.1", 0, "7", "7", "2", image, image)]
-    return written(folder, plots=figures.draw(made_up(), shown, folder))
+    shown = [AttackedExample("LeNet", "FGSM", "linf", 0.1, "0.1", 0, "7", "7", "2", image, image)]
+    return written(folder, plots=figures.draw_figures(made_up(), shown, folder))
 
 
 def test_failed_and_skipped_cells_are_dashes_with_a_reason_and_never_robust(
@@ -220,7 +220,7 @@ def test_a_clean_run_says_in_sentences_that_nothing_went_wrong(tmp_path: Path) -
     nothing = pd.DataFrame()
     pages = written(tmp_path, table=table, violations=nothing, crosschecks=nothing, notes=[])
     for page in pages:
-        assert "No attack broke its promise" in page
+        assert "No violation: every returned image was verified" in page
         assert "No cell failed and none was skipped." in page
         assert "No check found anything to note." in page
         assert "No cross-check was asked for." in page
@@ -250,7 +250,7 @@ def test_markdown_labels_stay_labels(pages: tuple[str, str]) -> None:
 
 def test_markdown_points_to_figures_that_exist_beside_it(tmp_path: Path) -> None:
     small = made_up().query("model == 'LeNet'")
-    _, markdown = written(tmp_path, table=small, plots=figures.draw(small, [], tmp_path))
+    _, markdown = written(tmp_path, table=small, plots=figures.draw_figures(small, [], tmp_path))
     paths = re.findall(r"^!\[.*\]\((.*)\)$", markdown, flags=re.MULTILINE)
     assert paths == [f"plots/{name}.png" for name in ("accuracy-lenet-linf", "success-linf",
                                                       "throughput")]  # fmt: skip
@@ -276,7 +276,7 @@ def test_the_summary_names_suite_size_device_and_day(pages: tuple[str, str]) -> 
 def test_violations_are_marked_on_the_number_they_touch(pages: tuple[str, str]) -> None:
     line = next(row for row in read(pages[0]).rows if row[:2] == ["FGSM", "bench"])
     assert line[6].endswith("[2]")
-    assert "[2] 2 violations, each counted as an attack that failed" in pages[0]
+    assert "[2] 2 violations, each counted as a failed attack" in pages[0]
 
 
 def test_targeted_attacks_are_told_by_their_success(tmp_path: Path) -> None:

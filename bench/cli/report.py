@@ -46,14 +46,14 @@ def write_report(folder: Path, strict: bool) -> int:
     from bench.reporting.report import certified_view
 
     found = results.read(folder)
-    page = run_output.write(found, folder)
+    page = run_output.write_run_output(found, folder)
     terminal.print_summary(found, console())
     echo(f"report: {page}")
     log_to_trackers(found, folder)
     without = found.table[found.table["status"] != "ok"]
     for row in without.drop_duplicates(["model", "attack", "reason"]).itertuples():
         tell(str(row.status), f"{row.model} · {row.attack}: {row.reason}")
-    for sentence in certified_view.shouted(found.certified.contradictions):
+    for sentence in certified_view.describe_contradictions(found.certified.contradictions):
         tell("contradiction", sentence)
     bounds = found.certified
     undone = len(found.unfinished()) + int((bounds.table["status"] == "missing").sum())

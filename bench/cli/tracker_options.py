@@ -33,10 +33,10 @@ def tracker_option(verb: _Verb) -> _Verb:
 
 def _parsed(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> None:
     del parameter
-    context.meta[_WANTED] = [trackers.parse(text) for text in given]
+    context.meta[_WANTED] = [trackers.parse_target(text) for text in given]
 
 
-def requested_trackers() -> list[trackers.Wanted]:
+def requested_trackers() -> list[trackers.TrackerTarget]:
     """List the trackers that the user named.
 
     Returns:
@@ -56,4 +56,4 @@ def tell(found: "RunResults", folder: Path) -> None:
         SuiteError: A tracker fails.
     """
     for each in requested_trackers():
-        echo(f"tracked: {trackers.log(each, found, folder)}")
+        echo(f"tracked: {trackers.log_run(each, found, folder)}")

@@ -1,6 +1,7 @@
-"""From tables to what people read.
+"""Turn the tables of a run into pages, figures and exports.
 
-Read `run_output` first: table.csv, plots and report of one run. `formats/` spell numbers and
-tables, `plots/` draw, `report/` writes the pages of a run, `site/` a web page of several runs,
-`trackers/` tell MLflow or TensorBoard. Imports `analysis`, `execution` and what is below them.
+Read `run_output` first: it writes table.csv, plots and report of one run. `formats/` formats
+numbers and tables, `plots/` draws figures, `report/` writes the report of a run, `site/` a web page
+of several runs, `trackers/` logs a run to MLflow or TensorBoard; `templates` renders every page.
+Imports `analysis`, `execution` and below.
 """

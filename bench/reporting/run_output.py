@@ -1,4 +1,4 @@
-"""What a run shows to people: its tables as CSV, plots and the two report pages."""
+"""Write what a run shows to readers: its tables as CSV, the plots and both report pages."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,14 +17,22 @@ from bench.reporting.plots import figures, transfer_matrix
 from bench.reporting.report import writer
 from bench.storage import fingerprint, records, spreadsheet
 
-SHOWN = 5
-"""Examples in each row of an example grid."""
+EXAMPLES_SHOWN = 5
+"""Examples per row of an example grid."""
 
 
-def write(found: RunResults, folder: Path) -> Path:
-    """Write every table, plot and page of a run into its folder; returns the HTML page's path.
+def write_run_output(found: RunResults, folder: Path) -> Path:
+    """Write every table, plot and page of a run into its folder.
 
-    Raises: SuiteError if the folder cannot be written.
+    Args:
+        found: The results of the run.
+        folder: The run's folder.
+
+    Returns:
+        Path of the HTML page.
+
+    Raises:
+        SuiteError: The folder cannot be written.
     """
     frames = {
         "table.csv": found.table,
@@ -36,26 +44,26 @@ def write(found: RunResults, folder: Path) -> Path:
             found.audit.unchecked, columns=list(UncheckedSymptom._fields)
         ),
     }
-    for name, some in (
+    for name, frame in (
         ("distances.csv", found.distances),
         ("published.csv", found.published),
         ("seeds.csv", found.seeds),
         ("certified.csv", found.certified.table),
         ("contradictions.csv", found.certified.contradictions),
     ):
-        if len(some):
-            frames[name] = some
-        else:  # one left by a suite that had some would contradict the page
+        if len(frame):
+            frames[name] = frame
+        else:  # a file of an earlier suite would contradict the page
             (folder / name).unlink(missing_ok=True)
     for name, frame in frames.items():
         files.write_atomic(folder / name, spreadsheet.content(frame))
-    # Tables travel further than records: with this, a run made again is held against them.
+    # Tables are shared without records: with the hash, a repeated run is compared with them.
     files.write_atomic(
         folder / fingerprint.FILE, f"{fingerprint.records_hash(found.stored.frame)}\n".encode()
     )
-    pictures = list(_pictures(found, folder))
-    drawn = figures.draw(
-        found.table, pictures, folder, found.published, found.searches, found.certified.table
+    examples = list(_load_examples(found, folder))
+    drawn = figures.draw_figures(
+        found.table, examples, folder, found.published, found.searches, found.certified.table
     )
     page, _ = writer.write(
         folder,
@@ -73,18 +81,18 @@ def write(found: RunResults, folder: Path) -> Path:
         certified=found.certified,
         notes=[
             *found.notes,
-            *transfer_matrix.hidden_gradients(found.table),
+            *transfer_matrix.find_hidden_gradients(found.table),
             *tables.divided(found.table),
         ],
-        provenance=_told(found.provenance),
+        provenance=_select_provenance(found.provenance),
         plots=drawn,
         regenerate=found.provenance["sessions"][-1]["command"],
     )
     return page
 
 
-def _told(provenance: dict[str, Any]) -> dict[str, Any]:
-    """The part of provenance.json that a reader wants on the page."""
+def _select_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
+    """Select the parts of the manifest that the report prints."""
     session, hidden = provenance["sessions"][-1], ("text", "base")
     data = {key: value for key, value in provenance["data"].items() if key != "classes"}
     return {
@@ -99,47 +107,48 @@ def _told(provenance: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _pictures(found: RunResults, folder: Path) -> Iterator[figures.Picture]:
-    """The first attacked examples of every cell whose adversarial images were kept.
+def _load_examples(found: RunResults, folder: Path) -> Iterator[figures.AttackedExample]:
+    """Yield the first attacked examples of every cell with stored adversarial images.
 
-    A cross-check's reference is left out: its images are compared pixel by pixel elsewhere. So is
-    what was crafted on another model: it is shown where it was crafted.
+    The reference of a cross-check is left out: its images are compared pixel by pixel elsewhere.
+    So is a cell with examples of another model: they are shown under the model that they were
+    crafted on.
     """
     data = found.provenance["data"]
-    kept = records.images(folder)
+    images = records.images(folder)
     places = found.stored.places()
-    if data["fingerprint"] not in kept:
+    if data["fingerprint"] not in images:
         return
-    clean = kept[data["fingerprint"]]
+    clean = images[data["fingerprint"]]
     references = {reference for _, reference in found.provenance["crosschecks"]}
     for cell in found.plan:
-        there = cell.identity in kept and cell.identity in places
+        there = cell.identity in images and cell.identity in places
         if not there or cell.attack in references or cell.source not in ("", cell.model):
             continue
         rows = found.stored.frame.iloc[places[cell.identity]]
-        seen = rows["example"] < min(len(kept[cell.identity]), len(clean))
-        for row in rows[rows["clean_correct"] & seen].head(SHOWN).to_dict("records"):
+        seen = rows["example"] < min(len(images[cell.identity]), len(clean))
+        for row in rows[rows["clean_correct"] & seen].head(EXAMPLES_SHOWN).to_dict("records"):
             at = row["example"]
-            yield figures.Picture(
+            yield figures.AttackedExample(
                 model=cell.model,
                 attack=cell.attack,
                 norm=cell.norm,
                 eps=cell.eps,
                 eps_text=cell.eps_text,
                 example=at,
-                label=_name(data["classes"], row["label"]),
-                before=_name(data["classes"], row["clean_pred"]),
-                after=_name(data["classes"], row["adv_pred"]),
-                clean=_shown(clean[at]),
-                adversarial=_shown(kept[cell.identity][at]),
+                label=_class_name(data["classes"], row["label"]),
+                before=_class_name(data["classes"], row["clean_pred"]),
+                after=_class_name(data["classes"], row["adv_pred"]),
+                clean=_to_plot(clean[at]),
+                adversarial=_to_plot(images[cell.identity][at]),
             )
 
 
-def _name(classes: list[str], index: int) -> str:
+def _class_name(classes: list[str], index: int) -> str:
     return classes[index] if 0 <= index < len(classes) else str(index)
 
 
-def _shown(image: Tensor) -> npt.NDArray[Any]:
-    """(c, h, w) as a plot wants it: (h, w) if grey, else (h, w, c); not finite shows as black."""
+def _to_plot(image: Tensor) -> npt.NDArray[Any]:
+    """Convert an image (c, h, w) to (h, w) if grey, else (h, w, c); non-finite pixels are black."""
     finite = image.nan_to_num().clamp(0, 1)
     return (finite[0] if len(finite) == 1 else finite.permute(1, 2, 0)).numpy()

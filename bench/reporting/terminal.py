@@ -5,7 +5,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.analysis.results import RunResults
-from bench.reporting.formats import DASH, absent, percent
+from bench.reporting.formats.numbers import DASH, format_percent, is_missing
 from bench.reporting.report import audit_view, certified_view, pairwise_view
 
 
@@ -39,10 +39,10 @@ def print_summary(found: RunResults, screen: Console) -> None:
         told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
         screen.print(f"cross-checks: {told}")
     if len(found.comparisons):
-        screen.print(pairwise_view.summary(found.comparisons))
+        screen.print(pairwise_view.summarize_comparisons(found.comparisons))
     for model in found.audit.models:
-        screen.print(f"audit of {model}: {audit_view.verdict(found.audit, model)}")
-    for sentence in certified_view.sentences(found.certified, found.worst):
+        screen.print(f"audit of {model}: {audit_view.summarize_audit(found.audit, model)}")
+    for sentence in certified_view.describe_bounds(found.certified, found.worst):
         screen.print(sentence, soft_wrap=True)
     if len(found.violations):
         screen.print(f"violations: {len(found.violations)}, see the report", style="bold red")
@@ -62,4 +62,4 @@ def _reach(frames: list[pd.DataFrame]) -> str:
 def _percents(rows: pd.DataFrame, radii: "pd.Series[float]") -> list[str]:
     by_eps = rows.set_index("eps")["robust_accuracy"]
     values = [by_eps.get(eps) for eps in radii]
-    return [DASH if absent(value) else percent(value) for value in values]
+    return [DASH if is_missing(value) else format_percent(value) for value in values]

@@ -5,11 +5,11 @@ import io
 import pandas as pd
 import pytest
 
-from bench.reporting.formats.csv import EXPORT
+from bench.reporting.formats.exports import CSV
 
 
 def read(rows: pd.DataFrame) -> pd.DataFrame:
-    return pd.read_csv(io.BytesIO(EXPORT.content(rows)))
+    return pd.read_csv(io.BytesIO(CSV.content(rows)))
 
 
 @pytest.mark.parametrize("label", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "＝1"])  # noqa: RUF001
@@ -24,12 +24,12 @@ def test_labels_that_hold_such_marks_inside_are_left_alone() -> None:
 
 def test_numbers_are_unharmed_to_the_last_digit() -> None:
     rows = pd.DataFrame({"a": [-0.1 - 0.2, 1e-17], "k": pd.array([-1, None], dtype="Int64")})
-    lines = EXPORT.content(rows).decode().splitlines()
+    lines = CSV.content(rows).decode().splitlines()
     assert lines == ["a,k", f"{-0.1 - 0.2!r},-1", "1e-17,"]
     as_objects = rows.astype({"a": object})
-    assert EXPORT.content(as_objects) == EXPORT.content(rows)
+    assert CSV.content(as_objects) == CSV.content(rows)
 
 
 def test_what_is_missing_is_empty_and_marks_stay_in_their_cell() -> None:
     rows = pd.DataFrame({"a": ['x,"y"\r\nz', None], "b": ["", "é"]})
-    assert EXPORT.content(rows).decode() == 'a,b\n"x,""y"" z",\n,é\n'
+    assert CSV.content(rows).decode() == 'a,b\n"x,""y"" z",\n,é\n'

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from bench.reporting.formats import markdown
-from bench.reporting.formats.markdown import FORMAT, escape, fenced
+from bench.reporting.formats.markdown import FORMAT, escape, format_code_block
 
 
 def test_numbers_stand_right_and_words_left() -> None:
@@ -48,11 +48,11 @@ def test_marks_are_words(label: str, shown: str) -> None:
 
 
 def test_finished_markdown_is_not_escaped_again() -> None:
-    assert escape(markdown.Ready("**a**")) == "**a**"
+    assert escape(markdown.MarkdownText("**a**")) == "**a**"
 
 
 def test_a_fence_is_longer_than_any_inside() -> None:
-    assert fenced("echo ```` x").startswith("`````sh\n")
+    assert format_code_block("echo ```` x").startswith("`````sh\n")
 
 
 def test_a_table_without_columns_is_an_error() -> None:

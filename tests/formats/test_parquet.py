@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.reporting.formats.parquet import EXPORT
+from bench.reporting.formats.exports import PARQUET
 
 ROWS = pd.DataFrame(
     {
@@ -18,7 +18,7 @@ ROWS = pd.DataFrame(
 
 
 def table(rows: pd.DataFrame = ROWS) -> pa.Table:
-    return pq.read_table(io.BytesIO(EXPORT.content(rows)))
+    return pq.read_table(io.BytesIO(PARQUET.content(rows)))
 
 
 def test_types_are_kept_and_a_missing_count_is_no_float() -> None:
@@ -33,5 +33,5 @@ def test_words_are_as_they_were() -> None:
 
 def test_the_kind_of_string_that_pandas_holds_makes_no_difference() -> None:
     as_objects = ROWS.astype({"attack": object})
-    assert EXPORT.content(as_objects) == EXPORT.content(ROWS)
+    assert PARQUET.content(as_objects) == PARQUET.content(ROWS)
     assert table().schema.metadata is None

@@ -1,8 +1,8 @@
-r"""Tables in LaTeX: booktabs rules, siunitx columns that align decimals, intervals below in small.
+r"""Render tables in LaTeX: booktabs rules, siunitx columns, intervals in small type below.
 
-A document needs booktabs, siunitx (2 or 3) and the two lines of `_HEAD` that let a bold number
-keep its place; `tables.tex` has them, compiles by itself and inputs each table from a file of its
-own, for a paper to input as well.
+A document needs booktabs, siunitx (2 or 3) and the two lines of `_HEAD` that align bold numbers.
+`tables.tex` has them and compiles alone; it inputs each table from its own file, so that a paper
+can input the same file.
 """
 
 import re
@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from bench.reporting.formats import DASH, Bold, Format, Table, is_numeric, words
+from bench.reporting.formats.numbers import DASH, format_text, is_numeric
+from bench.reporting.formats.tables import Bold, PaperTable, TableFormat
 
 _FIGURE = re.compile(
     r"(?P<sign>[<>]?)(?P<number>\d+(?:\.(?P<decimals>\d+))?)(?P<percent> ?%)?"
@@ -41,9 +42,9 @@ _ACCENTS = {
     "\u0307": ".", "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
 }  # fmt: skip
 _LONG, _WRAPPED = 34, r">{\raggedright\arraybackslash}p{50mm}"
-"""Words of more letters than this are broken into lines."""
+"""Columns with longer text have wrapped lines."""
 _NARROW = 10
-"""A title of more letters than this is broken over a column of figures."""
+"""Longer headings of columns of numbers are wrapped."""
 _HEAD = r"""\documentclass[10pt]{article}
 \usepackage[a4paper,margin=18mm]{geometry}
 \usepackage{booktabs}
@@ -57,14 +58,21 @@ _HEAD = r"""\documentclass[10pt]{article}
 
 
 def escape(value: object) -> str:
-    r"""Any value as words of a line of text, whatever marks it holds.
+    r"""Escape a value as text of one LaTeX line.
 
-    What pdfLaTeX has no letter for is shown by its number.
+    A character that pdfLaTeX cannot print is replaced by its code point.
 
-    >>> escape("50% of $x_1$"), escape("[x]"), escape("--"), escape("é 中")
-    ('50\\% of \\$x\\_1\\$', '{[}x{]}', '-{}-', "\\'{e} {[}U+4E2D{]}")
+    Args:
+        value: Any value; None is empty.
+
+    Returns:
+        The text.
+
+    Example:
+        >>> escape("50% of $x_1$"), escape("[x]"), escape("--"), escape("é 中")
+        ('50\\% of \\$x\\_1\\$', '{[}x{]}', '-{}-', "\\'{e} {[}U+4E2D{]}")
     """
-    text = "" if value is None or value == "" else words(value)
+    text = "" if value is None or value == "" else format_text(value)
     # Two hyphens would become a dash; a percent sign stays on the line of its number.
     return re.sub("-(?=-)", "-{}", "".join(map(_letter, text))).replace(r" \%", r"~\%")
 
@@ -83,21 +91,31 @@ def _letter(mark: str) -> str:
 
 
 class Column(NamedTuple):
-    """One column of a tabular, ready to be joined."""
+    """One column of a tabular."""
 
     kind: str
-    """Its letter of the preamble."""
+    """Its column type in the preamble."""
     head: str
     cells: list[tuple[str, str]]
-    """The figure or the words, and what stands below in small."""
+    """Text of each cell, and the small text below it."""
 
 
-def table(frame: pd.DataFrame, caption: str = "", details: str = "", name: str = "") -> str:
-    r"""A `table` with the caption above, or the bare `tabular` if there is none.
+def render_table(frame: pd.DataFrame, caption: str = "", details: str = "", name: str = "") -> str:
+    """Render a `table` with its caption above, or a bare `tabular` without caption.
 
-    A column of numbers with one decimal place is aligned at it. `details` follow the caption, but
-    stand in no list of tables. With `name` the table has the label tab:NAME. A frame without
-    columns has no table in this format: ValueError.
+    A column of numbers with one decimal place is aligned at the decimal point.
+
+    Args:
+        frame: Cells of text or `Bold`.
+        caption: Caption, also for the list of tables.
+        details: Sentences after the caption, not in the list of tables.
+        name: Label tab:NAME, unless empty.
+
+    Returns:
+        The LaTeX source.
+
+    Raises:
+        ValueError: The frame has no columns.
     """
     if frame.columns.empty:
         raise ValueError("expected a frame with at least one column, got none")
@@ -143,7 +161,7 @@ def _column(head: str, values: list[object]) -> Column:
 
 
 def _figure(value: object, match: re.Match[str] | None) -> tuple[str, str]:
-    """The number, and its interval and footnote to stand below."""
+    """Split a cell into the number, and the interval and footnote below it."""
     if match is None:
         dash, _, note = str(value or "").partition(" ")
         return (f"{{{escape(dash)}}}" if dash else "", _small(note))
@@ -161,22 +179,33 @@ def _bold(value: object, text: str) -> str:
     return rf"\bfseries {text}" if isinstance(value, Bold) else text
 
 
-def pages(tables: Sequence[Table]) -> dict[str, str]:
-    """tables.tex, which compiles, and the file of each table that it inputs."""
-    files = {f"table-{made.name}.tex": _page(made) for made in tables}
+def render_pages(tables: Sequence[PaperTable]) -> dict[str, str]:
+    """Render tables.tex, which compiles alone, and the file of each table that it inputs.
+
+    Args:
+        tables: The tables of a publication.
+
+    Returns:
+        Content by file name.
+    """
+    files = {f"table-{paper_table.name}.tex": _page(paper_table) for paper_table in tables}
     inputs = "\n".join(rf"\input{{{name}}}" + "\n\\clearpage" for name in files)
-    return {f"tables{FORMAT.suffix}": f"{_MADE}\n{_HEAD}{inputs}\n\\end{{document}}\n", **files}
+    return {
+        f"tables{FORMAT.suffix}": f"{_GENERATED}\n{_HEAD}{inputs}\n\\end{{document}}\n",
+        **files,
+    }
 
 
-_MADE = "% Made by bench publish; changes are lost when it is made again."
+_GENERATED = "% Generated by bench publish; do not edit, regenerate."
 
 
-def _page(made: Table) -> str:
-    """The source as comments, then the table; what belongs to it is the rest of its caption."""
-    source = "\n".join(f"% {words(line)}" for line in made.source)
-    notes = [f"[{k}] {note}" for k, note in enumerate(made.notes, 1)]
-    details = " ".join([*made.details, *notes])
-    return f"{_MADE}\n{source}\n{table(made.frame, made.caption, details, made.name)}\n"
+def _page(paper_table: PaperTable) -> str:
+    """Render the source as comments, then the table with its details in the caption."""
+    source = "\n".join(f"% {format_text(line)}" for line in paper_table.source)
+    notes = [f"[{k}] {note}" for k, note in enumerate(paper_table.notes, 1)]
+    details = " ".join([*paper_table.details, *notes])
+    body = render_table(paper_table.frame, paper_table.caption, details, paper_table.name)
+    return f"{_GENERATED}\n{source}\n{body}\n"
 
 
-FORMAT = Format(suffix=".tex", render=table, pages=pages)
+FORMAT = TableFormat(suffix=".tex", render=render_table, pages=render_pages)

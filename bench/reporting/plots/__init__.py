@@ -1,1 +1,5 @@
-"""Figures, drawn with seaborn from tables alone; `drawing` draws all of a run's and saves them."""
+"""Draw figures from tables, with seaborn and matplotlib.
+
+Read `figures` first: `draw_figures` draws and saves all figures of a run. Each other module draws
+one kind; `style` defines the common look. Imports `analysis`, `reporting.formats` and below.
+"""

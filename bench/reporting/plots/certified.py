@@ -1,7 +1,7 @@
-"""Brackets: robust accuracy lies between what is certified and what every attack left.
+"""Plot certified bounds: robust accuracy lies between certified accuracy and that under attack.
 
-The band between the two is hatched, so that it is seen in grey; the line below it ends in filled
-markers, the line above in hollow ones. Where both meet the truth is known.
+The band between both is hatched, so that it is visible in print; the curve below it has filled
+markers, the curve above it hollow ones. Where both meet, the robust accuracy is known.
 """
 
 from collections.abc import Iterator
@@ -12,28 +12,44 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.analysis.certified import METHODS
-from bench.reporting.formats import NORMS, words
-from bench.reporting.plots.curves import UNITS, ticks
-from bench.reporting.plots.style import PALETTE, STYLE, short
+from bench.reporting.formats.numbers import format_norm, format_text
+from bench.reporting.plots.curves import NORM_UNITS, select_ticks
+from bench.reporting.plots.style import PALETTE, STYLE, shorten
 
-LOOKS = {"ibp": ("s", "--"), "crown": ("o", "-")}
-"""Marker and line of each method."""
+METHOD_STYLES = {"ibp": ("s", "--"), "crown": ("o", "-")}
+"""Marker and line style of each method."""
 
 
-def figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
-    """(name, caption, figure) of each model that was certified; `table` is certified.csv."""
+def iter_certified_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
+    """Yield the figure of each certified model.
+
+    Args:
+        table: The rows of certified.csv.
+
+    Yields:
+        File name without suffix, caption and figure.
+    """
     done = table[table["status"] == "ok"]
     for model, rows in done.groupby("model", sort=False):
         caption = (
-            f"{words(model)}: certified accuracy, and what every attack left; the truth lies in "
-            "the band between."
+            f"{format_text(model)}: certified accuracy, and robust accuracy under every attack; "
+            "the true robust accuracy lies in the band between."
         )
-        yield f"bracket-{model}", caption, bracket(rows)
+        yield f"bracket-{model}", caption, plot_certified_bounds(rows)
 
 
-def bracket(rows: pd.DataFrame) -> Figure:
-    """Certified accuracy by each method and worst-case robust accuracy (%) of one model over eps,
-    both the clean accuracy at 0, with 95 % Wilson intervals of what is certified."""
+def plot_certified_bounds(rows: pd.DataFrame) -> Figure:
+    """Plot certified and worst-case robust accuracy (%) of one model against eps.
+
+    At eps 0 both are the clean accuracy. Error bars are 95 % Wilson intervals of the certified
+    accuracy.
+
+    Args:
+        rows: The rows of certified.csv for the model.
+
+    Returns:
+        The figure.
+    """
     first = rows.iloc[0]
     clean = 100 * first["clean_correct"] / first["n"]
     with matplotlib.rc_context(STYLE):
@@ -49,14 +65,14 @@ def bracket(rows: pd.DataFrame) -> Figure:
         if not np.isnan(high).any():
             axes.plot(
                 eps, high, color=PALETTE[3], marker="D", markerfacecolor="white", linewidth=1.4,
-                markersize=5, label="left by all attacks", clip_on=False, zorder=4,
+                markersize=5, label="robust under all attacks", clip_on=False, zorder=4,
             )  # fmt: skip
             axes.fill_between(
                 eps, low, high, facecolor=(*PALETTE[1], 0.2), edgecolor="0.6", hatch="///",
                 linewidth=0, label="undecided",
             )  # fmt: skip
         for place, (method, own) in enumerate(found):
-            marker, line = LOOKS.get(method, ("o", "-"))
+            marker, line = METHOD_STYLES.get(method, ("o", "-"))
             accuracy = 100 * own["certified_accuracy"].to_numpy(dtype=float)
             gaps = (
                 accuracy - 100 * own["certified_low"].to_numpy(dtype=float),
@@ -78,9 +94,9 @@ def bracket(rows: pd.DataFrame) -> Figure:
         axes.set(ylim=(0, 102), ylabel="share of examples (%)")
         axes.set_xlim(left=0)
         texts = dict(zip(best["eps"].astype(float), best["eps_text"], strict=True))
-        marked = ticks([*texts])
+        marked = select_ticks([*texts])
         axes.set_xticks(marked, [texts[tick] for tick in marked])
-        axes.set_xlabel(f"eps ({NORMS.get(norm, norm)}: {UNITS.get(norm, norm)})")
-        axes.set_title(f"{short(first['model'])}, {NORMS.get(norm, norm)}, n = {first['n']}")
+        axes.set_xlabel(f"eps ({format_norm(norm)}: {NORM_UNITS.get(norm, norm)})")
+        axes.set_title(f"{shorten(first['model'])}, {format_norm(norm)}, n = {first['n']}")
         figure.legend(loc="outside right upper", labelspacing=0.7)
         return figure

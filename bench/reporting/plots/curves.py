@@ -1,10 +1,10 @@
-"""Robust accuracy against eps, one curve per attack, as one figure.
+"""Plot robust accuracy against eps, one curve per attack.
 
-Colour is never the only carrier. A marker says which attack; a solid line with a filled marker
-says bench's own, a dashed line with a hollow, larger marker says a library's, in the colour of the
-attack that it repeats. So where the two coincide, the reader sees a ringed dot. Attacks that keep
-the very same counts at every eps share one line and one legend entry, joined by "=". What a source
-reports elsewhere is a thin dotted grey line with a marker of its own.
+Colour is never the only distinction. The marker names the attack; a solid line with a filled
+marker is bench's implementation, a dashed line with a larger, hollow marker that of a library, in
+the colour of the attack that it repeats, so where both coincide the reader sees a ringed dot.
+Attacks with equal counts at every eps share a curve and a legend entry, joined by "=". Reference
+figures of the literature are thin, dotted and grey.
 """
 
 import re
@@ -16,12 +16,12 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench.reporting.formats import NORMS, eps_names, number, words
-from bench.reporting.plots.style import OWN, PALETTE, STYLE, empty, short
+from bench.reporting.formats.numbers import format_norm, format_number, format_text, map_eps_texts
+from bench.reporting.plots.style import OWN, PALETTE, STYLE, plot_message, shorten
 
 MARKERS = "osD^vPX<>phd"
-PUBLISHED_MARKERS = "x+1234"
-UNITS = {
+REFERENCE_MARKERS = "x+1234"
+NORM_UNITS = {
     "linf": "largest change of a pixel, pixels in [0, 1]",
     "l2": "Euclidean, pixels in [0, 1]",
     "l1": "summed change, pixels in [0, 1]",
@@ -29,19 +29,19 @@ UNITS = {
 }
 
 
-class Curve(NamedTuple):
-    """Robust accuracy of one attack, or of several with the same counts, over eps."""
+class AccuracyCurve(NamedTuple):
+    """Robust accuracy over eps of one attack, or of several with equal counts."""
 
     labels: list[str]
     own: bool
     family: str
-    """The label without the library's name: what an attack and its reference have in common."""
+    """The label without the library's name, common to an attack and its reference."""
     cells: pd.DataFrame
-    """Sorted by eps; a failed cell is a row of NaN, so that no line is drawn across it."""
+    """Sorted by eps; a failed cell is a row of NaN, which interrupts the line."""
 
 
-class Other(NamedTuple):
-    """Robust accuracy that a source reports of one attack."""
+class ReferenceCurve(NamedTuple):
+    """Robust accuracy of one attack as a source reports it."""
 
     label: str
     attack: str
@@ -50,46 +50,67 @@ class Other(NamedTuple):
     look: dict[str, Any]
 
 
-def accuracy_versus_eps(
+def plot_accuracy_curves(
     table: pd.DataFrame, model: str, norm: str, published: pd.DataFrame | None = None
 ) -> Figure:
-    """Robust accuracy in percent against eps, one curve per untargeted attack, 95 % Wilson bands.
+    """Plot robust accuracy (%) against eps, one curve per untargeted attack.
 
-    Of `published`, the frame of `beside`, what is robust accuracy of this model is drawn in grey.
-    With a single eps there is nothing to run along: attacks are listed instead, with error bars.
+    Bands are 95 % Wilson intervals. With a single eps the attacks are listed, with error bars.
+
+    Args:
+        table: The rows of table.csv.
+        model: Label of the model.
+        norm: The norm.
+        published: The rows of published.csv, or None; robust accuracies of this model are drawn in
+            grey.
+
+    Returns:
+        The figure.
     """
-    curves = _curves(untargeted(table, model, norm))
+    curves = _curves(select_untargeted(table, model, norm))
     numbered = [curve for curve in curves if curve.cells["robust_accuracy"].notna().any()]
     with matplotlib.rc_context(STYLE):
         if not numbered:
-            return empty(f"{words(model)}, {NORMS.get(norm, norm)}: no attack produced a number")
+            return plot_message(
+                f"{format_text(model)}, {format_norm(norm)}: no attack produced a number"
+            )
         single = pd.concat([curve.cells for curve in curves])["eps"].nunique() == 1
         others = _others(published, model, norm)
         if single:
             figure = _points(numbered, others)
         else:
-            figure = _lines(curves, others, norm, eps_names(table))
+            figure = _lines(curves, others, norm, map_eps_texts(table))
         counts = sorted({int(n) for curve in numbered for n in curve.cells["n"].dropna()})
         size = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
-        figure.axes[0].set_title(f"{short(model)}, {NORMS.get(norm, norm)}, {size}")
+        figure.axes[0].set_title(f"{shorten(model)}, {format_norm(norm)}, {size}")
         return figure
 
 
-def untargeted(table: pd.DataFrame, model: str, norm: str) -> pd.DataFrame:
+def select_untargeted(table: pd.DataFrame, model: str, norm: str) -> pd.DataFrame:
+    """Select the untargeted cells of a model in a norm that were not skipped.
+
+    Args:
+        table: The rows of table.csv.
+        model: Label of the model.
+        norm: The norm.
+
+    Returns:
+        The selected rows.
+    """
     rows = table[(table["model"] == model) & (table["norm"] == norm)]
     return rows[(rows["goal"] == "untargeted") & (rows["status"] != "skipped")]
 
 
-def _curves(rows: pd.DataFrame) -> list[Curve]:
-    merged: dict[tuple[Any, ...], Curve] = {}
+def _curves(rows: pd.DataFrame) -> list[AccuracyCurve]:
+    merged: dict[tuple[Any, ...], AccuracyCurve] = {}
     for label, cells in rows.groupby("attack", sort=False):
         cells = cells.sort_values("eps").reset_index(drop=True)
         for name in ("robust_accuracy", "robust_low", "robust_high", "robust_correct", "n"):
             cells[name] = pd.to_numeric(cells[name]).astype(float).where(cells["status"] == "ok")
         failed = int((cells["status"] == "failed").sum())
         library = str(cells["implementation"].iloc[0])
-        text = short(label) + (f" ({failed} failed)" if failed else "")
-        curve = Curve([text], library == OWN, _family(str(label), library), cells)
+        text = shorten(label) + (f" ({failed} failed)" if failed else "")
+        curve = AccuracyCurve([text], library == OWN, _family(str(label), library), cells)
         counts = cells[["eps", "n", "robust_correct"]].itertuples(index=False, name=None)
         key = ("failed", label) if failed else tuple(counts)
         same = merged.setdefault(key, curve)
@@ -98,8 +119,8 @@ def _curves(rows: pd.DataFrame) -> list[Curve]:
     return list(merged.values())
 
 
-def _others(published: pd.DataFrame | None, model: str, norm: str) -> list[Other]:
-    """What sources report of this model's robust accuracy under untargeted attacks."""
+def _others(published: pd.DataFrame | None, model: str, norm: str) -> list[ReferenceCurve]:
+    """Collect what sources report about this model under untargeted attacks."""
     if published is None or published.empty:
         return []
     rows = published[(published["model"] == model) & (published["norm"] == norm)]
@@ -109,12 +130,12 @@ def _others(published: pd.DataFrame | None, model: str, norm: str) -> list[Other
     found = []
     for (source, attack), values in rows.groupby(["source", "attack"], sort=False):
         values = values.sort_values("eps")
-        marker = PUBLISHED_MARKERS[sources.index(source) % len(PUBLISHED_MARKERS)]
+        marker = REFERENCE_MARKERS[sources.index(source) % len(REFERENCE_MARKERS)]
         look = {"color": "0.35", "marker": marker, "markersize": 6, "zorder": 5}
-        label = f"published: {short(source)}"
-        label += f",\n{short(attack)}" if source in several else ""
+        label = f"published: {shorten(source)}"
+        label += f",\n{shorten(attack)}" if source in several else ""
         percents = [100 * value for value in values["published"]]
-        found.append(Other(label, str(attack), list(values["eps"]), percents, look))
+        found.append(ReferenceCurve(label, str(attack), list(values["eps"]), percents, look))
     return found
 
 
@@ -123,8 +144,8 @@ def _family(label: str, library: str) -> str:
     return rest.lower() or label.lower()
 
 
-def _looks(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-    """Colour and marker by family, line and fill by implementation."""
+def _looks(curves: Sequence[AccuracyCurve]) -> list[dict[str, Any]]:
+    """Choose colour and marker by family, line and fill by implementation."""
     order = list(dict.fromkeys(curve.family for curve in curves))
     looks = []
     for curve in curves:
@@ -138,7 +159,10 @@ def _looks(curves: Sequence[Curve]) -> list[dict[str, Any]]:
 
 
 def _lines(
-    curves: Sequence[Curve], others: Sequence[Other], norm: str, names: dict[float, str]
+    curves: Sequence[AccuracyCurve],
+    others: Sequence[ReferenceCurve],
+    norm: str,
+    names: dict[float, str],
 ) -> Figure:
     figure = Figure(figsize=(8.0, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -156,24 +180,31 @@ def _lines(
         handles += axes.plot(other.eps, other.percents, linestyle=":", linewidth=0.9, **other.look)
         labels.append(other.label)
     axes.set(ylim=(-2, 102), ylabel="robust accuracy (%)")
-    axes.set_xlabel(f"eps ({NORMS.get(norm, norm)}: {UNITS.get(norm, norm)})")
-    marked = ticks([eps for curve in curves for eps in curve.cells["eps"]])
-    axes.set_xticks(marked, [names.get(tick, number(tick)) for tick in marked])
+    axes.set_xlabel(f"eps ({format_norm(norm)}: {NORM_UNITS.get(norm, norm)})")
+    marked = select_ticks([eps for curve in curves for eps in curve.cells["eps"]])
+    axes.set_xticks(marked, [names.get(tick, format_number(tick)) for tick in marked])
     figure.legend(handles, labels, loc="outside right upper", labelspacing=0.7)
     return figure
 
 
-def ticks(values: Iterable[float]) -> list[float]:
-    """The eps that were run, less those whose labels would overlap."""
-    kept: list[float] = []
+def select_ticks(values: Iterable[float]) -> list[float]:
+    """Select the eps whose labels do not overlap on an axis.
+
+    Args:
+        values: The eps that were run.
+
+    Returns:
+        The selected eps, ascending.
+    """
+    selected: list[float] = []
     every = sorted(set(map(float, values)))
     for value in every:
-        if not kept or value - kept[-1] >= 0.07 * (every[-1] - every[0]):
-            kept.append(value)
-    return kept
+        if not selected or value - selected[-1] >= 0.07 * (every[-1] - every[0]):
+            selected.append(value)
+    return selected
 
 
-def _points(curves: Sequence[Curve], others: Sequence[Other]) -> Figure:
+def _points(curves: Sequence[AccuracyCurve], others: Sequence[ReferenceCurve]) -> Figure:
     figure = Figure(figsize=(7.0, 1.3 + 0.34 * sum(len(c.labels) for c in curves)))
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
@@ -184,7 +215,7 @@ def _points(curves: Sequence[Curve], others: Sequence[Other]) -> Figure:
         bar = np.clip(reach, 0, None)  # the last bit of a Wilson bound may lie past the rate
         axes.errorbar([value], [place], xerr=bar, capsize=3, **{**look, "linestyle": "none"})
     for other in others:
-        places = [k for k, curve in enumerate(curves) if short(other.attack) in curve.labels]
+        places = [k for k, curve in enumerate(curves) if shorten(other.attack) in curve.labels]
         percents = other.percents * len(places)
         axes.plot(percents, places, linestyle="none", label=other.label, **other.look)
     if others:

@@ -1,4 +1,4 @@
-"""Two runs beside each other: a row per cell, two dots joined, one for each run."""
+"""Plot the robust accuracy of two runs as pairs of dots, one row per cell."""
 
 from typing import Any
 
@@ -8,28 +8,33 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bench.evaluation.metrics import SIGNIFICANCE_LEVEL
-from bench.reporting.formats import words
-from bench.reporting.plots.style import PALETTE, STYLE, empty, short
+from bench.reporting.formats.numbers import format_text
+from bench.reporting.plots.style import PALETTE, STYLE, plot_message, shorten
 
-MOST = 60
-"""Rows of a figure; of more cells, those that differ most are shown."""
-XLABEL = (
-    "robust accuracy (%); thin lines are 95 % intervals, of the first above, of the second below"
-)
+MAX_ROWS = 60
+"""Rows of a figure; of more cells, the ones that differ most are shown."""
+XLABEL = "robust accuracy (%); thin lines: 95 % intervals, of the first above, of the second below"
 _WORSE, _BETTER, _SAME = PALETTE[3], PALETTE[0], (0.55, 0.55, 0.55)
 
 
-def figure(table: pd.DataFrame, first: str, second: str) -> Figure:
-    """Robust accuracy (%) in both runs, `table` as of `compare.compare`, its runs by their names.
+def plot_dumbbell(table: pd.DataFrame, first: str, second: str) -> Figure:
+    """Plot robust accuracy (%) in both runs.
 
-    Joined by a thick line where the difference is beyond chance; the interval of each is a thin
-    line through its dot.
+    A thick line joins significantly different dots; a thin line through each dot is its interval.
+
+    Args:
+        table: The table of `compare_runs`.
+        first: Legend entry of the first run.
+        second: Legend entry of the second run.
+
+    Returns:
+        The figure.
     """
     with matplotlib.rc_context(STYLE):
         if table.empty:
-            return empty("No cell was compared")
+            return plot_message("No cell was compared")
         gap = (table["first_robust"] - table["second_robust"]).abs() / table["n"]
-        places = gap.sort_values(ascending=False, kind="stable").index[:MOST].sort_values()
+        places = gap.sort_values(ascending=False, kind="stable").index[:MAX_ROWS].sort_values()
         rows = table.loc[places].to_dict("records")
         drawn = Figure(figsize=(7.5, 1.6 + 0.24 * len(rows)), layout="constrained")
         axes = drawn.subplots()
@@ -54,20 +59,20 @@ def figure(table: pd.DataFrame, first: str, second: str) -> Figure:
 
 
 def _label(row: dict[Any, Any], many: bool) -> str:
-    model = f"{short(row['model'], 24)}: " if many else ""
-    eps = f", eps {words(row['eps_text'])}" if row["norm"] else ""
-    return f"{model}{short(row['attack'])}{eps}"
+    model = f"{shorten(row['model'], 24)}: " if many else ""
+    eps = f", eps {format_text(row['eps_text'])}" if row["norm"] else ""
+    return f"{model}{shorten(row['attack'])}{eps}"
 
 
 def _key(first: str, second: str) -> list[Line2D]:
     plain: dict[str, Any] = {"color": "0.3", "marker": "o", "linestyle": "none"}
     return [
-        Line2D([], [], markerfacecolor="white", markersize=7.5, label=short(first), **plain),
+        Line2D([], [], markerfacecolor="white", markersize=7.5, label=shorten(first), **plain),
         Line2D(
-            [], [], color=_WORSE, linewidth=2.6, label="the second robust on fewer, beyond chance"
+            [], [], color=_WORSE, linewidth=2.6, label="the second robust on significantly fewer"
         ),
-        Line2D([], [], markersize=4.5, label=short(second), **plain),
+        Line2D([], [], markersize=4.5, label=shorten(second), **plain),
         Line2D(
-            [], [], color=_BETTER, linewidth=2.6, label="the second robust on more, beyond chance"
+            [], [], color=_BETTER, linewidth=2.6, label="the second robust on significantly more"
         ),
     ]

@@ -1,4 +1,4 @@
-"""Attacked examples as figures: what the model saw, and what was added to it."""
+"""Plot attacked examples and perturbations as grids of images."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -11,15 +11,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from bench.reporting.formats import words
-from bench.reporting.plots.style import PALETTE, STYLE, empty, evenly, short
+from bench.reporting.formats.numbers import format_text
+from bench.reporting.plots.style import PALETTE, STYLE, pick_evenly, plot_message, shorten
 
-MOST_ROWS = 10
-"""Of an example grid: more are not looked at, and a figure's memory grows with its height."""
+MAX_ROWS = 10
+"""Rows of an example grid; a figure's memory grows with its height."""
 
 
-class Picture(NamedTuple):
-    """One attacked example, as an example grid shows it."""
+class AttackedExample(NamedTuple):
+    """One attacked example with its predictions and images."""
 
     model: str
     attack: str
@@ -38,34 +38,42 @@ class Picture(NamedTuple):
     """As `clean`."""
 
 
-def example_grid(pictures: Sequence[Picture], model: str, attack: str) -> Figure:
-    """One row per eps, up to five attacked examples each, titled "before → after"; of more than
-    MOST_ROWS eps so many, from the least to the largest.
+def plot_example_grid(pictures: Sequence[AttackedExample], model: str, attack: str) -> Figure:
+    """Plot up to five attacked examples per eps, titled "before → after".
 
-    A title in bold vermilion says that the prediction changed.
+    A title in bold vermilion marks a changed prediction. Of more than MAX_ROWS eps, MAX_ROWS are
+    drawn, from the smallest to the largest.
+
+    Args:
+        pictures: The examples of a run.
+        model: Label of the model.
+        attack: Label of the attack.
+
+    Returns:
+        The figure.
     """
     chosen = [p for p in pictures if (p.model, p.attack) == (model, attack)]
     chosen.sort(key=lambda picture: picture.eps)
     rows = [list(group)[:5] for _, group in groupby(chosen, key=lambda picture: picture.eps)]
-    rows = evenly(rows, MOST_ROWS)
+    rows = pick_evenly(rows, MAX_ROWS)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         if not rows:
-            return empty(f"{words(model)}, {words(attack)}: no picture was kept")
+            return plot_message(f"{format_text(model)}, {format_text(attack)}: no image is stored")
         # One axes for all images: an axes each takes ten times as long to lay out.
         figure = Figure(figsize=(7.6, 1.72 * len(rows)))
         axes = figure.add_axes((0.04, 0.0, 0.96, 1.0))
         axes.set(xlim=(-0.04, 5), ylim=(len(rows), 0), xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         for line, row in enumerate(rows):
-            label = f"eps {words(row[0].eps_text)}"
+            label = f"eps {format_text(row[0].eps_text)}"
             axes.text(-0.04, line + 0.6, label, rotation=90, ha="right", va="center")
             for column, picture in enumerate(row):
                 _show(axes, picture, column, line)
         return figure
 
 
-def _show(axes: Axes, picture: Picture, column: int, line: int) -> None:
-    """One image with its title, in the square of the grid at (column, line)."""
+def _show(axes: Axes, picture: AttackedExample, column: int, line: int) -> None:
+    """Draw one image with its title in square (column, line) of the grid."""
     image = np.clip(np.asarray(picture.adversarial, dtype=float), 0, 1)
     grey = image.ndim == 2 or image.shape[2] == 1
     image = image.reshape(image.shape[:2]) if grey else image
@@ -73,7 +81,7 @@ def _show(axes: Axes, picture: Picture, column: int, line: int) -> None:
     axes.imshow(
         image, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=place, aspect="auto"
     )
-    before, after = short(picture.before, 18), short(picture.after, 18)
+    before, after = shorten(picture.before, 18), shorten(picture.after, 18)
     join = " → " if len(before + after) <= 14 else "\n→ "
     changed = picture.before != picture.after
     axes.text(
@@ -82,19 +90,26 @@ def _show(axes: Axes, picture: Picture, column: int, line: int) -> None:
     )  # fmt: skip
 
 
-def perturbation_grid(pictures: Sequence[Picture], model: str) -> Figure:
-    """What each attack added at its largest eps: one row per attack, the same examples in each.
+def plot_perturbation_grid(pictures: Sequence[AttackedExample], model: str) -> Figure:
+    """Plot the perturbations of each attack at its largest eps, one row per attack.
 
-    Signed: red is brighter, blue darker, white unchanged; each row is scaled to its own largest
-    change, which stands beside it. Of colour images the mean over the channels is shown.
+    Red is brighter, blue darker, white unchanged. Each row is scaled to its own largest change,
+    which its label states. Of colour images the mean over the channels is shown.
+
+    Args:
+        pictures: The examples of a run.
+        model: Label of the model.
+
+    Returns:
+        The figure.
     """
-    largest: dict[str, list[Picture]] = {}
+    largest: dict[str, list[AttackedExample]] = {}
     for picture in (p for p in pictures if p.model == model):
-        held = largest.setdefault(picture.attack, [])
-        if held and picture.eps > held[0].eps:
-            held.clear()
-        if not held or picture.eps == held[0].eps:
-            held.append(picture)
+        rows = largest.setdefault(picture.attack, [])
+        if rows and picture.eps > rows[0].eps:
+            rows.clear()
+        if not rows or picture.eps == rows[0].eps:
+            rows.append(picture)
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(8.6, 1.32 * len(largest) + 0.1))
         axes = figure.add_axes((0.2, 0.0, 0.8, 1.0))
@@ -104,7 +119,7 @@ def perturbation_grid(pictures: Sequence[Picture], model: str) -> Figure:
             changes = [p.adversarial - p.clean for p in row[:5]]
             changes = [c if c.ndim == 2 else c.mean(axis=2) for c in changes]
             most = max((float(np.abs(change).max()) for change in changes), default=0.0)
-            label = f"{short(attack, 24)}\neps {words(row[0].eps_text)}\n± {most:.3g}"
+            label = f"{shorten(attack, 24)}\neps {format_text(row[0].eps_text)}\n± {most:.3g}"
             axes.text(-0.06, line + 0.5, label, ha="right", va="center", fontsize=8)
             for column, (picture, change) in enumerate(zip(row, changes, strict=False)):
                 place = (column + 0.06, column + 0.94, line + 0.98, line + 0.14)
@@ -116,6 +131,6 @@ def perturbation_grid(pictures: Sequence[Picture], model: str) -> Figure:
                     (column + 0.06, line + 0.14), 0.88, 0.84, fill=False, edgecolor="0.75", lw=0.6
                 )
                 axes.add_patch(frame)
-                join = f"{short(picture.before, 12)} → {short(picture.after, 12)}"
+                join = f"{shorten(picture.before, 12)} → {shorten(picture.after, 12)}"
                 axes.text(column + 0.5, line + 0.11, join, fontsize=7.5, ha="center", va="bottom")
         return figure

@@ -1,6 +1,6 @@
-"""Tables → figures: pure functions from frames to matplotlib figures, and `draw`, which saves them.
+"""Draw the figures of a run from its tables, and save them.
 
-Every figure can be read in grey; the looks are in `style`, the curves in `curves`.
+Every figure is readable in greyscale; the look is defined in `style`.
 """
 
 import io
@@ -22,27 +22,39 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from bench.analysis.min_norm import Search
 from bench.core.files import slug, write_atomic
-from bench.reporting.formats import DASH, NORMS, absent, eps_names, factor, words
+from bench.reporting.formats.numbers import (
+    DASH,
+    format_factor,
+    format_norm,
+    format_text,
+    is_missing,
+    map_eps_texts,
+)
 from bench.reporting.plots import certified as brackets
 from bench.reporting.plots import parameter_sweep, security_curves, transfer_matrix
-from bench.reporting.plots.curves import accuracy_versus_eps, untargeted
-from bench.reporting.plots.example_grids import Picture, example_grid, perturbation_grid
-from bench.reporting.plots.style import OWN, PALETTE, STYLE, empty, evenly, short
+from bench.reporting.plots.curves import plot_accuracy_curves, select_untargeted
+from bench.reporting.plots.example_grids import (
+    AttackedExample,
+    plot_example_grid,
+    plot_perturbation_grid,
+)
+from bench.reporting.plots.style import OWN, PALETTE, STYLE, pick_evenly, plot_message, shorten
 
 __all__ = [
-    "Picture",
+    "AttackedExample",
     "Plot",
-    "accuracy_versus_eps",
-    "draw",
-    "example_grid",
-    "perturbation_grid",
-    "success_heatmap",
-    "throughput",
+    "draw_figures",
+    "plot_accuracy_curves",
+    "plot_example_grid",
+    "plot_perturbation_grid",
+    "plot_success_heatmap",
+    "plot_throughput",
+    "save_figure",
 ]
 
 
 class Plot(NamedTuple):
-    """A figure on disk."""
+    """A saved figure."""
 
     name: str
     """File name without suffix."""
@@ -54,20 +66,27 @@ class Plot(NamedTuple):
 # -------------------------------------------------------------------------------- success heat map
 
 
-MOST_COLUMNS = 16
-"""Of a heatmap: a wider one is not read, and a figure's memory grows with its size."""
+MAX_COLUMNS = 16
+"""Columns of a heat map; a figure's memory grows with its size."""
 
 
-def success_heatmap(table: pd.DataFrame, norm: str) -> Figure:
-    """Attack success rate in percent, a row per model and attack, a column per eps.
+def plot_success_heatmap(table: pd.DataFrame, norm: str) -> Figure:
+    """Plot the attack success rate (%), a row per model and attack, a column per eps.
 
-    Failed cells are cross-hatched, skipped cells hatched, both with a dash; a cell where no
-    example could be attacked has a dash alone; a pairing that was not planned is blank. Of more
-    than MOST_COLUMNS eps so many are shown, from the least to the largest, and the axis says so.
+    Failed cells are cross-hatched, skipped cells hatched, both with a dash; a cell where no example
+    could be attacked has only a dash; a combination that was not planned is blank. Of more than
+    MAX_COLUMNS eps, MAX_COLUMNS are drawn, from the smallest to the largest, as the axis states.
+
+    Args:
+        table: The rows of table.csv.
+        norm: The norm.
+
+    Returns:
+        The figure.
     """
     rows = table[table["norm"] == norm]
     every = sorted(set(rows["eps"].astype(float)))
-    columns = evenly(every, MOST_COLUMNS)
+    columns = pick_evenly(every, MAX_COLUMNS)
     rows = rows[rows["eps"].isin(columns)]
     order = list(dict.fromkeys(rows["model"]))
     keys = list(dict.fromkeys(zip(rows["model"], rows["attack"], strict=True)))
@@ -77,27 +96,27 @@ def success_heatmap(table: pd.DataFrame, norm: str) -> Figure:
     for row in rows.to_dict("records"):
         i, j = keys.index((row["model"], row["attack"])), columns.index(float(row["eps"]))
         rate = row["attack_success_rate"]
-        if row["status"] == "ok" and not absent(rate):
+        if row["status"] == "ok" and not is_missing(rate):
             values[i, j] = 100 * rate
         else:
             marks.append((i, j, str(row["status"])))
     with matplotlib.rc_context(STYLE):
         if not keys:
-            return empty(f"{NORMS.get(norm, norm)}: no cell was planned")
+            return plot_message(f"{format_norm(norm)}: no cell was planned")
         size = (3.4 + 0.62 * len(columns), 1.5 + 0.3 * len(keys))
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots()
         _shade(axes, values, marks)
         models = [key[0] for key in keys]
-        labels = [f"{short(model, 24)}: {short(attack)}" for model, attack in keys]
-        names = eps_names(table)
+        labels = [f"{shorten(model, 24)}: {shorten(attack)}" for model, attack in keys]
+        names = map_eps_texts(table)
         axes.set_yticks([i + 0.5 for i in range(len(keys))], labels, rotation=0)
         axes.set_xticks([j + 0.5 for j in range(len(columns))], [names[c] for c in columns])
         for i in range(1, len(keys)):
             if models[i] != models[i - 1]:
                 axes.axhline(i, color="0.2", linewidth=1.2)
         some = f", {len(columns)} of {len(every)}" if len(columns) < len(every) else ""
-        axes.set(xlabel=f"eps ({NORMS.get(norm, norm)}{some})", ylabel="")
+        axes.set(xlabel=f"eps ({format_norm(norm)}{some})", ylabel="")
         present = {status for _, _, status in marks} & set(HATCHES)
         if present:
             patches = [Patch(fill=False, hatch=HATCHES[s], label=s) for s in sorted(present)]
@@ -127,12 +146,19 @@ def _shade(axes: Axes, values: npt.NDArray[Any], marks: Sequence[tuple[int, int,
 # ------------------------------------------------------------------------------------- throughput
 
 
-def throughput(table: pd.DataFrame) -> Figure:
-    """Examples per second of each attack, all its eps together, and its cost over the bare loop."""
+def plot_throughput(table: pd.DataFrame) -> Figure:
+    """Plot examples per second of each attack over all its eps, with the overhead factor.
+
+    Args:
+        table: The rows of table.csv.
+
+    Returns:
+        The figure.
+    """
     speeds = _speeds(table)
     with matplotlib.rc_context(STYLE):
         if speeds.empty:
-            return empty("No cell was timed")
+            return plot_message("No cell was timed")
         figure = Figure(figsize=(7.0, 1.3 + 0.3 * len(speeds)), layout="constrained")
         axes = figure.subplots()
         many = speeds["model"].nunique() > 1
@@ -141,25 +167,25 @@ def throughput(table: pd.DataFrame) -> Figure:
             look: dict[str, Any] = {"color": PALETTE[0], "markersize": 7, "linestyle": "none"}
             fill = look["color"] if own else "white"
             axes.plot([row["speed"]], [place], marker="o", markerfacecolor=fill, **look)
-            if not absent(row["floor_ratio"]):
+            if not is_missing(row["floor_ratio"]):
                 axes.annotate(
-                    factor(row["floor_ratio"]), (row["speed"], place), (8, 0),
+                    format_factor(row["floor_ratio"]), (row["speed"], place), (8, 0),
                     textcoords="offset points", va="center", fontsize=8, color="0.3",
                 )  # fmt: skip
         labels = [
-            (f"{short(row.model, 24)}: " if many else "") + short(row.attack)
+            (f"{shorten(row.model, 24)}: " if many else "") + shorten(row.attack)
             for row in speeds.itertuples()
         ]
         axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         _speed_axis(axes, speeds["speed"])
-        key = "filled: bench; hollow: a library; beside it: time over a bare loop of its passes"
+        key = "filled: bench; hollow: a library; number: time over a bare loop of the same passes"
         figure.supxlabel(key, fontsize=8, color="0.3")
         return figure
 
 
 def _speeds(table: pd.DataFrame) -> pd.DataFrame:
-    """Per model and attack: all examples over all seconds, and all seconds over all floors."""
+    """Sum examples, seconds and lower bounds of time per model and attack."""
     timed = table[(table["status"] == "ok") & (table["seconds"] > 0)].copy()
     timed = timed.dropna(subset=["examples_per_second"])
     timed["examples"] = timed["examples_per_second"] * timed["seconds"]
@@ -190,65 +216,90 @@ def _speed_axis(axes: Axes, speeds: "pd.Series[float]") -> None:
 # ------------------------------------------------------------------------------------------ saving
 
 
-def draw(
+def draw_figures(
     table: pd.DataFrame,
-    pictures: Sequence[Picture],
+    pictures: Sequence[AttackedExample],
     folder: Path,
     published: pd.DataFrame | None = None,
     searches: Sequence[Search] = (),
     certified: pd.DataFrame | None = None,
 ) -> list[Plot]:
-    """Write every figure that the table and the pictures give into folder/plots, as PNG and SVG.
+    """Draw every figure of a run into folder/plots, as PNG and SVG.
 
-    `published` holds figures reported elsewhere, as `beside` joins them with the table; `searches`
-    what each search for the least distance found, `certified` is certified.csv.
     The same input gives the same bytes: no dates, no random ids, one bundled font.
+
+    Args:
+        table: The rows of table.csv.
+        pictures: Attacked examples with their images.
+        folder: The run's folder.
+        published: The rows of published.csv, or None.
+        searches: Distances found by each minimum-norm attack.
+        certified: The rows of certified.csv, or None.
+
+    Returns:
+        The saved figures.
+
+    Raises:
+        SuiteError: The folder cannot be written.
     """
     taken: set[str] = set()
     drawn: list[Plot] = []
 
     def keep(figure: Figure, name: str, caption: str) -> None:
         stem = _stem(name, taken)
-        drawn.append(Plot(stem, caption, *save(figure, folder / "plots" / stem)))
+        drawn.append(Plot(stem, caption, *save_figure(figure, folder / "plots" / stem)))
 
     for norm in dict.fromkeys(table["norm"]):
-        title = NORMS.get(norm, norm)
+        title = format_norm(norm)
         for model in dict.fromkeys(table["model"]):
-            if not untargeted(table, model, norm).empty:
-                caption = f"Robust accuracy of {words(model)} against eps, {title}, 95 % bands."
-                figure = accuracy_versus_eps(table, model, norm, published)
+            if not select_untargeted(table, model, norm).empty:
+                caption = (
+                    f"Robust accuracy of {format_text(model)} against eps, {title}, 95 % bands."
+                )
+                figure = plot_accuracy_curves(table, model, norm, published)
                 keep(figure, f"accuracy-{model}-{norm}", caption)
         caption = f"Attack success rate, {title}; the tables give the interval of each."
-        keep(success_heatmap(table, norm), f"success-{norm}", caption)
+        keep(plot_success_heatmap(table, norm), f"success-{norm}", caption)
     others = [
-        security_curves.figures(searches),
-        transfer_matrix.figures(table),
-        parameter_sweep.figures(table),
+        security_curves.iter_security_figures(searches),
+        transfer_matrix.iter_transfer_figures(table),
+        parameter_sweep.iter_sweep_figures(table),
     ]
-    others += [] if certified is None else [brackets.figures(certified)]
+    others += [] if certified is None else [brackets.iter_certified_figures(certified)]
     for name, caption, figure in itertools.chain(*others):
         keep(figure, name, caption)
     if not table.empty:
-        keep(throughput(table), "throughput", "Examples per second, all eps together.")
-    # One value of a varied parameter looks much like the next; what it added is shown below.
-    single = [picture for picture in pictures if picture.attack not in _varied(table)]
+        keep(plot_throughput(table), "throughput", "Examples per second, all eps together.")
+    # Values of a varied parameter look alike; their perturbations are shown below.
+    single = [picture for picture in pictures if picture.attack not in _find_varied_attacks(table)]
     for model, attack in dict.fromkeys((picture.model, picture.attack) for picture in single):
-        caption = f"{words(model)} under {words(attack)}: prediction before → after."
-        keep(example_grid(pictures, model, attack), f"examples-{model}-{attack}", caption)
+        caption = f"{format_text(model)} under {format_text(attack)}: prediction before → after."
+        keep(plot_example_grid(pictures, model, attack), f"examples-{model}-{attack}", caption)
     for model in dict.fromkeys(picture.model for picture in pictures):
         caption = (
-            f"{words(model)}: what was added at the largest eps; red is brighter, blue darker."
+            f"{format_text(model)}: perturbations at the largest eps; red is brighter, blue darker."
         )
-        keep(perturbation_grid(pictures, model), f"perturbations-{model}", caption)
+        keep(plot_perturbation_grid(pictures, model), f"perturbations-{model}", caption)
     return drawn
 
 
-def _varied(table: pd.DataFrame) -> set[str]:
+def _find_varied_attacks(table: pd.DataFrame) -> set[str]:
     return set(table[table["varied"].fillna("") != ""]["attack"]) if "varied" in table else set()
 
 
-def save(figure: Figure, path: Path) -> tuple[Path, Path]:
-    """Write `path`.png and `path`.svg, whole or not at all; gives both paths."""
+def save_figure(figure: Figure, path: Path) -> tuple[Path, Path]:
+    """Write `path`.png and `path`.svg, each atomically.
+
+    Args:
+        figure: The figure.
+        path: Path without suffix.
+
+    Returns:
+        Paths of the PNG and the SVG.
+
+    Raises:
+        SuiteError: The folder cannot be written.
+    """
     png, svg = (
         write_atomic(path.with_name(f"{path.name}.{kind}"), _bytes(figure, kind)) for kind in KINDS
     )
@@ -270,7 +321,7 @@ def _bytes(figure: Figure, kind: str) -> bytes:
 
 
 def _stem(name: str, taken: set[str]) -> str:
-    """The name of a figure's files, not in `taken`."""
+    """Derive a unique file name for a figure."""
     stem = slug(name)
     free = next(s for k in range(1, 10**6) if (s := stem if k == 1 else f"{stem}-{k}") not in taken)
     taken.add(free)

@@ -1,4 +1,4 @@
-"""What a parameter does: success and size of the perturbation against a value that is varied."""
+"""Plot success rate and perturbation size against the value of a varied parameter."""
 
 from collections.abc import Iterator
 
@@ -9,41 +9,55 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from bench.reporting.formats import NORMS, absent, words
+from bench.reporting.formats.numbers import NORM_NAMES, format_norm, format_text, is_missing
 from bench.reporting.plots.curves import MARKERS
-from bench.reporting.plots.style import PALETTE, STYLE, short
+from bench.reporting.plots.style import PALETTE, STYLE, shorten
 
 SIZES = ("mean_l1", "mean_l2", "mean_linf")
 
 
-def figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
-    """(name, caption, figure) of each parameter varied on each model."""
-    if "varied" not in table:  # a table made by an older bench
+def iter_sweep_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
+    """Yield the figure of each parameter varied on each model.
+
+    Args:
+        table: The rows of table.csv.
+
+    Yields:
+        File name without suffix, caption and figure.
+    """
+    if "varied" not in table:  # a table of an older version
         return
     rows = table[(table["varied"].fillna("") != "") & (table["eps"] > 0)]
     for (model, varied, norm, goal), group in rows.groupby(
         ["model", "varied", "norm", "goal"], sort=False
     ):
-        title = f"{short(model)}, {NORMS.get(str(norm), str(norm))}, {goal}"
+        title = f"{shorten(model)}, {format_norm(norm)}, {goal}"
         caption = (
-            f"{words(model)}: success, and size of the successful perturbations, against "
-            f"{words(varied)} at the largest eps, 95 % intervals."
+            f"{format_text(model)}: success, and size of the successful perturbations, against "
+            f"{format_text(varied)} at the largest eps, 95 % intervals."
         )
-        yield f"{varied}-{model}-{norm}-{goal}", caption, against_parameter(group, title)
+        yield f"{varied}-{model}-{norm}-{goal}", caption, plot_parameter_sweep(group, title)
 
 
-def against_parameter(rows: pd.DataFrame, title: str) -> Figure:
-    """Success rate (%) and mean norms against the varied parameter, a line per attack.
+def plot_parameter_sweep(rows: pd.DataFrame, title: str) -> Figure:
+    """Plot success rate (%) and mean norms against the varied parameter, a curve per attack.
 
-    Of each attack only the largest eps is drawn; a norm is the mean over the fooled examples, and
-    has no point where none was.
+    Each attack is drawn at its largest eps. A mean norm is over the successful examples, and
+    missing if there is none.
+
+    Args:
+        rows: The rows of table.csv for one model, parameter, norm and goal.
+        title: Title of the figure.
+
+    Returns:
+        The figure.
     """
     varied = str(rows["varied"].iloc[0])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.6, 2.9), layout="constrained")
         success, *sizes = figure.subplots(1, 1 + len(SIZES))
         crafted = rows["source"].fillna("").map(lambda source: f" from {source}" if source else "")
-        seeds = rows["seed"].map(lambda seed: "" if absent(seed) else f", seed {seed}")
+        seeds = rows["seed"].map(lambda seed: "" if is_missing(seed) else f", seed {seed}")
         lines = rows["family"] + crafted + seeds
         for place, (label, group) in enumerate(rows.groupby(lines, sort=False)):
             cells = group[group["eps"] == group["eps"].max()].sort_values("value")
@@ -56,12 +70,12 @@ def against_parameter(rows: pd.DataFrame, title: str) -> Figure:
             shares = cells[["attack_success_rate", "success_low", "success_high"]].astype(float)
             rate, low, high = (100 * shares[name] for name in shares)
             reach = np.clip([rate - low, high - rate], 0, None)
-            success.errorbar(x, rate, yerr=reach, capsize=2, lw=1.2, label=short(label), **look)
+            success.errorbar(x, rate, yerr=reach, capsize=2, lw=1.2, label=shorten(label), **look)
             for axes, name in zip(sizes, SIZES, strict=True):
                 axes.plot(x, cells[name].astype(float), lw=1.2, **look)
         success.set(ylim=(-3, 103), ylabel="attack success rate (%)")
         for axes, name in zip(sizes, SIZES, strict=True):
-            axes.set_ylabel(f"mean {NORMS[name.removeprefix('mean_')]} norm")
+            axes.set_ylabel(f"mean {NORM_NAMES[name.removeprefix('mean_')]} norm")
             axes.set_ylim(0, 1.12 * max(axes.get_ylim()[1], 1e-9))
         for axes in (success, *sizes):
             _scale(axes, rows["value"].astype(float))
@@ -73,7 +87,7 @@ def against_parameter(rows: pd.DataFrame, title: str) -> Figure:
 
 
 def _scale(axes: Axes, values: "pd.Series[float]") -> None:
-    """Logarithmic where the values span more than a decade; a 0 then keeps a place of its own."""
+    """Use a logarithmic axis if values span more than a decade; 0 then has its own position."""
     positive = values[values > 0]
     if len(positive) and positive.max() > 10 * positive.min():
         least = float(positive.min())

@@ -1,7 +1,8 @@
-"""Security curves: the share of examples that stand against eps, a step for each distance found.
+"""Plot security curves: the share of examples not broken against eps, one step per distance.
 
-A curve ends in a marker where nothing more was found: what is left of it is not robust, it was
-only not broken by that search. Line style and marker say which attack, as colour does.
+A marker ends each curve at the largest distance found: the remaining examples are not proven
+robust, the attack only did not break them. Line style and marker distinguish attacks, besides
+colour.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,32 +12,47 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from bench.analysis.min_norm import Search, security_curve
-from bench.reporting.formats import NORMS, words
-from bench.reporting.plots.curves import MARKERS, UNITS
-from bench.reporting.plots.style import OWN, PALETTE, STYLE, short
+from bench.reporting.formats.numbers import format_norm, format_text
+from bench.reporting.plots.curves import MARKERS, NORM_UNITS
+from bench.reporting.plots.style import OWN, PALETTE, STYLE, shorten
 
 DASHES = ("-", "--", "-.", ":")
 
 
-def figures(found: Sequence[Search]) -> Iterator[tuple[str, str, Figure]]:
-    """(name, caption, figure) of each model, norm and goal under every search."""
+def iter_security_figures(found: Sequence[Search]) -> Iterator[tuple[str, str, Figure]]:
+    """Yield the figure of each model, norm and goal under every minimum-norm attack.
+
+    Args:
+        found: Distances found by each minimum-norm attack.
+
+    Yields:
+        File name without suffix, caption and figure.
+    """
     rivals: dict[tuple[str, ...], list[Search]] = {}
     for search in found:
         rivals.setdefault(search.rivals, []).append(search)
     for (model, norm, goal, target), searches in rivals.items():
         if not any(len(search.distances) for search in searches):
             continue
-        aim = f"{goal} {words(target)}" if target else goal
+        aim = f"{goal} {format_text(target)}" if target else goal
         caption = (
-            f"Security curves of {words(model)}, {NORMS.get(norm, norm)}, {words(aim)}: the share "
-            "of examples that stand at each eps; a curve ends where its search found nothing more."
+            f"Security curves of {format_text(model)}, {format_norm(norm)}, {format_text(aim)}: "
+            "the share of examples that are not broken at each eps; a curve ends at the largest "
+            "distance that its search found."
         )
         name = "-".join(filter(None, ("security", model, norm, goal, target)))
-        yield name, caption, security(searches)
+        yield name, caption, plot_security_curves(searches)
 
 
-def security(searches: Sequence[Search]) -> Figure:
-    """The share that stands (%) against eps, a line per search; one that failed is only named."""
+def plot_security_curves(searches: Sequence[Search]) -> Figure:
+    """Plot the share not broken (%) against eps, a curve per attack.
+
+    Args:
+        searches: Attacks on one model in one norm; one that failed is only named in the legend.
+
+    Returns:
+        The figure.
+    """
     first = searches[0]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 4.0), layout="constrained")
@@ -44,11 +60,11 @@ def security(searches: Sequence[Search]) -> Figure:
         for place, search in enumerate(searches):
             colour = PALETTE[place % len(PALETTE)]
             if not len(search.distances):
-                axes.plot([], [], color=colour, label=f"{short(search.attack)} ({search.status})")
+                axes.plot([], [], color=colour, label=f"{shorten(search.attack)} ({search.status})")
                 continue
             steps = security_curve(search.distances)
             sns.lineplot(
-                x=steps.eps, y=100 * steps.rho, ax=axes, label=short(search.attack), legend=False,
+                x=steps.eps, y=100 * steps.rho, ax=axes, label=shorten(search.attack), legend=False,
                 estimator=None, sort=False, drawstyle="steps-post", color=colour,
                 linestyle=DASHES[place % len(DASHES)], linewidth=1.4,
                 marker=MARKERS[place % len(MARKERS)], markevery=[-1], markersize=5.5,
@@ -56,10 +72,10 @@ def security(searches: Sequence[Search]) -> Figure:
                 markeredgecolor=colour, clip_on=False,
             )  # fmt: skip
         n = max(len(search.distances) for search in searches)
-        axes.set(ylim=(0, 102), ylabel="share that stands (%)")
+        axes.set(ylim=(0, 102), ylabel="share not broken (%)")
         axes.set_xlim(left=0)
-        norm = NORMS.get(first.norm, first.norm)
-        axes.set_xlabel(f"eps ({norm}: {UNITS.get(first.norm, first.norm)})")
-        axes.set_title(f"{short(first.model)}, {norm}, {first.goal}, n = {n}")
+        norm = format_norm(first.norm)
+        axes.set_xlabel(f"eps ({norm}: {NORM_UNITS.get(first.norm, first.norm)})")
+        axes.set_title(f"{shorten(first.model)}, {norm}, {first.goal}, n = {n}")
         figure.legend(loc="outside right upper", labelspacing=0.7)
         return figure

@@ -1,4 +1,4 @@
-"""How every figure of bench looks: one style, in one place, readable in print and in grey."""
+"""Define the look of all figures, readable in print and in greyscale."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar
@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from bench.reporting.formats import words
+from bench.reporting.formats.numbers import format_text
 
 T = TypeVar("T")
 OWN = "bench"
-"""What the column `implementation` says of an attack that is bench's own."""
+"""Value of the column `implementation` for the attacks of this package."""
 STYLE: dict[Any, Any] = {
     **sns.axes_style("whitegrid"),
     "font.family": ["DejaVu Sans"],  # ships with matplotlib: the same bytes on every machine
@@ -31,33 +31,56 @@ STYLE: dict[Any, Any] = {
     "savefig.dpi": 150,
     "svg.hashsalt": "bench",  # ids are otherwise random, and the same table gives other bytes
     "svg.fonttype": "path",
-    # A grid's small images stay small: joined, they are resampled at the page's finest resolution,
-    # which took two thirds of the time of a report.
+    # Composing a grid's images resamples them at the finest resolution, which took two thirds of
+    # the time of a report.
     "image.composite_image": False,
 }
 PALETTE: list[tuple[float, float, float]] = sns.color_palette("colorblind")
 
 
-def short(label: Any, width: int = 32) -> str:
-    """A label that fits beside an axis; a leading underscore would hide it from a legend."""
-    text = words(label)
+def shorten(label: Any, width: int = 32) -> str:
+    """Shorten a label to fit beside an axis.
+
+    Args:
+        label: The label; a space goes before a leading underscore, which a legend would hide.
+        width: Maximum number of characters.
+
+    Returns:
+        The label.
+    """
+    text = format_text(label)
     text = f" {text}" if text.startswith("_") else text
     return text if len(text) <= width else f"{text[: width - 1]}…"
 
 
-def evenly(items: Sequence[T], most: int) -> list[T]:
-    """At most so many of the items, from the first to the last.
+def pick_evenly(items: Sequence[T], most: int) -> list[T]:
+    """Pick at most `most` items, evenly from the first to the last.
 
-    >>> evenly("abcdefg", 3)
-    ['a', 'd', 'g']
+    Args:
+        items: The items.
+        most: Maximum number, at least 2.
+
+    Returns:
+        The picked items.
+
+    Example:
+        >>> pick_evenly("abcdefg", 3)
+        ['a', 'd', 'g']
     """
     if len(items) <= most:
         return list(items)
     return [items[k * (len(items) - 1) // (most - 1)] for k in range(most)]
 
 
-def empty(sentence: str) -> Figure:
-    """A figure that says why there is none: a plot left out would hide the failure."""
+def plot_message(sentence: str) -> Figure:
+    """Plot a sentence in place of an empty figure, so that a failure is visible.
+
+    Args:
+        sentence: Why there is nothing to draw.
+
+    Returns:
+        The figure.
+    """
     figure = Figure(figsize=(6.0, 1.2))
     figure.text(0.5, 0.5, sentence, ha="center", va="center", wrap=True)
     return figure

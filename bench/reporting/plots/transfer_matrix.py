@@ -1,7 +1,7 @@
-"""Source by victim: what examples crafted on one model do to another, as numbers and as a heat map.
+"""Tabulate and plot transfer attacks: source model by victim model.
 
-The error rate of a victim is 1 - robust accuracy, so an example that it gets wrong already without
-attack is an error, too; the confidence is the mean over the examples that the attack fooled.
+The error rate of a victim is 1 - robust accuracy, so an example that it misclassifies without
+attack counts as an error. The confidence is the mean over the examples that the attack fooled.
 """
 
 from collections.abc import Iterator
@@ -15,15 +15,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from bench.reporting.formats import DASH, NORMS, absent, percent, words
-from bench.reporting.plots.style import STYLE, short
+from bench.reporting.formats.numbers import (
+    DASH,
+    format_norm,
+    format_percent,
+    format_text,
+    is_missing,
+)
+from bench.reporting.plots.style import STYLE, shorten
 
-PANELS = 4
-"""Matrices side by side in one figure; of more eps, the largest are drawn."""
+MAX_PANELS = 4
+"""Panels of a figure; of more eps, the largest are drawn."""
 
 
-class Matrix(NamedTuple):
-    """One attack at one eps, crafted on every source and judged on every victim."""
+class TransferMatrix(NamedTuple):
+    """One attack at one eps, crafted on every source and evaluated on every victim."""
 
     attack: str
     norm: str
@@ -33,20 +39,27 @@ class Matrix(NamedTuple):
     sources: list[str]
     victims: list[str]
     cells: dict[tuple[str, str], dict[str, Any]]
-    """(source, victim) -> the row of table.csv; a pairing that was not planned has none."""
+    """Rows of table.csv by (source, victim); combinations that were not planned are absent."""
 
 
-def matrices(table: pd.DataFrame) -> list[Matrix]:
-    """One for each attack that the suite crafts on named models, at each eps above 0."""
-    if "source" not in table:  # a table made by an older bench
+def build_matrices(table: pd.DataFrame) -> list[TransferMatrix]:
+    """Build a matrix for each attack crafted on named models, at each eps above 0.
+
+    Args:
+        table: The rows of table.csv.
+
+    Returns:
+        The matrices, in the order of the table.
+    """
+    if "source" not in table:  # a table of an older version
         return []
     crafted = table[(table["source"].fillna("") != "") & (table["eps"] > 0)]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in crafted.to_dict("records"):
-        # Of a parameter that is varied, too, each value is an attack of its own; so is each seed.
+        # Each value of a varied parameter is a separate attack, as is each seed.
         varied = f", {row['varied']} {row['value']:g}" if row["varied"] else ""
         seed = row.get("seed")
-        attack = row["family"] + varied + ("" if absent(seed) else f", seed {seed}")
+        attack = row["family"] + varied + ("" if is_missing(seed) else f", seed {seed}")
         key = (attack, row["norm"], row["goal"], float(row["eps"]), row["eps_text"])
         groups.setdefault(key, []).append({str(name): row[name] for name in row})
     found = []
@@ -54,65 +67,92 @@ def matrices(table: pd.DataFrame) -> list[Matrix]:
         cells = {(row["source"], row["model"]): row for row in rows}
         sources = list(dict.fromkeys(row["source"] for row in rows))
         victims = list(dict.fromkeys(row["model"] for row in rows))
-        found.append(Matrix(attack, norm, goal, eps, text, sources, victims, cells))
+        found.append(TransferMatrix(attack, norm, goal, eps, text, sources, victims, cells))
     return found
 
 
-def error_rate(row: dict[str, Any]) -> float | None:
-    """1 - robust accuracy; None where the cell has no number."""
-    if row["status"] != "ok" or absent(row["robust_correct"]):
+def compute_error_rate(row: dict[str, Any]) -> float | None:
+    """Compute 1 - robust accuracy.
+
+    Args:
+        row: A row of table.csv.
+
+    Returns:
+        The error rate in [0, 1], or None if the cell has no number.
+    """
+    if row["status"] != "ok" or is_missing(row["robust_correct"]):
         return None
     return float(1 - row["robust_correct"] / row["n"])
 
 
-def hidden_gradients(table: pd.DataFrame) -> list[str]:
-    """A sentence for each victim that a white-box attack fools less than the same from elsewhere.
+def find_hidden_gradients(table: pd.DataFrame) -> list[str]:
+    """Describe victims that a white-box attack fools less than a transferred one.
 
-    Whoever sees the model's own gradient should do no worse; where the 95 % intervals of the two
-    robust accuracies lie apart, that gradient does not show the way: a sign of gradient masking
-    (Athalye et al. 2018, section 3.1), not of robustness.
+    An attack with the victim's own gradient should fool at least as many examples. If the 95 %
+    intervals of the two robust accuracies do not overlap, the gradient is a symptom of gradient
+    masking (Athalye et al. 2018, section 3.1), not of robustness.
+
+    Args:
+        table: The rows of table.csv.
+
+    Returns:
+        One sentence per victim, attack and eps.
     """
-    told = []
-    for matrix in matrices(table):
+    sentences = []
+    for matrix in build_matrices(table):
         for victim in matrix.victims:
             own = matrix.cells.get((victim, victim))
-            if own is None or error_rate(own) is None:
+            if own is None or compute_error_rate(own) is None:
                 continue
             if matrix.goal != "untargeted" or own["threat_model"] != "white-box":
-                continue  # a target may be missed, and what asks for no gradient blames none
+                continue  # a target may be missed; without gradients, none can be masked
             better = [
-                (error_rate(row), source)
+                (compute_error_rate(row), source)
                 for (source, judge), row in matrix.cells.items()
-                if judge == victim and source != victim and error_rate(row) is not None
+                if judge == victim and source != victim and compute_error_rate(row) is not None
                 if row["robust_high"] < own["robust_low"]
             ]
             if better:
                 rate, source = max(better, key=lambda each: each[0] or 0)
-                told.append(
+                sentences.append(
                     f"{victim}: at eps {matrix.eps_text}, {matrix.attack} crafted on {source} "
-                    f"makes {percent(rate)} errors, crafted on the model itself "
-                    f"{percent(error_rate(own))} (n = {own['n']}): its gradient hides what fools "
-                    "it, so what it withstands of this attack overstates its robustness."
+                    f"makes {format_percent(rate)} errors, crafted on the model itself "
+                    f"{format_percent(compute_error_rate(own))} (n = {own['n']}): its gradient "
+                    "does not lead to the adversarial examples (gradient masking), so its robust "
+                    "accuracy under this attack overstates its robustness."
                 )
-    return told
+    return sentences
 
 
-def figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
-    """(name, caption, figure) of each attack in each norm."""
-    found: dict[tuple[str, str, str], list[Matrix]] = {}
-    for matrix in matrices(table):
+def iter_transfer_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
+    """Yield the figure of each attack in each norm.
+
+    Args:
+        table: The rows of table.csv.
+
+    Yields:
+        File name without suffix, caption and figure.
+    """
+    found: dict[tuple[str, str, str], list[TransferMatrix]] = {}
+    for matrix in build_matrices(table):
         found.setdefault((matrix.attack, matrix.norm, matrix.goal), []).append(matrix)
     for (attack, norm, goal), group in found.items():
-        shown = sorted(group, key=lambda matrix: matrix.eps)[-PANELS:]
+        shown = sorted(group, key=lambda matrix: matrix.eps)[-MAX_PANELS:]
         about = "error rate, and mean confidence of the errors in brackets"
-        caption = f"{words(attack)}, {NORMS.get(norm, norm)}, {goal}: source by victim, {about}."
-        yield f"transfer-{attack}-{norm}-{goal}", caption, heatmap(shown)
+        caption = f"{format_text(attack)}, {format_norm(norm)}, {goal}: source by victim, {about}."
+        yield f"transfer-{attack}-{norm}-{goal}", caption, plot_transfer_heatmap(shown)
 
 
-def heatmap(shown: list[Matrix]) -> Figure:
-    """Error rate in percent by source (rows) and victim (columns), one panel per eps.
+def plot_transfer_heatmap(shown: list[TransferMatrix]) -> Figure:
+    """Plot the error rate (%) by source (rows) and victim (columns), one panel per eps.
 
-    A white-box pairing, crafted on the model that judges it, has a frame.
+    A frame marks white-box cells, crafted on the model that they are evaluated on.
+
+    Args:
+        shown: Matrices of one attack in one norm, by eps.
+
+    Returns:
+        The figure.
     """
     first = shown[0]
     size = (2.2 + 0.95 * len(first.victims) * len(shown), 1.7 + 0.52 * len(first.sources))
@@ -121,20 +161,22 @@ def heatmap(shown: list[Matrix]) -> Figure:
         panels = figure.subplots(1, len(shown), squeeze=False)[0]
         for place, (axes, matrix) in enumerate(zip(panels, shown, strict=True)):
             _panel(axes, matrix, last=place == len(shown) - 1)
-            axes.set_title(f"eps {matrix.eps_text}, {NORMS.get(matrix.norm, matrix.norm)}")
+            axes.set_title(f"eps {matrix.eps_text}, {format_norm(matrix.norm)}")
             ticks = [k + 0.5 for k in range(len(matrix.victims))]
-            axes.set_xticks(ticks, [short(v, 22) for v in matrix.victims], rotation=30, ha="right")
-            axes.set_xlabel("judged on")
-            names = [short(s, 22) for s in matrix.sources] if not place else []
+            axes.set_xticks(
+                ticks, [shorten(v, 22) for v in matrix.victims], rotation=30, ha="right"
+            )
+            axes.set_xlabel("evaluated on")
+            names = [shorten(s, 22) for s in matrix.sources] if not place else []
             axes.set_yticks([k + 0.5 for k in range(len(names))], names, rotation=0)
         panels[0].set_ylabel("crafted on")
         return figure
 
 
-def _panel(axes: Axes, matrix: Matrix, last: bool) -> None:
+def _panel(axes: Axes, matrix: TransferMatrix, last: bool) -> None:
     values = np.full((len(matrix.sources), len(matrix.victims)), np.nan)
     for (source, victim), row in matrix.cells.items():
-        rate = error_rate(row)
+        rate = compute_error_rate(row)
         place = matrix.sources.index(source), matrix.victims.index(victim)
         values[place] = np.nan if rate is None else 100 * rate
     sns.heatmap(
@@ -144,11 +186,11 @@ def _panel(axes: Axes, matrix: Matrix, last: bool) -> None:
     axes.grid(visible=False)
     for i, source in enumerate(matrix.sources):
         for j, victim in enumerate(matrix.victims):
-            held = matrix.cells.get((source, victim))
-            if held is None:
+            cell = matrix.cells.get((source, victim))
+            if cell is None:
                 continue
             axes.text(
-                j + 0.5, i + 0.5, _told(held), ha="center", va="center", fontsize=8,
+                j + 0.5, i + 0.5, _cell_text(cell), ha="center", va="center", fontsize=8,
                 color="white" if values[i, j] > 60 else "0.1",
             )  # fmt: skip
             if source == victim:
@@ -158,9 +200,11 @@ def _panel(axes: Axes, matrix: Matrix, last: bool) -> None:
                 axes.add_patch(frame)
 
 
-def _told(row: dict[str, Any]) -> str:
-    rate = error_rate(row)
+def _cell_text(row: dict[str, Any]) -> str:
+    rate = compute_error_rate(row)
     if rate is None:
         return DASH
     confidence = row["mean_confidence_fooled"]
-    return f"{100 * rate:.1f}" + ("" if absent(confidence) else f"\n({percent(confidence)})")
+    return f"{100 * rate:.1f}" + (
+        "" if is_missing(confidence) else f"\n({format_percent(confidence)})"
+    )

@@ -1,51 +1,71 @@
-"""The audit → what the report and the terminal say of it, model by model."""
+"""Tabulate the audit model by model, for the report and the terminal."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bench.evaluation.audit.findings import Audit
 from bench.evaluation.audit.symptoms import SYMPTOMS, ObservedSymptom
-from bench.reporting.formats import many
-from bench.reporting.report.views import Footnotes, View, eps_name, norm_name
+from bench.reporting.formats.numbers import format_eps, format_norm, format_plural
+from bench.reporting.report.views import Footnotes, View
 
-SHOWN = 5
-"""Example ids that are shown of a sign; audit.csv has them all."""
-EVERY = "every gradient attack"
+IDS_SHOWN = 5
+"""Example ids shown per symptom; audit.csv lists all."""
+EVERY_GRADIENT_ATTACK = "every gradient attack"
 
 
-class Told(NamedTuple):
-    """What is said of one model."""
+class ModelAuditView(NamedTuple):
+    """What a page prints about the audit of one model."""
 
     model: str
-    signs: View | None
+    symptoms: View | None
     verdict: str
     unchecked: View | None
 
 
-def told(audit: Audit, names: Mapping[float, str]) -> list[Told]:
-    """The signs of each model as a table, and those that were not looked for; `names` spell eps."""
+def build_audit_views(audit: Audit, eps_texts: Mapping[float, str]) -> list[ModelAuditView]:
+    """Build the audit section: symptoms found and symptoms not checked, model by model.
+
+    Args:
+        audit: The audit of a run.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        One entry per model.
+    """
     return [
-        Told(
+        ModelAuditView(
             model,
-            _signs([sign for sign in audit.signs if sign.model == model], names),
-            verdict(audit, model),
+            _tabulate_symptoms([sign for sign in audit.signs if sign.model == model], eps_texts),
+            summarize_audit(audit, model),
             _unchecked(audit, model),
         )
         for model in audit.models
     ]
 
 
-def verdict(audit: Audit, model: str) -> str:
-    """One sentence: how many kinds of signs there are, of those that were looked for."""
+def summarize_audit(audit: Audit, model: str) -> str:
+    """State how many kinds of symptom were found, of those checked.
+
+    Args:
+        audit: The audit of a run.
+        model: Label of the model.
+
+    Returns:
+        The sentence.
+    """
     found = {sign.name for sign in audit.signs if sign.model == model}
-    looked = len(SYMPTOMS) - sum(each.model == model for each in audit.unchecked)
+    checked = len(SYMPTOMS) - sum(each.model == model for each in audit.unchecked)
     if not found:
-        return f"No sign that an attack failed, of {many(looked, 'sign')} looked for."
-    return f"{len(found)} of {many(looked, 'sign')} looked for: {', '.join(sorted(found))}."
+        return f"No symptom of a failed attack, of {format_plural(checked, 'symptom')} checked."
+    return (
+        f"{len(found)} of {format_plural(checked, 'symptom')} checked: {', '.join(sorted(found))}."
+    )
 
 
-def _signs(signs: Sequence[ObservedSymptom], names: Mapping[float, str]) -> View | None:
-    """One line for each sign against an attack, that at the eps with most examples."""
+def _tabulate_symptoms(
+    signs: Sequence[ObservedSymptom], eps_texts: Mapping[float, str]
+) -> View | None:
+    """Tabulate one line per symptom and attack, at the eps with most examples."""
     groups: dict[tuple[str, str, str], list[ObservedSymptom]] = {}
     for sign in signs:
         groups.setdefault((sign.name, sign.attack, sign.norm), []).append(sign)
@@ -53,14 +73,14 @@ def _signs(signs: Sequence[ObservedSymptom], names: Mapping[float, str]) -> View
     for (name, attack, norm), group in groups.items():
         most, kind = max(group, key=lambda sign: sign.count), SYMPTOMS[name]
         note = f"{kind.meaning} What to do: {kind.remedy} Source: {kind.source}."
-        radii = dict.fromkeys(eps_name(sign.eps, names) for sign in group)
-        ids = ", ".join(map(str, most.examples[:SHOWN]))
-        more = ", ..." if most.count > SHOWN else ""
+        radii = dict.fromkeys(format_eps(sign.eps, eps_texts) for sign in group)
+        ids = ", ".join(map(str, most.examples[:IDS_SHOWN]))
+        more = ", ..." if most.count > IDS_SHOWN else ""
         lines.append(
             [
                 f"{name} {notes.mark(note)}",
-                attack or EVERY,
-                norm_name(norm) if norm else "",
+                attack or EVERY_GRADIENT_ATTACK,
+                format_norm(norm) if norm else "",
                 ", ".join(radii),
                 f"{most.count} of {most.n}",
                 f"{ids}{more}",
@@ -68,10 +88,10 @@ def _signs(signs: Sequence[ObservedSymptom], names: Mapping[float, str]) -> View
                 most.threshold,
             ]
         )
-    columns = ["sign", "against", "norm", "eps", "examples", "ids", "seen", "a sign from"]
+    columns = ["symptom", "attack", "norm", "eps", "examples", "ids", "observed", "threshold"]
     return View("", columns, lines, notes.texts) if lines else None
 
 
 def _unchecked(audit: Audit, model: str) -> View | None:
     lines = [[each.name, each.why] for each in audit.unchecked if each.model == model]
-    return View("", ["not looked for", "why"], lines) if lines else None
+    return View("", ["not checked", "reason"], lines) if lines else None

@@ -1,4 +1,4 @@
-"""Certificates → what the report and the terminal say: the truth between two counts of examples."""
+"""Tabulate certified results: the true robust accuracy lies between two counts of examples."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -6,16 +6,33 @@ from typing import NamedTuple
 import pandas as pd
 
 from bench.analysis.certified import METHODS, CertifiedResults
-from bench.reporting.formats import DASH, absent, count, many, percent, rate, words
-from bench.reporting.report.views import Footnotes, Row, View, eps_name, groups, records
+from bench.reporting.formats.numbers import (
+    DASH,
+    format_count,
+    format_eps,
+    format_percent,
+    format_plural,
+    format_rate,
+    format_text,
+    is_missing,
+)
+from bench.reporting.report.views import Footnotes, Row, View, group_rows, to_rows
 
 
-def method_name(method: object) -> str:
+def format_method(method: object) -> str:
+    """Format the name of a certification method.
+
+    Args:
+        method: Its key in the suite.
+
+    Returns:
+        Its display name.
+    """
     return METHODS.get(str(method), str(method))
 
 
-class Told(NamedTuple):
-    """All that is said of a run's certificates."""
+class CertifiedView(NamedTuple):
+    """Everything that a report prints about the certified results of a run."""
 
     alarm: View | None
     """Certified examples that an attack has broken; None where there is none."""
@@ -23,39 +40,68 @@ class Told(NamedTuple):
     table: View
 
 
-def told(
-    certified: CertifiedResults, worst: pd.DataFrame, names: Mapping[float, str]
-) -> Told | None:
-    """What the report says; None for a suite that certifies nothing. `names` spell eps."""
+def build_certified_view(
+    certified: CertifiedResults, worst: pd.DataFrame, eps_texts: Mapping[float, str]
+) -> CertifiedView | None:
+    """Build the section of the report on certified results.
+
+    Args:
+        certified: The certified results.
+        worst: The rows of worst.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        The section, or None if the suite certifies nothing.
+    """
     if certified.table.empty:
         return None
-    return Told(
-        _alarm(certified.contradictions, names), sentences(certified, worst), _table(certified)
+    return CertifiedView(
+        _alarm(certified.contradictions, eps_texts),
+        describe_bounds(certified, worst),
+        _table(certified),
     )
 
 
-def best(certified: CertifiedResults) -> list[Row]:
-    """The row of each model and eps whose method certifies most; of equals, the first."""
-    rows = [row for row in records(certified.table) if row["status"] == "ok"]
-    found = groups(rows, "model", "eps").values()
+def select_best_methods(certified: CertifiedResults) -> list[Row]:
+    """Select the method that certifies most examples, for each model and eps.
+
+    Args:
+        certified: The certified results.
+
+    Returns:
+        One row of certified.csv per model and eps; of equal rows the first.
+    """
+    rows = [row for row in to_rows(certified.table) if row["status"] == "ok"]
+    found = group_rows(rows, "model", "eps").values()
     return [max(some, key=lambda row: int(row["certified_correct"])) for some in found]
 
 
-def sentences(certified: CertifiedResults, worst: pd.DataFrame) -> list[str]:
-    """The bracket of each model at each eps."""
+def describe_bounds(certified: CertifiedResults, worst: pd.DataFrame) -> list[str]:
+    """State lower and upper bound of robust accuracy for each model and eps.
+
+    Args:
+        certified: The certified results.
+        worst: The rows of worst.csv.
+
+    Returns:
+        One sentence per model and eps.
+    """
     untargeted = worst[(worst["norm"] == "linf") & (worst["goal"] == "untargeted")]
-    ran = {(row["model"], row["eps"]): row for row in records(untargeted)}
-    return [_sentence(row, ran.get((row["model"], row["eps"]))) for row in best(certified)]
+    ran = {(row["model"], row["eps"]): row for row in to_rows(untargeted)}
+    return [
+        _sentence(row, ran.get((row["model"], row["eps"])))
+        for row in select_best_methods(certified)
+    ]
 
 
 def _sentence(row: Row, worst: Row | None) -> str:
     low = _share(row["certified_accuracy"], row["certified_low"], row["certified_high"])
-    method = method_name(row["method"])
-    where = f"{words(row['model'])}, eps {words(row['eps_text'])}"
+    method = format_method(row["method"])
+    where = f"{format_text(row['model'])}, eps {format_text(row['eps_text'])}"
     if worst is None:
         return f"{where}: at least {low} (certified, {method}) of examples are robust."
     high = _share(worst["robust_accuracy"], worst["robust_low"], worst["robust_high"])
-    attacks = many(int(worst["attacks"]), "attack")
+    attacks = format_plural(int(worst["attacks"]), "attack")
     return (
         f"{where}: between {low} (certified, {method}) and {high} (worst case of {attacks}) of "
         "examples are robust."
@@ -63,55 +109,64 @@ def _sentence(row: Row, worst: Row | None) -> str:
 
 
 def _share(value: float, low: float, high: float) -> str:
-    return f"{percent(value)} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{format_percent(value)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _table(certified: CertifiedResults) -> View:
-    """A line per model and eps: what each method certifies, what attacks left, what is open."""
+    """Tabulate, per model and eps, the certified, the robust and the undecided examples."""
     methods = list(dict.fromkeys(certified.table["method"]))
     notes, lines = Footnotes(), []
-    for (model, _), rows in groups(records(certified.table), "model", "eps").items():
+    for (model, _), rows in group_rows(to_rows(certified.table), "model", "eps").items():
         by_method = {row["method"]: row for row in rows}
         done = [row for row in rows if row["status"] == "ok"]
         most = max(done, key=lambda row: int(row["certified_correct"]), default=None)
         left, open_ = (
-            [DASH if most is None or absent(most[name]) else count(most[name], most["n"])
+            [DASH if most is None or is_missing(most[name]) else format_count(most[name], most["n"])
              for name in ("attacked_robust_correct", "undecided")]
         )  # fmt: skip
         lines.append(
-            [words(model), words(rows[0]["eps_text"]),
+            [format_text(model), format_text(rows[0]["eps_text"]),
              *(_cell(by_method[method], notes) for method in methods), left, open_]
         )  # fmt: skip
-    columns = ["model", "eps", *(f"certified by {method_name(m)}" for m in methods)]
-    return View("", [*columns, "left by all attacks", "undecided"], lines, notes.texts)
+    columns = ["model", "eps", *(f"certified by {format_method(m)}" for m in methods)]
+    return View("", [*columns, "robust under all attacks", "undecided"], lines, notes.texts)
 
 
 def _cell(row: Row, notes: Footnotes) -> str:
     if row["status"] != "ok":
-        reason = f"{row['status']}: {words(row['reason'])}"
+        reason = f"{row['status']}: {format_text(row['reason'])}"
         return f"{DASH} {notes.mark(reason)}"
-    return rate(row["certified_correct"], row["n"], row["certified_low"], row["certified_high"])
+    return format_rate(
+        row["certified_correct"], row["n"], row["certified_low"], row["certified_high"]
+    )
 
 
-def _alarm(contradictions: pd.DataFrame, names: Mapping[float, str]) -> View | None:
+def _alarm(contradictions: pd.DataFrame, eps_texts: Mapping[float, str]) -> View | None:
     lines = [
-        [words(row["model"]), method_name(row["method"]),
-         eps_name(row["eps"], names), words(row["example"]), words(row["attack"]),
-         eps_name(row["attack_eps"], names)]
-        for row in records(contradictions)
+        [format_text(row["model"]), format_method(row["method"]),
+         format_eps(row["eps"], eps_texts), format_text(row["example"]), format_text(row["attack"]),
+         format_eps(row["attack_eps"], eps_texts)]
+        for row in to_rows(contradictions)
     ]  # fmt: skip
     columns = ["model", "certified by", "at eps", "example", "broken by", "run at eps"]
     return View("", columns, lines) if lines else None
 
 
-def shouted(contradictions: pd.DataFrame) -> Sequence[str]:
-    """A sentence for the terminal on each method, eps and attack that cannot both be right."""
+def describe_contradictions(contradictions: pd.DataFrame) -> Sequence[str]:
+    """Describe, for the terminal, certified examples that an attack broke.
+
+    Args:
+        contradictions: The rows of contradictions.csv.
+
+    Returns:
+        One sentence per model, method, eps and attack.
+    """
     return [
-        f"{words(model)}: {method_name(method)} certified at eps {eps:g} "
-        f"what {words(attack)} broke within it: {many(len(rows), 'example')} "
-        f"({', '.join(words(row['example']) for row in rows[:5])}"
-        f"{', ...' if len(rows) > 5 else ''}); one of the two is wrong"
-        for (model, method, eps, attack), rows in groups(
-            records(contradictions), "model", "method", "eps", "attack"
+        f"{format_text(model)}: {format_method(method)} certified at eps {eps:g} "
+        f"what {format_text(attack)} broke within it: {format_plural(len(rows), 'example')} "
+        f"({', '.join(format_text(row['example']) for row in rows[:5])}"
+        f"{', ...' if len(rows) > 5 else ''}); the bound or the verification is wrong"
+        for (model, method, eps, attack), rows in group_rows(
+            to_rows(contradictions), "model", "method", "eps", "attack"
         ).items()
     ]

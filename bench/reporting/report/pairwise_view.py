@@ -1,4 +1,4 @@
-"""Comparisons → views: which differences are beyond chance, and what several seeds leave."""
+"""Tabulate paired comparisons: significant differences, and results over seeds."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -6,40 +6,54 @@ from typing import Any
 import pandas as pd
 
 from bench.evaluation import metrics
-from bench.reporting.formats import absent, count, many, number, rate, words
-from bench.reporting.report.views import (
-    Footnotes,
-    Row,
-    View,
-    eps_name,
-    groups,
-    norm_name,
-    pivot,
-    records,
+from bench.reporting.formats.numbers import (
+    format_count,
+    format_eps,
+    format_norm,
+    format_number,
+    format_plural,
+    format_rate,
+    format_text,
+    is_missing,
 )
+from bench.reporting.report.views import Footnotes, Row, View, group_rows, pivot_by_eps, to_rows
 
 _PAIR = ("compared", "model", "attack", "norm", "goal", "target", "first", "second")
 
 
-def summary(frame: pd.DataFrame) -> str:
-    """How many comparisons there are, and how many of them show a difference."""
+def summarize_comparisons(frame: pd.DataFrame) -> str:
+    """Count the comparisons and those with a significant difference, in a sentence.
+
+    Args:
+        frame: The rows of comparisons.csv.
+
+    Returns:
+        The sentence.
+    """
     if not len(frame):
-        told = "it takes two attacks on one model, or two models under one attack"
-        return f"Nothing was compared: {told}."
+        needed = "it takes two attacks on one model, or two models under one attack"
+        return f"Nothing was compared: {needed}."
     differ = int((frame["p_corrected"] <= metrics.SIGNIFICANCE_LEVEL).sum())
     return (
-        f"{many(len(frame), 'comparison')}: {differ} with a difference beyond chance (5 %, "
+        f"{format_plural(len(frame), 'comparison')}: {differ} with a significant difference (5 %, "
         f"corrected for all {len(frame)}), {len(frame) - differ} without."
     )
 
 
-def differences(frame: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
-    """Pair by pair and eps by eps, on how many examples one side alone has what is compared.
+def tabulate_differences(frame: pd.DataFrame, eps_texts: Mapping[float, str]) -> list[View]:
+    """Tabulate, eps by eps, on how many examples only one side of a pair is broken or robust.
 
-    A pair without a difference beyond chance at any eps has no line.
+    A pair without a significant difference at any eps has no line.
+
+    Args:
+        frame: The rows of comparisons.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        One view per compared kind, model, norm, goal and target.
     """
-    rows = records(frame)
-    beyond = groups(_significant(rows), *_PAIR)
+    rows = to_rows(frame)
+    beyond = group_rows(_significant(rows), *_PAIR)
 
     def cell(row: Row, notes: Footnotes) -> str:
         plain = row["p_corrected"] > metrics.SIGNIFICANCE_LEVEL
@@ -47,52 +61,75 @@ def differences(frame: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
 
     found = []
     shown = [row for row in rows if _key(row) in beyond]
-    for (what, model, norm, goal, target), lines in groups(
+    for (what, model, norm, goal, target), lines in group_rows(
         shown, "compared", "model", "norm", "goal", "target"
     ).items():
-        about = [*([] if model is None else [words(model)]), norm_name(norm), words(goal)]
-        about += [] if target is None else [words(target)]
-        told = "robust on" if what == "models" else "broken by"
-        caption = f"{', '.join(about)}: examples {told} the first alone : the second alone"
+        about = [
+            *([] if model is None else [format_text(model)]),
+            format_norm(norm),
+            format_text(goal),
+        ]
+        about += [] if target is None else [format_text(target)]
+        verb = "robust on" if what == "models" else "broken by"
+        caption = f"{', '.join(about)}: examples {verb} only the first : only the second"
         keys = ("attack", "first", "second") if what == "models" else ("first", "second")
-        found.append(pivot(caption, lines, keys, names, cell))
+        found.append(pivot_by_eps(caption, lines, keys, eps_texts, cell))
     return found
 
 
 def _key(row: Row) -> tuple[Any, ...]:
-    return tuple(None if absent(row[key]) else row[key] for key in _PAIR)
+    return tuple(None if is_missing(row[key]) else row[key] for key in _PAIR)
 
 
 def _significant(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["p_corrected"] <= metrics.SIGNIFICANCE_LEVEL]
 
 
-def sentences(frame: pd.DataFrame, names: Mapping[float, str]) -> View | None:
-    """Every difference beyond chance, in a sentence."""
+def list_differences(frame: pd.DataFrame, eps_texts: Mapping[float, str]) -> View | None:
+    """List every significant difference in a sentence.
+
+    Args:
+        frame: The rows of comparisons.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        The view, or None without a significant difference.
+    """
     lines = [
-        [words(row["attack"] if row["compared"] == "models" else row["model"]),
-         norm_name(row["norm"]), words(row["goal"]), eps_name(row["eps"], names), str(row["n"]),
-         words(row["sentence"])]
-        for row in _significant(records(frame))
+        [format_text(row["attack"] if row["compared"] == "models" else row["model"]),
+         format_norm(row["norm"]), format_text(row["goal"]), format_eps(row["eps"], eps_texts),
+         str(row["n"]),
+         format_text(row["sentence"])]
+        for row in _significant(to_rows(frame))
     ]  # fmt: skip
     columns = ["on or under", "norm", "goal", "eps", "n", "difference"]
     return View("", columns, lines) if lines else None
 
 
-def seeds(frame: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
-    """Per model, norm and goal: how many examples stay robust, seed by seed and under all."""
+def tabulate_seeds(frame: pd.DataFrame, eps_texts: Mapping[float, str]) -> list[View]:
+    """Tabulate how many examples stay robust under each seed and under all seeds.
+
+    Args:
+        frame: The rows of seeds.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        One view per model, norm and goal.
+    """
     found = []
-    for (model, norm, goal), rows in groups(records(frame), "model", "norm", "goal").items():
+    for (model, norm, goal), rows in group_rows(to_rows(frame), "model", "norm", "goal").items():
         lines = [
-            [words(row["attack"]), eps_name(row["eps"], names), words(row["seeds"]),
-             f"{row['least']}, {number(row['median'], 9)}, {row['most']} of {row['n']}",
-             *(rate(row[side], row["n"], row[f"{side}_low"], row[f"{side}_high"])
+            [format_text(row["attack"]), format_eps(row["eps"], eps_texts),
+             format_text(row["seeds"]),
+             f"{row['least']}, {format_number(row['median'], 9)}, {row['most']} of {row['n']}",
+             *(format_rate(row[side], row["n"], row[f"{side}_low"], row[f"{side}_high"])
                for side in ("least", "most", "union")),
-             count(row["union"], row["n"])]
+             format_count(row["union"], row["n"])]
             for row in rows
         ]  # fmt: skip
         columns = ["attack", "eps", "seeds", "robust: least, median, most", "least", "most"]
         columns += ["under every seed", "robust under every seed"]
-        caption = f"{words(model)}, {norm_name(norm)}, {words(goal)}: robust accuracy over seeds"
+        subject = f"{format_text(model)}, {format_norm(norm)}, {format_text(goal)}"
+        caption = f"{subject}: robust accuracy over seeds"
         found.append(View(caption, columns, lines))
     return found

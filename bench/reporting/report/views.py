@@ -1,494 +1,113 @@
-"""Tables → views: the tables of text that a report prints, in every format the same.
+"""Define the tables of text that a report prints in every format.
 
-A view holds words only; numbers were spelled by `formats` on the way in. A cell that failed or was
-skipped is a dash with a footnote that gives the reason, in every view where it has a place.
+A view holds only text; numbers are formatted when it is built. In every view a cell that failed
+or was skipped is a dash with a footnote that gives the reason.
 """
 
-import shlex
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import median
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.analysis.cell_names import name_of
-from bench.analysis.explanations import Explanation
-from bench.reporting import formats
-from bench.reporting.formats import (
-    DASH,
-    NORMS,
-    absent,
-    count,
-    is_numeric,
-    many,
-    number,
-    percent,
-    rate,
-    words,
-)
-from bench.reporting.plots import transfer_matrix
+from bench.reporting.formats.numbers import format_eps, format_text, is_missing, is_numeric
 
 Row = dict[Any, Any]
-VERDICTS = ("identical", "equal within noise", "different")
 
 
 class View(NamedTuple):
-    """One table as it is read."""
+    """A table of text."""
 
     caption: str
     columns: list[str]
     rows: list[list[str]]
     notes: list[str] = []
-    """Footnote k stands at place k - 1; the cells that mean it end in "[k]"."""
+    """Footnotes; a cell that ends in "[k]" refers to number k - 1."""
 
     @property
     def numeric(self) -> list[bool]:
-        """Which columns are set to the right."""
+        """Whether each column is aligned right."""
         return [is_numeric(row[j] for row in self.rows) for j in range(len(self.columns))]
 
     @property
     def frame(self) -> pd.DataFrame:
-        """The same as a frame of text, for `Format.render`."""
+        """The same table as a frame of text, for `TableFormat.render`."""
         return pd.DataFrame(self.rows, columns=pd.Index(self.columns), dtype=object)
 
 
 class Footnotes:
-    """Numbers reasons in the order they are met, each reason once."""
+    """Number reasons in order of first use, each reason once."""
 
     def __init__(self) -> None:
+        """Start without footnotes."""
         self.texts: list[str] = []
 
     def mark(self, text: str) -> str:
-        """The mark, such as "[2]", of the footnote that says `text`."""
+        """Return the mark of a footnote, adding the footnote if it is new.
+
+        Args:
+            text: The footnote.
+
+        Returns:
+            The mark, such as "[2]".
+        """
         if text not in self.texts:
             self.texts.append(text)
         return f"[{self.texts.index(text) + 1}]"
 
 
-def groups(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
-    """Rows by the values of `keys`, in the order of first appearance; missing values are None."""
+def group_rows(rows: Iterable[Row], *keys: str) -> dict[tuple[Any, ...], list[Row]]:
+    """Group rows by the values of `keys`, in order of first appearance.
+
+    Args:
+        rows: The rows.
+        keys: Columns to group by.
+
+    Returns:
+        Rows by the tuple of values; a missing value is None.
+    """
     found: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         values = (row.get(key) for key in keys)
-        found.setdefault(tuple(None if absent(v) else v for v in values), []).append(row)
+        found.setdefault(tuple(None if is_missing(v) else v for v in values), []).append(row)
     return found
 
 
-def records(frame: pd.DataFrame) -> list[Row]:
-    """The rows of a frame as dictionaries, in order."""
+def to_rows(frame: pd.DataFrame) -> list[Row]:
+    """Convert a frame to one dictionary per row, in order.
+
+    Args:
+        frame: The frame.
+
+    Returns:
+        The rows, by column name.
+    """
     return list(frame.to_dict("records"))
 
 
-def norm_name(norm: Any) -> str:
-    """A norm as it is written: L-inf, L2."""
-    return NORMS.get(norm, words(norm))
-
-
-def _eps_list(rows: Sequence[Row], names: Mapping[float, str]) -> str:
-    return ", ".join(eps_name(eps, names) for eps in sorted({float(row["eps"]) for row in rows}))
-
-
-def eps_name(eps: Any, names: Mapping[float, str]) -> str:
-    """An eps as its suite wrote it."""
-    return DASH if absent(eps) else names.get(float(eps), number(eps, 4))
-
-
-# ------------------------------------------------------------------------------- what went wrong
-
-
-def violations(frame: pd.DataFrame, names: Mapping[float, str]) -> View | None:
-    """How often each attack broke its promise, with the first case; None where none did."""
-    lines = []
-    for (model, attack, norm, eps), rows in groups(
-        records(frame), "model", "attack", "norm", "eps"
-    ).items():
-        first = f"example {words(rows[0]['example'])}: {words(rows[0]['violation'])}"
-        place = [words(model), words(attack), norm_name(norm), eps_name(eps, names)]
-        lines.append([*place, str(len(rows)), first])
-    columns = ["model", "attack", "norm", "eps", "examples", "first violation"]
-    return View("", columns, lines) if lines else None
-
-
-def excluded(table: pd.DataFrame, names: Mapping[float, str]) -> View | None:
-    """The cells without a number and why; None where every cell has one."""
-    bad = [row for row in records(table) if row["status"] != "ok"]
-    bad.sort(key=lambda row: str(row["status"]))  # "failed" before "skipped"
-    keys = ("status", "model", "attack", "norm", "goal", "reason")
-    lines = [
-        [words(status), words(model), words(attack), norm_name(norm), words(goal),
-         _eps_list(rows, names), words(reason)]
-        for (status, model, attack, norm, goal, reason), rows in groups(bad, *keys).items()
-    ]  # fmt: skip
-    columns = ["status", "model", "attack", "norm", "goal", "eps", "reason"]
-    return View("", columns, lines) if lines else None
-
-
-def caveats(table: pd.DataFrame, names: Mapping[float, str]) -> View | None:
-    """What to keep in mind about single cells; cells with the same caveat share a line."""
-    rows = [row for row in records(table) if not absent(row.get("caveats"))]
-    lines = [
-        [words(model), words(attack), norm_name(norm), _eps_list(cells, names), words(text)]
-        for (model, attack, norm, text), cells in groups(
-            rows, "model", "attack", "norm", "caveats"
-        ).items()
-    ]
-    return View("", ["model", "attack", "norm", "eps", "caveat"], lines) if lines else None
-
-
-# --------------------------------------------------------------------------------------- numbers
-
-
-def pivot(
+def pivot_by_eps(
     caption: str,
     rows: Sequence[Row],
     keys: tuple[str, ...],
-    names: Mapping[float, str],
+    eps_texts: Mapping[float, str],
     cell: Callable[[Row, Footnotes], str],
 ) -> View:
-    """A line per value of `keys`, a column per eps; blank where nothing was planned."""
+    """Pivot rows to one line per value of `keys` and one column per eps.
+
+    Args:
+        caption: Caption of the view.
+        rows: The rows, each with an eps.
+        keys: Columns that name a line.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+        cell: Formats one row, adding footnotes where needed.
+
+    Returns:
+        The view; a combination that was not planned is blank.
+    """
     notes = Footnotes()
     ladder = sorted({float(row["eps"]) for row in rows})
     lines = []
-    for values, cells in groups(rows, *keys).items():
+    for values, cells in group_rows(rows, *keys).items():
         there = {float(row["eps"]): cell(row, notes) for row in cells}
-        lines.append([*map(words, values), *(there.get(eps, "") for eps in ladder)])
-    columns = [*keys, *(f"eps {eps_name(eps, names)}" for eps in ladder)]
+        lines.append([*map(format_text, values), *(there.get(eps, "") for eps in ladder)])
+    columns = [*keys, *(f"eps {format_eps(eps, eps_texts)}" for eps in ladder)]
     return View(caption, columns, lines, notes.texts)
-
-
-def headline(table: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
-    """Per model, norm and goal: attacks by eps; robust accuracy, or success where targeted."""
-    found = []
-    for (model, norm, goal), rows in groups(records(table), "model", "norm", "goal").items():
-        what = "success rate" if goal == "targeted" else "robust accuracy"
-        clean = next((row for row in rows if row["status"] == "ok"), None)
-        known = f"; {_clean(clean)}" if clean else ""
-        caption = f"{words(model)}, {norm_name(norm)}, {words(goal)}: {what}{known}"
-        found.append(pivot(caption, rows, ("attack", "implementation"), names, _outcome))
-    return found
-
-
-def _clean(row: Row) -> str:
-    k, n = row["clean_correct"], row["n"]
-    share = DASH if absent(k) or absent(n) or n == 0 else percent(k / n)
-    return f"clean accuracy {share} ({count(k, n)})"
-
-
-def _outcome(row: Row, notes: Footnotes) -> str:
-    if row["status"] != "ok":
-        reason = f"{row['status']}: {words(row['reason'])}"
-        return f"{DASH} {notes.mark(reason)}"
-    if row["goal"] == "targeted":
-        share, low, high = (row[k] for k in ("attack_success_rate", "success_low", "success_high"))
-        text = DASH if absent(share) else f"{percent(share)} {formats.interval(low, high)}"
-    else:
-        text = rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
-    broken = row.get("violations")
-    if absent(broken) or not broken:
-        return text
-    told = f"{many(int(broken), 'violation')}, each counted as an attack that failed"
-    return f"{text} {notes.mark(told)}"
-
-
-def transfers(table: pd.DataFrame) -> list[View]:
-    """Source by victim of each attack at each eps: error rate, mean confidence of the errors."""
-    found = []
-    for matrix in transfer_matrix.matrices(table):
-        notes, lines = Footnotes(), []
-        for source in matrix.sources:
-            cells = [matrix.cells.get((source, victim)) for victim in matrix.victims]
-            lines.append([words(source), *(_transferred(row, notes) for row in cells)])
-        caption = (
-            f"{words(matrix.attack)}, {norm_name(matrix.norm)}, {words(matrix.goal)}, "
-            f"eps {words(matrix.eps_text)}: error rate (mean confidence of the errors)"
-        )
-        columns = ["crafted on", *(f"judged on {words(victim)}" for victim in matrix.victims)]
-        found.append(View(caption, columns, lines, notes.texts))
-    return found
-
-
-def _transferred(row: Row | None, notes: Footnotes) -> str:
-    if row is None:
-        return ""
-    share = transfer_matrix.error_rate(row)
-    if share is None:
-        reason = f"{row['status']}: {words(row['reason'])}"
-        return f"{DASH} {notes.mark(reason)}"
-    ends = formats.interval(1 - row["robust_high"], 1 - row["robust_low"])
-    return f"{percent(share)} {ends} ({percent(row['mean_confidence_fooled'])})"
-
-
-def sizes(table: pd.DataFrame) -> View | None:
-    """How large the successful perturbations of each attack are, at its largest eps."""
-    lines = []
-    keys = ("model", "attack", "norm", "goal")
-    for (model, attack, norm, goal), rows in groups(records(table), *keys).items():
-        row = max(rows, key=lambda row: float(row["eps"]))
-        if row["status"] != "ok" or absent(row.get("fooled")) or not row["fooled"]:
-            continue
-        means = [number(row[f"mean_{name}"]) for name in NORMS]
-        entropy = number(row.get("mean_target_cross_entropy"))
-        sure = [percent(row["mean_confidence_fooled"]), entropy]
-        lines.append(
-            [words(model), words(attack), norm_name(norm), words(goal), words(row["eps_text"]),
-             count(row["fooled"], row["eligible"]), *means, *sure]
-        )  # fmt: skip
-    columns = ["model", "attack", "norm", "goal", "eps", "fooled"]
-    columns += [*(f"mean {name}" for name in NORMS.values()), "mean confidence"]
-    columns += ["mean cross-entropy of the target"]
-    return View("", columns, lines) if lines else None
-
-
-def worst_pivots(
-    worst: pd.DataFrame, table: pd.DataFrame, names: Mapping[float, str]
-) -> list[View]:
-    """Per norm and goal: what every attack together left, models by eps."""
-    planned = _planned(table)
-
-    def cell(row: Row, notes: Footnotes) -> str:
-        text = rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
-        ran, wanted = row["attacks"], planned.get(_place(row), row["attacks"])
-        return text if ran == wanted else f"{text} {notes.mark(_shortfall(ran, wanted))}"
-
-    return [
-        pivot(f"{norm_name(norm)}, {goal or 'untargeted'}", rows, ("model",), names, cell)
-        for (norm, goal), rows in groups(records(worst), "norm", "goal").items()
-    ]
-
-
-def _shortfall(ran: Any, wanted: Any) -> str:
-    return f"over {ran} of {wanted} attacks, the rest failed: an upper bound of the worst case"
-
-
-def _place(row: Row) -> tuple[Any, ...]:
-    goal = row.get("goal")
-    return row["model"], row["norm"], "untargeted" if absent(goal) else goal, float(row["eps"])
-
-
-def _planned(table: pd.DataFrame) -> dict[tuple[Any, ...], int]:
-    return Counter(_place(row) for row in records(table) if row["status"] != "skipped")
-
-
-def worst_rows(worst: pd.DataFrame, table: pd.DataFrame, names: Mapping[float, str]) -> View | None:
-    """The worst case with its counts, and which attack broke an example first."""
-    planned = _planned(table)
-    lines = [
-        [words(row["model"]), norm_name(row["norm"]), words(row.get("goal", "untargeted")),
-         eps_name(row["eps"], names), count(row["robust_correct"], row["n"]),
-         rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"]),
-         f"{row['attacks']} of {planned.get(_place(row), row['attacks'])}",
-         words(row["broken_by"])]
-        for row in records(worst)
-    ]  # fmt: skip
-    columns = ["model", "norm", "goal", "eps", "robust", "robust accuracy", "attacks", "broken by"]
-    return View("", columns, lines) if lines else None
-
-
-# --------------------------------------------------------------------------------- least distances
-
-
-def rankings(frame: pd.DataFrame) -> list[View]:
-    """Searches for the least distance: over all models, then per model, norm and goal, the best
-    first; one that is not scored comes last, with its reason."""
-    rows = records(frame)
-    found = [_over_models(rows)] if frame["model"].nunique() > 1 else []
-    for (model, norm, goal, target), lines in groups(
-        rows, "model", "norm", "goal", "target"
-    ).items():
-        notes = Footnotes()
-        ranked = sorted(lines, key=lambda row: -_optimality(row))
-        aim = f"{goal} {words(target)}" if target else goal
-        caption = f"{words(model)}, {norm_name(norm)}, {words(aim)}: least distances"
-        columns = ["attack", "implementation", "local optimality", "found", "median distance"]
-        columns += ["mean distance, clipped", "forwards", "backwards"]
-        body = [_ranked(row, notes) for row in ranked]
-        found.append(View(caption, columns, body, notes.texts))
-    return found
-
-
-def _optimality(row: Row) -> float:
-    return -1.0 if absent(row["local_optimality"]) else float(row["local_optimality"])
-
-
-def _ranked(row: Row, notes: Footnotes) -> list[str]:
-    name = [words(row["attack"]), words(row["implementation"])]
-    if row["status"] != "ok" or absent(row["n"]):
-        reason = f"{row['status']}: {words(row['reason'])}"
-        return [*name, f"{DASH} {notes.mark(reason)}", *[DASH] * 5]
-    low, high = (number(row[f"median_{side}"]) for side in ("low", "high"))
-    return [
-        *name, number(row["local_optimality"]), count(row["found"], row["attacked"]),
-        f"{number(row['median_distance'])} [{low}, {high}]", number(row["mean_clipped_distance"]),
-        number(row["forwards_per_example"]), number(row["backwards_per_example"]),
-    ]  # fmt: skip
-
-
-def _over_models(rows: Sequence[Row]) -> View:
-    """Local optimality on each model and, of what was scored on all, the mean."""
-    models = list(dict.fromkeys(row["model"] for row in rows))
-    lines = []
-    for (attack, norm, goal, target), cells in groups(
-        rows, "attack", "norm", "goal", "target"
-    ).items():
-        scores = {row["model"]: row["local_optimality"] for row in cells}
-        told = [float("nan" if score is None else score) for score in map(scores.get, models)]
-        mean = sum(told) / len(told)
-        aim = f"{goal} {words(target)}" if target else goal
-        lines.append([words(attack), norm_name(norm), words(aim), *map(number, told), number(mean)])
-    columns = ["attack", "norm", "goal", *map(words, models), "mean: global optimality"]
-    return View("Local optimality on every model", columns, lines)
-
-
-# ------------------------------------------------------------------------------- published figures
-
-
-def published(frame: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
-    """Per source, eps by eps: the measured figure, the published one and their difference.
-
-    What all lines of a source share stands in the caption, the rest in columns of its own.
-    """
-    found = []
-    for (source,), rows in groups(records(frame), "source").items():
-        about = [_about(row) for row in rows]
-        own = [key for key in about[0] if len({told[key] for told in about}) > 1]
-        shared = ", ".join(text for key, text in about[0].items() if key not in (*own, "note"))
-        note = "" if "note" in own or absent(rows[0]["note"]) else f"; {about[0]['note']}"
-        caption = f"{words(source)}{': ' if shared else ''}{shared}{note}"
-        notes, places = Footnotes(), _places(row["published"] for row in rows)
-        lines = [
-            [*(told[key] for key in own), *_beside(row, names, notes, places)]
-            for told, row in zip(about, rows, strict=True)
-        ]
-        columns = ["eps", "measured", "count", "published", "measured - published"]
-        columns += ["in the interval"]
-        found.append(View(caption, [*own, *columns], lines, notes.texts))
-    return found
-
-
-def _about(row: Row) -> dict[str, str]:
-    """What a published value is one of, in words."""
-    return {
-        "model": words(row["model"]),
-        "attack": words(row["attack"]),
-        "norm": norm_name(row["norm"]),
-        "figure": words(row["figure"]).replace("_", " "),
-        "note": words(row["note"]),
-    }
-
-
-def _beside(row: Row, names: Mapping[float, str], notes: Footnotes, places: int) -> list[str]:
-    measured = percent(row["measured"])
-    if not absent(row["low"]):
-        measured = rate(row["k"], row["n"], row["low"], row["high"])
-    elif not absent(row["reason"]):
-        told = words(row["reason"])
-        told = told if row["status"] == "ok" else f"{row['status']}: {told}"
-        measured = f"{measured} {notes.mark(told)}"
-    inside = DASH if absent(row["inside"]) else "yes" if row["inside"] else "no"
-    return [
-        eps_name(row["eps"], names), measured, count(row["k"], row["n"]),
-        percent(row["published"], places), formats.points(row["difference_points"], places),
-        inside,
-    ]  # fmt: skip
-
-
-def _places(shares: Iterable[float]) -> int:
-    """The decimals that percents need to show each share as its source gives it; one to four."""
-    texts = [f"{100 * share:.4f}".rstrip("0") for share in shares]
-    return max(1, *(len(text.partition(".")[2]) for text in texts))
-
-
-# ------------------------------------------------------------------------------------ cross-checks
-
-
-def verdict_sentence(crosschecks: pd.DataFrame) -> str:
-    """How many comparisons ended in which verdict."""
-    rows = records(crosschecks)
-    if not rows:
-        return "No cross-check was asked for."
-    told = [row["verdict"] for row in rows]
-    parts = [f"{told.count(verdict)} {verdict}" for verdict in dict.fromkeys([*VERDICTS, *told])]
-    pairs = len(groups(rows, "model", "ours", "reference", "norm"))
-    compared = f"{many(len(rows), 'comparison')} of {many(pairs, 'pair')} of attacks"
-    return f"{compared}: {', '.join(parts)}."
-
-
-def crosscheck_pairs(crosschecks: pd.DataFrame) -> View | None:
-    """One line per pair: its verdicts, the examples that differ, the time."""
-    lines = []
-    keys = ("model", "ours", "reference", "norm")
-    for (model, ours, reference, norm), rows in groups(records(crosschecks), *keys).items():
-        told = [row["verdict"] for row in rows]
-        differ = sum(0 if absent(row["differ"]) else row["differ"] for row in rows)
-        compared = sum(0 if absent(row["n"]) else row["n"] for row in rows)
-        times = [float(row["time_ratio"]) for row in rows if not absent(row["time_ratio"])]
-        lines.append(
-            [words(model), words(ours), words(reference), norm_name(norm), str(len(rows)),
-             *(str(told.count(verdict)) for verdict in VERDICTS), count(differ, compared),
-             formats.factor(median(times)) if times else DASH]
-        )  # fmt: skip
-    columns = ["model", "ours", "reference", "norm", "eps values", *VERDICTS]
-    columns += ["examples that differ", "time, ours / reference (median)"]
-    return View("", columns, lines) if lines else None
-
-
-def crosscheck_rows(crosschecks: pd.DataFrame, names: Mapping[float, str]) -> list[View]:
-    """Per pair: eps by eps, which examples differ, by how much, and why."""
-    keys = ("model", "ours", "reference", "norm")
-    columns = [
-        "eps", "verdict", "cause", "differ", "robust, ours", "robust, reference", "only ours broke",
-        "only reference broke", "p", "largest pixel difference", "equal pixels", "images compared",
-        "time, ours / reference", "examples",
-    ]  # fmt: skip
-    return [
-        View(
-            f"{words(model)}: {words(ours)} against {words(reference)}, {norm_name(norm)}",
-            columns,
-            [_crosscheck_line(row, names) for row in rows],
-        )
-        for (model, ours, reference, norm), rows in groups(records(crosschecks), *keys).items()
-    ]
-
-
-def _crosscheck_line(row: Row, names: Mapping[float, str]) -> list[str]:
-    sides = [
-        rate(row[f"{side}_robust_correct"], row["n"], row[f"{side}_low"], row[f"{side}_high"])
-        for side in ("ours", "reference")
-    ]
-    broke = [whole(row[f"only_{side}_broke"]) for side in ("ours", "reference")]
-    return [
-        eps_name(row["eps"], names), words(row["verdict"]), words(row["cause"]),
-        count(row["differ"], row["n"]), *sides,
-        *broke, number(row["p_value"], 2), number(row["largest_pixel_difference"], 2),
-        percent(row.get("pixels_equal")),
-        whole(row["pixels_compared"]), formats.factor(row["time_ratio"]),
-        words(row["differ_ids"]),
-    ]  # fmt: skip
-
-
-def explained(found: Sequence[Explanation]) -> list[str]:
-    """What experiments told about pairs of cells, a few sentences each."""
-    return [f"{each.gap} {each.cause}" for each in found]
-
-
-def unexplained(
-    crosschecks: pd.DataFrame, found: Sequence[Explanation], names: Mapping[float, str]
-) -> list[str]:
-    """The commands, to be given in the run's folder, that find out why pairs differ: for each pair
-    that nobody has asked about, at the eps where it differs most."""
-    asked = {(each.model, each.ours, each.reference) for each in found}
-    commands = []
-    keys = ("model", "ours", "reference")
-    differing = [row for row in records(crosschecks) if row["verdict"] == "different"]
-    for (model, *pair), rows in groups(differing, *keys).items():
-        if (model, *pair) not in asked:
-            eps = eps_name(max(rows, key=lambda row: row["differ"])["eps"], names)
-            cells = [name_of(model, attack, eps) for attack in pair]
-            commands.append(shlex.join(["bench", "explain", ".", *cells]))
-    return commands
-
-
-def whole(value: Any) -> str:
-    """A count, or a dash."""
-    return DASH if absent(value) else str(int(value))

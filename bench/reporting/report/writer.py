@@ -1,8 +1,6 @@
-"""Views and figures → report: one self-contained HTML page and a Markdown page that say the same.
+"""Write the report of a run: a self-contained HTML page and a Markdown page of the same content.
 
-What went wrong comes first, numbers after it. Both pages are templates over the same views.
-Everything that came from a file (labels, reasons, causes) is escaped by the template engine, in
-HTML and in Markdown alike; only what a table format made passes as it is.
+Failures come first, numbers after them. Both pages are templates over the same views.
 """
 
 import base64
@@ -12,55 +10,44 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import markupsafe
 import pandas as pd
 
 from bench.analysis.certified import CertifiedResults
 from bench.analysis.explanations import Explanation
 from bench.core.files import write_atomic
 from bench.evaluation.audit.findings import Audit
-from bench.reporting import formats
-from bench.reporting.formats import (
+from bench.reporting import templates
+from bench.reporting.formats.numbers import (
     DASH,
-    absent,
-    eps_names,
-    many,
-    markdown,
-    number,
-    percent,
-    rate,
-    words,
+    format_eps,
+    format_factor,
+    format_number,
+    format_percent,
+    format_plural,
+    format_rate,
+    format_seconds,
+    format_text,
+    format_whole,
+    is_missing,
+    map_eps_texts,
 )
 from bench.reporting.plots.figures import Plot
-from bench.reporting.report import audit_view, certified_view, pairwise_view, views
+from bench.reporting.report import (
+    accuracy_view,
+    audit_view,
+    certified_view,
+    crosscheck_view,
+    min_norm_view,
+    pairwise_view,
+    problem_view,
+    reference_view,
+    transfer_view,
+    views,
+)
 from bench.reporting.report.views import View
 
-LARGEST_SVG = 400_000  # bytes; above it (photographs inside) the PNG is smaller and as sharp
-COUNTING = (
-    "n is the number of examples of a cell, those included that the model gets wrong already "
-    "without attack. Such an example is not attacked, and it is not robust.",
-    "Clean accuracy is the number correct before the attack, of n. Robust accuracy is the number "
-    "correct before and after, of n.",
-    "Attack success rate is the number correct before and wrong after, of those correct before. "
-    "Targeted: the number that ends as the target, of those correct before whose label is not the "
-    "target. Where nothing could be attacked there is no rate, and a dash.",
-    "Worst case: an example is robust only if every attack left it correct.",
-    "Certified: a bound proves that no image of the L-inf ball inside the box changes the label. "
-    "What is neither certified nor broken by an attack is undecided.",
-    "Intervals are 95 % Wilson intervals of the count behind the rate.",
-    "An attack breaks an example that it succeeds on; with a target, by reaching the target. Two "
-    "attacks are compared by what each breaks, two models by where each is robust, on the same "
-    "examples and by the exact McNemar test. The p-values of a run are corrected together (Holm).",
-    "The distance of an example under a search is 0 if the model gets it wrong without attack, and "
-    "infinite if nothing was found. Local optimality is 1 - (A - A*) / (rho(0) eps_max - A*), A "
-    "the area under the search's security curve, A* that of the least distance that any search "
-    "found: 1 is the best at every eps, 0 finds nothing. The interval of a median lies between two "
-    "order statistics and holds for any distribution.",
-    "Every returned example is verified: shape, box, ball, finite, and the model asked again. One "
-    "that breaks a rule is a violation and counts as an attack that failed on that example.",
-    "A cell that failed or was skipped is a dash with its reason. It never counts as robust.",
-)
+MAX_SVG_BYTES = 400_000
+"""Above this size (a figure with photographs) the PNG is embedded: smaller and as sharp."""
 
 
 def write(
@@ -83,83 +70,81 @@ def write(
     plots: Sequence[Plot],
     regenerate: str,
 ) -> tuple[Path, Path]:
-    """Write folder/report.html and folder/report.md, each whole or not at all; gives both paths.
+    """Write folder/report.html and folder/report.md, each atomically.
 
-    The HTML page carries its figures inside and asks nothing of the network; the Markdown page
-    points to the PNG files by relative path. The same input gives the same bytes.
+    The HTML page embeds its figures and requests nothing from the network; the Markdown page links
+    the PNG files by relative path. The same input gives the same bytes.
+
+    Args:
+        folder: The run's folder.
+        title: Heading of both pages.
+        table: The rows of table.csv, one per cell.
+        worst: The rows of worst.csv, one per model, norm, goal and eps.
+        distances: The rows of distances.csv, or None.
+        comparisons: The rows of comparisons.csv.
+        seeds: The rows of seeds.csv.
+        crosschecks: The rows of crosscheck.csv.
+        explanations: Results of `bench explain`.
+        published: The rows of published.csv.
+        violations: The per-example records with a violation.
+        audit: Symptoms of failed attacks, and the checks that were not made.
+        certified: Certified results, or None.
+        notes: Sentences to print under the failures.
+        provenance: Nested facts to print at the end.
+        plots: Figures, already saved.
+        regenerate: The command that reproduces the report.
+
+    Returns:
+        Paths of report.html and report.md.
+
+    Raises:
+        SuiteError: The folder cannot be written.
     """
-    names = eps_names(table)
-    checks = views.crosscheck_rows(crosschecks, names)
+    eps_texts = map_eps_texts(table)
+    checks = crosscheck_view.tabulate_pair_details(crosschecks, eps_texts)
     context: dict[str, Any] = {
-        "title": words(title),
-        "summary": _summary(table, provenance),
-        "outcome": _outcome(table),
-        "violations": views.violations(violations, names),
-        "excluded": views.excluded(table, names),
-        "caveats": views.caveats(table, names),
-        "audit": audit_view.told(audit, names),
-        "notes": list(dict.fromkeys(map(words, notes))),
-        "certified": None if certified is None else certified_view.told(certified, worst, names),
-        "worst": views.worst_pivots(worst, table, names),
-        "worst_rows": views.worst_rows(worst, table, names),
-        "headline": views.headline(table, names),
-        "rankings": [] if distances is None else views.rankings(distances),
-        "compared": pairwise_view.summary(comparisons),
-        "differences": pairwise_view.differences(comparisons, names),
-        "sentences": pairwise_view.sentences(comparisons, names),
-        "seeds": pairwise_view.seeds(seeds, names),
-        "published": views.published(published, names),
-        "transfers": views.transfers(table),
-        "sizes": views.sizes(table),
-        "verdicts": views.verdict_sentence(crosschecks),
-        "pairs": views.crosscheck_pairs(crosschecks),
-        "explained": views.explained(explanations),
-        "unexplained": views.unexplained(crosschecks, explanations, names),
+        "title": format_text(title),
+        "summary": f"{_summary(table, provenance)}. {_outcome(table)}",
+        "violations": problem_view.list_violations(violations, eps_texts),
+        "excluded": problem_view.list_excluded_cells(table, eps_texts),
+        "caveats": problem_view.list_caveats(table, eps_texts),
+        "audit": audit_view.build_audit_views(audit, eps_texts),
+        "notes": list(dict.fromkeys(map(format_text, notes))),
+        "certified": None
+        if certified is None
+        else certified_view.build_certified_view(certified, worst, eps_texts),
+        "worst": accuracy_view.tabulate_worst_case(worst, table, eps_texts),
+        "worst_rows": accuracy_view.tabulate_worst_case_counts(worst, table, eps_texts),
+        "headline": accuracy_view.tabulate_attacks(table, eps_texts),
+        "rankings": [] if distances is None else min_norm_view.rank_searches(distances),
+        "compared": pairwise_view.summarize_comparisons(comparisons),
+        "differences": pairwise_view.tabulate_differences(comparisons, eps_texts),
+        "differing": pairwise_view.list_differences(comparisons, eps_texts),
+        "seeds": pairwise_view.tabulate_seeds(seeds, eps_texts),
+        "references": reference_view.tabulate_references(published, eps_texts),
+        "transfers": transfer_view.tabulate_transfers(table),
+        "sizes": transfer_view.tabulate_perturbation_sizes(table),
+        "verdicts": crosscheck_view.summarize_verdicts(crosschecks),
+        "pairs": crosscheck_view.tabulate_pairs(crosschecks),
+        "explained": crosscheck_view.list_explanations(explanations),
+        "unexplained": crosscheck_view.list_explain_commands(crosschecks, explanations, eps_texts),
         "checks": [(view, _differs(view)) for view in checks],
-        "full": _full(table, names),
-        "counting": COUNTING,
+        "full": _full(table, eps_texts),
         "provenance": _provenance(provenance),
         "regenerate": regenerate.strip(),
         "figures": [_figure(plot, folder) for plot in plots],
     }
-    html, text = _environments()
-    pages = (html.get_template("report.html"), text.get_template("report.md"))
-    paths = (folder / "report.html", folder / "report.md")
-    for page, path in zip(pages, paths, strict=True):
-        write_atomic(path, page.render(context).encode())
-    return paths
-
-
-def _environments() -> tuple[jinja2.Environment, jinja2.Environment]:
-    """For HTML and for Markdown; both escape what is not marked as finished."""
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
-    settings: dict[str, Any] = {
-        "loader": loader,
-        "undefined": jinja2.StrictUndefined,
-        "trim_blocks": True,
-        "lstrip_blocks": True,
-        "keep_trailing_newline": True,
-    }
-    html = jinja2.Environment(autoescape=True, **settings)
-    text = jinja2.Environment(autoescape=False, finalize=markdown.escape, **settings)
-    text.filters["table"] = _markdown_table
-    text.filters["fenced"] = markdown.fenced
-    # inside <summary> GitHub reads HTML, not Markdown
-    text.filters["html"] = lambda value: markdown.Ready(markupsafe.escape(words(value)))
-    return html, text
-
-
-def _markdown_table(view: View) -> markdown.Ready:
-    body = markdown.FORMAT.render(view.frame, view.caption)
-    notes = [f"- [{k}] {markdown.escape(note)}" for k, note in enumerate(view.notes, 1)]
-    return markdown.Ready("\n".join([body, "", *notes] if notes else [body]))
+    return (
+        write_atomic(folder / "report.html", templates.render_html("report.html", context)),
+        write_atomic(folder / "report.md", templates.render_markdown("report.md", context)),
+    )
 
 
 def _summary(table: pd.DataFrame, provenance: Mapping[str, Any]) -> str:
-    """Suite, size, device and day in one line, as far as they are known."""
+    """Name the suite, size, device and day in one line, as far as they are known."""
     sizes = sorted({int(n) for n in table["n"].dropna()})
     size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else ""
-    suites = ", ".join(words(suite) for suite in dict.fromkeys(table["suite"]))
+    suites = ", ".join(format_text(suite) for suite in dict.fromkeys(table["suite"]))
     device = _fact(provenance, "device_name") or _fact(provenance, "device")
     device = device or ", ".join(dict.fromkeys(table["device"].dropna().astype(str)))
     day = _fact(provenance, "date", "started", "finished", "created", "time")
@@ -168,22 +153,26 @@ def _summary(table: pd.DataFrame, provenance: Mapping[str, Any]) -> str:
 
 
 def _fact(facts: Mapping[str, Any], *names: str) -> str:
-    """The first of `names` that has a value, at the top or one of the levels below."""
+    """Find the first of `names` that has a value, at the top level or below it."""
     for name in names:
         value = facts.get(name)
         if isinstance(value, (date, datetime)):
             return value.isoformat()
-        if isinstance(value, str) and not absent(value):
-            return words(value)
+        if isinstance(value, str) and not is_missing(value):
+            return format_text(value)
     inner = (_fact(value, *names) for value in facts.values() if isinstance(value, Mapping))
     return next(filter(None, inner), "")
 
 
 def _outcome(table: pd.DataFrame) -> str:
-    told = [str(status) for status in table["status"]]
-    order = dict.fromkeys(["ok", "failed", "skipped", *told])
-    parts = [f"{told.count(status)} {status}" for status in order if status in told]
-    return f"{many(len(told), 'cell')}: {', '.join(parts)}." if told else "No cell was run."
+    statuses = [str(status) for status in table["status"]]
+    order = dict.fromkeys(["ok", "failed", "skipped", *statuses])
+    parts = [f"{statuses.count(status)} {status}" for status in order if status in statuses]
+    return (
+        f"{format_plural(len(statuses), 'cell')}: {', '.join(parts)}."
+        if statuses
+        else "No cell was run."
+    )
 
 
 def _differs(view: View) -> bool:
@@ -192,61 +181,85 @@ def _differs(view: View) -> bool:
 
 
 def _figure(plot: Plot, folder: Path) -> dict[str, Any]:
-    svg = plot.svg.stat().st_size <= LARGEST_SVG
+    svg = plot.svg.stat().st_size <= MAX_SVG_BYTES
     data = (plot.svg if svg else plot.png).read_bytes()
     kind = "svg+xml" if svg else "png"
     return {
         "name": plot.name,
-        "caption": words(plot.caption),
+        "caption": format_text(plot.caption),
         "source": f"data:image/{kind};base64,{base64.b64encode(data).decode()}",
         "path": Path(os.path.relpath(plot.png, folder)).as_posix(),
         "is_grid": plot.name.startswith("examples-"),
     }
 
 
-def _full(table: pd.DataFrame, names: Mapping[float, str]) -> View:
-    """Every cell and every column, by the names of table.csv; long caveats stand elsewhere."""
+def _full(table: pd.DataFrame, eps_texts: Mapping[float, str]) -> View:
+    """Tabulate every cell with every column of table.csv but the caveats, listed separately."""
     columns = [name for name in table.columns if name not in ("eps_text", "caveats")]
-    lines = [[field(name, row, names) for name in columns] for row in views.records(table)]
+    lines = [
+        [format_field(name, row, eps_texts) for name in columns] for row in views.to_rows(table)
+    ]
     return View("", columns, lines)
 
 
-def field(name: str, row: views.Row, names: Mapping[float, str]) -> str:
-    """One column of a row of table.csv as it is read; `names` spell eps."""
+def format_field(name: str, row: views.Row, eps_texts: Mapping[float, str]) -> str:
+    """Format one column of a row of table.csv.
+
+    Args:
+        name: The column.
+        row: The row.
+        eps_texts: Text of each eps.
+
+    Returns:
+        The value as a page shows it.
+    """
     value = row[name]
     counts = {"clean_accuracy": "clean_correct", "robust_accuracy": "robust_correct"}
     if name in counts:
-        return rate(row[counts[name]], row["n"], None, None)
+        return format_rate(row[counts[name]], row["n"], None, None)
     if name == "eps":
-        return views.eps_name(value, names)
+        return format_eps(value, eps_texts)
     if name in ("attack_success_rate", "robust_accuracy_8bit", "mean_confidence_fooled"):
-        return percent(value)
+        return format_percent(value)
     if name.endswith(("_low", "_high")):
-        return percent(value)
+        return format_percent(value)
     if name.endswith("seconds"):
-        return formats.seconds(value)
+        return format_seconds(value)
     if name == "floor_ratio":
-        return formats.factor(value)
-    if isinstance(value, float) and not absent(value):
-        return views.whole(value) if value.is_integer() else number(value)
-    return words(value)
+        return format_factor(value)
+    if isinstance(value, float) and not is_missing(value):
+        return format_whole(value) if value.is_integer() else format_number(value)
+    return format_text(value)
 
 
 def _provenance(facts: Mapping[str, Any]) -> View:
-    """Nested facts as a list of dotted names and values, in the order given."""
-    return View("", ["fact", "value"], [[name, value] for name, value in flat("", facts)])
+    return View("", ["fact", "value"], [[name, value] for name, value in flatten_facts("", facts)])
 
 
-def flat(prefix: str, value: Any) -> list[tuple[str, str]]:
-    """Nested facts as (dotted name, value), in the order given."""
+def flatten_facts(prefix: str, value: Any) -> list[tuple[str, str]]:
+    """Flatten nested facts into pairs, in the given order.
+
+    Args:
+        prefix: Dotted name of the value, empty at the top level.
+        value: A mapping, a sequence or a scalar.
+
+    Returns:
+        Pairs of dotted name and formatted value.
+    """
     if isinstance(value, Mapping):
         return [
             line
             for key, inner in value.items()
-            for line in flat(f"{prefix}.{words(key)}" if prefix else words(key), inner)
+            for line in flatten_facts(
+                f"{prefix}.{format_text(key)}" if prefix else format_text(key), inner
+            )
         ]
     if isinstance(value, (list, tuple)):
         if any(isinstance(inner, Mapping) for inner in value):
-            return [line for k, inner in enumerate(value) for line in flat(f"{prefix}.{k}", inner)]
-        return [(prefix, ", ".join(map(words, value)) or DASH)]
-    return [(prefix, words(value))]
+            return [
+                line
+                for k, inner in enumerate(value)
+                for line in flatten_facts(f"{prefix}.{k}", inner)
+            ]
+        return [(prefix, ", ".join(map(format_text, value)) or DASH)]
+    return [(prefix, format_text(value))]

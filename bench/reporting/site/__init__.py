@@ -1,1 +1,6 @@
-"""Runs -> tables and pages for publication, each of which says how it is made again."""
+"""Publish runs: tables for print, rows for programs, and a web page.
+
+Read `writer` first: it writes the folder of a publication. `sources` reads the runs, `paper_tables`
+and `table_notes` build the tables, `page` and `svg_chart` the web page. Imports `reporting.report`
+and below.
+"""

@@ -1,8 +1,8 @@
-"""Runs -> a web page of their results, to be put on any server of files or opened from disk.
+"""Write the web page of published runs, for any file server or a local disk.
 
-index.html holds table, charts, audit and provenance; beside it lie, in plots/, copies of the runs'
-example grids, which a browser loads when they are looked at, and whatever tables the publication
-wrote, to be downloaded. Every figure is spelled by `formats`, and nothing is counted here.
+index.html holds table, charts, audit and provenance. The folder plots/ beside it holds copies of
+the runs' example grids, loaded when they are displayed; the tables of the publication are offered
+for download. Every number is formatted by `formats.numbers`; nothing is computed here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,25 @@ import pandas as pd
 from bench.analysis import tables
 from bench.core.files import slug, write_atomic
 from bench.evaluation.audit.symptoms import ObservedSymptom
-from bench.reporting import formats
-from bench.reporting.formats import DASH, absent, eps_names, many, percent, rate, words
+from bench.reporting import templates
+from bench.reporting.formats.numbers import (
+    DASH,
+    format_eps,
+    format_factor,
+    format_norm,
+    format_number,
+    format_percent,
+    format_plural,
+    format_rate,
+    format_text,
+    format_whole,
+    is_missing,
+    map_eps_texts,
+)
 from bench.reporting.report import audit_view, views, writer
-from bench.reporting.report.views import Row, eps_name, norm_name
-from bench.reporting.site import templates
+from bench.reporting.report.views import Row
 from bench.reporting.site.sources import PublishedRun
-from bench.reporting.site.svg_chart import HEIGHT, WIDTH, Chart, charts
+from bench.reporting.site.svg_chart import HEIGHT, WIDTH, Chart, build_charts
 from bench.suite.plan import Cell
 
 DOWNLOADS = {
@@ -29,185 +41,210 @@ DOWNLOADS = {
     "tables.md": "tables in Markdown",
     "tables.tex": "tables in LaTeX, booktabs",
 }
-"""What a publication may hold beside the page, and what each is."""
-GRIDS = ("examples", "perturbations")
-"""Figures that the charts do not replace: what the attacks did to the images."""
-
-
+"""Files of a publication besides the page, with descriptions."""
+EXAMPLE_FIGURES = ("examples", "perturbations")
+"""Kinds of figures that the page copies: images of examples and perturbations."""
 _COLUMNS = [*tables.COLUMNS, *tables.EXTRA]
 
 
-class Field(NamedTuple):
-    """One field of a row: how it is read, and what it is sorted by (a text by itself)."""
+class SortableText(NamedTuple):
+    """Text of a field and the number to sort it by; without a number, the text."""
 
     text: str
     order: float | None = None
 
 
-class Line(NamedTuple):
+class CellRow(NamedTuple):
     """One cell of a run, as a row of the page's table."""
 
     run: str
     model: str
     attack: str
     norm: str
-    eps: Field
+    eps: SortableText
     goal: str
     implementation: str
-    n: Field
-    clean: Field
-    robust: Field
-    success: Field
-    violations: Field
-    floor: Field
-    share: str
-    """Of the robust accuracy, for the bar under it: a percentage, or nothing."""
+    n: SortableText
+    clean: SortableText
+    robust: SortableText
+    success: SortableText
+    violations: SortableText
+    floor: SortableText
+    bar_width: str
+    """CSS width of the bar under the robust accuracy; empty without a number."""
     status: str
-    signs: list[tuple[str, str]]
-    """What the audit found against this cell: name and what was seen."""
+    symptoms: list[tuple[str, str]]
+    """Symptoms that the audit found for this cell: name and evidence."""
     parameters: list[tuple[str, str]]
     columns: list[str]
-    """Every column of table.csv, those of the row among them."""
+    """Every column of table.csv, formatted."""
 
 
-class Run(NamedTuple):
-    """What the page says of one run below the table."""
+class RunSection(NamedTuple):
+    """What the page prints about one run below the table."""
 
     name: str
     title: str
     charts: list[Chart]
     grids: list[tuple[str, str]]
-    """(path beside the page, what it shows)."""
-    audit: list[audit_view.Told]
+    """Pairs of relative path and caption."""
+    audit: list[audit_view.ModelAuditView]
     command: str
     facts: list[tuple[str, str]]
     suite: str
-    """The TOML it was run from."""
+    """The suite as TOML."""
 
 
-def write(gathered: Sequence[PublishedRun], out: Path) -> Path:
-    """Write out/index.html and out/plots/; returns the page's path. The same runs, the same bytes.
+def write_site(runs: Sequence[PublishedRun], out: Path) -> Path:
+    """Write out/index.html and out/plots/; the same runs give the same bytes.
 
-    Raises: SuiteError if the folder cannot be written.
+    Args:
+        runs: The runs, in order of publication.
+        out: Folder to write to.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        SuiteError: The folder cannot be written.
     """
-    lines = [line for each in gathered for line in _lines(each)]
-    runs = [_run(each, out, f"plots/{k}-{slug(each.name)}") for k, each in enumerate(gathered, 1)]
+    lines = [line for each in runs for line in build_rows(each)]
+    sections = [_run(each, out, f"plots/{k}-{slug(each.name)}") for k, each in enumerate(runs, 1)]
     context = {
-        "title": _title(gathered),
-        "summary": _summary(gathered),
+        "title": _title(runs),
+        "summary": _summary(runs),
         "lines": lines,
         "columns": {"names": _COLUMNS, "rows": [line.columns for line in lines]},
         "filters": _filters(lines),
-        "many_runs": len(gathered) > 1,
-        "runs": runs,
+        "many_runs": len(runs) > 1,
+        "runs": sections,
         "width": WIDTH,
         "height": HEIGHT,
         "downloads": [(name, what) for name, what in DOWNLOADS.items() if (out / name).is_file()],
-        "counting": writer.COUNTING,
     }
-    return write_atomic(out / "index.html", templates.render("site.html", context))
+    return write_atomic(out / "index.html", templates.render_html("site.html", context))
 
 
-def _title(gathered: Sequence[PublishedRun]) -> str:
-    if len(gathered) == 1:
-        return words(gathered[0].found.provenance["suite"]["title"])
-    return f"Robustness in {many(len(gathered), 'run')}"
+def _title(runs: Sequence[PublishedRun]) -> str:
+    if len(runs) == 1:
+        return format_text(runs[0].found.provenance["suite"]["title"])
+    return f"Robustness in {format_plural(len(runs), 'run')}"
 
 
-def _summary(gathered: Sequence[PublishedRun]) -> str:
-    tables = [each.found.table for each in gathered]
-    models = {(each.name, model) for each, table in zip(gathered, tables, strict=True)
+def _summary(runs: Sequence[PublishedRun]) -> str:
+    tables = [each.found.table for each in runs]
+    models = {(each.name, model) for each, table in zip(runs, tables, strict=True)
               for model in table["model"]}  # fmt: skip
     attacks = {attack for table in tables for attack in table["attack"]}
-    told = [str(status) for table in tables for status in table["status"]]
-    counts = [f"{told.count(status)} {status}" for status in dict.fromkeys(["ok", *told])]
-    sizes = [many(len(models), "model"), many(len(attacks), "attack"), many(len(told), "cell")]
+    statuses = [str(status) for table in tables for status in table["status"]]
+    counts = [f"{statuses.count(status)} {status}" for status in dict.fromkeys(["ok", *statuses])]
+    sizes = [
+        format_plural(len(models), "model"),
+        format_plural(len(attacks), "attack"),
+        format_plural(len(statuses), "cell"),
+    ]
     return f"{', '.join(sizes)}: {', '.join(counts)}."
 
 
 # ---------------------------------------------------------------------------------------- the table
 
 
-def _lines(run: PublishedRun) -> list[Line]:
+def build_rows(run: PublishedRun) -> list[CellRow]:
+    """Build the rows of the page's table from one run.
+
+    Args:
+        run: The run.
+
+    Returns:
+        One row per cell, in the order of table.csv.
+    """
     table = run.found.table
-    names, cells = eps_names(table), {cell.identity: cell for cell in run.found.plan}
-    return [_line(run, row, cells[row["cell"]], names) for row in views.records(table)]
+    eps_texts, cells = map_eps_texts(table), {cell.identity: cell for cell in run.found.plan}
+    return [_line(run, row, cells[row["cell"]], eps_texts) for row in views.to_rows(table)]
 
 
-def _line(run: PublishedRun, row: Row, cell: Cell, names: Mapping[float, str]) -> Line:
-    robust = rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
-    return Line(
+def _line(run: PublishedRun, row: Row, cell: Cell, eps_texts: Mapping[float, str]) -> CellRow:
+    robust = format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
+    return CellRow(
         run=run.name,
-        model=words(row["model"]),
-        attack=words(row["attack"]),
-        norm=norm_name(row["norm"]),
-        eps=_field(eps_name(row["eps"], names), row["eps"]),
-        goal=words(row["goal"]),
-        implementation=words(row["implementation"]),
-        n=_field(views.whole(row["n"]), row["n"]),
-        clean=_field(rate(row["clean_correct"], row["n"], None, None), row["clean_accuracy"]),
+        model=format_text(row["model"]),
+        attack=format_text(row["attack"]),
+        norm=format_norm(row["norm"]),
+        eps=_field(format_eps(row["eps"], eps_texts), row["eps"]),
+        goal=format_text(row["goal"]),
+        implementation=format_text(row["implementation"]),
+        n=_field(format_whole(row["n"]), row["n"]),
+        clean=_field(
+            format_rate(row["clean_correct"], row["n"], None, None), row["clean_accuracy"]
+        ),
         robust=_field(robust, row["robust_accuracy"]),
-        success=_field(percent(row["attack_success_rate"]), row["attack_success_rate"]),
-        violations=_field(views.whole(row["violations"]), row["violations"]),
-        floor=_field(formats.factor(row["floor_ratio"]), row["floor_ratio"]),
-        share="" if absent(row["robust_accuracy"]) else f"{100 * row['robust_accuracy']:.1f}%",
-        status=words(row["status"]),
-        signs=[(sign.name, sign.evidence) for sign in run.found.audit.signs if _against(sign, row)],
-        parameters=[(words(key), words(value)) for key, value in _parameters(cell)],
-        columns=[writer.field(name, row, names) for name in _COLUMNS],
+        success=_field(format_percent(row["attack_success_rate"]), row["attack_success_rate"]),
+        violations=_field(format_whole(row["violations"]), row["violations"]),
+        floor=_field(format_factor(row["floor_ratio"]), row["floor_ratio"]),
+        bar_width=""
+        if is_missing(row["robust_accuracy"])
+        else f"{100 * row['robust_accuracy']:.1f}%",
+        status=format_text(row["status"]),
+        symptoms=[
+            (sign.name, sign.evidence) for sign in run.found.audit.signs if _against(sign, row)
+        ],
+        parameters=[(format_text(key), format_text(value)) for key, value in _parameters(cell)],
+        columns=[writer.format_field(name, row, eps_texts) for name in _COLUMNS],
     )
 
 
-def _field(text: str, order: Any) -> Field:
-    return Field(text, None if absent(order) else float(order))
+def _field(text: str, order: Any) -> SortableText:
+    return SortableText(text, None if is_missing(order) else float(order))
 
 
 def _against(sign: ObservedSymptom, row: Row) -> bool:
-    """Whether a sign speaks of this cell; one that names no attack, of all that see the model."""
+    """Check whether a symptom concerns a cell; without attack it concerns all white-box cells."""
     named = sign.attack == row["attack"] if sign.attack else row["threat_model"] == "white-box"
-    there = sign.norm in ("", row["norm"]) and (absent(sign.eps) or sign.eps == row["eps"])
+    there = sign.norm in ("", row["norm"]) and (is_missing(sign.eps) or sign.eps == row["eps"])
     return bool(sign.model == row["model"] and named and there and row["eps"] > 0)
 
 
 def _parameters(cell: Cell) -> list[tuple[str, Any]]:
-    """What the attack ran with, and how much of the model it was shown."""
-    told = {
+    """List the attack's parameters and its access to the model."""
+    values = {
         **cell.traits,
         "stop": cell.stop,
         "access": cell.threat_model,
         "target": cell.target,
         "crafted on": cell.source,
         "seed": cell.seed,
-        "most forward passes per example": formats.number(cell.passes),
-        "most gradients per example": formats.number(cell.gradients),
+        "maximum forward passes per example": format_number(cell.passes),
+        "maximum gradients per example": format_number(cell.gradients),
     }
-    return [(key, value) for key, value in told.items() if not absent(value) and value != DASH]
+    return [
+        (key, value) for key, value in values.items() if not is_missing(value) and value != DASH
+    ]
 
 
-def _filters(lines: Sequence[Line]) -> list[tuple[str, list[str]]]:
-    """For each thing to choose by, its values; eps in the order of size."""
+def _filters(lines: Sequence[CellRow]) -> list[tuple[str, list[str]]]:
+    """List the values of each filter; eps sorted by size."""
     radii = sorted({line.eps for line in lines}, key=lambda eps: (eps.order or 0.0, eps.text))
-    chosen = {
+    values_by_filter = {
         "run": [line.run for line in lines],
         "model": [line.model for line in lines],
         "attack": [line.attack for line in lines],
         "norm": [line.norm for line in lines],
         "eps": [eps.text for eps in radii],
     }
-    return [(name, list(dict.fromkeys(values))) for name, values in chosen.items()]
+    return [(name, list(dict.fromkeys(values))) for name, values in values_by_filter.items()]
 
 
 # ---------------------------------------------------------------------------------- below the table
 
 
-def _run(run: PublishedRun, out: Path, plots: str) -> Run:
+def _run(run: PublishedRun, out: Path, plots: str) -> RunSection:
     found = run.found
-    return Run(
+    return RunSection(
         name=run.name,
-        title=words(found.provenance["suite"]["title"]),
-        charts=charts(found.table, found.worst),
+        title=format_text(found.provenance["suite"]["title"]),
+        charts=build_charts(found.table, found.worst),
         grids=_grids(run, out, plots),
-        audit=audit_view.told(found.audit, eps_names(found.table)),
+        audit=audit_view.build_audit_views(found.audit, map_eps_texts(found.table)),
         command=run.command,
         facts=_facts(run),
         suite=found.provenance["suite"]["text"],
@@ -215,37 +252,41 @@ def _run(run: PublishedRun, out: Path, plots: str) -> Run:
 
 
 def _grids(run: PublishedRun, out: Path, plots: str) -> list[tuple[str, str]]:
-    """Copy the run's example grids to out/plots/..., which `plots` names."""
-    told = _captions(run.found.table)
+    """Copy the run's example grids to out/`plots` and list them with captions."""
+    captions = _captions(run.found.table)
     files = [
-        path for kind in GRIDS for path in sorted((run.folder / "plots").glob(f"{kind}-*.png"))
+        path
+        for kind in EXAMPLE_FIGURES
+        for path in sorted((run.folder / "plots").glob(f"{kind}-*.png"))
     ]
     for path in files:
         write_atomic(out / plots / path.name, path.read_bytes())
-    return [(f"{plots}/{path.name}", told.get(path.stem, path.stem)) for path in files]
+    return [(f"{plots}/{path.name}", captions.get(path.stem, path.stem)) for path in files]
 
 
 def _captions(table: pd.DataFrame) -> dict[str, str]:
-    """What a figure shows, by its file's name; labels that come to one name tell nothing."""
+    """Map the names of figure files to captions; ambiguous names are left out."""
     pairs = dict.fromkeys(zip(table["model"], table["attack"], strict=True))
-    told = [(slug(f"examples-{m}-{a}"), f"{words(m)} under {words(a)}") for m, a in pairs]
-    told += [(slug(f"perturbations-{m}"), f"What was added to attack {words(m)}")
+    captions = [
+        (slug(f"examples-{m}-{a}"), f"{format_text(m)} under {format_text(a)}") for m, a in pairs
+    ]
+    captions += [(slug(f"perturbations-{m}"), f"Perturbations of {format_text(m)}")
              for m in dict.fromkeys(table["model"])]  # fmt: skip
-    stems = [stem for stem, _ in told]
-    return {stem: caption for stem, caption in told if stems.count(stem) == 1}
+    stems = [stem for stem, _ in captions]
+    return {stem: caption for stem, caption in captions if stems.count(stem) == 1}
 
 
 def _facts(run: PublishedRun) -> list[tuple[str, str]]:
-    """Where the run's numbers come from: data, models, versions, device, commit."""
-    document = run.found.provenance
-    session, data = document["sessions"][-1], document["data"]
+    """List where the run's numbers come from: data, models, versions, device, commit."""
+    manifest = run.found.provenance
+    session, data = manifest["sessions"][-1], manifest["data"]
     facts = {
-        "records, sha256": run.records_hash or "the run's folder holds none",
+        "records, sha256": run.records_hash or "not in the run's folder",
         "finished": session["finished"],
-        "seed": document["suite"]["seed"],
+        "seed": manifest["suite"]["seed"],
         "data": {key: data[key] for key in ("name", "n", "fingerprint")},
         "model": {label: {"fingerprint": model["fingerprint"]}
-                  for label, model in document["models"].items()},
+                  for label, model in manifest["models"].items()},
         **session["environment"],
     }  # fmt: skip
-    return writer.flat("", facts)
+    return writer.flatten_facts("", facts)

@@ -1,7 +1,7 @@
-"""Folders of runs -> what is published of them: results, and how they are made again.
+"""Read the runs to publish: their results, and the command that reproduces each.
 
-A run is read from its records where its folder holds them, else from its tables: what is committed
-and sent around has often lost the records, which are large.
+A run is read from its records if its folder holds them, else from its tables: records are large
+and often not committed.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,23 @@ class PublishedRun(NamedTuple):
     """The suite's name, made unique among the runs published together."""
     found: results.RunResults
     command: str
-    """That makes the run again."""
+    """Reproduces the run."""
     records_hash: str
-    """sha256 over the content of the records, "" where nobody knows it."""
+    """SHA-256 over the content of the records; empty if unknown."""
 
 
 def gather(folders: Sequence[Path]) -> list[PublishedRun]:
-    """Every run in the order given.
+    """Read every run, in the given order.
 
-    Raises: SuiteError if there is none, or a folder holds no run or stands twice; RecordError if
-    one is damaged.
+    Args:
+        folders: Folders of the runs.
+
+    Returns:
+        The runs, with unique names.
+
+    Raises:
+        SuiteError: No folder is given, or one holds no run or is given twice.
+        RecordError: A run is damaged.
     """
     if not folders:
         raise SuiteError("expected at least one run's folder, got none; name one or several")
@@ -39,37 +46,46 @@ def gather(folders: Sequence[Path]) -> list[PublishedRun]:
     for folder in folders:
         if folder.resolve() in {each.folder.resolve() for each in found}:
             raise SuiteError(f"{folder}: is named twice; name each run once")
-        run = read(folder)
+        run = read_run(folder)
         found.append(
             PublishedRun(
                 folder=folder,
                 name=_unique(str(run.provenance["suite"]["name"]), taken),
                 found=run,
                 command=str(run.provenance["sessions"][-1]["command"]),
-                records_hash=fingerprint.records_hash(run.stored.frame) or _noted(folder),
+                records_hash=fingerprint.records_hash(run.stored.frame)
+                or _read_stored_hash(folder),
             )
         )
     return found
 
 
-def read(folder: Path) -> results.RunResults:
-    """A run from its records where there are any, else from its tables.
+def read_run(folder: Path) -> results.RunResults:
+    """Read a run from its records if there are any, else from its tables.
 
-    Raises: SuiteError if there is no run; RecordError if it is damaged.
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        The results of the run.
+
+    Raises:
+        SuiteError: The folder holds no run.
+        RecordError: The run is damaged.
     """
     recorded = any((folder / "records").glob("*.parquet"))
     tabled = (folder / "table.csv").is_file()
     return results_from_csv.read(folder) if tabled and not recorded else results.read(folder)
 
 
-def _noted(folder: Path) -> str:
-    """The hash that the folder of a run without records remembers of them."""
+def _read_stored_hash(folder: Path) -> str:
+    """Read the records hash that a folder without records stores."""
     path = folder / fingerprint.FILE
     return path.read_text(encoding="utf-8").split()[0] if path.is_file() else ""
 
 
 def _unique(name: str, taken: set[str]) -> str:
-    """The name, with a number where it stands already."""
+    """Append a number to the name if it is taken."""
     names = (name if k == 1 else f"{name} ({k})" for k in range(1, len(taken) + 2))
     free = next(each for each in names if each not in taken)
     taken.add(free)

@@ -1,7 +1,7 @@
-"""Robust accuracy against eps as a drawing of numbers, for a page that reads them out.
+"""Lay out line charts of robust accuracy against eps as SVG coordinates.
 
-A chart is laid out here, in the units of its view box, so that the page shows it without a script;
-the script only moves the guide from eps to eps and puts the values there into the legend.
+Coordinates are computed here, in units of the view box, so the page displays charts without a
+script; the script moves the guide from eps to eps and prints the values in the legend.
 """
 
 from collections.abc import Mapping
@@ -10,33 +10,40 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.evaluation import metrics
-from bench.reporting.formats import DASH, count, eps_names, rate, words
-from bench.reporting.report.views import Row, groups, norm_name, records
+from bench.reporting.formats.numbers import (
+    DASH,
+    format_count,
+    format_norm,
+    format_rate,
+    format_text,
+    map_eps_texts,
+)
+from bench.reporting.report.views import Row, group_rows, to_rows
 
 WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 38, 12, 10, 34
-"""The view box, and the margins in it that hold the axes' texts."""
+"""Margins inside the view box, for the texts of the axes."""
 TONES = 8
-"""Colours of the page; the line after the last takes the first again, dashed."""
-FADED = 5
-"""From so many attacks on, a band is shown only with the line that is pointed at."""
+"""Colours of the style sheet; further curves reuse them, dashed."""
+MANY_CURVES = 5
+"""From this many attacks on, only a highlighted curve has its band."""
 CLEAN = "0"
 WORST = "worst case"
 
 
-class Line(NamedTuple):
-    """One attack, or the worst case over all of them."""
+class ChartLine(NamedTuple):
+    """The curve of one attack, or of the worst case over all attacks."""
 
     label: str
-    look: str
-    """Classes of the page's style: its tone, its dash, or "worst"."""
+    style: str
+    """CSS classes: tone and dash, or "worst"."""
     path: str
-    """Of an SVG path; it is cut where a cell has no number."""
+    """SVG path of the curve, interrupted where a cell has no number."""
     band: str
-    """Likewise, closed, around the 95 % intervals."""
+    """SVG path of the band of 95 % intervals."""
     marks: list[tuple[float, float]]
     values: list[str]
-    """At each eps of the chart, as it is read: rate, interval and counts, or a dash."""
+    """Text at each eps: rate, interval and counts, or a dash."""
 
 
 class Chart(NamedTuple):
@@ -46,44 +53,50 @@ class Chart(NamedTuple):
     norm: str
     eps: list[str]
     places: list[float]
-    """x of each eps."""
+    """x coordinate of each eps."""
     labelled: list[int]
-    """Which eps have room for a label under the axis."""
+    """Indices of the eps with a label under the axis."""
     levels: list[tuple[float, str]]
-    """y and text of the horizontal lines."""
-    lines: list[Line]
+    """y coordinate and text of the grid lines."""
+    lines: list[ChartLine]
     faded: bool
 
 
-def charts(table: pd.DataFrame, worst: pd.DataFrame) -> list[Chart]:
-    """A chart for each model and norm that met untargeted attacks at some eps above 0.
+def build_charts(table: pd.DataFrame, worst: pd.DataFrame) -> list[Chart]:
+    """Build a chart for each model and norm with untargeted attacks at some eps above 0.
 
-    `table` is that of `tables.cells`, `worst` that of `tables.worst_case`. At eps 0 the ball holds
-    the image alone, so a line starts at the clean accuracy.
+    At eps 0 the ball contains only the clean image, so a curve starts at the clean accuracy.
+
+    Args:
+        table: The rows of table.csv.
+        worst: The rows of worst.csv.
+
+    Returns:
+        The charts, in the order of the table.
     """
-    names = eps_names(table)
-    shown = [row for row in records(table) if _belongs(row)]
-    together = groups(records(worst), "model", "norm", "goal")
+    eps_texts = map_eps_texts(table)
+    shown = [row for row in to_rows(table) if _is_charted(row)]
+    together = group_rows(to_rows(worst), "model", "norm", "goal")
     tones = {
         (norm, attack): k
-        for (norm,), rows in groups(shown, "norm").items()
+        for (norm,), rows in group_rows(shown, "norm").items()
         for k, attack in enumerate(dict.fromkeys(row["attack"] for row in rows))
     }
     return [
-        _chart(rows, together.get((model, norm, "untargeted"), []), names, tones)
-        for (model, norm), rows in groups(shown, "model", "norm").items()
+        _chart(rows, together.get((model, norm, "untargeted"), []), eps_texts, tones)
+        for (model, norm), rows in group_rows(shown, "model", "norm").items()
         if any(row["status"] == "ok" and row["eps"] > 0 for row in rows)
     ]
 
 
-def _belongs(row: Row) -> bool:
+def _is_charted(row: Row) -> bool:
     return bool(row["goal"] == "untargeted" and row["status"] != "skipped")
 
 
 def _chart(
     rows: list[Row],
     worst: list[Row],
-    names: Mapping[float, str],
+    eps_texts: Mapping[float, str],
     tones: Mapping[tuple[str, str], int],
 ) -> Chart:
     ladder = sorted({0.0, *(float(row["eps"]) for row in rows)})
@@ -92,35 +105,35 @@ def _chart(
     before = metrics.rate(int(done["clean_correct"]), int(done["n"]))
     clean = {"n": before.n, "robust_correct": before.k,
              "robust_low": before.low, "robust_high": before.high}  # fmt: skip
-    attacks = groups(rows, "attack")
+    attacks = group_rows(rows, "attack")
     lines = [
-        _line(str(attack), _look(tones[done["norm"], attack]), cells, ladder, clean)
+        _line(str(attack), _curve_style(tones[done["norm"], attack]), cells, ladder, clean)
         for (attack,), cells in attacks.items()
     ]
-    if len(attacks) > 1 and worst:  # unknown where a run's records were not kept
+    if len(attacks) > 1 and worst:  # unknown if the run's records are missing
         lines.append(_line(WORST, "worst", worst, ladder, clean))
-    model, norm = words(done["model"]), norm_name(done["norm"])
+    model, norm = format_text(done["model"]), format_norm(done["norm"])
     return Chart(
         title=f"{model}, {norm}, n = {int(done['n'])}",
         norm=norm,
-        eps=[names.get(eps, CLEAN) for eps in ladder],
+        eps=[eps_texts.get(eps, CLEAN) for eps in ladder],
         places=places,
         labelled=_with_room(places),
         levels=[(_y(share), f"{100 * share:.0f} %") for share in (0, 0.25, 0.5, 0.75, 1)],
         lines=lines,
-        faded=len(attacks) >= FADED,
+        faded=len(attacks) >= MANY_CURVES,
     )
 
 
-def _look(tone: int) -> str:
+def _curve_style(tone: int) -> str:
     dashed = " dashed" if tone // TONES % 2 else ""
     return f"tone{tone % TONES}{dashed}"
 
 
-def _line(label: str, look: str, cells: list[Row], ladder: list[float], clean: Row) -> Line:
+def _line(label: str, style: str, cells: list[Row], ladder: list[float], clean: Row) -> ChartLine:
     there = {float(row["eps"]): row for row in cells if row.get("status", "ok") == "ok"}
     own = {float(row["eps"]) for row in cells}
-    # Not across an eps that others were asked at: the line would seem to say what it is there.
+    # No line across an eps at which only other attacks ran: it would suggest a value there.
     if 0.0 not in own and ladder[1] in own:
         there[0.0] = clean
     runs: list[list[tuple[float, float, float, float]]] = [[]]
@@ -129,35 +142,35 @@ def _line(label: str, look: str, cells: list[Row], ladder: list[float], clean: R
             runs[-1].append(_point(there[eps], _x(eps, ladder[-1])))
         elif eps in own:
             runs.append([])
-    return Line(
-        label=words(label),
-        look=look,
-        path=" ".join(_drawn([(x, y) for x, y, _, _ in run]) for run in runs if run),
+    return ChartLine(
+        label=format_text(label),
+        style=style,
+        path=" ".join(_svg_path([(x, y) for x, y, _, _ in run]) for run in runs if run),
         band=" ".join(
-            _drawn([(x, top) for x, _, _, top in run] + [(x, low) for x, _, low, _ in run[::-1]])
+            _svg_path([(x, top) for x, _, _, top in run] + [(x, low) for x, _, low, _ in run[::-1]])
             + "Z"
             for run in runs
             if run
         ),
         marks=[(x, y) for run in runs for x, y, _, _ in run],
-        values=[_told(there.get(eps)) for eps in ladder],
+        values=[_value_text(there.get(eps)) for eps in ladder],
     )
 
 
 def _point(row: Row, x: float) -> tuple[float, float, float, float]:
-    """x, then y of the rate and of both ends of its interval."""
+    """Return x, and y of the rate and of both ends of its interval."""
     share = row["robust_correct"] / row["n"]
     return x, _y(share), _y(row["robust_low"]), _y(row["robust_high"])
 
 
-def _told(row: Row | None) -> str:
+def _value_text(row: Row | None) -> str:
     if row is None:
         return DASH
     k, n = row["robust_correct"], row["n"]
-    return f"{rate(k, n, row['robust_low'], row['robust_high'])} ({count(k, n)})"
+    return f"{format_rate(k, n, row['robust_low'], row['robust_high'])} ({format_count(k, n)})"
 
 
-def _drawn(points: list[tuple[float, float]]) -> str:
+def _svg_path(points: list[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x:g},{y:g}" for x, y in points)
 
 
@@ -170,9 +183,9 @@ def _y(share: Any) -> float:
 
 
 def _with_room(places: list[float], least: float = 30) -> list[int]:
-    """Both ends, and between them each that is far enough from its neighbours."""
-    kept = [0]
+    """Select both ends, and between them each label far enough from its neighbours."""
+    selected = [0]
     for k in range(1, len(places) - 1):
-        if places[k] - places[kept[-1]] >= least and places[-1] - places[k] >= least:
-            kept.append(k)
-    return [*kept, len(places) - 1]
+        if places[k] - places[selected[-1]] >= least and places[-1] - places[k] >= least:
+            selected.append(k)
+    return [*selected, len(places) - 1]

@@ -1,54 +1,95 @@
-"""What is stated beside a table: how to read it, parameters, versions, how to repeat it."""
+"""Describe the tables of a publication: how to read them, parameters, versions, reproduction."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.evaluation import metrics
-from bench.reporting.formats import absent, many, number, rate, words
+from bench.reporting.formats.numbers import (
+    format_number,
+    format_plural,
+    format_rate,
+    format_text,
+    is_missing,
+)
 from bench.reporting.report.views import Row
 from bench.reporting.site.sources import PublishedRun
 from bench.suite.plan import Cell
 
 CLEAN = "clean"
-"""Title of the column without attack."""
+"""Heading of the column without attack."""
 _OWN = "bench"
 _BEST = {
     False: "the attack that breaks most examples",
     True: "the model that stays robust on most examples",
 }
-"""What is bold in a table of attacks, and in one of models."""
+"""Meaning of bold, by whether the lines are models."""
 
 
-def details(
+def describe_table(
     run: PublishedRun, rows: Sequence[Row], attacks: Sequence[str], by_model: bool
 ) -> list[str]:
-    """The sentences that belong to a table, of which `rows` are the cells."""
-    told = [
-        "In brackets 95 % Wilson intervals. An example that the model gets wrong without attack "
-        "is not robust.",
+    """Describe a table in sentences.
+
+    Args:
+        run: The run.
+        rows: The cells of the table, as rows of table.csv.
+        attacks: Labels of the attacks in the table.
+        by_model: True for a table of models, False for a table of attacks on one model.
+
+    Returns:
+        The sentences.
+    """
+    sentences = [
+        "Brackets hold 95 % Wilson intervals. An example that the model misclassifies without "
+        "attack is not robust.",
         _emphasis(run, by_model),
         _parameters(run, rows, set(attacks)),
-        versions(run.found.provenance["sessions"][-1]["environment"], rows),
+        describe_versions(run.found.provenance["sessions"][-1]["environment"], rows),
     ]
-    return [sentence for sentence in told if sentence]
+    return [sentence for sentence in sentences if sentence]
 
 
-def source(run: PublishedRun) -> list[str]:
-    """How the numbers are made again, and the hash by which it is seen that they are the same."""
-    known = run.records_hash
-    told = f"Records: sha256 {known}." if known else "Records: not kept, and their hash not known."
-    return [f"Made by: {run.command}, then bench publish.", told]
+def describe_source(run: PublishedRun) -> list[str]:
+    """State the command that reproduces a run and the hash of its records.
+
+    Args:
+        run: The run.
+
+    Returns:
+        Two sentences.
+    """
+    records_hash = run.records_hash
+    records = (
+        f"Records: sha256 {records_hash}."
+        if records_hash
+        else "Records: not available, hash unknown."
+    )
+    return [f"Reproduce with: {run.command}, then bench publish.", records]
 
 
-def clean(row: Row) -> str:
-    """The clean accuracy behind a finished cell."""
+def format_clean_accuracy(row: Row) -> str:
+    """Format the clean accuracy of a finished cell.
+
+    Args:
+        row: A row of table.csv.
+
+    Returns:
+        The accuracy with its interval.
+    """
     found = metrics.rate(int(row["clean_correct"]), int(row["n"]))
-    return f"clean accuracy {rate(found.k, found.n, found.low, found.high)}"
+    return f"clean accuracy {format_rate(found.k, found.n, found.low, found.high)}"
 
 
-def unattacked(row: Row) -> Row:
-    """A finished cell as it would be without attack."""
+def without_attack(row: Row) -> Row:
+    """Compute the row that a finished cell would have without attack.
+
+    Args:
+        row: A row of table.csv.
+
+    Returns:
+        Goal, n, robust count and interval.
+    """
     found = metrics.rate(int(row["clean_correct"]), int(row["n"]))
     return {
         "goal": row["goal"],
@@ -60,18 +101,18 @@ def unattacked(row: Row) -> Row:
 
 
 def _emphasis(run: PublishedRun, by_model: bool) -> str:
-    """What bold means, and on how many comparisons it rests."""
+    """Explain bold cells, and the number of comparisons behind them."""
     kind = "models" if by_model else "attacks"
     if not len(run.found.comparisons):
-        return "Nothing is bold: of this run no paired test was kept."
+        return "Nothing is bold: no paired tests of this run are available."
     if not (run.found.comparisons["compared"] == kind).any():
         return ""
-    tested = many(len(run.found.comparisons), "comparison")
+    tested = format_plural(len(run.found.comparisons), "comparison")
     but = " The column without attack is not tested." if by_model else ""
     return (
         f"Bold: {_BEST[by_model]}, and all that the exact McNemar test on the same examples "
-        f"cannot tell from it (5 %, corrected by Holm for the {tested} of the run); nothing where "
-        f"that is the whole column.{but}"
+        f"finds not significantly different (5 %, Holm-corrected for the {tested} of the run); "
+        f"nothing if that is the whole column.{but}"
     )
 
 
@@ -79,7 +120,7 @@ def _emphasis(run: PublishedRun, by_model: bool) -> str:
 
 
 def _parameters(run: PublishedRun, rows: Sequence[Row], shown: set[str]) -> str:
-    """Each attack's parameters, what all of them share once."""
+    """List each attack's parameters; those that all attacks share, once."""
     wanted = {row["cell"] for row in rows if row["attack"] in shown}
     cells: dict[str, list[Cell]] = {}
     for cell in run.found.plan:
@@ -91,22 +132,24 @@ def _parameters(run: PublishedRun, rows: Sequence[Row], shown: set[str]) -> str:
     everywhere = set.intersection(*(set(own.items()) for own in traits.values()))
     common = everywhere if len(traits) > 1 else set()
     first = next(iter(traits.values()))
-    shared = _listed({key: value for key, value in first.items() if (key, value) in common})
+    shared = _format_traits({key: value for key, value in first.items() if (key, value) in common})
     alike: dict[str, list[str]] = {}
     for attack, own in traits.items():
-        listed = _listed({key: value for key, value in own.items() if (key, value) not in common})
+        listed = _format_traits(
+            {key: value for key, value in own.items() if (key, value) not in common}
+        )
         if listed:
-            alike.setdefault(listed, []).append(words(attack))
-    told = [f"{' and '.join(attacks)}: {listed}" for listed, attacks in alike.items()]
-    return ". ".join(filter(None, ["; ".join(told), shared and f"All: {shared}"])) + "."
+            alike.setdefault(listed, []).append(format_text(attack))
+    distinct = [f"{' and '.join(attacks)}: {listed}" for listed, attacks in alike.items()]
+    return ". ".join(filter(None, ["; ".join(distinct), shared and f"All: {shared}"])) + "."
 
 
-def _listed(traits: Mapping[str, str]) -> str:
-    return ", ".join(f"{words(key)} = {words(value)}" for key, value in traits.items())
+def _format_traits(traits: Mapping[str, str]) -> str:
+    return ", ".join(f"{format_text(key)} = {format_text(value)}" for key, value in traits.items())
 
 
 def _traits(cells: Sequence[Cell]) -> dict[str, str]:
-    """What an attack ran with at all its eps; a number that grows with eps as a share of it."""
+    """Collect an attack's parameters over all eps; a value proportional to eps as a multiple."""
     keys = dict.fromkeys(key for cell in cells for key in (*cell.traits, "stop"))
     every = [(cell.eps, {"stop": cell.stop, **cell.traits}) for cell in cells]
     return {key: _trait([(eps, traits.get(key, "")) for eps, traits in every]) for key in keys}
@@ -121,24 +164,34 @@ def _trait(values: Sequence[tuple[float, str]]) -> str:
     except ValueError:  # words
         shares = []
     if shares and all(math.isclose(share, shares[0], rel_tol=1e-6) for share in shares):
-        return "eps" if math.isclose(shares[0], 1) else f"{number(shares[0], 4)} eps"
+        return "eps" if math.isclose(shares[0], 1) else f"{format_number(shares[0], 4)} eps"
     return " or ".join(texts)
 
 
 # ---------------------------------------------------------------------------------------- versions
 
 
-def versions(environment: Mapping[str, Any], rows: Sequence[Row]) -> str:
-    """The software and the device behind the numbers, as far as a reader of a paper wants them."""
+def describe_versions(environment: Mapping[str, Any], rows: Sequence[Row]) -> str:
+    """Name the software and the device behind the numbers.
+
+    Args:
+        environment: The environment of a session in the manifest.
+        rows: The cells of the table, as rows of table.csv.
+
+    Returns:
+        One sentence.
+    """
     packages = environment["packages"]
     own = next((name for name in packages if _OWN in name), _OWN)
     foreign = {str(row["implementation"]) for row in rows} - {_OWN}
     named = [own, "torch", *sorted(foreign & set(packages))]
-    told = [f"{name} {packages[name]}" for name in named if not absent(packages.get(name))]
+    versions = [f"{name} {packages[name]}" for name in named if not is_missing(packages.get(name))]
     checkout = environment.get("git")
-    if told and checkout:
+    if versions and checkout:
         changed = ", with changes" if checkout["changed"] else ""
-        told[0] += f" (commit {checkout['commit'][:12]}{changed})"
-    where = environment.get("device_name") or environment.get("processor") or ""
-    device = ", ".join(filter(None, [str(environment["device"]), words(where)]))
-    return f"Made with {', '.join([*told, f'''python {environment['python']}'''])}, on {device}."
+        versions[0] += f" (commit {checkout['commit'][:12]}{changed})"
+    hardware = environment.get("device_name") or environment.get("processor") or ""
+    device = ", ".join(filter(None, [str(environment["device"]), format_text(hardware)]))
+    return (
+        f"Made with {', '.join([*versions, f'''python {environment['python']}'''])}, on {device}."
+    )

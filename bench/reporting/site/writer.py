@@ -1,6 +1,6 @@
-"""Gathered runs -> a folder of publication: tables in every format, rows for programs, a page.
+"""Write the folder of a publication: tables in every format, rows for programs, a web page.
 
-The same runs give the same bytes: there is no clock in any of it, and no path.
+The same runs give the same bytes: no output contains a time or a path.
 """
 
 from collections.abc import Sequence
@@ -10,33 +10,51 @@ import pandas as pd
 
 from bench.analysis import results_from_csv
 from bench.core.files import write_atomic
-from bench.reporting import formats
+from bench.reporting.formats import exports, latex, markdown
 from bench.reporting.site import page, paper_tables
 from bench.reporting.site.sources import PublishedRun
 
+TABLE_FORMATS = (latex.FORMAT, markdown.FORMAT)
+EXPORTS = (exports.CSV, exports.PARQUET)
 
-def publish(gathered: Sequence[PublishedRun], out: Path) -> list[Path]:
-    """Write everything into `out`; the paths of all files but the page's pictures, the page last.
 
-    Raises: SuiteError if the folder cannot be written.
+def publish(runs: Sequence[PublishedRun], out: Path) -> list[Path]:
+    """Write all files of a publication into `out`.
+
+    Args:
+        runs: The runs, in order of publication.
+        out: Folder to write to.
+
+    Returns:
+        Paths of all files but the page's images, the page last.
+
+    Raises:
+        SuiteError: The folder cannot be written.
     """
-    tables, cells = paper_tables.tables(gathered), rows(gathered)
-    files = {f"results{export.suffix}": export.content(cells) for export in formats.found("EXPORT")}
-    for form in formats.found("FORMAT"):
+    tables, cells = paper_tables.build_tables(runs), collect_rows(runs)
+    files = {f"results{export.suffix}": export.content(cells) for export in EXPORTS}
+    for form in TABLE_FORMATS:
         files |= {name: text.encode() for name, text in form.pages(tables).items()}
     paths = [write_atomic(out / name, content) for name, content in files.items()]
-    return [*paths, page.write(gathered, out)]
+    return [*paths, page.write_site(runs, out)]
 
 
-def rows(gathered: Sequence[PublishedRun]) -> pd.DataFrame:
-    """Every cell of every run with the columns of table.csv, after the run's name and before how it
-    is made again."""
+def collect_rows(runs: Sequence[PublishedRun]) -> pd.DataFrame:
+    """Collect every cell of every run.
+
+    Args:
+        runs: The runs, in order of publication.
+
+    Returns:
+        The columns of table.csv, preceded by the run's name and followed by its command and records
+        hash.
+    """
     frames = [
         results_from_csv.typed(run.found.table).assign(
             command=run.command, records_sha256=run.records_hash
         )
-        for run in gathered
+        for run in runs
     ]
-    for run, frame in zip(gathered, frames, strict=True):
+    for run, frame in zip(runs, frames, strict=True):
         frame.insert(0, "run", run.name)
     return pd.concat(frames, ignore_index=True)

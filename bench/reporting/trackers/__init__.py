@@ -1,8 +1,8 @@
-"""One file per tracker: where the numbers of a finished run go beside its own folder, on request.
+"""Log the numbers of a finished run to a tracker, on request.
 
-A file of this package ends in a TRACKER and is found by its name. Everything it is given is derived
-from the records on disk, so that what a tracker shows and what a report says cannot differ, and a
-run can be told to another tracker at any time (`bench report DIR --track NAME:WHERE`).
+Each file of this package ends in a TRACKER and is found by its name. Everything logged is derived
+from the records on disk, so a tracker and a report cannot differ, and a run can be logged at any
+time (`bench report DIR --track NAME:WHERE`).
 """
 
 import importlib.util
@@ -16,20 +16,20 @@ from bench.core.errors import SuiteError, describe, nearest
 if TYPE_CHECKING:
     from bench.analysis.results import RunResults
 
-FIGURES = (
+METRICS = (
     "n", "clean_correct", "robust_correct", "violations", "clean_accuracy", "robust_accuracy",
     "robust_low", "robust_high", "attack_success_rate", "success_low", "success_high",
 )  # fmt: skip
-"""The columns of table.csv that are told: counts, rates and the ends of their 95 % intervals."""
-FILES = ("table.csv", "report.html", "report.md", "provenance.json", "records.sha256")
-"""What is handed over as it lies in the run's folder, where it is there."""
+"""Logged columns of table.csv: counts, rates and their 95 % intervals."""
+LOGGED_FILES = ("table.csv", "report.html", "report.md", "provenance.json", "records.sha256")
+"""Files of the run's folder that are logged if they exist."""
 
 
-class Point(NamedTuple):
-    """One figure of one finished cell."""
+class MetricPoint(NamedTuple):
+    """One metric of one finished cell."""
 
-    figure: str
-    """One of FIGURES."""
+    metric: str
+    """One of METRICS."""
     cell: str
     """Model, attack, norm and goal."""
     eps: float
@@ -38,68 +38,94 @@ class Point(NamedTuple):
 
 
 class RunSummary(NamedTuple):
-    """What a tracker is told of a run."""
+    """What a tracker logs about a run."""
 
     name: str
-    """The suite's, and the beginning of the records' hash: the same for the same outcomes."""
+    """The suite's name and the start of the records hash: equal for equal outcomes."""
     params: Mapping[str, str]
-    points: Sequence[Point]
+    points: Sequence[MetricPoint]
     files: Sequence[Path]
 
 
 class Tracker(NamedTuple):
-    """A tracker: a file of this package ends in one, called TRACKER."""
+    """A tracker; a file of this package ends in one, called TRACKER."""
 
     package: str
-    """What it imports."""
+    """Name of the library's package."""
     install: str
-    """How one comes by that."""
+    """How to install it."""
     log: Callable[[RunSummary, str], str]
-    """From a run and the place that the user named to where it is found there."""
+    """Log a run to the place that the user named; returns where it is stored."""
 
 
-class Wanted(NamedTuple):
-    """A tracker, and where in it a run is to go."""
+class TrackerTarget(NamedTuple):
+    """A tracker, and where in it to log a run."""
 
     name: str
     tracker: Tracker
     where: str
 
 
-def parse(text: str) -> Wanted:
-    """The tracker meant by "NAME:WHERE".
+def parse_target(text: str) -> TrackerTarget:
+    """Find the tracker named by "NAME:WHERE".
 
-    Raises: SuiteError if there is none of the name, or its library is not installed.
+    Args:
+        text: Value of --track.
+
+    Returns:
+        The tracker and the place.
+
+    Raises:
+        SuiteError: There is no such tracker, or its library is not installed.
     """
     name, _, where = text.partition(":")
     known = sorted(module.name for module in pkgutil.iter_modules(__path__))
     if name not in known or not where:
-        told = nearest(name, known) if name not in known else "WHERE is missing"
-        raise SuiteError(f"--track '{text}': expected NAME:WHERE, such as tensorboard:runs; {told}")
+        problem = nearest(name, known) if name not in known else "WHERE is missing"
+        raise SuiteError(
+            f"--track '{text}': expected NAME:WHERE, such as tensorboard:runs; {problem}"
+        )
     tracker: Tracker = importlib.import_module(f"bench.reporting.trackers.{name}").TRACKER
     if importlib.util.find_spec(tracker.package) is None:
         raise SuiteError(
             f"--track {name}: the package {tracker.package} is not installed; {tracker.install}"
         )
-    return Wanted(name, tracker, where)
+    return TrackerTarget(name, tracker, where)
 
 
-def log(wanted: Wanted, found: "RunResults", folder: Path) -> str:
-    """Tell a tracker of a run; returns where it is found there.
+def log_run(wanted: TrackerTarget, found: "RunResults", folder: Path) -> str:
+    """Log a run to a tracker.
 
-    Raises: SuiteError if the tracker fails, whatever its library raises: the run itself is kept.
+    Args:
+        wanted: The tracker and the place.
+        found: The results of the run.
+        folder: The run's folder.
+
+    Returns:
+        Where the tracker stores the run.
+
+    Raises:
+        SuiteError: The tracker failed; the run itself is unaffected.
     """
     try:
-        return wanted.tracker.log(told(found, folder), wanted.where)
-    except Exception as error:  # a server or a library that is not ours
+        return wanted.tracker.log(summarize_run(found, folder), wanted.where)
+    except Exception as error:  # a server or a third-party library
         raise SuiteError(
             f"--track {wanted.name}:{wanted.where}: {describe(error)}; the run is "
             f"kept, try again with bench report {folder} --track"
         ) from error
 
 
-def told(found: "RunResults", folder: Path) -> RunSummary:
-    """A run as trackers take it."""
+def summarize_run(found: "RunResults", folder: Path) -> RunSummary:
+    """Collect the parameters, metrics and files of a run.
+
+    Args:
+        found: The results of the run.
+        folder: The run's folder.
+
+    Returns:
+        What a tracker logs.
+    """
     from bench.storage import fingerprint
 
     about = found.provenance
@@ -122,13 +148,13 @@ def told(found: "RunResults", folder: Path) -> RunSummary:
         name=f"{about['suite']['name']}-{hashed[:12]}",
         params={name: str(value) for name, value in params.items()},
         points=list(_points(found)),
-        files=[folder / name for name in FILES if (folder / name).is_file()],
+        files=[folder / name for name in LOGGED_FILES if (folder / name).is_file()],
     )
 
 
-def _points(found: "RunResults") -> Iterator[Point]:
-    """Of every finished cell, and of the worst case over the attacks of each model."""
-    from bench.reporting.formats import absent
+def _points(found: "RunResults") -> Iterator[MetricPoint]:
+    """Yield the metrics of every finished cell and of each model's worst case."""
+    from bench.reporting.formats.numbers import is_missing
 
     ok: list[dict[Any, Any]] = found.table[found.table["status"] == "ok"].to_dict("records")
     worst: list[dict[Any, Any]] = [
@@ -136,7 +162,9 @@ def _points(found: "RunResults") -> Iterator[Point]:
     ]
     for row in (*ok, *worst):
         cell = " ".join(str(row[name]) for name in ("model", "attack", "norm", "goal"))
-        for figure in FIGURES:
-            value = row.get(figure)
-            if value is not None and not absent(value):
-                yield Point(figure, cell, float(row["eps"]), str(row["eps_text"]), float(value))
+        for metric in METRICS:
+            value = row.get(metric)
+            if value is not None and not is_missing(value):
+                yield MetricPoint(
+                    metric, cell, float(row["eps"]), str(row["eps_text"]), float(value)
+                )

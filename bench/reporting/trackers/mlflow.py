@@ -1,6 +1,6 @@
-"""MLflow: a run of the experiment "bench", on a server, in a database or in a folder.
+"""Log a run to MLflow: to a server, a database or a folder, in the experiment "bench".
 
-A metric for each figure, cell and eps, so that MLflow lays runs beside each other by name; tables,
+Each figure of each cell and eps is one metric, so MLflow compares runs by metric name; tables,
 report and provenance are artifacts. MLflow's own telemetry is switched off.
 """
 
@@ -11,15 +11,23 @@ import time
 from bench.reporting.trackers import RunSummary, Tracker
 
 EXPERIMENT = "bench"
-MOST_METRICS, MOST_PARAMS = 1000, 100
-"""That MLflow takes at once."""
-LONGEST = 6000
-"""Characters of a parameter's value."""
+MAX_METRICS, MAX_PARAMS = 1000, 100
+"""Maximum numbers per request."""
+MAX_VALUE_LENGTH = 6000
+"""Maximum length of a parameter's value."""
 _OTHER = re.compile(r"[^\w\-. :/]", re.ASCII)
 
 
-def log(run: RunSummary, where: str) -> str:
-    """Log the run to the tracking URI or folder `where`; returns the experiment and run."""
+def log_to_mlflow(run: RunSummary, where: str) -> str:
+    """Log a run to MLflow.
+
+    Args:
+        run: The run.
+        where: Tracking URI or folder.
+
+    Returns:
+        Names of the experiment and the run.
+    """
     os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", DO_NOT_TRACK="true")
     from mlflow import MlflowClient
     from mlflow.entities import Metric, Param
@@ -27,31 +35,31 @@ def log(run: RunSummary, where: str) -> str:
     client = MlflowClient(tracking_uri=where)
     known = client.get_experiment_by_name(EXPERIMENT)
     experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
-    made = client.create_run(experiment, run_name=run.name).info.run_id
+    run_id = client.create_run(experiment, run_name=run.name).info.run_id
     now = int(time.time() * 1000)
     metrics = [
-        Metric(_name(f"{p.figure}/{p.cell}/{p.eps_text}"), p.value, now, 0) for p in run.points
+        Metric(_name(f"{p.metric}/{p.cell}/{p.eps_text}"), p.value, now, 0) for p in run.points
     ]
-    params = [Param(_name(name), value[:LONGEST]) for name, value in run.params.items()]
-    for at in range(0, len(metrics), MOST_METRICS):
-        client.log_batch(made, metrics=metrics[at : at + MOST_METRICS])
-    for at in range(0, len(params), MOST_PARAMS):
-        client.log_batch(made, params=params[at : at + MOST_PARAMS])
+    params = [Param(_name(name), value[:MAX_VALUE_LENGTH]) for name, value in run.params.items()]
+    for at in range(0, len(metrics), MAX_METRICS):
+        client.log_batch(run_id, metrics=metrics[at : at + MAX_METRICS])
+    for at in range(0, len(params), MAX_PARAMS):
+        client.log_batch(run_id, params=params[at : at + MAX_PARAMS])
     for path in run.files:
-        client.log_artifact(made, str(path))
-    client.set_terminated(made)
-    return f"experiment {EXPERIMENT}, run {made} in {where}"
+        client.log_artifact(run_id, str(path))
+    client.set_terminated(run_id)
+    return f"experiment {EXPERIMENT}, run {run_id} in {where}"
 
 
 def _name(text: str) -> str:
-    """A name that MLflow takes: letters, digits and a few signs."""
+    """Replace characters that MLflow does not allow in a name."""
     return _OTHER.sub("_", text)
 
 
 TRACKER = Tracker(
     package="mlflow",
-    # Not an extra of bench's: torchattacks asks for a requests that is too old for it on paper,
-    # and neither bench nor torchattacks imports that.
+    # Not an extra of this package: torchattacks pins a version of requests that is too old for it,
+    # which neither imports.
     install="pip install mlflow-skinny; pip check then names torchattacks, without consequence",
-    log=log,
+    log=log_to_mlflow,
 )

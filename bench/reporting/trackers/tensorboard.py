@@ -1,7 +1,7 @@
-"""TensorBoard: event files in a folder, which `tensorboard --logdir` shows.
+"""Log a run to TensorBoard: event files in a folder, for `tensorboard --logdir`.
 
-A curve for each figure and cell against eps. A step is a whole number there, so it is eps in
-millionths; the tables of the run are its text.
+Each figure of each cell is a curve against eps. A step is a whole number, so it is eps in
+millionths; the report of the run is its text.
 """
 
 from pathlib import Path
@@ -9,17 +9,25 @@ from pathlib import Path
 from bench.reporting.trackers import RunSummary, Tracker
 
 STEP = 1e-6
-"""eps of one step."""
+"""Difference in eps per step."""
 
 
-def log(run: RunSummary, where: str) -> str:
-    """Write one event file into the run's own folder below `where`; returns that folder."""
+def log_to_tensorboard(run: RunSummary, where: str) -> str:
+    """Write one event file into a folder named after the run.
+
+    Args:
+        run: The run.
+        where: Parent folder.
+
+    Returns:
+        The folder.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     folder = Path(where) / run.name
     with SummaryWriter(str(folder)) as writer:
         for point in sorted(run.points, key=lambda point: point.eps):  # steps must not go back
-            writer.add_scalar(f"{point.figure}/{point.cell}", point.value, round(point.eps / STEP))
+            writer.add_scalar(f"{point.metric}/{point.cell}", point.value, round(point.eps / STEP))
         lines = [f"| {name} | {value} |" for name, value in run.params.items()]
         table = "\n".join(["| parameter | value |", "|---|---|", *lines])
         writer.add_text("parameters", table)
@@ -31,5 +39,7 @@ def log(run: RunSummary, where: str) -> str:
 
 
 TRACKER = Tracker(
-    package="tensorboard", install='pip install "robustness-bench[tensorboard]"', log=log
+    package="tensorboard",
+    install='pip install "robustness-bench[tensorboard]"',
+    log=log_to_tensorboard,
 )

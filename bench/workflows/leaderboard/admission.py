@@ -18,7 +18,7 @@ from bench.core.errors import RecordError, nearest
 from bench.execution import preparation, runner
 from bench.execution.events import Event
 from bench.execution.options import RunOptions
-from bench.reporting.formats import many
+from bench.reporting.formats.numbers import format_plural
 from bench.suite.schema import Suite
 from bench.workflows.leaderboard.entries import Recheck, shortcomings
 from bench.workflows.leaderboard.model_card import Card
@@ -120,8 +120,8 @@ def _judged(claimed: Snapshot, again: Snapshot) -> Admission:
     different = differences(claimed, again)
     problems = [_told(each) for each in different if len(each.examples) > allowed]
     problems += [
-        f"{cell.attack}, eps {cell.eps_text}: run again, {many(cell.violations, 'image')} broke "
-        "the threat model"
+        f"{cell.attack}, eps {cell.eps_text}: run again, {format_plural(cell.violations, 'image')} "
+        "broke the threat model"
         for cell in again.cells
         if cell.violations
     ]
@@ -171,5 +171,5 @@ def _told(each: Difference) -> str:
     more = ", ..." if len(each.examples) > SHOWN else ""
     return (
         f"{each.name}: the run says {each.claimed} stay correct, run again {each.found} do; "
-        f"{many(len(each.examples), 'outcome')} differ: examples {ids}{more}"
+        f"{format_plural(len(each.examples), 'outcome')} differ: examples {ids}{more}"
     )

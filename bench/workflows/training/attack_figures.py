@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from bench.evaluation import metrics
-from bench.reporting.plots.style import PALETTE, STYLE, short
+from bench.reporting.plots.style import PALETTE, STYLE, shorten
 from bench.workflows.training.attack_trainer import Epoch, Outcome
 
 DASHES = ("-", "--", ":", "-.")
@@ -68,7 +68,7 @@ def examples(x: Tensor, y: Tensor, done: Outcome, names: Sequence[str], eps: flo
             before, after = (names[int(told[index])] for told in (done.before, done.after))
             fooled = before != after
             axes.text(
-                column + 0.5, -0.04, f"{short(before, 6)} → {short(after, 6)}", fontsize=8,
+                column + 0.5, -0.04, f"{shorten(before, 6)} → {shorten(after, 6)}", fontsize=8,
                 ha="center", va="bottom", color=PALETTE[3] if fooled else "0.25",
                 weight="bold" if fooled else "normal",
             )  # fmt: skip

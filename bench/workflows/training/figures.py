@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from torch import Tensor
 
 from bench.evaluation import metrics
-from bench.reporting.plots.style import PALETTE, STYLE, short
+from bench.reporting.plots.style import PALETTE, STYLE, shorten
 from bench.workflows.training.trainer import Epoch
 
 SHOWN = 40
@@ -132,7 +132,7 @@ def per_class(correct: Sequence[int], n: Sequence[int], names: Sequence[str]) ->
                     f"{value:.1f}", (place, value), textcoords="offset points", xytext=(5, -3),
                     fontsize=8, color="0.25",
                 )  # fmt: skip
-            labels = [short(name, 14) for name in names]
+            labels = [shorten(name, 14) for name in names]
             upright = max(map(len, labels)) <= 4
             axes.set_xticks(
                 places, labels, rotation=0 if upright else 40, ha="center" if upright else "right"
@@ -165,7 +165,7 @@ def predictions(images: Tensor, labels: Tensor, preds: Tensor, names: Sequence[s
             axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent, aspect="auto")
             truth, told = (names[int(at[index])] for at in (labels, preds))
             right = truth == told
-            text = short(truth, 11) if right else f"{short(truth, 5)} \u2192 {short(told, 5)}"
+            text = shorten(truth, 11) if right else f"{shorten(truth, 5)} \u2192 {shorten(told, 5)}"
             axes.text(
                 column + 0.5, line + 0.2, text, fontsize=8 if len(text) <= 7 else 5.5,
                 ha="center", va="bottom",

@@ -109,7 +109,7 @@ def publish(recipe: Recipe, runs: Sequence[Run], data_dir: Path, folder: Path) -
         "predictions": figures.predictions(images, labels, chosen.pred, names),
     }
     for name in page.FIGURES:
-        drawing.save(drawn[name], weights.with_name(f"{weights.stem}-{name}"))
+        drawing.save_figure(drawn[name], weights.with_name(f"{weights.stem}-{name}"))
     page.write(recipe, weights)
     return weights
 

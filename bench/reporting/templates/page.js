@@ -8,15 +8,15 @@ const root = document.documentElement;
 const theme = document.getElementById("theme");
 const prefersDark = matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => (root.dataset.theme ?? (prefersDark.matches ? "dark" : "light")) === "dark";
-const tellTheme = () => theme.setAttribute("aria-pressed", String(isDark()));
+const showTheme = () => theme.setAttribute("aria-pressed", String(isDark()));
 theme.addEventListener("click", () => {
   root.dataset.theme = isDark() ? "light" : "dark";
-  tellTheme();
+  showTheme();
 });
-prefersDark.addEventListener("change", tellTheme);
-tellTheme();
+prefersDark.addEventListener("change", showTheme);
+showTheme();
 
-// ------------------------------------------------------- what a row holds beyond what it shows
+// ------------------------------------------------------- the columns of a row that its detail lists
 
 const DASH = "—";
 let columns = null; // { names, rows }: parsed when the first row is opened
@@ -34,7 +34,7 @@ function fill(list, row) {
   });
 }
 
-// ---------------------------------------------------------- a table whose every entry is a <tbody>
+// ---------------------------------------------------------- tables with one <tbody> per entry
 
 function sortable(table) {
   const heads = [...table.querySelectorAll("thead th")];
@@ -55,7 +55,7 @@ function sortable(table) {
     const down = head.getAttribute("aria-sort") === "ascending";
     const keyed = bodies.map((body) => [body, value(body, column)]);
     keyed.sort(([, a], [, b]) => {
-      if (a === null || b === null) return (a === null) - (b === null); // last, whichever way
+      if (a === null || b === null) return (a === null) - (b === null); // last in both orders
       return down ? compare(b, a) : compare(a, b);
     });
     heads.forEach((other) => other.setAttribute("aria-sort", "none"));
@@ -78,7 +78,7 @@ function sortable(table) {
 
 function filterable(form, table) {
   const bodies = [...table.tBodies];
-  const texts = new Map(bodies.map((body) => [body, body.rows[0].textContent.toLowerCase()]));
+  const rowTexts = new Map(bodies.map((body) => [body, body.rows[0].textContent.toLowerCase()]));
   const text = form.querySelector("#text");
   const flagged = form.querySelector("#flagged");
   const choices = [...form.querySelectorAll("select")];
@@ -90,7 +90,7 @@ function filterable(form, table) {
       const fits =
         choices.every(({ value, dataset }) => !value || body.dataset[dataset.by] === value) &&
         (!flagged.checked || "flagged" in body.dataset) &&
-        words.every((word) => texts.get(body).includes(word));
+        words.every((word) => rowTexts.get(body).includes(word));
       body.hidden = !fits;
       shown += fits;
     }
@@ -114,7 +114,7 @@ function readable(figure) {
   const eps = JSON.parse(svg.dataset.eps);
   const guide = svg.querySelector(".guide");
   const values = [...figure.querySelectorAll("[data-values]")];
-  const told = values.map((field) => JSON.parse(field.dataset.values));
+  const texts = values.map((field) => JSON.parse(field.dataset.values));
   const labels = [...figure.querySelectorAll(".key button")];
   const groups = [...svg.querySelectorAll("g")];
   let at = places.length - 1;
@@ -123,9 +123,9 @@ function readable(figure) {
     at = Math.max(0, Math.min(places.length - 1, k));
     guide.setAttribute("d", `M${places[at]},10V236`);
     figure.querySelector(".at").textContent = `at eps ${eps[at]}`;
-    values.forEach((field, line) => (field.textContent = told[line][at]));
+    values.forEach((field, line) => (field.textContent = texts[line][at]));
     svg.setAttribute("aria-valuenow", at);
-    const lines = labels.map((label, line) => `${label.textContent} ${told[line][at]}`);
+    const lines = labels.map((label, line) => `${label.textContent} ${texts[line][at]}`);
     svg.setAttribute("aria-valuetext", `eps ${eps[at]}: ${lines.join("; ")}`);
   };
   const keys = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 };

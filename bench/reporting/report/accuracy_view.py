@@ -1,0 +1,133 @@
+"""Tabulate robust accuracy: attack by attack, and the worst case over all attacks."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from bench.reporting.formats.numbers import (
+    DASH,
+    format_count,
+    format_eps,
+    format_interval,
+    format_norm,
+    format_percent,
+    format_plural,
+    format_rate,
+    format_text,
+    is_missing,
+)
+from bench.reporting.report.views import Footnotes, Row, View, group_rows, pivot_by_eps, to_rows
+
+
+def tabulate_attacks(table: pd.DataFrame, eps_texts: Mapping[float, str]) -> list[View]:
+    """Tabulate attacks by eps: robust accuracy, or success rate if targeted.
+
+    Args:
+        table: The rows of table.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        One view per model, norm and goal.
+    """
+    found = []
+    for (model, norm, goal), rows in group_rows(to_rows(table), "model", "norm", "goal").items():
+        what = "success rate" if goal == "targeted" else "robust accuracy"
+        clean = next((row for row in rows if row["status"] == "ok"), None)
+        known = f"; {_clean(clean)}" if clean else ""
+        caption = f"{format_text(model)}, {format_norm(norm)}, {format_text(goal)}: {what}{known}"
+        found.append(pivot_by_eps(caption, rows, ("attack", "implementation"), eps_texts, _outcome))
+    return found
+
+
+def _clean(row: Row) -> str:
+    k, n = row["clean_correct"], row["n"]
+    share = DASH if is_missing(k) or is_missing(n) or n == 0 else format_percent(k / n)
+    return f"clean accuracy {share} ({format_count(k, n)})"
+
+
+def _outcome(row: Row, notes: Footnotes) -> str:
+    if row["status"] != "ok":
+        reason = f"{row['status']}: {format_text(row['reason'])}"
+        return f"{DASH} {notes.mark(reason)}"
+    if row["goal"] == "targeted":
+        share, low, high = (row[k] for k in ("attack_success_rate", "success_low", "success_high"))
+        text = (
+            DASH if is_missing(share) else f"{format_percent(share)} {format_interval(low, high)}"
+        )
+    else:
+        text = format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
+    broken = row.get("violations")
+    if is_missing(broken) or not broken:
+        return text
+    violations = f"{format_plural(int(broken), 'violation')}, each counted as a failed attack"
+    return f"{text} {notes.mark(violations)}"
+
+
+def tabulate_worst_case(
+    worst: pd.DataFrame, table: pd.DataFrame, eps_texts: Mapping[float, str]
+) -> list[View]:
+    """Tabulate models by eps: robust accuracy under all attacks together.
+
+    Args:
+        worst: The rows of worst.csv.
+        table: The rows of table.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        One view per norm and goal.
+    """
+    planned = _planned(table)
+
+    def cell(row: Row, notes: Footnotes) -> str:
+        text = format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
+        ran, wanted = row["attacks"], planned.get(_place(row), row["attacks"])
+        return text if ran == wanted else f"{text} {notes.mark(_shortfall(ran, wanted))}"
+
+    return [
+        pivot_by_eps(
+            f"{format_norm(norm)}, {goal or 'untargeted'}", rows, ("model",), eps_texts, cell
+        )
+        for (norm, goal), rows in group_rows(to_rows(worst), "norm", "goal").items()
+    ]
+
+
+def _shortfall(ran: Any, wanted: Any) -> str:
+    return f"over {ran} of {wanted} attacks, the rest failed: an upper bound of the worst case"
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    goal = row.get("goal")
+    return row["model"], row["norm"], "untargeted" if is_missing(goal) else goal, float(row["eps"])
+
+
+def _planned(table: pd.DataFrame) -> dict[tuple[Any, ...], int]:
+    return Counter(_place(row) for row in to_rows(table) if row["status"] != "skipped")
+
+
+def tabulate_worst_case_counts(
+    worst: pd.DataFrame, table: pd.DataFrame, eps_texts: Mapping[float, str]
+) -> View | None:
+    """Tabulate the worst case with its counts and the attack that broke an example first.
+
+    Args:
+        worst: The rows of worst.csv.
+        table: The rows of table.csv.
+        eps_texts: Text of each eps, from `map_eps_texts`.
+
+    Returns:
+        The view, or None if no attack produced a number.
+    """
+    planned = _planned(table)
+    lines = [
+        [format_text(row["model"]), format_norm(row["norm"]),
+         format_text(row.get("goal", "untargeted")),
+         format_eps(row["eps"], eps_texts), format_count(row["robust_correct"], row["n"]),
+         format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"]),
+         f"{row['attacks']} of {planned.get(_place(row), row['attacks'])}",
+         format_text(row["broken_by"])]
+        for row in to_rows(worst)
+    ]  # fmt: skip
+    columns = ["model", "norm", "goal", "eps", "robust", "robust accuracy", "attacks", "broken by"]
+    return View("", columns, lines) if lines else None

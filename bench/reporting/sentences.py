@@ -1,0 +1,68 @@
+"""Define the sentences that several pages print: section introductions and counting rules.
+
+The report (HTML and Markdown) and the published site print the same texts.
+"""
+
+COUNTING_RULES = (
+    "n is the number of examples of a cell, including those that the model misclassifies without "
+    "attack. Such an example is not attacked and does not count as robust.",
+    "Clean accuracy is the number of examples classified correctly before the attack, of n. Robust "
+    "accuracy is the number classified correctly before and after, of n.",
+    "Attack success rate is the number correct before and wrong after, of those correct before. "
+    "Targeted: the number that ends as the target, of those correct before whose label is not the "
+    "target. Where no example could be attacked there is no rate, and a dash.",
+    "Worst case: an example is robust only if it is classified correctly after every attack.",
+    "Certified: a bound proves that no image in the intersection of the L-inf ball and the box "
+    "changes the label. An example that is neither certified nor broken by an attack is undecided.",
+    "Intervals are 95 % Wilson intervals of the count behind the rate.",
+    "An attack breaks an example on which it succeeds; with a target, by reaching the target. Two "
+    "attacks are compared by the examples that each breaks, two models by the examples on which "
+    "each is robust, on the same examples and by the exact McNemar test. The p-values of a run are "
+    "corrected together (Holm).",
+    "The distance of an example under a minimum-norm attack is 0 if the model misclassifies it "
+    "without attack, and infinite if no adversarial example was found. Local optimality is "
+    "1 - (A - A*) / (rho(0) eps_max - A*), where A is the area under the attack's security curve "
+    "and A* that of the smallest distance found by any attack: 1 is the best at every eps, 0 finds "
+    "nothing. The interval of a median lies between two order statistics and holds for any "
+    "distribution.",
+    "Every returned image is verified: shape, box, ball, finite values, and the model's "
+    "prediction, computed again. An image that breaks a rule is a violation and counts as a failed "
+    "attack on that example.",
+    "A cell that failed or was skipped is a dash with its reason. It never counts as robust.",
+)
+"""How the numbers of every page are defined."""
+
+SENTENCES = {
+    "violations": "Violations: images that break the attack's contract. Each counts as a failed "
+    "attack.",
+    "no_violations": "No violation: every returned image was verified.",
+    "excluded": "Cells without a number. They print as a dash and never count as robust.",
+    "no_excluded": "No cell failed and none was skipped.",
+    "notes": "Notes and caveats.",
+    "no_notes": "No check found anything to note.",
+    "audit": "Symptoms of a failed attack. Where one occurs, a high robust accuracy is no evidence "
+    "of a robust model. Symptoms change no number.",
+    "worst": "An example is robust only if it is classified correctly after every attack.",
+    "certified": "Certified bounds prove that no image of the ball changes the label: the true "
+    "robust accuracy lies between the certified accuracy and the robust accuracy under all "
+    "attacks.",
+    "contradiction": "Contradiction: an attack broke certified examples, so the bound or the "
+    "verification is wrong.",
+    "seeds": "The same attack with several seeds. Under every seed: an example is robust only if "
+    "no seed broke it.",
+    "min_norm": "Each minimum-norm attack ran once and returns the distance of its adversarial "
+    "examples. Forward and backward passes are per example. The security curves are among the "
+    "figures.",
+    "not_significant": "n.s.: no significant difference at this eps.",
+    "references": "The model of a source is not this one unless the source says so: a difference "
+    "is due to the model and the attack together. The interval is that of the measured count; the "
+    "reference figure has its own uncertainty.",
+    "transfer": "Examples crafted on one model and evaluated on another. An example that a model "
+    "misclassifies without attack counts as an error. The confidence is the mean over the "
+    "examples on which the attack succeeds.",
+    "sizes": "Means over the examples on which the attack succeeds, at each attack's largest eps.",
+    "explained": "Explained by experiment:",
+    "unexplained": "To find out why this pair differs, run in the run's folder:",
+    "regenerate": "Reproduce with:",
+}
+"""Introductions of sections, by key."""
