@@ -174,7 +174,7 @@ def explained(tmp_path: Path) -> Explain:
         text = SUITE.format(ours=ours, theirs=theirs, eps=eps, limit=limit, model=model)
         path = tmp_path / "pair.toml"
         path.write_text(text, encoding="utf-8")
-        return search.run(str(path), "net/ours", "net/theirs", options(limit))
+        return search.explain_cells(str(path), "net/ours", "net/theirs", options(limit))
 
     return ask
 
@@ -345,7 +345,7 @@ def test_a_cell_that_is_not_there_or_does_not_compare_is_the_users_mistake(
     ours: str, theirs: str, told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SuiteError) as raised:
-        search.run(str(written(tmp_path)), ours, theirs, options())
+        search.explain_cells(str(written(tmp_path)), ours, theirs, options())
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
 

@@ -1,4 +1,4 @@
-"""What is told of one attacked image: lines for the terminal, and a page to keep."""
+"""Render the result of one attacked image: lines for the terminal, and a Markdown page."""
 
 import dataclasses
 import os
@@ -12,48 +12,79 @@ from bench.core.files import write_atomic
 from bench.evaluation.audit.checks import USED_PART
 from bench.reporting import formats
 from bench.reporting.formats import markdown, number
-from bench.workflows.single_image.attack import Answer, SingleImageResult
+from bench.workflows.single_image.attack import Prediction, SingleImageResult
 
 SIZES = ("linf", "l2", "l1", "l0")
 
 
-def lines(told: SingleImageResult, every: int) -> Iterator[str]:
-    """The loss every few steps, the likeliest classes before and after, norms, the verdict."""
-    for step, loss in steps(told, every):
+def format_lines(result: SingleImageResult, every: int) -> Iterator[str]:
+    """Format losses, predictions, norms and the verdict for the terminal.
+
+    Args:
+        result: The attacked image.
+        every: Steps between two lines of losses.
+
+    Yields:
+        Lines.
+    """
+    for step, loss in select_steps(result, every):
         yield f"step {step:4d}   loss {loss:.6g}"
-    for when, answer in (("before", told.before), ("after", told.after)):
+    for when, answer in (("before", result.before), ("after", result.after)):
         likeliest = ", ".join(f"{name} {share:.4f}" for name, share in answer.top)
-        yield f"{when}: {likeliest}; {told.label} (the label) {answer.true:.4g}"
-    sizes = ", ".join(f"{name} {told.record[name]:.6g}" for name in SIZES)
-    yield f"change: {sizes}; shown {told.magnified:g} times in {told.figure}"
-    name, share = told.read_back.top[0]
-    yield f"read back from {told.png}: {name} {share:.4f}"
-    if told.record["violation"]:
-        yield f"violation: {told.record['violation']}"
-    yield verdict(told)
-    if doubt := unused(told):
+        yield f"{when}: {likeliest}; {result.label} (the label) {answer.true:.4g}"
+    sizes = ", ".join(f"{name} {result.record[name]:.6g}" for name in SIZES)
+    yield f"change: {sizes}; shown {result.magnified:g} times in {result.figure}"
+    name, share = result.read_back.top[0]
+    yield f"read back from {result.png}: {name} {share:.4f}"
+    if result.record["violation"]:
+        yield f"violation: {result.record['violation']}"
+    yield describe_verdict(result)
+    if doubt := describe_unused_budget(result):
         yield doubt
 
 
-def steps(told: SingleImageResult, every: int) -> Iterator[tuple[int, float]]:
-    """Every so many steps the loss that was ascended, and the last one."""
-    for step, loss in enumerate(told.losses):
-        if step % every == 0 or step == len(told.losses) - 1:
+def select_steps(result: SingleImageResult, every: int) -> Iterator[tuple[int, float]]:
+    """Select the losses to show: every `every` steps, and the last.
+
+    Args:
+        result: The attacked image.
+        every: Steps between two losses.
+
+    Yields:
+        Step and loss.
+    """
+    for step, loss in enumerate(result.losses):
+        if step % every == 0 or step == len(result.losses) - 1:
             yield step, loss
 
 
-def verdict(told: SingleImageResult) -> str:
-    aim = f"as {told.target}" if told.target else "as another class"
-    return f"{Path(told.name).name} {'is taken' if told.record['fooled'] else 'is not taken'} {aim}"
+def describe_verdict(result: SingleImageResult) -> str:
+    """State whether the attack succeeded.
+
+    Args:
+        result: The attacked image.
+
+    Returns:
+        One sentence without a full stop.
+    """
+    aim = f"as {result.target}" if result.target else "as another class"
+    verb = "is taken" if result.record["fooled"] else "is not taken"
+    return f"{Path(result.name).name} {verb} {aim}"
 
 
-def unused(told: SingleImageResult) -> str:
-    """Say that a failure is no evidence, where the attack used less than half of what it was
-    allowed; empty otherwise."""
-    entry = told.attack
-    eps, moved = entry.eps[0], told.record[entry.norm]
+def describe_unused_budget(result: SingleImageResult) -> str:
+    """State that a failed attack is no evidence, if it used less than half of its budget.
+
+    Args:
+        result: The attacked image.
+
+    Returns:
+        One sentence without a full stop; empty if it does not apply.
+    """
+    entry = result.attack
+    eps, moved = entry.eps[0], result.record[entry.norm]
     searched = entry.attack.budget == "minimum" or entry.norm == "l0"
-    tried = told.record["attacked"] and not told.record["fooled"] and eps.value > 0
+    tried = result.record["attacked"] and not result.record["fooled"] and eps.value > 0
     if not tried or searched or moved >= USED_PART * eps.value:
         return ""
     others = [] if entry.name == ONE_IMAGE else [f"--attack {ONE_IMAGE}"]
@@ -65,49 +96,65 @@ def unused(told: SingleImageResult) -> str:
     )
 
 
-def page(told: SingleImageResult, every: int, command: str, folder: Path) -> Path:
-    """Write the same as NAME-attack.md beside the figure; gives its path."""
-    entry = told.attack
+def write_page(result: SingleImageResult, every: int, command: str, folder: Path) -> Path:
+    """Write NAME-attack.md beside the figure.
+
+    Args:
+        result: The attacked image.
+        every: Steps between two losses.
+        command: Command line to regenerate the page.
+        folder: Folder to which links are relative.
+
+    Returns:
+        Path of the page.
+    """
+    entry = result.attack
     settings = f"{entry.label}, {formats.NORMS[entry.norm]} eps {entry.eps[0].text}, {entry.goal}"
-    source = "the data set's" if told.known else "the model's own prediction of the clean image"
+    source = "the data set's" if result.known else "the model's own prediction of the clean image"
     likeliest = [
-        (str(k + 1), *_share(told.before, k), *_share(told.after, k), *_share(told.read_back, k))
-        for k in range(len(told.before.top))
+        (
+            str(k + 1),
+            *_share(result.before, k),
+            *_share(result.after, k),
+            *_share(result.read_back, k),
+        )
+        for k in range(len(result.before.top))
     ]
     heads = [f"{when}{what}" for when in ("before", "after", "after, 8 bits read back")
              for what in ("", ", probability")]  # fmt: skip
-    true = [f"{answer.true:.4g}" for answer in (told.before, told.after, told.read_back)]
+    true = [f"{answer.true:.4g}" for answer in (result.before, result.after, result.read_back)]
     parts = [
         f"<!-- Generated by bench; do not edit, regenerate: {markdown.escape(command)} -->",
-        f"# {markdown.escape(Path(told.name).name)} under {markdown.escape(entry.label)}",
-        f"{markdown.escape(told.model)}; {markdown.escape(settings)}. "
-        f"{markdown.escape(verdict(told))}. The label, {markdown.escape(told.label)}, is {source}.",
+        f"# {markdown.escape(Path(result.name).name)} under {markdown.escape(entry.label)}",
+        f"{markdown.escape(result.model)}; {markdown.escape(settings)}. "
+        f"{markdown.escape(describe_verdict(result))}. "
+        f"The label, {markdown.escape(result.label)}, is {source}.",
         markdown.fenced(command),
-        f"![before, after, and the change {told.magnified:g} times]"
-        f"({os.path.relpath(told.figure, folder)})",
+        f"![before, after, and the change {result.magnified:g} times]"
+        f"({os.path.relpath(result.figure, folder)})",
         _table(["rank", *heads], likeliest),
         _table(["probability of the label", "before", "after", "8 bits"], [("", *true)]),
         _table(
             [formats.NORMS[name] for name in SIZES],
-            [tuple(number(told.record[name], 6) for name in SIZES)],
+            [tuple(number(result.record[name], 6) for name in SIZES)],
         ),
     ]
-    if doubt := unused(told):
+    if doubt := describe_unused_budget(result):
         parts.insert(3, f"**{markdown.escape(doubt[0].upper() + doubt[1:])}.**")
-    if told.losses:
-        trace = [(str(step), f"{loss:.6g}") for step, loss in steps(told, every)]
-        parts.append(_table(["step", f"loss ascended ({_loss(told)})"], trace))
-    path = told.figure.with_suffix(".md")
+    if result.losses:
+        trace = [(str(step), f"{loss:.6g}") for step, loss in select_steps(result, every)]
+        parts.append(_table(["step", f"loss ascended ({_loss(result)})"], trace))
+    path = result.figure.with_suffix(".md")
     return write_atomic(path, ("\n\n".join(parts) + "\n").encode())
 
 
-def _loss(told: SingleImageResult) -> str:
-    """Without a target, leaving the label is all that is left of "label-and-target"."""
-    name = str(told.attack.params.loss)
-    return "cross-entropy" if name == "label-and-target" and not told.target else name
+def _loss(result: SingleImageResult) -> str:
+    """Name the loss; without a target, "label-and-target" is the cross-entropy of the label."""
+    name = str(result.attack.params.loss)
+    return "cross-entropy" if name == "label-and-target" and not result.target else name
 
 
-def _share(answer: Answer, place: int) -> tuple[str, str]:
+def _share(answer: Prediction, place: int) -> tuple[str, str]:
     name, share = answer.top[place]
     return name, f"{share:.4f}"
 
