@@ -121,7 +121,7 @@ def _remember(
         memory.MemoryJob(
             work=done.task.work.name,
             model=model,
-            contestant="",
+            competitor="",
             device=device,
             data_dir=str(folder),
             limit=len(done.task.x),

@@ -33,7 +33,7 @@ NAMES = ("suite", "model", "attack", "norm", "goal", "eps", "cell")
 SHOWN = 5
 """Example ids shown at most."""
 MACHINE = ("device", "device_name", "processor", "python", "platform", "cuda", "threads")
-"""Entries of an environment that are compared, beside the packages."""
+"""Entries of an environment that are compared, in addition to packages."""
 
 
 class RepetitionPlan(NamedTuple):
@@ -85,7 +85,7 @@ class RunComparison(NamedTuple):
         """Return whether both runs agree.
 
         Args:
-            bits: Require bitwise equal records, beside equal outcomes.
+            bits: Require bitwise equal records in addition to equal outcomes.
 
         Returns:
             Whether they do.

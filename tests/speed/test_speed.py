@@ -177,7 +177,7 @@ def test_without_a_batch_size_each_takes_the_best_of_those_tried() -> None:
     task = loaded("fgsm")
     done = run_race(task, list(list_competitors(task.work, ["torchattacks"])), rounds=1)
     for outcome in done.outcomes:
-        if outcome.contestant.rows is None:
+        if outcome.competitor.rows is None:
             assert list(outcome.searched) == list_batch_sizes(task)
             assert outcome.searched[outcome.rows] == min(outcome.searched.values())
     assert list_batch_sizes(task)[-1] == 32
@@ -230,7 +230,7 @@ def test_an_image_outside_the_ball_fools_nobody_and_is_counted() -> None:
     assert bool((outcome.robust == task.clean).all())
 
 
-# ------------------------------------------------------------------------------------- contestants
+# ------------------------------------------------------------------------------------- competitors
 
 
 @pytest.mark.parametrize("attack", list(PARAMS))
@@ -238,13 +238,13 @@ def test_an_image_outside_the_ball_fools_nobody_and_is_counted() -> None:
 def test_a_library_does_the_same_work(peer: str, attack: str) -> None:
     """Without a random start its robust examples are ours; each one counts what the judge does."""
     task = loaded(attack)
-    (contestant,) = (each for each in list_competitors(task.work, [peer]) if each.peer)
+    (competitor,) = (each for each in list_competitors(task.work, [peer]) if each.peer)
     try:
-        importlib.metadata.version(contestant.library)
+        importlib.metadata.version(competitor.library)
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"{contestant.library} is not installed")
-    outcome = run_race(task, [contestant], rounds=1, rows=12).outcomes[0]
-    if contestant.refusal:
+        pytest.skip(f"{competitor.library} is not installed")
+    outcome = run_race(task, [competitor], rounds=1, rows=12).outcomes[0]
+    if competitor.refusal:
         assert outcome.status == "not run"
         assert peer in ("adv_lib", "pyautoattack")  # neither has each of these attacks
         return
@@ -272,8 +272,8 @@ def test_a_bare_loop_makes_the_attacks_passes_and_no_more(
     attack: str, name: str, gradients: int
 ) -> None:
     task = loaded(attack)
-    contestant = next(each for each in bare_loop.list_variants(task.work) if each.name == name)
-    run = contestant.prepare(task)
+    competitor = next(each for each in bare_loop.list_variants(task.work) if each.name == name)
+    run = competitor.prepare(task)
     with timing.counted(task.model) as passes:
         run(16)
     assert passes.backwards == 32 * gradients
@@ -341,18 +341,18 @@ def test_memory_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("bench.workflows.speed.memory.subprocess.run", answers)
     done = raced(loaded("fgsm"), "bench", "bare loop", "tutorial loop")
     order = memory.MemoryJob(
-        work="fgsm-sweep", model=0, contestant="", device="cpu", data_dir="none", limit=32,
+        work="fgsm-sweep", model=0, competitor="", device="cpu", data_dir="none", limit=32,
         data="digits", rows=16, threads=1,
     )  # fmt: skip
     memory.measure_memory(done, order)
-    assert [each.contestant for each in asked] == ["bench", "bare loop", "tutorial loop"]
+    assert [each.competitor for each in asked] == ["bench", "bare loop", "tutorial loop"]
     assert [each.rows for each in asked] == [16, 16, 1]
     assert page.build_table(done)["memory over bare loop"].tolist() == ["0.5x", "1x", "1.5x"]
 
 
 def peak_order(rows: int) -> memory.MemoryJob:
     return memory.MemoryJob(
-        work="fgsm-sweep", model=0, contestant="bare loop", device="cpu", data_dir="none",
+        work="fgsm-sweep", model=0, competitor="bare loop", device="cpu", data_dir="none",
         limit=256, data="digits", rows=rows, threads=1,
     )  # fmt: skip
 

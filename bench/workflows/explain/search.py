@@ -146,26 +146,26 @@ class DisagreementSearch:
         self, sure: Sequence[Hypothesis], guessed: Sequence[Hypothesis]
     ) -> list[Hypothesis]:
         """Combine changes until the gap is closed; empty if all together do not close it."""
-        setup, kept, gap = self.runner.base, [], self.first.gap
+        setup, chosen, gap = self.runner.base, [], self.first.gap
         for change in (*sure, *guessed):
             result = self._test(f"with {change.text}", change.apply, setup)
             if result is None or (change not in sure and result.gap >= gap):
                 continue
             setup, gap = change.apply(setup), result.gap
-            kept.append(change)
+            chosen.append(change)
             if result.closes:
-                return self._minimize(kept)
+                return self._minimize(chosen)
         return []
 
-    def _minimize(self, kept: list[Hypothesis]) -> list[Hypothesis]:
+    def _minimize(self, chosen: list[Hypothesis]) -> list[Hypothesis]:
         """Remove the changes without which the gap is closed as well."""
-        for change in kept[:-1]:
-            rest = [each for each in kept if each is not change]
+        for change in chosen[:-1]:
+            rest = [each for each in chosen if each is not change]
             result = self._test(
                 f"all these without {change.text}", _compose(rest), self.runner.base
             )
-            kept = rest if result is not None and result.closes else kept
-        return kept
+            chosen = rest if result is not None and result.closes else chosen
+        return chosen
 
     def _test(
         self, text: str, apply: Callable[[ExperimentSetup], ExperimentSetup], setup: ExperimentSetup

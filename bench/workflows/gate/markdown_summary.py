@@ -66,15 +66,15 @@ def render_summary(check: Check, before: Snapshot, now: Snapshot, run: Path, bas
 
 def _fitting(parts: Sequence[str]) -> str:
     """Join the parts that fit, in their order."""
-    kept: list[str] = []
+    shown: list[str] = []
     room = MAX_CHARACTERS
     for part in parts:
         if len(part) + 2 <= room:
-            kept.append(part)
+            shown.append(part)
             room -= len(part) + 2
-    if len(kept) < len(parts):
-        kept.append(f"{len(parts) - len(kept)} sections did not fit this page.")
-    return "\n\n".join(kept) + "\n"
+    if len(shown) < len(parts):
+        shown.append(f"{len(parts) - len(shown)} sections did not fit this page.")
+    return "\n\n".join(shown) + "\n"
 
 
 def _table(verdicts: Sequence[Verdict]) -> str:

@@ -1,4 +1,4 @@
-"""Judge validity, throughput and audit: everything that a check compares beside accuracies."""
+"""Judge validity, throughput and audit: everything that a check compares except accuracies."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -112,9 +112,7 @@ def _explain_untimed(before: Snapshot, now: Snapshot, timed: list[_Timed]) -> st
         clock = sum(task.clock_seconds for task in tasks)
         share = sum(task.seconds for task in tasks) / clock if clock else 1.0
         if share < LEAST_SHARE:
-            return (
-                f"the {side} had the processor for {share:.0%} of its time, beside other programs"
-            )
+            return f"the {side} had the processor for {share:.0%} of its time"
     return ""
 
 
@@ -141,14 +139,14 @@ def _audit(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]
         threshold = limits.of("audit", label)
         place = ("audit", label, "", "")
         if len(new) > threshold.amount:
-            sentence = f"new signs that an attack failed: {', '.join(new)}"
+            sentence = f"new symptoms of a failed attack: {', '.join(new)}"
             yield Verdict(*place, "regressed", f"{sentence}; beyond {_limit(threshold)}")
         elif signs < was:
             yield Verdict(*place, "improved", f"gone: {', '.join(sorted(was - signs))}")
         else:
-            sentence = f"{formats.many(len(signs), 'kind')} of sign, "
+            sentence = f"{formats.many(len(signs), 'symptom')}, "
             sentence += f"{len(new)} of them new" if new else "none of them new"
-            yield Verdict(*place, "passed", sentence if signs else "no sign that an attack failed")
+            yield Verdict(*place, "passed", sentence if signs else "no symptom of a failed attack")
 
 
 def _of_task(gate: str, task: Task, outcome: Outcome, sentence: str) -> Verdict:

@@ -16,16 +16,16 @@ from bench.workflows.leaderboard.entries import Entry
 from bench.workflows.leaderboard.ranking import RankedModel, RankedThreat, list_threats, rank_models
 
 RULES = (
-    "A model's number is the worst case: an example counts only if it is classified correctly "
-    "without attack and every attack of the suite left it so. Intervals are 95 % Wilson intervals.",
-    "A rank is one more than the number of models that keep more beyond chance: the exact McNemar "
-    "test on the same examples, corrected for all pairs (Holm). Models that nothing tells apart "
+    "Robust accuracy is the worst case: an example counts only if it is classified correctly "
+    "without attack and under every attack of the suite. Intervals are 95 % Wilson intervals.",
+    "A rank is one more than the number of significantly more robust models: exact McNemar tests "
+    "on the same examples, corrected for all pairs (Holm). Models without a significant difference "
     "share a rank.",
-    "A robust accuracy is an upper bound. Audit names the kinds of sign that an attack on the "
-    "model failed, so that its number may be a loose bound.",
-    "Before a model enters, its card is built, the suite is run again, on all or the first of its "
-    "examples as the last column says, and every outcome compared. A run with a cell that failed, "
-    "or an image that broke the threat model, does not enter.",
+    "A robust accuracy is an upper bound. The column audit lists symptoms of failed attacks on the "
+    "model: its true robust accuracy may be lower.",
+    "Before a model is listed, it is built from its card, the suite is run again on all or the "
+    "first of its examples (last column), and every outcome is compared. A run with a failed cell, "
+    "or with an image that breaks the threat model, is not listed.",
 )
 
 
@@ -113,7 +113,7 @@ def _line(standing: RankedModel) -> LeaderboardRow:
         robust=_rate(standing.robust),
         clean=_rate(standing.clean),
         left=[count(k, n) for k in standing.left.values()],
-        audit=", ".join(map(words, standing.entry.signs)) or "no sign",
+        audit=", ".join(map(words, standing.entry.signs)) or "no symptom",
         checked=checked,
         facts=[(key, words(value)) for key, value in facts.items() if value],
     )

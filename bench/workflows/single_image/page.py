@@ -97,7 +97,7 @@ def describe_unused_budget(result: SingleImageResult) -> str:
 
 
 def write_page(result: SingleImageResult, every: int, command: str, folder: Path) -> Path:
-    """Write NAME-attack.md beside the figure.
+    """Write NAME-attack.md to the folder of the figure.
 
     Args:
         result: The attacked image.

@@ -33,7 +33,7 @@ class MemoryJob:
     work: str
     model: int
     """Index among the workload's models."""
-    contestant: str
+    competitor: str
     device: str
     data_dir: str
     limit: int
@@ -55,8 +55,8 @@ def measure_memory(race: Race, job: MemoryJob) -> None:
 
 
 def _measure(outcome: CompetitorResult, job: MemoryJob) -> None:
-    rows = outcome.contestant.rows or job.rows
-    filled = {**asdict(job), "contestant": outcome.contestant.name, "rows": rows}
+    rows = outcome.competitor.rows or job.rows
+    filled = {**asdict(job), "competitor": outcome.competitor.name, "rows": rows}
     run = subprocess.run(
         [sys.executable, "-m", "bench.workflows.speed.memory"],
         input=json.dumps(filled),
@@ -89,7 +89,7 @@ def measure_peak(job: MemoryJob) -> int:
         limit=job.limit,
         data=job.data,
     )
-    competitor = next(each for each in list_competitors(work) if each.name == job.contestant)
+    competitor = next(each for each in list_competitors(work) if each.name == job.competitor)
     with rng.seeded("speed", work.name, competitor.name), silence_output():
         return _run_measured(competitor, task, job.rows)
 
@@ -104,8 +104,8 @@ def _run_measured(competitor: Competitor, task: RaceTask, rows: int) -> int:
     _reset_peak(task.device)
     result = run(rows)
     # A bare loop returns no images, but holds some for its passes.
-    kept = task.x if result.x_adv is None else result.x_adv
-    return max(_read_peak(task.device) - before - kept.numel() * kept.element_size(), 0)
+    held = task.x if result.x_adv is None else result.x_adv
+    return max(_read_peak(task.device) - before - held.numel() * held.element_size(), 0)
 
 
 def _read_used(device: torch.device) -> int:

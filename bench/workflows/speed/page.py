@@ -67,7 +67,7 @@ def compute_quartiles(values: Sequence[float]) -> Quartiles | None:
 
 
 def _base(race: Race, name: str) -> CompetitorResult | None:
-    found = [each for each in race.outcomes if each.contestant.name == name]
+    found = [each for each in race.outcomes if each.competitor.name == name]
     return found[0] if found and found[0].status == "ok" else None
 
 
@@ -107,7 +107,7 @@ def _line(race: Race, outcome: CompetitorResult) -> dict[str, str]:
     base, floor = _base(race, torchattacks.NAME), _base(race, bare_loop.NAME)
     beyond = _beyond(outcome, base)
     line = {
-        NAME: outcome.contestant.name + ("" if ok else f" ({outcome.status})"),
+        NAME: outcome.competitor.name + ("" if ok else f" ({outcome.status})"),
         "batch": str(outcome.rows) if ok else DASH,
         MEDIAN: _seconds(compute_quartiles(outcome.seconds) if ok else None),
         "over torchattacks": _factor(_over(outcome, base)),
@@ -175,7 +175,7 @@ def describe_timing(race: Race) -> str:
     return (
         f"{formats.many(rounds, 'round')} in rotated order after a warm-up, {device}, "
         f"{formats.many(threads, 'torch thread')}, TF32 {_tf32_words()}; "
-        + ("freed memory kept" if race.heap_kept else "the C library's heap as it is")
+        + ("freed memory kept" if race.heap_kept else "the C library's default heap")
     )
 
 
@@ -207,8 +207,8 @@ def list_notes(race: Race) -> Iterator[str]:
         A line for each competitor with notes.
     """
     for outcome in race.outcomes:
-        name = f"{outcome.contestant.name} {outcome.version}".rstrip()
-        remarks = [outcome.contestant.note]
+        name = f"{outcome.competitor.name} {outcome.version}".rstrip()
+        remarks = [outcome.competitor.note]
         if outcome.status != "ok":
             remarks = [f"{outcome.status}, {outcome.reason}"]
         if outcome.setup_seconds >= MIN_SHOWN_SETUP:
@@ -285,11 +285,11 @@ def _rows(race: Race, outcome: CompetitorResult) -> Iterator[dict[str, Any]]:
         "data": task.data.name,
         "n": len(task.x),
         "attack": task.work.attack,
-        "contestant": outcome.contestant.name,
+        "contestant": outcome.competitor.name,
         "version": outcome.version,
         "status": outcome.status,
         "reason": outcome.reason,
-        "note": outcome.contestant.note,
+        "note": outcome.competitor.note,
     }
     if outcome.status != "ok":
         yield shared
@@ -367,15 +367,15 @@ def _race(race: Race) -> dict[str, Any]:
 def _contestant(task: RaceTask, outcome: CompetitorResult) -> dict[str, Any]:
     robust = outcome.robust
     return {
-        "name": outcome.contestant.name,
-        "library": outcome.contestant.library,
+        "name": outcome.competitor.name,
+        "library": outcome.competitor.library,
         "version": outcome.version,
         "status": outcome.status,
         "reason": outcome.reason,
-        "note": outcome.contestant.note,
+        "note": outcome.competitor.note,
         "batch_size": outcome.rows,
         "searched_seconds": outcome.searched,
-        "share_of_examples": outcome.contestant.share(task),
+        "share_of_examples": outcome.competitor.share(task),
         "setup_seconds": outcome.setup_seconds,
         "seconds": outcome.seconds,
         "judged": None if robust is None else robust.shape[1],

@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 class CompetitorResult:
     """Times, images and status of one competitor."""
 
-    contestant: Competitor
+    competitor: Competitor
     version: str = ""
     status: Literal["ok", "not run", "failed"] = "ok"
     reason: str = ""
@@ -71,7 +71,7 @@ class ForeignCodeError(Exception):
 
 def run_race(
     task: RaceTask,
-    contestants: Sequence[Competitor],
+    competitors: Sequence[Competitor],
     *,
     rounds: int,
     rows: int | None = None,
@@ -82,7 +82,7 @@ def run_race(
 
     Args:
         task: Model, images and parameters.
-        contestants: The competitors.
+        competitors: The competitors.
         rounds: Number of timed runs of each.
         rows: Batch size; None: the fastest for each competitor.
         heap_kept: Whether the process keeps freed memory; recorded only.
@@ -92,48 +92,48 @@ def run_race(
         A result for each competitor, also if its library is missing, refuses the work or raises.
     """
     outcomes, runs = [], {}
-    for contestant in contestants:
-        on_step(f"warming up {contestant.name}")
-        outcome = CompetitorResult(contestant=contestant)
+    for competitor in competitors:
+        on_step(f"warming up {competitor.name}")
+        outcome = CompetitorResult(competitor=competitor)
         outcomes.append(outcome)
         with _recording(outcome):
             if _is_unavailable(outcome):
                 continue
-            if contestant.library:  # the time of its import is not that of its set-up
+            if competitor.library:  # the time of its import is not that of its set-up
                 few = task.shortened(2)
-                _run(contestant, few, partial(contestant.prepare, few))
-            outcome.rows = contestant.rows or rows or _find_batch_size(task, outcome)
+                _run(competitor, few, partial(competitor.prepare, few))
+            outcome.rows = competitor.rows or rows or _find_batch_size(task, outcome)
             run = _prepare(task, outcome)
-            _run(contestant, task, partial(run, outcome.rows))
-            runs[contestant.name] = run
+            _run(competitor, task, partial(run, outcome.rows))
+            runs[competitor.name] = run
     orders = []
     for number in range(rounds):
         running = [each for each in outcomes if each.status == "ok"]
         first = number % max(len(running), 1)
         order = running[first:] + running[:first]
-        orders.append([each.contestant.name for each in order])
+        orders.append([each.competitor.name for each in order])
         for outcome in order:
-            on_step(f"round {number + 1} of {rounds}: {outcome.contestant.name}")
+            on_step(f"round {number + 1} of {rounds}: {outcome.competitor.name}")
             with _recording(outcome):
-                _round(task, outcome, runs[outcome.contestant.name])
+                _round(task, outcome, runs[outcome.competitor.name])
     return Race(task, outcomes, orders, heap_kept)
 
 
 def _round(task: RaceTask, outcome: CompetitorResult, run: RunWork) -> None:
-    contestant = outcome.contestant
-    result, seconds = _run(contestant, task, partial(run, outcome.rows))
+    competitor = outcome.competitor
+    result, seconds = _run(competitor, task, partial(run, outcome.rows))
     if not outcome.seconds:
         outcome.right = result.right
         verdict = judge_result(task, result)
         if verdict is not None:
             outcome.robust, outcome.violations = verdict
-    outcome.seconds.append(seconds / contestant.share(task))
+    outcome.seconds.append(seconds / competitor.share(task))
 
 
 def _prepare(task: RaceTask, outcome: CompetitorResult) -> RunWork:
     """Prepare for the task; the longest preparation counts, as some cache per model."""
-    contestant = outcome.contestant
-    run, seconds = _run(contestant, task, partial(contestant.prepare, task))
+    competitor = outcome.competitor
+    run, seconds = _run(competitor, task, partial(competitor.prepare, task))
     outcome.setup_seconds = max(outcome.setup_seconds, seconds)
     return run
 
@@ -157,7 +157,7 @@ def _find_batch_size(task: RaceTask, outcome: CompetitorResult) -> int:
     All sizes are timed in turn, SWEEPS times, and the minimum of each counts, so that a temporary
     slowdown of the machine does not affect one size alone.
     """
-    contestant, tried = outcome.contestant, list_batch_sizes(task)
+    competitor, tried = outcome.competitor, list_batch_sizes(task)
     short = task.shortened(max(tried))
     run, found = _prepare(short, outcome), outcome.searched
     for sweep in range(SWEEPS):
@@ -165,7 +165,7 @@ def _find_batch_size(task: RaceTask, outcome: CompetitorResult) -> int:
             break
         for size in tried if not sweep else list(found):
             try:
-                _, seconds = _run(contestant, short, partial(run, size))
+                _, seconds = _run(competitor, short, partial(run, size))
             except torch.OutOfMemoryError:  # a larger one will not fit either
                 if not found:
                     raise
@@ -175,11 +175,11 @@ def _find_batch_size(task: RaceTask, outcome: CompetitorResult) -> int:
 
 
 def _run(
-    contestant: Competitor, task: RaceTask, work: Callable[[], Result]
+    competitor: Competitor, task: RaceTask, work: Callable[[], Result]
 ) -> tuple[Result, float]:
     """Time `work`; raise ForeignCodeError for exceptions of a library."""
-    with rng.seeded("speed", task.work.name, contestant.name):
-        if not contestant.library:
+    with rng.seeded("speed", task.work.name, competitor.name):
+        if not competitor.library:
             return timing.timed(work, task.device)
         with silence_output():
             try:
@@ -215,13 +215,13 @@ def _recording(outcome: CompetitorResult) -> Iterator[None]:
 
 def _is_unavailable(outcome: CompetitorResult) -> bool:
     """Return whether the competitor cannot run; record the reason in the outcome."""
-    contestant = outcome.contestant
-    if contestant.library:
+    competitor = outcome.competitor
+    if competitor.library:
         try:
-            outcome.version = importlib.metadata.version(contestant.library)
+            outcome.version = importlib.metadata.version(competitor.library)
         except importlib.metadata.PackageNotFoundError:
             outcome.status, outcome.reason = "not run", "not installed"
             return True
-    if contestant.refusal:
-        outcome.status, outcome.reason = "not run", contestant.refusal
+    if competitor.refusal:
+        outcome.status, outcome.reason = "not run", competitor.refusal
     return outcome.status != "ok"

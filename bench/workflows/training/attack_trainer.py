@@ -89,7 +89,7 @@ def train_attack(
     x, y, data = training.x, training.y, training.data
     target = loading.subject(recipe.model, Path(), recipe.seed, data, device, data_dir)
     target.model.requires_grad_(False)
-    held_out, kept = training.held_out, training.kept[: recipe.limit]
+    held_out, rows = training.held_out, training.train[: recipe.limit]
     if not (predict_classes(target.model, x[held_out]) == y[held_out]).any():
         raise SuiteError(
             f"recipe '{recipe.name}': model '{recipe.model.label}' gets none of the held-out "
@@ -118,14 +118,14 @@ def train_attack(
 
         def train_epoch(number: int) -> AttackEpoch:
             started = time.perf_counter()
-            order = kept[rng.shuffled(recipe.seed, f"epoch {number}", len(kept))]
+            order = rows[rng.shuffled(recipe.seed, f"epoch {number}", len(rows))]
             losses = _run_epoch(recipe, target.model, networks, optimisers, x, y, order)
             result = evaluate_attack(recipe, published, target.model, x[held_out], y[held_out])
             fooled, eligible = int(result.fooled.sum()), int(result.eligible.sum())
             return AttackEpoch(number, losses, fooled, eligible, time.perf_counter() - started)
 
         state.run(train_epoch, on_epoch, progress_file)
-    return TrainedAttack(published.eval(), target, state.best, state.history, len(kept))
+    return TrainedAttack(published.eval(), target, state.best, state.history, len(rows))
 
 
 def find_learner(recipe: AttackRecipe) -> Learner:

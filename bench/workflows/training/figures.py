@@ -104,12 +104,12 @@ def _errors(history: Sequence[Epoch]) -> _Lines:
     return lines
 
 
-def _mark_epoch(axes: Axes, kept: int, last: int) -> None:
+def _mark_epoch(axes: Axes, best: int, last: int) -> None:
     """Draw a line at the selected epoch, labelled on the side with more room."""
-    right = kept <= last / 2
-    axes.axvline(kept, color="0.5", linewidth=0.8, linestyle=":")
+    right = best <= last / 2
+    axes.axvline(best, color="0.5", linewidth=0.8, linestyle=":")
     axes.annotate(
-        f"kept: {kept}", (kept, 1), xycoords=("data", "axes fraction"), fontsize=8, color="0.4",
+        f"best: {best}", (best, 1), xycoords=("data", "axes fraction"), fontsize=8, color="0.4",
         textcoords="offset points", xytext=(3 if right else -3, -8),
         ha="left" if right else "right",
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Publish a trained model or attack: weights and, beside them, card, history, page and figures.
+"""Publish a trained model or attack: weights, card, history, page and figures.
 
 The card (JSON) holds every number of the page; both kinds of training write the same set of files.
 """
@@ -49,10 +49,8 @@ class SeedRun(NamedTuple):
     trained: TrainedModel
 
 
-class TestOutcome(NamedTuple):
+class ModelOutcome(NamedTuple):
     """Predictions of a run's model on the test images, with its stored weights; on the CPU."""
-
-    __test__ = False  # no test class
 
     state: dict[str, Tensor]
     pred: Tensor
@@ -244,7 +242,7 @@ def _attack_history(trained: TrainedAttack) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _test_model(recipe: Recipe, run: SeedRun, images: Tensor, labels: Tensor) -> TestOutcome:
+def _test_model(recipe: Recipe, run: SeedRun, images: Tensor, labels: Tensor) -> ModelOutcome:
     model, store = run.trained.model, getattr(torch, recipe.store)
     state = {
         key: value.detach().to("cpu", store if value.is_floating_point() else None).contiguous()
@@ -256,9 +254,9 @@ def _test_model(recipe: Recipe, run: SeedRun, images: Tensor, labels: Tensor) ->
     pred = predict_classes(model, images).cpu()
     if recipe.certified is not None:
         bounded = certify_images(recipe.certified, model, images, labels)
-        return TestOutcome(state, pred, None, None, bounded.cpu())
+        return ModelOutcome(state, pred, None, None, bounded.cpu())
     if recipe.adversarial is None:
-        return TestOutcome(state, pred, None, None)
+        return ModelOutcome(state, pred, None, None)
     craft, answers = AdversarialBatches(recipe.adversarial, run.seed), []
     for at in torch.arange(len(labels), device=device).split(VALIDATION_ROWS):
         x_adv = craft.validate(model, images[at], labels[at], at)
@@ -266,10 +264,10 @@ def _test_model(recipe: Recipe, run: SeedRun, images: Tensor, labels: Tensor) ->
             answers.append(model(x_adv).cpu())
     attacked = predicted(torch.cat(answers))
     confidence = probabilities(torch.cat(answers)).gather(1, attacked[:, None])[:, 0]
-    return TestOutcome(state, pred, attacked, confidence)
+    return ModelOutcome(state, pred, attacked, confidence)
 
 
-def _attacked_counts(outcome: TestOutcome, labels: Tensor) -> Mapping[str, Any]:
+def _attacked_counts(outcome: ModelOutcome, labels: Tensor) -> Mapping[str, Any]:
     """Return the card's entries on test images under the training attack at its full eps."""
     if outcome.attacked is None or outcome.confidence is None:
         return {}
@@ -282,7 +280,7 @@ def _attacked_counts(outcome: TestOutcome, labels: Tensor) -> Mapping[str, Any]:
     }
 
 
-def _certified_counts(outcome: TestOutcome) -> Mapping[str, int]:
+def _certified_counts(outcome: ModelOutcome) -> Mapping[str, int]:
     """Return the card's entries on test images under certified training."""
     if outcome.certified is None:
         return {}
@@ -298,7 +296,7 @@ def _validation_counts(trained: TrainedModel) -> Mapping[str, int]:
     return counts
 
 
-def _seed_entry(run: SeedRun, outcome: TestOutcome, labels: Tensor) -> Mapping[str, Any]:
+def _seed_entry(run: SeedRun, outcome: ModelOutcome, labels: Tensor) -> Mapping[str, Any]:
     """Return one seed's entry of the card."""
     return {
         "seed": run.seed,

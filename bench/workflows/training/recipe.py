@@ -81,7 +81,7 @@ class Certificate:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Results that the recipe's source reports, in percent, shown beside the measured ones."""
+    """Results that the recipe's source reports, in percent, shown with the measured ones."""
 
     source: str
     train_accuracy: Percent | None = None

@@ -69,7 +69,7 @@ class TrainingData(NamedTuple):
     """Labels, (n,)."""
     held_out: Tensor
     """Indices of the validation images, on the CPU."""
-    kept: Tensor
+    train: Tensor
     """Indices of the other images, on the CPU."""
 
 
@@ -182,8 +182,8 @@ class _Run:
     def train_epoch(self, number: int) -> Epoch:
         """Train and validate for one epoch, then step the schedule."""
         started = time.perf_counter()
-        kept, held_out = self.training.kept, self.training.held_out
-        order = kept[rng.shuffled(self.recipe.seed, f"epoch {number}", len(kept))]
+        rows, held_out = self.training.train, self.training.held_out
+        order = rows[rng.shuffled(self.recipe.seed, f"epoch {number}", len(rows))]
         lr = self.optimiser.param_groups[0]["lr"]
         train, validation = self._train(order, number), self._validate(held_out)
         epoch = Epoch(
@@ -191,7 +191,7 @@ class _Run:
             lr=lr,
             train_loss=train.clean.loss,
             train_correct=train.clean.correct,
-            train_n=len(kept),
+            train_n=len(rows),
             validation_loss=validation.clean.loss,
             validation_correct=validation.clean.correct,
             validation_n=len(held_out),
