@@ -139,5 +139,5 @@ def test_no_more_annotations_are_written_than_github_shows(make: Make) -> None:
     lines = github_annotations.render_annotations(
         check.check_against_baseline(before, after, LIMITS)
     )
-    assert len(lines) == github_annotations.MOST
+    assert len(lines) == github_annotations.MAX_COMMANDS
     assert "21 more, see the summary" in lines[-1]

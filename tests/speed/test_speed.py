@@ -18,6 +18,7 @@ import bench
 from bench import cli
 from bench.core.errors import SuiteError
 from bench.engine import timing
+from bench.evaluation import loading
 from bench.suite.reader import attack_entry
 from bench.workflows.speed import memory, page, workloads
 from bench.workflows.speed.competitors import (
@@ -86,7 +87,7 @@ def test_every_work_that_ships_can_be_read_and_its_attack_and_weights_are_known(
         raw = {"name": each.attack, "norm": "linf", "eps": [*each.eps], "params": {**each.params}}
         assert attack_entry(raw, each.name).attack.run is None
         for victim in each.models:
-            path = bench.loading.WEIGHTS / f"{victim.name}-{victim.weights}.safetensors"
+            path = loading.WEIGHTS / f"{victim.name}-{victim.weights}.safetensors"
             assert victim.weights == "random" or path.is_file()
 
 
