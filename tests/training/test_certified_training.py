@@ -108,7 +108,7 @@ def test_interrupted_in_its_ramp_it_ends_with_the_same_weights(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(CERTIFIED, kept, listen=cut)
+        train(CERTIFIED, kept, on_epoch=cut)
     assert torch.equal(state(train(CERTIFIED, kept).model), state(bounded.model))
 
 
