@@ -37,7 +37,7 @@ eps = [0.1]
 NET = """
 from torch import nn
 from safetensors.torch import load_file
-from bench.evaluation.loading import WEIGHTS
+from bench.models.published_weights import WEIGHTS
 from bench.models import lenet
 
 

@@ -49,7 +49,7 @@ def attack(
     from bench.workflows.single_image import attack as single
     from bench.workflows.single_image import page
 
-    chosen = weights or loading.first_published(model)
+    chosen = weights or loading.find_default_weights(model)
     entry = ModelEntry(name=model, label=model, weights=chosen)
     raw: dict[str, Any] = {
         "name": attack or ONE_IMAGE,
@@ -66,7 +66,7 @@ def attack(
         image,
         entry,
         checked,
-        device=loading.device(device),
+        device=loading.select_device(device),
         out=out,
         data_dir=loading.data_folder(data_dir),
         magnify=magnify,

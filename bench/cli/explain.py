@@ -38,10 +38,10 @@ def explain(
     from bench.cli.console import console
     from bench.core.sanitize import escape_controls
     from bench.evaluation import loading
-    from bench.execution import runner
+    from bench.execution import options as runner
     from bench.workflows.explain import search as explainer
 
-    options = runner.Options(
+    options = runner.RunOptions(
         device=device,
         limit=limit,
         batch_size=batch_size,

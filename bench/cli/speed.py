@@ -71,7 +71,7 @@ def speed(
     for name in peers:
         if name not in PEERS:
             raise SuiteError(f"--peer '{name}' is unknown; {nearest(name, PEERS)}")
-    where, folder = loading.device(device), loading.data_folder(data_dir)
+    where, folder = loading.select_device(device), loading.data_folder(data_dir)
     if out is not None:
         files.check_writable(out)  # found out now, not after an hour of racing
     if threads is not None:

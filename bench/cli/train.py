@@ -41,7 +41,7 @@ def train(
     from bench.workflows.training.recipe import detect_recipe_kind, read_recipe
 
     malloc.keep_freed_memory()
-    where, folder = loading.device(device), loading.data_folder(data_dir)
+    where, folder = loading.select_device(device), loading.data_folder(data_dir)
     if detect_recipe_kind(recipe) == "attack":
         _train_attack(recipe, out, where, folder, seed, fresh)
         return

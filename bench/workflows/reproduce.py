@@ -17,7 +17,7 @@ from bench.core.errors import SuiteError
 from bench.engine import determinism
 from bench.evaluation import loading
 from bench.execution import sharding
-from bench.execution.runner import Options
+from bench.execution.options import RunOptions
 from bench.storage import environment, manifest
 from bench.suite.reader import parse
 from bench.suite.schema import Suite
@@ -40,7 +40,7 @@ class RepetitionPlan(NamedTuple):
     """What to run again, and the differences known beforehand."""
 
     suite: Suite
-    options: Options
+    options: RunOptions
     notes: list[str]
 
 
@@ -137,13 +137,13 @@ def plan_repetition(
             "and its device are used, and defaults for the rest"
         )
         asked = {"limit": about["data"]["n"]}
-    options = Options(
+    options = RunOptions(
         device=device or session["environment"]["device"],
         limit=asked["limit"],
         batch_size=asked.get("batch_size"),
         copied=asked.get("copied", True),
         deterministic=asked.get("deterministic", False),
-        share=sharding.parse(asked.get("share", "1/1")),
+        share=sharding.parse_shard(asked.get("share", "1/1")),
         data_dir=data_dir,
         command=command,
     )
@@ -175,7 +175,7 @@ def check_output_folder(folder: Path, out: Path) -> None:
 # ------------------------------------------------------------------ differences of the environment
 
 
-def list_environment_differences(folder: Path, options: Options) -> Iterator[str]:
+def list_environment_differences(folder: Path, options: RunOptions) -> Iterator[str]:
     """List how the environment differs from that of a run's last session.
 
     Args:
@@ -189,8 +189,11 @@ def list_environment_differences(folder: Path, options: Options) -> Iterator[str
         SuiteError: The device is missing.
     """
     before = manifest.read(folder)[0]["sessions"][-1]
-    with determinism.enforced(options.deterministic):
-        then, now = before["environment"], environment.environment(loading.device(options.device))
+    with determinism.enforce_determinism(options.deterministic):
+        then, now = (
+            before["environment"],
+            environment.environment(loading.select_device(options.device)),
+        )
     after = {"environment": now, "requirements": environment.requirements()}
     for name in MACHINE:
         if then.get(name) != now.get(name):

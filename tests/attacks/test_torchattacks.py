@@ -295,7 +295,9 @@ def test_a_caveat_tells_that_the_steps_do_not_reach_eps() -> None:
 
 
 def test_the_module_alone_does_not_import_the_library() -> None:
-    code = "import sys, bench.attacks.adapters.torchattacks; sys.exit('torchattacks' in sys.modules)"
+    code = (
+        "import sys, bench.attacks.adapters.torchattacks; sys.exit('torchattacks' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -18,7 +18,7 @@ import bench
 from bench import cli
 from bench.core.errors import SuiteError
 from bench.engine import timing
-from bench.evaluation import loading
+from bench.models import published_weights
 from bench.suite.reader import attack_entry
 from bench.workflows.speed import memory, page, workloads
 from bench.workflows.speed.competitors import (
@@ -87,7 +87,7 @@ def test_every_work_that_ships_can_be_read_and_its_attack_and_weights_are_known(
         raw = {"name": each.attack, "norm": "linf", "eps": [*each.eps], "params": {**each.params}}
         assert attack_entry(raw, each.name).attack.run is None
         for victim in each.models:
-            path = loading.WEIGHTS / f"{victim.name}-{victim.weights}.safetensors"
+            path = published_weights.WEIGHTS / f"{victim.name}-{victim.weights}.safetensors"
             assert victim.weights == "random" or path.is_file()
 
 
@@ -275,7 +275,7 @@ def test_a_bare_loop_makes_the_attacks_passes_and_no_more(
     task = loaded(attack)
     competitor = next(each for each in bare_loop.list_variants(task.work) if each.name == name)
     run = competitor.prepare(task)
-    with timing.counted(task.model) as passes:
+    with timing.count_passes(task.model) as passes:
         run(16)
     assert passes.backwards == 32 * gradients
     assert passes.forwards == 32 * (gradients + len(EPS))

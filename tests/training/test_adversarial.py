@@ -71,7 +71,7 @@ def test_the_epoch_kept_has_the_fewest_errors_on_attacked_validation_images(
 ) -> None:
     counts = [epoch.validation_adversarial_correct for epoch in hardened.history]
     assert hardened.best.validation_adversarial_correct == max(filter(None, counts))
-    order = rng.shuffled(5, "validation split", 1297)[:200]
+    order = rng.permute(5, "validation split", 1297)[:200]
     x, y = training_images()
     x_adv = AdversarialBatches(FGSM, 5).validate(hardened.model, x[order], y[order], order)
     again = trainer.evaluate_model(hardened.model, x_adv, y[order])
@@ -88,9 +88,9 @@ def test_the_step_is_along_the_gradient_of_the_shared_loss(share: float) -> None
         optimiser=ComponentSpec(name="SGD", params={"lr": 0.1}),
         adversarial=adversary,
     )
-    ids = rng.shuffled(5, "validation split", 1297)[200:]
+    ids = rng.permute(5, "validation split", 1297)[200:]
     x, y = (part[ids] for part in training_images())
-    with rng.seeded(5, "training", "small"):
+    with rng.seed_global(5, "training", "small"):
         model: nn.Module = registry.find("models", "lenet").build()
     x_adv = AdversarialBatches(adversary, 5).train(model, x, y, ids, 1)
     before, entropy = state(model), nn.functional.cross_entropy

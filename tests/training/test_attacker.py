@@ -10,13 +10,13 @@ import click.testing
 import pandas as pd
 import pytest
 import torch
+from bench.core.contracts.learner import TrainingBatch
 from safetensors.torch import load_file
 
 import bench
 from bench import cli
 from bench.attacks import advgan
 from bench.core import registry
-from bench.core.contracts.attack import Lesson
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.types import Threat
 from bench.core.errors import SuiteError
@@ -112,7 +112,7 @@ def test_a_step_moves_both_networks_and_nothing_else(lenet: Any, digits: Any) ->
     networks = dict(advgan.build((1, 28, 28), settings))
     before = {name: [p.clone() for p in net.parameters()] for name, net in networks.items()}
     optimisers = {k: torch.optim.SGD(net.parameters(), 0.1) for k, net in networks.items()}
-    lesson = Lesson(
+    lesson = TrainingBatch(
         lenet.requires_grad_(False), digits[0][:8], digits[1][:8], Threat(norm="linf", eps=0.3)
     )
     state = {key: value.clone() for key, value in lenet.state_dict().items()}

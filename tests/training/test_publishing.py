@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench.models.published_weights import WEIGHTS
 from click.testing import CliRunner, Result
 from markdown_it import MarkdownIt
 from safetensors.torch import load_file
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from bench import cli
 from bench.attacks.advgan import WEIGHTS as ATTACKERS
 from bench.core import registry
-from bench.evaluation.loading import WEIGHTS
 from bench.workflows.training import figures, model_card, page, recipe, trainer
 from bench.workflows.training.adversarial import AdversarialBatches
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench.models.published_weights import WEIGHTS
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -16,7 +17,6 @@ from bench.core import registry
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
 from bench.datasets import digits as handwritten
-from bench.evaluation.loading import WEIGHTS
 from bench.workflows.training import model_card, recipe, trainer
 
 RECIPE = """

@@ -10,12 +10,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import AttackBatch, AttackSpec
+from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.rule import AttackBatch
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
 from bench.engine import timing
 from bench.engine.functional import norms
-from bench.evaluation import metrics, verify
+from bench.evaluation import chunk, metrics
 from bench.evaluation.crafting import Examples
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.metrics import Outcomes
@@ -42,8 +43,8 @@ class ExperimentSetup(NamedTuple):
 
     ours: Side
     reference: Side
-    count_ours: CountRobust = metrics.robust
-    count_reference: CountRobust = metrics.robust
+    count_ours: CountRobust = metrics.robust_examples
+    count_reference: CountRobust = metrics.robust_examples
 
 
 class ObservedBehaviour(NamedTuple):
@@ -197,7 +198,7 @@ class ExperimentRunner:
         hooked = side._replace(spec=dataclasses.replace(side.spec, attack=observed))
         return self._summarize(side, [self._run(hooked, self.chosen)])._replace(start=starts)
 
-    def _summarize(self, side: Side, runs: list[verify.ChunkResult]) -> ObservedBehaviour:
+    def _summarize(self, side: Side, runs: list[chunk.VerifiedChunk]) -> ObservedBehaviour:
         """Store the records of all batches, and check the images."""
         frame = pd.concat([run.records[0] for run in runs]).set_index("example")
         images = torch.cat([run.x_adv[0] for run in runs])
@@ -207,9 +208,9 @@ class ExperimentRunner:
             levels=bool(((images * 255).round() / 255 - images).abs().max() <= LEVEL),
         )
 
-    def _run(self, side: Side, examples: Examples) -> verify.ChunkResult:
+    def _run(self, side: Side, examples: Examples) -> chunk.VerifiedChunk:
         floor, source = timing.Floor(0.0, 0.0), build_attacked_model(side)  # timing is not needed
-        return verify.evaluate_chunk(
+        return chunk.evaluate_chunk(
             self.judge, side.spec, examples, side.rows, floor, source=source
         )
 

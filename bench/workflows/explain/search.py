@@ -16,7 +16,8 @@ from bench.analysis.explanations import Experiment, Explanation, gap_of
 from bench.core.errors import ContractError, SuiteError, first_line
 from bench.evaluation import metrics
 from bench.evaluation.evaluator import Evaluator
-from bench.execution import runner
+from bench.execution import options as execution_options
+from bench.execution import preparation
 from bench.suite import plan, reader
 from bench.suite.schema import Suite
 from bench.workflows.explain import hypotheses
@@ -180,7 +181,9 @@ class DisagreementSearch:
 
     def _experiment(self, text: str, setup: ExperimentSetup) -> Experiment:
         mine, theirs = self.runner.outcomes(setup)
-        test = metrics.paired(theirs, mine)  # first: robust under theirs alone, so broken by ours
+        test = metrics.mcnemar_test(
+            theirs, mine
+        )  # first: robust under theirs alone, so broken by ours
         gap, most = gap_of(test), self._closed_gap()
         narrower = bool(self.experiments) and most < gap < self.first.gap
         chance = narrower and self._is_chance(setup, gap, test.p_value)
@@ -204,13 +207,13 @@ class DisagreementSearch:
         """Return whether a stochastic side differs from itself under another seed by as much."""
         sides = (setup.ours, setup.reference)
         side = next((each for each in sides if each.spec.attack.stochastic), None)
-        if side is None or p_value <= metrics.SIGNIFICANT:
+        if side is None or p_value <= metrics.SIGNIFICANCE_LEVEL:
             return False
-        own = metrics.robust(self.runner.records(side))
+        own = metrics.robust_examples(self.runner.records(side))
         for other in range(1, SEEDS + 1):
             spec = dataclasses.replace(side.spec, seed=side.spec.seed + other)
-            there = metrics.robust(self.runner.records(side._replace(spec=spec)))
-            if gap_of(metrics.paired(own, there)) >= gap:
+            there = metrics.robust_examples(self.runner.records(side._replace(spec=spec)))
+            if gap_of(metrics.mcnemar_test(own, there)) >= gap:
                 return True
         return False
 
@@ -272,7 +275,7 @@ def explain_cells(
     where: str,
     ours: str,
     reference: str,
-    options: runner.Options,
+    options: execution_options.RunOptions,
     on_experiment: Listener = lambda text: None,
 ) -> Explanation:
     """Explain why two cells of a suite disagree; a run's folder stores the explanation.
@@ -303,7 +306,7 @@ def explain_cells(
     )
     limit = options.limit or min(checked.data.limit or EXAMPLES, EXAMPLES)
     on_experiment("loading")
-    session = runner.prepare(needed, folder, dataclasses.replace(options, limit=limit))
+    session = preparation.load_evaluator(needed, folder, dataclasses.replace(options, limit=limit))
     mine, theirs = (_task(session, each, identities) for each in (first, second))
     explanation = explain_tasks(session, mine, theirs, on_experiment)
     if folder is not None:

@@ -123,10 +123,10 @@ def _judge_missing(was: Cell | None, cell: Cell | None) -> tuple[Outcome, str] |
 
 def _judge_pairs(pairs: list[_Pair], alpha: float) -> Iterator[Verdict]:
     """Judge each pair, with p values corrected over all pairs (Holm)."""
-    losses = [metrics.loss(pair.before, pair.after) for pair in pairs]
-    gains = [metrics.loss(pair.after, pair.before) for pair in pairs]
-    p_lost = metrics.holm([loss.p_value for loss in losses])
-    p_gained = metrics.holm([gain.p_value for gain in gains])
+    losses = [metrics.one_sided_mcnemar_test(pair.before, pair.after) for pair in pairs]
+    gains = [metrics.one_sided_mcnemar_test(pair.after, pair.before) for pair in pairs]
+    p_lost = metrics.holm_correction([loss.p_value for loss in losses])
+    p_gained = metrics.holm_correction([gain.p_value for gain in gains])
     for pair, loss, *p_values in zip(pairs, losses, p_lost, p_gained, strict=True):
         counts = int(pair.before.sum()), int(pair.after.sum()), len(pair.before)
         change = AccuracyChange(*counts, loss.lost, loss.gained, *p_values)

@@ -15,9 +15,9 @@ from typing import NamedTuple
 from bench.analysis import results, snapshot
 from bench.analysis.snapshot import Snapshot, unpack
 from bench.core.errors import RecordError, nearest
-from bench.execution import runner
-from bench.execution.runner import Options
-from bench.execution.work import Event
+from bench.execution import preparation, runner
+from bench.execution.events import Event
+from bench.execution.options import RunOptions
 from bench.reporting.formats import many
 from bench.suite.schema import Suite
 from bench.workflows.leaderboard.entries import Recheck, list_shortcomings
@@ -80,7 +80,7 @@ def admit_model(
     card: ModelCard,
     claimed: Snapshot,
     suite: Suite,
-    options: Options,
+    options: RunOptions,
     on_event: Callable[[Event], None] = lambda event: None,
 ) -> Admission:
     """Check a claim against the suite, then run the model again and compare.
@@ -106,7 +106,7 @@ def admit_model(
     if problems:
         return Admission(problems, None, None)
     with tempfile.TemporaryDirectory() as folder:
-        runner.run(own, Path(folder), options, on_event)
+        runner.run_suite(own, Path(folder), options, on_event)
         found = results.read(Path(folder))
         again = snapshot.of(found)
     broken = [f"run again: {row.attack}, eps {row.eps_text}: {row.reason}"
@@ -117,10 +117,10 @@ def admit_model(
 
 
 def _find_mismatches(
-    card: ModelCard, claimed: Snapshot, suite: Suite, options: Options
+    card: ModelCard, claimed: Snapshot, suite: Suite, options: RunOptions
 ) -> list[str]:
     """Describe how model and examples differ from those of the claim."""
-    session = runner.prepare(suite, None, dataclasses.replace(options, limit=None))
+    session = preparation.load_evaluator(suite, None, dataclasses.replace(options, limit=None))
     built = session.subjects[card.model.label].fingerprint
     problems = []
     if built != claimed.models[0].fingerprint:

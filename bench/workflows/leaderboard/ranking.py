@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from bench.analysis.snapshot import unpack
 from bench.evaluation import metrics
-from bench.evaluation.metrics import SIGNIFICANT, Outcomes, Rate
+from bench.evaluation.metrics import SIGNIFICANCE_LEVEL, Outcomes, Rate
 from bench.suite.schema import Suite
 from bench.workflows.leaderboard.entries import Entry
 
@@ -89,11 +89,11 @@ def rank_models(entries: Sequence[Entry], threat: RankedThreat) -> list[RankedMo
 
 def _ranks(outcomes: Sequence[Outcomes]) -> list[int]:
     pairs = list(itertools.combinations(range(len(outcomes)), 2))
-    tests = [metrics.paired(outcomes[a], outcomes[b]) for a, b in pairs]
+    tests = [metrics.mcnemar_test(outcomes[a], outcomes[b]) for a, b in pairs]
     ranks = [1] * len(outcomes)
-    p_values = metrics.holm([test.p_value for test in tests])
+    p_values = metrics.holm_correction([test.p_value for test in tests])
     for (a, b), test, p_value in zip(pairs, tests, p_values, strict=True):
-        if p_value <= SIGNIFICANT:
+        if p_value <= SIGNIFICANCE_LEVEL:
             ranks[b if test.only_first > test.only_second else a] += 1
     return ranks
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.attacks.common import ONE_IMAGE
 from bench.core.files import write_atomic
-from bench.evaluation.audit.checks import USED_PART
+from bench.evaluation.audit.checks import USED_SHARE
 from bench.reporting import formats
 from bench.reporting.formats import markdown, number
 from bench.workflows.single_image.attack import Prediction, SingleImageResult
@@ -85,7 +85,7 @@ def describe_unused_budget(result: SingleImageResult) -> str:
     eps, moved = entry.eps[0], result.record[entry.norm]
     searched = entry.attack.budget == "minimum" or entry.norm == "l0"
     tried = result.record["attacked"] and not result.record["fooled"] and eps.value > 0
-    if not tried or searched or moved >= USED_PART * eps.value:
+    if not tried or searched or moved >= USED_SHARE * eps.value:
         return ""
     others = [] if entry.name == ONE_IMAGE else [f"--attack {ONE_IMAGE}"]
     names = {field.name for field in dataclasses.fields(entry.params)}

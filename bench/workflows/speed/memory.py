@@ -90,7 +90,7 @@ def measure_peak(job: MemoryJob) -> int:
         data=job.data,
     )
     competitor = next(each for each in list_competitors(work) if each.name == job.competitor)
-    with rng.seeded("speed", work.name, competitor.name), silence_output():
+    with rng.seed_global("speed", work.name, competitor.name), silence_output():
         return _run_measured(competitor, task, job.rows)
 
 

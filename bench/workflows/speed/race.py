@@ -178,12 +178,12 @@ def _run(
     competitor: Competitor, task: RaceTask, work: Callable[[], Result]
 ) -> tuple[Result, float]:
     """Time `work`; raise ForeignCodeError for exceptions of a library."""
-    with rng.seeded("speed", task.work.name, competitor.name):
+    with rng.seed_global("speed", task.work.name, competitor.name):
         if not competitor.library:
-            return timing.timed(work, task.device)
+            return timing.time_call(work, task.device)
         with silence_output():
             try:
-                return timing.timed(work, task.device)
+                return timing.time_call(work, task.device)
             except (torch.OutOfMemoryError, KeyboardInterrupt):
                 raise
             except BaseException as error:  # foreign code

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge
 
 from bench.core.errors import SuiteError, nearest
-from bench.core.validation import Validator, text_of, toml
+from bench.core.validation import Validator, parse_toml, read_text
 
 FILE = Path(__file__).with_name("workloads.toml")
 Variant = Literal[
@@ -61,7 +61,7 @@ def read_workloads(path: Path = FILE) -> tuple[Workload, ...]:
         SuiteError: The file is invalid; the message lists every mistake.
     """
     check = Validator(path.name)
-    raw = toml(text_of(path, "works"), path.name)
+    raw = parse_toml(read_text(path, "works"), path.name)
 
     def work(entry: Any, key: str) -> Workload | None:
         models = list(

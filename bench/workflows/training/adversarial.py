@@ -89,4 +89,4 @@ class AdversarialBatches:
             stop="never",
             seed=seed,
         )
-        return stream.attack(model, spec, x, y, ids, rows=len(x)).x_adv[0]
+        return stream.run_attack(model, spec, x, y, ids, rows=len(x)).x_adv[0]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core import rng
-from bench.core.contracts.attack import Learner, Lesson
+from bench.core.contracts.learner import Learner, TrainingBatch
 from bench.core.errors import SuiteError
 from bench.evaluation import loading
 from bench.models.preflight.checks import LoadedModel
@@ -87,7 +87,7 @@ def train_attack(
     """
     training = load_training_data(recipe, data_dir, device)
     x, y, data = training.x, training.y, training.data
-    target = loading.subject(recipe.model, Path(), recipe.seed, data, device, data_dir)
+    target = loading.load_model(recipe.model, Path(), recipe.seed, data, device, data_dir)
     target.model.requires_grad_(False)
     held_out, rows = training.held_out, training.train[: recipe.limit]
     if not (predict_classes(target.model, x[held_out]) == y[held_out]).any():
@@ -95,7 +95,7 @@ def train_attack(
             f"recipe '{recipe.name}': model '{recipe.model.label}' gets none of the held-out "
             f"images of {data.name} right, so there is nothing to fool it about"
         )
-    with rng.seeded(recipe.seed, "training", recipe.name):
+    with rng.seed_global(recipe.seed, "training", recipe.name):
         built = find_learner(recipe).build(data.shape, recipe.attack.params)
         networks = {name: network.to(device).train() for name, network in built.items()}
         optimisers: dict[str, torch.optim.Optimizer] = {
@@ -118,7 +118,7 @@ def train_attack(
 
         def train_epoch(number: int) -> AttackEpoch:
             started = time.perf_counter()
-            order = rows[rng.shuffled(recipe.seed, f"epoch {number}", len(rows))]
+            order = rows[rng.permute(recipe.seed, f"epoch {number}", len(rows))]
             losses = _run_epoch(recipe, target.model, networks, optimisers, x, y, order)
             result = evaluate_attack(recipe, published, target.model, x[held_out], y[held_out])
             fooled, eligible = int(result.fooled.sum()), int(result.eligible.sum())
@@ -156,7 +156,7 @@ def _run_epoch(
     for network in networks.values():
         network.train()
     for rows in order.to(x.device).split(recipe.batch_size):
-        lesson = Lesson(target, x[rows], y[rows], recipe.attack.threat)
+        lesson = TrainingBatch(target, x[rows], y[rows], recipe.attack.threat)
         losses = find_learner(recipe).step(networks, optimisers, lesson, recipe.attack.params)
         for name, terms in losses.items():
             totals = sums.setdefault(name, {})

@@ -66,7 +66,7 @@ class CertifiedLoss:
             Logits minus the label's, (n, classes), with the label moved to the front; and the
             labels' new indices, zeros of shape (n,).
         """
-        margins = bounds.margins(self.layers, bounds.region(x, eps), y, "ibp")
+        margins = bounds.margin_bounds(self.layers, bounds.input_region(x, eps), y, "ibp")
         logits = torch.cat([margins.new_zeros(len(margins), 1), -margins], dim=1)
         return logits, torch.zeros_like(y)
 
@@ -86,9 +86,11 @@ def certify_images(certificate: Certificate, model: nn.Module, x: Tensor, y: Ten
     Returns:
         Whether each image is proven to be classified as its label in the whole ball, (n,) bool.
     """
-    layers = network.doubled(model, x[:1])
+    layers = network.read_network_in_double(model, x[:1])
     margins = [
-        bounds.certificates(layers, bounds.region(part.double(), certificate.judged), label, "ibp")
+        bounds.certified_margins(
+            layers, bounds.input_region(part.double(), certificate.judged), label, "ibp"
+        )
         for part, label in zip(x.split(ROWS), y.split(ROWS), strict=True)
     ]
     return torch.cat(margins) > 0

@@ -21,7 +21,7 @@ from bench.core import registry
 from bench.core.contracts.dataset import Data
 from bench.core.files import write_atomic
 from bench.engine.functional import norms
-from bench.engine.functional.logits import predicted, probabilities
+from bench.engine.functional.logits import predict_class, probabilities
 from bench.reporting.plots import figures as drawing
 from bench.storage import environment
 from bench.workflows.training import figures, page
@@ -262,7 +262,7 @@ def _test_model(recipe: Recipe, run: SeedRun, images: Tensor, labels: Tensor) ->
         x_adv = craft.validate(model, images[at], labels[at], at)
         with torch.no_grad():
             answers.append(model(x_adv).cpu())
-    attacked = predicted(torch.cat(answers))
+    attacked = predict_class(torch.cat(answers))
     confidence = probabilities(torch.cat(answers)).gather(1, attacked[:, None])[:, 0]
     return ModelOutcome(state, pred, attacked, confidence)
 

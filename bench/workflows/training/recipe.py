@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal, TypeVar
 from annotated_types import Gt, Interval
 
 from bench.core import registry
-from bench.core.contracts.attack import Attack, Count
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Norm, Threat
 from bench.core.errors import SuiteError, nearest
-from bench.core.validation import Validator, text_of, toml
+from bench.core.validation import Validator, parse_toml, read_text
 from bench.suite.schema import ModelEntry
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -217,7 +218,7 @@ def detect_recipe_kind(name: str) -> Literal["model", "attack"]:
         SuiteError: The file is not valid TOML.
     """
     path = find_recipe_file(name)
-    trains_attack = path.exists() and "attack" in toml(text_of(path, "a recipe"), str(path))
+    trains_attack = path.exists() and "attack" in parse_toml(read_text(path, "a recipe"), str(path))
     return "attack" if trains_attack else "model"
 
 
@@ -273,7 +274,7 @@ def _read_tables(name: str, tables: Mapping[str, type]) -> tuple[Path, Validator
     if not path.exists():
         raise SuiteError(f"recipe '{name}' is unknown; {nearest(name, list_recipes())}")
     check = Validator(str(path))
-    raw = toml(text_of(path, "a recipe"), str(path))
+    raw = parse_toml(read_text(path, "a recipe"), str(path))
     for key, kind in tables.items():
         if isinstance(raw.get(key), dict):
             raw[key] = check.fill(kind, raw[key], key)

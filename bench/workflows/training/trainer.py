@@ -97,7 +97,7 @@ def load_training_data(
             f"recipe '{recipe.name}': validation: expected fewer than the {data.n} training "
             f"images of {data.name}, got {recipe.validation}"
         )
-    order = rng.shuffled(recipe.seed, "validation split", data.n)
+    order = rng.permute(recipe.seed, "validation split", data.n)
     x, y = data.read(0, data.n).to(device), data.labels.to(device)
     return TrainingData(data, x, y, order[: recipe.validation], order[recipe.validation :])
 
@@ -125,7 +125,7 @@ def train_model(
         SuiteError: The recipe cannot be followed, or the progress file is of another run.
     """
     training = load_training_data(recipe, data_dir, device)
-    with rng.seeded(recipe.seed, "training", recipe.name):
+    with rng.seed_global(recipe.seed, "training", recipe.name):
         run = _Run(recipe, training)
         run.state.run(run.train_epoch, on_epoch, progress_file)
     return TrainedModel(run.model.eval(), run.state.best, run.state.history)
@@ -183,7 +183,7 @@ class _Run:
         """Train and validate for one epoch, then step the schedule."""
         started = time.perf_counter()
         rows, held_out = self.training.train, self.training.held_out
-        order = rows[rng.shuffled(self.recipe.seed, f"epoch {number}", len(rows))]
+        order = rows[rng.permute(self.recipe.seed, f"epoch {number}", len(rows))]
         lr = self.optimiser.param_groups[0]["lr"]
         train, validation = self._train(order, number), self._validate(held_out)
         epoch = Epoch(

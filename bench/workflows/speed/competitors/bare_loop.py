@@ -80,7 +80,7 @@ def prepare_accelerated(task: RaceTask) -> RunWork:
     Returns:
         The work to be timed.
     """
-    copy = accelerate.prepare(task.model, task.x, task.rows, fixed=True).model
+    copy = accelerate.accelerate_model(task.model, task.x, task.rows, fixed=True).model
     return prepare(False, replace(task, model=copy))
 
 

@@ -112,7 +112,7 @@ def prepare(variant: EngineVariant, task: RaceTask) -> RunWork:
     )
     copy = task.model
     if variant.copied:
-        copy = accelerate.prepare(
+        copy = accelerate.accelerate_model(
             task.model, task.x, task.rows, variant.precision, fixed=True
         ).model
     return partial(run_engine, task, spec, copy, variant.judged)
@@ -160,7 +160,7 @@ def attack_images(
         Attacked images, (e, n, c, h, w).
     """
     if spec.attack.parts is None:
-        return stream.attack(task.model, spec, task.x, task.y, ids, rows, copy=copy).x_adv
+        return stream.run_attack(task.model, spec, task.x, task.y, ids, rows, copy=copy).x_adv
     unused = torch.zeros(len(ids), device=task.device)
     chosen = Examples(ids, task.x, task.y, ids - ids - 1, task.y, unused, unused)
-    return ensemble.attack(task.model, spec, chosen, rows, copy).x_adv
+    return ensemble.run_ensemble(task.model, spec, chosen, rows, copy).x_adv
