@@ -13,7 +13,7 @@ from bench.analysis.explanations import Explanation
 from bench.core.errors import RecordError, SuiteError
 from bench.execution import options as execution_options
 from bench.execution import runner
-from bench.reporting.report import views
+from bench.reporting.report import crosscheck_views
 from bench.suite import reader
 from bench.workflows.explain import search
 
@@ -359,7 +359,9 @@ def test_a_run_names_the_command_keeps_what_it_finds_and_the_report_shows_it(
     runner.run_suite(reader.read(str(written(tmp_path))), Path("out"), options())
     found = results.read(Path("out"))
     command = "bench explain . net/ours/0.3 net/theirs/0.3"
-    assert views.unexplained(found.crosschecks, found.explanations, {}) == [command]
+    assert crosscheck_views.list_explain_commands(found.crosschecks, found.explanations, {}) == [
+        command
+    ]
     said = typed.invoke(cli.cli, ["explain", "out", "net/ours/0.3", "net/theirs/0.3", *words])
     assert said.exit_code == 0
     assert "The first change that closes the gap is step size" in said.output

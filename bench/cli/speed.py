@@ -164,7 +164,7 @@ def _print(done: "Race") -> None:
     from rich.table import Table
 
     from bench.cli.console import console
-    from bench.reporting.formats import is_numeric
+    from bench.reporting.formats.numbers import is_numeric
     from bench.workflows.speed import page
 
     screen = console()

@@ -9,7 +9,7 @@ from bench.analysis.snapshot import Cell, Snapshot, unpack
 from bench.analysis.snapshot_matching import SettingChange
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
-from bench.reporting import formats
+from bench.reporting.formats import numbers
 from bench.suite.thresholds import Limits, Threshold
 from bench.workflows.gate.verdicts import AccuracyChange, Outcome, Verdict
 
@@ -76,7 +76,7 @@ def _clean(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair | 
 def _in_words(changes: Sequence[SettingChange]) -> str:
     """Name the settings that differ, each with both values."""
     known = [
-        (name, *("unknown" if value is None else formats.words(str(value)) for value in pair))
+        (name, *("unknown" if value is None else numbers.format_text(str(value)) for value in pair))
         for name, *pair in changes
     ]
     return "; ".join(f"{name} {before} → {now}" for name, before, now in known)
@@ -140,7 +140,7 @@ def _judge_change(change: AccuracyChange, pair: _Pair, alpha: float) -> tuple[Ou
     fell = lost - gained
     if not lost and not gained:
         return "passed", f"{change.after} of {change.n}, the same examples as before"
-    difference = formats.points(-100 * fell / change.n)
+    difference = numbers.format_points(-100 * fell / change.n)
     counts = f"{change.before} → {change.after} of {change.n} ({difference}): "
     counts += f"lost {lost}, gained {gained}"
     limit = pair.threshold.text.partition(":")[2]
@@ -193,11 +193,11 @@ def _power(pairs: list[_Pair], alpha: float) -> str:
         for p in pairs
     ]
     known = [need for need in needs if need is not None]
-    shared = f"{formats.many(family, 'comparison')}, alpha = {alpha:g} for all together"
+    shared = f"{numbers.format_plural(family, 'comparison')}, alpha = {alpha:g} for all together"
     if not known:
         return f"No loss at all can turn this check red: {n} examples are too few ({shared})."
     k = min(known)
-    share = formats.percent(k / n).removesuffix(" %")
+    share = numbers.format_percent(k / n).removesuffix(" %")
     blind = len(needs) - len(known)
     more = f" Of the accuracies, {blind} cannot fall by enough to turn red." if blind else ""
     return (

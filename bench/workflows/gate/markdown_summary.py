@@ -11,8 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.analysis.snapshot import Cell, Snapshot
-from bench.reporting import formats
-from bench.reporting.formats import markdown
+from bench.reporting.formats import markdown, numbers
 from bench.workflows.gate.verdicts import (
     FAILING_OUTCOMES,
     Check,
@@ -54,7 +53,9 @@ def render_summary(check: Check, before: Snapshot, now: Snapshot, run: Path, bas
     parts.append(f"{markdown.escape(check.power)}")
     if better or wrong:
         command = format_accept_command(run, baseline)
-        parts.append(f"To accept this run as the baseline:\n\n{markdown.fenced(command)}")
+        parts.append(
+            f"To accept this run as the baseline:\n\n{markdown.format_code_block(command)}"
+        )
     parts += [f"- {markdown.escape(note)}" for note in check.notes]
     parts += _folded("Examples that flipped", _flips(wrong + better))
     parts += _folded("Robust accuracy by eps, baseline and now", _draw_accuracies(before, now))
@@ -83,7 +84,7 @@ def _table(verdicts: Sequence[Verdict]) -> str:
          v.sentence]
         for v in verdicts
     ]  # fmt: skip
-    return markdown.table(pd.DataFrame(rows, columns=_COLUMNS))
+    return markdown.render_table(pd.DataFrame(rows, columns=_COLUMNS))
 
 
 def _folded(title: str, blocks: Sequence[str]) -> list[str]:
@@ -134,7 +135,7 @@ def _bars(before: Snapshot, now: Snapshot, model: str, attack: str) -> Iterator[
 
 
 def _eps(cell: Cell) -> str:
-    return formats.words(cell.eps_text)
+    return numbers.format_text(cell.eps_text)
 
 
 def render_bar(k: int, n: int) -> str:
@@ -153,4 +154,4 @@ def render_bar(k: int, n: int) -> str:
     eighths = round(8 * _WIDTH * k / n)
     whole, part = divmod(eighths, 8)
     drawn = "█" * whole + ("" if not part else "▏▎▍▌▋▊▉"[part - 1])
-    return f"{drawn:<{_WIDTH}} {formats.percent(k / n):>6}"
+    return f"{drawn:<{_WIDTH}} {numbers.format_percent(k / n):>6}"

@@ -18,7 +18,7 @@ from bench.core.errors import RecordError, nearest
 from bench.execution import preparation, runner
 from bench.execution.events import Event
 from bench.execution.options import RunOptions
-from bench.reporting.formats import many
+from bench.reporting.formats.numbers import format_plural
 from bench.suite.schema import Suite
 from bench.workflows.leaderboard.entries import Recheck, list_shortcomings
 from bench.workflows.leaderboard.model_card import ModelCard
@@ -140,7 +140,7 @@ def _compare(claimed: Snapshot, again: Snapshot) -> Admission:
     different = list_differences(claimed, again)
     problems = [_describe(each) for each in different if len(each.examples) > allowed]
     problems += [
-        f"{cell.attack}, eps {cell.eps_text}: run again, {many(cell.violations, 'image')} broke "
+        f"{cell.attack}, eps {cell.eps_text}: run again, {format_plural(cell.violations, 'image')} broke "
         "the threat model"
         for cell in again.cells
         if cell.violations
@@ -201,5 +201,5 @@ def _describe(each: Difference) -> str:
     more = ", ..." if len(each.examples) > SHOWN else ""
     return (
         f"{each.name}: the run says {each.claimed} stay correct, run again {each.found} do; "
-        f"{many(len(each.examples), 'outcome')} differ: examples {ids}{more}"
+        f"{format_plural(len(each.examples), 'outcome')} differ: examples {ids}{more}"
     )

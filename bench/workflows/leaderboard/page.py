@@ -8,9 +8,15 @@ import pandas as pd
 
 from bench.core.files import write_atomic
 from bench.evaluation.metrics import Rate
-from bench.reporting.formats import count, many, markdown, rate, words
-from bench.reporting.report.views import norm_name
-from bench.reporting.site import templates
+from bench.reporting import templates
+from bench.reporting.formats import markdown
+from bench.reporting.formats.numbers import (
+    format_count,
+    format_norm,
+    format_plural,
+    format_rate,
+    format_text,
+)
 from bench.suite.schema import Suite
 from bench.workflows.leaderboard.entries import Entry
 from bench.workflows.leaderboard.ranking import RankedModel, RankedThreat, list_threats, rank_models
@@ -65,27 +71,27 @@ def write_leaderboard(entries: Sequence[Entry], suite: Suite, out: Path) -> list
     """
     sections = [_section(entries, threat) for threat in list_threats(suite)]
     summary = (
-        f"{many(len(entries), 'model')} on the first {entries[0].snapshot.data.n} examples of "
+        f"{format_plural(len(entries), 'model')} on the first {entries[0].snapshot.data.n} examples of "
         f"{entries[0].snapshot.data.name}. The suite is the threat model: bench plan {suite.name}."
     )
     context = {
-        "title": words(suite.title),
+        "title": format_text(suite.title),
         "summary": summary,
         "sections": sections,
         "counting": RULES,
         "suite": suite.text,
     }
     made = {
-        "leaderboard.md": _markdown(words(suite.title), summary, sections).encode(),
-        "leaderboard.html": templates.render("board.html", context),
+        "leaderboard.md": _markdown(format_text(suite.title), summary, sections).encode(),
+        "leaderboard.html": templates.render_page("board.html", context),
     }
     return [write_atomic(out / name, content) for name, content in made.items()]
 
 
 def _section(entries: Sequence[Entry], threat: RankedThreat) -> LeaderboardSection:
     return LeaderboardSection(
-        f"{norm_name(threat.norm)}, eps {threat.eps_text}",
-        [words(attack) for attack in threat.attacks],
+        f"{format_norm(threat.norm)}, eps {threat.eps_text}",
+        [format_text(attack) for attack in threat.attacks],
         [_line(standing) for standing in rank_models(entries, threat)],
     )
 
@@ -112,15 +118,15 @@ def _line(standing: RankedModel) -> LeaderboardRow:
         standing=standing,
         robust=_rate(standing.robust),
         clean=_rate(standing.clean),
-        left=[count(k, n) for k in standing.left.values()],
-        audit=", ".join(map(words, standing.entry.signs)) or "no symptom",
+        left=[format_count(k, n) for k in standing.left.values()],
+        audit=", ".join(map(format_text, standing.entry.signs)) or "no symptom",
         checked=checked,
-        facts=[(key, words(value)) for key, value in facts.items() if value],
+        facts=[(key, format_text(value)) for key, value in facts.items() if value],
     )
 
 
 def _rate(value: Rate) -> str:
-    return rate(value.k, value.n, value.low, value.high)
+    return format_rate(value.k, value.n, value.low, value.high)
 
 
 # ----------------------------------------------------------------------------------------- markdown
@@ -146,7 +152,7 @@ def _frame(section: LeaderboardSection) -> pd.DataFrame:
     columns = ["rank", "model", "robust, worst case", "clean", *section.attacks, "audit",
                "run again"]  # fmt: skip
     rows = [
-        [str(line.standing.rank), words(line.standing.entry.card.name), line.robust, line.clean,
+        [str(line.standing.rank), format_text(line.standing.entry.card.name), line.robust, line.clean,
          *line.left, line.audit, line.checked]
         for line in section.lines
     ]  # fmt: skip

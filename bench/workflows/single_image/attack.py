@@ -119,7 +119,7 @@ def attack_image(
     again = image_files.decode(png, min(shape[1:]), min(shape[1:]), shape[0])
     factor = magnify or _factor(x_adv - x)
     figure = _figure(x, x_adv, factor, [answer.top[0] for answer in answers])
-    drawn, _ = figures.save(figure, out / f"{stem}-attack")
+    drawn, _ = figures.save_figure(figure, out / f"{stem}-attack")
     return SingleImageResult(
         name=image,
         model=model.label,

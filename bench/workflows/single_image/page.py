@@ -10,8 +10,8 @@ import pandas as pd
 from bench.attacks.common import ONE_IMAGE
 from bench.core.files import write_atomic
 from bench.evaluation.audit.checks import USED_SHARE
-from bench.reporting import formats
-from bench.reporting.formats import markdown, number
+from bench.reporting.formats import markdown, numbers
+from bench.reporting.formats.numbers import format_number
 from bench.workflows.single_image.attack import Prediction, SingleImageResult
 
 SIZES = ("linf", "l2", "l1", "l0")
@@ -92,7 +92,7 @@ def describe_unused_budget(result: SingleImageResult) -> str:
     others += [f"a larger --param {name}" for name in ("lr", "alpha", "steps") if name in names]
     return (
         f"no evidence of robustness: the attack moved the image by {moved:.3g} of the {eps.text} "
-        f"({formats.NORMS[entry.norm]}) that it was allowed; try {' or '.join(others[:3])}"
+        f"({numbers.NORM_NAMES[entry.norm]}) that it was allowed; try {' or '.join(others[:3])}"
     )
 
 
@@ -109,7 +109,9 @@ def write_page(result: SingleImageResult, every: int, command: str, folder: Path
         Path of the page.
     """
     entry = result.attack
-    settings = f"{entry.label}, {formats.NORMS[entry.norm]} eps {entry.eps[0].text}, {entry.goal}"
+    settings = (
+        f"{entry.label}, {numbers.NORM_NAMES[entry.norm]} eps {entry.eps[0].text}, {entry.goal}"
+    )
     source = "the data set's" if result.known else "the model's own prediction of the clean image"
     likeliest = [
         (
@@ -129,14 +131,14 @@ def write_page(result: SingleImageResult, every: int, command: str, folder: Path
         f"{markdown.escape(result.model)}; {markdown.escape(settings)}. "
         f"{markdown.escape(describe_verdict(result))}. "
         f"The label, {markdown.escape(result.label)}, is {source}.",
-        markdown.fenced(command),
+        markdown.format_code_block(command),
         f"![before, after, and the change {result.magnified:g} times]"
         f"({os.path.relpath(result.figure, folder)})",
         _table(["rank", *heads], likeliest),
         _table(["probability of the label", "before", "after", "8 bits"], [("", *true)]),
         _table(
-            [formats.NORMS[name] for name in SIZES],
-            [tuple(number(result.record[name], 6) for name in SIZES)],
+            [numbers.NORM_NAMES[name] for name in SIZES],
+            [tuple(format_number(result.record[name], 6) for name in SIZES)],
         ),
     ]
     if doubt := describe_unused_budget(result):

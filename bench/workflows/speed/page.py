@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 
 from bench.core import files
-from bench.reporting import formats
-from bench.reporting.formats import DASH, markdown
+from bench.reporting.formats import markdown, numbers
+from bench.reporting.formats.numbers import DASH
 from bench.storage import environment, spreadsheet
 from bench.workflows.speed.competitors import bare_loop, torchattacks
 from bench.workflows.speed.race import CompetitorResult, Race
@@ -118,23 +118,23 @@ def _line(race: Race, outcome: CompetitorResult) -> dict[str, str]:
     }
     if any(each.memory is not None or each.memory_reason for each in race.outcomes):
         mib = None if outcome.memory is None else outcome.memory / 2**20
-        line["peak memory, MiB"] = formats.number(mib)
-        line["memory over bare loop"] = formats.factor(_memory_over(outcome, floor))
+        line["peak memory, MiB"] = numbers.format_number(mib)
+        line["memory over bare loop"] = numbers.format_factor(_memory_over(outcome, floor))
     for index, eps in enumerate(format_eps(task.work.eps)):
         share = None if outcome.robust is None or not ok else outcome.robust[index].double().mean()
-        line[f"{ROBUST} {eps}"] = formats.percent(share, 2)
+        line[f"{ROBUST} {eps}"] = numbers.format_percent(share, 2)
     return line
 
 
 def _seconds(found: Quartiles | None) -> str:
     if found is None:
         return DASH
-    median, q1, q3 = (formats.number(value) for value in found)
+    median, q1, q3 = (numbers.format_number(value) for value in found)
     return f"{median} s [{q1}, {q3}]"
 
 
 def _factor(found: Quartiles | None) -> str:
-    return DASH if found is None else formats.factor(found.median)
+    return DASH if found is None else numbers.format_factor(found.median)
 
 
 def _memory_over(outcome: CompetitorResult, floor: CompetitorResult | None) -> float | None:
@@ -173,8 +173,8 @@ def describe_timing(race: Race) -> str:
     device = torch.cuda.get_device_name(task.device) if task.device.type == "cuda" else "CPU"
     threads = torch.get_num_threads()
     return (
-        f"{formats.many(rounds, 'round')} in rotated order after a warm-up, {device}, "
-        f"{formats.many(threads, 'torch thread')}, TF32 {_tf32_words()}; "
+        f"{numbers.format_plural(rounds, 'round')} in rotated order after a warm-up, {device}, "
+        f"{numbers.format_plural(threads, 'torch thread')}, TF32 {_tf32_words()}; "
         + ("freed memory kept" if race.heap_kept else "the C library's default heap")
     )
 
@@ -212,10 +212,10 @@ def list_notes(race: Race) -> Iterator[str]:
         if outcome.status != "ok":
             remarks = [f"{outcome.status}, {outcome.reason}"]
         if outcome.setup_seconds >= MIN_SHOWN_SETUP:
-            took = formats.seconds(outcome.setup_seconds)
+            took = numbers.format_seconds(outcome.setup_seconds)
             remarks.append(f"set up once for the model in {took}, not in its times")
         if outcome.violations:
-            many = formats.many(outcome.violations, "image")
+            many = numbers.format_plural(outcome.violations, "image")
             remarks.append(f"{many} outside ball or box, counted as failed attacks")
         if outcome.memory_reason:
             remarks.append(f"no memory figure, {outcome.memory_reason}")
@@ -252,9 +252,9 @@ def render_page(races: Sequence[Race], command: str) -> str:
         parts.append(
             f"{markdown.escape(describe_race(race))}.\n{markdown.escape(describe_timing(race))}."
         )
-        parts.append(markdown.table(build_table(race)))
+        parts.append(markdown.render_table(build_table(race)))
         parts.append("\n".join(f"- {markdown.escape(note)}" for note in list_notes(race)))
-    parts += ["## Again", markdown.fenced(command)]
+    parts += ["## Again", markdown.format_code_block(command)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

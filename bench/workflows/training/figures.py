@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from torch import Tensor
 
 from bench.evaluation import metrics
-from bench.reporting.plots.style import PALETTE, STYLE, short
+from bench.reporting.plots.style import PALETTE, STYLE, shorten
 from bench.workflows.training.attack_trainer import AttackEpoch, AttackOutcome
 from bench.workflows.training.trainer import Epoch
 
@@ -153,7 +153,7 @@ def plot_class_accuracy(correct: Sequence[int], n: Sequence[int], names: Sequenc
                     f"{value:.1f}", (place, value), textcoords="offset points", xytext=(5, -3),
                     fontsize=8, color="0.25",
                 )  # fmt: skip
-            labels = [short(name, 14) for name in names]
+            labels = [shorten(name, 14) for name in names]
             upright = max(map(len, labels)) <= 4
             axes.set_xticks(
                 places, labels, rotation=0 if upright else 40, ha="center" if upright else "right"
@@ -193,7 +193,11 @@ def plot_predictions(images: Tensor, labels: Tensor, preds: Tensor, names: Seque
             axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent, aspect="auto")
             truth, predicted = (names[int(at[index])] for at in (labels, preds))
             right = truth == predicted
-            text = short(truth, 11) if right else f"{short(truth, 5)} \u2192 {short(predicted, 5)}"
+            text = (
+                shorten(truth, 11)
+                if right
+                else f"{shorten(truth, 5)} \u2192 {shorten(predicted, 5)}"
+            )
             axes.text(
                 column + 0.5, line + 0.2, text, fontsize=8 if len(text) <= 7 else 5.5,
                 ha="center", va="bottom",
@@ -276,7 +280,7 @@ def plot_attack_examples(
             before, after = (names[int(preds[index])] for preds in (outcome.before, outcome.after))
             fooled = before != after
             axes.text(
-                column + 0.5, -0.04, f"{short(before, 6)} → {short(after, 6)}", fontsize=8,
+                column + 0.5, -0.04, f"{shorten(before, 6)} → {shorten(after, 6)}", fontsize=8,
                 ha="center", va="bottom", color=PALETTE[3] if fooled else "0.25",
                 weight="bold" if fooled else "normal",
             )  # fmt: skip

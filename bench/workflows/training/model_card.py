@@ -224,7 +224,7 @@ def _write_files(
     write_atomic(weights.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
     write_atomic(weights.with_suffix(".csv"), history.encode())
     for name, figure in drawn.items():
-        drawing.save(figure, weights.with_name(f"{weights.stem}-{name}"))
+        drawing.save_figure(figure, weights.with_name(f"{weights.stem}-{name}"))
 
 
 def _attack_history(trained: TrainedAttack) -> pd.DataFrame:
