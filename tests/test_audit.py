@@ -591,7 +591,8 @@ def test_a_run_on_an_honest_net_has_no_sign_and_says_what_it_did_not_look_for(
             symptoms.BEATEN_SEARCH,
         )
     }
-    said = f"No symptom of a failed attack, of {len(symptoms.SYMPTOMS) - len(missing)} symptoms checked."
+    checked = len(symptoms.SYMPTOMS) - len(missing)
+    said = f"No symptom of a failed attack, of {checked} symptoms checked."
     for page in ("report.md", "report.html"):
         text = (out / page).read_text(encoding="utf-8")
         assert said in text

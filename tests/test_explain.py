@@ -13,7 +13,7 @@ from bench.analysis.explanations import Explanation
 from bench.core.errors import RecordError, SuiteError
 from bench.execution import options as execution_options
 from bench.execution import runner
-from bench.reporting.report import crosscheck_view
+from bench.reporting.report import crosscheck_views
 from bench.suite import reader
 from bench.workflows.explain import search
 
@@ -175,7 +175,7 @@ def explained(tmp_path: Path) -> Explain:
         text = SUITE.format(ours=ours, theirs=theirs, eps=eps, limit=limit, model=model)
         path = tmp_path / "pair.toml"
         path.write_text(text, encoding="utf-8")
-        return search.run(str(path), "net/ours", "net/theirs", options(limit))
+        return search.explain_cells(str(path), "net/ours", "net/theirs", options(limit))
 
     return ask
 
@@ -346,7 +346,7 @@ def test_a_cell_that_is_not_there_or_does_not_compare_is_the_users_mistake(
     ours: str, theirs: str, told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SuiteError) as raised:
-        search.run(str(written(tmp_path)), ours, theirs, options())
+        search.explain_cells(str(written(tmp_path)), ours, theirs, options())
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -359,7 +359,7 @@ def test_a_run_names_the_command_keeps_what_it_finds_and_the_report_shows_it(
     runner.run_suite(reader.read(str(written(tmp_path))), Path("out"), options())
     found = results.read(Path("out"))
     command = "bench explain . net/ours/0.3 net/theirs/0.3"
-    assert crosscheck_view.list_explain_commands(found.crosschecks, found.explanations, {}) == [
+    assert crosscheck_views.list_explain_commands(found.crosschecks, found.explanations, {}) == [
         command
     ]
     said = typed.invoke(cli.cli, ["explain", "out", "net/ours/0.3", "net/theirs/0.3", *words])

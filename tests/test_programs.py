@@ -225,9 +225,9 @@ def test_a_card_names_a_trusted_program(lenet: nn.Module, tmp_path: Path) -> Non
     path = tmp_path / "card.toml"
     path.write_text(f'schema = 1\n{said}[model]\nname = "net.pt2"\n', encoding="utf-8")
     with pytest.raises(SuiteError, match="model: expected trust = true"):
-        model_card.read(path)
+        model_card.read_card(path)
     path.write_text(path.read_text(encoding="utf-8") + "trust = true\n", encoding="utf-8")
-    assert model_card.read(path).model.name == str(tmp_path.resolve() / "net.pt2")
+    assert model_card.read_card(path).model.name == str(tmp_path.resolve() / "net.pt2")
 
 
 # ------------------------------------------------------------------------ what torch.export writes

@@ -80,7 +80,7 @@ def attack(
         raw |= {"goal": "targeted", "target": target}
     checked = attack_entry(raw, "bench attack")
     files.check_writable(out)
-    told = single.attack(
+    told = single.attack_image(
         image,
         entry,
         checked,
@@ -89,10 +89,10 @@ def attack(
         data_dir=files.data_folder(data_dir),
         magnify=magnify,
     )
-    for line in page.lines(told, every):
+    for line in page.format_lines(told, every):
         echo(line)
     command = shlex.join(["bench", *sys.argv[1:]])
-    echo(f"page: {page.page(told, every, command, out)}")
+    echo(f"page: {page.write_page(told, every, command, out)}")
 
 
 def _params(given: tuple[str, ...]) -> dict[str, Any]:

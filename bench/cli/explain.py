@@ -56,7 +56,7 @@ def explain(
         def hear(text: str) -> None:
             status.update(Text(escape_controls(text)))
 
-        found = explainer.run(suite, ours, reference, options, hear)
+        found = explainer.explain_cells(suite, ours, reference, options, hear)
     _print(found)
 
 

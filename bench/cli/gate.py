@@ -88,15 +88,15 @@ def check(
     now = snapshot.of(found)
     checked = comparison.check_against_baseline(before, now, limits)
     if junit is not None:
-        files.write_atomic(junit, xml.render(checked, now.suite))
-    text = page.render(checked, before, now, folder, against)
+        files.write_atomic(junit, xml.render_junit(checked, now.suite))
+    text = page.render_summary(checked, before, now, folder, against)
     if summary is not None:
         files.write_atomic(summary, text.encode())
     elif os.environ.get("GITHUB_STEP_SUMMARY"):
         _append(Path(os.environ["GITHUB_STEP_SUMMARY"]), text)
     _print(checked, folder, against)
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in github_annotations.render(checked):
+        for line in github_annotations.render_annotations(checked):
             echo(line)
     return checked.exit_code
 
@@ -135,7 +135,7 @@ def _print(checked: "Check", folder: Path, against: Path) -> None:
     from rich.table import Table
 
     from bench.cli.console import console
-    from bench.workflows.gate import wording
+    from bench.workflows.gate import verdicts
 
     screen = console()
     shown = Table()
@@ -146,14 +146,14 @@ def _print(checked: "Check", folder: Path, against: Path) -> None:
         cells = (verdict.outcome, verdict.gate, verdict.where, verdict.sentence)
         shown.add_row(*cells, style=style)
     screen.print(shown)
-    notable = checked.among("regressed", "improved")
+    notable = checked.select("regressed", "improved")
     for verdict in notable:
-        for line in wording.flipped(verdict):
+        for line in verdicts.list_flipped_examples(verdict):
             screen.print(f"{verdict.gate} of {verdict.where}, {line}")
     for note in checked.notes:
         screen.print(f"note: {note}")
     screen.print(checked.power)
     if notable or checked.exit_code:
-        command = wording.accepting(folder, against)
+        command = verdicts.format_accept_command(folder, against)
         screen.print(f"to accept this run: {command}", soft_wrap=True)
-    screen.print(wording.conclusion(checked), style="bold")
+    screen.print(verdicts.summarize_check(checked), style="bold")

@@ -65,7 +65,9 @@ def leaderboard(
         )
         if not _enter(folder, add, card, checked, options):
             return 1
-    for path in page.write(entries.read(folder, checked), checked, out or folder):
+    for path in page.write_leaderboard(
+        entries.read_entries(folder, checked), checked, out or folder
+    ):
         echo(f"leaderboard: {path}")
     return 0
 
@@ -75,16 +77,16 @@ def _enter(folder: Path, run: Path, card: Path, suite: "Suite", options: "RunOpt
     from bench.workflows.leaderboard import admission, entries
     from bench.workflows.leaderboard import model_card as cards
 
-    made = cards.read(card)
-    claimed = admission.claim(run, made.model.label)
+    made = cards.read_card(card)
+    claimed = admission.read_claim(run, made.model.label)
     with show_progress() as listen:
-        found = admission.admit(made, claimed, suite, options, listen)
+        found = admission.admit_model(made, claimed, suite, options, listen)
     if found.snapshot is None or found.recheck is None:
         for problem in found.problems:
             tell("not entered", f"{made.name}: {problem}")
         return False
-    place = entries.folder_of(folder, made)
-    entries.write(place, card, found.snapshot, found.recheck)
+    place = entries.entry_folder(folder, made)
+    entries.write_entry(place, card, found.snapshot, found.recheck)
     again = found.recheck
     echo(
         f"entered: {made.name}: run again on {again.examples} of {claimed.data.n} examples, "

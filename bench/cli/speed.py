@@ -10,7 +10,7 @@ from bench.core.errors import SuiteError, nearest
 
 if TYPE_CHECKING:
     from bench.workflows.speed.race import Race
-    from bench.workflows.speed.workloads import Work
+    from bench.workflows.speed.workloads import Workload
 
 
 WIDE = 130
@@ -66,7 +66,7 @@ def speed(
     """
     from bench.workflows.speed import workloads
 
-    chosen = workloads.chosen(names, workloads.read())
+    chosen = workloads.select_workloads(names, workloads.read_workloads())
     if listed:
         _list(chosen)
         return 0
@@ -77,8 +77,8 @@ def speed(
     from bench.engine import malloc
     from bench.evaluation import loading
     from bench.workflows.speed import page, race
-    from bench.workflows.speed.competitors import PEERS, entered
-    from bench.workflows.speed.setup import load
+    from bench.workflows.speed.competitors import PEERS, list_competitors
+    from bench.workflows.speed.setup import load_task
 
     for name in peers:
         if name not in PEERS:
@@ -98,21 +98,21 @@ def speed(
     races: list[Race] = []
     for work in chosen:
         for index, victim in enumerate(work.models):
-            task = load(work, victim, device=where, data_dir=folder, limit=limit, data=data)
+            task = load_task(work, victim, device=where, data_dir=folder, limit=limit, data=data)
             echo(f"{work.name}: {task.victim}", err=True)
-            done = race.race(
+            done = race.run_race(
                 task,
-                list(entered(work, peers or PEERS)),
+                list(list_competitors(work, peers or PEERS)),
                 rounds=rounds,
                 rows=batch_size,
                 heap_kept=kept,
-                hear=lambda text: echo(f"  {text}", err=True),
+                on_step=lambda text: echo(f"  {text}", err=True),
             )
             if memory:
                 _remember(done, index, str(where), folder, data, batch_size)
             races.append(done)
             if out is not None:
-                page.write(races, command, out)
+                page.write_results(races, command, out)
             _print(done)
     if out is not None:
         echo(f"page: {out / 'speed.md'}")
@@ -128,12 +128,12 @@ def _remember(
     from bench.workflows.speed import memory
 
     echo("  memory, a process each", err=True)
-    memory.add(
+    memory.measure_memory(
         done,
-        memory.Order(
+        memory.MemoryJob(
             work=done.task.work.name,
             model=model,
-            contestant="",
+            competitor="",
             device=device,
             data_dir=str(folder),
             limit=len(done.task.x),
@@ -157,7 +157,7 @@ def _command(
     return shlex.join(["bench", "speed", *names, *told, *flags])
 
 
-def _list(chosen: "tuple[Work, ...]") -> None:
+def _list(chosen: "tuple[Workload, ...]") -> None:
     from rich.table import Table
 
     from bench.cli.console import console
@@ -182,10 +182,10 @@ def _print(done: "Race") -> None:
     screen = console()
     if not screen.is_terminal:  # a file has no width, and folded figures help nobody
         screen = console(width=max(screen.width, WIDE))
-    frame = page.table(done)
+    frame = page.build_table(done)
     work = done.task.work
     screen.print(f"\n{work.name}: {work.title}", style="bold")
-    for line in (page.about(done), page.how(done)):
+    for line in (page.describe_race(done), page.describe_timing(done)):
         screen.print(line, style="italic")
     accuracies = [name for name in frame.columns if name.startswith(page.ROBUST)]
     if len(accuracies) > 1:  # too wide beside the times
@@ -207,5 +207,5 @@ def _print(done: "Race") -> None:
         for cells in part.itertuples(index=False):
             shown.add_row(*map(str, cells))
         screen.print(shown)
-    for note in page.notes(done):
+    for note in page.list_notes(done):
         screen.print(f"  {note}")

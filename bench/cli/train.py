@@ -40,14 +40,14 @@ def train(
     from bench.engine import malloc
     from bench.evaluation import loading
     from bench.workflows.training import model_card, trainer
-    from bench.workflows.training.recipe import kind, read
+    from bench.workflows.training.recipe import detect_recipe_kind, read_recipe
 
     malloc.keep_freed_memory()
     where, folder = loading.select_device(device), files.data_folder(data_dir)
-    if kind(recipe) == "attack":
+    if detect_recipe_kind(recipe) == "attack":
         _train_attack(recipe, out, where, folder, seed, fresh)
         return
-    checked = read(recipe)
+    checked = read_recipe(recipe)
     files.check_writable(out)  # found out now, not after an hour of training
     many = (
         range(checked.seed, checked.seed + checked.seeds) if seed is None else range(seed, seed + 1)
@@ -73,11 +73,13 @@ def train(
             path.unlink(missing_ok=True)
         if len(progress) > 1:
             echo(f"seed {each}", err=True)
-        trained = trainer.train(replace(checked, seed=each), folder, where, hear, path)
-        runs.append(model_card.Run(each, trained))
-    weights = model_card.publish(checked, runs, folder, out)
+        trained = trainer.train_model(replace(checked, seed=each), folder, where, hear, path)
+        runs.append(model_card.SeedRun(each, trained))
+    weights = model_card.publish_model(checked, runs, folder, out)
     if len(runs) > 1:
-        echo(f"kept: seed {model_card.best(runs).seed} of {', '.join(map(str, progress))}")
+        echo(
+            f"kept: seed {model_card.select_best_run(runs).seed} of {', '.join(map(str, progress))}"
+        )
     echo(f"weights: {weights}")
     echo(f"page: {weights.with_suffix('.md')}")
     for path in progress.values():
@@ -91,16 +93,17 @@ def _train_attack(
     from dataclasses import replace
 
     from bench.core import files
-    from bench.workflows.training import attack_card, attack_recipe, attack_trainer
+    from bench.workflows.training import attack_trainer, model_card
+    from bench.workflows.training.recipe import read_attack_recipe
 
-    recipe = attack_recipe.read(name)
+    recipe = read_attack_recipe(name)
     recipe = recipe if seed is None else replace(recipe, seed=seed)
     files.check_writable(out)
     progress = out / f"{recipe.name}.{recipe.seed}.progress"
     if fresh:
         progress.unlink(missing_ok=True)
 
-    def hear(epoch: attack_trainer.Epoch) -> None:
+    def hear(epoch: attack_trainer.AttackEpoch) -> None:
         losses = ", ".join(
             f"{network} " + " ".join(f"{part} {loss:.3f}" for part, loss in parts.items())
             for network, parts in epoch.losses.items()
@@ -111,8 +114,8 @@ def _train_attack(
             err=True,
         )
 
-    trained = attack_trainer.train(recipe, data_dir, device, hear, progress)
-    weights = attack_card.publish(recipe, trained, data_dir, out)
+    trained = attack_trainer.train_attack(recipe, data_dir, device, hear, progress)
+    weights = model_card.publish_attack(recipe, trained, data_dir, out)
     echo(f"weights: {weights}")
     echo(f"page: {weights.with_suffix('.md')}")
     progress.unlink(missing_ok=True)

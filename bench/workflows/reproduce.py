@@ -1,8 +1,7 @@
-"""A run repeated from its own provenance, and held against itself example by example.
+"""Repeat a run from its manifest, and compare both runs example by example.
 
-Everything that a run was made from is in its folder or named there: the suite's text, how it was
-called, the environment. What is somewhere else (data, the user's own files) is looked for where it
-was, and what of it has changed is said.
+The run's folder holds the suite's text, the options and the environment. Data and the user's own
+files are looked up at their former paths; changed files are reported.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,43 +23,43 @@ from bench.suite.reader import parse
 from bench.suite.schema import Suite
 
 OUTCOME = ("clean_correct", "attacked", "fooled", "violation")
-"""The columns that are counted: an example whose values are the same here counts the same."""
+"""Columns that decide how an example counts."""
 MEASURED = (
     "confidence", "clean_confidence", "agreement", "linf", "l2", "l1", "l0", "distance",
 )  # fmt: skip
-"""The columns in which two devices, or two versions, differ by rounding alone."""
+"""Columns that may differ by rounding between devices or versions."""
 NAMES = ("suite", "model", "attack", "norm", "goal", "eps", "cell")
-"""The columns that say which cell a row is of."""
+"""Columns that identify the cell of a row."""
 SHOWN = 5
-"""Examples that are named, at most."""
+"""Example ids shown at most."""
 MACHINE = ("device", "device_name", "processor", "python", "platform", "cuda", "threads")
-"""What of an environment is compared beside the packages."""
+"""Entries of an environment that are compared, in addition to packages."""
 
 
-class Again(NamedTuple):
-    """What is to be run again, and what is known to be otherwise before it is."""
+class RepetitionPlan(NamedTuple):
+    """What to run again, and the differences known beforehand."""
 
     suite: Suite
     options: RunOptions
     notes: list[str]
 
 
-class Twin(NamedTuple):
-    """One cell of both runs."""
+class CellComparison(NamedTuple):
+    """The outcomes of one cell in both runs."""
 
     place: Mapping[str, Any]
     n: int
-    """Examples that both have."""
+    """Examples in both runs."""
     otherwise: list[int]
-    """Those that count otherwise."""
+    """Examples that count differently."""
     columns: list[str]
-    """Names of the columns that are not the same to the last bit, whatever they count."""
+    """Columns that are not bitwise equal."""
     farthest: float
-    """Most that a distance or a confidence is off by; 0 where none is."""
+    """Largest difference of a distance or a confidence."""
 
     @property
     def phrase(self) -> str:
-        """How the two are alike, for people."""
+        """The comparison in a sentence."""
         if self.otherwise:
             ids = ", ".join(map(str, self.otherwise[:SHOWN]))
             more = ", ..." if len(self.otherwise) > SHOWN else ""
@@ -73,29 +72,46 @@ class Twin(NamedTuple):
         return f"{self.n} outcomes identical to the last bit"
 
 
-class Repeated(NamedTuple):
-    """A run and its repetition, side by side."""
+class RunComparison(NamedTuple):
+    """A run and its repetition, compared."""
 
-    twins: list[Twin]
+    cells: list[CellComparison]
     apart: list[str]
-    """A sentence on each model and attack that ended otherwise: failed, skipped, gone or new."""
+    """A sentence for each cell whose status differs."""
     refusal: str
-    """Why nothing was compared; empty if something was."""
+    """Why nothing was compared; empty otherwise."""
 
     def agree(self, bits: bool) -> bool:
-        """Whether all counts the same, and, if `bits`, is the same to the last bit."""
-        same = not any(twin.otherwise or (bits and twin.columns) for twin in self.twins)
+        """Return whether both runs agree.
+
+        Args:
+            bits: Require bitwise equal records in addition to equal outcomes.
+
+        Returns:
+            Whether they do.
+        """
+        same = not any(cell.otherwise or (bits and cell.columns) for cell in self.cells)
         return same and not self.apart
 
 
-def again(
+def plan_repetition(
     folder: Path, base: Path | None, device: str | None, data_dir: Path, command: str
-) -> Again:
-    """The suite and the options of the last session in `folder`; `base` is where the files lie that
-    the suite names, where that is not where they were.
+) -> RepetitionPlan:
+    """Read suite and options of a run's last session.
 
-    Raises: SuiteError if there is no run, or such a file is missing; RecordError if its
-    provenance.json is damaged.
+    Args:
+        folder: Folder of the run.
+        base: Folder of the files that the suite names; None: as it was.
+        device: Device to use; None: as it was.
+        data_dir: Folder of the data sets.
+        command: Command line, for the manifest of the repetition.
+
+    Returns:
+        What to run.
+
+    Raises:
+        SuiteError: There is no run, or a file of the suite is missing.
+        RecordError: The run's provenance.json is damaged.
     """
     about, _ = manifest.read(folder)
     session, where = about["sessions"][-1], f"{folder / manifest.FILE}: its suite"
@@ -117,8 +133,8 @@ def again(
     asked = session.get("options")
     if asked is None:
         notes.append(
-            "the run was made by a bench that kept no options: taken are its number of examples "
-            "and its device, and the defaults for the rest"
+            "the run was made by an earlier version that kept no options: its number of examples "
+            "and its device are used, and defaults for the rest"
         )
         asked = {"limit": about["data"]["n"]}
     options = RunOptions(
@@ -131,12 +147,19 @@ def again(
         data_dir=data_dir,
         command=command,
     )
-    return Again(suite, options, notes)
+    return RepetitionPlan(suite, options, notes)
 
 
-def check_new(folder: Path, out: Path) -> None:
-    """Raises: SuiteError unless `out` is another folder than the run's, and is new or holds a
-    repetition that was interrupted."""
+def check_output_folder(folder: Path, out: Path) -> None:
+    """Check that the folder of a repetition can be used.
+
+    Args:
+        folder: Folder of the run.
+        out: Folder of the repetition.
+
+    Raises:
+        SuiteError: Both are the same, or `out` holds a finished run.
+    """
     if out.resolve() == folder.resolve():
         raise SuiteError(f"{out}: is the run itself; choose another folder with --out")
     if not (out / manifest.FILE).exists():
@@ -149,18 +172,28 @@ def check_new(folder: Path, out: Path) -> None:
         )
 
 
-# --------------------------------------------------------------------------- what differs before
+# ------------------------------------------------------------------ differences of the environment
 
 
-def differences(folder: Path, options: RunOptions) -> Iterator[str]:
-    """How the environment of the last session in `folder` differs from this one, a sentence each.
+def list_environment_differences(folder: Path, options: RunOptions) -> Iterator[str]:
+    """List how the environment differs from that of a run's last session.
 
-    Raises: SuiteError if the device is not there.
+    Args:
+        folder: Folder of the run.
+        options: Options of the repetition.
+
+    Yields:
+        Sentences.
+
+    Raises:
+        SuiteError: The device is missing.
     """
     before = manifest.read(folder)[0]["sessions"][-1]
     with determinism.enforce_determinism(options.deterministic):
-        device = loading.select_device(options.device)
-        then, now = before["environment"], environment.environment(device)
+        then, now = (
+            before["environment"],
+            environment.environment(loading.select_device(options.device)),
+        )
     after = {"environment": now, "requirements": environment.requirements()}
     for name in MACHINE:
         if then.get(name) != now.get(name):
@@ -177,7 +210,7 @@ def differences(folder: Path, options: RunOptions) -> Iterator[str]:
 
 
 def _versions(session: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, str]:
-    """Package -> version: of everything, if both sessions know that much, else of the main ones."""
+    """Return package -> version: of all packages if both sessions list them, else the main ones."""
     if session.get("requirements") and other.get("requirements"):
         pairs = (line.partition("==") for line in session["requirements"])
         return {name: version for name, _, version in pairs}
@@ -186,8 +219,16 @@ def _versions(session: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str,
     }
 
 
-def renamed(first: RunResults, second: RunResults) -> Iterator[str]:
-    """What the two runs ask otherwise: models of another fingerprint, cells of another identity."""
+def list_identity_changes(first: RunResults, second: RunResults) -> Iterator[str]:
+    """List models with another fingerprint, and cells with another identity.
+
+    Args:
+        first: The run.
+        second: Its repetition.
+
+    Yields:
+        Sentences.
+    """
     for label, model in first.provenance["models"].items():
         twin = second.provenance["models"].get(label)
         if twin is not None and twin["fingerprint"] != model["fingerprint"]:
@@ -199,21 +240,34 @@ def renamed(first: RunResults, second: RunResults) -> Iterator[str]:
         if key in there and there[key][0].identity != cell.identity
     ]
     if other:
-        told = ", ".join(dict.fromkeys(other))
-        yield f"other code, settings, data or model than then, so other cells: {told}"
+        names = ", ".join(dict.fromkeys(other))
+        yield f"other code, settings, data or model than then, so other cells: {names}"
 
 
-# --------------------------------------------------------------------------- what differs after
+# ----------------------------------------------------------------------- differences of the results
 
 
-def held_against(first: RunResults, second: RunResults) -> Repeated:
-    """The repetition beside the run, cell by cell."""
-    found = compare_runs.compare(first, second)
-    twins = [] if found.refusal else [_twin(sides) for sides in compare_runs.shared(first, second)]
-    return Repeated(twins, [] if found.refusal else list(_apart(first, second)), found.refusal)
+def compare_repetition(first: RunResults, second: RunResults) -> RunComparison:
+    """Compare a repetition with its run, cell by cell.
+
+    Args:
+        first: The run.
+        second: Its repetition.
+
+    Returns:
+        The comparison.
+    """
+    comparison = compare_runs.compare(first, second)
+    cells = (
+        []
+        if comparison.refusal
+        else [_compare_cell(sides) for sides in compare_runs.shared(first, second)]
+    )
+    apart = [] if comparison.refusal else list(_list_apart(first, second))
+    return RunComparison(cells, apart, comparison.refusal)
 
 
-def _twin(sides: Sides) -> Twin:
+def _compare_cell(sides: Sides) -> CellComparison:
     a, b = sides.first, sides.second
     # Text is compared as text: its categories are those of a whole run, not of a cell.
     texts = [name for name in a.columns if not pd.api.types.is_numeric_dtype(a[name])]
@@ -222,27 +276,34 @@ def _twin(sides: Sides) -> Twin:
     counted = pd.concat([a[name] != b[name] for name in OUTCOME], axis=1).any(axis=1)
     gaps = [(a[name] - b[name]).abs().max() for name in columns if name in MEASURED]
     farthest = float(pd.Series([0.0, *gaps]).max())  # where one has none, there is no distance
-    return Twin(sides.place, len(a), a.index[counted].tolist(), columns, farthest)
+    return CellComparison(sides.place, len(a), a.index[counted].tolist(), columns, farthest)
 
 
-def _apart(first: RunResults, second: RunResults) -> Iterator[str]:
-    """Cells that did not end alike."""
+def _list_apart(first: RunResults, second: RunResults) -> Iterator[str]:
+    """List cells whose status differs."""
     here, there = compare_runs.statuses(first), compare_runs.statuses(second)
     for key in dict.fromkeys([*here, *there]):
         cell = (here.get(key) or there[key])[0]
         sides = [run[key][1:] if key in run else ("absent", "") for run in (here, there)]
         if sides[0][0] != sides[1][0]:
             ended = [f"{status} ({reason})" if reason else status for status, reason in sides]
-            told = f"{ended[0]} then, {ended[1]} now"
-            yield f"{cell.model} · {cell.attack} at eps {cell.eps_text}: {told}"
+            change = f"{ended[0]} then, {ended[1]} now"
+            yield f"{cell.model} · {cell.attack} at eps {cell.eps_text}: {change}"
 
 
-def phrases(twins: Sequence[Twin]) -> Iterator[str]:
-    """A sentence on each model and attack, those eps together that are alike in the same way."""
+def describe_cells(cells: Sequence[CellComparison]) -> Iterator[str]:
+    """Describe the cells, one sentence for all eps of an attack with the same result.
+
+    Args:
+        cells: Cells of a comparison.
+
+    Yields:
+        Sentences.
+    """
     groups: dict[tuple[str, str, str], list[str]] = {}
-    for twin in twins:
-        place = (str(twin.place["model"]), str(twin.place["attack"]), twin.phrase)
-        groups.setdefault(place, []).append(str(twin.place["eps_text"]))
+    for cell in cells:
+        place = (str(cell.place["model"]), str(cell.place["attack"]), cell.phrase)
+        groups.setdefault(place, []).append(str(cell.place["eps_text"]))
     for (model, attack, phrase), radii in groups.items():
         each = " each" if len(radii) > 1 else ""
         yield f"{model} · {attack} at eps {', '.join(radii)}: {phrase}{each}"

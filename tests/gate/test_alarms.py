@@ -105,7 +105,7 @@ def test_the_smallest_loss_that_is_announced_is_the_smallest_that_turns_red(
     even = thresholds.given(["clean_accuracy:-1pp"], LIMITS)
     stood = np.arange(n) < n // 2
     count = len(keys) + 1  # the clean accuracy is one of the family
-    least = accuracy.least(n, n // 2, n // 100, count, thresholds.ALPHA)
+    least = accuracy.find_smallest_detectable_loss(n, n // 2, n // 100, count, thresholds.ALPHA)
     assert least is not None
     before = make(dict.fromkeys(keys, stood), n=n)
     for lost, code in ((least - 1, 0), (least, 1)):

@@ -33,7 +33,7 @@ def checked(make: Make, name: str = "net") -> Check:
 
 
 def page(make: Make, name: str = "net") -> str:
-    return markdown_summary.render(
+    return markdown_summary.render_summary(
         checked(make, name), *sides(make, name), Path("out"), Path("b.json")
     )
 
@@ -43,7 +43,7 @@ def page(make: Make, name: str = "net") -> str:
 
 def test_junit_counts_what_it_holds_and_has_a_case_for_each_verdict(make: Make) -> None:
     found = checked(make)
-    top = ElementTree.fromstring(junit.render(found, "s"))
+    top = ElementTree.fromstring(junit.render_junit(found, "s"))
     assert top.tag == "testsuites"
     assert top.get("tests") == str(len(found.verdicts)) == str(len(list(top.iter("testcase"))))
     kinds = {"failures": "failure", "errors": "error", "skipped": "skipped"}
@@ -55,7 +55,7 @@ def test_junit_counts_what_it_holds_and_has_a_case_for_each_verdict(make: Make) 
 
 
 def test_junit_tells_red_from_what_could_not_be_compared(make: Make) -> None:
-    top = ElementTree.fromstring(junit.render(checked(make), "s"))
+    top = ElementTree.fromstring(junit.render_junit(checked(make), "s"))
     children = {case.get("name"): [each.tag for each in case] for case in top.iter("testcase")}
     assert children["robust accuracy: net, walk, eps 0.1"] == ["failure"]
     assert children["robust accuracy: net, jump, eps 1"] == ["error"]
@@ -71,7 +71,7 @@ def test_junit_tells_red_from_what_could_not_be_compared(make: Make) -> None:
 @given(name=st.text(min_size=1))
 def test_junit_is_xml_whatever_a_model_is_called(make: Make, name: str) -> None:
     printable = name.encode("utf-8", "replace").decode()
-    top = ElementTree.fromstring(junit.render(checked(make, printable), printable))
+    top = ElementTree.fromstring(junit.render_junit(checked(make, printable), printable))
     assert len(list(top.iter("failure"))) == 1
 
 
@@ -104,7 +104,7 @@ def test_a_page_fits_a_comment_and_says_what_it_left_out(make: Make) -> None:
     before = make(dict.fromkeys(keys, [True] * 100))
     now = make(dict.fromkeys(keys, [False] * 100))
     found = check.check_against_baseline(before, now, LIMITS)
-    text = markdown_summary.render(found, before, now, Path("out"), Path("b.json"))
+    text = markdown_summary.render_summary(found, before, now, Path("out"), Path("b.json"))
     assert len(text) < 65_536
     assert "did not fit this page" in text
     assert "901 of" in text or "900 of" in text
@@ -112,20 +112,20 @@ def test_a_page_fits_a_comment_and_says_what_it_left_out(make: Make) -> None:
 
 @pytest.mark.parametrize(("k", "blocks"), [(0, 0), (1, 0), (50, 15), (100, 30)])
 def test_a_bar_is_as_long_as_its_share(k: int, blocks: int) -> None:
-    assert markdown_summary.bar(k, 100).count("█") == blocks
+    assert markdown_summary.render_bar(k, 100).count("█") == blocks
 
 
 # -------------------------------------------------------------------------------------- annotations
 
 
 def test_annotations_are_errors_for_red_and_warnings_for_what_was_not_compared(make: Make) -> None:
-    lines = github_annotations.render(checked(make))
+    lines = github_annotations.render_annotations(checked(make))
     assert [line.split(" ", 1)[0] for line in lines] == ["::error", "::warning"]
     assert "title=robust accuracy regressed::net, walk, eps 0.1: 100 → 50 of 100" in lines[0]
 
 
 def test_a_hostile_name_makes_no_second_command(make: Make) -> None:
-    for line in github_annotations.render(checked(make, HOSTILE)):
+    for line in github_annotations.render_annotations(checked(make, HOSTILE)):
         assert "\n" not in line
         assert "\r" not in line
         assert "%0A::error::" in line
@@ -136,6 +136,8 @@ def test_no_more_annotations_are_written_than_github_shows(make: Make) -> None:
     keys = [("net", "walk", (each + 1) / 100) for each in range(30)]
     before = make(dict.fromkeys(keys, [True] * 100))
     after = make(dict.fromkeys(keys, [False] * 100))
-    lines = github_annotations.render(check.check_against_baseline(before, after, LIMITS))
-    assert len(lines) == github_annotations.MOST
+    lines = github_annotations.render_annotations(
+        check.check_against_baseline(before, after, LIMITS)
+    )
+    assert len(lines) == github_annotations.MAX_COMMANDS
     assert "21 more, see the summary" in lines[-1]

@@ -117,7 +117,7 @@ def test_a_cell_that_was_finished_and_is_not_any_more(
 def test_a_cell_that_failed_before_and_fails_again_is_still_red(make: Make) -> None:
     other = {("net", "walk", 0.2): first(50)}
     found = check(make({CELL: "failed", **other}), make({CELL: "failed", **other}))
-    (verdict,) = found.among("failed")
+    (verdict,) = found.select("failed")
     assert "it failed before, too" in verdict.sentence
     assert found.exit_code == 1
 
@@ -125,7 +125,7 @@ def test_a_cell_that_failed_before_and_fails_again_is_still_red(make: Make) -> N
 def test_a_cell_that_the_suite_no_longer_has_is_not_passed_over(make: Make) -> None:
     other = {("net", "walk", 0.2): first(50)}
     found = check(make({CELL: first(80), **other}), make(other))
-    (verdict,) = found.among("not compared")
+    (verdict,) = found.select("not compared")
     assert (verdict.where, found.exit_code) == ("net, walk, eps 0.1", 3)
     assert "no longer has this cell" in verdict.sentence
 
@@ -135,14 +135,14 @@ def test_a_cell_that_the_baseline_has_no_numbers_of_is_new(make: Make, status: s
     other = {("net", "walk", 0.2): first(50)}
     before = {**other} if status is None else {CELL: status, **other}
     found = check(make(before), make({CELL: first(80), **other}))
-    (verdict,) = found.among("new")
+    (verdict,) = found.select("new")
     assert (verdict.where, found.exit_code) == ("net, walk, eps 0.1", 0)
 
 
 def test_a_cell_skipped_both_times_is_not_judged(make: Make) -> None:
     other = {("net", "walk", 0.2): first(50)}
     found = check(make({CELL: "skipped", **other}), make({CELL: "skipped", **other}))
-    assert "net, walk, eps 0.1" in [verdict.where for verdict in found.among("not judged")]
+    assert "net, walk, eps 0.1" in [verdict.where for verdict in found.select("not judged")]
     assert found.exit_code == 0
 
 
@@ -159,14 +159,14 @@ def test_another_data_set_is_named_and_nothing_is_compared(
     snap = make({CELL: first(80)})
     found = check(snap, other_data(snap, **fields))
     assert (found.compared, found.exit_code) == (0, 3)
-    assert all(told in verdict.sentence for verdict in found.among("not compared"))
+    assert all(told in verdict.sentence for verdict in found.select("not compared"))
     assert found.power == "No accuracy was compared."
 
 
 def test_fewer_examples_are_other_examples(make: Make) -> None:
     found = check(make({CELL: first(80)}), make({CELL: first(40, 50)}, n=50))
     assert found.exit_code == 3
-    assert "the baseline has 100 examples" in found.among("not compared")[0].sentence
+    assert "the baseline has 100 examples" in found.select("not compared")[0].sentence
 
 
 def test_a_changed_parameter_is_named_with_what_it_was(make: Make) -> None:
@@ -182,7 +182,7 @@ def test_a_changed_parameter_is_named_with_what_it_was(make: Make) -> None:
 def test_a_regression_elsewhere_outweighs_what_could_not_be_compared(make: Make) -> None:
     other = ("net", "walk", 0.2)
     found = check(make({CELL: first(80), other: first(80)}), make({CELL: first(50)}))
-    assert found.among("not compared")
+    assert found.select("not compared")
     assert found.exit_code == 1
 
 

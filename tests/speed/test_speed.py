@@ -19,6 +19,7 @@ from bench import cli
 from bench.core.contracts.attack import ExternalAttack
 from bench.core.errors import SuiteError
 from bench.engine import timing
+from bench.models import published_weights
 from bench.suite.reader import attack_entry
 from bench.workflows.speed import memory, page, workloads
 from bench.workflows.speed.competitors import (
@@ -27,12 +28,12 @@ from bench.workflows.speed.competitors import (
     adv_lib,
     bare_loop,
     bench_engine,
-    entered,
+    list_competitors,
     tutorial,
 )
-from bench.workflows.speed.race import Race, race, sizes
-from bench.workflows.speed.setup import Brought, Contestant, Task, load
-from bench.workflows.speed.workloads import Victim, Work
+from bench.workflows.speed.race import Race, list_batch_sizes, run_race
+from bench.workflows.speed.setup import Competitor, RaceTask, WorkResult, load_task
+from bench.workflows.speed.workloads import TargetModel, Workload
 
 EPS = (0, 0.1, 0.2)
 PARAMS = {
@@ -43,11 +44,11 @@ PARAMS = {
 }
 
 
-def work(attack: str, ours: tuple[workloads.Variant, ...] = ("first-success",)) -> Work:
-    return Work(
+def work(attack: str, ours: tuple[workloads.Variant, ...] = ("first-success",)) -> Workload:
+    return Workload(
         name="small",
         title="a small work",
-        models=[Victim(name="lenet", weights="mnist")],
+        models=[TargetModel(name="lenet", weights="mnist")],
         data="mnist",
         limit=32,
         attack=attack,
@@ -57,19 +58,19 @@ def work(attack: str, ours: tuple[workloads.Variant, ...] = ("first-success",)) 
     )
 
 
-def loaded(attack: str, *variants: workloads.Variant) -> Task:
+def loaded(attack: str, *variants: workloads.Variant) -> RaceTask:
     """32 digits for LeNet with the digits' weights, whatever lies in a data folder."""
     small = work(attack, variants or ("first-success",))
     cpu = torch.device("cpu")
-    return load(small, small.models[0], device=cpu, data_dir=Path("none"), data="digits")
+    return load_task(small, small.models[0], device=cpu, data_dir=Path("none"), data="digits")
 
 
-def raced(task: Task, *names: str, rounds: int = 1) -> Race:
-    everyone = [each for each in entered(task.work) if not names or each.name in names]
-    return race(task, everyone, rounds=rounds, rows=16)
+def raced(task: RaceTask, *names: str, rounds: int = 1) -> Race:
+    everyone = [each for each in list_competitors(task.work) if not names or each.name in names]
+    return run_race(task, everyone, rounds=rounds, rows=16)
 
 
-def robust(task: Task) -> list[int]:
+def robust(task: RaceTask) -> list[int]:
     """How many examples `bench.evaluate` finds robust, at each eps."""
     name = task.work.attack
     found = bench.evaluate(
@@ -83,17 +84,17 @@ def robust(task: Task) -> list[int]:
 
 
 def test_every_work_that_ships_can_be_read_and_its_attack_and_weights_are_known() -> None:
-    for each in workloads.read():
+    for each in workloads.read_workloads():
         raw = {"name": each.attack, "norm": "linf", "eps": [*each.eps], "params": {**each.params}}
         assert not isinstance(attack_entry(raw, each.name).attack, ExternalAttack)
         for victim in each.models:
-            path = bench.evaluation.loading.WEIGHTS / f"{victim.name}-{victim.weights}.safetensors"
+            path = published_weights.WEIGHTS / f"{victim.name}-{victim.weights}.safetensors"
             assert victim.weights == "random" or path.is_file()
 
 
 def test_an_unknown_work_is_told_in_one_sentence_with_the_nearest_name() -> None:
     with pytest.raises(SuiteError, match=r"'pgd-curv' is unknown; did you mean 'pgd-curve'\?"):
-        workloads.chosen(["pgd-curv"], workloads.read())
+        workloads.select_workloads(["pgd-curv"], workloads.read_workloads())
 
 
 def test_mistakes_in_the_file_of_works_are_told_with_their_place(tmp_path: Path) -> None:
@@ -103,7 +104,7 @@ def test_mistakes_in_the_file_of_works_are_told_with_their_place(tmp_path: Path)
         'eps = ["8-255"]\nours = ["often"]\nmodels = [{ name = "lenet" }]\n'
     )
     with pytest.raises(SuiteError) as error:
-        workloads.read(path)
+        workloads.read_workloads(path)
     told = "\n".join(error.value.problems)
     assert "works[0].limit: expected at least 1, got 0" in told
     assert "works[0].ours" in told
@@ -116,14 +117,14 @@ def test_data_that_are_not_there_are_told_with_what_ships(
     monkeypatch.setenv("BENCH_OFFLINE", "1")
     small = work("fgsm")
     with pytest.raises(SuiteError, match="--data digits") as error:
-        load(small, small.models[0], device=torch.device("cpu"), data_dir=tmp_path)
+        load_task(small, small.models[0], device=torch.device("cpu"), data_dir=tmp_path)
     assert len(error.value.problems) == 1
 
 
 @pytest.mark.slow
 def test_without_a_folder_of_images_they_are_random_and_the_model_labels_them() -> None:
-    (big,) = workloads.chosen(["resnet50"], workloads.read())
-    task = load(big, big.models[0], device=torch.device("cpu"), data_dir=Path("none"), limit=2)
+    (big,) = workloads.select_workloads(["resnet50"], workloads.read_workloads())
+    task = load_task(big, big.models[0], device=torch.device("cpu"), data_dir=Path("none"), limit=2)
     assert task.data.name == "random images"
     assert task.x.shape == (2, 3, 224, 224)
     assert 0 <= float(task.x.min()) < float(task.x.max()) <= 1
@@ -136,9 +137,9 @@ def test_without_a_folder_of_images_they_are_random_and_the_model_labels_them() 
 def test_the_table_has_a_row_for_everyone_and_the_judge_agrees_with_evaluate() -> None:
     task = loaded("pgd", "first-success", "never")
     done = raced(task)
-    table = page.table(done)
-    assert len(table) == len(done.outcomes) == len(list(entered(task.work)))
-    frame = page.frame([done]).set_index(["contestant", "eps"])
+    table = page.build_table(done)
+    assert len(table) == len(done.outcomes) == len(list(list_competitors(task.work)))
+    frame = page.build_frame([done]).set_index(["contestant", "eps"])
     expected = robust(task)
     for name in ("bench", "bench, every step"):
         rows = frame.loc[name]
@@ -154,7 +155,7 @@ def test_the_table_has_a_row_for_everyone_and_the_judge_agrees_with_evaluate() -
 def test_nested_finds_no_fewer_and_everyone_is_laid_beside_torchattacks() -> None:
     task = loaded("bim", "first-success", "nested")
     done = raced(task, "bench", "bench, nested", "torchattacks", "bare loop", rounds=2)
-    frame = page.frame([done])
+    frame = page.build_frame([done])
     beyond = frame[frame["contestant"].isin(["bench", "torchattacks"])]
     assert (beyond["robust_beyond_torchattacks"] == 0).all()
     nested = frame[frame["contestant"] == "bench, nested"]["robust_beyond_torchattacks"]
@@ -176,12 +177,12 @@ def test_each_round_starts_with_the_next_contestant() -> None:
 
 def test_without_a_batch_size_each_takes_the_best_of_those_tried() -> None:
     task = loaded("fgsm")
-    done = race(task, list(entered(task.work, ["torchattacks"])), rounds=1)
+    done = run_race(task, list(list_competitors(task.work, ["torchattacks"])), rounds=1)
     for outcome in done.outcomes:
-        if outcome.contestant.rows is None:
-            assert list(outcome.searched) == sizes(task)
+        if outcome.competitor.rows is None:
+            assert list(outcome.searched) == list_batch_sizes(task)
             assert outcome.searched[outcome.rows] == min(outcome.searched.values())
-    assert sizes(task)[-1] == 32
+    assert list_batch_sizes(task)[-1] == 32
 
 
 def test_a_shortened_work_is_the_same_with_fewer_examples_steps_and_eps() -> None:
@@ -196,40 +197,42 @@ def test_a_library_that_is_not_installed_is_a_row(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("bench.workflows.speed.race.importlib.metadata.version", missing)
     done = raced(loaded("fgsm"))
-    table = page.table(done).set_index("contestant")
+    table = page.build_table(done).set_index("contestant")
     for name in ("torchattacks", "Foolbox", "ART", "adversarial-library"):
         assert set(table.loc[f"{name} (not run)"]) == {"—"}
-        assert f"{name}: not run, not installed" in list(page.notes(done))
-    assert page.frame([done])["status"].value_counts()["not run"] == len(PEERS)
+        assert f"{name}: not run, not installed" in list(page.list_notes(done))
+    assert page.build_frame([done])["status"].value_counts()["not run"] == len(PEERS)
 
 
 def test_a_library_that_raises_is_a_row_and_an_error_of_ours_is_not_hidden() -> None:
-    def broken(task: Task) -> Callable[[int], Brought]:
+    def broken(task: RaceTask) -> Callable[[int], WorkResult]:
         raise ValueError("no such\nthing")
 
     task = loaded("fgsm")
-    library = Contestant(name="broken", prepare=broken, library="torchattacks")
-    done = race(task, [library], rounds=1, rows=8)
+    library = Competitor(name="broken", prepare=broken, library="torchattacks")
+    done = run_race(task, [library], rounds=1, rows=8)
     assert done.outcomes[0].status == "failed"
     assert done.outcomes[0].reason == "ValueError: no such"
     with pytest.raises(ValueError, match="no such"):
-        race(task, [library._replace(library="")], rounds=1, rows=8)
+        run_race(task, [library._replace(library="")], rounds=1, rows=8)
 
 
 def test_an_image_outside_the_ball_fools_nobody_and_is_counted() -> None:
     task = loaded("fgsm")
 
-    def cheat(task: Task) -> Callable[[int], Brought]:
+    def cheat(task: RaceTask) -> Callable[[int], WorkResult]:
         far = (1 - task.x).expand(len(EPS), *task.x.shape)
-        return lambda rows: Brought(far, [0] * len(EPS))
+        return lambda rows: WorkResult(far, [0] * len(EPS))
 
-    outcome = race(task, [Contestant(name="cheat", prepare=cheat)], rounds=1, rows=8).outcomes[0]
+    outcome = run_race(task, [Competitor(name="cheat", prepare=cheat)], rounds=1, rows=8).outcomes[
+        0
+    ]
     assert outcome.violations == 32 * len(EPS)
     assert outcome.robust is not None
     assert bool((outcome.robust == task.clean).all())
 
 
-# ------------------------------------------------------------------------------------- contestants
+# ------------------------------------------------------------------------------------- competitors
 
 
 @pytest.mark.parametrize("attack", list(PARAMS))
@@ -237,13 +240,13 @@ def test_an_image_outside_the_ball_fools_nobody_and_is_counted() -> None:
 def test_a_library_does_the_same_work(peer: str, attack: str) -> None:
     """Without a random start its robust examples are ours; each one counts what the judge does."""
     task = loaded(attack)
-    (contestant,) = (each for each in entered(task.work, [peer]) if each.peer)
+    (competitor,) = (each for each in list_competitors(task.work, [peer]) if each.peer)
     try:
-        importlib.metadata.version(contestant.library)
+        importlib.metadata.version(competitor.library)
     except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"{contestant.library} is not installed")
-    outcome = race(task, [contestant], rounds=1, rows=12).outcomes[0]
-    if contestant.refusal:
+        pytest.skip(f"{competitor.library} is not installed")
+    outcome = run_race(task, [competitor], rounds=1, rows=12).outcomes[0]
+    if competitor.refusal:
         assert outcome.status == "not run"
         assert peer in ("adv_lib", "pyautoattack")  # neither has each of these attacks
         return
@@ -271,8 +274,8 @@ def test_a_bare_loop_makes_the_attacks_passes_and_no_more(
     attack: str, name: str, gradients: int
 ) -> None:
     task = loaded(attack)
-    contestant = next(each for each in bare_loop.enter(task.work) if each.name == name)
-    run = contestant.prepare(task)
+    competitor = next(each for each in bare_loop.list_variants(task.work) if each.name == name)
+    run = competitor.prepare(task)
     with timing.count_passes(task.model) as passes:
         run(16)
     assert passes.backwards == 32 * gradients
@@ -296,17 +299,17 @@ def test_the_tutorial_runs_on_a_few_images_and_its_seconds_are_scaled(
 
 
 def test_only_a_work_of_one_gradient_has_a_tutorial_and_peers_can_be_chosen() -> None:
-    assert list(tutorial.enter(work("pgd"))) == []
-    names = [each.name for each in entered(work("pgd"), ["art"])]
+    assert list(tutorial.list_variants(work("pgd"))) == []
+    names = [each.name for each in list_competitors(work("pgd"), ["art"])]
     assert names == ["bench", "bare loop", "bare loop on the copy", "ART"]
     assert {file.__name__.rpartition(".")[2] for file in FILES} >= set(PEERS)
-    assert {each.peer for each in entered(work("pgd"))} - {""} == set(PEERS)
-    assert next(adv_lib.enter(work("fgsm"))).refusal
+    assert {each.peer for each in list_competitors(work("pgd"))} - {""} == set(PEERS)
+    assert next(adv_lib.list_variants(work("fgsm"))).refusal
 
 
 def test_ours_brings_an_image_for_every_eps() -> None:
     task = loaded("fgsm")
-    brought = next(bench_engine.enter(task.work)).prepare(task)(16)
+    brought = next(bench_engine.list_variants(task.work)).prepare(task)(16)
     assert brought.x_adv is not None
     assert brought.x_adv.shape == (3, 32, 1, 28, 28)
     assert brought.x_adv[0].equal(task.x)
@@ -319,14 +322,14 @@ def test_a_ratio_is_taken_within_rounds() -> None:
     done = raced(loaded("fgsm"), "bench", "torchattacks")
     for outcome, seconds in zip(done.outcomes, ([1.0, 10.0, 2.0], [2.0, 20.0, 2.0]), strict=True):
         outcome.seconds = seconds
-    rows = page.frame([done]).groupby("contestant").first()
+    rows = page.build_frame([done]).groupby("contestant").first()
     assert rows.loc["bench", "over_torchattacks"] == 0.5
     assert rows.loc["bench", "seconds"] == 2
     assert pd.isna(rows.loc["bench", "over_bare"])
 
 
 def test_memory_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[memory.Order] = []
+    asked: list[memory.MemoryJob] = []
 
     class Answered(NamedTuple):
         returncode: int
@@ -334,38 +337,38 @@ def test_memory_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch
         stderr: str = ""
 
     def answers(command: list[str], *, input: str, **_: object) -> Answered:
-        asked.append(memory.Order(**json.loads(input)))
+        asked.append(memory.MemoryJob(**json.loads(input)))
         return Answered(0, f"{2**20 * len(asked)}\n")
 
     monkeypatch.setattr("bench.workflows.speed.memory.subprocess.run", answers)
     done = raced(loaded("fgsm"), "bench", "bare loop", "tutorial loop")
-    order = memory.Order(
-        work="fgsm-sweep", model=0, contestant="", device="cpu", data_dir="none", limit=32,
+    order = memory.MemoryJob(
+        work="fgsm-sweep", model=0, competitor="", device="cpu", data_dir="none", limit=32,
         data="digits", rows=16, threads=1,
     )  # fmt: skip
-    memory.add(done, order)
-    assert [each.contestant for each in asked] == ["bench", "bare loop", "tutorial loop"]
+    memory.measure_memory(done, order)
+    assert [each.competitor for each in asked] == ["bench", "bare loop", "tutorial loop"]
     assert [each.rows for each in asked] == [16, 16, 1]
-    assert page.table(done)["memory over bare loop"].tolist() == ["0.5x", "1x", "1.5x"]
+    assert page.build_table(done)["memory over bare loop"].tolist() == ["0.5x", "1x", "1.5x"]
 
 
-def peak_order(rows: int) -> memory.Order:
-    return memory.Order(
-        work="fgsm-sweep", model=0, contestant="bare loop", device="cpu", data_dir="none",
+def peak_order(rows: int) -> memory.MemoryJob:
+    return memory.MemoryJob(
+        work="fgsm-sweep", model=0, competitor="bare loop", device="cpu", data_dir="none",
         limit=256, data="digits", rows=rows, threads=1,
     )  # fmt: skip
 
 
 def test_a_larger_batch_has_a_higher_peak() -> None:
-    assert memory.answer(peak_order(8)) < memory.answer(peak_order(256))
+    assert memory.measure_peak(peak_order(8)) < memory.measure_peak(peak_order(256))
 
 
 @pytest.mark.slow
 def test_a_real_process_answers() -> None:
     done = raced(loaded("fgsm"), "bare loop")
-    memory.add(done, peak_order(256))
+    memory.measure_memory(done, peak_order(256))
     assert done.outcomes[0].memory, done.outcomes[0].memory_reason
-    memory.add(done, replace(peak_order(256), work="nothing"))
+    memory.measure_memory(done, replace(peak_order(256), work="nothing"))
     assert "work 'nothing' is unknown" in done.outcomes[0].memory_reason
 
 
@@ -457,4 +460,4 @@ def test_the_heap_is_kept_only_where_the_c_library_can_be_told_to() -> None:
 def test_the_list_names_every_work(type_: Type) -> None:
     said = type_("--list")
     assert said.code == 0
-    assert all(each.name in said.out for each in workloads.read())
+    assert all(each.name in said.out for each in workloads.read_workloads())

@@ -33,8 +33,8 @@ PLAIN = Recipe(
 )
 
 
-def train(recipe: Recipe) -> trainer.Trained:
-    return trainer.train(recipe, Path(), CPU)
+def train(recipe: Recipe) -> trainer.TrainedModel:
+    return trainer.train_model(recipe, Path(), CPU)
 
 
 def state(model: nn.Module) -> Tensor:
@@ -50,16 +50,16 @@ def training_images() -> tuple[Tensor, Tensor]:
 def correct(model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary) -> int:
     """How many the model gets right after the attack."""
     x_adv = AdversarialBatches(adversary, 5).validate(model, x, y, torch.arange(len(x)))
-    return trainer.assess(model, x_adv, y).correct
+    return trainer.evaluate_model(model, x_adv, y).correct
 
 
 @pytest.fixture(scope="module")
-def hardened() -> trainer.Trained:
+def hardened() -> trainer.TrainedModel:
     return train(replace(PLAIN, adversarial=FGSM))
 
 
 def test_a_net_trained_against_an_attack_withstands_it_better_than_a_plain_one(
-    hardened: trainer.Trained, digits: tuple[Tensor, Tensor]
+    hardened: trainer.TrainedModel, digits: tuple[Tensor, Tensor]
 ) -> None:
     plain = train(PLAIN)
     assert correct(hardened.model, *digits, FGSM) > correct(plain.model, *digits, FGSM) + 20
@@ -67,14 +67,14 @@ def test_a_net_trained_against_an_attack_withstands_it_better_than_a_plain_one(
 
 
 def test_the_epoch_kept_has_the_fewest_errors_on_attacked_validation_images(
-    hardened: trainer.Trained,
+    hardened: trainer.TrainedModel,
 ) -> None:
     counts = [epoch.validation_adversarial_correct for epoch in hardened.history]
     assert hardened.best.validation_adversarial_correct == max(filter(None, counts))
     order = rng.permute(5, "validation split", 1297)[:200]
     x, y = training_images()
     x_adv = AdversarialBatches(FGSM, 5).validate(hardened.model, x[order], y[order], order)
-    again = trainer.assess(hardened.model, x_adv, y[order])
+    again = trainer.evaluate_model(hardened.model, x_adv, y[order])
     assert again.correct == hardened.best.validation_adversarial_correct
 
 

@@ -22,7 +22,8 @@ from bench.core.contracts.types import Threat
 from bench.core.errors import SuiteError
 from bench.datasets import digits as handwritten
 from bench.models.published_weights import WEIGHTS
-from bench.workflows.training import attack_card, attack_recipe, attack_trainer, recipe
+from bench.workflows.training import attack_trainer, model_card, recipe
+from bench.workflows.training import page as training_page
 
 RECIPE = """
 schema = 1
@@ -42,31 +43,33 @@ optimiser = { name = "Adam", params = { lr = 2e-3 } }
 CPU = torch.device("cpu")
 
 
-def read(folder: Path, *changes: tuple[str, str]) -> attack_recipe.AttackRecipe:
+def read(folder: Path, *changes: tuple[str, str]) -> recipe.AttackRecipe:
     text = RECIPE
     for old, new in changes:
         assert old in text
         text = text.replace(old, new)
     path = folder / "small.toml"
     path.write_text(text, encoding="utf-8")
-    return attack_recipe.read(str(path))
+    return recipe.read_attack_recipe(str(path))
 
 
-def equal(one: attack_trainer.Trained, other: attack_trainer.Trained) -> bool:
+def equal(one: attack_trainer.TrainedAttack, other: attack_trainer.TrainedAttack) -> bool:
     states = (each.network.state_dict() for each in (one, other))
     return all(torch.equal(*pair) for pair in zip(*(s.values() for s in states), strict=True))
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> attack_trainer.Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> attack_trainer.TrainedAttack:
     folder = tmp_path_factory.mktemp("trained")
-    return attack_trainer.train(read(folder), folder, CPU)
+    return attack_trainer.train_attack(read(folder), folder, CPU)
 
 
 @pytest.fixture(scope="module")
-def weights(trained: attack_trainer.Trained, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(
+    trained: attack_trainer.TrainedAttack, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("published")
-    return attack_card.publish(read(folder), trained, folder, folder / "out")
+    return model_card.publish_attack(read(folder), trained, folder, folder / "out")
 
 
 def test_two_epochs_fool_far_more_than_noise_of_the_same_eps(
@@ -81,7 +84,7 @@ def test_two_epochs_fool_far_more_than_noise_of_the_same_eps(
     assert fooled("advgan", weights=str(weights)) > 150 > 20 > fooled("noise")
 
 
-def test_every_epoch_tells_each_part_of_both_losses(trained: attack_trainer.Trained) -> None:
+def test_every_epoch_tells_each_part_of_both_losses(trained: attack_trainer.TrainedAttack) -> None:
     assert [epoch.epoch for epoch in trained.history] == [1, 2]
     for epoch in trained.history:
         parts = {name: set(losses) for name, losses in epoch.losses.items()}
@@ -95,7 +98,9 @@ def test_every_epoch_tells_each_part_of_both_losses(trained: attack_trainer.Trai
     assert (trained.train_n, trained.network.training) == (480, False)
 
 
-def test_the_target_is_given_back_as_it_was_published(trained: attack_trainer.Trained) -> None:
+def test_the_target_is_given_back_as_it_was_published(
+    trained: attack_trainer.TrainedAttack,
+) -> None:
     net = trained.target.model
     published = load_file(WEIGHTS / "lenet-digits.safetensors")
     assert all(torch.equal(value, published[key]) for key, value in net.state_dict().items())
@@ -124,16 +129,16 @@ def test_a_step_moves_both_networks_and_nothing_else(lenet: Any, digits: Any) ->
 
 @pytest.mark.parametrize("epochs_done", [1, 2])
 def test_interrupted_training_ends_with_the_same_weights(
-    trained: attack_trainer.Trained, tmp_path: Path, epochs_done: int
+    trained: attack_trainer.TrainedAttack, tmp_path: Path, epochs_done: int
 ) -> None:
-    def stop(epoch: attack_trainer.Epoch) -> None:
+    def stop(epoch: attack_trainer.AttackEpoch) -> None:
         if epoch.epoch == epochs_done:
             raise KeyboardInterrupt
 
     progress, heard = tmp_path / "small.progress", []
     with pytest.raises(KeyboardInterrupt):
-        attack_trainer.train(read(tmp_path), tmp_path, CPU, stop, progress)
-    again = attack_trainer.train(
+        attack_trainer.train_attack(read(tmp_path), tmp_path, CPU, stop, progress)
+    again = attack_trainer.train_attack(
         read(tmp_path), tmp_path, CPU, lambda e: heard.append(e.epoch), progress
     )
     assert heard == [2][epochs_done - 1 :]
@@ -142,10 +147,10 @@ def test_interrupted_training_ends_with_the_same_weights(
 
 
 def test_the_seed_decides_and_the_callers_generator_is_not_moved(
-    trained: attack_trainer.Trained, tmp_path: Path
+    trained: attack_trainer.TrainedAttack, tmp_path: Path
 ) -> None:
     before = torch.get_rng_state()
-    other = attack_trainer.train(
+    other = attack_trainer.train_attack(
         read(tmp_path, ("seed = 5", "seed = 6"), ("epochs = 2", "epochs = 1")), tmp_path, CPU
     )
     assert torch.equal(before, torch.get_rng_state())
@@ -155,13 +160,15 @@ def test_the_seed_decides_and_the_callers_generator_is_not_moved(
 def test_progress_of_another_recipe_or_target_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     short = (("epochs = 2", "epochs = 1"), ("limit = 480", "limit = 32"))
     progress = tmp_path / "small.progress"
-    attack_trainer.train(read(tmp_path, *short), tmp_path, CPU, kept_in=progress)
+    attack_trainer.train_attack(read(tmp_path, *short), tmp_path, CPU, progress_file=progress)
     for change in (("seed = 5", "seed = 6"), ('"digits" }\ndata', '"random" }\ndata')):
         with pytest.raises(SuiteError, match=r"another recipe|nothing to fool"):
-            attack_trainer.train(read(tmp_path, *short, change), tmp_path, CPU, kept_in=progress)
+            attack_trainer.train_attack(
+                read(tmp_path, *short, change), tmp_path, CPU, progress_file=progress
+            )
     progress.write_bytes(progress.read_bytes()[:1000])
     with pytest.raises(SuiteError, match="damaged"):
-        attack_trainer.train(read(tmp_path, *short), tmp_path, CPU, kept_in=progress)
+        attack_trainer.train_attack(read(tmp_path, *short), tmp_path, CPU, progress_file=progress)
 
 
 def test_training_never_looks_at_the_test_set(
@@ -176,9 +183,9 @@ def test_training_never_looks_at_the_test_set(
     watched = dataclasses.replace(handwritten.DATASET, load=load)
     monkeypatch.setattr(handwritten, "DATASET", watched)
     short = read(tmp_path, ("epochs = 2", "epochs = 1"), ("limit = 480", "limit = 32"))
-    done = attack_trainer.train(short, tmp_path, CPU)
+    done = attack_trainer.train_attack(short, tmp_path, CPU)
     assert asked == ["train"]
-    attack_card.publish(short, done, tmp_path, tmp_path / "out")
+    model_card.publish_attack(short, done, tmp_path, tmp_path / "out")
     assert asked == ["train", "test"]
 
 
@@ -203,7 +210,7 @@ def test_the_page_shows_counts_intervals_and_figures_that_are_there(weights: Pat
     page = weights.with_suffix(".md").read_text(encoding="utf-8")
     assert f"| test images fooled | {told['test_fooled']}/{told['test_eligible']} |" in page
     assert "bench train small.toml --seed 5" in page
-    for name in attack_card.FIGURES:
+    for name in training_page.ATTACK_FIGURES:
         assert f"![{name}](advgan-test-{name}.png)" in page
         assert weights.with_name(f"advgan-test-{name}.png").stat().st_size > 5000
 
@@ -225,7 +232,7 @@ def test_the_page_shows_counts_intervals_and_figures_that_are_there(weights: Pat
 )
 def test_a_mistake_in_a_recipe_is_the_users(tmp_path: Path, old: str, new: str, part: str) -> None:
     with pytest.raises(SuiteError) as caught:
-        attack_trainer.train(read(tmp_path, (old, new)), tmp_path, CPU)
+        attack_trainer.train_attack(read(tmp_path, (old, new)), tmp_path, CPU)
     assert part in str(caught.value)
 
 
@@ -241,12 +248,12 @@ def test_bench_train_trains_an_attack_too_and_cleans_up(tmp_path: Path) -> None:
 
 
 def attack_recipes() -> list[str]:
-    return [name for name in recipe.names() if recipe.kind(name) == "attack"]
+    return [name for name in recipe.list_recipes() if recipe.detect_recipe_kind(name) == "attack"]
 
 
 @pytest.mark.parametrize("name", attack_recipes())
 def test_every_shipped_recipe_reads_and_names_what_there_is(name: str) -> None:
-    found = attack_recipe.read(name)
+    found = recipe.read_attack_recipe(name)
     assert f"{found.attack.name}-{found.weights}" == name
     assert f"{found.model.name}-{found.data.name}" == found.weights
     assert found.data.name in registry.names("datasets")
@@ -259,7 +266,7 @@ def test_every_published_card_is_of_the_weights_beside_it_and_of_a_shipped_recip
     told = json.loads(path.read_text(encoding="utf-8"))
     content = path.with_suffix(".safetensors").read_bytes()
     assert told["weights_sha256"] == hashlib.sha256(content).hexdigest()
-    shipped = dataclasses.asdict(attack_recipe.read(path.stem))
+    shipped = dataclasses.asdict(recipe.read_attack_recipe(path.stem))
     # What a model's entry can say since the card was written has its default there.
     shipped["model"] = {key: shipped["model"][key] for key in told["recipe"]["model"]}
     assert told["recipe"] == shipped

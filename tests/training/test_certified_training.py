@@ -12,7 +12,7 @@ from bench.core import registry, rng
 from bench.core.errors import SuiteError
 from bench.evaluation.certification import bounds, network
 from bench.workflows.training import model_card, page, recipe, trainer
-from bench.workflows.training.certified import CertifiedLoss, certified
+from bench.workflows.training.certified import CertifiedLoss, certify_images
 from bench.workflows.training.recipe import Certificate, ComponentSpec, Recipe
 
 CPU = torch.device("cpu")
@@ -34,8 +34,8 @@ PLAIN = Recipe(
 CERTIFIED = replace(PLAIN, certified=SMALL)
 
 
-def train(wanted: Recipe, kept_in: Path | None = None, **rest: Any) -> trainer.Trained:
-    return trainer.train(wanted, Path(), CPU, kept_in=kept_in, **rest)
+def train(wanted: Recipe, progress_file: Path | None = None, **rest: Any) -> trainer.TrainedModel:
+    return trainer.train_model(wanted, Path(), CPU, progress_file=progress_file, **rest)
 
 
 def state(model: nn.Module) -> Tensor:
@@ -43,21 +43,21 @@ def state(model: nn.Module) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def bounded() -> trainer.Trained:
+def bounded() -> trainer.TrainedModel:
     return train(CERTIFIED)
 
 
 def test_a_net_trained_on_bounds_is_certified_where_a_plain_one_is_not(
-    bounded: trainer.Trained, digits: tuple[Tensor, Tensor]
+    bounded: trainer.TrainedModel, digits: tuple[Tensor, Tensor]
 ) -> None:
     plain = train(replace(PLAIN, epochs=3))
-    counts = [int(certified(SMALL, each.model, *digits).sum()) for each in (bounded, plain)]
+    counts = [int(certify_images(SMALL, each.model, *digits).sum()) for each in (bounded, plain)]
     assert counts[0] > 100
     assert counts[1] < 20
     assert plain.best.validation_certified_correct is None
 
 
-def test_the_epoch_kept_certifies_most_validation_images(bounded: trainer.Trained) -> None:
+def test_the_epoch_kept_certifies_most_validation_images(bounded: trainer.TrainedModel) -> None:
     seen = [epoch.validation_certified_correct for epoch in bounded.history]
     assert bounded.best.validation_certified_correct == max(filter(None, seen))
 
@@ -99,7 +99,7 @@ def test_the_worst_logits_are_those_of_the_bounds_and_move_with_the_parameters(
 
 
 def test_interrupted_in_its_ramp_it_ends_with_the_same_weights(
-    bounded: trainer.Trained, tmp_path: Path
+    bounded: trainer.TrainedModel, tmp_path: Path
 ) -> None:
     kept = tmp_path / "progress"
 
@@ -108,18 +108,20 @@ def test_interrupted_in_its_ramp_it_ends_with_the_same_weights(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(CERTIFIED, kept, listen=cut)
+        train(CERTIFIED, kept, on_epoch=cut)
     assert torch.equal(state(train(CERTIFIED, kept).model), state(bounded.model))
 
 
-def test_card_and_page_tell_what_is_certified(bounded: trainer.Trained, tmp_path: Path) -> None:
-    weights = model_card.publish(
-        CERTIFIED, [model_card.Run(5, bounded)], tmp_path, tmp_path / "out"
+def test_card_and_page_tell_what_is_certified(
+    bounded: trainer.TrainedModel, tmp_path: Path
+) -> None:
+    weights = model_card.publish_model(
+        CERTIFIED, [model_card.SeedRun(5, bounded)], tmp_path, tmp_path / "out"
     )
     test = registry.find("datasets", "digits").load(split="test")
-    held = certified(SMALL, bounded.model, test.read(0, test.n), test.labels)
+    held = certify_images(SMALL, bounded.model, test.read(0, test.n), test.labels)
     k = int(held.sum())
-    text = page.write(CERTIFIED, weights).read_text("utf-8")
+    text = page.write_page(CERTIFIED, weights).read_text("utf-8")
     assert f"| certified test accuracy | {k}/500 |" in text
     assert "1 epoch of plain training first; eps and its share grow from 0 over 3 epochs" in text
     assert "within L-inf eps 0.04" in text
@@ -180,7 +182,7 @@ def test_a_mistake_in_the_table_is_the_users(
 ) -> None:
     path = tmp_path / "small.toml"
     path.write_text(RECIPE, encoding="utf-8")
-    assert recipe.read(str(path)).certified == Certificate(eps=0.1, judged=0.1)
+    assert recipe.read_recipe(str(path)).certified == Certificate(eps=0.1, judged=0.1)
     path.write_text(RECIPE.replace(old, new), encoding="utf-8")
     with pytest.raises(SuiteError, match=words):
-        recipe.read(str(path))
+        recipe.read_recipe(str(path))

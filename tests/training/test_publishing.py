@@ -18,15 +18,7 @@ from bench import cli
 from bench.attacks.advgan import WEIGHTS as ATTACKERS
 from bench.core import registry
 from bench.models.published_weights import WEIGHTS
-from bench.workflows.training import (
-    attack_card,
-    attack_recipe,
-    figures,
-    model_card,
-    page,
-    recipe,
-    trainer,
-)
+from bench.workflows.training import figures, model_card, page, recipe, trainer
 from bench.workflows.training.adversarial import AdversarialBatches
 
 RECIPE = """
@@ -120,16 +112,16 @@ def test_one_seed_alone_gives_what_it_gives_among_others(
 def test_an_interruption_loses_no_finished_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = trainer.train
+    whole = trainer.train_model
     begun: list[int] = []
 
-    def cut(checked: recipe.Recipe, *rest: Any) -> trainer.Trained:
+    def cut(checked: recipe.Recipe, *rest: Any) -> trainer.TrainedModel:
         begun.append(checked.seed)
         if len(begun) == 2:
             raise KeyboardInterrupt
         return whole(checked, *rest)
 
-    monkeypatch.setattr(trainer, "train", cut)
+    monkeypatch.setattr(trainer, "train_model", cut)
     text = PLAIN.replace("seed = 0", "seed = 3\nseeds = 2")
     path = tmp_path / "small.toml"
     path.write_text(text, encoding="utf-8")
@@ -212,7 +204,10 @@ def test_the_page_is_sound_markdown_whatever_marks_the_recipe_holds(
 def test_the_page_is_a_function_of_recipe_and_card(published: tuple[Path, Result]) -> None:
     weights = published[0] / "out" / "lenet-a test.safetensors"
     text = weights.with_suffix(".md").read_bytes()
-    assert page.write(recipe.read(str(published[0] / "small.toml")), weights).read_bytes() == text
+    assert (
+        page.write_page(recipe.read_recipe(str(published[0] / "small.toml")), weights).read_bytes()
+        == text
+    )
 
 
 PAGES = Path(__file__).parents[2] / "results" / "training"
@@ -220,17 +215,17 @@ PAGES = Path(__file__).parents[2] / "results" / "training"
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in sorted(PAGES.glob("*.md")) if path.stem in recipe.names()],
+    [path for path in sorted(PAGES.glob("*.md")) if path.stem in recipe.list_recipes()],
     ids=lambda path: path.stem,
 )
 def test_every_published_page_is_what_its_recipe_and_card_give(path: Path) -> None:
     homes = (WEIGHTS, ATTACKERS, PAGES)  # a card lies beside its weights, if those are shipped
     cards = [folder / f"{path.stem}.json" for folder in homes]
     found = json.loads(next(each for each in cards if each.exists()).read_text("utf-8"))
-    if recipe.kind(path.stem) == "attack":
-        told = attack_card.page(attack_recipe.read(path.stem), found, path.stem)
+    if recipe.detect_recipe_kind(path.stem) == "attack":
+        told = page.render_attack_page(recipe.read_attack_recipe(path.stem), found, path.stem)
     else:
-        told = page.render(recipe.read(path.stem), found, path.stem)
+        told = page.render_page(recipe.read_recipe(path.stem), found, path.stem)
     assert told == path.read_text("utf-8")
 
 
@@ -244,8 +239,8 @@ def test_a_plain_training_has_no_attacked_figures_and_no_column_without_a_source
     assert "source |" not in text
     assert "attacked" not in text
     only = recipe.Published(source="Somebody", adversarial_error=99.9, adversarial_confidence=79.3)
-    plain = replace(recipe.read(str(tmp_path / "small.toml")), published=only)
-    assert page.render(plain, found, "softmax-plain") == text
+    plain = replace(recipe.read_recipe(str(tmp_path / "small.toml")), published=only)
+    assert page.render_page(plain, found, "softmax-plain") == text
     (row,) = (out / "softmax-plain.csv").read_text("utf-8").splitlines()[1:]
     assert row.endswith(",,,,")
 
@@ -257,12 +252,12 @@ EPOCHS = [
 
 
 def test_curves_under_adversarial_training_are_four_lines_told_apart_in_grey() -> None:
-    for axes in figures.curves(EPOCHS, EPOCHS[1]).axes:
+    for axes in figures.plot_learning_curves(EPOCHS, EPOCHS[1]).axes:
         lines = [line for line in axes.lines if len(line.get_xdata()) == 3]
         looks = {(line.get_linestyle(), round(luminance(line.get_color()), 1)) for line in lines}
         assert len(looks) == len(lines) == 4
     plain = [epoch._replace(adversarial_loss=None, adversarial_correct=None) for epoch in EPOCHS]
-    for axes in figures.curves(plain, plain[1]).axes:
+    for axes in figures.plot_learning_curves(plain, plain[1]).axes:
         assert len([line for line in axes.lines if len(line.get_xdata()) == 3]) == 2
 
 
@@ -274,32 +269,37 @@ def luminance(colour: Any) -> float:
 def test_curves_of_a_perfect_first_epoch_are_drawn() -> None:
     perfect = EPOCHS[0]._replace(train_correct=100, validation_correct=100, train_loss=0.0)
     only = perfect._replace(adversarial_loss=None, adversarial_correct=None, validation_loss=0.0)
-    assert len(figures.curves([only], only).axes) == 2
+    assert len(figures.plot_learning_curves([only], only).axes) == 2
 
 
 def test_figures_serve_many_classes_with_long_names_and_classes_without_images() -> None:
     names = [f"a long name of class {k}" for k in range(12)]
-    drawn = figures.per_class([3] * 11 + [0], [4] * 11 + [0], names)
+    drawn = figures.plot_class_accuracy([3] * 11 + [0], [4] * 11 + [0], names)
     labels = [text.get_text() for text in drawn.axes[0].get_xticklabels()]
     assert len(labels) == 11
     assert max(map(len, labels)) <= 14
-    many = figures.per_class([3] * 300, [4] * 300, list(map(str, range(300))))
+    many = figures.plot_class_accuracy([3] * 300, [4] * 300, list(map(str, range(300))))
     assert len(many.axes[0].texts) == 0
     images, wrong = torch.rand(6, 3, 8, 8), Tensor([1, 1, 2, 3, 4, 5]).long()
     titles = [
-        t.get_text() for t in figures.predictions(images, wrong * 0, wrong, names).axes[0].texts
+        t.get_text()
+        for t in figures.plot_predictions(images, wrong * 0, wrong, names).axes[0].texts
     ]
     assert all(len(title) <= 15 for title in titles)
 
 
 def test_of_equal_seeds_the_first_is_kept() -> None:
-    same = trainer.Trained(nn.Identity(), EPOCHS[0], EPOCHS)
-    assert model_card.best([model_card.Run(7, same), model_card.Run(8, same)]).seed == 7
+    same = trainer.TrainedModel(nn.Identity(), EPOCHS[0], EPOCHS)
+    assert (
+        model_card.select_best_run([model_card.SeedRun(7, same), model_card.SeedRun(8, same)]).seed
+        == 7
+    )
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in recipe.names() if "mnist" in n and recipe.kind(n) == "model"]
+    "name",
+    [n for n in recipe.list_recipes() if "mnist" in n and recipe.detect_recipe_kind(n) == "model"],
 )
 def test_what_a_shipped_recipe_says_of_classes_is_of_all_ten(name: str) -> None:
-    found = recipe.read(name).published
+    found = recipe.read_recipe(name).published
     assert found is None or len(found.per_class) in (0, 10)

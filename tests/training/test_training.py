@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import bench
 from bench.core import registry
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
@@ -39,27 +40,27 @@ def read(folder: Path, old: str = "", new: str = "") -> recipe.Recipe:
     assert old in RECIPE
     path = folder / "small.toml"
     path.write_text(RECIPE.replace(old, new) if old else RECIPE, encoding="utf-8")
-    return recipe.read(str(path))
+    return recipe.read_recipe(str(path))
 
 
-def train(folder: Path, old: str = "", new: str = "") -> trainer.Trained:
-    return trainer.train(read(folder, old, new), folder, CPU)
+def train(folder: Path, old: str = "", new: str = "") -> trainer.TrainedModel:
+    return trainer.train_model(read(folder, old, new), folder, CPU)
 
 
-def state(trained: trainer.Trained) -> dict[str, Tensor]:
+def state(trained: trainer.TrainedModel) -> dict[str, Tensor]:
     return dict(trained.model.state_dict())
 
 
-def equal(one: trainer.Trained, other: trainer.Trained) -> bool:
+def equal(one: trainer.TrainedModel, other: trainer.TrainedModel) -> bool:
     return all(torch.equal(value, state(other)[key]) for key, value in state(one).items())
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> trainer.Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> trainer.TrainedModel:
     return train(tmp_path_factory.mktemp("trained"))
 
 
-def test_two_epochs_learn_something_and_tell_of_it(trained: trainer.Trained) -> None:
+def test_two_epochs_learn_something_and_tell_of_it(trained: trainer.TrainedModel) -> None:
     first, last = trained.history
     assert (first.epoch, last.epoch) == (1, 2)
     assert (first.train_n, first.validation_n) == (1197, 100)
@@ -70,7 +71,7 @@ def test_two_epochs_learn_something_and_tell_of_it(trained: trainer.Trained) -> 
 
 
 def test_training_is_the_same_bit_for_bit_from_the_same_seed(
-    trained: trainer.Trained, tmp_path: Path
+    trained: trainer.TrainedModel, tmp_path: Path
 ) -> None:
     before = torch.get_rng_state()
     assert equal(trained, train(tmp_path))
@@ -79,7 +80,7 @@ def test_training_is_the_same_bit_for_bit_from_the_same_seed(
 
 
 def test_training_never_looks_at_the_test_set(
-    trained: trainer.Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: trainer.TrainedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
 
@@ -96,8 +97,10 @@ def test_training_never_looks_at_the_test_set(
 @pytest.mark.parametrize("store", ["float32", "float16"])
 def test_a_card_is_true_of_the_weights_beside_it(tmp_path: Path, store: str) -> None:
     checked = read(tmp_path, "validation = 100", f'validation = 100\nstore = "{store}"')
-    done = trainer.train(checked, tmp_path, CPU)
-    path = model_card.publish(checked, [model_card.Run(5, done)], tmp_path, tmp_path / "out")
+    done = trainer.train_model(checked, tmp_path, CPU)
+    path = model_card.publish_model(
+        checked, [model_card.SeedRun(5, done)], tmp_path, tmp_path / "out"
+    )
     told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert path.name == "lenet-test.safetensors"
     assert told["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -136,7 +139,7 @@ def test_every_published_card_is_of_the_weights_beside_it_and_of_a_shipped_recip
     told = json.loads(path.read_text(encoding="utf-8"))
     content = path.with_suffix(".safetensors").read_bytes()
     assert told["weights_sha256"] == hashlib.sha256(content).hexdigest()
-    assert course(told["recipe"]) == course(dataclasses.asdict(recipe.read(path.stem)))
+    assert course(told["recipe"]) == course(dataclasses.asdict(recipe.read_recipe(path.stem)))
     assert len(path.with_suffix(".csv").read_text(encoding="utf-8").splitlines()) > 1
 
 
@@ -151,8 +154,10 @@ def test_the_published_accuracy_on_the_digits_is_what_the_weights_give(path: Pat
 
 
 def test_every_shipped_recipe_reads_and_names_what_there_is() -> None:
-    for name in (name for name in recipe.names() if recipe.kind(name) == "model"):
-        read_ = recipe.read(name)
+    for name in (
+        name for name in recipe.list_recipes() if recipe.detect_recipe_kind(name) == "model"
+    ):
+        read_ = recipe.read_recipe(name)
         assert f"{read_.model.name}-{read_.weights}" == name
         assert read_.model.name in registry.names("models")
         assert read_.data.name in registry.names("datasets")
@@ -182,20 +187,22 @@ def test_a_mistake_in_a_recipe_is_the_users(tmp_path: Path, old: str, new: str, 
 def test_a_recipe_that_is_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SuiteError, match="could not be read as a recipe"):
-        recipe.read(str(tmp_path / "bad.toml"))
+        recipe.read_recipe(str(tmp_path / "bad.toml"))
 
 
 def test_interrupted_training_ends_with_the_same_weights(
-    trained: trainer.Trained, tmp_path: Path
+    trained: trainer.TrainedModel, tmp_path: Path
 ) -> None:
     def stop(epoch: trainer.Epoch) -> None:
         raise KeyboardInterrupt
 
     progress = tmp_path / "small.progress"
     with pytest.raises(KeyboardInterrupt):
-        trainer.train(read(tmp_path), tmp_path, CPU, stop, progress)
+        trainer.train_model(read(tmp_path), tmp_path, CPU, stop, progress)
     heard: list[int] = []
-    again = trainer.train(read(tmp_path), tmp_path, CPU, lambda e: heard.append(e.epoch), progress)
+    again = trainer.train_model(
+        read(tmp_path), tmp_path, CPU, lambda e: heard.append(e.epoch), progress
+    )
     assert heard == [2]
     assert equal(trained, again)
     assert [e.train_loss for e in again.history] == [e.train_loss for e in trained.history]
@@ -203,29 +210,33 @@ def test_interrupted_training_ends_with_the_same_weights(
 
 def test_the_progress_of_another_recipe_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     progress = tmp_path / "small.progress"
-    trainer.train(read(tmp_path), tmp_path, CPU, kept_in=progress)
+    trainer.train_model(read(tmp_path), tmp_path, CPU, progress_file=progress)
     with pytest.raises(SuiteError, match="another recipe"):
-        trainer.train(read(tmp_path, "seed = 5", "seed = 6"), tmp_path, CPU, kept_in=progress)
+        trainer.train_model(
+            read(tmp_path, "seed = 5", "seed = 6"), tmp_path, CPU, progress_file=progress
+        )
     progress.write_bytes(progress.read_bytes()[:1000])
     with pytest.raises(SuiteError, match="damaged"):
-        trainer.train(read(tmp_path), tmp_path, CPU, kept_in=progress)
+        trainer.train_model(read(tmp_path), tmp_path, CPU, progress_file=progress)
 
 
 def test_dropout_goes_on_with_the_same_draws_after_an_interruption(tmp_path: Path) -> None:
     small = read(tmp_path, 'name = "lenet"', 'name = "maxout", params = { units = 8 }')
-    whole = trainer.train(small, tmp_path, CPU)
+    whole = trainer.train_model(small, tmp_path, CPU)
     progress = tmp_path / "small.progress"
     states: list[bytes] = []
-    trainer.train(small, tmp_path, CPU, lambda e: states.append(progress.read_bytes()), progress)
+    trainer.train_model(
+        small, tmp_path, CPU, lambda e: states.append(progress.read_bytes()), progress
+    )
     progress.write_bytes(states[0])  # as if cut after the first epoch
-    assert equal(whole, trainer.train(small, tmp_path, CPU, kept_in=progress))
+    assert equal(whole, trainer.train_model(small, tmp_path, CPU, progress_file=progress))
 
 
 def test_a_card_tells_the_accuracy_of_each_class_and_figures_lie_beside_it(
-    trained: trainer.Trained, tmp_path: Path
+    trained: trainer.TrainedModel, tmp_path: Path
 ) -> None:
-    weights = model_card.publish(
-        read(tmp_path), [model_card.Run(5, trained)], tmp_path, tmp_path / "out"
+    weights = model_card.publish_model(
+        read(tmp_path), [model_card.SeedRun(5, trained)], tmp_path, tmp_path / "out"
     )
     told = json.loads(weights.with_suffix(".json").read_text())
     counts = told["test_per_class"].values()
@@ -237,7 +248,7 @@ def test_a_card_tells_the_accuracy_of_each_class_and_figures_lie_beside_it(
 
 
 def test_the_weights_that_ship_stay_under_12_megabytes_together() -> None:
-    package = Path(trainer.__file__).parents[1]
+    package = Path(bench.__file__).parent
     sizes = {path.name: path.stat().st_size for path in package.rglob("*.safetensors")}
     assert sizes
     assert sum(sizes.values()) < 12e6, sizes
@@ -253,5 +264,5 @@ def test_progress_that_is_none_is_the_users_whatever_its_bytes(
     path = tmp_path / "small.progress"
     path.write_bytes(content)
     with pytest.raises(SuiteError, match="damaged; delete it and train again"):
-        trainer.train(read(tmp_path), tmp_path, CPU, kept_in=path)
+        trainer.train_model(read(tmp_path), tmp_path, CPU, progress_file=path)
     assert path.read_bytes() == content

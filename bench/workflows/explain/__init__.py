@@ -1,6 +1,6 @@
-"""Why two cells disagree, by experiment.
+"""Find out by experiment why two cells disagree.
 
-naming finds a cell by name; sides is what can be changed of a cell; hypotheses lists the changes of
-one side towards the other; trial runs both sides and sees what they do; search tries the changes
-one at a time and stops at the first that closes the gap; explanations keeps the answer.
+Read `search` first: it changes one side towards the other, one difference at a time, and names the
+change that closes the gap. `hypotheses` lists the changes; `experiments` runs both sides and
+observes what they do.
 """

@@ -1,15 +1,13 @@
-"""Why two attacks may disagree: each suspicion is a change of one side towards the other, to be
-tried.
+"""List hypotheses why two attacks disagree: changes of one side towards the other.
 
-What is known to differ comes first: what both sides declare (params, traits, stop), and what the
-reference was seen to do: where it first asked for a gradient, how far its first step went, how
-many it made. Where nothing tells, what ours could do otherwise is guessed: each other value of a
-choice, and models that return something else than logits. Every change is a function from one
-setup to the next, so that changes can be joined.
+Known differences come first: those that both sides declare (params, traits, stop), and those
+observed of the reference (start, first step, number of gradients). Where neither is known, other
+values of a choice and models that return something other than logits are guessed. Each change is a
+function from setup to setup, so that changes can be combined.
 
-Success itself is no suspect: both sides attack the same examples, all of which the model gets right
-without attack, and one judge counts; what is left of counting are images that break the threat
-model, or that are rounded to 8 bits.
+The definition of success is no hypothesis: both sides attack the same correctly classified examples
+and are judged alike. Counting can differ only by images that break the threat model or are rounded
+to 8 bits.
 """
 
 import dataclasses
@@ -32,76 +30,99 @@ from bench.engine.functional.norms import per_row
 from bench.engine.tensor_tree import map_tensors
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
-from bench.workflows.explain.setups import Observed, Setup
+from bench.workflows.explain.experiments import ExperimentSetup, ObservedBehaviour
 
 FIRST = ("loss", "alpha", "steps", "restarts")
-"""Parameters that are tried in this order, before any others."""
+"""Parameters tried first, in this order."""
 SAME_STEP = 1e-4
-"""Two step sizes are the same if they differ by less than this share: traits round to six digits,
-and so does a step that is measured on float32 images."""
+"""Relative tolerance of equal step sizes: traits, and steps measured on float32 images, are rounded
+to about six digits."""
 
 
-class Change(NamedTuple):
-    """One suspicion."""
+class Hypothesis(NamedTuple):
+    """A change that may explain the disagreement."""
 
     trait: str
     text: str
-    apply: Callable[[Setup], Setup]
+    apply: Callable[[ExperimentSetup], ExperimentSetup]
 
 
-class Untried(NamedTuple):
-    """A difference that ours has no way to take on."""
+class UntestedDifference(NamedTuple):
+    """A difference that our side cannot adopt."""
 
     text: str
 
 
-def known(setup: Setup, ours: Observed, reference: Observed) -> Iterator[Change | Untried]:
-    """What is declared or was seen to differ, in the order of trying."""
+def list_known_differences(
+    setup: ExperimentSetup, ours: ObservedBehaviour, reference: ObservedBehaviour
+) -> Iterator[Hypothesis | UntestedDifference]:
+    """List declared and observed differences, in the order of testing.
+
+    Args:
+        setup: Both sides.
+        ours: Observations of our side.
+        reference: Observations of the reference.
+
+    Yields:
+        Hypotheses, and differences that cannot be tested.
+    """
     yield from _start(setup, ours, reference)
     yield from _settings(setup, reference)
-    yield from _untold(setup)
+    yield from _list_unmatched_traits(setup)
     yield from _stop(setup)
     yield from _precision(setup)
     yield from _counting(ours, reference)
 
 
-def guesses(setup: Setup, reference: Observed) -> Iterator[Change]:
-    """What ours could do otherwise where nothing says what the reference does."""
-    curve = setup.ours.curve
-    for name, hint in _fields(curve.params):
-        current = getattr(curve.params, name)
-        if _wanted(name, setup, reference) is None:
+def list_guesses(setup: ExperimentSetup, reference: ObservedBehaviour) -> Iterator[Hypothesis]:
+    """List possible differences where the reference's behaviour is unknown.
+
+    Args:
+        setup: Both sides.
+        reference: Observations of the reference.
+
+    Yields:
+        Hypotheses.
+    """
+    spec = setup.ours.spec
+    for name, hint in _fields(spec.params):
+        current = getattr(spec.params, name)
+        if _reference_value(name, setup, reference) is None:
             yield from (
                 _set(name, value, f"{value} instead of {current}")
                 for value in _choices(hint)
                 if value != current
             )
-    if _has_stop(curve) and _stop_of(setup.reference.curve) is None:
-        yield _stopping("first-success" if curve.stop == "never" else "never", curve.stop)
-    yield Change("outputs", "outputs: ours loses on probabilities, not logits", _softmax)
-    yield Change("outputs", "outputs: the reference is given log-probabilities", _log_softmax)
-    yield Change("outputs", "outputs: the reference is given logits above 0", _raised)
+    if _has_stop(spec) and _stop_of(setup.reference.spec) is None:
+        yield _set_stop("first-success" if spec.stop == "never" else "never", spec.stop)
+    yield Hypothesis("outputs", "outputs: ours loses on probabilities, not logits", _softmax)
+    yield Hypothesis("outputs", "outputs: the reference is given log-probabilities", _log_softmax)
+    yield Hypothesis("outputs", "outputs: the reference is given logits above 0", _shift_above_zero)
 
 
-# -------------------------------------------------------------------------------- where it starts
+# -------------------------------------------------------------------------------- start
 
 
-def _start(setup: Setup, ours: Observed, reference: Observed) -> Iterator[Change | Untried]:
+def _start(
+    setup: ExperimentSetup, ours: ObservedBehaviour, reference: ObservedBehaviour
+) -> Iterator[Hypothesis | UntestedDifference]:
     if ours.start is None or reference.start is None:
         return
     if ours.start.shape != reference.start.shape:
         return
     if float((ours.start - reference.start).abs().max()) <= SAME_PIXEL:
         return
-    told = declared(setup.reference.curve).get("start", "as it was seen to start")
-    yield Change("start", f"start: the reference's own points ({told})", _from(reference.start))
+    trait = declared_traits(setup.reference.spec).get("start", "as observed")
+    yield Hypothesis(
+        "start", f"start: the reference's own points ({trait})", _start_at(reference.start)
+    )
 
 
-def _from(start: Tensor) -> Callable[[Setup], Setup]:
-    """Ours begins at `start` (n, c, h, w), by example; its restarts begin where they did."""
+def _start_at(start: Tensor) -> Callable[[ExperimentSetup], ExperimentSetup]:
+    """Start ours at `start` (n, c, h, w), indexed by example; further restarts are unchanged."""
 
-    def apply(setup: Setup) -> Setup:
-        attack = setup.ours.curve.attack
+    def apply(setup: ExperimentSetup) -> ExperimentSetup:
+        attack = setup.ours.spec.attack
         assert isinstance(attack, IterativeAttack)
         rule = attack.rule
 
@@ -109,80 +130,89 @@ def _from(start: Tensor) -> Callable[[Setup], Setup]:
             state = rule.init(items, noise, params, norm)
             given = start[noise.examples.to(start.device)].to(state.x)
             x = torch.where(per_row(items.restart == 0, state.x), given, state.x)
-            # What is still the start itself, such as the best iterate so far, moves with it.
+            # State that aliases the start, such as the best iterate, is replaced as well.
             return map_tensors(lambda field: x if field is state.x else field, state)
 
         moved = dataclasses.replace(rule, init=init, one_gradient=False)
-        return _curve(setup, attack=dataclasses.replace(attack, rule=moved))
+        return _change_spec(setup, attack=dataclasses.replace(attack, rule=moved))
 
     return apply
 
 
-# --------------------------------------------------------------------------------- its parameters
+# --------------------------------------------------------------------------------- parameters
 
 
-def _settings(setup: Setup, reference: Observed) -> Iterator[Change | Untried]:
-    """One change for each parameter of ours whose value the reference is known not to share."""
-    params = setup.ours.curve.params
+def _settings(
+    setup: ExperimentSetup, reference: ObservedBehaviour
+) -> Iterator[Hypothesis | UntestedDifference]:
+    """List a change for each parameter of ours that is known to differ."""
+    params = setup.ours.spec.params
     for name, hint in _fields(params):
-        raw = _wanted(name, setup, reference)
+        raw = _reference_value(name, setup, reference)
         if raw is None:
             continue
-        mine = _absolute(setup.ours.curve) if name == "alpha" else getattr(params, name)
-        value = _parsed(raw, mine, hint)
+        mine = _absolute_step(setup.ours.spec) if name == "alpha" else getattr(params, name)
+        value = _convert(raw, mine, hint)
         if value is None:
-            yield Untried(f"{_word(name)}: {raw}, which ours cannot take on")
+            yield UntestedDifference(f"{_word(name)}: {raw}, which ours cannot adopt")
         elif not _same(value, mine):
             shown = (f"{each:.6g}" if isinstance(each, float) else each for each in (value, mine))
             text = "{} instead of {}".format(*shown)
-            grows = name != "alpha" or not _fixed(setup)
+            grows = name != "alpha" or not _has_fixed_step(setup)
             yield _set(name, value, text if grows else f"{text}; it does not grow with eps")
 
 
 def _fields(params: Any) -> list[tuple[str, Any]]:
-    """Name and annotation of each parameter, in the order of trying."""
+    """Return name and annotation of each parameter, in the order of testing."""
     hints = get_type_hints(type(params), include_extras=True)
     names = [field.name for field in dataclasses.fields(params)]
     names.sort(key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
     return [(name, hints[name]) for name in names]
 
 
-def _wanted(name: str, setup: Setup, reference: Observed) -> Any:
-    """The reference's value of a parameter of ours: declared as a trait, its own parameter of that
-    name, or as it was seen; None if nothing tells."""
-    curve = setup.reference.curve
-    hint = dict(_fields(setup.ours.curve.params))[name]
-    told = declared(curve).get(name)
-    if told is not None and (not _choices(hint) or told in _choices(hint)):
-        return told
+def _reference_value(name: str, setup: ExperimentSetup, reference: ObservedBehaviour) -> Any:
+    """Return the reference's value of a parameter: a trait, its own parameter, or observed."""
+    spec = setup.reference.spec
+    hint = dict(_fields(setup.ours.spec.params))[name]
+    trait = declared_traits(spec).get(name)
+    if trait is not None and (not _choices(hint) or trait in _choices(hint)):
+        return trait
     if name == "alpha":
-        return _absolute(curve) if hasattr(curve.params, name) else reference.alpha
-    own = getattr(curve.params, name, None)
+        return _absolute_step(spec) if hasattr(spec.params, name) else reference.alpha
+    own = getattr(spec.params, name, None)
     if own is not None and (not _choices(hint) or own in _choices(hint)):
         return own
     return reference.steps if name == "steps" else None
 
 
-def declared(curve: AttackSpec, times: float = 1.0) -> Mapping[str, str]:
-    """The traits of the curve's attack at its eps, or so many times it."""
-    return curve.attack.traits(curve.params, curve.norm, times * curve.eps[0])
+def declared_traits(spec: AttackSpec, times: float = 1.0) -> Mapping[str, str]:
+    """Return the traits that an attack declares.
+
+    Args:
+        spec: Attack at one eps.
+        times: Factor on the eps.
+
+    Returns:
+        Trait -> value.
+    """
+    return spec.attack.traits(spec.params, spec.norm, times * spec.eps[0])
 
 
-def _absolute(curve: AttackSpec) -> float:
-    return float(step_size(curve.params.alpha, curve.eps[0], getattr(curve.params, "steps", 1)))
+def _absolute_step(spec: AttackSpec) -> float:
+    return float(step_size(spec.params.alpha, spec.eps[0], getattr(spec.params, "steps", 1)))
 
 
-def _fixed(setup: Setup) -> bool:
-    """Whether the reference's step size is the same at twice the eps, and ours is not."""
+def _has_fixed_step(setup: ExperimentSetup) -> bool:
+    """Return whether only the reference's step size is independent of eps."""
     ours, reference = (
-        [declared(side.curve, times).get("alpha") for times in (1.0, 2.0)]
+        [declared_traits(side.spec, times).get("alpha") for times in (1.0, 2.0)]
         for side in (setup.ours, setup.reference)
     )
     return reference[0] is not None and reference[0] == reference[1] and ours[0] != ours[1]
 
 
-def _parsed(raw: Any, mine: Any, hint: Any) -> Any:
-    """`raw` as a value of ours, whose own is `mine`; None if it can be none."""
+def _convert(raw: Any, mine: Any, hint: Any) -> Any:
+    """Convert `raw` to a value of our parameter; None if that is impossible."""
     try:
         if isinstance(raw, str) and isinstance(mine, int | float):
             raw = type(mine)(raw)
@@ -198,7 +228,7 @@ def _same(value: Any, mine: Any) -> bool:
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
-    """The values of a parameter that has but a few."""
+    """Return the values of an enumerated parameter; empty for others."""
     if hint is bool:
         return (True, False)
     return get_args(hint) if get_origin(hint) is Literal else ()
@@ -208,82 +238,86 @@ def _word(name: str) -> str:
     return TRAITS.get(name, name)
 
 
-def _set(name: str, value: Any, text: str) -> Change:
-    def apply(setup: Setup) -> Setup:
-        return _curve(setup, params=dataclasses.replace(setup.ours.curve.params, **{name: value}))
+def _set(name: str, value: Any, text: str) -> Hypothesis:
+    def apply(setup: ExperimentSetup) -> ExperimentSetup:
+        return _change_spec(
+            setup, params=dataclasses.replace(setup.ours.spec.params, **{name: value})
+        )
 
-    return Change(name, f"{_word(name)}: {text}", apply)
-
-
-def _curve(setup: Setup, **values: Any) -> Setup:
-    curve = dataclasses.replace(setup.ours.curve, **values)
-    return setup._replace(ours=setup.ours._replace(curve=curve))
+    return Hypothesis(name, f"{_word(name)}: {text}", apply)
 
 
-def _untold(setup: Setup) -> Iterator[Untried]:
-    """Traits that differ and are no parameter of ours."""
-    mine, theirs = declared(setup.ours.curve), declared(setup.reference.curve)
-    names = {name for name, _ in _fields(setup.ours.curve.params)} | {"start", "stop"}
-    for name, told in theirs.items():
-        if name not in names and mine.get(name, told) != told:
-            yield Untried(f"{_word(name)}: {told}, for which ours has no parameter")
+def _change_spec(setup: ExperimentSetup, **values: Any) -> ExperimentSetup:
+    spec = dataclasses.replace(setup.ours.spec, **values)
+    return setup._replace(ours=setup.ours._replace(spec=spec))
+
+
+def _list_unmatched_traits(setup: ExperimentSetup) -> Iterator[UntestedDifference]:
+    """List traits that differ and are no parameter of ours."""
+    mine, theirs = declared_traits(setup.ours.spec), declared_traits(setup.reference.spec)
+    names = {name for name, _ in _fields(setup.ours.spec.params)} | {"start", "stop"}
+    for name, value in theirs.items():
+        if name not in names and mine.get(name, value) != value:
+            yield UntestedDifference(f"{_word(name)}: {value}, for which ours has no parameter")
 
 
 # ------------------------------------------------------------------------------ stop and precision
 
 
-def _has_stop(curve: AttackSpec) -> bool:
-    return not isinstance(curve.attack, ExternalAttack) and curve.attack.budget == "fixed"
+def _has_stop(spec: AttackSpec) -> bool:
+    return not isinstance(spec.attack, ExternalAttack) and spec.attack.budget == "fixed"
 
 
-def _stop_of(curve: AttackSpec) -> str | None:
-    return curve.stop if _has_stop(curve) else declared(curve).get("stop")
+def _stop_of(spec: AttackSpec) -> str | None:
+    return spec.stop if _has_stop(spec) else declared_traits(spec).get("stop")
 
 
-def _stop(setup: Setup) -> Iterator[Change]:
-    mine, theirs = setup.ours.curve.stop, _stop_of(setup.reference.curve)
-    if _has_stop(setup.ours.curve) and theirs in ("first-success", "never") and theirs != mine:
-        yield _stopping(theirs, mine)
+def _stop(setup: ExperimentSetup) -> Iterator[Hypothesis]:
+    mine, theirs = setup.ours.spec.stop, _stop_of(setup.reference.spec)
+    if _has_stop(setup.ours.spec) and theirs in ("first-success", "never") and theirs != mine:
+        yield _set_stop(theirs, mine)
 
 
-def _stopping(rule: str, instead: str) -> Change:
+def _set_stop(rule: str, instead: str) -> Hypothesis:
     text = f"{TRAITS['stop']}: {rule} instead of {instead}"
-    return Change("stop", text, lambda setup: _curve(setup, stop=rule))
+    return Hypothesis("stop", text, lambda setup: _change_spec(setup, stop=rule))
 
 
-def _precision(setup: Setup) -> Iterator[Change]:
-    precision = setup.ours.curve.precision
+def _precision(setup: ExperimentSetup) -> Iterator[Hypothesis]:
+    precision = setup.ours.spec.precision
     if precision != "float32":
         text = f"{TRAITS['precision']}: float32 instead of {precision}"
-        yield Change("precision", text, lambda setup: _curve(setup, precision="float32"))
+        yield Hypothesis("precision", text, lambda setup: _change_spec(setup, precision="float32"))
 
 
-def _in_double(setup: Setup) -> Setup:
-    """Our gradients in float64; iterates and verdicts stay in float32."""
-    setup = _curve(setup, precision="float32")
+def _use_double(setup: ExperimentSetup) -> ExperimentSetup:
+    """Compute our gradients in float64; iterates and outcomes stay float32."""
+    setup = _change_spec(setup, precision="float32")
     return setup._replace(ours=setup.ours._replace(double=True))
 
 
-DOUBLE = Change("precision", f"{TRAITS['precision']}: float64 on our side", _in_double)
-"""Tried always: nobody declares what float32 rounds away."""
+DOUBLE = Hypothesis("precision", f"{TRAITS['precision']}: float64 on our side", _use_double)
+"""Tested always: no attack declares its rounding errors."""
 
 
-# ----------------------------------------------------------------------- what the model hands out
+# ----------------------------------------------------------------------- outputs of the model
 
 
-def _softmax(setup: Setup) -> Setup:
-    """What a loss on logits makes of probabilities: it flattens."""
+def _softmax(setup: ExperimentSetup) -> ExperimentSetup:
+    """Apply our loss to probabilities, which flattens it."""
     return setup._replace(ours=setup.ours._replace(then=_probabilities))
 
 
-def _log_softmax(setup: Setup) -> Setup:
-    """For a reference whose loss is the negative log-likelihood of what it is given."""
+def _log_softmax(setup: ExperimentSetup) -> ExperimentSetup:
+    """Give log-probabilities to a reference whose loss is a negative log-likelihood."""
     return setup._replace(reference=setup.reference._replace(then=_log_probabilities))
 
 
-def _raised(setup: Setup) -> Setup:
-    """For a reference that masks a logit with 0 to leave it out of a maximum, which fails where the
-    others lie below 0, as log-probabilities do; a sound loss does not notice."""
+def _shift_above_zero(setup: ExperimentSetup) -> ExperimentSetup:
+    """Give logits above 0 to a reference that masks a logit with 0 to exclude it from a maximum.
+
+    Such a mask fails if the other logits are below 0; a correct loss is invariant to the shift.
+    """
     return setup._replace(reference=setup.reference._replace(then=_above_zero))
 
 
@@ -299,23 +333,23 @@ def _above_zero(logits: Tensor) -> Tensor:
     return logits - logits.amin(1, keepdim=True).detach()
 
 
-# ---------------------------------------------------------------------------------- how it counts
+# ---------------------------------------------------------------------------------- counting
 
 
 def _unverified(records: pd.DataFrame) -> Outcomes:
-    """Robust if the prediction stood, whether or not the image kept the attack's promise."""
+    """Count by the prediction alone, including images that break the threat model."""
     return metrics.robust_examples(records.assign(violation=""))
 
 
-def _counting(ours: Observed, reference: Observed) -> Iterator[Change]:
+def _counting(ours: ObservedBehaviour, reference: ObservedBehaviour) -> Iterator[Hypothesis]:
     if ours.violations or reference.violations:
-        yield Change(
+        yield Hypothesis(
             "counting",
             "counting: images that break the threat model count as they fall",
             lambda setup: setup._replace(count_ours=_unverified, count_reference=_unverified),
         )
     if reference.levels and not ours.levels:
-        yield Change(
+        yield Hypothesis(
             "counting",
             "counting: our images, too, rounded to 8 bits",
             lambda setup: setup._replace(count_ours=metrics.robust_examples_8bit),

@@ -1,10 +1,9 @@
-"""Why two attacks disagree, by experiment: ours is changed towards the reference, one thing at a
-time, and the first change that closes the gap is named.
+"""Find the change that closes the gap between two attacks, by experiment.
 
-Both sides are run again on the same examples, on the model itself and at one eps. First it is
-asked whether the gap is chance; then each known difference is tried alone, then what can only be
-guessed; last, known differences are joined one after another, with the guesses that narrow the gap,
-until it is closed, and what can be left out of that is.
+Both sides are run on the same examples, on the model itself and at one eps. If the gap is not
+chance, each known difference is tested alone, then each guess. If none closes the gap, known
+differences and the guesses that narrow it are combined until it is closed, and changes that are not
+needed are removed.
 """
 
 import dataclasses
@@ -17,38 +16,48 @@ from bench.analysis.explanations import Experiment, Explanation, gap_of
 from bench.core.errors import ContractError, SuiteError, first_line
 from bench.evaluation import metrics
 from bench.evaluation.evaluator import Evaluator
-from bench.execution.options import RunOptions
-from bench.execution.preparation import load_evaluator
+from bench.execution import options as execution_options
+from bench.execution import preparation
 from bench.suite import plan, reader
 from bench.suite.schema import Suite
 from bench.workflows.explain import hypotheses
-from bench.workflows.explain.experiments import ExperimentRunner
-from bench.workflows.explain.hypotheses import DOUBLE, Change, Untried
-from bench.workflows.explain.setups import Setup
+from bench.workflows.explain.experiments import ExperimentRunner, ExperimentSetup
+from bench.workflows.explain.hypotheses import DOUBLE, Hypothesis, UntestedDifference
 
 CLOSED = 0.05
-"""A gap is closed if no more than this share of it is left, or one example: rounding in another
-order may flip that."""
+"""A gap is closed if at most this fraction of it is left, or one example, which rounding may
+flip."""
 SEEDS = 3
-"""Other seeds under which an attack that draws is held against itself: what remains of a gap, or
-all of it, is chance if it is no larger than the largest of these differences and the exact paired
-test does not tell the sides apart."""
+"""Other seeds with which a stochastic attack is compared with itself. A gap is chance if it is no
+larger than the largest of these differences and the exact paired test is not significant."""
 EXAMPLES = 256
-"""Examples of an explanation, unless told otherwise: a few dozen attacks are run on each."""
-Listen = Callable[[str], None]
+"""Default number of examples: a few dozen attacks are run on each."""
+Listener = Callable[[str], None]
 
 
-def between(
-    session: Evaluator, ours: plan.Task, reference: plan.Task, listen: Listen = lambda text: None
+def explain_tasks(
+    session: Evaluator,
+    ours: plan.Task,
+    reference: plan.Task,
+    on_experiment: Listener = lambda text: None,
 ) -> Explanation:
-    """Why the only cells of two tasks on one model disagree; ours is changed to find out.
+    """Explain why two tasks of one cell each, on the same model, disagree.
 
-    `listen` hears of every experiment before it is made.
-    Raises: SuiteError if nothing could be attacked or one of the two cannot be run.
+    Args:
+        session: Evaluator with the loaded model.
+        ours: Task to be changed.
+        reference: Task to compare with.
+        on_experiment: Called with a description before each experiment.
+
+    Returns:
+        The experiments and the cause.
+
+    Raises:
+        SuiteError: No example could be attacked, or one of the attacks cannot be run.
     """
-    inquiry = DisagreementSearch(ExperimentRunner(session, ours, reference), listen)
-    closed_by, cause = inquiry.verdict()
-    mine, theirs = inquiry.trial.outcomes(inquiry.trial.base)
+    search = DisagreementSearch(ExperimentRunner(session, ours, reference), on_experiment)
+    closed_by, cause = search.search()
+    mine, theirs = search.runner.outcomes(search.runner.base)
     return Explanation(
         model=ours.model,
         ours=ours.entry.label,
@@ -58,7 +67,7 @@ def between(
         attacked=len(mine),
         only_ours=tuple(map(int, mine.index[theirs & ~mine])),
         only_reference=tuple(map(int, mine.index[mine & ~theirs])),
-        experiments=tuple(inquiry.made),
+        experiments=tuple(search.experiments),
         closed_by=tuple(change.text for change in closed_by),
         cause=cause,
         cells=(ours.cells[0].identity, reference.cells[0].identity),
@@ -69,99 +78,116 @@ def between(
 
 
 class DisagreementSearch:
-    """What was tried, and what could not be."""
+    """The experiments of one explanation, and the changes that could not be tested."""
 
-    def __init__(self, trial: ExperimentRunner, listen: Listen) -> None:
-        self.trial, self.listen = trial, listen
-        if not len(trial.chosen.id):
+    def __init__(self, runner: ExperimentRunner, on_experiment: Listener) -> None:
+        self.runner, self.on_experiment = runner, on_experiment
+        if not len(runner.chosen.id):
             raise SuiteError("there is nothing to explain: no example could be attacked")
-        listen("both sides as they are")
+        on_experiment("both sides as they are")
         try:
-            self.ours, self.reference = map(trial.watched, trial.base[:2])
+            self.ours, self.reference = map(runner.observe, runner.base[:2])
         except _FAILURES as error:
             raise SuiteError(
                 f"one of the two attacks could not be run: {first_line(error)}"
             ) from error
-        self.made: list[Experiment] = []
+        self.experiments: list[Experiment] = []
         self.untried: list[str] = []
-        self.first = self._experiment("", trial.base)
-        """Both sides as they are."""
+        self.first = self._experiment("", runner.base)
+        """Both sides unchanged."""
 
-    def verdict(self) -> tuple[list[Change], str]:
-        """The change, or the changes together, that close the gap, and that in a sentence."""
+    def search(self) -> tuple[list[Hypothesis], str]:
+        """Search for the changes that close the gap.
+
+        Returns:
+            A change, or the fewest changes together, that close it, if any; and the cause in a
+            sentence.
+        """
         if self.first.closes:
             return [], "They agree but for one example at most: there is nothing to explain."
-        if self._is_chance(self.trial.base, self.first.gap, self.first.p_value):
-            told = f"an attack that draws is as far from itself under one of {SEEDS} other seeds"
-            return [], f"That is chance: {told}, and the exact test tells no side from the other."
-        known = list(hypotheses.known(self.trial.base, self.ours, self.reference))
-        self.untried += [each.text for each in known if isinstance(each, Untried)]
-        sure = [each for each in known if isinstance(each, Change)]
-        guessed = list(hypotheses.guesses(self.trial.base, self.reference))
-        closing = self._alone([*sure, DOUBLE])
+        if self._is_chance(self.runner.base, self.first.gap, self.first.p_value):
+            return [], (
+                "That is chance: a stochastic attack differs from itself by as much under one of "
+                f"{SEEDS} other seeds, and the exact test is not significant."
+            )
+        known = list(hypotheses.list_known_differences(self.runner.base, self.ours, self.reference))
+        self.untried += [each.text for each in known if isinstance(each, UntestedDifference)]
+        sure = [each for each in known if isinstance(each, Hypothesis)]
+        guessed = list(hypotheses.list_guesses(self.runner.base, self.reference))
+        closing = self._test_alone([*sure, DOUBLE])
         if closing:
-            return closing[:1], self._named("The first change that closes the gap is", closing)
-        closing = sorted(self._alone(guessed), key=self._left)
+            return closing[:1], self._name_cause("The first change that closes the gap is", closing)
+        closing = sorted(self._test_alone(guessed), key=self._gap_after)
         if closing:
-            told = "No known difference closes the gap; of what was guessed, what leaves least is"
-            return closing[:1], self._named(told, closing)
-        together = self._together(sure, [DOUBLE, *guessed])
+            lead = (
+                "No known difference closes the gap; of the guesses, the one that leaves least is"
+            )
+            return closing[:1], self._name_cause(lead, closing)
+        together = self._combine(sure, [DOUBLE, *guessed])
         if together:
             names = "; ".join(change.text for change in together)
-            told = "No change closes the gap alone; together these do, and none can be left out"
-            return together, f"{told}: {names}."
-        return [], self._nothing()
+            return together, (
+                "No change closes the gap alone; together these do, and none can be left out: "
+                f"{names}."
+            )
+        return [], self._describe_failure()
 
-    def _alone(self, changes: Sequence[Change]) -> list[Change]:
-        """Those of the changes that close the gap alone."""
+    def _test_alone(self, changes: Sequence[Hypothesis]) -> list[Hypothesis]:
+        """Test each change alone; return those that close the gap."""
         pairs = [
-            (change, self._tried(change.text, change.apply, self.trial.base)) for change in changes
+            (change, self._test(change.text, change.apply, self.runner.base)) for change in changes
         ]
-        return [change for change, made in pairs if made is not None and made.closes]
+        return [change for change, result in pairs if result is not None and result.closes]
 
-    def _left(self, change: Change) -> int:
-        """The gap after a change that was tried alone."""
-        return next(made.gap for made in self.made if made.change == change.text)
+    def _gap_after(self, change: Hypothesis) -> int:
+        """Return the gap after a change that was tested alone."""
+        return next(result.gap for result in self.experiments if result.change == change.text)
 
-    def _together(self, sure: Sequence[Change], guessed: Sequence[Change]) -> list[Change]:
-        """As few changes as close the gap together; empty if all of them do not."""
-        setup, kept, gap = self.trial.base, [], self.first.gap
+    def _combine(
+        self, sure: Sequence[Hypothesis], guessed: Sequence[Hypothesis]
+    ) -> list[Hypothesis]:
+        """Combine changes until the gap is closed; empty if all together do not close it."""
+        setup, chosen, gap = self.runner.base, [], self.first.gap
         for change in (*sure, *guessed):
-            made = self._tried(f"with {change.text}", change.apply, setup)
-            if made is None or (change not in sure and made.gap >= gap):
+            result = self._test(f"with {change.text}", change.apply, setup)
+            if result is None or (change not in sure and result.gap >= gap):
                 continue
-            setup, gap = change.apply(setup), made.gap
-            kept.append(change)
-            if made.closes:
-                return self._least(kept)
+            setup, gap = change.apply(setup), result.gap
+            chosen.append(change)
+            if result.closes:
+                return self._minimize(chosen)
         return []
 
-    def _least(self, kept: list[Change]) -> list[Change]:
-        """The changes without those that close the gap by their absence as well."""
-        for change in kept[:-1]:
-            rest = [each for each in kept if each is not change]
-            made = self._tried(f"all these without {change.text}", _joined(rest), self.trial.base)
-            kept = rest if made is not None and made.closes else kept
-        return kept
+    def _minimize(self, chosen: list[Hypothesis]) -> list[Hypothesis]:
+        """Remove the changes without which the gap is closed as well."""
+        for change in chosen[:-1]:
+            rest = [each for each in chosen if each is not change]
+            result = self._test(
+                f"all these without {change.text}", _compose(rest), self.runner.base
+            )
+            chosen = rest if result is not None and result.closes else chosen
+        return chosen
 
-    def _tried(self, text: str, apply: Callable[[Setup], Setup], setup: Setup) -> Experiment | None:
-        """The experiment; None if what was changed cannot be run."""
-        self.listen(text)
+    def _test(
+        self, text: str, apply: Callable[[ExperimentSetup], ExperimentSetup], setup: ExperimentSetup
+    ) -> Experiment | None:
+        """Run an experiment; return None if the changed side cannot be run."""
+        self.on_experiment(text)
         try:
             return self._experiment(text, apply(setup))
         except _FAILURES as error:
             self.untried.append(f"{text} ({first_line(error)})")
             return None
 
-    def _experiment(self, text: str, setup: Setup) -> Experiment:
-        mine, theirs = self.trial.outcomes(setup)
+    def _experiment(self, text: str, setup: ExperimentSetup) -> Experiment:
+        mine, theirs = self.runner.outcomes(setup)
         test = metrics.mcnemar_test(
             theirs, mine
         )  # first: robust under theirs alone, so broken by ours
-        gap, most = gap_of(test), self._closed()
-        narrower = bool(self.made) and most < gap < self.first.gap
+        gap, most = gap_of(test), self._closed_gap()
+        narrower = bool(self.experiments) and most < gap < self.first.gap
         chance = narrower and self._is_chance(setup, gap, test.p_value)
-        made = Experiment(
+        result = Experiment(
             change=text,
             ours_robust=int(mine.sum()),
             reference_robust=int(theirs.sum()),
@@ -170,50 +196,49 @@ class DisagreementSearch:
             p_value=test.p_value,
             closes=gap <= most or chance,
         )
-        self.made.append(made)
-        return made
+        self.experiments.append(result)
+        return result
 
-    def _closed(self) -> float:
-        """The largest gap that counts as closed."""
-        return max(1.0, CLOSED * self.first.gap) if self.made else 1.0
+    def _closed_gap(self) -> float:
+        """Return the largest gap that counts as closed."""
+        return max(1.0, CLOSED * self.first.gap) if self.experiments else 1.0
 
-    def _is_chance(self, setup: Setup, gap: int, p_value: float) -> bool:
-        """Whether a side that draws is as far from itself under other seeds as the gap is wide."""
+    def _is_chance(self, setup: ExperimentSetup, gap: int, p_value: float) -> bool:
+        """Return whether a stochastic side differs from itself under another seed by as much."""
         sides = (setup.ours, setup.reference)
-        side = next((each for each in sides if each.curve.attack.stochastic), None)
+        side = next((each for each in sides if each.spec.attack.stochastic), None)
         if side is None or p_value <= metrics.SIGNIFICANCE_LEVEL:
             return False
-        own = metrics.robust_examples(self.trial.records(side))
+        own = metrics.robust_examples(self.runner.records(side))
         for other in range(1, SEEDS + 1):
-            curve = dataclasses.replace(side.curve, seed=side.curve.seed + other)
-            there = metrics.robust_examples(self.trial.records(side._replace(curve=curve)))
+            spec = dataclasses.replace(side.spec, seed=side.spec.seed + other)
+            there = metrics.robust_examples(self.runner.records(side._replace(spec=spec)))
             if gap_of(metrics.mcnemar_test(own, there)) >= gap:
                 return True
         return False
 
-    # ------------------------------------------------------------------------------------ in words
+    # ------------------------------------------------------------------------------------ wording
 
-    def _named(self, told: str, closing: Sequence[Change]) -> str:
-        first, left = closing[0], self._left(closing[0])
-        chance = ", as many as other draws make" if left > self._closed() else ""
-        told = f"{told} {first.text} ({left} left{chance})"
+    def _name_cause(self, lead: str, closing: Sequence[Hypothesis]) -> str:
+        first, left = closing[0], self._gap_after(closing[0])
+        chance = ", as many as under another seed" if left > self._closed_gap() else ""
+        text = f"{lead} {first.text} ({left} left{chance})"
         if len(closing) > 1:
-            told += f"; so does {' and '.join(change.text for change in closing[1:])}"
-        return f"{told}.{self._saturated(closing)}"
+            text += f"; so does {' and '.join(change.text for change in closing[1:])}"
+        return f"{text}.{self._describe_saturation(closing)}"
 
-    def _saturated(self, closing: Sequence[Change]) -> str:
-        """That float32 is behind it, where float64 closes the gap, or opens it again after a
-        change of loss has closed it; else nothing."""
+    def _describe_saturation(self, closing: Sequence[Hypothesis]) -> str:
+        """Describe saturation, if float64 closes the gap or reopens it after a change of loss."""
         first, traits = closing[0], [change.trait for change in closing]
-        mine, theirs = self.trial.outcomes(self.trial.base)
-        sure = self.trial.records(self.trial.base.ours)["clean_confidence"][mine != theirs] == 1
+        mine, theirs = self.runner.outcomes(self.runner.base)
+        sure = self.runner.records(self.runner.base.ours)["clean_confidence"][mine != theirs] == 1
         if not sure.any():
             return ""
         if DOUBLE.trait not in traits:
             if first.trait != "loss":
                 return ""
             text = f"{first.text}, in float64"
-            again = self._tried(text, _joined([first, DOUBLE]), self.trial.base)
+            again = self._test(text, _compose([first, DOUBLE]), self.runner.base)
             if again is None or again.closes:
                 return ""
         return (
@@ -222,20 +247,20 @@ class DisagreementSearch:
             "rounding error, and float64 undoes it."
         )
 
-    def _nothing(self) -> str:
-        best = min(self.made[1:], key=lambda made: made.gap, default=self.first)
-        told = "No change closes the gap, alone or with others; "
+    def _describe_failure(self) -> str:
+        best = min(self.experiments[1:], key=lambda result: result.gap, default=self.first)
+        text = "No change closes the gap, alone or with others; "
         narrowed = f"the nearest is {best.change} ({best.gap} left)."
-        told += narrowed if best.gap < self.first.gap else "none narrows it."
-        return f"{told} Not tried: {'; '.join(self.untried)}." if self.untried else told
+        text += narrowed if best.gap < self.first.gap else "none narrows it."
+        return f"{text} Not tried: {'; '.join(self.untried)}." if self.untried else text
 
 
 _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, ContractError)
-"""What an attack that does not suit a changed model or parameter raises."""
+"""Errors of an attack that does not suit a changed model or parameter."""
 
 
-def _joined(changes: Sequence[Change]) -> Callable[[Setup], Setup]:
-    def apply(setup: Setup) -> Setup:
+def _compose(changes: Sequence[Hypothesis]) -> Callable[[ExperimentSetup], ExperimentSetup]:
+    def apply(setup: ExperimentSetup) -> ExperimentSetup:
         for change in changes:
             setup = change.apply(setup)
         return setup
@@ -243,17 +268,30 @@ def _joined(changes: Sequence[Change]) -> Callable[[Setup], Setup]:
     return apply
 
 
-# ---------------------------------------------------------------- a suite's cells, or a run's
+# ---------------------------------------------------------------- cells of a suite or a run
 
 
-def run(
-    where: str, ours: str, reference: str, options: RunOptions, listen: Listen = lambda t: None
+def explain_cells(
+    where: str,
+    ours: str,
+    reference: str,
+    options: execution_options.RunOptions,
+    on_experiment: Listener = lambda text: None,
 ) -> Explanation:
-    """Why two cells of a suite, or of a run's folder, disagree; a folder keeps what is found.
+    """Explain why two cells of a suite disagree; a run's folder stores the explanation.
 
-    The cells are called as `naming.find` knows them. As many as EXAMPLES examples are attacked,
-    or `options.limit`.
-    Raises: SuiteError for a suite, a folder or cells that are not there or cannot be compared.
+    Args:
+        where: Name or path of a suite, or folder of a run.
+        ours: Name of the cell to be changed, MODEL/ATTACK/EPS.
+        reference: Name of the cell to compare with.
+        options: How to run; by default at most EXAMPLES examples are attacked.
+        on_experiment: Called with a description before each experiment.
+
+    Returns:
+        The explanation.
+
+    Raises:
+        SuiteError: Suite, folder or cells are unknown, or cannot be compared.
     """
     folder = Path(where) if (Path(where) / "provenance.json").exists() else None
     checked, identities = (reader.read(where), {}) if folder is None else _of_run(folder)
@@ -267,17 +305,17 @@ def run(
         attacks=(first.task.entry, second.task.entry),
     )
     limit = options.limit or min(checked.data.limit or EXAMPLES, EXAMPLES)
-    listen("loading")
-    session = load_evaluator(needed, folder, dataclasses.replace(options, limit=limit))
+    on_experiment("loading")
+    session = preparation.load_evaluator(needed, folder, dataclasses.replace(options, limit=limit))
     mine, theirs = (_task(session, each, identities) for each in (first, second))
-    made = between(session, mine, theirs, listen)
+    explanation = explain_tasks(session, mine, theirs, on_experiment)
     if folder is not None:
-        explanations.keep(folder, made)
-    return made
+        explanations.keep(folder, explanation)
+    return explanation
 
 
 def _of_run(folder: Path) -> tuple[Suite, dict[tuple[str, str, float], str]]:
-    """A run's suite, and its cells' identities by model, attack and eps."""
+    """Read a run's suite, and its cells' identities by model, attack and eps."""
     path = folder / "provenance.json"
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
@@ -292,7 +330,7 @@ def _of_run(folder: Path) -> tuple[Suite, dict[tuple[str, str, float], str]]:
 def _task(
     session: Evaluator, found: cell_names.Named, identities: dict[tuple[str, str, float], str]
 ) -> plan.Task:
-    """The task of this cell alone, planned with what is known now that its model is loaded."""
+    """Plan the task of one cell, with the facts of the loaded model."""
     model, entry, cell = found.task.model, found.task.entry, found.cell
     if why := session.unfit_reason(found.task):
         raise SuiteError(f"cell '{cell.model}/{cell.attack}': {why}")
@@ -301,8 +339,7 @@ def _task(
     (place,) = (k for k, each in enumerate(task.cells) if each.eps == cell.eps)
     planned = task.cells[place]
     if planned.reason:
-        told = f"cell '{cell.model}/{cell.attack}' is skipped: {planned.reason}"
-        raise SuiteError(told)
+        raise SuiteError(f"cell '{cell.model}/{cell.attack}' is skipped: {planned.reason}")
     identity = identities.get((cell.model, cell.attack, cell.eps), "")
     curve = dataclasses.replace(task.curve, eps=(cell.eps,))
     return task._replace(curve=curve, cells=(dataclasses.replace(planned, identity=identity),))

@@ -1,6 +1,6 @@
-"""Whether a run is worse than the one before: two snapshots on the same examples, and a verdict on
-each thing that a check watches.
+"""Compare a run with an accepted baseline, and fail a CI job if the run is worse.
 
-snapshot is what of a run a baseline keeps, as a small JSON file; verdicts holds two of them side by
-side; summary (Markdown), junit and annotations tell what was found.
+Read `verdicts` first: it defines every outcome and exit code. `check` compares two snapshots (of
+`bench.analysis.snapshot`): `accuracy` judges clean and robust accuracies, `quality` validity,
+throughput and audit. `markdown_summary`, `junit` and `github_annotations` render the result.
 """

@@ -1,4 +1,4 @@
-"""Clean and robust accuracies on the same examples, all of a check's tested as one family."""
+"""Compare clean and robust accuracies example by example, with one multiple-test correction."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,11 +11,11 @@ from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
 from bench.reporting.formats import numbers
 from bench.suite.thresholds import Limits, Threshold
-from bench.workflows.gate.verdicts import Change, Outcome, Verdict
+from bench.workflows.gate.verdicts import AccuracyChange, Outcome, Verdict
 
 
 class _Pair(NamedTuple):
-    """An accuracy that both sides have, with its outcomes on the same examples."""
+    """An accuracy that both sides have, with the outcomes of the same examples."""
 
     gate: str
     model: str
@@ -27,25 +27,34 @@ class _Pair(NamedTuple):
 
     @property
     def allowed(self) -> int:
-        """The largest net loss that passes, in examples."""
+        """The largest net loss within the threshold, in examples."""
         return math.floor(self.threshold.allowed(int(self.before.sum()), len(self.before)))
 
 
-class Judged(NamedTuple):
-    """A verdict on each accuracy, and what could have been seen."""
+class AccuracyVerdicts(NamedTuple):
+    """A verdict on each accuracy, and the power of the tests."""
 
     verdicts: list[Verdict]
     power: str
-    """The smallest loss that turns a check red, in a sentence."""
+    """The smallest loss that can fail the check, in a sentence."""
 
 
-def judge(before: Snapshot, now: Snapshot, limits: Limits) -> Judged:
-    """Every model's clean accuracy, then every cell's robust accuracy."""
-    found = [*_clean(before, now, limits), *_robust(before, now, limits)]
-    pairs = [each for each in found if isinstance(each, _Pair)]
-    judged = iter(_judged(pairs, limits.alpha))
-    verdicts = [next(judged) if isinstance(each, _Pair) else each for each in found]
-    return Judged(verdicts, _power(pairs, limits.alpha))
+def judge_accuracies(before: Snapshot, now: Snapshot, limits: Limits) -> AccuracyVerdicts:
+    """Compare every model's clean accuracy, then every cell's robust accuracy.
+
+    Args:
+        before: Snapshot of the baseline.
+        now: Snapshot of the run.
+        limits: Thresholds and alpha.
+
+    Returns:
+        Verdicts in this order, and the power of the tests.
+    """
+    items = [*_clean(before, now, limits), *_robust(before, now, limits)]
+    pairs = [each for each in items if isinstance(each, _Pair)]
+    judged = iter(_judge_pairs(pairs, limits.alpha))
+    verdicts = [next(judged) if isinstance(each, _Pair) else each for each in items]
+    return AccuracyVerdicts(verdicts, _power(pairs, limits.alpha))
 
 
 def _clean(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair | Verdict]:
@@ -65,7 +74,7 @@ def _clean(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair | 
 
 
 def _in_words(changes: Sequence[SettingChange]) -> str:
-    """Name the settings that differ, each with what it was and is."""
+    """Name the settings that differ, each with both values."""
     known = [
         (name, *("unknown" if value is None else numbers.format_text(str(value)) for value in pair))
         for name, *pair in changes
@@ -80,8 +89,8 @@ def _robust(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair |
         model, attack, eps = key
         was, cell = earlier.get(key), later.get(key)
         place = ("robust accuracy", model, attack, (cell or earlier[key]).eps_text)
-        if told := _apart(was, cell):
-            yield Verdict(*place, *told)
+        if verdict := _judge_missing(was, cell):
+            yield Verdict(*place, *verdict)
         elif other := snapshot_matching.other_data(before, now):
             yield Verdict(*place, "not compared", other)
         elif changed := snapshot_matching.changed(were[model, attack], tasks[model, attack]):
@@ -93,8 +102,8 @@ def _robust(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair |
             yield _Pair(*place, sides[0], sides[1], limit)
 
 
-def _apart(was: Cell | None, cell: Cell | None) -> tuple[Outcome, str] | None:
-    """Outcome and sentence of a cell that one side at least has no numbers of; None if both do."""
+def _judge_missing(was: Cell | None, cell: Cell | None) -> tuple[Outcome, str] | None:
+    """Return outcome and sentence of a cell that a side has no numbers of; None if both have."""
     had = was is not None and was.status == "ok"
     if cell is None:
         return ("not compared" if had else "not judged"), "the suite no longer has this cell"
@@ -112,36 +121,36 @@ def _apart(was: Cell | None, cell: Cell | None) -> tuple[Outcome, str] | None:
     return None
 
 
-def _judged(pairs: list[_Pair], alpha: float) -> Iterator[Verdict]:
-    """A verdict for each pair, all tested as one family."""
+def _judge_pairs(pairs: list[_Pair], alpha: float) -> Iterator[Verdict]:
+    """Judge each pair, with p values corrected over all pairs (Holm)."""
     losses = [metrics.one_sided_mcnemar_test(pair.before, pair.after) for pair in pairs]
     gains = [metrics.one_sided_mcnemar_test(pair.after, pair.before) for pair in pairs]
     p_lost = metrics.holm_correction([loss.p_value for loss in losses])
     p_gained = metrics.holm_correction([gain.p_value for gain in gains])
     for pair, loss, *p_values in zip(pairs, losses, p_lost, p_gained, strict=True):
         counts = int(pair.before.sum()), int(pair.after.sum()), len(pair.before)
-        change = Change(*counts, loss.lost, loss.gained, *p_values)
-        outcome, sentence = _accuracy(change, pair, alpha)
+        change = AccuracyChange(*counts, loss.lost, loss.gained, *p_values)
+        outcome, sentence = _judge_change(change, pair, alpha)
         place = pair.gate, pair.model, pair.attack, pair.eps
         yield Verdict(*place, outcome, sentence, change)
 
 
-def _accuracy(change: Change, pair: _Pair, alpha: float) -> tuple[Outcome, str]:
+def _judge_change(change: AccuracyChange, pair: _Pair, alpha: float) -> tuple[Outcome, str]:
     lost, gained = len(change.lost), len(change.gained)
     fell = lost - gained
     if not lost and not gained:
         return "passed", f"{change.after} of {change.n}, the same examples as before"
     difference = numbers.format_points(-100 * fell / change.n)
-    told = f"{change.before} → {change.after} of {change.n} ({difference}): "
-    told += f"lost {lost}, gained {gained}"
+    counts = f"{change.before} → {change.after} of {change.n} ({difference}): "
+    counts += f"lost {lost}, gained {gained}"
     limit = pair.threshold.text.partition(":")[2]
     if fell > pair.allowed:
         if change.p_lost <= alpha:
-            return "regressed", f"{told}, beyond {limit} and {_chance(change.p_lost)}"
-        return "passed", f"{told}, beyond {limit} but no more than chance ({_p(change.p_lost)})"
+            return "regressed", f"{counts}, beyond {limit} and {_chance(change.p_lost)}"
+        return "passed", f"{counts}, beyond {limit} but no more than chance ({_p(change.p_lost)})"
     if -fell > pair.allowed and change.p_gained <= alpha:
-        return "improved", f"{told}, {_chance(change.p_gained)}"
-    return "passed", f"{told}, within {limit}" if fell > 0 else told
+        return "improved", f"{counts}, {_chance(change.p_gained)}"
+    return "passed", f"{counts}, within {limit}" if fell > 0 else counts
 
 
 def _chance(p_value: float) -> str:
@@ -152,9 +161,20 @@ def _p(p_value: float) -> str:
     return "p < 0.0001, corrected" if p_value < 1e-4 else f"p = {p_value:.2g}, corrected"
 
 
-def least(n: int, before: int, allowed: int, family: int, alpha: float) -> int | None:
-    """The fewest examples whose loss turns a check red, where nothing is gained and `family`
-    accuracies are compared; None if not even the loss of all would.
+def find_smallest_detectable_loss(
+    n: int, before: int, allowed: int, family: int, alpha: float
+) -> int | None:
+    """Find the smallest loss that fails a check if nothing is gained.
+
+    Args:
+        n: Examples.
+        before: Examples that counted before.
+        allowed: Largest loss within the threshold, in examples.
+        family: Accuracies compared, by which p values are corrected.
+        alpha: Significance level.
+
+    Returns:
+        Number of lost examples; None if even the loss of all would pass.
 
     >>> least(200, 180, 2, 1, 0.01), least(1000, 900, 10, 50, 0.01), least(200, 5, 2, 1, 0.01)
     (7, 13, None)
@@ -168,7 +188,10 @@ def _power(pairs: list[_Pair], alpha: float) -> str:
     if not pairs:
         return "No accuracy was compared."
     n, family = len(pairs[0].before), len(pairs)
-    needs = [least(n, int(p.before.sum()), p.allowed, family, alpha) for p in pairs]
+    needs = [
+        find_smallest_detectable_loss(n, int(p.before.sum()), p.allowed, family, alpha)
+        for p in pairs
+    ]
     known = [need for need in needs if need is not None]
     shared = f"{numbers.format_plural(family, 'comparison')}, alpha = {alpha:g} for all together"
     if not known:

@@ -1,4 +1,4 @@
-"""A run held against a baseline. Pure: nothing is read, written or printed."""
+"""Compare the snapshot of a run with a baseline; no files are read or written."""
 
 from collections.abc import Iterator
 
@@ -10,14 +10,23 @@ from bench.workflows.gate.verdicts import Check
 
 
 def check_against_baseline(before: Snapshot, now: Snapshot, limits: Limits) -> Check:
-    """Every verdict on `now`; `before` is the baseline."""
-    judged = accuracy.judge(before, now, limits)
-    others = quality.judge(before, now, limits)
-    return Check([*judged.verdicts, *others], list(_notes(before, now)), judged.power)
+    """Compare a run with a baseline.
+
+    Args:
+        before: Snapshot of the baseline.
+        now: Snapshot of the run.
+        limits: Thresholds and alpha.
+
+    Returns:
+        Every verdict, and notes on other differences.
+    """
+    accuracies = accuracy.judge_accuracies(before, now, limits)
+    others = quality.judge_quality(before, now, limits)
+    return Check([*accuracies.verdicts, *others], list(_notes(before, now)), accuracies.power)
 
 
 def _notes(before: Snapshot, now: Snapshot) -> Iterator[str]:
-    """What changed beside the numbers, and was not in the way of comparing them."""
+    """Describe changes that do not prevent the comparison."""
     if before.suite != now.suite:
         yield f"the suite was called {before.suite} and is {now.suite}"
     if before.seed != now.seed:
@@ -32,5 +41,5 @@ def _notes(before: Snapshot, now: Snapshot) -> Iterator[str]:
         if was is not None and was.settings.get("code") != task.settings.get("code"):
             yield f"the code of {attack} changed, so a change of {name} may be the attack's"
     if before.machine != now.machine:
-        was_on, is_on = quality.machine(before), quality.machine(now)
+        was_on, is_on = quality.describe_machine(before), quality.describe_machine(now)
         yield f"made on another machine: {was_on} before, {is_on} now"

@@ -1,22 +1,32 @@
-"""A check as workflow commands of GitHub Actions, which show on the pull request's page.
+"""Render a check as workflow commands of GitHub Actions, shown on the pull request's page.
 
 Source: https://docs.github.com/actions/reference/workflows-and-actions/workflow-commands; the
-escapes are those of the runner's toolkit, packages/core/src/command.ts. It shows ten of each kind
-for a step, so no more are written.
+escapes are those of the runner's toolkit, packages/core/src/command.ts. GitHub shows ten commands
+of each kind per step, so no more are written.
 """
 
-from bench.workflows.gate.verdicts import RED, Check, Verdict
+from bench.workflows.gate.verdicts import FAILING_OUTCOMES, Check, Verdict
 
-MOST = 10
+MAX_COMMANDS = 10
 
 
-def render(check: Check) -> list[str]:
-    """A line for each red verdict, an error, and for each that was not compared, a warning."""
-    return [*_lines("error", check.among(*RED)), *_lines("warning", check.among("not compared"))]
+def render_annotations(check: Check) -> list[str]:
+    """Render an error for each failing verdict and a warning for each "not compared".
+
+    Args:
+        check: The finished check.
+
+    Returns:
+        Workflow commands, at most MAX_COMMANDS of each kind.
+    """
+    return [
+        *_lines("error", check.select(*FAILING_OUTCOMES)),
+        *_lines("warning", check.select("not compared")),
+    ]
 
 
 def _lines(kind: str, verdicts: list[Verdict]) -> list[str]:
-    shown = verdicts if len(verdicts) <= MOST else verdicts[: MOST - 1]
+    shown = verdicts if len(verdicts) <= MAX_COMMANDS else verdicts[: MAX_COMMANDS - 1]
     lines = [
         _command(kind, f"{verdict.gate} {verdict.outcome}", f"{verdict.where}: {verdict.sentence}")
         for verdict in shown
@@ -28,9 +38,9 @@ def _lines(kind: str, verdicts: list[Verdict]) -> list[str]:
 
 
 def _command(kind: str, title: str, message: str) -> str:
-    """One workflow command.
+    r"""Render one workflow command.
 
-    >>> _command("error", "a, b: c", "50 % less\\n::set-output")
+    >>> _command("error", "a, b: c", "50 % less\n::set-output")
     '::error title=a%2C b%3A c::50 %25 less%0A::set-output'
     """
     title = _data(title).replace(":", "%3A").replace(",", "%2C")

@@ -1,24 +1,31 @@
-"""A check as JUnit XML, which GitHub actions, GitLab and Jenkins read: a test case per verdict.
+"""Render a check as JUnit XML, for GitHub actions, GitLab and Jenkins.
 
-A test suite for each thing watched, a test case for each cell, model or attack. Red is a failure,
-what could not be compared an error, what was not judged or is new is skipped; the ids of examples
-that flipped stand in the failure's text, all of them.
+Each gate is a test suite and each verdict a test case. Failing verdicts are failures, "not
+compared" is an error, "new" and "not judged" are skipped. A failure's text holds the ids of all
+flipped examples.
 """
 
 import re
 from xml.etree import ElementTree
 
-from bench.workflows.gate import wording
-from bench.workflows.gate.verdicts import RED, Check, Verdict
+from bench.workflows.gate.verdicts import FAILING_OUTCOMES, Check, Verdict, list_flipped_examples
 
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-"""What XML 1.0 cannot hold, escaped or not."""
-_ELEMENTS = {**dict.fromkeys(RED, "failure"), "not compared": "error",
+"""Characters that XML 1.0 forbids even as references."""
+_ELEMENTS = {**dict.fromkeys(FAILING_OUTCOMES, "failure"), "not compared": "error",
              "new": "skipped", "not judged": "skipped"}  # fmt: skip
 
 
-def render(check: Check, suite: str) -> bytes:
-    """The XML, encoded."""
+def render_junit(check: Check, suite: str) -> bytes:
+    """Render the XML document.
+
+    Args:
+        check: The finished check.
+        suite: Name of the suite, for the names of test suites.
+
+    Returns:
+        The document in UTF-8.
+    """
     top = ElementTree.Element("testsuites", _counts(check.verdicts))
     for gate in dict.fromkeys(verdict.gate for verdict in check.verdicts):
         verdicts = [verdict for verdict in check.verdicts if verdict.gate == gate]
@@ -27,12 +34,12 @@ def render(check: Check, suite: str) -> bytes:
         for verdict in verdicts:
             _case(group, verdict)
     ElementTree.indent(top)
-    found: bytes = ElementTree.tostring(top, encoding="utf-8", xml_declaration=True)
-    return found + b"\n"
+    document: bytes = ElementTree.tostring(top, encoding="utf-8", xml_declaration=True)
+    return document + b"\n"
 
 
 def _case(group: ElementTree.Element, verdict: Verdict) -> None:
-    """The name alone tells a case from the others: GitLab matches cases by it over time."""
+    """Add a test case with a unique name, by which GitLab matches cases between pipelines."""
     name = _text(f"{verdict.gate}: {verdict.where}")
     about = {"classname": _text(verdict.model), "name": name}
     case = ElementTree.SubElement(group, "testcase", about)
@@ -45,7 +52,7 @@ def _case(group: ElementTree.Element, verdict: Verdict) -> None:
         ElementTree.SubElement(case, kind, message)
         return
     ended = ElementTree.SubElement(case, kind, {**message, "type": verdict.outcome})
-    ended.text = _text("\n".join([verdict.sentence, *wording.flipped(verdict, most=None)]))
+    ended.text = _text("\n".join([verdict.sentence, *list_flipped_examples(verdict, most=None)]))
 
 
 def _counts(verdicts: list[Verdict]) -> dict[str, str]:

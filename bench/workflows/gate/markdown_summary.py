@@ -1,8 +1,8 @@
-"""A check as Markdown: a job's summary on GitHub, or a comment on a pull request.
+"""Render a check as Markdown, for a job's summary on GitHub or a comment on a pull request.
 
-Neither shows a local picture, nor one inside a data: address, so the curves are drawn in letters
-and folded, and the page says where the plots lie. GitHub drops a summary above 1 MiB and a comment
-above 65,536 letters: what does not fit is left out from the end, and that is said.
+Neither shows local images or data: URLs, so robust accuracy is drawn as text bars in a folded
+section, and the page names the folder of the plots. GitHub drops a summary above 1 MiB and a
+comment above 65,536 characters: sections that do not fit are omitted and counted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,53 +12,70 @@ import pandas as pd
 
 from bench.analysis.snapshot import Cell, Snapshot
 from bench.reporting.formats import markdown, numbers
-from bench.workflows.gate import wording
-from bench.workflows.gate.verdicts import RED, Check, Verdict
+from bench.workflows.gate.verdicts import (
+    FAILING_OUTCOMES,
+    Check,
+    Verdict,
+    format_accept_command,
+    list_flipped_examples,
+    summarize_check,
+)
 
-MOST = 60_000
-"""Letters that a page holds at most: it fits a comment, too."""
+MAX_CHARACTERS = 60_000
+"""Of a page, so that it fits a comment."""
 _COLUMNS = ["verdict", "of", "model", "attack", "eps", "what changed"]
 _WIDTH = 30
 _MARKS = {"regressed": "🔴", "failed": "🔴", "not compared": "⚠️", "improved": "🟢"}
 
 
-def render(check: Check, before: Snapshot, now: Snapshot, run: Path, baseline: Path) -> str:
-    """The page; `run` and `baseline` are where the two sides lie."""
+def render_summary(check: Check, before: Snapshot, now: Snapshot, run: Path, baseline: Path) -> str:
+    """Render the page.
+
+    Args:
+        check: The finished check.
+        before: Snapshot of the baseline.
+        now: Snapshot of the run.
+        run: Folder of the run.
+        baseline: File of the baseline.
+
+    Returns:
+        Markdown, at most MAX_CHARACTERS long.
+    """
     mark = {0: "✅", 1: "🔴", 3: "⚠️"}[check.exit_code]
-    told = markdown.escape(wording.conclusion(check))
-    parts = [f"### {mark} Robustness of {markdown.escape(now.suite)}", f"**{told}.**"]
-    wrong = check.among(*RED, "not compared")
+    conclusion = markdown.escape(summarize_check(check))
+    parts = [f"### {mark} Robustness of {markdown.escape(now.suite)}", f"**{conclusion}.**"]
+    wrong = check.select(*FAILING_OUTCOMES, "not compared")
     if wrong:
         parts.append(_table(wrong))
-    better = check.among("improved")
+    better = check.select("improved")
     if better:
         parts += [_table(better)]
     parts.append(f"{markdown.escape(check.power)}")
     if better or wrong:
-        command = wording.accepting(run, baseline)
+        command = format_accept_command(run, baseline)
         parts.append(
             f"To accept this run as the baseline:\n\n{markdown.format_code_block(command)}"
         )
     parts += [f"- {markdown.escape(note)}" for note in check.notes]
     parts += _folded("Examples that flipped", _flips(wrong + better))
-    parts += _folded("Robust accuracy by eps, baseline and now", _curves(before, now))
-    rest = check.among("passed", "new", "not judged")
+    parts += _folded("Robust accuracy by eps, baseline and now", _draw_accuracies(before, now))
+    rest = check.select("passed", "new", "not judged")
     parts += _folded("All other verdicts", [_table(rest)] if rest else [])
     parts.append(f"Plots, tables and the report: `{run.as_posix()}/report.html` of this job.")
     return _fitting(parts)
 
 
 def _fitting(parts: Sequence[str]) -> str:
-    """The parts that fit, in their order."""
-    kept: list[str] = []
-    room = MOST
+    """Join the parts that fit, in their order."""
+    shown: list[str] = []
+    room = MAX_CHARACTERS
     for part in parts:
         if len(part) + 2 <= room:
-            kept.append(part)
+            shown.append(part)
             room -= len(part) + 2
-    if len(kept) < len(parts):
-        kept.append(f"{len(parts) - len(kept)} sections did not fit this page.")
-    return "\n\n".join(kept) + "\n"
+    if len(shown) < len(parts):
+        shown.append(f"{len(parts) - len(shown)} sections did not fit this page.")
+    return "\n\n".join(shown) + "\n"
 
 
 def _table(verdicts: Sequence[Verdict]) -> str:
@@ -81,24 +98,24 @@ def _flips(verdicts: Sequence[Verdict]) -> list[str]:
     return [
         f"- {markdown.escape(verdict.where)}: {markdown.escape('; '.join(lines))}"
         for verdict in verdicts
-        if (lines := wording.flipped(verdict, most=100))
+        if (lines := list_flipped_examples(verdict, most=100))
     ]
 
 
-# ---------------------------------------------------------------------------- curves, in letters
+# --------------------------------------------------------------------------------- text bars
 
 
-def _curves(before: Snapshot, now: Snapshot) -> list[str]:
-    """For each attack on a model, robust accuracy at each eps as bars, the baseline's above."""
+def _draw_accuracies(before: Snapshot, now: Snapshot) -> list[str]:
+    """Draw robust accuracy at each eps as bars for each attack on a model, the baseline first."""
     tasks = [(task.model, task.attack) for task in now.tasks]
-    found = []
+    blocks = []
     for model, attack in tasks:
         lines = [*_bars(before, now, model, attack)]
         if lines:
             title = f"{markdown.escape(model)}, {markdown.escape(attack)}"
             fence = "```text"
-            found.append("\n".join([f"**{title}**", "", fence, *lines, "```"]))
-    return found
+            blocks.append("\n".join([f"**{title}**", "", fence, *lines, "```"]))
+    return blocks
 
 
 def _bars(before: Snapshot, now: Snapshot, model: str, attack: str) -> Iterator[str]:
@@ -114,15 +131,22 @@ def _bars(before: Snapshot, now: Snapshot, model: str, attack: str) -> Iterator[
         pair = (("was", earlier.get(eps), before), ("now", later.get(eps), now))
         for word, cell, side in pair:
             if cell is not None:
-                yield f"eps {_eps(cell):>8} {word} {bar(cell.robust_correct, side.data.n)}"
+                yield f"eps {_eps(cell):>8} {word} {render_bar(cell.robust_correct, side.data.n)}"
 
 
 def _eps(cell: Cell) -> str:
     return numbers.format_text(cell.eps_text)
 
 
-def bar(k: int, n: int) -> str:
-    """k of n as a bar in eighths of a letter, with the percentage.
+def render_bar(k: int, n: int) -> str:
+    """Draw a rate as a bar with eighths of a character, followed by the percentage.
+
+    Args:
+        k: Count.
+        n: Total, above 0.
+
+    Returns:
+        One line of text.
 
     >>> bar(1, 2)
     '███████████████                50.0 %'

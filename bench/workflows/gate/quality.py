@@ -1,4 +1,4 @@
-"""What a check watches beside accuracies: promises kept, pace, and signs that an attack failed."""
+"""Judge validity, throughput and audit: everything that a check compares except accuracies."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,14 +10,23 @@ from bench.suite.thresholds import Limits, Threshold
 from bench.workflows.gate.verdicts import Outcome, Verdict
 
 LEAST_SECONDS, LEAST_SHARE = 2.0, 0.85
-"""Of the processor's time, and of the clock's time in which the processor worked for the run: a
-throughput timed over less is not judged. Measured: alone on a core, one attack's ratio varied by
-1.07 over 2 s and by 1.2 over 0.05 s. Beside half a dozen programs on two cores it varied by 1.5
-whatever the time, and the share was well below this one: no verdict stands on that."""
+"""Least processor time, and least ratio of processor time to wall time, of a throughput that is
+judged. Measured: alone on a core, one attack's ratio varied by a factor of 1.07 over 2 s and of 1.2
+over 0.05 s. With six other programs on two cores it varied by 1.5 over any time, and the ratio of
+processor time was far below this one."""
 
 
-def judge(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]:
-    """Validity of every attack on a model, and every model's throughput and audit."""
+def judge_quality(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]:
+    """Judge the validity of every attack on a model, and every model's throughput and audit.
+
+    Args:
+        before: Snapshot of the baseline.
+        now: Snapshot of the run.
+        limits: Thresholds.
+
+    Yields:
+        Verdicts.
+    """
     for task in now.tasks:
         yield from _validity(before, now, task, limits)
     for model in dict.fromkeys(task.model for task in now.tasks):
@@ -32,38 +41,39 @@ def _validity(before: Snapshot, now: Snapshot, task: Task, limits: Limits) -> It
     was = sum(cell.violations for cell, _ in cells)
     count = sum(cell.violations for _, cell in cells)
     threshold = limits.of("violations", task.model, (task.attack, task.family))
-    told = f"{was} → {count} images that break their threat model"
+    sentence = f"{was} → {count} images that break their threat model"
     if count - was > threshold.amount:
-        yield _of_task("validity", task, "regressed", f"{told}, beyond {_limit(threshold)}")
+        yield _of_task("validity", task, "regressed", f"{sentence}, beyond {_limit(threshold)}")
     elif count < was:
-        yield _of_task("validity", task, "improved", told)
+        yield _of_task("validity", task, "improved", sentence)
     else:
-        yield _of_task("validity", task, "passed", told if count else "no violation")
+        yield _of_task("validity", task, "passed", sentence if count else "no violation")
 
 
 def _throughput(before: Snapshot, now: Snapshot, model: str, limits: Limits) -> Verdict:
-    """The time that all attacks on a model took, over the time that the same passes would have
-    taken at the baseline's ratios: so a long attack weighs more than a short one, and a mixture
-    that changed is no slower engine."""
-    timed = [pair for pair in _timed(before, now) if pair.now.model == model]
+    """Compare the time of all attacks on a model with the time at the baseline's floor ratios.
+
+    So a long attack weighs more than a short one, and another mixture of attacks is no slowdown.
+    """
+    timed = [pair for pair in _list_timed(before, now) if pair.now.model == model]
     place = ("throughput", model, "", "")
-    if why := _untimed(before, now, timed):
+    if why := _explain_untimed(before, now, timed):
         return Verdict(*place, "not judged", why)
     seconds = sum(pair.now.seconds for pair in timed)
     factor = seconds / sum(pair.now.seconds * pair.was_ratio / pair.ratio for pair in timed)
-    told = (
+    sentence = (
         f"{numbers.format_factor(factor)} the baseline's time per pass of a bare loop, "
         f"{numbers.format_seconds(seconds)} in all: {1 / factor - 1:+.0%} examples per second"
     )
     threshold = limits.of("examples_per_second", model)
     least = 1 - float(threshold.amount) / 100
     if 1 / factor < least:
-        return Verdict(*place, "regressed", f"{told}, beyond {_limit(threshold)}")
-    return Verdict(*place, "improved" if least * (1 / factor) > 1 else "passed", told)
+        return Verdict(*place, "regressed", f"{sentence}, beyond {_limit(threshold)}")
+    return Verdict(*place, "improved" if least * (1 / factor) > 1 else "passed", sentence)
 
 
 class _Timed(NamedTuple):
-    """An attack on a model that was timed both times over the same cells."""
+    """An attack on a model that both sides timed over the same cells."""
 
     was: Task
     now: Task
@@ -71,7 +81,7 @@ class _Timed(NamedTuple):
     ratio: float
 
 
-def _timed(before: Snapshot, now: Snapshot) -> Iterator[_Timed]:
+def _list_timed(before: Snapshot, now: Snapshot) -> Iterator[_Timed]:
     were = snapshot_matching.by_attack(before)
     for key, task in snapshot_matching.by_attack(now).items():
         was = were.get(key)
@@ -87,12 +97,13 @@ def _timed(before: Snapshot, now: Snapshot) -> Iterator[_Timed]:
             yield _Timed(was, task, was.floor_ratio, task.floor_ratio)
 
 
-def _untimed(before: Snapshot, now: Snapshot, timed: list[_Timed]) -> str:
-    """Why the throughput of these attacks says nothing; empty if it does."""
+def _explain_untimed(before: Snapshot, now: Snapshot, timed: list[_Timed]) -> str:
+    """Return why the throughput cannot be judged; empty if it can."""
     if not timed:
         return "no attack was timed both times over the same cells"
     if before.machine != now.machine:
-        return f"timed on another machine: {machine(before)} before, {machine(now)} now"
+        machines = f"{describe_machine(before)} before, {describe_machine(now)} now"
+        return f"timed on another machine: {machines}"
     sides = [pair.was.seconds for pair in timed], [pair.now.seconds for pair in timed]
     short = min(map(sum, sides))
     if short < LEAST_SECONDS:
@@ -102,13 +113,19 @@ def _untimed(before: Snapshot, now: Snapshot, timed: list[_Timed]) -> str:
         clock = sum(task.clock_seconds for task in tasks)
         share = sum(task.seconds for task in tasks) / clock if clock else 1.0
         if share < LEAST_SHARE:
-            return (
-                f"the {side} had the processor for {share:.0%} of its time, beside other programs"
-            )
+            return f"the {side} had the processor for {share:.0%} of its time"
     return ""
 
 
-def machine(snapshot: Snapshot) -> str:
+def describe_machine(snapshot: Snapshot) -> str:
+    """Name device, processor and number of threads of a run.
+
+    Args:
+        snapshot: Of the run.
+
+    Returns:
+        The three, separated by commas.
+    """
     machine = snapshot.machine
     return (
         f"{machine.device}, {machine.processor}, {numbers.format_plural(machine.threads, 'thread')}"
@@ -125,14 +142,14 @@ def _audit(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]
         threshold = limits.of("audit", label)
         place = ("audit", label, "", "")
         if len(new) > threshold.amount:
-            told = f"new signs that an attack failed: {', '.join(new)}"
-            yield Verdict(*place, "regressed", f"{told}; beyond {_limit(threshold)}")
+            sentence = f"new symptoms of a failed attack: {', '.join(new)}"
+            yield Verdict(*place, "regressed", f"{sentence}; beyond {_limit(threshold)}")
         elif signs < was:
             yield Verdict(*place, "improved", f"gone: {', '.join(sorted(was - signs))}")
         else:
-            told = f"{numbers.format_plural(len(signs), 'kind')} of sign, "
-            told += f"{len(new)} of them new" if new else "none of them new"
-            yield Verdict(*place, "passed", told if signs else "no sign that an attack failed")
+            sentence = f"{numbers.format_plural(len(signs), 'symptom')}, "
+            sentence += f"{len(new)} of them new" if new else "none of them new"
+            yield Verdict(*place, "passed", sentence if signs else "no symptom of a failed attack")
 
 
 def _of_task(gate: str, task: Task, outcome: Outcome, sentence: str) -> Verdict:

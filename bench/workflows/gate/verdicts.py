@@ -1,53 +1,55 @@
-"""What a check finds: a verdict on every cell, and on each model's clean accuracy, each attack's
-validity, each model's throughput and audit.
+"""Define the verdicts of a check, and the sentences that every output shares.
 
-Accuracies are compared on the same examples. A loss turns a check red where it is larger than its
-threshold *and* the exact one-sided paired test (metrics.loss) finds it beyond chance, after Holm's
-correction for all accuracies of the check together. So a check whose models and attacks differ from
-the baseline's in nothing but their seeds is red with a chance of at most alpha: then each example
-that changed is as likely a loss as a gain.
+There is a verdict on every cell, each model's clean accuracy, each attack's validity, and each
+model's throughput and audit. Accuracies are compared on the same examples. A loss fails the check
+if it exceeds its threshold *and* the exact one-sided paired test (`metrics.loss`) is significant
+after Holm's correction over all accuracies of the check. So if a run differs from the baseline in
+its seeds alone, the check fails with probability at most alpha: each example that changed is then
+as likely a loss as a gain.
 
-    what is found                                                outcome        exit code
+    finding                                                      outcome        exit code
     ----------------------------------------------------------   ------------   ---------
-    a loss beyond threshold and chance; more violations, new      regressed      1
-      signs or a lower throughput than allowed
-    a cell that failed now, whatever it did before               failed         1
-    a cell of the baseline whose data set or settings changed,   not compared   3, unless
-      that the suite no longer has, is not finished or skipped                  something is 1
-    a cell or model that the baseline has no numbers of          new            0
-    a gain beyond threshold and chance                           improved       0
+    a loss beyond threshold and significant; more violations,    regressed      1
+      new symptoms or a lower throughput than allowed
+    a cell that failed now, whether or not it failed before      failed         1
+    a cell of the baseline with other data or settings, or one   not compared   3, unless
+      that is missing from the suite, unfinished or skipped                     another is 1
+    a cell or model without numbers in the baseline              new            0
+    a gain beyond threshold and significant                      improved       0
     any other change                                             passed         0
-    a throughput too short to time, of another machine or of     not judged     0
-      other cells; a cell skipped both times
+    a throughput over too little time, on another machine or     not judged     0
+      over other cells; a cell skipped both times
 
-A check that compared no accuracy at all ends with 3. Changes of the seed, of an attack's code, of
-the suite's name, of the machine and of a model's weights are noted and compared all the same.
+A check that compared no accuracy ends with 3. Changes of the seed, of an attack's code, of the
+suite's name, of the machine and of a model's weights are noted, and the comparison is made.
 """
 
+import shlex
+from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 Outcome: TypeAlias = Literal[
     "regressed", "failed", "not compared", "new", "improved", "passed", "not judged"
 ]
-RED: tuple[Outcome, ...] = ("regressed", "failed")
+FAILING_OUTCOMES: tuple[Outcome, ...] = ("regressed", "failed")
 
 
-class Change(NamedTuple):
+class AccuracyChange(NamedTuple):
     """An accuracy before and after, on the same n examples."""
 
     before: int
     after: int
     n: int
     lost: tuple[int, ...]
-    """Ids of the examples."""
+    """Ids of the examples; as the next."""
     gained: tuple[int, ...]
     p_lost: float
-    """Corrected for all accuracies of the check, and so the next."""
+    """Corrected over all accuracies of the check; as the next."""
     p_gained: float
 
 
 class Verdict(NamedTuple):
-    """What is found of one thing that a check watches."""
+    """The outcome of one comparison of a check."""
 
     gate: str
     """"clean accuracy", "robust accuracy", "validity", "throughput" or "audit"."""
@@ -56,33 +58,106 @@ class Verdict(NamedTuple):
     eps: str
     outcome: Outcome
     sentence: str
-    change: Change | None = None
+    change: AccuracyChange | None = None
 
     @property
     def where(self) -> str:
-        """The model, attack and eps in words."""
+        """Model, attack and eps, as far as the verdict has them."""
         eps = f"eps {self.eps}" if self.eps else ""
         return ", ".join(part for part in (self.model, self.attack, eps) if part)
 
 
 class Check(NamedTuple):
-    """All verdicts of a check, and what a reader must know of it."""
+    """All verdicts of a check, with notes on other changes."""
 
     verdicts: list[Verdict]
     notes: list[str]
     power: str
-    """The smallest loss that could have been seen."""
+    """The smallest loss that can fail the check, in a sentence."""
 
-    def among(self, *outcomes: Outcome) -> list[Verdict]:
+    def select(self, *outcomes: Outcome) -> list[Verdict]:
+        """Select verdicts by outcome.
+
+        Args:
+            outcomes: Outcomes to select.
+
+        Returns:
+            Verdicts in their order.
+        """
         return [verdict for verdict in self.verdicts if verdict.outcome in outcomes]
 
     @property
     def compared(self) -> int:
-        """Accuracies that were compared."""
+        """Number of accuracies that were compared."""
         return sum(verdict.change is not None for verdict in self.verdicts)
 
     @property
     def exit_code(self) -> int:
-        if self.among(*RED):
+        """Exit code of `bench check`: 0, 1 or 3."""
+        if self.select(*FAILING_OUTCOMES):
             return 1
-        return 3 if self.among("not compared") or not self.compared else 0
+        return 3 if self.select("not compared") or not self.compared else 0
+
+
+MAX_SHOWN_IDS = 20
+"""Ids of flipped examples in one line for people."""
+
+
+def list_flipped_examples(verdict: Verdict, most: int | None = MAX_SHOWN_IDS) -> list[str]:
+    """List the examples whose outcome changed.
+
+    Args:
+        verdict: Verdict on an accuracy; others have no such examples.
+        most: Ids in a line at most; None: all.
+
+    Returns:
+        A line of lost and a line of gained examples, if there are any.
+    """
+    change = verdict.change
+    if change is None:
+        return []
+    sides = (("lost", change.lost), ("gained", change.gained))
+    return [f"{word}: {_ids(ids, most)}" for word, ids in sides if ids]
+
+
+def _ids(ids: tuple[int, ...], most: int | None) -> str:
+    shown = ids if most is None else ids[:most]
+    more = len(ids) - len(shown)
+    return " ".join(map(str, shown)) + (f" and {more} more" if more else "")
+
+
+def summarize_check(check: Check) -> str:
+    """Summarize a check in one sentence.
+
+    Args:
+        check: The finished check.
+
+    Returns:
+        Result and counts, such as "passed: 5 accuracies compared".
+    """
+    red, blind, better = (
+        len(check.select(*outcomes))
+        for outcomes in (FAILING_OUTCOMES, ("not compared",), ("improved",))
+    )
+    parts = [f"{check.compared} accuracies compared" if check.compared else "nothing compared"]
+    if red:
+        parts.append(f"{red} of {len(check.verdicts)} verdicts red")
+    if blind:
+        parts.append(f"{blind} not compared")
+    if better:
+        parts.append(f"{better} improved")
+    word = {0: "passed", 1: "REGRESSED", 3: "COULD NOT COMPARE"}[check.exit_code]
+    return f"{word}: {', '.join(parts)}"
+
+
+def format_accept_command(run: Path, baseline: Path) -> str:
+    """Return the command that makes a run the baseline.
+
+    Args:
+        run: Folder of the run.
+        baseline: File of the baseline.
+
+    Returns:
+        A command line.
+    """
+    return shlex.join(["bench", "baseline", str(run), "-o", str(baseline)])

@@ -1,6 +1,6 @@
-"""Many models under one declared threat model, the worst case over its attacks, ranked.
+"""Rank models under one declared threat model by their worst case over its attacks.
 
-The threat model is a suite. card says what a model is; entries are cards with the outcomes of every
-example; standings ranks them; admission runs a model again before it enters; board is what people
-read.
+The threat model is a suite. Read `ranking` first. `model_card` describes a model, `entries` stores
+cards with the outcomes of every example, `admission` runs a model again before it enters, and
+`page` renders the leaderboard.
 """

@@ -1,9 +1,9 @@
-"""Before a model enters: its run is held against the suite, and the model is run again.
+"""Admit a model to a leaderboard: check its run against the suite, and run the model again.
 
-A card and a run are a claim. The claim must answer exactly what the suite asks, on its examples,
-with the model that the card builds; then the suite, or its first examples, is run here and every
-outcome is compared. What enters is what was measured here, where all of it was; else the claim,
-with the audit signs of both.
+A card and a run are a claim. The run must have the suite's settings and examples and the model that
+the card builds. Then the suite, or its first examples, is run here and every outcome is compared.
+The new outcomes are stored if all examples were run again, else the claimed ones with the audit
+symptoms of both.
 """
 
 import dataclasses
@@ -20,27 +20,26 @@ from bench.execution.events import Event
 from bench.execution.options import RunOptions
 from bench.reporting.formats.numbers import format_plural
 from bench.suite.schema import Suite
-from bench.workflows.leaderboard.entries import Recheck, shortcomings
-from bench.workflows.leaderboard.model_card import Card
+from bench.workflows.leaderboard.entries import Recheck, list_shortcomings
+from bench.workflows.leaderboard.model_card import ModelCard
 
 DRIFT = 0.01
-"""Share of a cell's examples whose outcome may differ: another processor rounds otherwise, and an
-example at the edge falls the other way."""
+"""Fraction of a cell's examples whose outcome may differ: processors round differently."""
 SHOWN = 10
-"""Example ids that are shown of a difference."""
+"""Example ids shown per difference."""
 
 
 class Admission(NamedTuple):
-    """What came of a claim."""
+    """The result of an admission."""
 
     problems: list[str]
-    """Why the model does not enter, a sentence each; empty if it does."""
+    """Why the model is not admitted, a sentence each; empty if it is."""
     snapshot: Snapshot | None
     recheck: Recheck | None
 
 
 class Difference(NamedTuple):
-    """One cell, or the clean pass, that came out otherwise."""
+    """A cell, or the clean pass, with different outcomes."""
 
     name: str
     claimed: int
@@ -48,10 +47,19 @@ class Difference(NamedTuple):
     examples: list[int]
 
 
-def claim(run: Path, label: str) -> Snapshot:
-    """What a run says of the model that it calls `label`.
+def read_claim(run: Path, label: str) -> Snapshot:
+    """Read the outcomes of one model of a run.
 
-    Raises: SuiteError if there is no run; RecordError if it is damaged or lacks the model.
+    Args:
+        run: Folder of the run.
+        label: The model's label in it.
+
+    Returns:
+        A snapshot of this model alone.
+
+    Raises:
+        SuiteError: There is no run.
+        RecordError: The run is damaged or lacks the model.
     """
     whole = snapshot.of(results.read(run))
     known = [model.model for model in whole.models]
@@ -68,38 +76,50 @@ def claim(run: Path, label: str) -> Snapshot:
     )
 
 
-def admit(
-    card: Card,
+def admit_model(
+    card: ModelCard,
     claimed: Snapshot,
     suite: Suite,
     options: RunOptions,
-    listen: Callable[[Event], None] = lambda event: None,
+    on_event: Callable[[Event], None] = lambda event: None,
 ) -> Admission:
-    """Hold a claim against the suite, then run the model again, on `options.limit` examples if
-    that is given.
+    """Check a claim against the suite, then run the model again and compare.
 
-    Raises: SuiteError if the card's model cannot be built, or the data are missing.
+    Args:
+        card: Card of the model.
+        claimed: Its outcomes, see `read_claim`.
+        suite: The threat model.
+        options: How to run; `options.limit` restricts the examples.
+        on_event: Called with the progress of the run.
+
+    Returns:
+        Problems, or the outcomes to store.
+
+    Raises:
+        SuiteError: The card's model cannot be built, or the data are missing.
     """
-    problems = shortcomings(claimed, suite)
+    problems = list_shortcomings(claimed, suite)
     if problems:
         return Admission(problems, None, None)
     own = dataclasses.replace(suite, models=(card.model,), crosschecks=(), published=())
-    problems = _other_question(card, claimed, own, options)
+    problems = _find_mismatches(card, claimed, own, options)
     if problems:
         return Admission(problems, None, None)
     with tempfile.TemporaryDirectory() as folder:
-        runner.run_suite(own, Path(folder), options, listen)
+        runner.run_suite(own, Path(folder), options, on_event)
         found = results.read(Path(folder))
         again = snapshot.of(found)
     broken = [f"run again: {row.attack}, eps {row.eps_text}: {row.reason}"
               for row in found.unfinished().itertuples()]  # fmt: skip
     if broken:
         return Admission(broken, None, None)
-    return _judged(claimed, again)
+    return _compare(claimed, again)
 
 
-def _other_question(card: Card, claimed: Snapshot, suite: Suite, options: RunOptions) -> list[str]:
-    """Whether the claim is of another model, or of other examples, than are here."""
+def _find_mismatches(
+    card: ModelCard, claimed: Snapshot, suite: Suite, options: RunOptions
+) -> list[str]:
+    """Describe how model and examples differ from those of the claim."""
     session = preparation.load_evaluator(suite, None, dataclasses.replace(options, limit=None))
     built = session.models[card.model.label].fingerprint
     problems = []
@@ -113,15 +133,16 @@ def _other_question(card: Card, claimed: Snapshot, suite: Suite, options: RunOpt
     return problems
 
 
-def _judged(claimed: Snapshot, again: Snapshot) -> Admission:
+def _compare(claimed: Snapshot, again: Snapshot) -> Admission:
     pairs = list(_pairs(claimed, again))
     examples = again.data.n
     allowed = int(DRIFT * examples)
-    different = differences(claimed, again)
-    problems = [_told(each) for each in different if len(each.examples) > allowed]
+    different = list_differences(claimed, again)
+    problems = [_describe(each) for each in different if len(each.examples) > allowed]
     problems += [
-        f"{cell.attack}, eps {cell.eps_text}: run again, {format_plural(cell.violations, 'image')} "
-        "broke the threat model"
+        f"{cell.attack}, eps {cell.eps_text}: run again, "
+        f"{format_plural(cell.violations, 'image')} broke "
+        "the threat model"
         for cell in again.cells
         if cell.violations
     ]
@@ -134,30 +155,40 @@ def _judged(claimed: Snapshot, again: Snapshot) -> Admission:
         differ=sum(len(each.examples) for each in different),
         packages=again.provenance["packages"],  # type: ignore[arg-type]  # strings, as written
     )
-    return Admission([], again if examples == claimed.data.n else _both(claimed, again), recheck)
+    return Admission(
+        [], again if examples == claimed.data.n else _merge_symptoms(claimed, again), recheck
+    )
 
 
-def _both(claimed: Snapshot, again: Snapshot) -> Snapshot:
-    """The claim, with the audit signs of both."""
+def _merge_symptoms(claimed: Snapshot, again: Snapshot) -> Snapshot:
+    """Return the claim with the audit symptoms of both."""
     signs = sorted({*claimed.models[0].signs, *again.models[0].signs})
     return dataclasses.replace(
         claimed, models=[dataclasses.replace(claimed.models[0], signs=signs)]
     )
 
 
-def differences(claimed: Snapshot, again: Snapshot) -> list[Difference]:
-    """Where a claim and what was found disagree, on the first examples, those of `again`."""
-    n, found = again.data.n, []
+def list_differences(claimed: Snapshot, again: Snapshot) -> list[Difference]:
+    """List the cells whose outcomes differ, and the clean pass if it does.
+
+    Args:
+        claimed: Outcomes of the claim.
+        again: Outcomes of the new run, possibly on the first examples only.
+
+    Returns:
+        Differences on the examples of `again`.
+    """
+    n, different = again.data.n, []
     for name, before, after in _pairs(claimed, again):
         sides = unpack(before, claimed.data.n)[:n], unpack(after, n)
         apart = (sides[0] != sides[1]).to_numpy().nonzero()[0].tolist()
         if apart:
-            found.append(Difference(name, int(sides[0].sum()), int(sides[1].sum()), apart))
-    return found
+            different.append(Difference(name, int(sides[0].sum()), int(sides[1].sum()), apart))
+    return different
 
 
 def _pairs(claimed: Snapshot, again: Snapshot) -> list[tuple[str, str, str]]:
-    """(name, packed outcomes claimed, packed outcomes found) of the clean pass and every cell."""
+    """Return name, claimed and new packed outcomes of the clean pass and of every cell."""
     before = {(cell.attack, cell.eps): cell.robust for cell in claimed.cells}
     cells = [
         (f"{cell.attack}, eps {cell.eps_text}", before[cell.attack, cell.eps], cell.robust)
@@ -166,7 +197,7 @@ def _pairs(claimed: Snapshot, again: Snapshot) -> list[tuple[str, str, str]]:
     return [("without attack", claimed.models[0].clean, again.models[0].clean), *cells]
 
 
-def _told(each: Difference) -> str:
+def _describe(each: Difference) -> str:
     ids = ", ".join(map(str, each.examples[:SHOWN]))
     more = ", ..." if len(each.examples) > SHOWN else ""
     return (

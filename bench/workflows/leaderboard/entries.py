@@ -1,5 +1,7 @@
-"""The entries of a leaderboard on disk: a folder for each model, with its card, the outcomes of
-every example as a baseline (bench.analysis.snapshot_file), and what came of running it again.
+"""Store the entries of a leaderboard: a folder for each model.
+
+It holds the card, the outcomes of every example (a snapshot, as a baseline), and the result of
+running the model again.
 """
 
 import dataclasses
@@ -21,49 +23,67 @@ from bench.reporting.formats.numbers import format_plural
 from bench.suite import plan
 from bench.suite.schema import Suite
 from bench.workflows.leaderboard import model_card as cards
-from bench.workflows.leaderboard.model_card import Card
+from bench.workflows.leaderboard.model_card import ModelCard
 
 CARD, OUTCOMES, RECHECK = "card.toml", "baseline.json", "recheck.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recheck:
-    """How an entry was run again before it entered."""
+    """The result of running a model again before it entered."""
 
     schema: Literal[1]
     examples: Annotated[int, Ge(1)]
-    """The first so many of the suite's were attacked again."""
+    """Number of examples run again, the first of the suite."""
     compared: Annotated[int, Ge(1)]
-    """Outcomes, over all cells."""
+    """Number of outcomes, over all cells and the clean pass."""
     differ: Annotated[int, Ge(0)]
     packages: dict[str, str | None]
 
 
 class Entry(NamedTuple):
-    """One model on the board."""
+    """One model on the leaderboard."""
 
-    card: Card
+    card: ModelCard
     snapshot: Snapshot
     recheck: Recheck
 
     @property
     def signs(self) -> list[str]:
-        """Kinds of sign that an attack on it failed."""
+        """Audit symptoms of the model: kinds of evidence that an attack failed."""
         return self.snapshot.models[0].signs
 
 
-def folder_of(board: Path, card: Card) -> Path:
-    """Where a model's entry lies; names that come to one folder are one model's."""
+def entry_folder(board: Path, card: ModelCard) -> Path:
+    """Return the folder of a model's entry; names with the same folder denote one model.
+
+    Args:
+        board: Folder of the leaderboard.
+        card: Card of the model.
+
+    Returns:
+        The folder, which need not exist.
+
+    Raises:
+        SuiteError: The name has no letter or digit.
+    """
     stem = re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")[:60]
     if not stem:
         raise SuiteError(f"card: name: expected a letter or digit, got {card.name!r}")
     return board / "entries" / stem
 
 
-def write(folder: Path, card: Path, snapshot: Snapshot, recheck: Recheck) -> None:
-    """Write an entry: the card as its author wrote it, outcomes, and the re-check.
+def write_entry(folder: Path, card: Path, snapshot: Snapshot, recheck: Recheck) -> None:
+    """Write an entry: the card byte for byte, the outcomes and the recheck.
 
-    Raises: SuiteError if it cannot be written.
+    Args:
+        folder: Folder of the entry.
+        card: File of the card.
+        snapshot: Outcomes of the model.
+        recheck: Result of running it again.
+
+    Raises:
+        SuiteError: A file cannot be written.
     """
     write_atomic(folder / CARD, card.read_bytes())
     snapshot_file.write(snapshot, folder / OUTCOMES)
@@ -71,11 +91,19 @@ def write(folder: Path, card: Path, snapshot: Snapshot, recheck: Recheck) -> Non
     write_atomic(folder / RECHECK, f"{text}\n".encode())
 
 
-def read(board: Path, suite: Suite) -> list[Entry]:
-    """Every entry, by the name of its folder.
+def read_entries(board: Path, suite: Suite) -> list[Entry]:
+    """Read all entries.
 
-    Raises: SuiteError if there is none, or one does not answer what the suite asks; RecordError if
-    one is damaged, or of other examples than the rest.
+    Args:
+        board: Folder of the leaderboard.
+        suite: The threat model.
+
+    Returns:
+        Entries by the name of their folder.
+
+    Raises:
+        SuiteError: There is none, or one does not match the suite.
+        RecordError: One is damaged, or of other examples than the rest.
     """
     folders = sorted(path.parent for path in (board / "entries").glob(f"*/{CARD}"))
     if not folders:
@@ -85,7 +113,7 @@ def read(board: Path, suite: Suite) -> list[Entry]:
         )
     entries = [_entry(folder) for folder in folders]
     for folder, entry in zip(folders, entries, strict=True):
-        problems = shortcomings(entry.snapshot, suite)
+        problems = list_shortcomings(entry.snapshot, suite)
         if problems:
             raise SuiteError(*(f"{folder}: {problem}" for problem in problems))
         if entry.snapshot.data != entries[0].snapshot.data:
@@ -94,7 +122,7 @@ def read(board: Path, suite: Suite) -> list[Entry]:
 
 
 def _entry(folder: Path) -> Entry:
-    card = cards.read(folder / CARD)
+    card = cards.read_card(folder / CARD)
     snapshot = snapshot_file.read(folder / OUTCOMES)
     if len(snapshot.models) != 1:
         got = len(snapshot.models)
@@ -108,15 +136,22 @@ def _entry(folder: Path) -> Entry:
     return Entry(card, snapshot, recheck)
 
 
-# ------------------------------------------------------------------- held against what is declared
+# --------------------------------------------------------------------- comparison with the suite
 
 
-def declared(suite: Suite) -> dict[str, Mapping[str, Any]]:
-    """What the suite asks of any model: the settings of each attack, by its label.
+def declared_settings(suite: Suite) -> dict[str, Mapping[str, Any]]:
+    """Return the settings of each attack of a suite.
 
-    Raises: SuiteError if an attack is crafted on another model: it asks nothing of a single one.
+    Args:
+        suite: The threat model.
+
+    Returns:
+        Label of an attack -> its settings, with defaults filled in.
+
+    Raises:
+        SuiteError: An attack is a transfer attack, which does not concern a single model.
     """
-    nobody = plan.Facts(None, None, model_fingerprint="any", data_fingerprint="any")
+    facts = plan.Facts(None, None, model_fingerprint="any", data_fingerprint="any")
     found = {}
     for entry in suite.attacks:
         if entry.source is not None:
@@ -124,23 +159,31 @@ def declared(suite: Suite) -> dict[str, Mapping[str, Any]]:
                 f"suite '{suite.name}': attack '{entry.label}' is crafted on another model; "
                 "a leaderboard's attacks see the model that they attack"
             )
-        found[entry.label] = plan.task("", entry, nobody, suite.seed, suite.sweep).cells[0].settings
+        found[entry.label] = plan.task("", entry, facts, suite.seed, suite.sweep).cells[0].settings
     return found
 
 
-def shortcomings(snapshot: Snapshot, suite: Suite) -> list[str]:
-    """Why outcomes of one model are no answer to what the suite asks, a sentence each."""
+def list_shortcomings(snapshot: Snapshot, suite: Suite) -> list[str]:
+    """List how the outcomes of one model do not match the suite.
+
+    Args:
+        snapshot: Outcomes of the model.
+        suite: The threat model.
+
+    Returns:
+        A sentence for each problem.
+    """
     problems = []
     if suite.data.limit is not None and snapshot.data.n != suite.data.limit:
         problems.append(f"expected {suite.data.limit} examples, got {snapshot.data.n}")
     if snapshot.seed != suite.seed:
         problems.append(f"expected seed {suite.seed}, got {snapshot.seed}")
     asked = {task.attack: task.settings for task in snapshot.tasks}
-    for label, wanted in declared(suite).items():
+    for label, wanted in declared_settings(suite).items():
         if label not in asked:
             problems.append(f"{label}: expected this attack, found none of that label")
             continue
-        # The code of an attack changes with every edit of its file: that makes an entry old.
+        # The code of an attack may differ: it changes with every edit of its file.
         problems += [
             f"{label}: {key}: expected {wanted.get(key)!r}, got {asked[label].get(key)!r}"
             for key in sorted({*wanted, *asked[label]} - {*NOTED})
@@ -151,15 +194,15 @@ def shortcomings(snapshot: Snapshot, suite: Suite) -> list[str]:
         for eps in attack.eps:
             if attack.label in asked and eps.value > 0:
                 name = f"{attack.label}, eps {eps.text}"
-                problems += _unfit(name, cells.get((attack.label, eps.value)))
+                problems += _list_cell_problems(name, cells.get((attack.label, eps.value)))
     return problems
 
 
-def _unfit(name: str, cell: Cell | None) -> list[str]:
-    """Why a cell gives no number that may stand on a board."""
+def _list_cell_problems(name: str, cell: Cell | None) -> list[str]:
+    """List why a cell cannot be ranked."""
     if cell is None or cell.status != "ok":
-        told = f"{cell.status}: {cell.reason}" if cell else "none"
-        return [f"{name}: expected a finished cell, got {told}"]
+        status = f"{cell.status}: {cell.reason}" if cell else "none"
+        return [f"{name}: expected a finished cell, got {status}"]
     if cell.violations:
         count = format_plural(cell.violations, "image")
         return [f"{name}: {count} broke the threat model, where the attack could not succeed"]

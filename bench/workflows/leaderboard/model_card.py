@@ -1,7 +1,7 @@
-"""A model's card: what whoever contributes a model to a leaderboard says of it, in TOML.
+"""Read the card of a contributed model, in TOML.
 
-[model] is the entry of a suite, so that whoever keeps the board can run the model; file names in
-it start from the card's folder.
+`[model]` is the entry of a suite, so that the leaderboard can run the model; file names in it are
+relative to the card's folder.
 """
 
 import contextlib
@@ -15,37 +15,46 @@ from bench.core.validation import Validator, parse_toml, read_text
 from bench.models import serialized
 from bench.suite.schema import ModelEntry
 
-_Said = Annotated[str, StringConstraints(pattern=r"\S", max_length=500)]
-"""Something has to be said, and it fits a table."""
+_Text = Annotated[str, StringConstraints(pattern=r"\S", max_length=500)]
+"""Not blank, and short enough for a table."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Card:
+class ModelCard:
+    """Description of a contributed model."""
+
     schema: Literal[1]
-    name: _Said
-    """Of the model on the board."""
-    source: _Said
+    name: _Text
+    """Name of the model on the leaderboard."""
+    source: _Text
     """The paper or page that describes it."""
-    training: _Said
+    training: _Text
     """How it was trained, and against what."""
-    data: _Said
-    """What it was trained on; more than the training set makes another contest."""
-    licence: _Said
-    contact: _Said
-    """Who answers for it."""
+    data: _Text
+    """Training data; models with additional data do not compare."""
+    licence: _Text
+    contact: _Text
+    """Who is responsible for the entry."""
     model: Any
-    """A ModelEntry; its label is the model's name in the run, the card's name if not given."""
+    """A ModelEntry; its label is the model's name in the run, by default the card's name."""
     url: str = ""
 
 
-def read(path: Path) -> Card:
-    """The card in a file.
+def read_card(path: Path) -> ModelCard:
+    """Read a card.
 
-    Raises: SuiteError with one sentence for each mistake in it.
+    Args:
+        path: TOML file.
+
+    Returns:
+        The card, with absolute paths.
+
+    Raises:
+        SuiteError: The card is invalid; one sentence for each mistake.
     """
     check = Validator(str(path))
     raw = parse_toml(read_text(path, "a model's card"), str(path))
-    card: Card | None = check.fill(Card, raw, "")
+    card: ModelCard | None = check.fill(ModelCard, raw, "")
     entry: ModelEntry | None = None
     if "model" in raw:
         entry = check.fill(ModelEntry, raw["model"], "model")
@@ -58,8 +67,7 @@ def read(path: Path) -> Card:
 
 
 def _absolute(entry: ModelEntry, folder: Path) -> ModelEntry:
-    """The entry with the files that it names under their full path: the suite that it is run in
-    lies elsewhere."""
+    """Make the entry's file names absolute, as its suite is in another folder."""
     where, colon, name = entry.name.rpartition(":")
     if where.endswith(".py"):
         entry = dataclasses.replace(entry, name=f"{folder / where}{colon}{name}")

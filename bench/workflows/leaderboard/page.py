@@ -17,7 +17,7 @@ from bench.reporting.formats.numbers import (
 from bench.reporting.report.views import View
 from bench.suite.schema import Suite
 from bench.workflows.leaderboard.entries import Entry
-from bench.workflows.leaderboard.ranking import Standing, Threat, standings, threats
+from bench.workflows.leaderboard.ranking import RankedModel, RankedThreat, list_threats, rank_models
 
 RULES = (
     "A model's number is the worst case: an example counts only if it is classified correctly "
@@ -33,10 +33,10 @@ RULES = (
 )
 
 
-class Line(NamedTuple):
+class LeaderboardRow(NamedTuple):
     """One model, as both pages show it."""
 
-    standing: Standing
+    standing: RankedModel
     robust: str
     clean: str
     left: list[str]
@@ -45,22 +45,22 @@ class Line(NamedTuple):
     facts: list[tuple[str, str]]
 
 
-class Section(NamedTuple):
+class LeaderboardSection(NamedTuple):
     """One threat's order."""
 
     title: str
     attacks: list[str]
-    lines: list[Line]
+    lines: list[LeaderboardRow]
     view: View
     """The same as a table of text, for the Markdown page."""
 
 
-def write(entries: Sequence[Entry], suite: Suite, out: Path) -> list[Path]:
+def write_leaderboard(entries: Sequence[Entry], suite: Suite, out: Path) -> list[Path]:
     """Write leaderboard.md and leaderboard.html into `out`; the same entries, the same bytes.
 
     Raises: SuiteError if the folder cannot be written.
     """
-    sections = [_section(entries, threat) for threat in threats(suite)]
+    sections = [_section(entries, threat) for threat in list_threats(suite)]
     data = entries[0].snapshot.data
     summary = (
         f"{format_plural(len(entries), 'model')} on the first {data.n} examples of {data.name}. "
@@ -80,14 +80,14 @@ def write(entries: Sequence[Entry], suite: Suite, out: Path) -> list[Path]:
     return [write_atomic(out / name, content) for name, content in made.items()]
 
 
-def _section(entries: Sequence[Entry], threat: Threat) -> Section:
+def _section(entries: Sequence[Entry], threat: RankedThreat) -> LeaderboardSection:
     attacks = [format_text(attack) for attack in threat.attacks]
-    lines = [_line(standing) for standing in standings(entries, threat)]
+    lines = [_line(standing) for standing in rank_models(entries, threat)]
     title = f"{format_norm(threat.norm)}, eps {threat.eps_text}"
-    return Section(title, attacks, lines, _view(attacks, lines))
+    return LeaderboardSection(title, attacks, lines, _view(attacks, lines))
 
 
-def _line(standing: Standing) -> Line:
+def _line(standing: RankedModel) -> LeaderboardRow:
     card, snapshot, recheck = standing.entry
     n = snapshot.data.n
     checked = f"{recheck.examples} of {n}"
@@ -105,7 +105,7 @@ def _line(standing: Standing) -> Line:
         "run again on": f"{checked} examples, {recheck.differ} of {recheck.compared} outcomes "
         "otherwise",
     }
-    return Line(
+    return LeaderboardRow(
         standing=standing,
         robust=_rate(standing.robust),
         clean=_rate(standing.clean),
@@ -120,7 +120,7 @@ def _rate(found: Rate) -> str:
     return format_rate(found.k, found.n, found.low, found.high)
 
 
-def _view(attacks: list[str], lines: list[Line]) -> View:
+def _view(attacks: list[str], lines: list[LeaderboardRow]) -> View:
     """Tabulate the models for the Markdown page."""
     columns = ["rank", "model", "robust, worst case", "clean", *attacks, "audit",
                "run again"]  # fmt: skip

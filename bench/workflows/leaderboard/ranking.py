@@ -1,9 +1,8 @@
-"""Entries -> standings: who keeps most, and who only seems to.
+"""Rank entries by robust accuracy, with equal ranks where differences are not significant.
 
-An example counts for a model if every attack of the suite left it correct. Two models are told
-apart only where the exact paired test on the same examples tells them apart, corrected for all
-pairs (Holm); a model's rank is one more than the number of models that are better beyond chance,
-so that those which nothing tells apart share a rank.
+An example counts as robust if every attack of the suite left it correct. Two models differ if the
+exact paired test (McNemar) on the same examples is significant after Holm's correction over all
+pairs. A model's rank is one more than the number of significantly better models.
 """
 
 import itertools
@@ -17,8 +16,8 @@ from bench.suite.schema import Suite
 from bench.workflows.leaderboard.entries import Entry
 
 
-class Threat(NamedTuple):
-    """A ball that the attacker stays in, and the suite's attacks that were asked there."""
+class RankedThreat(NamedTuple):
+    """A norm and eps, and the attacks of the suite at them."""
 
     norm: str
     eps: float
@@ -26,8 +25,8 @@ class Threat(NamedTuple):
     attacks: tuple[str, ...]
 
 
-class Standing(NamedTuple):
-    """One model in one threat's order."""
+class RankedModel(NamedTuple):
+    """One model in the ranking of one threat."""
 
     rank: int
     entry: Entry
@@ -35,33 +34,48 @@ class Standing(NamedTuple):
     robust: Rate
     """Worst case over the attacks."""
     left: dict[str, int]
-    """Attack -> examples that it alone leaves correct."""
+    """Attack -> number of examples that are robust to it."""
 
 
-def threats(suite: Suite) -> list[Threat]:
-    """Every norm and eps above 0 of the suite, the largest eps of a norm first."""
-    places = dict.fromkeys(
+def list_threats(suite: Suite) -> list[RankedThreat]:
+    """List every norm and eps above 0 of a suite.
+
+    Args:
+        suite: The threat model.
+
+    Returns:
+        Threats in the suite's order of norms, the largest eps first.
+    """
+    pairs = dict.fromkeys(
         (entry.norm, eps.value) for entry in suite.attacks for eps in entry.eps if eps.value > 0
     )
-    norms = list(dict.fromkeys(norm for norm, _ in places))
+    norms = list(dict.fromkeys(norm for norm, _ in pairs))
     found = []
-    for norm, value in sorted(places, key=lambda place: (norms.index(place[0]), -place[1])):
+    for norm, value in sorted(pairs, key=lambda pair: (norms.index(pair[0]), -pair[1])):
         there = [
             (entry.label, eps.text)
             for entry in suite.attacks
             for eps in entry.eps
             if (entry.norm, eps.value) == (norm, value)
         ]
-        found.append(Threat(norm, value, there[0][1], tuple(label for label, _ in there)))
+        found.append(RankedThreat(norm, value, there[0][1], tuple(label for label, _ in there)))
     return found
 
 
-def standings(entries: Sequence[Entry], threat: Threat) -> list[Standing]:
-    """All entries under one threat, the best first; within a rank by what they keep, then name."""
+def rank_models(entries: Sequence[Entry], threat: RankedThreat) -> list[RankedModel]:
+    """Rank all entries under one threat.
+
+    Args:
+        entries: At least one.
+        threat: A threat of the suite.
+
+    Returns:
+        Models by rank, then by robust examples, then by name.
+    """
     worst = [_worst(entry, threat) for entry in entries]
     ranks = _ranks(worst)
     found = [
-        Standing(
+        RankedModel(
             rank=rank,
             entry=entry,
             clean=metrics.rate(entry.snapshot.models[0].clean_correct, entry.snapshot.data.n),
@@ -84,12 +98,12 @@ def _ranks(outcomes: Sequence[Outcomes]) -> list[int]:
     return ranks
 
 
-def _worst(entry: Entry, threat: Threat) -> Outcomes:
+def _worst(entry: Entry, threat: RankedThreat) -> Outcomes:
     return metrics.worst_case([_robust(entry, attack, threat) for attack in threat.attacks])
 
 
-def _robust(entry: Entry, attack: str, threat: Threat) -> Outcomes:
-    """Entries are read only with every cell of the suite, so that it is there."""
+def _robust(entry: Entry, attack: str, threat: RankedThreat) -> Outcomes:
+    """Unpack the outcomes of one cell; `read_entries` refuses entries without it."""
     snapshot = entry.snapshot
     place = attack, threat.eps
     cell = next(cell for cell in snapshot.cells if (cell.attack, cell.eps) == place)

@@ -1,1 +1,4 @@
-"""One image under one attack: `attack` computes, `page` shows."""
+"""Attack one image and show the result.
+
+Read `attack` first, which computes; `page` renders the result for the terminal and as Markdown.
+"""

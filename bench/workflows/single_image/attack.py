@@ -1,4 +1,4 @@
-"""One image under one attack: the same engine and judgement as a suite, told step by step."""
+"""Attack one image, with the engine and verification of a suite, and record the loss per step."""
 
 import dataclasses
 import re
@@ -29,41 +29,41 @@ TOP = 5
 _EXAMPLE = re.compile(r"(?P<data>\w+):(?P<index>\d+)")
 
 
-class Answer(NamedTuple):
-    """What the model says of one image."""
+class Prediction(NamedTuple):
+    """The model's output for one image."""
 
     top: list[tuple[str, float]]
-    """The likeliest classes with their probabilities, at most TOP."""
+    """The most probable classes with their probabilities, at most TOP."""
     true: float
     """Probability of the label."""
     pred: int
 
 
 class SingleImageResult(NamedTuple):
-    """One image, before and after."""
+    """One image before and after the attack."""
 
     name: str
     model: str
     attack: AttackEntry
     label: str
     known: bool
-    """Whether the label is the data set's; else it is the model's own clean prediction."""
+    """Whether the label is the data set's; otherwise it is the model's clean prediction."""
     target: str
     losses: list[float]
-    """What was ascended at each iterate; empty for an attack that runs its own loop."""
-    before: Answer
-    after: Answer
-    read_back: Answer
-    """Of the adversarial image after it was written to a PNG and read again."""
+    """The maximised loss at each iterate; empty for an attack with a loop outside the engine."""
+    before: Prediction
+    after: Prediction
+    read_back: Prediction
+    """For the adversarial image after writing it to a PNG and reading it back."""
     record: dict[str, Any]
-    """The example's record, as a suite would keep it."""
+    """The example's record, with the columns of a suite run."""
     png: Path
     figure: Path
     magnified: float
     """The factor by which the figure shows the perturbation."""
 
 
-def attack(
+def attack_image(
     image: str,
     model: ModelEntry,
     entry: AttackEntry,
@@ -74,17 +74,31 @@ def attack(
     seed: int = 0,
     magnify: float | None = None,
 ) -> SingleImageResult:
-    """Attack one image: a file, or an example of a data set, "digits:17".
+    """Attack one image; write the adversarial image as PNG, and a figure.
 
-    The label of a file is the model's own clean prediction. Writes the adversarial image as PNG
-    and a figure into `out`.
-    Raises: SuiteError for an image, model, weights or target that cannot be used; ContractError
-    if the attack breaks its promise.
+    The label of a file is the model's clean prediction.
+
+    Args:
+        image: Path of an image, or an example of a data set such as "digits:17".
+        model: Model and weights.
+        entry: Attack with one eps.
+        device: Where to compute.
+        out: Folder for PNG and figure.
+        data_dir: Folder of the data sets.
+        seed: Seed of the attack's noise.
+        magnify: Factor by which the figure shows the perturbation; None: computed.
+
+    Returns:
+        Predictions, record and the paths of both files.
+
+    Raises:
+        SuiteError: Image, model, weights or target cannot be used.
+        ContractError: The attack broke its contract.
     """
-    found = registry.find("models", model.name, Path())
-    known = isinstance(found, Model)
-    told = found.names() if known and found.names else ()
-    data = _data(image, found.shape if known else None, told, data_dir)
+    registered = registry.find("models", model.name, Path())
+    known = isinstance(registered, Model)
+    class_names = registered.names() if known and registered.names else ()
+    data = _data(image, registered.shape if known else None, class_names, data_dir)
     names, x, stem, shape = data.classes, data.read(0, 1)[0], data.name, data.shape
     subject = loading.load_model(model, Path(), seed, data, device, data_dir)
     if entry.goal == "targeted":
@@ -125,10 +139,10 @@ def attack(
 
 
 def _data(image: str, wanted: Shape | None, names: tuple[str, ...], data_dir: Path) -> Data:
-    """One image as a data set of its own; its name is what files made of it are called.
+    """Wrap one image as a data set whose name is the stem of output files.
 
-    `wanted` is the shape that the model takes, if that is known; else a photograph is read as
-    ImageNet's are, and an example of a data set as it is.
+    `wanted` is the model's input shape, if known; otherwise a file is resized to 3 x 224 x 224 and
+    an example of a data set keeps its shape.
     """
     example = _EXAMPLE.fullmatch(image)
     if example is None or Path(image).exists():
@@ -153,7 +167,7 @@ def _data(image: str, wanted: Shape | None, names: tuple[str, ...], data_dir: Pa
     )  # fmt: skip
 
 
-def _answer(model: nn.Module, image: Tensor, label: int, names: tuple[str, ...]) -> Answer:
+def _answer(model: nn.Module, image: Tensor, label: int, names: tuple[str, ...]) -> Prediction:
     with eval_mode(model), torch.no_grad():
         logits = call_model(model, image[None])[0]
     shares = probabilities(logits)
@@ -162,7 +176,7 @@ def _answer(model: nn.Module, image: Tensor, label: int, names: tuple[str, ...])
         (_name(names, index), share)
         for index, share in zip(classes.tolist(), shares[classes].tolist(), strict=True)
     ]
-    return Answer(top, float(shares[label]), int(classes[0]))
+    return Prediction(top, float(shares[label]), int(classes[0]))
 
 
 def _name(names: tuple[str, ...], index: int) -> str:
@@ -170,16 +184,16 @@ def _name(names: tuple[str, ...], index: int) -> str:
 
 
 def _factor(delta: Tensor) -> float:
-    """A round factor that brings the largest change of a pixel near half the range of grey."""
+    """Return a round factor that scales the largest change of a pixel to about 0.5."""
     largest = float(delta.abs().max())
     if largest == 0:
         return 1.0
     return max(1.0, float(f"{0.5 / largest:.1g}"))
 
 
-def _figure(image: Tensor, x_adv: Tensor, factor: float, told: list[tuple[str, float]]) -> Figure:
+def _figure(image: Tensor, x_adv: Tensor, factor: float, tops: list[tuple[str, float]]) -> Figure:
     change = (0.5 + factor * (x_adv - image)).clamp(0, 1)
-    titles = [f"{name} {share:.4f}" for name, share in told] + [f"change, {factor:g} times"]
+    titles = [f"{name} {share:.4f}" for name, share in tops] + [f"change, {factor:g} times"]
     with matplotlib.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(7.6, 2.8), layout="constrained")
         for axes, shown, title in zip(

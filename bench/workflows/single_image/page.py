@@ -12,14 +12,14 @@ from bench.reporting import templates
 from bench.reporting.formats import markdown, numbers
 from bench.reporting.formats.numbers import format_number
 from bench.reporting.report.views import View
-from bench.workflows.single_image.attack import Answer, SingleImageResult
+from bench.workflows.single_image.attack import Prediction, SingleImageResult
 
 SIZES = ("linf", "l2", "l1", "l0")
 
 
-def lines(told: SingleImageResult, every: int) -> Iterator[str]:
+def format_lines(told: SingleImageResult, every: int) -> Iterator[str]:
     """The loss every few steps, the likeliest classes before and after, norms, the verdict."""
-    for step, loss in steps(told, every):
+    for step, loss in select_steps(told, every):
         yield f"step {step:4d}   loss {loss:.6g}"
     for when, answer in (("before", told.before), ("after", told.after)):
         likeliest = ", ".join(f"{name} {share:.4f}" for name, share in answer.top)
@@ -30,24 +30,24 @@ def lines(told: SingleImageResult, every: int) -> Iterator[str]:
     yield f"read back from {told.png}: {name} {share:.4f}"
     if told.record["violation"]:
         yield f"violation: {told.record['violation']}"
-    yield verdict(told)
-    if doubt := unused(told):
+    yield describe_verdict(told)
+    if doubt := describe_unused_budget(told):
         yield doubt
 
 
-def steps(told: SingleImageResult, every: int) -> Iterator[tuple[int, float]]:
+def select_steps(told: SingleImageResult, every: int) -> Iterator[tuple[int, float]]:
     """Every so many steps the loss that was ascended, and the last one."""
     for step, loss in enumerate(told.losses):
         if step % every == 0 or step == len(told.losses) - 1:
             yield step, loss
 
 
-def verdict(told: SingleImageResult) -> str:
+def describe_verdict(told: SingleImageResult) -> str:
     aim = f"as {told.target}" if told.target else "as another class"
     return f"{Path(told.name).name} {'is taken' if told.record['fooled'] else 'is not taken'} {aim}"
 
 
-def unused(told: SingleImageResult) -> str:
+def describe_unused_budget(told: SingleImageResult) -> str:
     """Say that a failure is no evidence, where the attack used less than half of what it was
     allowed; empty otherwise."""
     entry = told.attack
@@ -65,7 +65,7 @@ def unused(told: SingleImageResult) -> str:
     )
 
 
-def page(told: SingleImageResult, every: int, command: str, folder: Path) -> Path:
+def write_page(told: SingleImageResult, every: int, command: str, folder: Path) -> Path:
     """Write the same as NAME-attack.md beside the figure; gives its path."""
     entry = told.attack
     settings = (
@@ -79,15 +79,15 @@ def page(told: SingleImageResult, every: int, command: str, folder: Path) -> Pat
     heads = [f"{when}{what}" for when in ("before", "after", "after, 8 bits read back")
              for what in ("", ", probability")]  # fmt: skip
     true = [f"{answer.true:.4g}" for answer in (told.before, told.after, told.read_back)]
-    doubt = unused(told)
-    trace = [[str(step), f"{loss:.6g}"] for step, loss in steps(told, every)]
+    doubt = describe_unused_budget(told)
+    trace = [[str(step), f"{loss:.6g}"] for step, loss in select_steps(told, every)]
     context = {
         "command": command,
         "image": Path(told.name).name,
         "attack": entry.label,
         "model": told.model,
         "settings": settings,
-        "verdict": verdict(told),
+        "verdict": describe_verdict(told),
         "label": told.label,
         "label_source": source,
         "doubt": doubt and doubt[0].upper() + doubt[1:],
@@ -114,6 +114,6 @@ def _loss(told: SingleImageResult) -> str:
     return "cross-entropy" if name == "label-and-target" and not told.target else name
 
 
-def _share(answer: Answer, place: int) -> tuple[str, str]:
+def _share(answer: Prediction, place: int) -> tuple[str, str]:
     name, share = answer.top[place]
     return name, f"{share:.4f}"

@@ -1,6 +1,7 @@
-"""The same work through bench, a bare loop and other libraries, timed in one process.
+"""Time the same workloads in bench, a bare loop and other libraries, in one process.
 
-works.toml declares what is run: model, data, attack, its parameters, the eps. `works` reads it,
-`task` loads it, each file of contestants/ says how one of them does it, `race` times them in turn,
-`memory` asks each in a process of its own what it takes, `page` lays out what was found.
+Read `race` first: it times the competitors in turn. `workloads.toml`, read by `workloads`, declares
+model, data, attack, parameters and eps; `setup` loads a workload; each file of `competitors/` runs
+it in one library; `memory` measures peak memory in one process per competitor; `page` renders the
+results.
 """

@@ -1,8 +1,8 @@
-"""What a contestant takes at its peak, each asked in a process of its own.
+"""Measure the peak memory of each competitor in a separate process.
 
-What it brings back (its images) is taken off, for a caller may keep them or not; what it prepares
-and keeps for the model is not. On a CPU the peak is the kernel's high-water mark of resident
-memory, set back before the work: a process inherits the `ru_maxrss` of the one that started it.
+The images that it returns are subtracted, as a caller need not keep them; memory held for the model
+is not. On a CPU the peak is the kernel's high-water mark of resident memory, reset before the work,
+as a process inherits `ru_maxrss` from its parent.
 """
 
 import contextlib
@@ -19,21 +19,21 @@ import torch
 
 from bench.core import rng
 from bench.workflows.speed import workloads
-from bench.workflows.speed.competitors import entered
-from bench.workflows.speed.race import Outcome, Race, quiet
-from bench.workflows.speed.setup import Contestant, Task, load
+from bench.workflows.speed.competitors import list_competitors
+from bench.workflows.speed.race import CompetitorResult, Race, silence_output
+from bench.workflows.speed.setup import Competitor, RaceTask, load_task
 
 PROC = Path("/proc/self")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """What the process is to load and run."""
+class MemoryJob:
+    """What the process loads and runs."""
 
     work: str
     model: int
-    """Which of the work's models."""
-    contestant: str
+    """Index among the workload's models."""
+    competitor: str
     device: str
     data_dir: str
     limit: int
@@ -42,19 +42,24 @@ class Order:
     threads: int
 
 
-def add(race: Race, order: Order) -> None:
-    """Ask for every contestant of a race that ran; `order` names all but the contestant."""
+def measure_memory(race: Race, job: MemoryJob) -> None:
+    """Measure every competitor of a race that ran, and store the results in its outcomes.
+
+    Args:
+        race: A finished race; changed.
+        job: What to run; the competitor is filled in.
+    """
     for outcome in race.outcomes:
         if outcome.status == "ok":
-            _ask(outcome, order)
+            _measure(outcome, job)
 
 
-def _ask(outcome: Outcome, order: Order) -> None:
-    rows = outcome.contestant.rows or order.rows
-    asked = {**asdict(order), "contestant": outcome.contestant.name, "rows": rows}
+def _measure(outcome: CompetitorResult, job: MemoryJob) -> None:
+    rows = outcome.competitor.rows or job.rows
+    filled = {**asdict(job), "competitor": outcome.competitor.name, "rows": rows}
     run = subprocess.run(
         [sys.executable, "-m", "bench.workflows.speed.memory"],
-        input=json.dumps(asked),
+        input=json.dumps(filled),
         capture_output=True,
         text=True,
         check=False,
@@ -65,69 +70,76 @@ def _ask(outcome: Outcome, order: Order) -> None:
         outcome.memory_reason = (run.stderr.strip().splitlines() or ["no answer"])[-1]
 
 
-def answer(order: Order) -> int:
-    """Bytes at the peak of the work, run in this process."""
-    torch.set_num_threads(order.threads)
-    work = workloads.chosen([order.work], workloads.read())[0]
-    task = load(
+def measure_peak(job: MemoryJob) -> int:
+    """Run a job in this process.
+
+    Args:
+        job: What to run.
+
+    Returns:
+        Peak memory of the work in bytes.
+    """
+    torch.set_num_threads(job.threads)
+    work = workloads.select_workloads([job.work], workloads.read_workloads())[0]
+    task = load_task(
         work,
-        work.models[order.model],
-        device=torch.device(order.device),
-        data_dir=Path(order.data_dir),
-        limit=order.limit,
-        data=order.data,
+        work.models[job.model],
+        device=torch.device(job.device),
+        data_dir=Path(job.data_dir),
+        limit=job.limit,
+        data=job.data,
     )
-    contestant = next(each for each in entered(work) if each.name == order.contestant)
-    with rng.seed_global("speed", work.name, contestant.name), quiet():
-        return _peak(contestant, task, order.rows)
+    competitor = next(each for each in list_competitors(work) if each.name == job.competitor)
+    with rng.seed_global("speed", work.name, competitor.name), silence_output():
+        return _run_measured(competitor, task, job.rows)
 
 
-def _peak(contestant: Contestant, task: Task, rows: int) -> int:
-    few = task.shortened(2)  # code is loaded and kernels are chosen on two images
-    contestant.prepare(few)(min(rows, 2))
+def _run_measured(competitor: Competitor, task: RaceTask, rows: int) -> int:
+    few = task.shortened(2)  # loads code and chooses kernels
+    competitor.prepare(few)(min(rows, 2))
     gc.collect()
-    before = _used(task.device)
-    run = contestant.prepare(task)
+    before = _read_used(task.device)
+    run = competitor.prepare(task)
     gc.collect()
-    _set_back(task.device)
-    brought = run(rows)
-    # A bare loop brings nothing back, but holds images to make its passes on.
-    kept = task.x if brought.x_adv is None else brought.x_adv
-    return max(_highest(task.device) - before - kept.numel() * kept.element_size(), 0)
+    _reset_peak(task.device)
+    result = run(rows)
+    # A bare loop returns no images, but holds some for its passes.
+    held = task.x if result.x_adv is None else result.x_adv
+    return max(_read_peak(task.device) - before - held.numel() * held.element_size(), 0)
 
 
-def _used(device: torch.device) -> int:
+def _read_used(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return torch.cuda.memory_allocated(device)
-    with contextlib.suppress(OSError, AttributeError):  # what was freed is not in use
+    with contextlib.suppress(OSError, AttributeError):  # freed memory is not in use
         ctypes.CDLL(None).malloc_trim(0)
-    return _status("VmRSS") or _highest(device)
+    return _read_status("VmRSS") or _read_peak(device)
 
 
-def _set_back(device: torch.device) -> None:
+def _reset_peak(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    with contextlib.suppress(OSError):  # no such kernel: the mark then holds what came before, too
+    with contextlib.suppress(OSError):  # no such kernel: the mark then includes earlier peaks
         (PROC / "clear_refs").write_text("5", encoding="ascii")
 
 
-def _highest(device: torch.device) -> int:
+def _read_peak(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
-    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _read_status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _status(key: str) -> int:
-    """Bytes that the kernel states for this process; 0 where there is no such file."""
+def _read_status(key: str) -> int:
+    """Return an entry of the kernel's status of this process in bytes; 0 if there is none."""
     path = PROC / "status"
     lines = path.read_text(encoding="ascii").splitlines() if path.exists() else []
-    found = [line.split() for line in lines if line.startswith(f"{key}:")]
-    return int(found[0][1]) * 1024 if found else 0
+    values = [line.split() for line in lines if line.startswith(f"{key}:")]
+    return int(values[0][1]) * 1024 if values else 0
 
 
 if __name__ == "__main__":
-    sys.stdout.write(f"{answer(Order(**json.load(sys.stdin)))}\n")
+    sys.stdout.write(f"{measure_peak(MemoryJob(**json.load(sys.stdin)))}\n")

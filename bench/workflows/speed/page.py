@@ -1,8 +1,8 @@
-"""What a race found, laid out: a table for people, a frame and a document for programs.
+"""Render the results of races: a Markdown table, a CSV frame and a JSON document.
 
-A ratio is the median over rounds of time over time within the round, so that what slows the
-machine for a while slows both sides. Less is faster; a contestant that leaves more examples robust
-than another has attacked less, and its time is no gain.
+A ratio is the median over rounds of the ratio of times within a round, so that a temporary slowdown
+of the machine affects both sides. Smaller is faster. A competitor that leaves more examples robust
+than another did less work, so their times do not compare.
 """
 
 import json
@@ -19,8 +19,8 @@ from bench.reporting.formats import markdown, numbers
 from bench.reporting.formats.numbers import DASH
 from bench.storage import environment, spreadsheet
 from bench.workflows.speed.competitors import bare_loop, torchattacks
-from bench.workflows.speed.race import Outcome, Race
-from bench.workflows.speed.setup import Task, names_of
+from bench.workflows.speed.race import CompetitorResult, Race
+from bench.workflows.speed.setup import RaceTask, format_eps
 
 SCHEMA = 1
 CSV = (
@@ -35,12 +35,12 @@ COUNTS = (
     "counted_right", "violations",
 )  # fmt: skip
 NAME, MEDIAN, ROBUST = "contestant", "median [quartiles]", "robust at eps"
-"""Columns of the table; those of robust accuracies begin so and end in the eps."""
-TOLD = 0.05
-"""A set-up shorter than so many seconds is not told of below the table."""
+"""Columns of the table; ROBUST is followed by the eps."""
+MIN_SHOWN_SETUP = 0.05
+"""Shorter set-up times, in seconds, are not mentioned below the table."""
 
 
-class Spread(NamedTuple):
+class Quartiles(NamedTuple):
     """Median and quartiles."""
 
     median: float
@@ -48,8 +48,14 @@ class Spread(NamedTuple):
     q3: float
 
 
-def spread(values: Sequence[float]) -> Spread | None:
-    """None of no values.
+def compute_quartiles(values: Sequence[float]) -> Quartiles | None:
+    """Compute median and quartiles.
+
+    Args:
+        values: Any number of values.
+
+    Returns:
+        The three; None without values.
 
     >>> spread([4.0, 1.0, 2.0])
     Spread(median=2.0, q1=1.5, q3=3.0)
@@ -57,24 +63,23 @@ def spread(values: Sequence[float]) -> Spread | None:
     if not values:
         return None
     q1, median, q3 = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    return Spread(median, q1, q3)
+    return Quartiles(median, q1, q3)
 
 
-def _base(race: Race, name: str) -> Outcome | None:
-    found = [each for each in race.outcomes if each.contestant.name == name]
+def _base(race: Race, name: str) -> CompetitorResult | None:
+    found = [each for each in race.outcomes if each.competitor.name == name]
     return found[0] if found and found[0].status == "ok" else None
 
 
-def _over(outcome: Outcome, base: Outcome | None) -> Spread | None:
-    """Time over time within each round."""
+def _over(outcome: CompetitorResult, base: CompetitorResult | None) -> Quartiles | None:
+    """Compute the ratios of times within each round."""
     if base is None or outcome.status != "ok":
         return None
-    return spread([a / b for a, b in zip(outcome.seconds, base.seconds, strict=True)])
+    return compute_quartiles([a / b for a, b in zip(outcome.seconds, base.seconds, strict=True)])
 
 
-def _beyond(outcome: Outcome, base: Outcome | None) -> list[int] | None:
-    """Examples that it leaves robust beyond those that the base does, among those it attacked, at
-    each eps; below 0 where it fools more."""
+def _beyond(outcome: CompetitorResult, base: CompetitorResult | None) -> list[int] | None:
+    """Count the examples left robust in excess of the base at each eps, among those attacked."""
     if base is None or outcome.robust is None or base.robust is None:
         return None
     m = outcome.robust.shape[1]
@@ -82,22 +87,29 @@ def _beyond(outcome: Outcome, base: Outcome | None) -> list[int] | None:
     return [int(value) for value in more]
 
 
-# ------------------------------------------------------------------------------------ for people
+# ------------------------------------------------------------------------------------ Markdown
 
 
-def table(race: Race) -> pd.DataFrame:
-    """One row of text per contestant."""
+def build_table(race: Race) -> pd.DataFrame:
+    """Build the table of a race.
+
+    Args:
+        race: A finished race.
+
+    Returns:
+        One row of text per competitor.
+    """
     return pd.DataFrame([_line(race, outcome) for outcome in race.outcomes])
 
 
-def _line(race: Race, outcome: Outcome) -> dict[str, str]:
+def _line(race: Race, outcome: CompetitorResult) -> dict[str, str]:
     task, ok = race.task, outcome.status == "ok"
     base, floor = _base(race, torchattacks.NAME), _base(race, bare_loop.NAME)
     beyond = _beyond(outcome, base)
     line = {
-        NAME: outcome.contestant.name + ("" if ok else f" ({outcome.status})"),
+        NAME: outcome.competitor.name + ("" if ok else f" ({outcome.status})"),
         "batch": str(outcome.rows) if ok else DASH,
-        MEDIAN: _seconds(spread(outcome.seconds) if ok else None),
+        MEDIAN: _seconds(compute_quartiles(outcome.seconds) if ok else None),
         "over torchattacks": _factor(_over(outcome, base)),
         "over bare loop": _factor(_over(outcome, floor)),
         "robust beyond torchattacks": DASH
@@ -108,31 +120,38 @@ def _line(race: Race, outcome: Outcome) -> dict[str, str]:
         mib = None if outcome.memory is None else outcome.memory / 2**20
         line["peak memory, MiB"] = numbers.format_number(mib)
         line["memory over bare loop"] = numbers.format_factor(_memory_over(outcome, floor))
-    for index, eps in enumerate(names_of(task.work.eps)):
+    for index, eps in enumerate(format_eps(task.work.eps)):
         share = None if outcome.robust is None or not ok else outcome.robust[index].double().mean()
         line[f"{ROBUST} {eps}"] = numbers.format_percent(share, 2)
     return line
 
 
-def _seconds(found: Spread | None) -> str:
+def _seconds(found: Quartiles | None) -> str:
     if found is None:
         return DASH
     median, q1, q3 = (numbers.format_number(value) for value in found)
     return f"{median} s [{q1}, {q3}]"
 
 
-def _factor(found: Spread | None) -> str:
+def _factor(found: Quartiles | None) -> str:
     return DASH if found is None else numbers.format_factor(found.median)
 
 
-def _memory_over(outcome: Outcome, floor: Outcome | None) -> float | None:
+def _memory_over(outcome: CompetitorResult, floor: CompetitorResult | None) -> float | None:
     if outcome.memory is None or floor is None or not floor.memory:
         return None
     return outcome.memory / floor.memory
 
 
-def about(race: Race) -> str:
-    """One line on what was raced."""
+def describe_race(race: Race) -> str:
+    """Describe the workload of a race.
+
+    Args:
+        race: A finished race.
+
+    Returns:
+        One line.
+    """
     task = race.task
     params = ", ".join(f"{key} = {value}" for key, value in task.work.params.items())
     attack = f"{task.work.attack} ({params})" if params else task.work.attack
@@ -140,8 +159,15 @@ def about(race: Race) -> str:
     return f"{attack}, linf, untargeted, on {task.victim}; {images}"
 
 
-def how(race: Race) -> str:
-    """One line on how it was timed."""
+def describe_timing(race: Race) -> str:
+    """Describe how a race was timed.
+
+    Args:
+        race: A finished race.
+
+    Returns:
+        One line.
+    """
     task = race.task
     rounds = len(race.orders)
     device = torch.cuda.get_device_name(task.device) if task.device.type == "cuda" else "CPU"
@@ -149,11 +175,16 @@ def how(race: Race) -> str:
     return (
         f"{numbers.format_plural(rounds, 'round')} in rotated order after a warm-up, {device}, "
         f"{numbers.format_plural(threads, 'torch thread')}, TF32 {_tf32_words()}; "
-        + ("freed memory kept" if race.heap_kept else "the C library's heap as it is")
+        + ("freed memory kept" if race.heap_kept else "the C library's default heap")
     )
 
 
-def tf32() -> dict[str, bool]:
+def read_tf32_settings() -> dict[str, bool]:
+    """Read whether torch uses TF32.
+
+    Returns:
+        Kind of operation -> whether TF32 is on.
+    """
     return {
         "convolutions": torch.backends.cudnn.allow_tf32,
         "matrix products": torch.backends.cuda.matmul.allow_tf32,
@@ -161,63 +192,90 @@ def tf32() -> dict[str, bool]:
 
 
 def _tf32_words() -> str:
-    return ", ".join(f"{'on' if on else 'off'} in {what}" for what, on in tf32().items())
+    return ", ".join(
+        f"{'on' if on else 'off'} in {what}" for what, on in read_tf32_settings().items()
+    )
 
 
-def notes(race: Race) -> Iterator[str]:
-    """What a reader of the table must know, a sentence a line."""
+def list_notes(race: Race) -> Iterator[str]:
+    """List the notes below a table.
+
+    Args:
+        race: A finished race.
+
+    Yields:
+        A line for each competitor with notes.
+    """
     for outcome in race.outcomes:
-        name = f"{outcome.contestant.name} {outcome.version}".rstrip()
-        told = [outcome.contestant.note]
+        name = f"{outcome.competitor.name} {outcome.version}".rstrip()
+        remarks = [outcome.competitor.note]
         if outcome.status != "ok":
-            told = [f"{outcome.status}, {outcome.reason}"]
-        if outcome.setup_seconds >= TOLD:
+            remarks = [f"{outcome.status}, {outcome.reason}"]
+        if outcome.setup_seconds >= MIN_SHOWN_SETUP:
             took = numbers.format_seconds(outcome.setup_seconds)
-            told.append(f"set up once for the model in {took}, not in its times")
+            remarks.append(f"set up once for the model in {took}, not in its times")
         if outcome.violations:
             many = numbers.format_plural(outcome.violations, "image")
-            told.append(f"{many} outside ball or box, which fool nobody")
+            remarks.append(f"{many} outside ball or box, counted as failed attacks")
         if outcome.memory_reason:
-            told.append(f"no memory figure, {outcome.memory_reason}")
-        if any(told):
-            yield f"{name}: {'; '.join(filter(None, told))}"
+            remarks.append(f"no memory figure, {outcome.memory_reason}")
+        if any(remarks):
+            yield f"{name}: {'; '.join(filter(None, remarks))}"
 
 
 READING = (
-    "Times are of the whole work: the attack at every eps and one forward pass at each eps "
-    "to count who is still right. Every contestant has its own best batch size of a short list "
+    "Times are of the whole work: the attack at every eps, and one forward pass at each eps to "
+    "count correct predictions. Every competitor uses its fastest batch size of a short list, "
     "unless one is fixed; the model is in evaluation mode, its parameters frozen. Robust accuracy "
-    "is judged afterwards, outside the times, by the untouched model in float32. `robust beyond "
-    "torchattacks` is the largest surplus over eps, in examples, that a contestant leaves robust: "
-    "above 0 it has attacked less (a few examples either way are random starts). `over` is the "
-    "median over rounds of the ratio of times within a round; below 1 is faster."
+    "is judged afterwards, outside the times, by the unmodified model in float32. `robust beyond "
+    "torchattacks` is the largest number of examples, over eps, that a competitor leaves robust in "
+    "excess of torchattacks: above 0 its attack is weaker (random starts change a few examples "
+    "either way). `over` is the median over rounds of the ratio of times within a round; below 1 "
+    "is faster."
 )
 
 
-def page(races: Sequence[Race], command: str) -> str:
-    """The Markdown page of all races."""
+def render_page(races: Sequence[Race], command: str) -> str:
+    """Render the page of all races.
+
+    Args:
+        races: Finished races.
+        command: Command line to regenerate it.
+
+    Returns:
+        Markdown.
+    """
     parts = [f"<!-- Generated by `{command}`; not to be edited. -->", "# Speed", READING]
     for race in races:
         task = race.task
         parts.append(f"## {task.work.name}: {markdown.escape(task.work.title)}")
-        parts.append(f"{markdown.escape(about(race))}.\n{markdown.escape(how(race))}.")
-        parts.append(markdown.render_table(table(race)))
-        parts.append("\n".join(f"- {markdown.escape(note)}" for note in notes(race)))
+        parts.append(
+            f"{markdown.escape(describe_race(race))}.\n{markdown.escape(describe_timing(race))}."
+        )
+        parts.append(markdown.render_table(build_table(race)))
+        parts.append("\n".join(f"- {markdown.escape(note)}" for note in list_notes(race)))
     parts += ["## Again", markdown.format_code_block(command)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-# ---------------------------------------------------------------------------------- for programs
+# ---------------------------------------------------------------------------------- CSV and JSON
 
 
-def frame(races: Sequence[Race]) -> pd.DataFrame:
-    """One row per race, contestant and eps, columns CSV; one row without eps where it did not
-    run."""
+def build_frame(races: Sequence[Race]) -> pd.DataFrame:
+    """Build the frame of speed.csv.
+
+    Args:
+        races: Finished races.
+
+    Returns:
+        One row per race, competitor and eps, with the columns CSV; one row without eps for a
+        competitor that did not run.
+    """
     rows = [row for race in races for outcome in race.outcomes for row in _rows(race, outcome)]
     return pd.DataFrame(rows, columns=list(CSV)).astype(dict.fromkeys(COUNTS, "Int64"))
 
 
-def _rows(race: Race, outcome: Outcome) -> Iterator[dict[str, Any]]:
+def _rows(race: Race, outcome: CompetitorResult) -> Iterator[dict[str, Any]]:
     task = race.task
     base, floor = _base(race, torchattacks.NAME), _base(race, bare_loop.NAME)
     shared: dict[str, Any] = {
@@ -227,11 +285,11 @@ def _rows(race: Race, outcome: Outcome) -> Iterator[dict[str, Any]]:
         "data": task.data.name,
         "n": len(task.x),
         "attack": task.work.attack,
-        "contestant": outcome.contestant.name,
+        "contestant": outcome.competitor.name,
         "version": outcome.version,
         "status": outcome.status,
         "reason": outcome.reason,
-        "note": outcome.contestant.note,
+        "note": outcome.competitor.note,
     }
     if outcome.status != "ok":
         yield shared
@@ -239,7 +297,7 @@ def _rows(race: Race, outcome: Outcome) -> Iterator[dict[str, Any]]:
     shared |= {
         "batch_size": outcome.rows,
         "rounds": len(outcome.seconds),
-        **_named("seconds", spread(outcome.seconds)),
+        **_named("seconds", compute_quartiles(outcome.seconds)),
         **_named("over_torchattacks", _over(outcome, base)),
         **_named("over_bare", _over(outcome, floor)),
         "setup_seconds": outcome.setup_seconds,
@@ -258,19 +316,27 @@ def _rows(race: Race, outcome: Outcome) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _named(name: str, found: Spread | None) -> dict[str, float]:
+def _named(name: str, found: Quartiles | None) -> dict[str, float]:
     if found is None:
         return {}
     return {name: found.median, f"{name}_q1": found.q1, f"{name}_q3": found.q3}
 
 
-def document(races: Sequence[Race], command: str) -> dict[str, Any]:
-    """Everything that was seen, raw seconds included; as JSON has it."""
+def build_document(races: Sequence[Race], command: str) -> dict[str, Any]:
+    """Build the document of speed.json, with the seconds of every round.
+
+    Args:
+        races: Finished races.
+        command: Command line to repeat them.
+
+    Returns:
+        Values that JSON can hold.
+    """
     return {
         "schema": SCHEMA,
         "command": command,
         "environment": environment.environment(races[0].task.device) if races else {},
-        "tf32": tf32(),
+        "tf32": read_tf32_settings(),
         "races": [_race(race) for race in races],
     }
 
@@ -298,18 +364,18 @@ def _race(race: Race) -> dict[str, Any]:
     }
 
 
-def _contestant(task: Task, outcome: Outcome) -> dict[str, Any]:
+def _contestant(task: RaceTask, outcome: CompetitorResult) -> dict[str, Any]:
     robust = outcome.robust
     return {
-        "name": outcome.contestant.name,
-        "library": outcome.contestant.library,
+        "name": outcome.competitor.name,
+        "library": outcome.competitor.library,
         "version": outcome.version,
         "status": outcome.status,
         "reason": outcome.reason,
-        "note": outcome.contestant.note,
+        "note": outcome.competitor.note,
         "batch_size": outcome.rows,
         "searched_seconds": outcome.searched,
-        "share_of_examples": outcome.contestant.share(task),
+        "share_of_examples": outcome.competitor.share(task),
         "setup_seconds": outcome.setup_seconds,
         "seconds": outcome.seconds,
         "judged": None if robust is None else robust.shape[1],
@@ -321,12 +387,21 @@ def _contestant(task: Task, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def write(races: Sequence[Race], command: str, folder: Path) -> Path:
-    """speed.csv, speed.md and speed.json; returns the page's path.
+def write_results(races: Sequence[Race], command: str, folder: Path) -> Path:
+    """Write speed.csv, speed.md and speed.json.
 
-    Raises: SuiteError if the folder cannot be written.
+    Args:
+        races: Finished races.
+        command: Command line to repeat them.
+        folder: Where the files go.
+
+    Returns:
+        Path of the page.
+
+    Raises:
+        SuiteError: The folder cannot be written.
     """
-    files.write_atomic(folder / "speed.csv", spreadsheet.content(frame(races)))
-    text = json.dumps(document(races, command), indent=1, ensure_ascii=False)
+    files.write_atomic(folder / "speed.csv", spreadsheet.content(build_frame(races)))
+    text = json.dumps(build_document(races, command), indent=1, ensure_ascii=False)
     files.write_atomic(folder / "speed.json", text.encode())
-    return files.write_atomic(folder / "speed.md", page(races, command).encode())
+    return files.write_atomic(folder / "speed.md", render_page(races, command).encode())

@@ -1,7 +1,7 @@
-"""Contestants against the clock: warmed up, in rotated order, on one task in one process.
+"""Time competitors on one task in one process, after a warm-up and in rotated order.
 
-Every run of a contestant starts from the same seed, so each round does the same work; the images
-of the first round are judged outside the timed region, by the rules of every bench run.
+Every run of a competitor starts from the same seed, so each round does the same work. The images of
+the first round are judged outside the timed region, as in a suite run.
 """
 
 import contextlib
@@ -19,137 +19,153 @@ from torch import Tensor
 from bench.core import rng
 from bench.core.errors import describe
 from bench.engine import timing
-from bench.workflows.speed.setup import Contestant, Run, Task, judged
+from bench.workflows.speed.setup import Competitor, RaceTask, RunWork, judge_result
 
 SHARES = (0.25, 0.5, 1, 2, 4)
-"""Batch sizes tried, as shares of what bench's rule gives for the model."""
+"""Batch sizes tried, as multiples of bench's rule for the model."""
 SWEEPS, ENOUGH = 3, 10.0
-"""How often all batch sizes are timed; once, if that took so many seconds."""
-Hear = Callable[[str], None]
+"""How often all batch sizes are timed, and the seconds after which no further sweep begins."""
+Listener = Callable[[str], None]
 Result = TypeVar("Result")
 
 
 @dataclass(kw_only=True)
-class Outcome:
-    """What became of one contestant."""
+class CompetitorResult:
+    """Times, images and status of one competitor."""
 
-    contestant: Contestant
+    competitor: Competitor
     version: str = ""
     status: Literal["ok", "not run", "failed"] = "ok"
     reason: str = ""
     rows: int = 0
     searched: dict[int, float] = field(default_factory=dict)
-    """Batch size -> seconds of the shortened work that it was chosen by."""
+    """Batch size -> seconds of the shortened work by which it was chosen."""
     setup_seconds: float = 0.0
-    """Of what is prepared once for a model; in none of the rounds."""
+    """Seconds to prepare once for a model; in none of the rounds."""
     seconds: list[float] = field(default_factory=list)
-    """Of each round, for all examples of the task."""
+    """Seconds of each round, for all examples of the task."""
     right: list[int] = field(default_factory=list)
-    """What it counted itself, at each eps."""
+    """Correct predictions that the competitor counted, at each eps."""
     robust: Tensor | None = None
-    """(e, m), bool: what the judge says of the first m examples; None if nothing was attacked."""
+    """(e, m), bool: whether the first m examples are robust; None if nothing was attacked."""
     violations: int = 0
     memory: int | None = None
-    """Bytes at its peak, beyond the images that it brings back, if asked for."""
+    """Peak memory in bytes without the returned images, if measured."""
     memory_reason: str = ""
 
 
 class Race(NamedTuple):
     """A finished race."""
 
-    task: Task
-    outcomes: list[Outcome]
+    task: RaceTask
+    outcomes: list[CompetitorResult]
     orders: list[list[str]]
-    """Names in the order they ran in, round by round."""
+    """Names in running order, round by round."""
     heap_kept: bool
-    """Whether freed memory stayed with the process (`heap`)."""
+    """Whether the process kept freed memory (`bench.engine.malloc`)."""
 
 
-class StrangerError(Exception):
-    """A library's code raised; the text says what."""
+class ForeignCodeError(Exception):
+    """An exception raised by a library; the text describes it."""
 
 
-def race(
-    task: Task,
-    contestants: Sequence[Contestant],
+def run_race(
+    task: RaceTask,
+    competitors: Sequence[Competitor],
     *,
     rounds: int,
     rows: int | None = None,
     heap_kept: bool = False,
-    hear: Hear = lambda text: None,
+    on_step: Listener = lambda text: None,
 ) -> Race:
-    """Run all contestants `rounds` times, each at its own best batch size unless `rows` is given.
+    """Run all competitors in rotated order.
 
-    A library that is not installed, cannot do the work, or raises, is an outcome like any other.
+    Args:
+        task: Model, images and parameters.
+        competitors: The competitors.
+        rounds: Number of timed runs of each.
+        rows: Batch size; None: the fastest for each competitor.
+        heap_kept: Whether the process keeps freed memory; recorded only.
+        on_step: Called with a description before each step.
+
+    Returns:
+        A result for each competitor, also if its library is missing, refuses the work or raises.
     """
     outcomes, runs = [], {}
-    for contestant in contestants:
-        hear(f"warming up {contestant.name}")
-        outcome = Outcome(contestant=contestant)
+    for competitor in competitors:
+        on_step(f"warming up {competitor.name}")
+        outcome = CompetitorResult(competitor=competitor)
         outcomes.append(outcome)
-        with _told(outcome):
-            if _absent(outcome):
+        with _recording(outcome):
+            if _is_unavailable(outcome):
                 continue
-            if contestant.library:  # the time of its import is not that of its set-up
+            if competitor.library:  # the time of its import is not that of its set-up
                 few = task.shortened(2)
-                _run(contestant, few, partial(contestant.prepare, few))
-            outcome.rows = contestant.rows or rows or _best(task, outcome)
-            run = _prepared(task, outcome)
-            _run(contestant, task, partial(run, outcome.rows))
-            runs[contestant.name] = run
+                _run(competitor, few, partial(competitor.prepare, few))
+            outcome.rows = competitor.rows or rows or _find_batch_size(task, outcome)
+            run = _prepare(task, outcome)
+            _run(competitor, task, partial(run, outcome.rows))
+            runs[competitor.name] = run
     orders = []
     for number in range(rounds):
         running = [each for each in outcomes if each.status == "ok"]
         first = number % max(len(running), 1)
         order = running[first:] + running[:first]
-        orders.append([each.contestant.name for each in order])
+        orders.append([each.competitor.name for each in order])
         for outcome in order:
-            hear(f"round {number + 1} of {rounds}: {outcome.contestant.name}")
-            with _told(outcome):
-                _round(task, outcome, runs[outcome.contestant.name])
+            on_step(f"round {number + 1} of {rounds}: {outcome.competitor.name}")
+            with _recording(outcome):
+                _round(task, outcome, runs[outcome.competitor.name])
     return Race(task, outcomes, orders, heap_kept)
 
 
-def _round(task: Task, outcome: Outcome, run: Run) -> None:
-    contestant = outcome.contestant
-    brought, seconds = _run(contestant, task, partial(run, outcome.rows))
+def _round(task: RaceTask, outcome: CompetitorResult, run: RunWork) -> None:
+    competitor = outcome.competitor
+    result, seconds = _run(competitor, task, partial(run, outcome.rows))
     if not outcome.seconds:
-        outcome.right = brought.right
-        verdict = judged(task, brought)
+        outcome.right = result.right
+        verdict = judge_result(task, result)
         if verdict is not None:
             outcome.robust, outcome.violations = verdict
-    outcome.seconds.append(seconds / contestant.share(task))
+    outcome.seconds.append(seconds / competitor.share(task))
 
 
-def _prepared(task: Task, outcome: Outcome) -> Run:
-    """Ready for the task. Who keeps what it learned of a model is charged for the first time."""
-    contestant = outcome.contestant
-    run, seconds = _run(contestant, task, partial(contestant.prepare, task))
+def _prepare(task: RaceTask, outcome: CompetitorResult) -> RunWork:
+    """Prepare for the task; the longest preparation counts, as some cache per model."""
+    competitor = outcome.competitor
+    run, seconds = _run(competitor, task, partial(competitor.prepare, task))
     outcome.setup_seconds = max(outcome.setup_seconds, seconds)
     return run
 
 
-def sizes(task: Task) -> list[int]:
-    """The batch sizes tried, ascending."""
+def list_batch_sizes(task: RaceTask) -> list[int]:
+    """List the batch sizes to try.
+
+    Args:
+        task: Model, images and parameters.
+
+    Returns:
+        Sizes, ascending.
+    """
     tried = {min(len(task.x), max(1, int(task.rows * share))) for share in SHARES}
     return sorted(tried)
 
 
-def _best(task: Task, outcome: Outcome) -> int:
-    """The batch size at which a shortened work is fastest; all are kept in the outcome.
+def _find_batch_size(task: RaceTask, outcome: CompetitorResult) -> int:
+    """Find the batch size at which a shortened work is fastest; record all in the outcome.
 
-    All sizes in turn, SWEEPS times, the least of each: what slows the machine for a while then
-    slows none of them alone.
+    All sizes are timed in turn, SWEEPS times, and the minimum of each counts, so that a temporary
+    slowdown of the machine does not affect one size alone.
     """
-    contestant, tried = outcome.contestant, sizes(task)
+    competitor, tried = outcome.competitor, list_batch_sizes(task)
     short = task.shortened(max(tried))
-    run, found = _prepared(short, outcome), outcome.searched
+    run, found = _prepare(short, outcome), outcome.searched
     for sweep in range(SWEEPS):
         if sweep and sum(found.values()) > ENOUGH:
             break
         for size in tried if not sweep else list(found):
             try:
-                _, seconds = _run(contestant, short, partial(run, size))
+                _, seconds = _run(competitor, short, partial(run, size))
             except torch.OutOfMemoryError:  # a larger one will not fit either
                 if not found:
                     raise
@@ -158,47 +174,54 @@ def _best(task: Task, outcome: Outcome) -> int:
     return min(found, key=found.__getitem__)
 
 
-def _run(contestant: Contestant, task: Task, work: Callable[[], Result]) -> tuple[Result, float]:
-    """What `work` gives and the seconds it took; a library's own errors become StrangerError."""
-    with rng.seed_global("speed", task.work.name, contestant.name):
-        if not contestant.library:
+def _run(
+    competitor: Competitor, task: RaceTask, work: Callable[[], Result]
+) -> tuple[Result, float]:
+    """Time `work`; raise ForeignCodeError for exceptions of a library."""
+    with rng.seed_global("speed", task.work.name, competitor.name):
+        if not competitor.library:
             return timing.time_call(work, task.device)
-        with quiet():
+        with silence_output():
             try:
                 return timing.time_call(work, task.device)
             except (torch.OutOfMemoryError, KeyboardInterrupt):
                 raise
-            except BaseException as error:  # a stranger's code
-                raise StrangerError(describe(error)) from error
+            except BaseException as error:  # foreign code
+                raise ForeignCodeError(describe(error)) from error
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """What a library prints or warns of inside is nobody's to read here."""
+def silence_output() -> Iterator[None]:
+    """Suppress standard output and warnings of foreign code.
+
+    Yields:
+        None.
+    """
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 @contextlib.contextmanager
-def _told(outcome: Outcome) -> Iterator[None]:
+def _recording(outcome: CompetitorResult) -> Iterator[None]:
+    """Record an exception of foreign code in the outcome."""
     try:
         yield
     except torch.OutOfMemoryError:
         outcome.status, outcome.reason = "failed", "out of memory"
-    except StrangerError as error:
+    except ForeignCodeError as error:
         outcome.status, outcome.reason = "failed", str(error)
 
 
-def _absent(outcome: Outcome) -> bool:
-    """Whether the contestant does not race at all; the outcome then says why."""
-    contestant = outcome.contestant
-    if contestant.library:
+def _is_unavailable(outcome: CompetitorResult) -> bool:
+    """Return whether the competitor cannot run; record the reason in the outcome."""
+    competitor = outcome.competitor
+    if competitor.library:
         try:
-            outcome.version = importlib.metadata.version(contestant.library)
+            outcome.version = importlib.metadata.version(competitor.library)
         except importlib.metadata.PackageNotFoundError:
             outcome.status, outcome.reason = "not run", "not installed"
             return True
-    if contestant.refusal:
-        outcome.status, outcome.reason = "not run", contestant.refusal
+    if competitor.refusal:
+        outcome.status, outcome.reason = "not run", competitor.refusal
     return outcome.status != "ok"

@@ -1,4 +1,4 @@
-"""A work, loaded: model, images and labels on one device; and what a contestant brings back."""
+"""Load a workload onto a device, and define competitors and their results."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -16,55 +16,71 @@ from bench.core.rng import Noise
 from bench.datasets.in_memory import in_memory
 from bench.engine import timing
 from bench.evaluation import judge, loading, verify
-from bench.models.published_weights import WEIGHTS
+from bench.models import published_weights
 from bench.suite.reader import attack_entry
 from bench.suite.schema import DataEntry, ModelEntry
-from bench.workflows.speed.workloads import Victim, Work
+from bench.workflows.speed.workloads import TargetModel, Workload
 
 SEARCH_STEPS = 2
-"""Steps of an attack that is run only to find a batch size."""
+"""Steps of an attack that is run to find a batch size."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-    """What every contestant is given; the model is in evaluation mode, its parameters frozen."""
+class RaceTask:
+    """The input of every competitor; the model is in evaluation mode, its parameters frozen."""
 
-    work: Work
-    victim: Victim
+    work: Workload
+    victim: TargetModel
     data: Data
     fingerprint: str
-    """Of the model."""
+    """Fingerprint of the model."""
     classes: int
     model: nn.Module
     x: Tensor
     """(n, c, h, w), float32 in [0, 1]."""
     y: Tensor
-    """(n,), int64: labels, or the model's clean predictions where there are none to speak of."""
+    """(n,), int64: labels, or the model's clean predictions without labels or weights."""
     clean: Tensor
-    """(n,), bool: whether the model is right before any attack."""
+    """(n,), bool: whether the clean prediction is correct."""
     rows: int
-    """Rows that a pass holds by bench's rule."""
+    """Rows of a pass by bench's rule."""
     attack: Attack
     params: Any
-    """The attack's params dataclass, defaults written out."""
+    """The attack's params dataclass, with defaults filled in."""
     eps: tuple[float, ...]
     labels: str
-    """Where y comes from."""
+    """Origin of y, in words."""
 
     @property
     def device(self) -> torch.device:
+        """Device of the images and the model."""
         return self.x.device
 
     @property
     def steps(self) -> int:
+        """Number of steps of the attack."""
         return int(self.params.steps)
 
     def alpha(self, eps: float) -> float:
-        """The absolute step size at `eps`; of an attack that has none, eps itself."""
+        """Compute the absolute step size.
+
+        Args:
+            eps: Radius.
+
+        Returns:
+            Step size in the unit of eps; eps itself for an attack without one.
+        """
         return step_size(getattr(self.params, "alpha", eps), eps, self.steps)
 
-    def shortened(self, n: int) -> "Task":
-        """The first n examples and few steps at the largest eps alone."""
+    def shortened(self, n: int) -> "RaceTask":
+        """Shorten the work to few examples and steps, at the largest eps alone.
+
+        Args:
+            n: Number of examples.
+
+        Returns:
+            The shortened work.
+        """
         params, eps = self.params, (max(self.eps),)
         less = {"steps": SEARCH_STEPS, "targets": 1, "queries": SEARCH_STEPS}
         less = {key: few for key, few in less.items() if getattr(params, key, 0) > few}
@@ -73,24 +89,37 @@ class Task:
         return dataclasses.replace(self, params=params, eps=eps, x=x, y=y, clean=clean)
 
 
-def load(
-    work: Work,
-    victim: Victim,
+def load_task(
+    work: Workload,
+    victim: TargetModel,
     *,
     device: torch.device,
     data_dir: Path,
     limit: int | None = None,
     data: str | None = None,
-) -> Task:
-    """The work against one of its models, on `limit` examples (its own number unless given).
+) -> RaceTask:
+    """Load model and data of a workload.
 
-    With another data set than its own, a model has that set's weights where such are shipped.
-    Raises: SuiteError for data or weights that are not there, or a model that they do not fit.
+    With another data set, a model uses that set's weights if such are shipped.
+
+    Args:
+        work: The workload.
+        victim: One of its models.
+        device: Where to load.
+        data_dir: Folder of the data sets.
+        limit: Number of examples; None: the workload's.
+        data: Another data set; None: the workload's.
+
+    Returns:
+        The loaded work.
+
+    Raises:
+        SuiteError: Data or weights are missing, or do not fit the model.
     """
     n = limit or work.limit
     images = _data(work, data or work.data, n, data_dir)
     if data not in (None, work.data) and _shipped(victim.name, str(data)):
-        victim = Victim(name=victim.name, weights=str(data))
+        victim = TargetModel(name=victim.name, weights=str(data))
     model = ModelEntry(name=victim.name, label=victim.name, weights=victim.weights)
     subject = loading.load_model(model, Path(), 0, images, device, data_dir)
     subject.model.requires_grad_(False)
@@ -102,7 +131,7 @@ def load(
     y = images.labels.to(device) if given and images.labels is not None else predicted
     raw = {"name": work.attack, "norm": "linf", "eps": [*work.eps], "params": dict(work.params)}
     entry = attack_entry(raw, f"work '{work.name}'")
-    return Task(
+    return RaceTask(
         work=work,
         victim=victim,
         data=images,
@@ -120,7 +149,7 @@ def load(
     )
 
 
-def _data(work: Work, name: str, n: int, data_dir: Path) -> Data:
+def _data(work: Workload, name: str, n: int, data_dir: Path) -> Data:
     folder = data_dir / work.folder
     if name == work.data and work.folder and not folder.is_dir():
         return _random_images(n)
@@ -136,7 +165,7 @@ def _data(work: Work, name: str, n: int, data_dir: Path) -> Data:
 
 
 def _random_images(n: int) -> Data:
-    """Uniform noise at ResNet50's size: what a pass costs does not depend on what is seen."""
+    """Draw uniform noise of ResNet50's input size; a pass costs the same as on photographs."""
     ids = torch.arange(n)
     noise = Noise(0, "speed images", ids, torch.zeros_like(ids))
     x = noise.uniform(torch.empty(n, 3, 224, 224)).add(1).div(2).clamp(0, 1)
@@ -144,58 +173,69 @@ def _random_images(n: int) -> Data:
 
 
 def _shipped(model: str, weights: str) -> bool:
-    return (WEIGHTS / f"{model}-{weights}.safetensors").is_file()
+    return (published_weights.WEIGHTS / f"{model}-{weights}.safetensors").is_file()
 
 
-# ------------------------------------------------------------------------------------ contestants
+# ------------------------------------------------------------------------------------ competitors
 
 
-class Brought(NamedTuple):
-    """What a contestant brings back: e eps in the work's order, the first m of n examples."""
+class WorkResult(NamedTuple):
+    """The result of a competitor, for e eps in the workload's order and m of n examples."""
 
     x_adv: Tensor | None
-    """(e, m, c, h, w); None of one that only makes the passes."""
+    """Attacked images, (e, m, c, h, w); None from a bare loop."""
     right: list[int]
-    """How many of the m it counted as still right, at each eps."""
+    """Correct predictions that the competitor counted, at each eps."""
 
 
-Run = Callable[[int], Brought]
-"""Rows a pass may hold -> the whole work done: this is what is timed."""
+RunWork = Callable[[int], WorkResult]
+"""Rows of a pass -> result; the timed work."""
 
 
-class Contestant(NamedTuple):
-    """One way to do a work."""
+class Competitor(NamedTuple):
+    """One way to run a workload."""
 
     name: str
-    """In tables."""
-    prepare: Callable[[Task], Run]
-    """What is done once for a model, outside the timed work: objects built, tensors converted."""
+    """Name in tables."""
+    prepare: Callable[[RaceTask], RunWork]
+    """Done once for a model, outside the timed work: builds objects, converts tensors."""
     library: str = ""
-    """The distribution that must be installed; empty for what is written here."""
+    """The distribution that must be installed; empty for code of this package."""
     peer: str = ""
     """The library's name for --peer."""
     note: str = ""
-    """How its work differs from the others', if it does."""
+    """How its work differs from that of others; empty if it does not."""
     refusal: str = ""
-    """Why it cannot do this work; it is then not asked."""
+    """Why it cannot run this workload; empty if it can."""
     rows: int | None = None
-    """The only batch size it has."""
-    share: Callable[[Task], float] = lambda task: 1.0
-    """Share of the examples that it is run on; its seconds are divided by it."""
+    """Its fixed batch size, if it has one."""
+    share: Callable[[RaceTask], float] = lambda task: 1.0
+    """Fraction of the examples that it runs on; its seconds are divided by it."""
 
 
-def library(
-    work: Work,
-    prepare: Callable[[Task], Run],
+def library_competitor(
+    work: Workload,
+    prepare: Callable[[RaceTask], RunWork],
     *,
     name: str,
     distribution: str,
     peer: str,
     notes: Mapping[str, str],
-) -> Contestant:
-    """A library as a contestant; `notes` says of each attack that it has how its rule differs, ""
-    if it does not."""
-    return Contestant(
+) -> Competitor:
+    """Describe a library as a competitor.
+
+    Args:
+        work: The workload.
+        prepare: See `Competitor`.
+        name: See `Competitor`.
+        distribution: The distribution that must be installed.
+        peer: See `Competitor`.
+        notes: Attack -> how the library's rule differs, "" if it does not.
+
+    Returns:
+        The competitor; it refuses attacks without a note.
+    """
+    return Competitor(
         name=name,
         prepare=prepare,
         library=distribution,
@@ -205,62 +245,95 @@ def library(
     )
 
 
-class Made(NamedTuple):
-    """What a library made of one batch."""
+class BatchResult(NamedTuple):
+    """A library's result for one batch."""
 
     x_adv: Tensor
     right: int | None = None
-    """How many it said are still right; None if it does not count, so that the loop must."""
+    """Correct predictions that the library counted; None if it does not count."""
 
 
-def looped(task: Task, rows: int, attack: Callable[[Tensor, Tensor, float], Made]) -> Brought:
-    """A user's loop around a library: eps by eps, batch by batch, the survivors counted.
+def run_library_loop(
+    task: RaceTask, rows: int, attack: Callable[[Tensor, Tensor, float], BatchResult]
+) -> WorkResult:
+    """Run a library eps by eps and batch by batch, and count correct predictions.
 
-    It is called at eps = 0, too, where the ball holds the image alone: published loops do.
+    The library is also called at eps = 0, as in published loops.
+
+    Args:
+        task: Model, images and parameters.
+        rows: Batch size.
+        attack: Attacks images and labels at an eps.
+
+    Returns:
+        Attacked images and counts.
     """
     x_adv = task.x.new_empty(len(task.eps), *task.x.shape)
     right = torch.zeros(len(task.eps), dtype=torch.int64, device=task.device)
     for index, eps in enumerate(task.eps):
         for at in range(0, len(task.x), rows):
             x, y = task.x[at : at + rows], task.y[at : at + rows]
-            made = attack(x, y, eps)
-            x_adv[index, at : at + rows] = made.x_adv
-            if made.right is None:
-                right[index] += still_right(task.model, made.x_adv, y, rows)
+            result = attack(x, y, eps)
+            x_adv[index, at : at + rows] = result.x_adv
+            if result.right is None:
+                right[index] += count_correct(task.model, result.x_adv, y, rows)
             else:
-                right[index] += made.right
-    return Brought(x_adv, right.tolist())
+                right[index] += result.right
+    return WorkResult(x_adv, right.tolist())
 
 
-def still_right(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Tensor:
-    """How many of x (n, c, h, w) the model puts into their classes y (n,): one forward pass."""
-    with torch.no_grad():
-        found = [model(part).argmax(1) for part in x.split(rows)]
-    return (torch.cat(found) == y).sum()
+def count_correct(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Tensor:
+    """Count correct predictions.
 
+    Args:
+        model: Maps images to logits (n, classes).
+        x: Images, (n, c, h, w).
+        y: Labels, (n,).
+        rows: Rows of a pass.
 
-def judged(task: Task, brought: Brought) -> tuple[Tensor, int] | None:
-    """Which examples are robust, (e, m) bool, and how many images break the threat model.
-
-    By the rules of every bench run: the untouched model, float32, and an image outside ball or
-    box fools nobody. None where there is nothing to judge.
+    Returns:
+        The count, a scalar on the device.
     """
-    if brought.x_adv is None:
+    with torch.no_grad():
+        preds = [model(part).argmax(1) for part in x.split(rows)]
+    return (torch.cat(preds) == y).sum()
+
+
+def judge_result(task: RaceTask, result: WorkResult) -> tuple[Tensor, int] | None:
+    """Judge attacked images as in a suite run: by the model itself, in float32.
+
+    An image outside the ball or the box counts as a failed attack.
+
+    Args:
+        task: Model, images and parameters.
+        result: Result of a competitor.
+
+    Returns:
+        Whether each example is robust, (e, m) bool, and the number of images that break the threat
+        model; None without images.
+    """
+    if result.x_adv is None:
         return None
     robust, broken = [], 0
-    m = brought.x_adv.shape[1]
+    m = result.x_adv.shape[1]
     x, y, clean = task.x[:m], task.y[:m], task.clean[:m]
-    for eps, x_adv in zip(task.eps, brought.x_adv, strict=True):
+    for eps, x_adv in zip(task.eps, result.x_adv, strict=True):
         pred = judge.judge(task.model, x_adv, task.rows).pred
-        found = verify.find_violations(x_adv, x, eps, "linf", pred)
-        sound = torch.tensor([not text for text in found], device=pred.device)
+        problems = verify.find_violations(x_adv, x, eps, "linf", pred)
+        sound = torch.tensor([not text for text in problems], device=pred.device)
         robust.append(clean & ~((pred != y) & sound))
         broken += int((~sound).sum())
     return torch.stack(robust).cpu(), broken
 
 
-def names_of(eps: Sequence[float | str]) -> list[str]:
-    """Each eps as the work wrote it.
+def format_eps(eps: Sequence[float | str]) -> list[str]:
+    """Format each eps as in the workload.
+
+    Args:
+        eps: Values, or fractions as text.
+
+    Returns:
+        Text of each.
 
     >>> names_of([0, 0.05, "2/255"])
     ['0', '0.05', '2/255']

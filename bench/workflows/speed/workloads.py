@@ -1,4 +1,4 @@
-"""What is raced, read from workloads.toml: plain values, so that `bench speed --list` is quick."""
+"""Read the workloads of `bench speed` from workloads.toml, without importing torch."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ Variant = Literal[
     "first-success", "judged", "never", "nested", "plain", "plain-never", "bfloat16",
     "bfloat16-never",
 ]  # fmt: skip
-"""How bench runs a work; contestants/ours.py says what each means."""
+"""How bench runs a workload; see competitors/bench_engine.py."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Victim:
-    """A model to be attacked."""
+class TargetModel:
+    """The model to be attacked."""
 
     name: str
     weights: str
@@ -30,41 +30,50 @@ class Victim:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Work:
-    """One list of robust accuracies that every contestant is to bring, in linf, untargeted."""
+class Workload:
+    """One attack on some models; every competitor computes robust accuracies (linf, untargeted)."""
 
     name: str
     title: str
-    models: Sequence[Victim]
-    """Raced one after the other, a table each."""
+    models: Sequence[TargetModel]
+    """One race and one table each."""
     data: str
     folder: str = ""
-    """Of images inside the data folder; where it is not there, images are random."""
+    """Folder of images inside the data folder; without it, images are random."""
     limit: Annotated[int, Ge(1)]
-    """Examples taken unless the caller says how many."""
+    """Default number of examples."""
     attack: str
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     eps: Sequence[float | str]
     ours: Sequence[Variant]
 
 
-def read(path: Path = FILE) -> tuple[Work, ...]:
-    """All declared works, in the file's order.
+def read_workloads(path: Path = FILE) -> tuple[Workload, ...]:
+    """Read all workloads.
 
-    Raises: SuiteError with every mistake of the file.
+    Args:
+        path: TOML file.
+
+    Returns:
+        Workloads in the file's order.
+
+    Raises:
+        SuiteError: The file is invalid; the message lists every mistake.
     """
     check = Validator(path.name)
     raw = parse_toml(read_text(path, "works"), path.name)
 
-    def work(entry: Any, key: str) -> Work | None:
+    def work(entry: Any, key: str) -> Workload | None:
         models = list(
-            check.each(entry, "models", lambda each, at: check.fill(Victim, each, f"{key}.{at}"))
+            check.each(
+                entry, "models", lambda each, at: check.fill(TargetModel, each, f"{key}.{at}")
+            )
         )
-        found: Work | None = check.fill(Work, {**entry, "models": models}, key)
-        if found is not None:
-            for index, eps in enumerate(found.eps):
+        workload: Workload | None = check.fill(Workload, {**entry, "models": models}, key)
+        if workload is not None:
+            for index, eps in enumerate(workload.eps):
                 check.radius(eps, f"{key}.eps[{index}]")
-        return found
+        return workload
 
     works = tuple(check.each(raw, "works", work))
     check.unique("works", [each.name for each in works])
@@ -72,10 +81,18 @@ def read(path: Path = FILE) -> tuple[Work, ...]:
     return works
 
 
-def chosen(names: Sequence[str], among: Sequence[Work]) -> tuple[Work, ...]:
-    """The works called `names`, in that order; all of them if none is named.
+def select_workloads(names: Sequence[str], among: Sequence[Workload]) -> tuple[Workload, ...]:
+    """Select workloads by name.
 
-    Raises: SuiteError for a name that no work has.
+    Args:
+        names: Names; empty: all.
+        among: The workloads to select from.
+
+    Returns:
+        Workloads in the order of the names.
+
+    Raises:
+        SuiteError: A name is unknown.
     """
     known = {work.name: work for work in among}
     for name in names:

@@ -1,8 +1,8 @@
-"""Attacked training images, made afresh from the current parameters at every step.
+"""Attack training images at every step with the current parameters of the model.
 
-Any registered attack of bench's own can be trained against. No gradient flows into the parameters
-through the attack (Goodfellow et al. 2015, section 6: the sign's derivative is 0; Madry et al.
-2018, appendix A: Danskin's theorem).
+Any of bench's own fixed-budget attacks can be trained against. No gradient flows into the
+parameters through the attack (Goodfellow et al. 2015, section 6: the derivative of the sign is 0;
+Madry et al. 2018, appendix A: Danskin's theorem).
 """
 
 from pathlib import Path
@@ -18,35 +18,65 @@ from bench.workflows.training.recipe import Adversary
 
 
 class AdversarialBatches:
-    """Attacks batches as an `Adversary` says, with noise keyed by (seed, epoch, example)."""
+    """Attack batches as an `Adversary` says, with noise keyed by (seed, epoch, example)."""
 
     def __init__(self, adversary: Adversary, seed: int) -> None:
-        """Raises: SuiteError for an attack that is unknown, has no such norm, or is no rule."""
+        """Look up the attack and fill in its parameters.
+
+        Args:
+            adversary: Attack, threat model and schedule of eps.
+            seed: Seed of the recipe.
+
+        Raises:
+            SuiteError: The attack is unknown, lacks the norm or is not an untargeted
+                fixed-budget attack of bench's own, or a parameter is invalid.
+        """
         self.adversary, self.seed = adversary, seed
-        found: Attack = registry.find("attacks", adversary.attack, Path())
+        attack: Attack = registry.find("attacks", adversary.attack, Path())
         able = (
-            isinstance(found, IterativeAttack)
-            and found.budget == "fixed"
-            and "untargeted" in found.goals
+            isinstance(attack, IterativeAttack)
+            and attack.budget == "fixed"
+            and "untargeted" in attack.goals
         )
-        if not able or adversary.norm not in found.norms:
+        if not able or adversary.norm not in attack.norms:
             raise SuiteError(
                 f"adversarial.attack: expected a rule such as bench's own attacks, untargeted, "
                 f"within an eps in {adversary.norm}, got '{adversary.attack}'"
             )
         check = Validator("adversarial.params")
-        self.params = check.fill(found.params, dict(adversary.params), "")
+        self.params = check.fill(attack.params, dict(adversary.params), "")
         check.stop_if_wrong()
-        self.attack = found
+        self.attack = attack
 
     def train(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, epoch: int) -> Tensor:
-        """x attacked in the model's present mode, dropout and all; eps grows while warming up."""
+        """Attack a training batch in the model's current mode; eps grows during the warm-up.
+
+        Args:
+            model: Model in training.
+            x: Images, (n, c, h, w) in [0, 1].
+            y: Labels, (n,).
+            ids: Indices of the images in the data set, (n,).
+            epoch: Number of the epoch, from 1.
+
+        Returns:
+            Attacked images, shape as x.
+        """
         share = min(1.0, epoch / (self.adversary.warmup + 1))
         seed = rng.fold(self.seed, "adversarial training", epoch)
         return self._attack(model, x, y, ids, self.adversary.eps * share, seed)
 
     def validate(self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        """x attacked in evaluation mode at the full eps."""
+        """Attack a batch in evaluation mode at the full eps; the model is left in that mode.
+
+        Args:
+            model: Model in training.
+            x: Images, (n, c, h, w) in [0, 1].
+            y: Labels, (n,).
+            ids: Indices of the images in the data set, (n,).
+
+        Returns:
+            Attacked images, shape as x.
+        """
         seed = rng.fold(self.seed, "adversarial validation")
         return self._attack(model.eval(), x, y, ids, self.adversary.eps, seed)
 
@@ -54,7 +84,7 @@ class AdversarialBatches:
         self, model: nn.Module, x: Tensor, y: Tensor, ids: Tensor, eps: float, seed: int
     ) -> Tensor:
         adversary = self.adversary
-        curve = AttackSpec(
+        spec = AttackSpec(
             name=adversary.attack,
             attack=self.attack,
             params=self.params,
@@ -63,4 +93,4 @@ class AdversarialBatches:
             stop="never",
             seed=seed,
         )
-        return stream.run_attack(model, curve, x, y, ids, rows=len(x)).x_adv[0]
+        return stream.run_attack(model, spec, x, y, ids, rows=len(x)).x_adv[0]

@@ -15,13 +15,22 @@ ROWS = 250
 
 
 class CertifiedLoss:
-    """Bounds one model's logits as a `Certificate` says."""
+    """Interval bounds on the logits of one model, with the schedule of a `Certificate`."""
 
     def __init__(self, certificate: Certificate, model: nn.Module, shape: tuple[int, ...]) -> None:
-        """Images have this shape. Raises: SuiteError for a model that has no bounds."""
+        """Read the layers of the model.
+
+        Args:
+            certificate: Radius and schedule.
+            model: Network to be bounded.
+            shape: Shape of one image, (c, h, w).
+
+        Raises:
+            SuiteError: The model has batch normalisation, or a layer without bounds.
+        """
         self.certificate = certificate
-        batched = (nn.BatchNorm1d, nn.BatchNorm2d)
-        if any(isinstance(module, batched) for module in model.modules()):
+        batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+        if any(isinstance(module, batch_norms) for module in model.modules()):
             raise SuiteError("certified: expected a model without batch-norm, which is never fixed")
         try:
             self.layers = network.read_network(model, shape)
@@ -29,32 +38,59 @@ class CertifiedLoss:
             raise SuiteError(f"certified: the model has no bounds: {error.problems[0]}") from error
 
     def progress(self, done: float) -> tuple[float, float]:
-        """(eps, share of the clean loss) after `done` epochs, a whole number or not.
+        """Compute eps and the share of the clean loss at a point of the training.
 
-        While warming up, eps is 0 and the loss is the clean one; then both go in a straight line
-        to what the recipe says."""
+        During the warm-up, eps is 0 and the share is 1; afterwards both change linearly to their
+        final values.
+
+        Args:
+            done: Epochs done, with the fraction of the current one.
+
+        Returns:
+            eps and the share of the clean loss.
+        """
         certificate = self.certificate
         grown = (done - certificate.warmup) / certificate.ramp if certificate.ramp else 1.0
         grown = min(max(grown, 0.0), 1.0) if done >= certificate.warmup else 0.0
         return certificate.eps * grown, 1 - (1 - certificate.share) * grown
 
     def worst(self, x: Tensor, y: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Logits as low for the label and as high for every other class as intervals allow, less
-        the label's, (n, classes), with the label moved to the front; and the place of the label."""
+        """Bound the logits in the ball: lowest for the label, highest for every other class.
+
+        Args:
+            x: Images, (n, c, h, w) in [0, 1].
+            y: Labels, (n,).
+            eps: L-inf radius, in the unit of x.
+
+        Returns:
+            Logits minus the label's, (n, classes), with the label moved to the front; and the
+            labels' new indices, zeros of shape (n,).
+        """
         margins = bounds.margin_bounds(self.layers, bounds.input_region(x, eps), y, "ibp")
         logits = torch.cat([margins.new_zeros(len(margins), 1), -margins], dim=1)
         return logits, torch.zeros_like(y)
 
 
 @torch.no_grad()
-def certified(certificate: Certificate, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Which of x are proven to be classified as y everywhere within the radius that the recipe
-    judges by, (n,): as `certify` claims it, in float64 and with room for float32."""
+def certify_images(certificate: Certificate, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Certify images at the radius `certificate.judged`, as `bench certify` does.
+
+    Computed in float64, with a margin for the rounding of float32.
+
+    Args:
+        certificate: Radius.
+        model: Network in evaluation mode.
+        x: Images, (n, c, h, w) in [0, 1].
+        y: Labels, (n,).
+
+    Returns:
+        Whether each image is proven to be classified as its label in the whole ball, (n,) bool.
+    """
     layers = network.read_network_in_double(model, x[:1])
-    found = [
+    margins = [
         bounds.certified_margins(
             layers, bounds.input_region(part.double(), certificate.judged), label, "ibp"
         )
         for part, label in zip(x.split(ROWS), y.split(ROWS), strict=True)
     ]
-    return torch.cat(found) > 0
+    return torch.cat(margins) > 0

@@ -1,4 +1,4 @@
-"""What a training run looks like: curves, accuracy of each class, test images with predictions."""
+"""Draw the figures of a training run: learning curves, accuracy per class, example images."""
 
 import math
 from collections.abc import Sequence
@@ -13,22 +13,34 @@ from torch import Tensor
 
 from bench.evaluation import metrics
 from bench.reporting.plots.style import PALETTE, STYLE, shorten
+from bench.workflows.training.attack_trainer import AttackEpoch, AttackOutcome
 from bench.workflows.training.trainer import Epoch
 
 SHOWN = 40
 COLUMNS = 10
-VALUED = 24
-"""Classes up to which each has its name and number in the figure."""
+MAX_LABELLED_CLASSES = 24
+"""With more classes, the figure shows neither their names nor their values."""
 _Lines = dict[str, list[float | None]]
 CLEAN: Any = PALETTE[0]
 ATTACKED: Any = PALETTE[1]
-"""Lighter than CLEAN: the two differ in grey, too."""
+"""Lighter than CLEAN, so that the two differ in greyscale."""
+DASHES = ("-", "--", ":", "-.")
+MAX_EXAMPLES = 10
 
 
-def curves(history: Sequence[Epoch], best: Epoch) -> Figure:
-    """Loss and error rate against the epoch, the kept epoch marked: training (thin) and validation
-    (dashed), and both once more (lighter) on attacked images under adversarial training, at the
-    worst that intervals allow under certified training."""
+def plot_learning_curves(history: Sequence[Epoch], best: Epoch) -> Figure:
+    """Plot loss and error rate against the epoch, with the selected epoch marked.
+
+    Training is thin, validation dashed. Adversarial training adds both on attacked images,
+    certified training both at the worst logits within the bounds, in a lighter colour.
+
+    Args:
+        history: All epochs.
+        best: The selected epoch.
+
+    Returns:
+        The figure.
+    """
     epochs = [e.epoch for e in history]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7.6, 3.1), layout="constrained")
@@ -42,7 +54,7 @@ def curves(history: Sequence[Epoch], best: Epoch) -> Figure:
                     linewidth=1.6 if held_out else 1.1, color=ATTACKED if attacked else CLEAN,
                     marker="." if len(epochs) == 1 else "",  # a line of one point is not seen
                 )  # fmt: skip
-            _mark(axes, best.epoch, last=epochs[-1])
+            _mark_epoch(axes, best.epoch, last=epochs[-1])
             axes.set(xlabel="epoch", ylabel=name)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             seen = [value for line in lines.values() for value in line if value]
@@ -51,7 +63,7 @@ def curves(history: Sequence[Epoch], best: Epoch) -> Figure:
                 axes.set_yscale("symlog", linthresh=least, linscale=0.4)
                 axes.set_ylim(0, 1.5 * max(seen))
             axes.yaxis.set_major_formatter(
-                _told_percent if name == "error rate" else StrMethodFormatter("{x:g}")
+                _format_percent if name == "error rate" else StrMethodFormatter("{x:g}")
             )
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
@@ -92,23 +104,32 @@ def _errors(history: Sequence[Epoch]) -> _Lines:
     return lines
 
 
-def _mark(axes: Axes, kept: int, last: int) -> None:
-    """A line at the kept epoch, its words on the side where there is room."""
-    right = kept <= last / 2
-    axes.axvline(kept, color="0.5", linewidth=0.8, linestyle=":")
+def _mark_epoch(axes: Axes, best: int, last: int) -> None:
+    """Draw a line at the selected epoch, labelled on the side with more room."""
+    right = best <= last / 2
+    axes.axvline(best, color="0.5", linewidth=0.8, linestyle=":")
     axes.annotate(
-        f"kept: {kept}", (kept, 1), xycoords=("data", "axes fraction"), fontsize=8, color="0.4",
+        f"best: {best}", (best, 1), xycoords=("data", "axes fraction"), fontsize=8, color="0.4",
         textcoords="offset points", xytext=(3 if right else -3, -8),
         ha="left" if right else "right",
     )  # fmt: skip
 
 
-def _told_percent(share: float, place: int | None = None) -> str:
+def _format_percent(share: float, place: int | None = None) -> str:
     return f"{100 * share:g} %"
 
 
-def per_class(correct: Sequence[int], n: Sequence[int], names: Sequence[str]) -> Figure:
-    """Test accuracy of each class that has images, with its Wilson interval; a line for all."""
+def plot_class_accuracy(correct: Sequence[int], n: Sequence[int], names: Sequence[str]) -> Figure:
+    """Plot the test accuracy of each class that has images, with Wilson intervals.
+
+    Args:
+        correct: Correct predictions of each class.
+        n: Images of each class.
+        names: Names of the classes.
+
+    Returns:
+        The figure; a dotted line shows the accuracy over all classes.
+    """
     rates = [metrics.rate(k, of) for k, of in zip(correct, n, strict=True) if of]
     names = [name for name, of in zip(names, n, strict=True) if of]
     overall = metrics.rate(sum(correct), sum(n))
@@ -126,7 +147,7 @@ def per_class(correct: Sequence[int], n: Sequence[int], names: Sequence[str]) ->
             places, values, yerr=spread, fmt="o", color=PALETTE[0], ecolor="0.4", capsize=3,
             elinewidth=1.2, markersize=4,
         )  # fmt: skip
-        if len(names) <= VALUED:
+        if len(names) <= MAX_LABELLED_CLASSES:
             for place, value in enumerate(values):
                 axes.annotate(
                     f"{value:.1f}", (place, value), textcoords="offset points", xytext=(5, -3),
@@ -144,10 +165,17 @@ def per_class(correct: Sequence[int], n: Sequence[int], names: Sequence[str]) ->
         return figure
 
 
-def predictions(images: Tensor, labels: Tensor, preds: Tensor, names: Sequence[str]) -> Figure:
-    """Test images, titled "label -> prediction" where they differ: first ones, then mistakes.
+def plot_predictions(images: Tensor, labels: Tensor, preds: Tensor, names: Sequence[str]) -> Figure:
+    """Draw the first test images, then mistakes, titled "label → prediction" where they differ.
 
-    Shapes: images (n, c, h, w) in [0, 1]; labels, preds (n,).
+    Args:
+        images: Test images, (n, c, h, w) in [0, 1].
+        labels: Labels, (n,).
+        preds: Predictions, (n,).
+        names: Names of the classes.
+
+    Returns:
+        The figure, with at most SHOWN images.
     """
     wrong = (labels != preds).nonzero()[:, 0][: SHOWN // 2]
     first = torch.arange(min(SHOWN - len(wrong), len(labels)))
@@ -163,12 +191,97 @@ def predictions(images: Tensor, labels: Tensor, preds: Tensor, names: Sequence[s
             image = images[index].permute(1, 2, 0).squeeze(2).numpy()
             extent = (column + 0.08, column + 0.92, line + 1.0, line + 0.24)
             axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent, aspect="auto")
-            truth, told = (names[int(at[index])] for at in (labels, preds))
-            right = truth == told
-            text = shorten(truth, 11) if right else f"{shorten(truth, 5)} \u2192 {shorten(told, 5)}"
+            truth, predicted = (names[int(at[index])] for at in (labels, preds))
+            right = truth == predicted
+            text = (
+                shorten(truth, 11)
+                if right
+                else f"{shorten(truth, 5)} \u2192 {shorten(predicted, 5)}"
+            )
             axes.text(
                 column + 0.5, line + 0.2, text, fontsize=8 if len(text) <= 7 else 5.5,
                 ha="center", va="bottom",
                 color="0.25" if right else PALETTE[3], weight="normal" if right else "bold",
+            )  # fmt: skip
+        return figure
+
+
+# --------------------------------------------------------------------------------------- attacks
+
+
+def plot_attack_curves(history: Sequence[AttackEpoch], best: AttackEpoch) -> Figure:
+    """Plot the terms of each network's loss, and the success on held-out images, by epoch.
+
+    Args:
+        history: All epochs.
+        best: The selected epoch, marked by a dotted line.
+
+    Returns:
+        The figure, with a 95 % Wilson band around the success.
+    """
+    epochs = [epoch.epoch for epoch in history]
+    point = "." if len(epochs) == 1 else ""  # a line of one point is not seen
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.7 * (len(best.losses) + 1), 2.9), layout="constrained")
+        *panels, last = figure.subplots(1, len(best.losses) + 1)
+        for axes, (network, terms) in zip(panels, best.losses.items(), strict=True):
+            for place, term in enumerate(terms):
+                line = [epoch.losses[network][term] for epoch in history]
+                look = {"color": PALETTE[place % len(PALETTE)], "marker": point}
+                axes.plot(epochs, line, DASHES[place % len(DASHES)], label=term, **look)
+            axes.set_title(f"{network}: loss")
+            axes.legend()
+        rates = [metrics.rate(e.validation_fooled, e.validation_n) for e in history]
+        last.plot(epochs, [100 * rate.value for rate in rates], color=PALETTE[3], marker=point)
+        low, high = ([100 * rate[at] for rate in rates] for at in (3, 4))
+        last.fill_between(epochs, low, high, color=PALETTE[3], alpha=0.2, linewidth=0)
+        last.set_title("held-out images fooled (%)")
+        for axes in (*panels, last):
+            axes.axvline(best.epoch, color="0.5", linewidth=0.8, linestyle=":")
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        return figure
+
+
+def plot_attack_examples(
+    x: Tensor, y: Tensor, outcome: AttackOutcome, names: Sequence[str], eps: float
+) -> Figure:
+    """Draw the first eligible image of each class: clean, its change, and attacked.
+
+    The change is black at -eps and white at +eps; titles are "prediction before → after".
+
+    Args:
+        x: Clean images, (n, c, h, w) in [0, 1].
+        y: Labels, (n,).
+        outcome: The attack's images and the target's predictions, on the CPU.
+        names: Names of the classes.
+        eps: L-inf radius, in the unit of x.
+
+    Returns:
+        The figure, with at most MAX_EXAMPLES images.
+    """
+    chosen = []
+    for label in y.unique().tolist()[:MAX_EXAMPLES]:
+        chosen += (outcome.eligible & (y == label)).nonzero()[:1, 0].tolist()
+    change = (0.5 + (outcome.x_adv - x) / (2 * eps)).clamp(0, 1)
+    rows = {"clean": x, "change": change, "attacked": outcome.x_adv}
+    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(7.6, 2.6))
+        axes = figure.add_axes((0.03, 0, 0.97, 1))
+        axes.set(xlim=(0, MAX_EXAMPLES), ylim=(len(rows) + 0.02, -0.3), xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        for line, (what, images) in enumerate(rows.items()):
+            axes.text(-0.02, line + 0.5, what, rotation=90, ha="right", va="center", fontsize=8)
+            for column, index in enumerate(chosen):
+                image = images[index].permute(1, 2, 0).squeeze(2).numpy()
+                extent = (column + 0.04, column + 0.96, line + 0.96, line + 0.04)
+                axes.imshow(image, cmap="gray", vmin=0, vmax=1, extent=extent, aspect="auto")
+        for column, index in enumerate(chosen):
+            before, after = (names[int(preds[index])] for preds in (outcome.before, outcome.after))
+            fooled = before != after
+            axes.text(
+                column + 0.5, -0.04, f"{shorten(before, 6)} → {shorten(after, 6)}", fontsize=8,
+                ha="center", va="bottom", color=PALETTE[3] if fooled else "0.25",
+                weight="bold" if fooled else "normal",
             )  # fmt: skip
         return figure

@@ -1,4 +1,7 @@
-"""The published outcome of a recipe: the best seed's weights and, beside them, card and page."""
+"""Publish a trained model or attack: weights, card, history, page and figures.
+
+The card (JSON) holds every number of the page; both kinds of training write the same set of files.
+"""
 
 import dataclasses
 import hashlib
@@ -8,127 +11,252 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from safetensors.torch import save
 from torch import Tensor
 
 from bench.core import registry
 from bench.core.contracts.dataset import Data
 from bench.core.files import write_atomic
+from bench.engine.functional import norms
 from bench.engine.functional.logits import predict_class, probabilities
 from bench.reporting.plots import figures as drawing
 from bench.storage import environment
 from bench.workflows.training import figures, page
 from bench.workflows.training.adversarial import AdversarialBatches
-from bench.workflows.training.certified import certified
-from bench.workflows.training.recipe import Recipe
-from bench.workflows.training.trainer import VALIDATION_ROWS, Trained, predict, rank
+from bench.workflows.training.attack_trainer import (
+    AttackOutcome,
+    TrainedAttack,
+    evaluate_attack,
+    find_learner,
+)
+from bench.workflows.training.certified import certify_images
+from bench.workflows.training.recipe import AttackRecipe, Recipe
+from bench.workflows.training.trainer import (
+    VALIDATION_ROWS,
+    TrainedModel,
+    predict_classes,
+    rank_epoch,
+)
 
 
-class Run(NamedTuple):
-    """A recipe followed from one seed."""
+class SeedRun(NamedTuple):
+    """The training of a recipe from one seed."""
 
     seed: int
-    trained: Trained
+    trained: TrainedModel
 
 
-class Judged(NamedTuple):
-    """A run's model on the test images, with its weights as they are stored; all on the CPU."""
+class ModelOutcome(NamedTuple):
+    """Predictions of a run's model on the test images, with its stored weights; on the CPU."""
 
     state: dict[str, Tensor]
     pred: Tensor
     """(n,)"""
     attacked: Tensor | None
-    """Predictions on the attacked images, (n,); None unless trained against attacks."""
+    """Predictions on the attacked images, (n,); None without adversarial training."""
     confidence: Tensor | None
-    """The softmax's value at each of those predictions, (n,)."""
+    """Softmax confidence of each of those predictions, (n,)."""
     certified: Tensor | None = None
-    """Whether each is certified at the radius that the recipe judges by, (n,); None unless trained
-    for it."""
+    """Whether each image is certified at the recipe's `judged` radius, (n,); None without certified
+    training."""
 
 
-def best(runs: Sequence[Run]) -> Run:
-    """The run to publish: the best on the validation images; of equals, the first."""
-    return max(runs, key=lambda run: rank(run.trained.best))
+def select_best_run(runs: Sequence[SeedRun]) -> SeedRun:
+    """Select the run to publish.
 
+    Args:
+        runs: All runs of a recipe.
 
-def publish(recipe: Recipe, runs: Sequence[Run], data_dir: Path, folder: Path) -> Path:
-    """Write MODEL-WEIGHTS.safetensors, .json (the card), .csv (the history), .md (the page) and
-    figures of the `best` run; the test images are looked at after it is chosen.
-
-    The weights are rounded to the recipe's `store` precision first, and every test figure is that
-    of the rounded weights. Returns the path of the weights.
+    Returns:
+        The best on the validation images; of equals, the first.
     """
-    kept = best(runs)
-    data: Data = registry.find("datasets", recipe.data.name).load(
-        split="test", limit=None, data_dir=data_dir, **recipe.data.params
-    )
-    assert data.labels is not None
-    images, labels = data.read(0, data.n), data.labels
+    return max(runs, key=lambda run: rank_epoch(run.trained.best))
+
+
+def publish_model(recipe: Recipe, runs: Sequence[SeedRun], data_dir: Path, folder: Path) -> Path:
+    """Write MODEL-WEIGHTS.safetensors, .json, .csv, .md and figures of the best run.
+
+    The test images are first used after the run is chosen. The weights are rounded to the recipe's
+    `store` precision first, and every test figure is that of the rounded weights.
+
+    Args:
+        recipe: What was trained.
+        runs: All runs of the recipe.
+        data_dir: Folder of the data sets.
+        folder: Where the files go.
+
+    Returns:
+        Path of the weights.
+
+    Raises:
+        SuiteError: The data are missing, or a file cannot be written.
+    """
+    best = select_best_run(runs)
+    data, labels = _load_test_data(recipe, data_dir)
+    images = data.read(0, data.n)
     names = data.classes or tuple(map(str, range(int(labels.max()) + 1)))
-    judged = {run.seed: _judge(recipe, run, images, labels) for run in runs}
-    chosen = judged[kept.seed]
-    right = chosen.pred == labels
+    outcomes = {run.seed: _test_model(recipe, run, images, labels) for run in runs}
+    outcome = outcomes[best.seed]
+    right = outcome.pred == labels
     of = labels.bincount(minlength=len(names)).tolist()
     correct = labels[right].bincount(minlength=len(names)).tolist()
 
     weights = folder / f"{recipe.model.name}-{recipe.weights}.safetensors"
-    content = save(chosen.state)
-    write_atomic(weights, content)
-    last = kept.trained
+    content = save(outcome.state)
+    trained = best.trained
     card = {
         "schema": 1,
         "recipe": dataclasses.asdict(recipe),
-        "seed": kept.seed,
+        "seed": best.seed,
         "weights_sha256": hashlib.sha256(content).hexdigest(),
         "test_correct": int(right.sum()),
         "test_n": data.n,
         "test_fingerprint": data.fingerprint,
         "test_per_class": {name: [k, n] for name, k, n in zip(names, correct, of, strict=True)},
-        **_attacked(chosen, labels),
-        **_certified(chosen),
-        "best_epoch": last.best.epoch,
-        "epochs": len(last.history),
-        "train_correct": last.best.train_correct,
-        "train_n": last.best.train_n,
-        **_validation(last),
-        "validation_n": last.best.validation_n,
-        "seeds": [_line(run, judged[run.seed], labels) for run in runs],
-        "median_seconds_per_epoch": median(epoch.seconds for epoch in last.history),
-        "environment": environment.environment(next(last.model.parameters()).device),
+        **_attacked_counts(outcome, labels),
+        **_certified_counts(outcome),
+        "best_epoch": trained.best.epoch,
+        "epochs": len(trained.history),
+        "train_correct": trained.best.train_correct,
+        "train_n": trained.best.train_n,
+        **_validation_counts(trained),
+        "validation_n": trained.best.validation_n,
+        "seeds": [_seed_entry(run, outcomes[run.seed], labels) for run in runs],
+        "median_seconds_per_epoch": median(epoch.seconds for epoch in trained.history),
+        "environment": environment.environment(next(trained.model.parameters()).device),
     }
-    write_atomic(weights.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
-    lines = [
+    history = [
         ",".join("" if cell is None else str(cell) for cell in row)
-        for row in (last.best._fields, *last.history)
+        for row in (trained.best._fields, *trained.history)
     ]
-    write_atomic(weights.with_suffix(".csv"), ("\n".join(lines) + "\n").encode())
     drawn = {
-        "curves": figures.curves(last.history, last.best),
-        "per-class": figures.per_class(correct, of, names),
-        "predictions": figures.predictions(images, labels, chosen.pred, names),
+        "curves": figures.plot_learning_curves(trained.history, trained.best),
+        "per-class": figures.plot_class_accuracy(correct, of, names),
+        "predictions": figures.plot_predictions(images, labels, outcome.pred, names),
     }
-    for name in page.FIGURES:
-        drawing.save_figure(drawn[name], weights.with_name(f"{weights.stem}-{name}"))
-    page.write(recipe, weights)
+    _write_files(weights, content, card, "\n".join(history) + "\n", drawn)
+    page.write_page(recipe, weights)
     return weights
 
 
-def _judge(recipe: Recipe, run: Run, images: Tensor, labels: Tensor) -> Judged:
+def publish_attack(
+    recipe: AttackRecipe, trained: TrainedAttack, data_dir: Path, folder: Path
+) -> Path:
+    """Write ATTACK-WEIGHTS.safetensors, .json, .csv, .md and figures of a trained attack.
+
+    The test images are first used here.
+
+    Args:
+        recipe: What was trained.
+        trained: The trained attack.
+        data_dir: Folder of the data sets.
+        folder: Where the files go.
+
+    Returns:
+        Path of the weights.
+
+    Raises:
+        SuiteError: The data are missing, or a file cannot be written.
+    """
+    data, labels = _load_test_data(recipe, data_dir)
+    target, device = trained.target.model, next(trained.network.parameters()).device
+    x, y = data.read(0, data.n).to(device), labels.to(device)
+    outcome = evaluate_attack(recipe, trained.network, target, x, y)
+    mean_l2 = norms.distance(outcome.x_adv, x, "l2")[outcome.eligible].mean()
+
+    weights = folder / f"{recipe.attack.name}-{recipe.weights}.safetensors"
+    state = {key: value.cpu().contiguous() for key, value in trained.network.state_dict().items()}
+    metadata = find_learner(recipe).metadata(data.shape, recipe.attack.threat)
+    content = save(state, metadata=dict(metadata))
+    card = {
+        "schema": 1,
+        "recipe": dataclasses.asdict(recipe),
+        "weights_sha256": hashlib.sha256(content).hexdigest(),
+        "target_fingerprint": trained.target.fingerprint,
+        "test_fooled": int(outcome.fooled.sum()),
+        "test_eligible": int(outcome.eligible.sum()),
+        "test_n": data.n,
+        "test_fingerprint": data.fingerprint,
+        "test_mean_l2": float(mean_l2),
+        "seed": recipe.seed,
+        "best_epoch": trained.best.epoch,
+        "epochs": len(trained.history),
+        "train_n": trained.train_n,
+        "validation_fooled": trained.best.validation_fooled,
+        "validation_n": trained.best.validation_n,
+        "median_seconds_per_epoch": median(epoch.seconds for epoch in trained.history),
+        "environment": environment.environment(device),
+    }
+    classes = data.classes or tuple(map(str, range(trained.target.classes)))
+    on_cpu = AttackOutcome(*(field.cpu() for field in outcome))
+    drawn = {
+        "curves": figures.plot_attack_curves(trained.history, trained.best),
+        "examples": figures.plot_attack_examples(
+            x.cpu(), y.cpu(), on_cpu, classes, recipe.attack.eps
+        ),
+    }
+    _write_files(weights, content, card, _attack_history(trained).to_csv(index=False), drawn)
+    text = page.render_attack_page(recipe, card, weights.stem)
+    write_atomic(weights.with_suffix(".md"), text.encode())
+    return weights
+
+
+def _load_test_data(recipe: Recipe | AttackRecipe, data_dir: Path) -> tuple[Data, Tensor]:
+    data: Data = registry.find("datasets", recipe.data.name).load(
+        split="test", limit=None, data_dir=data_dir, **recipe.data.params
+    )
+    assert data.labels is not None
+    return data, data.labels
+
+
+def _write_files(
+    weights: Path,
+    content: bytes,
+    card: Mapping[str, Any],
+    history: str,
+    drawn: Mapping[str, Figure],
+) -> None:
+    """Write the weights, the card, the history and the figures."""
+    write_atomic(weights, content)
+    write_atomic(weights.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
+    write_atomic(weights.with_suffix(".csv"), history.encode())
+    for name, figure in drawn.items():
+        drawing.save_figure(figure, weights.with_name(f"{weights.stem}-{name}"))
+
+
+def _attack_history(trained: TrainedAttack) -> pd.DataFrame:
+    """Return one row per epoch, with one column per term of each network's loss."""
+    rows = []
+    for epoch in trained.history:
+        losses = {
+            f"{network}_{term}": loss
+            for network, terms in epoch.losses.items()
+            for term, loss in terms.items()
+        }
+        fields = epoch._asdict()
+        del fields["losses"]
+        rows.append({"epoch": fields.pop("epoch"), **losses, **fields})
+    return pd.DataFrame(rows)
+
+
+def _test_model(recipe: Recipe, run: SeedRun, images: Tensor, labels: Tensor) -> ModelOutcome:
     model, store = run.trained.model, getattr(torch, recipe.store)
     state = {
         key: value.detach().to("cpu", store if value.is_floating_point() else None).contiguous()
         for key, value in model.state_dict().items()
     }
-    model.load_state_dict(state)  # into float32 parameters
+    model.load_state_dict(state)  # the parameters stay float32
     device = next(model.parameters()).device
     images, labels = images.to(device), labels.to(device)
-    pred = predict(model, images).cpu()
+    pred = predict_classes(model, images).cpu()
     if recipe.certified is not None:
-        bounded = certified(recipe.certified, model, images, labels)
-        return Judged(state, pred, None, None, bounded.cpu())
+        bounded = certify_images(recipe.certified, model, images, labels)
+        return ModelOutcome(state, pred, None, None, bounded.cpu())
     if recipe.adversarial is None:
-        return Judged(state, pred, None, None)
+        return ModelOutcome(state, pred, None, None)
     craft, answers = AdversarialBatches(recipe.adversarial, run.seed), []
     for at in torch.arange(len(labels), device=device).split(VALIDATION_ROWS):
         x_adv = craft.validate(model, images[at], labels[at], at)
@@ -136,46 +264,46 @@ def _judge(recipe: Recipe, run: Run, images: Tensor, labels: Tensor) -> Judged:
             answers.append(model(x_adv).cpu())
     attacked = predict_class(torch.cat(answers))
     confidence = probabilities(torch.cat(answers)).gather(1, attacked[:, None])[:, 0]
-    return Judged(state, pred, attacked, confidence)
+    return ModelOutcome(state, pred, attacked, confidence)
 
 
-def _attacked(judged: Judged, labels: Tensor) -> Mapping[str, Any]:
-    """What the card tells of the test images under the training attack at its full eps."""
-    if judged.attacked is None or judged.confidence is None:
+def _attacked_counts(outcome: ModelOutcome, labels: Tensor) -> Mapping[str, Any]:
+    """Return the card's entries on test images under the training attack at its full eps."""
+    if outcome.attacked is None or outcome.confidence is None:
         return {}
-    wrong = judged.attacked != labels
+    wrong = outcome.attacked != labels
     return {
         "test_adversarial_correct": int((~wrong).sum()),
         "test_adversarial_mean_confidence_wrong": (
-            float(judged.confidence[wrong].mean()) if wrong.any() else None
+            float(outcome.confidence[wrong].mean()) if wrong.any() else None
         ),
     }
 
 
-def _certified(judged: Judged) -> Mapping[str, int]:
-    """What the card tells of the test images under certified training."""
-    if judged.certified is None:
+def _certified_counts(outcome: ModelOutcome) -> Mapping[str, int]:
+    """Return the card's entries on test images under certified training."""
+    if outcome.certified is None:
         return {}
-    return {"test_certified_correct": int(judged.certified.sum())}
+    return {"test_certified_correct": int(outcome.certified.sum())}
 
 
-def _validation(trained: Trained) -> Mapping[str, int]:
-    found = {"validation_correct": trained.best.validation_correct}
+def _validation_counts(trained: TrainedModel) -> Mapping[str, int]:
+    counts = {"validation_correct": trained.best.validation_correct}
     if trained.best.validation_adversarial_correct is not None:
-        found["validation_adversarial_correct"] = trained.best.validation_adversarial_correct
+        counts["validation_adversarial_correct"] = trained.best.validation_adversarial_correct
     if trained.best.validation_certified_correct is not None:
-        found["validation_certified_correct"] = trained.best.validation_certified_correct
-    return found
+        counts["validation_certified_correct"] = trained.best.validation_certified_correct
+    return counts
 
 
-def _line(run: Run, judged: Judged, labels: Tensor) -> Mapping[str, Any]:
-    """One seed's entry on the card."""
+def _seed_entry(run: SeedRun, outcome: ModelOutcome, labels: Tensor) -> Mapping[str, Any]:
+    """Return one seed's entry of the card."""
     return {
         "seed": run.seed,
         "best_epoch": run.trained.best.epoch,
         "epochs": len(run.trained.history),
-        **_validation(run.trained),
-        "test_correct": int((judged.pred == labels).sum()),
-        **_attacked(judged, labels),
-        **_certified(judged),
+        **_validation_counts(run.trained),
+        "test_correct": int((outcome.pred == labels).sum()),
+        **_attacked_counts(outcome, labels),
+        **_certified_counts(outcome),
     }

@@ -1,8 +1,8 @@
-"""One file per contestant: `enter(work)` names the ways in which it does that work.
+"""The competitors of `bench speed`, one file each: `list_variants(work)` lists its variants.
 
-A library is imported only when it is prepared, so that one which is not installed is a line of
-the table. All get the same images, labels, eps, step sizes, number of steps and kind of start;
-what differs none the less stands in the contestant's note.
+A library is imported only when its work is prepared, so that a missing one is a line of the table.
+All get the same images, labels, eps, step sizes, number of steps and kind of start; remaining
+differences are stated in the competitor's note.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,25 @@ from bench.workflows.speed.competitors import (
     torchattacks,
     tutorial,
 )
-from bench.workflows.speed.setup import Contestant
-from bench.workflows.speed.workloads import Work
+from bench.workflows.speed.setup import Competitor
+from bench.workflows.speed.workloads import Workload
 
 FILES = (bench_engine, bare_loop, tutorial, torchattacks, foolbox, art, adv_lib, pyautoattack)
 PEERS = ("torchattacks", "foolbox", "art", "adv_lib", "pyautoattack")
 """Names of the libraries, for --peer."""
 
 
-def entered(work: Work, peers: Sequence[str] = PEERS) -> Iterator[Contestant]:
-    """Everyone who races at `work`, bench first; of the libraries those named."""
+def list_competitors(work: Workload, peers: Sequence[str] = PEERS) -> Iterator[Competitor]:
+    """List the competitors for a workload, bench first.
+
+    Args:
+        work: The workload.
+        peers: Names of the libraries to include.
+
+    Yields:
+        Competitors.
+    """
     for file in FILES:
-        for contestant in file.enter(work):
-            if not contestant.peer or contestant.peer in peers:
-                yield contestant
+        for competitor in file.list_variants(work):
+            if not competitor.peer or competitor.peer in peers:
+                yield competitor

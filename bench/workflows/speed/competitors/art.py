@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from bench.workflows.speed.setup import Brought, Contestant, Run, Task, library, still_right
-from bench.workflows.speed.workloads import Work
+from bench.workflows.speed.setup import (
+    Competitor,
+    RaceTask,
+    RunWork,
+    WorkResult,
+    count_correct,
+    library_competitor,
+)
+from bench.workflows.speed.workloads import Workload
 
-LOGGED = "predicts clean and attacked images once more for its log"
+LOGGED = "predicts clean and attacked images again for its log"
 NOTES = {
     "fgsm": "not called at eps = 0, which it refuses",
     "pgd": f"its own random starts; {LOGGED}",
@@ -22,11 +29,29 @@ NOTES = {
 DISTRIBUTION = "adversarial-robustness-toolbox"
 
 
-def enter(work: Work) -> Iterator[Contestant]:
-    yield library(work, prepare, name="ART", distribution=DISTRIBUTION, peer="art", notes=NOTES)
+def list_variants(work: Workload) -> Iterator[Competitor]:
+    """List the ways in which this competitor runs a workload.
+
+    Args:
+        work: The workload.
+
+    Yields:
+        Competitors; one that cannot run the workload says why.
+    """
+    yield library_competitor(
+        work, prepare, name="ART", distribution=DISTRIBUTION, peer="art", notes=NOTES
+    )
 
 
-def prepare(task: Task) -> Run:
+def prepare(task: RaceTask) -> RunWork:
+    """Prepare the work; see `Competitor.prepare`.
+
+    Args:
+        task: Model, images and parameters.
+
+    Returns:
+        The work to be timed.
+    """
     from art.attacks import evasion
     from art.estimators.classification import PyTorchClassifier
 
@@ -40,7 +65,7 @@ def prepare(task: Task) -> Run:
     )
     x, y = task.x.cpu().numpy(), task.y.cpu().numpy()
 
-    def run(rows: int) -> Brought:
+    def run(rows: int) -> WorkResult:
         x_adv = task.x.new_empty(len(task.eps), *task.x.shape)
         right = torch.zeros(len(task.eps), dtype=torch.int64, device=task.device)
         for index, eps in enumerate(task.eps):
@@ -49,13 +74,13 @@ def prepare(task: Task) -> Run:
                 x_adv[index] = torch.from_numpy(attack.generate(x=x, y=y))
             else:
                 x_adv[index] = task.x
-            right[index] = still_right(task.model, x_adv[index], task.y, rows)
-        return Brought(x_adv, right.tolist())
+            right[index] = count_correct(task.model, x_adv[index], task.y, rows)
+        return WorkResult(x_adv, right.tolist())
 
     return run
 
 
-def _attack(evasion: Any, estimator: Any, task: Task, eps: float, rows: int) -> Any:
+def _attack(evasion: Any, estimator: Any, task: RaceTask, eps: float, rows: int) -> Any:
     if task.work.attack == "fgsm":
         return evasion.FastGradientMethod(estimator, eps=eps, batch_size=rows)
     settings: dict[str, Any] = {

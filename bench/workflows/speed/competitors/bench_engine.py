@@ -1,8 +1,8 @@
-"""bench itself: the engine over all eps in one stream, then one forward pass to count.
+"""bench itself: all eps in one stream of the engine, then one forward pass to count.
 
-It differentiates a copy of the model that was prepared for speed and counts with it, too; whether
-the model itself would have counted the same is what the judge says, outside the timed work. Each
-idea can be taken away: the stop, the copy, the copy's say in counting.
+Gradients and counts come from the accelerated model; outside the timed work, the model itself
+judges the images. Variants switch off early stopping, acceleration, or counting by the accelerated
+model.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from bench.engine.model_state import allow_tf32
 from bench.evaluation import ensemble
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import judge
-from bench.workflows.speed.setup import Brought, Contestant, Run, Task, still_right
-from bench.workflows.speed.workloads import Variant, Work
+from bench.workflows.speed.setup import Competitor, RaceTask, RunWork, WorkResult, count_correct
+from bench.workflows.speed.workloads import Variant, Workload
 
 
-class Way(NamedTuple):
-    """How bench runs a work."""
+class EngineVariant(NamedTuple):
+    """How bench runs a workload."""
 
     name: str
     note: str
@@ -34,32 +34,36 @@ class Way(NamedTuple):
     copied: bool = True
     precision: Precision = "float32"
     judged: bool = False
-    """Whether the model itself counts within the timed work, as in every bench run."""
+    """Whether the model itself counts within the timed work, as in a suite run."""
 
 
-WAYS: dict[Variant, Way] = {
-    "first-success": Way("bench", "stops each example at its first success"),
-    "judged": Way("bench, model counts", "the model itself counts, not its copy", judged=True),
-    "never": Way("bench, every step", "makes every step, as the libraries do", stop="never"),
-    "nested": Way(
+VARIANTS: dict[Variant, EngineVariant] = {
+    "first-success": EngineVariant("bench", "stops each example at its first success"),
+    "judged": EngineVariant(
+        "bench, model counts", "the model itself counts, not its copy", judged=True
+    ),
+    "never": EngineVariant(
+        "bench, every step", "makes every step, as the libraries do", stop="never"
+    ),
+    "nested": EngineVariant(
         "bench, nested",
         "stops at the first success and tries an eps only where the smaller one failed",
         sweep="nested",
     ),
-    "plain": Way("bench, no copy", "differentiates the model itself", copied=False),
-    "plain-never": Way(
+    "plain": EngineVariant("bench, no copy", "differentiates the model itself", copied=False),
+    "plain-never": EngineVariant(
         "bench, no copy, every step",
         "differentiates the model itself and makes every step",
         stop="never",
         copied=False,
     ),
-    "bfloat16": Way(
+    "bfloat16": EngineVariant(
         "bench, bfloat16",
         "gradients in bfloat16, counted by the model in float32; stops at the first success",
         precision="bfloat16",
         judged=True,
     ),
-    "bfloat16-never": Way(
+    "bfloat16-never": EngineVariant(
         "bench, bfloat16, every step",
         "gradients in bfloat16, counted by the model in float32",
         stop="never",
@@ -69,53 +73,96 @@ WAYS: dict[Variant, Way] = {
 }
 
 
-def enter(work: Work) -> Iterator[Contestant]:
-    for variant in work.ours:
-        way = WAYS[variant]
-        plain = work.attack == "fgsm" and variant == "first-success"
-        yield Contestant(
-            name=way.name, prepare=partial(prepare, way), note="" if plain else way.note
+def list_variants(work: Workload) -> Iterator[Competitor]:
+    """List the ways in which this competitor runs a workload.
+
+    Args:
+        work: The workload.
+
+    Yields:
+        Competitors; one that cannot run the workload says why.
+    """
+    for name in work.ours:
+        variant = VARIANTS[name]
+        plain = work.attack == "fgsm" and name == "first-success"
+        yield Competitor(
+            name=variant.name, prepare=partial(prepare, variant), note="" if plain else variant.note
         )
 
 
-def prepare(way: Way, task: Task) -> Run:
-    curve = AttackSpec(
+def prepare(variant: EngineVariant, task: RaceTask) -> RunWork:
+    """Prepare the work: accelerate the model and build the attack spec.
+
+    Args:
+        variant: How to run the engine.
+        task: Model, images and parameters.
+
+    Returns:
+        The work to be timed.
+    """
+    spec = AttackSpec(
         name=task.work.attack,
         attack=task.attack,
         params=task.params,
         norm="linf",
         eps=task.eps,
-        stop=way.stop,
-        sweep=way.sweep,
-        precision=way.precision,
+        stop=variant.stop,
+        sweep=variant.sweep,
+        precision=variant.precision,
     )
     copy = task.model
-    if way.copied:
+    if variant.copied:
         copy = accelerate.accelerate_model(
-            task.model, task.x, task.rows, way.precision, fixed=True
+            task.model, task.x, task.rows, variant.precision, fixed=True
         ).model
-    return partial(run, task, curve, copy, way.judged)
+    return partial(run_engine, task, spec, copy, variant.judged)
 
 
-def run(task: Task, curve: AttackSpec, copy: nn.Module, judges: bool, rows: int) -> Brought:
-    """The timed work: attack at every eps, then ask about what came out."""
+def run_engine(
+    task: RaceTask, spec: AttackSpec, copy: nn.Module, judges: bool, rows: int
+) -> WorkResult:
+    """Attack at every eps and count: the timed work.
+
+    Args:
+        task: Model, images and parameters.
+        spec: The attack.
+        copy: The accelerated model.
+        judges: Count with the model itself.
+        rows: Rows of a pass.
+
+    Returns:
+        Attacked images and counts.
+    """
     ids = torch.arange(len(task.x), device=task.device)
-    x_adv = attacked(task, curve, copy, ids, rows)
+    x_adv = attack_images(task, spec, copy, ids, rows)
     with allow_tf32(False):
         if judges:
             found = [judge(task.model, each, rows).pred for each in x_adv]
             right = [int((pred == task.y).sum()) for pred in found]
         else:
-            right = [int(still_right(copy, each, task.y, rows)) for each in x_adv]
-    return Brought(x_adv, right)
+            right = [int(count_correct(copy, each, task.y, rows)) for each in x_adv]
+    return WorkResult(x_adv, right)
 
 
-def attacked(task: Task, curve: AttackSpec, copy: nn.Module, ids: Tensor, rows: int) -> Tensor:
-    """What the attack makes of the images at every eps, (e, n, c, h, w)."""
-    if not isinstance(curve.attack, EnsembleAttack):
+def attack_images(
+    task: RaceTask, spec: AttackSpec, copy: nn.Module, ids: Tensor, rows: int
+) -> Tensor:
+    """Attack all images at every eps.
+
+    Args:
+        task: Model, images and parameters.
+        spec: The attack.
+        copy: The accelerated model.
+        ids: Indices of the images, (n,).
+        rows: Rows of a pass.
+
+    Returns:
+        Attacked images, (e, n, c, h, w).
+    """
+    if not isinstance(spec.attack, EnsembleAttack):
         return stream.run_attack(
-            task.model, curve, task.x, task.y, ids, rows, accelerated=copy
+            task.model, spec, task.x, task.y, ids, rows, accelerated=copy
         ).x_adv
     unused = torch.zeros(len(ids), device=task.device)
     chosen = Examples(ids, task.x, task.y, ids - ids - 1, task.y, unused, unused)
-    return ensemble.run_ensemble(task.model, curve, chosen, rows, copy).x_adv
+    return ensemble.run_ensemble(task.model, spec, chosen, rows, copy).x_adv

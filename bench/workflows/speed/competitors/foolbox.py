@@ -8,8 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.workflows.speed.setup import Contestant, Made, Run, Task, library, looped
-from bench.workflows.speed.workloads import Work
+from bench.workflows.speed.setup import (
+    BatchResult,
+    Competitor,
+    RaceTask,
+    RunWork,
+    library_competitor,
+    run_library_loop,
+)
+from bench.workflows.speed.workloads import Workload
 
 NOTES = {
     "fgsm": "",
@@ -19,27 +26,43 @@ NOTES = {
 }
 
 
-def enter(work: Work) -> Iterator[Contestant]:
-    yield library(
+def list_variants(work: Workload) -> Iterator[Competitor]:
+    """List the ways in which this competitor runs a workload.
+
+    Args:
+        work: The workload.
+
+    Yields:
+        Competitors; one that cannot run the workload says why.
+    """
+    yield library_competitor(
         work, prepare, name="Foolbox", distribution="foolbox", peer="foolbox", notes=NOTES
     )
 
 
-def prepare(task: Task) -> Run:
+def prepare(task: RaceTask) -> RunWork:
+    """Prepare the work; see `Competitor.prepare`.
+
+    Args:
+        task: Model, images and parameters.
+
+    Returns:
+        The work to be timed.
+    """
     import foolbox
 
     model = foolbox.PyTorchModel(task.model, bounds=(0, 1), device=task.device)
     attacks = {eps: _attack(foolbox.attacks, task, eps) for eps in task.eps}
 
-    def attack(x: Tensor, y: Tensor, eps: float) -> Made:
-        # It asks the model about the clipped images and hands the answer back.
+    def attack(x: Tensor, y: Tensor, eps: float) -> BatchResult:
+        # Foolbox evaluates the clipped images itself and returns the success.
         _, clipped, success = attacks[eps](model, x, y, epsilons=eps)
-        return Made(clipped, len(x) - int(success.sum()))
+        return BatchResult(clipped, len(x) - int(success.sum()))
 
-    return lambda rows: looped(task, rows, attack)
+    return lambda rows: run_library_loop(task, rows, attack)
 
 
-def _attack(attacks: Any, task: Task, eps: float) -> Any:
+def _attack(attacks: Any, task: RaceTask, eps: float) -> Any:
     settings: dict[str, Any] = {"abs_stepsize": task.alpha(eps), "steps": task.steps}
     match task.work.attack:
         case "fgsm":

@@ -1,7 +1,7 @@
 """pyautoattack: AutoAttack as its authors wrote it, packaged; all of it, or one part alone.
 
-It checks a model first (random answers, range, graph), which takes it some forward passes. Its
-random numbers are drawn for a batch as a whole.
+It first checks the model (random outputs, range, graph) with some forward passes. Its random
+numbers are drawn for a batch as a whole.
 Source: Croce and Hein 2020, https://arxiv.org/abs/2003.01690, version 0.2.0
 """
 
@@ -10,27 +10,51 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.workflows.speed.setup import Contestant, Made, Run, Task, library, looped
-from bench.workflows.speed.workloads import Work
+from bench.workflows.speed.setup import (
+    BatchResult,
+    Competitor,
+    RaceTask,
+    RunWork,
+    library_competitor,
+    run_library_loop,
+)
+from bench.workflows.speed.workloads import Workload
 
 NAME = "pyautoattack"
 PARTS = {"apgd": "apgd-ce", "apgd_t": "apgd-t", "fab_t": "fab-t", "square": "square"}
 NOTES = dict.fromkeys([*PARTS, "autoattack"], "its own random starts; it checks the model first")
 
 
-def enter(work: Work) -> Iterator[Contestant]:
-    yield library(work, prepare, name=NAME, distribution=NAME, peer=NAME, notes=NOTES)
+def list_variants(work: Workload) -> Iterator[Competitor]:
+    """List the ways in which this competitor runs a workload.
+
+    Args:
+        work: The workload.
+
+    Yields:
+        Competitors; one that cannot run the workload says why.
+    """
+    yield library_competitor(work, prepare, name=NAME, distribution=NAME, peer=NAME, notes=NOTES)
 
 
-def prepare(task: Task) -> Run:
-    def attack(x: Tensor, y: Tensor, eps: float) -> Made:
+def prepare(task: RaceTask) -> RunWork:
+    """Prepare the work; see `Competitor.prepare`.
+
+    Args:
+        task: Model, images and parameters.
+
+    Returns:
+        The work to be timed.
+    """
+
+    def attack(x: Tensor, y: Tensor, eps: float) -> BatchResult:
         x_adv, _ = _adversary(task, eps).run_standard_evaluation(x, y, batch_size=len(x))
-        return Made(x_adv)
+        return BatchResult(x_adv)
 
-    return lambda rows: looped(task, rows, attack)
+    return lambda rows: run_library_loop(task, rows, attack)
 
 
-def _adversary(task: Task, eps: float) -> Any:
+def _adversary(task: RaceTask, eps: float) -> Any:
     from pyautoattack import AutoAttack
 
     adversary = AutoAttack(

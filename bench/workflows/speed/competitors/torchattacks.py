@@ -8,8 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.workflows.speed.setup import Contestant, Made, Run, Task, library, looped
-from bench.workflows.speed.workloads import Work
+from bench.workflows.speed.setup import (
+    BatchResult,
+    Competitor,
+    RaceTask,
+    RunWork,
+    library_competitor,
+    run_library_loop,
+)
+from bench.workflows.speed.workloads import Workload
 
 NAME = "torchattacks"
 STARTS = "its own random starts, drawn for a batch as a whole"
@@ -20,24 +27,43 @@ NOTES = {
     "pgd": "its own random starts",
     "apgd": STARTS,
     "apgd_t": STARTS,
-    "fab_t": "hands back the nearest image it found, or the clean one",
+    "fab_t": "returns the nearest adversarial image it found, or the clean one",
     "square": STARTS,
     "autoattack": "its APGD, APGDT, FAB and Square with the official steps, by its MultiAttack",
 }
 
 
-def enter(work: Work) -> Iterator[Contestant]:
-    yield library(work, prepare, name=NAME, distribution=NAME, peer="torchattacks", notes=NOTES)
+def list_variants(work: Workload) -> Iterator[Competitor]:
+    """List the ways in which this competitor runs a workload.
+
+    Args:
+        work: The workload.
+
+    Yields:
+        Competitors; one that cannot run the workload says why.
+    """
+    yield library_competitor(
+        work, prepare, name=NAME, distribution=NAME, peer="torchattacks", notes=NOTES
+    )
 
 
-def prepare(task: Task) -> Run:
-    def attack(x: Tensor, y: Tensor, eps: float) -> Made:
-        return Made(_attack(task, eps)(x, y))
+def prepare(task: RaceTask) -> RunWork:
+    """Prepare the work; see `Competitor.prepare`.
 
-    return lambda rows: looped(task, rows, attack)
+    Args:
+        task: Model, images and parameters.
+
+    Returns:
+        The work to be timed.
+    """
+
+    def attack(x: Tensor, y: Tensor, eps: float) -> BatchResult:
+        return BatchResult(_attack(task, eps)(x, y))
+
+    return lambda rows: run_library_loop(task, rows, attack)
 
 
-def _attack(task: Task, eps: float) -> Any:
+def _attack(task: RaceTask, eps: float) -> Any:
     import torchattacks
 
     match task.work.attack:
@@ -69,7 +95,7 @@ def _attack(task: Task, eps: float) -> Any:
             return _part(name, task, eps)
 
 
-def _part(name: str, task: Task, eps: float) -> Any:
+def _part(name: str, task: RaceTask, eps: float) -> Any:
     """One of AutoAttack's parts, with the work's steps in place of the library's ten."""
     import torchattacks
 

@@ -10,16 +10,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from bench.workflows.speed.setup import Brought, Contestant, Run, Task
-from bench.workflows.speed.workloads import Work
+from bench.workflows.speed.setup import Competitor, RaceTask, RunWork, WorkResult
+from bench.workflows.speed.workloads import Workload
 
 IMAGES = 100
-"""It is run on so many images, and its seconds are scaled up."""
+"""Number of images that it runs on; its seconds are scaled up."""
 
 
-def enter(work: Work) -> Iterator[Contestant]:
+def list_variants(work: Workload) -> Iterator[Competitor]:
+    """List the ways in which this competitor runs a workload.
+
+    Args:
+        work: The workload.
+
+    Yields:
+        Competitors; one that cannot run the workload says why.
+    """
     if work.attack == "fgsm":
-        yield Contestant(
+        yield Competitor(
             name="tutorial loop",
             prepare=prepare,
             note="one image at a time, the parameters' gradients computed too, as published; "
@@ -29,29 +37,37 @@ def enter(work: Work) -> Iterator[Contestant]:
         )
 
 
-def prepare(task: Task) -> Run:
+def prepare(task: RaceTask) -> RunWork:
+    """Prepare the work; see `Competitor.prepare`.
+
+    Args:
+        task: Model, images and parameters.
+
+    Returns:
+        The work to be timed.
+    """
     images = task.x[:IMAGES]
     pairs = TensorDataset(images, task.y[:IMAGES])
 
-    def run(rows: int) -> Brought:
+    def run(rows: int) -> WorkResult:
         x_adv = images.expand(len(task.eps), *images.shape).clone()
         right = [0] * len(task.eps)
         task.model.requires_grad_(True)
         try:
             for index, eps in enumerate(task.eps):
                 for at, (data, target) in enumerate(DataLoader(pairs, batch_size=1)):
-                    x_adv[index, at], stands = _one(task.model, data, target, eps)
-                    right[index] += int(stands)
+                    x_adv[index, at], correct = _one(task.model, data, target, eps)
+                    right[index] += int(correct)
         finally:
             task.model.zero_grad(set_to_none=True)
             task.model.requires_grad_(False)
-        return Brought(x_adv, right)
+        return WorkResult(x_adv, right)
 
     return run
 
 
 def _one(model: nn.Module, data: Tensor, target: Tensor, eps: float) -> tuple[Tensor, bool]:
-    """One image (1, c, h, w) of class `target` (1,), attacked, and whether it is still right."""
+    """Attack one image (1, c, h, w) of class `target` (1,); return it and whether it is correct."""
     data = data.clone().requires_grad_()
     with torch.enable_grad():
         output = model(data)
