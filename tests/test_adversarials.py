@@ -50,7 +50,7 @@ def run(folder: Path, keep: int) -> list[str]:
     notes: list[str] = []
     options = runner.Options(device="cpu", keep=keep)
     runner.run(
-        reader.parse(SUITE, "k.toml", Path()), folder, options,
+        reader.parse_suite(SUITE, "k.toml", Path()), folder, options,
         lambda event: notes.append(event.text) if event.what == "note" else None,
     )  # fmt: skip
     return notes

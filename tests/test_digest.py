@@ -27,7 +27,7 @@ eps = [0.05, 0.1]
 
 def run(folder: Path, rows: int | None = None) -> pd.DataFrame:
     options = runner.Options(device="cpu", batch_size=rows)
-    runner.run(reader.parse(SUITE, "d.toml", Path()), folder, options)
+    runner.run(reader.parse_suite(SUITE, "d.toml", Path()), folder, options)
     return records.load(folder).frame
 
 

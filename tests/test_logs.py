@@ -117,7 +117,7 @@ def test_the_reasons_name_every_kind_of_decision(asked: tuple[Path, Result]) -> 
 
 def test_a_second_run_says_what_it_found_on_disk(path: str, asked: tuple[Path, Result]) -> None:
     events: list[Event] = []
-    runner.run(reader.read(path), asked[0], runner.Options(device="cpu"), events.append)
+    runner.run(reader.read_suite(path), asked[0], runner.Options(device="cpu"), events.append)
     said = "\n".join(event.text for event in events if event.what == "why")
     assert "lenet · fgsm: 1 of 1 shards of cells are on disk, 0 of 1 shards" in said
     assert "certified by ibp: 0 shards are not on disk" in said
@@ -180,5 +180,5 @@ def test_from_python_a_run_is_silent_by_default(
 def test_a_share_says_what_of_the_run_it_does(path: str, tmp_path: Path) -> None:
     events: list[Event] = []
     options = runner.Options(device="cpu", share=Shard(1, 2))
-    runner.run(reader.read(path), tmp_path / "out", options, events.append)
+    runner.run(reader.read_suite(path), tmp_path / "out", options, events.append)
     assert any("share 1 of 2:" in event.text for event in events if event.what == "why")

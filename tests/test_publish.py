@@ -85,7 +85,7 @@ FILES = {"index.html", "results.csv", "results.parquet", "tables.md", "tables.te
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     (out / "broken.py").write_text(BROKEN, encoding="utf-8")
-    runner.run(reader.parse(SUITE, "p.toml", out), out, runner.Options(device="cpu"))
+    runner.run(reader.parse_suite(SUITE, "p.toml", out), out, runner.Options(device="cpu"))
     run_output.write(results.read(out), out)
     return out
 

@@ -42,7 +42,7 @@ def test_the_readme_opens_with_two_complete_commands():
 
 def test_the_readme_names_every_shipped_suite_and_no_other():
     named = set(re.findall(r"^\| `bench run ([\w-]+)", README, flags=re.MULTILINE))
-    assert named == set(catalog.suites())
+    assert named == set(catalog.list_suites())
 
 
 def test_the_readmes_own_model_attack_and_data_run(mine):

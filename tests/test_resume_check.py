@@ -86,7 +86,7 @@ class Folder:
         part = sharding.parse(share)
         given = runner.Options(device="cpu", copied=False, share=part, **options)  # type: ignore[arg-type]
         runner.run(
-            reader.read(path), part.folder(self.out), given,
+            reader.read_suite(path), part.folder(self.out), given,
             lambda event: self.told.append(event.text),
         )  # fmt: skip
         return part.folder(self.out)

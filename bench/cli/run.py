@@ -68,12 +68,12 @@ def run(
     from bench.engine import malloc
     from bench.evaluation import loading
     from bench.execution import runner, sharding
-    from bench.suite.reader import read
+    from bench.suite.reader import read_suite
 
     share = sharding.parse(shard)
     if share != sharding.WHOLE and wanted():
         raise SuiteError("--track: a share is no whole run; give it to bench merge instead")
-    checked = read(suite)
+    checked = read_suite(suite)
     whole = out or runner.default_folder(checked.name)
     folder = share.folder(whole)
     options = runner.Options(

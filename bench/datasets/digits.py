@@ -11,7 +11,7 @@ import torch
 from bench.core.contracts.dataset import Data, Dataset
 from bench.core.errors import SuiteError
 from bench.core.rng import fold
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 
 TEST = 500
 
@@ -30,7 +30,7 @@ def load(split: str = "test", limit: int | None = None, **_: object) -> Data:
     large = torch.nn.functional.interpolate(small, size=(28, 28), mode="bilinear")
     levels = large.mul(255).round().to(torch.uint8)
     labels = torch.from_numpy(raw.target[chosen])
-    return in_memory("digits", levels, labels, tuple("0123456789"))
+    return make_data("digits", levels, labels, tuple("0123456789"))
 
 
 DATASET = Dataset(

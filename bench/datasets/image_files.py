@@ -15,27 +15,27 @@ from torch import Tensor
 from bench.core.errors import SuiteError, first_line
 from bench.core.files import write_atomic
 
-MOST_PIXELS = 2**27
+MAX_PIXELS = 2**27
 """A photograph of 128 megapixels, 384 MiB as it is decoded; what claims more is a bomb."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """What a file may be, whatever its name says: of some others Pillow runs a program, as Ghostscript
 on PostScript."""
 
 
-TURNS = {
+TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """EXIF orientation -> what turns the stored pixels upright."""
 ORIENTATION = 0x0112
-DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
+MODES_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 """Modes of 16 bits: from 0 to 65,535, as PNG, PPM and TIFF define it."""
-MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LA", "PA", "RGBA", "La", "RGBa")
+MODES_8_BIT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LA", "PA", "RGBA", "La", "RGBa")
 """Modes of 8 bits that Pillow converts to RGB and grey."""
 
 
-def decode(path: Path, resize: int, crop: int, channels: int = 3) -> Tensor:
+def decode_image(path: Path, resize: int, crop: int, channels: int = 3) -> Tensor:
     """Read an image file as (channels, crop, crop), float32 in [0, 1].
 
     A photograph is turned upright by its EXIF orientation; 16 bits are divided by 257, rounded and
@@ -64,7 +64,7 @@ def decode(path: Path, resize: int, crop: int, channels: int = 3) -> Tensor:
     return levels.float() / 255
 
 
-def treatment(path: Path, content: bytes) -> str:
+def describe_treatment(path: Path, content: bytes) -> str:
     """Say what `decode` does to an image beyond converting, resizing and cutting it.
 
     Args:
@@ -80,7 +80,7 @@ def treatment(path: Path, content: bytes) -> str:
     with _opened(path, io.BytesIO(content)) as image:
         _check_kind(image)
         turned = _orientation(image) if image.format != "PNG" or b"eXIf" in content else 1
-        found = ["turned upright by EXIF"] if turned in TURNS else []
+        found = ["turned upright by EXIF"] if turned in TRANSPOSITIONS else []
         return ", ".join([*found, "16 bits"] if _is_deep(image) else found)
 
 
@@ -100,12 +100,12 @@ def _opened(path: Path, source: Path | io.BytesIO) -> Iterator[Image.Image]:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    return image.mode in DEEP or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    return image.mode in MODES_16_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def _check_kind(image: Image.Image) -> None:
     """Raises: ValueError for pixels whose scale is unknown, and for more than one picture."""
-    if image.mode not in MODES and not _is_deep(image):
+    if image.mode not in MODES_8_BIT and not _is_deep(image):
         raise ValueError(
             f"its pixels are of Pillow's mode {image.mode}, whose range is not known; save it with "
             "8 or 16 bits a channel"
@@ -119,7 +119,7 @@ def _check_kind(image: Image.Image) -> None:
 def _converted(image: Image.Image, mode: str) -> Image.Image:
     """An open image upright, in 8-bit RGB or grey; raises ValueError if it is ambiguous."""
     _check_kind(image)
-    turn = TURNS.get(_orientation(image))
+    turn = TRANSPOSITIONS.get(_orientation(image))
     seen_through = {"A", "a"} & {*image.getbands()} or "transparency" in image.info
     if seen_through and (
         _is_deep(image) or image.convert("RGBA").getchannel("A").getextrema()[0] != 255
@@ -149,11 +149,11 @@ def check_size(width: int, height: int, resize: int) -> None:
     than any photograph: a line of a million pixels is small, but not once it is 256 high."""
     short, long = sorted((width, height))
     pixels = max(short * long, resize * resize * long // max(short, 1))
-    if pixels > MOST_PIXELS:
+    if pixels > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels are too many, or too long a strip")
 
 
-def to_png(image: Tensor, path: Path) -> Path:
+def write_png(image: Tensor, path: Path) -> Path:
     """Write an image (c, h, w) in [0, 1], rounded to 8 bits, without loss; gives `path`."""
     levels = image.mul(255).round().to(torch.uint8).cpu()
     array = levels[0].numpy() if len(levels) == 1 else levels.permute(1, 2, 0).numpy()

@@ -36,8 +36,8 @@ from torch import Tensor
 from bench.core.contracts.dataset import Data, Dataset
 from bench.core.errors import MissingDataError, SuiteError
 from bench.datasets import inputs
-from bench.datasets.image_files import decode, treatment
-from bench.datasets.imagenet_classes import imagenet_names
+from bench.datasets.image_files import decode_image, describe_treatment
+from bench.datasets.imagenet_classes import load_imagenet_names
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LEFT_BY_TOOLS = ("__MACOSX", "__pycache__", "@eaDir")
@@ -92,7 +92,7 @@ def load(
             "name the folder with --data-dir"
         )
     if flat:
-        paths, labels, names = flat[:limit], None, imagenet_names()
+        paths, labels, names = flat[:limit], None, load_imagenet_names()
         told = {"labels": "the model's clean predictions", "classes": "ImageNet's"}
     else:
         given = _classes([folder.name for folder in folders], filled, classes)
@@ -116,7 +116,7 @@ def load(
     hashed, treated = _look(paths)
 
     def read(first: int, last: int) -> Tensor:
-        return torch.stack([decode(path, resize, crop) for path in paths[first:last]])
+        return torch.stack([decode_image(path, resize, crop) for path in paths[first:last]])
 
     return Data(
         name=name if labels is not None else f"{name} (labels: the model's clean predictions)",
@@ -198,7 +198,7 @@ def _look(paths: Sequence[Path]) -> tuple[list[bytes], list[str]]:
                 f"{WHERE}: {path} could not be read: {error.strerror}; mend or remove it"
             ) from error
         hashed.append(hashlib.sha256(content).digest())
-        treated.append(treatment(path, content))
+        treated.append(describe_treatment(path, content))
     return hashed, treated
 
 
@@ -219,7 +219,7 @@ def _classes(
     known, numbers = set(filled) & set(wnids), [n for n in names if _NUMBER.fullmatch(n)]
     if known == set(filled):
         order = {name: index for index, name in enumerate(wnids)}
-        return _Classes(order, imagenet_names(), "ImageNet's index of each folder's id")
+        return _Classes(order, load_imagenet_names(), "ImageNet's index of each folder's id")
     if known:
         other = next(name for name in filled if name not in known)
         raise SuiteError(
@@ -258,7 +258,7 @@ def _listed(names: Sequence[str], given: Sequence[str]) -> _Classes:
         )
     if not set(names) & set(given):
         raise SuiteError(
-            f"{WHERE}: classes: none of {inputs.listing(list(given))} is among the folders "
+            f"{WHERE}: classes: none of {inputs.list_names(list(given))} is among the folders "
             f"{', '.join(names[:4])}"
         )
     label = {name: index for index, name in enumerate(given)}
@@ -291,7 +291,7 @@ def _numbered(numbers: Sequence[str]) -> _Classes:
 def _mapping(given: _Classes, data_dir: Path) -> dict[str, str]:
     return {
         "labels": f"{given.order} in {data_dir.resolve().name}",
-        "classes": inputs.listing(given.names),
+        "classes": inputs.list_names(given.names),
     }
 
 

@@ -1,7 +1,7 @@
 """Names of the classes of ImageNet."""
 
 
-def imagenet_names() -> tuple[str, ...]:
+def load_imagenet_names() -> tuple[str, ...]:
     """ImageNet's 1000 class names in index order, from torchvision's weights metadata."""
     from torchvision.models import ResNet50_Weights
 

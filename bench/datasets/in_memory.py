@@ -12,7 +12,7 @@ from bench.core.contracts.dataset import Data
 from bench.datasets import inputs
 
 
-def in_memory(name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Data:
+def make_data(name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Data:
     """Make a data set of tensors that fit in memory.
 
     Args:
@@ -29,13 +29,13 @@ def in_memory(name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...
     """
     where = f"data {name}"
     inputs.check_shapes(where, images, labels)
-    plain, y = inputs.images(where, images), inputs.labels(where, labels)
+    plain, y = inputs.to_float_images(where, images), inputs.check_labels(where, labels)
     digest = hashlib.sha256(str((tuple(plain.shape), plain.dtype)).encode())
     digest.update(plain.numpy().tobytes())
     digest.update(y.numpy().tobytes())
 
     def read(first: int, last: int) -> Tensor:
-        return inputs.scaled(plain[first:last])
+        return inputs.scale_images(plain[first:last])
 
     return Data(
         name=name,
@@ -45,5 +45,5 @@ def in_memory(name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...
         shape=(plain.shape[1], plain.shape[2], plain.shape[3]),
         classes=classes,
         fingerprint=digest.hexdigest(),
-        mapping=inputs.mapping(images, plain, y, classes),
+        mapping=inputs.describe_mapping(images, plain, y, classes),
     )

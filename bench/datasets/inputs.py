@@ -32,13 +32,13 @@ INTEGERS = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
     torch.uint16, torch.uint32, torch.uint64,
 )  # fmt: skip
-PROBED = 32
+N_PROBED = 32
 """Images that a data set of the user's own is asked for before anything runs."""
-LISTED = 4
+N_LISTED = 4
 """Classes that are named one by one where a mapping is shown."""
 
 
-def images(where: str, x: Tensor) -> Tensor:
+def to_float_images(where: str, x: Tensor) -> Tensor:
     """Check images and give them in the memory layout and type that bench computes with.
 
     Args:
@@ -58,7 +58,7 @@ def images(where: str, x: Tensor) -> Tensor:
     return _canonical(plain)
 
 
-def scaled(x: Tensor) -> Tensor:
+def scale_images(x: Tensor) -> Tensor:
     """Scale what `images` gave to float32 in [0, 1], in memory of its own."""
     if x.dtype == torch.uint8:
         return x.float().div(255)
@@ -82,7 +82,7 @@ def check_shapes(where: str, x: Tensor, y: Tensor) -> None:
     )
 
 
-def labels(where: str, y: Tensor) -> Tensor:
+def check_labels(where: str, y: Tensor) -> Tensor:
     """Give integer labels (n,) as int64 on the CPU, in memory of their own.
 
     Raises:
@@ -94,7 +94,7 @@ def labels(where: str, y: Tensor) -> Tensor:
     return plain
 
 
-def checked(name: str, data: Data) -> Data:
+def check_data(name: str, data: Data) -> Data:
     """Check a data set, and let every later slice be checked as it is read.
 
     Args:
@@ -116,12 +116,12 @@ def checked(name: str, data: Data) -> Data:
         if not isinstance(y, Tensor) or y.dtype not in INTEGERS or tuple(y.shape) != (data.n,):
             got = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
             raise SuiteError(f"{where}: expected integer labels ({data.n},), got {got}")
-        y = labels(where, y)
+        y = check_labels(where, y)
 
     def read(first: int, last: int) -> Tensor:
         return _slice(where, data, first, last)
 
-    head = min(data.n, PROBED)
+    head = min(data.n, N_PROBED)
     probe = read(0, head)
     if not torch.equal(read(head - 1, head), probe[head - 1 :]):
         raise SuiteError(
@@ -132,7 +132,7 @@ def checked(name: str, data: Data) -> Data:
     return dataclasses.replace(data, read=read, labels=y, mapping=found)
 
 
-def limited(data: Data, most: int | None) -> Data:
+def limit_data(data: Data, most: int | None) -> Data:
     """The first `most` examples of a data set; all where that is None."""
     if most is None or data.n <= most:
         return data
@@ -144,7 +144,7 @@ def limited(data: Data, most: int | None) -> Data:
     )
 
 
-def mapping(x: Tensor, plain: Tensor, y: Tensor, classes: Sequence[str]) -> dict[str, str]:
+def describe_mapping(x: Tensor, plain: Tensor, y: Tensor, classes: Sequence[str]) -> dict[str, str]:
     """Say how images and labels were read: `Data.mapping`.
 
     Args:
@@ -157,23 +157,23 @@ def mapping(x: Tensor, plain: Tensor, y: Tensor, classes: Sequence[str]) -> dict
     if len(y):
         found["labels"] = f"{len(y.unique())} classes from {int(y.min())} to {int(y.max())}"
     if classes:
-        found["classes"] = listing(classes)
+        found["classes"] = list_names(classes)
     return found
 
 
-def listing(names: Sequence[str]) -> str:
+def list_names(names: Sequence[str]) -> str:
     """Write the first classes with their labels, and how many there are.
 
-    >>> listing(["ant", "bee"]), listing(["0", "1", "2", "3", "4", "5"])
+    >>> list_names(["ant", "bee"]), list_names(["0", "1", "2", "3", "4", "5"])
     ('0 = ant, 1 = bee', '0 = 0, 1 = 1, 2 = 2, ... 5 = 5 (6 classes)')
     """
     told = [f"{index} = {name}" for index, name in enumerate(names)]
-    if len(told) <= LISTED:
+    if len(told) <= N_LISTED:
         return ", ".join(told)
-    return f"{', '.join(told[: LISTED - 1])}, ... {told[-1]} ({len(told)} classes)"
+    return f"{', '.join(told[: N_LISTED - 1])}, ... {told[-1]} ({len(told)} classes)"
 
 
-def size(shape: Shape) -> str:
+def format_size(shape: Shape) -> str:
     """Write an image's shape as channels x height x width."""
     return " x ".join(map(str, shape))
 
@@ -263,7 +263,7 @@ def _slice(where: str, data: Data, first: int, last: int) -> Tensor:
         raise SuiteError(f"{place}: expected float images in [0, 1], got {kind}; scale them")
     plain = plain.to(torch.float32)
     _check_range(place, plain)
-    return scaled(plain)
+    return scale_images(plain)
 
 
 def _pixels(kind: torch.dtype, plain: Tensor) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bench.core.contracts.dataset import Data, Dataset
 from bench.core.errors import MissingDataError, SuiteError
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 
 SIZES = {"train": 60_000, "test": 10_000}
 STEMS = {"train": "train", "test": "t10k"}
@@ -50,7 +50,7 @@ def load(split: str = "test", limit: int | None = None, *, data_dir: Path, **_: 
             f"{len(images)} and {len(labels)}; fetch the files again"
         )
     rows = slice(limit)
-    return in_memory("mnist", images[rows].unsqueeze(1), labels[rows], tuple("0123456789"))
+    return make_data("mnist", images[rows].unsqueeze(1), labels[rows], tuple("0123456789"))
 
 
 def _files(split: str, data_dir: Path) -> list[Path]:

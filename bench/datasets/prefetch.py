@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.core.contracts.dataset import Data
 
-SHARE = 4
+CHUNK_DIVISOR = 4
 """A data set may take one part in so many of a GPU's free memory."""
 
 
@@ -53,11 +53,11 @@ class Prefetcher:
         return images.pin_memory() if self.device.type == "cuda" else images
 
 
-def on(device: torch.device, data: Data, pieces: list[tuple[int, int]]) -> Prefetcher:
+def make_prefetcher(device: torch.device, data: Data, pieces: list[tuple[int, int]]) -> Prefetcher:
     """The feed of `data` as that device wants it."""
     if device.type != "cuda":
         return Prefetcher(data, pieces, device)
     channels, height, width = data.shape
     free, _ = torch.cuda.mem_get_info(device)
-    stays = 4 * data.n * channels * height * width <= free // SHARE
+    stays = 4 * data.n * channels * height * width <= free // CHUNK_DIVISOR
     return Prefetcher(data, pieces, device, stays, ahead=True)

@@ -19,8 +19,8 @@ from bench.core.contracts.model import Model
 from bench.core.contracts.types import Access
 from bench.core.errors import SuiteError, describe, location, nearest
 from bench.datasets import inputs
-from bench.datasets.in_memory import in_memory
-from bench.models.fingerprint import text_of
+from bench.datasets.in_memory import make_data
+from bench.models.fingerprint import describe_value
 from bench.models.preflight.checks import LoadedModel, preflight
 from bench.models.query_only import QueryOnlyModel
 from bench.suite.schema import DataEntry, ModelEntry
@@ -75,14 +75,14 @@ def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Dat
     loaded = made = _made(where, lambda: load(**arguments))
     if isinstance(loaded, tuple) and len(loaded) == 2:
         check_tensors(entry.name, *loaded)
-        loaded = in_memory(entry.name, loaded[0][:most], loaded[1][:most], ())
+        loaded = make_data(entry.name, loaded[0][:most], loaded[1][:most], ())
     if not isinstance(loaded, Data):
         raise SuiteError(
             f"{where}: expected the factory to return (images, labels) or a Data, "
             f"got {type(loaded).__name__}"
         )
-    kept = inputs.limited(loaded, most)
-    checked: Data = _made(where, lambda: inputs.checked(entry.name, kept))
+    kept = inputs.limit_data(loaded, most)
+    checked: Data = _made(where, lambda: inputs.check_data(entry.name, kept))
     if "split" in inspect.signature(load).parameters:
         told = {"split": entry.split, **checked.mapping}
         checked = dataclasses.replace(checked, mapping=told)
@@ -97,8 +97,8 @@ def _content(data: Data, load: Any, params: Mapping[str, Any], base: Path) -> st
     labels and the first images."""
     first = data.read(0, min(data.n, 16))
     about = (
-        data.fingerprint, data.n, data.shape, data.classes, text_of(load), named(params, base),
-        text_of(first), text_of(data.labels),
+        data.fingerprint, data.n, data.shape, data.classes, describe_value(load), named(params, base),
+        describe_value(first), describe_value(data.labels),
     )  # fmt: skip
     return hashlib.sha256(repr(about).encode()).hexdigest()
 
@@ -183,7 +183,7 @@ def _origin(entry: ModelEntry, base: Path) -> str:
     if registry.built_in("models", entry.name):
         return f"{entry.name}, version {version}"
     build = found.build if isinstance(found, Model) else found
-    return f"version {version}, {text_of(build)}"
+    return f"version {version}, {describe_value(build)}"
 
 
 def shown(name: str, made: Any, access: Access, classes: int) -> nn.Module:

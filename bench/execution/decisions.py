@@ -14,7 +14,7 @@ from bench.execution.sharding import WHOLE, Shard
 from bench.execution.work import Event, WorkUnit
 from bench.storage.records import Piece
 from bench.suite import plan
-from bench.suite.plan import Task
+from bench.suite.plan import AttackTask
 
 
 def loaded(session: Evaluator, asked: str, out: Path) -> Iterator[Event]:
@@ -43,7 +43,7 @@ def loaded(session: Evaluator, asked: str, out: Path) -> Iterator[Event]:
 
 
 def divided(
-    tasks: Sequence[Task], session: Evaluator, there: Collection[Piece], parts: Sequence[WorkUnit],
+    tasks: Sequence[AttackTask], session: Evaluator, there: Collection[Piece], parts: Sequence[WorkUnit],
     share: Shard,
 ) -> Iterator[Event]:  # fmt: skip
     """What is skipped, what is on disk already, and what is run, task by task."""

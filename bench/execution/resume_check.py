@@ -42,7 +42,9 @@ class _Seen(NamedTuple):
     """What each is, for people."""
 
 
-def check(session: Evaluator, tasks: Sequence[plan.Task], out: Path, watch: Watch) -> Iterator[str]:
+def check(
+    session: Evaluator, tasks: Sequence[plan.AttackTask], out: Path, watch: Watch
+) -> Iterator[str]:
     """Compare the answers of every model now with those in the records of `out`.
 
     Args:

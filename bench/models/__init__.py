@@ -9,4 +9,4 @@ own, `adapters/` holds one file per other library, `weights/` the shipped weight
 from bench.core import registry
 from bench.models import serialized
 
-registry.add_resolver("models", serialized.named, serialized.opened)
+registry.add_resolver("models", serialized.is_program_file, serialized.load_program)

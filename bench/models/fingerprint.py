@@ -27,11 +27,11 @@ from bench.engine.opaque_model import OpaqueModel
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 """Of a module: functions that run before and after it, by a number that is of no account."""
-INNER = frozenset({*vars(nn.Module()), *HOOKS})
+MODULE_ATTRIBUTES = frozenset({*vars(nn.Module()), *HOOKS})
 """Attributes that every module has: they are described by themselves, or say nothing."""
-NEAR = 1e-3
+RELATIVE_TOLERANCE = 1e-3
 """How far logits may be apart, as a share of the largest, on another machine or another day."""
-LONG = 500
+MAX_TEXT = 500
 """A text of more characters is replaced by its hash, so that shared parts do not add up."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SCALARS = (int, float, complex, bool, str, bytes, type(None), type(...))
@@ -61,28 +61,30 @@ def fingerprint(model: nn.Module, about: Any = None) -> str:
     return digest.hexdigest()
 
 
-def text_of(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Describe a value of any kind, functions with their code, as a fingerprint does."""
     return _Description().of(value)
 
 
-def sketch(logits: Tensor) -> str:
+def sketch_logits(logits: Tensor) -> str:
     """Describe answers, (n, classes), coarsely enough that another machine's rounding is no change:
     the class of each image and the size of the largest logit, in steps of a factor of 1.4."""
     finite = logits.detach().double().nan_to_num(0.0, 0.0, 0.0).cpu()
     size = float(finite.abs().max())
     first, second = finite.topk(2, dim=1).values.T
-    clear = first - second > NEAR * size
+    clear = first - second > RELATIVE_TOLERANCE * size
     classes = torch.where(clear, finite.argmax(1), -1).tolist()
     return f"{classes} {round(2 * math.log2(size)) if size > 0 else None}"
 
 
-def are_apart(one: Tensor, other: Tensor) -> bool:
+def logits_differ(one: Tensor, other: Tensor) -> bool:
     """Whether two models' answers to the same images differ by more than rounding."""
     if one.shape != other.shape:
         return True
     a, b = (each.detach().double().nan_to_num().cpu() for each in (one, other))
-    return float((a - b).abs().max()) > NEAR * float(torch.maximum(a.abs(), b.abs()).max())
+    return float((a - b).abs().max()) > RELATIVE_TOLERANCE * float(
+        torch.maximum(a.abs(), b.abs()).max()
+    )
 
 
 class _Description:
@@ -111,7 +113,7 @@ class _Description:
     def _own(self, module: nn.Module) -> str:
         """Hooks and attributes of a module beside its parameters, buffers and modules."""
         if isinstance(module, torch.jit.ScriptModule):
-            return program_text(module)
+            return describe_program(module)
         if isinstance(module, OpaqueModel):
             return module.content
         hooks = {name: [*getattr(module, name, {}).values()] for name in HOOKS}
@@ -120,7 +122,9 @@ class _Description:
             name: value
             for name, value in vars(module).items()
             # torch keeps what is its own business in private names, and adds to them.
-            if name not in INNER and value is not None and not (theirs and name.startswith("_"))
+            if name not in MODULE_ATTRIBUTES
+            and value is not None
+            and not (theirs and name.startswith("_"))
         }
         if isinstance(module, torch.fx.GraphModule):
             named = {"code": module.code}
@@ -145,7 +149,7 @@ class _Description:
             text = f"<{type(value).__qualname__}>"
         finally:
             self._open.remove(key)
-        if len(text) > LONG:
+        if len(text) > MAX_TEXT:
             text = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
         self._texts[key] = text
         return text
@@ -159,7 +163,7 @@ class _Description:
             pairs = [f"{self.of(key)}:{self.of(each)}" for key, each in value.items()]
             return f"{type(value).__name__}{{{','.join(pairs)}}}"
         if isinstance(value, set | frozenset):
-            return f"set{{{','.join(sorted(text_of(each) for each in value))}}}"
+            return f"set{{{','.join(sorted(describe_value(each) for each in value))}}}"
         if isinstance(value, PurePath):
             return _path(value)
         if isinstance(value, _SPELLED):
@@ -325,7 +329,7 @@ def _state(model: nn.Module) -> dict[str, Any]:
         return {}
 
 
-def program_text(program: torch.jit.ScriptModule) -> str:
+def describe_program(program: torch.jit.ScriptModule) -> str:
     """Hash the graph of a TorchScript program, without the files that it was written in."""
     try:
         graph: Any = program.inlined_graph

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.core.contracts.model import Model
 from bench.core.errors import SuiteError, first_line, nearest
-from bench.datasets.imagenet_classes import imagenet_names
+from bench.datasets.imagenet_classes import load_imagenet_names
 from bench.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
 
@@ -37,7 +37,7 @@ def build(classes: int = 1000) -> nn.Module:
     return ResNet50(classes)
 
 
-def published(name: str) -> Mapping[str, Tensor]:
+def load_published(name: str) -> Mapping[str, Tensor]:
     """The state of torchvision's weights `name`, keyed as ResNet50's own state.
 
     Raises: SuiteError if the name is unknown, or the file is absent and cannot be downloaded.
@@ -71,7 +71,7 @@ MODEL = Model(
     build=build,
     shape=(3, 224, 224),
     classes=1000,
-    published=published,
+    published=load_published,
     published_names=("IMAGENET1K_V1", "IMAGENET1K_V2"),
-    names=imagenet_names,
+    names=load_imagenet_names,
 )

@@ -29,31 +29,31 @@ class CatalogEntry(NamedTuple):
     source: str
 
 
-def suites() -> list[str]:
+def list_suites() -> list[str]:
     """Names of the suites that travel with the package."""
     return sorted(path.stem for path in SUITES.glob("*.toml"))
 
 
-def suite(name: str) -> Path:
+def find_suite(name: str) -> Path:
     """The file of a suite: a path, or a bare name looked up among the shipped ones.
 
     Raises: SuiteError if there is neither.
     """
     path = Path(name)
-    if not path.is_file() and path.name == name and name in suites():
+    if not path.is_file() and path.name == name and name in list_suites():
         path = SUITES / f"{name}.toml"
     if not path.exists():
-        told = f"suite '{name}' is neither a file nor shipped; {nearest(name, suites())}"
+        told = f"suite '{name}' is neither a file nor shipped; {nearest(name, list_suites())}"
         raise SuiteError(told)
     return path
 
 
-def lines(kind: str) -> list[CatalogEntry]:
+def list_entries(kind: str) -> list[CatalogEntry]:
     """Everything built in of `kind`: attacks, models, datasets, suites or recipes; by name."""
     if kind == "suites":
         return [
             CatalogEntry(name, _toml(SUITES, name)["title"], f"{SUITES / name}.toml")
-            for name in suites()
+            for name in list_suites()
         ]
     if kind == "recipes":
         names = sorted(path.stem for path in RECIPES.glob("*.toml"))

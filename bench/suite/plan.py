@@ -30,11 +30,11 @@ from bench.core.contracts.types import SHOWN, Access, Shape, Sweep
 from bench.core.errors import SuiteError, nearest
 from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
 from bench.engine.functional.losses import classes_needed
-from bench.models.fingerprint import text_of
-from bench.suite.schema import TARGETS, AttackEntry
+from bench.models.fingerprint import describe_value
+from bench.suite.schema import TARGET_RULES, AttackEntry
 
 
-class Facts(NamedTuple):
+class ModelFacts(NamedTuple):
     """What the planner must know of a model once it is loaded; identities need the hashes."""
 
     classes: int | None
@@ -100,7 +100,7 @@ class Cell:
     this one where both ask the same. Empty until the model is loaded."""
 
 
-class Task(NamedTuple):
+class AttackTask(NamedTuple):
     """All cells of one model and one attack: what the engine runs as one stream."""
 
     model: str
@@ -118,20 +118,20 @@ class Task(NamedTuple):
         """Whether one gradient, one inheritance or one search serves all eps together."""
         return _linked(self.curve)
 
-    def only(self, identities: set[str]) -> "Task":
+    def only(self, identities: set[str]) -> "AttackTask":
         """The task with no other cells than these."""
         kept = tuple(cell for cell in self.cells if cell.identity in identities)
         curve = dataclasses.replace(self.curve, eps=tuple(cell.eps for cell in kept))
         return self._replace(curve=curve, cells=kept)
 
 
-def known_facts(suite: Suite) -> dict[str, Facts]:
+def collect_declared_facts(suite: Suite) -> dict[str, ModelFacts]:
     """What can be known of the suite's models without building them."""
     facts = {}
     for entry in suite.models:
         found = registry.find("models", entry.name, suite.base)
         built_in = isinstance(found, Model)
-        facts[entry.label] = Facts(
+        facts[entry.label] = ModelFacts(
             classes=found.classes if built_in else None,
             shape=found.shape if built_in else None,
             predictions=entry.predictions,
@@ -141,10 +141,10 @@ def known_facts(suite: Suite) -> dict[str, Facts]:
     return facts
 
 
-def tasks(suite: Suite, facts: Mapping[str, Facts]) -> list[Task]:
+def plan_tasks(suite: Suite, facts: Mapping[str, ModelFacts]) -> list[AttackTask]:
     """Every task of the suite, model by model, in the suite's order."""
     return [
-        task(
+        plan_task(
             model.label,
             entry,
             facts[model.label],
@@ -157,14 +157,14 @@ def tasks(suite: Suite, facts: Mapping[str, Facts]) -> list[Task]:
     ]
 
 
-def target_class(entry: AttackEntry, classes: int, names: Sequence[str]) -> int | str:
+def resolve_target(entry: AttackEntry, classes: int, names: Sequence[str]) -> int | str:
     """The class index that a targeted attack wants, or the rule by which each example gets one.
 
     Raises: SuiteError if there is no such class.
     """
     target = entry.target
     assert target is not None
-    if isinstance(target, str) and target in TARGETS:
+    if isinstance(target, str) and target in TARGET_RULES:
         return target
     called = [k for k, name in enumerate(names) if name.casefold() == str(target).casefold()]
     if len(called) > 1:  # ImageNet has two cranes
@@ -178,19 +178,19 @@ def target_class(entry: AttackEntry, classes: int, names: Sequence[str]) -> int 
     if not 0 <= index < classes:
         raise SuiteError(
             f"attack '{entry.label}': target '{target}' is no class; expected an index below "
-            f"{classes} or a class name; {nearest(str(target), [*TARGETS, *names])}"
+            f"{classes} or a class name; {nearest(str(target), [*TARGET_RULES, *names])}"
         )
     return index
 
 
-def task(
+def plan_task(
     model: str,
     entry: AttackEntry,
-    facts: Facts,
+    facts: ModelFacts,
     seed: int,
     sweep: Sweep,
-    source: Facts | None = None,
-) -> Task:
+    source: ModelFacts | None = None,
+) -> AttackTask:
     """All cells of the model called `model` under the attack of `entry`, crafted on `source`."""
     crafting = source or facts
     seeks = entry.attack.budget == "minimum"  # the first success is not the nearest one
@@ -253,7 +253,7 @@ def task(
         )
         for eps in entry.eps
     )
-    return Task(model, entry, curve, cells)
+    return AttackTask(model, entry, curve, cells)
 
 
 def _stop(curve: AttackSpec) -> str:
@@ -282,7 +282,7 @@ def _caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, ...]:
 
 
 def _of_random_answers(
-    entry: AttackEntry, eps: float, facts: Facts, crafting: Facts
+    entry: AttackEntry, eps: float, facts: ModelFacts, crafting: ModelFacts
 ) -> tuple[str, ...]:
     """What to keep in mind where the model, or that which examples are crafted on, answers at
     random."""
@@ -309,7 +309,7 @@ def _of_random_answers(
     return tuple(told)
 
 
-ACCESS = {
+THREAT_MODELS = {
     "gradient": "white-box",
     "scores": "black-box, score-based",
     "labels": "black-box, decision-based",
@@ -317,22 +317,22 @@ ACCESS = {
 }
 
 
-NEEDED = {"gradient": "gradients", "scores": "scores", "labels": "labels"}
+NEED_NAMES = {"gradient": "gradients", "scores": "scores", "labels": "labels"}
 
 
 def _threat_model(model: str, entry: AttackEntry) -> str:
     if entry.source not in (None, model):
         return "black-box, transfer"
-    return ACCESS[entry.attack.needs]
+    return THREAT_MODELS[entry.attack.needs]
 
 
-def _skip_reason(entry: AttackEntry, victim: Facts, facts: Facts) -> str:
+def _skip_reason(entry: AttackEntry, victim: ModelFacts, facts: ModelFacts) -> str:
     """`facts` are those of the model that the examples are crafted on."""
     attack, loss = entry.attack, getattr(entry.params, "loss", "")
     if attack.unavailable:
         return attack.unavailable
     if SHOWN[attack.needs] > SHOWN[facts.access]:
-        return f"the attack needs {NEEDED[attack.needs]}, the model shows {facts.access} alone"
+        return f"the attack needs {NEED_NAMES[attack.needs]}, the model shows {facts.access} alone"
     if None not in (victim.classes, facts.classes) and victim.classes != facts.classes:
         return f"the source has {facts.classes} classes, the model has {victim.classes}"
     if facts.classes is not None and facts.classes < attack.min_classes:
@@ -382,7 +382,7 @@ def _looks(curve: AttackSpec) -> float | None:
 
 
 def _identity(
-    curve: AttackSpec, entry: AttackEntry, eps: float, facts: Facts, source: Facts | None
+    curve: AttackSpec, entry: AttackEntry, eps: float, facts: ModelFacts, source: ModelFacts | None
 ) -> str:
     attack = curve.attack
     files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in attack.reads(curve.params)]
@@ -442,7 +442,7 @@ def _settings(curve: AttackSpec, entry: AttackEntry) -> dict[str, Any]:
 
 
 def _drawn_by(
-    curve: AttackSpec, entry: AttackEntry, facts: Facts, source: Facts | None
+    curve: AttackSpec, entry: AttackEntry, facts: ModelFacts, source: ModelFacts | None
 ) -> dict[str, int]:
     """What decides the draws of a model that answers at random, beside the seed: how often it is
     asked, and the rows that it is shown at once, attacked and judged."""
@@ -482,7 +482,7 @@ def _code(name: str, attack: Attack) -> str:
     if _is_built_in(name, attack):
         return told
     functions = [attack.params, attack.run, attack.parts, attack.rule]
-    return f"{told}, code {_hash([text_of(each) for each in functions])}"
+    return f"{told}, code {_hash([describe_value(each) for each in functions])}"
 
 
 def _is_built_in(name: str, attack: Attack) -> bool:

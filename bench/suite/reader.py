@@ -23,7 +23,15 @@ from bench.core.errors import SuiteError, nearest
 from bench.core.validation import Validator, text_of, toml
 from bench.models.preflight.findings import FINDINGS
 from bench.suite import catalog, references, thresholds
-from bench.suite.schema import TARGETS, AttackEntry, Crosscheck, DataEntry, Eps, ModelEntry, Suite
+from bench.suite.schema import (
+    TARGET_RULES,
+    AttackEntry,
+    Crosscheck,
+    DataEntry,
+    Eps,
+    ModelEntry,
+    Suite,
+)
 
 _NAME = re.compile(r"\w[\w.-]*")
 _Seed = Annotated[int, Ge(0)]
@@ -89,16 +97,16 @@ class _Inherited:
 # ----------------------------------------------------------------------------------------- reading
 
 
-def read(name: str) -> Suite:
+def read_suite(name: str) -> Suite:
     """The suite of a path, or of a bare name looked up among the shipped ones.
 
     Raises: SuiteError with one sentence for each mistake in the file.
     """
-    path = catalog.suite(name)
-    return parse(text_of(path, "a suite"), str(path), path.resolve().parent)
+    path = catalog.find_suite(name)
+    return parse_suite(text_of(path, "a suite"), str(path), path.resolve().parent)
 
 
-def parse(text: str, where: str, base: Path) -> Suite:
+def parse_suite(text: str, where: str, base: Path) -> Suite:
     """The suite in `text`; `where` names it in messages, `base` is where file names start."""
     reader = _Reader(Validator(where), base)
     suite = reader.suite(toml(text, where), text)
@@ -107,7 +115,7 @@ def parse(text: str, where: str, base: Path) -> Suite:
     return suite
 
 
-def attack_entry(raw: dict[str, Any], where: str) -> AttackEntry:
+def parse_attack(raw: dict[str, Any], where: str) -> AttackEntry:
     """One attack from the keys of an [[attacks]] table, outside any suite.
 
     Raises: SuiteError with one sentence for each mistake.
@@ -147,9 +155,11 @@ class _Reader:
         # Attacks and models with mistakes have labels too, and those are known.
         radii = {name: {e.value: e.text for e in labels[name].eps} if name in labels else {}
                  for name in self.labels}  # fmt: skip
-        elsewhere = references.read(self.check, raw, _labels(raw.get("models")), radii)
+        elsewhere = references.read_references(self.check, raw, _labels(raw.get("models")), radii)
         families = {entry.family: radii[entry.label] for entry in attacks}
-        thresholds.read(self.check, raw, _labels(raw.get("models")), {**radii, **families})
+        thresholds.read_thresholds(
+            self.check, raw, _labels(raw.get("models")), {**radii, **families}
+        )
         if attacks and all(entry.attack.unavailable for entry in attacks):
             for told in dict.fromkeys(entry.attack.unavailable for entry in attacks):
                 self.check.say("attacks", told)
@@ -345,7 +355,7 @@ class _Reader:
             told = "expected goal = 'targeted' beside a target, got untargeted"
             self.check.say(f"{key}.target", told)
         if goal == "targeted" and target is None:
-            rules = ", ".join(TARGETS)
+            rules = ", ".join(TARGET_RULES)
             told = f"expected one of {rules}, a class index or a class name, got nothing"
             self.check.say(f"{key}.target", told)
 

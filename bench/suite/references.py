@@ -44,7 +44,7 @@ class _Published:
     note: str = ""
 
 
-def read(
+def read_references(
     check: Validator,
     raw: dict[str, Any],
     models: Sequence[str],

@@ -18,7 +18,7 @@ from bench.core.contracts.types import (
 from bench.models import serialized
 from bench.suite.references import ReferenceFigure
 
-TARGETS = ("next", "complement", "random", "least-likely")
+TARGET_RULES = ("next", "complement", "random", "least-likely")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ModelEntry:
 
         Raises: ValueError if its user has not said that the file is trusted.
         """
-        if not serialized.named(self.name):
+        if not serialized.is_program_file(self.name):
             if self.trust:
                 files = ", ".join(serialized.SUFFIXES)
                 raise ValueError(

@@ -68,7 +68,7 @@ class Threshold(NamedTuple):
         return self.amount
 
 
-class Place(NamedTuple):
+class Scope(NamedTuple):
     """Cells that a threshold is for; None fits everything."""
 
     model: str | None = None
@@ -77,10 +77,10 @@ class Place(NamedTuple):
     eps: float | None = None
 
 
-class Limits(NamedTuple):
+class Thresholds(NamedTuple):
     """All thresholds of a check."""
 
-    rules: tuple[tuple[Place, Threshold], ...]
+    rules: tuple[tuple[Scope, Threshold], ...]
     """A later rule overrides an earlier one."""
     alpha: float = ALPHA
 
@@ -116,12 +116,12 @@ class _Cells:
     eps: float | str | None = None
 
 
-def parse(text: str) -> Threshold:
+def parse_threshold(text: str) -> Threshold:
     """The threshold written as `text`.
 
     Raises: ValueError if it is none.
 
-    >>> parse("robust_accuracy:-1.5pp").allowed(before=900, n=1000)
+    >>> parse_threshold("robust_accuracy:-1.5pp").allowed(before=900, n=1000)
     Fraction(15, 1)
     """
     found = _WRITTEN.fullmatch(text.strip())
@@ -141,51 +141,51 @@ def parse(text: str) -> Threshold:
     return Threshold(name, Fraction(found["amount"]), unit, text.strip())
 
 
-def read(
+def read_thresholds(
     check: Validator,
     raw: Mapping[str, Any],
     models: Sequence[str],
     radii: Mapping[str, Mapping[float, str]],
-) -> Limits:
+) -> Thresholds:
     """The thresholds of a suite's tables `raw`; mistakes gather in `check`.
 
     `radii` holds, for each name that an attack goes by, its eps and how they are written.
     """
     gate: _Gate = check.fill(_Gate, raw.get("gate", {}), "gate") or _Gate()
-    rules = [(Place(), parse(text)) for text in DEFAULTS]
-    rules += _rules(check, gate.fail, "gate.fail", Place())
+    rules = [(Scope(), parse_threshold(text)) for text in DEFAULTS]
+    rules += _rules(check, gate.fail, "gate.fail", Scope())
     tables = raw.get("attacks")
     for index, table in enumerate(tables if isinstance(tables, list) else []):
         texts = table.get("fail") if isinstance(table, dict) else None
         if isinstance(texts, list):
             label = str(table.get("label", table.get("name")))
-            place = Place(attack=label)
+            place = Scope(attack=label)
             rules += _rules(check, texts, f"attacks[{index}].fail", place)
     for index, table in enumerate(gate.cells):
         key = f"gate.cells[{index}]"
         place_or_none = _place(check, table, key, models, radii)
         if place_or_none is not None:
             rules += _rules(check, table["fail"], f"{key}.fail", place_or_none)
-    return Limits(tuple(rules), gate.alpha)
+    return Thresholds(tuple(rules), gate.alpha)
 
 
-def given(texts: Sequence[str], limits: Limits) -> Limits:
+def override_thresholds(texts: Sequence[str], limits: Thresholds) -> Thresholds:
     """`limits` with those of the command line above them.
 
     Raises: SuiteError with one sentence for each mistake.
     """
     check = Validator("--fail")
-    rules = tuple(_rules(check, texts, "", Place()))
+    rules = tuple(_rules(check, texts, "", Scope()))
     check.stop_if_wrong()
     return limits._replace(rules=limits.rules + rules)
 
 
 def _rules(
-    check: Validator, texts: Sequence[Any], key: str, place: Place
-) -> Iterator[tuple[Place, Threshold]]:
+    check: Validator, texts: Sequence[Any], key: str, place: Scope
+) -> Iterator[tuple[Scope, Threshold]]:
     for text in texts:
         try:
-            threshold = parse(str(text))
+            threshold = parse_threshold(str(text))
         except ValueError as error:
             check.say(key, str(error))
             continue
@@ -209,7 +209,7 @@ def _place(
     key: str,
     models: Sequence[str],
     radii: Mapping[str, Mapping[float, str]],
-) -> Place | None:
+) -> Scope | None:
     entry: _Cells | None = check.fill(_Cells, raw, key)
     if entry is None:
         return None
@@ -228,4 +228,4 @@ def _place(
     if eps is not None and run and eps not in run:
         told = f"expected an eps that is run ({', '.join(run.values())}), got {entry.eps}"
         check.say(f"{key}.eps", told)
-    return None if len(check.problems) > before else Place(entry.model, entry.attack, eps)
+    return None if len(check.problems) > before else Scope(entry.model, entry.attack, eps)

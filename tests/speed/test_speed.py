@@ -18,7 +18,7 @@ import bench
 from bench import cli
 from bench.core.errors import SuiteError
 from bench.engine import timing
-from bench.suite.reader import attack_entry
+from bench.suite.reader import parse_attack
 from bench.workflows.speed import memory, page, workloads
 from bench.workflows.speed.competitors import (
     FILES,
@@ -84,7 +84,7 @@ def robust(task: Task) -> list[int]:
 def test_every_work_that_ships_can_be_read_and_its_attack_and_weights_are_known() -> None:
     for each in workloads.read():
         raw = {"name": each.attack, "norm": "linf", "eps": [*each.eps], "params": {**each.params}}
-        assert attack_entry(raw, each.name).attack.run is None
+        assert parse_attack(raw, each.name).attack.run is None
         for victim in each.models:
             path = bench.evaluation.loading.WEIGHTS / f"{victim.name}-{victim.weights}.safetensors"
             assert victim.weights == "random" or path.is_file()

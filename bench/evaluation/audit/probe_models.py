@@ -24,7 +24,7 @@ UNASKED = "its probes were declined, or would take more than a tenth of the atta
 
 def probe_models(
     session: Evaluator,
-    tasks: Sequence[plan.Task],
+    tasks: Sequence[plan.AttackTask],
     earlier: Mapping[str, Any],
     watch: Watch = UNWATCHED,
     full: bool | None = True,
@@ -55,7 +55,7 @@ def probe_models(
     return found
 
 
-def _cheap(n: int, tasks: Sequence[plan.Task]) -> bool:
+def _cheap(n: int, tasks: Sequence[plan.AttackTask]) -> bool:
     """Whether all probes take few gradients beside those that the attacks may take."""
     ahead = n * sum(cell.gradients or 0.0 for task in tasks for cell in task.cells)
     traces = sum(2 * task.curve.params.steps for task in tasks if probes.traceable(task.curve))
@@ -72,8 +72,8 @@ def _unprobed(of: list[str], why: str) -> dict[str, Any]:
 def _one(
     session: Evaluator,
     label: str,
-    tasks: Sequence[plan.Task],
-    traced: Mapping[str, plan.Task],
+    tasks: Sequence[plan.AttackTask],
+    traced: Mapping[str, plan.AttackTask],
     of: list[str],
     full: bool,
 ) -> dict[str, Any]:
@@ -120,7 +120,7 @@ def _one(
     }
 
 
-def _ball(tasks: Sequence[plan.Task]) -> Threat:
+def _ball(tasks: Sequence[plan.AttackTask]) -> Threat:
     """The middle eps of the norm in which most of the cells are."""
     norms = [task.curve.norm for task in tasks if task.curve.norm in ("linf", "l2")]
     if not norms:

@@ -24,7 +24,7 @@ from bench.execution import runner
 from bench.execution import work as parts
 from bench.execution.work import ResultWriter, Work, WorkResult, WorkUnit
 from bench.suite import plan
-from bench.suite.reader import parse
+from bench.suite.reader import parse_suite
 from bench.suite.schema import Suite
 
 LOCAL = "local"
@@ -95,17 +95,17 @@ class Worker:
         return answer
 
     @functools.cached_property
-    def _loaded(self) -> tuple[Evaluator, list[plan.Task]]:
+    def _loaded(self) -> tuple[Evaluator, list[plan.AttackTask]]:
         malloc.keep_freed_memory()
         if self.options.device == "cpu":
             torch.set_num_threads(1)
-        suite = parse(self.text, "the suite", self.base)
+        suite = parse_suite(self.text, "the suite", self.base)
         with determinism.enforced(self.options.deterministic):
             session = runner.prepare(suite, None, self.options)
         # Where outcomes depend on the batch, the rows are part of what the cells are.
         session = dataclasses.replace(session, rows=self.rows)
         facts = {label: session.facts(label) for label in session.subjects}
-        return session, plan.tasks(suite, facts)
+        return session, plan.plan_tasks(suite, facts)
 
 
 def over(suite: Suite, options: runner.Options, asked: Cluster) -> Work:

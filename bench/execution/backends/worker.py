@@ -27,7 +27,7 @@ from bench.evaluation.stages import Stage, Watch
 from bench.execution import runner
 from bench.execution.work import ResultWriter, WorkUnit, attempt
 from bench.suite import plan
-from bench.suite.reader import parse
+from bench.suite.reader import parse_suite
 
 DONE = "done"
 """The last that a child says, if it came to its end."""
@@ -74,7 +74,7 @@ def run_for(orders: Orders, pipe: Connection, beats: Any) -> None:
         watch = Watch(enter, orders.lost)
         work = functools.partial(_work, orders.alone, enter, pipe.send)
         try:
-            suite = parse(orders.text, "the suite", orders.base)
+            suite = parse_suite(orders.text, "the suite", orders.base)
             runner.run_held(suite, orders.out, orders.options, pipe.send, work, watch)
         except SuiteError as error:
             pipe.send(SuiteError(str(error)))
@@ -143,7 +143,7 @@ def _ask(
         return
 
 
-def _streams(task: plan.Task, alone: Collection[str]) -> Iterator[plan.Task]:
+def _streams(task: plan.AttackTask, alone: Collection[str]) -> Iterator[plan.AttackTask]:
     """The cells of a task that may share a stream, and each of the others by itself."""
     cells = {cell.identity for cell in task.cells}
     if cells - set(alone):

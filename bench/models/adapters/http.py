@@ -23,7 +23,7 @@ from torch import Tensor
 
 from bench.core.errors import ContractError, SuiteError
 
-MOST_BYTES = 256 * 2**20
+MAX_BYTES = 256 * 2**20
 """No answer is longer: 256 images of 1000 scores in JSON take 5 MB."""
 CHUNK = 2**16
 
@@ -74,8 +74,8 @@ def _asked(opener: urllib.request.OpenerDirector, url: str, x: Tensor, timeout: 
             data = b""
             while part := response.read1(CHUNK):
                 data += part
-                if len(data) > MOST_BYTES:
-                    raise ContractError(f"{url}: expected at most {MOST_BYTES} bytes in an answer")
+                if len(data) > MAX_BYTES:
+                    raise ContractError(f"{url}: expected at most {MAX_BYTES} bytes in an answer")
                 if time.monotonic() > until:
                     raise TimeoutError
     except TimeoutError as error:

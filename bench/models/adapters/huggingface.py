@@ -85,11 +85,11 @@ def _build(name: str, classes: Count | None = None) -> nn.Module:
     file = _had(name, PROCESSOR, get)
     processor = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
     net = _had(name, "config.json", lambda *_, **__: _kind().from_config(config))
-    mean, std = moments(processor, getattr(config, "num_channels", 3))
+    mean, std = read_moments(processor, getattr(config, "num_channels", 3))
     return Preprocessed(net.float(), mean, std, _made_for(config, processor), logits="logits")
 
 
-def moments(
+def read_moments(
     processor: Mapping[str, Any], channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The mean and standard deviation per channel of pixels in [0, 1] that an image processor's

@@ -23,15 +23,15 @@ from bench.engine.model_state import Private, WrittenError, ask, eval_mode, writ
 from bench.engine.opaque_model import OpaqueModel
 from bench.models import fingerprint
 from bench.models.preflight.findings import FINDINGS, Finding
-from bench.models.preflight.preprocessing import wrong_preprocessing
+from bench.models.preflight.preprocessing import find_wrong_preprocessing
 from bench.models.preprocessing import Preprocessed
 from bench.models.query_only import QueryOnlyModel
 
-ASKED = 16
+N_IMAGES = 16
 """Images that the model is asked about."""
 RANDOM, BATCH = 1e-3, 1e-2
 """Shares of the largest logit by which answers may differ: asked twice, and asked alone."""
-FLAT = 1e-3
+FLAT_SCALE = 1e-3
 """What the largest probability is above 1 / classes, as a share of that, if logits are not flat."""
 
 
@@ -56,7 +56,7 @@ class LoadedModel(NamedTuple):
     """The same, coarsely enough to be part of an identity."""
 
 
-def unfit(label: str, why: str) -> LoadedModel:
+def refuse_model(label: str, why: str) -> LoadedModel:
     """What stands for a model that could not be made ready: its cells are planned, and failed."""
     identity = hashlib.sha256(f"unfit {label}".encode()).hexdigest()
     told = f"model '{label}' could not be made ready, and all its cells are failed: {why}."
@@ -85,8 +85,8 @@ def preflight(
             told = f"preflight finds nothing called '{name}' to allow"
             raise SuiteError(f"{where}: {told}; {nearest(name, FINDINGS)}")
     if isinstance(model, torch.jit.ScriptModule):  # whose layers take no hooks
-        model = OpaqueModel(model, fingerprint.program_text(model))
-    x = data.read(0, min(data.n, ASKED)).to(device)
+        model = OpaqueModel(model, fingerprint.describe_program(model))
+    x = data.read(0, min(data.n, N_IMAGES)).to(device)
     try:
         return _fitted(label, model, model, data, x.clone(), predictions, allow, about)
     except WrittenError:
@@ -134,7 +134,7 @@ def _fitted(
         found += _doubts(where, net, model, data, x, logits, random, predictions)
         _check_unwritten(x, clean)
         if "not-finite" not in [each.name for each in found]:
-            found += wrong_preprocessing(where, model, data, x.device)
+            found += find_wrong_preprocessing(where, model, data, x.device)
     findings = tuple(each.noted(each.name in allow) for each in found)
     random = random or predictions > 1
     access: Access = "gradient"
@@ -146,7 +146,7 @@ def _fitted(
         label=label, model=model, classes=logits.shape[1], fingerprint=print_, findings=findings,
         predictions=predictions, random=random, access=access,
         logits=None if random else logits.detach().float().cpu(),
-        sketch="" if random else fingerprint.sketch(logits),
+        sketch="" if random else fingerprint.sketch_logits(logits),
     )  # fmt: skip
 
 
@@ -304,7 +304,7 @@ def _close(where: str, logits: Tensor) -> Iterator[Finding]:
             "of the classes; look for outputs that are rounded, clipped or all the same.",
         )
     above = float(probabilities(logits).amax(1).max()) * classes - 1
-    if above < FLAT and ties < n:
+    if above < FLAT_SCALE and ties < n:
         far = float((logits.amax(1) - logits.amin(1)).max())
         yield Finding(
             "flat",

@@ -22,21 +22,21 @@ from bench.engine.model_state import WrittenError, ask
 from bench.models.preflight.findings import Finding
 from bench.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MNIST_MEAN, MNIST_STD
 
-ASKED = 32
+N_IMAGES = 32
 """Images, spread over the data set, for it may be sorted by class."""
-LEAST = 16
+MIN_IMAGES = 16
 """With fewer images a change of all answers is no evidence: 2**-13 is above SURE."""
-SURE = 1e-4
+MAX_CHANCE = 1e-4
 """Probability below which an improvement is not luck."""
-DOUBT = 0.01
+NEAR_CHANCE = 0.01
 """Probability from which the clean accuracy is not told from chance."""
-GOOD = 0.75
+GOOD_ACCURACY = 0.75
 """Clean accuracy that is near chance nowhere, however unequal the classes are."""
-FEWEST = math.ceil(-math.log2(SURE))
+MIN_CORRECTED = math.ceil(-math.log2(MAX_CHANCE))
 """Wrong answers that a change must put right, at least, to pass the test."""
 
 
-class Change(NamedTuple):
+class InputChange(NamedTuple):
     """One way in which a model may have been meant to be shown its images."""
 
     name: str
@@ -46,12 +46,14 @@ class Change(NamedTuple):
     """images (n, c, h, w) in [0, 1] -> what the model may expect."""
 
 
-def changes(channels: int) -> list[Change]:
+def list_changes(channels: int) -> list[InputChange]:
     """What is tried on images of so many channels."""
     scale = "scale the images in the model's first layer"
     found = [
-        Change("input-range", "with pixels times 255", f"{scale} (255 * x)", lambda x: 255 * x),
-        Change(
+        InputChange(
+            "input-range", "with pixels times 255", f"{scale} (255 * x)", lambda x: 255 * x
+        ),
+        InputChange(
             "input-range", "with pixels in [-1, 1]", f"{scale} (2 * x - 1)", lambda x: 2 * x - 1
         ),
     ]
@@ -63,19 +65,19 @@ def changes(channels: int) -> list[Change]:
         drop = "it seems to normalise twice: take one of the two away"
         named = f"{whose}'s mean and standard deviation"
         found += [
-            Change("normalisation", f"normalised by {named}", add,
+            InputChange("normalisation", f"normalised by {named}", add,
                    lambda x: (x - mean.to(x)) / std.to(x)),
-            Change("normalisation", f"with {named} undone", drop,
+            InputChange("normalisation", f"with {named} undone", drop,
                    lambda x: x * std.to(x) + mean.to(x)),
         ]  # fmt: skip
     if channels == 3:
         turn = "it seems to expect BGR: reverse the channels in its first layer (x.flip(1))"
-        found.append(Change("channel-order", "with the channels reversed", turn,
+        found.append(InputChange("channel-order", "with the channels reversed", turn,
                             lambda x: x.flip(1)))  # fmt: skip
     return found
 
 
-def wrong_preprocessing(
+def find_wrong_preprocessing(
     where: str, model: nn.Module, data: Data, device: torch.device
 ) -> Iterator[Finding]:
     """At most one finding: the change that puts most right, or else an accuracy near chance.
@@ -83,26 +85,28 @@ def wrong_preprocessing(
     None where the data have no labels of their own or too few images. The model is in evaluation
     mode.
     """
-    if data.labels is None or data.n < LEAST:
+    if data.labels is None or data.n < MIN_IMAGES:
         return
-    at = [k * data.n // ASKED for k in range(ASKED)] if data.n > ASKED else [*range(data.n)]
+    at = (
+        [k * data.n // N_IMAGES for k in range(N_IMAGES)] if data.n > N_IMAGES else [*range(data.n)]
+    )
     x = torch.cat([data.read(k, k + 1) for k in at]).to(device)
     y = data.labels[at].to(device)
     pred = _predictions(model, x)
     if pred is None:
         return
     n, right = len(y), int((pred == y).sum())
-    if n - right < FEWEST:
+    if n - right < MIN_CORRECTED:
         return
     better: list[tuple[int, Finding]] = []
-    for change in changes(data.shape[0]):
+    for change in list_changes(data.shape[0]):
         other = _predictions(model, change.of(x))
-        if other is not None and improved(pred, y, other, y):
+        if other is not None and is_improvement(pred, y, other, y):
             k = int((other == y).sum())
             seen = f"{where} is right about {right} of {n} clean images, and about {k} {change.how}"
             better.append((k, Finding(change.name, f"{seen}; {change.remedy}.")))
     for shift, how in ((1, "one more"), (-1, "one less")):
-        if improved(pred, y, pred, y + shift):
+        if is_improvement(pred, y, pred, y + shift):
             k = int((pred == y + shift).sum())
             seen = f"{where} is right about {right} of {n} clean images, and about {k}"
             remedy = "shift the labels, or drop a background class from the model's outputs"
@@ -110,7 +114,11 @@ def wrong_preprocessing(
             better.append((k, Finding("labels-off-by-one", told)))
     if better:
         yield max(better, key=lambda pair: pair[0])[1]
-    elif right < GOOD * n and tail(right, n, _chance(pred, y)) > DOUBT and len(y.unique()) > 1:
+    elif (
+        right < GOOD_ACCURACY * n
+        and binomial_tail(right, n, _chance(pred, y)) > NEAR_CHANCE
+        and len(y.unique()) > 1
+    ):
         yield Finding(
             "near-chance",
             f"{where} is right about {right} of {n} clean images, which chance explains: check its "
@@ -130,12 +138,12 @@ def _predictions(model: nn.Module, x: Tensor) -> Tensor | None:
     return predicted(logits)
 
 
-def improved(pred: Tensor, y: Tensor, other: Tensor, z: Tensor) -> bool:
+def is_improvement(pred: Tensor, y: Tensor, other: Tensor, z: Tensor) -> bool:
     """Whether `other` is right about labels z surely more often than `pred` about y; all (n,)."""
     before, after = pred == y, other == z
     won, lost = int((after & ~before).sum()), int((before & ~after).sum())
-    lucky = tail(int(after.sum()), len(y), _chance(other, z))
-    return tail(won, won + lost, 0.5) < SURE and lucky < SURE
+    lucky = binomial_tail(int(after.sum()), len(y), _chance(other, z))
+    return binomial_tail(won, won + lost, 0.5) < MAX_CHANCE and lucky < MAX_CHANCE
 
 
 def _chance(pred: Tensor, y: Tensor) -> float:
@@ -145,10 +153,10 @@ def _chance(pred: Tensor, y: Tensor) -> float:
     )
 
 
-def tail(k: int, n: int, p: float) -> float:
+def binomial_tail(k: int, n: int, p: float) -> float:
     """Probability of k or more successes among n of probability p each.
 
-    >>> tail(0, 5, 0.1), tail(1, 2, 0.5)
+    >>> binomial_tail(0, 5, 0.1), binomial_tail(1, 2, 0.5)
     (1.0, 0.75)
     """
     return math.fsum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))

@@ -20,12 +20,12 @@ UNBOUNDED = 2**31
 """Images at once that are as good as any number."""
 
 
-def named(name: str) -> bool:
+def is_program_file(name: str) -> bool:
     """Whether the name of a model is that of a program's file."""
     return ":" not in name and name.endswith(SUFFIXES)
 
 
-def opened(path: Path) -> "nn.Module":
+def load_program(path: Path) -> "nn.Module":
     """The program at `path` as a module on the CPU that maps images to whatever it gives out.
 
     Code in the file may run: call this only for a file that the user trusts.

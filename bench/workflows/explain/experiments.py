@@ -25,7 +25,9 @@ from bench.workflows.explain.setups import Observed, Setup, Side, attacked
 class ExperimentRunner:
     """The attacked examples, and every side that was run on them."""
 
-    def __init__(self, session: Evaluator, ours: plan.Task, reference: plan.Task) -> None:
+    def __init__(
+        self, session: Evaluator, ours: plan.AttackTask, reference: plan.AttackTask
+    ) -> None:
         parts = [session.examples(ours, first, last) for first, last in session.shards()]
         self.all = Examples(*map(torch.cat, zip(*parts, strict=True)))
         wanted = self.all.clean_pred == self.all.label

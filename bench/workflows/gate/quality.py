@@ -6,7 +6,7 @@ from typing import NamedTuple
 from bench.analysis import snapshot_matching
 from bench.analysis.snapshot import Snapshot, Task
 from bench.reporting import formats
-from bench.suite.thresholds import Limits, Threshold
+from bench.suite.thresholds import Threshold, Thresholds
 from bench.workflows.gate.verdicts import Outcome, Verdict
 
 LEAST_SECONDS, LEAST_SHARE = 2.0, 0.85
@@ -16,7 +16,7 @@ throughput timed over less is not judged. Measured: alone on a core, one attack'
 whatever the time, and the share was well below this one: no verdict stands on that."""
 
 
-def judge(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]:
+def judge(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[Verdict]:
     """Validity of every attack on a model, and every model's throughput and audit."""
     for task in now.tasks:
         yield from _validity(before, now, task, limits)
@@ -25,7 +25,7 @@ def judge(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]:
     yield from _audit(before, now, limits)
 
 
-def _validity(before: Snapshot, now: Snapshot, task: Task, limits: Limits) -> Iterator[Verdict]:
+def _validity(before: Snapshot, now: Snapshot, task: Task, limits: Thresholds) -> Iterator[Verdict]:
     cells = snapshot_matching.shared(before, now, task)
     if not cells:
         return
@@ -41,7 +41,7 @@ def _validity(before: Snapshot, now: Snapshot, task: Task, limits: Limits) -> It
         yield _of_task("validity", task, "passed", told if count else "no violation")
 
 
-def _throughput(before: Snapshot, now: Snapshot, model: str, limits: Limits) -> Verdict:
+def _throughput(before: Snapshot, now: Snapshot, model: str, limits: Thresholds) -> Verdict:
     """The time that all attacks on a model took, over the time that the same passes would have
     taken at the baseline's ratios: so a long attack weighs more than a short one, and a mixture
     that changed is no slower engine."""
@@ -112,7 +112,7 @@ def machine(snapshot: Snapshot) -> str:
     return f"{machine.device}, {machine.processor}, {formats.many(machine.threads, 'thread')}"
 
 
-def _audit(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]:
+def _audit(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[Verdict]:
     earlier, other = snapshot_matching.models(before), snapshot_matching.other_data(before, now)
     for label, model in snapshot_matching.models(now).items():
         if label not in earlier or other:
