@@ -225,7 +225,7 @@ def test_seeds_multiply_with_sources_and_values() -> None:
 def test_a_seed_of_the_attack_takes_the_place_of_the_suites() -> None:
     read = reader.parse_suite("seed = 5\n" + HEAD + SEEDS + FGSM, "c.toml", Path())
     tasks = plan.plan_tasks(read, plan.collect_declared_facts(read))[:4]
-    assert [task.curve.seed for task in tasks] == [0, 1, 2, 5]
+    assert [task.spec.seed for task in tasks] == [0, 1, 2, 5]
     assert [task.cells[0].seed for task in tasks] == [0, 1, 2, None]
 
 

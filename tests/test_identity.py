@@ -18,7 +18,8 @@ from bench.evaluation import loading
 from bench.execution import runner
 from bench.models.fingerprint import fingerprint, logits_differ, sketch_logits
 from bench.storage import environment
-from bench.suite import plan, reader
+from bench.suite import identity, plan, reader
+from bench.suite.identity import ModelFacts
 from bench.suite.schema import DataEntry, ModelEntry
 
 CPU = torch.device("cpu")
@@ -319,14 +320,14 @@ def test_two_models_that_cannot_be_told_apart_and_answer_otherwise_end_the_run(
 
 # -------------------------------------------------------------------------------- what is bench's
 
-FACTS = plan.ModelFacts(classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m",
+FACTS = ModelFacts(classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m",
                    data_fingerprint="d")  # fmt: skip
 
 
 def identities(monkeypatch: pytest.MonkeyPatch | None = None, **versions: int) -> set[str]:
     for name, value in versions.items():
         assert monkeypatch is not None
-        monkeypatch.setattr(plan, name, value)
+        monkeypatch.setattr(identity, name, value)
     raw = {"norm": "linf", "eps": [0.1]}
     entries = [reader.parse_attack({"name": name, **raw}, "test") for name in ("pgd", "autoattack")]
     return {

@@ -9,7 +9,7 @@ import pytest
 from bench.core import registry
 from bench.core.errors import SuiteError
 from bench.suite import plan, reader
-from bench.suite.plan import ModelFacts
+from bench.suite.identity import ModelFacts
 
 FACTS = ModelFacts(
     classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m", data_fingerprint="d"
@@ -196,7 +196,7 @@ def test_a_cost_that_only_the_library_knows_is_not_guessed() -> None:
 def test_a_task_can_be_cut_to_some_of_its_cells() -> None:
     task = plan.plan_task("net", entry(eps=[0.1, 0.2, 0.3]), FACTS, 0, "independent")
     part = task.only({task.cells[2].identity, task.cells[0].identity})
-    assert [cell.eps for cell in part.cells] == [0.1, 0.3] == list(part.curve.eps)
+    assert [cell.eps for cell in part.cells] == [0.1, 0.3] == list(part.spec.eps)
 
 
 # ----------------------------------------------------------------------------------------- targets

@@ -29,6 +29,7 @@ from bench.models import dropout_cnn
 from bench.models.preflight import checks
 from bench.storage import records
 from bench.suite import plan, reader
+from bench.suite.identity import ModelFacts
 
 Net = nn.Module
 
@@ -348,12 +349,12 @@ name = "lenet"
 weights = "digits"
 """
 ENTRY = '[[attacks]]\nname = "{}"\nnorm = "linf"\neps = [0.1, 0.2]\n'
-FACTS = plan.ModelFacts(10, (1, 28, 28), 64, "m", "d")
+FACTS = ModelFacts(10, (1, 28, 28), 64, "m", "d")
 RANDOM = FACTS._replace(random=True, predictions=10)
 
 
 def task(
-    facts: plan.ModelFacts = RANDOM,
+    facts: ModelFacts = RANDOM,
     name: str = "pgd",
     lines: str = "",
     sweep: Sweep = "independent",
@@ -362,7 +363,7 @@ def task(
     return plan.plan_task("lenet", read.attacks[0], facts, 0, sweep)
 
 
-def identity(facts: plan.ModelFacts = RANDOM, name: str = "pgd", lines: str = "") -> str:
+def identity(facts: ModelFacts = RANDOM, name: str = "pgd", lines: str = "") -> str:
     return task(facts, name, lines).cells[0].identity
 
 
@@ -410,8 +411,8 @@ def test_samples_predictions_and_the_batch_belong_to_the_identity_of_what_was_dr
 def test_all_eps_of_a_net_that_answers_at_random_run_to_the_last_step_in_one_stream() -> None:
     made, plain = task(sweep="nested"), task(FACTS, sweep="nested")
     assert made.linked
-    assert (made.curve.stop, made.curve.sweep, made.curve.random) == ("never", "independent", True)
-    assert (plain.curve.stop, plain.curve.sweep) == ("first-success", "nested")
+    assert (made.spec.stop, made.spec.sweep, made.spec.random) == ("never", "independent", True)
+    assert (plain.spec.stop, plain.spec.sweep) == ("first-success", "nested")
 
 
 def test_samples_are_counted_and_named_among_the_traits() -> None:
@@ -438,7 +439,7 @@ def test_samples_are_counted_and_named_among_the_traits() -> None:
     ],
 )  # fmt: skip
 def test_a_reader_is_told_what_random_answers_mean(
-    facts: plan.ModelFacts, name: str, lines: str, told: tuple[str, ...]
+    facts: ModelFacts, name: str, lines: str, told: tuple[str, ...]
 ) -> None:
     caveats = task(facts, name, lines).cells[0].caveats
     assert len(caveats) == len(told)

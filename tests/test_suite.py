@@ -476,7 +476,7 @@ suites = table(
 @given(suites)
 def test_whatever_a_suite_holds_it_is_a_suite_or_a_suite_error(raw: dict[str, Any]) -> None:
     check = Validator("my.toml")
-    read = reader._Reader(check, Path()).suite(raw, "")
+    read = reader.check_suite(check, raw, "", Path())
     assert check.problems or isinstance(read, reader.Suite)
     assert all(sentence.startswith("my.toml: ") for sentence in check.problems)
     assert all("\n" not in sentence for sentence in check.problems)

@@ -17,6 +17,7 @@ from bench.models import softmax
 from bench.reporting.plots import parameter_sweep, transfer_matrix
 from bench.reporting.report import views
 from bench.suite import plan, reader
+from bench.suite.identity import ModelFacts
 
 HEAD = """
 schema = 1
@@ -117,7 +118,7 @@ def test_what_the_source_model_is_belongs_to_the_identity_of_a_transfer_alone(
     def identities(source: str) -> dict[str, str]:
         read = reader.parse_suite(TEXT.format(weights=weights), "t.toml", Path())
         facts = {
-            label: plan.ModelFacts(10, (1, 28, 28), 64, print_, "data")
+            label: ModelFacts(10, (1, 28, 28), 64, print_, "data")
             for label, print_ in (("LeNet", source), ("linear", "linear"))
         }
         return {
@@ -149,7 +150,7 @@ def test_a_source_that_is_no_model_of_the_suite_is_a_mistake_with_the_nearest_la
 def test_two_models_of_different_classes_do_not_transfer() -> None:
     text = HEAD.format(weights="random") + FGSM + 'source = "LeNet"\n'
     read = reader.parse_suite(text, "t.toml", Path())
-    facts = {"LeNet": plan.ModelFacts(10, (1, 28, 28)), "linear": plan.ModelFacts(2, (1, 28, 28))}
+    facts = {"LeNet": ModelFacts(10, (1, 28, 28)), "linear": ModelFacts(2, (1, 28, 28))}
     reasons = {task.model: task.cells[1].reason for task in plan.plan_tasks(read, facts)}
     assert reasons == {
         "LeNet": "",

@@ -26,6 +26,7 @@ from bench.evaluation.judge import Prediction, Vote, judge
 from bench.models.preflight.checks import LoadedModel
 from bench.storage.records import Piece
 from bench.suite import plan
+from bench.suite.identity import ModelFacts
 
 SHARD_EXAMPLES = 1000
 SHARD_BYTES = 64 * 2**20
@@ -97,10 +98,10 @@ class Evaluator:
     _floors: dict[tuple[str, int], _Timed] = dataclasses.field(default_factory=dict)
     _said: set[str] = dataclasses.field(default_factory=set)
 
-    def facts(self, model: str) -> plan.ModelFacts:
+    def facts(self, model: str) -> ModelFacts:
         """What the planner must know of a model."""
         subject = self.subjects[model]
-        return plan.ModelFacts(
+        return ModelFacts(
             classes=subject.classes or None,
             shape=self.data.shape,
             rows=self.rows[model],
@@ -143,7 +144,7 @@ class Evaluator:
         stand_in = None if copy is None else copy.model
         measured = verify.evaluate_chunk(
             model,
-            task.curve,
+            task.spec,
             examples,
             rows,
             floor,
@@ -218,7 +219,7 @@ class Evaluator:
         if why := self._uncopied(task):
             self._because(f"{task.source} · {task.entry.label}: no copy leads: {why}")
             return None
-        precision = task.curve.precision
+        precision = task.spec.precision
         known = self._copies.get((task.source, precision))
         ahead = self.work(task) * self.data.n
         if known is None or not (known.timed or ahead < known.worth):
@@ -235,19 +236,19 @@ class Evaluator:
 
         Raises: SuiteError if the precision needs a copy and there can be none.
         """
-        precision = task.curve.precision
-        if task.curve.attack.run is not None:
+        precision = task.spec.precision
+        if task.spec.attack.run is not None:
             return "the attack has a loop of its own"
         if not (self.copied or precision == "bfloat16"):
             return "copies were declined"
         if self.subjects[task.source].access != "gradient":
             return "the model only answers queries, and nothing inside it can be copied"
-        if task.curve.random and precision == "bfloat16":
+        if task.spec.random and precision == "bfloat16":
             raise SuiteError(
                 f"attack '{task.entry.label}': precision bfloat16 needs a copy that agrees "
                 f'with {task.source}, which answers at random; use precision = "float32"'
             )
-        if task.curve.random:
+        if task.spec.random:
             return "the model never answers alike, so that nothing can be held against it"
         return ""
 
@@ -263,7 +264,7 @@ class Evaluator:
             f"{task.model} · {task.entry.label}: out of memory at {rows} rows a pass; "
             f"went on with {left}"
         )
-        key = task.source, task.curve.precision
+        key = task.source, task.spec.precision
         if key in self._copies:
             self._copies[key] = self._copies[key]._replace(rows=left)
 
@@ -274,7 +275,7 @@ class Evaluator:
             f"{why}; these examples were attacked again on {task.source} itself, as all will be "
             "from now on"
         )
-        key = task.source, task.curve.precision
+        key = task.source, task.spec.precision
         model = self.subjects[task.source].model
         self._copies[key] = accelerate.itself(model, self._copies[key], why)
 

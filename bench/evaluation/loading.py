@@ -97,8 +97,8 @@ def _content(data: Data, load: Any, params: Mapping[str, Any], base: Path) -> st
     labels and the first images."""
     first = data.read(0, min(data.n, 16))
     about = (
-        data.fingerprint, data.n, data.shape, data.classes, describe_value(load), named(params, base),
-        describe_value(first), describe_value(data.labels),
+        data.fingerprint, data.n, data.shape, data.classes, describe_value(load),
+        named(params, base), describe_value(first), describe_value(data.labels),
     )  # fmt: skip
     return hashlib.sha256(repr(about).encode()).hexdigest()
 

@@ -43,8 +43,8 @@ def loaded(session: Evaluator, asked: str, out: Path) -> Iterator[Event]:
 
 
 def divided(
-    tasks: Sequence[AttackTask], session: Evaluator, there: Collection[Piece], parts: Sequence[WorkUnit],
-    share: Shard,
+    tasks: Sequence[AttackTask], session: Evaluator, there: Collection[Piece],
+    parts: Sequence[WorkUnit], share: Shard,
 ) -> Iterator[Event]:  # fmt: skip
     """What is skipped, what is on disk already, and what is run, task by task."""
     done = {(piece.cell, piece.first) for piece in there}

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bench.core.errors import SuiteError
 from bench.core.validation import Validator
 from bench.suite import plan, reader, thresholds
+from bench.suite.identity import ModelFacts
 
 SUITE = """
 schema = 1
@@ -101,7 +102,7 @@ def test_the_more_special_threshold_counts() -> None:
         model = "softmax"
         fail = ["clean_accuracy:-6pp"]
     """)
-    of = limits.of
+    of = limits.find
     assert of("robust_accuracy", "lenet", ("fgsm",), 0.2).text == "robust_accuracy:-2pp"
     assert of("robust_accuracy", "lenet", ("PGD",), 8 / 255).text == "robust_accuracy:-4pp"
     assert of("robust_accuracy", "lenet", ("PGD",), 0.1).text == "robust_accuracy:-2pp"
@@ -109,7 +110,7 @@ def test_the_more_special_threshold_counts() -> None:
     assert of("clean_accuracy", "softmax").text == "clean_accuracy:-6pp"
     assert of("violations", "lenet", ("PGD",)).text == "violations:+0"
     typed = thresholds.override_thresholds(["robust_accuracy:-9pp"], limits)
-    assert typed.of("robust_accuracy", "lenet", ("PGD",), 8 / 255).text == "robust_accuracy:-9pp"
+    assert typed.find("robust_accuracy", "lenet", ("PGD",), 8 / 255).text == "robust_accuracy:-9pp"
 
 
 def test_an_attacks_own_threshold_stands_between_the_suites_and_a_cells() -> None:
@@ -122,7 +123,7 @@ def test_an_attacks_own_threshold_stands_between_the_suites_and_a_cells() -> Non
         "attacks": [{"name": "pgd", "label": "PGD", "fail": ["robust_accuracy:-3pp"]}],
     }
     radii = {"PGD, seed 0": {0.1: "0.1"}, "PGD, seed 1": {0.1: "0.1"}}
-    of = thresholds.read_thresholds(check, raw, ["lenet"], radii).of
+    of = thresholds.read_thresholds(check, raw, ["lenet"], radii).find
     assert check.problems == []
     assert of("robust_accuracy", "lenet", ("PGD, seed 0", "PGD"), 0.1).text.endswith("-3pp")
     assert of("robust_accuracy", "lenet", ("PGD, seed 1", "PGD"), 0.1).text.endswith("-4pp")
@@ -153,7 +154,7 @@ def test_every_mistake_in_a_suites_gate_is_one_sentence(extra: str, told: str) -
 
 
 def test_a_gate_changes_no_cells_identity() -> None:
-    facts = plan.ModelFacts(classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m",
+    facts = ModelFacts(classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m",
                        data_fingerprint="d")  # fmt: skip
 
     def identities(text: str) -> list[str]:

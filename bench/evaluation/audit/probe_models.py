@@ -39,7 +39,7 @@ def probe_models(
     for label, subject in session.subjects.items():
         own = [task for task in tasks if task.model == label and task.source == label]
         own = [task for task in own if not task.cells[0].reason]
-        traced = {task.entry.label: task for task in own if probes.traceable(task.curve)}
+        traced = {task.entry.label: task for task in own if probes.traceable(task.spec)}
         cells = [cell.identity for task in own for cell in task.cells]
         of = [subject.fingerprint, session.data.fingerprint, *cells]
         known = earlier.get(label, {})
@@ -58,7 +58,7 @@ def probe_models(
 def _cheap(n: int, tasks: Sequence[plan.AttackTask]) -> bool:
     """Whether all probes take few gradients beside those that the attacks may take."""
     ahead = n * sum(cell.gradients or 0.0 for task in tasks for cell in task.cells)
-    traces = sum(2 * task.curve.params.steps for task in tasks if probes.traceable(task.curve))
+    traces = sum(2 * task.spec.params.steps for task in tasks if probes.traceable(task.spec))
     return bool(probes.examples(n) * (probes.LOOKS + traces) <= CHEAP * ahead)
 
 
@@ -98,7 +98,7 @@ def _one(
             y=seen.label[right],
             rows=session.rows[label],
         )
-        curves = {name: task.curve for name, task in traced.items()}
+        curves = {name: task.spec for name, task in traced.items()}
         with streams.kept(session.notes.append, f"the probes of model '{label}'"):
             if full:
                 found = probes.probe(subject, _ball(tasks), curves)
@@ -122,9 +122,9 @@ def _one(
 
 def _ball(tasks: Sequence[plan.AttackTask]) -> Threat:
     """The middle eps of the norm in which most of the cells are."""
-    norms = [task.curve.norm for task in tasks if task.curve.norm in ("linf", "l2")]
+    norms = [task.spec.norm for task in tasks if task.spec.norm in ("linf", "l2")]
     if not norms:
         return DEFAULT
     norm = max(norms, key=norms.count)
-    eps = {eps for task in tasks if task.curve.norm == norm for eps in task.curve.eps if eps > 0}
+    eps = {eps for task in tasks if task.spec.norm == norm for eps in task.spec.eps if eps > 0}
     return Threat(norm=norm, eps=median_low(sorted(eps))) if eps else DEFAULT

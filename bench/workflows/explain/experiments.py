@@ -31,13 +31,13 @@ class ExperimentRunner:
         parts = [session.examples(ours, first, last) for first, last in session.shards()]
         self.all = Examples(*map(torch.cat, zip(*parts, strict=True)))
         wanted = self.all.clean_pred == self.all.label
-        if ours.curve.goal == "targeted":
+        if ours.spec.goal == "targeted":
             wanted &= self.all.target != self.all.label
         self.chosen = _rows(self.all, wanted)
         self.judge = session.subjects[ours.model].model
         model = session.subjects[ours.source].model
         mine, theirs = (
-            Side(task.curve, model, task.entry.batch_size or session.rows[task.source])
+            Side(task.spec, model, task.entry.batch_size or session.rows[task.source])
             for task in (ours, reference)
         )
         self.base = Setup(mine, theirs)
@@ -60,9 +60,9 @@ class ExperimentRunner:
 
     def watched(self, side: Side) -> Observed:
         """Run the side as it is, and see what it does."""
-        if side.curve.attack.run is not None:
+        if side.spec.attack.run is not None:
             return self._watched_whole(side)
-        if side.curve.attack.rule is not None and side.curve.attack.budget == "fixed":
+        if side.spec.attack.rule is not None and side.spec.attack.budget == "fixed":
             return self._watched_rule(side)
         return self._kept(side, [self._run(side, self.chosen)])
 
@@ -78,7 +78,7 @@ class ExperimentRunner:
             starts[part.id] = watch.first[0].to(starts)
             asked.append(watch.asked)
             if len(watch.first) == 2 and watch.first[1].shape == part.x.shape:
-                step = norms.distance(watch.first[1], watch.first[0], side.curve.norm)
+                step = norms.distance(watch.first[1], watch.first[0], side.spec.norm)
                 lengths.append(float(step.max()))
         seen = self._kept(side, runs)
         if len(asked) < len(runs):
@@ -88,7 +88,7 @@ class ExperimentRunner:
 
     def _watched_rule(self, side: Side) -> Observed:
         """Where a rule starts, it says itself; a GPU replays its calls of the model unseen."""
-        attack, starts = side.curve.attack, self.all.x.clone()
+        attack, starts = side.spec.attack, self.all.x.clone()
         rule = attack.rule
         assert rule is not None
 
@@ -99,7 +99,7 @@ class ExperimentRunner:
             return state
 
         told = dataclasses.replace(attack, rule=dataclasses.replace(rule, init=init))
-        seeing = side._replace(curve=dataclasses.replace(side.curve, attack=told))
+        seeing = side._replace(spec=dataclasses.replace(side.spec, attack=told))
         return self._kept(side, [self._run(seeing, self.chosen)])._replace(start=starts)
 
     def _kept(self, side: Side, runs: list[verify.ChunkResult]) -> Observed:
@@ -114,9 +114,7 @@ class ExperimentRunner:
 
     def _run(self, side: Side, examples: Examples) -> verify.ChunkResult:
         free, given = timing.Floor(0.0, 0.0), attacked(side)  # nobody asks for the pace
-        return verify.evaluate_chunk(
-            self.judge, side.curve, examples, side.rows, free, source=given
-        )
+        return verify.evaluate_chunk(self.judge, side.spec, examples, side.rows, free, source=given)
 
 
 def _rounded(length: float) -> float | None:

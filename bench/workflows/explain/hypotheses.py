@@ -65,7 +65,7 @@ def known(setup: Setup, ours: Observed, reference: Observed) -> Iterator[Change 
 
 def guesses(setup: Setup, reference: Observed) -> Iterator[Change]:
     """What ours could do otherwise where nothing says what the reference does."""
-    curve = setup.ours.curve
+    curve = setup.ours.spec
     for name, hint in _fields(curve.params):
         current = getattr(curve.params, name)
         if _wanted(name, setup, reference) is None:
@@ -74,7 +74,7 @@ def guesses(setup: Setup, reference: Observed) -> Iterator[Change]:
                 for value in _choices(hint)
                 if value != current
             )
-    if _has_stop(curve) and _stop_of(setup.reference.curve) is None:
+    if _has_stop(curve) and _stop_of(setup.reference.spec) is None:
         yield _stopping("first-success" if curve.stop == "never" else "never", curve.stop)
     yield Change("outputs", "outputs: ours loses on probabilities, not logits", _softmax)
     yield Change("outputs", "outputs: the reference is given log-probabilities", _log_softmax)
@@ -91,7 +91,7 @@ def _start(setup: Setup, ours: Observed, reference: Observed) -> Iterator[Change
         return
     if float((ours.start - reference.start).abs().max()) <= SAME_PIXEL:
         return
-    told = declared(setup.reference.curve).get("start", "as it was seen to start")
+    told = declared(setup.reference.spec).get("start", "as it was seen to start")
     yield Change("start", f"start: the reference's own points ({told})", _from(reference.start))
 
 
@@ -99,7 +99,7 @@ def _from(start: Tensor) -> Callable[[Setup], Setup]:
     """Ours begins at `start` (n, c, h, w), by example; its restarts begin where they did."""
 
     def apply(setup: Setup) -> Setup:
-        attack = setup.ours.curve.attack
+        attack = setup.ours.spec.attack
         rule = attack.rule
         assert rule is not None
 
@@ -121,12 +121,12 @@ def _from(start: Tensor) -> Callable[[Setup], Setup]:
 
 def _settings(setup: Setup, reference: Observed) -> Iterator[Change | Untried]:
     """One change for each parameter of ours whose value the reference is known not to share."""
-    params = setup.ours.curve.params
+    params = setup.ours.spec.params
     for name, hint in _fields(params):
         raw = _wanted(name, setup, reference)
         if raw is None:
             continue
-        mine = _absolute(setup.ours.curve) if name == "alpha" else getattr(params, name)
+        mine = _absolute(setup.ours.spec) if name == "alpha" else getattr(params, name)
         value = _parsed(raw, mine, hint)
         if value is None:
             yield Untried(f"{_word(name)}: {raw}, which ours cannot take on")
@@ -148,8 +148,8 @@ def _fields(params: Any) -> list[tuple[str, Any]]:
 def _wanted(name: str, setup: Setup, reference: Observed) -> Any:
     """The reference's value of a parameter of ours: declared as a trait, its own parameter of that
     name, or as it was seen; None if nothing tells."""
-    curve = setup.reference.curve
-    hint = dict(_fields(setup.ours.curve.params))[name]
+    curve = setup.reference.spec
+    hint = dict(_fields(setup.ours.spec.params))[name]
     told = declared(curve).get(name)
     if told is not None and (not _choices(hint) or told in _choices(hint)):
         return told
@@ -173,7 +173,7 @@ def _absolute(curve: AttackSpec) -> float:
 def _fixed(setup: Setup) -> bool:
     """Whether the reference's step size is the same at twice the eps, and ours is not."""
     ours, reference = (
-        [declared(side.curve, times).get("alpha") for times in (1.0, 2.0)]
+        [declared(side.spec, times).get("alpha") for times in (1.0, 2.0)]
         for side in (setup.ours, setup.reference)
     )
     return reference[0] is not None and reference[0] == reference[1] and ours[0] != ours[1]
@@ -208,20 +208,20 @@ def _word(name: str) -> str:
 
 def _set(name: str, value: Any, text: str) -> Change:
     def apply(setup: Setup) -> Setup:
-        return _curve(setup, params=dataclasses.replace(setup.ours.curve.params, **{name: value}))
+        return _curve(setup, params=dataclasses.replace(setup.ours.spec.params, **{name: value}))
 
     return Change(name, f"{_word(name)}: {text}", apply)
 
 
 def _curve(setup: Setup, **values: Any) -> Setup:
-    curve = dataclasses.replace(setup.ours.curve, **values)
-    return setup._replace(ours=setup.ours._replace(curve=curve))
+    curve = dataclasses.replace(setup.ours.spec, **values)
+    return setup._replace(ours=setup.ours._replace(spec=curve))
 
 
 def _untold(setup: Setup) -> Iterator[Untried]:
     """Traits that differ and are no parameter of ours."""
-    mine, theirs = declared(setup.ours.curve), declared(setup.reference.curve)
-    names = {name for name, _ in _fields(setup.ours.curve.params)} | {"start", "stop"}
+    mine, theirs = declared(setup.ours.spec), declared(setup.reference.spec)
+    names = {name for name, _ in _fields(setup.ours.spec.params)} | {"start", "stop"}
     for name, told in theirs.items():
         if name not in names and mine.get(name, told) != told:
             yield Untried(f"{_word(name)}: {told}, for which ours has no parameter")
@@ -239,8 +239,8 @@ def _stop_of(curve: AttackSpec) -> str | None:
 
 
 def _stop(setup: Setup) -> Iterator[Change]:
-    mine, theirs = setup.ours.curve.stop, _stop_of(setup.reference.curve)
-    if _has_stop(setup.ours.curve) and theirs in ("first-success", "never") and theirs != mine:
+    mine, theirs = setup.ours.spec.stop, _stop_of(setup.reference.spec)
+    if _has_stop(setup.ours.spec) and theirs in ("first-success", "never") and theirs != mine:
         yield _stopping(theirs, mine)
 
 
@@ -250,7 +250,7 @@ def _stopping(rule: str, instead: str) -> Change:
 
 
 def _precision(setup: Setup) -> Iterator[Change]:
-    precision = setup.ours.curve.precision
+    precision = setup.ours.spec.precision
     if precision != "float32":
         text = f"{TRAITS['precision']}: float32 instead of {precision}"
         yield Change("precision", text, lambda setup: _curve(setup, precision="float32"))

@@ -180,13 +180,13 @@ class DisagreementSearch:
     def _is_chance(self, setup: Setup, gap: int, p_value: float) -> bool:
         """Whether a side that draws is as far from itself under other seeds as the gap is wide."""
         sides = (setup.ours, setup.reference)
-        side = next((each for each in sides if each.curve.attack.stochastic), None)
+        side = next((each for each in sides if each.spec.attack.stochastic), None)
         if side is None or p_value <= metrics.SIGNIFICANT:
             return False
         own = metrics.robust(self.trial.records(side))
         for other in range(1, SEEDS + 1):
-            curve = dataclasses.replace(side.curve, seed=side.curve.seed + other)
-            there = metrics.robust(self.trial.records(side._replace(curve=curve)))
+            curve = dataclasses.replace(side.spec, seed=side.spec.seed + other)
+            there = metrics.robust(self.trial.records(side._replace(spec=curve)))
             if gap_of(metrics.paired(own, there)) >= gap:
                 return True
         return False
@@ -304,5 +304,5 @@ def _task(
         told = f"cell '{cell.model}/{cell.attack}' is skipped: {planned.reason}"
         raise SuiteError(told)
     identity = identities.get((cell.model, cell.attack, cell.eps), "")
-    curve = dataclasses.replace(task.curve, eps=(cell.eps,))
-    return task._replace(curve=curve, cells=(dataclasses.replace(planned, identity=identity),))
+    curve = dataclasses.replace(task.spec, eps=(cell.eps,))
+    return task._replace(spec=curve, cells=(dataclasses.replace(planned, identity=identity),))

@@ -61,7 +61,7 @@ def _clean(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[_Pai
             yield Verdict(*place, "not compared", other)
         else:
             was, clean = (unpack(side[model].clean, n) for side in (earlier, later))
-            yield _Pair(*place, was, clean, limits.of("clean_accuracy", model))
+            yield _Pair(*place, was, clean, limits.find("clean_accuracy", model))
 
 
 def _in_words(changes: Sequence[SettingChange]) -> str:
@@ -89,7 +89,7 @@ def _robust(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[_Pa
         else:
             names = (attack, tasks[model, attack].family)
             sides = [unpack(side[key].robust, n) for side in (earlier, later)]
-            limit = limits.of("robust_accuracy", model, names, eps)
+            limit = limits.find("robust_accuracy", model, names, eps)
             yield _Pair(*place, sides[0], sides[1], limit)
 
 

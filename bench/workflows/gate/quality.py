@@ -31,7 +31,7 @@ def _validity(before: Snapshot, now: Snapshot, task: Task, limits: Thresholds) -
         return
     was = sum(cell.violations for cell, _ in cells)
     count = sum(cell.violations for _, cell in cells)
-    threshold = limits.of("violations", task.model, (task.attack, task.family))
+    threshold = limits.find("violations", task.model, (task.attack, task.family))
     told = f"{was} → {count} images that break their threat model"
     if count - was > threshold.amount:
         yield _of_task("validity", task, "regressed", f"{told}, beyond {_limit(threshold)}")
@@ -55,7 +55,7 @@ def _throughput(before: Snapshot, now: Snapshot, model: str, limits: Thresholds)
         f"{formats.factor(factor)} the baseline's time per pass of a bare loop, "
         f"{formats.seconds(seconds)} in all: {1 / factor - 1:+.0%} examples per second"
     )
-    threshold = limits.of("examples_per_second", model)
+    threshold = limits.find("examples_per_second", model)
     least = 1 - float(threshold.amount) / 100
     if 1 / factor < least:
         return Verdict(*place, "regressed", f"{told}, beyond {_limit(threshold)}")
@@ -119,7 +119,7 @@ def _audit(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[Verd
             continue
         was, signs = set(earlier[label].signs), set(model.signs)
         new = sorted(signs - was)
-        threshold = limits.of("audit", label)
+        threshold = limits.find("audit", label)
         place = ("audit", label, "", "")
         if len(new) > threshold.amount:
             told = f"new signs that an attack failed: {', '.join(new)}"

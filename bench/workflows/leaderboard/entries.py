@@ -19,6 +19,7 @@ from bench.core.errors import RecordError, SuiteError, first_line
 from bench.core.files import write_atomic
 from bench.reporting.formats import many
 from bench.suite import plan
+from bench.suite.identity import ModelFacts
 from bench.suite.schema import Suite
 from bench.workflows.leaderboard import model_card as cards
 from bench.workflows.leaderboard.model_card import Card
@@ -116,7 +117,7 @@ def declared(suite: Suite) -> dict[str, Mapping[str, Any]]:
 
     Raises: SuiteError if an attack is crafted on another model: it asks nothing of a single one.
     """
-    nobody = plan.ModelFacts(None, None, model_fingerprint="any", data_fingerprint="any")
+    nobody = ModelFacts(None, None, model_fingerprint="any", data_fingerprint="any")
     found = {}
     for entry in suite.attacks:
         if entry.source is not None:

@@ -94,7 +94,7 @@ def attack(
         subjects={model.label: subject}, rows={model.label: 1}, copied=False,
     )  # fmt: skip
     task = plan.plan_task(model.label, entry, session.facts(model.label), seed, "independent")
-    task = task._replace(curve=dataclasses.replace(task.curve, trace=True))
+    task = task._replace(spec=dataclasses.replace(task.spec, trace=True))
     shard = session.shard(task, 0, 1)
     record = {str(key): value for key, value in shard.frame.iloc[0].items()}
     x_adv = shard.x_adv[0, 0]
