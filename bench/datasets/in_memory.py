@@ -1,7 +1,7 @@
-"""One file per data set, each ending in a DATASET record; images are float32 in [0, 1].
+"""Make data sets from tensors.
 
-A data set states what it was made from in its fingerprint, so that records of one are never
-taken for records of another. What is taken for images and labels, `bench.datasets.inputs` lists.
+The fingerprint covers images and labels, so that records of different data are never confused.
+`bench.datasets.inputs` lists the accepted types.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ def make_data(name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...
         classes: Names of the classes in index order; may be empty.
 
     Returns:
-        Data whose fingerprint and images depend on values alone, not on strides, views or devices.
+        A data set; its fingerprint depends on values alone, not on strides, views or devices.
 
     Raises:
-        SuiteError: They are not taken, in one sentence.
+        SuiteError: Images or labels are not accepted.
     """
     where = f"data {name}"
     inputs.check_shapes(where, images, labels)

@@ -1,8 +1,7 @@
-"""Is this model fit to be attacked? A few questions before anything runs.
+"""Check a model before it is attacked.
 
-A finding has a name (`bench.models.preflight.findings`) and a sentence. One that would make every
-number wrong stops the run, unless the suite allows it by name; any other, and an allowed one, goes
-on to the report.
+A finding has a name (`bench.models.preflight.findings`) and a sentence. A finding that would make
+all results wrong stops the run unless the suite allows it by name; the others go into the report.
 """
 
 import hashlib
@@ -28,15 +27,15 @@ from bench.models.preprocessing import Preprocessed
 from bench.models.query_only import QueryOnlyModel
 
 N_IMAGES = 16
-"""Images that the model is asked about."""
+"""Images that the model is checked on."""
 RANDOM, BATCH = 1e-3, 1e-2
-"""Shares of the largest logit by which answers may differ: asked twice, and asked alone."""
+"""Largest difference of logits, as a share of the largest: repeated, and without a batch."""
 FLAT_SCALE = 1e-3
-"""What the largest probability is above 1 / classes, as a share of that, if logits are not flat."""
+"""Smallest excess of the largest probability over 1 / classes, as a share of 1 / classes."""
 
 
 class LoadedModel(NamedTuple):
-    """A model ready to be attacked: on its device, in evaluation mode, asked and found fit."""
+    """A model that passed preflight: on its device, in evaluation mode."""
 
     label: str
     model: nn.Module
@@ -45,22 +44,30 @@ class LoadedModel(NamedTuple):
     findings: tuple[str, ...]
     """Sentences about the model that a reader of its numbers must know."""
     predictions: int = 1
-    """Times that it is asked for one verdict."""
+    """Predictions that vote on one verdict."""
     random: bool = False
-    """Whether it answers at random: as was found, or as more than one prediction says."""
+    """Whether its answers are random: observed, or implied by several predictions."""
     access: Access = "gradient"
-    """What it shows of itself."""
+    """What it exposes."""
     logits: Tensor | None = None
-    """Its answers to the first images, on the CPU; None where it answers at random."""
+    """Logits of the first images, on the CPU; None if the answers are random."""
     sketch: str = ""
-    """The same, coarsely enough to be part of an identity."""
+    """The same, coarse enough to be part of an identity."""
 
 
 def refuse_model(label: str, why: str) -> LoadedModel:
-    """What stands for a model that could not be made ready: its cells are planned, and failed."""
+    """Return the placeholder of a model that failed to load; its cells are planned and fail.
+
+    Args:
+        label: Label of the model.
+        why: Reason, without a full stop.
+
+    Returns:
+        A model without classes whose finding states the reason.
+    """
     identity = hashlib.sha256(f"unfit {label}".encode()).hexdigest()
-    told = f"model '{label}' could not be made ready, and all its cells are failed: {why}."
-    return LoadedModel(label, nn.Identity(), 0, identity, (told,))
+    sentence = f"model '{label}' could not be made ready, and all its cells are failed: {why}."
+    return LoadedModel(label, nn.Identity(), 0, identity, (sentence,))
 
 
 def preflight(
@@ -72,32 +79,51 @@ def preflight(
     allow: Sequence[str] = (),
     about: Any = None,
 ) -> LoadedModel:
-    """The model, which is on `device`, with what its answers to the first images told.
+    """Check a model on the first images.
 
-    `predictions` is how often it is to be asked for one verdict; `allow`, the names of findings
-    that do not stop the run; `about`, plain values that belong to the model's fingerprint.
-    Raises: SuiteError if the answers are no logits: wrong shape, fewer classes than the labels
-    need, and what `bench.models.preflight.findings` refuses and `allow` does not name.
+    Args:
+        label: Label of the model.
+        model: Maps images (n, c, h, w) in [0, 1] to logits (n, classes); on `device`.
+        data: The data set.
+        device: Device of the checks.
+        predictions: Predictions that vote on one verdict.
+        allow: Names of findings that do not stop the run.
+        about: Plain values that belong to the model's fingerprint.
+
+    Returns:
+        The model with its fingerprint and findings.
+
+    Raises:
+        SuiteError: The outputs are no logits (n, classes), there are fewer classes than labels, or
+            a finding stops the run.
     """
     where = f"model '{label}'"
     for name in allow:
         if name not in FINDINGS:
-            told = f"preflight finds nothing called '{name}' to allow"
-            raise SuiteError(f"{where}: {told}; {nearest(name, FINDINGS)}")
+            problem = f"preflight finds nothing called '{name}' to allow"
+            raise SuiteError(f"{where}: {problem}; {nearest(name, FINDINGS)}")
     if isinstance(model, torch.jit.ScriptModule):  # whose layers take no hooks
         model = OpaqueModel(model, fingerprint.describe_program(model))
     x = data.read(0, min(data.n, N_IMAGES)).to(device)
     try:
-        return _fitted(label, model, model, data, x.clone(), predictions, allow, about)
+        return _check_model(label, model, model, data, x.clone(), predictions, allow, about)
     except WrittenError:
         with eval_mode(model), rng.seeded("preflight"):
             who = writer(model, x)
-        return _fitted(
-            label, model, Private(model), data, x, predictions, allow, about, [_writes(where, who)]
+        return _check_model(
+            label,
+            model,
+            Private(model),
+            data,
+            x,
+            predictions,
+            allow,
+            about,
+            [_input_write_finding(where, who)],
         )
 
 
-def _writes(where: str, who: str) -> Finding:
+def _input_write_finding(where: str, who: str) -> Finding:
     return Finding(
         "writes-to-input",
         f"{where} writes into the images that it is given ({who}): it is shown a copy of them each "
@@ -105,7 +131,7 @@ def _writes(where: str, who: str) -> Finding:
     )
 
 
-def _fitted(
+def _check_model(
     label: str,
     net: nn.Module,
     model: nn.Module,
@@ -116,34 +142,39 @@ def _fitted(
     about: Any = None,
     known: Sequence[Finding] = (),
 ) -> LoadedModel:
-    """As `fit`; `model` is what is asked, the `net` itself or around it, and `known` what was
-    found already. Raises: WrittenError if it writes into x, too."""
+    """Check a model as `preflight` does.
+
+    `model` is called in place of `net`, which it is or wraps; `known` are findings so far.
+
+    Raises:
+        WrittenError: The model writes into x.
+    """
     where, clean = f"model '{label}'", x.clone()
-    with eval_mode(model), rng.seeded("preflight"):  # so that the same is found each time
+    with eval_mode(model), rng.seeded("preflight"):  # for reproducible findings
         training = [name for name, module in net.named_modules() if module.training]
-        # Before it is asked: a forward may count.
-        print_ = fingerprint.fingerprint(net, [about, training])
-        logits = _answers(where, model, data, x)
+        # Before the first call, since a forward may count its calls.
+        digest = fingerprint.fingerprint(net, [about, training])
+        logits = _compute_logits(where, model, data, x)
         _check_unwritten(x, clean)
-        found = [*known, *_unfit(where, model, logits)]
+        found = [*known, *_find_errors(where, model, logits)]
         refused = [each for each in found if each.refuses and each.name not in allow]
         if refused:
-            raise SuiteError(refused[0].refused())
+            raise SuiteError(refused[0].format_error())
         logits = wide(logits)
-        random = _random(model, x, logits)
-        found += _doubts(where, net, model, data, x, logits, random, predictions)
+        random = _is_random(model, x, logits)
+        found += _find_doubts(where, net, model, data, x, logits, random, predictions)
         _check_unwritten(x, clean)
         if "not-finite" not in [each.name for each in found]:
             found += find_wrong_preprocessing(where, model, data, x.device)
-    findings = tuple(each.noted(each.name in allow) for each in found)
+    findings = tuple(each.format_note(each.name in allow) for each in found)
     random = random or predictions > 1
     access: Access = "gradient"
-    if isinstance(net, QueryOnlyModel):  # what is behind it is known by its answers alone
+    if isinstance(net, QueryOnlyModel):  # it is identified by its answers as well
         access = net.access
-        said = str(predicted(logits).tolist())
-        print_ = hashlib.sha256(f"{print_} {said}".encode()).hexdigest()
+        classes = str(predicted(logits).tolist())
+        digest = hashlib.sha256(f"{digest} {classes}".encode()).hexdigest()
     return LoadedModel(
-        label=label, model=model, classes=logits.shape[1], fingerprint=print_, findings=findings,
+        label=label, model=model, classes=logits.shape[1], fingerprint=digest, findings=findings,
         predictions=predictions, random=random, access=access,
         logits=None if random else logits.detach().float().cpu(),
         sketch="" if random else fingerprint.sketch_logits(logits),
@@ -151,19 +182,19 @@ def _fitted(
 
 
 def _check_unwritten(x: Tensor, clean: Tensor) -> None:
-    """Raises: WrittenError if x is not `clean` any more, whatever way it was written to."""
+    """Raise WrittenError if x differs from its copy `clean`."""
     if not torch.equal(x, clean):
         raise WrittenError("the model writes into the images that it is shown")
 
 
-def _answers(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
-    """The model's answers to x; raises SuiteError if nothing can be computed with them."""
+def _compute_logits(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
+    """Return the logits of x; raise SuiteError if they have no usable shape."""
     try:
         with torch.no_grad():
             logits = ask(model, x)
     except (KeyboardInterrupt, WrittenError):
         raise
-    except BaseException as error:  # a stranger's forward may raise anything
+    except BaseException as error:  # foreign code may raise anything
         other = _not_float32(where, model)
         if other is not None:
             raise SuiteError(other.sentence[:-1]) from error
@@ -187,6 +218,7 @@ def _answers(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
 
 
 def _not_float32(where: str, model: nn.Module) -> Finding | None:
+    """Return a finding if parameters are not in float32."""
     kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
     other = [kind for kind in kinds if kind != torch.float32]
     if not other:
@@ -196,8 +228,8 @@ def _not_float32(where: str, model: nn.Module) -> Finding | None:
     return Finding("not-float32", told, refuses=True)
 
 
-def _unfit(where: str, model: nn.Module, logits: Tensor) -> Iterator[Finding]:
-    """What makes every number of the model wrong."""
+def _find_errors(where: str, model: nn.Module, logits: Tensor) -> Iterator[Finding]:
+    """Yield findings that make all results of the model wrong."""
     other = _not_float32(where, model)
     if other is None and logits.dtype in (torch.float16, torch.bfloat16):
         kind = str(logits.dtype).removeprefix("torch.")
@@ -224,13 +256,20 @@ def _unfit(where: str, model: nn.Module, logits: Tensor) -> Iterator[Finding]:
 
 
 def are_probabilities(logits: Tensor) -> bool:
-    """Whether what a model returned, (n, classes), has been through a softmax."""
+    """Return whether outputs are probabilities, as after a softmax.
+
+    Args:
+        logits: Outputs, (n, classes).
+
+    Returns:
+        True if all are at least 0 and each row sums to 1.
+    """
     total = logits.sum(1)
     return bool((logits >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-4)
 
 
-def _random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
-    """Whether the model answers otherwise when it is asked again."""
+def _is_random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
+    """Return whether a second call has other results."""
     with torch.no_grad():
         again = ask(model, x)
     return float((wide(again) - logits).abs().max()) > RANDOM * _scale(logits)
@@ -240,7 +279,7 @@ def _scale(logits: Tensor) -> float:
     return float(logits.abs().max())
 
 
-def _doubts(
+def _find_doubts(
     where: str,
     net: nn.Module,
     model: nn.Module,
@@ -250,7 +289,7 @@ def _doubts(
     random: bool,
     predictions: int,
 ) -> Iterator[Finding]:
-    """What makes the model's numbers doubtful."""
+    """Yield findings that make results of the model doubtful."""
     training = [name or "the model" for name, m in model.named_modules() if m.training]
     if training:
         yield Finding(
@@ -267,14 +306,14 @@ def _doubts(
             "vote, and let attacks average their gradients over `samples`.",
         )
     elif not random:
-        yield from _batch(where, model, x, logits)
+        yield from _find_batch_dependence(where, model, x, logits)
     if torch.allclose(logits.logsumexp(1), torch.zeros(len(x)).to(logits), atol=1e-4):
         yield Finding(
             "log-probabilities",
             f"{where} returns log-probabilities instead of logits: cross-entropy is the same, but "
             "losses on logits (DLR, CW) are not; return the values before log_softmax.",
         )
-    yield from _close(where, logits)
+    yield from _find_close_logits(where, logits)
     if data.classes and len(data.classes) != logits.shape[1]:
         yield Finding(
             "classes",
@@ -289,11 +328,11 @@ def _doubts(
             "params, or a model made for this one.",
         )
     if not isinstance(net, QueryOnlyModel):
-        yield from _flat(where, model, x, logits, random)
+        yield from _find_gradient_problems(where, model, x, logits, random)
 
 
-def _close(where: str, logits: Tensor) -> Iterator[Finding]:
-    """Whether the classes can be told apart by what the model returns."""
+def _find_close_logits(where: str, logits: Tensor) -> Iterator[Finding]:
+    """Yield findings about tied and flat logits."""
     n, classes = logits.shape
     ties = int(tied(logits).sum())
     if ties:
@@ -314,8 +353,10 @@ def _close(where: str, logits: Tensor) -> Iterator[Finding]:
         )
 
 
-def _batch(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]:
-    """Whether an image is answered otherwise alone, or among others in another order."""
+def _find_batch_dependence(
+    where: str, model: nn.Module, x: Tensor, logits: Tensor
+) -> Iterator[Finding]:
+    """Yield a finding if the logits of an image depend on the other images of its batch."""
     try:
         with torch.no_grad():
             alone = wide(torch.cat([ask(model, row[None]) for row in x]))
@@ -342,10 +383,10 @@ def _batch(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[
         )
 
 
-def _flat(
+def _find_gradient_problems(
     where: str, model: nn.Module, x: Tensor, logits: Tensor, random: bool
 ) -> Iterator[Finding]:
-    """Whether there are gradients to follow, and whether they are those of what is judged."""
+    """Yield findings about gradients: absent, zero, not finite, or of another function."""
     other = logits.argmin(1)
     try:
         seen = look(model, to_ascend("cross-entropy", "untargeted"), x, other, other)

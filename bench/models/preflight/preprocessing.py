@@ -1,12 +1,12 @@
-"""What a model's clean accuracy gives away: labels or pixels that it does not expect.
+"""Recognise a model that expects other pixels, channels or labels than the data have.
 
 A model that is right more often once the channels are reversed, the pixels rescaled, normalised or
-not, or the labels shifted by one was probably made for that. Each such change is tried on the same
-few images, so the comparison is paired: an exact McNemar test (McNemar 1947,
-https://doi.org/10.1007/BF02295996), and beside it the chance that unrelated predictions with the
-same frequencies would be right so often. Both must be below SURE: with ten changes at most, a sound
-model is suspected once in a thousand at worst. A model that is right about nearly everything is
-asked for nothing more, since no change could pass the test.
+not, or the labels shifted by one was probably trained for that. Each such change is tried on the
+same images, so the comparison is paired: an exact McNemar test (McNemar 1947,
+https://doi.org/10.1007/BF02295996). In addition, unrelated predictions with the same frequencies
+must be unlikely to be right so often. Both probabilities must be below MAX_CHANCE: with at most ten
+changes, a sound model is suspected at most once in a thousand. A model that is nearly always right
+is not tested, since no change could pass.
 """
 
 import math
@@ -23,31 +23,39 @@ from bench.models.preflight.findings import Finding
 from bench.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MNIST_MEAN, MNIST_STD
 
 N_IMAGES = 32
-"""Images, spread over the data set, for it may be sorted by class."""
+"""Images, spread over the data set, which may be sorted by class."""
 MIN_IMAGES = 16
 """With fewer images a change of all answers is no evidence: 2**-13 is above SURE."""
 MAX_CHANCE = 1e-4
 """Probability below which an improvement is not luck."""
 NEAR_CHANCE = 0.01
-"""Probability from which the clean accuracy is not told from chance."""
+"""Probability above which the clean accuracy counts as chance."""
 GOOD_ACCURACY = 0.75
-"""Clean accuracy that is near chance nowhere, however unequal the classes are."""
+"""Clean accuracy that is not near chance, however unequal the classes are."""
 MIN_CORRECTED = math.ceil(-math.log2(MAX_CHANCE))
-"""Wrong answers that a change must put right, at least, to pass the test."""
+"""Fewest wrong predictions that a change must correct to pass the test."""
 
 
 class InputChange(NamedTuple):
-    """One way in which a model may have been meant to be shown its images."""
+    """A preprocessing that a model may expect."""
 
     name: str
-    how: str
+    """Name of the finding."""
+    description: str
     remedy: str
-    of: Callable[[Tensor], Tensor]
-    """images (n, c, h, w) in [0, 1] -> what the model may expect."""
+    apply: Callable[[Tensor], Tensor]
+    """Images (n, c, h, w) in [0, 1] -> input that the model may expect."""
 
 
 def list_changes(channels: int) -> list[InputChange]:
-    """What is tried on images of so many channels."""
+    """List the preprocessings to try.
+
+    Args:
+        channels: Channels of the images.
+
+    Returns:
+        Pixel ranges; normalisations for 1 or 3 channels; reversed channels for 3.
+    """
     scale = "scale the images in the model's first layer"
     found = [
         InputChange(
@@ -80,10 +88,16 @@ def list_changes(channels: int) -> list[InputChange]:
 def find_wrong_preprocessing(
     where: str, model: nn.Module, data: Data, device: torch.device
 ) -> Iterator[Finding]:
-    """At most one finding: the change that puts most right, or else an accuracy near chance.
+    """Find the preprocessing or shift of labels that a model seems to expect.
 
-    None where the data have no labels of their own or too few images. The model is in evaluation
-    mode.
+    Args:
+        where: Start of the sentence, such as "model 'net'".
+        model: The model in evaluation mode, on `device`.
+        data: The data set; without labels or with fewer than MIN_IMAGES nothing is tested.
+        device: Device of the test.
+
+    Yields:
+        At most one finding: the change that corrects most, or else an accuracy near chance.
     """
     if data.labels is None or data.n < MIN_IMAGES:
         return
@@ -100,18 +114,21 @@ def find_wrong_preprocessing(
         return
     better: list[tuple[int, Finding]] = []
     for change in list_changes(data.shape[0]):
-        other = _predictions(model, change.of(x))
+        other = _predictions(model, change.apply(x))
         if other is not None and is_improvement(pred, y, other, y):
             k = int((other == y).sum())
-            seen = f"{where} is right about {right} of {n} clean images, and about {k} {change.how}"
+            seen = (
+                f"{where} is right about {right} of {n} clean images, "
+                f"and about {k} {change.description}"
+            )
             better.append((k, Finding(change.name, f"{seen}; {change.remedy}.")))
     for shift, how in ((1, "one more"), (-1, "one less")):
         if is_improvement(pred, y, pred, y + shift):
             k = int((pred == y + shift).sum())
             seen = f"{where} is right about {right} of {n} clean images, and about {k}"
             remedy = "shift the labels, or drop a background class from the model's outputs"
-            told = f"{seen} if every label is {how}: they seem to be off by one; {remedy}."
-            better.append((k, Finding("labels-off-by-one", told)))
+            sentence = f"{seen} if every label is {how}: they seem to be off by one; {remedy}."
+            better.append((k, Finding("labels-off-by-one", sentence)))
     if better:
         yield max(better, key=lambda pair: pair[0])[1]
     elif (
@@ -127,19 +144,29 @@ def find_wrong_preprocessing(
 
 
 def _predictions(model: nn.Module, x: Tensor) -> Tensor | None:
-    """The predicted classes of x, (n,); None of a model that refuses such images."""
+    """Return the predicted classes of x, (n,); None if the model rejects such images."""
     try:
         with torch.no_grad():
             logits: Tensor = ask(model, x)
     except (KeyboardInterrupt, WrittenError):
         raise
-    except BaseException:  # a stranger's forward may refuse what is outside [0, 1]
+    except BaseException:  # foreign code may reject pixels outside [0, 1]
         return None
     return predicted(logits)
 
 
 def is_improvement(pred: Tensor, y: Tensor, other: Tensor, z: Tensor) -> bool:
-    """Whether `other` is right about labels z surely more often than `pred` about y; all (n,)."""
+    """Return whether other predictions fit significantly better, as the module states.
+
+    Args:
+        pred: Predictions, (n,).
+        y: Their labels, (n,).
+        other: Predictions after a change, (n,).
+        z: Labels after a change, (n,).
+
+    Returns:
+        True if `other` agrees with `z` more often than `pred` with `y`, and not by chance.
+    """
     before, after = pred == y, other == z
     won, lost = int((after & ~before).sum()), int((before & ~after).sum())
     lucky = binomial_tail(int(after.sum()), len(y), _chance(other, z))
@@ -147,16 +174,24 @@ def is_improvement(pred: Tensor, y: Tensor, other: Tensor, z: Tensor) -> bool:
 
 
 def _chance(pred: Tensor, y: Tensor) -> float:
-    """Probability that a prediction and a label agree that have nothing to do with each other."""
+    """Return the probability that independent predictions and labels agree."""
     return sum(
         float((pred == each).double().mean() * (y == each).double().mean()) for each in y.unique()
     )
 
 
 def binomial_tail(k: int, n: int, p: float) -> float:
-    """Probability of k or more successes among n of probability p each.
+    """Compute the probability of k or more successes among n of probability p each.
 
     >>> binomial_tail(0, 5, 0.1), binomial_tail(1, 2, 0.5)
     (1.0, 0.75)
+
+    Args:
+        k: Least number of successes.
+        n: Number of trials.
+        p: Probability of each success.
+
+    Returns:
+        The upper tail of the binomial distribution.
     """
     return math.fsum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))

@@ -18,7 +18,7 @@ Count = Callable[[pd.DataFrame], Outcomes]
 class Side(NamedTuple):
     """One attack at one eps, and the model that it attacks; the judge asks the bare model."""
 
-    curve: AttackSpec
+    spec: AttackSpec
     model: nn.Module
     rows: int
     double: bool = False
