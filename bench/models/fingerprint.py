@@ -224,7 +224,7 @@ class _Describer:
     def _function(self, function: types.FunctionType) -> str:
         code = function.__code__
         file = Path(code.co_filename)
-        if file.is_file() and not source_hash.is_describe_attributes(file):
+        if file.is_file() and not source_hash.is_own(file):
             bound = self._bound(function) if source_hash.is_of_bench(file) else ""
             return f"function {function.__qualname__} {_version(function.__module__)}{bound}"
         content = file.read_bytes() if file.is_file() else b""
@@ -248,7 +248,7 @@ class _Describer:
         return self.describe(given) if any(given) else ""
 
     def _compiled(self, code: types.CodeType, doc: str | None) -> str:
-        """Hash the bytecode of a function without a source of its own in a file."""
+        """Hash the bytecode of a function whose source no file contains alone."""
         parts = [
             self._compiled(each, None) if isinstance(each, types.CodeType) else self.describe(each)
             for each in code.co_consts
@@ -258,7 +258,7 @@ class _Describer:
         return hashlib.sha256(repr((code.co_code, names, parts)).encode()).hexdigest()
 
     def _code(self, file: Path | None) -> str:
-        if file is None or not file.is_file() or not source_hash.is_describe_attributes(file):
+        if file is None or not file.is_file() or not source_hash.is_own(file):
             return ""
         if file not in self._codes:
             self._codes[file] = source_hash.code(file)
@@ -273,7 +273,7 @@ class _Describer:
         if top in _TORCH or top in source_hash.STANDARD:
             return kind.__name__
         file = source_hash.file_of(kind.__module__)
-        if file is not None and not source_hash.is_describe_attributes(file):
+        if file is not None and not source_hash.is_own(file):
             return f"{kind.__qualname__} {_version(kind.__module__)}"
         if file is not None and "<locals>" not in kind.__qualname__:
             functions = {k: v for k, v in vars(kind).items() if isinstance(v, types.FunctionType)}

@@ -1,6 +1,6 @@
 """Read the [[attacks]] tables of a suite: one table becomes one or several attack entries.
 
-A table stands for one entry for each combination of source model, value of a varied parameter and
+A table makes one entry for each combination of source model, value of a varied parameter and
 seed.
 """
 
@@ -19,7 +19,7 @@ from bench.suite.checks import check_label, find_extension, format_radius, read_
 from bench.suite.schema import TARGET_RULES, AttackEntry, Eps
 
 MAX_SEEDS = 1000
-"""Most seeds of one attack: each makes an entry with cells of its own."""
+"""Most seeds of one attack: each makes one more entry."""
 _Seed = Annotated[int, Ge(0)]
 
 
@@ -54,7 +54,7 @@ class SuiteDefaults:
 
 
 class ExpandedTable(NamedTuple):
-    """What one [[attacks]] table stands for."""
+    """The entries of one [[attacks]] table."""
 
     labels: tuple[str, ...] = ()
     """Labels of all its entries, those of invalid entries included."""
@@ -191,7 +191,7 @@ def _read_sources(
 def _read_variants(
     check: Validator, table: AttackTable | None, attack: Attack, raw: dict[str, Any], key: str
 ) -> list[_Variant]:
-    """Return the params of each variant that the table stands for."""
+    """Return the params of each variant of the table."""
     vary = table.vary if table else {}
     params = raw.get("params", {})
     if attack.unavailable:  # only the library itself knows which parameters it takes

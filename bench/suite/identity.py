@@ -134,7 +134,7 @@ def are_linked(spec: AttackSpec) -> bool:
     rule = spec.attack.rule
     one_gradient = rule is not None and rule.one_gradient
     nested = spec.sweep == "nested"
-    # A random model draws for all rows of a batch at once, whatever their eps.
+    # A random model draws for all rows of a batch at once, across eps.
     return spec.attack.budget == "minimum" or nested or one_gradient or spec.random
 
 

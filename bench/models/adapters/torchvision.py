@@ -48,7 +48,7 @@ def adapt(name: str) -> Model:
     best = weights.DEFAULT
     return Model(
         summary=f"torchvision's {name}, {best.meta['num_params']:,} parameters",
-        source=f"torchvision, {best.meta.get('recipe', 'no recipe told')}",
+        source=f"torchvision, {best.meta.get('recipe', 'no recipe stated')}",
         build=partial(_build, name),
         shape=_input_shape(best),
         classes=len(best.meta["categories"]),

@@ -224,8 +224,8 @@ def _not_float32(where: str, model: nn.Module) -> Finding | None:
     if not other:
         return None
     seen = f"{len(other)} of {len(kinds)} in {str(other[0]).removeprefix('torch.')}"
-    told = f"{where}: expected float32 parameters; convert it with model.float() ({seen})."
-    return Finding("not-float32", told, refuses=True)
+    sentence = f"{where}: expected float32 parameters; convert it with model.float() ({seen})."
+    return Finding("not-float32", sentence, refuses=True)
 
 
 def _find_errors(where: str, model: nn.Module, logits: Tensor) -> Iterator[Finding]:
@@ -233,8 +233,8 @@ def _find_errors(where: str, model: nn.Module, logits: Tensor) -> Iterator[Findi
     other = _not_float32(where, model)
     if other is None and logits.dtype in (torch.float16, torch.bfloat16):
         kind = str(logits.dtype).removeprefix("torch.")
-        told = f"{where}: expected float32 logits, got {kind}; let it compute without autocast."
-        other = Finding("not-float32", told, refuses=True)
+        sentence = f"{where}: expected float32 logits, got {kind}; let it compute without autocast."
+        other = Finding("not-float32", sentence, refuses=True)
     if other is not None:
         yield other
     finite = logits.isfinite().all(1)
@@ -364,8 +364,8 @@ def _find_batch_dependence(
     except (KeyboardInterrupt, WrittenError):
         raise
     except BaseException as error:  # as batch-norm in training mode refuses a single image
-        told = f"{first_line(error)}; a verdict must not need a batch"
-        raise SuiteError(f"{where} does not take an image alone: {told}") from error
+        reason = f"{first_line(error)}; a verdict must not need a batch"
+        raise SuiteError(f"{where} does not take an image alone: {reason}") from error
     far = max(float((other - logits).abs().max()) for other in (alone, turned))
     if far > BATCH * _scale(logits):
         own = [

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # commands that only look at names must not import torch
 
 SUFFIXES = (".pt2", ".ts", ".torchscript", ".pt")
 UNBOUNDED = 2**31
-"""Batch size that stands for no limit."""
+"""Batch size that means no limit."""
 
 
 def is_program_file(name: str) -> bool:
