@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bench.execution import options as execution_options
 from bench.execution import runner
 from bench.storage import fingerprint, records
 from bench.suite import reader
@@ -26,8 +27,8 @@ eps = [0.05, 0.1]
 
 
 def run(folder: Path, rows: int | None = None) -> pd.DataFrame:
-    options = runner.Options(device="cpu", batch_size=rows)
-    runner.run(reader.parse_suite(SUITE, "d.toml", Path()), folder, options)
+    options = execution_options.RunOptions(device="cpu", batch_size=rows)
+    runner.run_suite(reader.parse_suite(SUITE, "d.toml", Path()), folder, options)
     return records.load(folder).frame
 
 

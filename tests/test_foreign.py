@@ -68,7 +68,7 @@ def test_a_library_that_breaks_on_import_says_why(
 ) -> None:
     (tmp_path / "broken_library.py").write_text("import no_such_thing\n", encoding="utf-8")
     monkeypatch.syspath_prepend(str(tmp_path))
-    said = optional.missing("broken_library")
+    said = optional.missing_reason("broken_library")
     assert said.startswith("library 'broken_library' could not be imported (No module named")
 
 
@@ -78,7 +78,7 @@ def test_a_library_that_breaks_with_a_page_of_text_says_its_first_line(
     page = r"raise ImportError('numpy is too new\x1b[2J\n\nReinstall it.\n')"
     (tmp_path / "wordy_library.py").write_text(page, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    said = optional.missing("wordy_library")
+    said = optional.missing_reason("wordy_library")
     assert r"could not be imported (numpy is too new\x1b[2J): pip install" in said
 
 
@@ -88,17 +88,17 @@ def test_the_adapters_alone_do_not_import_their_libraries() -> None:
 
 
 def test_a_name_is_known_refused_or_unknown() -> None:
-    optional.check("lib", "A", ["A"], {"B": "it is no attack"})
+    optional.check_name("lib", "A", ["A"], {"B": "it is no attack"})
     with pytest.raises(SuiteError, match="attack 'lib:B' cannot be used here: it is no attack"):
-        optional.check("lib", "B", ["A"], {"B": "it is no attack"})
+        optional.check_name("lib", "B", ["A"], {"B": "it is no attack"})
     with pytest.raises(SuiteError, match="attack 'lib:Aa' is unknown; did you mean 'Aaa'"):
-        optional.check("lib", "Aa", ["Aaa"], {})
+        optional.check_name("lib", "Aa", ["Aaa"], {})
 
 
 def test_what_a_library_prints_and_warns_of_is_not_heard_and_the_users_warnings_are(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with torch.no_grad(), optional.quiet("loud"):
+    with torch.no_grad(), optional.silence("loud"):
         assert torch.is_grad_enabled()
         print("noise")
         warnings.warn_explicit("theirs", UserWarning, "loud/x.py", 1, module="loud.x")
@@ -109,7 +109,7 @@ def test_what_a_library_prints_and_warns_of_is_not_heard_and_the_users_warnings_
 
 def test_a_setting_without_a_default_must_be_said_and_a_whole_number_may_be_a_quantity() -> None:
     settings = [optional.Setting("steps", int), optional.Setting("c", float, 1)]
-    kind = optional.params("Some", __name__, settings)
+    kind = optional.make_params("Some", __name__, settings)
     assert kind(steps=3).c == 1.0
     with pytest.raises(TypeError, match="steps"):
         kind()

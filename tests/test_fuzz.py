@@ -398,7 +398,7 @@ def test_records_with_other_bytes(place: Path, edited: Mutated) -> None:
 
 
 @share(0.05)
-@given(frames(), mutations(), st.booleans(), seldom(store.stored))
+@given(frames(), mutations(), st.booleans(), seldom(store.read_certificates))
 def test_certificates_with_other_columns(
     place: Path, other: Mutated, mutated: Mutated, told: bool, read: Callable[[Path], object]
 ) -> None:

@@ -25,12 +25,14 @@ import bench
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
 from bench.engine import timing
-from bench.engine.acceleration import accelerate, layers
-from bench.evaluation import crafting, verify
-from bench.evaluation.crafting import SPOTS, Examples
+from bench.engine.acceleration import accelerate, calibration, layers
+from bench.evaluation import chunk, crafting
+from bench.evaluation import verify as crafting
+from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import judge
-from bench.execution import runner
-from bench.execution.work import Event
+from bench.evaluation.verify import SPOT_CHECKS
+from bench.execution import options, runner
+from bench.execution.events import Event
 from bench.suite import reader
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
@@ -295,7 +297,7 @@ OUTCOME = ["attacked", "fooled", "clean_pred", "adv_pred", "adv_pred_8bit", "vio
 @pytest.fixture(autouse=True)
 def _untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layout and rows are taken by rule: what was timed differs from machine to machine."""
-    monkeypatch.setattr(accelerate, "recall", lambda key: None)
+    monkeypatch.setattr(calibration, "recall", lambda key: None)
 
 
 @pytest.fixture(autouse=True)
@@ -335,14 +337,16 @@ def examples(net: nn.Module) -> Examples:
 
 def measured(
     net: nn.Module, made: accelerate.AcceleratedModel | None, attack: str
-) -> verify.ChunkResult:
+) -> chunk.VerifiedChunk:
     led = None if made is None else made.model
-    return verify.evaluate_chunk(net, curve(attack), examples(net), 16, FREE, copy=led)
+    return chunk.evaluate_chunk(net, curve(attack), examples(net), 16, FREE, copy=led)
 
 
 def prepared(net: nn.Module) -> accelerate.AcceleratedModel:
     """The copy as it leads in a run, its layout and rows by rule."""
-    return accelerate.prepare(net, images()[: accelerate.PROBED], 16, fixed=True, ahead=0.0)
+    return accelerate.accelerate_model(
+        net, images()[: accelerate.PROBED], 16, fixed=True, ahead=0.0
+    )
 
 
 def both(name: str, attack: str) -> list[pd.DataFrame | str]:
@@ -418,7 +422,7 @@ def test_a_forward_that_asks_for_torchs_modes_or_sets_them_is_not_made_a_graph(n
     before = sys.getprofile()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = layers._graph(made(name))
+        graph = layers._trace_without_modes(made(name))
     assert (graph is not None) == MODES[name]
     assert sys.getprofile() is before
 
@@ -452,7 +456,7 @@ class Fails(nn.Module):
         return logits
 
 
-def same(ours: verify.ChunkResult, theirs: verify.ChunkResult) -> None:
+def same(ours: chunk.VerifiedChunk, theirs: chunk.VerifiedChunk) -> None:
     for one, other in zip(ours.records, theirs.records, strict=True):
         pd.testing.assert_frame_equal(one[OUTCOME], other[OUTCOME])
     assert torch.equal(ours.x_adv, theirs.x_adv)
@@ -483,7 +487,7 @@ def test_an_attack_that_raises_itself_is_not_blamed_on_the_copy() -> None:
     spoilt = dataclasses.replace(found, rule=rule)
     own = dataclasses.replace(curve("fgsm"), attack=spoilt)
     with pytest.raises(KeyError, match="of the attack"):
-        verify.evaluate_chunk(net, own, examples(net), 16, FREE, copy=prepared(net).model)
+        chunk.evaluate_chunk(net, own, examples(net), 16, FREE, copy=prepared(net).model)
 
 
 @pytest.mark.parametrize("attack", ["square", "pgd", "autoattack"])
@@ -514,12 +518,12 @@ def test_a_copy_is_held_against_its_model_on_as_many_survivors_as_is_said() -> N
     net = made("nothing").requires_grad_(False)
     led, chosen, own = Counts(net), examples(net), curve("square")
     raw = crafting.craft(net, own, chosen, 64, led)
-    verdicts = crafting.verdicts_on(net, own, chosen, raw, 64)
+    verdicts = crafting.predict_output(net, own, chosen, raw, 64)
     left = [int((verdict.pred == chosen.label).sum()) for verdict in verdicts]
-    assert max(left) > SPOTS
+    assert max(left) > SPOT_CHECKS
     led.rows = 0
-    again = crafting.spot_checked(net, led, own, chosen, 64, raw, verdicts)
-    assert led.rows == sum(min(SPOTS, each) for each in left)
+    again = crafting._spot_check(net, led, own, chosen, 64, raw, verdicts)
+    assert led.rows == sum(min(SPOT_CHECKS, each) for each in left)
     assert again == (raw, False)
 
 
@@ -557,8 +561,8 @@ def test_a_run_says_which_copy_was_dropped_and_keeps_it_in_its_provenance(tmp_pa
         f'{attack}label = "again"\nstop = "never"\n'
     )
     events: list[Event] = []
-    runner.run(
-        reader.read_suite(file), tmp_path / "out", runner.Options(device="cpu"), events.append
+    runner.run_suite(
+        reader.read_suite(file), tmp_path / "out", options.RunOptions(device="cpu"), events.append
     )
     notes = [event.text for event in events if event.what == "note"]
     (told,) = [note for note in notes if "copied too often" in note]
@@ -570,7 +574,7 @@ def test_a_run_says_which_copy_was_dropped_and_keeps_it_in_its_provenance(tmp_pa
 
 
 if __name__ == "__main__":
-    accelerate.recall = lambda key: None  # type: ignore[assignment]
+    calibration.recall = lambda key: None  # type: ignore[assignment]
     print("| forward | copy | PGD with | PGD without | Square with | Square without |")
     for each in ZOO:
         net = made(each)

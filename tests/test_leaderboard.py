@@ -9,13 +9,13 @@ import browser
 import numpy as np
 import pandas as pd
 import pytest
+from bench.execution.options import RunOptions
 from click.testing import CliRunner
 
 import bench
 from bench.analysis.snapshot import Cell, Data, Machine, Model, Snapshot, Task, pack
 from bench.cli import cli
 from bench.core.errors import RecordError, SuiteError
-from bench.execution.runner import Options
 from bench.suite import reader as suites
 from bench.suite.schema import ModelEntry
 from bench.workflows.leaderboard import admission, entries, model_card
@@ -183,7 +183,7 @@ def test_a_claim_that_is_too_good_does_not_enter(made: Path, tmp_path: Path) -> 
     better = [dataclasses.replace(cell, robust=clean.clean, robust_correct=clean.clean_correct)
               for cell in claimed.cells]  # fmt: skip
     found = admission.admit(
-        about, dataclasses.replace(claimed, cells=better), suite, Options(device="cpu")
+        about, dataclasses.replace(claimed, cells=better), suite, RunOptions(device="cpu")
     )
     assert found.snapshot is None
     assert any("PGD, eps 0.1: the run says" in problem for problem in found.problems)
@@ -195,7 +195,7 @@ def _forged(made: Path, limit: int | None) -> tuple[admission.Admission, list[st
     about, suite = model_card.read(made / "card.toml"), suites.read_suite(str(made / "tiny.toml"))
     claimed = admission.claim(made / "run", "LeNet")
     forged = dataclasses.replace(claimed.models[0], signs=["invented"])
-    options = Options(device="cpu", limit=limit)
+    options = RunOptions(device="cpu", limit=limit)
     found = admission.admit(about, dataclasses.replace(claimed, models=[forged]), suite, options)
     return found, claimed.models[0].signs
 

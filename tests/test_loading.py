@@ -33,7 +33,7 @@ def data(digits: tuple[Tensor, Tensor]) -> Data:
 
 def subject(data: Data, base: Path = Path(), seed: int = 0, **keys: Any) -> LoadedModel:
     entry = ModelEntry(**{"name": "lenet", "label": "net", **keys})
-    return loading.subject(entry, base, seed, data, CPU)
+    return loading.load_model(entry, base, seed, data, CPU)
 
 
 def refused(data: Data, base: Path = Path(), **keys: Any) -> str:
@@ -182,7 +182,7 @@ def test_weights_of_the_data_folder_are_found_by_name_after_the_shipped_ones(
         save_file(other.state_dict(), tmp_path / "weights" / f"lenet-{name}.safetensors")
     assert same(subject(data, weights="own"), other)
     assert same(subject(data, weights="digits"), lenet)
-    assert loading.first_published("lenet") == "digits"
+    assert loading.find_default_weights("lenet") == "digits"
     known = "known: digits, mnist, mnist-adversarial, mnist-pgd, own, random"
     assert known in refused(data, weights="absent")
     (tmp_path / "weights" / "lenet-own.safetensors").write_bytes(b"cut")
@@ -208,7 +208,7 @@ def test_weights_that_a_shipped_recipe_makes_are_told_with_its_command(
 
 
 def test_the_recipe_of_the_widest_net_is_known_to_make_its_weights() -> None:
-    assert loading._recipe("maxout", "1600-mnist") == "maxout-1600-mnist"
+    assert loading._find_recipe("maxout", "1600-mnist") == "maxout-1600-mnist"
 
 
 def test_torchvisions_weights_that_are_absent_offline_name_file_and_folder(
@@ -308,7 +308,7 @@ def own(tmp_path: Path) -> Callable[..., Data]:
 
     def load(name: str, limit: int | None = None, **keys: Any) -> Data:
         entry = DataEntry(name=f"mine.py:{name}", **keys)
-        return loading.data(entry, tmp_path, tmp_path, limit)
+        return loading.load_data(entry, tmp_path, tmp_path, limit)
 
     return load
 
@@ -390,7 +390,7 @@ def mnist(folder: Path, n: int = 3, cut: int = 0) -> str:
     """What is said of such files."""
     mnist_files(folder, n, cut)
     with pytest.raises(SuiteError) as caught:
-        loading.data(DataEntry(name="mnist"), folder, folder, 5)
+        loading.load_data(DataEntry(name="mnist"), folder, folder, 5)
     return str(caught.value)
 
 
@@ -399,7 +399,7 @@ def test_mnist_that_is_missing_cut_or_too_short_names_file_and_folder(
 ) -> None:
     monkeypatch.setenv("BENCH_OFFLINE", "1")
     with pytest.raises(SuiteError) as caught:
-        loading.data(DataEntry(name="mnist"), tmp_path, tmp_path, 5)
+        loading.load_data(DataEntry(name="mnist"), tmp_path, tmp_path, 5)
     assert "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte not found" in str(caught.value)
     assert f"put the unpacked MNIST files into {tmp_path / 'MNIST' / 'raw'}" in str(caught.value)
     assert "a file of the test split is damaged" in mnist(tmp_path, cut=2)
@@ -410,13 +410,13 @@ def test_mnist_that_is_missing_cut_or_too_short_names_file_and_folder(
 def test_mnist_is_what_torchvision_reads_from_the_same_files(tmp_path: Path) -> None:
     folder = mnist_files(tmp_path, 10_000)
     (folder / "MNIST" / "raw" / "train-labels-idx1-ubyte").rename(tmp_path / "kept")
-    data = loading.data(DataEntry(name="mnist"), folder, folder, None)
+    data = loading.load_data(DataEntry(name="mnist"), folder, folder, None)
     (tmp_path / "kept").rename(folder / "MNIST" / "raw" / "train-labels-idx1-ubyte")
     theirs = MNIST(str(folder), train=False)
     assert data.labels is not None
     assert torch.equal(data.read(0, 10_000), theirs.data.unsqueeze(1) / 255)
     assert torch.equal(data.labels, theirs.targets)
-    limited = loading.data(DataEntry(name="mnist"), folder, folder, 5)
+    limited = loading.load_data(DataEntry(name="mnist"), folder, folder, 5)
     assert torch.equal(limited.read(0, 5), data.read(0, 5))
     assert limited.n == 5
 
@@ -424,7 +424,7 @@ def test_mnist_is_what_torchvision_reads_from_the_same_files(tmp_path: Path) -> 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_an_unknown_split_is_told(name: str, tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="split 'dev' is unknown; expected 'train' or 'test'"):
-        loading.data(DataEntry(name=name, split="dev"), tmp_path, tmp_path, None)
+        loading.load_data(DataEntry(name=name, split="dev"), tmp_path, tmp_path, None)
 
 
 # --------------------------------------------------------------------------------------- preflight
@@ -509,11 +509,11 @@ def test_double_precision_is_refused(data: Data, lenet: nn.Module) -> None:
 
 
 def test_devices_that_are_there_are_found() -> None:
-    assert loading.device("cpu") == CPU
-    assert loading.device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert loading.select_device("cpu") == CPU
+    assert loading.select_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta", "cuda:x", "", "cpu:cpu"])
 def test_a_device_that_is_not_there_is_told(name: str) -> None:
     with pytest.raises(SuiteError, match=f"device '{name}'"):
-        loading.device(name)
+        loading.select_device(name)

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 import bench
 from bench.core.contracts.types import Threat
 from bench.datasets.in_memory import make_data
-from bench.engine import stream
-from bench.engine.functional import gradients, losses
+from bench.engine.functional import gradients, logits, losses
 from bench.engine.functional.logits import probabilities
 from bench.evaluation.audit import probes
 from bench.evaluation.judge import Vote, judge
@@ -47,16 +46,16 @@ def images() -> Tensor:
 
 def readings(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Whether each reader takes each image for its label y (n,)."""
-    subject = probes.Subject("net", net, torch.arange(len(x)), x, y, 7)
-    ascend = losses.to_ascend("margin", "untargeted")
-    at_ease = gradients.glance(net, ascend, x, y, y).logits
-    pulled = gradients.look(net, ascend, x, y, y).logits
+    subject = probes.ProbedModel("net", net, torch.arange(len(x)), x, y, 7)
+    ascend = losses.make_objective("margin", "untargeted")
+    at_ease = gradients.forward_pass(net, ascend, x, y, y).logits
+    pulled = gradients.gradient_pass(net, ascend, x, y, y).logits
     threat = Threat(norm="linf", eps=0.1)
     pred = preprocessing._predictions(net, x)
     assert pred is not None
     return {
-        "engine": ~stream._fooled(at_ease, y, "untargeted"),
-        "engine, with gradients": ~stream._fooled(pulled, y, "untargeted"),
+        "engine": ~logits.reaches_goal(at_ease, y, "untargeted"),
+        "engine, with gradients": ~logits.reaches_goal(pulled, y, "untargeted"),
         "judge": judge(net, x, 7).pred == y,
         "judge, by a vote": judge(net, x, 7, Vote(3, 0)).pred == y,
         "suspicions": pred == y,

@@ -11,9 +11,10 @@ from click.testing import CliRunner, Result
 import bench
 from bench.cli import cli
 from bench.execution import events as logs
+from bench.execution import options as execution_options
 from bench.execution import runner
+from bench.execution.events import Event
 from bench.execution.sharding import Shard
-from bench.execution.work import Event
 from bench.suite import reader
 
 SUITE = """
@@ -117,7 +118,9 @@ def test_the_reasons_name_every_kind_of_decision(asked: tuple[Path, Result]) -> 
 
 def test_a_second_run_says_what_it_found_on_disk(path: str, asked: tuple[Path, Result]) -> None:
     events: list[Event] = []
-    runner.run(reader.read_suite(path), asked[0], runner.Options(device="cpu"), events.append)
+    runner.run_suite(
+        reader.read_suite(path), asked[0], execution_options.RunOptions(device="cpu"), events.append
+    )
     said = "\n".join(event.text for event in events if event.what == "why")
     assert "lenet · fgsm: 1 of 1 shards of cells are on disk, 0 of 1 shards" in said
     assert "certified by ibp: 0 shards are not on disk" in said
@@ -153,7 +156,7 @@ def test_for_machines_a_mistake_is_an_object_too(tmp_path: Path) -> None:
 
 
 def test_a_line_holds_no_character_that_a_terminal_obeys() -> None:
-    told = logs.line(Event("note", "evil \x1b[2J\nmodel ·", 0.0, {"model": "\u202e"}))
+    told = logs.format_json_line(Event("note", "evil \x1b[2J\nmodel ·", 0.0, {"model": "\u202e"}))
     assert told.isascii()
     assert told.isprintable()
     assert json.loads(told)["text"] == "evil \x1b[2J\nmodel ·"
@@ -179,6 +182,6 @@ def test_from_python_a_run_is_silent_by_default(
 
 def test_a_share_says_what_of_the_run_it_does(path: str, tmp_path: Path) -> None:
     events: list[Event] = []
-    options = runner.Options(device="cpu", share=Shard(1, 2))
-    runner.run(reader.read_suite(path), tmp_path / "out", options, events.append)
+    options = execution_options.RunOptions(device="cpu", share=Shard(1, 2))
+    runner.run_suite(reader.read_suite(path), tmp_path / "out", options, events.append)
     assert any("share 1 of 2:" in event.text for event in events if event.what == "why")

@@ -12,6 +12,7 @@ from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
 from bench.datasets.in_memory import make_data
 from bench.evaluation import loading
+from bench.models import published_weights
 from bench.models.preflight import checks, preprocessing
 from bench.models.preflight.findings import FINDINGS
 from bench.models.preprocessing import MNIST_MEAN, MNIST_STD, Normalise
@@ -162,7 +163,7 @@ def test_a_sound_net_pays_one_pass_more_for_the_suspicions(lenet: nn.Module, dat
     assert rows == [32]
 
 
-SHIPPED = sorted(path.stem for path in loading.WEIGHTS.glob("*.safetensors"))
+SHIPPED = sorted(path.stem for path in published_weights.WEIGHTS.glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("file", SHIPPED)
@@ -170,11 +171,13 @@ def test_no_shipped_net_is_suspected_of_anything(file: str) -> None:
     name, _, weights = file.partition("-")
     of = "digits" if weights.startswith("digits") else "mnist"
     try:
-        data = loading.data(DataEntry(name=of, limit=200), Path(), loading.data_folder(None), None)
+        data = loading.load_data(
+            DataEntry(name=of, limit=200), Path(), loading.data_folder(None), None
+        )
     except SuiteError as error:
         pytest.skip(str(error))
     entry = ModelEntry(name=name, label=file, weights=weights)
-    assert loading.subject(entry, Path(), 0, data, CPU).findings == ()
+    assert loading.load_model(entry, Path(), 0, data, CPU).findings == ()
 
 
 # ----------------------------------------------------------------------- modes and other images

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from bench.models.published_weights import WEIGHTS
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
 from bench.cli import cli
 from bench.datasets import digits
 from bench.datasets.image_files import decode_image, write_png
-from bench.evaluation.loading import WEIGHTS
 from bench.models import lenet as architecture
 
 

@@ -15,9 +15,9 @@ import bench
 from bench.core.contracts.dataset import Data
 from bench.core.errors import ContractError
 from bench.datasets.in_memory import make_data
-from bench.engine.functional.gradients import look
-from bench.engine.functional.losses import to_ascend
-from bench.engine.model_state import Private, WrittenError, ask
+from bench.engine.functional.gradients import gradient_pass
+from bench.engine.functional.losses import make_objective
+from bench.engine.model_state import InputCloningModel, InputWriteError, call_model
 from bench.evaluation.certification import network
 from bench.evaluation.judge import judge
 from bench.models.preflight.checks import preflight
@@ -179,7 +179,7 @@ def test_preflight_names_the_module_that_writes(
     subject = preflight("net", model, make_data("digits", x, y, ()), CPU)
     (told,) = [found for found in subject.findings if found.endswith("(writes-to-input)")]
     assert who in told
-    assert isinstance(subject.model, Private)
+    assert isinstance(subject.model, InputCloningModel)
     assert (
         subject.fingerprint
         != preflight("net", lenet, make_data("digits", x, y, ()), CPU).fingerprint
@@ -197,12 +197,12 @@ def test_who_writes_only_later_is_refused_by_engine_and_judge(
 ) -> None:
     x, y = digits[0][:8].clone(), digits[1][:8]
     writer = nn.Sequential(nn.ReLU(inplace=True), lenet).eval()
-    with pytest.raises(WrittenError, match="out of place"):
-        look(writer, to_ascend("cross-entropy", "untargeted"), x, y, y)
-    with pytest.raises(WrittenError, match="out of place"):
+    with pytest.raises(InputWriteError, match="out of place"):
+        gradient_pass(writer, make_objective("cross-entropy", "untargeted"), x, y, y)
+    with pytest.raises(InputWriteError, match="out of place"):
         judge(writer, x, 8)
     with torch.inference_mode():
-        assert len(ask(lenet, x + 0)) == 8  # no counter to read
+        assert len(call_model(lenet, x + 0)) == 8  # no counter to read
 
 
 class Moody(nn.Module):
@@ -248,7 +248,7 @@ def test_what_data_hand_out_is_nobody_elses(digits: tuple[Tensor, Tensor]) -> No
 
 
 def test_a_net_shown_a_copy_is_certified_as_without(lenet: nn.Module) -> None:
-    net = Private(lenet).double().eval()
+    net = InputCloningModel(lenet).double().eval()
     images = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     plain, private = (network.read_network(each, images.shape[1:]) for each in (net.net, net))
     assert [type(layer) for layer in plain] == [type(layer) for layer in private]

@@ -54,7 +54,7 @@ def attack(
     from bench.workflows.single_image import attack as single
     from bench.workflows.single_image import page
 
-    chosen = weights or loading.first_published(model)
+    chosen = weights or loading.find_default_weights(model)
     check = Validator("bench attack: --model")
     about = {"name": model, "label": model, "weights": chosen, "trust": trust}
     entry = check.fill(ModelEntry, about, "")
@@ -74,7 +74,7 @@ def attack(
         image,
         entry,
         checked,
-        device=loading.device(device),
+        device=loading.select_device(device),
         out=out,
         data_dir=loading.data_folder(data_dir),
         magnify=magnify,

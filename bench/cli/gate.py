@@ -93,7 +93,7 @@ def check(
 
 def _limits(found: "RunResults", folder: Path) -> "Thresholds":
     """The thresholds of the suite that was run, from the copy of it that the run keeps."""
-    from bench.core.validation import Validator, toml
+    from bench.core.validation import Validator, parse_toml
     from bench.suite import thresholds
 
     where = f"{folder}: suite"
@@ -103,7 +103,7 @@ def _limits(found: "RunResults", folder: Path) -> "Thresholds":
         for name in (cell.attack, cell.family or cell.attack):
             radii.setdefault(name, {})[cell.eps] = cell.eps_text
     models = [cell.model for cell in found.plan]
-    raw = toml(found.provenance["suite"]["text"], where)
+    raw = parse_toml(found.provenance["suite"]["text"], where)
     limits = thresholds.read_thresholds(reader, raw, models, radii)
     reader.stop_if_wrong()
     return limits

@@ -9,7 +9,7 @@ from bench.cli.main import DATA_DIR, DEVICE, FOLDER, cli, echo, narrated, tell
 from bench.cli.progress import shown
 
 if TYPE_CHECKING:
-    from bench.execution.runner import Options
+    from bench.execution.options import RunOptions
     from bench.suite.schema import Suite
 
 
@@ -44,7 +44,7 @@ def leaderboard(
     Ends with 1, and says what differs, if it may not enter.
     """
     from bench.evaluation import loading
-    from bench.execution import runner
+    from bench.execution import options as runner
     from bench.suite import reader as suites
     from bench.workflows.leaderboard import entries, page
 
@@ -52,7 +52,7 @@ def leaderboard(
     if (add is None) != (card is None):
         raise click.UsageError("--add and --card go together: a run, and the card of its model")
     if add is not None and card is not None:
-        options = runner.Options(
+        options = runner.RunOptions(
             device=device,
             limit=limit,
             data_dir=loading.data_folder(data_dir),
@@ -65,7 +65,7 @@ def leaderboard(
     return 0
 
 
-def _enter(folder: Path, run: Path, card: Path, suite: "Suite", options: "Options") -> bool:
+def _enter(folder: Path, run: Path, card: Path, suite: "Suite", options: "RunOptions") -> bool:
     """Whether the model of a card entered the board, or why it did not."""
     from bench.workflows.leaderboard import admission, entries
     from bench.workflows.leaderboard import model_card as cards

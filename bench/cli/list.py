@@ -73,7 +73,7 @@ def _data_lines(suite: "Suite", data_dir: Path, limit: int | None) -> list[str]:
     if absent is not None:
         return [f"data: {entry.name}, not looked at: {absent} is not there"]
     try:
-        data = loading.data(entry, suite.base, data_dir, limit)
+        data = loading.load_data(entry, suite.base, data_dir, limit)
     except MissingDataError as error:
         return [escape_controls(f"data: not looked at: {error}")]
     lines = [

@@ -29,7 +29,7 @@ WEIGHTS = Path(__file__).parents[1] / "models" / "weights"
 RECIPES = Path(__file__).parents[1] / "workflows" / "training" / "recipes"
 
 
-def device(name: str) -> torch.device:
+def select_device(name: str) -> torch.device:
     """The device meant by "auto", "cpu" or "cuda[:N]".
 
     Raises: SuiteError if it is not there.
@@ -58,7 +58,7 @@ def data_folder(given: str | Path | None) -> Path:
     return files.data_folder(given)
 
 
-def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Data:
+def load_data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Data:
     """The suite's data set, at most its own limit and `limit` examples of it.
 
     Raises: SuiteError if data are missing, damaged, or not images in [0, 1] with class labels.
@@ -70,9 +70,9 @@ def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Dat
     found = registry.find("datasets", entry.name, base)
     load = found.load if isinstance(found, Dataset) else found
     offered = {"split": entry.split, "limit": most, "data_dir": data_dir}
-    arguments = {**_accepted(load, offered), **entry.params}
+    arguments = {**_accepted_arguments(load, offered), **entry.params}
     where = f"data {entry.name}"
-    loaded = made = _made(where, lambda: load(**arguments))
+    loaded = made = _call_factory(where, lambda: load(**arguments))
     if isinstance(loaded, tuple) and len(loaded) == 2:
         check_tensors(entry.name, *loaded)
         loaded = make_data(entry.name, loaded[0][:most], loaded[1][:most], ())
@@ -82,28 +82,28 @@ def data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -> Dat
             f"got {type(loaded).__name__}"
         )
     kept = inputs.limit_data(loaded, most)
-    checked: Data = _made(where, lambda: inputs.check_data(entry.name, kept))
+    checked: Data = _call_factory(where, lambda: inputs.check_data(entry.name, kept))
     if "split" in inspect.signature(load).parameters:
         told = {"split": entry.split, **checked.mapping}
         checked = dataclasses.replace(checked, mapping=told)
     if registry.built_in("datasets", entry.name) or not isinstance(made, Data):
         return checked  # whose fingerprint is a hash of all of its content
-    whole = _content(checked, load, entry.params, base)
+    whole = _fingerprint_user_data(checked, load, entry.params, base)
     return dataclasses.replace(checked, fingerprint=whole)
 
 
-def _content(data: Data, load: Any, params: Mapping[str, Any], base: Path) -> str:
+def _fingerprint_user_data(data: Data, load: Any, params: Mapping[str, Any], base: Path) -> str:
     """The fingerprint of data that may state any: with it the code that reads them, its params, the
     labels and the first images."""
     first = data.read(0, min(data.n, 16))
     about = (
         data.fingerprint, data.n, data.shape, data.classes, describe_value(load),
-        named(params, base), describe_value(first), describe_value(data.labels),
+        describe_params(params, base), describe_value(first), describe_value(data.labels),
     )  # fmt: skip
     return hashlib.sha256(repr(about).encode()).hexdigest()
 
 
-def named(params: Mapping[str, Any], base: Path) -> str:
+def describe_params(params: Mapping[str, Any], base: Path) -> str:
     """Params as text, with a hash of every file that one of them names."""
 
     def held(value: Any) -> Any:
@@ -121,7 +121,7 @@ def named(params: Mapping[str, Any], base: Path) -> str:
     return repr(held(params))
 
 
-def _made(where: str, make: Callable[[], Any]) -> Any:
+def _call_factory(where: str, make: Callable[[], Any]) -> Any:
     """What a factory makes; what a stranger's code raises is told in one sentence."""
     try:
         return make()
@@ -131,7 +131,7 @@ def _made(where: str, make: Callable[[], Any]) -> Any:
         raise SuiteError(f"{where}: {describe(error)} ({location(error)})") from error
 
 
-def _accepted(load: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
+def _accepted_arguments(load: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the `offered` arguments that a factory of the user's own asks for."""
     parameters = inspect.signature(load).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
@@ -154,7 +154,7 @@ def check_tensors(name: str, x: Any, y: Any) -> None:
 # ------------------------------------------------------------------------------------------ models
 
 
-def subject(
+def load_model(
     entry: ModelEntry,
     base: Path,
     seed: int,
@@ -171,12 +171,14 @@ def subject(
     own = data_folder(data_dir) / "weights"
     made = _build(entry, base, seed, own)
     seen = 0 if data.labels is None else int(data.labels.max()) + 1
-    model = shown(entry.name, made, entry.access, len(data.classes) or seen).to(device).eval()
-    about = [named(entry.params, base), entry.access, _origin(entry, base)]
+    model = (
+        restrict_access(entry.name, made, entry.access, len(data.classes) or seen).to(device).eval()
+    )
+    about = [describe_params(entry.params, base), entry.access, _describe_factory(entry, base)]
     return preflight(entry.label, model, data, device, entry.predictions, entry.allow, about)
 
 
-def _origin(entry: ModelEntry, base: Path) -> str:
+def _describe_factory(entry: ModelEntry, base: Path) -> str:
     """What the model's factory is: a version of bench's own, or code of the user's."""
     found = registry.find("models", entry.name, base)
     version = found.version if isinstance(found, Model) else 1
@@ -186,7 +188,7 @@ def _origin(entry: ModelEntry, base: Path) -> str:
     return f"version {version}, {describe_value(build)}"
 
 
-def shown(name: str, made: Any, access: Access, classes: int) -> nn.Module:
+def restrict_access(name: str, made: Any, access: Access, classes: int) -> nn.Module:
     """A module or callable, as far as the attacker is to see of it.
 
     Raises: SuiteError if it is no module and is to show its gradient.
@@ -207,8 +209,8 @@ def _build(entry: ModelEntry, base: Path, seed: int, own: Path) -> Any:
     """A module, or a callable that only answers queries, where the entry says so."""
     found = registry.find("models", entry.name, base)
     build = found.build if isinstance(found, Model) else found
-    with rng.seeded(seed, "weights", entry.name):
-        model = _made(f"model '{entry.label}'", lambda: build(**entry.params))
+    with rng.seed_global(seed, "weights", entry.name):
+        model = _call_factory(f"model '{entry.label}'", lambda: build(**entry.params))
     if not isinstance(model, nn.Module) and callable(model) and entry.weights is None:
         if entry.access != "gradient":
             return model
@@ -225,51 +227,51 @@ def _build(entry: ModelEntry, base: Path, seed: int, own: Path) -> Any:
     if entry.weights is None and isinstance(found, Model):
         raise SuiteError(
             f"model '{entry.label}': expected weights; known: "
-            f"{', '.join(_published(entry, found, own))}, 'random', or a .safetensors or .pt file"
+            f"{', '.join(_known_weights(entry, found, own))}, 'random', or a .safetensors or .pt file"
         )
     if entry.weights not in (None, "random"):
-        state = _state(entry, found, base, own)
-        checkpoint.fill(f"model '{entry.label}': weights '{entry.weights}'", model, state)
+        state = _read_state(entry, found, base, own)
+        checkpoint.load_tensors(f"model '{entry.label}': weights '{entry.weights}'", model, state)
     return model
 
 
-def first_published(name: str) -> str | None:
+def find_default_weights(name: str) -> str | None:
     """The first name under which weights of a model are published; None for the user's own."""
     found = registry.find("models", name, Path())
     if not isinstance(found, Model):
         return None
-    names = _published(ModelEntry(name=name), found, data_folder(None) / "weights")
+    names = _known_weights(ModelEntry(name=name), found, data_folder(None) / "weights")
     return names[0] if names else "random"
 
 
-def _published(entry: ModelEntry, found: Any, own: Path) -> list[str]:
+def _known_weights(entry: ModelEntry, found: Any, own: Path) -> list[str]:
     """The names under which weights of the model are there: the shipped ones and a library's,
     then those in `own`: too large to ship, and trained on this machine."""
-    shipped = sorted([*_names(WEIGHTS, entry.name), *getattr(found, "published_names", ())])
-    made = _names(own, entry.name) if isinstance(found, Model) else []
+    shipped = sorted([*list_weights(WEIGHTS, entry.name), *getattr(found, "published_names", ())])
+    made = list_weights(own, entry.name) if isinstance(found, Model) else []
     return [*shipped, *(name for name in sorted(made) if name not in shipped)]
 
 
-def _names(folder: Path, model: str) -> list[str]:
+def list_weights(folder: Path, model: str) -> list[str]:
     stems = [path.stem for path in folder.glob("*.safetensors")]
     return [stem.removeprefix(f"{model}-") for stem in stems if stem.startswith(f"{model}-")]
 
 
-def _state(entry: ModelEntry, found: Any, base: Path, own: Path) -> Mapping[str, Tensor]:
+def _read_state(entry: ModelEntry, found: Any, base: Path, own: Path) -> Mapping[str, Tensor]:
     """The state named by the entry's weights: published with the package, elsewhere, or a file."""
     name, where = str(entry.weights), f"model '{entry.label}'"
-    known = _published(entry, found, own)
+    known = _known_weights(entry, found, own)
     file = f"{entry.name}-{name}.safetensors"
     if name in known and (WEIGHTS / file).is_file():
         return load_file(WEIGHTS / file)
     if isinstance(found, Model) and found.published and name in found.published_names:
         published = found.published
-        return _made(where, lambda: published(name))  # type: ignore[no-any-return]
+        return _call_factory(where, lambda: published(name))  # type: ignore[no-any-return]
     if name in known:
-        return checkpoint.read(where, own / file)
+        return checkpoint.read_tensors(where, own / file)
     if Path(name).suffix in checkpoint.SUFFIXES:
-        return checkpoint.read(where, base / name)
-    recipe = _recipe(entry.name, name)
+        return checkpoint.read_tensors(where, base / name)
+    recipe = _find_recipe(entry.name, name)
     if recipe is not None:
         raise SuiteError(
             f"{where}: weights '{name}' are not shipped; `bench train {recipe} --out "
@@ -281,7 +283,7 @@ def _state(entry: ModelEntry, found: Any, base: Path, own: Path) -> Mapping[str,
     )
 
 
-def _recipe(model: str, weights: str) -> str | None:
+def _find_recipe(model: str, weights: str) -> str | None:
     """The shipped recipe that makes these weights. Training imports this module, so its files are
     read here as the plain TOML they are."""
     for path in sorted(RECIPES.glob("*.toml")):

@@ -200,7 +200,7 @@ class _Describer:
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, types.ModuleType):
-            return f"module {value.__name__} {self._code(source_hash.file_of(value))}"
+            return f"module {value.__name__} {self._code(source_hash.module_file(value))}"
         if isinstance(value, nn.Module):
             return "; ".join(self.describe_model(value))
         if callable(value):
@@ -228,7 +228,7 @@ class _Describer:
             bound = self._bound(function) if source_hash.is_of_bench(file) else ""
             return f"function {function.__qualname__} {_version(function.__module__)}{bound}"
         content = file.read_bytes() if file.is_file() else b""
-        tree = source_hash.function(content, code.co_name, code.co_firstlineno)
+        tree = source_hash.hash_function(content, code.co_name, code.co_firstlineno)
         parts = [
             function.__qualname__,
             tree or self._compiled(code, function.__doc__),
@@ -261,7 +261,7 @@ class _Describer:
         if file is None or not file.is_file() or not source_hash.is_own(file):
             return ""
         if file not in self._codes:
-            self._codes[file] = source_hash.code(file)
+            self._codes[file] = source_hash.hash_code(file)
         return self._codes[file]
 
     def _class(self, kind: type) -> str:
@@ -272,7 +272,7 @@ class _Describer:
         top = kind.__module__.split(".")[0]
         if top in _TORCH or top in source_hash.STANDARD:
             return kind.__name__
-        file = source_hash.file_of(kind.__module__)
+        file = source_hash.module_file(kind.__module__)
         if file is not None and not source_hash.is_own(file):
             return f"{kind.__qualname__} {_version(kind.__module__)}"
         if file is not None and "<locals>" not in kind.__qualname__:
@@ -381,4 +381,6 @@ def _version(module: str | None) -> str:
     Their versions are recorded elsewhere.
     """
     top = (module or "bench").split(".")[0]
-    return "" if top in ("bench", *_TORCH, *source_hash.STANDARD) else source_hash.version(top)
+    return (
+        "" if top in ("bench", *_TORCH, *source_hash.STANDARD) else source_hash.package_version(top)
+    )

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from bench.core.contracts.types import Access
 from bench.core.errors import ContractError
-from bench.engine.functional.logits import predicted, wide
+from bench.engine.functional.logits import predict_class, widen
 
 LABEL_LOGIT = 50.0
 """Logit of the returned class, where all others are 0: its softmax probability rounds to 1."""
@@ -74,12 +74,12 @@ class QueryOnlyModel(nn.Module):
             raise ContractError(
                 f"{self.name}: expected scores (n, classes) with n = {n}, got {tuple(answer.shape)}"
             )
-        return wide(answer) if answer.is_floating_point() else answer.double()
+        return widen(answer) if answer.is_floating_point() else answer.double()
 
     def _labels(self, answer: Tensor, n: int) -> Tensor:
         """Check labels (n,) and convert them to logits."""
         if answer.dim() == 2:  # the model returns scores, and labels alone are allowed
-            answer = predicted(answer)
+            answer = predict_class(answer)
         if answer.shape != (n,) or answer.is_floating_point():
             raise ContractError(
                 f"{self.name}: expected labels (n,) with n = {n}, whole numbers, got "

@@ -120,7 +120,7 @@ def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 def _loaded(folder: Path) -> set[str]:
     """The files in a folder that modules of the user's own were loaded from."""
-    found = (source_hash.file_of(module) for module in [*sys.modules.values()])
+    found = (source_hash.module_file(module) for module in [*sys.modules.values()])
     files = {file.resolve() for file in found if file is not None and source_hash.is_own(file)}
     return {f.relative_to(folder).as_posix() for f in files if f.is_relative_to(folder)}
 

@@ -12,7 +12,8 @@ from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge
 
-from bench.core.contracts.attack import Attack, Count
+from bench.core.contracts.attack import Attack
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Goal, Norm, Precision, Stop
 from bench.core.validation import Validator
 from bench.suite.checks import check_label, find_extension, format_radius, read_radii

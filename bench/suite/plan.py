@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
 from bench.core.contracts.model import Model
-from bench.core.contracts.types import SHOWN, CertificationMethod, Sweep
+from bench.core.contracts.types import ACCESS_RANK, CertificationMethod, Sweep
 from bench.core.errors import SuiteError, nearest
-from bench.engine.functional.losses import classes_needed
+from bench.engine.functional.losses import min_classes
 from bench.suite import identity
 from bench.suite.identity import ModelFacts
 from bench.suite.schema import TARGET_RULES, AttackEntry, Suite
@@ -363,7 +363,7 @@ def _skip_reason(entry: AttackEntry, victim: ModelFacts, facts: ModelFacts) -> s
     attack, loss = entry.attack, getattr(entry.params, "loss", "")
     if attack.unavailable:
         return attack.unavailable
-    if SHOWN[attack.needs] > SHOWN[facts.access]:
+    if ACCESS_RANK[attack.needs] > ACCESS_RANK[facts.access]:
         return f"the attack needs {NEED_NAMES[attack.needs]}, the model shows {facts.access} alone"
     if None not in (victim.classes, facts.classes) and victim.classes != facts.classes:
         return f"the source has {facts.classes} classes, the model has {victim.classes}"
@@ -371,7 +371,7 @@ def _skip_reason(entry: AttackEntry, victim: ModelFacts, facts: ModelFacts) -> s
         return (
             f"the attack needs at least {attack.min_classes} classes, the model has {facts.classes}"
         )
-    if facts.classes is not None and facts.classes < (least := classes_needed(loss, entry.goal)):
+    if facts.classes is not None and facts.classes < (least := min_classes(loss, entry.goal)):
         return f"loss '{loss}' needs at least {least} classes, the model has {facts.classes}"
     if facts.shape is not None and attack.channels and facts.shape[0] not in attack.channels:
         wanted = " or ".join(map(str, attack.channels))

@@ -18,7 +18,7 @@ from bench.core.contracts.dataset import Dataset
 from bench.core.contracts.model import Model
 from bench.core.contracts.types import CertificationMethod, Precision, Stop, Sweep
 from bench.core.errors import SuiteError, nearest
-from bench.core.validation import Validator, text_of, toml
+from bench.core.validation import Validator, parse_toml, read_text
 from bench.models.preflight.findings import FINDINGS
 from bench.suite import attack_tables, catalog, references, thresholds
 from bench.suite.attack_tables import ExpandedTable, SuiteDefaults
@@ -70,7 +70,7 @@ def read_suite(name: str) -> Suite:
         SuiteError: The file has mistakes; one sentence for each.
     """
     path = catalog.find_suite(name)
-    return parse_suite(text_of(path, "a suite"), str(path), path.resolve().parent)
+    return parse_suite(read_text(path, "a suite"), str(path), path.resolve().parent)
 
 
 def parse_suite(text: str, where: str, base: Path) -> Suite:
@@ -88,7 +88,7 @@ def parse_suite(text: str, where: str, base: Path) -> Suite:
         SuiteError: The text has mistakes; one sentence for each.
     """
     check = Validator(where)
-    suite = check_suite(check, toml(text, where), text, base)
+    suite = check_suite(check, parse_toml(text, where), text, base)
     check.stop_if_wrong()
     assert suite is not None
     return suite

@@ -18,7 +18,7 @@ from bench.core.errors import SuiteError
 from bench.engine import determinism
 from bench.evaluation import loading
 from bench.execution import sharding
-from bench.execution.runner import Options
+from bench.execution.options import RunOptions
 from bench.storage import environment, manifest
 from bench.suite.reader import parse_suite
 from bench.suite.schema import Suite
@@ -41,7 +41,7 @@ class Again(NamedTuple):
     """What is to be run again, and what is known to be otherwise before it is."""
 
     suite: Suite
-    options: Options
+    options: RunOptions
     notes: list[str]
 
 
@@ -121,13 +121,13 @@ def again(
             "and its device, and the defaults for the rest"
         )
         asked = {"limit": about["data"]["n"]}
-    options = Options(
+    options = RunOptions(
         device=device or session["environment"]["device"],
         limit=asked["limit"],
         batch_size=asked.get("batch_size"),
         copied=asked.get("copied", True),
         deterministic=asked.get("deterministic", False),
-        share=sharding.parse(asked.get("share", "1/1")),
+        share=sharding.parse_shard(asked.get("share", "1/1")),
         data_dir=data_dir,
         command=command,
     )
@@ -152,14 +152,17 @@ def check_new(folder: Path, out: Path) -> None:
 # --------------------------------------------------------------------------- what differs before
 
 
-def differences(folder: Path, options: Options) -> Iterator[str]:
+def differences(folder: Path, options: RunOptions) -> Iterator[str]:
     """How the environment of the last session in `folder` differs from this one, a sentence each.
 
     Raises: SuiteError if the device is not there.
     """
     before = manifest.read(folder)[0]["sessions"][-1]
-    with determinism.enforced(options.deterministic):
-        then, now = before["environment"], environment.environment(loading.device(options.device))
+    with determinism.enforce_determinism(options.deterministic):
+        then, now = (
+            before["environment"],
+            environment.environment(loading.select_device(options.device)),
+        )
     after = {"environment": now, "requirements": environment.requirements()}
     for name in MACHINE:
         if then.get(name) != now.get(name):

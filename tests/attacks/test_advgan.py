@@ -23,7 +23,7 @@ SHAPE = (1, 28, 28)
 
 def written(path: Path, seed: int = 0, **metadata: str) -> str:
     """Weights of a generator that has learned nothing."""
-    with rng.seeded("a generator", seed):
+    with rng.seed_global("a generator", seed):
         network = advgan.generator(SHAPE)
     told = dict(advgan.metadata(SHAPE, Threat(norm="linf", eps=0.3))) | metadata
     save_file(network.state_dict(), path, metadata=told)

@@ -21,6 +21,7 @@ from bench.engine import stream, timing
 from bench.engine.acceleration import accelerate
 from bench.evaluation import loading
 from bench.evaluation.judge import judge
+from bench.models import published_weights
 from bench.suite.schema import ModelEntry
 
 SWEEP = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
@@ -51,12 +52,12 @@ class BarePasses:
         self.device, self.unit = torch.device("cpu"), 1.0
 
     def set(self, model: nn.Module, x: Tensor, y: Tensor, rows: int) -> timing.Floor:
-        floor = timing.floor(model, x, y, rows)
+        floor = timing.measure_floor(model, x, y, rows)
         self.device, self.unit = x.device, floor.busy_seconds(1, 1)
         return floor
 
     def __call__(self) -> float:
-        return timing.busy(self.device) / self.unit
+        return timing.busy_seconds(self.device) / self.unit
 
 
 PASSES = BarePasses()
@@ -85,10 +86,12 @@ def given(label: str, device: str, timed: bool) -> Given:
     data = make_data("noise", x, torch.zeros(n, dtype=torch.int64), ())
     entry = ModelEntry(name=name, label=label, weights="random")
     where = torch.device(device)
-    model = loading.subject(entry, loading.WEIGHTS, 0, data, where).model.requires_grad_(False)
+    model = loading.load_model(
+        entry, published_weights.WEIGHTS, 0, data, where
+    ).model.requires_grad_(False)
     images = x.to(where)
     rows = timing.rows_per_pass(model, images)
-    copy = accelerate.prepare(model, images, rows, ahead=float("inf") if timed else 0.0)
+    copy = accelerate.accelerate_model(model, images, rows, ahead=float("inf") if timed else 0.0)
     return Given(model, images, judge(model, images, rows).pred, rows, copy)
 
 
@@ -117,9 +120,9 @@ def test_an_attack_returns_every_example_at_every_eps(
     if timed:
         floor = PASSES.set(net, x, y, copy.rows)
 
-    def attacked() -> stream.Attacked:
-        told = stream.attack(net, work, x, y, ids, copy.rows, copy=copy.model)
-        timing.synchronise(x.device)
+    def attacked() -> stream.StreamResult:
+        told = stream.run_attack(net, work, x, y, ids, copy.rows, copy=copy.model)
+        timing.synchronize(x.device)
         return told
 
     told = benchmark.pedantic(attacked, rounds=5 if timed else 1, warmup_rounds=int(timed))

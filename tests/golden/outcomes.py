@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench.models.published_weights import WEIGHTS
 from safetensors.torch import load_file
 from torch import nn
 
@@ -27,7 +28,6 @@ from bench.core import registry, versions
 from bench.datasets import digits
 from bench.engine import device
 from bench.evaluation.evaluator import Evaluator
-from bench.evaluation.loading import WEIGHTS
 from bench.models.preflight import checks
 from bench.storage import fingerprint
 from bench.suite import plan

@@ -24,7 +24,7 @@ LIBRARIES = {"timm": "timm", "huggingface": "transformers"}
 
 
 def needs(adapter: str) -> None:
-    if reason := optional.missing(LIBRARIES[adapter], adapter):
+    if reason := optional.missing_reason(LIBRARIES[adapter], adapter):
         pytest.skip(reason)
 
 
@@ -35,7 +35,7 @@ def noise(channels: int = 3, size: int = 64) -> Data:
 
 def subject(data: Data, name: str, base: Path = Path(), seed: int = 0, **keys: Any) -> Any:
     entry = ModelEntry(**{"name": name, "label": "net", "weights": "random", **keys})
-    return loading.subject(entry, base, seed, data, CPU)
+    return loading.load_model(entry, base, seed, data, CPU)
 
 
 def refused(make: Callable[[], object]) -> str:
@@ -248,7 +248,7 @@ def test_a_library_that_is_not_installed_is_told_with_its_extra(
     def absent(module: str) -> None:
         raise ModuleNotFoundError(module, name=library)
 
-    monkeypatch.setattr(optional, "loaded", absent)
+    monkeypatch.setattr(optional, "import_library", absent)
     told = refused(lambda: registry.find("models", name))
     assert f"library '{library}' is not installed" in told
     assert f'pip install "robustness-bench[{adapter}]"' in told

@@ -272,7 +272,7 @@ def test_a_bare_loop_makes_the_attacks_passes_and_no_more(
     task = loaded(attack)
     contestant = next(each for each in bare_loop.enter(task.work) if each.name == name)
     run = contestant.prepare(task)
-    with timing.counted(task.model) as passes:
+    with timing.count_passes(task.model) as passes:
         run(16)
     assert passes.backwards == 32 * gradients
     assert passes.forwards == 32 * (gradients + len(EPS))

@@ -15,11 +15,11 @@ from bench.suite import plan
 
 DEFAULT = Threat(norm="linf", eps=0.1)
 """Where a model is probed whose attacks are in neither L-inf nor L2."""
-LOOKED = [kind.name for kind in (*probes.PROBED, *probes.TRACED)]
+CHECKED = [kind.name for kind in (*probes.MODEL_SYMPTOMS, *probes.TRACE_SYMPTOMS)]
 """What these probes look for: answers of an earlier bench that looked for less are asked again."""
 CHEAP = 0.1
 """Share of an attack's passes that all probes may take where they are not asked for."""
-UNASKED = "its probes were declined, or would take more than a tenth of the attack's passes"
+DECLINED = "its probes were declined, or would take more than a tenth of the attack's passes"
 
 
 def probe_models(
@@ -39,37 +39,37 @@ def probe_models(
     for label, subject in session.subjects.items():
         own = [task for task in tasks if task.model == label and task.source == label]
         own = [task for task in own if not task.cells[0].reason]
-        traced = {task.entry.label: task for task in own if probes.traceable(task.spec)}
+        traced = {task.entry.label: task for task in own if probes.is_traceable(task.spec)}
         cells = [cell.identity for task in own for cell in task.cells]
         of = [subject.fingerprint, session.data.fingerprint, *cells]
         known = earlier.get(label, {})
         if label in session.unfit:
-            found[label] = _unprobed(of, f"it {session.unfit[label]}")
-        elif known.get("of") == of and known.get("looked") == LOOKED:
+            found[label] = _empty_result(of, f"it {session.unfit[label]}")
+        elif known.get("of") == of and known.get("looked") == CHECKED:
             found[label] = known
         elif why := watch.enter(Stage("probe", f"{label}, probing it", label)):
-            found[label] = _unprobed(of, why)
+            found[label] = _empty_result(of, why)
         else:
-            everything = _cheap(session.data.n, own) if full is None else full
-            found[label] = _one(session, label, own, traced, of, everything)
+            everything = _are_cheap(session.data.n, own) if full is None else full
+            found[label] = _probe_one(session, label, own, traced, of, everything)
     return found
 
 
-def _cheap(n: int, tasks: Sequence[plan.AttackTask]) -> bool:
+def _are_cheap(n: int, tasks: Sequence[plan.AttackTask]) -> bool:
     """Whether all probes take few gradients beside those that the attacks may take."""
     ahead = n * sum(cell.gradients or 0.0 for task in tasks for cell in task.cells)
-    traces = sum(2 * task.spec.params.steps for task in tasks if probes.traceable(task.spec))
-    return bool(probes.examples(n) * (probes.LOOKS + traces) <= CHEAP * ahead)
+    traces = sum(2 * task.spec.params.steps for task in tasks if probes.is_traceable(task.spec))
+    return bool(probes.count_examples(n) * (probes.GRADIENTS_PER_EXAMPLE + traces) <= CHEAP * ahead)
 
 
-def _unprobed(of: list[str], why: str) -> dict[str, Any]:
+def _empty_result(of: list[str], why: str) -> dict[str, Any]:
     return {
-        "of": of, "traced": [], "looked": LOOKED, "failed": why, "n": 0, "seconds": 0.0,
+        "of": of, "traced": [], "looked": CHECKED, "failed": why, "n": 0, "seconds": 0.0,
         "signs": [],
     }  # fmt: skip
 
 
-def _one(
+def _probe_one(
     session: Evaluator,
     label: str,
     tasks: Sequence[plan.AttackTask],
@@ -77,9 +77,9 @@ def _one(
     of: list[str],
     full: bool,
 ) -> dict[str, Any]:
-    document = {**_unprobed(of, ""), "traced": list(traced)}
+    document = {**_empty_result(of, ""), "traced": list(traced)}
     if not full:
-        document |= {"looked": [symptoms.WRONG.name], "unlooked": UNASKED}
+        document |= {"looked": [symptoms.WRONG_GRADIENT.name], "unlooked": DECLINED}
     if not tasks:
         return {**document, "failed": "no attack was run that sees the model"}
     if session.subjects[label].access != "gradient":
@@ -87,10 +87,12 @@ def _one(
     started = time.perf_counter()
     try:
         seen = session.examples(tasks[0], *session.shards()[0])
-        right = (seen.clean_pred == seen.label).nonzero()[: probes.examples(session.data.n), 0]
+        right = (seen.clean_pred == seen.label).nonzero()[
+            : probes.count_examples(session.data.n), 0
+        ]
         if not len(right):
             return {**document, "failed": "no example is classified correctly"}
-        subject = probes.Subject(
+        subject = probes.ProbedModel(
             label=label,
             model=session.subjects[label].model,
             id=seen.id[right],
@@ -99,13 +101,13 @@ def _one(
             rows=session.rows[label],
         )
         curves = {name: task.spec for name, task in traced.items()}
-        with streams.kept(session.notes.append, f"the probes of model '{label}'"):
+        with streams.protect_streams(session.notes.append, f"the probes of model '{label}'"):
             if full:
-                found = probes.probe(subject, _ball(tasks), curves)
+                found = probes.probe_model(subject, _choose_threat(tasks), curves)
             else:
                 fit = session.subjects[label]
                 vague = fit.random or any("(batch-dependent" in each for each in fit.findings)
-                found = [] if vague else probes.slopes_differ(subject)
+                found = [] if vague else probes.check_gradients(subject)
                 if vague:
                     document["looked"] = []
     except (SuiteError, KeyboardInterrupt):
@@ -116,11 +118,11 @@ def _one(
         **document,
         "n": len(right),
         "seconds": round(time.perf_counter() - started, 3),
-        "signs": [symptoms.plain(sign) for sign in found],
+        "signs": [symptoms.to_json(sign) for sign in found],
     }
 
 
-def _ball(tasks: Sequence[plan.AttackTask]) -> Threat:
+def _choose_threat(tasks: Sequence[plan.AttackTask]) -> Threat:
     """The middle eps of the norm in which most of the cells are."""
     norms = [task.spec.norm for task in tasks if task.spec.norm in ("linf", "l2")]
     if not norms:

@@ -20,9 +20,11 @@ import torch
 from bench.core.errors import SuiteError, first_line
 from bench.engine import determinism, malloc
 from bench.evaluation.evaluator import Evaluator
-from bench.execution import runner
+from bench.execution import options as execution_options
+from bench.execution import preparation
 from bench.execution import work as parts
-from bench.execution.work import ResultWriter, Work, WorkResult, WorkUnit
+from bench.execution.result_writer import ResultWriter
+from bench.execution.work import Work, WorkResult, WorkUnit
 from bench.suite import plan
 from bench.suite.reader import parse_suite
 from bench.suite.schema import Suite
@@ -58,11 +60,11 @@ class Answer(NamedTuple):
     notes: list[str]
 
 
-class Worker:
+class RayWorker:
     """One process of Ray's."""
 
     def __init__(
-        self, text: str, base: Path, options: runner.Options, rows: dict[str, int]
+        self, text: str, base: Path, options: execution_options.RunOptions, rows: dict[str, int]
     ) -> None:
         self.text, self.base, self.options, self.rows = text, base, options, rows
 
@@ -85,7 +87,7 @@ class Worker:
                 "file or device; install the same everywhere"
             )
         try:
-            with determinism.enforced(self.options.deterministic):
+            with determinism.enforce_determinism(self.options.deterministic):
                 outcomes = list(parts.attempt(session, task, first, last))
         except SuiteError as error:
             return str(error)
@@ -100,15 +102,15 @@ class Worker:
         if self.options.device == "cpu":
             torch.set_num_threads(1)
         suite = parse_suite(self.text, "the suite", self.base)
-        with determinism.enforced(self.options.deterministic):
-            session = runner.prepare(suite, None, self.options)
+        with determinism.enforce_determinism(self.options.deterministic):
+            session = preparation.load_evaluator(suite, None, self.options)
         # Where outcomes depend on the batch, the rows are part of what the cells are.
         session = dataclasses.replace(session, rows=self.rows)
         facts = {label: session.facts(label) for label in session.subjects}
         return session, plan.plan_tasks(suite, facts)
 
 
-def over(suite: Suite, options: runner.Options, asked: Cluster) -> Work:
+def over(suite: Suite, options: execution_options.RunOptions, asked: Cluster) -> Work:
     """What attempts the parts of this run on the workers asked for.
 
     Raises: SuiteError if Ray is not installed.
@@ -119,7 +121,7 @@ def over(suite: Suite, options: runner.Options, asked: Cluster) -> Work:
 
 def _work(
     suite: Suite,
-    options: runner.Options,
+    options: execution_options.RunOptions,
     asked: Cluster,
     session: Evaluator,
     todo: Iterable[WorkUnit],
@@ -140,7 +142,7 @@ def _work(
     try:
         most = min(asked.workers or _room(ray, asked, gpus), len(waiting))
         here = dataclasses.replace(options, device=device, data_dir=options.data_dir.resolve())
-        make = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(Worker).remote
+        make = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(RayWorker).remote
         start = functools.partial(make, suite.text, suite.base.resolve(), here, session.rows)
         ledger.note(f"Ray: {most} workers, {gpus:g} GPUs each")
         _Crew(ray, start, most, ledger).work(waiting)

@@ -24,8 +24,10 @@ from bench.core.errors import RecordError, SuiteError
 from bench.engine import heartbeat, malloc
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.stages import Stage, Watch
+from bench.execution import options as execution_options
 from bench.execution import runner
-from bench.execution.work import ResultWriter, WorkUnit, attempt
+from bench.execution.result_writer import ResultWriter
+from bench.execution.work import WorkUnit, attempt
 from bench.suite import plan
 from bench.suite.reader import parse_suite
 
@@ -41,7 +43,7 @@ class Orders(NamedTuple):
     text: str
     base: Path
     out: Path
-    options: runner.Options
+    options: execution_options.RunOptions
     threads: int
     lost: frozenset[str]
     alone: frozenset[str]

@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from bench.core import optional
-from bench.core.contracts.attack import Count
 from bench.core.contracts.model import Model
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Shape
 from bench.core.errors import SuiteError, first_line
 from bench.models.preprocessing import Preprocessed
@@ -39,7 +39,7 @@ def adapt(name: str) -> Model:
     Raises:
         SuiteError: The library is not installed.
     """
-    if reason := optional.missing(LIBRARY, EXTRA):
+    if reason := optional.missing_reason(LIBRARY, EXTRA):
         raise SuiteError(f"model '{EXTRA}:{name}': {reason}")
     return Model(
         summary=f"the image classifier {name}",
@@ -56,11 +56,11 @@ def adapt(name: str) -> Model:
 def _fetch(name: str, files: str, get: Callable[..., Any]) -> Any:
     """Call a loader of the library; its errors become a SuiteError."""
     offline = bool(os.environ.get("BENCH_OFFLINE"))
-    logging = optional.loaded(f"{LIBRARY}.utils.logging")
+    logging = optional.import_library(f"{LIBRARY}.utils.logging")
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        with optional.quiet(LIBRARY):
+        with optional.silence(LIBRARY):
             return get(name, local_files_only=offline)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         here = Path(name).is_dir()
@@ -75,13 +75,13 @@ def _fetch(name: str, files: str, get: Callable[..., Any]) -> Any:
 
 def _config(name: str) -> Any:
     """Load the repository's configuration."""
-    get = optional.loaded(LIBRARY).AutoConfig.from_pretrained
+    get = optional.import_library(LIBRARY).AutoConfig.from_pretrained
     return _fetch(name, "config.json", partial(get, trust_remote_code=False))
 
 
 def _kind() -> Any:
     """Return the library's class of image classifiers."""
-    return optional.loaded(LIBRARY).AutoModelForImageClassification
+    return optional.import_library(LIBRARY).AutoModelForImageClassification
 
 
 def _build(name: str, classes: Count | None = None) -> nn.Module:
@@ -89,7 +89,7 @@ def _build(name: str, classes: Count | None = None) -> nn.Module:
     config = _config(name)
     if classes is not None:
         config.num_labels = classes
-    get = partial(optional.loaded(f"{LIBRARY}.utils").cached_file, filename=PROCESSOR,
+    get = partial(optional.import_library(f"{LIBRARY}.utils").cached_file, filename=PROCESSOR,
                   _raise_exceptions_for_missing_entries=False)  # fmt: skip
     file = _fetch(name, PROCESSOR, get)
     processor = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}

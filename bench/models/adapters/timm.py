@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.core import optional
-from bench.core.contracts.attack import Count
 from bench.core.contracts.model import Model
+from bench.core.contracts.parameters import Count
 from bench.core.errors import SuiteError, first_line, nearest
 from bench.models.preprocessing import Preprocessed
 
@@ -36,9 +36,9 @@ def adapt(name: str) -> Model:
     Raises:
         SuiteError: The name or tag is unknown, or the library is not installed.
     """
-    if reason := optional.missing(LIBRARY, LIBRARY):
+    if reason := optional.missing_reason(LIBRARY, LIBRARY):
         raise SuiteError(f"model '{LIBRARY}:{name}': {reason}")
-    timm = optional.loaded(LIBRARY)
+    timm = optional.import_library(LIBRARY)
     if not timm.is_model(name):
         known = timm.list_models()
         raise SuiteError(f"model '{LIBRARY}:{name}' is unknown; {nearest(name, known)}")
@@ -56,7 +56,7 @@ def adapt(name: str) -> Model:
 
 def _config(name: str) -> Any:
     """Return timm's configuration of the weights."""
-    timm = optional.loaded(LIBRARY)
+    timm = optional.import_library(LIBRARY)
     try:
         return timm.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:  # unknown tag
@@ -73,8 +73,8 @@ def _build(name: str, classes: Count | None = None, channels: Count | None = Non
     channels = channels or config.input_size[0]
     mean, std = (each[:1] * channels if channels != len(each) else tuple(each)
                  for each in (config.mean, config.std))  # fmt: skip
-    with optional.quiet(LIBRARY):
-        net = optional.loaded(LIBRARY).create_model(
+    with optional.silence(LIBRARY):
+        net = optional.import_library(LIBRARY).create_model(
             name, pretrained=False, num_classes=classes or config.num_classes, in_chans=channels
         )
     return Preprocessed(net, mean, std, (channels, *config.input_size[1:]))
@@ -91,7 +91,7 @@ def _published(name: str) -> Mapping[str, Tensor]:
         raise SuiteError(f"{LIBRARY}:{name} has no weights on the hub; name a file of its own")
     offline = bool(os.environ.get("BENCH_OFFLINE"))
     try:
-        hub = optional.loaded("huggingface_hub")
+        hub = optional.import_library("huggingface_hub")
         path = hub.hf_hub_download(config.hf_hub_id, FILE, local_files_only=offline)
     except (OSError, ValueError, RuntimeError) as error:
         why = "downloads are off, BENCH_OFFLINE is set" if offline else first_line(error)

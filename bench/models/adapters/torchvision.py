@@ -18,8 +18,8 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import Count
 from bench.core.contracts.model import Model
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Shape
 from bench.core.errors import SuiteError, first_line, nearest
 from bench.models.preprocessing import Preprocessed

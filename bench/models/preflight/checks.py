@@ -15,10 +15,16 @@ from bench.core import rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.types import Access
 from bench.core.errors import SuiteError, first_line, nearest
-from bench.engine.functional.gradients import look
-from bench.engine.functional.logits import predicted, probabilities, tied, wide
-from bench.engine.functional.losses import to_ascend
-from bench.engine.model_state import Private, WrittenError, ask, eval_mode, writer
+from bench.engine.functional.gradients import gradient_pass
+from bench.engine.functional.logits import is_tied, predict_class, probabilities, widen
+from bench.engine.functional.losses import make_objective
+from bench.engine.model_state import (
+    InputCloningModel,
+    InputWriteError,
+    call_model,
+    eval_mode,
+    find_input_writer,
+)
 from bench.engine.opaque_model import OpaqueModel
 from bench.models import fingerprint
 from bench.models.preflight.findings import FINDINGS, Finding
@@ -107,13 +113,13 @@ def preflight(
     x = data.read(0, min(data.n, N_IMAGES)).to(device)
     try:
         return _check_model(label, model, model, data, x.clone(), predictions, allow, about)
-    except WrittenError:
-        with eval_mode(model), rng.seeded("preflight"):
-            who = writer(model, x)
+    except InputWriteError:
+        with eval_mode(model), rng.seed_global("preflight"):
+            who = find_input_writer(model, x)
         return _check_model(
             label,
             model,
-            Private(model),
+            InputCloningModel(model),
             data,
             x,
             predictions,
@@ -150,7 +156,7 @@ def _check_model(
         WrittenError: The model writes into x.
     """
     where, clean = f"model '{label}'", x.clone()
-    with eval_mode(model), rng.seeded("preflight"):  # for reproducible findings
+    with eval_mode(model), rng.seed_global("preflight"):  # for reproducible findings
         training = [name for name, module in net.named_modules() if module.training]
         # Before the first call, since a forward may count its calls.
         digest = fingerprint.fingerprint(net, [about, training])
@@ -160,7 +166,7 @@ def _check_model(
         refused = [each for each in found if each.refuses and each.name not in allow]
         if refused:
             raise SuiteError(refused[0].format_error())
-        logits = wide(logits)
+        logits = widen(logits)
         random = _is_random(model, x, logits)
         found += _find_doubts(where, net, model, data, x, logits, random, predictions)
         _check_unwritten(x, clean)
@@ -171,7 +177,7 @@ def _check_model(
     access: Access = "gradient"
     if isinstance(net, QueryOnlyModel):  # it is identified by its answers as well
         access = net.access
-        classes = str(predicted(logits).tolist())
+        classes = str(predict_class(logits).tolist())
         digest = hashlib.sha256(f"{digest} {classes}".encode()).hexdigest()
     return LoadedModel(
         label=label, model=model, classes=logits.shape[1], fingerprint=digest, findings=findings,
@@ -184,15 +190,15 @@ def _check_model(
 def _check_unwritten(x: Tensor, clean: Tensor) -> None:
     """Raise WrittenError if x differs from its copy `clean`."""
     if not torch.equal(x, clean):
-        raise WrittenError("the model writes into the images that it is shown")
+        raise InputWriteError("the model writes into the images that it is shown")
 
 
 def _compute_logits(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
     """Return the logits of x; raise SuiteError if they have no usable shape."""
     try:
         with torch.no_grad():
-            logits = ask(model, x)
-    except (KeyboardInterrupt, WrittenError):
+            logits = call_model(model, x)
+    except (KeyboardInterrupt, InputWriteError):
         raise
     except BaseException as error:  # foreign code may raise anything
         other = _not_float32(where, model)
@@ -271,8 +277,8 @@ def are_probabilities(logits: Tensor) -> bool:
 def _is_random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
     """Return whether a second call has other results."""
     with torch.no_grad():
-        again = ask(model, x)
-    return float((wide(again) - logits).abs().max()) > RANDOM * _scale(logits)
+        again = call_model(model, x)
+    return float((widen(again) - logits).abs().max()) > RANDOM * _scale(logits)
 
 
 def _scale(logits: Tensor) -> float:
@@ -334,7 +340,7 @@ def _find_doubts(
 def _find_close_logits(where: str, logits: Tensor) -> Iterator[Finding]:
     """Yield findings about tied and flat logits."""
     n, classes = logits.shape
-    ties = int(tied(logits).sum())
+    ties = int(is_tied(logits).sum())
     if ties:
         yield Finding(
             "ties",
@@ -359,9 +365,9 @@ def _find_batch_dependence(
     """Yield a finding if the logits of an image depend on the other images of its batch."""
     try:
         with torch.no_grad():
-            alone = wide(torch.cat([ask(model, row[None]) for row in x]))
-            turned = wide(ask(model, x.flip(0)).flip(0))
-    except (KeyboardInterrupt, WrittenError):
+            alone = widen(torch.cat([call_model(model, row[None]) for row in x]))
+            turned = widen(call_model(model, x.flip(0)).flip(0))
+    except (KeyboardInterrupt, InputWriteError):
         raise
     except BaseException as error:  # as batch-norm in training mode refuses a single image
         reason = f"{first_line(error)}; a verdict must not need a batch"
@@ -389,7 +395,7 @@ def _find_gradient_problems(
     """Yield findings about gradients: absent, zero, not finite, or of another function."""
     other = logits.argmin(1)
     try:
-        seen = look(model, to_ascend("cross-entropy", "untargeted"), x, other, other)
+        seen = gradient_pass(model, make_objective("cross-entropy", "untargeted"), x, other, other)
     except RuntimeError as error:  # such as of a model that answers in inference mode
         yield Finding(
             "zero-gradient",

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.contracts.dataset import Data
-from bench.engine.functional.logits import predicted
-from bench.engine.model_state import WrittenError, ask
+from bench.engine.functional.logits import predict_class
+from bench.engine.model_state import InputWriteError, call_model
 from bench.models.preflight.findings import Finding
 from bench.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, MNIST_MEAN, MNIST_STD
 
@@ -147,12 +147,12 @@ def _predictions(model: nn.Module, x: Tensor) -> Tensor | None:
     """Return the predicted classes of x, (n,); None if the model rejects such images."""
     try:
         with torch.no_grad():
-            logits: Tensor = ask(model, x)
-    except (KeyboardInterrupt, WrittenError):
+            logits: Tensor = call_model(model, x)
+    except (KeyboardInterrupt, InputWriteError):
         raise
     except BaseException:  # foreign code may reject pixels outside [0, 1]
         return None
-    return predicted(logits)
+    return predict_class(logits)
 
 
 def is_improvement(pred: Tensor, y: Tensor, other: Tensor, z: Tensor) -> bool:

@@ -9,12 +9,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import AttackBatch
+from bench.core.contracts.rule import AttackBatch
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
 from bench.engine import timing
 from bench.engine.functional import norms
-from bench.evaluation import verify
+from bench.evaluation import chunk
 from bench.evaluation.crafting import Examples
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.metrics import Outcomes
@@ -102,7 +102,7 @@ class ExperimentRunner:
         seeing = side._replace(spec=dataclasses.replace(side.spec, attack=told))
         return self._kept(side, [self._run(seeing, self.chosen)])._replace(start=starts)
 
-    def _kept(self, side: Side, runs: list[verify.ChunkResult]) -> Observed:
+    def _kept(self, side: Side, runs: list[chunk.VerifiedChunk]) -> Observed:
         """Keep the records of all batches, and see what the images tell."""
         frame = pd.concat([run.records[0] for run in runs]).set_index("example")
         images = torch.cat([run.x_adv[0] for run in runs])
@@ -112,9 +112,9 @@ class ExperimentRunner:
             levels=bool(((images * 255).round() / 255 - images).abs().max() <= LEVEL),
         )
 
-    def _run(self, side: Side, examples: Examples) -> verify.ChunkResult:
+    def _run(self, side: Side, examples: Examples) -> chunk.VerifiedChunk:
         free, given = timing.Floor(0.0, 0.0), attacked(side)  # nobody asks for the pace
-        return verify.evaluate_chunk(self.judge, side.spec, examples, side.rows, free, source=given)
+        return chunk.evaluate_chunk(self.judge, side.spec, examples, side.rows, free, source=given)
 
 
 def _rounded(length: float) -> float | None:

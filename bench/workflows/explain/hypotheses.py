@@ -23,11 +23,13 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from bench.analysis.crosscheck import SAME_PIXEL, TRAITS
-from bench.core.contracts.attack import AttackBatch, AttackSpec, step_size
+from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.parameters import step_size
+from bench.core.contracts.rule import AttackBatch
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
 from bench.engine.functional.norms import per_row
-from bench.engine.tensor_tree import mapped
+from bench.engine.tensor_tree import map_tensors
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
 from bench.workflows.explain.setups import Observed, Setup
@@ -108,7 +110,7 @@ def _from(start: Tensor) -> Callable[[Setup], Setup]:
             given = start[noise.examples.to(start.device)].to(state.x)
             x = torch.where(per_row(items.restart == 0, state.x), given, state.x)
             # What is still the start itself, such as the best iterate so far, moves with it.
-            return mapped(lambda field: x if field is state.x else field, state)
+            return map_tensors(lambda field: x if field is state.x else field, state)
 
         moved = dataclasses.replace(rule, init=init, one_gradient=False)
         return _curve(setup, attack=dataclasses.replace(attack, rule=moved))
@@ -302,7 +304,7 @@ def _above_zero(logits: Tensor) -> Tensor:
 
 def _unverified(records: pd.DataFrame) -> Outcomes:
     """Robust if the prediction stood, whether or not the image kept the attack's promise."""
-    return metrics.robust(records.assign(violation=""))
+    return metrics.robust_examples(records.assign(violation=""))
 
 
 def _counting(ours: Observed, reference: Observed) -> Iterator[Change]:
@@ -316,5 +318,5 @@ def _counting(ours: Observed, reference: Observed) -> Iterator[Change]:
         yield Change(
             "counting",
             "counting: our images, too, rounded to 8 bits",
-            lambda setup: setup._replace(count_ours=metrics.robust_8bit),
+            lambda setup: setup._replace(count_ours=metrics.robust_examples_8bit),
         )

@@ -17,7 +17,8 @@ from bench.analysis.explanations import Experiment, Explanation, gap_of
 from bench.core.errors import ContractError, SuiteError, first_line
 from bench.evaluation import metrics
 from bench.evaluation.evaluator import Evaluator
-from bench.execution import runner
+from bench.execution import options as execution_options
+from bench.execution import preparation
 from bench.suite import plan, reader
 from bench.suite.schema import Suite
 from bench.workflows.explain import hypotheses
@@ -157,7 +158,9 @@ class DisagreementSearch:
 
     def _experiment(self, text: str, setup: Setup) -> Experiment:
         mine, theirs = self.trial.outcomes(setup)
-        test = metrics.paired(theirs, mine)  # first: robust under theirs alone, so broken by ours
+        test = metrics.mcnemar_test(
+            theirs, mine
+        )  # first: robust under theirs alone, so broken by ours
         gap, most = gap_of(test), self._closed()
         narrower = bool(self.made) and most < gap < self.first.gap
         chance = narrower and self._is_chance(setup, gap, test.p_value)
@@ -181,13 +184,13 @@ class DisagreementSearch:
         """Whether a side that draws is as far from itself under other seeds as the gap is wide."""
         sides = (setup.ours, setup.reference)
         side = next((each for each in sides if each.spec.attack.stochastic), None)
-        if side is None or p_value <= metrics.SIGNIFICANT:
+        if side is None or p_value <= metrics.SIGNIFICANCE_LEVEL:
             return False
-        own = metrics.robust(self.trial.records(side))
+        own = metrics.robust_examples(self.trial.records(side))
         for other in range(1, SEEDS + 1):
             curve = dataclasses.replace(side.spec, seed=side.spec.seed + other)
-            there = metrics.robust(self.trial.records(side._replace(spec=curve)))
-            if gap_of(metrics.paired(own, there)) >= gap:
+            there = metrics.robust_examples(self.trial.records(side._replace(spec=curve)))
+            if gap_of(metrics.mcnemar_test(own, there)) >= gap:
                 return True
         return False
 
@@ -247,7 +250,11 @@ def _joined(changes: Sequence[Change]) -> Callable[[Setup], Setup]:
 
 
 def run(
-    where: str, ours: str, reference: str, options: runner.Options, listen: Listen = lambda t: None
+    where: str,
+    ours: str,
+    reference: str,
+    options: execution_options.RunOptions,
+    listen: Listen = lambda t: None,
 ) -> Explanation:
     """Why two cells of a suite, or of a run's folder, disagree; a folder keeps what is found.
 
@@ -268,7 +275,7 @@ def run(
     )
     limit = options.limit or min(checked.data.limit or EXAMPLES, EXAMPLES)
     listen("loading")
-    session = runner.prepare(needed, folder, dataclasses.replace(options, limit=limit))
+    session = preparation.load_evaluator(needed, folder, dataclasses.replace(options, limit=limit))
     mine, theirs = (_task(session, each, identities) for each in (first, second))
     made = between(session, mine, theirs, listen)
     if folder is not None:

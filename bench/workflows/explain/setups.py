@@ -32,8 +32,8 @@ class Setup(NamedTuple):
 
     ours: Side
     reference: Side
-    count_ours: Count = metrics.robust
-    count_reference: Count = metrics.robust
+    count_ours: Count = metrics.robust_examples
+    count_reference: Count = metrics.robust_examples
 
 
 class Observed(NamedTuple):

@@ -9,7 +9,7 @@ from bench.analysis.snapshot import Cell, Snapshot, unpack
 from bench.analysis.snapshot_matching import SettingChange
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
-from bench.reporting import formats
+from bench.reporting.formats import numbers
 from bench.suite.thresholds import Threshold, Thresholds
 from bench.workflows.gate.verdicts import Change, Outcome, Verdict
 
@@ -67,7 +67,7 @@ def _clean(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[_Pai
 def _in_words(changes: Sequence[SettingChange]) -> str:
     """Name the settings that differ, each with what it was and is."""
     known = [
-        (name, *("unknown" if value is None else formats.words(str(value)) for value in pair))
+        (name, *("unknown" if value is None else numbers.format_text(str(value)) for value in pair))
         for name, *pair in changes
     ]
     return "; ".join(f"{name} {before} → {now}" for name, before, now in known)
@@ -114,10 +114,10 @@ def _apart(was: Cell | None, cell: Cell | None) -> tuple[Outcome, str] | None:
 
 def _judged(pairs: list[_Pair], alpha: float) -> Iterator[Verdict]:
     """A verdict for each pair, all tested as one family."""
-    losses = [metrics.loss(pair.before, pair.after) for pair in pairs]
-    gains = [metrics.loss(pair.after, pair.before) for pair in pairs]
-    p_lost = metrics.holm([loss.p_value for loss in losses])
-    p_gained = metrics.holm([gain.p_value for gain in gains])
+    losses = [metrics.one_sided_mcnemar_test(pair.before, pair.after) for pair in pairs]
+    gains = [metrics.one_sided_mcnemar_test(pair.after, pair.before) for pair in pairs]
+    p_lost = metrics.holm_correction([loss.p_value for loss in losses])
+    p_gained = metrics.holm_correction([gain.p_value for gain in gains])
     for pair, loss, *p_values in zip(pairs, losses, p_lost, p_gained, strict=True):
         counts = int(pair.before.sum()), int(pair.after.sum()), len(pair.before)
         change = Change(*counts, loss.lost, loss.gained, *p_values)
@@ -131,7 +131,7 @@ def _accuracy(change: Change, pair: _Pair, alpha: float) -> tuple[Outcome, str]:
     fell = lost - gained
     if not lost and not gained:
         return "passed", f"{change.after} of {change.n}, the same examples as before"
-    difference = formats.points(-100 * fell / change.n)
+    difference = numbers.format_points(-100 * fell / change.n)
     told = f"{change.before} → {change.after} of {change.n} ({difference}): "
     told += f"lost {lost}, gained {gained}"
     limit = pair.threshold.text.partition(":")[2]
@@ -170,11 +170,11 @@ def _power(pairs: list[_Pair], alpha: float) -> str:
     n, family = len(pairs[0].before), len(pairs)
     needs = [least(n, int(p.before.sum()), p.allowed, family, alpha) for p in pairs]
     known = [need for need in needs if need is not None]
-    shared = f"{formats.many(family, 'comparison')}, alpha = {alpha:g} for all together"
+    shared = f"{numbers.format_plural(family, 'comparison')}, alpha = {alpha:g} for all together"
     if not known:
         return f"No loss at all can turn this check red: {n} examples are too few ({shared})."
     k = min(known)
-    share = formats.percent(k / n).removesuffix(" %")
+    share = numbers.format_percent(k / n).removesuffix(" %")
     blind = len(needs) - len(known)
     more = f" Of the accuracies, {blind} cannot fall by enough to turn red." if blind else ""
     return (

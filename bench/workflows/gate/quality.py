@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from bench.analysis import snapshot_matching
 from bench.analysis.snapshot import Snapshot, Task
-from bench.reporting import formats
+from bench.reporting.formats import numbers
 from bench.suite.thresholds import Threshold, Thresholds
 from bench.workflows.gate.verdicts import Outcome, Verdict
 
@@ -52,8 +52,8 @@ def _throughput(before: Snapshot, now: Snapshot, model: str, limits: Thresholds)
     seconds = sum(pair.now.seconds for pair in timed)
     factor = seconds / sum(pair.now.seconds * pair.was_ratio / pair.ratio for pair in timed)
     told = (
-        f"{formats.factor(factor)} the baseline's time per pass of a bare loop, "
-        f"{formats.seconds(seconds)} in all: {1 / factor - 1:+.0%} examples per second"
+        f"{numbers.format_factor(factor)} the baseline's time per pass of a bare loop, "
+        f"{numbers.format_seconds(seconds)} in all: {1 / factor - 1:+.0%} examples per second"
     )
     threshold = limits.find("examples_per_second", model)
     least = 1 - float(threshold.amount) / 100
@@ -96,7 +96,7 @@ def _untimed(before: Snapshot, now: Snapshot, timed: list[_Timed]) -> str:
     sides = [pair.was.seconds for pair in timed], [pair.now.seconds for pair in timed]
     short = min(map(sum, sides))
     if short < LEAST_SECONDS:
-        return f"too short to judge: {formats.seconds(short)} of {formats.seconds(LEAST_SECONDS)}"
+        return f"too short to judge: {numbers.format_seconds(short)} of {numbers.format_seconds(LEAST_SECONDS)}"
     for side, tasks in (("baseline", [p.was for p in timed]), ("run", [p.now for p in timed])):
         clock = sum(task.clock_seconds for task in tasks)
         share = sum(task.seconds for task in tasks) / clock if clock else 1.0
@@ -109,7 +109,9 @@ def _untimed(before: Snapshot, now: Snapshot, timed: list[_Timed]) -> str:
 
 def machine(snapshot: Snapshot) -> str:
     machine = snapshot.machine
-    return f"{machine.device}, {machine.processor}, {formats.many(machine.threads, 'thread')}"
+    return (
+        f"{machine.device}, {machine.processor}, {numbers.format_plural(machine.threads, 'thread')}"
+    )
 
 
 def _audit(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[Verdict]:
@@ -127,7 +129,7 @@ def _audit(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[Verd
         elif signs < was:
             yield Verdict(*place, "improved", f"gone: {', '.join(sorted(was - signs))}")
         else:
-            told = f"{formats.many(len(signs), 'kind')} of sign, "
+            told = f"{numbers.format_plural(len(signs), 'kind')} of sign, "
             told += f"{len(new)} of them new" if new else "none of them new"
             yield Verdict(*place, "passed", told if signs else "no sign that an attack failed")
 

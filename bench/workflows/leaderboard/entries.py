@@ -17,7 +17,7 @@ from bench.analysis.snapshot import Cell, Snapshot
 from bench.analysis.snapshot_matching import NOTED
 from bench.core.errors import RecordError, SuiteError, first_line
 from bench.core.files import write_atomic
-from bench.reporting.formats import many
+from bench.reporting.formats.numbers import format_plural
 from bench.suite import plan
 from bench.suite.identity import ModelFacts
 from bench.suite.schema import Suite
@@ -164,6 +164,6 @@ def _unfit(name: str, cell: Cell | None) -> list[str]:
         told = f"{cell.status}: {cell.reason}" if cell else "none"
         return [f"{name}: expected a finished cell, got {told}"]
     if cell.violations:
-        count = many(cell.violations, "image")
+        count = format_plural(cell.violations, "image")
         return [f"{name}: {count} broke the threat model, where the attack could not succeed"]
     return []

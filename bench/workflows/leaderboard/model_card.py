@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import StringConstraints
 
-from bench.core.validation import Validator, text_of, toml
+from bench.core.validation import Validator, parse_toml, read_text
 from bench.models import serialized
 from bench.suite.schema import ModelEntry
 
@@ -44,7 +44,7 @@ def read(path: Path) -> Card:
     Raises: SuiteError with one sentence for each mistake in it.
     """
     check = Validator(str(path))
-    raw = toml(text_of(path, "a model's card"), str(path))
+    raw = parse_toml(read_text(path, "a model's card"), str(path))
     card: Card | None = check.fill(Card, raw, "")
     entry: ModelEntry | None = None
     if "model" in raw:

@@ -17,7 +17,7 @@ from bench.core.contracts.types import Shape
 from bench.core.errors import SuiteError
 from bench.datasets import image_files
 from bench.engine.functional.logits import probabilities
-from bench.engine.model_state import ask, eval_mode
+from bench.engine.model_state import call_model, eval_mode
 from bench.evaluation import loading
 from bench.evaluation.evaluator import Evaluator
 from bench.reporting.plots import figures
@@ -86,7 +86,7 @@ def attack(
     told = found.names() if known and found.names else ()
     data = _data(image, found.shape if known else None, told, data_dir)
     names, x, stem, shape = data.classes, data.read(0, 1)[0], data.name, data.shape
-    subject = loading.subject(model, Path(), seed, data, device, data_dir)
+    subject = loading.load_model(model, Path(), seed, data, device, data_dir)
     if entry.goal == "targeted":
         plan.resolve_target(entry, subject.classes, names)
     session = Evaluator(
@@ -105,7 +105,7 @@ def attack(
     again = image_files.decode_image(png, min(shape[1:]), min(shape[1:]), shape[0])
     factor = magnify or _factor(x_adv - x)
     figure = _figure(x, x_adv, factor, [answer.top[0] for answer in answers])
-    drawn, _ = figures.save(figure, out / f"{stem}-attack")
+    drawn, _ = figures.save_figure(figure, out / f"{stem}-attack")
     return SingleImageResult(
         name=image,
         model=model.label,
@@ -138,7 +138,7 @@ def _data(image: str, wanted: Shape | None, names: tuple[str, ...], data_dir: Pa
     else:
         index = int(example["index"])
         entry = DataEntry(name=example["data"], limit=index + 1)
-        whole = loading.data(entry, Path(), data_dir, None)
+        whole = loading.load_data(entry, Path(), data_dir, None)
         if index >= whole.n:
             raise SuiteError(f"{image}: expected an index below {whole.n}, got {index}")
         shape = whole.shape
@@ -155,7 +155,7 @@ def _data(image: str, wanted: Shape | None, names: tuple[str, ...], data_dir: Pa
 
 def _answer(model: nn.Module, image: Tensor, label: int, names: tuple[str, ...]) -> Answer:
     with eval_mode(model), torch.no_grad():
-        logits = ask(model, image[None])[0]
+        logits = call_model(model, image[None])[0]
     shares = probabilities(logits)
     classes = logits.argsort(descending=True, stable=True)[:TOP]
     top = [

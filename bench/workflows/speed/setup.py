@@ -8,13 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import Attack, step_size
+from bench.core.contracts.attack import Attack
 from bench.core.contracts.dataset import Data
+from bench.core.contracts.parameters import step_size
 from bench.core.errors import SuiteError
 from bench.core.rng import Noise
 from bench.datasets.in_memory import make_data
 from bench.engine import timing
-from bench.evaluation import crafting, judge, loading
+from bench.evaluation import judge, loading, verify
+from bench.models import published_weights
 from bench.suite.reader import parse_attack
 from bench.suite.schema import DataEntry, ModelEntry
 from bench.workflows.speed.workloads import Victim, Work
@@ -90,7 +92,7 @@ def load(
     if data not in (None, work.data) and _shipped(victim.name, str(data)):
         victim = Victim(name=victim.name, weights=str(data))
     model = ModelEntry(name=victim.name, label=victim.name, weights=victim.weights)
-    subject = loading.subject(model, Path(), 0, images, device, data_dir)
+    subject = loading.load_model(model, Path(), 0, images, device, data_dir)
     subject.model.requires_grad_(False)
     x = torch.cat([images.read(at, min(at + 256, images.n)) for at in range(0, images.n, 256)])
     x = x.to(device)
@@ -124,7 +126,7 @@ def _data(work: Work, name: str, n: int, data_dir: Path) -> Data:
         return _random_images(n)
     try:
         entry = DataEntry(name=name)
-        return loading.data(entry, Path(), folder if name == work.data else data_dir, n)
+        return loading.load_data(entry, Path(), folder if name == work.data else data_dir, n)
     except SuiteError as error:
         if name == "digits":
             raise
@@ -142,7 +144,7 @@ def _random_images(n: int) -> Data:
 
 
 def _shipped(model: str, weights: str) -> bool:
-    return (loading.WEIGHTS / f"{model}-{weights}.safetensors").is_file()
+    return (published_weights.WEIGHTS / f"{model}-{weights}.safetensors").is_file()
 
 
 # ------------------------------------------------------------------------------------ contestants
@@ -250,7 +252,7 @@ def judged(task: Task, brought: Brought) -> tuple[Tensor, int] | None:
     x, y, clean = task.x[:m], task.y[:m], task.clean[:m]
     for eps, x_adv in zip(task.eps, brought.x_adv, strict=True):
         pred = judge.judge(task.model, x_adv, task.rows).pred
-        found = crafting.violations(x_adv, x, eps, "linf", pred)
+        found = verify.find_violations(x_adv, x, eps, "linf", pred)
         sound = torch.tensor([not text for text in found], device=pred.device)
         robust.append(clean & ~((pred != y) & sound))
         broken += int((~sound).sum())
