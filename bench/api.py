@@ -24,7 +24,7 @@ from bench.execution.backends import subprocess
 from bench.execution.options import RunOptions, default_run_folder
 from bench.storage.records import Stored
 from bench.suite import plan
-from bench.suite.reader import attack_entry, read
+from bench.suite.reader import parse_attack, read_suite
 
 DOUBTED = "bench.evaluate: the robust accuracy is open to doubt:"
 
@@ -134,7 +134,7 @@ def evaluate(
         raise SuiteError(f"bench.evaluate: predictions: expected at least 1, got {predictions}")
     if target is not None:
         raw["target"] = target
-    entry = attack_entry(raw, "bench.evaluate")
+    entry = parse_attack(raw, "bench.evaluate")
     evaluator = Evaluator.from_tensors(
         model,
         x,
@@ -154,7 +154,7 @@ def evaluate(
     if sources:
         entry = dataclasses.replace(entry, source=sources[0])
     crafting = facts[sources[0]] if sources else None
-    task = plan.task(label, entry, facts[label], seed, "independent", crafting)
+    task = plan.plan_task(label, entry, facts[label], seed, "independent", crafting)
     if reason := task.cells[0].reason:
         raise SuiteError(f"bench.evaluate: attack '{attack}': {reason}")
     chunks = [evaluator.evaluate_chunk(task, first, last) for first, last in evaluator.chunks()]
@@ -218,7 +218,7 @@ def run(
     Raises:
         SuiteError: The user's mistakes, all of a suite's at once.
     """
-    checked = read(suite)
+    checked = read_suite(suite)
     part = sharding.parse_shard(shard)
     folder = part.folder(Path(out) if out is not None else default_run_folder(checked.name))
     options = RunOptions(

@@ -24,7 +24,7 @@ from bench.evaluation.audit import probe_models
 from bench.execution import runner
 from bench.execution.options import RunOptions
 from bench.storage import fingerprint
-from bench.suite.reader import read
+from bench.suite.reader import read_suite
 
 SUITE = """
 schema = 1
@@ -66,7 +66,7 @@ def prepare() -> None:
 def attempt(folder: Path, out: Path) -> None:
     path = folder / "killed.toml"
     path.write_text(SUITE, encoding="utf-8")
-    runner.run_suite(read(str(path)), out, RunOptions(device="cpu", batch_size=16))
+    runner.run_suite(read_suite(str(path)), out, RunOptions(device="cpu", batch_size=16))
 
 
 def outcome(out: Path) -> list[str]:

@@ -28,7 +28,7 @@ eps = [0.05, 0.1]
 
 def run(folder: Path, rows: int | None = None) -> pd.DataFrame:
     options = RunOptions(device="cpu", batch_size=rows)
-    runner.run_suite(reader.parse(SUITE, "d.toml", Path()), folder, options)
+    runner.run_suite(reader.parse_suite(SUITE, "d.toml", Path()), folder, options)
     return records.load(folder).frame
 
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from bench.datasets import prefetch
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 
 PIECES = [(0, 4), (4, 8), (8, 10)]
 
 
 @pytest.fixture
 def data():
-    return in_memory("ten", torch.rand(10, 1, 4, 4), torch.arange(10), ())
+    return make_data("ten", torch.rand(10, 1, 4, 4), torch.arange(10), ())
 
 
 @pytest.mark.parametrize("settings", [{}, {"stays": True}, {"ahead": True}])
@@ -65,7 +65,7 @@ def test_a_picture_that_cannot_be_read_fails_where_it_is_asked_for(data) -> None
 
 
 def test_a_cpu_reads_as_it_goes_and_keeps_nothing(data) -> None:
-    fed = prefetch.on(torch.device("cpu"), data, PIECES)
+    fed = prefetch.make_prefetcher(torch.device("cpu"), data, PIECES)
     fed.read(0, 4)
     assert not fed._here
     assert not fed._coming

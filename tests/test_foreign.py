@@ -42,8 +42,8 @@ def told(library: str) -> str:
 def test_a_suite_that_mixes_skips_the_cells_of_a_library_that_is_gone(gone: str) -> None:
     own = ATTACK.format("pgd").replace("params = { anything = 3 }\n", "")
     text = TEXT + ATTACK.format(f"{gone}:whatever") + own
-    read = reader.parse(text, "s.toml", Path())
-    theirs, ours = plan.tasks(read, plan.known_facts(read))
+    read = reader.parse_suite(text, "s.toml", Path())
+    theirs, ours = plan.plan_tasks(read, plan.collect_declared_facts(read))
     assert [cell.reason for cell in theirs.cells] == [told(gone)]
     assert theirs.cells[0].implementation == gone
     assert [cell.reason for cell in ours.cells] == [""]
@@ -52,7 +52,7 @@ def test_a_suite_that_mixes_skips_the_cells_of_a_library_that_is_gone(gone: str)
 def test_a_suite_of_nothing_else_is_refused_in_one_sentence(gone: str) -> None:
     text = TEXT + ATTACK.format(f"{gone}:A") + ATTACK.format(f"{gone}:B")
     with pytest.raises(SuiteError) as refusal:
-        reader.parse(text, "s.toml", Path())
+        reader.parse_suite(text, "s.toml", Path())
     assert refusal.value.problems == (f"s.toml: attacks: {told(gone)}",)
 
 
@@ -78,7 +78,7 @@ def test_a_library_that_breaks_with_a_page_of_text_says_its_first_line(
     page = r"raise ImportError('numpy is too new\x1b[2J\n\nReinstall it.\n')"
     (tmp_path / "wordy_library.py").write_text(page, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
-    said = optional.missing("wordy_library")
+    said = optional.missing_reason("wordy_library")
     assert r"could not be imported (numpy is too new\x1b[2J): pip install" in said
 
 

@@ -561,7 +561,9 @@ def test_a_run_says_which_copy_was_dropped_and_keeps_it_in_its_provenance(tmp_pa
         f'{attack}label = "again"\nstop = "never"\n'
     )
     events: list[Event] = []
-    runner.run_suite(reader.read(file), tmp_path / "out", RunOptions(device="cpu"), events.append)
+    runner.run_suite(
+        reader.read_suite(file), tmp_path / "out", RunOptions(device="cpu"), events.append
+    )
     notes = [event.text for event in events if event.what == "note"]
     (told,) = [note for note in notes if "copied too often" in note]
     assert told.startswith("late · ")

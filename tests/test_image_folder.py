@@ -146,7 +146,7 @@ def test_a_folder_without_images_is_missing_data(tmp_path: Path) -> None:
 
 def levels(path: Path, channels: int = 3) -> list[float]:
     """The levels of the first row's first and last pixel, out of 255."""
-    x = image_files.decode(path, SIDE, SIDE, channels)
+    x = image_files.decode_image(path, SIDE, SIDE, channels)
     return [round(float(value) * 255, 3) for value in (x[0, 0, 0], x[0, 0, -1])]
 
 
@@ -155,10 +155,10 @@ def test_16_bits_are_scaled_by_their_own_range(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, SIDE).round().astype(np.uint16)
     Image.fromarray(np.tile(ramp, (SIDE, 1))).save(path)
     for channels in (1, 3):
-        x = image_files.decode(path, SIDE, SIDE, channels)
+        x = image_files.decode_image(path, SIDE, SIDE, channels)
         assert (x[:, 0] * 65535 - torch.tensor(ramp.astype(np.float32))).abs().max() < 129
     assert levels(path) == [0, 255]
-    assert image_files.treatment(path, path.read_bytes()) == "16 bits"
+    assert image_files.describe_treatment(path, path.read_bytes()) == "16 bits"
 
 
 def test_what_pillow_converts_is_taken_and_what_is_ambiguous_refused(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_what_pillow_converts_is_taken_and_what_is_ambiguous_refused(tmp_path: P
         path = tmp_path / f"{mode}.{'jpg' if mode in ('CMYK', 'YCbCr') else 'png'}"
         plain.convert(mode).save(path)
         assert abs(levels(path)[0] - 200) <= 4, mode  # a palette of 216 colours
-        assert image_files.treatment(path, path.read_bytes()) == ""
+        assert image_files.describe_treatment(path, path.read_bytes()) == ""
     glass = plain.convert("RGBA")
     glass.putpixel((0, 0), (0, 0, 0, 254))
     floats = Image.fromarray(np.full((SIDE, SIDE), 0.5, dtype=np.float32))
@@ -182,7 +182,7 @@ def test_what_pillow_converts_is_taken_and_what_is_ambiguous_refused(tmp_path: P
     for name, (image, options, part) in saved.items():
         image.save(tmp_path / name, **options)
         with pytest.raises(SuiteError, match=part):
-            image_files.decode(tmp_path / name, SIDE, SIDE)
+            image_files.decode_image(tmp_path / name, SIDE, SIDE)
 
 
 def test_photographs_are_turned_upright_and_records_of_others_stay_valid(tmp_path: Path) -> None:
@@ -198,13 +198,13 @@ def test_photographs_are_turned_upright_and_records_of_others_stay_valid(tmp_pat
         Image.fromarray(stored).save(path, exif=exif)
         assert levels(path) == expected, orientation
         turned = "turned upright by EXIF" if expected != [0, 255] else ""
-        assert image_files.treatment(path, path.read_bytes()) == turned
+        assert image_files.describe_treatment(path, path.read_bytes()) == turned
         prints.append(load(tmp_path / str(orientation)))
     assert (
         prints[1].mapping["files"] == "1, short side to 8, middle 8 x 8; 1 turned upright by EXIF"
     )
     jpeg = photo(tmp_path / "x.jpg", exif=b"Exif\0\0MM\0damaged")
-    assert image_files.treatment(jpeg, jpeg.read_bytes()) == ""
+    assert image_files.describe_treatment(jpeg, jpeg.read_bytes()) == ""
     assert levels(jpeg) == [0, 0]
 
 

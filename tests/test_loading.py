@@ -15,7 +15,7 @@ from torchvision.datasets import MNIST
 
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.evaluation import loading
 from bench.models import lenet as architecture
 from bench.models.fingerprint import fingerprint
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def data(digits: tuple[Tensor, Tensor]) -> Data:
-    return in_memory("digits", digits[0][:40], digits[1][:40], tuple("0123456789"))
+    return make_data("digits", digits[0][:40], digits[1][:40], tuple("0123456789"))
 
 
 def subject(data: Data, base: Path = Path(), seed: int = 0, **keys: Any) -> LoadedModel:
@@ -220,7 +220,7 @@ def test_torchvisions_weights_that_are_absent_offline_name_file_and_folder(
 ) -> None:
     monkeypatch.setenv("BENCH_OFFLINE", "1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    images = in_memory("given", torch.rand(2, 3, 32, 32), torch.zeros(2).long(), ())
+    images = make_data("given", torch.rand(2, 3, 32, 32), torch.zeros(2).long(), ())
     told = refused(images, name="resnet50", weights="IMAGENET1K_V2")
     assert "BENCH_OFFLINE is set" in told
     assert f"put torchvision's file resnet50-11ad3fa6.pth into {tmp_path}" in told
@@ -235,12 +235,12 @@ def test_a_torchvision_file_that_is_damaged_is_told(
     path.parent.mkdir(parents=True)
     torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
     path.write_bytes(path.read_bytes()[:-100])
-    images = in_memory("given", torch.rand(2, 3, 32, 32), torch.zeros(2).long(), ())
+    images = make_data("given", torch.rand(2, 3, 32, 32), torch.zeros(2).long(), ())
     assert path.name in refused(images, name="resnet50", weights="IMAGENET1K_V1")
 
 
 def test_resnet50_with_random_weights_takes_small_images() -> None:
-    images = in_memory("given", torch.rand(2, 3, 32, 32), torch.tensor([0, 999]), ())
+    images = make_data("given", torch.rand(2, 3, 32, 32), torch.tensor([0, 999]), ())
     found = subject(images, name="resnet50", weights="random")
     assert found.classes == 1000
 

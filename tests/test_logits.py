@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import bench
 from bench.core.contracts.types import Threat
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.engine.functional import gradients, losses
 from bench.engine.functional.logits import probabilities, reaches_goal
 from bench.evaluation.audit import probes
@@ -148,7 +148,7 @@ def test_logits_too_flat_to_tell_classes_apart_are_named_before_anything_runs(
     linear: nn.Module, images: Tensor, factor: float, kind: torch.dtype, found: list[str]
 ) -> None:
     y = linear(images).argmax(1)
-    data = in_memory("images", images, y, ())
+    data = make_data("images", images, y, ())
     net = Scaled(linear, factor, kind).eval()
     told = checks.preflight("net", net, data, torch.device("cpu"), allow=["not-float32"]).findings
     ends = [each[each.rindex("(") :] for each in told]

@@ -118,7 +118,7 @@ def test_the_reasons_name_every_kind_of_decision(asked: tuple[Path, Result]) -> 
 
 def test_a_second_run_says_what_it_found_on_disk(path: str, asked: tuple[Path, Result]) -> None:
     events: list[Event] = []
-    runner.run_suite(reader.read(path), asked[0], RunOptions(device="cpu"), events.append)
+    runner.run_suite(reader.read_suite(path), asked[0], RunOptions(device="cpu"), events.append)
     said = "\n".join(event.text for event in events if event.what == "why")
     assert "lenet · fgsm: 1 of 1 chunks of cells are on disk, 0 of 1 chunks" in said
     assert "certified by ibp: 0 chunks are not on disk" in said
@@ -181,5 +181,5 @@ def test_from_python_a_run_is_silent_by_default(
 def test_a_share_says_what_of_the_run_it_does(path: str, tmp_path: Path) -> None:
     events: list[Event] = []
     options = RunOptions(device="cpu", shard=Shard(1, 2))
-    runner.run_suite(reader.read(path), tmp_path / "out", options, events.append)
+    runner.run_suite(reader.read_suite(path), tmp_path / "out", options, events.append)
     assert any("shard 1 of 2:" in event.text for event in events if event.what == "why")

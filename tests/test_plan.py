@@ -9,18 +9,20 @@ import pytest
 from bench.core import registry
 from bench.core.errors import SuiteError
 from bench.suite import plan, reader
-from bench.suite.plan import Facts
+from bench.suite.identity import ModelFacts
 
-FACTS = Facts(classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m", data_fingerprint="d")
+FACTS = ModelFacts(
+    classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m", data_fingerprint="d"
+)
 HEAD = 'schema = 1\nname = "s"\n[data]\nname = "digits"\n'
 
 
 def entry(**keys: Any) -> reader.AttackEntry:
-    return reader.attack_entry({"name": "pgd", "norm": "linf", "eps": [0.1], **keys}, "test")
+    return reader.parse_attack({"name": "pgd", "norm": "linf", "eps": [0.1], **keys}, "test")
 
 
-def cells(facts: Facts = FACTS, seed: int = 0, sweep: Any = "independent", **keys: Any) -> Any:
-    return plan.task("net", entry(**keys), facts, seed, sweep).cells
+def cells(facts: ModelFacts = FACTS, seed: int = 0, sweep: Any = "independent", **keys: Any) -> Any:
+    return plan.plan_task("net", entry(**keys), facts, seed, sweep).cells
 
 
 def identity(**keys: Any) -> str:
@@ -33,8 +35,8 @@ def test_a_plan_is_every_model_with_every_attack_at_every_eps() -> None:
     )
     text += '[[attacks]]\nname = "fgsm"\nnorm = "linf"\neps = [0, 0.1]\n'
     text += '[[attacks]]\nname = "pgd"\nnorm = "l2"\neps = [1]\n'
-    read = reader.parse(text, "s.toml", Path())
-    tasks = plan.tasks(read, plan.known_facts(read))
+    read = reader.parse_suite(text, "s.toml", Path())
+    tasks = plan.plan_tasks(read, plan.collect_declared_facts(read))
     found = [(cell.model, cell.attack, cell.eps) for task in tasks for cell in task.cells]
     each = [("fgsm", 0.0), ("fgsm", 0.1), ("pgd", 1.0)]
     assert found == [(model, *rest) for model in ("lenet", "dropout_cnn") for rest in each]
@@ -57,7 +59,7 @@ def test_a_plan_is_every_model_with_every_attack_at_every_eps() -> None:
     ],
 )
 def test_a_pairing_that_cannot_be_is_skipped_with_its_reason(
-    name: str, facts: Facts, part: str
+    name: str, facts: ModelFacts, part: str
 ) -> None:
     (cell,) = cells(facts, name=name)
     assert part in cell.reason
@@ -152,7 +154,7 @@ def test_the_identity_of_a_user_s_attack_changes_with_its_code_alone(tmp_path: P
         (tmp_path / folder / "mine.py").write_text(code, encoding="utf-8")
         attack = registry.find("attacks", "mine.py:ATTACK", tmp_path / folder)
         mine = dataclasses.replace(entry(name="bim"), attack=attack)
-        found.append(plan.task("net", mine, FACTS, 0, "independent").cells[0].identity)
+        found.append(plan.plan_task("net", mine, FACTS, 0, "independent").cells[0].identity)
     assert found[0] == found[1] != found[2]
 
 
@@ -162,8 +164,8 @@ def test_other_attacks_and_titles_leave_a_cells_identity_alone() -> None:
     more = '[[attacks]]\nname = "fgsm"\nnorm = "l2"\neps = [1]\n'
     found = []
     for text in (HEAD + one, HEAD.replace('"s"', '"t"\ntitle = "T"') + one + more):
-        read = reader.parse(text, "s.toml", Path())
-        found.append(plan.tasks(read, {"lenet": FACTS})[0].cells[0].identity)
+        read = reader.parse_suite(text, "s.toml", Path())
+        found.append(plan.plan_tasks(read, {"lenet": FACTS})[0].cells[0].identity)
     assert found == [SAME, SAME]
 
 
@@ -192,9 +194,9 @@ def test_a_cost_that_only_the_library_knows_is_not_guessed() -> None:
 
 
 def test_a_task_can_be_cut_to_some_of_its_cells() -> None:
-    task = plan.task("net", entry(eps=[0.1, 0.2, 0.3]), FACTS, 0, "independent")
+    task = plan.plan_task("net", entry(eps=[0.1, 0.2, 0.3]), FACTS, 0, "independent")
     part = task.only({task.cells[2].identity, task.cells[0].identity})
-    assert [cell.eps for cell in part.cells] == [0.1, 0.3] == list(part.curve.eps)
+    assert [cell.eps for cell in part.cells] == [0.1, 0.3] == list(part.spec.eps)
 
 
 # ----------------------------------------------------------------------------------------- targets
@@ -206,27 +208,29 @@ def test_a_task_can_be_cut_to_some_of_its_cells() -> None:
 )
 def test_a_target_is_a_rule_an_index_or_a_name(target: str | int, expected: str | int) -> None:
     aimed = entry(goal="targeted", target=target)
-    assert plan.target_class(aimed, 4, ("dog", "cat", "cow", "ox")) == expected
+    assert plan.resolve_target(aimed, 4, ("dog", "cat", "cow", "ox")) == expected
 
 
 @pytest.mark.parametrize("target", [4, -1, "kat", "-1"])
 def test_a_target_that_is_no_class_is_told(target: str | int) -> None:
     with pytest.raises(SuiteError, match="is no class; expected an index below 4 or a class name"):
-        plan.target_class(entry(goal="targeted", target=target), 4, ("dog", "cat", "cow", "ox"))
+        plan.resolve_target(entry(goal="targeted", target=target), 4, ("dog", "cat", "cow", "ox"))
 
 
 def test_a_class_name_with_a_typo_is_told_with_the_nearest_of_a_thousand() -> None:
     names = (*(f"thing {k}" for k in range(998)), "airliner", "airship")
     with pytest.raises(SuiteError, match=r"did you mean 'airliner'.*known: 1004 names") as error:
-        plan.target_class(entry(goal="targeted", target="Airlinr"), 1000, names)
+        plan.resolve_target(entry(goal="targeted", target="Airlinr"), 1000, names)
     assert len(str(error.value)) < 250
 
 
 def test_a_class_name_is_found_whatever_its_case() -> None:
-    assert plan.target_class(entry(goal="targeted", target="AirLiner"), 2, ("hog", "airliner")) == 1
+    assert (
+        plan.resolve_target(entry(goal="targeted", target="AirLiner"), 2, ("hog", "airliner")) == 1
+    )
 
 
 def test_a_class_name_that_two_classes_have_is_refused_with_both_indices() -> None:
     names = ("crane", "hog", "crane")
     with pytest.raises(SuiteError, match="names the classes 0 and 2; give the index"):
-        plan.target_class(entry(goal="targeted", target="crane"), 3, names)
+        plan.resolve_target(entry(goal="targeted", target="crane"), 3, names)

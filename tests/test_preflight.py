@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bench.core import files as core_files
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.evaluation import loading
 from bench.models.preflight import checks, preprocessing
 from bench.models.preflight.findings import FINDINGS
@@ -38,7 +38,7 @@ class Shown(nn.Module):
 
 @pytest.fixture
 def data(digits: tuple[Tensor, Tensor]) -> Data:
-    return in_memory("digits", *digits, tuple("0123456789"))
+    return make_data("digits", *digits, tuple("0123456789"))
 
 
 def names(model: nn.Module, data: Data, *allow: str) -> list[str]:
@@ -49,7 +49,7 @@ def names(model: nn.Module, data: Data, *allow: str) -> list[str]:
 
 def labelled(data: Data, labels: Tensor) -> Data:
     images = data.read(0, data.n)
-    return in_memory("shifted", images, labels, ())
+    return make_data("shifted", images, labels, ())
 
 
 # -------------------------------------------------------------------- what accuracy gives away
@@ -96,7 +96,7 @@ def test_channels_in_the_wrong_order_are_found() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return 9 * x.mean((2, 3))
 
-    data = in_memory("colours", x, y, ())
+    data = make_data("colours", x, y, ())
     assert names(Means(), data) == []
     assert names(Shown(Means(), lambda x: x.flip(1)), data) == ["channel-order"]
 
@@ -107,7 +107,7 @@ def test_labels_off_by_one_are_found(lenet: nn.Module, data: Data, shift: int) -
     kept = (data.labels + shift >= 0).nonzero()[:, 0]
     wider = Shown(lenet, after=lambda z: nn.functional.pad(z, (0, 1), value=-99.0))
     images = data.read(0, data.n)[kept]
-    shifted = in_memory("shifted", images, data.labels[kept] + shift, ())
+    shifted = make_data("shifted", images, data.labels[kept] + shift, ())
     assert names(wider, shifted) == ["labels-off-by-one"]
     assert names(lenet, data) == []
 
@@ -133,14 +133,14 @@ def test_images_of_one_class_are_evidence_of_nothing(
 
 
 def test_a_few_images_are_evidence_of_nothing(lenet: nn.Module, data: Data) -> None:
-    few = in_memory("few", data.read(0, 15), torch.zeros(15, dtype=torch.int64), ())
+    few = make_data("few", data.read(0, 15), torch.zeros(15, dtype=torch.int64), ())
     assert names(lenet, few) == []
 
 
 def test_unrelated_guesses_are_suspected_of_a_shift_no_more_often_than_promised() -> None:
     generator = torch.Generator().manual_seed(0)
     y, pred = torch.randint(10, (2, 2000, 32), generator=generator)
-    found = sum(preprocessing.improved(p, t, p, t + 1) for p, t in zip(pred, y, strict=True))
+    found = sum(preprocessing.is_improvement(p, t, p, t + 1) for p, t in zip(pred, y, strict=True))
     assert found <= 1
 
 
@@ -160,7 +160,7 @@ def test_a_net_that_refuses_other_pixels_is_asked_without_harm(
 def test_a_sound_net_pays_one_pass_more_for_the_suspicions(lenet: nn.Module, data: Data) -> None:
     rows: list[int] = []
     counting = Shown(lenet, before=lambda x: (rows.append(len(x)), x)[1])
-    assert not [*preprocessing.wrong_preprocessing("", counting.eval(), data, CPU)]
+    assert not [*preprocessing.find_wrong_preprocessing("", counting.eval(), data, CPU)]
     assert rows == [32]
 
 
@@ -294,13 +294,13 @@ def written(folder: Path, allow: str) -> Path:
 
 
 def test_a_suite_allows_findings_by_name(tmp_path: Path) -> None:
-    (entry,) = reader.read(str(written(tmp_path, '["probabilities", "random"]'))).models
+    (entry,) = reader.read_suite(str(written(tmp_path, '["probabilities", "random"]'))).models
     assert entry.allow == ["probabilities", "random"]
 
 
 def test_an_unknown_finding_is_told_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(SuiteError) as caught:
-        reader.read(str(written(tmp_path, '["probabilitys"]')))
+        reader.read_suite(str(written(tmp_path, '["probabilitys"]')))
     (told,) = caught.value.problems
     assert "models[0].allow: preflight finds nothing called 'probabilitys'" in told
     assert "did you mean 'probabilities'?" in told

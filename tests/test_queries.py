@@ -19,7 +19,7 @@ from bench.analysis.results import read
 from bench.core import optional
 from bench.core.contracts.dataset import Data
 from bench.core.errors import ContractError, SuiteError
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.engine.tracing import trace_forward
 from bench.evaluation import loading
 from bench.execution import runner
@@ -35,7 +35,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def data(digits: tuple[Tensor, Tensor]) -> Data:
-    return in_memory("digits", digits[0][:40], digits[1][:40], tuple("0123456789"))
+    return make_data("digits", digits[0][:40], digits[1][:40], tuple("0123456789"))
 
 
 class Service(BaseHTTPRequestHandler):
@@ -230,7 +230,7 @@ def test_a_run_skips_what_the_model_does_not_show_and_does_the_rest(
         f'name = "{service}/{access}"\nlabel = "net"\naccess = "{access}"\n{entries}'
     )
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
-    checked = reader.read(str(tmp_path / "s.toml"))
+    checked = reader.read_suite(str(tmp_path / "s.toml"))
     runner.run_suite(checked, tmp_path / "out", RunOptions(device="cpu"))
     table = read(tmp_path / "out").table.set_index("attack")
     assert table.loc["noise", "status"] == "ok"
@@ -272,7 +272,7 @@ def test_attacks_by_scores_and_by_labels_break_what_a_service_shows(
     )
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
     runner.run_suite(
-        reader.read(str(tmp_path / "s.toml")), tmp_path / "out", RunOptions(device="cpu")
+        reader.read_suite(str(tmp_path / "s.toml")), tmp_path / "out", RunOptions(device="cpu")
     )
     (row,) = read(tmp_path / "out").table.to_dict("records")
     assert (row["status"], row["reason"]) == ("ok", "")

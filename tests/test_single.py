@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from bench.cli import cli
 from bench.datasets import digits
-from bench.datasets.image_files import decode, to_png
+from bench.datasets.image_files import decode_image, write_png
 from bench.models import lenet as architecture
 from bench.models.published_weights import WEIGHTS
 
@@ -17,7 +17,7 @@ from bench.models.published_weights import WEIGHTS
 @pytest.fixture
 def digit(tmp_path: Path) -> Path:
     """A handwritten digit as a PNG file: example 0, a five that LeNet knows."""
-    return to_png(digits.load(limit=1).read(0, 1)[0], tmp_path / "five.png")
+    return write_png(digits.load(limit=1).read(0, 1)[0], tmp_path / "five.png")
 
 
 def bench(digit: Path, *options: str) -> Result:
@@ -41,8 +41,8 @@ def test_an_image_is_taken_for_another_class_and_everything_is_told(digit: Path)
 
 def test_the_png_is_lossless_and_read_back_in_8_bits(digit: Path) -> None:
     bench(digit, "--eps", "40/255", "--attack", "fgsm")
-    again = decode(digit.parent / "out" / "five-adversarial.png", 28, 28, channels=1)
-    change = (again - decode(digit, 28, 28, channels=1)).abs()
+    again = decode_image(digit.parent / "out" / "five-adversarial.png", 28, 28, channels=1)
+    change = (again - decode_image(digit, 28, 28, channels=1)).abs()
     assert torch.allclose(change.max(), torch.tensor(40 / 255), atol=1e-6)
 
 

@@ -108,7 +108,7 @@ def here(path: Path, out: Path, share: str = "1/1") -> None:
     """The run in this process."""
     part = sharding.parse_shard(share)
     options = RunOptions(device="cpu", batch_size=32, shard=part)
-    runner.run_suite(reader.read(str(path)), part.folder(out), options)
+    runner.run_suite(reader.read_suite(str(path)), part.folder(out), options)
 
 
 def said(out: Path) -> str:
@@ -294,7 +294,7 @@ def with_fake(path: Path, out: Path, fake: FakeRay, monkeypatch: pytest.MonkeyPa
     events: list[Event] = []
     options = RunOptions(device="cpu", batch_size=32)
     backend = ray.RayBackend(ray.Cluster(workers=2))
-    runner.run_suite(reader.read(str(path)), out, options, events.append, backend)
+    runner.run_suite(reader.read_suite(str(path)), out, options, events.append, backend)
     return events
 
 

@@ -56,7 +56,7 @@ reference = "ours"
 
 
 def parse(text: str, base: Path = Path()) -> reader.Suite:
-    return reader.parse(text, "my.toml", base)
+    return reader.parse_suite(text, "my.toml", base)
 
 
 def problems(text: str) -> list[str]:
@@ -113,9 +113,9 @@ def test_every_shipped_suite_parses_by_its_bare_name_from_any_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert {"quickstart", "mnist", "imagenet"} <= set(catalog.suites())
-    for name in catalog.suites():
-        assert reader.read(name).name == name
+    assert {"quickstart", "mnist", "imagenet"} <= set(catalog.list_suites())
+    for name in catalog.list_suites():
+        assert reader.read_suite(name).name == name
 
 
 def test_a_file_in_the_working_folder_wins_over_a_shipped_suite_only_by_its_path(
@@ -123,8 +123,8 @@ def test_a_file_in_the_working_folder_wins_over_a_shipped_suite_only_by_its_path
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("quickstart.toml").write_text(GOOD, encoding="utf-8")
-    assert reader.read("quickstart").name == "quickstart"
-    assert reader.read("quickstart.toml").name == "small"
+    assert reader.read_suite("quickstart").name == "quickstart"
+    assert reader.read_suite("quickstart.toml").name == "small"
 
 
 def test_file_names_in_a_suite_start_from_its_own_folder(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_file_names_in_a_suite_start_from_its_own_folder(tmp_path: Path) -> None
     path = tmp_path / "mine.toml"
     text = changed('"lenet"', '"net.py:make"').replace('weights = "digits"', "")
     path.write_text(text, encoding="utf-8")
-    read = reader.read(str(path))
+    read = reader.read_suite(str(path))
     assert read.base == tmp_path
     assert (read.models[0].label, read.models[0].weights) == ("net.py:make", None)
 
@@ -387,7 +387,7 @@ def test_a_librarys_attack_takes_the_librarys_parameters() -> None:
 
 def told_of(name: str) -> str:
     with pytest.raises(SuiteError) as caught:
-        reader.read(name)
+        reader.read_suite(name)
     (only,) = caught.value.problems
     return only
 
@@ -424,7 +424,7 @@ def test_a_suites_name_must_be_fit_for_a_folder_because_it_becomes_one(name: str
 
 def test_one_attack_outside_any_suite_is_checked_the_same_way() -> None:
     with pytest.raises(SuiteError) as caught:
-        reader.attack_entry({"name": "pgd", "norm": "l0", "eps": [2], "params": {"x": 1}}, "here")
+        reader.parse_attack({"name": "pgd", "norm": "l0", "eps": [2], "params": {"x": 1}}, "here")
     assert len(caught.value.problems) == 2
     assert all(sentence.startswith("here: ") for sentence in caught.value.problems)
 
@@ -476,7 +476,7 @@ suites = table(
 @given(suites)
 def test_whatever_a_suite_holds_it_is_a_suite_or_a_suite_error(raw: dict[str, Any]) -> None:
     check = Validator("my.toml")
-    read = reader._Reader(check, Path()).suite(raw, "")
+    read = reader.check_suite(check, raw, "", Path())
     assert check.problems or isinstance(read, reader.Suite)
     assert all(sentence.startswith("my.toml: ") for sentence in check.problems)
     assert all("\n" not in sentence for sentence in check.problems)

@@ -14,7 +14,7 @@ from torch.nn import functional
 import bench
 from bench.core.contracts.dataset import Data
 from bench.core.errors import ContractError
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.engine.functional.gradients import gradient_pass
 from bench.engine.functional.losses import make_objective
 from bench.engine.model_state import InputCloningModel, InputWriteError, call_model
@@ -176,19 +176,19 @@ def test_preflight_names_the_module_that_writes(
 ) -> None:
     x, y = digits[0][:12], digits[1][:12]
     model = net(lenet).eval()
-    subject = preflight("net", model, in_memory("digits", x, y, ()), CPU)
+    subject = preflight("net", model, make_data("digits", x, y, ()), CPU)
     (told,) = [found for found in subject.findings if found.endswith("(writes-to-input)")]
     assert who in told
     assert isinstance(subject.model, InputCloningModel)
     assert (
         subject.fingerprint
-        != preflight("net", lenet, in_memory("digits", x, y, ()), CPU).fingerprint
+        != preflight("net", lenet, make_data("digits", x, y, ()), CPU).fingerprint
     )
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_sound_net_is_asked_as_it_is(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    subject = preflight("net", lenet, in_memory("digits", *digits, ()), CPU)
+    subject = preflight("net", lenet, make_data("digits", *digits, ()), CPU)
     assert subject.model is lenet
 
 
@@ -238,7 +238,7 @@ def test_what_data_hand_out_is_nobody_elses(digits: tuple[Tensor, Tensor]) -> No
         name="own", read=lambda first, last: x[first:last], labels=y, n=4, shape=(1, 28, 28),
         classes=(), fingerprint="own",
     )  # fmt: skip
-    for data in (in_memory("digits", x, y, ()), foreign):
+    for data in (make_data("digits", x, y, ()), foreign):
         data.read(0, 2).zero_()
         assert data.labels is not None
         data.labels.zero_()

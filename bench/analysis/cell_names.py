@@ -10,7 +10,7 @@ from bench.suite import plan
 class Named(NamedTuple):
     """A cell, and the task that plans it."""
 
-    task: plan.Task
+    task: plan.AttackTask
     cell: plan.Cell
 
 
@@ -19,7 +19,7 @@ def name_of(model: str, attack: str, eps_text: str) -> str:
     return f"{model}/{attack}/{eps_text}"
 
 
-def find(name: str, tasks: Sequence[plan.Task]) -> Named:
+def find(name: str, tasks: Sequence[plan.AttackTask]) -> Named:
     """The cell called `name`; the model may be left out where there is but one, the eps where the
     attack has but one, and eps is a number or as the suite wrote it.
 

@@ -59,7 +59,7 @@ def attack(
     from bench.core import files
     from bench.core.validation import Validator
     from bench.evaluation import loading
-    from bench.suite.reader import attack_entry
+    from bench.suite.reader import parse_attack
     from bench.suite.schema import ModelEntry
     from bench.workflows.single_image import attack as single
     from bench.workflows.single_image import page
@@ -78,7 +78,7 @@ def attack(
     }
     if target is not None:
         raw |= {"goal": "targeted", "target": target}
-    checked = attack_entry(raw, "bench attack")
+    checked = parse_attack(raw, "bench attack")
     files.check_writable(out)
     told = single.attack_image(
         image,

@@ -53,7 +53,7 @@ def leaderboard(
     from bench.suite import reader as suites
     from bench.workflows.leaderboard import entries, page
 
-    checked = suites.read(suite)
+    checked = suites.read_suite(suite)
     if (add is None) != (card is None):
         raise click.UsageError("--add and --card go together: a run, and the card of its model")
     if add is not None and card is not None:

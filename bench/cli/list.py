@@ -27,8 +27,8 @@ def plan(suite: str, limit: int | None, data_dir: Path | None) -> None:
     from bench.core import files
     from bench.suite import plan, reader
 
-    checked = reader.read(suite)
-    tasks = plan.tasks(checked, plan.known_facts(checked))
+    checked = reader.read_suite(suite)
+    tasks = plan.plan_tasks(checked, plan.collect_declared_facts(checked))
     cells = [cell for task in tasks for cell in task.cells]
     data = _data_lines(checked, files.data_folder(data_dir), limit)
     shown = Table(title=checked.title, title_justify="left")
@@ -80,7 +80,7 @@ def _data_lines(suite: "Suite", data_dir: Path, limit: int | None) -> list[str]:
     except MissingDataError as error:
         return [escape_controls(f"data: not looked at: {error}")]
     lines = [
-        f"data: {data.name}, {data.n} images of {inputs.size(data.shape)}, "
+        f"data: {data.name}, {data.n} images of {inputs.format_size(data.shape)}, "
         f"fingerprint {data.fingerprint[:16]}"
     ]
     lines += [f"  {key}: {text}" for key, text in data.mapping.items()]
@@ -99,7 +99,7 @@ def list_(kind: str) -> None:
     from bench.cli.console import console
     from bench.suite import catalog
 
-    rows = catalog.lines(kind)
+    rows = catalog.list_entries(kind)
     names = [row.name for row in rows]
     shown = Table(box=None, show_header=False, pad_edge=False)
     shown.add_column(no_wrap=True, min_width=max(map(len, names), default=0))  # names are typed

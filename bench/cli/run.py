@@ -72,14 +72,14 @@ def run(
     from bench.engine import malloc
     from bench.execution import sharding
     from bench.execution.options import RunOptions, default_run_folder
-    from bench.suite.reader import read
+    from bench.suite.reader import read_suite
 
     part = sharding.parse_shard(shard)
     if part != sharding.WHOLE and requested_trackers():
         raise SuiteError(
             "--track: a shard is not a complete run; give --track to bench merge instead"
         )
-    checked = read(suite)
+    checked = read_suite(suite)
     whole = out or default_run_folder(checked.name)
     folder = part.folder(whole)
     options = RunOptions(

@@ -1,5 +1,5 @@
-"""One file per data set, each ending in a DATASET record; the file name is the data set's name.
+"""Provide data sets: one file each, named as the data set and ending in a DATASET record.
 
-Read `digits` first. `inputs` converts what users have into float images, `in_memory` and
-`image_files` are helpers, `prefetch` reads ahead. Imports `core` and `engine`.
+Read `digits` first. `inputs` converts users' tensors to float images, `in_memory` and `image_files`
+are helpers, `prefetch` reads ahead. Imports `core` and `engine`.
 """

@@ -1,9 +1,9 @@
-"""scikit-learn's handwritten digits, brought from 8x8 to 28x28: real data on every machine.
+"""Load scikit-learn's handwritten digits, upscaled from 8x8 to 28x28: no download is needed.
 
 1,797 images (UCI optical recognition of handwritten digits, test part; Alpaydin and Kaynak 1998,
 https://doi.org/10.24432/C50P49, CC BY 4.0), split by a hash of each image's index into 500 for
-testing and 1,297 for training. Upscaled bilinearly and rounded to 8 bits. The strokes are
-smoother than MNIST's, so an eps means something else here than there.
+testing and 1,297 for training. Upscaled bilinearly and rounded to 8 bits. The strokes are smoother
+than MNIST's, so results at the same eps are not comparable.
 """
 
 import torch
@@ -11,14 +11,27 @@ import torch
 from bench.core.contracts.dataset import Data, Dataset
 from bench.core.errors import SuiteError
 from bench.core.rng import fold
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 
 TEST = 500
+"""Images of the test split."""
 
 
 def load(split: str = "test", limit: int | None = None, **_: object) -> Data:
-    """The first `limit` images of `split` ("train" or "test"), (n, 1, 28, 28)."""
-    from sklearn.datasets import load_digits  # slow to import; only this data set pays for it
+    """Load the first images of a split.
+
+    Args:
+        split: "train" or "test".
+        limit: Most images; None for all.
+        **_: Ignored.
+
+    Returns:
+        Images (n, 1, 28, 28) with labels.
+
+    Raises:
+        SuiteError: The split is unknown.
+    """
+    from sklearn.datasets import load_digits  # slow to import
 
     order = sorted(range(1797), key=lambda index: fold("digits", index))
     chosen = {"test": order[:TEST], "train": order[TEST:]}.get(split)
@@ -30,7 +43,7 @@ def load(split: str = "test", limit: int | None = None, **_: object) -> Data:
     large = torch.nn.functional.interpolate(small, size=(28, 28), mode="bilinear")
     levels = large.mul(255).round().to(torch.uint8)
     labels = torch.from_numpy(raw.target[chosen])
-    return in_memory("digits", levels, labels, tuple("0123456789"))
+    return make_data("digits", levels, labels, tuple("0123456789"))
 
 
 DATASET = Dataset(

@@ -1,4 +1,4 @@
-"""Image files in and out, and ImageNet's class names."""
+"""Read image files as tensors, and write tensors as PNG."""
 
 import contextlib
 import io
@@ -15,27 +15,25 @@ from torch import Tensor
 from bench.core.errors import SuiteError, first_line
 from bench.core.files import write_atomic
 
-MOST_PIXELS = 2**27
-"""A photograph of 128 megapixels, 384 MiB as it is decoded; what claims more is a bomb."""
+MAX_PIXELS = 2**27
+"""128 megapixels, 384 MiB decoded; larger files are taken for decompression bombs."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""What a file may be, whatever its name says: of some others Pillow runs a program, as Ghostscript
-on PostScript."""
-
-
-TURNS = {
+"""Accepted formats, independent of file names: for others Pillow may run programs, such as
+Ghostscript for PostScript."""
+TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
     6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
-"""EXIF orientation -> what turns the stored pixels upright."""
+"""EXIF orientation -> operation that turns the stored pixels upright."""
 ORIENTATION = 0x0112
-DEEP = ("I;16", "I;16B", "I;16L", "I;16N")
+MODES_16_BIT = ("I;16", "I;16B", "I;16L", "I;16N")
 """Modes of 16 bits: from 0 to 65,535, as PNG, PPM and TIFF define it."""
-MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LA", "PA", "RGBA", "La", "RGBa")
+MODES_8_BIT = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LA", "PA", "RGBA", "La", "RGBa")
 """Modes of 8 bits that Pillow converts to RGB and grey."""
 
 
-def decode(path: Path, resize: int, crop: int, channels: int = 3) -> Tensor:
+def decode_image(path: Path, resize: int, crop: int, channels: int = 3) -> Tensor:
     """Read an image file as (channels, crop, crop), float32 in [0, 1].
 
     A photograph is turned upright by its EXIF orientation; 16 bits are divided by 257, rounded and
@@ -49,44 +47,47 @@ def decode(path: Path, resize: int, crop: int, channels: int = 3) -> Tensor:
         crop: Length of the sides of the square.
         channels: 3 (RGB) or 1 (grey).
 
+    Returns:
+        The image.
+
     Raises:
         SuiteError: The file is no readable image, or one whose pixels have no single meaning:
             transparent, animated, or of 32 bits.
     """
-    from torchvision.transforms import functional  # slow to import; only photographs pay for it
+    from torchvision.transforms import functional  # slow to import
 
     mode = "RGB" if channels == 3 else "L"
-    with _opened(path, path) as image:
+    with _open_image(path, path) as image:
         check_size(*image.size, resize)
-        resized = functional.resize(_converted(image, mode), resize)
+        resized = functional.resize(_convert(image, mode), resize)
         square = functional.center_crop(resized, crop)
     levels: Tensor = functional.pil_to_tensor(square)
     return levels.float() / 255
 
 
-def treatment(path: Path, content: bytes) -> str:
-    """Say what `decode` does to an image beyond converting, resizing and cutting it.
+def describe_treatment(path: Path, content: bytes) -> str:
+    """Describe what `decode_image` does beyond converting, resizing and cropping.
 
     Args:
         path: The file, for messages.
-        content: What it holds; pixels are not decoded.
+        content: Its bytes; pixels are not decoded.
 
     Returns:
         "" for most images; else "turned upright by EXIF", "16 bits", or both.
 
     Raises:
-        SuiteError: As `decode`, as far as the header tells.
+        SuiteError: As `decode_image`, as far as the header shows.
     """
-    with _opened(path, io.BytesIO(content)) as image:
+    with _open_image(path, io.BytesIO(content)) as image:
         _check_kind(image)
         turned = _orientation(image) if image.format != "PNG" or b"eXIf" in content else 1
-        found = ["turned upright by EXIF"] if turned in TURNS else []
+        found = ["turned upright by EXIF"] if turned in TRANSPOSITIONS else []
         return ", ".join([*found, "16 bits"] if _is_deep(image) else found)
 
 
 @contextlib.contextmanager
-def _opened(path: Path, source: Path | io.BytesIO) -> Iterator[Image.Image]:
-    """An image file; whatever Pillow says of it is one sentence."""
+def _open_image(path: Path, source: Path | io.BytesIO) -> Iterator[Image.Image]:
+    """Open an image file; Pillow's errors become a SuiteError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -100,12 +101,12 @@ def _opened(path: Path, source: Path | io.BytesIO) -> Iterator[Image.Image]:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    return image.mode in DEEP or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    return image.mode in MODES_16_BIT or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
 def _check_kind(image: Image.Image) -> None:
-    """Raises: ValueError for pixels whose scale is unknown, and for more than one picture."""
-    if image.mode not in MODES and not _is_deep(image):
+    """Raise ValueError for pixels of unknown scale, and for more than one picture."""
+    if image.mode not in MODES_8_BIT and not _is_deep(image):
         raise ValueError(
             f"its pixels are of Pillow's mode {image.mode}, whose range is not known; save it with "
             "8 or 16 bits a channel"
@@ -116,10 +117,10 @@ def _check_kind(image: Image.Image) -> None:
         raise ValueError(f"it holds {frames} pictures; save the one that is meant by itself")
 
 
-def _converted(image: Image.Image, mode: str) -> Image.Image:
-    """An open image upright, in 8-bit RGB or grey; raises ValueError if it is ambiguous."""
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an open image to upright 8-bit RGB or grey; raise ValueError if that is ambiguous."""
     _check_kind(image)
-    turn = TURNS.get(_orientation(image))
+    turn = TRANSPOSITIONS.get(_orientation(image))
     seen_through = {"A", "a"} & {*image.getbands()} or "transparency" in image.info
     if seen_through and (
         _is_deep(image) or image.convert("RGBA").getchannel("A").getextrema()[0] != 255
@@ -136,25 +137,43 @@ def _converted(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation of an open image; 1, upright, if it has none that can be read."""
+    """Return the EXIF orientation of an open image; 1 (upright) if it is absent or damaged."""
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
-        return 1  # damaged EXIF data are common, and the image is readable all the same
+        return 1  # damaged EXIF data are common in readable images
     return found if isinstance(found, int) else 1
 
 
 def check_size(width: int, height: int, resize: int) -> None:
-    """Raises: ValueError if an image has, or gets by its short side becoming `resize`, more pixels
-    than any photograph: a line of a million pixels is small, but not once it is 256 high."""
+    """Check the number of pixels before and after resizing.
+
+    A strip of a million by one pixels is small, but not after its short side is resized to 256.
+
+    Args:
+        width: Width in pixels.
+        height: Height in pixels.
+        resize: Length of the short side after resizing, in pixels.
+
+    Raises:
+        ValueError: There are more than MAX_PIXELS.
+    """
     short, long = sorted((width, height))
     pixels = max(short * long, resize * resize * long // max(short, 1))
-    if pixels > MOST_PIXELS:
+    if pixels > MAX_PIXELS:
         raise ValueError(f"{width} x {height} pixels are too many, or too long a strip")
 
 
-def to_png(image: Tensor, path: Path) -> Path:
-    """Write an image (c, h, w) in [0, 1], rounded to 8 bits, without loss; gives `path`."""
+def write_png(image: Tensor, path: Path) -> Path:
+    """Write an image as PNG, rounded to 8 bits.
+
+    Args:
+        image: (c, h, w) in [0, 1].
+        path: The file.
+
+    Returns:
+        `path`.
+    """
     levels = image.mul(255).round().to(torch.uint8).cpu()
     array = levels[0].numpy() if len(levels) == 1 else levels.permute(1, 2, 0).numpy()
     buffer = io.BytesIO()

@@ -1,24 +1,23 @@
-"""A folder of photographs: DIR/<class>/*.jpg, or DIR/*.jpg without labels; DIR is --data-dir.
+"""Load a folder of photographs: DIR/<class>/*.jpg, or DIR/*.jpg without labels (DIR: --data-dir).
 
-Class folders and labels, of which `bench plan` shows the mapping:
+Labels of class folders (`bench plan` shows the mapping):
 
-- where every folder is named by an ImageNet id (n02395406), the label is ImageNet's index of it and
-  the names are ImageNet's;
-- where every folder is named by a number, they are sorted as numbers, which must follow each other
-  from 0 or 1, so that an index does not depend on which folders are there;
-- other names are classes in the order of their text, capitals first, as torchvision sorts them;
-- `params = { classes = ["cat", "dog"] }` names the folders in the order of their labels, and takes
-  no other.
+- If all folders are named by ImageNet ids (n02395406), labels and names are ImageNet's.
+- If all folders are named by numbers, they are sorted as numbers, which must be consecutive from 0
+  or 1, so that a label does not depend on which folders exist.
+- Other folders are sorted as text, capitals first, as torchvision does.
+- `params = { classes = ["cat", "dog"] }` names the folders in the order of their labels; other
+  folders are ignored.
 
-A folder without images is refused where it would shift the labels of those after it. In a flat
-folder the model's own clean prediction is the label, and the data set's name in tables says so.
+A folder without images is rejected where it would shift the labels of those after it. In a flat
+folder the model's clean prediction is the label, and the data set's name in tables says so.
 
-Files are taken by their suffix (SUFFIXES, in capitals, too). Hidden files and folders, those that
-tools leave behind (LEFT_BY_TOOLS) and files of other kinds are left out and counted in the mapping;
-links are followed; folders in class folders are refused if they hold images.
+Files are selected by suffix (SUFFIXES, also in capitals). Hidden files and folders, those created
+by tools (LEFT_BY_TOOLS) and other files are skipped and counted in the mapping. Links are followed.
+Folders in class folders are rejected if they contain images.
 
-The images come class by class in turn, so that a limit takes some of each. They are decoded when
-they are needed, as `images.decode` says.
+Images alternate between the classes, so that a limit includes each. They are decoded on demand by
+`image_files.decode_image`.
 Source of the ids: ILSVRC 2012, Russakovsky et al. 2015, https://arxiv.org/abs/1409.0575
 """
 
@@ -36,8 +35,8 @@ from torch import Tensor
 from bench.core.contracts.dataset import Data, Dataset
 from bench.core.errors import MissingDataError, SuiteError
 from bench.datasets import inputs
-from bench.datasets.image_files import decode, treatment
-from bench.datasets.imagenet_classes import imagenet_names
+from bench.datasets.image_files import decode_image, describe_treatment
+from bench.datasets.imagenet_classes import load_imagenet_names
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LEFT_BY_TOOLS = ("__MACOSX", "__pycache__", "@eaDir")
@@ -46,14 +45,14 @@ WHERE = "data image_folder"
 
 
 class _Classes(NamedTuple):
-    """Class folders in the order of their labels."""
+    """Class folders with their labels."""
 
     folders: dict[str, int]
     """Name of a folder -> label."""
     names: tuple[str, ...]
     """Names of the classes in index order."""
     order: str
-    """How labels follow from names, for people."""
+    """Description of the order, for the mapping."""
 
 
 def load(
@@ -73,9 +72,14 @@ def load(
         resize: Length of the short side before the middle square is cut.
         crop: Length of the sides of the square.
         classes: Names of the class folders in the order of their labels.
+        **_: Ignored.
+
+    Returns:
+        Images, with labels unless the folder is flat.
 
     Raises:
-        SuiteError: There is no image, a file is none, or labels would be a guess.
+        SuiteError: A file is no image, or labels would be a guess.
+        MissingDataError: There is no image.
     """
     if not 1 <= crop <= resize:
         raise SuiteError(f"{WHERE}: expected 1 <= crop <= resize, got {crop}, {resize}")
@@ -92,10 +96,10 @@ def load(
             "name the folder with --data-dir"
         )
     if flat:
-        paths, labels, names = flat[:limit], None, imagenet_names()
-        told = {"labels": "the model's clean predictions", "classes": "ImageNet's"}
+        paths, labels, names = flat[:limit], None, load_imagenet_names()
+        described = {"labels": "the model's clean predictions", "classes": "ImageNet's"}
     else:
-        given = _classes([folder.name for folder in folders], filled, classes)
+        given = _label_folders([folder.name for folder in folders], filled, classes)
         for folder in folders:
             if folder.name in given.folders:
                 _check_flat(folder)
@@ -111,12 +115,12 @@ def load(
                 f"{WHERE}: expected images in a folder of {data_dir} that `classes` names"
             )
         labels = torch.tensor([given.folders[path.parent.name] for path in paths])
-        names, told = given.names, _mapping(given, data_dir)
+        names, described = given.names, _describe_labels(given, data_dir)
     name = data_dir.resolve().name
-    hashed, treated = _look(paths)
+    hashed, treated = _hash_files(paths)
 
     def read(first: int, last: int) -> Tensor:
-        return torch.stack([decode(path, resize, crop) for path in paths[first:last]])
+        return torch.stack([decode_image(path, resize, crop) for path in paths[first:last]])
 
     return Data(
         name=name if labels is not None else f"{name} (labels: the model's clean predictions)",
@@ -128,9 +132,9 @@ def load(
         fingerprint=_fingerprint(hashed, treated, labels, resize, crop),
         mapping={
             "pixels": "8 bits a channel, divided by 255",
-            "files": _files(paths, treated, resize, crop),
-            **told,
-            **_left_out(data_dir, folders),
+            "files": _describe_files(paths, treated, resize, crop),
+            **described,
+            **_describe_skipped(data_dir, folders),
         },
     )
 
@@ -139,7 +143,7 @@ def load(
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What a folder holds, but for what is hidden or left by tools."""
+    """Return the entries of a folder that are neither hidden nor created by tools."""
     if not folder.is_dir():
         return []
     try:
@@ -161,7 +165,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _check_flat(folder: Path) -> None:
-    """Raises: SuiteError if a class folder holds folders of images, which nothing would read."""
+    """Raise SuiteError if a class folder contains folders of images, which would be ignored."""
     for below in _folders(folder):
         if _images(below):
             raise SuiteError(
@@ -170,8 +174,8 @@ def _check_flat(folder: Path) -> None:
             )
 
 
-def _left_out(data_dir: Path, folders: Sequence[Path]) -> dict[str, str]:
-    """Files and folders that are not taken, in the mapping's words; empty if there are none."""
+def _describe_skipped(data_dir: Path, folders: Sequence[Path]) -> dict[str, str]:
+    """Count the skipped files and folders for the mapping; empty if there are none."""
     kinds: Counter[str] = Counter()
     for folder in [data_dir, *folders]:
         try:
@@ -183,12 +187,12 @@ def _left_out(data_dir: Path, folders: Sequence[Path]) -> dict[str, str]:
                     kinds["hidden" if hidden else path.suffix or path.name] += 1
         except OSError:
             continue
-    told = [f"{count} {kind}" for kind, count in sorted(kinds.items()) if count]
-    return {"left out": ", ".join(told)} if told else {}
+    counts = [f"{count} {kind}" for kind, count in sorted(kinds.items()) if count]
+    return {"left out": ", ".join(counts)} if counts else {}
 
 
-def _look(paths: Sequence[Path]) -> tuple[list[bytes], list[str]]:
-    """sha256 of each file, and what is done to it beyond resizing and cutting."""
+def _hash_files(paths: Sequence[Path]) -> tuple[list[bytes], list[str]]:
+    """Return the SHA-256 of each file, and its treatment beyond resizing and cropping."""
     hashed, treated = [], []
     for path in paths:
         try:
@@ -198,28 +202,28 @@ def _look(paths: Sequence[Path]) -> tuple[list[bytes], list[str]]:
                 f"{WHERE}: {path} could not be read: {error.strerror}; mend or remove it"
             ) from error
         hashed.append(hashlib.sha256(content).digest())
-        treated.append(treatment(path, content))
+        treated.append(describe_treatment(path, content))
     return hashed, treated
 
 
 # -------------------------------------------------------------------------------- which labels
 
 
-def _classes(
+def _label_folders(
     names: Sequence[str], filled: dict[str, list[Path]], given: Sequence[str] | None
 ) -> _Classes:
-    """Labels of class folders by their names, or as `given` in the suite.
+    """Label class folders by their names, or by the `given` order.
 
     Raises:
-        SuiteError: Labels would depend on what happens to be there.
+        SuiteError: Labels would depend on which folders exist.
     """
     if given is not None:
-        return _listed(names, given)
+        return _label_by_list(names, given)
     wnids = Path(__file__).with_name("imagenet_wnids.txt").read_text(encoding="ascii").split()
     known, numbers = set(filled) & set(wnids), [n for n in names if _NUMBER.fullmatch(n)]
     if known == set(filled):
         order = {name: index for index, name in enumerate(wnids)}
-        return _Classes(order, imagenet_names(), "ImageNet's index of each folder's id")
+        return _Classes(order, load_imagenet_names(), "ImageNet's index of each folder's id")
     if known:
         other = next(name for name in filled if name not in known)
         raise SuiteError(
@@ -227,7 +231,7 @@ def _classes(
             f"'{other}' is not; expected ids alone, or {_LISTING}"
         )
     if len(numbers) == len(names):
-        return _numbered(numbers)
+        return _label_by_number(numbers)
     values = [int(number) for number in numbers]  # in the order of their text
     if values != sorted(values):
         other = next(name for name in names if name not in numbers)
@@ -248,7 +252,8 @@ def _classes(
 _LISTING = "the folders in the order of their labels by params = { classes = [...] }"
 
 
-def _listed(names: Sequence[str], given: Sequence[str]) -> _Classes:
+def _label_by_list(names: Sequence[str], given: Sequence[str]) -> _Classes:
+    """Label folders in the order of the list `given` in the suite."""
     if isinstance(given, str) or not all(isinstance(name, str) for name in given):
         raise SuiteError(f"{WHERE}: classes: expected a list of names of folders, got {given!r}")
     twice = [name for name, count in Counter(given).items() if count > 1]
@@ -258,15 +263,15 @@ def _listed(names: Sequence[str], given: Sequence[str]) -> _Classes:
         )
     if not set(names) & set(given):
         raise SuiteError(
-            f"{WHERE}: classes: none of {inputs.listing(list(given))} is among the folders "
+            f"{WHERE}: classes: none of {inputs.list_names(list(given))} is among the folders "
             f"{', '.join(names[:4])}"
         )
     label = {name: index for index, name in enumerate(given)}
     return _Classes(label, tuple(given), "folders in the order of `classes`")
 
 
-def _numbered(numbers: Sequence[str]) -> _Classes:
-    """Labels of folders that are all named by numbers."""
+def _label_by_number(numbers: Sequence[str]) -> _Classes:
+    """Label folders that are all named by numbers."""
     ordered = sorted(numbers, key=lambda name: (int(name), name))
     values = [int(name) for name in ordered]
     for one, other in itertools.pairwise(ordered):
@@ -281,24 +286,24 @@ def _numbered(numbers: Sequence[str]) -> _Classes:
             f"empty folder for each missing number, or name {_LISTING}"
         )
     label = {name: index for index, name in enumerate(ordered)}
-    told = "folders in the order of their numbers" + (", less 1" if first else "")
-    return _Classes(label, tuple(ordered), told)
+    order = "folders in the order of their numbers" + (", less 1" if first else "")
+    return _Classes(label, tuple(ordered), order)
 
 
-# ------------------------------------------------------------------------------- what is said
+# ------------------------------------------------------------------------------- descriptions
 
 
-def _mapping(given: _Classes, data_dir: Path) -> dict[str, str]:
+def _describe_labels(given: _Classes, data_dir: Path) -> dict[str, str]:
     return {
         "labels": f"{given.order} in {data_dir.resolve().name}",
-        "classes": inputs.listing(given.names),
+        "classes": inputs.list_names(given.names),
     }
 
 
-def _files(paths: Sequence[Path], treated: Sequence[str], resize: int, crop: int) -> str:
+def _describe_files(paths: Sequence[Path], treated: Sequence[str], resize: int, crop: int) -> str:
     counts = Counter(each for each in treated if each)
-    told = "".join(f"; {count} {what}" for what, count in sorted(counts.items()))
-    return f"{len(paths)}, short side to {resize}, middle {crop} x {crop}{told}"
+    treatments = "".join(f"; {count} {what}" for what, count in sorted(counts.items()))
+    return f"{len(paths)}, short side to {resize}, middle {crop} x {crop}{treatments}"
 
 
 def _fingerprint(

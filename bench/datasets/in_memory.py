@@ -1,7 +1,7 @@
-"""One file per data set, each ending in a DATASET record; images are float32 in [0, 1].
+"""Make data sets from tensors.
 
-A data set states what it was made from in its fingerprint, so that records of one are never
-taken for records of another. What is taken for images and labels, `bench.datasets.inputs` lists.
+The fingerprint covers images and labels, so that records of different data are never confused.
+`bench.datasets.inputs` lists the accepted types.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from bench.core.contracts.dataset import Data
 from bench.datasets import inputs
 
 
-def in_memory(name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Data:
+def make_data(name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Data:
     """Make a data set of tensors that fit in memory.
 
     Args:
@@ -22,20 +22,20 @@ def in_memory(name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...
         classes: Names of the classes in index order; may be empty.
 
     Returns:
-        Data whose fingerprint and images depend on values alone, not on strides, views or devices.
+        A data set; its fingerprint depends on values alone, not on strides, views or devices.
 
     Raises:
-        SuiteError: They are not taken, in one sentence.
+        SuiteError: Images or labels are not accepted.
     """
     where = f"data {name}"
     inputs.check_shapes(where, images, labels)
-    plain, y = inputs.images(where, images), inputs.labels(where, labels)
+    plain, y = inputs.to_float_images(where, images), inputs.check_labels(where, labels)
     digest = hashlib.sha256(str((tuple(plain.shape), plain.dtype)).encode())
     digest.update(plain.numpy().tobytes())
     digest.update(y.numpy().tobytes())
 
     def read(first: int, last: int) -> Tensor:
-        return inputs.scaled(plain[first:last])
+        return inputs.scale_images(plain[first:last])
 
     return Data(
         name=name,
@@ -45,5 +45,5 @@ def in_memory(name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...
         shape=(plain.shape[1], plain.shape[2], plain.shape[3]),
         classes=classes,
         fingerprint=digest.hexdigest(),
-        mapping=inputs.mapping(images, plain, y, classes),
+        mapping=inputs.describe_mapping(images, plain, y, classes),
     )

@@ -1,6 +1,6 @@
-"""Convert images and labels as users have them into what bench computes with.
+"""Convert users' images and labels to the types that bench computes with.
 
-This is the only boundary: data sets, suites, `bench.evaluate` and the pytest plugin pass it.
+Data sets, suites, `bench.evaluate` and the pytest plugin all use this module.
 
 Images, (n, c, h, w):
 
@@ -10,9 +10,9 @@ Images, (n, c, h, w):
 
 Labels, (n,): bool or any integer type, counted from 0.
 
-Strides, views, expanded, negated and read-only memory, gradients, devices and subclasses that hold
-their own values make no difference: records are those of the plain tensor. Everything else is
-refused in one sentence, because its scale or meaning would be a guess: other integer types, levels
+Strides, views, expanded, negated and read-only memory, gradients, devices and subclasses with
+values make no difference: records are those of the plain tensor. Everything else is rejected,
+because its scale or meaning would be a guess: other integer types, levels
 of 0 and 1 in 8 bits, sparse, quantised, nested and complex tensors, float labels, columns, one-hot
 rows.
 """
@@ -32,17 +32,17 @@ INTEGERS = (
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
     torch.uint16, torch.uint32, torch.uint64,
 )  # fmt: skip
-PROBED = 32
-"""Images that a data set of the user's own is asked for before anything runs."""
-LISTED = 4
-"""Classes that are named one by one where a mapping is shown."""
+N_PROBED = 32
+"""Images of a user's data set that are checked before anything runs."""
+N_LISTED = 4
+"""Most classes that a mapping lists one by one."""
 
 
-def images(where: str, x: Tensor) -> Tensor:
-    """Check images and give them in the memory layout and type that bench computes with.
+def to_float_images(where: str, x: Tensor) -> Tensor:
+    """Check images and convert them to the layout and type that bench stores.
 
     Args:
-        where: Start of the sentence that refuses them.
+        where: Start of the error message.
         x: Images, (n, c, h, w), of a type in the list above.
 
     Returns:
@@ -58,8 +58,15 @@ def images(where: str, x: Tensor) -> Tensor:
     return _canonical(plain)
 
 
-def scaled(x: Tensor) -> Tensor:
-    """Scale what `images` gave to float32 in [0, 1], in memory of its own."""
+def scale_images(x: Tensor) -> Tensor:
+    """Scale images to float32 in [0, 1].
+
+    Args:
+        x: Result of `to_float_images`, (n, c, h, w).
+
+    Returns:
+        A copy, same shape.
+    """
     if x.dtype == torch.uint8:
         return x.float().div(255)
     return x.clone(memory_format=torch.contiguous_format)
@@ -68,8 +75,13 @@ def scaled(x: Tensor) -> Tensor:
 def check_shapes(where: str, x: Tensor, y: Tensor) -> None:
     """Check that images are (n, c, h, w) and labels are integers (n,).
 
+    Args:
+        where: Start of the error message.
+        x: Images.
+        y: Labels.
+
     Raises:
-        SuiteError: They are not, with what to do where that is clear.
+        SuiteError: They are not; the message says what to do where that is clear.
     """
     x, y = _dense(where, x), _dense(where, y)
     if x.dim() == 4 and tuple(y.shape) == tuple(x.shape[:1]) and y.dtype in INTEGERS:
@@ -82,8 +94,15 @@ def check_shapes(where: str, x: Tensor, y: Tensor) -> None:
     )
 
 
-def labels(where: str, y: Tensor) -> Tensor:
-    """Give integer labels (n,) as int64 on the CPU, in memory of their own.
+def check_labels(where: str, y: Tensor) -> Tensor:
+    """Check integer labels and convert them.
+
+    Args:
+        where: Start of the error message.
+        y: Labels, (n,), of an integer type or bool.
+
+    Returns:
+        A copy in int64 on the CPU, (n,).
 
     Raises:
         SuiteError: One of them is negative.
@@ -94,15 +113,15 @@ def labels(where: str, y: Tensor) -> Tensor:
     return plain
 
 
-def checked(name: str, data: Data) -> Data:
-    """Check a data set, and let every later slice be checked as it is read.
+def check_data(name: str, data: Data) -> Data:
+    """Check a data set, and make it check every slice that is read later.
 
     Args:
-        name: What the suite calls the data set.
-        data: Whoever made it.
+        name: Name in the suite.
+        data: The data set.
 
     Returns:
-        The data set with int64 labels, whose `read` gives float32 in memory of its own.
+        The data set with int64 labels, whose `read` returns copies in float32.
 
     Raises:
         SuiteError: There is no example, labels do not fit, or the first slices are no images in
@@ -116,12 +135,12 @@ def checked(name: str, data: Data) -> Data:
         if not isinstance(y, Tensor) or y.dtype not in INTEGERS or tuple(y.shape) != (data.n,):
             got = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
             raise SuiteError(f"{where}: expected integer labels ({data.n},), got {got}")
-        y = labels(where, y)
+        y = check_labels(where, y)
 
     def read(first: int, last: int) -> Tensor:
         return _slice(where, data, first, last)
 
-    head = min(data.n, PROBED)
+    head = min(data.n, N_PROBED)
     probe = read(0, head)
     if not torch.equal(read(head - 1, head), probe[head - 1 :]):
         raise SuiteError(
@@ -132,8 +151,16 @@ def checked(name: str, data: Data) -> Data:
     return dataclasses.replace(data, read=read, labels=y, mapping=found)
 
 
-def limited(data: Data, most: int | None) -> Data:
-    """The first `most` examples of a data set; all where that is None."""
+def limit_data(data: Data, most: int | None) -> Data:
+    """Limit a data set to its first examples.
+
+    Args:
+        data: The data set.
+        most: Number of examples; None for all.
+
+    Returns:
+        The data set, or one with fewer examples and another fingerprint.
+    """
     if most is None or data.n <= most:
         return data
     return dataclasses.replace(
@@ -144,37 +171,53 @@ def limited(data: Data, most: int | None) -> Data:
     )
 
 
-def mapping(x: Tensor, plain: Tensor, y: Tensor, classes: Sequence[str]) -> dict[str, str]:
-    """Say how images and labels were read: `Data.mapping`.
+def describe_mapping(x: Tensor, plain: Tensor, y: Tensor, classes: Sequence[str]) -> dict[str, str]:
+    """Describe how images and labels were read, for `Data.mapping`.
 
     Args:
-        x: Images as they were given.
-        plain: What `images` made of them.
-        y: Labels as `labels` gives them.
-        classes: Their names, if there are any.
+        x: Images as passed by the user.
+        plain: Result of `to_float_images`.
+        y: Result of `check_labels`.
+        classes: Names of the classes; may be empty.
+
+    Returns:
+        Subject -> description.
     """
     found = {"pixels": _pixels(x.dtype, plain)}
     if len(y):
         found["labels"] = f"{len(y.unique())} classes from {int(y.min())} to {int(y.max())}"
     if classes:
-        found["classes"] = listing(classes)
+        found["classes"] = list_names(classes)
     return found
 
 
-def listing(names: Sequence[str]) -> str:
-    """Write the first classes with their labels, and how many there are.
+def list_names(names: Sequence[str]) -> str:
+    """Format class names with their labels, and the number of classes if some are left out.
 
-    >>> listing(["ant", "bee"]), listing(["0", "1", "2", "3", "4", "5"])
+    >>> list_names(["ant", "bee"]), list_names(["0", "1", "2", "3", "4", "5"])
     ('0 = ant, 1 = bee', '0 = 0, 1 = 1, 2 = 2, ... 5 = 5 (6 classes)')
+
+    Args:
+        names: Names in index order.
+
+    Returns:
+        One line.
     """
-    told = [f"{index} = {name}" for index, name in enumerate(names)]
-    if len(told) <= LISTED:
-        return ", ".join(told)
-    return f"{', '.join(told[: LISTED - 1])}, ... {told[-1]} ({len(told)} classes)"
+    pairs = [f"{index} = {name}" for index, name in enumerate(names)]
+    if len(pairs) <= N_LISTED:
+        return ", ".join(pairs)
+    return f"{', '.join(pairs[: N_LISTED - 1])}, ... {pairs[-1]} ({len(pairs)} classes)"
 
 
-def size(shape: Shape) -> str:
-    """Write an image's shape as channels x height x width."""
+def format_size(shape: Shape) -> str:
+    """Format an image's shape.
+
+    Args:
+        shape: (channels, height, width).
+
+    Returns:
+        Text such as "3 x 224 x 224".
+    """
     return " x ".join(map(str, shape))
 
 
@@ -182,18 +225,18 @@ def size(shape: Shape) -> str:
 
 
 def _dense(where: str, x: Tensor) -> Tensor:
-    """`x` without gradient, subclass and lazy bits, or a SuiteError if it holds no plain values."""
-    told = ""
+    """Return x as a plain tensor without gradient; raise SuiteError if it has no plain values."""
+    problem = ""
     if x.is_nested:
-        told = "a nested tensor; stack images of one size"
+        problem = "a nested tensor; stack images of one size"
     elif x.layout != torch.strided:
-        told = f"{str(x.layout).removeprefix('torch.')}; call to_dense() on it"
+        problem = f"{str(x.layout).removeprefix('torch.')}; call to_dense() on it"
     elif x.is_quantized:
-        told = f"{x.dtype}; call dequantize() on it"
+        problem = f"{x.dtype}; call dequantize() on it"
     elif x.is_meta or (type(x) is not Tensor and _wraps(x)):
-        told = f"{type(x).__name__} on {x.device}, which holds none of its own"
-    if told:
-        raise SuiteError(f"{where}: expected a plain tensor with values, got {told}")
+        problem = f"{type(x).__name__} on {x.device}, which holds none of its own"
+    if problem:
+        raise SuiteError(f"{where}: expected a plain tensor with values, got {problem}")
     plain = x.detach()
     if type(plain) is not Tensor:
         plain = plain.as_subclass(Tensor)
@@ -201,7 +244,7 @@ def _dense(where: str, x: Tensor) -> Tensor:
 
 
 def _wraps(x: Tensor) -> bool:
-    """Whether a tensor of a subclass wraps others instead of holding values."""
+    """Return whether a tensor of a subclass wraps others and has no values."""
     try:
         return bool(x.numel()) and x.untyped_storage().data_ptr() == 0
     except (RuntimeError, NotImplementedError):
@@ -209,7 +252,7 @@ def _wraps(x: Tensor) -> bool:
 
 
 def _plain(where: str, x: Tensor) -> Tensor:
-    """Images on the CPU if they are of a type whose scale is known; raises SuiteError if not."""
+    """Return images on the CPU; raise SuiteError if their type has no known scale."""
     plain = _dense(where, x)
     kind = str(x.dtype).removeprefix("torch.")
     if plain.dtype not in (*FLOATS, torch.uint8, torch.bool):
@@ -227,8 +270,11 @@ def _plain(where: str, x: Tensor) -> Tensor:
 
 
 def _canonical(x: Tensor) -> Tensor:
-    """`x` with the strides of a new tensor: those of an axis of length 1 are free, and kernels
-    choose their order of summation by them."""
+    """Return x with the strides of a new tensor.
+
+    Strides of an axis of length 1 are arbitrary, and kernels choose their order of summation by
+    them.
+    """
     strides, step = [], 1
     for length in reversed(x.shape):
         strides.append(step)
@@ -239,6 +285,7 @@ def _canonical(x: Tensor) -> Tensor:
 
 
 def _check_range(where: str, x: Tensor) -> None:
+    """Raise SuiteError for pixels outside [0, 1]."""
     if not x.numel():
         return
     low, high = (float(value) for value in x.aminmax())
@@ -250,7 +297,7 @@ def _check_range(where: str, x: Tensor) -> None:
 
 
 def _slice(where: str, data: Data, first: int, last: int) -> Tensor:
-    """The images first..last-1 of a data set, float32 in [0, 1]; raises SuiteError if not."""
+    """Read the images first to last - 1 as float32 in [0, 1]; raise SuiteError if they are not."""
     place = f"{where}: read({first}, {last})"
     rows = data.read(first, last)
     wanted = (last - first, *data.shape)
@@ -263,11 +310,11 @@ def _slice(where: str, data: Data, first: int, last: int) -> Tensor:
         raise SuiteError(f"{place}: expected float images in [0, 1], got {kind}; scale them")
     plain = plain.to(torch.float32)
     _check_range(place, plain)
-    return scaled(plain)
+    return scale_images(plain)
 
 
 def _pixels(kind: torch.dtype, plain: Tensor) -> str:
-    """How pixels of one type were read, with the least and the greatest that are there."""
+    """Describe how pixels of a type were read, with their range."""
     name = str(kind).removeprefix("torch.")
     low, high = (value.item() for value in plain.aminmax()) if plain.numel() else (0, 0)
     seen = f"{name} from {low:.4g} to {high:.4g}"
@@ -279,7 +326,7 @@ def _pixels(kind: torch.dtype, plain: Tensor) -> str:
 
 
 def _remedy(x: Tensor, y: Tensor) -> str:
-    """What to do about images or labels of another shape or type, where that is clear."""
+    """Return what to do about images or labels of another shape or type, where that is clear."""
     if x.dim() == 3:
         return "; images.unsqueeze(1) adds the axis of channels to grey images"
     if x.dim() != 4:

@@ -1,7 +1,7 @@
-"""MNIST in torchvision's layout (DIR/MNIST/raw), downloaded through torchvision where absent.
+"""Load MNIST from torchvision's layout (DIR/MNIST/raw); torchvision downloads absent files.
 
-The files are read here: importing torchvision takes longer than the first attack on a small net.
-Source: LeCun et al. 1998, http://yann.lecun.com/exdb/mnist, which also tells the files' format
+The files are read without torchvision, whose import takes longer than an attack on a small model.
+Source: LeCun et al. 1998, http://yann.lecun.com/exdb/mnist, which also specifies the format
 """
 
 import math
@@ -14,16 +14,27 @@ from torch import Tensor
 
 from bench.core.contracts.dataset import Data, Dataset
 from bench.core.errors import MissingDataError, SuiteError
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 
 SIZES = {"train": 60_000, "test": 10_000}
 STEMS = {"train": "train", "test": "t10k"}
 
 
 def load(split: str = "test", limit: int | None = None, *, data_dir: Path, **_: object) -> Data:
-    """The first `limit` images of `split` ("train" or "test"), (n, 1, 28, 28).
+    """Load the first images of a split.
 
-    Raises: SuiteError naming the missing or damaged file and where it belongs.
+    Args:
+        split: "train" or "test".
+        limit: Most images; None for all.
+        data_dir: Folder that contains MNIST/raw.
+        **_: Ignored.
+
+    Returns:
+        Images (n, 1, 28, 28) with labels.
+
+    Raises:
+        SuiteError: The split is unknown, or a file is damaged.
+        MissingDataError: A file is missing and cannot be downloaded.
     """
     if split not in SIZES:
         raise SuiteError(f"data mnist: split '{split}' is unknown; expected 'train' or 'test'")
@@ -34,7 +45,7 @@ def load(split: str = "test", limit: int | None = None, *, data_dir: Path, **_: 
         if missing:
             _download(data_dir)
         images, labels = _read(files[0], 28, 28), _read(files[1])
-    except Exception as error:  # torchvision raises whatever its download trips over
+    except Exception as error:  # torchvision's download may raise anything
         if missing:
             problem = f"{', '.join(missing)} not found and not downloaded"
         else:
@@ -50,11 +61,11 @@ def load(split: str = "test", limit: int | None = None, *, data_dir: Path, **_: 
             f"{len(images)} and {len(labels)}; fetch the files again"
         )
     rows = slice(limit)
-    return in_memory("mnist", images[rows].unsqueeze(1), labels[rows], tuple("0123456789"))
+    return make_data("mnist", images[rows].unsqueeze(1), labels[rows], tuple("0123456789"))
 
 
 def _files(split: str, data_dir: Path) -> list[Path]:
-    """Images and labels of a split."""
+    """Return the files of images and labels of a split."""
     stem, raw = STEMS.get(split, split), data_dir / "MNIST" / "raw"
     return [raw / f"{stem}-{part}" for part in ("images-idx3-ubyte", "labels-idx1-ubyte")]
 
@@ -69,9 +80,10 @@ def _download(data_dir: Path) -> None:
 
 
 def _read(path: Path, *sides: int) -> Tensor:
-    """What an IDX file holds: n things of shape `sides`, uint8.
+    """Read an IDX file of uint8 arrays of shape `sides`.
 
-    Raises: ValueError if it holds something else, or less or more than its header says.
+    Raises:
+        ValueError: The header or the length of the file is another.
     """
     content = path.read_bytes()
     n = int.from_bytes(content[4:8])

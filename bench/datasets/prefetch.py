@@ -1,8 +1,8 @@
-"""The images of a data set on the device that needs them, a shard at a time.
+"""Move the images of a data set to the device chunk by chunk.
 
-On a GPU a data set that fits stays there once it has been read; of a larger one the next shard is
-read and pinned by another thread while this one is attacked, so that the GPU does not wait for a
-disk or a decoder. On a CPU the images are where they are needed already.
+A data set that fits into a GPU's memory remains there once it has been read. Of a larger one, the
+next chunk is read and pinned by another thread while the current one is attacked, so that the GPU
+does not wait for a disk or a decoder. On a CPU nothing is moved.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from bench.core.contracts.dataset import Data
 
-SHARE = 4
-"""A data set may take one part in so many of a GPU's free memory."""
+MEMORY_DIVISOR = 4
+"""A data set may take 1 / MEMORY_DIVISOR of a GPU's free memory."""
 
 
 class Prefetcher:
-    """`data` cut into `pieces` of (first, last), handed out on `device`."""
+    """Reads the chunks of a data set onto a device."""
 
     def __init__(
         self,
@@ -27,13 +27,30 @@ class Prefetcher:
         stays: bool = False,
         ahead: bool = False,
     ) -> None:
+        """Prepare reading.
+
+        Args:
+            data: The data set.
+            pieces: First and last example (exclusive) of each chunk, in the order of use.
+            device: Destination.
+            stays: Whether chunks remain on the device.
+            ahead: Whether the next chunk is read while the current one is in use.
+        """
         self.data, self.pieces, self.device, self.stays = data, pieces, device, stays
         self._here: dict[tuple[int, int], Tensor] = {}
         self._reader = ThreadPoolExecutor(max_workers=1) if ahead and not stays else None
         self._coming: dict[tuple[int, int], Future[Tensor]] = {}
 
     def read(self, first: int, last: int) -> Tensor:
-        """The images of one piece, (last - first, c, h, w), on the device."""
+        """Read the images of one chunk.
+
+        Args:
+            first: First example.
+            last: Last example, exclusive.
+
+        Returns:
+            Images on the device, (last - first, c, h, w).
+        """
         piece = first, last
         if piece in self._here:
             return self._here[piece]
@@ -53,11 +70,20 @@ class Prefetcher:
         return images.pin_memory() if self.device.type == "cuda" else images
 
 
-def on(device: torch.device, data: Data, pieces: list[tuple[int, int]]) -> Prefetcher:
-    """The feed of `data` as that device wants it."""
+def make_prefetcher(device: torch.device, data: Data, pieces: list[tuple[int, int]]) -> Prefetcher:
+    """Make a prefetcher with the strategy that suits a device.
+
+    Args:
+        device: Destination.
+        data: The data set.
+        pieces: First and last example (exclusive) of each chunk, in the order of use.
+
+    Returns:
+        The prefetcher.
+    """
     if device.type != "cuda":
         return Prefetcher(data, pieces, device)
     channels, height, width = data.shape
     free, _ = torch.cuda.mem_get_info(device)
-    stays = 4 * data.n * channels * height * width <= free // SHARE
+    stays = 4 * data.n * channels * height * width <= free // MEMORY_DIVISOR
     return Prefetcher(data, pieces, device, stays, ahead=True)

@@ -22,7 +22,7 @@ from bench.core.contracts.dataset import Data
 from bench.core.contracts.types import Access, Precision, Shape
 from bench.core.errors import SuiteError
 from bench.datasets import inputs, prefetch
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.engine import timing
 from bench.engine.acceleration import accelerate
 from bench.evaluation import consistency, loading
@@ -34,6 +34,7 @@ from bench.models.preflight import checks
 from bench.models.preflight.checks import LoadedModel
 from bench.storage.records import Piece
 from bench.suite import plan
+from bench.suite.identity import ModelFacts
 from bench.suite.schema import Suite
 
 CHUNK_EXAMPLES = 1000
@@ -169,12 +170,12 @@ class Evaluator:
             except BaseException as error:  # of the user's model, which may raise anything
                 reason = loading.describe_failure(error)
                 unfit[label], rows[label] = f"could not be made ready: {reason}", 0
-                models[label] = checks.unfit(label, reason)
+                models[label] = checks.refuse_model(label, reason)
                 continue
             models[label] = loaded
             for attack in suite.attacks:
                 if attack.goal == "targeted":
-                    plan.target_class(attack, loaded.classes, data.classes)
+                    plan.resolve_target(attack, loaded.classes, data.classes)
         _check_distinguishable(models)
         return cls(
             suite=suite.name,
@@ -230,7 +231,7 @@ class Evaluator:
             SuiteError: Images or labels are invalid, or a model fails preflight.
         """
         loading.check_tensors("given", x, y)
-        data = inputs.checked("given", in_memory("given", x, y, ()))
+        data = inputs.check_data("given", make_data("given", x, y, ()))
         assert data.labels is not None
         label = type(model).__name__
         n_classes = classes or int(data.labels.max()) + 1
@@ -257,7 +258,7 @@ class Evaluator:
             use_acceleration=use_acceleration,
         )
 
-    def model_facts(self, model: str) -> plan.Facts:
+    def model_facts(self, model: str) -> ModelFacts:
         """Collect what the planner must know of a model.
 
         Args:
@@ -267,7 +268,7 @@ class Evaluator:
             Shape, classes, fingerprints and access.
         """
         loaded = self.models[model]
-        return plan.Facts(
+        return ModelFacts(
             classes=loaded.classes or None,
             shape=self.data.shape,
             rows=self.rows[model],
@@ -279,7 +280,7 @@ class Evaluator:
             sketch=loaded.sketch,
         )
 
-    def unfit_reason(self, task: plan.Task) -> str:
+    def unfit_reason(self, task: plan.AttackTask) -> str:
         """Say why no cell of a task can be run.
 
         Args:
@@ -301,7 +302,7 @@ class Evaluator:
         """
         return chunk_bounds(self.data.n, self.data.shape)
 
-    def seconds_per_example(self, task: plan.Task) -> float:
+    def seconds_per_example(self, task: plan.AttackTask) -> float:
         """Estimate the cost of a task from above.
 
         Args:
@@ -313,7 +314,7 @@ class Evaluator:
         floor = self._floor(task.source, self._attack_rows(task))
         return sum(floor.seconds(cell.passes or 1.0, cell.gradients or 0.0) for cell in task.cells)
 
-    def evaluate_chunk(self, task: plan.Task, first: int, last: int) -> ChunkResult:
+    def evaluate_chunk(self, task: plan.AttackTask, first: int, last: int) -> ChunkResult:
         """Attack, verify and judge a chunk of examples for all cells of a task.
 
         Args:
@@ -335,7 +336,7 @@ class Evaluator:
         examples = self.select_examples(task, first, last)
         verified = evaluate_chunk(
             self.models[task.model].model,
-            task.curve,
+            task.spec,
             examples,
             rows,
             self._floor(task.source, rows),
@@ -367,7 +368,7 @@ class Evaluator:
         frame = pd.concat(frames, ignore_index=True)
         return ChunkResult(frame, pieces, verified.x_adv, verified.losses)
 
-    def select_examples(self, task: plan.Task, first: int, last: int) -> Examples:
+    def select_examples(self, task: plan.AttackTask, first: int, last: int) -> Examples:
         """Select a chunk of examples with what a task's attack is given of them.
 
         Args:
@@ -444,13 +445,13 @@ class Evaluator:
 
     @functools.cached_property
     def _images(self) -> prefetch.Prefetcher:
-        return prefetch.on(self.device, self.data, self.chunks())
+        return prefetch.make_prefetcher(self.device, self.data, self.chunks())
 
-    def _attack_rows(self, task: plan.Task) -> int:
+    def _attack_rows(self, task: plan.AttackTask) -> int:
         """Rows per pass by rule or by the user; an external attack's outcome may depend on them."""
         return task.entry.batch_size or self.rows[task.source]
 
-    def _accelerate(self, task: plan.Task) -> accelerate.AcceleratedModel | None:
+    def _accelerate(self, task: plan.AttackTask) -> accelerate.AcceleratedModel | None:
         """Accelerate the task's source; None for an external attack, or where it is declined.
 
         An accelerated model whose rows and layout were chosen by rule is built again for a task
@@ -459,7 +460,7 @@ class Evaluator:
         if reason := self._why_not_accelerated(task):
             self._decide(f"{task.source} · {task.entry.label}: no copy leads: {reason}")
             return None
-        precision = task.curve.precision
+        precision = task.spec.precision
         known = self._accelerated.get((task.source, precision))
         ahead = self.seconds_per_example(task) * self.data.n
         if known is None or not (known.timed or ahead < known.worth):
@@ -471,25 +472,25 @@ class Evaluator:
         size = task.entry.batch_size
         return known if size is None else known._replace(rows=size)
 
-    def _why_not_accelerated(self, task: plan.Task) -> str:
+    def _why_not_accelerated(self, task: plan.AttackTask) -> str:
         """Say why the task's source is attacked itself; "" if an accelerated model may be.
 
         Raises:
             SuiteError: The precision needs an accelerated model and there can be none.
         """
-        precision = task.curve.precision
-        if isinstance(task.curve.attack, ExternalAttack):
+        precision = task.spec.precision
+        if isinstance(task.spec.attack, ExternalAttack):
             return "the attack has a loop of its own"
         if not (self.use_acceleration or precision == "bfloat16"):
             return "copies were declined"
         if self.models[task.source].access != "gradient":
             return "the model only answers queries, and nothing inside it can be copied"
-        if task.curve.random and precision == "bfloat16":
+        if task.spec.random and precision == "bfloat16":
             raise SuiteError(
                 f"attack '{task.entry.label}': precision bfloat16 needs a copy that agrees "
                 f'with {task.source}, which answers at random; use precision = "float32"'
             )
-        if task.curve.random:
+        if task.spec.random:
             return "the model never answers alike, so that nothing can be held against it"
         return ""
 
@@ -499,24 +500,24 @@ class Evaluator:
             self._decided.add(sentence)
             self.decisions.append(sentence)
 
-    def _reduce_rows(self, task: plan.Task, rows: int, left: int) -> None:
+    def _reduce_rows(self, task: plan.AttackTask, rows: int, left: int) -> None:
         """Use fewer rows per pass from now on, after memory ran out, and note it."""
         self.notes.append(
             f"{task.model} · {task.entry.label}: out of memory at {rows} rows a pass; "
             f"went on with {left}"
         )
-        key = task.source, task.curve.precision
+        key = task.source, task.spec.precision
         if key in self._accelerated:
             self._accelerated[key] = self._accelerated[key]._replace(rows=left)
 
-    def _drop_accelerated(self, task: plan.Task, why: str) -> None:
+    def _drop_accelerated(self, task: plan.AttackTask, why: str) -> None:
         """Attack the source itself from now on, after its accelerated model misled an attack."""
         self.notes.append(
             f"{task.model} · {task.entry.label}: the copy of {task.source} that led was dropped: "
             f"{why}; these examples were attacked again on {task.source} itself, as all will be "
             "from now on"
         )
-        key = task.source, task.curve.precision
+        key = task.source, task.spec.precision
         model = self.models[task.source].model
         self._accelerated[key] = accelerate.original_model(model, self._accelerated[key], why)
 
@@ -569,12 +570,12 @@ class Evaluator:
             known = self._floors[model, rows] = _TimedFloor(floor, ended, ended - started)
         return known.floor
 
-    def _targets(self, task: plan.Task, ids: Tensor, labels: Tensor) -> Tensor:
+    def _targets(self, task: plan.AttackTask, ids: Tensor, labels: Tensor) -> Tensor:
         """Choose the target class of each example; -1 where the attack is untargeted."""
         if task.entry.goal == "untargeted":
             return torch.full_like(ids, -1)
         label, classes = labels[ids], self.models[task.source].classes
-        wanted = plan.target_class(task.entry, classes, self.data.classes)
+        wanted = plan.resolve_target(task.entry, classes, self.data.classes)
         if isinstance(wanted, int):
             return torch.full_like(ids, wanted)
         if wanted == "next":
@@ -602,7 +603,7 @@ def _check_distinguishable(models: Mapping[str, LoadedModel]) -> None:
     for (label, one), (other, two) in itertools.combinations(models.items(), 2):
         if one.fingerprint != two.fingerprint or one.logits is None or two.logits is None:
             continue
-        if fingerprint.are_apart(one.logits, two.logits):
+        if fingerprint.logits_differ(one.logits, two.logits):
             raise SuiteError(
                 f"models '{label}' and '{other}': expected one's answers from what is one model as "
                 "far as bench can see, got other logits on the first images; let what sets them "

@@ -19,9 +19,9 @@ from bench.core.contracts.model import Model
 from bench.core.contracts.types import Access
 from bench.core.errors import SuiteError, describe, location, nearest
 from bench.datasets import inputs
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.engine import determinism
-from bench.models.fingerprint import text_of
+from bench.models.fingerprint import describe_value
 from bench.models.preflight.checks import LoadedModel, preflight
 from bench.models.published_weights import WEIGHTS, list_weights
 from bench.models.query_only import QueryOnlyModel
@@ -88,14 +88,14 @@ def load_data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -
     loaded = returned = _call_factory(where, lambda: load(**arguments))
     if isinstance(loaded, tuple) and len(loaded) == 2:
         check_tensors(entry.name, *loaded)
-        loaded = in_memory(entry.name, loaded[0][:most], loaded[1][:most], ())
+        loaded = make_data(entry.name, loaded[0][:most], loaded[1][:most], ())
     if not isinstance(loaded, Data):
         raise SuiteError(
             f"{where}: expected the factory to return (images, labels) or a Data, "
             f"got {type(loaded).__name__}"
         )
-    limited = inputs.limited(loaded, most)
-    checked: Data = _call_factory(where, lambda: inputs.checked(entry.name, limited))
+    limited = inputs.limit_data(loaded, most)
+    checked: Data = _call_factory(where, lambda: inputs.check_data(entry.name, limited))
     if "split" in inspect.signature(load).parameters:
         mapping = {"split": entry.split, **checked.mapping}
         checked = dataclasses.replace(checked, mapping=mapping)
@@ -109,8 +109,8 @@ def _fingerprint_user_data(data: Data, load: Any, params: Mapping[str, Any], bas
     """Fingerprint data of the user's: with its code, params, labels and first images."""
     first = data.read(0, min(data.n, 16))
     about = (
-        data.fingerprint, data.n, data.shape, data.classes, text_of(load),
-        describe_params(params, base), text_of(first), text_of(data.labels),
+        data.fingerprint, data.n, data.shape, data.classes, describe_value(load),
+        describe_params(params, base), describe_value(first), describe_value(data.labels),
     )  # fmt: skip
     return hashlib.sha256(repr(about).encode()).hexdigest()
 
@@ -236,7 +236,7 @@ def _describe_factory(entry: ModelEntry, base: Path) -> str:
     if registry.built_in("models", entry.name):
         return f"{entry.name}, version {version}"
     build = found.build if isinstance(found, Model) else found
-    return f"version {version}, {text_of(build)}"
+    return f"version {version}, {describe_value(build)}"
 
 
 def restrict_access(name: str, model: Any, access: Access, classes: int) -> nn.Module:

@@ -58,7 +58,7 @@ def describe_loaded_suite(
 
 
 def describe_units(
-    tasks: Sequence[plan.Task], loaded: LoadedSuite, stored: Collection[Piece],
+    tasks: Sequence[plan.AttackTask], loaded: LoadedSuite, stored: Collection[Piece],
     units: Sequence[WorkUnit], shard: Shard,
 ) -> Iterator[Event]:  # fmt: skip
     """Describe what is skipped, what has records and what is run, task by task.

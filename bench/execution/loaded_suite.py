@@ -11,6 +11,7 @@ from bench.evaluation.certification import store
 from bench.evaluation.evaluator import Evaluator
 from bench.storage import environment
 from bench.suite import plan
+from bench.suite.identity import ModelFacts
 from bench.suite.schema import Suite
 
 
@@ -28,7 +29,7 @@ class DataSummary(NamedTuple):
 class ModelSummary(NamedTuple):
     """A model of a run, without the model."""
 
-    facts: plan.Facts
+    facts: ModelFacts
     findings: tuple[str, ...]
     """Sentences of preflight."""
     logits: list[list[float | None]] | None
@@ -54,7 +55,7 @@ class LoadedSuite(NamedTuple):
     """sha256 of the user's files that the suite reads."""
 
     @property
-    def facts(self) -> dict[str, plan.Facts]:
+    def facts(self) -> dict[str, ModelFacts]:
         """Model -> what the planner needs."""
         return {label: model.facts for label, model in self.models.items()}
 
@@ -104,7 +105,7 @@ def describe_evaluator(
     )
 
 
-def explain_unfit(task: plan.Task, unfit: Mapping[str, str]) -> str:
+def explain_unfit(task: plan.AttackTask, unfit: Mapping[str, str]) -> str:
     """Explain why no cell of a task can be run.
 
     Args:

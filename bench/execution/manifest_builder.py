@@ -19,7 +19,7 @@ from bench.suite.schema import Suite
 
 
 def build_manifest(
-    suite: Suite, options: RunOptions, loaded: LoadedSuite, tasks: Sequence[plan.Task]
+    suite: Suite, options: RunOptions, loaded: LoadedSuite, tasks: Sequence[plan.AttackTask]
 ) -> dict[str, Any]:
     """Build the manifest of a run that begins now.
 

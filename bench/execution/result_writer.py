@@ -60,7 +60,7 @@ class ResultWriter:
         """Model -> description of its accelerated models."""
         self._failed: dict[str, str] = {}
 
-    def remaining(self, unit: WorkUnit) -> plan.Task:
+    def remaining(self, unit: WorkUnit) -> plan.AttackTask:
         """Return the task of a unit without the cells that failed in another unit.
 
         Args:
@@ -182,7 +182,7 @@ class ResultWriter:
         about = {"eps": radii, "reason": why}
         self.listen(Event("failed", f"{activity} at eps {', '.join(radii)}: {why}", 0.0, about))
 
-    def refuse_task(self, task: plan.Task, why: str) -> None:
+    def refuse_task(self, task: plan.AttackTask, why: str) -> None:
         """Fail all cells of a task that cannot be run.
 
         Args:

@@ -43,7 +43,7 @@ class _Answers(NamedTuple):
     """Description of each image, for people."""
 
 
-def select_files(tasks: Sequence[plan.Task], out: Path) -> dict[str, tuple[RecordFile, ...]]:
+def select_files(tasks: Sequence[plan.AttackTask], out: Path) -> dict[str, tuple[RecordFile, ...]]:
     """Select the files of records that each model is compared with.
 
     Args:
@@ -70,7 +70,7 @@ def select_files(tasks: Sequence[plan.Task], out: Path) -> dict[str, tuple[Recor
 def check_model(
     session: Evaluator,
     label: str,
-    tasks: Sequence[plan.Task],
+    tasks: Sequence[plan.AttackTask],
     record_files: Sequence[RecordFile],
     out: Path,
 ) -> Iterator[str]:
@@ -102,7 +102,7 @@ def check_model(
         )
 
 
-def _cells_of(tasks: Sequence[plan.Task], model: str) -> dict[str, plan.Cell]:
+def _cells_of(tasks: Sequence[plan.AttackTask], model: str) -> dict[str, plan.Cell]:
     """Identity -> cell, of one model."""
     return {cell.identity: cell for task in tasks for cell in task.cells if task.model == model}
 

@@ -78,7 +78,7 @@ class _Run:
     ) -> None:  # fmt: skip
         self.suite, self.out, self.options, self.listen = suite, out, options, listen
         self.backend, self.loaded = backend, loaded
-        self.tasks = plan.tasks(suite, loaded.facts)
+        self.tasks = plan.plan_tasks(suite, loaded.facts)
         self.unfit = {label: model.unfit for label, model in loaded.models.items() if model.unfit}
 
     def execute(self) -> None:

@@ -30,7 +30,7 @@ class WorkUnit(NamedTuple):
 
     number: int
     """Number of the task in the suite's order."""
-    task: plan.Task
+    task: plan.AttackTask
     first: int
     last: int
     work: float
@@ -169,7 +169,7 @@ class Messages(NamedTuple):
 
 
 def plan_units(
-    tasks: Sequence[plan.Task],
+    tasks: Sequence[plan.AttackTask],
     chunks: Sequence[tuple[int, int]],
     shape: tuple[int, ...],
     stored: Iterable[records.Piece],
@@ -205,7 +205,7 @@ def plan_units(
     return units
 
 
-def _divide_by_memory(task: plan.Task, shape: tuple[int, ...]) -> list[plan.Task]:
+def _divide_by_memory(task: plan.AttackTask, shape: tuple[int, ...]) -> list[plan.AttackTask]:
     """Divide the cells so that images (n, c, h, w) of each part fit into STREAM_BYTES.
 
     Cells that are linked stay together.

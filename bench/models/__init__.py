@@ -1,12 +1,12 @@
-"""One file per architecture, each ending in a MODEL record; the file name is the model's name.
+"""Provide models: one file per architecture, named as the model and ending in a MODEL record.
 
 Read `lenet` first. `preprocessing` and `query_only` wrap a model, `preflight/` checks one before it
-is attacked, `fingerprint` identifies what it computes, `serialized/` reads models in files of their
-own, `adapters/` holds one file per other library, `weights/` the shipped weights. Imports `core`,
+is attacked, `fingerprint` identifies what it computes, `serialized/` loads exported programs,
+`adapters/` holds one file per other library, `weights/` the shipped weights. Imports `core`,
 `engine`, `attacks` and `datasets`.
 """
 
 from bench.core import registry
 from bench.models import serialized
 
-registry.add_resolver("models", serialized.named, serialized.opened)
+registry.add_resolver("models", serialized.is_program_file, serialized.load_program)

@@ -1,7 +1,7 @@
-"""A small convolutional net with strides for 28x28 grey images: 166,406 parameters.
+"""Define a small convolutional network with strides for 28x28 grey images: 166,406 parameters.
 
-Small, and without pooling, so that bounds of its outputs stay tight: the usual net for certified
-training. Half as wide as the strided CNN.
+It is the usual network for certified training: small and without pooling, so that bounds of its
+outputs stay tight. Half as wide as the strided CNN.
 Source: Wong and Kolter 2018, https://arxiv.org/abs/1711.00851 (the net for MNIST); "ConvSmall" in
 Mirman et al. 2018, https://proceedings.mlr.press/v80/mirman18b.html
 """
@@ -12,7 +12,11 @@ from bench.core.contracts.model import Model
 
 
 def build() -> nn.Module:
-    """Layers in the order of the data; shapes behind each block, without the batch axis."""
+    """Build the network; comments give the shape after each block, without the batch axis.
+
+    Returns:
+        The network with random weights: images (n, 1, 28, 28) in [0, 1] to logits (n, 10).
+    """
     return nn.Sequential(
         nn.Conv2d(1, 16, 4, stride=2, padding=1),
         nn.ReLU(),  # (16, 14, 14)

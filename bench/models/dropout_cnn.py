@@ -1,9 +1,8 @@
-"""A small convolutional net with dropout for 28x28 grey images: 1,199,882 parameters.
+"""Define a small convolutional network with dropout for 28x28 grey images: 1,199,882 parameters.
 
-Dropout is off while the net is attacked and judged, as in evaluation mode; or it is never off, and
-the net is the simplest of randomised defences: it answers otherwise each time, and so does its
-gradient.
-Source of that defence: Dhillon et al. 2018, the dropout that its pruning is compared with,
+Dropout is off in evaluation mode, as usual, or always on: then the network is a randomised defence,
+whose answers and gradients differ from call to call.
+Source of that defence: Dhillon et al. 2018, the dropout that pruning is compared with,
 https://arxiv.org/abs/1803.01442
 """
 
@@ -17,23 +16,43 @@ from bench.models.preprocessing import MNIST_MEAN, MNIST_STD, Normalise
 
 
 class LastingDropout(nn.Module):
-    """Dropout that evaluation mode does not turn off; shape in and out alike."""
+    """Dropout that stays on in evaluation mode; its name is part of fingerprints."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
+        """Drop units at random.
+
+        Args:
+            x: Activations, any shape.
+
+        Returns:
+            Activations of the same shape.
+        """
         return functional.dropout(x, self.p, training=True)
 
     def extra_repr(self) -> str:
+        """Format the settings for `repr`.
+
+        Returns:
+            The text between the parentheses.
+        """
         return f"p={self.p}"
 
 
 def build(dropout: Literal["training", "always"] = "training") -> nn.Module:
-    """Layers in the order of the data; shapes behind each block, without the batch axis.
+    """Build the network; comments give the shape after each block, without the batch axis.
 
-    `dropout` says when units are dropped; the parameters are the same, and so are their names.
+    Args:
+        dropout: When units are dropped. Parameters and their names are the same in both cases.
+
+    Returns:
+        The network with random weights: images (n, 1, 28, 28) in [0, 1] to logits (n, 10).
+
+    Raises:
+        ValueError: `dropout` is neither.
     """
     kinds = {"training": nn.Dropout, "always": LastingDropout}
     if dropout not in kinds:

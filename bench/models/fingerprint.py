@@ -1,9 +1,9 @@
-"""Describe what a model computes with, so that another model is never taken for it.
+"""Fingerprint models by everything that they compute with.
 
-Parameters and buffers are not enough: a forward may read any attribute, call any function that lies
-beside its class, or be changed by a hook. All of these are described as text, without addresses,
-orders of sets or places on this machine, and hashed; the text is the same in every process. What
-cannot be looked into stands there by the name of its type.
+Parameters and buffers are not enough: a forward may read any attribute, call any function of its
+module, or be changed by a hook. All of these are described as text and hashed. The text contains no
+addresses, no orders of sets and no paths of this machine, so it is the same in every process.
+Objects that cannot be inspected are described by the name of their type.
 """
 
 import datetime
@@ -26,13 +26,13 @@ from bench.core import source_hash
 from bench.engine.opaque_model import OpaqueModel
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-"""Of a module: functions that run before and after it, by a number that is of no account."""
-INNER = frozenset({*vars(nn.Module()), *HOOKS})
-"""Attributes that every module has: they are described by themselves, or say nothing."""
-NEAR = 1e-3
-"""How far logits may be apart, as a share of the largest, on another machine or another day."""
-LONG = 500
-"""A text of more characters is replaced by its hash, so that shared parts do not add up."""
+"""Dictionaries of a module's hooks; their keys are arbitrary."""
+MODULE_ATTRIBUTES = frozenset({*vars(nn.Module()), *HOOKS})
+"""Attributes that every module has; parameters, buffers and hooks are described separately."""
+RELATIVE_TOLERANCE = 1e-3
+"""Largest difference of logits that counts as rounding, as a share of the largest logit."""
+MAX_TEXT = 500
+"""Longer texts are replaced by their hash, so that shared parts do not add up."""
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SCALARS = (int, float, complex, bool, str, bytes, type(None), type(...))
 _SPELLED = (
@@ -46,72 +46,96 @@ _OF_CLASSES = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__
 
 
 def fingerprint(model: nn.Module, about: Any = None) -> str:
-    """Hash everything known of a model before it is asked anything.
+    """Hash a model without running it.
 
     Args:
-        model: The model; nothing of it is run.
-        about: Plain values that belong to it as well, such as the params that made it.
+        model: The model.
+        about: Plain values that belong to it as well, such as the params that it was built with.
 
     Returns:
         64 hexadecimal digits, the same in every process and on every machine.
     """
-    digest, described = hashlib.sha256(), _Description()
-    for line in (described.of(about), *described.lines(model)):
+    digest, describer = hashlib.sha256(), _Describer()
+    for line in (describer.describe(about), *describer.describe_model(model)):
         digest.update(line.encode(errors="surrogatepass") + b"\x1e")
     return digest.hexdigest()
 
 
-def text_of(value: Any) -> str:
-    """Describe a value of any kind, functions with their code, as a fingerprint does."""
-    return _Description().of(value)
+def describe_value(value: Any) -> str:
+    """Describe a value as a fingerprint does.
+
+    Args:
+        value: Any value; functions are described with their code.
+
+    Returns:
+        Its text, or the hash of a long text.
+    """
+    return _Describer().describe(value)
 
 
-def sketch(logits: Tensor) -> str:
-    """Describe answers, (n, classes), coarsely enough that another machine's rounding is no change:
-    the class of each image and the size of the largest logit, in steps of a factor of 1.4."""
+def sketch_logits(logits: Tensor) -> str:
+    """Describe logits coarsely, so that the rounding of another machine is no change.
+
+    Args:
+        logits: (n, classes).
+
+    Returns:
+        The class of each image, -1 where it is not clear, and the size of the largest logit in
+        steps of a factor of 1.4.
+    """
     finite = logits.detach().double().nan_to_num(0.0, 0.0, 0.0).cpu()
     size = float(finite.abs().max())
     first, second = finite.topk(2, dim=1).values.T
-    clear = first - second > NEAR * size
+    clear = first - second > RELATIVE_TOLERANCE * size
     classes = torch.where(clear, finite.argmax(1), -1).tolist()
     return f"{classes} {round(2 * math.log2(size)) if size > 0 else None}"
 
 
-def are_apart(one: Tensor, other: Tensor) -> bool:
-    """Whether two models' answers to the same images differ by more than rounding."""
+def logits_differ(one: Tensor, other: Tensor) -> bool:
+    """Return whether two models' logits on the same images differ by more than rounding.
+
+    Args:
+        one: Logits, (n, classes).
+        other: Logits, (n, classes).
+
+    Returns:
+        True if shapes differ, or values by more than RELATIVE_TOLERANCE of the largest.
+    """
     if one.shape != other.shape:
         return True
     a, b = (each.detach().double().nan_to_num().cpu() for each in (one, other))
-    return float((a - b).abs().max()) > NEAR * float(torch.maximum(a.abs(), b.abs()).max())
+    return float((a - b).abs().max()) > RELATIVE_TOLERANCE * float(
+        torch.maximum(a.abs(), b.abs()).max()
+    )
 
 
-class _Description:
-    """Text of values. What is met again is described by the same text, a cycle by its length."""
+class _Describer:
+    """Converts values to text; repeated values have the same text, cycles give their length."""
 
     def __init__(self) -> None:
         self._texts: dict[int, str] = {}
         self._open: list[int] = []
         self._codes: dict[Path, str] = {}
         self._alive: list[Any] = []
-        """What was met stays alive, so that no other object has its id."""
+        """Holds described objects, so that no other object gets their id."""
 
-    def lines(self, model: nn.Module) -> Iterator[str]:
+    def describe_model(self, model: nn.Module) -> Iterator[str]:
+        """Yield lines that describe structure, attributes, parameters and buffers."""
         yield _representation(model)
         inside: set[int] = set()
         for name, module in model.named_modules():
             if id(module) not in inside:
-                yield f"{name}: {self._class(type(module))} {self._own(module)}"
-            if isinstance(
-                module, OpaqueModel | torch.jit.ScriptModule
-            ):  # its content is in its text
+                yield f"{name}: {self._class(type(module))} {self._describe_attributes(module)}"
+            # The text of an opaque module covers its submodules.
+            if isinstance(module, OpaqueModel | torch.jit.ScriptModule):
                 inside |= {id(each) for each in module.modules()}
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers()), **_state(model)}
-        yield from (f"{key}: {self.of(value)}" for key, value in sorted(tensors.items()))
+        yield from (f"{key}: {self.describe(value)}" for key, value in sorted(tensors.items()))
 
-    def _own(self, module: nn.Module) -> str:
-        """Hooks and attributes of a module beside its parameters, buffers and modules."""
+    def _describe_attributes(self, module: nn.Module) -> str:
+        """Describe hooks and attributes of a module; no parameters, buffers and submodules."""
         if isinstance(module, torch.jit.ScriptModule):
-            return program_text(module)
+            return describe_program(module)
         if isinstance(module, OpaqueModel):
             return module.content
         hooks = {name: [*getattr(module, name, {}).values()] for name in HOOKS}
@@ -119,17 +143,24 @@ class _Description:
         named = {
             name: value
             for name, value in vars(module).items()
-            # torch keeps what is its own business in private names, and adds to them.
-            if name not in INNER and value is not None and not (theirs and name.startswith("_"))
+            # torch holds internal state in private names, and adds some with each version.
+            if name not in MODULE_ATTRIBUTES
+            and value is not None
+            and not (theirs and name.startswith("_"))
         }
         if isinstance(module, torch.fx.GraphModule):
             named = {"code": module.code}
-        return self._named({**named, **{name: each for name, each in hooks.items() if each}})
+        return self._describe_fields(
+            {**named, **{name: each for name, each in hooks.items() if each}}
+        )
 
-    def _named(self, values: Mapping[str, Any]) -> str:
-        return "{" + ",".join(f"{name}={self.of(values[name])}" for name in sorted(values)) + "}"
+    def _describe_fields(self, values: Mapping[str, Any]) -> str:
+        return (
+            "{" + ",".join(f"{name}={self.describe(values[name])}" for name in sorted(values)) + "}"
+        )
 
-    def of(self, value: Any) -> str:
+    def describe(self, value: Any) -> str:
+        """Describe any value."""
         if isinstance(value, _SCALARS) and not isinstance(value, np.generic):
             return _scalar(value)
         key = id(value)
@@ -141,11 +172,11 @@ class _Description:
         self._alive.append(value)
         try:
             text = self._compound(value)
-        except Exception:  # it does not let itself be looked into
+        except Exception:  # foreign code may raise anything when inspected
             text = f"<{type(value).__qualname__}>"
         finally:
             self._open.remove(key)
-        if len(text) > LONG:
+        if len(text) > MAX_TEXT:
             text = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
         self._texts[key] = text
         return text
@@ -156,37 +187,38 @@ class _Description:
         if isinstance(value, np.ndarray | np.generic):
             return _array(np.asarray(value))
         if isinstance(value, Mapping):
-            pairs = [f"{self.of(key)}:{self.of(each)}" for key, each in value.items()]
+            pairs = [f"{self.describe(key)}:{self.describe(each)}" for key, each in value.items()]
             return f"{type(value).__name__}{{{','.join(pairs)}}}"
         if isinstance(value, set | frozenset):
-            return f"set{{{','.join(sorted(text_of(each) for each in value))}}}"
+            return f"set{{{','.join(sorted(describe_value(each) for each in value))}}}"
         if isinstance(value, PurePath):
             return _path(value)
         if isinstance(value, _SPELLED):
             return repr(value)
         if isinstance(value, Sequence):
-            return f"{type(value).__name__}[{','.join(self.of(each) for each in value)}]"
+            return f"{type(value).__name__}[{','.join(self.describe(each) for each in value)}]"
         if isinstance(value, type):
             return self._class(value)
         if isinstance(value, types.ModuleType):
             return f"module {value.__name__} {self._code(source_hash.module_file(value))}"
         if isinstance(value, nn.Module):
-            return "; ".join(self.lines(value))
+            return "; ".join(self.describe_model(value))
         if callable(value):
             return self._callable(value)
         return self._object(value)
 
     def _callable(self, value: Any) -> str:
         if isinstance(value, functools.partial):
-            return f"partial({self.of(value.func)},{self.of(value.args)},{self.of(value.keywords)})"
+            parts = (value.func, value.args, value.keywords)
+            return f"partial({','.join(self.describe(part) for part in parts)})"
         if isinstance(value, types.MethodType):
-            return f"method({self.of(value.__func__)},{self.of(value.__self__)})"
+            return f"method({self.describe(value.__func__)},{self.describe(value.__self__)})"
         if isinstance(value, types.FunctionType):
             return self._function(value)
         if isinstance(value, types.BuiltinFunctionType):
             return f"function {value.__module__}.{value.__qualname__}"
         if type(value).__module__ in source_hash.STANDARD and hasattr(value, "__wrapped__"):
-            return self.of(value.__wrapped__)  # as that of functools.cache
+            return self.describe(value.__wrapped__)  # as that of functools.cache
         return self._object(value)
 
     def _function(self, function: types.FunctionType) -> str:
@@ -203,20 +235,22 @@ class _Description:
             self._code(file),
             self._bound(function),
         ]
-        return f"function({','.join(parts)},{self.of(getattr(function, '__wrapped__', None))})"
+        return (
+            f"function({','.join(parts)},{self.describe(getattr(function, '__wrapped__', None))})"
+        )
 
     def _bound(self, function: types.FunctionType) -> str:
-        """What a function took from where it was made: default arguments and closure."""
+        """Describe the default arguments and the closure of a function."""
         names, cells = function.__code__.co_freevars, function.__closure__ or ()
-        closure = {name: _content(cell) for name, cell in zip(names, cells, strict=True)}
+        closure = {name: _cell_content(cell) for name, cell in zip(names, cells, strict=True)}
         closure.pop("__class__", None)
         given = [function.__defaults__, function.__kwdefaults__, closure]
-        return self.of(given) if any(given) else ""
+        return self.describe(given) if any(given) else ""
 
     def _compiled(self, code: types.CodeType, doc: str | None) -> str:
-        """A function that stands in no file, or in a line with another."""
+        """Hash the bytecode of a function whose source no file contains alone."""
         parts = [
-            self._compiled(each, None) if isinstance(each, types.CodeType) else self.of(each)
+            self._compiled(each, None) if isinstance(each, types.CodeType) else self.describe(each)
             for each in code.co_consts
             if each is not doc
         ]
@@ -231,7 +265,7 @@ class _Description:
         return self._codes[file]
 
     def _class(self, kind: type) -> str:
-        """The code of a class and of those that it is made from."""
+        """Describe the code of a class and of its bases."""
         return " ".join(dict.fromkeys(self._one_class(each) for each in kind.__mro__[:-1]))
 
     def _one_class(self, kind: type) -> str:
@@ -244,10 +278,10 @@ class _Description:
         if file is not None and "<locals>" not in kind.__qualname__:
             functions = {k: v for k, v in vars(kind).items() if isinstance(v, types.FunctionType)}
             bound = {name: text for name, each in functions.items() if (text := self._bound(each))}
-            return f"{kind.__qualname__} {self._code(file)} {self._named(bound)}"
-        # Made by a function, or typed at a prompt: what it holds is not in a file as it is.
+            return f"{kind.__qualname__} {self._code(file)} {self._describe_fields(bound)}"
+        # Made by a function, or typed at a prompt: no file contains the class as it is.
         own = {name: each for name, each in vars(kind).items() if name not in _OF_CLASSES}
-        return f"{kind.__qualname__} {self._code(file)} {self._named(own)}"
+        return f"{kind.__qualname__} {self._code(file)} {self._describe_fields(own)}"
 
     def _object(self, value: Any) -> str:
         kind = type(value)
@@ -260,7 +294,7 @@ class _Description:
             for name in (slots,) if isinstance(slots, str) else slots:
                 if hasattr(value, name):
                     state[name] = getattr(value, name)
-        return f"{self._class(kind)} {self._named(state)}"
+        return f"{self._class(kind)} {self._describe_fields(state)}"
 
 
 # ------------------------------------------------------------------------------------------ leaves
@@ -273,7 +307,7 @@ def _scalar(value: Any) -> str:
 
 
 def _path(path: PurePath) -> str:
-    """The name alone: where a file lies is a matter of the machine."""
+    """Describe an absolute path by its name alone, since folders differ between machines."""
     return f"path:{path.name if path.is_absolute() else path.as_posix()}"
 
 
@@ -304,7 +338,7 @@ def _array(array: Any) -> str:
     return f"{array.dtype.str} {array.shape} {hashlib.sha256(content).hexdigest()}"
 
 
-def _content(cell: types.CellType) -> Any:
+def _cell_content(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # not filled yet
@@ -314,19 +348,26 @@ def _content(cell: types.CellType) -> Any:
 def _representation(model: nn.Module) -> str:
     try:
         return _ADDRESS.sub("", repr(model))
-    except Exception:  # a user's own __repr__
+    except Exception:  # foreign code: a user's __repr__
         return type(model).__qualname__
 
 
 def _state(model: nn.Module) -> dict[str, Any]:
     try:
         return dict(model.state_dict())
-    except Exception:  # a user's own, or of layers that keep their numbers elsewhere
+    except Exception:  # foreign code, or layers that store their state elsewhere
         return {}
 
 
-def program_text(program: torch.jit.ScriptModule) -> str:
-    """Hash the graph of a TorchScript program, without the files that it was written in."""
+def describe_program(program: torch.jit.ScriptModule) -> str:
+    """Hash the graph of a TorchScript program.
+
+    Args:
+        program: The program.
+
+    Returns:
+        64 hexadecimal digits, independent of source locations; empty without a forward.
+    """
     try:
         graph: Any = program.inlined_graph
     except RuntimeError:  # without a forward
@@ -335,7 +376,10 @@ def program_text(program: torch.jit.ScriptModule) -> str:
 
 
 def _version(module: str | None) -> str:
-    """The version of an installed library; none of torch and bench, which are told elsewhere."""
+    """Return the version of an installed library; empty for torch and bench.
+
+    Their versions are recorded elsewhere.
+    """
     top = (module or "bench").split(".")[0]
     return (
         "" if top in ("bench", *_TORCH, *source_hash.STANDARD) else source_hash.package_version(top)

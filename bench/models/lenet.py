@@ -1,4 +1,4 @@
-"""LeNet for 28x28 grey images: 61,706 parameters (156 + 2,416 + 48,120 + 10,164 + 850).
+"""Define LeNet for 28x28 grey images: 61,706 parameters (156 + 2,416 + 48,120 + 10,164 + 850).
 
 Source: LeCun et al. 1998, https://doi.org/10.1109/5.726791, with ReLU and max-pooling.
 """
@@ -10,7 +10,11 @@ from bench.models.preprocessing import MNIST_MEAN, MNIST_STD, Normalise
 
 
 def build() -> nn.Module:
-    """Layers in the order of the data; shapes behind each block, without the batch axis."""
+    """Build the network; comments give the shape after each block, without the batch axis.
+
+    Returns:
+        The network with random weights: images (n, 1, 28, 28) in [0, 1] to logits (n, 10).
+    """
     return nn.Sequential(
         Normalise(MNIST_MEAN, MNIST_STD),
         nn.Conv2d(1, 6, 5, padding=2),

@@ -1,7 +1,7 @@
-"""LeNet as Caffe's example has it, for 28x28 grey images: 431,080 parameters.
+"""Define the LeNet of Caffe's MNIST example for 28x28 grey images: 431,080 parameters.
 
-No padding: 28 -> 24 -> 12 -> 8 -> 4. Source: the LeNet of Caffe's MNIST example (Jia et al. 2014,
-https://arxiv.org/abs/1408.5093), after LeCun et al. 1998.
+No padding: 28 -> 24 -> 12 -> 8 -> 4. Source: Jia et al. 2014, https://arxiv.org/abs/1408.5093,
+after LeCun et al. 1998.
 """
 
 from torch import nn
@@ -11,7 +11,11 @@ from bench.models.preprocessing import MNIST_MEAN, MNIST_STD, Normalise
 
 
 def build() -> nn.Module:
-    """Layers in the order of the data; shapes behind each block, without the batch axis."""
+    """Build the network; comments give the shape after each block, without the batch axis.
+
+    Returns:
+        The network with random weights: images (n, 1, 28, 28) in [0, 1] to logits (n, 10).
+    """
     return nn.Sequential(
         Normalise(MNIST_MEAN, MNIST_STD),
         nn.Conv2d(1, 20, 5),

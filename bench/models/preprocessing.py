@@ -1,7 +1,7 @@
-"""One file per architecture, each ending in a MODEL record; published weights lie in weights/.
+"""Normalise images inside a model.
 
-A model maps float32 images in [0, 1], shape (n, c, h, w), to logits (n, classes). Normalisation
-is a layer of the model, so that eps is always measured in pixels.
+A model maps float32 images in [0, 1], shape (n, c, h, w), to logits (n, classes). Normalisation is
+one of its layers, so that eps is always measured in pixels of [0, 1].
 """
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Normalise(nn.Module):
-    """(x - mean) / std per channel; images in [0, 1] in, shape (n, c, h, w) in and out."""
+    """Subtract a mean and divide by a standard deviation per channel."""
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -19,12 +19,22 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise images.
+
+        Args:
+            x: Images, (n, c, h, w) in [0, 1].
+
+        Returns:
+            (x - mean) / std, same shape.
+        """
         return (x - self.mean) / self.std
 
 
 class Preprocessed(nn.Module):
-    """A library's net behind the normalisation that its preprocessing states; logits alone come
-    out. Images are taken as they are, neither resized nor cropped."""
+    """A library's network after the normalisation that the library states for its weights.
+
+    Images are neither resized nor cropped.
+    """
 
     def __init__(
         self,
@@ -34,14 +44,30 @@ class Preprocessed(nn.Module):
         made_for: tuple[int, int, int] | None = None,
         logits: str = "",
     ) -> None:
-        """`logits` is the field of what the net returns, if that is more than they."""
+        """Wrap a network.
+
+        Args:
+            net: The network.
+            mean: Mean per channel, in pixels of [0, 1].
+            std: Standard deviation per channel, likewise.
+            made_for: Shape (c, h, w) of the images that it was trained on, if known.
+            logits: Field of the network's output that holds the logits; empty if it is the logits.
+        """
         super().__init__()
         self.normalise, self.net = Normalise(mean, std), net
         self.made_for, self.logits = made_for, logits
 
     def forward(self, x: Tensor) -> Tensor:
-        answer = self.net(self.normalise(x))
-        logits: Tensor = getattr(answer, self.logits) if self.logits else answer
+        """Classify images.
+
+        Args:
+            x: Images, (n, c, h, w) in [0, 1].
+
+        Returns:
+            Logits, (n, classes).
+        """
+        output = self.net(self.normalise(x))
+        logits: Tensor = getattr(output, self.logits) if self.logits else output
         return logits
 
 

@@ -1,7 +1,7 @@
-"""Models that only answer: a callable, or a service behind it, that shows scores or labels alone.
+"""Wrap a model that exposes scores or labels only: a callable, or a service behind it.
 
-What it answers with is `access`: "scores" (logits, (n, classes)) or "labels" (classes, (n,)). There
-is no gradient to follow and nothing inside to copy or exchange; the planner skips what needs more.
+`access` says which: "scores" (logits, (n, classes)) or "labels" (class indices, (n,)). There are no
+gradients and no layers to accelerate; the planner skips attacks that need more.
 """
 
 import copy
@@ -17,28 +17,44 @@ from bench.core.contracts.types import Access
 from bench.core.errors import ContractError
 from bench.engine.functional.logits import predict_class, widen
 
-CERTAIN = 50.0
-"""The logit that stands for the answered class among zeros: its softmax probability is 1."""
+LABEL_LOGIT = 50.0
+"""Logit of the returned class, where all others are 0: its softmax probability rounds to 1."""
 
 
 class QueryOnlyModel(nn.Module):
-    """What answers queries, as a model: float images in [0, 1], (n, c, h, w), to (n, classes).
-
-    `ask` is given the images detached, on the device that it lies on if it is a module and on the
-    CPU if not, and answers with a tensor, an array or nested lists. A label is turned into CERTAIN
-    at its class. Nothing inside is followed by a gradient, symbolically or in a copy.
-    """
+    """A model that answers queries, without gradients and without tracing."""
 
     def __init__(self, name: str, ask: Callable[[Tensor], Any], access: Access, classes: int):
+        """Wrap a callable.
+
+        Args:
+            name: Name for messages.
+            ask: Maps detached images (n, c, h, w) in [0, 1] to a tensor, an array or nested lists.
+                The images are on the model's device if this is a module, else on the CPU.
+            access: What it returns, "scores" or "labels".
+            classes: Number of classes.
+        """
         super().__init__()
         self.name, self.access, self.classes = name, access, classes
         self.ask = ask
 
     def forward(self, x: Tensor) -> Tensor:
+        """Query the model.
+
+        Args:
+            x: Images, (n, c, h, w) in [0, 1].
+
+        Returns:
+            Logits, (n, classes); for labels, LABEL_LOGIT at the returned class and 0 elsewhere.
+
+        Raises:
+            TypeError: The model is traced.
+            ContractError: The answer has another shape, type or range.
+        """
         if not isinstance(x, Tensor) or isinstance(x, torch.fx.Proxy):
             raise TypeError("a model that only answers queries cannot be followed")
         with torch.no_grad():
-            # A copy, since what answers may write into what it is given.
+            # A copy, since the callable may write into its argument.
             own = x.detach().clone()
             given = own if isinstance(self.ask, nn.Module) else own.cpu()
             answer = _tensor(self.ask(given)).detach().to(x.device)
@@ -47,12 +63,13 @@ class QueryOnlyModel(nn.Module):
         return self._labels(answer, len(x))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "QueryOnlyModel":
-        """What is asked is copied if it is a module; a service, and what stands for it, is one."""
+        """Copy the callable if it is a module; other callables are shared."""
         own = isinstance(self.ask, nn.Module)
         ask = copy.deepcopy(self.ask, memo) if own else self.ask
         return QueryOnlyModel(self.name, ask, self.access, self.classes).train(self.training)
 
     def _scores(self, answer: Tensor, n: int) -> Tensor:
+        """Check scores (n, classes) and return them as logits."""
         if answer.dim() != 2 or len(answer) != n:
             raise ContractError(
                 f"{self.name}: expected scores (n, classes) with n = {n}, got {tuple(answer.shape)}"
@@ -60,7 +77,8 @@ class QueryOnlyModel(nn.Module):
         return widen(answer) if answer.is_floating_point() else answer.double()
 
     def _labels(self, answer: Tensor, n: int) -> Tensor:
-        if answer.dim() == 2:  # a model that would show more
+        """Check labels (n,) and convert them to logits."""
+        if answer.dim() == 2:  # the model returns scores, and labels alone are allowed
             answer = predict_class(answer)
         if answer.shape != (n,) or answer.is_floating_point():
             raise ContractError(
@@ -72,9 +90,14 @@ class QueryOnlyModel(nn.Module):
                 f"{self.name}: expected classes from 0 to {self.classes - 1}, got "
                 f"{int(answer.min())} to {int(answer.max())}"
             )
-        return CERTAIN * functional.one_hot(answer.long(), self.classes).float()
+        return LABEL_LOGIT * functional.one_hot(answer.long(), self.classes).float()
 
     def extra_repr(self) -> str:
+        """Format the settings for `repr`.
+
+        Returns:
+            The text between the parentheses.
+        """
         return f"{self.name}, {self.access}"
 
 

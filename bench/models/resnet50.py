@@ -1,7 +1,7 @@
-"""torchvision's ResNet50, with ImageNet's mean and standard deviation as its first layer.
+"""Define torchvision's ResNet50 with ImageNet's mean and standard deviation as its first layer.
 
-Published weights go by torchvision's own names (IMAGENET1K_V1, IMAGENET1K_V2) and are read from
-torch's hub cache, downloaded into it where the network allows.
+Published weights have torchvision's names (IMAGENET1K_V1, IMAGENET1K_V2) and are read from torch's
+hub cache; absent files are downloaded unless BENCH_OFFLINE is set.
 Source: He et al. 2016, https://arxiv.org/abs/1512.03385
 """
 
@@ -16,31 +16,56 @@ from torch import Tensor, nn
 
 from bench.core.contracts.model import Model
 from bench.core.errors import SuiteError, first_line, nearest
-from bench.datasets.imagenet_classes import imagenet_names
+from bench.datasets.imagenet_classes import load_imagenet_names
 from bench.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Normalise
 
 
 class ResNet50(nn.Module):
+    """A normalisation layer followed by torchvision's network."""
+
     def __init__(self, classes: int) -> None:
         super().__init__()
-        from torchvision.models import resnet50  # 0.8 s to import; only this model pays it
+        from torchvision.models import resnet50  # 0.8 s to import
 
         self.normalise = Normalise(IMAGENET_MEAN, IMAGENET_STD)
         self.net = resnet50(num_classes=classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            x: Images, (n, 3, h, w) in [0, 1].
+
+        Returns:
+            Logits, (n, classes).
+        """
         logits: Tensor = self.net(self.normalise(x))
         return logits
 
 
 def build(classes: int = 1000) -> nn.Module:
+    """Build the network.
+
+    Args:
+        classes: Number of classes.
+
+    Returns:
+        The network with random weights.
+    """
     return ResNet50(classes)
 
 
-def published(name: str) -> Mapping[str, Tensor]:
-    """The state of torchvision's weights `name`, keyed as ResNet50's own state.
+def load_published(name: str) -> Mapping[str, Tensor]:
+    """Load torchvision's weights.
 
-    Raises: SuiteError if the name is unknown, or the file is absent and cannot be downloaded.
+    Args:
+        name: Their name in torchvision.
+
+    Returns:
+        State with the keys of ResNet50.
+
+    Raises:
+        SuiteError: The name is unknown, or the file is absent and cannot be downloaded.
     """
     from torchvision.models import ResNet50_Weights
 
@@ -71,7 +96,7 @@ MODEL = Model(
     build=build,
     shape=(3, 224, 224),
     classes=1000,
-    published=published,
+    published=load_published,
     published_names=("IMAGENET1K_V1", "IMAGENET1K_V2"),
-    names=imagenet_names,
+    names=load_imagenet_names,
 )

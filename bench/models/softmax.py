@@ -1,4 +1,4 @@
-"""Shallow softmax regression: one linear layer, whose robust accuracy is known in closed form.
+"""Define softmax regression: one linear layer, whose robust accuracy has a closed form.
 
 Source: the linear explanation of adversarial examples, Goodfellow et al. 2015, sections 3 and 5,
 https://arxiv.org/abs/1412.6572
@@ -10,6 +10,11 @@ from bench.core.contracts.model import Model
 
 
 def build() -> nn.Module:
+    """Build the network.
+
+    Returns:
+        The network with random weights: images (n, 1, 28, 28) in [0, 1] to logits (n, 10).
+    """
     return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
 
 

@@ -1,4 +1,4 @@
-"""A small convolutional net without pooling for 28x28 grey images: 436,202 parameters.
+"""Define a small convolutional network without pooling for 28x28 grey images: 436,202 parameters.
 
 Strides instead of pooling make it about six times cheaper than the dropout CNN, so that training
 against a long attack is possible on a CPU.
@@ -10,7 +10,11 @@ from bench.core.contracts.model import Model
 
 
 def build() -> nn.Module:
-    """Layers in the order of the data; shapes behind each block, without the batch axis."""
+    """Build the network; comments give the shape after each block, without the batch axis.
+
+    Returns:
+        The network with random weights: images (n, 1, 28, 28) in [0, 1] to logits (n, 10).
+    """
     return nn.Sequential(
         nn.Conv2d(1, 32, 4, stride=2, padding=1),
         nn.ReLU(),  # (32, 14, 14)

@@ -1,7 +1,7 @@
-"""What there is, read from the files without running them: `bench list` does not wait for torch.
+"""List what is built in, from source text without imports: `bench list` does not wait for torch.
 
-A built-in thing tells of itself in the two literals `summary` and `source` of its record; a suite
-and a recipe in their TOML.
+Records of attacks, models and data sets contain the literals `summary` and `source`; suites and
+recipes state them in their TOML.
 """
 
 import ast
@@ -17,43 +17,61 @@ SUITES = next(
     (folder for folder in (_PACKAGE / "suites", _PACKAGE.parent / "suites") if folder.is_dir()),
     _PACKAGE / "suites",
 )
-"""Inside the installed package the suites lie beside this file, in a checkout one folder above."""
+"""In an installed package the suites are inside it, in a checkout beside it."""
 RECIPES = _PACKAGE / "workflows" / "training" / "recipes"
 
 
 class CatalogEntry(NamedTuple):
-    """One thing, as a list shows it."""
+    """One line of `bench list`."""
 
     name: str
     summary: str
     source: str
 
 
-def suites() -> list[str]:
-    """Names of the suites that travel with the package."""
+def list_suites() -> list[str]:
+    """List the shipped suites.
+
+    Returns:
+        Their names, sorted.
+    """
     return sorted(path.stem for path in SUITES.glob("*.toml"))
 
 
-def suite(name: str) -> Path:
-    """The file of a suite: a path, or a bare name looked up among the shipped ones.
+def find_suite(name: str) -> Path:
+    """Find the file of a suite.
 
-    Raises: SuiteError if there is neither.
+    Args:
+        name: Path, or bare name of a shipped suite.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        SuiteError: There is neither.
     """
     path = Path(name)
-    if not path.is_file() and path.name == name and name in suites():
+    if not path.is_file() and path.name == name and name in list_suites():
         path = SUITES / f"{name}.toml"
     if not path.exists():
-        told = f"suite '{name}' is neither a file nor shipped; {nearest(name, suites())}"
-        raise SuiteError(told)
+        known = nearest(name, list_suites())
+        raise SuiteError(f"suite '{name}' is neither a file nor shipped; {known}")
     return path
 
 
-def lines(kind: str) -> list[CatalogEntry]:
-    """Everything built in of `kind`: attacks, models, datasets, suites or recipes; by name."""
+def list_entries(kind: str) -> list[CatalogEntry]:
+    """List everything built in of a kind.
+
+    Args:
+        kind: "attacks", "models", "datasets", "suites" or "recipes".
+
+    Returns:
+        Entries sorted by name.
+    """
     if kind == "suites":
         return [
             CatalogEntry(name, _toml(SUITES, name)["title"], f"{SUITES / name}.toml")
-            for name in suites()
+            for name in list_suites()
         ]
     if kind == "recipes":
         names = sorted(path.stem for path in RECIPES.glob("*.toml"))
@@ -69,22 +87,24 @@ def _toml(folder: Path, name: str) -> dict[str, str]:
 
 
 def _entry(kind: str, path: Path) -> CatalogEntry | None:
-    """The entry of a file that ends in a record; None for a helper of such files."""
+    """Return the entry of a file with a record; None for a helper module."""
     record = _record(ast.parse(path.read_text(encoding="utf-8")), registry.RECORDS[kind])
     if record is None:
         return None
-    told = {keyword.arg: keyword.value for keyword in record.keywords}
-    return CatalogEntry(path.stem, *(ast.literal_eval(told[key]) for key in ("summary", "source")))
+    values = {keyword.arg: keyword.value for keyword in record.keywords}
+    return CatalogEntry(
+        path.stem, *(ast.literal_eval(values[key]) for key in ("summary", "source"))
+    )
 
 
 def _adapter(path: Path) -> CatalogEntry:
-    """The entry of a library's adapter, whose summary is the first line of its docstring."""
+    """Return the entry of a library's adapter; its summary is the docstring's first line."""
     summary = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")
     return CatalogEntry(f"{path.stem}:", summary[0], f"{path.stem}:NAME")
 
 
 def _record(module: ast.Module, name: str) -> ast.Call | None:
-    """The call that `name` is assigned at the top of the module."""
+    """Return the call that is assigned to `name` at the top of a module."""
     calls = (
         (to, node.value)
         for node in module.body

@@ -1,61 +1,33 @@
-"""Suite -> cells: every model with every attack at every eps, before anything runs.
+"""Plan a suite: every model with every attack at every eps, before anything runs.
 
-A cell is one number to be defended. Its identity is a hash of everything that can change that
-number; records of another identity are never resumed nor compared. Of bench's own code it holds
-versions, which are raised when outcomes change, so that text may change without losing results; of
-the user's own, the syntax of it and of what it imports. A pairing that cannot be, such
-as a two-class model with an attack that needs four, is skipped with its reason.
+A cell is one number of the results; `identity` says which changes make it another number. Records
+of another identity are never resumed or compared. A pairing that is impossible, such as a two-class
+model with an attack that needs four classes, is skipped with its reason.
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-
-from bench.core.contracts.types import CertificationMethod
-from bench.suite.schema import Suite
-
-if TYPE_CHECKING:
-    pass
-
-import contextlib
-from importlib import metadata
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench.core import registry
-from bench.core.contracts.attack import (
-    Attack,
-    AttackSpec,
-    EnsembleAttack,
-    ExternalAttack,
-    IterativeAttack,
-)
+from bench.core.contracts.attack import AttackSpec, EnsembleAttack, ExternalAttack, IterativeAttack
 from bench.core.contracts.model import Model
-from bench.core.contracts.types import ACCESS_RANK, Access, Shape, Sweep
+from bench.core.contracts.types import ACCESS_RANK, CertificationMethod, Sweep
 from bench.core.errors import SuiteError, nearest
-from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
 from bench.engine.functional.losses import min_classes
-from bench.models.fingerprint import text_of
-from bench.suite.schema import TARGETS, AttackEntry
+from bench.suite import identity
+from bench.suite.identity import ModelFacts
+from bench.suite.schema import TARGET_RULES, AttackEntry, Suite
 
-
-class Facts(NamedTuple):
-    """What the planner must know of a model once it is loaded; identities need the hashes."""
-
-    classes: int | None
-    shape: Shape | None
-    rows: int = 0
-    model_fingerprint: str = ""
-    data_fingerprint: str = ""
-    predictions: int = 1
-    """Times that the model is asked for one verdict."""
-    random: bool = False
-    """Whether it answers at random."""
-    access: Access = "gradient"
-    """What it shows of itself."""
-    sketch: str = ""
-    """What it answers to the first images, roughly; empty if it answers at random."""
+THREAT_MODELS = {
+    "gradient": "white-box",
+    "scores": "black-box, score-based",
+    "labels": "black-box, decision-based",
+    "nothing": "no query",
+}
+"""What an attack needs -> threat model."""
+NEED_NAMES = {"gradient": "gradients", "scores": "scores", "labels": "labels"}
+"""What an attack needs -> plural for sentences."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,13 +48,13 @@ class Cell:
     reason: str
     """Why the cell is skipped; empty if it is not."""
     passes: float | None
-    """Most forward passes per example; None if only the foreign attack knows."""
+    """Most forward passes per example; None if unknown, as of a library's attack."""
     gradients: float | None
     """Most input gradients per example, likewise."""
     traits: Mapping[str, str]
     caveats: Sequence[str]
     threat_model: str = "white-box"
-    """What the attacker sees of the model that is judged."""
+    """What the attacker sees of the judged model."""
     source: str = ""
     """The model that the examples are crafted on, if the suite names one."""
     family: str = ""
@@ -90,28 +62,28 @@ class Cell:
     varied: str = ""
     value: float | None = None
     seed: int | None = None
-    """Of the attack, where the suite gives it several; None: the suite's."""
+    """Seed of the entry where the suite sets several; None for the suite's."""
     precision: str = "float32"
     """Arithmetic of the gradients; the model judges in float32."""
     samples: int = 1
-    """Passes over which the attack averaged each look."""
+    """Forward and backward passes that each step averages."""
     predictions: int = 1
-    """Times that the model was asked for one verdict."""
+    """Predictions that vote on one verdict."""
     name: str = ""
-    """The attack's registered name; empty in a run made before it was kept."""
+    """The attack's registered name; empty in runs of versions that did not store it."""
     budget: str = "fixed"
     """"minimum" if one search for the least distance serves all eps of the entry."""
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What is asked of the model, whatever its weights and the seed: a later run is held against
-    this one where both ask the same. Empty until the model is loaded."""
+    """What is asked of the model, independent of its weights and of the seed: runs are compared
+    where these are equal. Empty until the model is loaded."""
 
 
-class Task(NamedTuple):
-    """All cells of one model and one attack: what the engine runs as one stream."""
+class AttackTask(NamedTuple):
+    """All cells of one model and one attack, which the engine runs as one stream."""
 
     model: str
     entry: AttackEntry
-    curve: AttackSpec
+    spec: AttackSpec
     cells: tuple[Cell, ...]
 
     @property
@@ -121,23 +93,52 @@ class Task(NamedTuple):
 
     @property
     def linked(self) -> bool:
-        """Whether one gradient, one inheritance or one search serves all eps together."""
-        return _linked(self.curve)
+        """Whether the outcome at one eps depends on which other eps run."""
+        return identity.are_linked(self.spec)
 
-    def only(self, identities: set[str]) -> "Task":
-        """The task with no other cells than these."""
-        kept = tuple(cell for cell in self.cells if cell.identity in identities)
-        curve = dataclasses.replace(self.curve, eps=tuple(cell.eps for cell in kept))
-        return self._replace(curve=curve, cells=kept)
+    def only(self, identities: set[str]) -> "AttackTask":
+        """Reduce the task to some of its cells.
+
+        Args:
+            identities: Identities of the cells to retain.
+
+        Returns:
+            A task with these cells and their eps alone.
+        """
+        cells = tuple(cell for cell in self.cells if cell.identity in identities)
+        spec = dataclasses.replace(self.spec, eps=tuple(cell.eps for cell in cells))
+        return self._replace(spec=spec, cells=cells)
 
 
-def known_facts(suite: Suite) -> dict[str, Facts]:
-    """What can be known of the suite's models without building them."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CertificationTask:
+    """One model under one certification method, at all eps."""
+
+    model: str
+    method: CertificationMethod
+    eps: tuple[float, ...]
+    """Ascending."""
+    eps_texts: tuple[str, ...]
+    identity: str
+    """Hash of everything that can change an outcome."""
+    reason: str = ""
+    """Why it is skipped; empty if it is not."""
+
+
+def collect_declared_facts(suite: Suite) -> dict[str, ModelFacts]:
+    """Collect the facts that models' records declare, without building any model.
+
+    Args:
+        suite: The suite.
+
+    Returns:
+        Label of each model -> its facts.
+    """
     facts = {}
     for entry in suite.models:
         found = registry.find("models", entry.name, suite.base)
         built_in = isinstance(found, Model)
-        facts[entry.label] = Facts(
+        facts[entry.label] = ModelFacts(
             classes=found.classes if built_in else None,
             shape=found.shape if built_in else None,
             predictions=entry.predictions,
@@ -147,10 +148,18 @@ def known_facts(suite: Suite) -> dict[str, Facts]:
     return facts
 
 
-def tasks(suite: Suite, facts: Mapping[str, Facts]) -> list[Task]:
-    """Every task of the suite, model by model, in the suite's order."""
+def plan_tasks(suite: Suite, facts: Mapping[str, ModelFacts]) -> list[AttackTask]:
+    """Plan all tasks of a suite.
+
+    Args:
+        suite: The suite.
+        facts: Label of each model -> its facts.
+
+    Returns:
+        One task for each model and attack, model by model, in the suite's order.
+    """
     return [
-        task(
+        plan_task(
             model.label,
             entry,
             facts[model.label],
@@ -163,46 +172,67 @@ def tasks(suite: Suite, facts: Mapping[str, Facts]) -> list[Task]:
     ]
 
 
-def target_class(entry: AttackEntry, classes: int, names: Sequence[str]) -> int | str:
-    """The class index that a targeted attack wants, or the rule by which each example gets one.
+def resolve_target(entry: AttackEntry, classes: int, names: Sequence[str]) -> int | str:
+    """Resolve the target of a targeted attack.
 
-    Raises: SuiteError if there is no such class.
+    Args:
+        entry: The attack's entry, which has a target.
+        classes: Number of classes of the model.
+        names: Names of the data's classes in index order; may be empty.
+
+    Returns:
+        The class index, or one of TARGET_RULES.
+
+    Raises:
+        SuiteError: There is no such class, or several have that name.
     """
     target = entry.target
     assert target is not None
-    if isinstance(target, str) and target in TARGETS:
+    if isinstance(target, str) and target in TARGET_RULES:
         return target
-    called = [k for k, name in enumerate(names) if name.casefold() == str(target).casefold()]
-    if len(called) > 1:  # ImageNet has two cranes
-        both = " and ".join(map(str, called))
+    matches = [k for k, name in enumerate(names) if name.casefold() == str(target).casefold()]
+    if len(matches) > 1:  # ImageNet has two cranes
+        both = " and ".join(map(str, matches))
         raise SuiteError(
             f"attack '{entry.label}': target '{target}' names the classes {both}; give the index"
         )
-    if called:
-        return called[0]
+    if matches:
+        return matches[0]
     index = int(target) if str(target).isdecimal() else -1
     if not 0 <= index < classes:
         raise SuiteError(
             f"attack '{entry.label}': target '{target}' is no class; expected an index below "
-            f"{classes} or a class name; {nearest(str(target), [*TARGETS, *names])}"
+            f"{classes} or a class name; {nearest(str(target), [*TARGET_RULES, *names])}"
         )
     return index
 
 
-def task(
+def plan_task(
     model: str,
     entry: AttackEntry,
-    facts: Facts,
+    facts: ModelFacts,
     seed: int,
     sweep: Sweep,
-    source: Facts | None = None,
-) -> Task:
-    """All cells of the model called `model` under the attack of `entry`, crafted on `source`."""
+    source: ModelFacts | None = None,
+) -> AttackTask:
+    """Plan the cells of one model under one attack.
+
+    Args:
+        model: Label of the judged model.
+        entry: The attack's entry.
+        facts: Facts of the judged model.
+        seed: The suite's seed, which holds where the entry has none.
+        sweep: How successes pass from one eps to the next.
+        source: Facts of the model that the examples are crafted on; None for the judged one.
+
+    Returns:
+        The task; identities and settings are empty unless `facts` are of a loaded model.
+    """
     crafting = source or facts
     seeks = entry.attack.budget == "minimum"  # the first success is not the nearest one
     external = isinstance(entry.attack, ExternalAttack)
     random = facts.random or crafting.random or entry.samples > 1  # nor more than one lucky draw
-    curve = AttackSpec(
+    spec = AttackSpec(
         name=entry.name,
         attack=entry.attack,
         params=entry.params,
@@ -218,8 +248,8 @@ def task(
         random=random,
     )
     reason = _skip_reason(entry, facts, crafting)
-    passes, gradients = _passes(curve)
-    settings = _settings(curve, entry) if facts.model_fingerprint else {}
+    passes, gradients = _passes(spec)
+    settings = identity.collect_settings(spec, entry) if facts.model_fingerprint else {}
     cells = tuple(
         Cell(
             model=model,
@@ -230,11 +260,11 @@ def task(
             eps_text=eps.text,
             goal=entry.goal,
             target="" if entry.target is None else str(entry.target),
-            stop=_stop(curve),
-            precision=curve.precision,
-            samples=curve.samples,
-            predictions=curve.predictions,
-            identity=_identity(curve, entry, eps.value, facts, source)
+            stop=_stop(spec),
+            precision=spec.precision,
+            samples=spec.samples,
+            predictions=spec.predictions,
+            identity=identity.hash_cell(spec, entry, eps.value, facts, source)
             if facts.model_fingerprint
             else "",
             reason=reason,
@@ -242,11 +272,11 @@ def task(
             gradients=0.0 if eps.value == 0 else gradients,
             traits={
                 **entry.attack.traits(entry.params, entry.norm, eps.value),
-                **({"samples": str(curve.samples)} if curve.samples > 1 else {}),
+                **({"samples": str(spec.samples)} if spec.samples > 1 else {}),
             },
             caveats=(
                 *_caveats(entry, eps.value, sweep),
-                *_of_random_answers(entry, eps.value, facts, crafting),
+                *_random_caveats(entry, eps.value, facts, crafting),
             ),
             threat_model=_threat_model(model, entry),
             source=entry.source or "",
@@ -260,17 +290,18 @@ def task(
         )
         for eps in entry.eps
     )
-    return Task(model, entry, curve, cells)
+    return AttackTask(model, entry, spec, cells)
 
 
-def _stop(curve: AttackSpec) -> str:
-    if not isinstance(curve.attack, ExternalAttack):
-        return curve.stop
-    return "the attack's own" if curve.attack.implementation == "bench" else "the library's own"
+def _stop(spec: AttackSpec) -> str:
+    """Return the stop rule as tables show it."""
+    if not isinstance(spec.attack, ExternalAttack):
+        return spec.stop
+    return "the attack's own" if spec.attack.implementation == "bench" else "the library's own"
 
 
 def _implementation(entry: AttackEntry) -> str:
-    """The library's name, or the user's own file or module; bench's own attacks are bench's."""
+    """Return the library's name, the user's file or module, or "bench"."""
     where, _, _ = entry.name.rpartition(":")
     return (
         where if where and entry.attack.implementation == "bench" else entry.attack.implementation
@@ -278,6 +309,7 @@ def _implementation(entry: AttackEntry) -> str:
 
 
 def _caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, ...]:
+    """Return what a reader must know of the attack at one eps."""
     if eps == 0:
         return ()
     own = tuple(entry.attack.caveats(entry.params, entry.norm, eps))
@@ -289,58 +321,52 @@ def _caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, ...]:
     return own
 
 
-def _of_random_answers(
-    entry: AttackEntry, eps: float, facts: Facts, crafting: Facts
+def _random_caveats(
+    entry: AttackEntry, eps: float, facts: ModelFacts, crafting: ModelFacts
 ) -> tuple[str, ...]:
-    """What to keep in mind where the model, or that which examples are crafted on, answers at
-    random."""
-    told = []
+    """Return what a reader must know where the judged or the source model is random."""
+    caveats = []
     if facts.predictions > 1:
-        told.append(
+        caveats.append(
             f"A verdict is the class that most of {facts.predictions} predictions give, the "
             "smaller class on a tie."
         )
     elif facts.random:
-        told.append("The model answers at random, and a verdict is a single prediction.")
+        caveats.append("The model answers at random, and a verdict is a single prediction.")
     if facts.random or crafting.random:
-        told.append("What the model draws depends on the batch, so results depend on its rows.")
+        caveats.append("What the model draws depends on the batch, so results depend on its rows.")
     if crafting.random and entry.attack.budget == "minimum" and eps > 0:
-        told.append(
+        caveats.append(
             "The nearest image that fooled the model in one look lies where its answers vary from "
             "draw to draw, and seldom fools it again: an attack of fixed budget breaks more."
         )
     if crafting.random and not isinstance(entry.attack, ExternalAttack) and eps > 0:
         if entry.attack.budget == "fixed":
-            told.append("Every eps gets every step: one lucky draw is no success.")
+            caveats.append("Every eps gets every step: one lucky draw is no success.")
         if entry.samples == 1:
-            told.append("A step follows a single draw of the model; `samples` averages over more.")
-    return tuple(told)
-
-
-ACCESS = {
-    "gradient": "white-box",
-    "scores": "black-box, score-based",
-    "labels": "black-box, decision-based",
-    "nothing": "no query",
-}
-
-
-NEEDED = {"gradient": "gradients", "scores": "scores", "labels": "labels"}
+            caveats.append(
+                "A step follows a single draw of the model; `samples` averages over more."
+            )
+    return tuple(caveats)
 
 
 def _threat_model(model: str, entry: AttackEntry) -> str:
+    """Return what the attacker sees of the judged model."""
     if entry.source not in (None, model):
         return "black-box, transfer"
-    return ACCESS[entry.attack.needs]
+    return THREAT_MODELS[entry.attack.needs]
 
 
-def _skip_reason(entry: AttackEntry, victim: Facts, facts: Facts) -> str:
-    """`facts` are those of the model that the examples are crafted on."""
+def _skip_reason(entry: AttackEntry, victim: ModelFacts, facts: ModelFacts) -> str:
+    """Return why the pairing is impossible; empty if it is possible.
+
+    `victim` is the judged model, `facts` are those of the model that examples are crafted on.
+    """
     attack, loss = entry.attack, getattr(entry.params, "loss", "")
     if attack.unavailable:
         return attack.unavailable
     if ACCESS_RANK[attack.needs] > ACCESS_RANK[facts.access]:
-        return f"the attack needs {NEEDED[attack.needs]}, the model shows {facts.access} alone"
+        return f"the attack needs {NEED_NAMES[attack.needs]}, the model shows {facts.access} alone"
     if None not in (victim.classes, facts.classes) and victim.classes != facts.classes:
         return f"the source has {facts.classes} classes, the model has {victim.classes}"
     if facts.classes is not None and facts.classes < attack.min_classes:
@@ -355,172 +381,35 @@ def _skip_reason(entry: AttackEntry, victim: Facts, facts: Facts) -> str:
     return ""
 
 
-def _passes(curve: AttackSpec) -> tuple[float | None, float | None]:
-    """Most forward passes and input gradients for one example at one eps; None if unknown."""
-    attack = curve.attack
+def _passes(spec: AttackSpec) -> tuple[float | None, float | None]:
+    """Return the most forward passes and input gradients per example and eps; None if unknown."""
+    attack = spec.attack
     if attack.needs == "nothing":
         return 0.0, 0.0
     if isinstance(attack, EnsembleAttack):
-        parts = attack.parts(curve.params, curve.norm)
-        one = dataclasses.replace(curve, eps=(1.0,), sweep="independent")
+        parts = attack.parts(spec.params, spec.norm)
+        one = dataclasses.replace(spec, eps=(1.0,), sweep="independent")
         each = [
             _passes(dataclasses.replace(one, attack=part.attack, params=part.params))
             for part in parts
         ]
         return sum(there or 0.0 for there, _ in each), sum(back or 0.0 for _, back in each)
-    looks = _looks(curve)
-    return looks, looks if attack.needs == "gradient" else 0.0
+    iterates = _count_iterates(spec)
+    return iterates, iterates if attack.needs == "gradient" else 0.0
 
 
-def _looks(curve: AttackSpec) -> float | None:
-    """Most iterates that the model is shown, for one example at one eps."""
-    positive = sum(eps > 0 for eps in curve.eps) or 1
-    rule = curve.attack.rule if isinstance(curve.attack, IterativeAttack) else None
-    if rule is not None and rule.one_gradient and curve.sweep == "independent":
-        return curve.samples / positive
-    steps = getattr(curve.params, "steps", None)
-    if not isinstance(steps, int) or not curve.attack.counts_steps:
+def _count_iterates(spec: AttackSpec) -> float | None:
+    """Return the most iterates per example and eps; None if unknown."""
+    positive = sum(eps > 0 for eps in spec.eps) or 1
+    rule = spec.attack.rule if isinstance(spec.attack, IterativeAttack) else None
+    if rule is not None and rule.one_gradient and spec.sweep == "independent":
+        return spec.samples / positive
+    steps = getattr(spec.params, "steps", None)
+    if not isinstance(steps, int) or not spec.attack.counts_steps:
         return None
-    restarts = getattr(curve.params, "restarts", 1)
+    restarts = getattr(spec.params, "restarts", 1)
     rounds = restarts if isinstance(restarts, int) else 1
     if rule is not None and rule.aims is not None:
-        rounds *= rule.aims(curve.params)
-    looks = float(steps * rounds * curve.samples)
-    return looks / positive if curve.attack.budget == "minimum" else looks
-
-
-def _identity(
-    curve: AttackSpec, entry: AttackEntry, eps: float, facts: Facts, source: Facts | None
-) -> str:
-    attack = curve.attack
-    files = [hashlib.sha256(path.read_bytes()).hexdigest() for path in attack.reads(curve.params)]
-    return _hash(
-        {
-            "model": [facts.model_fingerprint, facts.sketch],
-            "data": facts.data_fingerprint,
-            "attack": curve.name,
-            "code": _code(curve.name, attack),
-            "norm": curve.norm,
-            # Where cells are linked, the list of eps is part of each one's number.
-            "eps": [*sorted(curve.eps), eps] if _linked(curve) else eps,
-            "goal": curve.goal,
-            "target": entry.target,
-            "params": _plain(curve.params),
-            "stop": curve.stop,
-            "sweep": curve.sweep,
-            "seed": curve.seed,
-            "rows": (source or facts).rows if attack.batch_dependent else None,
-            **({"files": files} if files else {}),
-            **({"precision": curve.precision} if curve.precision != "float32" else {}),
-            **({"samples": curve.samples} if curve.samples > 1 else {}),
-            **({"random": _drawn_by(curve, entry, facts, source)} if curve.random else {}),
-            **({"parts": _parts(curve)} if isinstance(attack, EnsembleAttack) else {}),
-            # Crafted on itself, an example is the white-box attack's.
-            **(
-                {"source": [source.model_fingerprint, source.sketch]}
-                if source not in (None, facts)
-                else {}
-            ),
-        }
-    )
-
-
-def _settings(curve: AttackSpec, entry: AttackEntry) -> dict[str, Any]:
-    """`Cell.settings`: plain values by name, defaults written out."""
-    files = [path.read_bytes() for path in curve.attack.reads(curve.params)]
-    asked = {
-        "attack": curve.name,
-        "code": _code(curve.name, curve.attack),
-        "norm": curve.norm,
-        "goal": curve.goal,
-        "target": entry.target,
-        "stop": curve.stop,
-        "sweep": curve.sweep,
-        "precision": curve.precision,
-        "samples": curve.samples,
-        "predictions": curve.predictions,
-        "source": entry.source,
-        **{f"params.{name}": value for name, value in _plain(curve.params).items()},
-        **{f"file {at + 1}": hashlib.sha256(files[at]).hexdigest() for at in range(len(files))},
-        # An eps inherits what smaller ones found, so that all of them are part of what is asked.
-        **({"eps": sorted(curve.eps)} if curve.sweep == "nested" else {}),
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(asked, sort_keys=True, default=str))
-    return plain
-
-
-def _drawn_by(
-    curve: AttackSpec, entry: AttackEntry, facts: Facts, source: Facts | None
-) -> dict[str, int]:
-    """What decides the draws of a model that answers at random, beside the seed: how often it is
-    asked, and the rows that it is shown at once, attacked and judged."""
-    attacked = entry.batch_size or (source or facts).rows
-    return {"predictions": curve.predictions, "attacked": attacked, "judged": facts.rows}
-
-
-def _linked(curve: AttackSpec) -> bool:
-    rule = curve.attack.rule if isinstance(curve.attack, IterativeAttack) else None
-    one_gradient = rule is not None and rule.one_gradient
-    nested = curve.sweep == "nested"
-    # A model that answers at random draws for all rows of a batch at once, whatever their eps.
-    return curve.attack.budget == "minimum" or nested or one_gradient or curve.random
-
-
-def _plain(params: Any) -> dict[str, Any]:
-    fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
-    return {"type": type(params).__qualname__, **fields}
-
-
-def _parts(curve: AttackSpec) -> list[dict[str, Any]]:
-    assert isinstance(curve.attack, EnsembleAttack)
-    return [
-        {"name": part.name, "code": _code(part.name, part.attack), "params": _plain(part.params)}
-        for part in curve.attack.parts(curve.params, curve.norm)
-    ]
-
-
-def _code(name: str, attack: Attack) -> str:
-    """What the attack's outcome depends on beyond its params: versions of bench's code, of the
-    attack's library, and the code of a user's own."""
-    told = f"version {attack.version}, numerics {NUMERICS_VERSION}, judge {JUDGE_VERSION}"
-    if attack.implementation != "bench":
-        library = attack.distribution or attack.implementation
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            told += f", {library} {metadata.version(library)}"
-    if _is_built_in(name, attack):
-        return told
-    own = [getattr(attack, name, None) for name in ("run", "parts", "rule")]
-    functions = [attack.params, *own]
-    return f"{told}, code {_hash([text_of(each) for each in functions])}"
-
-
-def _is_built_in(name: str, attack: Attack) -> bool:
-    """Whether this is the attack that bench itself has under the name."""
-    if not registry.built_in("attacks", name):
-        return False
-    if ":" in name:  # a library's, made anew whenever it is asked for
-        return True
-    with contextlib.suppress(SuiteError):
-        return registry.find("attacks", name) is attack
-    return False
-
-
-def _hash(value: Any) -> str:
-    """A short hash of plain values; the same text for the same content on every machine."""
-    text = json.dumps(value, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CertificationTask:
-    """One model under one method, at all eps."""
-
-    model: str
-    method: CertificationMethod
-    eps: tuple[float, ...]
-    """Ascending."""
-    eps_texts: tuple[str, ...]
-    identity: str
-    """Of everything that can change an outcome."""
-    reason: str = ""
-    """Why it is skipped; empty if it is not."""
+        rounds *= rule.aims(spec.params)
+    iterates = float(steps * rounds * spec.samples)
+    return iterates / positive if spec.attack.budget == "minimum" else iterates

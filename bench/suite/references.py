@@ -1,15 +1,15 @@
-"""The [[published]] entries of a suite: figures reported elsewhere, to lie beside the measured.
+"""Read the [[published]] tables of a suite: reference figures, reported elsewhere.
 
-They change no cell; `beside` joins them with the table once there is one.
+They change no cell; reports show them beside the measured figures.
 """
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from bench.core.errors import nearest
 from bench.core.validation import Validator
+from bench.suite.checks import check_label, format_radius, read_radii
 
 Figure = Literal["robust_accuracy", "attack_success_rate", "error_rate", "mean_confidence_fooled"]
 """As in table.csv; error_rate = 1 - robust_accuracy."""
@@ -17,23 +17,23 @@ Figure = Literal["robust_accuracy", "attack_success_rate", "error_rate", "mean_c
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReferenceFigure:
-    """What a source reports of one attack on one model, eps by eps."""
+    """Values of one figure that a source reports for one attack on one model."""
 
     model: str
-    """Label of the suite's model that the figure lies beside; seldom the very net of the source."""
+    """Label of the suite's model to compare with; its weights usually differ from the source's."""
     attack: str
     """Label of the suite's attack."""
     source: str
     figure: Figure
     eps: tuple[float, ...]
     values: tuple[float, ...]
-    """Shares of 1, one for each eps."""
+    """Shares in [0, 1], one for each eps."""
     note: str
 
 
 @dataclasses.dataclass
-class _Published:
-    """A [[published]] table as written: eps as text."""
+class ReferenceTable:
+    """A [[published]] table as written."""
 
     model: str
     attack: str
@@ -44,71 +44,61 @@ class _Published:
     note: str = ""
 
 
-def read(
+def read_references(
     check: Validator,
     raw: dict[str, Any],
     models: Sequence[str],
     attacks: Mapping[str, Mapping[float, str]],
 ) -> tuple[ReferenceFigure, ...]:
-    """The entries of the suite `raw`; what is wrong with them gathers in `check`.
+    """Read all [[published]] tables.
 
-    `models` are the labels that there are, `attacks` the labels with the eps that each runs, as
-    numbers and as written; an attack with mistakes of its own may have none.
+    Args:
+        check: Collects the mistakes.
+        raw: The suite as read from TOML.
+        models: Labels of the suite's models.
+        attacks: Label of each attack -> its eps as a number -> as written; an attack with mistakes
+            may have none.
+
+    Returns:
+        The figures of all tables that could be read.
     """
-    entries = tuple(
-        check.each(raw, "published", lambda e, key: _entry(check, e, key, models, attacks))
+    figures = tuple(
+        check.each(raw, "published", lambda e, key: _read_figure(check, e, key, models, attacks))
     )
-    places = Counter((e.source, e.model, e.attack, e.figure) for e in entries)
-    for (source, model, attack, figure), count in places.items():
+    counts = Counter((each.source, each.model, each.attack, each.figure) for each in figures)
+    for (source, model, attack, figure), count in counts.items():
         if count > 1:
-            told = f"expected one entry for {figure} of {model} under {attack} from '{source}'"
-            check.say("published", f"{told}, got {count}")
-    return entries
+            expected = f"expected one entry for {figure} of {model} under {attack} from '{source}'"
+            check.say("published", f"{expected}, got {count}")
+    return figures
 
 
-def _entry(
+def _read_figure(
     check: Validator,
     raw: Any,
     key: str,
     models: Sequence[str],
     attacks: Mapping[str, Mapping[float, str]],
 ) -> ReferenceFigure | None:
-    entry: _Published | None = check.fill(_Published, raw, key)
-    if entry is None:
+    """Read one table."""
+    table: ReferenceTable | None = check.fill(ReferenceTable, raw, key)
+    if table is None:
         return None
-    for what, label, known in (("model", entry.model, models), ("attack", entry.attack, attacks)):
-        if label not in known:
-            told = f"no {what} has the label '{label}'; {nearest(label, known)}"
-            check.say(f"{key}.{what}", told)
-    if len(entry.eps) != len(entry.values):
-        got = f"{len(entry.eps)} eps and {len(entry.values)} values"
+    check_label(check, f"{key}.model", "model", table.model, models)
+    check_label(check, f"{key}.attack", "attack", table.attack, attacks)
+    if len(table.eps) != len(table.values):
+        got = f"{len(table.eps)} eps and {len(table.values)} values"
         check.say(f"{key}.values", f"expected a value for each eps, got {got}")
-    for index, value in enumerate(entry.values):
+    for index, value in enumerate(table.values):
         if not 0 <= value <= 1:
             check.say(f"{key}.values[{index}]", f"expected a share in [0, 1], got {value:g}")
-    eps = tuple(_radii(check, entry, f"{key}.eps", attacks.get(entry.attack, {})))
-    read = {**dataclasses.asdict(entry), "eps": eps, "values": tuple(entry.values)}
-    return ReferenceFigure(**read)
-
-
-def _radii(
-    check: Validator, entry: _Published, key: str, run: Mapping[float, str]
-) -> Iterator[float]:
-    """The eps as numbers, each once and each one that the attack runs."""
-    if not entry.eps:
-        check.say(key, "expected at least one eps, got an empty list")
-    seen: set[float] = set()
-    for index, written in enumerate(entry.eps):
-        at = f"{key}[{index}]"
-        value = check.radius(written, at)
-        if value is None:
-            continue
-        shown = written if isinstance(written, str) else f"{written:g}"
-        if value in seen:
-            check.say(at, f"expected each eps once, got {shown} again")
-        elif run and value not in run:
-            known = ", ".join(run.values())
-            told = f"expected an eps that attack '{entry.attack}' runs ({known}), got {shown}"
-            check.say(at, told)
-        seen.add(value)
-        yield value
+    eps = []
+    known = attacks.get(table.attack, {})
+    for at, written, value in read_radii(check, table.eps, f"{key}.eps"):
+        if known and value not in known:
+            expected = f"expected an eps that attack '{table.attack}' runs"
+            got = format_radius(written)
+            check.say(at, f"{expected} ({', '.join(known.values())}), got {got}")
+        eps.append(value)
+    fields = {**dataclasses.asdict(table), "eps": tuple(eps), "values": tuple(table.values)}
+    return ReferenceFigure(**fields)

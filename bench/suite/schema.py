@@ -1,4 +1,4 @@
-"""What a suite says once it is read and checked: plain values, nothing looked up any more."""
+"""Define a checked suite: typed values in which all names are resolved."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,12 +19,13 @@ from bench.core.contracts.types import (
 from bench.models import serialized
 from bench.suite.references import ReferenceFigure
 
-TARGETS = ("next", "complement", "random", "least-likely")
+TARGET_RULES = ("next", "complement", "random", "least-likely")
+"""Rules by which each example gets its target class."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Eps:
-    """A radius as a number and as the suite wrote it ("8/255")."""
+    """A radius as a number and as written in the suite ("8/255")."""
 
     value: float
     text: str
@@ -32,6 +33,8 @@ class Eps:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataEntry:
+    """The [data] table."""
+
     name: str
     split: str = "test"
     limit: Count | None = None
@@ -40,26 +43,29 @@ class DataEntry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelEntry:
+    """A [[models]] table."""
+
     name: str
     label: str = ""
-    """Name in tables; the model's name if the suite gives none."""
+    """Name in tables; defaults to `name`."""
     weights: str | None = None
     params: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     predictions: Count = 1
-    """Times that a model that answers at random is asked for one verdict."""
+    """Predictions of a random model that vote on one verdict."""
     access: Access = "gradient"
-    """What it shows of itself; a model that only answers queries shows scores or labels."""
+    """What it exposes; a query-only model exposes scores or labels."""
     allow: list[str] = dataclasses.field(default_factory=list)
-    """Names of preflight's findings that do not stop the run; they are noted all the same."""
+    """Names of preflight findings that do not stop the run; they are still reported."""
     trust: bool = False
     """Whether the model's file (.pt2, .ts, .pt) may be read although that can run code in it."""
 
     def __post_init__(self) -> None:
-        """Check what only a model in a file of its own has; nothing of the file is read here.
+        """Check the settings of a serialized program, without reading its file.
 
-        Raises: ValueError if its user has not said that the file is trusted.
+        Raises:
+            ValueError: The file is not declared trusted, or has settings that do not apply.
         """
-        if not serialized.named(self.name):
+        if not serialized.is_program_file(self.name):
             if self.trust:
                 files = ", ".join(serialized.SUFFIXES)
                 raise ValueError(
@@ -67,8 +73,9 @@ class ModelEntry:
                     "take the key out"
                 )
         elif self.weights:
-            told = "expected none, since a program's file brings its own; take the key out"
-            raise ValueError(f"weights: {told}")
+            raise ValueError(
+                "weights: expected none, since a program's file brings its own; take the key out"
+            )
         elif not self.trust:
             raise ValueError(
                 f"expected trust = true for '{self.name}', since reading such a file can run code "
@@ -78,6 +85,8 @@ class ModelEntry:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttackEntry:
+    """One attack of a suite; an [[attacks]] table makes one or several."""
+
     name: str
     label: str
     norm: Norm
@@ -85,34 +94,36 @@ class AttackEntry:
     goal: Goal
     target: str | int | None
     params: Any
-    """The attack's params dataclass, defaults written out."""
+    """The attack's params dataclass, defaults included."""
     attack: Attack
     stop: Stop
     precision: Precision = "float32"
     samples: int = 1
-    """Passes over which each look is averaged."""
+    """Forward and backward passes that each step averages."""
     batch_size: int | None = None
     family: str
-    """The label as the suite wrote it; entries that one table gave rise to share it."""
+    """Label of the table, which all its entries share."""
     source: str | None = None
-    """Label of the model that the examples are crafted on; None: the one they are judged on."""
+    """Label of the model that the examples are crafted on; None for the judged one."""
     varied: str = ""
-    """Name of the parameter that the suite varies."""
+    """Name of the varied parameter; empty if there is none."""
     value: float | None = None
-    """What it is in this entry."""
+    """Its value in this entry."""
     seed: int | None = None
-    """What the attack draws by in this entry; None: the suite's."""
+    """Seed of this entry; None for the suite's."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Crosscheck:
+    """A [[crosschecks]] table: labels of two attacks that should agree."""
+
     ours: str
     reference: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A checked suite; `base` is the folder that file names in it start from."""
+    """A checked suite; `base` is the folder that its file names start from."""
 
     name: str
     title: str
@@ -125,7 +136,7 @@ class Suite:
     crosschecks: tuple[Crosscheck, ...]
     published: tuple[ReferenceFigure, ...]
     certify: tuple[CertificationMethod, ...]
-    """How every model is bounded at each eps of the L-inf attacks; empty if it is not."""
+    """Methods that bound every model at each eps of the L-inf attacks."""
     base: Path
     text: str
-    """The TOML as read; kept with the run, so that a report needs nothing else."""
+    """The TOML, stored with the run, so that a report needs no other file."""

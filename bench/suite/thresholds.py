@@ -1,12 +1,12 @@
-"""What may get worse before a check turns red: thresholds, and where a suite sets them.
+"""Define the thresholds of `bench check`, and read those that a suite sets.
 
 A threshold is written METRIC:CHANGE, the change in the direction in which the metric gets worse:
-`robust_accuracy:-1pp` (percentage points), `robust_accuracy:-5%` (of what it was before),
-`examples_per_second:-25%`, `violations:+0`. It is exceeded by more than that, never by just that.
+`robust_accuracy:-1pp` (percentage points), `robust_accuracy:-5%` (of the value before),
+`examples_per_second:-25%`, `violations:+0`. A larger change exceeds it, an equal one does not.
 
-For each metric the first of these that says something counts: the command line, a table of
-[[gate.cells]] (the last that fits), the `fail` of an [[attacks]] table, the `fail` of [gate],
-DEFAULTS. No threshold is part of what is measured, so none changes the identity of a cell.
+For each metric the first of these that sets a threshold applies: the command line, a table of
+[[gate.cells]] (the last that matches), the `fail` of an [[attacks]] table, the `fail` of [gate],
+DEFAULTS. Thresholds are no part of what is measured, so they change no identity.
 """
 
 import dataclasses
@@ -19,9 +19,10 @@ from annotated_types import Gt, Lt
 
 from bench.core.errors import nearest
 from bench.core.validation import Validator
+from bench.suite.checks import check_label
 
 ALPHA = 0.01
-"""Chance of a false alarm that a whole check allows itself."""
+"""Probability of a false alarm of a whole check."""
 DEFAULTS = (
     "robust_accuracy:-1pp", "clean_accuracy:-0.5pp", "examples_per_second:-25%", "violations:+0",
     "audit:+0",
@@ -32,13 +33,13 @@ _WRITTEN = re.compile(
 
 
 class Metric(NamedTuple):
-    """One thing that a check watches."""
+    """A quantity that a check compares."""
 
     worse: str
     """Sign of a change for the worse."""
     units: tuple[str, ...]
-    place: tuple[str, ...]
-    """What one verdict on it belongs to; a threshold for less than that makes no sense."""
+    scope: tuple[str, ...]
+    """What one verdict covers; a threshold for part of it is a mistake."""
 
 
 METRICS = {
@@ -51,7 +52,7 @@ METRICS = {
 
 
 class Threshold(NamedTuple):
-    """How much worse a metric may become."""
+    """The largest change for the worse that passes."""
 
     metric: str
     amount: Fraction
@@ -59,8 +60,15 @@ class Threshold(NamedTuple):
     text: str
 
     def allowed(self, before: float, n: int) -> Fraction:
-        """The largest change for the worse that passes, in what the metric counts: of a rate the
-        examples among `n`, of a throughput its own unit."""
+        """Convert the threshold to the unit in which the metric is counted.
+
+        Args:
+            before: Value of the baseline: examples of a rate, examples per second of a throughput.
+            n: Number of examples.
+
+        Returns:
+            The largest change for the worse that passes, in the unit of `before`.
+        """
         if self.unit == "pp":
             return self.amount / 100 * n
         if self.unit == "%":
@@ -68,8 +76,8 @@ class Threshold(NamedTuple):
         return self.amount
 
 
-class Place(NamedTuple):
-    """Cells that a threshold is for; None fits everything."""
+class Scope(NamedTuple):
+    """Cells that a threshold applies to; None matches everything."""
 
     model: str | None = None
     attack: str | None = None
@@ -77,28 +85,40 @@ class Place(NamedTuple):
     eps: float | None = None
 
 
-class Limits(NamedTuple):
+class Thresholds(NamedTuple):
     """All thresholds of a check."""
 
-    rules: tuple[tuple[Place, Threshold], ...]
+    rules: tuple[tuple[Scope, Threshold], ...]
     """A later rule overrides an earlier one."""
     alpha: float = ALPHA
 
-    def of(self, metric: str, model: str, attacks: Sequence[str] = (), eps: float = 0) -> Threshold:
-        """What holds for a metric there; `attacks` are the names that the attack goes by."""
-        fitting = [
+    def find(
+        self, metric: str, model: str, attacks: Sequence[str] = (), eps: float = 0
+    ) -> Threshold:
+        """Find the threshold that applies to one verdict.
+
+        Args:
+            metric: A key of METRICS.
+            model: Label of the model.
+            attacks: Labels of the attack: its own and that of its table.
+            eps: Radius.
+
+        Returns:
+            The last matching rule.
+        """
+        matching = [
             threshold
-            for place, threshold in self.rules
+            for scope, threshold in self.rules
             if threshold.metric == metric
-            and place.model in (None, model)
-            and (place.attack is None or place.attack in attacks)
-            and place.eps in (None, eps)
+            and scope.model in (None, model)
+            and (scope.attack is None or scope.attack in attacks)
+            and scope.eps in (None, eps)
         ]
-        return fitting[-1]
+        return matching[-1]
 
 
 @dataclasses.dataclass
-class _Gate:
+class GateTable:
     """The [gate] table of a suite."""
 
     fail: list[str] = dataclasses.field(default_factory=list)
@@ -107,8 +127,8 @@ class _Gate:
 
 
 @dataclasses.dataclass
-class _Cells:
-    """One of [[gate.cells]]."""
+class GateCellsTable:
+    """A [[gate.cells]] table."""
 
     fail: list[str]
     model: str | None = None
@@ -116,116 +136,137 @@ class _Cells:
     eps: float | str | None = None
 
 
-def parse(text: str) -> Threshold:
-    """The threshold written as `text`.
+def parse_threshold(text: str) -> Threshold:
+    """Parse a threshold.
 
-    Raises: ValueError if it is none.
-
-    >>> parse("robust_accuracy:-1.5pp").allowed(before=900, n=1000)
+    >>> parse_threshold("robust_accuracy:-1.5pp").allowed(before=900, n=1000)
     Fraction(15, 1)
+
+    Args:
+        text: METRIC:CHANGE.
+
+    Returns:
+        The threshold.
+
+    Raises:
+        ValueError: The text is no threshold.
     """
-    found = _WRITTEN.fullmatch(text.strip())
-    if found is None:
+    match = _WRITTEN.fullmatch(text.strip())
+    if match is None:
         raise ValueError(f"expected METRIC:CHANGE, such as {', '.join(DEFAULTS)}, got {text!r}")
-    name, unit = found["metric"], found["unit"]
+    name, unit = match["metric"], match["unit"]
     if name not in METRICS:
         raise ValueError(f"unknown metric {name!r}; {nearest(name, METRICS)}")
     metric = METRICS[name]
-    change = f"{found['sign']}{found['amount']}{unit}"
-    if found["sign"] != metric.worse:
+    change = f"{match['sign']}{match['amount']}{unit}"
+    if match["sign"] != metric.worse:
         way = "falling" if metric.worse == "-" else "rising"
         raise ValueError(f"{name} gets worse by {way}: expected '{metric.worse}', got '{change}'")
     if unit not in metric.units:
-        wanted = " or ".join(each or "a plain count" for each in metric.units)
-        raise ValueError(f"{name} is given in {wanted}, got '{change}'")
-    return Threshold(name, Fraction(found["amount"]), unit, text.strip())
+        expected = " or ".join(each or "a plain count" for each in metric.units)
+        raise ValueError(f"{name} is given in {expected}, got '{change}'")
+    return Threshold(name, Fraction(match["amount"]), unit, text.strip())
 
 
-def read(
+def read_thresholds(
     check: Validator,
     raw: Mapping[str, Any],
     models: Sequence[str],
     radii: Mapping[str, Mapping[float, str]],
-) -> Limits:
-    """The thresholds of a suite's tables `raw`; mistakes gather in `check`.
+) -> Thresholds:
+    """Read the thresholds of a suite.
 
-    `radii` holds, for each name that an attack goes by, its eps and how they are written.
+    Args:
+        check: Collects the mistakes.
+        raw: The suite as read from TOML.
+        models: Labels of the suite's models.
+        radii: Each label of an attack or of its table -> its eps as a number -> as written.
+
+    Returns:
+        DEFAULTS and the thresholds of the suite.
     """
-    gate: _Gate = check.fill(_Gate, raw.get("gate", {}), "gate") or _Gate()
-    rules = [(Place(), parse(text)) for text in DEFAULTS]
-    rules += _rules(check, gate.fail, "gate.fail", Place())
+    gate: GateTable = check.fill(GateTable, raw.get("gate", {}), "gate") or GateTable()
+    rules = [(Scope(), parse_threshold(text)) for text in DEFAULTS]
+    rules += _read_rules(check, gate.fail, "gate.fail", Scope())
     tables = raw.get("attacks")
     for index, table in enumerate(tables if isinstance(tables, list) else []):
         texts = table.get("fail") if isinstance(table, dict) else None
         if isinstance(texts, list):
             label = str(table.get("label", table.get("name")))
-            place = Place(attack=label)
-            rules += _rules(check, texts, f"attacks[{index}].fail", place)
+            rules += _read_rules(check, texts, f"attacks[{index}].fail", Scope(attack=label))
     for index, table in enumerate(gate.cells):
         key = f"gate.cells[{index}]"
-        place_or_none = _place(check, table, key, models, radii)
-        if place_or_none is not None:
-            rules += _rules(check, table["fail"], f"{key}.fail", place_or_none)
-    return Limits(tuple(rules), gate.alpha)
+        scope = _read_scope(check, table, key, models, radii)
+        if scope is not None:
+            rules += _read_rules(check, table["fail"], f"{key}.fail", scope)
+    return Thresholds(tuple(rules), gate.alpha)
 
 
-def given(texts: Sequence[str], limits: Limits) -> Limits:
-    """`limits` with those of the command line above them.
+def override_thresholds(texts: Sequence[str], thresholds: Thresholds) -> Thresholds:
+    """Add the thresholds of the command line, which override all others.
 
-    Raises: SuiteError with one sentence for each mistake.
+    Args:
+        texts: Values of --fail.
+        thresholds: Those of the suite.
+
+    Returns:
+        Both.
+
+    Raises:
+        SuiteError: Some texts are no thresholds; one sentence for each.
     """
     check = Validator("--fail")
-    rules = tuple(_rules(check, texts, "", Place()))
+    rules = tuple(_read_rules(check, texts, "", Scope()))
     check.stop_if_wrong()
-    return limits._replace(rules=limits.rules + rules)
+    return thresholds._replace(rules=thresholds.rules + rules)
 
 
-def _rules(
-    check: Validator, texts: Sequence[Any], key: str, place: Place
-) -> Iterator[tuple[Place, Threshold]]:
+def _read_rules(
+    check: Validator, texts: Sequence[Any], key: str, scope: Scope
+) -> Iterator[tuple[Scope, Threshold]]:
+    """Parse the thresholds of one `fail`."""
     for text in texts:
         try:
-            threshold = parse(str(text))
+            threshold = parse_threshold(str(text))
         except ValueError as error:
             check.say(key, str(error))
             continue
-        told = METRICS[threshold.metric].place
+        covered = METRICS[threshold.metric].scope
         extra = [
             name
-            for name, value in place._asdict().items()
-            if value is not None and name not in told
+            for name, value in scope._asdict().items()
+            if value is not None and name not in covered
         ]
         if extra:
-            whole = " and ".join(told)
+            whole = " and ".join(covered)
             got = " and ".join(extra)
             check.say(key, f"{threshold.metric} has one verdict for a {whole}, got it for an {got}")
             continue
-        yield place, threshold
+        yield scope, threshold
 
 
-def _place(
+def _read_scope(
     check: Validator,
     raw: Any,
     key: str,
     models: Sequence[str],
     radii: Mapping[str, Mapping[float, str]],
-) -> Place | None:
-    entry: _Cells | None = check.fill(_Cells, raw, key)
-    if entry is None:
+) -> Scope | None:
+    """Read which cells a [[gate.cells]] table applies to; None after a mistake."""
+    table: GateCellsTable | None = check.fill(GateCellsTable, raw, key)
+    if table is None:
         return None
-    before = len(check.problems)
-    for what, label, known in (("model", entry.model, models), ("attack", entry.attack, radii)):
-        if label is not None and label not in known:
-            told = f"no {what} has the label '{label}'; {nearest(label, known)}"
-            check.say(f"{key}.{what}", told)
-    eps = None if entry.eps is None else check.radius(entry.eps, f"{key}.eps")
-    run = {
+    n_problems = len(check.problems)
+    check_label(check, f"{key}.model", "model", table.model, models)
+    check_label(check, f"{key}.attack", "attack", table.attack, radii)
+    eps = None if table.eps is None else check.radius(table.eps, f"{key}.eps")
+    known = {
         value: text
         for attack, each in radii.items()
-        if entry.attack in (None, attack)
+        if table.attack in (None, attack)
         for value, text in each.items()
     }
-    if eps is not None and run and eps not in run:
-        told = f"expected an eps that is run ({', '.join(run.values())}), got {entry.eps}"
-        check.say(f"{key}.eps", told)
-    return None if len(check.problems) > before else Place(entry.model, entry.attack, eps)
+    if eps is not None and known and eps not in known:
+        expected = f"expected an eps that is run ({', '.join(known.values())})"
+        check.say(f"{key}.eps", f"{expected}, got {table.eps}")
+    return None if len(check.problems) > n_problems else Scope(table.model, table.attack, eps)

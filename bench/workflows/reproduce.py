@@ -19,7 +19,7 @@ from bench.evaluation import loading
 from bench.execution import sharding
 from bench.execution.options import RunOptions
 from bench.storage import environment, manifest
-from bench.suite.reader import parse
+from bench.suite.reader import parse_suite
 from bench.suite.schema import Suite
 
 OUTCOME = ("clean_correct", "attacked", "fooled", "violation")
@@ -123,7 +123,7 @@ def plan_repetition(
             f"{where} names {', '.join(missing)}, not found in {root}; say with --base where "
             "such files lie now"
         )
-    suite = parse(about["suite"]["text"], where, root.resolve())
+    suite = parse_suite(about["suite"]["text"], where, root.resolve())
     now = environment.hashes(root, files)
     notes = [
         f"{name} is not the file that it was (sha256 {files[name][:16]} then, {now[name][:16]} now)"

@@ -83,8 +83,8 @@ def test_a_run_of_it_alone_is_planned_reported_and_drawn(weights: str, tmp_path:
         f"params = {{ weights = {weights!r} }}\n"
     )
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
-    checked = reader.read(str(tmp_path / "s.toml"))
-    (task,) = plan.tasks(checked, plan.known_facts(checked))
+    checked = reader.read_suite(str(tmp_path / "s.toml"))
+    (task,) = plan.plan_tasks(checked, plan.collect_declared_facts(checked))
     assert [(cell.passes, cell.gradients) for cell in task.cells] == [(0, 0), (0, 0)]
     words = ["run", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out")]
     said = click.testing.CliRunner().invoke(cli.cli, words, standalone_mode=False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
 from bench.core.rng import Noise
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.engine import stream, timing
 from bench.engine.acceleration import accelerate
 from bench.evaluation import loading
@@ -83,7 +83,7 @@ def given(label: str, device: str, timed: bool) -> Given:
     ids = torch.arange(n)
     like = torch.empty(n, *found.shape)
     x = Noise(0, "benchmark", ids, torch.zeros_like(ids)).uniform(like).add(1).div(2)
-    data = in_memory("noise", x, torch.zeros(n, dtype=torch.int64), ())
+    data = make_data("noise", x, torch.zeros(n, dtype=torch.int64), ())
     entry = ModelEntry(name=name, label=label, weights="random")
     where = torch.device(device)
     loaded = loading.load_model(entry, published_weights.WEIGHTS, 0, data, where)

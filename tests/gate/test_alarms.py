@@ -20,7 +20,7 @@ from bench.workflows.gate import accuracy, check
 
 Make = Callable[..., Snapshot]
 Chances = npt.NDArray[np.float64]
-LIMITS = thresholds.read(Validator(""), {}, [], {})
+LIMITS = thresholds.read_thresholds(Validator(""), {}, [], {})
 EPS = (0.05, 0.1, 0.2)
 ATTACKS = ("fast", "walk")
 TYPICAL, MOST, MUCH = 1 / 35, 1 / 15, 1 / 6
@@ -102,7 +102,7 @@ def test_the_smallest_loss_that_is_announced_is_the_smallest_that_turns_red(
     make: Make, n: int, family: int
 ) -> None:
     keys = [("net", "walk", (eps + 1) / 1000) for eps in range(family - 1)] or [("net", "w", 0.1)]
-    even = thresholds.given(["clean_accuracy:-1pp"], LIMITS)
+    even = thresholds.override_thresholds(["clean_accuracy:-1pp"], LIMITS)
     stood = np.arange(n) < n // 2
     count = len(keys) + 1  # the clean accuracy is one of the family
     least = accuracy.find_smallest_detectable_loss(n, n // 2, n // 100, count, thresholds.ALPHA)

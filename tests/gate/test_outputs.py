@@ -16,7 +16,7 @@ from bench.workflows.gate import check, github_annotations, junit, markdown_summ
 from bench.workflows.gate.verdicts import Check
 
 Make = Callable[..., Snapshot]
-LIMITS = thresholds.read(Validator(""), {}, [], {})
+LIMITS = thresholds.read_thresholds(Validator(""), {}, [], {})
 HOSTILE = "a|b\n::error::<script>&\x00\x1b[31m]]>`%`"
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bench.core.errors import SuiteError
 from bench.core.validation import Validator
 from bench.suite import plan, reader, thresholds
+from bench.suite.identity import ModelFacts
 
 SUITE = """
 schema = 1
@@ -29,19 +30,19 @@ eps = [0.1, "8/255"]
 """
 
 
-def read(extra: str) -> thresholds.Limits:
+def read(extra: str) -> thresholds.Thresholds:
     check = Validator("s.toml")
     raw = {"attacks": [{"name": "pgd", "label": "PGD"}, {"name": "fgsm"}]}
     raw |= tomllib.loads(extra)
     radii = {"PGD": {0.1: "0.1", 8 / 255: "8/255"}, "fgsm": {0.2: "0.2"}}
-    found = thresholds.read(check, raw, ["lenet", "softmax"], radii)
+    found = thresholds.read_thresholds(check, raw, ["lenet", "softmax"], radii)
     check.stop_if_wrong()
     return found
 
 
 def problems(extra: str) -> list[str]:
     with pytest.raises(SuiteError) as caught:
-        reader.parse(SUITE + extra, "s.toml", Path())
+        reader.parse_suite(SUITE + extra, "s.toml", Path())
     return list(caught.value.problems)
 
 
@@ -56,7 +57,7 @@ def problems(extra: str) -> list[str]:
 def test_a_threshold_allows_so_many_examples(
     text: str, before: int, n: int, allowed: float
 ) -> None:
-    assert thresholds.parse(text).allowed(before, n) == allowed
+    assert thresholds.parse_threshold(text).allowed(before, n) == allowed
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_a_threshold_allows_so_many_examples(
 )
 def test_what_is_no_threshold_is_told_in_a_sentence(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
-        thresholds.parse(text)
+        thresholds.parse_threshold(text)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -83,7 +84,7 @@ def test_what_is_no_threshold_is_told_in_a_sentence(text: str, told: str) -> Non
 @given(st.text())
 def test_any_text_is_a_threshold_or_told(text: str) -> None:
     try:
-        found = thresholds.parse(text)
+        found = thresholds.parse_threshold(text)
     except ValueError:
         return
     assert found.metric in thresholds.METRICS
@@ -101,15 +102,15 @@ def test_the_more_special_threshold_counts() -> None:
         model = "softmax"
         fail = ["clean_accuracy:-6pp"]
     """)
-    of = limits.of
+    of = limits.find
     assert of("robust_accuracy", "lenet", ("fgsm",), 0.2).text == "robust_accuracy:-2pp"
     assert of("robust_accuracy", "lenet", ("PGD",), 8 / 255).text == "robust_accuracy:-4pp"
     assert of("robust_accuracy", "lenet", ("PGD",), 0.1).text == "robust_accuracy:-2pp"
     assert of("clean_accuracy", "lenet").text == "clean_accuracy:-3pp"
     assert of("clean_accuracy", "softmax").text == "clean_accuracy:-6pp"
     assert of("violations", "lenet", ("PGD",)).text == "violations:+0"
-    typed = thresholds.given(["robust_accuracy:-9pp"], limits)
-    assert typed.of("robust_accuracy", "lenet", ("PGD",), 8 / 255).text == "robust_accuracy:-9pp"
+    typed = thresholds.override_thresholds(["robust_accuracy:-9pp"], limits)
+    assert typed.find("robust_accuracy", "lenet", ("PGD",), 8 / 255).text == "robust_accuracy:-9pp"
 
 
 def test_an_attacks_own_threshold_stands_between_the_suites_and_a_cells() -> None:
@@ -122,7 +123,7 @@ def test_an_attacks_own_threshold_stands_between_the_suites_and_a_cells() -> Non
         "attacks": [{"name": "pgd", "label": "PGD", "fail": ["robust_accuracy:-3pp"]}],
     }
     radii = {"PGD, seed 0": {0.1: "0.1"}, "PGD, seed 1": {0.1: "0.1"}}
-    of = thresholds.read(check, raw, ["lenet"], radii).of
+    of = thresholds.read_thresholds(check, raw, ["lenet"], radii).find
     assert check.problems == []
     assert of("robust_accuracy", "lenet", ("PGD, seed 0", "PGD"), 0.1).text.endswith("-3pp")
     assert of("robust_accuracy", "lenet", ("PGD, seed 1", "PGD"), 0.1).text.endswith("-4pp")
@@ -153,12 +154,12 @@ def test_every_mistake_in_a_suites_gate_is_one_sentence(extra: str, told: str) -
 
 
 def test_a_gate_changes_no_cells_identity() -> None:
-    facts = plan.Facts(classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m",
+    facts = ModelFacts(classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m",
                        data_fingerprint="d")  # fmt: skip
 
     def identities(text: str) -> list[str]:
-        checked = reader.parse(text, "s.toml", Path())
-        tasks = plan.tasks(checked, {"lenet": facts, "softmax": facts})
+        checked = reader.parse_suite(text, "s.toml", Path())
+        tasks = plan.plan_tasks(checked, {"lenet": facts, "softmax": facts})
         return [cell.identity for task in tasks for cell in task.cells]
 
     gate = 'fail = ["robust_accuracy:-9pp"]\n[gate]\nfail = ["audit:+9"]\nalpha = 0.05\n'
@@ -167,4 +168,4 @@ def test_a_gate_changes_no_cells_identity() -> None:
 
 def test_a_mistake_on_the_command_line_is_told_with_the_nearest_name() -> None:
     with pytest.raises(SuiteError, match="--fail: unknown metric 'audits'; did you mean 'audit'"):
-        thresholds.given(["audits:+1"], read(""))
+        thresholds.override_thresholds(["audits:+1"], read(""))

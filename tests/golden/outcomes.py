@@ -32,7 +32,7 @@ from bench.models.preflight import checks
 from bench.models.published_weights import WEIGHTS
 from bench.storage import fingerprint
 from bench.suite import plan
-from bench.suite.reader import attack_entry
+from bench.suite.reader import parse_attack
 
 FILE = Path(__file__).with_suffix(".json")
 COMMAND = "python tests/golden/outcomes.py"
@@ -170,8 +170,8 @@ def _case(session: Evaluator, attack: str, norm: str, goal: str) -> dict[str, An
         "name": attack, "norm": norm, "eps": EPS[norm], "goal": goal, **GOALS[goal],
         "params": {key: value for key, value in wanted.items() if key in fields},
     }  # fmt: skip
-    task = plan.task(
-        "net", attack_entry(raw, "golden"), session.model_facts("net"), 0, "independent"
+    task = plan.plan_task(
+        "net", parse_attack(raw, "golden"), session.model_facts("net"), 0, "independent"
     )
     frame = session.evaluate_chunk(task, 0, EXAMPLES).frame
     # Identities are no outcome: each cell is called by its eps.

@@ -13,7 +13,7 @@ from torch import Tensor
 from bench.core import optional, registry
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.evaluation import loading
 from bench.models.preprocessing import IMAGENET_MEAN, IMAGENET_STD
 from bench.suite.schema import ModelEntry
@@ -30,7 +30,7 @@ def needs(adapter: str) -> None:
 
 def noise(channels: int = 3, size: int = 64) -> Data:
     x = torch.rand(4, channels, size, size, generator=torch.Generator().manual_seed(0))
-    return in_memory("noise", x, torch.arange(4), ())
+    return make_data("noise", x, torch.arange(4), ())
 
 
 def subject(data: Data, name: str, base: Path = Path(), seed: int = 0, **keys: Any) -> Any:
@@ -229,9 +229,9 @@ def test_a_repository_that_is_not_here_is_told(
 def test_what_an_image_processor_does_to_pixels_is_one_mean_and_one_deviation(
     said: dict[str, Any], expected: Callable[[Tensor], Tensor]
 ) -> None:
-    from bench.models.adapters.huggingface import moments
+    from bench.models.adapters.huggingface import read_moments
 
-    mean, std = (torch.tensor(each)[:, None, None] for each in moments(said, 3))
+    mean, std = (torch.tensor(each)[:, None, None] for each in read_moments(said, 3))
     x = noise().read(0, 2)
     assert torch.allclose((x - mean) / std, expected(x), atol=1e-4)
 

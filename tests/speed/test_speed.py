@@ -20,7 +20,7 @@ from bench.core.contracts.attack import ExternalAttack
 from bench.core.errors import SuiteError
 from bench.engine import timing
 from bench.models import published_weights
-from bench.suite.reader import attack_entry
+from bench.suite.reader import parse_attack
 from bench.workflows.speed import memory, page, workloads
 from bench.workflows.speed.competitors import (
     FILES,
@@ -86,7 +86,7 @@ def robust(task: RaceTask) -> list[int]:
 def test_every_work_that_ships_can_be_read_and_its_attack_and_weights_are_known() -> None:
     for each in workloads.read_workloads():
         raw = {"name": each.attack, "norm": "linf", "eps": [*each.eps], "params": {**each.params}}
-        assert not isinstance(attack_entry(raw, each.name).attack, ExternalAttack)
+        assert not isinstance(parse_attack(raw, each.name).attack, ExternalAttack)
         for victim in each.models:
             path = published_weights.WEIGHTS / f"{victim.name}-{victim.weights}.safetensors"
             assert victim.weights == "random" or path.is_file()

@@ -23,7 +23,7 @@ DECLINED = "its probes were declined, or would take more than a tenth of the att
 
 def probe_models(
     evaluator: Evaluator,
-    tasks: Sequence[plan.Task],
+    tasks: Sequence[plan.AttackTask],
     full: bool | None = True,
 ) -> dict[str, dict[str, Any]]:
     """Probe every model.
@@ -47,7 +47,7 @@ def probe_models(
 
 
 def identify_probes(
-    tasks: Sequence[plan.Task], label: str, model_fingerprint: str, data_fingerprint: str
+    tasks: Sequence[plan.AttackTask], label: str, model_fingerprint: str, data_fingerprint: str
 ) -> list[str]:
     """List what the probes of a model depend on: the model, the data and the cells of its attacks.
 
@@ -96,7 +96,7 @@ def describe_unprobed(of: Sequence[str], why: str) -> dict[str, Any]:
 def probe_model(
     evaluator: Evaluator,
     label: str,
-    tasks: Sequence[plan.Task],
+    tasks: Sequence[plan.AttackTask],
     of: Sequence[str],
     full: bool | None = True,
 ) -> dict[str, Any]:
@@ -114,29 +114,29 @@ def probe_model(
         The findings as provenance.json stores them.
     """
     own = _own_tasks(tasks, label)
-    traced = {task.entry.label: task for task in own if probes.is_traceable(task.curve)}
+    traced = {task.entry.label: task for task in own if probes.is_traceable(task.spec)}
     everything = _are_cheap(evaluator.data.n, own) if full is None else full
     return _probe_one(evaluator, label, own, traced, of, everything)
 
 
-def _own_tasks(tasks: Sequence[plan.Task], label: str) -> list[plan.Task]:
+def _own_tasks(tasks: Sequence[plan.AttackTask], label: str) -> list[plan.AttackTask]:
     """The tasks that attack a model with its own gradients and are not skipped."""
     own = [task for task in tasks if task.model == label and task.source == label]
     return [task for task in own if not task.cells[0].reason]
 
 
-def _are_cheap(n: int, tasks: Sequence[plan.Task]) -> bool:
+def _are_cheap(n: int, tasks: Sequence[plan.AttackTask]) -> bool:
     """Whether all probes take few gradients beside those that the attacks may take."""
     ahead = n * sum(cell.gradients or 0.0 for task in tasks for cell in task.cells)
-    traces = sum(2 * task.curve.params.steps for task in tasks if probes.is_traceable(task.curve))
+    traces = sum(2 * task.spec.params.steps for task in tasks if probes.is_traceable(task.spec))
     return bool(probes.count_examples(n) * (probes.GRADIENTS_PER_EXAMPLE + traces) <= CHEAP * ahead)
 
 
 def _probe_one(
     evaluator: Evaluator,
     label: str,
-    tasks: Sequence[plan.Task],
-    traced: Mapping[str, plan.Task],
+    tasks: Sequence[plan.AttackTask],
+    traced: Mapping[str, plan.AttackTask],
     of: Sequence[str],
     full: bool,
 ) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _probe_one(
             y=seen.label[right],
             rows=evaluator.rows[label],
         )
-        curves = {name: task.curve for name, task in traced.items()}
+        curves = {name: task.spec for name, task in traced.items()}
         with streams.protect_streams(evaluator.notes.append, f"the probes of model '{label}'"):
             if full:
                 found = probes.probe_model(subject, _choose_threat(tasks), curves)
@@ -185,11 +185,11 @@ def _probe_one(
     }
 
 
-def _choose_threat(tasks: Sequence[plan.Task]) -> Threat:
+def _choose_threat(tasks: Sequence[plan.AttackTask]) -> Threat:
     """The middle eps of the norm in which most of the cells are."""
-    norms = [task.curve.norm for task in tasks if task.curve.norm in ("linf", "l2")]
+    norms = [task.spec.norm for task in tasks if task.spec.norm in ("linf", "l2")]
     if not norms:
         return DEFAULT
     norm = max(norms, key=norms.count)
-    eps = {eps for task in tasks if task.curve.norm == norm for eps in task.curve.eps if eps > 0}
+    eps = {eps for task in tasks if task.spec.norm == norm for eps in task.spec.eps if eps > 0}
     return Threat(norm=norm, eps=median_low(sorted(eps))) if eps else DEFAULT

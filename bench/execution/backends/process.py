@@ -24,7 +24,7 @@ from bench.core.errors import RecordError, SuiteError
 from bench.engine import determinism, heartbeat, malloc
 from bench.execution.backends.worker import Worker, copy_for_transfer
 from bench.execution.options import RunOptions
-from bench.suite.reader import parse
+from bench.suite.reader import parse_suite
 
 PR_SET_PDEATHSIG = 1
 """Option of prctl: the signal that the process receives when its parent ends. See `man prctl`."""
@@ -88,7 +88,7 @@ def serve(setup: Setup, connection: Connection, beats: Any) -> None:
             pulse.forget()
             try:
                 if worker is None:
-                    suite = parse(setup.text, "the suite", setup.base)
+                    suite = parse_suite(setup.text, "the suite", setup.base)
                     worker = Worker(suite, setup.out, setup.options, setup.rows, announce)
                 for result in worker.run_unit(request):
                     send(result)

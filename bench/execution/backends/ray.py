@@ -27,7 +27,7 @@ from bench.execution.loaded_suite import LoadedSuite
 from bench.execution.options import RunOptions
 from bench.execution.result_writer import ResultWriter
 from bench.execution.work import Messages, Unit, WorkResult, WorkUnit
-from bench.suite.reader import parse
+from bench.suite.reader import parse_suite
 from bench.suite.schema import Suite
 
 LOCAL = "local"
@@ -107,7 +107,7 @@ class RayWorker:
         malloc.keep_freed_memory()
         if self.options.device == "cpu":
             torch.set_num_threads(1)
-        suite = parse(self.text, "the suite", self.base)
+        suite = parse_suite(self.text, "the suite", self.base)
         worker = Worker(suite, None, self.options, self.rows)
         with determinism.enforce_determinism(self.options.deterministic):
             worker.load()

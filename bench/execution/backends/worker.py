@@ -94,7 +94,7 @@ class Worker:
         self.suite, self.out, self.options = suite, out, options
         self._rows, self._announce = rows, announce
         self._evaluator: Evaluator | None = None
-        self._tasks: list[plan.Task] = []
+        self._tasks: list[plan.AttackTask] = []
 
     @property
     def evaluator(self) -> Evaluator:
@@ -116,7 +116,7 @@ class Worker:
             evaluator = dataclasses.replace(evaluator, rows=self._rows)
         self._evaluator = evaluator
         facts = {label: evaluator.model_facts(label) for label in evaluator.models}
-        self._tasks = plan.tasks(self.suite, facts)
+        self._tasks = plan.plan_tasks(self.suite, facts)
         return describe_evaluator(evaluator, self.suite, self._announce)
 
     def run_unit(self, request: Request) -> Iterator[Any]:
@@ -168,7 +168,7 @@ class Worker:
         evaluator.notes.clear()
         return messages
 
-    def _find_task(self, request: ChunkRequest) -> plan.Task:
+    def _find_task(self, request: ChunkRequest) -> plan.AttackTask:
         task = self._tasks[request.number].only(set(request.cells))
         if len(task.cells) < len(request.cells):
             raise SuiteError(
@@ -214,7 +214,7 @@ class Worker:
             return
 
 
-def make_request(unit: Unit, task: plan.Task | None = None) -> Request:
+def make_request(unit: Unit, task: plan.AttackTask | None = None) -> Request:
     """Convert a unit into plain data.
 
     Args:
@@ -235,7 +235,9 @@ def make_request(unit: Unit, task: plan.Task | None = None) -> Request:
             return unit
 
 
-def run_chunk(evaluator: Evaluator, task: plan.Task, first: int, last: int) -> Iterator[WorkResult]:
+def run_chunk(
+    evaluator: Evaluator, task: plan.AttackTask, first: int, last: int
+) -> Iterator[WorkResult]:
     """Attack a chunk of examples for the cells of a task.
 
     If a stream of several cells fails, each cell is run alone, so that one eps at which an attack

@@ -1,11 +1,11 @@
-"""A model that answers on this machine over HTTP: `http://127.0.0.1:8000/predict`.
+"""Query a model over HTTP on this machine: `http://127.0.0.1:8000/predict`.
 
-It shows scores or labels alone, and its entry says which: `access = "scores"` or "labels". The
-protocol: POST with the body a NumPy array file (.npy, application/octet-stream), float32 images in
-[0, 1] of shape (n, c, h, w); the answer, with status 200, is either JSON (application/json), n
-lists of scores or n class indices, or an array file of the same. Scores are logits: of
-probabilities the service may send the logarithm. Only this machine is asked unless
-`anywhere = true` is among the params; neither proxies nor redirects are followed.
+It exposes scores or labels, as its entry says (`access = "scores"` or "labels"). Protocol: POST
+with a NumPy array file as body (.npy, application/octet-stream), float32 images in [0, 1] of shape
+(n, c, h, w). The response, with status 200, is JSON (application/json) with n lists of scores or n
+class indices, or an array file of the same. Scores are logits; a service that has probabilities may
+send their logarithms. Other machines need `anywhere = true` in the params. Proxies and redirects
+are not followed.
 """
 
 import io
@@ -23,30 +23,39 @@ from torch import Tensor
 
 from bench.core.errors import ContractError, SuiteError
 
-MOST_BYTES = 256 * 2**20
-"""No answer is longer: 256 images of 1000 scores in JSON take 5 MB."""
+MAX_BYTES = 256 * 2**20
+"""Longest response; scores of 256 images and 1000 classes take 5 MB in JSON."""
 CHUNK = 2**16
 
 
-class _Stay(urllib.request.HTTPRedirectHandler):
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Rejects redirects."""
+
     def redirect_request(self, *_: Any) -> None:
         return None
 
 
 def adapt(rest: str) -> Callable[..., Callable[[Tensor], Any]]:
-    """The factory of the model at `http:{rest}`."""
+    """Return the factory of the model at a URL.
+
+    Args:
+        rest: The URL after "http:".
+
+    Returns:
+        The factory, whose params are `timeout` in seconds and `anywhere`.
+    """
     url = f"http:{rest}"
 
     def build(timeout: float = 30.0, anywhere: bool = False) -> Callable[[Tensor], Any]:
-        """`timeout`: most seconds for one batch."""
-        _check(url, anywhere)
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay())
-        return lambda x: _asked(opener, url, x, timeout)
+        _check_host(url, anywhere)
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+        return lambda x: _query(opener, url, x, timeout)
 
     return build
 
 
-def _check(url: str, anywhere: bool) -> None:
+def _check_host(url: str, anywhere: bool) -> None:
+    """Raise SuiteError for another machine's address unless `anywhere`."""
     host = urllib.parse.urlsplit(url).hostname
     if not host:
         raise SuiteError(f"model '{url}': expected http://HOST:PORT/PATH")
@@ -61,8 +70,8 @@ def _check(url: str, anywhere: bool) -> None:
         )
 
 
-def _asked(opener: urllib.request.OpenerDirector, url: str, x: Tensor, timeout: float) -> Any:
-    """The service's answer to images x; raises ContractError if it gives none in time."""
+def _query(opener: urllib.request.OpenerDirector, url: str, x: Tensor, timeout: float) -> Any:
+    """Return the response to images x; raise ContractError without one in time."""
     body = io.BytesIO()
     np.save(body, x.numpy())
     kind = {"Content-Type": "application/octet-stream"}
@@ -74,8 +83,8 @@ def _asked(opener: urllib.request.OpenerDirector, url: str, x: Tensor, timeout: 
             data = b""
             while part := response.read1(CHUNK):
                 data += part
-                if len(data) > MOST_BYTES:
-                    raise ContractError(f"{url}: expected at most {MOST_BYTES} bytes in an answer")
+                if len(data) > MAX_BYTES:
+                    raise ContractError(f"{url}: expected at most {MAX_BYTES} bytes in an answer")
                 if time.monotonic() > until:
                     raise TimeoutError
     except TimeoutError as error:
@@ -84,10 +93,10 @@ def _asked(opener: urllib.request.OpenerDirector, url: str, x: Tensor, timeout: 
         error.close()
         raise ContractError(f"{url}: answered {error.code} {error.reason}") from error
     except OSError as error:
-        told = getattr(error, "reason", error)
-        if isinstance(told, TimeoutError):
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
             raise ContractError(f"{url}: no answer to {len(x)} images in {timeout:g} s") from error
-        raise ContractError(f"{url}: could not be asked: {told}") from error
+        raise ContractError(f"{url}: could not be asked: {reason}") from error
     try:
         if kind_of == "application/json":
             return np.asarray(json.loads(data))

@@ -1,10 +1,9 @@
-"""Any image classifier that transformers loads: `huggingface:OWNER/NAME`, or `huggingface:/folder`.
+"""Load image classifiers with transformers: `huggingface:OWNER/NAME`, or `huggingface:/folder`.
 
-What is behind the name is data: its configuration as JSON, its weights as safetensors; code that a
-repository brings along is never run. Weights are DEFAULT, the repository's own, from the hub's
-cache, downloaded into it where the network allows; or they are a file of the suite's, or "random".
-What the repository's image processor does to pixels, other than resizing, is the model's first
-layer; images are taken as they are, neither resized nor cropped.
+Only data are read, the configuration as JSON and the weights as safetensors; code in a repository
+is never run. Weights are DEFAULT (the repository's, from the hub's cache, downloaded unless
+BENCH_OFFLINE is set), a file, or "random". The first layer applies the repository's image processor
+except for resizing; images are neither resized nor cropped.
 Source: Wolf et al. 2020, https://github.com/huggingface/transformers
 """
 
@@ -29,9 +28,16 @@ PROCESSOR = "preprocessor_config.json"
 
 
 def adapt(name: str) -> Model:
-    """The repository or folder `name` as a model; nothing is read before it is built.
+    """Return a repository's model; nothing is read before it is built.
 
-    Raises: SuiteError if the library is not there.
+    Args:
+        name: OWNER/NAME, or the path of a folder.
+
+    Returns:
+        The model's record.
+
+    Raises:
+        SuiteError: The library is not installed.
     """
     if reason := optional.missing_reason(LIBRARY, EXTRA):
         raise SuiteError(f"model '{EXTRA}:{name}': {reason}")
@@ -47,8 +53,8 @@ def adapt(name: str) -> Model:
     )
 
 
-def _had(name: str, files: str, get: Callable[..., Any]) -> Any:
-    """What `get` makes of the repository; what stands in its way is told in one sentence."""
+def _fetch(name: str, files: str, get: Callable[..., Any]) -> Any:
+    """Call a loader of the library; its errors become a SuiteError."""
     offline = bool(os.environ.get("BENCH_OFFLINE"))
     logging = optional.import_library(f"{LIBRARY}.utils.logging")
     before = logging.get_verbosity()
@@ -68,33 +74,43 @@ def _had(name: str, files: str, get: Callable[..., Any]) -> Any:
 
 
 def _config(name: str) -> Any:
+    """Load the repository's configuration."""
     get = optional.import_library(LIBRARY).AutoConfig.from_pretrained
-    return _had(name, "config.json", partial(get, trust_remote_code=False))
+    return _fetch(name, "config.json", partial(get, trust_remote_code=False))
 
 
 def _kind() -> Any:
+    """Return the library's class of image classifiers."""
     return optional.import_library(LIBRARY).AutoModelForImageClassification
 
 
 def _build(name: str, classes: Count | None = None) -> nn.Module:
+    """Build the network; None for the repository's number of classes."""
     config = _config(name)
     if classes is not None:
         config.num_labels = classes
     get = partial(optional.import_library(f"{LIBRARY}.utils").cached_file, filename=PROCESSOR,
                   _raise_exceptions_for_missing_entries=False)  # fmt: skip
-    file = _had(name, PROCESSOR, get)
+    file = _fetch(name, PROCESSOR, get)
     processor = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
-    net = _had(name, "config.json", lambda *_, **__: _kind().from_config(config))
-    mean, std = moments(processor, getattr(config, "num_channels", 3))
-    return Preprocessed(net.float(), mean, std, _made_for(config, processor), logits="logits")
+    net = _fetch(name, "config.json", lambda *_, **__: _kind().from_config(config))
+    mean, std = read_moments(processor, getattr(config, "num_channels", 3))
+    return Preprocessed(net.float(), mean, std, _input_shape(config, processor), logits="logits")
 
 
-def moments(
+def read_moments(
     processor: Mapping[str, Any], channels: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and standard deviation per channel of pixels in [0, 1] that an image processor's
-    configuration stands for; it is told of pixels up to 255 that it scales first."""
-    scale = 255.0  # to the pixels that the processor is shown, and from them to what it makes
+    """Convert an image processor's normalisation to pixels in [0, 1].
+
+    Args:
+        processor: Its configuration, which describes pixels from 0 to 255 and their scaling.
+        channels: Number of channels.
+
+    Returns:
+        Mean and standard deviation per channel, in pixels of [0, 1].
+    """
+    scale = 255.0
     if processor.get("do_rescale", True):
         scale *= processor.get("rescale_factor", 1 / 255)
     if not processor.get("do_normalize", bool(processor)):
@@ -105,8 +121,8 @@ def moments(
     return tuple(each / scale for each in mean), tuple(each / scale for each in std)
 
 
-def _made_for(config: Any, processor: Mapping[str, Any]) -> Shape | None:
-    """The images that the repository says its net was made for, if it says so."""
+def _input_shape(config: Any, processor: Mapping[str, Any]) -> Shape | None:
+    """Return the shape of images that the repository states, if it does."""
     size = getattr(config, "image_size", None)
     for key in ("crop_size", "size"):
         size = size or processor.get(key)
@@ -119,10 +135,11 @@ def _made_for(config: Any, processor: Mapping[str, Any]) -> Shape | None:
 
 
 def _published(name: str) -> Mapping[str, Tensor]:
-    """The repository's own state, keyed as the built model's.
+    """Load the repository's state with the keys of the built model.
 
-    Raises: SuiteError if it cannot be had as safetensors.
+    Raises:
+        SuiteError: There is no such file of safetensors.
     """
     get = partial(_kind().from_pretrained, trust_remote_code=False, use_safetensors=True)
-    net = _had(name, "config.json and model.safetensors", get)
+    net = _fetch(name, "config.json and model.safetensors", get)
     return {f"net.{key}": value for key, value in net.state_dict().items()}

@@ -1,9 +1,8 @@
-"""Any image classifier of timm by its name there, with or without a tag: `timm:resnet18.a1_in1k`.
+"""Load image classifiers of timm by name, with or without a tag: `timm:resnet18.a1_in1k`.
 
-Weights are DEFAULT, the ones of the name's tag (without one, of timm's first): the file
-model.safetensors of the hub's cache, downloaded into it where the network allows; or they are a
-file of the suite's, or "random". The mean and standard deviation of the model's `pretrained_cfg`
-are its first layer; images are taken as they are, neither resized nor cropped.
+Weights are DEFAULT (those of the tag, or of timm's first tag: model.safetensors in the hub's cache,
+downloaded unless BENCH_OFFLINE is set), a file, or "random". The first layer normalises by the
+`pretrained_cfg`; images are neither resized nor cropped.
 Source: Wightman 2019, https://github.com/huggingface/pytorch-image-models
 """
 
@@ -26,9 +25,16 @@ FILE = "model.safetensors"
 
 
 def adapt(name: str) -> Model:
-    """The library's classifier `name`.
+    """Return a classifier of the library.
 
-    Raises: SuiteError if there is none of that name or tag, or the library is not there.
+    Args:
+        name: Name in timm, with or without a tag.
+
+    Returns:
+        The model's record.
+
+    Raises:
+        SuiteError: The name or tag is unknown, or the library is not installed.
     """
     if reason := optional.missing_reason(LIBRARY, LIBRARY):
         raise SuiteError(f"model '{LIBRARY}:{name}': {reason}")
@@ -49,19 +55,20 @@ def adapt(name: str) -> Model:
 
 
 def _config(name: str) -> Any:
-    """What timm says of the weights of this name."""
+    """Return timm's configuration of the weights."""
     timm = optional.import_library(LIBRARY)
     try:
         return timm.get_pretrained_cfg(name, allow_unregistered=False)
-    except RuntimeError as error:  # another tag than there is
+    except RuntimeError as error:  # unknown tag
         plain, _, tag = name.partition(".")
         tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{plain}.*")]
-        told = f"model '{LIBRARY}:{plain}' has no weights '{tag}'; {nearest(tag, tags)}"
-        raise SuiteError(told) from error
+        raise SuiteError(
+            f"model '{LIBRARY}:{plain}' has no weights '{tag}'; {nearest(tag, tags)}"
+        ) from error
 
 
 def _build(name: str, classes: Count | None = None, channels: Count | None = None) -> nn.Module:
-    """`classes` and `channels` are those of the name's weights if they are not given."""
+    """Build the network; None for the classes and channels of the weights."""
     config = _config(name)
     channels = channels or config.input_size[0]
     mean, std = (each[:1] * channels if channels != len(each) else tuple(each)
@@ -74,9 +81,10 @@ def _build(name: str, classes: Count | None = None, channels: Count | None = Non
 
 
 def _published(name: str) -> Mapping[str, Tensor]:
-    """The state of the name's weights, keyed as the built model's.
+    """Load the weights' state with the keys of the built model.
 
-    Raises: SuiteError if they cannot be had.
+    Raises:
+        SuiteError: They are not published, or cannot be loaded.
     """
     config = _config(name)
     if not config.hf_hub_id:

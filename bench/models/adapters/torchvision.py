@@ -1,9 +1,8 @@
-"""Any image classifier of torchvision by its name there: `torchvision:resnet18`.
+"""Load image classifiers of torchvision by name: `torchvision:resnet18`.
 
-Weights go by torchvision's own names, DEFAULT or IMAGENET1K_V1, and come from torch's hub cache,
-downloaded into it where the network allows; or they are a file of the suite's, or "random". The
-mean and standard deviation that the weights' preprocessing states are the model's first layer;
-images are taken as they are, neither resized nor cropped.
+Weights have torchvision's names, such as DEFAULT or IMAGENET1K_V1 (read from torch's hub cache,
+downloaded unless BENCH_OFFLINE is set), or are a file or "random". The first layer normalises as
+the weights' preprocessing does; images are neither resized nor cropped.
 Source: TorchVision 2016, https://github.com/pytorch/vision
 """
 
@@ -29,11 +28,18 @@ LIBRARY = "torchvision"
 
 
 def adapt(name: str) -> Model:
-    """The library's classifier `name`.
+    """Return a classifier of the library.
 
-    Raises: SuiteError if there is none of that name.
+    Args:
+        name: Name in torchvision.
+
+    Returns:
+        The model's record.
+
+    Raises:
+        SuiteError: The name is unknown.
     """
-    from torchvision import models  # 0.8 s to import; only who names it pays
+    from torchvision import models  # 0.8 s to import
 
     known = models.list_models(module=models)
     if name not in known:
@@ -42,9 +48,9 @@ def adapt(name: str) -> Model:
     best = weights.DEFAULT
     return Model(
         summary=f"torchvision's {name}, {best.meta['num_params']:,} parameters",
-        source=f"torchvision, {best.meta.get('recipe', 'no recipe told')}",
+        source=f"torchvision, {best.meta.get('recipe', 'no recipe stated')}",
         build=partial(_build, name),
-        shape=_made_for(best),
+        shape=_input_shape(best),
         classes=len(best.meta["categories"]),
         published=partial(_published, name),
         published_names=tuple(weights.__members__),  # DEFAULT among them
@@ -52,32 +58,36 @@ def adapt(name: str) -> Model:
     )
 
 
-def _made_for(weights: Any) -> Shape:
+def _input_shape(weights: Any) -> Shape:
+    """Return the shape of images that the weights' preprocessing makes."""
     size = weights.transforms().crop_size[0]
     return 3, size, size
 
 
 def _moments(weights: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation per channel of the weights' preprocessing."""
     own = weights.transforms()
     return tuple(own.mean), tuple(own.std)
 
 
 def _build(name: str, classes: Count = 1000) -> nn.Module:
+    """Build the network with random weights."""
     from torchvision import models
 
     best = models.get_model_weights(name).DEFAULT
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of how two of them begin, which no weights keep
+        warnings.simplefilter("ignore")  # about the initialisation of two architectures
         net = models.get_model(name, weights=None, num_classes=classes)
     if hasattr(net, "transform_input"):
         net.transform_input = True  # as the library sets it for its weights
-    return Preprocessed(net, *_moments(best), _made_for(best))
+    return Preprocessed(net, *_moments(best), _input_shape(best))
 
 
 def _published(name: str, weights: str) -> Mapping[str, Tensor]:
-    """The state of the library's weights, keyed as the built model's.
+    """Load the library's weights with the keys of the built model.
 
-    Raises: SuiteError if they want another normalisation than the model's, or cannot be had.
+    Raises:
+        SuiteError: They need another normalisation than the model's, or cannot be loaded.
     """
     from torchvision import models
 

@@ -1,5 +1,5 @@
-"""Checks of a model before it is attacked: is it deterministic, differentiable, preprocessed right.
+"""Check a model before it is attacked: is it deterministic, differentiable, preprocessed right?
 
-Read `checks` first; `findings` are what they return, `preprocessing` recognises a wrong mean or
-standard deviation.
+Read `checks` first; `findings` lists what it can report, `preprocessing` recognises wrong labels,
+channels, pixel ranges and normalisation.
 """

@@ -1,8 +1,7 @@
-"""Is this model fit to be attacked? A few questions before anything runs.
+"""Check a model before it is attacked.
 
-A finding has a name (`bench.models.preflight.findings`) and a sentence. One that would make every
-number wrong stops the run, unless the suite allows it by name; any other, and an allowed one, goes
-on to the report.
+A finding has a name (`bench.models.preflight.findings`) and a sentence. A finding that would make
+all results wrong stops the run unless the suite allows it by name; the others go into the report.
 """
 
 import hashlib
@@ -29,20 +28,20 @@ from bench.engine.model_state import (
 from bench.engine.opaque_model import OpaqueModel
 from bench.models import fingerprint
 from bench.models.preflight.findings import FINDINGS, Finding
-from bench.models.preflight.preprocessing import wrong_preprocessing
+from bench.models.preflight.preprocessing import find_wrong_preprocessing
 from bench.models.preprocessing import Preprocessed
 from bench.models.query_only import QueryOnlyModel
 
-ASKED = 16
-"""Images that the model is asked about."""
+N_IMAGES = 16
+"""Images that the model is checked on."""
 RANDOM, BATCH = 1e-3, 1e-2
-"""Shares of the largest logit by which answers may differ: asked twice, and asked alone."""
-FLAT = 1e-3
-"""What the largest probability is above 1 / classes, as a share of that, if logits are not flat."""
+"""Largest difference of logits, as a share of the largest: repeated, and without a batch."""
+FLAT_SCALE = 1e-3
+"""Smallest excess of the largest probability over 1 / classes, as a share of 1 / classes."""
 
 
 class LoadedModel(NamedTuple):
-    """A model ready to be attacked: on its device, in evaluation mode, asked and found fit."""
+    """A model that passed preflight: on its device, in evaluation mode."""
 
     label: str
     model: nn.Module
@@ -51,22 +50,30 @@ class LoadedModel(NamedTuple):
     findings: tuple[str, ...]
     """Sentences about the model that a reader of its numbers must know."""
     predictions: int = 1
-    """Times that it is asked for one verdict."""
+    """Predictions that vote on one verdict."""
     random: bool = False
-    """Whether it answers at random: as was found, or as more than one prediction says."""
+    """Whether its answers are random: observed, or implied by several predictions."""
     access: Access = "gradient"
-    """What it shows of itself."""
+    """What it exposes."""
     logits: Tensor | None = None
-    """Its answers to the first images, on the CPU; None where it answers at random."""
+    """Logits of the first images, on the CPU; None if the answers are random."""
     sketch: str = ""
-    """The same, coarsely enough to be part of an identity."""
+    """The same, coarse enough to be part of an identity."""
 
 
-def unfit(label: str, why: str) -> LoadedModel:
-    """What stands for a model that could not be made ready: its cells are planned, and failed."""
+def refuse_model(label: str, why: str) -> LoadedModel:
+    """Return the placeholder of a model that failed to load; its cells are planned and fail.
+
+    Args:
+        label: Label of the model.
+        why: Reason, without a full stop.
+
+    Returns:
+        A model without classes whose finding states the reason.
+    """
     identity = hashlib.sha256(f"unfit {label}".encode()).hexdigest()
-    told = f"model '{label}' could not be made ready, and all its cells are failed: {why}."
-    return LoadedModel(label, nn.Identity(), 0, identity, (told,))
+    sentence = f"model '{label}' could not be made ready, and all its cells are failed: {why}."
+    return LoadedModel(label, nn.Identity(), 0, identity, (sentence,))
 
 
 def preflight(
@@ -78,27 +85,38 @@ def preflight(
     allow: Sequence[str] = (),
     about: Any = None,
 ) -> LoadedModel:
-    """The model, which is on `device`, with what its answers to the first images told.
+    """Check a model on the first images.
 
-    `predictions` is how often it is to be asked for one verdict; `allow`, the names of findings
-    that do not stop the run; `about`, plain values that belong to the model's fingerprint.
-    Raises: SuiteError if the answers are no logits: wrong shape, fewer classes than the labels
-    need, and what `bench.models.preflight.findings` refuses and `allow` does not name.
+    Args:
+        label: Label of the model.
+        model: Maps images (n, c, h, w) in [0, 1] to logits (n, classes); on `device`.
+        data: The data set.
+        device: Device of the checks.
+        predictions: Predictions that vote on one verdict.
+        allow: Names of findings that do not stop the run.
+        about: Plain values that belong to the model's fingerprint.
+
+    Returns:
+        The model with its fingerprint and findings.
+
+    Raises:
+        SuiteError: The outputs are no logits (n, classes), there are fewer classes than labels, or
+            a finding stops the run.
     """
     where = f"model '{label}'"
     for name in allow:
         if name not in FINDINGS:
-            told = f"preflight finds nothing called '{name}' to allow"
-            raise SuiteError(f"{where}: {told}; {nearest(name, FINDINGS)}")
+            problem = f"preflight finds nothing called '{name}' to allow"
+            raise SuiteError(f"{where}: {problem}; {nearest(name, FINDINGS)}")
     if isinstance(model, torch.jit.ScriptModule):  # whose layers take no hooks
-        model = OpaqueModel(model, fingerprint.program_text(model))
-    x = data.read(0, min(data.n, ASKED)).to(device)
+        model = OpaqueModel(model, fingerprint.describe_program(model))
+    x = data.read(0, min(data.n, N_IMAGES)).to(device)
     try:
-        return _fitted(label, model, model, data, x.clone(), predictions, allow, about)
+        return _check_model(label, model, model, data, x.clone(), predictions, allow, about)
     except InputWriteError:
         with eval_mode(model), rng.seed_global("preflight"):
             who = find_input_writer(model, x)
-        return _fitted(
+        return _check_model(
             label,
             model,
             InputCloningModel(model),
@@ -107,11 +125,11 @@ def preflight(
             predictions,
             allow,
             about,
-            [_writes(where, who)],
+            [_input_write_finding(where, who)],
         )
 
 
-def _writes(where: str, who: str) -> Finding:
+def _input_write_finding(where: str, who: str) -> Finding:
     return Finding(
         "writes-to-input",
         f"{where} writes into the images that it is given ({who}): it is shown a copy of them each "
@@ -119,7 +137,7 @@ def _writes(where: str, who: str) -> Finding:
     )
 
 
-def _fitted(
+def _check_model(
     label: str,
     net: nn.Module,
     model: nn.Module,
@@ -130,54 +148,59 @@ def _fitted(
     about: Any = None,
     known: Sequence[Finding] = (),
 ) -> LoadedModel:
-    """As `fit`; `model` is what is asked, the `net` itself or around it, and `known` what was
-    found already. Raises: WrittenError if it writes into x, too."""
+    """Check a model as `preflight` does.
+
+    `model` is called in place of `net`, which it is or wraps; `known` are findings so far.
+
+    Raises:
+        WrittenError: The model writes into x.
+    """
     where, clean = f"model '{label}'", x.clone()
-    with eval_mode(model), rng.seed_global("preflight"):  # so that the same is found each time
+    with eval_mode(model), rng.seed_global("preflight"):  # for reproducible findings
         training = [name for name, module in net.named_modules() if module.training]
-        # Before it is asked: a forward may count.
-        print_ = fingerprint.fingerprint(net, [about, training])
-        logits = _answers(where, model, data, x)
+        # Before the first call, since a forward may count its calls.
+        digest = fingerprint.fingerprint(net, [about, training])
+        logits = _compute_logits(where, model, data, x)
         _check_unwritten(x, clean)
-        found = [*known, *_unfit(where, model, logits)]
+        found = [*known, *_find_errors(where, model, logits)]
         refused = [each for each in found if each.refuses and each.name not in allow]
         if refused:
-            raise SuiteError(refused[0].refused())
+            raise SuiteError(refused[0].format_error())
         logits = widen(logits)
-        random = _random(model, x, logits)
-        found += _doubts(where, net, model, data, x, logits, random, predictions)
+        random = _is_random(model, x, logits)
+        found += _find_doubts(where, net, model, data, x, logits, random, predictions)
         _check_unwritten(x, clean)
         if "not-finite" not in [each.name for each in found]:
-            found += wrong_preprocessing(where, model, data, x.device)
-    findings = tuple(each.noted(each.name in allow) for each in found)
+            found += find_wrong_preprocessing(where, model, data, x.device)
+    findings = tuple(each.format_note(each.name in allow) for each in found)
     random = random or predictions > 1
     access: Access = "gradient"
-    if isinstance(net, QueryOnlyModel):  # what is behind it is known by its answers alone
+    if isinstance(net, QueryOnlyModel):  # it is identified by its answers as well
         access = net.access
-        said = str(predict_class(logits).tolist())
-        print_ = hashlib.sha256(f"{print_} {said}".encode()).hexdigest()
+        classes = str(predict_class(logits).tolist())
+        digest = hashlib.sha256(f"{digest} {classes}".encode()).hexdigest()
     return LoadedModel(
-        label=label, model=model, classes=logits.shape[1], fingerprint=print_, findings=findings,
+        label=label, model=model, classes=logits.shape[1], fingerprint=digest, findings=findings,
         predictions=predictions, random=random, access=access,
         logits=None if random else logits.detach().float().cpu(),
-        sketch="" if random else fingerprint.sketch(logits),
+        sketch="" if random else fingerprint.sketch_logits(logits),
     )  # fmt: skip
 
 
 def _check_unwritten(x: Tensor, clean: Tensor) -> None:
-    """Raises: WrittenError if x is not `clean` any more, whatever way it was written to."""
+    """Raise WrittenError if x differs from its copy `clean`."""
     if not torch.equal(x, clean):
         raise InputWriteError("the model writes into the images that it is shown")
 
 
-def _answers(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
-    """The model's answers to x; raises SuiteError if nothing can be computed with them."""
+def _compute_logits(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
+    """Return the logits of x; raise SuiteError if they have no usable shape."""
     try:
         with torch.no_grad():
             logits = call_model(model, x)
     except (KeyboardInterrupt, InputWriteError):
         raise
-    except BaseException as error:  # a stranger's forward may raise anything
+    except BaseException as error:  # foreign code may raise anything
         other = _not_float32(where, model)
         if other is not None:
             raise SuiteError(other.sentence[:-1]) from error
@@ -201,22 +224,23 @@ def _answers(where: str, model: nn.Module, data: Data, x: Tensor) -> Tensor:
 
 
 def _not_float32(where: str, model: nn.Module) -> Finding | None:
+    """Return a finding if parameters are not in float32."""
     kinds = [p.dtype for p in model.parameters() if p.is_floating_point()]
     other = [kind for kind in kinds if kind != torch.float32]
     if not other:
         return None
     seen = f"{len(other)} of {len(kinds)} in {str(other[0]).removeprefix('torch.')}"
-    told = f"{where}: expected float32 parameters; convert it with model.float() ({seen})."
-    return Finding("not-float32", told, refuses=True)
+    sentence = f"{where}: expected float32 parameters; convert it with model.float() ({seen})."
+    return Finding("not-float32", sentence, refuses=True)
 
 
-def _unfit(where: str, model: nn.Module, logits: Tensor) -> Iterator[Finding]:
-    """What makes every number of the model wrong."""
+def _find_errors(where: str, model: nn.Module, logits: Tensor) -> Iterator[Finding]:
+    """Yield findings that make all results of the model wrong."""
     other = _not_float32(where, model)
     if other is None and logits.dtype in (torch.float16, torch.bfloat16):
         kind = str(logits.dtype).removeprefix("torch.")
-        told = f"{where}: expected float32 logits, got {kind}; let it compute without autocast."
-        other = Finding("not-float32", told, refuses=True)
+        sentence = f"{where}: expected float32 logits, got {kind}; let it compute without autocast."
+        other = Finding("not-float32", sentence, refuses=True)
     if other is not None:
         yield other
     finite = logits.isfinite().all(1)
@@ -238,13 +262,20 @@ def _unfit(where: str, model: nn.Module, logits: Tensor) -> Iterator[Finding]:
 
 
 def are_probabilities(logits: Tensor) -> bool:
-    """Whether what a model returned, (n, classes), has been through a softmax."""
+    """Return whether outputs are probabilities, as after a softmax.
+
+    Args:
+        logits: Outputs, (n, classes).
+
+    Returns:
+        True if all are at least 0 and each row sums to 1.
+    """
     total = logits.sum(1)
     return bool((logits >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-4)
 
 
-def _random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
-    """Whether the model answers otherwise when it is asked again."""
+def _is_random(model: nn.Module, x: Tensor, logits: Tensor) -> bool:
+    """Return whether a second call has other results."""
     with torch.no_grad():
         again = call_model(model, x)
     return float((widen(again) - logits).abs().max()) > RANDOM * _scale(logits)
@@ -254,7 +285,7 @@ def _scale(logits: Tensor) -> float:
     return float(logits.abs().max())
 
 
-def _doubts(
+def _find_doubts(
     where: str,
     net: nn.Module,
     model: nn.Module,
@@ -264,7 +295,7 @@ def _doubts(
     random: bool,
     predictions: int,
 ) -> Iterator[Finding]:
-    """What makes the model's numbers doubtful."""
+    """Yield findings that make results of the model doubtful."""
     training = [name or "the model" for name, m in model.named_modules() if m.training]
     if training:
         yield Finding(
@@ -281,14 +312,14 @@ def _doubts(
             "vote, and let attacks average their gradients over `samples`.",
         )
     elif not random:
-        yield from _batch(where, model, x, logits)
+        yield from _find_batch_dependence(where, model, x, logits)
     if torch.allclose(logits.logsumexp(1), torch.zeros(len(x)).to(logits), atol=1e-4):
         yield Finding(
             "log-probabilities",
             f"{where} returns log-probabilities instead of logits: cross-entropy is the same, but "
             "losses on logits (DLR, CW) are not; return the values before log_softmax.",
         )
-    yield from _close(where, logits)
+    yield from _find_close_logits(where, logits)
     if data.classes and len(data.classes) != logits.shape[1]:
         yield Finding(
             "classes",
@@ -303,11 +334,11 @@ def _doubts(
             "params, or a model made for this one.",
         )
     if not isinstance(net, QueryOnlyModel):
-        yield from _flat(where, model, x, logits, random)
+        yield from _find_gradient_problems(where, model, x, logits, random)
 
 
-def _close(where: str, logits: Tensor) -> Iterator[Finding]:
-    """Whether the classes can be told apart by what the model returns."""
+def _find_close_logits(where: str, logits: Tensor) -> Iterator[Finding]:
+    """Yield findings about tied and flat logits."""
     n, classes = logits.shape
     ties = int(is_tied(logits).sum())
     if ties:
@@ -318,7 +349,7 @@ def _close(where: str, logits: Tensor) -> Iterator[Finding]:
             "of the classes; look for outputs that are rounded, clipped or all the same.",
         )
     above = float(probabilities(logits).amax(1).max()) * classes - 1
-    if above < FLAT and ties < n:
+    if above < FLAT_SCALE and ties < n:
         far = float((logits.amax(1) - logits.amin(1)).max())
         yield Finding(
             "flat",
@@ -328,8 +359,10 @@ def _close(where: str, logits: Tensor) -> Iterator[Finding]:
         )
 
 
-def _batch(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[Finding]:
-    """Whether an image is answered otherwise alone, or among others in another order."""
+def _find_batch_dependence(
+    where: str, model: nn.Module, x: Tensor, logits: Tensor
+) -> Iterator[Finding]:
+    """Yield a finding if the logits of an image depend on the other images of its batch."""
     try:
         with torch.no_grad():
             alone = widen(torch.cat([call_model(model, row[None]) for row in x]))
@@ -337,8 +370,8 @@ def _batch(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[
     except (KeyboardInterrupt, InputWriteError):
         raise
     except BaseException as error:  # as batch-norm in training mode refuses a single image
-        told = f"{first_line(error)}; a verdict must not need a batch"
-        raise SuiteError(f"{where} does not take an image alone: {told}") from error
+        reason = f"{first_line(error)}; a verdict must not need a batch"
+        raise SuiteError(f"{where} does not take an image alone: {reason}") from error
     far = max(float((other - logits).abs().max()) for other in (alone, turned))
     if far > BATCH * _scale(logits):
         own = [
@@ -356,10 +389,10 @@ def _batch(where: str, model: nn.Module, x: Tensor, logits: Tensor) -> Iterator[
         )
 
 
-def _flat(
+def _find_gradient_problems(
     where: str, model: nn.Module, x: Tensor, logits: Tensor, random: bool
 ) -> Iterator[Finding]:
-    """Whether there are gradients to follow, and whether they are those of what is judged."""
+    """Yield findings about gradients: absent, zero, not finite, or of another function."""
     other = logits.argmin(1)
     try:
         seen = gradient_pass(model, make_objective("cross-entropy", "untargeted"), x, other, other)

@@ -1,4 +1,4 @@
-"""What can be wrong with a model, by name: what preflight looks for, and a suite may allow."""
+"""List what preflight looks for in a model; a suite may allow each finding by its name."""
 
 from typing import NamedTuple
 
@@ -24,24 +24,35 @@ FINDINGS = {
     "normalisation": "normalisation done twice or not at all",
     "near-chance": "as few right answers on clean images as chance gives",
 }
-"""Name -> meaning. What a model of another shape of output or of too few classes gives is no
-finding but a mistake, since nothing could be computed with it."""
+"""Name -> meaning. A wrong output shape or too few classes are errors instead, since nothing can be
+computed with such a model."""
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong with a model."""
+    """A property of a model that makes its results wrong or doubtful."""
 
     name: str
     """One of FINDINGS."""
     sentence: str
-    """Where, what was seen and what to do; begins with the model, ends in a full stop."""
+    """Names the model, what was observed and what to do; ends in a full stop."""
     refuses: bool = False
-    """Whether every number would be wrong, so that the run stops unless the suite allows it."""
+    """Whether all results would be wrong, so that the run stops unless the suite allows it."""
 
-    def noted(self, allowed: bool) -> str:
-        """The sentence as a report shows it."""
+    def format_note(self, allowed: bool) -> str:
+        """Format the finding for a report.
+
+        Args:
+            allowed: Whether the suite allows it.
+
+        Returns:
+            The sentence and the name.
+        """
         return f"{self.sentence} ({self.name}{', allowed by the suite' if allowed else ''})"
 
-    def refused(self) -> str:
-        """The sentence as the user's mistake, with the way around it."""
+    def format_error(self) -> str:
+        """Format the finding as an error, with the setting that allows it.
+
+        Returns:
+            The sentence.
+        """
         return f'{self.sentence[:-1]}; or, if that is meant, allow = ["{self.name}"] in its entry'

@@ -1,7 +1,7 @@
-"""Models in files of their own: a torch.export program (.pt2) or a TorchScript one (.ts, .pt).
+"""Load models from serialized programs: torch.export (.pt2) or TorchScript (.ts, .pt).
 
-Neither needs the code that the model was made with. Both are read by torch's own readers, which can
-run code that a file holds: `ModelEntry` lets only those files be named that the user trusts.
+Neither needs the code that the model was made with. torch's readers can run code that a file
+contains, so `ModelEntry` accepts such a file only where the user declares it trusted.
 """
 
 import hashlib
@@ -12,24 +12,37 @@ from typing import TYPE_CHECKING, Any
 
 from bench.core.errors import SuiteError, describe
 
-if TYPE_CHECKING:  # names are looked up where nobody waits for torch
+if TYPE_CHECKING:  # commands that only look at names must not import torch
     from torch import fx, nn
 
 SUFFIXES = (".pt2", ".ts", ".torchscript", ".pt")
 UNBOUNDED = 2**31
-"""Images at once that are as good as any number."""
+"""Batch size that means no limit."""
 
 
-def named(name: str) -> bool:
-    """Whether the name of a model is that of a program's file."""
+def is_program_file(name: str) -> bool:
+    """Return whether a model's name is the path of a serialized program.
+
+    Args:
+        name: Name in a suite.
+
+    Returns:
+        True for a path that ends in one of SUFFIXES.
+    """
     return ":" not in name and name.endswith(SUFFIXES)
 
 
-def opened(path: Path) -> "nn.Module":
-    """The program at `path` as a module on the CPU that maps images to whatever it gives out.
+def load_program(path: Path) -> "nn.Module":
+    """Load a serialized program, whose code may run: only for a file that the user trusts.
 
-    Code in the file may run: call this only for a file that the user trusts.
-    Raises: SuiteError if torch cannot read it, or if it cannot serve as a model.
+    Args:
+        path: The file.
+
+    Returns:
+        A module on the CPU that maps images to the program's output.
+
+    Raises:
+        SuiteError: torch cannot read the file, or the program cannot serve as a model.
     """
     import torch
 
@@ -39,11 +52,13 @@ def opened(path: Path) -> "nn.Module":
     where, digest = f"program {path}", hashlib.sha256(content).hexdigest()
     exported = path.suffix == ".pt2"
     try:
-        with warnings.catch_warnings():  # torch's readers warn of what is deprecated inside torch
+        with warnings.catch_warnings():  # of what is deprecated inside torch
             warnings.simplefilter("ignore")
             if exported:
                 program = torch.export.load(io.BytesIO(content))
-                return OpaqueModel(_graph(where, program), digest, *_sizes(where, program))
+                return OpaqueModel(
+                    _load_graph(where, program), digest, *_read_sizes(where, program)
+                )
             return OpaqueModel(torch.jit.load(io.BytesIO(content), map_location="cpu"), digest)
     except SuiteError:
         raise
@@ -56,9 +71,8 @@ def opened(path: Path) -> "nn.Module":
         ) from error
 
 
-def _sizes(where: str, program: Any) -> "tuple[tuple[int, int], tuple[int | None, ...]]":
-    """Least and most images that a torch.export program takes at once, and the sizes of one image,
-    None where they are not fixed."""
+def _read_sizes(where: str, program: Any) -> "tuple[tuple[int, int], tuple[int | None, ...]]":
+    """Return the range of the batch size and the shape of one image; None where a size is free."""
     names = program.graph_signature.user_inputs
     if len(names) != 1:
         raise SuiteError(f"{where}: expected images as the only input, got {len(names)} inputs")
@@ -74,10 +88,11 @@ def _sizes(where: str, program: Any) -> "tuple[tuple[int, int], tuple[int | None
     return rows, tuple(size if isinstance(size, int) else None for size in shape)
 
 
-def _graph(where: str, program: Any) -> "fx.GraphModule":
-    """The graph of a torch.export program as a module, on whichever device its images are.
+def _load_graph(where: str, program: Any) -> "fx.GraphModule":
+    """Return the graph of a torch.export program as a module that runs on its input's device.
 
-    Raises: SuiteError for a program that was exported in training mode.
+    Raises:
+        SuiteError: The program was exported in training mode.
     """
     import torch
 

@@ -37,8 +37,8 @@ Listener = Callable[[str], None]
 
 def explain_tasks(
     session: Evaluator,
-    ours: plan.Task,
-    reference: plan.Task,
+    ours: plan.AttackTask,
+    reference: plan.AttackTask,
     on_experiment: Listener = lambda text: None,
 ) -> Explanation:
     """Explain why two tasks of one cell each, on the same model, disagree.
@@ -294,8 +294,8 @@ def explain_cells(
         SuiteError: Suite, folder or cells are unknown, or cannot be compared.
     """
     folder = Path(where) if (Path(where) / "provenance.json").exists() else None
-    checked, identities = (reader.read(where), {}) if folder is None else _of_run(folder)
-    planned = plan.tasks(checked, plan.known_facts(checked))
+    checked, identities = (reader.read_suite(where), {}) if folder is None else _of_run(folder)
+    planned = plan.plan_tasks(checked, plan.collect_declared_facts(checked))
     first, second = (cell_names.find(name, planned) for name in (ours, reference))
     cell_names.check_comparable(first.cell, second.cell)
     labels = {first.task.model, first.task.source}
@@ -324,22 +324,24 @@ def _of_run(folder: Path) -> tuple[Suite, dict[tuple[str, str, float], str]]:
         known = {(cell["model"], cell["attack"], cell["eps"]): cell["identity"] for cell in cells}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SuiteError(f"{path}: could not be read ({error!r}); run the suite again") from error
-    return reader.parse(text, str(path), Path()), known
+    return reader.parse_suite(text, str(path), Path()), known
 
 
 def _task(
     session: Evaluator, found: cell_names.Named, identities: dict[tuple[str, str, float], str]
-) -> plan.Task:
+) -> plan.AttackTask:
     """Plan the task of one cell, with the facts of the loaded model."""
     model, entry, cell = found.task.model, found.task.entry, found.cell
     if why := session.unfit_reason(found.task):
         raise SuiteError(f"cell '{cell.model}/{cell.attack}': {why}")
     source = session.model_facts(entry.source) if entry.source else None
-    task = plan.task(model, entry, session.model_facts(model), session.seed, "independent", source)
+    task = plan.plan_task(
+        model, entry, session.model_facts(model), session.seed, "independent", source
+    )
     (place,) = (k for k, each in enumerate(task.cells) if each.eps == cell.eps)
     planned = task.cells[place]
     if planned.reason:
         raise SuiteError(f"cell '{cell.model}/{cell.attack}' is skipped: {planned.reason}")
     identity = identities.get((cell.model, cell.attack, cell.eps), "")
-    curve = dataclasses.replace(task.curve, eps=(cell.eps,))
-    return task._replace(curve=curve, cells=(dataclasses.replace(planned, identity=identity),))
+    curve = dataclasses.replace(task.spec, eps=(cell.eps,))
+    return task._replace(spec=curve, cells=(dataclasses.replace(planned, identity=identity),))

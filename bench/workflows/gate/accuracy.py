@@ -10,7 +10,7 @@ from bench.analysis.snapshot_matching import SettingChange
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
 from bench.reporting.formats import numbers
-from bench.suite.thresholds import Limits, Threshold
+from bench.suite.thresholds import Threshold, Thresholds
 from bench.workflows.gate.verdicts import AccuracyChange, Outcome, Verdict
 
 
@@ -39,7 +39,7 @@ class AccuracyVerdicts(NamedTuple):
     """The smallest loss that can fail the check, in a sentence."""
 
 
-def judge_accuracies(before: Snapshot, now: Snapshot, limits: Limits) -> AccuracyVerdicts:
+def judge_accuracies(before: Snapshot, now: Snapshot, limits: Thresholds) -> AccuracyVerdicts:
     """Compare every model's clean accuracy, then every cell's robust accuracy.
 
     Args:
@@ -57,7 +57,7 @@ def judge_accuracies(before: Snapshot, now: Snapshot, limits: Limits) -> Accurac
     return AccuracyVerdicts(verdicts, _power(pairs, limits.alpha))
 
 
-def _clean(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair | Verdict]:
+def _clean(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[_Pair | Verdict]:
     earlier, later = snapshot_matching.models(before), snapshot_matching.models(now)
     other, n = snapshot_matching.other_data(before, now), now.data.n
     for model in dict.fromkeys([*earlier, *later]):
@@ -70,7 +70,7 @@ def _clean(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair | 
             yield Verdict(*place, "not compared", other)
         else:
             was, clean = (unpack(side[model].clean, n) for side in (earlier, later))
-            yield _Pair(*place, was, clean, limits.of("clean_accuracy", model))
+            yield _Pair(*place, was, clean, limits.find("clean_accuracy", model))
 
 
 def _in_words(changes: Sequence[SettingChange]) -> str:
@@ -82,7 +82,7 @@ def _in_words(changes: Sequence[SettingChange]) -> str:
     return "; ".join(f"{name} {before} → {now}" for name, before, now in known)
 
 
-def _robust(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair | Verdict]:
+def _robust(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[_Pair | Verdict]:
     earlier, later, n = snapshot_matching.cells(before), snapshot_matching.cells(now), now.data.n
     tasks, were = snapshot_matching.by_attack(now), snapshot_matching.by_attack(before)
     for key in dict.fromkeys([*later, *earlier]):
@@ -98,7 +98,7 @@ def _robust(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair |
         else:
             names = (attack, tasks[model, attack].family)
             sides = [unpack(side[key].robust, n) for side in (earlier, later)]
-            limit = limits.of("robust_accuracy", model, names, eps)
+            limit = limits.find("robust_accuracy", model, names, eps)
             yield _Pair(*place, sides[0], sides[1], limit)
 
 

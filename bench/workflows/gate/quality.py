@@ -6,7 +6,7 @@ from typing import NamedTuple
 from bench.analysis import snapshot_matching
 from bench.analysis.snapshot import Snapshot, Task
 from bench.reporting.formats import numbers
-from bench.suite.thresholds import Limits, Threshold
+from bench.suite.thresholds import Threshold, Thresholds
 from bench.workflows.gate.verdicts import Outcome, Verdict
 
 LEAST_SECONDS, LEAST_SHARE = 2.0, 0.85
@@ -16,7 +16,7 @@ over 0.05 s. With six other programs on two cores it varied by 1.5 over any time
 processor time was far below this one."""
 
 
-def judge_quality(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]:
+def judge_quality(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[Verdict]:
     """Judge the validity of every attack on a model, and every model's throughput and audit.
 
     Args:
@@ -34,13 +34,13 @@ def judge_quality(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[V
     yield from _audit(before, now, limits)
 
 
-def _validity(before: Snapshot, now: Snapshot, task: Task, limits: Limits) -> Iterator[Verdict]:
+def _validity(before: Snapshot, now: Snapshot, task: Task, limits: Thresholds) -> Iterator[Verdict]:
     cells = snapshot_matching.shared(before, now, task)
     if not cells:
         return
     was = sum(cell.violations for cell, _ in cells)
     count = sum(cell.violations for _, cell in cells)
-    threshold = limits.of("violations", task.model, (task.attack, task.family))
+    threshold = limits.find("violations", task.model, (task.attack, task.family))
     sentence = f"{was} → {count} images that break their threat model"
     if count - was > threshold.amount:
         yield _of_task("validity", task, "regressed", f"{sentence}, beyond {_limit(threshold)}")
@@ -50,7 +50,7 @@ def _validity(before: Snapshot, now: Snapshot, task: Task, limits: Limits) -> It
         yield _of_task("validity", task, "passed", sentence if count else "no violation")
 
 
-def _throughput(before: Snapshot, now: Snapshot, model: str, limits: Limits) -> Verdict:
+def _throughput(before: Snapshot, now: Snapshot, model: str, limits: Thresholds) -> Verdict:
     """Compare the time of all attacks on a model with the time at the baseline's floor ratios.
 
     So a long attack weighs more than a short one, and another mixture of attacks is no slowdown.
@@ -65,7 +65,7 @@ def _throughput(before: Snapshot, now: Snapshot, model: str, limits: Limits) -> 
         f"{numbers.format_factor(factor)} the baseline's time per pass of a bare loop, "
         f"{numbers.format_seconds(seconds)} in all: {1 / factor - 1:+.0%} examples per second"
     )
-    threshold = limits.of("examples_per_second", model)
+    threshold = limits.find("examples_per_second", model)
     least = 1 - float(threshold.amount) / 100
     if 1 / factor < least:
         return Verdict(*place, "regressed", f"{sentence}, beyond {_limit(threshold)}")
@@ -132,14 +132,14 @@ def describe_machine(snapshot: Snapshot) -> str:
     )
 
 
-def _audit(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]:
+def _audit(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[Verdict]:
     earlier, other = snapshot_matching.models(before), snapshot_matching.other_data(before, now)
     for label, model in snapshot_matching.models(now).items():
         if label not in earlier or other:
             continue
         was, signs = set(earlier[label].signs), set(model.signs)
         new = sorted(signs - was)
-        threshold = limits.of("audit", label)
+        threshold = limits.find("audit", label)
         place = ("audit", label, "", "")
         if len(new) > threshold.amount:
             sentence = f"new symptoms of a failed attack: {', '.join(new)}"

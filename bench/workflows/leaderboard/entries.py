@@ -21,6 +21,7 @@ from bench.core.errors import RecordError, SuiteError, first_line
 from bench.core.files import write_atomic
 from bench.reporting.formats.numbers import format_plural
 from bench.suite import plan
+from bench.suite.identity import ModelFacts
 from bench.suite.schema import Suite
 from bench.workflows.leaderboard import model_card as cards
 from bench.workflows.leaderboard.model_card import ModelCard
@@ -151,7 +152,7 @@ def declared_settings(suite: Suite) -> dict[str, Mapping[str, Any]]:
     Raises:
         SuiteError: An attack is a transfer attack, which does not concern a single model.
     """
-    facts = plan.Facts(None, None, model_fingerprint="any", data_fingerprint="any")
+    facts = ModelFacts(None, None, model_fingerprint="any", data_fingerprint="any")
     found = {}
     for entry in suite.attacks:
         if entry.source is not None:
@@ -159,7 +160,9 @@ def declared_settings(suite: Suite) -> dict[str, Mapping[str, Any]]:
                 f"suite '{suite.name}': attack '{entry.label}' is crafted on another model; "
                 "a leaderboard's attacks see the model that they attack"
             )
-        found[entry.label] = plan.task("", entry, facts, suite.seed, suite.sweep).cells[0].settings
+        found[entry.label] = (
+            plan.plan_task("", entry, facts, suite.seed, suite.sweep).cells[0].settings
+        )
     return found
 
 

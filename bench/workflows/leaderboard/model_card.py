@@ -71,7 +71,7 @@ def _absolute(entry: ModelEntry, folder: Path) -> ModelEntry:
     where, colon, name = entry.name.rpartition(":")
     if where.endswith(".py"):
         entry = dataclasses.replace(entry, name=f"{folder / where}{colon}{name}")
-    if serialized.named(entry.name):
+    if serialized.is_program_file(entry.name):
         entry = dataclasses.replace(entry, name=str(folder / entry.name))
     with contextlib.suppress(OSError, ValueError):  # a name that no file can have is a library's
         if entry.weights and (folder / entry.weights).is_file():

@@ -102,21 +102,21 @@ def attack_image(
     names, x, stem, shape = data.classes, data.read(0, 1)[0], data.name, data.shape
     subject = loading.load_model(model, Path(), seed, data, device, data_dir)
     if entry.goal == "targeted":
-        plan.target_class(entry, subject.classes, names)
+        plan.resolve_target(entry, subject.classes, names)
     session = Evaluator(
         suite="", seed=seed, device=device, data=data,
         models={model.label: subject}, rows={model.label: 1}, use_acceleration=False,
     )  # fmt: skip
-    task = plan.task(model.label, entry, session.model_facts(model.label), seed, "independent")
-    task = task._replace(curve=dataclasses.replace(task.curve, trace=True))
+    task = plan.plan_task(model.label, entry, session.model_facts(model.label), seed, "independent")
+    task = task._replace(spec=dataclasses.replace(task.spec, trace=True))
     shard = session.evaluate_chunk(task, 0, 1)
     record = {str(key): value for key, value in shard.frame.iloc[0].items()}
     x_adv = shard.x_adv[0, 0]
 
     label = record["label"]
     answers = [_answer(subject.model, each.to(device), label, names) for each in (x, x_adv)]
-    png = image_files.to_png(x_adv, out / f"{stem}-adversarial.png")
-    again = image_files.decode(png, min(shape[1:]), min(shape[1:]), shape[0])
+    png = image_files.write_png(x_adv, out / f"{stem}-adversarial.png")
+    again = image_files.decode_image(png, min(shape[1:]), min(shape[1:]), shape[0])
     factor = magnify or _factor(x_adv - x)
     figure = _figure(x, x_adv, factor, [answer.top[0] for answer in answers])
     drawn, _ = figures.save_figure(figure, out / f"{stem}-attack")
@@ -147,7 +147,7 @@ def _data(image: str, wanted: Shape | None, names: tuple[str, ...], data_dir: Pa
     example = _EXAMPLE.fullmatch(image)
     if example is None or Path(image).exists():
         path, shape = Path(image), wanted or (3, 224, 224)
-        x = image_files.decode(path, min(shape[1:]), min(shape[1:]), shape[0])
+        x = image_files.decode_image(path, min(shape[1:]), min(shape[1:]), shape[0])
         labels, name = None, path.stem
     else:
         index = int(example["index"])

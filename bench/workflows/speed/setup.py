@@ -13,11 +13,11 @@ from bench.core.contracts.dataset import Data
 from bench.core.contracts.parameters import step_size
 from bench.core.errors import SuiteError
 from bench.core.rng import Noise
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.engine import timing
 from bench.evaluation import judge, loading, verify
 from bench.models import published_weights
-from bench.suite.reader import attack_entry
+from bench.suite.reader import parse_attack
 from bench.suite.schema import DataEntry, ModelEntry
 from bench.workflows.speed.workloads import TargetModel, Workload
 
@@ -130,7 +130,7 @@ def load_task(
     given = images.labels is not None and victim.weights != "random"
     y = images.labels.to(device) if given and images.labels is not None else predicted
     raw = {"name": work.attack, "norm": "linf", "eps": [*work.eps], "params": dict(work.params)}
-    entry = attack_entry(raw, f"work '{work.name}'")
+    entry = parse_attack(raw, f"work '{work.name}'")
     return RaceTask(
         work=work,
         victim=victim,
@@ -169,7 +169,7 @@ def _random_images(n: int) -> Data:
     ids = torch.arange(n)
     noise = Noise(0, "speed images", ids, torch.zeros_like(ids))
     x = noise.uniform(torch.empty(n, 3, 224, 224)).add(1).div(2).clamp(0, 1)
-    return in_memory("random images", x, torch.zeros(n, dtype=torch.int64), ())
+    return make_data("random images", x, torch.zeros(n, dtype=torch.int64), ())
 
 
 def _shipped(model: str, weights: str) -> bool:

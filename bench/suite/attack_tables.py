@@ -1,0 +1,250 @@
+"""Read the [[attacks]] tables of a suite: one table becomes one or several attack entries.
+
+A table makes one entry for each combination of source model, value of a varied parameter and
+seed.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from annotated_types import Ge
+
+from bench.core.contracts.attack import Attack, ExternalAttack
+from bench.core.contracts.parameters import Count
+from bench.core.contracts.types import Goal, Norm, Precision, Stop
+from bench.core.validation import Validator
+from bench.suite.checks import check_label, find_extension, format_radius, read_radii
+from bench.suite.schema import TARGET_RULES, AttackEntry, Eps
+
+MAX_SEEDS = 1000
+"""Most seeds of one attack: each makes one more entry."""
+_Seed = Annotated[int, Ge(0)]
+
+
+@dataclasses.dataclass
+class AttackTable:
+    """An [[attacks]] table as written; `params` are checked against the attack later."""
+
+    name: str
+    norm: Norm
+    eps: list[float | str]
+    label: str | None = None
+    goal: Goal = "untargeted"
+    target: str | int | None = None
+    stop: Stop | None = None
+    precision: Precision | None = None
+    samples: Count = 1
+    batch_size: Count | None = None
+    params: dict[str, Any] = dataclasses.field(default_factory=dict)
+    source: str | list[str] | None = None
+    vary: dict[str, list[int | float]] = dataclasses.field(default_factory=dict)
+    seeds: Count | list[_Seed] | None = None
+    fail: list[str] = dataclasses.field(default_factory=list)
+    """Thresholds of `bench check`, which `thresholds` reads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SuiteDefaults:
+    """Settings at the top of a suite, which hold where an attack does not set them."""
+
+    stop: Stop = "first-success"
+    precision: Precision = "float32"
+
+
+class ExpandedTable(NamedTuple):
+    """The entries of one [[attacks]] table."""
+
+    labels: tuple[str, ...] = ()
+    """Labels of all its entries, those of invalid entries included."""
+    entries: tuple[AttackEntry, ...] = ()
+    """Empty if the table has mistakes that leave no entry."""
+
+
+class _Variant(NamedTuple):
+    """One value of a varied parameter; `name` is empty where nothing is varied."""
+
+    name: str
+    value: float
+    params: Any
+    """The attack's params dataclass; None if they are invalid."""
+
+
+def expand_table(
+    check: Validator,
+    raw: Any,
+    key: str,
+    base: Path,
+    defaults: SuiteDefaults,
+    models: Sequence[str],
+) -> ExpandedTable:
+    """Expand one [[attacks]] table into its entries.
+
+    Args:
+        check: Collects the mistakes.
+        raw: The table as read from TOML.
+        key: Its key in the file, such as "attacks[0]".
+        base: Folder that file names start from.
+        defaults: Settings of the suite.
+        models: Labels of the models to craft on.
+
+    Returns:
+        Labels and entries.
+    """
+    table: AttackTable | None = check.fill(AttackTable, raw, key)
+    attack = find_extension(check, "attacks", raw, key, base)
+    if not isinstance(raw, dict):
+        return ExpandedTable()
+    family = str(raw.get("label", raw.get("name")))
+    sources = _read_sources(check, table, key, models) if table else [None]
+    _check_target(check, raw, key)
+    if not isinstance(attack, Attack):
+        if attack is not None:
+            check.say(f"{key}.name", f"expected a bench Attack, got {type(attack).__name__}")
+        return ExpandedTable((family,))
+    variants = _read_variants(check, table, attack, raw, key)
+    seeds = _read_seeds(check, table, attack, key)
+    combinations = [*itertools.product(sources, variants, seeds)]
+    labels = tuple(_label(family, *combination) for combination in combinations)
+    if table is None:
+        return ExpandedTable(labels)
+    _check_capabilities(check, table, attack, key)
+    eps = tuple(_read_eps(check, table, key))
+    if any(variant.params is None for variant in variants):
+        return ExpandedTable(labels)
+    entries = (
+        AttackEntry(
+            name=table.name,
+            label=label,
+            norm=table.norm,
+            eps=eps,
+            goal=table.goal,
+            target=table.target,
+            params=variant.params,
+            attack=attack,
+            # An attack that stopped once its own model was fooled would hardly transfer.
+            stop=table.stop or (defaults.stop if source is None else "never"),
+            precision="float32"
+            if isinstance(attack, ExternalAttack)
+            else table.precision or defaults.precision,
+            samples=table.samples,
+            batch_size=table.batch_size,
+            family=family,
+            source=source,
+            varied=variant.name,
+            value=variant.value if variant.name else None,
+            seed=seed,
+        )
+        for label, (source, variant, seed) in zip(labels, combinations, strict=True)
+    )
+    return ExpandedTable(labels, tuple(entries))
+
+
+def _label(family: str, source: str | None, variant: _Variant, seed: int | None) -> str:
+    """Return the label of one entry, unique in its table."""
+    return (
+        family
+        + (f" from {source}" if source is not None else "")
+        + (f", {variant.name} {variant.value:g}" if variant.name else "")
+        + (f", seed {seed}" if seed is not None else "")
+    )
+
+
+def _check_capabilities(check: Validator, table: AttackTable, attack: Attack, key: str) -> None:
+    """Check that the attack supports the norm, goal, precision and samples asked of it."""
+    for what, value, known in (
+        ("norm", table.norm, attack.norms),
+        ("goal", table.goal, attack.goals),
+    ):
+        if value not in known:
+            check.say(
+                f"{key}.{what}",
+                f"attack '{table.name}' has no {what} '{value}'; it has {', '.join(known)}",
+            )
+    if not isinstance(attack, ExternalAttack):
+        return
+    if table.precision not in (None, "float32"):
+        expected = "expected float32: an attack with a loop of its own computes as the model does"
+        check.say(f"{key}.precision", f"{expected}, got {table.precision}")
+    if table.samples > 1:
+        expected = "expected 1: an attack with a loop of its own decides itself how often it looks"
+        check.say(f"{key}.samples", f"{expected}, got {table.samples}")
+
+
+def _read_sources(
+    check: Validator, table: AttackTable, key: str, models: Sequence[str]
+) -> list[str | None]:
+    """Return the labels of the models to craft on; "each" is every model of the suite."""
+    if table.source is None:
+        return [None]
+    if table.source == "each":
+        return list(models)
+    labels = [table.source] if isinstance(table.source, str) else table.source
+    for label in labels:
+        check_label(check, f"{key}.source", "model", label, [*models, "each"])
+    if not labels:
+        check.say(f"{key}.source", "expected at least one model, got an empty list")
+    return list(labels)
+
+
+def _read_variants(
+    check: Validator, table: AttackTable | None, attack: Attack, raw: dict[str, Any], key: str
+) -> list[_Variant]:
+    """Return the params of each variant of the table."""
+    vary = table.vary if table else {}
+    params = raw.get("params", {})
+    if attack.unavailable:  # only the library itself knows which parameters it takes
+        return [_Variant("", 0.0, attack.params())]
+    if not vary:
+        return [_Variant("", 0.0, check.fill(attack.params, params, f"{key}.params"))]
+    if len(vary) > 1 or not all(vary.values()):
+        check.say(f"{key}.vary", f"expected one parameter with a list of values, got {vary}")
+        return []
+    ((name, values),) = vary.items()
+    return [
+        _Variant(name, value, check.fill(attack.params, {**params, name: value}, f"{key}.vary"))
+        for value in values
+    ]
+
+
+def _read_seeds(
+    check: Validator, table: AttackTable | None, attack: Attack, key: str
+) -> list[int | None]:
+    """Return the seed of each entry; a number N means 0 to N - 1, None the suite's seed."""
+    if table is None or table.seeds is None:
+        return [None]
+    if not attack.stochastic:
+        problem = f"attack '{table.name}' draws nothing at random, so seeds make no difference"
+        check.say(f"{key}.seeds", problem)
+    if isinstance(table.seeds, int) and table.seeds > MAX_SEEDS:
+        check.say(f"{key}.seeds", f"expected at most {MAX_SEEDS}, got {table.seeds}")
+        return [None]
+    seeds = [*range(table.seeds)] if isinstance(table.seeds, int) else table.seeds
+    if not seeds or len(set(seeds)) < len(seeds):
+        expected = "expected how many seeds, or a list with each seed once"
+        check.say(f"{key}.seeds", f"{expected}, got {table.seeds}")
+    return [*dict.fromkeys(seeds)]
+
+
+def _check_target(check: Validator, raw: dict[str, Any], key: str) -> None:
+    """Check that a target is set if and only if the goal is targeted."""
+    goal, target = raw.get("goal", "untargeted"), raw.get("target")
+    if goal == "untargeted" and target is not None:
+        check.say(f"{key}.target", "expected goal = 'targeted' beside a target, got untargeted")
+    if goal == "targeted" and target is None:
+        rules = ", ".join(TARGET_RULES)
+        expected = f"expected one of {rules}, a class index or a class name"
+        check.say(f"{key}.target", f"{expected}, got nothing")
+
+
+def _read_eps(check: Validator, table: AttackTable, key: str) -> Iterator[Eps]:
+    """Yield the eps that are valid for the norm, each once."""
+    for at, written, value in read_radii(check, table.eps, f"{key}.eps"):
+        most = 1.0 if table.norm == "linf" else float("inf")
+        if not 0 <= value <= most or value == float("inf"):
+            bound = "in [0, 1]" if table.norm == "linf" else "at least 0"
+            check.say(at, f"expected an eps {bound} for {table.norm}, got {written}")
+        else:
+            yield Eps(value, format_radius(written))

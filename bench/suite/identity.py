@@ -1,0 +1,214 @@
+"""Compute the identity of a cell: a hash of everything that can change its number.
+
+Of bench's own code it contains versions, which are raised when outcomes change, so that code may
+change without invalidating results; of a user's attack, its syntax and that of what it imports.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from importlib import metadata
+from typing import Any, NamedTuple
+
+from bench.core import registry
+from bench.core.contracts.attack import (
+    Attack,
+    AttackSpec,
+    EnsembleAttack,
+    ExternalAttack,
+    IterativeAttack,
+)
+from bench.core.contracts.types import Access, Shape
+from bench.core.errors import SuiteError
+from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
+from bench.models.fingerprint import describe_value
+from bench.suite.schema import AttackEntry
+
+
+class ModelFacts(NamedTuple):
+    """Properties of a model that the planner needs; those of its record before it is loaded."""
+
+    classes: int | None
+    shape: Shape | None
+    rows: int = 0
+    """Images in one pass."""
+    model_fingerprint: str = ""
+    """Empty until the model is loaded."""
+    data_fingerprint: str = ""
+    predictions: int = 1
+    """Predictions that vote on one verdict."""
+    random: bool = False
+    """Whether its answers are random."""
+    access: Access = "gradient"
+    """What it exposes."""
+    sketch: str = ""
+    """Coarse description of its answers to the first images; empty if they are random."""
+
+
+def hash_cell(
+    spec: AttackSpec,
+    entry: AttackEntry,
+    eps: float,
+    facts: ModelFacts,
+    source: ModelFacts | None = None,
+) -> str:
+    """Hash everything that can change the number of a cell.
+
+    Args:
+        spec: The attack as it runs.
+        entry: The attack's entry in the suite.
+        eps: Radius of the cell.
+        facts: The judged model, loaded.
+        source: The model that the examples are crafted on; None for the judged one.
+
+    Returns:
+        The identity, 16 hexadecimal digits.
+    """
+    attack = spec.attack
+    return _hash(
+        {
+            "model": [facts.model_fingerprint, facts.sketch],
+            "data": facts.data_fingerprint,
+            "attack": spec.name,
+            "code": _describe_code(spec.name, attack),
+            "norm": spec.norm,
+            # Where cells are linked, the list of eps is part of each one's number.
+            "eps": [*sorted(spec.eps), eps] if are_linked(spec) else eps,
+            "goal": spec.goal,
+            "target": entry.target,
+            "params": _plain_params(spec.params),
+            "stop": spec.stop,
+            "sweep": spec.sweep,
+            "seed": spec.seed,
+            "rows": (source or facts).rows if attack.batch_dependent else None,
+            **({"files": files} if (files := _hash_files(spec)) else {}),
+            **({"precision": spec.precision} if spec.precision != "float32" else {}),
+            **({"samples": spec.samples} if spec.samples > 1 else {}),
+            **({"random": _random_draws(spec, entry, facts, source)} if spec.random else {}),
+            **({"parts": _describe_parts(spec)} if isinstance(attack, EnsembleAttack) else {}),
+            # An example crafted on the judged model is that of the white-box attack.
+            **(
+                {"source": [source.model_fingerprint, source.sketch]}
+                if source not in (None, facts)
+                else {}
+            ),
+        }
+    )
+
+
+def collect_settings(spec: AttackSpec, entry: AttackEntry) -> dict[str, Any]:
+    """Collect what is asked of a model, independent of its weights and of the seed.
+
+    Args:
+        spec: The attack as it runs.
+        entry: The attack's entry in the suite.
+
+    Returns:
+        Plain values by name, defaults included; equal for comparable cells of two runs.
+    """
+    settings = {
+        "attack": spec.name,
+        "code": _describe_code(spec.name, spec.attack),
+        "norm": spec.norm,
+        "goal": spec.goal,
+        "target": entry.target,
+        "stop": spec.stop,
+        "sweep": spec.sweep,
+        "precision": spec.precision,
+        "samples": spec.samples,
+        "predictions": spec.predictions,
+        "source": entry.source,
+        **{f"params.{name}": value for name, value in _plain_params(spec.params).items()},
+        **{f"file {at}": content for at, content in enumerate(_hash_files(spec), start=1)},
+        # An eps inherits the successes of smaller ones, so all of them belong to the settings.
+        **({"eps": sorted(spec.eps)} if spec.sweep == "nested" else {}),
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(settings, sort_keys=True, default=str))
+    return plain
+
+
+def are_linked(spec: AttackSpec) -> bool:
+    """Return whether the outcome at one eps depends on which other eps run.
+
+    Args:
+        spec: The attack as it runs.
+
+    Returns:
+        True if one gradient, one search or inherited successes serve several eps.
+    """
+    rule = spec.attack.rule if isinstance(spec.attack, IterativeAttack) else None
+    one_gradient = rule is not None and rule.one_gradient
+    nested = spec.sweep == "nested"
+    # A random model draws for all rows of a batch at once, across eps.
+    return spec.attack.budget == "minimum" or nested or one_gradient or spec.random
+
+
+def _random_draws(
+    spec: AttackSpec, entry: AttackEntry, facts: ModelFacts, source: ModelFacts | None
+) -> dict[str, int]:
+    """Return what, besides the seed, decides the draws of a random model.
+
+    These are the number of predictions and the rows of a batch, attacked and judged.
+    """
+    attacked = entry.batch_size or (source or facts).rows
+    return {"predictions": spec.predictions, "attacked": attacked, "judged": facts.rows}
+
+
+def _hash_files(spec: AttackSpec) -> list[str]:
+    """Return the SHA-256 of each file that the attack reads."""
+    return [
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in spec.attack.reads(spec.params)
+    ]
+
+
+def _plain_params(params: Any) -> dict[str, Any]:
+    """Return the fields and the type name of a params dataclass."""
+    fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+    return {"type": type(params).__qualname__, **fields}
+
+
+def _describe_parts(spec: AttackSpec) -> list[dict[str, Any]]:
+    """Return name, code and params of each attack of an ensemble."""
+    assert isinstance(spec.attack, EnsembleAttack)
+    return [
+        {
+            "name": part.name,
+            "code": _describe_code(part.name, part.attack),
+            "params": _plain_params(part.params),
+        }
+        for part in spec.attack.parts(spec.params, spec.norm)
+    ]
+
+
+def _describe_code(name: str, attack: Attack) -> str:
+    """Return the versions of bench's code and of the attack's library, and a user's code hash."""
+    text = f"version {attack.version}, numerics {NUMERICS_VERSION}, judge {JUDGE_VERSION}"
+    if attack.implementation != "bench":
+        library = attack.distribution or attack.implementation
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            text += f", {library} {metadata.version(library)}"
+    if _is_built_in(name, attack):
+        return text
+    run = attack.run if isinstance(attack, ExternalAttack) else None
+    parts = attack.parts if isinstance(attack, EnsembleAttack) else None
+    rule = attack.rule if isinstance(attack, IterativeAttack) else None
+    functions = [attack.params, run, parts, rule]
+    return f"{text}, code {_hash([describe_value(each) for each in functions])}"
+
+
+def _is_built_in(name: str, attack: Attack) -> bool:
+    """Return whether this is the attack that bench itself registers under the name."""
+    if not registry.built_in("attacks", name):
+        return False
+    if ":" in name:  # an adapter makes a library's attack anew each time
+        return True
+    with contextlib.suppress(SuiteError):
+        return registry.find("attacks", name) is attack
+    return False
+
+
+def _hash(value: Any) -> str:
+    """Hash plain values; the same content has the same hash on every machine."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
