@@ -25,7 +25,7 @@ from bench.evaluation.evaluator import Evaluator
 from bench.execution import events, runner, sharding
 from bench.execution.backends import subprocess
 from bench.models.preflight import checks
-from bench.storage.records import Stored
+from bench.storage.reader import StoredRecords
 from bench.suite import plan
 from bench.suite.reader import attack_entry, read
 
@@ -147,7 +147,7 @@ def evaluate(
     shards = [session.shard(task, first, last) for first, last in session.shards()]
     frame = pd.concat([shard.frame for shard in shards], ignore_index=True)
     pieces = [piece for shard in shards for piece in shard.pieces]
-    stored = Stored(frame, pieces, {})
+    stored = StoredRecords(frame, pieces, {})
     table = tables.cell_table(task.cells, stored, "", data.name, data.n)
     adversarial = torch.cat([s.x_adv for s in shards], dim=1) if keep_adversarial else None
     probes = probe_models(session, [task], {}, full=audit)
@@ -184,7 +184,7 @@ def run(
     others make. With `isolate` or a limit (seconds without a sign of life; a size such as "2GiB")
     all is done in a process of its own, which a model or an attack may crash: `isolation.run` says
     what that asks of a script. `keep_adversarial` keeps every adversarial image while all take no
-    more than that, such as "2GiB"; `bench.storage.adversarial_images.read` gives them.
+    more than that, such as "2GiB"; `bench.storage.adversarial_images` reads them.
     Raises: SuiteError for the user's mistakes, all of a suite's at once.
     """
     checked = read(suite)
@@ -207,4 +207,4 @@ def run(
         runner.run(checked, folder, options, events.to_logger)
     else:
         subprocess.run(checked, folder, options, events.to_logger, limits)
-    return results.read(folder)
+    return results.read_results(folder)

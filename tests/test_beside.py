@@ -241,7 +241,7 @@ def test_a_run_keeps_the_figures_and_shows_them_beside_its_own(out: Path) -> Non
 
 def test_a_folder_is_enough_to_read_the_figures_again(out: Path) -> None:
     written = pd.read_csv(out / "published.csv")
-    read = results.read(out).published
+    read = results.read_results(out).published
     assert read["difference_points"].tolist() == pytest.approx(written["difference_points"])
 
 
@@ -252,7 +252,7 @@ def test_a_folder_from_before_there_were_published_figures_still_reads(
     del document["published"]
     (tmp_path / "provenance.json").write_text(json.dumps(document), encoding="utf-8")
     shutil.copytree(out / "records", tmp_path / "records")
-    found = results.read(tmp_path)
+    found = results.read_results(tmp_path)
     page = run_output.write(found, tmp_path)
     assert (found.table["status"] == "ok").all()
     assert "Beside published figures" not in page.read_text(encoding="utf-8")

@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 
 from bench.execution import runner
-from bench.storage import fingerprint, records
+from bench.storage import fingerprint
+from bench.storage.reader import read_records
 from bench.suite import reader
 
 SUITE = """
@@ -28,7 +29,7 @@ eps = [0.05, 0.1]
 def run(folder: Path, rows: int | None = None) -> pd.DataFrame:
     options = runner.Options(device="cpu", batch_size=rows)
     runner.run(reader.parse(SUITE, "d.toml", Path()), folder, options)
-    return records.load(folder).frame
+    return read_records(folder).frame
 
 
 @pytest.fixture(scope="module")

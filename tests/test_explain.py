@@ -356,7 +356,7 @@ def test_a_run_names_the_command_keeps_what_it_finds_and_the_report_shows_it(
     monkeypatch.chdir(tmp_path)
     typed, words = CliRunner(), ["--device", "cpu"]
     runner.run(reader.read(str(written(tmp_path))), Path("out"), options())
-    found = results.read(Path("out"))
+    found = results.read_results(Path("out"))
     command = "bench explain . net/ours/0.3 net/theirs/0.3"
     assert views.unexplained(found.crosschecks, found.explanations, {}) == [command]
     said = typed.invoke(cli.cli, ["explain", "out", "net/ours/0.3", "net/theirs/0.3", *words])
@@ -380,11 +380,11 @@ def test_an_explanation_is_kept_once_for_each_pair_of_cells_in_the_plan(tmp_path
         cells=("1", "2"),
     )  # fmt: skip
     second = dataclasses.replace(first, cause="z")
-    explanations.keep(tmp_path, first)
-    explanations.keep(tmp_path, dataclasses.replace(first, cells=("1", "3")))
-    explanations.keep(tmp_path, second)
-    assert explanations.read(tmp_path, {"1", "2"}) == [second]
-    assert len(explanations.read(tmp_path, {"1", "2", "3"})) == 2
+    explanations.write_explanation(tmp_path, first)
+    explanations.write_explanation(tmp_path, dataclasses.replace(first, cells=("1", "3")))
+    explanations.write_explanation(tmp_path, second)
+    assert explanations.read_explanations(tmp_path, {"1", "2"}) == [second]
+    assert len(explanations.read_explanations(tmp_path, {"1", "2", "3"})) == 2
     (tmp_path / explanations.FILE).write_text('{"schema": 2}', encoding="utf-8")
     with pytest.raises(RecordError, match="use the bench that wrote it"):
-        explanations.read(tmp_path, {"1"})
+        explanations.read_explanations(tmp_path, {"1"})

@@ -86,7 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     (out / "broken.py").write_text(BROKEN, encoding="utf-8")
     runner.run(reader.parse(SUITE, "p.toml", out), out, runner.Options(device="cpu"))
-    run_output.write(results.read(out), out)
+    run_output.write(results.read_results(out), out)
     return out
 
 
@@ -148,8 +148,8 @@ def test_what_is_no_run_is_refused_in_a_sentence(folder: Path, tmp_path: Path) -
 def test_a_run_without_records_is_read_from_its_tables_to_the_last_bit(
     run: PublishedRun, bare: Path
 ) -> None:
-    found = results_from_csv.read(bare)
-    pd.testing.assert_frame_equal(found.table, results_from_csv.typed(run.found.table))
+    found = results_from_csv.read_results_from_csv(bare)
+    pd.testing.assert_frame_equal(found.table, results_from_csv.cast_columns(run.found.table))
     pd.testing.assert_frame_equal(
         found.comparisons[["first", "second", "n", "p_value", "p_corrected"]],
         run.found.comparisons[["first", "second", "n", "p_value", "p_corrected"]],
@@ -169,7 +169,7 @@ def test_a_damaged_table_is_named(bare: Path, tmp_path: Path) -> None:
     shutil.copytree(bare, out)
     (out / "table.csv").write_bytes(b"")
     with pytest.raises(RecordError, match=r"table\.csv: damaged"):
-        results_from_csv.read(out)
+        results_from_csv.read_results_from_csv(out)
 
 
 def test_a_run_of_before_there_were_comparisons_has_empty_ones_and_no_audit(
@@ -369,7 +369,7 @@ NUMERIC = ("pandas", "numpy", "scipy", "pyarrow")
 
 def same_libraries() -> bool:
     """Whether the committed results were made with the libraries of this environment."""
-    packages = manifest.read(QUICKSTART)[0]["sessions"][-1]["environment"]["packages"]
+    packages = manifest.read_manifest(QUICKSTART)[0]["sessions"][-1]["environment"]["packages"]
     return all(metadata.version(name) == packages[name] for name in NUMERIC)
 
 
@@ -405,7 +405,7 @@ def published_runs() -> list[str]:
 def test_the_tables_of_the_quickstart_are_made_again_from_its_records(tmp_path: Path) -> None:
     shutil.copytree(QUICKSTART / "records", tmp_path / "records")
     shutil.copy(QUICKSTART / "provenance.json", tmp_path)
-    run_output.write(results.read(tmp_path), tmp_path)
+    run_output.write(results.read_results(tmp_path), tmp_path)
     for name in ("table.csv", "worst.csv", "comparisons.csv", "audit.csv", "unchecked.csv",
                  "records.sha256"):  # fmt: skip
         there, again = ((place / name).read_bytes() for place in (QUICKSTART, tmp_path))

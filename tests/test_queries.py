@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import evaluate
-from bench.analysis.results import read
+from bench.analysis.results import read_results
 from bench.core import optional
 from bench.core.contracts.dataset import Data
 from bench.core.errors import ContractError, SuiteError
@@ -231,7 +231,7 @@ def test_a_run_skips_what_the_model_does_not_show_and_does_the_rest(
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
     checked = reader.read(str(tmp_path / "s.toml"))
     runner.run(checked, tmp_path / "out", runner.Options(device="cpu"))
-    table = read(tmp_path / "out").table.set_index("attack")
+    table = read_results(tmp_path / "out").table.set_index("attack")
     assert table.loc["noise", "status"] == "ok"
     assert table.loc["fgsm", "status"] == "skipped"
     assert table.loc["fgsm", "reason"].startswith(ATTACKS["fgsm"])
@@ -273,7 +273,7 @@ def test_attacks_by_scores_and_by_labels_break_what_a_service_shows(
     runner.run(
         reader.read(str(tmp_path / "s.toml")), tmp_path / "out", runner.Options(device="cpu")
     )
-    (row,) = read(tmp_path / "out").table.to_dict("records")
+    (row,) = read_results(tmp_path / "out").table.to_dict("records")
     assert (row["status"], row["reason"]) == ("ok", "")
     assert row["robust_correct"] < row["clean_correct"]
     assert row["backwards_per_example"] == 0

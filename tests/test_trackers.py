@@ -61,7 +61,7 @@ def missing(package: str) -> pytest.MarkDecorator:
 
 
 def test_what_is_told_are_the_figures_of_the_table_and_of_the_worst_case(out: Path) -> None:
-    found = results.read(out)
+    found = results.read_results(out)
     told = trackers.told(found, out)
     points = {(p.figure, p.cell, p.eps_text): p.value for p in told.points}
     for row in found.table.to_dict("records"):
@@ -75,7 +75,7 @@ def test_what_is_told_are_the_figures_of_the_table_and_of_the_worst_case(out: Pa
 
 
 def test_a_figure_that_is_none_is_not_told(out: Path) -> None:
-    found = results.read(out)
+    found = results.read_results(out)
     found.table.loc[0, "attack_success_rate"] = float("nan")
     found.table.loc[1, "status"] = "failed"
     points = trackers.told(found, out).points
@@ -116,7 +116,7 @@ def test_a_tracker_that_fails_loses_nothing_of_the_run(out: Path) -> None:
 
     wanted = Wanted("broken", Tracker("json", "", fail), "there")
     with pytest.raises(SuiteError, match="nobody answers at there; the run is kept"):
-        trackers.log(wanted, results.read(out), out)
+        trackers.log(wanted, results.read_results(out), out)
 
 
 def test_a_share_is_told_to_no_tracker(path: Path, tmp_path: Path) -> None:

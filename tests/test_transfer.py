@@ -64,7 +64,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ran(text: str, out: Path, **options: object) -> results.RunResults:
     read = reader.parse(text, "t.toml", Path())
     runner.run(read, out, runner.Options(device="cpu", **options))  # type: ignore[arg-type]
-    return results.read(out)
+    return results.read_results(out)
 
 
 @pytest.fixture(scope="module")

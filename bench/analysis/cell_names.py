@@ -7,26 +7,26 @@ from bench.core.errors import SuiteError, nearest
 from bench.suite import plan
 
 
-class Named(NamedTuple):
+class PlannedCell(NamedTuple):
     """A cell, and the task that plans it."""
 
     task: plan.Task
     cell: plan.Cell
 
 
-def name_of(model: str, attack: str, eps_text: str) -> str:
+def format_cell_name(model: str, attack: str, eps_text: str) -> str:
     """What a cell is called."""
     return f"{model}/{attack}/{eps_text}"
 
 
-def find(name: str, tasks: Sequence[plan.Task]) -> Named:
+def find_cell(name: str, tasks: Sequence[plan.Task]) -> PlannedCell:
     """The cell called `name`; the model may be left out where there is but one, the eps where the
     attack has but one, and eps is a number or as the suite wrote it.
 
     Raises: SuiteError with the nearest names if there is none, or more than one.
     """
     one = len({task.model for task in tasks}) == 1
-    cells = [Named(task, cell) for task in tasks for cell in task.cells]
+    cells = [PlannedCell(task, cell) for task in tasks for cell in task.cells]
     fits = [each for each in cells if name in _names(each, one)]
     if not fits:
         known = nearest(name, [_name(each.cell) for each in cells])
@@ -37,7 +37,7 @@ def find(name: str, tasks: Sequence[plan.Task]) -> Named:
     return fits[0]
 
 
-def _names(named: Named, one_model: bool) -> set[str]:
+def _names(named: PlannedCell, one_model: bool) -> set[str]:
     task, cell = named
     tails = {f"/{cell.eps_text}", f"/{cell.eps:g}"} | ({""} if len(task.cells) == 1 else set())
     heads = {f"{cell.model}/"} | ({""} if one_model else set())
@@ -45,7 +45,7 @@ def _names(named: Named, one_model: bool) -> set[str]:
 
 
 def _name(cell: plan.Cell) -> str:
-    return name_of(cell.model, cell.attack, cell.eps_text)
+    return format_cell_name(cell.model, cell.attack, cell.eps_text)
 
 
 def check_comparable(ours: plan.Cell, reference: plan.Cell) -> None:

@@ -38,7 +38,7 @@ class CertifiedResults(NamedTuple):
     """Certified examples that an attack has broken, columns CONTRADICTIONS."""
 
 
-def read(
+def read_certified(
     folder: Path,
     provenance: Mapping[str, Any],
     worst: pd.DataFrame,
@@ -49,7 +49,7 @@ def read(
     `worst` is that of `tables.worst_case`, `records` are the attacks' per-example records.
     Raises: RecordError naming a file that is damaged.
     """
-    tasks = manifest.known(plan.CertificationTask, provenance.get("certify", []))
+    tasks = manifest.select_known_fields(plan.CertificationTask, provenance.get("certify", []))
     wanted = [_task(each) for each in tasks]
     stored = store.stored(folder) if wanted else []
     suite, data = provenance["suite"]["name"], provenance["data"]
@@ -82,7 +82,7 @@ def read(
             rows.append({**about, **_counted(outcomes, left), "seconds": seconds[place]})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table[list(COUNTS)] = table[list(COUNTS)].astype("Int64")
-    return CertifiedResults(table, contradictions(kept, records))
+    return CertifiedResults(table, find_contradictions(kept, records))
 
 
 def _task(raw: Mapping[str, Any]) -> plan.CertificationTask:
@@ -117,7 +117,7 @@ def _counted(outcomes: pd.DataFrame, left: int | None) -> dict[str, Any]:
     }
 
 
-def contradictions(outcomes: Iterable[pd.DataFrame], records: pd.DataFrame) -> pd.DataFrame:
+def find_contradictions(outcomes: Iterable[pd.DataFrame], records: pd.DataFrame) -> pd.DataFrame:
     """Certified examples beside an image that was judged wrong, within the certified distance.
 
     Every attack counts, whatever its norm and goal, since the distance is measured in L-inf.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.analysis import pairwise
-from bench.analysis.pairwise import WORST, Pair
+from bench.analysis.pairwise import WORST_CASE, OutcomePair
 from bench.analysis.results import RunResults
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
@@ -34,7 +34,7 @@ CHANGED = (
 )  # fmt: skip
 
 
-class Compared(NamedTuple):
+class RunComparison(NamedTuple):
     """What two runs say of the same examples."""
 
     table: pd.DataFrame
@@ -50,7 +50,7 @@ class Compared(NamedTuple):
     """Why nothing was compared; empty if something was."""
 
 
-class Sides(NamedTuple):
+class CellPair(NamedTuple):
     """The same cell of both runs: its name and both frames of records, by example."""
 
     place: Mapping[str, Any]
@@ -61,15 +61,15 @@ class Sides(NamedTuple):
         return metrics.robust(self.first), metrics.robust(self.second)
 
 
-def compare(first: RunResults, second: RunResults) -> Compared:
+def compare_runs(first: RunResults, second: RunResults) -> RunComparison:
     """The second run beside the first, on the examples that both have."""
     refused = _unrecorded(first, second) or _other_data(first, second)
-    sides = [] if refused else list(shared(first, second))
+    sides = [] if refused else list(pair_shared_cells(first, second))
     if not refused and not sides:
         refused = f"no finished cell in common; {_holds(FIRST, first)}, {_holds(SECOND, second)}"
-    attacked = [Pair("models", each.place, FIRST, SECOND, each.robust()) for each in sides]
+    attacked = [OutcomePair("models", each.place, FIRST, SECOND, each.robust()) for each in sides]
     pairs = [*_unattacked(sides), *attacked, *_together(attacked)]
-    return Compared(
+    return RunComparison(
         table=_table(pairs),
         changed=_changed(sides),
         apart=[] if refused else list(_apart(first, second)),
@@ -112,15 +112,15 @@ def _key(cell: Cell) -> tuple[Any, ...]:
     return tuple(getattr(cell, name) for name in KEY)
 
 
-def statuses(run: RunResults) -> dict[tuple[Any, ...], tuple[Cell, str, str]]:
+def index_statuses(run: RunResults) -> dict[tuple[Any, ...], tuple[Cell, str, str]]:
     """Every cell by its name, with its status and reason."""
     rows = zip(run.plan, run.table["status"], run.table["reason"], strict=True)
     return {_key(cell): (cell, str(status), str(reason)) for cell, status, reason in rows}
 
 
-def shared(first: RunResults, second: RunResults) -> Iterator[Sides]:
+def pair_shared_cells(first: RunResults, second: RunResults) -> Iterator[CellPair]:
     """The cells above eps 0 that both runs finished, cut to the examples that both have."""
-    here, there = statuses(first), statuses(second)
+    here, there = index_statuses(first), index_statuses(second)
     frames = [_by_cell(run) for run in (first, second)]
     for key, (cell, status, _) in here.items():
         if key not in there or (status, there[key][1]) != ("ok", "ok") or cell.eps == 0:
@@ -128,7 +128,7 @@ def shared(first: RunResults, second: RunResults) -> Iterator[Sides]:
         a, b = frames[0][cell.identity], frames[1][there[key][0].identity]
         common = a.index.intersection(b.index).sort_values()
         place = {**dict(zip(KEY, key, strict=True)), "eps_text": cell.eps_text}
-        yield Sides(place, a.loc[common], b.loc[common])
+        yield CellPair(place, a.loc[common], b.loc[common])
 
 
 def _by_cell(run: RunResults) -> dict[str, pd.DataFrame]:
@@ -139,18 +139,18 @@ def _by_cell(run: RunResults) -> dict[str, pd.DataFrame]:
 # ------------------------------------------------------------------------------------ what differs
 
 
-def _unattacked(sides: Sequence[Sides]) -> Iterator[Pair]:
+def _unattacked(sides: Sequence[CellPair]) -> Iterator[OutcomePair]:
     """Each model without attack, once: from the first of its cells."""
     for each in {each.place["model"]: each for each in reversed(sides)}.values():
         nothing = {"attack": UNATTACKED, "norm": "", "goal": "", "target": ""}
         place = {**each.place, **nothing, "eps": 0.0, "eps_text": "0"}
         clean, other = (rows["clean_correct"].astype(bool) for rows in (each.first, each.second))
-        yield Pair("models", place, FIRST, SECOND, (clean, other))
+        yield OutcomePair("models", place, FIRST, SECOND, (clean, other))
 
 
-def _together(pairs: Sequence[Pair]) -> Iterator[Pair]:
+def _together(pairs: Sequence[OutcomePair]) -> Iterator[OutcomePair]:
     """What several untargeted attacks that both runs have leave robust together."""
-    groups: dict[tuple[Any, ...], list[Pair]] = {}
+    groups: dict[tuple[Any, ...], list[OutcomePair]] = {}
     for pair in pairs:
         if pair.place["goal"] == "untargeted":
             place = tuple(pair.place[name] for name in ("model", "norm", "eps"))
@@ -160,20 +160,20 @@ def _together(pairs: Sequence[Pair]) -> Iterator[Pair]:
             first, second = (
                 metrics.worst_case([pair.outcomes[side] for pair in group]) for side in (0, 1)
             )
-            shared = {**group[0].place, "attack": WORST}
+            shared = {**group[0].place, "attack": WORST_CASE}
             yield group[0]._replace(place=shared, outcomes=(first, second))
 
 
-def _table(pairs: Sequence[Pair]) -> pd.DataFrame:
+def _table(pairs: Sequence[OutcomePair]) -> pd.DataFrame:
     """One row per pair, the models in the order of the first run."""
-    judged = pairwise.judged(pairs).to_dict("records")
+    judged = pairwise.tabulate_pairs(pairs).to_dict("records")
     rows = [{**row, **pair.place, **_rates(pair)} for row, pair in zip(judged, pairs, strict=True)]
     order = {model: k for k, model in enumerate(dict.fromkeys(row["model"] for row in rows))}
     rows.sort(key=lambda row: order[row["model"]])  # stable
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _rates(pair: Pair) -> dict[str, float]:
+def _rates(pair: OutcomePair) -> dict[str, float]:
     found: dict[str, float] = {}
     for side, outcomes in zip(("first", "second"), pair.outcomes, strict=True):
         rate = metrics.rate(int(outcomes.sum()), len(outcomes))
@@ -181,13 +181,13 @@ def _rates(pair: Pair) -> dict[str, float]:
     return found
 
 
-def _changed(sides: Sequence[Sides]) -> pd.DataFrame:
+def _changed(sides: Sequence[CellPair]) -> pd.DataFrame:
     """Every example that is robust in one run alone, with what the model said of it in both."""
     frames = [_flipped(each) for each in sides]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(CHANGED))
 
 
-def _flipped(sides: Sides) -> pd.DataFrame:
+def _flipped(sides: CellPair) -> pd.DataFrame:
     before, after = sides.robust()
     there = before != after
     a, b = sides.first[there], sides.second[there]
@@ -212,7 +212,7 @@ def _holds(name: str, run: RunResults) -> str:
 
 def _apart(first: RunResults, second: RunResults) -> Iterator[str]:
     """Cells that only one run has, or did not finish; the eps of one model and attack together."""
-    here, there = statuses(first), statuses(second)
+    here, there = index_statuses(first), index_statuses(second)
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for key in dict.fromkeys([*here, *there]):
         cell = (here.get(key) or there[key])[0]
@@ -260,8 +260,8 @@ def _notes(first: RunResults, second: RunResults) -> Iterator[str]:
 
 def _settings(first: RunResults, second: RunResults) -> Iterator[str]:
     """Attacks of one name that ran with other parameters; each once, at the first eps."""
-    there, told = statuses(second), set()
-    for key, (cell, _, _) in statuses(first).items():
+    there, told = index_statuses(second), set()
+    for key, (cell, _, _) in index_statuses(first).items():
         if key not in there or cell.eps == 0:
             continue
         a, b = (

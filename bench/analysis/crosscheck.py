@@ -39,29 +39,29 @@ TRAITS = {
 """What two attacks may declare differently, in words."""
 
 
-class Sides(NamedTuple):
+class CrosscheckPair(NamedTuple):
     """The two cells of one comparison."""
 
     ours: Cell
     reference: Cell
 
 
-def pairs(plan: Sequence[Cell], wanted: Sequence[tuple[str, str]]) -> list[Sides]:
+def pair_cells(plan: Sequence[Cell], wanted: Sequence[tuple[str, str]]) -> list[CrosscheckPair]:
     """The cells to compare for each (ours, reference) pair of labels: same model, same eps.
 
     At eps = 0 nothing is attacked, so there is nothing to compare.
     """
     by_key = {(cell.model, cell.attack, cell.eps): cell for cell in plan}
     return [
-        Sides(cell, by_key[cell.model, reference, cell.eps])
+        CrosscheckPair(cell, by_key[cell.model, reference, cell.eps])
         for ours, reference in wanted
         for cell in plan
         if cell.attack == ours and cell.eps > 0 and (cell.model, reference, cell.eps) in by_key
     ]
 
 
-def compare(
-    sides: Sequence[Sides],
+def compare_implementations(
+    sides: Sequence[CrosscheckPair],
     table: pd.DataFrame,
     robust: Mapping[str, "pd.Series[bool]"],
     confidence: Mapping[str, "pd.Series[float]"],
@@ -134,7 +134,7 @@ class _Pixels(NamedTuple):
     images: int
 
 
-def _pixels(pair: Sides, images: Mapping[str, Tensor]) -> _Pixels:
+def _pixels(pair: CrosscheckPair, images: Mapping[str, Tensor]) -> _Pixels:
     if pair.ours.identity not in images or pair.reference.identity not in images:
         return _Pixels(None, None, 0)
     mine, theirs = images[pair.ours.identity], images[pair.reference.identity]
@@ -149,7 +149,7 @@ def _verdict(differ: int, corrected: float, pixels: float | None) -> str:
     return DIFFERENT if corrected <= metrics.SIGNIFICANT else EQUAL
 
 
-def _cause(pair: Sides, saturated: int) -> str:
+def _cause(pair: CrosscheckPair, saturated: int) -> str:
     """The likely causes of a difference, the declared ones first."""
     causes = []
     one = {"samples": "1"}

@@ -76,12 +76,12 @@ class Explanation:
         )
 
 
-def gap_of(test: Paired) -> int:
+def count_disagreements(test: Paired) -> int:
     """Examples on which two outcomes differ."""
     return test.only_first + test.only_second
 
 
-def read(folder: Path, cells: Collection[str]) -> list[Explanation]:
+def read_explanations(folder: Path, cells: Collection[str]) -> list[Explanation]:
     """The explanations kept in a run's folder, of pairs of the given cells.
 
     Raises: RecordError if the file is damaged or newer than this bench.
@@ -89,7 +89,7 @@ def read(folder: Path, cells: Collection[str]) -> list[Explanation]:
     return [each for each in _all(folder) if set(each.cells) <= set(cells)]
 
 
-def keep(folder: Path, found: Explanation) -> None:
+def write_explanation(folder: Path, found: Explanation) -> None:
     """Put an explanation into a run's folder, in place of an earlier one of the same cells.
 
     Raises: SuiteError if the folder cannot be written.

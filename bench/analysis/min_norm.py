@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.stats import binom
 
 from bench.evaluation import metrics
-from bench.storage.records import Stored
+from bench.storage.reader import StoredRecords
 from bench.suite.plan import Cell
 
 Distances = npt.NDArray[np.float64]
@@ -59,7 +59,7 @@ class Search(NamedTuple):
         return tuple(getattr(self, name) for name in _GROUP)
 
 
-class Median(NamedTuple):
+class MedianDistance(NamedTuple):
     """A median with its 95 % interval."""
 
     value: float
@@ -67,7 +67,7 @@ class Median(NamedTuple):
     high: float
 
 
-class Steps(NamedTuple):
+class SecurityCurve(NamedTuple):
     """A security curve: from eps[k] up to eps[k + 1] the share of examples that stand is rho[k]."""
 
     eps: Distances
@@ -75,10 +75,12 @@ class Steps(NamedTuple):
     rho: Distances
 
 
-def searches(plan: Sequence[Cell], table: pd.DataFrame, stored: Stored) -> list[Search]:
+def collect_searches(
+    plan: Sequence[Cell], table: pd.DataFrame, stored: StoredRecords
+) -> list[Search]:
     """Every search that the plan holds, in its order; `table` is that of `tables.cells`."""
     status = table.drop_duplicates("cell").set_index("cell")[["status", "reason"]]
-    places = stored.places()
+    places = stored.row_positions()
     found: dict[tuple[str, ...], list[Cell]] = {}
     for cell in plan:
         if cell.budget == "minimum" and cell.eps > 0:
@@ -88,7 +90,7 @@ def searches(plan: Sequence[Cell], table: pd.DataFrame, stored: Stored) -> list[
 
 
 def _search(
-    cells: Sequence[Cell], status: pd.DataFrame, stored: Stored, places: Mapping[Any, Any]
+    cells: Sequence[Cell], status: pd.DataFrame, stored: StoredRecords, places: Mapping[Any, Any]
 ) -> Search:
     """What the cells of one search say together; each of them holds all its distances."""
     told = [status.loc[cell.identity] for cell in cells]
@@ -102,7 +104,7 @@ def _search(
     if bad is not None:
         return search
     records = stored.frame.iloc[places[first.identity]]
-    far = distances(records)
+    far = compute_distances(records)
     if np.isnan(far).any():
         told_by_old = "its records were made before distances were kept; run it again with --fresh"
         return search._replace(status="missing", reason=told_by_old)
@@ -118,7 +120,7 @@ def _search(
     return search._replace(distances=far, attacked=attacked, forwards=forwards, backwards=backwards)
 
 
-def distances(records: pd.DataFrame) -> Distances:
+def compute_distances(records: pd.DataFrame) -> Distances:
     """d_i of each example that counts, from one cell's records in the examples' order."""
     far = records["distance"].to_numpy(dtype=np.float64)
     wrong = ~records["clean_correct"].to_numpy(dtype=bool)
@@ -130,7 +132,7 @@ def distances(records: pd.DataFrame) -> Distances:
 # ----------------------------------------------------------------------------------------- scores
 
 
-def median(values: Distances) -> Median:
+def median_distance(values: Distances) -> MedianDistance:
     """The median and a 95 % interval that holds for any distribution, between two order statistics.
 
     The number of values below the true median is binomial(n, 1/2), so x_(l) and x_(n + 1 - l) hold
@@ -145,40 +147,40 @@ def median(values: Distances) -> Median:
     place = int(binom.ppf(0.025, n, 0.5))
     low, high = (ordered[place - 1], ordered[n - place]) if place else (0.0, np.inf)
     middle = ordered[(n - 1) // 2] / 2 + ordered[n // 2] / 2
-    return Median(float(middle), float(low), float(high))
+    return MedianDistance(float(middle), float(low), float(high))
 
 
-def security_curve(values: Distances) -> Steps:
+def security_curve(values: Distances) -> SecurityCurve:
     """The share of examples that stand at each eps; it ends where nothing more was found."""
     eps = np.unique(np.append(values[np.isfinite(values)], 0.0))
     beyond = len(values) - np.searchsorted(np.sort(values), eps, side="right")
-    return Steps(eps, beyond / len(values))
+    return SecurityCurve(eps, beyond / len(values))
 
 
-def area(values: Distances, most: float) -> float:
+def area_under_curve(values: Distances, most: float) -> float:
     """The security curve's integral from 0 to `most`, exact for its steps."""
     return float(np.minimum(values, most).mean())
 
 
-def optimality(values: Distances, best: Distances) -> float | None:
+def local_optimality(values: Distances, best: Distances) -> float | None:
     """Local optimality of a search beside the `best` distance of each example.
 
     None if no search found anything, or all that was found is equally far: there is no scale then.
     """
-    most = largest(best)
+    most = largest_distance(best)
     if most is None:
         return None
-    least, whole = area(best, most), float((best > 0).mean()) * most
-    return 1 - (area(values, most) - least) / (whole - least) if whole > least else None
+    least, whole = area_under_curve(best, most), float((best > 0).mean()) * most
+    return 1 - (area_under_curve(values, most) - least) / (whole - least) if whole > least else None
 
 
-def largest(best: Distances) -> float | None:
+def largest_distance(best: Distances) -> float | None:
     """eps_max: the largest distance that the best of all searches had to go; None if none did."""
     found = best[np.isfinite(best) & (best > 0)]
     return float(found.max()) if len(found) else None
 
 
-def table(found: Iterable[Search]) -> pd.DataFrame:
+def search_table(found: Iterable[Search]) -> pd.DataFrame:
     """One row per search, columns COLUMNS."""
     found = list(found)
     best: dict[tuple[str, ...], Distances] = {}
@@ -200,7 +202,7 @@ def _row(search: Search, best: Distances | None) -> dict[str, object]:
         return about
     if not len(far):
         return {**about, "reason": "no example could be attacked"}
-    middle, most = median(far), largest(best)
+    middle, most = median_distance(far), largest_distance(best)
     return {
         **about,
         "n": len(far),
@@ -209,9 +211,9 @@ def _row(search: Search, best: Distances | None) -> dict[str, object]:
         "median_distance": middle.value,
         "median_low": middle.low,
         "median_high": middle.high,
-        "mean_clipped_distance": None if most is None else area(far, most),
+        "mean_clipped_distance": None if most is None else area_under_curve(far, most),
         "largest_eps": most,
-        "local_optimality": optimality(far, best),
+        "local_optimality": local_optimality(far, best),
         "forwards_per_example": search.forwards,
         "backwards_per_example": search.backwards,
     }

@@ -21,16 +21,16 @@ COLUMNS = (
     "compared", "model", "attack", "norm", "goal", "target", "eps", "eps_text", "first", "second",
     "n", "only_first", "only_second", "p_value", "p_corrected", "sentence",
 )  # fmt: skip
-SEEDS = (
+SEED_COLUMNS = (
     "model", "attack", "norm", "goal", "target", "eps", "eps_text", "seeds", "n", "least",
     "least_low", "least_high", "median", "most", "most_low", "most_high", "union", "union_low",
     "union_high",
 )  # fmt: skip
-WORST = "worst case"
+WORST_CASE = "worst case"
 """In place of an attack: all attacks together that both models met."""
 
 
-class Pair(NamedTuple):
+class OutcomePair(NamedTuple):
     """Two outcomes of the same examples, and where they come from."""
 
     compared: str
@@ -43,7 +43,7 @@ class Pair(NamedTuple):
     """Of an attack, what it breaks; of a model, where it is robust."""
 
 
-def compare(
+def compare_pairs(
     table: pd.DataFrame, robust: Mapping[str, Outcomes], fooled: Mapping[str, Outcomes]
 ) -> pd.DataFrame:
     """Every pair of attacks on a model and of models under an attack, at each eps above 0.
@@ -51,10 +51,10 @@ def compare(
     `table` is that of `tables.cells`; `robust` and `fooled` are per cell, indexed by example.
     """
     done = table[(table["status"] == "ok") & (table["eps"] > 0)]
-    return judged([*_attacks(done, fooled), *_models(done, robust), *_worst(done, robust)])
+    return tabulate_pairs([*_attacks(done, fooled), *_models(done, robust), *_worst(done, robust)])
 
 
-def judged(pairs: Sequence[Pair]) -> pd.DataFrame:
+def tabulate_pairs(pairs: Sequence[OutcomePair]) -> pd.DataFrame:
     """One row per pair, columns COLUMNS; the p-values are corrected as one family."""
     tests = [metrics.paired(*pair.outcomes) for pair in pairs]
     corrected = metrics.holm([test.p_value for test in tests])
@@ -74,30 +74,30 @@ def judged(pairs: Sequence[Pair]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _attacks(done: pd.DataFrame, fooled: Mapping[str, Outcomes]) -> Iterator[Pair]:
+def _attacks(done: pd.DataFrame, fooled: Mapping[str, Outcomes]) -> Iterator[OutcomePair]:
     shared = ("model", "norm", "goal", "target", "eps")
     for place, cells in _groups(done, *shared):
         for a, b in itertools.combinations(cells.to_dict("records"), 2):
             sides = fooled[a["cell"]], fooled[b["cell"]]
-            yield Pair("attacks", place, a["attack"], b["attack"], sides)
+            yield OutcomePair("attacks", place, a["attack"], b["attack"], sides)
 
 
-def _models(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[Pair]:
+def _models(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[OutcomePair]:
     shared = ("attack", "norm", "goal", "target", "eps")
     for place, cells in _groups(done, *shared):
         for a, b in itertools.combinations(cells.to_dict("records"), 2):
             sides = robust[a["cell"]], robust[b["cell"]]
-            yield Pair("models", place, a["model"], b["model"], sides)
+            yield OutcomePair("models", place, a["model"], b["model"], sides)
 
 
-def _worst(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[Pair]:
+def _worst(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[OutcomePair]:
     """Models by what several attacks together leave of each."""
     for place, cells in _groups(done, "norm", "goal", "eps"):
         met = {
             str(model): dict(zip(rows["attack"], rows["cell"], strict=True))
             for model, rows in cells.groupby("model", sort=False)
         }
-        about = {**place, "attack": WORST}
+        about = {**place, "attack": WORST_CASE}
         for a, b in itertools.combinations(met, 2):
             both = [attack for attack in met[a] if attack in met[b]]
             if len(both) > 1:
@@ -105,7 +105,7 @@ def _worst(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[Pair]
                     metrics.worst_case([robust[met[model][attack]] for attack in both])
                     for model in (a, b)
                 )
-                yield Pair("models", about, a, b, (left, right))
+                yield OutcomePair("models", about, a, b, (left, right))
 
 
 def _groups(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
@@ -115,7 +115,7 @@ def _groups(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[dict[str, Any], pd
         yield {**dict(zip(keys, values, strict=True)), "eps_text": written}, group
 
 
-def _sentence(pair: Pair, test: metrics.Paired, p_value: float) -> str:
+def _sentence(pair: OutcomePair, test: metrics.Paired, p_value: float) -> str:
     """What the pair shows, the side with more first."""
     does = "breaks {} that {} does not, {} {} that {} does not"
     if pair.compared == "models":
@@ -131,7 +131,7 @@ def _sentence(pair: Pair, test: metrics.Paired, p_value: float) -> str:
 # ------------------------------------------------------------------------------------------- seeds
 
 
-def seeds(table: pd.DataFrame, robust: Mapping[str, Outcomes]) -> pd.DataFrame:
+def seed_table(table: pd.DataFrame, robust: Mapping[str, Outcomes]) -> pd.DataFrame:
     """One row per attack that the suite gives several seeds and per eps above 0, columns SEEDS.
 
     least, median, most: of the counts of robust examples, seed by seed; union: how many are robust
@@ -146,7 +146,7 @@ def seeds(table: pd.DataFrame, robust: Mapping[str, Outcomes]) -> pd.DataFrame:
         for place, cells in _groups(done.assign(attack=names), *shared)
         if len(cells) > 1
     ]
-    return pd.DataFrame(rows, columns=list(SEEDS))
+    return pd.DataFrame(rows, columns=list(SEED_COLUMNS))
 
 
 def _spread(cells: pd.DataFrame, robust: Mapping[str, Outcomes]) -> dict[str, object]:

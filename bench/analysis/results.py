@@ -14,8 +14,8 @@ from bench.analysis.min_norm import Search
 from bench.core.errors import RecordError
 from bench.evaluation import metrics
 from bench.evaluation.audit import findings
-from bench.storage import manifest, records
-from bench.storage.environment import mixed_versions
+from bench.storage import images, manifest, reader
+from bench.storage.environment import describe_mixed_versions
 from bench.suite.plan import Cell
 from bench.suite.references import ReferenceFigure
 
@@ -25,7 +25,7 @@ class RunResults(NamedTuple):
 
     provenance: dict[str, Any]
     plan: list[Cell]
-    stored: records.Stored
+    stored: reader.StoredRecords
     table: pd.DataFrame
     worst: pd.DataFrame
     searches: list[Search]
@@ -45,40 +45,40 @@ class RunResults(NamedTuple):
         for the reader of their numbers."""
         models = self.provenance["models"].values()
         found = [finding for model in models for finding in model["findings"]]
-        return [*found, *mixed_versions(self.provenance["sessions"])]
+        return [*found, *describe_mixed_versions(self.provenance["sessions"])]
 
     def unfinished(self) -> pd.DataFrame:
         """The rows of cells that failed or were not finished."""
         return self.table[self.table["status"].isin(["failed", "missing"])]
 
 
-def read(folder: Path) -> RunResults:
+def read_results(folder: Path) -> RunResults:
     """The results in a run's folder.
 
     Raises: SuiteError if there is no run; RecordError if its records are damaged.
     """
-    provenance, plan = manifest.read(folder)
+    provenance, plan = manifest.read_manifest(folder)
     data, suite = provenance["data"], provenance["suite"]
     pairs = [(ours, reference) for ours, reference in provenance["crosschecks"]]
     # A run made before suites could carry figures has none.
     entries = [
         ReferenceFigure(**{**known, "eps": tuple(known["eps"]), "values": tuple(known["values"])})
-        for known in manifest.known(ReferenceFigure, provenance.get("published", []))
+        for known in manifest.select_known_fields(ReferenceFigure, provenance.get("published", []))
     ]
-    stored = records.load(folder)
+    stored = reader.read_records(folder)
     wanted = {cell.identity for cell in plan}
     planned = stored.frame["cell"].isin(wanted)
     if not planned.all():  # an earlier plan's cells; else a million rows need not be copied
         stored = stored._replace(frame=stored.frame[planned].reset_index(drop=True))
     _check(folder, stored, wanted, data["n"])
     table = tables.cell_table(plan, stored, suite["name"], data["name"], data["n"])
-    robust = tables.outcomes(plan, stored)
-    sides = crosscheck.pairs(plan, pairs)
-    kept = records.images(folder)
+    robust = tables.outcomes_by_cell(plan, stored)
+    sides = crosscheck.pair_cells(plan, pairs)
+    kept = images.read_images(folder)
     sure = stored.frame["clean_confidence"].set_axis(stored.frame["example"])
-    confidence = {cell: sure.iloc[at] for cell, at in stored.places().items()}
-    searches = min_norm.searches(plan, table, stored)
-    worst = tables.worst_case(plan, table, robust)
+    confidence = {cell: sure.iloc[at] for cell, at in stored.row_positions().items()}
+    searches = min_norm.collect_searches(plan, table, stored)
+    worst = tables.worst_case_table(plan, table, robust)
     return RunResults(
         provenance=provenance,
         plan=plan,
@@ -86,13 +86,15 @@ def read(folder: Path) -> RunResults:
         table=table,
         worst=worst,
         searches=searches,
-        distances=min_norm.table(searches),
-        comparisons=pairwise.compare(table, robust, tables.outcomes(plan, stored, metrics.fooled)),
-        seeds=pairwise.seeds(table, robust),
-        crosschecks=crosscheck.compare(sides, table, robust, confidence, kept),
-        explanations=explanations.read(folder, wanted),
+        distances=min_norm.search_table(searches),
+        comparisons=pairwise.compare_pairs(
+            table, robust, tables.outcomes_by_cell(plan, stored, metrics.fooled)
+        ),
+        seeds=pairwise.seed_table(table, robust),
+        crosschecks=crosscheck.compare_implementations(sides, table, robust, confidence, kept),
+        explanations=explanations.read_explanations(folder, wanted),
         published=references.compare_with_references(table, entries),
-        violations=tables.violations(stored),
+        violations=tables.violation_table(stored),
         # A run made before models were probed has no probes.
         audit=findings.audit(
             plan,
@@ -101,11 +103,11 @@ def read(folder: Path) -> RunResults:
             provenance.get("probes", {}),
             [label for label, about in provenance["models"].items() if about.get("random")],
         ),
-        certified=brackets.read(folder, provenance, worst, stored.frame),
+        certified=brackets.read_certified(folder, provenance, worst, stored.frame),
     )
 
 
-def _check(folder: Path, stored: records.Stored, wanted: Collection[str], n: int) -> None:
+def _check(folder: Path, stored: reader.StoredRecords, wanted: Collection[str], n: int) -> None:
     """Raises: RecordError if the records are not of the examples that the plan is for."""
     beyond = {piece.cell for piece in stored.pieces if piece.cell in wanted and piece.last > n}
     if beyond:

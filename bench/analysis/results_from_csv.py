@@ -26,7 +26,8 @@ from bench.evaluation.audit import symptoms
 from bench.evaluation.audit.findings import Audit, Unchecked
 from bench.evaluation.audit.symptoms import Sign
 from bench.storage import manifest, spreadsheet
-from bench.storage.records import COLUMNS, Stored
+from bench.storage.reader import StoredRecords
+from bench.storage.schema import COLUMNS
 
 TEXTS = (
     "suite", "model", "dataset", "attack", "implementation", "norm", "goal", "status", "reason",
@@ -42,26 +43,26 @@ _LABELS = (
 """Columns of the other tables that hold words, even where these look like numbers."""
 
 
-def read(folder: Path) -> results.RunResults:
+def read_results_from_csv(folder: Path) -> results.RunResults:
     """The results in the tables of a run's folder.
 
     Raises: SuiteError if there is no run; RecordError if a table is damaged.
     """
-    provenance, plan = manifest.read(folder)
+    provenance, plan = manifest.read_manifest(folder)
     table = _typed(folder / "table.csv", _frame(folder, "table.csv"))
     models = list(dict.fromkeys(cell.model for cell in plan))
     return results.RunResults(
         provenance=provenance,
         plan=plan,
-        stored=Stored(pd.DataFrame({column: [] for column in COLUMNS}), [], {}),
+        stored=StoredRecords(pd.DataFrame({column: [] for column in COLUMNS}), [], {}),
         table=table,
-        worst=_frame(folder, "worst.csv", tables.WORST),
+        worst=_frame(folder, "worst.csv", tables.WORST_CASE_COLUMNS),
         searches=[],
         distances=_frame(folder, "distances.csv", min_norm.COLUMNS),
         comparisons=_frame(folder, "comparisons.csv", pairwise.COLUMNS),
-        seeds=_frame(folder, "seeds.csv", pairwise.SEEDS),
+        seeds=_frame(folder, "seeds.csv", pairwise.SEED_COLUMNS),
         crosschecks=_frame(folder, "crosscheck.csv", crosscheck.COLUMNS),
-        explanations=explanations.read(folder, {cell.identity for cell in plan}),
+        explanations=explanations.read_explanations(folder, {cell.identity for cell in plan}),
         published=_frame(folder, "published.csv", references.COLUMNS),
         violations=pd.DataFrame(
             columns=["model", "attack", "norm", "eps", "example", "violation"], dtype=object
@@ -74,7 +75,7 @@ def read(folder: Path) -> results.RunResults:
     )
 
 
-def typed(table: pd.DataFrame) -> pd.DataFrame:
+def cast_columns(table: pd.DataFrame) -> pd.DataFrame:
     """A table of cells with every column that `tables` declares, each of its type: words, counts
     that may be missing, or numbers. A column that an older bench did not have is empty."""
     wanted = [*tables.COLUMNS, *tables.EXTRA]
@@ -88,7 +89,7 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
 
 def _typed(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     try:
-        return typed(table)
+        return cast_columns(table)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise RecordError(
             f"{path}: damaged ({first_line(error)}); run bench report on the run again"
@@ -112,7 +113,7 @@ def _frame(folder: Path, name: str, columns: tuple[str, ...] | None = None) -> p
 
 
 def _text(cell: str) -> str:
-    return sanitize.escape_controls(spreadsheet.unguarded(cell))
+    return sanitize.escape_controls(spreadsheet.unguard_formula(cell))
 
 
 def _numbers(column: "pd.Series[str]") -> "pd.Series[Any]":

@@ -25,7 +25,7 @@ _Number: TypeAlias = Annotated[float, Ge(0)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
+class DataSnapshot:
     """The examples; a fingerprint stands for all of them, their order included."""
 
     __pydantic_config__ = _Strict
@@ -35,7 +35,7 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Machine:
+class MachineSnapshot:
     """What a throughput is comparable on."""
 
     __pydantic_config__ = _Strict
@@ -45,7 +45,7 @@ class Machine:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
+class ModelSnapshot:
     """A model without attack."""
 
     __pydantic_config__ = _Strict
@@ -59,7 +59,7 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
+class AttackSnapshot:
     """An attack on a model, at all its eps."""
 
     __pydantic_config__ = _Strict
@@ -78,7 +78,7 @@ class Task:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cell:
+class CellSnapshot:
     """A model under an attack at one eps above 0."""
 
     __pydantic_config__ = _Strict
@@ -102,18 +102,18 @@ class Snapshot:
     schema: Literal[1]
     suite: str
     seed: int
-    data: Data
-    machine: Machine
+    data: DataSnapshot
+    machine: MachineSnapshot
     provenance: dict[str, JsonValue]
-    models: list[Model]
-    tasks: list[Task]
-    cells: list[Cell]
+    models: list[ModelSnapshot]
+    tasks: list[AttackSnapshot]
+    cells: list[CellSnapshot]
 
 
 # ------------------------------------------------------------------------------------------ bits
 
 
-def pack(outcomes: Outcomes) -> str:
+def pack_outcomes(outcomes: Outcomes) -> str:
     """Outcomes of the examples 0..n-1, a bit each, in base64.
 
     >>> pack(pd.Series([True, False, False, False, False, False, False, True, True]))
@@ -122,7 +122,7 @@ def pack(outcomes: Outcomes) -> str:
     return base64.b64encode(np.packbits(outcomes.to_numpy(dtype=bool)).tobytes()).decode("ascii")
 
 
-def unpack(text: str, n: int) -> Outcomes:
+def unpack_outcomes(text: str, n: int) -> Outcomes:
     """What `pack` wrote of n examples, indexed by their ids.
 
     Raises: ValueError if it is not the outcomes of n examples.
@@ -145,7 +145,7 @@ def unpack(text: str, n: int) -> Outcomes:
 # --------------------------------------------------------------------------------- from a run
 
 
-def of(found: RunResults) -> Snapshot:
+def take_snapshot(found: RunResults) -> Snapshot:
     """The snapshot of a run.
 
     Raises: RecordError if a finished cell does not hold each example once.
@@ -157,8 +157,8 @@ def of(found: RunResults) -> Snapshot:
         schema=1,
         suite=found.provenance["suite"]["name"],
         seed=found.provenance["suite"]["seed"],
-        data=Data(name=data["name"], n=data["n"], fingerprint=data["fingerprint"]),
-        machine=Machine(
+        data=DataSnapshot(name=data["name"], n=data["n"], fingerprint=data["fingerprint"]),
+        machine=MachineSnapshot(
             device=environment["device"],
             processor=environment["device_name"] or environment["processor"],
             threads=environment["threads"],
@@ -186,25 +186,25 @@ def _outcomes(found: RunResults, cell: str, column: Outcomes) -> Outcomes:
     return pd.Series(column[places].to_numpy(dtype=bool))
 
 
-def _models(found: RunResults) -> list[Model]:
+def _models(found: RunResults) -> list[ModelSnapshot]:
     models = []
     for label, rows in found.table[found.table["status"] == "ok"].groupby("model", sort=False):
         correct = found.stored.frame["clean_correct"]
         clean = _outcomes(found, rows["cell"].iloc[0], correct)
         signs = {sign.name for sign in found.audit.signs if sign.model == label}
         models.append(
-            Model(
+            ModelSnapshot(
                 model=str(label),
                 fingerprint=found.provenance["models"][label]["fingerprint"],
                 clean_correct=int(clean.sum()),
                 signs=sorted(signs),
-                clean=pack(clean),
+                clean=pack_outcomes(clean),
             )
         )
     return models
 
 
-def _tasks(found: RunResults) -> list[Task]:
+def _tasks(found: RunResults) -> list[AttackSnapshot]:
     above = [cell for cell in found.plan if cell.eps > 0]
     done = set(found.table["cell"][found.table["status"] == "ok"])
     tasks = []
@@ -215,7 +215,7 @@ def _tasks(found: RunResults) -> list[Task]:
         busy = sum(piece.busy_seconds for piece in pieces)
         floor = sum(piece.busy_floor_seconds for piece in pieces)
         tasks.append(
-            Task(
+            AttackSnapshot(
                 model=model,
                 attack=attack,
                 family=cells[0].family or attack,
@@ -228,7 +228,7 @@ def _tasks(found: RunResults) -> list[Task]:
     return tasks
 
 
-def _cells(found: RunResults) -> list[Cell]:
+def _cells(found: RunResults) -> list[CellSnapshot]:
     robust = metrics.robust(found.stored.frame)
     cells = []
     for row in found.table[found.table["eps"] > 0].to_dict("records"):
@@ -236,6 +236,6 @@ def _cells(found: RunResults) -> list[Cell]:
         counted: dict[str, Any] = {}
         if row["status"] == "ok":
             counted = {name: int(row[name]) for name in ("robust_correct", "violations")}
-            counted["robust"] = pack(_outcomes(found, row["cell"], robust))
-        cells.append(Cell(**about, reason=row["reason"], **counted))
+            counted["robust"] = pack_outcomes(_outcomes(found, row["cell"], robust))
+        cells.append(CellSnapshot(**about, reason=row["reason"], **counted))
     return cells

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from bench.analysis.snapshot import Snapshot, unpack
+from bench.analysis.snapshot import Snapshot, unpack_outcomes
 from bench.core import files
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation.metrics import Outcomes
@@ -23,15 +23,15 @@ from bench.evaluation.metrics import Outcomes
 SCHEMA = 1
 
 
-def write(snapshot: Snapshot, path: Path) -> None:
+def write_snapshot(snapshot: Snapshot, path: Path) -> None:
     """Write a baseline; the same run gives the same bytes.
 
     Raises: SuiteError if it cannot be written.
     """
-    files.write_atomic(path, text_of(snapshot).encode())
+    files.write_atomic(path, format_snapshot(snapshot).encode())
 
 
-def text_of(snapshot: Snapshot) -> str:
+def format_snapshot(snapshot: Snapshot) -> str:
     """The baseline as JSON, a line for each model, task and cell."""
     fields = dataclasses.asdict(snapshot)
     parts = []
@@ -48,7 +48,7 @@ def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def read(path: Path) -> Snapshot:
+def read_snapshot(path: Path) -> Snapshot:
     """The baseline in a file.
 
     Raises: SuiteError if there is none; RecordError if it is damaged or newer than this bench.
@@ -111,7 +111,7 @@ def _check(snapshot: Snapshot) -> None:
 
 def _counted(text: str, k: int, n: int, name: str) -> Outcomes:
     try:
-        outcomes = unpack(text, n)
+        outcomes = unpack_outcomes(text, n)
     except ValueError as error:
         raise ValueError(f"{name}: outcomes: {error}") from None
     if int(outcomes.sum()) != k:

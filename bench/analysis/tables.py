@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bench.evaluation import metrics
-from bench.storage.records import Stored
+from bench.storage.reader import StoredRecords
 from bench.suite.plan import Cell
 
 COLUMNS = (
@@ -36,21 +36,21 @@ COUNTS = (
     "n", "clean_correct", "robust_correct", "violations", "attacked", "eligible", "fooled",
     "robust_correct_8bit", "rows_per_pass", "seed", "unstable",
 )  # fmt: skip
-WORST = (
+WORST_CASE_COLUMNS = (
     "model", "dataset", "norm", "goal", "eps", "eps_text", "n", "clean_correct", "robust_correct",
     "robust_accuracy", "robust_low", "robust_high", "attacks", "broken_by",
 )  # fmt: skip
 
 
 def cell_table(
-    plan: Sequence[Cell], stored: Stored, suite: str, dataset: str, n: int
+    plan: Sequence[Cell], stored: StoredRecords, suite: str, dataset: str, n: int
 ) -> pd.DataFrame:
     """One row per cell of the plan, columns COLUMNS then EXTRA, then NONFINITE if any was.
 
     `n` is the number of examples a finished cell has. `parts` counts, for each part of an ensemble,
     the examples that it broke after those before it had failed.
     """
-    places = stored.places()
+    places = stored.row_positions()
     rows = [
         {"suite": suite, "dataset": dataset, **_row(cell, stored, places.get(cell.identity), n)}
         for cell in plan
@@ -62,20 +62,20 @@ def cell_table(
     return table
 
 
-def outcomes(
+def outcomes_by_cell(
     plan: Sequence[Cell],
-    stored: Stored,
+    stored: StoredRecords,
     of: Callable[[pd.DataFrame], metrics.Outcomes] = metrics.robust,
 ) -> dict[str, "pd.Series[bool]"]:
     """For each cell with records, which examples are robust, or what `of` says; by example."""
     found = of(stored.frame)
     found.index = pd.Index(stored.frame["example"])
     wanted = {cell.identity for cell in plan}
-    rows = stored.places().items()
+    rows = stored.row_positions().items()
     return {cell: found.iloc[at] for cell, at in rows if cell in wanted}
 
 
-def worst_case(
+def worst_case_table(
     plan: Sequence[Cell], table: pd.DataFrame, robust: Mapping[str, "pd.Series[bool]"]
 ) -> pd.DataFrame:
     """One row per (model, norm, goal, eps): robust under every attack that finished, columns WORST.
@@ -111,10 +111,10 @@ def worst_case(
                 "broken_by": ", ".join(broken) if first["eps"] > 0 else "",
             }
         )
-    return pd.DataFrame(rows, columns=list(WORST))
+    return pd.DataFrame(rows, columns=list(WORST_CASE_COLUMNS))
 
 
-def divided(table: pd.DataFrame) -> list[str]:
+def describe_split_votes(table: pd.DataFrame) -> list[str]:
     """For each model whose predictions vote, a sentence on how often they were not unanimous."""
     voted = table[(table["status"] == "ok") & (table["predictions"] > 1)]
     return [
@@ -124,14 +124,14 @@ def divided(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def violations(stored: Stored) -> pd.DataFrame:
+def violation_table(stored: StoredRecords) -> pd.DataFrame:
     """Every image that broke its threat model: model, attack, norm, eps, example, violation."""
     columns = ["model", "attack", "norm", "eps", "example", "violation"]
     broken = stored.frame[stored.frame["violation"] != ""]
     return broken[columns].reset_index(drop=True)
 
 
-def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
+def _row(cell: Cell, stored: StoredRecords, places: Any, n: int) -> dict[str, object]:
     about: dict[str, object] = {
         "model": cell.model,
         "attack": cell.attack,

@@ -32,7 +32,7 @@ def rerun(
     from bench.execution import runner
     from bench.workflows import reproduce as repeating
 
-    first = results.read(folder)
+    first = results.read_results(folder)
     command = shlex.join(["bench", *sys.argv[1:]])
     again = repeating.again(folder, base, device, loading.data_folder(data_dir), command)
     place = out or runner.default_folder(f"{again.suite.name}-rerun")
@@ -43,7 +43,7 @@ def rerun(
     malloc.keep_freed_memory()
     with shown() as listen:
         runner.run(again.suite, place, again.options, listen)
-    second = results.read(place)
+    second = results.read_results(place)
     for sentence in repeating.renamed(first, second):
         echo(f"differs: {sentence}")
     found = repeating.held_against(first, second)

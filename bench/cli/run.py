@@ -99,11 +99,11 @@ def run(
 
 def _share_done(share: "Shard", folder: Path, whole: Path) -> int:
     """Say how one share becomes a part of the whole; 1 if a cell of it failed."""
-    from bench.storage import records
+    from bench.storage import reader
 
     echo(f"shard {share.number} of {share.of} is done: {folder}")
     echo(f"when all are: bench merge {whole} -o {whole}")
-    return 1 if records.failures(folder) else 0
+    return 1 if reader.read_failures(folder) else 0
 
 
 @cli.command()
@@ -144,7 +144,7 @@ def _report(folder: Path, strict: bool) -> int:
     from bench.reporting import run_output  # what they import, no cell of a run waits for
     from bench.reporting.report import certified_view
 
-    found = results.read(folder)
+    found = results.read_results(folder)
     page = run_output.write(found, folder)
     _print_summary(found)
     echo(f"report: {page}")

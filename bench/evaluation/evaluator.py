@@ -24,7 +24,7 @@ from bench.evaluation import consistency, verify
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import Prediction, Vote, judge
 from bench.models.preflight.checks import LoadedModel
-from bench.storage.records import Piece
+from bench.storage.schema import Piece
 from bench.suite import plan
 
 SHARD_EXAMPLES = 1000

@@ -12,7 +12,7 @@ from typing import Any
 from bench.evaluation.evaluator import Evaluator
 from bench.execution.sharding import WHOLE, Shard
 from bench.execution.work import Event, WorkUnit
-from bench.storage.records import Piece
+from bench.storage.schema import Piece
 from bench.suite import plan
 from bench.suite.plan import Task
 

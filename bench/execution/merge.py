@@ -19,7 +19,7 @@ from bench.evaluation import consistency
 from bench.evaluation.certification import store
 from bench.evaluation.evaluator import cuts
 from bench.execution import runner, sharding
-from bench.storage import fingerprint, manifest, records
+from bench.storage import fingerprint, images, manifest, reader, records, schema
 from bench.suite.plan import Cell
 
 _Place = tuple[str, int, int]
@@ -44,7 +44,7 @@ class _Source(NamedTuple):
     folder: Path
     document: dict[str, Any]
     plan: list[Cell]
-    files: dict[Path, list[records.Piece]]
+    files: dict[Path, list[schema.Piece]]
 
     def places(self, but: "_Source") -> set[_Place]:
         """Every piece that it holds in a file of its own, one that the other has not."""
@@ -107,9 +107,9 @@ def _expanded(given: Sequence[Path]) -> list[Path]:
 
 
 def _source(folder: Path) -> _Source:
-    about, plan = manifest.read(folder)
+    about, plan = manifest.read_manifest(folder)
     paths = sorted((folder / "records").glob("*.parquet"))
-    return _Source(folder, about, plan, {path: records.pieces_of(path) for path in paths})
+    return _Source(folder, about, plan, {path: reader.read_file_pieces(path) for path in paths})
 
 
 # ----------------------------------------------------------------------------- belonging together
@@ -175,7 +175,7 @@ def _check_models(one: _Source, other: _Source) -> None:
 
 
 def _clean_answers(path: Path, model: str) -> pd.DataFrame:
-    frame = records.read(path)
+    frame = reader.read_file(path)
     return frame[(frame["model"] == model).to_numpy()].drop_duplicates("example")
 
 
@@ -202,7 +202,7 @@ def _check_same(one: _Source, other: _Source) -> None:
     """Raises: RecordError if the two hold different outcomes of the same examples."""
     # Files of one name have one hash, and so one content.
     common = one.places(but=other) & other.places(but=one)
-    frames = [records.load(source.folder).frame for source in (one, other)] if common else []
+    frames = [reader.read_records(source.folder).frame for source in (one, other)] if common else []
     for cell, first, last in sorted(common):
         ours, theirs = (
             frame[(frame["cell"] == cell) & frame["example"].between(first, last - 1)]
@@ -250,7 +250,7 @@ def _copy(found: Sequence[_Source], out: Path) -> set[_Place]:
             shard = files.unhashed(path)
             beside = [
                 each
-                for kind in (records.IMAGES, records.ADVERSARIAL)
+                for kind in (images.SUFFIX, images.ADVERSARIAL_SUFFIX)
                 for each in path.parent.glob(f"{shard}*{kind}")
                 if files.unhashed(each) == shard
             ]
@@ -262,9 +262,7 @@ def _copy(found: Sequence[_Source], out: Path) -> set[_Place]:
             if (identity, int(first)) not in held:
                 _copy_file(path, out)
                 held.add((identity, int(first)))
-    clean = next(
-        iter((found[0].folder / "records").glob(f"{records.CLEAN}*{records.IMAGES}")), None
-    )
+    clean = next(iter((found[0].folder / "records").glob(f"{images.CLEAN}*{images.SUFFIX}")), None)
     if clean is not None:
         _copy_file(clean, out)
     return there
@@ -280,12 +278,12 @@ def _copy_failures(found: Sequence[_Source], out: Path, undone: set[str]) -> Non
     """Keep why a cell failed, as long as it has not all its records from elsewhere."""
     reasons: dict[str, str] = {}
     for source in found:
-        reasons |= records.failures(source.folder)
+        reasons |= reader.read_failures(source.folder)
     for cell, reason in reasons.items():
         if cell in undone:
-            records.fail(out, cell, reason)
+            records.write_failure(out, cell, reason)
         else:
-            records.clear(out, cell)
+            records.delete_failure(out, cell)
 
 
 def _joined(found: Sequence[_Source]) -> dict[str, Any]:

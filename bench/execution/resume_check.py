@@ -21,7 +21,10 @@ from bench.core.errors import SuiteError, describe
 from bench.evaluation import consistency
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.stages import Stage, Watch
-from bench.storage import records
+from bench.storage import schema
+from bench.storage.images import SUFFIX as IMAGES_SUFFIX
+from bench.storage.images import read_tensors
+from bench.storage.reader import read_file, read_file_pieces
 from bench.suite import plan
 
 CLEAN = 32
@@ -57,7 +60,7 @@ def check(session: Evaluator, tasks: Sequence[plan.Task], out: Path, watch: Watc
     Raises:
         SuiteError: A model answers otherwise than when its records were made.
     """
-    held = [(path, records.pieces_of(path)) for path in sorted((out / "records").glob("*.parquet"))]
+    held = [(path, read_file_pieces(path)) for path in sorted((out / "records").glob("*.parquet"))]
     for label, subject in session.subjects.items():
         cells = {
             cell.identity: cell for task in tasks for cell in task.cells if task.model == label
@@ -67,7 +70,7 @@ def check(session: Evaluator, tasks: Sequence[plan.Task], out: Path, watch: Watc
         if not own or subject.random or label in session.unfit or watch.enter(stage):
             continue
         own = sorted(own, key=lambda each: min(piece.first for piece in each[1]))[:FILES]
-        frames = {path: records.read(path) for path, _ in own}
+        frames = {path: read_file(path) for path, _ in own}
         try:
             _compare(session, label, out, _clean(session, label, *frames.values()))
             _compare(session, label, out, _adversarial(session, own, frames, cells))
@@ -117,15 +120,15 @@ def _clean(session: Evaluator, label: str, *frames: pd.DataFrame) -> _Seen:
 
 def _adversarial(
     session: Evaluator,
-    own: Sequence[tuple[Path, list[records.Piece]]],
+    own: Sequence[tuple[Path, list[schema.Piece]]],
     frames: Mapping[Path, pd.DataFrame],
     cells: Mapping[str, plan.Cell],
 ) -> _Seen | None:
     """Adversarial images that lie beside records, a few of every cell; None where none do."""
     stored: list[Iterator[tuple[Tensor, Any, str]]] = []
     for path, pieces in own:
-        beside = sorted(path.parent.glob(f"{files.unhashed(path)}-*{records.IMAGES}"))
-        images = records.tensors_of(beside[0]) if beside else {}
+        beside = sorted(path.parent.glob(f"{files.unhashed(path)}-*{IMAGES_SUFFIX}"))
+        images = read_tensors(beside[0]) if beside else {}
         for piece in pieces:
             if piece.cell in cells and piece.cell in images:
                 frame = frames[path]

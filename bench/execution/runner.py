@@ -42,7 +42,8 @@ from bench.execution.work import (
 from bench.models import fingerprint
 from bench.models.preflight import checks
 from bench.models.preflight.checks import LoadedModel
-from bench.storage import environment, records
+from bench.storage import environment, reader, records, schema
+from bench.storage.images import CLEAN, write_images
 from bench.suite import plan
 from bench.suite import plan as certified
 from bench.suite.schema import Suite
@@ -116,8 +117,8 @@ def _run(
     facts = {label: session.facts(label) for label in session.subjects}
     tasks = plan.tasks(suite, facts)
     if options.fresh:
-        records.forget(out)
-    recovered = records.recover(out)
+        records.delete_records(out)
+    recovered = records.recover_records(out)
     for told in recovered.notes:
         listen(Event("note", told, 0.0))
     bounds = []
@@ -138,7 +139,7 @@ def _run(
     _forget_failures(out, tasks)
     document["sessions"][-1]["parts"] = len(parts)
     if parts and there:
-        for sentence in environment.mixed_versions(document["sessions"]):
+        for sentence in environment.describe_mixed_versions(document["sessions"]):
             listen(Event("note", sentence, 0.0))
     _tell(listen, decisions.loaded(session, options.device, out))
     _tell(listen, decisions.divided(tasks, session, there, parts, options.share))
@@ -157,7 +158,7 @@ def _run(
             )
     work(session, parts, ledger)
     if ledger.keeper.left_out:
-        ledger.note(ledger.keeper.told())
+        ledger.note(ledger.keeper.describe_left_out())
     _certify(session, bounds, out, listen, options.share, watch)
     if options.share.number == 1:  # a model is probed once, whoever attacks it
         before = document["probes"]
@@ -173,8 +174,8 @@ def _forget_failures(out: Path, tasks: list[plan.Task]) -> None:
     """Notes of failed cells that are no longer planned go: such as those of a model that could not
     be made ready, and now can be, whose cells have other identities since."""
     planned = {cell.identity for task in tasks for cell in task.cells}
-    for cell in records.failures(out).keys() - planned:
-        records.clear(out, cell)
+    for cell in reader.read_failures(out).keys() - planned:
+        records.delete_failure(out, cell)
 
 
 def prepare(
@@ -289,7 +290,7 @@ def _keep_clean(session: Evaluator, out: Path) -> None:
     """The first clean images, to be shown beside the adversarial ones."""
     first, last = session.shards()[0]
     images = {session.data.fingerprint: first_few(session.data.read(first, last))}
-    records.write_images(out, records.CLEAN, images)
+    write_images(out, CLEAN, images)
 
 
 def _now() -> str:
@@ -307,16 +308,16 @@ def _document(
     bounds: list[certified.CertificationTask],
 ) -> dict[str, Any]:
     """provenance.json: the plan, what it was made from, and the sessions that worked on it."""
-    own = environment.own_files(suite)
+    own = environment.hash_user_files(suite)
     return {
-        "schema": records.SCHEMA,
+        "schema": schema.SCHEMA_VERSION,
         "suite": {
             "name": suite.name,
             "title": suite.title,
             "seed": suite.seed,
             "sweep": suite.sweep,
             "text": suite.text,
-            "base": environment.relative(suite.base) if own else "",
+            "base": environment.relative_path(suite.base) if own else "",
         },
         "files": own,
         "data": {
@@ -349,9 +350,9 @@ def _document(
                 "finished": None,
                 "command": options.command,
                 "options": options.plain(),
-                "environment": environment.environment(session.device),
-                "loaded": environment.loaded(),
-                "requirements": environment.requirements(),
+                "environment": environment.describe_environment(session.device),
+                "loaded": environment.list_loaded_packages(),
+                "requirements": environment.list_requirements(),
             }
         ],
     }

@@ -19,7 +19,7 @@ from bench.engine import determinism
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.stages import Stage, Watch
 from bench.execution.sharding import Shard
-from bench.storage import records
+from bench.storage import records, schema
 from bench.storage.adversarial_images import AdversarialWriter
 from bench.suite import plan
 
@@ -79,7 +79,7 @@ class WorkUnit(NamedTuple):
 def pending_units(
     session: Evaluator,
     tasks: list[plan.Task],
-    there: list[records.Piece],
+    there: list[schema.Piece],
     share: Shard,
     lost: frozenset[str],
 ) -> list[WorkUnit]:
@@ -151,7 +151,7 @@ class WorkResult(NamedTuple):
     reason: str = ""
     """Why they failed; empty if they did not."""
     frame: pd.DataFrame | None = None
-    pieces: Sequence[records.Piece] = ()
+    pieces: Sequence[schema.Piece] = ()
     images: Mapping[str, Tensor] = {}
     """Cell -> the first adversarial images, (k, c, h, w), of the first shard alone."""
     adversarial: Mapping[str, Tensor] = {}
@@ -242,16 +242,16 @@ class ResultWriter:
             self._fail(part, outcome)
             return
         stem = f"{part.task.model}-{part.task.entry.label}"
-        self.keeper.keep(stem, outcome.pieces, outcome.adversarial)
-        records.write(self.out, stem, outcome.frame, outcome.pieces, outcome.images)
+        self.keeper.write_images(stem, outcome.pieces, outcome.adversarial)
+        records.write_records(self.out, stem, outcome.frame, outcome.pieces, outcome.images)
         for cell in self._broken.keys() & set(outcome.cells):
             # Another shard failed while this one was at work elsewhere: the cell is still failed.
-            records.fail(self.out, cell, self._broken[cell])
+            records.write_failure(self.out, cell, self._broken[cell])
 
     def refuse(self, task: plan.Task, why: str) -> None:
         """Fail all cells of a task that cannot be run."""
         for cell in task.cells:
-            records.fail(self.out, cell.identity, why)
+            records.write_failure(self.out, cell.identity, why)
         radii = [cell.eps_text for cell in task.cells]
         about = {"model": task.model, "attack": task.entry.label, "eps": radii, "reason": why}
         if radii:
@@ -264,7 +264,7 @@ class ResultWriter:
 
     def _fail(self, part: WorkUnit, outcome: WorkResult) -> None:
         for cell in outcome.cells:
-            records.fail(self.out, cell, outcome.reason)
+            records.write_failure(self.out, cell, outcome.reason)
             self._broken[cell] = outcome.reason
         radii = [c.eps_text for c in part.task.cells if c.identity in outcome.cells]
         told = f"{part.name} at eps {', '.join(radii)}: {outcome.reason}"

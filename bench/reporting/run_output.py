@@ -15,7 +15,7 @@ from bench.evaluation.audit import symptoms
 from bench.evaluation.audit.findings import Unchecked
 from bench.reporting.plots import figures, transfer_matrix
 from bench.reporting.report import writer
-from bench.storage import fingerprint, records, spreadsheet
+from bench.storage import fingerprint, images, spreadsheet
 
 SHOWN = 5
 """Examples in each row of an example grid."""
@@ -46,7 +46,7 @@ def write(found: RunResults, folder: Path) -> Path:
         else:  # one left by a suite that had some would contradict the page
             (folder / name).unlink(missing_ok=True)
     for name, frame in frames.items():
-        files.write_atomic(folder / name, spreadsheet.content(frame))
+        files.write_atomic(folder / name, spreadsheet.to_csv(frame))
     # Tables travel further than records: with this, a run made again is held against them.
     files.write_atomic(
         folder / fingerprint.FILE, f"{fingerprint.records_hash(found.stored.frame)}\n".encode()
@@ -72,7 +72,7 @@ def write(found: RunResults, folder: Path) -> Path:
         notes=[
             *found.notes,
             *transfer_matrix.hidden_gradients(found.table),
-            *tables.divided(found.table),
+            *tables.describe_split_votes(found.table),
         ],
         provenance=_told(found.provenance),
         plots=drawn,
@@ -104,8 +104,8 @@ def _pictures(found: RunResults, folder: Path) -> Iterator[figures.Picture]:
     what was crafted on another model: it is shown where it was crafted.
     """
     data = found.provenance["data"]
-    kept = records.images(folder)
-    places = found.stored.places()
+    kept = images.read_images(folder)
+    places = found.stored.row_positions()
     if data["fingerprint"] not in kept:
         return
     clean = kept[data["fingerprint"]]

@@ -30,7 +30,7 @@ COMPUTING = {
 """Packages that compute a model's answers or an attack's steps -> the module that they load."""
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def describe_environment(device: torch.device) -> dict[str, Any]:
     """Versions, device and platform: what a reader needs to rebuild the environment."""
     return {
         "python": platform.python_version(),
@@ -42,16 +42,16 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "device_name": device_name(device) if device.type == "cuda" else "",
         "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "git": git_commit(),
+        "git": read_git_commit(),
     }
 
 
-def loaded() -> list[str]:
+def list_loaded_packages() -> list[str]:
     """List the packages of COMPUTING that this process has loaded."""
     return [name for name, module in COMPUTING.items() if module in sys.modules]
 
 
-def mixed_versions(sessions: Sequence[Any]) -> list[str]:
+def describe_mixed_versions(sessions: Sequence[Any]) -> list[str]:
     """Say which packages had several versions in the sessions that made a run's records.
 
     Args:
@@ -85,7 +85,7 @@ def _used_version(session: Mapping[str, Any], name: str) -> str | None:
     return version if isinstance(version, str) else None
 
 
-def requirements() -> list[str]:
+def list_requirements() -> list[str]:
     """Everything that is installed here but bench itself, "name==version" each, sorted: the lines
     of a file that `pip install -r` makes this environment again from."""
     found = {each.metadata["Name"]: each.version for each in metadata.distributions()}
@@ -93,7 +93,7 @@ def requirements() -> list[str]:
     return sorted((f"{name}=={version}" for name, version in found.items() if name), key=str.lower)
 
 
-def own_files(suite: Suite) -> dict[str, str]:
+def hash_user_files(suite: Suite) -> dict[str, str]:
     """sha256 of each file that the suite names beside itself, code, programs and weights, and of
     every module loaded from its folder, by their names there. What such code reads is not among
     them."""
@@ -109,10 +109,10 @@ def own_files(suite: Suite) -> dict[str, str]:
     named = {*(name for name in code if name.endswith(".py")), *weights, *models}
     if not all(registry.built_in(kind, name) for kind, name in entries):
         named |= _loaded(suite.base.resolve())
-    return hashes(suite.base, sorted(named))
+    return hash_files(suite.base, sorted(named))
 
 
-def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
+def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """sha256 of those of the files that are there."""
     there = [name for name in names if (folder / name).is_file()]
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in there}
@@ -125,7 +125,7 @@ def _loaded(folder: Path) -> set[str]:
     return {f.relative_to(folder).as_posix() for f in files if f.is_relative_to(folder)}
 
 
-def relative(folder: Path) -> str:
+def relative_path(folder: Path) -> str:
     """A folder as seen from the working directory, so that no machine's own path is kept."""
     try:
         return Path(os.path.relpath(folder)).as_posix()
@@ -140,7 +140,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def git_commit() -> dict[str, Any] | None:
+def read_git_commit() -> dict[str, Any] | None:
     """The commit of bench's own checkout and whether it was changed; None outside a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from bench.core import sanitize
 from bench.core.errors import RecordError, SuiteError
-from bench.storage import records
+from bench.storage import schema as records
 from bench.suite import plan
 from bench.suite.plan import Cell
 from bench.suite.references import Figure
@@ -110,7 +110,7 @@ class _Document:
     files: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
+def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
     """What provenance.json says of a run, as it stands there, and the plan in it.
 
     Raises: SuiteError if there is no run; RecordError if the file is damaged or newer than this
@@ -130,9 +130,9 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"no JSON of ours: {error}") from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
-    if isinstance(schema, int) and schema > records.SCHEMA:
+    if isinstance(schema, int) and schema > records.SCHEMA_VERSION:
         raise RecordError(
-            f"{path}: schema {schema}, this bench reads up to {records.SCHEMA}; "
+            f"{path}: schema {schema}, this bench reads up to {records.SCHEMA_VERSION}; "
             "use the bench that wrote it"
         )
     try:
@@ -162,7 +162,7 @@ def _apart(raw: dict[str, Any], cells: list[Cell]) -> str:
     return ""
 
 
-def known(kind: type, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def select_known_fields(kind: type, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Tables of the document with the fields of the dataclass `kind` alone: a newer bench may have
     written more."""
     names = {field.name for field in dataclasses.fields(kind)}

@@ -15,17 +15,17 @@ _FORMULA = re.compile("'*[=+\\-@\t\r\n＝＋－＠]")  # noqa: RUF001
 from a text that had them itself."""
 
 
-def content(frame: pd.DataFrame) -> bytes:
+def to_csv(frame: pd.DataFrame) -> bytes:
     """UTF-8, a header and a line per row; texts guarded."""
     safe = frame.copy(deep=False)
     for name in safe.columns:
         if not pd.api.types.is_numeric_dtype(safe[name]):
-            cells = [guarded(cell) if isinstance(cell, str) else cell for cell in safe[name]]
+            cells = [guard_formula(cell) if isinstance(cell, str) else cell for cell in safe[name]]
             safe[name] = pd.Series(cells, index=safe.index, dtype=object)
     return safe.to_csv(index=False).encode()
 
 
-def guarded(text: str) -> str:
+def guard_formula(text: str) -> str:
     """The text, with an apostrophe in front if a spreadsheet would compute it.
 
     >>> guarded("=1+1"), guarded("a-b"), guarded("'=1")
@@ -34,7 +34,7 @@ def guarded(text: str) -> str:
     return f"'{text}" if _FORMULA.match(text) else text
 
 
-def unguarded(text: str) -> str:
+def unguard_formula(text: str) -> str:
     """What was written as this by `guarded`.
 
     >>> [unguarded(guarded(text)) for text in ("=1+1", "-0.5", "''@a", "'a", "")]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.analysis import compare_runs
-from bench.analysis.compare_runs import Sides
+from bench.analysis.compare_runs import CellPair
 from bench.analysis.results import RunResults
 from bench.core.errors import SuiteError
 from bench.engine import determinism
@@ -97,7 +97,7 @@ def again(
     Raises: SuiteError if there is no run, or such a file is missing; RecordError if its
     provenance.json is damaged.
     """
-    about, _ = manifest.read(folder)
+    about, _ = manifest.read_manifest(folder)
     session, where = about["sessions"][-1], f"{folder / manifest.FILE}: its suite"
     root = Path(about["suite"].get("base") or ".") if base is None else base
     files: dict[str, str] = about.get("files", {})
@@ -108,7 +108,7 @@ def again(
             "such files lie now"
         )
     suite = parse(about["suite"]["text"], where, root.resolve())
-    now = environment.hashes(root, files)
+    now = environment.hash_files(root, files)
     notes = [
         f"{name} is not the file that it was (sha256 {files[name][:16]} then, {now[name][:16]} now)"
         for name in files
@@ -141,7 +141,7 @@ def check_new(folder: Path, out: Path) -> None:
         raise SuiteError(f"{out}: is the run itself; choose another folder with --out")
     if not (out / manifest.FILE).exists():
         return
-    about, _ = manifest.read(out)
+    about, _ = manifest.read_manifest(out)
     if about["sessions"][-1]["finished"] is not None:
         raise SuiteError(
             f"{out}: holds a run that is finished, so nothing would run again; delete it or choose "
@@ -157,10 +157,13 @@ def differences(folder: Path, options: Options) -> Iterator[str]:
 
     Raises: SuiteError if the device is not there.
     """
-    before = manifest.read(folder)[0]["sessions"][-1]
+    before = manifest.read_manifest(folder)[0]["sessions"][-1]
     with determinism.enforced(options.deterministic):
-        then, now = before["environment"], environment.environment(loading.device(options.device))
-    after = {"environment": now, "requirements": environment.requirements()}
+        then, now = (
+            before["environment"],
+            environment.describe_environment(loading.device(options.device)),
+        )
+    after = {"environment": now, "requirements": environment.list_requirements()}
     for name in MACHINE:
         if then.get(name) != now.get(name):
             yield f"{name.replace('_', ' ')}: {then.get(name)} then, {now.get(name)} now"
@@ -191,7 +194,7 @@ def renamed(first: RunResults, second: RunResults) -> Iterator[str]:
         twin = second.provenance["models"].get(label)
         if twin is not None and twin["fingerprint"] != model["fingerprint"]:
             yield f"{label} is another model now: other weights or another architecture"
-    here, there = compare_runs.statuses(first), compare_runs.statuses(second)
+    here, there = compare_runs.index_statuses(first), compare_runs.index_statuses(second)
     other = [
         f"{cell.model} · {cell.attack}"
         for key, (cell, _, _) in here.items()
@@ -207,12 +210,16 @@ def renamed(first: RunResults, second: RunResults) -> Iterator[str]:
 
 def held_against(first: RunResults, second: RunResults) -> Repeated:
     """The repetition beside the run, cell by cell."""
-    found = compare_runs.compare(first, second)
-    twins = [] if found.refusal else [_twin(sides) for sides in compare_runs.shared(first, second)]
+    found = compare_runs.compare_runs(first, second)
+    twins = (
+        []
+        if found.refusal
+        else [_twin(sides) for sides in compare_runs.pair_shared_cells(first, second)]
+    )
     return Repeated(twins, [] if found.refusal else list(_apart(first, second)), found.refusal)
 
 
-def _twin(sides: Sides) -> Twin:
+def _twin(sides: CellPair) -> Twin:
     a, b = sides.first, sides.second
     # Text is compared as text: its categories are those of a whole run, not of a cell.
     texts = [name for name in a.columns if not pd.api.types.is_numeric_dtype(a[name])]
@@ -226,7 +233,7 @@ def _twin(sides: Sides) -> Twin:
 
 def _apart(first: RunResults, second: RunResults) -> Iterator[str]:
     """Cells that did not end alike."""
-    here, there = compare_runs.statuses(first), compare_runs.statuses(second)
+    here, there = compare_runs.index_statuses(first), compare_runs.index_statuses(second)
     for key in dict.fromkeys([*here, *there]):
         cell = (here.get(key) or there[key])[0]
         sides = [run[key][1:] if key in run else ("absent", "") for run in (here, there)]

@@ -15,7 +15,7 @@ from bench.evaluation import metrics
 from bench.evaluation.audit import checks, probes, symptoms
 from bench.evaluation.audit.evidence import Run
 from bench.evaluation.audit.symptoms import Sign
-from bench.storage.records import Stored
+from bench.storage.reader import StoredRecords
 from bench.suite.plan import Cell
 
 DRAWN = "the model answers at random, so a success may go whenever it is asked again"
@@ -42,7 +42,7 @@ class Audit(NamedTuple):
 def audit(
     plan: Sequence[Cell],
     table: pd.DataFrame,
-    stored: Stored,
+    stored: StoredRecords,
     probed: Mapping[str, Any],
     random: Collection[str] = (),
 ) -> Audit:
@@ -99,8 +99,8 @@ def _not_finite(table: pd.DataFrame) -> Iterator[Sign]:
         )
 
 
-def _runs(plan: Sequence[Cell], stored: Stored) -> Iterator[Run]:
-    places = stored.places()
+def _runs(plan: Sequence[Cell], stored: StoredRecords) -> Iterator[Run]:
+    places = stored.row_positions()
     for cell in plan:
         records = stored.frame.iloc[places[cell.identity]].set_index("example")
         attacked = records[records["attacked"]]

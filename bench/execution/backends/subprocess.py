@@ -117,7 +117,7 @@ def _after(death: _Death, orders: Orders, again: set[frozenset[str]], listen: Li
         listen(Event("note", f"{stage.what}: {why}; its eps are tried one at a time", 0.0))
         return orders._replace(alone=orders.alone | cells)
     for cell in stage.cells:
-        records.fail(orders.out, cell, why)
+        records.write_failure(orders.out, cell, why)
     radii = [*dict.fromkeys(stage.cells.values())]
     about = {"eps": radii, "reason": why}
     listen(Event("failed", f"{stage.what} at eps {', '.join(radii)}: {why}", 0.0, about))

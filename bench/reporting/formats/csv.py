@@ -10,7 +10,7 @@ import re
 import pandas as pd
 
 from bench.reporting.formats import Export, absent, words
-from bench.storage.spreadsheet import guarded
+from bench.storage.spreadsheet import guard_formula
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -33,7 +33,7 @@ def _safe(value: object) -> object:
         return value
     # A tab or a carriage return starts a formula in some programs and a line in others.
     text = words(value) if _CONTROL.search(value) else value
-    return guarded(text)
+    return guard_formula(text)
 
 
 EXPORT = Export(suffix=".csv", content=content)

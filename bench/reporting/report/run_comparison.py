@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.analysis.compare_runs import FIRST, KEY, SECOND, Compared
+from bench.analysis.compare_runs import FIRST, KEY, SECOND, RunComparison
 from bench.core.files import write_atomic
 from bench.evaluation.metrics import SIGNIFICANT
 from bench.reporting.formats import csv, many, markdown, number, rate, words
@@ -15,7 +15,7 @@ SHOWN = 10
 """Ids of examples that are shown of a cell; changed.csv has them all."""
 
 
-def summary(compared: Compared) -> str:
+def summary(compared: RunComparison) -> str:
     """How many cells are worse, better and neither beyond chance."""
     beyond = compared.table[compared.table["p_corrected"] <= SIGNIFICANT]
     worse = int((beyond["only_first"] > beyond["only_second"]).sum())
@@ -27,7 +27,7 @@ def summary(compared: Compared) -> str:
     )
 
 
-def view(compared: Compared, brief: bool = False) -> View:
+def view(compared: RunComparison, brief: bool = False) -> View:
     """A line per shared cell; `brief` leaves out the intervals and what all cells share."""
     rows = records(compared.table)
     lines = [
@@ -50,7 +50,7 @@ def view(compared: Compared, brief: bool = False) -> View:
     return View("", columns, [[line[name] for name in columns] for line in lines])
 
 
-def heading(compared: Compared) -> str:
+def heading(compared: RunComparison) -> str:
     """What a brief view leaves out: what all cells share, and how far the intervals reach."""
     table = compared.table
     shared = [words(text) for text in _single(table["model"])]
@@ -78,7 +78,7 @@ def _rate(row: Row, side: str, brief: bool) -> str:
     return rate(row[f"{side}_robust"], row["n"], *ends)
 
 
-def flipped(compared: Compared) -> View | None:
+def flipped(compared: RunComparison) -> View | None:
     """Which examples changed, cell by cell; None where none did."""
     lines = []
     for place, rows in groups(records(compared.changed), *KEY).items():
@@ -97,7 +97,7 @@ def flipped(compared: Compared) -> View | None:
     return View("", columns, lines) if lines else None
 
 
-def write(compared: Compared, folder: Path, first: str, second: str) -> list[Path]:
+def write(compared: RunComparison, folder: Path, first: str, second: str) -> list[Path]:
     """Write compare.csv, changed.csv, compare.md and the plot; gives their paths.
 
     Raises: SuiteError if the folder cannot be written.
@@ -111,7 +111,7 @@ def write(compared: Compared, folder: Path, first: str, second: str) -> list[Pat
     ]
 
 
-def _page(compared: Compared, first: str, second: str) -> str:
+def _page(compared: RunComparison, first: str, second: str) -> str:
     shown, changed = view(compared), flipped(compared)
     parts = [
         f"# {markdown.escape(first)} ({FIRST}) beside {markdown.escape(second)} ({SECOND})",

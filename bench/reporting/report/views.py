@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.analysis.cell_names import name_of
+from bench.analysis.cell_names import format_cell_name
 from bench.analysis.explanations import Explanation
 from bench.reporting import formats
 from bench.reporting.formats import (
@@ -484,7 +484,7 @@ def unexplained(
     for (model, *pair), rows in groups(differing, *keys).items():
         if (model, *pair) not in asked:
             eps = eps_name(max(rows, key=lambda row: row["differ"])["eps"], names)
-            cells = [name_of(model, attack, eps) for attack in pair]
+            cells = [format_cell_name(model, attack, eps) for attack in pair]
             commands.append(shlex.join(["bench", "explain", ".", *cells]))
     return commands
 

@@ -59,7 +59,11 @@ def read(folder: Path) -> results.RunResults:
     """
     recorded = any((folder / "records").glob("*.parquet"))
     tabled = (folder / "table.csv").is_file()
-    return results_from_csv.read(folder) if tabled and not recorded else results.read(folder)
+    return (
+        results_from_csv.read_results_from_csv(folder)
+        if tabled and not recorded
+        else results.read_results(folder)
+    )
 
 
 def _noted(folder: Path) -> str:

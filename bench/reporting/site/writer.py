@@ -32,7 +32,7 @@ def rows(gathered: Sequence[PublishedRun]) -> pd.DataFrame:
     """Every cell of every run with the columns of table.csv, after the run's name and before how it
     is made again."""
     frames = [
-        results_from_csv.typed(run.found.table).assign(
+        results_from_csv.cast_columns(run.found.table).assign(
             command=run.command, records_sha256=run.records_hash
         )
         for run in gathered

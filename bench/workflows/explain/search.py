@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.analysis import cell_names, explanations
-from bench.analysis.explanations import Experiment, Explanation, gap_of
+from bench.analysis.explanations import Experiment, Explanation, count_disagreements
 from bench.core.errors import ContractError, SuiteError, first_line
 from bench.evaluation import metrics
 from bench.evaluation.evaluator import Evaluator
@@ -155,7 +155,7 @@ class DisagreementSearch:
     def _experiment(self, text: str, setup: Setup) -> Experiment:
         mine, theirs = self.trial.outcomes(setup)
         test = metrics.paired(theirs, mine)  # first: robust under theirs alone, so broken by ours
-        gap, most = gap_of(test), self._closed()
+        gap, most = count_disagreements(test), self._closed()
         narrower = bool(self.made) and most < gap < self.first.gap
         chance = narrower and self._is_chance(setup, gap, test.p_value)
         made = Experiment(
@@ -184,7 +184,7 @@ class DisagreementSearch:
         for other in range(1, SEEDS + 1):
             curve = dataclasses.replace(side.curve, seed=side.curve.seed + other)
             there = metrics.robust(self.trial.records(side._replace(curve=curve)))
-            if gap_of(metrics.paired(own, there)) >= gap:
+            if count_disagreements(metrics.paired(own, there)) >= gap:
                 return True
         return False
 
@@ -255,7 +255,7 @@ def run(
     folder = Path(where) if (Path(where) / "provenance.json").exists() else None
     checked, identities = (reader.read(where), {}) if folder is None else _of_run(folder)
     planned = plan.tasks(checked, plan.known_facts(checked))
-    first, second = (cell_names.find(name, planned) for name in (ours, reference))
+    first, second = (cell_names.find_cell(name, planned) for name in (ours, reference))
     cell_names.check_comparable(first.cell, second.cell)
     labels = {first.task.model, first.task.source}
     needed = dataclasses.replace(
@@ -269,7 +269,7 @@ def run(
     mine, theirs = (_task(session, each, identities) for each in (first, second))
     made = between(session, mine, theirs, listen)
     if folder is not None:
-        explanations.keep(folder, made)
+        explanations.write_explanation(folder, made)
     return made
 
 
@@ -287,7 +287,7 @@ def _of_run(folder: Path) -> tuple[Suite, dict[tuple[str, str, float], str]]:
 
 
 def _task(
-    session: Evaluator, found: cell_names.Named, identities: dict[tuple[str, str, float], str]
+    session: Evaluator, found: cell_names.PlannedCell, identities: dict[tuple[str, str, float], str]
 ) -> plan.Task:
     """The task of this cell alone, planned with what is known now that its model is loaded."""
     model, entry, cell = found.task.model, found.task.entry, found.cell

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.analysis.snapshot import Cell, Snapshot
+from bench.analysis.snapshot import CellSnapshot, Snapshot
 from bench.reporting import formats
 from bench.reporting.formats import markdown
 from bench.workflows.gate import wording
@@ -116,7 +116,7 @@ def _bars(before: Snapshot, now: Snapshot, model: str, attack: str) -> Iterator[
                 yield f"eps {_eps(cell):>8} {word} {bar(cell.robust_correct, side.data.n)}"
 
 
-def _eps(cell: Cell) -> str:
+def _eps(cell: CellSnapshot) -> str:
     return formats.words(cell.eps_text)
 
 

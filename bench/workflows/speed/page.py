@@ -269,7 +269,7 @@ def document(races: Sequence[Race], command: str) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "command": command,
-        "environment": environment.environment(races[0].task.device) if races else {},
+        "environment": environment.describe_environment(races[0].task.device) if races else {},
         "tf32": tf32(),
         "races": [_race(race) for race in races],
     }
@@ -326,7 +326,7 @@ def write(races: Sequence[Race], command: str, folder: Path) -> Path:
 
     Raises: SuiteError if the folder cannot be written.
     """
-    files.write_atomic(folder / "speed.csv", spreadsheet.content(frame(races)))
+    files.write_atomic(folder / "speed.csv", spreadsheet.to_csv(frame(races)))
     text = json.dumps(document(races, command), indent=1, ensure_ascii=False)
     files.write_atomic(folder / "speed.json", text.encode())
     return files.write_atomic(folder / "speed.md", page(races, command).encode())

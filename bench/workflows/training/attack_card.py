@@ -68,7 +68,7 @@ def publish(recipe: AttackRecipe, trained: Trained, data_dir: Path, folder: Path
         "validation_fooled": trained.best.validation_fooled,
         "validation_n": trained.best.validation_n,
         "median_seconds_per_epoch": median(epoch.seconds for epoch in trained.history),
-        "environment": environment.environment(device),
+        "environment": environment.describe_environment(device),
     }
     write_atomic(weights.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
     write_atomic(weights.with_suffix(".csv"), _history(trained).to_csv(index=False).encode())

@@ -95,7 +95,7 @@ def publish(recipe: Recipe, runs: Sequence[Run], data_dir: Path, folder: Path) -
         "validation_n": last.best.validation_n,
         "seeds": [_line(run, judged[run.seed], labels) for run in runs],
         "median_seconds_per_epoch": median(epoch.seconds for epoch in last.history),
-        "environment": environment.environment(next(last.model.parameters()).device),
+        "environment": environment.describe_environment(next(last.model.parameters()).device),
     }
     write_atomic(weights.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
     lines = [
