@@ -187,10 +187,10 @@ def test_a_cell_of_one_run_alone_and_one_that_failed_are_named(
 def test_other_data_are_refused(runs: tuple[results.RunResults, results.RunResults]) -> None:
     first, second = runs
     data = second.provenance["data"] | {"fingerprint": "other"}
-    named = second._replace(provenance=second.provenance | {"data": data | {"name": "mnist"}})
-    content = second._replace(provenance=second.provenance | {"data": data})
+    named = second.replace(provenance=second.provenance | {"data": data | {"name": "mnist"}})
+    content = second.replace(provenance=second.provenance | {"data": data})
     frame = second.stored.frame.assign(label=second.stored.frame["label"] + 1)
-    relabelled = content._replace(
+    relabelled = content.replace(
         provenance=second.provenance | {"data": data | {"n": 61}},
         stored=second.stored._replace(frame=frame),
     )
@@ -202,7 +202,7 @@ def test_other_data_are_refused(runs: tuple[results.RunResults, results.RunResul
 def test_runs_with_nothing_in_common_are_refused(
     runs: tuple[results.RunResults, results.RunResults],
 ) -> None:
-    renamed = runs[1]._replace(
+    renamed = runs[1].replace(
         plan=[dataclasses.replace(cell, model="another") for cell in runs[1].plan]
     )
     found = compare_runs.compare_runs(runs[0], renamed)

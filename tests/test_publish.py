@@ -115,7 +115,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def with_p_values(run: PublishedRun, p_value: float) -> PublishedRun:
     judged = run.found.comparisons.assign(p_corrected=p_value)
-    return run._replace(found=run.found._replace(comparisons=judged))
+    return run._replace(found=run.found.replace(comparisons=judged))
 
 
 def bold(table: Table) -> set[tuple[str, str]]:
@@ -245,7 +245,7 @@ def test_a_table_too_wide_for_a_page_is_cut_and_says_so(run: PublishedRun) -> No
     wide = pd.concat(
         [table.assign(attack=table["attack"] + f" {k}") for k in range(4)], ignore_index=True
     )
-    found = paper_tables.tables([run._replace(found=run.found._replace(table=wide))])
+    found = paper_tables.tables([run._replace(found=run.found.replace(table=wide))])
     parts = [made for made in found if made.name.startswith("p-models-eps-0-05-linf")]
     assert [len(part.frame.columns) - 1 for part in parts] == [6, 4]
     assert [part.caption[-12:] for part in parts] == ["Part 1 of 2.", "Part 2 of 2."]
@@ -277,7 +277,7 @@ def test_what_cannot_be_told_from_the_best_is_bold_with_it(run: PublishedRun) ->
     judged = run.found.comparisons.query("compared == 'attacks'").assign(p_corrected=0.5)
     apart = judged.replace({"first": {"PGD": "weak"}}).assign(p_corrected=0.01)
     again = judged.replace({"second": {"FGSM": "weak"}}).assign(p_corrected=0.01)
-    found = run.found._replace(
+    found = run.found.replace(
         table=pd.concat(told, ignore_index=True), comparisons=pd.concat([judged, apart, again])
     )
     table = paper_tables.tables([run._replace(found=found)])[0]
@@ -288,7 +288,7 @@ def test_what_cannot_be_told_from_the_best_is_bold_with_it(run: PublishedRun) ->
 def test_the_worst_case_of_models_that_met_other_attacks_is_never_bold(run: PublishedRun) -> None:
     table = run.found.table
     lost = (table["model"] == "LeNet") & (table["attack"] == "FGSM") & (table["eps"] == 0.05)
-    found = run.found._replace(table=table[~lost])
+    found = run.found.replace(table=table[~lost])
     for made in paper_tables.tables([with_p_values(run._replace(found=found), 0.001)]):
         if made.name == "p-models-eps-0-05-linf":
             assert "worst case" not in {column for _, column in bold(made)}

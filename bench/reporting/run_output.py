@@ -15,7 +15,8 @@ from bench.evaluation.audit import symptoms
 from bench.evaluation.audit.findings import Unchecked
 from bench.reporting.plots import figures, transfer_matrix
 from bench.reporting.report import writer
-from bench.storage import fingerprint, images, spreadsheet
+from bench.storage import fingerprint, spreadsheet
+from bench.storage.images import read_images
 
 SHOWN = 5
 """Examples in each row of an example grid."""
@@ -55,20 +56,9 @@ def write(found: RunResults, folder: Path) -> Path:
     drawn = figures.draw(
         found.table, pictures, folder, found.published, found.searches, found.certified.table
     )
-    page, _ = writer.write(
+    page, _ = writer.write_report(
+        found,
         folder,
-        title=found.provenance["suite"]["title"],
-        table=found.table,
-        worst=found.worst,
-        distances=found.distances,
-        comparisons=found.comparisons,
-        seeds=found.seeds,
-        crosschecks=found.crosschecks,
-        explanations=found.explanations,
-        published=found.published,
-        violations=found.violations,
-        audit=found.audit,
-        certified=found.certified,
         notes=[
             *found.notes,
             *transfer_matrix.hidden_gradients(found.table),
@@ -76,7 +66,6 @@ def write(found: RunResults, folder: Path) -> Path:
         ],
         provenance=_told(found.provenance),
         plots=drawn,
-        regenerate=found.provenance["sessions"][-1]["command"],
     )
     return page
 
@@ -104,7 +93,7 @@ def _pictures(found: RunResults, folder: Path) -> Iterator[figures.Picture]:
     what was crafted on another model: it is shown where it was crafted.
     """
     data = found.provenance["data"]
-    kept = images.read_images(folder)
+    kept = read_images(folder)
     places = found.stored.row_positions()
     if data["fingerprint"] not in kept:
         return

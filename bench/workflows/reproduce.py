@@ -20,17 +20,14 @@ from bench.evaluation import loading
 from bench.execution import sharding
 from bench.execution.runner import Options
 from bench.storage import environment, manifest
+from bench.storage.schema import select_columns
 from bench.suite.reader import parse
 from bench.suite.schema import Suite
 
-OUTCOME = ("clean_correct", "attacked", "fooled", "violation")
-"""The columns that are counted: an example whose values are the same here counts the same."""
-MEASURED = (
-    "confidence", "clean_confidence", "agreement", "linf", "l2", "l1", "l0", "distance",
-)  # fmt: skip
-"""The columns in which two devices, or two versions, differ by rounding alone."""
-NAMES = ("suite", "model", "attack", "norm", "goal", "eps", "cell")
-"""The columns that say which cell a row is of."""
+OUTCOME = select_columns("outcome")
+"""An example whose values in these columns are the same here counts the same."""
+MEASURED = select_columns("measured")
+NAMES = select_columns("cell")
 SHOWN = 5
 """Examples that are named, at most."""
 MACHINE = ("device", "device_name", "processor", "python", "platform", "cuda", "threads")

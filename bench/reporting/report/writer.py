@@ -16,10 +16,9 @@ import jinja2
 import markupsafe
 import pandas as pd
 
-from bench.analysis.certified import CertifiedResults
-from bench.analysis.explanations import Explanation
+from bench.analysis.columns import BY_NAME
+from bench.analysis.results import RunResults
 from bench.core.files import write_atomic
-from bench.evaluation.audit.findings import Audit
 from bench.reporting import formats
 from bench.reporting.formats import (
     DASH,
@@ -63,63 +62,65 @@ COUNTING = (
 )
 
 
-def write(
+def write_report(
+    found: RunResults,
     folder: Path,
     *,
-    title: str,
-    table: pd.DataFrame,
-    worst: pd.DataFrame,
-    distances: pd.DataFrame | None = None,
-    comparisons: pd.DataFrame,
-    seeds: pd.DataFrame,
-    crosschecks: pd.DataFrame,
-    explanations: Sequence[Explanation] = (),
-    published: pd.DataFrame,
-    violations: pd.DataFrame,
-    audit: Audit,
-    certified: CertifiedResults | None = None,
     notes: Sequence[str],
     provenance: Mapping[str, Any],
     plots: Sequence[Plot],
-    regenerate: str,
 ) -> tuple[Path, Path]:
-    """Write folder/report.html and folder/report.md, each whole or not at all; gives both paths.
+    """Write report.html and report.md; each is complete or not written.
 
-    The HTML page carries its figures inside and asks nothing of the network; the Markdown page
-    points to the PNG files by relative path. The same input gives the same bytes.
+    The HTML page contains its figures and loads nothing from the network; the Markdown page links
+    to the PNG files by relative path. The same input gives the same bytes.
+
+    Args:
+        found: The results of the run.
+        folder: Folder to write to.
+        notes: Sentences on the models and figures.
+        provenance: Nested facts to print.
+        plots: Figures to show.
+
+    Returns:
+        Paths of the HTML page and of the Markdown page.
+
+    Raises:
+        SuiteError: The folder cannot be written.
     """
-    names = eps_names(table)
+    table, names = found.table, eps_names(found.table)
+    crosschecks, comparisons, worst = found.crosschecks, found.comparisons, found.worst
     checks = views.crosscheck_rows(crosschecks, names)
     context: dict[str, Any] = {
-        "title": words(title),
+        "title": words(found.provenance["suite"]["title"]),
         "summary": _summary(table, provenance),
         "outcome": _outcome(table),
-        "violations": views.violations(violations, names),
+        "violations": views.violations(found.violations, names),
         "excluded": views.excluded(table, names),
         "caveats": views.caveats(table, names),
-        "audit": audit_view.told(audit, names),
+        "audit": audit_view.told(found.audit, names),
         "notes": list(dict.fromkeys(map(words, notes))),
-        "certified": None if certified is None else certified_view.told(certified, worst, names),
+        "certified": certified_view.told(found.certified, worst, names),
         "worst": views.worst_pivots(worst, table, names),
         "worst_rows": views.worst_rows(worst, table, names),
         "headline": views.headline(table, names),
-        "rankings": [] if distances is None else views.rankings(distances),
+        "rankings": views.rankings(found.distances),
         "compared": pairwise_view.summary(comparisons),
         "differences": pairwise_view.differences(comparisons, names),
         "sentences": pairwise_view.sentences(comparisons, names),
-        "seeds": pairwise_view.seeds(seeds, names),
-        "published": views.published(published, names),
+        "seeds": pairwise_view.seeds(found.seeds, names),
+        "published": views.published(found.published, names),
         "transfers": views.transfers(table),
         "sizes": views.sizes(table),
         "verdicts": views.verdict_sentence(crosschecks),
         "pairs": views.crosscheck_pairs(crosschecks),
-        "explained": views.explained(explanations),
-        "unexplained": views.unexplained(crosschecks, explanations, names),
+        "explained": views.explained(found.explanations),
+        "unexplained": views.unexplained(crosschecks, found.explanations, names),
         "checks": [(view, _differs(view)) for view in checks],
         "full": _full(table, names),
         "counting": COUNTING,
         "provenance": _provenance(provenance),
-        "regenerate": regenerate.strip(),
+        "regenerate": found.provenance["sessions"][-1]["command"].strip(),
         "figures": [_figure(plot, folder) for plot in plots],
     }
     html, text = _environments()
@@ -212,21 +213,28 @@ def _full(table: pd.DataFrame, names: Mapping[float, str]) -> View:
 
 
 def field(name: str, row: views.Row, names: Mapping[float, str]) -> str:
-    """One column of a row of table.csv as it is read; `names` spell eps."""
-    value = row[name]
-    counts = {"clean_accuracy": "clean_correct", "robust_accuracy": "robust_correct"}
-    if name in counts:
-        return rate(row[counts[name]], row["n"], None, None)
-    if name == "eps":
-        return views.eps_name(value, names)
-    if name in ("attack_success_rate", "robust_accuracy_8bit", "mean_confidence_fooled"):
-        return percent(value)
-    if name.endswith(("_low", "_high")):
-        return percent(value)
-    if name.endswith("seconds"):
-        return formats.seconds(value)
-    if name == "floor_ratio":
-        return formats.factor(value)
+    """Format one column of a row of table.csv for readers.
+
+    Args:
+        name: Column.
+        row: The whole row.
+        names: eps -> its spelling.
+
+    Returns:
+        The text of the field.
+    """
+    value, column = row[name], BY_NAME.get(name)
+    match column.format if column else "":
+        case "rate" if column:
+            return rate(row[column.count], row["n"], None, None)
+        case "eps":
+            return views.eps_name(value, names)
+        case "percent":
+            return percent(value)
+        case "seconds":
+            return formats.seconds(value)
+        case "factor":
+            return formats.factor(value)
     if isinstance(value, float) and not absent(value):
         return views.whole(value) if value.is_integer() else number(value)
     return words(value)

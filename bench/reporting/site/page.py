@@ -34,7 +34,7 @@ GRIDS = ("examples", "perturbations")
 """Figures that the charts do not replace: what the attacks did to the images."""
 
 
-_COLUMNS = [*tables.COLUMNS, *tables.EXTRA]
+_COLUMNS = [*tables.COLUMNS, *tables.ADDITIONAL_COLUMNS]
 
 
 class Field(NamedTuple):

@@ -11,16 +11,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench.analysis import columns
 from bench.core.errors import SuiteError, describe, nearest
 
 if TYPE_CHECKING:
     from bench.analysis.results import RunResults
 
-FIGURES = (
-    "n", "clean_correct", "robust_correct", "violations", "clean_accuracy", "robust_accuracy",
-    "robust_low", "robust_high", "attack_success_rate", "success_low", "success_high",
-)  # fmt: skip
-"""The columns of table.csv that are told: counts, rates and the ends of their 95 % intervals."""
+FIGURES = tuple(column.name for column in (*columns.MAIN, *columns.ADDITIONAL) if column.tracked)
+"""The columns of table.csv that are logged: counts, rates and ends of their 95 % intervals."""
 FILES = ("table.csv", "report.html", "report.md", "provenance.json", "records.sha256")
 """What is handed over as it lies in the run's folder, where it is there."""
 
