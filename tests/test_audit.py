@@ -641,7 +641,7 @@ def test_a_run_without_probes_can_be_read_and_damaged_ones_are_named(tmp_path: P
     document["probes"]["net"]["signs"] = [{"name": "no such sign"}]
     path.write_text(json.dumps(document))
     with pytest.raises(RecordError, match="probes of model 'net' are damaged"):
-        results.read_results(out)
+        _ = results.read_results(out).audit
 
 
 def test_a_random_model_that_votes_under_attacks_that_average_is_cared_for() -> None:
