@@ -1,7 +1,7 @@
-"""What a check needs of a run: its models, its attacks on them, and its cells above eps 0.
+"""Reduce a run to what a gate compares: its models, its attacks on them, its cells above eps 0.
 
-Outcomes are one bit per example, in the order of their ids 0..n-1, the first in the highest bit, in
-base64: 1,000 examples take 168 letters, whichever they are.
+Outcomes are one bit per example, in the order of their indices 0..n-1, the first in the highest
+bit, in base64: 1,000 examples take 168 characters, whatever the outcomes.
 """
 
 import base64
@@ -26,7 +26,7 @@ _Number: TypeAlias = Annotated[float, Ge(0)]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSnapshot:
-    """The examples; a fingerprint stands for all of them, their order included."""
+    """The examples; the fingerprint covers all of them and their order."""
 
     __pydantic_config__ = _Strict
     name: str
@@ -36,7 +36,7 @@ class DataSnapshot:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MachineSnapshot:
-    """What a throughput is comparable on."""
+    """The machine: throughput is compared on the same one only."""
 
     __pydantic_config__ = _Strict
     device: str
@@ -53,7 +53,7 @@ class ModelSnapshot:
     fingerprint: str
     clean_correct: _Count
     signs: list[str]
-    """Kinds of sign that its audit found."""
+    """Names of the symptoms that its audit found."""
     clean: str
     """Packed: which examples it classifies correctly."""
 
@@ -69,12 +69,12 @@ class AttackSnapshot:
     settings: dict[str, JsonValue]
     """`plan.Cell.settings`."""
     floor_ratio: _Number | None
-    """Time that the processor worked over that of a bare loop of the same passes, both summed over
-    the finished cells; None where it was not measured."""
+    """Processor time over that of a bare loop of the same passes, both summed over the finished
+    cells; None if it was not measured."""
     seconds: _Number
-    """Time that the processor worked for it."""
+    """Processor time."""
     clock_seconds: _Number
-    """Time that it took: more, where other programs had the processor in between."""
+    """Wall-clock time: more, where other programs used the processor."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class CellSnapshot:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A run, reduced to what a later one is held against."""
+    """A run, reduced to what later runs are compared with."""
 
     __pydantic_config__ = _Strict
     schema: Literal[1]
@@ -114,7 +114,13 @@ class Snapshot:
 
 
 def pack_outcomes(outcomes: Outcomes) -> str:
-    """Outcomes of the examples 0..n-1, a bit each, in base64.
+    """Pack outcomes into text.
+
+    Args:
+        outcomes: Those of the examples 0..n-1, bool (n,).
+
+    Returns:
+        One bit per example, in base64.
 
     >>> pack(pd.Series([True, False, False, False, False, False, False, True, True]))
     'gYA='
@@ -123,9 +129,17 @@ def pack_outcomes(outcomes: Outcomes) -> str:
 
 
 def unpack_outcomes(text: str, n: int) -> Outcomes:
-    """What `pack` wrote of n examples, indexed by their ids.
+    """Unpack what `pack_outcomes` returned.
 
-    Raises: ValueError if it is not the outcomes of n examples.
+    Args:
+        text: What it returned.
+        n: Number of examples.
+
+    Returns:
+        Outcomes, bool (n,), indexed by example.
+
+    Raises:
+        ValueError: The text does not contain the outcomes of n examples.
 
     >>> unpack("gYA=", 9).to_numpy().nonzero()[0].tolist()
     [0, 7, 8]
@@ -146,9 +160,16 @@ def unpack_outcomes(text: str, n: int) -> Outcomes:
 
 
 def take_snapshot(found: RunResults) -> Snapshot:
-    """The snapshot of a run.
+    """Reduce a run to a snapshot.
 
-    Raises: RecordError if a finished cell does not hold each example once.
+    Args:
+        found: Results with records.
+
+    Returns:
+        The snapshot.
+
+    Raises:
+        RecordError: A finished cell does not contain each example once.
     """
     session = found.provenance["sessions"][-1]
     environment = session["environment"]
@@ -173,24 +194,24 @@ def take_snapshot(found: RunResults) -> Snapshot:
     )
 
 
-def _outcomes(found: RunResults, cell: str, column: Outcomes) -> Outcomes:
-    """`column` of the whole run's records for one cell, in the order of the examples."""
-    places = found.stored.frame["cell"] == cell
-    examples = found.stored.frame["example"][places].to_numpy()
+def _select_outcomes(found: RunResults, cell: str, column: Outcomes) -> Outcomes:
+    """Select the rows of one cell from a column of all records, in the order of the examples."""
+    in_cell = found.stored.frame["cell"] == cell
+    examples = found.stored.frame["example"][in_cell].to_numpy()
     n = found.provenance["data"]["n"]
     if not np.array_equal(examples, np.arange(n)):
         raise RecordError(
             f"cell {cell}: expected records of the examples 0 to {n - 1}, each once; "
             "run the suite again with --fresh"
         )
-    return pd.Series(column[places].to_numpy(dtype=bool))
+    return pd.Series(column[in_cell].to_numpy(dtype=bool))
 
 
 def _models(found: RunResults) -> list[ModelSnapshot]:
     models = []
     for label, rows in found.table[found.table["status"] == "ok"].groupby("model", sort=False):
         correct = found.stored.frame["clean_correct"]
-        clean = _outcomes(found, rows["cell"].iloc[0], correct)
+        clean = _select_outcomes(found, rows["cell"].iloc[0], correct)
         signs = {sign.name for sign in found.audit.signs if sign.model == label}
         models.append(
             ModelSnapshot(
@@ -236,6 +257,6 @@ def _cells(found: RunResults) -> list[CellSnapshot]:
         counted: dict[str, Any] = {}
         if row["status"] == "ok":
             counted = {name: int(row[name]) for name in ("robust_correct", "violations")}
-            counted["robust"] = pack_outcomes(_outcomes(found, row["cell"], robust))
+            counted["robust"] = pack_outcomes(_select_outcomes(found, row["cell"], robust))
         cells.append(CellSnapshot(**about, reason=row["reason"], **counted))
     return cells
