@@ -1,10 +1,10 @@
-"""Cells side by side, on the same examples: pairs of attacks, pairs of models, and several seeds.
+"""Compare cells on the same examples: pairs of attacks, pairs of models, and several seeds.
 
-Two attacks on one model are compared by the examples that each breaks (it succeeds on them: with
-a target, it reaches the target), two models under one attack by the examples on which each is
-robust. Each pair is judged by the exact McNemar test; its p-value is corrected for all pairs of
-the run by Holm's procedure, so that in nineteen runs of twenty no difference is called that is
-not there. Several seeds of one attack are told by their spread and by what they leave together.
+Two attacks on one model are compared by the examples on which each succeeds, two models under one
+attack by the examples on which each is robust. Each pair is compared by the exact McNemar test; the
+p-values are corrected for all pairs of the run by Holm's procedure, so that in 19 of 20 runs no
+difference is reported that does not exist. Several seeds of one attack are summarized by their
+range and their union.
 """
 
 import itertools
@@ -27,35 +27,48 @@ SEED_COLUMNS = (
     "union_high",
 )  # fmt: skip
 WORST_CASE = "worst case"
-"""In place of an attack: all attacks together that both models met."""
+"""In place of an attack: the worst case over the attacks that both models were attacked with."""
 
 
 class OutcomePair(NamedTuple):
-    """Two outcomes of the same examples, and where they come from."""
+    """Two outcomes of the same examples, and what they are of."""
 
     compared: str
     """"attacks" or "models"."""
     place: Mapping[str, Any]
-    """What both sides share: the model or the attack, norm, goal, target, eps, eps_text."""
+    """What both have in common: the model or the attack, norm, goal, target, eps, eps_text."""
     first: str
     second: str
     outcomes: tuple[Outcomes, Outcomes]
-    """Of an attack, what it breaks; of a model, where it is robust."""
+    """Attacks: where each succeeds. Models: where each is robust."""
 
 
 def compare_pairs(
     table: pd.DataFrame, robust: Mapping[str, Outcomes], fooled: Mapping[str, Outcomes]
 ) -> pd.DataFrame:
-    """Every pair of attacks on a model and of models under an attack, at each eps above 0.
+    """Compare every pair of attacks on a model and of models under an attack, at each eps above 0.
 
-    `table` is that of `tables.cells`; `robust` and `fooled` are per cell, indexed by example.
+    Args:
+        table: That of `tables.cell_table`.
+        robust: Identity of a cell -> which examples are robust, indexed by example.
+        fooled: Identity of a cell -> on which examples the attack succeeded, indexed by example.
+
+    Returns:
+        One row per pair, columns COLUMNS.
     """
     done = table[(table["status"] == "ok") & (table["eps"] > 0)]
     return tabulate_pairs([*_attacks(done, fooled), *_models(done, robust), *_worst(done, robust)])
 
 
 def tabulate_pairs(pairs: Sequence[OutcomePair]) -> pd.DataFrame:
-    """One row per pair, columns COLUMNS; the p-values are corrected as one family."""
+    """Test pairs of outcomes.
+
+    Args:
+        pairs: All pairs of one family: their p-values are corrected together.
+
+    Returns:
+        One row per pair, columns COLUMNS.
+    """
     tests = [metrics.paired(*pair.outcomes) for pair in pairs]
     corrected = metrics.holm([test.p_value for test in tests])
     rows = [
@@ -91,7 +104,7 @@ def _models(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[Outc
 
 
 def _worst(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[OutcomePair]:
-    """Models by what several attacks together leave of each."""
+    """Pair the models by their worst case over the attacks that both were attacked with."""
     for place, cells in _groups(done, "norm", "goal", "eps"):
         met = {
             str(model): dict(zip(rows["attack"], rows["cell"], strict=True))
@@ -109,14 +122,14 @@ def _worst(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[Outco
 
 
 def _groups(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """(what the rows of a group share, those rows), in the order of the plan."""
+    """Group rows in the order of the plan: (shared values, rows)."""
     for values, group in rows.groupby(list(keys), sort=False):
-        written = group["eps_text"].iloc[0]  # "8/255" and 0.03137 are one eps
-        yield {**dict(zip(keys, values, strict=True)), "eps_text": written}, group
+        spelling = group["eps_text"].iloc[0]  # "8/255" and 0.03137 are one eps
+        yield {**dict(zip(keys, values, strict=True)), "eps_text": spelling}, group
 
 
 def _sentence(pair: OutcomePair, test: metrics.Paired, p_value: float) -> str:
-    """What the pair shows, the side with more first."""
+    """Describe a pair, the outcome with more examples first."""
     does = "breaks {} that {} does not, {} {} that {} does not"
     if pair.compared == "models":
         does = "is robust on {} where {} is not, {} on {} where {} is not"
@@ -132,10 +145,16 @@ def _sentence(pair: OutcomePair, test: metrics.Paired, p_value: float) -> str:
 
 
 def seed_table(table: pd.DataFrame, robust: Mapping[str, Outcomes]) -> pd.DataFrame:
-    """One row per attack that the suite gives several seeds and per eps above 0, columns SEEDS.
+    """Summarize the attacks that ran with several seeds.
 
-    least, median, most: of the counts of robust examples, seed by seed; union: how many are robust
-    under every seed, so it is at most the least.
+    Args:
+        table: That of `tables.cell_table`.
+        robust: Identity of a cell -> which examples are robust, indexed by example.
+
+    Returns:
+        One row per attack and eps above 0, columns SEED_COLUMNS: least, median and most of the
+        counts of robust examples over seeds, and `union`, the count of examples that are robust
+        under every seed.
     """
     done = table[(table["status"] == "ok") & (table["eps"] > 0) & table["seed"].notna()]
     ends = [f", seed {seed}" for seed in done["seed"]]

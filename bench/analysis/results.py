@@ -34,8 +34,8 @@ from bench.suite.references import ReferenceFigure
 class RunResults:
     """The results of a run.
 
-    A table is computed when it is first accessed, and then kept: a gate needs three of them, a
-    report all. Kept images, certificates and explanations are read from the folder at that time.
+    A table is computed when it is first accessed and then cached: a gate needs two of fifteen, a
+    report all. Images, certificates and explanations are read from the folder at that time.
 
     Attributes:
         folder: Folder of the run.
