@@ -29,8 +29,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_damaged_file_stops_only_the_tables_that_need_it(folder: Path) -> None:
     (folder / explanations.FILE).write_text("{")
-    image = next((folder / "records").glob("*.images"))
-    image.write_bytes(image.read_bytes()[:-3])
+    image = folder / "records" / "x-0123456789abcdef.images"
+    image.write_bytes(b"{")
     found = read_results(folder)
     assert take_snapshot(found) == take_snapshot(read_results(QUICKSTART))
     with pytest.raises(RecordError, match=explanations.FILE):

@@ -14,8 +14,8 @@ class TableColumn(NamedTuple):
     """A count or number may be missing; a text is then empty."""
     meaning: str
     format: Literal["", "eps", "rate", "percent", "seconds", "factor"] = ""
-    """How pages show it. "rate": a share of `n`, with the count in column `count`."""
-    count: str = ""
+    """How pages show it. "rate": a share of `n`, with the count in `count_column`."""
+    count_column: str = ""
     """Column with the count behind a rate."""
     tracked: bool = False
     """Logged to experiment trackers."""

@@ -122,7 +122,7 @@ def pack_outcomes(outcomes: Outcomes) -> str:
     Returns:
         One bit per example, in base64.
 
-    >>> pack(pd.Series([True, False, False, False, False, False, False, True, True]))
+    >>> pack_outcomes(pd.Series([True, False, False, False, False, False, False, True, True]))
     'gYA='
     """
     return base64.b64encode(np.packbits(outcomes.to_numpy(dtype=bool)).tobytes()).decode("ascii")
@@ -141,7 +141,7 @@ def unpack_outcomes(text: str, n: int) -> Outcomes:
     Raises:
         ValueError: The text does not contain the outcomes of n examples.
 
-    >>> unpack("gYA=", 9).to_numpy().nonzero()[0].tolist()
+    >>> unpack_outcomes("gYA=", 9).to_numpy().nonzero()[0].tolist()
     [0, 7, 8]
     """
     try:

@@ -41,7 +41,7 @@ def guard_formula(text: str) -> str:
     Returns:
         The text, guarded if necessary.
 
-    >>> guarded("=1+1"), guarded("a-b"), guarded("'=1")
+    >>> guard_formula("=1+1"), guard_formula("a-b"), guard_formula("'=1")
     ("'=1+1", 'a-b', "''=1")
     """
     return f"'{text}" if _FORMULA.match(text) else text
@@ -56,7 +56,7 @@ def unguard_formula(text: str) -> str:
     Returns:
         The text that it was given.
 
-    >>> [unguarded(guarded(text)) for text in ("=1+1", "-0.5", "''@a", "'a", "")]
+    >>> [unguard_formula(guard_formula(text)) for text in ("=1+1", "-0.5", "''@a", "'a", "")]
     ['=1+1', '-0.5', "''@a", "'a", '']
     """
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text

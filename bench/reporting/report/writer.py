@@ -226,7 +226,7 @@ def field(name: str, row: views.Row, names: Mapping[float, str]) -> str:
     value, column = row[name], BY_NAME.get(name)
     match column.format if column else "":
         case "rate" if column:
-            return rate(row[column.count], row["n"], None, None)
+            return rate(row[column.count_column], row["n"], None, None)
         case "eps":
             return views.eps_name(value, names)
         case "percent":
