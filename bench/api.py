@@ -23,6 +23,7 @@ from bench.evaluation.audit.findings import Audit
 from bench.evaluation.audit.probe_models import probe_models
 from bench.evaluation.evaluator import Evaluator
 from bench.execution import events, runner, sharding
+from bench.execution import options as execution_options
 from bench.execution.backends import subprocess
 from bench.models.preflight import checks
 from bench.storage.reader import StoredRecords
@@ -115,13 +116,13 @@ def evaluate(
     if target is not None:
         raw["target"] = target
     entry = attack_entry(raw, "bench.evaluate")
-    where = loading.device(device)
+    where = loading.select_device(device)
     loading.check_tensors("given", x, y)
     data = inputs.checked("given", in_memory("given", x, y, ()))
     assert data.labels is not None
     label = type(model).__name__
     crafting = "source" if label != "source" else "the source"
-    shown = loading.shown(label, model, access, classes or int(data.labels.max()) + 1)
+    shown = loading.restrict_access(label, model, access, classes or int(data.labels.max()) + 1)
     models = {label: shown} if source is None else {label: shown, crafting: source}
     subjects = {
         name: checks.preflight(
@@ -152,7 +153,7 @@ def evaluate(
     adversarial = torch.cat([s.x_adv for s in shards], dim=1) if keep_adversarial else None
     probes = probe_models(session, [task], {}, full=audit)
     random = [name for name, subject in subjects.items() if subject.random]
-    told = findings.audit(task.cells, table, stored, probes, random)
+    told = findings.audit_run(task.cells, table, stored, probes, random)
     sentences = tuple(each for subject in subjects.values() for each in subject.findings)
     sentences += tuple(sign.sentence for sign in told.signs)
     if sentences:
@@ -188,9 +189,11 @@ def run(
     Raises: SuiteError for the user's mistakes, all of a suite's at once.
     """
     checked = read(suite)
-    share = sharding.parse(shard)
-    folder = share.folder(Path(out) if out is not None else runner.default_folder(checked.name))
-    options = runner.Options(
+    share = sharding.parse_shard(shard)
+    folder = share.folder(
+        Path(out) if out is not None else execution_options.default_run_folder(checked.name)
+    )
+    options = execution_options.RunOptions(
         device=device,
         limit=limit,
         batch_size=batch_size,
@@ -202,9 +205,9 @@ def run(
         share=share,
         command=f"bench.run({suite!r})",
     )
-    limits = subprocess.limits(isolate, time_limit, memory_limit)
+    limits = subprocess.parse_limits(isolate, time_limit, memory_limit)
     if limits is None:
-        runner.run(checked, folder, options, events.to_logger)
+        runner.run_suite(checked, folder, options, events.log_event)
     else:
-        subprocess.run(checked, folder, options, events.to_logger, limits)
+        subprocess.run(checked, folder, options, events.log_event, limits)
     return results.read_results(folder)

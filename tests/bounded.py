@@ -16,7 +16,7 @@ from torch import nn
 
 from bench.analysis import results
 from bench.engine import malloc
-from bench.execution import runner
+from bench.execution import options, runner
 from bench.reporting import run_output
 from bench.storage import fingerprint, records
 from bench.suite.reader import parse
@@ -83,12 +83,12 @@ def main(folder: Path, n: int, eps: int) -> None:
     records.write_records = timed(spent, "write", records.write_records)
     started = peak()
     parsed = parse(suite_of(eps), "bounded.toml", Path(__file__).parent)
-    runner.run(parsed, folder, runner.Options(device="cpu", limit=n))
+    runner.run_suite(parsed, folder, options.RunOptions(device="cpu", limit=n))
     ran = peak()
     found = timed(spent, "read", results.read_results)(folder)
     timed(spent, "hash", fingerprint.records_hash)(found.stored.frame)
     summarised = peak()
-    timed(spent, "report", run_output.write)(found, folder)
+    timed(spent, "report", run_output.write_run_output)(found, folder)
     told = {
         "rows": len(found.stored.frame),
         "cells": len(found.table),

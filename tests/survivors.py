@@ -20,7 +20,7 @@ import torch
 from bench.analysis import results
 from bench.engine import malloc
 from bench.evaluation import evaluator
-from bench.execution import runner
+from bench.execution import options, runner
 from bench.storage import fingerprint
 from bench.suite.reader import read
 
@@ -55,7 +55,7 @@ SEED = 20
 def prepare() -> None:
     """Eight examples a shard, so that there is much to write; the audit's probes, which ask much of
     a model and write nothing, are left out."""
-    evaluator.SHARD_EXAMPLES = 8
+    evaluator.CHUNK_EXAMPLES = 8
     runner.probe_models = lambda *_: {}
     malloc.keep_freed_memory()
     torch.set_num_threads(1)
@@ -64,7 +64,7 @@ def prepare() -> None:
 def attempt(folder: Path, out: Path) -> None:
     path = folder / "killed.toml"
     path.write_text(SUITE, encoding="utf-8")
-    runner.run(read(str(path)), out, runner.Options(device="cpu", batch_size=16))
+    runner.run_suite(read(str(path)), out, options.RunOptions(device="cpu", batch_size=16))
 
 
 def outcome(out: Path) -> list[str]:

@@ -14,6 +14,7 @@ from bench.cli import cli
 from bench.core import files
 from bench.datasets import digits
 from bench.evaluation import evaluator
+from bench.execution import options as execution_options
 from bench.execution import runner, work
 from bench.storage import adversarial_images
 from bench.storage import images as storage_images
@@ -45,13 +46,13 @@ IMAGE = 4 * 28 * 28
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluator, "SHARD_EXAMPLES", 8)
+    monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 8)
 
 
 def run(folder: Path, keep: int) -> list[str]:
     notes: list[str] = []
-    options = runner.Options(device="cpu", keep=keep)
-    runner.run(
+    options = execution_options.RunOptions(device="cpu", keep=keep)
+    runner.run_suite(
         reader.parse(SUITE, "k.toml", Path()), folder, options,
         lambda event: notes.append(event.text) if event.what == "note" else None,
     )  # fmt: skip
@@ -119,13 +120,13 @@ def test_images_of_an_attempt_that_left_no_records_are_not_taken_for_those_of_th
     shard = sorted((tmp_path / "records").glob("*-fgsm-*-0000000-*.parquet"))[0]
     shard.unlink()
     for kind in (storage_images.SUFFIX, storage_images.ADVERSARIAL_SUFFIX):
-        (made,) = (tmp_path / "records").glob(f"{files.unhashed(shard)}-*{kind}")
+        (made,) = (tmp_path / "records").glob(f"{files.strip_hash(shard)}-*{kind}")
         others = {
             cell: torch.zeros_like(each) for cell, each in storage_images.read_tensors(made).items()
         }
         made.unlink()
         content = save(others)
-        stale = made.with_name(f"{files.unhashed(shard)}-{files.short_hash(content)}{kind}")
+        stale = made.with_name(f"{files.strip_hash(shard)}-{files.short_hash(content)}{kind}")
         stale.write_bytes(content)
     assert run(tmp_path, 2**30) == []
     for cell, images in wanted.items():

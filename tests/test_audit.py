@@ -21,8 +21,8 @@ from bench.core.contracts.attack import AttackSpec
 from bench.core.contracts.types import Threat
 from bench.core.errors import RecordError
 from bench.evaluation.audit import checks, findings, gradient_check, probes, symptoms
-from bench.evaluation.audit.evidence import Run
-from bench.evaluation.audit.symptoms import Sign, Symptom
+from bench.evaluation.audit.evidence import AttackedCell
+from bench.evaluation.audit.symptoms import ObservedSymptom, Symptom
 from bench.reporting.report import audit_view
 from bench.storage import reader
 from bench.suite.plan import Cell
@@ -35,7 +35,7 @@ SCORES, LABELS = "black-box, score-based", "black-box, decision-based"
 # ------------------------------------------------------------------- signs in the records: pairs
 
 
-def run(broken: Collection[int], n: int = N, **keys: Any) -> Run:
+def run(broken: Collection[int], n: int = N, **keys: Any) -> AttackedCell:
     """A finished cell, by default of an iterated white-box attack, that broke these examples."""
     columns = keys.pop("records", {})
     given: dict[str, Any] = {
@@ -61,10 +61,10 @@ def run(broken: Collection[int], n: int = N, **keys: Any) -> Run:
             "backwards": asked,
         }
     )
-    return Run(cell, won, rows.assign(**columns))
+    return AttackedCell(cell, won, rows.assign(**columns))
 
 
-def found(kind: Symptom, *runs: Run) -> list[Sign] | None:
+def found(kind: Symptom, *runs: AttackedCell) -> list[ObservedSymptom] | None:
     """What the check for one kind says of the runs on "net"; those on other models stand beside."""
     check, _ = checks.CHECKS[kind.name]
     return check([each for each in runs if each.cell.model == "net"], runs)
@@ -76,32 +76,36 @@ def other(key: str, value: str) -> dict[str, Any]:
 
 SOME, MOST = range(40), range(60)
 PAIRS = {  # against, and by what
-    "steps": (symptoms.STEPS, run(SOME, **other("steps", "40")), run(MOST)),
-    "restarts": (symptoms.RESTARTS, run(SOME, **other("restarts", "5")), run(MOST)),
-    "eps": (symptoms.LARGER, run(SOME, eps=0.2, eps_text="0.2"), run(MOST)),
-    "loss": (symptoms.SATURATED, run(SOME), run(MOST, **other("loss", "margin"))),
-    "one step": (symptoms.ONE_STEP, run(SOME), run(MOST, **other("steps", "1"))),
-    "scores": (symptoms.BLACK_BOX, run(SOME), run(MOST, threat_model=SCORES)),
-    "transfer": (symptoms.BLACK_BOX, run(SOME), run(MOST, threat_model="black-box, transfer")),
-    "noise": (symptoms.NOISE, run(SOME), run(MOST, threat_model=LABELS, passes=0.0)),
+    "steps": (symptoms.MORE_STEPS_WORSE, run(SOME, **other("steps", "40")), run(MOST)),
+    "restarts": (symptoms.MORE_RESTARTS_WORSE, run(SOME, **other("restarts", "5")), run(MOST)),
+    "eps": (symptoms.LARGER_EPS_WORSE, run(SOME, eps=0.2, eps_text="0.2"), run(MOST)),
+    "loss": (symptoms.SATURATED_LOSS, run(SOME), run(MOST, **other("loss", "margin"))),
+    "one step": (symptoms.ONE_STEP_STRONGER, run(SOME), run(MOST, **other("steps", "1"))),
+    "scores": (symptoms.BLACK_BOX_STRONGER, run(SOME), run(MOST, threat_model=SCORES)),
+    "transfer": (
+        symptoms.BLACK_BOX_STRONGER,
+        run(SOME),
+        run(MOST, threat_model="black-box, transfer"),
+    ),
+    "noise": (symptoms.NOISE_AS_STRONG, run(SOME), run(MOST, threat_model=LABELS, passes=0.0)),
 }
 pairs = pytest.mark.parametrize(("kind", "against", "by"), PAIRS.values(), ids=PAIRS)
 
 
 @pairs
 def test_what_should_do_better_and_does_worse_is_a_sign(
-    kind: Symptom, against: Run, by: Run
+    kind: Symptom, against: AttackedCell, by: AttackedCell
 ) -> None:
     (sign,) = found(kind, against, by) or []
     assert (sign.name, sign.n, sign.eps) == (kind.name, N, against.cell.eps)
     assert set(range(40, 60)) <= set(sign.examples)
     assert sign.count == len(sign.examples)
-    assert sign.attack in (against.cell.attack, checks.TOGETHER)
+    assert sign.attack in (against.cell.attack, checks.ALL_WHITE_BOX)
 
 
 @pairs
 def test_a_handful_that_falls_the_other_way_is_no_sign(
-    kind: Symptom, against: Run, by: Run
+    kind: Symptom, against: AttackedCell, by: AttackedCell
 ) -> None:
     lucky = {*range(30), *range(50, 54)}
     few = by.records.assign(first_success_step=-1)
@@ -109,8 +113,10 @@ def test_a_handful_that_falls_the_other_way_is_no_sign(
 
 
 @pairs
-def test_without_its_pair_a_sign_is_not_looked_for(kind: Symptom, against: Run, by: Run) -> None:
-    alone = [] if kind is symptoms.SATURATED else None  # which a clean confidence tells, too
+def test_without_its_pair_a_sign_is_not_looked_for(
+    kind: Symptom, against: AttackedCell, by: AttackedCell
+) -> None:
+    alone = [] if kind is symptoms.SATURATED_LOSS else None  # which a clean confidence tells, too
     assert found(kind, against) == alone
     elsewhere = by._replace(cell=by.cell.__class__(**{**vars(by.cell), "norm": "l2"}))
     assert found(kind, against, elsewhere) == alone
@@ -118,51 +124,59 @@ def test_without_its_pair_a_sign_is_not_looked_for(kind: Symptom, against: Run, 
 
 def test_attacks_of_other_names_are_not_one_attack_with_more_steps() -> None:
     assert (
-        found(symptoms.STEPS, run(SOME, **other("steps", "40"), name="theirs"), run(MOST)) is None
+        found(
+            symptoms.MORE_STEPS_WORSE, run(SOME, **other("steps", "40"), name="theirs"), run(MOST)
+        )
+        is None
     )
 
 
 def test_one_step_may_do_worse_at_a_larger_eps() -> None:
     large = run(SOME, **{**other("steps", "1"), "attack": "mine"}, eps=0.9, eps_text="0.9")
     small = run(MOST, **{**other("steps", "1"), "attack": "mine"})
-    assert found(symptoms.LARGER, large, small) is None
+    assert found(symptoms.LARGER_EPS_WORSE, large, small) is None
 
 
 def test_a_few_that_only_scores_break_are_what_autoattack_warns_of() -> None:
     square = run({*range(10), *range(90, 95)}, threat_model=SCORES)
-    (sign,) = found(symptoms.BLACK_BOX, run(range(80)), square) or []
+    (sign,) = found(symptoms.BLACK_BOX_STRONGER, run(range(80)), square) or []
     assert sign.examples == tuple(range(90, 95))
-    assert found(symptoms.BLACK_BOX, run(range(91)), square) == []
+    assert found(symptoms.BLACK_BOX_STRONGER, run(range(91)), square) == []
 
 
 def test_black_boxes_are_held_against_all_white_boxes_together() -> None:
     halves = run(range(40)), run(range(40, 80), attack="other half")
-    assert found(symptoms.BLACK_BOX, *halves, run(range(60), threat_model=SCORES)) == []
+    assert found(symptoms.BLACK_BOX_STRONGER, *halves, run(range(60), threat_model=SCORES)) == []
 
 
 def test_an_ensemble_that_holds_an_attack_by_scores_does_not_cover_for_gradients() -> None:
     ensemble = run(MOST, attack="ensemble", traits={**STEPS, "parts": "gradients, scores"})
     scores = run(MOST, threat_model=SCORES)
-    (sign,) = found(symptoms.BLACK_BOX, run(SOME), ensemble, scores) or []
+    (sign,) = found(symptoms.BLACK_BOX_STRONGER, run(SOME), ensemble, scores) or []
     assert sign.examples == tuple(range(40, 60))
-    assert found(symptoms.BLACK_BOX, ensemble, scores) is None
+    assert found(symptoms.BLACK_BOX_STRONGER, ensemble, scores) is None
 
 
 def test_noise_that_breaks_nothing_or_everything_says_nothing_of_a_gradient() -> None:
     for hit in (range(2), range(98)):
-        assert found(symptoms.NOISE, run(hit), run(hit, threat_model=LABELS, passes=0.0)) == []
+        assert (
+            found(symptoms.NOISE_AS_STRONG, run(hit), run(hit, threat_model=LABELS, passes=0.0))
+            == []
+        )
 
 
 def test_an_attack_that_asks_for_labels_is_no_noise() -> None:
-    assert found(symptoms.NOISE, run(SOME), run(MOST, threat_model=LABELS)) is None
-    assert found(symptoms.BLACK_BOX, run(SOME), run(MOST, threat_model=LABELS)) != []
+    assert found(symptoms.NOISE_AS_STRONG, run(SOME), run(MOST, threat_model=LABELS)) is None
+    assert found(symptoms.BLACK_BOX_STRONGER, run(SOME), run(MOST, threat_model=LABELS)) != []
 
 
 # ------------------------------------------------------------------- signs in the records: alone
 
 
 @pytest.mark.parametrize(
-    ("kind", "stop"), [(symptoms.LOST, "first-success"), (symptoms.SILENT, "never")], ids=str
+    ("kind", "stop"),
+    [(symptoms.LOST_SUCCESS, "first-success"), (symptoms.SILENT_SUCCESS, "never")],
+    ids=str,
 )
 def test_a_success_that_was_seen_and_is_not_there_is_a_sign(kind: Symptom, stop: str) -> None:
     seen = [3] * 50 + [-1] * 50
@@ -175,100 +189,107 @@ def test_a_success_that_was_seen_and_is_not_there_is_a_sign(kind: Symptom, stop:
 
 def test_a_success_lost_to_a_violation_is_no_silent_one() -> None:
     spoilt = {"first_success_step": [3] * N, "violation": "linf distance 1, allowed 0.1"}
-    assert found(symptoms.SILENT, run(SOME, stop="never", records=spoilt)) == []
+    assert found(symptoms.SILENT_SUCCESS, run(SOME, stop="never", records=spoilt)) == []
 
 
 def test_successes_that_go_with_rounding_are_a_sign() -> None:
     back = [k % 10 if k < 10 else (k + 1) % 10 for k in range(N)]
-    (sign,) = found(symptoms.ROUNDED, run(SOME, records={"adv_pred_8bit": back})) or []
+    (sign,) = found(symptoms.LOST_BY_ROUNDING, run(SOME, records={"adv_pred_8bit": back})) or []
     assert sign.examples == tuple(range(10))
-    assert found(symptoms.ROUNDED, run(SOME)) == []
+    assert found(symptoms.LOST_BY_ROUNDING, run(SOME)) == []
 
 
 def test_a_target_that_is_lost_with_rounding_is_a_sign() -> None:
     reached = {"target": 3, "adv_pred_8bit": [3 if k >= 10 else 4 for k in range(N)]}
-    (sign,) = found(symptoms.ROUNDED, run(SOME, goal="targeted", records=reached)) or []
+    (sign,) = found(symptoms.LOST_BY_ROUNDING, run(SOME, goal="targeted", records=reached)) or []
     assert sign.examples == tuple(range(10))
 
 
 def test_what_is_left_at_eps_1_is_a_sign_unless_all_are_of_one_class() -> None:
     whole = run(MOST, eps=1.0, eps_text="1")
-    (sign,) = found(symptoms.UNBOUNDED, whole) or []
+    (sign,) = found(symptoms.UNCONSTRAINED_FAILURE, whole) or []
     assert sign.examples == tuple(range(60, N))
-    assert found(symptoms.UNBOUNDED, run(range(N), eps=1.0)) == []
-    assert found(symptoms.UNBOUNDED, run(MOST, eps=1.0, records={"label": 3})) is None
-    assert found(symptoms.UNBOUNDED, run(MOST, eps=0.9)) is None
-    assert found(symptoms.UNBOUNDED, run(MOST, eps=1.0, **other("steps", "1"))) is None
+    assert found(symptoms.UNCONSTRAINED_FAILURE, run(range(N), eps=1.0)) == []
+    assert found(symptoms.UNCONSTRAINED_FAILURE, run(MOST, eps=1.0, records={"label": 3})) is None
+    assert found(symptoms.UNCONSTRAINED_FAILURE, run(MOST, eps=0.9)) is None
+    assert found(symptoms.UNCONSTRAINED_FAILURE, run(MOST, eps=1.0, **other("steps", "1"))) is None
 
 
 def test_a_transfer_that_stands_alone_and_fails_is_a_sign() -> None:
     there = run(MOST, model="source")
     here = run(range(20), threat_model="black-box, transfer", source="source")
-    (sign,) = found(symptoms.TRANSFER, here, there) or []
+    (sign,) = found(symptoms.TRANSFER_FAILURE, here, there) or []
     assert sign.examples == tuple(range(20, 60))
-    assert found(symptoms.TRANSFER, here._replace(broken=there.broken), there) == []
-    assert found(symptoms.TRANSFER, here, there, run(SOME)) is None  # the model itself was attacked
-    assert found(symptoms.TRANSFER, here) is None
+    assert found(symptoms.TRANSFER_FAILURE, here._replace(broken=there.broken), there) == []
+    assert (
+        found(symptoms.TRANSFER_FAILURE, here, there, run(SOME)) is None
+    )  # the model itself was attacked
+    assert found(symptoms.TRANSFER_FAILURE, here) is None
 
 
 def test_survivors_that_the_model_is_certain_of_are_a_sign_unless_the_margin_leaves_them_too() -> (
     None
 ):
     sure = {"clean_confidence": [1.0 if k >= 40 else 0.9 for k in range(N)]}
-    (sign,) = found(symptoms.SATURATED, run(SOME, records=sure)) or []
+    (sign,) = found(symptoms.SATURATED_LOSS, run(SOME, records=sure)) or []
     assert (sign.count, sign.examples) == (60, tuple(range(40, N)))
-    assert found(symptoms.SATURATED, run(SOME)) == []
+    assert found(symptoms.SATURATED_LOSS, run(SOME)) == []
     few = {"clean_confidence": [1.0 if k >= 80 else 0.9 for k in range(N)]}
-    assert found(symptoms.SATURATED, run(SOME, records=few)) == []  # a third of what is left
+    assert found(symptoms.SATURATED_LOSS, run(SOME, records=few)) == []  # a third of what is left
     few = run(range(90), **other("steps", "40"))  # breaks all but ten of what the first left
     (sign,) = (
         found(
-            symptoms.SATURATED,
+            symptoms.SATURATED_LOSS,
             run(SOME, records=sure),
             few._replace(records=run(SOME, records=sure).records),
         )
         or []
     )
-    assert (sign.attack, sign.count) == (checks.TOGETHER, 10)
+    assert (sign.attack, sign.count) == (checks.ALL_WHITE_BOX, 10)
     strong = run(range(N), **other("steps", "40"))
     assert (
-        found(symptoms.SATURATED, run(SOME, records=sure), strong) == []
+        found(symptoms.SATURATED_LOSS, run(SOME, records=sure), strong) == []
     )  # the worst case is right
     margin = run(SOME, **other("loss", "margin"))
-    assert found(symptoms.SATURATED, run(SOME, records=sure), margin) == []
+    assert found(symptoms.SATURATED_LOSS, run(SOME, records=sure), margin) == []
 
 
 def test_an_attack_that_hardly_moves_what_it_leaves_is_no_evidence() -> None:
-    (sign,) = found(symptoms.UNUSED, run(SOME, records={"linf": 0.04})) or []
+    (sign,) = found(symptoms.UNUSED_BUDGET, run(SOME, records={"linf": 0.04})) or []
     assert (sign.count, sign.n, sign.attack) == (60, N, "mine")
     assert "0.4 of eps" in sign.evidence
-    assert found(symptoms.UNUSED, run(SOME, records={"linf": 0.06})) == []
-    assert found(symptoms.UNUSED, run(range(N), records={"linf": 0.04})) == []  # nothing was left
-    (sign,) = found(symptoms.UNUSED, run(range(N - 1), records={"linf": 0.0})) or []
+    assert found(symptoms.UNUSED_BUDGET, run(SOME, records={"linf": 0.06})) == []
+    assert (
+        found(symptoms.UNUSED_BUDGET, run(range(N), records={"linf": 0.04})) == []
+    )  # nothing was left
+    (sign,) = found(symptoms.UNUSED_BUDGET, run(range(N - 1), records={"linf": 0.0})) or []
     assert sign.count == 1  # of one
     theirs = run(SOME, implementation="library", records={"linf": 0.0})
-    assert found(symptoms.UNUSED, theirs) == []  # gives back the clean image where it finds nothing
+    assert (
+        found(symptoms.UNUSED_BUDGET, theirs) == []
+    )  # gives back the clean image where it finds nothing
     ensemble = run(SOME, traits={"parts": "several"}, records={"linf": 0.0})
-    assert found(symptoms.UNUSED, ensemble) is None
-    assert found(symptoms.UNUSED, run(SOME, budget="minimum")) is None
+    assert found(symptoms.UNUSED_BUDGET, ensemble) is None
+    assert found(symptoms.UNUSED_BUDGET, run(SOME, budget="minimum")) is None
 
 
 def test_a_search_that_others_beat_inside_its_distance_is_a_sign() -> None:
     far: dict[str, Any] = {"attack": "search", "name": "search", "budget": "minimum", "eps": 0.3}
     search = run(range(N), **far, records={"distance": 0.15})
-    (sign,) = found(symptoms.FARTHER, search, run(SOME)) or []
+    (sign,) = found(symptoms.BEATEN_SEARCH, search, run(SOME)) or []
     assert (sign.attack, sign.examples) == ("search", tuple(SOME))
     assert "1.50 times as far" in sign.evidence
     (sign,) = (
-        found(symptoms.FARTHER, search, run((), budget="minimum", records={"distance": 0.1})) or []
+        found(symptoms.BEATEN_SEARCH, search, run((), budget="minimum", records={"distance": 0.1}))
+        or []
     )
     assert (sign.attack, sign.count) == ("search", N)
     near = run(range(N), **far, records={"distance": 0.105})
-    assert found(symptoms.FARTHER, near, run(SOME)) == []
-    assert found(symptoms.FARTHER, search, run(range(8))) == []
-    assert found(symptoms.FARTHER, search, run(SOME, norm="l2")) is None
+    assert found(symptoms.BEATEN_SEARCH, near, run(SOME)) == []
+    assert found(symptoms.BEATEN_SEARCH, search, run(range(8))) == []
+    assert found(symptoms.BEATEN_SEARCH, search, run(SOME, norm="l2")) is None
     nothing = run((), **far, records={"distance": float("inf")})
-    (sign,) = found(symptoms.FARTHER, nothing, run(SOME)) or []
+    (sign,) = found(symptoms.BEATEN_SEARCH, nothing, run(SOME)) or []
     assert "found nothing" in sign.evidence
 
 
@@ -277,7 +298,7 @@ def test_a_search_that_others_beat_inside_its_distance_is_a_sign() -> None:
 
 def probed(
     net: nn.Module, digits: tuple[Tensor, Tensor], *attacks: str, eps: float = 0.1, **params: Any
-) -> list[Sign]:
+) -> list[ObservedSymptom]:
     """The signs of a net on the first 24 digits that it gets right."""
     x, y = digits
     with torch.random.fork_rng(), torch.no_grad():
@@ -289,8 +310,8 @@ def probed(
         curves[name] = AttackSpec(
             name=name, attack=known, params=known.params(**params), norm="linf", eps=(eps,)
         )
-    subject = probes.Subject("net", net, right, x[right], y[right], rows=16)
-    return probes.probe(subject, Threat(norm="linf", eps=eps), curves)
+    subject = probes.ProbedModel("net", net, right, x[right], y[right], rows=16)
+    return probes.probe_model(subject, Threat(norm="linf", eps=eps), curves)
 
 
 def trap(name: str, net: nn.Module) -> nn.Module:
@@ -299,7 +320,7 @@ def trap(name: str, net: nn.Module) -> nn.Module:
     return around
 
 
-def names(told: list[Sign]) -> set[str]:
+def names(told: list[ObservedSymptom]) -> set[str]:
     return {sign.name for sign in told}
 
 
@@ -312,27 +333,31 @@ def test_an_honest_net_shows_no_sign(
 
 def test_saturated_logits_are_named(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     told = probed(trap("Saturated", lenet), digits, "pgd", steps=10)
-    assert names(told) == {symptoms.SATURATED.name, symptoms.FLAT.name}
-    assert {sign.attack for sign in told if sign.name == symptoms.FLAT.name} == {"pgd"}
+    assert names(told) == {symptoms.SATURATED_LOSS.name, symptoms.FLAT_LOSS.name}
+    assert {sign.attack for sign in told if sign.name == symptoms.FLAT_LOSS.name} == {"pgd"}
 
 
 def test_a_stable_loss_is_not_saturated(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     told = probed(trap("Saturated", lenet), digits, "pgd", steps=10, loss="margin")
-    assert symptoms.FLAT.name not in names(told)
+    assert symptoms.FLAT_LOSS.name not in names(told)
 
 
 def test_a_gradient_of_zeros_is_named(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     told = probed(trap("Quantised", lenet), digits, "pgd", steps=10)
-    expected = {symptoms.NO_GRADIENT.name, symptoms.UNBOUNDED.name, symptoms.FLAT.name}
+    expected = {
+        symptoms.NO_GRADIENT.name,
+        symptoms.UNCONSTRAINED_FAILURE.name,
+        symptoms.FLAT_LOSS.name,
+    }
     assert names(told) == expected
     assert all(sign.count == sign.n == len(sign.examples) == 24 for sign in told)
 
 
 def test_a_random_defence_is_named(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
     told = probed(trap("Randomised", lenet), digits)
-    assert names(told) == {symptoms.UNSTABLE.name}
+    assert names(told) == {symptoms.UNSTABLE_PREDICTIONS.name}
     noise = Replacing(lenet, "noise").eval()
-    assert symptoms.WRONG.name in names(probed(noise, digits))
+    assert symptoms.WRONG_GRADIENT.name in names(probed(noise, digits))
 
 
 def test_a_gradient_that_is_not_finite_is_named(
@@ -386,7 +411,9 @@ def test_a_gradient_that_is_not_the_slope_of_the_output_is_named(
     how: str, single: bool, lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     net, ids = Replacing(lenet, how, single).eval().requires_grad_(False), torch.arange(4)
-    wrong = gradient_check.wrong(net, digits[0][:4], net(digits[0][:4]).argmax(1), ids)
+    wrong = gradient_check.find_wrong_gradients(
+        net, digits[0][:4], net(digits[0][:4]).argmax(1), ids
+    )
     # long steps in float32 are rough: rounding is smooth to them, and a small part not told apart
     seen = how != "own" and not (single and how in ("straight-through", "detached"))
     if seen:
@@ -424,7 +451,9 @@ def test_slopes_agree_with_gradients_of_smooth_nets_residuals_and_any_scale(
         ).eval().requires_grad_(False)  # fmt: skip
     x, y = digits[0][:4], digits[1][:4]
     for scale in (1e-8, 1.0, 1e4):
-        assert not gradient_check.wrong(Scaled(net, scale), x, y, torch.arange(4)).any()
+        assert not gradient_check.find_wrong_gradients(
+            Scaled(net, scale), x, y, torch.arange(4)
+        ).any()
 
 
 class Beside(nn.Module):
@@ -464,9 +493,9 @@ class Purifying(nn.Module):
 @pytest.mark.parametrize(
     ("defence", "kind"),
     [
-        (Beside, symptoms.BATCH),
-        (Probabilities, symptoms.PROBABILITIES),
-        (Purifying, symptoms.OPTIMISES),
+        (Beside, symptoms.BATCH_DEPENDENCE),
+        (Probabilities, symptoms.PROBABILITY_OUTPUT),
+        (Purifying, symptoms.INFERENCE_OPTIMISATION),
     ],
 )
 def test_what_a_model_does_when_asked_is_named(
@@ -481,7 +510,7 @@ def test_steps_that_do_not_suffice_are_named(
 ) -> None:
     short: dict[str, Any] = {"steps": 4, "alpha": 0.025, "random_start": False}
     (sign,) = probed(lenet, digits, "pgd", eps=0.3, **short)
-    assert (sign.name, sign.attack) == (symptoms.INCOMPLETE.name, "pgd")
+    assert (sign.name, sign.attack) == (symptoms.INCOMPLETE_OPTIMISATION.name, "pgd")
     assert probed(lenet, digits, "pgd", eps=0.3, **{**short, "steps": 20}) == []
 
 
@@ -554,17 +583,15 @@ def test_a_run_on_an_honest_net_has_no_sign_and_says_what_it_did_not_look_for(
     assert missing == {
         kind.name
         for kind in (
-            symptoms.STEPS,
-            symptoms.RESTARTS,
-            symptoms.BLACK_BOX,
-            symptoms.TRANSFER,
-            symptoms.SILENT,
-            symptoms.FARTHER,
+            symptoms.MORE_STEPS_WORSE,
+            symptoms.MORE_RESTARTS_WORSE,
+            symptoms.BLACK_BOX_STRONGER,
+            symptoms.TRANSFER_FAILURE,
+            symptoms.SILENT_SUCCESS,
+            symptoms.BEATEN_SEARCH,
         )
     }
-    said = (
-        f"No sign that an attack failed, of {len(symptoms.KINDS) - len(missing)} signs looked for."
-    )
+    said = f"No sign that an attack failed, of {len(symptoms.SYMPTOMS) - len(missing)} signs looked for."
     for page in ("report.md", "report.html"):
         text = (out / page).read_text(encoding="utf-8")
         assert said in text
@@ -575,9 +602,21 @@ def test_a_run_on_an_honest_net_has_no_sign_and_says_what_it_did_not_look_for(
 @pytest.mark.parametrize(
     ("model", "kind", "absent"),
     [
-        ("traps.py:saturated", symptoms.SATURATED, {symptoms.NO_GRADIENT, symptoms.UNSTABLE}),
-        ("traps.py:quantised", symptoms.NO_GRADIENT, {symptoms.SATURATED, symptoms.UNSTABLE}),
-        ("traps.py:randomised", symptoms.UNSTABLE, {symptoms.SATURATED, symptoms.NO_GRADIENT}),
+        (
+            "traps.py:saturated",
+            symptoms.SATURATED_LOSS,
+            {symptoms.NO_GRADIENT, symptoms.UNSTABLE_PREDICTIONS},
+        ),
+        (
+            "traps.py:quantised",
+            symptoms.NO_GRADIENT,
+            {symptoms.SATURATED_LOSS, symptoms.UNSTABLE_PREDICTIONS},
+        ),
+        (
+            "traps.py:randomised",
+            symptoms.UNSTABLE_PREDICTIONS,
+            {symptoms.SATURATED_LOSS, symptoms.NO_GRADIENT},
+        ),
     ],
 )
 def test_a_run_on_a_trap_is_named_for_what_it_is(
@@ -586,10 +625,10 @@ def test_a_run_on_a_trap_is_named_for_what_it_is(
     audit = bench.run(written(tmp_path, model), tmp_path / "out", device="cpu", limit=40).audit
     told = audit.signs
     assert kind.name in names(told)
-    if kind is symptoms.UNSTABLE:  # whose successes go whatever the stop rule
+    if kind is symptoms.UNSTABLE_PREDICTIONS:  # whose successes go whatever the stop rule
         why = {each.name: each.why for each in audit.unchecked}
-        assert why[symptoms.SILENT.name] == findings.DRAWN
-        assert symptoms.SILENT.name not in names(told)
+        assert why[symptoms.SILENT_SUCCESS.name] == findings.RANDOM_MODEL
+        assert symptoms.SILENT_SUCCESS.name not in names(told)
     assert names(told).isdisjoint(each.name for each in absent)
 
 
@@ -617,8 +656,10 @@ def test_a_resumed_run_does_not_probe_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    really = probes.probe
-    monkeypatch.setattr(probes, "probe", lambda *given: asked.append("once") or really(*given))
+    really = probes.probe_model
+    monkeypatch.setattr(
+        probes, "probe_model", lambda *given: asked.append("once") or really(*given)
+    )
     out, suite = tmp_path / "out", written(tmp_path, "lenet", attacks=2)
     kept = [
         bench.run(suite, out, device="cpu", limit=20).provenance["probes"]["net"] for _ in range(2)
@@ -647,7 +688,7 @@ def test_a_run_without_probes_can_be_read_and_damaged_ones_are_named(tmp_path: P
 def test_a_random_model_that_votes_under_attacks_that_average_is_cared_for() -> None:
     plain: dict[str, Any] = {
         "norm": "", "eps": None, "count": 1, "n": 1, "evidence": "", "examples": [0],
-        "threshold": "", "model": "net", "attack": "", "name": symptoms.UNSTABLE.name,
+        "threshold": "", "model": "net", "attack": "", "name": symptoms.UNSTABLE_PREDICTIONS.name,
     }  # fmt: skip
     probed = {"net": {"failed": "", "traced": ["mine"], "signs": [plain]}}
     for care, left in (({"samples": 4, "predictions": 5}, 0), ({"samples": 4}, 1)):
@@ -657,14 +698,14 @@ def test_a_random_model_that_votes_under_attacks_that_average_is_cared_for() -> 
         )
         table = pd.DataFrame({"cell": ["c"], "model": ["net"], "status": ["ok"], "eps": [0.1]})
         stored = reader.StoredRecords(frame, [], {})
-        assert len(findings.audit([cell], table, stored, probed).signs) == left
+        assert len(findings.audit_run([cell], table, stored, probed).signs) == left
 
 
 # ------------------------------------------------------------------------------------- the words
 
 
 def test_every_indicator_of_pintor_and_every_flag_of_autoattack_has_its_sign() -> None:
-    sources = " ".join(kind.source for kind in symptoms.KINDS.values())
+    sources = " ".join(kind.source for kind in symptoms.SYMPTOMS.values())
     assert all(f"Pintor et al. 2022, indicator {k}" in sources for k in range(1, 7))
     flags = ("randomized defense", "softmax output", "zero gradient", "Square Attack improves",
              "optimization at inference time")  # fmt: skip
@@ -675,24 +716,27 @@ def test_no_sign_names_a_law_by_number_neither_here_nor_in_what_is_published() -
     published = [*(HERE.parent / "results").glob("*/audit.csv")]
     assert len(published) > 3
     texts = [path.read_text(encoding="utf-8") for path in published]
-    texts += [kind.source for kind in symptoms.KINDS.values()]
+    texts += [kind.source for kind in symptoms.SYMPTOMS.values()]
     assert not any(re.search(r"\blaw\b", text) for text in texts)
 
 
 def test_every_sign_is_looked_for_somewhere() -> None:
-    looked = {*checks.CHECKS, *(kind.name for kind in (*probes.PROBED, *probes.TRACED))}
-    assert looked == set(symptoms.KINDS)
+    looked = {
+        *checks.CHECKS,
+        *(kind.name for kind in (*probes.MODEL_SYMPTOMS, *probes.TRACE_SYMPTOMS)),
+    }
+    assert looked == set(symptoms.SYMPTOMS)
 
 
 def test_a_sign_survives_json() -> None:
-    (sign,) = found(symptoms.STEPS, run(SOME, **other("steps", "40")), run(MOST)) or []
-    assert symptoms.read(json.loads(json.dumps(symptoms.plain(sign)))) == sign
+    (sign,) = found(symptoms.MORE_STEPS_WORSE, run(SOME, **other("steps", "40")), run(MOST)) or []
+    assert symptoms.from_json(json.loads(json.dumps(symptoms.to_json(sign)))) == sign
 
 
 def test_a_table_of_signs_has_every_id_and_the_page_the_first() -> None:
-    (sign,) = found(symptoms.STEPS, run(SOME, **other("steps", "40")), run(MOST)) or []
-    assert symptoms.frame([sign])["examples"].item() == " ".join(map(str, range(40, 60)))
-    (told,) = audit_view.told(findings.Audit(["net"], [sign], []), {0.1: "0.1"})
+    (sign,) = found(symptoms.MORE_STEPS_WORSE, run(SOME, **other("steps", "40")), run(MOST)) or []
+    assert symptoms.to_frame([sign])["examples"].item() == " ".join(map(str, range(40, 60)))
+    (told,) = audit_view.build_audit_views(findings.Audit(["net"], [sign], []), {0.1: "0.1"})
     assert told.signs is not None
     assert "40, 41, 42, 43, 44, ..." in told.signs.rows[0]
     assert told.verdict.startswith("1 of 22 signs looked for: more steps do worse")

@@ -15,7 +15,7 @@ from bench.core.errors import SuiteError
 from bench.evaluation import metrics
 from bench.reporting import run_output
 from bench.reporting.plots import figures
-from bench.reporting.report import views
+from bench.reporting.report import reference_views
 from bench.suite import reader
 from bench.suite.references import ReferenceFigure
 
@@ -163,7 +163,7 @@ def test_a_success_rate_of_nothing_is_missing_not_zero() -> None:
 
 
 def test_a_line_shows_measured_published_and_the_difference() -> None:
-    (view,) = views.published(joined(values=(0.4375,), note="their net"), {})
+    (view,) = reference_views.tabulate_references(joined(values=(0.4375,), note="their net"), {})
     assert view.caption == "a paper: net, FGSM, L-inf, robust accuracy; their net"
     (line,) = view.rows
     assert line == ["0.1", "40.0 % [30.9, 49.8]", "40/100", "43.75 %", "-3.75 pp", "yes"]
@@ -171,14 +171,16 @@ def test_a_line_shows_measured_published_and_the_difference() -> None:
 
 
 def test_a_failed_cell_is_a_dash_with_its_reason() -> None:
-    (view,) = views.published(joined(eps=(0.1, 0.2), values=(0.5, 0.3)), {})
+    (view,) = reference_views.tabulate_references(joined(eps=(0.1, 0.2), values=(0.5, 0.3)), {})
     assert view.rows[1] == ["0.2", "— [1]", "—", "30.0 %", "—", "—"]
     assert view.notes == ["failed: out of memory"]
 
 
 def test_what_differs_within_a_source_has_a_column_of_its_own() -> None:
     both = [entry(), entry(figure="mean_confidence_fooled", values=(0.793,))]
-    (view,) = views.published(references.compare_with_references(cells(), both), {})
+    (view,) = reference_views.tabulate_references(
+        references.compare_with_references(cells(), both), {}
+    )
     assert view.caption == "a paper: net, FGSM, L-inf"
     assert view.columns[:2] == ["figure", "eps"]
     assert view.rows[1][:4] == ["mean confidence fooled", "0.1", "75.0 %", "—"]
@@ -221,7 +223,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("beside")
     (folder / "small.toml").write_text(SUITE, encoding="utf-8")
     found = bench.run(str(folder / "small.toml"), out=folder / "out", device="cpu", batch_size=20)
-    run_output.write(found, folder / "out")
+    run_output.write_run_output(found, folder / "out")
     return folder / "out"
 
 
@@ -253,7 +255,7 @@ def test_a_folder_from_before_there_were_published_figures_still_reads(
     (tmp_path / "provenance.json").write_text(json.dumps(document), encoding="utf-8")
     shutil.copytree(out / "records", tmp_path / "records")
     found = results.read_results(tmp_path)
-    page = run_output.write(found, tmp_path)
+    page = run_output.write_run_output(found, tmp_path)
     assert (found.table["status"] == "ok").all()
     assert "Beside published figures" not in page.read_text(encoding="utf-8")
     assert not (tmp_path / "published.csv").exists()
@@ -266,7 +268,7 @@ def test_a_suite_that_drops_its_figures_keeps_its_records_and_drops_the_file(
     records = {path.name: path.stat().st_mtime_ns for path in (folder / "records").iterdir()}
     (tmp_path / "small.toml").write_text(SUITE.partition("[[published]]")[0], encoding="utf-8")
     found = bench.run(str(tmp_path / "small.toml"), out=folder, device="cpu", batch_size=20)
-    run_output.write(found, folder)
+    run_output.write_run_output(found, folder)
     assert records == {
         path.name: path.stat().st_mtime_ns for path in (folder / "records").iterdir()
     }

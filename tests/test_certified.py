@@ -164,7 +164,7 @@ def test_a_second_run_certifies_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[types.CertificationMethod] = []
-    whole = bounds.certificates
+    whole = bounds.certified_margins
 
     def watched(
         layers: Sequence[Layer],
@@ -175,7 +175,7 @@ def test_a_second_run_certifies_nothing_twice(
         seen.append(method)
         return whole(layers, inside, labels, method)
 
-    monkeypatch.setattr(bounds, "certificates", watched)
+    monkeypatch.setattr(bounds, "certified_margins", watched)
     bench_run(tmp_path, SUITE.replace("true", '["ibp"]'))
     assert set(seen) == {"ibp"}
     seen.clear()
@@ -203,7 +203,7 @@ def test_a_certified_example_that_an_attack_has_broken_is_shouted(
     ) -> Tensor:
         return inside.low.new_ones(len(labels))
 
-    monkeypatch.setattr(bounds, "certificates", credulous)
+    monkeypatch.setattr(bounds, "certified_margins", credulous)
     found = bench_run(tmp_path).certified.contradictions
     broken = found[(found["attack"] == "FGSM") & (found["attack_eps"] == 0.5)]
     assert set(broken["eps"]) == {0.5}  # a smaller certified ball says nothing of so far an image

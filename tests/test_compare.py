@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from bench.analysis import compare_runs, results
 from bench.cli import cli
 from bench.evaluation import metrics
-from bench.execution import runner
+from bench.execution import options, runner
 from bench.reporting.plots import dumbbell
 from bench.reporting.report import run_comparison
 from bench.suite import reader
@@ -45,7 +45,7 @@ USUAL = {"seed": 0, "limit": 60, "model": "lenet", "weights": "digits", "eps": 0
 
 def ran(folder: Path, **settings: Any) -> results.RunResults:
     read = reader.parse(SUITE.format(**USUAL | settings), "c.toml", Path())
-    runner.run(read, folder, runner.Options(device="cpu"))
+    runner.run_suite(read, folder, options.RunOptions(device="cpu"))
     return results.read_results(folder)
 
 
@@ -73,7 +73,7 @@ def places(table: pd.DataFrame) -> list[tuple[str, float]]:
 
 def robust(run: results.RunResults, attack: str, eps: float) -> "pd.Series[bool]":
     frame = run.stored.frame.query("attack == @attack and eps == @eps")
-    return metrics.robust(frame.set_index("example"))
+    return metrics.robust_examples(frame.set_index("example"))
 
 
 # ----------------------------------------------------------------------------------------- compared
@@ -96,8 +96,10 @@ def test_the_counts_are_those_of_the_paired_examples(
     a, b = (robust(run, "PGD", 0.1) for run in runs)
     assert (row["first_robust"], row["second_robust"]) == (a.sum(), b.sum())
     assert (row["only_first"], row["only_second"]) == ((a & ~b).sum(), (b & ~a).sum())
-    assert row["p_value"] == metrics.paired(a, b).p_value
-    assert found.table["p_corrected"].tolist() == metrics.holm(list(found.table["p_value"]))
+    assert row["p_value"] == metrics.mcnemar_test(a, b).p_value
+    assert found.table["p_corrected"].tolist() == metrics.holm_correction(
+        list(found.table["p_value"])
+    )
     assert row["only_first"] > 5  # more steps break more: the comparison has something to show
 
 
@@ -127,7 +129,7 @@ def test_a_run_beside_itself_has_no_change(
     found = compare_runs.compare_runs(runs[0], runs[0])
     assert (found.table["p_corrected"] == 1).all()
     assert (len(found.changed), found.notes) == (0, [])
-    assert "neither in 5" in run_comparison.summary(found)
+    assert "neither in 5" in run_comparison.summarize_changes(found)
 
 
 def test_swapped_runs_swap_their_sides(
@@ -240,7 +242,7 @@ def test_the_command_ends_with_3_where_nothing_can_be_compared(
 
 
 def test_the_dumbbell_has_two_joined_dots_for_each_cell(found: compare_runs.RunComparison) -> None:
-    axes = dumbbell.figure(found.table, "A", "B").axes[0]
+    axes = dumbbell.plot_dumbbell(found.table, "A", "B").axes[0]
     dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
     expected = found.table[["first_robust", "second_robust"]].to_numpy().ravel() / 60 * 100
     assert dots == pytest.approx(list(expected))
@@ -253,8 +255,8 @@ def test_of_many_cells_the_dumbbell_shows_those_that_differ_most(
     found: compare_runs.RunComparison,
 ) -> None:
     many = pd.concat([found.table] * 20, ignore_index=True)
-    axes = dumbbell.figure(many, "A", "B").axes[0]
-    assert len(axes.get_yticks()) == dumbbell.MOST
+    axes = dumbbell.plot_dumbbell(many, "A", "B").axes[0]
+    assert len(axes.get_yticks()) == dumbbell.MAX_ROWS
     assert "60 of 100" in axes.get_title(loc="left")
     shown = [line for line in axes.lines if line.get_linewidth() > 2]
     assert len(shown) == (many["p_corrected"] <= 0.05).sum()
@@ -262,4 +264,4 @@ def test_of_many_cells_the_dumbbell_shows_those_that_differ_most(
 
 def test_a_comparison_of_nothing_draws_a_sentence() -> None:
     nothing = pd.DataFrame(columns=list(compare_runs.COLUMNS))
-    assert dumbbell.figure(nothing, "A", "B").texts[0].get_text() == "No cell was compared"
+    assert dumbbell.plot_dumbbell(nothing, "A", "B").texts[0].get_text() == "No cell was compared"

@@ -10,7 +10,7 @@ import pytest
 from bench.analysis import pairwise, results
 from bench.core.errors import SuiteError
 from bench.evaluation import metrics
-from bench.execution import runner
+from bench.execution import options, runner
 from bench.reporting import run_output
 from bench.reporting.plots import figures, transfer_matrix
 from bench.reporting.report import pairwise_view
@@ -57,7 +57,7 @@ def entries(text: str) -> list[Any]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     read = reader.parse(HEAD + SEEDS + FGSM, "c.toml", Path())
-    runner.run(read, out, runner.Options(device="cpu"))
+    runner.run_suite(read, out, options.RunOptions(device="cpu"))
     return out
 
 
@@ -141,14 +141,17 @@ def test_a_cell_without_a_number_is_compared_with_nothing(found: results.RunResu
 
 def test_the_p_values_of_a_run_are_corrected_as_one_family(found: results.RunResults) -> None:
     frame = found.comparisons
-    assert frame["p_corrected"].tolist() == metrics.holm(frame["p_value"].tolist())
+    assert frame["p_corrected"].tolist() == metrics.holm_correction(frame["p_value"].tolist())
     assert (frame["p_corrected"] >= frame["p_value"]).all()
     assert frame["p_corrected"].min() == pytest.approx(len(frame) * frame["p_value"].min())
 
 
 def test_a_targeted_attack_breaks_an_example_by_reaching_its_target() -> None:
     records = pd.DataFrame({"fooled": [True, False], "label": 0, "adv_pred": [7, 3]})
-    assert metrics.fooled(records).tolist() == [True, False]  # 3 is wrong, but not the target
+    assert metrics.fooled_examples(records).tolist() == [
+        True,
+        False,
+    ]  # 3 is wrong, but not the target
 
 
 # --------------------------------------------------------------------------------------- sentences
@@ -187,19 +190,24 @@ def test_a_report_shows_the_differences_beyond_chance_and_counts_the_rest() -> N
     given.append(given[0]._replace(place={**place, "eps": 0.2}, outcomes=(series("x"),) * 2))
     frame = pairwise.tabulate_pairs(given)
     told = "4 comparisons: 1 with a difference beyond chance (5 %, corrected for all 4), 3 without."
-    assert pairwise_view.summary(frame) == told
-    (view,) = pairwise_view.differences(frame, names)
+    assert pairwise_view.summarize_comparisons(frame) == told
+    (view,) = pairwise_view.tabulate_differences(frame, names)
     assert view.columns == ["first", "second", "eps 0.1", "eps 0.2"]
     assert view.rows == [["A", "C", "9 : 0", "n.s."]]  # B against C differs nowhere: no line
-    listed = pairwise_view.sentences(frame, names)
+    listed = pairwise_view.list_differences(frame, names)
     assert listed is not None
     assert [row[-1] for row in listed.rows] == [frame["sentence"].iloc[0]]
 
 
 def test_where_nothing_could_be_compared_the_report_says_what_it_takes() -> None:
     frame = pairwise.tabulate_pairs([])
-    assert pairwise_view.summary(frame).startswith("Nothing was compared: it takes two attacks")
-    assert (pairwise_view.differences(frame, {}), pairwise_view.sentences(frame, {})) == ([], None)
+    assert pairwise_view.summarize_comparisons(frame).startswith(
+        "Nothing was compared: it takes two attacks"
+    )
+    assert (
+        pairwise_view.tabulate_differences(frame, {}),
+        pairwise_view.list_differences(frame, {}),
+    ) == ([], None)
 
 
 # ------------------------------------------------------------------------------------------- seeds
@@ -278,7 +286,7 @@ def test_each_seed_is_a_matrix_of_its_own_where_examples_are_crafted_elsewhere()
          "goal": "untargeted", "eps": 0.1, "eps_text": "0.1"}
         for task in plan.tasks(read, plan.known_facts(read))
     ]  # fmt: skip
-    matrices = transfer_matrix.matrices(pd.DataFrame(rows))
+    matrices = transfer_matrix.build_matrices(pd.DataFrame(rows))
     assert [matrix.attack for matrix in matrices] == [f"PGD, seed {seed}" for seed in range(3)]
     assert [len(matrix.cells) for matrix in matrices] == [4, 4, 4]
 
@@ -286,11 +294,13 @@ def test_each_seed_is_a_matrix_of_its_own_where_examples_are_crafted_elsewhere()
 def test_a_runs_folder_has_both_tables_and_its_page_both_sections(
     found: results.RunResults, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(figures, "draw", lambda *_: [])  # seconds of figures, tested elsewhere
-    page = run_output.write(found, folder).read_text(encoding="utf-8")
+    monkeypatch.setattr(
+        figures, "draw_figures", lambda *_: []
+    )  # seconds of figures, tested elsewhere
+    page = run_output.write_run_output(found, folder).read_text(encoding="utf-8")
     assert "<h2>Over seeds</h2>" in page
     assert "LeNet is robust on " in page
     assert len(pd.read_csv(folder / "comparisons.csv")) == len(found.comparisons)
     assert len(pd.read_csv(folder / "seeds.csv")) == len(found.seeds) == 4
-    run_output.write(found.replace(seeds=found.seeds[:0]), folder)
+    run_output.write_run_output(found.replace(seeds=found.seeds[:0]), folder)
     assert not (folder / "seeds.csv").exists()

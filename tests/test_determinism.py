@@ -13,7 +13,7 @@ from torch import nn
 import bench
 from bench.analysis import results
 from bench.engine import determinism, timing
-from bench.engine.acceleration import accelerate
+from bench.engine.acceleration import accelerate, calibration
 from bench.storage import fingerprint, images, reader
 
 SUITE = """
@@ -62,7 +62,7 @@ def threads() -> Iterator[None]:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No calibration of another test is remembered."""
     file = tmp_path / "cache" / "calibrations.json"
-    monkeypatch.setattr(accelerate, "cache_file", lambda: file)
+    monkeypatch.setattr(calibration, "cache_file", lambda: file)
     return file
 
 
@@ -92,7 +92,7 @@ def test_two_runs_give_the_same_bits_whatever_the_threads_and_what_was_timed(
     first = ran(tmp_path, "first", deterministic=True)
     torch.set_num_threads(1)
     # As if an earlier run had found other rows and another layout to be quicker.
-    monkeypatch.setattr(accelerate, "recall", lambda key: ("channels-last", 4))
+    monkeypatch.setattr(calibration, "recall", lambda key: ("channels-last", 4))
     second = ran(tmp_path, "second", deterministic=True)
     assert outcomes(first) == outcomes(second)
     assert len(outcomes(first)) >= 4
@@ -103,7 +103,7 @@ def test_two_runs_give_the_same_bits_whatever_the_threads_and_what_was_timed(
 def test_what_was_remembered_does_decide_where_nothing_must_be_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accelerate, "recall", lambda key: ("contiguous", 4))
+    monkeypatch.setattr(calibration, "recall", lambda key: ("contiguous", 4))
     found = json.loads((ran(tmp_path, "out") / "provenance.json").read_text(encoding="utf-8"))
     assert found["sessions"][-1]["copies"]["lenet"][0]["rows"] == 4
 
@@ -119,7 +119,7 @@ def test_no_stopwatch_chooses_and_nothing_is_remembered(tmp_path: Path, cache: P
 
 def test_torch_is_as_it_was_afterwards(threads: None) -> None:
     torch.set_num_threads(2)
-    with determinism.enforced(True):
+    with determinism.enforce_determinism(True):
         assert torch.are_deterministic_algorithms_enabled()
         assert torch.backends.cudnn.deterministic
         assert torch.get_num_threads() == 1
@@ -133,7 +133,7 @@ def test_torch_is_as_it_was_afterwards(threads: None) -> None:
 def test_what_torch_was_told_before_still_holds_afterwards() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
-        with determinism.enforced(True):
+        with determinism.enforce_determinism(True):
             assert not torch.is_deterministic_algorithms_warn_only_enabled()
         assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
@@ -155,7 +155,7 @@ def test_an_operation_without_a_deterministic_form_fails_its_cells_alone(tmp_pat
 def test_who_asks_torch_for_it_gets_rows_by_rule_too(lenet: nn.Module) -> None:
     x = torch.zeros(16, 1, 28, 28)
     rows = timing.rows_per_pass(lenet, x)
-    with determinism.enforced(True):
-        copy = accelerate.prepare(lenet, x, rows)
+    with determinism.enforce_determinism(True):
+        copy = accelerate.accelerate_model(lenet, x, rows)
     assert (copy.rows, copy.timed) == (rows, False)
     assert "no stopwatch decides" in copy.why()

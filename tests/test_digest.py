@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from bench.execution import options as execution_options
 from bench.execution import runner
 from bench.storage import fingerprint
 from bench.storage.reader import read_records
@@ -27,8 +28,8 @@ eps = [0.05, 0.1]
 
 
 def run(folder: Path, rows: int | None = None) -> pd.DataFrame:
-    options = runner.Options(device="cpu", batch_size=rows)
-    runner.run(reader.parse(SUITE, "d.toml", Path()), folder, options)
+    options = execution_options.RunOptions(device="cpu", batch_size=rows)
+    runner.run_suite(reader.parse(SUITE, "d.toml", Path()), folder, options)
     return read_records(folder).frame
 
 

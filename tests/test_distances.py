@@ -24,7 +24,7 @@ from bench.analysis.min_norm import (
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
 from bench.engine import timing
-from bench.evaluation import metrics, verify
+from bench.evaluation import chunk, metrics
 from bench.evaluation.crafting import Examples
 from bench.reporting import run_output
 from bench.storage import reader, schema
@@ -186,7 +186,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
     (folder / "crash.py").write_text(CRASH, encoding="utf-8")
     (folder / "near.toml").write_text(SUITE, encoding="utf-8")
     found = bench.run(str(folder / "near.toml"), folder / "out", device="cpu")
-    run_output.write(found, folder / "out")
+    run_output.write_run_output(found, folder / "out")
     return found, folder / "out"
 
 
@@ -262,7 +262,7 @@ def test_a_find_that_the_model_does_not_confirm_is_none(digits: Any, lenet: nn.M
     x, y = digits[0][:6], digits[1][:6]
     found = bench.evaluate(lenet, x, y, attack="torchattacks:VANILA", norm="l2", eps=[1.0])
     assert (found.records["distance"] == INF).all()
-    assert metrics.robust(found.records).all()
+    assert metrics.robust_examples(found.records).all()
 
 
 def test_what_a_copy_alone_takes_for_fooled_is_searched_again_on_the_model_at_any_distance(
@@ -280,8 +280,8 @@ def test_what_a_copy_alone_takes_for_fooled_is_searched_again_on_the_model_at_an
     curve = AttackSpec(
         name="fmn", attack=attack, params=attack.params(), norm="linf", eps=(0.01,), stop="never"
     )
-    (led,) = verify.evaluate_chunk(net, curve, examples, 3, floor, copy=copy).records
-    (own,) = verify.evaluate_chunk(net, curve, examples, 3, floor).records
+    (led,) = chunk.evaluate_chunk(net, curve, examples, 3, floor, copy=copy).records
+    (own,) = chunk.evaluate_chunk(net, curve, examples, 3, floor).records
     assert led["distance"].to_numpy() == pytest.approx(0.2, rel=0.01)  # 3.2 over 16 pixels
     assert led["distance"].equals(own["distance"])
     assert led["forwards"].to_list() == [200.0] * 3

@@ -11,8 +11,9 @@ from bench import cli
 from bench.analysis import explanations, results
 from bench.analysis.explanations import Explanation
 from bench.core.errors import RecordError, SuiteError
+from bench.execution import options as execution_options
 from bench.execution import runner
-from bench.reporting.report import views
+from bench.reporting.report import crosscheck_views
 from bench.suite import reader
 from bench.workflows.explain import search
 
@@ -28,7 +29,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bench import Attack
-from bench.evaluation.loading import WEIGHTS
+from bench.models.published_weights import WEIGHTS
 from bench.models import lenet
 
 
@@ -159,8 +160,8 @@ BIM = 'name = "pgd"\nparams = {random_start = false, steps = 10, alpha = "eps/st
 Explain = Callable[..., Explanation]
 
 
-def options(limit: int | None = None) -> runner.Options:
-    return runner.Options(device="cpu", limit=limit, command="bench explain")
+def options(limit: int | None = None) -> execution_options.RunOptions:
+    return execution_options.RunOptions(device="cpu", limit=limit, command="bench explain")
 
 
 @pytest.fixture
@@ -174,7 +175,7 @@ def explained(tmp_path: Path) -> Explain:
         text = SUITE.format(ours=ours, theirs=theirs, eps=eps, limit=limit, model=model)
         path = tmp_path / "pair.toml"
         path.write_text(text, encoding="utf-8")
-        return search.run(str(path), "net/ours", "net/theirs", options(limit))
+        return search.explain_cells(str(path), "net/ours", "net/theirs", options(limit))
 
     return ask
 
@@ -345,7 +346,7 @@ def test_a_cell_that_is_not_there_or_does_not_compare_is_the_users_mistake(
     ours: str, theirs: str, told: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SuiteError) as raised:
-        search.run(str(written(tmp_path)), ours, theirs, options())
+        search.explain_cells(str(written(tmp_path)), ours, theirs, options())
     assert told in str(raised.value)
     assert "\n" not in str(raised.value)
 
@@ -355,10 +356,12 @@ def test_a_run_names_the_command_keeps_what_it_finds_and_the_report_shows_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     typed, words = CliRunner(), ["--device", "cpu"]
-    runner.run(reader.read(str(written(tmp_path))), Path("out"), options())
+    runner.run_suite(reader.read(str(written(tmp_path))), Path("out"), options())
     found = results.read_results(Path("out"))
     command = "bench explain . net/ours/0.3 net/theirs/0.3"
-    assert views.unexplained(found.crosschecks, found.explanations, {}) == [command]
+    assert crosscheck_views.list_explain_commands(found.crosschecks, found.explanations, {}) == [
+        command
+    ]
     said = typed.invoke(cli.cli, ["explain", "out", "net/ours/0.3", "net/theirs/0.3", *words])
     assert said.exit_code == 0
     assert "The first change that closes the gap is step size" in said.output

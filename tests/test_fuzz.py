@@ -265,7 +265,7 @@ def test_a_suite_with_other_bytes(place: Path, edited: Mutated) -> None:
 def test_a_models_card(place: Path, mutated: Mutated) -> None:
     path = place / "card.toml"
     path.write_text(top(mutated(CARD)), encoding="utf-8", errors="replace")
-    ends_well(lambda: model_card.read(path))
+    ends_well(lambda: model_card.read_card(path))
 
 
 @share(0.05)
@@ -273,7 +273,7 @@ def test_a_models_card(place: Path, mutated: Mutated) -> None:
 def test_a_recipe(place: Path, mutated: Mutated) -> None:
     path = place / "recipe.toml"
     path.write_text(top(mutated(RECIPE)), encoding="utf-8", errors="replace")
-    ends_well(lambda: recipe.read(str(path)))
+    ends_well(lambda: recipe._read_tables(str(path)))
 
 
 # -------------------------------------------------------------------------------------- a run's own
@@ -409,7 +409,7 @@ def test_records_with_other_bytes(place: Path, edited: Mutated) -> None:
 
 
 @share(0.05)
-@given(frames(), mutations(), st.booleans(), seldom(store.stored))
+@given(frames(), mutations(), st.booleans(), seldom(store.read_certificates))
 def test_certificates_with_other_columns(
     place: Path, other: Mutated, mutated: Mutated, told: bool, read: Callable[[Path], object]
 ) -> None:
@@ -481,9 +481,9 @@ def test_published_tables(place: Path, edited: Mutated, name: str) -> None:
 def test_what_is_damaged_here_is_whole_to_begin_with(place: Path) -> None:
     assert suite.parse(top(SUITE), "s.toml", Path()).name == "s"
     (place / "card.toml").write_text(top(CARD), encoding="utf-8")
-    assert model_card.read(place / "card.toml").name == "n"
+    assert model_card.read_card(place / "card.toml").name == "n"
     (place / "recipe.toml").write_text(top(RECIPE), encoding="utf-8")
-    assert recipe.read(str(place / "recipe.toml")).epochs == 1
+    assert recipe._read_tables(str(place / "recipe.toml")).epochs == 1
     folder = laid(place / "whole", PROVENANCE, RECORDS, BOUNDED)
     found = results.read_results(folder)
     assert (found.table["status"] == "ok").all()

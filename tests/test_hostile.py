@@ -73,9 +73,9 @@ def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path)
     ):
         for name in plain.namelist():
             bomb.writestr(name, plain.read(name))
-    assert checkpoint.read("m", tmp_path / "plain.pt").keys() == {"w"}
+    assert checkpoint.read_tensors("m", tmp_path / "plain.pt").keys() == {"w"}
     with pytest.raises(SuiteError, match="unpacks to 8"):
-        checkpoint.read("m", tmp_path / "bomb.pt")
+        checkpoint.read_tensors("m", tmp_path / "bomb.pt")
 
 
 def test_a_safetensors_header_that_claims_a_million_million_numbers_is_refused(
@@ -84,7 +84,7 @@ def test_a_safetensors_header_that_claims_a_million_million_numbers_is_refused(
     header = b'{"w":{"dtype":"F32","shape":[1000000000000],"data_offsets":[0,4000000000000]}}'
     (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 16)
     with pytest.raises(SuiteError, match="damaged or no checkpoint"):
-        checkpoint.read("m", tmp_path / "w.safetensors")
+        checkpoint.read_tensors("m", tmp_path / "w.safetensors")
 
 
 def test_records_that_unpack_to_more_than_bench_writes_are_refused() -> None:

@@ -15,7 +15,7 @@ from bench.core import registry, rng, source_hash
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
 from bench.evaluation import loading
-from bench.execution import runner
+from bench.execution import options, runner
 from bench.models.fingerprint import are_apart, fingerprint, sketch
 from bench.storage import environment
 from bench.suite import plan, reader
@@ -82,12 +82,12 @@ def edit(path: Path, old: str, new: str) -> None:
 
 
 def data(folder: Path, **params: Any) -> Data:
-    return loading.data(DataEntry(name="data.py:load", params=params), folder, folder, None)
+    return loading.load_data(DataEntry(name="data.py:load", params=params), folder, folder, None)
 
 
 def printed(folder: Path, **keys: Any) -> str:
     entry = ModelEntry(name="net.py:build", label="net", **keys)
-    return loading.subject(entry, folder, 0, data(folder), CPU).fingerprint
+    return loading.load_model(entry, folder, 0, data(folder), CPU).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_params_and_access_belong_to_a_model(folder: Path, keys: Any) -> None:
 
 def built() -> nn.Module:
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3), nn.BatchNorm1d(3)).eval()
-    with rng.seeded("identity"):
+    with rng.seed_global("identity"):
         net[1].reset_parameters()
     net.scale, net.kept, net.names = 1.0, [torch.zeros(2)], {"b", "a", "c"}
     net.register_buffer("hidden", torch.zeros(1), persistent=False)
@@ -188,7 +188,7 @@ def test_a_model_s_place_on_this_machine_is_no_part_of_it(folder: Path) -> None:
     other.mkdir()
     for path in folder.glob("*.py"):
         (other / path.name).write_bytes(path.read_bytes())
-    assert source_hash.code(folder / "net.py") == source_hash.code(other / "net.py")
+    assert source_hash.hash_code(folder / "net.py") == source_hash.hash_code(other / "net.py")
     nets: list[Any] = [built(), built(), built()]
     for net, place in zip(
         nets, ("/home/one/w.pt", "/home/two/w.pt", "/home/two/v.pt"), strict=True
@@ -209,7 +209,7 @@ def test_a_fingerprint_is_the_same_in_another_process(folder: Path) -> None:
         "print(net.fingerprint, net.sketch, data.fingerprint)\n"
     )
     entry = ModelEntry(name="net.py:build", label="net")
-    here = loading.subject(entry, folder, 0, data(folder), CPU)
+    here = loading.load_model(entry, folder, 0, data(folder), CPU)
     there = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
         env={"PYTHONHASHSEED": "7", "PATH": ""}, cwd=folder,
@@ -227,7 +227,7 @@ def test_data_are_what_is_read_whatever_fingerprint_they_state(folder: Path) -> 
 
 
 def test_a_sketch_of_answers_outlives_rounding_and_sees_another_sign_or_size() -> None:
-    with rng.seeded("sketch"):
+    with rng.seed_global("sketch"):
         logits = torch.randn(16, 10)
         rounded = logits * (1 + 1e-6 * torch.randn(16, 10))
     assert sketch(rounded) == sketch(logits)
@@ -259,8 +259,8 @@ def run(folder: Path, text: str) -> tuple[int, Any]:
     """The cells that ran and the records of a run into the folder's one place."""
     began = []
     found = reader.parse(text, "s.toml", folder)
-    runner.run(
-        found, folder / "out", runner.Options(device="cpu", data_dir=folder),
+    runner.run_suite(
+        found, folder / "out", options.RunOptions(device="cpu", data_dir=folder),
         lambda event: began.append(event) if event.what == "begin" else None,
     )  # fmt: skip
     return len(began), read_results(folder / "out")
@@ -336,7 +336,7 @@ def test_bench_s_own_code_counts_by_its_versions(monkeypatch: pytest.MonkeyPatch
     before = identities()
     with monkeypatch.context() as patch:  # a whole rewriting of every file changes nothing
         patch.setattr(Path, "read_bytes", lambda path: b"other = 1")
-        source_hash.parse.cache_clear()
+        source_hash.parse_source.cache_clear()
         assert identities() == before
     for name in ("NUMERICS_VERSION", "JUDGE_VERSION"):
         with monkeypatch.context() as patch:

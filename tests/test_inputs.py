@@ -17,6 +17,7 @@ from bench.core.errors import SuiteError
 from bench.datasets import inputs
 from bench.datasets.in_memory import in_memory
 from bench.evaluation import loading
+from bench.execution import options as execution_options
 from bench.execution import runner
 from bench.storage import fingerprint, images
 from bench.storage.reader import read_records
@@ -110,7 +111,7 @@ def test_labels_of_every_integer_type_are_the_same() -> None:
 
 
 def test_fingerprints_are_those_that_published_records_rest_on() -> None:
-    digits = loading.data(DataEntry(name="digits"), Path(), Path(), None)
+    digits = loading.load_data(DataEntry(name="digits"), Path(), Path(), None)
     assert digits.fingerprint.startswith("68a8f047224a4eb4")
     made = in_memory("x", torch.arange(8.0).view(2, 1, 2, 2) / 8, torch.tensor([0, 1]), ())
     assert made.fingerprint.startswith("e52180f079b2")
@@ -213,8 +214,10 @@ def test_a_run_on_permuted_images_has_the_records_of_the_plain_ones(
     checked, found = reader.read(str(tmp_path / "own.toml")), {}
     for how in ("plain", "permuted", "double"):
         monkeypatch.setenv("HOW", how)
-        options = runner.Options(device="cpu", batch_size=8, keep=2**20, command="test")
-        runner.run(checked, tmp_path / how, options)
+        options = execution_options.RunOptions(
+            device="cpu", batch_size=8, keep=2**20, command="test"
+        )
+        runner.run_suite(checked, tmp_path / how, options)
         stored = read_records(tmp_path / how)
         found[how] = fingerprint.records_hash(stored.frame)
         assert len(stored.frame) == 24
@@ -345,7 +348,7 @@ def test_a_limit_holds_for_every_kind_of_data_set(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(code, encoding="utf-8")
 
     def load(name: str, limit: int | None) -> Data:
-        return loading.data(DataEntry(name=f"mine.py:{name}"), tmp_path, tmp_path, limit)
+        return loading.load_data(DataEntry(name=f"mine.py:{name}"), tmp_path, tmp_path, limit)
 
     for name in ("pair", "whole"):
         one, all_, more = load(name, 4), load(name, None), load(name, 99)

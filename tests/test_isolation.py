@@ -14,9 +14,9 @@ import bench
 from bench.analysis import results
 from bench.cli import cli
 from bench.core.errors import SuiteError
-from bench.execution import runner
+from bench.execution import options, runner
 from bench.execution.backends import subprocess as isolation
-from bench.execution.work import Event
+from bench.execution.events import Event
 from bench.storage import fingerprint
 from bench.storage.reader import read_records
 from bench.suite import reader
@@ -141,7 +141,7 @@ eps = [0.02, 0.05, 0.07, 0.09]
 TIMED, CLEAN, PROBED = "least = 64", "least = 40, most = 40", "least = 2, most = 15, after = 4"
 """When a model is sick: in the passes that time it, of 64 rows; asked about all 40 clean images;
 asked about few, as when it is probed, once all four files of records are there."""
-OPTIONS = runner.Options(device="cpu", batch_size=64)
+OPTIONS = options.RunOptions(device="cpu", batch_size=64)
 UNLIMITED, LIMITS = isolation.Limits(), isolation.Limits(seconds=5, memory=2**30)
 
 
@@ -171,7 +171,7 @@ def test_a_model_that_ends_its_process_fails_alone_and_the_other_has_the_records
     assert set(table.loc["exits", "status"]) == {"failed"}
     assert set(table.loc["exits", "reason"]) == {"its process ended itself with exit code 3"}
     assert [event.about["eps"] for event in heard if event.what == "failed"] == [["0.02", "0.05"]]
-    runner.run(written(tmp_path, HEAD, WELL, ATTACKS), tmp_path / "here", OPTIONS)
+    runner.run_suite(written(tmp_path, HEAD, WELL, ATTACKS), tmp_path / "here", OPTIONS)
     assert said(tmp_path / "out", "well") == said(tmp_path / "here", "well")
 
 
@@ -234,7 +234,7 @@ def test_a_model_that_does_not_survive_being_loaded_is_one_sentence_and_ends_the
 def test_what_the_child_refuses_the_parent_refuses_in_the_same_words(tmp_path: Path) -> None:
     given = written(tmp_path, HEAD, WELL.replace("random", "none.safetensors"), ATTACKS)
     with pytest.raises(SuiteError) as here:
-        runner.run(given, tmp_path / "here", OPTIONS)
+        runner.run_suite(given, tmp_path / "here", OPTIONS)
     with pytest.raises(SuiteError) as there:
         isolated(given, tmp_path / "there")
     assert str(there.value) == str(here.value)
@@ -278,11 +278,11 @@ def alive(process: int) -> bool:
 
 
 def test_limits_are_read_or_refused_in_one_sentence() -> None:
-    assert isolation.limits(False, None, None) is None
-    assert isolation.limits(True, None, None) == isolation.Limits()
-    assert isolation.limits(False, 2.0, "2 GB") == isolation.Limits(2.0, 2 * 10**9)
+    assert isolation.parse_limits(False, None, None) is None
+    assert isolation.parse_limits(True, None, None) == isolation.Limits()
+    assert isolation.parse_limits(False, 2.0, "2 GB") == isolation.Limits(2.0, 2 * 10**9)
     for size in ("2", "GB", "-1GiB", "1.5.GiB", "1,5GB", "2GB more", "2 apples"):
         with pytest.raises(SuiteError, match="expected a number and a unit, such as 1500MB"):
-            isolation.limits(False, None, size)
+            isolation.parse_limits(False, None, size)
     with pytest.raises(SuiteError, match="expected seconds above 0, got 0"):
-        isolation.limits(False, 0.0, None)
+        isolation.parse_limits(False, 0.0, None)

@@ -9,6 +9,7 @@ import browser
 import numpy as np
 import pandas as pd
 import pytest
+from bench.execution.options import RunOptions
 from click.testing import CliRunner
 
 import bench
@@ -23,14 +24,13 @@ from bench.analysis.snapshot import (
 )
 from bench.cli import cli
 from bench.core.errors import RecordError, SuiteError
-from bench.execution.runner import Options
 from bench.suite import reader as suites
 from bench.suite.schema import ModelEntry
 from bench.workflows.leaderboard import admission, entries, model_card
 from bench.workflows.leaderboard import page as board
 from bench.workflows.leaderboard.entries import Entry, Recheck
-from bench.workflows.leaderboard.model_card import Card
-from bench.workflows.leaderboard.ranking import standings, threats
+from bench.workflows.leaderboard.model_card import ModelCard
+from bench.workflows.leaderboard.ranking import list_threats, rank_models
 
 ROOT = Path(__file__).parents[1]
 N = 40
@@ -119,7 +119,7 @@ def _entry(name: str, robust: dict[str, list[bool]]) -> Entry:
                     reason="", robust_correct=sum(robust[attack]), robust=bits[attack])
                for attack in robust],
     )  # fmt: skip
-    about = Card(
+    about = ModelCard(
         schema=1, name=name, source="s", training="t", data="d", licence="l", contact="c",
         model=ModelEntry(name="m", label=name),
     )  # fmt: skip
@@ -133,7 +133,7 @@ def _threat(*attacks: str):
         for name in attacks
     ]
     text = SUITE[: SUITE.index("[[attacks]]")] + "".join(listed)
-    return threats(suites.parse(text, "here", Path()))[0]
+    return list_threats(suites.parse(text, "here", Path()))[0]
 
 
 def _first(k: int, n: int = 100) -> list[bool]:
@@ -143,13 +143,13 @@ def _first(k: int, n: int = 100) -> list[bool]:
 def test_models_that_nothing_tells_apart_share_a_rank() -> None:
     made = [_entry("a", {"x": _first(82)}), _entry("b", {"x": _first(80)}),
             _entry("c", {"x": _first(20)})]  # fmt: skip
-    found = [(each.entry.card.name, each.rank) for each in standings(made, _threat("x"))]
+    found = [(each.entry.card.name, each.rank) for each in rank_models(made, _threat("x"))]
     assert found == [("a", 1), ("b", 1), ("c", 3)]
 
 
 def test_the_number_is_the_worst_case_example_by_example() -> None:
     even, odd = ([example % 2 == part for example in range(100)] for part in (0, 1))
-    (place,) = standings([_entry("a", {"x": even, "y": odd})], _threat("x", "y"))
+    (place,) = rank_models([_entry("a", {"x": even, "y": odd})], _threat("x", "y"))
     assert place.robust.k == 0
     assert place.left == {"x": 50, "y": 50}
 
@@ -159,14 +159,14 @@ def test_a_rank_is_one_more_than_the_models_that_are_better_beyond_chance() -> N
     kept = {name: generator.random(100) < share for name, share in
             {"a": 0.9, "b": 0.75, "c": 0.6, "d": 0.1}.items()}  # fmt: skip
     made = [_entry(name, {"x": list(map(bool, bits))}) for name, bits in kept.items()]
-    ranks = {each.entry.card.name: each.rank for each in standings(made, _threat("x"))}
+    ranks = {each.entry.card.name: each.rank for each in rank_models(made, _threat("x"))}
     assert ranks["a"] == 1
     assert ranks["d"] == 4
     assert ranks["a"] <= ranks["b"] <= ranks["c"] < ranks["d"]
 
 
 def test_the_largest_eps_of_a_norm_comes_first_and_none_at_0() -> None:
-    found = threats(suites.parse(SUITE, "here", Path()))
+    found = list_threats(suites.parse(SUITE, "here", Path()))
     assert [(each.eps_text, each.attacks) for each in found] == [
         ("0.1", ("FGSM", "PGD")), ("0.05", ("FGSM",)),
     ]  # fmt: skip
@@ -176,22 +176,22 @@ def test_the_largest_eps_of_a_norm_comes_first_and_none_at_0() -> None:
 
 
 def test_a_model_enters_after_every_outcome_came_out_the_same(entered: Path) -> None:
-    (entry,) = entries.read(entered, suites.read(str(entered.parent / "tiny.toml")))
+    (entry,) = entries.read_entries(entered, suites.read(str(entered.parent / "tiny.toml")))
     assert entry.recheck.examples == N
     assert entry.recheck.compared == 4 * N  # the clean pass, and three cells above eps 0
     assert entry.recheck.differ == 0
-    claimed = admission.claim(entered.parent / "run", "LeNet")
+    claimed = admission.read_claim(entered.parent / "run", "LeNet")
     assert [cell.robust for cell in entry.snapshot.cells] == [cell.robust for cell in claimed.cells]
 
 
 def test_a_claim_that_is_too_good_does_not_enter(made: Path, tmp_path: Path) -> None:
-    about, suite = model_card.read(made / "card.toml"), suites.read(str(made / "tiny.toml"))
-    claimed = admission.claim(made / "run", "LeNet")
+    about, suite = model_card.read_card(made / "card.toml"), suites.read(str(made / "tiny.toml"))
+    claimed = admission.read_claim(made / "run", "LeNet")
     clean = claimed.models[0]
     better = [dataclasses.replace(cell, robust=clean.clean, robust_correct=clean.clean_correct)
               for cell in claimed.cells]  # fmt: skip
-    found = admission.admit(
-        about, dataclasses.replace(claimed, cells=better), suite, Options(device="cpu")
+    found = admission.admit_model(
+        about, dataclasses.replace(claimed, cells=better), suite, RunOptions(device="cpu")
     )
     assert found.snapshot is None
     assert any("PGD, eps 0.1: the run says" in problem for problem in found.problems)
@@ -200,11 +200,13 @@ def test_a_claim_that_is_too_good_does_not_enter(made: Path, tmp_path: Path) -> 
 
 def _forged(made: Path, limit: int | None) -> tuple[admission.Admission, list[str]]:
     """What comes of a claim whose audit signs are another's, and the signs that were measured."""
-    about, suite = model_card.read(made / "card.toml"), suites.read(str(made / "tiny.toml"))
-    claimed = admission.claim(made / "run", "LeNet")
+    about, suite = model_card.read_card(made / "card.toml"), suites.read(str(made / "tiny.toml"))
+    claimed = admission.read_claim(made / "run", "LeNet")
     forged = dataclasses.replace(claimed.models[0], signs=["invented"])
-    options = Options(device="cpu", limit=limit)
-    found = admission.admit(about, dataclasses.replace(claimed, models=[forged]), suite, options)
+    options = RunOptions(device="cpu", limit=limit)
+    found = admission.admit_model(
+        about, dataclasses.replace(claimed, models=[forged]), suite, options
+    )
     return found, claimed.models[0].signs
 
 
@@ -236,18 +238,18 @@ def test_a_card_that_builds_another_model_is_told_so_before_anything_runs(
 
 def test_a_run_with_other_parameters_is_no_answer_to_the_suite(made: Path) -> None:
     harder = suites.parse(SUITE.replace("steps = 5", "steps = 50"), "here", made)
-    problems = entries.shortcomings(admission.claim(made / "run", "LeNet"), harder)
+    problems = entries.list_shortcomings(admission.read_claim(made / "run", "LeNet"), harder)
     assert problems == ["PGD: params.steps: expected 50, got 5"]
 
 
 def test_a_violation_or_a_cell_without_a_number_keeps_a_model_out(made: Path) -> None:
     suite = suites.read(str(made / "tiny.toml"))
-    claimed = admission.claim(made / "run", "LeNet")
+    claimed = admission.read_claim(made / "run", "LeNet")
     first, second, *rest = claimed.cells
     spoilt = dataclasses.replace(first, violations=2)
     failed = dataclasses.replace(second, status="failed", reason="out of memory", robust="")
     claimed = dataclasses.replace(claimed, cells=[spoilt, failed, *rest])
-    assert entries.shortcomings(claimed, suite) == [
+    assert entries.list_shortcomings(claimed, suite) == [
         "FGSM, eps 0.05: 2 images broke the threat model, where the attack could not succeed",
         "FGSM, eps 0.1: expected a finished cell, got failed: out of memory",
     ]
@@ -259,7 +261,7 @@ def test_files_of_ones_own_start_from_the_cards_folder(made: Path, tmp_path: Pat
     (mine / "net.py").write_text(MINE)
     text = CARD.replace('"lenet"\nweights = "digits"', '"net.py:make"').replace("LeNet", "mine")
     (mine / "card.toml").write_text(text)
-    entry = model_card.read(mine / "card.toml").model
+    entry = model_card.read_card(mine / "card.toml").model
     assert entry.name == f"{mine / 'net.py'}:make"
     assert entry.label == "mine"
 
@@ -268,7 +270,7 @@ def test_every_mistake_in_a_card_is_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "card.toml"
     path.write_text('schema = 1\nname = " "\nlicense = "MIT"\n[model]\nweight = "x"\n')
     with pytest.raises(SuiteError) as told:
-        model_card.read(path)
+        model_card.read_card(path)
     text = str(told.value)
     for part in ("licence", "name", "source", "model.name", "model.weight"):
         assert part in text
@@ -276,13 +278,13 @@ def test_every_mistake_in_a_card_is_told_at_once(tmp_path: Path) -> None:
 
 def test_a_run_without_the_cards_model_says_which_it_has(made: Path) -> None:
     with pytest.raises(RecordError, match="did you mean 'LeNet'"):
-        admission.claim(made / "run", "LeNett")
+        admission.read_claim(made / "run", "LeNett")
 
 
 def test_an_attack_crafted_on_another_model_is_no_threat_to_a_single_one() -> None:
     text = SUITE.replace('label = "PGD"\n', 'label = "PGD"\nsource = "LeNet"\n')
     with pytest.raises(SuiteError, match="crafted on another model"):
-        entries.declared(suites.parse(text, "here", Path()))
+        entries.declared_settings(suites.parse(text, "here", Path()))
 
 
 def test_add_and_card_go_together(made: Path, tmp_path: Path) -> None:
@@ -306,7 +308,7 @@ def test_both_pages_tell_rank_rate_interval_and_card(entered: Path) -> None:
 
 def test_the_same_entries_give_the_same_bytes(entered: Path, tmp_path: Path) -> None:
     suite = suites.read(str(entered.parent / "tiny.toml"))
-    paths = board.write(entries.read(entered, suite), suite, tmp_path)
+    paths = board.write_leaderboard(entries.read_entries(entered, suite), suite, tmp_path)
     assert [path.read_bytes() for path in paths] == [
         (entered / path.name).read_bytes() for path in paths
     ]
@@ -314,30 +316,30 @@ def test_the_same_entries_give_the_same_bytes(entered: Path, tmp_path: Path) -> 
 
 def test_a_hostile_card_stays_text(entered: Path, tmp_path: Path) -> None:
     suite = suites.read(str(entered.parent / "tiny.toml"))
-    (entry,) = entries.read(entered, suite)
+    (entry,) = entries.read_entries(entered, suite)
     bad = dataclasses.replace(entry.card, name="</td><script>alert(1)</script> | [x](y)")
-    for path in board.write([entry._replace(card=bad)], suite, tmp_path):
+    for path in board.write_leaderboard([entry._replace(card=bad)], suite, tmp_path):
         assert "<script>alert" not in path.read_text()
     assert "[x](y)" not in (tmp_path / "leaderboard.md").read_text()
 
 
 def test_an_empty_board_says_how_it_gets_its_first_model(made: Path, tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="makes the first"):
-        entries.read(tmp_path, suites.read(str(made / "tiny.toml")))
+        entries.read_entries(tmp_path, suites.read(str(made / "tiny.toml")))
 
 
 def test_a_damaged_entry_is_told_in_one_sentence(entered: Path, tmp_path: Path) -> None:
     shutil.copytree(entered / "entries", tmp_path / "entries")
     (tmp_path / "entries" / "lenet" / "recheck.json").write_text("{}")
     with pytest.raises(RecordError, match=r"recheck\.json: damaged"):
-        entries.read(tmp_path, suites.read(str(entered.parent / "tiny.toml")))
+        entries.read_entries(tmp_path, suites.read(str(entered.parent / "tiny.toml")))
 
 
 def test_the_shipped_board_is_what_its_entries_say(tmp_path: Path) -> None:
     suite, folder = suites.read("leaderboard"), ROOT / "results" / "leaderboard"
-    found = entries.read(folder, suite)
+    found = entries.read_entries(folder, suite)
     assert {entry.card.model.label for entry in found} == {model.label for model in suite.models}
-    for path in board.write(found, suite, tmp_path):
+    for path in board.write_leaderboard(found, suite, tmp_path):
         assert path.read_bytes() == (folder / path.name).read_bytes()
 
 

@@ -27,9 +27,10 @@ from bench.core.errors import SuiteError
 from bench.datasets.in_memory import in_memory
 from bench.engine import timing, tracing
 from bench.engine.acceleration import accelerate
-from bench.engine.functional.gradients import look
-from bench.engine.functional.losses import to_ascend
+from bench.engine.functional.gradients import gradient_pass
+from bench.engine.functional.losses import make_objective
 from bench.evaluation import loading
+from bench.execution import options as execution_options
 from bench.execution import runner
 from bench.models import serialized
 from bench.models.fingerprint import fingerprint
@@ -101,7 +102,8 @@ def test_a_program_answers_and_leads_as_its_net_does(
     for n in (1, 4, 7):
         x, y = data.read(0, n), torch.arange(n)
         seen, wanted = (
-            look(net, to_ascend("margin", "untargeted"), x, y, y) for net in (found, lenet)
+            gradient_pass(net, make_objective("margin", "untargeted"), x, y, y)
+            for net in (found, lenet)
         )
         assert torch.allclose(seen.logits, wanted.logits, atol=1e-5)
         assert torch.allclose(seen.gradient, wanted.gradient, atol=1e-6)
@@ -113,9 +115,9 @@ def test_a_program_is_found_fit_and_its_copy_agrees_with_it(
 ) -> None:
     name = saved(way, lenet, tmp_path).name
     entry = ModelEntry(name=name, label="net", trust=True)
-    found = loading.subject(entry, tmp_path, 0, data, CPU)
+    found = loading.load_model(entry, tmp_path, 0, data, CPU)
     assert (found.classes, found.findings) == (10, ())
-    copied = accelerate.prepare(found.model, data.read(0, 16), 16, fixed=True, ahead=0.0)
+    copied = accelerate.accelerate_model(found.model, data.read(0, 16), 16, fixed=True, ahead=0.0)
     assert copied.dropped == ""
     assert not {*copied.model.parameters()} & {*found.model.parameters()}
 
@@ -160,10 +162,10 @@ def test_a_suite_names_the_file_and_its_records_are_those_of_the_net(
         f'name = "{name}"\ntrust = true\nlabel = "net"',
         'name = "lenet"\nweights = "digits"\nlabel = "net"',
     )
-    options = runner.Options(device="cpu", batch_size=20, copied=False)
+    options = execution_options.RunOptions(device="cpu", batch_size=20, copied=False)
     outs = [tmp_path / "0", tmp_path / "1"]
     for out, model in zip(outs, models, strict=True):
-        runner.run(reader.read(str(written(tmp_path, model, attack))), out, options)
+        runner.run_suite(reader.read(str(written(tmp_path, model, attack))), out, options)
     program, net = (read_results(out) for out in outs)
     assert program.provenance["files"].keys() == {name}
     assert set(program.table["status"]) == {"ok"}
@@ -189,7 +191,9 @@ def test_records_of_a_program_without_convolutions_have_the_hash_of_its_net(
     outs = [tmp_path / "0", tmp_path / "1"]
     for out, model in zip(outs, models, strict=True):
         path = written(tmp_path, f'{model}\nlabel = "net"', attack)
-        runner.run(reader.read(str(path)), out, runner.Options(device="cpu", copied=False))
+        runner.run_suite(
+            reader.read(str(path)), out, execution_options.RunOptions(device="cpu", copied=False)
+        )
     one, other = (digest.records_hash(read_records(out).frame) for out in outs)
     assert one == other
 
@@ -197,7 +201,9 @@ def test_records_of_a_program_without_convolutions_have_the_hash_of_its_net(
 def test_a_run_of_a_program_through_its_copy_is_ok(lenet: nn.Module, tmp_path: Path) -> None:
     saved("exported", lenet, tmp_path)
     path = written(tmp_path, 'name = "net.pt2"\ntrust = true', 'name = "pgd"')
-    runner.run(reader.read(str(path)), tmp_path / "out", runner.Options(device="cpu"))
+    runner.run_suite(
+        reader.read(str(path)), tmp_path / "out", execution_options.RunOptions(device="cpu")
+    )
     assert set(read_results(tmp_path / "out").table["status"]) == {"ok"}
 
 
@@ -223,9 +229,9 @@ def test_a_card_names_a_trusted_program(lenet: nn.Module, tmp_path: Path) -> Non
     path = tmp_path / "card.toml"
     path.write_text(f'schema = 1\n{said}[model]\nname = "net.pt2"\n', encoding="utf-8")
     with pytest.raises(SuiteError, match="model: expected trust = true"):
-        model_card.read(path)
+        model_card.read_card(path)
     path.write_text(path.read_text(encoding="utf-8") + "trust = true\n", encoding="utf-8")
-    assert model_card.read(path).model.name == str(tmp_path.resolve() / "net.pt2")
+    assert model_card.read_card(path).model.name == str(tmp_path.resolve() / "net.pt2")
 
 
 # ------------------------------------------------------------------------ what torch.export writes
@@ -304,7 +310,7 @@ def test_dropout_that_was_exported_in_training_mode_is_found_to_be_random(
 
 def test_a_program_is_bounded_by_no_certificate(lenet: nn.Module, tmp_path: Path) -> None:
     path = saved("exported", lenet, tmp_path)
-    assert tracing.traced(serialized.opened(path)) is None
+    assert tracing.trace_forward(serialized.opened(path)) is None
 
 
 # ---------------------------------------------------------------------- what nobody said to trust

@@ -10,15 +10,15 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from bench.reporting.formats.tables import Bold, PaperTable
 from click.testing import CliRunner
 
 from bench.analysis import results, results_from_csv
 from bench.cli import cli
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation import metrics
-from bench.execution import runner
+from bench.execution import options, runner
 from bench.reporting import run_output
-from bench.reporting.formats import Bold, Table
 from bench.reporting.site import paper_tables, writer
 from bench.reporting.site.sources import PublishedRun, gather
 from bench.storage import manifest
@@ -85,8 +85,8 @@ FILES = {"index.html", "results.csv", "results.parquet", "tables.md", "tables.te
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     (out / "broken.py").write_text(BROKEN, encoding="utf-8")
-    runner.run(reader.parse(SUITE, "p.toml", out), out, runner.Options(device="cpu"))
-    run_output.write(results.read_results(out), out)
+    runner.run_suite(reader.parse(SUITE, "p.toml", out), out, options.RunOptions(device="cpu"))
+    run_output.write_run_output(results.read_results(out), out)
     return out
 
 
@@ -104,8 +104,8 @@ def run(folder: Path) -> PublishedRun:
 
 
 @pytest.fixture(scope="module")
-def made(run: PublishedRun) -> dict[str, Table]:
-    return {table.name: table for table in paper_tables.tables([run])}
+def made(run: PublishedRun) -> dict[str, PaperTable]:
+    return {table.name: table for table in paper_tables.build_tables([run])}
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -118,7 +118,7 @@ def with_p_values(run: PublishedRun, p_value: float) -> PublishedRun:
     return run._replace(found=run.found.replace(comparisons=judged))
 
 
-def bold(table: Table) -> set[tuple[str, str]]:
+def bold(table: PaperTable) -> set[tuple[str, str]]:
     """(line, column) of all that is bold."""
     lines = table.frame.iloc[:, 0]
     return {
@@ -182,7 +182,7 @@ def test_a_run_of_before_there_were_comparisons_has_empty_ones_and_no_audit(
     run = gather([out])[0]
     assert (len(run.found.comparisons), len(run.found.worst), run.records_hash) == (0, 0, "")
     assert run.found.audit.models == []
-    table = paper_tables.tables([run])[0]
+    table = paper_tables.build_tables([run])[0]
     assert bold(table) == set()
     assert "Nothing is bold: of this run no paired test was kept." in table.details
     assert "hash not known" in table.source[1]
@@ -192,7 +192,7 @@ def test_a_run_of_before_there_were_comparisons_has_empty_ones_and_no_audit(
 
 
 def test_there_is_a_table_for_each_model_and_for_all_models_at_each_eps(
-    made: dict[str, Table],
+    made: dict[str, PaperTable],
 ) -> None:
     assert list(made) == [
         "p-lenet-linf", "p-line-ar-b-linf", "p-models-eps-0-05-linf", "p-models-eps-40-255-linf",
@@ -205,22 +205,26 @@ def test_there_is_a_table_for_each_model_and_for_all_models_at_each_eps(
     ]  # fmt: skip
 
 
-def test_every_figure_is_that_of_the_records(run: PublishedRun, made: dict[str, Table]) -> None:
+def test_every_figure_is_that_of_the_records(
+    run: PublishedRun, made: dict[str, PaperTable]
+) -> None:
     frame = run.found.stored.frame
     rows = frame[(frame["model"] == "LeNet") & (frame["attack"] == "PGD") & (frame["eps"] == 0.05)]
-    rate = metrics.rate(int(metrics.robust(rows).sum()), len(rows))
+    rate = metrics.rate(int(metrics.robust_examples(rows).sum()), len(rows))
     expected = f"{100 * rate.value:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
     assert made["p-lenet-linf"].frame["eps 0.05"][0] == expected
 
 
-def test_what_is_aimed_is_told_by_its_success(run: PublishedRun, made: dict[str, Table]) -> None:
+def test_what_is_aimed_is_told_by_its_success(
+    run: PublishedRun, made: dict[str, PaperTable]
+) -> None:
     cell = run.found.table.query("model == 'LeNet' and attack == 'aimed'").iloc[0]
     table = made["p-lenet-l2-targeted"]
     assert table.caption.startswith("Attack success rate of LeNet")
     assert table.frame["eps 2"][0].startswith(f"{100 * cell['fooled'] / cell['eligible']:.1f} [")
 
 
-def test_a_failed_cell_is_a_dash_with_its_reason(made: dict[str, Table]) -> None:
+def test_a_failed_cell_is_a_dash_with_its_reason(made: dict[str, PaperTable]) -> None:
     table = made["p-lenet-linf"]
     assert list(table.frame["eps 40/255"])[2] == "— [1]"
     assert "failed: " in table.notes[0]
@@ -228,7 +232,7 @@ def test_a_failed_cell_is_a_dash_with_its_reason(made: dict[str, Table]) -> None
 
 
 def test_a_caption_states_data_n_norm_parameters_and_versions(
-    run: PublishedRun, made: dict[str, Table]
+    run: PublishedRun, made: dict[str, PaperTable]
 ) -> None:
     table = made["p-lenet-linf"]
     assert "(digits, n = 60, L-inf, clean accuracy" in table.caption
@@ -245,7 +249,7 @@ def test_a_table_too_wide_for_a_page_is_cut_and_says_so(run: PublishedRun) -> No
     wide = pd.concat(
         [table.assign(attack=table["attack"] + f" {k}") for k in range(4)], ignore_index=True
     )
-    found = paper_tables.tables([run._replace(found=run.found.replace(table=wide))])
+    found = paper_tables.build_tables([run._replace(found=run.found.replace(table=wide))])
     parts = [made for made in found if made.name.startswith("p-models-eps-0-05-linf")]
     assert [len(part.frame.columns) - 1 for part in parts] == [6, 4]
     assert [part.caption[-12:] for part in parts] == ["Part 1 of 2.", "Part 2 of 2."]
@@ -257,7 +261,7 @@ def test_a_table_too_wide_for_a_page_is_cut_and_says_so(run: PublishedRun) -> No
 def test_where_every_difference_is_beyond_chance_only_the_best_of_a_column_is_bold(
     run: PublishedRun,
 ) -> None:
-    found = {table.name: table for table in paper_tables.tables([with_p_values(run, 0.001)])}
+    found = {table.name: table for table in paper_tables.build_tables([with_p_values(run, 0.001)])}
     table = run.found.table.query("model == 'LeNet' and eps == 0.05")
     strongest = table.loc[table["robust_correct"].astype(int).idxmin(), "attack"]
     assert bold(found["p-lenet-linf"]) >= {(strongest, "eps 0.05")}
@@ -267,7 +271,9 @@ def test_where_every_difference_is_beyond_chance_only_the_best_of_a_column_is_bo
 
 
 def test_where_nothing_can_be_told_apart_nothing_is_bold(run: PublishedRun) -> None:
-    assert all(bold(table) == set() for table in paper_tables.tables([with_p_values(run, 0.051)]))
+    assert all(
+        bold(table) == set() for table in paper_tables.build_tables([with_p_values(run, 0.051)])
+    )
 
 
 def test_what_cannot_be_told_from_the_best_is_bold_with_it(run: PublishedRun) -> None:
@@ -280,7 +286,7 @@ def test_what_cannot_be_told_from_the_best_is_bold_with_it(run: PublishedRun) ->
     found = run.found.replace(
         table=pd.concat(told, ignore_index=True), comparisons=pd.concat([judged, apart, again])
     )
-    table = paper_tables.tables([run._replace(found=found)])[0]
+    table = paper_tables.build_tables([run._replace(found=found)])[0]
     column = {line for line, column in bold(table) if column == "eps 0.05"}
     assert column == {"PGD", "FGSM"}
 
@@ -289,7 +295,7 @@ def test_the_worst_case_of_models_that_met_other_attacks_is_never_bold(run: Publ
     table = run.found.table
     lost = (table["model"] == "LeNet") & (table["attack"] == "FGSM") & (table["eps"] == 0.05)
     found = run.found.replace(table=table[~lost])
-    for made in paper_tables.tables([with_p_values(run._replace(found=found), 0.001)]):
+    for made in paper_tables.build_tables([with_p_values(run._replace(found=found), 0.001)]):
         if made.name == "p-models-eps-0-05-linf":
             assert "worst case" not in {column for _, column in bold(made)}
             assert "PGD" in {column for _, column in bold(made)}
@@ -405,7 +411,7 @@ def published_runs() -> list[str]:
 def test_the_tables_of_the_quickstart_are_made_again_from_its_records(tmp_path: Path) -> None:
     shutil.copytree(QUICKSTART / "records", tmp_path / "records")
     shutil.copy(QUICKSTART / "provenance.json", tmp_path)
-    run_output.write(results.read_results(tmp_path), tmp_path)
+    run_output.write_run_output(results.read_results(tmp_path), tmp_path)
     for name in ("table.csv", "worst.csv", "comparisons.csv", "audit.csv", "unchecked.csv",
                  "records.sha256"):  # fmt: skip
         there, again = ((place / name).read_bytes() for place in (QUICKSTART, tmp_path))

@@ -20,9 +20,9 @@ from bench.core import optional
 from bench.core.contracts.dataset import Data
 from bench.core.errors import ContractError, SuiteError
 from bench.datasets.in_memory import in_memory
-from bench.engine.tracing import traced
+from bench.engine.tracing import trace_forward
 from bench.evaluation import loading
-from bench.execution import runner
+from bench.execution import options, runner
 from bench.models.preflight import checks
 from bench.models.preflight.checks import LoadedModel
 from bench.models.query_only import QueryOnlyModel
@@ -89,7 +89,7 @@ def service(lenet: nn.Module) -> Iterator[str]:
 
 
 def subject(data: Data, name: str, base: Path = Path(), **keys: Any) -> LoadedModel:
-    return loading.subject(ModelEntry(name=name, label="net", **keys), base, 0, data, CPU)
+    return loading.load_model(ModelEntry(name=name, label="net", **keys), base, 0, data, CPU)
 
 
 @pytest.mark.parametrize("path", ["scores", "npy"])
@@ -166,7 +166,7 @@ def test_labels_that_are_none_are_told(answer: Any, part: str) -> None:
 def test_what_only_answers_gives_no_gradient_and_cannot_be_followed(lenet: nn.Module) -> None:
     wall = QueryOnlyModel("net", lenet, "scores", 10)
     assert not wall(torch.zeros(2, 1, 28, 28, requires_grad=True)).requires_grad
-    assert traced(wall) is None
+    assert trace_forward(wall) is None
 
 
 def test_another_net_behind_the_same_address_has_another_fingerprint(data: Data) -> None:
@@ -230,7 +230,7 @@ def test_a_run_skips_what_the_model_does_not_show_and_does_the_rest(
     )
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
     checked = reader.read(str(tmp_path / "s.toml"))
-    runner.run(checked, tmp_path / "out", runner.Options(device="cpu"))
+    runner.run_suite(checked, tmp_path / "out", options.RunOptions(device="cpu"))
     table = read_results(tmp_path / "out").table.set_index("attack")
     assert table.loc["noise", "status"] == "ok"
     assert table.loc["fgsm", "status"] == "skipped"
@@ -261,7 +261,7 @@ def test_attacks_by_scores_and_by_labels_break_what_a_service_shows(
     service: str, tmp_path: Path, name: str
 ) -> None:
     library = name.partition(":")[0]
-    if library in ("foolbox", "art") and (reason := optional.missing(library)):
+    if library in ("foolbox", "art") and (reason := optional.missing_reason(library)):
         pytest.skip(reason)
     access, norm, eps, params = WITHOUT_GRADIENTS[name]
     text = (
@@ -270,8 +270,8 @@ def test_attacks_by_scores_and_by_labels_break_what_a_service_shows(
         f'[[attacks]]\nname = "{name}"\nnorm = "{norm}"\neps = [{eps}]\nparams = {{ {params} }}\n'
     )
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
-    runner.run(
-        reader.read(str(tmp_path / "s.toml")), tmp_path / "out", runner.Options(device="cpu")
+    runner.run_suite(
+        reader.read(str(tmp_path / "s.toml")), tmp_path / "out", options.RunOptions(device="cpu")
     )
     (row,) = read_results(tmp_path / "out").table.to_dict("records")
     assert (row["status"], row["reason"]) == ("ok", "")

@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from bench.core.contracts.rule import AttackBatch, Rule
 from torch import Tensor, nn
 
 import bench
 from bench.analysis import tables
 from bench.core import rng
-from bench.core.contracts.attack import Attack, AttackBatch, AttackSpec, Rule
+from bench.core.contracts.attack import Attack, AttackSpec
 from bench.core.contracts.types import Sweep
 from bench.core.errors import SuiteError
 from bench.engine import stream
@@ -37,7 +38,7 @@ Net = nn.Module
 @pytest.fixture(autouse=True)
 def _draws_of_its_own() -> Iterator[None]:
     """The nets here draw globally; what other tests draw stays what it is."""
-    with rng.seeded("randomised"):
+    with rng.seed_global("randomised"):
         yield
 
 
@@ -145,7 +146,7 @@ class State(NamedTuple):
     x: Tensor
 
 
-def shown(model: Net, x: Tensor, y: Tensor, samples: int) -> tuple[Tensor, stream.Attacked]:
+def shown(model: Net, x: Tensor, y: Tensor, samples: int) -> tuple[Tensor, stream.StreamResult]:
     """The gradient (n, c, h, w) that a rule is shown at x, averaged over `samples` looks."""
     seen: list[Tensor] = []
 
@@ -165,7 +166,7 @@ def shown(model: Net, x: Tensor, y: Tensor, samples: int) -> tuple[Tensor, strea
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-    told = stream.attack(model, curve, x, y, torch.arange(len(x)), rows=len(x))
+    told = stream.run_attack(model, curve, x, y, torch.arange(len(x)), rows=len(x))
     return seen[0], told
 
 
@@ -327,7 +328,7 @@ def test_dropout_that_lasts_is_not_exchanged_away() -> None:
 def test_no_copy_agrees_with_a_net_that_answers_at_random(kind: str) -> None:
     layers = dropout_cnn.build("always" if kind == "lasting" else "training")
     net = (layers if kind == "lasting" else Stubborn(*layers)).eval()
-    made = accelerate.prepare(net, torch.rand(16, 1, 28, 28), 8, ahead=0.0)
+    made = accelerate.accelerate_model(net, torch.rand(16, 1, 28, 28), 8, ahead=0.0)
     assert made.model is net
     assert "its logits are off" in made.dropped
 

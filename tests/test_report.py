@@ -204,7 +204,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("report")
     image = np.linspace(0, 1, 64).reshape(8, 8)
     shown = [Picture("LeNet", "FGSM", "linf", 0.1, "0.1", 0, "7", "7", "2", image, image)]
-    return written(folder, plots=figures.draw(made_up(), shown, folder))
+    return written(folder, plots=figures.draw_figures(made_up(), shown, folder))
 
 
 def test_failed_and_skipped_cells_are_dashes_with_a_reason_and_never_robust(
@@ -269,7 +269,7 @@ def test_markdown_labels_stay_labels(pages: tuple[str, str]) -> None:
 
 def test_markdown_points_to_figures_that_exist_beside_it(tmp_path: Path) -> None:
     small = made_up().query("model == 'LeNet'")
-    _, markdown = written(tmp_path, table=small, plots=figures.draw(small, [], tmp_path))
+    _, markdown = written(tmp_path, table=small, plots=figures.draw_figures(small, [], tmp_path))
     paths = re.findall(r"^!\[.*\]\((.*)\)$", markdown, flags=re.MULTILINE)
     assert paths == [f"plots/{name}.png" for name in ("accuracy-lenet-linf", "success-linf",
                                                       "throughput")]  # fmt: skip

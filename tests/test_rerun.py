@@ -37,7 +37,7 @@ eps = [0.1]
 NET = """
 from torch import nn
 from safetensors.torch import load_file
-from bench.evaluation.loading import WEIGHTS
+from bench.models.published_weights import WEIGHTS
 from bench.models import lenet
 
 
@@ -122,7 +122,7 @@ def test_an_outcome_that_is_otherwise_is_told_by_its_example(home: Path) -> None
     frame = second.stored.frame
     at = frame.index[frame["clean_correct"] & (frame["attack"] == "fgsm")][0]
     frame.loc[at, "fooled"] = not frame.loc[at, "fooled"]
-    found = reproduce.held_against(first, second)
+    found = reproduce.compare_repetition(first, second)
     fgsm = next(twin for twin in found.twins if twin.place["attack"] == "fgsm")
     assert fgsm.otherwise == [frame.loc[at, "example"]]
     assert f"1 of 30 outcomes differ: examples {frame.loc[at, 'example']}" in fgsm.phrase
@@ -133,7 +133,7 @@ def test_a_distance_that_is_off_is_no_other_outcome_but_other_bits(home: Path) -
     first, second = (results.read_results(home / out) for out in ("run", "second"))
     frame = second.stored.frame
     frame.loc[frame["attack"] == "pgd", "l2"] += 1e-3
-    found = reproduce.held_against(first, second)
+    found = reproduce.compare_repetition(first, second)
     assert [twin.columns for twin in found.twins] == [["l2"], ["l2"], []]
     assert found.twins[0].farthest == pytest.approx(1e-3, rel=1e-2)
     assert found.agree(bits=False)
@@ -221,13 +221,15 @@ def test_a_cell_that_failed_now_is_otherwise(home: Path) -> None:
         if cell in path.name:
             path.unlink()
     records.write_failure(home / "second", cell, "out of ideas")
-    found = reproduce.held_against(*(results.read_results(home / out) for out in ("run", "second")))
+    found = reproduce.compare_repetition(
+        *(results.read_results(home / out) for out in ("run", "second"))
+    )
     assert any("ok then, failed (out of ideas) now" in sentence for sentence in found.apart)
     assert not found.agree(bits=False)
 
 
 def test_a_run_of_an_older_bench_can_be_repeated_as_far_as_it_says() -> None:
-    again = reproduce.again(QUICKSTART, None, None, Path(), "bench rerun")
+    again = reproduce.plan_repetition(QUICKSTART, None, None, Path(), "bench rerun")
     about = results.read_results(QUICKSTART).provenance
     assert again.options.limit == about["data"]["n"]
     assert again.options.device == about["sessions"][-1]["environment"]["device"]
@@ -239,10 +241,10 @@ def test_a_run_of_an_older_bench_can_be_repeated_as_far_as_it_says() -> None:
 def test_one_phrase_stands_for_all_eps_that_are_alike() -> None:
     place = {"model": "m", "attack": "a"}
     twins = [
-        reproduce.Twin({**place, "eps_text": eps}, 9, otherwise, [], 0.0)
+        reproduce.CellComparison({**place, "eps_text": eps}, 9, otherwise, [], 0.0)
         for eps, otherwise in (("0.1", []), ("0.2", [4]), ("0.3", []))
     ]
-    assert list(reproduce.phrases(twins)) == [
+    assert list(reproduce.describe_cells(twins)) == [
         "m · a at eps 0.1, 0.3: 9 outcomes identical to the last bit each",
         "m · a at eps 0.2: 1 of 9 outcomes differ: examples 4",
     ]

@@ -9,9 +9,10 @@ from torch import Tensor
 import bench
 from bench.analysis import results
 from bench.core.errors import RecordError, SuiteError
-from bench.engine.functional import norms
+from bench.engine.functional import projections
 from bench.evaluation import consistency, evaluator
 from bench.execution import merge, runner, sharding
+from bench.execution import options as execution_options
 from bench.storage import fingerprint
 from bench.storage.reader import read_records
 from bench.suite import plan, reader
@@ -84,9 +85,9 @@ class Folder:
         path = self.base / "s.toml"
         path.write_text(SUITE + more, encoding="utf-8")
         self.told.clear()
-        part = sharding.parse(share)
-        given = runner.Options(device="cpu", copied=False, share=part, **options)  # type: ignore[arg-type]
-        runner.run(
+        part = sharding.parse_shard(share)
+        given = execution_options.RunOptions(device="cpu", copied=False, share=part, **options)  # type: ignore[arg-type]
+        runner.run_suite(
             reader.read(path), part.folder(self.out), given,
             lambda event: self.told.append(event.text),
         )  # fmt: skip
@@ -141,7 +142,7 @@ def test_the_same_model_goes_on_whatever_else_is_different(folder: Folder) -> No
 def test_shares_and_isolated_runs_are_checked_and_merged_only_if_the_model_was_one(
     folder: Folder, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluator, "SHARD_EXAMPLES", 40)
+    monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 40)
     folder.run(share="1/2")
     folder.let("dark", beyond_the_probes(digits[0]))
     with pytest.raises(SuiteError, match=r"records in .*shard-1-of-2 .*clean example"):
@@ -150,9 +151,9 @@ def test_shares_and_isolated_runs_are_checked_and_merged_only_if_the_model_was_o
         bench.run(str(folder.base / "s.toml"), folder.out, shard="1/2", device="cpu", isolate=True)
     folder.run(share="2/2")
     with pytest.raises(RecordError, match=r"model 'net' was not the same in both: clean example"):
-        merge.merge([folder.out], folder.out)
-    monkeypatch.setattr(consistency, "UNLIKE", 1.0)
-    assert merge.merge([folder.out], folder.out).missing == []
+        merge.merge_runs([folder.out], folder.out)
+    monkeypatch.setattr(consistency, "MAX_DIFFERING_SHARE", 1.0)
+    assert merge.merge_runs([folder.out], folder.out).missing == []
 
 
 def test_another_version_of_torch_is_told_to_who_goes_on_and_who_reads(folder: Folder) -> None:
@@ -238,7 +239,7 @@ def test_a_projection_that_changed_makes_its_cells_again_once_the_numerics_versi
 ) -> None:
     attack = 'name = "pgd"\nparams.steps = 5\n'
     assert robust(tmp_path, attack) < 5
-    monkeypatch.setattr(norms, "project", lambda x, x0, eps, norm: x0 + 0.01 * (1 - 2 * x0))
+    monkeypatch.setattr(projections, "project", lambda x, x0, eps, norm: x0 + 0.01 * (1 - 2 * x0))
     # Without it the old number stays; tests/golden fails then, whoever changed the projection.
     monkeypatch.setattr(plan, "NUMERICS_VERSION", plan.NUMERICS_VERSION + 1)
     assert robust(tmp_path, attack) > 15

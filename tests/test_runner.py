@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import bench
 from bench.analysis import results
 from bench.core.errors import RecordError, SuiteError
+from bench.execution import options as execution_options
 from bench.execution import runner
 from bench.storage.reader import read_pieces
 from bench.suite import reader
@@ -116,8 +117,8 @@ def test_a_second_run_does_no_work_and_changes_no_file(tmp_path: Path) -> None:
     first = run(path, tmp_path / "out")
     before = files(tmp_path / "out")
     events: list[runner.Event] = []
-    options = runner.Options(device="cpu", batch_size=32)
-    runner.run(reader.read(path), tmp_path / "out", options, events.append)
+    options = execution_options.RunOptions(device="cpu", batch_size=32)
+    runner.run_suite(reader.read(path), tmp_path / "out", options, events.append)
     told = [(event.what, event.work) for event in events if event.what != "why"]
     assert told == [("start", 0.0)]
     assert files(tmp_path / "out") == before

@@ -13,6 +13,7 @@ from bench.core.errors import RecordError, SuiteError
 from bench.evaluation import evaluator
 from bench.evaluation.certification import store
 from bench.execution import merge, runner, sharding
+from bench.execution import options as execution_options
 from bench.storage import fingerprint, records
 from bench.storage.reader import read_file_pieces, read_pieces, read_records
 from bench.suite import reader
@@ -44,7 +45,7 @@ params = { steps = 3 }
 @pytest.fixture(scope="module", autouse=True)
 def _short_shards() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluator, "SHARD_EXAMPLES", 12)
+        patch.setattr(evaluator, "CHUNK_EXAMPLES", 12)
         yield
 
 
@@ -73,9 +74,9 @@ def halves(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(path: Path, out: Path, share: str = "1/1", limit: int | None = None) -> None:
-    part = sharding.parse(share)
-    options = runner.Options(device="cpu", batch_size=64, share=part, limit=limit)
-    runner.run(reader.read(str(path)), part.folder(out), options)
+    part = sharding.parse_shard(share)
+    options = execution_options.RunOptions(device="cpu", batch_size=64, share=part, limit=limit)
+    runner.run_suite(reader.read(str(path)), part.folder(out), options)
 
 
 def said(folder: Path) -> str:
@@ -83,7 +84,7 @@ def said(folder: Path) -> str:
 
 
 def bounds(folder: Path) -> list[list[object]]:
-    found = [frame for _, frame in store.stored(folder)]
+    found = [frame for _, frame in store.read_certificates(folder)]
     return sorted(
         row for frame in found for row in frame.drop(columns="margin").to_numpy().tolist()
     )
@@ -100,7 +101,7 @@ def test_shares_that_are_merged_say_what_one_run_says(
 ) -> None:
     for number in range(1, of + 1):
         run(path, tmp_path, f"{number}/{of}")
-    merged = merge.merge([tmp_path], tmp_path)
+    merged = merge.merge_runs([tmp_path], tmp_path)
     assert len(merged.folders) == of
     assert merged.missing == []
     assert said(tmp_path) == said(whole)
@@ -125,8 +126,11 @@ def test_every_part_is_done_by_one_share_and_each_has_about_as_many(
 def test_the_shares_lie_in_folders_of_their_own_and_each_session_is_remembered(
     halves: Path, tmp_path: Path
 ) -> None:
-    assert [folder.name for folder in sharding.folders(halves)] == ["shard-1-of-2", "shard-2-of-2"]
-    merge.merge([halves], tmp_path)
+    assert [folder.name for folder in sharding.list_shard_folders(halves)] == [
+        "shard-1-of-2",
+        "shard-2-of-2",
+    ]
+    merge.merge_runs([halves], tmp_path)
     document = json.loads((tmp_path / "provenance.json").read_text(encoding="utf-8"))
     started = [session["started"] for session in document["sessions"]]
     assert len(started) == 2
@@ -135,9 +139,11 @@ def test_the_shares_lie_in_folders_of_their_own_and_each_session_is_remembered(
 
 
 def test_the_merged_table_adds_up_what_the_shares_cost(halves: Path, tmp_path: Path) -> None:
-    merge.merge([halves], tmp_path)
+    merge.merge_runs([halves], tmp_path)
     spent = sum(
-        piece.seconds for folder in sharding.folders(halves) for piece in read_pieces(folder)
+        piece.seconds
+        for folder in sharding.list_shard_folders(halves)
+        for piece in read_pieces(folder)
     )
     assert results.read_results(tmp_path).table["seconds"].sum() == pytest.approx(spent)
 
@@ -145,7 +151,7 @@ def test_the_merged_table_adds_up_what_the_shares_cost(halves: Path, tmp_path: P
 def test_what_is_missing_is_named_and_a_run_makes_it(
     path: Path, halves: Path, whole: Path, tmp_path: Path
 ) -> None:
-    merged = merge.merge([halves / "shard-1-of-2"], tmp_path)
+    merged = merge.merge_runs([halves / "shard-1-of-2"], tmp_path)
     assert 0 < merged.pieces < merged.wanted == 15
     assert len(merged.missing) == 15 - merged.pieces
     assert "softmax · fgsm at eps 0.02, examples 12 to 23" in merged.missing
@@ -158,16 +164,16 @@ def test_merging_again_what_is_merged_changes_no_file(halves: Path, tmp_path: Pa
     def files() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (tmp_path / "records").iterdir()}
 
-    merge.merge([halves], tmp_path)
+    merge.merge_runs([halves], tmp_path)
     before = files()
-    merge.merge([halves, halves / "shard-1-of-2"], tmp_path)
+    merge.merge_runs([halves, halves / "shard-1-of-2"], tmp_path)
     assert files() == before
 
 
 def test_the_same_examples_run_twice_must_have_had_the_same_outcome(
     path: Path, whole: Path, halves: Path, tmp_path: Path
 ) -> None:
-    merge.merge([whole, halves], tmp_path / "both")
+    merge.merge_runs([whole, halves], tmp_path / "both")
     assert said(tmp_path / "both") == said(whole)
 
     run(path, tmp_path / "other")
@@ -180,7 +186,7 @@ def test_the_same_examples_run_twice_must_have_had_the_same_outcome(
         tmp_path / "other", "softmax-pgd", frame.assign(forwards=frame["forwards"] + 1), [piece], {}
     )
     with pytest.raises(RecordError, match=r"different outcomes of cell \w+, examples 0 to 11"):
-        merge.merge([whole, tmp_path / "other"], tmp_path / "refused")
+        merge.merge_runs([whole, tmp_path / "other"], tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
 
 
@@ -189,7 +195,7 @@ def test_folders_of_other_data_another_seed_or_another_model_are_refused_by_name
 ) -> None:
     run(path, tmp_path / "fewer", limit=50)
     with pytest.raises(SuiteError, match="number of examples is 60 in the first and 50 in the"):
-        merge.merge([halves, tmp_path / "fewer"], tmp_path / "out")
+        merge.merge_runs([halves, tmp_path / "fewer"], tmp_path / "out")
     for old, new, told in (
         ("seed = 3", "seed = 4", "the seed is 3 in the first and 4"),
         ('"softmax"\nweights = "random"', '"lenet"\nweights = "digits"', "fingerprint of softmax"),
@@ -199,18 +205,18 @@ def test_folders_of_other_data_another_seed_or_another_model_are_refused_by_name
         other.write_text(SUITE.replace(old, new), encoding="utf-8")
         run(other, tmp_path / told[-9:], "1/9")
         with pytest.raises(SuiteError, match=told):
-            merge.merge([halves, tmp_path / told[-9:]], tmp_path / "out")
+            merge.merge_runs([halves, tmp_path / told[-9:]], tmp_path / "out")
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="expected folders of runs, or of their shares"):
-        merge.merge([tmp_path], tmp_path / "out")
+        merge.merge_runs([tmp_path], tmp_path / "out")
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b", "1/2/3", ""])
 def test_a_share_that_is_none_is_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(SuiteError, match="expected I/N with I from 1 to N"):
-        sharding.parse(text)
+        sharding.parse_shard(text)
 
 
 @pytest.mark.slow

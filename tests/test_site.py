@@ -15,8 +15,9 @@ import bench
 from bench.analysis import results
 from bench.evaluation.audit import symptoms
 from bench.evaluation.audit.findings import Audit
+from bench.reporting import templates
 from bench.reporting.site import page as site
-from bench.reporting.site import svg_chart, templates
+from bench.reporting.site import svg_chart
 from bench.reporting.site.sources import PublishedRun
 
 HOSTILE = "net </script><script>alert(1)</script>"
@@ -77,7 +78,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> PublishedRun:
 def page(run: PublishedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("published")
     (out / "results.csv").write_text("made by the publication")
-    return site.write([run], out)
+    return site.write_site([run], out)
 
 
 class Elements(HTMLParser):
@@ -101,14 +102,14 @@ class Elements(HTMLParser):
 
 
 def test_the_same_runs_give_the_same_bytes(run: PublishedRun, tmp_path: Path) -> None:
-    first, second = (site.write([run], tmp_path / name) for name in "ab")
+    first, second = (site.write_site([run], tmp_path / name) for name in "ab")
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_every_cell_has_a_row_without_any_script(run: PublishedRun, page: Path) -> None:
     elements = Elements(page.read_text())
     assert len(elements.values("tbody", "data-model")) == CELLS == len(run.found.table)
-    rates = [line.robust.text for line in site._lines(run)]
+    rates = [line.robust.text for line in site.build_rows(run)]
     assert all(rate in page.read_text() for rate in rates)
 
 
@@ -123,7 +124,7 @@ def test_the_policy_lets_only_the_pages_own_script_run_and_no_request_out(page: 
     text = page.read_text()
     own = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
     (policy,) = re.findall(r'Content-Security-Policy" content="([^"]+)"', text)
-    assert f"script-src '{templates._hash(own[0])}'" in policy.replace("&#39;", "'")
+    assert f"script-src '{templates.hash_script(own[0])}'" in policy.replace("&#39;", "'")
     assert policy.startswith("default-src")
     assert "unsafe-inline" not in policy.split("script-src")[1]
 
@@ -149,15 +150,15 @@ def test_example_figures_are_copied_beside_the_page_and_named(page: Path) -> Non
 
 
 def test_two_runs_of_one_name_do_not_share_figures(run: PublishedRun, tmp_path: Path) -> None:
-    twice = site.write([run, run._replace(name="small (2)")], tmp_path)
+    twice = site.write_site([run, run._replace(name="small (2)")], tmp_path)
     sources = Elements(twice.read_text()).values("img", "src")
     assert len(set(sources)) == 2
     assert "small (2)" in twice.read_text()
 
 
-def _sign(attack: str, eps: float) -> symptoms.Sign:
-    return symptoms.Sign(
-        name=symptoms.FLAT.name, model="lenet", attack=attack, norm="linf" if attack else "",
+def _sign(attack: str, eps: float) -> symptoms.ObservedSymptom:
+    return symptoms.ObservedSymptom(
+        name=symptoms.FLAT_LOSS.name, model="lenet", attack=attack, norm="linf" if attack else "",
         eps=eps, count=7, n=60, evidence="seen on 7 of 60", examples=tuple(range(7)),
         threshold="5 of 60",
     )  # fmt: skip
@@ -166,7 +167,7 @@ def _sign(attack: str, eps: float) -> symptoms.Sign:
 def test_a_sign_of_the_audit_stands_on_the_rows_that_it_speaks_of(run: PublishedRun) -> None:
     against = [_sign("FGSM", 0.1), _sign("", math.nan)]
     audit = Audit(["lenet"], against, [])
-    lines = site._lines(run._replace(found=run.found.replace(audit=audit)))
+    lines = site.build_rows(run._replace(found=run.found.replace(audit=audit)))
     flagged = {(line.model, line.attack, line.eps.text): len(line.signs) for line in lines}
     assert flagged["lenet", "FGSM", "0.1"] == 2
     assert flagged["lenet", "FGSM", "0.3"] == 1  # a sign of the model speaks of what sees the model
@@ -181,7 +182,7 @@ def test_a_sign_of_the_audit_stands_on_the_rows_that_it_speaks_of(run: Published
 def test_a_chart_tells_the_counts_of_the_table_and_starts_at_the_clean_accuracy(
     run: PublishedRun,
 ) -> None:
-    first = svg_chart.charts(run.found.table, run.found.worst)[0]
+    first = svg_chart.build_charts(run.found.table, run.found.worst)[0]
     fgsm, noise, worst = first.lines
     assert first.eps == ["0", "0.1", "0.3"]
     told = [re.search(r"\((\d+)/60\)", value) for value in fgsm.values]
@@ -196,13 +197,13 @@ def test_a_line_does_not_lead_across_an_eps_that_its_attack_was_not_asked_at(
 ) -> None:
     table = run.found.table
     sparse = table[(table["attack"] != "noise <b>") | (table["eps"] == 0.3)]
-    noise = svg_chart.charts(sparse, run.found.worst)[0].lines[1]
+    noise = svg_chart.build_charts(sparse, run.found.worst)[0].lines[1]
     assert noise.values[:2] == ["—", "—"]
     assert len(noise.marks) == 1
 
 
 def test_targeted_attacks_are_no_line_of_robust_accuracy(run: PublishedRun) -> None:
-    norms = {each.norm for each in svg_chart.charts(run.found.table, run.found.worst)}
+    norms = {each.norm for each in svg_chart.build_charts(run.found.table, run.found.worst)}
     assert norms == {"L-inf"}
 
 
@@ -210,7 +211,7 @@ def test_a_line_is_cut_where_a_cell_failed(run: PublishedRun) -> None:
     table = run.found.table.copy()
     table.loc[1, ["status", "reason"]] = ["failed", "out of memory"]
     table.loc[1, ["robust_correct", "robust_low", "robust_high"]] = None
-    line = svg_chart.charts(table, run.found.worst)[0].lines[0]
+    line = svg_chart.build_charts(table, run.found.worst)[0].lines[0]
     assert line.path.count("M") == 2
     assert line.values[1] == "—"
     assert len(line.marks) == 2

@@ -16,6 +16,7 @@ from bench.analysis import results
 from bench.cli import cli
 from bench.core.errors import SuiteError
 from bench.execution import merge as merging
+from bench.execution import options as execution_options
 from bench.execution import runner, sharding
 from bench.execution.backends import ray
 from bench.storage import fingerprint
@@ -102,9 +103,9 @@ def written(folder: Path, attack: str = "SLOW", images: str = "limit = 40") -> P
 
 def here(path: Path, out: Path, share: str = "1/1") -> None:
     """The run in this process."""
-    part = sharding.parse(share)
-    options = runner.Options(device="cpu", batch_size=32, share=part)
-    runner.run(reader.read(str(path)), part.folder(out), options)
+    part = sharding.parse_shard(share)
+    options = execution_options.RunOptions(device="cpu", batch_size=32, share=part)
+    runner.run_suite(reader.read(str(path)), part.folder(out), options)
 
 
 def said(out: Path) -> str:
@@ -145,7 +146,7 @@ def test_one_worker_two_of_which_one_is_killed_and_shares_say_what_one_process_s
 
     for number in range(1, 6):
         here(path, tmp_path / "shares", f"{number}/5")
-    merging.merge([tmp_path / "shares"], tmp_path / "shares")
+    merging.merge_runs([tmp_path / "shares"], tmp_path / "shares")
     (tmp_path / f"at-{os.getpid()}").unlink()
 
     one = started(path, tmp_path / "one", 1)
@@ -218,7 +219,7 @@ def test_without_ray_the_remedy_is_one_sentence_before_anything_is_loaded(
     monkeypatch.setitem(sys.modules, "ray", None)
     checked = reader.read(str(written(tmp_path)))
     with pytest.raises(SuiteError, match=r'pip install "robustness-bench\[ray\]"'):
-        ray.over(checked, runner.Options(), ray.Cluster())
+        ray.over(checked, execution_options.RunOptions(), ray.Cluster())
 
 
 @pytest.mark.parametrize(

@@ -183,18 +183,18 @@ def test_a_failure_is_forgotten_before_the_records_come_so_that_no_kill_leaves_b
 
 
 def refused(folder: Path) -> str:
-    with pytest.raises(SuiteError) as told, lock.held(folder, print):
+    with pytest.raises(SuiteError) as told, lock.hold_lock(folder, print):
         pass
     return str(told.value)
 
 
 def test_a_second_run_into_a_folder_refuses_and_names_the_first(tmp_path: Path) -> None:
-    with lock.held(tmp_path, print):
+    with lock.hold_lock(tmp_path, print):
         told = refused(tmp_path)
         assert f"process {os.getpid()}, since 2" in told
         assert "host " in told
         assert len(reader.read_records(tmp_path).frame) == 0  # who reads is not asked
-    with lock.held(tmp_path, print):
+    with lock.hold_lock(tmp_path, print):
         pass
     assert not (tmp_path / lock.FILE).exists()
 
@@ -213,7 +213,7 @@ def test_a_lock_ends_with_the_process_that_was_killed(tmp_path: Path) -> None:
         assert f"process {other.pid}," in refused(tmp_path)
         other.kill()
     assert (tmp_path / lock.FILE).exists()
-    with lock.held(tmp_path, print):
+    with lock.hold_lock(tmp_path, print):
         assert str(os.getpid()) in (tmp_path / lock.FILE).read_text(encoding="utf-8")
 
 
@@ -223,10 +223,10 @@ def test_where_there_are_no_locks_the_run_goes_on_and_says_so(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", failing(OSError(code, "no locks")))
     told: list[str] = []
-    with lock.held(tmp_path, told.append):
+    with lock.hold_lock(tmp_path, told.append):
         assert len(told) == 1
         assert "has no locks" in told[0]
-    with pytest.raises(BrokenPipeError), lock.held(tmp_path, failing(BrokenPipeError())):  # type: ignore[arg-type]
+    with pytest.raises(BrokenPipeError), lock.hold_lock(tmp_path, failing(BrokenPipeError())):  # type: ignore[arg-type]
         pass  # what the listener raises is no fault of the folder
 
 
@@ -237,7 +237,7 @@ def test_a_lock_that_cannot_be_written_is_one_sentence(
     with monkeypatch.context() as full:
         full.setattr(Path, "write_text", failing(OSError(code, os.strerror(code))))
         assert os.strerror(code) in refused(tmp_path)
-    with lock.held(tmp_path, print):  # what could not be signed is not held
+    with lock.hold_lock(tmp_path, print):  # what could not be signed is not held
         pass
 
 

@@ -11,7 +11,7 @@ from bench.analysis import results
 from bench.cli import cli
 from bench.core.errors import SuiteError
 from bench.reporting import trackers
-from bench.reporting.trackers import RunSummary, Tracker, Wanted
+from bench.reporting.trackers import RunSummary, Tracker, TrackerTarget
 
 SUITE = """
 schema = 1
@@ -62,14 +62,14 @@ def missing(package: str) -> pytest.MarkDecorator:
 
 def test_what_is_told_are_the_figures_of_the_table_and_of_the_worst_case(out: Path) -> None:
     found = results.read_results(out)
-    told = trackers.told(found, out)
+    told = trackers.summarize_run(found, out)
     points = {(p.figure, p.cell, p.eps_text): p.value for p in told.points}
     for row in found.table.to_dict("records"):
         cell = f"{row['model']} {row['attack']} {row['norm']} {row['goal']}"
         for figure in ("n", "robust_correct", "robust_accuracy", "robust_low", "robust_high"):
             assert points[figure, cell, row["eps_text"]] == row[figure]
     assert ("robust_correct", "lenet worst case linf untargeted", "8/255") in points
-    assert {path.name for path in told.files} == set(trackers.FILES)
+    assert {path.name for path in told.files} == set(trackers.LOGGED_FILES)
     assert told.params["examples"] == "20"
     assert told.name == f"tracked-{(out / 'records.sha256').read_text(encoding='utf-8')[:12]}"
 
@@ -78,7 +78,7 @@ def test_a_figure_that_is_none_is_not_told(out: Path) -> None:
     found = results.read_results(out)
     found.table.loc[0, "attack_success_rate"] = float("nan")
     found.table.loc[1, "status"] = "failed"
-    points = trackers.told(found, out).points
+    points = trackers.summarize_run(found, out).points
     fgsm = [point for point in points if point.cell == "lenet fgsm linf untargeted"]
     assert {point.eps_text for point in fgsm} == {"0.05"}
     assert "attack_success_rate" not in {point.figure for point in fgsm}
@@ -107,16 +107,16 @@ def test_a_library_that_is_not_installed_is_named_with_how_to_get_it(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SuiteError, match=r"tensorboard is not installed; pip install"):
-        trackers.parse("tensorboard:runs")
+        trackers.parse_target("tensorboard:runs")
 
 
 def test_a_tracker_that_fails_loses_nothing_of_the_run(out: Path) -> None:
     def fail(run: RunSummary, where: str) -> str:
         raise ConnectionError(f"nobody answers at {where}")
 
-    wanted = Wanted("broken", Tracker("json", "", fail), "there")
+    wanted = TrackerTarget("broken", Tracker("json", "", fail), "there")
     with pytest.raises(SuiteError, match="nobody answers at there; the run is kept"):
-        trackers.log(wanted, results.read_results(out), out)
+        trackers.log_run(wanted, results.read_results(out), out)
 
 
 def test_a_share_is_told_to_no_tracker(path: Path, tmp_path: Path) -> None:
@@ -165,4 +165,6 @@ def test_mlflow_keeps_figures_parameters_and_files(
     assert kept == table.loc[("MI, 3 steps", "8/255"), "robust_correct"]
     assert run.data.params["suite"] == "tracked"
     assert run.info.status == "FINISHED"
-    assert {each.path for each in client.list_artifacts(run.info.run_id)} == set(trackers.FILES)
+    assert {each.path for each in client.list_artifacts(run.info.run_id)} == set(
+        trackers.LOGGED_FILES
+    )

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 import bench
 from bench.analysis import results
 from bench.core.errors import SuiteError
+from bench.execution import options as execution_options
 from bench.execution import runner
 from bench.models import softmax
 from bench.reporting.plots import parameter_sweep, transfer_matrix
-from bench.reporting.report import views
+from bench.reporting.report import transfer_views
 from bench.suite import plan, reader
 
 HEAD = """
@@ -63,7 +64,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ran(text: str, out: Path, **options: object) -> results.RunResults:
     read = reader.parse(text, "t.toml", Path())
-    runner.run(read, out, runner.Options(device="cpu", **options))  # type: ignore[arg-type]
+    runner.run_suite(read, out, execution_options.RunOptions(device="cpu", **options))  # type: ignore[arg-type]
     return results.read_results(out)
 
 
@@ -177,14 +178,14 @@ def test_the_least_likely_class_is_the_one_that_the_attacker_sees(
 def test_the_matrix_has_a_line_per_source_and_a_column_per_victim(
     found: results.RunResults,
 ) -> None:
-    (matrix,) = transfer_matrix.matrices(found.table)
+    (matrix,) = transfer_matrix.build_matrices(found.table)
     assert (matrix.sources, matrix.victims) == (["LeNet", "linear"], ["LeNet", "linear"])
-    (view,) = views.transfers(found.table)
+    (view,) = transfer_views.tabulate_transfers(found.table)
     assert view.columns == ["crafted on", "judged on LeNet", "judged on linear"]
     told = row(found.table, "linear", "FGSM from LeNet")
     error = 100 * (1 - told["robust_correct"] / 120)
     assert view.rows[0][2].startswith(f"{error:.1f} % [")
-    ((name, _, figure),) = transfer_matrix.figures(found.table)
+    ((name, _, figure),) = transfer_matrix.iter_transfer_figures(found.table)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert name == "transfer-FGSM-linf-untargeted"
     assert any(text.startswith(f"{error:.1f}\n") for text in texts)
@@ -193,13 +194,13 @@ def test_the_matrix_has_a_line_per_source_and_a_column_per_victim(
 def test_a_model_that_transfer_fools_more_than_its_own_gradient_is_told(
     found: results.RunResults,
 ) -> None:
-    assert transfer_matrix.hidden_gradients(found.table) == []
+    assert transfer_matrix.find_hidden_gradients(found.table) == []
     table = found.table.copy()
     own = (table["model"] == "linear") & (table["attack"] == "FGSM from linear")
     clean = table.loc[own & (table["eps"] == 0)].iloc[0]
     for name in ("robust_correct", "robust_accuracy", "robust_low", "robust_high"):
         table.loc[own, name] = clean[name]  # as if its own gradient were of no use
-    (sentence,) = transfer_matrix.hidden_gradients(table)
+    (sentence,) = transfer_matrix.find_hidden_gradients(table)
     assert sentence.startswith("linear: at eps 0.1, FGSM crafted on LeNet makes ")
     assert "its gradient hides what fools it" in sentence
 
@@ -208,7 +209,7 @@ def test_a_cell_without_a_number_is_a_dash_in_the_matrix(found: results.RunResul
     table = found.table.copy()
     crossed = (table["model"] == "linear") & (table["attack"] == "FGSM from LeNet")
     table.loc[crossed, ["status", "reason"]] = ["failed", "boom"]
-    (view,) = views.transfers(table)
+    (view,) = transfer_views.tabulate_transfers(table)
     assert view.rows[0][2] == "— [1]"
     assert view.notes == ["failed: boom"]
 
@@ -260,7 +261,7 @@ def test_success_and_norms_are_drawn_against_what_is_varied(tmp_path: Path) -> N
     text = HEAD.split("[[models]]")[0] + '[[models]]\nname = "lenet"\nweights = "digits"\n'
     text += FGSM.replace("fgsm", "pgd").replace("FGSM", "PGD") + "vary = { steps = [1, 4, 20] }\n"
     table = ran(text, tmp_path).table
-    ((name, _, figure),) = parameter_sweep.figures(table)
+    ((name, _, figure),) = parameter_sweep.iter_sweep_figures(table)
     assert isinstance(figure, Figure)
     assert name == "steps-lenet-linf-untargeted"
     drawn = figure.axes[0].lines[0]
@@ -288,13 +289,15 @@ def test_each_value_of_a_varied_parameter_has_a_matrix_and_each_source_a_line(
     text = FGSM.replace("fgsm", "pgd").replace("FGSM", "PGD")
     text += 'source = "each"\nvary = { steps = [1, 8] }\n'
     table = ran(HEAD.format(weights=weights) + text, tmp_path).table
-    found = transfer_matrix.matrices(table)
+    found = transfer_matrix.build_matrices(table)
     assert [matrix.attack for matrix in found] == ["PGD, steps 1", "PGD, steps 8"]
     for matrix, steps in zip(found, (1, 8), strict=True):
         for (source, victim), cell in matrix.cells.items():
             wanted = row(table, victim, f"PGD from {source}, steps {steps}")
             assert cell["robust_correct"] == wanted["robust_correct"]
-    figure = next(figure for name, _, figure in parameter_sweep.figures(table) if "LeNet" in name)
+    figure = next(
+        figure for name, _, figure in parameter_sweep.iter_sweep_figures(table) if "LeNet" in name
+    )
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["PGD from LeNet", "PGD from linear"]
 
@@ -306,7 +309,7 @@ def test_an_attack_without_gradients_says_nothing_of_hidden_ones(found: results.
     for name in ("robust_correct", "robust_accuracy", "robust_low", "robust_high"):
         table.loc[own, name] = clean[name]
     table["threat_model"] = table["threat_model"].replace("white-box", "black-box, score-based")
-    assert transfer_matrix.hidden_gradients(table) == []
+    assert transfer_matrix.find_hidden_gradients(table) == []
 
 
 def test_a_crosscheck_of_examples_from_two_sources_is_a_mistake() -> None:

@@ -60,7 +60,7 @@ def read_certified(
     """
     tasks = manifest.select_known_fields(plan.CertificationTask, provenance.get("certify", []))
     wanted = [_task(each) for each in tasks]
-    stored = store.stored(folder) if wanted else []
+    stored = store.read_certificates(folder) if wanted else []
     suite, data = provenance["suite"]["name"], provenance["data"]
     rows, finished = [], []
     for task in wanted:
@@ -147,7 +147,7 @@ def find_contradictions(outcomes: Iterable[pd.DataFrame], records: pd.DataFrame)
     for frame in outcomes:
         certified = frame.loc[frame["certified"], ["model", "method", "eps", "example"]]
         both = certified.merge(broken, on=["model", "example"])
-        within = both["linf"].astype(float) <= both["eps"].map(crafting.allowed)
+        within = both["linf"].astype(float) <= both["eps"].map(crafting.allowed_distance)
         if within.any():
             found.append(both.loc[within, list(CONTRADICTIONS)])
     return pd.concat(found[1:] or found, ignore_index=True)

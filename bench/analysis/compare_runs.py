@@ -64,7 +64,7 @@ class CellPair(NamedTuple):
         Returns:
             Outcomes in the first and in the second run.
         """
-        return metrics.robust(self.first), metrics.robust(self.second)
+        return metrics.robust_examples(self.first), metrics.robust_examples(self.second)
 
 
 def compare_runs(first: RunResults, second: RunResults) -> RunComparison:

@@ -90,10 +90,11 @@ def compare_implementations(
         pair for pair in sides if all(by_cell[each.identity]["status"] == "ok" for each in pair)
     ]
     tests = [  # first: robust under theirs alone, so broken by ours
-        metrics.paired(robust[pair.reference.identity], robust[pair.ours.identity]) for pair in done
+        metrics.mcnemar_test(robust[pair.reference.identity], robust[pair.ours.identity])
+        for pair in done
     ]
     rows = []
-    corrected = metrics.holm([test.p_value for test in tests])
+    corrected = metrics.holm_correction([test.p_value for test in tests])
     for pair, test, p_value in zip(done, tests, corrected, strict=True):
         ours, reference = by_cell[pair.ours.identity], by_cell[pair.reference.identity]
         mine, theirs = robust[pair.ours.identity], robust[pair.reference.identity]
@@ -158,7 +159,7 @@ def _pixels(pair: CrosscheckPair, images: Mapping[str, Tensor]) -> _Pixels:
 def _verdict(differ: int, corrected: float, pixels: float | None) -> str:
     if differ == 0 and (pixels is None or pixels <= SAME_PIXEL):
         return IDENTICAL
-    return DIFFERENT if corrected <= metrics.SIGNIFICANT else EQUAL
+    return DIFFERENT if corrected <= metrics.SIGNIFICANCE_LEVEL else EQUAL
 
 
 def _cause(pair: CrosscheckPair, saturated: int) -> str:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from bench.core import sanitize
 from bench.core.errors import RecordError
 from bench.core.files import write_atomic
-from bench.evaluation.metrics import Paired
+from bench.evaluation.metrics import McNemarTest
 
 FILE, SCHEMA = "explanations.json", 1
 
@@ -76,7 +76,7 @@ class Explanation:
         )
 
 
-def count_disagreements(test: Paired) -> int:
+def count_disagreements(test: McNemarTest) -> int:
     """Count the examples on which two outcomes differ.
 
     Args:

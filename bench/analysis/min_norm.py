@@ -144,7 +144,7 @@ def compute_distances(records: pd.DataFrame) -> Distances:
     wrong = ~records["clean_correct"].to_numpy(dtype=bool)
     if (records["goal"] == "untargeted").all():
         return np.where(wrong, 0.0, far)
-    return far[metrics.eligible(records).to_numpy(dtype=bool)]
+    return far[metrics.eligible_examples(records).to_numpy(dtype=bool)]
 
 
 # ----------------------------------------------------------------------------------------- scores

@@ -69,8 +69,8 @@ def tabulate_pairs(pairs: Sequence[OutcomePair]) -> pd.DataFrame:
     Returns:
         One row per pair, columns COLUMNS.
     """
-    tests = [metrics.paired(*pair.outcomes) for pair in pairs]
-    corrected = metrics.holm([test.p_value for test in tests])
+    tests = [metrics.mcnemar_test(*pair.outcomes) for pair in pairs]
+    corrected = metrics.holm_correction([test.p_value for test in tests])
     rows = [
         {
             "compared": pair.compared,
@@ -128,7 +128,7 @@ def _groups(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[dict[str, Any], pd
         yield {**dict(zip(keys, values, strict=True)), "eps_text": spelling}, group
 
 
-def _sentence(pair: OutcomePair, test: metrics.Paired, p_value: float) -> str:
+def _sentence(pair: OutcomePair, test: metrics.McNemarTest, p_value: float) -> str:
     """Describe a pair, the outcome with more examples first."""
     does = "breaks {} that {} does not, {} {} that {} does not"
     if pair.compared == "models":

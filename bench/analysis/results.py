@@ -102,7 +102,7 @@ class RunResults:
     @cached_property
     def comparisons(self) -> pd.DataFrame:
         """Pairs of attacks and pairs of models, compared by example."""
-        fooled = tables.outcomes_by_cell(self.plan, self.stored, metrics.fooled)
+        fooled = tables.outcomes_by_cell(self.plan, self.stored, metrics.fooled_examples)
         return pairwise.compare_pairs(self.table, self._robust, fooled)
 
     @cached_property
@@ -153,7 +153,7 @@ class RunResults:
         models: Mapping[str, Any] = self.provenance["models"]
         random = [label for label, about in models.items() if about.get("random")]
         probes = self.provenance.get("probes", {})  # absent in runs of earlier versions
-        return findings.audit(self.plan, self.table, self.stored, probes, random)
+        return findings.audit_run(self.plan, self.table, self.stored, probes, random)
 
     @cached_property
     def certified(self) -> CertifiedResults:
@@ -212,6 +212,6 @@ def _check_records(folder: Path, stored: StoredRecords, planned: Collection[str]
         why = f"records of more than the {n} examples that {manifest.FILE} tells of"
         raise RecordError(f"{folder}: {why}; run the suite again with --fresh")
     fooled = stored.frame["fooled"].to_numpy(dtype=bool)
-    if (fooled & ~metrics.eligible(stored.frame).to_numpy()).any():
+    if (fooled & ~metrics.eligible_examples(stored.frame).to_numpy()).any():
         why = "records of examples fooled that no attack was run on"
         raise RecordError(f"{folder}: {why}; run the suite again with --fresh")

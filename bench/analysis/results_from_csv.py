@@ -15,8 +15,8 @@ from bench.analysis.results import RunResults
 from bench.core import sanitize
 from bench.core.errors import RecordError, first_line
 from bench.evaluation.audit import symptoms
-from bench.evaluation.audit.findings import Audit, Unchecked
-from bench.evaluation.audit.symptoms import Sign
+from bench.evaluation.audit.findings import Audit, UncheckedSymptom
+from bench.evaluation.audit.symptoms import ObservedSymptom
 from bench.storage import manifest, spreadsheet
 from bench.storage.reader import StoredRecords
 from bench.storage.schema import COLUMNS
@@ -129,8 +129,8 @@ def _to_numbers(column: "pd.Series[str]") -> "pd.Series[Any]":
     return pd.Series(values, index=column.index, dtype=float)
 
 
-def _to_symptom(row: Mapping[Hashable, Any]) -> Sign:
-    return Sign(
+def _to_symptom(row: Mapping[Hashable, Any]) -> ObservedSymptom:
+    return ObservedSymptom(
         name=str(row["name"]),
         model=str(row["model"]),
         attack=str(row["attack"]),
@@ -147,12 +147,12 @@ def _to_symptom(row: Mapping[Hashable, Any]) -> Sign:
 def _read_audit(folder: Path, models: list[str]) -> Audit:
     """Read audit.csv, and what was not checked from unchecked.csv."""
     found = _read_table(folder, "audit.csv", symptoms.COLUMNS)
-    unchecked = _read_table(folder, "unchecked.csv", Unchecked._fields)
+    unchecked = _read_table(folder, "unchecked.csv", UncheckedSymptom._fields)
     try:
         signs = [
-            _to_symptom(row) for row in found.to_dict("records") if row["name"] in symptoms.KINDS
+            _to_symptom(row) for row in found.to_dict("records") if row["name"] in symptoms.SYMPTOMS
         ]
-        missing = [Unchecked(*map(str, row)) for row in unchecked.itertuples(index=False)]
+        missing = [UncheckedSymptom(*map(str, row)) for row in unchecked.itertuples(index=False)]
     except (KeyError, ValueError, TypeError, ArithmeticError) as error:
         raise RecordError(
             f"{folder / 'audit.csv'}: damaged ({error!r:.300}); run bench report on the run again"

@@ -250,7 +250,7 @@ def _tasks(found: RunResults) -> list[AttackSnapshot]:
 
 
 def _cells(found: RunResults) -> list[CellSnapshot]:
-    robust = metrics.robust(found.stored.frame)
+    robust = metrics.robust_examples(found.stored.frame)
     cells = []
     for row in found.table[found.table["eps"] > 0].to_dict("records"):
         about = {name: row[name] for name in ("model", "attack", "eps", "eps_text", "status")}

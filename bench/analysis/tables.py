@@ -57,7 +57,7 @@ def cell_table(
 def outcomes_by_cell(
     plan: Sequence[Cell],
     stored: StoredRecords,
-    outcome: Callable[[pd.DataFrame], metrics.Outcomes] = metrics.robust,
+    outcome: Callable[[pd.DataFrame], metrics.Outcomes] = metrics.robust_examples,
 ) -> dict[str, metrics.Outcomes]:
     """Compute one outcome of every example of every cell.
 
@@ -243,9 +243,9 @@ def _target_cross_entropy(cell: Cell, fooled: pd.DataFrame) -> float | None:
 def _counts(records: pd.DataFrame) -> dict[str, object]:
     n = len(records)
     clean = metrics.rate(int(records["clean_correct"].sum()), n)
-    robust = metrics.rate(int(metrics.robust(records).sum()), n)
-    robust_8bit = metrics.rate(int(metrics.robust_8bit(records).sum()), n)
-    eligible, fooled = int(metrics.eligible(records).sum()), int(records["fooled"].sum())
+    robust = metrics.rate(int(metrics.robust_examples(records).sum()), n)
+    robust_8bit = metrics.rate(int(metrics.robust_examples_8bit(records).sum()), n)
+    eligible, fooled = int(metrics.eligible_examples(records).sum()), int(records["fooled"].sum())
     success = metrics.rate(fooled, eligible) if eligible else None
     return {
         "reason": "" if success else "no example is classified correctly, so no attack can succeed",

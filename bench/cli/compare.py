@@ -30,7 +30,7 @@ def compare(first: Path, second: Path, out: Path | None) -> int:
         return 3
     _print(found, first, second)
     if out is not None:
-        for path in run_comparison.write(found, out, str(first), str(second)):
+        for path in run_comparison.write_comparison(found, out, str(first), str(second)):
             echo(path)
     return 0
 
@@ -40,18 +40,18 @@ def _print(found: "RunComparison", first: Path, second: Path) -> None:
     from rich.table import Table
 
     from bench.cli.console import console
-    from bench.evaluation.metrics import SIGNIFICANT
+    from bench.evaluation.metrics import SIGNIFICANCE_LEVEL
     from bench.reporting.report import run_comparison as changes
 
     screen = console()
     screen.print(f"A: {first}\nB: {second}")
     for note in found.notes:
         screen.print(f"differs: {note}")
-    screen.print(changes.heading(found), style="italic")
-    shown, view = Table(), changes.view(found, brief=True)
+    screen.print(changes.describe_shared(found), style="italic")
+    shown, view = Table(), changes.tabulate_changes(found, brief=True)
     for name, right in zip(view.columns, view.numeric, strict=True):
         shown.add_column(name, justify="right" if right else "left", overflow="fold")
-    beyond = found.table["p_corrected"] <= SIGNIFICANT
+    beyond = found.table["p_corrected"] <= SIGNIFICANCE_LEVEL
     for cells, marked in zip(view.rows, beyond, strict=True):
         shown.add_row(*cells, style="bold" if marked else None)
     screen.print(shown)
@@ -60,4 +60,4 @@ def _print(found: "RunComparison", first: Path, second: Path) -> None:
         screen.print(f"{where}: {row['sentence']}")
     for sentence in found.apart:
         screen.print(f"not compared: {sentence}")
-    screen.print(changes.summary(found))
+    screen.print(changes.summarize_changes(found))

@@ -78,22 +78,22 @@ def check(
     now = snapshot.take_snapshot(found)
     checked = comparison.check_against_baseline(before, now, limits)
     if junit is not None:
-        files.write_atomic(junit, xml.render(checked, now.suite))
-    text = page.render(checked, before, now, folder, against)
+        files.write_atomic(junit, xml.render_junit(checked, now.suite))
+    text = page.render_summary(checked, before, now, folder, against)
     if summary is not None:
         files.write_atomic(summary, text.encode())
     elif os.environ.get("GITHUB_STEP_SUMMARY"):
         _append(Path(os.environ["GITHUB_STEP_SUMMARY"]), text)
     _print(checked, folder, against)
     if os.environ.get("GITHUB_ACTIONS") == "true":
-        for line in github_annotations.render(checked):
+        for line in github_annotations.render_annotations(checked):
             echo(line)
     return checked.exit_code
 
 
 def _limits(found: "RunResults", folder: Path) -> "Limits":
     """The thresholds of the suite that was run, from the copy of it that the run keeps."""
-    from bench.core.validation import Validator, toml
+    from bench.core.validation import Validator, parse_toml
     from bench.suite import thresholds
 
     where = f"{folder}: suite"
@@ -103,7 +103,7 @@ def _limits(found: "RunResults", folder: Path) -> "Limits":
         for name in (cell.attack, cell.family or cell.attack):
             radii.setdefault(name, {})[cell.eps] = cell.eps_text
     models = [cell.model for cell in found.plan]
-    raw = toml(found.provenance["suite"]["text"], where)
+    raw = parse_toml(found.provenance["suite"]["text"], where)
     limits = thresholds.read(reader, raw, models, radii)
     reader.stop_if_wrong()
     return limits
@@ -125,7 +125,7 @@ def _print(checked: "Check", folder: Path, against: Path) -> None:
     from rich.table import Table
 
     from bench.cli.console import console
-    from bench.workflows.gate import wording
+    from bench.workflows.gate import verdicts
 
     screen = console()
     shown = Table()
@@ -138,12 +138,12 @@ def _print(checked: "Check", folder: Path, against: Path) -> None:
     screen.print(shown)
     notable = checked.among("regressed", "improved")
     for verdict in notable:
-        for line in wording.flipped(verdict):
+        for line in verdicts.list_flipped_examples(verdict):
             screen.print(f"{verdict.gate} of {verdict.where}, {line}")
     for note in checked.notes:
         screen.print(f"note: {note}")
     screen.print(checked.power)
     if notable or checked.exit_code:
-        command = wording.accepting(folder, against)
+        command = verdicts.format_accept_command(folder, against)
         screen.print(f"to accept this run: {command}", soft_wrap=True)
-    screen.print(wording.conclusion(checked), style="bold")
+    screen.print(verdicts.summarize_check(checked), style="bold")

@@ -29,28 +29,28 @@ def rerun(
     from bench.analysis import results
     from bench.engine import malloc
     from bench.evaluation import loading
-    from bench.execution import runner
+    from bench.execution import options, runner
     from bench.workflows import reproduce as repeating
 
     first = results.read_results(folder)
     command = shlex.join(["bench", *sys.argv[1:]])
-    again = repeating.again(folder, base, device, loading.data_folder(data_dir), command)
-    place = out or runner.default_folder(f"{again.suite.name}-rerun")
-    repeating.check_new(folder, place)
-    differ = [*again.notes, *repeating.differences(folder, again.options)]
+    again = repeating.plan_repetition(folder, base, device, loading.data_folder(data_dir), command)
+    place = out or options.default_run_folder(f"{again.suite.name}-rerun")
+    repeating.check_output_folder(folder, place)
+    differ = [*again.notes, *repeating.list_environment_differences(folder, again.options)]
     for sentence in differ:
         echo(f"differs: {sentence}")
     malloc.keep_freed_memory()
     with shown() as listen:
-        runner.run(again.suite, place, again.options, listen)
+        runner.run_suite(again.suite, place, again.options, listen)
     second = results.read_results(place)
-    for sentence in repeating.renamed(first, second):
+    for sentence in repeating.list_identity_changes(first, second):
         echo(f"differs: {sentence}")
-    found = repeating.held_against(first, second)
+    found = repeating.compare_repetition(first, second)
     if found.refusal:
         echo(f"not compared: {found.refusal} (A: {folder}, B: {place})")
         return 3
-    for sentence in repeating.phrases(found.twins):
+    for sentence in repeating.describe_cells(found.twins):
         echo(sentence)
     for sentence in found.apart:
         echo(f"otherwise: {sentence}")

@@ -67,16 +67,17 @@ def run(
     from bench.core import validation
     from bench.engine import malloc
     from bench.evaluation import loading
-    from bench.execution import runner, sharding
+    from bench.execution import options as runner
+    from bench.execution import sharding
     from bench.suite.reader import read
 
-    share = sharding.parse(shard)
+    share = sharding.parse_shard(shard)
     if share != sharding.WHOLE and wanted():
         raise SuiteError("--track: a share is no whole run; give it to bench merge instead")
     checked = read(suite)
-    whole = out or runner.default_folder(checked.name)
+    whole = out or runner.default_run_folder(checked.name)
     folder = share.folder(whole)
-    options = runner.Options(
+    options = runner.RunOptions(
         device=device,
         limit=limit,
         batch_size=batch_size,
@@ -116,7 +117,7 @@ def merge(folders: tuple[Path, ...], out: Path, audit: bool) -> int:
     """Join FOLDERS, shares of one run or folders of shares, and write the report of the whole."""
     from bench.execution import merge as merging
 
-    merged = merging.merge(folders, out)
+    merged = merging.merge_runs(folders, out)
     echo(f"merged {len(merged.folders)} folders: {merged.pieces} of {merged.wanted} pieces")
     for phrase in merged.missing[:TOLD]:
         tell("missing", phrase)
@@ -145,14 +146,14 @@ def _report(folder: Path, strict: bool) -> int:
     from bench.reporting.report import certified_view
 
     found = results.read_results(folder)
-    page = run_output.write(found, folder)
+    page = run_output.write_run_output(found, folder)
     _print_summary(found)
     echo(f"report: {page}")
     track(found, folder)
     without = found.table[found.table["status"] != "ok"]
     for row in without.drop_duplicates(["model", "attack", "reason"]).itertuples():
         tell(str(row.status), f"{row.model} · {row.attack}: {row.reason}")
-    for sentence in certified_view.shouted(found.certified.contradictions):
+    for sentence in certified_view.describe_contradictions(found.certified.contradictions):
         tell("contradiction", sentence)
     bounds = found.certified
     undone = len(found.unfinished()) + int((bounds.table["status"] == "missing").sum())
@@ -192,10 +193,10 @@ def _print_summary(found: "RunResults") -> None:
         told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
         screen.print(f"cross-checks: {told}")
     if len(found.comparisons):
-        screen.print(pairwise_view.summary(found.comparisons))
+        screen.print(pairwise_view.summarize_comparisons(found.comparisons))
     for model in found.audit.models:
-        screen.print(f"audit of {model}: {audit_view.verdict(found.audit, model)}")
-    for sentence in bracketed.sentences(found.certified, found.worst):
+        screen.print(f"audit of {model}: {audit_view.summarize_audit(found.audit, model)}")
+    for sentence in bracketed.describe_bounds(found.certified, found.worst):
         screen.print(sentence, soft_wrap=True)
     if len(found.violations):
         screen.print(f"violations: {len(found.violations)}, see the report", style="bold red")
@@ -213,8 +214,8 @@ def _reach(frames: "list[pd.DataFrame]") -> str:
 
 
 def _percents(rows: "pd.DataFrame", radii: "pd.Series[float]") -> list[str]:
-    from bench.reporting.formats import DASH, absent, percent
+    from bench.reporting.formats.numbers import DASH, format_percent, is_missing
 
     by_eps = rows.set_index("eps")["robust_accuracy"]
     values = [by_eps.get(eps) for eps in radii]
-    return [DASH if absent(value) else percent(value) for value in values]
+    return [DASH if is_missing(value) else format_percent(value) for value in values]

@@ -20,33 +20,33 @@ from bench.core.errors import SuiteError
 from bench.datasets import prefetch
 from bench.engine import timing
 from bench.engine.acceleration import accelerate
-from bench.evaluation import consistency, verify
+from bench.evaluation import chunk, consistency
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import Prediction, Vote, judge
 from bench.models.preflight.checks import LoadedModel
 from bench.storage.schema import Piece
 from bench.suite import plan
 
-SHARD_EXAMPLES = 1000
-SHARD_BYTES = 64 * 2**20
+CHUNK_EXAMPLES = 1000
+CHUNK_BYTES = 64 * 2**20
 """A shard holds at most so many examples, and so many bytes of images."""
-JUDGED = 64
+MAX_JUDGE_ROWS = 64
 """Most rows that the judge is given at once on a CPU."""
-REPEATED = 16
+REPEATED_IMAGES = 16
 """Clean images that a model is asked about again after each shard, to see that its answers do not
 change while it is attacked."""
 FLOOR_AGE = 20
 """A floor is timed again when it is older than so many times what timing it takes."""
 
 
-def cuts(n: int, shape: Shape) -> list[tuple[int, int]]:
+def chunk_bounds(n: int, shape: Shape) -> list[tuple[int, int]]:
     """(first, last) of each shard of n images (c, h, w), by the size of an image alone."""
     channels, height, width = shape
-    size = max(8, min(SHARD_EXAMPLES, SHARD_BYTES // (4 * channels * height * width)))
+    size = max(8, min(CHUNK_EXAMPLES, CHUNK_BYTES // (4 * channels * height * width)))
     return [(a, min(a + size, n)) for a in range(0, n, size)]
 
 
-class _Timed(NamedTuple):
+class _TimedFloor(NamedTuple):
     """A floor, when it was timed and how long that took, in seconds."""
 
     floor: timing.Floor
@@ -54,7 +54,7 @@ class _Timed(NamedTuple):
     took: float
 
 
-class Shard(NamedTuple):
+class ChunkResult(NamedTuple):
     """What one shard of one task gave."""
 
     frame: pd.DataFrame
@@ -92,9 +92,9 @@ class Evaluator:
     _copies: dict[tuple[str, Precision], accelerate.AcceleratedModel] = dataclasses.field(
         default_factory=dict
     )
-    _clean: dict[str, verify.Clean] = dataclasses.field(default_factory=dict)
+    _clean: dict[str, chunk.CleanPass] = dataclasses.field(default_factory=dict)
     _first: dict[str, Prediction] = dataclasses.field(default_factory=dict)
-    _floors: dict[tuple[str, int], _Timed] = dataclasses.field(default_factory=dict)
+    _floors: dict[tuple[str, int], _TimedFloor] = dataclasses.field(default_factory=dict)
     _said: set[str] = dataclasses.field(default_factory=set)
 
     def facts(self, model: str) -> plan.Facts:
@@ -121,14 +121,14 @@ class Evaluator:
 
     def shards(self) -> list[tuple[int, int]]:
         """(first, last) of each shard."""
-        return cuts(self.data.n, self.data.shape)
+        return chunk_bounds(self.data.n, self.data.shape)
 
     def work(self, task: plan.Task) -> float:
         """Most seconds that the bare loop would need for one example of all the task's cells."""
         floor = self._floor(task.source, self._rows_for(task))
         return sum(floor.seconds(cell.passes or 1.0, cell.gradients or 0.0) for cell in task.cells)
 
-    def shard(self, task: plan.Task, first: int, last: int) -> Shard:
+    def shard(self, task: plan.Task, first: int, last: int) -> ChunkResult:
         """Attack, verify and judge the examples first..last-1 for all the task's cells.
 
         Raises: SuiteError if a model answers otherwise afterwards than when it was first asked.
@@ -141,7 +141,7 @@ class Evaluator:
         model, source = self.subjects[task.model].model, self.subjects[task.source].model
         floor = self._floor(task.source, rows)
         stand_in = None if copy is None else copy.model
-        measured = verify.evaluate_chunk(
+        measured = chunk.evaluate_chunk(
             model,
             task.curve,
             examples,
@@ -173,7 +173,7 @@ class Evaluator:
             about = {"rows": measured.rows, "device": str(self.device), **cost._asdict()}
             pieces.append(Piece(cell.identity, first, last, **about))
         frame = pd.concat(frames, ignore_index=True)
-        return Shard(frame, pieces, measured.x_adv, measured.losses)
+        return ChunkResult(frame, pieces, measured.x_adv, measured.losses)
 
     def examples(self, task: plan.Task, first: int, last: int) -> Examples:
         """The examples first..last-1 as the task's attack sees them."""
@@ -207,7 +207,7 @@ class Evaluator:
         What a model that answers at random says depends on them, and they on nothing else."""
         rows = self.rows[model]
         as_given = self.fixed_rows or self.subjects[model].random or self.device.type == "cuda"
-        return rows if as_given else min(JUDGED, 4 * rows)
+        return rows if as_given else min(MAX_JUDGE_ROWS, 4 * rows)
 
     def _copy(self, task: plan.Task) -> accelerate.AcceleratedModel | None:
         """What the engine attacks in place of the task's model; None for an attack with a loop of
@@ -224,7 +224,7 @@ class Evaluator:
         if known is None or not (known.timed or ahead < known.worth):
             x = self.data.read(0, min(self.data.n, accelerate.PROBED)).to(self.device)
             model, rows = self.subjects[task.source].model, self.rows[task.source]
-            known = accelerate.prepare(model, x, rows, precision, self.fixed_rows, ahead)
+            known = accelerate.accelerate_model(model, x, rows, precision, self.fixed_rows, ahead)
             self._copies[task.source, precision] = known
             self._because(f"{task.source}, in {precision}: {known.why()}")
         size = task.entry.batch_size
@@ -276,9 +276,9 @@ class Evaluator:
         )
         key = task.source, task.curve.precision
         model = self.subjects[task.source].model
-        self._copies[key] = accelerate.itself(model, self._copies[key], why)
+        self._copies[key] = accelerate.original_model(model, self._copies[key], why)
 
-    def clean_pass(self, model: str) -> verify.Clean:
+    def clean_pass(self, model: str) -> chunk.CleanPass:
         """The model's answers to all clean images; asked once."""
         if model not in self._clean:
             self._first_answers(model)  # before, so that a change on the way is seen
@@ -290,7 +290,7 @@ class Evaluator:
             joined = Prediction(*(torch.cat(column) for column in zip(*parts, strict=True)))
             labels = self.data.labels
             label = joined.pred if labels is None else labels.to(self.device)
-            self._clean[model] = verify.Clean(label, *joined)
+            self._clean[model] = chunk.CleanPass(label, *joined)
         return self._clean[model]
 
     def _first_answers(self, model: str) -> None:
@@ -317,7 +317,7 @@ class Evaluator:
             )
 
     def _repeated(self) -> Tensor:
-        return self.data.read(0, min(self.data.n, REPEATED)).to(self.device)
+        return self.data.read(0, min(self.data.n, REPEATED_IMAGES)).to(self.device)
 
     def _vote(self, subject: LoadedModel, first: int) -> Vote | None:
         """How a model that answers at random is asked about the clean shard from `first` on."""
@@ -337,9 +337,9 @@ class Evaluator:
             x = self.data.read(0, min(self.data.n, rows)).to(self.device)
             y = torch.zeros(len(x), dtype=torch.int64, device=self.device)
             started = time.perf_counter()
-            floor = timing.floor(self.subjects[model].model, x, y, rows)
+            floor = timing.measure_floor(self.subjects[model].model, x, y, rows)
             ended = time.perf_counter()
-            known = self._floors[model, rows] = _Timed(floor, ended, ended - started)
+            known = self._floors[model, rows] = _TimedFloor(floor, ended, ended - started)
         return known.floor
 
     def _targets(self, task: plan.Task, ids: Tensor, labels: Tensor) -> Tensor:
@@ -355,6 +355,6 @@ class Evaluator:
         if wanted == "complement":
             return classes - 1 - label
         if wanted == "random":
-            shift = rng.integers(self.seed, "target", ids, classes - 1).to(ids)
+            shift = rng.draw_integers(self.seed, "target", ids, classes - 1).to(ids)
             return (label + 1 + shift) % classes
         return self.clean_pass(task.source).least_likely[ids]  # all that the attacker sees

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from bench.evaluation.evaluator import Evaluator
+from bench.execution.events import Event
 from bench.execution.sharding import WHOLE, Shard
-from bench.execution.work import Event, WorkUnit
+from bench.execution.work import WorkUnit
 from bench.storage.schema import Piece
 from bench.suite import plan
 from bench.suite.plan import Task
 
 
-def loaded(session: Evaluator, asked: str, out: Path) -> Iterator[Event]:
+def describe_loaded_suite(session: Evaluator, asked: str, out: Path) -> Iterator[Event]:
     """Device, data, models and folder; `asked` is the device as the user named it."""
     seen = "torch sees a GPU" if session.device.type == "cuda" else "torch sees no GPU"
     yield _why(f"device {session.device}: {seen if asked == 'auto' else 'as asked for'}")
@@ -42,7 +43,7 @@ def loaded(session: Evaluator, asked: str, out: Path) -> Iterator[Event]:
     yield _why(f"records go to {out / 'records'}, a file for each shard, its hash in its name")
 
 
-def divided(
+def describe_units(
     tasks: Sequence[Task], session: Evaluator, there: Collection[Piece], parts: Sequence[WorkUnit],
     share: Shard,
 ) -> Iterator[Event]:  # fmt: skip
@@ -71,7 +72,7 @@ def divided(
         )
 
 
-def certificates(
+def describe_certificates(
     bounds: Sequence[plan.CertificationTask],
     missing: Sequence[tuple[plan.CertificationTask, int, int]],
 ) -> Iterator[Event]:
@@ -86,7 +87,7 @@ def certificates(
         yield _why(f"{name}: {ahead} shards are not on disk and are made", **about)
 
 
-def probes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Event]:
+def describe_probes(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[Event]:
     """Which models were probed for signs of a failed attack, and which had been."""
     for label in after:
         kept = before.get(label) == after[label]

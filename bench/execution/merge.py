@@ -17,8 +17,8 @@ from bench.core import files, lock
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation import consistency
 from bench.evaluation.certification import store
-from bench.evaluation.evaluator import cuts
-from bench.execution import runner, sharding
+from bench.evaluation.evaluator import chunk_bounds
+from bench.execution import manifest_builder, sharding
 from bench.storage import fingerprint, images, manifest, reader, records, schema
 from bench.suite.plan import Cell
 
@@ -26,7 +26,7 @@ _Place = tuple[str, int, int]
 """Cell, first and last example of a piece."""
 
 
-class Merged(NamedTuple):
+class MergeResult(NamedTuple):
     """What was joined, and what is still missing."""
 
     folders: list[Path]
@@ -57,7 +57,7 @@ class _Source(NamedTuple):
         }
 
 
-def merge(given: Sequence[Path], out: Path) -> Merged:
+def merge_runs(given: Sequence[Path], out: Path) -> MergeResult:
     """Join the folders into `out`; one that holds shares stands for them, and what `out` holds
     already stays.
 
@@ -81,18 +81,18 @@ def merge(given: Sequence[Path], out: Path) -> Merged:
     for one, other in combinations(found, 2):
         _check_same(one, other)
         _check_models(one, other)
-    with lock.held(out, lambda told: None):
+    with lock.hold_lock(out, lambda told: None):
         there = _copy(found, out)
         wanted = list(_wanted(first))
         undone = [(cell, place) for cell, place in wanted if place not in there]
         _copy_failures(found, out, {cell.identity for cell, _ in undone})
-        runner.save(out, _joined(found))
+        manifest_builder.write_manifest(out, _joined(found))
     missing = [
         f"{cell.model} · {cell.attack} at eps {cell.eps_text}, examples {first} to {last - 1}"
         for cell, (_, first, last) in undone
     ]
     folders = [source.folder for source in found]
-    return Merged(folders, len(wanted) - len(undone), len(wanted), missing)
+    return MergeResult(folders, len(wanted) - len(undone), len(wanted), missing)
 
 
 def _expanded(given: Sequence[Path]) -> list[Path]:
@@ -100,7 +100,7 @@ def _expanded(given: Sequence[Path]) -> list[Path]:
     runs = [
         path
         for folder in given
-        for path in (folder, *sharding.folders(folder))
+        for path in (folder, *sharding.list_shard_folders(folder))
         if (path / manifest.FILE).is_file()
     ]
     return list({path.resolve(): path for path in runs}.values())
@@ -157,14 +157,14 @@ def _check_models(one: _Source, other: _Source) -> None:
             continue
         ours, theirs = (_clean_answers(each, model) for each in (path, there[model, first]))
         both = ours.merge(theirs, on="example", suffixes=("", "_there"))
-        differ = consistency.differing(
+        differ = consistency.find_differences(
             *(
                 torch.tensor(both[name].to_numpy())
                 for suffix in ("", "_there")
                 for name in (f"clean_pred{suffix}", f"clean_confidence{suffix}")
             )
         )
-        if int(differ.sum()) > len(both) * consistency.UNLIKE:
+        if int(differ.sum()) > len(both) * consistency.MAX_DIFFERING_SHARE:
             row = both.iloc[int(differ.nonzero()[0])]
             raise RecordError(
                 f"{one.folder} and {other.folder}: model '{model}' was not the same in both: "
@@ -213,8 +213,11 @@ def _check_same(one: _Source, other: _Source) -> None:
                 f"{one.folder} and {other.folder}: different outcomes of cell {cell}, examples "
                 f"{first} to {last - 1}, which has one answer; keep one of the two folders"
             )
-    held = {(about["identity"], about["first"]): frame for about, frame in store.stored(one.folder)}
-    for about, frame in store.stored(other.folder):
+    held = {
+        (about["identity"], about["first"]): frame
+        for about, frame in store.read_certificates(one.folder)
+    }
+    for about, frame in store.read_certificates(other.folder):
         twin = held.get((about["identity"], about["first"]))
         if twin is not None and not twin.equals(frame):
             raise RecordError(
@@ -234,7 +237,7 @@ def _wanted(source: _Source) -> Iterator[tuple[Cell, _Place]]:
     for cell in source.plan:
         if not cell.reason and cell.identity not in seen:
             seen.add(cell.identity)
-            for first, last in cuts(data["n"], tuple(data["shape"])):
+            for first, last in chunk_bounds(data["n"], tuple(data["shape"])):
                 yield cell, (cell.identity, first, last)
 
 
@@ -247,12 +250,12 @@ def _copy(found: Sequence[_Source], out: Path) -> set[_Place]:
             places = {piece[:3] for piece in pieces}
             if places <= there and path.parent != out / "records":
                 continue
-            shard = files.unhashed(path)
+            shard = files.strip_hash(path)
             beside = [
                 each
                 for kind in (images.SUFFIX, images.ADVERSARIAL_SUFFIX)
                 for each in path.parent.glob(f"{shard}*{kind}")
-                if files.unhashed(each) == shard
+                if files.strip_hash(each) == shard
             ]
             for each in (*beside, path):
                 _copy_file(each, out)

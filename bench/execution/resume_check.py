@@ -27,9 +27,9 @@ from bench.storage.images import read_tensors
 from bench.storage.reader import read_file, read_file_pieces
 from bench.suite import plan
 
-CLEAN = 32
+CLEAN_IMAGES = 32
 """Clean images that a model is asked about again, at most."""
-ADVERSARIAL = 64
+ADVERSARIAL_IMAGES = 64
 """Adversarial images, likewise, from as many of its cells as possible."""
 FILES = 8
 """Files of records that are read for one model, at most."""
@@ -45,7 +45,9 @@ class _Seen(NamedTuple):
     """What each is, for people."""
 
 
-def check(session: Evaluator, tasks: Sequence[plan.Task], out: Path, watch: Watch) -> Iterator[str]:
+def check_model(
+    session: Evaluator, tasks: Sequence[plan.Task], out: Path, watch: Watch
+) -> Iterator[str]:
     """Compare the answers of every model now with those in the records of `out`.
 
     Args:
@@ -108,7 +110,7 @@ def _clean(session: Evaluator, label: str, *frames: pd.DataFrame) -> _Seen:
     frame = frame[frame["cell"] == frame["cell"].iloc[0]].sort_values("example")
     start = int(frame["example"].iloc[0])
     # A model that depends on its batch must be asked in the same: one pass, as the clean one is.
-    rows = frame[frame["example"] < start + max(CLEAN, session.judged_rows(label))]
+    rows = frame[frame["example"] < start + max(CLEAN_IMAGES, session.judged_rows(label))]
     ids = rows["example"].tolist()
     return _Seen(
         session.data.read(ids[0], ids[-1] + 1).to(session.device),
@@ -127,7 +129,7 @@ def _adversarial(
     """Adversarial images that lie beside records, a few of every cell; None where none do."""
     stored: list[Iterator[tuple[Tensor, Any, str]]] = []
     for path, pieces in own:
-        beside = sorted(path.parent.glob(f"{files.unhashed(path)}-*{IMAGES_SUFFIX}"))
+        beside = sorted(path.parent.glob(f"{files.strip_hash(path)}-*{IMAGES_SUFFIX}"))
         images = read_tensors(beside[0]) if beside else {}
         for piece in pieces:
             if piece.cell in cells and piece.cell in images:
@@ -136,7 +138,7 @@ def _adversarial(
                 stored.append(_judged(images[piece.cell], rows, cells[piece.cell]))
     # One of each cell, then a second of each, ...
     turns = [each for turn in zip_longest(*stored) for each in turn if each is not None]
-    chosen = turns[:ADVERSARIAL]
+    chosen = turns[:ADVERSARIAL_IMAGES]
     if not chosen:
         return None
     return _Seen(

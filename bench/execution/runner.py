@@ -27,18 +27,10 @@ from bench.evaluation.certification import store
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.stages import UNWATCHED, Stage, Watch
 from bench.execution import decisions, resume_check
+from bench.execution.events import Event, Listener
+from bench.execution.result_writer import ResultWriter, select_first_images
 from bench.execution.sharding import WHOLE, Shard
-from bench.execution.work import (
-    Event,
-    Listen,
-    ResultWriter,
-    Work,
-    first_few,
-    in_process,
-    pending_units,
-    reason,
-    weighed,
-)
+from bench.execution.work import Work, describe_failure, in_process, plan_units, weighed
 from bench.models import fingerprint
 from bench.models.preflight import checks
 from bench.models.preflight.checks import LoadedModel
@@ -50,7 +42,7 @@ from bench.suite.schema import Suite
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Options:
+class RunOptions:
     """What the command line can say about a run, and the suite cannot."""
 
     device: str = "auto"
@@ -75,16 +67,16 @@ class Options:
         return {**{name: getattr(self, name) for name in names}, "share": share}
 
 
-def default_folder(suite: str) -> Path:
+def default_run_folder(suite: str) -> Path:
     """Where a suite's run goes when nothing else is said."""
     return Path("results") / "runs" / suite
 
 
-def run(
+def run_suite(
     suite: Suite,
     out: Path,
-    options: Options,
-    listen: Listen = lambda event: None,
+    options: RunOptions,
+    listen: Listener = lambda event: None,
     work: Work = in_process,
 ) -> None:
     """Run what `out` does not hold yet of `suite`; `work` says who attempts its parts.
@@ -93,27 +85,27 @@ def run(
     KeyboardInterrupt passes through; whatever was finished is kept. What an earlier run left half
     goes, and what was damaged since is set aside and made again.
     """
-    with lock.held(out, lambda told: listen(Event("note", told, 0.0))):
+    with lock.hold_lock(out, lambda told: listen(Event("note", told, 0.0))):
         run_held(suite, out, options, listen, work)
 
 
 def run_held(
     suite: Suite,
     out: Path,
-    options: Options,
-    listen: Listen,
+    options: RunOptions,
+    listen: Listener,
     work: Work = in_process,
     watch: Watch = UNWATCHED,
 ) -> None:
     """As `run`, in a folder that is held already; `watch` hears of what may end this process."""
-    with determinism.enforced(options.deterministic):
+    with determinism.enforce_determinism(options.deterministic):
         _run(suite, out, options, listen, work, watch)
 
 
 def _run(
-    suite: Suite, out: Path, options: Options, listen: Listen, work: Work, watch: Watch
+    suite: Suite, out: Path, options: RunOptions, listen: Listener, work: Work, watch: Watch
 ) -> None:
-    session = prepare(suite, out, options, watch)
+    session = load_evaluator(suite, out, options, watch)
     facts = {label: session.facts(label) for label in session.subjects}
     tasks = plan.tasks(suite, facts)
     if options.fresh:
@@ -122,27 +114,27 @@ def _run(
     for told in recovered.notes:
         listen(Event("note", told, 0.0))
     bounds = []
-    for bound in store.tasks(suite, session):
+    for bound in store.plan_certification(suite, session):
         watch.enter(Stage("load", f"model '{bound.model}', reading its layers", bound.model))
-        bounds.append(store.read(session, bound))
+        bounds.append(store.check_readable(session, bound))
     if recovered.pieces:
-        for sentence in resume_check.check(session, tasks, out, watch):
+        for sentence in resume_check.check_model(session, tasks, out, watch):
             listen(Event("note", sentence, 0.0))
     document = _document(suite, options, session, tasks, bounds)
     earlier = _earlier(out)
     document["probes"] = {} if options.fresh else earlier.get("probes", {})
     document["sessions"] = [*earlier.get("sessions", []), *document["sessions"]]
-    save(out, document)
+    write_manifest(out, document)
     there = recovered.pieces
-    wanted = pending_units(session, tasks, there, options.share, watch.lost)
+    wanted = plan_units(session, tasks, there, options.share, watch.lost)
     parts = weighed(session, wanted, watch)
     _forget_failures(out, tasks)
     document["sessions"][-1]["parts"] = len(parts)
     if parts and there:
         for sentence in environment.describe_mixed_versions(document["sessions"]):
             listen(Event("note", sentence, 0.0))
-    _tell(listen, decisions.loaded(session, options.device, out))
-    _tell(listen, decisions.divided(tasks, session, there, parts, options.share))
+    _tell(listen, decisions.describe_loaded_suite(session, options.device, out))
+    _tell(listen, decisions.describe_units(tasks, session, there, parts, options.share))
     listen(Event("start", suite.title, sum(part.work for part in parts)))
     for subject in session.subjects.values():
         for finding in subject.findings:
@@ -163,11 +155,11 @@ def _run(
     if options.share.number == 1:  # a model is probed once, whoever attacks it
         before = document["probes"]
         document["probes"] = probe_models(session, tasks, before, watch)
-        _tell(listen, decisions.probes(before, document["probes"]))
+        _tell(listen, decisions.describe_probes(before, document["probes"]))
     ledger.tell(session.reasons, session.notes)
     document["sessions"][-1]["finished"] = _now()
     document["sessions"][-1]["copies"] = {label: session.told(label) for label in session.subjects}
-    save(out, document)
+    write_manifest(out, document)
 
 
 def _forget_failures(out: Path, tasks: list[plan.Task]) -> None:
@@ -178,25 +170,25 @@ def _forget_failures(out: Path, tasks: list[plan.Task]) -> None:
         records.delete_failure(out, cell)
 
 
-def prepare(
-    suite: Suite, out: Path | None, options: Options, watch: Watch = UNWATCHED
+def load_evaluator(
+    suite: Suite, out: Path | None, options: RunOptions, watch: Watch = UNWATCHED
 ) -> Evaluator:
     """Load all that the suite names, to write into `out` if that is given; every mistake of the
     user's surfaces here.
 
     Raises: SuiteError in one sentence for each.
     """
-    device = loading.device(options.device)
+    device = loading.select_device(options.device)
     if out is not None:
         files.check_writable(out / "records")
-    data = loading.data(suite.data, suite.base, options.data_dir, options.limit)
+    data = loading.load_data(suite.data, suite.base, options.data_dir, options.limit)
     subjects, rows, unfit = {}, {}, {}
     notes: list[str] = []
     for entry in suite.models:
         watch.enter(Stage("load", f"model '{entry.label}', loading it", entry.label))
         try:
-            with streams.kept(notes.append, f"model '{entry.label}'"):
-                subject = loading.subject(
+            with streams.protect_streams(notes.append, f"model '{entry.label}'"):
+                subject = loading.load_model(
                     entry, suite.base, suite.seed, data, device, options.data_dir
                 )
                 sample = data.read(0, 1).to(device)
@@ -206,9 +198,9 @@ def prepare(
         except (SuiteError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a stranger's model, which may raise whatever it is asked
-            why = f"could not be made ready: {reason(error)}"
+            why = f"could not be made ready: {describe_failure(error)}"
             unfit[entry.label], rows[entry.label] = why, 0
-            subjects[entry.label] = checks.unfit(entry.label, reason(error))
+            subjects[entry.label] = checks.unfit(entry.label, describe_failure(error))
             continue
         subjects[entry.label] = subject
         for attack in suite.attacks:
@@ -248,7 +240,7 @@ def _certify(
     session: Evaluator,
     bounds: list[certified.CertificationTask],
     out: Path,
-    listen: Listen,
+    listen: Listener,
     share: Shard,
     watch: Watch,
 ) -> None:
@@ -258,8 +250,8 @@ def _certify(
         for number, task in enumerate(bounds)
         for at, (first, _) in enumerate(session.shards())
     }
-    missing = store.missing(session, bounds, out)
-    _tell(listen, decisions.certificates(bounds, missing))
+    missing = store.pending_chunks(session, bounds, out)
+    _tell(listen, decisions.describe_certificates(bounds, missing))
     for task, first, last in missing:
         if not places[task.identity, first]:
             continue
@@ -271,17 +263,17 @@ def _certify(
             session.clean_pass(task.model)
             watch.enter(Stage("certify", name, task.model, timed=False))
             listen(Event("begin", name, 0.0, about))
-            store.work(session, task, first, last, out)
+            store.certify_chunk(session, task, first, last, out)
         except (SuiteError, KeyboardInterrupt):
             raise
         except BaseException as error:  # a stranger's model: its certificates alone are missing
-            why = reason(error)
+            why = describe_failure(error)
             listen(Event("failed", f"{name}: {why}", 0.0, {**about, "reason": why}))
             continue
         listen(Event("done", name, 0.0, about))
 
 
-def _tell(listen: Listen, events: Iterator[Event]) -> None:
+def _tell(listen: Listener, events: Iterator[Event]) -> None:
     for event in events:
         listen(event)
 
@@ -289,7 +281,7 @@ def _tell(listen: Listen, events: Iterator[Event]) -> None:
 def _keep_clean(session: Evaluator, out: Path) -> None:
     """The first clean images, to be shown beside the adversarial ones."""
     first, last = session.shards()[0]
-    images = {session.data.fingerprint: first_few(session.data.read(first, last))}
+    images = {session.data.fingerprint: select_first_images(session.data.read(first, last))}
     write_images(out, CLEAN, images)
 
 
@@ -302,7 +294,7 @@ def _now() -> str:
 
 def _document(
     suite: Suite,
-    options: Options,
+    options: RunOptions,
     session: Evaluator,
     tasks: list[plan.Task],
     bounds: list[certified.CertificationTask],
@@ -381,7 +373,7 @@ def _earlier(out: Path) -> dict[str, Any]:
     return found if whole else {}
 
 
-def save(out: Path, document: dict[str, Any]) -> None:
+def write_manifest(out: Path, document: dict[str, Any]) -> None:
     """Write provenance.json. Raises: SuiteError if it cannot be written."""
     text = json.dumps(document, indent=1, ensure_ascii=False)
     files.write_atomic(out / "provenance.json", text.encode())

@@ -23,11 +23,11 @@ from bench.storage import records, schema
 from bench.storage.adversarial_images import AdversarialWriter
 from bench.suite import plan
 
-KEPT_IMAGES = 256
-KEPT_BYTES = 4 * 2**20
+STORED_IMAGES = 256
+STORED_BYTES = 4 * 2**20
 """Of each cell the adversarial images of the first examples are kept, for grids and
 cross-checks: at most so many, and so many bytes, but never fewer than KEPT_LEAST."""
-KEPT_LEAST = 5
+STORED_LEAST = 5
 STREAM_BYTES = 512 * 2**20
 """The adversarial images of one shard at so many eps are held at once, so that memory does not grow
 with the eps of a suite."""
@@ -46,7 +46,7 @@ class Event(NamedTuple):
     """What it is about, plain values under the names in `logs.KEYS`."""
 
 
-Listen = Callable[[Event], None]
+Listener = Callable[[Event], None]
 
 
 class WorkUnit(NamedTuple):
@@ -76,7 +76,7 @@ class WorkUnit(NamedTuple):
         }
 
 
-def pending_units(
+def plan_units(
     session: Evaluator,
     tasks: list[plan.Task],
     there: list[schema.Piece],
@@ -133,13 +133,13 @@ def _weigh(session: Evaluator, part: WorkUnit) -> WorkUnit:
     if session.why_unfit(part.task):
         return part
     try:
-        with streams.kept(session.notes.append, f"model '{part.task.source}'"):
+        with streams.protect_streams(session.notes.append, f"model '{part.task.source}'"):
             work = session.work(part.task)
         return part._replace(work=work * (part.last - part.first))
     except (SuiteError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a stranger's model
-        session.unfit[part.task.source] = f"could not be timed: {reason(error)}"
+        session.unfit[part.task.source] = f"could not be timed: {describe_failure(error)}"
         return part
 
 
@@ -169,36 +169,36 @@ def attempt(session: Evaluator, task: plan.Task, first: int, last: int) -> Itera
         return
     cells = tuple(cell.identity for cell in task.cells)
     try:
-        with streams.kept(session.notes.append, f"{task.model} · {task.entry.label}"):
+        with streams.protect_streams(session.notes.append, f"{task.model} · {task.entry.label}"):
             shard = session.shard(task, first, last)
     except (SuiteError, KeyboardInterrupt):  # the user's: an image that is none, or Ctrl-C
         raise
     except BaseException as error:  # a stranger's attack or model may do anything
         if task.linked or len(cells) == 1:
-            yield WorkResult(cells, reason=reason(error))
+            yield WorkResult(cells, reason=describe_failure(error))
             return
         session.reasons.append(
             f"{task.model} · {task.entry.label}: failed at {len(cells)} eps in one stream "
-            f"({reason(error)}), so each is tried alone"
+            f"({describe_failure(error)}), so each is tried alone"
         )
         for cell in cells:
             yield from attempt(session, task.only({cell}), first, last)
         return
     pairs = () if first else zip(cells, shard.x_adv, strict=True)
-    kept = {cell: first_few(images) for cell, images in pairs}
+    kept = {cell: select_first_images(images) for cell, images in pairs}
     every = dict(zip(cells, shard.x_adv, strict=True)) if session.keep else {}
     yield WorkResult(cells, frame=shard.frame, pieces=shard.pieces, images=kept, adversarial=every)
 
 
-def first_few(images: Tensor) -> Tensor:
+def select_first_images(images: Tensor) -> Tensor:
     """The first of some images (n, c, h, w): as many as are kept."""
     size = images[0].numel() * images.element_size()
-    return images[: max(KEPT_LEAST, min(KEPT_IMAGES, KEPT_BYTES // size))].clone()
+    return images[: max(STORED_LEAST, min(STORED_IMAGES, STORED_BYTES // size))].clone()
 
 
-def reason(error: BaseException) -> str:
+def describe_failure(error: BaseException) -> str:
     """One line for the table: what was raised, and the last place in the code that it passed."""
-    explained = determinism.explained(error)
+    explained = determinism.explain_nondeterminism(error)
     told = f"{type(error).__name__}: {explained}" if explained else describe(error)
     return f"{told} ({location(error)})"
 
@@ -206,7 +206,7 @@ def reason(error: BaseException) -> str:
 class ResultWriter:
     """Where outcomes are entered as they come: records onto disk, words to the listener."""
 
-    def __init__(self, out: Path, listen: Listen, quota: int = 0) -> None:
+    def __init__(self, out: Path, listen: Listener, quota: int = 0) -> None:
         """`quota`: bytes that all adversarial images together may take, where they are kept."""
         self.out = out
         self.listen = listen

@@ -15,7 +15,7 @@ from bench.core.errors import RobustnessWarning
 from bench.core.files import write_atomic
 from bench.datasets import image_files, inputs
 from bench.evaluation import metrics
-from bench.reporting.formats import many, percent
+from bench.reporting.formats.numbers import format_percent, format_plural
 from bench.storage import spreadsheet
 
 TOLD = 8
@@ -68,7 +68,7 @@ class RobustnessAssertion:
         if not spoilt and not short:
             return
         told = [
-            f"{level.where}: {many(level.violations, 'image')} broke the threat model, so the "
+            f"{level.where}: {format_plural(level.violations, 'image')} broke the threat model, so the "
             "robust accuracy is not to be relied on"
             for level in spoilt
         ]
@@ -126,11 +126,13 @@ def of_suite(suite: str, settings: dict[str, Any], folder: Path, note: Note) -> 
     found = api.run(suite, out=folder, **settings)
     if len(unfinished := found.unfinished()):
         cells = [f"{row.model} under {row.attack}: {row.reason}" for row in unfinished.itertuples()]
-        raise AssertionError(f"{many(len(cells), 'cell')} of {suite} failed: " + "; ".join(cells))
+        raise AssertionError(
+            f"{format_plural(len(cells), 'cell')} of {suite} failed: " + "; ".join(cells)
+        )
     broken = found.table.groupby(["model", "norm", "eps"])["violations"].sum()
     levels = [
         Level(
-            where=f"{row['model']} under the worst of {many(row['attacks'], 'attack')}, "
+            where=f"{row['model']} under the worst of {format_plural(row['attacks'], 'attack')}, "
             f"{row['norm']}, {row['goal']}, eps {row['eps']:g}",
             eps=row["eps"],
             robust=metrics.rate(row["robust_correct"], row["n"]),
@@ -158,7 +160,7 @@ def _reached(level: Level, confident: bool) -> float:
 
 
 def _interval(rate: metrics.Rate) -> str:
-    return f"{percent(rate.value)} [{percent(rate.low)}, {percent(rate.high)}]"
+    return f"{format_percent(rate.value)} [{format_percent(rate.low)}, {format_percent(rate.high)}]"
 
 
 def _missed(level: Level, wanted: float, confident: bool) -> str:
@@ -167,7 +169,7 @@ def _missed(level: Level, wanted: float, confident: bool) -> str:
     bound = "with 95 % confidence " if confident else ""
     told = (
         f"{level.where}: {k} of {n} examples are robust, {_interval(level.robust)}, "
-        f"expected at least {percent(wanted)} {bound}({level.clean_correct} are right unattacked)"
+        f"expected at least {format_percent(wanted)} {bound}({level.clean_correct} are right unattacked)"
     )
     if not len(level.fooled):
         return told
@@ -201,4 +203,4 @@ def _reported(suite: str, folder: Path) -> Path:
     from bench.analysis import results
     from bench.reporting import run_output
 
-    return run_output.write(results.read_results(folder), folder)
+    return run_output.write_run_output(results.read_results(folder), folder)

@@ -12,17 +12,17 @@ from bench.analysis import tables
 from bench.analysis.results import RunResults
 from bench.core import files
 from bench.evaluation.audit import symptoms
-from bench.evaluation.audit.findings import Unchecked
+from bench.evaluation.audit.findings import UncheckedSymptom
 from bench.reporting.plots import figures, transfer_matrix
 from bench.reporting.report import writer
 from bench.storage import fingerprint, spreadsheet
 from bench.storage.images import read_images
 
-SHOWN = 5
+EXAMPLES_SHOWN = 5
 """Examples in each row of an example grid."""
 
 
-def write(found: RunResults, folder: Path) -> Path:
+def write_run_output(found: RunResults, folder: Path) -> Path:
     """Write every table, plot and page of a run into its folder; returns the HTML page's path.
 
     Raises: SuiteError if the folder cannot be written.
@@ -32,8 +32,10 @@ def write(found: RunResults, folder: Path) -> Path:
         "crosscheck.csv": found.crosschecks,
         "comparisons.csv": found.comparisons,
         "worst.csv": found.worst,
-        "audit.csv": symptoms.frame(found.audit.signs),
-        "unchecked.csv": pd.DataFrame(found.audit.unchecked, columns=list(Unchecked._fields)),
+        "audit.csv": symptoms.to_frame(found.audit.signs),
+        "unchecked.csv": pd.DataFrame(
+            found.audit.unchecked, columns=list(UncheckedSymptom._fields)
+        ),
     }
     for name, some in (
         ("distances.csv", found.distances),
@@ -53,7 +55,7 @@ def write(found: RunResults, folder: Path) -> Path:
         folder / fingerprint.FILE, f"{fingerprint.records_hash(found.stored.frame)}\n".encode()
     )
     pictures = list(_pictures(found, folder))
-    drawn = figures.draw(
+    drawn = figures.draw_figures(
         found.table, pictures, folder, found.published, found.searches, found.certified.table
     )
     page, _ = writer.write_report(
@@ -61,7 +63,7 @@ def write(found: RunResults, folder: Path) -> Path:
         folder,
         notes=[
             *found.notes,
-            *transfer_matrix.hidden_gradients(found.table),
+            *transfer_matrix.find_hidden_gradients(found.table),
             *tables.describe_split_votes(found.table),
         ],
         provenance=_told(found.provenance),
@@ -105,7 +107,7 @@ def _pictures(found: RunResults, folder: Path) -> Iterator[figures.Picture]:
             continue
         rows = found.stored.frame.iloc[places[cell.identity]]
         seen = rows["example"] < min(len(kept[cell.identity]), len(clean))
-        for row in rows[rows["clean_correct"] & seen].head(SHOWN).to_dict("records"):
+        for row in rows[rows["clean_correct"] & seen].head(EXAMPLES_SHOWN).to_dict("records"):
             at = row["example"]
             yield figures.Picture(
                 model=cell.model,

@@ -89,6 +89,6 @@ def read_adversarial_images(folder: Path, cell: str) -> Iterator[tuple[range, Te
     """
     for path in sorted((folder / "records").glob("*.parquet")):
         pieces = [piece for piece in read_file_pieces(path) if piece.cell == cell]
-        images = sorted(path.parent.glob(f"{files.unhashed(path)}-*{ADVERSARIAL_SUFFIX}"))
+        images = sorted(path.parent.glob(f"{files.strip_hash(path)}-*{ADVERSARIAL_SUFFIX}"))
         if pieces and images:
             yield range(pieces[0].first, pieces[0].last), read_tensors(images[0])[cell]

@@ -148,7 +148,7 @@ def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 def _loaded_files(folder: Path) -> set[str]:
     """List the files in a folder from which the user's modules were loaded."""
-    found = (source_hash.file_of(module) for module in [*sys.modules.values()])
+    found = (source_hash.module_file(module) for module in [*sys.modules.values()])
     files = {file.resolve() for file in found if file is not None and source_hash.is_own(file)}
     return {f.relative_to(folder).as_posix() for f in files if f.is_relative_to(folder)}
 

@@ -209,7 +209,7 @@ def read_verified_bytes(path: Path) -> bytes:
         ) from error
     except OSError as error:
         raise DamagedError(path, error) from error
-    if not files.as_named(path, content):
+    if not files.matches_hash(path, content):
         raise DamagedError(path, "its hash is not the one in its name")
     return content
 

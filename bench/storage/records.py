@@ -21,12 +21,7 @@ from bench.core import files
 from bench.core.files import write_atomic
 from bench.storage.images import ADVERSARIAL_SUFFIX, CLEAN, read_tensors, write_images
 from bench.storage.images import SUFFIX as IMAGES_SUFFIX
-from bench.storage.reader import (
-    DamagedError,
-    read_failure,
-    read_file_pieces,
-    read_verified_bytes,
-)
+from bench.storage.reader import DamagedError, read_failure, read_file_pieces, read_verified_bytes
 from bench.storage.schema import COLUMNS, SCHEMA_VERSION, Piece
 
 _CERTIFICATES_SUFFIX = ".certificates"
@@ -169,7 +164,7 @@ def recover_records(folder: Path) -> Recovery:
     for path in sorted(place.glob("*")):
         try:
             if path.suffix == ".parquet":
-                recorded.setdefault(files.unhashed(path), []).extend(read_file_pieces(path))
+                recorded.setdefault(files.strip_hash(path), []).extend(read_file_pieces(path))
             elif path.suffix in _IMAGE_SUFFIXES:
                 read_tensors(path)
             elif path.suffix == _CERTIFICATES_SUFFIX:
@@ -180,13 +175,13 @@ def recover_records(folder: Path) -> Recovery:
             aside = files.set_aside(path)
             notes.append(f"{path}: {error.why}; set aside as {aside.name}, to be made again")
             if path.suffix in _IMAGE_SUFFIXES:
-                without_images.add(files.unhashed(path))
+                without_images.add(files.strip_hash(path))
     complete = recorded.keys() - without_images
     for path in place.glob("*"):
         # Records that are made again may have other images, on another device or version: those
         # of the earlier attempt must not be read with them.
-        stale = path.suffix in _IMAGE_SUFFIXES and files.unhashed(path) not in complete
-        if stale and files.unhashed(path) != CLEAN:
+        stale = path.suffix in _IMAGE_SUFFIXES and files.strip_hash(path) not in complete
+        if stale and files.strip_hash(path) != CLEAN:
             files.remove(path)
     pieces = [piece for name, some in recorded.items() if name in complete for piece in some]
     return Recovery(pieces, notes)

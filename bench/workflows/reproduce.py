@@ -18,7 +18,7 @@ from bench.core.errors import SuiteError
 from bench.engine import determinism
 from bench.evaluation import loading
 from bench.execution import sharding
-from bench.execution.runner import Options
+from bench.execution.options import RunOptions
 from bench.storage import environment, manifest
 from bench.storage.schema import select_columns
 from bench.suite.reader import parse
@@ -34,15 +34,15 @@ MACHINE = ("device", "device_name", "processor", "python", "platform", "cuda", "
 """What of an environment is compared beside the packages."""
 
 
-class Again(NamedTuple):
+class RepetitionPlan(NamedTuple):
     """What is to be run again, and what is known to be otherwise before it is."""
 
     suite: Suite
-    options: Options
+    options: RunOptions
     notes: list[str]
 
 
-class Twin(NamedTuple):
+class CellComparison(NamedTuple):
     """One cell of both runs."""
 
     place: Mapping[str, Any]
@@ -70,10 +70,10 @@ class Twin(NamedTuple):
         return f"{self.n} outcomes identical to the last bit"
 
 
-class Repeated(NamedTuple):
+class RunComparison(NamedTuple):
     """A run and its repetition, side by side."""
 
-    twins: list[Twin]
+    twins: list[CellComparison]
     apart: list[str]
     """A sentence on each model and attack that ended otherwise: failed, skipped, gone or new."""
     refusal: str
@@ -85,9 +85,9 @@ class Repeated(NamedTuple):
         return same and not self.apart
 
 
-def again(
+def plan_repetition(
     folder: Path, base: Path | None, device: str | None, data_dir: Path, command: str
-) -> Again:
+) -> RepetitionPlan:
     """The suite and the options of the last session in `folder`; `base` is where the files lie that
     the suite names, where that is not where they were.
 
@@ -118,20 +118,20 @@ def again(
             "and its device, and the defaults for the rest"
         )
         asked = {"limit": about["data"]["n"]}
-    options = Options(
+    options = RunOptions(
         device=device or session["environment"]["device"],
         limit=asked["limit"],
         batch_size=asked.get("batch_size"),
         copied=asked.get("copied", True),
         deterministic=asked.get("deterministic", False),
-        share=sharding.parse(asked.get("share", "1/1")),
+        share=sharding.parse_shard(asked.get("share", "1/1")),
         data_dir=data_dir,
         command=command,
     )
-    return Again(suite, options, notes)
+    return RepetitionPlan(suite, options, notes)
 
 
-def check_new(folder: Path, out: Path) -> None:
+def check_output_folder(folder: Path, out: Path) -> None:
     """Raises: SuiteError unless `out` is another folder than the run's, and is new or holds a
     repetition that was interrupted."""
     if out.resolve() == folder.resolve():
@@ -149,16 +149,16 @@ def check_new(folder: Path, out: Path) -> None:
 # --------------------------------------------------------------------------- what differs before
 
 
-def differences(folder: Path, options: Options) -> Iterator[str]:
+def list_environment_differences(folder: Path, options: RunOptions) -> Iterator[str]:
     """How the environment of the last session in `folder` differs from this one, a sentence each.
 
     Raises: SuiteError if the device is not there.
     """
     before = manifest.read_manifest(folder)[0]["sessions"][-1]
-    with determinism.enforced(options.deterministic):
+    with determinism.enforce_determinism(options.deterministic):
         then, now = (
             before["environment"],
-            environment.describe_environment(loading.device(options.device)),
+            environment.describe_environment(loading.select_device(options.device)),
         )
     after = {"environment": now, "requirements": environment.list_requirements()}
     for name in MACHINE:
@@ -185,7 +185,7 @@ def _versions(session: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str,
     }
 
 
-def renamed(first: RunResults, second: RunResults) -> Iterator[str]:
+def list_identity_changes(first: RunResults, second: RunResults) -> Iterator[str]:
     """What the two runs ask otherwise: models of another fingerprint, cells of another identity."""
     for label, model in first.provenance["models"].items():
         twin = second.provenance["models"].get(label)
@@ -205,18 +205,20 @@ def renamed(first: RunResults, second: RunResults) -> Iterator[str]:
 # --------------------------------------------------------------------------- what differs after
 
 
-def held_against(first: RunResults, second: RunResults) -> Repeated:
+def compare_repetition(first: RunResults, second: RunResults) -> RunComparison:
     """The repetition beside the run, cell by cell."""
     found = compare_runs.compare_runs(first, second)
     twins = (
         []
         if found.refusal
-        else [_twin(sides) for sides in compare_runs.pair_shared_cells(first, second)]
+        else [_compare_cell(sides) for sides in compare_runs.pair_shared_cells(first, second)]
     )
-    return Repeated(twins, [] if found.refusal else list(_apart(first, second)), found.refusal)
+    return RunComparison(
+        twins, [] if found.refusal else list(_list_apart(first, second)), found.refusal
+    )
 
 
-def _twin(sides: CellPair) -> Twin:
+def _compare_cell(sides: CellPair) -> CellComparison:
     a, b = sides.first, sides.second
     # Text is compared as text: its categories are those of a whole run, not of a cell.
     texts = [name for name in a.columns if not pd.api.types.is_numeric_dtype(a[name])]
@@ -225,10 +227,10 @@ def _twin(sides: CellPair) -> Twin:
     counted = pd.concat([a[name] != b[name] for name in OUTCOME], axis=1).any(axis=1)
     gaps = [(a[name] - b[name]).abs().max() for name in columns if name in MEASURED]
     farthest = float(pd.Series([0.0, *gaps]).max())  # where one has none, there is no distance
-    return Twin(sides.place, len(a), a.index[counted].tolist(), columns, farthest)
+    return CellComparison(sides.place, len(a), a.index[counted].tolist(), columns, farthest)
 
 
-def _apart(first: RunResults, second: RunResults) -> Iterator[str]:
+def _list_apart(first: RunResults, second: RunResults) -> Iterator[str]:
     """Cells that did not end alike."""
     here, there = compare_runs.index_statuses(first), compare_runs.index_statuses(second)
     for key in dict.fromkeys([*here, *there]):
@@ -240,7 +242,7 @@ def _apart(first: RunResults, second: RunResults) -> Iterator[str]:
             yield f"{cell.model} · {cell.attack} at eps {cell.eps_text}: {told}"
 
 
-def phrases(twins: Sequence[Twin]) -> Iterator[str]:
+def describe_cells(twins: Sequence[CellComparison]) -> Iterator[str]:
     """A sentence on each model and attack, those eps together that are alike in the same way."""
     groups: dict[tuple[str, str, str], list[str]] = {}
     for twin in twins:

@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 import pandas as pd
 import pytest
 import torch
+from bench.models.published_weights import WEIGHTS
 from safetensors.torch import load_file, save_file
 
 from bench import cli
 from bench.evaluation import metrics
-from bench.evaluation.loading import WEIGHTS
-from bench.execution import runner
+from bench.execution import options, runner
 from bench.storage import records
 from bench.storage.reader import read_records
 from bench.suite import reader
@@ -95,7 +95,7 @@ def run(home: Path) -> Callable[..., Path]:
         if not folder.exists():
             assert old in SUITE
             read = reader.parse(SUITE.replace(old, new, 1) if old else SUITE, name, home)
-            runner.run(read, folder, runner.Options(device="cpu", copied=False))
+            runner.run_suite(read, folder, options.RunOptions(device="cpu", copied=False))
         return folder
 
     return made
@@ -118,7 +118,7 @@ def flipped(before: Path, after: Path, attack: str, eps: float) -> list[int]:
     for folder in (before, after):
         frame = read_records(folder).frame
         own = frame[(frame["attack"] == attack) & (frame["eps"] == eps)]
-        sides.append(pd.Series(metrics.robust(own).to_numpy(), index=own["example"]))
+        sides.append(pd.Series(metrics.robust_examples(own).to_numpy(), index=own["example"]))
     return list(sides[0].index[sides[0] & ~sides[1]])
 
 

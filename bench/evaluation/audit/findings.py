@@ -13,17 +13,17 @@ import pandas as pd
 from bench.core.errors import RecordError
 from bench.evaluation import metrics
 from bench.evaluation.audit import checks, probes, symptoms
-from bench.evaluation.audit.evidence import Run
-from bench.evaluation.audit.symptoms import Sign
+from bench.evaluation.audit.evidence import AttackedCell
+from bench.evaluation.audit.symptoms import ObservedSymptom
 from bench.storage.reader import StoredRecords
 from bench.suite.plan import Cell
 
-DRAWN = "the model answers at random, so a success may go whenever it is asked again"
-UNPROBED = "the model was probed before bench looked for it"
-UNTRACED = "no iterated gradient attack of bench's own, untargeted, was run"
+RANDOM_MODEL = "the model answers at random, so a success may go whenever it is asked again"
+NOT_PROBED = "the model was probed before bench looked for it"
+NOT_TRACED = "no iterated gradient attack of bench's own, untargeted, was run"
 
 
-class Unchecked(NamedTuple):
+class UncheckedSymptom(NamedTuple):
     """A sign that was not looked for on a model, and why."""
 
     model: str
@@ -35,11 +35,11 @@ class Audit(NamedTuple):
     """The signs found, model by model, and those that were not looked for."""
 
     models: list[str]
-    signs: list[Sign]
-    unchecked: list[Unchecked]
+    signs: list[ObservedSymptom]
+    unchecked: list[UncheckedSymptom]
 
 
-def audit(
+def audit_run(
     plan: Sequence[Cell],
     table: pd.DataFrame,
     stored: StoredRecords,
@@ -52,20 +52,24 @@ def audit(
     Raises: RecordError if `probed` is damaged.
     """
     finished = set(table["cell"][(table["status"] == "ok") & (table["eps"] > 0)])
-    runs = list(_runs([cell for cell in plan if cell.identity in finished], stored))
+    runs = list(_attacked_cells([cell for cell in plan if cell.identity in finished], stored))
     models = list(dict.fromkeys(cell.model for cell in plan))
-    found: list[Sign] = []
-    unchecked: list[Unchecked] = []
+    found: list[ObservedSymptom] = []
+    unchecked: list[UncheckedSymptom] = []
     for model in models:
         own = [run for run in runs if run.cell.model == model]
-        told, missing = _told(model, probed.get(model))
-        found += [sign for sign in told if not _cared_for(sign, own)]
-        drawn = model in random or symptoms.UNSTABLE.name in {sign.name for sign in told}
-        found += _not_finite(table[table["model"] == model])
-        looked = {kind.name for kind in (*probes.PROBED, *probes.TRACED)} - set(missing)
+        told, missing = _read_probes(model, probed.get(model))
+        found += [sign for sign in told if not _is_remedied(sign, own)]
+        drawn = model in random or symptoms.UNSTABLE_PREDICTIONS.name in {
+            sign.name for sign in told
+        }
+        found += _find_nonfinite(table[table["model"] == model])
+        looked = {kind.name for kind in (*probes.MODEL_SYMPTOMS, *probes.TRACE_SYMPTOMS)} - set(
+            missing
+        )
         for name, (check, why) in checks.CHECKS.items():
-            if name == symptoms.SILENT.name and drawn:
-                missing[name] = DRAWN
+            if name == symptoms.SILENT_SUCCESS.name and drawn:
+                missing[name] = RANDOM_MODEL
                 continue
             seen = check(own, runs)
             found += seen or []
@@ -73,18 +77,18 @@ def audit(
                 missing.pop(name, None)
             elif name not in looked:
                 missing[name] = why
-        unchecked += [Unchecked(model, name, why) for name, why in missing.items()]
+        unchecked += [UncheckedSymptom(model, name, why) for name, why in missing.items()]
     return Audit(models, found, unchecked)
 
 
-def _not_finite(table: pd.DataFrame) -> Iterator[Sign]:
+def _find_nonfinite(table: pd.DataFrame) -> Iterator[ObservedSymptom]:
     """The cells of one model whose attack met gradients with entries that were not finite. Which
     examples these were is not kept."""
     if "nonfinite_gradients" not in table.columns:
         return
     for row in table[table["nonfinite_gradients"].fillna(0) > 0].to_dict("records"):
         count, n = int(row["nonfinite_examples"]), int(row["attacked"])
-        yield Sign(
+        yield ObservedSymptom(
             name=symptoms.NO_GRADIENT.name,
             model=str(row["model"]),
             attack=str(row["attack"]),
@@ -99,31 +103,33 @@ def _not_finite(table: pd.DataFrame) -> Iterator[Sign]:
         )
 
 
-def _runs(plan: Sequence[Cell], stored: StoredRecords) -> Iterator[Run]:
+def _attacked_cells(plan: Sequence[Cell], stored: StoredRecords) -> Iterator[AttackedCell]:
     places = stored.row_positions()
     for cell in plan:
         records = stored.frame.iloc[places[cell.identity]].set_index("example")
         attacked = records[records["attacked"]]
         if len(attacked):
-            yield Run(cell, metrics.fooled(attacked), attacked)
+            yield AttackedCell(cell, metrics.fooled_examples(attacked), attacked)
 
 
-def _told(model: str, probed: Any) -> tuple[list[Sign], dict[str, str]]:
+def _read_probes(model: str, probed: Any) -> tuple[list[ObservedSymptom], dict[str, str]]:
     """What the probes of one model found, and what they did not look for, with the reason."""
-    everything = [kind.name for kind in (*probes.TRACED, *probes.PROBED)]
+    everything = [kind.name for kind in (*probes.TRACE_SYMPTOMS, *probes.MODEL_SYMPTOMS)]
     if probed is None:
         return [], dict.fromkeys(everything, "the model was not probed")
     try:
         if probed["failed"]:
             return [], dict.fromkeys(everything, f"the probes failed: {probed['failed']}")
-        told = [symptoms.read(each) for each in probed["signs"]]
-        missing = {} if probed["traced"] else {kind.name: UNTRACED for kind in probes.TRACED}
+        told = [symptoms.from_json(each) for each in probed["signs"]]
+        missing = (
+            {} if probed["traced"] else {kind.name: NOT_TRACED for kind in probes.TRACE_SYMPTOMS}
+        )
         # An earlier bench did not write what it looked for, and looked for all but the last.
         unseen = set(everything) - set(probed.get("looked", everything[:-1]))
-        missing |= dict.fromkeys(unseen, probed.get("unlooked", UNPROBED))
-        vague = [sign.name for sign in told if sign.name in probes.VAGUE]
+        missing |= dict.fromkeys(unseen, probed.get("unlooked", NOT_PROBED))
+        vague = [sign.name for sign in told if sign.name in probes.NOISY_OUTPUTS]
         if vague:
-            missing[symptoms.WRONG.name] = f"no slope can be measured: {vague[0]}"
+            missing[symptoms.WRONG_GRADIENT.name] = f"no slope can be measured: {vague[0]}"
         return told, missing
     except (KeyError, TypeError) as error:
         raise RecordError(
@@ -132,8 +138,8 @@ def _told(model: str, probed: Any) -> tuple[list[Sign], dict[str, str]]:
         ) from error
 
 
-def _cared_for(sign: Sign, runs: Sequence[Run]) -> bool:
+def _is_remedied(sign: ObservedSymptom, runs: Sequence[AttackedCell]) -> bool:
     """Whether what a random model needs was done: attacks that average, predictions that vote."""
     cells = [run.cell for run in runs if run.white]
     cared = all(cell.samples > 1 and cell.predictions > 1 for cell in cells)
-    return sign.name == symptoms.UNSTABLE.name and bool(cells) and cared
+    return sign.name == symptoms.UNSTABLE_PREDICTIONS.name and bool(cells) and cared

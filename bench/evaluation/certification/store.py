@@ -38,16 +38,16 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 SUFFIX = "certificates"
-ASKED = 16
+PROBE_IMAGES = 16
 """Images on which the layers must answer as the net does."""
-ROUNDED = 2.0**-24
+DISTANCE_ROUNDING = 2.0**-24
 """What a distance measured in float32 between two images may fall short of the true one."""
 
 
 # ---------------------------------------------------------------------------------------- planning
 
 
-def tasks(suite: Suite, session: Evaluator) -> list[CertificationTask]:
+def plan_certification(suite: Suite, session: Evaluator) -> list[CertificationTask]:
     """What the suite wants certified, model by model; nothing unless it says so."""
     radii = {eps.value: eps.text for entry in suite.attacks if entry.norm == "linf"
              for eps in entry.eps if eps.value > 0}  # fmt: skip
@@ -59,14 +59,15 @@ def tasks(suite: Suite, session: Evaluator) -> list[CertificationTask]:
             eps=eps,
             eps_texts=tuple(radii[value] for value in eps),
             identity=_identity(subject, session, method, eps),
-            reason=_cannot(session, label) or ("" if eps else "no attack of the suite is in L-inf"),
+            reason=_unfit_reason(session, label)
+            or ("" if eps else "no attack of the suite is in L-inf"),
         )
         for label, subject in session.subjects.items()
         for method in suite.certify
     ]
 
 
-def _cannot(session: Evaluator, label: str) -> str:
+def _unfit_reason(session: Evaluator, label: str) -> str:
     """Why a model's layers cannot even be looked at; "" if they can."""
     return f"the model {session.unfit[label]}" if label in session.unfit else ""
 
@@ -89,11 +90,11 @@ def _identity(
 # ----------------------------------------------------------------------------------------- working
 
 
-def missing(
+def pending_chunks(
     session: Evaluator, wanted: Sequence[CertificationTask], out: Path
 ) -> list[tuple[CertificationTask, int, int]]:
     """The shards (task, first, last) that are not on disk yet."""
-    done = {(about["identity"], about["first"]) for about, _ in stored(out)}
+    done = {(about["identity"], about["first"]) for about, _ in read_certificates(out)}
     return [
         (task, first, last)
         for task in wanted
@@ -102,7 +103,7 @@ def missing(
     ]
 
 
-def read(session: Evaluator, task: CertificationTask) -> CertificationTask:
+def check_readable(session: Evaluator, task: CertificationTask) -> CertificationTask:
     """The task with the reason why its model has no bounds, if that is so."""
     if task.reason:
         return task
@@ -113,7 +114,9 @@ def read(session: Evaluator, task: CertificationTask) -> CertificationTask:
     return task
 
 
-def work(session: Evaluator, task: CertificationTask, first: int, last: int, out: Path) -> None:
+def certify_chunk(
+    session: Evaluator, task: CertificationTask, first: int, last: int, out: Path
+) -> None:
     """Certify the examples first..last-1 and keep the outcome.
 
     Raises: SuiteError if the disk is full or the folder cannot be written.
@@ -127,14 +130,16 @@ def work(session: Evaluator, task: CertificationTask, first: int, last: int, out
         started = time.perf_counter()
         margin = torch.full_like(labels, torch.nan, dtype=torch.float64)
         if alive.any():
-            inside = bounds.region(x[alive], crafting.allowed(eps) + ROUNDED)
+            inside = bounds.input_region(
+                x[alive], crafting.allowed_distance(eps) + DISTANCE_ROUNDING
+            )
             with torch.no_grad():
-                margin[alive] = bounds.certificates(net, inside, labels[alive], task.method)
+                margin[alive] = bounds.certified_margins(net, inside, labels[alive], task.method)
         alive = margin > 0  # not a number is not above 0
         columns.append(margin)
         seconds.append(time.perf_counter() - started)
     frame = pd.concat(
-        [_outcomes(task, value, margin, right, first) for value, margin
+        [_to_frame(task, value, margin, right, first) for value, margin
          in zip(task.eps, columns, strict=True)],
         ignore_index=True,
     )  # fmt: skip
@@ -143,7 +148,7 @@ def work(session: Evaluator, task: CertificationTask, first: int, last: int, out
     _write(out, about, frame)
 
 
-def _outcomes(
+def _to_frame(
     task: CertificationTask, eps: float, margin: Tensor, right: Tensor, first: int
 ) -> pd.DataFrame:
     """One row per example; `margin` is not a number where nothing was tried."""
@@ -168,8 +173,8 @@ def _layers(session: Evaluator, model: str) -> tuple[Layer, ...]:
     subject = session.subjects[model]
     if subject.random:
         raise network.UnreadableError("it answers at random")
-    sample = session.data.read(0, min(session.data.n, ASKED)).to(session.device)
-    return network.doubled(subject.model, sample)
+    sample = session.data.read(0, min(session.data.n, PROBE_IMAGES)).to(session.device)
+    return network.read_network_in_double(subject.model, sample)
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -192,7 +197,7 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def stored(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
+def read_certificates(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """What each file says of itself, and its outcomes.
 
     Raises: RecordError naming a file that is damaged or newer than this bench.

@@ -24,9 +24,9 @@ from pydantic import ByteSize
 from bench.core import lock, validation
 from bench.core.errors import SuiteError
 from bench.evaluation.stages import Stage
-from bench.execution import runner
+from bench.execution import options as runner
 from bench.execution.backends.worker import DONE, Orders, run_for
-from bench.execution.work import Event, Listen
+from bench.execution.events import Event, Listener
 from bench.storage import records
 from bench.suite.schema import Suite
 
@@ -48,7 +48,7 @@ class Limits(NamedTuple):
     """Most bytes that the child's pages may take (resident), PyTorch's own among them."""
 
 
-def limits(isolate: bool, seconds: float | None, memory: str | None) -> Limits | None:
+def parse_limits(isolate: bool, seconds: float | None, memory: str | None) -> Limits | None:
     """What the user asked for; None if the run need not be isolated. A limit asks for it.
 
     >>> limits(False, None, "1.5 GiB")
@@ -74,7 +74,9 @@ class _Death(NamedTuple):
     why: str
 
 
-def run(suite: Suite, out: Path, options: runner.Options, listen: Listen, limits: Limits) -> None:
+def run(
+    suite: Suite, out: Path, options: runner.RunOptions, listen: Listener, limits: Limits
+) -> None:
     """As `runner.run`, in a process of its own.
 
     Raises: SuiteError as there, where a model does not survive being loaded, and where a limit
@@ -83,7 +85,7 @@ def run(suite: Suite, out: Path, options: runner.Options, listen: Listen, limits
     """
     if limits.memory is not None and not Path("/proc/self/statm").is_file():
         raise SuiteError("--memory-limit needs /proc, which this system has not; leave it out")
-    with lock.held(out, lambda told: listen(Event("note", told, 0.0))):
+    with lock.hold_lock(out, lambda told: listen(Event("note", told, 0.0))):
         told = _Teller(listen)
         orders = Orders(
             suite.text, suite.base, out, options, torch.get_num_threads(),
@@ -94,7 +96,7 @@ def run(suite: Suite, out: Path, options: runner.Options, listen: Listen, limits
             orders = _after(death, orders, again, told.listen)
 
 
-def _after(death: _Death, orders: Orders, again: set[frozenset[str]], listen: Listen) -> Orders:
+def _after(death: _Death, orders: Orders, again: set[frozenset[str]], listen: Listener) -> Orders:
     """What the next child is told, once the user knows and the failures are noted.
 
     Raises: SuiteError if the run cannot do without what the child died of.
@@ -131,7 +133,7 @@ def _after(death: _Death, orders: Orders, again: set[frozenset[str]], listen: Li
 class _Teller:
     """Hands on what children say, as if there were one."""
 
-    def __init__(self, listen: Listen) -> None:
+    def __init__(self, listen: Listener) -> None:
         self.listen = listen
         self._said: set[tuple[str, str]] = set()
         self._begun, self._ahead = False, 0.0
@@ -153,7 +155,7 @@ class _Teller:
 # ----------------------------------------------------------------------------------- the watcher
 
 
-def _life(orders: Orders, limits: Limits, hear: Listen) -> _Death | None:
+def _life(orders: Orders, limits: Limits, hear: Listener) -> _Death | None:
     """Start a child and watch it; None if it came to its end.
 
     Raises: SuiteError and RecordError as the child did; RuntimeError with the trace of a bug.
@@ -173,7 +175,7 @@ def _life(orders: Orders, limits: Limits, hear: Listen) -> _Death | None:
 
 
 def _watched(
-    child: "BaseProcess", pipe: Connection, beats: Any, limits: Limits, hear: Listen
+    child: "BaseProcess", pipe: Connection, beats: Any, limits: Limits, hear: Listener
 ) -> _Death | None:
     stage = Stage("load", "loading the suite", timed=False)
     parts, most, seen, since = 0, 0, 0, time.monotonic()

@@ -9,13 +9,14 @@ import re
 
 import pandas as pd
 
-from bench.reporting.formats import Export, absent, words
+from bench.reporting.formats.exports import ExportFormat
+from bench.reporting.formats.numbers import format_text, is_missing
 from bench.storage.spreadsheet import guard_formula
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
-def content(rows: pd.DataFrame) -> bytes:
+def to_csv(rows: pd.DataFrame) -> bytes:
     """UTF-8, commas, a line per row; floats with the digits that give the same float back."""
     texts = [name for name in rows if not pd.api.types.is_numeric_dtype(rows[name])]
     safe = rows.copy()
@@ -27,13 +28,13 @@ def content(rows: pd.DataFrame) -> bytes:
 
 
 def _safe(value: object) -> object:
-    if absent(value):
+    if is_missing(value):
         return ""
     if not isinstance(value, str):
         return value
     # A tab or a carriage return starts a formula in some programs and a line in others.
-    text = words(value) if _CONTROL.search(value) else value
+    text = format_text(value) if _CONTROL.search(value) else value
     return guard_formula(text)
 
 
-EXPORT = Export(suffix=".csv", content=content)
+CSV = ExportFormat(suffix=".csv", content=to_csv)

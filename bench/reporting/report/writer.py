@@ -19,24 +19,35 @@ import pandas as pd
 from bench.analysis.columns import BY_NAME
 from bench.analysis.results import RunResults
 from bench.core.files import write_atomic
-from bench.reporting import formats
-from bench.reporting.formats import (
+from bench.reporting.formats import markdown, numbers
+from bench.reporting.formats import numbers as formats_numbers
+from bench.reporting.formats.numbers import (
     DASH,
-    absent,
-    eps_names,
-    many,
-    markdown,
-    number,
-    percent,
-    rate,
-    words,
+    format_number,
+    format_percent,
+    format_plural,
+    format_rate,
+    format_text,
+    is_missing,
+    map_eps_texts,
 )
 from bench.reporting.plots.figures import Plot
-from bench.reporting.report import audit_view, certified_view, pairwise_view, views
+from bench.reporting.report import (
+    accuracy_views,
+    audit_view,
+    certified_view,
+    crosscheck_views,
+    min_norm_views,
+    pairwise_view,
+    problem_views,
+    reference_views,
+    transfer_views,
+    views,
+)
 from bench.reporting.report.views import View
 
-LARGEST_SVG = 400_000  # bytes; above it (photographs inside) the PNG is smaller and as sharp
-COUNTING = (
+MAX_SVG_BYTES = 400_000  # bytes; above it (photographs inside) the PNG is smaller and as sharp
+COUNTING_RULES = (
     "n is the number of examples of a cell, those included that the model gets wrong already "
     "without attack. Such an example is not attacked, and it is not robust.",
     "Clean accuracy is the number correct before the attack, of n. Robust accuracy is the number "
@@ -88,37 +99,39 @@ def write_report(
     Raises:
         SuiteError: The folder cannot be written.
     """
-    table, names = found.table, eps_names(found.table)
+    table, names = found.table, map_eps_texts(found.table)
     crosschecks, comparisons, worst = found.crosschecks, found.comparisons, found.worst
-    checks = views.crosscheck_rows(crosschecks, names)
+    checks = crosscheck_views.tabulate_pair_details(crosschecks, names)
     context: dict[str, Any] = {
-        "title": words(found.provenance["suite"]["title"]),
+        "title": format_text(found.provenance["suite"]["title"]),
         "summary": _summary(table, provenance),
         "outcome": _outcome(table),
-        "violations": views.violations(found.violations, names),
-        "excluded": views.excluded(table, names),
-        "caveats": views.caveats(table, names),
-        "audit": audit_view.told(found.audit, names),
-        "notes": list(dict.fromkeys(map(words, notes))),
-        "certified": certified_view.told(found.certified, worst, names),
-        "worst": views.worst_pivots(worst, table, names),
-        "worst_rows": views.worst_rows(worst, table, names),
-        "headline": views.headline(table, names),
-        "rankings": views.rankings(found.distances),
-        "compared": pairwise_view.summary(comparisons),
-        "differences": pairwise_view.differences(comparisons, names),
-        "sentences": pairwise_view.sentences(comparisons, names),
-        "seeds": pairwise_view.seeds(found.seeds, names),
-        "published": views.published(found.published, names),
-        "transfers": views.transfers(table),
-        "sizes": views.sizes(table),
-        "verdicts": views.verdict_sentence(crosschecks),
-        "pairs": views.crosscheck_pairs(crosschecks),
-        "explained": views.explained(found.explanations),
-        "unexplained": views.unexplained(crosschecks, found.explanations, names),
+        "violations": problem_views.list_violations(found.violations, names),
+        "excluded": problem_views.list_excluded_cells(table, names),
+        "caveats": problem_views.list_caveats(table, names),
+        "audit": audit_view.build_audit_views(found.audit, names),
+        "notes": list(dict.fromkeys(map(format_text, notes))),
+        "certified": certified_view.build_certified_view(found.certified, worst, names),
+        "worst": accuracy_views.tabulate_worst_case(worst, table, names),
+        "worst_rows": accuracy_views.tabulate_worst_case_counts(worst, table, names),
+        "headline": accuracy_views.tabulate_attacks(table, names),
+        "rankings": min_norm_views.rank_searches(found.distances),
+        "compared": pairwise_view.summarize_comparisons(comparisons),
+        "differences": pairwise_view.tabulate_differences(comparisons, names),
+        "sentences": pairwise_view.list_differences(comparisons, names),
+        "seeds": pairwise_view.tabulate_seeds(found.seeds, names),
+        "published": reference_views.tabulate_references(found.published, names),
+        "transfers": transfer_views.tabulate_transfers(table),
+        "sizes": transfer_views.tabulate_perturbation_sizes(table),
+        "verdicts": crosscheck_views.summarize_verdicts(crosschecks),
+        "pairs": crosscheck_views.tabulate_pairs(crosschecks),
+        "explained": crosscheck_views.list_explanations(found.explanations),
+        "unexplained": crosscheck_views.list_explain_commands(
+            crosschecks, found.explanations, names
+        ),
         "checks": [(view, _differs(view)) for view in checks],
         "full": _full(table, names),
-        "counting": COUNTING,
+        "counting": COUNTING_RULES,
         "provenance": _provenance(provenance),
         "regenerate": found.provenance["sessions"][-1]["command"].strip(),
         "figures": [_figure(plot, folder) for plot in plots],
@@ -144,23 +157,25 @@ def _environments() -> tuple[jinja2.Environment, jinja2.Environment]:
     html = jinja2.Environment(autoescape=True, **settings)
     text = jinja2.Environment(autoescape=False, finalize=markdown.escape, **settings)
     text.filters["table"] = _markdown_table
-    text.filters["fenced"] = markdown.fenced
+    text.filters["fenced"] = markdown.format_code_block
     # inside <summary> GitHub reads HTML, not Markdown
-    text.filters["html"] = lambda value: markdown.Ready(markupsafe.escape(words(value)))
+    text.filters["html"] = lambda value: markdown.MarkdownText(
+        markupsafe.escape(format_text(value))
+    )
     return html, text
 
 
-def _markdown_table(view: View) -> markdown.Ready:
+def _markdown_table(view: View) -> markdown.MarkdownText:
     body = markdown.FORMAT.render(view.frame, view.caption)
     notes = [f"- [{k}] {markdown.escape(note)}" for k, note in enumerate(view.notes, 1)]
-    return markdown.Ready("\n".join([body, "", *notes] if notes else [body]))
+    return markdown.MarkdownText("\n".join([body, "", *notes] if notes else [body]))
 
 
 def _summary(table: pd.DataFrame, provenance: Mapping[str, Any]) -> str:
     """Suite, size, device and day in one line, as far as they are known."""
     sizes = sorted({int(n) for n in table["n"].dropna()})
     size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}" if sizes else ""
-    suites = ", ".join(words(suite) for suite in dict.fromkeys(table["suite"]))
+    suites = ", ".join(format_text(suite) for suite in dict.fromkeys(table["suite"]))
     device = _fact(provenance, "device_name") or _fact(provenance, "device")
     device = device or ", ".join(dict.fromkeys(table["device"].dropna().astype(str)))
     day = _fact(provenance, "date", "started", "finished", "created", "time")
@@ -174,8 +189,8 @@ def _fact(facts: Mapping[str, Any], *names: str) -> str:
         value = facts.get(name)
         if isinstance(value, (date, datetime)):
             return value.isoformat()
-        if isinstance(value, str) and not absent(value):
-            return words(value)
+        if isinstance(value, str) and not is_missing(value):
+            return format_text(value)
     inner = (_fact(value, *names) for value in facts.values() if isinstance(value, Mapping))
     return next(filter(None, inner), "")
 
@@ -184,7 +199,9 @@ def _outcome(table: pd.DataFrame) -> str:
     told = [str(status) for status in table["status"]]
     order = dict.fromkeys(["ok", "failed", "skipped", *told])
     parts = [f"{told.count(status)} {status}" for status in order if status in told]
-    return f"{many(len(told), 'cell')}: {', '.join(parts)}." if told else "No cell was run."
+    return (
+        f"{format_plural(len(told), 'cell')}: {', '.join(parts)}." if told else "No cell was run."
+    )
 
 
 def _differs(view: View) -> bool:
@@ -193,12 +210,12 @@ def _differs(view: View) -> bool:
 
 
 def _figure(plot: Plot, folder: Path) -> dict[str, Any]:
-    svg = plot.svg.stat().st_size <= LARGEST_SVG
+    svg = plot.svg.stat().st_size <= MAX_SVG_BYTES
     data = (plot.svg if svg else plot.png).read_bytes()
     kind = "svg+xml" if svg else "png"
     return {
         "name": plot.name,
-        "caption": words(plot.caption),
+        "caption": format_text(plot.caption),
         "source": f"data:image/{kind};base64,{base64.b64encode(data).decode()}",
         "path": Path(os.path.relpath(plot.png, folder)).as_posix(),
         "is_grid": plot.name.startswith("examples-"),
@@ -208,11 +225,11 @@ def _figure(plot: Plot, folder: Path) -> dict[str, Any]:
 def _full(table: pd.DataFrame, names: Mapping[float, str]) -> View:
     """Every cell and every column, by the names of table.csv; long caveats stand elsewhere."""
     columns = [name for name in table.columns if name not in ("eps_text", "caveats")]
-    lines = [[field(name, row, names) for name in columns] for row in views.records(table)]
+    lines = [[format_field(name, row, names) for name in columns] for row in views.to_rows(table)]
     return View("", columns, lines)
 
 
-def field(name: str, row: views.Row, names: Mapping[float, str]) -> str:
+def format_field(name: str, row: views.Row, names: Mapping[float, str]) -> str:
     """Format one column of a row of table.csv for readers.
 
     Args:
@@ -226,35 +243,41 @@ def field(name: str, row: views.Row, names: Mapping[float, str]) -> str:
     value, column = row[name], BY_NAME.get(name)
     match column.format if column else "":
         case "rate" if column:
-            return rate(row[column.count_column], row["n"], None, None)
+            return format_rate(row[column.count_column], row["n"], None, None)
         case "eps":
-            return views.eps_name(value, names)
+            return formats_numbers.format_eps(value, names)
         case "percent":
-            return percent(value)
+            return format_percent(value)
         case "seconds":
-            return formats.seconds(value)
+            return numbers.format_seconds(value)
         case "factor":
-            return formats.factor(value)
-    if isinstance(value, float) and not absent(value):
-        return views.whole(value) if value.is_integer() else number(value)
-    return words(value)
+            return numbers.format_factor(value)
+    if isinstance(value, float) and not is_missing(value):
+        return formats_numbers.format_whole(value) if value.is_integer() else format_number(value)
+    return format_text(value)
 
 
 def _provenance(facts: Mapping[str, Any]) -> View:
     """Nested facts as a list of dotted names and values, in the order given."""
-    return View("", ["fact", "value"], [[name, value] for name, value in flat("", facts)])
+    return View("", ["fact", "value"], [[name, value] for name, value in flatten_facts("", facts)])
 
 
-def flat(prefix: str, value: Any) -> list[tuple[str, str]]:
+def flatten_facts(prefix: str, value: Any) -> list[tuple[str, str]]:
     """Nested facts as (dotted name, value), in the order given."""
     if isinstance(value, Mapping):
         return [
             line
             for key, inner in value.items()
-            for line in flat(f"{prefix}.{words(key)}" if prefix else words(key), inner)
+            for line in flatten_facts(
+                f"{prefix}.{format_text(key)}" if prefix else format_text(key), inner
+            )
         ]
     if isinstance(value, (list, tuple)):
         if any(isinstance(inner, Mapping) for inner in value):
-            return [line for k, inner in enumerate(value) for line in flat(f"{prefix}.{k}", inner)]
-        return [(prefix, ", ".join(map(words, value)) or DASH)]
-    return [(prefix, words(value))]
+            return [
+                line
+                for k, inner in enumerate(value)
+                for line in flatten_facts(f"{prefix}.{k}", inner)
+            ]
+        return [(prefix, ", ".join(map(format_text, value)) or DASH)]
+    return [(prefix, format_text(value))]

@@ -12,24 +12,25 @@ import pandas as pd
 
 from bench.analysis.pairwise import WORST_CASE
 from bench.core.files import slug
-from bench.evaluation.metrics import SIGNIFICANT
-from bench.reporting.formats import (
+from bench.evaluation.metrics import SIGNIFICANCE_LEVEL
+from bench.reporting.formats.numbers import (
     DASH,
-    Bold,
-    Table,
-    absent,
-    eps_names,
-    interval,
-    many,
-    percent,
-    rate,
-    words,
+    format_eps,
+    format_interval,
+    format_norm,
+    format_percent,
+    format_plural,
+    format_rate,
+    format_text,
+    is_missing,
+    map_eps_texts,
 )
-from bench.reporting.report.views import Footnotes, Row, eps_name, groups, norm_name, records
+from bench.reporting.formats.tables import Bold, PaperTable
+from bench.reporting.report.views import Footnotes, Row, group_rows, to_rows
 from bench.reporting.site import table_notes
 from bench.reporting.site.sources import PublishedRun
 
-COLUMNS, LINES = 6, 20
+MAX_COLUMNS, MAX_ROWS = 6, 20
 """A table with more columns of figures, or more lines, than a page holds is cut into several."""
 TARGETED = "targeted"
 
@@ -46,58 +47,58 @@ class Grid(NamedTuple):
     bold: set[tuple[str, str]]
 
 
-class Tests(NamedTuple):
+class PairedTests(NamedTuple):
     """The corrected p-values of a run's comparisons, by what was compared where."""
 
     p_values: Mapping[tuple[Any, ...], float]
 
     def told_apart(self, *place: Any) -> bool:
         """Whether two sides are known to differ: a pair that was not tested is not."""
-        return self.p_values.get(place, 1.0) <= SIGNIFICANT
+        return self.p_values.get(place, 1.0) <= SIGNIFICANCE_LEVEL
 
 
-def tables(gathered: Sequence[PublishedRun]) -> list[Table]:
+def build_tables(gathered: Sequence[PublishedRun]) -> list[PaperTable]:
     """All tables of all runs, in the order of the runs and of their suites."""
     taken: set[str] = set()
     return [_named(table, taken) for run in gathered for table in _of_run(run)]
 
 
-def _of_run(run: PublishedRun) -> Iterable[Table]:
+def _of_run(run: PublishedRun) -> Iterable[PaperTable]:
     """Per norm and goal: each model under all attacks, then all models at each eps."""
-    names, tests = eps_names(run.found.table), _tests(run.found.comparisons)
-    planned = [row for row in records(run.found.table) if row["eps"] > 0]
-    together = [row for row in records(run.found.worst) if row["eps"] > 0]
-    for (norm, goal), rows in groups(planned, "norm", "goal").items():
+    names, tests = map_eps_texts(run.found.table), _tests(run.found.comparisons)
+    planned = [row for row in to_rows(run.found.table) if row["eps"] > 0]
+    together = [row for row in to_rows(run.found.worst) if row["eps"] > 0]
+    for (norm, goal), rows in group_rows(planned, "norm", "goal").items():
         joined = [row for row in together if (row["norm"], row["goal"]) == (norm, goal)]
-        models = groups(rows, "model")
+        models = group_rows(rows, "model")
         for (model,), own in models.items():
             worst = [row for row in joined if row["model"] == model]
             yield from _cut(run, own, _attacks(own, worst, names, tests))
         if goal == TARGETED or len(models) == 1:
             continue
-        for (eps,), own in groups(rows, "eps").items():
+        for (eps,), own in group_rows(rows, "eps").items():
             worst = [row for row in joined if row["eps"] == eps]
             yield from _cut(run, own, _models(own, worst, tests))
 
 
-def _tests(comparisons: pd.DataFrame) -> Tests:
+def _tests(comparisons: pd.DataFrame) -> PairedTests:
     places = {}
-    for row in records(comparisons):
+    for row in to_rows(comparisons):
         shared = row["model"] if row["compared"] == "attacks" else row["attack"]
         pair = frozenset((row["first"], row["second"]))
         place = (row["compared"], shared, row["norm"], row["goal"], float(row["eps"]), pair)
         places[place] = float(row["p_corrected"])
-    return Tests(places)
+    return PairedTests(places)
 
 
 # ------------------------------------------------------------------------------------------- grids
 
 
 def _attacks(
-    rows: Sequence[Row], worst: Sequence[Row], names: Mapping[float, str], tests: Tests
+    rows: Sequence[Row], worst: Sequence[Row], names: Mapping[float, str], tests: PairedTests
 ) -> Grid:
     """One model: a line per attack and one for the worst case, a column per eps."""
-    columns = {eps: eps_name(eps, names) for eps in sorted({float(row["eps"]) for row in rows})}
+    columns = {eps: format_eps(eps, names) for eps in sorted({float(row["eps"]) for row in rows})}
     cells = {(str(row["attack"]), columns[float(row["eps"])]): row for row in rows}
     bold: set[tuple[str, str]] = set()
     for eps, column in columns.items():
@@ -115,7 +116,7 @@ def _attacks(
     return Grid("attack", lines, list(columns.values()), cells, bold)
 
 
-def _models(rows: Sequence[Row], worst: Sequence[Row], tests: Tests) -> Grid:
+def _models(rows: Sequence[Row], worst: Sequence[Row], tests: PairedTests) -> Grid:
     """One eps: a line per model, a column for no attack, for each attack and for the worst case."""
     lines = list(dict.fromkeys(str(row["model"]) for row in rows))
     done = [row for row in rows if row["status"] == "ok"]
@@ -124,7 +125,7 @@ def _models(rows: Sequence[Row], worst: Sequence[Row], tests: Tests) -> Grid:
         (str(row["model"]), str(row["attack"])): row for row in rows
     }
     cells |= {
-        (str(row["model"]), table_notes.CLEAN): table_notes.unattacked(row)
+        (str(row["model"]), table_notes.CLEAN): table_notes.without_attack(row)
         for row in reversed(done)
     }
     columns = [table_notes.CLEAN, *attacks]
@@ -167,14 +168,14 @@ def _best(
 # ------------------------------------------------------------------------------------------ tables
 
 
-def _cut(run: PublishedRun, rows: Sequence[Row], grid: Grid) -> Iterable[Table]:
+def _cut(run: PublishedRun, rows: Sequence[Row], grid: Grid) -> Iterable[PaperTable]:
     """The grid as one table, or several where a page would not hold it."""
     parts = [
         grid._replace(
-            lines=grid.lines[at : at + LINES], columns=grid.columns[left : left + COLUMNS]
+            lines=grid.lines[at : at + MAX_ROWS], columns=grid.columns[left : left + MAX_COLUMNS]
         )
-        for at in range(0, len(grid.lines), LINES)
-        for left in range(0, len(grid.columns), COLUMNS)
+        for at in range(0, len(grid.lines), MAX_ROWS)
+        for left in range(0, len(grid.columns), MAX_COLUMNS)
     ]
     for k, part in enumerate(parts, 1):
         table = _table(run, rows, part)
@@ -182,24 +183,26 @@ def _cut(run: PublishedRun, rows: Sequence[Row], grid: Grid) -> Iterable[Table]:
         yield table._replace(caption=f"{table.caption}{which}")
 
 
-def _table(run: PublishedRun, rows: Sequence[Row], grid: Grid) -> Table:
+def _table(run: PublishedRun, rows: Sequence[Row], grid: Grid) -> PaperTable:
     notes = Footnotes()
     first = rows[0]
     body = []
     for line in grid.lines:
         texts = [_cell(grid, line, column, notes) for column in grid.columns]
-        body.append([words(line), *texts])
+        body.append([format_text(line), *texts])
     by_model = grid.corner == "model"
-    heads = [words(name) if by_model else f"eps {words(name)}" for name in grid.columns]
+    heads = [format_text(name) if by_model else f"eps {format_text(name)}" for name in grid.columns]
     subject = ["models", f"eps {first['eps_text']}"] if by_model else [str(first["model"])]
     goal = [TARGETED] if first["goal"] == TARGETED else []
-    return Table(
+    return PaperTable(
         name=slug("-".join([run.name, *subject, str(first["norm"]), *goal])),
         caption=_caption(run, rows, by_model),
         frame=pd.DataFrame([*body], columns=pd.Index([grid.corner, *heads]), dtype=object),
-        details=table_notes.details(run, rows, grid.columns if by_model else grid.lines, by_model),
+        details=table_notes.describe_table(
+            run, rows, grid.columns if by_model else grid.lines, by_model
+        ),
         notes=notes.texts,
-        source=table_notes.source(run),
+        source=table_notes.describe_source(run),
     )
 
 
@@ -208,11 +211,11 @@ def _cell(grid: Grid, line: str, column: str, notes: Footnotes) -> str:
     if row is None:
         return ""
     if row.get("status", "ok") != "ok":
-        return f"{DASH} {notes.mark(f'''{row['status']}: {words(row['reason'])}''')}"
+        return f"{DASH} {notes.mark(f'''{row['status']}: {format_text(row['reason'])}''')}"
     text = _figure(row)
     broken = row.get("violations")
-    if not absent(broken) and broken:
-        told = f"{many(int(broken), 'violation')}, each counted as an attack that failed"
+    if not is_missing(broken) and broken:
+        told = f"{format_plural(int(broken), 'violation')}, each counted as an attack that failed"
         text = f"{text} {notes.mark(told)}"
     return Bold(text) if (line, column) in grid.bold else text
 
@@ -221,10 +224,10 @@ def _figure(row: Row) -> str:
     """In percent, without the sign: the caption says it once."""
     if row["goal"] == TARGETED:
         share = row["attack_success_rate"]
-        ends = interval(row["success_low"], row["success_high"])
-        text = DASH if absent(share) else f"{percent(share)} {ends}"
+        ends = format_interval(row["success_low"], row["success_high"])
+        text = DASH if is_missing(share) else f"{format_percent(share)} {ends}"
     else:
-        text = rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
+        text = format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
     return text.replace(" %", "")
 
 
@@ -233,17 +236,17 @@ def _caption(run: PublishedRun, rows: Sequence[Row], by_model: bool) -> str:
     first = rows[0]
     done = next((row for row in rows if row["status"] == "ok"), None)
     size = f"n = {int(done['n'])}" if done else "no cell finished"
-    place = f"{words(first['dataset'])}, {size}, {norm_name(first['norm'])}"
+    place = f"{format_text(first['dataset'])}, {size}, {format_norm(first['norm'])}"
     if by_model:
-        eps = words(first["eps_text"])
-        return f"Robust accuracy in percent at eps {eps}, {words(first['goal'])} ({place})."
+        eps = format_text(first["eps_text"])
+        return f"Robust accuracy in percent at eps {eps}, {format_text(first['goal'])} ({place})."
     what = "Attack success rate" if first["goal"] == TARGETED else "Robust accuracy"
-    clean = f", {table_notes.clean(done)}" if done else ""
-    subject = f"{what} of {words(first['model'])} in percent against eps"
-    return f"{subject}, {words(first['goal'])} ({place}{clean})."
+    clean = f", {table_notes.format_clean_accuracy(done)}" if done else ""
+    subject = f"{what} of {format_text(first['model'])} in percent against eps"
+    return f"{subject}, {format_text(first['goal'])} ({place}{clean})."
 
 
-def _named(table: Table, taken: set[str]) -> Table:
+def _named(table: PaperTable, taken: set[str]) -> PaperTable:
     """The table under a name of its own."""
     names = (table.name if k == 1 else f"{table.name}-{k}" for k in range(1, len(taken) + 2))
     free = next(name for name in names if name not in taken)

@@ -39,7 +39,7 @@ def gather(folders: Sequence[Path]) -> list[PublishedRun]:
     for folder in folders:
         if folder.resolve() in {each.folder.resolve() for each in found}:
             raise SuiteError(f"{folder}: is named twice; name each run once")
-        run = read(folder)
+        run = read_run(folder)
         found.append(
             PublishedRun(
                 folder=folder,
@@ -52,7 +52,7 @@ def gather(folders: Sequence[Path]) -> list[PublishedRun]:
     return found
 
 
-def read(folder: Path) -> results.RunResults:
+def read_run(folder: Path) -> results.RunResults:
     """A run from its records where there are any, else from its tables.
 
     Raises: SuiteError if there is no run; RecordError if it is damaged.

@@ -20,15 +20,15 @@ def publish(gathered: Sequence[PublishedRun], out: Path) -> list[Path]:
 
     Raises: SuiteError if the folder cannot be written.
     """
-    tables, cells = paper_tables.tables(gathered), rows(gathered)
+    tables, cells = paper_tables.build_tables(gathered), collect_rows(gathered)
     files = {f"results{export.suffix}": export.content(cells) for export in formats.found("EXPORT")}
     for form in formats.found("FORMAT"):
         files |= {name: text.encode() for name, text in form.pages(tables).items()}
     paths = [write_atomic(out / name, content) for name, content in files.items()]
-    return [*paths, page.write(gathered, out)]
+    return [*paths, page.write_site(gathered, out)]
 
 
-def rows(gathered: Sequence[PublishedRun]) -> pd.DataFrame:
+def collect_rows(gathered: Sequence[PublishedRun]) -> pd.DataFrame:
     """Every cell of every run with the columns of table.csv, after the run's name and before how it
     is made again."""
     frames = [

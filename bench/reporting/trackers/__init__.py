@@ -17,13 +17,13 @@ from bench.core.errors import SuiteError, describe, nearest
 if TYPE_CHECKING:
     from bench.analysis.results import RunResults
 
-FIGURES = tuple(column.name for column in (*columns.MAIN, *columns.ADDITIONAL) if column.tracked)
+METRICS = tuple(column.name for column in (*columns.MAIN, *columns.ADDITIONAL) if column.tracked)
 """The columns of table.csv that are logged: counts, rates and ends of their 95 % intervals."""
-FILES = ("table.csv", "report.html", "report.md", "provenance.json", "records.sha256")
+LOGGED_FILES = ("table.csv", "report.html", "report.md", "provenance.json", "records.sha256")
 """What is handed over as it lies in the run's folder, where it is there."""
 
 
-class Point(NamedTuple):
+class MetricPoint(NamedTuple):
     """One figure of one finished cell."""
 
     figure: str
@@ -41,7 +41,7 @@ class RunSummary(NamedTuple):
     name: str
     """The suite's, and the beginning of the records' hash: the same for the same outcomes."""
     params: Mapping[str, str]
-    points: Sequence[Point]
+    points: Sequence[MetricPoint]
     files: Sequence[Path]
 
 
@@ -56,7 +56,7 @@ class Tracker(NamedTuple):
     """From a run and the place that the user named to where it is found there."""
 
 
-class Wanted(NamedTuple):
+class TrackerTarget(NamedTuple):
     """A tracker, and where in it a run is to go."""
 
     name: str
@@ -64,7 +64,7 @@ class Wanted(NamedTuple):
     where: str
 
 
-def parse(text: str) -> Wanted:
+def parse_target(text: str) -> TrackerTarget:
     """The tracker meant by "NAME:WHERE".
 
     Raises: SuiteError if there is none of the name, or its library is not installed.
@@ -79,16 +79,16 @@ def parse(text: str) -> Wanted:
         raise SuiteError(
             f"--track {name}: the package {tracker.package} is not installed; {tracker.install}"
         )
-    return Wanted(name, tracker, where)
+    return TrackerTarget(name, tracker, where)
 
 
-def log(wanted: Wanted, found: "RunResults", folder: Path) -> str:
+def log_run(wanted: TrackerTarget, found: "RunResults", folder: Path) -> str:
     """Tell a tracker of a run; returns where it is found there.
 
     Raises: SuiteError if the tracker fails, whatever its library raises: the run itself is kept.
     """
     try:
-        return wanted.tracker.log(told(found, folder), wanted.where)
+        return wanted.tracker.log(summarize_run(found, folder), wanted.where)
     except Exception as error:  # a server or a library that is not ours
         raise SuiteError(
             f"--track {wanted.name}:{wanted.where}: {describe(error)}; the run is "
@@ -96,7 +96,7 @@ def log(wanted: Wanted, found: "RunResults", folder: Path) -> str:
         ) from error
 
 
-def told(found: "RunResults", folder: Path) -> RunSummary:
+def summarize_run(found: "RunResults", folder: Path) -> RunSummary:
     """A run as trackers take it."""
     from bench.storage import fingerprint
 
@@ -120,13 +120,13 @@ def told(found: "RunResults", folder: Path) -> RunSummary:
         name=f"{about['suite']['name']}-{hashed[:12]}",
         params={name: str(value) for name, value in params.items()},
         points=list(_points(found)),
-        files=[folder / name for name in FILES if (folder / name).is_file()],
+        files=[folder / name for name in LOGGED_FILES if (folder / name).is_file()],
     )
 
 
-def _points(found: "RunResults") -> Iterator[Point]:
+def _points(found: "RunResults") -> Iterator[MetricPoint]:
     """Of every finished cell, and of the worst case over the attacks of each model."""
-    from bench.reporting.formats import absent
+    from bench.reporting.formats.numbers import is_missing
 
     ok: list[dict[Any, Any]] = found.table[found.table["status"] == "ok"].to_dict("records")
     worst: list[dict[Any, Any]] = [
@@ -134,7 +134,9 @@ def _points(found: "RunResults") -> Iterator[Point]:
     ]
     for row in (*ok, *worst):
         cell = " ".join(str(row[name]) for name in ("model", "attack", "norm", "goal"))
-        for figure in FIGURES:
+        for figure in METRICS:
             value = row.get(figure)
-            if value is not None and not absent(value):
-                yield Point(figure, cell, float(row["eps"]), str(row["eps_text"]), float(value))
+            if value is not None and not is_missing(value):
+                yield MetricPoint(
+                    figure, cell, float(row["eps"]), str(row["eps_text"]), float(value)
+                )

@@ -17,13 +17,13 @@ from bench.analysis.explanations import Experiment, Explanation, count_disagreem
 from bench.core.errors import ContractError, SuiteError, first_line
 from bench.evaluation import metrics
 from bench.evaluation.evaluator import Evaluator
-from bench.execution import runner
+from bench.execution import options as execution_options
+from bench.execution import preparation
 from bench.suite import plan, reader
 from bench.suite.schema import Suite
 from bench.workflows.explain import hypotheses
-from bench.workflows.explain.experiments import ExperimentRunner
-from bench.workflows.explain.hypotheses import DOUBLE, Change, Untried
-from bench.workflows.explain.setups import Setup
+from bench.workflows.explain.experiments import ExperimentRunner, ExperimentSetup
+from bench.workflows.explain.hypotheses import DOUBLE, Hypothesis, UntestedDifference
 
 CLOSED = 0.05
 """A gap is closed if no more than this share of it is left, or one example: rounding in another
@@ -34,11 +34,11 @@ all of it, is chance if it is no larger than the largest of these differences an
 test does not tell the sides apart."""
 EXAMPLES = 256
 """Examples of an explanation, unless told otherwise: a few dozen attacks are run on each."""
-Listen = Callable[[str], None]
+Listener = Callable[[str], None]
 
 
-def between(
-    session: Evaluator, ours: plan.Task, reference: plan.Task, listen: Listen = lambda text: None
+def explain_tasks(
+    session: Evaluator, ours: plan.Task, reference: plan.Task, listen: Listener = lambda text: None
 ) -> Explanation:
     """Why the only cells of two tasks on one model disagree; ours is changed to find out.
 
@@ -70,7 +70,7 @@ def between(
 class DisagreementSearch:
     """What was tried, and what could not be."""
 
-    def __init__(self, trial: ExperimentRunner, listen: Listen) -> None:
+    def __init__(self, trial: ExperimentRunner, listen: Listener) -> None:
         self.trial, self.listen = trial, listen
         if not len(trial.chosen.id):
             raise SuiteError("there is nothing to explain: no example could be attacked")
@@ -86,17 +86,17 @@ class DisagreementSearch:
         self.first = self._experiment("", trial.base)
         """Both sides as they are."""
 
-    def verdict(self) -> tuple[list[Change], str]:
+    def verdict(self) -> tuple[list[Hypothesis], str]:
         """The change, or the changes together, that close the gap, and that in a sentence."""
         if self.first.closes:
             return [], "They agree but for one example at most: there is nothing to explain."
         if self._is_chance(self.trial.base, self.first.gap, self.first.p_value):
             told = f"an attack that draws is as far from itself under one of {SEEDS} other seeds"
             return [], f"That is chance: {told}, and the exact test tells no side from the other."
-        known = list(hypotheses.known(self.trial.base, self.ours, self.reference))
-        self.untried += [each.text for each in known if isinstance(each, Untried)]
-        sure = [each for each in known if isinstance(each, Change)]
-        guessed = list(hypotheses.guesses(self.trial.base, self.reference))
+        known = list(hypotheses.list_known_differences(self.trial.base, self.ours, self.reference))
+        self.untried += [each.text for each in known if isinstance(each, UntestedDifference)]
+        sure = [each for each in known if isinstance(each, Hypothesis)]
+        guessed = list(hypotheses.list_guesses(self.trial.base, self.reference))
         closing = self._alone([*sure, DOUBLE])
         if closing:
             return closing[:1], self._named("The first change that closes the gap is", closing)
@@ -111,18 +111,20 @@ class DisagreementSearch:
             return together, f"{told}: {names}."
         return [], self._nothing()
 
-    def _alone(self, changes: Sequence[Change]) -> list[Change]:
+    def _alone(self, changes: Sequence[Hypothesis]) -> list[Hypothesis]:
         """Those of the changes that close the gap alone."""
         pairs = [
             (change, self._tried(change.text, change.apply, self.trial.base)) for change in changes
         ]
         return [change for change, made in pairs if made is not None and made.closes]
 
-    def _left(self, change: Change) -> int:
+    def _left(self, change: Hypothesis) -> int:
         """The gap after a change that was tried alone."""
         return next(made.gap for made in self.made if made.change == change.text)
 
-    def _together(self, sure: Sequence[Change], guessed: Sequence[Change]) -> list[Change]:
+    def _together(
+        self, sure: Sequence[Hypothesis], guessed: Sequence[Hypothesis]
+    ) -> list[Hypothesis]:
         """As few changes as close the gap together; empty if all of them do not."""
         setup, kept, gap = self.trial.base, [], self.first.gap
         for change in (*sure, *guessed):
@@ -135,15 +137,17 @@ class DisagreementSearch:
                 return self._least(kept)
         return []
 
-    def _least(self, kept: list[Change]) -> list[Change]:
+    def _least(self, kept: list[Hypothesis]) -> list[Hypothesis]:
         """The changes without those that close the gap by their absence as well."""
         for change in kept[:-1]:
             rest = [each for each in kept if each is not change]
-            made = self._tried(f"all these without {change.text}", _joined(rest), self.trial.base)
+            made = self._tried(f"all these without {change.text}", _compose(rest), self.trial.base)
             kept = rest if made is not None and made.closes else kept
         return kept
 
-    def _tried(self, text: str, apply: Callable[[Setup], Setup], setup: Setup) -> Experiment | None:
+    def _tried(
+        self, text: str, apply: Callable[[ExperimentSetup], ExperimentSetup], setup: ExperimentSetup
+    ) -> Experiment | None:
         """The experiment; None if what was changed cannot be run."""
         self.listen(text)
         try:
@@ -152,9 +156,11 @@ class DisagreementSearch:
             self.untried.append(f"{text} ({first_line(error)})")
             return None
 
-    def _experiment(self, text: str, setup: Setup) -> Experiment:
+    def _experiment(self, text: str, setup: ExperimentSetup) -> Experiment:
         mine, theirs = self.trial.outcomes(setup)
-        test = metrics.paired(theirs, mine)  # first: robust under theirs alone, so broken by ours
+        test = metrics.mcnemar_test(
+            theirs, mine
+        )  # first: robust under theirs alone, so broken by ours
         gap, most = count_disagreements(test), self._closed()
         narrower = bool(self.made) and most < gap < self.first.gap
         chance = narrower and self._is_chance(setup, gap, test.p_value)
@@ -174,23 +180,23 @@ class DisagreementSearch:
         """The largest gap that counts as closed."""
         return max(1.0, CLOSED * self.first.gap) if self.made else 1.0
 
-    def _is_chance(self, setup: Setup, gap: int, p_value: float) -> bool:
+    def _is_chance(self, setup: ExperimentSetup, gap: int, p_value: float) -> bool:
         """Whether a side that draws is as far from itself under other seeds as the gap is wide."""
         sides = (setup.ours, setup.reference)
         side = next((each for each in sides if each.curve.attack.stochastic), None)
-        if side is None or p_value <= metrics.SIGNIFICANT:
+        if side is None or p_value <= metrics.SIGNIFICANCE_LEVEL:
             return False
-        own = metrics.robust(self.trial.records(side))
+        own = metrics.robust_examples(self.trial.records(side))
         for other in range(1, SEEDS + 1):
             curve = dataclasses.replace(side.curve, seed=side.curve.seed + other)
-            there = metrics.robust(self.trial.records(side._replace(curve=curve)))
-            if count_disagreements(metrics.paired(own, there)) >= gap:
+            there = metrics.robust_examples(self.trial.records(side._replace(curve=curve)))
+            if count_disagreements(metrics.mcnemar_test(own, there)) >= gap:
                 return True
         return False
 
     # ------------------------------------------------------------------------------------ in words
 
-    def _named(self, told: str, closing: Sequence[Change]) -> str:
+    def _named(self, told: str, closing: Sequence[Hypothesis]) -> str:
         first, left = closing[0], self._left(closing[0])
         chance = ", as many as other draws make" if left > self._closed() else ""
         told = f"{told} {first.text} ({left} left{chance})"
@@ -198,7 +204,7 @@ class DisagreementSearch:
             told += f"; so does {' and '.join(change.text for change in closing[1:])}"
         return f"{told}.{self._saturated(closing)}"
 
-    def _saturated(self, closing: Sequence[Change]) -> str:
+    def _saturated(self, closing: Sequence[Hypothesis]) -> str:
         """That float32 is behind it, where float64 closes the gap, or opens it again after a
         change of loss has closed it; else nothing."""
         first, traits = closing[0], [change.trait for change in closing]
@@ -210,7 +216,7 @@ class DisagreementSearch:
             if first.trait != "loss":
                 return ""
             text = f"{first.text}, in float64"
-            again = self._tried(text, _joined([first, DOUBLE]), self.trial.base)
+            again = self._tried(text, _compose([first, DOUBLE]), self.trial.base)
             if again is None or again.closes:
                 return ""
         return (
@@ -231,8 +237,8 @@ _FAILURES = (RuntimeError, TypeError, ValueError, IndexError, ContractError)
 """What an attack that does not suit a changed model or parameter raises."""
 
 
-def _joined(changes: Sequence[Change]) -> Callable[[Setup], Setup]:
-    def apply(setup: Setup) -> Setup:
+def _compose(changes: Sequence[Hypothesis]) -> Callable[[ExperimentSetup], ExperimentSetup]:
+    def apply(setup: ExperimentSetup) -> ExperimentSetup:
         for change in changes:
             setup = change.apply(setup)
         return setup
@@ -243,8 +249,12 @@ def _joined(changes: Sequence[Change]) -> Callable[[Setup], Setup]:
 # ---------------------------------------------------------------- a suite's cells, or a run's
 
 
-def run(
-    where: str, ours: str, reference: str, options: runner.Options, listen: Listen = lambda t: None
+def explain_cells(
+    where: str,
+    ours: str,
+    reference: str,
+    options: execution_options.RunOptions,
+    listen: Listener = lambda t: None,
 ) -> Explanation:
     """Why two cells of a suite, or of a run's folder, disagree; a folder keeps what is found.
 
@@ -265,9 +275,9 @@ def run(
     )
     limit = options.limit or min(checked.data.limit or EXAMPLES, EXAMPLES)
     listen("loading")
-    session = runner.prepare(needed, folder, dataclasses.replace(options, limit=limit))
+    session = preparation.load_evaluator(needed, folder, dataclasses.replace(options, limit=limit))
     mine, theirs = (_task(session, each, identities) for each in (first, second))
-    made = between(session, mine, theirs, listen)
+    made = explain_tasks(session, mine, theirs, listen)
     if folder is not None:
         explanations.write_explanation(folder, made)
     return made

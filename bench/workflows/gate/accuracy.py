@@ -9,9 +9,9 @@ from bench.analysis.snapshot import CellSnapshot, Snapshot, unpack_outcomes
 from bench.analysis.snapshot_matching import SettingChange
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
-from bench.reporting import formats
+from bench.reporting.formats import numbers
 from bench.suite.thresholds import Limits, Threshold
-from bench.workflows.gate.verdicts import Change, Outcome, Verdict
+from bench.workflows.gate.verdicts import AccuracyChange, Outcome, Verdict
 
 
 class _Pair(NamedTuple):
@@ -31,7 +31,7 @@ class _Pair(NamedTuple):
         return math.floor(self.threshold.allowed(int(self.before.sum()), len(self.before)))
 
 
-class Judged(NamedTuple):
+class AccuracyVerdicts(NamedTuple):
     """A verdict on each accuracy, and what could have been seen."""
 
     verdicts: list[Verdict]
@@ -39,13 +39,13 @@ class Judged(NamedTuple):
     """The smallest loss that turns a check red, in a sentence."""
 
 
-def judge(before: Snapshot, now: Snapshot, limits: Limits) -> Judged:
+def judge_accuracies(before: Snapshot, now: Snapshot, limits: Limits) -> AccuracyVerdicts:
     """Every model's clean accuracy, then every cell's robust accuracy."""
     found = [*_clean(before, now, limits), *_robust(before, now, limits)]
     pairs = [each for each in found if isinstance(each, _Pair)]
-    judged = iter(_judged(pairs, limits.alpha))
+    judged = iter(_judge_pairs(pairs, limits.alpha))
     verdicts = [next(judged) if isinstance(each, _Pair) else each for each in found]
-    return Judged(verdicts, _power(pairs, limits.alpha))
+    return AccuracyVerdicts(verdicts, _power(pairs, limits.alpha))
 
 
 def _clean(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair | Verdict]:
@@ -67,7 +67,7 @@ def _clean(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair | 
 def _in_words(changes: Sequence[SettingChange]) -> str:
     """Name the settings that differ, each with what it was and is."""
     known = [
-        (name, *("unknown" if value is None else formats.words(str(value)) for value in pair))
+        (name, *("unknown" if value is None else numbers.format_text(str(value)) for value in pair))
         for name, *pair in changes
     ]
     return "; ".join(f"{name} {before} → {now}" for name, before, now in known)
@@ -84,7 +84,7 @@ def _robust(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair |
         model, attack, eps = key
         was, cell = earlier.get(key), later.get(key)
         place = ("robust accuracy", model, attack, (cell or earlier[key]).eps_text)
-        if told := _apart(was, cell):
+        if told := _judge_missing(was, cell):
             yield Verdict(*place, *told)
         elif other := snapshot_matching.describe_data_change(before, now):
             yield Verdict(*place, "not compared", other)
@@ -99,7 +99,9 @@ def _robust(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair |
             yield _Pair(*place, sides[0], sides[1], limit)
 
 
-def _apart(was: CellSnapshot | None, cell: CellSnapshot | None) -> tuple[Outcome, str] | None:
+def _judge_missing(
+    was: CellSnapshot | None, cell: CellSnapshot | None
+) -> tuple[Outcome, str] | None:
     """Outcome and sentence of a cell that one side at least has no numbers of; None if both do."""
     had = was is not None and was.status == "ok"
     if cell is None:
@@ -118,26 +120,26 @@ def _apart(was: CellSnapshot | None, cell: CellSnapshot | None) -> tuple[Outcome
     return None
 
 
-def _judged(pairs: list[_Pair], alpha: float) -> Iterator[Verdict]:
+def _judge_pairs(pairs: list[_Pair], alpha: float) -> Iterator[Verdict]:
     """A verdict for each pair, all tested as one family."""
-    losses = [metrics.loss(pair.before, pair.after) for pair in pairs]
-    gains = [metrics.loss(pair.after, pair.before) for pair in pairs]
-    p_lost = metrics.holm([loss.p_value for loss in losses])
-    p_gained = metrics.holm([gain.p_value for gain in gains])
+    losses = [metrics.one_sided_mcnemar_test(pair.before, pair.after) for pair in pairs]
+    gains = [metrics.one_sided_mcnemar_test(pair.after, pair.before) for pair in pairs]
+    p_lost = metrics.holm_correction([loss.p_value for loss in losses])
+    p_gained = metrics.holm_correction([gain.p_value for gain in gains])
     for pair, loss, *p_values in zip(pairs, losses, p_lost, p_gained, strict=True):
         counts = int(pair.before.sum()), int(pair.after.sum()), len(pair.before)
-        change = Change(*counts, loss.lost, loss.gained, *p_values)
-        outcome, sentence = _accuracy(change, pair, alpha)
+        change = AccuracyChange(*counts, loss.lost, loss.gained, *p_values)
+        outcome, sentence = _judge_change(change, pair, alpha)
         place = pair.gate, pair.model, pair.attack, pair.eps
         yield Verdict(*place, outcome, sentence, change)
 
 
-def _accuracy(change: Change, pair: _Pair, alpha: float) -> tuple[Outcome, str]:
+def _judge_change(change: AccuracyChange, pair: _Pair, alpha: float) -> tuple[Outcome, str]:
     lost, gained = len(change.lost), len(change.gained)
     fell = lost - gained
     if not lost and not gained:
         return "passed", f"{change.after} of {change.n}, the same examples as before"
-    difference = formats.points(-100 * fell / change.n)
+    difference = numbers.format_points(-100 * fell / change.n)
     told = f"{change.before} → {change.after} of {change.n} ({difference}): "
     told += f"lost {lost}, gained {gained}"
     limit = pair.threshold.text.partition(":")[2]
@@ -158,7 +160,9 @@ def _p(p_value: float) -> str:
     return "p < 0.0001, corrected" if p_value < 1e-4 else f"p = {p_value:.2g}, corrected"
 
 
-def least(n: int, before: int, allowed: int, family: int, alpha: float) -> int | None:
+def find_smallest_detectable_loss(
+    n: int, before: int, allowed: int, family: int, alpha: float
+) -> int | None:
     """The fewest examples whose loss turns a check red, where nothing is gained and `family`
     accuracies are compared; None if not even the loss of all would.
 
@@ -174,13 +178,16 @@ def _power(pairs: list[_Pair], alpha: float) -> str:
     if not pairs:
         return "No accuracy was compared."
     n, family = len(pairs[0].before), len(pairs)
-    needs = [least(n, int(p.before.sum()), p.allowed, family, alpha) for p in pairs]
+    needs = [
+        find_smallest_detectable_loss(n, int(p.before.sum()), p.allowed, family, alpha)
+        for p in pairs
+    ]
     known = [need for need in needs if need is not None]
-    shared = f"{formats.many(family, 'comparison')}, alpha = {alpha:g} for all together"
+    shared = f"{numbers.format_plural(family, 'comparison')}, alpha = {alpha:g} for all together"
     if not known:
         return f"No loss at all can turn this check red: {n} examples are too few ({shared})."
     k = min(known)
-    share = formats.percent(k / n).removesuffix(" %")
+    share = numbers.format_percent(k / n).removesuffix(" %")
     blind = len(needs) - len(known)
     more = f" Of the accuracies, {blind} cannot fall by enough to turn red." if blind else ""
     return (

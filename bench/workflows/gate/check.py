@@ -11,8 +11,8 @@ from bench.workflows.gate.verdicts import Check
 
 def check_against_baseline(before: Snapshot, now: Snapshot, limits: Limits) -> Check:
     """Every verdict on `now`; `before` is the baseline."""
-    judged = accuracy.judge(before, now, limits)
-    others = quality.judge(before, now, limits)
+    judged = accuracy.judge_accuracies(before, now, limits)
+    others = quality.judge_quality(before, now, limits)
     return Check([*judged.verdicts, *others], list(_notes(before, now)), judged.power)
 
 
@@ -32,5 +32,5 @@ def _notes(before: Snapshot, now: Snapshot) -> Iterator[str]:
         if was is not None and was.settings.get("code") != task.settings.get("code"):
             yield f"the code of {attack} changed, so a change of {name} may be the attack's"
     if before.machine != now.machine:
-        was_on, is_on = quality.machine(before), quality.machine(now)
+        was_on, is_on = quality.describe_machine(before), quality.describe_machine(now)
         yield f"made on another machine: {was_on} before, {is_on} now"

@@ -11,24 +11,23 @@ from pathlib import Path
 import pandas as pd
 
 from bench.analysis.snapshot import CellSnapshot, Snapshot
-from bench.reporting import formats
-from bench.reporting.formats import markdown
-from bench.workflows.gate import wording
-from bench.workflows.gate.verdicts import RED, Check, Verdict
+from bench.reporting.formats import markdown, numbers
+from bench.workflows.gate import verdicts as wording
+from bench.workflows.gate.verdicts import FAILING_OUTCOMES, Check, Verdict
 
-MOST = 60_000
+MAX_CHARACTERS = 60_000
 """Letters that a page holds at most: it fits a comment, too."""
 _COLUMNS = ["verdict", "of", "model", "attack", "eps", "what changed"]
 _WIDTH = 30
 _MARKS = {"regressed": "🔴", "failed": "🔴", "not compared": "⚠️", "improved": "🟢"}
 
 
-def render(check: Check, before: Snapshot, now: Snapshot, run: Path, baseline: Path) -> str:
+def render_summary(check: Check, before: Snapshot, now: Snapshot, run: Path, baseline: Path) -> str:
     """The page; `run` and `baseline` are where the two sides lie."""
     mark = {0: "✅", 1: "🔴", 3: "⚠️"}[check.exit_code]
-    told = markdown.escape(wording.conclusion(check))
+    told = markdown.escape(wording.summarize_check(check))
     parts = [f"### {mark} Robustness of {markdown.escape(now.suite)}", f"**{told}.**"]
-    wrong = check.among(*RED, "not compared")
+    wrong = check.among(*FAILING_OUTCOMES, "not compared")
     if wrong:
         parts.append(_table(wrong))
     better = check.among("improved")
@@ -36,11 +35,13 @@ def render(check: Check, before: Snapshot, now: Snapshot, run: Path, baseline: P
         parts += [_table(better)]
     parts.append(f"{markdown.escape(check.power)}")
     if better or wrong:
-        command = wording.accepting(run, baseline)
-        parts.append(f"To accept this run as the baseline:\n\n{markdown.fenced(command)}")
+        command = wording.format_accept_command(run, baseline)
+        parts.append(
+            f"To accept this run as the baseline:\n\n{markdown.format_code_block(command)}"
+        )
     parts += [f"- {markdown.escape(note)}" for note in check.notes]
     parts += _folded("Examples that flipped", _flips(wrong + better))
-    parts += _folded("Robust accuracy by eps, baseline and now", _curves(before, now))
+    parts += _folded("Robust accuracy by eps, baseline and now", _draw_accuracies(before, now))
     rest = check.among("passed", "new", "not judged")
     parts += _folded("All other verdicts", [_table(rest)] if rest else [])
     parts.append(f"Plots, tables and the report: `{run.as_posix()}/report.html` of this job.")
@@ -50,7 +51,7 @@ def render(check: Check, before: Snapshot, now: Snapshot, run: Path, baseline: P
 def _fitting(parts: Sequence[str]) -> str:
     """The parts that fit, in their order."""
     kept: list[str] = []
-    room = MOST
+    room = MAX_CHARACTERS
     for part in parts:
         if len(part) + 2 <= room:
             kept.append(part)
@@ -66,7 +67,7 @@ def _table(verdicts: Sequence[Verdict]) -> str:
          v.sentence]
         for v in verdicts
     ]  # fmt: skip
-    return markdown.table(pd.DataFrame(rows, columns=_COLUMNS))
+    return markdown.render_table(pd.DataFrame(rows, columns=_COLUMNS))
 
 
 def _folded(title: str, blocks: Sequence[str]) -> list[str]:
@@ -80,14 +81,14 @@ def _flips(verdicts: Sequence[Verdict]) -> list[str]:
     return [
         f"- {markdown.escape(verdict.where)}: {markdown.escape('; '.join(lines))}"
         for verdict in verdicts
-        if (lines := wording.flipped(verdict, most=100))
+        if (lines := wording.list_flipped_examples(verdict, most=100))
     ]
 
 
 # ---------------------------------------------------------------------------- curves, in letters
 
 
-def _curves(before: Snapshot, now: Snapshot) -> list[str]:
+def _draw_accuracies(before: Snapshot, now: Snapshot) -> list[str]:
     """For each attack on a model, robust accuracy at each eps as bars, the baseline's above."""
     tasks = [(task.model, task.attack) for task in now.tasks]
     found = []
@@ -113,14 +114,14 @@ def _bars(before: Snapshot, now: Snapshot, model: str, attack: str) -> Iterator[
         pair = (("was", earlier.get(eps), before), ("now", later.get(eps), now))
         for word, cell, side in pair:
             if cell is not None:
-                yield f"eps {_eps(cell):>8} {word} {bar(cell.robust_correct, side.data.n)}"
+                yield f"eps {_eps(cell):>8} {word} {render_bar(cell.robust_correct, side.data.n)}"
 
 
 def _eps(cell: CellSnapshot) -> str:
-    return formats.words(cell.eps_text)
+    return numbers.format_text(cell.eps_text)
 
 
-def bar(k: int, n: int) -> str:
+def render_bar(k: int, n: int) -> str:
     """k of n as a bar in eighths of a letter, with the percentage.
 
     >>> bar(1, 2)
@@ -129,4 +130,4 @@ def bar(k: int, n: int) -> str:
     eighths = round(8 * _WIDTH * k / n)
     whole, part = divmod(eighths, 8)
     drawn = "█" * whole + ("" if not part else "▏▎▍▌▋▊▉"[part - 1])
-    return f"{drawn:<{_WIDTH}} {formats.percent(k / n):>6}"
+    return f"{drawn:<{_WIDTH}} {numbers.format_percent(k / n):>6}"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from bench.analysis import snapshot_matching
 from bench.analysis.snapshot import AttackSnapshot, Snapshot
-from bench.reporting import formats
+from bench.reporting.formats import numbers
 from bench.suite.thresholds import Limits, Threshold
 from bench.workflows.gate.verdicts import Outcome, Verdict
 
@@ -16,7 +16,7 @@ throughput timed over less is not judged. Measured: alone on a core, one attack'
 whatever the time, and the share was well below this one: no verdict stands on that."""
 
 
-def judge(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]:
+def judge_quality(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]:
     """Validity of every attack on a model, and every model's throughput and audit."""
     for task in now.tasks:
         yield from _validity(before, now, task, limits)
@@ -47,15 +47,15 @@ def _throughput(before: Snapshot, now: Snapshot, model: str, limits: Limits) -> 
     """The time that all attacks on a model took, over the time that the same passes would have
     taken at the baseline's ratios: so a long attack weighs more than a short one, and a mixture
     that changed is no slower engine."""
-    timed = [pair for pair in _timed(before, now) if pair.now.model == model]
+    timed = [pair for pair in _list_timed(before, now) if pair.now.model == model]
     place = ("throughput", model, "", "")
-    if why := _untimed(before, now, timed):
+    if why := _explain_untimed(before, now, timed):
         return Verdict(*place, "not judged", why)
     seconds = sum(pair.now.seconds for pair in timed)
     factor = seconds / sum(pair.now.seconds * pair.was_ratio / pair.ratio for pair in timed)
     told = (
-        f"{formats.factor(factor)} the baseline's time per pass of a bare loop, "
-        f"{formats.seconds(seconds)} in all: {1 / factor - 1:+.0%} examples per second"
+        f"{numbers.format_factor(factor)} the baseline's time per pass of a bare loop, "
+        f"{numbers.format_seconds(seconds)} in all: {1 / factor - 1:+.0%} examples per second"
     )
     threshold = limits.of("examples_per_second", model)
     least = 1 - float(threshold.amount) / 100
@@ -73,7 +73,7 @@ class _Timed(NamedTuple):
     ratio: float
 
 
-def _timed(before: Snapshot, now: Snapshot) -> Iterator[_Timed]:
+def _list_timed(before: Snapshot, now: Snapshot) -> Iterator[_Timed]:
     were = snapshot_matching.index_attacks(before)
     for key, task in snapshot_matching.index_attacks(now).items():
         was = were.get(key)
@@ -89,16 +89,16 @@ def _timed(before: Snapshot, now: Snapshot) -> Iterator[_Timed]:
             yield _Timed(was, task, was.floor_ratio, task.floor_ratio)
 
 
-def _untimed(before: Snapshot, now: Snapshot, timed: list[_Timed]) -> str:
+def _explain_untimed(before: Snapshot, now: Snapshot, timed: list[_Timed]) -> str:
     """Why the throughput of these attacks says nothing; empty if it does."""
     if not timed:
         return "no attack was timed both times over the same cells"
     if before.machine != now.machine:
-        return f"timed on another machine: {machine(before)} before, {machine(now)} now"
+        return f"timed on another machine: {describe_machine(before)} before, {describe_machine(now)} now"
     sides = [pair.was.seconds for pair in timed], [pair.now.seconds for pair in timed]
     short = min(map(sum, sides))
     if short < LEAST_SECONDS:
-        return f"too short to judge: {formats.seconds(short)} of {formats.seconds(LEAST_SECONDS)}"
+        return f"too short to judge: {numbers.format_seconds(short)} of {numbers.format_seconds(LEAST_SECONDS)}"
     for side, tasks in (("baseline", [p.was for p in timed]), ("run", [p.now for p in timed])):
         clock = sum(task.clock_seconds for task in tasks)
         share = sum(task.seconds for task in tasks) / clock if clock else 1.0
@@ -109,9 +109,11 @@ def _untimed(before: Snapshot, now: Snapshot, timed: list[_Timed]) -> str:
     return ""
 
 
-def machine(snapshot: Snapshot) -> str:
+def describe_machine(snapshot: Snapshot) -> str:
     machine = snapshot.machine
-    return f"{machine.device}, {machine.processor}, {formats.many(machine.threads, 'thread')}"
+    return (
+        f"{machine.device}, {machine.processor}, {numbers.format_plural(machine.threads, 'thread')}"
+    )
 
 
 def _audit(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]:
@@ -132,7 +134,7 @@ def _audit(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]
         elif signs < was:
             yield Verdict(*place, "improved", f"gone: {', '.join(sorted(was - signs))}")
         else:
-            told = f"{formats.many(len(signs), 'kind')} of sign, "
+            told = f"{numbers.format_plural(len(signs), 'kind')} of sign, "
             told += f"{len(new)} of them new" if new else "none of them new"
             yield Verdict(*place, "passed", told if signs else "no sign that an attack failed")
 

@@ -15,13 +15,13 @@ from typing import NamedTuple
 from bench.analysis import results, snapshot
 from bench.analysis.snapshot import Snapshot, unpack_outcomes
 from bench.core.errors import RecordError, nearest
-from bench.execution import runner
-from bench.execution.runner import Options
-from bench.execution.work import Event
-from bench.reporting.formats import many
+from bench.execution import preparation, runner
+from bench.execution.events import Event
+from bench.execution.options import RunOptions
+from bench.reporting.formats.numbers import format_plural
 from bench.suite.schema import Suite
-from bench.workflows.leaderboard.entries import Recheck, shortcomings
-from bench.workflows.leaderboard.model_card import Card
+from bench.workflows.leaderboard.entries import Recheck, list_shortcomings
+from bench.workflows.leaderboard.model_card import ModelCard
 
 DRIFT = 0.01
 """Share of a cell's examples whose outcome may differ: another processor rounds otherwise, and an
@@ -48,7 +48,7 @@ class Difference(NamedTuple):
     examples: list[int]
 
 
-def claim(run: Path, label: str) -> Snapshot:
+def read_claim(run: Path, label: str) -> Snapshot:
     """What a run says of the model that it calls `label`.
 
     Raises: SuiteError if there is no run; RecordError if it is damaged or lacks the model.
@@ -68,11 +68,11 @@ def claim(run: Path, label: str) -> Snapshot:
     )
 
 
-def admit(
-    card: Card,
+def admit_model(
+    card: ModelCard,
     claimed: Snapshot,
     suite: Suite,
-    options: Options,
+    options: RunOptions,
     listen: Callable[[Event], None] = lambda event: None,
 ) -> Admission:
     """Hold a claim against the suite, then run the model again, on `options.limit` examples if
@@ -80,27 +80,29 @@ def admit(
 
     Raises: SuiteError if the card's model cannot be built, or the data are missing.
     """
-    problems = shortcomings(claimed, suite)
+    problems = list_shortcomings(claimed, suite)
     if problems:
         return Admission(problems, None, None)
     own = dataclasses.replace(suite, models=(card.model,), crosschecks=(), published=())
-    problems = _other_question(card, claimed, own, options)
+    problems = _find_mismatches(card, claimed, own, options)
     if problems:
         return Admission(problems, None, None)
     with tempfile.TemporaryDirectory() as folder:
-        runner.run(own, Path(folder), options, listen)
+        runner.run_suite(own, Path(folder), options, listen)
         found = results.read_results(Path(folder))
         again = snapshot.take_snapshot(found)
     broken = [f"run again: {row.attack}, eps {row.eps_text}: {row.reason}"
               for row in found.unfinished().itertuples()]  # fmt: skip
     if broken:
         return Admission(broken, None, None)
-    return _judged(claimed, again)
+    return _compare(claimed, again)
 
 
-def _other_question(card: Card, claimed: Snapshot, suite: Suite, options: Options) -> list[str]:
+def _find_mismatches(
+    card: ModelCard, claimed: Snapshot, suite: Suite, options: RunOptions
+) -> list[str]:
     """Whether the claim is of another model, or of other examples, than are here."""
-    session = runner.prepare(suite, None, dataclasses.replace(options, limit=None))
+    session = preparation.load_evaluator(suite, None, dataclasses.replace(options, limit=None))
     built = session.subjects[card.model.label].fingerprint
     problems = []
     if built != claimed.models[0].fingerprint:
@@ -113,14 +115,14 @@ def _other_question(card: Card, claimed: Snapshot, suite: Suite, options: Option
     return problems
 
 
-def _judged(claimed: Snapshot, again: Snapshot) -> Admission:
+def _compare(claimed: Snapshot, again: Snapshot) -> Admission:
     pairs = list(_pairs(claimed, again))
     examples = again.data.n
     allowed = int(DRIFT * examples)
-    different = differences(claimed, again)
-    problems = [_told(each) for each in different if len(each.examples) > allowed]
+    different = list_differences(claimed, again)
+    problems = [_describe(each) for each in different if len(each.examples) > allowed]
     problems += [
-        f"{cell.attack}, eps {cell.eps_text}: run again, {many(cell.violations, 'image')} broke "
+        f"{cell.attack}, eps {cell.eps_text}: run again, {format_plural(cell.violations, 'image')} broke "
         "the threat model"
         for cell in again.cells
         if cell.violations
@@ -134,10 +136,12 @@ def _judged(claimed: Snapshot, again: Snapshot) -> Admission:
         differ=sum(len(each.examples) for each in different),
         packages=again.provenance["packages"],  # type: ignore[arg-type]  # strings, as written
     )
-    return Admission([], again if examples == claimed.data.n else _both(claimed, again), recheck)
+    return Admission(
+        [], again if examples == claimed.data.n else _merge_symptoms(claimed, again), recheck
+    )
 
 
-def _both(claimed: Snapshot, again: Snapshot) -> Snapshot:
+def _merge_symptoms(claimed: Snapshot, again: Snapshot) -> Snapshot:
     """The claim, with the audit signs of both."""
     signs = sorted({*claimed.models[0].signs, *again.models[0].signs})
     return dataclasses.replace(
@@ -145,7 +149,7 @@ def _both(claimed: Snapshot, again: Snapshot) -> Snapshot:
     )
 
 
-def differences(claimed: Snapshot, again: Snapshot) -> list[Difference]:
+def list_differences(claimed: Snapshot, again: Snapshot) -> list[Difference]:
     """Where a claim and what was found disagree, on the first examples, those of `again`."""
     n, found = again.data.n, []
     for name, before, after in _pairs(claimed, again):
@@ -166,10 +170,10 @@ def _pairs(claimed: Snapshot, again: Snapshot) -> list[tuple[str, str, str]]:
     return [("without attack", claimed.models[0].clean, again.models[0].clean), *cells]
 
 
-def _told(each: Difference) -> str:
+def _describe(each: Difference) -> str:
     ids = ", ".join(map(str, each.examples[:SHOWN]))
     more = ", ..." if len(each.examples) > SHOWN else ""
     return (
         f"{each.name}: the run says {each.claimed} stay correct, run again {each.found} do; "
-        f"{many(len(each.examples), 'outcome')} differ: examples {ids}{more}"
+        f"{format_plural(len(each.examples), 'outcome')} differ: examples {ids}{more}"
     )

@@ -17,11 +17,11 @@ from bench.analysis.snapshot import CellSnapshot, Snapshot
 from bench.analysis.snapshot_matching import NOTED
 from bench.core.errors import RecordError, SuiteError, first_line
 from bench.core.files import write_atomic
-from bench.reporting.formats import many
+from bench.reporting.formats.numbers import format_plural
 from bench.suite import plan
 from bench.suite.schema import Suite
 from bench.workflows.leaderboard import model_card as cards
-from bench.workflows.leaderboard.model_card import Card
+from bench.workflows.leaderboard.model_card import ModelCard
 
 CARD, OUTCOMES, RECHECK = "card.toml", "baseline.json", "recheck.json"
 
@@ -42,7 +42,7 @@ class Recheck:
 class Entry(NamedTuple):
     """One model on the board."""
 
-    card: Card
+    card: ModelCard
     snapshot: Snapshot
     recheck: Recheck
 
@@ -52,7 +52,7 @@ class Entry(NamedTuple):
         return self.snapshot.models[0].signs
 
 
-def folder_of(board: Path, card: Card) -> Path:
+def entry_folder(board: Path, card: ModelCard) -> Path:
     """Where a model's entry lies; names that come to one folder are one model's."""
     stem = re.sub(r"[^a-z0-9]+", "-", card.name.lower()).strip("-")[:60]
     if not stem:
@@ -60,7 +60,7 @@ def folder_of(board: Path, card: Card) -> Path:
     return board / "entries" / stem
 
 
-def write(folder: Path, card: Path, snapshot: Snapshot, recheck: Recheck) -> None:
+def write_entry(folder: Path, card: Path, snapshot: Snapshot, recheck: Recheck) -> None:
     """Write an entry: the card as its author wrote it, outcomes, and the re-check.
 
     Raises: SuiteError if it cannot be written.
@@ -71,7 +71,7 @@ def write(folder: Path, card: Path, snapshot: Snapshot, recheck: Recheck) -> Non
     write_atomic(folder / RECHECK, f"{text}\n".encode())
 
 
-def read(board: Path, suite: Suite) -> list[Entry]:
+def read_entries(board: Path, suite: Suite) -> list[Entry]:
     """Every entry, by the name of its folder.
 
     Raises: SuiteError if there is none, or one does not answer what the suite asks; RecordError if
@@ -85,7 +85,7 @@ def read(board: Path, suite: Suite) -> list[Entry]:
         )
     entries = [_entry(folder) for folder in folders]
     for folder, entry in zip(folders, entries, strict=True):
-        problems = shortcomings(entry.snapshot, suite)
+        problems = list_shortcomings(entry.snapshot, suite)
         if problems:
             raise SuiteError(*(f"{folder}: {problem}" for problem in problems))
         if entry.snapshot.data != entries[0].snapshot.data:
@@ -94,7 +94,7 @@ def read(board: Path, suite: Suite) -> list[Entry]:
 
 
 def _entry(folder: Path) -> Entry:
-    card = cards.read(folder / CARD)
+    card = cards.read_card(folder / CARD)
     snapshot = snapshot_file.read_snapshot(folder / OUTCOMES)
     if len(snapshot.models) != 1:
         got = len(snapshot.models)
@@ -111,7 +111,7 @@ def _entry(folder: Path) -> Entry:
 # ------------------------------------------------------------------- held against what is declared
 
 
-def declared(suite: Suite) -> dict[str, Mapping[str, Any]]:
+def declared_settings(suite: Suite) -> dict[str, Mapping[str, Any]]:
     """What the suite asks of any model: the settings of each attack, by its label.
 
     Raises: SuiteError if an attack is crafted on another model: it asks nothing of a single one.
@@ -128,7 +128,7 @@ def declared(suite: Suite) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def shortcomings(snapshot: Snapshot, suite: Suite) -> list[str]:
+def list_shortcomings(snapshot: Snapshot, suite: Suite) -> list[str]:
     """Why outcomes of one model are no answer to what the suite asks, a sentence each."""
     problems = []
     if suite.data.limit is not None and snapshot.data.n != suite.data.limit:
@@ -136,7 +136,7 @@ def shortcomings(snapshot: Snapshot, suite: Suite) -> list[str]:
     if snapshot.seed != suite.seed:
         problems.append(f"expected seed {suite.seed}, got {snapshot.seed}")
     asked = {task.attack: task.settings for task in snapshot.tasks}
-    for label, wanted in declared(suite).items():
+    for label, wanted in declared_settings(suite).items():
         if label not in asked:
             problems.append(f"{label}: expected this attack, found none of that label")
             continue
@@ -151,16 +151,16 @@ def shortcomings(snapshot: Snapshot, suite: Suite) -> list[str]:
         for eps in attack.eps:
             if attack.label in asked and eps.value > 0:
                 name = f"{attack.label}, eps {eps.text}"
-                problems += _unfit(name, cells.get((attack.label, eps.value)))
+                problems += _list_cell_problems(name, cells.get((attack.label, eps.value)))
     return problems
 
 
-def _unfit(name: str, cell: CellSnapshot | None) -> list[str]:
+def _list_cell_problems(name: str, cell: CellSnapshot | None) -> list[str]:
     """Why a cell gives no number that may stand on a board."""
     if cell is None or cell.status != "ok":
         told = f"{cell.status}: {cell.reason}" if cell else "none"
         return [f"{name}: expected a finished cell, got {told}"]
     if cell.violations:
-        count = many(cell.violations, "image")
+        count = format_plural(cell.violations, "image")
         return [f"{name}: {count} broke the threat model, where the attack could not succeed"]
     return []

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from bench.analysis.snapshot import unpack_outcomes
 from bench.evaluation import metrics
-from bench.evaluation.metrics import SIGNIFICANT, Outcomes, Rate
+from bench.evaluation.metrics import SIGNIFICANCE_LEVEL, Outcomes, Rate
 from bench.suite.schema import Suite
 from bench.workflows.leaderboard.entries import Entry
 
 
-class Threat(NamedTuple):
+class RankedThreat(NamedTuple):
     """A ball that the attacker stays in, and the suite's attacks that were asked there."""
 
     norm: str
@@ -26,7 +26,7 @@ class Threat(NamedTuple):
     attacks: tuple[str, ...]
 
 
-class Standing(NamedTuple):
+class RankedModel(NamedTuple):
     """One model in one threat's order."""
 
     rank: int
@@ -38,7 +38,7 @@ class Standing(NamedTuple):
     """Attack -> examples that it alone leaves correct."""
 
 
-def threats(suite: Suite) -> list[Threat]:
+def list_threats(suite: Suite) -> list[RankedThreat]:
     """Every norm and eps above 0 of the suite, the largest eps of a norm first."""
     places = dict.fromkeys(
         (entry.norm, eps.value) for entry in suite.attacks for eps in entry.eps if eps.value > 0
@@ -52,16 +52,16 @@ def threats(suite: Suite) -> list[Threat]:
             for eps in entry.eps
             if (entry.norm, eps.value) == (norm, value)
         ]
-        found.append(Threat(norm, value, there[0][1], tuple(label for label, _ in there)))
+        found.append(RankedThreat(norm, value, there[0][1], tuple(label for label, _ in there)))
     return found
 
 
-def standings(entries: Sequence[Entry], threat: Threat) -> list[Standing]:
+def rank_models(entries: Sequence[Entry], threat: RankedThreat) -> list[RankedModel]:
     """All entries under one threat, the best first; within a rank by what they keep, then name."""
     worst = [_worst(entry, threat) for entry in entries]
     ranks = _ranks(worst)
     found = [
-        Standing(
+        RankedModel(
             rank=rank,
             entry=entry,
             clean=metrics.rate(entry.snapshot.models[0].clean_correct, entry.snapshot.data.n),
@@ -75,20 +75,20 @@ def standings(entries: Sequence[Entry], threat: Threat) -> list[Standing]:
 
 def _ranks(outcomes: Sequence[Outcomes]) -> list[int]:
     pairs = list(itertools.combinations(range(len(outcomes)), 2))
-    tests = [metrics.paired(outcomes[a], outcomes[b]) for a, b in pairs]
+    tests = [metrics.mcnemar_test(outcomes[a], outcomes[b]) for a, b in pairs]
     ranks = [1] * len(outcomes)
-    p_values = metrics.holm([test.p_value for test in tests])
+    p_values = metrics.holm_correction([test.p_value for test in tests])
     for (a, b), test, p_value in zip(pairs, tests, p_values, strict=True):
-        if p_value <= SIGNIFICANT:
+        if p_value <= SIGNIFICANCE_LEVEL:
             ranks[b if test.only_first > test.only_second else a] += 1
     return ranks
 
 
-def _worst(entry: Entry, threat: Threat) -> Outcomes:
+def _worst(entry: Entry, threat: RankedThreat) -> Outcomes:
     return metrics.worst_case([_robust(entry, attack, threat) for attack in threat.attacks])
 
 
-def _robust(entry: Entry, attack: str, threat: Threat) -> Outcomes:
+def _robust(entry: Entry, attack: str, threat: RankedThreat) -> Outcomes:
     """Entries are read only with every cell of the suite, so that it is there."""
     snapshot = entry.snapshot
     place = attack, threat.eps

@@ -15,12 +15,12 @@ import pandas as pd
 import torch
 
 from bench.core import files
-from bench.reporting import formats
-from bench.reporting.formats import DASH, markdown
+from bench.reporting.formats import markdown, numbers
+from bench.reporting.formats.numbers import DASH
 from bench.storage import environment, spreadsheet
 from bench.workflows.speed.competitors import bare_loop, torchattacks
-from bench.workflows.speed.race import Outcome, Race
-from bench.workflows.speed.setup import Task, names_of
+from bench.workflows.speed.race import CompetitorResult, Race
+from bench.workflows.speed.setup import RaceTask, format_eps
 
 SCHEMA = 1
 CSV = (
@@ -36,11 +36,11 @@ COUNTS = (
 )  # fmt: skip
 NAME, MEDIAN, ROBUST = "contestant", "median [quartiles]", "robust at eps"
 """Columns of the table; those of robust accuracies begin so and end in the eps."""
-TOLD = 0.05
+MIN_SHOWN_SETUP = 0.05
 """A set-up shorter than so many seconds is not told of below the table."""
 
 
-class Spread(NamedTuple):
+class Quartiles(NamedTuple):
     """Median and quartiles."""
 
     median: float
@@ -48,7 +48,7 @@ class Spread(NamedTuple):
     q3: float
 
 
-def spread(values: Sequence[float]) -> Spread | None:
+def compute_quartiles(values: Sequence[float]) -> Quartiles | None:
     """None of no values.
 
     >>> spread([4.0, 1.0, 2.0])
@@ -57,22 +57,22 @@ def spread(values: Sequence[float]) -> Spread | None:
     if not values:
         return None
     q1, median, q3 = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
-    return Spread(median, q1, q3)
+    return Quartiles(median, q1, q3)
 
 
-def _base(race: Race, name: str) -> Outcome | None:
+def _base(race: Race, name: str) -> CompetitorResult | None:
     found = [each for each in race.outcomes if each.contestant.name == name]
     return found[0] if found and found[0].status == "ok" else None
 
 
-def _over(outcome: Outcome, base: Outcome | None) -> Spread | None:
+def _over(outcome: CompetitorResult, base: CompetitorResult | None) -> Quartiles | None:
     """Time over time within each round."""
     if base is None or outcome.status != "ok":
         return None
-    return spread([a / b for a, b in zip(outcome.seconds, base.seconds, strict=True)])
+    return compute_quartiles([a / b for a, b in zip(outcome.seconds, base.seconds, strict=True)])
 
 
-def _beyond(outcome: Outcome, base: Outcome | None) -> list[int] | None:
+def _beyond(outcome: CompetitorResult, base: CompetitorResult | None) -> list[int] | None:
     """Examples that it leaves robust beyond those that the base does, among those it attacked, at
     each eps; below 0 where it fools more."""
     if base is None or outcome.robust is None or base.robust is None:
@@ -85,19 +85,19 @@ def _beyond(outcome: Outcome, base: Outcome | None) -> list[int] | None:
 # ------------------------------------------------------------------------------------ for people
 
 
-def table(race: Race) -> pd.DataFrame:
+def build_table(race: Race) -> pd.DataFrame:
     """One row of text per contestant."""
     return pd.DataFrame([_line(race, outcome) for outcome in race.outcomes])
 
 
-def _line(race: Race, outcome: Outcome) -> dict[str, str]:
+def _line(race: Race, outcome: CompetitorResult) -> dict[str, str]:
     task, ok = race.task, outcome.status == "ok"
     base, floor = _base(race, torchattacks.NAME), _base(race, bare_loop.NAME)
     beyond = _beyond(outcome, base)
     line = {
         NAME: outcome.contestant.name + ("" if ok else f" ({outcome.status})"),
         "batch": str(outcome.rows) if ok else DASH,
-        MEDIAN: _seconds(spread(outcome.seconds) if ok else None),
+        MEDIAN: _seconds(compute_quartiles(outcome.seconds) if ok else None),
         "over torchattacks": _factor(_over(outcome, base)),
         "over bare loop": _factor(_over(outcome, floor)),
         "robust beyond torchattacks": DASH
@@ -106,32 +106,32 @@ def _line(race: Race, outcome: Outcome) -> dict[str, str]:
     }
     if any(each.memory is not None or each.memory_reason for each in race.outcomes):
         mib = None if outcome.memory is None else outcome.memory / 2**20
-        line["peak memory, MiB"] = formats.number(mib)
-        line["memory over bare loop"] = formats.factor(_memory_over(outcome, floor))
-    for index, eps in enumerate(names_of(task.work.eps)):
+        line["peak memory, MiB"] = numbers.format_number(mib)
+        line["memory over bare loop"] = numbers.format_factor(_memory_over(outcome, floor))
+    for index, eps in enumerate(format_eps(task.work.eps)):
         share = None if outcome.robust is None or not ok else outcome.robust[index].double().mean()
-        line[f"{ROBUST} {eps}"] = formats.percent(share, 2)
+        line[f"{ROBUST} {eps}"] = numbers.format_percent(share, 2)
     return line
 
 
-def _seconds(found: Spread | None) -> str:
+def _seconds(found: Quartiles | None) -> str:
     if found is None:
         return DASH
-    median, q1, q3 = (formats.number(value) for value in found)
+    median, q1, q3 = (numbers.format_number(value) for value in found)
     return f"{median} s [{q1}, {q3}]"
 
 
-def _factor(found: Spread | None) -> str:
-    return DASH if found is None else formats.factor(found.median)
+def _factor(found: Quartiles | None) -> str:
+    return DASH if found is None else numbers.format_factor(found.median)
 
 
-def _memory_over(outcome: Outcome, floor: Outcome | None) -> float | None:
+def _memory_over(outcome: CompetitorResult, floor: CompetitorResult | None) -> float | None:
     if outcome.memory is None or floor is None or not floor.memory:
         return None
     return outcome.memory / floor.memory
 
 
-def about(race: Race) -> str:
+def describe_race(race: Race) -> str:
     """One line on what was raced."""
     task = race.task
     params = ", ".join(f"{key} = {value}" for key, value in task.work.params.items())
@@ -140,20 +140,20 @@ def about(race: Race) -> str:
     return f"{attack}, linf, untargeted, on {task.victim}; {images}"
 
 
-def how(race: Race) -> str:
+def describe_timing(race: Race) -> str:
     """One line on how it was timed."""
     task = race.task
     rounds = len(race.orders)
     device = torch.cuda.get_device_name(task.device) if task.device.type == "cuda" else "CPU"
     threads = torch.get_num_threads()
     return (
-        f"{formats.many(rounds, 'round')} in rotated order after a warm-up, {device}, "
-        f"{formats.many(threads, 'torch thread')}, TF32 {_tf32_words()}; "
+        f"{numbers.format_plural(rounds, 'round')} in rotated order after a warm-up, {device}, "
+        f"{numbers.format_plural(threads, 'torch thread')}, TF32 {_tf32_words()}; "
         + ("freed memory kept" if race.heap_kept else "the C library's heap as it is")
     )
 
 
-def tf32() -> dict[str, bool]:
+def read_tf32_settings() -> dict[str, bool]:
     return {
         "convolutions": torch.backends.cudnn.allow_tf32,
         "matrix products": torch.backends.cuda.matmul.allow_tf32,
@@ -161,21 +161,23 @@ def tf32() -> dict[str, bool]:
 
 
 def _tf32_words() -> str:
-    return ", ".join(f"{'on' if on else 'off'} in {what}" for what, on in tf32().items())
+    return ", ".join(
+        f"{'on' if on else 'off'} in {what}" for what, on in read_tf32_settings().items()
+    )
 
 
-def notes(race: Race) -> Iterator[str]:
+def list_notes(race: Race) -> Iterator[str]:
     """What a reader of the table must know, a sentence a line."""
     for outcome in race.outcomes:
         name = f"{outcome.contestant.name} {outcome.version}".rstrip()
         told = [outcome.contestant.note]
         if outcome.status != "ok":
             told = [f"{outcome.status}, {outcome.reason}"]
-        if outcome.setup_seconds >= TOLD:
-            took = formats.seconds(outcome.setup_seconds)
+        if outcome.setup_seconds >= MIN_SHOWN_SETUP:
+            took = numbers.format_seconds(outcome.setup_seconds)
             told.append(f"set up once for the model in {took}, not in its times")
         if outcome.violations:
-            many = formats.many(outcome.violations, "image")
+            many = numbers.format_plural(outcome.violations, "image")
             told.append(f"{many} outside ball or box, which fool nobody")
         if outcome.memory_reason:
             told.append(f"no memory figure, {outcome.memory_reason}")
@@ -194,30 +196,32 @@ READING = (
 )
 
 
-def page(races: Sequence[Race], command: str) -> str:
+def render_page(races: Sequence[Race], command: str) -> str:
     """The Markdown page of all races."""
     parts = [f"<!-- Generated by `{command}`; not to be edited. -->", "# Speed", READING]
     for race in races:
         task = race.task
         parts.append(f"## {task.work.name}: {markdown.escape(task.work.title)}")
-        parts.append(f"{markdown.escape(about(race))}.\n{markdown.escape(how(race))}.")
-        parts.append(markdown.table(table(race)))
-        parts.append("\n".join(f"- {markdown.escape(note)}" for note in notes(race)))
-    parts += ["## Again", markdown.fenced(command)]
+        parts.append(
+            f"{markdown.escape(describe_race(race))}.\n{markdown.escape(describe_timing(race))}."
+        )
+        parts.append(markdown.render_table(build_table(race)))
+        parts.append("\n".join(f"- {markdown.escape(note)}" for note in list_notes(race)))
+    parts += ["## Again", markdown.format_code_block(command)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 # ---------------------------------------------------------------------------------- for programs
 
 
-def frame(races: Sequence[Race]) -> pd.DataFrame:
+def build_frame(races: Sequence[Race]) -> pd.DataFrame:
     """One row per race, contestant and eps, columns CSV; one row without eps where it did not
     run."""
     rows = [row for race in races for outcome in race.outcomes for row in _rows(race, outcome)]
     return pd.DataFrame(rows, columns=list(CSV)).astype(dict.fromkeys(COUNTS, "Int64"))
 
 
-def _rows(race: Race, outcome: Outcome) -> Iterator[dict[str, Any]]:
+def _rows(race: Race, outcome: CompetitorResult) -> Iterator[dict[str, Any]]:
     task = race.task
     base, floor = _base(race, torchattacks.NAME), _base(race, bare_loop.NAME)
     shared: dict[str, Any] = {
@@ -239,7 +243,7 @@ def _rows(race: Race, outcome: Outcome) -> Iterator[dict[str, Any]]:
     shared |= {
         "batch_size": outcome.rows,
         "rounds": len(outcome.seconds),
-        **_named("seconds", spread(outcome.seconds)),
+        **_named("seconds", compute_quartiles(outcome.seconds)),
         **_named("over_torchattacks", _over(outcome, base)),
         **_named("over_bare", _over(outcome, floor)),
         "setup_seconds": outcome.setup_seconds,
@@ -258,19 +262,19 @@ def _rows(race: Race, outcome: Outcome) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _named(name: str, found: Spread | None) -> dict[str, float]:
+def _named(name: str, found: Quartiles | None) -> dict[str, float]:
     if found is None:
         return {}
     return {name: found.median, f"{name}_q1": found.q1, f"{name}_q3": found.q3}
 
 
-def document(races: Sequence[Race], command: str) -> dict[str, Any]:
+def build_document(races: Sequence[Race], command: str) -> dict[str, Any]:
     """Everything that was seen, raw seconds included; as JSON has it."""
     return {
         "schema": SCHEMA,
         "command": command,
         "environment": environment.describe_environment(races[0].task.device) if races else {},
-        "tf32": tf32(),
+        "tf32": read_tf32_settings(),
         "races": [_race(race) for race in races],
     }
 
@@ -298,7 +302,7 @@ def _race(race: Race) -> dict[str, Any]:
     }
 
 
-def _contestant(task: Task, outcome: Outcome) -> dict[str, Any]:
+def _contestant(task: RaceTask, outcome: CompetitorResult) -> dict[str, Any]:
     robust = outcome.robust
     return {
         "name": outcome.contestant.name,
@@ -321,12 +325,12 @@ def _contestant(task: Task, outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def write(races: Sequence[Race], command: str, folder: Path) -> Path:
+def write_results(races: Sequence[Race], command: str, folder: Path) -> Path:
     """speed.csv, speed.md and speed.json; returns the page's path.
 
     Raises: SuiteError if the folder cannot be written.
     """
-    files.write_atomic(folder / "speed.csv", spreadsheet.to_csv(frame(races)))
-    text = json.dumps(document(races, command), indent=1, ensure_ascii=False)
+    files.write_atomic(folder / "speed.csv", spreadsheet.to_csv(build_frame(races)))
+    text = json.dumps(build_document(races, command), indent=1, ensure_ascii=False)
     files.write_atomic(folder / "speed.json", text.encode())
-    return files.write_atomic(folder / "speed.md", page(races, command).encode())
+    return files.write_atomic(folder / "speed.md", render_page(races, command).encode())

@@ -17,16 +17,16 @@ from bench.core import registry
 from bench.core.contracts.dataset import Data
 from bench.core.files import write_atomic
 from bench.engine.functional import norms
-from bench.reporting.formats import NORMS, many, markdown, number, seconds
+from bench.reporting.formats import markdown
+from bench.reporting.formats.numbers import NORM_NAMES, format_number, format_plural, format_seconds
 from bench.reporting.plots import figures as drawing
 from bench.storage import environment
-from bench.workflows.training import attack_figures as figures
-from bench.workflows.training.attack_recipe import AttackRecipe
-from bench.workflows.training.attack_trainer import Trained, learner, outcome
-from bench.workflows.training.page import device_told, origin, told_rate
-from bench.workflows.training.recipe import names
+from bench.workflows.training import figures
+from bench.workflows.training.attack_trainer import TrainedAttack, evaluate_attack, find_learner
+from bench.workflows.training.page import describe_device, format_rate, render_origin
+from bench.workflows.training.recipe import AttackRecipe, list_recipes
 
-FIGURES = {
+ATTACK_FIGURES = {
     "curves": "Each part of each network's loss, as seen while training, and the success on "
     "held-out images with its 95 % band; the dotted line is the epoch that was kept.",
     "examples": "The first test image of each class that the target gets right: clean, the change "
@@ -34,7 +34,9 @@ FIGURES = {
 }
 
 
-def publish(recipe: AttackRecipe, trained: Trained, data_dir: Path, folder: Path) -> Path:
+def publish_attack(
+    recipe: AttackRecipe, trained: TrainedAttack, data_dir: Path, folder: Path
+) -> Path:
     """Write ATTACK-WEIGHTS.safetensors, .json (the card), .csv (the history), .md (the page) and
     figures; the test images are looked at here for the first time. Returns the weights' path."""
     data: Data = registry.find("datasets", recipe.data.name).load(
@@ -43,12 +45,12 @@ def publish(recipe: AttackRecipe, trained: Trained, data_dir: Path, folder: Path
     assert data.labels is not None
     target, device = trained.target.model, next(trained.network.parameters()).device
     x, y = data.read(0, data.n).to(device), data.labels.to(device)
-    done = outcome(recipe, trained.network, target, x, y)
+    done = evaluate_attack(recipe, trained.network, target, x, y)
     length = norms.distance(done.x_adv, x, "l2")[done.eligible].mean()
 
     weights = folder / f"{recipe.attack.name}-{recipe.weights}.safetensors"
     state = {key: value.cpu().contiguous() for key, value in trained.network.state_dict().items()}
-    told = learner(recipe).metadata(data.shape, recipe.attack.threat)
+    told = find_learner(recipe).metadata(data.shape, recipe.attack.threat)
     content = save(state, metadata=dict(told))
     write_atomic(weights, content)
     card = {
@@ -71,20 +73,24 @@ def publish(recipe: AttackRecipe, trained: Trained, data_dir: Path, folder: Path
         "environment": environment.describe_environment(device),
     }
     write_atomic(weights.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
-    write_atomic(weights.with_suffix(".csv"), _history(trained).to_csv(index=False).encode())
+    write_atomic(weights.with_suffix(".csv"), _attack_history(trained).to_csv(index=False).encode())
     classes = data.classes or tuple(map(str, range(trained.target.classes)))
     on_cpu = type(done)(*(field.cpu() for field in done))
     drawn = {
-        "curves": figures.curves(trained.history, trained.best),
-        "examples": figures.examples(x.cpu(), y.cpu(), on_cpu, classes, recipe.attack.eps),
+        "curves": figures.plot_attack_curves(trained.history, trained.best),
+        "examples": figures.plot_attack_examples(
+            x.cpu(), y.cpu(), on_cpu, classes, recipe.attack.eps
+        ),
     }
     for name, figure in drawn.items():
-        drawing.save(figure, weights.with_name(f"{weights.stem}-{name}"))
-    write_atomic(weights.with_suffix(".md"), page(recipe, card, weights.stem).encode())
+        drawing.save_figure(figure, weights.with_name(f"{weights.stem}-{name}"))
+    write_atomic(
+        weights.with_suffix(".md"), render_attack_page(recipe, card, weights.stem).encode()
+    )
     return weights
 
 
-def _history(trained: Trained) -> pd.DataFrame:
+def _attack_history(trained: TrainedAttack) -> pd.DataFrame:
     """A row for each epoch, a column for each part of each network's loss."""
     rows = []
     for epoch in trained.history:
@@ -99,36 +105,36 @@ def _history(trained: Trained) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def page(recipe: AttackRecipe, card: Mapping[str, Any], stem: str) -> str:
+def render_attack_page(recipe: AttackRecipe, card: Mapping[str, Any], stem: str) -> str:
     """The page in Markdown; `stem` begins the names of the weights and of their figures."""
-    name = recipe.name if recipe.name in names() else f"{recipe.name}.toml"
+    name = recipe.name if recipe.name in list_recipes() else f"{recipe.name}.toml"
     command = f"bench train {shlex.quote(name)} --seed {recipe.seed}"
     parts = [
         "<!-- Generated by `bench train` from the recipe and the card beside this page. -->",
         f"# {markdown.escape(recipe.title)}",
-        _sentence(recipe, card),
-        markdown.fenced(command),
+        _attack_sentence(recipe, card),
+        markdown.format_code_block(command),
         "## Outcome",
-        markdown.table(_outcome(card)),
+        markdown.render_table(_attack_outcome(card)),
         "Fooled: of the images that the target classifies correctly, those that it does not when "
         "they are attacked. In brackets: 95 % Wilson intervals.",
         "## Figures",
     ]
-    for figure, caption in FIGURES.items():
+    for figure, caption in ATTACK_FIGURES.items():
         parts += [f"![{figure}]({quote(f'{stem}-{figure}.png')})", caption]
-    return "\n\n".join([*parts, "## Where it comes from", origin(card, stem)]) + "\n"
+    return "\n\n".join([*parts, "## Where it comes from", render_origin(card, stem)]) + "\n"
 
 
-def _sentence(recipe: AttackRecipe, card: Mapping[str, Any]) -> str:
+def _attack_sentence(recipe: AttackRecipe, card: Mapping[str, Any]) -> str:
     attacker, model, optimiser = recipe.attack, recipe.model, recipe.optimiser
     settings = ", ".join(
         f"{key} {value}" for key, value in dataclasses.asdict(attacker.params).items()
     )
     steps = ", ".join(f"{key} {value}" for key, value in optimiser.params.items())
     course = (
-        f"{attacker.name} ({settings}) at {NORMS[attacker.norm]} eps {number(attacker.eps, 4)} "
+        f"{attacker.name} ({settings}) at {NORM_NAMES[attacker.norm]} eps {format_number(attacker.eps, 4)} "
         f"against {model.label} with weights {model.weights}: {optimiser.name} ({steps}), "
-        f"{many(recipe.epochs, 'epoch')} of {many(card['train_n'], 'image')} of "
+        f"{format_plural(recipe.epochs, 'epoch')} of {format_plural(card['train_n'], 'image')} of "
         f"{recipe.data.name} in batches of {recipe.batch_size}; {recipe.validation} training "
         f"images are held out, and the epoch that fools the most of them is kept."
     )
@@ -136,15 +142,15 @@ def _sentence(recipe: AttackRecipe, card: Mapping[str, Any]) -> str:
     return f"{markdown.escape(course)} {markdown.escape(source)}"
 
 
-def _outcome(card: Mapping[str, Any]) -> pd.DataFrame:
+def _attack_outcome(card: Mapping[str, Any]) -> pd.DataFrame:
     rates = {
         "held-out images fooled": (card["validation_fooled"], card["validation_n"]),
         "test images fooled": (card["test_fooled"], card["test_eligible"]),
     }
-    rows = [(what, f"{k}/{n}", told_rate(k, n)) for what, (k, n) in rates.items()]
+    rows = [(what, f"{k}/{n}", format_rate(k, n)) for what, (k, n) in rates.items()]
     rows += [
-        ("mean length of the change, l2", "", number(card["test_mean_l2"])),
-        (f"time of an epoch, median ({device_told(card)})", "",
-         seconds(card["median_seconds_per_epoch"])),
+        ("mean length of the change, l2", "", format_number(card["test_mean_l2"])),
+        (f"time of an epoch, median ({describe_device(card)})", "",
+         format_seconds(card["median_seconds_per_epoch"])),
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=["what", "count", "measured"])

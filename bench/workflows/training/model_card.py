@@ -15,24 +15,29 @@ from torch import Tensor
 from bench.core import registry
 from bench.core.contracts.dataset import Data
 from bench.core.files import write_atomic
-from bench.engine.functional.logits import predicted, probabilities
+from bench.engine.functional.logits import predict_class, probabilities
 from bench.reporting.plots import figures as drawing
 from bench.storage import environment
 from bench.workflows.training import figures, page
 from bench.workflows.training.adversarial import AdversarialBatches
-from bench.workflows.training.certified import certified
+from bench.workflows.training.certified import certify_images
 from bench.workflows.training.recipe import Recipe
-from bench.workflows.training.trainer import VALIDATION_ROWS, Trained, predict, rank
+from bench.workflows.training.trainer import (
+    VALIDATION_ROWS,
+    TrainedModel,
+    predict_classes,
+    rank_epoch,
+)
 
 
-class Run(NamedTuple):
+class SeedRun(NamedTuple):
     """A recipe followed from one seed."""
 
     seed: int
-    trained: Trained
+    trained: TrainedModel
 
 
-class Judged(NamedTuple):
+class ModelOutcome(NamedTuple):
     """A run's model on the test images, with its weights as they are stored; all on the CPU."""
 
     state: dict[str, Tensor]
@@ -47,26 +52,26 @@ class Judged(NamedTuple):
     for it."""
 
 
-def best(runs: Sequence[Run]) -> Run:
+def select_best_run(runs: Sequence[SeedRun]) -> SeedRun:
     """The run to publish: the best on the validation images; of equals, the first."""
-    return max(runs, key=lambda run: rank(run.trained.best))
+    return max(runs, key=lambda run: rank_epoch(run.trained.best))
 
 
-def publish(recipe: Recipe, runs: Sequence[Run], data_dir: Path, folder: Path) -> Path:
+def publish_model(recipe: Recipe, runs: Sequence[SeedRun], data_dir: Path, folder: Path) -> Path:
     """Write MODEL-WEIGHTS.safetensors, .json (the card), .csv (the history), .md (the page) and
     figures of the `best` run; the test images are looked at after it is chosen.
 
     The weights are rounded to the recipe's `store` precision first, and every test figure is that
     of the rounded weights. Returns the path of the weights.
     """
-    kept = best(runs)
+    kept = select_best_run(runs)
     data: Data = registry.find("datasets", recipe.data.name).load(
         split="test", limit=None, data_dir=data_dir, **recipe.data.params
     )
     assert data.labels is not None
     images, labels = data.read(0, data.n), data.labels
     names = data.classes or tuple(map(str, range(int(labels.max()) + 1)))
-    judged = {run.seed: _judge(recipe, run, images, labels) for run in runs}
+    judged = {run.seed: _test_model(recipe, run, images, labels) for run in runs}
     chosen = judged[kept.seed]
     right = chosen.pred == labels
     of = labels.bincount(minlength=len(names)).tolist()
@@ -85,15 +90,15 @@ def publish(recipe: Recipe, runs: Sequence[Run], data_dir: Path, folder: Path) -
         "test_n": data.n,
         "test_fingerprint": data.fingerprint,
         "test_per_class": {name: [k, n] for name, k, n in zip(names, correct, of, strict=True)},
-        **_attacked(chosen, labels),
-        **_certified(chosen),
+        **_attacked_counts(chosen, labels),
+        **_certified_counts(chosen),
         "best_epoch": last.best.epoch,
         "epochs": len(last.history),
         "train_correct": last.best.train_correct,
         "train_n": last.best.train_n,
-        **_validation(last),
+        **_validation_counts(last),
         "validation_n": last.best.validation_n,
-        "seeds": [_line(run, judged[run.seed], labels) for run in runs],
+        "seeds": [_seed_entry(run, judged[run.seed], labels) for run in runs],
         "median_seconds_per_epoch": median(epoch.seconds for epoch in last.history),
         "environment": environment.describe_environment(next(last.model.parameters()).device),
     }
@@ -104,17 +109,17 @@ def publish(recipe: Recipe, runs: Sequence[Run], data_dir: Path, folder: Path) -
     ]
     write_atomic(weights.with_suffix(".csv"), ("\n".join(lines) + "\n").encode())
     drawn = {
-        "curves": figures.curves(last.history, last.best),
-        "per-class": figures.per_class(correct, of, names),
-        "predictions": figures.predictions(images, labels, chosen.pred, names),
+        "curves": figures.plot_learning_curves(last.history, last.best),
+        "per-class": figures.plot_class_accuracy(correct, of, names),
+        "predictions": figures.plot_predictions(images, labels, chosen.pred, names),
     }
     for name in page.FIGURES:
-        drawing.save(drawn[name], weights.with_name(f"{weights.stem}-{name}"))
-    page.write(recipe, weights)
+        drawing.save_figure(drawn[name], weights.with_name(f"{weights.stem}-{name}"))
+    page.write_page(recipe, weights)
     return weights
 
 
-def _judge(recipe: Recipe, run: Run, images: Tensor, labels: Tensor) -> Judged:
+def _test_model(recipe: Recipe, run: SeedRun, images: Tensor, labels: Tensor) -> ModelOutcome:
     model, store = run.trained.model, getattr(torch, recipe.store)
     state = {
         key: value.detach().to("cpu", store if value.is_floating_point() else None).contiguous()
@@ -123,23 +128,23 @@ def _judge(recipe: Recipe, run: Run, images: Tensor, labels: Tensor) -> Judged:
     model.load_state_dict(state)  # into float32 parameters
     device = next(model.parameters()).device
     images, labels = images.to(device), labels.to(device)
-    pred = predict(model, images).cpu()
+    pred = predict_classes(model, images).cpu()
     if recipe.certified is not None:
-        bounded = certified(recipe.certified, model, images, labels)
-        return Judged(state, pred, None, None, bounded.cpu())
+        bounded = certify_images(recipe.certified, model, images, labels)
+        return ModelOutcome(state, pred, None, None, bounded.cpu())
     if recipe.adversarial is None:
-        return Judged(state, pred, None, None)
+        return ModelOutcome(state, pred, None, None)
     craft, answers = AdversarialBatches(recipe.adversarial, run.seed), []
     for at in torch.arange(len(labels), device=device).split(VALIDATION_ROWS):
         x_adv = craft.validate(model, images[at], labels[at], at)
         with torch.no_grad():
             answers.append(model(x_adv).cpu())
-    attacked = predicted(torch.cat(answers))
+    attacked = predict_class(torch.cat(answers))
     confidence = probabilities(torch.cat(answers)).gather(1, attacked[:, None])[:, 0]
-    return Judged(state, pred, attacked, confidence)
+    return ModelOutcome(state, pred, attacked, confidence)
 
 
-def _attacked(judged: Judged, labels: Tensor) -> Mapping[str, Any]:
+def _attacked_counts(judged: ModelOutcome, labels: Tensor) -> Mapping[str, Any]:
     """What the card tells of the test images under the training attack at its full eps."""
     if judged.attacked is None or judged.confidence is None:
         return {}
@@ -152,14 +157,14 @@ def _attacked(judged: Judged, labels: Tensor) -> Mapping[str, Any]:
     }
 
 
-def _certified(judged: Judged) -> Mapping[str, int]:
+def _certified_counts(judged: ModelOutcome) -> Mapping[str, int]:
     """What the card tells of the test images under certified training."""
     if judged.certified is None:
         return {}
     return {"test_certified_correct": int(judged.certified.sum())}
 
 
-def _validation(trained: Trained) -> Mapping[str, int]:
+def _validation_counts(trained: TrainedModel) -> Mapping[str, int]:
     found = {"validation_correct": trained.best.validation_correct}
     if trained.best.validation_adversarial_correct is not None:
         found["validation_adversarial_correct"] = trained.best.validation_adversarial_correct
@@ -168,14 +173,14 @@ def _validation(trained: Trained) -> Mapping[str, int]:
     return found
 
 
-def _line(run: Run, judged: Judged, labels: Tensor) -> Mapping[str, Any]:
+def _seed_entry(run: SeedRun, judged: ModelOutcome, labels: Tensor) -> Mapping[str, Any]:
     """One seed's entry on the card."""
     return {
         "seed": run.seed,
         "best_epoch": run.trained.best.epoch,
         "epochs": len(run.trained.history),
-        **_validation(run.trained),
+        **_validation_counts(run.trained),
         "test_correct": int((judged.pred == labels).sum()),
-        **_attacked(judged, labels),
-        **_certified(judged),
+        **_attacked_counts(judged, labels),
+        **_certified_counts(judged),
     }
