@@ -15,7 +15,7 @@ from bench.core import validation
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
 from bench.datasets import inputs
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.engine import timing
 from bench.evaluation import loading
 from bench.evaluation.audit import findings
@@ -28,7 +28,7 @@ from bench.execution.backends import subprocess
 from bench.models.preflight import checks
 from bench.storage.reader import StoredRecords
 from bench.suite import plan
-from bench.suite.reader import attack_entry, read
+from bench.suite.reader import parse_attack, read_suite
 
 DOUBTED = "bench.evaluate: the robust accuracy is open to doubt:"
 
@@ -115,10 +115,10 @@ def evaluate(
         raise SuiteError(f"bench.evaluate: predictions: expected at least 1, got {predictions}")
     if target is not None:
         raw["target"] = target
-    entry = attack_entry(raw, "bench.evaluate")
+    entry = parse_attack(raw, "bench.evaluate")
     where = loading.select_device(device)
     loading.check_tensors("given", x, y)
-    data = inputs.checked("given", in_memory("given", x, y, ()))
+    data = inputs.check_data("given", make_data("given", x, y, ()))
     assert data.labels is not None
     label = type(model).__name__
     crafting = "source" if label != "source" else "the source"
@@ -142,7 +142,7 @@ def evaluate(
     facts = {name: session.facts(name) for name in models}
     if source is not None:
         entry = dataclasses.replace(entry, source=crafting)
-    task = plan.task(label, entry, facts[label], seed, "independent", facts.get(crafting))
+    task = plan.plan_task(label, entry, facts[label], seed, "independent", facts.get(crafting))
     if reason := task.cells[0].reason:
         raise SuiteError(f"bench.evaluate: attack '{attack}': {reason}")
     shards = [session.shard(task, first, last) for first, last in session.shards()]
@@ -188,7 +188,7 @@ def run(
     more than that, such as "2GiB"; `bench.storage.adversarial_images` reads them.
     Raises: SuiteError for the user's mistakes, all of a suite's at once.
     """
-    checked = read(suite)
+    checked = read_suite(suite)
     share = sharding.parse_shard(shard)
     folder = share.folder(
         Path(out) if out is not None else execution_options.default_run_folder(checked.name)

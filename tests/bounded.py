@@ -19,7 +19,7 @@ from bench.engine import malloc
 from bench.execution import options, runner
 from bench.reporting import run_output
 from bench.storage import fingerprint, records
-from bench.suite.reader import parse
+from bench.suite.reader import parse_suite
 
 SUITE = """
 schema = 1
@@ -82,7 +82,7 @@ def main(folder: Path, n: int, eps: int) -> None:
     spent: dict[str, float] = {}
     records.write_records = timed(spent, "write", records.write_records)
     started = peak()
-    parsed = parse(suite_of(eps), "bounded.toml", Path(__file__).parent)
+    parsed = parse_suite(suite_of(eps), "bounded.toml", Path(__file__).parent)
     runner.run_suite(parsed, folder, options.RunOptions(device="cpu", limit=n))
     ran = peak()
     found = timed(spent, "read", results.read_results)(folder)

@@ -22,7 +22,7 @@ from bench.engine import malloc
 from bench.evaluation import evaluator
 from bench.execution import options, runner
 from bench.storage import fingerprint
-from bench.suite.reader import read
+from bench.suite.reader import read_suite
 
 SUITE = """
 schema = 1
@@ -64,7 +64,7 @@ def prepare() -> None:
 def attempt(folder: Path, out: Path) -> None:
     path = folder / "killed.toml"
     path.write_text(SUITE, encoding="utf-8")
-    runner.run_suite(read(str(path)), out, options.RunOptions(device="cpu", batch_size=16))
+    runner.run_suite(read_suite(str(path)), out, options.RunOptions(device="cpu", batch_size=16))
 
 
 def outcome(out: Path) -> list[str]:

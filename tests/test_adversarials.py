@@ -53,7 +53,7 @@ def run(folder: Path, keep: int) -> list[str]:
     notes: list[str] = []
     options = execution_options.RunOptions(device="cpu", keep=keep)
     runner.run_suite(
-        reader.parse(SUITE, "k.toml", Path()), folder, options,
+        reader.parse_suite(SUITE, "k.toml", Path()), folder, options,
         lambda event: notes.append(event.text) if event.what == "note" else None,
     )  # fmt: skip
     return notes

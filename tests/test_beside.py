@@ -52,7 +52,7 @@ def problem(old: str, new: str) -> str:
     """The one sentence that is wrong once `old` is `new`."""
     assert old in SUITE
     with pytest.raises(SuiteError) as caught:
-        reader.parse(SUITE.replace(old, new), "my.toml", Path())
+        reader.parse_suite(SUITE.replace(old, new), "my.toml", Path())
     (only,) = caught.value.problems
     return only
 
@@ -87,7 +87,7 @@ def joined(**keys: Any) -> pd.DataFrame:
 
 
 def test_published_figures_are_read_with_eps_as_numbers_and_the_usual_figure() -> None:
-    (read,) = reader.parse(SUITE, "my.toml", Path()).published
+    (read,) = reader.parse_suite(SUITE, "my.toml", Path()).published
     assert (read.eps, read.values) == ((0.0, 8 / 255), (0.99, 0.5))
     assert (read.model, read.attack, read.figure) == ("LeNet", "FGSM", "robust_accuracy")
 

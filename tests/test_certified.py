@@ -15,7 +15,7 @@ from bench.core.contracts import types
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation.certification import bounds
 from bench.evaluation.certification.layers import Layer
-from bench.suite.reader import parse
+from bench.suite.reader import parse_suite
 
 NET = """
 import torch
@@ -249,6 +249,6 @@ def test_a_suite_that_certifies_nothing_has_no_section_and_leaves_no_table(tmp_p
 def test_a_suite_says_how_it_certifies(says: str, methods: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NET, encoding="utf-8")
     text = SUITE.replace("certify = true", f"certify = {says}")
-    assert parse(text, "s.toml", tmp_path).certify == methods
+    assert parse_suite(text, "s.toml", tmp_path).certify == methods
     with pytest.raises(SuiteError, match=r"s.toml: certify"):
-        parse(SUITE.replace("certify = true", 'certify = ["lirpa"]'), "s.toml", tmp_path)
+        parse_suite(SUITE.replace("certify = true", 'certify = ["lirpa"]'), "s.toml", tmp_path)

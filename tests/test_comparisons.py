@@ -50,13 +50,13 @@ SEEDS = PGD + "seeds = 3\n"
 
 
 def entries(text: str) -> list[Any]:
-    return list(reader.parse(HEAD + text, "c.toml", Path()).attacks)
+    return list(reader.parse_suite(HEAD + text, "c.toml", Path()).attacks)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
-    read = reader.parse(HEAD + SEEDS + FGSM, "c.toml", Path())
+    read = reader.parse_suite(HEAD + SEEDS + FGSM, "c.toml", Path())
     runner.run_suite(read, out, options.RunOptions(device="cpu"))
     return out
 
@@ -231,8 +231,8 @@ def test_seeds_multiply_with_sources_and_values() -> None:
 
 
 def test_a_seed_of_the_attack_takes_the_place_of_the_suites() -> None:
-    read = reader.parse("seed = 5\n" + HEAD + SEEDS + FGSM, "c.toml", Path())
-    tasks = plan.tasks(read, plan.known_facts(read))[:4]
+    read = reader.parse_suite("seed = 5\n" + HEAD + SEEDS + FGSM, "c.toml", Path())
+    tasks = plan.plan_tasks(read, plan.collect_declared_facts(read))[:4]
     assert [task.curve.seed for task in tasks] == [0, 1, 2, 5]
     assert [task.cells[0].seed for task in tasks] == [0, 1, 2, None]
 
@@ -279,12 +279,12 @@ def test_seeds_draw_differently_and_an_attack_without_them_has_no_spread(
 
 
 def test_each_seed_is_a_matrix_of_its_own_where_examples_are_crafted_elsewhere() -> None:
-    read = reader.parse(HEAD + SEEDS + 'source = "each"\n', "c.toml", Path())
+    read = reader.parse_suite(HEAD + SEEDS + 'source = "each"\n', "c.toml", Path())
     rows = [
         {"model": task.model, "attack": task.entry.label, "source": task.entry.source,
          "family": "PGD", "varied": "", "value": None, "seed": task.entry.seed, "norm": "linf",
          "goal": "untargeted", "eps": 0.1, "eps_text": "0.1"}
-        for task in plan.tasks(read, plan.known_facts(read))
+        for task in plan.plan_tasks(read, plan.collect_declared_facts(read))
     ]  # fmt: skip
     matrices = transfer_matrix.build_matrices(pd.DataFrame(rows))
     assert [matrix.attack for matrix in matrices] == [f"PGD, seed {seed}" for seed in range(3)]

@@ -29,7 +29,7 @@ eps = [0.05, 0.1]
 
 def run(folder: Path, rows: int | None = None) -> pd.DataFrame:
     options = execution_options.RunOptions(device="cpu", batch_size=rows)
-    runner.run_suite(reader.parse(SUITE, "d.toml", Path()), folder, options)
+    runner.run_suite(reader.parse_suite(SUITE, "d.toml", Path()), folder, options)
     return read_records(folder).frame
 
 

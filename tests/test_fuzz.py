@@ -249,7 +249,7 @@ RECIPE = {
 @share(0.24)
 @given(mutations())
 def test_a_suite_with_other_values(mutated: Mutated) -> None:
-    ends_well(lambda: suite.parse(top(mutated(SUITE)), "s.toml", Path()))
+    ends_well(lambda: suite.parse_suite(top(mutated(SUITE)), "s.toml", Path()))
 
 
 @share(0.08)
@@ -257,7 +257,7 @@ def test_a_suite_with_other_values(mutated: Mutated) -> None:
 def test_a_suite_with_other_bytes(place: Path, edited: Mutated) -> None:
     path = place / "s.toml"
     path.write_bytes(edited(top(SUITE).encode()))
-    ends_well(lambda: suite.read(str(path)))
+    ends_well(lambda: suite.read_suite(str(path)))
 
 
 @share(0.05)
@@ -479,7 +479,7 @@ def test_published_tables(place: Path, edited: Mutated, name: str) -> None:
 
 
 def test_what_is_damaged_here_is_whole_to_begin_with(place: Path) -> None:
-    assert suite.parse(top(SUITE), "s.toml", Path()).name == "s"
+    assert suite.parse_suite(top(SUITE), "s.toml", Path()).name == "s"
     (place / "card.toml").write_text(top(CARD), encoding="utf-8")
     assert model_card.read_card(place / "card.toml").name == "n"
     (place / "recipe.toml").write_text(top(RECIPE), encoding="utf-8")

@@ -20,7 +20,7 @@ from bench.core.errors import SuiteError
 from bench.datasets import image_files
 from bench.storage import records, schema
 from bench.storage.schema import Piece
-from bench.suite.reader import parse
+from bench.suite.reader import parse_suite
 
 SUITE = (
     'schema = 1\nname = "{name}"\n[data]\nname = "digits"\n[[models]]\nname = "lenet"\n'
@@ -48,7 +48,7 @@ def test_an_image_that_would_fill_the_memory_is_refused(
     tmp_path: Path, sides: tuple[int, int]
 ) -> None:
     with pytest.raises(SuiteError, match=r"bomb\.png is no readable image"):
-        image_files.decode(png(tmp_path / "bomb.png", *sides), 256, 224)
+        image_files.decode_image(png(tmp_path / "bomb.png", *sides), 256, 224)
 
 
 def test_postscript_that_calls_itself_a_picture_is_not_handed_to_a_program(tmp_path: Path) -> None:
@@ -57,12 +57,12 @@ def test_postscript_that_calls_itself_a_picture_is_not_handed_to_a_program(tmp_p
     with Image.open(tmp_path / "x.png") as image:
         assert image.format == "EPS"
     with pytest.raises(SuiteError, match=r"x\.png is no readable image: cannot identify"):
-        image_files.decode(tmp_path / "x.png", 8, 8)
+        image_files.decode_image(tmp_path / "x.png", 8, 8)
 
 
 def test_a_strip_within_the_limits_is_read(tmp_path: Path) -> None:
     Image.new("L", (3000, 10), 255).save(tmp_path / "strip.png")
-    assert image_files.decode(tmp_path / "strip.png", 16, 16).shape == (3, 16, 16)
+    assert image_files.decode_image(tmp_path / "strip.png", 16, 16).shape == (3, 16, 16)
 
 
 def test_a_checkpoint_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -> None:
@@ -100,13 +100,13 @@ def test_records_that_unpack_to_more_than_bench_writes_are_refused() -> None:
 def test_a_label_that_a_terminal_would_obey_is_refused() -> None:
     text = SUITE.format(name="s", label=r"net\u001B[2J")
     with pytest.raises(SuiteError, match=r"models\[0\]\.label: expected text without control"):
-        parse(text, "s.toml", Path())
+        parse_suite(text, "s.toml", Path())
 
 
 def test_a_key_of_a_megabyte_makes_no_message_of_a_megabyte() -> None:
     text = f'{SUITE.format(name="s", label="net")}[{"a" * 2**20}]\nb = "\\u001B"\n'
     with pytest.raises(SuiteError, match="expected text without control characters") as caught:
-        parse(text, "s.toml", Path())
+        parse_suite(text, "s.toml", Path())
     assert len(str(caught.value)) < 1000
 
 
@@ -114,7 +114,7 @@ def test_a_key_of_a_megabyte_makes_no_message_of_a_megabyte() -> None:
 def test_a_whole_number_that_no_float_holds_is_refused(number: int) -> None:
     text = f"{SUITE.format(name='s', label='net')}vary = {{ restarts = [1, {number}] }}\n"
     with pytest.raises(SuiteError, match=r"attacks\[0\]\.vary\.restarts\[1\]: expected a whole"):
-        parse(text, "s.toml", Path())
+        parse_suite(text, "s.toml", Path())
 
 
 def test_a_message_spells_out_what_a_terminal_would_obey() -> None:
@@ -127,7 +127,7 @@ def test_a_message_spells_out_what_a_terminal_would_obey() -> None:
 @pytest.mark.parametrize("name", ["..", "../x", "/tmp/x", "a/b", ".hidden", r"a\u0000b"])
 def test_a_suites_name_cannot_leave_the_folder_of_runs(name: str) -> None:
     with pytest.raises(SuiteError, match="name"):
-        parse(SUITE.format(name=name, label="net"), "s.toml", Path())
+        parse_suite(SUITE.format(name=name, label="net"), "s.toml", Path())
 
 
 @pytest.mark.parametrize("label", ["../../up", "/etc/passwd", "..", "a/../../b", "CON", "é" * 300])

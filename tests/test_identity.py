@@ -16,7 +16,7 @@ from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
 from bench.evaluation import loading
 from bench.execution import options, runner
-from bench.models.fingerprint import are_apart, fingerprint, sketch
+from bench.models.fingerprint import fingerprint, logits_differ, sketch_logits
 from bench.storage import environment
 from bench.suite import plan, reader
 from bench.suite.schema import DataEntry, ModelEntry
@@ -230,12 +230,12 @@ def test_a_sketch_of_answers_outlives_rounding_and_sees_another_sign_or_size() -
     with rng.seed_global("sketch"):
         logits = torch.randn(16, 10)
         rounded = logits * (1 + 1e-6 * torch.randn(16, 10))
-    assert sketch(rounded) == sketch(logits)
-    assert not are_apart(rounded, logits)
+    assert sketch_logits(rounded) == sketch_logits(logits)
+    assert not logits_differ(rounded, logits)
     for other in (-logits, logits * 12, logits.flip(1)):
-        assert sketch(other) != sketch(logits)
-        assert are_apart(other, logits)
-    assert sketch(torch.full((2, 3), float("nan"))) == sketch(torch.zeros(2, 3))
+        assert sketch_logits(other) != sketch_logits(logits)
+        assert logits_differ(other, logits)
+    assert sketch_logits(torch.full((2, 3), float("nan"))) == sketch_logits(torch.zeros(2, 3))
 
 
 # ----------------------------------------------------------------------------- through a whole run
@@ -258,7 +258,7 @@ eps = [0.3]
 def run(folder: Path, text: str) -> tuple[int, Any]:
     """The cells that ran and the records of a run into the folder's one place."""
     began = []
-    found = reader.parse(text, "s.toml", folder)
+    found = reader.parse_suite(text, "s.toml", folder)
     runner.run_suite(
         found, folder / "out", options.RunOptions(device="cpu", data_dir=folder),
         lambda event: began.append(event) if event.what == "begin" else None,
@@ -319,7 +319,7 @@ def test_two_models_that_cannot_be_told_apart_and_answer_otherwise_end_the_run(
 
 # -------------------------------------------------------------------------------- what is bench's
 
-FACTS = plan.Facts(classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m",
+FACTS = plan.ModelFacts(classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m",
                    data_fingerprint="d")  # fmt: skip
 
 
@@ -328,8 +328,10 @@ def identities(monkeypatch: pytest.MonkeyPatch | None = None, **versions: int) -
         assert monkeypatch is not None
         monkeypatch.setattr(plan, name, value)
     raw = {"norm": "linf", "eps": [0.1]}
-    entries = [reader.attack_entry({"name": name, **raw}, "test") for name in ("pgd", "autoattack")]
-    return {plan.task("net", each, FACTS, 0, "independent").cells[0].identity for each in entries}
+    entries = [reader.parse_attack({"name": name, **raw}, "test") for name in ("pgd", "autoattack")]
+    return {
+        plan.plan_task("net", each, FACTS, 0, "independent").cells[0].identity for each in entries
+    }
 
 
 def test_bench_s_own_code_counts_by_its_versions(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -360,9 +362,9 @@ def test_a_user_s_attack_counts_with_what_it_imports(tmp_path: Path) -> None:
 
     def identity() -> str:
         attack = registry.find("attacks", "mine.py:ATTACK", tmp_path)
-        entry = reader.attack_entry({"name": "fgsm", "norm": "linf", "eps": [0.1]}, "test")
+        entry = reader.parse_attack({"name": "fgsm", "norm": "linf", "eps": [0.1]}, "test")
         entry = dataclasses.replace(entry, name="mine.py:ATTACK", attack=attack)
-        return plan.task("net", entry, FACTS, 0, "independent").cells[0].identity
+        return plan.plan_task("net", entry, FACTS, 0, "independent").cells[0].identity
 
     before = identity()
     (tmp_path / f"{helper}.py").write_text('"""Step."""\nBY = 1.0  # whole\n', encoding="utf-8")

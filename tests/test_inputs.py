@@ -15,7 +15,7 @@ import bench
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
 from bench.datasets import inputs
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.evaluation import loading
 from bench.execution import options as execution_options
 from bench.execution import runner
@@ -74,46 +74,46 @@ def same(found: Data, plain: Data) -> None:
 def test_no_layout_of_memory_makes_another_data_set(layout: str, grey: bool) -> None:
     for x in (LEVELS, FLOATS):
         plain = x[:, :1].contiguous() if grey else x
-        found = in_memory("given", LAYOUTS[layout](plain), Y, ())
-        same(found, in_memory("given", plain, Y, ()))
+        found = make_data("given", LAYOUTS[layout](plain), Y, ())
+        same(found, make_data("given", plain, Y, ()))
         assert found.read(0, 6).is_contiguous()
 
 
 def test_lazy_negation_and_expansion_are_resolved() -> None:
     turned = torch.complex(torch.zeros(SHAPE), -FLOATS).conj().imag
     assert turned.is_neg()
-    same(in_memory("given", turned, Y, ()), in_memory("given", FLOATS, Y, ()))
+    same(make_data("given", turned, Y, ()), make_data("given", FLOATS, Y, ()))
     one = FLOATS[:1].expand(SHAPE)
-    same(in_memory("given", one, Y, ()), in_memory("given", one.contiguous(), Y, ()))
+    same(make_data("given", one, Y, ()), make_data("given", one.contiguous(), Y, ()))
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_floats_are_the_float32_of_their_values(kind: torch.dtype) -> None:
-    found = in_memory("given", FLOATS.to(kind), Y, ())
-    same(found, in_memory("given", FLOATS, Y, ()))
+    found = make_data("given", FLOATS.to(kind), Y, ())
+    same(found, make_data("given", FLOATS, Y, ()))
     name = str(kind).removeprefix("torch.")
     assert found.mapping["pixels"] == f"{name} from 0 to 0.9961, converted to float32"
 
 
 def test_bool_images_are_0_and_1_and_8_bits_are_divided_by_255() -> None:
-    same(in_memory("x", FLOATS > 0.5, Y, ()), in_memory("x", (FLOATS > 0.5).float(), Y, ()))
-    levels = in_memory("x", LEVELS, Y, ())
+    same(make_data("x", FLOATS > 0.5, Y, ()), make_data("x", (FLOATS > 0.5).float(), Y, ()))
+    levels = make_data("x", LEVELS, Y, ())
     assert torch.equal(levels.read(0, 6), LEVELS.float().div(255))
     assert levels.mapping["pixels"] == "uint8 from 0 to 255, divided by 255"
 
 
 def test_labels_of_every_integer_type_are_the_same() -> None:
-    plain = in_memory("x", LEVELS, Y, ())
+    plain = make_data("x", LEVELS, Y, ())
     for kind in inputs.INTEGERS[1:]:
-        same(in_memory("x", LEVELS, Y.to(kind), ()), plain)
-    same(in_memory("x", LEVELS, torch.stack([Y, Y], 1)[:, 0], ()), plain)
-    same(in_memory("x", LEVELS, Y > 0, ()), in_memory("x", LEVELS, (Y > 0).long(), ()))
+        same(make_data("x", LEVELS, Y.to(kind), ()), plain)
+    same(make_data("x", LEVELS, torch.stack([Y, Y], 1)[:, 0], ()), plain)
+    same(make_data("x", LEVELS, Y > 0, ()), make_data("x", LEVELS, (Y > 0).long(), ()))
 
 
 def test_fingerprints_are_those_that_published_records_rest_on() -> None:
     digits = loading.load_data(DataEntry(name="digits"), Path(), Path(), None)
     assert digits.fingerprint.startswith("68a8f047224a4eb4")
-    made = in_memory("x", torch.arange(8.0).view(2, 1, 2, 2) / 8, torch.tensor([0, 1]), ())
+    made = make_data("x", torch.arange(8.0).view(2, 1, 2, 2) / 8, torch.tensor([0, 1]), ())
     assert made.fingerprint.startswith("e52180f079b2")
 
 
@@ -211,7 +211,7 @@ def test_a_run_on_permuted_images_has_the_records_of_the_plain_ones(
 ) -> None:
     (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
     (tmp_path / "own.toml").write_text(SUITE, encoding="utf-8")
-    checked, found = reader.read(str(tmp_path / "own.toml")), {}
+    checked, found = reader.read_suite(str(tmp_path / "own.toml")), {}
     for how in ("plain", "permuted", "double"):
         monkeypatch.setenv("HOW", how)
         options = execution_options.RunOptions(
@@ -235,7 +235,7 @@ def test_images_are_kept_whatever_their_strides(tmp_path: Path) -> None:
 
 def test_what_is_read_is_never_the_users_own_memory() -> None:
     x = FLOATS.clone()
-    data = in_memory("x", x, Y, ())
+    data = make_data("x", x, Y, ())
     data.read(0, 6).fill_(2)
     assert torch.equal(x, FLOATS)
     assert torch.equal(data.read(0, 6), FLOATS)
@@ -283,9 +283,9 @@ def test_a_users_slices_become_plain_float32() -> None:
         lambda x, a, b: x.clone().requires_grad_(),
         lambda x, a, b: x.double(),
     ):
-        found = inputs.checked("own", own(change, labels=(torch.arange(40) % 3).to(torch.uint8)))
+        found = inputs.check_data("own", own(change, labels=(torch.arange(40) % 3).to(torch.uint8)))
         same(found, plain)
-    inputs.checked("own", plain).read(0, 4).fill_(2)
+    inputs.check_data("own", plain).read(0, 4).fill_(2)
     assert float(plain.read(0, 4).max()) < 1
 
 
@@ -302,7 +302,7 @@ LATE: dict[str, tuple[Callable[[Tensor, int, int], Any], str]] = {
 @pytest.mark.parametrize("case", LATE)
 def test_a_later_slice_that_breaks_the_promise_is_refused_when_it_is_read(case: str) -> None:
     change, part = LATE[case]
-    found = inputs.checked("own", own(lambda x, a, b: x if a < 32 else change(x, a, b)))
+    found = inputs.check_data("own", own(lambda x, a, b: x if a < 32 else change(x, a, b)))
     assert len(found.read(0, 32)) == 32
     with pytest.raises(SuiteError) as caught:
         found.read(32, 40)
@@ -325,7 +325,7 @@ def test_a_users_data_set_that_contradicts_itself_is_refused(
     fields: dict[str, Any], part: str
 ) -> None:
     with pytest.raises(SuiteError) as caught:
-        inputs.checked("own", own(lambda x, a, b: x, **fields))
+        inputs.check_data("own", own(lambda x, a, b: x, **fields))
     assert part in str(caught.value)
 
 
@@ -334,7 +334,7 @@ def test_images_that_are_others_when_they_are_read_again_are_refused() -> None:
     with pytest.raises(
         SuiteError, match="read\\(31, 32\\) gave another image than read\\(0, 32\\)"
     ):
-        inputs.checked("own", own(lambda x, a, b: x * next(dark)))
+        inputs.check_data("own", own(lambda x, a, b: x * next(dark)))
 
 
 def test_a_limit_holds_for_every_kind_of_data_set(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ UNLIMITED, LIMITS = isolation.Limits(), isolation.Limits(seconds=5, memory=2**30
 def written(folder: Path, *parts: str) -> reader.Suite:
     (folder / "mine.py").write_text(MINE, encoding="utf-8")
     (folder / "s.toml").write_text("".join(parts), encoding="utf-8")
-    return reader.read(str(folder / "s.toml"))
+    return reader.read_suite(str(folder / "s.toml"))
 
 
 def isolated(given: reader.Suite, out: Path, limits: isolation.Limits = UNLIMITED) -> list[Event]:

@@ -24,7 +24,7 @@ from bench.cli import cli
 from bench.core import registry
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.engine import timing, tracing
 from bench.engine.acceleration import accelerate
 from bench.engine.functional.gradients import gradient_pass
@@ -47,7 +47,7 @@ Save = Callable[[nn.Module, Path], None]
 
 @pytest.fixture
 def data(digits: tuple[Tensor, Tensor]) -> Data:
-    return in_memory("digits", digits[0][:40], digits[1][:40], tuple("0123456789"))
+    return make_data("digits", digits[0][:40], digits[1][:40], tuple("0123456789"))
 
 
 def exported(rows: int | None, net: nn.Module, path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_program_answers_and_leads_as_its_net_does(
     lenet: nn.Module, data: Data, tmp_path: Path, way: str
 ) -> None:
     name = saved(way, lenet, tmp_path).name
-    found = serialized.opened(tmp_path / name).eval()
+    found = serialized.load_program(tmp_path / name).eval()
     for n in (1, 4, 7):
         x, y = data.read(0, n), torch.arange(n)
         seen, wanted = (
@@ -126,7 +126,7 @@ def test_another_program_has_another_fingerprint(lenet: nn.Module, tmp_path: Pat
     exported(None, lenet, tmp_path / "a.pt2")
     exported(None, nn.Sequential(lenet, nn.ReLU()).eval(), tmp_path / "b.pt2")
     (tmp_path / "c.pt2").write_bytes((tmp_path / "a.pt2").read_bytes())
-    a, b, c = (fingerprint(serialized.opened(tmp_path / f"{k}.pt2")) for k in "abc")
+    a, b, c = (fingerprint(serialized.load_program(tmp_path / f"{k}.pt2")) for k in "abc")
     assert a == c != b
 
 
@@ -165,7 +165,7 @@ def test_a_suite_names_the_file_and_its_records_are_those_of_the_net(
     options = execution_options.RunOptions(device="cpu", batch_size=20, copied=False)
     outs = [tmp_path / "0", tmp_path / "1"]
     for out, model in zip(outs, models, strict=True):
-        runner.run_suite(reader.read(str(written(tmp_path, model, attack))), out, options)
+        runner.run_suite(reader.read_suite(str(written(tmp_path, model, attack))), out, options)
     program, net = (read_results(out) for out in outs)
     assert program.provenance["files"].keys() == {name}
     assert set(program.table["status"]) == {"ok"}
@@ -192,7 +192,9 @@ def test_records_of_a_program_without_convolutions_have_the_hash_of_its_net(
     for out, model in zip(outs, models, strict=True):
         path = written(tmp_path, f'{model}\nlabel = "net"', attack)
         runner.run_suite(
-            reader.read(str(path)), out, execution_options.RunOptions(device="cpu", copied=False)
+            reader.read_suite(str(path)),
+            out,
+            execution_options.RunOptions(device="cpu", copied=False),
         )
     one, other = (digest.records_hash(read_records(out).frame) for out in outs)
     assert one == other
@@ -202,7 +204,7 @@ def test_a_run_of_a_program_through_its_copy_is_ok(lenet: nn.Module, tmp_path: P
     saved("exported", lenet, tmp_path)
     path = written(tmp_path, 'name = "net.pt2"\ntrust = true', 'name = "pgd"')
     runner.run_suite(
-        reader.read(str(path)), tmp_path / "out", execution_options.RunOptions(device="cpu")
+        reader.read_suite(str(path)), tmp_path / "out", execution_options.RunOptions(device="cpu")
     )
     assert set(read_results(tmp_path / "out").table["status"]) == {"ok"}
 
@@ -255,7 +257,7 @@ def test_an_exported_program_computes_on_whichever_device_it_is_put(tmp_path: Pa
     """The meta device takes no tensor of another one, as a GPU does not."""
     net = Made().eval()
     exported(None, net, tmp_path / "net.pt2")
-    found, x = serialized.opened(tmp_path / "net.pt2"), torch.rand(3, 1, 28, 28)
+    found, x = serialized.load_program(tmp_path / "net.pt2"), torch.rand(3, 1, 28, 28)
     assert torch.equal(found(x), net(x))
     assert found.to("meta")(x.to("meta")).device.type == "meta"
 
@@ -271,7 +273,7 @@ def test_a_program_for_some_numbers_of_images_answers_any(
         x = torch.zeros(most, 1, 28, 28)
         program = torch.export.export(net, (x,), dynamic_shapes=({0: n},) if n else None)
         torch.export.save(program, tmp_path / "net.pt2")
-    found = serialized.opened(tmp_path / "net.pt2")
+    found = serialized.load_program(tmp_path / "net.pt2")
     for rows in (1, 2, 3, 5, 9):
         x = torch.rand(rows, 1, 28, 28)
         assert torch.allclose(found(x), net(x), atol=1e-6)
@@ -281,7 +283,7 @@ def test_a_program_has_no_training_mode_and_copies_keep_their_mode(
     lenet: nn.Module, tmp_path: Path
 ) -> None:
     saved("exported", lenet, tmp_path)
-    found = serialized.opened(tmp_path / "net.pt2")
+    found = serialized.load_program(tmp_path / "net.pt2")
     assert not any(module.training for module in found.eval().modules())
     assert not any(module.training for module in copy.deepcopy(found).modules())
     assert all(module.training for module in found.train().modules())
@@ -296,21 +298,21 @@ def test_the_fingerprint_is_the_same_in_another_process(lenet: nn.Module, tmp_pa
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
     )
-    assert run.stdout.strip() == fingerprint(serialized.opened(path))
+    assert run.stdout.strip() == fingerprint(serialized.load_program(path))
 
 
 def test_dropout_that_was_exported_in_training_mode_is_found_to_be_random(
     lenet: nn.Module, data: Data, tmp_path: Path
 ) -> None:
     exported(None, nn.Sequential(lenet, nn.Dropout(0.5)).train(), tmp_path / "net.pt2")
-    found = checks.preflight("net", serialized.opened(tmp_path / "net.pt2"), data, CPU)
+    found = checks.preflight("net", serialized.load_program(tmp_path / "net.pt2"), data, CPU)
     assert found.random
     assert [told for told in found.findings if told.endswith("(random)")]
 
 
 def test_a_program_is_bounded_by_no_certificate(lenet: nn.Module, tmp_path: Path) -> None:
     path = saved("exported", lenet, tmp_path)
-    assert tracing.trace_forward(serialized.opened(path)) is None
+    assert tracing.trace_forward(serialized.load_program(path)) is None
 
 
 # ---------------------------------------------------------------------- what nobody said to trust
@@ -381,7 +383,7 @@ def test_nothing_of_a_file_runs_before_its_user_trusts_it(
         ModelEntry(name=name, label="net")
     assert not (tmp_path / "ran").exists()
     with contextlib.suppress(SuiteError):
-        serialized.opened(tmp_path / name)
+        serialized.load_program(tmp_path / name)
     assert (tmp_path / "ran").exists()  # else the test would show nothing
 
 
@@ -402,7 +404,7 @@ def test_a_mistake_about_a_program_is_told_in_a_sentence(
 ) -> None:
     saved("exported", lenet, tmp_path)
     with pytest.raises(SuiteError) as caught:
-        reader.read(str(written(tmp_path, model)))
+        reader.read_suite(str(written(tmp_path, model)))
     (only,) = caught.value.problems
     assert sentence in only
 
@@ -412,7 +414,7 @@ def test_a_mistake_about_a_program_is_told_in_a_sentence(
 
 def told(path: Path) -> str:
     with pytest.raises(SuiteError) as caught:
-        serialized.opened(path)
+        serialized.load_program(path)
     (only,) = caught.value.problems
     assert "\n" not in only
     return only
@@ -456,9 +458,9 @@ def test_a_program_of_two_inputs_is_told(tmp_path: Path) -> None:
 
 def test_images_of_another_size_are_told(lenet: nn.Module, tmp_path: Path) -> None:
     saved("exported", lenet, tmp_path)
-    images = in_memory("wide", torch.rand(4, 1, 30, 30), torch.arange(4), ())
+    images = make_data("wide", torch.rand(4, 1, 30, 30), torch.arange(4), ())
     with pytest.raises(SuiteError, match=r"the program was exported for images \(1, 28, 28\)"):
-        checks.preflight("net", serialized.opened(tmp_path / "net.pt2"), images, CPU)
+        checks.preflight("net", serialized.load_program(tmp_path / "net.pt2"), images, CPU)
 
 
 def test_a_script_that_a_users_own_code_made_is_attacked_as_its_net_is(
@@ -482,6 +484,6 @@ def test_a_pass_holds_as_many_rows_of_a_program_as_its_operators_give_bytes_for(
             nn.Conv2d(1, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(676 * width, 2)
         )
         exported(None, net.eval(), tmp_path / "net.pt2")
-        program = serialized.opened(tmp_path / "net.pt2")
+        program = serialized.load_program(tmp_path / "net.pt2")
         widths[width] = timing.rows_per_pass(program, torch.zeros(1, 1, 28, 28))
     assert widths[512] < widths[16] < 256

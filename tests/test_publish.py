@@ -85,7 +85,9 @@ FILES = {"index.html", "results.csv", "results.parquet", "tables.md", "tables.te
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run")
     (out / "broken.py").write_text(BROKEN, encoding="utf-8")
-    runner.run_suite(reader.parse(SUITE, "p.toml", out), out, options.RunOptions(device="cpu"))
+    runner.run_suite(
+        reader.parse_suite(SUITE, "p.toml", out), out, options.RunOptions(device="cpu")
+    )
     run_output.write_run_output(results.read_results(out), out)
     return out
 

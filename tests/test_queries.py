@@ -19,7 +19,7 @@ from bench.analysis.results import read_results
 from bench.core import optional
 from bench.core.contracts.dataset import Data
 from bench.core.errors import ContractError, SuiteError
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.engine.tracing import trace_forward
 from bench.evaluation import loading
 from bench.execution import options, runner
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def data(digits: tuple[Tensor, Tensor]) -> Data:
-    return in_memory("digits", digits[0][:40], digits[1][:40], tuple("0123456789"))
+    return make_data("digits", digits[0][:40], digits[1][:40], tuple("0123456789"))
 
 
 class Service(BaseHTTPRequestHandler):
@@ -229,7 +229,7 @@ def test_a_run_skips_what_the_model_does_not_show_and_does_the_rest(
         f'name = "{service}/{access}"\nlabel = "net"\naccess = "{access}"\n{entries}'
     )
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
-    checked = reader.read(str(tmp_path / "s.toml"))
+    checked = reader.read_suite(str(tmp_path / "s.toml"))
     runner.run_suite(checked, tmp_path / "out", options.RunOptions(device="cpu"))
     table = read_results(tmp_path / "out").table.set_index("attack")
     assert table.loc["noise", "status"] == "ok"
@@ -271,7 +271,9 @@ def test_attacks_by_scores_and_by_labels_break_what_a_service_shows(
     )
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
     runner.run_suite(
-        reader.read(str(tmp_path / "s.toml")), tmp_path / "out", options.RunOptions(device="cpu")
+        reader.read_suite(str(tmp_path / "s.toml")),
+        tmp_path / "out",
+        options.RunOptions(device="cpu"),
     )
     (row,) = read_results(tmp_path / "out").table.to_dict("records")
     assert (row["status"], row["reason"]) == ("ok", "")

@@ -350,26 +350,29 @@ name = "lenet"
 weights = "digits"
 """
 ENTRY = '[[attacks]]\nname = "{}"\nnorm = "linf"\neps = [0.1, 0.2]\n'
-FACTS = plan.Facts(10, (1, 28, 28), 64, "m", "d")
+FACTS = plan.ModelFacts(10, (1, 28, 28), 64, "m", "d")
 RANDOM = FACTS._replace(random=True, predictions=10)
 
 
 def task(
-    facts: plan.Facts = RANDOM, name: str = "pgd", lines: str = "", sweep: Sweep = "independent"
-) -> plan.Task:
-    read = reader.parse(HEAD + ENTRY.format(name) + lines, "s.toml", Path())
-    return plan.task("lenet", read.attacks[0], facts, 0, sweep)
+    facts: plan.ModelFacts = RANDOM,
+    name: str = "pgd",
+    lines: str = "",
+    sweep: Sweep = "independent",
+) -> plan.AttackTask:
+    read = reader.parse_suite(HEAD + ENTRY.format(name) + lines, "s.toml", Path())
+    return plan.plan_task("lenet", read.attacks[0], facts, 0, sweep)
 
 
-def identity(facts: plan.Facts = RANDOM, name: str = "pgd", lines: str = "") -> str:
+def identity(facts: plan.ModelFacts = RANDOM, name: str = "pgd", lines: str = "") -> str:
     return task(facts, name, lines).cells[0].identity
 
 
 def test_a_suite_says_how_many_samples_and_predictions() -> None:
     text = HEAD + "predictions = 10\n" + ENTRY.format("pgd") + "samples = 20\n"
-    read = reader.parse(text, "s.toml", Path())
+    read = reader.parse_suite(text, "s.toml", Path())
     assert (read.models[0].predictions, read.attacks[0].samples) == (10, 20)
-    facts = plan.known_facts(read)["lenet"]
+    facts = plan.collect_declared_facts(read)["lenet"]
     assert (facts.predictions, facts.random) == (10, True)
 
 
@@ -383,7 +386,7 @@ def test_a_suite_says_how_many_samples_and_predictions() -> None:
 )
 def test_a_number_that_cannot_be_is_told(model: str, name: str, line: str, told: str) -> None:
     with pytest.raises(SuiteError, match=told):
-        reader.parse(f"{HEAD}{model}\n{ENTRY.format(name)}{line}\n", "s.toml", Path())
+        reader.parse_suite(f"{HEAD}{model}\n{ENTRY.format(name)}{line}\n", "s.toml", Path())
 
 
 def test_evaluate_refuses_the_same_numbers(lenet: Net, digits: Any) -> None:
@@ -437,7 +440,7 @@ def test_samples_are_counted_and_named_among_the_traits() -> None:
     ],
 )  # fmt: skip
 def test_a_reader_is_told_what_random_answers_mean(
-    facts: plan.Facts, name: str, lines: str, told: tuple[str, ...]
+    facts: plan.ModelFacts, name: str, lines: str, told: tuple[str, ...]
 ) -> None:
     caveats = task(facts, name, lines).cells[0].caveats
     assert len(caveats) == len(told)

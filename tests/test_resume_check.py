@@ -88,7 +88,7 @@ class Folder:
         part = sharding.parse_shard(share)
         given = execution_options.RunOptions(device="cpu", copied=False, share=part, **options)  # type: ignore[arg-type]
         runner.run_suite(
-            reader.read(path), part.folder(self.out), given,
+            reader.read_suite(path), part.folder(self.out), given,
             lambda event: self.told.append(event.text),
         )  # fmt: skip
         return part.folder(self.out)

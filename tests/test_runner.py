@@ -118,7 +118,7 @@ def test_a_second_run_does_no_work_and_changes_no_file(tmp_path: Path) -> None:
     before = files(tmp_path / "out")
     events: list[runner.Event] = []
     options = execution_options.RunOptions(device="cpu", batch_size=32)
-    runner.run_suite(reader.read(path), tmp_path / "out", options, events.append)
+    runner.run_suite(reader.read_suite(path), tmp_path / "out", options, events.append)
     told = [(event.what, event.work) for event in events if event.what != "why"]
     assert told == [("start", 0.0)]
     assert files(tmp_path / "out") == before

@@ -76,7 +76,7 @@ def halves(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(path: Path, out: Path, share: str = "1/1", limit: int | None = None) -> None:
     part = sharding.parse_shard(share)
     options = execution_options.RunOptions(device="cpu", batch_size=64, share=part, limit=limit)
-    runner.run_suite(reader.read(str(path)), part.folder(out), options)
+    runner.run_suite(reader.read_suite(str(path)), part.folder(out), options)
 
 
 def said(folder: Path) -> str:

@@ -105,7 +105,7 @@ def here(path: Path, out: Path, share: str = "1/1") -> None:
     """The run in this process."""
     part = sharding.parse_shard(share)
     options = execution_options.RunOptions(device="cpu", batch_size=32, share=part)
-    runner.run_suite(reader.read(str(path)), part.folder(out), options)
+    runner.run_suite(reader.read_suite(str(path)), part.folder(out), options)
 
 
 def said(out: Path) -> str:
@@ -217,7 +217,7 @@ def test_without_ray_the_remedy_is_one_sentence_before_anything_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    checked = reader.read(str(written(tmp_path)))
+    checked = reader.read_suite(str(written(tmp_path)))
     with pytest.raises(SuiteError, match=r'pip install "robustness-bench\[ray\]"'):
         ray.over(checked, execution_options.RunOptions(), ray.Cluster())
 

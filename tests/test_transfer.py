@@ -63,7 +63,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ran(text: str, out: Path, **options: object) -> results.RunResults:
-    read = reader.parse(text, "t.toml", Path())
+    read = reader.parse_suite(text, "t.toml", Path())
     runner.run_suite(read, out, execution_options.RunOptions(device="cpu", **options))  # type: ignore[arg-type]
     return results.read_results(out)
 
@@ -116,14 +116,14 @@ def test_what_the_source_model_is_belongs_to_the_identity_of_a_transfer_alone(
     weights: Path, tmp_path: Path
 ) -> None:
     def identities(source: str) -> dict[str, str]:
-        read = reader.parse(TEXT.format(weights=weights), "t.toml", Path())
+        read = reader.parse_suite(TEXT.format(weights=weights), "t.toml", Path())
         facts = {
-            label: plan.Facts(10, (1, 28, 28), 64, print_, "data")
+            label: plan.ModelFacts(10, (1, 28, 28), 64, print_, "data")
             for label, print_ in (("LeNet", source), ("linear", "linear"))
         }
         return {
             f"{cell.model} {cell.attack} {cell.eps}": cell.identity
-            for task in plan.tasks(read, facts)
+            for task in plan.plan_tasks(read, facts)
             for cell in task.cells
         }
 
@@ -135,23 +135,23 @@ def test_what_the_source_model_is_belongs_to_the_identity_of_a_transfer_alone(
 
 def test_a_transferred_attack_makes_every_step_unless_the_suite_says_otherwise() -> None:
     text = HEAD.format(weights="random") + FGSM + 'source = "LeNet"\n'
-    (entry,) = reader.parse(text, "t.toml", Path()).attacks
+    (entry,) = reader.parse_suite(text, "t.toml", Path()).attacks
     assert (entry.label, entry.source, entry.stop) == ("FGSM from LeNet", "LeNet", "never")
-    (entry,) = reader.parse(text + 'stop = "first-success"\n', "t.toml", Path()).attacks
+    (entry,) = reader.parse_suite(text + 'stop = "first-success"\n', "t.toml", Path()).attacks
     assert entry.stop == "first-success"
 
 
 def test_a_source_that_is_no_model_of_the_suite_is_a_mistake_with_the_nearest_label() -> None:
     text = HEAD.format(weights="random") + FGSM + 'source = ["LeNet", "linaer"]\n'
     with pytest.raises(SuiteError, match=r"attacks\[0\].source: no model .*'linaer'.*linear"):
-        reader.parse(text, "t.toml", Path())
+        reader.parse_suite(text, "t.toml", Path())
 
 
 def test_two_models_of_different_classes_do_not_transfer() -> None:
     text = HEAD.format(weights="random") + FGSM + 'source = "LeNet"\n'
-    read = reader.parse(text, "t.toml", Path())
-    facts = {"LeNet": plan.Facts(10, (1, 28, 28)), "linear": plan.Facts(2, (1, 28, 28))}
-    reasons = {task.model: task.cells[1].reason for task in plan.tasks(read, facts)}
+    read = reader.parse_suite(text, "t.toml", Path())
+    facts = {"LeNet": plan.ModelFacts(10, (1, 28, 28)), "linear": plan.ModelFacts(2, (1, 28, 28))}
+    reasons = {task.model: task.cells[1].reason for task in plan.plan_tasks(read, facts)}
     assert reasons == {
         "LeNet": "",
         "linear": "the source has 10 classes, the model has 2",
@@ -233,7 +233,7 @@ def test_one_call_crafts_on_a_source_and_judges_on_the_model(
 def test_a_varied_parameter_gives_an_attack_for_each_value() -> None:
     text = HEAD.format(weights="random") + FGSM.replace("fgsm", "pgd").replace("FGSM", "PGD")
     text += "params = { alpha = 0.02 }\nvary = { steps = [1, 5] }\n"
-    entries = reader.parse(text, "t.toml", Path()).attacks
+    entries = reader.parse_suite(text, "t.toml", Path()).attacks
     assert [entry.label for entry in entries] == ["PGD, steps 1", "PGD, steps 5"]
     assert [(e.params.steps, e.params.alpha, e.value) for e in entries] == [
         (1, 0.02, 1),
@@ -254,7 +254,7 @@ def test_a_varied_parameter_gives_an_attack_for_each_value() -> None:
 def test_a_mistake_in_what_is_varied_is_the_users(vary: str, told: str) -> None:
     text = HEAD.format(weights="random") + FGSM.replace("fgsm", "pgd") + f"vary = {vary}\n"
     with pytest.raises(SuiteError, match=told):
-        reader.parse(text, "t.toml", Path())
+        reader.parse_suite(text, "t.toml", Path())
 
 
 def test_success_and_norms_are_drawn_against_what_is_varied(tmp_path: Path) -> None:
@@ -316,4 +316,4 @@ def test_a_crosscheck_of_examples_from_two_sources_is_a_mistake() -> None:
     text = HEAD.format(weights="random") + FGSM + 'source = "each"\n'
     text += '[[crosschecks]]\nours = "FGSM from LeNet"\nreference = "FGSM from linear"\n'
     with pytest.raises(SuiteError, match="expected both sides crafted on the same source model"):
-        reader.parse(text, "t.toml", Path())
+        reader.parse_suite(text, "t.toml", Path())

@@ -10,7 +10,7 @@ from bench.suite import plan
 class PlannedCell(NamedTuple):
     """A cell, and the task that plans it."""
 
-    task: plan.Task
+    task: plan.AttackTask
     cell: plan.Cell
 
 
@@ -28,7 +28,7 @@ def format_cell_name(model: str, attack: str, eps_text: str) -> str:
     return f"{model}/{attack}/{eps_text}"
 
 
-def find_cell(name: str, tasks: Sequence[plan.Task]) -> PlannedCell:
+def find_cell(name: str, tasks: Sequence[plan.AttackTask]) -> PlannedCell:
     """Find a cell by its name.
 
     Args:

@@ -10,7 +10,7 @@ from bench.cli.main import FOLDER, cli, echo
 
 if TYPE_CHECKING:
     from bench.analysis.results import RunResults
-    from bench.suite.thresholds import Limits
+    from bench.suite.thresholds import Thresholds
     from bench.workflows.gate.verdicts import Check
 
 FILE = click.Path(dir_okay=False, path_type=Path)
@@ -74,7 +74,7 @@ def check(
 
     before = kept.read_snapshot(against)
     found = results.read_results(folder)
-    limits = thresholds.given(fail, _limits(found, folder))
+    limits = thresholds.override_thresholds(fail, _limits(found, folder))
     now = snapshot.take_snapshot(found)
     checked = comparison.check_against_baseline(before, now, limits)
     if junit is not None:
@@ -91,7 +91,7 @@ def check(
     return checked.exit_code
 
 
-def _limits(found: "RunResults", folder: Path) -> "Limits":
+def _limits(found: "RunResults", folder: Path) -> "Thresholds":
     """The thresholds of the suite that was run, from the copy of it that the run keeps."""
     from bench.core.validation import Validator, parse_toml
     from bench.suite import thresholds
@@ -104,7 +104,7 @@ def _limits(found: "RunResults", folder: Path) -> "Limits":
             radii.setdefault(name, {})[cell.eps] = cell.eps_text
     models = [cell.model for cell in found.plan]
     raw = parse_toml(found.provenance["suite"]["text"], where)
-    limits = thresholds.read(reader, raw, models, radii)
+    limits = thresholds.read_thresholds(reader, raw, models, radii)
     reader.stop_if_wrong()
     return limits
 

@@ -69,12 +69,12 @@ def run(
     from bench.evaluation import loading
     from bench.execution import options as runner
     from bench.execution import sharding
-    from bench.suite.reader import read
+    from bench.suite.reader import read_suite
 
     share = sharding.parse_shard(shard)
     if share != sharding.WHOLE and wanted():
         raise SuiteError("--track: a share is no whole run; give it to bench merge instead")
-    checked = read(suite)
+    checked = read_suite(suite)
     whole = out or runner.default_run_folder(checked.name)
     folder = share.folder(whole)
     options = runner.RunOptions(

@@ -97,10 +97,10 @@ class Evaluator:
     _floors: dict[tuple[str, int], _TimedFloor] = dataclasses.field(default_factory=dict)
     _said: set[str] = dataclasses.field(default_factory=set)
 
-    def facts(self, model: str) -> plan.Facts:
+    def facts(self, model: str) -> plan.ModelFacts:
         """What the planner must know of a model."""
         subject = self.subjects[model]
-        return plan.Facts(
+        return plan.ModelFacts(
             classes=subject.classes or None,
             shape=self.data.shape,
             rows=self.rows[model],
@@ -112,7 +112,7 @@ class Evaluator:
             sketch=subject.sketch,
         )
 
-    def why_unfit(self, task: plan.Task) -> str:
+    def why_unfit(self, task: plan.AttackTask) -> str:
         """Why no cell of the task can be run, the model or the source being unfit; "" if it can."""
         for label in dict.fromkeys((task.model, task.source)):
             if label in self.unfit:
@@ -123,12 +123,12 @@ class Evaluator:
         """(first, last) of each shard."""
         return chunk_bounds(self.data.n, self.data.shape)
 
-    def work(self, task: plan.Task) -> float:
+    def work(self, task: plan.AttackTask) -> float:
         """Most seconds that the bare loop would need for one example of all the task's cells."""
         floor = self._floor(task.source, self._rows_for(task))
         return sum(floor.seconds(cell.passes or 1.0, cell.gradients or 0.0) for cell in task.cells)
 
-    def shard(self, task: plan.Task, first: int, last: int) -> ChunkResult:
+    def shard(self, task: plan.AttackTask, first: int, last: int) -> ChunkResult:
         """Attack, verify and judge the examples first..last-1 for all the task's cells.
 
         Raises: SuiteError if a model answers otherwise afterwards than when it was first asked.
@@ -175,7 +175,7 @@ class Evaluator:
         frame = pd.concat(frames, ignore_index=True)
         return ChunkResult(frame, pieces, measured.x_adv, measured.losses)
 
-    def examples(self, task: plan.Task, first: int, last: int) -> Examples:
+    def examples(self, task: plan.AttackTask, first: int, last: int) -> Examples:
         """The examples first..last-1 as the task's attack sees them."""
         clean = self.clean_pass(task.model)
         ids = torch.arange(first, last, device=self.device)
@@ -191,13 +191,13 @@ class Evaluator:
 
     @functools.cached_property
     def _images(self) -> prefetch.Prefetcher:
-        return prefetch.on(self.device, self.data, self.shards())
+        return prefetch.make_prefetcher(self.device, self.data, self.shards())
 
     def told(self, model: str) -> list[dict[str, object]]:
         """What is known of the copies that were attacked in the model's place."""
         return [copy.told() for (name, _), copy in self._copies.items() if name == model]
 
-    def _rows_for(self, task: plan.Task) -> int:
+    def _rows_for(self, task: plan.AttackTask) -> int:
         """Rows a pass by rule, or as the user said; a whole attack's outcome may depend on them."""
         return task.entry.batch_size or self.rows[task.source]
 
@@ -209,7 +209,7 @@ class Evaluator:
         as_given = self.fixed_rows or self.subjects[model].random or self.device.type == "cuda"
         return rows if as_given else min(MAX_JUDGE_ROWS, 4 * rows)
 
-    def _copy(self, task: plan.Task) -> accelerate.AcceleratedModel | None:
+    def _copy(self, task: plan.AttackTask) -> accelerate.AcceleratedModel | None:
         """What the engine attacks in place of the task's model; None for an attack with a loop of
         its own, or where copies were declined.
 
@@ -230,7 +230,7 @@ class Evaluator:
         size = task.entry.batch_size
         return known if size is None else known._replace(rows=size)
 
-    def _uncopied(self, task: plan.Task) -> str:
+    def _uncopied(self, task: plan.AttackTask) -> str:
         """Why no copy is attacked in place of the task's model; empty if one may be.
 
         Raises: SuiteError if the precision needs a copy and there can be none.
@@ -257,7 +257,7 @@ class Evaluator:
             self._said.add(sentence)
             self.reasons.append(sentence)
 
-    def _fewer(self, task: plan.Task, rows: int, left: int) -> None:
+    def _fewer(self, task: plan.AttackTask, rows: int, left: int) -> None:
         """Memory ran out: from now on fewer rows a pass, and the user hears of it."""
         self.notes.append(
             f"{task.model} · {task.entry.label}: out of memory at {rows} rows a pass; "
@@ -267,7 +267,7 @@ class Evaluator:
         if key in self._copies:
             self._copies[key] = self._copies[key]._replace(rows=left)
 
-    def _drop(self, task: plan.Task, why: str) -> None:
+    def _drop(self, task: plan.AttackTask, why: str) -> None:
         """A copy misled an attack: from now on the model itself is attacked, and the user hears."""
         self.notes.append(
             f"{task.model} · {task.entry.label}: the copy of {task.source} that led was dropped: "
@@ -342,12 +342,12 @@ class Evaluator:
             known = self._floors[model, rows] = _TimedFloor(floor, ended, ended - started)
         return known.floor
 
-    def _targets(self, task: plan.Task, ids: Tensor, labels: Tensor) -> Tensor:
+    def _targets(self, task: plan.AttackTask, ids: Tensor, labels: Tensor) -> Tensor:
         """The class that each example is to be taken for; -1 where the attack is untargeted."""
         if task.entry.goal == "untargeted":
             return torch.full_like(ids, -1)
         label, classes = labels[ids], self.subjects[task.source].classes
-        wanted = plan.target_class(task.entry, classes, self.data.classes)
+        wanted = plan.resolve_target(task.entry, classes, self.data.classes)
         if isinstance(wanted, int):
             return torch.full_like(ids, wanted)
         if wanted == "next":

@@ -15,7 +15,7 @@ from bench.execution.sharding import WHOLE, Shard
 from bench.execution.work import WorkUnit
 from bench.storage.schema import Piece
 from bench.suite import plan
-from bench.suite.plan import Task
+from bench.suite.plan import AttackTask
 
 
 def describe_loaded_suite(session: Evaluator, asked: str, out: Path) -> Iterator[Event]:
@@ -44,7 +44,7 @@ def describe_loaded_suite(session: Evaluator, asked: str, out: Path) -> Iterator
 
 
 def describe_units(
-    tasks: Sequence[Task], session: Evaluator, there: Collection[Piece], parts: Sequence[WorkUnit],
+    tasks: Sequence[AttackTask], session: Evaluator, there: Collection[Piece], parts: Sequence[WorkUnit],
     share: Shard,
 ) -> Iterator[Event]:  # fmt: skip
     """What is skipped, what is on disk already, and what is run, task by task."""

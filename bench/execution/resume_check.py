@@ -46,7 +46,7 @@ class _Seen(NamedTuple):
 
 
 def check_model(
-    session: Evaluator, tasks: Sequence[plan.Task], out: Path, watch: Watch
+    session: Evaluator, tasks: Sequence[plan.AttackTask], out: Path, watch: Watch
 ) -> Iterator[str]:
     """Compare the answers of every model now with those in the records of `out`.
 

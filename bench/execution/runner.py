@@ -107,7 +107,7 @@ def _run(
 ) -> None:
     session = load_evaluator(suite, out, options, watch)
     facts = {label: session.facts(label) for label in session.subjects}
-    tasks = plan.tasks(suite, facts)
+    tasks = plan.plan_tasks(suite, facts)
     if options.fresh:
         records.delete_records(out)
     recovered = records.recover_records(out)
@@ -162,7 +162,7 @@ def _run(
     write_manifest(out, document)
 
 
-def _forget_failures(out: Path, tasks: list[plan.Task]) -> None:
+def _forget_failures(out: Path, tasks: list[plan.AttackTask]) -> None:
     """Notes of failed cells that are no longer planned go: such as those of a model that could not
     be made ready, and now can be, whose cells have other identities since."""
     planned = {cell.identity for task in tasks for cell in task.cells}
@@ -200,12 +200,12 @@ def load_evaluator(
         except BaseException as error:  # a stranger's model, which may raise whatever it is asked
             why = f"could not be made ready: {describe_failure(error)}"
             unfit[entry.label], rows[entry.label] = why, 0
-            subjects[entry.label] = checks.unfit(entry.label, describe_failure(error))
+            subjects[entry.label] = checks.refuse_model(entry.label, describe_failure(error))
             continue
         subjects[entry.label] = subject
         for attack in suite.attacks:
             if attack.goal == "targeted":
-                plan.target_class(attack, subject.classes, data.classes)
+                plan.resolve_target(attack, subject.classes, data.classes)
     _check_apart(subjects)
     return Evaluator(
         suite=suite.name,
@@ -228,7 +228,7 @@ def _check_apart(subjects: Mapping[str, LoadedModel]) -> None:
     for (label, one), (other, two) in itertools.combinations(subjects.items(), 2):
         if one.fingerprint != two.fingerprint or one.logits is None or two.logits is None:
             continue
-        if fingerprint.are_apart(one.logits, two.logits):
+        if fingerprint.logits_differ(one.logits, two.logits):
             raise SuiteError(
                 f"models '{label}' and '{other}': expected one's answers from what is one model as "
                 "far as bench can see, got other logits on the first images; let what sets them "
@@ -296,7 +296,7 @@ def _document(
     suite: Suite,
     options: RunOptions,
     session: Evaluator,
-    tasks: list[plan.Task],
+    tasks: list[plan.AttackTask],
     bounds: list[certified.CertificationTask],
 ) -> dict[str, Any]:
     """provenance.json: the plan, what it was made from, and the sessions that worked on it."""

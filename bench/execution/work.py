@@ -54,7 +54,7 @@ class WorkUnit(NamedTuple):
 
     number: int
     """Of the task, in the suite's order."""
-    task: plan.Task
+    task: plan.AttackTask
     first: int
     last: int
     work: float
@@ -78,7 +78,7 @@ class WorkUnit(NamedTuple):
 
 def plan_units(
     session: Evaluator,
-    tasks: list[plan.Task],
+    tasks: list[plan.AttackTask],
     there: list[schema.Piece],
     share: Shard,
     lost: frozenset[str],
@@ -105,7 +105,7 @@ def plan_units(
     return parts
 
 
-def _streams(task: plan.Task, shape: tuple[int, ...]) -> list[plan.Task]:
+def _streams(task: plan.AttackTask, shape: tuple[int, ...]) -> list[plan.AttackTask]:
     """The task's cells, as many at once as hold no more than STREAM_BYTES of adversarial images
     (n, c, h, w) each; all where they are linked."""
     most = max(1, STREAM_BYTES // (4 * math.prod(shape)))
@@ -158,7 +158,9 @@ class WorkResult(NamedTuple):
     """Cell -> all adversarial images, (n, c, h, w), where they are kept."""
 
 
-def attempt(session: Evaluator, task: plan.Task, first: int, last: int) -> Iterator[WorkResult]:
+def attempt(
+    session: Evaluator, task: plan.AttackTask, first: int, last: int
+) -> Iterator[WorkResult]:
     """Attack the examples first..last-1 for the cells of the task.
 
     Where a stream of several cells fails, each is tried alone, so that one eps at which an attack
@@ -213,7 +215,7 @@ class ResultWriter:
         self.keeper = AdversarialWriter(out, quota)
         self._broken: dict[str, str] = {}
 
-    def left(self, part: WorkUnit) -> plan.Task:
+    def left(self, part: WorkUnit) -> plan.AttackTask:
         """The task of a part without the cells that failed in another part."""
         return part.task.only({cell.identity for cell in part.task.cells} - self._broken.keys())
 
@@ -248,7 +250,7 @@ class ResultWriter:
             # Another shard failed while this one was at work elsewhere: the cell is still failed.
             records.write_failure(self.out, cell, self._broken[cell])
 
-    def refuse(self, task: plan.Task, why: str) -> None:
+    def refuse(self, task: plan.AttackTask, why: str) -> None:
         """Fail all cells of a task that cannot be run."""
         for cell in task.cells:
             records.write_failure(self.out, cell.identity, why)

@@ -191,10 +191,12 @@ def _saved(found: api.Evaluation, levels: Sequence[Level], x: Tensor, folder: Pa
         pictured = x.shape[1] in (1, 3)  # what a PNG can hold
         for row in level.fooled.head(SHOWN if pictured else 0).to_dict("records"):
             example, after = int(row["example"]), row["adv_pred"]
-            clean = inputs.scaled(inputs.images("given", x[example : example + 1]))[0]
+            clean = inputs.scale_images(inputs.to_float_images("given", x[example : example + 1]))[
+                0
+            ]
             pair = [clean, found.adversarial[at, example].cpu()]
             name = f"{example}-{row['label']}-to-{after}.png"
-            image_files.to_png(torch.cat(pair, dim=2).clamp(0, 1), place / name)
+            image_files.write_png(torch.cat(pair, dim=2).clamp(0, 1), place / name)
     return folder
 
 

@@ -125,7 +125,7 @@ def hash_user_files(suite: Suite) -> dict[str, str]:
     names = [name for _, name in entries]
     code = [name.rpartition(":")[0] for name in names]
     weights = [str(entry.weights) for entry in suite.models]
-    models = [entry.name for entry in suite.models if serialized.named(entry.name)]
+    models = [entry.name for entry in suite.models if serialized.is_program_file(entry.name)]
     named = {*(name for name in code if name.endswith(".py")), *weights, *models}
     if not all(registry.built_in(kind, name) for kind, name in entries):
         named |= _loaded_files(suite.base.resolve())

@@ -21,7 +21,7 @@ from bench.execution import sharding
 from bench.execution.options import RunOptions
 from bench.storage import environment, manifest
 from bench.storage.schema import select_columns
-from bench.suite.reader import parse
+from bench.suite.reader import parse_suite
 from bench.suite.schema import Suite
 
 OUTCOME = select_columns("outcome")
@@ -104,7 +104,7 @@ def plan_repetition(
             f"{where} names {', '.join(missing)}, not found in {root}; say with --base where "
             "such files lie now"
         )
-    suite = parse(about["suite"]["text"], where, root.resolve())
+    suite = parse_suite(about["suite"]["text"], where, root.resolve())
     now = environment.hash_files(root, files)
     notes = [
         f"{name} is not the file that it was (sha256 {files[name][:16]} then, {now[name][:16]} now)"

@@ -94,7 +94,7 @@ def run(home: Path) -> Callable[..., Path]:
         folder = home / name
         if not folder.exists():
             assert old in SUITE
-            read = reader.parse(SUITE.replace(old, new, 1) if old else SUITE, name, home)
+            read = reader.parse_suite(SUITE.replace(old, new, 1) if old else SUITE, name, home)
             runner.run_suite(read, folder, options.RunOptions(device="cpu", copied=False))
         return folder
 

@@ -18,8 +18,10 @@ Make = Callable[..., Snapshot]
 CELL = ("net", "walk", 0.1)
 
 
-def limits(*texts: str) -> thresholds.Limits:
-    return thresholds.given(texts, thresholds.read(Validator(""), {}, [], {}))
+def limits(*texts: str) -> thresholds.Thresholds:
+    return thresholds.override_thresholds(
+        texts, thresholds.read_thresholds(Validator(""), {}, [], {})
+    )
 
 
 def check(before: Snapshot, now: Snapshot, *texts: str) -> Check:

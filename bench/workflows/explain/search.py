@@ -38,7 +38,10 @@ Listener = Callable[[str], None]
 
 
 def explain_tasks(
-    session: Evaluator, ours: plan.Task, reference: plan.Task, listen: Listener = lambda text: None
+    session: Evaluator,
+    ours: plan.AttackTask,
+    reference: plan.AttackTask,
+    listen: Listener = lambda text: None,
 ) -> Explanation:
     """Why the only cells of two tasks on one model disagree; ours is changed to find out.
 
@@ -263,8 +266,8 @@ def explain_cells(
     Raises: SuiteError for a suite, a folder or cells that are not there or cannot be compared.
     """
     folder = Path(where) if (Path(where) / "provenance.json").exists() else None
-    checked, identities = (reader.read(where), {}) if folder is None else _of_run(folder)
-    planned = plan.tasks(checked, plan.known_facts(checked))
+    checked, identities = (reader.read_suite(where), {}) if folder is None else _of_run(folder)
+    planned = plan.plan_tasks(checked, plan.collect_declared_facts(checked))
     first, second = (cell_names.find_cell(name, planned) for name in (ours, reference))
     cell_names.check_comparable(first.cell, second.cell)
     labels = {first.task.model, first.task.source}
@@ -293,18 +296,18 @@ def _of_run(folder: Path) -> tuple[Suite, dict[tuple[str, str, float], str]]:
         known = {(cell["model"], cell["attack"], cell["eps"]): cell["identity"] for cell in cells}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SuiteError(f"{path}: could not be read ({error!r}); run the suite again") from error
-    return reader.parse(text, str(path), Path()), known
+    return reader.parse_suite(text, str(path), Path()), known
 
 
 def _task(
     session: Evaluator, found: cell_names.PlannedCell, identities: dict[tuple[str, str, float], str]
-) -> plan.Task:
+) -> plan.AttackTask:
     """The task of this cell alone, planned with what is known now that its model is loaded."""
     model, entry, cell = found.task.model, found.task.entry, found.cell
     if why := session.why_unfit(found.task):
         raise SuiteError(f"cell '{cell.model}/{cell.attack}': {why}")
     source = session.facts(entry.source) if entry.source else None
-    task = plan.task(model, entry, session.facts(model), session.seed, "independent", source)
+    task = plan.plan_task(model, entry, session.facts(model), session.seed, "independent", source)
     (place,) = (k for k, each in enumerate(task.cells) if each.eps == cell.eps)
     planned = task.cells[place]
     if planned.reason:

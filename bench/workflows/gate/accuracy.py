@@ -10,7 +10,7 @@ from bench.analysis.snapshot_matching import SettingChange
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
 from bench.reporting.formats import numbers
-from bench.suite.thresholds import Limits, Threshold
+from bench.suite.thresholds import Threshold, Thresholds
 from bench.workflows.gate.verdicts import AccuracyChange, Outcome, Verdict
 
 
@@ -39,7 +39,7 @@ class AccuracyVerdicts(NamedTuple):
     """The smallest loss that turns a check red, in a sentence."""
 
 
-def judge_accuracies(before: Snapshot, now: Snapshot, limits: Limits) -> AccuracyVerdicts:
+def judge_accuracies(before: Snapshot, now: Snapshot, limits: Thresholds) -> AccuracyVerdicts:
     """Every model's clean accuracy, then every cell's robust accuracy."""
     found = [*_clean(before, now, limits), *_robust(before, now, limits)]
     pairs = [each for each in found if isinstance(each, _Pair)]
@@ -48,7 +48,7 @@ def judge_accuracies(before: Snapshot, now: Snapshot, limits: Limits) -> Accurac
     return AccuracyVerdicts(verdicts, _power(pairs, limits.alpha))
 
 
-def _clean(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair | Verdict]:
+def _clean(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[_Pair | Verdict]:
     earlier, later = snapshot_matching.index_models(before), snapshot_matching.index_models(now)
     other, n = snapshot_matching.describe_data_change(before, now), now.data.n
     for model in dict.fromkeys([*earlier, *later]):
@@ -73,7 +73,7 @@ def _in_words(changes: Sequence[SettingChange]) -> str:
     return "; ".join(f"{name} {before} → {now}" for name, before, now in known)
 
 
-def _robust(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[_Pair | Verdict]:
+def _robust(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[_Pair | Verdict]:
     earlier, later, n = (
         snapshot_matching.index_cells(before),
         snapshot_matching.index_cells(now),

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from bench.analysis import snapshot_matching
 from bench.analysis.snapshot import Snapshot
-from bench.suite.thresholds import Limits
+from bench.suite.thresholds import Thresholds
 from bench.workflows.gate import accuracy, quality
 from bench.workflows.gate.verdicts import Check
 
 
-def check_against_baseline(before: Snapshot, now: Snapshot, limits: Limits) -> Check:
+def check_against_baseline(before: Snapshot, now: Snapshot, limits: Thresholds) -> Check:
     """Every verdict on `now`; `before` is the baseline."""
     judged = accuracy.judge_accuracies(before, now, limits)
     others = quality.judge_quality(before, now, limits)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from bench.analysis import snapshot_matching
 from bench.analysis.snapshot import AttackSnapshot, Snapshot
 from bench.reporting.formats import numbers
-from bench.suite.thresholds import Limits, Threshold
+from bench.suite.thresholds import Threshold, Thresholds
 from bench.workflows.gate.verdicts import Outcome, Verdict
 
 LEAST_SECONDS, LEAST_SHARE = 2.0, 0.85
@@ -16,7 +16,7 @@ throughput timed over less is not judged. Measured: alone on a core, one attack'
 whatever the time, and the share was well below this one: no verdict stands on that."""
 
 
-def judge_quality(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]:
+def judge_quality(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[Verdict]:
     """Validity of every attack on a model, and every model's throughput and audit."""
     for task in now.tasks:
         yield from _validity(before, now, task, limits)
@@ -26,7 +26,7 @@ def judge_quality(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[V
 
 
 def _validity(
-    before: Snapshot, now: Snapshot, task: AttackSnapshot, limits: Limits
+    before: Snapshot, now: Snapshot, task: AttackSnapshot, limits: Thresholds
 ) -> Iterator[Verdict]:
     cells = snapshot_matching.pair_finished_cells(before, now, task)
     if not cells:
@@ -43,7 +43,7 @@ def _validity(
         yield _of_task("validity", task, "passed", told if count else "no violation")
 
 
-def _throughput(before: Snapshot, now: Snapshot, model: str, limits: Limits) -> Verdict:
+def _throughput(before: Snapshot, now: Snapshot, model: str, limits: Thresholds) -> Verdict:
     """The time that all attacks on a model took, over the time that the same passes would have
     taken at the baseline's ratios: so a long attack weighs more than a short one, and a mixture
     that changed is no slower engine."""
@@ -116,7 +116,7 @@ def describe_machine(snapshot: Snapshot) -> str:
     )
 
 
-def _audit(before: Snapshot, now: Snapshot, limits: Limits) -> Iterator[Verdict]:
+def _audit(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[Verdict]:
     earlier, other = (
         snapshot_matching.index_models(before),
         snapshot_matching.describe_data_change(before, now),

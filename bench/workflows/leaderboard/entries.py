@@ -116,7 +116,7 @@ def declared_settings(suite: Suite) -> dict[str, Mapping[str, Any]]:
 
     Raises: SuiteError if an attack is crafted on another model: it asks nothing of a single one.
     """
-    nobody = plan.Facts(None, None, model_fingerprint="any", data_fingerprint="any")
+    nobody = plan.ModelFacts(None, None, model_fingerprint="any", data_fingerprint="any")
     found = {}
     for entry in suite.attacks:
         if entry.source is not None:
@@ -124,7 +124,9 @@ def declared_settings(suite: Suite) -> dict[str, Mapping[str, Any]]:
                 f"suite '{suite.name}': attack '{entry.label}' is crafted on another model; "
                 "a leaderboard's attacks see the model that they attack"
             )
-        found[entry.label] = plan.task("", entry, nobody, suite.seed, suite.sweep).cells[0].settings
+        found[entry.label] = (
+            plan.plan_task("", entry, nobody, suite.seed, suite.sweep).cells[0].settings
+        )
     return found
 
 
