@@ -22,7 +22,7 @@ from bench.evaluation.evaluator import Evaluator
 from bench.execution import events, runner, sharding
 from bench.execution.backends import subprocess
 from bench.execution.options import RunOptions, default_run_folder
-from bench.storage.records import Stored
+from bench.storage.reader import StoredRecords
 from bench.suite import plan
 from bench.suite.reader import parse_attack, read_suite
 
@@ -160,7 +160,7 @@ def evaluate(
     chunks = [evaluator.evaluate_chunk(task, first, last) for first, last in evaluator.chunks()]
     frame = pd.concat([chunk.frame for chunk in chunks], ignore_index=True)
     pieces = [piece for chunk in chunks for piece in chunk.pieces]
-    stored = Stored(frame, pieces, {})
+    stored = StoredRecords(frame, pieces, {})
     table = tables.cell_table(task.cells, stored, "", evaluator.data.name, evaluator.data.n)
     adversarial = torch.cat([c.x_adv for c in chunks], dim=1) if keep_adversarial else None
     probes = probe_models(evaluator, [task], full=audit)
@@ -238,4 +238,4 @@ def run(
     limits = subprocess.parse_limits(isolate, time_limit, memory_limit)
     backend = None if limits is None else subprocess.SubprocessBackend(limits)
     runner.run_suite(checked, folder, options, events.log_event, backend)
-    return results.read(folder)
+    return results.read_results(folder)

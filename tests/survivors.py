@@ -71,7 +71,7 @@ def attempt(folder: Path, out: Path) -> None:
 
 def outcome(out: Path) -> list[str]:
     """The hash of the records, and the table without its times."""
-    found = results.read(out)
+    found = results.read_results(out)
     table = found.table.drop(columns=list(TIMES))
     return [fingerprint.records_hash(found.stored.frame), table.to_csv(index=False)]
 

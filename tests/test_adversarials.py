@@ -16,7 +16,10 @@ from bench.datasets import digits
 from bench.evaluation import evaluator
 from bench.execution import runner, work
 from bench.execution.options import RunOptions
-from bench.storage import adversarial_images, records
+from bench.storage import adversarial_images
+from bench.storage import images as records
+from bench.storage import images as storage_images
+from bench.storage.reader import read_records
 from bench.suite import reader
 
 SUITE = """
@@ -58,15 +61,15 @@ def run(folder: Path, keep: int) -> list[str]:
 
 
 def records_of(folder: Path) -> pd.DataFrame:
-    return records.load(folder).frame
+    return read_records(folder).frame
 
 
 def test_every_image_is_kept_and_is_the_one_that_was_judged(tmp_path: Path) -> None:
     assert run(tmp_path, 2**30) == []
-    found = results.read(tmp_path)
+    found = results.read_results(tmp_path)
     clean = digits.load(limit=20).read(0, 20)
     for cell, rows in found.stored.frame.groupby("cell", observed=True):
-        kept = list(adversarial_images.read(tmp_path, str(cell)))
+        kept = list(adversarial_images.read_adversarial_images(tmp_path, str(cell)))
         assert [example for ids, _ in kept for example in ids] == list(range(20))
         change = torch.cat([images for _, images in kept]) - clean
         linf = torch.tensor(rows["linf"].to_numpy())
@@ -76,8 +79,8 @@ def test_every_image_is_kept_and_is_the_one_that_was_judged(tmp_path: Path) -> N
 def test_nothing_is_kept_that_was_not_asked_for(tmp_path: Path) -> None:
     run(tmp_path, 0)
     assert list((tmp_path / "records").glob("*.adversarial")) == []
-    cell = results.read(tmp_path).plan[0].identity
-    assert list(adversarial_images.read(tmp_path, cell)) == []
+    cell = results.read_results(tmp_path).plan[0].identity
+    assert list(adversarial_images.read_adversarial_images(tmp_path, cell)) == []
 
 
 def test_the_quota_is_not_exceeded_and_what_had_no_room_is_told(tmp_path: Path) -> None:
@@ -88,8 +91,8 @@ def test_the_quota_is_not_exceeded_and_what_had_no_room_is_told(tmp_path: Path) 
     assert sum(path.stat().st_size for path in kept) <= quota + 1000 * len(kept)
     images = sum(
         len(images)
-        for cell in results.read(tmp_path).plan
-        for _, images in adversarial_images.read(tmp_path, cell.identity)
+        for cell in results.read_results(tmp_path).plan
+        for _, images in adversarial_images.read_adversarial_images(tmp_path, cell.identity)
     )
     assert f"{20 * CELLS - images} adversarial images had no room in 153.1KiB" in note
 
@@ -110,24 +113,25 @@ def test_images_of_an_attempt_that_left_no_records_are_not_taken_for_those_of_th
 ) -> None:
     """A run that was killed between its images and its records, on a device of other bits."""
     run(tmp_path, 2**30)
-    cells = [cell.identity for cell in results.read(tmp_path).plan]
+    cells = [cell.identity for cell in results.read_results(tmp_path).plan]
     wanted = {
-        cell: [images for _, images in adversarial_images.read(tmp_path, cell)] for cell in cells
+        cell: [images for _, images in adversarial_images.read_adversarial_images(tmp_path, cell)]
+        for cell in cells
     }
     shard = sorted((tmp_path / "records").glob("*-fgsm-*-0000000-*.parquet"))[0]
     shard.unlink()
-    for kind in (records.IMAGES, records.ADVERSARIAL):
+    for kind in (records.SUFFIX, records.ADVERSARIAL_SUFFIX):
         (made,) = (tmp_path / "records").glob(f"{files.strip_hash(shard)}-*{kind}")
-        others = {cell: torch.zeros_like(each) for cell, each in records.tensors_of(made).items()}
+        others = {cell: torch.zeros_like(each) for cell, each in records.read_tensors(made).items()}
         made.unlink()
         content = save(others)
         stale = made.with_name(f"{files.strip_hash(shard)}-{files.short_hash(content)}{kind}")
         stale.write_bytes(content)
     assert run(tmp_path, 2**30) == []
     for cell, images in wanted.items():
-        found = [each for _, each in adversarial_images.read(tmp_path, cell)]
+        found = [each for _, each in adversarial_images.read_adversarial_images(tmp_path, cell)]
         assert all(torch.equal(a, b) for a, b in zip(found, images, strict=True))
-    kept = records.images(tmp_path)
+    kept = storage_images.read_images(tmp_path)
     assert all(torch.equal(kept[cell], images[0]) for cell, images in wanted.items())
 
 

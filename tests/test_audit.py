@@ -24,7 +24,7 @@ from bench.evaluation.audit import checks, findings, gradient_check, probes, sym
 from bench.evaluation.audit.evidence import AttackedCell
 from bench.evaluation.audit.symptoms import ObservedSymptom, Symptom
 from bench.reporting.report import audit_view
-from bench.storage import records
+from bench.storage.reader import StoredRecords
 from bench.suite.plan import Cell
 
 HERE = Path(__file__).parent
@@ -577,7 +577,7 @@ def test_a_run_on_an_honest_net_has_no_sign_and_says_what_it_did_not_look_for(
         cli, ["run", suite, "--out", str(out), "--device", "cpu", "--audit"], standalone_mode=False
     )
     assert done.return_value == 0, done.output
-    read = results.read(out)
+    read = results.read_results(out)
     assert read.audit.signs == []
     missing = {each.name for each in read.audit.unchecked}
     assert missing == {
@@ -678,12 +678,12 @@ def test_a_run_without_probes_can_be_read_and_damaged_ones_are_named(tmp_path: P
     path = out / "provenance.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({k: v for k, v in document.items() if k != "probes"}))
-    missing = {each.name: each.why for each in results.read(out).audit.unchecked}
+    missing = {each.name: each.why for each in results.read_results(out).audit.unchecked}
     assert missing[symptoms.NO_GRADIENT.name] == "the model was not probed"
     document["probes"]["net"]["signs"] = [{"name": "no such sign"}]
     path.write_text(json.dumps(document))
     with pytest.raises(RecordError, match="probes of model 'net' are damaged"):
-        results.read(out)
+        _ = results.read_results(out).audit
 
 
 def test_a_random_model_that_votes_under_attacks_that_average_is_cared_for() -> None:
@@ -698,7 +698,7 @@ def test_a_random_model_that_votes_under_attacks_that_average_is_cared_for() -> 
             cell="c", example=range(N), attacked=True, fooled=[k in SOME for k in range(N)]
         )
         table = pd.DataFrame({"cell": ["c"], "model": ["net"], "status": ["ok"], "eps": [0.1]})
-        stored = records.Stored(frame, [], {})
+        stored = StoredRecords(frame, [], {})
         assert len(findings.audit_run([cell], table, stored, probed).signs) == left
 
 

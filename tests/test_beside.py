@@ -243,7 +243,7 @@ def test_a_run_keeps_the_figures_and_shows_them_beside_its_own(out: Path) -> Non
 
 def test_a_folder_is_enough_to_read_the_figures_again(out: Path) -> None:
     written = pd.read_csv(out / "published.csv")
-    read = results.read(out).published
+    read = results.read_results(out).published
     assert read["difference_points"].tolist() == pytest.approx(written["difference_points"])
 
 

@@ -126,7 +126,7 @@ def test_the_truth_stands_between_what_is_certified_and_what_attacks_left(
         assert own["certified_correct"].is_monotonic_decreasing
     by_method = relu.groupby("method")["certified_correct"].sum()
     assert 0 < by_method["ibp"] <= by_method["crown"]
-    worst = results.read(ran[0] / "out").worst
+    worst = results.read_results(ran[0] / "out").worst
     at = worst[(worst["model"] == "relu net") & (worst["norm"] == "linf") & (worst["eps"] == 0.004)]
     assert at["robust_correct"].item() == relu["attacked_robust_correct"].iloc[0]
 
@@ -223,7 +223,7 @@ def test_certificates_that_are_gone_are_missing_and_the_run_is_not_whole(tmp_pat
     content = path.read_bytes()
     path.write_bytes(content[:-1])
     with pytest.raises(RecordError, match="damaged certificates"):
-        results.read(tmp_path / "out")
+        _ = results.read_results(tmp_path / "out").certified
     path.unlink()
     assert typed("report", str(tmp_path / "out"))[0] == 1
     table = pd.read_csv(tmp_path / "out" / "certified.csv")

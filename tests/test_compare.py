@@ -59,12 +59,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def runs(folders: tuple[Path, Path]) -> tuple[results.RunResults, results.RunResults]:
-    return results.read(folders[0]), results.read(folders[1])
+    return results.read_results(folders[0]), results.read_results(folders[1])
 
 
 @pytest.fixture(scope="module")
-def found(runs: tuple[results.RunResults, results.RunResults]) -> compare_runs.Compared:
-    return compare_runs.compare(*runs)
+def found(runs: tuple[results.RunResults, results.RunResults]) -> compare_runs.RunComparison:
+    return compare_runs.compare_runs(*runs)
 
 
 def places(table: pd.DataFrame) -> list[tuple[str, float]]:
@@ -80,7 +80,7 @@ def robust(run: results.RunResults, attack: str, eps: float) -> "pd.Series[bool]
 
 
 def test_every_shared_cell_has_a_row_and_the_clean_images_and_the_worst_case_too(
-    found: compare_runs.Compared,
+    found: compare_runs.RunComparison,
 ) -> None:
     assert places(found.table) == [
         ("no attack", 0.0), ("PGD", 0.05), ("PGD", 0.1), ("FGSM", 0.1), ("worst case", 0.1),
@@ -90,7 +90,7 @@ def test_every_shared_cell_has_a_row_and_the_clean_images_and_the_worst_case_too
 
 
 def test_the_counts_are_those_of_the_paired_examples(
-    found: compare_runs.Compared, runs: tuple[results.RunResults, results.RunResults]
+    found: compare_runs.RunComparison, runs: tuple[results.RunResults, results.RunResults]
 ) -> None:
     row = found.table[found.table["attack"] == "PGD"].iloc[1]
     a, b = (robust(run, "PGD", 0.1) for run in runs)
@@ -104,7 +104,7 @@ def test_the_counts_are_those_of_the_paired_examples(
 
 
 def test_the_worst_case_is_over_the_attacks_that_both_runs_have(
-    found: compare_runs.Compared, runs: tuple[results.RunResults, results.RunResults]
+    found: compare_runs.RunComparison, runs: tuple[results.RunResults, results.RunResults]
 ) -> None:
     row = found.table[found.table["attack"] == "worst case"].iloc[0]
     both = [robust(runs[0], attack, 0.1) for attack in ("PGD", "FGSM")]
@@ -112,7 +112,7 @@ def test_the_worst_case_is_over_the_attacks_that_both_runs_have(
 
 
 def test_each_example_that_changed_is_kept_with_what_the_model_said(
-    found: compare_runs.Compared, runs: tuple[results.RunResults, results.RunResults]
+    found: compare_runs.RunComparison, runs: tuple[results.RunResults, results.RunResults]
 ) -> None:
     a, b = (robust(run, "PGD", 0.1) for run in runs)
     changed = found.changed.query("attack == 'PGD' and eps == 0.1")
@@ -126,21 +126,21 @@ def test_each_example_that_changed_is_kept_with_what_the_model_said(
 def test_a_run_beside_itself_has_no_change(
     runs: tuple[results.RunResults, results.RunResults],
 ) -> None:
-    found = compare_runs.compare(runs[0], runs[0])
+    found = compare_runs.compare_runs(runs[0], runs[0])
     assert (found.table["p_corrected"] == 1).all()
     assert (len(found.changed), found.notes) == (0, [])
     assert "neither in 5" in run_comparison.summarize_changes(found)
 
 
 def test_swapped_runs_swap_their_sides(
-    found: compare_runs.Compared, runs: tuple[results.RunResults, results.RunResults]
+    found: compare_runs.RunComparison, runs: tuple[results.RunResults, results.RunResults]
 ) -> None:
-    back = compare_runs.compare(*runs[::-1]).table
+    back = compare_runs.compare_runs(*runs[::-1]).table
     assert back["only_first"].tolist() == found.table["only_second"].tolist()
     assert back["p_corrected"].tolist() == found.table["p_corrected"].tolist()
 
 
-def test_what_else_differs_is_said(found: compare_runs.Compared) -> None:
+def test_what_else_differs_is_said(found: compare_runs.RunComparison) -> None:
     assert found.notes == [
         "the seed is 0 in A, 1 in B", "PGD is another attack: steps 2 in A, 8 in B",
     ]  # fmt: skip
@@ -151,7 +151,7 @@ def test_another_version_of_a_model_and_another_device_are_compared_and_named(
 ) -> None:
     other = ran(tmp_path, weights="random")
     other.provenance["sessions"][-1]["environment"]["device"] = "cuda:0"
-    found = compare_runs.compare(runs[0], other)
+    found = compare_runs.compare_runs(runs[0], other)
     clean = found.table.iloc[0]
     assert clean["attack"] == "no attack"
     assert clean["only_first"] > 40  # untrained weights know nothing
@@ -163,7 +163,7 @@ def test_of_a_longer_run_the_examples_that_both_have_are_compared(
     runs: tuple[results.RunResults, results.RunResults], tmp_path: Path
 ) -> None:
     longer = ran(tmp_path, limit=90)
-    found = compare_runs.compare(runs[0], longer)
+    found = compare_runs.compare_runs(runs[0], longer)
     assert (found.table["n"] == 60).all()
     assert (found.table["only_first"] + found.table["only_second"] == 0).all()
     assert any("A has 60 examples, B 90" in note for note in found.notes)
@@ -177,7 +177,7 @@ def test_a_cell_of_one_run_alone_and_one_that_failed_are_named(
 ) -> None:
     other = ran(tmp_path, eps='"40/255"')
     other.table.loc[other.table["attack"] == "FGSM", ["status", "reason"]] = "failed", "no luck"
-    found = compare_runs.compare(runs[0], other)
+    found = compare_runs.compare_runs(runs[0], other)
     assert places(found.table) == [("no attack", 0.0), ("PGD", 0.05)]
     assert found.apart == [
         "net · PGD at eps 0.1: only A has it",
@@ -189,25 +189,25 @@ def test_a_cell_of_one_run_alone_and_one_that_failed_are_named(
 def test_other_data_are_refused(runs: tuple[results.RunResults, results.RunResults]) -> None:
     first, second = runs
     data = second.provenance["data"] | {"fingerprint": "other"}
-    named = second._replace(provenance=second.provenance | {"data": data | {"name": "mnist"}})
-    content = second._replace(provenance=second.provenance | {"data": data})
+    named = second.replace(provenance=second.provenance | {"data": data | {"name": "mnist"}})
+    content = second.replace(provenance=second.provenance | {"data": data})
     frame = second.stored.frame.assign(label=second.stored.frame["label"] + 1)
-    relabelled = content._replace(
+    relabelled = content.replace(
         provenance=second.provenance | {"data": data | {"n": 61}},
         stored=second.stored._replace(frame=frame),
     )
-    assert "60 of mnist" in compare_runs.compare(first, named).refusal
-    assert "of other content" in compare_runs.compare(first, content).refusal
-    assert "of other content" in compare_runs.compare(first, relabelled).refusal
+    assert "60 of mnist" in compare_runs.compare_runs(first, named).refusal
+    assert "of other content" in compare_runs.compare_runs(first, content).refusal
+    assert "of other content" in compare_runs.compare_runs(first, relabelled).refusal
 
 
 def test_runs_with_nothing_in_common_are_refused(
     runs: tuple[results.RunResults, results.RunResults],
 ) -> None:
-    renamed = runs[1]._replace(
+    renamed = runs[1].replace(
         plan=[dataclasses.replace(cell, model="another") for cell in runs[1].plan]
     )
-    found = compare_runs.compare(runs[0], renamed)
+    found = compare_runs.compare_runs(runs[0], renamed)
     assert found.refusal.startswith("no finished cell in common; A has 4 ok of net")
     assert found.table.empty
 
@@ -216,7 +216,7 @@ def test_runs_with_nothing_in_common_are_refused(
 
 
 def test_the_command_prints_the_table_and_writes_it(
-    folders: tuple[Path, Path], found: compare_runs.Compared, tmp_path: Path
+    folders: tuple[Path, Path], found: compare_runs.RunComparison, tmp_path: Path
 ) -> None:
     words = ["compare", *map(str, folders), "-o", str(tmp_path)]
     done = CliRunner().invoke(cli, words)
@@ -241,7 +241,7 @@ def test_the_command_ends_with_3_where_nothing_can_be_compared(
     assert CliRunner().invoke(cli, ["compare", str(folders[0]), "nowhere"]).exit_code == 2
 
 
-def test_the_dumbbell_has_two_joined_dots_for_each_cell(found: compare_runs.Compared) -> None:
+def test_the_dumbbell_has_two_joined_dots_for_each_cell(found: compare_runs.RunComparison) -> None:
     axes = dumbbell.plot_dumbbell(found.table, "A", "B").axes[0]
     dots = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
     expected = found.table[["first_robust", "second_robust"]].to_numpy().ravel() / 60 * 100
@@ -252,7 +252,7 @@ def test_the_dumbbell_has_two_joined_dots_for_each_cell(found: compare_runs.Comp
 
 
 def test_of_many_cells_the_dumbbell_shows_those_that_differ_most(
-    found: compare_runs.Compared,
+    found: compare_runs.RunComparison,
 ) -> None:
     many = pd.concat([found.table] * 20, ignore_index=True)
     axes = dumbbell.plot_dumbbell(many, "A", "B").axes[0]

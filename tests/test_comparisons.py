@@ -63,7 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> results.RunResults:
-    return results.read(folder)
+    return results.read_results(folder)
 
 
 def series(text: str) -> "pd.Series[bool]":
@@ -71,8 +71,8 @@ def series(text: str) -> "pd.Series[bool]":
     return pd.Series([mark == "x" for mark in text])
 
 
-def pair(first: str, second: str, compared: str = "attacks") -> pairwise.Pair:
-    return pairwise.Pair(compared, {"eps": 0.1}, "A", "B", (series(first), series(second)))
+def pair(first: str, second: str, compared: str = "attacks") -> pairwise.OutcomePair:
+    return pairwise.OutcomePair(compared, {"eps": 0.1}, "A", "B", (series(first), series(second)))
 
 
 # ------------------------------------------------------------------------------------------- pairs
@@ -88,7 +88,7 @@ def test_every_two_attacks_on_a_model_and_every_two_models_under_an_attack_are_c
         assert [*zip(group["first"], group["second"], strict=True)] == [*combinations(labels, 2)]
     models = frame[frame["compared"] == "models"]
     assert set(zip(models["first"], models["second"], strict=True)) == {("LeNet", "linear")}
-    assert set(models["attack"]) == {*labels, pairwise.WORST}
+    assert set(models["attack"]) == {*labels, pairwise.WORST_CASE}
     # 2 models x 2 eps x 6 pairs of attacks; 2 eps x (4 attacks and their worst case)
     assert (len(attacks), len(models)) == (24, 10)
 
@@ -125,7 +125,7 @@ def test_attacks_are_compared_by_what_each_breaks_and_models_by_where_each_is_ro
 def test_models_are_compared_by_the_worst_case_over_attacks_that_both_met(
     found: results.RunResults,
 ) -> None:
-    worst = found.comparisons.query(f"attack == '{pairwise.WORST}' and eps == 0.05").iloc[0]
+    worst = found.comparisons.query(f"attack == '{pairwise.WORST_CASE}' and eps == 0.05").iloc[0]
     kept = found.worst.query("eps == 0.05").set_index("model")["robust_correct"]
     assert worst["only_first"] - worst["only_second"] == kept["LeNet"] - kept["linear"]
 
@@ -134,9 +134,9 @@ def test_a_cell_without_a_number_is_compared_with_nothing(found: results.RunResu
     table = found.table.copy()
     table.loc[table["attack"] != "FGSM", "status"] = "failed"
     outcomes = {cell: series("x.") for cell in table["cell"]}
-    frame = pairwise.compare(table, outcomes, outcomes)
+    frame = pairwise.compare_pairs(table, outcomes, outcomes)
     assert frame["compared"].tolist() == ["models"] * 2
-    assert pairwise.compare(table[:0], {}, {}).empty
+    assert pairwise.compare_pairs(table[:0], {}, {}).empty
 
 
 def test_the_p_values_of_a_run_are_corrected_as_one_family(found: results.RunResults) -> None:
@@ -174,21 +174,21 @@ def test_a_targeted_attack_breaks_an_example_by_reaching_its_target() -> None:
         ),
     ],
 )
-def test_a_pair_is_told_in_a_sentence(given: pairwise.Pair, told: str) -> None:
-    assert pairwise.judged([given])["sentence"].item() == told
+def test_a_pair_is_told_in_a_sentence(given: pairwise.OutcomePair, told: str) -> None:
+    assert pairwise.tabulate_pairs([given])["sentence"].item() == told
 
 
 def test_a_report_shows_the_differences_beyond_chance_and_counts_the_rest() -> None:
     place = {"model": "net", "attack": None, "norm": "linf", "goal": "untargeted", "target": ""}
     names = {0.1: "0.1", 0.2: "0.2"}
     given = [
-        pairwise.Pair("attacks", {**place, "eps": eps}, first, "C", (series(a), series(b)))
+        pairwise.OutcomePair("attacks", {**place, "eps": eps}, first, "C", (series(a), series(b)))
         for eps in names
         for first, a, b in (("A", "x" * 9, "." * 9), ("B", "xx.", "..x"))
         if (first, eps) != ("A", 0.2)
     ]
     given.append(given[0]._replace(place={**place, "eps": 0.2}, outcomes=(series("x"),) * 2))
-    frame = pairwise.judged(given)
+    frame = pairwise.tabulate_pairs(given)
     told = "4 comparisons: 1 with a significant difference (5 %, corrected for all 4), 3 without."
     assert pairwise_view.summarize_comparisons(frame) == told
     (view,) = pairwise_view.tabulate_differences(frame, names)
@@ -200,7 +200,7 @@ def test_a_report_shows_the_differences_beyond_chance_and_counts_the_rest() -> N
 
 
 def test_where_nothing_could_be_compared_the_report_says_what_it_takes() -> None:
-    frame = pairwise.judged([])
+    frame = pairwise.tabulate_pairs([])
     assert pairwise_view.summarize_comparisons(frame).startswith(
         "Nothing was compared: it takes two attacks"
     )

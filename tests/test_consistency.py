@@ -11,7 +11,7 @@ import bench
 from bench.core.errors import SuiteError
 from bench.evaluation import consistency
 from bench.evaluation.judge import judge
-from bench.storage import records
+from bench.storage import reader
 
 FORGETFUL = """
 import torch
@@ -99,7 +99,7 @@ def test_a_model_that_changes_while_it_is_attacked_ends_the_run_and_keeps_what_w
         path.write_text(SUITE + "params.calls = 250\n" + "".join(attacks), encoding="utf-8")
         with pytest.raises(SuiteError, match=r"^model 'net' changes its answers .* example 0 was"):
             bench.run(str(path), out=out, device="cpu", batch_size=24, copied=False)
-        return set(records.load(out).frame["attack"])
+        return set(reader.read_records(out).frame["attack"])
 
     assert left(FGSM, LONG) == {"fgsm"}
     assert left(LONG, FGSM) == set()

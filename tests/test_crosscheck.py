@@ -10,7 +10,7 @@ import torch
 
 import bench
 from bench.analysis import crosscheck
-from bench.analysis.crosscheck import Sides
+from bench.analysis.crosscheck import CrosscheckPair
 from bench.suite.plan import Cell
 
 SUITE = """
@@ -50,11 +50,11 @@ def cell(identity: str, stop: str = "never", **traits: str) -> Cell:
 def compared(
     mine: list[bool],
     theirs: list[bool],
-    sides: Sides | None = None,
+    sides: CrosscheckPair | None = None,
     apart: float = 0.0,
     confidence: float = 0.9,
 ) -> dict[str, Any]:
-    sides = sides or Sides(cell("a"), cell("b"))
+    sides = sides or CrosscheckPair(cell("a"), cell("b"))
     numbers = {"robust_correct": 1, "robust_accuracy": 0.5, "robust_low": 0.1, "robust_high": 0.9}
     table = pd.DataFrame(
         [{"cell": c, "status": "ok", "seconds": s, **numbers} for c, s in (("a", 1.0), ("b", 4.0))]
@@ -62,7 +62,7 @@ def compared(
     images = {"a": torch.zeros(2, 1, 2, 2), "b": torch.zeros(2, 1, 2, 2)}
     images["b"][0, 0, 0, 0] = apart
     sure = pd.Series([confidence] * len(mine))
-    found = crosscheck.compare(
+    found = crosscheck.compare_implementations(
         [sides],
         table,
         {"a": pd.Series(mine), "b": pd.Series(theirs)},
@@ -96,14 +96,14 @@ def test_a_few_differences_are_noise_and_many_one_sided_ones_are_not() -> None:
 
 def test_many_pairs_are_corrected_as_all_other_comparisons_are() -> None:
     # p of 2/2^6 and 2/2^7 over two pairs: times two, the first is above 5 %; by Holm both are below
-    sides = [Sides(cell("a"), cell("b")), Sides(cell("c"), cell("d"))]
+    sides = [CrosscheckPair(cell("a"), cell("b")), CrosscheckPair(cell("c"), cell("d"))]
     numbers = {"robust_correct": 1, "robust_accuracy": 0.5, "robust_low": 0.1, "robust_high": 0.9}
     table = pd.DataFrame([{"cell": c, "status": "ok", "seconds": 1.0, **numbers} for c in "abcd"])
     robust = {c: pd.Series([True] * 20) for c in "ac"}
     for name, lost in (("b", 6), ("d", 7)):
         robust[name] = pd.Series([False] * lost + [True] * (20 - lost))
     sure = dict.fromkeys("abcd", pd.Series([0.9] * 20))
-    found = crosscheck.compare(sides, table, robust, sure, {})
+    found = crosscheck.compare_implementations(sides, table, robust, sure, {})
     assert found["verdict"].tolist() == ["different", "different"]
 
 
@@ -132,7 +132,7 @@ def test_the_cause_is_what_the_two_declare_differently(
     mine: dict[str, str], theirs: dict[str, str], cause: str
 ) -> None:
     reference = dataclasses.replace(cell("b", stop="the library's own"), traits=theirs)
-    found = compared([True] * 9, [False] * 9, Sides(cell("a", **mine), reference))
+    found = compared([True] * 9, [False] * 9, CrosscheckPair(cell("a", **mine), reference))
     assert found["cause"].startswith(cause)
 
 
@@ -149,8 +149,8 @@ def test_a_long_list_of_ids_is_cut() -> None:
 
 def test_only_eps_that_both_sides_have_are_paired() -> None:
     plan = [cell("a"), cell("b")]
-    assert crosscheck.pairs(plan, [("a", "b")]) == [Sides(plan[0], plan[1])]
-    assert crosscheck.pairs(plan[:1], [("a", "b")]) == []
+    assert crosscheck.pair_cells(plan, [("a", "b")]) == [CrosscheckPair(plan[0], plan[1])]
+    assert crosscheck.pair_cells(plan[:1], [("a", "b")]) == []
 
 
 def test_our_fgsm_and_the_librarys_are_identical_on_real_digits(tmp_path: Path) -> None:

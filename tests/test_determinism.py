@@ -14,7 +14,7 @@ import bench
 from bench.analysis import results
 from bench.engine import determinism, timing
 from bench.engine.acceleration import accelerate, calibration
-from bench.storage import fingerprint, records
+from bench.storage import fingerprint, images, reader
 
 SUITE = """
 schema = 1
@@ -75,7 +75,7 @@ def ran(folder: Path, out: str, attack: str = "pgd", **options: bool) -> Path:
 
 def outcomes(out: Path) -> dict[str, bytes]:
     """Every file of records without its times, and every file of images, byte for byte."""
-    found = {path.name: path.read_bytes() for path in (out / "records").glob(f"*{records.IMAGES}")}
+    found = {path.name: path.read_bytes() for path in (out / "records").glob(f"*{images.SUFFIX}")}
     for path in (out / "records").glob("*.parquet"):
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[b"bench"])
@@ -96,7 +96,7 @@ def test_two_runs_give_the_same_bits_whatever_the_threads_and_what_was_timed(
     second = ran(tmp_path, "second", deterministic=True)
     assert outcomes(first) == outcomes(second)
     assert len(outcomes(first)) >= 4
-    frames = [records.load(out).frame for out in (first, second)]
+    frames = [reader.read_records(out).frame for out in (first, second)]
     assert fingerprint.records_hash(frames[0]) == fingerprint.records_hash(frames[1])
 
 
@@ -143,7 +143,7 @@ def test_what_torch_was_told_before_still_holds_afterwards() -> None:
 def test_an_operation_without_a_deterministic_form_fails_its_cells_alone(tmp_path: Path) -> None:
     (tmp_path / "put.py").write_text(PUT, encoding="utf-8")
     out = ran(tmp_path, "out", "put.py:PUT", deterministic=True)
-    table = results.read(out).table.set_index(["attack", "eps"])
+    table = results.read_results(out).table.set_index(["attack", "eps"])
     assert table["status"].to_dict() == {
         ("a", 0.0): "ok", ("a", 0.05): "failed", ("a", 0.1): "failed", ("square", 0.1): "ok",
     }  # fmt: skip

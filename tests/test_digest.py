@@ -7,7 +7,8 @@ import pytest
 
 from bench.execution import runner
 from bench.execution.options import RunOptions
-from bench.storage import fingerprint, records
+from bench.storage import fingerprint
+from bench.storage import reader as records
 from bench.suite import reader
 
 SUITE = """
@@ -29,7 +30,7 @@ eps = [0.05, 0.1]
 def run(folder: Path, rows: int | None = None) -> pd.DataFrame:
     options = RunOptions(device="cpu", batch_size=rows)
     runner.run_suite(reader.parse_suite(SUITE, "d.toml", Path()), folder, options)
-    return records.load(folder).frame
+    return records.read_records(folder).frame
 
 
 @pytest.fixture(scope="module")

@@ -13,14 +13,21 @@ from torch import Tensor, nn
 
 import bench
 from bench.analysis import min_norm
-from bench.analysis.min_norm import Search, area, largest, median, optimality, security_curve
+from bench.analysis.min_norm import (
+    Search,
+    area_under_curve,
+    largest_distance,
+    local_optimality,
+    median_distance,
+    security_curve,
+)
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
 from bench.engine import timing
 from bench.evaluation import chunk, metrics
 from bench.evaluation.crafting import Examples
 from bench.reporting import run_output
-from bench.storage import records
+from bench.storage import reader, schema
 
 INF = np.inf
 SUITE = """
@@ -92,41 +99,43 @@ def test_a_security_curve_falls_by_a_step_at_each_distance() -> None:
 def test_the_area_is_that_under_the_steps() -> None:
     """0.8 up to 1, 0.6 up to 2 and 0.2 up to 3: 0.8 + 0.6 + 0.2."""
     values = np.array([0.0, 2.0, 1.0, 2.0, INF])
-    assert area(values, 3.0) == pytest.approx(1.6, rel=1e-15)
+    assert area_under_curve(values, 3.0) == pytest.approx(1.6, rel=1e-15)
     eps, rho = security_curve(values)
-    assert float((np.diff([*eps, 3.0]) * rho).sum()) == pytest.approx(area(values, 3.0), rel=1e-15)
+    assert float((np.diff([*eps, 3.0]) * rho).sum()) == pytest.approx(
+        area_under_curve(values, 3.0), rel=1e-15
+    )
 
 
 def test_optimality_is_the_share_of_what_could_be_gained() -> None:
     """Best: 0, 1, 2, 4, so eps_max 4, A* 7/4, rho(0) eps_max 3; worse: (0 + 2 + 2 + 4) / 4 = 2."""
     best, worse = np.array([0.0, 1.0, 2.0, 4.0]), np.array([0.0, 2.0, 2.0, INF])
-    assert largest(best) == 4.0
-    assert optimality(best, best) == 1.0
-    assert optimality(worse, best) == pytest.approx(1 - (2 - 1.75) / (3 - 1.75), rel=1e-15)
-    assert optimality(np.array([0.0, INF, INF, INF]), best) == 0.0
+    assert largest_distance(best) == 4.0
+    assert local_optimality(best, best) == 1.0
+    assert local_optimality(worse, best) == pytest.approx(1 - (2 - 1.75) / (3 - 1.75), rel=1e-15)
+    assert local_optimality(np.array([0.0, INF, INF, INF]), best) == 0.0
 
 
 def test_there_is_no_optimality_without_a_scale() -> None:
     nothing, same = np.array([0.0, INF, INF]), np.array([0.0, 2.0, 2.0])
-    assert optimality(nothing, nothing) is None
-    assert optimality(same, same) is None
+    assert local_optimality(nothing, nothing) is None
+    assert local_optimality(same, same) is None
 
 
 def test_the_best_search_everywhere_has_optimality_1_and_a_mixed_one_less() -> None:
     found = [search("near", [0, 1, 2]), search("far", [0, 1.5, 3]), search("mixed", [0, 3, 2])]
-    table = min_norm.table(found).set_index("attack")
+    table = min_norm.search_table(found).set_index("attack")
     assert table.loc["near", "local_optimality"] == 1.0
     assert 0 < table.loc["far", "local_optimality"] < 1
     assert table["n"].tolist() == [3, 3, 3]
     assert table["largest_eps"].tolist() == [2.0, 2.0, 2.0]
     complement = [search("first", [0, 1, 4]), search("second", [0, 4, 2])]
-    scores = min_norm.table(complement)["local_optimality"]  # best: 0, 1, 2; A* 1, whole 4/3
+    scores = min_norm.search_table(complement)["local_optimality"]  # best: 0, 1, 2; A* 1, whole 4/3
     assert scores.tolist() == pytest.approx([1.0, 0.0], abs=1e-12)
 
 
 def test_a_failed_search_has_its_reason_and_no_number_and_sets_no_yardstick() -> None:
-    alone = min_norm.table([search("near", [0, 1, 2])])
-    both = min_norm.table([search("near", [0, 1, 2]), search("crash", [], "failed")])
+    alone = min_norm.search_table([search("near", [0, 1, 2])])
+    both = min_norm.search_table([search("near", [0, 1, 2]), search("crash", [], "failed")])
     pd.testing.assert_frame_equal(both[:1], alone, check_dtype=False)
     row = both.iloc[1]
     assert (row["status"], row["reason"]) == ("failed", "it crashed")
@@ -135,7 +144,7 @@ def test_a_failed_search_has_its_reason_and_no_number_and_sets_no_yardstick() ->
 
 def test_models_are_not_mixed() -> None:
     found = [search("a", [0, 1, 2]), search("a", [0, 5, 9], model="other")]
-    assert min_norm.table(found)["local_optimality"].tolist() == [1.0, 1.0]
+    assert min_norm.search_table(found)["local_optimality"].tolist() == [1.0, 1.0]
 
 
 # ------------------------------------------------------------------------------------------ median
@@ -145,26 +154,26 @@ def test_a_median_lies_between_the_order_statistics_of_the_tables() -> None:
     """n = 20: the 6th and the 15th, with 95.86 % (David and Nagaraja 2003, section 7.1)."""
     values = np.arange(1.0, 21.0)
     np.random.default_rng(0).shuffle(values)
-    assert median(values) == (10.5, 6.0, 15.0)
+    assert median_distance(values) == (10.5, 6.0, 15.0)
 
 
 def test_few_values_leave_the_median_open() -> None:
-    assert median(np.arange(5.0)) == (2.0, 0.0, INF)
-    assert median(np.arange(6.0)) == (2.5, 0.0, 5.0)
+    assert median_distance(np.arange(5.0)) == (2.0, 0.0, INF)
+    assert median_distance(np.arange(6.0)) == (2.5, 0.0, 5.0)
     with pytest.raises(ValueError, match="at least one"):
-        median(np.empty(0))
+        median_distance(np.empty(0))
 
 
 def test_what_was_not_found_counts_as_infinitely_far() -> None:
     values = np.array([1.0] * 4 + [INF] * 6)
-    assert median(values).value == INF
-    assert median(np.array([1.0] * 10 + [INF] * 6)).value == 1.0
+    assert median_distance(values).value == INF
+    assert median_distance(np.array([1.0] * 10 + [INF] * 6)).value == 1.0
 
 
 @pytest.mark.parametrize("n", [15, 40, 101])
 def test_the_interval_holds_the_true_median_at_least_as_often_as_it_says(n: int) -> None:
     draws = np.random.default_rng(n).exponential(size=(4000, n))
-    held = [told.low <= np.log(2) <= told.high for told in map(median, draws)]
+    held = [told.low <= np.log(2) <= told.high for told in map(median_distance, draws)]
     assert 0.945 < np.mean(held) < 0.99
 
 
@@ -235,7 +244,7 @@ def test_the_report_ranks_the_searches_and_draws_their_curves(run: Any) -> None:
 def test_records_made_before_distances_were_kept_are_not_scored(run: Any) -> None:
     found, _ = run
     old = found.stored._replace(frame=found.stored.frame.assign(distance=np.nan))
-    told = min_norm.searches(found.plan, found.table, old)
+    told = min_norm.collect_searches(found.plan, found.table, old)
     assert [one.status for one in told] == ["missing", "missing", "missing", "failed"]
     assert "--fresh" in told[0].reason
 
@@ -243,7 +252,7 @@ def test_records_made_before_distances_were_kept_are_not_scored(run: Any) -> Non
 def test_a_run_that_is_not_finished_is_not_scored(run: Any) -> None:
     found, _ = run
     partial = found.table.assign(status="missing", reason="3 of 24 examples are done")
-    told = min_norm.searches(found.plan, partial, found.stored)
+    told = min_norm.collect_searches(found.plan, partial, found.stored)
     assert {(one.status, one.reason) for one in told} == {("missing", partial["reason"][0])}
     assert not any(len(one.distances) for one in told)
 
@@ -288,9 +297,9 @@ def test_a_targeted_search_counts_those_that_could_be_attacked() -> None:
             "distance": [0.5, np.nan, np.nan, INF],
         }
     )
-    assert min_norm.distances(frame).tolist() == [0.5, INF]
+    assert min_norm.compute_distances(frame).tolist() == [0.5, INF]
     away = frame.assign(goal="untargeted", target=-1, distance=[0.5, 0.1, np.nan, INF])
-    assert min_norm.distances(away).tolist() == [0.5, 0.1, 0.0, INF]
+    assert min_norm.compute_distances(away).tolist() == [0.5, 0.1, 0.0, INF]
 
 
 def test_old_files_of_records_are_read_with_unknown_distances(run: Any, tmp_path: Path) -> None:
@@ -299,6 +308,6 @@ def test_old_files_of_records_are_read_with_unknown_distances(run: Any, tmp_path
     table = pq.read_table(source)
     (tmp_path / "records").mkdir()
     pq.write_table(table.drop_columns(["distance"]), tmp_path / "records" / "old.parquet")
-    old = records.load(tmp_path).frame
-    assert list(old.columns) == list(records.COLUMNS)
+    old = reader.read_records(tmp_path).frame
+    assert list(old.columns) == list(schema.COLUMNS)
     assert old["distance"].isna().all()

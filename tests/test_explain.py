@@ -383,11 +383,11 @@ def test_an_explanation_is_kept_once_for_each_pair_of_cells_in_the_plan(tmp_path
         cells=("1", "2"),
     )  # fmt: skip
     second = dataclasses.replace(first, cause="z")
-    explanations.keep(tmp_path, first)
-    explanations.keep(tmp_path, dataclasses.replace(first, cells=("1", "3")))
-    explanations.keep(tmp_path, second)
-    assert explanations.read(tmp_path, {"1", "2"}) == [second]
-    assert len(explanations.read(tmp_path, {"1", "2", "3"})) == 2
+    explanations.write_explanation(tmp_path, first)
+    explanations.write_explanation(tmp_path, dataclasses.replace(first, cells=("1", "3")))
+    explanations.write_explanation(tmp_path, second)
+    assert explanations.read_explanations(tmp_path, {"1", "2"}) == [second]
+    assert len(explanations.read_explanations(tmp_path, {"1", "2", "3"})) == 2
     (tmp_path / explanations.FILE).write_text('{"schema": 2}', encoding="utf-8")
     with pytest.raises(RecordError, match="use the bench that wrote it"):
-        explanations.read(tmp_path, {"1"})
+        explanations.read_explanations(tmp_path, {"1"})

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ from hypothesis import strategies as st
 from bench.analysis import explanations, results, results_from_csv, snapshot, snapshot_file
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation.certification import store
-from bench.storage import manifest, records
-from bench.storage.records import Piece
+from bench.storage import manifest, reader, schema
+from bench.storage.schema import Piece
 from bench.suite import reader as suite
 from bench.workflows.leaderboard import model_card
 from bench.workflows.training import recipe
@@ -142,9 +143,17 @@ def edits(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     return edited
 
 
+def all_tables(folder: Path) -> None:
+    """Everything that is made of a run, which is computed on access."""
+    found = results.read_results(folder)
+    for name, value in vars(results.RunResults).items():
+        if isinstance(value, cached_property):
+            getattr(found, name)
+
+
 def seldom(reader: Callable[[Path], object]) -> Any:
     """The reader alone, and in one of 20 cases all that is made of a run, which takes longer."""
-    return st.sampled_from([*[reader] * 19, results.read])
+    return st.sampled_from([*[reader] * 19, all_tables])
 
 
 def share(part: float) -> Callable[[Any], Any]:
@@ -286,7 +295,7 @@ def plain_run() -> dict[str, Any]:
 
 
 def frame(cell: dict[str, Any]) -> pd.DataFrame:
-    columns: dict[str, Any] = dict.fromkeys(records.COLUMNS, [0.0] * N)
+    columns: dict[str, Any] = dict.fromkeys(schema.COLUMNS, [0.0] * N)
     columns |= {key: [cell[key]] * N for key in ("model", "attack", "norm", "eps", "goal")}
     columns |= {"suite": ["s"] * N, "cell": [cell["identity"]] * N, "part": [""] * N}
     columns |= {"example": range(N), "label": range(N), "clean_pred": range(N)}
@@ -366,7 +375,7 @@ def test_what_a_run_tells_of_itself(place: Path, mutated: Mutated) -> None:
     folder = place
     content = json.dumps(mutated(PROVENANCE))
     (folder / "provenance.json").write_text(content, encoding="utf-8")
-    ends_well(lambda: manifest.read(folder))
+    ends_well(lambda: manifest.read_manifest(folder))
 
 
 @share(0.01)
@@ -376,11 +385,13 @@ def test_a_run_with_another_provenance(place: Path, mutated: Mutated, noted: boo
     if noted:
         note = {"cell": IDS[0], "reason": "r"}
         (folder / "records" / "x.failed.json").write_text(json.dumps(mutated(note)))
-    ends_well(lambda: results.read(folder))
+    ends_well(lambda: all_tables(folder))
 
 
 @share(0.1)
-@given(frames(), mutations(), st.sampled_from(["frame", "about", "both"]), seldom(records.load))
+@given(
+    frames(), mutations(), st.sampled_from(["frame", "about", "both"]), seldom(reader.read_records)
+)
 def test_records_with_other_columns_or_pieces(
     place: Path, other: Mutated, mutated: Mutated, what: str, read: Callable[[Path], object]
 ) -> None:
@@ -394,7 +405,7 @@ def test_records_with_other_columns_or_pieces(
 @given(edits())
 def test_records_with_other_bytes(place: Path, edited: Mutated) -> None:
     folder = laid(place / "b", PROVENANCE, edited(RECORDS), BOUNDED)
-    ends_well(lambda: records.load(folder))
+    ends_well(lambda: reader.read_records(folder))
 
 
 @share(0.05)
@@ -408,17 +419,17 @@ def test_certificates_with_other_columns(
 
 
 SNAPSHOT = json.loads(
-    snapshot_file.text_of(
+    snapshot_file.format_snapshot(
         snapshot.Snapshot(
             schema=1, suite="s", seed=0, provenance={"command": "c"},
-            data=snapshot.Data(name="d", n=9, fingerprint="f"),
-            machine=snapshot.Machine(device="cpu", processor="p", threads=1),
-            models=[snapshot.Model(model="m", fingerprint="f", clean_correct=3, signs=[],
+            data=snapshot.DataSnapshot(name="d", n=9, fingerprint="f"),
+            machine=snapshot.MachineSnapshot(device="cpu", processor="p", threads=1),
+            models=[snapshot.ModelSnapshot(model="m", fingerprint="f", clean_correct=3, signs=[],
                                    clean="gYA=")],
-            tasks=[snapshot.Task(model="m", attack="a", family="a", settings={"x": 1},
+            tasks=[snapshot.AttackSnapshot(model="m", attack="a", family="a", settings={"x": 1},
                                  floor_ratio=1.0, seconds=1.0, clock_seconds=1.0)],
-            cells=[snapshot.Cell(model="m", attack="a", eps=0.1, eps_text="0.1", status="ok",
-                                 reason="", robust_correct=3, robust="gYA=")],
+            cells=[snapshot.CellSnapshot(model="m", attack="a", eps=0.1, eps_text="0.1",
+                                 status="ok", reason="", robust_correct=3, robust="gYA=")],
         )
     )
 )  # fmt: skip
@@ -430,7 +441,7 @@ def test_a_baseline(place: Path, mutated: Mutated, edited: Mutated, cut: bool) -
     path = place / "baseline.json"
     valid = json.dumps(SNAPSHOT).encode()
     path.write_bytes(edited(valid) if cut else json.dumps(mutated(SNAPSHOT)).encode())
-    ends_well(lambda: snapshot_file.read(path))
+    ends_well(lambda: snapshot_file.read_snapshot(path))
 
 
 EXPLAINED = {
@@ -451,7 +462,7 @@ EXPLAINED = {
 def test_explanations(place: Path, mutated: Mutated) -> None:
     folder = place
     (folder / explanations.FILE).write_text(json.dumps(mutated(EXPLAINED)), encoding="utf-8")
-    ends_well(lambda: [each.gap for each in explanations.read(folder, IDS)])
+    ends_well(lambda: [each.gap for each in explanations.read_explanations(folder, IDS)])
 
 
 @share(0.05)
@@ -464,7 +475,7 @@ def test_published_tables(place: Path, edited: Mutated, name: str) -> None:
         lines = (RUN / each).read_bytes().splitlines(keepends=True) if (RUN / each).exists() else []
         content = b"".join(lines[:4])
         (folder / each).write_bytes(edited(content) if each == name else content)
-    ends_well(lambda: results_from_csv.read(folder))
+    ends_well(lambda: results_from_csv.read_results_from_csv(folder))
 
 
 def test_what_is_damaged_here_is_whole_to_begin_with(place: Path) -> None:
@@ -474,14 +485,14 @@ def test_what_is_damaged_here_is_whole_to_begin_with(place: Path) -> None:
     (place / "recipe.toml").write_text(top(RECIPE), encoding="utf-8")
     assert recipe.read_recipe(str(place / "recipe.toml")).epochs == 1
     folder = laid(place / "whole", PROVENANCE, RECORDS, BOUNDED)
-    found = results.read(folder)
+    found = results.read_results(folder)
     assert (found.table["status"] == "ok").all()
     assert found.certified.table["certified_correct"].tolist() == [2]
     (folder / explanations.FILE).write_text(json.dumps(EXPLAINED), encoding="utf-8")
-    assert len(explanations.read(folder, IDS)) == 1
+    assert len(explanations.read_explanations(folder, IDS)) == 1
     (place / "baseline.json").write_text(json.dumps(SNAPSHOT), encoding="utf-8")
-    assert snapshot_file.read(place / "baseline.json").suite == "s"
-    assert len(results_from_csv.read(RUN).table)
+    assert snapshot_file.read_snapshot(place / "baseline.json").suite == "s"
+    assert len(results_from_csv.read_results_from_csv(RUN).table)
 
 
 # ------------------------------------------------------------------- found by a run of 100,000
@@ -503,20 +514,20 @@ APART = {
 def test_parts_of_a_document_that_do_not_go_together_are_told(place: Path, case: str) -> None:
     provenance, part = APART[case]
     with pytest.raises(RecordError, match=re.escape(part)):
-        results.read(laid(place / "apart", provenance, RECORDS, BOUNDED))
+        results.read_results(laid(place / "apart", provenance, RECORDS, BOUNDED))
 
 
 @pytest.mark.parametrize("key", ["published", "certify"])
 def test_what_a_newer_bench_says_more_of_is_no_harm(place: Path, key: str) -> None:
     folder = laid(place / "more", entry_of(key, newer=1), RECORDS, BOUNDED)
-    assert (results.read(folder).table["status"] == "ok").all()
+    assert (results.read_results(folder).table["status"] == "ok").all()
 
 
 def test_seconds_beyond_any_float_are_told(place: Path) -> None:
     pieces = [{**piece, "seconds": 10**400} for piece in ABOUT["pieces"]]
     held = parquet(FRAME, {**ABOUT, "pieces": pieces})
     with pytest.raises(RecordError, match="a piece without seconds"):
-        results.read(laid(place / "long", PROVENANCE, held, BOUNDED))
+        results.read_results(laid(place / "long", PROVENANCE, held, BOUNDED))
     bounds = parquet(CERTIFIED, {**BOUNDS, "seconds": [10**400]})
     with pytest.raises(RecordError, match="no seconds"):
-        results.read(laid(place / "long", PROVENANCE, RECORDS, bounds))
+        _ = results.read_results(laid(place / "long", PROVENANCE, RECORDS, bounds)).certified

@@ -19,7 +19,7 @@ from bench.core import checkpoint
 from bench.core.errors import SuiteError
 from bench.datasets import image_files
 from bench.storage import records, schema
-from bench.storage.records import Piece
+from bench.storage.schema import Piece
 from bench.suite.reader import parse_suite
 
 SUITE = (
@@ -88,7 +88,7 @@ def test_a_safetensors_header_that_claims_a_million_million_numbers_is_refused(
 
 
 def test_records_that_unpack_to_more_than_bench_writes_are_refused() -> None:
-    zeros = pa.table({"example": pa.array(pd.Series(0, index=range(schema.MOST_ROWS + 1)))})
+    zeros = pa.table({"example": pa.array(pd.Series(0, index=range(schema.MAX_ROWS + 1)))})
     sink = pa.BufferOutputStream()
     pq.write_table(zeros, sink)
     held = pq.read_metadata(pa.BufferReader(sink.getvalue()))
@@ -133,11 +133,11 @@ def test_a_suites_name_cannot_leave_the_folder_of_runs(name: str) -> None:
 @pytest.mark.parametrize("label", ["../../up", "/etc/passwd", "..", "a/../../b", "CON", "é" * 300])
 def test_a_label_becomes_the_name_of_a_file_in_the_folder(label: str) -> None:
     piece = Piece("cell", 0, 1, 1, 0.0, 0.0, 0.0, 1, "cpu")
-    name = records.name_of(label, [piece])
+    name = records.file_stem(label, [piece])
     assert (Path("records") / name).parent == Path("records")
     assert re.fullmatch(r"[a-z0-9-]{1,60}-cell-0000000", name)
 
 
 def test_a_letter_beyond_ascii_is_a_dash_in_the_name_of_records() -> None:
     piece = Piece("cell", 0, 1, 1, 0.0, 0.0, 0.0, 1, "cpu")
-    assert records.name_of("Netz mit größtem ε", [piece]) == "netz-mit-gr-tem-cell-0000000"
+    assert records.file_stem("Netz mit größtem ε", [piece]) == "netz-mit-gr-tem-cell-0000000"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.analysis.results import read
+from bench.analysis.results import read_results
 from bench.core import registry, rng, source_hash
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
@@ -265,7 +265,7 @@ def run(folder: Path, text: str) -> tuple[int, Any]:
         found, folder / "out", RunOptions(device="cpu", data_dir=folder),
         lambda event: began.append(event) if event.what == "begin" else None,
     )  # fmt: skip
-    return len(began), read(folder / "out")
+    return len(began), read_results(folder / "out")
 
 
 def test_a_run_that_goes_on_makes_again_what_another_model_would_answer(folder: Path) -> None:
@@ -374,4 +374,4 @@ def test_a_user_s_attack_counts_with_what_it_imports(tmp_path: Path) -> None:
     (tmp_path / f"{helper}.py").write_text("BY = -1.0\n", encoding="utf-8")
     assert identity() != before
     assert registry.find("attacks", "mine.py:ATTACK", tmp_path).run.__globals__[helper].BY == -1.0
-    assert environment.hashes(tmp_path, ["mine.py", "absent.py"]).keys() == {"mine.py"}
+    assert environment.hash_files(tmp_path, ["mine.py", "absent.py"]).keys() == {"mine.py"}

@@ -19,7 +19,8 @@ from bench.datasets.in_memory import make_data
 from bench.evaluation import loading
 from bench.execution import runner
 from bench.execution.options import RunOptions
-from bench.storage import fingerprint, records
+from bench.storage import fingerprint, images
+from bench.storage import reader as records
 from bench.suite import reader
 from bench.suite.schema import DataEntry
 
@@ -215,17 +216,17 @@ def test_a_run_on_permuted_images_has_the_records_of_the_plain_ones(
         monkeypatch.setenv("HOW", how)
         options = RunOptions(device="cpu", batch_size=8, image_quota=2**20, command="test")
         runner.run_suite(checked, tmp_path / how, options)
-        stored = records.load(tmp_path / how)
+        stored = records.read_records(tmp_path / how)
         found[how] = fingerprint.records_hash(stored.frame)
         assert len(stored.frame) == 24
-        assert records.images(tmp_path / how)
+        assert images.read_images(tmp_path / how)
     assert found["plain"] == found["permuted"] == found["double"]
 
 
 def test_images_are_kept_whatever_their_strides(tmp_path: Path) -> None:
     turned = FLOATS.permute(0, 3, 2, 1).requires_grad_()
-    records.write_images(tmp_path, "x", {"one": turned, "two": FLOATS[:1].expand(SHAPE)})
-    kept = records.images(tmp_path)
+    images.write_images(tmp_path, "x", {"one": turned, "two": FLOATS[:1].expand(SHAPE)})
+    kept = images.read_images(tmp_path)
     assert torch.equal(kept["one"], turned.detach())
     assert torch.equal(kept["two"], FLOATS[:1].expand(SHAPE))
 

@@ -18,7 +18,8 @@ from bench.execution import runner
 from bench.execution.backends import subprocess as isolation
 from bench.execution.events import Event
 from bench.execution.options import RunOptions
-from bench.storage import fingerprint, records
+from bench.storage import fingerprint
+from bench.storage.reader import read_records
 from bench.suite import reader
 
 MINE = """
@@ -159,7 +160,7 @@ def isolated(given: reader.Suite, out: Path, limits: isolation.Limits = UNLIMITE
 
 
 def said(out: Path, model: str) -> str:
-    frame = records.load(out).frame
+    frame = read_records(out).frame
     return fingerprint.records_hash(frame[frame["model"] == model].reset_index(drop=True))
 
 
@@ -168,7 +169,7 @@ def test_a_model_that_ends_its_process_fails_alone_and_the_other_has_the_records
 ) -> None:
     sick = SICK.format(way="exits", when=TIMED)
     heard = isolated(written(tmp_path, HEAD, sick, WELL, ATTACKS), tmp_path / "out")
-    table = results.read(tmp_path / "out").table.set_index("model")
+    table = results.read_results(tmp_path / "out").table.set_index("model")
     assert set(table.loc["exits", "status"]) == {"failed"}
     assert set(table.loc["exits", "reason"]) == {"its process ended itself with exit code 3"}
     assert [event.about["eps"] for event in heard if event.what == "failed"] == [["0.02", "0.05"]]
@@ -186,7 +187,7 @@ def test_each_way_to_be_sick_is_told_and_the_run_ends(tmp_path: Path) -> None:
     }
     sick = "".join(SICK.format(way=way, when=CLEAN) for way in whys)
     heard = isolated(written(tmp_path, HEAD, sick, WELL, ATTACKS), tmp_path / "out", LIMITS)
-    table = results.read(tmp_path / "out").table.set_index("model")
+    table = results.read_results(tmp_path / "out").table.set_index("model")
     assert set(table.loc["well", "status"]) == {"ok"}
     for way, why in whys.items():
         assert set(table.loc[way, "status"]) == {"failed"}
@@ -198,7 +199,7 @@ def test_each_way_to_be_sick_is_told_and_the_run_ends(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_stream_that_kills_its_process_is_tried_cell_by_cell(tmp_path: Path) -> None:
     heard = isolated(written(tmp_path, HEAD, WELL, STREAM), tmp_path / "out")
-    table = results.read(tmp_path / "out").table.set_index("eps_text")
+    table = results.read_results(tmp_path / "out").table.set_index("eps_text")
     status = {"0.02": "ok", "0.05": "failed", "0.07": "failed", "0.09": "ok"}
     assert table["status"].to_dict() == status
     assert table.loc["0.05", "reason"] == "its process ended itself with exit code 6"

@@ -12,7 +12,15 @@ import pytest
 from click.testing import CliRunner
 
 import bench
-from bench.analysis.snapshot import Cell, Data, Machine, Model, Snapshot, Task, pack
+from bench.analysis.snapshot import (
+    AttackSnapshot,
+    CellSnapshot,
+    DataSnapshot,
+    MachineSnapshot,
+    ModelSnapshot,
+    Snapshot,
+    pack_outcomes,
+)
 from bench.cli import cli
 from bench.core.errors import RecordError, SuiteError
 from bench.execution.options import RunOptions
@@ -99,16 +107,16 @@ def _add(made: Path, to: Path, *more: str, card: str = "card.toml"):
 def _entry(name: str, robust: dict[str, list[bool]]) -> Entry:
     """A model that is right on all of its examples, and robust as given, attack by attack."""
     n = len(next(iter(robust.values())))
-    bits = {attack: pack(pd.Series(kept)) for attack, kept in robust.items()}
+    bits = {attack: pack_outcomes(pd.Series(kept)) for attack, kept in robust.items()}
     snapshot = Snapshot(
-        schema=1, suite="s", seed=0, data=Data(name="d", n=n, fingerprint="f"),
-        machine=Machine(device="cpu", processor="p", threads=1), provenance={},
-        models=[Model(model=name, fingerprint="f", clean_correct=n, signs=[],
-                      clean=pack(pd.Series([True] * n)))],
-        tasks=[Task(model=name, attack=attack, family=attack, settings={}, floor_ratio=None,
-                    seconds=0.0, clock_seconds=0.0) for attack in robust],
-        cells=[Cell(model=name, attack=attack, eps=0.1, eps_text="0.1", status="ok", reason="",
-                    robust_correct=sum(robust[attack]), robust=bits[attack])
+        schema=1, suite="s", seed=0, data=DataSnapshot(name="d", n=n, fingerprint="f"),
+        machine=MachineSnapshot(device="cpu", processor="p", threads=1), provenance={},
+        models=[ModelSnapshot(model=name, fingerprint="f", clean_correct=n, signs=[],
+                      clean=pack_outcomes(pd.Series([True] * n)))],
+        tasks=[AttackSnapshot(model=name, attack=attack, family=attack, settings={},
+                    floor_ratio=None, seconds=0.0, clock_seconds=0.0) for attack in robust],
+        cells=[CellSnapshot(model=name, attack=attack, eps=0.1, eps_text="0.1", status="ok",
+                    reason="", robust_correct=sum(robust[attack]), robust=bits[attack])
                for attack in robust],
     )  # fmt: skip
     about = ModelCard(

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from torch import Tensor, nn
 
 from bench import evaluate
-from bench.analysis.results import read
+from bench.analysis.results import read_results
 from bench.cli import cli
 from bench.core import registry
 from bench.core.contracts.dataset import Data
@@ -36,7 +36,7 @@ from bench.models import serialized
 from bench.models.fingerprint import fingerprint
 from bench.models.preflight import checks
 from bench.storage import fingerprint as digest
-from bench.storage import records
+from bench.storage.reader import read_records
 from bench.suite import reader
 from bench.suite.schema import ModelEntry
 from bench.workflows.leaderboard import model_card
@@ -166,14 +166,14 @@ def test_a_suite_names_the_file_and_its_records_are_those_of_the_net(
     outs = [tmp_path / "0", tmp_path / "1"]
     for out, model in zip(outs, models, strict=True):
         runner.run_suite(reader.read_suite(str(written(tmp_path, model, attack))), out, options)
-    program, net = (read(out) for out in outs)
+    program, net = (read_results(out) for out in outs)
     assert program.provenance["files"].keys() == {name}
     assert set(program.table["status"]) == {"ok"}
     assert 0 < net.table["robust_correct"].item() < net.table["clean_correct"].item()
     assert program.table["robust_correct"].item() == net.table["robust_correct"].item()
     if way != "exported for four":  # in another number of rows a last bit may round otherwise
         # The judge lays the channels last where it sees a convolution, which rounds confidences.
-        frames = [records.load(out).frame.drop(columns=CONFIDENCES) for out in outs]
+        frames = [read_records(out).frame.drop(columns=CONFIDENCES) for out in outs]
         assert digest.records_hash(frames[0]) == digest.records_hash(frames[1])
 
 
@@ -192,7 +192,7 @@ def test_records_of_a_program_without_convolutions_have_the_hash_of_its_net(
     for out, model in zip(outs, models, strict=True):
         path = written(tmp_path, f'{model}\nlabel = "net"', attack)
         runner.run_suite(reader.read_suite(str(path)), out, RunOptions(device="cpu", copied=False))
-    one, other = (digest.records_hash(records.load(out).frame) for out in outs)
+    one, other = (digest.records_hash(read_records(out).frame) for out in outs)
     assert one == other
 
 
@@ -200,7 +200,7 @@ def test_a_run_of_a_program_through_its_copy_is_ok(lenet: nn.Module, tmp_path: P
     saved("exported", lenet, tmp_path)
     path = written(tmp_path, 'name = "net.pt2"\ntrust = true', 'name = "pgd"')
     runner.run_suite(reader.read_suite(str(path)), tmp_path / "out", RunOptions(device="cpu"))
-    assert set(read(tmp_path / "out").table["status"]) == {"ok"}
+    assert set(read_results(tmp_path / "out").table["status"]) == {"ok"}
 
 
 def test_an_attack_of_one_image_takes_a_trusted_program(

@@ -117,7 +117,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def with_p_values(run: PublishedRun, p_value: float) -> PublishedRun:
     judged = run.found.comparisons.assign(p_corrected=p_value)
-    return run._replace(found=run.found._replace(comparisons=judged))
+    return run._replace(found=run.found.replace(comparisons=judged))
 
 
 def bold(table: PaperTable) -> set[tuple[str, str]]:
@@ -150,8 +150,8 @@ def test_what_is_no_run_is_refused_in_a_sentence(folder: Path, tmp_path: Path) -
 def test_a_run_without_records_is_read_from_its_tables_to_the_last_bit(
     run: PublishedRun, bare: Path
 ) -> None:
-    found = results_from_csv.read(bare)
-    pd.testing.assert_frame_equal(found.table, results_from_csv.typed(run.found.table))
+    found = results_from_csv.read_results_from_csv(bare)
+    pd.testing.assert_frame_equal(found.table, results_from_csv.cast_columns(run.found.table))
     pd.testing.assert_frame_equal(
         found.comparisons[["first", "second", "n", "p_value", "p_corrected"]],
         run.found.comparisons[["first", "second", "n", "p_value", "p_corrected"]],
@@ -171,7 +171,7 @@ def test_a_damaged_table_is_named(bare: Path, tmp_path: Path) -> None:
     shutil.copytree(bare, out)
     (out / "table.csv").write_bytes(b"")
     with pytest.raises(RecordError, match=r"table\.csv: damaged"):
-        results_from_csv.read(out)
+        results_from_csv.read_results_from_csv(out)
 
 
 def test_a_run_of_before_there_were_comparisons_has_empty_ones_and_no_audit(
@@ -285,7 +285,7 @@ def test_what_cannot_be_told_from_the_best_is_bold_with_it(run: PublishedRun) ->
     judged = run.found.comparisons.query("compared == 'attacks'").assign(p_corrected=0.5)
     apart = judged.replace({"first": {"PGD": "weak"}}).assign(p_corrected=0.01)
     again = judged.replace({"second": {"FGSM": "weak"}}).assign(p_corrected=0.01)
-    found = run.found._replace(
+    found = run.found.replace(
         table=pd.concat(told, ignore_index=True), comparisons=pd.concat([judged, apart, again])
     )
     table = paper_tables.build_tables([run._replace(found=found)])[0]
@@ -377,7 +377,7 @@ NUMERIC = ("pandas", "numpy", "scipy", "pyarrow")
 
 def same_libraries() -> bool:
     """Whether the committed results were made with the libraries of this environment."""
-    packages = manifest.read(QUICKSTART)[0]["sessions"][-1]["environment"]["packages"]
+    packages = manifest.read_manifest(QUICKSTART)[0]["sessions"][-1]["environment"]["packages"]
     return all(metadata.version(name) == packages[name] for name in NUMERIC)
 
 

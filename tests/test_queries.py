@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench import evaluate
-from bench.analysis.results import read
+from bench.analysis.results import read_results
 from bench.core import optional
 from bench.core.contracts.dataset import Data
 from bench.core.errors import ContractError, SuiteError
@@ -232,7 +232,7 @@ def test_a_run_skips_what_the_model_does_not_show_and_does_the_rest(
     (tmp_path / "s.toml").write_text(text, encoding="utf-8")
     checked = reader.read_suite(str(tmp_path / "s.toml"))
     runner.run_suite(checked, tmp_path / "out", RunOptions(device="cpu"))
-    table = read(tmp_path / "out").table.set_index("attack")
+    table = read_results(tmp_path / "out").table.set_index("attack")
     assert table.loc["noise", "status"] == "ok"
     assert table.loc["fgsm", "status"] == "skipped"
     assert table.loc["fgsm", "reason"].startswith(ATTACKS["fgsm"])
@@ -274,7 +274,7 @@ def test_attacks_by_scores_and_by_labels_break_what_a_service_shows(
     runner.run_suite(
         reader.read_suite(str(tmp_path / "s.toml")), tmp_path / "out", RunOptions(device="cpu")
     )
-    (row,) = read(tmp_path / "out").table.to_dict("records")
+    (row,) = read_results(tmp_path / "out").table.to_dict("records")
     assert (row["status"], row["reason"]) == ("ok", "")
     assert row["robust_correct"] < row["clean_correct"]
     assert row["backwards_per_example"] == 0

@@ -28,7 +28,8 @@ from bench.evaluation import loading
 from bench.evaluation.judge import Vote, judge
 from bench.models import dropout_cnn
 from bench.models.preflight import checks
-from bench.storage import records
+from bench.storage import records, schema
+from bench.storage.reader import read_records
 from bench.suite import plan, reader
 from bench.suite.identity import ModelFacts
 
@@ -270,7 +271,7 @@ def test_the_table_says_how_a_verdict_came_about_and_how_often_it_was_not_unanim
     )
     assert "results depend on its rows" in told["caveats"]
     total = found.table["unstable"].sum()
-    assert tables.divided(found.table) == [
+    assert tables.describe_split_votes(found.table) == [
         f"Noisy: its 5 predictions of an image were not unanimous on {total} of 64 images, all "
         "cells taken together."
     ]
@@ -293,12 +294,12 @@ def test_records_made_before_there_were_votes_were_unanimous(
     lenet: Net, digits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frame = bench.evaluate(lenet, digits[0][:8], digits[1][:8], device="cpu").records
-    piece = records.Piece(frame["cell"].iloc[0], 0, 8, 8, 1.0, 1.0, 1.0, 8, "cpu")
-    before = tuple(name for name in records.COLUMNS if name != "agreement")
-    monkeypatch.setattr(records, "COLUMNS", before)
-    records.write(tmp_path, "old", frame, [piece], {})
+    piece = schema.Piece(frame["cell"].iloc[0], 0, 8, 8, 1.0, 1.0, 1.0, 8, "cpu")
+    before = tuple(name for name in schema.COLUMNS if name != "agreement")
+    monkeypatch.setattr(schema, "COLUMNS", before)
+    records.write_records(tmp_path, "old", frame, [piece], {})
     monkeypatch.undo()
-    assert records.load(tmp_path).frame["agreement"].tolist() == [1.0] * 8
+    assert read_records(tmp_path).frame["agreement"].tolist() == [1.0] * 8
 
 
 # ----------------------------------------------------------------------------- no copy, no surprise

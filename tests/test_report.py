@@ -1,6 +1,7 @@
 """Reports of a made-up run: one failed cell, one skipped cell, hostile labels, one violation."""
 
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bench.analysis import min_norm
+from bench.analysis.certified import CertifiedResults
+from bench.analysis.results import RunResults
 from bench.evaluation.audit.findings import Audit
 from bench.reporting.plots import figures
-from bench.reporting.plots.figures import AttackedExample
+from bench.reporting.plots.figures import AttackedExample, Plot
 from bench.reporting.report import writer
+from bench.storage.reader import StoredRecords
 
 EPS = {0.0: "0", 2 / 255: "2/255", 4 / 255: "4/255", 8 / 255: "8/255", 0.1: "0.1"}
 N, CLEAN = 1000, 985
@@ -127,23 +132,37 @@ PROVENANCE = {
 }
 
 
-def written(folder: Path, **other: Any) -> tuple[str, str]:
+def written(
+    folder: Path,
+    notes: Sequence[str] = ("The model returns <probabilities>, not logits.",),
+    plots: Sequence[Plot] = (),
+    **other: Any,
+) -> tuple[str, str]:
+    manifest = {
+        "suite": {"title": "LeNet & <friends>"},
+        "sessions": [{"command": "bench report results/runs/made-up"}],
+    }
     given: dict[str, Any] = {
-        "title": "LeNet & <friends>",
         "table": made_up(),
         "worst": made_up_worst(),
+        "distances": pd.DataFrame(columns=list(min_norm.COLUMNS)),
         "comparisons": pd.DataFrame(),
         "seeds": pd.DataFrame(),
         "crosschecks": made_up_crosschecks(),
+        "explanations": [],
         "published": pd.DataFrame(),
         "violations": made_up_violations(),
         "audit": Audit([], [], []),
-        "notes": ["The model returns <probabilities>, not logits."],
-        "provenance": PROVENANCE,
-        "plots": [],
-        "regenerate": "bench report results/runs/made-up",
+        "certified": CertifiedResults(pd.DataFrame(), pd.DataFrame()),
     }
-    html, markdown = writer.write(folder, **{**given, **other})
+    found = RunResults(folder, manifest, [], StoredRecords(pd.DataFrame(), [], {}))
+    html, markdown = writer.write_report(
+        found.replace(**{**given, **other}),
+        folder,
+        notes=notes,
+        provenance=PROVENANCE,
+        plots=plots,
+    )
     return html.read_text(encoding="utf-8"), markdown.read_text(encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 import bench
 from bench.analysis import results
 from bench.cli import cli
-from bench.storage import environment, fingerprint, records
+from bench.storage import environment, fingerprint, reader, records
 from bench.workflows import reproduce
 
 SUITE = """
@@ -100,7 +100,9 @@ def test_a_run_repeats_itself_to_the_last_bit(home: Path) -> None:
     assert "differs" not in said
     assert "net · pgd at eps 0.05, 0.1: 30 outcomes identical to the last bit each" in said
     assert said.endswith("rerun: second: the same to the last bit\n")
-    hashes = {fingerprint.records_hash(records.load(home / out).frame) for out in ("run", "second")}
+    hashes = {
+        fingerprint.records_hash(reader.read_records(home / out).frame) for out in ("run", "second")
+    }
     assert len(hashes) == 1
     asked = [document(home / out)["sessions"][-1]["options"] for out in ("run", "second")]
     assert asked[0] == asked[1]
@@ -116,7 +118,7 @@ def test_nothing_of_this_machine_is_kept_but_what_the_environment_says(home: Pat
 
 
 def test_an_outcome_that_is_otherwise_is_told_by_its_example(home: Path) -> None:
-    first, second = (results.read(home / out) for out in ("run", "second"))
+    first, second = (results.read_results(home / out) for out in ("run", "second"))
     frame = second.stored.frame
     at = frame.index[frame["clean_correct"] & (frame["attack"] == "fgsm")][0]
     frame.loc[at, "fooled"] = not frame.loc[at, "fooled"]
@@ -128,7 +130,7 @@ def test_an_outcome_that_is_otherwise_is_told_by_its_example(home: Path) -> None
 
 
 def test_a_distance_that_is_off_is_no_other_outcome_but_other_bits(home: Path) -> None:
-    first, second = (results.read(home / out) for out in ("run", "second"))
+    first, second = (results.read_results(home / out) for out in ("run", "second"))
     frame = second.stored.frame
     frame.loc[frame["attack"] == "pgd", "l2"] += 1e-3
     found = reproduce.compare_repetition(first, second)
@@ -178,7 +180,7 @@ def test_what_is_installed_is_kept_as_lines_that_pip_takes(home: Path) -> None:
     assert f"torch=={metadata.version('torch')}" in lines
     assert not any(line.startswith("robustness-bench") for line in lines)
     assert lines == sorted(lines, key=str.lower)
-    assert lines == environment.requirements()
+    assert lines == environment.list_requirements()
 
 
 def test_a_file_that_is_not_there_is_asked_for(home: Path) -> None:
@@ -214,11 +216,11 @@ def test_other_data_are_not_compared(home: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_cell_that_failed_now_is_otherwise(home: Path) -> None:
-    cell = results.read(home / "second").plan[0].identity
+    cell = results.read_results(home / "second").plan[0].identity
     for path in (home / "second" / "records").glob("*.parquet"):
         if cell in path.name:
             path.unlink()
-    records.fail(home / "second", cell, "out of ideas")
+    records.write_failure(home / "second", cell, "out of ideas")
     found = reproduce.compare_repetition(*(results.read(home / out) for out in ("run", "second")))
     assert any("ok then, failed (out of ideas) now" in sentence for sentence in found.apart)
     assert not found.agree(bits=False)

@@ -13,7 +13,8 @@ from bench.engine.functional import projections
 from bench.evaluation import consistency, evaluator
 from bench.execution import merge, runner, sharding
 from bench.execution.options import RunOptions
-from bench.storage import fingerprint, records
+from bench.storage import fingerprint
+from bench.storage.reader import read_records
 from bench.suite import plan, reader
 
 NET = """
@@ -93,7 +94,7 @@ class Folder:
         return part.folder(self.out)
 
     def said(self, out: Path | None = None) -> str:
-        return fingerprint.records_hash(records.load(out or self.out).frame)
+        return fingerprint.records_hash(read_records(out or self.out).frame)
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ def test_shares_and_isolated_runs_are_checked_and_merged_only_if_the_model_was_o
 
 def test_another_version_of_torch_is_told_to_who_goes_on_and_who_reads(folder: Folder) -> None:
     folder.run()
-    notes = results.read(folder.out).notes
+    notes = results.read_results(folder.out).notes
     path = folder.out / "provenance.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     here = document["sessions"][0]["environment"]["packages"]["torch"]
@@ -166,11 +167,11 @@ def test_another_version_of_torch_is_told_to_who_goes_on_and_who_reads(folder: F
     wanted = f"The records of this folder were made with torch 1.0, then {here}: "
     folder.run()  # which does nothing
     assert [text for text in folder.told if text.startswith("The records")] == []
-    assert results.read(folder.out).notes == notes
+    assert results.read_results(folder.out).notes == notes
     folder.run(MORE)
     (told,) = [text for text in folder.told if text.startswith("The records")]
     assert told.startswith(wanted)
-    assert results.read(folder.out).notes == [*notes, told]
+    assert results.read_results(folder.out).notes == [*notes, told]
 
 
 # ---------------------------------------------------------------- what the identity does cover

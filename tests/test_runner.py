@@ -15,7 +15,7 @@ from bench.core.errors import RecordError, SuiteError
 from bench.execution import runner
 from bench.execution.events import Event
 from bench.execution.options import RunOptions
-from bench.storage import records
+from bench.storage.reader import read_pieces
 from bench.suite import reader
 
 LENET = '[[models]]\nname = "lenet"\nweights = "digits"\n'
@@ -160,7 +160,7 @@ def test_a_new_eps_runs_alone(tmp_path: Path) -> None:
     before = files(tmp_path / "out")
     run(written(tmp_path, LENET, attacks('name = "bim"', eps="[0.05, 0.1]")), tmp_path / "out")
     added = files(tmp_path / "out").keys() - before.keys()
-    cells = {piece.cell for piece in records.pieces(tmp_path / "out")}
+    cells = {piece.cell for piece in read_pieces(tmp_path / "out")}
     assert len(added) == 1
     assert len(cells) == 2
 
@@ -238,7 +238,7 @@ def test_a_report_names_damaged_records_and_the_next_run_makes_them_again(tmp_pa
     (damaged,) = (tmp_path / "out" / "records").glob("*.parquet")
     damaged.write_bytes(damaged.read_bytes()[:-50])
     with pytest.raises(RecordError, match="bench run sets the file aside"):
-        results.read(tmp_path / "out")
+        results.read_results(tmp_path / "out")
     assert counts(run(path, tmp_path / "out")) == counts(whole)
 
 

@@ -14,7 +14,8 @@ from bench.evaluation import evaluator
 from bench.evaluation.certification import store
 from bench.execution import merge, runner, sharding
 from bench.execution.options import RunOptions
-from bench.storage import fingerprint, records
+from bench.storage import fingerprint, reader, records
+from bench.storage.reader import read_file_pieces, read_records
 from bench.suite import reader
 
 SUITE = """
@@ -79,7 +80,7 @@ def run(path: Path, out: Path, share: str = "1/1", limit: int | None = None) -> 
 
 
 def said(folder: Path) -> str:
-    return fingerprint.records_hash(records.load(folder).frame)
+    return fingerprint.records_hash(read_records(folder).frame)
 
 
 def bounds(folder: Path) -> list[list[object]]:
@@ -90,7 +91,7 @@ def bounds(folder: Path) -> list[list[object]]:
 
 
 def counts(folder: Path) -> list[list[object]]:
-    table = results.read(folder).table
+    table = results.read_results(folder).table
     return table[["attack", "eps", "status", "n", "robust_correct", "fooled"]].to_numpy().tolist()
 
 
@@ -147,9 +148,9 @@ def test_the_merged_table_adds_up_what_the_shares_cost(halves: Path, tmp_path: P
     spent = sum(
         piece.seconds
         for folder in sharding.list_shard_folders(halves)
-        for piece in records.pieces(folder)
+        for piece in reader._record_files(folder)
     )
-    assert results.read(tmp_path).table["seconds"].sum() == pytest.approx(spent)
+    assert results.read_results(tmp_path).table["seconds"].sum() == pytest.approx(spent)
 
 
 def test_what_is_missing_is_named_and_a_run_makes_it(
@@ -159,7 +160,7 @@ def test_what_is_missing_is_named_and_a_run_makes_it(
     assert 0 < merged.pieces < merged.wanted == 15
     assert len(merged.missing) == 15 - merged.pieces
     assert "softmax · fgsm at eps 0.02, examples 12 to 23" in merged.missing
-    assert set(results.read(tmp_path).table["status"]) == {"missing"}
+    assert set(results.read_results(tmp_path).table["status"]) == {"missing"}
     run(path, tmp_path)
     assert said(tmp_path) == said(whole)
 
@@ -182,11 +183,11 @@ def test_the_same_examples_run_twice_must_have_had_the_same_outcome(
 
     run(path, tmp_path / "other")
     (file, *_) = sorted((tmp_path / "other" / "records").glob("softmax-pgd-*-0000000-*.parquet"))
-    stored = records.load(tmp_path / "other")
-    (piece,) = records.pieces_of(file)
+    stored = read_records(tmp_path / "other")
+    (piece,) = read_file_pieces(file)
     frame = stored.frame[(stored.frame["cell"] == piece.cell) & (stored.frame["example"] < 12)]
     file.unlink()
-    records.write(
+    records.write_records(
         tmp_path / "other", "softmax-pgd", frame.assign(forwards=frame["forwards"] + 1), [piece], {}
     )
     with pytest.raises(RecordError, match=r"different outcomes of cell \w+, examples 0 to 11"):

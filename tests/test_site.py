@@ -69,7 +69,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> PublishedRun:
     bench.run(folder / "small.toml", out=folder, device="cpu")
     (folder / "plots").mkdir()
     (folder / "plots" / "examples-lenet-fgsm.png").write_bytes(PIXEL)
-    return PublishedRun(folder, "small", results.read(folder), "bench run small.toml", "ab" * 32)
+    return PublishedRun(
+        folder, "small", results.read_results(folder), "bench run small.toml", "ab" * 32
+    )
 
 
 @pytest.fixture(scope="module")

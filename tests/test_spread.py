@@ -23,7 +23,8 @@ from bench.execution import runner, sharding
 from bench.execution.backends import ray
 from bench.execution.events import Event
 from bench.execution.options import RunOptions
-from bench.storage import fingerprint, records
+from bench.storage import fingerprint
+from bench.storage.reader import read_records
 from bench.suite import reader
 
 MINE = """
@@ -112,11 +113,11 @@ def here(path: Path, out: Path, share: str = "1/1") -> None:
 
 
 def said(out: Path) -> str:
-    return fingerprint.records_hash(records.load(out).frame)
+    return fingerprint.records_hash(read_records(out).frame)
 
 
 def counts(out: Path) -> Sequence[object]:
-    table = results.read(out).table
+    table = results.read_results(out).table
     return table[["attack", "eps", "status", "n", "robust_correct", "fooled"]].to_numpy().tolist()
 
 
@@ -178,7 +179,7 @@ def test_a_cell_that_kills_every_worker_is_failed_and_the_rest_is_done(tmp_path:
     done = started(written(tmp_path, "DEADLY"), tmp_path / "out", 2)
     _, told = done.communicate(timeout=180)
     assert done.returncode == 1, told
-    table = results.read(tmp_path / "out").table.set_index(["attack", "eps_text"])
+    table = results.read_results(tmp_path / "out").table.set_index(["attack", "eps_text"])
     assert table["status"].to_dict() == {
         ("mine", "0.02"): "ok", ("mine", "0.05"): "failed",
         ("pgd", "0.02"): "ok", ("pgd", "0.05"): "ok", ("fgsm", "0.05"): "ok",

@@ -16,8 +16,9 @@ from test_records import frame, piece, same, written
 
 from bench.core import files, lock
 from bench.core.errors import RecordError, SuiteError
-from bench.storage import records
-from bench.storage.records import Piece
+from bench.storage import reader, records
+from bench.storage import reader as storage_reader
+from bench.storage.schema import Piece
 
 SURVIVORS = Path(__file__).with_name("survivors.py")
 STEPS = ("mkdir", "open", "write", "flush", "fsync", "rename", "fsync of the folder")
@@ -92,14 +93,14 @@ def test_a_fault_in_any_step_of_a_write_is_one_sentence_and_the_next_write_mends
             written(tmp_path, "b")
     assert os.strerror(code) in str(told.value)
     assert "\n" not in str(told.value)
-    whole = records.load(tmp_path).frame
+    whole = reader.read_records(tmp_path).frame
     # The file is there once it is renamed, although it may not last until the folder is synced.
     assert set(whole["cell"]) <= {"a", "b"}
     same(whole[whole["cell"] == "a"].reset_index(drop=True), frame("a"))
     written(tmp_path, "b")
-    assert {p.cell for p in records.recover(tmp_path).pieces} == {"a", "b"}
+    assert {p.cell for p in records.recover_records(tmp_path).pieces} == {"a", "b"}
     assert not list(tmp_path.rglob(f"*{files.PARTIAL}"))
-    assert len(records.load(tmp_path).frame) == 8
+    assert len(reader.read_records(tmp_path).frame) == 8
 
 
 def test_a_folder_that_cannot_be_synced_by_its_file_system_is_no_fault(
@@ -132,29 +133,29 @@ def test_a_damaged_file_is_set_aside_and_its_shard_is_to_be_made_again(
     written(tmp_path, "b")
     (path,) = (p for p in (tmp_path / "records").glob(kind) if "-a-" in p.name)
     damage(path)
-    found = records.recover(tmp_path)
+    found = records.recover_records(tmp_path)
     assert found.pieces == [piece("b")]
     assert [path.name in note and f"{path.name}.damaged" in note for note in found.notes] == [True]
     assert path.with_name(f"{path.name}.damaged").is_file()
     written(tmp_path, "a")
-    assert len(records.load(tmp_path).frame) == 8
-    assert records.recover(tmp_path).notes == []
+    assert len(reader.read_records(tmp_path).frame) == 8
+    assert records.recover_records(tmp_path).notes == []
 
 
 def test_images_of_a_shard_of_several_cells_take_all_of_them_along(tmp_path: Path) -> None:
     images = {"a": torch.zeros(1, 1, 2, 2), "b": torch.ones(1, 1, 2, 2)}
-    records.write(tmp_path, "x", frame("a"), [piece("a"), piece("b")], images)
+    records.write_records(tmp_path, "x", frame("a"), [piece("a"), piece("b")], images)
     torn(next((tmp_path / "records").glob("*.images")))
-    assert records.recover(tmp_path).pieces == []
+    assert records.recover_records(tmp_path).pieces == []
 
 
 def test_a_damaged_certificate_or_note_is_set_aside_too(tmp_path: Path) -> None:
-    records.fail(tmp_path, "c", "why")
+    records.write_failure(tmp_path, "c", "why")
     note = tmp_path / "records" / "c.failed.json"
     note.write_text("{", encoding="utf-8")
     bound = tmp_path / "records" / f"c-0000000-{files.short_hash(b'1')}.certificates"
     bound.write_bytes(b"2")
-    assert len(records.recover(tmp_path).notes) == 2
+    assert len(records.recover_records(tmp_path).notes) == 2
     assert not note.exists()
     assert not bound.exists()
 
@@ -165,18 +166,18 @@ def test_who_may_not_read_a_file_is_told_so_and_it_stays_where_it_is(
     path = written(tmp_path)
     monkeypatch.setattr(Path, "read_bytes", failing(PermissionError(errno.EACCES, "no")))
     with pytest.raises(RecordError, match="may not be read"):
-        records.recover(tmp_path)
+        records.recover_records(tmp_path)
     assert path.is_file()
 
 
 def test_a_failure_is_forgotten_before_the_records_come_so_that_no_kill_leaves_both(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records.fail(tmp_path, "c", "why")
+    records.write_failure(tmp_path, "c", "why")
     monkeypatch.setattr(records, "write_atomic", failing(KeyboardInterrupt()))  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
-        records.write(tmp_path, "x", frame(), [Piece(*piece())], {})
-    assert records.load(tmp_path).failures == {}
+        records.write_records(tmp_path, "x", frame(), [Piece(*piece())], {})
+    assert reader.read_records(tmp_path).failures == {}
 
 
 # --------------------------------------------------------------------------------------------- lock
@@ -193,7 +194,7 @@ def test_a_second_run_into_a_folder_refuses_and_names_the_first(tmp_path: Path) 
         told = refused(tmp_path)
         assert f"process {os.getpid()}, since 2" in told
         assert "host " in told
-        assert len(records.load(tmp_path).frame) == 0  # who reads is not asked
+        assert len(storage_reader.read_records(tmp_path).frame) == 0  # who reads is not asked
     with lock.hold_lock(tmp_path, print):
         pass
     assert not (tmp_path / lock.FILE).exists()
@@ -226,7 +227,7 @@ def test_where_there_are_no_locks_the_run_goes_on_and_says_so(
     with lock.hold_lock(tmp_path, told.append):
         assert len(told) == 1
         assert "has no locks" in told[0]
-    with pytest.raises(BrokenPipeError), lock.held(tmp_path, failing(BrokenPipeError())):  # type: ignore[arg-type]
+    with pytest.raises(BrokenPipeError), lock.hold_lock(tmp_path, failing(BrokenPipeError())):  # type: ignore[arg-type]
         pass  # what the listener raises is no fault of the folder
 
 
@@ -237,7 +238,7 @@ def test_a_lock_that_cannot_be_written_is_one_sentence(
     with monkeypatch.context() as full:
         full.setattr(Path, "write_text", failing(OSError(code, os.strerror(code))))
         assert os.strerror(code) in refused(tmp_path)
-    with lock.held(tmp_path, print):  # what could not be signed is not held
+    with lock.hold_lock(tmp_path, print):  # what could not be signed is not held
         pass
 
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from bench.analysis import tables
-from bench.storage.records import COLUMNS, Piece, Stored
+from bench.storage.reader import StoredRecords
+from bench.storage.schema import COLUMNS, Piece
 from bench.suite.plan import Cell
 
 WORDS = (
@@ -70,7 +71,7 @@ def piece(identity: str, first: int = 0, last: int = 5, attacked: int = 4) -> Pi
 def made(plan: list[Cell], frames: list[pd.DataFrame], **keys: Any) -> pd.DataFrame:
     found = pd.concat(frames, ignore_index=True)
     pieces = keys.pop("pieces", [piece(identity) for identity in found["cell"].unique()])
-    stored = Stored(found, pieces, keys.pop("failures", {}))
+    stored = StoredRecords(found, pieces, keys.pop("failures", {}))
     return tables.cell_table(plan, stored, "s", "digits", 5)
 
 
@@ -155,8 +156,10 @@ def test_the_worst_case_is_robust_under_every_attack() -> None:
         [frame("a", UNTARGETED), frame("b", [tuple(r) for r in second])],
     )
     table = made(plan, stored)
-    robust = tables.outcomes(plan, Stored(pd.concat(stored, ignore_index=True), [], {}))
-    worst = row(tables.worst_case(plan, table, robust))
+    robust = tables.outcomes_by_cell(
+        plan, StoredRecords(pd.concat(stored, ignore_index=True), [], {})
+    )
+    worst = row(tables.worst_case_table(plan, table, robust))
     assert [int(robust[name].sum()) for name in "ab"] == [2, 2]
     assert (worst["n"], worst["clean_correct"], worst["robust_correct"]) == (5, 4, 1)
     assert worst["broken_by"] == "a: 2, b: 1"
@@ -165,12 +168,14 @@ def test_the_worst_case_is_robust_under_every_attack() -> None:
 def test_a_failed_attack_is_left_out_of_the_worst_case() -> None:
     plan, frames = [cell("a"), cell("b")], [frame("a", UNTARGETED)]
     table = made(plan, frames, failures={"b": "why"})
-    worst = tables.worst_case(plan, table, tables.outcomes(plan, Stored(frames[0], [], {})))
+    worst = tables.worst_case_table(
+        plan, table, tables.outcomes_by_cell(plan, StoredRecords(frames[0], [], {}))
+    )
     assert (len(worst), worst["robust_correct"].item()) == (1, 2)
 
 
 def test_violations_are_listed_with_their_example() -> None:
-    found = tables.violations(Stored(frame("a", UNTARGETED), [], {}))
+    found = tables.violation_table(StoredRecords(frame("a", UNTARGETED), [], {}))
     assert found[["attack", "example", "violation"]].to_numpy().tolist() == [
         ["a", 4, "linf distance 1, allowed 0.3"]
     ]

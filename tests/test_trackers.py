@@ -75,7 +75,7 @@ def test_what_is_told_are_the_figures_of_the_table_and_of_the_worst_case(out: Pa
 
 
 def test_a_figure_that_is_none_is_not_told(out: Path) -> None:
-    found = results.read(out)
+    found = results.read_results(out)
     found.table.loc[0, "attack_success_rate"] = float("nan")
     found.table.loc[1, "status"] = "failed"
     points = trackers.summarize_run(found, out).points

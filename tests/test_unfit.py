@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from bench.analysis import results
 from bench.cli import cli
-from bench.storage import records
+from bench.storage import reader
 
 MODELS = '''
 import torch
@@ -97,7 +97,7 @@ def run(place: Path, *more: str) -> tuple[int, str]:
 def test_the_cells_of_unfit_models_fail_alone_and_in_one_sentence(place: Path) -> None:
     code, told = run(place)
     assert code == 1
-    table = results.read(place / "out").table.set_index(["model", "attack", "eps"])
+    table = results.read_results(place / "out").table.set_index(["model", "attack", "eps"])
     ok = {"sound": ["fgsm"]}
     for (model, attack, _), row in table.iterrows():
         assert row["status"] == ("ok" if attack in ok.get(model, ()) else "failed"), row["reason"]
@@ -113,7 +113,7 @@ def test_the_cells_of_unfit_models_fail_alone_and_in_one_sentence(place: Path) -
     (place / "mended.py").write_text(mended, encoding="utf-8")
     (place / "s.toml").write_text(SUITE.replace("models.py", "mended.py"), encoding="utf-8")
     assert run(place)[0] == 0
-    assert not records.failures(place / "out")
+    assert not reader.read_failures(place / "out")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
@@ -121,6 +121,6 @@ def test_a_quantised_net_is_attacked_by_scores(place: Path) -> None:
     text = SUITE.replace('"models.py:Small"', '"models.py:quantised"').replace('"fgsm"', '"noise"')
     (place / "s.toml").write_text(text.replace('certify = ["ibp"]', ""), encoding="utf-8")
     assert run(place)[0] == 1
-    table = results.read(place / "out").table.set_index("model")
+    table = results.read_results(place / "out").table.set_index("model")
     assert (table.loc["small", "status"] == "ok").all()
     assert (table.loc["secret[/x]", "status"] == "failed").all()

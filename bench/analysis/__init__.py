@@ -1,6 +1,7 @@
-"""From the records of a run to tables.
+"""Tables and comparisons computed from the records of a run.
 
-Read `results` first: a run read back from its folder. `tables` makes one row per cell; `pairwise`,
-`crosscheck`, `min_norm` and `certified` compare; `snapshot` reduces a run to one bit per example
-for gates and leaderboards. Imports `evaluation` and what is below it.
+Read `results` first: a run read back from its folder, with tables computed on access. `columns`
+declares the columns of table.csv, `tables` makes them; `pairwise`, `crosscheck`, `min_norm`,
+`certified`, `references` and `compare_runs` compare; `snapshot` reduces a run to one bit per
+example for gates and leaderboards. Imports `evaluation` and what is below it.
 """

@@ -1,8 +1,8 @@
-"""Certificates laid beside what attacks left: the truth lies between the two.
+"""Compare certified robust accuracy with what attacks left: the truth lies between the two.
 
-It lies between two counts of examples: those certified, which nothing can break, and those that the
-attacks left, some of which something else may break. A certified example that an attack has broken
-is a contradiction: either the certificate or the verdict on the attack is wrong.
+No attack can break the certified examples; other attacks may break some of those that the attacks
+of the run left. A certified example that an attack broke is a contradiction: either the certificate
+or the verdict on the attack is wrong.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ from bench.storage import manifest
 from bench.suite import plan
 
 METHODS = {"ibp": "IBP", "crown": "CROWN"}
-"""Each method as it is written."""
+"""Method -> its spelling in reports."""
 COLUMNS = (
     "suite", "model", "dataset", "norm", "eps", "method", "status", "reason", "n",
     "clean_correct", "certified_correct", "clean_accuracy", "certified_accuracy", "certified_low",
@@ -30,7 +30,7 @@ CONTRADICTIONS = ("model", "method", "eps", "example", "attack", "attack_eps")
 
 
 class CertifiedResults(NamedTuple):
-    """What a run knows of its models' certificates."""
+    """Certificates of a run's models."""
 
     table: pd.DataFrame
     """One row per model, eps and method, columns COLUMNS; empty unless the suite certifies."""
@@ -38,22 +38,31 @@ class CertifiedResults(NamedTuple):
     """Certified examples that an attack has broken, columns CONTRADICTIONS."""
 
 
-def read(
+def read_certified(
     folder: Path,
     provenance: Mapping[str, Any],
     worst: pd.DataFrame,
     records: pd.DataFrame,
 ) -> CertifiedResults:
-    """What a run's folder holds of certificates, beside what its attacks left.
+    """Read the certificates of a run, and compare them with its attacks.
 
-    `worst` is that of `tables.worst_case`, `records` are the attacks' per-example records.
-    Raises: RecordError naming a file that is damaged.
+    Args:
+        folder: Folder of the run.
+        provenance: Its manifest.
+        worst: That of `tables.worst_case_table`.
+        records: Per-example records of the attacks.
+
+    Returns:
+        Certified accuracy, and contradictions to attacks.
+
+    Raises:
+        RecordError: A file is damaged, or has certificates for other eps than the manifest.
     """
-    tasks = manifest.known(plan.CertificationTask, provenance.get("certify", []))
+    tasks = manifest.select_known_fields(plan.CertificationTask, provenance.get("certify", []))
     wanted = [_task(each) for each in tasks]
     stored = store.read_certificates(folder) if wanted else []
     suite, data = provenance["suite"]["name"], provenance["data"]
-    rows, kept = [], []
+    rows, finished = [], []
     for task in wanted:
         mine = [(about, frame) for about, frame in stored if about["identity"] == task.identity]
         if any(len(about["seconds"]) != len(task.eps) for about, _ in mine):
@@ -71,18 +80,18 @@ def read(
             if task.reason:
                 rows.append({**about, "status": "skipped", "reason": task.reason})
                 continue
-            there = 0 if own is None else int((own["eps"] == eps).sum())
-            if own is None or seconds is None or there < data["n"]:
-                reason = f"{there} of {data['n']} examples are done; run the suite again to go on"
+            done = 0 if own is None else int((own["eps"] == eps).sum())
+            if own is None or seconds is None or done < data["n"]:
+                reason = f"{done} of {data['n']} examples are done; run the suite again to go on"
                 rows.append({**about, "status": "missing", "reason": reason})
                 continue
             outcomes = own[own["eps"] == eps]
-            kept.append(outcomes.assign(model=task.model))
-            left = _left(worst, task.model, eps)
-            rows.append({**about, **_counted(outcomes, left), "seconds": seconds[place]})
+            finished.append(outcomes.assign(model=task.model))
+            left = _count_left(worst, task.model, eps)
+            rows.append({**about, **_count(outcomes, left), "seconds": seconds[place]})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table[list(COUNTS)] = table[list(COUNTS)].astype("Int64")
-    return CertifiedResults(table, contradictions(kept, records))
+    return CertifiedResults(table, find_contradictions(finished, records))
 
 
 def _task(raw: Mapping[str, Any]) -> plan.CertificationTask:
@@ -91,14 +100,15 @@ def _task(raw: Mapping[str, Any]) -> plan.CertificationTask:
     )
 
 
-def _left(worst: pd.DataFrame, model: str, eps: float) -> int | None:
-    """Examples that every untargeted L-inf attack at this eps left correct; None if none ran."""
+def _count_left(worst: pd.DataFrame, model: str, eps: float) -> int | None:
+    """Count the examples that every untargeted L-inf attack left correct; None if none ran."""
     at = worst[(worst["model"] == model) & (worst["norm"] == "linf") & (worst["eps"] == eps)]
     at = at[at["goal"] == "untargeted"]
     return int(at["robust_correct"].iloc[0]) if len(at) else None
 
 
-def _counted(outcomes: pd.DataFrame, left: int | None) -> dict[str, Any]:
+def _count(outcomes: pd.DataFrame, left: int | None) -> dict[str, Any]:
+    """Compute the figures of one row; `left` is that of `_count_left`."""
     n = len(outcomes)
     clean = metrics.rate(int(outcomes["clean_correct"].sum()), n)
     rate = metrics.rate(int(outcomes["certified"].sum()), n)
@@ -117,10 +127,17 @@ def _counted(outcomes: pd.DataFrame, left: int | None) -> dict[str, Any]:
     }
 
 
-def contradictions(outcomes: Iterable[pd.DataFrame], records: pd.DataFrame) -> pd.DataFrame:
-    """Certified examples beside an image that was judged wrong, within the certified distance.
+def find_contradictions(outcomes: Iterable[pd.DataFrame], records: pd.DataFrame) -> pd.DataFrame:
+    """Find certified examples with a misclassified image within the certified distance.
 
-    Every attack counts, whatever its norm and goal, since the distance is measured in L-inf.
+    Attacks of every norm and goal are considered, since the distance is measured in L-inf.
+
+    Args:
+        outcomes: Certificates of a model and eps: columns model, method, eps, example, certified.
+        records: Per-example records of the attacks.
+
+    Returns:
+        One row per example and attack, columns CONTRADICTIONS.
     """
     wrong = (records["adv_pred"] != records["label"]) & records["clean_correct"].astype(bool)
     sound = records["violation"].astype(str) == ""
@@ -128,8 +145,8 @@ def contradictions(outcomes: Iterable[pd.DataFrame], records: pd.DataFrame) -> p
     broken = broken.rename(columns={"eps": "attack_eps"}).astype({"model": str, "attack": str})
     found = [pd.DataFrame(columns=list(CONTRADICTIONS))]
     for frame in outcomes:
-        held = frame.loc[frame["certified"], ["model", "method", "eps", "example"]]
-        both = held.merge(broken, on=["model", "example"])
+        certified = frame.loc[frame["certified"], ["model", "method", "eps", "example"]]
+        both = certified.merge(broken, on=["model", "example"])
         within = both["linf"].astype(float) <= both["eps"].map(crafting.allowed_distance)
         if within.any():
             found.append(both.loc[within, list(CONTRADICTIONS)])

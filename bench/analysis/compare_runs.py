@@ -1,9 +1,9 @@
-"""Two runs, cell by cell and example by example: another seed, version of a model, device, library.
+"""Compare two runs by cell and example: another seed, version of a model, device or library.
 
-Cells belong together by what the suite calls them: model, attack, norm, goal, target and eps. Their
-outcomes are paired by example and judged by the exact McNemar test, corrected for all cells of the
-comparison. Runs of other data are not compared, and what only one run has is named. Pure: nothing
-is read, written or printed.
+Cells of two runs correspond if the suites give them the same model, attack, norm, goal, target and
+eps. Their outcomes are paired by example and compared by the exact McNemar test, corrected for all
+cells of the comparison. Runs on other data are not compared; cells of one run only are named. The
+module does not read, write or print.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,18 +12,18 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.analysis import pairwise
-from bench.analysis.pairwise import WORST, Pair
+from bench.analysis.pairwise import WORST_CASE, OutcomePair
 from bench.analysis.results import RunResults
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
 from bench.suite.plan import Cell
 
 FIRST, SECOND = "A", "B"
-"""What the two runs are called."""
+"""Names of the two runs in sentences."""
 UNATTACKED = "no attack"
-"""In place of an attack: the images as they are."""
+"""In place of an attack: clean images."""
 KEY = ("model", "attack", "norm", "goal", "target", "eps")
-"""What a cell is called, and what two of them share."""
+"""Columns that name a cell in both runs."""
 COLUMNS = (
     *KEY, "eps_text", "n", "first_robust", "first_low", "first_high", "second_robust",
     "second_low", "second_high", "only_first", "only_second", "p_value", "p_corrected", "sentence",
@@ -34,42 +34,56 @@ CHANGED = (
 )  # fmt: skip
 
 
-class Compared(NamedTuple):
-    """What two runs say of the same examples."""
+class RunComparison(NamedTuple):
+    """Two runs, compared on the same examples."""
 
     table: pd.DataFrame
-    """One row per shared cell, columns COLUMNS: how many examples are robust, in one run alone."""
+    """One row per shared cell, columns COLUMNS; `only_first` and `only_second` count the examples
+    that are robust in one run only."""
     changed: pd.DataFrame
-    """One row per example and cell robust in one run alone, columns CHANGED; `change` is "lost"
-    where the second is the one in which it is not."""
+    """One row per example and cell that is robust in one run only, columns CHANGED; `change` is
+    "lost" if it is not robust in the second run, else "gained"."""
     apart: list[str]
-    """A sentence on each model and attack that was not compared at some eps, and why."""
+    """A sentence for each model and attack that was not compared at some eps, with the reason."""
     notes: list[str]
-    """What else differs between the runs."""
+    """Other differences between the runs, a sentence each."""
     refusal: str
     """Why nothing was compared; empty if something was."""
 
 
-class Sides(NamedTuple):
-    """The same cell of both runs: its name and both frames of records, by example."""
+class CellPair(NamedTuple):
+    """The same cell of both runs: its name, and its records in each, indexed by example."""
 
     place: Mapping[str, Any]
     first: pd.DataFrame
     second: pd.DataFrame
 
     def robust(self) -> tuple[Outcomes, Outcomes]:
+        """Compute which examples are robust.
+
+        Returns:
+            Outcomes in the first and in the second run.
+        """
         return metrics.robust_examples(self.first), metrics.robust_examples(self.second)
 
 
-def compare(first: RunResults, second: RunResults) -> Compared:
-    """The second run beside the first, on the examples that both have."""
-    refused = _unrecorded(first, second) or _other_data(first, second)
-    sides = [] if refused else list(shared(first, second))
+def compare_runs(first: RunResults, second: RunResults) -> RunComparison:
+    """Compare two runs on the examples that both have.
+
+    Args:
+        first: Run A.
+        second: Run B.
+
+    Returns:
+        The comparison, or the reason why nothing was compared.
+    """
+    refused = _name_unrecorded(first, second) or _describe_other_data(first, second)
+    sides = [] if refused else list(pair_shared_cells(first, second))
     if not refused and not sides:
         refused = f"no finished cell in common; {_holds(FIRST, first)}, {_holds(SECOND, second)}"
-    attacked = [Pair("models", each.place, FIRST, SECOND, each.robust()) for each in sides]
+    attacked = [OutcomePair("models", each.place, FIRST, SECOND, each.robust()) for each in sides]
     pairs = [*_unattacked(sides), *attacked, *_together(attacked)]
-    return Compared(
+    return RunComparison(
         table=_table(pairs),
         changed=_changed(sides),
         apart=[] if refused else list(_apart(first, second)),
@@ -78,19 +92,22 @@ def compare(first: RunResults, second: RunResults) -> Compared:
     )
 
 
-# -------------------------------------------------------------------------------- what is the same
+# --------------------------------------------------------------------------- corresponding cells
 
 
-def _unrecorded(first: RunResults, second: RunResults) -> str:
-    """Which run's folder holds nothing that could be paired; empty if both do."""
+def _name_unrecorded(first: RunResults, second: RunResults) -> str:
+    """Say which run has no records; empty if both have some."""
     bare = [name for name, run in ((FIRST, first), (SECOND, second)) if run.stored.frame.empty]
-    told = "no records of examples, and only they can be paired; run its suite again"
-    return f"{' and '.join(bare)} {'hold' if len(bare) > 1 else 'holds'} {told}" if bare else ""
+    why = "no records of examples, and only they can be paired; run its suite again"
+    return f"{' and '.join(bare)} {'hold' if len(bare) > 1 else 'holds'} {why}" if bare else ""
 
 
-def _other_data(first: RunResults, second: RunResults) -> str:
-    """Why the examples are not the same; empty if they are. Of one data set a run may have taken
-    fewer: then those that both have must at least have the same labels."""
+def _describe_other_data(first: RunResults, second: RunResults) -> str:
+    """Say why the examples are not the same; empty if they are.
+
+    A run may use fewer examples of the same data set: then the labels of the shared ones are
+    compared.
+    """
     a, b = first.provenance["data"], second.provenance["data"]
     if a["fingerprint"] == b["fingerprint"]:
         return ""
@@ -112,15 +129,30 @@ def _key(cell: Cell) -> tuple[Any, ...]:
     return tuple(getattr(cell, name) for name in KEY)
 
 
-def statuses(run: RunResults) -> dict[tuple[Any, ...], tuple[Cell, str, str]]:
-    """Every cell by its name, with its status and reason."""
+def index_statuses(run: RunResults) -> dict[tuple[Any, ...], tuple[Cell, str, str]]:
+    """Index the cells of a run by name.
+
+    Args:
+        run: A run.
+
+    Returns:
+        Values of KEY -> (cell, status, reason).
+    """
     rows = zip(run.plan, run.table["status"], run.table["reason"], strict=True)
     return {_key(cell): (cell, str(status), str(reason)) for cell, status, reason in rows}
 
 
-def shared(first: RunResults, second: RunResults) -> Iterator[Sides]:
-    """The cells above eps 0 that both runs finished, cut to the examples that both have."""
-    here, there = statuses(first), statuses(second)
+def pair_shared_cells(first: RunResults, second: RunResults) -> Iterator[CellPair]:
+    """Pair the cells above eps 0 that both runs finished.
+
+    Args:
+        first: Run A.
+        second: Run B.
+
+    Yields:
+        Each cell with the records of the examples that both runs have.
+    """
+    here, there = index_statuses(first), index_statuses(second)
     frames = [_by_cell(run) for run in (first, second)]
     for key, (cell, status, _) in here.items():
         if key not in there or (status, there[key][1]) != ("ok", "ok") or cell.eps == 0:
@@ -128,7 +160,7 @@ def shared(first: RunResults, second: RunResults) -> Iterator[Sides]:
         a, b = frames[0][cell.identity], frames[1][there[key][0].identity]
         common = a.index.intersection(b.index).sort_values()
         place = {**dict(zip(KEY, key, strict=True)), "eps_text": cell.eps_text}
-        yield Sides(place, a.loc[common], b.loc[common])
+        yield CellPair(place, a.loc[common], b.loc[common])
 
 
 def _by_cell(run: RunResults) -> dict[str, pd.DataFrame]:
@@ -139,18 +171,18 @@ def _by_cell(run: RunResults) -> dict[str, pd.DataFrame]:
 # ------------------------------------------------------------------------------------ what differs
 
 
-def _unattacked(sides: Sequence[Sides]) -> Iterator[Pair]:
-    """Each model without attack, once: from the first of its cells."""
+def _unattacked(sides: Sequence[CellPair]) -> Iterator[OutcomePair]:
+    """Pair the clean predictions of each model, from the first of its cells."""
     for each in {each.place["model"]: each for each in reversed(sides)}.values():
         nothing = {"attack": UNATTACKED, "norm": "", "goal": "", "target": ""}
         place = {**each.place, **nothing, "eps": 0.0, "eps_text": "0"}
         clean, other = (rows["clean_correct"].astype(bool) for rows in (each.first, each.second))
-        yield Pair("models", place, FIRST, SECOND, (clean, other))
+        yield OutcomePair("models", place, FIRST, SECOND, (clean, other))
 
 
-def _together(pairs: Sequence[Pair]) -> Iterator[Pair]:
-    """What several untargeted attacks that both runs have leave robust together."""
-    groups: dict[tuple[Any, ...], list[Pair]] = {}
+def _together(pairs: Sequence[OutcomePair]) -> Iterator[OutcomePair]:
+    """Pair the worst cases over the untargeted attacks that both runs have."""
+    groups: dict[tuple[Any, ...], list[OutcomePair]] = {}
     for pair in pairs:
         if pair.place["goal"] == "untargeted":
             place = tuple(pair.place[name] for name in ("model", "norm", "eps"))
@@ -160,20 +192,20 @@ def _together(pairs: Sequence[Pair]) -> Iterator[Pair]:
             first, second = (
                 metrics.worst_case([pair.outcomes[side] for pair in group]) for side in (0, 1)
             )
-            shared = {**group[0].place, "attack": WORST}
+            shared = {**group[0].place, "attack": WORST_CASE}
             yield group[0]._replace(place=shared, outcomes=(first, second))
 
 
-def _table(pairs: Sequence[Pair]) -> pd.DataFrame:
-    """One row per pair, the models in the order of the first run."""
-    judged = pairwise.judged(pairs).to_dict("records")
-    rows = [{**row, **pair.place, **_rates(pair)} for row, pair in zip(judged, pairs, strict=True)]
+def _table(pairs: Sequence[OutcomePair]) -> pd.DataFrame:
+    """Tabulate pairs, models in the order of the first run."""
+    tested = pairwise.tabulate_pairs(pairs).to_dict("records")
+    rows = [{**row, **pair.place, **_rates(pair)} for row, pair in zip(tested, pairs, strict=True)]
     order = {model: k for k, model in enumerate(dict.fromkeys(row["model"] for row in rows))}
     rows.sort(key=lambda row: order[row["model"]])  # stable
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _rates(pair: Pair) -> dict[str, float]:
+def _rates(pair: OutcomePair) -> dict[str, float]:
     found: dict[str, float] = {}
     for side, outcomes in zip(("first", "second"), pair.outcomes, strict=True):
         rate = metrics.rate(int(outcomes.sum()), len(outcomes))
@@ -181,38 +213,38 @@ def _rates(pair: Pair) -> dict[str, float]:
     return found
 
 
-def _changed(sides: Sequence[Sides]) -> pd.DataFrame:
-    """Every example that is robust in one run alone, with what the model said of it in both."""
-    frames = [_flipped(each) for each in sides]
+def _changed(sides: Sequence[CellPair]) -> pd.DataFrame:
+    """List the examples that are robust in one run only, with the predictions in both."""
+    frames = [_list_flips(each) for each in sides]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(CHANGED))
 
 
-def _flipped(sides: Sides) -> pd.DataFrame:
+def _list_flips(sides: CellPair) -> pd.DataFrame:
     before, after = sides.robust()
-    there = before != after
-    a, b = sides.first[there], sides.second[there]
-    told: dict[str, Any] = {name: [value] * len(a) for name, value in sides.place.items()}
-    told |= {"example": a.index, "label": a["label"].to_numpy()}
-    told["change"] = ["lost" if robust else "gained" for robust in before[there]]
+    flipped = before != after
+    a, b = sides.first[flipped], sides.second[flipped]
+    columns: dict[str, Any] = {name: [value] * len(a) for name, value in sides.place.items()}
+    columns |= {"example": a.index, "label": a["label"].to_numpy()}
+    columns["change"] = ["lost" if robust else "gained" for robust in before[flipped]]
     for name in ("clean_pred", "adv_pred", "confidence"):
-        told |= {f"first_{name}": a[name].to_numpy(), f"second_{name}": b[name].to_numpy()}
-    return pd.DataFrame(told, columns=list(CHANGED))
+        columns |= {f"first_{name}": a[name].to_numpy(), f"second_{name}": b[name].to_numpy()}
+    return pd.DataFrame(columns, columns=list(CHANGED))
 
 
 # --------------------------------------------------------------------------- what was not compared
 
 
 def _holds(name: str, run: RunResults) -> str:
-    """What a run has to show: its cells by status, and its models."""
-    told = ", ".join(
+    """Say how many cells of each status a run has, and of which models."""
+    counts = ", ".join(
         f"{count} {status}" for status, count in run.table["status"].value_counts().items()
     )
-    return f"{name} has {told} of {', '.join(dict.fromkeys(run.table['model']))}"
+    return f"{name} has {counts} of {', '.join(dict.fromkeys(run.table['model']))}"
 
 
 def _apart(first: RunResults, second: RunResults) -> Iterator[str]:
-    """Cells that only one run has, or did not finish; the eps of one model and attack together."""
-    here, there = statuses(first), statuses(second)
+    """Name the cells that only one run finished, the eps of one model and attack together."""
+    here, there = index_statuses(first), index_statuses(second)
     reasons: dict[tuple[str, str, str], list[str]] = {}
     for key in dict.fromkeys([*here, *there]):
         cell = (here.get(key) or there[key])[0]
@@ -226,16 +258,16 @@ def _apart(first: RunResults, second: RunResults) -> Iterator[str]:
 def _missing(here: tuple[Cell, str, str] | None, there: tuple[Cell, str, str] | None) -> str:
     if here is None or there is None:
         return f"only {FIRST if there is None else SECOND} has it"
-    told = [
+    unfinished = [
         f"{status} in {name} ({reason})"
         for name, (_, status, reason) in ((FIRST, here), (SECOND, there))
         if status != "ok"
     ]
-    return "; ".join(told)
+    return "; ".join(unfinished)
 
 
 def _notes(first: RunResults, second: RunResults) -> Iterator[str]:
-    """What else is not the same, in sentences: n, seed, models, settings, software, device."""
+    """Describe differences in n, seed, models, settings, software and device, a sentence each."""
     a, b = first.provenance, second.provenance
     if a["data"]["n"] != b["data"]["n"]:
         sizes = f"{FIRST} has {a['data']['n']} examples, {SECOND} {b['data']['n']}"
@@ -259,9 +291,9 @@ def _notes(first: RunResults, second: RunResults) -> Iterator[str]:
 
 
 def _settings(first: RunResults, second: RunResults) -> Iterator[str]:
-    """Attacks of one name that ran with other parameters; each once, at the first eps."""
-    there, told = statuses(second), set()
-    for key, (cell, _, _) in statuses(first).items():
+    """Describe attacks of one name with other parameters; each once, at the first eps."""
+    there, described = index_statuses(second), set()
+    for key, (cell, _, _) in index_statuses(first).items():
         if key not in there or cell.eps == 0:
             continue
         a, b = (
@@ -272,6 +304,6 @@ def _settings(first: RunResults, second: RunResults) -> Iterator[str]:
             for name in dict.fromkeys([*a, *b])
             if a.get(name) != b.get(name)
         )
-        if differ and cell.attack not in told:
-            told.add(cell.attack)
+        if differ and cell.attack not in described:
+            described.add(cell.attack)
             yield f"{cell.attack} is another attack: {differ}"

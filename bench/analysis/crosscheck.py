@@ -1,7 +1,7 @@
-"""Ours against a reference, example by example: do they agree, and if not, why.
+"""Compare our attacks with reference implementations, example by example, and name likely causes.
 
-Both sides attacked the same examples with the same threat model. Outcomes are compared over all
-examples, images over the first ones, of which the run kept the adversarial images.
+Both attacks ran on the same examples under the same threat model. Outcomes are compared over all
+examples, images over the first ones, whose adversarial images the run kept.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,41 +36,53 @@ TRAITS = {
     "precision": "arithmetic",
     "samples": "number of looks averaged",
 }
-"""What two attacks may declare differently, in words."""
+"""Property that two attacks may declare differently -> its name in sentences."""
 
 
-class Sides(NamedTuple):
-    """The two cells of one comparison."""
+class CrosscheckPair(NamedTuple):
+    """The two cells of one cross-check."""
 
     ours: Cell
     reference: Cell
 
 
-def pairs(plan: Sequence[Cell], wanted: Sequence[tuple[str, str]]) -> list[Sides]:
-    """The cells to compare for each (ours, reference) pair of labels: same model, same eps.
+def pair_cells(plan: Sequence[Cell], wanted: Sequence[tuple[str, str]]) -> list[CrosscheckPair]:
+    """Pair the cells of cross-checked attacks: same model, same eps.
 
-    At eps = 0 nothing is attacked, so there is nothing to compare.
+    Args:
+        plan: The cells of the suite.
+        wanted: (label of our attack, label of the reference) of each cross-check.
+
+    Returns:
+        Pairs at eps above 0: at 0 nothing is attacked.
     """
     by_key = {(cell.model, cell.attack, cell.eps): cell for cell in plan}
     return [
-        Sides(cell, by_key[cell.model, reference, cell.eps])
+        CrosscheckPair(cell, by_key[cell.model, reference, cell.eps])
         for ours, reference in wanted
         for cell in plan
         if cell.attack == ours and cell.eps > 0 and (cell.model, reference, cell.eps) in by_key
     ]
 
 
-def compare(
-    sides: Sequence[Sides],
+def compare_implementations(
+    sides: Sequence[CrosscheckPair],
     table: pd.DataFrame,
     robust: Mapping[str, "pd.Series[bool]"],
     confidence: Mapping[str, "pd.Series[float]"],
     images: Mapping[str, Tensor],
 ) -> pd.DataFrame:
-    """One row per pair of finished cells, columns COLUMNS.
+    """Compare the outcomes and images of paired cells.
 
-    `robust` and `confidence` (of the clean prediction) are per cell, indexed by example; `images`
-    are the adversarial images kept, per cell.
+    Args:
+        sides: Those of `pair_cells`.
+        table: That of `tables.cell_table`.
+        robust: Identity of a cell -> which examples are robust, indexed by example.
+        confidence: Identity of a cell -> confidence of the clean prediction, indexed by example.
+        images: Identity of a cell -> adversarial images (k, c, h, w) of the first k examples.
+
+    Returns:
+        One row per pair of finished cells, columns COLUMNS.
     """
     cells = table.drop_duplicates("cell").set_index("cell")
     by_cell: dict[str, dict[str, Any]] = cells.to_dict("index")  # type: ignore[assignment]
@@ -128,14 +140,14 @@ def _side(name: str, row: Mapping[str, Any]) -> dict[str, object]:
 
 
 class _Pixels(NamedTuple):
-    """How two sets of adversarial images differ: at most, where equal, over how many images."""
+    """Largest difference of two sets of images, share of equal pixels, number of images."""
 
     largest: float | None
     equal: float | None
     images: int
 
 
-def _pixels(pair: Sides, images: Mapping[str, Tensor]) -> _Pixels:
+def _pixels(pair: CrosscheckPair, images: Mapping[str, Tensor]) -> _Pixels:
     if pair.ours.identity not in images or pair.reference.identity not in images:
         return _Pixels(None, None, 0)
     mine, theirs = images[pair.ours.identity], images[pair.reference.identity]
@@ -150,8 +162,8 @@ def _verdict(differ: int, corrected: float, pixels: float | None) -> str:
     return DIFFERENT if corrected <= metrics.SIGNIFICANCE_LEVEL else EQUAL
 
 
-def _cause(pair: Sides, saturated: int) -> str:
-    """The likely causes of a difference, the declared ones first."""
+def _cause(pair: CrosscheckPair, saturated: int) -> str:
+    """Name the likely causes of a difference, declared ones first."""
     causes = []
     one = {"samples": "1"}
     mine = {**one, **pair.ours.traits, "stop": pair.ours.stop, "precision": pair.ours.precision}

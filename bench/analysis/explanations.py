@@ -1,7 +1,7 @@
-"""What `bench explain` found out about two cells: the experiments, the cause, and where they lie.
+"""Store and read what `bench explain` found about pairs of cells: experiments and cause.
 
-A run's folder keeps its explanations in explanations.json, one for each pair of cells, and its
-report shows those whose cells are still in the plan.
+The file explanations.json in a run's folder contains one explanation per pair of cells; the report
+shows those whose cells are in the plan.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ FILE, SCHEMA = "explanations.json", 1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """One change of one side towards the other, and what both sides then break."""
+    """One change of one attack towards the other, and what both then break."""
 
     change: str
-    """Empty: both sides as they are."""
+    """What was changed; empty: nothing."""
     ours_robust: int
     reference_robust: int
     only_ours_broke: int
@@ -34,17 +34,17 @@ class Experiment:
     p_value: float
     """Of the exact paired test."""
     closes: bool
-    """Whether the gap is closed, or the sides agreed from the start."""
+    """Whether the attacks agree after the change, or agreed from the start."""
 
     @property
     def gap(self) -> int:
-        """Examples on which the two sides disagree."""
+        """Number of examples on which the two attacks disagree."""
         return self.only_ours_broke + self.only_reference_broke
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """Why two attacks on one model disagree, as far as experiments tell."""
+    """Why two attacks on one model disagree, as far as experiments show."""
 
     model: str
     ours: str
@@ -52,22 +52,22 @@ class Explanation:
     norm: str
     eps_text: str
     attacked: int
-    """Examples that both attacked: those that the model gets right without attack."""
+    """Number of examples that both attacked: those classified correctly without attack."""
     only_ours: tuple[int, ...]
-    """Ids of the examples that ours alone broke."""
+    """Indices of the examples that only ours broke."""
     only_reference: tuple[int, ...]
     experiments: Annotated[tuple[Experiment, ...], MinLen(1)]
-    """The sides as they are, then every change in the order of trying."""
+    """The unchanged attacks, then every change in the order of the experiments."""
     closed_by: tuple[str, ...]
-    """The first change that closes the gap, or several that do so together; empty if none does."""
+    """The first change after which the attacks agree, or several together; empty if none."""
     cause: str
-    """That in a sentence, and what was found beside it."""
+    """`closed_by` in a sentence, and further findings."""
     cells: tuple[str, str]
     """Identities of the two cells in the run; empty texts outside one."""
 
     @property
     def gap(self) -> str:
-        """By how much the two disagree, in a sentence."""
+        """A sentence on how much the attacks disagree."""
         first = self.experiments[0]
         return (
             f"{self.ours} and {self.reference} disagree on {first.gap} of {self.attacked} attacked "
@@ -76,39 +76,60 @@ class Explanation:
         )
 
 
-def gap_of(test: McNemarTest) -> int:
-    """Examples on which two outcomes differ."""
+def count_disagreements(test: McNemarTest) -> int:
+    """Count the examples on which two outcomes differ.
+
+    Args:
+        test: A paired test of the two outcomes.
+
+    Returns:
+        Number of examples.
+    """
     return test.only_first + test.only_second
 
 
-def read(folder: Path, cells: Collection[str]) -> list[Explanation]:
-    """The explanations kept in a run's folder, of pairs of the given cells.
+def read_explanations(folder: Path, cells: Collection[str]) -> list[Explanation]:
+    """Read the explanations in a run's folder.
 
-    Raises: RecordError if the file is damaged or newer than this bench.
+    Args:
+        folder: Folder of the run.
+        cells: Identities of cells; a pair with another cell is ignored.
+
+    Returns:
+        One explanation per pair.
+
+    Raises:
+        RecordError: The file is damaged or newer than this bench.
     """
-    return [each for each in _all(folder) if set(each.cells) <= set(cells)]
+    return [each for each in _read_all(folder) if set(each.cells) <= set(cells)]
 
 
-def keep(folder: Path, found: Explanation) -> None:
-    """Put an explanation into a run's folder, in place of an earlier one of the same cells.
+def write_explanation(folder: Path, found: Explanation) -> None:
+    """Add an explanation to a run's folder; it replaces an earlier one of the same cells.
 
-    Raises: SuiteError if the folder cannot be written.
+    Args:
+        folder: Folder of the run.
+        found: The explanation.
+
+    Raises:
+        SuiteError: The folder cannot be written.
+        RecordError: The existing file is damaged or newer than this bench.
     """
-    others = [each for each in _all(folder) if each.cells != found.cells]
-    told = [dataclasses.asdict(each) for each in (*others, found)]
-    document = {"schema": SCHEMA, "explanations": told}
+    others = [each for each in _read_all(folder) if each.cells != found.cells]
+    entries = [dataclasses.asdict(each) for each in (*others, found)]
+    document = {"schema": SCHEMA, "explanations": entries}
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
     write_atomic(folder / FILE, text.encode())
 
 
-def _all(folder: Path) -> list[Explanation]:
+def _read_all(folder: Path) -> list[Explanation]:
     path = folder / FILE
     if not path.exists():
         return []
     try:
         document = sanitize.escape_nested(json.loads(path.read_text(encoding="utf-8")))
         if document["schema"] <= SCHEMA:
-            return [_explanation(raw) for raw in document["explanations"]]
+            return [_parse(raw) for raw in document["explanations"]]
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         why = " ".join(str(error).split())[:300]
         raise RecordError(f"{path}: damaged ({why}); delete it and explain again") from error
@@ -118,6 +139,6 @@ def _all(folder: Path) -> list[Explanation]:
     )
 
 
-def _explanation(raw: Any) -> Explanation:
-    """Raises: ValueError if it is none."""
+def _parse(raw: Any) -> Explanation:
+    """Check and convert one entry; raise ValueError if it is not valid."""
     return TypeAdapter(Explanation).validate_json(json.dumps(raw), strict=True)

@@ -1,15 +1,16 @@
-"""Records of searches for the least distance -> how near they came, and which came nearest.
+"""Score minimum-norm searches by the distances that they found.
 
-d_i is the distance of the example that a search found for example i: 0 where the model is wrong
-without attack, infinite where nothing was found. Untargeted, all n examples count; targeted, those
-that could be attacked. A search that failed or is not finished has its reason and no numbers.
+d_i is the distance of the example that a search found for example i: 0 if the model misclassifies
+it without attack, infinite if nothing was found. Untargeted searches are scored over all n
+examples, targeted ones over those that could be attacked. A search that failed or is not finished
+has its reason and no numbers.
   security curve      rho(eps) = share of examples with d_i > eps: a step function
   A(a)                = its integral from 0 to eps_max = mean over i of min(d_i(a), eps_max)
   local optimality    = 1 - (A(a) - A*) / (rho(0) eps_max - A*), A* from the least d_i that any
                         search of the run found, eps_max the largest finite one of these
 The best search at every eps has optimality 1, one that never succeeds has 0.
 Source: Cinà et al. 2025 (AttackBench), https://arxiv.org/abs/2404.19460
-Differs from its code: that joins the steps by straight lines, so that finding nothing scores 0.5.
+Differs from its code: that interpolates the steps linearly, so that finding nothing scores 0.5.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,11 +22,11 @@ import pandas as pd
 from scipy.stats import binom
 
 from bench.evaluation import metrics
-from bench.storage.records import Stored
+from bench.storage.reader import StoredRecords
 from bench.suite.plan import Cell
 
 Distances = npt.NDArray[np.float64]
-"""One for each example that counts, infinite where nothing was found."""
+"""d_i of each scored example; infinite if nothing was found."""
 COLUMNS = (
     "model", "attack", "implementation", "norm", "goal", "target", "status", "reason", "n",
     "attacked", "found", "median_distance", "median_low", "median_high", "mean_clipped_distance",
@@ -35,7 +36,7 @@ _GROUP = ("model", "norm", "goal", "target")
 
 
 class Search(NamedTuple):
-    """One attack's search on one model, for all eps."""
+    """The search of one attack on one model, for all eps."""
 
     model: str
     attack: str
@@ -44,22 +45,23 @@ class Search(NamedTuple):
     goal: str
     target: str
     status: str
-    """That of its cells: "ok", or why it is not scored."""
+    """Status of its cells: "ok", or why it is not scored."""
     reason: str
     distances: Distances
     """Empty unless the status is "ok"."""
     attacked: int = 0
     forwards: float = 0.0
-    """Per example that was attacked."""
+    """Forward passes per attacked example."""
     backwards: float = 0.0
+    """Backward passes per attacked example."""
 
     @property
     def rivals(self) -> tuple[str, ...]:
-        """What searches have in common that are ranked against each other."""
+        """What searches that are ranked against each other have in common."""
         return tuple(getattr(self, name) for name in _GROUP)
 
 
-class Median(NamedTuple):
+class MedianDistance(NamedTuple):
     """A median with its 95 % interval."""
 
     value: float
@@ -67,18 +69,29 @@ class Median(NamedTuple):
     high: float
 
 
-class Steps(NamedTuple):
-    """A security curve: from eps[k] up to eps[k + 1] the share of examples that stand is rho[k]."""
+class SecurityCurve(NamedTuple):
+    """From eps[k] up to eps[k + 1] the share of robust examples is rho[k]."""
 
     eps: Distances
-    """Ascending, from 0 to the largest distance that was found."""
+    """Ascending, from 0 to the largest distance found."""
     rho: Distances
 
 
-def searches(plan: Sequence[Cell], table: pd.DataFrame, stored: Stored) -> list[Search]:
-    """Every search that the plan holds, in its order; `table` is that of `tables.cells`."""
+def collect_searches(
+    plan: Sequence[Cell], table: pd.DataFrame, stored: StoredRecords
+) -> list[Search]:
+    """Collect the minimum-norm searches of a run.
+
+    Args:
+        plan: The cells of the suite.
+        table: That of `tables.cell_table`.
+        stored: Records of the run.
+
+    Returns:
+        One search per model, attack, norm, goal and target, in the order of the plan.
+    """
     status = table.drop_duplicates("cell").set_index("cell")[["status", "reason"]]
-    places = stored.places()
+    places = stored.row_positions()
     found: dict[tuple[str, ...], list[Cell]] = {}
     for cell in plan:
         if cell.budget == "minimum" and cell.eps > 0:
@@ -88,11 +101,11 @@ def searches(plan: Sequence[Cell], table: pd.DataFrame, stored: Stored) -> list[
 
 
 def _search(
-    cells: Sequence[Cell], status: pd.DataFrame, stored: Stored, places: Mapping[Any, Any]
+    cells: Sequence[Cell], status: pd.DataFrame, stored: StoredRecords, places: Mapping[Any, Any]
 ) -> Search:
-    """What the cells of one search say together; each of them holds all its distances."""
-    told = [status.loc[cell.identity] for cell in cells]
-    bad = next((each for each in told if each["status"] != "ok"), None)
+    """Combine the cells of one search; each of them has all its distances."""
+    statuses = [status.loc[cell.identity] for cell in cells]
+    bad = next((each for each in statuses if each["status"] != "ok"), None)
     first = cells[0]
     search = Search(
         first.model, first.attack, first.implementation, first.norm, first.goal, first.target,
@@ -102,10 +115,10 @@ def _search(
     if bad is not None:
         return search
     records = stored.frame.iloc[places[first.identity]]
-    far = distances(records)
+    far = compute_distances(records)
     if np.isnan(far).any():
-        told_by_old = "its records were made before distances were kept; run it again with --fresh"
-        return search._replace(status="missing", reason=told_by_old)
+        reason = "its records were made before distances were kept; run it again with --fresh"
+        return search._replace(status="missing", reason=reason)
     attacked = int(records["attacked"].sum())
     passes = [
         stored.frame.iloc[places[identity]][["forwards", "backwards"]].sum()
@@ -118,8 +131,15 @@ def _search(
     return search._replace(distances=far, attacked=attacked, forwards=forwards, backwards=backwards)
 
 
-def distances(records: pd.DataFrame) -> Distances:
-    """d_i of each example that counts, from one cell's records in the examples' order."""
+def compute_distances(records: pd.DataFrame) -> Distances:
+    """Compute d_i of each scored example.
+
+    Args:
+        records: Those of one cell, in the order of the examples.
+
+    Returns:
+        Distances (scored examples,).
+    """
     far = records["distance"].to_numpy(dtype=np.float64)
     wrong = ~records["clean_correct"].to_numpy(dtype=bool)
     if (records["goal"] == "untargeted").all():
@@ -130,14 +150,22 @@ def distances(records: pd.DataFrame) -> Distances:
 # ----------------------------------------------------------------------------------------- scores
 
 
-def median(values: Distances) -> Median:
-    """The median and a 95 % interval that holds for any distribution, between two order statistics.
+def median_distance(values: Distances) -> MedianDistance:
+    """Compute the median and a distribution-free 95 % interval between two order statistics.
 
-    The number of values below the true median is binomial(n, 1/2), so x_(l) and x_(n + 1 - l) hold
-    it between them with a chance of at least 95 % for the largest l with P(B < l) <= 0.025; with
+    The number of values below the true median is binomial(n, 1/2), so x_(l) and x_(n + 1 - l)
+    enclose it with a probability of at least 95 % for the largest l with P(B < l) <= 0.025; with
     fewer than six values there is none, and the interval is all distances.
     Source: David and Nagaraja 2003, Order Statistics, section 7.1
-    Raises: ValueError if there are no values.
+
+    Args:
+        values: Distances (n,).
+
+    Returns:
+        The median and its interval.
+
+    Raises:
+        ValueError: There are no values.
     """
     if not len(values):
         raise ValueError("expected at least one distance, got none")
@@ -145,41 +173,82 @@ def median(values: Distances) -> Median:
     place = int(binom.ppf(0.025, n, 0.5))
     low, high = (ordered[place - 1], ordered[n - place]) if place else (0.0, np.inf)
     middle = ordered[(n - 1) // 2] / 2 + ordered[n // 2] / 2
-    return Median(float(middle), float(low), float(high))
+    return MedianDistance(float(middle), float(low), float(high))
 
 
-def security_curve(values: Distances) -> Steps:
-    """The share of examples that stand at each eps; it ends where nothing more was found."""
+def security_curve(values: Distances) -> SecurityCurve:
+    """Compute the share of robust examples as a function of eps.
+
+    Source: Cinà et al. 2025, rho(eps); see the module.
+
+    Args:
+        values: Distances (n,).
+
+    Returns:
+        A step function; it ends at the largest finite distance.
+    """
     eps = np.unique(np.append(values[np.isfinite(values)], 0.0))
     beyond = len(values) - np.searchsorted(np.sort(values), eps, side="right")
-    return Steps(eps, beyond / len(values))
+    return SecurityCurve(eps, beyond / len(values))
 
 
-def area(values: Distances, most: float) -> float:
-    """The security curve's integral from 0 to `most`, exact for its steps."""
+def area_under_curve(values: Distances, most: float) -> float:
+    """Integrate the security curve from 0 to `most`, exactly for its steps.
+
+    Source: Cinà et al. 2025, A(a); see the module.
+
+    Args:
+        values: Distances (n,).
+        most: Upper end of the integral, eps_max.
+
+    Returns:
+        The area, in units of distance.
+    """
     return float(np.minimum(values, most).mean())
 
 
-def optimality(values: Distances, best: Distances) -> float | None:
-    """Local optimality of a search beside the `best` distance of each example.
+def local_optimality(values: Distances, best: Distances) -> float | None:
+    """Compare a search with the best distance of each example.
 
-    None if no search found anything, or all that was found is equally far: there is no scale then.
+    Source: Cinà et al. 2025, local optimality; see the module.
+
+    Args:
+        values: Distances (n,) of the search.
+        best: Least distances (n,) that any search found.
+
+    Returns:
+        1 for the best search at every eps, 0 for one that found nothing. None if no search found
+        anything, or all distances found are equal: then there is no scale.
     """
-    most = largest(best)
+    most = largest_distance(best)
     if most is None:
         return None
-    least, whole = area(best, most), float((best > 0).mean()) * most
-    return 1 - (area(values, most) - least) / (whole - least) if whole > least else None
+    least, whole = area_under_curve(best, most), float((best > 0).mean()) * most
+    return 1 - (area_under_curve(values, most) - least) / (whole - least) if whole > least else None
 
 
-def largest(best: Distances) -> float | None:
-    """eps_max: the largest distance that the best of all searches had to go; None if none did."""
+def largest_distance(best: Distances) -> float | None:
+    """Find eps_max, the largest finite distance among the best of all searches.
+
+    Args:
+        best: Least distances (n,) that any search found.
+
+    Returns:
+        The distance; None if no search found any above 0.
+    """
     found = best[np.isfinite(best) & (best > 0)]
     return float(found.max()) if len(found) else None
 
 
-def table(found: Iterable[Search]) -> pd.DataFrame:
-    """One row per search, columns COLUMNS."""
+def search_table(found: Iterable[Search]) -> pd.DataFrame:
+    """Score searches.
+
+    Args:
+        found: Searches; those with the same `rivals` are compared with each other.
+
+    Returns:
+        One row per search, columns COLUMNS.
+    """
     found = list(found)
     best: dict[tuple[str, ...], Distances] = {}
     for search in found:
@@ -200,7 +269,7 @@ def _row(search: Search, best: Distances | None) -> dict[str, object]:
         return about
     if not len(far):
         return {**about, "reason": "no example could be attacked"}
-    middle, most = median(far), largest(best)
+    middle, most = median_distance(far), largest_distance(best)
     return {
         **about,
         "n": len(far),
@@ -209,9 +278,9 @@ def _row(search: Search, best: Distances | None) -> dict[str, object]:
         "median_distance": middle.value,
         "median_low": middle.low,
         "median_high": middle.high,
-        "mean_clipped_distance": None if most is None else area(far, most),
+        "mean_clipped_distance": None if most is None else area_under_curve(far, most),
         "largest_eps": most,
-        "local_optimality": optimality(far, best),
+        "local_optimality": local_optimality(far, best),
         "forwards_per_example": search.forwards,
         "backwards_per_example": search.backwards,
     }

@@ -1,10 +1,10 @@
-"""Cells side by side, on the same examples: pairs of attacks, pairs of models, and several seeds.
+"""Compare cells on the same examples: pairs of attacks, pairs of models, and several seeds.
 
-Two attacks on one model are compared by the examples that each breaks (it succeeds on them: with
-a target, it reaches the target), two models under one attack by the examples on which each is
-robust. Each pair is judged by the exact McNemar test; its p-value is corrected for all pairs of
-the run by Holm's procedure, so that in nineteen runs of twenty no difference is called that is
-not there. Several seeds of one attack are told by their spread and by what they leave together.
+Two attacks on one model are compared by the examples on which each succeeds, two models under one
+attack by the examples on which each is robust. Each pair is compared by the exact McNemar test; the
+p-values are corrected for all pairs of the run by Holm's procedure, so that in 19 of 20 runs no
+difference is reported that does not exist. Several seeds of one attack are summarized by their
+range and their union.
 """
 
 import itertools
@@ -21,41 +21,54 @@ COLUMNS = (
     "compared", "model", "attack", "norm", "goal", "target", "eps", "eps_text", "first", "second",
     "n", "only_first", "only_second", "p_value", "p_corrected", "sentence",
 )  # fmt: skip
-SEEDS = (
+SEED_COLUMNS = (
     "model", "attack", "norm", "goal", "target", "eps", "eps_text", "seeds", "n", "least",
     "least_low", "least_high", "median", "most", "most_low", "most_high", "union", "union_low",
     "union_high",
 )  # fmt: skip
-WORST = "worst case"
-"""In place of an attack: all attacks together that both models met."""
+WORST_CASE = "worst case"
+"""In place of an attack: the worst case over the attacks that both models were attacked with."""
 
 
-class Pair(NamedTuple):
-    """Two outcomes of the same examples, and where they come from."""
+class OutcomePair(NamedTuple):
+    """Two outcomes of the same examples, and what they are of."""
 
     compared: str
     """"attacks" or "models"."""
     place: Mapping[str, Any]
-    """What both sides share: the model or the attack, norm, goal, target, eps, eps_text."""
+    """What both have in common: the model or the attack, norm, goal, target, eps, eps_text."""
     first: str
     second: str
     outcomes: tuple[Outcomes, Outcomes]
-    """Of an attack, what it breaks; of a model, where it is robust."""
+    """Attacks: where each succeeds. Models: where each is robust."""
 
 
-def compare(
+def compare_pairs(
     table: pd.DataFrame, robust: Mapping[str, Outcomes], fooled: Mapping[str, Outcomes]
 ) -> pd.DataFrame:
-    """Every pair of attacks on a model and of models under an attack, at each eps above 0.
+    """Compare every pair of attacks on a model and of models under an attack, at each eps above 0.
 
-    `table` is that of `tables.cells`; `robust` and `fooled` are per cell, indexed by example.
+    Args:
+        table: That of `tables.cell_table`.
+        robust: Identity of a cell -> which examples are robust, indexed by example.
+        fooled: Identity of a cell -> on which examples the attack succeeded, indexed by example.
+
+    Returns:
+        One row per pair, columns COLUMNS.
     """
     done = table[(table["status"] == "ok") & (table["eps"] > 0)]
-    return judged([*_attacks(done, fooled), *_models(done, robust), *_worst(done, robust)])
+    return tabulate_pairs([*_attacks(done, fooled), *_models(done, robust), *_worst(done, robust)])
 
 
-def judged(pairs: Sequence[Pair]) -> pd.DataFrame:
-    """One row per pair, columns COLUMNS; the p-values are corrected as one family."""
+def tabulate_pairs(pairs: Sequence[OutcomePair]) -> pd.DataFrame:
+    """Test pairs of outcomes.
+
+    Args:
+        pairs: All pairs of one family: their p-values are corrected together.
+
+    Returns:
+        One row per pair, columns COLUMNS.
+    """
     tests = [metrics.mcnemar_test(*pair.outcomes) for pair in pairs]
     corrected = metrics.holm_correction([test.p_value for test in tests])
     rows = [
@@ -74,30 +87,30 @@ def judged(pairs: Sequence[Pair]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _attacks(done: pd.DataFrame, fooled: Mapping[str, Outcomes]) -> Iterator[Pair]:
+def _attacks(done: pd.DataFrame, fooled: Mapping[str, Outcomes]) -> Iterator[OutcomePair]:
     shared = ("model", "norm", "goal", "target", "eps")
     for place, cells in _groups(done, *shared):
         for a, b in itertools.combinations(cells.to_dict("records"), 2):
             sides = fooled[a["cell"]], fooled[b["cell"]]
-            yield Pair("attacks", place, a["attack"], b["attack"], sides)
+            yield OutcomePair("attacks", place, a["attack"], b["attack"], sides)
 
 
-def _models(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[Pair]:
+def _models(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[OutcomePair]:
     shared = ("attack", "norm", "goal", "target", "eps")
     for place, cells in _groups(done, *shared):
         for a, b in itertools.combinations(cells.to_dict("records"), 2):
             sides = robust[a["cell"]], robust[b["cell"]]
-            yield Pair("models", place, a["model"], b["model"], sides)
+            yield OutcomePair("models", place, a["model"], b["model"], sides)
 
 
-def _worst(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[Pair]:
-    """Models by what several attacks together leave of each."""
+def _worst(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[OutcomePair]:
+    """Pair the models by their worst case over the attacks that both were attacked with."""
     for place, cells in _groups(done, "norm", "goal", "eps"):
         met = {
             str(model): dict(zip(rows["attack"], rows["cell"], strict=True))
             for model, rows in cells.groupby("model", sort=False)
         }
-        about = {**place, "attack": WORST}
+        about = {**place, "attack": WORST_CASE}
         for a, b in itertools.combinations(met, 2):
             both = [attack for attack in met[a] if attack in met[b]]
             if len(both) > 1:
@@ -105,18 +118,18 @@ def _worst(done: pd.DataFrame, robust: Mapping[str, Outcomes]) -> Iterator[Pair]
                     metrics.worst_case([robust[met[model][attack]] for attack in both])
                     for model in (a, b)
                 )
-                yield Pair("models", about, a, b, (left, right))
+                yield OutcomePair("models", about, a, b, (left, right))
 
 
 def _groups(rows: pd.DataFrame, *keys: str) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
-    """(what the rows of a group share, those rows), in the order of the plan."""
+    """Group rows in the order of the plan: (shared values, rows)."""
     for values, group in rows.groupby(list(keys), sort=False):
-        written = group["eps_text"].iloc[0]  # "8/255" and 0.03137 are one eps
-        yield {**dict(zip(keys, values, strict=True)), "eps_text": written}, group
+        spelling = group["eps_text"].iloc[0]  # "8/255" and 0.03137 are one eps
+        yield {**dict(zip(keys, values, strict=True)), "eps_text": spelling}, group
 
 
-def _sentence(pair: Pair, test: metrics.McNemarTest, p_value: float) -> str:
-    """What the pair shows, the side with more first."""
+def _sentence(pair: OutcomePair, test: metrics.McNemarTest, p_value: float) -> str:
+    """Describe a pair, the outcome with more examples first."""
     does = "breaks {} that {} does not, {} {} that {} does not"
     if pair.compared == "models":
         does = "is robust on {} where {} is not, {} on {} where {} is not"
@@ -131,11 +144,17 @@ def _sentence(pair: Pair, test: metrics.McNemarTest, p_value: float) -> str:
 # ------------------------------------------------------------------------------------------- seeds
 
 
-def seeds(table: pd.DataFrame, robust: Mapping[str, Outcomes]) -> pd.DataFrame:
-    """One row per attack that the suite gives several seeds and per eps above 0, columns SEEDS.
+def seed_table(table: pd.DataFrame, robust: Mapping[str, Outcomes]) -> pd.DataFrame:
+    """Summarize the attacks that ran with several seeds.
 
-    least, median, most: of the counts of robust examples, seed by seed; union: how many are robust
-    under every seed, so it is at most the least.
+    Args:
+        table: That of `tables.cell_table`.
+        robust: Identity of a cell -> which examples are robust, indexed by example.
+
+    Returns:
+        One row per attack and eps above 0, columns SEED_COLUMNS: least, median and most of the
+        counts of robust examples over seeds, and `union`, the count of examples that are robust
+        under every seed.
     """
     done = table[(table["status"] == "ok") & (table["eps"] > 0) & table["seed"].notna()]
     ends = [f", seed {seed}" for seed in done["seed"]]
@@ -146,7 +165,7 @@ def seeds(table: pd.DataFrame, robust: Mapping[str, Outcomes]) -> pd.DataFrame:
         for place, cells in _groups(done.assign(attack=names), *shared)
         if len(cells) > 1
     ]
-    return pd.DataFrame(rows, columns=list(SEEDS))
+    return pd.DataFrame(rows, columns=list(SEED_COLUMNS))
 
 
 def _spread(cells: pd.DataFrame, robust: Mapping[str, Outcomes]) -> dict[str, object]:

@@ -1,7 +1,7 @@
-"""Measured figures with those published elsewhere beside them, eps by eps.
+"""Compare measured figures with figures published elsewhere, eps by eps.
 
-A published figure is one of another net, and often of another implementation: a value outside the
-interval of ours is a difference of the two together, and no error of either.
+A published figure is measured on another model and often with another implementation: a value
+outside our interval shows a difference of the two together, not an error of either.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,17 @@ COLUMNS = (
 def compare_with_references(
     table: pd.DataFrame, published: Sequence[ReferenceFigure]
 ) -> pd.DataFrame:
-    """One row per published value, columns COLUMNS.
+    """Compare the cells of a run with published figures.
 
-    `difference_points` is measured - published in percentage points; `inside` says whether the
-    published value lies in the 95 % interval of the measured, and is missing, as k, n, low and
-    high are, where the figure is no rate of counts. A cell that is not ok has its status and
-    reason, and no measured value.
+    Args:
+        table: That of `tables.cell_table`.
+        published: Figures that the suite names; their cells are in the table.
+
+    Returns:
+        One row per published value, columns COLUMNS. `difference_points` is measured - published
+        in percentage points; `inside` says whether the published value lies in the 95 % interval
+        of the measured one. k, n, low, high and inside are missing if the figure is not a rate of
+        counts; a cell that is not ok has its status and reason, and no measured value.
     """
     cells = {(row["model"], row["attack"], row["eps"]): row for row in table.to_dict("records")}
     rows = [
@@ -39,7 +44,7 @@ def compare_with_references(
 
 
 def _row(entry: ReferenceFigure, value: float, cell: Mapping[Any, Any]) -> dict[str, object]:
-    measured = _measured(entry.figure, cell) if cell["status"] == "ok" else {}
+    measured = _measure(entry.figure, cell) if cell["status"] == "ok" else {}
     found = measured.get("measured")
     inside = measured["low"] <= value <= measured["high"] if "low" in measured else None
     return {
@@ -56,8 +61,8 @@ def _row(entry: ReferenceFigure, value: float, cell: Mapping[Any, Any]) -> dict[
     }
 
 
-def _measured(figure: str, cell: Mapping[Any, Any]) -> dict[str, Any]:
-    """The figure of a finished cell, with its counts and interval if it is a rate."""
+def _measure(figure: str, cell: Mapping[Any, Any]) -> dict[str, Any]:
+    """Compute a figure of a finished cell, with counts and interval if it is a rate."""
     if figure == "mean_confidence_fooled":
         fooled = cell["mean_confidence_fooled"]
         return {} if pd.isna(fooled) else {"measured": fooled}

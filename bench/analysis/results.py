@@ -1,119 +1,217 @@
-"""All that a report, a check or a publication is made of, from a run's folder alone."""
+"""Read a run back from its folder; compute the tables that a report or check asks for."""
 
-from collections.abc import Collection
+import copy
+from collections.abc import Collection, Mapping
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 
-from bench.analysis import certified as brackets
-from bench.analysis import crosscheck, explanations, min_norm, pairwise, references, tables
+from bench.analysis import (
+    certified,
+    crosscheck,
+    explanations,
+    min_norm,
+    pairwise,
+    references,
+    tables,
+)
 from bench.analysis.certified import CertifiedResults
 from bench.analysis.explanations import Explanation
 from bench.analysis.min_norm import Search
 from bench.core.errors import RecordError
 from bench.evaluation import metrics
 from bench.evaluation.audit import findings
-from bench.storage import manifest, records
-from bench.storage.environment import mixed_versions
+from bench.storage import manifest, reader
+from bench.storage.environment import describe_mixed_versions
+from bench.storage.images import read_images
+from bench.storage.reader import StoredRecords
 from bench.suite.plan import Cell
 from bench.suite.references import ReferenceFigure
 
 
-class RunResults(NamedTuple):
-    """A run, read back: its plan, its records and the tables made of them."""
+class RunResults:
+    """The results of a run.
 
-    provenance: dict[str, Any]
-    plan: list[Cell]
-    stored: records.Stored
-    table: pd.DataFrame
-    worst: pd.DataFrame
-    searches: list[Search]
-    distances: pd.DataFrame
-    comparisons: pd.DataFrame
-    seeds: pd.DataFrame
-    crosschecks: pd.DataFrame
-    explanations: list[Explanation]
-    published: pd.DataFrame
-    violations: pd.DataFrame
-    audit: findings.Audit
-    certified: CertifiedResults
+    A table is computed when it is first accessed and then cached: a gate needs two of fifteen, a
+    report all. Images, certificates and explanations are read from the folder at that time.
 
-    @property
+    Attributes:
+        folder: Folder of the run.
+        provenance: The manifest, as `bench.storage.manifest` reads it.
+        plan: The cells of the suite, in its order.
+        stored: The records of these cells.
+    """
+
+    def __init__(
+        self, folder: Path, provenance: dict[str, Any], plan: list[Cell], stored: StoredRecords
+    ) -> None:
+        """Use results that are in memory; `read_results` reads them from a folder.
+
+        Args:
+            folder: Folder of the run.
+            provenance: The manifest.
+            plan: The cells of the suite, in its order.
+            stored: The records of these cells.
+        """
+        self.folder, self.provenance, self.plan, self.stored = folder, provenance, plan, stored
+
+    def replace(self, **changes: Any) -> "RunResults":
+        """Copy the results with some attributes replaced.
+
+        Args:
+            **changes: Attribute -> value. Tables that are computed already do not change with it.
+
+        Returns:
+            The copy; it shares all other attributes.
+
+        Raises:
+            TypeError: There is no attribute of a name.
+        """
+        for name in changes:
+            if name not in vars(self) and not isinstance(
+                getattr(type(self), name, None), cached_property
+            ):
+                raise TypeError(f"RunResults has no attribute '{name}'")
+        twin = copy.copy(self)
+        vars(twin).update(changes)
+        return twin
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """One row per cell; see `bench.analysis.columns`."""
+        suite, data = self.provenance["suite"], self.provenance["data"]
+        return tables.cell_table(self.plan, self.stored, suite["name"], data["name"], data["n"])
+
+    @cached_property
+    def worst(self) -> pd.DataFrame:
+        """Worst case over attacks, one row per model, norm, goal and eps."""
+        return tables.worst_case_table(self.plan, self.table, self._robust)
+
+    @cached_property
+    def searches(self) -> list[Search]:
+        """Minimum-norm searches with the distances that they found."""
+        return min_norm.collect_searches(self.plan, self.table, self.stored)
+
+    @cached_property
+    def distances(self) -> pd.DataFrame:
+        """Scores of the minimum-norm searches, one row per search."""
+        return min_norm.search_table(self.searches)
+
+    @cached_property
+    def comparisons(self) -> pd.DataFrame:
+        """Pairs of attacks and pairs of models, compared by example."""
+        fooled = tables.outcomes_by_cell(self.plan, self.stored, metrics.fooled_examples)
+        return pairwise.compare_pairs(self.table, self._robust, fooled)
+
+    @cached_property
+    def seeds(self) -> pd.DataFrame:
+        """Attacks that ran with several seeds."""
+        return pairwise.seed_table(self.table, self._robust)
+
+    @cached_property
+    def crosschecks(self) -> pd.DataFrame:
+        """Our attacks compared with reference implementations."""
+        wanted = [(ours, reference) for ours, reference in self.provenance["crosschecks"]]
+        pairs = crosscheck.pair_cells(self.plan, wanted)
+        by_example = self.stored.frame["clean_confidence"].set_axis(self.stored.frame["example"])
+        positions = self.stored.row_positions()
+        confidence = {cell: by_example.iloc[at] for cell, at in positions.items()}
+        return crosscheck.compare_implementations(
+            pairs, self.table, self._robust, confidence, read_images(self.folder)
+        )
+
+    @cached_property
+    def explanations(self) -> list[Explanation]:
+        """What `bench explain` found about pairs of cells."""
+        return explanations.read_explanations(self.folder, {cell.identity for cell in self.plan})
+
+    @cached_property
+    def published(self) -> pd.DataFrame:
+        """Measured figures compared with reference figures."""
+        entries = manifest.select_known_fields(
+            ReferenceFigure,
+            self.provenance.get("published", []),  # absent in runs of earlier versions
+        )
+        figures = [
+            ReferenceFigure(
+                **{**entry, "eps": tuple(entry["eps"]), "values": tuple(entry["values"])}
+            )
+            for entry in entries
+        ]
+        return references.compare_with_references(self.table, figures)
+
+    @cached_property
+    def violations(self) -> pd.DataFrame:
+        """Returned images that break their threat model, one row each."""
+        return tables.violation_table(self.stored)
+
+    @cached_property
+    def audit(self) -> findings.Audit:
+        """Symptoms of a failed attack, and those that were not checked."""
+        models: Mapping[str, Any] = self.provenance["models"]
+        random = [label for label, about in models.items() if about.get("random")]
+        probes = self.provenance.get("probes", {})  # absent in runs of earlier versions
+        return findings.audit_run(self.plan, self.table, self.stored, probes, random)
+
+    @cached_property
+    def certified(self) -> CertifiedResults:
+        """Certified robust accuracy, and contradictions to attacks."""
+        return certified.read_certified(self.folder, self.provenance, self.worst, self.stored.frame)
+
+    @cached_property
     def notes(self) -> list[str]:
-        """What preflight found of the models, and of the versions that the records were made with,
-        for the reader of their numbers."""
+        """What preflight found in the models, and what versions the records were made with."""
         models = self.provenance["models"].values()
         found = [finding for model in models for finding in model["findings"]]
-        return [*found, *mixed_versions(self.provenance["sessions"])]
+        return [*found, *describe_mixed_versions(self.provenance["sessions"])]
+
+    @cached_property
+    def _robust(self) -> dict[str, metrics.Outcomes]:
+        """Identity of a cell -> which examples are robust."""
+        return tables.outcomes_by_cell(self.plan, self.stored)
 
     def unfinished(self) -> pd.DataFrame:
-        """The rows of cells that failed or were not finished."""
+        """Select the cells that failed or are not finished.
+
+        Returns:
+            Their rows of `table`.
+        """
         return self.table[self.table["status"].isin(["failed", "missing"])]
 
 
-def read(folder: Path) -> RunResults:
-    """The results in a run's folder.
+def read_results(folder: Path) -> RunResults:
+    """Read the results of a run.
 
-    Raises: SuiteError if there is no run; RecordError if its records are damaged.
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The results; their tables are computed on access, which raises RecordError where a file
+        that only they need is damaged.
+
+    Raises:
+        SuiteError: There is no run.
+        RecordError: The manifest or the records are damaged or contradict each other.
     """
-    provenance, plan = manifest.read(folder)
-    data, suite = provenance["data"], provenance["suite"]
-    pairs = [(ours, reference) for ours, reference in provenance["crosschecks"]]
-    # A run made before suites could carry figures has none.
-    entries = [
-        ReferenceFigure(**{**known, "eps": tuple(known["eps"]), "values": tuple(known["values"])})
-        for known in manifest.known(ReferenceFigure, provenance.get("published", []))
-    ]
-    stored = records.load(folder)
-    wanted = {cell.identity for cell in plan}
-    planned = stored.frame["cell"].isin(wanted)
-    if not planned.all():  # an earlier plan's cells; else a million rows need not be copied
-        stored = stored._replace(frame=stored.frame[planned].reset_index(drop=True))
-    _check(folder, stored, wanted, data["n"])
-    table = tables.cell_table(plan, stored, suite["name"], data["name"], data["n"])
-    robust = tables.outcomes(plan, stored)
-    sides = crosscheck.pairs(plan, pairs)
-    kept = records.images(folder)
-    sure = stored.frame["clean_confidence"].set_axis(stored.frame["example"])
-    confidence = {cell: sure.iloc[at] for cell, at in stored.places().items()}
-    searches = min_norm.searches(plan, table, stored)
-    worst = tables.worst_case(plan, table, robust)
-    return RunResults(
-        provenance=provenance,
-        plan=plan,
-        stored=stored,
-        table=table,
-        worst=worst,
-        searches=searches,
-        distances=min_norm.table(searches),
-        comparisons=pairwise.compare(
-            table, robust, tables.outcomes(plan, stored, metrics.fooled_examples)
-        ),
-        seeds=pairwise.seeds(table, robust),
-        crosschecks=crosscheck.compare(sides, table, robust, confidence, kept),
-        explanations=explanations.read(folder, wanted),
-        published=references.compare_with_references(table, entries),
-        violations=tables.violations(stored),
-        # A run made before models were probed has no probes.
-        audit=findings.audit_run(
-            plan,
-            table,
-            stored,
-            provenance.get("probes", {}),
-            [label for label, about in provenance["models"].items() if about.get("random")],
-        ),
-        certified=brackets.read(folder, provenance, worst, stored.frame),
-    )
+    provenance, plan = manifest.read_manifest(folder)
+    stored = reader.read_records(folder)
+    planned = {cell.identity for cell in plan}
+    in_plan = stored.frame["cell"].isin(planned)
+    if not in_plan.all():  # cells of an earlier plan; without any, a million rows are not copied
+        stored = stored._replace(frame=stored.frame[in_plan].reset_index(drop=True))
+    _check_records(folder, stored, planned, provenance["data"]["n"])
+    return RunResults(folder, provenance, plan, stored)
 
 
-def _check(folder: Path, stored: records.Stored, wanted: Collection[str], n: int) -> None:
-    """Raises: RecordError if the records are not of the examples that the plan is for."""
-    beyond = {piece.cell for piece in stored.pieces if piece.cell in wanted and piece.last > n}
+def _check_records(folder: Path, stored: StoredRecords, planned: Collection[str], n: int) -> None:
+    """Raise RecordError if the records are not of the examples that the plan is for."""
+    beyond = {piece.cell for piece in stored.pieces if piece.cell in planned and piece.last > n}
     if beyond:
-        told = f"records of more than the {n} examples that {manifest.FILE} tells of"
-        raise RecordError(f"{folder}: {told}; run the suite again with --fresh")
+        why = f"records of more than the {n} examples that {manifest.FILE} tells of"
+        raise RecordError(f"{folder}: {why}; run the suite again with --fresh")
     fooled = stored.frame["fooled"].to_numpy(dtype=bool)
     if (fooled & ~metrics.eligible_examples(stored.frame).to_numpy()).any():
-        told = "records of examples fooled that no attack was run on"
-        raise RecordError(f"{folder}: {told}; run the suite again with --fresh")
+        why = "records of examples fooled that no attack was run on"
+        raise RecordError(f"{folder}: {why}; run the suite again with --fresh")

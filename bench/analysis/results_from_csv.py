@@ -1,7 +1,7 @@
-"""A run whose records were not kept, read back from the tables beside its provenance.json.
+"""Read a run without records from the tables beside its manifest.
 
-What only records can tell is missing: single examples, violations, images. Nothing is made up for
-it: a frame that no file holds is empty, and an audit whose gaps were not written down is not told.
+Only records have single examples, violations and images, so these are empty. A frame without a
+file is empty; without unchecked.csv it is unknown what the audit checked, so it lists no models.
 """
 
 from collections.abc import Hashable, Mapping
@@ -10,118 +10,115 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis import (
-    certified,
-    crosscheck,
-    explanations,
-    min_norm,
-    pairwise,
-    references,
-    results,
-    tables,
-)
+from bench.analysis import certified, columns, crosscheck, min_norm, pairwise, references, tables
+from bench.analysis.results import RunResults
 from bench.core import sanitize
 from bench.core.errors import RecordError, first_line
 from bench.evaluation.audit import symptoms
 from bench.evaluation.audit.findings import Audit, UncheckedSymptom
 from bench.evaluation.audit.symptoms import ObservedSymptom
 from bench.storage import manifest, spreadsheet
-from bench.storage.records import COLUMNS, Stored
+from bench.storage.reader import StoredRecords
+from bench.storage.schema import COLUMNS
 
-TEXTS = (
-    "suite", "model", "dataset", "attack", "implementation", "norm", "goal", "status", "reason",
-    "device", "eps_text", "target", "stop", "caveats", "threat_model", "source", "family", "varied",
-    "precision", "parts", "cell",
-)  # fmt: skip
-"""Columns of table.csv that hold words, where there are none an empty one."""
-COUNTS = (*tables.COUNTS, "samples", "predictions")
-_LABELS = (
+_TEXTS = (
+    *columns.select_names("text"),
     "first", "second", "ours", "reference", "examples", "differ_ids", "seeds", "sentence", "note",
     "figure", "method", "name", "why",
 )  # fmt: skip
-"""Columns of the other tables that hold words, even where these look like numbers."""
+"""Columns of any table that contain text, even if it looks like a number."""
 
 
-def read(folder: Path) -> results.RunResults:
-    """The results in the tables of a run's folder.
+def read_results_from_csv(folder: Path) -> RunResults:
+    """Read the results of a run from its tables.
 
-    Raises: SuiteError if there is no run; RecordError if a table is damaged.
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The results; `stored` is empty, and with it `violations` and `searches`.
+
+    Raises:
+        SuiteError: There is no run.
+        RecordError: A table is damaged.
     """
-    provenance, plan = manifest.read(folder)
-    table = _typed(folder / "table.csv", _frame(folder, "table.csv"))
+    provenance, plan = manifest.read_manifest(folder)
+    stored = StoredRecords(pd.DataFrame({column: [] for column in COLUMNS}), [], {})
     models = list(dict.fromkeys(cell.model for cell in plan))
-    return results.RunResults(
-        provenance=provenance,
-        plan=plan,
-        stored=Stored(pd.DataFrame({column: [] for column in COLUMNS}), [], {}),
-        table=table,
-        worst=_frame(folder, "worst.csv", tables.WORST),
+    return RunResults(folder, provenance, plan, stored).replace(
+        table=_cast_table(folder / "table.csv", _read_table(folder, "table.csv")),
+        worst=_read_table(folder, "worst.csv", tables.WORST_CASE_COLUMNS),
         searches=[],
-        distances=_frame(folder, "distances.csv", min_norm.COLUMNS),
-        comparisons=_frame(folder, "comparisons.csv", pairwise.COLUMNS),
-        seeds=_frame(folder, "seeds.csv", pairwise.SEEDS),
-        crosschecks=_frame(folder, "crosscheck.csv", crosscheck.COLUMNS),
-        explanations=explanations.read(folder, {cell.identity for cell in plan}),
-        published=_frame(folder, "published.csv", references.COLUMNS),
-        violations=pd.DataFrame(
-            columns=["model", "attack", "norm", "eps", "example", "violation"], dtype=object
-        ),
-        audit=_audit(folder, models),
+        distances=_read_table(folder, "distances.csv", min_norm.COLUMNS),
+        comparisons=_read_table(folder, "comparisons.csv", pairwise.COLUMNS),
+        seeds=_read_table(folder, "seeds.csv", pairwise.SEED_COLUMNS),
+        crosschecks=_read_table(folder, "crosscheck.csv", crosscheck.COLUMNS),
+        published=_read_table(folder, "published.csv", references.COLUMNS),
+        audit=_read_audit(folder, models),
         certified=certified.CertifiedResults(
-            table=_frame(folder, "certified.csv", certified.COLUMNS),
-            contradictions=_frame(folder, "contradictions.csv", certified.CONTRADICTIONS),
+            table=_read_table(folder, "certified.csv", certified.COLUMNS),
+            contradictions=_read_table(folder, "contradictions.csv", certified.CONTRADICTIONS),
         ),
     )
 
 
-def typed(table: pd.DataFrame) -> pd.DataFrame:
-    """A table of cells with every column that `tables` declares, each of its type: words, counts
-    that may be missing, or numbers. A column that an older bench did not have is empty."""
-    wanted = [*tables.COLUMNS, *tables.EXTRA]
+def cast_columns(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the columns of table.csv that are missing, and cast all to their declared types.
+
+    Args:
+        table: A table of cells, possibly of an earlier version.
+
+    Returns:
+        The table with all columns of `bench.analysis.columns`, in their order, then any others.
+        A text that is missing is empty.
+    """
+    wanted = [*tables.COLUMNS, *tables.ADDITIONAL_COLUMNS]
     more = [name for name in table.columns if name not in wanted]
     found = table.reindex(columns=[*wanted, *more])
-    words = {name: found[name].astype(object).fillna("").astype(str) for name in TEXTS}
-    counts = {name: found[name].astype("Int64") for name in COUNTS}
-    rest = [name for name in wanted if name not in words and name not in counts]
-    return found.assign(**words, **counts, **{name: found[name].astype(float) for name in rest})
+    texts = columns.select_names("text")
+    return found.assign(
+        **{name: found[name].astype(object).fillna("").astype(str) for name in texts},
+        **{name: found[name].astype("Int64") for name in columns.select_names("count")},
+        **{name: found[name].astype(float) for name in columns.select_names("number")},
+    )
 
 
-def _typed(path: Path, table: pd.DataFrame) -> pd.DataFrame:
+def _cast_table(path: Path, table: pd.DataFrame) -> pd.DataFrame:
     try:
-        return typed(table)
+        return cast_columns(table)
     except (ValueError, TypeError, ArithmeticError) as error:
         raise RecordError(
             f"{path}: damaged ({first_line(error)}); run bench report on the run again"
         ) from error
 
 
-def _frame(folder: Path, name: str, columns: tuple[str, ...] | None = None) -> pd.DataFrame:
-    """A table as it was written, to the last bit; if it may be absent, empty with `columns`."""
+def _read_table(folder: Path, name: str, expected: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """Read a table to the last bit; one that may be absent is then empty, columns `expected`."""
     path = folder / name
-    if columns is not None and not path.exists():
-        return pd.DataFrame(columns=list(columns))
+    if expected is not None and not path.exists():
+        return pd.DataFrame(columns=list(expected))
     try:
         found = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise RecordError(
             f"{path}: damaged ({first_line(error)}); run bench report on the run again"
         ) from error
-    found = found.rename(columns=sanitize.escape_controls).map(_text)
-    numbers = [name for name in found.columns if name not in (*TEXTS, *_LABELS)]
-    return found.assign(**{name: _numbers(found[name]) for name in numbers})
+    found = found.rename(columns=sanitize.escape_controls).map(_clean_text)
+    numbers = [name for name in found.columns if name not in _TEXTS]
+    return found.assign(**{name: _to_numbers(found[name]) for name in numbers})
 
 
-def _text(cell: str) -> str:
-    return sanitize.escape_controls(spreadsheet.unguarded(cell))
+def _clean_text(text: str) -> str:
+    return sanitize.escape_controls(spreadsheet.unguard_formula(text))
 
 
-def _numbers(column: "pd.Series[str]") -> "pd.Series[Any]":
-    """Numbers, to the last bit, or yes and no, if there is nothing else; else the words."""
-    there = [text for text in column if text]
-    if there and {"True", "False"}.issuperset(there):
+def _to_numbers(column: "pd.Series[str]") -> "pd.Series[Any]":
+    """Convert to bool, int or float, to the last bit, if every text allows it; else keep texts."""
+    present = [text for text in column if text]
+    if present and {"True", "False"}.issuperset(present):
         return column.map({"True": True, "False": False})
     try:
-        if len(there) == len(column):
+        if len(present) == len(column):
             return pd.Series([int(text) for text in column], index=column.index, dtype="int64")
     except (ValueError, OverflowError):
         pass
@@ -132,7 +129,7 @@ def _numbers(column: "pd.Series[str]") -> "pd.Series[Any]":
     return pd.Series(values, index=column.index, dtype=float)
 
 
-def _sign(row: Mapping[Hashable, Any]) -> ObservedSymptom:
+def _to_symptom(row: Mapping[Hashable, Any]) -> ObservedSymptom:
     return ObservedSymptom(
         name=str(row["name"]),
         model=str(row["model"]),
@@ -147,16 +144,17 @@ def _sign(row: Mapping[Hashable, Any]) -> ObservedSymptom:
     )
 
 
-def _audit(folder: Path, models: list[str]) -> Audit:
-    """The signs of audit.csv and what unchecked.csv says was not looked for; without the second,
-    nobody knows what was, and no model is told of."""
-    found = _frame(folder, "audit.csv", symptoms.COLUMNS)
-    unchecked = _frame(folder, "unchecked.csv", UncheckedSymptom._fields)
+def _read_audit(folder: Path, models: list[str]) -> Audit:
+    """Read audit.csv, and what was not checked from unchecked.csv."""
+    found = _read_table(folder, "audit.csv", symptoms.COLUMNS)
+    unchecked = _read_table(folder, "unchecked.csv", UncheckedSymptom._fields)
     try:
-        told = [_sign(row) for row in found.to_dict("records") if row["name"] in symptoms.SYMPTOMS]
+        signs = [
+            _to_symptom(row) for row in found.to_dict("records") if row["name"] in symptoms.SYMPTOMS
+        ]
         missing = [UncheckedSymptom(*map(str, row)) for row in unchecked.itertuples(index=False)]
     except (KeyError, ValueError, TypeError, ArithmeticError) as error:
         raise RecordError(
             f"{folder / 'audit.csv'}: damaged ({error!r:.300}); run bench report on the run again"
         ) from error
-    return Audit(models if (folder / "unchecked.csv").exists() else [], told, missing)
+    return Audit(models if (folder / "unchecked.csv").exists() else [], signs, missing)

@@ -1,7 +1,7 @@
-"""What a check needs of a run: its models, its attacks on them, and its cells above eps 0.
+"""Reduce a run to what a gate compares: its models, its attacks on them, its cells above eps 0.
 
-Outcomes are one bit per example, in the order of their ids 0..n-1, the first in the highest bit, in
-base64: 1,000 examples take 168 letters, whichever they are.
+Outcomes are one bit per example, in the order of their indices 0..n-1, the first in the highest
+bit, in base64: 1,000 examples take 168 characters, whatever the outcomes.
 """
 
 import base64
@@ -25,8 +25,8 @@ _Number: TypeAlias = Annotated[float, Ge(0)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Data:
-    """The examples; a fingerprint stands for all of them, their order included."""
+class DataSnapshot:
+    """The examples; the fingerprint covers all of them and their order."""
 
     __pydantic_config__ = _Strict
     name: str
@@ -35,8 +35,8 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What a throughput is comparable on."""
+class MachineSnapshot:
+    """The machine: throughput is compared on the same one only."""
 
     __pydantic_config__ = _Strict
     device: str
@@ -45,7 +45,7 @@ class Machine:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
+class ModelSnapshot:
     """A model without attack."""
 
     __pydantic_config__ = _Strict
@@ -53,13 +53,13 @@ class Model:
     fingerprint: str
     clean_correct: _Count
     signs: list[str]
-    """Kinds of sign that its audit found."""
+    """Names of the symptoms that its audit found."""
     clean: str
     """Packed: which examples it classifies correctly."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
+class AttackSnapshot:
     """An attack on a model, at all its eps."""
 
     __pydantic_config__ = _Strict
@@ -69,16 +69,16 @@ class Task:
     settings: dict[str, JsonValue]
     """`plan.Cell.settings`."""
     floor_ratio: _Number | None
-    """Time that the processor worked over that of a bare loop of the same passes, both summed over
-    the finished cells; None where it was not measured."""
+    """Processor time over that of a bare loop of the same passes, both summed over the finished
+    cells; None if it was not measured."""
     seconds: _Number
-    """Time that the processor worked for it."""
+    """Processor time."""
     clock_seconds: _Number
-    """Time that it took: more, where other programs had the processor in between."""
+    """Wall-clock time: more, where other programs used the processor."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Cell:
+class CellSnapshot:
     """A model under an attack at one eps above 0."""
 
     __pydantic_config__ = _Strict
@@ -96,38 +96,52 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """A run, reduced to what a later one is held against."""
+    """A run, reduced to what later runs are compared with."""
 
     __pydantic_config__ = _Strict
     schema: Literal[1]
     suite: str
     seed: int
-    data: Data
-    machine: Machine
+    data: DataSnapshot
+    machine: MachineSnapshot
     provenance: dict[str, JsonValue]
-    models: list[Model]
-    tasks: list[Task]
-    cells: list[Cell]
+    models: list[ModelSnapshot]
+    tasks: list[AttackSnapshot]
+    cells: list[CellSnapshot]
 
 
 # ------------------------------------------------------------------------------------------ bits
 
 
-def pack(outcomes: Outcomes) -> str:
-    """Outcomes of the examples 0..n-1, a bit each, in base64.
+def pack_outcomes(outcomes: Outcomes) -> str:
+    """Pack outcomes into text.
 
-    >>> pack(pd.Series([True, False, False, False, False, False, False, True, True]))
+    Args:
+        outcomes: Those of the examples 0..n-1, bool (n,).
+
+    Returns:
+        One bit per example, in base64.
+
+    >>> pack_outcomes(pd.Series([True, False, False, False, False, False, False, True, True]))
     'gYA='
     """
     return base64.b64encode(np.packbits(outcomes.to_numpy(dtype=bool)).tobytes()).decode("ascii")
 
 
-def unpack(text: str, n: int) -> Outcomes:
-    """What `pack` wrote of n examples, indexed by their ids.
+def unpack_outcomes(text: str, n: int) -> Outcomes:
+    """Unpack what `pack_outcomes` returned.
 
-    Raises: ValueError if it is not the outcomes of n examples.
+    Args:
+        text: What it returned.
+        n: Number of examples.
 
-    >>> unpack("gYA=", 9).to_numpy().nonzero()[0].tolist()
+    Returns:
+        Outcomes, bool (n,), indexed by example.
+
+    Raises:
+        ValueError: The text does not contain the outcomes of n examples.
+
+    >>> unpack_outcomes("gYA=", 9).to_numpy().nonzero()[0].tolist()
     [0, 7, 8]
     """
     try:
@@ -145,10 +159,17 @@ def unpack(text: str, n: int) -> Outcomes:
 # --------------------------------------------------------------------------------- from a run
 
 
-def of(found: RunResults) -> Snapshot:
-    """The snapshot of a run.
+def take_snapshot(found: RunResults) -> Snapshot:
+    """Reduce a run to a snapshot.
 
-    Raises: RecordError if a finished cell does not hold each example once.
+    Args:
+        found: Results with records.
+
+    Returns:
+        The snapshot.
+
+    Raises:
+        RecordError: A finished cell does not contain each example once.
     """
     session = found.provenance["sessions"][-1]
     environment = session["environment"]
@@ -157,8 +178,8 @@ def of(found: RunResults) -> Snapshot:
         schema=1,
         suite=found.provenance["suite"]["name"],
         seed=found.provenance["suite"]["seed"],
-        data=Data(name=data["name"], n=data["n"], fingerprint=data["fingerprint"]),
-        machine=Machine(
+        data=DataSnapshot(name=data["name"], n=data["n"], fingerprint=data["fingerprint"]),
+        machine=MachineSnapshot(
             device=environment["device"],
             processor=environment["device_name"] or environment["processor"],
             threads=environment["threads"],
@@ -173,38 +194,38 @@ def of(found: RunResults) -> Snapshot:
     )
 
 
-def _outcomes(found: RunResults, cell: str, column: Outcomes) -> Outcomes:
-    """`column` of the whole run's records for one cell, in the order of the examples."""
-    places = found.stored.frame["cell"] == cell
-    examples = found.stored.frame["example"][places].to_numpy()
+def _select_outcomes(found: RunResults, cell: str, column: Outcomes) -> Outcomes:
+    """Select the rows of one cell from a column of all records, in the order of the examples."""
+    in_cell = found.stored.frame["cell"] == cell
+    examples = found.stored.frame["example"][in_cell].to_numpy()
     n = found.provenance["data"]["n"]
     if not np.array_equal(examples, np.arange(n)):
         raise RecordError(
             f"cell {cell}: expected records of the examples 0 to {n - 1}, each once; "
             "run the suite again with --fresh"
         )
-    return pd.Series(column[places].to_numpy(dtype=bool))
+    return pd.Series(column[in_cell].to_numpy(dtype=bool))
 
 
-def _models(found: RunResults) -> list[Model]:
+def _models(found: RunResults) -> list[ModelSnapshot]:
     models = []
     for label, rows in found.table[found.table["status"] == "ok"].groupby("model", sort=False):
         correct = found.stored.frame["clean_correct"]
-        clean = _outcomes(found, rows["cell"].iloc[0], correct)
+        clean = _select_outcomes(found, rows["cell"].iloc[0], correct)
         signs = {sign.name for sign in found.audit.signs if sign.model == label}
         models.append(
-            Model(
+            ModelSnapshot(
                 model=str(label),
                 fingerprint=found.provenance["models"][label]["fingerprint"],
                 clean_correct=int(clean.sum()),
                 signs=sorted(signs),
-                clean=pack(clean),
+                clean=pack_outcomes(clean),
             )
         )
     return models
 
 
-def _tasks(found: RunResults) -> list[Task]:
+def _tasks(found: RunResults) -> list[AttackSnapshot]:
     above = [cell for cell in found.plan if cell.eps > 0]
     done = set(found.table["cell"][found.table["status"] == "ok"])
     tasks = []
@@ -215,7 +236,7 @@ def _tasks(found: RunResults) -> list[Task]:
         busy = sum(piece.busy_seconds for piece in pieces)
         floor = sum(piece.busy_floor_seconds for piece in pieces)
         tasks.append(
-            Task(
+            AttackSnapshot(
                 model=model,
                 attack=attack,
                 family=cells[0].family or attack,
@@ -228,7 +249,7 @@ def _tasks(found: RunResults) -> list[Task]:
     return tasks
 
 
-def _cells(found: RunResults) -> list[Cell]:
+def _cells(found: RunResults) -> list[CellSnapshot]:
     robust = metrics.robust_examples(found.stored.frame)
     cells = []
     for row in found.table[found.table["eps"] > 0].to_dict("records"):
@@ -236,6 +257,6 @@ def _cells(found: RunResults) -> list[Cell]:
         counted: dict[str, Any] = {}
         if row["status"] == "ok":
             counted = {name: int(row[name]) for name in ("robust_correct", "violations")}
-            counted["robust"] = pack(_outcomes(found, row["cell"], robust))
-        cells.append(Cell(**about, reason=row["reason"], **counted))
+            counted["robust"] = pack_outcomes(_select_outcomes(found, row["cell"], robust))
+        cells.append(CellSnapshot(**about, reason=row["reason"], **counted))
     return cells

@@ -1,8 +1,8 @@
-"""A snapshot as a file: the baseline that later runs are held against, for git to show changes of.
+"""Write and read a snapshot as JSON: the baseline that later runs are compared with, kept in git.
 
-One line for each model, each attack on a model and each cell, so that a change of one cell is a
-change of one line; nothing but `provenance` tells when a file was made and by what. A baseline
-comes from elsewhere and is checked like any other data: what is damaged is told in one sentence.
+One line for each model, each attack on a model and each cell, so that a change of one cell changes
+one line; only `provenance` depends on when and by what the file was made. A baseline may come from
+elsewhere and is checked like any other data.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from bench.analysis.snapshot import Snapshot, unpack
+from bench.analysis.snapshot import Snapshot, unpack_outcomes
 from bench.core import files
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation.metrics import Outcomes
@@ -23,16 +23,28 @@ from bench.evaluation.metrics import Outcomes
 SCHEMA = 1
 
 
-def write(snapshot: Snapshot, path: Path) -> None:
+def write_snapshot(snapshot: Snapshot, path: Path) -> None:
     """Write a baseline; the same run gives the same bytes.
 
-    Raises: SuiteError if it cannot be written.
+    Args:
+        snapshot: Of the run that is accepted.
+        path: File to write.
+
+    Raises:
+        SuiteError: The file cannot be written.
     """
-    files.write_atomic(path, text_of(snapshot).encode())
+    files.write_atomic(path, format_snapshot(snapshot).encode())
 
 
-def text_of(snapshot: Snapshot) -> str:
-    """The baseline as JSON, a line for each model, task and cell."""
+def format_snapshot(snapshot: Snapshot) -> str:
+    """Format a baseline as JSON.
+
+    Args:
+        snapshot: Of a run.
+
+    Returns:
+        A document with one line for each model, attack on a model, and cell.
+    """
     fields = dataclasses.asdict(snapshot)
     parts = []
     for key, value in fields.items():
@@ -48,10 +60,18 @@ def _line(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def read(path: Path) -> Snapshot:
-    """The baseline in a file.
+def read_snapshot(path: Path) -> Snapshot:
+    """Read a baseline.
 
-    Raises: SuiteError if there is none; RecordError if it is damaged or newer than this bench.
+    Args:
+        path: A file that `write_snapshot` wrote.
+
+    Returns:
+        The snapshot, checked for contradictions.
+
+    Raises:
+        SuiteError: There is no such file, or it cannot be read.
+        RecordError: It is damaged or newer than this bench.
     """
     try:
         content = path.read_bytes()
@@ -84,34 +104,35 @@ def read(path: Path) -> Snapshot:
 
 
 def _check(snapshot: Snapshot) -> None:
-    """Raises: ValueError if the parts do not fit each other."""
+    """Raise ValueError if models, attacks and cells contradict each other."""
     n = snapshot.data.n
     clean = {}
     for model in snapshot.models:
-        clean[model.model] = _counted(model.clean, model.clean_correct, n, model.model)
+        clean[model.model] = _unpack_counted(model.clean, model.clean_correct, n, model.model)
     for cell in snapshot.cells:
         name = f"{cell.model}, {cell.attack}, eps {cell.eps_text}"
         if cell.status != "ok":
             continue
         if cell.model not in clean:
             raise ValueError(f"{name}: no model of that name among models")
-        robust = _counted(cell.robust, cell.robust_correct, n, name)
+        robust = _unpack_counted(cell.robust, cell.robust_correct, n, name)
         if (robust & ~clean[cell.model]).any():
             raise ValueError(f"{name}: robust where the model is wrong without attack")
         if cell.violations > n:
             raise ValueError(f"{name}: {cell.violations} violations among {n} examples")
-    _once("models", (model.model for model in snapshot.models))
-    _once("tasks", ((task.model, task.attack) for task in snapshot.tasks))
-    _once("cells", ((cell.model, cell.attack, cell.eps) for cell in snapshot.cells))
+    _check_unique("models", (model.model for model in snapshot.models))
+    _check_unique("tasks", ((task.model, task.attack) for task in snapshot.tasks))
+    _check_unique("cells", ((cell.model, cell.attack, cell.eps) for cell in snapshot.cells))
     tasks = {(task.model, task.attack) for task in snapshot.tasks}
     for cell in snapshot.cells:
         if (cell.model, cell.attack) not in tasks:
             raise ValueError(f"{cell.model}, {cell.attack}: no such attack among tasks")
 
 
-def _counted(text: str, k: int, n: int, name: str) -> Outcomes:
+def _unpack_counted(text: str, k: int, n: int, name: str) -> Outcomes:
+    """Unpack outcomes of n examples; raise ValueError unless k of them are True."""
     try:
-        outcomes = unpack(text, n)
+        outcomes = unpack_outcomes(text, n)
     except ValueError as error:
         raise ValueError(f"{name}: outcomes: {error}") from None
     if int(outcomes.sum()) != k:
@@ -119,12 +140,12 @@ def _counted(text: str, k: int, n: int, name: str) -> Outcomes:
     return outcomes
 
 
-def _once(what: str, names: Iterable[Any]) -> None:
+def _check_unique(what: str, names: Iterable[Any]) -> None:
     for name, count in Counter(names).items():
         if count > 1:
             raise ValueError(f"{what}: {name} {count} times")
 
 
 def _damaged(path: Path, why: str) -> RecordError:
-    told = " ".join(why.split())[:300]
-    return RecordError(f"{path}: damaged baseline ({told}); make it again with bench baseline")
+    reason = " ".join(why.split())[:300]
+    return RecordError(f"{path}: damaged baseline ({reason}); make it again with bench baseline")

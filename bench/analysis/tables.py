@@ -1,8 +1,8 @@
-"""Records -> tables: one row per cell, and the worst case over attacks at each eps.
+"""Tables of a run from its records: one row per cell, and the worst case over attacks at each eps.
 
-Every figure is derived from per-example records by the definitions of `metrics`; a cell that
-failed, was skipped or is not finished has its status and reason, and no numbers. Failed is, too,
-a cell most of whose attacked images are violations.
+Every figure is derived from per-example records by the definitions of `metrics`. A cell that
+failed, was skipped or is not finished has its status and reason, and no numbers. A cell most of
+whose attacked images are violations counts as failed, too. `columns` declares the columns.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,76 +11,84 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.analysis import columns
 from bench.evaluation import metrics
-from bench.storage.records import Stored
+from bench.storage.reader import StoredRecords
 from bench.suite.plan import Cell
 
-COLUMNS = (
-    "suite", "model", "dataset", "attack", "implementation", "norm", "eps", "goal", "status",
-    "reason", "n", "clean_correct", "robust_correct", "clean_accuracy", "robust_accuracy",
-    "robust_low", "robust_high", "attack_success_rate", "success_low", "success_high",
-    "robust_accuracy_8bit", "violations", "mean_confidence_fooled", "mean_linf", "mean_l2",
-    "mean_l1", "mean_l0", "forwards_per_example", "backwards_per_example", "seconds",
-    "examples_per_second", "floor_ratio", "device",
-)  # fmt: skip
-EXTRA = (
-    "eps_text", "target", "stop", "attacked", "eligible", "fooled", "robust_correct_8bit",
-    "verify_seconds", "rows_per_pass", "caveats", "threat_model", "source", "family", "varied",
-    "value", "seed", "mean_target_cross_entropy", "precision", "samples",
-    "predictions", "unstable", "parts", "cell",
-)  # fmt: skip
-NONFINITE = ("nonfinite_gradients", "nonfinite_examples")
-"""Gradients in which entries were not finite and counted as 0, and the examples that had any: last
-columns, of a table in which there were any."""
-COUNTS = (
-    "n", "clean_correct", "robust_correct", "violations", "attacked", "eligible", "fooled",
-    "robust_correct_8bit", "rows_per_pass", "seed", "unstable",
-)  # fmt: skip
-WORST = (
+COLUMNS = tuple(column.name for column in columns.MAIN)
+ADDITIONAL_COLUMNS = tuple(column.name for column in columns.ADDITIONAL)
+NONFINITE_COLUMNS = tuple(column.name for column in columns.NONFINITE)
+COUNTS = columns.select_names("count")
+WORST_CASE_COLUMNS = (
     "model", "dataset", "norm", "goal", "eps", "eps_text", "n", "clean_correct", "robust_correct",
     "robust_accuracy", "robust_low", "robust_high", "attacks", "broken_by",
 )  # fmt: skip
 
 
 def cell_table(
-    plan: Sequence[Cell], stored: Stored, suite: str, dataset: str, n: int
+    plan: Sequence[Cell], stored: StoredRecords, suite: str, dataset: str, n: int
 ) -> pd.DataFrame:
-    """One row per cell of the plan, columns COLUMNS then EXTRA, then NONFINITE if any was.
+    """Summarize the records of each cell.
 
-    `n` is the number of examples a finished cell has. `parts` counts, for each part of an ensemble,
-    the examples that it broke after those before it had failed.
+    Args:
+        plan: The cells of the suite.
+        stored: Their records.
+        suite: Name of the suite.
+        dataset: Name of the data set.
+        n: Examples that a finished cell has.
+
+    Returns:
+        One row per cell, in the order of the plan: COLUMNS, ADDITIONAL_COLUMNS, and
+        NONFINITE_COLUMNS if any gradient was not finite.
     """
-    places = stored.places()
+    positions = stored.row_positions()
     rows = [
-        {"suite": suite, "dataset": dataset, **_row(cell, stored, places.get(cell.identity), n)}
+        {"suite": suite, "dataset": dataset, **_row(cell, stored, positions.get(cell.identity), n)}
         for cell in plan
     ]
-    more = [name for name in NONFINITE if any(row.get(name) for row in rows)]
-    table = pd.DataFrame(rows, columns=[*COLUMNS, *EXTRA, *more])
+    more = [name for name in NONFINITE_COLUMNS if any(row.get(name) for row in rows)]
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *ADDITIONAL_COLUMNS, *more])
     counts = [*COUNTS, *more]
     table[counts] = table[counts].astype("Int64")
     return table
 
 
-def outcomes(
+def outcomes_by_cell(
     plan: Sequence[Cell],
-    stored: Stored,
-    of: Callable[[pd.DataFrame], metrics.Outcomes] = metrics.robust_examples,
-) -> dict[str, "pd.Series[bool]"]:
-    """For each cell with records, which examples are robust, or what `of` says; by example."""
-    found = of(stored.frame)
+    stored: StoredRecords,
+    outcome: Callable[[pd.DataFrame], metrics.Outcomes] = metrics.robust_examples,
+) -> dict[str, metrics.Outcomes]:
+    """Compute one outcome of every example of every cell.
+
+    Args:
+        plan: The cells of the suite.
+        stored: Their records.
+        outcome: Records -> outcome of each row.
+
+    Returns:
+        Identity of a cell with records -> outcomes (examples of the cell,), indexed by example.
+    """
+    found = outcome(stored.frame)
     found.index = pd.Index(stored.frame["example"])
-    wanted = {cell.identity for cell in plan}
-    rows = stored.places().items()
-    return {cell: found.iloc[at] for cell, at in rows if cell in wanted}
+    planned = {cell.identity for cell in plan}
+    positions = stored.row_positions().items()
+    return {cell: found.iloc[at] for cell, at in positions if cell in planned}
 
 
-def worst_case(
-    plan: Sequence[Cell], table: pd.DataFrame, robust: Mapping[str, "pd.Series[bool]"]
+def worst_case_table(
+    plan: Sequence[Cell], table: pd.DataFrame, robust: Mapping[str, metrics.Outcomes]
 ) -> pd.DataFrame:
-    """One row per (model, norm, goal, eps): robust under every attack that finished, columns WORST.
+    """Count the examples that are robust under every finished attack.
 
-    `broken_by` counts, for each attack in the suite's order, the examples that it broke first.
+    Args:
+        plan: The cells of the suite.
+        table: That of `cell_table`.
+        robust: Identity of a cell -> which examples are robust, indexed by example.
+
+    Returns:
+        One row per (model, norm, goal, eps), columns WORST_CASE_COLUMNS; `broken_by` counts for
+        each attack, in the suite's order, the examples that it broke first.
     """
     rows = []
     done = table[table["status"] == "ok"]
@@ -111,11 +119,18 @@ def worst_case(
                 "broken_by": ", ".join(broken) if first["eps"] > 0 else "",
             }
         )
-    return pd.DataFrame(rows, columns=list(WORST))
+    return pd.DataFrame(rows, columns=list(WORST_CASE_COLUMNS))
 
 
-def divided(table: pd.DataFrame) -> list[str]:
-    """For each model whose predictions vote, a sentence on how often they were not unanimous."""
+def describe_split_votes(table: pd.DataFrame) -> list[str]:
+    """Say how often the predictions of a randomized model were not unanimous.
+
+    Args:
+        table: That of `cell_table`.
+
+    Returns:
+        A sentence for each model whose predictions vote.
+    """
     voted = table[(table["status"] == "ok") & (table["predictions"] > 1)]
     return [
         f"{model}: its {cells['predictions'].iloc[0]} predictions of an image were not unanimous "
@@ -124,14 +139,21 @@ def divided(table: pd.DataFrame) -> list[str]:
     ]
 
 
-def violations(stored: Stored) -> pd.DataFrame:
-    """Every image that broke its threat model: model, attack, norm, eps, example, violation."""
-    columns = ["model", "attack", "norm", "eps", "example", "violation"]
+def violation_table(stored: StoredRecords) -> pd.DataFrame:
+    """Select the returned images that break their threat model.
+
+    Args:
+        stored: Records of the run.
+
+    Returns:
+        One row per image, columns model, attack, norm, eps, example, violation.
+    """
+    names = ["model", "attack", "norm", "eps", "example", "violation"]
     broken = stored.frame[stored.frame["violation"] != ""]
-    return broken[columns].reset_index(drop=True)
+    return broken[names].reset_index(drop=True)
 
 
-def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
+def _row(cell: Cell, stored: StoredRecords, positions: Any, n: int) -> dict[str, object]:
     about: dict[str, object] = {
         "model": cell.model,
         "attack": cell.attack,
@@ -157,15 +179,15 @@ def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
         "cell": cell.identity,
     }
     pieces = [piece for piece in stored.pieces if piece.cell == cell.identity]
-    there = sum(piece.last - piece.first for piece in pieces)
+    done = sum(piece.last - piece.first for piece in pieces)
     if cell.reason:
         return {**about, "status": "skipped", "reason": cell.reason}
     if cell.identity in stored.failures:
         return {**about, "status": "failed", "reason": stored.failures[cell.identity]}
-    if there < n:
-        reason = f"{there} of {n} examples are done; run the suite again to go on"
+    if done < n:
+        reason = f"{done} of {n} examples are done; run the suite again to go on"
         return {**about, "status": "missing", "reason": reason}
-    records = stored.frame.iloc[places]
+    records = stored.frame.iloc[positions]
     attacked = sum(piece.attacked for piece in pieces)
     if reason := _mostly_violations(records, attacked):
         return {**about, "status": "failed", "reason": reason}
@@ -190,15 +212,16 @@ def _row(cell: Cell, stored: Stored, places: Any, n: int) -> dict[str, object]:
         "device": pieces[0].device,
         "verify_seconds": sum(piece.verify_seconds for piece in pieces),
         "rows_per_pass": pieces[0].rows,
-        **{name: sum(getattr(piece, name) for piece in pieces) for name in NONFINITE},
+        **{name: sum(getattr(piece, name) for piece in pieces) for name in NONFINITE_COLUMNS},
         "parts": ", ".join(f"{name}: {int((fooled['part'] == name).sum())}" for name in parts),
     }
 
 
 def _mostly_violations(records: pd.DataFrame, attacked: int) -> str:
-    """Why a cell counts for nothing of which more than half of the attacked images broke the threat
-    model; empty if fewer did. Each counts as an attack that failed, so that all of them together
-    would say that the model is robust."""
+    """Give the reason if more than half of the attacked images are violations, else "".
+
+    Each counts as a failed attack, so that such a cell would show a robust model.
+    """
     broken = records[records["violation"] != ""]
     if 2 * len(broken) <= attacked:
         return ""
@@ -211,7 +234,7 @@ def _mostly_violations(records: pd.DataFrame, attacked: int) -> str:
 
 
 def _target_cross_entropy(cell: Cell, fooled: pd.DataFrame) -> float | None:
-    """How sure the model ends of the target, -ln p, on average over the fooled examples."""
+    """Average the cross-entropy -ln p(target) over the fooled examples."""
     if cell.goal != "targeted" or fooled.empty:
         return None
     return float(-np.log(fooled["confidence"].astype(float)).mean())

@@ -8,7 +8,7 @@ import click
 from bench.cli.main import FOLDER, cli, echo
 
 if TYPE_CHECKING:
-    from bench.analysis.compare_runs import Compared
+    from bench.analysis.compare_runs import RunComparison
 
 
 @cli.command()
@@ -28,7 +28,7 @@ def compare(first: Path, second: Path, out: Path | None) -> int:
     from bench.analysis import results
     from bench.reporting.report import run_comparison
 
-    found = pure.compare(results.read(first), results.read(second))
+    found = pure.compare_runs(results.read_results(first), results.read_results(second))
     if found.refusal:
         echo(f"bench: {first} and {second}: {found.refusal}", err=True)
         return 3
@@ -39,7 +39,7 @@ def compare(first: Path, second: Path, out: Path | None) -> int:
     return 0
 
 
-def _print(found: "Compared", first: Path, second: Path) -> None:
+def _print(found: "RunComparison", first: Path, second: Path) -> None:
     """The table, the cells that changed beyond chance in a sentence, and what was not compared."""
     from rich.table import Table
 

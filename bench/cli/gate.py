@@ -30,18 +30,18 @@ def baseline(folder: Path, output: Path) -> int:
     from bench.analysis import snapshot_file as kept
     from bench.core.errors import SuiteError
 
-    found = results.read(folder)
+    found = results.read_results(folder)
     unfinished = found.table[found.table["status"] == "missing"]
     if len(unfinished):
         raise SuiteError(
             f"{folder}: {len(unfinished)} of {len(found.table)} cells are not finished; "
             "run the suite again to go on, and then make it the baseline"
         )
-    taken = snapshot.of(found)
+    taken = snapshot.take_snapshot(found)
     ok = sum(cell.status == "ok" for cell in taken.cells)
     if not taken.models:
         raise SuiteError(f"{folder}: expected a finished cell to hold others against, found none")
-    kept.write(taken, output)
+    kept.write_snapshot(taken, output)
     echo(f"baseline: {output} ({ok} cells, {taken.data.n} examples)")
     failed = [cell for cell in taken.cells if cell.status == "failed"]
     for cell in failed:
@@ -82,10 +82,10 @@ def check(
     from bench.workflows.gate import junit as xml
     from bench.workflows.gate import markdown_summary as page
 
-    before = kept.read(against)
-    found = results.read(folder)
+    before = kept.read_snapshot(against)
+    found = results.read_results(folder)
     limits = thresholds.override_thresholds(fail, _limits(found, folder))
-    now = snapshot.of(found)
+    now = snapshot.take_snapshot(found)
     checked = comparison.check_against_baseline(before, now, limits)
     if junit is not None:
         files.write_atomic(junit, xml.render_junit(checked, now.suite))

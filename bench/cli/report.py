@@ -45,7 +45,7 @@ def write_report(folder: Path, strict: bool) -> int:
     from bench.reporting import run_output, terminal  # imported late: no cell waits for plotting
     from bench.reporting.report import certified_view
 
-    found = results.read(folder)
+    found = results.read_results(folder)
     page = run_output.write_run_output(found, folder)
     terminal.print_summary(found, console())
     echo(f"report: {page}")

@@ -37,7 +37,7 @@ def rerun(
     from bench.execution import options, runner
     from bench.workflows import reproduce as repeating
 
-    first = results.read(folder)
+    first = results.read_results(folder)
     command = shlex.join(["bench", *sys.argv[1:]])
     again = repeating.plan_repetition(folder, base, device, files.data_folder(data_dir), command)
     place = out or options.default_run_folder(f"{again.suite.name}-rerun")
@@ -48,7 +48,7 @@ def rerun(
     malloc.keep_freed_memory()
     with show_progress() as listen:
         runner.run_suite(again.suite, place, again.options, listen)
-    second = results.read(place)
+    second = results.read_results(place)
     for sentence in repeating.list_identity_changes(first, second):
         echo(f"differs: {sentence}")
     found = repeating.compare_repetition(first, second)

@@ -105,8 +105,8 @@ def run(
 
 def _finish_shard(shard: "Shard", folder: Path, whole: Path) -> int:
     """Print how to join the shards; return 1 if a cell of this one failed."""
-    from bench.storage import records
+    from bench.storage import reader
 
     echo(f"shard {shard.number} of {shard.of} is done: {folder}")
     echo(f"when all are: bench merge {whole} -o {whole}")
-    return 1 if records.failures(folder) else 0
+    return 1 if reader.read_failures(folder) else 0

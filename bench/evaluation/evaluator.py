@@ -32,7 +32,7 @@ from bench.evaluation.judge import Prediction, Vote, judge
 from bench.models import fingerprint
 from bench.models.preflight import checks
 from bench.models.preflight.checks import LoadedModel
-from bench.storage.records import Piece
+from bench.storage.schema import Piece
 from bench.suite import plan
 from bench.suite.identity import ModelFacts
 from bench.suite.schema import Suite

@@ -14,7 +14,7 @@ from bench.execution.loaded_suite import LoadedSuite
 from bench.execution.options import RunOptions
 from bench.execution.sharding import WHOLE, Shard
 from bench.execution.work import WorkUnit
-from bench.storage.records import Piece
+from bench.storage.schema import Piece
 from bench.suite import plan
 
 

@@ -99,9 +99,9 @@ def describe_evaluator(
         },
         chunks=evaluator.chunks(),
         certification=certification,
-        environment=environment.environment(evaluator.device),
-        libraries=environment.loaded(),
-        files=environment.own_files(suite),
+        environment=environment.describe_environment(evaluator.device),
+        libraries=environment.list_loaded_packages(),
+        files=environment.hash_user_files(suite),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from bench.core import files
 from bench.execution.loaded_suite import LoadedSuite
 from bench.execution.options import RunOptions
-from bench.storage import environment, manifest, records
+from bench.storage import environment, manifest, schema
 from bench.suite import plan
 from bench.suite.schema import Suite
 
@@ -34,14 +34,14 @@ def build_manifest(
     """
     files_read = loaded.files
     return {
-        "schema": records.SCHEMA,
+        "schema": schema.SCHEMA_VERSION,
         "suite": {
             "name": suite.name,
             "title": suite.title,
             "seed": suite.seed,
             "sweep": suite.sweep,
             "text": suite.text,
-            "base": environment.relative(suite.base) if files_read else "",
+            "base": environment.relative_path(suite.base) if files_read else "",
         },
         "files": files_read,
         "data": {
@@ -76,7 +76,7 @@ def build_manifest(
                 "options": options.to_manifest(),
                 "environment": loaded.environment,
                 "loaded": loaded.libraries,
-                "requirements": environment.requirements(),
+                "requirements": environment.list_requirements(),
             }
         ],
     }

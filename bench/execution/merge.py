@@ -18,7 +18,8 @@ from bench.evaluation import consistency
 from bench.evaluation.certification import store
 from bench.evaluation.evaluator import chunk_bounds
 from bench.execution import manifest_builder, sharding
-from bench.storage import fingerprint, manifest, records
+from bench.storage import fingerprint, manifest, reader, records, schema
+from bench.storage import images as storage_images
 from bench.suite.plan import Cell
 
 _PieceKey = tuple[str, int, int]
@@ -44,7 +45,7 @@ class _Source(NamedTuple):
     folder: Path
     manifest: dict[str, Any]
     plan: list[Cell]
-    files: dict[Path, list[records.Piece]]
+    files: dict[Path, list[schema.Piece]]
     """Files of records, and the pieces that each contains."""
 
     def piece_keys(self, excluding: "_Source") -> set[_PieceKey]:
@@ -116,9 +117,9 @@ def _expand_folders(given: Sequence[Path]) -> list[Path]:
 
 
 def _read_source(folder: Path) -> _Source:
-    content, plan = manifest.read(folder)
+    content, plan = manifest.read_manifest(folder)
     paths = sorted((folder / "records").glob("*.parquet"))
-    return _Source(folder, content, plan, {path: records.pieces_of(path) for path in paths})
+    return _Source(folder, content, plan, {path: reader.read_file_pieces(path) for path in paths})
 
 
 # ----------------------------------------------------------------------------- compatibility
@@ -184,7 +185,7 @@ def _check_models(one: _Source, other: _Source) -> None:
 
 
 def _read_clean_answers(path: Path, model: str) -> pd.DataFrame:
-    frame = records.read(path)
+    frame = reader.read_file(path)
     return frame[(frame["model"] == model).to_numpy()].drop_duplicates("example")
 
 
@@ -215,7 +216,7 @@ def _check_records(one: _Source, other: _Source) -> None:
     """Raise a RecordError if two folders have different outcomes of the same examples."""
     # Files of one name have one hash, and so one content.
     common = one.piece_keys(excluding=other) & other.piece_keys(excluding=one)
-    frames = [records.load(source.folder).frame for source in (one, other)] if common else []
+    frames = [reader.read_records(source.folder).frame for source in (one, other)] if common else []
     for cell, first, last in sorted(common):
         ours, theirs = (
             frame[(frame["cell"] == cell) & frame["example"].between(first, last - 1)]
@@ -266,7 +267,7 @@ def _copy_files(sources: Sequence[_Source], out: Path) -> set[_PieceKey]:
             stem = files.strip_hash(path)
             images = [
                 each
-                for kind in (records.IMAGES, records.ADVERSARIAL)
+                for kind in (storage_images.SUFFIX, storage_images.ADVERSARIAL_SUFFIX)
                 for each in path.parent.glob(f"{stem}*{kind}")
                 if files.strip_hash(each) == stem
             ]
@@ -279,7 +280,10 @@ def _copy_files(sources: Sequence[_Source], out: Path) -> set[_PieceKey]:
                 _copy_file(path, out)
                 held.add((identity, int(first)))
     clean = next(
-        iter((sources[0].folder / "records").glob(f"{records.CLEAN}*{records.IMAGES}")), None
+        iter(
+            (sources[0].folder / "records").glob(f"{storage_images.CLEAN}*{storage_images.SUFFIX}")
+        ),
+        None,
     )
     if clean is not None:
         _copy_file(clean, out)
@@ -296,12 +300,12 @@ def _copy_failures(sources: Sequence[_Source], out: Path, undone: set[str]) -> N
     """Copy the reasons of failed cells that do not have all their records."""
     reasons: dict[str, str] = {}
     for source in sources:
-        reasons |= records.failures(source.folder)
+        reasons |= reader.read_failures(source.folder)
     for cell, reason in reasons.items():
         if cell in undone:
-            records.fail(out, cell, reason)
+            records.write_failure(out, cell, reason)
         else:
-            records.clear(out, cell)
+            records.delete_failure(out, cell)
 
 
 def _merge_manifests(sources: Sequence[_Source]) -> dict[str, Any]:

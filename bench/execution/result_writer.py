@@ -25,6 +25,7 @@ from bench.execution.work import (
     WorkResult,
     WorkUnit,
 )
+from bench.storage import images as storage_images
 from bench.storage import records
 from bench.storage.adversarial_images import AdversarialWriter
 from bench.suite import plan
@@ -138,7 +139,7 @@ class ResultWriter:
                 self._report_failure(unit, result.reason)
             case FirstImages(), Tensor():
                 images = {unit.data_fingerprint: result}
-                records.write_images(self.out, records.CLEAN, images)
+                storage_images.write_images(self.out, storage_images.CLEAN, images)
             case ProbeUnit(), dict():
                 self.probes[unit.model] = result
             case _:
@@ -176,7 +177,7 @@ class ResultWriter:
             why: The reason.
         """
         for cell in cells:
-            records.fail(self.out, cell, why)
+            records.write_failure(self.out, cell, why)
             self._failed[cell] = why
         radii = [*dict.fromkeys(cells.values())]
         about = {"eps": radii, "reason": why}
@@ -190,7 +191,7 @@ class ResultWriter:
             why: The reason.
         """
         for cell in task.cells:
-            records.fail(self.out, cell.identity, why)
+            records.write_failure(self.out, cell.identity, why)
         radii = [cell.eps_text for cell in task.cells]
         about = {"model": task.model, "attack": task.entry.label, "eps": radii, "reason": why}
         if radii:
@@ -202,15 +203,15 @@ class ResultWriter:
             self._fail(unit, result)
             return
         stem = f"{unit.task.model}-{unit.task.entry.label}"
-        self.adversarial.keep(stem, result.pieces, result.adversarial)
-        records.write(self.out, stem, result.frame, result.pieces, result.images)
+        self.adversarial.write_images(stem, result.pieces, result.adversarial)
+        records.write_records(self.out, stem, result.frame, result.pieces, result.images)
         for cell in self._failed.keys() & set(result.cells):
             # Another chunk failed while a worker was at this one: the cell remains failed.
-            records.fail(self.out, cell, self._failed[cell])
+            records.write_failure(self.out, cell, self._failed[cell])
 
     def _fail(self, unit: WorkUnit, result: WorkResult) -> None:
         for cell in result.cells:
-            records.fail(self.out, cell, result.reason)
+            records.write_failure(self.out, cell, result.reason)
             self._failed[cell] = result.reason
         radii = [c.eps_text for c in unit.task.cells if c.identity in result.cells]
         text = f"{unit.name} at eps {', '.join(radii)}: {result.reason}"

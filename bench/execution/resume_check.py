@@ -19,7 +19,8 @@ from bench.core import files
 from bench.core.errors import SuiteError, describe
 from bench.evaluation import consistency
 from bench.evaluation.evaluator import Evaluator
-from bench.storage import records
+from bench.storage import images as storage_images
+from bench.storage import reader, schema
 from bench.suite import plan
 
 CLEAN_IMAGES = 32
@@ -29,7 +30,7 @@ ADVERSARIAL_IMAGES = 64
 FILES = 8
 """Most files of records that are read for one model."""
 
-RecordFile = tuple[Path, tuple[records.Piece, ...]]
+RecordFile = tuple[Path, tuple[schema.Piece, ...]]
 """A file of records, and the pieces that it contains."""
 
 
@@ -54,7 +55,7 @@ def select_files(tasks: Sequence[plan.AttackTask], out: Path) -> dict[str, tuple
         Model -> at most FILES files with the earliest examples; no entry for a model that has none.
     """
     stored = [
-        (path, tuple(records.pieces_of(path)))
+        (path, tuple(reader.read_file_pieces(path)))
         for path in sorted((out / "records").glob("*.parquet"))
     ]
     selected = {}
@@ -90,7 +91,7 @@ def check_model(
         SuiteError: The model answers otherwise than when its records were made.
     """
     cells = _cells_of(tasks, label)
-    frames = {path: records.read(path) for path, _ in record_files}
+    frames = {path: reader.read_file(path) for path, _ in record_files}
     try:
         _compare(session, label, out, _read_clean(session, label, *frames.values()))
         _compare(session, label, out, _read_adversarial(session, record_files, frames, cells))
@@ -149,8 +150,10 @@ def _read_adversarial(
     """Stored adversarial images, a few of every cell; None if there are none."""
     stored: list[Iterator[tuple[Tensor, Any, str]]] = []
     for path, pieces in record_files:
-        stored_images = sorted(path.parent.glob(f"{files.strip_hash(path)}-*{records.IMAGES}"))
-        images = records.tensors_of(stored_images[0]) if stored_images else {}
+        stored_images = sorted(
+            path.parent.glob(f"{files.strip_hash(path)}-*{storage_images.SUFFIX}")
+        )
+        images = storage_images.read_tensors(stored_images[0]) if stored_images else {}
         for piece in pieces:
             if piece.cell in cells and piece.cell in images:
                 frame = frames[path]

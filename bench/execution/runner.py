@@ -34,7 +34,7 @@ from bench.execution.work import (
     WorkUnit,
     plan_units,
 )
-from bench.storage import environment, records
+from bench.storage import environment, reader, records
 from bench.suite import plan
 from bench.suite.schema import Suite
 
@@ -84,8 +84,8 @@ class _Run:
     def execute(self) -> None:
         """Execute the session."""
         if self.options.fresh:
-            records.forget(self.out)
-        recovered = records.recover(self.out)
+            records.delete_records(self.out)
+        recovered = records.recover_records(self.out)
         for note in recovered.notes:
             self.listen(Event("note", note, 0.0))
         self.writer = writer = ResultWriter(self.out, self.listen, self.options.image_quota)
@@ -105,7 +105,7 @@ class _Run:
         self._clear_old_failures()
         session["parts"] = len(units)
         if units and recovered.pieces:
-            for sentence in environment.mixed_versions(manifest["sessions"]):
+            for sentence in environment.describe_mixed_versions(manifest["sessions"]):
                 writer.note(sentence)
         self._report(
             decisions.describe_loaded_suite(self.loaded, self.unfit, self.options, self.out)
@@ -124,7 +124,7 @@ class _Run:
         self._refuse_unfit(planned)
         self.backend.run(units, writer)
         if writer.adversarial.left_out:
-            writer.note(writer.adversarial.told())
+            writer.note(writer.adversarial.describe_left_out())
         self._certify()
         if self.options.shard.number == 1:  # a model is probed by one shard alone
             manifest["probes"] = self._probe(manifest["probes"])
@@ -169,8 +169,8 @@ class _Run:
         A model that could not be loaded, and now can be, has other identities since.
         """
         planned = {cell.identity for task in self.tasks for cell in task.cells}
-        for cell in records.failures(self.out).keys() - planned:
-            records.clear(self.out, cell)
+        for cell in reader.read_failures(self.out).keys() - planned:
+            records._failure_file(self.out, cell)
 
     def _refuse_unfit(self, planned: list[WorkUnit]) -> None:
         """Fail the cells of models that cannot be attacked, task by task."""

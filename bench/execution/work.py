@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.core.errors import describe, location
 from bench.engine import determinism
 from bench.execution.sharding import Shard
-from bench.storage import records
+from bench.storage import schema
 from bench.suite import plan
 
 STREAM_BYTES = 512 * 2**20
@@ -57,7 +57,7 @@ class ResumeCheck(NamedTuple):
     """Ask a model again about examples that have records."""
 
     model: str
-    files: tuple[tuple[Path, tuple[records.Piece, ...]], ...]
+    files: tuple[tuple[Path, tuple[schema.Piece, ...]], ...]
     """Files of records of this model, and their contents."""
 
     @property
@@ -136,7 +136,7 @@ class WorkResult(NamedTuple):
     reason: str = ""
     """Why they failed; empty if they did not."""
     frame: pd.DataFrame | None = None
-    pieces: Sequence[records.Piece] = ()
+    pieces: Sequence[schema.Piece] = ()
     images: Mapping[str, Tensor] = {}
     """Cell -> the first adversarial images, (k, c, h, w), of the first chunk alone."""
     adversarial: Mapping[str, Tensor] = {}
@@ -172,7 +172,7 @@ def plan_units(
     tasks: Sequence[plan.AttackTask],
     chunks: Sequence[tuple[int, int]],
     shape: tuple[int, ...],
-    stored: Iterable[records.Piece],
+    stored: Iterable[schema.Piece],
     shard: Shard,
 ) -> list[WorkUnit]:
     """Plan the work units of a shard that have no records yet.

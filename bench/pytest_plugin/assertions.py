@@ -216,7 +216,7 @@ def _saved(found: api.Evaluation, levels: Sequence[Level], x: Tensor, folder: Pa
     """Table, records and the first fooled examples, before and after, as images."""
     assert found.adversarial is not None
     for name, frame in (("table", found.table), ("records", found.records)):
-        write_atomic(folder / f"{name}.csv", spreadsheet.content(frame))
+        write_atomic(folder / f"{name}.csv", spreadsheet.to_csv(frame))
     for at, level in enumerate(levels):
         place = folder / f"eps-{level.eps:g}"
         pictured = x.shape[1] in (1, 3)  # what a PNG can hold
@@ -236,4 +236,4 @@ def _reported(suite: str, folder: Path) -> Path:
     from bench.analysis import results
     from bench.reporting import run_output
 
-    return run_output.write_run_output(results.read(folder), folder)
+    return run_output.write_run_output(results.read_results(folder), folder)

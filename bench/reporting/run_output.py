@@ -15,7 +15,8 @@ from bench.evaluation.audit import symptoms
 from bench.evaluation.audit.findings import UncheckedSymptom
 from bench.reporting.plots import figures, transfer_matrix
 from bench.reporting.report import writer
-from bench.storage import fingerprint, records, spreadsheet
+from bench.storage import fingerprint, spreadsheet
+from bench.storage.images import read_images
 
 EXAMPLES_SHOWN = 5
 """Examples per row of an example grid."""
@@ -56,7 +57,7 @@ def write_run_output(found: RunResults, folder: Path) -> Path:
         else:  # a file of an earlier suite would contradict the page
             (folder / name).unlink(missing_ok=True)
     for name, frame in frames.items():
-        files.write_atomic(folder / name, spreadsheet.content(frame))
+        files.write_atomic(folder / name, spreadsheet.to_csv(frame))
     # Tables are shared without records: with the hash, a repeated run is compared with them.
     files.write_atomic(
         folder / fingerprint.FILE, f"{fingerprint.records_hash(found.stored.frame)}\n".encode()
@@ -65,28 +66,16 @@ def write_run_output(found: RunResults, folder: Path) -> Path:
     drawn = figures.draw_figures(
         found.table, examples, folder, found.published, found.searches, found.certified.table
     )
-    page, _ = writer.write(
+    page, _ = writer.write_report(
+        found,
         folder,
-        title=found.provenance["suite"]["title"],
-        table=found.table,
-        worst=found.worst,
-        distances=found.distances,
-        comparisons=found.comparisons,
-        seeds=found.seeds,
-        crosschecks=found.crosschecks,
-        explanations=found.explanations,
-        published=found.published,
-        violations=found.violations,
-        audit=found.audit,
-        certified=found.certified,
         notes=[
             *found.notes,
             *transfer_matrix.find_hidden_gradients(found.table),
-            *tables.divided(found.table),
+            *tables.describe_split_votes(found.table),
         ],
         provenance=_select_provenance(found.provenance),
         plots=drawn,
-        regenerate=found.provenance["sessions"][-1]["command"],
     )
     return page
 
@@ -115,8 +104,8 @@ def _load_examples(found: RunResults, folder: Path) -> Iterator[figures.Attacked
     crafted on.
     """
     data = found.provenance["data"]
-    images = records.images(folder)
-    places = found.stored.places()
+    images = read_images(folder)
+    places = found.stored.row_positions()
     if data["fingerprint"] not in images:
         return
     clean = images[data["fingerprint"]]

@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, device, git commit, the user's files."""
+"""Describe where a number comes from: versions, device, git commit, hashes of the user's files."""
 
 import hashlib
 import os
@@ -27,11 +27,18 @@ COMPUTING = {
     "foolbox": "foolbox", "adversarial-robustness-toolbox": "art", "pyautoattack": "pyautoattack",
     "timm": "timm", "transformers": "transformers",
 }  # fmt: skip
-"""Packages that compute a model's answers or an attack's steps -> the module that they load."""
+"""Packages that compute a model's outputs or an attack's steps -> the module that they load."""
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device and platform: what a reader needs to rebuild the environment."""
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Describe versions, device and platform: what a reader needs to rebuild the environment.
+
+    Args:
+        device: Device that the run computes on.
+
+    Returns:
+        The entry `environment` of a session in provenance.json.
+    """
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
@@ -42,20 +49,24 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": str(device),
         "device_name": device_name(device) if device.type == "cuda" else "",
         "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "git": git_commit(),
+        "git": read_git_commit(),
     }
 
 
-def loaded() -> list[str]:
-    """List the packages of COMPUTING that this process has loaded."""
+def list_loaded_packages() -> list[str]:
+    """List the packages of COMPUTING that this process has loaded.
+
+    Returns:
+        Names of the packages.
+    """
     return [name for name, module in COMPUTING.items() if module in sys.modules]
 
 
-def mixed_versions(sessions: Sequence[Any]) -> list[str]:
+def describe_mixed_versions(sessions: Sequence[Any]) -> list[str]:
     """Say which packages had several versions in the sessions that made a run's records.
 
     Args:
-        sessions: Those of provenance.json, in their order; what is damaged in them is passed over.
+        sessions: Those of provenance.json, in their order; damaged entries are ignored.
 
     Returns:
         A sentence for each package. Identities do not cover the version of torch, since the next
@@ -76,7 +87,7 @@ def mixed_versions(sessions: Sequence[Any]) -> list[str]:
 
 
 def _used_version(session: Mapping[str, Any], name: str) -> str | None:
-    """The version of a package that a session computed with; None where it did not."""
+    """Return the version of a package that a session computed with; None if it did not load it."""
     environment, loaded = session.get("environment"), session.get("loaded", ["torch"])
     packages = environment.get("packages") if isinstance(environment, Mapping) else None
     if not isinstance(packages, Mapping) or not isinstance(loaded, list) or name not in loaded:
@@ -85,18 +96,27 @@ def _used_version(session: Mapping[str, Any], name: str) -> str | None:
     return version if isinstance(version, str) else None
 
 
-def requirements() -> list[str]:
-    """Everything that is installed here but bench itself, "name==version" each, sorted: the lines
-    of a file that `pip install -r` makes this environment again from."""
+def list_requirements() -> list[str]:
+    """List all installed packages except bench itself.
+
+    Returns:
+        Sorted lines "name==version", as `pip install -r` takes them.
+    """
     found = {each.metadata["Name"]: each.version for each in metadata.distributions()}
-    found.pop("robustness-bench", None)  # of which `git_commit` tells more
+    found.pop("robustness-bench", None)  # see `read_git_commit`
     return sorted((f"{name}=={version}" for name, version in found.items() if name), key=str.lower)
 
 
-def own_files(suite: Suite) -> dict[str, str]:
-    """sha256 of each file that the suite names beside itself, code, programs and weights, and of
-    every module loaded from its folder, by their names there. What such code reads is not among
-    them."""
+def hash_user_files(suite: Suite) -> dict[str, str]:
+    """Hash the user's files that a suite refers to: code, programs and weights.
+
+    Args:
+        suite: The suite. If it uses any code of the user, the modules loaded from its folder are
+            included; files that such code reads are not.
+
+    Returns:
+        Name relative to the suite's folder -> sha256.
+    """
     entries = [
         ("datasets", suite.data.name),
         *(("models", each.name) for each in suite.models),
@@ -108,25 +128,40 @@ def own_files(suite: Suite) -> dict[str, str]:
     models = [entry.name for entry in suite.models if serialized.is_program_file(entry.name)]
     named = {*(name for name in code if name.endswith(".py")), *weights, *models}
     if not all(registry.built_in(kind, name) for kind, name in entries):
-        named |= _loaded(suite.base.resolve())
-    return hashes(suite.base, sorted(named))
+        named |= _loaded_files(suite.base.resolve())
+    return hash_files(suite.base, sorted(named))
 
 
-def hashes(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """sha256 of those of the files that are there."""
-    there = [name for name in names if (folder / name).is_file()]
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in there}
+def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Hash files.
+
+    Args:
+        folder: Folder of the files.
+        names: Names relative to it; those of no file are ignored.
+
+    Returns:
+        Name -> sha256, 64 hexadecimal digits.
+    """
+    existing = [name for name in names if (folder / name).is_file()]
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in existing}
 
 
-def _loaded(folder: Path) -> set[str]:
-    """The files in a folder that modules of the user's own were loaded from."""
+def _loaded_files(folder: Path) -> set[str]:
+    """List the files in a folder from which the user's modules were loaded."""
     found = (source_hash.module_file(module) for module in [*sys.modules.values()])
     files = {file.resolve() for file in found if file is not None and source_hash.is_own(file)}
     return {f.relative_to(folder).as_posix() for f in files if f.is_relative_to(folder)}
 
 
-def relative(folder: Path) -> str:
-    """A folder as seen from the working directory, so that no machine's own path is kept."""
+def relative_path(folder: Path) -> str:
+    """Express a folder relative to the working directory, so that no absolute path is stored.
+
+    Args:
+        folder: Any folder.
+
+    Returns:
+        The relative path; on another drive of Windows the folder's name.
+    """
     try:
         return Path(os.path.relpath(folder)).as_posix()
     except ValueError:  # on another drive of Windows
@@ -140,8 +175,12 @@ def _version(name: str) -> str | None:
         return None
 
 
-def git_commit() -> dict[str, Any] | None:
-    """The commit of bench's own checkout and whether it was changed; None outside a checkout."""
+def read_git_commit() -> dict[str, Any] | None:
+    """Read the commit of bench's checkout.
+
+    Returns:
+        `commit`, and whether files were `changed` since; None outside a checkout.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

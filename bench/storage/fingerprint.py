@@ -1,8 +1,8 @@
-"""One hash for all that the records of a run say, whatever files and order they were written in.
+"""Hash all records of a run, independently of the files and the order they were written in.
 
 Two runs of one suite have the same hash if and only if every example of every cell had the same
-outcome, to the last bit of its distances and confidences; times and the cells' identities are no
-part of it.
+outcome, to the last bit of its distances and confidences. Times and identities of cells are not
+included.
 """
 
 import hashlib
@@ -13,20 +13,27 @@ import numpy.typing as npt
 import pandas as pd
 
 FILE = "records.sha256"
-"""Beside the tables of a run: the hash of the records that they were made from."""
+"""File beside the tables of a run with the hash of the records that they were made from."""
 PLACE = ("model", "attack", "norm", "eps", "goal")
-"""What a cell is, whatever made it."""
+"""Columns that name a cell, and order the rows."""
 
 
 def records_hash(frame: pd.DataFrame) -> str:
-    """sha256, 64 hexadecimal digits, over a frame of `records.load`; "" where it has no row."""
+    """Hash a frame of records.
+
+    Args:
+        frame: That of `reader.read_records`.
+
+    Returns:
+        sha256, 64 hexadecimal digits; "" if the frame has no row.
+    """
     if frame.empty:
         return ""
-    # By what a cell is, and not by its identity, which another spelling of the code may change.
+    # Not by the identity of the cell, which a new version of bench may change.
     keys = [frame["example"].to_numpy(), *(_key(frame[name]) for name in reversed(PLACE))]
     order = np.lexsort(keys)
     digest = hashlib.sha256()
-    for name in sorted(set(frame.columns) - {"cell"}):  # one by one: a million rows are not copied
+    for name in sorted(set(frame.columns) - {"cell"}):  # one by one, to not copy a million rows
         digest.update(f"{name}\x1e".encode())
         digest.update(_content(frame[name].iloc[order]))
     return digest.hexdigest()
@@ -37,7 +44,7 @@ def _key(column: "pd.Series[Any]") -> npt.NDArray[Any]:
 
 
 def _content(column: "pd.Series[Any]") -> bytes:
-    """The values of a column, row by row, spelled the same on every machine."""
+    """Encode the values of a column, row by row, the same on every machine."""
     if pd.api.types.is_bool_dtype(column):
         return np.asarray(column, dtype=np.uint8).tobytes()
     if pd.api.types.is_integer_dtype(column):
@@ -45,13 +52,13 @@ def _content(column: "pd.Series[Any]") -> bytes:
     if pd.api.types.is_float_dtype(column):
         values: npt.NDArray[np.float64] = np.asarray(column, dtype="<f8")
         return np.where(np.isnan(values), np.nan, values).astype("<f8").tobytes()
-    # A text stands once and its rows point to it: a run repeats few texts many times.
+    # Each text once, and its index per row: a run repeats few texts many times.
     texts, ranks = _ranks(column)
     return "\x1f".join(texts).encode() + ranks.astype("<i8").tobytes()
 
 
 def _ranks(column: "pd.Series[Any]") -> tuple[list[str], npt.NDArray[np.int64]]:
-    """The texts of a column in their order, and for each row which of them it holds."""
+    """Return the sorted texts of a column, and for each row the index of its text."""
     kinds = column.astype("category").cat
     texts = np.asarray(kinds.categories.astype(str), dtype=str)
     used, places = np.unique(kinds.codes, return_inverse=True)

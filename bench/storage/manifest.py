@@ -1,7 +1,8 @@
-"""provenance.json as anyone may have written it: what stands in it before anything reads it.
+"""Read provenance.json, the manifest of a run, and check it before anything uses it.
 
-Runs are sent around and published, so the file is data from elsewhere. What every reader indexes
-must be there and of its type; what only newer runs have may be missing; more is no harm.
+Runs are shared and published, so the file may come from elsewhere. Entries that readers index must
+exist and have their type; entries that only newer versions write may be missing; unknown entries
+are allowed.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from bench.core import sanitize
 from bench.core.errors import RecordError, SuiteError
-from bench.storage import records
+from bench.storage import schema as records
 from bench.suite import plan
 from bench.suite.plan import Cell
 from bench.suite.references import Figure
@@ -27,7 +28,7 @@ _Examples = Annotated[int, Gt(0), Le(2**31)]
 @dataclasses.dataclass(kw_only=True)
 class _Suite:
     name: Annotated[str, StringConstraints(pattern=r"^\w[\w.-]*$")]
-    """It names files."""
+    """Part of file names."""
     title: str
     seed: int
     text: str
@@ -110,11 +111,18 @@ class _Document:
     files: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
-def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
-    """What provenance.json says of a run, as it stands there, and the plan in it.
+def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
+    """Read the manifest of a run.
 
-    Raises: SuiteError if there is no run; RecordError if the file is damaged or newer than this
-    bench.
+    Args:
+        folder: Folder of the run.
+
+    Returns:
+        The document, with control characters escaped, and the cells in it.
+
+    Raises:
+        SuiteError: There is no run, or the file cannot be read.
+        RecordError: The file is damaged or newer than this bench.
     """
     path = folder / FILE
     try:
@@ -123,16 +131,16 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
         raise SuiteError(
             f"{folder}: expected the folder of a run, found no {FILE}; make one with bench run"
         ) from None
-    except (OSError, ValueError) as error:  # a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: not a valid file name
         raise SuiteError(f"{path}: could not be read ({error}); run the suite again") from error
     try:
         raw = sanitize.escape_nested(json.loads(content))
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"no JSON of ours: {error}") from error
     schema = raw.get("schema") if isinstance(raw, dict) else None
-    if isinstance(schema, int) and schema > records.SCHEMA:
+    if isinstance(schema, int) and schema > records.SCHEMA_VERSION:
         raise RecordError(
-            f"{path}: schema {schema}, this bench reads up to {records.SCHEMA}; "
+            f"{path}: schema {schema}, this bench reads up to {records.SCHEMA_VERSION}; "
             "use the bench that wrote it"
         )
     try:
@@ -144,13 +152,13 @@ def read(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
         raise _damaged(path, f"{at}: {first['msg'].lower()}") from error
     except TypeError as error:  # a key that a cell does not have
         raise _damaged(path, str(error)) from error
-    if told := _apart(raw, cells):
-        raise _damaged(path, told)
+    if contradiction := _find_contradiction(raw, cells):
+        raise _damaged(path, contradiction)
     return raw, cells
 
 
-def _apart(raw: dict[str, Any], cells: list[Cell]) -> str:
-    """What in one part of the document does not go with another; "" if all does."""
+def _find_contradiction(raw: dict[str, Any], cells: list[Cell]) -> str:
+    """Name an entry that contradicts another; "" if there is none."""
     planned = {(cell.model, cell.attack, cell.eps) for cell in cells}
     for key, other in (("published", "values"), ("certify", "eps_texts")):
         for place, entry in enumerate(raw.get(key, [])):
@@ -162,9 +170,16 @@ def _apart(raw: dict[str, Any], cells: list[Cell]) -> str:
     return ""
 
 
-def known(kind: type, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tables of the document with the fields of the dataclass `kind` alone: a newer bench may have
-    written more."""
+def select_known_fields(kind: type, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Remove the keys of tables that a dataclass does not have: a newer version may write more.
+
+    Args:
+        kind: A dataclass.
+        entries: Tables of the manifest.
+
+    Returns:
+        The tables with the fields of `kind` only.
+    """
     names = {field.name for field in dataclasses.fields(kind)}
     return [{key: entry[key] for key in entry if key in names} for entry in entries]
 

@@ -1,12 +1,13 @@
-"""What a file of per-example records must hold before anything is counted from it.
+"""Columns of the per-example records, and what a file must contain before it is counted from.
 
-A hash in a file's name tells that nothing has changed since it was written, not who wrote it: a
-file from elsewhere may claim any column, type, number of rows or examples.
+Read `RECORD_COLUMNS` first: the only declaration of a column's name, type, meaning, role and
+default. The hash in a file's name shows that its content has not changed since it was written, not
+who wrote it: a file from elsewhere may claim any column, type, number of rows or examples.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,36 +16,144 @@ import pyarrow.parquet as pq
 
 from bench.core import sanitize
 
-MOST_ROWS = 2**24
-"""In one file: a shard holds some thousand examples, and as many rows for each eps."""
-MOST_BYTES = 2**30
-"""Of one file, unpacked."""
-MOST_SECONDS = 1e12
-"""Of one file's work; a whole number beyond any float is none, either."""
-_FLAGS = ("clean_correct", "fooled", "attacked")
-_WHOLE = (
-    "example", "label", "target", "clean_pred", "adv_pred", "adv_pred_8bit", "first_success_step",
-)  # fmt: skip
-_NUMBERS = (
-    "eps", "confidence", "linf", "l2", "l1", "l0", "forwards", "backwards", "clean_confidence",
-    "agreement", "distance",
-)  # fmt: skip
+SCHEMA_VERSION = 1
+"""Written into every file of records and into provenance.json; a newer one is not read."""
+MAX_ROWS = 2**24
+"""Rows of one file: a chunk has some thousand examples, and as many rows for each eps."""
+MAX_BYTES = 2**30
+"""Size of one file, decompressed."""
+MAX_SECONDS = 1e12
+"""Seconds of one file's work; an integer too large for a float is rejected with it."""
 
-_TEXT = pa.dictionary(pa.int32(), pa.string())
+
+class Column(NamedTuple):
+    """One column of the per-example records."""
+
+    name: str
+    type: Literal["text", "flag", "integer", "number"]
+    meaning: str
+    role: Literal["cell", "outcome", "measured", ""] = ""
+    """"cell": which cell a row belongs to. "outcome": counted, equal in every repetition of a run.
+    "measured": differs by rounding between two devices or versions."""
+    default: str | float | None = None
+    """Value in files that were written before the column existed; None if every file has it."""
+
+
+RECORD_COLUMNS = (
+    Column("suite", "text", "Name of the suite.", "cell"),
+    Column("model", "text", "Label of the model.", "cell"),
+    Column("attack", "text", "Label of the attack.", "cell"),
+    Column("norm", "text", "Norm of the threat model: linf, l2, l1 or l0.", "cell"),
+    Column("eps", "number", "Radius of the threat model, for images in [0, 1].", "cell"),
+    Column("goal", "text", "untargeted or targeted.", "cell"),
+    Column("example", "integer", "Index of the example in the data set."),
+    Column("label", "integer", "True class."),
+    Column("target", "integer", "Class that a targeted attack aims at; -1 if untargeted."),
+    Column("clean_pred", "integer", "Predicted class of the clean image."),
+    Column("adv_pred", "integer", "Predicted class of the returned image."),
+    Column("adv_pred_8bit", "integer", "Predicted class of it, rounded to 8 bits per channel."),
+    Column("clean_correct", "flag", "The clean image is classified correctly.", "outcome"),
+    Column("fooled", "flag", "The attack succeeded, without a violation.", "outcome"),
+    Column("violation", "text", "How the returned image breaks the threat model; empty if it "
+           "does not.", "outcome"),
+    Column("confidence", "number", "Largest softmax probability on the returned image.",
+           "measured"),
+    Column("linf", "number", "L-inf norm of the perturbation.", "measured"),
+    Column("l2", "number", "L2 norm of the perturbation.", "measured"),
+    Column("l1", "number", "L1 norm of the perturbation.", "measured"),
+    Column("l0", "number", "Number of pixel values that changed.", "measured"),
+    Column("forwards", "number", "Forward passes that the attack used."),
+    Column("backwards", "number", "Backward passes that the attack used."),
+    Column("first_success_step", "integer", "Step of the first misclassified iterate; -1 if there "
+           "was none or steps were not observed."),
+    Column("clean_confidence", "number", "Largest softmax probability on the clean image.",
+           "measured"),
+    Column("attacked", "flag", "The attack was run on this example.", "outcome"),
+    Column("cell", "text", "Identity of the cell.", "cell"),
+    Column("part", "text", "Label of the ensemble's attack that succeeded; empty otherwise.",
+           default=""),
+    # Every model was asked once before the column existed.
+    Column("agreement", "number", "Share of the predictions of the returned image that agree with "
+           "the majority.", "measured", default=1.0),
+    # A search was read only at the given eps before the column existed.
+    Column("distance", "number", "Least distance that a minimum-norm search found; missing for "
+           "other attacks.", "measured", default=float("nan")),
+)  # fmt: skip
+"""Columns of the per-example records, in the order of the file."""
+COLUMNS = tuple(column.name for column in RECORD_COLUMNS)
+TEXT_COLUMNS = tuple(column.name for column in RECORD_COLUMNS if column.type == "text")
+_TYPES = {column.name: column.type for column in RECORD_COLUMNS}
+_DICTIONARY = pa.dictionary(pa.int32(), pa.string())
+
+
+def select_columns(role: Literal["cell", "outcome", "measured"]) -> tuple[str, ...]:
+    """Select the columns of one role.
+
+    Args:
+        role: See `Column.role`.
+
+    Returns:
+        Names, in the order of the file.
+
+    >>> select_columns("outcome")
+    ('clean_correct', 'fooled', 'violation', 'attacked')
+    """
+    return tuple(column.name for column in RECORD_COLUMNS if column.role == role)
+
+
+class Piece(NamedTuple):
+    """The examples first..last-1 of one cell in one file of records, and their cost."""
+
+    cell: str
+    """Identity of the cell."""
+    first: int
+    last: int
+    attacked: int
+    """Examples on which the attack was run."""
+    seconds: float
+    """Wall-clock time of crafting."""
+    verify_seconds: float
+    floor_seconds: float
+    """Time of a bare loop of the same number of passes."""
+    rows: int
+    """Images in one pass."""
+    device: str
+    busy_seconds: float = 0.0
+    """As `seconds`, but processor time of this process; 0 in files written before it was
+    measured."""
+    busy_floor_seconds: float = 0.0
+    """As `floor_seconds`, but processor time of this process."""
+    nonfinite_gradients: int = 0
+    """Gradients with entries that were not finite and counted as 0; 0 in files written before they
+    were counted."""
+    nonfinite_examples: int = 0
+    """Examples that had such a gradient."""
 
 
 def check_size(metadata: pq.FileMetaData) -> None:
-    """Raises: ValueError if a file says that it unpacks to more than any of ours."""
+    """Reject a file that claims to be larger than any that bench writes.
+
+    Args:
+        metadata: Parquet metadata of the file.
+
+    Raises:
+        ValueError: It claims more than MAX_ROWS rows or MAX_BYTES bytes.
+    """
     groups = range(metadata.num_row_groups)
     size = sum(metadata.row_group(group).total_byte_size for group in groups)
-    if metadata.num_rows > MOST_ROWS or size > MOST_BYTES:
+    if metadata.num_rows > MAX_ROWS or size > MAX_BYTES:
         raise ValueError(f"{metadata.num_rows} rows in {size} bytes, more than bench ever writes")
 
 
-def check_pieces(pieces: Sequence[Any]) -> None:
-    """What a file's metadata says of each piece (`records.Piece`): counts and seconds.
+def check_pieces(pieces: Sequence[Piece]) -> None:
+    """Check the values in a file's metadata.
 
-    Raises: ValueError, TypeError if a figure is none.
+    Args:
+        pieces: Built from JSON, so their fields may have any type.
+
+    Raises:
+        ValueError: A name, count or time is not valid.
+        TypeError: A count or time is not a number.
     """
     for piece in pieces:
         texts = (piece.cell, piece.device)
@@ -62,56 +171,87 @@ def check_pieces(pieces: Sequence[Any]) -> None:
             raise ValueError("a piece without the name of a cell or a device")
         if not all(isinstance(k, int) and 0 <= k < 2**63 for k in counts):
             raise ValueError("a piece without counts")
-        if not all(0 <= value <= MOST_SECONDS for value in seconds):  # a float holds it
+        if not all(0 <= value <= MAX_SECONDS for value in seconds):
             raise ValueError("a piece without seconds")
-        if not 0 < piece.last - piece.first <= MOST_ROWS or piece.attacked > piece.last:
+        if not 0 < piece.last - piece.first <= MAX_ROWS or piece.attacked > piece.last:
             raise ValueError(f"a piece of the examples {piece.first} to {piece.last}")
 
 
-def check_places(pieces: Sequence[Any]) -> None:
-    """Raises: ValueError if two pieces of one cell share examples and are not the same."""
+def check_places(pieces: Sequence[Piece]) -> None:
+    """Check that no example of a cell is contained twice.
+
+    Args:
+        pieces: Those of all files of a run.
+
+    Raises:
+        ValueError: Two pieces of one cell share examples.
+    """
     ordered = sorted(pieces, key=lambda piece: (piece.cell, piece.first))
     for one, other in pairwise(ordered):
         if one.cell == other.cell and other.first < one.last:
             raise ValueError(f"cell {one.cell} holds the examples from {other.first} on twice")
 
 
-def typed(table: pa.Table, pieces: Sequence[Any], columns: Sequence[str]) -> pa.Table:
-    """The table with `columns` alone, each of its type, and the rows that `pieces` promise.
+def upgrade_table(table: pa.Table) -> pa.Table:
+    """Add the columns that did not exist when a file was written, filled with their default.
 
-    Raises: ValueError, pa.ArrowException if it is not so.
+    Args:
+        table: Rows of one file.
+
+    Returns:
+        The table with the added columns, without the metadata of the file.
     """
-    missing = [name for name in columns if name not in table.column_names]
+    for column in RECORD_COLUMNS:
+        if column.default is not None and column.name not in table.column_names:
+            kind = pa.string() if column.type == "text" else pa.float32()
+            table = table.append_column(column.name, pa.array([column.default] * len(table), kind))
+    return table.replace_schema_metadata(None)
+
+
+def cast_table(table: pa.Table, pieces: Sequence[Piece]) -> pa.Table:
+    """Cast the columns, and check the rows against the metadata of the file.
+
+    Args:
+        table: Rows of one file.
+        pieces: The cells and examples that the file's metadata declares.
+
+    Returns:
+        The table with COLUMNS only: text as dictionary, flags as bool, integers as int32 (half
+        the memory of a million rows), numbers as floating point.
+
+    Raises:
+        ValueError: A column is missing or occurs twice, a value is missing or contains control
+            characters, or the rows are not those that `pieces` declare.
+        pa.ArrowException: A value cannot be cast.
+    """
+    missing = [name for name in COLUMNS if name not in table.column_names]
     if missing or len(set(table.column_names)) < table.num_columns:
-        told = ", ".join(missing) if missing else "each column once"
-        raise ValueError(f"expected the columns {told}")
-    found = {name: _column(name, table[name]) for name in columns}
-    table = pa.table(found)
+        expected = ", ".join(missing) if missing else "each column once"
+        raise ValueError(f"expected the columns {expected}")
+    table = pa.table({name: _cast_column(name, table[name]) for name in COLUMNS})
     _check_rows(table, pieces)
     return table
 
 
-def _column(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column of the type that its values are computed with; a text stands once."""
-    if name in _NUMBERS:  # not a number is written as nothing
+def _cast_column(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    kind = _TYPES[name]
+    if kind == "number":  # NaN is written as null
         return column if pa.types.is_floating(column.type) else column.cast(pa.float64())
     if column.null_count:
         raise ValueError(f"{name}: nothing in {column.null_count} rows")
-    if name in _FLAGS:
+    if kind == "flag":
         return column if pa.types.is_boolean(column.type) else column.cast(pa.bool_())
-    if name in _WHOLE:
-        return column.cast(pa.int32())  # half the memory of a million rows
+    if kind == "integer":
+        return column.cast(pa.int32())
     texts = pc.unique(column).cast(pa.string()).to_pylist()
-    if told := sanitize.find_control_characters(texts):
-        raise ValueError(f"{name}: {told}")
-    return column.cast(_TEXT) if pa.types.is_dictionary(column.type) else _standing_once(column)
-
-
-def _standing_once(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if offence := sanitize.find_control_characters(texts):
+        raise ValueError(f"{name}: {offence}")
+    if pa.types.is_dictionary(column.type):
+        return column.cast(_DICTIONARY)
     return column.cast(pa.string()).dictionary_encode()
 
 
-def _check_rows(table: pa.Table, pieces: Sequence[Any]) -> None:
+def _check_rows(table: pa.Table, pieces: Sequence[Piece]) -> None:
     n = sum(piece.last - piece.first for piece in pieces)
     if n != table.num_rows:
         raise ValueError(f"{table.num_rows} rows where {n} are promised")

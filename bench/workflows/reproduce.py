@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.analysis import compare_runs
-from bench.analysis.compare_runs import Sides
+from bench.analysis.compare_runs import CellPair
 from bench.analysis.results import RunResults
 from bench.core.errors import SuiteError
 from bench.engine import determinism
@@ -113,7 +113,7 @@ def plan_repetition(
         SuiteError: There is no run, or a file of the suite is missing.
         RecordError: The run's provenance.json is damaged.
     """
-    about, _ = manifest.read(folder)
+    about, _ = manifest.read_manifest(folder)
     session, where = about["sessions"][-1], f"{folder / manifest.FILE}: its suite"
     root = Path(about["suite"].get("base") or ".") if base is None else base
     files: dict[str, str] = about.get("files", {})
@@ -124,7 +124,7 @@ def plan_repetition(
             "such files lie now"
         )
     suite = parse_suite(about["suite"]["text"], where, root.resolve())
-    now = environment.hashes(root, files)
+    now = environment.hash_files(root, files)
     notes = [
         f"{name} is not the file that it was (sha256 {files[name][:16]} then, {now[name][:16]} now)"
         for name in files
@@ -164,7 +164,7 @@ def check_output_folder(folder: Path, out: Path) -> None:
         raise SuiteError(f"{out}: is the run itself; choose another folder with --out")
     if not (out / manifest.FILE).exists():
         return
-    about, _ = manifest.read(out)
+    about, _ = manifest.read_manifest(out)
     if about["sessions"][-1]["finished"] is not None:
         raise SuiteError(
             f"{out}: holds a run that is finished, so nothing would run again; delete it or choose "
@@ -188,13 +188,13 @@ def list_environment_differences(folder: Path, options: RunOptions) -> Iterator[
     Raises:
         SuiteError: The device is missing.
     """
-    before = manifest.read(folder)[0]["sessions"][-1]
+    before = manifest.read_manifest(folder)[0]["sessions"][-1]
     with determinism.enforce_determinism(options.deterministic):
         then, now = (
             before["environment"],
-            environment.environment(loading.select_device(options.device)),
+            environment.describe_environment(loading.select_device(options.device)),
         )
-    after = {"environment": now, "requirements": environment.requirements()}
+    after = {"environment": now, "requirements": environment.list_requirements()}
     for name in MACHINE:
         if then.get(name) != now.get(name):
             yield f"{name.replace('_', ' ')}: {then.get(name)} then, {now.get(name)} now"
@@ -233,7 +233,7 @@ def list_identity_changes(first: RunResults, second: RunResults) -> Iterator[str
         twin = second.provenance["models"].get(label)
         if twin is not None and twin["fingerprint"] != model["fingerprint"]:
             yield f"{label} is another model now: other weights or another architecture"
-    here, there = compare_runs.statuses(first), compare_runs.statuses(second)
+    here, there = compare_runs.index_statuses(first), compare_runs.index_statuses(second)
     other = [
         f"{cell.model} · {cell.attack}"
         for key, (cell, _, _) in here.items()
@@ -257,17 +257,17 @@ def compare_repetition(first: RunResults, second: RunResults) -> RunComparison:
     Returns:
         The comparison.
     """
-    comparison = compare_runs.compare(first, second)
+    comparison = compare_runs.compare_runs(first, second)
     cells = (
         []
         if comparison.refusal
-        else [_compare_cell(sides) for sides in compare_runs.shared(first, second)]
+        else [_compare_cell(sides) for sides in compare_runs.pair_shared_cells(first, second)]
     )
     apart = [] if comparison.refusal else list(_list_apart(first, second))
     return RunComparison(cells, apart, comparison.refusal)
 
 
-def _compare_cell(sides: Sides) -> CellComparison:
+def _compare_cell(sides: CellPair) -> CellComparison:
     a, b = sides.first, sides.second
     # Text is compared as text: its categories are those of a whole run, not of a cell.
     texts = [name for name in a.columns if not pd.api.types.is_numeric_dtype(a[name])]
@@ -281,7 +281,7 @@ def _compare_cell(sides: Sides) -> CellComparison:
 
 def _list_apart(first: RunResults, second: RunResults) -> Iterator[str]:
     """List cells whose status differs."""
-    here, there = compare_runs.statuses(first), compare_runs.statuses(second)
+    here, there = compare_runs.index_statuses(first), compare_runs.index_statuses(second)
     for key in dict.fromkeys([*here, *there]):
         cell = (here.get(key) or there[key])[0]
         sides = [run[key][1:] if key in run else ("absent", "") for run in (here, there)]

@@ -10,7 +10,7 @@ import pytest
 from bench.analysis import snapshot
 from bench.analysis.snapshot import Snapshot
 
-MACHINE = snapshot.Machine(device="cpu", processor="a processor", threads=1)
+MACHINE = snapshot.MachineSnapshot(device="cpu", processor="a processor", threads=1)
 SETTINGS = {"attack": "walk", "code": "1", "norm": "linf", "params.steps": 20}
 
 Make = Callable[..., Snapshot]
@@ -35,7 +35,7 @@ def made(
     """
     right = dict.fromkeys((model for model, _, _ in cells), [True] * n) | dict(clean or {})
     bits = {
-        key: snapshot.pack(pd.Series(np.asarray(value, dtype=bool)))
+        key: snapshot.pack_outcomes(pd.Series(np.asarray(value, dtype=bool)))
         for key, value in {**right, **cells}.items()
         if not isinstance(value, str)
     }
@@ -43,25 +43,25 @@ def made(
         "schema": 1,
         "suite": "s",
         "seed": 0,
-        "data": snapshot.Data(name="digits", n=n, fingerprint="f"),
+        "data": snapshot.DataSnapshot(name="digits", n=n, fingerprint="f"),
         "machine": MACHINE,
         "provenance": {},
         "models": [
-            snapshot.Model(
+            snapshot.ModelSnapshot(
                 model=model, fingerprint="m", clean_correct=int(np.sum(right[model])),
                 signs=list(signs), clean=bits[model],
             )
             for model in right
         ],
         "tasks": [
-            snapshot.Task(
+            snapshot.AttackSnapshot(
                 model=model, attack=attack, family=attack, settings=dict(settings),
                 floor_ratio=ratio, seconds=seconds, clock_seconds=clock,
             )
             for model, attack in dict.fromkeys(key[:2] for key in cells)
         ],
         "cells": [
-            snapshot.Cell(
+            snapshot.CellSnapshot(
                 model=model, attack=attack, eps=eps, eps_text=f"{eps:g}",
                 status=value if isinstance(value, str) else "ok",  # type: ignore[arg-type]
                 reason=f"was {value}" if isinstance(value, str) else "",

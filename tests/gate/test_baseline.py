@@ -29,7 +29,7 @@ def some(make: Make, n: int = 100, cells: int = 3) -> Snapshot:
 def damaged(path: Path, content: bytes) -> str:
     path.write_bytes(content)
     with pytest.raises(RecordError) as caught:
-        snapshot_file.read(path)
+        snapshot_file.read_snapshot(path)
     (line,) = str(caught.value).splitlines()
     assert line.startswith(str(path))
     return line
@@ -37,16 +37,16 @@ def damaged(path: Path, content: bytes) -> str:
 
 def test_a_baseline_is_read_as_it_was_written(make: Make, tmp_path: Path) -> None:
     snap = some(make)
-    snapshot_file.write(snap, tmp_path / "b.json")
-    assert snapshot_file.read(tmp_path / "b.json") == snap
-    again = snapshot_file.text_of(snapshot_file.read(tmp_path / "b.json"))
+    snapshot_file.write_snapshot(snap, tmp_path / "b.json")
+    assert snapshot_file.read_snapshot(tmp_path / "b.json") == snap
+    again = snapshot_file.format_snapshot(snapshot_file.read_snapshot(tmp_path / "b.json"))
     assert again.encode() == (tmp_path / "b.json").read_bytes()
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_outcomes_are_packed_and_unpacked(outcomes: list[bool]) -> None:
-    packed = snapshot.pack(pd.Series(outcomes, dtype=bool))
-    assert snapshot.unpack(packed, len(outcomes)).tolist() == outcomes
+    packed = snapshot.pack_outcomes(pd.Series(outcomes, dtype=bool))
+    assert snapshot.unpack_outcomes(packed, len(outcomes)).tolist() == outcomes
 
 
 def test_a_change_of_one_cell_is_a_change_of_one_line(make: Make) -> None:
@@ -54,25 +54,25 @@ def test_a_change_of_one_cell_is_a_change_of_one_line(make: Make) -> None:
     (first, *rest) = snap.cells
     fewer = dataclasses.replace(first, status="failed", reason="r", robust="", robust_correct=0)
     lines, others = (
-        snapshot_file.text_of(each).splitlines()
+        snapshot_file.format_snapshot(each).splitlines()
         for each in (snap, dataclasses.replace(snap, cells=[fewer, *rest]))
     )
     assert sum(a != b for a, b in zip(lines, others, strict=True)) == 1
 
 
 def test_50_cells_of_1000_examples_take_less_than_100_kb(make: Make) -> None:
-    assert len(snapshot_file.text_of(some(make, n=1000, cells=50)).encode()) < 25_000
+    assert len(snapshot_file.format_snapshot(some(make, n=1000, cells=50)).encode()) < 25_000
 
 
 def test_a_baseline_that_is_not_there_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match=r"found no such file; make one .* bench baseline DIR -o"):
-        snapshot_file.read(tmp_path / "none.json")
+        snapshot_file.read_snapshot(tmp_path / "none.json")
     with pytest.raises(SuiteError, match="could not be read as a baseline"):
-        snapshot_file.read(tmp_path)
+        snapshot_file.read_snapshot(tmp_path)
 
 
 def edited(make: Make, edit: Callable[[dict[str, Any]], object]) -> bytes:
-    raw = json.loads(snapshot_file.text_of(some(make)))
+    raw = json.loads(snapshot_file.format_snapshot(some(make)))
     edit(raw)
     return json.dumps(raw).encode()
 
@@ -123,13 +123,13 @@ def test_what_is_no_baseline_is_told_in_a_sentence(tmp_path: Path, content: byte
 def test_whatever_is_changed_in_a_baseline_it_is_read_or_told(
     make: Make, tmp_path: Path, at: int, cut: int, put: bytes
 ) -> None:
-    text = snapshot_file.text_of(some(make)).encode()
+    text = snapshot_file.format_snapshot(some(make)).encode()
     at %= len(text)
     path = tmp_path / "b.json"
     path.write_bytes(text[:at] + put + text[at + cut :])
     told = ""
     try:
-        assert isinstance(snapshot_file.read(path), Snapshot)
+        assert isinstance(snapshot_file.read_snapshot(path), Snapshot)
     except RecordError as error:
         told = str(error)
     assert "\n" not in told

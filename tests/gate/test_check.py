@@ -18,6 +18,7 @@ from bench.evaluation import metrics
 from bench.execution import options, runner
 from bench.models.published_weights import WEIGHTS
 from bench.storage import records
+from bench.storage.reader import read_records
 from bench.suite import reader
 
 SUITE = """
@@ -115,7 +116,7 @@ def flipped(before: Path, after: Path, attack: str, eps: float) -> list[int]:
     """Ids of the examples that only the run `before` holds as robust."""
     sides = []
     for folder in (before, after):
-        frame = records.load(folder).frame
+        frame = read_records(folder).frame
         own = frame[(frame["attack"] == attack) & (frame["eps"] == eps)]
         sides.append(pd.Series(metrics.robust_examples(own).to_numpy(), index=own["example"]))
     return list(sides[0].index[sides[0] & ~sides[1]])
@@ -228,7 +229,7 @@ def test_a_cell_that_failed_is_1(
     shutil.copytree(run("first"), failed)
     for cell in json.loads((failed / "provenance.json").read_text(encoding="utf-8"))["cells"]:
         if cell["attack"] == "PGD":
-            records.fail(failed, cell["identity"], "ValueError: no way")
+            records.write_failure(failed, cell["identity"], "ValueError: no way")
     said = type_("check", failed, "--baseline", kept)
     assert said.code == 1
     assert "ValueError: no way" in said.out

@@ -244,7 +244,10 @@ def test_throughput_is_judged_by_the_floor_ratio(make: Make, ratio: float, outco
         ({"seconds": 0.5}, "too short to judge: 500 ms of 2.0 s"),
         ({"ratio": None}, "no attack was timed both times"),
         ({"clock": 7.5}, "the run had the processor for 67% of its time"),
-        ({"machine": snapshot.Machine(device="cpu", processor="b", threads=1)}, "another machine"),
+        (
+            {"machine": snapshot.MachineSnapshot(device="cpu", processor="b", threads=1)},
+            "another machine",
+        ),
     ],
 )
 def test_a_throughput_that_says_nothing_is_not_judged(

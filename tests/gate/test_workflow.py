@@ -72,7 +72,7 @@ def test_the_steps_of_the_workflow_run_as_they_are_written(shell: Path) -> None:
 
 
 def test_the_workflows_baseline_can_be_read() -> None:
-    kept = snapshot_file.read(ROOT / ".github" / "robustness.json")
+    kept = snapshot_file.read_snapshot(ROOT / ".github" / "robustness.json")
     assert {cell.status for cell in kept.cells} == {"ok"}
 
 

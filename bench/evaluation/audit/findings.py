@@ -15,7 +15,7 @@ from bench.evaluation import metrics
 from bench.evaluation.audit import checks, probes, symptoms
 from bench.evaluation.audit.evidence import AttackedCell
 from bench.evaluation.audit.symptoms import ObservedSymptom
-from bench.storage.records import Stored
+from bench.storage.reader import StoredRecords
 from bench.suite.plan import Cell
 
 RANDOM_MODEL = "the model answers at random, so a success may go whenever it is asked again"
@@ -42,7 +42,7 @@ class Audit(NamedTuple):
 def audit_run(
     plan: Sequence[Cell],
     table: pd.DataFrame,
-    stored: Stored,
+    stored: StoredRecords,
     probed: Mapping[str, Any],
     random: Collection[str] = (),
 ) -> Audit:
@@ -113,8 +113,8 @@ def _find_nonfinite(table: pd.DataFrame) -> Iterator[ObservedSymptom]:
         )
 
 
-def _attacked_cells(plan: Sequence[Cell], stored: Stored) -> Iterator[AttackedCell]:
-    places = stored.places()
+def _attacked_cells(plan: Sequence[Cell], stored: StoredRecords) -> Iterator[AttackedCell]:
+    places = stored.row_positions()
     for cell in plan:
         records = stored.frame.iloc[places[cell.identity]].set_index("example")
         attacked = records[records["attacked"]]

@@ -300,7 +300,7 @@ def _frame(about: Mapping[str, Any], table: "pa.Table") -> pd.DataFrame:
     import pyarrow as pa
 
     told, seconds = table.replace_schema_metadata(None), about["seconds"]
-    few = all(0 <= each <= schema.MOST_SECONDS for each in seconds)  # a float holds them
+    few = all(0 <= each <= schema.MAX_SECONDS for each in seconds)  # a float holds them
     if not isinstance(about["identity"], str) or not few:
         raise ValueError("no identity, or no seconds")
     types = {

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.reporting.formats.numbers import format_text, is_missing
-from bench.storage.spreadsheet import guarded
+from bench.storage.spreadsheet import guard_formula
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -57,7 +57,7 @@ def _guard(value: object) -> object:
         return value
     # Some programs start a formula, others a line, at a tab or a carriage return.
     text = format_text(value) if _CONTROL.search(value) else value
-    return guarded(text)
+    return guard_formula(text)
 
 
 def to_parquet(rows: pd.DataFrame) -> bytes:

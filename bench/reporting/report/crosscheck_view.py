@@ -6,7 +6,7 @@ from statistics import median
 
 import pandas as pd
 
-from bench.analysis.cell_names import name_of
+from bench.analysis.cell_names import format_cell_name
 from bench.analysis.explanations import Explanation
 from bench.reporting.formats.numbers import (
     DASH,
@@ -157,6 +157,6 @@ def list_explain_commands(
     for (model, *pair), rows in group_rows(differing, *keys).items():
         if (model, *pair) not in asked:
             eps = format_eps(max(rows, key=lambda row: row["differ"])["eps"], eps_texts)
-            cells = [name_of(model, attack, eps) for attack in pair]
+            cells = [format_cell_name(model, attack, eps) for attack in pair]
             commands.append(shlex.join(["bench", "explain", ".", *cells]))
     return commands

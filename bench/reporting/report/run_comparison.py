@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from bench.analysis.compare_runs import FIRST, KEY, SECOND, Compared
+from bench.analysis.compare_runs import FIRST, KEY, SECOND, RunComparison
 from bench.core.files import write_atomic
 from bench.evaluation.metrics import SIGNIFICANCE_LEVEL
 from bench.reporting.formats import exports, markdown
@@ -22,7 +22,7 @@ IDS_SHOWN = 10
 """Example ids shown per cell; changed.csv lists all."""
 
 
-def summarize_changes(compared: Compared) -> str:
+def summarize_changes(compared: RunComparison) -> str:
     """Count the cells that are significantly worse, better, and neither.
 
     Args:
@@ -41,7 +41,7 @@ def summarize_changes(compared: Compared) -> str:
     )
 
 
-def tabulate_changes(compared: Compared, brief: bool = False) -> View:
+def tabulate_changes(compared: RunComparison, brief: bool = False) -> View:
     """Tabulate the shared cells, one per line.
 
     Args:
@@ -72,7 +72,7 @@ def tabulate_changes(compared: Compared, brief: bool = False) -> View:
     return View("", columns, [[line[name] for name in columns] for line in lines])
 
 
-def describe_shared(compared: Compared) -> str:
+def describe_shared(compared: RunComparison) -> str:
     """Describe what a brief view leaves out: shared values, and the widest interval.
 
     Args:
@@ -107,7 +107,7 @@ def _rate(row: Row, side: str, brief: bool) -> str:
     return format_rate(row[f"{side}_robust"], row["n"], *ends)
 
 
-def list_changed_examples(compared: Compared) -> View | None:
+def list_changed_examples(compared: RunComparison) -> View | None:
     """List the examples that are robust in only one run, cell by cell.
 
     Args:
@@ -133,7 +133,7 @@ def list_changed_examples(compared: Compared) -> View | None:
     return View("", columns, lines) if lines else None
 
 
-def write_comparison(compared: Compared, folder: Path, first: str, second: str) -> list[Path]:
+def write_comparison(compared: RunComparison, folder: Path, first: str, second: str) -> list[Path]:
     """Write compare.csv, changed.csv, compare.md and the plot.
 
     Args:
@@ -157,7 +157,7 @@ def write_comparison(compared: Compared, folder: Path, first: str, second: str) 
     ]
 
 
-def _page(compared: Compared, first: str, second: str) -> str:
+def _page(compared: RunComparison, first: str, second: str) -> str:
     shown, changed = tabulate_changes(compared), list_changed_examples(compared)
     parts = [
         f"# {markdown.escape(first)} ({FIRST}) compared with {markdown.escape(second)} ({SECOND})",

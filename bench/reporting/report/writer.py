@@ -12,10 +12,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis.certified import CertifiedResults
-from bench.analysis.explanations import Explanation
+from bench.analysis.results import RunResults
 from bench.core.files import write_atomic
-from bench.evaluation.audit.findings import Audit
 from bench.reporting import templates
 from bench.reporting.formats.numbers import (
     DASH,
@@ -50,25 +48,13 @@ MAX_SVG_BYTES = 400_000
 """Above this size (a figure with photographs) the PNG is embedded: smaller and as sharp."""
 
 
-def write(
+def write_report(
+    found: RunResults,
     folder: Path,
     *,
-    title: str,
-    table: pd.DataFrame,
-    worst: pd.DataFrame,
-    distances: pd.DataFrame | None = None,
-    comparisons: pd.DataFrame,
-    seeds: pd.DataFrame,
-    crosschecks: pd.DataFrame,
-    explanations: Sequence[Explanation] = (),
-    published: pd.DataFrame,
-    violations: pd.DataFrame,
-    audit: Audit,
-    certified: CertifiedResults | None = None,
     notes: Sequence[str],
     provenance: Mapping[str, Any],
     plots: Sequence[Plot],
-    regenerate: str,
 ) -> tuple[Path, Path]:
     """Write folder/report.html and folder/report.md, each atomically.
 
@@ -76,23 +62,11 @@ def write(
     the PNG files by relative path. The same input gives the same bytes.
 
     Args:
+        found: The results of the run.
         folder: The run's folder.
-        title: Heading of both pages.
-        table: The rows of table.csv, one per cell.
-        worst: The rows of worst.csv, one per model, norm, goal and eps.
-        distances: The rows of distances.csv, or None.
-        comparisons: The rows of comparisons.csv.
-        seeds: The rows of seeds.csv.
-        crosschecks: The rows of crosscheck.csv.
-        explanations: Results of `bench explain`.
-        published: The rows of published.csv.
-        violations: The per-example records with a violation.
-        audit: Symptoms of failed attacks, and the checks that were not made.
-        certified: Certified results, or None.
         notes: Sentences to print under the failures.
         provenance: Nested facts to print at the end.
         plots: Figures, already saved.
-        regenerate: The command that reproduces the report.
 
     Returns:
         Paths of report.html and report.md.
@@ -100,38 +74,39 @@ def write(
     Raises:
         SuiteError: The folder cannot be written.
     """
-    eps_texts = map_eps_texts(table)
+    table, eps_texts = found.table, map_eps_texts(found.table)
+    crosschecks, comparisons, worst = found.crosschecks, found.comparisons, found.worst
     checks = crosscheck_view.tabulate_pair_details(crosschecks, eps_texts)
     context: dict[str, Any] = {
-        "title": format_text(title),
+        "title": format_text(found.provenance["suite"]["title"]),
         "summary": f"{_summary(table, provenance)}. {_outcome(table)}",
-        "violations": problem_view.list_violations(violations, eps_texts),
+        "violations": problem_view.list_violations(found.violations, eps_texts),
         "excluded": problem_view.list_excluded_cells(table, eps_texts),
         "caveats": problem_view.list_caveats(table, eps_texts),
-        "audit": audit_view.build_audit_views(audit, eps_texts),
+        "audit": audit_view.build_audit_views(found.audit, eps_texts),
         "notes": list(dict.fromkeys(map(format_text, notes))),
-        "certified": None
-        if certified is None
-        else certified_view.build_certified_view(certified, worst, eps_texts),
+        "certified": certified_view.build_certified_view(found.certified, worst, eps_texts),
         "worst": accuracy_view.tabulate_worst_case(worst, table, eps_texts),
         "worst_rows": accuracy_view.tabulate_worst_case_counts(worst, table, eps_texts),
         "headline": accuracy_view.tabulate_attacks(table, eps_texts),
-        "rankings": [] if distances is None else min_norm_view.rank_searches(distances),
+        "rankings": min_norm_view.rank_searches(found.distances),
         "compared": pairwise_view.summarize_comparisons(comparisons),
         "differences": pairwise_view.tabulate_differences(comparisons, eps_texts),
         "differing": pairwise_view.list_differences(comparisons, eps_texts),
-        "seeds": pairwise_view.tabulate_seeds(seeds, eps_texts),
-        "references": reference_view.tabulate_references(published, eps_texts),
+        "seeds": pairwise_view.tabulate_seeds(found.seeds, eps_texts),
+        "references": reference_view.tabulate_references(found.published, eps_texts),
         "transfers": transfer_view.tabulate_transfers(table),
         "sizes": transfer_view.tabulate_perturbation_sizes(table),
         "verdicts": crosscheck_view.summarize_verdicts(crosschecks),
         "pairs": crosscheck_view.tabulate_pairs(crosschecks),
-        "explained": crosscheck_view.list_explanations(explanations),
-        "unexplained": crosscheck_view.list_explain_commands(crosschecks, explanations, eps_texts),
+        "explained": crosscheck_view.list_explanations(found.explanations),
+        "unexplained": crosscheck_view.list_explain_commands(
+            crosschecks, found.explanations, eps_texts
+        ),
         "checks": [(view, _differs(view)) for view in checks],
         "full": _full(table, eps_texts),
         "provenance": _provenance(provenance),
-        "regenerate": regenerate.strip(),
+        "regenerate": found.provenance["sessions"][-1]["command"].strip(),
         "figures": [_figure(plot, folder) for plot in plots],
     }
     return (

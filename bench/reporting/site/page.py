@@ -44,7 +44,7 @@ DOWNLOADS = {
 """Files of a publication besides the page, with descriptions."""
 EXAMPLE_FIGURES = ("examples", "perturbations")
 """Kinds of figures that the page copies: images of examples and perturbations."""
-_COLUMNS = [*tables.COLUMNS, *tables.EXTRA]
+_COLUMNS = [*tables.COLUMNS, *tables.ADDITIONAL_COLUMNS]
 
 
 class SortableText(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.analysis.pairwise import WORST
+from bench.analysis.pairwise import WORST_CASE
 from bench.core.files import slug
 from bench.evaluation.metrics import SIGNIFICANCE_LEVEL
 from bench.reporting.formats.numbers import (
@@ -127,8 +127,8 @@ def _attacks(
         bold |= {(str(row["attack"]), column) for row in _best(there, _strength, same)}
     lines = list(dict.fromkeys(str(row["attack"]) for row in rows))
     if len(lines) > 1 and worst and worst[0]["goal"] != TARGETED:
-        lines.append(WORST)
-        cells |= {(WORST, columns[float(row["eps"])]): row for row in worst}
+        lines.append(WORST_CASE)
+        cells |= {(WORST_CASE, columns[float(row["eps"])]): row for row in worst}
     return Grid("attack", lines, list(columns.values()), cells, bold)
 
 
@@ -147,11 +147,11 @@ def _models(rows: Sequence[Row], worst: Sequence[Row], tests: PairedTests) -> Gr
     columns = [table_notes.CLEAN, *attacks]
     candidates = {attack: [row for row in done if row["attack"] == attack] for attack in attacks}
     if len(attacks) > 1 and worst:
-        columns.append(WORST)
-        cells |= {(str(row["model"]), WORST): row for row in worst}
+        columns.append(WORST_CASE)
+        cells |= {(str(row["model"]), WORST_CASE): row for row in worst}
         met = {line: {row["attack"] for row in done if row["model"] == line} for line in lines}
         # Models are tested over the attacks that both met; bold is valid only if those are all.
-        candidates[WORST] = list(worst) if len(set(map(frozenset, met.values()))) == 1 else []
+        candidates[WORST_CASE] = list(worst) if len(set(map(frozenset, met.values()))) == 1 else []
     bold: set[tuple[str, str]] = set()
     for attack, there in candidates.items():
 

@@ -75,7 +75,11 @@ def read_run(folder: Path) -> results.RunResults:
     """
     recorded = any((folder / "records").glob("*.parquet"))
     tabled = (folder / "table.csv").is_file()
-    return results_from_csv.read(folder) if tabled and not recorded else results.read(folder)
+    return (
+        results_from_csv.read_results_from_csv(folder)
+        if tabled and not recorded
+        else results.read_results(folder)
+    )
 
 
 def _read_stored_hash(folder: Path) -> str:

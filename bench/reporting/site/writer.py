@@ -50,7 +50,7 @@ def collect_rows(runs: Sequence[PublishedRun]) -> pd.DataFrame:
         hash.
     """
     frames = [
-        results_from_csv.typed(run.found.table).assign(
+        results_from_csv.cast_columns(run.found.table).assign(
             command=run.command, records_sha256=run.records_hash
         )
         for run in runs

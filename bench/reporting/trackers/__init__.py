@@ -11,15 +11,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bench.analysis import columns
 from bench.core.errors import SuiteError, describe, nearest
 
 if TYPE_CHECKING:
     from bench.analysis.results import RunResults
 
-METRICS = (
-    "n", "clean_correct", "robust_correct", "violations", "clean_accuracy", "robust_accuracy",
-    "robust_low", "robust_high", "attack_success_rate", "success_low", "success_high",
-)  # fmt: skip
+METRICS = tuple(column.name for column in (*columns.MAIN, *columns.ADDITIONAL) if column.tracked)
 """Logged columns of table.csv: counts, rates and their 95 % intervals."""
 LOGGED_FILES = ("table.csv", "report.html", "report.md", "provenance.json", "records.sha256")
 """Files of the run's folder that are logged if they exist."""

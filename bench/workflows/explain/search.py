@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bench.analysis import cell_names, explanations
-from bench.analysis.explanations import Experiment, Explanation, gap_of
+from bench.analysis.explanations import Experiment, Explanation, count_disagreements
 from bench.core.errors import ContractError, SuiteError, first_line
 from bench.evaluation import metrics
 from bench.evaluation.evaluator import Evaluator
@@ -184,7 +184,7 @@ class DisagreementSearch:
         test = metrics.mcnemar_test(
             theirs, mine
         )  # first: robust under theirs alone, so broken by ours
-        gap, most = gap_of(test), self._closed_gap()
+        gap, most = count_disagreements(test), self._closed_gap()
         narrower = bool(self.experiments) and most < gap < self.first.gap
         chance = narrower and self._is_chance(setup, gap, test.p_value)
         result = Experiment(
@@ -213,7 +213,7 @@ class DisagreementSearch:
         for other in range(1, SEEDS + 1):
             spec = dataclasses.replace(side.spec, seed=side.spec.seed + other)
             there = metrics.robust_examples(self.runner.records(side._replace(spec=spec)))
-            if gap_of(metrics.mcnemar_test(own, there)) >= gap:
+            if count_disagreements(metrics.mcnemar_test(own, there)) >= gap:
                 return True
         return False
 
@@ -296,7 +296,7 @@ def explain_cells(
     folder = Path(where) if (Path(where) / "provenance.json").exists() else None
     checked, identities = (reader.read_suite(where), {}) if folder is None else _of_run(folder)
     planned = plan.plan_tasks(checked, plan.collect_declared_facts(checked))
-    first, second = (cell_names.find(name, planned) for name in (ours, reference))
+    first, second = (cell_names.find_cell(name, planned) for name in (ours, reference))
     cell_names.check_comparable(first.cell, second.cell)
     labels = {first.task.model, first.task.source}
     needed = dataclasses.replace(
@@ -310,7 +310,7 @@ def explain_cells(
     mine, theirs = (_task(session, each, identities) for each in (first, second))
     explanation = explain_tasks(session, mine, theirs, on_experiment)
     if folder is not None:
-        explanations.keep(folder, explanation)
+        explanations.write_explanation(folder, explanation)
     return explanation
 
 
@@ -328,7 +328,7 @@ def _of_run(folder: Path) -> tuple[Suite, dict[tuple[str, str, float], str]]:
 
 
 def _task(
-    session: Evaluator, found: cell_names.Named, identities: dict[tuple[str, str, float], str]
+    session: Evaluator, found: cell_names.PlannedCell, identities: dict[tuple[str, str, float], str]
 ) -> plan.AttackTask:
     """Plan the task of one cell, with the facts of the loaded model."""
     model, entry, cell = found.task.model, found.task.entry, found.cell

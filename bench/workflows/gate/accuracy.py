@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bench.analysis import snapshot_matching
-from bench.analysis.snapshot import Cell, Snapshot, unpack
+from bench.analysis.snapshot import CellSnapshot, Snapshot, unpack_outcomes
 from bench.analysis.snapshot_matching import SettingChange
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
@@ -58,8 +58,8 @@ def judge_accuracies(before: Snapshot, now: Snapshot, limits: Thresholds) -> Acc
 
 
 def _clean(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[_Pair | Verdict]:
-    earlier, later = snapshot_matching.models(before), snapshot_matching.models(now)
-    other, n = snapshot_matching.other_data(before, now), now.data.n
+    earlier, later = snapshot_matching.index_models(before), snapshot_matching.index_models(now)
+    other, n = snapshot_matching.describe_data_change(before, now), now.data.n
     for model in dict.fromkeys([*earlier, *later]):
         place = ("clean accuracy", model, "", "")
         if model not in earlier:
@@ -69,7 +69,7 @@ def _clean(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[_Pai
         elif other:
             yield Verdict(*place, "not compared", other)
         else:
-            was, clean = (unpack(side[model].clean, n) for side in (earlier, later))
+            was, clean = (unpack_outcomes(side[model].clean, n) for side in (earlier, later))
             yield _Pair(*place, was, clean, limits.find("clean_accuracy", model))
 
 
@@ -83,26 +83,34 @@ def _in_words(changes: Sequence[SettingChange]) -> str:
 
 
 def _robust(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[_Pair | Verdict]:
-    earlier, later, n = snapshot_matching.cells(before), snapshot_matching.cells(now), now.data.n
-    tasks, were = snapshot_matching.by_attack(now), snapshot_matching.by_attack(before)
+    earlier, later, n = (
+        snapshot_matching.index_cells(before),
+        snapshot_matching.index_cells(now),
+        now.data.n,
+    )
+    tasks, were = snapshot_matching.index_attacks(now), snapshot_matching.index_attacks(before)
     for key in dict.fromkeys([*later, *earlier]):
         model, attack, eps = key
         was, cell = earlier.get(key), later.get(key)
         place = ("robust accuracy", model, attack, (cell or earlier[key]).eps_text)
         if verdict := _judge_missing(was, cell):
             yield Verdict(*place, *verdict)
-        elif other := snapshot_matching.other_data(before, now):
+        elif other := snapshot_matching.describe_data_change(before, now):
             yield Verdict(*place, "not compared", other)
-        elif changed := snapshot_matching.changed(were[model, attack], tasks[model, attack]):
+        elif changed := snapshot_matching.find_setting_changes(
+            were[model, attack], tasks[model, attack]
+        ):
             yield Verdict(*place, "not compared", f"other settings: {_in_words(changed)}")
         else:
             names = (attack, tasks[model, attack].family)
-            sides = [unpack(side[key].robust, n) for side in (earlier, later)]
+            sides = [unpack_outcomes(side[key].robust, n) for side in (earlier, later)]
             limit = limits.find("robust_accuracy", model, names, eps)
             yield _Pair(*place, sides[0], sides[1], limit)
 
 
-def _judge_missing(was: Cell | None, cell: Cell | None) -> tuple[Outcome, str] | None:
+def _judge_missing(
+    was: CellSnapshot | None, cell: CellSnapshot | None
+) -> tuple[Outcome, str] | None:
     """Return outcome and sentence of a cell that a side has no numbers of; None if both have."""
     had = was is not None and was.status == "ok"
     if cell is None:

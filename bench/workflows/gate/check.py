@@ -31,12 +31,12 @@ def _notes(before: Snapshot, now: Snapshot) -> Iterator[str]:
         yield f"the suite was called {before.suite} and is {now.suite}"
     if before.seed != now.seed:
         yield f"the seed was {before.seed} and is {now.seed}"
-    earlier = snapshot_matching.models(before)
-    for label, model in snapshot_matching.models(now).items():
+    earlier = snapshot_matching.index_models(before)
+    for label, model in snapshot_matching.index_models(now).items():
         if label in earlier and earlier[label].fingerprint != model.fingerprint:
             yield f"{label} is another model than the baseline's"
-    were = snapshot_matching.by_attack(before)
-    for key, task in snapshot_matching.by_attack(now).items():
+    were = snapshot_matching.index_attacks(before)
+    for key, task in snapshot_matching.index_attacks(now).items():
         was, (name, attack) = were.get(key), key
         if was is not None and was.settings.get("code") != task.settings.get("code"):
             yield f"the code of {attack} changed, so a change of {name} may be the attack's"

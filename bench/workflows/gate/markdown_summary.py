@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from bench.analysis.snapshot import Cell, Snapshot
+from bench.analysis.snapshot import CellSnapshot, Snapshot
 from bench.reporting.formats import markdown, numbers
 from bench.workflows.gate.verdicts import (
     FAILING_OUTCOMES,
@@ -134,7 +134,7 @@ def _bars(before: Snapshot, now: Snapshot, model: str, attack: str) -> Iterator[
                 yield f"eps {_eps(cell):>8} {word} {render_bar(cell.robust_correct, side.data.n)}"
 
 
-def _eps(cell: Cell) -> str:
+def _eps(cell: CellSnapshot) -> str:
     return numbers.format_text(cell.eps_text)
 
 

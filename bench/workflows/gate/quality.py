@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from bench.analysis import snapshot_matching
-from bench.analysis.snapshot import Snapshot, Task
+from bench.analysis.snapshot import AttackSnapshot, Snapshot
 from bench.reporting.formats import numbers
 from bench.suite.thresholds import Threshold, Thresholds
 from bench.workflows.gate.verdicts import Outcome, Verdict
@@ -34,8 +34,10 @@ def judge_quality(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterat
     yield from _audit(before, now, limits)
 
 
-def _validity(before: Snapshot, now: Snapshot, task: Task, limits: Thresholds) -> Iterator[Verdict]:
-    cells = snapshot_matching.shared(before, now, task)
+def _validity(
+    before: Snapshot, now: Snapshot, task: AttackSnapshot, limits: Thresholds
+) -> Iterator[Verdict]:
+    cells = snapshot_matching.pair_finished_cells(before, now, task)
     if not cells:
         return
     was = sum(cell.violations for cell, _ in cells)
@@ -75,19 +77,19 @@ def _throughput(before: Snapshot, now: Snapshot, model: str, limits: Thresholds)
 class _Timed(NamedTuple):
     """An attack on a model that both sides timed over the same cells."""
 
-    was: Task
-    now: Task
+    was: AttackSnapshot
+    now: AttackSnapshot
     was_ratio: float
     ratio: float
 
 
 def _list_timed(before: Snapshot, now: Snapshot) -> Iterator[_Timed]:
-    were = snapshot_matching.by_attack(before)
-    for key, task in snapshot_matching.by_attack(now).items():
+    were = snapshot_matching.index_attacks(before)
+    for key, task in snapshot_matching.index_attacks(now).items():
         was = were.get(key)
         if was is None or not was.floor_ratio or not task.floor_ratio:
             continue
-        shared = {cell.eps for _, cell in snapshot_matching.shared(before, now, task)}
+        shared = {cell.eps for _, cell in snapshot_matching.pair_finished_cells(before, now, task)}
         finished = {
             cell.eps
             for cell in (*before.cells, *now.cells)
@@ -133,8 +135,11 @@ def describe_machine(snapshot: Snapshot) -> str:
 
 
 def _audit(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[Verdict]:
-    earlier, other = snapshot_matching.models(before), snapshot_matching.other_data(before, now)
-    for label, model in snapshot_matching.models(now).items():
+    earlier, other = (
+        snapshot_matching.index_models(before),
+        snapshot_matching.describe_data_change(before, now),
+    )
+    for label, model in snapshot_matching.index_models(now).items():
         if label not in earlier or other:
             continue
         was, signs = set(earlier[label].signs), set(model.signs)
@@ -152,7 +157,7 @@ def _audit(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[Verd
             yield Verdict(*place, "passed", sentence if signs else "no symptom of a failed attack")
 
 
-def _of_task(gate: str, task: Task, outcome: Outcome, sentence: str) -> Verdict:
+def _of_task(gate: str, task: AttackSnapshot, outcome: Outcome, sentence: str) -> Verdict:
     return Verdict(gate, task.model, task.attack, "", outcome, sentence)
 
 

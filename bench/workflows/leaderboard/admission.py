@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.analysis import results, snapshot
-from bench.analysis.snapshot import Snapshot, unpack
+from bench.analysis.snapshot import Snapshot, unpack_outcomes
 from bench.core.errors import RecordError, nearest
 from bench.execution import preparation, runner
 from bench.execution.events import Event
@@ -61,7 +61,7 @@ def read_claim(run: Path, label: str) -> Snapshot:
         SuiteError: There is no run.
         RecordError: The run is damaged or lacks the model.
     """
-    whole = snapshot.of(results.read(run))
+    whole = snapshot.take_snapshot(results.read_results(run))
     known = [model.model for model in whole.models]
     if label not in known:
         raise RecordError(
@@ -107,8 +107,8 @@ def admit_model(
         return Admission(problems, None, None)
     with tempfile.TemporaryDirectory() as folder:
         runner.run_suite(own, Path(folder), options, on_event)
-        found = results.read(Path(folder))
-        again = snapshot.of(found)
+        found = results.read_results(Path(folder))
+        again = snapshot.take_snapshot(found)
     broken = [f"run again: {row.attack}, eps {row.eps_text}: {row.reason}"
               for row in found.unfinished().itertuples()]  # fmt: skip
     if broken:
@@ -180,7 +180,7 @@ def list_differences(claimed: Snapshot, again: Snapshot) -> list[Difference]:
     """
     n, different = again.data.n, []
     for name, before, after in _pairs(claimed, again):
-        sides = unpack(before, claimed.data.n)[:n], unpack(after, n)
+        sides = unpack_outcomes(before, claimed.data.n)[:n], unpack_outcomes(after, n)
         apart = (sides[0] != sides[1]).to_numpy().nonzero()[0].tolist()
         if apart:
             different.append(Difference(name, int(sides[0].sum()), int(sides[1].sum()), apart))

@@ -15,7 +15,7 @@ from annotated_types import Ge
 from pydantic import TypeAdapter, ValidationError
 
 from bench.analysis import snapshot_file
-from bench.analysis.snapshot import Cell, Snapshot
+from bench.analysis.snapshot import CellSnapshot, Snapshot
 from bench.analysis.snapshot_matching import NOTED
 from bench.core.errors import RecordError, SuiteError, first_line
 from bench.core.files import write_atomic
@@ -87,7 +87,7 @@ def write_entry(folder: Path, card: Path, snapshot: Snapshot, recheck: Recheck) 
         SuiteError: A file cannot be written.
     """
     write_atomic(folder / CARD, card.read_bytes())
-    snapshot_file.write(snapshot, folder / OUTCOMES)
+    snapshot_file.write_snapshot(snapshot, folder / OUTCOMES)
     text = json.dumps(dataclasses.asdict(recheck), indent=1, ensure_ascii=False)
     write_atomic(folder / RECHECK, f"{text}\n".encode())
 
@@ -124,7 +124,7 @@ def read_entries(board: Path, suite: Suite) -> list[Entry]:
 
 def _entry(folder: Path) -> Entry:
     card = cards.read_card(folder / CARD)
-    snapshot = snapshot_file.read(folder / OUTCOMES)
+    snapshot = snapshot_file.read_snapshot(folder / OUTCOMES)
     if len(snapshot.models) != 1:
         got = len(snapshot.models)
         raise RecordError(f"{folder / OUTCOMES}: expected one model, got {got}; add it again")
@@ -201,7 +201,7 @@ def list_shortcomings(snapshot: Snapshot, suite: Suite) -> list[str]:
     return problems
 
 
-def _list_cell_problems(name: str, cell: Cell | None) -> list[str]:
+def _list_cell_problems(name: str, cell: CellSnapshot | None) -> list[str]:
     """List why a cell cannot be ranked."""
     if cell is None or cell.status != "ok":
         status = f"{cell.status}: {cell.reason}" if cell else "none"

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bench.analysis.snapshot import unpack
+from bench.analysis.snapshot import unpack_outcomes
 from bench.evaluation import metrics
 from bench.evaluation.metrics import SIGNIFICANCE_LEVEL, Outcomes, Rate
 from bench.suite.schema import Suite
@@ -107,4 +107,4 @@ def _robust(entry: Entry, attack: str, threat: RankedThreat) -> Outcomes:
     snapshot = entry.snapshot
     place = attack, threat.eps
     cell = next(cell for cell in snapshot.cells if (cell.attack, cell.eps) == place)
-    return unpack(cell.robust, snapshot.data.n)
+    return unpack_outcomes(cell.robust, snapshot.data.n)

@@ -335,7 +335,7 @@ def build_document(races: Sequence[Race], command: str) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "command": command,
-        "environment": environment.environment(races[0].task.device) if races else {},
+        "environment": environment.describe_environment(races[0].task.device) if races else {},
         "tf32": read_tf32_settings(),
         "races": [_race(race) for race in races],
     }
@@ -401,7 +401,7 @@ def write_results(races: Sequence[Race], command: str, folder: Path) -> Path:
     Raises:
         SuiteError: The folder cannot be written.
     """
-    files.write_atomic(folder / "speed.csv", spreadsheet.content(build_frame(races)))
+    files.write_atomic(folder / "speed.csv", spreadsheet.to_csv(build_frame(races)))
     text = json.dumps(build_document(races, command), indent=1, ensure_ascii=False)
     files.write_atomic(folder / "speed.json", text.encode())
     return files.write_atomic(folder / "speed.md", render_page(races, command).encode())

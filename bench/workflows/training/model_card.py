@@ -126,7 +126,7 @@ def publish_model(recipe: Recipe, runs: Sequence[SeedRun], data_dir: Path, folde
         "validation_n": trained.best.validation_n,
         "seeds": [_seed_entry(run, outcomes[run.seed], labels) for run in runs],
         "median_seconds_per_epoch": median(epoch.seconds for epoch in trained.history),
-        "environment": environment.environment(next(trained.model.parameters()).device),
+        "environment": environment.describe_environment(next(trained.model.parameters()).device),
     }
     history = [
         ",".join("" if cell is None else str(cell) for cell in row)
@@ -188,7 +188,7 @@ def publish_attack(
         "validation_fooled": trained.best.validation_fooled,
         "validation_n": trained.best.validation_n,
         "median_seconds_per_epoch": median(epoch.seconds for epoch in trained.history),
-        "environment": environment.environment(device),
+        "environment": environment.describe_environment(device),
     }
     classes = data.classes or tuple(map(str, range(trained.target.classes)))
     on_cpu = AttackOutcome(*(field.cpu() for field in outcome))
