@@ -254,7 +254,7 @@ def test_a_folder_from_before_there_were_published_figures_still_reads(
     del document["published"]
     (tmp_path / "provenance.json").write_text(json.dumps(document), encoding="utf-8")
     shutil.copytree(out / "records", tmp_path / "records")
-    found = results.read(tmp_path)
+    found = results.read_results(tmp_path)
     page = run_output.write_run_output(found, tmp_path)
     assert (found.table["status"] == "ok").all()
     assert "Reference figures" not in page.read_text(encoding="utf-8")

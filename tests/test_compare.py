@@ -46,7 +46,7 @@ USUAL = {"seed": 0, "limit": 60, "model": "lenet", "weights": "digits", "eps": 0
 def ran(folder: Path, **settings: Any) -> results.RunResults:
     read = reader.parse_suite(SUITE.format(**USUAL | settings), "c.toml", Path())
     runner.run_suite(read, folder, options.RunOptions(device="cpu"))
-    return results.read(folder)
+    return results.read_results(folder)
 
 
 @pytest.fixture(scope="module")

@@ -302,5 +302,5 @@ def test_a_runs_folder_has_both_tables_and_its_page_both_sections(
     assert "LeNet is robust on " in page
     assert len(pd.read_csv(folder / "comparisons.csv")) == len(found.comparisons)
     assert len(pd.read_csv(folder / "seeds.csv")) == len(found.seeds) == 4
-    run_output.write_run_output(found._replace(seeds=found.seeds[:0]), folder)
+    run_output.write_run_output(found.replace(seeds=found.seeds[:0]), folder)
     assert not (folder / "seeds.csv").exists()

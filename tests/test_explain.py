@@ -357,7 +357,7 @@ def test_a_run_names_the_command_keeps_what_it_finds_and_the_report_shows_it(
     monkeypatch.chdir(tmp_path)
     typed, words = CliRunner(), ["--device", "cpu"]
     runner.run_suite(reader.read_suite(str(written(tmp_path))), Path("out"), options())
-    found = results.read(Path("out"))
+    found = results.read_results(Path("out"))
     command = "bench explain . net/ours/0.3 net/theirs/0.3"
     assert crosscheck_views.list_explain_commands(found.crosschecks, found.explanations, {}) == [
         command

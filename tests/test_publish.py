@@ -88,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runner.run_suite(
         reader.parse_suite(SUITE, "p.toml", out), out, options.RunOptions(device="cpu")
     )
-    run_output.write_run_output(results.read(out), out)
+    run_output.write_run_output(results.read_results(out), out)
     return out
 
 
@@ -251,7 +251,7 @@ def test_a_table_too_wide_for_a_page_is_cut_and_says_so(run: PublishedRun) -> No
     wide = pd.concat(
         [table.assign(attack=table["attack"] + f" {k}") for k in range(4)], ignore_index=True
     )
-    found = paper_tables.build_tables([run._replace(found=run.found._replace(table=wide))])
+    found = paper_tables.build_tables([run._replace(found=run.found.replace(table=wide))])
     parts = [made for made in found if made.name.startswith("p-models-eps-0-05-linf")]
     assert [len(part.frame.columns) - 1 for part in parts] == [6, 4]
     assert [part.caption[-12:] for part in parts] == ["Part 1 of 2.", "Part 2 of 2."]
@@ -296,7 +296,7 @@ def test_what_cannot_be_told_from_the_best_is_bold_with_it(run: PublishedRun) ->
 def test_the_worst_case_of_models_that_met_other_attacks_is_never_bold(run: PublishedRun) -> None:
     table = run.found.table
     lost = (table["model"] == "LeNet") & (table["attack"] == "FGSM") & (table["eps"] == 0.05)
-    found = run.found._replace(table=table[~lost])
+    found = run.found.replace(table=table[~lost])
     for made in paper_tables.build_tables([with_p_values(run._replace(found=found), 0.001)]):
         if made.name == "p-models-eps-0-05-linf":
             assert "worst case" not in {column for _, column in bold(made)}
@@ -413,7 +413,7 @@ def published_runs() -> list[str]:
 def test_the_tables_of_the_quickstart_are_made_again_from_its_records(tmp_path: Path) -> None:
     shutil.copytree(QUICKSTART / "records", tmp_path / "records")
     shutil.copy(QUICKSTART / "provenance.json", tmp_path)
-    run_output.write_run_output(results.read(tmp_path), tmp_path)
+    run_output.write_run_output(results.read_results(tmp_path), tmp_path)
     for name in ("table.csv", "worst.csv", "comparisons.csv", "audit.csv", "unchecked.csv",
                  "records.sha256"):  # fmt: skip
         there, again = ((place / name).read_bytes() for place in (QUICKSTART, tmp_path))

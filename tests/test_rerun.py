@@ -221,14 +221,14 @@ def test_a_cell_that_failed_now_is_otherwise(home: Path) -> None:
         if cell in path.name:
             path.unlink()
     records.write_failure(home / "second", cell, "out of ideas")
-    found = reproduce.compare_repetition(*(results.read(home / out) for out in ("run", "second")))
+    found = reproduce.compare_repetition(*(results.read_results(home / out) for out in ("run", "second")))
     assert any("ok then, failed (out of ideas) now" in sentence for sentence in found.apart)
     assert not found.agree(bits=False)
 
 
 def test_a_run_of_an_older_bench_can_be_repeated_as_far_as_it_says() -> None:
     again = reproduce.plan_repetition(QUICKSTART, None, None, Path(), "bench rerun")
-    about = results.read(QUICKSTART).provenance
+    about = results.read_results(QUICKSTART).provenance
     assert again.options.limit == about["data"]["n"]
     assert again.options.device == about["sessions"][-1]["environment"]["device"]
     assert not again.options.deterministic

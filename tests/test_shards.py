@@ -16,7 +16,7 @@ from bench.execution import merge, runner, sharding
 from bench.execution.options import RunOptions
 from bench.storage import fingerprint, reader, records
 from bench.storage.reader import read_file_pieces, read_records
-from bench.suite import reader
+from bench.suite import reader as suite_reader
 
 SUITE = """
 schema = 1
@@ -76,7 +76,7 @@ def halves(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(path: Path, out: Path, share: str = "1/1", limit: int | None = None) -> None:
     part = sharding.parse_shard(share)
     options = RunOptions(device="cpu", batch_size=64, shard=part, limit=limit)
-    runner.run_suite(reader.read_suite(str(path)), part.folder(out), options)
+    runner.run_suite(suite_reader.read_suite(str(path)), part.folder(out), options)
 
 
 def said(folder: Path) -> str:
@@ -148,7 +148,7 @@ def test_the_merged_table_adds_up_what_the_shares_cost(halves: Path, tmp_path: P
     spent = sum(
         piece.seconds
         for folder in sharding.list_shard_folders(halves)
-        for piece in reader._record_files(folder)
+        for piece in reader.read_pieces(folder)
     )
     assert results.read_results(tmp_path).table["seconds"].sum() == pytest.approx(spent)
 

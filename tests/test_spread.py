@@ -318,11 +318,11 @@ def test_a_cell_that_loses_every_worker_is_divided_from_the_others_and_failed(
 ) -> None:
     path = written(tmp_path)
     here(path, tmp_path / "here")
-    table = results.read(tmp_path / "here").table.set_index(["attack", "eps_text"])
+    table = results.read_results(tmp_path / "here").table.set_index(["attack", "eps_text"])
     deadly = table.loc[("mine", "0.05"), "cell"]
     fake = FakeRay(lambda call: deadly in call)
     events = with_fake(path, tmp_path / "there", fake, monkeypatch)
-    found = results.read(tmp_path / "there").table.set_index(["attack", "eps_text"])
+    found = results.read_results(tmp_path / "there").table.set_index(["attack", "eps_text"])
     assert found["status"].to_dict() == {
         key: "failed" if key == ("mine", "0.05") else "ok" for key in table.index
     }

@@ -61,7 +61,7 @@ def missing(package: str) -> pytest.MarkDecorator:
 
 
 def test_what_is_told_are_the_figures_of_the_table_and_of_the_worst_case(out: Path) -> None:
-    found = results.read(out)
+    found = results.read_results(out)
     told = trackers.summarize_run(found, out)
     points = {(p.metric, p.cell, p.eps_text): p.value for p in told.points}
     for row in found.table.to_dict("records"):
@@ -116,7 +116,7 @@ def test_a_tracker_that_fails_loses_nothing_of_the_run(out: Path) -> None:
 
     wanted = TrackerTarget("broken", Tracker("json", "", fail), "there")
     with pytest.raises(SuiteError, match="nobody answers at there; the run is kept"):
-        trackers.log_run(wanted, results.read(out), out)
+        trackers.log_run(wanted, results.read_results(out), out)
 
 
 def test_a_share_is_told_to_no_tracker(path: Path, tmp_path: Path) -> None:

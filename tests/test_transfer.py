@@ -66,7 +66,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ran(text: str, out: Path, **options: object) -> results.RunResults:
     read = reader.parse_suite(text, "t.toml", Path())
     runner.run_suite(read, out, execution_options.RunOptions(device="cpu", **options))  # type: ignore[arg-type]
-    return results.read(out)
+    return results.read_results(out)
 
 
 @pytest.fixture(scope="module")
