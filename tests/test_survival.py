@@ -226,7 +226,7 @@ def test_where_there_are_no_locks_the_run_goes_on_and_says_so(
     with lock.hold_lock(tmp_path, told.append):
         assert len(told) == 1
         assert "has no locks" in told[0]
-    with pytest.raises(BrokenPipeError), lock.held(tmp_path, failing(BrokenPipeError())):  # type: ignore[arg-type]
+    with pytest.raises(BrokenPipeError), lock.hold_lock(tmp_path, failing(BrokenPipeError())):  # type: ignore[arg-type]
         pass  # what the listener raises is no fault of the folder
 
 
@@ -237,7 +237,7 @@ def test_a_lock_that_cannot_be_written_is_one_sentence(
     with monkeypatch.context() as full:
         full.setattr(Path, "write_text", failing(OSError(code, os.strerror(code))))
         assert os.strerror(code) in refused(tmp_path)
-    with lock.held(tmp_path, print):  # what could not be signed is not held
+    with lock.hold_lock(tmp_path, print):  # what could not be signed is not held
         pass
 
 
