@@ -13,7 +13,7 @@ from bench.analysis.explanations import Explanation
 from bench.core.errors import RecordError, SuiteError
 from bench.execution import options as execution_options
 from bench.execution import runner
-from bench.reporting.report import crosscheck_views
+from bench.reporting.report import crosscheck_view
 from bench.suite import reader
 from bench.workflows.explain import search
 
@@ -359,7 +359,7 @@ def test_a_run_names_the_command_keeps_what_it_finds_and_the_report_shows_it(
     runner.run_suite(reader.read_suite(str(written(tmp_path))), Path("out"), options())
     found = results.read_results(Path("out"))
     command = "bench explain . net/ours/0.3 net/theirs/0.3"
-    assert crosscheck_views.list_explain_commands(found.crosschecks, found.explanations, {}) == [
+    assert crosscheck_view.list_explain_commands(found.crosschecks, found.explanations, {}) == [
         command
     ]
     said = typed.invoke(cli.cli, ["explain", "out", "net/ours/0.3", "net/theirs/0.3", *words])

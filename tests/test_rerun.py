@@ -221,7 +221,9 @@ def test_a_cell_that_failed_now_is_otherwise(home: Path) -> None:
         if cell in path.name:
             path.unlink()
     records.write_failure(home / "second", cell, "out of ideas")
-    found = reproduce.compare_repetition(*(results.read_results(home / out) for out in ("run", "second")))
+    found = reproduce.compare_repetition(
+        *(results.read_results(home / out) for out in ("run", "second"))
+    )
     assert any("ok then, failed (out of ideas) now" in sentence for sentence in found.apart)
     assert not found.agree(bits=False)
 
