@@ -1,6 +1,7 @@
 """Rules for every file of the package: imports, names, randomness, errors, what is loaded when."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -100,6 +101,45 @@ def test_every_draw_has_a_generator_of_its_own() -> None:
                 given = any(keyword.arg == "generator" for keyword in node.keywords)
                 if node.func.attr in drawing and not keyed and not given:
                     offenders.append(f"{path}:{node.lineno}: {ast.unparse(node)}")
+    assert offenders == []
+
+
+def public_functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
+    """Functions and methods that are public by their names and those of their classes."""
+    for node in tree.body:
+        bodies = node.body if isinstance(node, ast.ClassDef) else [node]
+        if getattr(node, "name", "_").startswith("_"):
+            continue
+        for each in bodies:
+            if isinstance(each, ast.FunctionDef) and not each.name.startswith("_"):
+                yield each
+
+
+def missing_sections(function: ast.FunctionDef) -> list[str]:
+    """Google sections that the docstring of a public function lacks."""
+    text = ast.get_docstring(function) or ""
+    decorators = " ".join(ast.unparse(each) for each in function.decorator_list)
+    if any(word in decorators for word in ("command", "option", "argument", "property")):
+        return [] if text else ["docstring"]  # help of the command line; attributes
+    given = function.args
+    names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    names += [each.arg for each in (given.vararg, given.kwarg) if each is not None]
+    described = [name for name in names if name not in ("self", "cls")]
+    missing = ["Args"] if described and "Args:" not in text else []
+    missing += [name for name in described if not re.search(rf"\b{name}\b.*:", text)]
+    returns = ast.unparse(function.returns) if function.returns else "None"
+    if returns not in ("None", "NoReturn") and not re.search("(Returns|Yields):", text):
+        missing.append("Returns")
+    return missing
+
+
+def test_every_public_function_documents_its_arguments_and_its_result() -> None:
+    offenders = [
+        f"{path}:{function.lineno} {function.name}: {', '.join(missing)}"
+        for path, tree in TREES.items()
+        for function in public_functions(tree)
+        if (missing := missing_sections(function))
+    ]
     assert offenders == []
 
 

@@ -21,7 +21,7 @@ from bench.core.contracts.attack import Attack, AttackSpec
 from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Sweep
 from bench.core.errors import SuiteError
-from bench.datasets.in_memory import in_memory
+from bench.datasets.in_memory import make_data
 from bench.engine import stream
 from bench.engine.acceleration import accelerate
 from bench.engine.acceleration import layers as exchange
@@ -279,7 +279,7 @@ def test_the_table_says_how_a_verdict_came_about_and_how_often_it_was_not_unanim
 
 def test_a_net_found_to_answer_at_random_is_named_with_the_remedy(lenet: Net, digits: Any) -> None:
     x, y = digits
-    data = in_memory("digits", x, y, ())
+    data = make_data("digits", x, y, ())
     found = checks.preflight("net", Noisy(lenet, 0.3), data, torch.device("cpu"))
     (finding,) = found.findings
     assert found.random

@@ -15,7 +15,7 @@ from bench.execution import merge, runner, sharding
 from bench.execution.options import RunOptions
 from bench.storage import fingerprint
 from bench.storage.reader import read_records
-from bench.suite import reader
+from bench.suite import identity, reader
 
 NET = """
 from pathlib import Path

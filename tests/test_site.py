@@ -167,7 +167,7 @@ def _sign(attack: str, eps: float) -> symptoms.ObservedSymptom:
 def test_a_sign_of_the_audit_stands_on_the_rows_that_it_speaks_of(run: PublishedRun) -> None:
     against = [_sign("FGSM", 0.1), _sign("", math.nan)]
     audit = Audit(["lenet"], against, [])
-    lines = site.build_rows(run.replace(found=run.found._replace(audit=audit)))
+    lines = site.build_rows(run._replace(found=run.found.replace(audit=audit)))
     flagged = {(line.model, line.attack, line.eps.text): len(line.symptoms) for line in lines}
     assert flagged["lenet", "FGSM", "0.1"] == 2
     assert flagged["lenet", "FGSM", "0.3"] == 1  # a sign of the model speaks of what sees the model

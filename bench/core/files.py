@@ -147,7 +147,14 @@ def set_aside(path: Path) -> Path:
 
 
 def slug(name: str, longest: int = 80) -> str:
-    """A name of letters, digits and dashes: no label can leave a folder or break a command.
+    """Turn a label into a file name of letters, digits and dashes.
+
+    Args:
+        name: Any text.
+        longest: Most characters.
+
+    Returns:
+        A name that cannot leave its folder or break a command; "x" if nothing is left.
 
     >>> slug("LeNet, L-inf: 8/255"), slug("../.."), slug("é")
     ('lenet-l-inf-8-255', 'x', 'e')

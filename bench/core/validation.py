@@ -264,12 +264,20 @@ def parse_fraction(written: float | str) -> float:
 
 
 def byte_size(where: str, text: str) -> ByteSize:
-    """A size of memory or files as people write it, in bytes.
+    """Parse a size of memory or files.
+
+    Args:
+        where: The option that the size was given for.
+        text: A number and a unit, such as "1.5 GiB" or "20MB".
+
+    Returns:
+        The size in bytes.
+
+    Raises:
+        SuiteError: The text is not a size.
 
     >>> byte_size("--memory-limit", "1.5 GiB"), byte_size("--memory-limit", "20MB")
     (1610612736, 20000000)
-
-    Raises: SuiteError for a size that is none, said of `where`.
     """
     with contextlib.suppress(ValidationError):
         # ByteSize reads a beginning: "1,5GB" and "1.5.GiB" as one byte.

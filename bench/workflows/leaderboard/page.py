@@ -56,9 +56,18 @@ class LeaderboardSection(NamedTuple):
 
 
 def write_leaderboard(entries: Sequence[Entry], suite: Suite, out: Path) -> list[Path]:
-    """Write leaderboard.md and leaderboard.html into `out`; the same entries, the same bytes.
+    """Write leaderboard.md and leaderboard.html; the same entries give the same bytes.
 
-    Raises: SuiteError if the folder cannot be written.
+    Args:
+        entries: The admitted entries.
+        suite: The suite of the leaderboard.
+        out: Folder to write to.
+
+    Returns:
+        Paths of the two pages.
+
+    Raises:
+        SuiteError: The folder cannot be written.
     """
     sections = [_section(entries, threat) for threat in list_threats(suite)]
     data = entries[0].snapshot.data

@@ -1,4 +1,4 @@
-"""What is told of one attacked image: lines for the terminal, and a page to keep."""
+"""Report the attack on one image: lines for the terminal, and a page."""
 
 import dataclasses
 import os
@@ -18,7 +18,15 @@ SIZES = ("linf", "l2", "l1", "l0")
 
 
 def format_lines(told: SingleImageResult, every: int) -> Iterator[str]:
-    """The loss every few steps, the likeliest classes before and after, norms, the verdict."""
+    """Format the result for the terminal.
+
+    Args:
+        told: The result.
+        every: Show the loss of every so many steps.
+
+    Yields:
+        Lines: losses, likeliest classes before and after, norms, the outcome.
+    """
     for step, loss in select_steps(told, every):
         yield f"step {step:4d}   loss {loss:.6g}"
     for when, answer in (("before", told.before), ("after", told.after)):
@@ -36,20 +44,42 @@ def format_lines(told: SingleImageResult, every: int) -> Iterator[str]:
 
 
 def select_steps(told: SingleImageResult, every: int) -> Iterator[tuple[int, float]]:
-    """Every so many steps the loss that was ascended, and the last one."""
+    """Select the losses to show.
+
+    Args:
+        told: The result.
+        every: Distance of the shown steps.
+
+    Yields:
+        (step, loss); the last step is always among them.
+    """
     for step, loss in enumerate(told.losses):
         if step % every == 0 or step == len(told.losses) - 1:
             yield step, loss
 
 
 def describe_verdict(told: SingleImageResult) -> str:
+    """State whether the attack succeeded.
+
+    Args:
+        told: The result.
+
+    Returns:
+        One sentence.
+    """
     aim = f"as {told.target}" if told.target else "as another class"
     return f"{Path(told.name).name} {'is taken' if told.record['fooled'] else 'is not taken'} {aim}"
 
 
 def describe_unused_budget(told: SingleImageResult) -> str:
-    """Say that a failure is no evidence, where the attack used less than half of what it was
-    allowed; empty otherwise."""
+    """Warn that a failed attack is no evidence if it used less than half of its budget.
+
+    Args:
+        told: The result.
+
+    Returns:
+        One sentence, or "" if there is no such doubt.
+    """
     entry = told.attack
     eps, moved = entry.eps[0], told.record[entry.norm]
     searched = entry.attack.budget == "minimum" or entry.norm == "l0"
@@ -66,7 +96,17 @@ def describe_unused_budget(told: SingleImageResult) -> str:
 
 
 def write_page(told: SingleImageResult, every: int, command: str, folder: Path) -> Path:
-    """Write the same as NAME-attack.md beside the figure; gives its path."""
+    """Write the result as NAME-attack.md beside the figure.
+
+    Args:
+        told: The result.
+        every: Show the loss of every so many steps.
+        command: The command to print.
+        folder: Folder to write to.
+
+    Returns:
+        Path of the page.
+    """
     entry = told.attack
     settings = (
         f"{entry.label}, {numbers.NORM_NAMES[entry.norm]} eps {entry.eps[0].text}, {entry.goal}"
