@@ -1,7 +1,7 @@
 """One run in a process of its own, so that its peak memory is its own: n tiny images, some attacks
 at many eps, every record written and read back. Prints what it took as JSON.
 
-    python tests/bounded.py FOLDER IMAGES EPS
+    python tests/helpers/bounded.py FOLDER IMAGES EPS
 """
 
 import json

@@ -32,7 +32,7 @@ from bench.workflows.leaderboard.entries import Entry, Recheck
 from bench.workflows.leaderboard.model_card import ModelCard
 from bench.workflows.leaderboard.ranking import list_threats, rank_models
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 N = 40
 SUITE = f"""
 schema = 1

@@ -1,8 +1,8 @@
 """Models whose forward does more than map images to logits: a copy changes no outcome of them.
 
 Each is attacked by gradients (PGD) and by scores (Square) with the faster copy and without it; the
-images that are fooled and what the model says of them must be the same. `python -m
-tests.test_hostile_forwards` prints the table.
+images that are fooled and what the model says of them must be the same. `python
+tests/properties/test_hostile_models.py` prints the table.
 """
 
 import copy

@@ -27,7 +27,7 @@ from bench.reporting.report import audit_view
 from bench.storage.reader import StoredRecords
 from bench.suite.plan import Cell
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "helpers"
 N = 100
 STEPS = {"steps": "10", "restarts": "1", "alpha": "0.01", "loss": "cross-entropy"}
 SCORES, LABELS = "black-box, score-based", "black-box, decision-based"
@@ -714,7 +714,7 @@ def test_every_indicator_of_pintor_and_every_flag_of_autoattack_has_its_sign() -
 
 
 def test_no_sign_names_a_law_by_number_neither_here_nor_in_what_is_published() -> None:
-    published = [*(HERE.parent / "results").glob("*/audit.csv")]
+    published = [*(HERE.parents[1] / "results").glob("*/audit.csv")]
     assert len(published) > 3
     texts = [path.read_text(encoding="utf-8") for path in published]
     texts += [kind.source for kind in symptoms.SYMPTOMS.values()]

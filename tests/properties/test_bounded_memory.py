@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).with_name("bounded.py")
+SCRIPT = Path(__file__).parents[1] / "helpers" / "bounded.py"
 GROWTH = 1.10
 A_MILLION, GIB = 10**6, 1024.0
 PATIENCE = 30.0

@@ -33,7 +33,7 @@ from bench.workflows.leaderboard import model_card
 from bench.workflows.training import recipe
 
 INPUTS = int(os.environ.get("BENCH_FUZZ", "2000"))
-RUN = Path(__file__).parents[1] / "results" / "quickstart"
+RUN = Path(__file__).parents[2] / "results" / "quickstart"
 N = 4
 Mutated = Callable[[Any], Any]
 

@@ -17,7 +17,7 @@ from bench.core.errors import RecordError
 from bench.storage import schema
 from bench.storage.reader import read_records
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 QUICKSTART = ROOT / "results" / "quickstart"
 HEADER = "| column | meaning |"
 

@@ -11,7 +11,7 @@ import pytest
 
 from bench.analysis import snapshot_file
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 WORKFLOW = ROOT / ".github" / "workflows" / "robustness.yml"
 _STEP = re.compile(
     r"^      - name: (?P<name>.+)\n(?:(?!      - ).*\n)*?        run: (?P<run>.+)$", re.M

@@ -13,7 +13,7 @@ from bench.core import registry
 from bench.core.errors import ContractError, RobustnessWarning
 from bench.evaluation.audit import symptoms
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "helpers"
 
 
 def asked(net: nn.Module, digits: tuple[Tensor, Tensor], **settings: Any) -> bench.Evaluation:

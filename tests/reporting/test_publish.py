@@ -369,7 +369,7 @@ def test_the_tables_of_a_run_compile(run: PublishedRun, tmp_path: Path) -> None:
 
 # -------------------------------------------------------------------------------- what is committed
 
-ROOT = Path(__file__).parents[1] / "results"
+ROOT = Path(__file__).parents[2] / "results"
 QUICKSTART, PUBLISHED = ROOT / "quickstart", ROOT / "published"
 NUMERIC = ("pandas", "numpy", "scipy", "pyarrow")
 """Libraries on which the last digit of a float, or the form of a file, may depend."""

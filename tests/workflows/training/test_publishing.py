@@ -210,7 +210,7 @@ def test_the_page_is_a_function_of_recipe_and_card(published: tuple[Path, Result
     )
 
 
-PAGES = Path(__file__).parents[2] / "results" / "training"
+PAGES = Path(__file__).parents[3] / "results" / "training"
 
 
 @pytest.mark.parametrize(

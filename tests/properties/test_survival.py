@@ -20,7 +20,7 @@ from bench.storage import reader, records
 from bench.storage import reader as storage_reader
 from bench.storage.schema import Piece
 
-SURVIVORS = Path(__file__).with_name("survivors.py")
+SURVIVORS = Path(__file__).parents[1] / "helpers" / "survivors.py"
 STEPS = ("mkdir", "open", "write", "flush", "fsync", "rename", "fsync of the folder")
 ERRORS = (errno.ENOSPC, errno.EROFS, errno.EIO)
 

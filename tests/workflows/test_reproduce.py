@@ -47,7 +47,7 @@ def net():
     return model{change}
 """
 HALVED = "if isinstance(m, nn.Conv2d):\n        m.weight.data.mul_(0.5)"
-QUICKSTART = Path(__file__).parents[1] / "results" / "quickstart"
+QUICKSTART = Path(__file__).parents[2] / "results" / "quickstart"
 
 
 def written(folder: Path, change: str = "") -> Path:
