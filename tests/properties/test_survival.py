@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_records import frame, piece, same, written
+from record_files import frame, piece, same, written
 
 from bench.core import files, lock
 from bench.core.errors import RecordError, SuiteError
