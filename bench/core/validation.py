@@ -244,8 +244,8 @@ def parse_fraction(written: float | str) -> float:
     All settings that are lengths, such as radii and step sizes, are read by this function. Both
     parts of a fraction may have decimals.
 
-    >>> fraction("8/255") == 8 / 255 and fraction("0.5/255") == 0.5 / 255 and fraction("0.1") == 0.1
-    True
+    >>> [parse_fraction(text) for text in ("1/4", "0.5/2", "0.1")]
+    [0.25, 0.25, 0.1]
 
     Args:
         written: A number, or text such as "8/255" or "0.1".
@@ -294,7 +294,7 @@ def _required(field: dataclasses.Field[Any]) -> bool:
 def join_keys(key: str, name: str) -> str:
     """Join the key of a table and a name in it.
 
-    >>> dot("data", "name"), dot("", "seed")
+    >>> join_keys("data", "name"), join_keys("", "seed")
     ('data.name', 'seed')
 
     Args:

@@ -122,7 +122,7 @@ def evaluate_chunk(
     if positive and len(chosen.id):
         positive_spec = replace(spec, eps=tuple(spec.eps[index] for index in positive))
         verified = _attack_chunk(
-            model, positive_spec, examples, attacked, rows, source, judge_rows, accelerated
+            model, positive_spec, examples, attacked, chosen, rows, source, judge_rows, accelerated
         )
     if not _are_equal(chosen.x, examples.x[attacked]):
         raise ContractError("the attack or the model wrote into the images that it was shown")
@@ -154,13 +154,18 @@ def _attack_chunk(
     spec: AttackSpec,
     examples: Examples,
     attacked: Tensor,
+    chosen: Examples,
     rows: int,
     source: nn.Module | None,
     judge_rows: int,
     accelerated: nn.Module | None,
 ) -> VerifiedOutput:
-    """Attack the examples where `attacked`, all eps being positive, and settle the predictions."""
-    chosen, device = Examples(*(field[attacked] for field in examples)), examples.x.device
+    """Attack the `chosen` examples, those where `attacked`, and settle the predictions.
+
+    All eps are positive. The caller compares the images of `chosen` afterwards: what the attack is
+    given are these tensors and no copy of them.
+    """
+    device = examples.x.device
     attacked_model = model if source is None else source
     with frozen(attacked_model):
         if not isinstance(spec.attack, EnsembleAttack):

@@ -280,7 +280,7 @@ def test_what_a_copy_alone_takes_for_fooled_is_searched_again_on_the_model_at_an
     curve = AttackSpec(
         name="fmn", attack=attack, params=attack.params(), norm="linf", eps=(0.01,), stop="never"
     )
-    (led,) = chunk.evaluate_chunk(net, curve, examples, 3, floor, copy=copy).records
+    (led,) = chunk.evaluate_chunk(net, curve, examples, 3, floor, accelerated=copy).records
     (own,) = chunk.evaluate_chunk(net, curve, examples, 3, floor).records
     assert led["distance"].to_numpy() == pytest.approx(0.2, rel=0.01)  # 3.2 over 16 pixels
     assert led["distance"].equals(own["distance"])

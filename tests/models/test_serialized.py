@@ -286,8 +286,8 @@ def test_a_program_has_no_training_mode_and_copies_keep_their_mode(
 def test_the_fingerprint_is_the_same_in_another_process(lenet: nn.Module, tmp_path: Path) -> None:
     path = saved("exported", lenet, tmp_path)
     code = (
-        "from pathlib import Path; from bench.models import serialized as programs, fingerprint; "
-        f"print(fingerprint.fingerprint(programs.opened(Path({str(path)!r}))))"
+        "from pathlib import Path; from bench.models import fingerprint, serialized; "
+        f"print(fingerprint.fingerprint(serialized.load_program(Path({str(path)!r}))))"
     )
     run = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True

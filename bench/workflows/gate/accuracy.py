@@ -184,8 +184,9 @@ def find_smallest_detectable_loss(
     Returns:
         Number of lost examples; None if even the loss of all would pass.
 
-    >>> least(200, 180, 2, 1, 0.01), least(1000, 900, 10, 50, 0.01), least(200, 5, 2, 1, 0.01)
-    (7, 13, None)
+    >>> cases = [(200, 180, 2, 1, 0.01), (1000, 900, 10, 50, 0.01), (200, 5, 2, 1, 0.01)]
+    >>> [find_smallest_detectable_loss(*case) for case in cases]
+    [7, 13, None]
     """
     seen = math.ceil(math.log2(family / alpha))
     k = max(seen, allowed + 1)

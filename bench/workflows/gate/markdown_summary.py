@@ -148,7 +148,7 @@ def render_bar(k: int, n: int) -> str:
     Returns:
         One line of text.
 
-    >>> bar(1, 2)
+    >>> render_bar(1, 2)
     '███████████████                50.0 %'
     """
     eighths = round(8 * _WIDTH * k / n)

@@ -57,8 +57,8 @@ def compute_quartiles(values: Sequence[float]) -> Quartiles | None:
     Returns:
         The three; None without values.
 
-    >>> spread([4.0, 1.0, 2.0])
-    Spread(median=2.0, q1=1.5, q3=3.0)
+    >>> compute_quartiles([4.0, 1.0, 2.0])
+    Quartiles(median=2.0, q1=1.5, q3=3.0)
     """
     if not values:
         return None

@@ -335,7 +335,7 @@ def format_eps(eps: Sequence[float | str]) -> list[str]:
     Returns:
         Text of each.
 
-    >>> names_of([0, 0.05, "2/255"])
+    >>> format_eps([0, 0.05, "2/255"])
     ['0', '0.05', '2/255']
     """
     return [eps if isinstance(eps, str) else f"{eps:g}" for eps in eps]
