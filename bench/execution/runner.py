@@ -170,7 +170,7 @@ class _Run:
         """
         planned = {cell.identity for task in self.tasks for cell in task.cells}
         for cell in reader.read_failures(self.out).keys() - planned:
-            records._failure_file(self.out, cell)
+            records.delete_failure(self.out, cell)
 
     def _refuse_unfit(self, planned: list[WorkUnit]) -> None:
         """Fail the cells of models that cannot be attacked, task by task."""
