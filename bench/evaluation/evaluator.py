@@ -458,7 +458,9 @@ class Evaluator:
         that is worth timing them.
         """
         if reason := self._why_not_accelerated(task):
-            self._decide(f"{task.source} · {task.entry.label}: no copy leads: {reason}")
+            self._decide(
+                f"{task.source} · {task.entry.label}: no accelerated model is attacked: {reason}"
+            )
             return None
         precision = task.spec.precision
         known = self._accelerated.get((task.source, precision))

@@ -109,7 +109,7 @@ def test_the_reasons_name_every_kind_of_decision(asked: tuple[Path, Result]) -> 
     assert "skipped at eps 0.1: the attack needs 3 channels, the images have 1" in said
     assert "lenet · fgsm: 0 of 1 chunks of cells are on disk, 1 of 1 chunks of examples" in said
     assert "why: lenet, in float32: an accelerated model is attacked" in said
-    assert "no copy leads: the attack has a loop of its own" in said
+    assert "no accelerated model is attacked: the attack has a loop of its own" in said
     assert "failed at 2 eps in one stream" in said
     assert "certified by ibp: 1 chunks are not on disk and are made" in said
     assert "lenet: the audit's probes were made" in said
