@@ -24,11 +24,10 @@ def compare(first: Path, second: Path, out: Path | None) -> int:
 
     The exit code is 3 if the two cannot be compared.
     """
-    from bench.analysis import compare_runs as pure
-    from bench.analysis import results
+    from bench.analysis import compare_runs, results
     from bench.reporting.report import run_comparison
 
-    found = pure.compare_runs(results.read_results(first), results.read_results(second))
+    found = compare_runs.compare_runs(results.read_results(first), results.read_results(second))
     if found.refusal:
         echo(f"bench: {first} and {second}: {found.refusal}", err=True)
         return 3

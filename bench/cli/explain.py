@@ -43,7 +43,7 @@ def explain(
     from bench.core import files
     from bench.core.sanitize import escape_controls
     from bench.execution.options import RunOptions
-    from bench.workflows.explain import search as explainer
+    from bench.workflows.explain import search
 
     options = RunOptions(
         device=device,
@@ -56,7 +56,7 @@ def explain(
         def hear(text: str) -> None:
             status.update(Text(escape_controls(text)))
 
-        found = explainer.explain_cells(suite, ours, reference, options, hear)
+        found = search.explain_cells(suite, ours, reference, options, hear)
     _print(found)
 
 

@@ -26,8 +26,7 @@ def baseline(folder: Path, output: Path) -> int:
 
     The baseline is a small JSON file that holds the outcome of every example of the run in FOLDER.
     """
-    from bench.analysis import results, snapshot
-    from bench.analysis import snapshot_file as kept
+    from bench.analysis import results, snapshot, snapshot_file
     from bench.core.errors import SuiteError
 
     found = results.read_results(folder)
@@ -41,7 +40,7 @@ def baseline(folder: Path, output: Path) -> int:
     ok = sum(cell.status == "ok" for cell in taken.cells)
     if not taken.models:
         raise SuiteError(f"{folder}: expected a finished cell to hold others against, found none")
-    kept.write_snapshot(taken, output)
+    snapshot_file.write_snapshot(taken, output)
     echo(f"baseline: {output} ({ok} cells, {taken.data.n} examples)")
     failed = [cell for cell in taken.cells if cell.status == "failed"]
     for cell in failed:
@@ -73,23 +72,20 @@ def check(
     The exit code is 0 if the check passes, 1 for a regression or a failed cell, 2 for an invalid
     argument or file, and 3 if something could not be compared.
     """
-    from bench.analysis import results, snapshot
-    from bench.analysis import snapshot_file as kept
+    from bench.analysis import results, snapshot, snapshot_file
     from bench.core import files
     from bench.suite import thresholds
-    from bench.workflows.gate import check as comparison
-    from bench.workflows.gate import github_annotations
+    from bench.workflows.gate import check, github_annotations, markdown_summary
     from bench.workflows.gate import junit as xml
-    from bench.workflows.gate import markdown_summary as page
 
-    before = kept.read_snapshot(against)
+    before = snapshot_file.read_snapshot(against)
     found = results.read_results(folder)
     limits = thresholds.override_thresholds(fail, _limits(found, folder))
     now = snapshot.take_snapshot(found)
-    checked = comparison.check_against_baseline(before, now, limits)
+    checked = check.check_against_baseline(before, now, limits)
     if junit is not None:
         files.write_atomic(junit, xml.render_junit(checked, now.suite))
-    text = page.render_summary(checked, before, now, folder, against)
+    text = markdown_summary.render_summary(checked, before, now, folder, against)
     if summary is not None:
         files.write_atomic(summary, text.encode())
     elif os.environ.get("GITHUB_STEP_SUMMARY"):

@@ -50,10 +50,10 @@ def leaderboard(
     """
     from bench.core import files
     from bench.execution.options import RunOptions
-    from bench.suite import reader as suites
+    from bench.suite import reader
     from bench.workflows.leaderboard import entries, page
 
-    checked = suites.read_suite(suite)
+    checked = reader.read_suite(suite)
     if (add is None) != (card is None):
         raise click.UsageError("--add and --card go together: a run, and the card of its model")
     if add is not None and card is not None:
@@ -74,10 +74,9 @@ def leaderboard(
 
 def _enter(folder: Path, run: Path, card: Path, suite: "Suite", options: "RunOptions") -> bool:
     """Whether the model of a card entered the board, or why it did not."""
-    from bench.workflows.leaderboard import admission, entries
-    from bench.workflows.leaderboard import model_card as cards
+    from bench.workflows.leaderboard import admission, entries, model_card
 
-    made = cards.read_card(card)
+    made = model_card.read_card(card)
     claimed = admission.read_claim(run, made.model.label)
     with show_progress() as listen:
         found = admission.admit_model(made, claimed, suite, options, listen)

@@ -35,27 +35,27 @@ def rerun(
     from bench.core import files
     from bench.engine import malloc
     from bench.execution import options, runner
-    from bench.workflows import reproduce as repeating
+    from bench.workflows import reproduce
 
     first = results.read_results(folder)
     command = shlex.join(["bench", *sys.argv[1:]])
-    again = repeating.plan_repetition(folder, base, device, files.data_folder(data_dir), command)
+    again = reproduce.plan_repetition(folder, base, device, files.data_folder(data_dir), command)
     place = out or options.default_run_folder(f"{again.suite.name}-rerun")
-    repeating.check_output_folder(folder, place)
-    differ = [*again.notes, *repeating.list_environment_differences(folder, again.options)]
+    reproduce.check_output_folder(folder, place)
+    differ = [*again.notes, *reproduce.list_environment_differences(folder, again.options)]
     for sentence in differ:
         echo(f"differs: {sentence}")
     malloc.keep_freed_memory()
     with show_progress() as listen:
         runner.run_suite(again.suite, place, again.options, listen)
     second = results.read_results(place)
-    for sentence in repeating.list_identity_changes(first, second):
+    for sentence in reproduce.list_identity_changes(first, second):
         echo(f"differs: {sentence}")
-    found = repeating.compare_repetition(first, second)
+    found = reproduce.compare_repetition(first, second)
     if found.refusal:
         echo(f"not compared: {found.refusal} (A: {folder}, B: {place})")
         return 3
-    for sentence in repeating.describe_cells(found.cells):
+    for sentence in reproduce.describe_cells(found.cells):
         echo(sentence)
     for sentence in found.apart:
         echo(f"otherwise: {sentence}")

@@ -18,8 +18,7 @@ from click.testing import CliRunner
 from bench.analysis import results
 from bench.cli import cli
 from bench.core.errors import SuiteError
-from bench.execution import merge as merging
-from bench.execution import runner, sharding
+from bench.execution import merge, runner, sharding
 from bench.execution.backends import ray
 from bench.execution.events import Event
 from bench.execution.options import RunOptions
@@ -150,7 +149,7 @@ def test_one_worker_two_of_which_one_is_killed_and_shares_say_what_one_process_s
 
     for number in range(1, 6):
         here(path, tmp_path / "shares", f"{number}/5")
-    merging.merge_runs([tmp_path / "shares"], tmp_path / "shares")
+    merge.merge_runs([tmp_path / "shares"], tmp_path / "shares")
     (tmp_path / f"at-{os.getpid()}").unlink()
 
     one = started(path, tmp_path / "one", 1)

@@ -24,7 +24,7 @@ from bench.analysis.snapshot import (
 from bench.cli import cli
 from bench.core.errors import RecordError, SuiteError
 from bench.execution.options import RunOptions
-from bench.suite import reader as suites
+from bench.suite import reader
 from bench.suite.schema import ModelEntry
 from bench.workflows.leaderboard import admission, entries, model_card
 from bench.workflows.leaderboard import page as board
@@ -133,7 +133,7 @@ def _threat(*attacks: str):
         for name in attacks
     ]
     text = SUITE[: SUITE.index("[[attacks]]")] + "".join(listed)
-    return list_threats(suites.parse_suite(text, "here", Path()))[0]
+    return list_threats(reader.parse_suite(text, "here", Path()))[0]
 
 
 def _first(k: int, n: int = 100) -> list[bool]:
@@ -166,7 +166,7 @@ def test_a_rank_is_one_more_than_the_models_that_are_better_beyond_chance() -> N
 
 
 def test_the_largest_eps_of_a_norm_comes_first_and_none_at_0() -> None:
-    found = list_threats(suites.parse_suite(SUITE, "here", Path()))
+    found = list_threats(reader.parse_suite(SUITE, "here", Path()))
     assert [(each.eps_text, each.attacks) for each in found] == [
         ("0.1", ("FGSM", "PGD")), ("0.05", ("FGSM",)),
     ]  # fmt: skip
@@ -176,7 +176,7 @@ def test_the_largest_eps_of_a_norm_comes_first_and_none_at_0() -> None:
 
 
 def test_a_model_enters_after_every_outcome_came_out_the_same(entered: Path) -> None:
-    (entry,) = entries.read_entries(entered, suites.read_suite(str(entered.parent / "tiny.toml")))
+    (entry,) = entries.read_entries(entered, reader.read_suite(str(entered.parent / "tiny.toml")))
     assert entry.recheck.examples == N
     assert entry.recheck.compared == 4 * N  # the clean pass, and three cells above eps 0
     assert entry.recheck.differ == 0
@@ -187,7 +187,7 @@ def test_a_model_enters_after_every_outcome_came_out_the_same(entered: Path) -> 
 def test_a_claim_that_is_too_good_does_not_enter(made: Path, tmp_path: Path) -> None:
     about, suite = (
         model_card.read_card(made / "card.toml"),
-        suites.read_suite(str(made / "tiny.toml")),
+        reader.read_suite(str(made / "tiny.toml")),
     )
     claimed = admission.read_claim(made / "run", "LeNet")
     clean = claimed.models[0]
@@ -205,7 +205,7 @@ def _forged(made: Path, limit: int | None) -> tuple[admission.Admission, list[st
     """What comes of a claim whose audit signs are another's, and the signs that were measured."""
     about, suite = (
         model_card.read_card(made / "card.toml"),
-        suites.read_suite(str(made / "tiny.toml")),
+        reader.read_suite(str(made / "tiny.toml")),
     )
     claimed = admission.read_claim(made / "run", "LeNet")
     forged = dataclasses.replace(claimed.models[0], signs=["invented"])
@@ -243,13 +243,13 @@ def test_a_card_that_builds_another_model_is_told_so_before_anything_runs(
 
 
 def test_a_run_with_other_parameters_is_no_answer_to_the_suite(made: Path) -> None:
-    harder = suites.parse_suite(SUITE.replace("steps = 5", "steps = 50"), "here", made)
+    harder = reader.parse_suite(SUITE.replace("steps = 5", "steps = 50"), "here", made)
     problems = entries.list_shortcomings(admission.read_claim(made / "run", "LeNet"), harder)
     assert problems == ["PGD: params.steps: expected 50, got 5"]
 
 
 def test_a_violation_or_a_cell_without_a_number_keeps_a_model_out(made: Path) -> None:
-    suite = suites.read_suite(str(made / "tiny.toml"))
+    suite = reader.read_suite(str(made / "tiny.toml"))
     claimed = admission.read_claim(made / "run", "LeNet")
     first, second, *rest = claimed.cells
     spoilt = dataclasses.replace(first, violations=2)
@@ -290,7 +290,7 @@ def test_a_run_without_the_cards_model_says_which_it_has(made: Path) -> None:
 def test_an_attack_crafted_on_another_model_is_no_threat_to_a_single_one() -> None:
     text = SUITE.replace('label = "PGD"\n', 'label = "PGD"\nsource = "LeNet"\n')
     with pytest.raises(SuiteError, match="crafted on another model"):
-        entries.declared_settings(suites.parse_suite(text, "here", Path()))
+        entries.declared_settings(reader.parse_suite(text, "here", Path()))
 
 
 def test_add_and_card_go_together(made: Path, tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_both_pages_tell_rank_rate_interval_and_card(entered: Path) -> None:
 
 
 def test_the_same_entries_give_the_same_bytes(entered: Path, tmp_path: Path) -> None:
-    suite = suites.read_suite(str(entered.parent / "tiny.toml"))
+    suite = reader.read_suite(str(entered.parent / "tiny.toml"))
     paths = board.write_leaderboard(entries.read_entries(entered, suite), suite, tmp_path)
     assert [path.read_bytes() for path in paths] == [
         (entered / path.name).read_bytes() for path in paths
@@ -321,7 +321,7 @@ def test_the_same_entries_give_the_same_bytes(entered: Path, tmp_path: Path) -> 
 
 
 def test_a_hostile_card_stays_text(entered: Path, tmp_path: Path) -> None:
-    suite = suites.read_suite(str(entered.parent / "tiny.toml"))
+    suite = reader.read_suite(str(entered.parent / "tiny.toml"))
     (entry,) = entries.read_entries(entered, suite)
     bad = dataclasses.replace(entry.card, name="</td><script>alert(1)</script> | [x](y)")
     for path in board.write_leaderboard([entry._replace(card=bad)], suite, tmp_path):
@@ -331,18 +331,18 @@ def test_a_hostile_card_stays_text(entered: Path, tmp_path: Path) -> None:
 
 def test_an_empty_board_says_how_it_gets_its_first_model(made: Path, tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="makes the first"):
-        entries.read_entries(tmp_path, suites.read_suite(str(made / "tiny.toml")))
+        entries.read_entries(tmp_path, reader.read_suite(str(made / "tiny.toml")))
 
 
 def test_a_damaged_entry_is_told_in_one_sentence(entered: Path, tmp_path: Path) -> None:
     shutil.copytree(entered / "entries", tmp_path / "entries")
     (tmp_path / "entries" / "lenet" / "recheck.json").write_text("{}")
     with pytest.raises(RecordError, match=r"recheck\.json: damaged"):
-        entries.read_entries(tmp_path, suites.read_suite(str(entered.parent / "tiny.toml")))
+        entries.read_entries(tmp_path, reader.read_suite(str(entered.parent / "tiny.toml")))
 
 
 def test_the_shipped_board_is_what_its_entries_say(tmp_path: Path) -> None:
-    suite, folder = suites.read_suite("leaderboard"), ROOT / "results" / "leaderboard"
+    suite, folder = reader.read_suite("leaderboard"), ROOT / "results" / "leaderboard"
     found = entries.read_entries(folder, suite)
     assert {entry.card.model.label for entry in found} == {model.label for model in suite.models}
     for path in board.write_leaderboard(found, suite, tmp_path):

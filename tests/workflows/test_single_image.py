@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from bench.cli import cli
 from bench.datasets import digits
 from bench.datasets.image_files import decode_image, write_png
-from bench.models import lenet as architecture
+from bench.models import lenet
 from bench.models.published_weights import WEIGHTS
 
 
@@ -115,7 +115,7 @@ def _label(index: int) -> int:
 
 
 def _prediction(index: int) -> int:
-    model = architecture.build().eval()
+    model = lenet.build().eval()
     model.load_state_dict(load_file(WEIGHTS / "lenet-digits.safetensors"))
     with torch.no_grad():
         return int(model(digits.load(limit=200).read(index, index + 1)).argmax())

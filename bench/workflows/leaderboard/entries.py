@@ -23,7 +23,7 @@ from bench.reporting.formats.numbers import format_plural
 from bench.suite import plan
 from bench.suite.identity import ModelFacts
 from bench.suite.schema import Suite
-from bench.workflows.leaderboard import model_card as cards
+from bench.workflows.leaderboard import model_card
 from bench.workflows.leaderboard.model_card import ModelCard
 
 CARD, OUTCOMES, RECHECK = "card.toml", "baseline.json", "recheck.json"
@@ -123,7 +123,7 @@ def read_entries(board: Path, suite: Suite) -> list[Entry]:
 
 
 def _entry(folder: Path) -> Entry:
-    card = cards.read_card(folder / CARD)
+    card = model_card.read_card(folder / CARD)
     snapshot = snapshot_file.read_snapshot(folder / OUTCOMES)
     if len(snapshot.models) != 1:
         got = len(snapshot.models)
