@@ -28,7 +28,7 @@ from bench.engine.functional.losses import make_objective
 from bench.engine.model_state import allow_tf32, frozen
 from bench.evaluation.audit import gradient_check, symptoms
 from bench.evaluation.audit.symptoms import ObservedSymptom, Symptom
-from bench.models.preflight.checks import BATCH, RANDOM, are_probabilities
+from bench.models.preflight.logit_checks import BATCH, RANDOM, are_probabilities
 
 MIN_EXAMPLES, MAX_EXAMPLES, EXAMPLES_PER_PROBE = 16, 64, 32
 """One of EXAMPLES_PER_PROBE examples is probed, within these limits; of a thousand images of MNIST

@@ -1,0 +1,65 @@
+"""Find problems of a model's gradient: absent, zero, not finite, or of another function."""
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from bench.core.errors import first_line
+from bench.engine.functional.gradients import gradient_pass
+from bench.engine.functional.losses import make_objective
+from bench.models.preflight.findings import Finding
+from bench.models.preflight.logit_checks import RANDOM, logit_scale
+
+
+def find_gradient_problems(
+    where: str, model: nn.Module, x: Tensor, logits: Tensor, random: bool
+) -> Iterator[Finding]:
+    """Find what makes attacks by gradient weak on the model.
+
+    Args:
+        where: Start of a sentence, which names the model.
+        model: The model.
+        x: Images (n, c, h, w).
+        logits: Their logits (n, classes), computed without a gradient.
+        random: Whether the model answers at random.
+
+    Yields:
+        Findings about the gradient of the cross-entropy towards the least likely class.
+    """
+    other = logits.argmin(1)
+    try:
+        seen = gradient_pass(model, make_objective("cross-entropy", "untargeted"), x, other, other)
+    except RuntimeError as error:  # such as of a model that answers in inference mode
+        yield Finding(
+            "zero-gradient",
+            f"{where} gives no gradient ({first_line(error)}): gradient attacks fail; let its "
+            "forward be differentiated.",
+        )
+        return
+    far = float((seen.logits - logits).abs().max())
+    if not random and far > RANDOM * logit_scale(logits):
+        yield Finding(
+            "gradient-mode",
+            f"{where} answers otherwise where a gradient is asked for than where none is (logits "
+            f"differ by {far:.3g}): attacks by gradient follow another model than the one that is "
+            "judged; let its forward not look at torch.is_grad_enabled or x.requires_grad, and "
+            "attack it by scores, too.",
+        )
+    slopes = seen.gradient.flatten(1)
+    lost = ~slopes.isfinite()
+    if lost.any():
+        yield Finding(
+            "non-finite-gradient",
+            f"{where} has a gradient with NaN or infinite entries on {int(lost.any(1).sum())} of "
+            f"{len(x)} clean images ({int(lost.sum())} entries): attacks take them for 0 and do "
+            "not move these pixels, so they may be weaker than they look. Look for a square root, "
+            "a logarithm or a division at 0, and keep its argument away from 0.",
+        )
+    zero = int((slopes.abs().amax(1) == 0).sum())
+    if zero:
+        yield Finding(
+            "zero-gradient",
+            f"{where} has a gradient of zeros on {zero} of {len(x)} clean images: gradient "
+            "attacks cannot move there, and their robust accuracy means nothing. Attack it by "
+            "scores, or a differentiable stand-in by transfer.",
+        )
