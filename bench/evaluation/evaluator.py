@@ -33,7 +33,7 @@ from bench.models import fingerprint
 from bench.models.preflight import checks
 from bench.models.preflight.checks import LoadedModel
 from bench.storage.schema import Piece
-from bench.suite import plan
+from bench.suite import plan, targets
 from bench.suite.identity import ModelFacts
 from bench.suite.schema import Suite
 
@@ -175,7 +175,7 @@ class Evaluator:
             models[label] = loaded
             for attack in suite.attacks:
                 if attack.goal == "targeted":
-                    plan.resolve_target(attack, loaded.classes, data.classes)
+                    targets.resolve_target(attack, loaded.classes, data.classes)
         _check_distinguishable(models)
         return cls(
             suite=suite.name,
@@ -577,7 +577,7 @@ class Evaluator:
         if task.entry.goal == "untargeted":
             return torch.full_like(ids, -1)
         label, classes = labels[ids], self.models[task.source].classes
-        wanted = plan.resolve_target(task.entry, classes, self.data.classes)
+        wanted = targets.resolve_target(task.entry, classes, self.data.classes)
         if isinstance(wanted, int):
             return torch.full_like(ids, wanted)
         if wanted == "next":

@@ -10,24 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bench.core import registry
-from bench.core.contracts.attack import AttackSpec, EnsembleAttack, ExternalAttack, IterativeAttack
+from bench.core.contracts.attack import AttackSpec, ExternalAttack
 from bench.core.contracts.model import Model
-from bench.core.contracts.types import ACCESS_RANK, CertificationMethod, Sweep
-from bench.core.errors import SuiteError, nearest
-from bench.engine.functional.losses import min_classes
-from bench.suite import identity
+from bench.core.contracts.types import CertificationMethod, Sweep
+from bench.suite import caveats, identity
+from bench.suite.cost import count_passes
 from bench.suite.identity import ModelFacts
-from bench.suite.schema import TARGET_RULES, AttackEntry, Suite
-
-THREAT_MODELS = {
-    "gradient": "white-box",
-    "scores": "black-box, score-based",
-    "labels": "black-box, decision-based",
-    "nothing": "no query",
-}
-"""What an attack needs -> threat model."""
-NEED_NAMES = {"gradient": "gradients", "scores": "scores", "labels": "labels"}
-"""What an attack needs -> plural for sentences."""
+from bench.suite.schema import AttackEntry, Suite
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,11 +125,11 @@ def collect_declared_facts(suite: Suite) -> dict[str, ModelFacts]:
     """
     facts = {}
     for entry in suite.models:
-        found = registry.find("models", entry.name, suite.base)
-        built_in = isinstance(found, Model)
+        model = registry.find("models", entry.name, suite.base)
+        built_in = isinstance(model, Model)
         facts[entry.label] = ModelFacts(
-            classes=found.classes if built_in else None,
-            shape=found.shape if built_in else None,
+            classes=model.classes if built_in else None,
+            shape=model.shape if built_in else None,
             predictions=entry.predictions,
             random=entry.predictions > 1,
             access=entry.access,
@@ -170,41 +159,6 @@ def plan_tasks(suite: Suite, facts: Mapping[str, ModelFacts]) -> list[AttackTask
         for model in suite.models
         for entry in suite.attacks
     ]
-
-
-def resolve_target(entry: AttackEntry, classes: int, names: Sequence[str]) -> int | str:
-    """Resolve the target of a targeted attack.
-
-    Args:
-        entry: The attack's entry, which has a target.
-        classes: Number of classes of the model.
-        names: Names of the data's classes in index order; may be empty.
-
-    Returns:
-        The class index, or one of TARGET_RULES.
-
-    Raises:
-        SuiteError: There is no such class, or several have that name.
-    """
-    target = entry.target
-    assert target is not None
-    if isinstance(target, str) and target in TARGET_RULES:
-        return target
-    matches = [k for k, name in enumerate(names) if name.casefold() == str(target).casefold()]
-    if len(matches) > 1:  # ImageNet has two cranes
-        both = " and ".join(map(str, matches))
-        raise SuiteError(
-            f"attack '{entry.label}': target '{target}' names the classes {both}; give the index"
-        )
-    if matches:
-        return matches[0]
-    index = int(target) if str(target).isdecimal() else -1
-    if not 0 <= index < classes:
-        raise SuiteError(
-            f"attack '{entry.label}': target '{target}' is no class; expected an index below "
-            f"{classes} or a class name; {nearest(str(target), [*TARGET_RULES, *names])}"
-        )
-    return index
 
 
 def plan_task(
@@ -247,8 +201,8 @@ def plan_task(
         predictions=facts.predictions,
         random=random,
     )
-    reason = _skip_reason(entry, facts, crafting)
-    passes, gradients = _passes(spec)
+    reason = caveats.find_skip_reason(entry, facts, crafting)
+    passes, gradients = count_passes(spec)
     settings = identity.collect_settings(spec, entry) if facts.model_fingerprint else {}
     cells = tuple(
         Cell(
@@ -274,11 +228,8 @@ def plan_task(
                 **entry.attack.traits(entry.params, entry.norm, eps.value),
                 **({"samples": str(spec.samples)} if spec.samples > 1 else {}),
             },
-            caveats=(
-                *_caveats(entry, eps.value, sweep),
-                *_random_caveats(entry, eps.value, facts, crafting),
-            ),
-            threat_model=_threat_model(model, entry),
+            caveats=caveats.list_caveats(entry, eps.value, sweep, facts, crafting),
+            threat_model=caveats.name_threat_model(model, entry),
             source=entry.source or "",
             family=entry.family,
             name=entry.name,
@@ -306,110 +257,3 @@ def _implementation(entry: AttackEntry) -> str:
     return (
         where if where and entry.attack.implementation == "bench" else entry.attack.implementation
     )
-
-
-def _caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, ...]:
-    """Return what a reader must know of the attack at one eps."""
-    if eps == 0:
-        return ()
-    own = tuple(entry.attack.caveats(entry.params, entry.norm, eps))
-    if entry.precision != "float32":
-        own = (*own, f"Gradients in {entry.precision}: may be weaker than in float32.")
-    external = isinstance(entry.attack, ExternalAttack)
-    if sweep == "nested" and external and entry.attack.budget == "fixed":
-        return (*own, "The sweep is independent: only the engine's own attacks inherit successes.")
-    return own
-
-
-def _random_caveats(
-    entry: AttackEntry, eps: float, facts: ModelFacts, crafting: ModelFacts
-) -> tuple[str, ...]:
-    """Return what a reader must know where the judged or the source model is random."""
-    caveats = []
-    if facts.predictions > 1:
-        caveats.append(
-            f"A verdict is the class that most of {facts.predictions} predictions give, the "
-            "smaller class on a tie."
-        )
-    elif facts.random:
-        caveats.append("The model answers at random, and a verdict is a single prediction.")
-    if facts.random or crafting.random:
-        caveats.append("What the model draws depends on the batch, so results depend on its rows.")
-    if crafting.random and entry.attack.budget == "minimum" and eps > 0:
-        caveats.append(
-            "The nearest image that fooled the model in one look lies where its answers vary from "
-            "draw to draw, and seldom fools it again: an attack of fixed budget breaks more."
-        )
-    if crafting.random and not isinstance(entry.attack, ExternalAttack) and eps > 0:
-        if entry.attack.budget == "fixed":
-            caveats.append("Every eps gets every step: one lucky draw is no success.")
-        if entry.samples == 1:
-            caveats.append(
-                "A step follows a single draw of the model; `samples` averages over more."
-            )
-    return tuple(caveats)
-
-
-def _threat_model(model: str, entry: AttackEntry) -> str:
-    """Return what the attacker sees of the judged model."""
-    if entry.source not in (None, model):
-        return "black-box, transfer"
-    return THREAT_MODELS[entry.attack.needs]
-
-
-def _skip_reason(entry: AttackEntry, victim: ModelFacts, facts: ModelFacts) -> str:
-    """Return why the pairing is impossible; empty if it is possible.
-
-    `victim` is the judged model, `facts` are those of the model that examples are crafted on.
-    """
-    attack, loss = entry.attack, getattr(entry.params, "loss", "")
-    if attack.unavailable:
-        return attack.unavailable
-    if ACCESS_RANK[attack.needs] > ACCESS_RANK[facts.access]:
-        return f"the attack needs {NEED_NAMES[attack.needs]}, the model shows {facts.access} alone"
-    if None not in (victim.classes, facts.classes) and victim.classes != facts.classes:
-        return f"the source has {facts.classes} classes, the model has {victim.classes}"
-    if facts.classes is not None and facts.classes < attack.min_classes:
-        return (
-            f"the attack needs at least {attack.min_classes} classes, the model has {facts.classes}"
-        )
-    if facts.classes is not None and facts.classes < (least := min_classes(loss, entry.goal)):
-        return f"loss '{loss}' needs at least {least} classes, the model has {facts.classes}"
-    if facts.shape is not None and attack.channels and facts.shape[0] not in attack.channels:
-        wanted = " or ".join(map(str, attack.channels))
-        return f"the attack needs {wanted} channels, the images have {facts.shape[0]}"
-    return ""
-
-
-def _passes(spec: AttackSpec) -> tuple[float | None, float | None]:
-    """Return the most forward passes and input gradients per example and eps; None if unknown."""
-    attack = spec.attack
-    if attack.needs == "nothing":
-        return 0.0, 0.0
-    if isinstance(attack, EnsembleAttack):
-        parts = attack.parts(spec.params, spec.norm)
-        one = dataclasses.replace(spec, eps=(1.0,), sweep="independent")
-        each = [
-            _passes(dataclasses.replace(one, attack=part.attack, params=part.params))
-            for part in parts
-        ]
-        return sum(there or 0.0 for there, _ in each), sum(back or 0.0 for _, back in each)
-    iterates = _count_iterates(spec)
-    return iterates, iterates if attack.needs == "gradient" else 0.0
-
-
-def _count_iterates(spec: AttackSpec) -> float | None:
-    """Return the most iterates per example and eps; None if unknown."""
-    positive = sum(eps > 0 for eps in spec.eps) or 1
-    rule = spec.attack.rule if isinstance(spec.attack, IterativeAttack) else None
-    if rule is not None and rule.one_gradient and spec.sweep == "independent":
-        return spec.samples / positive
-    steps = getattr(spec.params, "steps", None)
-    if not isinstance(steps, int) or not spec.attack.counts_steps:
-        return None
-    restarts = getattr(spec.params, "restarts", 1)
-    rounds = restarts if isinstance(restarts, int) else 1
-    if rule is not None and rule.aims is not None:
-        rounds *= rule.aims(spec.params)
-    iterates = float(steps * rounds * spec.samples)
-    return iterates / positive if spec.attack.budget == "minimum" else iterates

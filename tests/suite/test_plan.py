@@ -8,7 +8,7 @@ import pytest
 
 from bench.core import registry
 from bench.core.errors import SuiteError
-from bench.suite import plan, reader
+from bench.suite import plan, reader, targets
 from bench.suite.identity import ModelFacts
 
 FACTS = ModelFacts(
@@ -208,29 +208,32 @@ def test_a_task_can_be_cut_to_some_of_its_cells() -> None:
 )
 def test_a_target_is_a_rule_an_index_or_a_name(target: str | int, expected: str | int) -> None:
     aimed = entry(goal="targeted", target=target)
-    assert plan.resolve_target(aimed, 4, ("dog", "cat", "cow", "ox")) == expected
+    assert targets.resolve_target(aimed, 4, ("dog", "cat", "cow", "ox")) == expected
 
 
 @pytest.mark.parametrize("target", [4, -1, "kat", "-1"])
 def test_a_target_that_is_no_class_is_told(target: str | int) -> None:
     with pytest.raises(SuiteError, match="is no class; expected an index below 4 or a class name"):
-        plan.resolve_target(entry(goal="targeted", target=target), 4, ("dog", "cat", "cow", "ox"))
+        targets.resolve_target(
+            entry(goal="targeted", target=target), 4, ("dog", "cat", "cow", "ox")
+        )
 
 
 def test_a_class_name_with_a_typo_is_told_with_the_nearest_of_a_thousand() -> None:
     names = (*(f"thing {k}" for k in range(998)), "airliner", "airship")
     with pytest.raises(SuiteError, match=r"did you mean 'airliner'.*known: 1004 names") as error:
-        plan.resolve_target(entry(goal="targeted", target="Airlinr"), 1000, names)
+        targets.resolve_target(entry(goal="targeted", target="Airlinr"), 1000, names)
     assert len(str(error.value)) < 250
 
 
 def test_a_class_name_is_found_whatever_its_case() -> None:
     assert (
-        plan.resolve_target(entry(goal="targeted", target="AirLiner"), 2, ("hog", "airliner")) == 1
+        targets.resolve_target(entry(goal="targeted", target="AirLiner"), 2, ("hog", "airliner"))
+        == 1
     )
 
 
 def test_a_class_name_that_two_classes_have_is_refused_with_both_indices() -> None:
     names = ("crane", "hog", "crane")
     with pytest.raises(SuiteError, match="names the classes 0 and 2; give the index"):
-        plan.resolve_target(entry(goal="targeted", target="crane"), 3, names)
+        targets.resolve_target(entry(goal="targeted", target="crane"), 3, names)

@@ -22,7 +22,7 @@ from bench.evaluation import loading
 from bench.evaluation.evaluator import Evaluator
 from bench.reporting.plots import figures
 from bench.reporting.plots.style import STYLE
-from bench.suite import plan
+from bench.suite import plan, targets
 from bench.suite.schema import AttackEntry, DataEntry, ModelEntry
 
 TOP = 5
@@ -102,7 +102,7 @@ def attack_image(
     names, x, stem, shape = data.classes, data.read(0, 1)[0], data.name, data.shape
     subject = loading.load_model(model, Path(), seed, data, device, data_dir)
     if entry.goal == "targeted":
-        plan.resolve_target(entry, subject.classes, names)
+        targets.resolve_target(entry, subject.classes, names)
     session = Evaluator(
         suite="", seed=seed, device=device, data=data,
         models={model.label: subject}, rows={model.label: 1}, use_acceleration=False,

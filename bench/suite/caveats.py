@@ -1,0 +1,122 @@
+"""State what a reader must know of a planned cell: caveats, threat model, why it is skipped."""
+
+from bench.core.contracts.attack import ExternalAttack
+from bench.core.contracts.types import ACCESS_RANK, Sweep
+from bench.engine.functional.losses import min_classes
+from bench.suite.identity import ModelFacts
+from bench.suite.schema import AttackEntry
+
+THREAT_MODELS = {
+    "gradient": "white-box",
+    "scores": "black-box, score-based",
+    "labels": "black-box, decision-based",
+    "nothing": "no query",
+}
+"""What an attack needs -> threat model."""
+NEED_NAMES = {"gradient": "gradients", "scores": "scores", "labels": "labels"}
+"""What an attack needs -> plural for sentences."""
+
+
+def list_caveats(
+    entry: AttackEntry, eps: float, sweep: Sweep, facts: ModelFacts, crafting: ModelFacts
+) -> tuple[str, ...]:
+    """List what a reader must know of the numbers of a cell.
+
+    Args:
+        entry: The attack's entry.
+        eps: Radius of the cell.
+        sweep: How successes pass from one eps to the next.
+        facts: Facts of the judged model.
+        crafting: Facts of the model that the examples are crafted on.
+
+    Returns:
+        A sentence each: of the attack, then of the models.
+    """
+    return *_attack_caveats(entry, eps, sweep), *_random_caveats(entry, eps, facts, crafting)
+
+
+def name_threat_model(model: str, entry: AttackEntry) -> str:
+    """Name what the attacker sees of the judged model.
+
+    Args:
+        model: Label of the judged model.
+        entry: The attack's entry.
+
+    Returns:
+        One of THREAT_MODELS, or that of a transfer attack.
+    """
+    if entry.source not in (None, model):
+        return "black-box, transfer"
+    return THREAT_MODELS[entry.attack.needs]
+
+
+def find_skip_reason(entry: AttackEntry, judged: ModelFacts, facts: ModelFacts) -> str:
+    """Find why a pairing of model and attack is impossible.
+
+    Args:
+        entry: The attack's entry.
+        judged: Facts of the judged model.
+        facts: Facts of the model that the examples are crafted on.
+
+    Returns:
+        The reason; "" if it is possible.
+    """
+    attack, loss = entry.attack, getattr(entry.params, "loss", "")
+    if attack.unavailable:
+        return attack.unavailable
+    if ACCESS_RANK[attack.needs] > ACCESS_RANK[facts.access]:
+        return f"the attack needs {NEED_NAMES[attack.needs]}, the model shows {facts.access} alone"
+    if None not in (judged.classes, facts.classes) and judged.classes != facts.classes:
+        return f"the source has {facts.classes} classes, the model has {judged.classes}"
+    if facts.classes is not None and facts.classes < attack.min_classes:
+        return (
+            f"the attack needs at least {attack.min_classes} classes, the model has {facts.classes}"
+        )
+    if facts.classes is not None and facts.classes < (least := min_classes(loss, entry.goal)):
+        return f"loss '{loss}' needs at least {least} classes, the model has {facts.classes}"
+    if facts.shape is not None and attack.channels and facts.shape[0] not in attack.channels:
+        wanted = " or ".join(map(str, attack.channels))
+        return f"the attack needs {wanted} channels, the images have {facts.shape[0]}"
+    return ""
+
+
+def _attack_caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, ...]:
+    """Return what a reader must know of the attack at one eps."""
+    if eps == 0:
+        return ()
+    own = tuple(entry.attack.caveats(entry.params, entry.norm, eps))
+    if entry.precision != "float32":
+        own = (*own, f"Gradients in {entry.precision}: may be weaker than in float32.")
+    external = isinstance(entry.attack, ExternalAttack)
+    if sweep == "nested" and external and entry.attack.budget == "fixed":
+        return (*own, "The sweep is independent: only the engine's own attacks inherit successes.")
+    return own
+
+
+def _random_caveats(
+    entry: AttackEntry, eps: float, facts: ModelFacts, crafting: ModelFacts
+) -> tuple[str, ...]:
+    """Return what a reader must know where the judged or the source model is random."""
+    caveats = []
+    if facts.predictions > 1:
+        caveats.append(
+            f"A verdict is the class that most of {facts.predictions} predictions give, the "
+            "smaller class on a tie."
+        )
+    elif facts.random:
+        caveats.append("The model answers at random, and a verdict is a single prediction.")
+    if facts.random or crafting.random:
+        caveats.append("What the model draws depends on the batch, so results depend on its rows.")
+    if crafting.random and entry.attack.budget == "minimum" and eps > 0:
+        caveats.append(
+            "The nearest image that fooled the model in one look lies where its answers vary from "
+            "draw to draw, and seldom fools it again: an attack of fixed budget breaks more."
+        )
+    if crafting.random and not isinstance(entry.attack, ExternalAttack) and eps > 0:
+        if entry.attack.budget == "fixed":
+            caveats.append("Every eps gets every step: one lucky draw is no success.")
+        if entry.samples == 1:
+            caveats.append(
+                "A step follows a single draw of the model; `samples` averages over more."
+            )
+    return tuple(caveats)
