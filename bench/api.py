@@ -21,6 +21,7 @@ from bench.evaluation.audit.probe_models import probe_models
 from bench.evaluation.evaluator import Evaluator
 from bench.execution import events, runner, sharding
 from bench.execution.backends import subprocess
+from bench.execution.backends.limits import parse_limits
 from bench.execution.options import RunOptions, default_run_folder
 from bench.storage.reader import StoredRecords
 from bench.suite import plan
@@ -235,7 +236,7 @@ def run(
         shard=part,
         command=f"bench.run({suite!r})",
     )
-    limits = subprocess.parse_limits(isolate, time_limit, memory_limit)
+    limits = parse_limits(isolate, time_limit, memory_limit)
     backend = None if limits is None else subprocess.SubprocessBackend(limits)
     runner.run_suite(checked, folder, options, events.log_event, backend)
     return results.read_results(folder)

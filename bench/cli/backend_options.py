@@ -65,8 +65,9 @@ class BackendOptions(NamedTuple):
         """
         from bench.execution import runner
         from bench.execution.backends import subprocess
+        from bench.execution.backends.limits import parse_limits
 
-        limits = subprocess.parse_limits(self.isolate, self.time_limit, self.memory_limit)
+        limits = parse_limits(self.isolate, self.time_limit, self.memory_limit)
         if self.ray is None and not (self.workers is None and self.gpus_per_worker is None):
             raise SuiteError(
                 "--workers and --gpus-per-worker are --ray's; add it or leave them out"

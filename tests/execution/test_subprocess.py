@@ -15,7 +15,8 @@ from bench.analysis import results
 from bench.cli import cli
 from bench.core.errors import SuiteError
 from bench.execution import runner
-from bench.execution.backends import subprocess as isolation
+from bench.execution.backends.limits import Limits, parse_limits
+from bench.execution.backends.subprocess import SubprocessBackend
 from bench.execution.events import Event
 from bench.execution.options import RunOptions
 from bench.storage import fingerprint
@@ -143,7 +144,7 @@ TIMED, CLEAN, PROBED = "least = 64", "least = 40, most = 40", "least = 2, most =
 """When a model is sick: in the passes that time it, of 64 rows; asked about all 40 clean images;
 asked about few, as when it is probed, once all four files of records are there."""
 OPTIONS = RunOptions(device="cpu", batch_size=64)
-UNLIMITED, LIMITS = isolation.Limits(), isolation.Limits(seconds=5, memory=2**30)
+UNLIMITED, LIMITS = Limits(), Limits(seconds=5, memory=2**30)
 
 
 def written(folder: Path, *parts: str) -> reader.Suite:
@@ -152,9 +153,9 @@ def written(folder: Path, *parts: str) -> reader.Suite:
     return reader.read_suite(str(folder / "s.toml"))
 
 
-def isolated(given: reader.Suite, out: Path, limits: isolation.Limits = UNLIMITED) -> list[Event]:
+def isolated(given: reader.Suite, out: Path, limits: Limits = UNLIMITED) -> list[Event]:
     heard: list[Event] = []
-    backend = isolation.SubprocessBackend(limits)
+    backend = SubprocessBackend(limits)
     runner.run_suite(given, out, OPTIONS, heard.append, backend)
     return heard
 
@@ -280,11 +281,11 @@ def alive(process: int) -> bool:
 
 
 def test_limits_are_read_or_refused_in_one_sentence() -> None:
-    assert isolation.parse_limits(False, None, None) is None
-    assert isolation.parse_limits(True, None, None) == isolation.Limits()
-    assert isolation.parse_limits(False, 2.0, "2 GB") == isolation.Limits(2.0, 2 * 10**9)
+    assert parse_limits(False, None, None) is None
+    assert parse_limits(True, None, None) == Limits()
+    assert parse_limits(False, 2.0, "2 GB") == Limits(2.0, 2 * 10**9)
     for size in ("2", "GB", "-1GiB", "1.5.GiB", "2 apples"):
         with pytest.raises(SuiteError, match="expected a number and a unit, such as 1500MB"):
-            isolation.parse_limits(False, None, size)
+            parse_limits(False, None, size)
     with pytest.raises(SuiteError, match="expected seconds above 0, got 0"):
-        isolation.parse_limits(False, 0.0, None)
+        parse_limits(False, 0.0, None)

@@ -1,30 +1,23 @@
 """Execution of units in a worker process that may crash, hang or exhaust memory: `--isolate`.
 
-This process loads no model. It sends one request at a time to the worker, writes the results, and
-watches the worker's memory and heartbeats (`bench.engine.heartbeat`). A worker that dies or exceeds
-a limit is replaced; what was at work is retried or failed by `LossPolicy`.
+This process loads no model. It sends one request at a time to the worker (`worker_process`, which
+watches memory and heartbeats) and writes the results. A worker that dies or exceeds a limit is
+replaced; what was at work is retried or failed by `LossPolicy`.
 """
 
-import contextlib
-import multiprocessing
-import os
-import pickle
-import signal
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from pydantic import ByteSize
 
-from bench.core import validation
 from bench.core.errors import SuiteError
+from bench.execution.backends.limits import Limits
 from bench.execution.backends.loss_policy import LossPolicy
-from bench.execution.backends.process import Activity, Setup, serve
+from bench.execution.backends.process import Setup
 from bench.execution.backends.worker import CleanPass, LoadSuite, Request, make_request
+from bench.execution.backends.worker_process import WorkerLostError, WorkerProcess
 from bench.execution.events import Listener
 from bench.execution.loaded_suite import LoadedSuite
 from bench.execution.options import RunOptions
@@ -42,47 +35,8 @@ from bench.execution.work import (
 )
 from bench.suite.schema import Suite
 
-TICK = 0.02
-"""Seconds between two checks of the limits."""
-GRACE = 10.0
-"""Seconds that a worker may take to end after its last unit."""
 TRIES = 2
 """Workers that a unit may cost before it is divided or failed, unless it was its worker's first."""
-
-
-class Limits(NamedTuple):
-    """Limits of a worker process, which is killed when it exceeds one; None: no limit."""
-
-    seconds: float | None = None
-    """Longest time without a heartbeat, which is a model call begun or ended."""
-    memory: int | None = None
-    """Resident bytes of the process, PyTorch's own included."""
-
-
-def parse_limits(isolate: bool, seconds: float | None, memory: str | None) -> Limits | None:
-    """Parse the options of isolation. A limit implies isolation.
-
-    >>> parse_limits(False, None, "1.5 GiB")
-    Limits(seconds=None, memory=1610612736)
-
-    Args:
-        isolate: Whether isolation is asked for.
-        seconds: As given to `--time-limit`.
-        memory: As given to `--memory-limit`, such as "4GiB".
-
-    Returns:
-        The limits; None if the run is not isolated.
-
-    Raises:
-        SuiteError: The size cannot be read, or the seconds are not above 0.
-    """
-    if seconds is not None and not seconds > 0:
-        raise SuiteError(f"--time-limit: expected seconds above 0, got {seconds:g}")
-    if not isolate and seconds is None and memory is None:
-        return None
-    if memory is None:
-        return Limits(seconds)
-    return Limits(seconds, validation.byte_size("--memory-limit", memory))
 
 
 class SubprocessBackend:
@@ -100,7 +54,7 @@ class SubprocessBackend:
         """
         self.limits = limits
         self._policy = LossPolicy(TRIES)
-        self._process: _WorkerProcess | None = None
+        self._process: WorkerProcess | None = None
         self._setup: Setup | None = None
         self._unwell: dict[str, str] = {}
         """Models that lost a worker when they were asked alone -> how; they are not asked again,
@@ -179,7 +133,7 @@ class SubprocessBackend:
                 # A separate request, so that a loss is not blamed on the first attack.
                 try:
                     self._execute(CleanPass(model), f"{model}, asked about clean images", writer)
-                except _WorkerLostError as lost:
+                except WorkerLostError as lost:
                     self._handle_clean_loss(unit, waiting, str(lost), writer)
                     return []
         is_first = process.begun == 0
@@ -190,7 +144,7 @@ class SubprocessBackend:
             # Certificates are computed without calls of the model, so without heartbeats.
             timed = not isinstance(unit, CertificationUnit | FirstImages)
             self._execute(make_request(unit), unit.name, writer, unit, timed)
-        except _WorkerLostError as lost:
+        except WorkerLostError as lost:
             return self._handle_loss(unit, is_first, str(lost), writer)
         writer.finish(unit)
         return []
@@ -207,7 +161,7 @@ class SubprocessBackend:
                     self._report(message, writer)
                 elif unit is not None:
                     writer.write(unit, message)
-        except _WorkerLostError:
+        except WorkerLostError:
             self._process = None
             raise
 
@@ -272,150 +226,22 @@ class SubprocessBackend:
     def _start(self) -> LoadedSuite:
         """Start a worker and load the suite in it."""
         assert self._setup is not None
-        self._process = process = _WorkerProcess(self._setup, self.limits)
+        self._process = process = WorkerProcess(self._setup, self.limits)
         try:
             loaded, messages = process.execute(LoadSuite(), "loading the suite", timed=False)
-        except _WorkerLostError as lost:
+        except WorkerLostError as lost:
             self._process = None
             raise SuiteError(f"{process.activity}: {lost}") from None
         assert isinstance(loaded, LoadedSuite)
         self._unreported.append(messages)
         return loaded
 
-    def _restart(self) -> "_WorkerProcess":
+    def _restart(self) -> WorkerProcess:
         self._start()
         assert self._process is not None
         return self._process
 
 
 def _eps_of(units: Iterable[WorkUnit]) -> dict[str, str]:
-    """Identity -> eps as the suite writes it, of the cells of the units."""
+    """Map the identity of each cell of the units to its eps as the suite writes it."""
     return {cell.identity: cell.eps_text for unit in units for cell in unit.task.cells}
-
-
-class _WorkerLostError(Exception):
-    """The worker process died or was killed; the text says why."""
-
-
-class _WorkerProcess:
-    """A worker process, seen from the process that started it."""
-
-    def __init__(self, setup: Setup, limits: Limits) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._beats = context.RawValue("Q")
-        self._limits = limits
-        self._process = context.Process(
-            target=serve, args=(setup, theirs, self._beats), name="bench, isolated"
-        )
-        self._process.start()
-        theirs.close()
-        self._peak_memory = 0
-        self.activity = ""
-        """What is at work, for people."""
-        self.asked: set[str] = set()
-        """Models that were asked about all clean images."""
-        self.begun = 0
-        """Work units that were begun."""
-
-    def execute(self, request: Request, activity: str, timed: bool) -> Iterator[Any]:
-        """Send a request; yields its results, the last of which are messages.
-
-        Raises:
-            _WorkerLostError: The process died or exceeded a limit.
-            SuiteError, RecordError: As the worker raised it.
-            RuntimeError: A bug, with the worker's traceback.
-        """
-        self.activity = activity
-        with contextlib.suppress(OSError):  # a process that is dead is noticed below
-            self._connection.send_bytes(pickle.dumps(request))
-        since, beats = time.monotonic(), self._beats.value
-        while True:
-            message = self._receive()
-            if isinstance(message, Exception):
-                raise message
-            if isinstance(message, Activity):
-                self.activity, timed, since = message.text, True, time.monotonic()
-            elif message is not None:
-                yield message
-                if isinstance(message, Messages):
-                    return
-            if self._beats.value != beats or message is not None:
-                beats, since = self._beats.value, time.monotonic()
-            limit = self._limits.seconds
-            if limit is not None and timed and time.monotonic() - since > limit:
-                self.kill()
-                raise _WorkerLostError(_describe_hang(limit))
-            self._check_memory()
-
-    def join(self) -> None:
-        """End a process that has nothing left to do."""
-        self._connection.close()
-        self._process.join(GRACE)
-
-    def kill(self) -> None:
-        """End the process at once."""
-        self._process.kill()
-        self._process.join()
-        self._connection.close()
-
-    def _receive(self) -> Any:
-        """The next message; None if there is none yet."""
-        try:
-            if self._connection.poll(TICK):
-                return pickle.loads(self._connection.recv_bytes())
-            if self._process.is_alive() or self._connection.poll():
-                return None
-        except (EOFError, OSError):
-            pass
-        self._process.join()
-        code = self._process.exitcode
-        self.kill()
-        raise _WorkerLostError(_describe_exit(code, self._peak_memory))
-
-    def _check_memory(self) -> None:
-        used = _measure_memory(self._process.pid)
-        self._peak_memory = max(self._peak_memory, used)
-        if self._limits.memory is not None and used > self._limits.memory:
-            self.kill()
-            raise _WorkerLostError(_describe_excess(used, self._limits.memory))
-
-
-def _describe_hang(seconds: float) -> str:
-    return (
-        f"its process gave no sign of life for {seconds:g} s, the time limit of one pass, and was "
-        "killed; it hangs, or needs a larger --time-limit"
-    )
-
-
-def _describe_excess(used: int, limit: int) -> str:
-    return (
-        f"its process used {ByteSize(used).human_readable()} of memory and was killed; "
-        f"the limit is {ByteSize(limit).human_readable()}"
-    )
-
-
-def _describe_exit(code: int | None, peak_memory: int) -> str:
-    """How a process ended before it was done; `peak_memory` in bytes, as far as observed."""
-    if code is None or code >= 0:
-        return f"its process ended itself with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = f"signal {-code}"
-    text = f"its process was killed by {name} ({signal.strsignal(-code) or 'unknown'})"
-    if name == "SIGKILL":
-        text += (
-            f" while it used {ByteSize(peak_memory).human_readable()} of memory; the system does "
-            "so when there is no more"
-        )
-    return text
-
-
-def _measure_memory(process: int | None) -> int:
-    """Resident bytes of a process; 0 where that is unknown."""
-    try:
-        pages = Path(f"/proc/{process}/statm").read_text(encoding="ascii").split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError, ValueError):
-        return 0
