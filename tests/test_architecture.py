@@ -161,7 +161,7 @@ def test_no_broad_except_hides_a_bug_outside_a_strangers_code() -> None:
     assert sorted(broad) == [
         "core/checkpoint.py", "core/errors.py", "core/registry.py", "core/registry.py",
         "datasets/mnist.py", "engine/acceleration/accelerate.py",
-        "engine/acceleration/accelerate.py", "engine/cuda_graphs.py", "engine/stream.py",
+        "engine/acceleration/accelerate.py", "engine/cuda_graphs.py", "engine/step_evaluator.py",
         "engine/tracing.py", "evaluation/audit/gradient_check.py",
         "evaluation/audit/probe_models.py", "evaluation/certification/network.py",
         "evaluation/containment.py", "evaluation/evaluator.py", "evaluation/loading.py",

@@ -27,45 +27,18 @@ from torch import Tensor, nn
 
 from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.core.contracts.rule import AttackBatch, StepInput
-from bench.core.errors import describe
 from bench.core.rng import Noise
 from bench.engine import cuda_graphs
-from bench.engine.functional.gradients import PassResult, forward_pass, gradient_pass
 from bench.engine.functional.logits import reaches_goal, widen
-from bench.engine.functional.losses import make_objective
-from bench.engine.functional.norms import norm_of, per_row
+from bench.engine.functional.norms import per_row
+from bench.engine.item_queue import ItemQueue
 from bench.engine.model_state import allow_tf32, call_model, is_out_of_memory
+from bench.engine.step_evaluator import StepEvaluator
+from bench.engine.stream_result import StreamResult, allocate_result
 from bench.engine.tensor_tree import count_rows, join_rows, map_tensors, split_rows, take_rows
 
 STEPS_PER_CHECK = 8
 """Steps of a GPU between two checks for finished rows, each of which makes it wait."""
-
-
-class StreamResult(NamedTuple):
-    """Result of an attack: e epsilons in the spec's order, n examples in the caller's."""
-
-    x_adv: Tensor
-    """(e, n, *input)"""
-    forwards: Tensor
-    """Forward passes of each example at each eps, (e, n), float64; a pass for several eps counts in
-    equal shares."""
-    backwards: Tensor
-    """Gradients with respect to the input, likewise."""
-    first_success: Tensor
-    """Steps made before the first successful iterate, (e, n), int64; -1 if there was none. The
-    judge evaluates the last iterate."""
-    losses: Tensor | None
-    """Loss at each iterate of the last restart, (e, n, steps), NaN where there was none. None if no
-    trace was requested."""
-    rows: int
-    """Rows a pass at the end: fewer than requested where memory ran out."""
-    nonfinite: Tensor
-    """Gradients of each example at each eps with entries that were not finite and so set to 0,
-    (e, n), int64. A gradient for several eps counts at each."""
-
-
-class AccelerationError(Exception):
-    """The accelerated model raised; the message names the exception."""
 
 
 class _Batch(NamedTuple):
@@ -127,19 +100,8 @@ def run_attack(
     Raises:
         AccelerationError: The accelerated model raised anything but that memory ran out.
     """
-    run = AttackStream(
-        model, accelerated or model, spec, x, y, examples, y if label is None else label, rows
-    )
-    if run.rule.one_gradient and spec.sweep == "independent":
-        return run.one_gradient()
-    batch = None
-    while (batch := run.fill_batch(batch)) is not None:
-        try:
-            batch = run.run_steps(batch)
-        except RuntimeError as error:
-            batch = run.halve_rows(batch, error)
-        batch = run.remove_finished(batch)
-    return run.result()
+    true_label = y if label is None else label
+    return AttackStream(model, accelerated or model, spec, x, y, examples, true_label, rows).run()
 
 
 class AttackStream:
@@ -159,62 +121,67 @@ class AttackStream:
         """Take the arguments of `run_attack`."""
         assert isinstance(spec.attack, IterativeAttack)
         rule = spec.attack.rule
-        self.model, self.accelerated, self.spec = model, accelerated, spec
-        self.rule, self.rows = rule, rows
+        self.model, self.spec, self.rule, self.rows = model, spec, rule, rows
         self.x, self.y, self.examples, self.label = x, y, examples, label
-        aims = rule.aims
-        self.loss = make_objective(spec.params.loss, "targeted" if aims else spec.goal)
-        self.evaluate = forward_pass if spec.attack.needs == "scores" else gradient_pass
+        self.evaluator = StepEvaluator(model, accelerated, spec)
         self.eps = torch.tensor(spec.eps, dtype=x.dtype, device=x.device)
-        self.ascending = self.eps.argsort()
-        self.rank = self.ascending.argsort()
         self.nested = spec.sweep == "nested"
         self.stops = spec.stop == "first-success"
         self.seeks = rule.seeks
-        self.out = _empty_result(x, spec)
+        self.out = allocate_result(x, spec)
         self.nearest = x.new_full(self.out.forwards.shape, torch.inf)
         self.overflow: _Batch | None = None
         self.order, self.aims = None, 1
-        if aims is not None:
-            self.order = self._rank_wrong_classes()[:, : aims(spec.params)]
+        if rule.aims is not None:
+            self.order = self._rank_wrong_classes()[:, : rule.aims(spec.params)]
             self.aims = self.order.shape[1]
         self.rounds = spec.params.restarts * self.aims
-        self.queue = self._first_items()
+        self.queue = ItemQueue(len(x), self.eps, self.rounds, self.nested)
         self.asynchronous = runs_asynchronously(x.device)
         many = min(rows, len(self.queue))
         # Draws outside torch's own generator would be frozen in a graph.
         replays = self.asynchronous and not spec.random
         self.step = cuda_graphs.capture(self._step, many) if replays else self._step
 
-    # --------------------------------------------------------------------------------- the loop
-
-    def fill_batch(self, batch: _Batch | None) -> _Batch | None:
-        """Fill the free rows of the batch with waiting items.
-
-        Args:
-            batch: Rows under attack; None if there are none.
+    def run(self) -> StreamResult:
+        """Attack until nothing is left.
 
         Returns:
-            The batch; None when nothing is left.
+            Images, passes and steps, not verified.
+
+        Raises:
+            AccelerationError: The accelerated model raised anything but that memory ran out.
         """
+        if self.rule.one_gradient and self.spec.sweep == "independent":
+            self._run_one_gradient()
+        else:
+            self._run_steps()
+        return self.out._replace(rows=self.rows)
+
+    # --------------------------------------------------------------------------------- the loop
+
+    def _run_steps(self) -> None:
+        """Step full batches until no item waits and none is under attack."""
+        batch = None
+        while (batch := self._fill_batch(batch)) is not None:
+            try:
+                batch = self._step_batch(batch)
+            except RuntimeError as error:
+                batch = self._halve_batch(batch, error)
+            batch = self.remove_finished(batch)
+
+    def _fill_batch(self, batch: _Batch | None) -> _Batch | None:
+        """Fill the free rows of the batch with waiting items; None when nothing is left."""
         while (free := self.rows - count_rows(batch)) > 0 and (self.overflow or len(self.queue)):
             if self.overflow:
                 piece, self.overflow = split_rows(self.overflow, free)
                 batch = join_rows(batch, piece)
             else:
-                item, self.queue = self.queue[:free], self.queue[free:]
-                batch = join_rows(batch, self._start_items(item))
+                batch = join_rows(batch, self._start_items(self.queue.take(free)))
         return batch
 
-    def run_steps(self, batch: _Batch) -> _Batch:
-        """Make one step, or several where checking for finished rows makes the host wait.
-
-        Args:
-            batch: Rows under attack; None if there are none.
-
-        Returns:
-            The batch after the steps.
-        """
+    def _step_batch(self, batch: _Batch) -> _Batch:
+        """Make one step, or several where checking for finished rows makes the host wait."""
         left = self.spec.params.steps - int(batch.known.k.max())
         if self.out.losses is not None:
             return self._step_with_trace(batch) if left else batch
@@ -224,50 +191,7 @@ class AttackStream:
 
     def _step(self, batch: _Batch) -> _Batch:
         """Evaluate the iterates and make one step."""
-        return self._advance(batch, *self._evaluate(batch.state.x, batch.known))
-
-    def _evaluate(self, x: Tensor, known: AttackBatch) -> tuple[StepInput, Tensor]:
-        """Compute a rule's input at iterates x, and the number of nonfinite gradients, (n,).
-
-        One NaN in a gradient makes every sum over it NaN, and with it the iterate for the rest of
-        the search: such entries are set to 0, the slope of a pixel of which nothing is known. An
-        iterate with logits that are not finite is no success, as it is none for the judge, and a
-        loss that is not finite is set below every other, so that no rule keeps that iterate as its
-        best.
-        """
-        samples = self.spec.samples
-        towards = known.y if self.order is None else known.aim
-        (logits, loss, gradient), spoilt = self._finite_pass(x, towards, known.label)
-        for _ in range(samples - 1):
-            again, more = self._finite_pass(x, towards, known.label)
-            logits, loss, gradient = logits + again[0], loss + again[1], gradient + again[2]
-            spoilt = spoilt + more
-        if samples > 1:
-            logits, loss, gradient = logits / samples, loss / samples, gradient / samples
-        loss = torch.where(loss.isfinite(), loss, -torch.inf)
-        fooled = reaches_goal(logits, known.y, self.spec.goal) & logits.isfinite().all(1)
-        if self.rule.within is not None:
-            fooled = fooled & self.rule.within(known, self.spec.params, self.spec.norm)
-        return StepInput(logits, loss, gradient, fooled), spoilt
-
-    def _call_accelerated(self, x: Tensor, towards: Tensor, label: Tensor) -> PassResult:
-        """Make one pass of the accelerated model; name what it raises."""
-        try:
-            return self.evaluate(self.accelerated, self.loss, x, towards, label)
-        except Exception as error:  # foreign code: the forward of the model
-            short = isinstance(error, RuntimeError) and is_out_of_memory(error)
-            if self.accelerated is self.model or short:
-                raise
-            raise AccelerationError(f"it raised {describe(error)}") from error
-
-    def _finite_pass(self, x: Tensor, y: Tensor, label: Tensor) -> tuple[PassResult, Tensor]:
-        """Make one pass with a finite gradient; also return whether it was not, (n,), 0 or 1."""
-        observed = self._call_accelerated(x, y, label)
-        if self.evaluate is forward_pass:
-            return observed, torch.zeros_like(y)
-        spoilt = ~norm_of(observed.gradient, "linf").isfinite()
-        finite = observed.gradient.nan_to_num(0.0, 0.0, 0.0)
-        return observed._replace(gradient=finite), spoilt.to(y.dtype)
+        return self._advance(batch, *self.evaluator.evaluate(batch.state.x, batch.known))
 
     def _advance(self, batch: _Batch, observed: StepInput, spoilt: Tensor) -> _Batch:
         """Make one step for every unfinished row; tensors alone, so that a GPU can replay it."""
@@ -300,7 +224,7 @@ class AttackStream:
         """Remove the finished rows, store their results and queue what waited for them.
 
         Args:
-            batch: Rows under attack; None if there are none.
+            batch: Rows under attack.
 
         Returns:
             The other rows; None if all have finished.
@@ -316,19 +240,8 @@ class AttackStream:
         self._store_last(take_rows(batch, done & ~won))
         return take_rows(batch, ~done) if not done.all() else None
 
-    def halve_rows(self, batch: _Batch, error: RuntimeError) -> _Batch:
-        """Continue with half the rows a pass after memory ran out; the others wait.
-
-        Args:
-            batch: Rows under attack; None if there are none.
-            error: The exception of the pass.
-
-        Returns:
-            The rows that stay.
-
-        Raises:
-            RuntimeError: Memory did not run out, or one row is too many.
-        """
+    def _halve_batch(self, batch: _Batch, error: RuntimeError) -> _Batch:
+        """Continue with half the rows a pass after memory ran out; the others wait."""
         self.rows = min(self.rows, len(batch.item))
         self._halve_or_raise(error)
         batch, rest = split_rows(batch, self.rows)
@@ -344,22 +257,7 @@ class AttackStream:
         self.rows //= 2
         self.step = self._step
 
-    def result(self) -> StreamResult:
-        """Return the result so far.
-
-        Returns:
-            The results of all finished items.
-        """
-        return self.out._replace(rows=self.rows)
-
     # ----------------------------------------------------------------- items that start and finish
-
-    def _first_items(self) -> Tensor:
-        """Return restart 0 of every example, at every eps or, nested, at the smallest."""
-        eps = self.ascending[:1] if self.nested else torch.arange(len(self.eps))
-        example = torch.arange(len(self.x))
-        grid = torch.cartesian_prod(eps.cpu(), example).view(-1, 2)
-        return torch.stack([grid[:, 1], grid[:, 0], torch.zeros(len(grid), dtype=torch.int64)], 1)
 
     def _start_items(self, item: Tensor) -> _Batch:
         """Put items at step 0; their noise is keyed by example and restart."""
@@ -381,7 +279,7 @@ class AttackStream:
         example, eps, restart = batch.item.unbind(1)
         passes = batch.passes * self.spec.samples
         self.out.forwards[eps, example] += passes  # a pair is never in a batch twice
-        if self.evaluate is gradient_pass:
+        if self.evaluator.has_gradient:
             self.out.backwards[eps, example] += passes
             self.out.nonfinite[eps, example] += batch.nonfinite
         before = self.out.first_success[eps, example]
@@ -392,24 +290,15 @@ class AttackStream:
             self.out.x_adv[eps[nearer], example[nearer]] = x[nearer]
         else:
             self.out.x_adv[eps, example] = x
-        if won and self.nested:
+        if not won:
+            self.queue.add_followers(batch.item)
+        elif self.nested:
             self._inherit(batch, x)
-        if won:
-            return
-        again = restart + 1 < self.rounds
-        follow = [torch.stack([example, eps, restart + 1], 1)[again]]
-        if self.nested:
-            rank = self.rank[eps] + 1
-            larger = ~again & (rank < len(self.eps))
-            next_eps = self.ascending[rank.clamp_max(len(self.eps) - 1)]
-            follow.append(torch.stack([example, next_eps, torch.zeros_like(restart)], 1)[larger])
-        self.queue = torch.cat([self.queue, *(part.cpu() for part in follow)])
 
     def _inherit(self, batch: _Batch, x: Tensor) -> None:
         """Copy what fooled the model at one eps to every larger one."""
         example, eps, _ = batch.item.unbind(1)
-        for rank, index in enumerate(self.ascending.tolist()):
-            larger = rank > self.rank[eps]
+        for index, larger in self.queue.iterate_larger_eps(eps):
             self.out.x_adv[index, example[larger]] = x[larger]
             self.out.first_success[index, example[larger]] = batch.known.k[larger]
 
@@ -464,12 +353,8 @@ class AttackStream:
 
     # -------------------------------------------------------------------------------- special cases
 
-    def one_gradient(self) -> StreamResult:
-        """Run a rule whose gradient is the same at every eps: one gradient an example.
-
-        Returns:
-            The result for all eps.
-        """
+    def _run_one_gradient(self) -> None:
+        """Run a rule whose gradient is the same at every eps: one gradient an example."""
         first, n = 0, len(self.x)
         while first < n:
             at = slice(first, first + self.rows)
@@ -477,7 +362,7 @@ class AttackStream:
             zero, radius = torch.zeros_like(y), self.eps[:1].expand(len(x))
             known_batch = AttackBatch(x, y, label, radius, zero, zero - 1, zero, zero + torch.inf)
             try:
-                observed, spoilt = self._evaluate(x, known_batch)
+                observed, spoilt = self.evaluator.evaluate(x, known_batch)
             except RuntimeError as error:
                 self._halve_or_raise(error)
                 continue
@@ -494,27 +379,14 @@ class AttackStream:
         passes = self.spec.samples / max(len(self.eps), 1)
         self.out.forwards.fill_(passes)
         self.out.backwards.fill_(passes)
-        return self.result()
 
     def _step_with_trace(self, batch: _Batch) -> _Batch:
         """Make one step and store the loss at each iterate."""
         assert self.out.losses is not None
-        observed, spoilt = self._evaluate(batch.state.x, batch.known)
+        observed, spoilt = self.evaluator.evaluate(batch.state.x, batch.known)
         example, eps, _ = batch.item.unbind(1)
         self.out.losses[eps, example, batch.known.k] = _finite_loss(observed.loss)
         return self._advance(batch, observed, spoilt)
-
-
-def _empty_result(x: Tensor, spec: AttackSpec) -> StreamResult:
-    """Allocate the result of an attack."""
-    e, n = len(spec.eps), len(x)
-    counts = torch.zeros(e, n, dtype=torch.float64, device=x.device)
-    never = torch.full((e, n), -1, dtype=torch.int64, device=x.device)
-    traced_shape = (e, n, spec.params.steps)
-    losses = x.new_full(traced_shape, torch.nan) if spec.trace else None
-    images = x.new_empty(e, *x.shape)  # every item is written when it leaves
-    nonfinite = torch.zeros_like(never)
-    return StreamResult(images, counts, counts.clone(), never, losses, 0, nonfinite)
 
 
 def _finite_loss(loss: Tensor) -> Tensor:

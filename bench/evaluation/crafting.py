@@ -18,11 +18,12 @@ from bench.core.contracts.attack import AttackSpec, ExternalAttack, IterativeAtt
 from bench.core.contracts.rule import Rule
 from bench.core.contracts.types import Threat
 from bench.core.errors import ContractError
-from bench.engine import stream as engine
-from bench.engine import timing
+from bench.engine import stream, timing
 from bench.engine.functional import norms
 from bench.engine.functional.norms import ABSOLUTE, RELATIVE
 from bench.engine.model_state import allow_tf32, eval_mode
+from bench.engine.step_evaluator import AccelerationError
+from bench.engine.stream_result import StreamResult
 from bench.evaluation import containment
 from bench.evaluation.containment import StateGuard
 
@@ -48,7 +49,7 @@ class AttackOutput(NamedTuple):
     x_adv: Tensor
     """(e, n, *input)"""
     forwards: Tensor
-    """Forward passes of each example, (e, n), float64, as in `engine.Attacked`."""
+    """Forward passes of each example, (e, n), float64, as in `StreamResult`."""
     backwards: Tensor
     """Backward passes, likewise."""
     first_success: Tensor
@@ -56,7 +57,7 @@ class AttackOutput(NamedTuple):
     seconds: list[float]
     """For each eps."""
     losses: Tensor | None = None
-    """As in `engine.Attacked`; None unless traced."""
+    """As in `StreamResult`; None unless traced."""
     rows: int = 0
     """Rows per pass at the end: fewer than asked for where memory ran out."""
     part: Tensor | None = None
@@ -67,7 +68,7 @@ class AttackOutput(NamedTuple):
     dropped: str = ""
     """Why the accelerated model was dropped and the model itself attacked; empty if it was not."""
     nonfinite: Tensor | None = None
-    """Gradients with entries that are not finite, (e, n), as in `engine.Attacked`; None of an
+    """Gradients with entries that are not finite, (e, n), as in `StreamResult`; None of an
     external attack."""
 
 
@@ -106,7 +107,7 @@ def craft(
         ):
             return _run_external(guard, spec, chosen, y, rows)
     once = is_single_search(spec)
-    stream = replace(spec, eps=(torch.inf,)) if once else spec
+    searched = replace(spec, eps=(torch.inf,)) if once else spec
     try:
         with (
             allow_tf32(spec.precision == "tf32"),
@@ -114,20 +115,20 @@ def craft(
             _guard_process(spec.attack.rule if isinstance(spec.attack, IterativeAttack) else None),
         ):
             result, seconds = timing.time_call(
-                lambda: engine.run_attack(
-                    model, stream, chosen.x, y, chosen.id, rows, chosen.label, accelerated
+                lambda: stream.run_attack(
+                    model, searched, chosen.x, y, chosen.id, rows, chosen.label, accelerated
                 ),
                 chosen.x.device,
             )
-    except engine.AccelerationError as error:
+    except AccelerationError as error:
         output = craft(model, replace(spec, precision="float32"), chosen, rows)
         return output._replace(dropped=str(error))
     if once:
         return _expand_search(_to_output(result, [seconds]), spec, chosen.x)
     # One stream serves all eps: its time is divided by the passes that each eps took.
     weight = (result.forwards + 2 * result.backwards).sum(1)
-    shares = (weight / weight.sum()).tolist()
-    return _to_output(result, [seconds * share for share in shares])
+    fractions = (weight / weight.sum()).tolist()
+    return _to_output(result, [seconds * fraction for fraction in fractions])
 
 
 def is_single_search(spec: AttackSpec) -> bool:
@@ -192,7 +193,7 @@ def _seed_random_model(spec: AttackSpec, ids: Tensor) -> AbstractContextManager[
     return rng.seed_global(spec.seed, "passes", spec.name, int(ids[0]))
 
 
-def _to_output(result: engine.StreamResult, seconds: list[float]) -> AttackOutput:
+def _to_output(result: StreamResult, seconds: list[float]) -> AttackOutput:
     x_adv, forwards, backwards, first_success, losses, rows, nonfinite = result
     output = AttackOutput(x_adv, forwards, backwards, first_success, seconds, losses, rows)
     return output._replace(nonfinite=nonfinite)
