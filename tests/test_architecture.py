@@ -164,7 +164,7 @@ def test_no_broad_except_hides_a_bug_outside_a_strangers_code() -> None:
         "engine/acceleration/accelerate.py", "engine/cuda_graphs.py", "engine/step_evaluator.py",
         "engine/tracing.py", "evaluation/audit/gradient_check.py",
         "evaluation/audit/probe_models.py", "evaluation/certification/network.py",
-        "evaluation/containment.py", "evaluation/evaluator.py", "evaluation/loading.py",
+        "evaluation/containment.py", "evaluation/loading.py", "evaluation/model_pool.py",
         "evaluation/verify.py", "execution/backends/process.py", "execution/backends/ray.py",
         "execution/backends/worker.py", "execution/backends/worker.py",
         "execution/backends/worker.py", "execution/backends/worker.py",

@@ -7,18 +7,25 @@ A model whose answer depends on the other images of a batch may differ between b
 it is measured to.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from bench.core.contracts.dataset import Data
+from bench.core.errors import SuiteError
 from bench.engine.model_state import allow_tf32, eval_mode
-from bench.evaluation.judge import LOGIT_TOLERANCE, judge
+from bench.evaluation.judge import LOGIT_TOLERANCE, Prediction, judge
+from bench.models.preflight.checks import LoadedModel
 
 CONFIDENCE_TOLERANCE = 1e-3
 """By how much a confidence may differ: between two devices, some 1e-6 was measured."""
 MAX_EXPLAINED = 16
 """Answers that are computed once more, to see whether rounding explains them."""
+REPEATED_IMAGES = 16
+"""Clean images that a model predicts again after each chunk, to see that it does not change while
+it is attacked."""
 MAX_DIFFERING_SHARE = 0.01
 """Share of answers that rounding may change where the logits cannot be computed again."""
 
@@ -84,22 +91,74 @@ def find_differences(pred: Tensor, confidence: Tensor, other: Tensor, sure: Tens
     return far | ((pred != other) & ~tied)
 
 
+class AnswerMonitor:
+    """Detects that a deterministic model changes its answers while it is attacked."""
+
+    def __init__(self, data: Data, device: torch.device, models: Mapping[str, LoadedModel]) -> None:
+        """Take what is asked; no model is called yet.
+
+        Args:
+            data: The data set, whose first images are predicted.
+            device: Where models and images are placed.
+            models: Loaded models by label.
+        """
+        self._data, self._device, self._models = data, device, models
+        self._first: dict[str, Prediction] = {}
+
+    def record_answers(self, model: str) -> None:
+        """Record a model's predictions of the first images, once; none of a random model.
+
+        Args:
+            model: Its label.
+        """
+        loaded = self._models[model]
+        if model not in self._first and not loaded.random:
+            x = self._read_images()
+            self._first[model] = judge(loaded.model, x, len(x))
+
+    def check_unchanged(self, model: str) -> None:
+        """Predict the images again and compare.
+
+        Args:
+            model: Its label.
+
+        Raises:
+            SuiteError: The model answers otherwise than when it was first asked.
+        """
+        if model not in self._first:
+            return
+        x, first = self._read_images(), self._first[model]
+        difference = first_difference(
+            self._models[model].model, x, len(x), first.pred, first.confidence
+        )
+        if difference is not None:
+            raise SuiteError(
+                f"model '{model}' changes its answers during the run: clean example "
+                f"{difference.position} was {difference.describe()}, so that the records would be "
+                "those of two models and are not written; give it no memory of earlier calls (a "
+                "counter, a cache, a buffer that its forward writes to)"
+            )
+
+    def _read_images(self) -> Tensor:
+        return self._data.read(0, min(self._data.n, REPEATED_IMAGES)).to(self._device)
+
+
 def _logits_alone_and_batched(model: nn.Module, x: Tensor, at: int) -> tuple[Tensor, Tensor]:
     """Compute logits (classes,) of one image, alone and in a batch with others, in float64."""
     with eval_mode(model), torch.no_grad(), allow_tf32(False):
         alone = model(x[at : at + 1])[0]
-        beside = model(torch.cat([x[at : at + 1], x[:MAX_EXPLAINED]]))[0]
-    return alone.double(), beside.double()
+        batched = model(torch.cat([x[at : at + 1], x[:MAX_EXPLAINED]]))[0]
+    return alone.double(), batched.double()
 
 
-def _is_explained(alone: Tensor, beside: Tensor, pred: int, confidence: float) -> bool:
+def _is_explained(alone: Tensor, batched: Tensor, pred: int, confidence: float) -> bool:
     """Check whether rounding, or as large a shift as the batch causes, explains a prediction."""
-    if not (0 <= pred < len(alone) and alone.isfinite().all() and beside.isfinite().all()):
+    if not (0 <= pred < len(alone) and alone.isfinite().all() and batched.isfinite().all()):
         return False
-    moved = max(LOGIT_TOLERANCE * float(alone.abs().max()), float((alone - beside).abs().max()))
+    moved = max(LOGIT_TOLERANCE * float(alone.abs().max()), float((alone - batched).abs().max()))
     if float(alone.max() - alone[pred]) > 2 * moved:
         return False
     shift = torch.zeros_like(alone)
     shift[pred] = 2 * moved  # up by `moved`, and all others down by as much, is the same
-    low, high = ((alone + sign * shift).softmax(0)[pred] for sign in (-1, 1))
+    low, high = ((alone + direction * shift).softmax(0)[pred] for direction in (-1, 1))
     return float(low) - CONFIDENCE_TOLERANCE <= confidence <= float(high) + CONFIDENCE_TOLERANCE

@@ -1,14 +1,12 @@
 """Load a suite's models and data and turn chunks of a task's examples into records, in memory.
 
-What several tasks need is computed once and shared: the clean pass of each model, the pace of a
-bare loop (the floor) and the accelerated model that is attacked in a model's place.
+What several tasks need is computed once and shared: the clean pass of each model, and in the pool
+(`model_pool`) the pace of a bare loop and the accelerated model that is attacked in its place.
 """
 
 import dataclasses
 import functools
-import itertools
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,20 +14,16 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench.core import rng, streams
-from bench.core.contracts.attack import ExternalAttack
+from bench.core import rng
 from bench.core.contracts.dataset import Data
-from bench.core.contracts.types import Access, Precision, Shape
-from bench.core.errors import SuiteError
+from bench.core.contracts.types import Access, Shape
 from bench.datasets import inputs, prefetch
 from bench.datasets.in_memory import make_data
-from bench.engine import timing
-from bench.engine.acceleration import accelerate
 from bench.evaluation import consistency, loading
 from bench.evaluation.chunk import CleanPass, evaluate_chunk
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import Prediction, Vote, judge
-from bench.models import fingerprint
+from bench.evaluation.model_pool import ModelPool, choose_rows, load_suite_models
 from bench.models.preflight import checks
 from bench.models.preflight.checks import LoadedModel
 from bench.storage.schema import Piece
@@ -40,13 +34,6 @@ from bench.suite.schema import Suite
 CHUNK_EXAMPLES = 1000
 CHUNK_BYTES = 64 * 2**20
 """A chunk holds at most so many examples, and so many bytes of images."""
-MAX_JUDGE_ROWS = 64
-"""Most rows per pass of the judge on a CPU."""
-REPEATED_IMAGES = 16
-"""Clean images that a model predicts again after each chunk, to see that it does not change while
-it is attacked."""
-FLOOR_AGE = 20
-"""A floor is timed again when it is older than so many times what timing it takes."""
 
 
 def chunk_bounds(n: int, shape: Shape) -> list[tuple[int, int]]:
@@ -62,14 +49,6 @@ def chunk_bounds(n: int, shape: Shape) -> list[tuple[int, int]]:
     channels, height, width = shape
     size = max(8, min(CHUNK_EXAMPLES, CHUNK_BYTES // (4 * channels * height * width)))
     return [(first, min(first + size, n)) for first in range(0, n, size)]
-
-
-class _TimedFloor(NamedTuple):
-    """A floor, when it was timed and how long that took, in seconds."""
-
-    floor: timing.Floor
-    timed: float
-    took: float
 
 
 class ChunkResult(NamedTuple):
@@ -109,15 +88,8 @@ class Evaluator:
     notes: list[str] = dataclasses.field(default_factory=list)
     """Events that the user should know of, a sentence each."""
     decisions: list[str] = dataclasses.field(default_factory=list)
-    """What was decided and why, a sentence each, for a verbose run."""
-    _accelerated: dict[tuple[str, Precision], accelerate.AcceleratedModel] = dataclasses.field(
-        default_factory=dict
-    )
+    """What was decided and why, a sentence each, for a verbose run; emptied once reported."""
     _clean: dict[str, CleanPass] = dataclasses.field(default_factory=dict)
-    _first: dict[str, Prediction] = dataclasses.field(default_factory=dict)
-    _floors: dict[tuple[str, int], _TimedFloor] = dataclasses.field(default_factory=dict)
-    _decided: set[str] = dataclasses.field(default_factory=set)
-    """All decisions so far; the caller empties `decisions` once it has reported them."""
 
     @classmethod
     def from_suite(
@@ -154,41 +126,19 @@ class Evaluator:
                 or two models cannot be told from each other.
         """
         data = loading.load_data(suite.data, suite.base, data_dir, limit)
-        models, rows, unfit = {}, {}, {}
-        notes: list[str] = []
-        for entry in suite.models:
-            label = entry.label
-            on_load(label)
-            try:
-                with streams.protect_streams(notes.append, f"model '{label}'"):
-                    loaded = loading.load_model(
-                        entry, suite.base, suite.seed, data, device, data_dir
-                    )
-                    rows[label] = _rows_per_pass(loaded, data, device, batch_size)
-            except (SuiteError, KeyboardInterrupt):
-                raise
-            except BaseException as error:  # of the user's model, which may raise anything
-                reason = loading.describe_failure(error)
-                unfit[label], rows[label] = f"could not be made ready: {reason}", 0
-                models[label] = checks.refuse_model(label, reason)
-                continue
-            models[label] = loaded
-            for attack in suite.attacks:
-                if attack.goal == "targeted":
-                    targets.resolve_target(attack, loaded.classes, data.classes)
-        _check_distinguishable(models)
+        loaded = load_suite_models(suite, data, device, data_dir, batch_size, on_load)
         return cls(
             suite=suite.name,
             seed=suite.seed,
             device=device,
             data=data,
-            models=models,
-            rows=rows,
+            models=loaded.models,
+            rows=loaded.rows,
             fixed_rows=batch_size is not None,
             use_acceleration=use_acceleration,
             keep_all_images=keep_all_images,
-            unfit=unfit,
-            notes=notes,
+            unfit=loaded.unfit,
+            notes=loaded.notes,
         )
 
     @classmethod
@@ -251,7 +201,7 @@ class Evaluator:
             data=data,
             models=models,
             rows={
-                name: _rows_per_pass(loaded, data, device, batch_size)
+                name: choose_rows(loaded, data, device, batch_size)
                 for name, loaded in models.items()
             },
             fixed_rows=batch_size is not None,
@@ -302,18 +252,6 @@ class Evaluator:
         """
         return chunk_bounds(self.data.n, self.data.shape)
 
-    def seconds_per_example(self, task: plan.AttackTask) -> float:
-        """Estimate the cost of a task from above.
-
-        Args:
-            task: The planned task.
-
-        Returns:
-            Most seconds that a bare loop would need for one example of all the task's cells.
-        """
-        floor = self._floor(task.source, self._attack_rows(task))
-        return sum(floor.seconds(cell.passes or 1.0, cell.gradients or 0.0) for cell in task.cells)
-
     def evaluate_chunk(self, task: plan.AttackTask, first: int, last: int) -> ChunkResult:
         """Attack, verify and judge a chunk of examples for all cells of a task.
 
@@ -330,26 +268,26 @@ class Evaluator:
             ContractError: The attack broke a promise that leaves nothing to judge.
         """
         for name in (task.model, task.source):
-            self._record_first_answers(name)
-        accelerated = self._accelerate(task)
-        rows = self._attack_rows(task) if accelerated is None else accelerated.rows
+            self._monitor.record_answers(name)
+        accelerated = self.pool.accelerate(task)
+        rows = self.pool.attack_rows(task) if accelerated is None else accelerated.rows
         examples = self.select_examples(task, first, last)
         verified = evaluate_chunk(
             self.models[task.model].model,
             task.spec,
             examples,
             rows,
-            self._floor(task.source, rows),
+            self.pool.floor(task.source, rows),
             source=self.models[task.source].model,
-            judge_rows=self.judge_rows(task.model),
+            judge_rows=self.pool.judge_rows(task.model),
             accelerated=None if accelerated is None else accelerated.model,
         )
         for name in (task.model, task.source):
-            self._check_unchanged(name)
+            self._monitor.check_unchanged(name)
         if verified.dropped:
-            self._drop_accelerated(task, verified.dropped)
+            self.pool.drop_accelerated(task, verified.dropped)
         if verified.rows < rows:
-            self._reduce_rows(task, rows, verified.rows)
+            self.pool.reduce_rows(task, rows, verified.rows)
         frames, pieces = [], []
         for cell, records, cost in zip(task.cells, verified.records, verified.costs, strict=True):
             frames.append(
@@ -401,8 +339,8 @@ class Evaluator:
             Labels and predictions of the whole data set.
         """
         if model not in self._clean:
-            self._record_first_answers(model)  # before, so that a change in between is seen
-            loaded, rows = self.models[model], self.judge_rows(model)
+            self._monitor.record_answers(model)  # before, so that a change in between is seen
+            loaded, rows = self.models[model], self.pool.judge_rows(model)
             parts = [
                 judge(loaded.model, self._images.read(a, b), rows, self._clean_vote(loaded, a))
                 for a, b in self.chunks()
@@ -413,164 +351,33 @@ class Evaluator:
             self._clean[model] = CleanPass(label, *joined)
         return self._clean[model]
 
-    def judge_rows(self, model: str) -> int:
-        """Choose the judge's rows per pass.
+    @functools.cached_property
+    def pool(self) -> ModelPool:
+        """The models with their accelerated models and paces."""
+        return ModelPool(
+            self.data,
+            self.device,
+            self.models,
+            self.rows,
+            fixed_rows=self.fixed_rows,
+            use_acceleration=self.use_acceleration,
+            notes=self.notes,
+            decisions=self.decisions,
+        )
 
-        A forward pass keeps less than a gradient does, so that on a CPU more rows of a large net
-        fit the cache, and fewer of a small one are enough. Predictions of a random model depend on
-        them, and they on nothing else.
-
-        Args:
-            model: Its label.
-
-        Returns:
-            Rows per pass.
-        """
-        rows = self.rows[model]
-        fixed = self.fixed_rows or self.models[model].random or self.device.type == "cuda"
-        return rows if fixed else min(MAX_JUDGE_ROWS, 4 * rows)
-
-    def acceleration_summary(self, model: str) -> list[dict[str, object]]:
-        """Describe the accelerated models that were attacked in a model's place.
-
-        Args:
-            model: Its label.
-
-        Returns:
-            For each precision, the fields that the manifest records.
-        """
-        return [
-            each.to_manifest() for (name, _), each in self._accelerated.items() if name == model
-        ]
+    @functools.cached_property
+    def _monitor(self) -> consistency.AnswerMonitor:
+        return consistency.AnswerMonitor(self.data, self.device, self.models)
 
     @functools.cached_property
     def _images(self) -> prefetch.Prefetcher:
         return prefetch.make_prefetcher(self.device, self.data, self.chunks())
-
-    def _attack_rows(self, task: plan.AttackTask) -> int:
-        """Rows per pass by rule or by the user; an external attack's outcome may depend on them."""
-        return task.entry.batch_size or self.rows[task.source]
-
-    def _accelerate(self, task: plan.AttackTask) -> accelerate.AcceleratedModel | None:
-        """Accelerate the task's source; None for an external attack, or where it is declined.
-
-        An accelerated model whose rows and layout were chosen by rule is built again for a task
-        that is worth timing them.
-        """
-        if reason := self._why_not_accelerated(task):
-            self._decide(
-                f"{task.source} · {task.entry.label}: no accelerated model is attacked: {reason}"
-            )
-            return None
-        precision = task.spec.precision
-        known = self._accelerated.get((task.source, precision))
-        ahead = self.seconds_per_example(task) * self.data.n
-        if known is None or not (known.timed or ahead < known.worth):
-            x = self.data.read(0, min(self.data.n, accelerate.PROBED)).to(self.device)
-            model, rows = self.models[task.source].model, self.rows[task.source]
-            known = accelerate.accelerate_model(model, x, rows, precision, self.fixed_rows, ahead)
-            self._accelerated[task.source, precision] = known
-            self._decide(f"{task.source}, in {precision}: {known.describe()}")
-        size = task.entry.batch_size
-        return known if size is None else known._replace(rows=size)
-
-    def _why_not_accelerated(self, task: plan.AttackTask) -> str:
-        """Say why the task's source is attacked itself; "" if an accelerated model may be.
-
-        Raises:
-            SuiteError: The precision needs an accelerated model and there can be none.
-        """
-        precision = task.spec.precision
-        if isinstance(task.spec.attack, ExternalAttack):
-            return "the attack has a loop of its own"
-        if not (self.use_acceleration or precision == "bfloat16"):
-            return "copies were declined"
-        if self.models[task.source].access != "gradient":
-            return "the model only answers queries, and nothing inside it can be copied"
-        if task.spec.random and precision == "bfloat16":
-            raise SuiteError(
-                f"attack '{task.entry.label}': precision bfloat16 needs a copy that agrees "
-                f'with {task.source}, which answers at random; use precision = "float32"'
-            )
-        if task.spec.random:
-            return "the model never answers alike, so that nothing can be held against it"
-        return ""
-
-    def _decide(self, sentence: str) -> None:
-        """Record a decision once."""
-        if sentence not in self._decided:
-            self._decided.add(sentence)
-            self.decisions.append(sentence)
-
-    def _reduce_rows(self, task: plan.AttackTask, rows: int, left: int) -> None:
-        """Use fewer rows per pass from now on, after memory ran out, and note it."""
-        self.notes.append(
-            f"{task.model} · {task.entry.label}: out of memory at {rows} rows a pass; "
-            f"went on with {left}"
-        )
-        key = task.source, task.spec.precision
-        if key in self._accelerated:
-            self._accelerated[key] = self._accelerated[key]._replace(rows=left)
-
-    def _drop_accelerated(self, task: plan.AttackTask, why: str) -> None:
-        """Attack the source itself from now on, after its accelerated model misled an attack."""
-        self.notes.append(
-            f"{task.model} · {task.entry.label}: the copy of {task.source} that led was dropped: "
-            f"{why}; these examples were attacked again on {task.source} itself, as all will be "
-            "from now on"
-        )
-        key = task.source, task.spec.precision
-        model = self.models[task.source].model
-        self._accelerated[key] = accelerate.original_model(model, self._accelerated[key], why)
-
-    def _record_first_answers(self, model: str) -> None:
-        """Record a deterministic model's predictions of the first clean images, once."""
-        loaded = self.models[model]
-        if model not in self._first and not loaded.random:
-            x = self._repeated_images()
-            self._first[model] = judge(loaded.model, x, len(x))
-
-    def _check_unchanged(self, model: str) -> None:
-        """Raise SuiteError if a model answers otherwise than when it was first asked."""
-        if model not in self._first:
-            return
-        x, first = self._repeated_images(), self._first[model]
-        found = consistency.first_difference(
-            self.models[model].model, x, len(x), first.pred, first.confidence
-        )
-        if found is not None:
-            raise SuiteError(
-                f"model '{model}' changes its answers during the run: clean example "
-                f"{found.position} was {found.describe()}, so that the records would be those of "
-                "two models and are not written; give it no memory of earlier calls (a counter, a "
-                "cache, a buffer that its forward writes to)"
-            )
-
-    def _repeated_images(self) -> Tensor:
-        return self.data.read(0, min(self.data.n, REPEATED_IMAGES)).to(self.device)
 
     def _clean_vote(self, loaded: LoadedModel, first: int) -> Vote | None:
         """How a model that answers at random is asked about the clean chunk from `first` on."""
         if not loaded.random:
             return None
         return Vote(loaded.predictions, rng.fold(self.seed, "clean", first))
-
-    def _floor(self, model: str, rows: int) -> timing.Floor:
-        """Time a bare loop on this model at this many rows, or take a recent measurement.
-
-        A shared machine's pace drifts by a third within minutes, so a floor is timed again once
-        it is older than FLOOR_AGE times what timing it takes: beside the work that it is compared
-        with, for at most a twentieth of the time.
-        """
-        known = self._floors.get((model, rows))
-        if known is None or time.perf_counter() - known.timed > FLOOR_AGE * known.took:
-            x = self.data.read(0, min(self.data.n, rows)).to(self.device)
-            y = torch.zeros(len(x), dtype=torch.int64, device=self.device)
-            started = time.perf_counter()
-            floor = timing.measure_floor(self.models[model].model, x, y, rows)
-            ended = time.perf_counter()
-            known = self._floors[model, rows] = _TimedFloor(floor, ended, ended - started)
-        return known.floor
 
     def _targets(self, task: plan.AttackTask, ids: Tensor, labels: Tensor) -> Tensor:
         """Choose the target class of each example; -1 where the attack is untargeted."""
@@ -588,26 +395,3 @@ class Evaluator:
             shift = rng.draw_integers(self.seed, "target", ids, classes - 1).to(ids)
             return (label + 1 + shift) % classes
         return self.clean_pass(task.source).least_likely[ids]  # all that the attacker sees
-
-
-def _rows_per_pass(
-    loaded: LoadedModel, data: Data, device: torch.device, batch_size: int | None
-) -> int:
-    sample = data.read(0, 1).to(device)
-    return batch_size or timing.rows_per_pass(loaded.model, sample)
-
-
-def _check_distinguishable(models: Mapping[str, LoadedModel]) -> None:
-    """Raise SuiteError if two models have one fingerprint and different logits.
-
-    Records of one could otherwise be taken for those of the other.
-    """
-    for (label, one), (other, two) in itertools.combinations(models.items(), 2):
-        if one.fingerprint != two.fingerprint or one.logits is None or two.logits is None:
-            continue
-        if fingerprint.logits_differ(one.logits, two.logits):
-            raise SuiteError(
-                f"models '{label}' and '{other}': expected one's answers from what is one model as "
-                "far as bench can see, got other logits on the first images; let what sets them "
-                "apart be among their params, or an attribute of theirs"
-            )

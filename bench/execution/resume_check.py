@@ -113,7 +113,7 @@ def _compare(session: Evaluator, label: str, out: Path, recorded: _Answers | Non
     if recorded is None:
         return
     found = consistency.first_difference(
-        session.models[label].model, recorded.x, session.judge_rows(label), *recorded[1:3]
+        session.models[label].model, recorded.x, session.pool.judge_rows(label), *recorded[1:3]
     )
     if found is not None:
         raise SuiteError(
@@ -131,7 +131,7 @@ def _read_clean(session: Evaluator, label: str, *frames: pd.DataFrame) -> _Answe
     frame = frame[frame["cell"] == frame["cell"].iloc[0]].sort_values("example")
     start = int(frame["example"].iloc[0])
     # A model whose answers depend on the batch is asked in the batch of the clean pass.
-    rows = frame[frame["example"] < start + max(CLEAN_IMAGES, session.judge_rows(label))]
+    rows = frame[frame["example"] < start + max(CLEAN_IMAGES, session.pool.judge_rows(label))]
     ids = rows["example"].tolist()
     return _Answers(
         session.data.read(ids[0], ids[-1] + 1).to(session.device),

@@ -162,7 +162,9 @@ class Worker:
             Sentences, and the accelerated models as they are now.
         """
         evaluator = self.evaluator
-        accelerated = {label: evaluator.acceleration_summary(label) for label in evaluator.models}
+        accelerated = {
+            label: evaluator.pool.acceleration_summary(label) for label in evaluator.models
+        }
         messages = Messages(evaluator.decisions[:], evaluator.notes[:], accelerated)
         evaluator.decisions.clear()
         evaluator.notes.clear()
@@ -184,7 +186,7 @@ class Worker:
             task = self._find_task(chunk)
             try:
                 with streams.protect_streams(self.evaluator.notes.append, f"model '{task.source}'"):
-                    work = self.evaluator.seconds_per_example(task)
+                    work = self.evaluator.pool.seconds_per_example(task)
             except (SuiteError, KeyboardInterrupt):
                 raise
             except BaseException as error:  # user's code may raise anything
