@@ -1,7 +1,8 @@
 """Compare our attacks with reference implementations, example by example, and name likely causes.
 
 Both attacks ran on the same examples under the same threat model. Outcomes are compared over all
-examples, images over the first ones, whose adversarial images the run kept.
+examples, images over the first ones, whose adversarial images the run's folder holds. Without them
+no pair is called identical, so that a clone of a repository that omits images never reads better.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ COLUMNS = (
 IDENTICAL, EQUAL, DIFFERENT = "identical", "equal within noise", "different"
 SAME_PIXEL = 1e-5
 """Float rounding between two implementations of one formula stays below this."""
+NO_IMAGES = "images were not compared: the run's folder lacks those of one attack or both"
 IDS_SHOWN = 20
 TRAITS = {
     "start": "start",
@@ -100,7 +102,7 @@ def compare_implementations(
         mine, theirs = robust[pair.ours.identity], robust[pair.reference.identity]
         differ = mine.index[mine != theirs]
         pixels = _pixels(pair, images)
-        verdict = _verdict(len(differ), p_value, pixels.largest)
+        verdict = _verdict(len(differ), p_value, pixels)
         saturated = confidence[pair.ours.identity].loc[differ] == 1
         rows.append(
             {
@@ -124,7 +126,9 @@ def compare_implementations(
                 "pixels_compared": pixels.images,
                 "time_ratio": _ratio(ours["seconds"], reference["seconds"]),
                 "verdict": verdict,
-                "cause": "" if verdict == IDENTICAL else _cause(pair, int(saturated.sum())),
+                "cause": ""
+                if verdict == IDENTICAL
+                else _cause(pair, len(differ), int(saturated.sum()), pixels),
             }
         )
     return pd.DataFrame(rows, columns=list(COLUMNS))
@@ -140,7 +144,7 @@ def _side(name: str, row: Mapping[str, Any]) -> dict[str, object]:
 
 
 class _Pixels(NamedTuple):
-    """Largest difference of two sets of images, share of equal pixels, number of images."""
+    """Largest difference of two sets of images, fraction of equal pixels, number of images."""
 
     largest: float | None
     equal: float | None
@@ -148,22 +152,34 @@ class _Pixels(NamedTuple):
 
 
 def _pixels(pair: CrosscheckPair, images: Mapping[str, Tensor]) -> _Pixels:
-    if pair.ours.identity not in images or pair.reference.identity not in images:
+    mine, theirs = images.get(pair.ours.identity), images.get(pair.reference.identity)
+    if mine is None or theirs is None or not (compared := min(len(mine), len(theirs))):
         return _Pixels(None, None, 0)
-    mine, theirs = images[pair.ours.identity], images[pair.reference.identity]
-    compared = min(len(mine), len(theirs))
     apart = (mine[:compared] - theirs[:compared]).abs()
     return _Pixels(float(apart.max()), float((apart <= SAME_PIXEL).float().mean()), compared)
 
 
-def _verdict(differ: int, corrected: float, pixels: float | None) -> str:
-    if differ == 0 and (pixels is None or pixels <= SAME_PIXEL):
+def _verdict(differ: int, corrected: float, pixels: _Pixels) -> str:
+    if differ == 0 and pixels.largest is not None and pixels.largest <= SAME_PIXEL:
         return IDENTICAL
     return DIFFERENT if corrected <= metrics.SIGNIFICANCE_LEVEL else EQUAL
 
 
-def _cause(pair: CrosscheckPair, saturated: int) -> str:
-    """Name the likely causes of a difference, declared ones first."""
+def _cause(pair: CrosscheckPair, differ: int, saturated: int, pixels: _Pixels) -> str:
+    """Say whether images were compared and name the likely causes of a difference."""
+    causes = _declared_causes(pair)
+    if saturated:
+        causes.append(
+            f"saturation: {saturated} of the differing examples have a clean confidence that "
+            "rounds to 1, where the cross-entropy gradient is rounding error"
+        )
+    if not causes and (differ or pixels.images):
+        causes.append("rounding: the same definition in another order of operations")
+    return "; ".join([*causes, *([] if pixels.images else [NO_IMAGES])])
+
+
+def _declared_causes(pair: CrosscheckPair) -> list[str]:
+    """Name the properties that the two attacks declare differently."""
     causes = []
     one = {"samples": "1"}
     mine = {**one, **pair.ours.traits, "stop": pair.ours.stop, "precision": pair.ours.precision}
@@ -173,14 +189,7 @@ def _cause(pair: CrosscheckPair, saturated: int) -> str:
             causes.append(f"other {what}: {mine[trait]} against {theirs[trait]}")
     if "start" in mine and mine["start"] == theirs.get("start") != "clean":
         causes.append(f"other random draws for the same start ({mine['start']})")
-    if saturated:
-        causes.append(
-            f"saturation: {saturated} of the differing examples have a clean confidence that "
-            "rounds to 1, where the cross-entropy gradient is rounding error"
-        )
-    if not causes:
-        causes.append("rounding: the same definition in another order of operations")
-    return "; ".join(causes)
+    return causes
 
 
 def _ratio(ours: float, reference: float) -> float | None:

@@ -56,6 +56,9 @@ class ModelSnapshot:
     """Names of the symptoms that its audit found."""
     clean: str
     """Packed: which examples it classifies correctly."""
+    unchecked: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    """Names of the symptoms that its audit did not check; unknown of a snapshot read from a file,
+    which does not store them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,6 +223,7 @@ def _models(found: RunResults) -> list[ModelSnapshot]:
                 clean_correct=int(clean.sum()),
                 signs=sorted(signs),
                 clean=pack_outcomes(clean),
+                unchecked=tuple(each.name for each in found.audit.unchecked if each.model == label),
             )
         )
     return models

@@ -46,6 +46,8 @@ def format_snapshot(snapshot: Snapshot) -> str:
         A document with one line for each model, attack on a model, and cell.
     """
     fields = dataclasses.asdict(snapshot)
+    for model in fields["models"]:
+        del model["unchecked"]  # of the run at hand alone; a baseline lists what was found
     parts = []
     for key, value in fields.items():
         if key in ("models", "tasks", "cells"):

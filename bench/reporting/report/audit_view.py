@@ -55,6 +55,8 @@ def summarize_audit(audit: Audit, model: str) -> str:
     """
     found = {sign.name for sign in audit.signs if sign.model == model}
     checked = len(SYMPTOMS) - sum(each.model == model for each in audit.unchecked)
+    if not checked:
+        return "No symptom of a failed attack was checked."
     if not found:
         return f"No symptom of a failed attack, of {format_plural(checked, 'symptom')} checked."
     return (

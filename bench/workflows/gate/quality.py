@@ -142,19 +142,25 @@ def _audit(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[Verd
     for label, model in snapshot_matching.index_models(now).items():
         if label not in earlier or other:
             continue
-        was, signs = set(earlier[label].signs), set(model.signs)
-        new = sorted(signs - was)
+        was, symptoms = set(earlier[label].signs), set(model.signs)
+        new = sorted(symptoms - was)
+        unchecked = sorted((was - symptoms) & set(model.unchecked))
         threshold = limits.find("audit", label)
         place = ("audit", label, "", "")
         if len(new) > threshold.amount:
             sentence = f"new symptoms of a failed attack: {', '.join(new)}"
             yield Verdict(*place, "regressed", f"{sentence}; beyond {_limit(threshold)}")
-        elif signs < was:
-            yield Verdict(*place, "improved", f"gone: {', '.join(sorted(was - signs))}")
+        elif unchecked:  # not gone, as far as anybody knows
+            sentence = f"symptoms of the baseline that were not checked: {', '.join(unchecked)}"
+            yield Verdict(*place, "not compared", sentence)
+        elif symptoms < was:
+            yield Verdict(*place, "improved", f"gone: {', '.join(sorted(was - symptoms))}")
         else:
-            sentence = f"{numbers.format_plural(len(signs), 'symptom')}, "
+            sentence = f"{numbers.format_plural(len(symptoms), 'symptom')}, "
             sentence += f"{len(new)} of them new" if new else "none of them new"
-            yield Verdict(*place, "passed", sentence if signs else "no symptom of a failed attack")
+            sentence = sentence if symptoms else "no symptom of a failed attack"
+            missing = f"; {len(model.unchecked)} not checked" if model.unchecked else ""
+            yield Verdict(*place, "passed", f"{sentence}{missing}")
 
 
 def _of_task(gate: str, task: AttackSnapshot, outcome: Outcome, sentence: str) -> Verdict:

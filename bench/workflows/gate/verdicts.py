@@ -13,7 +13,8 @@ as likely a loss as a gain.
       new symptoms or a lower throughput than allowed
     a cell that failed now, whether or not it failed before      failed         1
     a cell of the baseline with other data or settings, or one   not compared   3, unless
-      that is missing from the suite, unfinished or skipped                     another is 1
+      that is missing from the suite, unfinished or skipped; a                  another is 1
+      symptom of the baseline that was not checked
     a cell or model without numbers in the baseline              new            0
     a gain beyond threshold and significant                      improved       0
     any other change                                             passed         0

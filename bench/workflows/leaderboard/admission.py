@@ -2,8 +2,8 @@
 
 A card and a run are a claim. The run must have the suite's settings and examples and the model that
 the card builds. Then the suite, or its first examples, is run here and every outcome is compared.
-The new outcomes are stored if all examples were run again, else the claimed ones with the audit
-symptoms of both.
+The new outcomes are stored if all examples were run again, with the claimed audit symptoms that
+were not checked again; else the claimed outcomes with the symptoms of both.
 """
 
 import dataclasses
@@ -107,10 +107,10 @@ def admit_model(
         return Admission(problems, None, None)
     with tempfile.TemporaryDirectory() as folder:
         runner.run_suite(own, Path(folder), options, on_event)
-        found = results.read_results(Path(folder))
-        again = snapshot.take_snapshot(found)
+        again_results = results.read_results(Path(folder))
+        again = snapshot.take_snapshot(again_results)
     broken = [f"run again: {row.attack}, eps {row.eps_text}: {row.reason}"
-              for row in found.unfinished().itertuples()]  # fmt: skip
+              for row in again_results.table.itertuples() if row.status != "ok"]  # fmt: skip
     if broken:
         return Admission(broken, None, None)
     return _compare(claimed, again)
@@ -155,17 +155,27 @@ def _compare(claimed: Snapshot, again: Snapshot) -> Admission:
         differ=sum(len(each.examples) for each in different),
         packages=again.provenance["packages"],  # type: ignore[arg-type]  # strings, as written
     )
-    return Admission(
-        [], again if examples == claimed.data.n else _merge_symptoms(claimed, again), recheck
-    )
+    return Admission([], merge_symptoms(claimed, again), recheck)
 
 
-def _merge_symptoms(claimed: Snapshot, again: Snapshot) -> Snapshot:
-    """Return the claim with the audit symptoms of both."""
-    signs = sorted({*claimed.models[0].signs, *again.models[0].signs})
-    return dataclasses.replace(
-        claimed, models=[dataclasses.replace(claimed.models[0], signs=signs)]
-    )
+def merge_symptoms(claimed: Snapshot, again: Snapshot) -> Snapshot:
+    """Merge a claim and the new run into the outcomes to store.
+
+    After a run of all examples, a claimed symptom is refuted if it was checked again and not found.
+
+    Args:
+        claimed: Outcomes of the claim.
+        again: Outcomes of the new run, possibly on the first examples only.
+
+    Returns:
+        The outcomes of more examples, with every symptom that was not refuted.
+    """
+    before, after = claimed.models[0], again.models[0]
+    complete = again.data.n == claimed.data.n
+    unrefuted = {*before.signs} & {*after.unchecked} if complete else {*before.signs}
+    stored, model = (again, after) if complete else (claimed, before)
+    symptoms = sorted({*after.signs, *unrefuted})
+    return dataclasses.replace(stored, models=[dataclasses.replace(model, signs=symptoms)])
 
 
 def list_differences(claimed: Snapshot, again: Snapshot) -> list[Difference]:
