@@ -61,8 +61,8 @@ def attack(
     from bench.evaluation import loading
     from bench.suite.reader import parse_attack
     from bench.suite.schema import ModelEntry
-    from bench.workflows.single_image import attack as single
     from bench.workflows.single_image import page
+    from bench.workflows.single_image.attack import attack_image
 
     chosen = weights or loading.find_default_weights(model)
     check = Validator("bench attack: --model")
@@ -80,7 +80,7 @@ def attack(
         raw |= {"goal": "targeted", "target": target}
     checked = parse_attack(raw, "bench attack")
     files.check_writable(out)
-    told = single.attack_image(
+    result = attack_image(
         image,
         entry,
         checked,
@@ -89,10 +89,10 @@ def attack(
         data_dir=files.data_folder(data_dir),
         magnify=magnify,
     )
-    for line in page.format_lines(told, every):
+    for line in page.format_lines(result, every):
         echo(line)
     command = shlex.join(["bench", *sys.argv[1:]])
-    echo(f"page: {page.write_page(told, every, command, out)}")
+    echo(f"page: {page.write_page(result, every, command, out)}")
 
 
 def _params(given: tuple[str, ...]) -> dict[str, Any]:

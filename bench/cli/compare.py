@@ -44,14 +44,14 @@ def _print(found: "RunComparison", first: Path, second: Path) -> None:
 
     from bench.cli.console import console
     from bench.evaluation.metrics import SIGNIFICANCE_LEVEL
-    from bench.reporting.report import run_comparison as changes
+    from bench.reporting.report import run_comparison
 
     screen = console()
     screen.print(f"A: {first}\nB: {second}")
     for note in found.notes:
         screen.print(f"differs: {note}")
-    screen.print(changes.describe_shared(found), style="italic")
-    shown, view = Table(), changes.tabulate_changes(found, brief=True)
+    screen.print(run_comparison.describe_shared(found), style="italic")
+    shown, view = Table(), run_comparison.tabulate_changes(found, brief=True)
     for name, right in zip(view.columns, view.numeric, strict=True):
         shown.add_column(name, justify="right" if right else "left", overflow="fold")
     beyond = found.table["p_corrected"] <= SIGNIFICANCE_LEVEL
@@ -63,4 +63,4 @@ def _print(found: "RunComparison", first: Path, second: Path) -> None:
         screen.print(f"{where}: {row['sentence']}")
     for sentence in found.apart:
         screen.print(f"not compared: {sentence}")
-    screen.print(changes.summarize_changes(found))
+    screen.print(run_comparison.summarize_changes(found))

@@ -76,7 +76,7 @@ def check(
     from bench.core import files
     from bench.suite import thresholds
     from bench.workflows.gate import check, github_annotations, markdown_summary
-    from bench.workflows.gate import junit as xml
+    from bench.workflows.gate.junit import render_junit
 
     before = snapshot_file.read_snapshot(against)
     found = results.read_results(folder)
@@ -84,7 +84,7 @@ def check(
     now = snapshot.take_snapshot(found)
     checked = check.check_against_baseline(before, now, limits)
     if junit is not None:
-        files.write_atomic(junit, xml.render_junit(checked, now.suite))
+        files.write_atomic(junit, render_junit(checked, now.suite))
     text = markdown_summary.render_summary(checked, before, now, folder, against)
     if summary is not None:
         files.write_atomic(summary, text.encode())

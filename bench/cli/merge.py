@@ -23,9 +23,9 @@ def merge(folders: tuple[Path, ...], out: Path, audit: bool) -> int:
 
     Each of FOLDERS is a shard made by `bench run --shard`, or a folder that holds such shards.
     """
-    from bench.execution import merge as merging
+    from bench.execution.merge import merge_runs
 
-    merged = merging.merge_runs(folders, out)
+    merged = merge_runs(folders, out)
     echo(f"merged {len(merged.folders)} folders: {merged.pieces} of {merged.wanted} pieces")
     for phrase in merged.missing[:MAX_LISTED]:
         tell("missing", phrase)

@@ -5,8 +5,7 @@ from pathlib import Path
 import click
 
 from bench.cli.main import FOLDER, cli, echo, progress_options, tell
-from bench.cli.tracker_options import tell as log_to_trackers
-from bench.cli.tracker_options import tracker_option
+from bench.cli.tracker_options import log_to_trackers, tracker_option
 
 AUDIT = click.option(
     "--audit", is_flag=True, help="Exit with 1 if the audit finds a symptom of a failed attack."

@@ -45,7 +45,7 @@ def requested_trackers() -> list[trackers.TrackerTarget]:
     return list(click.get_current_context().meta.get(_WANTED, ()))
 
 
-def tell(found: "RunResults", folder: Path) -> None:
+def log_to_trackers(found: "RunResults", folder: Path) -> None:
     """Log a run to every tracker that the user named.
 
     Args:

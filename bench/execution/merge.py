@@ -19,7 +19,7 @@ from bench.evaluation.certification import store
 from bench.evaluation.evaluator import chunk_bounds
 from bench.execution import manifest_builder, sharding
 from bench.storage import fingerprint, manifest, reader, records, schema
-from bench.storage import images as storage_images
+from bench.storage.images import ADVERSARIAL_SUFFIX, CLEAN, IMAGES_SUFFIX
 from bench.suite.plan import Cell
 
 _PieceKey = tuple[str, int, int]
@@ -267,7 +267,7 @@ def _copy_files(sources: Sequence[_Source], out: Path) -> set[_PieceKey]:
             stem = files.strip_hash(path)
             images = [
                 each
-                for kind in (storage_images.SUFFIX, storage_images.ADVERSARIAL_SUFFIX)
+                for kind in (IMAGES_SUFFIX, ADVERSARIAL_SUFFIX)
                 for each in path.parent.glob(f"{stem}*{kind}")
                 if files.strip_hash(each) == stem
             ]
@@ -280,9 +280,7 @@ def _copy_files(sources: Sequence[_Source], out: Path) -> set[_PieceKey]:
                 _copy_file(path, out)
                 held.add((identity, int(first)))
     clean = next(
-        iter(
-            (sources[0].folder / "records").glob(f"{storage_images.CLEAN}*{storage_images.SUFFIX}")
-        ),
+        iter((sources[0].folder / "records").glob(f"{CLEAN}*{IMAGES_SUFFIX}")),
         None,
     )
     if clean is not None:

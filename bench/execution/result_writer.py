@@ -25,9 +25,9 @@ from bench.execution.work import (
     WorkResult,
     WorkUnit,
 )
-from bench.storage import images as storage_images
 from bench.storage import records
 from bench.storage.adversarial_images import AdversarialWriter
+from bench.storage.images import CLEAN, write_images
 from bench.suite import plan
 
 STORED_IMAGES = 256
@@ -139,7 +139,7 @@ class ResultWriter:
                 self._report_failure(unit, result.reason)
             case FirstImages(), Tensor():
                 images = {unit.data_fingerprint: result}
-                storage_images.write_images(self.out, storage_images.CLEAN, images)
+                write_images(self.out, CLEAN, images)
             case ProbeUnit(), dict():
                 self.probes[unit.model] = result
             case _:

@@ -19,8 +19,8 @@ from bench.core import files
 from bench.core.errors import SuiteError, describe
 from bench.evaluation import consistency
 from bench.evaluation.evaluator import Evaluator
-from bench.storage import images as storage_images
 from bench.storage import reader, schema
+from bench.storage.images import IMAGES_SUFFIX, read_tensors
 from bench.suite import plan
 
 CLEAN_IMAGES = 32
@@ -150,10 +150,8 @@ def _read_adversarial(
     """Stored adversarial images, a few of every cell; None if there are none."""
     stored: list[Iterator[tuple[Tensor, Any, str]]] = []
     for path, pieces in record_files:
-        stored_images = sorted(
-            path.parent.glob(f"{files.strip_hash(path)}-*{storage_images.SUFFIX}")
-        )
-        images = storage_images.read_tensors(stored_images[0]) if stored_images else {}
+        stored_images = sorted(path.parent.glob(f"{files.strip_hash(path)}-*{IMAGES_SUFFIX}"))
+        images = read_tensors(stored_images[0]) if stored_images else {}
         for piece in pieces:
             if piece.cell in cells and piece.cell in images:
                 frame = frames[path]

@@ -15,7 +15,7 @@ from torch import Tensor
 from bench.core import files
 from bench.storage.reader import DamagedError, read_verified_bytes
 
-SUFFIX = ".images"
+IMAGES_SUFFIX = ".images"
 ADVERSARIAL_SUFFIX = ".adversarial"
 """Suffix of the files with every adversarial image (`bench.storage.adversarial_images`)."""
 CLEAN = "clean"
@@ -67,7 +67,7 @@ def read_images(folder: Path) -> LazyImages:
     Raises:
         RecordError: A file is damaged.
     """
-    return LazyImages(sorted((folder / "records").glob(f"*{SUFFIX}")))
+    return LazyImages(sorted((folder / "records").glob(f"*{IMAGES_SUFFIX}")))
 
 
 def write_images(folder: Path, name: str, images: Mapping[str, Tensor]) -> None:
@@ -82,7 +82,7 @@ def write_images(folder: Path, name: str, images: Mapping[str, Tensor]) -> None:
         SuiteError: The disk is full or the folder cannot be written.
     """
     content = save({key: each.detach().cpu().contiguous() for key, each in images.items()})
-    path = folder / "records" / f"{name}-{files.short_hash(content)}{SUFFIX}"
+    path = folder / "records" / f"{name}-{files.short_hash(content)}{IMAGES_SUFFIX}"
     files.write_atomic(path, content)
 
 
@@ -90,7 +90,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read one file of images.
 
     Args:
-        path: A file with SUFFIX or ADVERSARIAL_SUFFIX.
+        path: A file with IMAGES_SUFFIX or ADVERSARIAL_SUFFIX.
 
     Returns:
         Key -> images (k, c, h, w).

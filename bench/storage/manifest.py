@@ -15,7 +15,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from bench.core import sanitize
 from bench.core.errors import RecordError, SuiteError
-from bench.storage import schema as records
+from bench.storage import schema
 from bench.suite import plan
 from bench.suite.plan import Cell
 from bench.suite.references import Figure
@@ -137,10 +137,10 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
         raw = sanitize.escape_nested(json.loads(content))
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"no JSON of ours: {error}") from error
-    schema = raw.get("schema") if isinstance(raw, dict) else None
-    if isinstance(schema, int) and schema > records.SCHEMA_VERSION:
+    version = raw.get("schema") if isinstance(raw, dict) else None
+    if isinstance(version, int) and version > schema.SCHEMA_VERSION:
         raise RecordError(
-            f"{path}: schema {schema}, this bench reads up to {records.SCHEMA_VERSION}; "
+            f"{path}: schema {version}, this bench reads up to {schema.SCHEMA_VERSION}; "
             "use the bench that wrote it"
         )
     try:

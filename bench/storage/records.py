@@ -19,8 +19,13 @@ from torch import Tensor
 
 from bench.core import files
 from bench.core.files import write_atomic
-from bench.storage.images import ADVERSARIAL_SUFFIX, CLEAN, read_tensors, write_images
-from bench.storage.images import SUFFIX as IMAGES_SUFFIX
+from bench.storage.images import (
+    ADVERSARIAL_SUFFIX,
+    CLEAN,
+    IMAGES_SUFFIX,
+    read_tensors,
+    write_images,
+)
 from bench.storage.reader import DamagedError, read_failure, read_file_pieces, read_verified_bytes
 from bench.storage.schema import COLUMNS, SCHEMA_VERSION, Piece
 

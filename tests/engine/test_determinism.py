@@ -75,7 +75,9 @@ def ran(folder: Path, out: str, attack: str = "pgd", **options: bool) -> Path:
 
 def outcomes(out: Path) -> dict[str, bytes]:
     """Every file of records without its times, and every file of images, byte for byte."""
-    found = {path.name: path.read_bytes() for path in (out / "records").glob(f"*{images.SUFFIX}")}
+    found = {
+        path.name: path.read_bytes() for path in (out / "records").glob(f"*{images.IMAGES_SUFFIX}")
+    }
     for path in (out / "records").glob("*.parquet"):
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[b"bench"])

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from bench.core import files
 from bench.core.contracts.types import Precision
 from bench.core.errors import SuiteError
-from bench.engine import device as devices
 from bench.engine import timing
-from bench.engine.acceleration import layers as fused_layers
+from bench.engine.acceleration import layers
+from bench.engine.device import device_name
 from bench.engine.functional.gradients import gradient_pass
 from bench.engine.functional.losses import make_objective
 from bench.engine.model_state import is_out_of_memory
@@ -141,11 +141,11 @@ def _cache_key(
     model: nn.Module, x: Tensor, precision: str, rows: int, layouts: list[Layout]
 ) -> str:
     """Hash what the speed depends on: architecture (not weights), machine and versions."""
-    layers = [(name, type(layer).__qualname__) for name, layer in model.named_modules()]
+    layer_types = [(name, type(layer).__qualname__) for name, layer in model.named_modules()]
     shapes = [(name, tuple(getattr(v, "shape", ()))) for name, v in model.state_dict().items()]
     facts = [
-        devices.device_name(x.device), torch.get_num_threads(), torch.__version__,
-        inspect.getsource(fused_layers), tuple(x.shape[1:]), precision, rows, layouts, layers,
+        device_name(x.device), torch.get_num_threads(), torch.__version__,
+        inspect.getsource(layers), tuple(x.shape[1:]), precision, rows, layouts, layer_types,
         shapes,
     ]  # fmt: skip
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

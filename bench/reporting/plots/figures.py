@@ -30,8 +30,8 @@ from bench.reporting.formats.numbers import (
     is_missing,
     map_eps_texts,
 )
-from bench.reporting.plots import certified as brackets
 from bench.reporting.plots import parameter_sweep, security_curves, transfer_matrix
+from bench.reporting.plots.certified import iter_certified_figures
 from bench.reporting.plots.curves import plot_accuracy_curves, select_untargeted
 from bench.reporting.plots.example_grids import (
     AttackedExample,
@@ -265,7 +265,7 @@ def draw_figures(
         transfer_matrix.iter_transfer_figures(table),
         parameter_sweep.iter_sweep_figures(table),
     ]
-    others += [] if certified is None else [brackets.iter_certified_figures(certified)]
+    others += [] if certified is None else [iter_certified_figures(certified)]
     for name, caption, figure in itertools.chain(*others):
         keep(figure, name, caption)
     if not table.empty:

@@ -16,8 +16,8 @@ from bench.analysis.explanations import Experiment, Explanation, count_disagreem
 from bench.core.errors import ContractError, SuiteError, first_line
 from bench.evaluation import metrics
 from bench.evaluation.evaluator import Evaluator
-from bench.execution import options as execution_options
 from bench.execution import preparation
+from bench.execution.options import RunOptions
 from bench.suite import plan, reader
 from bench.suite.schema import Suite
 from bench.workflows.explain import hypotheses
@@ -275,7 +275,7 @@ def explain_cells(
     where: str,
     ours: str,
     reference: str,
-    options: execution_options.RunOptions,
+    options: RunOptions,
     on_experiment: Listener = lambda text: None,
 ) -> Explanation:
     """Explain why two cells of a suite disagree; a run's folder stores the explanation.

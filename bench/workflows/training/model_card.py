@@ -22,7 +22,7 @@ from bench.core.contracts.dataset import Data
 from bench.core.files import write_atomic
 from bench.engine.functional import norms
 from bench.engine.functional.logits import predict_class, probabilities
-from bench.reporting.plots import figures as drawing
+from bench.reporting.plots.figures import save_figure
 from bench.storage import environment
 from bench.workflows.training import figures, page
 from bench.workflows.training.adversarial import AdversarialBatches
@@ -224,7 +224,7 @@ def _write_files(
     write_atomic(weights.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
     write_atomic(weights.with_suffix(".csv"), history.encode())
     for name, figure in drawn.items():
-        drawing.save_figure(figure, weights.with_name(f"{weights.stem}-{name}"))
+        save_figure(figure, weights.with_name(f"{weights.stem}-{name}"))
 
 
 def _attack_history(trained: TrainedAttack) -> pd.DataFrame:
