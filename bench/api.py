@@ -168,7 +168,7 @@ def evaluate(
     random = [name for name, loaded in evaluator.models.items() if loaded.random]
     audited = findings.audit_run(task.cells, table, stored, probes, random)
     sentences = tuple(each for loaded in evaluator.models.values() for each in loaded.findings)
-    sentences += tuple(symptom.sentence for symptom in audited.signs)
+    sentences += tuple(symptom.sentence for symptom in audited.symptoms)
     if sentences:
         warnings.warn("\n".join([DOUBTED, *sentences]), RobustnessWarning, stacklevel=2)
     return Evaluation(table, frame, adversarial, sentences, audited)

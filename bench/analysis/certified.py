@@ -143,11 +143,11 @@ def find_contradictions(outcomes: Iterable[pd.DataFrame], records: pd.DataFrame)
     sound = records["violation"].astype(str) == ""
     broken = records.loc[wrong & sound, ["model", "attack", "eps", "example", "linf"]]
     broken = broken.rename(columns={"eps": "attack_eps"}).astype({"model": str, "attack": str})
-    found = [pd.DataFrame(columns=list(CONTRADICTIONS))]
+    contradictions = [pd.DataFrame(columns=list(CONTRADICTIONS))]
     for frame in outcomes:
         certified = frame.loc[frame["certified"], ["model", "method", "eps", "example"]]
         both = certified.merge(broken, on=["model", "example"])
         within = both["linf"].astype(float) <= both["eps"].map(crafting.allowed_distance)
         if within.any():
-            found.append(both.loc[within, list(CONTRADICTIONS)])
-    return pd.concat(found[1:] or found, ignore_index=True)
+            contradictions.append(both.loc[within, list(CONTRADICTIONS)])
+    return pd.concat(contradictions[1:] or contradictions, ignore_index=True)

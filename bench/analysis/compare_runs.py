@@ -206,11 +206,11 @@ def _table(pairs: Sequence[OutcomePair]) -> pd.DataFrame:
 
 
 def _rates(pair: OutcomePair) -> dict[str, float]:
-    found: dict[str, float] = {}
+    rates: dict[str, float] = {}
     for side, outcomes in zip(("first", "second"), pair.outcomes, strict=True):
         rate = metrics.rate(int(outcomes.sum()), len(outcomes))
-        found |= {f"{side}_robust": rate.k, f"{side}_low": rate.low, f"{side}_high": rate.high}
-    return found
+        rates |= {f"{side}_robust": rate.k, f"{side}_low": rate.low, f"{side}_high": rate.high}
+    return rates
 
 
 def _changed(sides: Sequence[CellPair]) -> pd.DataFrame:

@@ -36,7 +36,7 @@ TRAITS = {
     "projection": "projection or clamp",
     "stop": "stop rule",
     "precision": "arithmetic",
-    "samples": "number of looks averaged",
+    "samples": "number of passes averaged",
 }
 """Property that two attacks may declare differently -> its name in sentences."""
 

@@ -104,19 +104,19 @@ def read_explanations(folder: Path, cells: Collection[str]) -> list[Explanation]
     return [each for each in _read_all(folder) if set(each.cells) <= set(cells)]
 
 
-def write_explanation(folder: Path, found: Explanation) -> None:
+def write_explanation(folder: Path, explanation: Explanation) -> None:
     """Add an explanation to a run's folder; it replaces an earlier one of the same cells.
 
     Args:
         folder: Folder of the run.
-        found: The explanation.
+        explanation: The explanation.
 
     Raises:
         SuiteError: The folder cannot be written.
         RecordError: The existing file is damaged or newer than this bench.
     """
-    others = [each for each in _read_all(folder) if each.cells != found.cells]
-    entries = [dataclasses.asdict(each) for each in (*others, found)]
+    others = [each for each in _read_all(folder) if each.cells != explanation.cells]
+    entries = [dataclasses.asdict(each) for each in (*others, explanation)]
     document = {"schema": SCHEMA, "explanations": entries}
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False)
     write_atomic(folder / FILE, text.encode())

@@ -92,12 +92,12 @@ def collect_searches(
     """
     status = table.drop_duplicates("cell").set_index("cell")[["status", "reason"]]
     places = stored.row_positions()
-    found: dict[tuple[str, ...], list[Cell]] = {}
+    groups: dict[tuple[str, ...], list[Cell]] = {}
     for cell in plan:
         if cell.budget == "minimum" and cell.eps > 0:
             key = (cell.model, cell.attack, cell.norm, cell.goal, cell.target)
-            found.setdefault(key, []).append(cell)
-    return [_search(cells, status, stored, places) for cells in found.values()]
+            groups.setdefault(key, []).append(cell)
+    return [_search(cells, status, stored, places) for cells in groups.values()]
 
 
 def _search(
@@ -236,26 +236,28 @@ def largest_distance(best: Distances) -> float | None:
     Returns:
         The distance; None if no search found any above 0.
     """
-    found = best[np.isfinite(best) & (best > 0)]
-    return float(found.max()) if len(found) else None
+    positive = best[np.isfinite(best) & (best > 0)]
+    return float(positive.max()) if len(positive) else None
 
 
-def search_table(found: Iterable[Search]) -> pd.DataFrame:
+def search_table(searches: Iterable[Search]) -> pd.DataFrame:
     """Score searches.
 
     Args:
-        found: Searches; those with the same `rivals` are compared with each other.
+        searches: Searches; those with the same `rivals` are compared with each other.
 
     Returns:
         One row per search, columns COLUMNS.
     """
-    found = list(found)
+    searches = list(searches)
     best: dict[tuple[str, ...], Distances] = {}
-    for search in found:
+    for search in searches:
         if search.status == "ok":
             known = best.get(search.rivals, search.distances)
             best[search.rivals] = np.minimum(known, search.distances)
-    frame = pd.DataFrame([_row(each, best.get(each.rivals)) for each in found], columns=[*COLUMNS])
+    frame = pd.DataFrame(
+        [_row(each, best.get(each.rivals)) for each in searches], columns=[*COLUMNS]
+    )
     counts = ["n", "attacked", "found"]
     frame[counts] = frame[counts].astype("Int64")
     return frame

@@ -172,10 +172,10 @@ def _spread(cells: pd.DataFrame, robust: Mapping[str, Outcomes]) -> dict[str, ob
     outcomes = [robust[cell] for cell in cells["cell"]]
     counts, n = [int(outcome.sum()) for outcome in outcomes], len(outcomes[0])
     union = int(metrics.worst_case(outcomes).sum())
-    found: dict[str, object] = {
+    summary: dict[str, object] = {
         "seeds": " ".join(str(seed) for seed in cells["seed"]), "n": n, "median": median(counts),
     }  # fmt: skip
     for name, count in (("least", min(counts)), ("most", max(counts)), ("union", union)):
         rate = metrics.rate(count, n)
-        found |= {name: rate.k, f"{name}_low": rate.low, f"{name}_high": rate.high}
-    return found
+        summary |= {name: rate.k, f"{name}_low": rate.low, f"{name}_high": rate.high}
+    return summary

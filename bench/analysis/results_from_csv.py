@@ -74,12 +74,12 @@ def cast_columns(table: pd.DataFrame) -> pd.DataFrame:
     """
     wanted = [*tables.COLUMNS, *tables.ADDITIONAL_COLUMNS]
     more = [name for name in table.columns if name not in wanted]
-    found = table.reindex(columns=[*wanted, *more])
+    known = table.reindex(columns=[*wanted, *more])
     texts = columns.select_names("text")
-    return found.assign(
-        **{name: found[name].astype(object).fillna("").astype(str) for name in texts},
-        **{name: found[name].astype("Int64") for name in columns.select_names("count")},
-        **{name: found[name].astype(float) for name in columns.select_names("number")},
+    return known.assign(
+        **{name: known[name].astype(object).fillna("").astype(str) for name in texts},
+        **{name: known[name].astype("Int64") for name in columns.select_names("count")},
+        **{name: known[name].astype(float) for name in columns.select_names("number")},
     )
 
 
@@ -98,14 +98,14 @@ def _read_table(folder: Path, name: str, expected: tuple[str, ...] | None = None
     if expected is not None and not path.exists():
         return pd.DataFrame(columns=list(expected))
     try:
-        found = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (OSError, ValueError) as error:
         raise RecordError(
             f"{path}: damaged ({first_line(error)}); run bench report on the run again"
         ) from error
-    found = found.rename(columns=sanitize.escape_controls).map(_clean_text)
-    numbers = [name for name in found.columns if name not in _TEXTS]
-    return found.assign(**{name: _to_numbers(found[name]) for name in numbers})
+    table = table.rename(columns=sanitize.escape_controls).map(_clean_text)
+    numbers = [name for name in table.columns if name not in _TEXTS]
+    return table.assign(**{name: _to_numbers(table[name]) for name in numbers})
 
 
 def _clean_text(text: str) -> str:
@@ -146,15 +146,15 @@ def _to_symptom(row: Mapping[Hashable, Any]) -> ObservedSymptom:
 
 def _read_audit(folder: Path, models: list[str]) -> Audit:
     """Read audit.csv, and what was not checked from unchecked.csv."""
-    found = _read_table(folder, "audit.csv", symptoms.COLUMNS)
+    audit = _read_table(folder, "audit.csv", symptoms.COLUMNS)
     unchecked = _read_table(folder, "unchecked.csv", UncheckedSymptom._fields)
     try:
-        signs = [
-            _to_symptom(row) for row in found.to_dict("records") if row["name"] in symptoms.SYMPTOMS
+        observed = [
+            _to_symptom(row) for row in audit.to_dict("records") if row["name"] in symptoms.SYMPTOMS
         ]
         missing = [UncheckedSymptom(*map(str, row)) for row in unchecked.itertuples(index=False)]
     except (KeyError, ValueError, TypeError, ArithmeticError) as error:
         raise RecordError(
             f"{folder / 'audit.csv'}: damaged ({error!r:.300}); run bench report on the run again"
         ) from error
-    return Audit(models if (folder / "unchecked.csv").exists() else [], signs, missing)
+    return Audit(models if (folder / "unchecked.csv").exists() else [], observed, missing)

@@ -162,11 +162,11 @@ def unpack_outcomes(text: str, n: int) -> Outcomes:
 # --------------------------------------------------------------------------------- from a run
 
 
-def take_snapshot(found: RunResults) -> Snapshot:
+def take_snapshot(run: RunResults) -> Snapshot:
     """Reduce a run to a snapshot.
 
     Args:
-        found: Results with records.
+        run: Results with records.
 
     Returns:
         The snapshot.
@@ -174,13 +174,13 @@ def take_snapshot(found: RunResults) -> Snapshot:
     Raises:
         RecordError: A finished cell does not contain each example once.
     """
-    session = found.provenance["sessions"][-1]
+    session = run.provenance["sessions"][-1]
     environment = session["environment"]
-    data = found.provenance["data"]
+    data = run.provenance["data"]
     return Snapshot(
         schema=1,
-        suite=found.provenance["suite"]["name"],
-        seed=found.provenance["suite"]["seed"],
+        suite=run.provenance["suite"]["name"],
+        seed=run.provenance["suite"]["seed"],
         data=DataSnapshot(name=data["name"], n=data["n"], fingerprint=data["fingerprint"]),
         machine=MachineSnapshot(
             device=environment["device"],
@@ -191,17 +191,17 @@ def take_snapshot(found: RunResults) -> Snapshot:
             **{key: session[key] for key in ("command", "started", "finished")},
             **{key: environment[key] for key in ("packages", "git")},
         },
-        models=_models(found),
-        tasks=_tasks(found),
-        cells=_cells(found),
+        models=_models(run),
+        tasks=_tasks(run),
+        cells=_cells(run),
     )
 
 
-def _select_outcomes(found: RunResults, cell: str, column: Outcomes) -> Outcomes:
+def _select_outcomes(run: RunResults, cell: str, column: Outcomes) -> Outcomes:
     """Select the rows of one cell from a column of all records, in the order of the examples."""
-    in_cell = found.stored.frame["cell"] == cell
-    examples = found.stored.frame["example"][in_cell].to_numpy()
-    n = found.provenance["data"]["n"]
+    in_cell = run.stored.frame["cell"] == cell
+    examples = run.stored.frame["example"][in_cell].to_numpy()
+    n = run.provenance["data"]["n"]
     if not np.array_equal(examples, np.arange(n)):
         raise RecordError(
             f"cell {cell}: expected records of the examples 0 to {n - 1}, each once; "
@@ -210,33 +210,33 @@ def _select_outcomes(found: RunResults, cell: str, column: Outcomes) -> Outcomes
     return pd.Series(column[in_cell].to_numpy(dtype=bool))
 
 
-def _models(found: RunResults) -> list[ModelSnapshot]:
+def _models(run: RunResults) -> list[ModelSnapshot]:
     models = []
-    for label, rows in found.table[found.table["status"] == "ok"].groupby("model", sort=False):
-        correct = found.stored.frame["clean_correct"]
-        clean = _select_outcomes(found, rows["cell"].iloc[0], correct)
-        signs = {sign.name for sign in found.audit.signs if sign.model == label}
+    for label, rows in run.table[run.table["status"] == "ok"].groupby("model", sort=False):
+        correct = run.stored.frame["clean_correct"]
+        clean = _select_outcomes(run, rows["cell"].iloc[0], correct)
+        symptoms = {symptom.name for symptom in run.audit.symptoms if symptom.model == label}
         models.append(
             ModelSnapshot(
                 model=str(label),
-                fingerprint=found.provenance["models"][label]["fingerprint"],
+                fingerprint=run.provenance["models"][label]["fingerprint"],
                 clean_correct=int(clean.sum()),
-                signs=sorted(signs),
+                signs=sorted(symptoms),
                 clean=pack_outcomes(clean),
-                unchecked=tuple(each.name for each in found.audit.unchecked if each.model == label),
+                unchecked=tuple(each.name for each in run.audit.unchecked if each.model == label),
             )
         )
     return models
 
 
-def _tasks(found: RunResults) -> list[AttackSnapshot]:
-    above = [cell for cell in found.plan if cell.eps > 0]
-    done = set(found.table["cell"][found.table["status"] == "ok"])
+def _tasks(run: RunResults) -> list[AttackSnapshot]:
+    above = [cell for cell in run.plan if cell.eps > 0]
+    done = set(run.table["cell"][run.table["status"] == "ok"])
     tasks = []
     for model, attack in dict.fromkeys((cell.model, cell.attack) for cell in above):
         cells = [cell for cell in above if (cell.model, cell.attack) == (model, attack)]
         own = {cell.identity for cell in cells} & done
-        pieces = [piece for piece in found.stored.pieces if piece.cell in own]
+        pieces = [piece for piece in run.stored.pieces if piece.cell in own]
         busy = sum(piece.busy_seconds for piece in pieces)
         floor = sum(piece.busy_floor_seconds for piece in pieces)
         tasks.append(
@@ -253,14 +253,14 @@ def _tasks(found: RunResults) -> list[AttackSnapshot]:
     return tasks
 
 
-def _cells(found: RunResults) -> list[CellSnapshot]:
-    robust = metrics.robust_examples(found.stored.frame)
+def _cells(run: RunResults) -> list[CellSnapshot]:
+    robust = metrics.robust_examples(run.stored.frame)
     cells = []
-    for row in found.table[found.table["eps"] > 0].to_dict("records"):
+    for row in run.table[run.table["eps"] > 0].to_dict("records"):
         about = {name: row[name] for name in ("model", "attack", "eps", "eps_text", "status")}
         counted: dict[str, Any] = {}
         if row["status"] == "ok":
             counted = {name: int(row[name]) for name in ("robust_correct", "violations")}
-            counted["robust"] = pack_outcomes(_select_outcomes(found, row["cell"], robust))
+            counted["robust"] = pack_outcomes(_select_outcomes(run, row["cell"], robust))
         cells.append(CellSnapshot(**about, reason=row["reason"], **counted))
     return cells

@@ -69,11 +69,11 @@ def outcomes_by_cell(
     Returns:
         Identity of a cell with records -> outcomes (examples of the cell,), indexed by example.
     """
-    found = outcome(stored.frame)
-    found.index = pd.Index(stored.frame["example"])
+    outcomes = outcome(stored.frame)
+    outcomes.index = pd.Index(stored.frame["example"])
     planned = {cell.identity for cell in plan}
     positions = stored.row_positions().items()
-    return {cell: found.iloc[at] for cell, at in positions if cell in planned}
+    return {cell: outcomes.iloc[at] for cell, at in positions if cell in planned}
 
 
 def worst_case_table(

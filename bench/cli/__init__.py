@@ -1,8 +1,8 @@
 """The command line, one file for each verb: parse, call, print. Progress bars and colour live here.
 
 Exit codes: 0 all well; 1 a cell failed or none ran, or a check found a regression; 2 the user's
-mistake, told in one sentence on stderr; 3 a check could not compare; 130 interrupted, with
-everything that was finished kept. `main` holds the group and the options that verbs share.
+mistake, reported in one sentence on stderr; 3 a check could not compare; 130 interrupted, with
+everything that was finished stored. `main` holds the group and the options that verbs share.
 """
 
 from bench.cli import (

@@ -99,13 +99,13 @@ def _params(given: tuple[str, ...]) -> dict[str, Any]:
     """KEY=VALUE pairs as TOML would read the values; what is no TOML value is text."""
     import tomllib
 
-    found: dict[str, Any] = {}
+    params: dict[str, Any] = {}
     for pair in given:
         key, equals, value = pair.partition("=")
         if not equals:
             raise SuiteError(f"--param {pair}: expected KEY=VALUE")
         try:
-            found[key] = tomllib.loads(f"value = {value}")["value"]
+            params[key] = tomllib.loads(f"value = {value}")["value"]
         except tomllib.TOMLDecodeError:
-            found[key] = value
-    return found
+            params[key] = value
+    return params

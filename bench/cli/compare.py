@@ -27,18 +27,20 @@ def compare(first: Path, second: Path, out: Path | None) -> int:
     from bench.analysis import compare_runs, results
     from bench.reporting.report import run_comparison
 
-    found = compare_runs.compare_runs(results.read_results(first), results.read_results(second))
-    if found.refusal:
-        echo(f"bench: {first} and {second}: {found.refusal}", err=True)
+    comparison = compare_runs.compare_runs(
+        results.read_results(first), results.read_results(second)
+    )
+    if comparison.refusal:
+        echo(f"bench: {first} and {second}: {comparison.refusal}", err=True)
         return 3
-    _print(found, first, second)
+    _print(comparison, first, second)
     if out is not None:
-        for path in run_comparison.write_comparison(found, out, str(first), str(second)):
+        for path in run_comparison.write_comparison(comparison, out, str(first), str(second)):
             echo(path)
     return 0
 
 
-def _print(found: "RunComparison", first: Path, second: Path) -> None:
+def _print(comparison: "RunComparison", first: Path, second: Path) -> None:
     """The table, the cells that changed beyond chance in a sentence, and what was not compared."""
     from rich.table import Table
 
@@ -48,19 +50,19 @@ def _print(found: "RunComparison", first: Path, second: Path) -> None:
 
     screen = console()
     screen.print(f"A: {first}\nB: {second}")
-    for note in found.notes:
+    for note in comparison.notes:
         screen.print(f"differs: {note}")
-    screen.print(run_comparison.describe_shared(found), style="italic")
-    shown, view = Table(), run_comparison.tabulate_changes(found, brief=True)
+    screen.print(run_comparison.describe_shared(comparison), style="italic")
+    shown, view = Table(), run_comparison.tabulate_changes(comparison, brief=True)
     for name, right in zip(view.columns, view.numeric, strict=True):
         shown.add_column(name, justify="right" if right else "left", overflow="fold")
-    beyond = found.table["p_corrected"] <= SIGNIFICANCE_LEVEL
+    beyond = comparison.table["p_corrected"] <= SIGNIFICANCE_LEVEL
     for cells, marked in zip(view.rows, beyond, strict=True):
         shown.add_row(*cells, style="bold" if marked else None)
     screen.print(shown)
-    for row in found.table[beyond].to_dict("records"):
+    for row in comparison.table[beyond].to_dict("records"):
         where = f"{row['model']} · {row['attack']} at eps {row['eps_text']}"
         screen.print(f"{where}: {row['sentence']}")
-    for sentence in found.apart:
+    for sentence in comparison.apart:
         screen.print(f"not compared: {sentence}")
-    screen.print(run_comparison.summarize_changes(found))
+    screen.print(run_comparison.summarize_changes(comparison))

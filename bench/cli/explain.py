@@ -53,31 +53,33 @@ def explain(
     )
     with console(stderr=True).status("loading") as status:
 
-        def hear(text: str) -> None:
+        def report(text: str) -> None:
             status.update(Text(escape_controls(text)))
 
-        found = search.explain_cells(suite, ours, reference, options, hear)
-    _print(found)
+        explanation = search.explain_cells(suite, ours, reference, options, report)
+    _print(explanation)
 
 
-def _print(found: "Explanation") -> None:
+def _print(explanation: "Explanation") -> None:
     from rich.table import Table
 
     from bench.cli.console import console
 
     screen = console()
-    screen.print(found.gap)
+    screen.print(explanation.gap)
     shown = Table()
     shown.add_column("change", overflow="fold")
     for name in ("robust, ours", "robust, reference", "only ours broke", "only reference broke"):
         shown.add_column(name, justify="right")
     shown.add_column("p", justify="right")
     shown.add_column("closes")
-    for made in found.experiments:
-        counts = (made.ours_robust, made.reference_robust)
-        broke = (made.only_ours_broke, made.only_reference_broke)
-        closes = "yes" if made.closes else ""
-        words = (*map(str, (*counts, *broke)), f"{made.p_value:.2g}", closes)
-        shown.add_row(made.change or "none", *words, style="bold" if made.closes else None)
+    for experiment in explanation.experiments:
+        counts = (experiment.ours_robust, experiment.reference_robust)
+        broke = (experiment.only_ours_broke, experiment.only_reference_broke)
+        closes = "yes" if experiment.closes else ""
+        words = (*map(str, (*counts, *broke)), f"{experiment.p_value:.2g}", closes)
+        shown.add_row(
+            experiment.change or "none", *words, style="bold" if experiment.closes else None
+        )
     screen.print(shown)
-    screen.print(found.cause)
+    screen.print(explanation.cause)

@@ -76,19 +76,19 @@ def _enter(folder: Path, run: Path, card: Path, suite: "Suite", options: "RunOpt
     """Whether the model of a card entered the board, or why it did not."""
     from bench.workflows.leaderboard import admission, entries, model_card
 
-    made = model_card.read_card(card)
-    claimed = admission.read_claim(run, made.model.label)
+    description = model_card.read_card(card)
+    claimed = admission.read_claim(run, description.model.label)
     with show_progress() as listen:
-        found = admission.admit_model(made, claimed, suite, options, listen)
-    if found.snapshot is None or found.recheck is None:
-        for problem in found.problems:
-            tell("not entered", f"{made.name}: {problem}")
+        admitted = admission.admit_model(description, claimed, suite, options, listen)
+    if admitted.snapshot is None or admitted.recheck is None:
+        for problem in admitted.problems:
+            tell("not entered", f"{description.name}: {problem}")
         return False
-    place = entries.entry_folder(folder, made)
-    entries.write_entry(place, card, found.snapshot, found.recheck)
-    again = found.recheck
+    place = entries.entry_folder(folder, description)
+    entries.write_entry(place, card, admitted.snapshot, admitted.recheck)
+    again = admitted.recheck
     echo(
-        f"entered: {made.name}: run again on {again.examples} of {claimed.data.n} examples, "
+        f"entered: {description.name}: run again on {again.examples} of {claimed.data.n} examples, "
         f"{again.differ} of {again.compared} outcomes otherwise ({place})"
     )
     return True

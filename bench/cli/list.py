@@ -69,8 +69,8 @@ def _data_lines(suite: "Suite", data_dir: Path, limit: int | None) -> list[str]:
     from bench.evaluation import loading
 
     entry = suite.data
-    found = registry.find("datasets", entry.name, suite.base)
-    reads = getattr(found, "reads", None)
+    dataset = registry.find("datasets", entry.name, suite.base)
+    reads = getattr(dataset, "reads", None)
     files_read = () if reads is None else reads(entry.split, data_dir)
     absent = next((path for path in files_read if not path.is_file()), None)
     if absent is not None:

@@ -25,7 +25,7 @@ def show_progress() -> "Iterator[Listener]":
             yield _write
     else:
         with Bar(reasons=main.reasons_requested()) as bar:
-            yield bar.hear
+            yield bar.show_event
 
 
 def _write(event: "Event") -> None:
@@ -90,7 +90,7 @@ class Bar:
         if not self.bar.disable:  # some versions of rich end one that was not shown with a line
             self.bar.__exit__(*error)
 
-    def hear(self, event: "Event") -> None:
+    def show_event(self, event: "Event") -> None:
         """Show one event.
 
         Args:

@@ -24,6 +24,8 @@ def publish(folders: tuple[Path, ...], out: Path) -> int:
     for run in runs:
         without = int((run.found.table["status"] != "ok").sum())
         if without:
-            told = f"{without} of {len(run.found.table)} cells have no number and print as a dash"
-            echo(f"{run.name}: {told}", err=True)
+            sentence = (
+                f"{without} of {len(run.found.table)} cells have no number and print as a dash"
+            )
+            echo(f"{run.name}: {sentence}", err=True)
     return 0

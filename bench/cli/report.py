@@ -57,4 +57,4 @@ def write_report(folder: Path, strict: bool) -> int:
     bounds = found.certified
     undone = len(found.unfinished()) + int((bounds.table["status"] == "missing").sum())
     failed = undone or len(bounds.contradictions) or len(without) == len(found.table)
-    return 1 if failed or (strict and found.audit.signs) else 0
+    return 1 if failed or (strict and found.audit.symptoms) else 0

@@ -51,16 +51,16 @@ def rerun(
     second = results.read_results(place)
     for sentence in reproduce.list_identity_changes(first, second):
         echo(f"differs: {sentence}")
-    found = reproduce.compare_repetition(first, second)
-    if found.refusal:
-        echo(f"not compared: {found.refusal} (A: {folder}, B: {place})")
+    comparison = reproduce.compare_repetition(first, second)
+    if comparison.refusal:
+        echo(f"not compared: {comparison.refusal} (A: {folder}, B: {place})")
         return 3
-    for sentence in reproduce.describe_cells(found.cells):
+    for sentence in reproduce.describe_cells(comparison.cells):
         echo(sentence)
-    for sentence in found.apart:
+    for sentence in comparison.apart:
         echo(f"otherwise: {sentence}")
     bits = again.options.deterministic and not differ
-    agree = found.agree(bits)
+    agree = comparison.agree(bits)
     wanted = "to the last bit" if bits else "in every outcome"
     echo(f"rerun: {place}: {'the same' if agree else 'not the same'} {wanted}")
     return 0 if agree else 1

@@ -147,14 +147,14 @@ def _remember(
 def _command(
     names: tuple[str, ...], options: dict[str, object], peers: tuple[str, ...], flags: list[str]
 ) -> str:
-    """What was typed, without the folders, which are this machine's own."""
+    """Compose the command as typed, without the folders, which are this machine's own."""
     import shlex
 
-    told = [
+    words = [
         word for key, value in options.items() if value is not None for word in (key, str(value))
     ]
-    told += [word for name in peers for word in ("--peer", name)]
-    return shlex.join(["bench", "speed", *names, *told, *flags])
+    words += [word for name in peers for word in ("--peer", name)]
+    return shlex.join(["bench", "speed", *names, *words, *flags])
 
 
 def _list(chosen: "tuple[Workload, ...]") -> None:

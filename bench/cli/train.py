@@ -55,7 +55,7 @@ def train(
     # A finished seed's progress stays until all are published: an interruption loses none of them.
     progress = {each: out / f"{checked.name}.{each}.progress" for each in many}
 
-    def hear(epoch: trainer.Epoch) -> None:
+    def report(epoch: trainer.Epoch) -> None:
         attacked = ""
         if epoch.validation_certified_correct is not None:
             attacked = f" (certified {epoch.validation_certified_correct})"
@@ -73,7 +73,7 @@ def train(
             path.unlink(missing_ok=True)
         if len(progress) > 1:
             echo(f"seed {each}", err=True)
-        trained = trainer.train_model(replace(checked, seed=each), folder, where, hear, path)
+        trained = trainer.train_model(replace(checked, seed=each), folder, where, report, path)
         runs.append(model_card.SeedRun(each, trained))
     weights = model_card.publish_model(checked, runs, folder, out)
     if len(runs) > 1:
@@ -103,7 +103,7 @@ def _train_attack(
     if fresh:
         progress.unlink(missing_ok=True)
 
-    def hear(epoch: attack_trainer.AttackEpoch) -> None:
+    def report(epoch: attack_trainer.AttackEpoch) -> None:
         losses = ", ".join(
             f"{network} " + " ".join(f"{part} {loss:.3f}" for part, loss in parts.items())
             for network, parts in epoch.losses.items()
@@ -114,7 +114,7 @@ def _train_attack(
             err=True,
         )
 
-    trained = attack_trainer.train_attack(recipe, data_dir, device, hear, progress)
+    trained = attack_trainer.train_attack(recipe, data_dir, device, report, progress)
     weights = model_card.publish_attack(recipe, trained, data_dir, out)
     echo(f"weights: {weights}")
     echo(f"page: {weights.with_suffix('.md')}")

@@ -125,8 +125,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     folded = {each.casefold(): each for each in names}
     few = len(names) <= SHORT
-    found = difflib.get_close_matches(name.casefold(), folded, n=1 if few else 3, cutoff=0.5)
-    close = " or ".join(f"'{folded[each]}'" for each in found)
+    matches = difflib.get_close_matches(name.casefold(), folded, n=1 if few else 3, cutoff=0.5)
+    close = " or ".join(f"'{folded[each]}'" for each in matches)
     hint = f"did you mean {close}? " if close else ""
     if not few:
         return f"{hint}known: {len(names)} names"

@@ -96,17 +96,17 @@ def parse_source(content: bytes) -> Parsed:
 @functools.lru_cache(maxsize=128)
 def _functions(content: bytes) -> dict[tuple[str, int], list[str]]:
     """Collect the trees of a file's functions by name and first line."""
-    found: dict[tuple[str, int], list[str]] = {}
+    definitions: dict[tuple[str, int], list[str]] = {}
     try:
         tree = ast.parse(content)
     except (SyntaxError, ValueError, RecursionError):
-        return found
+        return definitions
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             first = [node.lineno, *(each.lineno for each in getattr(node, "decorator_list", ()))]
             key = getattr(node, "name", "<lambda>"), min(first)
-            found.setdefault(key, []).append(dump_tree(node))
-    return found
+            definitions.setdefault(key, []).append(dump_tree(node))
+    return definitions
 
 
 def hash_function(content: bytes, name: str, line: int) -> str:
@@ -152,9 +152,9 @@ def _is_importing(function: ast.expr) -> bool:
 def _installed() -> tuple[Path, ...]:
     """Return the folders of Python itself and of installed packages."""
     names = ("stdlib", "platstdlib", "purelib", "platlib")
-    found = [sysconfig.get_path(name) for name in names]
-    found += [*site.getsitepackages(), site.getusersitepackages()]
-    return tuple({Path(folder).resolve() for folder in found if folder})
+    folders = [sysconfig.get_path(name) for name in names]
+    folders += [*site.getsitepackages(), site.getusersitepackages()]
+    return tuple({Path(folder).resolve() for folder in folders if folder})
 
 
 @functools.lru_cache(maxsize=4096)
@@ -229,27 +229,27 @@ def find_closure(path: Path) -> tuple[dict[Path, bytes], frozenset[str]]:
     Returns:
         Content by path, and "distribution version" of each installed package imported.
     """
-    found: dict[Path, bytes] = {}
+    contents: dict[Path, bytes] = {}
     outside: set[str] = set()
     open_ = [path.resolve()]
     while open_:
         file = open_.pop()
-        if file in found or not is_own(file):
+        if file in contents or not is_own(file):
             continue
         try:
-            found[file] = file.read_bytes()
+            contents[file] = file.read_bytes()
         except OSError:
             continue
         if file.suffix != ".py":
             continue
         open_ += _packages(file)
-        for wanted in parse_source(found[file]).imports:
+        for wanted in parse_source(contents[file]).imports:
             files = [*_resolved(file, wanted)]
             open_ += files
             top = wanted.module.partition(".")[0]
             if not wanted.level and top not in UNCOUNTED and not any(map(is_own, files)):
                 outside.add(package_version(top))
-    return found, frozenset(outside - {""})
+    return contents, frozenset(outside - {""})
 
 
 def hash_code(path: Path) -> str:

@@ -119,9 +119,9 @@ class Validator:
         """
         entries = raw.get(key, [])
         for index, entry in enumerate(entries if isinstance(entries, list) else []):
-            found = read(entry, f"{key}[{index}]")
-            if found is not None:
-                yield found
+            value = read(entry, f"{key}[{index}]")
+            if value is not None:
+                yield value
 
     def fill(self, kind: type, raw: Any, key: str) -> Any:
         """Build a dataclass from a table; its annotations are the rules.

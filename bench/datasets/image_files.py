@@ -81,8 +81,8 @@ def describe_treatment(path: Path, content: bytes) -> str:
     with _open_image(path, io.BytesIO(content)) as image:
         _check_kind(image)
         turned = _orientation(image) if image.format != "PNG" or b"eXIf" in content else 1
-        found = ["turned upright by EXIF"] if turned in TRANSPOSITIONS else []
-        return ", ".join([*found, "16 bits"] if _is_deep(image) else found)
+        changes = ["turned upright by EXIF"] if turned in TRANSPOSITIONS else []
+        return ", ".join([*changes, "16 bits"] if _is_deep(image) else changes)
 
 
 @contextlib.contextmanager
@@ -139,10 +139,10 @@ def _convert(image: Image.Image, mode: str) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an open image; 1 (upright) if it is absent or damaged."""
     try:
-        found = image.getexif().get(ORIENTATION, 1)
+        orientation = image.getexif().get(ORIENTATION, 1)
     except (OSError, ValueError, SyntaxError, TypeError, KeyError, struct.error):
         return 1  # damaged EXIF data are common in readable images
-    return found if isinstance(found, int) else 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def check_size(width: int, height: int, resize: int) -> None:

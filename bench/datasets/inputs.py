@@ -147,8 +147,8 @@ def check_data(name: str, data: Data) -> Data:
             f"{where}: read({head - 1}, {head}) gave another image than read(0, {head}) did; let "
             "`read` give the same image for the same number each time, without augmentation"
         )
-    found = {"pixels": _pixels(probe.dtype, probe), **data.mapping}
-    return dataclasses.replace(data, read=read, labels=y, mapping=found)
+    mapping = {"pixels": _pixels(probe.dtype, probe), **data.mapping}
+    return dataclasses.replace(data, read=read, labels=y, mapping=mapping)
 
 
 def limit_data(data: Data, most: int | None) -> Data:
@@ -183,12 +183,12 @@ def describe_mapping(x: Tensor, plain: Tensor, y: Tensor, classes: Sequence[str]
     Returns:
         Subject -> description.
     """
-    found = {"pixels": _pixels(x.dtype, plain)}
+    mapping = {"pixels": _pixels(x.dtype, plain)}
     if len(y):
-        found["labels"] = f"{len(y.unique())} classes from {int(y.min())} to {int(y.max())}"
+        mapping["labels"] = f"{len(y.unique())} classes from {int(y.min())} to {int(y.max())}"
     if classes:
-        found["classes"] = list_names(classes)
-    return found
+        mapping["classes"] = list_names(classes)
+    return mapping
 
 
 def list_names(names: Sequence[str]) -> str:

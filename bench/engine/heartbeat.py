@@ -17,8 +17,8 @@ _listening: list[Callable[[], None]] = []
 
 def beat() -> None:
     """Report activity where no module is called: a CUDA graph was replayed."""
-    for hear in _listening:
-        hear()
+    for callback in _listening:
+        callback()
 
 
 class Heartbeat:
@@ -43,11 +43,11 @@ class Heartbeat:
 
 
 @contextmanager
-def heartbeats(hear: Callable[[], None]) -> Iterator[Heartbeat]:
+def heartbeats(callback: Callable[[], None]) -> Iterator[Heartbeat]:
     """Call a function whenever a model's call begins or ends in this process.
 
     Args:
-        hear: Called at every heartbeat.
+        callback: Called at every heartbeat.
 
     Yields:
         The counter of nested calls.
@@ -57,10 +57,10 @@ def heartbeats(hear: Callable[[], None]) -> Iterator[Heartbeat]:
         register_module_forward_pre_hook(pulse._begin),
         register_module_forward_hook(pulse._end, always_call=True),
     ]
-    _listening.append(hear)
+    _listening.append(callback)
     try:
         yield pulse
     finally:
-        _listening.remove(hear)
+        _listening.remove(callback)
         for handle in handles:
             handle.remove()

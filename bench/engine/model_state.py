@@ -164,11 +164,11 @@ def find_input_writer(model: nn.Module, x: Tensor) -> str:
     Returns:
         The module's name and class.
     """
-    found = _first_writing_module(model, x, False) or _first_writing_module(model, x, True)
-    name = next((name for name, each in model.named_modules() if each is found), "")
-    if found is None or not name:
+    writer = _first_writing_module(model, x, False) or _first_writing_module(model, x, True)
+    name = next((name for name, each in model.named_modules() if each is writer), "")
+    if writer is None or not name:
         return f"the forward of {type(model).__name__} itself"
-    return f"its module '{name}', {type(found).__name__}"
+    return f"its module '{name}', {type(writer).__name__}"
 
 
 def _first_writing_module(model: nn.Module, x: Tensor, differentiable: bool) -> nn.Module | None:
@@ -176,7 +176,7 @@ def _first_writing_module(model: nn.Module, x: Tensor, differentiable: bool) -> 
     # Not a leaf, so that autograd allows writes.
     given = x.detach().clone().requires_grad_(differentiable).clone()
     before = given._version
-    found: list[nn.Module] = []
+    writers: list[nn.Module] = []
     intact: list[bool] = []
 
     def untouched_yet() -> bool:
@@ -187,7 +187,7 @@ def _first_writing_module(model: nn.Module, x: Tensor, differentiable: bool) -> 
 
     def leave(module: nn.Module, inputs: Any, output: Any) -> None:
         if intact.pop() and not untouched_yet():
-            found.append(module)
+            writers.append(module)
 
     hooked = [each for each in model.modules() if not isinstance(each, torch.jit.ScriptModule)]
     handles = [each.register_forward_pre_hook(enter) for each in hooked]
@@ -200,7 +200,7 @@ def _first_writing_module(model: nn.Module, x: Tensor, differentiable: bool) -> 
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else None
+    return writers[0] if writers else None
 
 
 @contextmanager

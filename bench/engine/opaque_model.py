@@ -65,8 +65,8 @@ class OpaqueModel(nn.Module):
         )
 
     def _run(self, x: Tensor) -> Tensor:
-        found: Tensor = self.net.forward(x)  # a call would print the traceback of what it raises
-        return found
+        logits: Tensor = self.net.forward(x)  # a call would print the traceback of what it raises
+        return logits
 
     def train(self, mode: bool = True) -> "OpaqueModel":
         """Set the mode of every module directly, since a torch.export graph refuses to change it.

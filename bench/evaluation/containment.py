@@ -176,8 +176,8 @@ def _answer(model: nn.Module, x: Tensor | None) -> Tensor | None:
     if x is None:
         return None
     with torch.no_grad():
-        found: Tensor = model(x.clone()).detach().clone()
-    return found
+        logits: Tensor = model(x.clone()).detach().clone()
+    return logits
 
 
 def _are_alike(one: Tensor | None, other: Tensor | None) -> bool:
@@ -242,8 +242,8 @@ class _Structure:
 
     def restore(self) -> list[str]:
         """Restore the recorded state and name what differed."""
-        found = self._differences()
-        for _, put in found:
+        differences = self._differences()
+        for _, put in differences:
             put()
         for each in self.snapshots:
             space = vars(each.module)
@@ -252,7 +252,7 @@ class _Structure:
                 space[key].update(each.tables[key])
             for key in space.keys() - each.attributes.keys() if self.plain else ():
                 del space[key]
-        return [name for name, _ in found]
+        return [name for name, _ in differences]
 
     def _differences(self) -> list[tuple[str, Callable[[], Any]]]:
         return [

@@ -31,7 +31,7 @@ def run_ensemble(
         spec: An ensemble with its params, eps and threat model.
         chosen: Examples to attack, n > 0.
         rows: Most rows per pass of the attacks.
-        accelerated: Stands in for the model's gradients.
+        accelerated: Model to differentiate in place of `model`.
         judge_rows: Rows per pass of the judge; `rows` by default.
 
     Returns:

@@ -123,7 +123,7 @@ class Evaluator:
 
         Raises:
             SuiteError: Data, weights or a target are missing or invalid, a model fails preflight,
-                or two models cannot be told from each other.
+                or two models cannot be distinguished.
         """
         data = loading.load_data(suite.data, suite.base, data_dir, limit)
         loaded = load_suite_models(suite, data, device, data_dir, batch_size, on_load)

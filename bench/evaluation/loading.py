@@ -80,8 +80,8 @@ def load_data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -
     most = min(limits) if limits else None
     if most is not None and most < 1:
         raise SuiteError(f"data {entry.name}: limit: expected at least 1, got {most}")
-    found = registry.find("datasets", entry.name, base)
-    load = found.load if isinstance(found, Dataset) else found
+    registered = registry.find("datasets", entry.name, base)
+    load = registered.load if isinstance(registered, Dataset) else registered
     offered = {"split": entry.split, "limit": most, "data_dir": data_dir}
     arguments = {**_accepted_arguments(load, offered), **entry.params}
     where = f"data {entry.name}"
@@ -231,11 +231,11 @@ def describe_failure(error: BaseException) -> str:
 
 def _describe_factory(entry: ModelEntry, base: Path) -> str:
     """Describe a model's factory: a version of bench's own, or the text of the user's code."""
-    found = registry.find("models", entry.name, base)
-    version = found.version if isinstance(found, Model) else 1
+    registered = registry.find("models", entry.name, base)
+    version = registered.version if isinstance(registered, Model) else 1
     if registry.built_in("models", entry.name):
         return f"{entry.name}, version {version}"
-    build = found.build if isinstance(found, Model) else found
+    build = registered.build if isinstance(registered, Model) else registered
     return f"version {version}, {describe_value(build)}"
 
 
@@ -267,8 +267,8 @@ def restrict_access(name: str, model: Any, access: Access, classes: int) -> nn.M
 
 def _build(entry: ModelEntry, base: Path, seed: int, own_weights: Path) -> Any:
     """Build a module with its weights, or a callable that only answers queries."""
-    found = registry.find("models", entry.name, base)
-    build = found.build if isinstance(found, Model) else found
+    registered = registry.find("models", entry.name, base)
+    build = registered.build if isinstance(registered, Model) else registered
     with rng.seed_global(seed, "weights", entry.name):
         model = _call_factory(f"model '{entry.label}'", lambda: build(**entry.params))
     if not isinstance(model, nn.Module) and callable(model) and entry.weights is None:
@@ -284,14 +284,14 @@ def _build(entry: ModelEntry, base: Path, seed: int, own_weights: Path) -> Any:
             f"model '{entry.label}': expected the factory to return a torch.nn.Module, "
             f"got {type(model).__name__}"
         )
-    if entry.weights is None and isinstance(found, Model):
+    if entry.weights is None and isinstance(registered, Model):
         raise SuiteError(
             f"model '{entry.label}': expected weights; known: "
-            f"{', '.join(_known_weights(entry, found, own_weights))}, 'random', or a .safetensors "
-            "or .pt file"
+            f"{', '.join(_known_weights(entry, registered, own_weights))}, 'random', or a "
+            ".safetensors or .pt file"
         )
     if entry.weights not in (None, "random"):
-        state = _read_state(entry, found, base, own_weights)
+        state = _read_state(entry, registered, base, own_weights)
         checkpoint.load_tensors(f"model '{entry.label}': weights '{entry.weights}'", model, state)
     return model
 
@@ -305,31 +305,37 @@ def find_default_weights(name: str) -> str | None:
     Returns:
         The first published name, "random" if there is none; None for the user's own model.
     """
-    found = registry.find("models", name, Path())
-    if not isinstance(found, Model):
+    registered = registry.find("models", name, Path())
+    if not isinstance(registered, Model):
         return None
-    known = _known_weights(ModelEntry(name=name), found, files.data_folder(None) / "weights")
+    known = _known_weights(ModelEntry(name=name), registered, files.data_folder(None) / "weights")
     return known[0] if known else "random"
 
 
-def _known_weights(entry: ModelEntry, found: Any, own_weights: Path) -> list[str]:
+def _known_weights(entry: ModelEntry, registered: Any, own_weights: Path) -> list[str]:
     """List a model's weights: shipped or a library's, then those trained on this machine."""
-    shipped = sorted([*list_weights(WEIGHTS, entry.name), *getattr(found, "published_names", ())])
-    own = list_weights(own_weights, entry.name) if isinstance(found, Model) else []
+    shipped = sorted(
+        [*list_weights(WEIGHTS, entry.name), *getattr(registered, "published_names", ())]
+    )
+    own = list_weights(own_weights, entry.name) if isinstance(registered, Model) else []
     return [*shipped, *(name for name in sorted(own) if name not in shipped)]
 
 
 def _read_state(
-    entry: ModelEntry, found: Any, base: Path, own_weights: Path
+    entry: ModelEntry, registered: Any, base: Path, own_weights: Path
 ) -> Mapping[str, Tensor]:
     """Read the state that the entry's weights name: shipped, published elsewhere, or a file."""
     name, where = str(entry.weights), f"model '{entry.label}'"
-    known = _known_weights(entry, found, own_weights)
+    known = _known_weights(entry, registered, own_weights)
     file = f"{entry.name}-{name}.safetensors"
     if name in known and (WEIGHTS / file).is_file():
         return load_file(WEIGHTS / file)
-    if isinstance(found, Model) and found.published and name in found.published_names:
-        published = found.published
+    if (
+        isinstance(registered, Model)
+        and registered.published
+        and name in registered.published_names
+    ):
+        published = registered.published
         return _call_factory(where, lambda: published(name))  # type: ignore[no-any-return]
     if name in known:
         return checkpoint.read_tensors(where, own_weights / file)

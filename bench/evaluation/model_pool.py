@@ -67,7 +67,7 @@ def load_suite_models(
 
     Raises:
         SuiteError: Weights or a target are missing or invalid, a model fails preflight, or two
-            models cannot be told from each other.
+            models cannot be distinguished.
     """
     loaded_models = SuiteModels({}, {}, {}, [])
     models, rows, unfit, notes = loaded_models
@@ -303,9 +303,9 @@ class ModelPool:
             why: What the accelerated model did.
         """
         self._notes.append(
-            f"{task.model} · {task.entry.label}: the copy of {task.source} that led was dropped: "
-            f"{why}; these examples were attacked again on {task.source} itself, as all will be "
-            "from now on"
+            f"{task.model} · {task.entry.label}: the accelerated model of {task.source} was "
+            f"dropped: {why}; these examples were attacked again on {task.source} itself, as all "
+            "will be from now on"
         )
         key = task.source, task.spec.precision
         model = self.models[task.source].model
@@ -321,16 +321,16 @@ class ModelPool:
         if isinstance(task.spec.attack, ExternalAttack):
             return "the attack has a loop of its own"
         if not (self.use_acceleration or precision == "bfloat16"):
-            return "copies were declined"
+            return "acceleration was declined"
         if self.models[task.source].access != "gradient":
-            return "the model only answers queries, and nothing inside it can be copied"
+            return "the model only answers queries, and nothing inside it can be accelerated"
         if task.spec.random and precision == "bfloat16":
             raise SuiteError(
-                f"attack '{task.entry.label}': precision bfloat16 needs a copy that agrees "
-                f'with {task.source}, which answers at random; use precision = "float32"'
+                f"attack '{task.entry.label}': precision bfloat16 needs an accelerated model that "
+                f'agrees with {task.source}, which answers at random; use precision = "float32"'
             )
         if task.spec.random:
-            return "the model never answers alike, so that nothing can be held against it"
+            return "the model answers at random, so that nothing can be compared with it"
         return ""
 
     def _decide(self, sentence: str) -> None:

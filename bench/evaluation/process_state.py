@@ -344,15 +344,15 @@ def _class_namespaces() -> Iterator[_Namespace]:
 
 def _subclasses(kind: type) -> list[type]:
     """List a class and all its subclasses."""
-    found: dict[type, None] = {kind: None}
+    types: dict[type, None] = {kind: None}
     waiting = [kind]
     while waiting:
         derived: list[type] = type.__subclasses__(waiting.pop())
         for each in derived:
-            if each not in found:
-                found[each] = None
+            if each not in types:
+                types[each] = None
                 waiting.append(each)
-    return list(found)
+    return list(types)
 
 
 def _restore_namespace(names: _Namespace) -> Iterator[str]:

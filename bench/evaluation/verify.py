@@ -73,7 +73,7 @@ def craft_and_verify(
         chosen: Examples to attack, n > 0.
         rows: Most rows per pass of the attack.
         source: The attacked model; the judged one by default.
-        accelerated: Stands in for the attacked model's gradients.
+        accelerated: Model to differentiate in place of the attacked one.
         judge_rows: Rows per pass of the judge; `rows` by default.
         recheck_all: Recheck claims also of a rule that goes on after its first success, as an
             ensemble needs: there a success of any part is final.

@@ -91,11 +91,11 @@ def describe_evaluator(
         models={
             label: ModelSummary(
                 facts=evaluator.model_facts(label),
-                findings=subject.findings,
-                logits=_largest_logits(subject.logits),
+                findings=loaded.findings,
+                logits=_largest_logits(loaded.logits),
                 unfit=evaluator.unfit.get(label, ""),
             )
-            for label, subject in evaluator.models.items()
+            for label, loaded in evaluator.models.items()
         },
         chunks=evaluator.chunks(),
         certification=certification,

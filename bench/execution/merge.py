@@ -77,7 +77,7 @@ def merge_runs(given: Sequence[Path], out: Path) -> MergeResult:
     if not sources:
         folders = ", ".join(map(str, given))
         raise SuiteError(
-            f"{folders}: expected folders of runs, or of their shares, found no provenance.json; "
+            f"{folders}: expected folders of runs, or of their shards, found no provenance.json; "
             "make them with bench run --shard I/N"
         )
     first = sources[0]

@@ -69,7 +69,7 @@ def select_files(tasks: Sequence[plan.AttackTask], out: Path) -> dict[str, tuple
 
 
 def check_model(
-    session: Evaluator,
+    evaluator: Evaluator,
     label: str,
     tasks: Sequence[plan.AttackTask],
     record_files: Sequence[RecordFile],
@@ -78,7 +78,7 @@ def check_model(
     """Compare the answers of a model with those in its records.
 
     Args:
-        session: Loaded suite.
+        evaluator: Loaded suite.
         label: Label of the model.
         tasks: All tasks of the suite.
         record_files: As selected by `select_files`.
@@ -93,8 +93,8 @@ def check_model(
     cells = _cells_of(tasks, label)
     frames = {path: reader.read_file(path) for path, _ in record_files}
     try:
-        _compare(session, label, out, _read_clean(session, label, *frames.values()))
-        _compare(session, label, out, _read_adversarial(session, record_files, frames, cells))
+        _compare(evaluator, label, out, _read_clean(evaluator, label, *frames.values()))
+        _compare(evaluator, label, out, _read_adversarial(evaluator, record_files, frames, cells))
     except (SuiteError, KeyboardInterrupt):
         raise
     except BaseException as error:  # user's code: each of its cells raises the same and reports it
@@ -108,33 +108,33 @@ def _cells_of(tasks: Sequence[plan.AttackTask], model: str) -> dict[str, plan.Ce
     return {cell.identity: cell for task in tasks for cell in task.cells if task.model == model}
 
 
-def _compare(session: Evaluator, label: str, out: Path, recorded: _Answers | None) -> None:
+def _compare(evaluator: Evaluator, label: str, out: Path, recorded: _Answers | None) -> None:
     """Raise a SuiteError if the model answers otherwise than recorded."""
     if recorded is None:
         return
-    found = consistency.first_difference(
-        session.models[label].model, recorded.x, session.pool.judge_rows(label), *recorded[1:3]
+    difference = consistency.first_difference(
+        evaluator.models[label].model, recorded.x, evaluator.pool.judge_rows(label), *recorded[1:3]
     )
-    if found is not None:
+    if difference is not None:
         raise SuiteError(
             f"model '{label}' is not the one that the records in {out} were made with: "
-            f"{recorded.name[found.position]} was {found.describe()}, so that its old and new "
-            "numbers would be mixed; nothing is lost: undo what changed (a file that it reads, "
-            "a library, its weights), run into another folder by --out, or make all records "
+            f"{recorded.name[difference.position]} was {difference.describe()}, so that its old "
+            "and new numbers would be mixed; nothing is lost: undo what changed (a file that it "
+            "reads, a library, its weights), run into another folder by --out, or make all records "
             "again by --fresh"
         )
 
 
-def _read_clean(session: Evaluator, label: str, *frames: pd.DataFrame) -> _Answers:
+def _read_clean(evaluator: Evaluator, label: str, *frames: pd.DataFrame) -> _Answers:
     """The first clean examples of a file of records, in the batch in which they were judged."""
     frame = frames[0]
     frame = frame[frame["cell"] == frame["cell"].iloc[0]].sort_values("example")
     start = int(frame["example"].iloc[0])
     # A model whose answers depend on the batch is asked in the batch of the clean pass.
-    rows = frame[frame["example"] < start + max(CLEAN_IMAGES, session.pool.judge_rows(label))]
+    rows = frame[frame["example"] < start + max(CLEAN_IMAGES, evaluator.pool.judge_rows(label))]
     ids = rows["example"].tolist()
     return _Answers(
-        session.data.read(ids[0], ids[-1] + 1).to(session.device),
+        evaluator.data.read(ids[0], ids[-1] + 1).to(evaluator.device),
         torch.tensor(rows["clean_pred"].to_numpy()),
         torch.tensor(rows["clean_confidence"].to_numpy()),
         [f"clean example {example}" for example in ids],
@@ -142,7 +142,7 @@ def _read_clean(session: Evaluator, label: str, *frames: pd.DataFrame) -> _Answe
 
 
 def _read_adversarial(
-    session: Evaluator,
+    evaluator: Evaluator,
     record_files: Sequence[RecordFile],
     frames: Mapping[Path, pd.DataFrame],
     cells: Mapping[str, plan.Cell],
@@ -163,7 +163,7 @@ def _read_adversarial(
     if not chosen:
         return None
     return _Answers(
-        torch.stack([image for image, _, _ in chosen]).to(session.device),
+        torch.stack([image for image, _, _ in chosen]).to(evaluator.device),
         torch.tensor([int(row.adv_pred) for _, row, _ in chosen]),
         torch.tensor([float(row.confidence) for _, row, _ in chosen]),
         [name for _, _, name in chosen],

@@ -62,8 +62,8 @@ def parse_shard(text: str) -> Shard:
     Raises:
         SuiteError: The text is not I/N with 1 <= I <= N.
     """
-    found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
-    shard = Shard(int(found[1]), int(found[2])) if found else Shard(0, 0)
+    match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+    shard = Shard(int(match[1]), int(match[2])) if match else Shard(0, 0)
     if not 1 <= shard.number <= shard.of:
         raise SuiteError(
             f"--shard '{text}': expected I/N with I from 1 to N, such as 1/4, 2/4, 3/4 and 4/4 for "
@@ -82,7 +82,7 @@ def list_shard_folders(out: Path) -> list[Path]:
         Folders that contain a run, by their number.
     """
     named = [
-        (found, path) for path in out.glob("shard-*") if (found := _FOLDER.fullmatch(path.name))
+        (match, path) for path in out.glob("shard-*") if (match := _FOLDER.fullmatch(path.name))
     ]
-    numbered = sorted((int(found[2]), int(found[1]), path) for found, path in named)
+    numbered = sorted((int(match[2]), int(match[1]), path) for match, path in named)
     return [path for _, _, path in numbered if (path / "provenance.json").is_file()]

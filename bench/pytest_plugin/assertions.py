@@ -73,14 +73,14 @@ class RobustnessAssertion:
         ]
         if not spoilt and not short:
             return
-        told = [
+        lines = [
             f"{level.where}: {format_plural(level.violations, 'image')} broke the threat model, so "
             "the robust accuracy is not to be relied on"
             for level in spoilt
         ]
-        told += [_missed(level, wanted[level.eps], confident) for level in short]
-        told += [f"Beware: {finding}" for finding in self.findings]
-        raise AssertionError("\n".join([*told, f"Seen: {self.save()}"]))
+        lines += [_missed(level, wanted[level.eps], confident) for level in short]
+        lines += [f"Beware: {finding}" for finding in self.findings]
+        raise AssertionError("\n".join([*lines, f"Seen: {self.save()}"]))
 
     def _wanted(self, share: float | Mapping[float, float]) -> dict[float, float]:
         measured = {level.eps for level in self.levels}
@@ -172,7 +172,7 @@ def measure_suite(
         )
         for row in found.worst.to_dict("records")
     ]
-    doubts = [*found.notes, *(sign.sentence for sign in found.audit.signs)]
+    doubts = [*found.notes, *(symptom.sentence for symptom in found.audit.symptoms)]
     _noted(levels, doubts, note)
     return RobustnessAssertion(levels, lambda: _reported(suite, folder), doubts)
 
@@ -197,19 +197,19 @@ def _missed(level: Level, wanted: float, confident: bool) -> str:
     """A level that misses what is wanted, in one line, and its first fooled examples in another."""
     k, n = level.robust.k, level.robust.n
     bound = "with 95 % confidence " if confident else ""
-    told = (
+    sentence = (
         f"{level.where}: {k} of {n} examples are robust, {_interval(level.robust)}, "
         f"expected at least {format_percent(wanted)} {bound}"
         f"({level.clean_correct} are right unattacked)"
     )
     if not len(level.fooled):
-        return told
+        return sentence
     named = [
         f"{row.example} ({row.label} → {row.adv_pred})"
         for row in level.fooled.head(MAX_LISTED).itertuples()
     ]
     rest = len(level.fooled) - len(named)
-    return f"{told}\n  fooled: {', '.join(named)}" + (f" and {rest} more" if rest else "")
+    return f"{sentence}\n  fooled: {', '.join(named)}" + (f" and {rest} more" if rest else "")
 
 
 def _saved(found: api.Evaluation, levels: Sequence[Level], x: Tensor, folder: Path) -> Path:

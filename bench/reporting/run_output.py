@@ -40,7 +40,7 @@ def write_run_output(found: RunResults, folder: Path) -> Path:
         "crosscheck.csv": found.crosschecks,
         "comparisons.csv": found.comparisons,
         "worst.csv": found.worst,
-        "audit.csv": symptoms.to_frame(found.audit.signs),
+        "audit.csv": symptoms.to_frame(found.audit.symptoms),
         "unchecked.csv": pd.DataFrame(
             found.audit.unchecked, columns=list(UncheckedSymptom._fields)
         ),

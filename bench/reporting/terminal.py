@@ -9,18 +9,18 @@ from bench.reporting.formats.numbers import DASH, format_percent, is_missing
 from bench.reporting.report import audit_view, certified_view, pairwise_view
 
 
-def print_summary(found: RunResults, screen: Console) -> None:
+def print_summary(results: RunResults, screen: Console) -> None:
     """Print robust accuracy by attack and eps, the worst case and what the checks found.
 
     Args:
-        found: The results of a run.
+        results: The results of a run.
         screen: The console to print on.
     """
-    table = found.table
+    table = results.table
     for (model, norm, goal), group in table.groupby(["model", "norm", "goal"], sort=False):
         radii = group.drop_duplicates("eps").sort_values("eps")
-        n = found.provenance["data"]["n"]
-        worst = found.worst.query("model == @model and norm == @norm and goal == @goal")
+        n = results.provenance["data"]["n"]
+        worst = results.worst.query("model == @model and norm == @norm and goal == @goal")
         size = f"n = {n}{_reach([group, worst])}"
         screen.print(f"{model}: robust accuracy by eps, {norm}, {goal}, {size}", style="italic")
         shown = Table()
@@ -34,18 +34,18 @@ def print_summary(found: RunResults, screen: Console) -> None:
             cells = _percents(rows, radii["eps"])
             shown.add_row(str(label), *cells, style="bold" if rows is worst else None)
         screen.print(shown)
-    verdicts = found.crosschecks["verdict"].value_counts()
+    verdicts = results.crosschecks["verdict"].value_counts()
     if len(verdicts):
-        told = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
-        screen.print(f"cross-checks: {told}")
-    if len(found.comparisons):
-        screen.print(pairwise_view.summarize_comparisons(found.comparisons))
-    for model in found.audit.models:
-        screen.print(f"audit of {model}: {audit_view.summarize_audit(found.audit, model)}")
-    for sentence in certified_view.describe_bounds(found.certified, found.worst):
+        counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+        screen.print(f"cross-checks: {counts}")
+    if len(results.comparisons):
+        screen.print(pairwise_view.summarize_comparisons(results.comparisons))
+    for model in results.audit.models:
+        screen.print(f"audit of {model}: {audit_view.summarize_audit(results.audit, model)}")
+    for sentence in certified_view.describe_bounds(results.certified, results.worst):
         screen.print(sentence, soft_wrap=True)
-    if len(found.violations):
-        screen.print(f"violations: {len(found.violations)}, see the report", style="bold red")
+    if len(results.violations):
+        screen.print(f"violations: {len(results.violations)}, see the report", style="bold red")
 
 
 def _reach(frames: list[pd.DataFrame]) -> str:

@@ -73,17 +73,17 @@ def describe_mixed_versions(sessions: Sequence[Any]) -> list[str]:
         one rarely changes a count.
     """
     known = [each for each in sessions if isinstance(each, Mapping) and each.get("parts") != 0]
-    found = []
+    sentences = []
     for name in COMPUTING:
         versions = [version for each in known if (version := _used_version(each, name))]
         several = list(dict.fromkeys(versions))
         if len(several) > 1:
-            found.append(
+            sentences.append(
                 f"The records of this folder were made with {name} {', then '.join(several)}: "
                 "what two versions compute may differ in the last bits, and rarely in a count; "
                 "--fresh makes all records with one."
             )
-    return found
+    return sentences
 
 
 def _used_version(session: Mapping[str, Any], name: str) -> str | None:
@@ -102,9 +102,11 @@ def list_requirements() -> list[str]:
     Returns:
         Sorted lines "name==version", as `pip install -r` takes them.
     """
-    found = {each.metadata["Name"]: each.version for each in metadata.distributions()}
-    found.pop("robustness-bench", None)  # see `read_git_commit`
-    return sorted((f"{name}=={version}" for name, version in found.items() if name), key=str.lower)
+    versions = {each.metadata["Name"]: each.version for each in metadata.distributions()}
+    versions.pop("robustness-bench", None)  # see `read_git_commit`
+    return sorted(
+        (f"{name}=={version}" for name, version in versions.items() if name), key=str.lower
+    )
 
 
 def hash_user_files(suite: Suite) -> dict[str, str]:
@@ -148,8 +150,8 @@ def hash_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 def _loaded_files(folder: Path) -> set[str]:
     """List the files in a folder from which the user's modules were loaded."""
-    found = (source_hash.module_file(module) for module in [*sys.modules.values()])
-    files = {file.resolve() for file in found if file is not None and source_hash.is_own(file)}
+    sources = (source_hash.module_file(module) for module in [*sys.modules.values()])
+    files = {file.resolve() for file in sources if file is not None and source_hash.is_own(file)}
     return {f.relative_to(folder).as_posix() for f in files if f.is_relative_to(folder)}
 
 

@@ -64,12 +64,12 @@ class FrameBuilder:
         if not pa.types.is_dictionary(column.type):
             return np.asarray(column.to_numpy())
         known = self._codes.setdefault(name, {})
-        found = [np.zeros(0, _CODE)]
+        blocks = [np.zeros(0, _CODE)]
         for chunk in column.chunks:  # every chunk has a separate dictionary
             texts = chunk.dictionary.to_pylist()
             codes = np.array([known.setdefault(text, len(known)) for text in texts], _CODE)
-            found.append(codes[chunk.indices.to_numpy(zero_copy_only=False)])
-        return np.concatenate(found)
+            blocks.append(codes[chunk.indices.to_numpy(zero_copy_only=False)])
+        return np.concatenate(blocks)
 
 
 def _categorical(values: npt.NDArray[Any], codes: dict[str, int]) -> "pd.Categorical[Any]":

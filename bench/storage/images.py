@@ -99,10 +99,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         RecordError: The file is damaged.
     """
     try:
-        found: dict[str, Tensor] = load(read_verified_bytes(path))
+        tensors: dict[str, Tensor] = load(read_verified_bytes(path))
     except SafetensorError as error:
         raise DamagedError(path, error) from error
-    for key, images in found.items():
+    for key, images in tensors.items():
         if images.ndim != 4 or not images.is_floating_point():
             raise DamagedError(path, f"no images: {key[:40]!r} is {tuple(images.shape)}")
-    return found
+    return tensors

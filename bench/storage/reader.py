@@ -39,10 +39,10 @@ class StoredRecords(NamedTuple):
             Identity of a cell -> argument for `frame.iloc`: a slice, which copies nothing, where
             the rows are consecutive, as `read_records` orders them.
         """
-        found = self.frame.groupby("cell", observed=True).indices
+        positions = self.frame.groupby("cell", observed=True).indices
         return {
             str(cell): slice(at[0], at[-1] + 1) if at[-1] - at[0] + 1 == len(at) else at
-            for cell, at in found.items()
+            for cell, at in positions.items()
         }
 
 
@@ -71,20 +71,20 @@ def read_records(folder: Path) -> StoredRecords:
             other.
     """
     contained = {path: read_file_pieces(path) for path in _record_files(folder)}
-    found = {(piece.cell, piece.first): piece for some in contained.values() for piece in some}
+    pieces = {(piece.cell, piece.first): piece for some in contained.values() for piece in some}
     try:
-        schema.check_places(list(found.values()))
+        schema.check_places(list(pieces.values()))
     except ValueError as error:
         raise RecordError(f"{folder / 'records'} does not hold together: {error}") from error
     starts, n = {}, 0
-    for key in sorted(found):
+    for key in sorted(pieces):
         starts[key] = n
-        n += found[key].last - found[key].first
+        n += pieces[key].last - pieces[key].first
     builder = FrameBuilder(n)
     for path, some in contained.items():
         builder.add(_read_table(path, some), _stretches(some, starts))
     frame = builder.build() if contained else pd.DataFrame({column: [] for column in COLUMNS})
-    return StoredRecords(frame, list(found.values()), read_failures(folder))
+    return StoredRecords(frame, list(pieces.values()), read_failures(folder))
 
 
 def read_file(path: Path) -> pd.DataFrame:
@@ -136,9 +136,9 @@ def read_file_pieces(path: Path) -> list[Piece]:
         schema.check_size(metadata)
         about: dict[str, Any] = json.loads((metadata.metadata or {})[b"bench"])
         if about["schema"] <= SCHEMA_VERSION:
-            found = [Piece(**piece) for piece in about["pieces"]]
-            schema.check_pieces(found)
-            return found
+            pieces = [Piece(**piece) for piece in about["pieces"]]
+            schema.check_pieces(pieces)
+            return pieces
     except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise DamagedError(path, error) from error
     raise RecordError(
@@ -159,12 +159,12 @@ def read_failures(folder: Path) -> dict[str, str]:
     Raises:
         RecordError: A note is damaged.
     """
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for path in sorted((folder / "records").glob("*.failed.json")):
         with contextlib.suppress(FileNotFoundError):  # a run in parallel has just succeeded
             cell, reason = read_failure(path)
-            found[cell] = reason
-    return found
+            reasons[cell] = reason
+    return reasons
 
 
 def read_failure(path: Path) -> tuple[str, str]:

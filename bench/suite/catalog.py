@@ -75,8 +75,8 @@ def list_entries(kind: str) -> list[CatalogEntry]:
         ]
     if kind == "recipes":
         names = sorted(path.stem for path in RECIPES.glob("*.toml"))
-        found = [(name, _toml(RECIPES, name)) for name in names]
-        return [CatalogEntry(name, raw["title"], raw["source"]) for name, raw in found]
+        recipes = [(name, _toml(RECIPES, name)) for name in names]
+        return [CatalogEntry(name, raw["title"], raw["source"]) for name, raw in recipes]
     entries = [_entry(kind, path) for path in (_PACKAGE / kind).glob("[!_]*.py")]
     adapters = [_adapter(path) for path in (_PACKAGE / kind / "adapters").glob("[!_]*.py")]
     return sorted([*(entry for entry in entries if entry is not None), *adapters])

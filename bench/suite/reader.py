@@ -199,13 +199,13 @@ def _read_data(check: Validator, raw: Any, base: Path) -> DataEntry | None:
     if raw is None:
         return None
     entry: DataEntry | None = check.fill(DataEntry, raw, "data")
-    found = find_extension(check, "datasets", raw, "data", base)
-    if isinstance(found, Dataset) or callable(found):
-        load = found.load if isinstance(found, Dataset) else found
+    extension = find_extension(check, "datasets", raw, "data", base)
+    if isinstance(extension, Dataset) or callable(extension):
+        load = extension.load if isinstance(extension, Dataset) else extension
         passed = {"split", "limit", "data_dir"}
         check.arguments(load, raw.get("params"), "data.params", passed)
-    elif found is not None:
-        got = type(found).__name__
+    elif extension is not None:
+        got = type(extension).__name__
         check.say("data.name", f"expected a Dataset or a factory, got {got}")
     return entry
 
@@ -213,12 +213,12 @@ def _read_data(check: Validator, raw: Any, base: Path) -> DataEntry | None:
 def _read_model(check: Validator, raw: Any, key: str, base: Path) -> ModelEntry | None:
     """Read a [[models]] table."""
     entry: ModelEntry | None = check.fill(ModelEntry, raw, key)
-    found = find_extension(check, "models", raw, key, base)
-    if isinstance(found, Model) or callable(found):
-        build = found.build if isinstance(found, Model) else found
+    extension = find_extension(check, "models", raw, key, base)
+    if isinstance(extension, Model) or callable(extension):
+        build = extension.build if isinstance(extension, Model) else extension
         check.arguments(build, raw.get("params"), f"{key}.params", set())
-    elif found is not None:
-        got = type(found).__name__
+    elif extension is not None:
+        got = type(extension).__name__
         check.say(f"{key}.name", f"expected a Model or a factory, got {got}")
     for name in entry.allow if entry else ():
         if name not in FINDINGS:

@@ -79,7 +79,7 @@ def test_every_verb_prints_labels_and_reasons_as_they_are(tmp_path: Path) -> Non
 def test_the_bar_takes_what_it_is_told_for_text(capsys: pytest.CaptureFixture[str]) -> None:
     with Bar(reasons=True) as bar:
         for what in ("start", "note", "failed", "why", "begin", "done"):
-            bar.hear(Event(what, f"{what} [/x] :x: \x1b[31m", 1.0))
+            bar.show_event(Event(what, f"{what} [/x] :x: \x1b[31m", 1.0))
         described = bar.bar.columns[0](bar.bar.tasks[0])
     assert str(described) == "begin [/x] :x: \\x1b[31m"
     told = capsys.readouterr().err

@@ -578,7 +578,7 @@ def test_a_run_on_an_honest_net_has_no_sign_and_says_what_it_did_not_look_for(
     )
     assert done.return_value == 0, done.output
     read = results.read_results(out)
-    assert read.audit.signs == []
+    assert read.audit.symptoms == []
     missing = {each.name for each in read.audit.unchecked}
     assert missing == {
         kind.name
@@ -624,7 +624,7 @@ def test_a_run_on_a_trap_is_named_for_what_it_is(
     model: str, kind: Symptom, absent: set[Symptom], tmp_path: Path
 ) -> None:
     audit = bench.run(written(tmp_path, model), tmp_path / "out", device="cpu", limit=40).audit
-    told = audit.signs
+    told = audit.symptoms
     assert kind.name in names(told)
     if kind is symptoms.UNSTABLE_PREDICTIONS:  # whose successes go whatever the stop rule
         why = {each.name: each.why for each in audit.unchecked}
@@ -649,7 +649,7 @@ def test_a_sign_is_in_every_page_and_decides_the_exit_code_if_that_is_asked_for(
         assert symptoms.NO_GRADIENT.source in text
     table = pd.read_csv(out / "audit.csv")
     assert list(table) == list(symptoms.COLUMNS)
-    assert list(table["name"]) == [sign.name for sign in found.signs]
+    assert list(table["name"]) == [sign.name for sign in found.symptoms]
     assert [len(ids.split()) for ids in table["examples"]] == list(table["count"])
 
 
@@ -699,7 +699,7 @@ def test_a_random_model_that_votes_under_attacks_that_average_is_cared_for() -> 
         )
         table = pd.DataFrame({"cell": ["c"], "model": ["net"], "status": ["ok"], "eps": [0.1]})
         stored = StoredRecords(frame, [], {})
-        assert len(findings.audit_run([cell], table, stored, probed).signs) == left
+        assert len(findings.audit_run([cell], table, stored, probed).symptoms) == left
 
 
 # ------------------------------------------------------------------------------------- the words

@@ -65,7 +65,7 @@ def test_a_sound_net_has_no_finding_and_its_evaluation_unpacks(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = asked(lenet, digits)
-    assert (found.findings, found.audit.signs) == ((), [])
+    assert (found.findings, found.audit.symptoms) == ((), [])
     table, records, adversarial = found
     assert table is found.table
     assert records is found.records
@@ -102,4 +102,4 @@ def test_the_records_are_audited_and_the_model_probed_where_that_is_asked_for(
     assert symptoms.WRONG_GRADIENT.name not in missing  # a few gradients are compared in any case
     full = asked(trap, digits, audit=True).audit
     assert symptoms.NO_GRADIENT.name not in {each.name for each in full.unchecked}
-    assert symptoms.FLAT_LOSS.name in {sign.name for sign in full.signs}
+    assert symptoms.FLAT_LOSS.name in {sign.name for sign in full.symptoms}

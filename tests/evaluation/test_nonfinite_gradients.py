@@ -104,5 +104,5 @@ def test_what_was_not_finite_is_counted_in_the_table_and_told_in_the_audit(
     assert list(told["nonfinite_examples"]) == [0, attacked]
     assert list(told["nonfinite_gradients"]) == [0, 5 * attacked]
     assert "nonfinite_gradients" not in safe.columns
-    (sign,) = (each for each in found.audit.signs if each.threshold == "any")
+    (sign,) = (each for each in found.audit.symptoms if each.threshold == "any")
     assert (sign.name, sign.count, sign.n) == (symptoms.NO_GRADIENT.name, attacked, attacked)

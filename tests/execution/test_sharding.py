@@ -214,7 +214,7 @@ def test_folders_of_other_data_another_seed_or_another_model_are_refused_by_name
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SuiteError, match="expected folders of runs, or of their shares"):
+    with pytest.raises(SuiteError, match="expected folders of runs, or of their shards"):
         merge.merge_runs([tmp_path], tmp_path / "out")
 
 

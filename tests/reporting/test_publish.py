@@ -157,7 +157,9 @@ def test_a_run_without_records_is_read_from_its_tables_to_the_last_bit(
         run.found.comparisons[["first", "second", "n", "p_value", "p_corrected"]],
     )
     assert found.worst["robust_low"].tolist() == run.found.worst["robust_low"].tolist()
-    assert [str(each) for each in found.audit.signs] == [str(s) for s in run.found.audit.signs]
+    assert [str(each) for each in found.audit.symptoms] == [
+        str(s) for s in run.found.audit.symptoms
+    ]
     assert found.audit.unchecked == run.found.audit.unchecked
 
 

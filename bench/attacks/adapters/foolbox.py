@@ -148,12 +148,12 @@ def _attacks() -> Any:
 def _names() -> dict[str, str]:
     """Map every name of an attack in the library to its class's; FGSM and PGD are aliases."""
     attacks = _attacks()
-    found = {
+    classes = {
         name: kind.__name__
         for name, kind in vars(attacks).items()
         if isinstance(kind, type) and issubclass(kind, attacks.Attack)
     }
-    return {name: own for name, own in found.items() if name != "Attack"}
+    return {name: own for name, own in classes.items() if name != "Attack"}
 
 
 def _class(name: str) -> Any:

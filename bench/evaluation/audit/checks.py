@@ -70,15 +70,15 @@ def _compare_settings(
 ) -> list[ObservedSymptom] | None:
     """Compare the same attack with more and with less of `field`."""
     known = [run for run in runs if run.cell.name and run.cell.traits.get(field, "").isdecimal()]
-    found, pairs = [], 0
+    observed, pairs = [], 0
     for group in group_cells(known, _attack_key):
         for less, more in itertools.permutations(group, 2):
             fewer, greater = _step_counts(less), _step_counts(more)
             others = all(fewer[key] == greater[key] for key in fewer if key != field)
             if fewer[field] < greater[field] and others:
                 pairs += 1
-                found += report_if_weaker(kind, more, less)
-    return found if pairs else None
+                observed += report_if_weaker(kind, more, less)
+    return observed if pairs else None
 
 
 def _step_counts(run: AttackedCell) -> dict[str, int]:
@@ -95,7 +95,7 @@ def _attack_key(run: AttackedCell) -> Hashable:
 
 def _compare_losses(runs: AttackedCells) -> list[ObservedSymptom] | None:
     """Compare the same attack with a loss that saturates and with one that does not."""
-    found, pairs = [], 0
+    observed, pairs = [], 0
     known = [run for run in runs if run.white and run.cell.name]
 
     def but_for_loss(run: AttackedCell) -> Hashable:
@@ -107,8 +107,8 @@ def _compare_losses(runs: AttackedCells) -> list[ObservedSymptom] | None:
             losses = exact.cell.traits.get("loss"), rounded.cell.traits.get("loss")
             if losses == ("margin", "cross-entropy"):
                 pairs += 1
-                found += report_if_weaker(symptoms.SATURATED_LOSS, rounded, exact)
-    return found if pairs else None
+                observed += report_if_weaker(symptoms.SATURATED_LOSS, rounded, exact)
+    return observed if pairs else None
 
 
 def _check_confident_survivors(runs: AttackedCells) -> list[ObservedSymptom] | None:
@@ -117,7 +117,7 @@ def _check_confident_survivors(runs: AttackedCells) -> list[ObservedSymptom] | N
     There the gradient starts without the label's own term, or vanishes. Survivors of a loss on
     logits are not counted.
     """
-    found, looked = [], 0
+    observed, looked = [], 0
     leaving = [run for run in runs if run.white and run.cell.goal == "untargeted"]
     for group in group_cells(leaving, AT):
         rounded = [run for run in group if run.cell.traits.get("loss") == "cross-entropy"]
@@ -135,8 +135,10 @@ def _check_confident_survivors(runs: AttackedCells) -> list[ObservedSymptom] | N
                 "confidence of exactly 1 in float32, where cross-entropy has lost its gradient"
             )
             limit = f"{MIN_EXAMPLES} examples and {CERTAIN_SHARE:.0%} of those left standing"
-            found.append(report_symptom(symptoms.SATURATED_LOSS, together, which, evidence, limit))
-    return found if looked else None
+            observed.append(
+                report_symptom(symptoms.SATURATED_LOSS, together, which, evidence, limit)
+            )
+    return observed if looked else None
 
 
 def _check_saturation(runs: AttackedCells) -> list[ObservedSymptom] | None:
@@ -146,7 +148,7 @@ def _check_saturation(runs: AttackedCells) -> list[ObservedSymptom] | None:
         for each in (_compare_losses(runs), _check_confident_survivors(runs))
         if each is not None
     ]
-    return [sign for each in results for sign in each] if results else None
+    return [symptom for each in results for symptom in each] if results else None
 
 
 def _compare_eps(runs: AttackedCells) -> list[ObservedSymptom] | None:
@@ -154,17 +156,17 @@ def _compare_eps(runs: AttackedCells) -> list[ObservedSymptom] | None:
 
     Single steps, which may overshoot, noise and transferred images are left out.
     """
-    found, pairs = [], 0
+    observed, pairs = [], 0
     own = [run for run in runs if run.cell.threat_model.startswith(("white", "black-box, sc"))]
     several = [run for run in own if run.steps != 1]
     for group in group_cells(several, lambda run: (run.cell.attack, *run.place[:-1])):
         ordered = sorted(group, key=lambda run: run.cell.eps)
         for rank, larger in enumerate(ordered[1:], 1):
             pairs += 1
-            found += report_if_weaker(
+            observed += report_if_weaker(
                 symptoms.LARGER_EPS_WORSE, larger, find_strongest(ordered[:rank])
             )
-    return found if pairs else None
+    return observed if pairs else None
 
 
 # --------------------------------------------------------------------- one attack against another
@@ -172,7 +174,7 @@ def _compare_eps(runs: AttackedCells) -> list[ObservedSymptom] | None:
 
 def _compare_with_noise(runs: AttackedCells) -> list[ObservedSymptom] | None:
     """Compare gradient attacks with noise of the same size, where noise breaks some but not all."""
-    found, pairs = [], 0
+    observed, pairs = [], 0
     for group in group_cells(runs, AT):
         random = [run for run in group if run.is_noise]
         if not random:
@@ -189,21 +191,21 @@ def _compare_with_noise(runs: AttackedCells) -> list[ObservedSymptom] | None:
             if MIN_EXAMPLES <= hit <= n - MIN_EXAMPLES and not helped:
                 limit = f"{MIN_EXAMPLES} broken by noise and {MIN_EXAMPLES} left; "
                 limit += f"no better by p < {SIGNIFICANCE_LEVEL:g}"
-                found.append(
+                observed.append(
                     report_comparison(symptoms.NOISE_AS_STRONG, run, floor, floor.broken, limit)
                 )
-    return found if pairs else None
+    return observed if pairs else None
 
 
 def _compare_with_one_step(runs: AttackedCells) -> list[ObservedSymptom] | None:
     """Compare iterated attacks with the strongest of one gradient."""
-    found, pairs = [], 0
+    observed, pairs = [], 0
     for group in group_cells([run for run in runs if run.white], AT):
         single = [run for run in group if not run.iterated]
         for run in (run for run in group if run.iterated and single):
             pairs += 1
-            found += report_if_weaker(symptoms.ONE_STEP_STRONGER, run, find_strongest(single))
-    return found if pairs else None
+            observed += report_if_weaker(symptoms.ONE_STEP_STRONGER, run, find_strongest(single))
+    return observed if pairs else None
 
 
 def _compare_with_black_box(runs: AttackedCells) -> list[ObservedSymptom] | None:
@@ -211,7 +213,7 @@ def _compare_with_black_box(runs: AttackedCells) -> list[ObservedSymptom] | None
 
     Ensembles are left out: they may contain the attack by scores that they are compared with.
     """
-    found, pairs = [], 0
+    observed, pairs = [], 0
     for group in group_cells(runs, AT):
         white = [run for run in group if run.white and "parts" not in run.cell.traits]
         for run in (run for run in group if run.black and white):
@@ -224,10 +226,10 @@ def _compare_with_black_box(runs: AttackedCells) -> list[ObservedSymptom] | None
             if many or is_stronger(run, together):
                 newly = f"by scores also {MIN_EXAMPLES} and {NEW_SHARE:.0%} newly broken"
                 limit = f"{STRONGER_THRESHOLD}; {newly}"
-                found.append(
+                observed.append(
                     report_comparison(symptoms.BLACK_BOX_STRONGER, together, run, new, limit)
                 )
-    return found if pairs else None
+    return observed if pairs else None
 
 
 def _join_attacks(runs: AttackedCells) -> AttackedCell:
@@ -249,7 +251,7 @@ def _compare_with_source(
     """
     white_box = {run.place for run in runs if run.white}
     there = {(run.cell.model, run.cell.family, run.place): run for run in everywhere if run.white}
-    found, pairs = [], 0
+    observed, pairs = [], 0
     for run in (run for run in runs if run.cell.threat_model == "black-box, transfer"):
         origin = there.get((run.cell.source, run.cell.family, run.place))
         if origin is None or run.place in white_box:
@@ -261,7 +263,7 @@ def _compare_with_source(
             f"{int(lost.sum())} of {int(origin.broken.loc[ids].sum())} that fool {run.cell.source}"
         )
         if are_enough(lost, origin.broken.loc[ids]):
-            found.append(
+            observed.append(
                 report_symptom(
                     symptoms.TRANSFER_FAILURE,
                     run,
@@ -270,7 +272,7 @@ def _compare_with_source(
                     LOST_THRESHOLD,
                 )
             )
-    return found if pairs else None
+    return observed if pairs else None
 
 
 # -------------------------------------------------------------------------------- one attack alone
@@ -278,7 +280,7 @@ def _compare_with_source(
 
 def _check_unit_cube(runs: AttackedCells) -> list[ObservedSymptom] | None:
     """Check iterated gradient attacks at L-inf eps 1, where every image is allowed."""
-    found, pairs = [], 0
+    observed, pairs = [], 0
     for run in (run for run in runs if run.iterated and run.cell.goal == "untargeted"):
         classes = run.records["label"].nunique()
         if run.cell.norm != "linf" or run.cell.eps < 1 or classes < 2:
@@ -288,8 +290,10 @@ def _check_unit_cube(runs: AttackedCells) -> list[ObservedSymptom] | None:
         if left.sum() >= max(MIN_EXAMPLES, LEFT_SHARE * len(left)):
             evidence = f"{int(left.sum())} of {len(left)} are left where every image is allowed"
             limit = f"{MIN_EXAMPLES} examples and {LEFT_SHARE:.0%} of those attacked"
-            found.append(report_symptom(symptoms.UNCONSTRAINED_FAILURE, run, left, evidence, limit))
-    return found if pairs else None
+            observed.append(
+                report_symptom(symptoms.UNCONSTRAINED_FAILURE, run, left, evidence, limit)
+            )
+    return observed if pairs else None
 
 
 def _check_budget_use(runs: AttackedCells) -> list[ObservedSymptom] | None:
@@ -298,7 +302,7 @@ def _check_budget_use(runs: AttackedCells) -> list[ObservedSymptom] | None:
     Ensembles and most libraries return the clean image where they found nothing, which says nothing
     about their iterates.
     """
-    found, looked = [], 0
+    observed, looked = [], 0
     for run in runs:
         cell = run.cell
         if cell.budget != "fixed" or cell.norm == "l0" or "parts" in cell.traits:
@@ -319,13 +323,13 @@ def _check_budget_use(runs: AttackedCells) -> list[ObservedSymptom] | None:
             )
             limit = f"{MIN_EXAMPLES} examples and {MIN_SHARE:.0%} of those left standing"
             limit += ", or all of them"
-            found.append(report_symptom(symptoms.UNUSED_BUDGET, run, short, evidence, limit))
-    return found if looked else None
+            observed.append(report_symptom(symptoms.UNUSED_BUDGET, run, short, evidence, limit))
+    return observed if looked else None
 
 
 def _compare_distances(runs: AttackedCells) -> list[ObservedSymptom] | None:
     """Compare each minimum-norm search with all other attacks that broke the same images."""
-    found, looked = [], 0
+    observed, looked = [], 0
 
     def aim(run: AttackedCell) -> Hashable:
         return run.place[:-1]
@@ -350,9 +354,9 @@ def _compare_distances(runs: AttackedCells) -> list[ObservedSymptom] | None:
                     f"{times}"
                 )
                 limit = f"{MIN_EXAMPLES} examples and {SEARCH_SHARE:.0%} of those attacked"
-                sign = report_symptom(symptoms.BEATEN_SEARCH, run, which, evidence, limit)
-                found.append(dataclasses.replace(sign, eps=math.nan))
-    return found if looked else None
+                symptom = report_symptom(symptoms.BEATEN_SEARCH, run, which, evidence, limit)
+                observed.append(dataclasses.replace(symptom, eps=math.nan))
+    return observed if looked else None
 
 
 def _distances(run: AttackedCell) -> "pd.Series[float]":
@@ -371,19 +375,19 @@ def _check_claims(runs: AttackedCells, kind: Symptom, stop: str) -> list[Observe
     watched = [
         run for run in runs if run.cell.stop == stop and run.white and _is_deterministic(run)
     ]
-    found = []
+    observed = []
     for run in watched:
         claimed = run.records["first_success_step"] >= 0
         sound = run.records["violation"].astype(str) == ""
         lost = claimed & ~run.broken & sound
         if are_enough(lost, lost | run.broken):
             text = f"{int(lost.sum())} of {int((lost | run.broken).sum())} successes are not there"
-            found.append(
+            observed.append(
                 report_symptom(
                     kind, run, lost, f"{text} when the model is asked again", LOST_THRESHOLD
                 )
             )
-    return found if watched else None
+    return observed if watched else None
 
 
 def _is_deterministic(run: AttackedCell) -> bool:
@@ -393,7 +397,7 @@ def _is_deterministic(run: AttackedCell) -> bool:
 
 def _check_rounding(runs: AttackedCells) -> list[ObservedSymptom] | None:
     """Find successes that are lost by rounding to 8 bits."""
-    found = []
+    observed = []
     for run in runs:
         after = run.records["adv_pred_8bit"]
         aim = "label" if run.cell.goal == "untargeted" else "target"
@@ -401,10 +405,10 @@ def _check_rounding(runs: AttackedCells) -> list[ObservedSymptom] | None:
         lost = run.broken & ~held
         if are_enough(lost, run.broken):
             evidence = f"{int(lost.sum())} of {int(run.broken.sum())} successes go with rounding"
-            found.append(
+            observed.append(
                 report_symptom(symptoms.LOST_BY_ROUNDING, run, lost, evidence, LOST_THRESHOLD)
             )
-    return found if runs else None
+    return observed if runs else None
 
 
 CHECKS: dict[str, tuple[Check, str]] = {

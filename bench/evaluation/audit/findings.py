@@ -35,7 +35,7 @@ class Audit(NamedTuple):
     """The symptoms found, model by model, and those that were not checked."""
 
     models: list[str]
-    signs: list[ObservedSymptom]
+    symptoms: list[ObservedSymptom]
     unchecked: list[UncheckedSymptom]
 
 
@@ -64,15 +64,15 @@ def audit_run(
     finished = set(table["cell"][(table["status"] == "ok") & (table["eps"] > 0)])
     runs = list(_attacked_cells([cell for cell in plan if cell.identity in finished], stored))
     models = list(dict.fromkeys(cell.model for cell in plan))
-    found: list[ObservedSymptom] = []
+    all_symptoms: list[ObservedSymptom] = []
     unchecked: list[UncheckedSymptom] = []
     for model in models:
         own = [run for run in runs if run.cell.model == model]
         shown, missing = _read_probes(model, probed.get(model))
-        found += [symptom for symptom in shown if not _is_remedied(symptom, own)]
+        all_symptoms += [symptom for symptom in shown if not _is_remedied(symptom, own)]
         names = {symptom.name for symptom in shown}
         is_random = model in random or symptoms.UNSTABLE_PREDICTIONS.name in names
-        found += _find_nonfinite(table[table["model"] == model])
+        all_symptoms += _find_nonfinite(table[table["model"] == model])
         probe_symptoms = (*probes.MODEL_SYMPTOMS, *probes.TRACE_SYMPTOMS)
         checked = {kind.name for kind in probe_symptoms} - set(missing)
         for name, (check, why) in checks.CHECKS.items():
@@ -80,13 +80,13 @@ def audit_run(
                 missing[name] = RANDOM_MODEL
                 continue
             observed = check(own, runs)
-            found += observed or []
+            all_symptoms += observed or []
             if observed is not None:
                 missing.pop(name, None)
             elif name not in checked:
                 missing[name] = why
         unchecked += [UncheckedSymptom(model, name, why) for name, why in missing.items()]
-    return Audit(models, found, unchecked)
+    return Audit(models, all_symptoms, unchecked)
 
 
 def _find_nonfinite(table: pd.DataFrame) -> Iterator[ObservedSymptom]:

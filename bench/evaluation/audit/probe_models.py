@@ -17,7 +17,7 @@ DEFAULT = Threat(norm="linf", eps=0.1)
 CHECKED = [kind.name for kind in (*probes.MODEL_SYMPTOMS, *probes.TRACE_SYMPTOMS)]
 """What these probes look for: answers of an earlier bench that looked for less are asked again."""
 CHEAP = 0.1
-"""Share of an attack's passes that all probes may take where they are not asked for."""
+"""Fraction of an attack's passes that all probes may take where they are not asked for."""
 DECLINED = "its probes were declined, or would take more than a tenth of the attack's passes"
 
 
@@ -36,14 +36,14 @@ def probe_models(
     Returns:
         For each model the findings as provenance.json stores them.
     """
-    found = {}
-    for label, subject in evaluator.models.items():
-        of = identify_probes(tasks, label, subject.fingerprint, evaluator.data.fingerprint)
+    findings = {}
+    for label, loaded in evaluator.models.items():
+        of = identify_probes(tasks, label, loaded.fingerprint, evaluator.data.fingerprint)
         if label in evaluator.unfit:
-            found[label] = describe_unprobed(of, f"it {evaluator.unfit[label]}")
+            findings[label] = describe_unprobed(of, f"it {evaluator.unfit[label]}")
         else:
-            found[label] = probe_model(evaluator, label, tasks, of, full)
-    return found
+            findings[label] = probe_model(evaluator, label, tasks, of, full)
+    return findings
 
 
 def identify_probes(
@@ -108,7 +108,7 @@ def probe_model(
         tasks: The tasks of the plan.
         of: What `identify_probes` returned.
         full: Run all probes; False compares a few gradients with finite differences only; None
-            runs all if they are cheap beside the attacks.
+            runs all if they are cheap compared with the attacks.
 
     Returns:
         The findings as provenance.json stores them.
@@ -120,13 +120,13 @@ def probe_model(
 
 
 def _own_tasks(tasks: Sequence[plan.AttackTask], label: str) -> list[plan.AttackTask]:
-    """The tasks that attack a model with its own gradients and are not skipped."""
+    """Select the tasks that attack a model with its own gradients and are not skipped."""
     own = [task for task in tasks if task.model == label and task.source == label]
     return [task for task in own if not task.cells[0].reason]
 
 
 def _are_cheap(n: int, tasks: Sequence[plan.AttackTask]) -> bool:
-    """Whether all probes take few gradients beside those that the attacks may take."""
+    """Return whether all probes take few gradients compared with those of the attacks."""
     ahead = n * sum(cell.gradients or 0.0 for task in tasks for cell in task.cells)
     traces = sum(2 * task.spec.params.steps for task in tasks if probes.is_traceable(task.spec))
     return bool(probes.count_examples(n) * (probes.GRADIENTS_PER_EXAMPLE + traces) <= CHEAP * ahead)
@@ -155,7 +155,7 @@ def _probe_one(
         ]
         if not len(right):
             return {**document, "failed": "no example is classified correctly"}
-        subject = probes.ProbedModel(
+        probed = probes.ProbedModel(
             label=label,
             model=evaluator.models[label].model,
             id=seen.id[right],
@@ -163,25 +163,25 @@ def _probe_one(
             y=seen.label[right],
             rows=evaluator.rows[label],
         )
-        curves = {name: task.spec for name, task in traced.items()}
+        specs = {name: task.spec for name, task in traced.items()}
         with streams.protect_streams(evaluator.notes.append, f"the probes of model '{label}'"):
             if full:
-                found = probes.probe_model(subject, _choose_threat(tasks), curves)
+                observed = probes.probe_model(probed, _choose_threat(tasks), specs)
             else:
                 fit = evaluator.models[label]
                 vague = fit.random or any("(batch-dependent" in each for each in fit.findings)
-                found = [] if vague else probes.check_gradients(subject)
+                observed = [] if vague else probes.check_gradients(probed)
                 if vague:
                     document["looked"] = []
     except (SuiteError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # a stranger's model or attack may raise anything
+    except BaseException as error:  # a user's model or attack may raise anything
         return {**document, "failed": describe(error)}
     return {
         **document,
         "n": len(right),
         "seconds": round(time.perf_counter() - started, 3),
-        "signs": [symptoms.to_json(sign) for sign in found],
+        "signs": [symptoms.to_json(symptom) for symptom in observed],
     }
 
 

@@ -1,7 +1,7 @@
-"""Certificates of a suite's models, made and kept as data.
+"""Compute certificates of a suite's models and store them as data.
 
 A suite with `certify` has each model bounded at every eps of its L-inf attacks. Certificates are
-per example: kept in records/, Parquet under another suffix than the attacks' records, one file for
+per example: in records/, Parquet under another suffix than the attacks' records, one file for
 each shard of examples of one model and method, written whole or not at all, its name ending in its
 own hash. Where a smaller eps is not certified a larger one is not tried: the smaller region lies
 inside it, so what is certified shrinks with eps.
@@ -67,26 +67,26 @@ def plan_certification(suite: Suite, evaluator: Evaluator) -> list[Certification
             method=method,
             eps=eps,
             eps_texts=tuple(radii[value] for value in eps),
-            identity=_identity(subject, evaluator, method, eps),
+            identity=_identity(loaded, evaluator, method, eps),
             reason=_unfit_reason(evaluator, label)
             or ("" if eps else "no attack of the suite is in L-inf"),
         )
-        for label, subject in evaluator.models.items()
+        for label, loaded in evaluator.models.items()
         for method in suite.certify
     ]
 
 
 def _unfit_reason(evaluator: Evaluator, label: str) -> str:
-    """Why a model's layers cannot even be looked at; "" if they can."""
+    """Say why a model's layers cannot be read; "" if they can."""
     return f"the model {evaluator.unfit[label]}" if label in evaluator.unfit else ""
 
 
 def _identity(
-    subject: LoadedModel, evaluator: Evaluator, method: CertificationMethod, eps: tuple[float, ...]
+    loaded: LoadedModel, evaluator: Evaluator, method: CertificationMethod, eps: tuple[float, ...]
 ) -> str:
     about = (
-        subject.fingerprint,
-        subject.sketch,
+        loaded.fingerprint,
+        loaded.sketch,
         evaluator.data.fingerprint,
         method,
         eps,
@@ -215,11 +215,11 @@ def _layers(evaluator: Evaluator, model: str) -> tuple[Layer, ...]:
 
     Raises: chain.UnreadableError if they do not, or it has layers without bounds.
     """
-    subject = evaluator.models[model]
-    if subject.random:
+    loaded = evaluator.models[model]
+    if loaded.random:
         raise network.UnreadableError("it answers at random")
     sample = evaluator.data.read(0, min(evaluator.data.n, PROBE_IMAGES)).to(evaluator.device)
-    return network.read_network_in_double(subject.model, sample)
+    return network.read_network_in_double(loaded.model, sample)
 
 
 # ------------------------------------------------------------------------------------------- files
@@ -281,8 +281,8 @@ def read_certificates(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]
         except (
             pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError,
         ) as error:  # fmt: skip
-            told = f"{path}: damaged certificates ({error}); bench run makes it again"
-            raise RecordError(told) from error
+            sentence = f"{path}: damaged certificates ({error}); bench run makes it again"
+            raise RecordError(sentence) from error
         if newer:
             raise RecordError(
                 f"{path}: certificates of schema {about['schema']}, this bench reads up to "
@@ -299,7 +299,7 @@ def _frame(about: Mapping[str, Any], table: "pa.Table") -> pd.DataFrame:
     """
     import pyarrow as pa
 
-    told, seconds = table.replace_schema_metadata(None), about["seconds"]
+    stored, seconds = table.replace_schema_metadata(None), about["seconds"]
     few = all(0 <= each <= schema.MAX_SECONDS for each in seconds)  # a float holds them
     if not isinstance(about["identity"], str) or not few:
         raise ValueError("no identity, or no seconds")
@@ -307,7 +307,7 @@ def _frame(about: Mapping[str, Any], table: "pa.Table") -> pd.DataFrame:
         "model": pa.string(), "method": pa.string(), "eps": pa.float64(), "example": pa.int64(),
         "clean_correct": pa.bool_(), "margin": pa.float64(), "certified": pa.bool_(),
     }  # fmt: skip
-    held = pa.table({name: told[name].cast(kind) for name, kind in types.items()})
+    held = pa.table({name: stored[name].cast(kind) for name, kind in types.items()})
     if any(held[name].null_count for name in types if name != "margin"):
         raise ValueError("an outcome that is none")
     if (about["last"] - about["first"]) * len(seconds) != held.num_rows:

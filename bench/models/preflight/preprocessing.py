@@ -57,7 +57,7 @@ def list_changes(channels: int) -> list[InputChange]:
         Pixel ranges; normalisations for 1 or 3 channels; reversed channels for 3.
     """
     scale = "scale the images in the model's first layer"
-    found = [
+    changes = [
         InputChange(
             "input-range", "with pixels times 255", f"{scale} (255 * x)", lambda x: 255 * x
         ),
@@ -72,7 +72,7 @@ def list_changes(channels: int) -> list[InputChange]:
         add = "it seems not to normalise: make that its first layer (bench.models.Normalise)"
         drop = "it seems to normalise twice: take one of the two away"
         named = f"{whose}'s mean and standard deviation"
-        found += [
+        changes += [
             InputChange("normalisation", f"normalised by {named}", add,
                    lambda x: (x - mean.to(x)) / std.to(x)),
             InputChange("normalisation", f"with {named} undone", drop,
@@ -80,9 +80,9 @@ def list_changes(channels: int) -> list[InputChange]:
         ]  # fmt: skip
     if channels == 3:
         turn = "it seems to expect BGR: reverse the channels in its first layer (x.flip(1))"
-        found.append(InputChange("channel-order", "with the channels reversed", turn,
+        changes.append(InputChange("channel-order", "with the channels reversed", turn,
                             lambda x: x.flip(1)))  # fmt: skip
-    return found
+    return changes
 
 
 def find_wrong_preprocessing(

@@ -35,7 +35,9 @@ def build_audit_views(audit: Audit, eps_texts: Mapping[float, str]) -> list[Mode
     return [
         ModelAuditView(
             model,
-            _tabulate_symptoms([sign for sign in audit.signs if sign.model == model], eps_texts),
+            _tabulate_symptoms(
+                [symptom for symptom in audit.symptoms if symptom.model == model], eps_texts
+            ),
             summarize_audit(audit, model),
             _unchecked(audit, model),
         )
@@ -53,7 +55,7 @@ def summarize_audit(audit: Audit, model: str) -> str:
     Returns:
         The sentence.
     """
-    found = {sign.name for sign in audit.signs if sign.model == model}
+    found = {symptom.name for symptom in audit.symptoms if symptom.model == model}
     checked = len(SYMPTOMS) - sum(each.model == model for each in audit.unchecked)
     if not checked:
         return "No symptom of a failed attack was checked."
@@ -65,17 +67,17 @@ def summarize_audit(audit: Audit, model: str) -> str:
 
 
 def _tabulate_symptoms(
-    signs: Sequence[ObservedSymptom], eps_texts: Mapping[float, str]
+    symptoms: Sequence[ObservedSymptom], eps_texts: Mapping[float, str]
 ) -> View | None:
     """Tabulate one line per symptom and attack, at the eps with most examples."""
     groups: dict[tuple[str, str, str], list[ObservedSymptom]] = {}
-    for sign in signs:
-        groups.setdefault((sign.name, sign.attack, sign.norm), []).append(sign)
+    for symptom in symptoms:
+        groups.setdefault((symptom.name, symptom.attack, symptom.norm), []).append(symptom)
     notes, lines = Footnotes(), []
     for (name, attack, norm), group in groups.items():
-        most, kind = max(group, key=lambda sign: sign.count), SYMPTOMS[name]
+        most, kind = max(group, key=lambda symptom: symptom.count), SYMPTOMS[name]
         note = f"{kind.meaning} What to do: {kind.remedy} Source: {kind.source}."
-        radii = dict.fromkeys(format_eps(sign.eps, eps_texts) for sign in group)
+        radii = dict.fromkeys(format_eps(symptom.eps, eps_texts) for symptom in group)
         ids = ", ".join(map(str, most.examples[:IDS_SHOWN]))
         more = ", ..." if most.count > IDS_SHOWN else ""
         lines.append(

@@ -129,7 +129,7 @@ def tabulate_seeds(frame: pd.DataFrame, eps_texts: Mapping[float, str]) -> list[
         ]  # fmt: skip
         columns = ["attack", "eps", "seeds", "robust: least, median, most", "least", "most"]
         columns += ["under every seed", "robust under every seed"]
-        subject = f"{format_text(model)}, {format_norm(norm)}, {format_text(goal)}"
-        caption = f"{subject}: robust accuracy over seeds"
+        place = f"{format_text(model)}, {format_norm(norm)}, {format_text(goal)}"
+        caption = f"{place}: robust accuracy over seeds"
         found.append(View(caption, columns, lines))
     return found

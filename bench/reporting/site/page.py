@@ -186,7 +186,9 @@ def _line(run: PublishedRun, row: Row, cell: Cell, eps_texts: Mapping[float, str
         else f"{100 * row['robust_accuracy']:.1f}%",
         status=format_text(row["status"]),
         symptoms=[
-            (sign.name, sign.evidence) for sign in run.found.audit.signs if _against(sign, row)
+            (symptom.name, symptom.evidence)
+            for symptom in run.found.audit.symptoms
+            if _against(symptom, row)
         ],
         parameters=[(format_text(key), format_text(value)) for key, value in _parameters(cell)],
         columns=[writer.format_field(name, row, eps_texts) for name in _COLUMNS],
@@ -197,11 +199,15 @@ def _field(text: str, order: Any) -> SortableText:
     return SortableText(text, None if is_missing(order) else float(order))
 
 
-def _against(sign: ObservedSymptom, row: Row) -> bool:
+def _against(symptom: ObservedSymptom, row: Row) -> bool:
     """Check whether a symptom concerns a cell; without attack it concerns all white-box cells."""
-    named = sign.attack == row["attack"] if sign.attack else row["threat_model"] == "white-box"
-    there = sign.norm in ("", row["norm"]) and (is_missing(sign.eps) or sign.eps == row["eps"])
-    return bool(sign.model == row["model"] and named and there and row["eps"] > 0)
+    named = (
+        symptom.attack == row["attack"] if symptom.attack else row["threat_model"] == "white-box"
+    )
+    there = symptom.norm in ("", row["norm"]) and (
+        is_missing(symptom.eps) or symptom.eps == row["eps"]
+    )
+    return bool(symptom.model == row["model"] and named and there and row["eps"] > 0)
 
 
 def _parameters(cell: Cell) -> list[tuple[str, Any]]:

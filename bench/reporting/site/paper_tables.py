@@ -208,10 +208,10 @@ def _table(run: PublishedRun, rows: Sequence[Row], grid: Grid) -> PaperTable:
         body.append([format_text(line), *texts])
     by_model = grid.corner == "model"
     heads = [format_text(name) if by_model else f"eps {format_text(name)}" for name in grid.columns]
-    subject = ["models", f"eps {first['eps_text']}"] if by_model else [str(first["model"])]
+    stem = ["models", f"eps {first['eps_text']}"] if by_model else [str(first["model"])]
     goal = [TARGETED] if first["goal"] == TARGETED else []
     return PaperTable(
-        name=slug("-".join([run.name, *subject, str(first["norm"]), *goal])),
+        name=slug("-".join([run.name, *stem, str(first["norm"]), *goal])),
         caption=_caption(run, rows, by_model),
         frame=pd.DataFrame([*body], columns=pd.Index([grid.corner, *heads]), dtype=object),
         details=table_notes.describe_table(
@@ -258,8 +258,8 @@ def _caption(run: PublishedRun, rows: Sequence[Row], by_model: bool) -> str:
         return f"Robust accuracy in percent at eps {eps}, {format_text(first['goal'])} ({place})."
     what = "Attack success rate" if first["goal"] == TARGETED else "Robust accuracy"
     clean = f", {table_notes.format_clean_accuracy(done)}" if done else ""
-    subject = f"{what} of {format_text(first['model'])} in percent against eps"
-    return f"{subject}, {format_text(first['goal'])} ({place}{clean})."
+    title = f"{what} of {format_text(first['model'])} in percent against eps"
+    return f"{title}, {format_text(first['goal'])} ({place}{clean})."
 
 
 def _with_unique_name(table: PaperTable, taken: set[str]) -> PaperTable:

@@ -103,18 +103,18 @@ class ExperimentRunner:
     """Run sides on the attacked examples; each side is run once."""
 
     def __init__(
-        self, session: Evaluator, ours: plan.AttackTask, reference: plan.AttackTask
+        self, evaluator: Evaluator, ours: plan.AttackTask, reference: plan.AttackTask
     ) -> None:
-        parts = [session.select_examples(ours, first, last) for first, last in session.chunks()]
+        parts = [evaluator.select_examples(ours, first, last) for first, last in evaluator.chunks()]
         self.all = Examples(*map(torch.cat, zip(*parts, strict=True)))
         wanted = self.all.clean_pred == self.all.label
         if ours.spec.goal == "targeted":
             wanted &= self.all.target != self.all.label
         self.chosen = _rows(self.all, wanted)
-        self.judge = session.models[ours.model].model
-        model = session.models[ours.source].model
+        self.judge = evaluator.models[ours.model].model
+        model = evaluator.models[ours.source].model
         own, other = (
-            Side(task.spec, model, task.entry.batch_size or session.rows[task.source])
+            Side(task.spec, model, task.entry.batch_size or evaluator.rows[task.source])
             for task in (ours, reference)
         )
         self.base = ExperimentSetup(own, other)

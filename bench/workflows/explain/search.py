@@ -36,7 +36,7 @@ Listener = Callable[[str], None]
 
 
 def explain_tasks(
-    session: Evaluator,
+    evaluator: Evaluator,
     ours: plan.AttackTask,
     reference: plan.AttackTask,
     on_experiment: Listener = lambda text: None,
@@ -44,7 +44,7 @@ def explain_tasks(
     """Explain why two tasks of one cell each, on the same model, disagree.
 
     Args:
-        session: Evaluator with the loaded model.
+        evaluator: Evaluator with the loaded model.
         ours: Task to be changed.
         reference: Task to compare with.
         on_experiment: Called with a description before each experiment.
@@ -55,7 +55,7 @@ def explain_tasks(
     Raises:
         SuiteError: No example could be attacked, or one of the attacks cannot be run.
     """
-    search = DisagreementSearch(ExperimentRunner(session, ours, reference), on_experiment)
+    search = DisagreementSearch(ExperimentRunner(evaluator, ours, reference), on_experiment)
     closed_by, cause = search.search()
     mine, theirs = search.runner.outcomes(search.runner.base)
     return Explanation(
@@ -306,9 +306,11 @@ def explain_cells(
     )
     limit = options.limit or min(checked.data.limit or EXAMPLES, EXAMPLES)
     on_experiment("loading")
-    session = preparation.load_evaluator(needed, folder, dataclasses.replace(options, limit=limit))
-    mine, theirs = (_task(session, each, identities) for each in (first, second))
-    explanation = explain_tasks(session, mine, theirs, on_experiment)
+    evaluator = preparation.load_evaluator(
+        needed, folder, dataclasses.replace(options, limit=limit)
+    )
+    mine, theirs = (_task(evaluator, each, identities) for each in (first, second))
+    explanation = explain_tasks(evaluator, mine, theirs, on_experiment)
     if folder is not None:
         explanations.write_explanation(folder, explanation)
     return explanation
@@ -328,15 +330,17 @@ def _of_run(folder: Path) -> tuple[Suite, dict[tuple[str, str, float], str]]:
 
 
 def _task(
-    session: Evaluator, found: cell_names.PlannedCell, identities: dict[tuple[str, str, float], str]
+    evaluator: Evaluator,
+    found: cell_names.PlannedCell,
+    identities: dict[tuple[str, str, float], str],
 ) -> plan.AttackTask:
     """Plan the task of one cell, with the facts of the loaded model."""
     model, entry, cell = found.task.model, found.task.entry, found.cell
-    if why := session.unfit_reason(found.task):
+    if why := evaluator.unfit_reason(found.task):
         raise SuiteError(f"cell '{cell.model}/{cell.attack}': {why}")
-    source = session.model_facts(entry.source) if entry.source else None
+    source = evaluator.model_facts(entry.source) if entry.source else None
     task = plan.plan_task(
-        model, entry, session.model_facts(model), session.seed, "independent", source
+        model, entry, evaluator.model_facts(model), evaluator.seed, "independent", source
     )
     (place,) = (k for k, each in enumerate(task.cells) if each.eps == cell.eps)
     planned = task.cells[place]

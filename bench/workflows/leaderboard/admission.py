@@ -120,15 +120,15 @@ def _find_mismatches(
     card: ModelCard, claimed: Snapshot, suite: Suite, options: RunOptions
 ) -> list[str]:
     """Describe how model and examples differ from those of the claim."""
-    session = preparation.load_evaluator(suite, None, dataclasses.replace(options, limit=None))
-    built = session.models[card.model.label].fingerprint
+    evaluator = preparation.load_evaluator(suite, None, dataclasses.replace(options, limit=None))
+    built = evaluator.models[card.model.label].fingerprint
     problems = []
     if built != claimed.models[0].fingerprint:
         problems.append(
             f"model: the card builds one of fingerprint {built[:16]}, the run attacked one of "
             f"{claimed.models[0].fingerprint[:16]}; run the suite with the model of the card"
         )
-    if session.data.fingerprint != claimed.data.fingerprint:
+    if evaluator.data.fingerprint != claimed.data.fingerprint:
         problems.append("data: other examples than the suite's here; run it on the same data")
     return problems
 

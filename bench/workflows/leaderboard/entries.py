@@ -153,17 +153,17 @@ def declared_settings(suite: Suite) -> dict[str, Mapping[str, Any]]:
         SuiteError: An attack is a transfer attack, which does not concern a single model.
     """
     facts = ModelFacts(None, None, model_fingerprint="any", data_fingerprint="any")
-    found = {}
+    settings = {}
     for entry in suite.attacks:
         if entry.source is not None:
             raise SuiteError(
                 f"suite '{suite.name}': attack '{entry.label}' is crafted on another model; "
                 "a leaderboard's attacks see the model that they attack"
             )
-        found[entry.label] = (
+        settings[entry.label] = (
             plan.plan_task("", entry, facts, suite.seed, suite.sweep).cells[0].settings
         )
-    return found
+    return settings
 
 
 def list_shortcomings(snapshot: Snapshot, suite: Suite) -> list[str]:

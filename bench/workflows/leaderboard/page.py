@@ -82,11 +82,11 @@ def write_leaderboard(entries: Sequence[Entry], suite: Suite, out: Path) -> list
         "counting": RULES,
         "suite": suite.text,
     }
-    made = {
+    pages = {
         "leaderboard.md": templates.render_markdown("leaderboard.md", context),
         "leaderboard.html": templates.render_html("leaderboard.html", context),
     }
-    return [write_atomic(out / name, content) for name, content in made.items()]
+    return [write_atomic(out / name, content) for name, content in pages.items()]
 
 
 def _section(entries: Sequence[Entry], threat: RankedThreat) -> LeaderboardSection:
@@ -125,8 +125,8 @@ def _line(standing: RankedModel) -> LeaderboardRow:
     )
 
 
-def _rate(found: Rate) -> str:
-    return format_rate(found.k, found.n, found.low, found.high)
+def _rate(rate: Rate) -> str:
+    return format_rate(rate.k, rate.n, rate.low, rate.high)
 
 
 def _view(attacks: list[str], lines: list[LeaderboardRow]) -> View:

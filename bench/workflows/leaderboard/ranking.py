@@ -50,7 +50,7 @@ def list_threats(suite: Suite) -> list[RankedThreat]:
         (entry.norm, eps.value) for entry in suite.attacks for eps in entry.eps if eps.value > 0
     )
     norms = list(dict.fromkeys(norm for norm, _ in pairs))
-    found = []
+    threats = []
     for norm, value in sorted(pairs, key=lambda pair: (norms.index(pair[0]), -pair[1])):
         there = [
             (entry.label, eps.text)
@@ -58,8 +58,8 @@ def list_threats(suite: Suite) -> list[RankedThreat]:
             for eps in entry.eps
             if (entry.norm, eps.value) == (norm, value)
         ]
-        found.append(RankedThreat(norm, value, there[0][1], tuple(label for label, _ in there)))
-    return found
+        threats.append(RankedThreat(norm, value, there[0][1], tuple(label for label, _ in there)))
+    return threats
 
 
 def rank_models(entries: Sequence[Entry], threat: RankedThreat) -> list[RankedModel]:
@@ -74,7 +74,7 @@ def rank_models(entries: Sequence[Entry], threat: RankedThreat) -> list[RankedMo
     """
     worst = [_worst(entry, threat) for entry in entries]
     ranks = _ranks(worst)
-    found = [
+    ranked = [
         RankedModel(
             rank=rank,
             entry=entry,
@@ -84,7 +84,7 @@ def rank_models(entries: Sequence[Entry], threat: RankedThreat) -> list[RankedMo
         )
         for entry, outcomes, rank in zip(entries, worst, ranks, strict=True)
     ]
-    return sorted(found, key=lambda each: (each.rank, -each.robust.k, each.entry.card.name))
+    return sorted(ranked, key=lambda each: (each.rank, -each.robust.k, each.entry.card.name))
 
 
 def _ranks(outcomes: Sequence[Outcomes]) -> list[int]:

@@ -100,21 +100,23 @@ def attack_image(
     class_names = registered.names() if known and registered.names else ()
     data = _data(image, registered.shape if known else None, class_names, data_dir)
     names, x, stem, shape = data.classes, data.read(0, 1)[0], data.name, data.shape
-    subject = loading.load_model(model, Path(), seed, data, device, data_dir)
+    loaded = loading.load_model(model, Path(), seed, data, device, data_dir)
     if entry.goal == "targeted":
-        targets.resolve_target(entry, subject.classes, names)
-    session = Evaluator(
+        targets.resolve_target(entry, loaded.classes, names)
+    evaluator = Evaluator(
         suite="", seed=seed, device=device, data=data,
-        models={model.label: subject}, rows={model.label: 1}, use_acceleration=False,
+        models={model.label: loaded}, rows={model.label: 1}, use_acceleration=False,
     )  # fmt: skip
-    task = plan.plan_task(model.label, entry, session.model_facts(model.label), seed, "independent")
+    task = plan.plan_task(
+        model.label, entry, evaluator.model_facts(model.label), seed, "independent"
+    )
     task = task._replace(spec=dataclasses.replace(task.spec, trace=True))
-    shard = session.evaluate_chunk(task, 0, 1)
-    record = {str(key): value for key, value in shard.frame.iloc[0].items()}
-    x_adv = shard.x_adv[0, 0]
+    chunk = evaluator.evaluate_chunk(task, 0, 1)
+    record = {str(key): value for key, value in chunk.frame.iloc[0].items()}
+    x_adv = chunk.x_adv[0, 0]
 
     label = record["label"]
-    answers = [_answer(subject.model, each.to(device), label, names) for each in (x, x_adv)]
+    answers = [_answer(loaded.model, each.to(device), label, names) for each in (x, x_adv)]
     png = image_files.write_png(x_adv, out / f"{stem}-adversarial.png")
     again = image_files.decode_image(png, min(shape[1:]), min(shape[1:]), shape[0])
     factor = magnify or _factor(x_adv - x)
@@ -127,10 +129,10 @@ def attack_image(
         known=data.labels is not None,
         label=_name(names, label),
         target=_name(names, record["target"]) if entry.goal == "targeted" else "",
-        losses=[] if shard.losses is None else shard.losses[0, 0].tolist(),
+        losses=[] if chunk.losses is None else chunk.losses[0, 0].tolist(),
         before=answers[0],
         after=answers[1],
-        read_back=_answer(subject.model, again.to(device), label, names),
+        read_back=_answer(loaded.model, again.to(device), label, names),
         record=record,
         png=png,
         figure=drawn,

@@ -67,8 +67,8 @@ def compute_quartiles(values: Sequence[float]) -> Quartiles | None:
 
 
 def _base(race: Race, name: str) -> CompetitorResult | None:
-    found = [each for each in race.outcomes if each.competitor.name == name]
-    return found[0] if found and found[0].status == "ok" else None
+    outcomes = [each for each in race.outcomes if each.competitor.name == name]
+    return outcomes[0] if outcomes and outcomes[0].status == "ok" else None
 
 
 def _over(outcome: CompetitorResult, base: CompetitorResult | None) -> Quartiles | None:
@@ -126,15 +126,15 @@ def _line(race: Race, outcome: CompetitorResult) -> dict[str, str]:
     return line
 
 
-def _seconds(found: Quartiles | None) -> str:
-    if found is None:
+def _seconds(quartiles: Quartiles | None) -> str:
+    if quartiles is None:
         return DASH
-    median, q1, q3 = (numbers.format_number(value) for value in found)
+    median, q1, q3 = (numbers.format_number(value) for value in quartiles)
     return f"{median} s [{q1}, {q3}]"
 
 
-def _factor(found: Quartiles | None) -> str:
-    return DASH if found is None else numbers.format_factor(found.median)
+def _factor(quartiles: Quartiles | None) -> str:
+    return DASH if quartiles is None else numbers.format_factor(quartiles.median)
 
 
 def _memory_over(outcome: CompetitorResult, floor: CompetitorResult | None) -> float | None:
@@ -316,10 +316,10 @@ def _rows(race: Race, outcome: CompetitorResult) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _named(name: str, found: Quartiles | None) -> dict[str, float]:
-    if found is None:
+def _named(name: str, quartiles: Quartiles | None) -> dict[str, float]:
+    if quartiles is None:
         return {}
-    return {name: found.median, f"{name}_q1": found.q1, f"{name}_q3": found.q3}
+    return {name: quartiles.median, f"{name}_q1": quartiles.q1, f"{name}_q3": quartiles.q3}
 
 
 def build_document(races: Sequence[Race], command: str) -> dict[str, Any]:

@@ -159,19 +159,19 @@ def _find_batch_size(task: RaceTask, outcome: CompetitorResult) -> int:
     """
     competitor, tried = outcome.competitor, list_batch_sizes(task)
     short = task.shortened(max(tried))
-    run, found = _prepare(short, outcome), outcome.searched
+    run, searched = _prepare(short, outcome), outcome.searched
     for sweep in range(SWEEPS):
-        if sweep and sum(found.values()) > ENOUGH:
+        if sweep and sum(searched.values()) > ENOUGH:
             break
-        for size in tried if not sweep else list(found):
+        for size in tried if not sweep else list(searched):
             try:
                 _, seconds = _run(competitor, short, partial(run, size))
             except torch.OutOfMemoryError:  # a larger one will not fit either
-                if not found:
+                if not searched:
                     raise
                 break
-            found[size] = min(seconds, found.get(size, seconds))
-    return min(found, key=found.__getitem__)
+            searched[size] = min(seconds, searched.get(size, seconds))
+    return min(searched, key=searched.__getitem__)
 
 
 def _run(

@@ -121,12 +121,12 @@ def load_task(
     if data not in (None, work.data) and _shipped(victim.name, str(data)):
         victim = TargetModel(name=victim.name, weights=str(data))
     model = ModelEntry(name=victim.name, label=victim.name, weights=victim.weights)
-    subject = loading.load_model(model, Path(), 0, images, device, data_dir)
-    subject.model.requires_grad_(False)
+    loaded = loading.load_model(model, Path(), 0, images, device, data_dir)
+    loaded.model.requires_grad_(False)
     x = torch.cat([images.read(at, min(at + 256, images.n)) for at in range(0, images.n, 256)])
     x = x.to(device)
-    rows = timing.rows_per_pass(subject.model, x)
-    predicted = judge.judge(subject.model, x, rows).pred
+    rows = timing.rows_per_pass(loaded.model, x)
+    predicted = judge.judge(loaded.model, x, rows).pred
     given = images.labels is not None and victim.weights != "random"
     y = images.labels.to(device) if given and images.labels is not None else predicted
     raw = {"name": work.attack, "norm": "linf", "eps": [*work.eps], "params": dict(work.params)}
@@ -135,9 +135,9 @@ def load_task(
         work=work,
         victim=victim,
         data=images,
-        fingerprint=subject.fingerprint,
-        classes=subject.classes,
-        model=subject.model,
+        fingerprint=loaded.fingerprint,
+        classes=loaded.classes,
+        model=loaded.model,
         x=x,
         y=y,
         clean=predicted == y,

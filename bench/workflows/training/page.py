@@ -140,15 +140,15 @@ def _value(value: Any) -> str:
 def _adversary(recipe: Recipe) -> str:
     adversary = recipe.adversarial
     assert adversary is not None
-    made = f"images attacked by {_attack(recipe)}, made afresh at every step"
+    sentence = f"images attacked by {_attack(recipe)}, made afresh at every step"
     if adversary.share:
         clean, rest = format_number(adversary.share), format_number(1 - adversary.share)
-        made = f"the loss is {clean} of that on clean images and {rest} of that on {made}"
+        sentence = f"the loss is {clean} of that on clean images and {rest} of that on {sentence}"
     else:
-        made = f"the loss is that on {made}"
+        sentence = f"the loss is that on {sentence}"
     if adversary.warmup:
-        made += f", eps growing until epoch {adversary.warmup + 1}"
-    return made
+        sentence += f", eps growing until epoch {adversary.warmup + 1}"
+    return sentence
 
 
 def _certificate(certificate: Certificate) -> str:
