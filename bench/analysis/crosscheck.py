@@ -68,7 +68,7 @@ def pair_cells(plan: Sequence[Cell], wanted: Sequence[tuple[str, str]]) -> list[
 
 
 def compare_implementations(
-    sides: Sequence[CrosscheckPair],
+    pairs: Sequence[CrosscheckPair],
     table: pd.DataFrame,
     robust: Mapping[str, "pd.Series[bool]"],
     confidence: Mapping[str, "pd.Series[float]"],
@@ -77,7 +77,7 @@ def compare_implementations(
     """Compare the outcomes and images of paired cells.
 
     Args:
-        sides: Those of `pair_cells`.
+        pairs: Those of `pair_cells`.
         table: That of `tables.cell_table`.
         robust: Identity of a cell -> which examples are robust, indexed by example.
         confidence: Identity of a cell -> confidence of the clean prediction, indexed by example.
@@ -89,7 +89,7 @@ def compare_implementations(
     cells = table.drop_duplicates("cell").set_index("cell")
     by_cell: dict[str, dict[str, Any]] = cells.to_dict("index")  # type: ignore[assignment]
     done = [
-        pair for pair in sides if all(by_cell[each.identity]["status"] == "ok" for each in pair)
+        pair for pair in pairs if all(by_cell[each.identity]["status"] == "ok" for each in pair)
     ]
     tests = [  # first: robust under theirs alone, so broken by ours
         metrics.mcnemar_test(robust[pair.reference.identity], robust[pair.ours.identity])

@@ -22,11 +22,11 @@ EXAMPLES_SHOWN = 5
 """Examples per row of an example grid."""
 
 
-def write_run_output(found: RunResults, folder: Path) -> Path:
+def write_run_output(results: RunResults, folder: Path) -> Path:
     """Write every table, plot and page of a run into its folder.
 
     Args:
-        found: The results of the run.
+        results: The results of the run.
         folder: The run's folder.
 
     Returns:
@@ -36,21 +36,21 @@ def write_run_output(found: RunResults, folder: Path) -> Path:
         SuiteError: The folder cannot be written.
     """
     frames = {
-        "table.csv": found.table,
-        "crosscheck.csv": found.crosschecks,
-        "comparisons.csv": found.comparisons,
-        "worst.csv": found.worst,
-        "audit.csv": symptoms.to_frame(found.audit.symptoms),
+        "table.csv": results.table,
+        "crosscheck.csv": results.crosschecks,
+        "comparisons.csv": results.comparisons,
+        "worst.csv": results.worst,
+        "audit.csv": symptoms.to_frame(results.audit.symptoms),
         "unchecked.csv": pd.DataFrame(
-            found.audit.unchecked, columns=list(UncheckedSymptom._fields)
+            results.audit.unchecked, columns=list(UncheckedSymptom._fields)
         ),
     }
     for name, frame in (
-        ("distances.csv", found.distances),
-        ("published.csv", found.published),
-        ("seeds.csv", found.seeds),
-        ("certified.csv", found.certified.table),
-        ("contradictions.csv", found.certified.contradictions),
+        ("distances.csv", results.distances),
+        ("published.csv", results.published),
+        ("seeds.csv", results.seeds),
+        ("certified.csv", results.certified.table),
+        ("contradictions.csv", results.certified.contradictions),
     ):
         if len(frame):
             frames[name] = frame
@@ -60,21 +60,26 @@ def write_run_output(found: RunResults, folder: Path) -> Path:
         files.write_atomic(folder / name, spreadsheet.to_csv(frame))
     # Tables are shared without records: with the hash, a repeated run is compared with them.
     files.write_atomic(
-        folder / fingerprint.FILE, f"{fingerprint.records_hash(found.stored.frame)}\n".encode()
+        folder / fingerprint.FILE, f"{fingerprint.records_hash(results.stored.frame)}\n".encode()
     )
-    examples = list(_load_examples(found, folder))
+    examples = list(_load_examples(results, folder))
     drawn = figures.draw_figures(
-        found.table, examples, folder, found.published, found.searches, found.certified.table
+        results.table,
+        examples,
+        folder,
+        results.published,
+        results.searches,
+        results.certified.table,
     )
     page, _ = writer.write_report(
-        found,
+        results,
         folder,
         notes=[
-            *found.notes,
-            *transfer_matrix.find_hidden_gradients(found.table),
-            *tables.describe_split_votes(found.table),
+            *results.notes,
+            *transfer_matrix.find_hidden_gradients(results.table),
+            *tables.describe_split_votes(results.table),
         ],
-        provenance=_select_provenance(found.provenance),
+        provenance=_select_provenance(results.provenance),
         plots=drawn,
     )
     return page
@@ -96,25 +101,25 @@ def _select_provenance(provenance: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _load_examples(found: RunResults, folder: Path) -> Iterator[figures.AttackedExample]:
+def _load_examples(results: RunResults, folder: Path) -> Iterator[figures.AttackedExample]:
     """Yield the first attacked examples of every cell with stored adversarial images.
 
     The reference of a cross-check is left out: its images are compared pixel by pixel elsewhere.
     So is a cell with examples of another model: they are shown under the model that they were
     crafted on.
     """
-    data = found.provenance["data"]
+    data = results.provenance["data"]
     images = read_images(folder)
-    places = found.stored.row_positions()
+    places = results.stored.row_positions()
     if data["fingerprint"] not in images:
         return
     clean = images[data["fingerprint"]]
-    references = {reference for _, reference in found.provenance["crosschecks"]}
-    for cell in found.plan:
+    references = {reference for _, reference in results.provenance["crosschecks"]}
+    for cell in results.plan:
         there = cell.identity in images and cell.identity in places
         if not there or cell.attack in references or cell.source not in ("", cell.model):
             continue
-        rows = found.stored.frame.iloc[places[cell.identity]]
+        rows = results.stored.frame.iloc[places[cell.identity]]
         seen = rows["example"] < min(len(images[cell.identity]), len(clean))
         for row in rows[rows["clean_correct"] & seen].head(EXAMPLES_SHOWN).to_dict("records"):
             at = row["example"]

@@ -49,7 +49,7 @@ MAX_SVG_BYTES = 400_000
 
 
 def write_report(
-    found: RunResults,
+    results: RunResults,
     folder: Path,
     *,
     notes: Sequence[str],
@@ -62,7 +62,7 @@ def write_report(
     the PNG files by relative path. The same input gives the same bytes.
 
     Args:
-        found: The results of the run.
+        results: The results of the run.
         folder: The run's folder.
         notes: Sentences to print under the failures.
         provenance: Nested facts to print at the end.
@@ -74,39 +74,39 @@ def write_report(
     Raises:
         SuiteError: The folder cannot be written.
     """
-    table, eps_texts = found.table, map_eps_texts(found.table)
-    crosschecks, comparisons, worst = found.crosschecks, found.comparisons, found.worst
+    table, eps_texts = results.table, map_eps_texts(results.table)
+    crosschecks, comparisons, worst = results.crosschecks, results.comparisons, results.worst
     checks = crosscheck_view.tabulate_pair_details(crosschecks, eps_texts)
     context: dict[str, Any] = {
-        "title": format_text(found.provenance["suite"]["title"]),
+        "title": format_text(results.provenance["suite"]["title"]),
         "summary": f"{_summary(table, provenance)}. {_outcome(table)}",
-        "violations": problem_view.list_violations(found.violations, eps_texts),
+        "violations": problem_view.list_violations(results.violations, eps_texts),
         "excluded": problem_view.list_excluded_cells(table, eps_texts),
         "caveats": problem_view.list_caveats(table, eps_texts),
-        "audit": audit_view.build_audit_views(found.audit, eps_texts),
+        "audit": audit_view.build_audit_views(results.audit, eps_texts),
         "notes": list(dict.fromkeys(map(format_text, notes))),
-        "certified": certified_view.build_certified_view(found.certified, worst, eps_texts),
+        "certified": certified_view.build_certified_view(results.certified, worst, eps_texts),
         "worst": accuracy_view.tabulate_worst_case(worst, table, eps_texts),
         "worst_rows": accuracy_view.tabulate_worst_case_counts(worst, table, eps_texts),
         "headline": accuracy_view.tabulate_attacks(table, eps_texts),
-        "rankings": min_norm_view.rank_searches(found.distances),
+        "rankings": min_norm_view.rank_searches(results.distances),
         "compared": pairwise_view.summarize_comparisons(comparisons),
         "differences": pairwise_view.tabulate_differences(comparisons, eps_texts),
         "differing": pairwise_view.list_differences(comparisons, eps_texts),
-        "seeds": pairwise_view.tabulate_seeds(found.seeds, eps_texts),
-        "references": reference_view.tabulate_references(found.published, eps_texts),
+        "seeds": pairwise_view.tabulate_seeds(results.seeds, eps_texts),
+        "references": reference_view.tabulate_references(results.published, eps_texts),
         "transfers": transfer_view.tabulate_transfers(table),
         "sizes": transfer_view.tabulate_perturbation_sizes(table),
         "verdicts": crosscheck_view.summarize_verdicts(crosschecks),
         "pairs": crosscheck_view.tabulate_pairs(crosschecks),
-        "explained": crosscheck_view.list_explanations(found.explanations),
+        "explained": crosscheck_view.list_explanations(results.explanations),
         "unexplained": crosscheck_view.list_explain_commands(
-            crosschecks, found.explanations, eps_texts
+            crosschecks, results.explanations, eps_texts
         ),
         "checks": [(view, _differs(view)) for view in checks],
         "full": _full(table, eps_texts),
         "provenance": _provenance(provenance),
-        "regenerate": found.provenance["sessions"][-1]["command"].strip(),
+        "regenerate": results.provenance["sessions"][-1]["command"].strip(),
         "figures": [_figure(plot, folder) for plot in plots],
     }
     return (
