@@ -12,8 +12,7 @@ from typing import Any
 
 from bench.core.contracts.dataset import Data
 from bench.core.errors import MissingDataError, SuiteError, first_line
-from bench.datasets.as_data import convert_dataset
-from bench.datasets.examples import ExampleReader
+from bench.datasets.as_data import convert_arrays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +86,9 @@ class VisionSet:
                 f"{where}: a file of {', '.join(str(path) for path in paths)} is damaged or "
                 f"another than the published one ({first_line(error)}); fetch {self.archive} again"
             ) from error
-        reader = ExampleReader(where=where)
-        return convert_dataset(self.name, dataset, reader, limit, self.classes)
+        labels = dataset.labels if self.kind == "SVHN" else dataset.targets
+        # All at once: image by image took four times as long on 10,000 images of CIFAR-10.
+        return convert_arrays(where, self.name, dataset.data, labels, limit, None, self.classes)
 
     def _missing(self, absent: Sequence[Path], data_dir: Path, why: str) -> MissingDataError:
         """Return the error that says which file is missing, where it belongs and how to get it."""
