@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import bench
 from bench.cli import cli
@@ -257,6 +258,21 @@ def test_the_pytest_example_passes(my_project):
     )
     done = _run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_example.py", cwd=my_project)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["torchvision:FakeData", "mine.npz"])
+def test_the_data_of_the_data_page_can_be_planned(name, tmp_path):
+    images = np.zeros((6, 9, 9, 3), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", pictures=images, kinds=np.arange(6) % 2)
+    data = _block("bench/datasets/README.md", "toml", name)
+    rest = (
+        '[[models]]\nname = "softmax"\nweights = "random"\n'
+        '[[attacks]]\nname = "fgsm"\nnorm = "linf"\neps = [0.1]\n'
+    )
+    (tmp_path / "own.toml").write_text(f'schema = 1\nname = "own"\n{data}{rest}')
+    done = CliRunner().invoke(cli, ["plan", str(tmp_path / "own.toml")])
+    assert done.exit_code == 0, done.output
+    assert "images of 3 x 8 x 8" in done.output or "0 = cat, 1 = dog" in done.output
 
 
 @pytest.fixture

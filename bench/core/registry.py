@@ -2,7 +2,8 @@
 
 `find("attacks", "pgd")` imports bench/attacks/pgd.py and returns its ATTACK. A user's code is named
 as "package.module:NAME" or "path/file.py:NAME" (relative to the suite's folder) and is executed; so
-can be a model's "path/net.pt2", a program in a file, which its entry must therefore say to trust.
+can be a model's "path/net.pt2", a program in a file, which its entry must therefore say to trust. A
+file of data, such as "path/data.npz", is read by bench's own readers.
 "library:NAME" goes to the adapter of that library, where bench has one.
 """
 
@@ -12,7 +13,6 @@ import importlib.util
 import pkgutil
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -31,22 +31,32 @@ class Resolver(NamedTuple):
 
     recognizes: Callable[[str], bool]
     open: Callable[[Path], Any]
+    content: str
+    """What such a file holds, with an article."""
+    is_code: bool
+    """Whether the file is the user's code, as a program is, and data are not."""
 
 
 _resolvers: dict[str, Resolver] = {}
 
 
 def add_resolver(
-    kind: str, recognizes: Callable[[str], bool], open_: Callable[[Path], Any]
+    kind: str,
+    recognizes: Callable[[str], bool],
+    open_: Callable[[Path], Any],
+    content: str,
+    is_code: bool,
 ) -> None:
     """Register how the package of a kind opens names that are files; called on its import.
 
     Args:
         kind: "attacks", "models" or "datasets".
         recognizes: Returns whether a name is that of such a file.
-        open_: Returns the object in the file at a path.
+        open_: Returns the factory that reads the file at a path.
+        content: What such a file holds, with an article, for messages.
+        is_code: Whether the file is the user's code.
     """
-    _resolvers[kind] = Resolver(recognizes, open_)
+    _resolvers[kind] = Resolver(recognizes, open_, content, is_code)
 
 
 def names(kind: str) -> list[str]:
@@ -69,10 +79,12 @@ def built_in(kind: str, name: str) -> bool:
         name: A name as `find` takes it.
 
     Returns:
-        False for a user's file or module, and for a model's file.
+        False for a user's file or module, and for a model's file; True for a file of data, which
+        bench's own readers read.
     """
-    if _resolver(kind, name) is not None:
-        return False
+    resolver = _resolver(kind, name)
+    if resolver is not None:
+        return not resolver.is_code
     return ":" not in name or name.partition(":")[0] in _adapters(kind)
 
 
@@ -81,12 +93,12 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
 
     Args:
         kind: "attacks", "models" or "datasets".
-        name: A built-in name, "library:NAME", "module:NAME", "file.py:NAME" or, for a model, a file
-            of its own.
+        name: A built-in name, "library:NAME", "module:NAME", "file.py:NAME" or, for a model or a
+            data set, a file of its own.
         base: Folder that file names start from; the working folder by default.
 
     Returns:
-        The record, the object of that name, or a callable that opens the model's file.
+        The record, the object of that name, or a callable that reads the file.
 
     Raises:
         SuiteError: There is none (the message names the nearest known name), or the user's file
@@ -95,9 +107,9 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
     resolver = _resolver(kind, name)
     if resolver is not None:
         path = Path(base or ".") / name
-        if not _there(path):
-            raise SuiteError(f"{path}: expected a program's file there, found none")
-        return partial(resolver.open, path)
+        if "{" not in name and not _there(path):  # a pattern of several files is checked when read
+            raise SuiteError(f"{path}: expected {resolver.content} there, found none")
+        return resolver.open(path)
     if ":" not in name:
         if name not in _modules(kind) or not hasattr(_builtin(kind, name), RECORDS[kind]):
             raise SuiteError(f"{kind[:-1]} '{name}' is unknown; {nearest(name, names(kind))}")

@@ -59,7 +59,7 @@ def decode_image(path: Path, resize: int, crop: int, channels: int = 3) -> Tenso
     mode = "RGB" if channels == 3 else "L"
     with _open_image(path, path) as image:
         check_size(*image.size, resize)
-        resized = functional.resize(_convert(image, mode), resize)
+        resized = functional.resize(convert_image(image, mode), resize)
         square = functional.center_crop(resized, crop)
     levels: Tensor = functional.pil_to_tensor(square)
     return levels.float() / 255
@@ -117,8 +117,19 @@ def _check_kind(image: Image.Image) -> None:
         raise ValueError(f"it holds {frames} pictures; save the one that is meant by itself")
 
 
-def _convert(image: Image.Image, mode: str) -> Image.Image:
-    """Convert an open image to upright 8-bit RGB or grey; raise ValueError if that is ambiguous."""
+def convert_image(image: Image.Image, mode: str) -> Image.Image:
+    """Convert an open image to upright 8-bit RGB or grey.
+
+    Args:
+        image: The image.
+        mode: "RGB" or "L".
+
+    Returns:
+        A new image of that mode.
+
+    Raises:
+        ValueError: Its pixels have no single meaning: transparent, animated or of 32 bits.
+    """
     _check_kind(image)
     turn = TRANSPOSITIONS.get(_orientation(image))
     seen_through = {"A", "a"} & {*image.getbands()} or "transparency" in image.info

@@ -25,7 +25,7 @@ import hashlib
 import itertools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ from bench.core.contracts.dataset import Data, Dataset
 from bench.core.errors import MissingDataError, SuiteError
 from bench.datasets import inputs
 from bench.datasets.image_files import decode_image, describe_treatment
-from bench.datasets.imagenet_classes import load_imagenet_names
+from bench.datasets.imagenet_classes import load_imagenet_names, load_imagenet_wnids
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LEFT_BY_TOOLS = ("__MACOSX", "__pycache__", "@eaDir")
@@ -117,24 +117,61 @@ def load(
         labels = torch.tensor([given.folders[path.parent.name] for path in paths])
         names, described = given.names, _describe_labels(given, data_dir)
     name = data_dir.resolve().name
-    hashed, treated = _hash_files(paths)
+    return make_data(
+        WHERE,
+        name if labels is not None else f"{name} (labels: the model's clean predictions)",
+        paths,
+        labels,
+        names,
+        (resize, crop),
+        {**described, **_describe_skipped(data_dir, folders)},
+    )
+
+
+def make_data(
+    where: str,
+    name: str,
+    paths: Sequence[Path],
+    labels: Tensor | None,
+    classes: tuple[str, ...],
+    sizes: tuple[int, int],
+    described: Mapping[str, str],
+) -> Data:
+    """Make a data set of image files, which are decoded when they are read.
+
+    Args:
+        where: Start of error messages.
+        name: Name in tables.
+        paths: The files in the order of the examples.
+        labels: (n,), int64; None for the model's clean predictions.
+        classes: Names of the classes in index order.
+        sizes: Length of the short side after resizing, and side of the middle square, in pixels.
+        described: What the mapping says besides pixels and files.
+
+    Returns:
+        The data set, whose fingerprint covers the content of the files.
+
+    Raises:
+        SuiteError: A file cannot be read, or is no image.
+    """
+    resize, crop = sizes
+    hashed, treated = _hash_files(where, paths)
 
     def read(first: int, last: int) -> Tensor:
         return torch.stack([decode_image(path, resize, crop) for path in paths[first:last]])
 
     return Data(
-        name=name if labels is not None else f"{name} (labels: the model's clean predictions)",
+        name=name,
         read=read,
         labels=labels,
         n=len(paths),
         shape=(3, crop, crop),
-        classes=names,
+        classes=classes,
         fingerprint=_fingerprint(hashed, treated, labels, resize, crop),
         mapping={
             "pixels": "8 bits a channel, divided by 255",
             "files": _describe_files(paths, treated, resize, crop),
             **described,
-            **_describe_skipped(data_dir, folders),
         },
     )
 
@@ -191,7 +228,7 @@ def _describe_skipped(data_dir: Path, folders: Sequence[Path]) -> dict[str, str]
     return {"left out": ", ".join(counts)} if counts else {}
 
 
-def _hash_files(paths: Sequence[Path]) -> tuple[list[bytes], list[str]]:
+def _hash_files(where: str, paths: Sequence[Path]) -> tuple[list[bytes], list[str]]:
     """Return the SHA-256 of each file, and its treatment beyond resizing and cropping."""
     hashed, treated = [], []
     for path in paths:
@@ -199,7 +236,7 @@ def _hash_files(paths: Sequence[Path]) -> tuple[list[bytes], list[str]]:
             content = path.read_bytes()
         except OSError as error:
             raise SuiteError(
-                f"{WHERE}: {path} could not be read: {error.strerror}; mend or remove it"
+                f"{where}: {path} could not be read: {error.strerror}; mend or remove it"
             ) from error
         hashed.append(hashlib.sha256(content).digest())
         treated.append(describe_treatment(path, content))
@@ -219,7 +256,7 @@ def _label_folders(
     """
     if given is not None:
         return _label_by_list(names, given)
-    wnids = Path(__file__).with_name("imagenet_wnids.txt").read_text(encoding="ascii").split()
+    wnids = load_imagenet_wnids()
     known, numbers = set(filled) & set(wnids), [n for n in names if _NUMBER.fullmatch(n)]
     if known == set(filled):
         order = {name: index for index, name in enumerate(wnids)}

@@ -4,12 +4,11 @@ The fingerprint covers images and labels, so that records of different data are 
 `bench.datasets.inputs` lists the accepted types.
 """
 
-import hashlib
-
 from torch import Tensor
 
 from bench.core.contracts.dataset import Data
 from bench.datasets import inputs
+from bench.datasets.content_hash import ContentHash
 
 
 def make_data(name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Data:
@@ -30,9 +29,9 @@ def make_data(name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...
     where = f"data {name}"
     inputs.check_shapes(where, images, labels)
     plain, y = inputs.to_float_images(where, images), inputs.check_labels(where, labels)
-    digest = hashlib.sha256(str((tuple(plain.shape), plain.dtype)).encode())
-    digest.update(plain.numpy().tobytes())
-    digest.update(y.numpy().tobytes())
+    inputs.check_classes(where, y, classes)
+    content = ContentHash(tuple(plain.shape), plain.dtype)
+    content.update(plain)
 
     def read(first: int, last: int) -> Tensor:
         return inputs.scale_images(plain[first:last])
@@ -44,6 +43,6 @@ def make_data(name: str, images: Tensor, labels: Tensor, classes: tuple[str, ...
         n=len(y),
         shape=(plain.shape[1], plain.shape[2], plain.shape[3]),
         classes=classes,
-        fingerprint=digest.hexdigest(),
+        fingerprint=content.finish(y),
         mapping=inputs.describe_mapping(images, plain, y, classes),
     )

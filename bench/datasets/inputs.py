@@ -113,6 +113,27 @@ def check_labels(where: str, y: Tensor) -> Tensor:
     return plain
 
 
+def check_classes(where: str, y: Tensor, classes: Sequence[str]) -> None:
+    """Check that every label has a class.
+
+    Args:
+        where: Start of the error message.
+        y: Result of `check_labels`, (n,).
+        classes: Names of the classes in index order; empty if unknown.
+
+    Raises:
+        SuiteError: There are labels without a class, for example because they count from 1.
+    """
+    if not classes or not len(y) or int(y.max()) < len(classes):
+        return
+    low, high = int(y.min()), int(y.max())
+    remedy = "; they count from 1, so subtract 1" if (low, high) == (1, len(classes)) else ""
+    raise SuiteError(
+        f"{where}: expected labels from 0 to {len(classes) - 1}, one for each of "
+        f"{len(classes)} classes, got {low} to {high}{remedy}"
+    )
+
+
 def check_data(name: str, data: Data) -> Data:
     """Check a data set, and make it check every slice that is read later.
 
@@ -185,7 +206,10 @@ def describe_mapping(x: Tensor, plain: Tensor, y: Tensor, classes: Sequence[str]
     """
     mapping = {"pixels": _pixels(x.dtype, plain)}
     if len(y):
-        mapping["labels"] = f"{len(y.unique())} classes from {int(y.min())} to {int(y.max())}"
+        low, high, n_classes = int(y.min()), int(y.max()), len(y.unique())
+        mapping["labels"] = f"{n_classes} classes from {low} to {high}"
+        if low == 1 and n_classes == high:
+            mapping["labels"] += "; if they count from 1, subtract 1"
     if classes:
         mapping["classes"] = list_names(classes)
     return mapping
@@ -290,9 +314,11 @@ def _check_range(where: str, x: Tensor) -> None:
         return
     low, high = (float(value) for value in x.aminmax())
     if not (low >= 0 and high <= 1):  # false for NaN, too
+        remedy = "scale the images, and normalise inside the model"
+        if low >= 0 and 1 < high <= 255 and torch.equal(x, x.round()):
+            remedy = "scale the images: divide them by 255, or give these levels as uint8"
         raise SuiteError(
-            f"{where}: expected pixels in [0, 1], got [{low:.4g}, {high:.4g}]; "
-            "scale the images, and normalise inside the model"
+            f"{where}: expected pixels in [0, 1], got [{low:.4g}, {high:.4g}]; {remedy}"
         )
 
 

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.core import checkpoint, files, registry, rng
-from bench.core.contracts.dataset import Data, Dataset
+from bench.core.contracts.dataset import Data
 from bench.core.contracts.model import Model
 from bench.core.contracts.types import Access
 from bench.core.errors import SuiteError, describe, location, nearest
+from bench.core.foreign import call_factory
 from bench.datasets import inputs
-from bench.datasets.in_memory import make_data
+from bench.datasets.as_data import as_data, call_loader, find_loader
 from bench.engine import determinism
 from bench.models.fingerprint import describe_value
 from bench.models.preflight.checks import LoadedModel, preflight
@@ -80,22 +81,10 @@ def load_data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -
     most = min(limits) if limits else None
     if most is not None and most < 1:
         raise SuiteError(f"data {entry.name}: limit: expected at least 1, got {most}")
-    registered = registry.find("datasets", entry.name, base)
-    load = registered.load if isinstance(registered, Dataset) else registered
+    load = find_loader(entry.name, base)
     offered = {"split": entry.split, "limit": most, "data_dir": data_dir}
-    arguments = {**_accepted_arguments(load, offered), **entry.params}
-    where = f"data {entry.name}"
-    loaded = returned = _call_factory(where, lambda: load(**arguments))
-    if isinstance(loaded, tuple) and len(loaded) == 2:
-        check_tensors(entry.name, *loaded)
-        loaded = make_data(entry.name, loaded[0][:most], loaded[1][:most], ())
-    if not isinstance(loaded, Data):
-        raise SuiteError(
-            f"{where}: expected the factory to return (images, labels) or a Data, "
-            f"got {type(loaded).__name__}"
-        )
-    limited = inputs.limit_data(loaded, most)
-    checked: Data = _call_factory(where, lambda: inputs.check_data(entry.name, limited))
+    returned = call_loader(entry.name, load, offered, entry.params)
+    checked = as_data(returned, name=entry.name, limit=most)
     if "split" in inspect.signature(load).parameters:
         mapping = {"split": entry.split, **checked.mapping}
         checked = dataclasses.replace(checked, mapping=mapping)
@@ -139,25 +128,6 @@ def describe_params(params: Mapping[str, Any], base: Path) -> str:
         return value if content is None else hashlib.sha256(content).hexdigest()
 
     return repr(describe_value(params))
-
-
-def _call_factory(where: str, factory: Callable[[], Any]) -> Any:
-    """Call a factory; what foreign code raises becomes a SuiteError of one sentence."""
-    try:
-        return factory()
-    except (SuiteError, KeyboardInterrupt):
-        raise
-    except BaseException as error:
-        raise SuiteError(f"{where}: {describe(error)} ({location(error)})") from error
-
-
-def _accepted_arguments(load: Callable[..., Any], offered: Mapping[str, Any]) -> dict[str, Any]:
-    """Select those of the `offered` arguments that the user's factory has parameters for."""
-    parameters = inspect.signature(load).parameters.values()
-    if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return dict(offered)
-    names = {p.name for p in parameters}
-    return {key: value for key, value in offered.items() if key in names}
 
 
 def check_tensors(name: str, x: Any, y: Any) -> None:
@@ -270,7 +240,7 @@ def _build(entry: ModelEntry, base: Path, seed: int, own_weights: Path) -> Any:
     registered = registry.find("models", entry.name, base)
     build = registered.build if isinstance(registered, Model) else registered
     with rng.seed_global(seed, "weights", entry.name):
-        model = _call_factory(f"model '{entry.label}'", lambda: build(**entry.params))
+        model = call_factory(f"model '{entry.label}'", lambda: build(**entry.params))
     if not isinstance(model, nn.Module) and callable(model) and entry.weights is None:
         if entry.access != "gradient":
             return model
@@ -336,7 +306,7 @@ def _read_state(
         and name in registered.published_names
     ):
         published = registered.published
-        return _call_factory(where, lambda: published(name))  # type: ignore[no-any-return]
+        return call_factory(where, lambda: published(name))  # type: ignore[no-any-return]
     if name in known:
         return checkpoint.read_tensors(where, own_weights / file)
     if Path(name).suffix in checkpoint.SUFFIXES:

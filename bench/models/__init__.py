@@ -6,7 +6,15 @@ is attacked, `fingerprint` identifies what it computes, `serialized/` loads expo
 `engine`, `attacks` and `datasets`.
 """
 
+from functools import partial
+
 from bench.core import registry
 from bench.models import serialized
 
-registry.add_resolver("models", serialized.is_program_file, serialized.load_program)
+registry.add_resolver(
+    "models",
+    serialized.is_program_file,
+    lambda path: partial(serialized.load_program, path),
+    content="a program's file",
+    is_code=True,
+)

@@ -300,7 +300,7 @@ def short(): return x, y[:3]
 def floats(): return x, y.float()
 def negative(): return x, y - 1
 def empty(): return x[:0], y[:0]
-def arrays(): return x.numpy(), y.numpy()
+def text(): return 'images', y
 def one(): return x
 def broken(): return 1 / 0
 """
@@ -362,8 +362,8 @@ def test_levels_of_8_bits_and_doubles_become_floats_in_the_unit_interval(
         ("floats", {}, "torch.float32"),
         ("negative", {}, "expected labels from 0, got -1"),
         ("empty", {}, "expected at least one example, got none"),
-        ("arrays", {}, "expected two tensors, got "),
-        ("one", {}, "expected the factory to return (images, labels) or a Data, got Tensor"),
+        ("text", {}, "expected images in a tensor or an array, got str"),
+        ("one", {}, "expected (images, labels) as tensors or arrays, a map-style data set"),
         ("broken", {}, "ZeroDivisionError: division by zero (mine.py:"),
     ],
 )
