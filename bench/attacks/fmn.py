@@ -170,4 +170,5 @@ ATTACK = IterativeAttack(
     budget="minimum",
     rule=Rule(init=init, respond=respond, result=result, seeks=True),
     traits=traits,
+    version=2,  # since 2, the projection in l2 reaches a corner at exactly the radius
 )

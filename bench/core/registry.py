@@ -85,7 +85,21 @@ def built_in(kind: str, name: str) -> bool:
     resolver = _resolver(kind, name)
     if resolver is not None:
         return not resolver.is_code
-    return ":" not in name or name.partition(":")[0] in _adapters(kind)
+    return ":" not in name or names_library(kind, name)
+
+
+def names_library(kind: str, name: str) -> bool:
+    """Return whether a name belongs to a library that bench has an adapter of.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+        name: A name as `find` takes it.
+
+    Returns:
+        True for "library:NAME"; False for a path with a colon in it.
+    """
+    library, colon, _ = name.partition(":")
+    return bool(colon) and library in _adapters(kind)
 
 
 def find(kind: str, name: str, base: Path | None = None) -> Any:
@@ -101,8 +115,9 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
         The record, the object of that name, or a callable that reads the file.
 
     Raises:
-        SuiteError: There is none (the message names the nearest known name), or the user's file
-            raised while it was imported (the message names the line).
+        SuiteError: There is none (the message names the nearest known name), the name ends before
+            its object's, or the user's file raised while it was imported (the message names the
+            line).
     """
     resolver = _resolver(kind, name)
     if resolver is not None:
@@ -110,12 +125,18 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
         if "{" not in name and not _there(path):  # a pattern of several files is checked when read
             raise SuiteError(f"{path}: expected {resolver.content} there, found none")
         return resolver.open(path)
+    file = name.rstrip(":")
+    if file.endswith(".py"):  # folders may have colons in their names
+        raise SuiteError(
+            f"'{name}': expected a file and the name of what is in it, got no name; "
+            f"write '{file}:NAME'"
+        )
     if ":" not in name:
         if name not in _modules(kind) or not hasattr(_builtin(kind, name), RECORDS[kind]):
             raise SuiteError(f"{kind[:-1]} '{name}' is unknown; {nearest(name, names(kind))}")
         return getattr(_builtin(kind, name), RECORDS[kind])
-    library, _, rest = name.partition(":")
-    if library in _adapters(kind):
+    if names_library(kind, name):
+        library, _, rest = name.partition(":")
         return _builtin(f"{kind}.adapters", library).adapt(rest)
     where, _, attribute = name.rpartition(":")
     module = _file(Path(base or ".") / where) if where.endswith(".py") else _module(where)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.core.errors import ContractError
 from bench.engine.model_state import eval_mode
-from bench.evaluation.process_state import ProcessState
+from bench.evaluation.process_state import LOST, ProcessState
 from bench.models.query_only import QueryOnlyModel
 
 MAX_COPY_BYTES = 2 * 2**30
@@ -73,9 +73,10 @@ class StateGuard:
         if model:
             raise ContractError(f"the attack changed the model: {_list_first(model)}")
         if process:
+            rest = "all else" if any(name.endswith(LOST) for name in process) else "it"
             raise ContractError(
                 f"the attack changed what every other cell relies on: {_list_first(process)}; "
-                "it was put back"
+                f"{rest} was put back"
             )
 
 

@@ -1,12 +1,16 @@
 """Record the global state of the process before foreign code runs, and restore it afterwards.
 
-The state is torch's settings, the hooks on every module, and the functions and methods that bench,
-its models and its attacks call. Changes that could alter a result are reported by name; others (the
-environment, the working folder, signal handlers, warnings, print options) are undone silently. The
-random state belongs to `rng.seeded`.
+The state is the settings of torch and Python, the modes and levels that torch nests, the hooks on
+every module, and the functions and methods that bench, its models and its attacks call. Changes
+that could alter a result are reported by name; others (the environment, the working folder, signal
+handlers, warnings, print options) are undone silently. What cannot be put back is reported, too.
+The random state belongs to `rng.seeded`. Devices and streams of CUDA are not recorded.
 """
 
 import contextlib
+import decimal
+import gc
+import locale
 import logging
 import os
 import signal
@@ -21,7 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as modules
+from torch.nn.utils import parametrize
 from torch.overrides import _pop_mode as pop_function_mode
 from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
 
@@ -44,12 +50,62 @@ TORCH_SETTINGS = (
     "backends.cudnn.benchmark", "backends.mkldnn.fp32_precision",
     "backends.mkldnn.matmul.fp32_precision", "backends.mkldnn.conv.fp32_precision",
     "backends.mkldnn.rnn.fp32_precision", "backends.mkldnn.enabled",
-    "backends.mkldnn.deterministic",
+    "backends.mkldnn.deterministic", "backends.opt_einsum.enabled", "backends.opt_einsum.strategy",
+    "backends.quantized.engine", "utils.deterministic.fill_uninitialized_memory",
+    "utils.checkpoint._enable_checkpoint_early_stop", "utils.checkpoint._checkpoint_debug_enabled",
+    "__future__._overwrite_module_params_on_conversion",
+    "__future__._swap_module_params_on_conversion",
 )  # fmt: skip
 """Settings that are attributes of torch; those that this version lacks are ignored."""
+CPU = torch.device("cpu")
 TORCH = Path(torch.__file__).parent
 UNREADABLE = "mixed"
 """Value of a setting that torch refuses to report, where its old and new form disagree."""
+
+
+TORCH_SWITCHES = (
+    ("torch.autograd.forward_ad", "_is_fwd_grad_enabled", "_set_fwd_grad_enabled"),
+    (
+        "torch.autograd.set_multithreading_enabled",
+        "_is_multithreading_enabled", "_set_multithreading_enabled",
+    ),
+    (
+        "torch.autograd._force_original_view_tracking",
+        "_is_view_replay_enabled", "_set_view_replay_enabled",
+    ),
+    ("torch functions, disabled", "_get_torch_function_state", "_set_torch_function_state"),
+    ("torch.jit's tracing", "_get_tracing_state", "_set_tracing_state"),
+    ("autocast's cache", "is_autocast_cache_enabled", "set_autocast_cache_enabled"),
+    (
+        "torch.sparse.check_sparse_tensor_invariants",
+        "_check_sparse_tensor_invariants", "_set_check_sparse_tensor_invariants",
+    ),
+    ("torch.backends.nnpack", "_get_nnpack_enabled", "_set_nnpack_enabled"),
+    (
+        "torch.backends.cuda.enable_flash_sdp",
+        "_get_flash_sdp_enabled", "_set_sdp_use_flash",
+    ),
+    (
+        "torch.backends.cuda.enable_mem_efficient_sdp",
+        "_get_mem_efficient_sdp_enabled", "_set_sdp_use_mem_efficient",
+    ),
+    ("torch.backends.cuda.enable_math_sdp", "_get_math_sdp_enabled", "_set_sdp_use_math"),
+    ("torch.backends.cuda.enable_cudnn_sdp", "_get_cudnn_sdp_enabled", "_set_sdp_use_cudnn"),
+    (
+        "torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp",
+        "_get_math_sdp_allow_fp16_bf16_reduction", "_set_math_sdp_allow_fp16_bf16_reduction",
+    ),
+)  # fmt: skip
+"""Switches behind torch's context managers: name, getter and setter in torch._C; those that this
+version lacks are ignored."""
+
+SIGNALS = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGALRM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1,
+    signal.SIGUSR2, signal.SIGCHLD, signal.SIGPIPE,
+)  # fmt: skip
+"""Signals whose handlers are recorded: all that a process gets in its ordinary life."""
+LOST = " (which could not be put back)"
+"""Ends the name of what `ProcessState.restore` reports without having restored it."""
 
 
 class Setting(NamedTuple):
@@ -81,6 +137,11 @@ def _torch_setting(path: str) -> Setting | None:
     return Setting(f"torch.{path}", get, lambda value: setattr(place, last, value))
 
 
+def _torch_switch(name: str, get: str, put: str) -> Setting | None:
+    getter, setter = getattr(torch._C, get, None), getattr(torch._C, put, None)
+    return None if getter is None or setter is None else Setting(name, getter, setter)
+
+
 def _matmul_precision() -> str:
     try:
         return torch.get_float32_matmul_precision()
@@ -105,10 +166,15 @@ def _set_inference_mode(value: bool) -> None:
     _GUARDS.append(guard)
 
 
+def _default_device() -> torch.device:
+    # torch.get_default_device calls functions, and a mode that was left on may raise on every call.
+    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    return CPU if context is None else context.device
+
+
 def _set_default_device(value: torch.device) -> None:
-    torch.set_default_device(None)
-    if torch.get_default_device() != value:
-        torch.set_default_device(value)
+    with torch._C.DisableTorchFunction():
+        torch.set_default_device(None if value == CPU else value)
 
 
 def _autocast(kind: str) -> Setting:
@@ -154,6 +220,48 @@ def _pop_to_length(pop: Callable[[], Any], length: Callable[[], int]) -> Callabl
     return put
 
 
+def _leave_dual_levels(value: int) -> None:
+    while forward_ad._current_level > value:
+        forward_ad.exit_dual_level()
+
+
+def _saved_tensor_hooks_disabled() -> Any:
+    """Return why hooks on saved tensors are disabled; None if they are not."""
+    return torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
+
+
+def _set_saved_tensor_hooks_disabled(value: Any) -> None:
+    if value is None:
+        torch._C._autograd._saved_tensors_hooks_enable()
+    else:
+        torch._C._autograd._saved_tensors_hooks_disable(value)
+
+
+def _dispatch_keys() -> tuple[int, int]:
+    """Return the dispatch keys that this thread includes and excludes, as bits."""
+    include = torch._C._dispatch_tls_local_include_set()
+    exclude = torch._C._dispatch_tls_local_exclude_set()
+    return include.raw_repr(), exclude.raw_repr()
+
+
+def _set_dispatch_keys(value: tuple[int, int]) -> None:
+    guard = torch._C._ForceDispatchKeyGuard(*map(torch._C.DispatchKeySet.from_raw_repr, value))
+    guard.__enter__()  # leaves guards of foreign code
+    _GUARDS.append(guard)
+
+
+def _parametrizations_cached() -> int:
+    """Return how many nested blocks cache parametrised weights."""
+    cached: int = parametrize._cache_enabled
+    return cached
+
+
+def _set_parametrizations_cached(value: int) -> None:
+    parametrize._cache_enabled = value
+    if not value:
+        parametrize._cache.clear()
+
+
 def _denormals_flushed() -> bool:
     return float(torch.full((1,), 1e-310, dtype=torch.float64, device="cpu") * 1) == 0.0
 
@@ -179,14 +287,66 @@ def _set_working_folder(value: str) -> None:
 
 
 def _signal_handlers() -> dict[int, Any]:
-    return {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    return {number: signal.getsignal(number) for number in SIGNALS}
 
 
 def _set_signal_handlers(value: dict[int, Any]) -> None:
     if threading.current_thread() is threading.main_thread():
         for number, handler in value.items():
-            if handler is not None:
+            # None: its handler is not Python's, and Python can neither keep nor set it.
+            if handler is not None and signal.getsignal(number) != handler:
                 signal.signal(number, handler)
+
+
+def _timer() -> bool:
+    """Return whether a SIGALRM is due, which ends a process that does not handle it."""
+    return signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
+def _stop_timer(value: bool) -> None:
+    if not value:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # there is no other way to read it
+    os.umask(mask)
+    return mask
+
+
+def _decimal_context() -> tuple[Any, ...]:
+    arguments: tuple[Any, ...] = decimal.getcontext().__reduce__()[1]
+    return arguments
+
+
+def _set_sys_path(value: list[str]) -> None:
+    sys.path[:] = value
+
+
+def _set_locale(value: str) -> None:
+    locale.setlocale(locale.LC_ALL, value)
+
+
+def _set_garbage_collection(value: tuple[bool, tuple[int, int, int]]) -> None:
+    (gc.enable if value[0] else gc.disable)()
+    gc.set_threshold(*value[1])
+
+
+def _streams() -> tuple[Any, ...]:
+    return sys.stdin, sys.stdout, sys.stderr
+
+
+def _set_streams(value: tuple[Any, ...]) -> None:
+    sys.stdin, sys.stdout, sys.stderr = value
+
+
+def _warning_functions() -> tuple[Any, ...]:
+    """Return what shows warnings; `catch_warnings(record=True)` replaces both."""
+    return warnings.showwarning, warnings._showwarnmsg_impl  # type: ignore[attr-defined]
+
+
+def _set_warning_functions(value: tuple[Any, ...]) -> None:
+    warnings.showwarning, warnings._showwarnmsg_impl = value  # type: ignore[attr-defined]
 
 
 def _set_warning_filters(value: list[Any]) -> None:
@@ -209,7 +369,7 @@ _STACKS = (torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stac
 SETTINGS = [
     Setting(
         "the default device (torch.set_default_device)",
-        torch.get_default_device,
+        _default_device,
         _set_default_device,
     ),
     Setting(
@@ -223,7 +383,22 @@ SETTINGS = [
         _pop_to_length(pop_dispatch_mode, _STACKS[1]),
     ),
     Setting(
+        "a level of torch.func that was left on",
+        torch._C._functorch.get_dynamic_layer_stack_depth,
+        torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth,
+    ),
+    Setting(
+        "a level of torch.autograd.forward_ad that was left on",
+        lambda: forward_ad._current_level,
+        _leave_dual_levels,
+    ),
+    Setting(
         "torch.autograd.graph.saved_tensors_hooks", _saved_tensor_hooks, _pop_saved_tensor_hooks
+    ),
+    Setting(
+        "torch.autograd.graph.disable_saved_tensors_hooks",
+        _saved_tensor_hooks_disabled,
+        _set_saved_tensor_hooks_disabled,
     ),
     Setting("torch.inference_mode", torch.is_inference_mode_enabled, _set_inference_mode),
     Setting(
@@ -236,6 +411,15 @@ SETTINGS = [
         "torch.set_float32_matmul_precision", _matmul_precision, torch.set_float32_matmul_precision
     ),
     *(setting for path in TORCH_SETTINGS if (setting := _torch_setting(path)) is not None),
+    *(setting for names in TORCH_SWITCHES if (setting := _torch_switch(*names)) is not None),
+    Setting(
+        "torch.backends.mha.set_fastpath_enabled",
+        torch.backends.mha.get_fastpath_enabled,
+        torch.backends.mha.set_fastpath_enabled,
+    ),
+    Setting(
+        "torch.nn.utils.parametrize.cached", _parametrizations_cached, _set_parametrizations_cached
+    ),
     *(_autocast(kind) for kind in ("cpu", "cuda")),
     Setting("a torch.autocast that was left on", _autocast_depth, _leave_autocasts),
     Setting(
@@ -243,6 +427,8 @@ SETTINGS = [
         lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
         lambda value: torch.autograd.set_detect_anomaly(*value),
     ),
+    # Modes and levels, which are left above, set dispatch keys of their own.
+    Setting("torch's dispatch keys", _dispatch_keys, _set_dispatch_keys),
     Setting("torch.set_flush_denormal", _denormals_flushed, torch.set_flush_denormal),
     Setting("the environment", lambda: dict(os.environ), _set_environment, quiet=True),
     Setting("the working folder", _working_folder, _set_working_folder, quiet=True),
@@ -250,7 +436,33 @@ SETTINGS = [
     Setting(
         "filters of warnings", lambda: list(warnings.filters), _set_warning_filters, quiet=True
     ),
+    Setting("how warnings are shown", _warning_functions, _set_warning_functions, quiet=True),
+    Setting(
+        "torch.set_warn_always", torch.is_warn_always_enabled, torch.set_warn_always, quiet=True
+    ),
     Setting("numpy's warnings", np.geterr, lambda value: np.seterr(**value), quiet=True),
+    Setting("numpy's handler of errors", np.geterrcall, np.seterrcall, quiet=True),
+    Setting("a timer", _timer, _stop_timer, quiet=True),
+    Setting("the umask", _umask, os.umask, quiet=True),
+    Setting("sys.path", lambda: list(sys.path), _set_sys_path, quiet=True),
+    Setting("the locale", lambda: locale.setlocale(locale.LC_ALL), _set_locale, quiet=True),
+    Setting(
+        "the decimal context",
+        _decimal_context,
+        lambda value: decimal.setcontext(decimal.Context(*value)),
+        quiet=True,
+    ),
+    Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit, quiet=True),
+    Setting("the switch interval", sys.getswitchinterval, sys.setswitchinterval, quiet=True),
+    Setting("sys.settrace", sys.gettrace, sys.settrace, quiet=True),
+    Setting("sys.setprofile", sys.getprofile, sys.setprofile, quiet=True),
+    Setting("the standard streams", _streams, _set_streams, quiet=True),
+    Setting(
+        "garbage collection",
+        lambda: (gc.isenabled(), gc.get_threshold()),
+        _set_garbage_collection,
+        quiet=True,
+    ),
     Setting("logging", lambda: logging.root.manager.disable, _disable_logs, quiet=True),
     Setting(
         "print options",
@@ -259,6 +471,14 @@ SETTINGS = [
         quiet=True,
     ),
 ]
+
+
+def _put(setting: Setting, value: Any) -> None:
+    """Set a setting; one that refuses is found to differ afterwards."""
+    if value != UNREADABLE:
+        # Each library refuses with errors of its own: what was exited cannot always be entered.
+        with contextlib.suppress(RuntimeError, ValueError, TypeError, OSError, locale.Error):
+            setting.put(value)
 
 
 class _Namespace(NamedTuple):
@@ -284,12 +504,14 @@ class ProcessState:
             if name.startswith(("_global_", "_has_any_global"))
         }
         self._settings = [(setting, setting.get()) for setting in SETTINGS]
+        self._modules = dict(sys.modules)
 
     def restore(self) -> list[str]:
         """Restore the recorded state.
 
         Returns:
-            Names of what had been changed and could alter a result.
+            Names of what had been changed and could alter a result, and of all that could not be
+            put back.
         """
         # Functions come first: all that follows may call them.
         replaced = [name for names in self._names for name in _restore_namespace(names)]
@@ -299,13 +521,18 @@ class ProcessState:
                 continue
             if not setting.quiet:
                 changed.append(setting.name)
-            if value != UNREADABLE:
-                setting.put(value)
+            _put(setting, value)
         # Where torch has an old and a new form of a setting, one may have changed the other.
+        lost = []
         for setting, value in self._settings:
-            if value != UNREADABLE and setting.get() != value:
-                setting.put(value)
-        return [*changed, *replaced]
+            if setting.get() != value:
+                _put(setting, value)
+                if value != UNREADABLE and setting.get() != value:
+                    lost.append(setting.name + LOST)
+        for name, module in self._modules.items():
+            if sys.modules.get(name) is not module:
+                sys.modules[name] = module
+        return [*lost, *changed, *replaced]
 
     def _restore_hooks(self) -> list[str]:
         space, changed = vars(modules), []

@@ -7,7 +7,8 @@ An accelerated model is not trusted either. Examples that it took for successes 
 model does not are attacked again on the model itself (`_recheck_claims`); SPOT_CHECKS of those that
 survive, per eps and chunk, are shown to both models (`_spot_check`), which costs two passes of
 SPOT_CHECKS rows. Where they disagree, all of the chunk is attacked on the model itself and the
-accelerated model is dropped for the rest of the run.
+accelerated model is dropped for the rest of the run. An external attack, alone or as a part of an
+ensemble, attacks the model itself, so that its images are not compared.
 """
 
 import time

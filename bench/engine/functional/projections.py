@@ -236,7 +236,8 @@ def _l2_scale(length: Tensor, room: Tensor, eps: Tensor) -> Tensor:
 
     Shapes: length, room (n, d); eps and the result (n,). Entry i reaches its wall at t = room_i /
     length_i: between two of these corners, sorted, the sum is that of the walls reached plus t
-    squared times that of the lengths left.
+    squared times that of the lengths left. The last corner reached bounds t from below: where the
+    walls alone add up to eps^2, no length may be left to solve for t.
     """
     corners, order = torch.where(length > 0, room / length, torch.inf).sort(dim=1)
     none = torch.zeros_like(eps)[:, None]
@@ -247,4 +248,5 @@ def _l2_scale(length: Tensor, room: Tensor, eps: Tensor) -> Tensor:
     last = reached.sum(1, keepdim=True)
     left = eps[:, None].square() - walls.gather(1, last)
     share = left.clamp_min(0) / free.gather(1, last).clamp_min(smallest_normal(free))
-    return share.sqrt().clamp_max(1)[:, 0]
+    corner = torch.cat([none, corners], 1).gather(1, last)
+    return torch.maximum(share.sqrt(), corner).clamp_max(1)[:, 0]

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.core import registry
 from bench.core.errors import SuiteError, describe
 
 if TYPE_CHECKING:  # commands that only look at names must not import torch
@@ -27,9 +28,9 @@ def is_program_file(name: str) -> bool:
         name: Name in a suite.
 
     Returns:
-        True for a path that ends in one of SUFFIXES.
+        True for a path that ends in one of SUFFIXES; its folders may have colons in their names.
     """
-    return ":" not in name and name.endswith(SUFFIXES)
+    return name.endswith(SUFFIXES) and not registry.names_library("models", name)
 
 
 def load_program(path: Path) -> "nn.Module":
