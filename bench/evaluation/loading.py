@@ -102,6 +102,8 @@ def load_data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -
     if registry.built_in("datasets", entry.name) or not isinstance(returned, Data):
         return checked  # whose fingerprint is a hash of all of its content
     fingerprint = _fingerprint_user_data(checked, load, entry.params, base)
+    if origin := registry.origin("datasets", entry.name):
+        fingerprint = hashlib.sha256(f"{origin} {fingerprint}".encode()).hexdigest()
     return dataclasses.replace(checked, fingerprint=fingerprint)
 
 
@@ -236,7 +238,8 @@ def _describe_factory(entry: ModelEntry, base: Path) -> str:
     if registry.built_in("models", entry.name):
         return f"{entry.name}, version {version}"
     build = found.build if isinstance(found, Model) else found
-    return f"version {version}, {describe_value(build)}"
+    installed = f"{origin}, " if (origin := registry.origin("models", entry.name)) else ""
+    return f"{installed}version {version}, {describe_value(build)}"
 
 
 def restrict_access(name: str, model: Any, access: Access, classes: int) -> nn.Module:
