@@ -87,19 +87,17 @@ def find_missing_comparisons(
     Returns:
         One entry per pair of attacks and reason, in the order of the plan.
     """
-    cells = table.drop_duplicates("cell").set_index("cell")
-    found = [
-        MissingComparison(
-            pair.ours.model,
-            pair.ours.attack,
-            pair.reference.attack,
-            f"{side} is {cells.at[each.identity, 'status']}"
-            + (f" ({reason})" if (reason := str(cells.at[each.identity, "reason"])) else ""),
-        )
-        for pair in sides
-        for side, each in (("our attack", pair.ours), ("the reference", pair.reference))
-        if cells.at[each.identity, "status"] != "ok"
-    ]
+    cells = table.drop_duplicates("cell").set_index("cell")[["status", "reason"]]
+    outcomes: dict[str, dict[str, str]] = cells.to_dict("index")  # type: ignore[assignment]
+    found = []
+    for pair in sides:
+        for side, each in (("our attack", pair.ours), ("the reference", pair.reference)):
+            status, reason = outcomes[each.identity]["status"], outcomes[each.identity]["reason"]
+            if status != "ok":
+                why = f"{side} is {status}" + (f" ({reason})" if reason else "")
+                found.append(
+                    MissingComparison(pair.ours.model, pair.ours.attack, pair.reference.attack, why)
+                )
     return list(dict.fromkeys(found))
 
 

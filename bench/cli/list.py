@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 
 from bench.cli.main import DATA_DIR, cli, echo, tell
-from bench.core import registry
 
 if TYPE_CHECKING:
     from bench.suite.catalog import CatalogEntry
@@ -129,7 +128,7 @@ def _entries(kind: str) -> tuple[list["CatalogEntry"], list[str]]:
 
         return trackers.list_trackers()
     rows = catalog.list_entries(kind)
-    if kind not in registry.RECORDS:
+    if kind in ("suites", "recipes"):
         return rows, []
     others, problems = catalog.list_extensions(kind)
     return [*rows, *others], problems
