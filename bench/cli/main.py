@@ -15,7 +15,7 @@ DATA_DIR = click.option(
     "--data-dir", type=FOLDER, help="Folder of the data sets [$BENCH_DATA_DIR, or user cache]."
 )
 DEVICE = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or xpu."
 )
 
 

@@ -30,6 +30,7 @@ from bench.core.contracts.rule import AttackBatch, StepInput
 from bench.core.errors import describe
 from bench.core.rng import Noise
 from bench.engine import cuda_graphs
+from bench.engine.device import is_gpu
 from bench.engine.functional.gradients import PassResult, forward_pass, gradient_pass
 from bench.engine.functional.logits import reaches_goal, widen
 from bench.engine.functional.losses import make_objective
@@ -339,8 +340,8 @@ class AttackStream:
         """Halve the rows a pass if memory ran out; raise any other error again."""
         if self.rows == 1 or not is_out_of_memory(error):
             raise error
-        if self.x.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if is_gpu(self.x.device):
+            torch.get_device_module(self.x.device).empty_cache()
         self.rows //= 2
         self.step = self._step
 

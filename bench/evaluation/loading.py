@@ -21,6 +21,7 @@ from bench.core.errors import SuiteError, describe, location, nearest
 from bench.datasets import inputs
 from bench.datasets.in_memory import make_data
 from bench.engine import determinism
+from bench.engine.device import GPUS, find_missing_arithmetic
 from bench.models.fingerprint import describe_value
 from bench.models.preflight.checks import LoadedModel, preflight
 from bench.models.published_weights import WEIGHTS, list_weights
@@ -33,28 +34,39 @@ def select_device(name: str) -> torch.device:
     """Select the device that a name means.
 
     Args:
-        name: "auto", "cpu" or "cuda[:N]".
+        name: "auto", "cpu", "cuda[:N]", "xpu[:N]" or "mps".
 
     Returns:
-        The device; for "auto" a GPU if there is one.
+        The device; for "auto" a GPU of CUDA or XPU if there is one.
 
     Raises:
-        SuiteError: The name is invalid or the device does not exist.
+        SuiteError: The name is invalid, or the device does not exist or cannot verify images.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return next(filter(_is_usable, map(torch.device, GPUS)), torch.device("cpu"))
+    expected = f"device '{name}': expected auto, cpu, cuda[:N], xpu[:N] or mps"
     try:
         chosen = torch.device(name)
     except RuntimeError as error:
-        raise SuiteError(f"device '{name}': expected auto, cpu or cuda[:N]") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise SuiteError(f"device '{name}': expected auto, cpu or cuda[:N]")
-    available = torch.cuda.device_count()
-    if chosen.type == "cuda" and (chosen.index or 0) >= available:
+        raise SuiteError(expected) from error
+    if chosen.type not in ("cpu", "mps", *GPUS):
+        raise SuiteError(expected)
+    if chosen.type == "cpu":
+        return chosen
+    available = torch.get_device_module(chosen).device_count()
+    if (chosen.index or 0) >= available:
         raise SuiteError(
-            f"device '{name}' is not there: torch sees {available} CUDA devices; use --device cpu"
+            f"device '{name}' is not there: torch sees {available} {chosen.type.upper()} devices; "
+            "use --device cpu"
         )
+    if reason := find_missing_arithmetic(chosen):
+        raise SuiteError(f"device '{name}': {reason}; use --device cpu")
     return chosen
+
+
+def _is_usable(device: torch.device) -> bool:
+    """Return whether torch sees a GPU of this type that computes in float64."""
+    return torch.get_device_module(device).is_available() and not find_missing_arithmetic(device)
 
 
 # -------------------------------------------------------------------------------------------- data
