@@ -25,9 +25,14 @@ VENDOR = ("nvidia-", "cuda-")
 """NVIDIA's own, proprietary and redistributable; there only with torch's build for CUDA."""
 
 
-def brought(name: str, extras: frozenset[str], seen: set[str]) -> Iterator[metadata.Distribution]:
-    """The distribution `name`, and all that it requires here; each once."""
-    key = canonicalize_name(name)
+def brought(
+    name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str]]]
+) -> Iterator[metadata.Distribution]:
+    """The distribution `name` with its extras, and all that it requires here.
+
+    A distribution comes once for each set of extras: one of bench's extras may name others of them.
+    """
+    key = canonicalize_name(name), extras
     if key in seen:
         return
     try:
@@ -70,8 +75,9 @@ def objection(name: str, told: str) -> str:
 def main(extras: list[str]) -> int:
     bad = []
     found = brought(ROOT, frozenset(extras), set())
-    for each in sorted(found, key=lambda d: canonicalize_name(d.metadata["Name"])):
-        name, told = canonicalize_name(each.metadata["Name"]), licence(each)
+    by_name = {canonicalize_name(each.metadata["Name"]): each for each in found}
+    for name, each in sorted(by_name.items()):
+        told = licence(each)
         if name == ROOT:
             continue
         print(f"{name:32} {each.version:20} {told or '-'}")

@@ -94,7 +94,7 @@ def evaluate(
         target: Class of a targeted attack, or a rule such as "next".
         stop: "first-success" or "never"; "first-success" by default, "never" for a transfer.
         seed: Seed of every draw.
-        device: "auto", "cpu" or "cuda[:N]".
+        device: "auto", "cpu", "cuda[:N]" or "xpu[:N]".
         batch_size: Rows per pass; by the memory of one row by default.
         keep_adversarial: Return the adversarial images.
         source: Craft on this model, which is all that the attacker sees, and judge by `model`
@@ -198,7 +198,7 @@ def run(
     Args:
         suite: Path of a suite, or the name of a shipped one.
         out: Folder of the run; one named after the suite by default.
-        device: "auto", "cpu" or "cuda[:N]".
+        device: "auto", "cpu", "cuda[:N]" or "xpu[:N]".
         limit: Most examples, besides the suite's own limit.
         batch_size: Rows per pass; by the memory of one row by default.
         data_dir: Folder of data sets; BENCH_DATA_DIR or the user's cache by default.

@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,7 @@ def test_the_first_page_is_short():
 def test_the_readme_opens_with_two_complete_commands():
     first, second = re.findall(r"^    (python3 .*)$", _text("README.md"), flags=re.MULTILINE)[:2]
     assert first.startswith("python3 -m venv .venv && ")
+    assert '-e ".[torchattacks]"' in first  # the reference of the quickstart's cross-checks
     assert first.endswith(".venv/bin/bench run quickstart")
     assert second.startswith("python3 -m venv .venv && ")
     assert '-e ".[test]"' in second
@@ -89,6 +91,15 @@ def test_ci_finds_the_test_command_in_the_readme():
     )
     assert f"    {done.stdout}\n" in _text("README.md")
     assert "pytest" in done.stdout
+
+
+def test_both_citations_name_the_version_of_the_package():
+    version = tomllib.loads(_text("pyproject.toml"))["project"]["version"]
+    assert f"version = {{{version}}}" in _block("README.md", "bibtex")
+    lines = _block("README.md", "yaml").splitlines()
+    keys = {line.partition(":")[0] for line in lines if not line.startswith(" ")}
+    assert keys >= {"cff-version", "message", "title", "authors"}  # those the format requires
+    assert f"version: {version}" in lines
 
 
 def _anchors(page):

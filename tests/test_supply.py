@@ -30,13 +30,29 @@ def pinned() -> dict[str, tuple[int, ...]]:
     return {name.lower(): release(version) for name, version in pins}
 
 
-@pytest.mark.parametrize(
-    "line", [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
-)
+EXTRAS = PROJECT["optional-dependencies"]
+TESTED = [
+    line
+    for lines in (
+        PROJECT["dependencies"], *(EXTRAS[name] for name in ("torchattacks", "benchmark", "test"))
+    )
+    for line in lines
+    if not line.startswith(PROJECT["name"])
+]  # fmt: skip
+"""What `pip install .[test]` brings, the extras within that extra included."""
+
+
+@pytest.mark.parametrize("line", TESTED)
 def test_the_oldest_version_that_is_allowed_is_the_one_that_is_tested(line: str) -> None:
     bound = _BOUND.fullmatch(line)
     assert bound is not None, f"{line}: expected NAME>=VERSION"
     assert pinned()[bound[1].lower()] == release(bound[3])
+
+
+def test_the_tests_bring_the_two_extras_that_bench_itself_does_without() -> None:
+    names = [_BOUND.fullmatch(line)[1] for line in PROJECT["dependencies"]]  # type: ignore[index]
+    assert not {"torchattacks", "pytest-benchmark"} & set(names)
+    assert f"{PROJECT['name']}[torchattacks,benchmark]" in EXTRAS["test"]
 
 
 def test_every_python_that_is_claimed_has_an_environment_of_tox() -> None:

@@ -67,6 +67,42 @@ def pair_cells(plan: Sequence[Cell], wanted: Sequence[tuple[str, str]]) -> list[
     ]
 
 
+class MissingComparison(NamedTuple):
+    """A cross-check that could not be made."""
+
+    model: str
+    ours: str
+    reference: str
+    reason: str
+    """Which of the two attacks has no result, and why."""
+
+
+def find_missing_comparisons(
+    sides: Sequence[CrosscheckPair], table: pd.DataFrame
+) -> list[MissingComparison]:
+    """Find the cross-checks without a comparison, such as those of a missing library.
+
+    Args:
+        sides: Those of `pair_cells`.
+        table: That of `tables.cell_table`.
+
+    Returns:
+        One entry per pair of attacks and reason, in the order of the plan.
+    """
+    cells = table.drop_duplicates("cell").set_index("cell")[["status", "reason"]]
+    outcomes: dict[str, dict[str, str]] = cells.to_dict("index")  # type: ignore[assignment]
+    found = []
+    for pair in sides:
+        for side, each in (("our attack", pair.ours), ("the reference", pair.reference)):
+            status, reason = outcomes[each.identity]["status"], outcomes[each.identity]["reason"]
+            if status != "ok":
+                why = f"{side} is {status}" + (f" ({reason})" if reason else "")
+                found.append(
+                    MissingComparison(pair.ours.model, pair.ours.attack, pair.reference.attack, why)
+                )
+    return list(dict.fromkeys(found))
+
+
 def compare_implementations(
     pairs: Sequence[CrosscheckPair],
     table: pd.DataFrame,

@@ -113,14 +113,26 @@ class RunResults:
     @cached_property
     def crosschecks(self) -> pd.DataFrame:
         """Our attacks compared with reference implementations."""
-        wanted = [(ours, reference) for ours, reference in self.provenance["crosschecks"]]
-        pairs = crosscheck.pair_cells(self.plan, wanted)
         by_example = self.stored.frame["clean_confidence"].set_axis(self.stored.frame["example"])
         positions = self.stored.row_positions()
         confidence = {cell: by_example.iloc[at] for cell, at in positions.items()}
         return crosscheck.compare_implementations(
-            pairs, self.table, self._robust, confidence, read_images(self.folder)
+            self._crosscheck_pairs,
+            self.table,
+            self._robust,
+            confidence,
+            read_images(self.folder),
         )
+
+    @cached_property
+    def missing_crosschecks(self) -> list[crosscheck.MissingComparison]:
+        """Cross-checks of the suite that could not be made."""
+        return crosscheck.find_missing_comparisons(self._crosscheck_pairs, self.table)
+
+    @cached_property
+    def _crosscheck_pairs(self) -> list[crosscheck.CrosscheckPair]:
+        wanted = [(ours, reference) for ours, reference in self.provenance["crosschecks"]]
+        return crosscheck.pair_cells(self.plan, wanted)
 
     @cached_property
     def explanations(self) -> list[Explanation]:

@@ -16,6 +16,7 @@ from bench.cli import (
     report,
     rerun,
     run,
+    schema,
     speed,
     train,
 )
@@ -24,5 +25,5 @@ from bench.cli.main import cli, main
 
 __all__ = [
     "attack", "cli", "compare", "explain", "gate", "leaderboard", "list_verbs", "main", "merge",
-    "publish", "report", "rerun", "run", "speed", "train",
+    "publish", "report", "rerun", "run", "schema", "speed", "train",
 ]  # fmt: skip

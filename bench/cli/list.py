@@ -1,13 +1,15 @@
 """`bench plan` and `bench list`: what would run, and what there is."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from bench.cli.main import DATA_DIR, cli
+from bench.cli.main import DATA_DIR, cli, echo, tell
 
 if TYPE_CHECKING:
+    from bench.suite.catalog import CatalogEntry
     from bench.suite.schema import Suite
 
 
@@ -87,24 +89,62 @@ def _data_lines(suite: "Suite", data_dir: Path, limit: int | None) -> list[str]:
     return [escape_controls(line) for line in lines]
 
 
-@cli.command(name="list")
-@click.argument("kind", type=click.Choice(["models", "attacks", "datasets", "suites", "recipes"]))
-def list_(kind: str) -> None:
-    """List models, attacks, data sets, suites or recipes.
+KINDS = ("models", "attacks", "datasets", "suites", "recipes", "formats", "trackers")
 
-    Each line gives the name, a summary and the source.
+
+@cli.command(name="list")
+@click.argument("kind", type=click.Choice(KINDS), required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: entries by kind.")
+def list_(kind: str | None, as_json: bool) -> None:
+    """List models, attacks, data sets, suites, recipes, formats or trackers; all without KIND.
+
+    Each line gives the name, a summary and the source, and for what an installed package offers its
+    name and version.
     """
+    found = {each: _entries(each) for each in ([kind] if kind else KINDS)}
+    for _, problems in found.values():
+        for sentence in problems:
+            tell("warning", sentence)
+    if as_json:
+        entries = {name: [row._asdict() for row in rows] for name, (rows, _) in found.items()}
+        click.echo(json.dumps(entries, indent=2))
+        return
+    for name, (rows, _) in found.items():
+        if not kind:
+            echo(f"{name}:")
+        _print_entries(rows)
+
+
+def _entries(kind: str) -> tuple[list["CatalogEntry"], list[str]]:
+    """Return the entries of a kind, and a sentence for each extension that cannot be used."""
+    from bench.suite import catalog
+
+    if kind == "formats":
+        from bench.reporting.formats import registered
+
+        return registered.list_formats()
+    if kind == "trackers":
+        from bench.reporting import trackers
+
+        return trackers.list_trackers()
+    rows = catalog.list_entries(kind)
+    if kind in ("suites", "recipes"):
+        return rows, []
+    others, problems = catalog.list_extensions(kind)
+    return [*rows, *others], problems
+
+
+def _print_entries(rows: list["CatalogEntry"]) -> None:
     from rich.table import Table
 
     from bench.cli.console import console
-    from bench.suite import catalog
 
-    rows = catalog.list_entries(kind)
     names = [row.name for row in rows]
     shown = Table(box=None, show_header=False, pad_edge=False)
     shown.add_column(no_wrap=True, min_width=max(map(len, names), default=0))  # names are typed
     shown.add_column()
     shown.add_column()
-    for row in rows:
-        shown.add_row(*row)
+    for name, summary, source, origin in rows:
+        own = origin == "bench"
+        shown.add_row(name, summary, source if own else f"{source} (from {origin})")
     console().print(shown)

@@ -15,7 +15,7 @@ DATA_DIR = click.option(
     "--data-dir", type=FOLDER, help="Folder of the data sets [$BENCH_DATA_DIR, or user cache]."
 )
 DEVICE = click.option(
-    "--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or xpu."
 )
 
 
@@ -103,6 +103,12 @@ class _Verbs(click.Group):
     """Prints each error of a user as one sentence and sets the exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        if "--json" in ctx.args:  # of a verb that is not parsed yet
+            ctx.meta[_JSON] = True
+        from bench.cli import installation  # which the help of the group does not wait for
+
+        for sentence in installation.find_clashes():
+            tell("warning", sentence)
         try:
             return super().invoke(ctx)
         except (SuiteError, RecordError) as error:

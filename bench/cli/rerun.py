@@ -13,7 +13,7 @@ from bench.cli.progress import show_progress
 @cli.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--out", type=FOLDER, help="Folder for the new run [results/runs/NAME-rerun].")
-@click.option("--device", help="auto, cpu, cuda or cuda:N [as in the first run].")
+@click.option("--device", help="auto, cpu, cuda, cuda:N or xpu [as in the first run].")
 @DATA_DIR
 @click.option(
     "--base", type=FOLDER, help="Folder of the files that the suite names [as in the first run]."

@@ -3,10 +3,12 @@
 `find("attacks", "pgd")` imports bench/attacks/pgd.py and returns its ATTACK. A user's code is named
 as "package.module:NAME" or "path/file.py:NAME" (relative to the suite's folder) and is executed; so
 can be a model's "path/net.pt2", a program in a file, which its entry must therefore say to trust. A
-file of data, such as "path/data.npz", is read by bench's own readers.
-"library:NAME" goes to the adapter of that library, where bench has one.
+file of data, such as "path/data.npz", is read by bench's own readers. "library:NAME" goes to the
+adapter of that library, where bench has one. Other bare names are those of extensions: entry points
+of installed packages.
 """
 
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -17,8 +19,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from bench.core import source_hash
+from bench.core import extensions, source_hash
 from bench.core.errors import SuiteError, describe, nearest
+from bench.core.extensions import Discovery, Extension
 
 _read: dict[str, dict[Path, str]] = {}
 """Modules of the user's own -> the files that they and their imports were read from, and what those
@@ -60,7 +63,7 @@ def add_resolver(
 
 
 def names(kind: str) -> list[str]:
-    """List the names of all built-in things of a kind.
+    """List the names of all things of a kind: built in, or of installed packages.
 
     Args:
         kind: "attacks", "models" or "datasets".
@@ -68,7 +71,36 @@ def names(kind: str) -> list[str]:
     Returns:
         Names in order, those of adapters of other libraries with a colon at the end.
     """
-    return sorted([*_records(kind), *(f"{library}:" for library in _adapters(kind))])
+    libraries = (f"{library}:" for library in _adapters(kind))
+    return sorted([*_records(kind), *libraries, *discover(kind).usable])
+
+
+def discover(kind: str) -> Discovery:
+    """Find the extensions of a kind that installed packages offer, without importing them.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+
+    Returns:
+        The usable ones, and a sentence for each of the others; a built-in name is never replaced.
+    """
+    return extensions.discover_extensions(kind, _modules(kind))
+
+
+def origin(kind: str, name: str) -> str:
+    """Return which distribution a name comes from.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+        name: A name as `find` takes it.
+
+    Returns:
+        "distribution version"; empty unless it is the name of an extension.
+    """
+    if ":" in name or name in _modules(kind):
+        return ""
+    found = discover(kind).usable.get(name)
+    return "" if found is None else found.origin
 
 
 def built_in(kind: str, name: str) -> bool:
@@ -79,12 +111,14 @@ def built_in(kind: str, name: str) -> bool:
         name: A name as `find` takes it.
 
     Returns:
-        False for a user's file or module, and for a model's file; True for a file of data, which
-        bench's own readers read.
+        False for a user's file or module, a model's file and an extension; True for a file of
+        data, which bench's own readers read.
     """
     resolver = _resolver(kind, name)
     if resolver is not None:
         return not resolver.is_code
+    if origin(kind, name):
+        return False
     return ":" not in name or names_library(kind, name)
 
 
@@ -107,8 +141,8 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
 
     Args:
         kind: "attacks", "models" or "datasets".
-        name: A built-in name, "library:NAME", "module:NAME", "file.py:NAME" or, for a model or a
-            data set, a file of its own.
+        name: A built-in name, that of an extension, "library:NAME", "module:NAME", "file.py:NAME"
+            or, for a model or a data set, a file of its own.
         base: Folder that file names start from; the working folder by default.
 
     Returns:
@@ -116,8 +150,8 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
 
     Raises:
         SuiteError: There is none (the message names the nearest known name), the name ends before
-            its object's, or the user's file raised while it was imported (the message names the
-            line).
+            its object's, the user's file raised while it was imported (the message names the
+            line), or an extension cannot be imported or is no record of its kind.
     """
     resolver = _resolver(kind, name)
     if resolver is not None:
@@ -133,6 +167,9 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
         )
     if ":" not in name:
         if name not in _modules(kind) or not hasattr(_builtin(kind, name), RECORDS[kind]):
+            extension = discover(kind).usable.get(name)
+            if extension is not None:
+                return load_extension(extension)
             raise SuiteError(f"{kind[:-1]} '{name}' is unknown; {nearest(name, names(kind))}")
         return getattr(_builtin(kind, name), RECORDS[kind])
     if names_library(kind, name):
@@ -147,6 +184,35 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
         raise SuiteError(
             f"{where}: '{attribute}' is not defined there; {nearest(attribute, public)}"
         ) from None
+
+
+def load_extension(extension: Extension) -> Any:
+    """Import the record of an attack, a model or a data set that an installed package offers.
+
+    Args:
+        extension: The extension.
+
+    Returns:
+        The record. An attack that does not say which library it is from gets the name of the
+        distribution, so that no table ascribes it to bench.
+
+    Raises:
+        SuiteError: It cannot be imported, or is no record of its kind.
+    """
+    from bench.core.contracts.attack import Attack  # imports torch, which a list does not wait for
+    from bench.core.contracts.dataset import Dataset
+    from bench.core.contracts.model import Model
+
+    kinds = {"attacks": Attack, "models": Model, "datasets": Dataset}
+    found, expected = extension.load(), kinds[extension.kind]
+    if not isinstance(found, expected):
+        raise SuiteError(
+            f"{extension.title}: expected {extension.target} to be a bench.{expected.__name__} "
+            f"record, got {type(found).__name__}"
+        )
+    if isinstance(found, Attack) and found.implementation == "bench":
+        return dataclasses.replace(found, implementation=extension.distribution)
+    return found
 
 
 def _resolver(kind: str, name: str) -> Resolver | None:

@@ -20,6 +20,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from bench.core import extensions
+
 STANDARD = frozenset(sys.stdlib_module_names)
 UNCOUNTED = frozenset({"bench", "numpy", "torch", "torchvision", *STANDARD})
 """Modules whose versions are recorded in the manifest and belong to no hash of a file."""
@@ -165,9 +167,11 @@ def is_own(path: Path) -> bool:
         path: Path of the file.
 
     Returns:
-        True for a file of the user's project.
+        True for a file of the user's project, and for one of a package with extensions of bench.
     """
     path = path.resolve()
+    if any(path.is_relative_to(root) for root in extensions.source_roots()):
+        return True
     if not {"site-packages", "dist-packages"}.isdisjoint(path.parts):
         return False
     return not any(path.is_relative_to(folder) for folder in (_PACKAGE, *_installed()))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.core.contracts.dataset import Data
+from bench.engine.device import is_gpu, read_memory
 
 MEMORY_DIVISOR = 4
 """A data set may take 1 / MEMORY_DIVISOR of a GPU's free memory."""
@@ -81,9 +82,9 @@ def make_prefetcher(device: torch.device, data: Data, pieces: list[tuple[int, in
     Returns:
         The prefetcher.
     """
-    if device.type != "cuda":
+    if not is_gpu(device):
         return Prefetcher(data, pieces, device)
     channels, height, width = data.shape
-    free, _ = torch.cuda.mem_get_info(device)
+    free, _ = read_memory(device)
     stays = 4 * data.n * channels * height * width <= free // MEMORY_DIVISOR
     return Prefetcher(data, pieces, device, stays, ahead=True)

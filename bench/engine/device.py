@@ -1,9 +1,25 @@
-"""Name the device that computes."""
+"""What differs between the devices that compute: names, queues, memory, arithmetic."""
 
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
+
+GPUS = ("cuda", "xpu")
+"""Types of GPUs with a queue, a memory and float64."""
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Return whether a device is a GPU that works through a queue beside the processor.
+
+    Args:
+        device: The device.
+
+    Returns:
+        True for a device of GPUS.
+    """
+    return device.type in GPUS
 
 
 def device_name(device: torch.device) -> str:
@@ -15,7 +31,52 @@ def device_name(device: torch.device) -> str:
     Returns:
         The name, such as "NVIDIA H100".
     """
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    if not is_gpu(device):
+        return _processor()
+    return str(torch.get_device_module(device).get_device_name(device))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has finished its queue.
+
+    Args:
+        device: The device; a processor has none.
+    """
+    if is_gpu(device):
+        torch.get_device_module(device).synchronize(device)
+
+
+def read_memory(device: torch.device) -> tuple[int, int]:
+    """Read the memory of a GPU.
+
+    Args:
+        device: A GPU.
+
+    Returns:
+        Bytes that are free, and all bytes.
+    """
+    free, total = torch.get_device_module(device).mem_get_info(device)
+    return int(free), int(total)
+
+
+def find_missing_arithmetic(device: torch.device) -> str:
+    """Say why a device cannot verify images, which takes float64.
+
+    Args:
+        device: The device.
+
+    Returns:
+        The reason; empty for a device that computes in float64.
+    """
+    if device.type == "mps":
+        return "Metal (mps) does not compute in float64, in which bench verifies distances"
+    if device.type == "xpu" and not _read_properties(device).has_fp64:
+        return "this XPU does not compute in float64, in which bench verifies distances"
+    return ""
+
+
+def _read_properties(device: torch.device) -> Any:
+    return torch.get_device_module(device).get_device_properties(device)
 
 
 def _processor() -> str:

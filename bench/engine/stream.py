@@ -29,6 +29,7 @@ from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.core.contracts.rule import AttackBatch, StepInput
 from bench.core.rng import Noise
 from bench.engine import cuda_graphs
+from bench.engine.device import is_gpu
 from bench.engine.functional.logits import reaches_goal, widen
 from bench.engine.functional.norms import per_row
 from bench.engine.item_queue import ItemQueue
@@ -252,8 +253,8 @@ class AttackStream:
         """Halve the rows a pass if memory ran out; raise any other error again."""
         if self.rows == 1 or not is_out_of_memory(error):
             raise error
-        if self.x.device.type == "cuda":
-            torch.cuda.empty_cache()
+        if is_gpu(self.x.device):
+            torch.get_device_module(self.x.device).empty_cache()
         self.rows //= 2
         self.step = self._step
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bench.engine.device import is_gpu, read_memory, synchronize
 from bench.engine.functional.gradients import gradient_pass
 from bench.engine.functional.losses import make_objective
 from bench.engine.model_state import eval_mode, is_out_of_memory
@@ -196,17 +197,7 @@ def busy_seconds(device: torch.device) -> float:
     Returns:
         Seconds from an arbitrary start.
     """
-    return time.perf_counter() if device.type == "cuda" else time.process_time()
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has finished its queue.
-
-    Args:
-        device: Device of the work.
-    """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    return time.perf_counter() if is_gpu(device) else time.process_time()
 
 
 CACHE_BYTES = 24 * 2**20
@@ -219,7 +210,7 @@ def rows_per_pass(model: nn.Module, x: Tensor) -> int:
 
     A rule and not a measurement, so that two runs on one machine make the same batches. The bytes
     of one row's activations, from a forward pass over x[:1], are compared with the cache (CPU) or a
-    share of the free memory (CUDA; of all memory where torch must be deterministic).
+    share of the free memory (a GPU; of all memory where torch must be deterministic).
 
     Args:
         model: The model.
@@ -230,8 +221,8 @@ def rows_per_pass(model: nn.Module, x: Tensor) -> int:
     """
     with eval_mode(model), torch.no_grad():
         total = _activations(model, x[:1])
-    if x.device.type == "cuda":
-        free, there = torch.cuda.mem_get_info(x.device)
+    if is_gpu(x.device):
+        free, there = read_memory(x.device)
         same = torch.are_deterministic_algorithms_enabled()
         budget, most = (there if same else free) // 8, 8192
     else:

@@ -22,6 +22,7 @@ from bench.core.foreign import call_factory
 from bench.datasets import inputs
 from bench.datasets.as_data import as_data, call_loader, find_loader
 from bench.engine import determinism
+from bench.engine.device import GPUS, find_missing_arithmetic
 from bench.models.fingerprint import describe_value
 from bench.models.preflight.checks import LoadedModel, preflight
 from bench.models.published_weights import WEIGHTS, list_weights
@@ -34,28 +35,39 @@ def select_device(name: str) -> torch.device:
     """Select the device that a name means.
 
     Args:
-        name: "auto", "cpu" or "cuda[:N]".
+        name: "auto", "cpu", "cuda[:N]", "xpu[:N]" or "mps".
 
     Returns:
-        The device; for "auto" a GPU if there is one.
+        The device; for "auto" a GPU of CUDA or XPU if there is one.
 
     Raises:
-        SuiteError: The name is invalid or the device does not exist.
+        SuiteError: The name is invalid, or the device does not exist or cannot verify images.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return next(filter(_is_usable, map(torch.device, GPUS)), torch.device("cpu"))
+    expected = f"device '{name}': expected auto, cpu, cuda[:N], xpu[:N] or mps"
     try:
         chosen = torch.device(name)
     except RuntimeError as error:
-        raise SuiteError(f"device '{name}': expected auto, cpu or cuda[:N]") from error
-    if chosen.type not in ("cpu", "cuda"):
-        raise SuiteError(f"device '{name}': expected auto, cpu or cuda[:N]")
-    available = torch.cuda.device_count()
-    if chosen.type == "cuda" and (chosen.index or 0) >= available:
+        raise SuiteError(expected) from error
+    if chosen.type not in ("cpu", "mps", *GPUS):
+        raise SuiteError(expected)
+    if chosen.type == "cpu":
+        return chosen
+    available = torch.get_device_module(chosen).device_count()
+    if (chosen.index or 0) >= available:
         raise SuiteError(
-            f"device '{name}' is not there: torch sees {available} CUDA devices; use --device cpu"
+            f"device '{name}' is not there: torch sees {available} {chosen.type.upper()} devices; "
+            "use --device cpu"
         )
+    if reason := find_missing_arithmetic(chosen):
+        raise SuiteError(f"device '{name}': {reason}; use --device cpu")
     return chosen
+
+
+def _is_usable(device: torch.device) -> bool:
+    """Return whether torch sees a GPU of this type that computes in float64."""
+    return torch.get_device_module(device).is_available() and not find_missing_arithmetic(device)
 
 
 # -------------------------------------------------------------------------------------------- data
@@ -91,6 +103,8 @@ def load_data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -
     if registry.built_in("datasets", entry.name) or not isinstance(returned, Data):
         return checked  # whose fingerprint is a hash of all of its content
     fingerprint = _fingerprint_user_data(checked, load, entry.params, base)
+    if origin := registry.origin("datasets", entry.name):
+        fingerprint = hashlib.sha256(f"{origin} {fingerprint}".encode()).hexdigest()
     return dataclasses.replace(checked, fingerprint=fingerprint)
 
 
@@ -206,7 +220,8 @@ def _describe_factory(entry: ModelEntry, base: Path) -> str:
     if registry.built_in("models", entry.name):
         return f"{entry.name}, version {version}"
     build = registered.build if isinstance(registered, Model) else registered
-    return f"version {version}, {describe_value(build)}"
+    installed = f"{origin}, " if (origin := registry.origin("models", entry.name)) else ""
+    return f"{installed}version {version}, {describe_value(build)}"
 
 
 def restrict_access(name: str, model: Any, access: Access, classes: int) -> nn.Module:

@@ -24,6 +24,7 @@ from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.core.contracts.types import Norm
 from bench.engine import timing
 from bench.engine.acceleration import agreement
+from bench.engine.device import synchronize
 from bench.engine.functional import norms
 from bench.engine.model_state import allow_tf32
 from bench.evaluation.crafting import (
@@ -127,7 +128,7 @@ def measure_busy(
     """
     started, worked = time.perf_counter(), timing.busy_seconds(device)
     output = attack()
-    timing.synchronize(device)
+    synchronize(device)
     worked = timing.busy_seconds(device) - worked
     return output, worked / (time.perf_counter() - started)
 

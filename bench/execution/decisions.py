@@ -9,6 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from bench.engine.device import GPUS
 from bench.execution.events import Event
 from bench.execution.loaded_suite import LoadedSuite
 from bench.execution.options import RunOptions
@@ -32,7 +33,7 @@ def describe_loaded_suite(
     Yields:
         One event for each decision.
     """
-    seen = "torch sees a GPU" if loaded.device.startswith("cuda") else "torch sees no GPU"
+    seen = "torch sees a GPU" if loaded.device.startswith(GPUS) else "torch sees no GPU"
     reason = seen if options.device == "auto" else "as asked for"
     yield _explain(f"device {loaded.device}: {reason}")
     data, chunks = loaded.data, loaded.chunks

@@ -14,7 +14,7 @@ class RunOptions:
     """Options of one run of a suite."""
 
     device: str = "auto"
-    """"auto", "cpu" or "cuda[:N]"."""
+    """"auto", "cpu", "cuda[:N]" or "xpu[:N]"."""
     limit: int | None = None
     """Number of examples; the suite's own limit applies as well."""
     batch_size: int | None = None

@@ -1,4 +1,4 @@
-"""Write what a run shows to readers: its tables as CSV, the plots and both report pages."""
+"""Write what a run shows to readers: tables as CSV and JSON, the plots, both report pages."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +13,7 @@ from bench.analysis.results import RunResults
 from bench.core import files
 from bench.evaluation.audit import symptoms
 from bench.evaluation.audit.findings import UncheckedSymptom
+from bench.reporting.formats import exports
 from bench.reporting.plots import figures, transfer_matrix
 from bench.reporting.report import writer
 from bench.storage import fingerprint, spreadsheet
@@ -58,6 +59,7 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
             (folder / name).unlink(missing_ok=True)
     for name, frame in frames.items():
         files.write_atomic(folder / name, spreadsheet.to_csv(frame))
+    files.write_atomic(folder / "table.json", exports.to_json(results.table))
     # Tables are shared without records: with the hash, a repeated run is compared with them.
     files.write_atomic(
         folder / fingerprint.FILE, f"{fingerprint.records_hash(results.stored.frame)}\n".encode()

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from bench.analysis.results import RunResults
 from bench.reporting.formats.numbers import DASH, format_percent, is_missing
-from bench.reporting.report import audit_view, certified_view, pairwise_view
+from bench.reporting.report import audit_view, certified_view, crosscheck_view, pairwise_view
 
 
 def print_summary(results: RunResults, screen: Console) -> None:
@@ -38,6 +38,8 @@ def print_summary(results: RunResults, screen: Console) -> None:
     if len(verdicts):
         counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
         screen.print(f"cross-checks: {counts}")
+    for sentence in crosscheck_view.describe_missing(results.missing_crosschecks):
+        screen.print(f"cross-checks: {sentence}", soft_wrap=True)
     if len(results.comparisons):
         screen.print(pairwise_view.summarize_comparisons(results.comparisons))
     for model in results.audit.models:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bench.core import registry, source_hash
-from bench.engine.device import _processor, device_name
+from bench.engine.device import _processor, device_name, is_gpu
 from bench.models import serialized
 from bench.suite.schema import Suite
 
@@ -47,7 +47,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "device": str(device),
-        "device_name": device_name(device) if device.type == "cuda" else "",
+        "device_name": device_name(device) if is_gpu(device) else "",
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "git": read_git_commit(),
     }

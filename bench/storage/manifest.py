@@ -111,6 +111,15 @@ class _Document:
     files: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
+def describe_manifest() -> dict[str, Any]:
+    """Describe the manifest as a JSON Schema, from the types that it is checked by.
+
+    Returns:
+        The schema, as plain values.
+    """
+    return _ADAPTER.json_schema(mode="validation")
+
+
 def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
     """Read the manifest of a run.
 

@@ -1,7 +1,7 @@
 """List what is built in, from source text without imports: `bench list` does not wait for torch.
 
 Records of attacks, models and data sets contain the literals `summary` and `source`; suites and
-recipes state them in their TOML.
+recipes state them in their TOML. Extensions of installed packages are imported.
 """
 
 import ast
@@ -27,6 +27,8 @@ class CatalogEntry(NamedTuple):
     name: str
     summary: str
     source: str
+    origin: str = "bench"
+    """The distribution and its version, for an extension."""
 
 
 def list_suites() -> list[str]:
@@ -80,6 +82,27 @@ def list_entries(kind: str) -> list[CatalogEntry]:
     entries = [_entry(kind, path) for path in (_PACKAGE / kind).glob("[!_]*.py")]
     adapters = [_adapter(path) for path in (_PACKAGE / kind / "adapters").glob("[!_]*.py")]
     return sorted([*(entry for entry in entries if entry is not None), *adapters])
+
+
+def list_extensions(kind: str) -> tuple[list[CatalogEntry], list[str]]:
+    """List the attacks, models or data sets that installed packages offer.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+
+    Returns:
+        Entries sorted by name, and a sentence for each extension that cannot be used.
+    """
+    found = registry.discover(kind)
+    entries, problems = [], [*found.problems]
+    for name, extension in found.usable.items():
+        try:
+            record = registry.load_extension(extension)
+        except SuiteError as error:
+            problems += error.problems
+        else:
+            entries.append(CatalogEntry(name, record.summary, record.source, extension.origin))
+    return entries, problems
 
 
 def _toml(folder: Path, name: str) -> dict[str, str]:

@@ -194,6 +194,8 @@ def _describe_code(name: str, attack: Attack) -> str:
     parts = attack.parts if isinstance(attack, EnsembleAttack) else None
     rule = attack.rule if isinstance(attack, IterativeAttack) else None
     functions = [attack.params, run, parts, rule]
+    if origin := registry.origin("attacks", name):
+        text += f", {origin}"
     return f"{text}, code {_hash([describe_value(each) for each in functions])}"
 
 

@@ -19,6 +19,7 @@ from bench.core.rng import Noise
 from bench.datasets.in_memory import make_data
 from bench.engine import stream, timing
 from bench.engine.acceleration import accelerate
+from bench.engine.device import synchronize
 from bench.evaluation import loading
 from bench.evaluation.judge import judge
 from bench.models import published_weights
@@ -121,7 +122,7 @@ def test_an_attack_returns_every_example_at_every_eps(
 
     def attacked() -> stream.StreamResult:
         told = stream.run_attack(net, work, x, y, ids, copy.rows, accelerated=copy.model)
-        timing.synchronize(x.device)
+        synchronize(x.device)
         return told
 
     told = benchmark.pedantic(attacked, rounds=5 if timed else 1, warmup_rounds=int(timed))

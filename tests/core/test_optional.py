@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import bench
+from bench.cli import cli
 from bench.core import optional, registry
 from bench.core.errors import SuiteError
 from bench.suite import plan, reader
 
-LIBRARIES = ("foolbox", "art", "pyautoattack")
+LIBRARIES = ("foolbox", "art", "pyautoattack", "torchattacks")
+NAMED = {"torchattacks": ("FGSM", "PGD")}
+"""Attacks whose names bench knows without the library; of the others any name will do."""
 TEXT = """
 schema = 1
 name = "s"
@@ -36,12 +40,17 @@ def gone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 def told(library: str) -> str:
-    return f"library '{library}' is not installed: pip install \"robustness-bench[peers]\""
+    extra = library if library == "torchattacks" else "peers"
+    return f"library '{library}' is not installed: pip install \"robustness-bench[{extra}]\""
+
+
+def attacks(library: str) -> list[str]:
+    return [ATTACK.format(f"{library}:{name}") for name in NAMED.get(library, ("A", "B"))]
 
 
 def test_a_suite_that_mixes_skips_the_cells_of_a_library_that_is_gone(gone: str) -> None:
     own = ATTACK.format("pgd").replace("params = { anything = 3 }\n", "")
-    text = TEXT + ATTACK.format(f"{gone}:whatever") + own
+    text = TEXT + attacks(gone)[0] + own
     read = reader.parse_suite(text, "s.toml", Path())
     theirs, ours = plan.plan_tasks(read, plan.collect_declared_facts(read))
     assert [cell.reason for cell in theirs.cells] == [told(gone)]
@@ -50,7 +59,7 @@ def test_a_suite_that_mixes_skips_the_cells_of_a_library_that_is_gone(gone: str)
 
 
 def test_a_suite_of_nothing_else_is_refused_in_one_sentence(gone: str) -> None:
-    text = TEXT + ATTACK.format(f"{gone}:A") + ATTACK.format(f"{gone}:B")
+    text = TEXT + "".join(attacks(gone))
     with pytest.raises(SuiteError) as refusal:
         reader.parse_suite(text, "s.toml", Path())
     assert refusal.value.problems == (f"s.toml: attacks: {told(gone)}",)
@@ -58,9 +67,31 @@ def test_a_suite_of_nothing_else_is_refused_in_one_sentence(gone: str) -> None:
 
 def test_one_attack_alone_is_refused_in_one_sentence(gone: str) -> None:
     net, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.full((1, 1, 2, 2), 0.5)
+    name = NAMED.get(gone, ("whatever",))[0]
     with pytest.raises(SuiteError) as refusal:
-        bench.evaluate(net, x, net(x).argmax(1), attack=f"{gone}:whatever")
+        bench.evaluate(net, x, net(x).argmax(1), attack=f"{gone}:{name}")
     assert str(refusal.value) == told(gone)
+
+
+def test_a_run_without_the_reference_exits_with_0_and_says_why_nothing_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    reference = '[[attacks]]\nname = "torchattacks:PGD"\nnorm = "linf"\neps = [0.1]\n'
+    targeted = reference.replace("PGD", "BIM") + 'goal = "targeted"\ntarget = "next"\n'
+    own = ATTACK.format("fgsm").replace("params = { anything = 3 }\n", "")
+    pair = '[[crosschecks]]\nours = "fgsm"\nreference = "torchattacks:PGD"\n'
+    suite = TEXT.replace('name = "digits"', 'name = "digits"\nlimit = 4')
+    (tmp_path / "s.toml").write_text(suite + own + reference + targeted + pair, encoding="utf-8")
+    words = ["run", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    done = CliRunner().invoke(cli, words, standalone_mode=False)
+    assert done.return_value == 0
+    assert f"skipped: lenet · torchattacks:BIM: {told('torchattacks')}" in done.stderr
+    said = f"fgsm and torchattacks:PGD: the reference is skipped ({told('torchattacks')})."
+    assert f"cross-checks: Not compared on lenet: {said}" in done.stdout
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "No cross-check was asked for" not in page
+    assert "Not compared on lenet: fgsm and torchattacks:PGD: the reference is skipped" in page
 
 
 def test_a_library_that_breaks_on_import_says_why(

@@ -16,6 +16,7 @@ from torchvision.datasets import MNIST
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
 from bench.datasets.in_memory import make_data
+from bench.engine import device
 from bench.evaluation import loading
 from bench.models import lenet as architecture
 from bench.models.fingerprint import fingerprint
@@ -517,7 +518,65 @@ def test_devices_that_are_there_are_found() -> None:
     assert loading.select_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta", "cuda:x", "", "cpu:cpu"])
+@pytest.mark.parametrize(
+    "name", ["cuda:99", "xpu:99", "mps:9", "gpu", "meta", "cuda:x", "", "cpu:cpu"]
+)
 def test_a_device_that_is_not_there_is_told(name: str) -> None:
     with pytest.raises(SuiteError, match=f"device '{name}'"):
         loading.select_device(name)
+
+
+class Gpus:
+    """A stand-in for torch.cuda or torch.xpu with one GPU, with or without float64."""
+
+    def __init__(self, double: bool) -> None:
+        self.has_fp64 = double
+
+    def is_available(self) -> bool:
+        return True
+
+    def device_count(self) -> int:
+        return 1
+
+    def get_device_properties(self, device: torch.device) -> "Gpus":
+        return self
+
+    def get_device_name(self, device: torch.device) -> str:
+        return f"a GPU of type {device.type}"
+
+    def mem_get_info(self, device: torch.device) -> tuple[int, int]:
+        return 2**30, 2**31
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, kind: str, double: bool) -> None:
+    """Let torch see one GPU of a type, and no other."""
+    seen, real = Gpus(double), torch.get_device_module
+
+    def module(of: torch.device) -> object:
+        return seen if torch.device(of).type == kind else real(of)
+
+    monkeypatch.setattr(torch, "get_device_module", module)
+
+
+@pytest.mark.parametrize("kind", ["xpu", "cuda"])
+def test_a_gpu_that_torch_sees_is_used_and_named(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, kind, double=True)
+    assert loading.select_device(kind).type == kind
+    assert loading.select_device(f"{kind}:0").index == 0
+    assert loading.select_device("auto").type == kind
+    with pytest.raises(SuiteError, match=f"torch sees 1 {kind.upper()} devices; use --device cpu"):
+        loading.select_device(f"{kind}:1")
+    assert device.device_name(torch.device(kind)) == f"a GPU of type {kind}"
+    assert device.read_memory(torch.device(kind)) == (2**30, 2**31)
+
+
+@pytest.mark.parametrize("kind", ["xpu", "mps"])
+def test_a_device_without_float64_is_refused_and_never_chosen(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, kind, double=False)
+    with pytest.raises(SuiteError, match="does not compute in float64, in which bench verifies"):
+        loading.select_device(kind)
+    assert loading.select_device("auto").type in ("cpu", "cuda")

@@ -1,6 +1,7 @@
 """Finished runs told to trackers: every figure of table.csv, whole files, and no run lost by it."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ from bench.analysis import results
 from bench.cli import cli
 from bench.core.errors import SuiteError
 from bench.reporting import trackers
-from bench.reporting.trackers import RunSummary, Tracker, TrackerTarget
+from bench.reporting.trackers import RunSummary, Tracker, TrackerTarget, wandb
 
 SUITE = """
 schema = 1
@@ -168,3 +169,72 @@ def test_mlflow_keeps_figures_parameters_and_files(
     assert {each.path for each in client.list_artifacts(run.info.run_id)} == set(
         trackers.LOGGED_FILES
     )
+
+
+@missing("wandb")
+@pytest.mark.filterwarnings("default")
+def test_wandb_writes_a_folder_where_it_is_offline(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    done = report(out, "--track", "wandb:robustness")
+    assert done.return_value == 0, done.output
+    (log,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert b"robust_accuracy/lenet fgsm linf untargeted" in log.read_bytes()
+
+
+class StandIn:
+    """W&B's functions that the tracker calls; records what it logs."""
+
+    url, dir, id = "https://wandb.example/run", "", "abc"
+
+    def __init__(self) -> None:
+        self.started: dict[str, object] = {}
+        self.rows: list[dict[str, float]] = []
+        self.files: set[str] = set()
+
+    def init(self, **settings: object) -> "StandIn":
+        self.started = settings
+        return self
+
+    def __enter__(self) -> "StandIn":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def Settings(self, **settings: object) -> object:  # noqa: N802
+        return settings
+
+    def Artifact(self, name: str, type: str) -> "StandIn":  # noqa: N802
+        return self
+
+    def add_file(self, path: str) -> None:
+        self.files.add(Path(path).name)
+
+    def define_metric(self, *names: str, **settings: object) -> None:
+        return None
+
+    def log(self, row: dict[str, float]) -> None:
+        self.rows.append(row)
+
+    def log_artifact(self, artifact: object) -> None:
+        return None
+
+
+def test_wandb_gets_a_row_for_each_eps_the_parameters_and_the_files(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = StandIn()
+    monkeypatch.setitem(sys.modules, "wandb", library)
+    told = trackers.summarize_run(results.read_results(out), out)
+    assert wandb.log_to_wandb(told, "team/robustness") == library.url
+    assert (library.started["entity"], library.started["project"]) == ("team", "robustness")
+    assert library.started["config"] == dict(told.params)
+    table = pd.read_csv(out / "table.csv")
+    fgsm = table[table["attack"] == "fgsm"].sort_values("eps")
+    key = "robust_correct/lenet fgsm linf untargeted"
+    assert [row[key] for row in library.rows] == fgsm["robust_correct"].tolist()
+    assert [row["eps"] for row in library.rows] == fgsm["eps"].tolist()
+    assert library.files == set(trackers.LOGGED_FILES)

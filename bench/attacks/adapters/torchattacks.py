@@ -17,7 +17,7 @@ import inspect
 import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field, make_dataclass
+from dataclasses import field, make_dataclass, replace
 from functools import cache, partial
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -27,12 +27,15 @@ from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from bench.attacks.common import PROJECTION, reach_caveats
+from bench.core import optional
 from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Alpha, Count, step_size
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.core.errors import ContractError, SuiteError, nearest
 from bench.core.rng import Noise
 
+LIBRARY = "torchattacks"
+"""Its import name, that of its distribution, and of the extra of bench that installs it."""
 ANY: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 TWO: tuple[Norm, ...] = ("linf", "l2")
 
@@ -349,7 +352,6 @@ def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
     return caveats
 
 
-@cache
 def adapt(name: str) -> Attack:
     """Return a class of the library as an attack.
 
@@ -357,7 +359,7 @@ def adapt(name: str) -> Attack:
         name: Name of the attack in the library.
 
     Returns:
-        The attack.
+        The attack; one whose cells are skipped if the library is missing.
 
     Raises:
         SuiteError: There is no such class, or it cannot be used under this contract.
@@ -366,14 +368,33 @@ def adapt(name: str) -> Attack:
         raise SuiteError(f"attack 'torchattacks:{name}' cannot be used here: {REFUSED[name]}")
     if name not in TABLE:
         raise SuiteError(f"attack 'torchattacks:{name}' is unknown; {nearest(name, TABLE)}")
+    reason = optional.missing_reason(LIBRARY, extra=LIBRARY)
+    if not reason:
+        return _adapted(name)
+    placeholder = optional.unavailable_attack(LIBRARY, reason)
     row = TABLE[name]
-    goals: tuple[Goal, ...] = ("untargeted",) if row.away_only else ("untargeted", "targeted")
+    return replace(
+        placeholder,
+        norms=row.norms,
+        goals=_goals(row),
+        budget="minimum" if row.minimum else "fixed",
+    )
+
+
+def _goals(row: Row) -> tuple[Goal, ...]:
+    return ("untargeted",) if row.away_only else ("untargeted", "targeted")
+
+
+@cache
+def _adapted(name: str) -> Attack:
+    """Build the attack of the installed library."""
+    row = TABLE[name]
     return ExternalAttack(
         summary=row.summary,
         source=f"torchattacks {importlib.metadata.version('torchattacks')}, {row.paper}",
         params=_params(name),
         norms=row.norms,
-        goals=goals,
+        goals=_goals(row),
         needs=row.needs,
         stochastic=row.draws,
         budget="minimum" if row.minimum else "fixed",

@@ -2,5 +2,5 @@
 
 Read `numbers` first: every number that a page shows is formatted there. `tables` defines a table
 of a publication, `markdown` and `latex` render it, `exports` writes typed rows as CSV and Parquet.
-Imports `storage` and `core`.
+Imports `suite`, `analysis`, `storage` and `core`.
 """

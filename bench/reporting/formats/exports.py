@@ -1,17 +1,20 @@
-"""Export the rows of all cells, with their types, as CSV and Parquet.
+"""Export the rows of all cells, with their types, as CSV, JSON and Parquet.
 
 The same rows give the same bytes; for Parquet under one version of pyarrow, which writes its name
 into the file.
 """
 
+import json
+import math
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench.analysis import columns, json_schemas
 from bench.reporting.formats.numbers import format_text, is_missing
 from bench.storage.spreadsheet import guard_formula
 
@@ -58,6 +61,40 @@ def _guard(value: object) -> object:
     # Some programs start a formula, others a line, at a tab or a carriage return.
     text = format_text(value) if _CONTROL.search(value) else value
     return guard_formula(text)
+
+
+def to_json(rows: pd.DataFrame) -> bytes:
+    """Encode rows as JSON, for programs; `bench schema table` prints its JSON Schema.
+
+    Args:
+        rows: One row per cell.
+
+    Returns:
+        UTF-8: an object with the schema's version and the rows. A number that is missing or not
+        finite is null; a text that is missing is empty; texts are as they are, without the
+        apostrophe that CSV needs.
+    """
+    kinds: dict[str, str] = {name: column.type for name, column in columns.BY_NAME.items()}
+    content = {
+        "schema": json_schemas.TABLE_SCHEMA_VERSION,
+        "rows": [
+            {
+                str(name): _to_plain(value, kinds.get(str(name), "text"))
+                for name, value in row.items()
+            }
+            for row in rows.to_dict("records")
+        ],
+    }
+    return (json.dumps(content, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
+
+
+def _to_plain(value: Any, kind: str) -> str | int | float | None:
+    """Convert a value of a column to what JSON has for it."""
+    if kind == "text":
+        return "" if is_missing(value) else str(value)
+    if is_missing(value) or not math.isfinite(value):
+        return None
+    return int(value) if kind == "count" else float(value)
 
 
 def to_parquet(rows: pd.DataFrame) -> bytes:

@@ -7,6 +7,7 @@ from statistics import median
 import pandas as pd
 
 from bench.analysis.cell_names import format_cell_name
+from bench.analysis.crosscheck import MissingComparison
 from bench.analysis.explanations import Explanation
 from bench.reporting.formats.numbers import (
     DASH,
@@ -27,18 +28,47 @@ from bench.reporting.report.views import Row, View, group_rows, to_rows
 VERDICTS = ("identical", "equal within noise", "different")
 
 
-def summarize_verdicts(crosschecks: pd.DataFrame) -> str:
-    """Count the comparisons by verdict, in a sentence.
+def summarize_verdicts(crosschecks: pd.DataFrame, missing: Sequence[MissingComparison] = ()) -> str:
+    """Count the comparisons by verdict, in a sentence; name the pairs without a comparison.
 
     Args:
         crosschecks: The rows of crosscheck.csv.
+        missing: Cross-checks that could not be made.
 
     Returns:
-        The sentence.
+        One or two sentences.
     """
+    made = _count_verdicts(crosschecks)
+    if not missing:
+        return made or "No cross-check was asked for."
+    return " ".join(filter(None, [made, *describe_missing(missing)]))
+
+
+def describe_missing(missing: Sequence[MissingComparison]) -> list[str]:
+    """Say which cross-checks could not be made, and why.
+
+    Args:
+        missing: Cross-checks without a comparison.
+
+    Returns:
+        One sentence per reason.
+    """
+    by_reason: dict[tuple[str, str], list[str]] = {}
+    for each in missing:
+        pairs = by_reason.setdefault((each.model, each.reason), [])
+        pairs.append(f"{format_text(each.ours)} and {format_text(each.reference)}")
+    return [
+        f"Not compared on {format_text(model)}: {'; '.join(dict.fromkeys(pairs))}: "
+        f"{format_text(reason)}."
+        for (model, reason), pairs in by_reason.items()
+    ]
+
+
+def _count_verdicts(crosschecks: pd.DataFrame) -> str:
+    """Count the comparisons by verdict; empty without any."""
     rows = to_rows(crosschecks)
     if not rows:
-        return "No cross-check was asked for."
+        return ""
     verdicts = [row["verdict"] for row in rows]
     parts = [
         f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys([*VERDICTS, *verdicts])

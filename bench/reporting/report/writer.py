@@ -97,7 +97,7 @@ def write_report(
         "references": reference_view.tabulate_references(results.published, eps_texts),
         "transfers": transfer_view.tabulate_transfers(table),
         "sizes": transfer_view.tabulate_perturbation_sizes(table),
-        "verdicts": crosscheck_view.summarize_verdicts(crosschecks),
+        "verdicts": crosscheck_view.summarize_verdicts(crosschecks, results.missing_crosschecks),
         "pairs": crosscheck_view.tabulate_pairs(crosschecks),
         "explained": crosscheck_view.list_explanations(results.explanations),
         "unexplained": crosscheck_view.list_explain_commands(

@@ -10,12 +10,9 @@ import pandas as pd
 
 from bench.analysis import results_from_csv
 from bench.core.files import write_atomic
-from bench.reporting.formats import exports, latex, markdown
+from bench.reporting.formats import registered
 from bench.reporting.site import page, paper_tables
 from bench.reporting.site.sources import PublishedRun
-
-TABLE_FORMATS = (latex.FORMAT, markdown.FORMAT)
-EXPORTS = (exports.CSV, exports.PARQUET)
 
 
 def publish(runs: Sequence[PublishedRun], out: Path) -> list[Path]:
@@ -29,12 +26,15 @@ def publish(runs: Sequence[PublishedRun], out: Path) -> list[Path]:
         Paths of all files but the page's images, the page last.
 
     Raises:
-        SuiteError: The folder cannot be written.
+        SuiteError: The folder cannot be written, or the format of another package fails.
     """
     tables, cells = paper_tables.build_tables(runs), collect_rows(runs)
-    files = {f"results{export.suffix}": export.content(cells) for export in EXPORTS}
-    for form in TABLE_FORMATS:
-        files |= {name: text.encode() for name, text in form.pages(tables).items()}
+    formats = dict(registered.BUILT_IN)
+    for extension in registered.discover_formats().usable.values():
+        formats[extension.title] = registered.load_extension(extension)
+    files: dict[str, bytes] = {}
+    for name, found in formats.items():
+        files |= registered.render_files(name, found, tables, cells)
     paths = [write_atomic(out / name, content) for name, content in files.items()]
     return [*paths, page.write_site(runs, out)]
 

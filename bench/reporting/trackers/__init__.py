@@ -1,6 +1,7 @@
 """Log the numbers of a finished run to a tracker, on request.
 
-Each file of this package ends in a TRACKER and is found by its name. Everything logged is derived
+Each file of this package ends in a TRACKER and is found by its name; other packages offer trackers
+as entry points of the group `bench.trackers`. Everything logged is derived
 from the records on disk, so a tracker and a report cannot differ, and a run can be logged at any
 time (`bench report DIR --track NAME:WHERE`).
 """
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.analysis import columns
+from bench.core import extensions
 from bench.core.errors import SuiteError, describe, nearest
+from bench.suite.catalog import CatalogEntry
 
 if TYPE_CHECKING:
     from bench.analysis.results import RunResults
@@ -77,18 +80,87 @@ def parse_target(text: str) -> TrackerTarget:
         SuiteError: There is no such tracker, or its library is not installed.
     """
     name, _, where = text.partition(":")
-    known = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    if name not in known or not where:
+    own, others = list_built_in_trackers(), discover_trackers().usable
+    if name not in (*own, *others) or not where:
+        known = sorted([*own, *others])
         problem = nearest(name, known) if name not in known else "WHERE is missing"
         raise SuiteError(
             f"--track '{text}': expected NAME:WHERE, such as tensorboard:runs; {problem}"
         )
-    tracker: Tracker = importlib.import_module(f"bench.reporting.trackers.{name}").TRACKER
+    tracker = load_extension(others[name]) if name in others else _built_in(name)
     if importlib.util.find_spec(tracker.package) is None:
         raise SuiteError(
             f"--track {name}: the package {tracker.package} is not installed; {tracker.install}"
         )
     return TrackerTarget(name, tracker, where)
+
+
+def list_built_in_trackers() -> list[str]:
+    """List the trackers of this package.
+
+    Returns:
+        Their names, sorted.
+    """
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def discover_trackers() -> extensions.Discovery:
+    """Find the trackers that installed packages offer, without importing them.
+
+    Returns:
+        The usable ones, and a sentence for each of the others.
+    """
+    return extensions.discover_extensions("trackers", list_built_in_trackers())
+
+
+def load_extension(extension: extensions.Extension) -> Tracker:
+    """Import the tracker of an installed package.
+
+    Args:
+        extension: The extension.
+
+    Returns:
+        The tracker.
+
+    Raises:
+        SuiteError: It cannot be imported, or is no tracker.
+    """
+    found = extension.load()
+    if not isinstance(found, Tracker):
+        raise SuiteError(
+            f"{extension.title}: expected {extension.target} to be a "
+            f"bench.reporting.trackers.Tracker, got {type(found).__name__}"
+        )
+    return found
+
+
+def list_trackers() -> tuple[list[CatalogEntry], list[str]]:
+    """List the trackers of this package and of others.
+
+    Returns:
+        Entries, and a sentence for each extension that cannot be used.
+    """
+    entries = []
+    for name in list_built_in_trackers():
+        module = importlib.import_module(f"bench.reporting.trackers.{name}")
+        summary = (module.__doc__ or "").partition("\n")[0]
+        entries.append(CatalogEntry(name, summary, module.TRACKER.install))
+    found = discover_trackers()
+    problems = [*found.problems]
+    for name, extension in found.usable.items():
+        try:
+            tracker = load_extension(extension)
+        except SuiteError as error:
+            problems += error.problems
+        else:
+            summary = (tracker.log.__doc__ or "").strip().partition("\n")[0]
+            entries.append(CatalogEntry(name, summary, tracker.install, extension.origin))
+    return entries, problems
+
+
+def _built_in(name: str) -> Tracker:
+    tracker: Tracker = importlib.import_module(f"bench.reporting.trackers.{name}").TRACKER
+    return tracker
 
 
 def log_run(wanted: TrackerTarget, found: "RunResults", folder: Path) -> str:

@@ -58,8 +58,6 @@ def _name(text: str) -> str:
 
 TRACKER = Tracker(
     package="mlflow",
-    # Not an extra of this package: torchattacks pins a version of requests that is too old for it,
-    # which neither imports.
-    install="pip install mlflow-skinny; pip check then names torchattacks, without consequence",
+    install='pip install "robustness-bench[mlflow]"',
     log=log_to_mlflow,
 )
