@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.core import source_hash
 from bench.core.sanitize import escape_controls
 
 
@@ -100,9 +101,44 @@ def location(error: BaseException) -> str:
     return f"{escape_controls(Path(trace.tb_frame.f_code.co_filename).name)}:{trace.tb_lineno}"
 
 
+def own_location(error: BaseException) -> str:
+    """Return the last place in the user's own code that an exception passed.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        "file.py:12"; as `location` if it passed no file of the user's.
+    """
+    trace, found = BaseException.__dict__["__traceback__"].__get__(error), ""
+    while trace is not None:
+        file = Path(trace.tb_frame.f_code.co_filename)
+        if file.is_file() and source_hash.is_own(file):
+            found = f"{escape_controls(file.name)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found or location(error)
+
+
 def _class(error: BaseException) -> str:
     """Return the name of an exception's class, also where the class overrides `__name__`."""
     return escape_controls(type.__dict__["__name__"].__get__(type(error))[:LONGEST])
+
+
+def has_similar(name: str, known: Iterable[str]) -> bool:
+    """Return whether a known name differs from a name by a slip alone.
+
+    >>> has_similar("pdg", ["fgsm", "pgd"]), has_similar("cw", ["fgsm", "pgd"])
+    (True, False)
+
+    Args:
+        name: The unknown name.
+        known: All known names.
+
+    Returns:
+        True if `nearest` would suggest one.
+    """
+    folded = [each.casefold() for each in known]
+    return bool(difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5))
 
 
 SHORT = 40
