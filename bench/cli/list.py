@@ -89,17 +89,19 @@ def _data_lines(suite: "Suite", data_dir: Path, limit: int | None) -> list[str]:
 
 @cli.command(name="list")
 @click.argument("kind", type=click.Choice(["models", "attacks", "datasets", "suites", "recipes"]))
-def list_(kind: str) -> None:
+@click.argument("library", required=False)
+def list_(kind: str, library: str | None) -> None:
     """List models, attacks, data sets, suites or recipes.
 
-    Each line gives the name, a summary and the source.
+    Each line gives the name, a summary and the source. LIBRARY, such as torchvision:, lists what
+    that library offers.
     """
     from rich.table import Table
 
     from bench.cli.console import console
     from bench.suite import catalog
 
-    rows = catalog.list_entries(kind)
+    rows = catalog.list_library(kind, library) if library else catalog.list_entries(kind)
     names = [row.name for row in rows]
     shown = Table(box=None, show_header=False, pad_edge=False)
     shown.add_column(no_wrap=True, min_width=max(map(len, names), default=0))  # names are typed

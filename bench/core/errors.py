@@ -124,6 +124,11 @@ def _class(error: BaseException) -> str:
     return escape_controls(type.__dict__["__name__"].__get__(type(error))[:LONGEST])
 
 
+def _is_longer(one: str, other: str) -> bool:
+    """Return whether one of two names begins with the other, which has at least three letters."""
+    return min(len(one), len(other)) >= 3 and (one.startswith(other) or other.startswith(one))
+
+
 def has_similar(name: str, known: Iterable[str]) -> bool:
     """Return whether a known name differs from a name by a slip alone.
 
@@ -161,7 +166,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     folded = {each.casefold(): each for each in names}
     few = len(names) <= SHORT
-    found = difflib.get_close_matches(name.casefold(), folded, n=1 if few else 3, cutoff=0.5)
+    wanted = name.casefold()
+    found = difflib.get_close_matches(wanted, folded, n=1 if few else 3, cutoff=0.5)
+    if few and not difflib.get_close_matches(wanted, folded, n=1, cutoff=0.8):
+        # A longer or shorter form of a name, such as "epsilon", is nearer than one of like letters.
+        found = [each for each in folded if _is_longer(wanted, each)][-1:] or found
     close = " or ".join(f"'{folded[each]}'" for each in found)
     hint = f"did you mean {close}? " if close else ""
     if not few:

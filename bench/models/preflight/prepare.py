@@ -73,40 +73,66 @@ def prepare_model(
     if isinstance(prepared, torch.jit.ScriptModule):  # which no module may wrap and hook
         prepared = OpaqueModel(prepared, fingerprint.describe_program(prepared))
     x = data.read(0, min(data.n, N_IMAGES)).to(device)
+    query = isinstance(prepared, QueryOnlyModel)  # whose callable has selected its scores itself
+    selected = query or output is None
     if batch_size is not None:
-        prepared = FixedBatchModel(prepared, batch_size)
-    if output is not None and not isinstance(prepared, QueryOnlyModel):
-        answer = _try_call(prepared, x)
-        if answer is not None:
-            place = find_output(where, answer, len(x), output)
-            prepared = _select(prepared, place)
-    for _ in range(3):
+        prepared = _fix_batch(where, prepared, x, batch_size, None if query else output, notes)
+        selected = True
+    for _ in range(4):
+        if not selected and (answer := _try_call(prepared, x)) is not None:
+            prepared = _select_output(where, prepared, answer, output, notes, len(x))
+            selected = True
         try:
             loaded = preflight(label, prepared, data, device, predictions, allow, about)
         except ModelCallError as error:
-            prepared, note = _convert_input(where, prepared, x, data, allow, error)
+            prepared = _convert_input(where, prepared, x, data, output, allow, error, notes)
+            selected = selected or isinstance(prepared, FixedBatchModel)
         except ModelOutputError as error:
-            if isinstance(prepared, QueryOnlyModel) or (
-                output is not None and not isinstance(prepared, CastingModel | FixedBatchModel)
-            ):
+            if query or output is not None:
                 raise
-            place = find_output(where, error.answer, len(x), output)
-            prepared = _select(prepared, place)
-            if output is not None:
-                continue
-            assert isinstance(place, Place)
-            sentence = f"{where} returns more than logits: {place.describe()} of its output is used"
-            note = Finding("output", f"{sentence}; say so by `output` in its entry.")
+            prepared = _select_output(where, prepared, error.answer, None, notes, len(x))
         else:
-            findings = (*(each.format_note(False) for each in notes), *loaded.findings)
-            return loaded._replace(findings=findings)
-        notes.append(note)
-    return preflight(label, prepared, data, device, predictions, allow, about)
+            break
+    findings = (*(each.format_note(False) for each in notes), *loaded.findings)
+    return loaded._replace(findings=findings)
 
 
-def _select(model: nn.Module, place: Place | bool) -> nn.Module:
-    """Wrap a model so that it returns logits alone."""
-    return SelectedOutput(model, place) if isinstance(place, Place) else BinaryModel(model, place)
+def _select_output(
+    where: str,
+    model: nn.Module,
+    answer: Any,
+    output: Output | None,
+    notes: list[Finding],
+    n: int,
+) -> nn.Module:
+    """Wrap a model so that it returns logits alone, by its answer to n images."""
+    place = find_output(where, answer, n, output)
+    if not isinstance(place, Place):
+        return BinaryModel(model, place)
+    if output is None:
+        sentence = f"{where} returns more than logits: {place.describe()} of its output is used"
+        notes.append(Finding("output", f"{sentence}; say so by `output` in its entry."))
+    return SelectedOutput(model, place)
+
+
+def _fix_batch(
+    where: str,
+    model: nn.Module,
+    x: Tensor,
+    size: int,
+    output: Output | None,
+    notes: list[Finding],
+) -> nn.Module:
+    """Wrap a model that takes one number of images alone; its logits are selected before."""
+    answer = _try_call(model, _repeat(x, size))
+    if answer is not None and (output is not None or not isinstance(answer, Tensor)):
+        model = _select_output(where, model, answer, output, notes, size)
+    return FixedBatchModel(model, size)
+
+
+def _repeat(x: Tensor, size: int) -> Tensor:
+    """Repeat images to a number of them."""
+    return x.repeat(-(-size // len(x)), 1, 1, 1)[:size]
 
 
 def _convert_input(
@@ -114,9 +140,11 @@ def _convert_input(
     model: nn.Module,
     x: Tensor,
     data: Data,
+    output: Output | None,
     allow: Sequence[str],
     error: ModelCallError,
-) -> tuple[nn.Module, Finding]:
+    notes: list[Finding],
+) -> nn.Module:
     """Wrap a model that raised on the first images; raise the reason if no wrapper helps."""
     kind = _find_precision(model)
     if kind is not None and not isinstance(model, CastingModel):
@@ -124,8 +152,9 @@ def _convert_input(
             raise error
         name = str(kind).removeprefix("torch.")
         sentence = f"{where} computes in {name}: images are converted to it, attacks included."
-        return CastingModel(model, kind), Finding("not-float32", sentence)
-    if isinstance(model, QueryOnlyModel | CastingModel | FixedBatchModel):
+        notes.append(Finding("not-float32", sentence))
+        return CastingModel(model, kind)
+    if isinstance(model, QueryOnlyModel | FixedBatchModel):
         raise error
     if wrong := _describe_channels(where, model, x, data):
         raise SuiteError(wrong) from error
@@ -136,7 +165,8 @@ def _convert_input(
         f"{where} takes {size} images at once and no other number: batches are filled up with "
         "copies of their last image, which changes no answer; let it take any number."
     )
-    return FixedBatchModel(model, size), Finding("fixed-batch", sentence)
+    notes.append(Finding("fixed-batch", sentence))
+    return _fix_batch(where, model, x, size, output, notes)
 
 
 def _find_precision(model: nn.Module) -> torch.dtype | None:
@@ -149,8 +179,7 @@ def _find_batch_size(model: nn.Module, x: Tensor) -> int | None:
     """Return the only number of images that a model takes; None if there are none or several."""
     began, found = time.monotonic(), list[int]()
     for size in SIZES:
-        repeated = x.repeat(-(-size // len(x)), 1, 1, 1)[:size]
-        if _try_call(model, repeated) is not None:
+        if _try_call(model, _repeat(x, size)) is not None:
             found.append(size)
         if len(found) > 1 or time.monotonic() - began > MAX_SECONDS:
             break
