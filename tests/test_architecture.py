@@ -171,7 +171,8 @@ def test_no_broad_except_hides_a_bug_outside_a_strangers_code() -> None:
         "execution/backends/worker.py", "execution/backends/worker.py",
         "execution/resume_check.py", "models/fingerprint.py", "models/fingerprint.py",
         "models/fingerprint.py", "models/preflight/checks.py", "models/preflight/checks.py",
-        "models/preflight/prepare.py", "models/preflight/preprocessing.py", "models/serialized/__init__.py",
+        "models/preflight/prepare.py", "models/preflight/preprocessing.py",
+        "models/serialized/__init__.py",
         "reporting/trackers/__init__.py", "workflows/speed/race.py",
         "workflows/training/resume.py",
     ]  # fmt: skip
