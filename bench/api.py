@@ -74,6 +74,7 @@ def evaluate(
     access: Access = "gradient",
     classes: int | None = None,
     allow: Sequence[str] = (),
+    output: str | int | None = None,
     audit: bool | None = None,
 ) -> Evaluation:
     """Measure the robust accuracy of a model under one attack.
@@ -106,6 +107,8 @@ def evaluate(
         access: What the attacker sees of `model`: "gradient", "scores" or "labels".
         classes: Classes of a model that shows labels alone; as many as y needs by default.
         allow: Names of preflight findings that do not stop the evaluation.
+        output: Which part of `model`'s output is the logits: an index, a key or an attribute; or
+            "binary" or "sigmoid" for one logit or probability an image (binary classifier).
         audit: Probe the model, too; by default where that takes few passes compared with the
             attack.
 
@@ -149,6 +152,7 @@ def evaluate(
         access=access,
         classes=classes,
         allow=allow,
+        output=output,
     )
     label, *sources = evaluator.models
     facts = {name: evaluator.model_facts(name) for name in evaluator.models}

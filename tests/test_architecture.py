@@ -66,6 +66,7 @@ def test_no_module_of_the_harness_knows_the_name_of_an_attack_a_model_or_a_data_
         "bench.attacks.common", "bench.models.preprocessing", "bench.models.query_only",
         "bench.models.fingerprint", "bench.models.published_weights", "bench.datasets.inputs",
         "bench.datasets.as_data", "bench.datasets.in_memory",
+        "bench.models.outputs", "bench.models.wrapping",
         "bench.datasets.image_files", "bench.datasets.prefetch", "bench.datasets.imagenet_classes",
     }  # fmt: skip
     offenders = {}
@@ -173,7 +174,8 @@ def test_no_broad_except_hides_a_bug_outside_a_strangers_code() -> None:
         "execution/backends/worker.py", "execution/backends/worker.py",
         "execution/resume_check.py", "models/fingerprint.py", "models/fingerprint.py",
         "models/fingerprint.py", "models/preflight/checks.py", "models/preflight/logit_checks.py",
-        "models/preflight/preprocessing.py", "models/serialized/__init__.py",
+        "models/preflight/prepare.py", "models/preflight/preprocessing.py",
+        "models/serialized/__init__.py",
         "reporting/formats/registered.py", "reporting/trackers/__init__.py",
         "workflows/speed/race.py", "workflows/training/resume.py",
     ]  # fmt: skip

@@ -25,7 +25,7 @@ from annotated_types import Ge
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from bench.core import checkpoint
+from bench.core import checkpoint, checkpoint_states
 from bench.core.contracts.attack import ExternalAttack
 from bench.core.contracts.learner import Learner, Losses, TrainingBatch
 from bench.core.contracts.types import Norm, Shape, Threat
@@ -328,7 +328,7 @@ def _read(where: str, path: Path, age: int) -> LoadedGenerator:
         raise SuiteError(f"{where}: {path} does not tell the eps and shape it is for") from error
     shape = (channels, height, width)
     network = generator(shape)
-    checkpoint.load_tensors(f"{where} in {path}", network, state)
+    checkpoint_states.load_tensors(f"{where} in {path}", network, state)
     return LoadedGenerator(network.eval().requires_grad_(False), shape, eps)
 
 

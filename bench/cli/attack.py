@@ -16,8 +16,13 @@ from bench.core.errors import SuiteError
 @click.option(
     "--model", required=True, help="A name of `bench list models`, file.py:NAME, or net.pt2."
 )
-@click.option("--weights", help="Name of shipped weights, a file, or random [the first shipped].")
+@click.option(
+    "--weights", help="Name of shipped weights, a file, FILE#PART, or random [the first shipped]."
+)
 @click.option("--trust", is_flag=True, help="Read the model's file although reading can run code.")
+@click.option(
+    "--output", help="What of the model's output is the logits: index, key, binary, or sigmoid."
+)
 @click.option("--attack", help="A name of `bench list attacks`, or file.py:NAME [pgd].")
 @click.option("--eps", default="2/255", show_default=True, help="Radius: a number or a fraction.")
 @click.option("--norm", default="linf", show_default=True, help="linf, l2, l1 or l0.")
@@ -39,6 +44,7 @@ def attack(
     model: str,
     weights: str | None,
     trust: bool,
+    output: str | None,
     attack: str | None,
     eps: str,
     norm: str,
@@ -66,7 +72,10 @@ def attack(
 
     chosen = weights or loading.find_default_weights(model)
     check = Validator("bench attack: --model")
-    about = {"name": model, "label": model, "weights": chosen, "trust": trust}
+    part = int(output) if output is not None and output.isdecimal() else output
+    about = {
+        "name": model, "label": model, "weights": chosen, "trust": trust, "output": part,
+    }  # fmt: skip
     entry = check.fill(ModelEntry, about, "")
     check.stop_if_wrong()
     raw: dict[str, Any] = {

@@ -94,31 +94,34 @@ KINDS = ("models", "attacks", "datasets", "suites", "recipes", "formats", "track
 
 @cli.command(name="list")
 @click.argument("kind", type=click.Choice(KINDS), required=False)
+@click.argument("library", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: entries by kind.")
-def list_(kind: str | None, as_json: bool) -> None:
+def list_(kind: str | None, library: str | None, as_json: bool) -> None:
     """List models, attacks, data sets, suites, recipes, formats or trackers; all without KIND.
 
     Each line gives the name, a summary and the source, and for what an installed package offers its
-    name and version.
+    name and version. LIBRARY, such as torchvision:, lists what that library offers.
     """
-    found = {each: _entries(each) for each in ([kind] if kind else KINDS)}
-    for _, problems in found.values():
+    listed = {each: _entries(each, library) for each in ([kind] if kind else KINDS)}
+    for _, problems in listed.values():
         for sentence in problems:
             tell("warning", sentence)
     if as_json:
-        entries = {name: [row._asdict() for row in rows] for name, (rows, _) in found.items()}
+        entries = {name: [row._asdict() for row in rows] for name, (rows, _) in listed.items()}
         click.echo(json.dumps(entries, indent=2))
         return
-    for name, (rows, _) in found.items():
+    for name, (rows, _) in listed.items():
         if not kind:
             echo(f"{name}:")
         _print_entries(rows)
 
 
-def _entries(kind: str) -> tuple[list["CatalogEntry"], list[str]]:
+def _entries(kind: str, library: str | None = None) -> tuple[list["CatalogEntry"], list[str]]:
     """Return the entries of a kind, and a sentence for each extension that cannot be used."""
     from bench.suite import catalog
 
+    if library:
+        return catalog.list_library(kind, library), []
     if kind == "formats":
         from bench.reporting.formats import registered
 

@@ -7,6 +7,7 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.core import source_hash
 from bench.core.sanitize import escape_controls
 
 
@@ -100,9 +101,49 @@ def location(error: BaseException) -> str:
     return f"{escape_controls(Path(trace.tb_frame.f_code.co_filename).name)}:{trace.tb_lineno}"
 
 
+def own_location(error: BaseException) -> str:
+    """Return the last place in the user's own code that an exception passed.
+
+    Args:
+        error: Any exception.
+
+    Returns:
+        "file.py:12"; as `location` if it passed no file of the user's.
+    """
+    trace, found = BaseException.__dict__["__traceback__"].__get__(error), ""
+    while trace is not None:
+        file = Path(trace.tb_frame.f_code.co_filename)
+        if file.is_file() and source_hash.is_own(file):
+            found = f"{escape_controls(file.name)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found or location(error)
+
+
 def _class(error: BaseException) -> str:
     """Return the name of an exception's class, also where the class overrides `__name__`."""
     return escape_controls(type.__dict__["__name__"].__get__(type(error))[:LONGEST])
+
+
+def _is_longer(one: str, other: str) -> bool:
+    """Return whether one of two names begins with the other, which has at least three letters."""
+    return min(len(one), len(other)) >= 3 and (one.startswith(other) or other.startswith(one))
+
+
+def has_similar(name: str, known: Iterable[str]) -> bool:
+    """Return whether a known name differs from a name by a slip alone.
+
+    >>> has_similar("pdg", ["fgsm", "pgd"]), has_similar("cw", ["fgsm", "pgd"])
+    (True, False)
+
+    Args:
+        name: The unknown name.
+        known: All known names.
+
+    Returns:
+        True if `nearest` would suggest one.
+    """
+    folded = [each.casefold() for each in known]
+    return bool(difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5))
 
 
 SHORT = 40
@@ -125,7 +166,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     folded = {each.casefold(): each for each in names}
     few = len(names) <= SHORT
-    matches = difflib.get_close_matches(name.casefold(), folded, n=1 if few else 3, cutoff=0.5)
+    wanted = name.casefold()
+    matches = difflib.get_close_matches(wanted, folded, n=1 if few else 3, cutoff=0.5)
+    if few and not difflib.get_close_matches(wanted, folded, n=1, cutoff=0.8):
+        # A longer or shorter form of a name, such as "epsilon", is nearer than one of like letters.
+        matches = [each for each in folded if _is_longer(wanted, each)][-1:] or matches
     close = " or ".join(f"'{folded[each]}'" for each in matches)
     hint = f"did you mean {close}? " if close else ""
     if not few:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from bench.core.errors import SuiteError, describe, location
+from bench.core.errors import SuiteError, describe, own_location
 
 
 def call_factory(where: str, factory: Callable[[], Any]) -> Any:
@@ -24,4 +24,4 @@ def call_factory(where: str, factory: Callable[[], Any]) -> Any:
     except (SuiteError, KeyboardInterrupt):
         raise
     except BaseException as error:  # the user's own code may raise anything
-        raise SuiteError(f"{where}: {describe(error)} ({location(error)})") from error
+        raise SuiteError(f"{where}: {describe(error)} ({own_location(error)})") from error

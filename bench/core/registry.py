@@ -14,18 +14,21 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from bench.core import extensions, source_hash
-from bench.core.errors import SuiteError, describe, nearest
+from bench.core import extensions, source_hash, user_imports
+from bench.core.errors import SuiteError, describe, has_similar, nearest
 from bench.core.extensions import Discovery, Extension
 
 _read: dict[str, dict[Path, str]] = {}
 """Modules of the user's own -> the files that they and their imports were read from, and what those
 held: a file that was edited since is read again, also in one process."""
+MEANT = 3
+"""Most names of libraries that a sentence suggests."""
 RECORDS = {"attacks": "ATTACK", "models": "MODEL", "datasets": "DATASET"}
 
 
@@ -103,6 +106,51 @@ def origin(kind: str, name: str) -> str:
     return "" if found is None else found.origin
 
 
+def adapter_names(kind: str, library: str) -> list[str] | None:
+    """List what the adapter of a library offers.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+        library: The library, without the colon.
+
+    Returns:
+        Names in the library, sorted, empty if it is not installed; None if it has no list.
+
+    Raises:
+        SuiteError: There is no adapter of that name.
+    """
+    if library not in _adapters(kind):
+        known = [f"{each}:" for each in _adapters(kind)]
+        raise SuiteError(f"no {kind} come from '{library}:'; {nearest(f'{library}:', known)}")
+    listing = getattr(_builtin(f"{kind}.adapters", library), "list_names", None)
+    return None if listing is None else list(listing())
+
+
+def suggest(kind: str, name: str) -> str:
+    """Return the end of an "unknown name" sentence, with names of other libraries.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+        name: The unknown name, without a library.
+
+    Returns:
+        The names that are meant, best first, and the known names of bench.
+    """
+    own = names(kind)
+    wanted, found = name.casefold(), [each for each in own if each.casefold() == name.casefold()]
+    theirs = [
+        f"{library}:{each}" for library in _adapters(kind)
+        for each in adapter_names(kind, library) or ()
+    ]  # fmt: skip
+    found += [each for each in theirs if each.partition(":")[2].casefold() == wanted]
+    if not found and len(wanted) > 2 and not has_similar(name, own):
+        found = [each for each in theirs if wanted in each.partition(":")[2].casefold()][:MEANT]
+    if not found:
+        return nearest(name, own)
+    meant = " or ".join(f"'{each}'" for each in found[:MEANT])
+    return f"did you mean {meant}? known: {', '.join(own)}"
+
+
 def built_in(kind: str, name: str) -> bool:
     """Return whether `find` looks for a name in bench's own files alone.
 
@@ -170,13 +218,14 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
             extension = discover(kind).usable.get(name)
             if extension is not None:
                 return load_extension(extension)
-            raise SuiteError(f"{kind[:-1]} '{name}' is unknown; {nearest(name, names(kind))}")
+            raise SuiteError(f"{kind[:-1]} '{name}' is unknown; {suggest(kind, name)}")
         return getattr(_builtin(kind, name), RECORDS[kind])
     if names_library(kind, name):
         library, _, rest = name.partition(":")
         return _builtin(f"{kind}.adapters", library).adapt(rest)
     where, _, attribute = name.rpartition(":")
-    module = _file(Path(base or ".") / where) if where.endswith(".py") else _module(where)
+    with search_user_code(kind, name, base):
+        module = _file(Path(base or ".") / where) if where.endswith(".py") else _module(where)
     try:
         return getattr(module, attribute)
     except AttributeError:
@@ -213,6 +262,29 @@ def load_extension(extension: Extension) -> Any:
     if isinstance(found, Attack) and found.implementation == "bench":
         return dataclasses.replace(found, implementation=extension.distribution)
     return found
+
+
+@contextmanager
+def search_user_code(kind: str, name: str, base: Path | None = None) -> Iterator[None]:
+    """Let a user's code import what is beside it: a factory may do so when it is called.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+        name: A name as `find` takes it; nothing is done for one that is not the user's.
+        base: Folder that file names start from; the working folder by default.
+
+    Yields:
+        With the file's folder, `base` and the working folder on Python's path.
+    """
+    if built_in(kind, name):
+        yield
+        return
+    where = name.rpartition(":")[0]
+    folders = [Path(base or ".").resolve(), Path.cwd()]
+    if where.endswith(".py"):
+        folders.insert(0, (folders[0] / where).resolve().parent)
+    with user_imports.search_folders(folders):
+        yield
 
 
 def _resolver(kind: str, name: str) -> Resolver | None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from bench.core import extensions
+from bench.core import extensions, user_imports
 
 STANDARD = frozenset(sys.stdlib_module_names)
 UNCOUNTED = frozenset({"bench", "numpy", "torch", "torchvision", *STANDARD})
@@ -309,6 +309,7 @@ def forget_modules(files: dict[Path, str]) -> None:
         file = module_file(module) if name != "__main__" else None
         if file is not None and file.resolve() in files:
             del sys.modules[name]
+    user_imports.forget_modules(files)
     for file in files:  # compiled code is taken for current by the second and the size
         if file.suffix == ".py":
             try:
@@ -356,7 +357,7 @@ def _roots(file: Path, top: str) -> Iterator[Path]:
     These are the folder it was loaded from, if it was; else the folder of the file, that of its
     package, and the first of Python's path that has it.
     """
-    there = sys.modules.get(top)
+    there = user_imports.find_module(top, file.parent)
     if there is not None:
         folders = [Path(each).parent for each in getattr(there, "__path__", [])]
         own = module_file(there)

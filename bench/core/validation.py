@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from bench.core import sanitize
-from bench.core.errors import SuiteError, nearest
+from bench.core.errors import SuiteError, has_similar, nearest
 
 SHOWN = 600
 """Most characters of a sentence: it may quote a value of a megabyte."""
@@ -176,6 +176,9 @@ class Validator:
             message = first["msg"].removeprefix("Value error, ")
             if first["type"] == "greater_than_equal":
                 message = f"expected at least {first['ctx']['ge']}"
+            if first["type"] == "literal_error" and isinstance(raw, str):
+                known = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+                message += f" ({nearest(raw, known).partition('? ')[0]}?)" * has_similar(raw, known)
             self.say(key, f"{message[0].lower()}{message[1:]}, got {raw!r}")
             return None
         except ArithmeticError as error:  # a number such as "eps/0" that a checker computed with

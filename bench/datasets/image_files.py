@@ -65,6 +65,26 @@ def decode_image(path: Path, resize: int, crop: int, channels: int = 3) -> Tenso
     return levels.float() / 255
 
 
+def is_coloured(path: Path) -> bool:
+    """Return whether an image file is in colour.
+
+    Args:
+        path: The file, of a format in FORMATS.
+
+    Returns:
+        True if red, green and blue differ in any pixel.
+
+    Raises:
+        SuiteError: The file is no readable image.
+    """
+    with _open_image(path, path) as image:
+        check_size(*image.size, 1)
+        if image.mode in ("1", "L", "LA") or _is_deep(image):
+            return False
+        pixels = np.asarray(image.convert("RGB"))
+    return bool((pixels != pixels[..., :1]).any())
+
+
 def describe_treatment(path: Path, content: bytes) -> str:
     """Describe what `decode_image` does beyond converting, resizing and cropping.
 

@@ -8,6 +8,8 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench.engine.padding import call_padded
+
 
 class OpaqueModel(nn.Module):
     """Model that runs a program from a file.
@@ -55,14 +57,7 @@ class OpaqueModel(nn.Module):
             size not in (None, given) for size, given in zip(self.shape, x.shape[1:], strict=True)
         ):
             raise ValueError(f"the program was exported for images {self.shape}")
-        least, most = self.rows
-        if least <= len(x) <= most:
-            return self._run(x)
-        parts = x.split(most)
-        filled = [torch.cat([part, *[part[-1:]] * (least - len(part))]) for part in parts]
-        return torch.cat(
-            [self._run(each)[: len(part)] for each, part in zip(filled, parts, strict=True)]
-        )
+        return call_padded(self._run, x, *self.rows)
 
     def _run(self, x: Tensor) -> Tensor:
         logits: Tensor = self.net.forward(x)  # a call would print the traceback of what it raises

@@ -24,8 +24,9 @@ from bench.evaluation.chunk import CleanPass, evaluate_chunk
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import Prediction, Vote, judge
 from bench.evaluation.model_pool import ModelPool, choose_rows, load_suite_models
-from bench.models.preflight import checks
+from bench.models import wrapping
 from bench.models.preflight.checks import LoadedModel
+from bench.models.preflight.prepare import prepare_model
 from bench.storage.schema import Piece
 from bench.suite import plan, targets
 from bench.suite.identity import ModelFacts
@@ -157,6 +158,7 @@ class Evaluator:
         access: Access = "gradient",
         classes: int | None = None,
         allow: Sequence[str] = (),
+        output: str | int | None = None,
     ) -> "Evaluator":
         """Build the evaluator of one model, or of a model and a source, on given images.
 
@@ -173,6 +175,7 @@ class Evaluator:
             access: What the attacker sees of `model`.
             classes: Classes of a model that shows labels alone; as many as y needs unless given.
             allow: Names of preflight findings that do not stop the evaluation.
+            output: Which part of `model`'s output is the logits, as in a model's entry.
 
         Returns:
             The evaluator, whose suite has no name.
@@ -183,14 +186,20 @@ class Evaluator:
         loading.check_tensors("given", x, y)
         data = inputs.check_data("given", make_data("given", x, y, ()))
         assert data.labels is not None
-        label = type(model).__name__
+        label = type(wrapping.unwrap_model(model)).__name__
         n_classes = classes or int(data.labels.max()) + 1
-        modules = {label: loading.restrict_access(label, model, access, n_classes)}
+        modules = {label: loading.restrict_access(label, model, access, n_classes, output)}
         if source is not None:
             modules["source" if label != "source" else "the source"] = source
         models = {
-            name: checks.preflight(
-                name, module.to(device), data, device, predictions if name == label else 1, allow
+            name: prepare_model(
+                name,
+                module.to(device),
+                data,
+                device,
+                output=output if name == label else None,
+                predictions=predictions if name == label else 1,
+                allow=allow,
             )
             for name, module in modules.items()
         }

@@ -5,7 +5,7 @@ import hashlib
 import inspect
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +13,24 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from bench.core import checkpoint, files, registry, rng
+from bench.core import checkpoint, checkpoint_states, files, registry, rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.model import Model
 from bench.core.contracts.types import Access
-from bench.core.errors import SuiteError, describe, location, nearest
+from bench.core.errors import SuiteError, describe, nearest, own_location
 from bench.core.foreign import call_factory
 from bench.datasets import inputs
 from bench.datasets.as_data import as_data, call_loader, find_loader
 from bench.engine import determinism
 from bench.engine.device import GPUS, find_missing_arithmetic
 from bench.models.fingerprint import describe_value
-from bench.models.preflight.checks import LoadedModel, preflight
+from bench.models.outputs import Output, find_output, take_output
+from bench.models.preflight.checks import LoadedModel
+from bench.models.preflight.findings import Finding
+from bench.models.preflight.prepare import prepare_model
 from bench.models.published_weights import WEIGHTS, list_weights
 from bench.models.query_only import QueryOnlyModel
+from bench.models.wrapping import unwrap_model
 from bench.suite.catalog import RECIPES
 from bench.suite.schema import DataEntry, ModelEntry
 
@@ -95,8 +99,9 @@ def load_data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -
         raise SuiteError(f"data {entry.name}: limit: expected at least 1, got {most}")
     load = find_loader(entry.name, base)
     offered = {"split": entry.split, "limit": most, "data_dir": data_dir}
-    returned = call_loader(entry.name, load, offered, entry.params)
-    checked = as_data(returned, name=entry.name, limit=most)
+    with registry.search_user_code("datasets", entry.name, base):
+        returned = call_loader(entry.name, load, offered, entry.params)
+        checked = as_data(returned, name=entry.name, limit=most)
     if "split" in inspect.signature(load).parameters:
         mapping = {"split": entry.split, **checked.mapping}
         checked = dataclasses.replace(checked, mapping=mapping)
@@ -189,13 +194,20 @@ def load_model(
             fails, or the model fails preflight.
     """
     own_weights = files.data_folder(data_dir) / "weights"
-    built = _build(entry, base, seed, own_weights)
+    built, loaded_from = _build(entry, base, seed, own_weights)
     n_classes = len(data.classes)
     if not n_classes and data.labels is not None:
         n_classes = int(data.labels.max()) + 1
-    model = restrict_access(entry.name, built, entry.access, n_classes).to(device).eval()
+    model = restrict_access(entry.name, built, entry.access, n_classes, entry.output)
     about = [describe_params(entry.params, base), entry.access, _describe_factory(entry, base)]
-    return preflight(entry.label, model, data, device, entry.predictions, entry.allow, about)
+    loaded = prepare_model(
+        entry.label, model.to(device).eval(), data, device, output=entry.output,
+        batch_size=entry.batch_size, predictions=entry.predictions, allow=entry.allow, about=about,
+    )  # fmt: skip
+    if not loaded_from:
+        return loaded
+    note = Finding("checkpoint", f"model '{entry.label}' is {loaded_from}.").format_note(False)
+    return loaded._replace(findings=(note, *loaded.findings))
 
 
 def describe_failure(error: BaseException) -> str:
@@ -210,7 +222,7 @@ def describe_failure(error: BaseException) -> str:
     """
     explained = determinism.explain_nondeterminism(error)
     what = f"{type(error).__name__}: {explained}" if explained else describe(error)
-    return f"{what} ({location(error)})"
+    return f"{what} ({own_location(error)})"
 
 
 def _describe_factory(entry: ModelEntry, base: Path) -> str:
@@ -224,7 +236,9 @@ def _describe_factory(entry: ModelEntry, base: Path) -> str:
     return f"{installed}version {version}, {describe_value(build)}"
 
 
-def restrict_access(name: str, model: Any, access: Access, classes: int) -> nn.Module:
+def restrict_access(
+    name: str, model: Any, access: Access, classes: int, output: Output | None = None
+) -> nn.Module:
     """Wrap a model so that an attacker sees no more than its access.
 
     Args:
@@ -232,6 +246,7 @@ def restrict_access(name: str, model: Any, access: Access, classes: int) -> nn.M
         model: A module, or for query access any callable.
         access: "gradient", "scores" or "labels".
         classes: Number of classes; a model that shows labels alone does not say.
+        output: Which part of the answers to queries is the scores; the answer itself by default.
 
     Returns:
         The module itself for gradient access, else a query-only model.
@@ -239,8 +254,10 @@ def restrict_access(name: str, model: Any, access: Access, classes: int) -> nn.M
     Raises:
         SuiteError: It is no module and access is "gradient".
     """
+    model = unwrap_model(model)
     if access != "gradient":
-        return QueryOnlyModel(name, model, access, classes)
+        ask = model if output is None else _select_answers(name, model, output)
+        return QueryOnlyModel(name, ask, access, classes)
     if not isinstance(model, nn.Module):
         hint = '; if it only answers queries, say access = "scores" or "labels"'
         raise SuiteError(
@@ -250,15 +267,30 @@ def restrict_access(name: str, model: Any, access: Access, classes: int) -> nn.M
     return model
 
 
-def _build(entry: ModelEntry, base: Path, seed: int, own_weights: Path) -> Any:
-    """Build a module with its weights, or a callable that only answers queries."""
+def _select_answers(name: str, model: Any, output: Output) -> Callable[[Tensor], Any]:
+    """Return a callable that answers queries with the scores alone."""
+
+    def ask(x: Tensor) -> Any:
+        answer = model(x)
+        return take_output(answer, find_output(f"model '{name}'", answer, len(x), output))
+
+    return ask
+
+
+def _build(entry: ModelEntry, base: Path, seed: int, own_weights: Path) -> tuple[Any, str]:
+    """Build a module with its weights, or a callable that only answers queries.
+
+    Returns:
+        The model, and what was loaded of a checkpoint that holds more than its state.
+    """
     registered = registry.find("models", entry.name, base)
     build = registered.build if isinstance(registered, Model) else registered
-    with rng.seed_global(seed, "weights", entry.name):
+    user_code = registry.search_user_code("models", entry.name, base)
+    with user_code, rng.seed_global(seed, "weights", entry.name):
         model = call_factory(f"model '{entry.label}'", lambda: build(**entry.params))
     if not isinstance(model, nn.Module) and callable(model) and entry.weights is None:
         if entry.access != "gradient":
-            return model
+            return model, ""
         raise SuiteError(
             f"model '{entry.label}': expected the factory to return a torch.nn.Module, got "
             f'{type(model).__name__}; if it only answers queries, say access = "scores" or '
@@ -275,10 +307,9 @@ def _build(entry: ModelEntry, base: Path, seed: int, own_weights: Path) -> Any:
             f"{', '.join(_known_weights(entry, registered, own_weights))}, 'random', or a "
             ".safetensors or .pt file"
         )
-    if entry.weights not in (None, "random"):
-        state = _read_state(entry, registered, base, own_weights)
-        checkpoint.load_tensors(f"model '{entry.label}': weights '{entry.weights}'", model, state)
-    return model
+    if entry.weights in (None, "random"):
+        return model, ""
+    return model, _load_weights(model, entry, registered, base, own_weights)
 
 
 def find_default_weights(name: str) -> str | None:
@@ -306,26 +337,34 @@ def _known_weights(entry: ModelEntry, registered: Any, own_weights: Path) -> lis
     return [*shipped, *(name for name in sorted(own) if name not in shipped)]
 
 
-def _read_state(
-    entry: ModelEntry, registered: Any, base: Path, own_weights: Path
-) -> Mapping[str, Tensor]:
-    """Read the state that the entry's weights name: shipped, published elsewhere, or a file."""
+def _load_weights(
+    model: nn.Module, entry: ModelEntry, registered: Any, base: Path, own_weights: Path
+) -> str:
+    """Load the weights that the entry names: shipped, published elsewhere, or a file.
+
+    Returns:
+        What was loaded of a checkpoint that holds more than the model's state.
+    """
     name, where = str(entry.weights), f"model '{entry.label}'"
+    about = f"{where}: weights '{name}'"
     known = _known_weights(entry, registered, own_weights)
     file = f"{entry.name}-{name}.safetensors"
     if name in known and (WEIGHTS / file).is_file():
-        return load_file(WEIGHTS / file)
+        checkpoint_states.load_tensors(about, model, load_file(WEIGHTS / file))
+        return ""
     if (
         isinstance(registered, Model)
         and registered.published
         and name in registered.published_names
     ):
         published = registered.published
-        return call_factory(where, lambda: published(name))  # type: ignore[no-any-return]
+        state = call_factory(where, lambda: published(name))
+        checkpoint_states.load_tensors(about, model, state)
+        return ""
     if name in known:
-        return checkpoint.read_tensors(where, own_weights / file)
-    if Path(name).suffix in checkpoint.SUFFIXES:
-        return checkpoint.read_tensors(where, base / name)
+        return checkpoint_states.load_checkpoint(about, model, own_weights / file)
+    if checkpoint.is_checkpoint(base, name):
+        return checkpoint_states.load_checkpoint(about, model, *checkpoint.split_name(base, name))
     recipe = _find_recipe(entry.name, name)
     if recipe is not None:
         raise SuiteError(
@@ -334,7 +373,7 @@ def _read_state(
         )
     raise SuiteError(
         f"{where}: weights '{name}' are unknown; {nearest(name, [*known, 'random'])}; "
-        "or a path ending in .safetensors, .pt or .pth"
+        "or the path of a checkpoint"
     )
 
 

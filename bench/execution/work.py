@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from torch import Tensor
 
-from bench.core.errors import describe, location
+from bench.core.errors import describe, own_location
 from bench.engine import determinism
 from bench.execution.sharding import Shard
 from bench.storage import schema
@@ -228,4 +228,4 @@ def describe_failure(error: BaseException) -> str:
     """
     explained = determinism.explain_nondeterminism(error)
     text = f"{type(error).__name__}: {explained}" if explained else describe(error)
-    return f"{text} ({location(error)})"
+    return f"{text} ({own_location(error)})"

@@ -105,6 +105,33 @@ def list_extensions(kind: str) -> tuple[list[CatalogEntry], list[str]]:
     return entries, problems
 
 
+def list_library(kind: str, library: str) -> list[CatalogEntry]:
+    """List what the adapter of a library offers.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+        library: The library, with or without a colon.
+
+    Returns:
+        Entries sorted by name.
+
+    Raises:
+        SuiteError: There is no such adapter, the library is not installed, or it has no list.
+    """
+    library = library.removesuffix(":")
+    if kind not in registry.RECORDS:
+        raise SuiteError(f"{kind} come from no library: leave '{library}' out")
+    names = registry.adapter_names(kind, library)
+    if names is None:
+        raise SuiteError(f"{kind} of '{library}:' have no list; see `bench list {kind}`")
+    found = [(name, registry.find(kind, f"{library}:{name}")) for name in names]
+    # A missing library's attacks are placeholders, and so is one without a name.
+    for record in [record for _, record in found] or [registry.find(kind, f"{library}:")]:
+        if reason := getattr(record, "unavailable", ""):
+            raise SuiteError(reason)
+    return [CatalogEntry(f"{library}:{name}", each.summary, each.source) for name, each in found]
+
+
 def _toml(folder: Path, name: str) -> dict[str, str]:
     return tomllib.loads((folder / f"{name}.toml").read_text(encoding="utf-8"))
 

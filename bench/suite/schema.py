@@ -56,6 +56,11 @@ class ModelEntry:
     """What it exposes; a query-only model exposes scores or labels."""
     allow: list[str] = dataclasses.field(default_factory=list)
     """Names of preflight findings that do not stop the run; they are still reported."""
+    output: str | int | None = None
+    """Which part of its output is the logits (index, key or attribute), or how one score an image
+    is read ("binary", "sigmoid"); None: it returns logits, or there is no doubt."""
+    batch_size: Count | None = None
+    """The only number of images that it takes at once; None: any number."""
     trust: bool = False
     """Whether the model's file (.pt2, .ts, .pt) may be read although that can run code in it."""
 

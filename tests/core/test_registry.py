@@ -1,10 +1,11 @@
 """Names: every built-in loads, outside code enters, and what breaks is told in one sentence."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from bench.core import registry
+from bench.core import registry, source_hash
 from bench.core.contracts.attack import Attack
 from bench.core.contracts.dataset import Dataset
 from bench.core.contracts.model import Model
@@ -134,3 +135,85 @@ def test_a_module_that_cannot_be_imported_is_one_sentence(name: str) -> None:
 )
 def test_what_is_bench_s_own_is_told_from_outside_code_by_its_name(name: str, own: bool) -> None:
     assert registry.built_in("attacks", name) == own
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "meant"),
+    [
+        ("attacks", "cw", "did you mean 'torchattacks:CW'?"),
+        ("attacks", "deepfool", "'torchattacks:DeepFool'"),
+        ("attacks", "PGD", "did you mean 'pgd' or "),
+        ("models", "ResNet18", "did you mean 'torchvision:resnet18'"),
+    ],
+)
+def test_an_unknown_name_leads_to_what_another_library_calls_so(
+    kind: str, name: str, meant: str
+) -> None:
+    assert meant in told(name, kind=kind)
+
+
+def test_what_a_library_offers_is_listed() -> None:
+    attacks = catalog.list_library("attacks", "torchattacks:")
+    assert "torchattacks:PGD" in [line.name for line in attacks]
+    assert all(line.summary and line.source for line in attacks)
+    assert "resnet18" in (registry.adapter_names("models", "torchvision") or [])
+    for kind, library, part in (
+        ("attacks", "torchatacks:", "did you mean 'torchattacks:'?"),
+        ("models", "huggingface:", "have no list"),
+        ("suites", "x:", "come from no library"),
+    ):
+        with pytest.raises(SuiteError, match=part.replace("?", r"\?")):
+            catalog.list_library(kind, library)
+
+
+def with_arch(folder: Path, value: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "arch.py").write_text(f"made = {value!r}\n", encoding="utf-8")
+    (folder / "later.py").write_text(f"made = {value!r}\n", encoding="utf-8")
+    code = "import arch\n\ndef make():\n    import later\n    return arch.made, later.made\n"
+    written(folder, code)
+    return folder
+
+
+def called(folder: Path) -> object:
+    make = registry.find("models", "mine.py:make", folder)
+    with registry.search_user_code("models", "mine.py:make", folder):
+        return make()
+
+
+def test_a_file_imports_the_modules_beside_it_and_those_of_its_own_folder(tmp_path: Path) -> None:
+    one, two = (with_arch(tmp_path / name, name) for name in ("one", "two"))
+    before = [*sys.path]
+    assert called(one) == ("one", "one")
+    assert called(two) == ("two", "two")
+    assert called(one) == ("one", "one")
+    assert sys.path == before
+    hashes = [source_hash.hash_code(folder / "mine.py") for folder in (one, two)]
+    assert hashes[0] != hashes[1]
+
+
+def test_a_module_beside_a_file_is_read_again_once_it_changed_and_belongs_to_its_hash(
+    tmp_path: Path,
+) -> None:
+    folder = with_arch(tmp_path, "old")
+    assert called(folder) == ("old", "old")
+    before = source_hash.hash_code(folder / "mine.py")
+    other = with_arch(tmp_path / "other", "other")
+    assert called(other) == ("other", "other")
+    with_arch(tmp_path, "new")
+    assert called(folder) == ("new", "new")
+    assert source_hash.hash_code(folder / "mine.py") != before
+
+
+def test_a_file_imports_from_the_folder_of_its_suite_and_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "suite" / "nets").mkdir(parents=True)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "suite" / "beside_suite.py").write_text("a = 1\n", encoding="utf-8")
+    (tmp_path / "work" / "beside_work.py").write_text("b = 2\n", encoding="utf-8")
+    code = "from beside_suite import a\nfrom beside_work import b\nmake = a + b\n"
+    (tmp_path / "suite" / "nets" / "mine.py").write_text(code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "work")
+    assert registry.find("models", "nets/mine.py:make", tmp_path / "suite") == 3
+    assert registry.find("models", "beside_suite:a", tmp_path / "suite") == 1

@@ -147,7 +147,7 @@ def test_weights_of_another_architecture_are_told_with_what_differs(
     save_file({**state, "12.weight": torch.zeros(5, 84)}, tmp_path / "shapes.safetensors")
     keys = refused(data, tmp_path, weights="keys.safetensors")
     shapes = refused(data, tmp_path, weights="shapes.safetensors")
-    assert "belong to another architecture: 10 missing (1.bias, 1.weight); 10 unexpected" in keys
+    assert "belong to another architecture: 10 missing (1.bias like x.1.bias, 1.weight like" in keys
     assert "1 misshapen (12.weight (5, 84) instead of (10, 84))" in shapes
 
 
@@ -459,7 +459,10 @@ REFUSED: dict[str, tuple[Callable[[Tensor], object], str]] = {
     "a tuple": (lambda z: (z, z), "got tuple"),
     "one class": (lambda z: z[:, :1], "expected at least 2 classes, got 1"),
     "too few classes": (lambda z: z[:, :9], "has 9 classes, but data digits has the label 9"),
-    "an error": (raises, "does not take images (1, 28, 28) of data digits: 'mask'"),
+    "an error": (
+        raises,
+        "does not take images (1, 28, 28) of data digits: KeyError: 'mask' (test_",
+    ),
 }
 
 
@@ -580,3 +583,55 @@ def test_a_device_without_float64_is_refused_and_never_chosen(
     with pytest.raises(SuiteError, match="does not compute in float64, in which bench verifies"):
         loading.select_device(kind)
     assert loading.select_device("auto").type in ("cpu", "cuda")
+
+
+def test_a_suite_names_the_part_of_a_checkpoint_and_is_told_what_of_it_is_ignored(
+    data: Data, lenet: nn.Module, tmp_path: Path
+) -> None:
+    state = lenet.state_dict()
+    other = {key: value + 1 for key, value in state.items()}
+    torch.save({"model": other, "model_ema": state, "epoch": 3}, tmp_path / "w.ckpt")
+    assert "2 states in the file fit" in refused(data, tmp_path, weights="w.ckpt")
+    found = subject(data, tmp_path, weights="w.ckpt#model_ema")
+    assert same(found, lenet)
+    (said,) = found.findings
+    assert said == (
+        "model 'net' is loaded from 'model_ema' of w.ckpt (ignored in it: epoch, model). "
+        "(checkpoint)"
+    )
+
+
+WRITTEN = """
+import torch
+from torch import nn
+
+from bench.models import lenet
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = lenet.MODEL.build()
+
+    def forward(self, x):
+        return self.net(x.view(8, 1, 28, 28)), self.net(x)
+
+
+def ask():
+    net = Two()
+    return lambda x: {"scores": net.net(x), "classes": 10}
+"""
+
+
+def test_an_entry_says_which_output_and_how_many_images_at_once(
+    data: Data, lenet: nn.Module, tmp_path: Path
+) -> None:
+    (tmp_path / "nets.py").write_text(WRITTEN, encoding="utf-8")
+    torch.save(lenet.state_dict(), tmp_path / "w.pt")
+    keys = {"name": "nets.py:Two", "weights": "w.pt"}
+    x = data.read(0, 12)
+    assert "a tuple of 2" in refused(data, tmp_path, **keys)
+    found = subject(data, tmp_path, **keys, output=0)
+    torch.testing.assert_close(found.model(x), lenet(x))
+    query = {"name": "nets.py:ask", "access": "scores", "output": "scores"}
+    assert subject(data, tmp_path, **query).classes == 10

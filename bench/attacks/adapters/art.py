@@ -349,6 +349,15 @@ def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
     return caveats
 
 
+def list_names() -> list[str]:
+    """List the attacks that can be used here.
+
+    Returns:
+        Their names in the library.
+    """
+    return sorted(TABLE)
+
+
 def adapt(name: str) -> Attack:
     """Return a class of the library as an attack.
 

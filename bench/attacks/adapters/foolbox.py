@@ -347,6 +347,15 @@ def _caveats(name: str, params: Any, norm: Norm, eps: float) -> Sequence[str]:
     return caveats
 
 
+def list_names() -> list[str]:
+    """List the attacks that can be used here.
+
+    Returns:
+        Their names in the library; none if it is not installed, since it alone knows them.
+    """
+    return [] if optional.missing_reason(LIBRARY) else sorted(set(_names()) - set(REFUSED))
+
+
 def adapt(name: str) -> Attack:
     """Return a class of the library as an attack.
 

@@ -181,6 +181,15 @@ TYPES: dict[str, Any] = {
 }
 
 
+def list_names() -> list[str]:
+    """List the attacks that can be used here.
+
+    Returns:
+        Their names in the library.
+    """
+    return sorted(TABLE)
+
+
 def _class(name: str) -> Any:
     """Return the class of an attack."""
     import torchattacks  # takes seconds; only who uses it pays for it

@@ -24,6 +24,17 @@ LIBRARY = "timm"
 FILE = "model.safetensors"
 
 
+def list_names() -> list[str]:
+    """List the library's architectures.
+
+    Returns:
+        Their names, without tags; none if the library is not installed.
+    """
+    if optional.missing_reason(LIBRARY, LIBRARY):
+        return []
+    return sorted(optional.import_library(LIBRARY).list_models())
+
+
 def adapt(name: str) -> Model:
     """Return a classifier of the library.
 

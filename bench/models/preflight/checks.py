@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from bench.core import rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.types import Access
-from bench.core.errors import SuiteError, first_line, nearest
+from bench.core.errors import SuiteError, describe, first_line, nearest, own_location
 from bench.engine.functional.logits import predict_class, widen
 from bench.engine.model_state import (
     InputCloningModel,
@@ -38,6 +38,18 @@ from bench.models.query_only import QueryOnlyModel
 
 N_IMAGES = 16
 """Images that the model is checked on."""
+
+
+class ModelCallError(SuiteError):
+    """A model raised when it was first asked."""
+
+
+class ModelOutputError(SuiteError):
+    """A model's answer is no logits (n, classes)."""
+
+    def __init__(self, problem: str, answer: Any) -> None:
+        super().__init__(problem)
+        self.answer = answer
 
 
 class LoadedModel(NamedTuple):
@@ -205,17 +217,20 @@ def _compute_logits(where: str, model: nn.Module, data: Data, x: Tensor) -> Tens
     except BaseException as error:  # foreign code may raise anything
         other = find_other_dtype(where, model)
         if other is not None:
-            raise SuiteError(other.sentence[:-1]) from error
-        shape, first = tuple(x.shape[1:]), first_line(error)
-        raise SuiteError(
-            f"{where} does not take images {shape} of data {data.name}: {first}"
+            raise ModelCallError(other.format_error()) from error
+        # A refusal of the shape, or a bug: torch and checks of shapes raise the former.
+        refused = isinstance(error, RuntimeError | ValueError | AssertionError)
+        raise ModelCallError(
+            f"{where} does not take images {tuple(x.shape[1:])} of data {data.name}: "
+            f"{first_line(error) if refused else describe(error)} ({own_location(error)})"
         ) from error
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(x):
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise SuiteError(f"{where}: expected logits (n, classes) with n = {len(x)}, got {got}")
+        problem = f"{where}: expected logits (n, classes) with n = {len(x)}, got {got}"
+        raise ModelOutputError(problem, logits)
     classes = logits.shape[1]
     if classes < 2:
-        raise SuiteError(f"{where}: expected at least 2 classes, got {classes}")
+        raise ModelOutputError(f"{where}: expected at least 2 classes, got {classes}", logits)
     if data.labels is not None and int(data.labels.max()) >= classes:
         most, least = int(data.labels.max()), int(data.labels.min())
         shift = "; if the labels count from 1, subtract 1" if least and most == classes else ""

@@ -3,6 +3,9 @@
 from typing import NamedTuple
 
 FINDINGS = {
+    "checkpoint": "a file of weights that holds more than the model's state",
+    "output": "an output that holds more than the logits",
+    "fixed-batch": "a model that takes one number of images alone",
     "not-float32": "parameters in half or double precision, or logits in half",
     "not-finite": "NaN or infinity on clean images",
     "probabilities": "probabilities instead of logits",

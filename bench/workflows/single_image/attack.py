@@ -59,6 +59,8 @@ class SingleImageResult(NamedTuple):
     """The example's record, with the columns of a suite run."""
     png: Path
     figure: Path
+    notes: tuple[str, ...]
+    """What was done to the image, and findings about the model, a sentence each."""
     magnified: float
     """The factor by which the figure shows the perturbation."""
 
@@ -136,6 +138,7 @@ def attack_image(
         record=record,
         png=png,
         figure=drawn,
+        notes=(*data.mapping.values(), *loaded.findings),
         magnified=factor,
     )
 
@@ -146,11 +149,17 @@ def _data(image: str, wanted: Shape | None, names: tuple[str, ...], data_dir: Pa
     `wanted` is the model's input shape, if known; otherwise a file is resized to 3 x 224 x 224 and
     an example of a data set keeps its shape.
     """
+    mapping: dict[str, str] = {}
     example = _EXAMPLE.fullmatch(image)
     if example is None or Path(image).exists():
         path, shape = Path(image), wanted or (3, 224, 224)
         x = image_files.decode_image(path, min(shape[1:]), min(shape[1:]), shape[0])
         labels, name = None, path.stem
+        if shape[0] == 1 and image_files.is_coloured(path):
+            mapping["channels"] = (
+                f"{path.name} is in colour, and the model takes grey images: it is converted to "
+                "grey; choose a model of 3 channels to attack its colours."
+            )
     else:
         index = int(example["index"])
         entry = DataEntry(name=example["data"], limit=index + 1)
@@ -165,7 +174,7 @@ def _data(image: str, wanted: Shape | None, names: tuple[str, ...], data_dir: Pa
         names = names or whole.classes
     return Data(
         name=name, read=lambda first, last: x[None], labels=labels, n=1,
-        shape=shape, classes=names, fingerprint=image,
+        shape=shape, classes=names, fingerprint=image, mapping=mapping,
     )  # fmt: skip
 
 

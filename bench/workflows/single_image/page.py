@@ -27,6 +27,7 @@ def format_lines(result: SingleImageResult, every: int) -> Iterator[str]:
     Yields:
         Lines: losses, likeliest classes before and after, norms, the outcome.
     """
+    yield from (f"note: {note}" for note in result.notes)
     for step, loss in select_steps(result, every):
         yield f"step {step:4d}   loss {loss:.6g}"
     for when, answer in (("before", result.before), ("after", result.after)):
