@@ -7,7 +7,6 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
-from bench.core import source_hash
 from bench.core.sanitize import escape_controls
 
 
@@ -99,24 +98,6 @@ def location(error: BaseException) -> str:
     if trace is None:
         return ""
     return f"{escape_controls(Path(trace.tb_frame.f_code.co_filename).name)}:{trace.tb_lineno}"
-
-
-def own_location(error: BaseException) -> str:
-    """Return the last place in the user's own code that an exception passed.
-
-    Args:
-        error: Any exception.
-
-    Returns:
-        "file.py:12"; as `location` if it passed no file of the user's.
-    """
-    trace, found = BaseException.__dict__["__traceback__"].__get__(error), ""
-    while trace is not None:
-        file = Path(trace.tb_frame.f_code.co_filename)
-        if file.is_file() and source_hash.is_own(file):
-            found = f"{escape_controls(file.name)}:{trace.tb_lineno}"
-        trace = trace.tb_next
-    return found or location(error)
 
 
 def _class(error: BaseException) -> str:

@@ -66,12 +66,12 @@ def as_data(
     where = f"data {name}"
     if limit is not None and limit < 1:
         raise SuiteError(f"{where}: limit: expected at least 1, got {limit}")
-    if labels is None and _is_pair(source):
-        source, labels = source
     if isinstance(source, str | Path):
         load = find_loader(str(source), Path())
         offered = {"split": "test", "limit": limit, "data_dir": files.data_folder(None)}
         return as_data(call_loader(str(source), load, offered, {}), name=str(source), limit=limit)
+    if labels is None and _is_pair(source):
+        source, labels = source
     data = call_factory(
         where, lambda: _convert(where, name, source, labels, limit, layout, classes)
     )

@@ -17,8 +17,8 @@ from bench.core import checkpoint, checkpoint_states, files, registry, rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.model import Model
 from bench.core.contracts.types import Access
-from bench.core.errors import SuiteError, describe, nearest, own_location
-from bench.core.foreign import call_factory
+from bench.core.errors import SuiteError, describe, nearest
+from bench.core.foreign import call_factory, own_location
 from bench.datasets import inputs
 from bench.datasets.as_data import as_data, call_loader, find_loader
 from bench.engine import determinism

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 from torch import Tensor
 
-from bench.core.errors import describe, own_location
+from bench.core.errors import describe
+from bench.core.foreign import own_location
 from bench.engine import determinism
 from bench.execution.sharding import Shard
 from bench.storage import schema

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from bench.core import rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.types import Access
-from bench.core.errors import SuiteError, describe, first_line, nearest, own_location
+from bench.core.errors import SuiteError, describe, first_line, nearest
+from bench.core.foreign import own_location
 from bench.engine.functional.logits import predict_class, widen
 from bench.engine.model_state import (
     InputCloningModel,
