@@ -332,12 +332,12 @@ def _set_garbage_collection(value: tuple[bool, tuple[int, int, int]]) -> None:
     gc.set_threshold(*value[1])
 
 
-def _streams() -> tuple[Any, ...]:
-    return sys.stdin, sys.stdout, sys.stderr
+def _input_stream() -> Any:
+    return sys.stdin  # stdout and stderr belong to `bench.core.streams`, which reports changes
 
 
-def _set_streams(value: tuple[Any, ...]) -> None:
-    sys.stdin, sys.stdout, sys.stderr = value
+def _set_input_stream(value: Any) -> None:
+    sys.stdin = value
 
 
 def _warning_functions() -> tuple[Any, ...]:
@@ -456,7 +456,7 @@ SETTINGS = [
     Setting("the switch interval", sys.getswitchinterval, sys.setswitchinterval, quiet=True),
     Setting("sys.settrace", sys.gettrace, sys.settrace, quiet=True),
     Setting("sys.setprofile", sys.getprofile, sys.setprofile, quiet=True),
-    Setting("the standard streams", _streams, _set_streams, quiet=True),
+    Setting("the standard input", _input_stream, _set_input_stream, quiet=True),
     Setting(
         "garbage collection",
         lambda: (gc.isenabled(), gc.get_threshold()),

@@ -1,6 +1,5 @@
 """What foreign code leaves entered is left for it, and named where it could alter a result."""
 
-import contextlib
 import decimal
 import gc
 import io
@@ -139,9 +138,8 @@ def read_umask() -> int:
     return mask
 
 
-def replace_streams() -> None:
-    leave(contextlib.redirect_stdout(io.StringIO()))
-    leave(contextlib.redirect_stderr(io.StringIO()))
+def replace_input() -> None:
+    sys.stdin = io.StringIO()
 
 
 def replace_warnings() -> None:
@@ -174,7 +172,7 @@ QUIET: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "switch": (sys.getswitchinterval, lambda: sys.setswitchinterval(0.5)),
     "collection": (gc.isenabled, gc.disable),
     "profile": (sys.getprofile, lambda: sys.setprofile(lambda *_: None)),
-    "streams": (lambda: (sys.stdout, sys.stderr), replace_streams),
+    "standard input": (lambda: sys.stdin, replace_input),
     "warnings": (lambda: (list(warnings.filters), warnings.showwarning), replace_warnings),
     "numpy": (np.geterr, lambda: leave(np.errstate(all="raise"))),
     "numpy's handler": (np.geterrcall, lambda: np.seterrcall(print)),
