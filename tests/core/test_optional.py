@@ -35,7 +35,7 @@ def gone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return library
 
 
-def told(library: str) -> str:
+def missing(library: str) -> str:
     return f"library '{library}' is not installed: pip install \"robustness-bench[peers]\""
 
 
@@ -44,7 +44,7 @@ def test_a_suite_that_mixes_skips_the_cells_of_a_library_that_is_gone(gone: str)
     text = TEXT + ATTACK.format(f"{gone}:whatever") + own
     read = reader.parse_suite(text, "s.toml", Path())
     theirs, ours = plan.plan_tasks(read, plan.collect_declared_facts(read))
-    assert [cell.reason for cell in theirs.cells] == [told(gone)]
+    assert [cell.reason for cell in theirs.cells] == [missing(gone)]
     assert theirs.cells[0].implementation == gone
     assert [cell.reason for cell in ours.cells] == [""]
 
@@ -53,14 +53,14 @@ def test_a_suite_of_nothing_else_is_refused_in_one_sentence(gone: str) -> None:
     text = TEXT + ATTACK.format(f"{gone}:A") + ATTACK.format(f"{gone}:B")
     with pytest.raises(SuiteError) as refusal:
         reader.parse_suite(text, "s.toml", Path())
-    assert refusal.value.problems == (f"s.toml: attacks: {told(gone)}",)
+    assert refusal.value.problems == (f"s.toml: attacks: {missing(gone)}",)
 
 
 def test_one_attack_alone_is_refused_in_one_sentence(gone: str) -> None:
     net, x = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), torch.full((1, 1, 2, 2), 0.5)
     with pytest.raises(SuiteError) as refusal:
         bench.evaluate(net, x, net(x).argmax(1), attack=f"{gone}:whatever")
-    assert str(refusal.value) == told(gone)
+    assert str(refusal.value) == missing(gone)
 
 
 def test_a_library_that_breaks_on_import_says_why(
@@ -95,7 +95,7 @@ def test_a_name_is_known_refused_or_unknown() -> None:
         optional.check_name("lib", "Aa", ["Aaa"], {})
 
 
-def test_what_a_library_prints_and_warns_of_is_not_heard_and_the_users_warnings_are(
+def test_what_a_library_prints_and_warns_of_is_silenced_and_the_warnings_of_users_are_not(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with torch.no_grad(), optional.silence("loud"):
