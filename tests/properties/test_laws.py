@@ -67,11 +67,13 @@ def quick(attack: str) -> dict[str, int]:
 def evaluate(
     net: nn.Module, x: Tensor, y: Tensor, attack: str, **settings: Any
 ) -> bench.Evaluation:
-    """`bench.evaluate` without the audit, in the first norm of the attack unless one is named."""
+    """`bench.evaluate` of the model itself without the audit, in the first norm of the attack
+    unless one is named."""
     norm = settings.pop("norm", FOUND[attack].norms[0])
     return bench.evaluate(
-        net, x, y, attack=attack, norm=norm, batch_size=64, audit=False, device="cpu", **settings
-    )
+        net, x, y, attack=attack, norm=norm, batch_size=64, audit=False, copied=False,
+        device="cpu", **settings,
+    )  # fmt: skip
 
 
 def count_left(net: nn.Module, result: Any, y: Tensor) -> list[int]:
@@ -178,8 +180,8 @@ def test_the_net_is_left_as_it_was(attack: str, lenet: nn.Module, digits: Any) -
     modes = [module.training for module in lenet.modules()]
     x, y = (each[:10] for each in digits)
     settings = {"norm": FOUND[attack].norms[0], "params": quick(attack)}
-    audit = attack == "pgd"  # its probes are the same for every attack
-    bench.evaluate(lenet, x, y, attack=attack, audit=audit, device="cpu", **settings)
+    more = attack == "pgd"  # the audit and the acceleration do the same for every attack
+    bench.evaluate(lenet, x, y, attack=attack, audit=more, copied=more, device="cpu", **settings)
     assert [module.training for module in lenet.modules()] == modes
     for (value, wants, gradient), parameter in zip(before, lenet.parameters(), strict=True):
         assert torch.equal(parameter, value)
