@@ -267,8 +267,8 @@ def pictures(folder: Path, names: list[str]) -> None:
         Image.fromarray(pixels.view(40, 48, 3).numpy()).save(folder / name)
 
 
-def small_imagenet(folder: Path, *, one_attack: bool = False) -> Path:
-    """The shipped suite on small images with random weights, with its first attack or with all."""
+def small_imagenet(folder: Path) -> Path:
+    """The shipped suite on small images with random weights."""
     text = (catalog.SUITES / "imagenet.toml").read_text(encoding="utf-8")
     for old, new in (
         ("resize = 256, crop = 224", "resize = 32, crop = 32"),
@@ -278,8 +278,6 @@ def small_imagenet(folder: Path, *, one_attack: bool = False) -> Path:
     ):
         assert old in text
         text = text.replace(old, new)
-    if one_attack:
-        text = text[: text.index("[[attacks]]", text.index("[[attacks]]") + 1)]
     (folder / "small.toml").write_text(text, encoding="utf-8")
     return folder / "small.toml"
 
@@ -297,15 +295,14 @@ def test_imagenet_runs_on_small_images_with_random_weights(type_: Type, tmp_path
     assert table["dataset"].str.contains("the model's clean predictions").all()
 
 
-@pytest.mark.slow
-def test_imagenet_takes_labels_from_folders_of_classes(type_: Type, tmp_path: Path) -> None:
+def test_a_plan_of_imagenet_says_that_labels_come_from_the_folders(
+    type_: Type, tmp_path: Path
+) -> None:
     pictures(tmp_path / "pictures", ["n02395406/a.jpg", "n01440764/b.jpg"])
-    suite = small_imagenet(tmp_path, one_attack=True)
-    said = type_("run", suite, "--data-dir", "pictures", "--out", "out")
-    table = pd.read_csv("out/table.csv")
+    said = type_("plan", small_imagenet(tmp_path), "--data-dir", "pictures")
     assert said.code == 0
-    assert (table["n"] == 2).all()
-    assert not table["dataset"].str.contains("the model's clean predictions").any()
+    assert "data: pictures, 2 images of 3 x 32 x 32" in said.out
+    assert "labels: ImageNet's index of each folder's id" in said.out
 
 
 def test_an_image_that_is_no_image_is_named(type_: Type, tmp_path: Path) -> None:

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import torch
 
+from bench.reporting import run_output  # imported before the first fork, as every run draws
+
+__all__ = ["run_forked", "run_output"]
+
 
 def run_forked(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run code in a folder, without the network.
