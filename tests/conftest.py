@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
-from bench.datasets import digits as handwritten
+from bench.datasets import digits as digits_dataset
 from bench.engine import stream
 from bench.models import lenet as architecture
 from bench.models.published_weights import WEIGHTS
@@ -32,8 +32,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def no_memory_of_other_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of the tests' own: no calibration of the user's is read or written, by a
-    process that a test starts neither. matplotlib's list of fonts, which takes long, stays."""
+    """A cache for the tests: no calibration of the user is read or written, neither by a
+    process that a test starts. matplotlib's list of fonts, which takes long, stays."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
         environment.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -42,7 +42,7 @@ def no_memory_of_other_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture(scope="session")
 def _digits() -> tuple[Tensor, Tensor]:
-    data = handwritten.load(limit=200)
+    data = digits_dataset.load(limit=200)
     assert data.labels is not None
     return data.read(0, 200), data.labels
 
@@ -79,9 +79,10 @@ def linear() -> Callable[[Tensor, Tensor], nn.Module]:
 
 @pytest.fixture
 def attacked() -> Callable[..., stream.StreamResult]:
-    """(model, x, y, attack, eps, settings of the curve, params=...) -> what the engine returns.
+    """(model, x, y, attack, eps, settings of the spec, params=...) -> what the engine returns.
 
-    eps is one number or several; `examples` are the ids 0..n-1 unless given; `copy` leads, if any.
+    eps is one number or several; `examples` are the ids 0..n-1 unless given; `copy`, if any, is the
+    accelerated model.
     """
 
     def run(
@@ -97,12 +98,12 @@ def attacked() -> Callable[..., stream.StreamResult]:
         params: dict[str, Any] | None = None,
         **settings: Any,
     ) -> stream.StreamResult:
-        found = registry.find("attacks", attack)
+        record = registry.find("attacks", attack)
         many = eps if isinstance(eps, tuple) else (eps,)
         settings = {"norm": "linf"} | settings
-        made = found.params(**(params or {}))
-        curve = AttackSpec(name=attack, attack=found, params=made, eps=many, **settings)
+        chosen = record.params(**(params or {}))
+        spec = AttackSpec(name=attack, attack=record, params=chosen, eps=many, **settings)
         ids = torch.arange(len(x)) if examples is None else examples
-        return stream.run_attack(model, curve, x, y, ids, rows, accelerated=copy)
+        return stream.run_attack(model, spec, x, y, ids, rows, accelerated=copy)
 
     return run

@@ -1,11 +1,10 @@
 """The README files: their examples run as printed, their links, paths and tables are complete."""
 
+import contextlib
 import hashlib
-import os
 import pickle
 import re
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from forked import run_forked
 
 import bench
 from bench.cli import cli
@@ -21,9 +21,6 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 FOLDERS = ("bench", "results", "suites")
 READMES = [README, *(path for name in FOLDERS for path in sorted((ROOT / name).rglob("README.md")))]
-PAGES = pytest.mark.parametrize(
-    "page", READMES, ids=[path.relative_to(ROOT).as_posix() for path in READMES]
-)
 SHARED = """
 import torch
 
@@ -46,19 +43,9 @@ def _block(page, language, containing=""):
     return next(block for block in blocks if containing in block)
 
 
-def _run(*command, cwd):
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=cwd,
-        env=os.environ | {"BENCH_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 def _bench(*arguments, cwd):
-    return _run("-m", "bench", *arguments, cwd=cwd)
+    with contextlib.chdir(cwd):
+        return CliRunner(env={"BENCH_OFFLINE": "1", "COLUMNS": "400"}).invoke(cli, arguments)
 
 
 def _rows(page):
@@ -108,23 +95,32 @@ def _anchors(page):
     return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
 
 
-@PAGES
-def test_every_relative_link_leads_to_a_file_and_a_heading(page):
-    broken = []
-    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
-        if link.startswith("http"):
-            continue
-        path, _, anchor = link.partition("#")
-        to = page.parent / path if path else page
-        if not to.exists() or (anchor and anchor not in _anchors(to.read_text(encoding="utf-8"))):
-            broken.append(link)
+def _is_broken(page, link):
+    path, _, anchor = link.partition("#")
+    to = page.parent / path if path else page
+    return not to.exists() or bool(
+        anchor and anchor not in _anchors(to.read_text(encoding="utf-8"))
+    )
+
+
+def test_every_relative_link_leads_to_a_file_and_a_heading():
+    broken = [
+        (page.relative_to(ROOT).as_posix(), link)
+        for page in READMES
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
+        if not link.startswith("http") and _is_broken(page, link)
+    ]
     assert broken == []
 
 
-@PAGES
-def test_every_path_of_the_package_that_a_page_names_exists(page):
-    named = re.findall(r"`(bench/[^`\s]*)`", page.read_text(encoding="utf-8"))
-    assert [path for path in named if not (ROOT / path).exists()] == []
+def test_every_path_of_the_package_that_a_page_names_exists():
+    missing = [
+        (page.relative_to(ROOT).as_posix(), path)
+        for page in READMES
+        for path in re.findall(r"`(bench/[^`\s]*)`", page.read_text(encoding="utf-8"))
+        if not (ROOT / path).exists()
+    ]
+    assert missing == []
 
 
 # ------------------------------------------------------------------------------------ the tables
@@ -160,7 +156,7 @@ def refusals(tmp_path_factory):
     folder = tmp_path_factory.mktemp("unknown")
     (folder / "unknown.toml").write_text(UNKNOWN_KEYS)
     done = _bench("plan", "unknown.toml", cwd=folder)
-    assert done.returncode == 2
+    assert done.exit_code == 2
     return done.stderr
 
 
@@ -195,7 +191,7 @@ def test_the_thresholds_of_the_gate_page_fit_a_suite(mine):
     thresholds = _block("bench/workflows/gate/README.md", "toml")
     (mine / "mine.toml").write_text(suite + thresholds)
     done = _bench("plan", "mine.toml", cwd=mine)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
 
 
 # ---------------------------------------------------------------------------------- the examples
@@ -225,26 +221,21 @@ def my_project(tmp_path):
     return tmp_path
 
 
-def test_the_example_suite_runs(mine):
+def test_the_example_suite_is_planned(mine):
+    done = _bench("plan", "mine.toml", cwd=mine)
+    assert done.exit_code == 0, done.stderr
+    assert "7 cells" in done.stdout
+
+
+def test_the_example_suite_runs_with_the_less_common_entries_appended(mine):
+    with (mine / "mine.toml").open("a") as file:
+        file.write(_block("suites/README.md", "toml", 'source = "each"'))
     done = _bench("run", "mine.toml", "--out", "out", cwd=mine)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     table = (mine / "out" / "table.csv").read_text()
     assert "mine.py" in table
     assert "torchattacks:PGDL2" in table
     assert (mine / "out" / "report.html").stat().st_size > 10_000
-
-
-def test_the_example_suite_is_planned(mine):
-    done = _bench("plan", "mine.toml", cwd=mine)
-    assert done.returncode == 0, done.stderr
-    assert "7 cells" in done.stdout
-
-
-def test_the_less_common_entries_can_be_appended_to_the_example_suite(mine):
-    with (mine / "mine.toml").open("a") as file:
-        file.write(_block("suites/README.md", "toml", 'source = "each"'))
-    done = _bench("run", "mine.toml", "--out", "out", cwd=mine)
-    assert done.returncode == 0, done.stderr
     page = (mine / "out" / "report.md").read_text()
     assert "pgd from my net" in page
     assert "PGD, steps 100" in page
@@ -252,7 +243,7 @@ def test_the_less_common_entries_can_be_appended_to_the_example_suite(mine):
 
 
 def test_the_python_example_prints_a_table(my_project):
-    done = _run("-c", _block("README.md", "python", "bench.evaluate("), cwd=my_project)
+    done = run_forked(_block("README.md", "python", "bench.evaluate("), my_project)
     assert done.returncode == 0, done.stderr
     assert re.search(r"robust_accuracy\s.*\n0\s+0\.03\d+\s+1\.0\s+1\.0\s", done.stdout)
 
@@ -267,7 +258,9 @@ def test_the_pytest_example_passes(my_project):
         'models = [{ name = "lenet", weights = "digits" }]\n'
         'attacks = [{ name = "fgsm", norm = "linf", eps = [0.01] }]\n'
     )
-    done = _run("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_example.py", cwd=my_project)
+    words = ["-q", "-p", "no:cacheprovider", "test_example.py"]
+    code = f"import sys, pytest; sys.exit(int(pytest.main({words})))"
+    done = run_forked(code, my_project)
     assert done.returncode == 0, done.stdout
 
 
@@ -315,6 +308,6 @@ def cifar10(tmp_path, monkeypatch):
 
 
 def test_the_cifar_10_example_runs(cifar10):
-    found = bench.run(str(cifar10 / "cifar10.toml"), cifar10 / "out", data_dir=cifar10, limit=2)
-    assert list(found.table["status"]) == ["ok"] * 3
-    assert set(found.table["attack"]) == {"PGD-20", "AutoAttack"}
+    result = bench.run(str(cifar10 / "cifar10.toml"), cifar10 / "out", data_dir=cifar10, limit=1)
+    assert list(result.table["status"]) == ["ok"] * 3
+    assert set(result.table["attack"]) == {"PGD-20", "AutoAttack"}

@@ -65,8 +65,8 @@ def links(path: str, text: str) -> list[str]:
 
 def leads_nowhere(path: str, target: str, there: set[str]) -> bool:
     place = unquote(urlsplit(target).path)
-    found = posixpath.normpath(posixpath.join(posixpath.dirname(path), place))
-    return not any(name == found or name.startswith(f"{found}/") for name in there)
+    path_there = posixpath.normpath(posixpath.join(posixpath.dirname(path), place))
+    return not any(name == path_there or name.startswith(f"{path_there}/") for name in there)
 
 
 def broken(pages: list[str], there: set[str], folder: Path) -> list[str]:
@@ -89,7 +89,7 @@ def test_no_tracked_file_is_one_that_a_command_makes_again() -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_page_of_a_kept_run_is_made_again_with_the_numbers_of_its_table(
+def test_the_page_of_a_stored_run_is_made_again_with_the_numbers_of_its_table(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in TRACKED:

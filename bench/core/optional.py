@@ -7,10 +7,12 @@ missing; its attacks are then skipped.
 import contextlib
 import importlib
 import io
+import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, make_dataclass
 from functools import partial
+from importlib.machinery import NamespaceLoader
 from types import ModuleType
 from typing import Annotated, Any, NamedTuple, NoReturn
 
@@ -56,14 +58,20 @@ def missing_reason(module: str, extra: str = "peers") -> str:
     Returns:
         The sentence; empty if the module can be imported.
     """
+    library, why = module.partition(".")[0], ""
     try:
         import_library(module)
+        if isinstance(_loader(library), NamespaceLoader):  # a folder of that name on Python's path
+            why = "is not installed"
     except ImportError as error:
-        library = module.partition(".")[0]
         absent = isinstance(error, ModuleNotFoundError) and error.name == library
         why = "is not installed" if absent else f"could not be imported ({first_line(error)})"
-        return f"library '{library}' {why}: pip install \"robustness-bench[{extra}]\""
-    return ""
+    return why and f"library '{library}' {why}: pip install \"robustness-bench[{extra}]\""
+
+
+def _loader(library: str) -> Any:
+    """Return what loaded the top module of a library."""
+    return getattr(getattr(sys.modules[library], "__spec__", None), "loader", None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Describe where a number comes from: versions, device, git commit, hashes of the user's files."""
 
+import functools
 import hashlib
 import os
 import platform
@@ -102,11 +103,21 @@ def list_requirements() -> list[str]:
     Returns:
         Sorted lines "name==version", as `pip install -r` takes them.
     """
-    versions = {each.metadata["Name"]: each.version for each in metadata.distributions()}
+    versions = dict(_installed_packages())
     versions.pop("robustness-bench", None)  # see `read_git_commit`
     return sorted(
         (f"{name}=={version}" for name, version in versions.items() if name), key=str.lower
     )
+
+
+@functools.cache
+def _installed_packages() -> tuple[tuple[str, str], ...]:
+    """Name and version of every installed package.
+
+    Parsing their metadata takes half a second, so it is done once per process.
+    """
+    parsed = (each.metadata for each in metadata.distributions())
+    return tuple((fields["Name"], fields["Version"]) for fields in parsed)
 
 
 def hash_user_files(suite: Suite) -> dict[str, str]:

@@ -58,7 +58,7 @@ def test_every_verb_prints_labels_and_reasons_as_they_are(tmp_path: Path) -> Non
     suite.write_text(SUITE, encoding="utf-8")
     (tmp_path / "noise.py").write_text(ATTACK, encoding="utf-8")
     base = tmp_path / "[b]" / "base.json"
-    told = {
+    output = {
         "run": printed("run", suite, "--out", out, "--device", "cpu"),
         "plan": printed("plan", suite),
         "compare": printed("compare", out, out),
@@ -67,24 +67,24 @@ def test_every_verb_prints_labels_and_reasons_as_they_are(tmp_path: Path) -> Non
     }
     for verb in ("run", "plan"):
         for label in LABELS:
-            assert label in told[verb], verb
-    assert "RuntimeError: [/red] \\x1b[31m (noise.py:6)" in told["run"]
-    assert "[/title]" in told["plan"]
+            assert label in output[verb], verb
+    assert "RuntimeError: [/red] \\x1b[31m (noise.py:6)" in output["run"]
+    assert "[/title]" in output["plan"]
     for verb in ("compare", "check"):
-        assert "net[/x]" in told[verb]
-        assert "[a](https://b.c)" in told[verb]
-    assert str(base) in told["baseline"]
+        assert "net[/x]" in output[verb]
+        assert "[a](https://b.c)" in output[verb]
+    assert str(base) in output["baseline"]
 
 
-def test_the_bar_takes_what_it_is_told_for_text(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_takes_events_for_text(capsys: pytest.CaptureFixture[str]) -> None:
     with Bar(reasons=True) as bar:
         for what in ("start", "note", "failed", "why", "begin", "done"):
             bar.show_event(Event(what, f"{what} [/x] :x: \x1b[31m", 1.0))
         described = bar.bar.columns[0](bar.bar.tasks[0])
     assert str(described) == "begin [/x] :x: \\x1b[31m"
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     for what in ("note", "failed", "why"):
-        assert f"{what}: {what} [/x] :x: \\x1b[31m" in told
+        assert f"{what}: {what} [/x] :x: \\x1b[31m" in output
 
 
 def test_a_table_and_a_title_are_plain(capsys: pytest.CaptureFixture[str]) -> None:
@@ -94,6 +94,6 @@ def test_a_table_and_a_title_are_plain(capsys: pytest.CaptureFixture[str]) -> No
     shown.add_column("[b]head[/b]")
     shown.add_row("[/row] :x: \x1b[2J")
     console(width=80).print(shown, "[/also]", style="bold")
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for text in ("[/title]", "[b]head[/b]", "[/row] :x: \\x1b[2J", "[/also]"):
-        assert text in told
+        assert text in output

@@ -31,9 +31,9 @@ def test_an_attack_is_of_the_kind_that_its_mechanism_says(
 ) -> None:
     others = dict.fromkeys({"rule", "run", "parts"} - {field})
     given = {**COMMON, field: value}
-    made = [bench.Attack(**given), bench.Attack(**given, **others), kind(**given)]
-    assert [type(each) for each in made] == [kind] * 3
-    assert all(isinstance(each, bench.Attack) and each == made[0] for each in made)
+    attacks = [bench.Attack(**given), bench.Attack(**given, **others), kind(**given)]
+    assert [type(each) for each in attacks] == [kind] * 3
+    assert all(isinstance(each, bench.Attack) and each == attacks[0] for each in attacks)
 
 
 @pytest.mark.parametrize("given", [{}, {"rule": fgsm.ATTACK.rule, "run": run}])

@@ -48,17 +48,17 @@ COLOURED = type("a\x1b[31m", (Exception,), {})
         (GeneratorExit(), "GeneratorExit", "GeneratorExit"),
     ],
 )
-def test_an_exception_is_told_in_one_safe_line(
+def test_an_exception_is_described_in_one_safe_line(
     error: BaseException, line: str, described: str
 ) -> None:
     assert first_line(error) == line
     assert describe(error) == described
 
 
-def test_megabytes_are_told_in_short() -> None:
-    told = describe(RuntimeError("x" * 10_000_000))
-    assert len(told) < LONGEST + 50
-    assert told.endswith("x...")
+def test_a_message_of_megabytes_is_cut() -> None:
+    text = describe(RuntimeError("x" * 10_000_000))
+    assert len(text) < LONGEST + 50
+    assert text.endswith("x...")
 
 
 def test_what_an_exception_says_may_be_interrupted() -> None:
@@ -71,7 +71,7 @@ def test_what_an_exception_says_may_be_interrupted() -> None:
 
 
 @pytest.mark.parametrize("kind", [ValueError, ForgedError])
-def test_where_it_was_raised_is_told_of_any_exception(kind: type[Exception]) -> None:
+def test_the_place_where_it_was_raised_is_known_of_any_exception(kind: type[Exception]) -> None:
     with pytest.raises(kind) as caught:
         raise kind
     assert location(caught.value).startswith("test_errors.py:")

@@ -39,7 +39,7 @@ def gone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return library
 
 
-def told(library: str) -> str:
+def missing(library: str) -> str:
     extra = library if library == "torchattacks" else "peers"
     return f"library '{library}' is not installed: pip install \"robustness-bench[{extra}]\""
 
@@ -53,7 +53,7 @@ def test_a_suite_that_mixes_skips_the_cells_of_a_library_that_is_gone(gone: str)
     text = TEXT + attacks(gone)[0] + own
     read = reader.parse_suite(text, "s.toml", Path())
     theirs, ours = plan.plan_tasks(read, plan.collect_declared_facts(read))
-    assert [cell.reason for cell in theirs.cells] == [told(gone)]
+    assert [cell.reason for cell in theirs.cells] == [missing(gone)]
     assert theirs.cells[0].implementation == gone
     assert [cell.reason for cell in ours.cells] == [""]
 
@@ -62,7 +62,7 @@ def test_a_suite_of_nothing_else_is_refused_in_one_sentence(gone: str) -> None:
     text = TEXT + "".join(attacks(gone))
     with pytest.raises(SuiteError) as refusal:
         reader.parse_suite(text, "s.toml", Path())
-    assert refusal.value.problems == (f"s.toml: attacks: {told(gone)}",)
+    assert refusal.value.problems == (f"s.toml: attacks: {missing(gone)}",)
 
 
 def test_one_attack_alone_is_refused_in_one_sentence(gone: str) -> None:
@@ -70,7 +70,7 @@ def test_one_attack_alone_is_refused_in_one_sentence(gone: str) -> None:
     name = NAMED.get(gone, ("whatever",))[0]
     with pytest.raises(SuiteError) as refusal:
         bench.evaluate(net, x, net(x).argmax(1), attack=f"{gone}:{name}")
-    assert str(refusal.value) == told(gone)
+    assert str(refusal.value) == missing(gone)
 
 
 def test_a_run_without_the_reference_exits_with_0_and_says_why_nothing_is_compared(
@@ -86,8 +86,8 @@ def test_a_run_without_the_reference_exits_with_0_and_says_why_nothing_is_compar
     words = ["run", str(tmp_path / "s.toml"), "--out", str(tmp_path / "out"), "--device", "cpu"]
     done = CliRunner().invoke(cli, words, standalone_mode=False)
     assert done.return_value == 0
-    assert f"skipped: lenet · torchattacks:BIM: {told('torchattacks')}" in done.stderr
-    said = f"fgsm and torchattacks:PGD: the reference is skipped ({told('torchattacks')})."
+    assert f"skipped: lenet · torchattacks:BIM: {missing('torchattacks')}" in done.stderr
+    said = f"fgsm and torchattacks:PGD: the reference is skipped ({missing('torchattacks')})."
     assert f"cross-checks: Not compared on lenet: {said}" in done.stdout
     page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "No cross-check was asked for" not in page
@@ -126,7 +126,7 @@ def test_a_name_is_known_refused_or_unknown() -> None:
         optional.check_name("lib", "Aa", ["Aaa"], {})
 
 
-def test_what_a_library_prints_and_warns_of_is_not_heard_and_the_users_warnings_are(
+def test_what_a_library_prints_and_warns_of_is_silenced_and_the_warnings_of_users_are_not(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with torch.no_grad(), optional.silence("loud"):

@@ -1,4 +1,4 @@
-"""Names: every built-in loads, outside code enters, and what breaks is told in one sentence."""
+"""Names: every built-in loads, outside code enters, and what breaks is refused in one sentence."""
 
 import sys
 from pathlib import Path
@@ -13,10 +13,9 @@ from bench.core.errors import SuiteError
 from bench.suite import catalog
 
 KINDS = {"attacks": Attack, "models": Model, "datasets": Dataset}
-BUILT_IN = [(kind, name) for kind in KINDS for name in registry.names(kind) if name[-1] != ":"]
 
 
-def told(name: str, base: Path | None = None, kind: str = "attacks") -> str:
+def refusal(name: str, base: Path | None = None, kind: str = "attacks") -> str:
     with pytest.raises(SuiteError) as caught:
         registry.find(kind, name, base)
     (only,) = caught.value.problems
@@ -29,9 +28,14 @@ def written(folder: Path, code: str) -> str:
     return "mine.py:make"
 
 
-@pytest.mark.parametrize(("kind", "name"), BUILT_IN)
-def test_every_built_in_is_found_by_its_files_name(kind: str, name: str) -> None:
-    assert isinstance(registry.find(kind, name), KINDS[kind])
+def test_every_built_in_is_found_by_the_name_of_its_file() -> None:
+    built_in = [(kind, name) for kind in KINDS for name in registry.names(kind) if name[-1] != ":"]
+    assert len(built_in) > 20
+    others = [
+        (kind, name) for kind, name in built_in
+        if not isinstance(registry.find(kind, name), KINDS[kind])
+    ]  # fmt: skip
+    assert others == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,20 +56,20 @@ def test_everything_there_is_says_what_it_is_and_where_it_is_from(kind: str) -> 
     ("kind", "name", "nearest"),
     [("attacks", "pdg", "pgd"), ("models", "lennet", "lenet"), ("datasets", "mnits", "mnist")],
 )
-def test_an_unknown_name_is_told_with_the_nearest(kind: str, name: str, nearest: str) -> None:
-    sentence = told(name, kind=kind)
+def test_an_unknown_name_is_refused_with_the_nearest(kind: str, name: str, nearest: str) -> None:
+    sentence = refusal(name, kind=kind)
     assert sentence.startswith(f"{kind[:-1]} '{name}' is unknown; did you mean '{nearest}'? known:")
 
 
 def test_an_adapter_is_listed_but_is_no_attack_itself() -> None:
     assert "torchattacks:" in registry.names("attacks")
-    assert "is unknown" in told("torchattacks")
+    assert "is unknown" in refusal("torchattacks")
 
 
 def test_an_adapter_makes_an_attack_of_a_librarys_name() -> None:
-    found = registry.find("attacks", "torchattacks:FGSM")
-    assert found.implementation == "torchattacks"
-    assert "did you mean 'FGSM'" in told("torchattacks:FGMS")
+    attack = registry.find("attacks", "torchattacks:FGSM")
+    assert attack.implementation == "torchattacks"
+    assert "did you mean 'FGSM'" in refusal("torchattacks:FGMS")
 
 
 def test_a_name_from_a_file_is_looked_up_beside_the_suite(tmp_path: Path) -> None:
@@ -101,24 +105,26 @@ def test_a_name_from_a_module_is_imported() -> None:
         ("raise ValueError('two\\nlines')\n", "mine.py:1: ValueError: two"),
     ],
 )
-def test_a_file_that_breaks_is_told_with_the_line_where_it_broke(
+def test_a_file_that_breaks_is_named_with_the_line_where_it_broke(
     tmp_path: Path, code: str, part: str
 ) -> None:
-    assert part in told(written(tmp_path, code), tmp_path)
+    assert part in refusal(written(tmp_path, code), tmp_path)
 
 
 def test_a_file_that_broke_is_read_again_once_it_is_mended(tmp_path: Path) -> None:
-    told(written(tmp_path, "1 / 0"), tmp_path)
+    refusal(written(tmp_path, "1 / 0"), tmp_path)
     assert registry.find("models", written(tmp_path, "make = 'whole'\n"), tmp_path) == "whole"
 
 
-def test_an_attribute_that_is_not_there_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_a_missing_attribute_is_refused_with_the_nearest(tmp_path: Path) -> None:
     name = written(tmp_path, "def maker(): ...\n")
-    assert "mine.py: 'make' is not defined there; did you mean 'maker'?" in told(name, tmp_path)
+    assert "mine.py: 'make' is not defined there; did you mean 'maker'?" in refusal(name, tmp_path)
 
 
-def test_a_missing_file_is_told_with_its_whole_path(tmp_path: Path) -> None:
-    assert f"{tmp_path / 'absent.py'}: expected a Python file" in told("absent.py:make", tmp_path)
+def test_a_missing_file_is_named_with_its_whole_path(tmp_path: Path) -> None:
+    assert f"{tmp_path / 'absent.py'}: expected a Python file" in refusal(
+        "absent.py:make", tmp_path
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,14 +132,14 @@ def test_a_missing_file_is_told_with_its_whole_path(tmp_path: Path) -> None:
     ["no.such.module:x", ":x", ".relative:x", "pgd:PGD", "lenet:", "bench..suite:x", "a b:c"],
 )
 def test_a_module_that_cannot_be_imported_is_one_sentence(name: str) -> None:
-    assert "could not be imported" in told(name)
+    assert "could not be imported" in refusal(name)
 
 
 @pytest.mark.parametrize(
     ("name", "own"),
     [("pgd", True), ("torchattacks:PGD", True), ("mine.py:make", False), ("json:loads", False)],
 )
-def test_what_is_bench_s_own_is_told_from_outside_code_by_its_name(name: str, own: bool) -> None:
+def test_a_name_says_whether_its_code_is_of_bench_or_of_a_user(name: str, own: bool) -> None:
     assert registry.built_in("attacks", name) == own
 
 

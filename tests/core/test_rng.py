@@ -16,8 +16,8 @@ def draw(
     kind: str, examples: list[int], seed: int = 0, purpose: str = "a", restart: int = 0
 ) -> Tensor:
     ids = torch.tensor(examples)
-    made = rng.Noise(seed, purpose, ids, torch.full_like(ids, restart))
-    return getattr(made, kind)(torch.zeros(len(examples), 2, 3))
+    noise = rng.Noise(seed, purpose, ids, torch.full_like(ids, restart))
+    return getattr(noise, kind)(torch.zeros(len(examples), 2, 3))
 
 
 def states() -> tuple[bytes, str, str]:
@@ -31,7 +31,7 @@ def test_a_fold_is_the_same_on_every_machine_and_in_every_year() -> None:
     assert rng.fold(0, "pgd", 3) == 3916335191663680418
 
 
-def test_a_fold_tells_its_parts_apart() -> None:
+def test_a_fold_depends_on_where_its_parts_are_divided() -> None:
     folds = [rng.fold(*parts) for parts in [(1, 23), (12, 3), (123,), ("1", "2", "3"), (23, 1)]]
     assert len(set(folds)) == 5
 
@@ -84,8 +84,8 @@ def test_a_draw_has_the_dtype_that_is_asked_for() -> None:
 
 def key(examples: list[int], seed: int = 0, purpose: str = "a", restart: int = 0) -> Tensor:
     ids = torch.tensor(examples)
-    made = rng.Noise(seed, purpose, ids, torch.full_like(ids, restart))
-    return made.keys(torch.zeros(len(examples), 1))
+    noise = rng.Noise(seed, purpose, ids, torch.full_like(ids, restart))
+    return noise.keys(torch.zeros(len(examples), 1))
 
 
 def chi_square(counts: Tensor) -> float:

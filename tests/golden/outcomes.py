@@ -69,14 +69,14 @@ def machine() -> dict[str, str]:
 
 def versions_of(attack: str) -> dict[str, int]:
     """The versions that an attack's outcomes were made by: its own and those of its parts."""
-    found = registry.find("attacks", attack)
-    ensemble = isinstance(found, EnsembleAttack)
-    parts = found.parts(found.params(), found.norms[0]) if ensemble else []
+    record = registry.find("attacks", attack)
+    ensemble = isinstance(record, EnsembleAttack)
+    parts = record.parts(record.params(), record.norms[0]) if ensemble else []
     return {
         "numerics": versions.NUMERICS_VERSION,
         "judge": versions.JUDGE_VERSION,
         "model": registry.find("models", NET.partition("-")[0]).version,
-        attack: found.version,
+        attack: record.version,
         **{part.name: part.attack.version for part in parts},
     }
 
@@ -91,12 +91,12 @@ def of_attack(attack: str, moved: float = 0.0) -> dict[str, Any]:
     Returns:
         Case -> outcomes, and the versions that they were made by.
     """
-    found = registry.find("attacks", attack)
-    session = _session(moved)
+    record = registry.find("attacks", attack)
+    evaluator = _evaluator(moved)
     cases = {
-        f"{norm}, {goal}": _case(session, attack, norm, goal)
-        for norm in found.norms
-        for goal in found.goals
+        f"{norm}, {goal}": _case(evaluator, attack, norm, goal)
+        for norm in record.norms
+        for goal in record.goals
     }
     return {"versions": versions_of(attack), "cases": cases}
 
@@ -122,12 +122,12 @@ def changed(stored: Mapping[str, Any], now: Mapping[str, Any], exactly: bool) ->
     Returns:
         The cases that differ.
     """
-    found = []
+    differing = []
     for case, before in stored["cases"].items():
         here = now["cases"].get(case)
         if here is None or not _same(before, here) or (exactly and before["hash"] != here["hash"]):
-            found.append(case)
-    return [*found, *(case for case in now["cases"] if case not in stored["cases"])]
+            differing.append(case)
+    return [*differing, *(case for case in now["cases"] if case not in stored["cases"])]
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -144,14 +144,14 @@ def _same(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return bits and near
 
 
-def _session(moved: float) -> Evaluator:
+def _evaluator(moved: float) -> Evaluator:
     model, data = _built(NET), digits.load(limit=EXAMPLES)
     with torch.no_grad():
         for at, parameter in enumerate(model.parameters()):
             parameter.mul_(1 + moved * (-1) ** at)
-    subject = checks.preflight("net", model, data, torch.device("cpu"))
+    loaded = checks.preflight("net", model, data, torch.device("cpu"))
     return Evaluator(
-        suite="golden", seed=0, device=torch.device("cpu"), data=data, models={"net": subject},
+        suite="golden", seed=0, device=torch.device("cpu"), data=data, models={"net": loaded},
         rows={"net": EXAMPLES}, fixed_rows=True, use_acceleration=False,
     )  # fmt: skip
 
@@ -162,18 +162,18 @@ def _built(weights: str) -> nn.Module:
     return model.eval()
 
 
-def _case(session: Evaluator, attack: str, norm: str, goal: str) -> dict[str, Any]:
-    found = registry.find("attacks", attack)
-    fields = {field.name for field in dataclasses.fields(found.params)}
-    wanted = SHORT | (SEEKING if found.budget == "minimum" or found.needs == "scores" else {})
+def _case(evaluator: Evaluator, attack: str, norm: str, goal: str) -> dict[str, Any]:
+    record = registry.find("attacks", attack)
+    fields = {field.name for field in dataclasses.fields(record.params)}
+    wanted = SHORT | (SEEKING if record.budget == "minimum" or record.needs == "scores" else {})
     raw = {
         "name": attack, "norm": norm, "eps": EPS[norm], "goal": goal, **GOALS[goal],
         "params": {key: value for key, value in wanted.items() if key in fields},
     }  # fmt: skip
     task = plan.plan_task(
-        "net", parse_attack(raw, "golden"), session.model_facts("net"), 0, "independent"
+        "net", parse_attack(raw, "golden"), evaluator.model_facts("net"), 0, "independent"
     )
-    frame = session.evaluate_chunk(task, 0, EXAMPLES).frame
+    frame = evaluator.evaluate_chunk(task, 0, EXAMPLES).frame
     # Identities are no outcome: each cell is called by its eps.
     frame = frame.assign(
         cell=frame["eps"].astype(str), violation=frame["violation"].ne("").map(str)
@@ -194,20 +194,20 @@ def _case(session: Evaluator, attack: str, norm: str, goal: str) -> dict[str, An
 
 def stored() -> dict[str, Any]:
     """All that is stored."""
-    found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
-    return found
+    outcomes: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+    return outcomes
 
 
 def store(names: Sequence[str] = ()) -> None:
     """Make the outcomes of these attacks, or of all, and of the models, and write FILE."""
     old = stored() if names else {"attacks": {}}
-    made = {name: _settled(name) for name in names or attacks()}
+    outcomes = {name: _settled(name) for name in names or attacks()}
     known = {name: old["attacks"][name] for name in attacks() if name in old["attacks"]}
     text = json.dumps(
         {
             "machine": machine(),
             "models": {weights: of_model(weights) for weights in published()},
-            "attacks": dict(sorted({**known, **made}.items())),
+            "attacks": dict(sorted({**known, **outcomes}.items())),
         },
         indent=1,
     )
@@ -216,16 +216,16 @@ def store(names: Sequence[str] = ()) -> None:
 
 def _settled(attack: str) -> dict[str, Any]:
     """The outcomes of an attack, without what rounding decides."""
-    found = of_attack(attack)
+    settled = of_attack(attack)
     others = [of_attack(attack, moved) for moved in (1e-6, -1e-6)]
-    for case, outcome in found["cases"].items():
+    for case, outcome in settled["cases"].items():
         again = [other["cases"][case] for other in others]
         outcome["fooled"] = [
             "".join(_bit(bits) for bits in zip(*columns, strict=True))
             for columns in zip(outcome["fooled"], *(each["fooled"] for each in again), strict=True)
         ]
         outcome["tolerance"] = round(max(_moves(outcome, again)), 5)
-    return found
+    return settled
 
 
 def _bit(bits: Sequence[str]) -> str:

@@ -46,13 +46,13 @@ def test_no_outcome_of_an_attack_changes_under_the_same_version(attack: str) -> 
 def test_no_answer_of_a_model_changes_under_the_same_version(weights: str) -> None:
     known, now = outcomes.stored()["models"].get(weights), outcomes.of_model(weights)
     name = weights.partition("-")[0]
-    told = (
+    message = (
         f"answers of {weights} changed: raise `version` in bench/models/{name}.py, and store them "
         f"by: {outcomes.COMMAND}"
     )
-    assert known is not None, told
-    assert (known["version"], known["class"]) == (now["version"], now["class"]), told
-    assert known["confidence"] == pytest.approx(now["confidence"], abs=2e-3), told
+    assert known is not None, message
+    assert (known["version"], known["class"]) == (now["version"], now["class"]), message
+    assert known["confidence"] == pytest.approx(now["confidence"], abs=2e-3), message
 
 
 def test_nothing_is_stored_that_is_not_there() -> None:

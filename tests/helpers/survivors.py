@@ -31,7 +31,7 @@ schema = 1
 name = "killed"
 [data]
 name = "digits"
-limit = 32
+limit = 16
 [[models]]
 name = "lenet"
 weights = "digits"
@@ -43,20 +43,21 @@ eps = [0.1, 0.2]
 name = "pgd"
 norm = "linf"
 eps = [0, 0.1]
-params.steps = 4
+params.steps = 2
 [[attacks]]
 name = "fmn"
 norm = "l2"
 eps = [0.5, 1.5]
-params.steps = 5
+params.steps = 3
 """
+OPTIONS = RunOptions(device="cpu", batch_size=16, copied=False)
 TIMES = ("seconds", "examples_per_second", "floor_ratio", "verify_seconds")
 SEED = 20
 
 
 def prepare() -> None:
-    """Eight examples a shard, so that there is much to write; the audit's probes, which ask much of
-    a model and write nothing, are left out."""
+    """Eight examples per chunk, so that there is much to write; the audit's probes, which ask much
+    of a model and write nothing, are left out."""
     evaluator.CHUNK_EXAMPLES = 8
     probe_models.probe_model = lambda *asked: probe_models.describe_unprobed(asked[3], "left out")
     malloc.keep_freed_memory()
@@ -66,14 +67,14 @@ def prepare() -> None:
 def attempt(folder: Path, out: Path) -> None:
     path = folder / "killed.toml"
     path.write_text(SUITE, encoding="utf-8")
-    runner.run_suite(read_suite(str(path)), out, RunOptions(device="cpu", batch_size=16))
+    runner.run_suite(read_suite(str(path)), out, OPTIONS)
 
 
 def outcome(out: Path) -> list[str]:
     """The hash of the records, and the table without its times."""
-    found = results.read_results(out)
-    table = found.table.drop(columns=list(TIMES))
-    return [fingerprint.records_hash(found.stored.frame), table.to_csv(index=False)]
+    finished = results.read_results(out)
+    table = finished.table.drop(columns=list(TIMES))
+    return [fingerprint.records_hash(finished.stored.frame), table.to_csv(index=False)]
 
 
 def child(work: Callable[[], None]) -> int:
@@ -128,8 +129,7 @@ def random_kills(folder: Path, kills: int) -> dict[str, Any]:
 def main(folder: Path, kills: int) -> None:
     prepare()
     attempt(folder, folder / "whole")
-    found = random_kills(folder, kills)
-    print(json.dumps({**found, "whole": outcome(folder / "whole")}))
+    print(json.dumps({**random_kills(folder, kills), "whole": outcome(folder / "whole")}))
 
 
 if __name__ == "__main__":

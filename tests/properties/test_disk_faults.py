@@ -19,13 +19,13 @@ from bench.evaluation import evaluator
 from bench.evaluation.audit import probe_models
 from bench.execution import manifest_builder
 
-EVERY = int(os.environ.get("BENCH_FAULTS_EVERY", "11"))
+EVERY = int(os.environ.get("BENCH_FAULTS_EVERY", "7"))
 """One fault in so many is injected; a prime, so that all steps are met. With 1, every one."""
 
 
 @pytest.fixture(autouse=True)
 def much_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As `survivors.prepare`: eight examples a shard, no probes."""
+    """As `survivors.prepare`: eight examples per chunk, no probes."""
     monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 8)
     unprobed = lambda *asked: probe_models.describe_unprobed(asked[3], "left out")  # noqa: E731
     monkeypatch.setattr(probe_models, "probe_model", unprobed)
@@ -53,7 +53,7 @@ class Disk:
         return step()
 
 
-def steps(folder: Path) -> int:
+def count_steps(folder: Path) -> int:
     with pytest.MonkeyPatch.context() as patch:
         disk = Disk(patch, fails=0)
         run(folder)
@@ -64,14 +64,14 @@ def faults(folder: Path, every: int) -> Iterator[int]:
     """Inject them one by one, each into a run of its own; the steps that were faulty."""
     wanted = survivors.outcome(folder / "whole")
     codes = (errno.ENOSPC, errno.EROFS, errno.EIO)
-    for at in range(1, steps(folder / "counted") + 1, every):
+    for at in range(1, count_steps(folder / "counted") + 1, every):
         out = folder / f"at-{at}"
         with pytest.MonkeyPatch.context() as patch:
             disk = Disk(patch, at, codes[at % len(codes)])
-            with pytest.raises(SuiteError, match="could not be written") as told:
+            with pytest.raises(SuiteError, match="could not be written") as raised:
                 run(out)
         assert disk.calls >= at
-        assert "\n" not in str(told.value)
+        assert "\n" not in str(raised.value)
         run(out)
         assert survivors.outcome(out) == wanted
         assert not list(out.rglob(f"*{files.PARTIAL}"))
@@ -83,7 +83,7 @@ def test_a_run_on_a_disk_that_fails_once_is_finished_by_the_next(tmp_path: Path)
     done = list(faults(tmp_path, EVERY))
     print(f"{len(done)} faults injected, as many runs finished by the next one")
     assert done == list(range(1, 1 + EVERY * len(done), EVERY))
-    assert EVERY * len(done) > 50
+    assert EVERY * len(done) > 30
 
 
 class Jumping(datetime):
@@ -105,7 +105,7 @@ def test_a_clock_that_jumps_changes_no_record_of_a_run_that_is_cut_and_goes_on(
     monkeypatch.setattr(time, "time", lambda: Jumping.now().timestamp())
     out = tmp_path / "jumped"
     with pytest.MonkeyPatch.context() as patch:
-        Disk(patch, fails=29)
+        Disk(patch, fails=20)
         with pytest.raises(SuiteError):
             run(out)
     assert list((out / "records").glob("*.parquet"))  # it was cut in the middle

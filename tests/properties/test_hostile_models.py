@@ -306,7 +306,7 @@ def _switched_off() -> Iterator[None]:
     SWITCH.update(on=False, calls=0)
 
 
-def made(name: str) -> nn.Module:
+def build_net(name: str) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(4)
         net = ZOO[name]().eval()
@@ -321,11 +321,11 @@ def images() -> Tensor:
     return 0.1 + 0.8 * x
 
 
-def curve(attack: str, **settings: Any) -> AttackSpec:
-    found = registry.find("attacks", attack)
-    params = found.params(**settings.pop("params", MORE[attack]))
+def attack_spec(attack: str, **settings: Any) -> AttackSpec:
+    record = registry.find("attacks", attack)
+    params = record.params(**settings.pop("params", MORE[attack]))
     settings = {"norm": "linf", "eps": (0.05, 0.15)} | settings
-    return AttackSpec(name=attack, attack=found, params=params, **settings)
+    return AttackSpec(name=attack, attack=record, params=params, **settings)
 
 
 def examples(net: nn.Module) -> Examples:
@@ -336,13 +336,13 @@ def examples(net: nn.Module) -> Examples:
 
 
 def measured(
-    net: nn.Module, made: accelerate.AcceleratedModel | None, attack: str
+    net: nn.Module, accelerated: accelerate.AcceleratedModel | None, attack: str
 ) -> chunk.VerifiedChunk:
-    led = None if made is None else made.model
-    return chunk.evaluate_chunk(net, curve(attack), examples(net), 16, FREE, accelerated=led)
+    led = None if accelerated is None else accelerated.model
+    return chunk.evaluate_chunk(net, attack_spec(attack), examples(net), 16, FREE, accelerated=led)
 
 
-def prepared(net: nn.Module) -> accelerate.AcceleratedModel:
+def accelerate_net(net: nn.Module) -> accelerate.AcceleratedModel:
     """The copy as it leads in a run, its layout and rows by rule."""
     return accelerate.accelerate_model(
         net, images()[: accelerate.PROBED], 16, fixed=True, ahead=0.0
@@ -353,13 +353,13 @@ def both(name: str, attack: str) -> list[pd.DataFrame | str]:
     """Outcomes with a copy and without; where the attack fails, the error in words."""
     results: list[pd.DataFrame | str] = []
     for copied in (True, False):
-        net = made(name)
+        net = build_net(name)
         try:
-            found = measured(net, prepared(net) if copied else None, attack)
+            result = measured(net, accelerate_net(net) if copied else None, attack)
         except Exception as error:  # compared, in words
             results.append(f"{type(error).__name__}: {error}".splitlines()[0])
         else:
-            results.append(pd.concat(found.records, ignore_index=True)[OUTCOME])
+            results.append(pd.concat(result.records, ignore_index=True)[OUTCOME])
     return results
 
 
@@ -385,18 +385,18 @@ def test_outcomes_with_a_copy_are_those_without(name: str) -> None:
 
 
 def test_purification_works_under_square_and_under_an_ensemble_with_a_copy() -> None:
-    net, x = made("purification by gradients"), images()[:10]
+    net, x = build_net("purification by gradients"), images()[:10]
     y = judge(net, x, 16).pred
     small = {"steps": 3, "targets": 2, "queries": 8}
-    found = [
+    results = [
         bench.evaluate(
             net, x, y, attack="autoattack", eps=0.02, params=small, batch_size=16, device="cpu",
             copied=copied,
         )
         for copied in (True, False)
     ]  # fmt: skip
-    assert [result.table["status"].item() for result in found] == ["ok", "ok"]
-    ours, theirs = (result.records[OUTCOME] for result in found)
+    assert [result.table["status"].item() for result in results] == ["ok", "ok"]
+    ours, theirs = (result.records[OUTCOME] for result in results)
     pd.testing.assert_frame_equal(ours, theirs)
     assert 0 < ours["fooled"].sum() < len(ours)
 
@@ -422,20 +422,20 @@ def test_a_forward_that_asks_for_torchs_modes_or_sets_them_is_not_made_a_graph(n
     before = sys.getprofile()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = layers._trace_without_modes(made(name))
+        graph = layers._trace_without_modes(build_net(name))
     assert (graph is not None) == MODES[name]
     assert sys.getprofile() is before
 
 
 def test_a_hook_on_every_module_leaves_the_model_itself_to_lead() -> None:
-    net = made("nothing")
+    net = build_net("nothing")
     handle = nn.modules.module.register_module_forward_hook(lambda *given: None)
     try:
-        told = prepared(net)
+        accelerated = accelerate_net(net)
     finally:
         handle.remove()
-    assert told.model is net
-    assert told.dropped.startswith("hooks on all modules")
+    assert accelerated.model is net
+    assert accelerated.dropped.startswith("hooks on all modules")
 
 
 # ------------------------------------------------------------------------- a copy that goes wrong
@@ -467,8 +467,8 @@ def same(ours: chunk.VerifiedChunk, theirs: chunk.VerifiedChunk) -> None:
 def test_where_a_copy_raises_in_an_attack_the_model_itself_is_attacked(
     attack: str, calls: int
 ) -> None:
-    net = made("nothing")
-    ours = measured(net, prepared(net)._replace(model=Fails(net, calls).eval()), attack)
+    net = build_net("nothing")
+    ours = measured(net, accelerate_net(net)._replace(model=Fails(net, calls).eval()), attack)
     same(ours, measured(net, None, attack))
     if calls == 0 or attack != "fgsm":
         assert "raised ValueError" in ours.dropped
@@ -476,31 +476,33 @@ def test_where_a_copy_raises_in_an_attack_the_model_itself_is_attacked(
 
 
 def test_an_attack_that_raises_itself_is_not_blamed_on_the_copy() -> None:
-    net = made("nothing")
-    found = registry.find("attacks", "fgsm")
-    assert found.rule is not None
+    net = build_net("nothing")
+    fgsm = registry.find("attacks", "fgsm")
+    assert fgsm.rule is not None
 
     def broken(*given: Any) -> Any:
         raise KeyError("of the attack")
 
-    rule = dataclasses.replace(found.rule, step=broken)
-    spoilt = dataclasses.replace(found, rule=rule)
-    own = dataclasses.replace(curve("fgsm"), attack=spoilt)
+    rule = dataclasses.replace(fgsm.rule, step=broken)
+    spoilt = dataclasses.replace(fgsm, rule=rule)
+    own = dataclasses.replace(attack_spec("fgsm"), attack=spoilt)
     with pytest.raises(KeyError, match="of the attack"):
-        chunk.evaluate_chunk(net, own, examples(net), 16, FREE, accelerated=prepared(net).model)
+        chunk.evaluate_chunk(
+            net, own, examples(net), 16, FREE, accelerated=accelerate_net(net).model
+        )
 
 
 @pytest.mark.parametrize("attack", ["square", "pgd", "autoattack"])
 def test_a_copy_that_froze_what_has_changed_since_is_found_out_and_dropped(attack: str) -> None:
-    net = made("global")
-    told = prepared(net)
-    assert told.exchanged
+    net = build_net("global")
+    accelerated = accelerate_net(net)
+    assert accelerated.exchanged
     SWITCH["on"] = True
-    ours = measured(net, told, attack)
+    ours = measured(net, accelerated, attack)
     same(ours, measured(net, None, attack))
     assert ours.dropped.startswith("on images that it left standing its logits are off by")
     SWITCH["on"] = False
-    assert measured(net, told, attack).dropped == ""
+    assert measured(net, accelerated, attack).dropped == ""
 
 
 class Counts(nn.Module):
@@ -515,8 +517,8 @@ class Counts(nn.Module):
 
 
 def test_a_copy_is_held_against_its_model_on_as_many_survivors_as_is_said() -> None:
-    net = made("nothing").requires_grad_(False)
-    led, chosen, own = Counts(net), examples(net), curve("square")
+    net = build_net("nothing").requires_grad_(False)
+    led, chosen, own = Counts(net), examples(net), attack_spec("square")
     raw = crafting.craft(net, own, chosen, 64, led)
     crafted, led.rows = led.rows, 0
     verified = verify.craft_and_verify(net, own, chosen, 64, accelerated=led)
@@ -565,22 +567,26 @@ def test_a_run_says_which_copy_was_dropped_and_keeps_it_in_its_provenance(tmp_pa
         reader.read_suite(file), tmp_path / "out", RunOptions(device="cpu"), events.append
     )
     notes = [event.text for event in events if event.what == "note"]
-    (told,) = [note for note in notes if "copied too often" in note]
-    assert told.startswith("late · ")
+    (dropped,) = [note for note in notes if "copied too often" in note]
+    assert dropped.startswith("late · ")
     assert "failed" not in [event.what for event in events]
     document = json.loads((tmp_path / "out" / "provenance.json").read_text(encoding="utf-8"))
-    (kept,) = document["sessions"][-1]["copies"]["late"]
-    assert kept["dropped"] == "it raised RuntimeError: copied too often"
+    (entry,) = document["sessions"][-1]["copies"]["late"]
+    assert entry["dropped"] == "it raised RuntimeError: copied too often"
 
 
 if __name__ == "__main__":
     calibration.recall = lambda key: None  # type: ignore[assignment]
     print("| forward | copy | PGD with | PGD without | Square with | Square without |")
     for each in ZOO:
-        net = made(each)
-        told = prepared(net)
+        net = build_net(each)
+        accelerated = accelerate_net(net)
         kind = (
-            "the model itself" if told.model is net else "exchanged" if told.exchanged else "plain"
+            "the model itself"
+            if accelerated.model is net
+            else "exchanged"
+            if accelerated.exchanged
+            else "plain"
         )
         cells = [robust(result) for attack in ATTACKS for result in both(each, attack)]
-        print(f"| {each} | {kind} | " + " | ".join(cells) + f" | {told.dropped}")
+        print(f"| {each} | {kind} | " + " | ".join(cells) + f" | {accelerated.dropped}")

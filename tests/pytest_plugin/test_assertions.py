@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 def net():
-    "Two classes, told apart by the first pixel: wrong beyond 0.5, so the answer is a formula."
+    "Two classes, divided by the first pixel: wrong beyond 0.5, so the answer is a formula."
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     with torch.no_grad():
         model[1].weight.zero_()
@@ -51,11 +51,11 @@ eps = [0.05]
 """
 
 
-def told(pytester: pytest.Pytester, body: str, *options: str) -> tuple[dict[str, int], str]:
+def run_tests(pytester: pytest.Pytester, body: str, *options: str) -> tuple[dict[str, int], str]:
     """Outcomes and output of a session with one test file."""
     pytester.makepyfile(HEAD + body)
-    found = pytester.runpytest_inprocess("-p", "no:cacheprovider", *options)
-    return found.parseoutcomes(), found.stdout.str()
+    done = pytester.runpytest_inprocess("-p", "no:cacheprovider", *options)
+    return done.parseoutcomes(), done.stdout.str()
 
 
 def test_a_model_that_is_robust_enough_passes_and_leaves_nothing_behind(
@@ -66,7 +66,7 @@ def test_robust(robustness):
     robustness(net(), x, y, eps=0.1, **ASKED).at_least(0.8)
     robustness(net(), x, y, eps=[0.1, 0.25], **ASKED).at_least({0.1: 0.8, 0.25: 0.6})
 """
-    outcomes, _ = told(pytester, body)
+    outcomes, _ = run_tests(pytester, body)
     assert outcomes == {"passed": 1}
     assert not (pytester.path / "robustness-report").exists()
 
@@ -78,7 +78,7 @@ def test_a_weaker_one_fails_with_count_interval_and_what_was_fooled(
 def test_robust(robustness):
     robustness(net(), x, y, eps=0.1, **ASKED).at_least(0.9)
 """
-    outcomes, output = told(pytester, body)
+    outcomes, output = run_tests(pytester, body)
     assert outcomes == {"failed": 1}
     assert (
         "Sequential under fgsm, linf, eps 0.1: 8 of 10 examples are robust, "
@@ -104,7 +104,7 @@ def test_robust(robustness):
     with pytest.raises(AssertionError, match="at least 75.0 % with 95 % confidence"):
         seen.at_least(0.75, confident=True)
 """
-    assert told(pytester, body)[0] == {"passed": 1}
+    assert run_tests(pytester, body)[0] == {"passed": 1}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_robust(robustness):
     with pytest.raises(ValueError, match="{message}"):
         robustness(net(), x, y, eps=0.1, **ASKED).at_least({share})
 """
-    assert told(pytester, body)[0] == {"passed": 1}
+    assert run_tests(pytester, body)[0] == {"passed": 1}
 
 
 def test_an_attack_that_leaves_its_ball_is_no_evidence(pytester: pytest.Pytester) -> None:
@@ -136,7 +136,7 @@ def test_robust(robustness):
     file = str(__import__("pathlib").Path(__file__).with_name("cheat.py"))
     robustness(net(), x, y, attack=f"{file}:NEGATIVE", eps=0.1, device="cpu").at_least(0.5)
 """
-    outcomes, output = told(pytester, body)
+    outcomes, output = run_tests(pytester, body)
     assert outcomes == {"failed": 1}
     assert "attacked images are violations, the first of them example 0: linf distance" in output
 
@@ -149,11 +149,11 @@ def test_robust(robustness):
 def test_other():
     pass
 """
-    outcomes, _ = told(pytester, body, "-m", "robustness", "--strict-markers")
+    outcomes, _ = run_tests(pytester, body, "-m", "robustness", "--strict-markers")
     assert outcomes == {"passed": 1, "deselected": 1}
 
 
-def test_a_suite_is_asserted_by_its_worst_case_and_its_report_kept(
+def test_a_suite_is_asserted_by_its_worst_case_and_its_report_is_saved(
     pytester: pytest.Pytester,
 ) -> None:
     pytester.path.joinpath("own.toml").write_text(SUITE)
@@ -165,7 +165,7 @@ def test_suite(robustness):
     seen.at_least(1.0)
 """
     junit = pytester.path / "junit.xml"
-    outcomes, output = told(pytester, body, f"--junit-xml={junit}", "--robustness-dir=kept")
+    outcomes, output = run_tests(pytester, body, f"--junit-xml={junit}", "--robustness-dir=kept")
     assert outcomes == {"failed": 1}
     assert "lenet under the worst of 2 attacks, linf, untargeted, eps 0.05:" in output
     (folder,) = (pytester.path / "kept").iterdir()
@@ -179,15 +179,15 @@ def test_a_suite_that_is_named_nowhere_is_asked_for(pytester: pytest.Pytester) -
 def test_suite(robustness):
     robustness.suite()
 """
-    outcomes, output = told(pytester, body)
+    outcomes, output = run_tests(pytester, body)
     assert outcomes == {"failed": 1}
     assert "expected a suite, as an argument or by @pytest.mark.robustness(suite=...)" in output
 
 
 def test_a_session_that_does_not_ask_does_not_import_torch(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("import sys\ndef test_light():\n    assert 'torch' not in sys.modules\n")
-    found = pytester.runpytest_subprocess("-p", "no:cacheprovider")
-    assert found.parseoutcomes() == {"passed": 1}
+    done = pytester.runpytest_subprocess("-p", "no:cacheprovider")
+    assert done.parseoutcomes() == {"passed": 1}
 
 
 def test_the_package_says_that_it_is_typed() -> None:
@@ -196,7 +196,7 @@ def test_the_package_says_that_it_is_typed() -> None:
     assert (Path(bench.__file__).parent / "py.typed").is_file()
 
 
-def test_a_failure_tells_what_makes_the_number_doubtful(pytester: pytest.Pytester) -> None:
+def test_a_failure_says_what_makes_the_number_doubtful(pytester: pytest.Pytester) -> None:
     body = """
 class Flat(nn.Module):
     @torch.no_grad()
@@ -206,7 +206,7 @@ class Flat(nn.Module):
 def test_it(robustness):
     robustness(Flat(), x, y, eps=0.1, **ASKED).at_least(1.0, confident=True)
 """
-    outcomes, output = told(pytester, body, "-W", "error::bench.RobustnessWarning")
+    outcomes, output = run_tests(pytester, body, "-W", "error::bench.RobustnessWarning")
     assert outcomes == {"failed": 1}
     assert "Beware: model 'Flat'" in output
     assert "(zero-gradient)" in output
