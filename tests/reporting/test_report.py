@@ -199,6 +199,11 @@ def read(html: str) -> Reader:
     return reader
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_figures() -> None:
+    """Figures are drawn here."""
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("report")
