@@ -25,7 +25,7 @@ schema = 1
 name = "t"
 [data]
 name = "digits"
-limit = 60
+limit = 120
 [[models]]
 name = "lenet"
 label = "LeNet"
@@ -91,7 +91,7 @@ def test_examples_crafted_on_one_model_are_judged_by_the_other(
 ) -> None:
     linear = softmax.build().eval()
     linear.load_state_dict(load_file(weights))
-    x, y = digits[0][:60].requires_grad_(), digits[1][:60]
+    x, y = digits[0][:120].requires_grad_(), digits[1][:120]
     (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(lenet(x), y), x)
     x_adv = (x + 0.1 * gradient.sign()).clamp(0, 1).detach()
     clean, after = linear(x).argmax(1) == y, linear(x_adv).argmax(1) == y
@@ -161,7 +161,7 @@ def test_two_models_of_different_classes_do_not_transfer() -> None:
     }
 
 
-@pytest.mark.parametrize("batch_size", [7, 60])
+@pytest.mark.parametrize("batch_size", [7, 120])
 def test_transfer_does_not_depend_on_the_batch_size(
     run: results.RunResults, weights: Path, tmp_path: Path, batch_size: int
 ) -> None:
@@ -175,7 +175,7 @@ def test_the_least_likely_class_is_the_one_that_the_attacker_sees(
     text = FGSM + 'source = "LeNet"\ngoal = "targeted"\ntarget = "least-likely"\n'
     run = ran(HEAD.format(weights=weights) + text, tmp_path)
     mine = run.stored.frame.query("model == 'linear' and eps == 0.1").sort_values("example")
-    assert mine["target"].tolist() == lenet(digits[0][:60]).argmin(1).tolist()
+    assert mine["target"].tolist() == lenet(digits[0][:120]).argmin(1).tolist()
 
 
 def test_the_matrix_has_a_line_per_source_and_a_column_per_victim(
@@ -186,7 +186,7 @@ def test_the_matrix_has_a_line_per_source_and_a_column_per_victim(
     (view,) = transfer_view.tabulate_transfers(run.table)
     assert view.columns == ["crafted on", "evaluated on LeNet", "evaluated on linear"]
     crossed = row(run.table, "linear", "FGSM from LeNet")
-    error = 100 * (1 - crossed["robust_correct"] / 60)
+    error = 100 * (1 - crossed["robust_correct"] / 120)
     assert view.rows[0][2].startswith(f"{error:.1f} % [")
     ((name, _, figure),) = transfer_matrix.iter_transfer_figures(run.table)
     texts = [text.get_text() for text in figure.axes[0].texts]
@@ -222,7 +222,7 @@ def test_one_call_crafts_on_a_source_and_judges_on_the_model(
 ) -> None:
     linear = softmax.build()
     linear.load_state_dict(load_file(weights))
-    x, y = digits[0][:60], digits[1][:60]
+    x, y = digits[0][:120], digits[1][:120]
     table = bench.evaluate(linear, x, y, attack="fgsm", eps=0.1, source=lenet, device="cpu").table
     wanted = row(run.table, "linear", "FGSM from LeNet")
     assert table["robust_correct"].item() == wanted["robust_correct"]
@@ -278,7 +278,7 @@ def test_a_librarys_attack_transfers_as_bench_own_does(
 ) -> None:
     linear = softmax.build()
     linear.load_state_dict(load_file(weights))
-    x, y = digits[0][:60], digits[1][:60]
+    x, y = digits[0][:120], digits[1][:120]
     ours, theirs = (
         bench.evaluate(linear, x, y, attack=name, eps=0.1, source=lenet, device="cpu").table
         for name in ("fgsm", "torchattacks:FGSM")
