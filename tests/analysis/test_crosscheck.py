@@ -136,7 +136,7 @@ def test_the_cause_is_what_the_two_declare_differently(
     assert found["cause"].startswith(cause)
 
 
-def test_saturated_examples_are_told_as_a_cause() -> None:
+def test_saturated_examples_are_named_as_a_cause() -> None:
     found = compared([True] * 9, [False] * 9, confidence=1.0)
     assert "saturation: 9 of the differing examples" in found["cause"]
     assert "saturation" not in compared([True] * 9, [False] * 9)["cause"]

@@ -1,6 +1,6 @@
 """Searches scored: distances per example, medians, security curves, optimality by hand."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from bench.engine import timing
 from bench.evaluation import chunk, metrics
 from bench.evaluation.crafting import Examples
 from bench.reporting import run_output
+from bench.reporting.plots import figures
 from bench.storage import reader, schema
 
 INF = np.inf
@@ -173,11 +174,25 @@ def test_what_was_not_found_counts_as_infinitely_far() -> None:
 @pytest.mark.parametrize("n", [15, 40, 101])
 def test_the_interval_holds_the_true_median_at_least_as_often_as_it_says(n: int) -> None:
     draws = np.random.default_rng(n).exponential(size=(4000, n))
-    held = [told.low <= np.log(2) <= told.high for told in map(median_distance, draws)]
+    held = [each.low <= np.log(2) <= each.high for each in map(median_distance, draws)]
     assert 0.945 < np.mean(held) < 0.99
 
 
 # -------------------------------------------------------------------------------------- from a run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_figures() -> Iterator[None]:
+    """Of all figures, the security curves alone are drawn."""
+    draw = figures.draw_figures
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            figures, "draw_figures",
+            lambda table, _, folder, published, searches, certified: draw(
+                table[:0], [], folder, searches=searches
+            ),
+        )  # fmt: skip
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -244,17 +259,17 @@ def test_the_report_ranks_the_searches_and_draws_their_curves(run: Any) -> None:
 def test_records_made_before_distances_were_kept_are_not_scored(run: Any) -> None:
     found, _ = run
     old = found.stored._replace(frame=found.stored.frame.assign(distance=np.nan))
-    told = min_norm.collect_searches(found.plan, found.table, old)
-    assert [one.status for one in told] == ["missing", "missing", "missing", "failed"]
-    assert "--fresh" in told[0].reason
+    searches = min_norm.collect_searches(found.plan, found.table, old)
+    assert [one.status for one in searches] == ["missing", "missing", "missing", "failed"]
+    assert "--fresh" in searches[0].reason
 
 
 def test_a_run_that_is_not_finished_is_not_scored(run: Any) -> None:
     found, _ = run
     partial = found.table.assign(status="missing", reason="3 of 24 examples are done")
-    told = min_norm.collect_searches(found.plan, partial, found.stored)
-    assert {(one.status, one.reason) for one in told} == {("missing", partial["reason"][0])}
-    assert not any(len(one.distances) for one in told)
+    searches = min_norm.collect_searches(found.plan, partial, found.stored)
+    assert {(one.status, one.reason) for one in searches} == {("missing", partial["reason"][0])}
+    assert not any(len(one.distances) for one in searches)
 
 
 def test_a_find_that_the_model_does_not_confirm_is_none(digits: Any, lenet: nn.Module) -> None:
@@ -277,11 +292,11 @@ def test_what_a_copy_alone_takes_for_fooled_is_searched_again_on_the_model_at_an
     ids, y, floor = torch.arange(3), torch.zeros(3, dtype=torch.int64), timing.Floor(0.0, 0.0)
     ones, attack = torch.ones(3), registry.find("attacks", "fmn")
     examples = Examples(ids, x, y, y - 1, y, ones, ones)
-    curve = AttackSpec(
+    spec = AttackSpec(
         name="fmn", attack=attack, params=attack.params(), norm="linf", eps=(0.01,), stop="never"
     )
-    (led,) = chunk.evaluate_chunk(net, curve, examples, 3, floor, accelerated=copy).records
-    (own,) = chunk.evaluate_chunk(net, curve, examples, 3, floor).records
+    (led,) = chunk.evaluate_chunk(net, spec, examples, 3, floor, accelerated=copy).records
+    (own,) = chunk.evaluate_chunk(net, spec, examples, 3, floor).records
     assert led["distance"].to_numpy() == pytest.approx(0.2, rel=0.01)  # 3.2 over 16 pixels
     assert led["distance"].equals(own["distance"])
     assert led["forwards"].to_list() == [200.0] * 3

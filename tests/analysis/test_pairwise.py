@@ -158,7 +158,7 @@ def test_a_targeted_attack_breaks_an_example_by_reaching_its_target() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "sentence"),
     [
         (
             pair("x" * 31 + "." * 4, "." * 31 + "x" * 4),
@@ -174,8 +174,8 @@ def test_a_targeted_attack_breaks_an_example_by_reaching_its_target() -> None:
         ),
     ],
 )
-def test_a_pair_is_told_in_a_sentence(given: pairwise.OutcomePair, told: str) -> None:
-    assert pairwise.tabulate_pairs([given])["sentence"].item() == told
+def test_a_pair_is_one_sentence(given: pairwise.OutcomePair, sentence: str) -> None:
+    assert pairwise.tabulate_pairs([given])["sentence"].item() == sentence
 
 
 def test_a_report_shows_the_differences_beyond_chance_and_counts_the_rest() -> None:
@@ -189,8 +189,10 @@ def test_a_report_shows_the_differences_beyond_chance_and_counts_the_rest() -> N
     ]
     given.append(given[0]._replace(place={**place, "eps": 0.2}, outcomes=(series("x"),) * 2))
     frame = pairwise.tabulate_pairs(given)
-    told = "4 comparisons: 1 with a significant difference (5 %, corrected for all 4), 3 without."
-    assert pairwise_view.summarize_comparisons(frame) == told
+    sentence = (
+        "4 comparisons: 1 with a significant difference (5 %, corrected for all 4), 3 without."
+    )
+    assert pairwise_view.summarize_comparisons(frame) == sentence
     (view,) = pairwise_view.tabulate_differences(frame, names)
     assert view.columns == ["first", "second", "eps 0.1", "eps 0.2"]
     assert view.rows == [["A", "C", "9 : 0", "n.s."]]  # B against C differs nowhere: no line
@@ -238,7 +240,7 @@ def test_a_seed_of_the_attack_takes_the_place_of_the_suites() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "sentence"),
     [
         (FGSM + "seeds = 2\n", "'fgsm' draws nothing at random, so seeds make no difference"),
         (PGD + "seeds = [1, 1]\n", "a list with each seed once, got"),
@@ -246,12 +248,12 @@ def test_a_seed_of_the_attack_takes_the_place_of_the_suites() -> None:
         (PGD + "seeds = 0\n", r"attacks\[0\].seeds: expected at least 1, got 0"),
     ],
 )
-def test_seeds_that_make_no_sense_are_the_users_mistake(text: str, told: str) -> None:
-    with pytest.raises(SuiteError, match=told):
+def test_seeds_that_make_no_sense_are_the_users_mistake(text: str, sentence: str) -> None:
+    with pytest.raises(SuiteError, match=sentence):
         entries(text)
 
 
-def test_the_spread_over_seeds_is_told_with_what_all_of_them_leave(
+def test_the_spread_over_seeds_is_stated_with_what_all_of_them_leave(
     found: results.RunResults,
 ) -> None:
     cells = found.table.query("model == 'LeNet' and eps == 0.1 and attack != 'FGSM'")

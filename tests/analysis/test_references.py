@@ -93,7 +93,7 @@ def test_published_figures_are_read_with_eps_as_numbers_and_the_usual_figure() -
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "part"),
     [
         ('model = "LeNet"', 'model = "LeNett"', ".model: no model has the label 'LeNett'; did you"),
         ('attack = "FGSM"', 'attack = "FGMS"', ".attack: no attack has the label 'FGMS'; did you"),
@@ -109,19 +109,19 @@ def test_published_figures_are_read_with_eps_as_numbers_and_the_usual_figure() -
         ('source = "a', 'sauce = 3\nsource = "a', ".sauce: unknown key; did you mean 'source'"),
     ],
 )
-def test_a_mistake_in_a_published_figure_is_one_sentence(old: str, new: str, told: str) -> None:
+def test_a_mistake_in_a_published_figure_is_one_sentence(old: str, new: str, part: str) -> None:
     sentence = problem(old, new)
     assert sentence.startswith("my.toml: published[0]")
-    assert told in sentence
+    assert part in sentence
 
 
 def test_the_same_figure_of_the_same_source_twice_is_a_mistake() -> None:
     twice = "[[published]]" + SUITE.partition("[[published]]")[2]
-    told = problem("[[published]]", f"{twice}\n[[published]]")
-    assert "one entry for robust_accuracy of LeNet under FGSM from 'a paper', got 2" in told
+    sentence = problem("[[published]]", f"{twice}\n[[published]]")
+    assert "one entry for robust_accuracy of LeNet under FGSM from 'a paper', got 2" in sentence
 
 
-def test_an_attack_or_a_model_with_a_mistake_of_its_own_is_not_told_twice() -> None:
+def test_an_attack_or_a_model_with_a_mistake_of_its_own_is_one_problem() -> None:
     assert "attacks[0].name" in problem('name = "fgsm"', 'name = "fgsmm"')
     assert "models[0].name" in problem('name = "lenet"', 'name = "lenett"')
 
@@ -143,8 +143,8 @@ def test_a_rate_is_counted_as_everywhere_and_has_its_wilson_interval(
 
 def test_a_published_value_lies_inside_the_measured_interval_or_does_not() -> None:
     low, high = metrics.rate(40, 100)[3:]
-    told = [joined(values=(v,))["inside"].item() for v in (low - 0.01, low, high, high + 0.01)]
-    assert told == [False, True, True, False]
+    inside = [joined(values=(v,))["inside"].item() for v in (low - 0.01, low, high, high + 0.01)]
+    assert inside == [False, True, True, False]
 
 
 def test_a_mean_confidence_has_no_counts_and_no_interval() -> None:

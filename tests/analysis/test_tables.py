@@ -51,27 +51,27 @@ def frame(identity: str, rows: list[tuple[Any, ...]], target: int = -1) -> pd.Da
         "label", "clean_pred", "adv_pred", "adv_pred_8bit", "fooled", "violation", "confidence",
         "linf",
     ]  # fmt: skip
-    found = pd.DataFrame(rows, columns=keys)
-    found["clean_correct"] = found["label"] == found["clean_pred"]
-    found["attacked"] = found["clean_correct"] & (found["label"] != target)
-    found = found.assign(
+    values = pd.DataFrame(rows, columns=keys)
+    values["clean_correct"] = values["label"] == values["clean_pred"]
+    values["attacked"] = values["clean_correct"] & (values["label"] != target)
+    values = values.assign(
         suite="s", model="net", attack=identity, norm="linf", eps=0.3, goal="untargeted",
-        example=range(len(found)), target=target, l2=2 * found["linf"], l1=4 * found["linf"],
-        l0=3.0, forwards=6.0 * found["attacked"], backwards=2.0 * found["attacked"],
+        example=range(len(values)), target=target, l2=2 * values["linf"], l1=4 * values["linf"],
+        l0=3.0, forwards=6.0 * values["attacked"], backwards=2.0 * values["attacked"],
         first_success_step=-1, clean_confidence=0.9, cell=identity, part="", agreement=1.0,
         distance=math.nan,
     )  # fmt: skip
-    return found[list(COLUMNS)]
+    return values[list(COLUMNS)]
 
 
 def piece(identity: str, first: int = 0, last: int = 5, attacked: int = 4) -> Piece:
     return Piece(identity, first, last, attacked, 2.0, 0.5, 1.6, 64, "cpu")
 
 
-def made(plan: list[Cell], frames: list[pd.DataFrame], **keys: Any) -> pd.DataFrame:
-    found = pd.concat(frames, ignore_index=True)
-    pieces = keys.pop("pieces", [piece(identity) for identity in found["cell"].unique()])
-    stored = StoredRecords(found, pieces, keys.pop("failures", {}))
+def build_table(plan: list[Cell], frames: list[pd.DataFrame], **keys: Any) -> pd.DataFrame:
+    values = pd.concat(frames, ignore_index=True)
+    pieces = keys.pop("pieces", [piece(identity) for identity in values["cell"].unique()])
+    stored = StoredRecords(values, pieces, keys.pop("failures", {}))
     return tables.cell_table(plan, stored, "s", "digits", 5)
 
 
@@ -80,65 +80,67 @@ def row(table: pd.DataFrame, at: int = 0) -> dict[str, Any]:
 
 
 def test_the_columns_are_those_of_the_design_in_its_order() -> None:
-    table = made([cell("a")], [frame("a", UNTARGETED)])
+    table = build_table([cell("a")], [frame("a", UNTARGETED)])
     assert list(table.columns)[: len(DESIGN)] == DESIGN == list(tables.COLUMNS)
 
 
 def test_an_untargeted_row_is_what_its_records_say() -> None:
-    found = row(made([cell("a")], [frame("a", UNTARGETED)]))
-    assert (found["status"], found["reason"], found["dataset"]) == ("ok", "", "digits")
-    assert (found["n"], found["clean_correct"], found["robust_correct"]) == (5, 4, 2)
-    assert (found["clean_accuracy"], found["robust_accuracy"]) == (0.8, 0.4)
-    assert (found["fooled"], found["eligible"], found["attack_success_rate"]) == (2, 4, 0.5)
-    assert (found["robust_correct_8bit"], found["robust_accuracy_8bit"]) == (3, 0.6)
-    assert found["violations"] == 1
-    assert found["caveats"] == "first. second."
+    values = row(build_table([cell("a")], [frame("a", UNTARGETED)]))
+    assert (values["status"], values["reason"], values["dataset"]) == ("ok", "", "digits")
+    assert (values["n"], values["clean_correct"], values["robust_correct"]) == (5, 4, 2)
+    assert (values["clean_accuracy"], values["robust_accuracy"]) == (0.8, 0.4)
+    assert (values["fooled"], values["eligible"], values["attack_success_rate"]) == (2, 4, 0.5)
+    assert (values["robust_correct_8bit"], values["robust_accuracy_8bit"]) == (3, 0.6)
+    assert values["violations"] == 1
+    assert values["caveats"] == "first. second."
 
 
 def test_a_targeted_row_counts_only_examples_that_could_reach_the_target() -> None:
     plan = [cell("a", goal="targeted", target="7")]
-    found = row(made(plan, [frame("a", TARGETED, target=7)]))
-    assert (found["clean_correct"], found["robust_correct"]) == (4, 2)
-    assert (found["fooled"], found["eligible"]) == (1, 3)
-    assert found["attack_success_rate"] == pytest.approx(1 / 3)
+    values = row(build_table(plan, [frame("a", TARGETED, target=7)]))
+    assert (values["clean_correct"], values["robust_correct"]) == (4, 2)
+    assert (values["fooled"], values["eligible"]) == (1, 3)
+    assert values["attack_success_rate"] == pytest.approx(1 / 3)
 
 
 def test_intervals_are_wilsons() -> None:
-    found = row(made([cell("a")], [frame("a", UNTARGETED)]))  # 2 of 5 and 2 of 4, z = 1.959964
-    assert (found["robust_low"], found["robust_high"]) == pytest.approx(
+    values = row(
+        build_table([cell("a")], [frame("a", UNTARGETED)])
+    )  # 2 of 5 and 2 of 4, z = 1.959964
+    assert (values["robust_low"], values["robust_high"]) == pytest.approx(
         (0.117621, 0.769276), abs=1e-6
     )
-    assert (found["success_low"], found["success_high"]) == pytest.approx(
+    assert (values["success_low"], values["success_high"]) == pytest.approx(
         (0.150039, 0.849961), abs=1e-6
     )
 
 
 def test_distances_and_confidence_are_means_over_fooled_examples_alone() -> None:
-    found = row(made([cell("a")], [frame("a", UNTARGETED)]))
-    assert found["mean_confidence_fooled"] == pytest.approx(0.7)
-    means = [found[f"mean_{norm}"] for norm in ("linf", "l2", "l1", "l0")]
+    values = row(build_table([cell("a")], [frame("a", UNTARGETED)]))
+    assert values["mean_confidence_fooled"] == pytest.approx(0.7)
+    means = [values[f"mean_{norm}"] for norm in ("linf", "l2", "l1", "l0")]
     assert means == pytest.approx([0.2, 0.4, 0.8, 3.0])
 
 
 def test_costs_are_per_attacked_example() -> None:
-    found = row(made([cell("a")], [frame("a", UNTARGETED)]))
-    assert (found["forwards_per_example"], found["backwards_per_example"]) == (6.0, 2.0)
-    assert (found["seconds"], found["examples_per_second"]) == (2.0, 2.0)
-    assert (found["floor_ratio"], found["rows_per_pass"]) == (1.25, 64)
+    values = row(build_table([cell("a")], [frame("a", UNTARGETED)]))
+    assert (values["forwards_per_example"], values["backwards_per_example"]) == (6.0, 2.0)
+    assert (values["seconds"], values["examples_per_second"]) == (2.0, 2.0)
+    assert (values["floor_ratio"], values["rows_per_pass"]) == (1.25, 64)
 
 
 def test_nothing_classified_correctly_is_no_success_rate_and_says_so() -> None:
     wrong = [(3, 4, 4, 4, False, "", 0.7, 0.0)] * 5
-    found = row(made([cell("a")], [frame("a", wrong)], pieces=[piece("a", attacked=0)]))
-    assert (found["clean_correct"], found["robust_accuracy"]) == (0, 0.0)
-    assert pd.isna(found["attack_success_rate"])
-    assert "no example is classified correctly" in found["reason"]
+    values = row(build_table([cell("a")], [frame("a", wrong)], pieces=[piece("a", attacked=0)]))
+    assert (values["clean_correct"], values["robust_accuracy"]) == (0, 0.0)
+    assert pd.isna(values["attack_success_rate"])
+    assert "no example is classified correctly" in values["reason"]
 
 
 def test_a_row_without_finished_records_has_its_reason_and_no_numbers() -> None:
     plan = [cell("a", reason="3 channels"), cell("b"), cell("c"), cell("d")]
     half = frame("c", UNTARGETED[:2])
-    table = made(
+    table = build_table(
         plan, [half, frame("b", UNTARGETED)], pieces=[piece("c", 0, 2), piece("b")],
         failures={"b": "ValueError: why"},
     )  # fmt: skip
@@ -155,7 +157,7 @@ def test_the_worst_case_is_robust_under_every_attack() -> None:
         [cell("a"), cell("b")],
         [frame("a", UNTARGETED), frame("b", [tuple(r) for r in second])],
     )
-    table = made(plan, stored)
+    table = build_table(plan, stored)
     robust = tables.outcomes_by_cell(
         plan, StoredRecords(pd.concat(stored, ignore_index=True), [], {})
     )
@@ -167,7 +169,7 @@ def test_the_worst_case_is_robust_under_every_attack() -> None:
 
 def test_a_failed_attack_is_left_out_of_the_worst_case() -> None:
     plan, frames = [cell("a"), cell("b")], [frame("a", UNTARGETED)]
-    table = made(plan, frames, failures={"b": "why"})
+    table = build_table(plan, frames, failures={"b": "why"})
     worst = tables.worst_case_table(
         plan, table, tables.outcomes_by_cell(plan, StoredRecords(frames[0], [], {}))
     )
@@ -175,14 +177,14 @@ def test_a_failed_attack_is_left_out_of_the_worst_case() -> None:
 
 
 def test_violations_are_listed_with_their_example() -> None:
-    found = tables.violation_table(StoredRecords(frame("a", UNTARGETED), [], {}))
-    assert found[["attack", "example", "violation"]].to_numpy().tolist() == [
+    values = tables.violation_table(StoredRecords(frame("a", UNTARGETED), [], {}))
+    assert values[["attack", "example", "violation"]].to_numpy().tolist() == [
         ["a", 4, "linf distance 1, allowed 0.3"]
     ]
 
 
 def test_the_targets_cross_entropy_is_that_of_the_fooled_and_only_where_there_is_a_target() -> None:
-    aimed = row(made([cell("a", goal="targeted")], [frame("a", TARGETED, target=7)]))
+    aimed = row(build_table([cell("a", goal="targeted")], [frame("a", TARGETED, target=7)]))
     assert aimed["mean_target_cross_entropy"] == pytest.approx(-math.log(0.9))
-    free = row(made([cell("a")], [frame("a", UNTARGETED)]))
+    free = row(build_table([cell("a")], [frame("a", UNTARGETED)]))
     assert pd.isna(free["mean_target_cross_entropy"])

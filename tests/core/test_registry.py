@@ -155,7 +155,7 @@ def test_a_name_says_whether_its_code_is_of_bench_or_of_a_user(name: str, own: b
 def test_an_unknown_name_leads_to_what_another_library_calls_so(
     kind: str, name: str, meant: str
 ) -> None:
-    assert meant in told(name, kind=kind)
+    assert meant in refusal(name, kind=kind)
 
 
 def test_what_a_library_offers_is_listed() -> None:

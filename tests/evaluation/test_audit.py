@@ -32,7 +32,7 @@ N = 100
 STEPS = {"steps": "10", "restarts": "1", "alpha": "0.01", "loss": "cross-entropy"}
 SCORES, LABELS = "black-box, score-based", "black-box, decision-based"
 
-# ------------------------------------------------------------------- signs in the records: pairs
+# --------------------------------------------------------------- symptoms in the records: pairs
 
 
 def run(broken: Collection[int], n: int = N, **keys: Any) -> AttackedCell:
@@ -64,10 +64,10 @@ def run(broken: Collection[int], n: int = N, **keys: Any) -> AttackedCell:
     return AttackedCell(cell, won, rows.assign(**columns))
 
 
-def found(kind: Symptom, *runs: AttackedCell) -> list[ObservedSymptom] | None:
+def check(kind: Symptom, *runs: AttackedCell) -> list[ObservedSymptom] | None:
     """What the check for one kind says of the runs on "net"; those on other models stand beside."""
-    check, _ = checks.CHECKS[kind.name]
-    return check([each for each in runs if each.cell.model == "net"], runs)
+    applies, _ = checks.CHECKS[kind.name]
+    return applies([each for each in runs if each.cell.model == "net"], runs)
 
 
 def other(key: str, value: str) -> dict[str, Any]:
@@ -93,38 +93,38 @@ pairs = pytest.mark.parametrize(("kind", "against", "by"), PAIRS.values(), ids=P
 
 
 @pairs
-def test_what_should_do_better_and_does_worse_is_a_sign(
+def test_what_should_do_better_and_does_worse_is_a_symptom(
     kind: Symptom, against: AttackedCell, by: AttackedCell
 ) -> None:
-    (sign,) = found(kind, against, by) or []
-    assert (sign.name, sign.n, sign.eps) == (kind.name, N, against.cell.eps)
-    assert set(range(40, 60)) <= set(sign.examples)
-    assert sign.count == len(sign.examples)
-    assert sign.attack in (against.cell.attack, checks.ALL_WHITE_BOX)
+    (symptom,) = check(kind, against, by) or []
+    assert (symptom.name, symptom.n, symptom.eps) == (kind.name, N, against.cell.eps)
+    assert set(range(40, 60)) <= set(symptom.examples)
+    assert symptom.count == len(symptom.examples)
+    assert symptom.attack in (against.cell.attack, checks.ALL_WHITE_BOX)
 
 
 @pairs
-def test_a_handful_that_falls_the_other_way_is_no_sign(
+def test_a_handful_that_falls_the_other_way_is_no_symptom(
     kind: Symptom, against: AttackedCell, by: AttackedCell
 ) -> None:
     lucky = {*range(30), *range(50, 54)}
     few = by.records.assign(first_success_step=-1)
-    assert found(kind, against, by._replace(broken=run(lucky).broken, records=few)) == []
+    assert check(kind, against, by._replace(broken=run(lucky).broken, records=few)) == []
 
 
 @pairs
-def test_without_its_pair_a_sign_is_not_looked_for(
+def test_without_its_pair_a_symptom_is_not_looked_for(
     kind: Symptom, against: AttackedCell, by: AttackedCell
 ) -> None:
     alone = [] if kind is symptoms.SATURATED_LOSS else None  # which a clean confidence tells, too
-    assert found(kind, against) == alone
+    assert check(kind, against) == alone
     elsewhere = by._replace(cell=by.cell.__class__(**{**vars(by.cell), "norm": "l2"}))
-    assert found(kind, against, elsewhere) == alone
+    assert check(kind, against, elsewhere) == alone
 
 
 def test_attacks_of_other_names_are_not_one_attack_with_more_steps() -> None:
     assert (
-        found(
+        check(
             symptoms.MORE_STEPS_WORSE, run(SOME, **other("steps", "40"), name="theirs"), run(MOST)
         )
         is None
@@ -134,43 +134,43 @@ def test_attacks_of_other_names_are_not_one_attack_with_more_steps() -> None:
 def test_one_step_may_do_worse_at_a_larger_eps() -> None:
     large = run(SOME, **{**other("steps", "1"), "attack": "mine"}, eps=0.9, eps_text="0.9")
     small = run(MOST, **{**other("steps", "1"), "attack": "mine"})
-    assert found(symptoms.LARGER_EPS_WORSE, large, small) is None
+    assert check(symptoms.LARGER_EPS_WORSE, large, small) is None
 
 
 def test_a_few_that_only_scores_break_are_what_autoattack_warns_of() -> None:
     square = run({*range(10), *range(90, 95)}, threat_model=SCORES)
-    (sign,) = found(symptoms.BLACK_BOX_STRONGER, run(range(80)), square) or []
-    assert sign.examples == tuple(range(90, 95))
-    assert found(symptoms.BLACK_BOX_STRONGER, run(range(91)), square) == []
+    (symptom,) = check(symptoms.BLACK_BOX_STRONGER, run(range(80)), square) or []
+    assert symptom.examples == tuple(range(90, 95))
+    assert check(symptoms.BLACK_BOX_STRONGER, run(range(91)), square) == []
 
 
 def test_black_boxes_are_held_against_all_white_boxes_together() -> None:
     halves = run(range(40)), run(range(40, 80), attack="other half")
-    assert found(symptoms.BLACK_BOX_STRONGER, *halves, run(range(60), threat_model=SCORES)) == []
+    assert check(symptoms.BLACK_BOX_STRONGER, *halves, run(range(60), threat_model=SCORES)) == []
 
 
 def test_an_ensemble_that_holds_an_attack_by_scores_does_not_cover_for_gradients() -> None:
     ensemble = run(MOST, attack="ensemble", traits={**STEPS, "parts": "gradients, scores"})
     scores = run(MOST, threat_model=SCORES)
-    (sign,) = found(symptoms.BLACK_BOX_STRONGER, run(SOME), ensemble, scores) or []
-    assert sign.examples == tuple(range(40, 60))
-    assert found(symptoms.BLACK_BOX_STRONGER, ensemble, scores) is None
+    (symptom,) = check(symptoms.BLACK_BOX_STRONGER, run(SOME), ensemble, scores) or []
+    assert symptom.examples == tuple(range(40, 60))
+    assert check(symptoms.BLACK_BOX_STRONGER, ensemble, scores) is None
 
 
 def test_noise_that_breaks_nothing_or_everything_says_nothing_of_a_gradient() -> None:
     for hit in (range(2), range(98)):
         assert (
-            found(symptoms.NOISE_AS_STRONG, run(hit), run(hit, threat_model=LABELS, passes=0.0))
+            check(symptoms.NOISE_AS_STRONG, run(hit), run(hit, threat_model=LABELS, passes=0.0))
             == []
         )
 
 
 def test_an_attack_that_asks_for_labels_is_no_noise() -> None:
-    assert found(symptoms.NOISE_AS_STRONG, run(SOME), run(MOST, threat_model=LABELS)) is None
-    assert found(symptoms.BLACK_BOX_STRONGER, run(SOME), run(MOST, threat_model=LABELS)) != []
+    assert check(symptoms.NOISE_AS_STRONG, run(SOME), run(MOST, threat_model=LABELS)) is None
+    assert check(symptoms.BLACK_BOX_STRONGER, run(SOME), run(MOST, threat_model=LABELS)) != []
 
 
-# ------------------------------------------------------------------- signs in the records: alone
+# --------------------------------------------------------------- symptoms in the records: alone
 
 
 @pytest.mark.parametrize(
@@ -178,140 +178,140 @@ def test_an_attack_that_asks_for_labels_is_no_noise() -> None:
     [(symptoms.LOST_SUCCESS, "first-success"), (symptoms.SILENT_SUCCESS, "never")],
     ids=str,
 )
-def test_a_success_that_was_seen_and_is_not_there_is_a_sign(kind: Symptom, stop: str) -> None:
+def test_a_success_that_was_seen_and_is_not_there_is_a_symptom(kind: Symptom, stop: str) -> None:
     seen = [3] * 50 + [-1] * 50
-    (sign,) = found(kind, run(SOME, stop=stop, records={"first_success_step": seen})) or []
-    assert sign.examples == tuple(range(40, 50))
+    (symptom,) = check(kind, run(SOME, stop=stop, records={"first_success_step": seen})) or []
+    assert symptom.examples == tuple(range(40, 50))
     single = [3] * 42 + [-1] * 58
-    assert found(kind, run(SOME, stop=stop, records={"first_success_step": single})) == []
-    assert found(kind, run(SOME, stop="the library's own")) is None
+    assert check(kind, run(SOME, stop=stop, records={"first_success_step": single})) == []
+    assert check(kind, run(SOME, stop="the library's own")) is None
 
 
 def test_a_success_lost_to_a_violation_is_no_silent_one() -> None:
     spoilt = {"first_success_step": [3] * N, "violation": "linf distance 1, allowed 0.1"}
-    assert found(symptoms.SILENT_SUCCESS, run(SOME, stop="never", records=spoilt)) == []
+    assert check(symptoms.SILENT_SUCCESS, run(SOME, stop="never", records=spoilt)) == []
 
 
-def test_successes_that_go_with_rounding_are_a_sign() -> None:
+def test_successes_that_go_with_rounding_are_a_symptom() -> None:
     back = [k % 10 if k < 10 else (k + 1) % 10 for k in range(N)]
-    (sign,) = found(symptoms.LOST_BY_ROUNDING, run(SOME, records={"adv_pred_8bit": back})) or []
-    assert sign.examples == tuple(range(10))
-    assert found(symptoms.LOST_BY_ROUNDING, run(SOME)) == []
+    (symptom,) = check(symptoms.LOST_BY_ROUNDING, run(SOME, records={"adv_pred_8bit": back})) or []
+    assert symptom.examples == tuple(range(10))
+    assert check(symptoms.LOST_BY_ROUNDING, run(SOME)) == []
 
 
-def test_a_target_that_is_lost_with_rounding_is_a_sign() -> None:
+def test_a_target_that_is_lost_with_rounding_is_a_symptom() -> None:
     reached = {"target": 3, "adv_pred_8bit": [3 if k >= 10 else 4 for k in range(N)]}
-    (sign,) = found(symptoms.LOST_BY_ROUNDING, run(SOME, goal="targeted", records=reached)) or []
-    assert sign.examples == tuple(range(10))
+    (symptom,) = check(symptoms.LOST_BY_ROUNDING, run(SOME, goal="targeted", records=reached)) or []
+    assert symptom.examples == tuple(range(10))
 
 
-def test_what_is_left_at_eps_1_is_a_sign_unless_all_are_of_one_class() -> None:
+def test_what_is_left_at_eps_1_is_a_symptom_unless_all_are_of_one_class() -> None:
     whole = run(MOST, eps=1.0, eps_text="1")
-    (sign,) = found(symptoms.UNCONSTRAINED_FAILURE, whole) or []
-    assert sign.examples == tuple(range(60, N))
-    assert found(symptoms.UNCONSTRAINED_FAILURE, run(range(N), eps=1.0)) == []
-    assert found(symptoms.UNCONSTRAINED_FAILURE, run(MOST, eps=1.0, records={"label": 3})) is None
-    assert found(symptoms.UNCONSTRAINED_FAILURE, run(MOST, eps=0.9)) is None
-    assert found(symptoms.UNCONSTRAINED_FAILURE, run(MOST, eps=1.0, **other("steps", "1"))) is None
+    (symptom,) = check(symptoms.UNCONSTRAINED_FAILURE, whole) or []
+    assert symptom.examples == tuple(range(60, N))
+    assert check(symptoms.UNCONSTRAINED_FAILURE, run(range(N), eps=1.0)) == []
+    assert check(symptoms.UNCONSTRAINED_FAILURE, run(MOST, eps=1.0, records={"label": 3})) is None
+    assert check(symptoms.UNCONSTRAINED_FAILURE, run(MOST, eps=0.9)) is None
+    assert check(symptoms.UNCONSTRAINED_FAILURE, run(MOST, eps=1.0, **other("steps", "1"))) is None
 
 
-def test_a_transfer_that_stands_alone_and_fails_is_a_sign() -> None:
+def test_a_transfer_that_stands_alone_and_fails_is_a_symptom() -> None:
     there = run(MOST, model="source")
     here = run(range(20), threat_model="black-box, transfer", source="source")
-    (sign,) = found(symptoms.TRANSFER_FAILURE, here, there) or []
-    assert sign.examples == tuple(range(20, 60))
-    assert found(symptoms.TRANSFER_FAILURE, here._replace(broken=there.broken), there) == []
+    (symptom,) = check(symptoms.TRANSFER_FAILURE, here, there) or []
+    assert symptom.examples == tuple(range(20, 60))
+    assert check(symptoms.TRANSFER_FAILURE, here._replace(broken=there.broken), there) == []
     assert (
-        found(symptoms.TRANSFER_FAILURE, here, there, run(SOME)) is None
+        check(symptoms.TRANSFER_FAILURE, here, there, run(SOME)) is None
     )  # the model itself was attacked
-    assert found(symptoms.TRANSFER_FAILURE, here) is None
+    assert check(symptoms.TRANSFER_FAILURE, here) is None
 
 
-def test_survivors_that_the_model_is_certain_of_are_a_sign_unless_the_margin_leaves_them_too() -> (
+def test_survivors_that_the_model_is_certain_of_are_a_symptom_unless_the_margin_leaves_them() -> (
     None
 ):
     sure = {"clean_confidence": [1.0 if k >= 40 else 0.9 for k in range(N)]}
-    (sign,) = found(symptoms.SATURATED_LOSS, run(SOME, records=sure)) or []
-    assert (sign.count, sign.examples) == (60, tuple(range(40, N)))
-    assert found(symptoms.SATURATED_LOSS, run(SOME)) == []
+    (symptom,) = check(symptoms.SATURATED_LOSS, run(SOME, records=sure)) or []
+    assert (symptom.count, symptom.examples) == (60, tuple(range(40, N)))
+    assert check(symptoms.SATURATED_LOSS, run(SOME)) == []
     few = {"clean_confidence": [1.0 if k >= 80 else 0.9 for k in range(N)]}
-    assert found(symptoms.SATURATED_LOSS, run(SOME, records=few)) == []  # a third of what is left
+    assert check(symptoms.SATURATED_LOSS, run(SOME, records=few)) == []  # a third of what is left
     few = run(range(90), **other("steps", "40"))  # breaks all but ten of what the first left
-    (sign,) = (
-        found(
+    (symptom,) = (
+        check(
             symptoms.SATURATED_LOSS,
             run(SOME, records=sure),
             few._replace(records=run(SOME, records=sure).records),
         )
         or []
     )
-    assert (sign.attack, sign.count) == (checks.ALL_WHITE_BOX, 10)
+    assert (symptom.attack, symptom.count) == (checks.ALL_WHITE_BOX, 10)
     strong = run(range(N), **other("steps", "40"))
     assert (
-        found(symptoms.SATURATED_LOSS, run(SOME, records=sure), strong) == []
+        check(symptoms.SATURATED_LOSS, run(SOME, records=sure), strong) == []
     )  # the worst case is right
     margin = run(SOME, **other("loss", "margin"))
-    assert found(symptoms.SATURATED_LOSS, run(SOME, records=sure), margin) == []
+    assert check(symptoms.SATURATED_LOSS, run(SOME, records=sure), margin) == []
 
 
 def test_an_attack_that_hardly_moves_what_it_leaves_is_no_evidence() -> None:
-    (sign,) = found(symptoms.UNUSED_BUDGET, run(SOME, records={"linf": 0.04})) or []
-    assert (sign.count, sign.n, sign.attack) == (60, N, "mine")
-    assert "0.4 of eps" in sign.evidence
-    assert found(symptoms.UNUSED_BUDGET, run(SOME, records={"linf": 0.06})) == []
+    (symptom,) = check(symptoms.UNUSED_BUDGET, run(SOME, records={"linf": 0.04})) or []
+    assert (symptom.count, symptom.n, symptom.attack) == (60, N, "mine")
+    assert "0.4 of eps" in symptom.evidence
+    assert check(symptoms.UNUSED_BUDGET, run(SOME, records={"linf": 0.06})) == []
     assert (
-        found(symptoms.UNUSED_BUDGET, run(range(N), records={"linf": 0.04})) == []
+        check(symptoms.UNUSED_BUDGET, run(range(N), records={"linf": 0.04})) == []
     )  # nothing was left
-    (sign,) = found(symptoms.UNUSED_BUDGET, run(range(N - 1), records={"linf": 0.0})) or []
-    assert sign.count == 1  # of one
+    (symptom,) = check(symptoms.UNUSED_BUDGET, run(range(N - 1), records={"linf": 0.0})) or []
+    assert symptom.count == 1  # of one
     theirs = run(SOME, implementation="library", records={"linf": 0.0})
     assert (
-        found(symptoms.UNUSED_BUDGET, theirs) == []
+        check(symptoms.UNUSED_BUDGET, theirs) == []
     )  # gives back the clean image where it finds nothing
     ensemble = run(SOME, traits={"parts": "several"}, records={"linf": 0.0})
-    assert found(symptoms.UNUSED_BUDGET, ensemble) is None
-    assert found(symptoms.UNUSED_BUDGET, run(SOME, budget="minimum")) is None
+    assert check(symptoms.UNUSED_BUDGET, ensemble) is None
+    assert check(symptoms.UNUSED_BUDGET, run(SOME, budget="minimum")) is None
 
 
-def test_a_search_that_others_beat_inside_its_distance_is_a_sign() -> None:
+def test_a_search_that_others_beat_inside_its_distance_is_a_symptom() -> None:
     far: dict[str, Any] = {"attack": "search", "name": "search", "budget": "minimum", "eps": 0.3}
     search = run(range(N), **far, records={"distance": 0.15})
-    (sign,) = found(symptoms.BEATEN_SEARCH, search, run(SOME)) or []
-    assert (sign.attack, sign.examples) == ("search", tuple(SOME))
-    assert "1.50 times as far" in sign.evidence
-    (sign,) = (
-        found(symptoms.BEATEN_SEARCH, search, run((), budget="minimum", records={"distance": 0.1}))
+    (symptom,) = check(symptoms.BEATEN_SEARCH, search, run(SOME)) or []
+    assert (symptom.attack, symptom.examples) == ("search", tuple(SOME))
+    assert "1.50 times as far" in symptom.evidence
+    (symptom,) = (
+        check(symptoms.BEATEN_SEARCH, search, run((), budget="minimum", records={"distance": 0.1}))
         or []
     )
-    assert (sign.attack, sign.count) == ("search", N)
+    assert (symptom.attack, symptom.count) == ("search", N)
     near = run(range(N), **far, records={"distance": 0.105})
-    assert found(symptoms.BEATEN_SEARCH, near, run(SOME)) == []
-    assert found(symptoms.BEATEN_SEARCH, search, run(range(8))) == []
-    assert found(symptoms.BEATEN_SEARCH, search, run(SOME, norm="l2")) is None
+    assert check(symptoms.BEATEN_SEARCH, near, run(SOME)) == []
+    assert check(symptoms.BEATEN_SEARCH, search, run(range(8))) == []
+    assert check(symptoms.BEATEN_SEARCH, search, run(SOME, norm="l2")) is None
     nothing = run((), **far, records={"distance": float("inf")})
-    (sign,) = found(symptoms.BEATEN_SEARCH, nothing, run(SOME)) or []
-    assert "found nothing" in sign.evidence
+    (symptom,) = check(symptoms.BEATEN_SEARCH, nothing, run(SOME)) or []
+    assert "found nothing" in symptom.evidence
 
 
-# ------------------------------------------------------------------------------ signs in a model
+# --------------------------------------------------------------------------- symptoms in a model
 
 
 def probed(
     net: nn.Module, digits: tuple[Tensor, Tensor], *attacks: str, eps: float = 0.1, **params: Any
 ) -> list[ObservedSymptom]:
-    """The signs of a net on the first 24 digits that it gets right."""
+    """The symptoms of a net on the first 24 digits that it gets right."""
     x, y = digits
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         right = (net(x).argmax(1) == y).nonzero()[:24, 0]
-    curves = {}
+    specs = {}
     for name in attacks:
         known = registry.find("attacks", name)
-        curves[name] = AttackSpec(
+        specs[name] = AttackSpec(
             name=name, attack=known, params=known.params(**params), norm="linf", eps=(eps,)
         )
-    subject = probes.ProbedModel("net", net, right, x[right], y[right], rows=16)
-    return probes.probe_model(subject, Threat(norm="linf", eps=eps), curves)
+    model = probes.ProbedModel("net", net, right, x[right], y[right], rows=16)
+    return probes.probe_model(model, Threat(norm="linf", eps=eps), specs)
 
 
 def trap(name: str, net: nn.Module) -> nn.Module:
@@ -320,42 +320,44 @@ def trap(name: str, net: nn.Module) -> nn.Module:
     return around
 
 
-def names(told: list[ObservedSymptom]) -> set[str]:
-    return {sign.name for sign in told}
+def names(observed: list[ObservedSymptom]) -> set[str]:
+    return {symptom.name for symptom in observed}
 
 
 @pytest.mark.parametrize("eps", [0.05, 0.3])
-def test_an_honest_net_shows_no_sign(
+def test_an_honest_net_shows_no_symptom(
     lenet: nn.Module, digits: tuple[Tensor, Tensor], eps: float
 ) -> None:
     assert probed(lenet, digits, "pgd", eps=eps, steps=10) == []
 
 
 def test_saturated_logits_are_named(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    told = probed(trap("Saturated", lenet), digits, "pgd", steps=10)
-    assert names(told) == {symptoms.SATURATED_LOSS.name, symptoms.FLAT_LOSS.name}
-    assert {sign.attack for sign in told if sign.name == symptoms.FLAT_LOSS.name} == {"pgd"}
+    observed = probed(trap("Saturated", lenet), digits, "pgd", steps=10)
+    assert names(observed) == {symptoms.SATURATED_LOSS.name, symptoms.FLAT_LOSS.name}
+    assert {symptom.attack for symptom in observed if symptom.name == symptoms.FLAT_LOSS.name} == {
+        "pgd"
+    }
 
 
 def test_a_stable_loss_is_not_saturated(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    told = probed(trap("Saturated", lenet), digits, "pgd", steps=10, loss="margin")
-    assert symptoms.FLAT_LOSS.name not in names(told)
+    observed = probed(trap("Saturated", lenet), digits, "pgd", steps=10, loss="margin")
+    assert symptoms.FLAT_LOSS.name not in names(observed)
 
 
 def test_a_gradient_of_zeros_is_named(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    told = probed(trap("Quantised", lenet), digits, "pgd", steps=10)
+    observed = probed(trap("Quantised", lenet), digits, "pgd", steps=10)
     expected = {
         symptoms.NO_GRADIENT.name,
         symptoms.UNCONSTRAINED_FAILURE.name,
         symptoms.FLAT_LOSS.name,
     }
-    assert names(told) == expected
-    assert all(sign.count == sign.n == len(sign.examples) == 24 for sign in told)
+    assert names(observed) == expected
+    assert all(symptom.count == symptom.n == len(symptom.examples) == 24 for symptom in observed)
 
 
 def test_a_random_defence_is_named(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    told = probed(trap("Randomised", lenet), digits)
-    assert names(told) == {symptoms.UNSTABLE_PREDICTIONS.name}
+    observed = probed(trap("Randomised", lenet), digits)
+    assert names(observed) == {symptoms.UNSTABLE_PREDICTIONS.name}
     noise = Replacing(lenet, "noise").eval()
     assert symptoms.WRONG_GRADIENT.name in names(probed(noise, digits))
 
@@ -414,7 +416,7 @@ def test_a_gradient_that_is_not_the_slope_of_the_output_is_named(
     wrong = gradient_check.find_wrong_gradients(
         net, digits[0][:4], net(digits[0][:4]).argmax(1), ids
     )
-    # long steps in float32 are rough: rounding is smooth to them, and a small part not told apart
+    # Long steps in float32 are coarse: they see neither rounding nor a small part of the gradient.
     seen = how != "own" and not (single and how in ("straight-through", "detached"))
     if seen:
         assert wrong.all()
@@ -502,15 +504,14 @@ def test_what_a_model_does_when_asked_is_named(
     defence: type[nn.Module], kind: Symptom, lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     assert kind.name in names(probed(defence(lenet), digits))
-    assert kind.name not in names(probed(lenet, digits))
 
 
 def test_steps_that_do_not_suffice_are_named(
     lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     short: dict[str, Any] = {"steps": 4, "alpha": 0.025, "random_start": False}
-    (sign,) = probed(lenet, digits, "pgd", eps=0.3, **short)
-    assert (sign.name, sign.attack) == (symptoms.INCOMPLETE_OPTIMISATION.name, "pgd")
+    (symptom,) = probed(lenet, digits, "pgd", eps=0.3, **short)
+    assert (symptom.name, symptom.attack) == (symptoms.INCOMPLETE_OPTIMISATION.name, "pgd")
     assert probed(lenet, digits, "pgd", eps=0.3, **{**short, "steps": 20}) == []
 
 
@@ -518,8 +519,8 @@ def test_probing_leaves_the_model_and_the_global_generator_as_they_were(
     lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     net, state = trap("Randomised", lenet).train(), torch.get_rng_state()
-    told = [probed(net, digits), probed(net, digits)]
-    assert repr(told[0]) == repr(told[1])  # an eps that is none is not equal to itself
+    observed = [probed(net, digits), probed(net, digits)]
+    assert repr(observed[0]) == repr(observed[1])  # an eps that is none is not equal to itself
     assert torch.equal(state, torch.get_rng_state())
     assert net.training
     assert all(each.requires_grad and each.grad is None for each in net.parameters())
@@ -532,7 +533,7 @@ schema = 1
 name = "small"
 [data]
 name = "digits"
-limit = 120
+limit = 60
 [[models]]
 name = "{model}"
 label = "net"
@@ -559,7 +560,7 @@ params = {{ steps = 10, loss = "margin" }}
 """
 
 
-def written(folder: Path, model: str, attacks: int = 4) -> str:
+def write_suite(folder: Path, model: str, attacks: int = 4) -> str:
     """The small suite, or its first attacks, on a trap of traps.py or on a net of bench's own."""
     shutil.copy(HERE / "traps.py", folder / "traps.py")
     weights = "" if "traps" in model else 'weights = "digits"'
@@ -569,10 +570,10 @@ def written(folder: Path, model: str, attacks: int = 4) -> str:
     return str(path)
 
 
-def test_a_run_on_an_honest_net_has_no_sign_and_says_what_it_did_not_look_for(
+def test_a_run_on_an_honest_net_has_no_symptom_and_says_what_it_did_not_look_for(
     tmp_path: Path,
 ) -> None:
-    out, suite = tmp_path / "out", written(tmp_path, "lenet")
+    out, suite = tmp_path / "out", write_suite(tmp_path, "lenet")
     done = CliRunner().invoke(
         cli, ["run", suite, "--out", str(out), "--device", "cpu", "--audit"], standalone_mode=False
     )
@@ -623,23 +624,30 @@ def test_a_run_on_an_honest_net_has_no_sign_and_says_what_it_did_not_look_for(
 def test_a_run_on_a_trap_is_named_for_what_it_is(
     model: str, kind: Symptom, absent: set[Symptom], tmp_path: Path
 ) -> None:
-    audit = bench.run(written(tmp_path, model), tmp_path / "out", device="cpu", limit=40).audit
-    told = audit.symptoms
-    assert kind.name in names(told)
+    audit = bench.run(write_suite(tmp_path, model), tmp_path / "out", device="cpu", limit=24).audit
+    observed = audit.symptoms
+    assert kind.name in names(observed)
     if kind is symptoms.UNSTABLE_PREDICTIONS:  # whose successes go whatever the stop rule
         why = {each.name: each.why for each in audit.unchecked}
         assert why[symptoms.SILENT_SUCCESS.name] == findings.RANDOM_MODEL
-        assert symptoms.SILENT_SUCCESS.name not in names(told)
-    assert names(told).isdisjoint(each.name for each in absent)
+        assert symptoms.SILENT_SUCCESS.name not in names(observed)
+    assert names(observed).isdisjoint(each.name for each in absent)
 
 
-def test_a_sign_is_in_every_page_and_decides_the_exit_code_if_that_is_asked_for(
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a suite on a net that hides nothing, with its run in `out`."""
+    folder = tmp_path_factory.mktemp("honest")
+    bench.run(write_suite(folder, "lenet", attacks=2), folder / "out", device="cpu", limit=20)
+    return folder
+
+
+def test_a_symptom_is_in_every_page_and_decides_the_exit_code_if_that_is_asked_for(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
-    found = bench.run(
-        written(tmp_path, "traps.py:quantised", attacks=2), out, device="cpu", limit=20
-    ).audit
+    suite = write_suite(tmp_path, "traps.py:quantised", attacks=2)
+    audit = bench.run(suite, out, device="cpu", limit=20).audit
     for words, code in ((["report", str(out)], 0), (["report", str(out), "--audit"], 1)):
         done = CliRunner().invoke(cli, words, standalone_mode=False)
         assert done.return_value == code, done.output
@@ -649,32 +657,35 @@ def test_a_sign_is_in_every_page_and_decides_the_exit_code_if_that_is_asked_for(
         assert symptoms.NO_GRADIENT.source in text
     table = pd.read_csv(out / "audit.csv")
     assert list(table) == list(symptoms.COLUMNS)
-    assert list(table["name"]) == [sign.name for sign in found.symptoms]
+    assert list(table["name"]) == [symptom.name for symptom in audit.symptoms]
     assert [len(ids.split()) for ids in table["examples"]] == list(table["count"])
 
 
 def test_a_resumed_run_does_not_probe_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    honest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[str] = []
+    probed: list[str] = []
     really = probes.probe_model
     monkeypatch.setattr(
-        probes, "probe_model", lambda *given: asked.append("once") or really(*given)
+        probes, "probe_model", lambda *given: probed.append("once") or really(*given)
     )
-    out, suite = tmp_path / "out", written(tmp_path, "lenet", attacks=2)
-    kept = [
-        bench.run(suite, out, device="cpu", limit=20).provenance["probes"]["net"] for _ in range(2)
-    ]
-    assert kept[0] == kept[1]
-    assert asked == ["once"]
-    again = bench.run(suite, out, device="cpu", limit=20, fresh=True).provenance["probes"]["net"]
-    assert again["signs"] == kept[0]["signs"]
-    assert asked == ["once", "once"]
+    out = shutil.copytree(honest / "out", tmp_path / "out")
+    before = results.read_results(out).provenance["probes"]["net"]
+
+    def run_again(fresh: bool) -> Any:
+        again = bench.run(str(honest / "small.toml"), out, device="cpu", limit=20, fresh=fresh)
+        return again.provenance["probes"]["net"]
+
+    assert run_again(fresh=False) == before
+    assert probed == []
+    assert run_again(fresh=True)["signs"] == before["signs"]
+    assert probed == ["once"]
 
 
-def test_a_run_without_probes_can_be_read_and_damaged_ones_are_named(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    bench.run(written(tmp_path, "lenet", attacks=2), out, device="cpu", limit=20)
+def test_a_run_without_probes_can_be_read_and_damaged_ones_are_named(
+    honest: Path, tmp_path: Path
+) -> None:
+    out = shutil.copytree(honest / "out", tmp_path / "out")
     path = out / "provenance.json"
     document = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({k: v for k, v in document.items() if k != "probes"}))
@@ -705,7 +716,7 @@ def test_a_random_model_that_votes_under_attacks_that_average_is_cared_for() -> 
 # ------------------------------------------------------------------------------------- the words
 
 
-def test_every_indicator_of_pintor_and_every_flag_of_autoattack_has_its_sign() -> None:
+def test_every_indicator_of_pintor_and_every_flag_of_autoattack_has_its_symptom() -> None:
     sources = " ".join(kind.source for kind in symptoms.SYMPTOMS.values())
     assert all(f"Pintor et al. 2022, indicator {k}" in sources for k in range(1, 7))
     flags = ("randomized defense", "softmax output", "zero gradient", "Square Attack improves",
@@ -713,7 +724,7 @@ def test_every_indicator_of_pintor_and_every_flag_of_autoattack_has_its_sign() -
     assert all(f"AutoAttack flag: {flag}" in sources for flag in flags)
 
 
-def test_no_sign_names_a_law_by_number_neither_here_nor_in_what_is_published() -> None:
+def test_no_symptom_names_a_law_by_number_neither_here_nor_in_what_is_published() -> None:
     published = [*(HERE.parents[1] / "results").glob("*/audit.csv")]
     assert len(published) > 3
     texts = [path.read_text(encoding="utf-8") for path in published]
@@ -721,7 +732,7 @@ def test_no_sign_names_a_law_by_number_neither_here_nor_in_what_is_published() -
     assert not any(re.search(r"\blaw\b", text) for text in texts)
 
 
-def test_every_sign_is_looked_for_somewhere() -> None:
+def test_every_symptom_is_looked_for_somewhere() -> None:
     looked = {
         *checks.CHECKS,
         *(kind.name for kind in (*probes.MODEL_SYMPTOMS, *probes.TRACE_SYMPTOMS)),
@@ -729,15 +740,19 @@ def test_every_sign_is_looked_for_somewhere() -> None:
     assert looked == set(symptoms.SYMPTOMS)
 
 
-def test_a_sign_survives_json() -> None:
-    (sign,) = found(symptoms.MORE_STEPS_WORSE, run(SOME, **other("steps", "40")), run(MOST)) or []
-    assert symptoms.from_json(json.loads(json.dumps(symptoms.to_json(sign)))) == sign
+def test_a_symptom_survives_json() -> None:
+    (symptom,) = (
+        check(symptoms.MORE_STEPS_WORSE, run(SOME, **other("steps", "40")), run(MOST)) or []
+    )
+    assert symptoms.from_json(json.loads(json.dumps(symptoms.to_json(symptom)))) == symptom
 
 
-def test_a_table_of_signs_has_every_id_and_the_page_the_first() -> None:
-    (sign,) = found(symptoms.MORE_STEPS_WORSE, run(SOME, **other("steps", "40")), run(MOST)) or []
-    assert symptoms.to_frame([sign])["examples"].item() == " ".join(map(str, range(40, 60)))
-    (told,) = audit_view.build_audit_views(findings.Audit(["net"], [sign], []), {0.1: "0.1"})
-    assert told.symptoms is not None
-    assert "40, 41, 42, 43, 44, ..." in told.symptoms.rows[0]
-    assert told.verdict.startswith("1 of 22 symptoms checked: more steps do worse")
+def test_a_table_of_symptoms_has_every_id_and_the_page_the_first() -> None:
+    (symptom,) = (
+        check(symptoms.MORE_STEPS_WORSE, run(SOME, **other("steps", "40")), run(MOST)) or []
+    )
+    assert symptoms.to_frame([symptom])["examples"].item() == " ".join(map(str, range(40, 60)))
+    (observed,) = audit_view.build_audit_views(findings.Audit(["net"], [symptom], []), {0.1: "0.1"})
+    assert observed.symptoms is not None
+    assert "40, 41, 42, 43, 44, ..." in observed.symptoms.rows[0]
+    assert observed.verdict.startswith("1 of 22 symptoms checked: more steps do worse")

@@ -21,7 +21,7 @@ METHODS: tuple[types.CertificationMethod, ...] = ("ibp", "crown")
 SHAPE = (2, 9, 8)
 
 
-class House(nn.Module):
+class FunctionalNet(nn.Module):
     """(x - mean) / std as a module of one's own, and a forward in functions."""
 
     def __init__(self, body: nn.Module) -> None:
@@ -51,7 +51,7 @@ def nets(generator: torch.Generator) -> list[nn.Module]:
                 nn.Conv2d(5, 4, 2, dilation=2), nn.ReLU(), nn.Flatten()), nn.Linear(8, 9),
             nn.Identity(), nn.ReLU(), nn.Linear(9, 4),
         ),
-        House(nn.Sequential(nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 4))),
+        FunctionalNet(nn.Sequential(nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 4))),
     ]  # fmt: skip
     with torch.no_grad():
         for net in made:
@@ -59,7 +59,7 @@ def nets(generator: torch.Generator) -> list[nn.Module]:
                 if value.is_floating_point():
                     drawn = torch.rand(value.shape, generator=generator)
                     value.copy_(drawn + 0.5 if value.dim() == 1 else (drawn - 0.5))
-            if isinstance(net, House):
+            if isinstance(net, FunctionalNet):
                 net.mean.fill_(0.3)
     return [net.eval() for net in made]
 
@@ -79,7 +79,7 @@ def margins(
     return certification_bounds.margin_bounds(network.read_network(net, SHAPE), inside, y, method)
 
 
-def drawn(seed: int, n: int = 6) -> tuple[torch.Generator, Tensor]:
+def draw_images(seed: int, n: int = 6) -> tuple[torch.Generator, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return generator, torch.rand(n, *SHAPE, generator=generator, dtype=torch.float64)
 
@@ -101,13 +101,13 @@ def leads(logits: Tensor, y: Tensor) -> Tensor:
     return (logits.gather(1, y[:, None]) - logits)[others].view(len(y), -1)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("kind", range(4))
 @pytest.mark.parametrize("method", METHODS)
 def test_no_image_of_the_region_lies_below_a_bound(
     seed: int, kind: int, method: types.CertificationMethod
 ) -> None:
-    generator, x = drawn(seed)
+    generator, x = draw_images(seed)
     net = nets(generator)[kind]
     layers = read(net)
     y = net(x.float()).argmax(1)
@@ -125,7 +125,7 @@ def test_no_image_of_the_region_lies_below_a_bound(
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("kind", range(4))
 def test_a_certified_example_is_not_broken_in_float32(seed: int, kind: int) -> None:
-    generator, x = drawn(seed + 100, n=20)
+    generator, x = draw_images(seed + 100, n=10)
     net = nets(generator)[kind]
     images = x.float()
     y, layers = net(images).argmax(1), read(net)
@@ -148,7 +148,7 @@ def test_a_certified_example_is_not_broken_in_float32(seed: int, kind: int) -> N
 def test_on_a_linear_net_the_bound_is_what_the_best_attack_reaches(
     method: types.CertificationMethod,
 ) -> None:
-    generator, x = drawn(1)
+    generator, x = draw_images(1)
     weight = torch.randn(3, 144, generator=generator, dtype=torch.float64)
     net = nn.Sequential(nn.Flatten(), nn.Linear(144, 3)).double()
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_on_a_linear_net_the_bound_is_what_the_best_attack_reaches(
 
 
 def test_where_no_relu_can_change_its_mind_crown_is_exact() -> None:
-    generator, x = drawn(2)
+    generator, x = draw_images(2)
     net = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     with torch.no_grad():
         for layer in (net[1], net[3]):
@@ -189,7 +189,7 @@ def test_where_no_relu_can_change_its_mind_crown_is_exact() -> None:
 
 @pytest.mark.parametrize("kind", range(4))
 def test_crown_is_nowhere_looser_than_intervals_and_bounds_fall_as_eps_grows(kind: int) -> None:
-    generator, x = drawn(3)
+    generator, x = draw_images(3)
     layers, y = read(nets(generator)[kind]), torch.tensor([0, 1, 2, 3, 0, 1])
     before = leads(forward(layers, x), y)
     tighter = 0
@@ -213,7 +213,7 @@ def test_crown_is_nowhere_looser_than_intervals_and_bounds_fall_as_eps_grows(kin
 def test_a_certificate_does_not_depend_on_what_is_certified_beside_it(
     lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
-    x, y = (part[:3] for part in digits)
+    x, y = (part[:2] for part in digits)
     layers, inside = (
         network.read_network_in_double(lenet, x),
         certification_bounds.input_region(x.double(), 0.005),
@@ -221,40 +221,37 @@ def test_a_certificate_does_not_depend_on_what_is_certified_beside_it(
     together = certification_bounds.certified_margins(layers, inside, y, "crown")
     alone = [
         certification_bounds.certified_margins(layers, inside.select(row), y[row], "crown")
-        for row in (slice(0, 1), slice(1, 2), slice(2, 3))
+        for row in (slice(0, 1), slice(1, 2))
     ]
     assert torch.allclose(torch.cat(alone), together, atol=1e-9)
 
 
-@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd"])
 def test_the_shipped_attacks_break_no_certified_digit(
-    attack: str, lenet: nn.Module, digits: tuple[Tensor, Tensor]
+    lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
-    x, y = (part[:12] for part in digits)
+    x, y = (part[:6] for part in digits)
     layers, eps = network.read_network_in_double(lenet, x), 0.005
-    held = (
-        certification_bounds.certified_margins(
-            layers, certification_bounds.input_region(x.double(), eps), y, "crown"
-        )
-        > 0
-    )
-    found = registry.find("attacks", attack)
-    curve = AttackSpec(
-        name=attack, attack=found, params=found.params(), norm="linf", eps=(eps, 0.2),
-        stop="never", seed=0,
-    )  # fmt: skip
-    x_adv = stream.run_attack(lenet, curve, x, y, torch.arange(12), rows=12).x_adv
-    with torch.no_grad():
-        near, far = (lenet(each).argmax(1) == y for each in x_adv)
-    assert near[held].all()
-    assert int(held.sum()) > 8
-    assert not far[held].all()  # the attack is no sham
+    region = certification_bounds.input_region(x.double(), eps)
+    certified = certification_bounds.certified_margins(layers, region, y, "crown") > 0
+    assert int(certified.sum()) > 3
+    for name in ("fgsm", "pgd", "apgd"):
+        attack = registry.find("attacks", name)
+        steps = {} if name == "fgsm" else {"steps": 20}
+        spec = AttackSpec(
+            name=name, attack=attack, params=attack.params(**steps), norm="linf", eps=(eps, 0.2),
+            stop="never", seed=0,
+        )  # fmt: skip
+        x_adv = stream.run_attack(lenet, spec, x, y, torch.arange(6), rows=6).x_adv
+        with torch.no_grad():
+            near, far = (lenet(each).argmax(1) == y for each in x_adv)
+        assert near[certified].all()
+        assert not far[certified].all()  # the attack works
 
 
 def test_rounding_covers_what_float32_does_to_the_logits(
     lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
-    x, _ = digits
+    x = digits[0][:50]
     layers = network.read_network_in_double(lenet, x[:1])
     point = certification_bounds.input_region(x.double(), 0.0)
     bounds = [point]
@@ -271,7 +268,7 @@ def test_rounding_covers_what_float32_does_to_the_logits(
 
 def test_a_relu_that_is_surely_off_hands_no_rounding_on() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(144, 6), nn.ReLU(), nn.Linear(6, 3)).double()
-    _, x = drawn(4)
+    _, x = draw_images(4)
     off = {}
     for bias in (-40.0, 40.0):
         with torch.no_grad():
@@ -291,7 +288,7 @@ def test_the_lines_of_max_pooling_hold_for_every_window(window: tuple[int, int, 
     if 2 * padding > kernel:
         pytest.skip("torch pads by half a window at most")
     net = nn.Sequential(nn.MaxPool2d(kernel, stride, padding), nn.Flatten())
-    generator, x = drawn(7, n=3)
+    generator, x = draw_images(7, n=3)
     outputs = net(x).shape[1]
     net.append(nn.Linear(outputs, 5).double())
     with torch.no_grad():

@@ -1,6 +1,6 @@
-"""Certificates in a run: kept, resumed, laid beside the attacks; shouted where both cannot be."""
+"""Certificates in a run: stored, resumed, compared with attacks, and any contradiction reported."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +15,7 @@ from bench.core.contracts import types
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation.certification import bounds
 from bench.evaluation.certification.layers import Layer
+from bench.reporting.plots import figures
 from bench.suite.reader import parse_suite
 
 NET = """
@@ -80,7 +81,7 @@ eps = [0.004]
 """
 
 
-def written(folder: Path, suite: str = SUITE) -> str:
+def write_suite(folder: Path, suite: str = SUITE) -> str:
     (folder / "net.py").write_text(NET, encoding="utf-8")
     path = folder / "s.toml"
     path.write_text(suite, encoding="utf-8")
@@ -89,7 +90,7 @@ def written(folder: Path, suite: str = SUITE) -> str:
 
 def bench_run(folder: Path, suite: str = SUITE, fresh: bool = False) -> results.RunResults:
     """The results of a run without its report."""
-    path = written(folder, suite)
+    path = write_suite(folder, suite)
     return bench.run(path, folder / "out", device="cpu", fresh=fresh)
 
 
@@ -100,16 +101,32 @@ def typed(*words: str) -> tuple[int, str]:
     return result.return_value, result.output
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_figures() -> Iterator[None]:
+    """Of all figures, the certified bounds alone are drawn."""
+    draw = figures.draw_figures
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            figures, "draw_figures",
+            lambda table, _, folder, published, searches, certified: draw(
+                table[:0], [], folder, certified=certified
+            ),
+        )  # fmt: skip
+        yield
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a run, and what was printed."""
     folder = tmp_path_factory.mktemp("certified")
-    code, output = typed("run", written(folder), "--out", str(folder / "out"), "--device", "cpu")
+    code, output = typed(
+        "run", write_suite(folder), "--out", str(folder / "out"), "--device", "cpu"
+    )
     assert code == 0
     return folder, output
 
 
-def test_the_truth_stands_between_what_is_certified_and_what_attacks_left(
+def test_certified_accuracy_is_a_lower_bound_of_what_attacks_left(
     ran: tuple[Path, str],
 ) -> None:
     table = pd.read_csv(ran[0] / "out" / "certified.csv")
@@ -140,19 +157,19 @@ def test_a_net_without_bounds_is_skipped_with_its_layers_name(ran: tuple[Path, s
     assert other["certified_correct"].isna().all()
 
 
-def test_pages_and_terminal_tell_the_bracket_and_a_figure_draws_it(
+def test_pages_and_terminal_state_the_certified_bounds_and_a_figure_draws_them(
     ran: tuple[Path, str],
 ) -> None:
     folder, output = ran
     out = folder / "out"
     row = pd.read_csv(out / "certified.csv").query("method == 'crown' and eps == 0.004").iloc[0]
-    share = f"{100 * row['certified_accuracy']:.1f} %"
+    rate = f"{100 * row['certified_accuracy']:.1f} %"
     text, page = ((out / f"report.{kind}").read_text("utf-8") for kind in ("md", "html"))
-    for told in (text, page):
-        assert "Certified" in told
-        assert "(worst case of 2 attacks)" in told
-        assert f"between {share}" in told
-        assert "no bounds for Softplus" in told
+    for written in (text, page):
+        assert "Certified" in written
+        assert "(worst case of 2 attacks)" in written
+        assert f"between {rate}" in written
+        assert "no bounds for Softplus" in written
     assert "relu net, eps 4/255: between" in output
     assert "Contradiction" not in text
     for kind in ("png", "svg"):
@@ -176,23 +193,21 @@ def test_a_second_run_certifies_nothing_twice(
         return whole(layers, inside, labels, method)
 
     monkeypatch.setattr(bounds, "certified_margins", watched)
-    bench_run(tmp_path, SUITE.replace("true", '["ibp"]'))
+    bench_run(tmp_path, ONE.replace("true", '["ibp"]'))
     assert set(seen) == {"ibp"}
     seen.clear()
-    first = bench_run(tmp_path).certified.table
+    first = bench_run(tmp_path, ONE).certified.table
     assert set(seen) == {"crown"}
     seen.clear()
-    pd.testing.assert_frame_equal(bench_run(tmp_path).certified.table, first)
+    pd.testing.assert_frame_equal(bench_run(tmp_path, ONE).certified.table, first)
     assert seen == []
-    other = SUITE.replace('label = "relu net"', 'label = "relu net"\nparams = { width = 7 }')
-    bench_run(tmp_path, other)
+    bench_run(tmp_path, ONE.replace('"net.py:net"', '"net.py:net"\nparams = { width = 7 }'))
     assert set(seen) == {"ibp", "crown"}  # another model
-    seen.clear()
-    bench_run(tmp_path, SUITE, fresh=True)
+    bench_run(tmp_path, ONE, fresh=True)
     assert len(list((tmp_path / "out" / "records").glob("*.certificates"))) == 2
 
 
-def test_a_certified_example_that_an_attack_has_broken_is_shouted(
+def test_a_certified_example_that_an_attack_has_broken_is_a_contradiction_and_exit_code_1(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def credulous(

@@ -64,24 +64,24 @@ def test_a_sound_net_has_no_finding_and_its_evaluation_unpacks(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = asked(lenet, digits)
-    assert (found.findings, found.audit.symptoms) == ((), [])
-    table, records, adversarial = found
-    assert table is found.table
-    assert records is found.records
+        evaluation = asked(lenet, digits)
+    assert (evaluation.findings, evaluation.audit.symptoms) == ((), [])
+    table, records, adversarial = evaluation
+    assert table is evaluation.table
+    assert records is evaluation.records
     assert adversarial is None
 
 
 @pytest.mark.parametrize(
-    ("accident", "told"),
+    ("accident", "code"),
     [(WithoutGradients, "zero-gradient"), (OfTheBatch, "batch-dependent")],
 )
-def test_what_preflight_found_is_told_and_warned_of(
-    accident: type[Wrapped], told: str, lenet: nn.Module, digits: tuple[Tensor, Tensor]
+def test_what_preflight_found_is_a_finding_and_a_warning(
+    accident: type[Wrapped], code: str, lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
-    with pytest.warns(RobustnessWarning, match=told):
-        found = asked(accident(lenet).eval(), digits)
-    assert any(f"({told})" in finding for finding in found.findings)
+    with pytest.warns(RobustnessWarning, match=code):
+        evaluation = asked(accident(lenet).eval(), digits)
+    assert any(f"({code})" in finding for finding in evaluation.findings)
 
 
 def test_batch_norm_stuck_in_training_is_named_and_the_attack_is_not(
@@ -96,8 +96,8 @@ def test_the_records_are_audited_and_the_model_probed_where_that_is_asked_for(
 ) -> None:
     trap = registry.find("models", "traps.py:Saturated", HERE)(lenet)
     with pytest.warns(RobustnessWarning, match="saturated loss"):
-        found = asked(trap, digits)
-    missing = {each.name: each.why for each in found.audit.unchecked}
+        evaluation = asked(trap, digits)
+    missing = {each.name: each.why for each in evaluation.audit.unchecked}
     assert "more than a tenth" in missing[symptoms.NO_GRADIENT.name]
     assert symptoms.WRONG_GRADIENT.name not in missing  # a few gradients are compared in any case
     full = asked(trap, digits, audit=True).audit

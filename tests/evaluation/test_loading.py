@@ -18,7 +18,7 @@ from bench.core.errors import SuiteError
 from bench.datasets.in_memory import make_data
 from bench.engine import device
 from bench.evaluation import loading
-from bench.models import lenet as architecture
+from bench.models import lenet as lenet_architecture
 from bench.models.fingerprint import fingerprint
 from bench.models.preflight import checks
 from bench.models.preflight.checks import LoadedModel
@@ -32,21 +32,21 @@ def data(digits: tuple[Tensor, Tensor]) -> Data:
     return make_data("digits", digits[0][:40], digits[1][:40], tuple("0123456789"))
 
 
-def subject(data: Data, base: Path = Path(), seed: int = 0, **keys: Any) -> LoadedModel:
+def load(data: Data, base: Path = Path(), seed: int = 0, **keys: Any) -> LoadedModel:
     entry = ModelEntry(**{"name": "lenet", "label": "net", **keys})
     return loading.load_model(entry, base, seed, data, CPU)
 
 
 def refused(data: Data, base: Path = Path(), **keys: Any) -> str:
     with pytest.raises(SuiteError) as caught:
-        subject(data, base, **keys)
+        load(data, base, **keys)
     (only,) = caught.value.problems
     assert "\n" not in only
     return only
 
 
-def same(found: LoadedModel, model: nn.Module) -> bool:
-    state, expected = found.model.state_dict(), model.state_dict()
+def same(loaded: LoadedModel, model: nn.Module) -> bool:
+    state, expected = loaded.model.state_dict(), model.state_dict()
     return all(torch.equal(state[key], expected[key]) for key in expected)
 
 
@@ -56,17 +56,17 @@ def same(found: LoadedModel, model: nn.Module) -> bool:
 def test_published_weights_are_found_by_what_they_were_trained_on(
     data: Data, lenet: nn.Module
 ) -> None:
-    found = subject(data, weights="digits")
-    assert same(found, lenet)
-    assert (found.classes, found.findings) == (10, ())
-    assert not any(module.training for module in found.model.modules())
+    loaded = load(data, weights="digits")
+    assert same(loaded, lenet)
+    assert (loaded.classes, loaded.findings) == (10, ())
+    assert not any(module.training for module in loaded.model.modules())
 
 
 def test_random_weights_are_the_same_for_the_same_seed_and_leave_the_global_state(
     data: Data,
 ) -> None:
     before = torch.get_rng_state()
-    one, again, other = (subject(data, seed=seed, weights="random") for seed in (1, 1, 2))
+    one, again, other = (load(data, seed=seed, weights="random") for seed in (1, 1, 2))
     assert same(one, again.model)
     assert not same(one, other.model)
     assert one.fingerprint == again.fingerprint != other.fingerprint
@@ -89,7 +89,7 @@ def test_weights_of_a_file_beside_the_suite_are_loaded(
     data: Data, lenet: nn.Module, tmp_path: Path, name: str
 ) -> None:
     FILES[name](lenet.state_dict(), tmp_path / name)
-    assert same(subject(data, tmp_path, weights=name), lenet)
+    assert same(load(data, tmp_path, weights=name), lenet)
 
 
 class Evil:
@@ -107,39 +107,39 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(
     Path("plain.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
     torch.save(nn.Linear(2, 2), "whole.pt")
     for name in ("zip.pt", "plain.pt", "whole.pt"):
-        told = refused(data, tmp_path, weights=name)
-        assert "holds more than tensors" in told
-        assert "save model.state_dict()" in told
+        sentence = refused(data, tmp_path, weights=name)
+        assert "holds more than tensors" in sentence
+        assert "save model.state_dict()" in sentence
     assert not Path("ran").exists()
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
-def test_a_truncated_file_is_told(data: Data, lenet: nn.Module, tmp_path: Path, name: str) -> None:
+def test_a_truncated_file_is_named(data: Data, lenet: nn.Module, tmp_path: Path, name: str) -> None:
     FILES[name](lenet.state_dict(), tmp_path / name)
     whole = (tmp_path / name).read_bytes()
     for length in (0, 3, 100, len(whole) // 2, len(whole) - 1):
         (tmp_path / name).write_bytes(whole[:length])
-        told = refused(data, tmp_path, weights=name)
-        assert str(tmp_path / name) in told
-        assert "is damaged or no checkpoint" in told
+        sentence = refused(data, tmp_path, weights=name)
+        assert str(tmp_path / name) in sentence
+        assert "is damaged or no checkpoint" in sentence
 
 
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
-def test_a_file_that_is_something_else_is_told(data: Data, tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_something_else_is_named(data: Data, tmp_path: Path, name: str) -> None:
     for content in (b"some text, no weights\n" * 9, b"\x89PNG\r\n\x1a\n" * 30, b"\xff" * 300):
         (tmp_path / name).write_bytes(content)
         assert "is damaged or no checkpoint" in refused(data, tmp_path, weights=name)
 
 
 @pytest.mark.parametrize("holds", [[1, 2], {"a": 3}, torch.zeros(3)])
-def test_a_checkpoint_without_a_state_dict_is_told(
+def test_a_checkpoint_without_a_state_dict_is_refused(
     data: Data, tmp_path: Path, holds: object
 ) -> None:
     torch.save(holds, tmp_path / "w.pt")
     assert "expected a state_dict, got " in refused(data, tmp_path, weights="w.pt")
 
 
-def test_weights_of_another_architecture_are_told_with_what_differs(
+def test_weights_of_another_architecture_are_refused_with_what_differs(
     data: Data, lenet: nn.Module, tmp_path: Path
 ) -> None:
     state = lenet.state_dict()
@@ -166,7 +166,7 @@ def test_weights_of_another_architecture_are_told_with_what_differs(
         ),
     ],
 )
-def test_weights_that_are_not_there_are_told(
+def test_weights_that_are_not_there_are_one_sentence(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: str | None, part: str
 ) -> None:
     monkeypatch.setenv("BENCH_DATA_DIR", str(tmp_path))  # no weights of this machine's user
@@ -178,11 +178,11 @@ def test_weights_of_the_data_folder_are_found_by_name_after_the_shipped_ones(
 ) -> None:
     monkeypatch.setenv("BENCH_DATA_DIR", str(tmp_path))
     (tmp_path / "weights").mkdir()
-    other = architecture.build()
+    other = lenet_architecture.build()
     for name in ("own", "digits"):
         save_file(other.state_dict(), tmp_path / "weights" / f"lenet-{name}.safetensors")
-    assert same(subject(data, weights="own"), other)
-    assert same(subject(data, weights="digits"), lenet)
+    assert same(load(data, weights="own"), other)
+    assert same(load(data, weights="digits"), lenet)
     assert loading.find_default_weights("lenet") == "digits"
     known = "known: digits, mnist, mnist-adversarial, mnist-pgd, own, random"
     assert known in refused(data, weights="absent")
@@ -190,7 +190,7 @@ def test_weights_of_the_data_folder_are_found_by_name_after_the_shipped_ones(
     assert "is damaged or no checkpoint" in refused(data, weights="own")
 
 
-def test_weights_that_a_shipped_recipe_makes_are_told_with_its_command(
+def test_weights_that_a_shipped_recipe_makes_are_named_with_its_command(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCH_DATA_DIR", str(tmp_path / "my data"))
@@ -212,8 +212,8 @@ def test_the_recipe_of_the_widest_net_is_known_to_make_its_weights(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCH_DATA_DIR", str(tmp_path))
-    told = refused(data, name="maxout", weights="1600-mnist")
-    assert "`bench train maxout-1600-mnist --out" in told
+    sentence = refused(data, name="maxout", weights="1600-mnist")
+    assert "`bench train maxout-1600-mnist --out" in sentence
 
 
 def test_torchvisions_weights_that_are_absent_offline_name_file_and_folder(
@@ -222,12 +222,12 @@ def test_torchvisions_weights_that_are_absent_offline_name_file_and_folder(
     monkeypatch.setenv("BENCH_OFFLINE", "1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     images = make_data("given", torch.rand(2, 3, 32, 32), torch.zeros(2).long(), ())
-    told = refused(images, name="resnet50", weights="IMAGENET1K_V2")
-    assert "BENCH_OFFLINE is set" in told
-    assert f"put torchvision's file resnet50-11ad3fa6.pth into {tmp_path}" in told
+    sentence = refused(images, name="resnet50", weights="IMAGENET1K_V2")
+    assert "BENCH_OFFLINE is set" in sentence
+    assert f"put torchvision's file resnet50-11ad3fa6.pth into {tmp_path}" in sentence
 
 
-def test_a_torchvision_file_that_is_damaged_is_told(
+def test_a_torchvision_file_that_is_damaged_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCH_OFFLINE", "1")
@@ -242,8 +242,8 @@ def test_a_torchvision_file_that_is_damaged_is_told(
 
 def test_resnet50_with_random_weights_takes_small_images() -> None:
     images = make_data("given", torch.rand(2, 3, 32, 32), torch.tensor([0, 999]), ())
-    found = subject(images, name="resnet50", weights="random")
-    assert found.classes == 1000
+    loaded = load(images, name="resnet50", weights="random")
+    assert loaded.classes == 1000
 
 
 def test_a_model_in_training_mode_is_never_asked_in_it(tmp_path: Path, data: Data) -> None:
@@ -252,9 +252,9 @@ def test_a_model_in_training_mode_is_never_asked_in_it(tmp_path: Path, data: Dat
         "def make(): return nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(784, 10))\n"
     )
     (tmp_path / "mine.py").write_text(code, encoding="utf-8")
-    found = subject(data, tmp_path, name="mine.py:make")
-    assert found.model.get_buffer("0.num_batches_tracked") == 0
-    assert not found.model.training
+    loaded = load(data, tmp_path, name="mine.py:make")
+    assert loaded.model.get_buffer("0.num_batches_tracked") == 0
+    assert not loaded.model.training
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_a_factory_that_breaks_is_one_sentence(
 
 
 def test_a_fingerprint_holds_weights_constants_and_code(lenet: nn.Module) -> None:
-    same_again = architecture.build()
+    same_again = lenet_architecture.build()
     same_again.load_state_dict(lenet.state_dict())
     assert fingerprint(same_again) == fingerprint(lenet)
     same_again.get_buffer("0.mean").add_(0.01)  # not in its state_dict
@@ -321,9 +321,9 @@ def own(tmp_path: Path) -> Callable[..., Data]:
 def test_a_factory_gives_images_and_labels_and_need_not_ask_for_anything(
     own: Callable[..., Data],
 ) -> None:
-    found = own("plain", limit=4)
-    assert (found.n, found.shape, found.name) == (4, (1, 2, 2), "mine.py:plain")
-    assert found.read(1, 3).shape == (2, 1, 2, 2)
+    loaded = own("plain", limit=4)
+    assert (loaded.n, loaded.shape, loaded.name) == (4, (1, 2, 2), "mine.py:plain")
+    assert loaded.read(1, 3).shape == (2, 1, 2, 2)
     assert own("plain", limit=3, **{"params": {}}).n == 3
 
 
@@ -333,7 +333,7 @@ def test_the_smaller_of_the_two_limits_holds(own: Callable[..., Data]) -> None:
     assert entry_limit.n == 6
 
 
-def test_a_factory_is_told_what_it_asks_for(own: Callable[..., Data], tmp_path: Path) -> None:
+def test_a_factory_is_passed_what_it_asks_for(own: Callable[..., Data], tmp_path: Path) -> None:
     from bench.core import registry
 
     asked = registry.find("datasets", "mine.py:asked", tmp_path)
@@ -368,7 +368,7 @@ def test_levels_of_8_bits_and_doubles_become_floats_in_the_unit_interval(
         ("broken", {}, "ZeroDivisionError: division by zero (mine.py:"),
     ],
 )
-def test_data_that_cannot_be_used_are_told_in_one_sentence(
+def test_data_that_cannot_be_used_are_one_sentence(
     own: Callable[..., Data], name: str, keys: dict[str, Any], part: str
 ) -> None:
     with pytest.raises(SuiteError) as caught:
@@ -427,7 +427,7 @@ def test_mnist_is_what_torchvision_reads_from_the_same_files(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
-def test_an_unknown_split_is_told(name: str, tmp_path: Path) -> None:
+def test_an_unknown_split_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="split 'dev' is unknown; expected 'train' or 'test'"):
         loading.load_data(DataEntry(name=name, split="dev"), tmp_path, tmp_path, None)
 
@@ -492,8 +492,8 @@ def test_a_model_whose_numbers_are_doubtful_is_noted(
     data: Data, lenet: nn.Module, case: str
 ) -> None:
     change, part = NOTED[case]
-    found = checks.preflight("net", Answer(lenet, change), data, CPU).findings
-    assert len([sentence for sentence in found if part in sentence]) == 1
+    loaded = checks.preflight("net", Answer(lenet, change), data, CPU).findings
+    assert len([sentence for sentence in loaded if part in sentence]) == 1
 
 
 def test_a_sound_model_is_noted_for_nothing_and_comes_back_as_it_was(
@@ -524,7 +524,7 @@ def test_devices_that_are_there_are_found() -> None:
 @pytest.mark.parametrize(
     "name", ["cuda:99", "xpu:99", "mps:9", "gpu", "meta", "cuda:x", "", "cpu:cpu"]
 )
-def test_a_device_that_is_not_there_is_told(name: str) -> None:
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
     with pytest.raises(SuiteError, match=f"device '{name}'"):
         loading.select_device(name)
 
@@ -592,10 +592,10 @@ def test_a_suite_names_the_part_of_a_checkpoint_and_is_told_what_of_it_is_ignore
     other = {key: value + 1 for key, value in state.items()}
     torch.save({"model": other, "model_ema": state, "epoch": 3}, tmp_path / "w.ckpt")
     assert "2 states in the file fit" in refused(data, tmp_path, weights="w.ckpt")
-    found = subject(data, tmp_path, weights="w.ckpt#model_ema")
-    assert same(found, lenet)
-    (said,) = found.findings
-    assert said == (
+    loaded = load(data, tmp_path, weights="w.ckpt#model_ema")
+    assert same(loaded, lenet)
+    (sentence,) = loaded.findings
+    assert sentence == (
         "model 'net' is loaded from 'model_ema' of w.ckpt (ignored in it: epoch, model). "
         "(checkpoint)"
     )
@@ -631,7 +631,7 @@ def test_an_entry_says_which_output_and_how_many_images_at_once(
     keys = {"name": "nets.py:Two", "weights": "w.pt"}
     x = data.read(0, 12)
     assert "a tuple of 2" in refused(data, tmp_path, **keys)
-    found = subject(data, tmp_path, **keys, output=0)
-    torch.testing.assert_close(found.model(x), lenet(x))
+    loaded = load(data, tmp_path, **keys, output=0)
+    torch.testing.assert_close(loaded.model(x), lenet(x))
     query = {"name": "nets.py:ask", "access": "scores", "output": "scores"}
-    assert subject(data, tmp_path, **query).classes == 10
+    assert load(data, tmp_path, **query).classes == 10

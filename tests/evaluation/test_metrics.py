@@ -21,10 +21,10 @@ from bench.evaluation import metrics
     ],
 )
 def test_a_rate_has_wilsons_interval(k: int, n: int, low: float, high: float) -> None:
-    found = metrics.rate(k, n)
-    assert (found.k, found.n, found.value) == (k, n, k / n)
-    assert found.low == pytest.approx(low, abs=1e-6)
-    assert found.high == pytest.approx(high, abs=1e-6)
+    rate = metrics.rate(k, n)
+    assert (rate.k, rate.n, rate.value) == (k, n, k / n)
+    assert rate.low == pytest.approx(low, abs=1e-6)
+    assert rate.high == pytest.approx(high, abs=1e-6)
 
 
 @pytest.mark.parametrize(("p", "n"), [(0.9, 100), (0.5, 100), (0.97, 300), (0.2, 50)])
@@ -32,8 +32,8 @@ def test_the_interval_holds_the_truth_about_95_times_of_100(p: float, n: int) ->
     """Summed over all outcomes instead of drawn: exact, where 2000 draws would leave 1 %."""
     held = 0.0
     for k in range(n + 1):
-        found = metrics.rate(k, n)
-        held += float(binom.pmf(k, n, p)) * (found.low <= p <= found.high)
+        rate = metrics.rate(k, n)
+        held += float(binom.pmf(k, n, p)) * (rate.low <= p <= rate.high)
     assert 0.93 < held < 0.97
 
 
@@ -173,7 +173,7 @@ def test_over_many_comparisons_a_false_alarm_is_no_more_likely_than_5_of_100() -
     """All pairs of five equally strong attacks, among them one that is stronger than all five:
     pairs share attacks and examples, so the tests depend on each other."""
     rng = np.random.default_rng(0)
-    shares, alarms, bare, found = (0.4, 0.4, 0.4, 0.4, 0.4, 0.5), 0, 0, 0
+    shares, alarms, bare, seen = (0.4, 0.4, 0.4, 0.4, 0.4, 0.5), 0, 0, 0
     pairs = list(itertools.combinations(range(6), 2))
     null = [b < 5 for _, b in pairs]
     for _ in range(400):
@@ -182,7 +182,7 @@ def test_over_many_comparisons_a_false_alarm_is_no_more_likely_than_5_of_100() -
         corrected = np.array(metrics.holm_correction(p_values)) <= 0.05
         alarms += bool(corrected[null].any())
         bare += bool((np.array(p_values)[null] <= 0.05).any())
-        found += int(corrected[np.invert(null)].sum())
+        seen += int(corrected[np.invert(null)].sum())
     assert alarms / 400 <= 0.05
     assert bare / 400 > 0.15  # what looking at each p-value alone would have called
-    assert found / 400 > 3.5  # of the five differences that are there
+    assert seen / 400 > 3.5  # of the five differences that are there

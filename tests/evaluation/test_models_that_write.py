@@ -155,8 +155,10 @@ def test_a_callable_that_answers_queries_gets_a_copy_of_the_images(
             return lenet(by_numpy(images))
 
     for access in ("scores", "labels"):
-        found = bench.evaluate(answers, x, y, attack="noise", eps=0.1, access=access, classes=10)
-        assert not found.table["violations"].item()
+        evaluation = bench.evaluate(
+            answers, x, y, attack="noise", eps=0.1, access=access, classes=10
+        )
+        assert not evaluation.table["violations"].item()
     assert torch.equal(x, before)
 
 
@@ -176,20 +178,20 @@ def test_preflight_names_the_module_that_writes(
 ) -> None:
     x, y = digits[0][:12], digits[1][:12]
     model = net(lenet).eval()
-    subject = preflight("net", model, make_data("digits", x, y, ()), CPU)
-    (told,) = [found for found in subject.findings if found.endswith("(writes-to-input)")]
-    assert who in told
-    assert isinstance(subject.model, InputCloningModel)
+    loaded = preflight("net", model, make_data("digits", x, y, ()), CPU)
+    (finding,) = [each for each in loaded.findings if each.endswith("(writes-to-input)")]
+    assert who in finding
+    assert isinstance(loaded.model, InputCloningModel)
     assert (
-        subject.fingerprint
+        loaded.fingerprint
         != preflight("net", lenet, make_data("digits", x, y, ()), CPU).fingerprint
     )
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_a_sound_net_is_asked_as_it_is(lenet: nn.Module, digits: tuple[Tensor, Tensor]) -> None:
-    subject = preflight("net", lenet, make_data("digits", *digits, ()), CPU)
-    assert subject.model is lenet
+    loaded = preflight("net", lenet, make_data("digits", *digits, ()), CPU)
+    assert loaded.model is lenet
 
 
 def test_who_writes_only_later_is_refused_by_engine_and_judge(
@@ -219,7 +221,7 @@ class Moody(nn.Module):
         return logits
 
 
-def test_the_images_of_a_shard_are_compared_where_no_counter_tells(
+def test_the_images_of_a_chunk_are_compared_where_no_counter_tells(
     lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     x = digits[0][:12].clone()

@@ -1,6 +1,6 @@
 """Models that answer at random: verdicts by majority, gradients in expectation, the same bits.
 
-The nets draw from torch's global generator, as a stranger's do; what they ought to answer is known.
+The nets draw from torch's global generator, as a user's do; what they ought to answer is known.
 """
 
 import math
@@ -23,8 +23,7 @@ from bench.core.contracts.types import Sweep
 from bench.core.errors import SuiteError
 from bench.datasets.in_memory import make_data
 from bench.engine import stream
-from bench.engine.acceleration import accelerate
-from bench.engine.acceleration import layers as exchange
+from bench.engine.acceleration import accelerate, layers
 from bench.evaluation.judge import Vote, judge
 from bench.models import dropout_cnn
 from bench.models.preflight import checks
@@ -114,8 +113,8 @@ def test_the_majority_comes_as_often_as_the_binomial_distribution_says() -> None
         math.comb(predictions, k) * share**k * (1 - share) ** (predictions - k)
         for k in range(6, predictions + 1)
     )
-    found = float((verdict.pred == 1).double().mean())
-    assert abs(found - expected) < 4 * math.sqrt(expected * (1 - expected) / n)
+    measured = float((verdict.pred == 1).double().mean())
+    assert abs(measured - expected) < 4 * math.sqrt(expected * (1 - expected) / n)
     assert float((verdict.agreement == 1).double().mean()) == pytest.approx(
         share**predictions + (1 - share) ** predictions, abs=0.005
     )
@@ -134,8 +133,10 @@ def test_a_verdict_depends_on_its_seed_alone_and_leaves_the_global_generator() -
 
 def test_rounded_to_8_bits_an_image_meets_the_same_draws(digits: Any) -> None:
     x, y = (digits[0][:40] * 255).round() / 255, digits[1][:40]
-    found = bench.evaluate(Biased(0.5), x, y % 2, attack="noise", eps=1e-9, device="cpu").records
-    attacked = found[found["attacked"]]
+    evaluation = bench.evaluate(
+        Biased(0.5), x, y % 2, attack="noise", eps=1e-9, device="cpu"
+    ).records
+    attacked = evaluation[evaluation["attacked"]]
     assert (attacked["adv_pred"] == attacked["adv_pred_8bit"]).all()
     assert 0 < attacked["fooled"].sum() < len(attacked)
 
@@ -162,13 +163,13 @@ def shown(model: Net, x: Tensor, y: Tensor, samples: int) -> tuple[Tensor, strea
 
     rule = Rule(init=lambda items, noise, params, norm: State(items.x), step=step)
     attack = Attack(summary="s", source="s", params=Params, norms=("linf",), rule=rule)
-    curve = AttackSpec(name="shown", attack=attack, params=Params(), norm="linf", eps=(0.1,),
+    spec = AttackSpec(name="shown", attack=attack, params=Params(), norm="linf", eps=(0.1,),
                   stop="never", samples=samples, random=True)  # fmt: skip
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-    told = stream.run_attack(model, curve, x, y, torch.arange(len(x)), rows=len(x))
-    return seen[0], told
+    result = stream.run_attack(model, spec, x, y, torch.arange(len(x)), rows=len(x))
+    return seen[0], result
 
 
 def test_the_averaged_gradient_is_the_expected_one_within_its_standard_error(
@@ -185,13 +186,13 @@ def test_the_averaged_gradient_is_the_expected_one_within_its_standard_error(
     expected = float(weights @ share)
     deviation = math.sqrt(float(weights @ share**2) - expected**2)
     for samples in (1, 16):
-        gradient, told = shown(model, x, y, samples)
+        gradient, result = shown(model, x, y, samples)
         factors = (gradient.flatten(1) @ w).double() / float(w @ w)
         error = deviation / math.sqrt(samples)
         assert torch.allclose(gradient.flatten(1), factors.float()[:, None] * w, atol=1e-5)
         assert abs(float(factors.mean()) - expected) < 4 * error / math.sqrt(n)
         assert float(factors.std()) == pytest.approx(error, rel=0.15)
-        assert told.backwards.unique().tolist() == [samples]
+        assert result.backwards.unique().tolist() == [samples]
 
 
 def test_samples_of_a_net_that_answers_alike_change_nothing_but_the_cost(
@@ -216,11 +217,11 @@ def test_samples_of_a_net_that_answers_alike_change_nothing_but_the_cost(
 
 
 def test_a_restart_of_a_net_that_answers_at_random_is_judged_by_its_mean_answer() -> None:
-    found = bench.evaluate(
+    evaluation = bench.evaluate(
         Biased(0.3), blank(8), torch.zeros(8, dtype=torch.int64), predictions=51, device="cpu",
         params={"steps": 3, "restarts": 2},
     ).table.iloc[0]  # fmt: skip
-    assert found["forwards_per_example"] == 2 * (3 + 51)
+    assert evaluation["forwards_per_example"] == 2 * (3 + 51)
 
 
 # -------------------------------------------------------------------------------- the whole path
@@ -248,30 +249,28 @@ def test_the_same_seed_gives_the_same_bits_whatever_was_drawn_before(
 
 def test_one_lucky_draw_is_no_success_and_ends_no_attack() -> None:
     y = torch.zeros(64, dtype=torch.int64)
-    found = bench.evaluate(
+    evaluation = bench.evaluate(
         Biased(0.25), blank(64), y, predictions=101, params={"steps": 4}, device="cpu"
     ).table.iloc[0]
-    assert found["stop"] == "never"
-    assert found["forwards_per_example"] == 4
-    assert found["robust_accuracy"] == found["clean_accuracy"] == 1.0
-    assert found["unstable"] == 64
+    assert evaluation["stop"] == "never"
+    assert evaluation["forwards_per_example"] == 4
+    assert evaluation["robust_accuracy"] == evaluation["clean_accuracy"] == 1.0
+    assert evaluation["unstable"] == 64
 
 
 def test_the_table_says_how_a_verdict_came_about_and_how_often_it_was_not_unanimous(
     lenet: Net, digits: Any
 ) -> None:
-    found = noisy_run(lenet, digits)
-    told = found.table.iloc[1]
-    cell = found.records[found.records["cell"] == told["cell"]]
-    assert (told["samples"], told["predictions"]) == (2, 5)
-    assert told["unstable"] == (cell["agreement"] < 1).sum() > 0
+    evaluation = noisy_run(lenet, digits)
+    row = evaluation.table.iloc[1]
+    cell = evaluation.records[evaluation.records["cell"] == row["cell"]]
+    assert (row["samples"], row["predictions"]) == (2, 5)
+    assert row["unstable"] == (cell["agreement"] < 1).sum() > 0
     assert set((cell["agreement"] * 5).round(4)) <= {1.0, 2.0, 3.0, 4.0, 5.0}
-    assert (
-        "the class that most of 5 predictions give, the smaller class on a tie" in told["caveats"]
-    )
-    assert "results depend on its rows" in told["caveats"]
-    total = found.table["unstable"].sum()
-    assert tables.describe_split_votes(found.table) == [
+    assert "the class that most of 5 predictions give, the smaller class on a tie" in row["caveats"]
+    assert "results depend on its rows" in row["caveats"]
+    total = evaluation.table["unstable"].sum()
+    assert tables.describe_split_votes(evaluation.table) == [
         f"Noisy: its 5 predictions of an image were not unanimous on {total} of 64 images, all "
         "cells taken together."
     ]
@@ -280,9 +279,9 @@ def test_the_table_says_how_a_verdict_came_about_and_how_often_it_was_not_unanim
 def test_a_net_found_to_answer_at_random_is_named_with_the_remedy(lenet: Net, digits: Any) -> None:
     x, y = digits
     data = make_data("digits", x, y, ())
-    found = checks.preflight("net", Noisy(lenet, 0.3), data, torch.device("cpu"))
-    (finding,) = found.findings
-    assert found.random
+    loaded = checks.preflight("net", Noisy(lenet, 0.3), data, torch.device("cpu"))
+    (finding,) = loaded.findings
+    assert loaded.random
     assert "`predictions`" in finding
     assert "`samples`" in finding
     voting = checks.preflight("net", Noisy(lenet, 0.3), data, torch.device("cpu"), predictions=10)
@@ -320,18 +319,18 @@ class Stubborn(nn.Sequential):
 
 def test_dropout_that_lasts_is_not_exchanged_away() -> None:
     net = dropout_cnn.build("always").eval()
-    own = exchange.fuse_layers(net, on_cpu=True).eval()
+    own = layers.fuse_layers(net, on_cpu=True).eval()
     x = torch.rand(2, 1, 28, 28)
     assert not torch.equal(own(x), own(x))
 
 
 @pytest.mark.parametrize("kind", ["lasting", "stubborn"])
 def test_no_copy_agrees_with_a_net_that_answers_at_random(kind: str) -> None:
-    layers = dropout_cnn.build("always" if kind == "lasting" else "training")
-    net = (layers if kind == "lasting" else Stubborn(*layers)).eval()
-    made = accelerate.accelerate_model(net, torch.rand(16, 1, 28, 28), 8, ahead=0.0)
-    assert made.model is net
-    assert "its logits are off" in made.dropped
+    modules = dropout_cnn.build("always" if kind == "lasting" else "training")
+    net = (modules if kind == "lasting" else Stubborn(*modules)).eval()
+    accelerated = accelerate.accelerate_model(net, torch.rand(16, 1, 28, 28), 8, ahead=0.0)
+    assert accelerated.model is net
+    assert "its logits are off" in accelerated.dropped
 
 
 def test_bfloat16_which_needs_a_copy_is_refused(lenet: Net, digits: Any) -> None:
@@ -378,15 +377,17 @@ def test_a_suite_says_how_many_samples_and_predictions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "name", "line", "told"),
+    ("model", "name", "line", "sentence"),
     [
         ("", "pgd", "samples = 0", r"attacks\[0\].samples: expected at least 1, got 0"),
         ("", "noise", "samples = 2", r"attacks\[0\].samples: expected 1: an attack with a loop"),
         ("predictions = 0", "pgd", "", r"models\[0\].predictions: expected at least 1, got 0"),
     ],
 )
-def test_a_number_that_cannot_be_is_told(model: str, name: str, line: str, told: str) -> None:
-    with pytest.raises(SuiteError, match=told):
+def test_a_number_that_cannot_be_is_one_sentence(
+    model: str, name: str, line: str, sentence: str
+) -> None:
+    with pytest.raises(SuiteError, match=sentence):
         reader.parse_suite(f"{HEAD}{model}\n{ENTRY.format(name)}{line}\n", "s.toml", Path())
 
 
@@ -411,9 +412,13 @@ def test_samples_predictions_and_the_batch_belong_to_the_identity_of_what_was_dr
 
 
 def test_all_eps_of_a_net_that_answers_at_random_run_to_the_last_step_in_one_stream() -> None:
-    made, plain = task(sweep="nested"), task(FACTS, sweep="nested")
-    assert made.linked
-    assert (made.spec.stop, made.spec.sweep, made.spec.random) == ("never", "independent", True)
+    random, plain = task(sweep="nested"), task(FACTS, sweep="nested")
+    assert random.linked
+    assert (random.spec.stop, random.spec.sweep, random.spec.random) == (
+        "never",
+        "independent",
+        True,
+    )
     assert (plain.spec.stop, plain.spec.sweep) == ("first-success", "nested")
 
 
@@ -428,7 +433,7 @@ def test_samples_are_counted_and_named_among_the_traits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "name", "lines", "told"),
+    ("facts", "name", "lines", "sentences"),
     [
         (FACTS, "pgd", "samples = 2", ()),
         (RANDOM, "pgd", "samples = 2",
@@ -441,8 +446,8 @@ def test_samples_are_counted_and_named_among_the_traits() -> None:
     ],
 )  # fmt: skip
 def test_a_reader_is_told_what_random_answers_mean(
-    facts: ModelFacts, name: str, lines: str, told: tuple[str, ...]
+    facts: ModelFacts, name: str, lines: str, sentences: tuple[str, ...]
 ) -> None:
     caveats = task(facts, name, lines).cells[0].caveats
-    assert len(caveats) == len(told)
-    assert all(part in caveat for part, caveat in zip(told, caveats, strict=True))
+    assert len(caveats) == len(sentences)
+    assert all(part in caveat for part, caveat in zip(sentences, caveats, strict=True))

@@ -63,10 +63,10 @@ def measured(run: Any, *, x: Tensor = X, model: nn.Module | None = None, **setti
         summary="s", source="s", run=run, **{"params": Params, "norms": ("linf",)} | about
     )
     settings = {"norm": "linf", "eps": (EPS,)} | settings
-    curve = AttackSpec(name="planted", attack=attack, params=Params(), **settings)
+    spec = AttackSpec(name="planted", attack=attack, params=Params(), **settings)
     pred, confidence, _, agreement = judge(model, x, 4)
     examples = Examples(torch.arange(4), x, Y, target, pred, confidence, agreement)
-    return chunk.evaluate_chunk(model, curve, examples, rows, FREE)
+    return chunk.evaluate_chunk(model, spec, examples, rows, FREE)
 
 
 def one(run: Any, **settings: Any) -> pd.DataFrame:
@@ -79,7 +79,7 @@ def shift(by: float) -> Callable[..., Tensor]:
     return lambda model, x, y, threat, params, noise: x + by
 
 
-def told(frame: pd.DataFrame) -> tuple[list[bool], list[bool]]:
+def outcomes(frame: pd.DataFrame) -> tuple[list[bool], list[bool]]:
     return frame["fooled"].tolist(), metrics.robust_examples(frame).tolist()
 
 
@@ -88,7 +88,7 @@ def told(frame: pd.DataFrame) -> tuple[list[bool], list[bool]]:
 
 def test_a_success_is_seen_on_all_that_was_attacked_and_on_nothing_else() -> None:
     frame = one(shift(0.15))
-    assert told(frame) == (ATTACKED, [False] * 4)
+    assert outcomes(frame) == (ATTACKED, [False] * 4)
     assert frame["adv_pred"].tolist() == [1, 1, 0, 1]
     assert frame["linf"].tolist() == pytest.approx([0.15, 0.15, 0, 0.15])
     assert frame["l2"].tolist() == pytest.approx([0.3, 0.3, 0, 0.3])
@@ -99,7 +99,7 @@ def test_a_success_is_seen_on_all_that_was_attacked_and_on_nothing_else() -> Non
 
 def test_an_attack_that_returns_the_image_leaves_the_clean_count() -> None:
     frame = one(lambda model, x, *rest: x)
-    assert told(frame) == ([False] * 4, [True, True, False, True])
+    assert outcomes(frame) == ([False] * 4, [True, True, False, True])
     assert frame["adv_pred"].equals(frame["clean_pred"])
     assert frame["confidence"].equals(frame["clean_confidence"])
 
@@ -140,7 +140,7 @@ def test_a_target_is_what_a_targeted_attack_is_given() -> None:
 
 def test_at_eps_0_nothing_is_run() -> None:
     frames = measured(shift(0.15), eps=(0.0, EPS)).records
-    assert told(frames[0]) == ([False] * 4, [True, True, False, True])
+    assert outcomes(frames[0]) == ([False] * 4, [True, True, False, True])
     assert (frames[0]["forwards"] == 0).all()
     assert frames[1]["fooled"].tolist() == ATTACKED
 
@@ -180,13 +180,13 @@ def spoilt(value: float) -> Callable[..., Tensor]:
         (-0.001, r"pixels in \[-0\.001, 0\.55\], allowed \[0, 1\]"),
     ],
 )
-def test_an_image_outside_the_threat_model_is_told_and_never_a_success(
+def test_an_image_outside_the_threat_model_is_a_violation_and_never_a_success(
     value: float, sentence: str
 ) -> None:
     frame = one(spoilt(value))
     assert frame["violation"].tolist()[0::2] == ["", ""]
     assert re.fullmatch(sentence, frame["violation"][1])
-    assert told(frame) == ([True, False, False, True], [False, True, False, False])
+    assert outcomes(frame) == ([True, False, False, True], [False, True, False, False])
 
 
 def test_the_ball_is_as_large_as_float32_needs_and_no_larger() -> None:
@@ -202,7 +202,7 @@ def test_a_net_that_breaks_on_the_image_is_a_violation_and_no_success() -> None:
     frame = one(shift(0.15), model=Fragile().eval())
     assert frame["violation"][0] == "the model's output is not finite"
     assert frame["adv_pred"].tolist() == [-1, -1, 0, -1]
-    assert told(frame) == ([False] * 4, [True, True, False, True])
+    assert outcomes(frame) == ([False] * 4, [True, True, False, True])
 
 
 # ------------------------------------------------------------------------------- broken promises
@@ -359,7 +359,7 @@ def test_an_attack_that_seeks_the_least_distance_runs_once_and_is_read_at_every_
 
 def test_what_is_too_far_at_an_eps_is_read_as_the_clean_image() -> None:
     frame = one(shift(0.3), budget="minimum")
-    assert told(frame) == ([False] * 4, [True, True, False, True])
+    assert outcomes(frame) == ([False] * 4, [True, True, False, True])
     assert (frame["linf"] == 0).all()
 
 
@@ -375,16 +375,16 @@ def test_a_least_distance_that_is_nan_is_a_violation_at_every_eps() -> None:
 
 def led(copy: nn.Module | None, attack: str = "bim", **settings: Any) -> chunk.VerifiedChunk:
     """What is measured where a rule attacks the planted net, led by `copy`."""
-    found = registry.find("attacks", attack)
-    params = found.params(**settings.pop("params", {"steps": 10}))
+    rule = registry.find("attacks", attack)
+    params = rule.params(**settings.pop("params", {"steps": 10}))
     source, target, model = (settings.pop(key, None) for key in ("source", "target", "model"))
     settings = {"norm": "linf", "eps": (EPS,)} | settings
-    curve = AttackSpec(name=attack, attack=found, params=params, **settings)
+    spec = AttackSpec(name=attack, attack=rule, params=params, **settings)
     target = torch.full_like(Y, -1) if target is None else target
     model = model or Step().eval()
     pred, confidence, _, agreement = judge(model, X, 4)
     examples = Examples(torch.arange(4), X, Y, target, pred, confidence, agreement)
-    return chunk.evaluate_chunk(model, curve, examples, 4, FREE, source=source, accelerated=copy)
+    return chunk.evaluate_chunk(model, spec, examples, 4, FREE, source=source, accelerated=copy)
 
 
 LED: list[dict[str, Any]] = [
@@ -464,9 +464,9 @@ def test_what_is_fooled_in_tf32_alone_is_attacked_on(
 ) -> None:
     net = Rough().eval()
     copy = Rough().eval() if copied else None
-    told = led(copy, model=net, precision="tf32", eps=(0.06, EPS), **settings).records
-    assert told[1]["fooled"].tolist() == ATTACKED
-    assert not told[0]["fooled"].any()
+    small, large = led(copy, model=net, precision="tf32", eps=(0.06, EPS), **settings).records
+    assert large["fooled"].tolist() == ATTACKED
+    assert not small["fooled"].any()
 
 
 def test_a_copy_that_never_takes_the_net_for_fooled_is_judged_by_its_last_iterates() -> None:

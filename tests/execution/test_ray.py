@@ -92,8 +92,8 @@ needs_ray = pytest.mark.skipif(
 )
 
 
-TWO_SHARDS = 'split = "train"\nlimit = 1100'
-"""Instead of SUITE's limit: so many images that there are two shards of examples, six parts."""
+TWO_CHUNKS = 'split = "train"\nlimit = 1100'
+"""Instead of SUITE's limit: so many images that there are two chunks, six work units."""
 
 
 def written(folder: Path, attack: str = "SLOW", images: str = "limit = 40") -> Path:
@@ -104,14 +104,14 @@ def written(folder: Path, attack: str = "SLOW", images: str = "limit = 40") -> P
     return path
 
 
-def here(path: Path, out: Path, share: str = "1/1") -> None:
+def here(path: Path, out: Path, text: str = "1/1") -> None:
     """The run in this process."""
-    part = sharding.parse_shard(share)
-    options = RunOptions(device="cpu", batch_size=32, shard=part)
-    runner.run_suite(reader.read_suite(str(path)), part.folder(out), options)
+    shard = sharding.parse_shard(text)
+    options = RunOptions(device="cpu", batch_size=32, shard=shard)
+    runner.run_suite(reader.read_suite(str(path)), shard.folder(out), options)
 
 
-def said(out: Path) -> str:
+def hash_records(out: Path) -> str:
     return fingerprint.records_hash(read_records(out).frame)
 
 
@@ -132,30 +132,30 @@ def started(path: Path, out: Path, workers: int) -> "subprocess.Popen[str]":
 def workers_at(folder: Path) -> list[int]:
     """The workers that have begun with the slow attack, as soon as there is one."""
     ends = time.monotonic() + 90
-    while not (found := [int(path.name[3:]) for path in folder.glob("at-*")]):
+    while not (table := [int(path.name[3:]) for path in folder.glob("at-*")]):
         assert time.monotonic() < ends
         time.sleep(0.1)
-    return found
+    return table
 
 
 @needs_ray
 @pytest.mark.slow
-def test_one_worker_two_of_which_one_is_killed_and_shares_say_what_one_process_says(
+def test_workers_of_which_one_is_killed_and_shards_give_the_records_of_one_process(
     tmp_path: Path,
 ) -> None:
-    path = written(tmp_path, images=TWO_SHARDS)
+    path = written(tmp_path, images=TWO_CHUNKS)
     here(path, tmp_path / "here")
     (tmp_path / f"at-{os.getpid()}").unlink()
 
     for number in range(1, 6):
-        here(path, tmp_path / "shares", f"{number}/5")
-    merge.merge_runs([tmp_path / "shares"], tmp_path / "shares")
+        here(path, tmp_path / "shards", f"{number}/5")
+    merge.merge_runs([tmp_path / "shards"], tmp_path / "shards")
     (tmp_path / f"at-{os.getpid()}").unlink()
 
     one = started(path, tmp_path / "one", 1)
-    _, told = one.communicate(timeout=120)
-    assert one.returncode == 0, told
-    assert "note: Ray: 1 workers, 0 GPUs each" in told
+    _, printed = one.communicate(timeout=120)
+    assert one.returncode == 0, printed
+    assert "note: Ray: 1 workers, 0 GPUs each" in printed
     for mark in tmp_path.glob("at-*"):
         mark.unlink()
 
@@ -164,11 +164,11 @@ def test_one_worker_two_of_which_one_is_killed_and_shares_say_what_one_process_s
     killed = workers_at(tmp_path)[0]
     os.kill(killed, signal.SIGKILL)
     (tmp_path / "wait").unlink()
-    _, told = two.communicate(timeout=120)
-    assert two.returncode == 0, told
-    assert " ".join(told.split()).count("its worker died, tried again") == 1
-    for folder in ("shares", "one", "two"):
-        assert said(tmp_path / folder) == said(tmp_path / "here")
+    _, printed = two.communicate(timeout=120)
+    assert two.returncode == 0, printed
+    assert " ".join(printed.split()).count("its worker died, tried again") == 1
+    for folder in ("shards", "one", "two"):
+        assert hash_records(tmp_path / folder) == hash_records(tmp_path / "here")
         assert counts(tmp_path / folder) == counts(tmp_path / "here")
 
 
@@ -176,8 +176,8 @@ def test_one_worker_two_of_which_one_is_killed_and_shares_say_what_one_process_s
 @pytest.mark.slow
 def test_a_cell_that_kills_every_worker_is_failed_and_the_rest_is_done(tmp_path: Path) -> None:
     done = started(written(tmp_path, "DEADLY"), tmp_path / "out", 2)
-    _, told = done.communicate(timeout=180)
-    assert done.returncode == 1, told
+    _, printed = done.communicate(timeout=180)
+    assert done.returncode == 1, printed
     table = results.read_results(tmp_path / "out").table.set_index(["attack", "eps_text"])
     assert table["status"].to_dict() == {
         ("mine", "0.02"): "ok", ("mine", "0.05"): "failed",
@@ -199,9 +199,9 @@ def test_ctrl_c_keeps_what_is_finished_and_leaves_no_process_behind(tmp_path: Pa
     run = started(path, tmp_path / "out", 1)
     (worker,) = workers_at(tmp_path)
     run.send_signal(signal.SIGINT)
-    _, told = run.communicate(timeout=60)
-    assert run.returncode == 130, told
-    assert "what was finished is kept, run again to go on" in told
+    _, printed = run.communicate(timeout=60)
+    assert run.returncode == 130, printed
+    assert "what was finished is kept, run again to go on" in printed
     ends = time.monotonic() + 30
     while Path(f"/proc/{worker}").exists():
         assert time.monotonic() < ends
@@ -225,17 +225,19 @@ def test_without_ray_the_remedy_is_one_sentence_before_anything_is_loaded(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "sentence"),
     [
         (["--workers", "2"], "--workers and --gpus-per-worker are --ray's"),
         (["--ray", "--isolate"], "each worker of Ray is a process of its own already"),
     ],
 )
-def test_what_does_not_go_together_is_refused(tmp_path: Path, words: list[str], told: str) -> None:
+def test_what_does_not_go_together_is_refused(
+    tmp_path: Path, words: list[str], sentence: str
+) -> None:
     run = ["run", str(written(tmp_path)), "--out", str(tmp_path / "out"), *words]
     done = CliRunner().invoke(cli, run, standalone_mode=False)
     assert done.return_value == 2
-    assert told in done.stderr
+    assert sentence in done.stderr
 
 
 class FakeRay(types.ModuleType):
@@ -306,7 +308,7 @@ def test_workers_some_of_which_die_give_the_records_of_one_process(
     turns = itertools.count()
     fake = FakeRay(lambda call: next(turns) in (1, 4))
     events = with_fake(path, tmp_path / "there", fake, monkeypatch)
-    assert said(tmp_path / "there") == said(tmp_path / "here")
+    assert hash_records(tmp_path / "there") == hash_records(tmp_path / "here")
     work = sum(event.work for event in events if event.what == "start")
     assert work == pytest.approx(sum(event.work for event in events if event.what == "done"))
     assert fake.calls.count("load") >= 3
@@ -321,11 +323,11 @@ def test_a_cell_that_loses_every_worker_is_divided_from_the_others_and_failed(
     deadly = table.loc[("mine", "0.05"), "cell"]
     fake = FakeRay(lambda call: deadly in call)
     events = with_fake(path, tmp_path / "there", fake, monkeypatch)
-    found = results.read_results(tmp_path / "there").table.set_index(["attack", "eps_text"])
-    assert found["status"].to_dict() == {
+    table = results.read_results(tmp_path / "there").table.set_index(["attack", "eps_text"])
+    assert table["status"].to_dict() == {
         key: "failed" if key == ("mine", "0.05") else "ok" for key in table.index
     }
-    reason = found.loc[("mine", "0.05"), "reason"]
+    reason = table.loc[("mine", "0.05"), "reason"]
     assert reason == "its worker died 3 times, examples 0 to 39: it was lost"
     assert sum(deadly in call for call in fake.calls) == 2 * ray.TRIES  # with the other, then alone
     assert sum("its eps are tried alone" in event.text for event in events) == 1

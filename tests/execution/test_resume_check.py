@@ -73,7 +73,7 @@ class Folder:
 
     def __init__(self, base: Path) -> None:
         self.base, self.out = base, base / "out"
-        self.told: list[str] = []
+        self.texts: list[str] = []
         (base / "net.py").write_text(NET, encoding="utf-8")
         self.let("dark", 0)
 
@@ -81,19 +81,19 @@ class Folder:
         """Let the net answer otherwise to images that are darker, or that have fewer zeros."""
         (self.base / "mode").write_text(f"{way} {least}", encoding="utf-8")
 
-    def run(self, more: str = "", share: str = "1/1", **options: object) -> Path:
+    def run(self, more: str = "", text: str = "1/1", **options: object) -> Path:
         path = self.base / "s.toml"
         path.write_text(SUITE + more, encoding="utf-8")
-        self.told.clear()
-        part = sharding.parse_shard(share)
-        given = RunOptions(device="cpu", copied=False, shard=part, **options)  # type: ignore[arg-type]
+        self.texts.clear()
+        shard = sharding.parse_shard(text)
+        given = RunOptions(device="cpu", copied=False, shard=shard, **options)  # type: ignore[arg-type]
         runner.run_suite(
-            reader.read_suite(path), part.folder(self.out), given,
-            lambda event: self.told.append(event.text),
+            reader.read_suite(path), shard.folder(self.out), given,
+            lambda event: self.texts.append(event.text),
         )  # fmt: skip
-        return part.folder(self.out)
+        return shard.folder(self.out)
 
-    def said(self, out: Path | None = None) -> str:
+    def hash_records(self, out: Path | None = None) -> str:
         return fingerprint.records_hash(read_records(out or self.out).frame)
 
 
@@ -115,7 +115,7 @@ def test_a_model_that_became_another_one_ends_the_run_and_loses_nothing(
     folder: Folder, digits: tuple[Tensor, Tensor], what: str
 ) -> None:
     folder.run()
-    before = folder.said()
+    before = folder.hash_records()
     if what == "clean":
         folder.let("dark", beyond_the_probes(digits[0]))
     else:  # an attack turns some of the many black pixels grey
@@ -124,39 +124,42 @@ def test_a_model_that_became_another_one_ends_the_run_and_loses_nothing(
     for more in ("", MORE):
         with pytest.raises(SuiteError, match=rf"^model 'net' is not the one .*: {where} was class"):
             folder.run(more)
-        assert folder.said() == before
+        assert folder.hash_records() == before
     folder.run(fresh=True)
-    assert folder.said() != before
+    assert folder.hash_records() != before
 
 
 def test_the_same_model_goes_on_whatever_else_is_different(folder: Folder) -> None:
     folder.run()
-    before = folder.said()
+    before = folder.hash_records()
     folder.run(batch_size=7)
-    assert folder.said() == before
+    assert folder.hash_records() == before
     folder.let("broken", 0)
     with pytest.raises(SuiteError, match="no service"):  # preflight's sentence, not a trace
         folder.run(MORE)
 
 
-def test_shares_and_isolated_runs_are_checked_and_merged_only_if_the_model_was_one(
-    folder: Folder, digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+def test_shards_and_isolated_runs_are_checked_and_merged_only_if_the_model_was_one(
+    folder: Folder,
+    digits: tuple[Tensor, Tensor],
+    forked_workers: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 40)
-    folder.run(share="1/2")
+    folder.run(text="1/2")
     folder.let("dark", beyond_the_probes(digits[0]))
     with pytest.raises(SuiteError, match=r"records in .*shard-1-of-2 .*clean example"):
-        folder.run(share="1/2")
+        folder.run(text="1/2")
     with pytest.raises(SuiteError, match=r"records in .*shard-1-of-2 .*clean example"):
         bench.run(str(folder.base / "s.toml"), folder.out, shard="1/2", device="cpu", isolate=True)
-    folder.run(share="2/2")
+    folder.run(text="2/2")
     with pytest.raises(RecordError, match=r"model 'net' was not the same in both: clean example"):
         merge.merge_runs([folder.out], folder.out)
     monkeypatch.setattr(consistency, "MAX_DIFFERING_SHARE", 1.0)
     assert merge.merge_runs([folder.out], folder.out).missing == []
 
 
-def test_another_version_of_torch_is_told_to_who_goes_on_and_who_reads(folder: Folder) -> None:
+def test_another_version_of_torch_is_a_note_for_who_goes_on_and_who_reads(folder: Folder) -> None:
     folder.run()
     notes = results.read_results(folder.out).notes
     path = folder.out / "provenance.json"
@@ -166,12 +169,12 @@ def test_another_version_of_torch_is_told_to_who_goes_on_and_who_reads(folder: F
     path.write_text(json.dumps(document), encoding="utf-8")
     wanted = f"The records of this folder were made with torch 1.0, then {here}: "
     folder.run()  # which does nothing
-    assert [text for text in folder.told if text.startswith("The records")] == []
+    assert [text for text in folder.texts if text.startswith("The records")] == []
     assert results.read_results(folder.out).notes == notes
     folder.run(MORE)
-    (told,) = [text for text in folder.told if text.startswith("The records")]
-    assert told.startswith(wanted)
-    assert results.read_results(folder.out).notes == [*notes, told]
+    (note,) = [text for text in folder.texts if text.startswith("The records")]
+    assert note.startswith(wanted)
+    assert results.read_results(folder.out).notes == [*notes, note]
 
 
 # ---------------------------------------------------------------- what the identity does cover
@@ -215,8 +218,8 @@ def robust(base: Path, attack: str) -> int:
     """Examples of the run in a folder that are robust, once it went on with this attack."""
     path = base / "s.toml"
     path.write_text(LENET + attack, encoding="utf-8")
-    found = bench.run(str(path), base / "out", device="cpu", copied=False)
-    return int(found.table["robust_correct"].item())
+    table = bench.run(str(path), base / "out", device="cpu", copied=False).table
+    return int(table["robust_correct"].item())
 
 
 def test_a_module_that_the_user_s_attack_imports_is_part_of_its_cells(

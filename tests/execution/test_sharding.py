@@ -1,4 +1,4 @@
-"""A run divided among several that know nothing of each other, and joined again."""
+"""A run divided into shards that know nothing of each other, and merged again."""
 
 import json
 from collections.abc import Iterator
@@ -39,11 +39,11 @@ norm = "linf"
 eps = [0.05]
 params = { steps = 3 }
 """
-"""60 images in five shards of examples, two attacks: ten parts, fifteen pieces."""
+"""60 images in five chunks of examples, two attacks: ten work units, fifteen pieces."""
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _short_shards() -> Iterator[None]:
+def _short_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluator, "CHUNK_EXAMPLES", 12)
         yield
@@ -66,27 +66,27 @@ def whole(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def halves(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds both shares of the run, and nothing else."""
+    """A folder that holds both shards of the run, and nothing else."""
     out = tmp_path_factory.mktemp("halves")
     run(path, out, "1/2")
     run(path, out, "2/2")
     return out
 
 
-def run(path: Path, out: Path, share: str = "1/1", limit: int | None = None) -> None:
-    part = sharding.parse_shard(share)
-    options = RunOptions(device="cpu", batch_size=64, shard=part, limit=limit)
-    runner.run_suite(suite_reader.read_suite(str(path)), part.folder(out), options)
+def run(path: Path, out: Path, text: str = "1/1", limit: int | None = None) -> None:
+    shard = sharding.parse_shard(text)
+    options = RunOptions(device="cpu", batch_size=16, shard=shard, limit=limit)
+    runner.run_suite(suite_reader.read_suite(str(path)), shard.folder(out), options)
 
 
-def said(folder: Path) -> str:
+def hash_records(folder: Path) -> str:
     return fingerprint.records_hash(read_records(folder).frame)
 
 
 def bounds(folder: Path) -> list[list[object]]:
-    found = [frame for _, frame in store.read_certificates(folder)]
+    frames = [frame for _, frame in store.read_certificates(folder)]
     return sorted(
-        row for frame in found for row in frame.drop(columns="margin").to_numpy().tolist()
+        row for frame in frames for row in frame.drop(columns="margin").to_numpy().tolist()
     )
 
 
@@ -96,21 +96,22 @@ def counts(folder: Path) -> list[list[object]]:
 
 
 @pytest.mark.parametrize("of", [2, 5])
-def test_shares_that_are_merged_say_what_one_run_says(
-    path: Path, whole: Path, tmp_path: Path, of: int
+def test_merged_shards_are_the_run_that_nobody_divided(
+    path: Path, whole: Path, halves: Path, tmp_path: Path, of: int
 ) -> None:
-    for number in range(1, of + 1):
-        run(path, tmp_path, f"{number}/{of}")
-    merged = merge.merge_runs([tmp_path], tmp_path)
+    if of > 2:
+        for number in range(1, of + 1):
+            run(path, tmp_path, f"{number}/{of}")
+    merged = merge.merge_runs([tmp_path if of > 2 else halves], tmp_path)
     assert len(merged.folders) == of
     assert merged.missing == []
-    assert said(tmp_path) == said(whole)
+    assert hash_records(tmp_path) == hash_records(whole)
     assert counts(tmp_path) == counts(whole)
     assert bounds(tmp_path) == bounds(whole)
 
 
 @pytest.mark.parametrize(("tasks", "cut", "of"), [(1, 7, 3), (4, 2, 5), (3, 1, 3), (1, 1, 1)])
-def test_every_part_is_done_by_one_share_and_each_has_about_as_many(
+def test_every_work_unit_is_done_by_one_shard_and_each_has_about_as_many(
     tasks: int, cut: int, of: int
 ) -> None:
     done = [
@@ -128,7 +129,7 @@ def test_every_part_is_done_by_one_share_and_each_has_about_as_many(
     assert max(map(len, done)) - min(map(len, done)) <= min(tasks, cut)
 
 
-def test_the_shares_lie_in_folders_of_their_own_and_each_session_is_remembered(
+def test_each_shard_has_its_folder_and_every_session_is_recorded(
     halves: Path, tmp_path: Path
 ) -> None:
     assert [folder.name for folder in sharding.list_shard_folders(halves)] == [
@@ -143,7 +144,7 @@ def test_the_shares_lie_in_folders_of_their_own_and_each_session_is_remembered(
     assert document["probes"].keys() == {"softmax"}
 
 
-def test_the_merged_table_adds_up_what_the_shares_cost(halves: Path, tmp_path: Path) -> None:
+def test_the_merged_table_adds_up_the_seconds_of_the_shards(halves: Path, tmp_path: Path) -> None:
     merge.merge_runs([halves], tmp_path)
     spent = sum(
         piece.seconds
@@ -162,7 +163,7 @@ def test_what_is_missing_is_named_and_a_run_makes_it(
     assert "softmax · fgsm at eps 0.02, examples 12 to 23" in merged.missing
     assert set(results.read_results(tmp_path).table["status"]) == {"missing"}
     run(path, tmp_path)
-    assert said(tmp_path) == said(whole)
+    assert hash_records(tmp_path) == hash_records(whole)
 
 
 def test_merging_again_what_is_merged_changes_no_file(halves: Path, tmp_path: Path) -> None:
@@ -179,7 +180,7 @@ def test_the_same_examples_run_twice_must_have_had_the_same_outcome(
     path: Path, whole: Path, halves: Path, tmp_path: Path
 ) -> None:
     merge.merge_runs([whole, halves], tmp_path / "both")
-    assert said(tmp_path / "both") == said(whole)
+    assert hash_records(tmp_path / "both") == hash_records(whole)
 
     run(path, tmp_path / "other")
     (file, *_) = sorted((tmp_path / "other" / "records").glob("softmax-pgd-*-0000000-*.parquet"))
@@ -201,16 +202,16 @@ def test_folders_of_other_data_another_seed_or_another_model_are_refused_by_name
     run(path, tmp_path / "fewer", limit=50)
     with pytest.raises(SuiteError, match="number of examples is 60 in the first and 50 in the"):
         merge.merge_runs([halves, tmp_path / "fewer"], tmp_path / "out")
-    for old, new, told in (
+    for old, new, sentence in (
         ("seed = 3", "seed = 4", "the seed is 3 in the first and 4"),
         ('"softmax"\nweights = "random"', '"lenet"\nweights = "digits"', "fingerprint of softmax"),
         ("steps = 3", "steps = 2", "the identity of softmax · pgd in linf"),
     ):
         other = tmp_path / "other.toml"
         other.write_text(SUITE.replace(old, new), encoding="utf-8")
-        run(other, tmp_path / told[-9:], "1/9")
-        with pytest.raises(SuiteError, match=told):
-            merge.merge_runs([halves, tmp_path / told[-9:]], tmp_path / "out")
+        run(other, tmp_path / sentence[-9:], "1/9")
+        with pytest.raises(SuiteError, match=sentence):
+            merge.merge_runs([halves, tmp_path / sentence[-9:]], tmp_path / "out")
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path) -> None:
@@ -219,13 +220,12 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b", "1/2/3", ""])
-def test_a_share_that_is_none_is_refused_in_one_sentence(text: str) -> None:
+def test_a_shard_that_is_none_is_refused_in_one_sentence(text: str) -> None:
     with pytest.raises(SuiteError, match="expected I/N with I from 1 to N"):
         sharding.parse_shard(text)
 
 
-@pytest.mark.slow
-def test_the_command_line_runs_shares_and_joins_them(path: Path, tmp_path: Path) -> None:
+def test_the_command_line_runs_shards_and_joins_them(path: Path, tmp_path: Path) -> None:
     out = str(tmp_path)
     words = ["run", str(path), "--out", out, "--device", "cpu", "--limit", "24"]
     first = CliRunner().invoke(cli, [*words, "--shard", "1/2"], standalone_mode=False)

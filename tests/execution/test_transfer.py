@@ -12,8 +12,8 @@ from torch import Tensor, nn
 import bench
 from bench.analysis import results
 from bench.core.errors import SuiteError
-from bench.execution import options as execution_options
 from bench.execution import runner
+from bench.execution.options import RunOptions
 from bench.models import softmax
 from bench.reporting.plots import parameter_sweep, transfer_matrix
 from bench.reporting.report import transfer_view
@@ -65,26 +65,26 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ran(text: str, out: Path, **options: object) -> results.RunResults:
     read = reader.parse_suite(text, "t.toml", Path())
-    runner.run_suite(read, out, execution_options.RunOptions(device="cpu", **options))  # type: ignore[arg-type]
+    runner.run_suite(read, out, RunOptions(device="cpu", **options))  # type: ignore[arg-type]
     return results.read_results(out)
 
 
 @pytest.fixture(scope="module")
-def found(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> results.RunResults:
+def run(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> results.RunResults:
     return ran(TEXT.format(weights=weights), tmp_path_factory.mktemp("run"))
 
 
 def row(table: pd.DataFrame, model: str, attack: str, eps: float = 0.1) -> pd.Series:
-    (found,) = (
+    (only,) = (
         row
         for _, row in table.iterrows()
         if (row["model"], row["attack"], row["eps"]) == (model, attack, eps)
     )
-    return found
+    return only
 
 
 def test_examples_crafted_on_one_model_are_judged_by_the_other(
-    found: results.RunResults,
+    run: results.RunResults,
     lenet: nn.Module,
     digits: tuple[Tensor, Tensor],
     weights: Path,
@@ -95,22 +95,24 @@ def test_examples_crafted_on_one_model_are_judged_by_the_other(
     (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(lenet(x), y), x)
     x_adv = (x + 0.1 * gradient.sign()).clamp(0, 1).detach()
     clean, after = linear(x).argmax(1) == y, linear(x_adv).argmax(1) == y
-    told = row(found.table, "linear", "FGSM from LeNet")
-    assert told["clean_correct"] == int(clean.sum())
-    assert abs(told["robust_correct"] - int((clean & after).sum())) <= 1  # float32 against float32
+    crossed = row(run.table, "linear", "FGSM from LeNet")
+    assert crossed["clean_correct"] == int(clean.sum())
+    assert (
+        abs(crossed["robust_correct"] - int((clean & after).sum())) <= 1
+    )  # float32 against float32
 
 
 def test_an_attack_crafted_on_the_model_that_judges_it_is_the_white_box_attack(
-    found: results.RunResults,
+    run: results.RunResults,
 ) -> None:
     for model in ("LeNet", "linear"):
-        own = row(found.table, model, f"FGSM from {model}")
-        plain = row(found.table, model, "plain")
+        own = row(run.table, model, f"FGSM from {model}")
+        plain = row(run.table, model, "plain")
         assert own["robust_correct"] == plain["robust_correct"]
         assert (own["source"], own["threat_model"]) == (model, "white-box")
-    crossed = row(found.table, "linear", "FGSM from LeNet")
+    crossed = row(run.table, "linear", "FGSM from LeNet")
     assert crossed["threat_model"] == "black-box, transfer"
-    assert row(found.table, "linear", "plain")["source"] == ""
+    assert row(run.table, "linear", "plain")["source"] == ""
 
 
 def test_what_the_source_model_is_belongs_to_the_identity_of_a_transfer_alone(
@@ -161,42 +163,42 @@ def test_two_models_of_different_classes_do_not_transfer() -> None:
 
 @pytest.mark.parametrize("batch_size", [7, 120])
 def test_transfer_does_not_depend_on_the_batch_size(
-    found: results.RunResults, weights: Path, tmp_path: Path, batch_size: int
+    run: results.RunResults, weights: Path, tmp_path: Path, batch_size: int
 ) -> None:
     again = ran(TEXT.format(weights=weights), tmp_path, batch_size=batch_size)
-    pd.testing.assert_series_equal(found.table["robust_correct"], again.table["robust_correct"])
+    pd.testing.assert_series_equal(run.table["robust_correct"], again.table["robust_correct"])
 
 
 def test_the_least_likely_class_is_the_one_that_the_attacker_sees(
     weights: Path, tmp_path: Path, lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     text = FGSM + 'source = "LeNet"\ngoal = "targeted"\ntarget = "least-likely"\n'
-    found = ran(HEAD.format(weights=weights) + text, tmp_path)
-    mine = found.stored.frame.query("model == 'linear' and eps == 0.1").sort_values("example")
+    run = ran(HEAD.format(weights=weights) + text, tmp_path)
+    mine = run.stored.frame.query("model == 'linear' and eps == 0.1").sort_values("example")
     assert mine["target"].tolist() == lenet(digits[0][:120]).argmin(1).tolist()
 
 
 def test_the_matrix_has_a_line_per_source_and_a_column_per_victim(
-    found: results.RunResults,
+    run: results.RunResults,
 ) -> None:
-    (matrix,) = transfer_matrix.build_matrices(found.table)
+    (matrix,) = transfer_matrix.build_matrices(run.table)
     assert (matrix.sources, matrix.victims) == (["LeNet", "linear"], ["LeNet", "linear"])
-    (view,) = transfer_view.tabulate_transfers(found.table)
+    (view,) = transfer_view.tabulate_transfers(run.table)
     assert view.columns == ["crafted on", "evaluated on LeNet", "evaluated on linear"]
-    told = row(found.table, "linear", "FGSM from LeNet")
-    error = 100 * (1 - told["robust_correct"] / 120)
+    crossed = row(run.table, "linear", "FGSM from LeNet")
+    error = 100 * (1 - crossed["robust_correct"] / 120)
     assert view.rows[0][2].startswith(f"{error:.1f} % [")
-    ((name, _, figure),) = transfer_matrix.iter_transfer_figures(found.table)
+    ((name, _, figure),) = transfer_matrix.iter_transfer_figures(run.table)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert name == "transfer-FGSM-linf-untargeted"
     assert any(text.startswith(f"{error:.1f}\n") for text in texts)
 
 
-def test_a_model_that_transfer_fools_more_than_its_own_gradient_is_told(
-    found: results.RunResults,
+def test_a_model_that_transfer_fools_more_than_its_own_gradient_is_named(
+    run: results.RunResults,
 ) -> None:
-    assert transfer_matrix.find_hidden_gradients(found.table) == []
-    table = found.table.copy()
+    assert transfer_matrix.find_hidden_gradients(run.table) == []
+    table = run.table.copy()
     own = (table["model"] == "linear") & (table["attack"] == "FGSM from linear")
     clean = table.loc[own & (table["eps"] == 0)].iloc[0]
     for name in ("robust_correct", "robust_accuracy", "robust_low", "robust_high"):
@@ -206,8 +208,8 @@ def test_a_model_that_transfer_fools_more_than_its_own_gradient_is_told(
     assert "gradient masking" in sentence
 
 
-def test_a_cell_without_a_number_is_a_dash_in_the_matrix(found: results.RunResults) -> None:
-    table = found.table.copy()
+def test_a_cell_without_a_number_is_a_dash_in_the_matrix(run: results.RunResults) -> None:
+    table = run.table.copy()
     crossed = (table["model"] == "linear") & (table["attack"] == "FGSM from LeNet")
     table.loc[crossed, ["status", "reason"]] = ["failed", "boom"]
     (view,) = transfer_view.tabulate_transfers(table)
@@ -216,16 +218,16 @@ def test_a_cell_without_a_number_is_a_dash_in_the_matrix(found: results.RunResul
 
 
 def test_one_call_crafts_on_a_source_and_judges_on_the_model(
-    found: results.RunResults, lenet: nn.Module, digits: tuple[Tensor, Tensor], weights: Path
+    run: results.RunResults, lenet: nn.Module, digits: tuple[Tensor, Tensor], weights: Path
 ) -> None:
     linear = softmax.build()
     linear.load_state_dict(load_file(weights))
     x, y = digits[0][:120], digits[1][:120]
-    told = bench.evaluate(linear, x, y, attack="fgsm", eps=0.1, source=lenet, device="cpu")
-    wanted = row(found.table, "linear", "FGSM from LeNet")
-    assert told.table["robust_correct"].item() == wanted["robust_correct"]
-    assert told.table["threat_model"].item() == "black-box, transfer"
-    assert told.table["stop"].item() == "never"
+    table = bench.evaluate(linear, x, y, attack="fgsm", eps=0.1, source=lenet, device="cpu").table
+    wanted = row(run.table, "linear", "FGSM from LeNet")
+    assert table["robust_correct"].item() == wanted["robust_correct"]
+    assert table["threat_model"].item() == "black-box, transfer"
+    assert table["stop"].item() == "never"
 
 
 # -------------------------------------------------------------------------- a parameter varied
@@ -244,7 +246,7 @@ def test_a_varied_parameter_gives_an_attack_for_each_value() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vary", "told"),
+    ("vary", "sentence"),
     [
         ("{ stpes = [1] }", r"attacks\[0\].vary.stpes: unknown key.*steps"),
         ("{ steps = [0] }", r"attacks\[0\].vary.steps: expected at least 1"),
@@ -252,9 +254,9 @@ def test_a_varied_parameter_gives_an_attack_for_each_value() -> None:
         ("{ steps = [1], alpha = [0.1] }", "expected one parameter with a list of values"),
     ],
 )
-def test_a_mistake_in_what_is_varied_is_the_users(vary: str, told: str) -> None:
+def test_a_mistake_in_what_is_varied_is_the_users(vary: str, sentence: str) -> None:
     text = HEAD.format(weights="random") + FGSM.replace("fgsm", "pgd") + f"vary = {vary}\n"
-    with pytest.raises(SuiteError, match=told):
+    with pytest.raises(SuiteError, match=sentence):
         reader.parse_suite(text, "t.toml", Path())
 
 
@@ -277,11 +279,11 @@ def test_a_librarys_attack_transfers_as_bench_own_does(
     linear = softmax.build()
     linear.load_state_dict(load_file(weights))
     x, y = digits[0][:120], digits[1][:120]
-    kept = [
+    ours, theirs = (
         bench.evaluate(linear, x, y, attack=name, eps=0.1, source=lenet, device="cpu").table
         for name in ("fgsm", "torchattacks:FGSM")
-    ]
-    assert kept[0]["robust_correct"].item() == kept[1]["robust_correct"].item()
+    )
+    assert ours["robust_correct"].item() == theirs["robust_correct"].item()
 
 
 def test_each_value_of_a_varied_parameter_has_a_matrix_and_each_source_a_line(
@@ -290,9 +292,9 @@ def test_each_value_of_a_varied_parameter_has_a_matrix_and_each_source_a_line(
     text = FGSM.replace("fgsm", "pgd").replace("FGSM", "PGD")
     text += 'source = "each"\nvary = { steps = [1, 8] }\n'
     table = ran(HEAD.format(weights=weights) + text, tmp_path).table
-    found = transfer_matrix.build_matrices(table)
-    assert [matrix.attack for matrix in found] == ["PGD, steps 1", "PGD, steps 8"]
-    for matrix, steps in zip(found, (1, 8), strict=True):
+    matrices = transfer_matrix.build_matrices(table)
+    assert [matrix.attack for matrix in matrices] == ["PGD, steps 1", "PGD, steps 8"]
+    for matrix, steps in zip(matrices, (1, 8), strict=True):
         for (source, victim), cell in matrix.cells.items():
             wanted = row(table, victim, f"PGD from {source}, steps {steps}")
             assert cell["robust_correct"] == wanted["robust_correct"]
@@ -303,8 +305,8 @@ def test_each_value_of_a_varied_parameter_has_a_matrix_and_each_source_a_line(
     assert labels == ["PGD from LeNet", "PGD from linear"]
 
 
-def test_an_attack_without_gradients_says_nothing_of_hidden_ones(found: results.RunResults) -> None:
-    table = found.table.copy()
+def test_an_attack_without_gradients_says_nothing_of_hidden_ones(run: results.RunResults) -> None:
+    table = run.table.copy()
     own = (table["model"] == "linear") & (table["attack"] == "FGSM from linear")
     clean = table.loc[own & (table["eps"] == 0)].iloc[0]
     for name in ("robust_correct", "robust_accuracy", "robust_low", "robust_high"):

@@ -158,14 +158,14 @@ def test_a_grid_has_a_row_per_eps_and_titles_before_and_after() -> None:
 
 def test_what_was_added_is_shown_at_the_largest_eps_of_each_attack() -> None:
     clean = np.full((4, 4), 0.5)
-    made = [
+    examples = [
         AttackedExample(
             "net", attack, "linf", eps, f"{eps:g}", 0, "7", "7", "2", clean, clean - eps
         )
         for attack in ("FGSM", "PGD")
         for eps in (0.1, 0.3)
     ]
-    figure = figures.plot_perturbation_grid(made, "net")
+    figure = figures.plot_perturbation_grid(examples, "net")
     shown = [image.get_array() for image in figure.axes[0].images]
     assert len(shown) == 2
     assert all(np.allclose(np.asarray(array), -0.3) for array in shown)

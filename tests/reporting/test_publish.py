@@ -106,7 +106,7 @@ def run(folder: Path) -> PublishedRun:
 
 
 @pytest.fixture(scope="module")
-def made(run: PublishedRun) -> dict[str, PaperTable]:
+def paper(run: PublishedRun) -> dict[str, PaperTable]:
     return {table.name: table for table in paper_tables.build_tables([run])}
 
 
@@ -196,54 +196,54 @@ def test_a_run_of_before_there_were_comparisons_has_empty_ones_and_no_audit(
 
 
 def test_there_is_a_table_for_each_model_and_for_all_models_at_each_eps(
-    made: dict[str, PaperTable],
+    paper: dict[str, PaperTable],
 ) -> None:
-    assert list(made) == [
+    assert list(paper) == [
         "p-lenet-linf", "p-line-ar-b-linf", "p-models-eps-0-05-linf", "p-models-eps-40-255-linf",
         "p-lenet-l2-targeted", "p-line-ar-b-l2-targeted",
     ]  # fmt: skip
-    assert list(made["p-lenet-linf"].frame.columns) == ["attack", "eps 0.05", "eps 40/255"]
-    assert list(made["p-lenet-linf"].frame["attack"]) == ["PGD", "FGSM", "broken", "worst case"]
-    assert list(made["p-models-eps-40-255-linf"].frame.columns) == [
+    assert list(paper["p-lenet-linf"].frame.columns) == ["attack", "eps 0.05", "eps 40/255"]
+    assert list(paper["p-lenet-linf"].frame["attack"]) == ["PGD", "FGSM", "broken", "worst case"]
+    assert list(paper["p-models-eps-40-255-linf"].frame.columns) == [
         "model", "clean", "PGD", "FGSM", "broken", "worst case",
     ]  # fmt: skip
 
 
 def test_every_figure_is_that_of_the_records(
-    run: PublishedRun, made: dict[str, PaperTable]
+    run: PublishedRun, paper: dict[str, PaperTable]
 ) -> None:
     frame = run.found.stored.frame
     rows = frame[(frame["model"] == "LeNet") & (frame["attack"] == "PGD") & (frame["eps"] == 0.05)]
     rate = metrics.rate(int(metrics.robust_examples(rows).sum()), len(rows))
     expected = f"{100 * rate.value:.1f} [{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
-    assert made["p-lenet-linf"].frame["eps 0.05"][0] == expected
+    assert paper["p-lenet-linf"].frame["eps 0.05"][0] == expected
 
 
-def test_what_is_aimed_is_told_by_its_success(
-    run: PublishedRun, made: dict[str, PaperTable]
+def test_a_targeted_attack_is_shown_by_its_success(
+    run: PublishedRun, paper: dict[str, PaperTable]
 ) -> None:
     cell = run.found.table.query("model == 'LeNet' and attack == 'aimed'").iloc[0]
-    table = made["p-lenet-l2-targeted"]
+    table = paper["p-lenet-l2-targeted"]
     assert table.caption.startswith("Attack success rate of LeNet")
     assert table.frame["eps 2"][0].startswith(f"{100 * cell['fooled'] / cell['eligible']:.1f} [")
 
 
-def test_a_failed_cell_is_a_dash_with_its_reason(made: dict[str, PaperTable]) -> None:
-    table = made["p-lenet-linf"]
+def test_a_failed_cell_is_a_dash_with_its_reason(paper: dict[str, PaperTable]) -> None:
+    table = paper["p-lenet-linf"]
     assert list(table.frame["eps 40/255"])[2] == "— [1]"
     assert "failed: " in table.notes[0]
     assert "out of luck" in table.notes[0]
 
 
 def test_a_caption_states_data_n_norm_parameters_and_versions(
-    run: PublishedRun, made: dict[str, PaperTable]
+    run: PublishedRun, paper: dict[str, PaperTable]
 ) -> None:
-    table = made["p-lenet-linf"]
+    table = paper["p-lenet-linf"]
     assert "(digits, n = 60, L-inf, clean accuracy" in table.caption
-    told = " ".join(table.details)
-    assert "PGD: start = uniform in the ball, steps = 5, alpha = 0.5 eps" in told
+    details = " ".join(table.details)
+    assert "PGD: start = uniform in the ball, steps = 5, alpha = 0.5 eps" in details
     packages = run.found.provenance["sessions"][-1]["environment"]["packages"]
-    assert f"torch {packages['torch']}" in told
+    assert f"torch {packages['torch']}" in details
     assert table.source[0] == f"Reproduce with: {run.command}, then bench publish."
     assert run.records_hash in table.source[1]
 
@@ -254,7 +254,7 @@ def test_a_table_too_wide_for_a_page_is_cut_and_says_so(run: PublishedRun) -> No
         [table.assign(attack=table["attack"] + f" {k}") for k in range(4)], ignore_index=True
     )
     found = paper_tables.build_tables([run._replace(found=run.found.replace(table=wide))])
-    parts = [made for made in found if made.name.startswith("p-models-eps-0-05-linf")]
+    parts = [paper for paper in found if paper.name.startswith("p-models-eps-0-05-linf")]
     assert [len(part.frame.columns) - 1 for part in parts] == [6, 4]
     assert [part.caption[-12:] for part in parts] == ["Part 1 of 2.", "Part 2 of 2."]
 
@@ -283,12 +283,12 @@ def test_where_nothing_can_be_told_apart_nothing_is_bold(run: PublishedRun) -> N
 def test_what_cannot_be_told_from_the_best_is_bold_with_it(run: PublishedRun) -> None:
     third = run.found.table.query("attack == 'FGSM'").assign(attack="weak")
     third["robust_correct"] += 10
-    told = run.found.table, third.assign(cell="none")
+    both = run.found.table, third.assign(cell="none")
     judged = run.found.comparisons.query("compared == 'attacks'").assign(p_corrected=0.5)
     apart = judged.replace({"first": {"PGD": "weak"}}).assign(p_corrected=0.01)
     again = judged.replace({"second": {"FGSM": "weak"}}).assign(p_corrected=0.01)
     found = run.found.replace(
-        table=pd.concat(told, ignore_index=True), comparisons=pd.concat([judged, apart, again])
+        table=pd.concat(both, ignore_index=True), comparisons=pd.concat([judged, apart, again])
     )
     table = paper_tables.build_tables([run._replace(found=found)])[0]
     column = {line for line, column in bold(table) if column == "eps 0.05"}
@@ -299,10 +299,10 @@ def test_the_worst_case_of_models_that_met_other_attacks_is_never_bold(run: Publ
     table = run.found.table
     lost = (table["model"] == "LeNet") & (table["attack"] == "FGSM") & (table["eps"] == 0.05)
     found = run.found.replace(table=table[~lost])
-    for made in paper_tables.build_tables([with_p_values(run._replace(found=found), 0.001)]):
-        if made.name == "p-models-eps-0-05-linf":
-            assert "worst case" not in {column for _, column in bold(made)}
-            assert "PGD" in {column for _, column in bold(made)}
+    for paper in paper_tables.build_tables([with_p_values(run._replace(found=found), 0.001)]):
+        if paper.name == "p-models-eps-0-05-linf":
+            assert "worst case" not in {column for _, column in bold(paper)}
+            assert "PGD" in {column for _, column in bold(paper)}
 
 
 # -------------------------------------------------------------------------------------------- files

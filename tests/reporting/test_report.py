@@ -199,6 +199,11 @@ def read(html: str) -> Reader:
     return reader
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_figures() -> None:
+    """Figures are drawn here."""
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("report")
@@ -298,7 +303,7 @@ def test_violations_are_marked_on_the_number_they_touch(pages: tuple[str, str]) 
     assert "[2] 2 violations, each counted as a failed attack" in pages[0]
 
 
-def test_targeted_attacks_are_told_by_their_success(tmp_path: Path) -> None:
+def test_targeted_attacks_are_shown_by_their_success(tmp_path: Path) -> None:
     html, _ = written(tmp_path, table=made_up().assign(goal="targeted"))
     assert "LeNet, L-inf, targeted: success rate; clean accuracy 98.5 % (985/1000)" in html
     assert "5.0 %[" not in html

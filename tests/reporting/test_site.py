@@ -179,15 +179,15 @@ def test_a_sign_of_the_audit_stands_on_the_rows_that_it_speaks_of(run: Published
 # ----------------------------------------------------------------------------------- the charts
 
 
-def test_a_chart_tells_the_counts_of_the_table_and_starts_at_the_clean_accuracy(
+def test_a_chart_states_the_counts_of_the_table_and_starts_at_the_clean_accuracy(
     run: PublishedRun,
 ) -> None:
     first = svg_chart.build_charts(run.found.table, run.found.worst)[0]
     fgsm, noise, worst = first.lines
     assert first.eps == ["0", "0.1", "0.3"]
-    told = [re.search(r"\((\d+)/60\)", value) for value in fgsm.values]
+    matches = [re.search(r"\((\d+)/60\)", value) for value in fgsm.values]
     rows = run.found.table.query("model == 'lenet' and attack == 'FGSM'")
-    assert [int(match[1]) for match in told if match] == list(rows["robust_correct"])
+    assert [int(match[1]) for match in matches if match] == list(rows["robust_correct"])
     assert noise.values[0] == fgsm.values[0]
     assert worst.label == "worst case"
 

@@ -1,4 +1,4 @@
-"""Finished runs told to trackers: every figure of table.csv, whole files, and no run lost by it."""
+"""Finished runs logged to trackers: every number of table.csv, whole files, and no run lost."""
 
 import importlib.util
 import sys
@@ -61,21 +61,21 @@ def missing(package: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(absent, reason=f"the package {package} is not installed")
 
 
-def test_what_is_told_are_the_figures_of_the_table_and_of_the_worst_case(out: Path) -> None:
+def test_what_is_logged_are_the_numbers_of_the_table_and_of_the_worst_case(out: Path) -> None:
     found = results.read_results(out)
-    told = trackers.summarize_run(found, out)
-    points = {(p.metric, p.cell, p.eps_text): p.value for p in told.points}
+    summary = trackers.summarize_run(found, out)
+    points = {(p.metric, p.cell, p.eps_text): p.value for p in summary.points}
     for row in found.table.to_dict("records"):
         cell = f"{row['model']} {row['attack']} {row['norm']} {row['goal']}"
         for figure in ("n", "robust_correct", "robust_accuracy", "robust_low", "robust_high"):
             assert points[figure, cell, row["eps_text"]] == row[figure]
     assert ("robust_correct", "lenet worst case linf untargeted", "8/255") in points
-    assert {path.name for path in told.files} == set(trackers.LOGGED_FILES)
-    assert told.params["examples"] == "20"
-    assert told.name == f"tracked-{(out / 'records.sha256').read_text(encoding='utf-8')[:12]}"
+    assert {path.name for path in summary.files} == set(trackers.LOGGED_FILES)
+    assert summary.params["examples"] == "20"
+    assert summary.name == f"tracked-{(out / 'records.sha256').read_text(encoding='utf-8')[:12]}"
 
 
-def test_a_figure_that_is_none_is_not_told(out: Path) -> None:
+def test_a_number_that_is_none_is_not_logged(out: Path) -> None:
     found = results.read_results(out)
     found.table.loc[0, "attack_success_rate"] = float("nan")
     found.table.loc[1, "status"] = "failed"
@@ -86,7 +86,7 @@ def test_a_figure_that_is_none_is_not_told(out: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "sentence"),
     [
         ("tensorbord:runs", "did you mean 'tensorboard'"),
         ("tensorboard", "WHERE is missing"),
@@ -94,12 +94,12 @@ def test_a_figure_that_is_none_is_not_told(out: Path) -> None:
     ],
 )
 def test_a_name_that_is_none_ends_a_run_before_it_begins(
-    path: Path, tmp_path: Path, text: str, told: str
+    path: Path, tmp_path: Path, text: str, sentence: str
 ) -> None:
     words = ["run", str(path), "--out", str(tmp_path / "out"), "--track", text]
     done = CliRunner().invoke(cli, words, standalone_mode=False)
     assert done.return_value == 2
-    assert told in done.stderr
+    assert sentence in done.stderr
     assert not (tmp_path / "out").exists()
 
 
@@ -120,7 +120,7 @@ def test_a_tracker_that_fails_loses_nothing_of_the_run(out: Path) -> None:
         trackers.log_run(wanted, results.read_results(out), out)
 
 
-def test_a_share_is_told_to_no_tracker(path: Path, tmp_path: Path) -> None:
+def test_a_shard_is_logged_to_no_tracker(path: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("tensorboard") is None:
         pytest.skip("the package tensorboard is not installed")
     words = ["run", str(path), "--shard", "1/2", "--track", f"tensorboard:{tmp_path}"]
@@ -141,9 +141,9 @@ def test_tensorboard_reads_every_figure_back(out: Path, tmp_path: Path) -> None:
     read.Reload()
     table = pd.read_csv(out / "table.csv")
     rows = table[table["attack"] == "fgsm"].sort_values("eps")
-    told = read.Scalars("robust_accuracy/lenet fgsm linf untargeted")
-    assert [each.value for each in told] == pytest.approx(rows["robust_accuracy"].tolist())
-    assert [each.step for each in told] == [round(eps * 1e6) for eps in rows["eps"]]
+    scalars = read.Scalars("robust_accuracy/lenet fgsm linf untargeted")
+    assert [each.value for each in scalars] == pytest.approx(rows["robust_accuracy"].tolist())
+    assert [each.step for each in scalars] == [round(eps * 1e6) for eps in rows["eps"]]
     assert "parameters/text_summary" in read.Tags()["tensors"]
 
 

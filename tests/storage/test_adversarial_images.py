@@ -17,8 +17,7 @@ from bench.evaluation import evaluator
 from bench.execution import runner, work
 from bench.execution.options import RunOptions
 from bench.storage import adversarial_images
-from bench.storage import images as records
-from bench.storage import images as storage_images
+from bench.storage import images as stored_images
 from bench.storage.reader import read_records
 from bench.suite import reader
 
@@ -46,7 +45,7 @@ IMAGE = 4 * 28 * 28
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 8)
 
 
@@ -83,7 +82,7 @@ def test_nothing_is_kept_that_was_not_asked_for(tmp_path: Path) -> None:
     assert list(adversarial_images.read_adversarial_images(tmp_path, cell)) == []
 
 
-def test_the_quota_is_not_exceeded_and_what_had_no_room_is_told(tmp_path: Path) -> None:
+def test_the_quota_is_not_exceeded_and_what_had_no_room_is_counted(tmp_path: Path) -> None:
     quota = 50 * IMAGE
     (note,) = run(tmp_path, quota)
     kept = list((tmp_path / "records").glob("*.adversarial"))
@@ -120,18 +119,21 @@ def test_images_of_an_attempt_that_left_no_records_are_not_taken_for_those_of_th
     }
     shard = sorted((tmp_path / "records").glob("*-fgsm-*-0000000-*.parquet"))[0]
     shard.unlink()
-    for kind in (records.SUFFIX, records.ADVERSARIAL_SUFFIX):
-        (made,) = (tmp_path / "records").glob(f"{files.strip_hash(shard)}-*{kind}")
-        others = {cell: torch.zeros_like(each) for cell, each in records.read_tensors(made).items()}
-        made.unlink()
+    for kind in (stored_images.IMAGES_SUFFIX, stored_images.ADVERSARIAL_SUFFIX):
+        (written,) = (tmp_path / "records").glob(f"{files.strip_hash(shard)}-*{kind}")
+        others = {
+            cell: torch.zeros_like(each)
+            for cell, each in stored_images.read_tensors(written).items()
+        }
+        written.unlink()
         content = save(others)
-        stale = made.with_name(f"{files.strip_hash(shard)}-{files.short_hash(content)}{kind}")
+        stale = written.with_name(f"{files.strip_hash(shard)}-{files.short_hash(content)}{kind}")
         stale.write_bytes(content)
     assert run(tmp_path, 2**30) == []
     for cell, images in wanted.items():
         found = [each for _, each in adversarial_images.read_adversarial_images(tmp_path, cell)]
         assert all(torch.equal(a, b) for a, b in zip(found, images, strict=True))
-    kept = storage_images.read_images(tmp_path)
+    kept = stored_images.read_images(tmp_path)
     assert all(torch.equal(kept[cell], images[0]) for cell, images in wanted.items())
 
 
@@ -150,7 +152,7 @@ def test_as_many_eps_at_once_as_memory_allows_and_the_records_are_the_same(
     assert count == {"whole": 3, "cut": 8}  # of the last shard, of four examples, two eps fit
 
 
-def test_a_size_that_is_none_is_told_in_one_sentence(tmp_path: Path) -> None:
+def test_a_size_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "k.toml"
     path.write_text(SUITE, encoding="utf-8")
     done = CliRunner().invoke(

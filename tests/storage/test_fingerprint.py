@@ -8,7 +8,7 @@ import pytest
 from bench.execution import runner
 from bench.execution.options import RunOptions
 from bench.storage import fingerprint
-from bench.storage import reader as records
+from bench.storage.reader import read_records
 from bench.suite import reader
 
 SUITE = """
@@ -30,7 +30,7 @@ eps = [0.05, 0.1]
 def run(folder: Path, rows: int | None = None) -> pd.DataFrame:
     options = RunOptions(device="cpu", batch_size=rows)
     runner.run_suite(reader.parse_suite(SUITE, "d.toml", Path()), folder, options)
-    return records.read_records(folder).frame
+    return read_records(folder).frame
 
 
 @pytest.fixture(scope="module")
