@@ -603,7 +603,7 @@ def test_a_calibration_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {key(Net())}
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
     known.add(key(Net()))
-    monkeypatch.setattr(calibration.devices, "device_name", lambda device: "abacus")
+    monkeypatch.setattr(calibration, "device_name", lambda device: "abacus")
     known.add(key(Net()))
     monkeypatch.setattr(torch, "__version__", "0.0")
     known.add(key(Net()))
