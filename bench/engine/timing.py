@@ -162,10 +162,12 @@ def median_seconds(work: Any, device: torch.device, most: float = 0.1) -> tuple[
     work()
     times: list[float] = []
     worked: list[float] = []
+    before = busy_seconds(device)
     while len(times) < 3 or (sum(times) < most and len(times) < 15):
-        before = busy_seconds(device)
         times.append(time_call(work, device)[1])
-        worked.append(busy_seconds(device) - before)
+        after = busy_seconds(device)
+        worked.append(after - before)
+        before = after
     return statistics.median(times), statistics.median(worked)
 
 

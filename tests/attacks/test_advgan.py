@@ -25,8 +25,8 @@ def written(path: Path, seed: int = 0, **metadata: str) -> str:
     """Weights of a generator that has learned nothing."""
     with rng.seed_global("a generator", seed):
         network = advgan.generator(SHAPE)
-    told = dict(advgan.metadata(SHAPE, Threat(norm="linf", eps=0.3))) | metadata
-    save_file(network.state_dict(), path, metadata=told)
+    result = dict(advgan.metadata(SHAPE, Threat(norm="linf", eps=0.3))) | metadata
+    save_file(network.state_dict(), path, metadata=result)
     return str(path)
 
 
@@ -67,13 +67,13 @@ def test_an_example_does_not_depend_on_its_batch(weights: str, digits: Any) -> N
 def test_it_asks_the_model_nothing_and_the_table_has_a_dash_for_its_floor(
     weights: str, lenet: Any, digits: Any
 ) -> None:
-    found = bench.evaluate(
+    evaluation = bench.evaluate(
         lenet, *digits, attack="advgan", norm="linf", eps=[0.0, 0.3], device="cpu",
         params={"weights": weights},
     )  # fmt: skip
-    assert found.records[["forwards", "backwards"]].to_numpy().sum() == 0
-    assert found.table["floor_ratio"].isna().all()
-    assert found.table["examples_per_second"].iloc[1] > 0
+    assert evaluation.records[["forwards", "backwards"]].to_numpy().sum() == 0
+    assert evaluation.table["floor_ratio"].isna().all()
+    assert evaluation.table["examples_per_second"].iloc[1] > 0
 
 
 def test_a_run_of_it_alone_is_planned_reported_and_drawn(weights: str, tmp_path: Path) -> None:
@@ -113,8 +113,8 @@ def test_other_weights_in_the_same_file_are_another_cell(
 def test_another_eps_than_the_trained_one_is_a_caveat(weights: str) -> None:
     params = advgan.Params(weights=weights)
     assert advgan.caveats(params, "linf", 0.3) == ()
-    (told,) = advgan.caveats(params, "linf", 0.1)
-    assert told == "The generator was trained at eps = 0.3; here its output is scaled."
+    (only,) = advgan.caveats(params, "linf", 0.1)
+    assert only == "The generator was trained at eps = 0.3; here its output is scaled."
     missing = advgan.Params(weights="nowhere")
     assert advgan.caveats(missing, "linf", 0.1) == ()  # so that a suite can be planned before
 
@@ -125,14 +125,14 @@ def test_missing_weights_are_named_with_what_there_is_and_how_to_make_them(
     monkeypatch.setattr(advgan, "WEIGHTS", Path(weights).parent)
     with pytest.raises(SuiteError) as caught:
         advgan.reads(advgan.Params(weights="mime"))
-    (told,) = str(caught.value).splitlines()
-    assert str(Path(weights).parent / "advgan-mime.safetensors") in told
-    assert "did you mean 'mine'" in told
-    assert f"`bench train advgan-mime --out {Path(weights).parent}`" in told
+    (only,) = str(caught.value).splitlines()
+    assert str(Path(weights).parent / "advgan-mime.safetensors") in only
+    assert "did you mean 'mine'" in only
+    assert f"`bench train advgan-mime --out {Path(weights).parent}`" in only
 
 
 @pytest.mark.parametrize("what", ["cut", "no metadata", "another shape", "another network"])
-def test_weights_that_are_none_are_told_in_a_sentence(tmp_path: Path, what: str) -> None:
+def test_weights_that_are_none_are_reported_in_a_sentence(tmp_path: Path, what: str) -> None:
     path = tmp_path / "advgan-bad.safetensors"
     written(path, **({"shape": "big"} if what == "another shape" else {}))
     if what == "cut":
@@ -140,8 +140,8 @@ def test_weights_that_are_none_are_told_in_a_sentence(tmp_path: Path, what: str)
     elif what == "no metadata":
         save_file(load_file(path), path)
     elif what == "another network":
-        told = advgan.metadata(SHAPE, Threat(norm="linf", eps=0.3))
-        save_file({"weight": torch.zeros(3)}, path, metadata=dict(told))
+        result = advgan.metadata(SHAPE, Threat(norm="linf", eps=0.3))
+        save_file({"weight": torch.zeros(3)}, path, metadata=dict(result))
     with pytest.raises(SuiteError) as caught:
         advgan.reads(advgan.Params(weights=str(path)))
     assert len(str(caught.value).splitlines()) == 1

@@ -43,13 +43,13 @@ class Plain:
 
     def __init__(self, net: nn.Module, x: Tensor, y: Tensor, loss: Objective) -> None:
         self.net, self.x, self.y, self.loss = net, x, y, loss
-        self.found: Tensor | None = None
+        self.success: Tensor | None = None
 
     def look(self, x: Tensor, counts: bool = True) -> tuple[float, Tensor]:
         """Loss and gradient at x, which is kept if it is misclassified."""
         logits, loss, gradient = gradients.gradient_pass(self.net, self.loss, x, self.y, self.y)
         if counts and logits.argmax(1) != self.y:
-            self.found = x
+            self.success = x
         return float(loss), gradient
 
     def project(self, x: Tensor, eps: float, norm: Norm) -> Tensor:
@@ -84,7 +84,7 @@ def algorithm_1(plain: Plain, x: Tensor, eps: float, norm: Norm, steps: int, rho
             last, mark = best[0], k + 1
             if halved:
                 eta, (_, x, gradient) = eta / 2, best
-    return x if plain.found is None else plain.found
+    return x if plain.success is None else plain.success
 
 
 def sparse_ascent(plain: Plain, x: Tensor, eps: float, steps: int) -> Tensor:
@@ -110,7 +110,7 @@ def sparse_ascent(plain: Plain, x: Tensor, eps: float, steps: int) -> Tensor:
                 eta = max(eta / 1.5, radius / 10)
             changed = now
         x = x if counts else best[1]
-    return x if plain.found is None else plain.found
+    return x if plain.success is None else plain.success
 
 
 @pytest.fixture
@@ -136,16 +136,16 @@ def test_it_is_algorithm_1_of_the_paper(
     net, x, y = few
     params = apgd.Params(steps=STEPS, loss=loss)
     begin, objective = start(x, y, eps, norm, params), make_objective(loss, "untargeted")
-    told = attacked(
+    result = attacked(
         net, x, y, "apgd", eps, norm=norm, stop="never", rows=5,
         params={"steps": STEPS, "loss": loss},
     )  # fmt: skip
     for i in range(len(x)):
         plain = Plain(net, x[i : i + 1], y[i : i + 1], objective)
         wanted = algorithm_1(plain, begin[i : i + 1], eps, norm, STEPS, params.rho)
-        assert torch.allclose(told.x_adv[0, i], wanted[0], rtol=0, atol=1e-5)
-        assert (told.first_success[0, i] >= 0) == (plain.found is not None)
-    assert 0 < (told.first_success >= 0).sum() < len(x)
+        assert torch.allclose(result.x_adv[0, i], wanted[0], rtol=0, atol=1e-5)
+        assert (result.first_success[0, i] >= 0) == (plain.success is not None)
+    assert 0 < (result.first_success >= 0).sum() < len(x)
 
 
 def test_in_l1_it_is_the_sparse_ascent_through_three_balls(few: Any, attacked: Attacked) -> None:
@@ -155,15 +155,15 @@ def test_in_l1_it_is_the_sparse_ascent_through_three_balls(few: Any, attacked: A
         start(x, y, EPS_L1, "l1", params),
         make_objective("cross-entropy", "untargeted"),
     )
-    told = attacked(
+    result = attacked(
         net, x, y, "apgd", EPS_L1, norm="l1", stop="never", rows=5, params={"steps": STEPS}
     )
     for i in range(len(x)):
         plain = Plain(net, x[i : i + 1], y[i : i + 1], objective)
         wanted = sparse_ascent(plain, begin[i : i + 1], EPS_L1, STEPS)
-        assert torch.allclose(told.x_adv[0, i], wanted[0], rtol=0, atol=1e-5)
-        assert (told.first_success[0, i] >= 0) == (plain.found is not None)
-    assert 0 < (told.first_success >= 0).sum() < len(x)
+        assert torch.allclose(result.x_adv[0, i], wanted[0], rtol=0, atol=1e-5)
+        assert (result.first_success[0, i] >= 0) == (plain.success is not None)
+    assert 0 < (result.first_success >= 0).sum() < len(x)
 
 
 def test_the_checkpoints_are_the_papers() -> None:
@@ -193,8 +193,8 @@ def test_however_few_the_steps_an_l1_image_ends_in_the_ball(
     steps: int, few: Any, attacked: Attacked
 ) -> None:
     net, x, y = few
-    told = attacked(net, x, y, "apgd", 2.0, norm="l1", stop="never", params={"steps": steps})
-    assert (norms.distance(told.x_adv[0], x, "l1") <= 2.0 + 1e-6).all()
+    result = attacked(net, x, y, "apgd", 2.0, norm="l1", stop="never", params={"steps": steps})
+    assert (norms.distance(result.x_adv[0], x, "l1") <= 2.0 + 1e-6).all()
 
 
 def test_in_l1_it_finds_most_of_what_the_budget_buys_on_a_linear_net(linear: Any) -> None:
@@ -209,8 +209,8 @@ def test_in_l1_it_finds_most_of_what_the_budget_buys_on_a_linear_net(linear: Any
     for eps in (0.25, 0.5, 1.0):
         spent = room[:, heaviest].cumsum(1).clamp_max(eps).diff(dim=1, prepend=torch.zeros(60, 1))
         can_fall = score.abs() - spent @ w.abs()[heaviest] < 1e-4
-        told = bench.evaluate(net, x, y, attack="apgd", norm="l1", eps=eps, device="cpu")
-        fooled = torch.tensor(told.records["fooled"].to_numpy())
+        evaluation = bench.evaluate(net, x, y, attack="apgd", norm="l1", eps=eps, device="cpu")
+        fooled = torch.tensor(evaluation.records["fooled"].to_numpy())
         assert not (fooled & ~can_fall).any()
         assert 0 < 0.9 * can_fall.sum() <= fooled.sum() < 60
 
@@ -220,8 +220,8 @@ def test_it_leaves_no_more_than_pgd_of_as_many_gradients(few: Any, attacked: Att
     for norm, eps in BALLS:
         kept = []
         for attack in ("apgd", "pgd"):
-            told = attacked(net, x, y, attack, eps, norm=norm, params={"steps": STEPS})
-            kept.append(int((net(told.x_adv[0]).argmax(1) == y).sum()))
+            result = attacked(net, x, y, attack, eps, norm=norm, params={"steps": STEPS})
+            kept.append(int((net(result.x_adv[0]).argmax(1) == y).sum()))
         assert kept[0] <= kept[1]
 
 
@@ -231,7 +231,7 @@ def test_restarts_keep_what_was_broken(few: Any, attacked: Attacked) -> None:
         attacked(net, x, y, "apgd", 0.05, params={"steps": 5, "restarts": restarts})
         for restarts in (1, 3)
     )
-    stands = [net(told.x_adv[0]).argmax(1) == y for told in (one, three)]
+    stands = [net(result.x_adv[0]).argmax(1) == y for result in (one, three)]
     assert not (stands[1] & ~stands[0]).any()
     assert torch.equal(one.forwards[0][~stands[0]], three.forwards[0][~stands[0]].clamp_max(5))
 
@@ -242,12 +242,12 @@ def test_restarts_keep_what_was_broken(few: Any, attacked: Attacked) -> None:
 def test_the_classes_are_tried_until_one_succeeds(few: Any, attacked: Attacked) -> None:
     net, x, y = few
     params = {"steps": 10, "targets": 3}
-    told = attacked(net, x, y, "apgd_t", 0.06, params=params)
-    broken = net(told.x_adv[0]).argmax(1) != y
+    result = attacked(net, x, y, "apgd_t", 0.06, params=params)
+    broken = net(result.x_adv[0]).argmax(1) != y
     assert 0 < broken.sum() < len(x)
-    assert (told.backwards[0][~broken] == 30).all()
-    assert (told.backwards[0][broken] <= 30).all()
-    assert (told.backwards[0] < 10).any()
+    assert (result.backwards[0][~broken] == 30).all()
+    assert (result.backwards[0][broken] <= 30).all()
+    assert (result.backwards[0] < 10).any()
 
 
 def test_more_classes_leave_no_more(correct: Any, attacked: Attacked) -> None:
@@ -292,7 +292,7 @@ def test_where_there_is_no_gradient_the_start_stays_and_is_no_nan(
         torch.full((3, 1, 3, 3), 0.5),
     )
     y, settings = torch.zeros(3, dtype=torch.int64), {"norm": norm, "params": {"steps": 12}}
-    told = attacked(net, x, y, attack, 0.3, **settings)
-    assert told.x_adv.isfinite().all()
-    assert (told.first_success == -1).all()
-    assert (norms.distance(told.x_adv[0], x, norm) <= 0.3 * (1 + 1e-5)).all()
+    result = attacked(net, x, y, attack, 0.3, **settings)
+    assert result.x_adv.isfinite().all()
+    assert (result.first_success == -1).all()
+    assert (norms.distance(result.x_adv[0], x, norm) <= 0.3 * (1 + 1e-5)).all()

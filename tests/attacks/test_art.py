@@ -123,7 +123,7 @@ def test_params_are_the_librarys_and_survive_a_suite_and_a_process(name: str) ->
         ("GeoDA", "np.mat"),
     ],
 )
-def test_a_name_that_cannot_be_used_is_told_in_one_sentence(name: str, said: str) -> None:
+def test_a_name_that_cannot_be_used_is_reported_in_one_sentence(name: str, said: str) -> None:
     with pytest.raises(SuiteError, match=said):
         adapter.adapt(name)
 
@@ -161,24 +161,24 @@ def test_a_random_start_makes_it_pgd_and_it_breaks_as_many_give_or_take(trained:
 def test_a_targeted_attack_reaches_its_targets(trained: Trained) -> None:
     settings: dict[str, Any] = {"goal": "targeted", "target": "next", "norm": "l2", "eps": 6}
     params = {"max_iter": 20, "eps_step": "eps/10"}
-    found = bench.evaluate(
+    evaluation = bench.evaluate(
         *trained, attack="art:ProjectedGradientDescent", params=params, **settings
     )
-    assert found.records["fooled"].sum() > 18
-    assert (found.records["violation"] == "").all()
+    assert evaluation.records["fooled"].sum() > 18
+    assert (evaluation.records["violation"] == "").all()
 
 
 def test_a_search_for_the_least_distance_runs_once_and_is_read_at_every_eps(
     trained: Trained,
 ) -> None:
     model, x, y = trained
-    found = bench.evaluate(
+    table = bench.evaluate(
         model, x[:8], y[:8], attack="art:DeepFool", norm="l2", eps=[0.5, 1.0, 8.0]
     ).table
-    kept = found["robust_correct"].tolist()
+    kept = table["robust_correct"].tolist()
     assert kept == sorted(kept, reverse=True)
     assert kept[-1] == 0 < kept[0]
-    assert (found["violations"] == 0).all()
+    assert (table["violations"] == 0).all()
 
 
 def test_its_decision_based_attacks_draw_by_the_suites_seed_alone(trained: Trained) -> None:
@@ -189,12 +189,12 @@ def test_its_decision_based_attacks_draw_by_the_suites_seed_alone(trained: Train
     assert torch.equal(first, attacked("HopSkipJump", batch, threat))
     assert not torch.equal(first, attacked("HopSkipJump", batch, threat, seed=1))
     assert isinstance(np.random.RandomState, type)
-    found = bench.evaluate(
+    evaluation = bench.evaluate(
         *batch, attack="art:HopSkipJump", norm="l2", eps=30.0, params=SMALL["HopSkipJump"]
     )
-    assert found.records["fooled"].all()
-    assert (found.records["backwards"] == 0).all()
-    assert (found.records["forwards"] > 10).all()
+    assert evaluation.records["fooled"].all()
+    assert (evaluation.records["backwards"] == 0).all()
+    assert (evaluation.records["forwards"] > 10).all()
 
 
 def test_the_callers_generators_and_model_are_left_alone(trained: Trained) -> None:
@@ -202,13 +202,13 @@ def test_the_callers_generators_and_model_are_left_alone(trained: Trained) -> No
     before, drawn = torch.get_rng_state(), np.random.get_state()[1].copy()
     model.train()
     params = {"num_random_init": 1, "max_iter": 3}
-    found = bench.evaluate(
+    evaluation = bench.evaluate(
         model, x, y, attack="art:ProjectedGradientDescent", params=params, copied=False
     )
     assert all(module.training for module in model.modules())
     model.eval()
     assert torch.equal(torch.get_rng_state(), before)
     assert (np.random.get_state()[1] == drawn).all()
-    rows = found.records[found.records["forwards"] > 0]
+    rows = evaluation.records[evaluation.records["forwards"] > 0]
     assert (rows["backwards"] == 3).all()
     assert not any(module._forward_hooks for module in model.modules())

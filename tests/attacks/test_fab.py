@@ -66,11 +66,11 @@ def test_the_distance_to_a_linear_boundary_is_the_closed_form(
     gap = logits.gather(1, y[:, None]) - logits
     slopes = (w[y][:, None] - w).flatten(0, 1)
     away = (gap / norm_of(slopes, DUAL[norm]).view_as(gap)).scatter(1, y[:, None], torch.inf)
-    told = least(attacked, net, x, y, norm=norm, steps=20, eta=eta)
-    found = distance(told.x_adv[0], x, norm)
-    assert (found >= away.amin(1) * (1 - 1e-5)).all()
-    assert (found <= away.amin(1) * (1 + within)).all()
-    assert (net(told.x_adv[0]).argmax(1) != y).all()
+    reported = least(attacked, net, x, y, norm=norm, steps=20, eta=eta)
+    result = distance(reported.x_adv[0], x, norm)
+    assert (result >= away.amin(1) * (1 - 1e-5)).all()
+    assert (result <= away.amin(1) * (1 + within)).all()
+    assert (net(reported.x_adv[0]).argmax(1) != y).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -78,15 +78,15 @@ def test_what_was_found_fools_and_is_read_at_every_eps(
     norm: Norm, net: nn.Module, few: tuple[Tensor, Tensor]
 ) -> None:
     x, y = few
-    told = bench.evaluate(
+    evaluation = bench.evaluate(
         net, x, y, attack="fab_t", norm=norm, eps=EPS[norm], params={"steps": 12, "targets": 2},
         keep_adversarial=True, device="cpu",
     )  # fmt: skip
-    assert (told.records["violation"] == "").all()
-    fooled = told.records["fooled"].to_numpy().reshape(3, 10)
+    assert (evaluation.records["violation"] == "").all()
+    fooled = evaluation.records["fooled"].to_numpy().reshape(3, 10)
     assert (fooled[:-1] <= fooled[1:]).all()  # a larger ball holds what a smaller one holds
     assert 0 == fooled[0].sum() < fooled[1].sum() < fooled[2].sum()
-    for eps, images, won in zip(EPS[norm], told.adversarial, fooled, strict=True):
+    for eps, images, won in zip(EPS[norm], evaluation.adversarial, fooled, strict=True):
         near = distance(images, x, norm) <= eps
         assert ((net(images).argmax(1) != y) & near).tolist() == won.tolist()
 
@@ -104,9 +104,9 @@ def test_it_comes_as_near_as_torchattacks_does_in_as_many_passes(
         x_adv = library.attack_single_run_targeted(x, y).detach()
         far = distance(x_adv, x, norm).masked_fill(net(x_adv).argmax(1) == y, torch.inf)
         reference = torch.minimum(reference, far)
-    told = least(attacked, net, x, y, norm=norm, steps=30, targets=2)
-    assert (net(told.x_adv[0]).argmax(1) != y).all()
-    ratio = (distance(told.x_adv[0], x, norm) / reference).log().mean().exp()
+    result = least(attacked, net, x, y, norm=norm, steps=30, targets=2)
+    assert (net(result.x_adv[0]).argmax(1) != y).all()
+    ratio = (distance(result.x_adv[0], x, norm) / reference).log().mean().exp()
     assert ratio <= 1.002
 
 
@@ -122,9 +122,9 @@ def test_more_steps_classes_and_restarts_never_lead_further_away(
     ]
     far = []
     for params in settings:
-        told = least(attacked, net, *few, norm=norm, **params)
-        fooled = net(told.x_adv[0]).argmax(1) != few[1]
-        far.append(torch.where(fooled, distance(told.x_adv[0], few[0], norm), torch.inf))
+        result = least(attacked, net, *few, norm=norm, **params)
+        fooled = net(result.x_adv[0]).argmax(1) != few[1]
+        far.append(torch.where(fooled, distance(result.x_adv[0], few[0], norm), torch.inf))
     assert all((more <= fewer).all() for fewer, more in pairwise(far))
     assert (far[1] < far[0]).any()
     assert (far[2] < far[1]).any()
@@ -134,10 +134,10 @@ def test_more_steps_classes_and_restarts_never_lead_further_away(
 def test_the_first_run_begins_at_the_image_and_others_half_as_far_as_the_nearest_find(
     norm: Norm,
 ) -> None:
-    n, far, found = 6, 0.3, torch.tensor([0.1, 0.4, torch.inf] * 2)
+    n, far, result = 6, 0.3, torch.tensor([0.1, 0.4, torch.inf] * 2)
     x = torch.full((n, 1, 4, 4), 0.5)
     zero, runs = torch.zeros(n, dtype=torch.int64), torch.tensor([0, 0, 0, 1, 1, 2])
-    items = AttackBatch(x, zero, zero, torch.full((n,), far), zero, zero + 1, runs, found)
+    items = AttackBatch(x, zero, zero, torch.full((n,), far), zero, zero + 1, runs, result)
     noises = [Noise(seed, "test", torch.arange(n), runs) for seed in (0, 1)]
     starts = [fab_t.init(items, noise, fab_t.Params(restarts=3), norm).x for noise in noises]
     halves = torch.tensor([0, 0, 0, 0.05, 0.15, 0.15])
@@ -160,19 +160,19 @@ def test_the_first_find_within_eps_ends_the_search(
     net: nn.Module, few: tuple[Tensor, Tensor], attacked: Attacked
 ) -> None:
     x, y = few
-    told = attacked(net, x, y, "fab_t", 0.075, params={"steps": 12, "targets": 2})
-    found = told.first_success[0] >= 0
-    assert 0 < found.sum() < len(y)
-    assert (distance(told.x_adv[0], x, "linf")[found] <= 0.075 + 1e-6).all()
-    assert (net(told.x_adv[0][found]).argmax(1) != y[found]).all()
-    assert (told.backwards[0][~found] == 2 * 12).all()
-    assert (told.backwards[0][found] < 2 * 12).all()
+    reported = attacked(net, x, y, "fab_t", 0.075, params={"steps": 12, "targets": 2})
+    result = reported.first_success[0] >= 0
+    assert 0 < result.sum() < len(y)
+    assert (distance(reported.x_adv[0], x, "linf")[result] <= 0.075 + 1e-6).all()
+    assert (net(reported.x_adv[0][result]).argmax(1) != y[result]).all()
+    assert (reported.backwards[0][~result] == 2 * 12).all()
+    assert (reported.backwards[0][result] < 2 * 12).all()
 
 
 def test_a_net_of_two_classes_has_one_to_be_driven_to(linear: Any, attacked: Attacked) -> None:
     x = torch.full((2, 1, 2, 2), 0.5)
     net = linear(torch.tensor([[0.0] * 4, [1.0, 2.0, 3.0, 4.0]]), torch.tensor([0.0, -6.0]))
     y = torch.zeros(2, dtype=torch.int64)
-    told = least(attacked, net, x, y, norm="linf", steps=10)
-    assert (told.backwards == 10).all()
-    assert torch.allclose(distance(told.x_adv[0], x, "linf"), torch.tensor(0.1), rtol=1e-2)
+    result = least(attacked, net, x, y, norm="linf", steps=10)
+    assert (result.backwards == 10).all()
+    assert torch.allclose(distance(result.x_adv[0], x, "linf"), torch.tensor(0.1), rtol=1e-2)

@@ -61,8 +61,8 @@ def attacked(name: str, batch: Trained, threat: Threat, **settings: Any) -> Tens
 
 
 def test_every_class_has_a_row_or_a_refusal() -> None:
-    told = {adapter._family(name) for name in classes()}
-    assert told == set(adapter.TABLE)
+    result = {adapter._family(name) for name in classes()}
+    assert result == set(adapter.TABLE)
     assert set(adapter.REFUSED) < set(adapter._names())
 
 
@@ -78,10 +78,10 @@ def test_every_class_keeps_its_promise(name: str, trained: Trained) -> None:
         x_adv = attacked(name, (model, x, aim), threat)
         assert (x_adv.shape, x_adv.dtype, x_adv.requires_grad) == (x.shape, x.dtype, False)
         assert torch.equal(x, before)
-        found = x_adv[x_adv.flatten(1).isfinite().all(1)]
-        assert len(found) == 3 or name == "NewtonFoolAttack"  # its caveat tells
-        assert found.min() >= -1e-6
-        assert found.max() <= 1 + 1e-6
+        result = x_adv[x_adv.flatten(1).isfinite().all(1)]
+        assert len(result) == 3 or name == "NewtonFoolAttack"  # its caveat tells
+        assert result.min() >= -1e-6
+        assert result.max() <= 1 + 1e-6
         far = norm_of(x_adv - x, norm).nan_to_num(0)
         assert attack.budget == "minimum" or far.max() <= threat.eps * (1 + 1e-5) + 1e-6
         again = attacked(name, (model, x, aim), threat)
@@ -119,7 +119,7 @@ def test_a_short_name_is_the_class_of_the_long_one() -> None:
         ("L2BrendelBethgeAttack", "needs numba"),
     ],
 )
-def test_a_name_that_cannot_be_used_is_told_in_one_sentence(name: str, said: str) -> None:
+def test_a_name_that_cannot_be_used_is_reported_in_one_sentence(name: str, said: str) -> None:
     with pytest.raises(SuiteError, match=said):
         adapter.adapt(name)
 
@@ -157,11 +157,11 @@ def test_its_iterated_steps_are_ours(norm: Norm, name: str, trained: Trained) ->
 
 def test_a_targeted_attack_reaches_its_targets(trained: Trained) -> None:
     settings: dict[str, Any] = {"goal": "targeted", "target": "next", "norm": "l2", "eps": 6}
-    found = bench.evaluate(
+    evaluation = bench.evaluate(
         *trained, attack="foolbox:L2PGD", params={"steps": 20, "rel_stepsize": 0.1}, **settings
     )
-    assert found.records["fooled"].sum() > 18
-    assert (found.records["violation"] == "").all()
+    assert evaluation.records["fooled"].sum() > 18
+    assert (evaluation.records["violation"] == "").all()
 
 
 @pytest.mark.parametrize(
@@ -172,12 +172,12 @@ def test_a_search_for_the_least_distance_runs_once_and_is_read_at_every_eps(
 ) -> None:
     attack = f"foolbox:{name}Attack"
     eps = [EPS[norm] * factor for factor in (0.5, 1.0, 8.0)]
-    found = bench.evaluate(*trained, attack=attack, norm=norm, eps=eps).table
-    kept = found["robust_correct"].tolist()
+    table = bench.evaluate(*trained, attack=attack, norm=norm, eps=eps).table
+    kept = table["robust_correct"].tolist()
     assert kept == sorted(kept, reverse=True)
     assert kept[0] > 12
     assert kept[-1] == 0
-    assert (found["violations"] == 0).all()
+    assert (table["violations"] == 0).all()
 
 
 def test_an_image_without_a_start_comes_back_clean_and_the_others_are_attacked() -> None:
@@ -194,23 +194,23 @@ def test_an_image_without_a_start_comes_back_clean_and_the_others_are_attacked()
 
 def test_its_momentum_carries_its_caveat() -> None:
     attack = adapter.adapt("MIFGSM")
-    told = " ".join(attack.caveats(attack.params(), "linf", 0.3))
-    assert "signs of gradients" in told
-    found = attack.traits(attack.params(rel_stepsize=0.1), "linf", 0.3)
-    assert found["momentum"] == "mu=1, signs of gradients"
-    assert found["alpha"] == "0.03"
+    reported = " ".join(attack.caveats(attack.params(), "linf", 0.3))
+    assert "signs of gradients" in reported
+    result = attack.traits(attack.params(rel_stepsize=0.1), "linf", 0.3)
+    assert result["momentum"] == "mu=1, signs of gradients"
+    assert result["alpha"] == "0.03"
 
 
 def test_what_foolbox_asks_is_counted_and_the_callers_state_is_left_alone(trained: Trained) -> None:
     model, x, y = trained
     before = torch.get_rng_state()
     with timing.count_passes(model) as passes:
-        found = bench.evaluate(
+        evaluation = bench.evaluate(
             model, x, y, attack="foolbox:LinfPGD", params={"steps": 4}, copied=False
         )
     assert torch.equal(torch.get_rng_state(), before)
     assert not any(module.training for module in model.modules())
-    attacked_rows = found.records["forwards"] > 0
-    assert (found.records["forwards"][attacked_rows] == 5).all()  # 4 steps and its own verdict
-    assert (found.records["backwards"][attacked_rows] == 4).all()
+    attacked_rows = evaluation.records["forwards"] > 0
+    assert (evaluation.records["forwards"][attacked_rows] == 5).all()  # 4 steps and its own verdict
+    assert (evaluation.records["backwards"][attacked_rows] == 4).all()
     assert passes.forwards >= 5 * int(attacked_rows.sum())

@@ -38,8 +38,8 @@ def test_it_reaches_the_best_attack_on_a_linear_net(
     model = linear(torch.stack([torch.zeros_like(w), w]), torch.zeros(2))
     params = {"steps": 300, "alpha": "eps/60", "l1_share": 1 / 36}
     y = torch.zeros(len(x), dtype=torch.int64)
-    told = attacked(model, x, y, attack, eps, norm="l1", stop="never", params=params)
-    gain = ((told.x_adv[0] - x).flatten(1) * w).sum(1)  # type: ignore[attr-defined]
+    result = attacked(model, x, y, attack, eps, norm="l1", stop="never", params=params)
+    gain = ((result.x_adv[0] - x).flatten(1) * w).sum(1)  # type: ignore[attr-defined]
     assert torch.allclose(gain, best_gain(x, w, eps), rtol=2e-2)
 
 
@@ -54,7 +54,7 @@ def test_one_step_of_the_whole_radius_is_the_best_attack_to_the_rounding() -> No
     assert torch.allclose(norms.norm_of(step, "l1"), eps, rtol=1e-5)
 
 
-def test_a_step_is_spread_over_the_share_and_skips_what_the_box_stops() -> None:
+def test_a_step_is_spread_over_the_fraction_and_skips_what_the_box_stops() -> None:
     x = torch.tensor([[0.0, 1.0, 0.5, 0.5]])
     gradient = torch.tensor([[-9.0, 9.0, 2.0, -1.0]])
     half = projections.steepest_sparse_step(gradient, x, torch.tensor([0.5]), 0.5)

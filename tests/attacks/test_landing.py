@@ -28,7 +28,7 @@ RADII: dict[Norm, tuple[float, float]] = {
 }  # fmt: skip
 """For a digit, and for a photograph."""
 FEW = {"steps": 3, "targets": 1}
-N = 4
+N = 2
 
 
 def patches(channels: int, side: int, patch: int) -> nn.Module:
@@ -47,17 +47,17 @@ def test_no_attack_of_our_own_leaves_its_ball(name: str, norm: Norm, photograph:
     shape = (3, 224, 224) if photograph else (1, 28, 28)
     x = torch.rand(N, *shape, generator=torch.Generator().manual_seed(1))
     y = net(x).argmax(1)
-    found = registry.find("attacks", name)
-    settable = {field.name: field.default for field in dataclasses.fields(found.params)}
+    attack = registry.find("attacks", name)
+    settable = {field.name: field.default for field in dataclasses.fields(attack.params)}
     wanted = {key: value for key, value in FEW.items() if key in settable}
     if isinstance(settable.get("alpha"), str):
         wanted["alpha"] = "eps/100"  # so that a start with changes everywhere stays one
-    params = found.params(**wanted)
+    params = attack.params(**wanted)
     eps, none = RADII[norm][photograph], torch.zeros(N)
     chosen = crafting.Examples(torch.arange(N), x, y, torch.full((N,), -1), y, none, none)
-    curve = AttackSpec(name=name, attack=found, params=params, norm=norm, eps=(eps,), stop="never")
-    raw = crafting.craft(net, curve, chosen, 8)
-    images = crafting.final_images(curve, eps, x, raw, 0)
+    spec = AttackSpec(name=name, attack=attack, params=params, norm=norm, eps=(eps,), stop="never")
+    raw = crafting.craft(net, spec, chosen, 8)
+    images = crafting.final_images(spec, eps, x, raw, 0)
     assert verify.find_violations(images, x, eps, norm, net(images).argmax(1)) == [""] * N
 
 

@@ -27,15 +27,15 @@ SEARCHES = [
 ]
 
 
-def found(
+def run_search(
     net: nn.Module, x: Tensor, y: Tensor, attack: str, norm: Norm, **settings: Any
 ) -> stream.StreamResult:
     """One search from every image, which ends when all its steps are made."""
     each, params = registry.find("attacks", attack), settings.pop("params", {})
     settings = {"eps": (torch.inf,), "stop": "never"} | settings
-    made = each.params(**params)
-    curve = AttackSpec(name=attack, attack=each, params=made, norm=norm, **settings)
-    return stream.run_attack(net, curve, x, y, torch.arange(len(x)), 64)
+    result = each.params(**params)
+    spec = AttackSpec(name=attack, attack=each, params=result, norm=norm, **settings)
+    return stream.run_attack(net, spec, x, y, torch.arange(len(x)), 64)
 
 
 def fooled(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ def test_the_least_distance_to_a_plane_is_found_to_a_percent(
     y, closed = (s > 0).long(), s.abs() / norms.norm_of(w[None], DUAL[norm])
     params = {"start": 0.1, "steps": 150} if attack == "ddn" else {}
     towards = y if goal == "untargeted" else 1 - y
-    x_adv = found(plane, x, towards, attack, norm, goal=goal, params=params).x_adv[0]
+    x_adv = run_search(plane, x, towards, attack, norm, goal=goal, params=params).x_adv[0]
     assert fooled(plane, x_adv, y).all()
     ratio = norms.distance(x_adv, x, norm) / closed
     assert (ratio > 1 - 1e-4).all()
@@ -95,7 +95,7 @@ def test_the_fewest_entries_are_counted(attack: str, exact: int, linear: Linear)
     b = 6 - float((x.flatten(1) @ w).median())
     net = linear(torch.stack([-w / 2, w / 2]), torch.tensor([-b / 2, b / 2])).requires_grad_(False)
     y, closed = net(x).argmax(1), fewest(x, w, b)
-    x_adv = found(net, x, y, attack, "l0", params={"steps": 400}).x_adv[0]
+    x_adv = run_search(net, x, y, attack, "l0", params={"steps": 400}).x_adv[0]
     assert fooled(net, x_adv, y).all()
     assert set(closed.tolist()) >= {1, 2, 3, 4}
     over = norms.distance(x_adv, x, "l0") - closed
@@ -110,7 +110,7 @@ def test_what_is_found_fools_the_net_lies_in_the_box_and_is_no_further_with_more
 ) -> None:
     x, y = digits[0][:12], digits[1][:12]
     short, long = (
-        found(lenet.requires_grad_(False), x, y, attack, norm, params={"steps": steps})
+        run_search(lenet.requires_grad_(False), x, y, attack, norm, params={"steps": steps})
         for steps in (15, 60)
     )
     assert fooled(lenet, long.x_adv[0], y).all()
@@ -118,8 +118,10 @@ def test_what_is_found_fools_the_net_lies_in_the_box_and_is_no_further_with_more
     assert long.x_adv.max() <= 1
     assert (long.forwards == 60).all()
     near, far = (
-        norms.distance(told.x_adv[0], x, norm).masked_fill(~fooled(lenet, told.x_adv[0], y), 1e9)
-        for told in (long, short)
+        norms.distance(result.x_adv[0], x, norm).masked_fill(
+            ~fooled(lenet, result.x_adv[0], y), 1e9
+        )
+        for result in (long, short)
     )
     assert near.median() <= far.median()
 
@@ -129,9 +131,9 @@ def test_a_search_that_finds_nothing_returns_the_image(attack: str, norm: Norm) 
     flat = nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).requires_grad_(False)
     nn.init.zeros_(flat[1].weight)
     x, y = grey(3), flat(grey(3)).argmax(1)
-    told = found(flat, x, y, attack, norm, params={"steps": 5})
-    assert torch.equal(told.x_adv[0], x)
-    assert (told.first_success == -1).all()
+    result = run_search(flat, x, y, attack, norm, params={"steps": 5})
+    assert torch.equal(result.x_adv[0], x)
+    assert (result.first_success == -1).all()
 
 
 @pytest.mark.parametrize(("attack", "norm"), SEARCHES)
@@ -141,13 +143,13 @@ def test_in_an_ensemble_a_search_stops_at_the_first_find_within_the_ball(
     x, y = digits[0][:12], digits[1][:12]
     eps = {"linf": 0.3, "l2": 3.0, "l1": 30.0, "l0": 60.0}[norm]
     settings: Any = {"eps": (eps,), "stop": "first-success", "params": {"steps": 60}}
-    told = found(lenet.requires_grad_(False), x, y, attack, norm, **settings)
-    won = told.first_success[0] >= 0
+    result = run_search(lenet.requires_grad_(False), x, y, attack, norm, **settings)
+    won = result.first_success[0] >= 0
     assert won.sum() > len(x) / 2
-    assert fooled(lenet, told.x_adv[0], y)[won].all()
-    assert (norms.distance(told.x_adv[0], x, norm)[won] <= eps * (1 + 1e-6)).all()
-    assert (told.forwards[0][won] == told.first_success[0][won] + 1).all()
-    assert (told.forwards[0] < 60).any()
+    assert fooled(lenet, result.x_adv[0], y)[won].all()
+    assert (norms.distance(result.x_adv[0], x, norm)[won] <= eps * (1 + 1e-6)).all()
+    assert (result.forwards[0][won] == result.first_success[0][won] + 1).all()
+    assert (result.forwards[0] < 60).any()
 
 
 def test_a_ball_that_the_box_cuts_is_used_to_its_rim(linear: Linear) -> None:
@@ -156,6 +158,6 @@ def test_a_ball_that_the_box_cuts_is_used_to_its_rim(linear: Linear) -> None:
     x = torch.cat([torch.full((18,), 1.0), torch.full((18,), 0.9)]).view(1, 1, 6, 6)
     net = linear(torch.stack([-w / 2, w / 2]), torch.tensor([1.0, -1.0])).requires_grad_(False)
     y = net(x).argmax(1)  # 18 - 16.2 - 2 < 0: to raise the score, the second half must fall
-    x_adv = found(net, x, y, "fmn", "l2").x_adv[0]
+    x_adv = run_search(net, x, y, "fmn", "l2").x_adv[0]
     least = 0.2 / 18**0.5
     assert float(norms.distance(x_adv, x, "l2")) == pytest.approx(least, rel=0.01)

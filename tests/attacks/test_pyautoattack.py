@@ -73,14 +73,14 @@ def test_params_are_the_authors_and_survive_a_suite_and_a_process(name: str) -> 
     assert TypeAdapter(attack.params).validate_json(text, strict=True) == params
     assert pickle.loads(pickle.dumps(params)) == params
     assert all(text.endswith(".") for text in attack.caveats(params, "linf", 0.3))
-    told = " ".join(attack.caveats(attack.params(**small(name)), "linf", 0.3))
-    assert "Fewer looks than the authors prescribe" in told
+    result = " ".join(attack.caveats(attack.params(**small(name)), "linf", 0.3))
+    assert "Fewer looks than the authors prescribe" in result
 
 
 @pytest.mark.parametrize(
     ("name", "said"), [("standart", "did you mean 'standard'"), ("custom", "name the parts")]
 )
-def test_a_name_that_cannot_be_used_is_told_in_one_sentence(name: str, said: str) -> None:
+def test_a_name_that_cannot_be_used_is_reported_in_one_sentence(name: str, said: str) -> None:
     with pytest.raises(SuiteError, match=said):
         adapter.adapt(name)
 

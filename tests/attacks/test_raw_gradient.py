@@ -8,11 +8,11 @@ from bench.core.contracts.attack import AttackSpec
 from bench.engine.stream import run_attack
 
 
-def curve(goal: str, **params: object) -> AttackSpec:
-    found = registry.find("attacks", "raw_gradient")
-    made = found.params(**params)
+def make_spec(goal: str, **params: object) -> AttackSpec:
+    attack = registry.find("attacks", "raw_gradient")
+    result = attack.params(**params)
     return AttackSpec(
-        name="raw_gradient", attack=found, params=made, norm="linf", eps=(0.1,), goal=goal,
+        name="raw_gradient", attack=attack, params=result, norm="linf", eps=(0.1,), goal=goal,
         stop="never",
     )  # fmt: skip
 
@@ -42,8 +42,8 @@ def test_untargeted_it_is_the_tutorials_loop(
 ) -> None:
     net, (x, y) = lenet.double(), digits
     x, y = x[:16].double(), y[:16]
-    told = run_attack(net, curve("untargeted", steps=5, lr=0.1), x, y, torch.arange(16), 8)
-    assert torch.allclose(told.x_adv[0], tutorial(net, x, y, None, 0.1, 5), atol=1e-9)
+    result = run_attack(net, make_spec("untargeted", steps=5, lr=0.1), x, y, torch.arange(16), 8)
+    assert torch.allclose(result.x_adv[0], tutorial(net, x, y, None, 0.1, 5), atol=1e-9)
 
 
 def test_targeted_it_ascends_target_and_leaves_label_as_the_tutorial_does(
@@ -52,7 +52,7 @@ def test_targeted_it_ascends_target_and_leaves_label_as_the_tutorial_does(
     net, (x, y) = lenet.double(), digits
     x, y = x[:16].double(), y[:16]
     target = 9 - y
-    chosen = curve("targeted", steps=20, lr=0.05)
-    told = run_attack(net, chosen, x, target, torch.arange(16), 8, label=y)
-    assert torch.allclose(told.x_adv[0], tutorial(net, x, y, target, 0.05, 20), atol=1e-9)
-    assert int((net(told.x_adv[0]).argmax(1) == target).sum()) > 2
+    chosen = make_spec("targeted", steps=20, lr=0.05)
+    result = run_attack(net, chosen, x, target, torch.arange(16), 8, label=y)
+    assert torch.allclose(result.x_adv[0], tutorial(net, x, y, target, 0.05, 20), atol=1e-9)
+    assert int((net(result.x_adv[0]).argmax(1) == target).sum()) > 2

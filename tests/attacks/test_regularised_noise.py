@@ -34,14 +34,14 @@ def test_it_is_adam_on_the_penalised_objective(
     regulariser: str, power: int, lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
     net, x, y = lenet.double(), digits[0][:8].double(), digits[1][:8]
-    found = registry.find("attacks", "regularised_noise")
-    params = found.params(steps=15, weight=0.05, regulariser=regulariser, start=0.0)
-    curve = AttackSpec(
-        name="regularised_noise", attack=found, params=params, norm="l2", eps=(torch.inf,),
+    attack = registry.find("attacks", "regularised_noise")
+    params = attack.params(steps=15, weight=0.05, regulariser=regulariser, start=0.0)
+    spec = AttackSpec(
+        name="regularised_noise", attack=attack, params=params, norm="l2", eps=(torch.inf,),
         goal="targeted", stop="never",
     )  # fmt: skip
-    told = run_attack(net, curve, x, 9 - y, torch.arange(8), 3, label=y)
-    assert torch.allclose(told.x_adv[0], plain(net, x, 9 - y, 0.05, power, 15), atol=1e-7)
+    result = run_attack(net, spec, x, 9 - y, torch.arange(8), 3, label=y)
+    assert torch.allclose(result.x_adv[0], plain(net, x, 9 - y, 0.05, power, 15), atol=1e-7)
 
 
 def measured(lenet: nn.Module, digits: tuple[Tensor, Tensor], **params: Any) -> bench.Evaluation:
@@ -68,9 +68,9 @@ def test_a_heavier_penalty_leaves_less_noise_and_no_more_success(
 def test_it_runs_once_and_is_read_at_every_eps(
     lenet: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
-    told = measured(lenet, digits, regulariser="none")
-    near, far = (told.records[told.records["eps"] == eps] for eps in (0.5, 100))
+    result = measured(lenet, digits, regulariser="none")
+    near, far = (result.records[result.records["eps"] == eps] for eps in (0.5, 100))
     assert near["forwards"].sum() + far["forwards"].sum() == 100 * int(far["attacked"].sum())
     assert int(near["fooled"].sum()) < int(far["fooled"].sum())
     assert (near[near["fooled"]]["l2"] <= 0.5 + 1e-5).all()
-    assert (told.records["violation"] == "").all()
+    assert (result.records["violation"] == "").all()

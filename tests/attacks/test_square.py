@@ -78,23 +78,23 @@ def test_every_place_is_as_likely_as_any_other_those_at_the_edges_too() -> None:
 
 def slow_hill(height: int, width: int, power: int) -> Tensor:
     """Rectangles that grow by one pixel on each side, laid on top of each other."""
-    made = torch.zeros(height, width, dtype=torch.float64)
+    result = torch.zeros(height, width, dtype=torch.float64)
     for m in range(max(height, width) // 2 + 1):
         top, left = height // 2 - m, width // 2 - m
         rows = slice(max(top, 0), top + 2 * m + 1)
         columns = slice(max(left, 0), left + 2 * m + 1)
-        made[rows, columns] += 1 / (m + 1) ** power
-    return made
+        result[rows, columns] += 1 / (m + 1) ** power
+    return result
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 6, 13, 25])
 @pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 4)])
 def test_eta_is_a_hill_above_a_valley_of_the_same_mass(side: int, norm: Norm, power: int) -> None:
     upper, order = side // 2, square.POWER[norm]
-    made = square.make_eta(side, norm)
+    result = square.make_eta(side, norm)
     halves = slow_hill(upper, side, power), -slow_hill(side - upper, side, power)
     share = (1 if upper == 0 else 2) ** (-1 / order)
-    for part, slow in zip(made.split([upper, side - upper]), halves, strict=True):
+    for part, slow in zip(result.split([upper, side - upper]), halves, strict=True):
         assert part.numel() == 0 or torch.allclose(part, slow * share / slow.norm(order))
 
 
@@ -108,11 +108,11 @@ def window(u: Tensor, side: int, shape: tuple[int, ...]) -> tuple[slice, slice]:
 
 
 def by_hand_linf(best: Tensor, x: Tensor, eps: float, side: int, u: Tensor) -> Tensor:
-    made, at = best.clone(), window(u[:2], side, x.shape)
+    result, at = best.clone(), window(u[:2], side, x.shape)
     for channel, drawn in enumerate(u[2:]):
         to = x[channel] - eps if drawn < 0.5 else x[channel] + eps
-        made[channel][at] = to.clamp(0, 1)[at]
-    return made
+        result[channel][at] = to.clamp(0, 1)[at]
+    return result
 
 
 def by_hand_l2(best: Tensor, x: Tensor, eps: float, side: int, u: Tensor, p: int = 2) -> Tensor:
@@ -120,17 +120,17 @@ def by_hand_l2(best: Tensor, x: Tensor, eps: float, side: int, u: Tensor, p: int
     at, second = window(u[:2], side, x.shape), window(u[2:4], side, x.shape)
     shape = square.make_eta(side, "l2" if p == 2 else "l1")
     shape = shape.T if u[4] < 0.5 else shape
-    delta, made = best - x, best - x
+    delta, result = best - x, best - x
     unused = max(eps**p - float(delta.abs().pow(p).sum()), 0.0)
-    made[:, second[0], second[1]] = 0
+    result[:, second[0], second[1]] = 0
     for channel, drawn in enumerate(u[5:]):
         both = torch.zeros_like(x[0])
         both[at], both[second] = delta[channel][at], delta[channel][second]
         was = delta[channel][at]
         mixed = shape * (-1 if drawn < 0.5 else 1) + was / (was.norm(p) + square.TINY)
         size = (both.abs().pow(p).sum() + unused / len(x)) ** (1 / p) * (1 if p == 2 else len(x))
-        made[channel][at] = mixed / (mixed.norm(p) + square.TINY) * size
-    return x + made
+        result[channel][at] = mixed / (mixed.norm(p) + square.TINY) * size
+    return x + result
 
 
 def by_hand(norm: Norm, best: Tensor, x: Tensor, eps: float, side: int, u: Tensor) -> Tensor:
@@ -138,8 +138,8 @@ def by_hand(norm: Norm, best: Tensor, x: Tensor, eps: float, side: int, u: Tenso
         return by_hand_linf(best, x, eps, side, u)
     if norm == "l2":
         return by_hand_l2(best, x, eps, side, u).clamp(0, 1)
-    made = by_hand_l2(best, x, eps, side, u, p=1)[None]
-    return project_l1_box(made, x[None], torch.tensor([eps]))[0]
+    result = by_hand_l2(best, x, eps, side, u, p=1)[None]
+    return project_l1_box(result, x[None], torch.tensor([eps]))[0]
 
 
 PROPOSED = torch.tensor([0, 10, 11, 50, 51, 300, 900, 5000, 9000, 30000]).repeat(3)
@@ -150,13 +150,13 @@ PROPOSED = torch.tensor([0, 10, 11, 50, 51, 300, 900, 5000, 9000, 30000]).repeat
 def test_a_proposal_is_what_a_loop_over_windows_makes(norm: Norm, shape: tuple[int, ...]) -> None:
     known, key = items(shape, EPS[norm], PROPOSED), keys(len(PROPOSED))
     best = random_in(known, norm)
-    made = square.propose(best, key, known, square.Params(), norm)
+    result = square.propose(best, key, known, square.Params(), norm)
     u = hash_uniform(key, known.k, (2 if norm == "linf" else 5) + shape[0])
     for row, k in enumerate(PROPOSED.tolist()):
         halvings = sum(k > after for after in square.HALVED_AFTER)
         side = square.window_sides(0.8, *shape[1:], norm)[halvings]
         wanted = by_hand(norm, best[row], known.x[row], EPS[norm], side, u[row])
-        assert torch.allclose(made[row], wanted, rtol=0, atol=1e-9), (row, side)
+        assert torch.allclose(result[row], wanted, rtol=0, atol=1e-9), (row, side)
 
 
 def random_in(known: AttackBatch, norm: Norm) -> Tensor:
@@ -186,19 +186,19 @@ def test_in_l2_a_proposal_that_no_wall_cuts_has_length_eps_however_often_it_was_
 def test_ball_and_box_are_kept_to_float32_rounding_from_the_start_on(
     norm: Norm, shape: tuple[int, ...]
 ) -> None:
-    known = items(shape, EPS[norm], torch.arange(30), spread=1.0)
+    ids = torch.arange(12)
+    known = items(shape, EPS[norm], ids, spread=1.0)
     known = known._replace(x=known.x.clamp(0, 1).float(), eps=known.eps.float())
-    ids = torch.arange(30)
     state = square.init(known, Noise(0, "square", ids, 0 * ids), square.Params(), norm)
     best = state.x
-    for _ in range(60):
+    for _ in range(30):
         assert best.min() >= 0
         assert best.max() <= 1
         assert best.isfinite().all()
         moved = distance(best.double(), known.x.double(), norm)
         assert (moved <= EPS[norm] + 1e-7 + (0 if norm == "linf" else 1e-6 * EPS[norm])).all()
         best = square.propose(best, state.key, known, square.Params(), norm)
-        known = known._replace(k=known.k + 7)
+        known = known._replace(k=known.k + 14)
 
 
 def test_the_stripes_of_linf_are_a_sign_for_each_column_and_channel() -> None:
@@ -234,20 +234,20 @@ def net(lenet: nn.Module) -> nn.Module:
 
 @pytest.fixture
 def few(net: nn.Module, digits: Any) -> tuple[Tensor, Tensor]:
-    """16 digits that the net gets right, float64."""
-    x, y = digits[0].double(), digits[1]
+    """12 digits that the net gets right, float64."""
+    x, y = digits[0][:20].double(), digits[1][:20]
     right = net(x).argmax(1) == y
-    return x[right][:16], y[right][:16]
+    return x[right][:12], y[right][:12]
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_an_outcome_is_the_examples_own_whatever_the_batch_its_size_and_its_order(
+def test_an_outcome_is_independent_of_the_batch_its_size_and_its_order(
     norm: Norm, net: nn.Module, few: Any, attacked: Attacked
 ) -> None:
     x, y = few
-    settings = {"norm": norm, "params": {"steps": 40}}
-    whole = attacked(net, x, y, "square", EPS[norm], rows=16, **settings)
-    order = torch.arange(15, -1, -1)
+    settings = {"norm": norm, "params": {"steps": 30}}
+    whole = attacked(net, x, y, "square", EPS[norm], rows=12, **settings)
+    order = torch.arange(11, -1, -1)
     small = attacked(
         net, x[order], y[order], "square", EPS[norm], rows=5, examples=order, **settings
     )
@@ -261,15 +261,15 @@ def test_an_outcome_is_the_examples_own_whatever_the_batch_its_size_and_its_orde
 def test_a_run_is_the_beginning_of_a_longer_one_which_never_does_worse(
     norm: Norm, lenet: nn.Module, digits: Any, attacked: Attacked
 ) -> None:
-    x, y = (part[:16] for part in digits)
+    x, y = (part[:10] for part in digits)
     net = lenet.requires_grad_(False)
-    made = [
+    runs = [
         attacked(net, x, y, "square", EPS[norm], norm=norm, stop="never", trace=True,
                  params={"steps": steps})
-        for steps in (5, 20, 80)
+        for steps in (4, 12, 40)
     ]  # fmt: skip
-    reached = [net(each.x_adv[0]).argmax(1) != y for each in made]
-    for (short, fooled), (long, still) in pairwise(zip(made, reached, strict=True)):
+    reached = [net(each.x_adv[0]).argmax(1) != y for each in runs]
+    for (short, fooled), (long, still) in pairwise(zip(runs, reached, strict=True)):
         assert torch.allclose(long.losses[:, :, : short.losses.shape[2]], short.losses)
         assert not (fooled & ~still).any()
     assert reached[0].sum() < reached[2].sum()
@@ -280,16 +280,16 @@ def test_a_run_is_the_beginning_of_a_longer_one_which_never_does_worse(
 def test_what_is_returned_has_the_best_loss_of_all_that_was_asked_for(
     goal: str, loss: str, lenet: nn.Module, digits: Any, attacked: Attacked
 ) -> None:
-    net, (x, label) = lenet.requires_grad_(False), (part[:16] for part in digits)
+    net, (x, label) = lenet.requires_grad_(False), (part[:12] for part in digits)
     y = label if goal == "untargeted" else (label + 1) % 10
     settings = {"goal": goal, "stop": "never", "trace": True}
-    params = {"steps": 80, "loss": loss}
-    told = attacked(net, x, y, "square", 0.25, params=params, **settings)
-    reached = told.first_success[0] >= 0
-    prediction = net(told.x_adv[0]).argmax(1)
+    params = {"steps": 40, "loss": loss}
+    result = attacked(net, x, y, "square", 0.25, params=params, **settings)
+    reached = result.first_success[0] >= 0
+    prediction = net(result.x_adv[0]).argmax(1)
     assert torch.equal(prediction != y if goal == "untargeted" else prediction == y, reached)
-    own = make_objective(loss, goal)(net(told.x_adv[0]), y, label)
-    best = told.losses[0].amax(1)
+    own = make_objective(loss, goal)(net(result.x_adv[0]), y, label)
+    best = result.losses[0].amax(1)
     exact = torch.isclose(own, best, atol=1e-4)
     assert exact[~reached].all()
     assert exact.all() or loss == "cross-entropy"  # among images that reach the goal, the best
@@ -306,11 +306,11 @@ def test_random_search_needs_no_gradient_where_a_gradient_attack_finds_none(
             return net((x * 10).round() / 10)
 
     x, y = few
-    found = {}
+    counts = {}
     for attack, steps in (("pgd", 40), ("square", 400)):
         params = {"steps": steps}
-        told = attacked(Rounded(), x, y, attack, 0.25, params=params)
-        found[attack] = int((Rounded()(told.x_adv[0]).argmax(1) != y).sum())
-        assert (told.backwards > 0).any() == (attack == "pgd")
-    assert found["square"] > 2 * found["pgd"]
-    assert found["square"] > 8
+        result = attacked(Rounded(), x, y, attack, 0.25, params=params)
+        counts[attack] = int((Rounded()(result.x_adv[0]).argmax(1) != y).sum())
+        assert (result.backwards > 0).any() == (attack == "pgd")
+    assert counts["square"] > 2 * counts["pgd"]
+    assert counts["square"] > 6

@@ -79,10 +79,10 @@ class Given(NamedTuple):
 def given(label: str, device: str, timed: bool) -> Given:
     """Random weights, but for LeNet: what a pass costs does not depend on them."""
     name, n = MODELS[label]
-    found = registry.find("models", name)
+    result = registry.find("models", name)
     n = n if timed else QUICK
     ids = torch.arange(n)
-    like = torch.empty(n, *found.shape)
+    like = torch.empty(n, *result.shape)
     x = Noise(0, "benchmark", ids, torch.zeros_like(ids)).uniform(like).add(1).div(2)
     data = make_data("noise", x, torch.zeros(n, dtype=torch.int64), ())
     entry = ModelEntry(name=name, label=label, weights="random")
@@ -99,8 +99,8 @@ def curve(label: str, stop: Any, timed: bool) -> AttackSpec:
     name, params, eps = WORK[label]
     attack = registry.find("attacks", name)
     short = {} if timed or "steps" not in params else {"steps": QUICK}
-    made = attack.params(**{**params, **short})
-    return AttackSpec(name=name, attack=attack, params=made, norm="linf", eps=eps, stop=stop)
+    result = attack.params(**{**params, **short})
+    return AttackSpec(name=name, attack=attack, params=result, norm="linf", eps=eps, stop=stop)
 
 
 @in_bare_passes
@@ -121,24 +121,24 @@ def test_an_attack_returns_every_example_at_every_eps(
         floor = PASSES.set(net, x, y, copy.rows)
 
     def attacked() -> stream.StreamResult:
-        told = stream.run_attack(net, work, x, y, ids, copy.rows, accelerated=copy.model)
+        result = stream.run_attack(net, work, x, y, ids, copy.rows, accelerated=copy.model)
         synchronize(x.device)
-        return told
+        return result
 
-    told = benchmark.pedantic(attacked, rounds=5 if timed else 1, warmup_rounds=int(timed))
-    assert told.x_adv.shape == (len(work.eps), *x.shape)
-    reached = float((told.x_adv[-1] - x).abs().amax())
+    result = benchmark.pedantic(attacked, rounds=5 if timed else 1, warmup_rounds=int(timed))
+    assert result.x_adv.shape == (len(work.eps), *x.shape)
+    reached = float((result.x_adv[-1] - x).abs().amax())
     assert 0 < reached < work.eps[-1] + 1e-6
     assert stop == "first-success" or reached == pytest.approx(work.eps[-1], abs=1e-6)
-    stood = [int((judge(net, images, rows).pred == y).sum()) for images in told.x_adv]
+    stood = [int((judge(net, images, rows).pred == y).sum()) for images in result.x_adv]
     assert all(0 <= count <= len(x) for count in stood)
     if timed:
-        passes = float(told.forwards.sum()), float(told.backwards.sum())
+        passes = float(result.forwards.sum()), float(result.backwards.sum())
         seconds = benchmark.stats.stats.median * PASSES.unit
         benchmark.extra_info.update(
             examples_per_second=len(work.eps) * len(x) / seconds,
             floor_ratio=seconds / floor.busy_seconds(*passes),
-            gradients_per_example=float(told.backwards.sum(0).mean()),
+            gradients_per_example=float(result.backwards.sum(0).mean()),
             robust=stood,
             threads=torch.get_num_threads(),
             rows=copy.rows,

@@ -153,7 +153,10 @@ def users_mistakes(folder: Path) -> dict[str, tuple[list[object], str]]:
         "a file in the way": (["run", good, "--out", "file"], "file"),
         "a folder under a file": (["run", good, "--out", "file/out"], "could not be written"),
         "no such device": (["run", good, "--device", "cuda:99"], "use --device cpu"),
-        "no device at all": (["run", good, "--device", "gpu"], "expected auto, cpu or cuda[:N]"),
+        "no device at all": (
+            ["run", good, "--device", "gpu"],
+            "expected auto, cpu, cuda[:N], xpu[:N] or mps",
+        ),
         "no data": (["run", "mnist", "--data-dir", "none"], "put the unpacked MNIST files into"),
         "no images": (["run", "imagenet", "--data-dir", "none"], "expected images in none"),
         "no examples": (["run", good, "--limit", "0"], "0 is not in the range"),

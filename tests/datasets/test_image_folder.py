@@ -73,8 +73,8 @@ def refused(folder: Path, **keys: Any) -> str:
 def test_labels_follow_from_the_names_of_all_folders(
     tmp_path: Path, names: list[str], expected: list[int | None]
 ) -> None:
-    found = labelled(classes(tmp_path, *names))
-    assert found == {at: label for at, label in enumerate(expected) if label is not None}
+    result = labelled(classes(tmp_path, *names))
+    assert result == {at: label for at, label in enumerate(expected) if label is not None}
 
 
 @pytest.mark.parametrize(
@@ -118,14 +118,16 @@ def test_what_is_hidden_left_by_tools_or_no_image_is_left_out_and_counted(tmp_pa
     (folder / "a" / "._x.png").write_bytes(b"a resource fork")
     (folder / "b" / "notes.txt").write_text("", encoding="utf-8")
     (folder / "README").write_text("", encoding="utf-8")
-    found = load(folder)
-    assert (found.fingerprint, found.classes) == (plain.fingerprint, plain.classes)
-    told = "1 .txt, 1 README, 1 folder .ipynb_checkpoints, 1 folder __MACOSX, 2 hidden"
-    assert found.mapping["left out"] == told
+    loaded = load(folder)
+    assert (loaded.fingerprint, loaded.classes) == (plain.fingerprint, plain.classes)
+    reported = "1 .txt, 1 README, 1 folder .ipynb_checkpoints, 1 folder __MACOSX, 2 hidden"
+    assert loaded.mapping["left out"] == reported
     assert "left out" not in plain.mapping
 
 
-def test_suffixes_in_capitals_and_links_are_taken_and_dead_links_told(tmp_path: Path) -> None:
+def test_suffixes_in_capitals_and_links_are_taken_and_dead_links_are_reported(
+    tmp_path: Path,
+) -> None:
     folder = classes(tmp_path / "set", "a")
     photo(folder / "b" / "y.PNG", 1)
     (folder / "c").symlink_to(classes(tmp_path / "other", "c") / "c", target_is_directory=True)
@@ -238,9 +240,9 @@ def test_a_plan_shows_how_files_become_labels_each_time(tmp_path: Path) -> None:
     )
     suite.write_text(text, encoding="utf-8")
     folder = classes(tmp_path / "numbers", *(str(k) for k in range(12)))
-    first, *told = planned(suite, folder, "--limit", "5")
+    first, *result = planned(suite, folder, "--limit", "5")
     assert first.startswith("data: numbers, 5 images of 3 x 8 x 8, fingerprint ")
-    assert told == [
+    assert result == [
         "  pixels: 8 bits a channel, divided by 255",
         "  files: 5, short side to 8, middle 8 x 8",
         "  labels: folders in the order of their numbers in numbers",

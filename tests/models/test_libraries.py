@@ -33,7 +33,7 @@ def noise(channels: int = 3, size: int = 64) -> Data:
     return make_data("noise", x, torch.arange(4), ())
 
 
-def subject(data: Data, name: str, base: Path = Path(), seed: int = 0, **keys: Any) -> Any:
+def load(data: Data, name: str, base: Path = Path(), seed: int = 0, **keys: Any) -> Any:
     entry = ModelEntry(**{"name": name, "label": "net", "weights": "random", **keys})
     return loading.load_model(entry, base, seed, data, CPU)
 
@@ -58,47 +58,47 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_classifier_of_torchvision_is_its_own_net_behind_its_own_normalisation() -> None:
-    found = registry.find("models", VISION)
-    assert (found.shape, found.classes) == ((3, 224, 224), 1000)
-    assert sorted(found.published_names) == ["DEFAULT", "IMAGENET1K_V1"]
-    assert found.names()[0] == "tench"
-    model = found.build(classes=7).eval()
+    result = registry.find("models", VISION)
+    assert (result.shape, result.classes) == ((3, 224, 224), 1000)
+    assert sorted(result.published_names) == ["DEFAULT", "IMAGENET1K_V1"]
+    assert result.names()[0] == "tench"
+    model = result.build(classes=7).eval()
     x = noise().read(0, 2)
     mean, std = (torch.tensor(each)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_STD))
     assert torch.allclose(model(x), model.net((x - mean) / std))
     assert model(x).shape == (2, 7)
 
 
-def test_random_weights_come_from_the_seed_and_another_size_is_told() -> None:
+def test_random_weights_come_from_the_seed_and_another_size_is_reported() -> None:
     before = torch.get_rng_state()
-    one, again, other = (subject(noise(), VISION, seed=seed) for seed in (1, 1, 2))
+    one, again, other = (load(noise(), VISION, seed=seed) for seed in (1, 1, 2))
     assert one.fingerprint == again.fingerprint != other.fingerprint
     assert torch.equal(before, torch.get_rng_state())
-    assert [told for told in one.findings if "made for images (3, 224, 224)" in told]
-    assert [told for told in one.findings if told.endswith("(input-size)")]
+    assert [text for text in one.findings if "made for images (3, 224, 224)" in text]
+    assert [text for text in one.findings if text.endswith("(input-size)")]
 
 
 def test_a_file_of_the_suites_holds_the_librarys_own_state(tmp_path: Path) -> None:
     state = registry.find("models", VISION).build().net.state_dict()
     save_file(state, tmp_path / "w.safetensors")
-    found = subject(noise(), VISION, tmp_path, weights="w.safetensors")
-    assert torch.equal(found.model.net.classifier[1].bias, state["classifier.1.bias"])
+    loaded = load(noise(), VISION, tmp_path, weights="w.safetensors")
+    assert torch.equal(loaded.model.net.classifier[1].bias, state["classifier.1.bias"])
 
 
 @pytest.mark.parametrize("weights", ["DEFAULT", "IMAGENET1K_V1"])
-def test_weights_of_torchvision_that_are_not_here_are_told_with_file_and_folder(
+def test_weights_of_torchvision_that_are_not_here_are_reported_with_file_and_folder(
     offline: Path, weights: str
 ) -> None:
-    told = refused(lambda: subject(noise(), VISION, weights=weights))
-    assert "downloads are off, BENCH_OFFLINE is set" in told
-    assert f"put torchvision's file squeezenet1_1-b8a52dc0.pth into {offline}" in told
+    sentence = refused(lambda: load(noise(), VISION, weights=weights))
+    assert "downloads are off, BENCH_OFFLINE is set" in sentence
+    assert f"put torchvision's file squeezenet1_1-b8a52dc0.pth into {offline}" in sentence
 
 
-def test_an_unknown_name_or_no_weights_are_told_with_what_there_is() -> None:
-    told = refused(lambda: registry.find("models", "torchvision:resnett18"))
-    assert "did you mean 'resnet18'" in told
-    told = refused(lambda: subject(noise(), VISION, weights=None))
-    assert "expected weights; known: DEFAULT, IMAGENET1K_V1, 'random', or a" in told
+def test_an_unknown_name_or_no_weights_are_reported_with_what_there_is() -> None:
+    sentence = refused(lambda: registry.find("models", "torchvision:resnett18"))
+    assert "did you mean 'resnet18'" in sentence
+    sentence = refused(lambda: load(noise(), VISION, weights=None))
+    assert "expected weights; known: DEFAULT, IMAGENET1K_V1, 'random', or a" in sentence
 
 
 # -------------------------------------------------------------------------------------------- timm
@@ -106,19 +106,19 @@ def test_an_unknown_name_or_no_weights_are_told_with_what_there_is() -> None:
 
 def test_a_classifier_of_timm_normalises_as_its_weights_want() -> None:
     needs("timm")
-    found = registry.find("models", TIMM)
-    assert (found.shape, found.classes) == ((3, 160, 160), 1000)
-    model = found.build(classes=5).eval()
+    result = registry.find("models", TIMM)
+    assert (result.shape, result.classes) == ((3, 160, 160), 1000)
+    model = result.build(classes=5).eval()
     x = noise().read(0, 2)
     assert torch.allclose(model(x), model.net((x - 0.5) / 0.5))
     assert model(x).shape == (2, 5)
-    grey = found.build(channels=1).eval()
+    grey = result.build(channels=1).eval()
     assert grey(noise(1).read(0, 2)).shape == (2, 1000)
 
 
 def test_random_weights_of_timm_come_from_the_seed() -> None:
     needs("timm")
-    one, again, other = (subject(noise(), TIMM, seed=seed) for seed in (1, 1, 2))
+    one, again, other = (load(noise(), TIMM, seed=seed) for seed in (1, 1, 2))
     assert one.fingerprint == again.fingerprint != other.fingerprint
 
 
@@ -126,25 +126,25 @@ def test_a_file_holds_timms_own_state(tmp_path: Path) -> None:
     needs("timm")
     state = registry.find("models", TIMM).build().net.state_dict()
     save_file(state, tmp_path / "w.safetensors")
-    found = subject(noise(), TIMM, tmp_path, weights="w.safetensors")
-    assert torch.equal(found.model.net.fc.bias, state["fc.bias"])
+    loaded = load(noise(), TIMM, tmp_path, weights="w.safetensors")
+    assert torch.equal(loaded.model.net.fc.bias, state["fc.bias"])
 
 
-def test_names_and_tags_that_timm_does_not_know_are_told() -> None:
+def test_names_and_tags_that_timm_does_not_know_are_reported() -> None:
     needs("timm")
     assert "did you mean" in refused(lambda: registry.find("models", "timm:resnett18"))
-    told = refused(lambda: registry.find("models", "timm:resnet18.a9_in1k"))
-    assert "has no weights 'a9_in1k'; did you mean 'a3_in1k'" in told
+    sentence = refused(lambda: registry.find("models", "timm:resnet18.a9_in1k"))
+    assert "has no weights 'a9_in1k'; did you mean 'a3_in1k'" in sentence
 
 
-def test_weights_of_timm_that_are_not_here_are_told(
+def test_weights_of_timm_that_are_not_here_are_reported(
     offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs("timm")
     hub = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(offline))
-    told = refused(lambda: subject(noise(), TIMM, weights="DEFAULT"))
-    assert "fetch model.safetensors of timm/test_resnet.r160_in1k into the hub's cache" in told
+    sentence = refused(lambda: load(noise(), TIMM, weights="DEFAULT"))
+    assert "fetch model.safetensors of timm/test_resnet.r160_in1k into the hub's cache" in sentence
 
 
 # ------------------------------------------------------------------------------------ Hugging Face
@@ -173,10 +173,10 @@ def test_a_folder_that_transformers_saved_is_a_model_with_its_weights(folder: Pa
     import transformers
 
     own = transformers.AutoModelForImageClassification.from_pretrained(folder).eval()
-    found = subject(noise(size=16), f"huggingface:{folder}", weights="DEFAULT")
+    loaded = load(noise(size=16), f"huggingface:{folder}", weights="DEFAULT")
     x = noise(size=16).read(0, 4)
-    assert torch.allclose(found.model(x), own((x - 0.5) / 0.25).logits, atol=1e-5)
-    assert (found.classes, found.findings) == (4, ())
+    assert torch.allclose(loaded.model(x), own((x - 0.5) / 0.25).logits, atol=1e-5)
+    assert (loaded.classes, loaded.findings) == (4, ())
     assert registry.find("models", f"huggingface:{folder}").names() == ("a", "b", "c", "d")
 
 
@@ -184,33 +184,33 @@ def test_random_weights_of_a_folder_come_from_the_seed_and_classes_may_be_others
     folder: Path,
 ) -> None:
     name = f"huggingface:{folder}"
-    one, again, other = (subject(noise(size=16), name, seed=seed) for seed in (1, 1, 2))
+    one, again, other = (load(noise(size=16), name, seed=seed) for seed in (1, 1, 2))
     assert one.fingerprint == again.fingerprint != other.fingerprint
-    assert subject(noise(size=16), name, params={"classes": 6}).classes == 6
+    assert load(noise(size=16), name, params={"classes": 6}).classes == 6
 
 
 def test_pickled_weights_and_code_of_a_repository_are_refused(folder: Path) -> None:
     name = f"huggingface:{folder}"
     (folder / "model.safetensors").rename(folder / "kept")
     torch.save({}, folder / "pytorch_model.bin")
-    told = refused(lambda: subject(noise(size=16), name, weights="DEFAULT"))
-    assert f"put its config.json and model.safetensors into {folder}" in told
+    sentence = refused(lambda: load(noise(size=16), name, weights="DEFAULT"))
+    assert f"put its config.json and model.safetensors into {folder}" in sentence
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config |= {"model_type": "own", "auto_map": {"AutoConfig": "evil.Config"}}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "evil.py").write_text("raise SystemExit('ran')", encoding="utf-8")
-    assert "could not be had" in refused(lambda: subject(noise(size=16), name))
+    assert "could not be had" in refused(lambda: load(noise(size=16), name))
 
 
-def test_a_repository_that_is_not_here_is_told(
+def test_a_repository_that_is_not_here_is_reported(
     offline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs("huggingface")
     hub = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(offline))
-    told = refused(lambda: subject(noise(), "huggingface:nobody/nothing", weights="DEFAULT"))
-    assert "model 'huggingface:nobody/nothing' could not be had" in told
-    assert "put its config.json into the hub's cache (HF_HOME), or name a folder" in told
+    sentence = refused(lambda: load(noise(), "huggingface:nobody/nothing", weights="DEFAULT"))
+    assert "model 'huggingface:nobody/nothing' could not be had" in sentence
+    assert "put its config.json into the hub's cache (HF_HOME), or name a folder" in sentence
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_what_an_image_processor_does_to_pixels_is_one_mean_and_one_deviation(
 
 
 @pytest.mark.parametrize("name", ["timm:resnet18", "huggingface:owner/name"])
-def test_a_library_that_is_not_installed_is_told_with_its_extra(
+def test_a_library_that_is_not_installed_is_reported_with_its_extra(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter, library = name.partition(":")[0], LIBRARIES[name.partition(":")[0]]
@@ -249,6 +249,6 @@ def test_a_library_that_is_not_installed_is_told_with_its_extra(
         raise ModuleNotFoundError(module, name=library)
 
     monkeypatch.setattr(optional, "import_library", absent)
-    told = refused(lambda: registry.find("models", name))
-    assert f"library '{library}' is not installed" in told
-    assert f'pip install "robustness-bench[{adapter}]"' in told
+    sentence = refused(lambda: registry.find("models", name))
+    assert f"library '{library}' is not installed" in sentence
+    assert f'pip install "robustness-bench[{adapter}]"' in sentence

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.core import files as core_files
+from bench.core import files
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
 from bench.datasets.in_memory import make_data
@@ -43,8 +43,8 @@ def data(digits: tuple[Tensor, Tensor]) -> Data:
 
 def names(model: nn.Module, data: Data, *allow: str) -> list[str]:
     """The names of what is found, read off the end of each sentence."""
-    found = checks.preflight("net", model.eval(), data, CPU, allow=allow).findings
-    return [told.rpartition("(")[2].partition(")")[0].partition(",")[0] for told in found]
+    findings = checks.preflight("net", model.eval(), data, CPU, allow=allow).findings
+    return [text.rpartition("(")[2].partition(")")[0].partition(",")[0] for text in findings]
 
 
 def labelled(data: Data, labels: Tensor) -> Data:
@@ -71,9 +71,9 @@ def test_a_net_made_for_another_range_of_pixels_is_found(
     lenet: nn.Module, data: Data, case: str
 ) -> None:
     change, remedy = MEANT[case]
-    (told,) = checks.preflight("net", Shown(lenet, change).eval(), data, CPU).findings
-    assert remedy in told
-    assert told.endswith("(input-range)")
+    (finding,) = checks.preflight("net", Shown(lenet, change).eval(), data, CPU).findings
+    assert remedy in finding
+    assert finding.endswith("(input-range)")
 
 
 @pytest.mark.parametrize("times", [0, 1, 2])
@@ -140,8 +140,8 @@ def test_a_few_images_are_evidence_of_nothing(lenet: nn.Module, data: Data) -> N
 def test_unrelated_guesses_are_suspected_of_a_shift_no_more_often_than_promised() -> None:
     generator = torch.Generator().manual_seed(0)
     y, pred = torch.randint(10, (2, 2000, 32), generator=generator)
-    found = sum(preprocessing.is_improvement(p, t, p, t + 1) for p, t in zip(pred, y, strict=True))
-    assert found <= 1
+    result = sum(preprocessing.is_improvement(p, t, p, t + 1) for p, t in zip(pred, y, strict=True))
+    assert result <= 1
 
 
 def test_a_net_that_refuses_other_pixels_is_asked_without_harm(
@@ -173,7 +173,7 @@ def test_no_shipped_net_is_suspected_of_anything(file: str) -> None:
     of = "digits" if weights.startswith("digits") else "mnist"
     try:
         data = loading.load_data(
-            DataEntry(name=of, limit=200), Path(), core_files.data_folder(None), None
+            DataEntry(name=of, limit=200), Path(), files.data_folder(None), None
         )
     except SuiteError as error:
         pytest.skip(str(error))
@@ -195,9 +195,9 @@ class Stubborn(nn.Dropout):
 
 def test_batch_statistics_are_named_with_their_layer(lenet: nn.Module, data: Data) -> None:
     norm = nn.BatchNorm2d(1, track_running_stats=False)
-    told = " ".join(checks.preflight("net", nn.Sequential(norm, lenet), data, CPU).findings)
-    assert "(0 takes the batch's statistics)" in told
-    assert "batch-dependent" in told
+    result = " ".join(checks.preflight("net", nn.Sequential(norm, lenet), data, CPU).findings)
+    assert "(0 takes the batch's statistics)" in result
+    assert "batch-dependent" in result
 
 
 def test_a_layer_that_stays_in_training_mode_is_named(lenet: nn.Module, data: Data) -> None:
@@ -223,12 +223,12 @@ def test_an_answer_that_depends_on_the_place_in_the_batch_is_found(
     assert names(place, data) == ["batch-dependent"]
 
 
-def test_more_classes_than_the_data_has_are_told(lenet: nn.Module, data: Data) -> None:
+def test_more_classes_than_the_data_has_are_reported(lenet: nn.Module, data: Data) -> None:
     wider = Shown(lenet, after=lambda z: nn.functional.pad(z, (0, 1), value=-9.0))
     assert names(wider, data) == ["classes"]
 
 
-def test_a_net_in_inference_mode_gives_no_gradient_and_is_told(
+def test_a_net_in_inference_mode_has_no_gradient_and_is_reported(
     lenet: nn.Module, data: Data
 ) -> None:
     """What leaves inference mode cannot be differentiated."""
@@ -249,8 +249,8 @@ def test_a_gradient_that_is_nan_in_some_pixels_is_found_beside_finite_ones(
     """The slope of the root where a pixel is 0 is 0 times infinity; elsewhere all is well."""
     root = Shown(lenet, before=lambda x: (x * (x > 0)).sqrt())
     assert names(root, data) == ["non-finite-gradient"]
-    (told,) = checks.preflight("net", root, data, CPU).findings
-    assert "net' has a gradient with NaN or infinite entries on 16 of 16 clean images" in told
+    (finding,) = checks.preflight("net", root, data, CPU).findings
+    assert "net' has a gradient with NaN or infinite entries on 16 of 16 clean images" in finding
 
 
 # --------------------------------------------------------------------------- allowed by the suite
@@ -271,8 +271,8 @@ def test_what_is_refused_says_how_to_allow_it_and_is_noted_where_it_is_allowed(
     with pytest.raises(SuiteError) as caught:
         checks.preflight("net", model, data, CPU)
     assert str(caught.value).endswith(f'; or, if that is meant, allow = ["{name}"] in its entry')
-    found = checks.preflight("net", model, data, CPU, allow=[name]).findings
-    assert [told for told in found if told.endswith(f"({name}, allowed by the suite)")]
+    findings = checks.preflight("net", model, data, CPU, allow=[name]).findings
+    assert [text for text in findings if text.endswith(f"({name}, allowed by the suite)")]
 
 
 def test_a_net_in_half_precision_that_casts_by_itself_can_be_allowed(
@@ -298,22 +298,22 @@ def test_a_suite_allows_findings_by_name(tmp_path: Path) -> None:
     assert entry.allow == ["probabilities", "random"]
 
 
-def test_an_unknown_finding_is_told_with_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_finding_is_reported_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(SuiteError) as caught:
         reader.read_suite(str(written(tmp_path, '["probabilitys"]')))
-    (told,) = caught.value.problems
-    assert "models[0].allow: preflight finds nothing called 'probabilitys'" in told
-    assert "did you mean 'probabilities'?" in told
+    (problem,) = caught.value.problems
+    assert "models[0].allow: preflight finds nothing called 'probabilitys'" in problem
+    assert "did you mean 'probabilities'?" in problem
 
 
 def test_every_name_that_is_known_is_found_somewhere_here() -> None:
     here = Path(__file__).parents[1]
-    files = (
+    paths = (
         "models/test_preflight.py", "evaluation/test_loading.py",
         "evaluation/test_models_that_write.py", "models/test_libraries.py",
         "models/test_as_written.py",
     )  # fmt: skip
-    text = "".join((here / each).read_text(encoding="utf-8") for each in files)
+    text = "".join((here / each).read_text(encoding="utf-8") for each in paths)
     assert [name for name in FINDINGS if name not in text] == []
 
 

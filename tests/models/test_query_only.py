@@ -53,15 +53,15 @@ class Service(BaseHTTPRequestHandler):
         if self.path == "/labels":
             answer = json.dumps(scores.argmax(1).tolist()).encode()
         elif self.path == "/npy":
-            kind, told = "application/octet-stream", io.BytesIO()
-            np.save(told, scores.numpy())
-            answer = told.getvalue()
+            kind, result = "application/octet-stream", io.BytesIO()
+            np.save(result, scores.numpy())
+            answer = result.getvalue()
         elif self.path == "/slow":
             time.sleep(1.0)
         elif self.path == "/pickle":
-            kind, told = "application/octet-stream", io.BytesIO()
-            np.save(told, np.array([{}]), allow_pickle=True)
-            answer = told.getvalue()
+            kind, result = "application/octet-stream", io.BytesIO()
+            np.save(result, np.array([{}]), allow_pickle=True)
+            answer = result.getvalue()
         elif self.path == "/moved":
             self.send_response(302)
             self.send_header("Location", "/scores")
@@ -89,7 +89,7 @@ def service(lenet: nn.Module) -> Iterator[str]:
     thread.join()
 
 
-def subject(data: Data, name: str, base: Path = Path(), **keys: Any) -> LoadedModel:
+def load(data: Data, name: str, base: Path = Path(), **keys: Any) -> LoadedModel:
     return loading.load_model(ModelEntry(name=name, label="net", **keys), base, 0, data, CPU)
 
 
@@ -97,20 +97,20 @@ def subject(data: Data, name: str, base: Path = Path(), **keys: Any) -> LoadedMo
 def test_a_service_that_shows_scores_answers_as_its_net_does(
     service: str, data: Data, lenet: nn.Module, path: str
 ) -> None:
-    found = subject(data, f"{service}/{path}", access="scores")
+    loaded = load(data, f"{service}/{path}", access="scores")
     x = data.read(0, 5)
-    assert torch.allclose(found.model(x).float(), lenet(x), atol=1e-5)  # JSON holds float64
-    assert (found.classes, found.access, found.findings) == (10, "scores", ())
+    assert torch.allclose(loaded.model(x).float(), lenet(x), atol=1e-5)  # JSON holds float64
+    assert (loaded.classes, loaded.access, loaded.findings) == (10, "scores", ())
 
 
 def test_a_service_that_shows_labels_is_sure_of_them(
     service: str, data: Data, lenet: nn.Module
 ) -> None:
-    found = subject(data, f"{service}/labels", access="labels")
-    logits = found.model(data.read(0, 5))
+    loaded = load(data, f"{service}/labels", access="labels")
+    logits = loaded.model(data.read(0, 5))
     assert torch.equal(logits.argmax(1), lenet(data.read(0, 5)).argmax(1))
     assert float(logits.softmax(1).amax(1).min()) == 1.0
-    assert (found.classes, found.findings) == (10, ())
+    assert (loaded.classes, loaded.findings) == (10, ())
 
 
 REFUSED = {
@@ -123,31 +123,31 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("path", REFUSED)
-def test_a_service_that_misbehaves_is_told_in_one_sentence(
+def test_a_service_that_misbehaves_is_reported_in_one_sentence(
     service: str, data: Data, path: str
 ) -> None:
     seconds, part = REFUSED[path]
     with pytest.raises(SuiteError) as caught:
-        subject(data, f"{service}/{path}", access="scores", params={"timeout": seconds})
+        load(data, f"{service}/{path}", access="scores", params={"timeout": seconds})
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_nobody_there_is_told(data: Data) -> None:
+def test_nobody_there_is_reported(data: Data) -> None:
     with pytest.raises(SuiteError, match="could not be asked"):
-        subject(data, "http://127.0.0.1:9/predict", access="scores")
+        load(data, "http://127.0.0.1:9/predict", access="scores")
 
 
 @pytest.mark.parametrize("url", ["http://192.0.2.7/predict", "http://example.invalid:80/x"])
 def test_images_go_to_another_machine_only_where_the_suite_says_so(data: Data, url: str) -> None:
     with pytest.raises(SuiteError, match="expected this machine"):
-        subject(data, url, access="scores")
+        load(data, url, access="scores")
 
 
 def test_a_callable_needs_to_say_what_it_shows(data: Data, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def make():\n    return lambda x: x.mean((1, 2, 3))\n")
     with pytest.raises(SuiteError, match='say access = "scores" or "labels"'):
-        subject(data, "mine.py:make", tmp_path)
+        load(data, "mine.py:make", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -158,13 +158,13 @@ def test_a_callable_needs_to_say_what_it_shows(data: Data, tmp_path: Path) -> No
         (lambda x: [1], "with n = 2"),
     ],
 )
-def test_labels_that_are_none_are_told(answer: Any, part: str) -> None:
+def test_labels_that_are_none_are_reported(answer: Any, part: str) -> None:
     with pytest.raises(ContractError) as caught:
         QueryOnlyModel("net", answer, "labels", 10)(torch.zeros(2, 1, 28, 28))
     assert part in str(caught.value)
 
 
-def test_what_only_answers_gives_no_gradient_and_cannot_be_followed(lenet: nn.Module) -> None:
+def test_what_only_answers_has_no_gradient_and_cannot_be_followed(lenet: nn.Module) -> None:
     wall = QueryOnlyModel("net", lenet, "scores", 10)
     assert not wall(torch.zeros(2, 1, 28, 28, requires_grad=True)).requires_grad
     assert trace_forward(wall) is None
@@ -207,8 +207,8 @@ def test_evaluate_allows_findings_by_name(lenet: nn.Module, digits: tuple[Tensor
     sure = nn.Sequential(lenet, nn.Softmax(1)).eval()
     with pytest.raises(SuiteError, match=r'allow = \["probabilities"\]'):
         evaluate(sure, x, y, attack="fgsm", device="cpu")
-    found = evaluate(sure, x, y, attack="fgsm", device="cpu", allow=["probabilities"])
-    assert found.table["status"].item() == "ok"
+    evaluation = evaluate(sure, x, y, attack="fgsm", device="cpu", allow=["probabilities"])
+    assert evaluation.table["status"].item() == "ok"
     with pytest.raises(SuiteError, match="did you mean 'probabilities'"):
         evaluate(sure, x, y, attack="fgsm", device="cpu", allow=["probability"])
 

@@ -37,9 +37,9 @@ def test_a_plan_is_every_model_with_every_attack_at_every_eps() -> None:
     text += '[[attacks]]\nname = "pgd"\nnorm = "l2"\neps = [1]\n'
     read = reader.parse_suite(text, "s.toml", Path())
     tasks = plan.plan_tasks(read, plan.collect_declared_facts(read))
-    found = [(cell.model, cell.attack, cell.eps) for task in tasks for cell in task.cells]
+    result = [(cell.model, cell.attack, cell.eps) for task in tasks for cell in task.cells]
     each = [("fgsm", 0.0), ("fgsm", 0.1), ("pgd", 1.0)]
-    assert found == [(model, *rest) for model in ("lenet", "dropout_cnn") for rest in each]
+    assert result == [(model, *rest) for model in ("lenet", "dropout_cnn") for rest in each]
     assert {cell.identity for task in tasks for cell in task.cells} == {""}
 
 
@@ -103,7 +103,9 @@ SAME = identity()
     ],
     ids=str,
 )
-def test_the_identity_changes_with_whatever_can_change_the_number(change: dict[str, Any]) -> None:
+def test_the_identity_changes_with_everything_that_can_change_the_number(
+    change: dict[str, Any],
+) -> None:
     assert identity(**change) != SAME
 
 
@@ -125,8 +127,8 @@ def test_the_identity_stays_with_what_cannot(change: dict[str, Any]) -> None:
 
 def test_two_targets_are_two_identities() -> None:
     targets = ["next", "random", 3, "3", "least-likely"]
-    found = {identity(goal="targeted", target=target) for target in targets}
-    assert len(found) == 5
+    result = {identity(goal="targeted", target=target) for target in targets}
+    assert len(result) == 5
 
 
 def test_one_gradient_and_a_nested_sweep_tie_the_other_eps_to_the_number() -> None:
@@ -146,7 +148,7 @@ def test_the_batch_belongs_to_the_identity_where_the_result_depends_on_it() -> N
 
 
 def test_the_identity_of_a_user_s_attack_changes_with_its_code_alone(tmp_path: Path) -> None:
-    found = []
+    counts = []
     for folder, comment in (("a", ""), ("b", "# a remark\n"), ("c", "CHANGED = 1\n")):
         (tmp_path / folder).mkdir()
         source = Path(registry.find("attacks", "bim").rule.step.__code__.co_filename)
@@ -154,19 +156,19 @@ def test_the_identity_of_a_user_s_attack_changes_with_its_code_alone(tmp_path: P
         (tmp_path / folder / "mine.py").write_text(code, encoding="utf-8")
         attack = registry.find("attacks", "mine.py:ATTACK", tmp_path / folder)
         mine = dataclasses.replace(entry(name="bim"), attack=attack)
-        found.append(plan.plan_task("net", mine, FACTS, 0, "independent").cells[0].identity)
-    assert found[0] == found[1] != found[2]
+        counts.append(plan.plan_task("net", mine, FACTS, 0, "independent").cells[0].identity)
+    assert counts[0] == counts[1] != counts[2]
 
 
 def test_other_attacks_and_titles_leave_a_cells_identity_alone() -> None:
     one = '[[models]]\nname = "lenet"\nweights = "digits"\n'
     one += '[[attacks]]\nname = "pgd"\nnorm = "linf"\neps = [0.1]\n'
     more = '[[attacks]]\nname = "fgsm"\nnorm = "l2"\neps = [1]\n'
-    found = []
+    counts = []
     for text in (HEAD + one, HEAD.replace('"s"', '"t"\ntitle = "T"') + one + more):
         read = reader.parse_suite(text, "s.toml", Path())
-        found.append(plan.plan_tasks(read, {"lenet": FACTS})[0].cells[0].identity)
-    assert found == [SAME, SAME]
+        counts.append(plan.plan_tasks(read, {"lenet": FACTS})[0].cells[0].identity)
+    assert counts == [SAME, SAME]
 
 
 # ------------------------------------------------------------------------------------------- costs
@@ -183,9 +185,9 @@ def test_other_attacks_and_titles_leave_a_cells_identity_alone() -> None:
     ],
 )
 def test_a_cells_cost_is_known_before_it_runs(keys: dict[str, Any], passes: list[float]) -> None:
-    found = cells(**keys)
-    assert [cell.passes for cell in found] == passes
-    assert [cell.gradients for cell in found] == passes
+    result = cells(**keys)
+    assert [cell.passes for cell in result] == passes
+    assert [cell.gradients for cell in result] == passes
 
 
 def test_a_cost_that_only_the_library_knows_is_not_guessed() -> None:
@@ -212,21 +214,21 @@ def test_a_target_is_a_rule_an_index_or_a_name(target: str | int, expected: str 
 
 
 @pytest.mark.parametrize("target", [4, -1, "kat", "-1"])
-def test_a_target_that_is_no_class_is_told(target: str | int) -> None:
+def test_a_target_that_is_no_class_is_reported(target: str | int) -> None:
     with pytest.raises(SuiteError, match="is no class; expected an index below 4 or a class name"):
         targets.resolve_target(
             entry(goal="targeted", target=target), 4, ("dog", "cat", "cow", "ox")
         )
 
 
-def test_a_class_name_with_a_typo_is_told_with_the_nearest_of_a_thousand() -> None:
+def test_a_class_name_with_a_typo_is_reported_with_the_nearest_of_a_thousand() -> None:
     names = (*(f"thing {k}" for k in range(998)), "airliner", "airship")
     with pytest.raises(SuiteError, match=r"did you mean 'airliner'.*known: 1004 names") as error:
         targets.resolve_target(entry(goal="targeted", target="Airlinr"), 1000, names)
     assert len(str(error.value)) < 250
 
 
-def test_a_class_name_is_found_whatever_its_case() -> None:
+def test_a_class_name_is_found_in_any_case() -> None:
     assert (
         targets.resolve_target(entry(goal="targeted", target="AirLiner"), 2, ("hog", "airliner"))
         == 1

@@ -246,10 +246,10 @@ EXPECTED = {
 }
 
 
-def test_all_mistakes_of_a_nasty_suite_are_told_at_once() -> None:
-    told = [sentence.split(": ", 2) for sentence in problems(NASTY)]
-    assert all(where == "my.toml" for where, _, _ in told)
-    assert sorted(key for _, key, _ in told) == sorted(EXPECTED)
+def test_all_mistakes_of_a_nasty_suite_are_reported_at_once() -> None:
+    result = [sentence.split(": ", 2) for sentence in problems(NASTY)]
+    assert all(where == "my.toml" for where, _, _ in result)
+    assert sorted(key for _, key, _ in result) == sorted(EXPECTED)
 
 
 @pytest.mark.parametrize("key", EXPECTED)
@@ -295,10 +295,10 @@ def test_an_l2_radius_may_be_above_1_but_not_infinite() -> None:
 @pytest.mark.parametrize(
     "alpha", ["eps/", "eps/0", "steps*eps", "1.2.3*eps", "-1*eps", "0*eps", "eps/steps/2", ""]
 )
-def test_a_step_size_that_is_no_share_of_eps_is_a_mistake(alpha: str) -> None:
-    told = problem(changed('alpha = "eps/4"', f'alpha = "{alpha}"'))
-    assert told.startswith("my.toml: attacks[0].params.alpha: ")
-    assert told.endswith(f"got '{alpha}'")
+def test_a_step_size_that_is_no_fraction_of_eps_is_a_mistake(alpha: str) -> None:
+    sentence = problem(changed('alpha = "eps/4"', f'alpha = "{alpha}"'))
+    assert sentence.startswith("my.toml: attacks[0].params.alpha: ")
+    assert sentence.endswith(f"got '{alpha}'")
 
 
 @pytest.mark.parametrize("length", ["0.01", '"2/255"', '"0.5/255"', '"0.01"'])
@@ -310,12 +310,12 @@ def test_every_length_is_read_as_eps_is(length: str, attack: str, norm: str, nam
     text = f'{GOOD}\n{entry}label = "own"\nparams = {{ {name} = {length} }}\n'
     own = parse(text).attacks[-1]
     assert getattr(own.params, name) == own.eps[0].value
-    told = problem(text.replace(f"{name} = {length}", f'{name} = "2:255"'))
-    assert "a fraction such as" in told
+    sentence = problem(text.replace(f"{name} = {length}", f'{name} = "2:255"'))
+    assert "a fraction such as" in sentence
 
 
 @pytest.mark.parametrize("alpha", ["0.01", '"eps/10"', '"2.5*eps/steps"', '"eps"', '" 2 * eps "'])
-def test_a_step_size_is_a_number_or_a_share_of_eps(alpha: str) -> None:
+def test_a_step_size_is_a_number_or_a_fraction_of_eps(alpha: str) -> None:
     read = parse(changed('alpha = "eps/4"', f"alpha = {alpha}"))
     assert read.attacks[0].params.alpha == tomllib.loads(f"a = {alpha}")["a"]
 
@@ -357,8 +357,8 @@ def test_a_single_mistake_is_a_single_sentence(old: str, new: str, part: str) ->
 
 def test_a_crosscheck_needs_an_eps_that_both_sides_have() -> None:
     text = changed('goal = "targeted"\ntarget = "next"\n', "").replace("eps = [0.1]", "eps = [0.3]")
-    told = problem(text.replace('reference = "ours"', 'reference = "theirs"'))
-    assert "crosschecks[0]: expected an eps that both sides have, got none" in told
+    sentence = problem(text.replace('reference = "ours"', 'reference = "theirs"'))
+    assert "crosschecks[0]: expected an eps that both sides have, got none" in sentence
 
 
 @pytest.mark.parametrize("section", ["models", "attacks"])
@@ -369,8 +369,8 @@ def test_a_suite_without_models_or_attacks_is_a_mistake(section: str) -> None:
 
 
 def test_sections_of_the_wrong_shape_are_mistakes() -> None:
-    told = problems('schema = 1\nname = "x"\ndata = 3\nmodels = "lenet"\nattacks = [1, "pgd"]')
-    keys = [sentence.split(": ")[1] for sentence in told]
+    sentences = problems('schema = 1\nname = "x"\ndata = 3\nmodels = "lenet"\nattacks = [1, "pgd"]')
+    keys = [sentence.split(": ")[1] for sentence in sentences]
     assert sorted(keys) == ["attacks[0]", "attacks[1]", "data", "models"]
 
 
@@ -385,16 +385,16 @@ def test_a_librarys_attack_takes_the_librarys_parameters() -> None:
 # ---------------------------------------------------------------------------------- files
 
 
-def told_of(name: str) -> str:
+def refusal_of(name: str) -> str:
     with pytest.raises(SuiteError) as caught:
         reader.read_suite(name)
     (only,) = caught.value.problems
     return only
 
 
-def test_an_unknown_bare_name_is_told_with_the_nearest_shipped_suite() -> None:
-    told = told_of("quikstart")
-    assert "suite 'quikstart' is neither a file nor shipped; did you mean 'quickstart'?" in told
+def test_an_unknown_bare_name_is_reported_with_the_nearest_shipped_suite() -> None:
+    sentence = refusal_of("quikstart")
+    assert "suite 'quikstart' is neither a file nor shipped; did you mean 'quickstart'?" in sentence
 
 
 def test_a_missing_file_a_folder_and_bytes_that_are_no_text_are_one_sentence_each(
@@ -402,24 +402,24 @@ def test_a_missing_file_a_folder_and_bytes_that_are_no_text_are_one_sentence_eac
 ) -> None:
     latin = tmp_path / "latin.toml"
     latin.write_bytes('name = "caf\xe9"'.encode("latin-1"))
-    assert "neither a file nor shipped" in told_of(str(tmp_path / "absent.toml"))
-    assert "could not be read as a suite" in told_of(str(tmp_path))
-    assert "could not be read as a suite" in told_of(str(latin))
+    assert "neither a file nor shipped" in refusal_of(str(tmp_path / "absent.toml"))
+    assert "could not be read as a suite" in refusal_of(str(tmp_path))
+    assert "could not be read as a suite" in refusal_of(str(latin))
 
 
-def test_toml_that_does_not_parse_is_told_with_its_line(tmp_path: Path) -> None:
+def test_toml_that_does_not_parse_is_reported_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "broken.toml"
     path.write_text('schema = 1\nname = "x\n', encoding="utf-8")
-    told = told_of(str(path))
-    assert str(path) in told
-    assert "not valid TOML" in told
-    assert "line 2" in told
+    sentence = refusal_of(str(path))
+    assert str(path) in sentence
+    assert "not valid TOML" in sentence
+    assert "line 2" in sentence
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".", ".hidden", "two words\n"])
 def test_a_suites_name_must_be_fit_for_a_folder_because_it_becomes_one(name: str) -> None:
-    told = problem(changed('name = "small"', f"name = {name!r}".replace("'", '"')))
-    assert told.startswith("my.toml: name: expected letters, digits, ")
+    sentence = problem(changed('name = "small"', f"name = {name!r}".replace("'", '"')))
+    assert sentence.startswith("my.toml: name: expected letters, digits, ")
 
 
 def test_one_attack_outside_any_suite_is_checked_the_same_way() -> None:
@@ -474,7 +474,7 @@ suites = table(
 
 @settings(max_examples=400, deadline=None)
 @given(suites)
-def test_whatever_a_suite_holds_it_is_a_suite_or_a_suite_error(raw: dict[str, Any]) -> None:
+def test_any_toml_is_a_suite_or_a_suite_error(raw: dict[str, Any]) -> None:
     check = Validator("my.toml")
     read = reader.check_suite(check, raw, "", Path())
     assert check.problems or isinstance(read, reader.Suite)

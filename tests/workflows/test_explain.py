@@ -180,107 +180,107 @@ def explained(tmp_path: Path) -> Explain:
     return ask
 
 
-def opening(found: Explanation) -> int:
+def opening(result: Explanation) -> int:
     """How far the two disagreed, which must be enough to tell."""
-    first = found.experiments[0]
+    first = result.experiments[0]
     assert first.gap >= 6
     assert not first.closes
-    assert len(found.only_ours) == first.only_ours_broke
-    assert len(found.only_reference) == first.only_reference_broke
+    assert len(result.only_ours) == first.only_ours_broke
+    assert len(result.only_reference) == first.only_reference_broke
     return first.gap
 
 
-def left(found: Explanation) -> int:
+def left(result: Explanation) -> int:
     """What the change that was named leaves of the gap, when tried alone."""
-    (name,) = found.closed_by
-    return next(made.gap for made in found.experiments if made.change == name)
+    (name,) = result.closed_by
+    return next(actual.gap for actual in result.experiments if actual.change == name)
 
 
 # ------------------------------------------------------------------ one difference, and its name
 
 
 def test_a_step_size_that_does_not_grow_with_eps_is_found(explained: Explain) -> None:
-    found = explained('name = "mifgsm"', 'name = "torchattacks:MIFGSM"', eps=0.3)
-    assert opening(found) > 20
-    told = "step size: 0.00784314 instead of 0.03; it does not grow with eps"
-    assert (found.closed_by, left(found)) == ((told,), 0)
-    assert found.cause == f"The first change that closes the gap is {told} (0 left)."
+    result = explained('name = "mifgsm"', 'name = "torchattacks:MIFGSM"', eps=0.3)
+    assert opening(result) > 20
+    reported = "step size: 0.00784314 instead of 0.03; it does not grow with eps"
+    assert (result.closed_by, left(result)) == ((reported,), 0)
+    assert result.cause == f"The first change that closes the gap is {reported} (0 left)."
 
 
 def test_ten_steps_against_a_hundred_are_found(explained: Explain) -> None:
     ours = 'name = "apgd"\nstop = "first-success"'
-    found = explained(ours, 'name = "torchattacks:APGD"', eps=0.1, limit=300)
-    opening(found)
-    assert found.closed_by == ("number of steps: 10 instead of 100",)
+    result = explained(ours, 'name = "torchattacks:APGD"', eps=0.1, limit=300)
+    opening(result)
+    assert result.closed_by == ("number of steps: 10 instead of 100",)
 
 
 def test_momentum_of_signs_is_found_where_nothing_declares_it(explained: Explain) -> None:
-    found = explained('name = "mifgsm"', 'name = "user.py:SIGNS"', eps=0.15, model=WAVY)
-    opening(found)
-    assert found.closed_by == ("gathers: directions instead of gradients",)
-    assert left(found) == 0
+    result = explained('name = "mifgsm"', 'name = "user.py:SIGNS"', eps=0.15, model=WAVY)
+    opening(result)
+    assert result.closed_by == ("gathers: directions instead of gradients",)
+    assert left(result) == 0
 
 
 def test_foolboxs_own_momentum_is_found(explained: Explain) -> None:
     pytest.importorskip("foolbox")
-    found = explained('name = "mifgsm"', 'name = "user.py:FOOLBOX"', eps=0.15, model=WAVY)
-    opening(found)
-    assert found.closed_by == ("gathers: directions instead of gradients",)
+    result = explained('name = "mifgsm"', 'name = "user.py:FOOLBOX"', eps=0.15, model=WAVY)
+    opening(result)
+    assert result.closed_by == ("gathers: directions instead of gradients",)
 
 
 def test_a_loss_on_probabilities_is_found(explained: Explain) -> None:
     ours = BIM.replace("}", ', loss = "logit-difference"}')
-    found = explained(ours, 'name = "user.py:PROBABILITIES"', model=SURER)
-    opening(found)
-    assert found.closed_by == ("outputs: ours loses on probabilities, not logits",)
-    assert left(found) == 0
+    result = explained(ours, 'name = "user.py:PROBABILITIES"', model=SURER)
+    opening(result)
+    assert result.closed_by == ("outputs: ours loses on probabilities, not logits",)
+    assert left(result) == 0
 
 
 def test_a_loss_that_wants_log_probabilities_is_found(explained: Explain) -> None:
-    found = explained(BIM, 'name = "user.py:LOG_PROBABILITIES"')
-    opening(found)
-    assert found.closed_by == ("outputs: the reference is given log-probabilities",)
-    assert left(found) == 0
+    result = explained(BIM, 'name = "user.py:LOG_PROBABILITIES"')
+    opening(result)
+    assert result.closed_by == ("outputs: the reference is given log-probabilities",)
+    assert left(result) == 0
 
 
 def test_a_loss_that_takes_logits_to_be_positive_is_found(explained: Explain) -> None:
     ours = BIM.replace("}", ', loss = "logit-difference"}')
-    found = explained(ours, 'name = "user.py:POSITIVE"', model=LOW)
-    opening(found)
-    assert found.closed_by == ("outputs: the reference is given logits above 0",)
+    result = explained(ours, 'name = "user.py:POSITIVE"', model=LOW)
+    opening(result)
+    assert result.closed_by == ("outputs: the reference is given logits above 0",)
 
 
 def test_saturation_is_found_where_the_reference_computes_in_float64(explained: Explain) -> None:
-    found = explained('name = "fgsm"', 'name = "user.py:DOUBLE"', eps=0.15, model=SURE)
-    opening(found)
-    assert found.closed_by == ("arithmetic: float64 on our side",)
-    assert "The cause is saturation: the clean confidence of" in found.cause
+    result = explained('name = "fgsm"', 'name = "user.py:DOUBLE"', eps=0.15, model=SURE)
+    opening(result)
+    assert result.closed_by == ("arithmetic: float64 on our side",)
+    assert "The cause is saturation: the clean confidence of" in result.cause
 
 
-def test_saturation_is_told_from_a_loss_that_merely_avoids_it(explained: Explain) -> None:
+def test_saturation_is_distinguished_from_a_loss_that_merely_avoids_it(explained: Explain) -> None:
     ours = 'name = "fgsm"\nparams = {loss = "margin"}'
-    found = explained(ours, 'name = "torchattacks:FGSM"', eps=0.15, model=SURE)
-    opening(found)
-    told = "loss: cross-entropy instead of margin"
-    assert (found.closed_by, left(found)) == ((told,), 0)
-    assert "The cause is saturation" in found.cause
-    again = found.experiments[-1]
-    assert (again.change, again.closes) == (f"{told}, in float64", False)
+    result = explained(ours, 'name = "torchattacks:FGSM"', eps=0.15, model=SURE)
+    opening(result)
+    reported = "loss: cross-entropy instead of margin"
+    assert (result.closed_by, left(result)) == ((reported,), 0)
+    assert "The cause is saturation" in result.cause
+    again = result.experiments[-1]
+    assert (again.change, again.closes) == (f"{reported}, in float64", False)
 
 
 def test_another_start_is_found_and_shared(explained: Explain) -> None:
     ours = BIM.replace("steps = 10", "steps = 3")
     theirs = 'name = "torchattacks:PGD"\nparams = {steps = 3, alpha = "eps/3"}'
-    found = explained(ours, theirs, limit=200, eps=0.08)
-    opening(found)
-    assert found.closed_by == ("start: the reference's own points (uniform in the ball)",)
-    assert left(found) == 0
+    result = explained(ours, theirs, limit=200, eps=0.08)
+    opening(result)
+    assert result.closed_by == ("start: the reference's own points (uniform in the ball)",)
+    assert left(result) == 0
 
 
 def test_images_that_leave_the_ball_are_found_to_be_refused(explained: Explain) -> None:
-    found = explained(BIM.replace("eps/steps", "eps/5"), 'name = "user.py:FAR"')
-    opening(found)
-    assert found.closed_by == ("counting: images that break the threat model count as they fall",)
+    result = explained(BIM.replace("eps/steps", "eps/5"), 'name = "user.py:FAR"')
+    opening(result)
+    assert result.closed_by == ("counting: images that break the threat model count as they fall",)
 
 
 # ------------------------------------------------------------ several differences, none, and chance
@@ -288,35 +288,35 @@ def test_images_that_leave_the_ball_are_found_to_be_refused(explained: Explain) 
 
 def test_two_differences_are_joined_and_nothing_else_is(explained: Explain) -> None:
     theirs = 'name = "user.py:SIGNS"\nparams = {share = 0.07}'
-    found = explained('name = "mifgsm"', theirs, eps=0.15, model=WAVY)
-    opening(found)
-    assert found.closed_by == (
+    result = explained('name = "mifgsm"', theirs, eps=0.15, model=WAVY)
+    opening(result)
+    assert result.closed_by == (
         "step size: 0.0105 instead of 0.015", "gathers: directions instead of gradients",
     )  # fmt: skip
-    assert "No change closes the gap alone; together these do" in found.cause
+    assert "No change closes the gap alone; together these do" in result.cause
 
 
 def test_what_no_experiment_closes_is_said_to_be_open(explained: Explain) -> None:
-    found = explained('name = "fgsm"', 'name = "user.py:BACKWARDS"', limit=30)
-    opening(found)
-    assert found.closed_by == ()
-    assert found.cause.startswith("No change closes the gap, alone or with others; ")
-    assert "Not tried: number of steps" not in found.cause
-    assert not any(made.closes for made in found.experiments)
+    result = explained('name = "fgsm"', 'name = "user.py:BACKWARDS"', limit=30)
+    opening(result)
+    assert result.closed_by == ()
+    assert result.cause.startswith("No change closes the gap, alone or with others; ")
+    assert "Not tried: number of steps" not in result.cause
+    assert not any(actual.closes for actual in result.experiments)
 
 
 def test_two_that_agree_need_no_explanation(explained: Explain) -> None:
-    found = explained('name = "fgsm"', 'name = "torchattacks:FGSM"')
-    (only,) = found.experiments
-    assert (only.gap, only.closes, found.closed_by) == (0, True, ())
-    assert found.cause.endswith("there is nothing to explain.")
+    result = explained('name = "fgsm"', 'name = "torchattacks:FGSM"')
+    (only,) = result.experiments
+    assert (only.gap, only.closes, result.closed_by) == (0, True, ())
+    assert result.cause.endswith("there is nothing to explain.")
 
 
 def test_other_draws_of_the_same_attack_are_chance(explained: Explain) -> None:
     theirs = 'name = "torchattacks:PGD"\nparams = {steps = 3, alpha = "2.5*eps/steps"}'
-    found = explained('name = "pgd"\nparams = {steps = 3}', theirs, limit=200, eps=0.08)
-    assert found.experiments[0].gap > 1
-    assert found.cause.startswith("That is chance: ")
+    result = explained('name = "pgd"\nparams = {steps = 3}', theirs, limit=200, eps=0.08)
+    assert result.experiments[0].gap > 1
+    assert result.cause.startswith("That is chance: ")
 
 
 # ------------------------------------------------------------------------------- what people type
@@ -334,7 +334,7 @@ def written(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "told"),
+    ("ours", "theirs", "expected"),
     [
         ("net/our/0.3", "net/theirs/0.3", "did you mean 'net/ours/0.3'?"),
         ("ours", "net/theirs/0.3", "expected MODEL/ATTACK/EPS"),
@@ -343,11 +343,11 @@ def written(folder: Path) -> Path:
     ],
 )
 def test_a_cell_that_is_not_there_or_does_not_compare_is_the_users_mistake(
-    ours: str, theirs: str, told: str, tmp_path: Path
+    ours: str, theirs: str, expected: str, tmp_path: Path
 ) -> None:
     with pytest.raises(SuiteError) as raised:
         search.explain_cells(str(written(tmp_path)), ours, theirs, options())
-    assert told in str(raised.value)
+    assert expected in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
@@ -357,9 +357,9 @@ def test_a_run_names_the_command_keeps_what_it_finds_and_the_report_shows_it(
     monkeypatch.chdir(tmp_path)
     typed, words = CliRunner(), ["--device", "cpu"]
     runner.run_suite(reader.read_suite(str(written(tmp_path))), Path("out"), options())
-    found = results.read_results(Path("out"))
+    result = results.read_results(Path("out"))
     command = "bench explain . net/ours/0.3 net/theirs/0.3"
-    assert crosscheck_view.list_explain_commands(found.crosschecks, found.explanations, {}) == [
+    assert crosscheck_view.list_explain_commands(result.crosschecks, result.explanations, {}) == [
         command
     ]
     said = typed.invoke(cli.cli, ["explain", "out", "net/ours/0.3", "net/theirs/0.3", *words])
@@ -373,13 +373,13 @@ def test_a_run_names_the_command_keeps_what_it_finds_and_the_report_shows_it(
 
 
 def test_an_explanation_is_kept_once_for_each_pair_of_cells_in_the_plan(tmp_path: Path) -> None:
-    made = explanations.Experiment(
+    result = explanations.Experiment(
         change="", ours_robust=1, reference_robust=3, only_ours_broke=2, only_reference_broke=0,
         p_value=0.5, closes=False,
     )  # fmt: skip
     first = Explanation(
         model="net", ours="a", reference="b", norm="linf", eps_text="0.1", attacked=4,
-        only_ours=(1, 3), only_reference=(), experiments=(made,), closed_by=("x",), cause="y",
+        only_ours=(1, 3), only_reference=(), experiments=(result,), closed_by=("x",), cause="y",
         cells=("1", "2"),
     )  # fmt: skip
     second = dataclasses.replace(first, cause="z")

@@ -78,7 +78,7 @@ def make():
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a suite, a run of it, and the card of its model."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "tiny.toml").write_text(SUITE)
@@ -88,16 +88,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def entered(made: Path) -> Path:
+def entered(folder: Path) -> Path:
     """A board that the model has entered."""
-    done = _add(made, made / "board")
+    done = _add(folder, folder / "board")
     assert done.return_value == 0, done.output
-    return made / "board"
+    return folder / "board"
 
 
-def _add(made: Path, to: Path, *more: str, card: str = "card.toml"):
-    words = ["leaderboard", str(to), "--suite", str(made / "tiny.toml"), "--device", "cpu"]
-    given = ["--add", str(made / "run"), "--card", str(made / card), *more]
+def _add(folder: Path, to: Path, *more: str, card: str = "card.toml"):
+    words = ["leaderboard", str(to), "--suite", str(folder / "tiny.toml"), "--device", "cpu"]
+    given = ["--add", str(folder / "run"), "--card", str(folder / card), *more]
     return CliRunner().invoke(cli, [*words, *given], standalone_mode=False)
 
 
@@ -140,11 +140,11 @@ def _first(k: int, n: int = 100) -> list[bool]:
     return [example < k for example in range(n)]
 
 
-def test_models_that_nothing_tells_apart_share_a_rank() -> None:
-    made = [_entry("a", {"x": _first(82)}), _entry("b", {"x": _first(80)}),
+def test_models_that_nothing_separates_have_the_same_rank() -> None:
+    actual = [_entry("a", {"x": _first(82)}), _entry("b", {"x": _first(80)}),
             _entry("c", {"x": _first(20)})]  # fmt: skip
-    found = [(each.entry.card.name, each.rank) for each in rank_models(made, _threat("x"))]
-    assert found == [("a", 1), ("b", 1), ("c", 3)]
+    result = [(each.entry.card.name, each.rank) for each in rank_models(actual, _threat("x"))]
+    assert result == [("a", 1), ("b", 1), ("c", 3)]
 
 
 def test_the_number_is_the_worst_case_example_by_example() -> None:
@@ -158,16 +158,16 @@ def test_a_rank_is_one_more_than_the_models_that_are_better_beyond_chance() -> N
     generator = np.random.default_rng(0)
     kept = {name: generator.random(100) < share for name, share in
             {"a": 0.9, "b": 0.75, "c": 0.6, "d": 0.1}.items()}  # fmt: skip
-    made = [_entry(name, {"x": list(map(bool, bits))}) for name, bits in kept.items()]
-    ranks = {each.entry.card.name: each.rank for each in rank_models(made, _threat("x"))}
+    result = [_entry(name, {"x": list(map(bool, bits))}) for name, bits in kept.items()]
+    ranks = {each.entry.card.name: each.rank for each in rank_models(result, _threat("x"))}
     assert ranks["a"] == 1
     assert ranks["d"] == 4
     assert ranks["a"] <= ranks["b"] <= ranks["c"] < ranks["d"]
 
 
 def test_the_largest_eps_of_a_norm_comes_first_and_none_at_0() -> None:
-    found = list_threats(reader.parse_suite(SUITE, "here", Path()))
-    assert [(each.eps_text, each.attacks) for each in found] == [
+    result = list_threats(reader.parse_suite(SUITE, "here", Path()))
+    assert [(each.eps_text, each.attacks) for each in result] == [
         ("0.1", ("FGSM", "PGD")), ("0.05", ("FGSM",)),
     ]  # fmt: skip
 
@@ -184,73 +184,73 @@ def test_a_model_enters_after_every_outcome_came_out_the_same(entered: Path) -> 
     assert [cell.robust for cell in entry.snapshot.cells] == [cell.robust for cell in claimed.cells]
 
 
-def test_a_claim_that_is_too_good_does_not_enter(made: Path, tmp_path: Path) -> None:
+def test_a_claim_that_is_too_good_does_not_enter(folder: Path, tmp_path: Path) -> None:
     about, suite = (
-        model_card.read_card(made / "card.toml"),
-        reader.read_suite(str(made / "tiny.toml")),
+        model_card.read_card(folder / "card.toml"),
+        reader.read_suite(str(folder / "tiny.toml")),
     )
-    claimed = admission.read_claim(made / "run", "LeNet")
+    claimed = admission.read_claim(folder / "run", "LeNet")
     clean = claimed.models[0]
     better = [dataclasses.replace(cell, robust=clean.clean, robust_correct=clean.clean_correct)
               for cell in claimed.cells]  # fmt: skip
-    found = admission.admit_model(
+    result = admission.admit_model(
         about, dataclasses.replace(claimed, cells=better), suite, RunOptions(device="cpu")
     )
-    assert found.snapshot is None
-    assert any("PGD, eps 0.1: the run says" in problem for problem in found.problems)
-    assert "outcomes differ: examples " in found.problems[0]
+    assert result.snapshot is None
+    assert any("PGD, eps 0.1: the run says" in problem for problem in result.problems)
+    assert "outcomes differ: examples " in result.problems[0]
 
 
-def _forged(made: Path, limit: int | None) -> tuple[admission.Admission, list[str]]:
+def _forged(folder: Path, limit: int | None) -> tuple[admission.Admission, list[str]]:
     """What comes of a claim whose audit signs are another's, and the signs that were measured."""
     about, suite = (
-        model_card.read_card(made / "card.toml"),
-        reader.read_suite(str(made / "tiny.toml")),
+        model_card.read_card(folder / "card.toml"),
+        reader.read_suite(str(folder / "tiny.toml")),
     )
-    claimed = admission.read_claim(made / "run", "LeNet")
+    claimed = admission.read_claim(folder / "run", "LeNet")
     forged = dataclasses.replace(claimed.models[0], signs=["invented"])
     options = RunOptions(device="cpu", limit=limit)
-    found = admission.admit_model(
+    result = admission.admit_model(
         about, dataclasses.replace(claimed, models=[forged]), suite, options
     )
-    return found, claimed.models[0].signs
+    return result, claimed.models[0].signs
 
 
-def test_what_enters_is_what_was_measured_here(made: Path) -> None:
-    found, measured = _forged(made, limit=None)
-    assert found.problems == []
-    assert found.snapshot is not None
-    assert found.snapshot.models[0].signs == measured
+def test_what_enters_is_what_was_measured_here(folder: Path) -> None:
+    result, measured = _forged(folder, limit=None)
+    assert result.problems == []
+    assert result.snapshot is not None
+    assert result.snapshot.models[0].signs == measured
 
 
-def test_where_a_sample_is_run_again_the_claim_enters_and_keeps_its_signs(made: Path) -> None:
-    found, _ = _forged(made, limit=10)
-    assert found.snapshot is not None
-    assert found.recheck is not None
-    assert (found.recheck.examples, found.recheck.compared) == (10, 4 * 10)
-    assert found.snapshot.data.n == N
-    assert "invented" in found.snapshot.models[0].signs
+def test_where_a_sample_is_run_again_the_claim_enters_and_keeps_its_signs(folder: Path) -> None:
+    result, _ = _forged(folder, limit=10)
+    assert result.snapshot is not None
+    assert result.recheck is not None
+    assert (result.recheck.examples, result.recheck.compared) == (10, 4 * 10)
+    assert result.snapshot.data.n == N
+    assert "invented" in result.snapshot.models[0].signs
 
 
-def test_a_card_that_builds_another_model_is_told_so_before_anything_runs(
-    made: Path, tmp_path: Path
+def test_a_card_that_builds_another_model_is_refused_before_anything_runs(
+    folder: Path, tmp_path: Path
 ) -> None:
-    (made / "other.toml").write_text(CARD.replace('weights = "digits"', 'weights = "random"'))
-    done = _add(made, tmp_path, card="other.toml")
+    (folder / "other.toml").write_text(CARD.replace('weights = "digits"', 'weights = "random"'))
+    done = _add(folder, tmp_path, card="other.toml")
     assert done.return_value == 1
     assert "the card builds one of fingerprint" in done.output
     assert not (tmp_path / "entries").exists()
 
 
-def test_a_run_with_other_parameters_is_no_answer_to_the_suite(made: Path) -> None:
-    harder = reader.parse_suite(SUITE.replace("steps = 5", "steps = 50"), "here", made)
-    problems = entries.list_shortcomings(admission.read_claim(made / "run", "LeNet"), harder)
+def test_a_run_with_other_parameters_is_no_answer_to_the_suite(folder: Path) -> None:
+    harder = reader.parse_suite(SUITE.replace("steps = 5", "steps = 50"), "here", folder)
+    problems = entries.list_shortcomings(admission.read_claim(folder / "run", "LeNet"), harder)
     assert problems == ["PGD: params.steps: expected 50, got 5"]
 
 
-def test_a_violation_or_a_cell_without_a_number_keeps_a_model_out(made: Path) -> None:
-    suite = reader.read_suite(str(made / "tiny.toml"))
-    claimed = admission.read_claim(made / "run", "LeNet")
+def test_a_violation_or_a_cell_without_a_number_keeps_a_model_out(folder: Path) -> None:
+    suite = reader.read_suite(str(folder / "tiny.toml"))
+    claimed = admission.read_claim(folder / "run", "LeNet")
     first, second, *rest = claimed.cells
     spoilt = dataclasses.replace(first, violations=2)
     failed = dataclasses.replace(second, status="failed", reason="out of memory", robust="")
@@ -261,7 +261,7 @@ def test_a_violation_or_a_cell_without_a_number_keeps_a_model_out(made: Path) ->
     ]
 
 
-def test_files_of_ones_own_start_from_the_cards_folder(made: Path, tmp_path: Path) -> None:
+def test_files_of_ones_own_start_from_the_cards_folder(folder: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "net.py").write_text(MINE)
@@ -272,19 +272,19 @@ def test_files_of_ones_own_start_from_the_cards_folder(made: Path, tmp_path: Pat
     assert entry.label == "mine"
 
 
-def test_every_mistake_in_a_card_is_told_at_once(tmp_path: Path) -> None:
+def test_every_mistake_in_a_card_is_reported_at_once(tmp_path: Path) -> None:
     path = tmp_path / "card.toml"
     path.write_text('schema = 1\nname = " "\nlicense = "MIT"\n[model]\nweight = "x"\n')
-    with pytest.raises(SuiteError) as told:
+    with pytest.raises(SuiteError) as error:
         model_card.read_card(path)
-    text = str(told.value)
+    text = str(error.value)
     for part in ("licence", "name", "source", "model.name", "model.weight"):
         assert part in text
 
 
-def test_a_run_without_the_cards_model_says_which_it_has(made: Path) -> None:
+def test_a_run_without_the_cards_model_says_which_it_has(folder: Path) -> None:
     with pytest.raises(RecordError, match="did you mean 'LeNet'"):
-        admission.read_claim(made / "run", "LeNett")
+        admission.read_claim(folder / "run", "LeNett")
 
 
 def test_an_attack_crafted_on_another_model_is_no_threat_to_a_single_one() -> None:
@@ -293,9 +293,9 @@ def test_an_attack_crafted_on_another_model_is_no_threat_to_a_single_one() -> No
         entries.declared_settings(reader.parse_suite(text, "here", Path()))
 
 
-def test_add_and_card_go_together(made: Path, tmp_path: Path) -> None:
-    words = ["leaderboard", str(tmp_path), "--suite", str(made / "tiny.toml")]
-    done = CliRunner().invoke(cli, [*words, "--add", str(made / "run")])
+def test_add_and_card_go_together(folder: Path, tmp_path: Path) -> None:
+    words = ["leaderboard", str(tmp_path), "--suite", str(folder / "tiny.toml")]
+    done = CliRunner().invoke(cli, [*words, "--add", str(folder / "run")])
     assert done.exit_code == 2
     assert "go together" in done.output
 
@@ -303,12 +303,12 @@ def test_add_and_card_go_together(made: Path, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ pages
 
 
-def test_both_pages_tell_rank_rate_interval_and_card(entered: Path) -> None:
+def test_both_pages_show_rank_rate_interval_and_card(entered: Path) -> None:
     text = (entered / "leaderboard.md").read_text()
     page = (entered / "leaderboard.html").read_text()
-    for told in ("LeNet", "LeCun et al. 1998", "40 of 40", "worst case"):
-        assert told in text
-        assert told in page
+    for each in ("LeNet", "LeCun et al. 1998", "40 of 40", "worst case"):
+        assert each in text
+        assert each in page
     assert text.startswith("<!-- Generated by bench leaderboard")
 
 
@@ -329,12 +329,12 @@ def test_a_hostile_card_stays_text(entered: Path, tmp_path: Path) -> None:
     assert "[x](y)" not in (tmp_path / "leaderboard.md").read_text()
 
 
-def test_an_empty_board_says_how_it_gets_its_first_model(made: Path, tmp_path: Path) -> None:
+def test_an_empty_board_says_how_it_gets_its_first_model(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="makes the first"):
-        entries.read_entries(tmp_path, reader.read_suite(str(made / "tiny.toml")))
+        entries.read_entries(tmp_path, reader.read_suite(str(folder / "tiny.toml")))
 
 
-def test_a_damaged_entry_is_told_in_one_sentence(entered: Path, tmp_path: Path) -> None:
+def test_a_damaged_entry_is_reported_in_one_sentence(entered: Path, tmp_path: Path) -> None:
     shutil.copytree(entered / "entries", tmp_path / "entries")
     (tmp_path / "entries" / "lenet" / "recheck.json").write_text("{}")
     with pytest.raises(RecordError, match=r"recheck\.json: damaged"):
@@ -343,9 +343,9 @@ def test_a_damaged_entry_is_told_in_one_sentence(entered: Path, tmp_path: Path) 
 
 def test_the_shipped_board_is_what_its_entries_say(tmp_path: Path) -> None:
     suite, folder = reader.read_suite("leaderboard"), ROOT / "results" / "leaderboard"
-    found = entries.read_entries(folder, suite)
-    assert {entry.card.model.label for entry in found} == {model.label for model in suite.models}
-    for path in board.write_leaderboard(found, suite, tmp_path):
+    result = entries.read_entries(folder, suite)
+    assert {entry.card.model.label for entry in result} == {model.label for model in suite.models}
+    for path in board.write_leaderboard(result, suite, tmp_path):
         assert path.read_bytes() == (folder / path.name).read_bytes()
 
 

@@ -57,7 +57,7 @@ def written(folder: Path, change: str = "") -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def repeated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a suite, the code that it names, a run of its first 30 examples, the same run
     again in "second", and what was said of that in "said"."""
     home = tmp_path_factory.mktemp("home")
@@ -72,9 +72,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(repeated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that folder for each test, and the working directory."""
-    shutil.copytree(made, tmp_path / "home")
+    shutil.copytree(repeated, tmp_path / "home")
     monkeypatch.chdir(tmp_path / "home")
     return tmp_path / "home"
 
@@ -84,8 +84,8 @@ def typed(*words: str) -> Result:
 
 
 def document(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
-    return found
+    result: dict[str, Any] = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    return result
 
 
 def changed(folder: Path, name: str, **values: Any) -> None:
@@ -117,27 +117,27 @@ def test_nothing_of_this_machine_is_kept_but_what_the_environment_says(home: Pat
     assert str(home.parent) not in json.dumps(about)
 
 
-def test_an_outcome_that_is_otherwise_is_told_by_its_example(home: Path) -> None:
+def test_an_outcome_that_is_otherwise_is_reported_by_its_example(home: Path) -> None:
     first, second = (results.read_results(home / out) for out in ("run", "second"))
     frame = second.stored.frame
     at = frame.index[frame["clean_correct"] & (frame["attack"] == "fgsm")][0]
     frame.loc[at, "fooled"] = not frame.loc[at, "fooled"]
-    found = reproduce.compare_repetition(first, second)
-    fgsm = next(cell for cell in found.cells if cell.place["attack"] == "fgsm")
+    result = reproduce.compare_repetition(first, second)
+    fgsm = next(cell for cell in result.cells if cell.place["attack"] == "fgsm")
     assert fgsm.otherwise == [frame.loc[at, "example"]]
     assert f"1 of 30 outcomes differ: examples {frame.loc[at, 'example']}" in fgsm.phrase
-    assert not found.agree(bits=False)
+    assert not result.agree(bits=False)
 
 
 def test_a_distance_that_is_off_is_no_other_outcome_but_other_bits(home: Path) -> None:
     first, second = (results.read_results(home / out) for out in ("run", "second"))
     frame = second.stored.frame
     frame.loc[frame["attack"] == "pgd", "l2"] += 1e-3
-    found = reproduce.compare_repetition(first, second)
-    assert [cell.columns for cell in found.cells] == [["l2"], ["l2"], []]
-    assert found.cells[0].farthest == pytest.approx(1e-3, rel=1e-2)
-    assert found.agree(bits=False)
-    assert not found.agree(bits=True)
+    result = reproduce.compare_repetition(first, second)
+    assert [cell.columns for cell in result.cells] == [["l2"], ["l2"], []]
+    assert result.cells[0].farthest == pytest.approx(1e-3, rel=1e-2)
+    assert result.agree(bits=False)
+    assert not result.agree(bits=True)
 
 
 def test_a_file_that_has_changed_is_named_and_so_is_what_came_of_it(home: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_file_that_has_changed_is_named_and_so_is_what_came_of_it(home: Path) 
     assert done.stdout.endswith("rerun: third: the same in every outcome\n")
 
 
-def test_another_model_is_said_to_be_one_and_gives_other_outcomes(home: Path) -> None:
+def test_another_model_is_said_to_be_one_and_has_other_outcomes(home: Path) -> None:
     code = NET.format(change="").replace(
         "return model", "model[-1].bias.data[0] += 9; return model"
     )
@@ -161,18 +161,18 @@ def test_another_model_is_said_to_be_one_and_gives_other_outcomes(home: Path) ->
     assert done.stdout.endswith("rerun: third: not the same in every outcome\n")
 
 
-def test_versions_that_differ_are_told_first(home: Path) -> None:
-    session = document(home / "run")["sessions"][-1]
-    lines = [line for line in session["requirements"] if not line.startswith("click==")]
-    assert len(lines) == len(session["requirements"]) - 1
+def test_versions_that_differ_are_reported_first(home: Path) -> None:
+    evaluator = document(home / "run")["sessions"][-1]
+    lines = [line for line in evaluator["requirements"] if not line.startswith("click==")]
+    assert len(lines) == len(evaluator["requirements"]) - 1
     changed(home / "run", "environment", python="3.9.1")
     about = document(home / "run")
     about["sessions"][-1]["requirements"] = [*lines, "click==0.1", "gone==2"]
     (home / "run" / "provenance.json").write_text(json.dumps(about), encoding="utf-8")
-    told = typed("run", "--out", "third").stdout.splitlines()
-    assert told[0].startswith("differs: python: 3.9.1 then, ")
-    assert f"differs: click: 0.1 then, {metadata.version('click')} now" in told
-    assert "differs: installed then alone: gone" in told
+    result = typed("run", "--out", "third").stdout.splitlines()
+    assert result[0].startswith("differs: python: 3.9.1 then, ")
+    assert f"differs: click: 0.1 then, {metadata.version('click')} now" in result
+    assert "differs: installed then alone: gone" in result
 
 
 def test_what_is_installed_is_kept_as_lines_that_pip_takes(home: Path) -> None:
@@ -221,11 +221,11 @@ def test_a_cell_that_failed_now_is_otherwise(home: Path) -> None:
         if cell in path.name:
             path.unlink()
     records.write_failure(home / "second", cell, "out of ideas")
-    found = reproduce.compare_repetition(
+    result = reproduce.compare_repetition(
         *(results.read_results(home / out) for out in ("run", "second"))
     )
-    assert any("ok then, failed (out of ideas) now" in sentence for sentence in found.apart)
-    assert not found.agree(bits=False)
+    assert any("ok then, failed (out of ideas) now" in sentence for sentence in result.apart)
+    assert not result.agree(bits=False)
 
 
 def test_a_run_of_an_older_bench_can_be_repeated_as_far_as_it_says() -> None:
@@ -238,7 +238,7 @@ def test_a_run_of_an_older_bench_can_be_repeated_as_far_as_it_says() -> None:
     assert again.suite.text == about["suite"]["text"]
 
 
-def test_one_phrase_stands_for_all_eps_that_are_alike() -> None:
+def test_one_phrase_is_used_for_all_eps_that_are_alike() -> None:
     place = {"model": "m", "attack": "a"}
     cells = [
         reproduce.CellComparison({**place, "eps_text": eps}, 9, otherwise, [], 0.0)

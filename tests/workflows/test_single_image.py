@@ -26,16 +26,16 @@ def bench(digit: Path, *options: str) -> Result:
     return CliRunner().invoke(cli, [*command, *options])
 
 
-def test_an_image_is_taken_for_another_class_and_everything_is_told(digit: Path) -> None:
-    told = bench(digit, "--eps", "0.3", "--attack", "pgd", "--param", "steps=6", "--every", "2")
-    assert told.exit_code == 0, told.output
-    assert [line[:9] for line in told.output.splitlines()[:4]] == [
+def test_an_image_is_taken_for_another_class_and_everything_is_reported(digit: Path) -> None:
+    result = bench(digit, "--eps", "0.3", "--attack", "pgd", "--param", "steps=6", "--every", "2")
+    assert result.exit_code == 0, result.output
+    assert [line[:9] for line in result.output.splitlines()[:4]] == [
         "step    0", "step    2", "step    4", "step    5",
     ]  # fmt: skip
-    assert "before: 5 " in told.output
-    assert "after: 5 " not in told.output
-    assert "linf 0.3," in told.output
-    assert "five.png is taken as another class" in told.output
+    assert "before: 5 " in result.output
+    assert "after: 5 " not in result.output
+    assert "linf 0.3," in result.output
+    assert "five.png is taken as another class" in result.output
     assert (digit.parent / "out" / "five-attack.png").stat().st_size > 5000
 
 
@@ -49,10 +49,10 @@ def test_the_png_is_lossless_and_read_back_in_8_bits(digit: Path) -> None:
 def test_a_target_is_reached_by_the_raw_gradient(digit: Path) -> None:
     options = ["--eps", "0.4", "--target", "3", "--param", "lr=0.1", "--param", "steps=60"]
     options += ["--attack", "raw_gradient"]
-    told = bench(digit, *options)
-    assert told.exit_code == 0, told.output
-    assert "after: 3 " in told.output
-    assert "five.png is taken as 3" in told.output
+    result = bench(digit, *options)
+    assert result.exit_code == 0, result.output
+    assert "after: 3 " in result.output
+    assert "five.png is taken as 3" in result.output
 
 
 def test_the_default_attack_uses_its_budget_and_one_that_does_not_is_no_evidence(
@@ -60,20 +60,20 @@ def test_the_default_attack_uses_its_budget_and_one_that_does_not_is_no_evidence
 ) -> None:
     command = ["attack", "digits:17", "--model", "lenet", "--weights", "digits", "--eps", "0.3"]
     command += ["--out", str(tmp_path)]
-    told = CliRunner().invoke(cli, command)
-    assert "digits-17 is taken as another" in told.output.replace("digits:17", "digits-17")
-    assert "no evidence" not in told.output
-    told = CliRunner().invoke(cli, [*command, "--attack", "raw_gradient"])
-    assert told.exit_code == 0, told.output
-    assert "no evidence of robustness: the attack moved the image by " in told.output
-    assert "try --attack pgd or a larger --param lr" in told.output
+    result = CliRunner().invoke(cli, command)
+    assert "digits-17 is taken as another" in result.output.replace("digits:17", "digits-17")
+    assert "no evidence" not in result.output
+    result = CliRunner().invoke(cli, [*command, "--attack", "raw_gradient"])
+    assert result.exit_code == 0, result.output
+    assert "no evidence of robustness: the attack moved the image by " in result.output
+    assert "try --attack pgd or a larger --param lr" in result.output
     assert "No evidence of robustness" in (tmp_path / "digits-17-attack.md").read_text()
     reached = [*command, "--attack", "fgsm", "--target", "9"]
     assert "no evidence" not in CliRunner().invoke(cli, reached).output
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         (["--target", "eleven"], "target 'eleven' is no class"),
         (["--attack", "pdg"], "did you mean 'pgd'?"),
@@ -83,10 +83,10 @@ def test_the_default_attack_uses_its_budget_and_one_that_does_not_is_no_evidence
         (["--model", "lenett"], "did you mean 'lenet'?"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_2(digit: Path, options: list[str], told: str) -> None:
+def test_a_mistake_is_one_sentence_and_2(digit: Path, options: list[str], expected: str) -> None:
     result = bench(digit, *options)
     assert result.exit_code == 2
-    assert told in result.output
+    assert expected in result.output
     assert "Traceback" not in result.output
 
 
@@ -100,10 +100,10 @@ def test_a_file_that_is_no_image_is_one_sentence_and_2(tmp_path: Path) -> None:
 def test_an_example_of_a_data_set_has_the_data_sets_label(tmp_path: Path) -> None:
     wrong = next(k for k in range(200) if _prediction(k) != _label(k))
     command = ["attack", f"digits:{wrong}", "--model", "lenet", "--weights", "digits"]
-    told = CliRunner().invoke(cli, [*command, "--out", str(tmp_path), "--eps", "0.1"])
-    assert told.exit_code == 0, told.output
-    assert f"before: {_prediction(wrong)} " in told.output
-    assert f"; {_label(wrong)} (the label)" in told.output
+    result = CliRunner().invoke(cli, [*command, "--out", str(tmp_path), "--eps", "0.1"])
+    assert result.exit_code == 0, result.output
+    assert f"before: {_prediction(wrong)} " in result.output
+    assert f"; {_label(wrong)} (the label)" in result.output
     page = (tmp_path / f"digits-{wrong}-attack.md").read_text()
     assert "is the data set's" in page
 
@@ -122,9 +122,9 @@ def _prediction(index: int) -> int:
 
 
 def test_the_page_says_what_the_terminal_said(digit: Path) -> None:
-    told = bench(digit, "--eps", "0.3", "--attack", "pgd", "--param", "steps=6", "--every", "2")
+    result = bench(digit, "--eps", "0.3", "--attack", "pgd", "--param", "steps=6", "--every", "2")
     page = (digit.parent / "out" / "five-attack.md").read_text()
-    for line in told.output.splitlines()[:4]:
+    for line in result.output.splitlines()[:4]:
         _, step, _, loss = line.split()
         assert f"| {step} | {loss} |" in page
     assert "(five-attack.png)" in page
@@ -132,16 +132,16 @@ def test_the_page_says_what_the_terminal_said(digit: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "told"),
+    ("image", "expected"),
     [
         ("digits:5000", "expected an index below 500"),
         ("digitz:3", "did you mean 'digits'"),
         ("nowhere.png", "no readable image"),
     ],
 )
-def test_an_image_that_is_not_there_is_one_sentence_and_2(image: str, told: str) -> None:
+def test_an_image_that_is_not_there_is_one_sentence_and_2(image: str, expected: str) -> None:
     result = CliRunner().invoke(cli, ["attack", image, "--model", "lenet", "--weights", "digits"])
-    assert (result.exit_code, told in result.output) == (2, True), result.output
+    assert (result.exit_code, expected in result.output) == (2, True), result.output
 
 
 def test_an_example_fits_a_model_file_that_says_nothing_of_shapes(tmp_path: Path) -> None:
@@ -150,6 +150,6 @@ def test_an_example_fits_a_model_file_that_says_nothing_of_shapes(tmp_path: Path
         "def net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
     )
     command = ["attack", "digits:3", "--model", f"{tmp_path / 'mine.py'}:net", "--eps", "0.1"]
-    told = CliRunner().invoke(cli, [*command, "--out", str(tmp_path)])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(cli, [*command, "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
     assert (tmp_path / "digits-3-attack.md").exists()

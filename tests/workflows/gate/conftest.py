@@ -16,7 +16,7 @@ SETTINGS = {"attack": "walk", "code": "1", "norm": "linf", "params.steps": 20}
 Make = Callable[..., Snapshot]
 
 
-def made(
+def make_snapshot(
     cells: Mapping[tuple[str, str, float], Sequence[bool] | str],
     clean: Mapping[str, Sequence[bool]] | None = None,
     n: int = 100,
@@ -77,4 +77,4 @@ def made(
 
 @pytest.fixture
 def make() -> Make:
-    return made
+    return make_snapshot

@@ -64,8 +64,8 @@ def test_the_paired_test_and_not_the_threshold_keeps_the_alarms_away(make: Make)
     beyond = 0
     for _ in range(100):
         sides = drawn(make, robust, generator), drawn(make, robust, generator)
-        found = check.check_against_baseline(*sides, LIMITS)
-        beyond += any("no more than chance" in verdict.sentence for verdict in found.verdicts)
+        result = check.check_against_baseline(*sides, LIMITS)
+        beyond += any("no more than chance" in verdict.sentence for verdict in result.verdicts)
     assert beyond > 50
 
 
@@ -111,15 +111,15 @@ def test_the_smallest_loss_that_is_announced_is_the_smallest_that_turns_red(
     for lost, code in ((least - 1, 0), (least, 1)):
         fewer = stood & (np.arange(n) >= lost)
         now = make(dict.fromkeys(keys, stood) | {keys[0]: fewer}, n=n)
-        found = check.check_against_baseline(before, now, even)
-        assert found.exit_code == code
-        assert f"No loss of fewer than {least} of {n} examples" in found.power
+        result = check.check_against_baseline(before, now, even)
+        assert result.exit_code == code
+        assert f"No loss of fewer than {least} of {n} examples" in result.power
 
 
-def test_too_few_examples_are_told_to_see_nothing(make: Make) -> None:
+def test_too_few_examples_are_reported_as_too_few(make: Make) -> None:
     snap = make({("net", "walk", 0.1): [True] * 5}, n=5)
-    found = check.check_against_baseline(snap, snap, LIMITS)
-    assert "No loss at all can turn this check red: 5 examples are too few" in found.power
+    result = check.check_against_baseline(snap, snap, LIMITS)
+    assert "No loss at all can turn this check red: 5 examples are too few" in result.power
 
 
 QUIET = (0.378, 0.382, 0.403)

@@ -78,7 +78,7 @@ def edited(make: Make, edit: Callable[[dict[str, Any]], object]) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "expected"),
     [
         (lambda raw: raw.update(schema=2), "schema 2, this bench reads up to 1"),
         (lambda raw: raw.update(schema="1"), "schema: "),
@@ -104,32 +104,32 @@ def edited(make: Make, edit: Callable[[dict[str, Any]], object]) -> bytes:
         ),
     ],
 )
-def test_every_damage_is_told_in_a_sentence(
-    make: Make, tmp_path: Path, edit: Callable[[dict[str, Any]], object], told: str
+def test_every_damage_is_reported_in_a_sentence(
+    make: Make, tmp_path: Path, edit: Callable[[dict[str, Any]], object], expected: str
 ) -> None:
-    assert told in damaged(tmp_path / "b.json", edited(make, edit))
+    assert expected in damaged(tmp_path / "b.json", edited(make, edit))
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"3", b"null", b"\xff\xfe", b'{"schema": 1}', b"[" * 5000,
                 b"{" + b'"a":' * 9, b'{"schema": ' + b"9" * 4000 + b"}"],
 )  # fmt: skip
-def test_what_is_no_baseline_is_told_in_a_sentence(tmp_path: Path, content: bytes) -> None:
+def test_what_is_no_baseline_is_reported_in_a_sentence(tmp_path: Path, content: bytes) -> None:
     damaged(tmp_path / "b.json", content)
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 10_000), cut=st.integers(0, 40), put=st.binary(max_size=6))
-def test_whatever_is_changed_in_a_baseline_it_is_read_or_told(
+def test_a_baseline_with_any_change_is_read_or_refused(
     make: Make, tmp_path: Path, at: int, cut: int, put: bytes
 ) -> None:
     text = snapshot_file.format_snapshot(some(make)).encode()
     at %= len(text)
     path = tmp_path / "b.json"
     path.write_bytes(text[:at] + put + text[at + cut :])
-    told = ""
+    result = ""
     try:
         assert isinstance(snapshot_file.read_snapshot(path), Snapshot)
     except RecordError as error:
-        told = str(error)
-    assert "\n" not in told
+        result = str(error)
+    assert "\n" not in result

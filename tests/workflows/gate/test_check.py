@@ -90,7 +90,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(home: Path) -> Callable[..., Path]:
     """(name, old, new) -> the folder of a run of SUITE with `old` replaced; run but once."""
 
-    def made(name: str, old: str = "", new: str = "") -> Path:
+    def run_changed(name: str, old: str = "", new: str = "") -> Path:
         folder = home / name
         if not folder.exists():
             assert old in SUITE
@@ -98,7 +98,7 @@ def run(home: Path) -> Callable[..., Path]:
             runner.run_suite(read, folder, options.RunOptions(device="cpu", copied=False))
         return folder
 
-    return made
+    return run_changed
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_a_run_made_before_settings_were_kept_cannot_be_compared(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["check", "first", "--baseline", "none.json"], "expected a baseline, found no such file"),
         (["check", "first", "--baseline", "broken.json"], "damaged baseline"),
@@ -275,14 +275,14 @@ def test_a_mistake_is_2_and_one_sentence(
     home: Path,
     monkeypatch: pytest.MonkeyPatch,
     words: list[str],
-    told: str,
+    expected: str,
 ) -> None:
     monkeypatch.chdir(home)
     Path("broken.json").write_text("{", encoding="utf-8")
     Path("first/x").mkdir(exist_ok=True)
     said = type_(*words)
     assert said.code == 2
-    assert told in said.err
+    assert expected in said.err
     assert "Traceback" not in said.out + said.err
 
 

@@ -42,10 +42,10 @@ def page(make: Make, name: str = "net") -> str:
 
 
 def test_junit_counts_what_it_holds_and_has_a_case_for_each_verdict(make: Make) -> None:
-    found = checked(make)
-    top = ElementTree.fromstring(junit.render_junit(found, "s"))
+    result = checked(make)
+    top = ElementTree.fromstring(junit.render_junit(result, "s"))
     assert top.tag == "testsuites"
-    assert top.get("tests") == str(len(found.verdicts)) == str(len(list(top.iter("testcase"))))
+    assert top.get("tests") == str(len(result.verdicts)) == str(len(list(top.iter("testcase"))))
     kinds = {"failures": "failure", "errors": "error", "skipped": "skipped"}
     for group in (top, *top.findall("testsuite")):
         for attribute, tag in kinds.items():
@@ -54,7 +54,7 @@ def test_junit_counts_what_it_holds_and_has_a_case_for_each_verdict(make: Make) 
     assert len(names) == len(set(names))
 
 
-def test_junit_tells_red_from_what_could_not_be_compared(make: Make) -> None:
+def test_junit_separates_red_from_what_could_not_be_compared(make: Make) -> None:
     top = ElementTree.fromstring(junit.render_junit(checked(make), "s"))
     children = {case.get("name"): [each.tag for each in case] for case in top.iter("testcase")}
     assert children["robust accuracy: net, walk, eps 0.1"] == ["failure"]
@@ -69,7 +69,7 @@ def test_junit_tells_red_from_what_could_not_be_compared(make: Make) -> None:
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.text(min_size=1))
-def test_junit_is_xml_whatever_a_model_is_called(make: Make, name: str) -> None:
+def test_junit_is_xml_with_any_model_name(make: Make, name: str) -> None:
     printable = name.encode("utf-8", "replace").decode()
     top = ElementTree.fromstring(junit.render_junit(checked(make, printable), printable))
     assert len(list(top.iter("failure"))) == 1
@@ -103,15 +103,15 @@ def test_a_page_fits_a_comment_and_says_what_it_left_out(make: Make) -> None:
     keys = [("net", f"attack {each}", eps / 100) for each in range(60) for eps in range(1, 16)]
     before = make(dict.fromkeys(keys, [True] * 100))
     now = make(dict.fromkeys(keys, [False] * 100))
-    found = check.check_against_baseline(before, now, LIMITS)
-    text = markdown_summary.render_summary(found, before, now, Path("out"), Path("b.json"))
+    result = check.check_against_baseline(before, now, LIMITS)
+    text = markdown_summary.render_summary(result, before, now, Path("out"), Path("b.json"))
     assert len(text) < 65_536
     assert "did not fit this page" in text
     assert "901 of" in text or "900 of" in text
 
 
 @pytest.mark.parametrize(("k", "blocks"), [(0, 0), (1, 0), (50, 15), (100, 30)])
-def test_a_bar_is_as_long_as_its_share(k: int, blocks: int) -> None:
+def test_a_bar_is_as_long_as_its_fraction(k: int, blocks: int) -> None:
     assert markdown_summary.render_bar(k, 100).count("█") == blocks
 
 

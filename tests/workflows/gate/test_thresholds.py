@@ -35,9 +35,9 @@ def read(extra: str) -> thresholds.Thresholds:
     raw = {"attacks": [{"name": "pgd", "label": "PGD"}, {"name": "fgsm"}]}
     raw |= tomllib.loads(extra)
     radii = {"PGD": {0.1: "0.1", 8 / 255: "8/255"}, "fgsm": {0.2: "0.2"}}
-    found = thresholds.read_thresholds(check, raw, ["lenet", "softmax"], radii)
+    result = thresholds.read_thresholds(check, raw, ["lenet", "softmax"], radii)
     check.stop_if_wrong()
-    return found
+    return result
 
 
 def problems(extra: str) -> list[str]:
@@ -61,7 +61,7 @@ def test_a_threshold_allows_so_many_examples(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("robust_acuracy:-1pp", "did you mean 'robust_accuracy'"),
         ("robust_accuracy:+1pp", "gets worse by falling: expected '-'"),
@@ -74,20 +74,20 @@ def test_a_threshold_allows_so_many_examples(
         ("robust_accuracy:-\u0661pp", "expected METRIC:CHANGE"),
     ],
 )
-def test_what_is_no_threshold_is_told_in_a_sentence(text: str, told: str) -> None:
+def test_what_is_no_threshold_is_reported_in_a_sentence(text: str, expected: str) -> None:
     with pytest.raises(ValueError, match=r".") as caught:
         thresholds.parse_threshold(text)
-    assert told in str(caught.value)
+    assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @given(st.text())
-def test_any_text_is_a_threshold_or_told(text: str) -> None:
+def test_any_text_is_a_threshold_or_refused(text: str) -> None:
     try:
-        found = thresholds.parse_threshold(text)
+        result = thresholds.parse_threshold(text)
     except ValueError:
         return
-    assert found.metric in thresholds.METRICS
+    assert result.metric in thresholds.METRICS
 
 
 def test_the_more_special_threshold_counts() -> None:
@@ -113,7 +113,7 @@ def test_the_more_special_threshold_counts() -> None:
     assert typed.find("robust_accuracy", "lenet", ("PGD",), 8 / 255).text == "robust_accuracy:-9pp"
 
 
-def test_an_attacks_own_threshold_stands_between_the_suites_and_a_cells() -> None:
+def test_an_attacks_own_threshold_lies_between_the_suites_and_a_cells() -> None:
     check = Validator("s.toml")
     raw = {
         "gate": {
@@ -131,7 +131,7 @@ def test_an_attacks_own_threshold_stands_between_the_suites_and_a_cells() -> Non
 
 
 @pytest.mark.parametrize(
-    ("extra", "told"),
+    ("extra", "expected"),
     [
         ('[gate]\nfail = ["clean_acuracy:-1pp"]', "gate.fail: unknown metric"),
         ('[gate]\nfale = ["clean_accuracy:-1pp"]', "gate.fale: unknown key; did you mean 'fail'"),
@@ -147,10 +147,10 @@ def test_an_attacks_own_threshold_stands_between_the_suites_and_a_cells() -> Non
         ("[[gate.cells]]\n", "gate.cells[0].fail: expected a value, got nothing"),
     ],
 )
-def test_every_mistake_in_a_suites_gate_is_one_sentence(extra: str, told: str) -> None:
+def test_every_mistake_in_a_suites_gate_is_one_sentence(extra: str, expected: str) -> None:
     (only,) = problems(extra)
     assert only.startswith("s.toml: ")
-    assert told in only
+    assert expected in only
 
 
 def test_a_gate_changes_no_cells_identity() -> None:
@@ -166,6 +166,6 @@ def test_a_gate_changes_no_cells_identity() -> None:
     assert identities(SUITE) == identities(SUITE + gate)
 
 
-def test_a_mistake_on_the_command_line_is_told_with_the_nearest_name() -> None:
+def test_a_mistake_on_the_command_line_is_reported_with_the_nearest_name() -> None:
     with pytest.raises(SuiteError, match="--fail: unknown metric 'audits'; did you mean 'audit'"):
         thresholds.override_thresholds(["audits:+1"], read(""))

@@ -28,8 +28,8 @@ def check(before: Snapshot, now: Snapshot, *texts: str) -> Check:
     return comparison.check_against_baseline(before, now, limits(*texts))
 
 
-def only(found: Check, gate: str) -> Verdict:
-    (verdict,) = [verdict for verdict in found.verdicts if verdict.gate == gate]
+def only(result: Check, gate: str) -> Verdict:
+    (verdict,) = [verdict for verdict in result.verdicts if verdict.gate == gate]
     return verdict
 
 
@@ -42,9 +42,9 @@ def first(k: int, n: int = 100) -> list[bool]:
 
 
 def test_a_loss_beyond_threshold_and_chance_is_red_and_names_its_examples(make: Make) -> None:
-    found = check(make({CELL: first(80)}), make({CELL: first(60)}))
-    verdict = only(found, "robust accuracy")
-    assert (verdict.outcome, found.exit_code) == ("regressed", 1)
+    result = check(make({CELL: first(80)}), make({CELL: first(60)}))
+    verdict = only(result, "robust accuracy")
+    assert (verdict.outcome, result.exit_code) == ("regressed", 1)
     assert verdict.change is not None
     assert verdict.change.lost == tuple(range(60, 80))
     assert verdict.change.gained == ()
@@ -52,9 +52,9 @@ def test_a_loss_beyond_threshold_and_chance_is_red_and_names_its_examples(make: 
 
 
 def test_a_loss_that_chance_may_explain_is_not_red(make: Make) -> None:
-    found = check(make({CELL: first(80)}), make({CELL: first(76)}))
-    verdict = only(found, "robust accuracy")
-    assert (verdict.outcome, found.exit_code) == ("passed", 0)
+    result = check(make({CELL: first(80)}), make({CELL: first(76)}))
+    verdict = only(result, "robust accuracy")
+    assert (verdict.outcome, result.exit_code) == ("passed", 0)
     assert "beyond -1pp but no more than chance" in verdict.sentence
 
 
@@ -67,22 +67,22 @@ def test_a_loss_that_the_threshold_allows_is_not_red_however_sure(make: Make) ->
 
 def test_as_many_lost_as_gained_is_no_loss(make: Make) -> None:
     swapped = [*[False] * 20, *[True] * 60, *[True] * 20]
-    found = check(make({CELL: first(80)}), make({CELL: swapped}))
-    assert only(found, "robust accuracy").outcome == "passed"
-    assert found.exit_code == 0
+    result = check(make({CELL: first(80)}), make({CELL: swapped}))
+    assert only(result, "robust accuracy").outcome == "passed"
+    assert result.exit_code == 0
 
 
 def test_a_gain_is_reported_and_not_red(make: Make) -> None:
-    found = check(make({CELL: first(60)}), make({CELL: first(80)}))
-    assert only(found, "robust accuracy").outcome == "improved"
-    assert found.exit_code == 0
+    result = check(make({CELL: first(60)}), make({CELL: first(80)}))
+    assert only(result, "robust accuracy").outcome == "improved"
+    assert result.exit_code == 0
 
 
 def test_clean_accuracy_is_judged_once_for_a_model(make: Make) -> None:
     cells = {("net", attack, eps): first(0) for attack in ("a", "b") for eps in (0.1, 0.2)}
-    found = check(make(cells), make(cells, clean={"net": first(80)}))
-    assert only(found, "clean accuracy").outcome == "regressed"
-    assert found.exit_code == 1
+    result = check(make(cells), make(cells, clean={"net": first(80)}))
+    assert only(result, "clean accuracy").outcome == "regressed"
+    assert result.exit_code == 1
 
 
 def test_more_comparisons_ask_for_more_evidence(make: Make) -> None:
@@ -110,25 +110,25 @@ def test_a_cell_that_was_finished_and_is_not_any_more(
     make: Make, status: str, outcome: str, code: int
 ) -> None:
     other = {("net", "walk", 0.2): first(50)}
-    found = check(make({CELL: first(80), **other}), make({CELL: status, **other}))
-    assert [v.outcome for v in found.verdicts if v.where == "net, walk, eps 0.1"] == [outcome]
-    assert f"was {status}" in str(found.verdicts)
-    assert found.exit_code == code
+    result = check(make({CELL: first(80), **other}), make({CELL: status, **other}))
+    assert [v.outcome for v in result.verdicts if v.where == "net, walk, eps 0.1"] == [outcome]
+    assert f"was {status}" in str(result.verdicts)
+    assert result.exit_code == code
 
 
 def test_a_cell_that_failed_before_and_fails_again_is_still_red(make: Make) -> None:
     other = {("net", "walk", 0.2): first(50)}
-    found = check(make({CELL: "failed", **other}), make({CELL: "failed", **other}))
-    (verdict,) = found.select("failed")
+    result = check(make({CELL: "failed", **other}), make({CELL: "failed", **other}))
+    (verdict,) = result.select("failed")
     assert "it failed before, too" in verdict.sentence
-    assert found.exit_code == 1
+    assert result.exit_code == 1
 
 
 def test_a_cell_that_the_suite_no_longer_has_is_not_passed_over(make: Make) -> None:
     other = {("net", "walk", 0.2): first(50)}
-    found = check(make({CELL: first(80), **other}), make(other))
-    (verdict,) = found.select("not compared")
-    assert (verdict.where, found.exit_code) == ("net, walk, eps 0.1", 3)
+    result = check(make({CELL: first(80), **other}), make(other))
+    (verdict,) = result.select("not compared")
+    assert (verdict.where, result.exit_code) == ("net, walk, eps 0.1", 3)
     assert "no longer has this cell" in verdict.sentence
 
 
@@ -136,56 +136,56 @@ def test_a_cell_that_the_suite_no_longer_has_is_not_passed_over(make: Make) -> N
 def test_a_cell_that_the_baseline_has_no_numbers_of_is_new(make: Make, status: str | None) -> None:
     other = {("net", "walk", 0.2): first(50)}
     before = {**other} if status is None else {CELL: status, **other}
-    found = check(make(before), make({CELL: first(80), **other}))
-    (verdict,) = found.select("new")
-    assert (verdict.where, found.exit_code) == ("net, walk, eps 0.1", 0)
+    result = check(make(before), make({CELL: first(80), **other}))
+    (verdict,) = result.select("new")
+    assert (verdict.where, result.exit_code) == ("net, walk, eps 0.1", 0)
 
 
 def test_a_cell_skipped_both_times_is_not_judged(make: Make) -> None:
     other = {("net", "walk", 0.2): first(50)}
-    found = check(make({CELL: "skipped", **other}), make({CELL: "skipped", **other}))
-    assert "net, walk, eps 0.1" in [verdict.where for verdict in found.select("not judged")]
-    assert found.exit_code == 0
+    result = check(make({CELL: "skipped", **other}), make({CELL: "skipped", **other}))
+    assert "net, walk, eps 0.1" in [verdict.where for verdict in result.select("not judged")]
+    assert result.exit_code == 0
 
 
 @pytest.mark.parametrize(
-    ("fields", "told"),
+    ("fields", "expected"),
     [
         ({"fingerprint": "g"}, "of other content"),
         ({"name": "mnist", "fingerprint": "g"}, "the run 100 of mnist"),
     ],
 )
 def test_another_data_set_is_named_and_nothing_is_compared(
-    make: Make, fields: dict[str, Any], told: str
+    make: Make, fields: dict[str, Any], expected: str
 ) -> None:
     snap = make({CELL: first(80)})
-    found = check(snap, other_data(snap, **fields))
-    assert (found.compared, found.exit_code) == (0, 3)
-    assert all(told in verdict.sentence for verdict in found.select("not compared"))
-    assert found.power == "No accuracy was compared."
+    result = check(snap, other_data(snap, **fields))
+    assert (result.compared, result.exit_code) == (0, 3)
+    assert all(expected in verdict.sentence for verdict in result.select("not compared"))
+    assert result.power == "No accuracy was compared."
 
 
 def test_fewer_examples_are_other_examples(make: Make) -> None:
-    found = check(make({CELL: first(80)}), make({CELL: first(40, 50)}, n=50))
-    assert found.exit_code == 3
-    assert "the baseline has 100 examples" in found.select("not compared")[0].sentence
+    result = check(make({CELL: first(80)}), make({CELL: first(40, 50)}, n=50))
+    assert result.exit_code == 3
+    assert "the baseline has 100 examples" in result.select("not compared")[0].sentence
 
 
 def test_a_changed_parameter_is_named_with_what_it_was(make: Make) -> None:
     settings = {"attack": "walk", "code": "1", "norm": "linf", "params.steps": 40}
     cells = {CELL: first(80)}
-    found = check(make(cells), make({CELL: first(10)}, settings=settings))
-    verdict = only(found, "robust accuracy")
-    assert (verdict.outcome, found.exit_code) == ("not compared", 3)
+    result = check(make(cells), make({CELL: first(10)}, settings=settings))
+    verdict = only(result, "robust accuracy")
+    assert (verdict.outcome, result.exit_code) == ("not compared", 3)
     assert verdict.sentence == "other settings: params.steps 20 → 40"
-    assert only(found, "throughput").outcome == "not judged"
+    assert only(result, "throughput").outcome == "not judged"
 
 
 def test_a_regression_elsewhere_outweighs_what_could_not_be_compared(make: Make) -> None:
     other = ("net", "walk", 0.2)
-    found = check(make({CELL: first(80), other: first(80)}), make({CELL: first(50)}))
-    assert found.select("not compared")
-    assert found.exit_code == 1
+    result = check(make({CELL: first(80), other: first(80)}), make({CELL: first(50)}))
+    assert result.select("not compared")
+    assert result.exit_code == 1
 
 
 def test_runs_with_nothing_in_common_are_never_0(make: Make) -> None:
@@ -199,29 +199,29 @@ def test_another_seed_code_suite_and_model_are_noted_and_compared(make: Make) ->
     now = make({CELL: first(80)}, settings=settings, seed=7, suite="t")
     (model,) = now.models
     now = dataclasses.replace(now, models=[dataclasses.replace(model, fingerprint="other")])
-    found = check(before, now)
-    assert found.exit_code == 0
-    assert len(found.notes) == 4
-    for told in ("suite was called s and is t", "seed was 0 and is 7", "another model", "the code"):
-        assert any(told in note for note in found.notes)
+    result = check(before, now)
+    assert result.exit_code == 0
+    assert len(result.notes) == 4
+    for each in ("suite was called s and is t", "seed was 0 and is 7", "another model", "the code"):
+        assert any(each in note for note in result.notes)
 
 
 # -------------------------------------------------------------- validity, throughput and the audit
 
 
 def test_more_violations_are_red_on_their_own(make: Make) -> None:
-    found = check(make({CELL: first(80)}), make({CELL: first(80)}, violations=2))
-    assert only(found, "validity").outcome == "regressed"
-    assert found.exit_code == 1
+    result = check(make({CELL: first(80)}), make({CELL: first(80)}, violations=2))
+    assert only(result, "validity").outcome == "regressed"
+    assert result.exit_code == 1
     allowed = check(make({CELL: first(80)}), make({CELL: first(80)}, violations=2), "violations:+2")
     assert allowed.exit_code == 0
 
 
 def test_a_new_kind_of_sign_is_red_and_an_old_one_is_not(make: Make) -> None:
     cells = {CELL: first(80)}
-    found = check(make(cells, signs=["flat"]), make(cells, signs=["flat", "saturated loss"]))
-    assert only(found, "audit").outcome == "regressed"
-    assert "saturated loss" in only(found, "audit").sentence
+    result = check(make(cells, signs=["flat"]), make(cells, signs=["flat", "saturated loss"]))
+    assert only(result, "audit").outcome == "regressed"
+    assert "saturated loss" in only(result, "audit").sentence
     assert check(make(cells, signs=["flat"]), make(cells, signs=["flat"])).exit_code == 0
     assert only(check(make(cells, signs=["flat"]), make(cells)), "audit").outcome == "improved"
 
@@ -233,13 +233,13 @@ def test_a_new_kind_of_sign_is_red_and_an_old_one_is_not(make: Make) -> None:
 def test_throughput_is_judged_by_the_floor_ratio(make: Make, ratio: float, outcome: str) -> None:
     """A quarter fewer examples per second is allowed: 0.4 / 0.75 = 0.533."""
     cells = {CELL: first(80)}
-    found = check(make(cells), make(cells, ratio=ratio))
-    assert only(found, "throughput").outcome == outcome
-    assert found.exit_code == (outcome == "regressed")
+    result = check(make(cells), make(cells, ratio=ratio))
+    assert only(result, "throughput").outcome == outcome
+    assert result.exit_code == (outcome == "regressed")
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "expected"),
     [
         ({"seconds": 0.5}, "too short to judge: 500 ms of 2.0 s"),
         ({"ratio": None}, "no attack was timed both times"),
@@ -251,19 +251,19 @@ def test_throughput_is_judged_by_the_floor_ratio(make: Make, ratio: float, outco
     ],
 )
 def test_a_throughput_that_says_nothing_is_not_judged(
-    make: Make, changed: dict[str, Any], told: str
+    make: Make, changed: dict[str, Any], expected: str
 ) -> None:
     cells = {CELL: first(80)}
-    found = check(make(cells), make(cells, **{"ratio": 9.0} | changed))
-    assert only(found, "throughput").outcome == "not judged"
-    assert told in only(found, "throughput").sentence
-    assert found.exit_code == 0
+    result = check(make(cells), make(cells, **{"ratio": 9.0} | changed))
+    assert only(result, "throughput").outcome == "not judged"
+    assert expected in only(result, "throughput").sentence
+    assert result.exit_code == 0
 
 
 def test_a_throughput_over_other_cells_is_not_judged(make: Make) -> None:
     more = {CELL: first(80), ("net", "walk", 0.2): first(10)}
-    found = check(make({CELL: first(80)}), make(more, ratio=9.0))
-    assert "over the same cells" in only(found, "throughput").sentence
+    result = check(make({CELL: first(80)}), make(more, ratio=9.0))
+    assert "over the same cells" in only(result, "throughput").sentence
 
 
 def test_a_mixture_of_attacks_that_changed_is_no_slower_engine(make: Make) -> None:
@@ -277,9 +277,9 @@ def test_a_mixture_of_attacks_that_changed_is_no_slower_engine(make: Make) -> No
         jumped = dataclasses.replace(jumped, floor_ratio=1.2, seconds=jump, clock_seconds=jump)
         return dataclasses.replace(snap, tasks=[walked, jumped])
 
-    found = check(timed(9.0, 1.0), timed(1.0, 9.0))
-    assert "+0%" in only(found, "throughput").sentence
-    assert only(found, "throughput").outcome == "passed"
+    result = check(timed(9.0, 1.0), timed(1.0, 9.0))
+    assert "+0%" in only(result, "throughput").sentence
+    assert only(result, "throughput").outcome == "passed"
 
 
 # ------------------------------------------------------------------------------- whatever is given
@@ -290,6 +290,6 @@ def test_a_run_held_against_itself_is_all_well(make: Make) -> None:
     for _ in range(20):
         outcomes: Sequence[bool] = generator.random(100) < generator.random()
         snap = make({CELL: outcomes}, violations=3, signs=["flat"])
-        found = check(snap, snap)
-        assert found.exit_code == 0
-        assert {verdict.outcome for verdict in found.verdicts} == {"passed"}
+        result = check(snap, snap)
+        assert result.exit_code == 0
+        assert {verdict.outcome for verdict in result.verdicts} == {"passed"}

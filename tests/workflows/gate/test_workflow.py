@@ -24,7 +24,7 @@ printf '%s\\n' "$@" > gh.txt
 def steps() -> dict[str, str]:
     """Each step that runs something, by its name, without the comment behind it."""
     text = WORKFLOW.read_text(encoding="utf-8")
-    return {found["name"]: found["run"].split("  #")[0] for found in _STEP.finditer(text)}
+    return {result["name"]: result["run"].split("  #")[0] for result in _STEP.finditer(text)}
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_workflow_has_the_steps_that_the_readme_tells_of() -> None:
+def test_the_workflow_has_the_steps_that_the_readme_describes() -> None:
     assert list(steps()) == ["Install", "Attack", "Check", "Summarise", "Comment"]
     assert steps()["Install"] == "python -m pip install ."
 

@@ -1,13 +1,14 @@
 """The same work for everyone, judged by one judge; nothing here asserts a time."""
 
+import functools
 import importlib.metadata
 import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pandas as pd
@@ -36,6 +37,8 @@ from bench.workflows.speed.setup import Competitor, RaceTask, WorkResult, load_t
 from bench.workflows.speed.workloads import TargetModel, Workload
 
 EPS = (0, 0.1, 0.2)
+IMAGES = 16
+ROWS = 8
 PARAMS = {
     "fgsm": {},
     "pgd": {"steps": 5, "alpha": 0.05},
@@ -50,7 +53,7 @@ def work(attack: str, ours: tuple[workloads.Variant, ...] = ("first-success",)) 
         title="a small work",
         models=[TargetModel(name="lenet", weights="mnist")],
         data="mnist",
-        limit=32,
+        limit=IMAGES,
         attack=attack,
         params=PARAMS[attack],
         eps=EPS,
@@ -58,8 +61,9 @@ def work(attack: str, ours: tuple[workloads.Variant, ...] = ("first-success",)) 
     )
 
 
+@functools.cache
 def loaded(attack: str, *variants: workloads.Variant) -> RaceTask:
-    """32 digits for LeNet with the digits' weights, whatever lies in a data folder."""
+    """Digits for LeNet with the digits' weights, with no data folder; loaded once for all tests."""
     small = work(attack, variants or ("first-success",))
     cpu = torch.device("cpu")
     return load_task(small, small.models[0], device=cpu, data_dir=Path("none"), data="digits")
@@ -67,16 +71,17 @@ def loaded(attack: str, *variants: workloads.Variant) -> RaceTask:
 
 def raced(task: RaceTask, *names: str, rounds: int = 1) -> Race:
     everyone = [each for each in list_competitors(task.work) if not names or each.name in names]
-    return run_race(task, everyone, rounds=rounds, rows=16)
+    return run_race(task, everyone, rounds=rounds, rows=ROWS)
 
 
-def robust(task: RaceTask) -> list[int]:
+@functools.cache
+def count_robust(attack: str) -> list[int]:
     """How many examples `bench.evaluate` finds robust, at each eps."""
-    name = task.work.attack
-    found = bench.evaluate(
-        task.model, task.x, task.y, attack=name, eps=EPS, params=task.work.params, device="cpu"
-    )
-    counts: list[int] = found.table["robust_correct"].tolist()
+    task = loaded(attack)
+    table = bench.evaluate(
+        task.model, task.x, task.y, attack=attack, eps=EPS, params=PARAMS[attack], device="cpu"
+    ).table
+    counts: list[int] = table["robust_correct"].tolist()
     return counts
 
 
@@ -92,12 +97,12 @@ def test_every_work_that_ships_can_be_read_and_its_attack_and_weights_are_known(
             assert victim.weights == "random" or path.is_file()
 
 
-def test_an_unknown_work_is_told_in_one_sentence_with_the_nearest_name() -> None:
+def test_an_unknown_work_is_reported_in_one_sentence_with_the_nearest_name() -> None:
     with pytest.raises(SuiteError, match=r"'pgd-curv' is unknown; did you mean 'pgd-curve'\?"):
         workloads.select_workloads(["pgd-curv"], workloads.read_workloads())
 
 
-def test_mistakes_in_the_file_of_works_are_told_with_their_place(tmp_path: Path) -> None:
+def test_mistakes_in_the_file_of_works_are_reported_with_their_place(tmp_path: Path) -> None:
     path = tmp_path / "works.toml"
     path.write_text(
         '[[works]]\nname = "a"\ntitle = "a"\ndata = "digits"\nlimit = 0\nattack = "fgsm"\n'
@@ -105,13 +110,13 @@ def test_mistakes_in_the_file_of_works_are_told_with_their_place(tmp_path: Path)
     )
     with pytest.raises(SuiteError) as error:
         workloads.read_workloads(path)
-    told = "\n".join(error.value.problems)
-    assert "works[0].limit: expected at least 1, got 0" in told
-    assert "works[0].ours" in told
-    assert "works[0].models[0].weights: expected a value, got nothing" in told
+    result = "\n".join(error.value.problems)
+    assert "works[0].limit: expected at least 1, got 0" in result
+    assert "works[0].ours" in result
+    assert "works[0].models[0].weights: expected a value, got nothing" in result
 
 
-def test_data_that_are_not_there_are_told_with_what_ships(
+def test_data_that_are_not_there_are_reported_with_what_ships(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCH_OFFLINE", "1")
@@ -124,7 +129,8 @@ def test_data_that_are_not_there_are_told_with_what_ships(
 @pytest.mark.slow
 def test_without_a_folder_of_images_they_are_random_and_the_model_labels_them() -> None:
     (big,) = workloads.select_workloads(["resnet50"], workloads.read_workloads())
-    task = load_task(big, big.models[0], device=torch.device("cpu"), data_dir=Path("none"), limit=2)
+    small = TargetModel(name="torchvision:squeezenet1_1", weights="random")
+    task = load_task(big, small, device=torch.device("cpu"), data_dir=Path("none"), limit=2)
     assert task.data.name == "random images"
     assert task.x.shape == (2, 3, 224, 224)
     assert 0 <= float(task.x.min()) < float(task.x.max()) <= 1
@@ -140,19 +146,19 @@ def test_the_table_has_a_row_for_everyone_and_the_judge_agrees_with_evaluate() -
     table = page.build_table(done)
     assert len(table) == len(done.outcomes) == len(list(list_competitors(task.work)))
     frame = page.build_frame([done]).set_index(["contestant", "eps"])
-    expected = robust(task)
+    expected = count_robust("pgd")
     for name in ("bench", "bench, every step"):
         rows = frame.loc[name]
         assert rows["robust"].tolist() == expected
         assert (rows["counted_right"] >= rows["robust"]).all()
-        assert rows["judged"].tolist() == [32] * 3
+        assert rows["judged"].tolist() == [IMAGES] * 3
         shown = table.set_index("contestant").loc[name, f"{page.ROBUST} 0.2"]
-        assert shown == f"{100 * expected[2] / 32:.2f} %"
+        assert shown == f"{100 * expected[2] / IMAGES:.2f} %"
     assert frame.loc["bare loop", "robust"].isna().all()
     assert expected[0] > expected[1] > expected[2]
 
 
-def test_nested_finds_no_fewer_and_everyone_is_laid_beside_torchattacks() -> None:
+def test_nested_finds_no_fewer_and_everyone_is_compared_with_torchattacks() -> None:
     task = loaded("bim", "first-success", "nested")
     done = raced(task, "bench", "bench, nested", "torchattacks", "bare loop", rounds=2)
     frame = page.build_frame([done])
@@ -182,7 +188,7 @@ def test_without_a_batch_size_each_takes_the_best_of_those_tried() -> None:
         if outcome.competitor.rows is None:
             assert list(outcome.searched) == list_batch_sizes(task)
             assert outcome.searched[outcome.rows] == min(outcome.searched.values())
-    assert list_batch_sizes(task)[-1] == 32
+    assert list_batch_sizes(task)[-1] == IMAGES
 
 
 def test_a_shortened_work_is_the_same_with_fewer_examples_steps_and_eps() -> None:
@@ -227,7 +233,7 @@ def test_an_image_outside_the_ball_fools_nobody_and_is_counted() -> None:
     outcome = run_race(task, [Competitor(name="cheat", prepare=cheat)], rounds=1, rows=8).outcomes[
         0
     ]
-    assert outcome.violations == 32 * len(EPS)
+    assert outcome.violations == IMAGES * len(EPS)
     assert outcome.robust is not None
     assert bool((outcome.robust == task.clean).all())
 
@@ -245,7 +251,7 @@ def test_a_library_does_the_same_work(peer: str, attack: str) -> None:
         importlib.metadata.version(competitor.library)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"{competitor.library} is not installed")
-    outcome = run_race(task, [competitor], rounds=1, rows=12).outcomes[0]
+    outcome = run_race(task, [competitor], rounds=1, rows=6).outcomes[0]
     if competitor.refusal:
         assert outcome.status == "not run"
         assert peer in ("adv_lib", "pyautoattack")  # neither has each of these attacks
@@ -258,8 +264,8 @@ def test_a_library_does_the_same_work(peer: str, attack: str) -> None:
     assert counts[0] == int(task.clean.sum())
     same_rule = attack in ("fgsm", "bim") or (attack == "mifgsm" and peer != "foolbox")
     slack = 0 if same_rule and peer != "adv_lib" else 4
-    expected = zip(counts, robust(task), strict=True)
-    assert all(abs(theirs - ours) <= slack for theirs, ours in expected)
+    pairs = zip(counts, count_robust(attack), strict=True)
+    assert all(abs(theirs - ours) <= slack for theirs, ours in pairs)
 
 
 @pytest.mark.parametrize(
@@ -277,9 +283,9 @@ def test_a_bare_loop_makes_the_attacks_passes_and_no_more(
     competitor = next(each for each in bare_loop.list_variants(task.work) if each.name == name)
     run = competitor.prepare(task)
     with timing.count_passes(task.model) as passes:
-        run(16)
-    assert passes.backwards == 32 * gradients
-    assert passes.forwards == 32 * (gradients + len(EPS))
+        run(ROWS)
+    assert passes.backwards == IMAGES * gradients
+    assert passes.forwards == IMAGES * (gradients + len(EPS))
 
 
 def test_the_tutorial_runs_on_a_few_images_and_its_seconds_are_scaled(
@@ -292,7 +298,7 @@ def test_the_tutorial_runs_on_a_few_images_and_its_seconds_are_scaled(
     first, last = done.outcomes
     assert first.robust is not None
     assert last.robust is not None
-    assert last.seconds == [4.0]
+    assert last.seconds == [IMAGES / 8]
     assert last.robust.equal(first.robust[:, :8])
     assert last.right == last.robust.sum(1).tolist()
     assert not any(p.requires_grad or p.grad is not None for p in task.model.parameters())
@@ -309,9 +315,9 @@ def test_only_a_work_of_one_gradient_has_a_tutorial_and_peers_can_be_chosen() ->
 
 def test_ours_brings_an_image_for_every_eps() -> None:
     task = loaded("fgsm")
-    brought = next(bench_engine.list_variants(task.work)).prepare(task)(16)
+    brought = next(bench_engine.list_variants(task.work)).prepare(task)(ROWS)
     assert brought.x_adv is not None
-    assert brought.x_adv.shape == (3, 32, 1, 28, 28)
+    assert brought.x_adv.shape == (3, IMAGES, 1, 28, 28)
     assert brought.x_adv[0].equal(task.x)
 
 
@@ -328,48 +334,59 @@ def test_a_ratio_is_taken_within_rounds() -> None:
     assert pd.isna(rows.loc["bench", "over_bare"])
 
 
-def test_memory_is_asked_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[memory.MemoryJob] = []
+class Answered(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str = ""
 
-    class Answered(NamedTuple):
-        returncode: int
-        stdout: str
-        stderr: str = ""
 
-    def answers(command: list[str], *, input: str, **_: object) -> Answered:
-        asked.append(memory.MemoryJob(**json.loads(input)))
-        return Answered(0, f"{2**20 * len(asked)}\n")
+@pytest.fixture
+def memory_jobs(monkeypatch: pytest.MonkeyPatch) -> list[memory.MemoryJob]:
+    """The jobs given to processes, which are not started: the n-th answers n MiB."""
+    jobs: list[memory.MemoryJob] = []
 
-    monkeypatch.setattr("bench.workflows.speed.memory.subprocess.run", answers)
-    done = raced(loaded("fgsm"), "bench", "bare loop", "tutorial loop")
-    order = memory.MemoryJob(
-        work="fgsm-sweep", model=0, competitor="", device="cpu", data_dir="none", limit=32,
-        data="digits", rows=16, threads=1,
+    def answer(command: list[str], *, input: str, **_: object) -> Answered:
+        jobs.append(memory.MemoryJob(**json.loads(input)))
+        return Answered(0, f"{2**20 * len(jobs)}\n")
+
+    monkeypatch.setattr(memory, "subprocess", SimpleNamespace(run=answer))
+    return jobs
+
+
+def make_job(rows: int, competitor: str = "bare loop") -> memory.MemoryJob:
+    return memory.MemoryJob(
+        work="fgsm-sweep", model=0, competitor=competitor, device="cpu", data_dir="none",
+        limit=128, data="digits", rows=rows, threads=1,
     )  # fmt: skip
-    memory.measure_memory(done, order)
-    assert [each.competitor for each in asked] == ["bench", "bare loop", "tutorial loop"]
-    assert [each.rows for each in asked] == [16, 16, 1]
+
+
+def test_the_memory_of_each_competitor_is_measured_in_a_separate_process(
+    memory_jobs: list[memory.MemoryJob],
+) -> None:
+    done = raced(loaded("fgsm"), "bench", "bare loop", "tutorial loop")
+    memory.measure_memory(done, make_job(ROWS, competitor=""))
+    assert [job.competitor for job in memory_jobs] == ["bench", "bare loop", "tutorial loop"]
+    assert [job.rows for job in memory_jobs] == [ROWS, ROWS, 1]
     assert page.build_table(done)["memory over bare loop"].tolist() == ["0.5x", "1x", "1.5x"]
 
 
-def peak_order(rows: int) -> memory.MemoryJob:
-    return memory.MemoryJob(
-        work="fgsm-sweep", model=0, competitor="bare loop", device="cpu", data_dir="none",
-        limit=256, data="digits", rows=rows, threads=1,
-    )  # fmt: skip
-
-
 def test_a_larger_batch_has_a_higher_peak() -> None:
-    assert memory.measure_peak(peak_order(8)) < memory.measure_peak(peak_order(256))
+    assert memory.measure_peak(make_job(4)) < memory.measure_peak(make_job(128))
 
 
-@pytest.mark.slow
 def test_a_real_process_answers() -> None:
     done = raced(loaded("fgsm"), "bare loop")
-    memory.measure_memory(done, peak_order(256))
+    memory.measure_memory(done, make_job(128))
     assert done.outcomes[0].memory, done.outcomes[0].memory_reason
-    memory.measure_memory(done, replace(peak_order(256), work="nothing"))
-    assert "work 'nothing' is unknown" in done.outcomes[0].memory_reason
+
+
+def test_a_process_that_fails_says_why_in_its_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = Answered(1, "", "Traceback\nSuiteError: work 'nothing' is unknown\n")
+    process = SimpleNamespace(run=lambda *args, **named: failed)
+    monkeypatch.setattr(memory, "subprocess", process)
+    done = raced(loaded("fgsm"), "bare loop")
+    memory.measure_memory(done, make_job(ROWS))
+    assert done.outcomes[0].memory_reason == "SuiteError: work 'nothing' is unknown"
 
 
 # ------------------------------------------------------------------------------------ command line
@@ -406,14 +423,14 @@ def test_a_command_writes_a_table_a_page_and_a_document_without_this_machines_pa
 ) -> None:
     out = tmp_path / "speed"
     said = type_(
-        "fgsm-sweep", "--data", "digits", "--limit", 32, "--rounds", 2, "--batch-size", 16,
+        "fgsm-sweep", "--data", "digits", "--limit", 16, "--rounds", 2, "--batch-size", 8,
         "--peer", "torchattacks", "--device", "cpu", "--data-dir", tmp_path, "--out", out,
         "--plain-heap",
     )  # fmt: skip
     assert said.code == 0, said.err
     assert "robust at eps" in said.out
     command = (
-        "bench speed fgsm-sweep --rounds 2 --limit 32 --batch-size 16 --device cpu --data digits "
+        "bench speed fgsm-sweep --rounds 2 --limit 16 --batch-size 8 --device cpu --data digits "
         "--peer torchattacks --plain-heap"
     )
     texts = [(out / f"speed.{kind}").read_text() for kind in ("csv", "md", "json")]
@@ -430,7 +447,7 @@ def test_a_command_writes_a_table_a_page_and_a_document_without_this_machines_pa
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["nothing"], "work 'nothing' is unknown"),
         (["bim", "--peer", "foolbux"], "--peer 'foolbux' is unknown; did you mean 'foolbox'?"),
@@ -439,21 +456,21 @@ def test_a_command_writes_a_table_a_page_and_a_document_without_this_machines_pa
     ],
 )
 def test_a_mistake_is_one_sentence_and_exit_code_2(
-    words: list[str], told: str, type_: Type
+    words: list[str], expected: str, type_: Type
 ) -> None:
     said = type_(*words)
     assert said.code == 2
     assert said.err.startswith("bench: ")
-    assert told in said.err
+    assert expected in said.err
     assert said.err.count("\n") == 1
 
 
-def test_the_heap_is_kept_only_where_the_c_library_can_be_told_to() -> None:
-    told = (
+def test_the_heap_is_kept_only_where_the_c_library_can_do_so() -> None:
+    result = (
         "from bench.engine.malloc import keep_freed_memory as keep; "
         "print(keep(), type(keep()).__name__)"
     )
-    run = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", result], capture_output=True, text=True, check=True)
     assert run.stdout in ("True bool\n", "False bool\n")
 
 

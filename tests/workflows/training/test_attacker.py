@@ -84,7 +84,9 @@ def test_two_epochs_fool_far_more_than_noise_of_the_same_eps(
     assert fooled("advgan", weights=str(weights)) > 150 > 20 > fooled("noise")
 
 
-def test_every_epoch_tells_each_part_of_both_losses(trained: attack_trainer.TrainedAttack) -> None:
+def test_every_epoch_reports_each_part_of_both_losses(
+    trained: attack_trainer.TrainedAttack,
+) -> None:
     assert [epoch.epoch for epoch in trained.history] == [1, 2]
     for epoch in trained.history:
         parts = {name: set(losses) for name, losses in epoch.losses.items()}
@@ -128,22 +130,23 @@ def test_a_step_moves_both_networks_and_nothing_else(lenet: Any, digits: Any) ->
 
 
 @pytest.mark.parametrize("epochs_done", [1, 2])
-def test_interrupted_training_ends_with_the_same_weights(
-    trained: attack_trainer.TrainedAttack, tmp_path: Path, epochs_done: int
-) -> None:
+def test_interrupted_training_ends_with_the_same_weights(tmp_path: Path, epochs_done: int) -> None:
+    short = read(tmp_path, ("limit = 480", "limit = 64"))
+    whole = attack_trainer.train_attack(short, tmp_path, CPU)
+
     def stop(epoch: attack_trainer.AttackEpoch) -> None:
         if epoch.epoch == epochs_done:
             raise KeyboardInterrupt
 
     progress, heard = tmp_path / "small.progress", []
     with pytest.raises(KeyboardInterrupt):
-        attack_trainer.train_attack(read(tmp_path), tmp_path, CPU, stop, progress)
+        attack_trainer.train_attack(short, tmp_path, CPU, stop, progress)
     again = attack_trainer.train_attack(
-        read(tmp_path), tmp_path, CPU, lambda e: heard.append(e.epoch), progress
+        short, tmp_path, CPU, lambda e: heard.append(e.epoch), progress
     )
     assert heard == [2][epochs_done - 1 :]
-    assert equal(trained, again)
-    assert [e.losses for e in again.history] == [e.losses for e in trained.history]
+    assert equal(whole, again)
+    assert [e.losses for e in again.history] == [e.losses for e in whole.history]
 
 
 def test_the_seed_decides_and_the_callers_generator_is_not_moved(
@@ -190,25 +193,28 @@ def test_training_never_looks_at_the_test_set(
 
 
 def test_a_card_is_true_of_the_weights_beside_it(weights: Path, lenet: Any) -> None:
-    told = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+    document = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
     assert weights.name == "advgan-test.safetensors"
-    assert told["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert document["weights_sha256"] == hashlib.sha256(weights.read_bytes()).hexdigest()
     data = handwritten.load("test")
     assert data.labels is not None
-    found = bench.evaluate(
+    evaluation = bench.evaluate(
         lenet, data.read(0, data.n), data.labels, attack="advgan", norm="linf", eps=0.3,
         params={"weights": str(weights)}, device="cpu",
     ).table.iloc[0]  # fmt: skip
-    assert (told["test_fooled"], told["test_eligible"]) == (found["fooled"], found["eligible"])
+    assert (document["test_fooled"], document["test_eligible"]) == (
+        evaluation["fooled"],
+        evaluation["eligible"],
+    )
     history = pd.read_csv(weights.with_suffix(".csv"))
     assert list(history.columns[:2]) == ["epoch", "generator_adversarial"]
-    assert history["validation_fooled"].max() == told["validation_fooled"]
+    assert history["validation_fooled"].max() == document["validation_fooled"]
 
 
 def test_the_page_shows_counts_intervals_and_figures_that_are_there(weights: Path) -> None:
-    told = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+    document = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
     page = weights.with_suffix(".md").read_text(encoding="utf-8")
-    assert f"| test images fooled | {told['test_fooled']}/{told['test_eligible']} |" in page
+    assert f"| test images fooled | {document['test_fooled']}/{document['test_eligible']} |" in page
     assert "bench train small.toml --seed 5" in page
     for name in training_page.ATTACK_FIGURES:
         assert f"![{name}](advgan-test-{name}.png)" in page
@@ -253,20 +259,20 @@ def attack_recipes() -> list[str]:
 
 @pytest.mark.parametrize("name", attack_recipes())
 def test_every_shipped_recipe_reads_and_names_what_there_is(name: str) -> None:
-    found = recipe.read_attack_recipe(name)
-    assert f"{found.attack.name}-{found.weights}" == name
-    assert f"{found.model.name}-{found.data.name}" == found.weights
-    assert found.data.name in registry.names("datasets")
+    checked = recipe.read_attack_recipe(name)
+    assert f"{checked.attack.name}-{checked.weights}" == name
+    assert f"{checked.model.name}-{checked.data.name}" == checked.weights
+    assert checked.data.name in registry.names("datasets")
 
 
 @pytest.mark.parametrize("path", sorted(advgan.WEIGHTS.glob("*.json")), ids=lambda path: path.stem)
 def test_every_published_card_is_of_the_weights_beside_it_and_of_a_shipped_recipe(
     path: Path,
 ) -> None:
-    told = json.loads(path.read_text(encoding="utf-8"))
+    document = json.loads(path.read_text(encoding="utf-8"))
     content = path.with_suffix(".safetensors").read_bytes()
-    assert told["weights_sha256"] == hashlib.sha256(content).hexdigest()
+    assert document["weights_sha256"] == hashlib.sha256(content).hexdigest()
     shipped = dataclasses.asdict(recipe.read_attack_recipe(path.stem))
     # What a model's entry can say since the card was written has its default there.
-    shipped["model"] = {key: shipped["model"][key] for key in told["recipe"]["model"]}
-    assert told["recipe"] == shipped
+    shipped["model"] = {key: shipped["model"][key] for key in document["recipe"]["model"]}
+    assert document["recipe"] == shipped

@@ -30,7 +30,7 @@ seed = 5
 seeds = 2
 epochs = 2
 batch_size = 64
-validation = 100
+validation = 700
 model = { name = "lenet" }
 data = { name = "digits" }
 optimiser = { name = "Adam", params = { lr = 2e-3, weight_decay = 1e-6 } }
@@ -70,9 +70,9 @@ def bench_train(folder: Path, text: str, *words: str) -> Result:
     return result
 
 
-def told(folder: Path, stem: str = "lenet-a test") -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((folder / "out" / f"{stem}.json").read_text("utf-8"))
-    return found
+def read_document(folder: Path, stem: str = "lenet-a test") -> dict[str, Any]:
+    document: dict[str, Any] = json.loads((folder / "out" / f"{stem}.json").read_text("utf-8"))
+    return document
 
 
 @pytest.fixture(scope="module")
@@ -86,22 +86,22 @@ def test_of_several_seeds_the_best_on_attacked_validation_images_is_published(
     published: tuple[Path, Result],
 ) -> None:
     folder, result = published
-    lines = told(folder)["seeds"]
+    lines = read_document(folder)["seeds"]
     assert [line["seed"] for line in lines] == [5, 6]
     kept = max(lines, key=lambda line: line["validation_adversarial_correct"])
-    assert told(folder)["seed"] == kept["seed"]
+    assert read_document(folder)["seed"] == kept["seed"]
     for key in ("best_epoch", "validation_correct", "test_correct", "test_adversarial_correct"):
-        assert told(folder)[key] == kept[key]
+        assert read_document(folder)[key] == kept[key]
     assert f"kept: seed {kept['seed']} of 5, 6" in result.output
-    assert re.search(r"epoch 2/2: loss .*, validation \d+/100 \(attacked \d+\), ", result.output)
+    assert re.search(r"epoch 2/2: loss .*, validation \d+/700 \(attacked \d+\), ", result.output)
     assert not list((folder / "out").glob("*.progress"))
 
 
-def test_one_seed_alone_gives_what_it_gives_among_others(
+def test_one_seed_alone_does_what_it_does_among_others(
     published: tuple[Path, Result], tmp_path: Path
 ) -> None:
     bench_train(tmp_path, RECIPE, "--seed", "6", "--device", "cpu")
-    alone, among = told(tmp_path), told(published[0])
+    alone, among = read_document(tmp_path), read_document(published[0])
     assert alone["seeds"] == [among["seeds"][1]]
     assert alone["seed"] == 6
     text = (tmp_path / "out" / "lenet-a test.md").read_text("utf-8")
@@ -130,7 +130,7 @@ def test_an_interruption_loses_no_finished_seed(
     result = bench_train(tmp_path, text)
     assert result.output.count("epoch 1/1") == 1
     assert begun == [3, 4, 3, 4]
-    assert [line["seed"] for line in told(tmp_path, "softmax-plain")["seeds"]] == [3, 4]
+    assert [line["seed"] for line in read_document(tmp_path, "softmax-plain")["seeds"]] == [3, 4]
     (tmp_path / "out" / "small.3.progress").write_bytes(b"of another time")
     assert bench_train(tmp_path, text, "--fresh").output.count("epoch 1/1") == 2
 
@@ -138,7 +138,7 @@ def test_an_interruption_loses_no_finished_seed(
 def test_the_attacked_test_images_are_judged_with_the_weights_as_stored(
     published: tuple[Path, Result],
 ) -> None:
-    out, found = published[0] / "out", told(published[0])
+    out, result = published[0] / "out", read_document(published[0])
     model: nn.Module = registry.find("models", "lenet").build().eval()
     model.load_state_dict(load_file(out / "lenet-a test.safetensors"))
     test = registry.find("datasets", "digits").load(split="test")
@@ -148,8 +148,8 @@ def test_the_attacked_test_images_are_judged_with_the_weights_as_stored(
     )
     with torch.no_grad():
         confidence, pred = model(x_adv).softmax(1).max(1)
-    assert found["test_adversarial_correct"] == int((pred == y).sum()) < found["test_correct"]
-    assert found["test_adversarial_mean_confidence_wrong"] == pytest.approx(
+    assert result["test_adversarial_correct"] == int((pred == y).sum()) < result["test_correct"]
+    assert result["test_adversarial_mean_confidence_wrong"] == pytest.approx(
         float(confidence[pred != y].mean()), abs=1e-4
     )
     head, *rows = (out / "lenet-a test.csv").read_text("utf-8").splitlines()
@@ -165,25 +165,25 @@ def test_the_page_lays_what_was_measured_beside_what_the_source_reports(
     published: tuple[Path, Result],
 ) -> None:
     folder, _ = published
-    text, found = (folder / "out" / "lenet-a test.md").read_text("utf-8"), told(folder)
+    text, result = (folder / "out" / "lenet-a test.md").read_text("utf-8"), read_document(folder)
     cells = [[c.strip() for c in line.split(" | ")] for line in text.splitlines()]
     by_name = {row[0].removeprefix("| "): row for row in cells if len(row) == 4}
-    k = found["test_correct"]
+    k = result["test_correct"]
     assert by_name["test accuracy"][1] == f"{k}/500"
     assert re.fullmatch(rf"{k / 5:.2f} % \[[\d.]+, [\d.]+\]", by_name["test accuracy"][2])
     assert by_name["test accuracy"][3] == "99.218 % |"
-    fooled = 500 - found["test_adversarial_correct"]
+    fooled = 500 - result["test_adversarial_correct"]
     assert by_name["error rate on attacked test images"][1] == f"{fooled}/500"
     assert by_name["error rate on attacked test images"][3] == "17.9 % |"
     assert by_name["mean confidence of those test errors"][3] == "81.4 % |"
     assert by_name["1"][3] == "99.56 % |"
     assert by_name["2"][3] == "— |"
     assert "| 9 to 20 s |" in text
-    assert found["weights_sha256"] in text
+    assert result["weights_sha256"] in text
     assert "bench train small.toml\n" in text
 
 
-def test_the_page_is_sound_markdown_whatever_marks_the_recipe_holds(
+def test_the_page_is_sound_markdown_with_any_marks_in_the_recipe(
     published: tuple[Path, Result],
 ) -> None:
     out = published[0] / "out"
@@ -221,26 +221,26 @@ PAGES = Path(__file__).parents[3] / "results" / "training"
 def test_every_published_page_is_what_its_recipe_and_card_give(path: Path) -> None:
     homes = (WEIGHTS, ATTACKERS, PAGES)  # a card lies beside its weights, if those are shipped
     cards = [folder / f"{path.stem}.json" for folder in homes]
-    found = json.loads(next(each for each in cards if each.exists()).read_text("utf-8"))
+    document = json.loads(next(each for each in cards if each.exists()).read_text("utf-8"))
     if recipe.detect_recipe_kind(path.stem) == "attack":
-        told = page.render_attack_page(recipe.read_attack_recipe(path.stem), found, path.stem)
+        result = page.render_attack_page(recipe.read_attack_recipe(path.stem), document, path.stem)
     else:
-        told = page.render_page(recipe.read_recipe(path.stem), found, path.stem)
-    assert told == path.read_text("utf-8")
+        result = page.render_page(recipe.read_recipe(path.stem), document, path.stem)
+    assert result == path.read_text("utf-8")
 
 
 def test_a_plain_training_has_no_attacked_figures_and_no_column_without_a_source(
     tmp_path: Path,
 ) -> None:
     bench_train(tmp_path, PLAIN)
-    found, out = told(tmp_path, "softmax-plain"), tmp_path / "out"
-    assert not [key for key in found if "adversarial" in key]
+    result, out = read_document(tmp_path, "softmax-plain"), tmp_path / "out"
+    assert not [key for key in result if "adversarial" in key]
     text = (out / "softmax-plain.md").read_text("utf-8")
     assert "source |" not in text
     assert "attacked" not in text
     only = recipe.Published(source="Somebody", adversarial_error=99.9, adversarial_confidence=79.3)
     plain = replace(recipe.read_recipe(str(tmp_path / "small.toml")), published=only)
-    assert page.render_page(plain, found, "softmax-plain") == text
+    assert page.render_page(plain, result, "softmax-plain") == text
     (row,) = (out / "softmax-plain.csv").read_text("utf-8").splitlines()[1:]
     assert row.endswith(",,,,")
 
@@ -251,7 +251,7 @@ EPOCHS = [
 ]
 
 
-def test_curves_under_adversarial_training_are_four_lines_told_apart_in_grey() -> None:
+def test_curves_under_adversarial_training_are_four_lines_distinct_in_grey() -> None:
     for axes in figures.plot_learning_curves(EPOCHS, EPOCHS[1]).axes:
         lines = [line for line in axes.lines if len(line.get_xdata()) == 3]
         looks = {(line.get_linestyle(), round(luminance(line.get_color()), 1)) for line in lines}
@@ -301,5 +301,5 @@ def test_of_equal_seeds_the_first_is_kept() -> None:
     [n for n in recipe.list_recipes() if "mnist" in n and recipe.detect_recipe_kind(n) == "model"],
 )
 def test_what_a_shipped_recipe_says_of_classes_is_of_all_ten(name: str) -> None:
-    found = recipe.read_recipe(name).published
-    assert found is None or len(found.per_class) in (0, 10)
+    result = recipe.read_recipe(name).published
+    assert result is None or len(result.per_class) in (0, 10)

@@ -60,7 +60,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> trainer.TrainedModel:
     return train(tmp_path_factory.mktemp("trained"))
 
 
-def test_two_epochs_learn_something_and_tell_of_it(trained: trainer.TrainedModel) -> None:
+def test_two_epochs_learn_something_and_report_it(trained: trainer.TrainedModel) -> None:
     first, last = trained.history
     assert (first.epoch, last.epoch) == (1, 2)
     assert (first.train_n, first.validation_n) == (1197, 100)
@@ -101,12 +101,12 @@ def test_a_card_is_true_of_the_weights_beside_it(tmp_path: Path, store: str) -> 
     path = model_card.publish_model(
         checked, [model_card.SeedRun(5, done)], tmp_path, tmp_path / "out"
     )
-    told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    document = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     assert path.name == "lenet-test.safetensors"
-    assert told["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert document["weights_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
     assert {str(value.dtype) for value in load_file(path).values()} == {f"torch.{store}"}
-    assert recomputed(path, "lenet", "digits") == (told["test_correct"], told["test_n"])
-    assert told["validation_correct"] == done.best.validation_correct
+    assert recomputed(path, "lenet", "digits") == (document["test_correct"], document["test_n"])
+    assert document["validation_correct"] == done.best.validation_correct
     assert len(path.with_suffix(".csv").read_text(encoding="utf-8").splitlines()) == 3
 
 
@@ -121,11 +121,11 @@ def recomputed(weights: Path, model: str, data: str) -> tuple[int, int]:
     return int(right.sum()), test.n
 
 
-def course(told: dict[str, Any]) -> dict[str, Any]:
+def course(expected: dict[str, Any]) -> dict[str, Any]:
     """What the course of a training depends on; a card older than a key has the key's default."""
     known = [field for field in dataclasses.fields(recipe.Recipe) if field.repr]
-    absent = {field.name: field.default for field in known if field.name not in told}
-    return {field.name: told.get(field.name, absent.get(field.name)) for field in known}
+    absent = {field.name: field.default for field in known if field.name not in expected}
+    return {field.name: expected.get(field.name, absent.get(field.name)) for field in known}
 
 
 def cards() -> list[Path]:
@@ -136,10 +136,10 @@ def cards() -> list[Path]:
 def test_every_published_card_is_of_the_weights_beside_it_and_of_a_shipped_recipe(
     path: Path,
 ) -> None:
-    told = json.loads(path.read_text(encoding="utf-8"))
+    document = json.loads(path.read_text(encoding="utf-8"))
     content = path.with_suffix(".safetensors").read_bytes()
-    assert told["weights_sha256"] == hashlib.sha256(content).hexdigest()
-    assert course(told["recipe"]) == course(dataclasses.asdict(recipe.read_recipe(path.stem)))
+    assert document["weights_sha256"] == hashlib.sha256(content).hexdigest()
+    assert course(document["recipe"]) == course(dataclasses.asdict(recipe.read_recipe(path.stem)))
     assert len(path.with_suffix(".csv").read_text(encoding="utf-8").splitlines()) > 1
 
 
@@ -147,10 +147,10 @@ def test_every_published_card_is_of_the_weights_beside_it_and_of_a_shipped_recip
     "path", [path for path in cards() if path.stem.endswith("-digits")], ids=lambda path: path.stem
 )
 def test_the_published_accuracy_on_the_digits_is_what_the_weights_give(path: Path) -> None:
-    told = json.loads(path.read_text(encoding="utf-8"))
-    model = told["recipe"]["model"]["name"]
+    document = json.loads(path.read_text(encoding="utf-8"))
+    model = document["recipe"]["model"]["name"]
     weights = path.with_suffix(".safetensors")
-    assert recomputed(weights, model, "digits") == (told["test_correct"], told["test_n"])
+    assert recomputed(weights, model, "digits") == (document["test_correct"], document["test_n"])
 
 
 def test_every_shipped_recipe_reads_and_names_what_there_is() -> None:
@@ -184,7 +184,7 @@ def test_a_mistake_in_a_recipe_is_the_users(tmp_path: Path, old: str, new: str, 
     assert part in str(caught.value)
 
 
-def test_a_recipe_that_is_no_text_is_told(tmp_path: Path) -> None:
+def test_a_recipe_that_is_no_text_is_reported(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SuiteError, match="could not be read as a recipe"):
         recipe.read_recipe(str(tmp_path / "bad.toml"))
@@ -232,16 +232,16 @@ def test_dropout_goes_on_with_the_same_draws_after_an_interruption(tmp_path: Pat
     assert equal(whole, trainer.train_model(small, tmp_path, CPU, progress_file=progress))
 
 
-def test_a_card_tells_the_accuracy_of_each_class_and_figures_lie_beside_it(
+def test_a_card_reports_the_accuracy_of_each_class_and_figures_lie_beside_it(
     trained: trainer.TrainedModel, tmp_path: Path
 ) -> None:
     weights = model_card.publish_model(
         read(tmp_path), [model_card.SeedRun(5, trained)], tmp_path, tmp_path / "out"
     )
-    told = json.loads(weights.with_suffix(".json").read_text())
-    counts = told["test_per_class"].values()
-    assert sum(k for k, _ in counts) == told["test_correct"]
-    assert sum(n for _, n in counts) == told["test_n"] == 500
+    document = json.loads(weights.with_suffix(".json").read_text())
+    counts = document["test_per_class"].values()
+    assert sum(k for k, _ in counts) == document["test_correct"]
+    assert sum(n for _, n in counts) == document["test_n"] == 500
     for name in ("curves", "per-class", "predictions"):
         assert weights.with_name(f"{weights.stem}-{name}.png").stat().st_size > 5000
         assert weights.with_name(f"{weights.stem}-{name}.svg").stat().st_size > 5000
@@ -258,7 +258,7 @@ def test_the_weights_that_ship_stay_under_12_megabytes_together() -> None:
     "content",
     [b"", b"junk", b"some text, no progress\n" * 9, b"\x89PNG\r\n\x1a\n" * 30, b"\xff" * 300],
 )
-def test_progress_that_is_none_is_the_users_whatever_its_bytes(
+def test_progress_that_is_none_is_the_users_mistake_with_any_bytes(
     tmp_path: Path, content: bytes
 ) -> None:
     path = tmp_path / "small.progress"
