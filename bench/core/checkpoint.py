@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench.core.errors import SuiteError, first_line
+from bench.core.web_page import refuse_web_page
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 PREFIXES = ("module.", "model.", "net.")
@@ -28,11 +29,12 @@ def read_tensors(where: str, path: Path) -> Mapping[str, Tensor]:
         Tensors by key; those under "state_dict" if the file has such a key.
 
     Raises:
-        SuiteError: The file is missing, damaged, holds more than tensors or would unpack to more
+        SuiteError: The file is missing, damaged, a web page, holds more than tensors or would unpack to more
             than its size.
     """
     if not path.is_file():
         raise SuiteError(f"{where}: expected weights at {path}, found no file")
+    refuse_web_page(where, path)
     _refuse_bomb(where, path)
     try:
         if path.suffix == ".safetensors":
