@@ -29,8 +29,8 @@ def read_tensors(where: str, path: Path) -> Mapping[str, Tensor]:
         Tensors by key; those under "state_dict" if the file has such a key.
 
     Raises:
-        SuiteError: The file is missing, damaged, a web page, holds more than tensors or would unpack to more
-            than its size.
+        SuiteError: The file is missing, damaged, a web page, holds more than tensors or would
+            unpack to more than its size.
     """
     if not path.is_file():
         raise SuiteError(f"{where}: expected weights at {path}, found no file")

@@ -15,8 +15,11 @@ READ = 4096
 """First bytes of a file that are looked at."""
 LONGEST = 60
 """Most characters of a page's title that are quoted."""
-_PAGE = re.compile(rb"\s*(<!--.*?-->\s*|<\?xml[^>]*>\s*)*<(!doctype\s+html|html|head|body|error)\b", re.S | re.I)  # fmt: skip
-_TITLE = re.compile(rb"<(title|message)[^>]*>(.*?)</\1", re.S | re.I)
+_PAGE = re.compile(
+    rb"\s*(<!--.*?-->\s*|<\?xml[^>]*>\s*)*<(!doctype\s+html|html|head|body|error)\b",
+    re.DOTALL | re.IGNORECASE,
+)
+_TITLE = re.compile(rb"<(title|message)[^>]*>(.*?)</\1", re.DOTALL | re.IGNORECASE)
 
 
 def refuse_web_page(where: str, path: Path, source: str = "where it came from") -> None:

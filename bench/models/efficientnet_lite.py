@@ -125,10 +125,10 @@ class EfficientNetLite(nn.Module):
         size = variant.size
         # Bilinear weights add up to 1, so that resizing after the normalisation is the same.
         self.resize = nn.Identity() if image_size == size else Resize(image_size, size)
-        self.stem = _convolve(3, STEM, 3, size, stride=2)
+        self.stem = build_convolution(3, STEM, 3, size, stride=2)
         self.blocks = nn.Sequential(*_build_blocks(variant, _halve(size)))
         last = _scale_channels(STAGES[-1].channels, variant.width)
-        self.head = _convolve(last, HEAD, 1, size)
+        self.head = build_convolution(last, HEAD, 1, size)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(variant.dropout)
         self.classifier = nn.Linear(HEAD, classes)
@@ -153,9 +153,11 @@ class Block(nn.Module):
     def __init__(self, inputs: int, outputs: int, stage: Stage, size: int, stride: int) -> None:
         super().__init__()
         wide = inputs * stage.expansion
-        self.expand = nn.Identity() if wide == inputs else _convolve(inputs, wide, 1, size)
-        self.depthwise = _convolve(wide, wide, stage.kernel, size, stride=stride, groups=wide)
-        self.project = _convolve(wide, outputs, 1, size, activate=False)
+        self.expand = nn.Identity() if wide == inputs else build_convolution(inputs, wide, 1, size)
+        self.depthwise = build_convolution(
+            wide, wide, stage.kernel, size, stride=stride, groups=wide
+        )
+        self.project = build_convolution(wide, outputs, 1, size, activate=False)
         self.adds_input = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
@@ -195,7 +197,7 @@ def _halve(size: int) -> int:
     return math.ceil(size / 2)
 
 
-def _convolve(
+def build_convolution(
     inputs: int,
     outputs: int,
     kernel: int,
@@ -204,7 +206,20 @@ def _convolve(
     groups: int = 1,
     activate: bool = True,
 ) -> nn.Sequential:
-    """Build convolution, batch norm and ReLU6, padded as TensorFlow's "SAME" is at this size."""
+    """Build a convolution, padded as TensorFlow's "SAME" is, with batch norm and ReLU6.
+
+    Args:
+        inputs: Channels of the features, (n, inputs, size, size).
+        outputs: Channels of the result, (n, outputs, size / stride rounded up, likewise).
+        kernel: Height and width of the kernel.
+        size: Height and width of the features, on which the padding depends.
+        stride: Stride of the convolution.
+        groups: Groups of channels.
+        activate: Whether ReLU6 follows.
+
+    Returns:
+        The layers `pad`, `convolution`, `norm` and `activation`.
+    """
     total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
     before, after = total // 2, total - total // 2
     even = before == after

@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib import metadata
@@ -36,6 +37,12 @@ INSTALL = "pip install git+https://github.com/RobustBench/robustbench"
 REPOSITORY = "https://github.com/RobustBench/robustbench"
 DRIVE = "https://drive.google.com/uc?id="
 NORMS: Mapping[str, Norm] = {"Linf": "linf", "L2": "l2"}
+NEEDS = {
+    "autoattack": "git+https://github.com/fra31/auto-attack",
+    "pkg_resources": '"setuptools<81"',
+}
+"""Modules that RobustBench imports and its metadata does not bring (1.1.1 names pyautoattack, and
+imports autoattack) -> what to install."""
 AUTOATTACK = ("autoattack", "torchattacks:AutoAttack", "pyautoattack:standard")
 """Attacks of which RobustBench's robust accuracy is a measurement."""
 
@@ -114,15 +121,28 @@ def find_missing_reason() -> str:
                     "package, torchattacks as a rule: pip install --force-reinstall --no-deps "
                     + INSTALL.removeprefix("pip install ")
                 )
-    for module, wanted in ((f"{LIBRARY}.utils", "load_model"), (f"{LIBRARY}.model_zoo", "")):
+    for module, wanted in (
+        (f"{LIBRARY}.utils", "load_model"),
+        (f"{LIBRARY}.model_zoo", "model_dicts"),
+    ):
         try:
             found = optional.import_library(module)
         except ImportError as error:
-            why = first_line(error)
-            return f"library '{LIBRARY}' could not be imported ({why}): {INSTALL}"
-        if wanted and not hasattr(found, wanted):
-            return f"library '{LIBRARY}' has no {module}.{wanted}: {INSTALL}"
+            _forget_modules()
+            need = NEEDS.get(error.name or "", error.name or "")
+            why = f"could not be imported ({first_line(error)})"
+            return (
+                f"library '{LIBRARY}' {distribution.version} {why}: pip install {need or LIBRARY}"
+            )
+        if not hasattr(found, wanted):
+            return f"library '{LIBRARY}' {distribution.version} has no {module}.{wanted}: {INSTALL}"
     return ""
+
+
+def _forget_modules() -> None:
+    """Forget what a failed import left, so that the next one fails or succeeds as a whole."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == LIBRARY]:
+        del sys.modules[name]
 
 
 def _import_zoo() -> dict[str, dict[str, dict[str, Any]]]:
@@ -234,7 +254,7 @@ def _describe_files(wanted: Sequence[WeightsFile]) -> str:
     return ", ".join(f"{DRIVE}{file.drive_id} at {file.path.absolute()}" for file in wanted)
 
 
-# --------------------------------------------------------------------------------------- its figures
+# ------------------------------------------------------------------------------------- its figures
 
 
 def read_figures(
