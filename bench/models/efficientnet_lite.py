@@ -13,17 +13,14 @@ import importlib.util
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from bench.core import checkpoint
-from bench.core.contracts.model import Model
 from bench.core.contracts.parameters import Count
 from bench.core.errors import SuiteError
-from bench.datasets.imagenet_classes import load_imagenet_names
 from bench.models.preprocessing import Preprocessed, Resize
 
 EXTRA = "imagenet-lite"
@@ -66,29 +63,6 @@ class Variant(NamedTuple):
     """Import name of the package with the weights; its distribution is named with hyphens."""
     sha256: str
     """Of the weights file."""
-
-
-def make_record(variant: Variant, parameters: str) -> Model:
-    """Return the record of a variant.
-
-    Args:
-        variant: The variant.
-        parameters: Number of its parameters in words.
-
-    Returns:
-        The model's record.
-    """
-    size = variant.size
-    return Model(
-        summary=f"EfficientNet-{variant.name}, 1000 ImageNet classes, {parameters} parameters",
-        source="Tan and Le 2019",
-        build=partial(build, variant),
-        shape=(3, size, size),
-        classes=1000,
-        published=partial(load_published, variant),
-        published_names=(WEIGHTS,),
-        names=load_imagenet_names,
-    )
 
 
 # ------------------------------------------------------------------------------------ architecture

@@ -258,7 +258,10 @@ def _describe_files(wanted: Sequence[WeightsFile]) -> str:
 
 
 def read_figures(
-    name: str, dataset: str = "cifar10", threat_model: str = "Linf", **_: object
+    name: str,
+    dataset: str = "cifar10",
+    threat_model: str = "Linf",
+    model_dir: str | None = None,
 ) -> list[PublishedFigure]:
     """Read the accuracies that RobustBench publishes of a model.
 
@@ -266,12 +269,14 @@ def read_figures(
         name: Name in RobustBench.
         dataset: Its data set.
         threat_model: Its threat model.
+        model_dir: Folder of weights, one of the params of a model, which has no figures.
 
     Returns:
         Clean accuracy, robust accuracy under AutoAttack and, where there is one, under the
         strongest attack that others reported; empty without the repository's folder model_info,
         and for corruptions.
     """
+    del model_dir
     found = next(_find_information(name, dataset, threat_model), None)
     if found is None or threat_model not in NORMS:
         return []
