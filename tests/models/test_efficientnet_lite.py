@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,15 @@ from torch.nn import functional
 
 from bench.core import registry
 from bench.core.errors import SuiteError
-from bench.models import efficientnet_lite
+from bench.models import (
+    efficientnet_lite,
+    efficientnet_lite0,
+    efficientnet_lite1,
+    efficientnet_lite2,
+)
 from bench.models.efficientnet_lite import Variant
 from bench.models.preprocessing import Resize
+from bench.suite.reader import read_suite
 
 PACKAGE = "lite_package_of_a_test"
 TINY = Variant("Lite0", 1.0, 1.0, 32, 0.2, PACKAGE, "")
@@ -109,6 +116,26 @@ def test_a_stride_of_two_pads_as_tensorflow_does(
     expected = functional.conv2d(padded, layers.convolution.weight, stride=2)
     assert torch.equal(layers.convolution(layers.pad(x)), expected)
     assert expected.shape[-1] == -(-size // 2)
+
+
+def test_the_suite_shows_all_three_networks_images_of_one_size() -> None:
+    suite = read_suite("imagenet_lite")
+    shown = {}
+    for entry in suite.models:
+        shape = registry.find("models", entry.name).shape
+        shown[entry.name] = entry.params.get("image_size", shape[1])
+    assert shown == dict.fromkeys((f"efficientnet_lite{at}" for at in range(3)), 224)
+    assert suite.data.params["crop"] == 224
+
+
+def test_the_extra_that_messages_name_installs_the_packages_of_all_three() -> None:
+    requirements = metadata.requires("robustness-bench") or []
+    extra = {line.partition(">")[0] for line in requirements if efficientnet_lite.EXTRA in line}
+    packages = {module.VARIANT.package for module in (efficientnet_lite0, efficientnet_lite1,
+                                                      efficientnet_lite2)}  # fmt: skip
+    if not extra:
+        pytest.skip("the installed metadata of bench are older than the extra")
+    assert extra == {package.replace("_", "-") for package in packages}
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"])

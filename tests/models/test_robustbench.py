@@ -3,13 +3,16 @@
 import base64
 import hashlib
 import json
+import re
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import bench
 from bench.core import registry
 from bench.core.contracts.model import Model
 from bench.core.errors import SuiteError
@@ -238,6 +241,18 @@ def test_a_model_without_published_figures_has_none(site: Path, about: dict[str,
     folder.mkdir(parents=True)
     (folder / "Small2020Net.json").write_text(json.dumps(about), encoding="utf-8")
     assert collect_figures(parse_suite(SUITE, "s.toml", Path())) == ()
+
+
+def test_the_entry_of_the_readme_has_params_that_a_model_takes(site: Path) -> None:
+    readme = (Path(bench.__file__).parent / "models" / "README.md").read_text(encoding="utf-8")
+    block = next(
+        each
+        for each in re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+        if "robustbench:" in each
+    )
+    (entry,) = tomllib.loads(block)["models"]
+    weights(Path("models"))
+    assert registry.find("models", NAME).build(**entry["params"])[1].bias[0] == 7.0
 
 
 def test_a_users_record_may_bring_its_own_weights(tmp_path: Path) -> None:
