@@ -4,6 +4,7 @@ import hashlib
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def refusal(of: Variant) -> str:
 
 
 def test_weights_of_a_package_are_read_without_importing_it(package: Path) -> None:
-    model = efficientnet_lite.build(TINY)
+    model: Any = efficientnet_lite.build(TINY)
     model.load_state_dict(efficientnet_lite.load_published(variant(package), "imagenet"))
     assert PACKAGE not in sys.modules
     theirs = torch.load(package, weights_only=True)
@@ -94,7 +95,8 @@ def test_resizing_is_torchs_bilinear_one(size: int, to: int) -> None:
 
 
 def test_images_of_a_declared_size_are_resized_inside_the_model() -> None:
-    model, wide = efficientnet_lite.build(TINY).eval(), efficientnet_lite.build(TINY, 1000, 28)
+    model: Any = efficientnet_lite.build(TINY).eval()
+    wide: Any = efficientnet_lite.build(TINY, 1000, 28)
     wide.load_state_dict(model.state_dict())
     x = noise(1, 3, 28, 28)
     enlarged = functional.interpolate(x, (32, 32), mode="bilinear")
@@ -109,7 +111,7 @@ def test_images_of_a_declared_size_are_resized_inside_the_model() -> None:
 def test_a_stride_of_two_pads_as_tensorflow_does(
     kernel: int, size: int, padding: tuple[int, int]
 ) -> None:
-    layers = efficientnet_lite.build_convolution(1, 1, kernel, size, stride=2)
+    layers: Any = efficientnet_lite.build_convolution(1, 1, kernel, size, stride=2)
     before, after = padding
     x = noise(1, 1, size, size)
     padded = functional.pad(x, (before, after, before, after))

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -227,7 +228,8 @@ def test_published_figures_are_laid_beside_the_attacks_that_measure_them(
     (folder / "Small2020Net.json").write_text(json.dumps(PUBLISHED), encoding="utf-8")
     figures = collect_figures(parse_suite(SUITE, "s.toml", Path()))
     eight = 8 / 255
-    assert [(each.attack, each.figure, each.eps, each.values) for each in figures] == [
+    found: list[Any] = [(each.attack, each.figure, each.eps, each.values) for each in figures]
+    assert found == [
         ("fgsm", "clean_accuracy", (0.0,), (pytest.approx(0.8334),)),
         ("autoattack", "robust_accuracy", (eight,), (pytest.approx(0.4321),)),
         ("autoattack", "robust_accuracy", (eight,), (pytest.approx(0.4310),)),
