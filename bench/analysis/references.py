@@ -68,6 +68,7 @@ def _measure(figure: str, cell: Mapping[Any, Any]) -> dict[str, Any]:
         return {} if pd.isna(fooled) else {"measured": fooled}
     k, n = {
         "robust_accuracy": (cell["robust_correct"], cell["n"]),
+        "clean_accuracy": (cell["clean_correct"], cell["n"]),
         "error_rate": (cell["n"] - cell["robust_correct"], cell["n"]),
         "attack_success_rate": (cell["fooled"], cell["eligible"]),
     }[figure]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from bench.core.errors import SuiteError, first_line, nearest
+from bench.core.web_page import refuse_web_page
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".t7")
 INDEX = ".index.json"
@@ -63,8 +64,8 @@ def read_checkpoint(where: str, path: Path) -> Mapping[Any, Any]:
         are instances of `Placeholder`.
 
     Raises:
-        SuiteError: The file is missing, damaged, holds objects that need code, would unpack to more
-            than its size, or holds no mapping.
+        SuiteError: The file is missing, damaged, a web page, holds objects that need code, would
+            unpack to more than its size, or holds no mapping.
     """
     if path.is_dir():
         path = _find_in_folder(where, path)
@@ -72,6 +73,7 @@ def read_checkpoint(where: str, path: Path) -> Mapping[Any, Any]:
         return _read_shards(where, path)
     if not path.is_file():
         raise SuiteError(f"{where}: expected weights at {path}, found no file")
+    refuse_web_page(where, path)
     _refuse_bomb(where, path)
     try:
         if path.suffix == ".safetensors":

@@ -301,10 +301,11 @@ def _build(entry: ModelEntry, base: Path, seed: int, own_weights: Path) -> tuple
             f"model '{entry.label}': expected the factory to return a torch.nn.Module, "
             f"got {type(model).__name__}"
         )
-    if entry.weights is None and isinstance(registered, Model):
+    # A record without named weights builds the model with its own, as a plain factory does.
+    known = _known_weights(entry, registered, own_weights)
+    if entry.weights is None and known:
         raise SuiteError(
-            f"model '{entry.label}': expected weights; known: "
-            f"{', '.join(_known_weights(entry, registered, own_weights))}, 'random', or a "
+            f"model '{entry.label}': expected weights; known: {', '.join(known)}, 'random', or a "
             ".safetensors or .pt file"
         )
     if entry.weights in (None, "random"):
@@ -319,13 +320,13 @@ def find_default_weights(name: str) -> str | None:
         name: The model's name.
 
     Returns:
-        The first published name, "random" if there is none; None for the user's own model.
+        The first published name; None for a model that brings its own, as the user's do.
     """
     registered = registry.find("models", name, Path())
     if not isinstance(registered, Model):
         return None
     known = _known_weights(ModelEntry(name=name), registered, files.data_folder(None) / "weights")
-    return known[0] if known else "random"
+    return known[0] if known else None
 
 
 def _known_weights(entry: ModelEntry, registered: Any, own_weights: Path) -> list[str]:

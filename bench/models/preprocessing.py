@@ -6,6 +6,7 @@ one of its layers, so that eps is always measured in pixels of [0, 1].
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 class Normalise(nn.Module):
@@ -28,6 +29,38 @@ class Normalise(nn.Module):
             (x - mean) / std, same shape.
         """
         return (x - self.mean) / self.std
+
+
+class Resize(nn.Module):
+    """Resize square images bilinearly, with antialiasing where they become smaller.
+
+    Written as a product of matrices: its gradient is exact and, unlike that of
+    `torch.nn.functional.interpolate`, deterministic on a GPU.
+    """
+
+    def __init__(self, size: int, to: int) -> None:
+        """Compute the weights.
+
+        Args:
+            size: Height and width of the images.
+            to: Height and width of the results.
+        """
+        super().__init__()
+        identity = torch.eye(size)[None, None]
+        rows = functional.interpolate(identity, (to, size), mode="bilinear", antialias=True)
+        self.rows: Tensor
+        self.register_buffer("rows", rows[0, 0], persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Resize images.
+
+        Args:
+            x: Images, (n, c, size, size).
+
+        Returns:
+            Images, (n, c, to, to).
+        """
+        return self.rows @ x @ self.rows.T
 
 
 class Preprocessed(nn.Module):

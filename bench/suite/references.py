@@ -11,7 +11,10 @@ from typing import Any, Literal
 from bench.core.validation import Validator
 from bench.suite.checks import check_label, format_radius, read_radii
 
-Figure = Literal["robust_accuracy", "attack_success_rate", "error_rate", "mean_confidence_fooled"]
+Figure = Literal[
+    "robust_accuracy", "clean_accuracy", "attack_success_rate", "error_rate",
+    "mean_confidence_fooled",
+]  # fmt: skip
 """As in table.csv; error_rate = 1 - robust_accuracy."""
 
 

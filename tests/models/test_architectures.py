@@ -15,6 +15,9 @@ PARAMETERS = {
     "strided_cnn": 436_202,
     "convsmall": 166_406,
     "resnet50": 25_557_032,
+    "efficientnet_lite0": 4_652_008,
+    "efficientnet_lite1": 5_416_680,
+    "efficientnet_lite2": 6_092_072,
     "maxout": 784 * 1200 + 1200 + 240 * 1200 + 1200 + 240 * 10 + 10,
 }
 
