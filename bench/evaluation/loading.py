@@ -84,7 +84,8 @@ def load_data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -
     load = find_loader(entry.name, base)
     offered = {"split": entry.split, "limit": most, "data_dir": data_dir}
     returned = call_loader(entry.name, load, offered, entry.params)
-    checked = as_data(returned, name=entry.name, limit=most)
+    name = registry.portable_name("datasets", entry.name)
+    checked = as_data(returned, name=name, limit=most)
     if "split" in inspect.signature(load).parameters:
         mapping = {"split": entry.split, **checked.mapping}
         checked = dataclasses.replace(checked, mapping=mapping)
@@ -179,7 +180,8 @@ def load_model(
     n_classes = len(data.classes)
     if not n_classes and data.labels is not None:
         n_classes = int(data.labels.max()) + 1
-    model = restrict_access(entry.name, built, entry.access, n_classes).to(device).eval()
+    name = registry.portable_name("models", entry.name)
+    model = restrict_access(name, built, entry.access, n_classes).to(device).eval()
     about = [describe_params(entry.params, base), entry.access, _describe_factory(entry, base)]
     return preflight(entry.label, model, data, device, entry.predictions, entry.allow, about)
 
@@ -239,7 +241,7 @@ def _build(entry: ModelEntry, base: Path, seed: int, own_weights: Path) -> Any:
     """Build a module with its weights, or a callable that only answers queries."""
     registered = registry.find("models", entry.name, base)
     build = registered.build if isinstance(registered, Model) else registered
-    with rng.seed_global(seed, "weights", entry.name):
+    with rng.seed_global(seed, "weights", registry.portable_name("models", entry.name)):
         model = call_factory(f"model '{entry.label}'", lambda: build(**entry.params))
     if not isinstance(model, nn.Module) and callable(model) and entry.weights is None:
         if entry.access != "gradient":
@@ -280,6 +282,26 @@ def find_default_weights(name: str) -> str | None:
         return None
     known = _known_weights(ModelEntry(name=name), registered, files.data_folder(None) / "weights")
     return known[0] if known else "random"
+
+
+def choose_weights(name: str, data: str) -> str | None:
+    """Choose the weights of a model where nobody named any.
+
+    Args:
+        name: The model's name.
+        data: Name of the data set.
+
+    Returns:
+        Those that were trained on the data set, or the only ones that there are; None for the
+        user's own model, and where a choice would be a guess.
+    """
+    registered = registry.find("models", name, Path())
+    if not isinstance(registered, Model):
+        return None
+    known = _known_weights(ModelEntry(name=name), registered, files.data_folder(None) / "weights")
+    if data in known:
+        return data
+    return known[0] if len(known) == 1 else None
 
 
 def _known_weights(entry: ModelEntry, registered: Any, own_weights: Path) -> list[str]:
