@@ -24,6 +24,7 @@ from bench.execution import events, runner, sharding
 from bench.execution.backends import subprocess
 from bench.execution.backends.limits import parse_limits
 from bench.execution.options import RunOptions, default_run_folder
+from bench.models import maite_models
 from bench.storage.reader import StoredRecords
 from bench.suite import attack_inputs, plan
 from bench.suite.reader import parse_attack, read_suite
@@ -171,7 +172,9 @@ def evaluate(
     probes = probe_models(evaluator, [task], full=audit)
     random = [name for name, loaded in evaluator.models.items() if loaded.random]
     audited = findings.audit_run(task.cells, table, stored, probes, random)
-    sentences = tuple(each for loaded in evaluator.models.values() for each in loaded.findings)
+    about = [maite_models.FINDING.format(label=label)] if maite_models.is_maite_model(model) else []
+    own = (each for loaded in evaluator.models.values() for each in loaded.findings)
+    sentences = (*about, *own)
     sentences += tuple(symptom.sentence for symptom in audited.symptoms)
     if sentences:
         warnings.warn("\n".join([DOUBTED, *sentences]), RobustnessWarning, stacklevel=2)

@@ -22,6 +22,7 @@ from bench.core.foreign import call_factory
 from bench.datasets import inputs
 from bench.datasets.as_data import as_data, call_loader, find_loader
 from bench.engine import determinism
+from bench.models import maite_models
 from bench.models.fingerprint import describe_value
 from bench.models.preflight.checks import LoadedModel, preflight
 from bench.models.published_weights import WEIGHTS, list_weights
@@ -226,6 +227,9 @@ def restrict_access(name: str, model: Any, access: Access, classes: int) -> nn.M
     Raises:
         SuiteError: It is no module and access is "gradient".
     """
+    if maite_models.is_maite_model(model):
+        shown: Access = "scores" if access == "gradient" else access
+        return QueryOnlyModel(name, maite_models.make_query(model), shown, classes)
     if access != "gradient":
         return QueryOnlyModel(name, model, access, classes)
     if not isinstance(model, nn.Module):

@@ -98,11 +98,35 @@ def compose_suite(request: SuiteRequest, base: Path) -> str:
         "name": f"{files.slug('-'.join(stems))}-{files.short_hash(about)[:6]}",
         "title": f"{', '.join(dict.fromkeys(request.models))} on {request.data}",
     }
-    tables = [("", top), ("[data]", data)]
-    tables += [("[[models]]", each) for each in models] + [
-        ("[[attacks]]", each) for each in attacks
+    return format_suite(HEADER, top, data, models, attacks)
+
+
+def format_suite(
+    header: str,
+    top: Mapping[str, Any],
+    data: Mapping[str, Any],
+    models: Sequence[Mapping[str, Any]],
+    attacks: Sequence[Mapping[str, Any]],
+) -> str:
+    """Format the tables of a suite.
+
+    Args:
+        header: First line, a comment.
+        top: Keys at the top.
+        data: The [data] table.
+        models: The [[models]] tables.
+        attacks: The [[attacks]] tables.
+
+    Returns:
+        TOML; keys without a value are left out.
+    """
+    tables: list[tuple[str, Mapping[str, Any]]] = [
+        ("", top),
+        ("[data]", data),
+        *(("[[models]]", each) for each in models),
+        *(("[[attacks]]", each) for each in attacks),
     ]
-    return f"{HEADER}\n" + "\n".join("\n".join(_lines(*table)) for table in tables)
+    return f"{header}\n" + "\n".join("\n".join(_lines(*table)) for table in tables)
 
 
 def write_suite(folder: Path, text: str, earlier: str, fresh: bool) -> Path:
