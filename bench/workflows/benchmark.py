@@ -125,7 +125,7 @@ def benchmark(
     data: Any,
     labels: Any = None,
     *,
-    attacks: Sequence[Any] | Mapping[str, Any] = ("pgd",),
+    attacks: Sequence[Any] | Mapping[str, Any],
     norm: Norm | None = None,
     eps: Any = None,
     out: str | Path | None = None,
