@@ -65,7 +65,7 @@ def test_all_forms_of_the_same_images_have_the_same_records(
 def test_a_function_is_an_attack_whose_images_are_verified(few: Digits, lenet: nn.Module) -> None:
     found = bench.evaluate(lenet, *few, attack=darken, eps=[0.1], keep_adversarial=True)
     assert found.table["violations"].tolist() == [0]
-    attacked = torch.from_numpy(found.records["attacked"].to_numpy())
+    attacked = torch.from_numpy(found.records["attacked"].to_numpy().copy())
     torch.testing.assert_close(found.adversarial[0][attacked], (few[0] - 0.1).clamp(0, 1)[attacked])
 
     def leave(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
