@@ -407,8 +407,9 @@ def adapt_object(attack: Any) -> AttackObject | None:
         return None
     name = type(attack).__name__
     row = TABLE.get(_family(name))
-    measured = getattr(attack.distance, "p", None)
-    own: Norm | None = {float("inf"): "linf", 2: "l2", 1: "l1", 0: "l0"}.get(measured)  # type: ignore[assignment,call-overload]
+    measured: Any = getattr(attack.distance, "p", None)
+    names: dict[Any, Norm] = {float("inf"): "linf", 2: "l2", 1: "l1", 0: "l0"}
+    own = names.get(measured)
     settings = {
         key: value
         for key, value in sorted(vars(attack).items())

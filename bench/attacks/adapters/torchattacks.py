@@ -404,10 +404,11 @@ def adapt_object(attack: Any) -> AttackObject | None:
     if not isinstance(attack, _class("attack").Attack):
         return None
     name, eps = type(attack).__name__, getattr(attack, "eps", None)
-    norm = getattr(attack, "norm", None)
+    norm: Any = getattr(attack, "norm", None)
     row = TABLE.get(name) if type(attack).__module__.startswith("torchattacks.") else None
     norms = row.norms if row else ANY
-    own: Norm | None = norm.lower() if isinstance(norm, str) else norms[0] if row else None
+    stated: Any = norm.lower() if isinstance(norm, str) else None
+    own: Norm | None = stated or (norms[0] if row else None)
     settings = {
         key: value
         for key, value in sorted(vars(attack).items())
