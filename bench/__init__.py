@@ -1,6 +1,7 @@
 """bench measures how robust image classifiers are to adversarial examples.
 
-`evaluate` measures one model under one attack; `run` executes a suite as `bench run` does. All
+`evaluate` measures one model under one attack; `benchmark` runs several models and attacks as a
+suite does; `run` executes a suite as `bench run` does. All
 names that an attack, a model or a data set of a user's own needs are exported here; no deeper path
 is public.
 
@@ -42,13 +43,15 @@ if TYPE_CHECKING:
     from bench.core.contracts.types import Access, Goal, Loss, Norm, Precision, Shape, Threat
     from bench.core.errors import ContractError, RecordError, RobustnessWarning, SuiteError
     from bench.core.rng import Noise
+    from bench.workflows.benchmark import Benchmark, benchmark
 
 __all__ = [
-    "Access", "Alpha", "Attack", "AttackBatch", "ContractError", "Count", "Data", "Dataset",
+    "Access", "Alpha", "Attack", "AttackBatch", "Benchmark", "ContractError", "Count", "Data",
+    "Dataset",
     "EnsembleAttack", "Evaluation", "ExternalAttack", "Goal", "IterativeAttack", "Learner",
     "Length", "Loss", "Losses", "Model", "Noise", "Norm", "Part", "Precision", "RecordError",
     "RobustnessWarning", "Rule", "RuleParams", "Shape", "StepInput", "SuiteError", "Threat",
-    "TrainingBatch", "evaluate", "run", "step_size",
+    "TrainingBatch", "benchmark", "evaluate", "run", "step_size",
 ]  # fmt: skip
 
 _HOMES = {
@@ -66,6 +69,7 @@ _HOMES = {
     ),
     "bench.core.errors": ("ContractError", "RecordError", "RobustnessWarning", "SuiteError"),
     "bench.core.rng": ("Noise",),
+    "bench.workflows.benchmark": ("Benchmark", "benchmark"),
 }  # fmt: skip
 """Module -> public names that it defines."""
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.analysis import results, tables
+from bench.attacks import objects
 from bench.core import files, validation
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
@@ -23,8 +24,9 @@ from bench.execution import events, runner, sharding
 from bench.execution.backends import subprocess
 from bench.execution.backends.limits import parse_limits
 from bench.execution.options import RunOptions, default_run_folder
+from bench.models import maite_models
 from bench.storage.reader import StoredRecords
-from bench.suite import plan
+from bench.suite import attack_inputs, plan
 from bench.suite.reader import parse_attack, read_suite
 
 DOUBTED = "bench.evaluate: the robust accuracy is open to doubt:"
@@ -52,12 +54,12 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module | Callable[[Tensor], Any],
-    x: Tensor,
-    y: Tensor,
+    x: Any,
+    y: Any = None,
     *,
-    attack: str = "pgd",
-    norm: Norm = "linf",
-    eps: float | str | Sequence[float | str] = 0.1,
+    attack: Any = "pgd",
+    norm: Norm | None = None,
+    eps: Any = None,
     params: Mapping[str, Any] | None = None,
     goal: Goal = "untargeted",
     target: str | int | None = None,
@@ -85,11 +87,15 @@ def evaluate(
     Args:
         model: Maps images (n, c, h, w) in [0, 1] to logits (n, classes); any callable where
             `access` is "scores" or "labels".
-        x: Images (n, c, h, w), float in [0, 1] or 8-bit; `bench.datasets.inputs` lists all forms.
-        y: Integer labels (n,).
-        attack: Registered name, `library:NAME` or `file.py:NAME`.
-        norm: Norm of the threat model.
-        eps: One radius or several; text such as "8/255" is allowed.
+        x: Images (n, c, h, w), float in [0, 1] or 8-bit, as a tensor or an array; or images with
+            labels: a tuple of both, a map-style data set, a DataLoader or the name of a data set
+            (`bench.datasets.as_data` lists all forms).
+        y: Integer labels (n,); None where `x` has them.
+        attack: Registered name, `library:NAME` or `file.py:NAME`; a function (model, x, y) ->
+            x_adv; an `Attack`; or an attack object of torchattacks or Foolbox.
+        norm: Norm of the threat model; that of the attack object, or "linf", by default.
+        eps: One radius or several, as any type of number or text such as "8/255"; that of the
+            attack object, or 0.1, by default.
         params: The attack's params; its defaults otherwise.
         goal: "untargeted" or "targeted".
         target: Class of a targeted attack, or a rule such as "next".
@@ -121,11 +127,10 @@ def evaluate(
         ContractError: The attack broke its contract.
         Exception: What the attack or the model itself raises.
     """
-    many = [eps] if isinstance(eps, int | float | str) else list(eps)
+    given = None if isinstance(attack, str) else objects.adapt_object(attack)
     raw: dict[str, Any] = {
-        "name": attack,
-        "norm": norm,
-        "eps": many,
+        **attack_inputs.choose_threat(given, model if source is None else source, norm, eps),
+        "name": attack if given is None else given.name,
         "goal": goal,
         "stop": stop or ("first-success" if source is None else "never"),
         "params": dict(params or {}),
@@ -138,7 +143,7 @@ def evaluate(
         raise SuiteError(f"bench.evaluate: predictions: expected at least 1, got {predictions}")
     if target is not None:
         raw["target"] = target
-    entry = parse_attack(raw, "bench.evaluate")
+    entry = parse_attack(raw, "bench.evaluate", given and given.attack)
     evaluator = Evaluator.from_tensors(
         model,
         x,
@@ -161,7 +166,7 @@ def evaluate(
     crafting = facts[sources[0]] if sources else None
     task = plan.plan_task(label, entry, facts[label], seed, "independent", crafting)
     if reason := task.cells[0].reason:
-        raise SuiteError(f"bench.evaluate: attack '{attack}': {reason}")
+        raise SuiteError(f"bench.evaluate: attack '{entry.name}': {reason}")
     chunks = [evaluator.evaluate_chunk(task, first, last) for first, last in evaluator.chunks()]
     frame = pd.concat([chunk.frame for chunk in chunks], ignore_index=True)
     pieces = [piece for chunk in chunks for piece in chunk.pieces]
@@ -171,7 +176,9 @@ def evaluate(
     probes = probe_models(evaluator, [task], full=audit)
     random = [name for name, loaded in evaluator.models.items() if loaded.random]
     audited = findings.audit_run(task.cells, table, stored, probes, random)
-    sentences = tuple(each for loaded in evaluator.models.values() for each in loaded.findings)
+    about = [maite_models.FINDING.format(label=label)] if maite_models.is_maite_model(model) else []
+    own = (each for loaded in evaluator.models.values() for each in loaded.findings)
+    sentences = (*about, *own)
     sentences += tuple(symptom.sentence for symptom in audited.symptoms)
     if sentences:
         warnings.warn("\n".join([DOUBTED, *sentences]), RobustnessWarning, stacklevel=2)

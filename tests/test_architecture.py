@@ -61,7 +61,8 @@ def test_no_module_of_the_harness_knows_the_name_of_an_attack_a_model_or_a_data_
         "core/source_hash.py": {"torchvision"},
     }  # fmt: skip
     helpers = {
-        "bench.attacks.common", "bench.models.preprocessing", "bench.models.query_only",
+        "bench.attacks.common", "bench.attacks.objects", "bench.models.maite_models",
+        "bench.models.preprocessing", "bench.models.query_only",
         "bench.models.fingerprint", "bench.models.published_weights", "bench.datasets.inputs",
         "bench.datasets.as_data", "bench.datasets.in_memory",
         "bench.models.outputs", "bench.models.wrapping",

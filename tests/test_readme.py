@@ -311,3 +311,35 @@ def test_the_cifar_10_example_runs(cifar10):
     result = bench.run(str(cifar10 / "cifar10.toml"), cifar10 / "out", data_dir=cifar10, limit=1)
     assert list(result.table["status"]) == ["ok"] * 3
     assert set(result.table["attack"]) == {"PGD-20", "AutoAttack"}
+
+
+def test_one_command_evaluates_a_model_of_ones_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = (
+        "from torch import nn\n"
+        "def make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
+    )
+    (tmp_path / "mine.py").write_text(source)
+    names: dict[str, object] = {}
+    exec(source, names)
+    torch.save(names["make"]().state_dict(), tmp_path / "w.pt")
+    command = _block("README.md", "sh", "--model mine.py:make").split()
+    there = ["digits" if each == "cifar10" else each for each in command]  # as shipped
+    done = CliRunner().invoke(cli, there[1:])
+    assert done.exit_code == 0, done.output
+    (table,) = tmp_path.glob("results/runs/*/table.csv")
+    assert table.read_text().count("mine.py:make") == 4
+
+
+def test_the_benchmark_example_writes_a_report(my_project):
+    first = "from my_project import images, labels, model\nimport bench\n"
+    done = run_forked(first + _block("README.md", "python", "bench.benchmark("), my_project)
+    assert done.returncode == 0, done.stderr
+    assert (my_project / "report.html").stat().st_size > 10_000
+
+
+def test_the_command_of_the_suites_page_can_be_planned(mine):
+    command = _block("suites/README.md", "sh", "--model mine.py:net").split()
+    done = _bench("plan", *(each.strip('"') for each in command[2:]), cwd=mine)
+    assert done.returncode == 0, done.stderr
+    assert "8 cells" in done.stdout

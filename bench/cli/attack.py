@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from bench.cli.main import DATA_DIR, DEVICE, FOLDER, cli, echo
-from bench.core.errors import SuiteError
+from bench.cli.suite_options import parse_params
 
 
 @cli.command()
@@ -82,7 +82,7 @@ def attack(
         "name": attack or ONE_IMAGE,
         "norm": norm,
         "eps": [eps],
-        "params": _params(params),
+        "params": parse_params(params),
         "stop": "never",
     }
     if target is not None:
@@ -102,19 +102,3 @@ def attack(
         echo(line)
     command = shlex.join(["bench", *sys.argv[1:]])
     echo(f"page: {page.write_page(result, every, command, out)}")
-
-
-def _params(given: tuple[str, ...]) -> dict[str, Any]:
-    """KEY=VALUE pairs as TOML would read the values; what is no TOML value is text."""
-    import tomllib
-
-    params: dict[str, Any] = {}
-    for pair in given:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise SuiteError(f"--param {pair}: expected KEY=VALUE")
-        try:
-            params[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            params[key] = value
-    return params

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from bench.cli.main import DATA_DIR, cli, echo, tell
+from bench.cli.suite_options import SuiteOptions, suite_options
 
 if TYPE_CHECKING:
     from bench.suite.catalog import CatalogEntry
@@ -14,22 +15,23 @@ if TYPE_CHECKING:
 
 
 @cli.command()
-@click.argument("suite")
+@suite_options
 @click.option("--limit", type=click.IntRange(1), help="Use only the first N examples.")
 @DATA_DIR
-def plan(suite: str, limit: int | None, data_dir: Path | None) -> None:
+def plan(chosen: SuiteOptions, limit: int | None, data_dir: Path | None) -> None:
     """Show the cells, the cost and the data of a suite.
 
-    SUITE is the path of a TOML file or the name of a shipped suite. Each cell is listed with its
-    cost in model passes, or with the reason why it is skipped. Nothing is run.
+    SUITE is the path of a TOML file or the name of a shipped suite; the options of `bench run` that
+    mean a suite may take its place. Each cell is listed with its cost in model passes, or with the
+    reason why it is skipped. Nothing is run.
     """
     from rich.table import Table
 
     from bench.cli.console import console
     from bench.core import files
-    from bench.suite import plan, reader
+    from bench.suite import plan
 
-    checked = reader.read_suite(suite)
+    checked = chosen.read(limit)
     tasks = plan.plan_tasks(checked, plan.collect_declared_facts(checked))
     cells = [cell for task in tasks for cell in task.cells]
     data = _data_lines(checked, files.data_folder(data_dir), limit)

@@ -9,6 +9,7 @@ from bench.cli.backend_options import BackendOptions, backend_options
 from bench.cli.main import DATA_DIR, DEVICE, FOLDER, cli, echo, progress_options
 from bench.cli.progress import show_progress
 from bench.cli.report import AUDIT, write_report
+from bench.cli.suite_options import SuiteOptions, suite_options
 from bench.cli.tracker_options import requested_trackers, tracker_option
 from bench.core.errors import SuiteError
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @cli.command()
-@click.argument("suite")
+@suite_options
 @click.option("--out", type=FOLDER, help="Folder for the run [results/runs/NAME].")
 @DEVICE
 @click.option("--limit", type=click.IntRange(1), help="Use only the first N examples.")
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 @tracker_option
 @progress_options
 def run(
-    suite: str,
+    chosen: SuiteOptions,
     out: Path | None,
     device: str,
     limit: int | None,
@@ -63,8 +64,9 @@ def run(
 ) -> int:
     """Run a suite and write its report.
 
-    SUITE is the path of a TOML file or the name of a shipped suite (`bench list suites`). Cells
-    whose records the folder already holds are not run again.
+    SUITE is the path of a TOML file or the name of a shipped suite (`bench list suites`). Without a
+    file, --model, --data, --attack and --eps mean a suite, which is written into the run's folder.
+    Cells whose records the folder already holds are not run again.
 
     The exit code is 1 if a cell failed or none could run.
     """
@@ -72,15 +74,15 @@ def run(
     from bench.engine import malloc
     from bench.execution import sharding
     from bench.execution.options import RunOptions, default_run_folder
-    from bench.suite.reader import read_suite
 
     part = sharding.parse_shard(shard)
     if part != sharding.WHOLE and requested_trackers():
         raise SuiteError(
             "--track: a shard is not a complete run; give --track to bench merge instead"
         )
-    checked = read_suite(suite)
+    checked = chosen.read(limit)
     whole = out or default_run_folder(checked.name)
+    checked = chosen.store(whole, limit, fresh)
     folder = part.folder(whole)
     options = RunOptions(
         device=device,

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterator
@@ -182,6 +183,63 @@ def names_library(kind: str, name: str) -> bool:
     """
     library, colon, _ = name.partition(":")
     return bool(colon) and library in _adapters(kind)
+
+
+def relocate_name(kind: str, name: str, base: Path) -> str:
+    """Rewrite a name that starts from the working folder so that it starts from another one.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+        name: A name as `find` takes it.
+        base: The other folder.
+
+    Returns:
+        A name with the relative path from `base` to its file; a name without a file as it is.
+    """
+    file, attribute = _split_file(kind, name)
+    return relocate_path(file, base) + attribute if file else name
+
+
+def relocate_path(path: str, base: Path) -> str:
+    """Rewrite a path that starts from the working folder so that it starts from another one.
+
+    Args:
+        path: Path of a file.
+        base: The other folder.
+
+    Returns:
+        The relative path from `base`; the absolute one between two drives of Windows.
+    """
+    absolute = Path(path).absolute()
+    try:
+        return Path(os.path.relpath(absolute, base.resolve())).as_posix()
+    except ValueError:  # on another drive of Windows
+        return absolute.as_posix()
+
+
+def portable_name(kind: str, name: str) -> str:
+    """Remove from a name what depends on where the suite is stored.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+        name: A name as `find` takes it.
+
+    Returns:
+        The name; without its folders if its file lies outside of the suite's folder.
+    """
+    file, attribute = _split_file(kind, name)
+    path = Path(file)
+    return path.name + attribute if path.is_absolute() or ".." in path.parts else name
+
+
+def _split_file(kind: str, name: str) -> tuple[str, str]:
+    """Split a name into the path of a file, if there is one, and the rest with its colon."""
+    if _resolver(kind, name) is not None:
+        return name, ""
+    file, colon, attribute = name.rpartition(":")
+    if not names_library(kind, name) and file.endswith(".py"):
+        return file, colon + attribute
+    return "", name
 
 
 def find(kind: str, name: str, base: Path | None = None) -> Any:

@@ -58,7 +58,7 @@ class ExampleReader:
         """Split an example into image and label.
 
         Args:
-            example: A pair, or a mapping.
+            example: A pair, a mapping, or MAITE's (image, one-hot label or scores, metadata).
 
         Returns:
             Image and label as they are.
@@ -72,6 +72,9 @@ class ExampleReader:
             return example[image], example[label]
         if isinstance(example, tuple | list) and len(example) == 2:
             return example[0], example[1]
+        if isinstance(example, tuple) and len(example) == 3 and isinstance(example[2], Mapping):
+            scores = np.asarray(example[1])
+            return example[0], int(scores.argmax()) if scores.size > 1 else example[1]
         raise SuiteError(
             f"{self.where}: expected each example to be (image, label), got {_describe(example)}"
         )

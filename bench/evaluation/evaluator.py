@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from bench.core import rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.types import Access, Shape
-from bench.datasets import inputs, prefetch
-from bench.datasets.in_memory import make_data
+from bench.datasets import prefetch
+from bench.datasets.as_data import as_data
 from bench.evaluation import consistency, loading
 from bench.evaluation.chunk import CleanPass, evaluate_chunk
 from bench.evaluation.crafting import Examples
@@ -146,8 +146,8 @@ class Evaluator:
     def from_tensors(
         cls,
         model: nn.Module | Callable[[Tensor], Any],
-        x: Tensor,
-        y: Tensor,
+        x: Any,
+        y: Any,
         device: torch.device,
         *,
         source: nn.Module | None = None,
@@ -164,8 +164,8 @@ class Evaluator:
 
         Args:
             model: Maps images to logits; its label is the name of its class.
-            x: Images (n, c, h, w), float in [0, 1] or 8-bit.
-            y: Integer labels (n,).
+            x: Images, or any other form that `bench.datasets.as_data` lists.
+            y: Integer labels (n,); None where `x` has them.
             device: Where models and images are placed.
             source: Model that the examples are crafted on; it comes second in `models`.
             seed: Seed of every draw.
@@ -183,8 +183,7 @@ class Evaluator:
         Raises:
             SuiteError: Images or labels are invalid, or a model fails preflight.
         """
-        loading.check_tensors("given", x, y)
-        data = inputs.check_data("given", make_data("given", x, y, ()))
+        data = as_data(x, y)
         assert data.labels is not None
         label = type(wrapping.unwrap_model(model)).__name__
         n_classes = classes or int(data.labels.max()) + 1

@@ -23,6 +23,7 @@ from bench.datasets import inputs
 from bench.datasets.as_data import as_data, call_loader, find_loader
 from bench.engine import determinism
 from bench.engine.device import GPUS, find_missing_arithmetic
+from bench.models import maite_models
 from bench.models.fingerprint import describe_value
 from bench.models.outputs import Output, find_output, take_output
 from bench.models.preflight.checks import LoadedModel
@@ -101,7 +102,8 @@ def load_data(entry: DataEntry, base: Path, data_dir: Path, limit: int | None) -
     offered = {"split": entry.split, "limit": most, "data_dir": data_dir}
     with registry.search_user_code("datasets", entry.name, base):
         returned = call_loader(entry.name, load, offered, entry.params)
-        checked = as_data(returned, name=entry.name, limit=most)
+        name = registry.portable_name("datasets", entry.name)
+        checked = as_data(returned, name=name, limit=most)
     if "split" in inspect.signature(load).parameters:
         mapping = {"split": entry.split, **checked.mapping}
         checked = dataclasses.replace(checked, mapping=mapping)
@@ -198,7 +200,8 @@ def load_model(
     n_classes = len(data.classes)
     if not n_classes and data.labels is not None:
         n_classes = int(data.labels.max()) + 1
-    model = restrict_access(entry.name, built, entry.access, n_classes, entry.output)
+    name = registry.portable_name("models", entry.name)
+    model = restrict_access(name, built, entry.access, n_classes, entry.output)
     about = [describe_params(entry.params, base), entry.access, _describe_factory(entry, base)]
     loaded = prepare_model(
         entry.label, model.to(device).eval(), data, device, output=entry.output,
@@ -254,6 +257,9 @@ def restrict_access(
     Raises:
         SuiteError: It is no module and access is "gradient".
     """
+    if maite_models.is_maite_model(model):
+        shown: Access = "scores" if access == "gradient" else access
+        return QueryOnlyModel(name, maite_models.make_query(model), shown, classes)
     model = unwrap_model(model)
     if access != "gradient":
         ask = model if output is None else _select_answers(name, model, output)
@@ -286,7 +292,8 @@ def _build(entry: ModelEntry, base: Path, seed: int, own_weights: Path) -> tuple
     registered = registry.find("models", entry.name, base)
     build = registered.build if isinstance(registered, Model) else registered
     user_code = registry.search_user_code("models", entry.name, base)
-    with user_code, rng.seed_global(seed, "weights", entry.name):
+    drawn = rng.seed_global(seed, "weights", registry.portable_name("models", entry.name))
+    with user_code, drawn:
         model = call_factory(f"model '{entry.label}'", lambda: build(**entry.params))
     if not isinstance(model, nn.Module) and callable(model) and entry.weights is None:
         if entry.access != "gradient":
@@ -327,6 +334,26 @@ def find_default_weights(name: str) -> str | None:
         return None
     known = _known_weights(ModelEntry(name=name), registered, files.data_folder(None) / "weights")
     return known[0] if known else None
+
+
+def choose_weights(name: str, data: str) -> str | None:
+    """Choose the weights of a model where nobody named any.
+
+    Args:
+        name: The model's name.
+        data: Name of the data set.
+
+    Returns:
+        Those that were trained on the data set, or the only ones that there are; None for the
+        user's own model, and where a choice would be a guess.
+    """
+    registered = registry.find("models", name, Path())
+    if not isinstance(registered, Model):
+        return None
+    known = _known_weights(ModelEntry(name=name), registered, files.data_folder(None) / "weights")
+    if data in known:
+        return data
+    return known[0] if len(known) == 1 else None
 
 
 def _known_weights(entry: ModelEntry, registered: Any, own_weights: Path) -> list[str]:

@@ -79,6 +79,7 @@ def expand_table(
     base: Path,
     defaults: SuiteDefaults,
     models: Sequence[str],
+    given: Attack | None = None,
 ) -> ExpandedTable:
     """Expand one [[attacks]] table into its entries.
 
@@ -89,12 +90,13 @@ def expand_table(
         base: Folder that file names start from.
         defaults: Settings of the suite.
         models: Labels of the models to craft on.
+        given: The attack itself; that of the table's name if None.
 
     Returns:
         Labels and entries.
     """
     table: AttackTable | None = check.fill(AttackTable, raw, key)
-    attack = find_extension(check, "attacks", raw, key, base)
+    attack = given or find_extension(check, "attacks", raw, key, base)
     if not isinstance(raw, dict):
         return ExpandedTable()
     family = str(raw.get("label", raw.get("name")))

@@ -61,6 +61,15 @@ def find_suite(name: str) -> Path:
     return path
 
 
+def read_starter() -> str:
+    """Read the commented suite that a user starts from.
+
+    Returns:
+        Its text.
+    """
+    return (_PACKAGE / "suite" / "starter.toml").read_text(encoding="utf-8")
+
+
 def list_entries(kind: str) -> list[CatalogEntry]:
     """List everything built in of a kind.
 

@@ -187,7 +187,7 @@ def plan_task(
     external = isinstance(entry.attack, ExternalAttack)
     random = facts.random or crafting.random or entry.samples > 1  # nor more than one lucky draw
     spec = AttackSpec(
-        name=entry.name,
+        name=registry.portable_name("attacks", entry.name),
         attack=entry.attack,
         params=entry.params,
         norm=entry.norm,
@@ -232,7 +232,7 @@ def plan_task(
             threat_model=caveats.name_threat_model(model, entry),
             source=entry.source or "",
             family=entry.family,
-            name=entry.name,
+            name=spec.name,
             varied=entry.varied,
             value=entry.value,
             seed=entry.seed,
@@ -253,7 +253,7 @@ def _stop(spec: AttackSpec) -> str:
 
 def _implementation(entry: AttackEntry) -> str:
     """Return the library's name, the user's file or module, or "bench"."""
-    where, _, _ = entry.name.rpartition(":")
+    where, _, _ = registry.portable_name("attacks", entry.name).rpartition(":")
     return (
         where if where and entry.attack.implementation == "bench" else entry.attack.implementation
     )

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator
 
+from bench.core.contracts.attack import Attack
 from bench.core.contracts.dataset import Dataset
 from bench.core.contracts.model import Model
 from bench.core.contracts.types import CertificationMethod, Precision, Stop, Sweep
@@ -94,12 +95,13 @@ def parse_suite(text: str, where: str, base: Path) -> Suite:
     return suite
 
 
-def parse_attack(raw: dict[str, Any], where: str) -> AttackEntry:
+def parse_attack(raw: dict[str, Any], where: str, attack: Attack | None = None) -> AttackEntry:
     """Read one attack outside any suite.
 
     Args:
         raw: Keys of an [[attacks]] table.
         where: Name of the caller, for messages.
+        attack: The attack itself; that of the table's name if None.
 
     Returns:
         The attack's entry.
@@ -108,7 +110,7 @@ def parse_attack(raw: dict[str, Any], where: str) -> AttackEntry:
         SuiteError: The table has mistakes (one sentence for each), or the library is missing.
     """
     check = Validator(where)
-    expanded = attack_tables.expand_table(check, raw, "", Path(), SuiteDefaults(), [])
+    expanded = attack_tables.expand_table(check, raw, "", Path(), SuiteDefaults(), [], attack)
     check.stop_if_wrong()
     entry = expanded.entries[0]
     if entry.attack.unavailable:

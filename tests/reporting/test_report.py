@@ -149,6 +149,7 @@ def written(
         "comparisons": pd.DataFrame(),
         "seeds": pd.DataFrame(),
         "crosschecks": made_up_crosschecks(),
+        "missing_crosschecks": [],
         "explanations": [],
         "published": pd.DataFrame(),
         "violations": made_up_violations(),

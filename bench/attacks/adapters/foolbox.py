@@ -13,6 +13,7 @@ adversarial start runs Foolbox's default for each image separately, so that one 
 start is returned clean and its batch does not fail.
 """
 
+import dataclasses
 import importlib.metadata
 import inspect
 import re
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks.common import PROJECTION, reach_caveats
+from bench.attacks.objects import AttackObject
 from bench.core import optional
 from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Alpha, Count, step_size
@@ -395,3 +397,73 @@ def _adapted(name: str) -> Attack:
         traits=partial(_traits, own),
         caveats=partial(_caveats, own),
     )
+
+
+# ----------------------------------------------------------------------------------------- objects
+
+
+def adapt_object(attack: Any) -> AttackObject | None:
+    """Use an attack object of the library as it is.
+
+    Args:
+        attack: Such as `foolbox.attacks.LinfPGD(steps=20)`.
+
+    Returns:
+        The attack with the object's norm; None for anything else.
+    """
+    base = optional.import_library("foolbox.attacks.base")
+    if not isinstance(attack, base.Attack):
+        return None
+    name = type(attack).__name__
+    row = TABLE.get(_family(name))
+    measured: Any = getattr(attack.distance, "p", None)
+    names: dict[Any, Norm] = {float("inf"): "linf", 2: "l2", 1: "l1", 0: "l0"}
+    own = names.get(measured)
+    settings = {
+        key: value
+        for key, value in sorted(vars(attack).items())
+        if isinstance(value, int | float | str | tuple | list | None)
+    }
+    params = dataclasses.make_dataclass(
+        f"{name}Object",
+        [("settings", str, dataclasses.field(default=repr(settings)))],
+        frozen=True,
+        kw_only=True,
+    )
+    adapted = ExternalAttack(
+        summary=row.summary if row else name,
+        source=f"foolbox {importlib.metadata.version(LIBRARY)}",
+        params=params,
+        norms=(own,) if own else optional.ANY,
+        goals=row.goals if row else ("untargeted", "targeted"),
+        needs=row.needs if row else "gradient",
+        stochastic=True,
+        budget="fixed" if isinstance(attack, base.FixedEpsilonAttack) else "minimum",
+        implementation=LIBRARY,
+        batch_dependent=True,
+        counts_steps=False,
+        run=partial(_run_object, attack),
+    )
+    return AttackObject(f"{LIBRARY}:{name}", adapted, own)
+
+
+def _run_object(
+    attack: Any,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    params: Any,
+    noise: Noise,
+) -> Tensor:
+    """Run the user's object on a batch."""
+    del params, noise
+    foolbox = optional.import_library(LIBRARY)
+    targeted = threat.goal == "targeted"
+    aim = foolbox.TargetedMisclassification if targeted else foolbox.Misclassification
+    base = optional.import_library("foolbox.attacks.base")
+    eps = threat.eps if isinstance(attack, base.FixedEpsilonAttack) else None
+    with optional.silence(LIBRARY, "eagerpy"):
+        victim = foolbox.PyTorchModel(model, bounds=(0, 1), device=x.device)
+        _, clipped, _ = attack(victim, x, aim(y), epsilons=eps)
+        return _detach(clipped, x)

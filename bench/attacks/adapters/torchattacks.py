@@ -12,6 +12,7 @@ that; `verbose` is gone, and so are PIFGSM's `momentum` and `prob`, which the li
 """
 
 import contextlib
+import copy
 import importlib.metadata
 import inspect
 import io
@@ -27,6 +28,7 @@ from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from bench.attacks.common import PROJECTION, reach_caveats
+from bench.attacks.objects import AttackObject
 from bench.core import optional
 from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Alpha, Count, step_size
@@ -415,3 +417,80 @@ def _adapted(name: str) -> Attack:
         traits=partial(_traits, name),
         caveats=partial(_caveats, name),
     )
+
+
+# ----------------------------------------------------------------------------------------- objects
+
+
+def adapt_object(attack: Any) -> AttackObject | None:
+    """Use an attack object of the library as it is.
+
+    Args:
+        attack: Such as `torchattacks.PGD(model, eps=8/255)`.
+
+    Returns:
+        The attack with the object's radius, norm and model; None for anything else.
+    """
+    if not isinstance(attack, _class("attack").Attack):
+        return None
+    name, eps = type(attack).__name__, getattr(attack, "eps", None)
+    norm: Any = getattr(attack, "norm", None)
+    row = TABLE.get(name) if type(attack).__module__.startswith("torchattacks.") else None
+    norms = row.norms if row else ANY
+    stated: Any = norm.lower() if isinstance(norm, str) else None
+    own: Norm | None = stated or (norms[0] if row else None)
+    settings = {
+        key: value
+        for key, value in sorted(vars(attack).items())
+        if isinstance(value, int | float | str | tuple | list) and not key.startswith("_")
+    }
+    params = make_dataclass(
+        f"{name}Object",
+        [("settings", str, field(default=repr(settings)))],
+        frozen=True,
+        kw_only=True,
+    )
+    adapted = ExternalAttack(
+        summary=row.summary if row else name,
+        source=f"torchattacks {importlib.metadata.version('torchattacks')}",
+        params=params,
+        norms=(own,) if own else ANY,
+        needs=row.needs if row else "gradient",
+        goals=("untargeted",) if row and row.away_only else ("untargeted", "targeted"),
+        stochastic=True,
+        budget="minimum" if row and row.minimum else "fixed",
+        min_classes=row.min_classes if row else 2,
+        channels=row.channels if row else None,
+        implementation="torchattacks",
+        batch_dependent=True,
+        counts_steps=False,
+        run=partial(_run_object, attack),
+    )
+    radius = float(eps) if isinstance(eps, int | float) and not (row and row.minimum) else None
+    return AttackObject(f"torchattacks:{name}", adapted, own, radius, attack.model)
+
+
+def _run_object(
+    attack: Any,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    params: Any,
+    noise: Noise,
+) -> Tensor:
+    """Run a copy of the user's object on a batch, with the model that is passed in."""
+    del params, noise
+    # The memo replaces the model everywhere in the object, also in the attacks that it consists of.
+    copied = copy.deepcopy(attack, {id(attack.model): model})
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+        torch.enable_grad(),
+    ):
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torchattacks")
+        copied.set_device(x.device)
+        if threat.goal == "targeted":
+            copied.set_mode_targeted_by_label(quiet=True)
+        images: Tensor = copied(x, y.long()).detach().to(x)
+        return images

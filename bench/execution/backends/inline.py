@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.engine import determinism
+from bench.evaluation.evaluator import Evaluator
 from bench.execution.backends.worker import Worker, make_request
 from bench.execution.events import Listener
 from bench.execution.loaded_suite import LoadedSuite
@@ -16,6 +17,14 @@ from bench.suite.schema import Suite
 
 class InlineBackend:
     """Executes units in this process, without protection against crashes."""
+
+    def __init__(self, evaluator: Evaluator | None = None) -> None:
+        """Prepare a backend.
+
+        Args:
+            evaluator: Models and data that are loaded already; those of the suite if None.
+        """
+        self._evaluator = evaluator
 
     @contextmanager
     def open(
@@ -34,7 +43,7 @@ class InlineBackend:
         """
         del listen
         with determinism.enforce_determinism(options.deterministic):
-            self.worker = Worker(suite, out, options)
+            self.worker = Worker(suite, out, options, evaluator=self._evaluator)
             yield self.worker.load()
 
     def run(self, units: Iterable[Unit], writer: ResultWriter) -> None:

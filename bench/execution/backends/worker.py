@@ -80,6 +80,7 @@ class Worker:
         options: RunOptions,
         rows: dict[str, int] | None = None,
         announce: Callable[[str], None] = lambda activity: None,
+        evaluator: Evaluator | None = None,
     ) -> None:
         """Prepare a worker that loads nothing yet.
 
@@ -90,10 +91,11 @@ class Worker:
             rows: Model -> rows per pass, as chosen by the process that planned the run, since
                 identities may depend on them; None: chosen here.
             announce: Called with a description before a user's code is loaded.
+            evaluator: Models and data that are loaded already; those of the suite if None.
         """
         self.suite, self.out, self.options = suite, out, options
         self._rows, self._announce = rows, announce
-        self._evaluator: Evaluator | None = None
+        self._evaluator = evaluator
         self._tasks: list[plan.AttackTask] = []
 
     @property
@@ -111,7 +113,9 @@ class Worker:
         Raises:
             SuiteError: The user's mistakes.
         """
-        evaluator = load_evaluator(self.suite, self.out, self.options, self._announce)
+        evaluator = self._evaluator or load_evaluator(
+            self.suite, self.out, self.options, self._announce
+        )
         if self._rows is not None:
             evaluator = dataclasses.replace(evaluator, rows=self._rows)
         self._evaluator = evaluator

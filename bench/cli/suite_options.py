@@ -1,0 +1,226 @@
+"""Options that mean a suite: `--model`, `--data`, `--attack` and `--eps` in place of a file."""
+
+import functools
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from bench.core.errors import SuiteError
+
+if TYPE_CHECKING:
+    from bench.suite.composer import SuiteRequest
+    from bench.suite.schema import Suite
+
+OPTIONS = (
+    click.option(
+        "--model", "models", multiple=True, metavar="NAME",
+        help="In place of SUITE: a name of `bench list models`, file.py:NAME, ...; repeatable.",
+    ),
+    click.option(
+        "--weights", multiple=True, metavar="NAME|FILE",
+        help="Weights of each --model, in their order; \"\" for a model that needs none.",
+    ),
+    click.option("--trust", is_flag=True, help="Read a model's file although that can run code."),
+    click.option(
+        "--data", metavar="NAME", help="A name of `bench list datasets`, file.py:NAME or a file."
+    ),
+    click.option(
+        "--attack", "attacks", multiple=True, metavar="NAME",
+        help="A name of `bench list attacks`, library:NAME or file.py:NAME; repeatable.",
+    ),
+    click.option(
+        "--eps", multiple=True, metavar="EPS", help="Radii such as 8/255 or 0.1,0.2; repeatable."
+    ),
+    click.option("--norm", help="linf, l2, l1 or l0 [linf]."),
+    click.option(
+        "--param", "params", multiple=True, metavar="KEY=VALUE",
+        help="Parameter of what has it; or model.KEY, data.KEY, attack.KEY, NAME.KEY.",
+    ),
+)  # fmt: skip
+
+
+class SuiteOptions(NamedTuple):
+    """The suite that the user chose: a file, or options in its place."""
+
+    suite: str | None
+    models: tuple[str, ...]
+    weights: tuple[str, ...]
+    trust: bool
+    data: str | None
+    attacks: tuple[str, ...]
+    eps: tuple[str, ...]
+    norm: str | None
+    params: tuple[str, ...]
+
+    def read(self, limit: int | None) -> "Suite":
+        """Read the suite, or compose it from the options, with paths from the working folder.
+
+        Args:
+            limit: Most examples, which a composed suite states.
+
+        Returns:
+            The checked suite.
+
+        Raises:
+            SuiteError: The suite or the options have mistakes.
+        """
+        from bench.suite import composer, reader
+
+        request = self.request_suite(limit)
+        if request is None:
+            assert self.suite is not None
+            return reader.read_suite(self.suite)
+        return reader.parse_suite(composer.compose_suite(request, Path()), "command line", Path())
+
+    def store(self, folder: Path, limit: int | None, fresh: bool) -> "Suite":
+        """Store the suite that the options mean in the run's folder, and read it from there.
+
+        Args:
+            folder: Folder of the run.
+            limit: Most examples.
+            fresh: Whether the run that the folder holds is discarded.
+
+        Returns:
+            The checked suite; that of a file if one is named.
+
+        Raises:
+            SuiteError: The folder holds the run of other options, or cannot be written.
+        """
+        from bench.execution import manifest_builder
+        from bench.suite import catalog, composer, reader
+
+        request = self.request_suite(limit)
+        if request is None:
+            assert self.suite is not None
+            checked, path = reader.read_suite(self.suite), catalog.find_suite(self.suite)
+            composer.check_folder(folder, checked.text, fresh, path)
+            return checked
+        text = composer.compose_suite(request, folder)
+        earlier = manifest_builder.read_earlier_manifest(folder).get("suite", {}).get("text", "")
+        return reader.read_suite(str(composer.write_suite(folder, text, earlier, fresh)))
+
+    def request_suite(self, limit: int | None) -> "SuiteRequest | None":
+        """Collect what the options ask for.
+
+        Args:
+            limit: Most examples.
+
+        Returns:
+            The request; None if a suite is named instead.
+
+        Raises:
+            SuiteError: There are both, neither, or too few of the options.
+        """
+        given = {f"--{name}": getattr(self, key) for name, key in _NAMES.items()}
+        used = [name for name, value in given.items() if value]
+        if self.suite is not None and used:
+            raise SuiteError(
+                f"{self.suite} and {used[0]}: expected a suite or options in its place, got both; "
+                "leave one of them out"
+            )
+        if self.suite is not None:
+            return None
+        if not used:
+            raise SuiteError(
+                "expected SUITE, or --model, --data, --attack and --eps in its place, got neither; "
+                "`bench list suites` names those that are shipped, `bench init` writes one"
+            )
+        missing = [each for each in ("--model", "--data", "--attack", "--eps") if not given[each]]
+        if missing:
+            raise SuiteError(
+                f"{used[0]}: expected {', '.join(missing)} as well, since they stand for a suite"
+            )
+        return self._collect(limit)
+
+    def _collect(self, limit: int | None) -> "SuiteRequest":
+        from bench.evaluation import loading
+        from bench.suite import composer
+
+        assert self.data is not None
+        n_weights, n_models = len(self.weights), len(self.models)
+        if n_weights not in (0, n_models):
+            raise SuiteError(
+                f"--weights: expected one for each of the {n_models} --model or none at all, got "
+                f'{n_weights}; write --weights "" for a model that needs none'
+            )
+        weights = [
+            given or _choose_weights(model, self.data, loading.choose_weights)
+            for model, given in zip(self.models, self.weights or ("",) * n_models, strict=True)
+        ]
+        return composer.SuiteRequest(
+            models=self.models,
+            weights=tuple(weights),
+            data=self.data,
+            attacks=self.attacks,
+            norm=self.norm or "linf",
+            eps=tuple(
+                text.strip() for each in self.eps for text in each.split(",") if text.strip()
+            ),
+            params=tuple(composer.Param(*pair) for pair in parse_params(self.params).items()),
+            limit=limit,
+            trust=self.trust,
+        )
+
+
+_NAMES = {
+    "model": "models", "weights": "weights", "trust": "trust", "data": "data",
+    "attack": "attacks", "eps": "eps", "norm": "norm", "param": "params",
+}  # fmt: skip
+"""Option -> field of SuiteOptions."""
+
+
+def _choose_weights(model: str, data: str, choose: Callable[[str, str], str | None]) -> str | None:
+    """Choose weights; None also for an unknown model, which the suite's check names."""
+    try:
+        return choose(model, data)
+    except SuiteError:
+        return None
+
+
+def suite_options(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """Add SUITE and the options in its place to a verb.
+
+    Args:
+        verb: Takes the parsed options as the keyword argument `chosen`.
+
+    Returns:
+        The verb with argument and options.
+    """
+
+    @functools.wraps(verb)
+    def gathered(**given: Any) -> Any:
+        chosen = SuiteOptions(**{name: given.pop(name) for name in SuiteOptions._fields})
+        return verb(chosen=chosen, **given)
+
+    for option in reversed(OPTIONS):
+        gathered = option(gathered)
+    return click.argument("suite", required=False)(gathered)
+
+
+def parse_params(given: Sequence[str]) -> dict[str, Any]:
+    """Parse KEY=VALUE pairs, whose values are read as TOML; what is no TOML value is text.
+
+    Args:
+        given: The pairs as typed.
+
+    Returns:
+        Key -> value.
+
+    Raises:
+        SuiteError: A pair has no equals sign, or a key is given twice.
+    """
+    params: dict[str, Any] = {}
+    for pair in given:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise SuiteError(f"--param {pair}: expected KEY=VALUE")
+        if key in params:
+            raise SuiteError(f"--param {key}: expected it once, got it twice")
+        try:
+            params[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            params[key] = value
+    return params

@@ -1,0 +1,269 @@
+"""Run a whole suite on Python objects: models in a notebook, with table, curves and report.
+
+The plan, the evaluation, the records and the report are those of a suite; only the models, the data
+and the attacks are objects in place of names.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from bench.analysis import results
+from bench.attacks import objects
+from bench.core.contracts.types import Access, Norm
+from bench.core.errors import SuiteError
+from bench.core.validation import Validator
+from bench.datasets.as_data import as_data
+from bench.evaluation import live_models, loading
+from bench.execution import events, runner
+from bench.execution.backends.inline import InlineBackend
+from bench.execution.options import RunOptions
+from bench.suite import attack_inputs, attack_tables, composer
+from bench.suite.attack_tables import SuiteDefaults
+from bench.suite.schema import DataEntry, ModelEntry, Suite
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NOTE = "# Made by bench.benchmark of Python objects, which this text names and does not contain."
+CURVE_COLUMNS = [
+    "model", "attack", "norm", "goal", "eps", "n", "robust_accuracy", "robust_low", "robust_high",
+]  # fmt: skip
+
+
+class Benchmark:
+    """The results of `bench.benchmark`; `results` holds every other table of a run."""
+
+    def __init__(self, folder: Path, temporary: "tempfile.TemporaryDirectory[str] | None") -> None:
+        """Read the results of a run.
+
+        Args:
+            folder: Folder of the run.
+            temporary: Deletes the folder together with this object, if it is a temporary one.
+        """
+        self.results = results.read_results(folder)
+        self._temporary = temporary
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return self.results.folder
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per cell, the columns of table.csv."""
+        return self.results.table
+
+    @property
+    def records(self) -> pd.DataFrame:
+        """One row per example and cell, the columns of the per-example records."""
+        return self.results.stored.frame
+
+    @property
+    def worst(self) -> pd.DataFrame:
+        """Worst case over all attacks, one row per model, norm, goal and eps."""
+        return self.results.worst
+
+    @property
+    def curves(self) -> pd.DataFrame:
+        """Robust accuracy by eps with its 95 % interval, one row per point of a curve."""
+        rows = self.table.loc[self.table["status"] == "ok", CURVE_COLUMNS]
+        return rows.sort_values(["model", "attack", "norm", "goal", "eps"], ignore_index=True)
+
+    def plot(self, model: str | None = None, norm: str | None = None) -> "Figure":
+        """Plot robust accuracy against eps, one curve per attack.
+
+        Args:
+            model: Label of the model; the first by default.
+            norm: The norm; the model's first by default.
+
+        Returns:
+            The figure, which a notebook shows.
+        """
+        from bench.reporting.plots.curves import plot_accuracy_curves
+
+        label = model or str(self.table["model"].iloc[0])
+        norms = self.table.loc[self.table["model"] == label, "norm"]
+        if norms.empty:
+            known = ", ".join(dict.fromkeys(self.table["model"]))
+            raise SuiteError(f"bench.benchmark: plot: no model '{label}'; known: {known}")
+        return plot_accuracy_curves(self.table, label, norm or str(norms.iloc[0]))
+
+    def report(self, path: str | Path) -> Path:
+        """Write the report of the run: tables, plots, audit, comparisons and worst case.
+
+        Args:
+            path: A file that ends in .html, which contains all of it; or a folder, which also gets
+                the tables as CSV and the plots.
+
+        Returns:
+            Path of the page.
+
+        Raises:
+            SuiteError: The place cannot be written.
+        """
+        from bench.reporting import run_output
+
+        page, to = run_output.write_run_output(self.results, self.folder), Path(path)
+        try:
+            if to.suffix == ".html":
+                to.parent.mkdir(parents=True, exist_ok=True)
+                return Path(shutil.copyfile(page, to))
+            if to.resolve() != self.folder.resolve():
+                shutil.copytree(self.folder, to, dirs_exist_ok=True)
+            return to / page.name
+        except OSError as error:
+            raise SuiteError(f"{to}: the report could not be written: {error}") from error
+
+
+def benchmark(
+    models: Any,
+    data: Any,
+    labels: Any = None,
+    *,
+    attacks: Sequence[Any] | Mapping[str, Any],
+    norm: Norm | None = None,
+    eps: Any = None,
+    out: str | Path | None = None,
+    title: str = "",
+    seed: int = 0,
+    limit: int | None = None,
+    device: str = "auto",
+    batch_size: int | None = None,
+    copied: bool = True,
+    access: Access = "gradient",
+    allow: Sequence[str] = (),
+    fresh: bool = False,
+) -> Benchmark:
+    """Run every attack against every model, as a suite does, on Python objects.
+
+    Args:
+        models: Label -> model, or one model; each maps images (n, c, h, w) in [0, 1] to logits.
+        data: Images (n, c, h, w), or images with labels in any form of `bench.evaluate`.
+        labels: Integer labels (n,); None where `data` has them.
+        attacks: Each as in `bench.evaluate`, or a mapping with keys of an [[attacks]] table;
+            labels are the names, or the keys of a mapping label -> attack.
+        norm: Norm of the attacks; that of an attack object, or "linf", by default.
+        eps: One radius or several, as in `bench.evaluate`.
+        out: Folder of the run, which a later call resumes; a temporary one by default, which is
+            deleted with the result.
+        title: Title of the report.
+        seed: Seed of every draw.
+        limit: Most examples.
+        device: "auto", "cpu" or "cuda[:N]".
+        batch_size: Rows per pass; by the memory of one row by default.
+        copied: Take gradients from accelerated models where they agree with the model.
+        access: What an attacker sees of the models: "gradient", "scores" or "labels".
+        allow: Names of preflight findings that do not stop the run.
+        fresh: Discard what an earlier run left in `out`.
+
+    Returns:
+        Table, records, curves and report.
+
+    Raises:
+        SuiteError: An argument is invalid, or a model fails preflight.
+    """
+    named = models if isinstance(models, Mapping) else {type(models).__name__: models}
+    if not named:
+        raise SuiteError("bench.benchmark: models: expected at least one, got none")
+    given = as_data(data, labels, limit=limit)
+    if given.labels is None:
+        raise SuiteError("bench.benchmark: data: expected labels, got images alone")
+    suite = _make_suite(
+        {str(label): model for label, model in named.items()},
+        given.name, attacks, norm, eps, title, seed, access, allow,
+    )  # fmt: skip
+    place = loading.select_device(device)
+    modules = {str(label): model for label, model in named.items()}
+    evaluator = live_models.build_evaluator(suite, modules, given, place, batch_size, copied)
+    temporary = tempfile.TemporaryDirectory(prefix="bench-") if out is None else None
+    folder = Path(temporary.name if temporary else out or "")
+    options = RunOptions(
+        device=device,
+        limit=limit,
+        batch_size=batch_size,
+        copied=copied,
+        fresh=fresh,
+        command="bench.benchmark(...)",
+    )
+    runner.run_suite(suite, folder, options, events.log_event, InlineBackend(evaluator))
+    return Benchmark(folder, temporary)
+
+
+def _make_suite(
+    models: Mapping[str, Any],
+    data: str,
+    attacks: Sequence[Any] | Mapping[str, Any],
+    norm: Norm | None,
+    eps: Any,
+    title: str,
+    seed: int,
+    access: Access,
+    allow: Sequence[str],
+) -> Suite:
+    """Make the checked suite of the objects."""
+    check = Validator("bench.benchmark")
+    entries = tuple(
+        ModelEntry(name=type(model).__name__, label=label, access=access, allow=[*allow])
+        for label, model in models.items()
+    )
+    expanded, tables = [], []
+    for at, (raw, attack) in enumerate(_read_attacks(attacks, norm, eps)):
+        key = f"attacks[{at}]"
+        expanded.append(
+            attack_tables.expand_table(check, raw, key, Path(), SuiteDefaults(), [*models], attack)
+        )
+        tables.append(raw)
+    labels = [label for table in expanded for label in table.labels]
+    check.unique("attacks", labels)
+    if not labels:
+        check.say("attacks", "expected at least one, got none")
+    check.stop_if_wrong()
+    name = "benchmark"
+    text = composer.format_suite(
+        NOTE,
+        {"schema": 1, "name": name, "title": title, "seed": seed},
+        {"name": data},
+        [{"name": entry.name, "label": entry.label} for entry in entries],
+        tables,
+    )
+    return Suite(
+        name=name,
+        title=title or f"{', '.join(models)} on {data}",
+        seed=seed,
+        stop="first-success",
+        sweep="independent",
+        data=DataEntry(name=data),
+        models=entries,
+        attacks=tuple(entry for table in expanded for entry in table.entries),
+        crosschecks=(),
+        published=(),
+        certify=(),
+        base=Path(),
+        text=text,
+    )
+
+
+def _read_attacks(
+    attacks: Sequence[Any] | Mapping[str, Any], norm: Norm | None, eps: Any
+) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Yield the table of each attack, and the attack itself where it is an object."""
+    if isinstance(attacks, str) or not isinstance(attacks, Mapping | Sequence):
+        attacks = [attacks]
+    named = [*attacks.items()] if isinstance(attacks, Mapping) else [(None, a) for a in attacks]
+    for label, item in named:
+        own = dict(item) if isinstance(item, Mapping) else {"name": item}
+        which = own.pop("name", None)
+        adapted = None if isinstance(which, str) else objects.adapt_object(which)
+        threat = attack_inputs.choose_threat(
+            adapted,
+            adapted and adapted.model,  # a copy of the object attacks each model
+            own.pop("norm", norm),
+            own.pop("eps", eps),
+        )
+        name = which if adapted is None else adapted.name
+        yield {"name": name, "label": label or name, **threat, **own}, adapted and adapted.attack

@@ -1,0 +1,174 @@
+"""What a notebook holds: arrays, loaders, functions, attack objects, and models of MAITE."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import bench
+from bench.attacks import fgsm
+from bench.storage.fingerprint import records_hash
+from bench.suite.attack_inputs import list_radii
+
+Digits = tuple[Tensor, Tensor]
+
+
+@pytest.fixture
+def few(digits: Digits) -> Digits:
+    return digits[0][:8], digits[1][:8]
+
+
+def darken(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Tensor:
+    """Subtract eps from every pixel."""
+    return (x - eps).clamp(0, 1)
+
+
+def hash_records(model: nn.Module, *data: Any, **settings: Any) -> str:
+    return records_hash(bench.evaluate(model, *data, attack="fgsm", **settings).records)
+
+
+@pytest.mark.parametrize(
+    "eps",
+    [np.float32(0.1), np.array(0.1), torch.tensor(0.1), Fraction(1, 10), "0.1", np.array([0.1])],
+)
+def test_eps_is_any_number(eps: Any) -> None:
+    assert [float(Fraction(radius)) for radius in list_radii(eps)] == [pytest.approx(0.1, abs=0)]
+
+
+@pytest.mark.parametrize("eps", [None, True, b"8/255", [0.1, object()]])
+def test_what_is_no_number_is_refused(eps: Any) -> None:
+    with pytest.raises(bench.SuiteError, match="expected numbers or fractions such as '8/255'"):
+        list_radii(eps)
+
+
+def test_all_forms_of_the_same_images_have_the_same_records(
+    few: Digits, lenet: nn.Module, tmp_path: Path
+) -> None:
+    x, y = few
+    np.savez(tmp_path / "few.npz", images=x.numpy(), labels=y.numpy())
+    wanted = hash_records(lenet, x, y)
+    assert hash_records(lenet, x.numpy(), y.numpy()) == wanted
+    assert hash_records(lenet, (x, y.numpy()), eps=np.float32(0.1)) == wanted
+    assert hash_records(lenet, TensorDataset(x, y)) == wanted
+    assert hash_records(lenet, DataLoader(TensorDataset(x, y), batch_size=3)) == wanted
+    assert hash_records(lenet, str(tmp_path / "few.npz")) == wanted
+    assert hash_records(lenet, x, y, eps=0.2) != wanted
+
+
+def test_a_function_is_an_attack_whose_images_are_verified(few: Digits, lenet: nn.Module) -> None:
+    found = bench.evaluate(lenet, *few, attack=darken, eps=[0.1], keep_adversarial=True)
+    assert found.table["violations"].tolist() == [0]
+    attacked = torch.from_numpy(found.records["attacked"].to_numpy().copy())
+    torch.testing.assert_close(found.adversarial[0][attacked], (few[0] - 0.1).clamp(0, 1)[attacked])
+
+
+def test_an_attack_record_is_the_attack_of_its_name(few: Digits, lenet: nn.Module) -> None:
+    by_record = bench.evaluate(lenet, *few, attack=fgsm.ATTACK)
+    by_name = bench.evaluate(lenet, *few, attack="fgsm")
+    assert by_record.records.equals(by_name.records)
+
+
+def test_a_torchattacks_object_is_used_as_it_is(few: Digits, lenet: nn.Module) -> None:
+    torchattacks = pytest.importorskip("torchattacks")
+    attack = torchattacks.PGD(lenet, eps=0.1, alpha=0.03, steps=4)
+    found = bench.evaluate(lenet, *few, attack=attack)
+    params = {"alpha": 0.03, "steps": 4}
+    named = bench.evaluate(lenet, *few, attack="torchattacks:PGD", params=params, eps=0.1)
+    assert found.records["adv_pred"].tolist() == named.records["adv_pred"].tolist()
+    assert found.table["implementation"].tolist() == ["torchattacks"]
+    with pytest.raises(bench.SuiteError, match=r"was made with, 0\.1, got 0\.2"):
+        bench.evaluate(lenet, *few, attack=attack, eps=0.2)
+    with pytest.raises(bench.SuiteError, match="made for the model evaluated"):
+        bench.evaluate(nn.Flatten(), *few, attack=attack)
+
+
+def test_a_foolbox_object_is_used_as_it_is(few: Digits, lenet: nn.Module) -> None:
+    foolbox = pytest.importorskip("foolbox", reason="foolbox is not installed")
+    attack = foolbox.attacks.LinfPGD(steps=4)
+    found = bench.evaluate(lenet, *few, attack=attack, eps=[0.1]).table
+    assert found[["implementation", "norm", "violations"]].values.tolist() == [
+        ["foolbox", "linf", 0]
+    ]
+
+
+@pytest.mark.parametrize("attack", [3, nn.Flatten(), dict])
+def test_what_is_no_attack_is_refused(attack: Any, few: Digits, lenet: nn.Module) -> None:
+    with pytest.raises(bench.SuiteError, match="attack: expected a name of `bench list attacks`"):
+        bench.evaluate(lenet, *few, attack=attack)
+
+
+def test_a_notebook_gets_table_curves_figure_and_report(
+    few: Digits, lenet: nn.Module, tmp_path: Path
+) -> None:
+    found = bench.benchmark(
+        {"my net": lenet}, few, attacks=["fgsm", darken], eps=[0.05, 0.1], out=tmp_path / "run"
+    )
+    assert found.table["status"].tolist() == ["ok"] * 4
+    assert len(found.records) == 4 * 8
+    alone = bench.evaluate(lenet, *few, attack="fgsm", eps=[0.05, 0.1]).table
+    curve = found.curves[found.curves["attack"] == "fgsm"]
+    assert curve["robust_accuracy"].tolist() == alone["robust_accuracy"].tolist()
+    assert found.plot().axes
+    page = found.report(tmp_path / "page.html")
+    assert "my net" in page.read_text(encoding="utf-8")
+    again = bench.benchmark(
+        {"my net": lenet}, few, attacks=["fgsm", darken], eps=[0.05, 0.1], out=tmp_path / "run"
+    )
+    assert again.results.provenance["sessions"][-1]["parts"] == 0
+
+
+class Scores:
+    """A model of MAITE, without gradients."""
+
+    metadata = {"id": "scores"}
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, batch: Any) -> Any:
+        with torch.no_grad():
+            return [*self.model(torch.stack([torch.as_tensor(image) for image in batch])).numpy()]
+
+
+class OneHot:
+    """A data set of MAITE."""
+
+    metadata = {"id": "digits", "index2label": {index: str(index) for index in range(10)}}
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        self.x, self.y = x.numpy(), np.eye(10, dtype=np.float32)[y.numpy()]
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.x[index], self.y[index], {"id": index}
+
+
+def test_a_data_set_of_maite_is_that_of_its_images_and_classes(
+    few: Digits, lenet: nn.Module
+) -> None:
+    assert hash_records(lenet, OneHot(*few)) == hash_records(lenet, *few)
+
+
+def test_a_model_of_maite_is_attacked_by_its_scores(few: Digits, lenet: nn.Module) -> None:
+    pytest.importorskip("maite", reason="maite is not installed")
+    model = Scores(lenet)
+    found = bench.evaluate(model, *few, attack="noise")
+    assert found.table["clean_accuracy"].tolist() == [1.0]
+    assert any("shows no gradients" in sentence for sentence in found.findings)
+    with pytest.raises(bench.SuiteError, match="gradient"):
+        bench.evaluate(model, *few, attack="pgd")
+
+
+def test_an_object_that_only_has_metadata_is_no_model_of_maite(few: Digits) -> None:
+    model: Callable[..., Any] = SimpleNamespace(metadata={})  # type: ignore[assignment]
+    with pytest.raises(bench.SuiteError, match=r"expected a torch\.nn\.Module"):
+        bench.evaluate(model, *few)
