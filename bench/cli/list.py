@@ -99,9 +99,9 @@ KINDS = ("models", "attacks", "datasets", "suites", "recipes", "formats", "track
 @click.argument("library", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: entries by kind.")
 def list_(kind: str | None, library: str | None, as_json: bool) -> None:
-    """List models, attacks, data sets, suites, recipes, formats or trackers; all without KIND.
+    """List what there is: models, attacks, data sets and more.
 
-    Each line gives the name, a summary and the source, and for what an installed package offers its
+    Without KIND all kinds are listed. Each line gives the name, a summary and the source, and for what an installed package offers its
     name and version. LIBRARY, such as torchvision:, lists what that library offers.
     """
     listed = {each: _entries(each, library) for each in ([kind] if kind else KINDS)}

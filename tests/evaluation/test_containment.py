@@ -73,6 +73,7 @@ HARMLESS = (
     "torch.set_printoptions(precision=1); return x",
     "REUSED[: len(x)] = x; return REUSED[: len(x)]",
 )
+INTERRUPT = signal.getsignal(signal.SIGINT)  # ignored where a shell runs the tests behind
 CODE = """
 import os, signal, warnings
 from dataclasses import dataclass
@@ -235,7 +236,7 @@ def test_the_process_is_as_it_was(tables: Tables) -> None:
     assert "argmax" not in vars(torch.Tensor)
     assert "BAD" not in os.environ
     assert Path.cwd() != Path("/")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is INTERRUPT
     assert process_state.ProcessState().restore() == []
 
 
