@@ -101,8 +101,9 @@ KINDS = ("models", "attacks", "datasets", "suites", "recipes", "formats", "track
 def list_(kind: str | None, library: str | None, as_json: bool) -> None:
     """List what there is: models, attacks, data sets and more.
 
-    Without KIND all kinds are listed. Each line gives the name, a summary and the source, and for what an installed package offers its
-    name and version. LIBRARY, such as torchvision:, lists what that library offers.
+    Without KIND all kinds are listed. Each line gives the name, a summary and the source, and for
+    what an installed package offers its name and version. LIBRARY, such as torchvision:, lists
+    what that library offers.
     """
     listed = {each: _entries(each, library) for each in ([kind] if kind else KINDS)}
     for _, problems in listed.values():
