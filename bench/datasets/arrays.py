@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bench.core.errors import SuiteError, first_line
+from bench.datasets import inputs
 
 Layout = Literal["nchw", "nhwc"]
 CHANNELS = (1, 3)
@@ -40,10 +41,10 @@ def to_tensor(where: str, values: Any) -> Tensor:
         A tensor; it may share memory with `values`.
 
     Raises:
-        SuiteError: NumPy or PyTorch has no such array.
+        SuiteError: NumPy or PyTorch has no such array, or a tensor has no plain values.
     """
     if isinstance(values, Tensor):
-        return values
+        return inputs.to_dense(where, values)
     try:
         array = np.asarray(values)
         if not array.dtype.isnative:

@@ -83,7 +83,7 @@ def check_shapes(where: str, x: Tensor, y: Tensor) -> None:
     Raises:
         SuiteError: They are not; the message says what to do where that is clear.
     """
-    x, y = _dense(where, x), _dense(where, y)
+    x, y = to_dense(where, x), to_dense(where, y)
     if x.dim() == 4 and tuple(y.shape) == tuple(x.shape[:1]) and y.dtype in INTEGERS:
         if len(x) and not x.numel():
             raise SuiteError(f"{where}: expected images with pixels, got {tuple(x.shape)}")
@@ -107,7 +107,7 @@ def check_labels(where: str, y: Tensor) -> Tensor:
     Raises:
         SuiteError: One of them is negative.
     """
-    plain = _dense(where, y).to("cpu", torch.int64).clone(memory_format=torch.contiguous_format)
+    plain = to_dense(where, y).to("cpu", torch.int64).clone(memory_format=torch.contiguous_format)
     if plain.numel() and int(plain.min()) < 0:
         raise SuiteError(f"{where}: expected labels from 0, got {int(plain.min())}")
     return plain
@@ -248,8 +248,19 @@ def format_size(shape: Shape) -> str:
 # ------------------------------------------------------------------------------------ one tensor
 
 
-def _dense(where: str, x: Tensor) -> Tensor:
-    """Return x as a plain tensor without gradient; raise SuiteError if it has no plain values."""
+def to_dense(where: str, x: Tensor) -> Tensor:
+    """Return a tensor as a plain one without gradient.
+
+    Args:
+        where: Start of the error message.
+        x: Any tensor.
+
+    Returns:
+        The same values, without a subclass; may share memory with `x`.
+
+    Raises:
+        SuiteError: It is sparse, nested, quantised or without values.
+    """
     problem = ""
     if x.is_nested:
         problem = "a nested tensor; stack images of one size"
@@ -277,7 +288,7 @@ def _wraps(x: Tensor) -> bool:
 
 def _plain(where: str, x: Tensor) -> Tensor:
     """Return images on the CPU; raise SuiteError if their type has no known scale."""
-    plain = _dense(where, x)
+    plain = to_dense(where, x)
     kind = str(x.dtype).removeprefix("torch.")
     if plain.dtype not in (*FLOATS, torch.uint8, torch.bool):
         raise SuiteError(
@@ -330,7 +341,7 @@ def _slice(where: str, data: Data, first: int, last: int) -> Tensor:
     if not isinstance(rows, Tensor) or tuple(rows.shape) != wanted:
         got = tuple(rows.shape) if isinstance(rows, Tensor) else type(rows).__name__
         raise SuiteError(f"{place}: expected a tensor of images {wanted}, got {got}")
-    plain = _dense(place, rows).to("cpu")
+    plain = to_dense(place, rows).to("cpu")
     if plain.dtype not in FLOATS:
         kind = str(rows.dtype).removeprefix("torch.")
         raise SuiteError(f"{place}: expected float images in [0, 1], got {kind}; scale them")

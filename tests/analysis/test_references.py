@@ -72,7 +72,7 @@ def cells() -> pd.DataFrame:
     done = {
         "eps": 0.1, "eps_text": "0.1", "status": "ok", "reason": "", "n": 100,
         "robust_correct": 40, "robust_accuracy": 0.4, "robust_low": low, "robust_high": high,
-        "fooled": 50, "eligible": 90, "mean_confidence_fooled": 0.75, "implementation": "bench",
+        "fooled": 50, "eligible": 90, "clean_correct": 90, "mean_confidence_fooled": 0.75, "implementation": "bench",
     }  # fmt: skip
     failed = {"eps": 0.2, "eps_text": "0.2", "status": "failed", "reason": "out of memory"}
     table = pd.DataFrame([{**about, **done}, {**about, **failed, "implementation": "bench"}])
@@ -131,7 +131,12 @@ def test_an_attack_or_a_model_with_a_mistake_of_its_own_is_one_problem() -> None
 
 @pytest.mark.parametrize(
     ("figure", "k", "n"),
-    [("robust_accuracy", 40, 100), ("error_rate", 60, 100), ("attack_success_rate", 50, 90)],
+    [
+        ("robust_accuracy", 40, 100),
+        ("clean_accuracy", 90, 100),
+        ("error_rate", 60, 100),
+        ("attack_success_rate", 50, 90),
+    ],
 )
 def test_a_rate_is_counted_as_everywhere_and_has_its_wilson_interval(
     figure: str, k: int, n: int

@@ -144,7 +144,6 @@ REFUSED: dict[str, Callable[[], tuple[Tensor, Tensor, str]]] = {
     "meta": lambda: (FLOATS.to("meta"), Y, "on meta, which holds none of its own"),
     "too bright": lambda: (FLOATS.double() + 0.1, Y, "expected pixels in [0, 1], got [0.1, 1.096]"),
     "overflowing": lambda: (FLOATS.double() * 1e300, Y, "expected pixels in [0, 1], got [0, inf]"),
-    "without channels": lambda: (FLOATS[:, 0], Y, "images.unsqueeze(1) adds the axis of channels"),
     "without pixels": lambda: (FLOATS[:, :0], Y, "expected images with pixels, got (6, 0, 4, 5)"),
     "float labels": lambda: (
         FLOATS,
