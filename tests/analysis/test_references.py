@@ -72,7 +72,8 @@ def cells() -> pd.DataFrame:
     done = {
         "eps": 0.1, "eps_text": "0.1", "status": "ok", "reason": "", "n": 100,
         "robust_correct": 40, "robust_accuracy": 0.4, "robust_low": low, "robust_high": high,
-        "fooled": 50, "eligible": 90, "clean_correct": 90, "mean_confidence_fooled": 0.75, "implementation": "bench",
+        "fooled": 50, "eligible": 90, "clean_correct": 90, "mean_confidence_fooled": 0.75,
+        "implementation": "bench",
     }  # fmt: skip
     failed = {"eps": 0.2, "eps_text": "0.2", "status": "failed", "reason": "out of memory"}
     table = pd.DataFrame([{**about, **done}, {**about, **failed, "implementation": "bench"}])
