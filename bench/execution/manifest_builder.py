@@ -15,7 +15,6 @@ from bench.execution.loaded_suite import LoadedSuite
 from bench.execution.options import RunOptions
 from bench.storage import environment, manifest, schema
 from bench.suite import plan
-from bench.suite.model_figures import collect_figures
 from bench.suite.schema import Suite
 
 
@@ -68,7 +67,7 @@ def build_manifest(
         "cells": [dataclasses.asdict(cell) for task in tasks for cell in task.cells],
         "crosschecks": [[pair.ours, pair.reference] for pair in suite.crosschecks],
         "certify": [dataclasses.asdict(task) for task in loaded.certification],
-        "published": [dataclasses.asdict(entry) for entry in collect_figures(suite)],
+        "published": [dataclasses.asdict(entry) for entry in suite.published],
         "sessions": [
             {
                 "started": current_time(),

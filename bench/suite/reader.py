@@ -24,6 +24,7 @@ from bench.models.preflight.findings import FINDINGS
 from bench.suite import attack_tables, catalog, references, thresholds
 from bench.suite.attack_tables import ExpandedTable, SuiteDefaults
 from bench.suite.checks import check_label, find_extension
+from bench.suite.model_figures import collect_figures
 from bench.suite.schema import AttackEntry, Crosscheck, DataEntry, Eps, ModelEntry, Suite
 
 _NAME = re.compile(r"\w[\w.-]*")
@@ -92,7 +93,7 @@ def parse_suite(text: str, where: str, base: Path) -> Suite:
     suite = check_suite(check, parse_toml(text, where), text, base)
     check.stop_if_wrong()
     assert suite is not None
-    return suite
+    return dataclasses.replace(suite, published=collect_figures(suite))
 
 
 def parse_attack(raw: dict[str, Any], where: str, attack: Attack | None = None) -> AttackEntry:

@@ -19,7 +19,6 @@ from bench.core.contracts.model import Model
 from bench.core.errors import SuiteError
 from bench.datasets.in_memory import make_data
 from bench.evaluation import loading
-from bench.suite.model_figures import collect_figures
 from bench.suite.reader import parse_suite
 from bench.suite.schema import ModelEntry
 
@@ -226,7 +225,7 @@ def test_published_figures_are_laid_beside_the_attacks_that_measure_them(
     folder = site.parent / place / "model_info" / "cifar10" / "Linf"
     folder.mkdir(parents=True)
     (folder / "Small2020Net.json").write_text(json.dumps(PUBLISHED), encoding="utf-8")
-    figures = collect_figures(parse_suite(SUITE, "s.toml", Path()))
+    figures = parse_suite(SUITE, "s.toml", Path()).published
     eight = 8 / 255
     found: list[Any] = [(each.attack, each.figure, each.eps, each.values) for each in figures]
     assert found == [
@@ -242,7 +241,7 @@ def test_a_model_without_published_figures_has_none(site: Path, about: dict[str,
     folder = site / "model_info" / "cifar10" / "Linf"
     folder.mkdir(parents=True)
     (folder / "Small2020Net.json").write_text(json.dumps(about), encoding="utf-8")
-    assert collect_figures(parse_suite(SUITE, "s.toml", Path())) == ()
+    assert parse_suite(SUITE, "s.toml", Path()).published == ()
 
 
 def test_the_entry_of_the_readme_has_params_that_a_model_takes(site: Path) -> None:
