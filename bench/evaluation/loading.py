@@ -25,7 +25,7 @@ from bench.engine import determinism
 from bench.engine.device import GPUS, find_missing_arithmetic
 from bench.models import maite_models
 from bench.models.fingerprint import describe_value
-from bench.models.outputs import Output, find_output, take_output
+from bench.models.outputs import Output, QueriedOutput, find_output, take_output
 from bench.models.preflight.checks import LoadedModel
 from bench.models.preflight.findings import Finding
 from bench.models.preflight.prepare import prepare_model
@@ -274,7 +274,9 @@ def restrict_access(
 
 
 def _select_answers(name: str, model: Any, output: Output) -> Callable[[Tensor], Any]:
-    """Return a callable that answers queries with the scores alone."""
+    """Return a callable that answers queries with the scores alone; of a module, a module."""
+    if isinstance(model, nn.Module):
+        return QueriedOutput(name, model, output)
 
     def ask(x: Tensor) -> Any:
         answer = model(x)

@@ -66,6 +66,36 @@ class SelectedOutput(nn.Module):
         return logits
 
 
+class QueriedOutput(nn.Module):
+    """A module that answers queries, of whose answers one part is the scores."""
+
+    def __init__(self, label: str, net: nn.Module, output: Output) -> None:
+        """Wrap a model.
+
+        Args:
+            label: Name for messages.
+            net: The model, a submodule, so that mode and device reach it.
+            output: Which part of its answers is the scores.
+        """
+        super().__init__()
+        self.label, self.net, self.output = label, net, output
+        self.training = net.training
+
+    def forward(self, x: Tensor) -> Any:
+        """Query the model.
+
+        Args:
+            x: Images, (n, c, h, w).
+
+        Returns:
+            The scores, (n, classes).
+        """
+        answer = self.net(x)
+        return take_output(
+            answer, find_output(f"model '{self.label}'", answer, len(x), self.output)
+        )
+
+
 class BinaryModel(nn.Module):
     """A binary classifier of one score an image, with a logit for each of its two classes."""
 

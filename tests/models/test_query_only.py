@@ -279,3 +279,29 @@ def test_attacks_by_scores_and_by_labels_break_what_a_service_shows(
     assert row["robust_correct"] < row["clean_correct"]
     assert row["backwards_per_example"] == 0
     assert row["forwards_per_example"] > 2
+
+
+class Normalised(nn.Module):
+    """Scores beside features, from a net whose answers depend on its mode."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.drop, self.net = nn.BatchNorm2d(1), nn.Dropout(0.5), net
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.drop(self.norm(x))
+        return self.net(features), features
+
+
+def test_a_net_in_training_mode_is_queried_in_evaluation_mode_where_its_output_is_selected(
+    lenet: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    net = Normalised(lenet).train()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    few, asked = (digits[0][:12], digits[1][:12]), {"attack": "noise", "access": "scores"}
+    found = evaluate(net, few, **asked, output=0).records  # type: ignore[arg-type]
+    assert net.training
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+    expected = evaluate(net.eval(), few, **asked, output=0).records  # type: ignore[arg-type]
+    assert found["clean_pred"].tolist() == net(few[0])[0].argmax(1).tolist()
+    assert found["adv_pred"].tolist() == expected["adv_pred"].tolist()
