@@ -6,12 +6,15 @@ addresses, no orders of sets and no paths of this machine, so it is the same in 
 Objects that cannot be inspected are described by the name of their type.
 """
 
+import argparse
 import datetime
 import decimal
+import dis
 import functools
 import hashlib
 import math
 import numbers
+import operator
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,6 +43,9 @@ _SPELLED = (
     numbers.Number, decimal.Decimal, datetime.date, datetime.timedelta,
 )  # fmt: skip
 _TORCH = ("torch", "numpy")
+_SETTINGS = (argparse.Namespace, types.SimpleNamespace, torch.distributions.Distribution)
+"""Objects of Python and torch that hold nothing but values which a user sets."""
+_GETTERS = (operator.itemgetter, operator.attrgetter, operator.methodcaller)
 _OF_CLASSES = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__",
                          "__qualname__", "__firstlineno__", "__static_attributes__",
                          "__annotate_func__", "__annotations_cache__"})  # fmt: skip
@@ -195,6 +201,8 @@ class _Describer:
             return _path(value)
         if isinstance(value, _SPELLED):
             return repr(value)
+        if isinstance(value, _GETTERS):
+            return f"{type(value).__name__} {self.describe(value.__reduce__()[1:])}"
         if isinstance(value, Sequence):
             return f"{type(value).__name__}[{','.join(self.describe(each) for each in value)}]"
         if isinstance(value, type):
@@ -235,6 +243,8 @@ class _Describer:
             self._code(file),
             self._bound(function),
         ]
+        if not content:  # typed at a prompt or in a notebook: no file has what it refers to
+            parts.append(self._describe_fields(_global_values(function)))
         return (
             f"function({','.join(parts)},{self.describe(getattr(function, '__wrapped__', None))})"
         )
@@ -287,7 +297,9 @@ class _Describer:
         kind = type(value)
         top = kind.__module__.split(".")[0]
         if top in _TORCH or top in source_hash.STANDARD:
-            return f"<{kind.__module__}.{kind.__qualname__}>"
+            name = f"<{kind.__module__}.{kind.__qualname__}>"
+            set_ = vars(value) if isinstance(value, _SETTINGS) else {}
+            return f"{name} {self._describe_fields(set_)}" if set_ else name
         state = dict(getattr(value, "__dict__", {}))
         for each in kind.__mro__:
             slots = vars(each).get("__slots__", ())
@@ -336,6 +348,18 @@ def _tensor(tensor: Tensor) -> str:
 def _array(array: Any) -> str:
     content = repr(array.tolist()).encode() if array.dtype.hasobject else array.tobytes()
     return f"{array.dtype.str} {array.shape} {hashlib.sha256(content).hexdigest()}"
+
+
+def _global_values(function: types.FunctionType) -> dict[str, Any]:
+    """Return the global variables that a function reads, also in functions inside it."""
+    names, open_ = set[str](), [function.__code__]
+    while open_:
+        code = open_.pop()
+        open_ += [each for each in code.co_consts if isinstance(each, types.CodeType)]
+        names |= {
+            each.argval for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL"
+        }
+    return {name: function.__globals__[name] for name in names if name in function.__globals__}
 
 
 def _cell_content(cell: types.CellType) -> Any:

@@ -1,8 +1,11 @@
 """What a forward computes with belongs to its identity, how it is written does not."""
 
+import argparse
 import dataclasses
+import operator
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +173,14 @@ CHANGES: dict[str, Any] = {
     "closure, other value": lambda net: _close_over(net, 2.0),
     "default argument": lambda net: setattr(net, "after", lambda x, k=3: x * k),
     "object": lambda net: setattr(net, "other", _Opaque()),
+    "options": lambda net: setattr(net, "options", argparse.Namespace(scale=1.0)),
+    "options, other value": lambda net: setattr(net, "options", argparse.Namespace(scale=2.0)),
+    "namespace": lambda net: setattr(net, "options", types.SimpleNamespace(scale=1.0)),
+    "namespace, other value": lambda net: setattr(net, "options", types.SimpleNamespace(scale=2.0)),
+    "noise": lambda net: setattr(net, "noise", torch.distributions.Normal(0.0, 1.0)),
+    "noise, other value": lambda net: setattr(net, "noise", torch.distributions.Normal(0.0, 2.0)),
+    "getter": lambda net: setattr(net, "take", operator.itemgetter(0)),
+    "getter, other value": lambda net: setattr(net, "take", operator.itemgetter(1)),
 }
 
 
@@ -183,6 +194,28 @@ def test_whatever_a_forward_can_read_makes_another_model() -> None:
         change(again)
         assert fingerprint(again) == found[name], name  # and no address is in it
     assert len(set(found.values())) == len(found)
+
+
+NOTEBOOK = """
+from torch import nn
+
+def shift(x):
+    return x + SHIFT
+
+class Net(nn.Module):
+    def forward(self, x):
+        return [row * GAIN for row in shift(x)]
+"""
+
+
+def test_a_model_of_a_notebook_counts_with_the_variables_and_functions_that_it_reads() -> None:
+    def make(**variables: Any) -> str:
+        cell: dict[str, Any] = {"__name__": "notebook", "GAIN": 1.0, "SHIFT": 0.0, **variables}
+        exec(compile(NOTEBOOK, "<cell>", "exec"), cell)
+        return fingerprint(cell["Net"]())
+
+    assert make() == make(unread=1)
+    assert len({make(), make(GAIN=2.0), make(SHIFT=0.5)}) == 3
 
 
 def test_a_model_s_place_on_this_machine_is_no_part_of_it(folder: Path) -> None:
