@@ -341,5 +341,5 @@ def test_the_benchmark_example_writes_a_report(my_project):
 def test_the_command_of_the_suites_page_can_be_planned(mine):
     command = _block("suites/README.md", "sh", "--model mine.py:net").split()
     done = _bench("plan", *(each.strip('"') for each in command[2:]), cwd=mine)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     assert "8 cells" in done.stdout

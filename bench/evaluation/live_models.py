@@ -10,7 +10,7 @@ from bench.evaluation import loading
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.model_pool import choose_rows
 from bench.models import maite_models
-from bench.models.preflight import checks
+from bench.models.preflight.prepare import prepare_model
 from bench.suite.schema import Suite
 
 
@@ -43,9 +43,10 @@ def build_evaluator(
     for entry in suite.models:
         model, n_classes = models[entry.label], int(data.labels.max()) + 1
         module = loading.restrict_access(entry.label, model, entry.access, n_classes)
-        ready = checks.preflight(
-            entry.label, module.to(device), data, device, entry.predictions, entry.allow
-        )
+        ready = prepare_model(
+            entry.label, module.to(device), data, device,
+            predictions=entry.predictions, allow=entry.allow,
+        )  # fmt: skip
         if maite_models.is_maite_model(model):
             sentence = maite_models.FINDING.format(label=entry.label)
             ready = ready._replace(findings=(*ready.findings, sentence))
