@@ -89,7 +89,7 @@ def load(
     """
     import dataclasses
 
-    from bench.datasets import as_data, inputs
+    from bench.datasets import as_data
 
     where = f"data {path.name}"
     if path.suffix == ".npy":
@@ -119,7 +119,7 @@ def load(
         **data.mapping,
         "arrays": text + ("" if path.suffix == ".npy" else f" of {path.name}"),
     }
-    return dataclasses.replace(inputs.limit_data(data, limit), mapping=mapping)
+    return dataclasses.replace(data, mapping=mapping)
 
 
 def _find_sibling(where: str, path: Path, labels: str | None) -> Path:
@@ -207,7 +207,10 @@ def _read(where: str, path: Path) -> Any:
     except (
         OSError, ValueError, RuntimeError, EOFError, KeyError, SafetensorError, zipfile.BadZipFile,
     ) as error:  # fmt: skip
-        raise SuiteError(f"{where}: {path} cannot be read: {first_line(error)}") from error
+        raise SuiteError(
+            f"{where}: {path} cannot be read: {first_line(error)}; save plain arrays of numbers, "
+            "or fetch the file again if it is cut short"
+        ) from error
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

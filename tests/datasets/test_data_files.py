@@ -99,7 +99,10 @@ class Evil:
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other.npz": (lambda path: np.savez(path, a=LAST, b=Y), "no pair of arrays may be images"),
     "lonely.npy": (lambda path: np.save(path, LAST), "expected the file of labels; name it by"),
-    "cut.npz": (lambda path: path.write_bytes(b"PK"), "cut.npz cannot be read: "),
+    "cut.npz": (
+        lambda path: path.write_bytes(b"PK"),
+        "File is not a zip file; save plain arrays of numbers, or fetch the file again",
+    ),
     "cut-x.npy": (
         lambda path: (path.write_bytes(b"x"), np.save(path.with_name("cut-y.npy"), Y)),
         "cut-x.npy cannot be read: ",
