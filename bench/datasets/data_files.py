@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.core.errors import SuiteError, first_line, nearest
+from bench.core.errors import SuiteError, first_line, nearest, suggest_params
 
 if TYPE_CHECKING:  # commands that only look at names must not import torch
     from bench.core.contracts.dataset import Data
@@ -134,8 +134,9 @@ def _find_sibling(where: str, path: Path, labels: str | None) -> Path:
         if other != path and other.is_file():
             return other
     raise SuiteError(
-        f'{where}: expected the file of labels; name it by params = {{ labels = "labels.npy" }}, '
-        f"a path from {path.parent}"
+        f"{where}: expected the file of labels; name it by "
+        + suggest_params('labels = "labels.npy"')
+        + f", a path from {path.parent}"
     )
 
 
@@ -171,7 +172,7 @@ def _find_keys(
     which = "several pairs of arrays" if fitting else "no pair of arrays"
     raise SuiteError(
         f"{where}: {which} may be images and labels of the split '{split}'; name them by "
-        f"params = {{ images = ..., labels = ... }}; arrays: {', '.join(map(str, found))}"
+        f"{suggest_params('images = ...', 'labels = ...')}; arrays: {', '.join(map(str, found))}"
     )
 
 
