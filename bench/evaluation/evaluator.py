@@ -184,7 +184,8 @@ class Evaluator:
             SuiteError: Images or labels are invalid, or a model fails preflight.
         """
         data = as_data(x, y)
-        assert data.labels is not None
+        if data.labels is None:
+            raise SuiteError(f"data {data.name}: expected labels, got images alone; give labels")
         label = type(wrapping.unwrap_model(model)).__name__
         n_classes = classes or int(data.labels.max()) + 1
         modules = {label: loading.restrict_access(label, model, access, n_classes, output)}
