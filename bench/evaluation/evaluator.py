@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bench.core import rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.types import Access, Shape
+from bench.core.errors import SuiteError
 from bench.datasets import prefetch
 from bench.datasets.as_data import as_data
 from bench.evaluation import consistency, loading
