@@ -258,6 +258,16 @@ def test_a_model_in_training_mode_is_never_asked_in_it(tmp_path: Path, data: Dat
     assert not loaded.model.training
 
 
+def test_a_factory_without_weights_is_noted_as_random(tmp_path: Path, data: Data) -> None:
+    code = (
+        "from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
+    )
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    (note,) = load(data, tmp_path, name="mine.py:make").findings
+    assert "weights (random unless its entry or its own code loads some)" in note
+    assert "(near-chance)" in note
+
+
 @pytest.mark.parametrize(
     ("code", "part"),
     [
