@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bench.core import rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.types import Access, Shape
+from bench.core.errors import SuiteError
 from bench.datasets import prefetch
 from bench.datasets.as_data import as_data
 from bench.evaluation import consistency, loading
@@ -184,7 +185,8 @@ class Evaluator:
             SuiteError: Images or labels are invalid, or a model fails preflight.
         """
         data = as_data(x, y)
-        assert data.labels is not None
+        if data.labels is None:
+            raise SuiteError(f"data {data.name}: expected labels, got images alone; give labels")
         label = type(wrapping.unwrap_model(model)).__name__
         n_classes = classes or int(data.labels.max()) + 1
         modules = {label: loading.restrict_access(label, model, access, n_classes, output)}
