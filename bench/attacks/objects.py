@@ -89,7 +89,7 @@ def adapt_library_object(
     goals: tuple[Goal, ...],
     budget: Literal["fixed", "minimum"],
     min_classes: int = 2,
-    channels: int | None = None,
+    channels: tuple[int, ...] | None = None,
 ) -> AttackObject:
     """Describe an attack object of a library; adapters call this.
 
@@ -107,7 +107,7 @@ def adapt_library_object(
         goals: What it can aim at.
         budget: Whether it works within a radius or looks for the smallest perturbation.
         min_classes: Fewest classes of a model that it attacks.
-        channels: Channels of the images that it takes; None for any.
+        channels: Numbers of channels of the images that it takes; None for any.
 
     Returns:
         The attack, called "library:Class", with the object's norm; radius and model are left open.
