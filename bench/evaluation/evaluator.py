@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from bench.core import rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.types import Access, Shape
+from bench.core.errors import SuiteError
 from bench.datasets import prefetch
 from bench.datasets.as_data import as_data
 from bench.evaluation import consistency, live_models, loading
@@ -236,6 +237,8 @@ class Evaluator:
             SuiteError: Images or labels are invalid, or a model fails preflight.
         """
         data = as_data(x, y)
+        if data.labels is None:
+            raise SuiteError(f"data {data.name}: expected labels, got images alone; give labels")
         entry = live_models.make_entry(
             model, predictions=predictions, access=access, allow=[*allow], output=output
         )

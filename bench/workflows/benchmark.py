@@ -6,6 +6,7 @@ and the attacks are objects in place of names.
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,15 +39,16 @@ CURVE_COLUMNS = [
 class Benchmark:
     """The results of `bench.benchmark`; `results` holds every other table of a run."""
 
-    def __init__(self, folder: Path, temporary: "tempfile.TemporaryDirectory[str] | None") -> None:
+    def __init__(self, folder: Path, temporary: bool) -> None:
         """Read the results of a run.
 
         Args:
             folder: Folder of the run.
-            temporary: Deletes the folder together with this object, if it is a temporary one.
+            temporary: Whether the folder is deleted together with this object.
         """
         self.results = results.read_results(folder)
-        self._temporary = temporary
+        if temporary:
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
     @property
     def folder(self) -> Path:
@@ -191,8 +193,7 @@ def benchmark(
         batch_size=batch_size,
         use_acceleration=copied,
     )
-    temporary = tempfile.TemporaryDirectory(prefix="bench-") if out is None else None
-    folder = Path(temporary.name if temporary else out or "")
+    folder = Path(tempfile.mkdtemp(prefix="bench-") if out is None else out)
     options = RunOptions(
         device=device,
         limit=limit,
@@ -201,8 +202,13 @@ def benchmark(
         fresh=fresh,
         command="bench.benchmark(...)",
     )
-    runner.run_suite(suite, folder, options, events.log_event, InlineBackend(evaluator))
-    return Benchmark(folder, temporary)
+    try:
+        runner.run_suite(suite, folder, options, events.log_event, InlineBackend(evaluator))
+        return Benchmark(folder, temporary=out is None)
+    except BaseException:
+        if out is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _make_suite(
