@@ -194,8 +194,14 @@ def evaluate_case(
         Records and adversarial images.
     """
     attack, norm, goal = case
-    raw = {"name": attack, "norm": norm, "goal": goal, "params": params, "stop": "first-success"}
-    raw["eps"] = [EPS[norm]] if eps is None else eps
+    raw: dict[str, Any] = {
+        "name": attack,
+        "norm": norm,
+        "goal": goal,
+        "params": params,
+        "stop": "first-success",
+        "eps": [EPS[norm]] if eps is None else eps,
+    }
     if goal == "targeted":
         raw["target"] = "next"
     (label,) = evaluator.models
