@@ -4,7 +4,7 @@ Only classes that occur have rows, so that the size follows the examples. Every 
 from the per-example records by the definitions of `metrics`, as those of all classes together.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,8 @@ WORST_CLASS_COLUMNS = (
 )  # fmt: skip
 MAX_ROWS = 100_000
 """Most rows of classes.csv, some 20 MB: a larger breakdown has the worst case alone."""
+MAX_SHOWN, LOWEST_SHOWN = 20, 10
+"""Most classes that a page shows, and how many it shows of a data set with more."""
 _COUNTED = ["clean_correct", "eligible", "fooled", "robust_correct"]
 _PLACE = ["model", "dataset", "norm", "goal", "eps"]
 
@@ -207,23 +209,24 @@ def _compare_classes(group: pd.DataFrame) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def select_lowest_classes(classes: pd.DataFrame, most: int) -> Iterator[int]:
-    """Select the classes with the lowest robust accuracy, all eps together.
+def select_shown_classes(classes: pd.DataFrame) -> list[int]:
+    """Select the classes that pages show: all, or of many those with the lowest robust accuracy.
+
+    The robust accuracy is that of all eps above 0 together; classes without an example to attack
+    come last.
 
     Args:
         classes: Rows of one model, norm and goal under the worst case, at several eps.
-        most: Number of classes to select.
 
-    Yields:
-        At most `most` classes, the lowest first; those without an example to attack come last.
+    Returns:
+        Up to MAX_SHOWN classes in ascending order; of more, the LOWEST_SHOWN lowest ones, the
+        lowest first.
     """
+    every = sorted(int(index) for index in classes["class"].unique())
+    if len(every) <= MAX_SHOWN:
+        return every
     above = classes[classes["eps"] > 0]
     sums = above.groupby("class")[["robust_correct", "n", "eligible"]].sum()
-    order = pd.DataFrame(
-        {
-            "idle": sums["eligible"] == 0,
-            "share": sums["robust_correct"] / sums["n"],
-            "n": -sums["n"],
-        }
-    ).sort_values(["idle", "share", "n"], kind="stable")
-    yield from (int(index) for index in order.index[:most])
+    keys = {"idle": sums["eligible"] == 0, "share": sums["robust_correct"] / sums["n"]}
+    order = pd.DataFrame({**keys, "n": -sums["n"]}).sort_values([*keys, "n"], kind="stable")
+    return [int(index) for index in order.index[:LOWEST_SHOWN]]

@@ -93,10 +93,10 @@ class RunResults:
         return tables.worst_case_table(self.plan, self.table, self._robust)
 
     @cached_property
-    def unions(self) -> pd.DataFrame:
-        """Robust accuracy under threat models of several norms together, one row per union."""
+    def chosen_unions(self) -> list[ThreatUnion]:
+        """The [[unions]] of the suite."""
         entries = self.provenance.get("unions", [])  # absent in runs of earlier versions
-        wanted = [
+        return [
             ThreatUnion(
                 label=entry["label"],
                 threats=tuple(
@@ -106,7 +106,11 @@ class RunResults:
             )
             for entry in entries
         ]
-        return unions.union_table(self.table, self._robust, wanted)
+
+    @cached_property
+    def unions(self) -> pd.DataFrame:
+        """Robust accuracy under threat models of several norms together, one row per union."""
+        return unions.union_table(self.table, self._robust, self.chosen_unions)
 
     @cached_property
     def classes(self) -> pd.DataFrame:

@@ -53,7 +53,7 @@ def union_table(
     rows = []
     for keys, cells in above.groupby(["model", "dataset", "goal"], sort=False):
         model, dataset, goal = keys
-        for label, threats in _list_unions(cells, unions):
+        for label, threats in list_unions(cells, unions):
             about = {"model": model, "dataset": dataset, "label": label, "goal": goal}
             rows.append({**about, **_count_union(threats, cells, robust)})
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -80,28 +80,45 @@ def find_threats(cells: pd.DataFrame) -> list[Threat]:
     ]
 
 
-def _list_unions(
+def list_unions(
     cells: pd.DataFrame, unions: Sequence[ThreatUnion]
 ) -> Iterator[tuple[str, list[Threat]]]:
-    """Yield label and threat models of each union that the cells have attacks for."""
+    """List the unions that cells have attacks for: that of all threat models, and those of a suite.
+
+    Args:
+        cells: Rows with the columns norm, eps and eps_text, of one model and goal.
+        unions: Those of the suite.
+
+    Yields:
+        Label and threat models of each union of at least two norms.
+    """
     every = find_threats(cells)
     if len(every) > 1:
         yield ALL_THREATS, every
     for union in unions:
         threats = [Threat(each.norm, each.eps, each.eps_text) for each in union.threats]
-        if len(threats) > 1 and all(len(_select(cells, threat)) for threat in threats):
+        if len(threats) > 1 and all(len(select_cells(cells, threat)) for threat in threats):
             yield union.label, threats
 
 
-def _select(cells: pd.DataFrame, threat: Threat) -> pd.DataFrame:
-    """Select the cells whose ball lies in that of a threat model."""
-    return cells[(cells["norm"] == threat.norm) & (cells["eps"] <= threat.eps)]
+def select_cells(cells: pd.DataFrame, threat: Threat) -> pd.DataFrame:
+    """Select the cells above eps 0 whose ball lies in that of a threat model.
+
+    Args:
+        cells: Rows with the columns norm and eps.
+        threat: The threat model.
+
+    Returns:
+        The rows.
+    """
+    inside = (cells["eps"] > 0) & (cells["eps"] <= threat.eps)
+    return cells[(cells["norm"] == threat.norm) & inside]
 
 
 def _count_union(
     threats: Sequence[Threat], cells: pd.DataFrame, robust: Mapping[str, Outcomes]
 ) -> dict[str, Any]:
-    members = {threat.norm: _select(cells, threat) for threat in threats}
+    members = {threat.norm: select_cells(cells, threat) for threat in threats}
     planned = pd.concat(list(members.values()))
     done = planned[planned["status"] == "ok"]
     largest = {norm: find_threats(rows)[0] for norm, rows in members.items()}

@@ -74,6 +74,7 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         results.published,
         results.searches,
         results.certified.table,
+        results.classes,
     )
     page, _ = writer.write_report(
         results,

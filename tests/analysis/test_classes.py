@@ -190,11 +190,15 @@ def test_single_cells_do_not_decide_on_the_worst_class() -> None:
     assert [worst["worst_class_name"] for worst in find(*rows)] == ["zero"]
 
 
-def test_the_lowest_classes_are_chosen_over_all_eps_above_0() -> None:
+def test_of_many_classes_the_lowest_over_all_eps_above_0_are_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     rows = [make_row(k, 10, 10, eps=0.0) for k in range(4)]
     rows += [make_row(k, robust, 10) for k, robust in enumerate((5, 1, 0, 3))]
     rows += [make_row(k, robust, 10, eps=0.2) for k, robust in enumerate((4, 1, 0, 0))]
     frame = pd.DataFrame(rows)
     frame.loc[frame["class"] == 2, "eligible"] = 0
-    assert list(classes.select_lowest_classes(frame, 3)) == [1, 3, 0]
-    assert list(classes.select_lowest_classes(frame, 9)) == [1, 3, 0, 2]
+    assert classes.select_shown_classes(frame) == [0, 1, 2, 3]
+    monkeypatch.setattr(classes, "MAX_SHOWN", 3)
+    monkeypatch.setattr(classes, "LOWEST_SHOWN", 3)
+    assert classes.select_shown_classes(frame) == [1, 3, 0]
