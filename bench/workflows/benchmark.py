@@ -25,6 +25,7 @@ from bench.execution.options import RunOptions
 from bench.suite import attack_inputs, attack_tables, composer
 from bench.suite.attack_tables import SuiteDefaults
 from bench.suite.schema import DataEntry, ModelEntry, Suite
+from bench.suite.unions import read_unions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -67,6 +68,16 @@ class Benchmark:
     def worst(self) -> pd.DataFrame:
         """Worst case over all attacks, one row per model, norm, goal and eps."""
         return self.results.worst
+
+    @property
+    def unions(self) -> pd.DataFrame:
+        """Robust accuracy under threat models of several norms together, one row per union."""
+        return self.results.unions
+
+    @property
+    def classes(self) -> pd.DataFrame:
+        """Outcomes by class, one row per class of each cell and of the worst case at each eps."""
+        return self.results.classes
 
     @property
     def curves(self) -> pd.DataFrame:
@@ -128,6 +139,7 @@ def benchmark(
     attacks: Sequence[Any] | Mapping[str, Any],
     norm: Norm | None = None,
     eps: Any = None,
+    unions: Mapping[str, Mapping[str, Any]] | None = None,
     out: str | Path | None = None,
     title: str = "",
     seed: int = 0,
@@ -149,6 +161,8 @@ def benchmark(
             labels are the names, or the keys of a mapping label -> attack.
         norm: Norm of the attacks; that of an attack object, or "linf", by default.
         eps: One radius or several, as in `bench.evaluate`.
+        unions: Label -> norm -> radius: threat models that the models are to withstand together,
+            beside the union of all norms at their largest eps.
         out: Folder of the run, which a later call resumes; a temporary one by default, which is
             deleted with the result.
         title: Title of the report.
@@ -175,7 +189,7 @@ def benchmark(
         raise SuiteError("bench.benchmark: data: expected labels, got images alone")
     suite = _make_suite(
         {str(label): model for label, model in named.items()},
-        given.name, attacks, norm, eps, title, seed, access, allow,
+        given.name, attacks, norm, eps, unions or {}, title, seed, access, allow,
     )  # fmt: skip
     place = loading.select_device(device)
     modules = {str(label): model for label, model in named.items()}
@@ -200,6 +214,7 @@ def _make_suite(
     attacks: Sequence[Any] | Mapping[str, Any],
     norm: Norm | None,
     eps: Any,
+    unions: Mapping[str, Mapping[str, Any]],
     title: str,
     seed: int,
     access: Access,
@@ -222,6 +237,18 @@ def _make_suite(
     check.unique("attacks", labels)
     if not labels:
         check.say("attacks", "expected at least one, got none")
+    attack_entries = [entry for table in expanded for entry in table.entries]
+    together = [
+        {"label": label, "threats": [{"norm": each, "eps": r} for each, r in threats.items()]}
+        for label, threats in unions.items()
+    ]
+    chosen = read_unions(
+        check,
+        {"unions": together},
+        None
+        if check.problems
+        else [(e.goal, e.norm, r.value) for e in attack_entries for r in e.eps],
+    )
     check.stop_if_wrong()
     name = "benchmark"
     text = composer.format_suite(
@@ -230,6 +257,7 @@ def _make_suite(
         {"name": data},
         [{"name": entry.name, "label": entry.label} for entry in entries],
         tables,
+        together,
     )
     return Suite(
         name=name,
@@ -239,10 +267,11 @@ def _make_suite(
         sweep="independent",
         data=DataEntry(name=data),
         models=entries,
-        attacks=tuple(entry for table in expanded for entry in table.entries),
+        attacks=tuple(attack_entries),
         crosschecks=(),
         published=(),
         certify=(),
+        unions=chosen,
         base=Path(),
         text=text,
     )

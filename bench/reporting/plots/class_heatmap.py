@@ -57,7 +57,8 @@ def plot_class_heatmap(rows: pd.DataFrame) -> Figure:
     columns = pick_evenly(radii, MAX_COLUMNS)
     texts = dict(zip(rows["eps"].astype(float), rows["eps_text"].astype(str), strict=True))
     values = np.full((len(shown), len(columns)), np.nan)
-    labels, idle = {}, set()
+    labels: dict[int, str] = {}
+    idle: set[int] = set()
     for row in rows[rows["class"].isin(shown)].to_dict("records"):
         i = shown.index(int(row["class"]))
         labels[i] = f"{shorten(row['class_name'], 24)} (n = {row['n']})"
@@ -79,8 +80,8 @@ def plot_class_heatmap(rows: pd.DataFrame) -> Figure:
             axes.add_patch(
                 Rectangle((0, i), len(columns), 1, fill=False, hatch="////", edgecolor="0.6")
             )
-        axes.set_yticks([i + 0.5 for i in range(len(shown))], [*map(labels.get, range(len(shown)))],
-                        rotation=0)  # fmt: skip
+        names = [labels[i] for i in range(len(shown))]
+        axes.set_yticks([i + 0.5 for i in range(len(shown))], names, rotation=0)
         axes.set_xticks([j + 0.5 for j in range(len(columns))], [texts[c] for c in columns])
         some = f", {len(columns)} of {len(radii)}" if len(columns) < len(radii) else ""
         norm = format_norm(rows["norm"].iloc[0])
