@@ -113,13 +113,24 @@ def _join_attacks(sides: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 def _count_classes(outcomes: pd.DataFrame) -> pd.DataFrame:
     """Count the outcomes of one cell by class, with the most frequent wrong class."""
-    groups = outcomes.groupby("class")
-    counted = groups[_COUNTED].sum().assign(n=groups.size())
-    fooled = outcomes[outcomes["fooled"]]
+    labels, places = np.unique(outcomes["class"].to_numpy(), return_inverse=True)
+    counts = {
+        name: np.bincount(places[outcomes[name].to_numpy()], minlength=len(labels))
+        for name in _COUNTED
+    }
+    fooled = outcomes.loc[outcomes["fooled"], ["class", "wrong_class"]]
     wrong = fooled.groupby(["class", "wrong_class"]).size().rename("wrong_count").reset_index()
     # Sorted by class and prediction: of equally frequent predictions the smallest comes first.
-    most = wrong.sort_values("wrong_count", ascending=False, kind="stable").drop_duplicates("class")
-    return counted.reset_index().merge(most, on="class", how="left")
+    ranked = wrong.sort_values("wrong_count", ascending=False, kind="stable")
+    most = ranked.drop_duplicates("class").set_index("class").reindex(labels)
+    return pd.DataFrame(
+        {
+            "class": labels,
+            "n": np.bincount(places),
+            **counts,
+            **{name: most[name].to_numpy() for name in ("wrong_class", "wrong_count")},
+        }
+    )
 
 
 def _add_rates(counted: pd.DataFrame, class_names: Sequence[str] | None) -> pd.DataFrame:
