@@ -19,7 +19,8 @@ fails with probability at most alpha: each example that changed is then as likel
     a gain beyond threshold and significant                      improved       0
     any other change                                             passed         0
     a throughput over too little time, on another machine or     not judged     0
-      over other cells; a cell skipped both times
+      over other cells; a cell skipped both times; a union of
+      a model that is attacked in one norm
 
 A check that compared no accuracy ends with 3. Changes of the seed, of an attack's code, of the
 suite's name, of the machine and of a model's weights are noted, and the comparison is made.
