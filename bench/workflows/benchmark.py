@@ -238,17 +238,11 @@ def _make_suite(
     if not labels:
         check.say("attacks", "expected at least one, got none")
     attack_entries = [entry for table in expanded for entry in table.entries]
-    together = [
-        {"label": label, "threats": [{"norm": each, "eps": r} for each, r in threats.items()]}
-        for label, threats in unions.items()
+    together = _list_unions(check, unions)
+    attacked = [
+        (entry.goal, entry.norm, radius.value) for entry in attack_entries for radius in entry.eps
     ]
-    chosen = read_unions(
-        check,
-        {"unions": together},
-        None
-        if check.problems
-        else [(e.goal, e.norm, r.value) for e in attack_entries for r in e.eps],
-    )
+    chosen = read_unions(check, {"unions": together}, None if check.problems else attacked)
     check.stop_if_wrong()
     name = "benchmark"
     text = composer.format_suite(
@@ -275,6 +269,26 @@ def _make_suite(
         base=Path(),
         text=text,
     )
+
+
+def _list_unions(check: Validator, unions: Any) -> list[dict[str, Any]]:
+    """List the tables [[unions]] of the argument: label -> norm -> radius."""
+    if not isinstance(unions, Mapping) or not all(
+        isinstance(threats, Mapping) for threats in unions.values()
+    ):
+        check.say("unions", f"expected label -> norm -> radius, got {unions!r}")
+        return []
+    return [
+        {
+            "label": label,
+            "threats": [
+                {"norm": norm, "eps": radius}
+                for norm, given in threats.items()
+                for radius in attack_inputs.list_radii(given)
+            ],
+        }
+        for label, threats in unions.items()
+    ]
 
 
 def _read_attacks(
