@@ -146,6 +146,7 @@ models = [{ name = "lenet", weights = "digits", allow = ["zzz"], zzz = 1 }]
 attacks = [{ name = "fgsm", norm = "linf", eps = [0.1], zzz = 1 }]
 crosschecks = [{ zzz = 1 }]
 published = [{ zzz = 1 }]
+unions = [{ zzz = 1 }]
 gate = { zzz = 1, cells = [{ zzz = 1 }] }
 """
 
@@ -240,6 +241,7 @@ def test_the_example_suite_runs_with_the_less_common_entries_appended(mine):
     assert "pgd from my net" in page
     assert "PGD, steps 100" in page
     assert "somebody 2020" in page
+    assert "small radii" in page
 
 
 def test_the_python_example_prints_a_table(my_project):

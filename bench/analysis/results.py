@@ -10,12 +10,14 @@ import pandas as pd
 
 from bench.analysis import (
     certified,
+    classes,
     crosscheck,
     explanations,
     min_norm,
     pairwise,
     references,
     tables,
+    unions,
 )
 from bench.analysis.certified import CertifiedResults
 from bench.analysis.explanations import Explanation
@@ -29,6 +31,7 @@ from bench.storage.images import read_images
 from bench.storage.reader import StoredRecords
 from bench.suite.plan import Cell
 from bench.suite.references import ReferenceFigure
+from bench.suite.unions import ThreatUnion, UnionThreat
 
 
 class RunResults:
@@ -88,6 +91,32 @@ class RunResults:
     def worst(self) -> pd.DataFrame:
         """Worst case over attacks, one row per model, norm, goal and eps."""
         return tables.worst_case_table(self.plan, self.table, self._robust)
+
+    @cached_property
+    def chosen_unions(self) -> list[ThreatUnion]:
+        """The [[unions]] of the suite."""
+        entries = self.provenance.get("unions", [])  # absent in runs of earlier versions
+        return [
+            ThreatUnion(
+                label=entry["label"],
+                threats=tuple(
+                    UnionThreat(**threat)
+                    for threat in manifest.select_known_fields(UnionThreat, entry["threats"])
+                ),
+            )
+            for entry in entries
+        ]
+
+    @cached_property
+    def unions(self) -> pd.DataFrame:
+        """Robust accuracy under threat models of several norms together, one row per union."""
+        return unions.union_table(self.table, self._robust, self.chosen_unions)
+
+    @cached_property
+    def classes(self) -> pd.DataFrame:
+        """Outcomes by class, one row per class of each cell and of the worst case at each eps."""
+        names = self.provenance["data"].get("classes")
+        return classes.class_table(self.table, self.stored, names)
 
     @cached_property
     def searches(self) -> list[Search]:

@@ -10,7 +10,17 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis import certified, columns, crosscheck, min_norm, pairwise, references, tables
+from bench.analysis import (
+    certified,
+    classes,
+    columns,
+    crosscheck,
+    min_norm,
+    pairwise,
+    references,
+    tables,
+    unions,
+)
 from bench.analysis.results import RunResults
 from bench.core import sanitize
 from bench.core.errors import RecordError, first_line
@@ -24,7 +34,8 @@ from bench.storage.schema import COLUMNS
 _TEXTS = (
     *columns.select_names("text"),
     "first", "second", "ours", "reference", "examples", "differ_ids", "seeds", "sentence", "note",
-    "figure", "method", "name", "why",
+    "figure", "method", "name", "why", "label", "threats", "largest_eps", "absent", "broken_by",
+    "broken_only_by", "class_name", "wrong_class_name",
 )  # fmt: skip
 """Columns of any table that contain text, even if it looks like a number."""
 
@@ -48,6 +59,8 @@ def read_results_from_csv(folder: Path) -> RunResults:
     return RunResults(folder, provenance, plan, stored).replace(
         table=_cast_table(folder / "table.csv", _read_table(folder, "table.csv")),
         worst=_read_table(folder, "worst.csv", tables.WORST_CASE_COLUMNS),
+        unions=_read_table(folder, "unions.csv", unions.COLUMNS),
+        classes=_read_table(folder, "classes.csv", classes.COLUMNS),
         searches=[],
         distances=_read_table(folder, "distances.csv", min_norm.COLUMNS),
         comparisons=_read_table(folder, "comparisons.csv", pairwise.COLUMNS),

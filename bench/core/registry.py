@@ -8,6 +8,7 @@ adapter of that library, where bench has one. Other bare names are those of exte
 of installed packages.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -340,7 +341,8 @@ def search_user_code(kind: str, name: str, base: Path | None = None) -> Iterator
     where = name.rpartition(":")[0]
     folders = [Path(base or ".").resolve(), Path.cwd()]
     if where.endswith(".py"):
-        folders.insert(0, (folders[0] / where).resolve().parent)
+        with contextlib.suppress(ValueError):  # no name of a file: "\0.py"
+            folders.insert(0, (folders[0] / where).resolve().parent)
     with user_imports.search_folders(folders):
         yield
 

@@ -75,8 +75,14 @@ def rate(k: int, n: int) -> Rate:
     """
     if not 0 <= k <= n or n == 0:
         raise ValueError(f"expected 0 <= k <= n and n > 0, got k = {k}, n = {n}")
-    interval = binomtest(int(k), int(n)).proportion_ci(confidence_level=0.95, method="wilson")
-    return Rate(int(k), int(n), k / n, float(interval.low), float(interval.high))
+    return _compute_rate(int(k), int(n))
+
+
+@functools.lru_cache(maxsize=1 << 16)  # the classes of a run have few distinct counts
+def _compute_rate(k: int, n: int) -> Rate:
+    # The interval does not depend on p; at k / n the test itself costs nothing.
+    interval = binomtest(k, n, k / n).proportion_ci(confidence_level=0.95, method="wilson")
+    return Rate(k, n, k / n, float(interval.low), float(interval.high))
 
 
 def robust_examples(records: pd.DataFrame) -> Outcomes:

@@ -68,6 +68,7 @@ def build_manifest(
         "crosschecks": [[pair.ours, pair.reference] for pair in suite.crosschecks],
         "certify": [dataclasses.asdict(task) for task in loaded.certification],
         "published": [dataclasses.asdict(entry) for entry in suite.published],
+        "unions": [dataclasses.asdict(union) for union in suite.unions],
         "sessions": [
             {
                 "started": current_time(),

@@ -47,6 +47,8 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         ),
     }
     for name, frame in (
+        ("unions.csv", results.unions),
+        ("classes.csv", results.classes),
         ("distances.csv", results.distances),
         ("published.csv", results.published),
         ("seeds.csv", results.seeds),
@@ -72,6 +74,7 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         results.published,
         results.searches,
         results.certified.table,
+        results.classes,
     )
     page, _ = writer.write_report(
         results,

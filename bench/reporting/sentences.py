@@ -43,6 +43,13 @@ SENTENCES = {
     "audit": "Symptoms of a failed attack. Where one occurs, a high robust accuracy is no evidence "
     "of a robust model. Symptoms change no number.",
     "worst": "An example is robust only if it is classified correctly after every attack.",
+    "unions": "An example is robust to threat models together only if it is classified "
+    "correctly without attack and under every attack of every norm, up to the eps named. A smaller "
+    "ball lies in the larger one of its norm, so the attacks at smaller eps count, too. An example "
+    "is broken by a norm alone if the other norms leave it robust.",
+    "classes": "Robust accuracy by true class, under the worst case over the attacks. Each "
+    "interval is that of one class; the lowest of many classes is partly lowest by chance. An "
+    "example that several attacks fool counts with the prediction under the first of them.",
     "certified": "Certified bounds prove that no image of the ball changes the label: the true "
     "robust accuracy lies between the certified accuracy and the robust accuracy under all "
     "attacks.",

@@ -6,7 +6,14 @@ from rich.table import Table
 
 from bench.analysis.results import RunResults
 from bench.reporting.formats.numbers import DASH, format_percent, is_missing
-from bench.reporting.report import audit_view, certified_view, crosscheck_view, pairwise_view
+from bench.reporting.report import (
+    audit_view,
+    certified_view,
+    class_view,
+    crosscheck_view,
+    pairwise_view,
+    union_view,
+)
 
 
 def print_summary(results: RunResults, screen: Console) -> None:
@@ -34,6 +41,10 @@ def print_summary(results: RunResults, screen: Console) -> None:
             cells = _percents(rows, radii["eps"])
             shown.add_row(str(label), *cells, style="bold" if rows is worst else None)
         screen.print(shown)
+    for sentence in union_view.describe_unions(results.unions):
+        screen.print(sentence, soft_wrap=True)
+    for sentence in class_view.describe_worst_classes(results.classes):
+        screen.print(sentence, soft_wrap=True)
     verdicts = results.crosschecks["verdict"].value_counts()
     if len(verdicts):
         counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())

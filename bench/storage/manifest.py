@@ -14,6 +14,7 @@ from annotated_types import Gt, Le, MaxLen, MinLen
 from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from bench.core import sanitize
+from bench.core.contracts.types import Norm
 from bench.core.errors import RecordError, SuiteError
 from bench.storage import schema
 from bench.suite import plan
@@ -96,6 +97,19 @@ class _Published:
 
 
 @dataclasses.dataclass(kw_only=True)
+class _Threat:
+    norm: Norm
+    eps: Annotated[float, Gt(0)]
+    eps_text: str
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Union:
+    label: str
+    threats: list[_Threat]
+
+
+@dataclasses.dataclass(kw_only=True)
 class _Document:
     __pydantic_config__ = _Strict
     schema: Literal[1]
@@ -107,6 +121,7 @@ class _Document:
     sessions: Annotated[list[_Session], MinLen(1)]
     certify: list[plan.CertificationTask] = dataclasses.field(default_factory=list)
     published: list[_Published] = dataclasses.field(default_factory=list)
+    unions: list[_Union] = dataclasses.field(default_factory=list)
     probes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     files: dict[str, str] = dataclasses.field(default_factory=dict)
 

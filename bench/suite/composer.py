@@ -111,6 +111,7 @@ def format_suite(
     data: Mapping[str, Any],
     models: Sequence[Mapping[str, Any]],
     attacks: Sequence[Mapping[str, Any]],
+    unions: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Format the tables of a suite.
 
@@ -120,6 +121,7 @@ def format_suite(
         data: The [data] table.
         models: The [[models]] tables.
         attacks: The [[attacks]] tables.
+        unions: The [[unions]] tables.
 
     Returns:
         TOML; keys without a value are left out.
@@ -129,6 +131,7 @@ def format_suite(
         ("[data]", data),
         *(("[[models]]", each) for each in models),
         *(("[[attacks]]", each) for each in attacks),
+        *(("[[unions]]", each) for each in unions),
     ]
     return f"{header}\n" + "\n".join("\n".join(_lines(*table)) for table in tables)
 

@@ -21,7 +21,7 @@ from bench.core.contracts.types import CertificationMethod, Precision, Stop, Swe
 from bench.core.errors import SuiteError, nearest
 from bench.core.validation import Validator, parse_toml, read_text
 from bench.models.preflight.findings import FINDINGS
-from bench.suite import attack_tables, catalog, composer, references, thresholds
+from bench.suite import attack_tables, catalog, composer, references, thresholds, unions
 from bench.suite.attack_tables import ExpandedTable, SuiteDefaults
 from bench.suite.checks import check_label, find_extension
 from bench.suite.model_figures import collect_figures
@@ -54,6 +54,7 @@ class SuiteTable:
     precision: Precision = "float32"
     crosschecks: list[Any] = dataclasses.field(default_factory=list)
     published: list[Any] = dataclasses.field(default_factory=list)
+    unions: list[Any] = dataclasses.field(default_factory=list)
     gate: Any = None
     certify: bool | list[CertificationMethod] = False
     """Methods that bound every model; true for all of them."""
@@ -159,6 +160,9 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
     }
     model_labels = _labels(raw.get("models"))
     figures = references.read_references(check, raw, model_labels, radii)
+    is_known = all(label in by_label for label in labels) and len(attacks) > 0
+    attacked = [(entry.goal, entry.norm, eps.value) for entry in attacks for eps in entry.eps]
+    together = unions.read_unions(check, raw, attacked if is_known else None)
     families = {entry.family: radii[entry.label] for entry in attacks}
     thresholds.read_thresholds(check, raw, model_labels, {**radii, **families})
     if attacks and all(entry.attack.unavailable for entry in attacks):
@@ -180,6 +184,7 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
         attacks=tuple(attacks),
         crosschecks=crosschecks,
         published=figures,
+        unions=together,
         certify=_methods(top.certify),
         base=base,
         text=text,

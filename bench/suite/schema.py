@@ -18,6 +18,7 @@ from bench.core.contracts.types import (
 )
 from bench.models import serialized
 from bench.suite.references import ReferenceFigure
+from bench.suite.unions import ThreatUnion
 
 TARGET_RULES = ("next", "complement", "random", "least-likely")
 """Rules by which each example gets its target class."""
@@ -142,6 +143,8 @@ class Suite:
     published: tuple[ReferenceFigure, ...]
     certify: tuple[CertificationMethod, ...]
     """Methods that bound every model at each eps of the L-inf attacks."""
+    unions: tuple[ThreatUnion, ...] = ()
+    """Threat models whose union is reported, beside that of all."""
     base: Path
     text: str
     """The TOML, stored with the run, so that a report needs no other file."""

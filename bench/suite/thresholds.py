@@ -6,7 +6,8 @@ A threshold is written METRIC:CHANGE, the change in the direction in which the m
 
 For each metric the first of these that sets a threshold applies: the command line, a table of
 [[gate.cells]] (the last that matches), the `fail` of an [[attacks]] table, the `fail` of [gate],
-DEFAULTS. Thresholds are no part of what is measured, so they change no identity.
+DEFAULTS. `union_robust_accuracy` has no default: unions are compared where a threshold is set.
+Thresholds are no part of what is measured, so they change no identity.
 """
 
 import dataclasses
@@ -45,6 +46,7 @@ class Metric(NamedTuple):
 METRICS = {
     "robust_accuracy": Metric("-", ("pp", "%"), ("model", "attack", "eps")),
     "clean_accuracy": Metric("-", ("pp", "%"), ("model",)),
+    "union_robust_accuracy": Metric("-", ("pp", "%"), ("model",)),
     "examples_per_second": Metric("-", ("%",), ("model",)),
     "violations": Metric("+", ("",), ("model", "attack")),
     "audit": Metric("+", ("",), ("model",)),
@@ -91,6 +93,21 @@ class Thresholds(NamedTuple):
     rules: tuple[tuple[Scope, Threshold], ...]
     """A later rule overrides an earlier one."""
     alpha: float = ALPHA
+
+    def covers(self, metric: str, model: str) -> bool:
+        """Return whether a metric without a default has a threshold.
+
+        Args:
+            metric: A key of METRICS.
+            model: Label of the model.
+
+        Returns:
+            True if a rule sets one for the model.
+        """
+        return any(
+            threshold.metric == metric and scope.model in (None, model)
+            for scope, threshold in self.rules
+        )
 
     def find(
         self, metric: str, model: str, attacks: Sequence[str] = (), eps: float = 0

@@ -27,6 +27,7 @@ from bench.execution.options import RunOptions
 from bench.suite import attack_inputs, attack_tables, composer
 from bench.suite.attack_tables import SuiteDefaults
 from bench.suite.schema import DataEntry, ModelEntry, Suite
+from bench.suite.unions import read_unions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -69,6 +70,16 @@ class Benchmark:
     def worst(self) -> pd.DataFrame:
         """Worst case over all attacks, one row per model, norm, goal and eps."""
         return self.results.worst
+
+    @property
+    def unions(self) -> pd.DataFrame:
+        """Robust accuracy under threat models of several norms together, one row per union."""
+        return self.results.unions
+
+    @property
+    def classes(self) -> pd.DataFrame:
+        """Outcomes by class, one row per class of each cell and of the worst case at each eps."""
+        return self.results.classes
 
     @property
     def curves(self) -> pd.DataFrame:
@@ -133,6 +144,7 @@ def benchmark(
     attacks: Sequence[Any] | Mapping[str, Any],
     norm: Norm | None = None,
     eps: Any = None,
+    unions: Mapping[str, Mapping[str, Any]] | None = None,
     out: str | Path | None = None,
     title: str = "",
     seed: int = 0,
@@ -155,6 +167,8 @@ def benchmark(
             labels are the names, or the keys of a mapping label -> attack.
         norm: Norm of the attacks; that of an attack object, or "linf", by default.
         eps: One radius or several, as in `bench.evaluate`.
+        unions: Label -> norm -> radius: threat models that the models are to withstand together,
+            beside the union of all norms at their largest eps.
         out: Folder of the run, which a later call resumes; a temporary one by default, which is
             deleted with the result.
         title: Title of the report.
@@ -184,7 +198,7 @@ def benchmark(
     given = as_data(data, labels, limit=limit)
     if given.labels is None:
         raise SuiteError("bench.benchmark: data: expected labels, got images alone")
-    suite = _make_suite(entries, given.name, attacks, norm, eps, title, seed)
+    suite = _make_suite(entries, given.name, attacks, norm, eps, unions or {}, title, seed)
     evaluator = Evaluator.from_objects(
         suite,
         {entry.label: model for entry, model in zip(entries, given_models.values(), strict=True)},
@@ -217,6 +231,7 @@ def _make_suite(
     attacks: Sequence[Any] | Mapping[str, Any],
     norm: Norm | None,
     eps: Any,
+    unions: Mapping[str, Mapping[str, Any]],
     title: str,
     seed: int,
 ) -> Suite:
@@ -236,6 +251,12 @@ def _make_suite(
     check.unique("attacks", labels)
     if not labels:
         check.say("attacks", "expected at least one, got none")
+    attack_entries = [entry for table in expanded for entry in table.entries]
+    together = _list_unions(check, unions)
+    attacked = [
+        (entry.goal, entry.norm, radius.value) for entry in attack_entries for radius in entry.eps
+    ]
+    chosen = read_unions(check, {"unions": together}, None if check.problems else attacked)
     check.stop_if_wrong()
     name = "benchmark"
     text = composer.format_suite(
@@ -244,6 +265,7 @@ def _make_suite(
         {"name": data},
         [{"name": entry.name, "label": entry.label} for entry in models],
         tables,
+        together,
     )
     return Suite(
         name=name,
@@ -253,13 +275,34 @@ def _make_suite(
         sweep="independent",
         data=DataEntry(name=data),
         models=tuple(models),
-        attacks=tuple(entry for table in expanded for entry in table.entries),
+        attacks=tuple(attack_entries),
         crosschecks=(),
         published=(),
         certify=(),
+        unions=chosen,
         base=Path(),
         text=text,
     )
+
+
+def _list_unions(check: Validator, unions: Any) -> list[dict[str, Any]]:
+    """List the tables [[unions]] of the argument: label -> norm -> radius."""
+    if not isinstance(unions, Mapping) or not all(
+        isinstance(threats, Mapping) for threats in unions.values()
+    ):
+        check.say("unions", f"expected label -> norm -> radius, got {unions!r}")
+        return []
+    return [
+        {
+            "label": label,
+            "threats": [
+                {"norm": norm, "eps": radius}
+                for norm, given in threats.items()
+                for radius in attack_inputs.list_radii(given)
+            ],
+        }
+        for label, threats in unions.items()
+    ]
 
 
 def _read_attacks(

@@ -200,7 +200,8 @@ def test_there_is_a_table_for_each_model_and_for_all_models_at_each_eps(
 ) -> None:
     assert list(paper) == [
         "p-lenet-linf", "p-line-ar-b-linf", "p-models-eps-0-05-linf", "p-models-eps-40-255-linf",
-        "p-lenet-l2-targeted", "p-line-ar-b-l2-targeted",
+        "p-lenet-l2-targeted", "p-line-ar-b-l2-targeted", "p-classes-linf-untargeted",
+        "p-classes-l2-targeted",
     ]  # fmt: skip
     assert list(paper["p-lenet-linf"].frame.columns) == ["attack", "eps 0.05", "eps 40/255"]
     assert list(paper["p-lenet-linf"].frame["attack"]) == ["PGD", "FGSM", "broken", "worst case"]
@@ -313,7 +314,7 @@ def test_the_command_writes_every_format_and_the_page(folder: Path, tmp_path: Pa
     assert done.exit_code == 0, done.output
     assert content(tmp_path).keys() >= FILES
     inputs = re.findall(r"\\input\{(.*?)\}", (tmp_path / "tables.tex").read_text(encoding="utf-8"))
-    assert len(inputs) == 6
+    assert len(inputs) == 8
     assert all((tmp_path / name).is_file() for name in inputs)
     assert "2 of 14 cells have no number" in done.stderr
 

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.analysis import min_norm
+from bench.analysis import classes, min_norm, unions
 from bench.analysis.certified import CertifiedResults
 from bench.analysis.results import RunResults
 from bench.evaluation.audit.findings import Audit
@@ -148,6 +148,8 @@ def written(
         "distances": pd.DataFrame(columns=list(min_norm.COLUMNS)),
         "comparisons": pd.DataFrame(),
         "seeds": pd.DataFrame(),
+        "unions": pd.DataFrame(columns=list(unions.COLUMNS)),
+        "classes": pd.DataFrame(columns=list(classes.COLUMNS)),
         "crosschecks": made_up_crosschecks(),
         "missing_crosschecks": [],
         "explanations": [],

@@ -480,3 +480,66 @@ def test_any_toml_is_a_suite_or_a_suite_error(raw: dict[str, Any]) -> None:
     assert check.problems or isinstance(read, reader.Suite)
     assert all(sentence.startswith("my.toml: ") for sentence in check.problems)
     assert all("\n" not in sentence for sentence in check.problems)
+
+
+# ------------------------------------------------------------------------------------------ unions
+
+UNION = """
+[[unions]]
+label = "both"
+threats = [{ norm = "linf", eps = "8/255" }, { norm = "l2", eps = 2.5 }]
+"""
+TWO_NORMS = GOOD.replace('goal = "targeted"\ntarget = "next"\n', "")
+
+
+def test_a_union_has_a_label_and_its_threat_models() -> None:
+    (union,) = parse(TWO_NORMS + UNION).unions
+    assert union.label == "both"
+    assert [(each.norm, each.eps, each.eps_text) for each in union.threats] == [
+        ("linf", 8 / 255, "8/255"),
+        ("l2", 2.5, "2.5"),
+    ]
+    assert parse(TWO_NORMS).unions == ()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ('norm = "l2"', 'norm = "l22"', "my.toml: unions[0].threats[1].norm: input should be"),
+        ("eps = 2.5", "eps = 1.5", "my.toml: unions[0].threats[1].eps: expected an attack of the "
+         "suite in l2 at an eps of at most 1.5, got 2 as the smallest"),
+        ('norm = "l2"', 'norm = "l1"', "my.toml: unions[0].threats[1].norm: expected an attack of "
+         "the suite in l1 at an eps of at most 2.5, got attacks in linf, l2 only"),
+        ('norm = "l2"', 'norm = "linf"', "my.toml: unions[0].threats: expected each norm once, "
+         "since the smaller ball lies in the larger one; got linf at 8/255, 2.5"),
+        (', { norm = "l2", eps = 2.5 }', "", "my.toml: unions[0].threats: expected at least two "
+         "threat models, such as { norm = 'linf', eps = '8/255' }, got 1"),
+        ("eps = 2.5", "eps = 0", "my.toml: unions[0].threats[1].eps: expected a finite number "
+         "above 0, got 0"),
+        ("eps = 2.5", 'eps = "far"', "my.toml: unions[0].threats[1].eps: expected a number or a "
+         "fraction such as '8/255', got 'far'"),
+        ("eps = 2.5", "radius = 2.5", "my.toml: unions[0].threats[1].radius: unknown key"),
+        ('"both"', '"all threat models"', "my.toml: unions[0].label: expected a label other than "
+         "'all threat models', which every suite has, got 'all threat models'"),
+        ('label = "both"\n', "", "my.toml: unions[0].label: expected a value, got nothing"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_a_union_is_told_in_a_sentence(old: str, new: str, sentence: str) -> None:
+    assert old in UNION
+    assert problems(TWO_NORMS + UNION.replace(old, new, 1))[0].startswith(sentence)
+
+
+def test_two_unions_of_one_label_are_a_mistake() -> None:
+    with pytest.raises(SuiteError, match="expected each label once, got 'both' 2 times"):
+        parse(TWO_NORMS + UNION + UNION)
+
+
+def test_a_union_needs_attacks_of_one_goal_in_all_of_its_norms() -> None:
+    targeted = TWO_NORMS.replace('norm = "l2"', 'norm = "l2"\ngoal = "targeted"\ntarget = "next"')
+    with pytest.raises(SuiteError, match="expected attacks of one goal in every norm, got none"):
+        parse(targeted + UNION)
+
+
+def test_the_norms_of_an_attack_with_a_mistake_are_not_counted_against_a_union() -> None:
+    wrong = TWO_NORMS.replace('norm = "l2"', 'norm = "l22"')
+    assert [text for text in problems(wrong + UNION) if "unions" in text] == []

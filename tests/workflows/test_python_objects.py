@@ -154,6 +154,26 @@ class OneHot:
         return self.x[index], self.y[index], {"id": index}
 
 
+def test_a_notebook_asks_for_threat_models_together(
+    few: Digits, lenet: nn.Module, tmp_path: Path
+) -> None:
+    attacks = {"linf": {"name": "fgsm"}, "l2": {"name": "fgsm", "norm": "l2", "eps": [0.5, 1]}}
+    given: dict[str, Any] = {"attacks": attacks, "norm": "linf", "eps": 0.05}
+    given["out"] = tmp_path / "run"
+    small = {"small": {"linf": np.float32(0.05), "l2": 0.5}}
+    run = bench.benchmark(lenet, *few, unions=small, **given)
+    assert run.unions["label"].tolist() == ["all threat models", "small"]
+    assert run.unions["threats"].tolist() == ["linf 0.05, l2 1", "linf 0.05, l2 0.5"]
+    records = run.records[run.records["eps"] <= 0.5]
+    broken = set(records.loc[records["fooled"] | ~records["clean_correct"], "example"])
+    assert run.unions["robust_correct"].iloc[1] == len(few[1]) - len(broken)
+    assert run.classes.groupby(["attack", "eps"])["n"].sum().eq(len(few[1])).all()
+    with pytest.raises(bench.SuiteError, match=r"unions\[0\].threats\[1\].eps: expected an attack"):
+        bench.benchmark(lenet, *few, unions={"small": {"linf": 0.05, "l2": 0.1}}, **given)
+    with pytest.raises(bench.SuiteError, match="unions: expected label -> norm -> radius, got"):
+        bench.benchmark(lenet, *few, unions=["small"], **given)  # type: ignore[arg-type]
+
+
 def test_a_data_set_of_maite_is_that_of_its_images_and_classes(
     few: Digits, lenet: nn.Module
 ) -> None:

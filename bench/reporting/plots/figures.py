@@ -30,7 +30,12 @@ from bench.reporting.formats.numbers import (
     is_missing,
     map_eps_texts,
 )
-from bench.reporting.plots import parameter_sweep, security_curves, transfer_matrix
+from bench.reporting.plots import (
+    class_heatmap,
+    parameter_sweep,
+    security_curves,
+    transfer_matrix,
+)
 from bench.reporting.plots.certified import iter_certified_figures
 from bench.reporting.plots.curves import plot_accuracy_curves, select_untargeted
 from bench.reporting.plots.example_grids import (
@@ -223,6 +228,7 @@ def draw_figures(
     published: pd.DataFrame | None = None,
     searches: Sequence[Search] = (),
     certified: pd.DataFrame | None = None,
+    classes: pd.DataFrame | None = None,
 ) -> list[Plot]:
     """Draw every figure of a run into folder/plots, as PNG and SVG.
 
@@ -235,6 +241,7 @@ def draw_figures(
         published: The rows of published.csv, or None.
         searches: Distances found by each minimum-norm attack.
         certified: The rows of certified.csv, or None.
+        classes: The rows of classes.csv, or None.
 
     Returns:
         The saved figures.
@@ -266,6 +273,7 @@ def draw_figures(
         parameter_sweep.iter_sweep_figures(table),
     ]
     others += [] if certified is None else [iter_certified_figures(certified)]
+    others += [] if classes is None else [class_heatmap.iter_class_figures(classes)]
     for name, caption, figure in itertools.chain(*others):
         keep(figure, name, caption)
     if not table.empty:

@@ -34,12 +34,14 @@ from bench.reporting.report import (
     accuracy_view,
     audit_view,
     certified_view,
+    class_view,
     crosscheck_view,
     min_norm_view,
     pairwise_view,
     problem_view,
     reference_view,
     transfer_view,
+    union_view,
     views,
 )
 from bench.reporting.report.views import View
@@ -88,6 +90,8 @@ def write_report(
         "certified": certified_view.build_certified_view(results.certified, worst, eps_texts),
         "worst": accuracy_view.tabulate_worst_case(worst, table, eps_texts),
         "worst_rows": accuracy_view.tabulate_worst_case_counts(worst, table, eps_texts),
+        "unions": union_view.tabulate_unions(results.unions),
+        "classes": class_view.build_class_views(results.classes, eps_texts),
         "headline": accuracy_view.tabulate_attacks(table, eps_texts),
         "rankings": min_norm_view.rank_searches(results.distances),
         "compared": pairwise_view.summarize_comparisons(comparisons),

@@ -29,8 +29,8 @@ from bench.reporting.formats.numbers import (
     is_missing,
     map_eps_texts,
 )
-from bench.reporting.report import audit_view, views, writer
-from bench.reporting.report.views import Row
+from bench.reporting.report import audit_view, class_view, union_view, views, writer
+from bench.reporting.report.views import Row, View
 from bench.reporting.site.sources import PublishedRun
 from bench.reporting.site.svg_chart import HEIGHT, WIDTH, Chart, build_charts
 from bench.suite.plan import Cell
@@ -88,6 +88,9 @@ class RunSection(NamedTuple):
     charts: list[Chart]
     grids: list[tuple[str, str]]
     """Pairs of relative path and caption."""
+    unions: View | None
+    """Robustness to several threat models together; None if each model is attacked in one norm."""
+    classes: class_view.ClassViews | None
     audit: list[audit_view.ModelAuditView]
     command: str
     facts: list[tuple[str, str]]
@@ -118,6 +121,8 @@ def write_site(runs: Sequence[PublishedRun], out: Path) -> Path:
         "filters": _filters(lines),
         "many_runs": len(runs) > 1,
         "runs": sections,
+        "unions": [section for section in sections if section.unions],
+        "classes": [section for section in sections if section.classes],
         "width": WIDTH,
         "height": HEIGHT,
         "downloads": [(name, what) for name, what in DOWNLOADS.items() if (out / name).is_file()],
@@ -245,12 +250,15 @@ def _filters(lines: Sequence[CellRow]) -> list[tuple[str, list[str]]]:
 
 def _run(run: PublishedRun, out: Path, plots: str) -> RunSection:
     found = run.found
+    eps_texts = map_eps_texts(found.table)
     return RunSection(
         name=run.name,
         title=format_text(found.provenance["suite"]["title"]),
         charts=build_charts(found.table, found.worst),
         grids=_grids(run, out, plots),
-        audit=audit_view.build_audit_views(found.audit, map_eps_texts(found.table)),
+        unions=union_view.tabulate_unions(found.unions),
+        classes=class_view.build_class_views(found.classes, eps_texts),
+        audit=audit_view.build_audit_views(found.audit, eps_texts),
         command=run.command,
         facts=_facts(run),
         suite=found.provenance["suite"]["text"],

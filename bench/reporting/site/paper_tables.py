@@ -27,7 +27,7 @@ from bench.reporting.formats.numbers import (
 )
 from bench.reporting.formats.tables import Bold, PaperTable
 from bench.reporting.report.views import Footnotes, Row, group_rows, to_rows
-from bench.reporting.site import table_notes
+from bench.reporting.site import summary_tables, table_notes
 from bench.reporting.site.sources import PublishedRun
 
 MAX_COLUMNS, MAX_ROWS = 6, 20
@@ -78,7 +78,11 @@ def build_tables(runs: Sequence[PublishedRun]) -> list[PaperTable]:
 
 
 def _build_run_tables(run: PublishedRun) -> Iterable[PaperTable]:
-    """Build, per norm and goal, a table of attacks for each model and of models for each eps."""
+    """Build the tables of one run.
+
+    Per norm and goal a table of attacks for each model and of models for each eps; then the unions
+    of threat models and the worst classes.
+    """
     eps_texts, tests = map_eps_texts(run.found.table), _tests(run.found.comparisons)
     planned = [row for row in to_rows(run.found.table) if row["eps"] > 0]
     together = [row for row in to_rows(run.found.worst) if row["eps"] > 0]
@@ -93,6 +97,8 @@ def _build_run_tables(run: PublishedRun) -> Iterable[PaperTable]:
         for (eps,), own in group_rows(rows, "eps").items():
             worst = [row for row in joined if row["eps"] == eps]
             yield from _split(run, own, _models(own, worst, tests))
+    yield from summary_tables.build_union_tables(run)
+    yield from summary_tables.build_class_tables(run)
 
 
 def _tests(comparisons: pd.DataFrame) -> PairedTests:

@@ -18,6 +18,10 @@ from bench.suite.plan import Cell
 
 CLEAN = "clean"
 """Heading of the column without attack."""
+INTERVALS = (
+    "Brackets hold 95 % Wilson intervals. An example that the model misclassifies without attack "
+    "is not robust."
+)
 _OWN = "bench"
 _BEST = {
     False: "the attack that breaks most examples",
@@ -41,8 +45,7 @@ def describe_table(
         The sentences.
     """
     sentences = [
-        "Brackets hold 95 % Wilson intervals. An example that the model misclassifies without "
-        "attack is not robust.",
+        INTERVALS,
         _emphasis(run, by_model),
         _parameters(run, rows, set(attacks)),
         describe_versions(run.found.provenance["sessions"][-1]["environment"], rows),

@@ -1,5 +1,6 @@
 """Compare clean and robust accuracies example by example, with one multiple-test correction."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -11,7 +12,11 @@ from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
 from bench.reporting.formats import numbers
 from bench.suite.thresholds import Threshold, Thresholds
+from bench.suite.unions import ThreatUnion
+from bench.workflows.gate.unions import pair_unions
 from bench.workflows.gate.verdicts import AccuracyChange, Outcome, Verdict
+
+_UNION = "union of threat models"
 
 
 class _Pair(NamedTuple):
@@ -39,18 +44,25 @@ class AccuracyVerdicts(NamedTuple):
     """The smallest loss that can fail the check, in a sentence."""
 
 
-def judge_accuracies(before: Snapshot, now: Snapshot, limits: Thresholds) -> AccuracyVerdicts:
-    """Compare every model's clean accuracy, then every cell's robust accuracy.
+def judge_accuracies(
+    before: Snapshot, now: Snapshot, limits: Thresholds, unions: Sequence[ThreatUnion] = ()
+) -> AccuracyVerdicts:
+    """Compare every model's clean accuracy, then the robust accuracy of cells and of unions.
 
     Args:
         before: Snapshot of the baseline.
         now: Snapshot of the run.
         limits: Thresholds and alpha.
+        unions: Unions of the suite, beside that of all its threat models.
 
     Returns:
         Verdicts in this order, and the power of the tests.
     """
-    items = [*_clean(before, now, limits), *_robust(before, now, limits)]
+    items = [
+        *_clean(before, now, limits),
+        *_robust(before, now, limits),
+        *_unions(before, now, limits, unions),
+    ]
     pairs = [each for each in items if isinstance(each, _Pair)]
     judged = iter(_judge_pairs(pairs, limits.alpha))
     verdicts = [next(judged) if isinstance(each, _Pair) else each for each in items]
@@ -106,6 +118,36 @@ def _robust(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[_Pa
             sides = [unpack_outcomes(side[key].robust, n) for side in (earlier, later)]
             limit = limits.find("robust_accuracy", model, names, eps)
             yield _Pair(*place, sides[0], sides[1], limit)
+
+
+def _unions(
+    before: Snapshot, now: Snapshot, limits: Thresholds, unions: Sequence[ThreatUnion]
+) -> Iterator[_Pair | Verdict]:
+    """Pair the unions of models that a threshold is set for."""
+    known = snapshot_matching.index_models(before)
+    other = snapshot_matching.describe_data_change(before, now)
+    if other:  # outcomes of other examples are not unpacked
+        before = dataclasses.replace(before, cells=[])
+    found = list(pair_unions(before, now, unions))
+    asked = [
+        model
+        for model in snapshot_matching.index_models(now)
+        if limits.covers("union_robust_accuracy", model)
+    ]
+    for model in asked:
+        if all(each.model != model for each in found):
+            yield Verdict(_UNION, model, "", "", "not judged", "it is attacked in one norm only")
+    for each in found:
+        place = (_UNION, each.model, each.name, "")
+        if each.model not in asked:
+            continue
+        if each.model not in known:
+            yield Verdict(*place, "new", "the baseline has no numbers of this model")
+        elif other or each.outcomes is None:
+            yield Verdict(*place, "not compared", other or each.reason)
+        else:
+            limit = limits.find("union_robust_accuracy", each.model)
+            yield _Pair(*place, *each.outcomes, limit)
 
 
 def _judge_missing(

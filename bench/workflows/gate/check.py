@@ -1,26 +1,30 @@
 """Compare the snapshot of a run with a baseline; no files are read or written."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bench.analysis import snapshot_matching
 from bench.analysis.snapshot import Snapshot
 from bench.suite.thresholds import Thresholds
+from bench.suite.unions import ThreatUnion
 from bench.workflows.gate import accuracy, quality
 from bench.workflows.gate.verdicts import Check
 
 
-def check_against_baseline(before: Snapshot, now: Snapshot, limits: Thresholds) -> Check:
+def check_against_baseline(
+    before: Snapshot, now: Snapshot, limits: Thresholds, unions: Sequence[ThreatUnion] = ()
+) -> Check:
     """Compare a run with a baseline.
 
     Args:
         before: Snapshot of the baseline.
         now: Snapshot of the run.
         limits: Thresholds and alpha.
+        unions: Unions of the suite, beside that of all its threat models.
 
     Returns:
         Every verdict, and notes on other differences.
     """
-    accuracies = accuracy.judge_accuracies(before, now, limits)
+    accuracies = accuracy.judge_accuracies(before, now, limits, unions)
     others = quality.judge_quality(before, now, limits)
     return Check([*accuracies.verdicts, *others], list(_notes(before, now)), accuracies.power)
 

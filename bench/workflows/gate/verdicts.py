@@ -1,11 +1,11 @@
 """Define the verdicts of a check, and the sentences that every output shares.
 
-There is a verdict on every cell, each model's clean accuracy, each attack's validity, and each
-model's throughput and audit. Accuracies are compared on the same examples. A loss fails the check
-if it exceeds its threshold *and* the exact one-sided paired test (`metrics.loss`) is significant
-after Holm's correction over all accuracies of the check. So if a run differs from the baseline in
-its seeds alone, the check fails with probability at most alpha: each example that changed is then
-as likely a loss as a gain.
+There is a verdict on every cell, each model's clean accuracy, each attack's validity, each model's
+throughput and audit, and on unions of threat models where a threshold asks for it. Accuracies are
+compared on the same examples. A loss fails the check if it exceeds its threshold *and* the exact
+one-sided paired test (`metrics.one_sided_mcnemar_test`) is significant after Holm's correction over
+all accuracies of the check. So if a run differs from the baseline in its seeds alone, the check
+fails with probability at most alpha: each example that changed is then as likely a loss as a gain.
 
     finding                                                      outcome        exit code
     ----------------------------------------------------------   ------------   ---------
@@ -19,7 +19,8 @@ as likely a loss as a gain.
     a gain beyond threshold and significant                      improved       0
     any other change                                             passed         0
     a throughput over too little time, on another machine or     not judged     0
-      over other cells; a cell skipped both times
+      over other cells; a cell skipped both times; a union of
+      a model that is attacked in one norm
 
 A check that compared no accuracy ends with 3. Changes of the seed, of an attack's code, of the
 suite's name, of the machine and of a model's weights are noted, and the comparison is made.
@@ -53,7 +54,8 @@ class Verdict(NamedTuple):
     """The outcome of one comparison of a check."""
 
     gate: str
-    """"clean accuracy", "robust accuracy", "validity", "throughput" or "audit"."""
+    """"clean accuracy", "robust accuracy", "union of threat models", "validity", "throughput" or
+    "audit"."""
     model: str
     attack: str
     eps: str

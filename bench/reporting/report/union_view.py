@@ -1,0 +1,110 @@
+"""Tabulate robustness to several threat models together."""
+
+from typing import Any
+
+import pandas as pd
+
+from bench.reporting.formats.numbers import (
+    DASH,
+    format_count,
+    format_norm,
+    format_rate,
+    format_text,
+    is_missing,
+)
+from bench.reporting.report.views import Footnotes, Row, View, to_rows
+
+
+def tabulate_unions(unions: pd.DataFrame) -> View | None:
+    """Tabulate the unions of each model, with counts and what each norm breaks.
+
+    Args:
+        unions: The rows of unions.csv.
+
+    Returns:
+        The view, or None if no model is attacked in two norms.
+    """
+    notes = Footnotes()
+    lines = [
+        [format_text(row["model"]), format_text(row["goal"]), format_text(row["label"]),
+         format_threats(row["threats"]), format_union(row, notes),
+         format_count(row["robust_correct"], row["n"]),
+         f"{row['cells']} of {row['cells_planned']}",
+         format_threats(row["broken_by"]), format_threats(row["broken_only_by"])]
+        for row in to_rows(unions)
+    ]  # fmt: skip
+    columns = ["model", "goal", "union", "threat models", "robust accuracy", "robust", "cells"]
+    columns += ["broken by", "broken by it alone"]
+    return View("", columns, lines, notes.texts) if lines else None
+
+
+def format_union(row: Row, notes: Footnotes) -> str:
+    """Format the robust accuracy of a union, with a footnote on what it does not cover.
+
+    Args:
+        row: A row of unions.csv.
+        notes: Footnotes of the table, to which that of the row is added.
+
+    Returns:
+        The rate with its interval, or a dash.
+    """
+    reason = _describe_gaps(row)
+    if row["status"] != "ok":
+        return f"{DASH} {notes.mark(reason)}"
+    text = format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
+    return f"{text} {notes.mark(reason)}" if reason else text
+
+
+def describe_unions(unions: pd.DataFrame) -> list[str]:
+    """Describe each union in a sentence.
+
+    Args:
+        unions: The rows of unions.csv.
+
+    Returns:
+        Sentences, in the order of the rows.
+    """
+    return [_sentence(row) for row in to_rows(unions)]
+
+
+def _sentence(row: Row) -> str:
+    goal = "" if row["goal"] == "untargeted" else f", {format_text(row['goal'])}"
+    where = f"{format_text(row['label'])} ({format_threats(row['threats'])}{goal})"
+    reason = _describe_gaps(row)
+    if row["status"] != "ok":
+        return f"{format_text(row['model'])}, {where}: {DASH}, {reason}"
+    rate = format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
+    count = format_count(row["robust_correct"], row["n"])
+    text = f"{format_text(row['model'])} is robust to {where} on {rate}, {count}"
+    return f"{text}; {reason}" if reason else text
+
+
+def _describe_gaps(row: Row) -> str:
+    """Say what a union does not cover; empty if it covers all that is planned."""
+    if row["status"] != "ok":
+        return f"{format_text(row['reason'])} ({format_text(row['absent'])})"
+    reasons = []
+    if row["largest_eps"] != row["threats"]:
+        reasons.append(f"attacked up to {format_threats(row['largest_eps'])}")
+    if not is_missing(row["absent"]):
+        reasons.append(f"without {format_text(row['absent'])}: an upper bound of the union")
+    return "; ".join(reasons)
+
+
+def format_threats(text: Any) -> str:
+    """Format pairs of a norm and a value, separated by commas, with the display name of the norm.
+
+    Args:
+        text: As in unions.csv, such as "linf 8/255, l2: 3".
+
+    Returns:
+        The text, such as "L-inf 8/255, L2: 3".
+    """
+    if is_missing(text):
+        return DASH
+    pairs = [part.partition(" ") for part in str(text).split(", ")]
+    names = [(name.removesuffix(":"), name.endswith(":"), value) for name, _, value in pairs]
+    return ", ".join(
+        f"{format_norm(norm)}{':' if colon else ''} {format_text(value)}"
+        for norm, colon, value in names
+    )
