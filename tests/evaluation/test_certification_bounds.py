@@ -15,9 +15,9 @@ from bench.core.errors import SuiteError
 from bench.engine import stream
 from bench.evaluation.certification import bounds as certification_bounds
 from bench.evaluation.certification import network
-from bench.evaluation.certification.layers import Layer, forward
+from bench.evaluation.certification.layers import Node, forward
 
-METHODS: tuple[types.CertificationMethod, ...] = ("ibp", "crown")
+METHODS: tuple[types.BoundMethod, ...] = ("ibp", "crown")
 SHAPE = (2, 9, 8)
 
 
@@ -64,7 +64,7 @@ def nets(generator: torch.Generator) -> list[nn.Module]:
     return [net.eval() for net in made]
 
 
-def read(net: nn.Module, shape: tuple[int, ...] = SHAPE) -> tuple[Layer, ...]:
+def read(net: nn.Module, shape: tuple[int, ...] = SHAPE) -> tuple[Node, ...]:
     sample = torch.full((2, *shape), 0.5)
     return network.read_network_in_double(net, sample)
 
@@ -72,9 +72,9 @@ def read(net: nn.Module, shape: tuple[int, ...] = SHAPE) -> tuple[Layer, ...]:
 @torch.no_grad()
 def margins(
     net: nn.Module,
-    inside: certification_bounds.Bounds,
+    inside: certification_bounds.Region,
     y: Tensor,
-    method: types.CertificationMethod,
+    method: types.BoundMethod,
 ) -> Tensor:
     return certification_bounds.margin_bounds(network.read_network(net, SHAPE), inside, y, method)
 
@@ -105,7 +105,7 @@ def leads(logits: Tensor, y: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", range(4))
 @pytest.mark.parametrize("method", METHODS)
 def test_no_image_of_the_region_lies_below_a_bound(
-    seed: int, kind: int, method: types.CertificationMethod
+    seed: int, kind: int, method: types.BoundMethod
 ) -> None:
     generator, x = draw_images(seed)
     net = nets(generator)[kind]
@@ -146,7 +146,7 @@ def test_a_certified_example_is_not_broken_in_float32(seed: int, kind: int) -> N
 
 @pytest.mark.parametrize("method", METHODS)
 def test_on_a_linear_net_the_bound_is_what_the_best_attack_reaches(
-    method: types.CertificationMethod,
+    method: types.BoundMethod,
 ) -> None:
     generator, x = draw_images(1)
     weight = torch.randn(3, 144, generator=generator, dtype=torch.float64)
@@ -276,7 +276,7 @@ def test_a_relu_that_is_surely_off_hands_no_rounding_on() -> None:
             layers = network.read_network(net, SHAPE)
             bounds = [certification_bounds.input_region(x, 0.1)]
             for k in range(4):
-                bounds.append(certification_bounds.propagate_interval(layers[k], bounds[k]))
+                bounds.append(certification_bounds.propagate_interval(layers[k].layer, bounds[k]))
             off[bias] = certification_bounds.rounding_error(layers, bounds)
     assert torch.allclose(off[-40.0], 7 * 2.0**-24 * net[3].bias.detach().abs(), rtol=1e-5)
     assert (off[40.0] > 100 * off[-40.0]).all()
@@ -346,7 +346,6 @@ REFUSED: Sequence[tuple[nn.Module, str]] = (
     (nn.Sequential(nn.Linear(8, 3)), r"no bounds for Linear \(0\)"),
     (nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False)), "keeps no running statistics"),
     (AlwaysDropping(), "no bounds for dropout"),
-    (Residual(), r"add .*reads what an earlier layer gave: the net is no chain"),
     (Squaring(), "mul reads what a layer gave on both sides"),
     (Branching(), "cannot be followed"),
     (Wayward(), "answer otherwise than the net"),

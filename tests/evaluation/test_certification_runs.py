@@ -14,7 +14,7 @@ from bench.analysis import certified, results
 from bench.core.contracts import types
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation.certification import bounds
-from bench.evaluation.certification.layers import Layer
+from bench.evaluation.certification.layers import Node
 from bench.reporting.plots import figures
 from bench.suite.reader import parse_suite
 
@@ -180,14 +180,14 @@ def test_pages_and_terminal_state_the_certified_bounds_and_a_figure_draws_them(
 def test_a_second_run_certifies_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[types.CertificationMethod] = []
+    seen: list[types.BoundMethod] = []
     whole = bounds.certified_margins
 
     def watched(
-        layers: Sequence[Layer],
-        inside: bounds.Bounds,
+        layers: Sequence[Node],
+        inside: bounds.Region,
         labels: Tensor,
-        method: types.CertificationMethod,
+        method: types.BoundMethod,
     ) -> Tensor:
         seen.append(method)
         return whole(layers, inside, labels, method)
@@ -211,10 +211,10 @@ def test_a_certified_example_that_an_attack_has_broken_is_a_contradiction_and_ex
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def credulous(
-        layers: Sequence[Layer],
-        inside: bounds.Bounds,
+        layers: Sequence[Node],
+        inside: bounds.Region,
         labels: Tensor,
-        method: types.CertificationMethod,
+        method: types.BoundMethod,
     ) -> Tensor:
         return inside.low.new_ones(len(labels))
 

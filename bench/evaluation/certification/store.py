@@ -26,7 +26,7 @@ from bench.core.errors import RecordError
 from bench.core.versions import CERTIFICATION_VERSION
 from bench.evaluation import crafting
 from bench.evaluation.certification import bounds, network
-from bench.evaluation.certification.layers import Layer
+from bench.evaluation.certification.layers import Node
 from bench.evaluation.evaluator import Evaluator
 from bench.models.preflight.checks import LoadedModel
 from bench.storage import schema
@@ -210,7 +210,7 @@ def _to_frame(
     )
 
 
-def _layers(evaluator: Evaluator, model: str) -> tuple[Layer, ...]:
+def _layers(evaluator: Evaluator, model: str) -> tuple[Node, ...]:
     """The model's layers in float64, found to answer as the model does.
 
     Raises: chain.UnreadableError if they do not, or it has layers without bounds.
