@@ -116,7 +116,7 @@ class _Reader(fx.Interpreter):
         value = super().run_node(n)
         if not reads:
             return value  # a constant
-        if n.target in _SIZES and not isinstance(value, Tensor):
+        if n.op != "call_module" and n.target in _SIZES and not isinstance(value, Tensor):
             return value  # no function of the pixels
         name = _describe_node(n, self.module)
         if not isinstance(value, Tensor):
