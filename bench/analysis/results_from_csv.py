@@ -10,7 +10,16 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis import certified, columns, crosscheck, min_norm, pairwise, references, tables
+from bench.analysis import (
+    certified,
+    columns,
+    crosscheck,
+    min_norm,
+    pairwise,
+    references,
+    smoothed,
+    tables,
+)
 from bench.analysis.results import RunResults
 from bench.core import sanitize
 from bench.core.errors import RecordError, first_line
@@ -58,6 +67,11 @@ def read_results_from_csv(folder: Path) -> RunResults:
         certified=certified.CertifiedResults(
             table=_read_table(folder, "certified.csv", certified.COLUMNS),
             contradictions=_read_table(folder, "contradictions.csv", certified.CONTRADICTIONS),
+        ),
+        smoothed=smoothed.SmoothedResults(
+            table=_read_table(folder, "smoothing.csv", smoothed.COLUMNS),
+            curve=_read_table(folder, "smoothing_curve.csv", smoothed.CURVE_COLUMNS),
+            examples=pd.DataFrame(columns=list(smoothed.EXAMPLE_COLUMNS)),
         ),
     )
 

@@ -52,6 +52,8 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         ("seeds.csv", results.seeds),
         ("certified.csv", results.certified.table),
         ("contradictions.csv", results.certified.contradictions),
+        ("smoothing.csv", results.smoothed.table),
+        ("smoothing_curve.csv", results.smoothed.curve),
     ):
         if len(frame):
             frames[name] = frame
@@ -73,6 +75,7 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         results.searches,
         results.certified.table,
     )
+    drawn += figures.draw_smoothing_figures(results.smoothed.curve, folder)
     page, _ = writer.write_report(
         results,
         folder,

@@ -6,7 +6,13 @@ from rich.table import Table
 
 from bench.analysis.results import RunResults
 from bench.reporting.formats.numbers import DASH, format_percent, is_missing
-from bench.reporting.report import audit_view, certified_view, crosscheck_view, pairwise_view
+from bench.reporting.report import (
+    audit_view,
+    certified_view,
+    crosscheck_view,
+    pairwise_view,
+    smoothing_view,
+)
 
 
 def print_summary(results: RunResults, screen: Console) -> None:
@@ -45,6 +51,8 @@ def print_summary(results: RunResults, screen: Console) -> None:
     for model in results.audit.models:
         screen.print(f"audit of {model}: {audit_view.summarize_audit(results.audit, model)}")
     for sentence in certified_view.describe_bounds(results.certified, results.worst):
+        screen.print(sentence, soft_wrap=True)
+    for sentence in smoothing_view.describe_smoothing(results.smoothed.table):
         screen.print(sentence, soft_wrap=True)
     if len(results.violations):
         screen.print(f"violations: {len(results.violations)}, see the report", style="bold red")

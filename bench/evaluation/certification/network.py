@@ -280,7 +280,7 @@ def _to_global_pooling(
     args: Sequence[Any], kwargs: Mapping[str, Any], shape: Shape
 ) -> nn.Module | None:
     """Build the module equivalent to a mean over height and width; None for another mean."""
-    places = dict(zip(("dim", "keepdim"), args, strict=False)) | kwargs
+    places = {**dict(zip(("dim", "keepdim"), args, strict=False)), **kwargs}
     axes = places.get("dim")
     if not isinstance(axes, tuple | list) or len(shape) != 3 or places.keys() - {"dim", "keepdim"}:
         return None
