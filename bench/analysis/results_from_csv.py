@@ -33,7 +33,7 @@ from bench.storage.schema import COLUMNS
 _TEXTS = (
     *columns.select_names("text"),
     "first", "second", "ours", "reference", "examples", "differ_ids", "seeds", "sentence", "note",
-    "figure", "method", "name", "why",
+    "figure", "method", "name", "why", "radius_text",
 )  # fmt: skip
 """Columns of any table that contain text, even if it looks like a number."""
 

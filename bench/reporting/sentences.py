@@ -46,8 +46,8 @@ SENTENCES = {
     "certified": "Certified bounds prove that no image of the ball changes the label: the true "
     "robust accuracy lies between the certified accuracy and the robust accuracy under all "
     "attacks.",
-    "smoothed": "Randomised smoothing certifies the smoothed classifier and not the model: it "
-    "predicts the class that the model most probably predicts of the image with Gaussian noise. No "
+    "smoothed": "Randomised smoothing certifies the smoothed classifier, which predicts the class "
+    "that the model most probably predicts of the image with Gaussian noise, and not the model. No "
     "attack of this page attacked it, so these numbers bound no robust accuracy on this page. An "
     "example is certified beyond a radius if the smoothed classifier predicts its label and an "
     "exact (Clopper-Pearson) bound of the class's probability proves that prediction in a larger "

@@ -78,9 +78,10 @@ def describe_smoothing(table: pd.DataFrame) -> list[str]:
     sentences = []
     for rows in group_rows(done, "model", "sigma").values():
         first = rows[0]
+        some = [row for row in rows if row["certified_correct"] > 0]
         certified = ", ".join(
             f"{format_percent(row['certified_accuracy'])} beyond {format_text(row['radius_text'])}"
-            for row in rows
+            for row in rows[: len(some) + 1]  # and the first radius at which nothing is
         )
         sentences.append(
             f"{format_text(first['model'])}, smoothed with sigma {format_number(first['sigma'])}: "
