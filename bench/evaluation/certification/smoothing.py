@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from bench.core import rng
@@ -94,8 +93,8 @@ def _count_predictions(
         at = torch.arange(start, min(start + rows, pairs))
         example, draw = at // len(draws), at % len(draws) + draws.start
         images = x[example.to(x.device)]
-        noise = rng.Noise(seed, "smoothing", ids.cpu()[example], draw).normal(images)
-        found = predict(images + settings.sigma * noise).cpu().numpy()
+        noise = rng.Noise(seed, "smoothing", ids.cpu()[example], draw)
+        found = predict(images + settings.sigma * noise.normal(images)).cpu().numpy()
         classes = int(found.max()) + 1
         if classes > counts.shape[1]:
             counts = np.pad(counts, ((0, 0), (0, classes - counts.shape[1])))
@@ -117,6 +116,8 @@ def lower_confidence_bound(count: np.ndarray, n: int, alpha: float) -> np.ndarra
     Returns:
         One-sided lower bounds of level 1 - alpha.
     """
+    from scipy import stats  # 0.5 s to import, and most runs smooth nothing
+
     bound = stats.beta.ppf(alpha, np.maximum(count, 1), n - np.maximum(count, 1) + 1)
     return np.where(count > 0, bound, 0.0)
 
@@ -133,4 +134,6 @@ def certified_radius(probability_low: np.ndarray, sigma: float) -> np.ndarray:
     Returns:
         Radii, in units of pixel values; 0 where p is not above 1/2.
     """
+    from scipy import stats
+
     return np.where(probability_low > 0.5, sigma * stats.norm.ppf(probability_low), 0.0)
