@@ -84,7 +84,7 @@ def read_smoothed(folder: Path, provenance: Mapping[str, Any]) -> SmoothedResult
             rows += [{**row, "status": status, "reason": task.reason or left} for row in radii]
             continue
         frame = pd.concat([frame for _, frame in own], ignore_index=True)
-        seconds = sum(head["seconds"][0] for head, _ in own)
+        seconds = sum(sum(head["seconds"]) for head, _ in own)
         rows += [{**row, **_count(frame, row["radius"]), "seconds": seconds} for row in radii]
         curves.append(pd.DataFrame(_curve(frame)).assign(**about))
         examples.append(frame.assign(**about))

@@ -411,4 +411,6 @@ def _frame(about: Mapping[str, Any], table: "pa.Table") -> pd.DataFrame:
     if (about["last"] - about["first"]) * len(seconds) != held.num_rows:
         raise ValueError(f"{held.num_rows} outcomes, and other examples or eps are promised")
     frame: pd.DataFrame = held.to_pandas()
+    if is_smoothed(about) and not np.isfinite(frame[["probability_low", "radius"]]).all(axis=None):
+        raise ValueError("a radius that is not finite")
     return frame
