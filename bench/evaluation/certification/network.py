@@ -161,10 +161,10 @@ class _Reader(fx.Interpreter):
                 shape = tuple(before.shape[1:])
                 module = _to_module(node.target, args[1:], kwargs, shape, after)
                 layers = _to_layers(module, before, name)
-        value_before = self.values[reads[0]]
+        last = self.values[reads[0]]
         for layer in layers:
-            value_before = self._append(layer, (value_before,))
-        self.values[node] = value_before
+            last = self._append(layer, (last,))
+        self.values[node] = last
 
     def _append(self, layer: Layer, inputs: tuple[int, ...]) -> int:
         """Append a node; returns the number of its value."""

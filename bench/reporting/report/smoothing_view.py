@@ -1,7 +1,5 @@
 """Tabulate what randomised smoothing certified of smoothed classifiers."""
 
-from typing import NamedTuple
-
 import pandas as pd
 
 from bench.reporting.formats.numbers import (
@@ -16,28 +14,20 @@ from bench.reporting.formats.numbers import (
 from bench.reporting.report.views import Footnotes, Row, View, group_rows, to_rows
 
 
-class SmoothingView(NamedTuple):
-    """Everything that a report prints about smoothed classifiers."""
-
-    tables: list[View]
-
-
-def build_smoothing_view(table: pd.DataFrame) -> SmoothingView | None:
-    """Build the section of the report on randomised smoothing.
+def tabulate_smoothing(table: pd.DataFrame) -> list[View]:
+    """Tabulate the certified accuracy of smoothed classifiers by radius.
 
     Args:
         table: The rows of smoothing.csv.
 
     Returns:
-        The section, with one table for each list of radii; None if the suite smooths nothing.
+        One view for each list of radii; none if the suite smooths nothing.
     """
-    if table.empty:
-        return None
     by_radii: dict[tuple[str, ...], list[list[Row]]] = {}
     for rows in group_rows(to_rows(table), "model", "sigma").values():
         radii = tuple(format_text(row["radius_text"]) for row in rows)
         by_radii.setdefault(radii, []).append(rows)
-    return SmoothingView([_tabulate(radii, groups) for radii, groups in by_radii.items()])
+    return [_tabulate(radii, groups) for radii, groups in by_radii.items()]
 
 
 def _tabulate(radii: tuple[str, ...], groups: list[list[Row]]) -> View:

@@ -87,7 +87,7 @@ def write_report(
         "audit": audit_view.build_audit_views(results.audit, eps_texts),
         "notes": list(dict.fromkeys(map(format_text, notes))),
         "certified": certified_view.build_certified_view(results.certified, worst, eps_texts),
-        "smoothed": smoothing_view.build_smoothing_view(results.smoothed.table),
+        "smoothed": smoothing_view.tabulate_smoothing(results.smoothed.table),
         "worst": accuracy_view.tabulate_worst_case(worst, table, eps_texts),
         "worst_rows": accuracy_view.tabulate_worst_case_counts(worst, table, eps_texts),
         "headline": accuracy_view.tabulate_attacks(table, eps_texts),
