@@ -56,6 +56,7 @@ class SuiteTable:
     published: list[Any] = dataclasses.field(default_factory=list)
     gate: Any = None
     certify: Any = False
+    """Read by `certificates`, as tables are."""
 
 
 def read_suite(name: str) -> Suite:

@@ -328,8 +328,8 @@ def test_bounds_in_the_other_norm_leave_those_of_a_suite_as_they_are(tmp_path: P
         {each["identity"] for each in run.provenance["certify"]} for run in (first, again)
     )
     assert before < after
-    kept = again.certified.table.query("norm == 'linf'").reset_index(drop=True)
-    pd.testing.assert_frame_equal(kept, first.certified.table)
+    box = again.certified.table.query("norm == 'linf'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(box, first.certified.table)
 
 
 def test_an_l2_certificate_is_contradicted_by_the_l2_distance_alone(
