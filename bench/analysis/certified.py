@@ -15,7 +15,6 @@ import pandas as pd
 from bench.core.errors import RecordError
 from bench.evaluation import crafting, metrics
 from bench.evaluation.certification import store
-from bench.storage import manifest
 from bench.suite import plan
 
 METHODS = {"ibp": "IBP", "crown": "CROWN"}
@@ -26,7 +25,7 @@ COLUMNS = (
     "certified_high", "attacked_robust_correct", "undecided", "seconds", "eps_text",
 )  # fmt: skip
 COUNTS = ("n", "clean_correct", "certified_correct", "attacked_robust_correct", "undecided")
-CONTRADICTIONS = ("model", "method", "eps", "example", "attack", "attack_eps")
+CONTRADICTIONS = ("model", "method", "eps", "example", "attack", "attack_eps", "norm")
 
 
 class CertifiedResults(NamedTuple):
@@ -58,13 +57,17 @@ def read_certified(
     Raises:
         RecordError: A file is damaged, or has certificates for other eps than the manifest.
     """
-    tasks = manifest.select_known_fields(plan.CertificationTask, provenance.get("certify", []))
-    wanted = [_task(each) for each in tasks]
+    tasks = [plan.CertificationTask.from_manifest(each) for each in provenance.get("certify", [])]
+    wanted = [task for task in tasks if task.smoothing is None]
     stored = store.read_certificates(folder) if wanted else []
     suite, data = provenance["suite"]["name"], provenance["data"]
     rows, finished = [], []
     for task in wanted:
-        mine = [(about, frame) for about, frame in stored if about["identity"] == task.identity]
+        mine = [
+            (about, frame)
+            for about, frame in stored
+            if about["identity"] == task.identity and not store.is_smoothed(about)
+        ]
         if any(len(about["seconds"]) != len(task.eps) for about, _ in mine):
             raise RecordError(
                 f"{folder}: certificates of {task.model} of other eps than were asked for; "
@@ -74,7 +77,7 @@ def read_certified(
         seconds = np.sum([about["seconds"] for about, _ in mine], axis=0) if mine else None
         for place, eps in enumerate(task.eps):
             about = {
-                "suite": suite, "model": task.model, "dataset": data["name"], "norm": "linf",
+                "suite": suite, "model": task.model, "dataset": data["name"], "norm": task.norm,
                 "eps": eps, "method": task.method, "eps_text": task.eps_texts[place],
             }  # fmt: skip
             if task.reason:
@@ -86,23 +89,17 @@ def read_certified(
                 rows.append({**about, "status": "missing", "reason": reason})
                 continue
             outcomes = own[own["eps"] == eps]
-            finished.append(outcomes.assign(model=task.model))
-            left = _count_left(worst, task.model, eps)
+            finished.append(outcomes.assign(model=task.model, norm=task.norm))
+            left = _count_left(worst, task.model, task.norm, eps)
             rows.append({**about, **_count(outcomes, left), "seconds": seconds[place]})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table[list(COUNTS)] = table[list(COUNTS)].astype("Int64")
     return CertifiedResults(table, find_contradictions(finished, records))
 
 
-def _task(raw: Mapping[str, Any]) -> plan.CertificationTask:
-    return plan.CertificationTask(
-        **{**raw, "eps": tuple(raw["eps"]), "eps_texts": tuple(raw["eps_texts"])}
-    )
-
-
-def _count_left(worst: pd.DataFrame, model: str, eps: float) -> int | None:
-    """Count the examples that every untargeted L-inf attack left correct; None if none ran."""
-    at = worst[(worst["model"] == model) & (worst["norm"] == "linf") & (worst["eps"] == eps)]
+def _count_left(worst: pd.DataFrame, model: str, norm: str, eps: float) -> int | None:
+    """Count the examples that every untargeted attack in the norm left correct; None if none."""
+    at = worst[(worst["model"] == model) & (worst["norm"] == norm) & (worst["eps"] == eps)]
     at = at[at["goal"] == "untargeted"]
     return int(at["robust_correct"].iloc[0]) if len(at) else None
 
@@ -130,10 +127,12 @@ def _count(outcomes: pd.DataFrame, left: int | None) -> dict[str, Any]:
 def find_contradictions(outcomes: Iterable[pd.DataFrame], records: pd.DataFrame) -> pd.DataFrame:
     """Find certified examples with a misclassified image within the certified distance.
 
-    Attacks of every norm and goal are considered, since the distance is measured in L-inf.
+    Attacks of every norm and goal are considered, since the distance is measured in the norm of
+    the certificate.
 
     Args:
-        outcomes: Certificates of a model and eps: columns model, method, eps, example, certified.
+        outcomes: Certificates of a model, norm and eps: columns model, method, norm, eps, example,
+            certified.
         records: Per-example records of the attacks.
 
     Returns:
@@ -141,13 +140,14 @@ def find_contradictions(outcomes: Iterable[pd.DataFrame], records: pd.DataFrame)
     """
     wrong = (records["adv_pred"] != records["label"]) & records["clean_correct"].astype(bool)
     sound = records["violation"].astype(str) == ""
-    broken = records.loc[wrong & sound, ["model", "attack", "eps", "example", "linf"]]
+    broken = records.loc[wrong & sound, ["model", "attack", "eps", "example", "linf", "l2"]]
     broken = broken.rename(columns={"eps": "attack_eps"}).astype({"model": str, "attack": str})
     contradictions = [pd.DataFrame(columns=list(CONTRADICTIONS))]
     for frame in outcomes:
-        certified = frame.loc[frame["certified"], ["model", "method", "eps", "example"]]
+        certified = frame.loc[frame["certified"], ["model", "method", "norm", "eps", "example"]]
         both = certified.merge(broken, on=["model", "example"])
-        within = both["linf"].astype(float) <= both["eps"].map(crafting.allowed_distance)
+        distance = both["linf"].where(both["norm"] == "linf", both["l2"]).astype(float)
+        within = distance <= both["eps"].map(crafting.allowed_distance)
         if within.any():
             contradictions.append(both.loc[within, list(CONTRADICTIONS)])
     return pd.concat(contradictions[1:] or contradictions, ignore_index=True)

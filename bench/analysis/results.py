@@ -22,6 +22,7 @@ from bench.analysis import (
 from bench.analysis.certified import CertifiedResults
 from bench.analysis.explanations import Explanation
 from bench.analysis.min_norm import Search
+from bench.analysis.smoothed import SmoothedResults, read_smoothed
 from bench.core.errors import RecordError
 from bench.evaluation import metrics
 from bench.evaluation.audit import findings
@@ -200,6 +201,11 @@ class RunResults:
     def certified(self) -> CertifiedResults:
         """Certified robust accuracy, and contradictions to attacks."""
         return certified.read_certified(self.folder, self.provenance, self.worst, self.stored.frame)
+
+    @cached_property
+    def smoothed(self) -> SmoothedResults:
+        """What randomised smoothing certified of the models' smoothed classifiers."""
+        return read_smoothed(self.folder, self.provenance)
 
     @cached_property
     def notes(self) -> list[str]:

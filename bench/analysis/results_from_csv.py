@@ -18,6 +18,7 @@ from bench.analysis import (
     min_norm,
     pairwise,
     references,
+    smoothed,
     tables,
     unions,
 )
@@ -35,7 +36,7 @@ _TEXTS = (
     *columns.select_names("text"),
     "first", "second", "ours", "reference", "examples", "differ_ids", "seeds", "sentence", "note",
     "figure", "method", "name", "why", "label", "threats", "largest_eps", "absent", "broken_by",
-    "broken_only_by", "class_name", "wrong_class_name",
+    "broken_only_by", "class_name", "wrong_class_name", "radius_text",
 )  # fmt: skip
 """Columns of any table that contain text, even if it looks like a number."""
 
@@ -71,6 +72,11 @@ def read_results_from_csv(folder: Path) -> RunResults:
         certified=certified.CertifiedResults(
             table=_read_table(folder, "certified.csv", certified.COLUMNS),
             contradictions=_read_table(folder, "contradictions.csv", certified.CONTRADICTIONS),
+        ),
+        smoothed=smoothed.SmoothedResults(
+            table=_read_table(folder, "smoothing.csv", smoothed.COLUMNS),
+            curve=_read_table(folder, "smoothing_curve.csv", smoothed.CURVE_COLUMNS),
+            examples=pd.DataFrame(columns=list(smoothed.EXAMPLE_COLUMNS)),
         ),
     )
 

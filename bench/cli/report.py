@@ -55,6 +55,8 @@ def write_report(folder: Path, strict: bool) -> int:
     for sentence in certified_view.describe_contradictions(found.certified.contradictions):
         tell("contradiction", sentence)
     bounds = found.certified
-    undone = len(found.unfinished()) + int((bounds.table["status"] == "missing").sum())
+    undone = len(found.unfinished()) + sum(
+        int((table["status"] == "missing").sum()) for table in (bounds.table, found.smoothed.table)
+    )
     failed = undone or len(bounds.contradictions) or len(without) == len(found.table)
     return 1 if failed or (strict and found.audit.symptoms) else 0

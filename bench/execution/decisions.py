@@ -113,7 +113,7 @@ def describe_certificates(
     """
     for task in tasks:
         about = {"model": task.model, "method": task.method}
-        name = f"{task.model} · certified by {task.method}"
+        name = f"{task.model} · certified by {task.name}"
         if task.reason:
             yield _explain(f"{name}: skipped: {task.reason}", **about, reason=task.reason)
             continue

@@ -20,7 +20,7 @@ from bench.evaluation.evaluator import chunk_bounds
 from bench.execution import manifest_builder, sharding
 from bench.storage import fingerprint, manifest, reader, records, schema
 from bench.storage.images import ADVERSARIAL_SUFFIX, CLEAN, IMAGES_SUFFIX
-from bench.suite.plan import Cell
+from bench.suite.plan import Cell, CertificationTask
 
 _PieceKey = tuple[str, int, int]
 """Cell, first and last example of a piece."""
@@ -153,10 +153,10 @@ def _summarize_plan(source: _Source) -> dict[str, object]:
             for cell in source.plan
         },
         **{
-            f"the identity of the {task['method']} certificates of {task['model']}":
-            task["identity"] for task in source.manifest.get("certify", [])
+            f"the identity of the {task.name} certificates of {task.model}": task.identity
+            for task in map(CertificationTask.from_manifest, source.manifest.get("certify", []))
         },
-    }  # fmt: skip
+    }
 
 
 def _check_models(one: _Source, other: _Source) -> None:

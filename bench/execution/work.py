@@ -97,7 +97,7 @@ class CertificationUnit(NamedTuple):
     @property
     def name(self) -> str:
         """Model and method, for people."""
-        return f"{self.task.model} · certified by {self.task.method}"
+        return f"{self.task.model} · certified by {self.task.name}"
 
     @property
     def about(self) -> dict[str, Any]:

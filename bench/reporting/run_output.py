@@ -54,6 +54,8 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         ("seeds.csv", results.seeds),
         ("certified.csv", results.certified.table),
         ("contradictions.csv", results.certified.contradictions),
+        ("smoothing.csv", results.smoothed.table),
+        ("smoothing_curve.csv", results.smoothed.curve),
     ):
         if len(frame):
             frames[name] = frame
@@ -76,6 +78,7 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         results.certified.table,
         results.classes,
     )
+    drawn += figures.draw_smoothing_figures(results.smoothed.curve, folder)
     page, _ = writer.write_report(
         results,
         folder,

@@ -12,8 +12,8 @@ COUNTING_RULES = (
     "Targeted: the number that ends as the target, of those correct before whose label is not the "
     "target. Where no example could be attacked there is no rate, and a dash.",
     "Worst case: an example is robust only if it is classified correctly after every attack.",
-    "Certified: a bound proves that no image in the intersection of the L-inf ball and the box "
-    "changes the label. An example that is neither certified nor broken by an attack is undecided.",
+    "Certified: a bound proves that no image in the intersection of the ball and the box changes "
+    "the label. An example that is neither certified nor broken by an attack is undecided.",
     "Intervals are 95 % Wilson intervals of the count behind the rate.",
     "An attack breaks an example on which it succeeds; with a target, by reaching the target. Two "
     "attacks are compared by the examples that each breaks, two models by the examples on which "
@@ -53,6 +53,13 @@ SENTENCES = {
     "certified": "Certified bounds prove that no image of the ball changes the label: the true "
     "robust accuracy lies between the certified accuracy and the robust accuracy under all "
     "attacks.",
+    "smoothed": "Randomised smoothing certifies the smoothed classifier, which predicts the class "
+    "that the model most probably predicts of the image with Gaussian noise, and not the model. No "
+    "attack of this page attacked it, so these numbers bound no robust accuracy on this page. An "
+    "example is certified beyond a radius if the smoothed classifier predicts its label and an "
+    "exact (Clopper-Pearson) bound of the class's probability proves that prediction in a larger "
+    "L2 ball. Where it abstains, nothing is certified. Each radius is wrong with probability alpha "
+    "at most; the intervals are those of the share of examples.",
     "contradiction": "Contradiction: an attack broke certified examples, so the bound or the "
     "verification is wrong.",
     "seeds": "The same attack with several seeds. Under every seed: an example is robust only if "

@@ -12,6 +12,7 @@ from bench.reporting.report import (
     class_view,
     crosscheck_view,
     pairwise_view,
+    smoothing_view,
     union_view,
 )
 
@@ -56,6 +57,8 @@ def print_summary(results: RunResults, screen: Console) -> None:
     for model in results.audit.models:
         screen.print(f"audit of {model}: {audit_view.summarize_audit(results.audit, model)}")
     for sentence in certified_view.describe_bounds(results.certified, results.worst):
+        screen.print(sentence, soft_wrap=True)
+    for sentence in smoothing_view.describe_smoothing(results.smoothed.table):
         screen.print(sentence, soft_wrap=True)
     if len(results.violations):
         screen.print(f"violations: {len(results.violations)}, see the report", style="bold red")

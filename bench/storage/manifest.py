@@ -188,6 +188,9 @@ def _find_contradiction(raw: dict[str, Any], cells: list[Cell]) -> str:
         for place, entry in enumerate(raw.get(key, [])):
             if len(entry["eps"]) != len(entry[other]):
                 return f"{key}.{place}: expected as many {other} as eps"
+    for place, entry in enumerate(raw.get("certify", [])):
+        if (entry["method"] == "smoothing") != (entry.get("smoothing") is not None):
+            return f"certify.{place}: expected settings of smoothing where it is the method"
     for place, entry in enumerate(raw.get("published", [])):
         if any((entry["model"], entry["attack"], eps) not in planned for eps in entry["eps"]):
             return f"published.{place}: expected figures of cells of the plan"

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec, ExternalAttack
 from bench.core.contracts.model import Model
-from bench.core.contracts.types import CertificationMethod, Sweep
+from bench.core.contracts.types import BallNorm, CertificationMethod, Sweep
 from bench.suite import caveats, identity
 from bench.suite.cost import count_passes
 from bench.suite.identity import ModelFacts
-from bench.suite.schema import AttackEntry, Suite
+from bench.suite.schema import AttackEntry, SmoothingSettings, Suite
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,12 +106,40 @@ class CertificationTask:
     model: str
     method: CertificationMethod
     eps: tuple[float, ...]
-    """Ascending."""
+    """Ascending; for smoothing, the radii that are tabulated."""
     eps_texts: tuple[str, ...]
     identity: str
     """Hash of everything that can change an outcome."""
     reason: str = ""
     """Why it is skipped; empty if it is not."""
+    norm: BallNorm = "linf"
+    """Of the certified balls."""
+    smoothing: SmoothingSettings | None = None
+    """None for bound propagation."""
+
+    @classmethod
+    def from_manifest(cls, raw: Mapping[str, Any]) -> "CertificationTask":
+        """Build a task from its entry in a manifest.
+
+        Args:
+            raw: The entry, checked; fields that a newer version added are ignored.
+
+        Returns:
+            The task.
+        """
+        names = {field.name for field in dataclasses.fields(cls)}
+        known = {key: value for key, value in raw.items() if key in names}
+        if (smoothing := known.get("smoothing")) is not None:
+            settings = [field.name for field in dataclasses.fields(SmoothingSettings)]
+            known["smoothing"] = SmoothingSettings(**{key: smoothing[key] for key in settings})
+        return cls(**{**known, "eps": tuple(raw["eps"]), "eps_texts": tuple(raw["eps_texts"])})
+
+    @property
+    def name(self) -> str:
+        """The method with what distinguishes it from others of the suite, for people."""
+        if self.smoothing is not None:
+            return f"{self.method}, sigma {self.smoothing.sigma:g}"
+        return self.method if self.norm == "linf" else f"{self.method}, {self.norm}"
 
 
 def collect_declared_facts(suite: Suite) -> dict[str, ModelFacts]:

@@ -10,18 +10,26 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator
 
 from bench.core.contracts.attack import Attack
 from bench.core.contracts.dataset import Dataset
 from bench.core.contracts.model import Model
-from bench.core.contracts.types import CertificationMethod, Precision, Stop, Sweep
+from bench.core.contracts.types import Precision, Stop, Sweep
 from bench.core.errors import SuiteError, nearest
 from bench.core.validation import Validator, parse_toml, read_text
 from bench.models.preflight.findings import FINDINGS
-from bench.suite import attack_tables, catalog, composer, references, thresholds, unions
+from bench.suite import (
+    attack_tables,
+    catalog,
+    certificates,
+    composer,
+    references,
+    thresholds,
+    unions,
+)
 from bench.suite.attack_tables import ExpandedTable, SuiteDefaults
 from bench.suite.checks import check_label, find_extension
 from bench.suite.model_figures import collect_figures
@@ -56,8 +64,8 @@ class SuiteTable:
     published: list[Any] = dataclasses.field(default_factory=list)
     unions: list[Any] = dataclasses.field(default_factory=list)
     gate: Any = None
-    certify: bool | list[CertificationMethod] = False
-    """Methods that bound every model; true for all of them."""
+    certify: Any = False
+    """Read by `certificates`, as tables are."""
 
 
 def read_suite(name: str) -> Suite:
@@ -171,6 +179,7 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
     for key, entries in (("models", models), ("attacks", attacks)):
         if not entries and not check.problems:
             check.say(key, f"expected at least one [[{key}]] entry, got none")
+    certified = certificates.read_certificates(check, raw.get("certify", False))
     if top is None or data is None:
         return None
     return Suite(
@@ -185,7 +194,7 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
         crosschecks=crosschecks,
         published=figures,
         unions=together,
-        certify=_methods(top.certify),
+        certify=certified,
         base=base,
         text=text,
     )
@@ -263,12 +272,6 @@ def _read_crosscheck(
     elif ours.eps and reference.eps and not _values(ours.eps) & _values(reference.eps):
         check.say(key, "expected an eps that both sides have, got none")
     return entry
-
-
-def _methods(certify: bool | list[CertificationMethod]) -> tuple[CertificationMethod, ...]:
-    if isinstance(certify, bool):
-        return get_args(CertificationMethod) if certify else ()
-    return tuple(dict.fromkeys(certify))
 
 
 def _labels(raw: Any) -> list[str]:

@@ -9,6 +9,7 @@ from bench.core.contracts.attack import Attack
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import (
     Access,
+    BallNorm,
     CertificationMethod,
     Goal,
     Norm,
@@ -128,6 +129,33 @@ class Crosscheck:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SmoothingSettings:
+    """Settings of randomised smoothing that outcomes depend on."""
+
+    sigma: float
+    """Standard deviation of the Gaussian noise, in units of pixel values."""
+    n0: int
+    """Draws that select the class."""
+    n: int
+    """Draws that estimate its probability."""
+    alpha: float
+    """Largest probability that one example's radius is wrong."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CertificateEntry:
+    """An entry of `certify`."""
+
+    method: CertificationMethod
+    norm: BallNorm = "linf"
+    """Of the certified balls."""
+    smoothing: SmoothingSettings | None = None
+    """None for bound propagation."""
+    radii: tuple[Eps, ...] = ()
+    """Ascending, at which smoothed results are tabulated; bounds use the eps of the attacks."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite:
     """A checked suite; `base` is the folder that its file names start from."""
 
@@ -141,8 +169,8 @@ class Suite:
     attacks: tuple[AttackEntry, ...]
     crosschecks: tuple[Crosscheck, ...]
     published: tuple[ReferenceFigure, ...]
-    certify: tuple[CertificationMethod, ...]
-    """Methods that bound every model at each eps of the L-inf attacks."""
+    certify: tuple[CertificateEntry, ...]
+    """How every model is certified."""
     unions: tuple[ThreatUnion, ...] = ()
     """Threat models whose union is reported, beside that of all."""
     base: Path

@@ -15,9 +15,10 @@ from bench.core.errors import SuiteError
 from bench.engine import stream
 from bench.evaluation.certification import bounds as certification_bounds
 from bench.evaluation.certification import network
-from bench.evaluation.certification.layers import Layer, forward
+from bench.evaluation.certification.layers import Node, forward
 
-METHODS: tuple[types.CertificationMethod, ...] = ("ibp", "crown")
+METHODS: tuple[types.BoundMethod, ...] = ("ibp", "crown")
+NORMS: tuple[types.BallNorm, ...] = ("linf", "l2")
 SHAPE = (2, 9, 8)
 
 
@@ -37,8 +38,46 @@ class FunctionalNet(nn.Module):
         return self.body(x.view(x.size(0), -1))
 
 
+class Block(nn.Module):
+    """A residual block with batch norm, in place where torchvision's is."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(outputs) for _ in range(2))
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.relu(self.norms[0](self.first(x)))
+        out = self.norms[1](self.second(out))
+        out += self.shortcut(x)
+        return self.relu(out)
+
+
+class Dense(nn.Module):
+    """Concatenations, a difference, a constant added and the same branch twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(5, 3, 3, padding=1)
+        self.third, self.last = nn.Conv2d(8, 4, 1), nn.Linear(4 + 144, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = torch.cat([x, self.first(x).relu()], 1)
+        b = torch.cat((self.second(a).relu() - self.first(x), a), dim=-3)
+        pooled = self.third(b + 0.25).relu().mean((2, 3))
+        pooled = pooled + pooled
+        return self.last(torch.cat([pooled, x.flatten(1)], dim=1))
+
+
 def nets(generator: torch.Generator) -> list[nn.Module]:
-    """Small nets of every layer that has bounds, with random weights."""
+    """Small nets of every layer that has bounds, with random weights: chains, then graphs."""
     made: list[nn.Module] = [
         nn.Sequential(nn.Flatten(), nn.Linear(144, 12), nn.ReLU(), nn.Linear(12, 4)),
         nn.Sequential(
@@ -52,6 +91,11 @@ def nets(generator: torch.Generator) -> list[nn.Module]:
             nn.Identity(), nn.ReLU(), nn.Linear(9, 4),
         ),
         FunctionalNet(nn.Sequential(nn.Linear(64, 10), nn.ReLU(), nn.Linear(10, 4))),
+        nn.Sequential(
+            nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), Block(3, 3, 1), Block(3, 4, 2),
+            nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(), nn.Linear(4, 4),
+        ),
+        Dense(),
     ]  # fmt: skip
     with torch.no_grad():
         for net in made:
@@ -64,7 +108,7 @@ def nets(generator: torch.Generator) -> list[nn.Module]:
     return [net.eval() for net in made]
 
 
-def read(net: nn.Module, shape: tuple[int, ...] = SHAPE) -> tuple[Layer, ...]:
+def read(net: nn.Module, shape: tuple[int, ...] = SHAPE) -> tuple[Node, ...]:
     sample = torch.full((2, *shape), 0.5)
     return network.read_network_in_double(net, sample)
 
@@ -72,9 +116,9 @@ def read(net: nn.Module, shape: tuple[int, ...] = SHAPE) -> tuple[Layer, ...]:
 @torch.no_grad()
 def margins(
     net: nn.Module,
-    inside: certification_bounds.Bounds,
+    inside: certification_bounds.Region,
     y: Tensor,
-    method: types.CertificationMethod,
+    method: types.BoundMethod,
 ) -> Tensor:
     return certification_bounds.margin_bounds(network.read_network(net, SHAPE), inside, y, method)
 
@@ -84,14 +128,28 @@ def draw_images(seed: int, n: int = 6) -> tuple[torch.Generator, Tensor]:
     return generator, torch.rand(n, *SHAPE, generator=generator, dtype=torch.float64)
 
 
-def ascended(net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, eps: float) -> Tensor:
-    """Images in the region at which sign steps have brought the label's lead down."""
-    low, high = (x - eps).clamp_min(0), (x + eps).clamp_max(1)
+def projected(point: Tensor, x: Tensor, eps: float, norm: types.BallNorm) -> Tensor:
+    """The point moved into the ball around x; one inside the box stays there."""
+    if norm == "linf":
+        return torch.minimum(torch.maximum(point, (x - eps).clamp_min(0)), (x + eps).clamp_max(1))
+    moved = point.clamp(0, 1) - x
+    length = moved.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    return x + moved * (eps / length.clamp_min(1e-12)).clamp_max(1)
+
+
+def ascended(
+    net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, eps: float,
+    norm: types.BallNorm = "linf",
+) -> Tensor:  # fmt: skip
+    """Images in the region at which gradient steps have brought the label's lead down."""
     there = x.clone()
     for _ in range(20):
         there = there.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(functional.cross_entropy(net(there), y), there)
-        there = torch.minimum(torch.maximum(there + eps / 6 * gradient.sign(), low), high)
+        step = gradient.sign()
+        if norm == "l2":
+            step = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+        there = projected(there + eps / 6 * step, x, eps, norm)
     return there.detach()
 
 
@@ -102,28 +160,29 @@ def leads(logits: Tensor, y: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("kind", range(4))
+@pytest.mark.parametrize("kind", range(6))
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("norm", NORMS)
 def test_no_image_of_the_region_lies_below_a_bound(
-    seed: int, kind: int, method: types.CertificationMethod
+    seed: int, kind: int, method: types.BoundMethod, norm: types.BallNorm
 ) -> None:
     generator, x = draw_images(seed)
     net = nets(generator)[kind]
     layers = read(net)
     y = net(x.float()).argmax(1)
     for eps in (0.003, 0.03, 0.2):
-        inside = certification_bounds.input_region(x, eps)
+        inside = certification_bounds.input_region(x, eps, norm)
         bounds = certification_bounds.margin_bounds(layers, inside, y, method)
         corners = torch.rand(15, *x.shape, generator=generator, dtype=x.dtype).round()
         for share in (*torch.rand(10, *x.shape, generator=generator, dtype=x.dtype), *corners):
-            point = inside.low + share * (inside.high - inside.low)
+            point = projected(inside.low + share * (inside.high - inside.low), x, eps, norm)
             assert (leads(forward(layers, point), y) >= bounds - 1e-9).all()
-        worst = ascended(lambda z: forward(layers, z), x, y, eps)
+        worst = ascended(lambda z: forward(layers, z), x, y, eps, norm)
         assert (leads(forward(layers, worst), y) >= bounds - 1e-9).all()
 
 
 @pytest.mark.parametrize("seed", range(2))
-@pytest.mark.parametrize("kind", range(4))
+@pytest.mark.parametrize("kind", range(6))
 def test_a_certified_example_is_not_broken_in_float32(seed: int, kind: int) -> None:
     generator, x = draw_images(seed + 100, n=10)
     net = nets(generator)[kind]
@@ -146,7 +205,7 @@ def test_a_certified_example_is_not_broken_in_float32(seed: int, kind: int) -> N
 
 @pytest.mark.parametrize("method", METHODS)
 def test_on_a_linear_net_the_bound_is_what_the_best_attack_reaches(
-    method: types.CertificationMethod,
+    method: types.BoundMethod,
 ) -> None:
     generator, x = draw_images(1)
     weight = torch.randn(3, 144, generator=generator, dtype=torch.float64)
@@ -187,8 +246,11 @@ def test_where_no_relu_can_change_its_mind_crown_is_exact() -> None:
         assert torch.allclose(found[:, k - 1], expected, atol=1e-9, rtol=0)
 
 
-@pytest.mark.parametrize("kind", range(4))
-def test_crown_is_nowhere_looser_than_intervals_and_bounds_fall_as_eps_grows(kind: int) -> None:
+@pytest.mark.parametrize("kind", range(6))
+@pytest.mark.parametrize("norm", NORMS)
+def test_crown_is_nowhere_looser_than_intervals_and_bounds_fall_as_eps_grows(
+    kind: int, norm: types.BallNorm
+) -> None:
     generator, x = draw_images(3)
     layers, y = read(nets(generator)[kind]), torch.tensor([0, 1, 2, 3, 0, 1])
     before = leads(forward(layers, x), y)
@@ -196,7 +258,7 @@ def test_crown_is_nowhere_looser_than_intervals_and_bounds_fall_as_eps_grows(kin
     for eps in (0.0, 0.001, 0.01, 0.05, 0.2):
         ibp, crown = (
             certification_bounds.margin_bounds(
-                layers, certification_bounds.input_region(x, eps), y, m
+                layers, certification_bounds.input_region(x, eps, norm), y, m
             )
             for m in METHODS
         )
@@ -276,7 +338,7 @@ def test_a_relu_that_is_surely_off_hands_no_rounding_on() -> None:
             layers = network.read_network(net, SHAPE)
             bounds = [certification_bounds.input_region(x, 0.1)]
             for k in range(4):
-                bounds.append(certification_bounds.propagate_interval(layers[k], bounds[k]))
+                bounds.append(certification_bounds.propagate_interval(layers[k].layer, bounds[k]))
             off[bias] = certification_bounds.rounding_error(layers, bounds)
     assert torch.allclose(off[-40.0], 7 * 2.0**-24 * net[3].bias.detach().abs(), rtol=1e-5)
     assert (off[40.0] > 100 * off[-40.0]).all()
@@ -300,6 +362,141 @@ def test_the_lines_of_max_pooling_hold_for_every_window(window: tuple[int, int, 
         assert (leads(net(point), y) >= found - 1e-9).all()
 
 
+# ------------------------------------------------------------------------------ graphs and L2 balls
+
+
+class LinearGraph(nn.Module):
+    """A linear map as branches that cancel in part: x A' - (x A' + x B') + [x, x] C'."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(144, 144), nn.Linear(144, 144)
+        self.c, self.last = nn.Linear(288, 144), nn.Linear(144, 3)
+        with torch.no_grad():
+            for value in self.parameters():
+                value.copy_(torch.randn(value.shape, generator=generator) / 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        a = self.a(x)
+        return self.last(a - (a + self.b(x)) + self.c(torch.cat([x, x], 1)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("norm", NORMS)
+def test_on_a_linear_graph_the_bound_is_the_minimum_over_the_ball(
+    method: types.BoundMethod, norm: types.BallNorm
+) -> None:
+    generator, x = draw_images(5)
+    net = LinearGraph(generator).double()
+    x, y = 0.3 + 0.4 * x, torch.tensor([0, 1, 2, 0, 1, 2])  # the balls are inside the box
+    shape = (1, *SHAPE)
+    offset = net(torch.zeros(shape, dtype=x.dtype))[0]
+    weight = (net(torch.eye(144, dtype=x.dtype).view(-1, *SHAPE)) - offset).T  # (classes, 144)
+    for eps in (0.0, 0.01, 0.25):
+        found = margins(net, certification_bounds.input_region(x, eps, norm), y, method)
+        for row, label in enumerate(y.tolist()):
+            others = [k for k in range(3) if k != label]
+            w = weight[label] - weight[others]
+            dual = w.abs().sum(1) if norm == "linf" else w.norm(dim=1)
+            expected = w @ x[row].flatten() + offset[label] - offset[others] - eps * dual
+            assert torch.allclose(found[row], expected, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_first_layer_is_bounded_by_the_norms_of_its_rows_in_an_l2_ball(
+    method: types.BoundMethod,
+) -> None:
+    generator, x = draw_images(6)
+    net = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(216, 2),
+    ).double().eval()  # fmt: skip
+    with torch.no_grad():
+        net[0].weight.copy_(torch.randn(net[0].weight.shape, generator=generator))
+        net[1].running_var.fill_(4.0)
+        # With this last layer the margin of class 0 is one value behind the ReLU, and its bound
+        # that of the value.
+        net[4].weight.zero_()
+        net[4].weight[0, 100] = 1.0
+        net[4].bias.zero_()
+        net[1].bias.fill_(20.0)
+    eps, y = 0.2, torch.zeros(6, dtype=torch.int64)
+    value = net[1](net[0](x)).flatten(1)[:, 100]
+    start = torch.full_like(x, 0.5, requires_grad=True)
+    (row,) = torch.autograd.grad(net[1](net[0](start)).flatten(1)[0, 100], start)
+    found = margins(net, certification_bounds.input_region(0.3 + 0.4 * x, eps, "l2"), y, method)
+    value = net[1](net[0](0.3 + 0.4 * x)).flatten(1)[:, 100]
+    assert torch.allclose(found[:, 0], value - eps * row.norm(), atol=1e-9, rtol=0)
+
+
+def test_an_l2_ball_is_certified_further_than_the_box_around_it() -> None:
+    generator, x = draw_images(7, n=20)
+    layers = read(nets(generator)[4])
+    y = forward(layers, x).argmax(1)
+    counts = [
+        int((certification_bounds.certified_margins(
+            layers, certification_bounds.input_region(x, 0.05, norm), y, "crown") > 0).sum())
+        for norm in NORMS
+    ]  # fmt: skip
+    assert counts[0] < counts[1]
+
+
+@pytest.mark.parametrize("kind", [4, 5])
+def test_rounding_covers_what_float32_does_to_a_graph(kind: int) -> None:
+    generator, x = draw_images(8, n=50)
+    net, images = nets(generator)[kind], x.float()
+    layers = read(net)
+    values = [images.double()] + [
+        forward(layers[: k + 1], images.double()) for k in range(len(layers))
+    ]
+    bounds = [certification_bounds.Bounds(each, each) for each in values]
+    off = certification_bounds.rounding_error(layers, bounds)
+    with torch.no_grad():
+        measured = (net(images).double() - values[-1]).abs()
+    assert (measured <= off).all()
+    assert float(measured.max()) > 1e-9
+    assert (off < 0.01 * values[-1].abs().amax()).all()  # of use
+
+
+def test_a_sum_of_two_exact_branches_rounds_once() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x + x).flatten(1)
+
+    layers = network.read_network(Twice(), SHAPE)
+    point = certification_bounds.input_region(torch.full((1, *SHAPE), 0.75).double(), 0.0)
+    off = certification_bounds.rounding_error(layers[:1], [point])
+    assert torch.allclose(off, torch.full_like(off, 1.5 * 2.0**-24), rtol=1e-6, atol=0)
+
+
+def test_forms_that_do_not_fit_into_memory_at_once_have_the_same_bounds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator, x = draw_images(9)
+    layers, y = read(nets(generator)[4]), torch.tensor([0, 1, 2, 3, 0, 1])
+    region = certification_bounds.input_region(x, 0.01)
+    whole = certification_bounds.certified_margins(layers, region, y, "crown")
+    monkeypatch.setattr(certification_bounds, "MAX_BYTES", 1)
+    assert torch.allclose(
+        certification_bounds.certified_margins(layers, region, y, "crown"), whole, atol=1e-9
+    )
+
+
+def test_a_branch_that_the_output_does_not_read_is_left_out() -> None:
+    class Auxiliary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(144, 3), nn.Linear(144, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.flatten(1)
+            self.second(x).relu()
+            return self.first(x)
+
+    assert len(network.read_network(Auxiliary(), SHAPE)) == 2
+
+
 # -------------------------------------------------------------------------------- what is refused
 
 
@@ -308,14 +505,23 @@ class Branching(nn.Module):
         return x.flatten(1) if x.sum() > 0 else -x.flatten(1)
 
 
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(144, 144), nn.Linear(144, 4)
+class Overwriting(nn.Module):
+    """Reads the input of a ReLU that works in place."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(1)
-        return self.second(x + self.first(x))
+        x = x - 0.5
+        return (functional.relu(x.flatten(1), inplace=True).view(-1, 144) + x.flatten(1)) * 1.0
+
+
+class Broadcasting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + x.mean((2, 3), keepdim=True)).flatten(1)
+
+
+class Splitting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, 1)[0], x
+        return (first + second).flatten(1)
 
 
 class AlwaysDropping(nn.Module):
@@ -346,7 +552,10 @@ REFUSED: Sequence[tuple[nn.Module, str]] = (
     (nn.Sequential(nn.Linear(8, 3)), r"no bounds for Linear \(0\)"),
     (nn.Sequential(nn.BatchNorm2d(2, track_running_stats=False)), "keeps no running statistics"),
     (AlwaysDropping(), "no bounds for dropout"),
-    (Residual(), r"add .*reads what an earlier layer gave: the net is no chain"),
+    (Overwriting(), "flatten .*reads a value that was overwritten in place"),
+    (Broadcasting(), "add .*combines branches of different shapes"),
+    (Splitting(), "no bounds for chunk"),
+    (nn.Sequential(nn.AdaptiveAvgPool2d(4)), r"AdaptiveAvgPool2d \(0\) averages over windows of"),
     (Squaring(), "mul reads what a layer gave on both sides"),
     (Branching(), "cannot be followed"),
     (Wayward(), "answer otherwise than the net"),

@@ -14,7 +14,7 @@ from bench.analysis import certified, results
 from bench.core.contracts import types
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation.certification import bounds
-from bench.evaluation.certification.layers import Layer
+from bench.evaluation.certification.layers import Node
 from bench.reporting.plots import figures
 from bench.suite.reader import parse_suite
 
@@ -180,14 +180,14 @@ def test_pages_and_terminal_state_the_certified_bounds_and_a_figure_draws_them(
 def test_a_second_run_certifies_nothing_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[types.CertificationMethod] = []
+    seen: list[types.BoundMethod] = []
     whole = bounds.certified_margins
 
     def watched(
-        layers: Sequence[Layer],
-        inside: bounds.Bounds,
+        layers: Sequence[Node],
+        inside: bounds.Region,
         labels: Tensor,
-        method: types.CertificationMethod,
+        method: types.BoundMethod,
     ) -> Tensor:
         seen.append(method)
         return whole(layers, inside, labels, method)
@@ -211,10 +211,10 @@ def test_a_certified_example_that_an_attack_has_broken_is_a_contradiction_and_ex
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def credulous(
-        layers: Sequence[Layer],
-        inside: bounds.Bounds,
+        layers: Sequence[Node],
+        inside: bounds.Region,
         labels: Tensor,
-        method: types.CertificationMethod,
+        method: types.BoundMethod,
     ) -> Tensor:
         return inside.low.new_ones(len(labels))
 
@@ -264,6 +264,93 @@ def test_a_suite_that_certifies_nothing_has_no_section_and_leaves_no_table(tmp_p
 def test_a_suite_says_how_it_certifies(says: str, methods: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(NET, encoding="utf-8")
     text = SUITE.replace("certify = true", f"certify = {says}")
-    assert parse_suite(text, "s.toml", tmp_path).certify == methods
-    with pytest.raises(SuiteError, match=r"s.toml: certify"):
-        parse_suite(SUITE.replace("certify = true", 'certify = ["lirpa"]'), "s.toml", tmp_path)
+    entries = parse_suite(text, "s.toml", tmp_path).certify
+    assert tuple(each.method for each in entries) == methods
+    assert {each.norm for each in entries} <= {"linf"}
+
+
+@pytest.mark.parametrize(
+    ("says", "sentence"),
+    [
+        ('["lirpa"]', "certify[0]: input should be 'ibp', 'crown' or 'smoothing'"),
+        ('["crwn"]', "(did you mean 'crown'?), got 'crwn'"),
+        ('"ibp"', "certify: expected true, false or a list of methods, got 'ibp'"),
+        ('["smoothing"]', "certify[0]: expected a table with sigma, such as"),
+        ('[{ method = "smoothing" }]', "certify[0].sigma: expected a value, got nothing"),
+        ('[{ method = "crown", nrm = "l2" }]', "certify[0].nrm: unknown key; did you mean 'norm'?"),
+        ('[{ method = "crown", norm = "l1" }]', "certify[0].norm: input should be 'linf' or 'l2'"),
+        ('[{ method = "smoothing", sigma = 0 }]', "certify[0].sigma: input should be greater"),
+        ('[{ method = "smoothing", sigma = 0.5, n = 5 }]', "expected n of at least 10"),
+        ('[{ method = "smoothing", sigma = 0.5, radii = [-1] }]', "expected a radius of at least"),
+        ('[{ method = "smoothing", sigma = 0.5, radii = ["x"] }]', "radii[0]: expected a number"),
+        (
+            '[{method="smoothing", sigma=0.5}, {method="smoothing", sigma="1/2", n=99}]',
+            "certify: expected each sigma once, got 0.5 again",
+        ),
+    ],
+)
+def test_a_mistake_in_how_a_suite_certifies_is_one_sentence(
+    says: str, sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    text = SUITE.replace("certify = true", f"certify = {says}")
+    with pytest.raises(SuiteError) as raised:
+        parse_suite(text, "s.toml", tmp_path)
+    (problem,) = raised.value.problems
+    assert sentence in problem
+
+
+def test_in_an_l2_ball_bounds_lie_below_what_l2_attacks_left_and_have_their_own_rows(
+    tmp_path: Path,
+) -> None:
+    both = 'certify = ["crown", { method = "crown", norm = "l2" }]'
+    suite = SUITE.replace("certify = true", both).replace("eps = [0.1]", "eps = [0.02, 0.1]")
+    found = bench_run(tmp_path, suite)
+    table = found.certified.table.query("model == 'relu net' and norm == 'l2'")
+    assert list(table["eps"]) == [0.02, 0.1]
+    assert (table["status"] == "ok").all()
+    assert (table["certified_correct"] <= table["attacked_robust_correct"]).all()
+    assert table["certified_correct"].iloc[0] > 0
+    assert found.certified.contradictions.empty
+    assert typed("report", str(tmp_path / "out"))[0] == 0
+    text = (tmp_path / "out" / "report.md").read_text("utf-8")
+    assert "relu net, L2, eps 0.02: between" in text
+    assert (tmp_path / "out" / "plots" / "bracket-relu-net-l2.png").exists()
+    # The box around an L2 ball is larger, so a bound over it certifies no more.
+    box = found.certified.table.query("model == 'relu net' and norm == 'linf'")
+    assert list(box["eps"]) == [0.004, 4 / 255, 0.5]
+
+
+def test_bounds_in_the_other_norm_leave_those_of_a_suite_as_they_are(tmp_path: Path) -> None:
+    first = bench_run(tmp_path, SUITE.replace("true", '["crown"]'))
+    again = bench_run(tmp_path, SUITE.replace("true", '["crown", {method="crown", norm="l2"}]'))
+    before, after = (
+        {each["identity"] for each in run.provenance["certify"]} for run in (first, again)
+    )
+    assert before < after
+    box = again.certified.table.query("norm == 'linf'").reset_index(drop=True)
+    pd.testing.assert_frame_equal(box, first.certified.table)
+
+
+def test_an_l2_certificate_is_contradicted_by_the_l2_distance_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def credulous(
+        layers: Sequence[Node],
+        inside: bounds.Region,
+        labels: Tensor,
+        method: types.BoundMethod,
+    ) -> Tensor:
+        return inside.low.new_ones(len(labels))
+
+    monkeypatch.setattr(bounds, "certified_margins", credulous)
+    suite = SUITE.replace("true", '[{ method = "crown", norm = "l2" }]')
+    found = bench_run(tmp_path, suite.replace("eps = [0.1]", "eps = [0.1, 0.6]"))
+    broken = found.certified.contradictions
+    assert set(broken["norm"]) == {"l2"}
+    records = found.stored.frame.set_index(["model", "attack", "eps", "example"])
+    for row in broken.itertuples():
+        record = records.loc[(row.model, row.attack, row.attack_eps, row.example)]
+        assert record["l2"] <= row.eps * 1.001
+    assert "FGSM" not in set(broken[broken["attack_eps"] == 0.5]["attack"])
+    assert len(broken)

@@ -218,7 +218,9 @@ def top(raw: Any) -> str:
 
 SUITE = {
     "schema": 1, "name": "s", "title": "t", "seed": 0, "stop": "never", "sweep": "nested",
-    "precision": "float32", "certify": ["ibp"],
+    "precision": "float32",
+    "certify": ["ibp", {"method": "crown", "norm": "l2"},
+                {"method": "smoothing", "sigma": 0.25, "n": 99, "radii": [0, "1/4"]}],
     "data": {"name": "digits", "split": "test", "limit": 4, "params": {}},
     "models": [{"name": "lenet", "label": "net", "weights": "digits", "params": {}}],
     "attacks": [

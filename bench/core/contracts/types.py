@@ -28,5 +28,9 @@ Access = Literal["gradient", "scores", "labels"]
 """What a model lets an attack read."""
 ACCESS_RANK = {"nothing": 0, "labels": 1, "scores": 2, "gradient": 3}
 """Rank of what an attack needs of a model; each includes those of lower rank."""
-CertificationMethod: TypeAlias = Literal["ibp", "crown"]
+BoundMethod: TypeAlias = Literal["ibp", "crown"]
 """Bound propagation that certifies an example: intervals, or CROWN's linear bounds."""
+CertificationMethod: TypeAlias = Literal["ibp", "crown", "smoothing"]
+"""Bound propagation of the model, or randomised smoothing, which certifies another classifier."""
+BallNorm: TypeAlias = Literal["linf", "l2"]
+"""Norm of the balls that bounds hold in."""

@@ -1,13 +1,15 @@
-"""Define the layers that `bounds` can bound: affine ones, ReLU and max-pooling.
+"""Define the layers that `bounds` can bound: affine ones, ReLU, max-pooling and joins.
 
 Every affine layer has `map` (forwards without its constant, or with magnitudes alone), `back`
 (propagates linear forms on its output back to its input), `shift` (the constant) and `terms`
-(products that one output sums, for the rounding error).
+(products that one output sums, for the rounding error). A join reads several values: `Sum` adds
+them, `Concat` concatenates them. A net is a sequence of nodes: layers with the values they read.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
@@ -194,25 +196,116 @@ class Pool(NamedTuple):
     padding: Shape
 
 
+class Sum(NamedTuple):
+    """(x, y, ...) -> the sum of all, each with its sign."""
+
+    shape: Shape
+    """Of each input and of the output."""
+    signs: tuple[int, ...]
+    """1 or -1 for each input."""
+
+    def combine(self, values: Sequence[Tensor], absolute: bool = False) -> Tensor:
+        """Add the inputs.
+
+        Args:
+            values: Inputs (n, *shape) each.
+            absolute: Whether to ignore the signs.
+
+        Returns:
+            Output (n, *shape).
+        """
+        first, *others = (
+            x if sign > 0 or absolute else -x for sign, x in zip(self.signs, values, strict=True)
+        )
+        for other in others:
+            first = first + other
+        return first
+
+    def back(self, forms: Tensor) -> list[Tensor]:
+        """Propagate linear forms on the output back to each input.
+
+        Args:
+            forms: Forms (n, forms, *shape).
+
+        Returns:
+            Forms on each input, likewise.
+        """
+        return [forms if sign > 0 else -forms for sign in self.signs]
+
+
+class Concat(NamedTuple):
+    """(x, y, ...) -> all of them along one axis."""
+
+    shape: Shape
+    """Of the output."""
+    sizes: tuple[int, ...]
+    """Of each input along the axis."""
+    axis: int
+    """Of one example: 0 is the axis of channels or features."""
+
+    def combine(self, values: Sequence[Tensor], absolute: bool = False) -> Tensor:
+        """Concatenate the inputs.
+
+        Args:
+            values: Inputs (n, *input) each.
+            absolute: Without effect, as no input changes its sign.
+
+        Returns:
+            Output (n, *shape).
+        """
+        del absolute
+        return torch.cat([*values], self.axis + 1)
+
+    def back(self, forms: Tensor) -> list[Tensor]:
+        """Propagate linear forms on the output back to each input.
+
+        Args:
+            forms: Forms (n, forms, *shape).
+
+        Returns:
+            Forms on each input, (n, forms, *input).
+        """
+        return [*forms.split(self.sizes, self.axis + 2)]
+
+
 Affine: TypeAlias = Dense | Conv | Scale | Flat
-Layer: TypeAlias = Affine | Relu | Pool
+Join: TypeAlias = Sum | Concat
+Layer: TypeAlias = Affine | Relu | Pool | Join
 
 
-def forward(layers: Sequence[Layer], x: Tensor) -> Tensor:
-    """Compute the output of a sequence of layers.
+class Node(NamedTuple):
+    """A layer of a net and the values that it reads.
+
+    A net is a sequence of nodes in topological order. Value 0 is the image, value k + 1 the output
+    of node k; the last value is the logits.
+    """
+
+    layer: Layer
+    inputs: tuple[int, ...]
+    """One value; several for a join."""
+
+
+def forward(nodes: Sequence[Node], x: Tensor) -> Tensor:
+    """Compute the output of a net.
 
     Args:
-        layers: The net, in order.
+        nodes: The net, in topological order.
         x: Inputs (n, *shape).
 
     Returns:
         Logits (n, classes).
     """
-    for layer in layers:
-        if isinstance(layer, Relu):
-            x = x.relu()
+    values = [x]
+    for layer, inputs in nodes:
+        read = values[inputs[0]]
+        if isinstance(layer, Sum | Concat):
+            values.append(layer.combine([values[each] for each in inputs]))
+        elif isinstance(layer, Relu):
+            values.append(read.relu())
         elif isinstance(layer, Pool):
-            x = functional.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
+            pooled = functional.max_pool2d(read, layer.kernel, layer.stride, layer.padding)
+            values.append(pooled)
         else:
-            x = layer.map(x) if layer.shift is None else layer.map(x) + layer.shift
-    return x
+            mapped = layer.map(read)
+            values.append(mapped if layer.shift is None else mapped + layer.shift)
+    return values[-1]

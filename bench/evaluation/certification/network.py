@@ -1,9 +1,10 @@
-"""Read a feed-forward net as the sequence of its layers, for `bounds`.
+"""Read a feed-forward net as a graph of layers, for `bounds`.
 
 The forward is traced symbolically, so that nested Sequentials, a built-in module and a user's
 forward are all read alike: linear, convolution, batch-norm, elementwise arithmetic with constants
-(normalisation), ReLU, max- and average-pooling, flatten, with dropout off. Anything else, and any
-path that branches, is refused by name.
+(normalisation), ReLU, max-, average- and adaptive average-pooling, flatten, with dropout off; sums,
+differences and concatenations of branches. Anything else, and a path that depends on values, is
+refused by name.
 """
 
 import copy
@@ -20,23 +21,26 @@ from bench.core.errors import SuiteError, first_line
 from bench.engine.model_state import eval_mode
 from bench.engine.tracing import trace_forward
 from bench.evaluation.certification.layers import (
+    Concat,
     Conv,
     Dense,
     Flat,
     Layer,
+    Node,
     Pool,
     Relu,
     Scale,
     Shape,
+    Sum,
     forward,
 )
 
 
 class UnreadableError(SuiteError):
-    """A net is no sequence of bounded layers; the sentence names the obstacle."""
+    """A net is no graph of bounded layers; the sentence names the obstacle."""
 
 
-def read_network(model: nn.Module, shape: Shape) -> tuple[Layer, ...]:
+def read_network(model: nn.Module, shape: Shape) -> tuple[Node, ...]:
     """Read the layers of a model in evaluation mode.
 
     Dropout is off and batch-norm uses its running statistics.
@@ -46,10 +50,11 @@ def read_network(model: nn.Module, shape: Shape) -> tuple[Layer, ...]:
         shape: Shape (c, h, w) of an image.
 
     Returns:
-        The layers in order; parameters are shared with the model, not copied.
+        The nodes in topological order; parameters are shared with the model, not copied.
 
     Raises:
-        UnreadableError: A layer has no bounds, or the forward branches; the first is named.
+        UnreadableError: A layer has no bounds, or the forward branches on values; the first is
+            named.
     """
     graph = trace_forward(model)
     if graph is None:
@@ -59,7 +64,22 @@ def read_network(model: nn.Module, shape: Shape) -> tuple[Layer, ...]:
     with torch.no_grad():
         for node in graph.graph.nodes:
             reader.env[node] = reader.run_node(node)
-    return tuple(reader.layers)
+    return _remove_unread(reader.nodes, reader.returned)
+
+
+def _remove_unread(nodes: Sequence[Node], output: int) -> tuple[Node, ...]:
+    """Remove the nodes that the value `output` does not depend on."""
+    read = {output}
+    for k in range(output - 1, -1, -1):
+        if k + 1 in read:
+            read.update(nodes[k].inputs)
+    renamed = {0: 0}
+    for value in sorted(read - {0}):
+        renamed[value] = len(renamed)
+    return tuple(
+        Node(nodes[value - 1].layer, tuple(renamed[each] for each in nodes[value - 1].inputs))
+        for value in sorted(read - {0})
+    )
 
 
 class _Reader(fx.Interpreter):
@@ -68,56 +88,126 @@ class _Reader(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, sample: Tensor) -> None:
         super().__init__(graph)
         self.args_iter = iter([sample])
-        self.layers: list[Layer] = []
-        self.last: fx.Node | None = None
-        """The node whose output the next layer must read."""
+        self.nodes: list[Node] = []
+        self.values: dict[fx.Node, int] = {}
+        """Number of the value, as in `Node.inputs`, of every node that depends on the images."""
+        self.overwritten: set[fx.Node] = set()
+        """Nodes whose values an operation in place has changed."""
+        self.returned = 0
+        """Number of the value that the forward returns."""
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "placeholder":
-            if self.last is not None:
+            if self.values:
                 raise UnreadableError("its forward takes more than one input")
-            self.last = n
+            self.values[n] = 0
             return super().run_node(n)
-        if n.op == "output" and n.args[0] is not self.last:
-            raise UnreadableError("its forward returns something beside the last layer's output")
+        if n.op == "output":
+            (result,) = n.args
+            if not isinstance(result, fx.Node) or result not in self.values:
+                raise UnreadableError(
+                    "its forward returns something beside the last layer's output"
+                )
+            self._check_unchanged([result], "its output")
+            self.returned = self.values[result]
+            return super().run_node(n)
+        reads = [each for each in n.all_input_nodes if each in self.values]
+        versions = [self.env[each]._version for each in reads]
         value = super().run_node(n)
-        reads = [each for each in n.all_input_nodes if self._is_activation(each)]
-        if n.op == "output" or not reads or not isinstance(value, Tensor):
-            return value  # a constant, or a size
+        if not reads:
+            return value  # a constant
+        if n.op != "call_module" and n.target in _SIZES and not isinstance(value, Tensor):
+            return value  # no function of the pixels
         name = _describe_node(n, self.module)
-        if reads != [self.last]:
-            raise UnreadableError(f"{name} reads what an earlier layer gave: the net is no chain")
-        self._add(n, name, value)
-        self.last = n
+        if not isinstance(value, Tensor):
+            raise UnreadableError(f"no bounds for {name}")
+        self._check_unchanged(reads, name)
+        if versions != [self.env[each]._version for each in reads]:
+            memory = value.untyped_storage().data_ptr()
+            self.overwritten.update(
+                each for each in self.values
+                if self.env[each].untyped_storage().data_ptr() == memory
+            )  # fmt: skip
+        self._add(n, name, value, reads)
         return value
 
-    def _is_activation(self, node: fx.Node) -> bool:
-        """Check whether a node's value is an activation rather than a constant."""
-        if node.op == "placeholder":
-            return True
-        return isinstance(self.env.get(node), Tensor) and any(
-            map(self._is_activation, node.all_input_nodes)
-        )
+    def _check_unchanged(self, reads: Sequence[fx.Node], name: str) -> None:
+        if self.overwritten.intersection(reads):
+            raise UnreadableError(f"{name} reads a value that was overwritten in place")
 
-    def _add(self, node: fx.Node, name: str, value: Tensor) -> None:
-        assert self.last is not None
-        before = self.env[self.last]
-        shape, after = tuple(before.shape[1:]), tuple(value.shape[1:])
+    def _add(self, node: fx.Node, name: str, value: Tensor, reads: Sequence[fx.Node]) -> None:
+        """Add the layers of a node; its value is that of the last."""
+        after = tuple(value.shape[1:])
         if node.op == "call_module":
             module: Any = self.module.get_submodule(str(node.target))
+            before = self._only_input(node, name, reads)
+            layers = _to_layers(module, before, name)
         else:
             given: Any = self.map_nodes_to_values((node.args, node.kwargs), node)
             args, kwargs = given
             arithmetic = _ARITHMETIC.get(node.target)
-            if arithmetic is not None and len(args) == 2 and not kwargs:
-                first = node.args[0] is self.last
-                if first and node.args[1] is self.last:
-                    raise UnreadableError(f"{name} reads what a layer gave on both sides")
-                self.layers.append(_elementwise(arithmetic, args, first, shape, name))
+            if node.target in _CONCATENATIONS:
+                self._add_concatenation(node, name, value, args, kwargs)
                 return
-            module = _to_module(node.target, args[1:], kwargs, shape, after)
-        layer = _to_layer(module, before, name)
-        self.layers.extend([] if layer is None else [layer])
+            if arithmetic is not None and len(args) == 2 and not kwargs:
+                if all(isinstance(each, fx.Node) and each in self.values for each in node.args):
+                    self._add_sum(node, name, arithmetic, value, args)
+                    return
+                before = self.env[reads[0]]
+                first = node.args[0] is reads[0]
+                layers = [_elementwise(arithmetic, args, first, tuple(before.shape[1:]), name)]
+            else:
+                before = self._only_input(node, name, reads)
+                shape = tuple(before.shape[1:])
+                module = _to_module(node.target, args[1:], kwargs, shape, after)
+                layers = _to_layers(module, before, name)
+        last = self.values[reads[0]]
+        for layer in layers:
+            last = self._append(layer, (last,))
+        self.values[node] = last
+
+    def _append(self, layer: Layer, inputs: tuple[int, ...]) -> int:
+        """Append a node; returns the number of its value."""
+        self.nodes.append(Node(layer, inputs))
+        return len(self.nodes)
+
+    def _only_input(self, node: fx.Node, name: str, reads: Sequence[fx.Node]) -> Tensor:
+        """Return the one activation that a layer reads, which must be its first argument."""
+        if len(reads) > 1 or not node.args or node.args[0] is not reads[0]:
+            raise UnreadableError(f"no bounds for {name}")
+        before: Tensor = self.env[reads[0]]
+        return before
+
+    def _add_sum(
+        self, node: fx.Node, name: str, kind: str, value: Tensor, args: Sequence[Tensor]
+    ) -> None:
+        """Add the sum or the difference of two branches."""
+        if kind not in ("add", "sub"):
+            raise UnreadableError(f"{name} reads what a layer gave on both sides")
+        if any(each.shape != value.shape for each in args):
+            raise UnreadableError(f"{name} combines branches of different shapes")
+        shape, signs = tuple(value.shape[1:]), (1, 1 if kind == "add" else -1)
+        branches: Any = node.args
+        self.values[node] = self._append(
+            Sum(shape, signs), tuple(self.values[each] for each in branches)
+        )
+
+    def _add_concatenation(
+        self, node: fx.Node, name: str, value: Tensor, args: Sequence[Any], kwargs: Any
+    ) -> None:
+        """Add the concatenation of branches."""
+        parts: Any = node.args[0] if node.args else node.kwargs.get("tensors")
+        if not all(isinstance(each, fx.Node) and each in self.values for each in parts):
+            raise UnreadableError(f"{name} concatenates a constant")
+        axis = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0))
+        axis = axis + value.dim() if axis < 0 else axis
+        if axis == 0:
+            raise UnreadableError(f"{name} concatenates images")
+        sizes = tuple(self.env[each].shape[axis] for each in parts)
+        self.values[node] = self._append(
+            Concat(tuple(value.shape[1:]), sizes, axis - 1),
+            tuple(self.values[each] for each in parts),
+        )
 
 
 def _describe_node(node: fx.Node, module: nn.Module) -> str:
@@ -139,6 +229,9 @@ _ARITHMETIC: Mapping[Any, str] = {
     operator.mul: "mul", torch.mul: "mul", "mul": "mul",
     operator.truediv: "div", torch.div: "div", "div": "div",
 }  # fmt: skip
+_CONCATENATIONS = (torch.cat, torch.concat, torch.concatenate)
+_SIZES = (getattr, "size", "dim", "numel")
+"""What the pixels have no influence on, unless it is a tensor."""
 
 
 def _elementwise(kind: str, args: tuple[Any, ...], first: bool, shape: Shape, name: str) -> Scale:
@@ -176,15 +269,43 @@ def _to_module(
         functional.max_pool2d: nn.MaxPool2d,
         torch.max_pool2d: nn.MaxPool2d,
         functional.avg_pool2d: nn.AvgPool2d,
+        functional.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     }
+    if target in (torch.mean, "mean"):
+        return _to_global_pooling(args, kwargs, shape)
     return pools[target](*args, **kwargs) if target in pools else None
 
 
-def _to_layer(module: nn.Module | None, before: Tensor, name: str) -> Layer | None:
-    """Build the layer of a module on its input; None if it changes nothing."""
-    shape = tuple(before.shape[1:])
-    if isinstance(module, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
+def _to_global_pooling(
+    args: Sequence[Any], kwargs: Mapping[str, Any], shape: Shape
+) -> nn.Module | None:
+    """Build the module equivalent to a mean over height and width; None for another mean."""
+    places = {**dict(zip(("dim", "keepdim"), args, strict=False)), **kwargs}
+    axes = places.get("dim")
+    if not isinstance(axes, tuple | list) or len(shape) != 3 or places.keys() - {"dim", "keepdim"}:
         return None
+    if sorted(axis % 4 for axis in axes) != [2, 3]:
+        return None
+    pooling = nn.AdaptiveAvgPool2d(1)
+    return pooling if places.get("keepdim") else nn.Sequential(pooling, nn.Flatten())
+
+
+def _to_layers(module: nn.Module | None, before: Tensor, name: str) -> list[Layer]:
+    """Build the layers of a module on its input; none if it changes nothing."""
+    if isinstance(module, nn.Sequential):
+        layers = []
+        for part in module:
+            layers += _to_layers(part, before, name)
+            before = part(before)
+        return layers
+    if isinstance(module, nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):
+        return []
+    return [_to_layer(module, before, name)]
+
+
+def _to_layer(module: nn.Module | None, before: Tensor, name: str) -> Layer:
+    """Build the layer of a module on its input."""
+    shape = tuple(before.shape[1:])
     if isinstance(module, nn.ReLU):
         return Relu(shape)
     if (
@@ -201,6 +322,8 @@ def _to_layer(module: nn.Module | None, before: Tensor, name: str) -> Layer | No
         return _to_scale(module, shape, name)
     if isinstance(module, nn.AvgPool2d):
         return _average_pooling(module, before, name)
+    if isinstance(module, nn.AdaptiveAvgPool2d):
+        return _average_pooling(_to_average_pooling(module, shape, name), before, name)
     if isinstance(module, nn.MaxPool2d):
         if module.ceil_mode or module.return_indices or _pair(module.dilation) != (1, 1):
             raise UnreadableError(f"{name} pools with dilation, ceil_mode or indices")
@@ -247,6 +370,16 @@ def _average_pooling(module: nn.AvgPool2d, before: Tensor, name: str) -> Conv:
     return Conv(weight, None, tuple(before.shape[1:]), stride, padding, (1, 1), channels)
 
 
+def _to_average_pooling(module: nn.AdaptiveAvgPool2d, shape: Shape, name: str) -> nn.AvgPool2d:
+    """Build the pooling over equal windows that an adaptive one amounts to."""
+    wanted = [size if out is None else out
+              for out, size in zip(_pair(module.output_size), shape[1:], strict=True)]  # fmt: skip
+    if any(size % out for out, size in zip(wanted, shape[1:], strict=True)):
+        raise UnreadableError(f"{name} averages over windows of unequal size")
+    height, width = (size // out for out, size in zip(wanted, shape[1:], strict=True))
+    return nn.AvgPool2d((height, width))
+
+
 def _pair(value: Any) -> Shape:
     return tuple(value) if isinstance(value, tuple) else (value, value)
 
@@ -257,7 +390,7 @@ LOGIT_TOLERANCE = 1e-4
 """How far the logits of layers and net may be apart, as a share of the largest."""
 
 
-def read_network_in_double(model: nn.Module, images: Tensor) -> tuple[Layer, ...]:
+def read_network_in_double(model: nn.Module, images: Tensor) -> tuple[Node, ...]:
     """Read the layers of a float64 copy of a model and compare them with the model.
 
     Args:
@@ -265,13 +398,13 @@ def read_network_in_double(model: nn.Module, images: Tensor) -> tuple[Layer, ...
         images: Images (n, c, h, w) on which both must agree.
 
     Returns:
-        The layers in order, in float64.
+        The nodes in topological order, in float64.
 
     Raises:
         UnreadableError: The model has other layers, or they answer otherwise than the model.
     """
     try:
-        layers = read_network(copy.deepcopy(model).double().eval(), tuple(images.shape[1:]))
+        nodes = read_network(copy.deepcopy(model).double().eval(), tuple(images.shape[1:]))
         with torch.no_grad(), eval_mode(model):
             logits = model(images).double()
     except (UnreadableError, KeyboardInterrupt):
@@ -279,8 +412,8 @@ def read_network_in_double(model: nn.Module, images: Tensor) -> tuple[Layer, ...
     except BaseException as error:  # of the user's forward, which may not support float64
         raise UnreadableError(f"its forward fails in float64: {first_line(error)}") from error
     with torch.no_grad():
-        answers = forward(layers, images.double())
+        answers = forward(nodes, images.double())
     far = float((answers - logits).abs().max()) if answers.shape == logits.shape else math.inf
     if not far <= LOGIT_TOLERANCE * (float(logits.abs().max()) + 1):
         raise UnreadableError("its layers, read one by one, answer otherwise than the net")
-    return layers
+    return nodes

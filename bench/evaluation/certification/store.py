@@ -1,10 +1,11 @@
 """Compute certificates of a suite's models and store them as data.
 
-A suite with `certify` has each model bounded at every eps of its L-inf attacks. Certificates are
-per example: in records/, Parquet under another suffix than the attacks' records, one file for
-each shard of examples of one model and method, written whole or not at all, its name ending in its
-own hash. Where a smaller eps is not certified a larger one is not tried: the smaller region lies
-inside it, so what is certified shrinks with eps.
+A suite with `certify` has each model bounded at every eps of its attacks in the norm of the bounds,
+or smoothed. Certificates are per example: in records/, Parquet under another suffix than the
+attacks' records, one file for each chunk of examples of one model and method, written whole or not
+at all, its name ending in its own hash. Where a smaller eps is not certified a larger one is not
+tried: the smaller region lies inside it, so what is certified shrinks with eps. Randomised
+smoothing finds one radius per example, of the smoothed classifier.
 """
 
 import dataclasses
@@ -21,23 +22,25 @@ import torch
 from torch import Tensor
 
 from bench.core import files
-from bench.core.contracts.types import CertificationMethod
 from bench.core.errors import RecordError
 from bench.core.versions import CERTIFICATION_VERSION
 from bench.evaluation import crafting
-from bench.evaluation.certification import bounds, network
-from bench.evaluation.certification.layers import Layer
+from bench.evaluation.certification import bounds, network, smoothing
+from bench.evaluation.certification.layers import Node
 from bench.evaluation.evaluator import Evaluator
-from bench.models.preflight.checks import LoadedModel
+from bench.evaluation.judge import judge
 from bench.storage import schema
 from bench.suite.plan import CertificationTask
-from bench.suite.schema import Suite
+from bench.suite.schema import CertificateEntry, SmoothingSettings, Suite
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SCHEMA = 1
+SMOOTHING_SCHEMA = 2
+"""Of certificates by smoothing, which have other columns."""
 SUFFIX = "certificates"
+ANSWERS_AT_RANDOM = "it answers at random"
 PROBE_IMAGES = 16
 """Images on which the layers must answer as the net does."""
 DISTANCE_ROUNDING = 2.0**-24
@@ -58,22 +61,36 @@ def plan_certification(suite: Suite, evaluator: Evaluator) -> list[Certification
         One task for each model and method, with the reason if it cannot be certified; none
         without `certify`.
     """
-    radii = {eps.value: eps.text for entry in suite.attacks if entry.norm == "linf"
-             for eps in entry.eps if eps.value > 0}  # fmt: skip
-    eps = tuple(sorted(radii))
     return [
-        CertificationTask(
-            model=label,
-            method=method,
-            eps=eps,
-            eps_texts=tuple(radii[value] for value in eps),
-            identity=_identity(loaded, evaluator, method, eps),
-            reason=_unfit_reason(evaluator, label)
-            or ("" if eps else "no attack of the suite is in L-inf"),
-        )
-        for label, loaded in evaluator.models.items()
-        for method in suite.certify
+        _plan_task(suite, evaluator, label, entry)
+        for label in evaluator.models
+        for entry in suite.certify
     ]
+
+
+def _plan_task(
+    suite: Suite, evaluator: Evaluator, label: str, entry: CertificateEntry
+) -> CertificationTask:
+    reason = _unfit_reason(evaluator, label)
+    if entry.smoothing is not None:
+        radii = {radius.value: radius.text for radius in entry.radii}
+        identity = _smoothing_identity(evaluator, label, entry.smoothing)
+    else:
+        radii = {eps.value: eps.text for attack in suite.attacks if attack.norm == entry.norm
+                 for eps in attack.eps if eps.value > 0}  # fmt: skip
+        identity = _identity(evaluator, label, entry, tuple(sorted(radii)))
+        norm = "L-inf" if entry.norm == "linf" else "L2"
+        reason = reason or ("" if radii else f"no attack of the suite is in {norm}")
+    return CertificationTask(
+        model=label,
+        method=entry.method,
+        eps=tuple(sorted(radii)),
+        eps_texts=tuple(radii[value] for value in sorted(radii)),
+        identity=identity,
+        reason=reason,
+        norm=entry.norm,
+        smoothing=entry.smoothing,
+    )
 
 
 def _unfit_reason(evaluator: Evaluator, label: str) -> str:
@@ -82,15 +99,34 @@ def _unfit_reason(evaluator: Evaluator, label: str) -> str:
 
 
 def _identity(
-    loaded: LoadedModel, evaluator: Evaluator, method: CertificationMethod, eps: tuple[float, ...]
+    evaluator: Evaluator, label: str, entry: CertificateEntry, eps: tuple[float, ...]
 ) -> str:
+    loaded = evaluator.models[label]
+    about: tuple[object, ...] = (
+        loaded.fingerprint,
+        loaded.sketch,
+        evaluator.data.fingerprint,
+        entry.method,
+        eps,
+        SCHEMA,
+        CERTIFICATION_VERSION,
+    )
+    if entry.norm != "linf":
+        about = (*about, entry.norm)
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+
+
+def _smoothing_identity(evaluator: Evaluator, label: str, settings: SmoothingSettings) -> str:
+    """Of all that a radius depends on; the radii that are tabulated are not among it."""
+    loaded = evaluator.models[label]
     about = (
         loaded.fingerprint,
         loaded.sketch,
         evaluator.data.fingerprint,
-        method,
-        eps,
-        SCHEMA,
+        "smoothing",
+        dataclasses.astuple(settings),
+        evaluator.seed,
+        SMOOTHING_SCHEMA,
         CERTIFICATION_VERSION,
     )
     return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
@@ -125,17 +161,20 @@ def pending_chunks(
 
 
 def check_readable(evaluator: Evaluator, task: CertificationTask) -> CertificationTask:
-    """Check whether a model can be read as layers with bounds.
+    """Check whether a model can be read as layers with bounds, or smoothed.
 
     Args:
         evaluator: Models and data.
         task: A planned task.
 
     Returns:
-        The task, with the reason if its model cannot be read.
+        The task, with the reason if its model cannot be certified.
     """
     if task.reason:
         return task
+    if task.smoothing is not None:
+        random = evaluator.models[task.model].random
+        return dataclasses.replace(task, reason=ANSWERS_AT_RANDOM) if random else task
     try:
         _layers(evaluator, task.model)
     except network.UnreadableError as error:
@@ -147,9 +186,9 @@ class Certificates(NamedTuple):
     """Certificates of one chunk of examples."""
 
     about: dict[str, Any]
-    """Schema, identity, first and last example, seconds of each eps."""
+    """Schema, identity, first and last example, seconds of each eps; of smoothing, one number."""
     frame: pd.DataFrame
-    """One row per example and eps."""
+    """One row per example and eps; of smoothing, one per example."""
 
 
 def certify_chunk(
@@ -166,6 +205,9 @@ def certify_chunk(
     Returns:
         The certificates of the chunk.
     """
+    if task.smoothing is not None:
+        return _smooth_chunk(evaluator, task, task.smoothing, first, last)
+    assert task.method != "smoothing"
     clean, net = evaluator.clean_pass(task.model), _layers(evaluator, task.model)
     labels = clean.label[first:last]
     x = evaluator.data.read(first, last).to(evaluator.device, torch.float64)
@@ -175,9 +217,8 @@ def certify_chunk(
         started = time.perf_counter()
         margin = torch.full_like(labels, torch.nan, dtype=torch.float64)
         if alive.any():
-            inside = bounds.input_region(
-                x[alive], crafting.allowed_distance(eps) + DISTANCE_ROUNDING
-            )
+            radius = crafting.allowed_distance(eps) + DISTANCE_ROUNDING
+            inside = bounds.input_region(x[alive], radius, task.norm)
             with torch.no_grad():
                 margin[alive] = bounds.certified_margins(net, inside, labels[alive], task.method)
         alive = margin > 0  # not a number is not above 0
@@ -190,6 +231,44 @@ def certify_chunk(
     )  # fmt: skip
     about = {"schema": SCHEMA, "identity": task.identity, "first": first, "last": last,
              "seconds": seconds}  # fmt: skip
+    return Certificates(about, frame)
+
+
+def _smooth_chunk(
+    evaluator: Evaluator,
+    task: CertificationTask,
+    settings: SmoothingSettings,
+    first: int,
+    last: int,
+) -> Certificates:
+    """Certify the smoothed classifier of a model at a chunk of examples."""
+    started = time.perf_counter()
+    model, rows = evaluator.models[task.model].model, evaluator.pool.judge_rows(task.model)
+    labels = evaluator.clean_pass(task.model).label[first:last]
+    found = smoothing.certify_smoothed(
+        lambda images: judge(model, images, rows).pred,
+        evaluator.data.read(first, last).to(evaluator.device),
+        torch.arange(first, last),
+        settings,
+        evaluator.seed,
+        rows,
+    )
+    frame = pd.DataFrame(
+        {
+            "model": task.model,
+            "sigma": settings.sigma,
+            "example": np.arange(first, last),
+            "label": labels.cpu().numpy(),
+            "predicted": found.predicted,
+            "count": found.successes,
+            "draws": settings.n,
+            "probability_low": found.probability_low,
+            "radius": found.radius,
+            "abstained": found.abstained,
+        }
+    )
+    about = {"schema": SMOOTHING_SCHEMA, "identity": task.identity, "first": first, "last": last,
+             "seconds": [time.perf_counter() - started]}  # fmt: skip
     return Certificates(about, frame)
 
 
@@ -210,14 +289,14 @@ def _to_frame(
     )
 
 
-def _layers(evaluator: Evaluator, model: str) -> tuple[Layer, ...]:
+def _layers(evaluator: Evaluator, model: str) -> tuple[Node, ...]:
     """The model's layers in float64, found to answer as the model does.
 
     Raises: chain.UnreadableError if they do not, or it has layers without bounds.
     """
     loaded = evaluator.models[model]
     if loaded.random:
-        raise network.UnreadableError("it answers at random")
+        raise network.UnreadableError(ANSWERS_AT_RANDOM)
     sample = evaluator.data.read(0, min(evaluator.data.n, PROBE_IMAGES)).to(evaluator.device)
     return network.read_network_in_double(loaded.model, sample)
 
@@ -252,6 +331,18 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+def is_smoothed(about: Mapping[str, Any]) -> bool:
+    """Check whether certificates are of a smoothed classifier.
+
+    Args:
+        about: Their metadata.
+
+    Returns:
+        True if they were found by randomised smoothing.
+    """
+    return bool(about["schema"] == SMOOTHING_SCHEMA)
+
+
 def read_certificates(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]:
     """Read all certificates of a run.
 
@@ -259,7 +350,7 @@ def read_certificates(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]
         folder: The run's folder.
 
     Returns:
-        For each file its metadata and one row per example and eps.
+        For each file its metadata and one row per example and eps; of smoothing, one per example.
 
     Raises:
         RecordError: A file is damaged or newer than this bench.
@@ -276,7 +367,7 @@ def read_certificates(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]
             schema.check_size(pq.read_metadata(pa.BufferReader(content)))
             table = pq.read_table(pa.BufferReader(content))
             about = json.loads((table.schema.metadata or {})[b"bench"])
-            newer = about["schema"] > SCHEMA
+            newer = about["schema"] > SMOOTHING_SCHEMA
             frame = _frame(about, table)
         except (
             pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError,
@@ -286,7 +377,7 @@ def read_certificates(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]
         if newer:
             raise RecordError(
                 f"{path}: certificates of schema {about['schema']}, this bench reads up to "
-                f"{SCHEMA}; use the bench that wrote them"
+                f"{SMOOTHING_SCHEMA}; use the bench that wrote them"
             )
         found.append((about, frame))
     return found
@@ -307,10 +398,19 @@ def _frame(about: Mapping[str, Any], table: "pa.Table") -> pd.DataFrame:
         "model": pa.string(), "method": pa.string(), "eps": pa.float64(), "example": pa.int64(),
         "clean_correct": pa.bool_(), "margin": pa.float64(), "certified": pa.bool_(),
     }  # fmt: skip
+    if is_smoothed(about):
+        types = {
+            "model": pa.string(), "sigma": pa.float64(), "example": pa.int64(),
+            "label": pa.int64(), "predicted": pa.int64(), "count": pa.int64(),
+            "draws": pa.int64(), "probability_low": pa.float64(), "radius": pa.float64(),
+            "abstained": pa.bool_(),
+        }  # fmt: skip
     held = pa.table({name: stored[name].cast(kind) for name, kind in types.items()})
     if any(held[name].null_count for name in types if name != "margin"):
         raise ValueError("an outcome that is none")
     if (about["last"] - about["first"]) * len(seconds) != held.num_rows:
         raise ValueError(f"{held.num_rows} outcomes, and other examples or eps are promised")
     frame: pd.DataFrame = held.to_pandas()
+    if is_smoothed(about) and not np.isfinite(frame[["probability_low", "radius"]]).all(axis=None):
+        raise ValueError("a radius that is not finite")
     return frame

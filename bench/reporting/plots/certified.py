@@ -21,7 +21,7 @@ METHOD_STYLES = {"ibp": ("s", "--"), "crown": ("o", "-")}
 
 
 def iter_certified_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figure]]:
-    """Yield the figure of each certified model.
+    """Yield the figure of each certified model and norm.
 
     Args:
         table: The rows of certified.csv.
@@ -30,16 +30,17 @@ def iter_certified_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figu
         File name without suffix, caption and figure.
     """
     done = table[table["status"] == "ok"]
-    for model, rows in done.groupby("model", sort=False):
+    for (model, norm), rows in done.groupby(["model", "norm"], sort=False):
         caption = (
             f"{format_text(model)}: certified accuracy, and robust accuracy under every attack; "
             "the true robust accuracy lies in the band between."
         )
-        yield f"bracket-{model}", caption, plot_certified_bounds(rows)
+        name = f"bracket-{model}" if norm == "linf" else f"bracket-{model}-{norm}"
+        yield name, caption, plot_certified_bounds(rows)
 
 
 def plot_certified_bounds(rows: pd.DataFrame) -> Figure:
-    """Plot certified and worst-case robust accuracy (%) of one model against eps.
+    """Plot certified and worst-case robust accuracy (%) of one model against eps in one norm.
 
     At eps 0 both are the clean accuracy. Error bars are 95 % Wilson intervals of the certified
     accuracy.

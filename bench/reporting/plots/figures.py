@@ -43,6 +43,7 @@ from bench.reporting.plots.example_grids import (
     plot_example_grid,
     plot_perturbation_grid,
 )
+from bench.reporting.plots.smoothing import iter_smoothing_figures
 from bench.reporting.plots.style import OWN, PALETTE, STYLE, pick_evenly, plot_message, shorten
 
 __all__ = [
@@ -288,6 +289,27 @@ def draw_figures(
             f"{format_text(model)}: perturbations at the largest eps; red is brighter, blue darker."
         )
         keep(plot_perturbation_grid(pictures, model), f"perturbations-{model}", caption)
+    return drawn
+
+
+def draw_smoothing_figures(curve: pd.DataFrame, folder: Path) -> list[Plot]:
+    """Draw the figures of smoothed classifiers into folder/plots, as PNG and SVG.
+
+    Args:
+        curve: The rows of smoothing_curve.csv.
+        folder: The run's folder.
+
+    Returns:
+        The saved figures.
+
+    Raises:
+        SuiteError: The folder cannot be written.
+    """
+    taken: set[str] = set()
+    drawn = []
+    for name, caption, figure in iter_smoothing_figures(curve):
+        stem = _stem(name, taken)
+        drawn.append(Plot(stem, caption, *save_figure(figure, folder / "plots" / stem)))
     return drawn
 
 

@@ -10,6 +10,7 @@ from bench.reporting.formats.numbers import (
     DASH,
     format_count,
     format_eps,
+    format_norm,
     format_percent,
     format_plural,
     format_rate,
@@ -63,33 +64,33 @@ def build_certified_view(
 
 
 def select_best_methods(certified: CertifiedResults) -> list[Row]:
-    """Select the method that certifies most examples, for each model and eps.
+    """Select the method that certifies most examples, for each model, norm and eps.
 
     Args:
         certified: The certified results.
 
     Returns:
-        One row of certified.csv per model and eps; of equal rows the first.
+        One row of certified.csv per model, norm and eps; of equal rows the first.
     """
     rows = [row for row in to_rows(certified.table) if row["status"] == "ok"]
-    found = group_rows(rows, "model", "eps").values()
+    found = group_rows(rows, "model", "norm", "eps").values()
     return [max(some, key=lambda row: int(row["certified_correct"])) for some in found]
 
 
 def describe_bounds(certified: CertifiedResults, worst: pd.DataFrame) -> list[str]:
-    """State lower and upper bound of robust accuracy for each model and eps.
+    """State lower and upper bound of robust accuracy for each model, norm and eps.
 
     Args:
         certified: The certified results.
         worst: The rows of worst.csv.
 
     Returns:
-        One sentence per model and eps.
+        One sentence per model, norm and eps.
     """
-    untargeted = worst[(worst["norm"] == "linf") & (worst["goal"] == "untargeted")]
-    ran = {(row["model"], row["eps"]): row for row in to_rows(untargeted)}
+    untargeted = worst[worst["goal"] == "untargeted"]
+    ran = {(row["model"], row["norm"], row["eps"]): row for row in to_rows(untargeted)}
     return [
-        _sentence(row, ran.get((row["model"], row["eps"])))
+        _sentence(row, ran.get((row["model"], row["norm"], row["eps"])))
         for row in select_best_methods(certified)
     ]
 
@@ -97,7 +98,8 @@ def describe_bounds(certified: CertifiedResults, worst: pd.DataFrame) -> list[st
 def _sentence(row: Row, worst: Row | None) -> str:
     low = _share(row["certified_accuracy"], row["certified_low"], row["certified_high"])
     method = format_method(row["method"])
-    where = f"{format_text(row['model'])}, eps {format_text(row['eps_text'])}"
+    norm = "" if row["norm"] == "linf" else f"{format_norm(row['norm'])}, "
+    where = f"{format_text(row['model'])}, {norm}eps {format_text(row['eps_text'])}"
     if worst is None:
         return f"{where}: at least {low} (certified, {method}) of examples are robust."
     high = _share(worst["robust_accuracy"], worst["robust_low"], worst["robust_high"])
@@ -113,10 +115,12 @@ def _share(value: float, low: float, high: float) -> str:
 
 
 def _table(certified: CertifiedResults) -> View:
-    """Tabulate, per model and eps, the certified, the robust and the undecided examples."""
+    """Tabulate, per model, norm and eps, certified, robust and undecided examples."""
     methods = list(dict.fromkeys(certified.table["method"]))
+    norms = list(dict.fromkeys(certified.table["norm"]))
     notes, lines = Footnotes(), []
-    for (model, _), rows in group_rows(to_rows(certified.table), "model", "eps").items():
+    groups = group_rows(to_rows(certified.table), "model", "norm", "eps")
+    for (model, norm, _), rows in groups.items():
         by_method = {row["method"]: row for row in rows}
         done = [row for row in rows if row["status"] == "ok"]
         most = max(done, key=lambda row: int(row["certified_correct"]), default=None)
@@ -125,14 +129,18 @@ def _table(certified: CertifiedResults) -> View:
              for name in ("attacked_robust_correct", "undecided")]
         )  # fmt: skip
         lines.append(
-            [format_text(model), format_text(rows[0]["eps_text"]),
-             *(_cell(by_method[method], notes) for method in methods), left, open_]
+            [format_text(model), *[format_norm(norm)] * (len(norms) > 1),
+             format_text(rows[0]["eps_text"]),
+             *(_cell(by_method.get(method), notes) for method in methods), left, open_]
         )  # fmt: skip
-    columns = ["model", "eps", *(f"certified by {format_method(m)}" for m in methods)]
+    first = ["model", *["norm"] * (len(norms) > 1), "eps"]
+    columns = [*first, *(f"certified by {format_method(m)}" for m in methods)]
     return View("", [*columns, "robust under all attacks", "undecided"], lines, notes.texts)
 
 
-def _cell(row: Row, notes: Footnotes) -> str:
+def _cell(row: Row | None, notes: Footnotes) -> str:
+    if row is None:  # the suite does not ask for this method in this norm
+        return DASH
     if row["status"] != "ok":
         reason = f"{row['status']}: {format_text(row['reason'])}"
         return f"{DASH} {notes.mark(reason)}"
