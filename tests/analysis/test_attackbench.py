@@ -25,7 +25,8 @@ def load_metrics() -> ModuleType:
         pytest.skip("needs attackbenchlib", allow_module_level=True)
     path = Path(package.submodule_search_locations[0]) / "metrics" / "distances.py"
     spec = importlib.util.spec_from_file_location("attackbench_distances", path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
