@@ -10,7 +10,16 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis import certified, columns, crosscheck, min_norm, pairwise, references, tables
+from bench.analysis import (
+    certified,
+    columns,
+    crosscheck,
+    min_norm,
+    pairwise,
+    references,
+    stages,
+    tables,
+)
 from bench.analysis.results import RunResults
 from bench.core import sanitize
 from bench.core.errors import RecordError, first_line
@@ -24,7 +33,7 @@ from bench.storage.schema import COLUMNS
 _TEXTS = (
     *columns.select_names("text"),
     "first", "second", "ours", "reference", "examples", "differ_ids", "seeds", "sentence", "note",
-    "figure", "method", "name", "why",
+    "figure", "method", "name", "why", "part",
 )  # fmt: skip
 """Columns of any table that contain text, even if it looks like a number."""
 
@@ -52,6 +61,7 @@ def read_results_from_csv(folder: Path) -> RunResults:
         distances=_read_table(folder, "distances.csv", min_norm.COLUMNS),
         comparisons=_read_table(folder, "comparisons.csv", pairwise.COLUMNS),
         seeds=_read_table(folder, "seeds.csv", pairwise.SEED_COLUMNS),
+        stages=_read_table(folder, "stages.csv", stages.COLUMNS),
         crosschecks=_read_table(folder, "crosscheck.csv", crosscheck.COLUMNS),
         published=_read_table(folder, "published.csv", references.COLUMNS),
         audit=_read_audit(folder, models),

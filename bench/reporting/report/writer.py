@@ -39,6 +39,7 @@ from bench.reporting.report import (
     pairwise_view,
     problem_view,
     reference_view,
+    stage_view,
     transfer_view,
     views,
 )
@@ -94,6 +95,8 @@ def write_report(
         "differences": pairwise_view.tabulate_differences(comparisons, eps_texts),
         "differing": pairwise_view.list_differences(comparisons, eps_texts),
         "seeds": pairwise_view.tabulate_seeds(results.seeds, eps_texts),
+        "stages": stage_view.tabulate_stages(results.stages, eps_texts),
+        "stage_sentences": stage_view.summarize_stages(results.stages, eps_texts),
         "references": reference_view.tabulate_references(results.published, eps_texts),
         "transfers": transfer_view.tabulate_transfers(table),
         "sizes": transfer_view.tabulate_perturbation_sizes(table),
