@@ -29,6 +29,7 @@ from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.core.contracts.rule import AttackBatch, StepInput, TargetChoice
 from bench.core.rng import Noise
 from bench.engine import cuda_graphs
+from bench.engine.adaptation import AdaptedModel
 from bench.engine.class_ranking import linearised_distances
 from bench.engine.device import is_gpu
 from bench.engine.functional.logits import reaches_goal, widen
@@ -123,6 +124,8 @@ class AttackStream:
         """Take the arguments of `run_attack`."""
         assert isinstance(spec.attack, IterativeAttack)
         rule = spec.attack.rule
+        if spec.adaptation is not None:  # an accelerated model may have other modules
+            model = accelerated = AdaptedModel(model, spec.adaptation)
         self.model, self.spec, self.rule, self.rows = model, spec, rule, rows
         self.x, self.y, self.examples, self.label = x, y, examples, label
         self.evaluator = StepEvaluator(model, accelerated, spec)
@@ -141,8 +144,8 @@ class AttackStream:
         self.queue = ItemQueue(len(x), self.eps, self.rounds, self.nested)
         self.asynchronous = runs_asynchronously(x.device)
         many = min(rows, len(self.queue))
-        # Draws outside torch's own generator would be frozen in a graph.
-        replays = self.asynchronous and not spec.random
+        # Draws outside torch's own generator, and a user's checks, would be frozen in a graph.
+        replays = self.asynchronous and not spec.random and spec.adaptation is None
         self.step = cuda_graphs.capture(self._step, many) if replays else self._step
 
     def run(self) -> StreamResult:

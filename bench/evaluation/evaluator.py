@@ -20,6 +20,7 @@ from bench.core.contracts.types import Access, Shape
 from bench.datasets import prefetch
 from bench.datasets.as_data import as_data
 from bench.evaluation import consistency, loading
+from bench.evaluation.adaptation_check import check_adaptations
 from bench.evaluation.chunk import CleanPass, evaluate_chunk
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import Prediction, Vote, judge
@@ -128,6 +129,7 @@ class Evaluator:
         """
         data = loading.load_data(suite.data, suite.base, data_dir, limit)
         loaded = load_suite_models(suite, data, device, data_dir, batch_size, on_load)
+        check_adaptations(suite.attacks, loaded.models, data, device)
         return cls(
             suite=suite.name,
             seed=suite.seed,

@@ -7,6 +7,7 @@ import torch
 
 from bench.core.contracts.dataset import Data
 from bench.evaluation import loading
+from bench.evaluation.adaptation_check import check_adaptations
 from bench.evaluation.evaluator import Evaluator
 from bench.evaluation.model_pool import choose_rows
 from bench.models import maite_models
@@ -51,6 +52,7 @@ def build_evaluator(
             sentence = maite_models.FINDING.format(label=entry.label)
             ready = ready._replace(findings=(*ready.findings, sentence))
         loaded[entry.label] = ready
+    check_adaptations(suite.attacks, loaded, data, device)
     return Evaluator(
         suite=suite.name,
         seed=suite.seed,
