@@ -63,8 +63,7 @@ def _try_adaptation(entry: AttackEntry, loaded: LoadedModel, x: Tensor) -> None:
     model = AdaptedModel(loaded.model, entry.adaptation)
     own = make_objective("cross-entropy", "untargeted")
     make_pass = gradient_pass if loaded.access == "gradient" else forward_pass
-    names = [each.name for _, each in entry.adaptation.backward]
-    names += [] if entry.adaptation.loss is None else [entry.adaptation.loss.name]
+    names = [each.name for each in entry.adaptation.functions]
     with frozen(loaded.model), StateGuard().restore_after():
         with torch.no_grad():
             y = predict_class(widen(loaded.model(x.clone())))

@@ -16,6 +16,7 @@ from bench.core.errors import SuiteError
 from bench.engine.adaptation import AdaptedModel
 from bench.models import lenet as lenet_architecture
 from bench.models.published_weights import WEIGHTS
+from bench.storage.environment import hash_user_files
 from bench.suite import plan
 from bench.suite.reader import parse_attack, parse_suite
 
@@ -348,6 +349,14 @@ def test_an_entry_without_adaptation_has_the_identity_that_it_had() -> None:
     entry = parse_attack({"name": "pgd", "norm": "linf", "eps": [0.1]}, "test")
     assert entry.adaptation is None
     assert entry.params.loss == "cross-entropy"
+
+
+def test_the_file_of_a_loss_is_among_those_that_the_manifest_hashes(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+    text = SUITE.replace("{keys}", 'params = { loss = "mine.py:my_loss" }').replace(
+        'name = "mine.py:make"', 'name = "lenet"\nweights = "digits"'
+    )
+    assert set(hash_user_files(parse_suite(text, "suite.toml", tmp_path))) == {"mine.py"}
 
 
 def test_a_suite_runs_an_adaptive_attack(tmp_path: Path) -> None:

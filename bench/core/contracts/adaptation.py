@@ -25,3 +25,8 @@ class Adaptation:
     backward: tuple[tuple[str, UserFunction], ...] = ()
     """Name of a module -> differentiable function of the module's input whose gradient takes the
     place of the module's (BPDA). The forward pass remains the module's."""
+
+    @property
+    def functions(self) -> tuple[UserFunction, ...]:
+        """All functions of the user's."""
+        return *(each for _, each in self.backward), *([self.loss] if self.loss else ())
