@@ -45,14 +45,13 @@ def parts(params: Params, norm: Norm) -> Sequence[Part]:
         The parts in order.
     """
     steps, restarts = params.steps, params.restarts
-    margins = (
-        Part(label, "apgd", apgd.ATTACK, apgd.Params(steps=steps, restarts=restarts, loss=loss))
-        for label, loss in (("apgd-pma", "pma"), ("apgd-margin", "logit-difference"))
-    )
+    pma = apgd.Params(steps=steps, restarts=restarts, loss="pma")
+    margin = apgd.Params(steps=steps, restarts=restarts, loss="logit-difference")
     malt = apgd_malt.Params(steps=steps, targets=params.targets, candidates=params.candidates)
     return (
         *autoattack.parts(_standard(params), norm),
-        *margins,
+        Part("apgd-pma", "apgd", apgd.ATTACK, pma),
+        Part("apgd-margin", "apgd", apgd.ATTACK, margin),
         Part("apgd-malt", "apgd_malt", apgd_malt.ATTACK, malt),
     )
 

@@ -150,7 +150,7 @@ def find_module(net: nn.Module, name: str, key: str) -> nn.Module:
     Raises:
         SuiteError: There is none; the message names the nearest.
     """
-    modules = {full: module for full, module in net.named_modules() if full}
+    modules: dict[str, nn.Module] = {full: each for full, each in net.named_modules() if full}
     full = name
     while full not in modules:
         full = WRAPPER + full

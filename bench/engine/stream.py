@@ -329,7 +329,7 @@ class AttackStream:
         return x
 
     def _rank_wrong_classes(self, choice: TargetChoice) -> Tensor:
-        """Choose the wrong classes to attack towards, in order, (n, count).
+        """Choose the wrong classes to attack towards, in order, (n, number).
 
         Its passes are shared by all eps.
         """
@@ -340,7 +340,7 @@ class AttackStream:
             candidates = order[:, : choice.candidates]
             nearest = self._linearised_distances(candidates).argsort(dim=1, stable=True)
             order = candidates.gather(1, nearest)
-        return order[:, : choice.count]
+        return order[:, : choice.number]
 
     def _linearised_distances(self, candidates: Tensor) -> Tensor:
         """Compute the distance of each candidate class under a linear model, (n, candidates)."""
@@ -349,14 +349,12 @@ class AttackStream:
         self.out.forwards.add_(passes)
         self.out.backwards.add_(passes * candidates.shape[1])
         while True:
-            pieces = zip(
-                *(each.split(self.rows) for each in (self.x, self.label, candidates)), strict=True
-            )
+            parts = (each.split(self.rows) for each in (self.x, self.label, candidates))
             try:
                 with allow_tf32(False):
                     found = [
-                        linearised_distances(self.model, *piece, spec.norm, spec.samples)
-                        for piece in pieces
+                        linearised_distances(self.model, x, label, some, spec.norm, spec.samples)
+                        for x, label, some in zip(*parts, strict=True)
                     ]
                 return torch.cat(found)
             except RuntimeError as error:

@@ -54,6 +54,6 @@ def _count_iterates(spec: AttackSpec) -> float | None:
     restarts = getattr(spec.params, "restarts", 1)
     rounds = restarts if isinstance(restarts, int) else 1
     if rule is not None and (choice := rule.choose_targets(spec.params)) is not None:
-        rounds *= choice.count
+        rounds *= choice.number
     iterates = float(steps * rounds * spec.samples)
     return iterates / positive if spec.attack.budget == "minimum" else iterates

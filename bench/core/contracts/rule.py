@@ -55,7 +55,7 @@ class StepInput(NamedTuple):
 class TargetChoice(NamedTuple):
     """Which wrong classes a rule attacks towards."""
 
-    count: int
+    number: int
     """Number of classes, one restart each."""
     ranking: Literal["logits", "distance"] = "logits"
     """Order of the classes: by their logits on the clean image, the largest first, or by the
