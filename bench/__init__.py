@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from bench.core.contracts.learner import Learner, Losses, TrainingBatch
     from bench.core.contracts.model import Model
     from bench.core.contracts.parameters import Alpha, Count, Length, step_size
-    from bench.core.contracts.rule import AttackBatch, Rule, RuleParams, StepInput
+    from bench.core.contracts.rule import AttackBatch, Rule, RuleParams, StepInput, TargetChoice
     from bench.core.contracts.types import Access, Goal, Loss, Norm, Precision, Shape, Threat
     from bench.core.errors import ContractError, RecordError, RobustnessWarning, SuiteError
     from bench.core.rng import Noise
@@ -50,8 +50,8 @@ __all__ = [
     "Dataset",
     "EnsembleAttack", "Evaluation", "ExternalAttack", "Goal", "IterativeAttack", "Learner",
     "Length", "Loss", "Losses", "Model", "Noise", "Norm", "Part", "Precision", "RecordError",
-    "RobustnessWarning", "Rule", "RuleParams", "Shape", "StepInput", "SuiteError", "Threat",
-    "TrainingBatch", "benchmark", "evaluate", "run", "step_size",
+    "RobustnessWarning", "Rule", "RuleParams", "Shape", "StepInput", "SuiteError", "TargetChoice",
+    "Threat", "TrainingBatch", "benchmark", "evaluate", "run", "step_size",
 ]  # fmt: skip
 
 _HOMES = {
@@ -63,7 +63,7 @@ _HOMES = {
     "bench.core.contracts.learner": ("Learner", "Losses", "TrainingBatch"),
     "bench.core.contracts.model": ("Model",),
     "bench.core.contracts.parameters": ("Alpha", "Count", "Length", "step_size"),
-    "bench.core.contracts.rule": ("AttackBatch", "Rule", "RuleParams", "StepInput"),
+    "bench.core.contracts.rule": ("AttackBatch", "Rule", "RuleParams", "StepInput", "TargetChoice"),
     "bench.core.contracts.types": (
         "Access", "Goal", "Loss", "Norm", "Precision", "Shape", "Threat",
     ),

@@ -16,6 +16,7 @@ from bench.core import files, validation
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
 from bench.evaluation import loading
+from bench.evaluation.adaptation_check import check_adaptations
 from bench.evaluation.audit import findings
 from bench.evaluation.audit.findings import Audit
 from bench.evaluation.audit.probe_models import probe_models
@@ -77,6 +78,8 @@ def evaluate(
     allow: Sequence[str] = (),
     output: str | int | None = None,
     audit: bool | None = None,
+    features: Sequence[str] = (),
+    backward: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Measure the robust accuracy of a model under one attack.
 
@@ -95,7 +98,8 @@ def evaluate(
         norm: Norm of the threat model; that of the attack object, or "linf", by default.
         eps: One radius or several, as any type of number or text such as "8/255"; that of the
             attack object, or 0.1, by default.
-        params: The attack's params; its defaults otherwise.
+        params: The attack's params; its defaults otherwise. `loss` of an iterative attack may be a
+            function (logits, labels, images) -> losses to ascend, (n,), or its "file.py:NAME".
         goal: "untargeted" or "targeted".
         target: Class of a targeted attack, or a rule such as "next".
         stop: "first-success" or "never"; "first-success" by default, "never" for a transfer.
@@ -116,6 +120,9 @@ def evaluate(
             "binary" or "sigmoid" for one logit or probability an image (binary classifier).
         audit: Probe the model, too; by default where that takes few passes compared with the
             attack.
+        features: Names of modules whose outputs such a loss gets as its fourth argument, by name.
+        backward: Name of a module -> differentiable function of its input, or "file.py:NAME", whose
+            gradient takes the place of the module's in the attack (BPDA).
 
     Returns:
         Table (one row per eps), per-example records, symptoms and, on request, the images.
@@ -142,6 +149,8 @@ def evaluate(
         raise SuiteError(f"bench.evaluate: predictions: expected at least 1, got {predictions}")
     if target is not None:
         raw["target"] = target
+    raw |= {"features": list(features)} if features else {}
+    raw |= {"backward": dict(backward)} if backward else {}
     entry = parse_attack(raw, "bench.evaluate", given and given.attack)
     evaluator = Evaluator.from_tensors(
         model,
@@ -162,6 +171,7 @@ def evaluate(
     facts = {name: evaluator.model_facts(name) for name in evaluator.models}
     if sources:
         entry = dataclasses.replace(entry, source=sources[0])
+    check_adaptations([entry], evaluator.models, evaluator.data, evaluator.device)
     crafting = facts[sources[0]] if sources else None
     task = plan.plan_task(label, entry, facts[label], seed, "independent", crafting)
     if reason := task.cells[0].reason:

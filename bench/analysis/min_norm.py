@@ -10,7 +10,8 @@ has its reason and no numbers.
                         search of the run found, eps_max the largest finite one of these
 The best search at every eps has optimality 1, one that never succeeds has 0.
 Source: Cinà et al. 2025 (AttackBench), https://arxiv.org/abs/2404.19460
-Differs from its code: that interpolates the steps linearly, so that finding nothing scores 0.5.
+Equal to `eval_optimality` of its library, attackbenchlib 2.0.2, to rounding. Its first code
+interpolated the steps linearly, so that finding nothing scored 0.5.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

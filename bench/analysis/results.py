@@ -16,6 +16,7 @@ from bench.analysis import (
     min_norm,
     pairwise,
     references,
+    stages,
     tables,
     unions,
 )
@@ -139,6 +140,11 @@ class RunResults:
     def seeds(self) -> pd.DataFrame:
         """Attacks that ran with several seeds."""
         return pairwise.seed_table(self.table, self._robust)
+
+    @cached_property
+    def stages(self) -> pd.DataFrame:
+        """Robust accuracy after each part of the ensembles."""
+        return stages.stage_table(self.plan, self.table, self.stored)
 
     @cached_property
     def crosschecks(self) -> pd.DataFrame:

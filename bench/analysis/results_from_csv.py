@@ -19,6 +19,7 @@ from bench.analysis import (
     pairwise,
     references,
     smoothed,
+    stages,
     tables,
     unions,
 )
@@ -36,7 +37,7 @@ _TEXTS = (
     *columns.select_names("text"),
     "first", "second", "ours", "reference", "examples", "differ_ids", "seeds", "sentence", "note",
     "figure", "method", "name", "why", "label", "threats", "largest_eps", "absent", "broken_by",
-    "broken_only_by", "class_name", "wrong_class_name", "radius_text",
+    "broken_only_by", "class_name", "wrong_class_name", "radius_text", "part",
 )  # fmt: skip
 """Columns of any table that contain text, even if it looks like a number."""
 
@@ -66,6 +67,7 @@ def read_results_from_csv(folder: Path) -> RunResults:
         distances=_read_table(folder, "distances.csv", min_norm.COLUMNS),
         comparisons=_read_table(folder, "comparisons.csv", pairwise.COLUMNS),
         seeds=_read_table(folder, "seeds.csv", pairwise.SEED_COLUMNS),
+        stages=_read_table(folder, "stages.csv", stages.COLUMNS),
         crosschecks=_read_table(folder, "crosscheck.csv", crosscheck.COLUMNS),
         published=_read_table(folder, "published.csv", references.COLUMNS),
         audit=_read_audit(folder, models),

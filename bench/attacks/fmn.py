@@ -32,7 +32,6 @@ from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
 from bench.engine.functional import norms, projections
 
-DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 LAST = 0.01
 """The last share of the radius over the first one."""
 
@@ -104,7 +103,7 @@ def respond(
         larger = torch.maximum(state.eps + 1, (state.eps * (1 + gamma)).floor())
         smaller = torch.minimum(state.eps - 1, (state.eps * (1 - gamma)).floor())
     else:
-        slope = norms.norm_of(observed.gradient, DUAL[norm])
+        slope = norms.norm_of(observed.gradient, norms.DUAL[norm])
         boundary = far + observed.loss.abs() / slope.clamp_min(torch.finfo(slope.dtype).tiny)
         larger = (1 + gamma) * torch.where(nearest.isfinite(), state.eps, boundary)
         smaller = state.eps * (1 - gamma)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.core.contracts.rule import AttackBatch, StepInput
 from bench.core.errors import describe
+from bench.engine.adaptation import AdaptedModel
 from bench.engine.functional.gradients import PassResult, forward_pass, gradient_pass
 from bench.engine.functional.logits import reaches_goal
 from bench.engine.functional.losses import make_objective
@@ -34,6 +35,8 @@ class StepEvaluator:
         self._accelerated, self._is_original = accelerated, accelerated is model
         self._pass = gradient_pass if self.has_gradient else forward_pass
         self._loss = make_objective(spec.params.loss, "targeted" if self.rule.aims else spec.goal)
+        if isinstance(model, AdaptedModel):
+            self._loss = model.make_objective(self._loss)
 
     def evaluate(self, x: Tensor, known: AttackBatch) -> tuple[StepInput, Tensor]:
         """Compute a rule's input at iterates.
@@ -75,6 +78,8 @@ class StepEvaluator:
         if not self.has_gradient:
             return observed, torch.zeros_like(y)
         spoilt = ~norm_of(observed.gradient, "linf").isfinite()
+        if self.spec.adaptation is not None:  # a user's loss may lose its value alone
+            spoilt = spoilt | ~observed.loss.isfinite()
         finite = observed.gradient.nan_to_num(0.0, 0.0, 0.0)
         return observed._replace(gradient=finite), spoilt.to(y.dtype)
 

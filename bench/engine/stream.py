@@ -26,9 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.contracts.attack import AttackSpec, IterativeAttack
-from bench.core.contracts.rule import AttackBatch, StepInput
+from bench.core.contracts.rule import AttackBatch, StepInput, TargetChoice
 from bench.core.rng import Noise
 from bench.engine import cuda_graphs
+from bench.engine.adaptation import AdaptedModel
+from bench.engine.class_ranking import linearised_distances
 from bench.engine.device import is_gpu
 from bench.engine.functional.logits import reaches_goal, widen
 from bench.engine.functional.norms import per_row
@@ -122,6 +124,8 @@ class AttackStream:
         """Take the arguments of `run_attack`."""
         assert isinstance(spec.attack, IterativeAttack)
         rule = spec.attack.rule
+        if spec.adaptation is not None:  # an accelerated model may have other modules
+            model = accelerated = AdaptedModel(model, spec.adaptation)
         self.model, self.spec, self.rule, self.rows = model, spec, rule, rows
         self.x, self.y, self.examples, self.label = x, y, examples, label
         self.evaluator = StepEvaluator(model, accelerated, spec)
@@ -133,15 +137,15 @@ class AttackStream:
         self.nearest = x.new_full(self.out.forwards.shape, torch.inf)
         self.overflow: _Batch | None = None
         self.order, self.aims = None, 1
-        if rule.aims is not None:
-            self.order = self._rank_wrong_classes()[:, : rule.aims(spec.params)]
+        if (choice := rule.choose_targets(spec.params)) is not None:
+            self.order = self._rank_wrong_classes(choice)
             self.aims = self.order.shape[1]
         self.rounds = spec.params.restarts * self.aims
         self.queue = ItemQueue(len(x), self.eps, self.rounds, self.nested)
         self.asynchronous = runs_asynchronously(x.device)
         many = min(rows, len(self.queue))
-        # Draws outside torch's own generator would be frozen in a graph.
-        replays = self.asynchronous and not spec.random
+        # Draws outside torch's own generator, and a user's checks, would be frozen in a graph.
+        replays = self.asynchronous and not spec.random and spec.adaptation is None
         self.step = cuda_graphs.capture(self._step, many) if replays else self._step
 
     def run(self) -> StreamResult:
@@ -324,14 +328,37 @@ class AttackStream:
         x: Tensor = batch.state.x if self.rule.result is None else self.rule.result(batch.state)
         return x
 
-    def _rank_wrong_classes(self) -> Tensor:
-        """Sort the wrong classes of each example by the model's clean logits, (n, classes - 1).
+    def _rank_wrong_classes(self, choice: TargetChoice) -> Tensor:
+        """Choose the wrong classes to attack towards, in order, (n, number).
 
-        The pass is shared by all eps.
+        Its passes are shared by all eps.
         """
         logits = self._model_logits(self.x).scatter(1, self.label[:, None], torch.inf)
         self.out.forwards.add_(self.spec.predictions / max(len(self.eps), 1))
-        return logits.argsort(dim=1, descending=True)[:, 1:]
+        order = logits.argsort(dim=1, descending=True)[:, 1:]
+        if choice.ranking == "distance":
+            candidates = order[:, : choice.candidates]
+            nearest = self._linearised_distances(candidates).argsort(dim=1, stable=True)
+            order = candidates.gather(1, nearest)
+        return order[:, : choice.number]
+
+    def _linearised_distances(self, candidates: Tensor) -> Tensor:
+        """Compute the distance of each candidate class under a linear model, (n, candidates)."""
+        spec = self.spec
+        passes = spec.samples / max(len(self.eps), 1)
+        self.out.forwards.add_(passes)
+        self.out.backwards.add_(passes * candidates.shape[1])
+        while True:
+            parts = (each.split(self.rows) for each in (self.x, self.label, candidates))
+            try:
+                with allow_tf32(False):
+                    found = [
+                        linearised_distances(self.model, x, label, some, spec.norm, spec.samples)
+                        for x, label, some in zip(*parts, strict=True)
+                    ]
+                return torch.cat(found)
+            except RuntimeError as error:
+                self._halve_or_raise(error)
 
     def _model_logits(self, x: Tensor) -> Tensor:
         """Compute the model's own logits in full precision.

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from bench.core import rng
 from bench.core.contracts.attack import AttackSpec, ExternalAttack, IterativeAttack
-from bench.core.contracts.rule import Rule
 from bench.core.contracts.types import Threat
 from bench.core.errors import ContractError
 from bench.engine import stream, timing
@@ -112,7 +111,7 @@ def craft(
         with (
             allow_tf32(spec.precision == "tf32"),
             _seed_random_model(spec, chosen.id),
-            _guard_process(spec.attack.rule if isinstance(spec.attack, IterativeAttack) else None),
+            _guard_process(spec),
         ):
             result, seconds = timing.time_call(
                 lambda: stream.run_attack(
@@ -178,8 +177,11 @@ def allowed_distance(eps: float) -> float:
     return eps + ABSOLUTE + RELATIVE * eps
 
 
-def _guard_process(rule: Rule | None) -> AbstractContextManager[None]:
-    """Undo what a rule of foreign code changes in the process; bench's own rules change nothing."""
+def _guard_process(spec: AttackSpec) -> AbstractContextManager[None]:
+    """Undo what foreign code of a rule or an adaptation changes; bench's rules change nothing."""
+    if spec.adaptation is not None:
+        return containment.StateGuard().restore_after()
+    rule = spec.attack.rule if isinstance(spec.attack, IterativeAttack) else None
     steps = [] if rule is None else [rule.init, rule.step or rule.respond]
     if all(str(getattr(step, "__module__", "")).startswith("bench.") for step in steps):
         return contextlib.nullcontext()

@@ -21,6 +21,7 @@ from bench.core.errors import SuiteError
 from bench.datasets import prefetch
 from bench.datasets.as_data import as_data
 from bench.evaluation import consistency, live_models, loading
+from bench.evaluation.adaptation_check import check_adaptations
 from bench.evaluation.chunk import CleanPass, evaluate_chunk
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import Prediction, Vote, judge
@@ -181,6 +182,7 @@ class Evaluator:
     ) -> "Evaluator":
         """Load every model of a suite by a function of its entry."""
         loaded = load_suite_models(suite, data, device, batch_size, load)
+        check_adaptations(suite.attacks, loaded.models, data, device)
         return cls(
             suite=suite.name,
             seed=suite.seed,

@@ -316,6 +316,8 @@ class ModelPool:
         precision = task.spec.precision
         if isinstance(task.spec.attack, ExternalAttack):
             return "the attack has a loop of its own"
+        if task.spec.adaptation is not None:
+            return "the attack is adapted to modules of the model, or has a loss of the user's"
         if not (self.use_acceleration or precision == "bfloat16"):
             return "acceleration was declined"
         if self.models[task.source].access != "gradient":

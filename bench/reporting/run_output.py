@@ -52,6 +52,7 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         ("distances.csv", results.distances),
         ("published.csv", results.published),
         ("seeds.csv", results.seeds),
+        ("stages.csv", results.stages),
         ("certified.csv", results.certified.table),
         ("contradictions.csv", results.certified.contradictions),
         ("smoothing.csv", results.smoothed.table),

@@ -64,6 +64,8 @@ SENTENCES = {
     "verification is wrong.",
     "seeds": "The same attack with several seeds. Under every seed: an example is robust only if "
     "no seed broke it.",
+    "stages": "Each part attacks the examples that the parts before it left robust. The robust "
+    "accuracy after a part is an upper bound, which further parts can only lower.",
     "min_norm": "Each minimum-norm attack ran once and returns the distance of its adversarial "
     "examples. Forward and backward passes are per example. The security curves are among the "
     "figures.",

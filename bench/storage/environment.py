@@ -131,6 +131,12 @@ def hash_user_files(suite: Suite) -> dict[str, str]:
         ("datasets", suite.data.name),
         *(("models", each.name) for each in suite.models),
         *(("attacks", each.name) for each in suite.attacks),
+        *(
+            ("attacks", function.name)
+            for each in suite.attacks
+            if each.adaptation is not None
+            for function in each.adaptation.functions
+        ),
     ]
     names = [name for _, name in entries]
     code = [name.rpartition(":")[0] for name in names]

@@ -6,7 +6,7 @@ seed.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -16,6 +16,7 @@ from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Goal, Norm, Precision, Stop
 from bench.core.validation import Validator
+from bench.suite.adaptations import check_parts, is_user_loss, read_adaptation
 from bench.suite.checks import check_label, find_extension, format_radius, read_radii
 from bench.suite.schema import TARGET_RULES, AttackEntry, Eps
 
@@ -42,6 +43,10 @@ class AttackTable:
     source: str | list[str] | None = None
     vary: dict[str, list[int | float]] = dataclasses.field(default_factory=dict)
     seeds: Count | list[_Seed] | None = None
+    features: list[str] = dataclasses.field(default_factory=list)
+    """Names of the modules whose outputs the user's loss gets."""
+    backward: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Name of a module -> function whose gradient takes the place of the module's."""
     fail: list[str] = dataclasses.field(default_factory=list)
     """Thresholds of `bench check`, which `thresholds` reads."""
 
@@ -106,7 +111,14 @@ def expand_table(
         if attack is not None:
             check.say(f"{key}.name", f"expected a bench Attack, got {type(attack).__name__}")
         return ExpandedTable((family,))
+    raw, loss = _separate_loss(raw)
+    adaptation = read_adaptation(
+        check, attack, loss, table.features if table else [], table.backward if table else {},
+        key, base,
+    )  # fmt: skip
     variants = _read_variants(check, table, attack, raw, key)
+    if adaptation is not None and adaptation.loss is not None:  # so that it is shown everywhere
+        variants = [_name_loss(variant, adaptation.loss.name) for variant in variants]
     seeds = _read_seeds(check, table, attack, key)
     combinations = [*itertools.product(sources, variants, seeds)]
     labels = tuple(_label(family, *combination) for combination in combinations)
@@ -116,6 +128,11 @@ def expand_table(
     eps = tuple(_read_eps(check, table, key))
     if any(variant.params is None for variant in variants):
         return ExpandedTable(labels)
+    if adaptation is not None:
+        check_parts(check, attack, variants[0].params, table.norm, adaptation, key)
+        if (table.precision or defaults.precision) == "bfloat16":
+            expected = "expected float32 or tf32, since an adapted model is not accelerated"
+            check.say(f"{key}.precision", f"{expected}, got bfloat16")
     entries = (
         AttackEntry(
             name=table.name,
@@ -132,6 +149,7 @@ def expand_table(
             if isinstance(attack, ExternalAttack)
             else table.precision or defaults.precision,
             samples=table.samples,
+            adaptation=adaptation,
             batch_size=table.batch_size,
             family=family,
             source=source,
@@ -142,6 +160,22 @@ def expand_table(
         for label, (source, variant, seed) in zip(labels, combinations, strict=True)
     )
     return ExpandedTable(labels, tuple(entries))
+
+
+def _separate_loss(raw: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """Take a loss that is the user's function out of the params; None if it is not."""
+    params = raw.get("params")
+    if not isinstance(params, Mapping) or not is_user_loss(params.get("loss")):
+        return raw, None
+    others = {name: value for name, value in params.items() if name != "loss"}
+    return {**raw, "params": others}, params["loss"]
+
+
+def _name_loss(variant: _Variant, name: str) -> _Variant:
+    """Set the loss of a variant's params to the name of the user's function."""
+    if variant.params is None:
+        return variant
+    return variant._replace(params=dataclasses.replace(variant.params, loss=name))
 
 
 def _label(family: str, source: str | None, variant: _Variant, seed: int | None) -> str:

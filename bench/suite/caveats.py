@@ -1,5 +1,8 @@
 """State what a reader must know of a planned cell: caveats, threat model, why it is skipped."""
 
+from collections.abc import Iterator
+
+from bench.core.contracts.adaptation import Adaptation
 from bench.core.contracts.attack import ExternalAttack
 from bench.core.contracts.types import ACCESS_RANK, Sweep
 from bench.engine.functional.losses import min_classes
@@ -85,12 +88,24 @@ def _attack_caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, 
     if eps == 0:
         return ()
     own = tuple(entry.attack.caveats(entry.params, entry.norm, eps))
+    if entry.adaptation is not None:
+        own = (*own, *_adaptation_caveats(entry.adaptation))
     if entry.precision != "float32":
         own = (*own, f"Gradients in {entry.precision}: may be weaker than in float32.")
     external = isinstance(entry.attack, ExternalAttack)
     if sweep == "nested" and external and entry.attack.budget == "fixed":
         return (*own, "The sweep is independent: only the engine's own attacks inherit successes.")
     return own
+
+
+def _adaptation_caveats(adaptation: Adaptation) -> Iterator[str]:
+    """Yield what is of the user's own in an adaptive attack."""
+    for module, stand_in in adaptation.backward:
+        yield f"Adaptive: the gradient of module '{module}' is that of {stand_in.name}."
+    if adaptation.loss is not None:
+        features = f", of the outputs of {', '.join(adaptation.features)}"
+        more = features if adaptation.features else ""
+        yield f"Adaptive: the loss is {adaptation.loss.name}{more}."
 
 
 def _random_caveats(

@@ -93,7 +93,7 @@ def compose_suite(request: SuiteRequest, base: Path) -> str:
             "label": name,
             "norm": request.norm,
             "eps": [_radius(text) for text in request.eps],
-            "params": params["attack", name],
+            "params": _relocate_loss(params["attack", name], base),
         }
         for name in request.attacks
     ]
@@ -293,6 +293,14 @@ def _stem(name: str) -> str:
 def _label(request: SuiteRequest, name: str, weights: str | None) -> str:
     """Return the label of a model: its name, with its weights if it occurs twice."""
     return f"{name}, {weights}" if request.models.count(name) > 1 and weights else name
+
+
+def _relocate_loss(params: dict[str, Any], base: Path) -> dict[str, Any]:
+    """Rewrite the path of a loss of the user's in an attack's params."""
+    loss = params.get("loss")
+    if not isinstance(loss, str) or ":" not in loss:
+        return params
+    return {**params, "loss": registry.relocate_name("attacks", loss, base)}
 
 
 def _relocate_weights(weights: str | None, base: Path) -> str | None:

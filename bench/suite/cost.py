@@ -26,7 +26,20 @@ def count_passes(spec: AttackSpec) -> tuple[float | None, float | None]:
         ]
         return sum(there or 0.0 for there, _ in each), sum(back or 0.0 for _, back in each)
     iterates = _count_iterates(spec)
-    return iterates, iterates if attack.needs == "gradient" else 0.0
+    if iterates is None:
+        return None, None if attack.needs == "gradient" else 0.0
+    looks, slopes = _count_ranking(spec)
+    return iterates + looks, iterates + slopes if attack.needs == "gradient" else 0.0
+
+
+def _count_ranking(spec: AttackSpec) -> tuple[float, float]:
+    """Return the most passes per example and eps that rank classes by their distance."""
+    rule = spec.attack.rule if isinstance(spec.attack, IterativeAttack) else None
+    choice = None if rule is None else rule.choose_targets(spec.params)
+    if choice is None or choice.ranking != "distance":
+        return 0.0, 0.0
+    each = spec.samples / (sum(eps > 0 for eps in spec.eps) or 1)
+    return each, each * choice.candidates
 
 
 def _count_iterates(spec: AttackSpec) -> float | None:
@@ -40,7 +53,7 @@ def _count_iterates(spec: AttackSpec) -> float | None:
         return None
     restarts = getattr(spec.params, "restarts", 1)
     rounds = restarts if isinstance(restarts, int) else 1
-    if rule is not None and rule.aims is not None:
-        rounds *= rule.aims(spec.params)
+    if rule is not None and (choice := rule.choose_targets(spec.params)) is not None:
+        rounds *= choice.number
     iterates = float(steps * rounds * spec.samples)
     return iterates / positive if spec.attack.budget == "minimum" else iterates

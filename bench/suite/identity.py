@@ -23,6 +23,7 @@ from bench.core.contracts.types import Access, Shape
 from bench.core.errors import SuiteError
 from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
 from bench.models.fingerprint import describe_value
+from bench.suite.adaptations import describe_adaptation
 from bench.suite.schema import AttackEntry
 
 
@@ -85,6 +86,11 @@ def hash_cell(
             **({"files": files} if (files := _hash_files(spec)) else {}),
             **({"precision": spec.precision} if spec.precision != "float32" else {}),
             **({"samples": spec.samples} if spec.samples > 1 else {}),
+            **(
+                {"adaptation": describe_adaptation(spec.adaptation)}
+                if spec.adaptation is not None
+                else {}
+            ),
             **({"random": _random_draws(spec, entry, facts, source)} if spec.random else {}),
             **({"parts": _describe_parts(spec)} if isinstance(attack, EnsembleAttack) else {}),
             # An example crafted on the judged model is that of the white-box attack.
@@ -120,6 +126,7 @@ def collect_settings(spec: AttackSpec, entry: AttackEntry) -> dict[str, Any]:
         "predictions": spec.predictions,
         "source": entry.source,
         **{f"params.{name}": value for name, value in _plain_params(spec.params).items()},
+        **({} if spec.adaptation is None else describe_adaptation(spec.adaptation)),
         **{f"file {at}": content for at, content in enumerate(_hash_files(spec), start=1)},
         # An eps inherits the successes of smaller ones, so all of them belong to the settings.
         **({"eps": sorted(spec.eps)} if spec.sweep == "nested" else {}),

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from bench.core import registry
+from bench.core.contracts.adaptation import Adaptation
 from bench.core.contracts.attack import AttackSpec, ExternalAttack
 from bench.core.contracts.model import Model
 from bench.core.contracts.types import BallNorm, CertificationMethod, Sweep
@@ -230,6 +231,7 @@ def plan_task(
         samples=entry.samples,
         predictions=facts.predictions,
         random=random,
+        adaptation=entry.adaptation,
     )
     reason = caveats.find_skip_reason(entry, facts, crafting)
     passes, gradients = count_passes(spec)
@@ -257,6 +259,7 @@ def plan_task(
             traits={
                 **entry.attack.traits(entry.params, entry.norm, eps.value),
                 **({"samples": str(spec.samples)} if spec.samples > 1 else {}),
+                **_describe_adaptation(entry.adaptation),
             },
             caveats=caveats.list_caveats(entry, eps.value, sweep, facts, crafting),
             threat_model=caveats.name_threat_model(model, entry),
@@ -272,6 +275,15 @@ def plan_task(
         for eps in entry.eps
     )
     return AttackTask(model, entry, spec, cells)
+
+
+def _describe_adaptation(adaptation: Adaptation | None) -> dict[str, str]:
+    """Return what an attack is adapted to as traits."""
+    if adaptation is None:
+        return {}
+    replaced = ", ".join(f"{module}: {each.name}" for module, each in adaptation.backward)
+    traits = {"features": ", ".join(adaptation.features), "backward": replaced}
+    return {name: text for name, text in traits.items() if text}
 
 
 def _stop(spec: AttackSpec) -> str:

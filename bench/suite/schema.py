@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.core.contracts.adaptation import Adaptation
 from bench.core.contracts.attack import Attack
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import (
@@ -107,6 +108,8 @@ class AttackEntry:
     precision: Precision = "float32"
     samples: int = 1
     """Forward and backward passes that each step averages."""
+    adaptation: Adaptation | None = None
+    """Loss and gradients of the user's own; None without any."""
     batch_size: int | None = None
     family: str
     """Label of the table, which all its entries share."""

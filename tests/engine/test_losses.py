@@ -139,3 +139,29 @@ def test_each_examples_loss_is_its_own(name: Loss) -> None:
     alone = torch.cat([losses.LOSSES[name](z[i : i + 1], y[i : i + 1]) for i in range(16)])
     assert losses.LOSSES[name](z, y).shape == (16,)
     assert torch.allclose(losses.LOSSES[name](z, y), alone)
+
+
+def test_the_probability_margin_is_the_difference_of_softmax_probabilities_plus_1() -> None:
+    z, y = some()
+    p = z.softmax(1)
+    own = p[torch.arange(16), y]
+    others = p.scatter(1, y[:, None], -1).amax(1)
+    assert torch.allclose(losses.probability_margin(z, y), 1 + others - own, rtol=1e-12)
+
+
+def test_the_probability_margin_has_the_gradient_of_its_definition() -> None:
+    z, y = some()
+    z = z.detach().requires_grad_()
+    p = z.softmax(1)
+    own, others = p[torch.arange(16), y], p.scatter(1, y[:, None], -1).amax(1)
+    (expected,) = torch.autograd.grad((others - own).sum(), z)
+    assert torch.allclose(slope("pma", z, y), expected, rtol=1e-9, atol=1e-15)
+
+
+def test_the_probability_margin_keeps_its_gradient_where_the_softmax_rounds_to_1() -> None:
+    z = torch.tensor([[30.0, 0.0, -1.0]])
+    y = torch.tensor([0])
+    assert z.softmax(1)[0, 0] == 1
+    exact, rounded = slope("pma", z.double(), y), slope("pma", z, y)
+    assert torch.allclose(rounded.double(), exact, rtol=1e-5, atol=0)
+    assert rounded.abs().min() > 0

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
+from bench.core.contracts.adaptation import Adaptation
 from bench.core.contracts.learner import Learner
 from bench.core.contracts.rule import Rule
 from bench.core.contracts.types import Goal, Norm, Precision, Stop, Sweep, Threat
@@ -175,3 +176,5 @@ class AttackSpec:
     accelerated model or recorded graph takes its place."""
     trace: bool = False
     """Whether to record the loss at every iterate."""
+    adaptation: Adaptation | None = None
+    """Loss and gradients of the user's own; None without any."""

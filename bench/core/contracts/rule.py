@@ -7,7 +7,7 @@ row per example, and no row may read another; so results do not depend on the ba
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -52,6 +52,18 @@ class StepInput(NamedTuple):
     """Whether the iterate reached the attack's goal, (n,), bool."""
 
 
+class TargetChoice(NamedTuple):
+    """Which wrong classes a rule attacks towards."""
+
+    number: int
+    """Number of classes, one restart each."""
+    ranking: Literal["logits", "distance"] = "logits"
+    """Order of the classes: by their logits on the clean image, the largest first, or by the
+    distance of their decision boundaries there if the model were linear, the nearest first."""
+    candidates: int = 100
+    """Classes of the largest logits among which "distance" orders; each costs one gradient."""
+
+
 class RuleParams(Protocol):
     """The fields that the engine reads from the params of every rule."""
 
@@ -89,9 +101,10 @@ class Rule:
     seeks: bool = False
     """Whether the rule minimises the distance and keeps the nearest adversarial example. Its state
     then has a field `nearest`, (n,): that example's distance, infinite while there is none."""
-    aims: Callable[[Any], int] | None = None
-    """(params) -> number of wrong classes to attack towards, one restart each, in the order of
-    their logits on the clean image, with the targeted loss. Success is the attack's own goal."""
+    aims: Callable[[Any], int | TargetChoice] | None = None
+    """(params) -> wrong classes to attack towards, one restart each, with the targeted loss; a
+    number means so many in the order of their logits on the clean image. Success is the attack's
+    own goal."""
     within: Callable[[AttackBatch, Any, Norm], Tensor] | None = None
     """(batch, params, norm) -> whether each iterate is in its ball, (n,), bool; None if every
     iterate is. Outside the ball nothing counts as a success."""
@@ -110,6 +123,20 @@ class Rule:
             raise ContractError("a Rule has either a step or a respond function")
         if self.seeks and self.result is None:
             raise ContractError("a Rule that seeks the least distance says what it found: result")
+
+    def choose_targets(self, params: Any) -> TargetChoice | None:
+        """Return which wrong classes the rule attacks towards.
+
+        Args:
+            params: The attack's params.
+
+        Returns:
+            Number and order of the classes; None for a rule without `aims`.
+        """
+        if self.aims is None:
+            return None
+        chosen = self.aims(params)
+        return chosen if isinstance(chosen, TargetChoice) else TargetChoice(chosen)
 
     def next(
         self, state: Any, observed: StepInput, batch: AttackBatch, params: Any, norm: Norm

@@ -8,7 +8,7 @@ NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 Goal = Literal["untargeted", "targeted"]
 Stop = Literal["first-success", "never"]
 Sweep = Literal["independent", "nested"]
-Loss = Literal["cross-entropy", "margin", "logit-difference", "label-and-target", "dlr"]
+Loss = Literal["cross-entropy", "margin", "logit-difference", "label-and-target", "dlr", "pma"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Arithmetic of an attack's gradients; predictions are always in float32."""
 Shape = tuple[int, int, int]

@@ -70,6 +70,28 @@ def logit_difference(logits: Tensor, y: Tensor) -> Tensor:
     return -_lead(logits, y)
 
 
+def probability_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Compute max over i != y of p_i, minus p_y, plus 1, with p the softmax of the logits.
+
+    With m = z_y - logsumexp over i != y of z_i and q_i the softmax over the other classes, it is
+    sigmoid(-m) (1 + max q_i): equal, but in float32 neither value nor gradient is lost where p_y
+    rounds to 1. The constant 1, which changes no gradient, is what saves the value.
+
+    Source: Xie et al. 2025 (PMA), https://arxiv.org/abs/2411.15210
+
+    Args:
+        logits: Logits, (n, classes).
+        y: Class to leave, (n,), int64.
+
+    Returns:
+        Losses, (n,), in [0, 2]; above 1 where y is not predicted.
+    """
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    total = others.logsumexp(1)
+    largest = (others.amax(1) - total).exp()
+    return (total - logits.gather(1, y[:, None])[:, 0]).sigmoid() * (1 + largest)
+
+
 TINY = 1e-12
 """Keeps the ratio of logits finite where they are all equal."""
 
@@ -124,6 +146,7 @@ LOSSES: dict[Loss, Callable[[Tensor, Tensor], Tensor]] = {
     "margin": margin,
     "logit-difference": logit_difference,
     "dlr": dlr,
+    "pma": probability_margin,
 }
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (n, classes), class to leave or reach (n,), label (n,)) -> what is ascended, (n,)."""

@@ -14,6 +14,10 @@ MEASURED_AT_ONCE = 64
 """Rows measured in one piece, so that float64 does not double the memory."""
 
 
+DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
+"""Dual norm: a gradient's is the slope of a linear function per unit of distance. l0 has none."""
+
+
 def per_row(value: Tensor, like: Tensor) -> Tensor:
     """Reshape per-row numbers so that they broadcast over images.
 
