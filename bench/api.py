@@ -72,6 +72,7 @@ def evaluate(
     precision: Precision = "float32",
     copied: bool = True,
     samples: int = 1,
+    transforms: Mapping[str, Any] | None = None,
     predictions: int = 1,
     access: Access = "gradient",
     classes: int | None = None,
@@ -109,6 +110,8 @@ def evaluate(
         precision: Of the attack's gradients; the model judges in full precision.
         copied: Take gradients from an accelerated model where one agrees with the model.
         samples: Passes averaged into each gradient, for a model that answers at random.
+        transforms: Transformations at every gradient, for examples that transfer: any of
+            `diversity`, `smallest`, `translation` and `scales`, as in a suite.
         predictions: Predictions of which the majority counts, likewise.
         access: What the attacker sees of `model`: "gradient", "scores" or "labels".
         classes: Classes of a model that shows labels alone; as many as y needs by default.
@@ -139,6 +142,8 @@ def evaluate(
         raw["precision"] = precision
     if samples != 1:
         raw["samples"] = samples
+    if transforms is not None:
+        raw["transforms"] = dict(transforms)
     if predictions < 1:
         raise SuiteError(f"bench.evaluate: predictions: expected at least 1, got {predictions}")
     if target is not None:

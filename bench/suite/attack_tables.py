@@ -12,7 +12,8 @@ from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge
 
-from bench.core.contracts.attack import Attack, ExternalAttack
+from bench.core.contracts.attack import Attack, ExternalAttack, IterativeAttack
+from bench.core.contracts.input_transforms import InputTransforms
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Goal, Norm, Precision, Stop
 from bench.core.validation import Validator
@@ -37,6 +38,8 @@ class AttackTable:
     stop: Stop | None = None
     precision: Precision | None = None
     samples: Count = 1
+    transforms: dict[str, Any] | None = None
+    """Fields of InputTransforms, checked as such."""
     batch_size: Count | None = None
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: str | list[str] | None = None
@@ -113,6 +116,9 @@ def expand_table(
     if table is None:
         return ExpandedTable(labels)
     _check_capabilities(check, table, attack, key)
+    transforms = None
+    if table.transforms is not None:
+        transforms = check.fill(InputTransforms, table.transforms, f"{key}.transforms")
     eps = tuple(_read_eps(check, table, key))
     if any(variant.params is None for variant in variants):
         return ExpandedTable(labels)
@@ -132,6 +138,7 @@ def expand_table(
             if isinstance(attack, ExternalAttack)
             else table.precision or defaults.precision,
             samples=table.samples,
+            transforms=transforms,
             batch_size=table.batch_size,
             family=family,
             source=source,
@@ -165,6 +172,10 @@ def _check_capabilities(check: Validator, table: AttackTable, attack: Attack, ke
                 f"{key}.{what}",
                 f"attack '{table.name}' has no {what} '{value}'; it has {', '.join(known)}",
             )
+    follows = isinstance(attack, IterativeAttack) and attack.needs == "gradient"
+    if table.transforms is not None and not follows:
+        expected = "expected none: only iterative attacks that follow gradients have them"
+        check.say(f"{key}.transforms", f"{expected}, got attack '{table.name}'")
     if not isinstance(attack, ExternalAttack):
         return
     if table.precision not in (None, "float32"):

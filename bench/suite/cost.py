@@ -26,7 +26,9 @@ def count_passes(spec: AttackSpec) -> tuple[float | None, float | None]:
         ]
         return sum(there or 0.0 for there, _ in each), sum(back or 0.0 for _, back in each)
     iterates = _count_iterates(spec)
-    return iterates, iterates if attack.needs == "gradient" else 0.0
+    if iterates is None or spec.transforms is None:
+        return iterates, iterates if attack.needs == "gradient" else 0.0
+    return iterates * spec.transforms.forwards, iterates * spec.transforms.backwards
 
 
 def _count_iterates(spec: AttackSpec) -> float | None:

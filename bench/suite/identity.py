@@ -85,6 +85,7 @@ def hash_cell(
             **({"files": files} if (files := _hash_files(spec)) else {}),
             **({"precision": spec.precision} if spec.precision != "float32" else {}),
             **({"samples": spec.samples} if spec.samples > 1 else {}),
+            **_describe_transforms(spec),
             **({"random": _random_draws(spec, entry, facts, source)} if spec.random else {}),
             **({"parts": _describe_parts(spec)} if isinstance(attack, EnsembleAttack) else {}),
             # An example crafted on the judged model is that of the white-box attack.
@@ -123,6 +124,7 @@ def collect_settings(spec: AttackSpec, entry: AttackEntry) -> dict[str, Any]:
         **{f"file {at}": content for at, content in enumerate(_hash_files(spec), start=1)},
         # An eps inherits the successes of smaller ones, so all of them belong to the settings.
         **({"eps": sorted(spec.eps)} if spec.sweep == "nested" else {}),
+        **_describe_transforms(spec),
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings, sort_keys=True, default=str))
     return plain
@@ -153,6 +155,11 @@ def _random_draws(
     """
     attacked = entry.batch_size or (source or facts).rows
     return {"predictions": spec.predictions, "attacked": attacked, "judged": facts.rows}
+
+
+def _describe_transforms(spec: AttackSpec) -> dict[str, Any]:
+    """Return the transformations at every gradient, if there are any."""
+    return {} if spec.transforms is None else {"transforms": dataclasses.asdict(spec.transforms)}
 
 
 def _hash_files(spec: AttackSpec) -> list[str]:

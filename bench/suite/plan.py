@@ -198,6 +198,7 @@ def plan_task(
         seed=seed if entry.seed is None else entry.seed,
         precision=entry.precision,
         samples=entry.samples,
+        transforms=entry.transforms,
         predictions=facts.predictions,
         random=random,
     )
@@ -227,6 +228,7 @@ def plan_task(
             traits={
                 **entry.attack.traits(entry.params, entry.norm, eps.value),
                 **({"samples": str(spec.samples)} if spec.samples > 1 else {}),
+                **({"transforms": str(spec.transforms)} if spec.transforms else {}),
             },
             caveats=caveats.list_caveats(entry, eps.value, sweep, facts, crafting),
             threat_model=caveats.name_threat_model(model, entry),

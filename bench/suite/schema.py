@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.contracts.attack import Attack
+from bench.core.contracts.input_transforms import InputTransforms
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import (
     Access,
@@ -103,6 +104,8 @@ class AttackEntry:
     attack: Attack
     stop: Stop
     precision: Precision = "float32"
+    transforms: InputTransforms | None = None
+    """Transformations at every gradient."""
     samples: int = 1
     """Forward and backward passes that each step averages."""
     batch_size: int | None = None

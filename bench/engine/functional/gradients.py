@@ -1,5 +1,6 @@
 """Forward and backward passes: logits, loss and input gradient of a batch."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,12 @@ class PassResult(NamedTuple):
 
 
 def gradient_pass(
-    model: nn.Module, loss: Objective, x: Tensor, y: Tensor, label: Tensor
+    model: nn.Module,
+    loss: Objective,
+    x: Tensor,
+    y: Tensor,
+    label: Tensor,
+    transform: Callable[[Tensor], Tensor] | None = None,
 ) -> PassResult:
     """Compute logits, the loss of each row and its gradient with respect to the images.
 
@@ -34,16 +40,17 @@ def gradient_pass(
         x: Images, (n, c, h, w), in [0, 1].
         y: Class to leave or to reach, (n,).
         label: True labels, (n,).
+        transform: Differentiable function of the images, which the model sees in their place.
 
     Returns:
-        Logits, loss (n,) and gradient (n, c, h, w).
+        Logits, loss (n,) and gradient (n, c, h, w) with respect to `x`.
 
     Raises:
         InputWriteError: The model writes into its input.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        logits = widen(call_model(model, x))
+        logits = widen(call_model(model, x if transform is None else transform(x)))
         values = loss(logits, y, label)
         if not values.requires_grad:
             return PassResult(logits, values, torch.zeros_like(x))
