@@ -24,7 +24,6 @@ from bench.execution import events, runner, sharding
 from bench.execution.backends import subprocess
 from bench.execution.backends.limits import parse_limits
 from bench.execution.options import RunOptions, default_run_folder
-from bench.models import maite_models
 from bench.storage.reader import StoredRecords
 from bench.suite import attack_inputs, plan
 from bench.suite.reader import parse_attack, read_suite
@@ -43,8 +42,8 @@ class Evaluation:
     adversarial: Tensor | None
     """(eps, n, c, h, w) if requested; examples that were not attacked are clean."""
     findings: tuple[str, ...]
-    """Doubts about the numbers, a sentence each: preflight findings about the model, and symptoms
-    that the attack failed."""
+    """Doubts about the numbers, a sentence each: preflight findings about the model, cells without
+    a number, violations of the threat model, and symptoms that the attack failed."""
     audit: Audit
     """The symptoms themselves, and those that were not checked."""
 
@@ -181,13 +180,27 @@ def evaluate(
     probes = probe_models(evaluator, [task], full=audit)
     random = [name for name, loaded in evaluator.models.items() if loaded.random]
     audited = findings.audit_run(task.cells, table, stored, probes, random)
-    about = [maite_models.FINDING.format(label=label)] if maite_models.is_maite_model(model) else []
-    own = (each for loaded in evaluator.models.values() for each in loaded.findings)
-    sentences = (*about, *own)
-    sentences += tuple(symptom.sentence for symptom in audited.symptoms)
+    sentences = (
+        *(each for loaded in evaluator.models.values() for each in loaded.findings),
+        *_describe_problems(table),
+        *(symptom.sentence for symptom in audited.symptoms),
+    )
     if sentences:
         warnings.warn("\n".join([DOUBTED, *sentences]), RobustnessWarning, stacklevel=2)
     return Evaluation(table, frame, adversarial, sentences, audited)
+
+
+def _describe_problems(table: pd.DataFrame) -> Iterator[str]:
+    """Yield a sentence for each cell that has no number or images that violate its threat model."""
+    for row in table.to_dict("records"):
+        where = f"{row['attack']}, {row['norm']}, eps {row['eps_text']}"
+        if row["status"] != "ok":
+            yield f"{where}: {row['status']}: {row['reason']}."
+        elif row["violations"]:
+            yield (
+                f"{where}: {row['violations']} of {row['attacked']} attacked images violate the "
+                "threat model, each counted as a failed attack."
+            )
 
 
 def run(

@@ -161,7 +161,7 @@ def test_no_broad_except_hides_a_bug_outside_foreign_code() -> None:
     # a cell; a worker process; a library's reader, attack or tracker; Ray; a training's progress.
     assert sorted(broad) == [
         "core/checkpoint.py", "core/errors.py", "core/extensions.py", "core/foreign.py",
-        "core/registry.py", "core/registry.py", "datasets/mnist.py",
+        "core/registry.py", "core/registry.py", "datasets/data_files.py", "datasets/mnist.py",
         "engine/acceleration/accelerate.py",
         "engine/acceleration/accelerate.py", "engine/cuda_graphs.py", "engine/step_evaluator.py",
         "engine/tracing.py", "evaluation/audit/gradient_check.py",

@@ -6,17 +6,17 @@ library's objects as they are.
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from importlib import import_module
-from typing import Any, NamedTuple
+from importlib import import_module, metadata
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bench.core import registry
 from bench.core.contracts.attack import Attack, ExternalAttack
-from bench.core.contracts.types import Norm, Threat
+from bench.core.contracts.types import NORMS, Goal, Norm, Threat
 from bench.core.errors import ContractError, SuiteError
 from bench.core.rng import Noise
 
@@ -24,7 +24,6 @@ FORMS = (
     "a name of `bench list attacks`, a function (model, x, y) -> x_adv, an Attack, or an attack "
     "object of a library that bench adapts"
 )
-NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 
 
 class AttackObject(NamedTuple):
@@ -76,6 +75,67 @@ def adapt_object(attack: Any) -> AttackObject:
     if not callable(attack) or isinstance(attack, type | nn.Module):
         raise SuiteError(f"attack: expected {FORMS}, got {_describe(attack)}")
     return _adapt_function(attack)
+
+
+def adapt_library_object(
+    library: str,
+    attack: Any,
+    run: Callable[..., Tensor],
+    settings: Mapping[str, Any],
+    *,
+    summary: str,
+    norm: Norm | None,
+    needs: Literal["gradient", "scores", "labels"],
+    goals: tuple[Goal, ...],
+    budget: Literal["fixed", "minimum"],
+    min_classes: int = 2,
+    channels: tuple[int, ...] | None = None,
+) -> AttackObject:
+    """Describe an attack object of a library; adapters call this.
+
+    Nothing tells which random numbers the object draws or how many steps it makes: it counts as
+    stochastic, dependent on its batch and without a count of steps.
+
+    Args:
+        library: Import name of the library, that of its distribution.
+        attack: The object.
+        run: (attack, model, x, y, threat, params, noise) -> x_adv, (n, c, h, w).
+        settings: Attribute -> value of the object, which belong to the identity of its cells.
+        summary: One line on the attack.
+        norm: The object's norm; None if it may have any.
+        needs: What the attack asks of a model.
+        goals: What it can aim at.
+        budget: Whether it works within a radius or looks for the smallest perturbation.
+        min_classes: Fewest classes of a model that it attacks.
+        channels: Numbers of channels of the images that it takes; None for any.
+
+    Returns:
+        The attack, called "library:Class", with the object's norm; radius and model are left open.
+    """
+    name = type(attack).__name__
+    params = dataclasses.make_dataclass(
+        f"{name}Object",
+        [("settings", str, dataclasses.field(default=repr(dict(sorted(settings.items())))))],
+        frozen=True,
+        kw_only=True,
+    )
+    adapted = ExternalAttack(
+        summary=summary,
+        source=f"{library} {metadata.version(library)}",
+        params=params,
+        norms=(norm,) if norm else NORMS,
+        goals=goals,
+        needs=needs,
+        stochastic=True,
+        budget=budget,
+        min_classes=min_classes,
+        channels=channels,
+        implementation=library,
+        batch_dependent=True,
+        counts_steps=False,
+        run=partial(run, attack),
+    )
+    return AttackObject(f"{library}:{name}", adapted, norm)
 
 
 def _adapt_function(function: Callable[..., Any]) -> AttackObject:

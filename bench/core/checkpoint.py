@@ -121,15 +121,19 @@ def _read_shards(where: str, index: Path) -> Mapping[str, Tensor]:
     try:
         files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         listed = {str(key): str(name) for key, name in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError,
+    ) as error:  # fmt: skip
         raise SuiteError(
             f"{where}: {index}: expected the index of a sharded checkpoint, which maps keys to "
             f"files under 'weight_map' ({first_line(error)})"
         ) from error
     state: dict[str, Tensor] = {}
     for name in sorted(set(listed.values())):
-        if Path(name).name != name:
-            raise SuiteError(f"{where}: {index}: expected the name of a file beside it, got {name}")
+        if not _is_shard(name):
+            raise SuiteError(
+                f"{where}: {index}: expected the name of a file beside it, got {name!r}"
+            )
         shard = read_checkpoint(where, index.parent / name)
         for key in (key for key, file in listed.items() if file == name):
             if not isinstance(shard.get(key), Tensor):
@@ -143,6 +147,12 @@ def _read_shards(where: str, index: Path) -> Mapping[str, Tensor]:
                 f"({', '.join(extra[:5])}); download index and shards of one version"
             )
     return state
+
+
+def _is_shard(name: str) -> bool:
+    """Return whether a name is that of a file in the index's own folder, and of no index."""
+    is_file_name = Path(name).name == name and name not in ("", "..") and len(name) < 256
+    return is_file_name and not name.endswith(INDEX)
 
 
 def read_tensors(where: str, path: Path) -> Mapping[str, Tensor]:

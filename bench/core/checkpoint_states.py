@@ -2,7 +2,8 @@
 
 A checkpoint may hold several states under any keys ("model", "model_ema", ...), beside an
 optimiser, numbers and settings. A state fits a model if its keys are the model's, once the prefixes
-that wrappers add are taken off on both sides, and all shapes are equal.
+that wrappers add are taken off on both sides, and all shapes are equal. Of parameters that the
+model ties, one is enough. A tensor whose values the model's type cannot take does not fit.
 """
 
 import difflib
@@ -46,16 +47,16 @@ class Match(NamedTuple):
     """Key of the model -> key of the state."""
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
-    shapes: tuple[str, ...]
-    """Descriptions of tensors of another shape."""
+    misfits: tuple[str, ...]
+    """Descriptions of tensors of another shape or kind."""
 
     def fits(self) -> bool:
         """Return whether every tensor has its place.
 
         Returns:
-            False if any is missing, left over or of another shape.
+            False if any is missing, left over, or of another shape or kind.
         """
-        return not (self.missing or self.unexpected or self.shapes)
+        return not (self.missing or self.unexpected or self.misfits)
 
 
 def load_checkpoint(where: str, model: nn.Module, path: Path, part: str = "") -> str:
@@ -233,17 +234,64 @@ def _compare(
     if len(mine) < len(ours) or len(given) < len(theirs):
         return None
     keys = {mine[name]: given[name] for name in mine if name in given}
+    ties = _find_ties(wanted)
+    for group in ties:  # safetensors' save_model stores one of several tied parameters
+        stored = next((keys[key] for key in group if key in keys), None)
+        if stored is not None:
+            keys |= {key: stored for key in group if key not in keys}
     # Without batch norm's running mean the counter alone would not be missing.
-    missing = sorted(
-        key for name, key in mine.items() if name not in given and not key.endswith(COUNTER)
-    )
+    missing = sorted(key for key in wanted if key not in keys and not key.endswith(COUNTER))
     unexpected = sorted(key for name, key in given.items() if name not in mine)
-    shapes = [
-        f"{key} {tuple(state[other].shape)} instead of {tuple(wanted[key].shape)}"
+    misfits = [
+        f"{key} {text}"
         for key, other in keys.items()
-        if state[other].shape != wanted[key].shape
+        if (text := _compare_kinds(wanted[key], state[other]))
     ]
-    return Match(keys, tuple(missing), tuple(unexpected), tuple(shapes))
+    if not misfits:
+        misfits = [
+            f"{key} other than {group[0]}, with which the model ties it"
+            for group in ties
+            for key in group[1:]
+            if key in keys and not _have_same_values(state[keys[group[0]]], state[keys[key]])
+        ]
+    return Match(keys, tuple(missing), tuple(unexpected), tuple(misfits))
+
+
+def _find_ties(wanted: Mapping[str, Tensor]) -> list[list[str]]:
+    """List the groups of keys of a model that are one and the same parameter or buffer."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for key, value in wanted.items():
+        if value.numel() and not value.is_meta:
+            place = value.device, value.data_ptr(), value.shape, value.stride(), value.dtype
+            groups.setdefault(place, []).append(key)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _compare_kinds(wanted: Tensor, given: Tensor) -> str:
+    """Describe why a tensor cannot take the place of a model's; empty if it can."""
+    for is_so, kind in (
+        (given.is_meta, "without values"),
+        (given.layout != torch.strided, given.layout),
+        (given.is_quantized, given.dtype),
+    ):
+        if is_so:
+            return f"{str(kind).removeprefix('torch.')} instead of plain values"
+    if given.shape != wanted.shape:
+        return f"{tuple(given.shape)} instead of {tuple(wanted.shape)}"
+    loses_imaginary = given.is_complex() and not wanted.is_complex()
+    if loses_imaginary or (
+        given.is_floating_point()
+        and not (wanted.is_floating_point() or wanted.is_complex())
+        and not torch.equal(given.to(wanted.dtype).to(given.dtype), given)
+    ):
+        names = [str(each.dtype).removeprefix("torch.") for each in (given, wanted)]
+        return f"{names[0]} instead of {names[1]}"
+    return ""
+
+
+def _have_same_values(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors of one shape are equal, where NaN equals NaN."""
+    return one is other or bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _load(model: nn.Module, tensors: Mapping[str, Tensor], match: Match) -> None:
@@ -298,7 +346,7 @@ def _describe_misfit(
     part: str,
 ) -> str:
     """Describe why no state fits: the closest one, what differs, and a part of it that fits."""
-    closest = max(matches, key=lambda name: len(matches[name].keys) - len(matches[name].shapes))
+    closest = max(matches, key=lambda name: len(matches[name].keys) - len(matches[name].misfits))
     which = f" ('{closest}', the closest of {len(states)} parts)" if len(states) > 1 else ""
     if len(states) == 1 and closest and not part:
         which = f" ('{closest}')"
@@ -338,7 +386,7 @@ def _list_prefixes(keys: Mapping[str, Tensor]) -> list[str]:
 
 
 def _describe_match(match: Match) -> str:
-    """List what is missing, left over and of another shape; with the nearest key of the other."""
+    """List what is missing, left over and of another kind; with the nearest key of the other."""
     parts = []
     for what, keys, others in (
         ("missing", match.missing, match.unexpected),
@@ -346,8 +394,8 @@ def _describe_match(match: Match) -> str:
     ):
         if keys:
             parts.append(f"{len(keys)} {what} ({_enumerate(_with_nearest(keys, others))})")
-    if match.shapes:
-        parts.append(f"{len(match.shapes)} misshapen ({_enumerate(match.shapes)})")
+    if match.misfits:
+        parts.append(f"{len(match.misfits)} misshapen ({_enumerate(match.misfits)})")
     return "; ".join(parts)
 
 

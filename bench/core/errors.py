@@ -127,6 +127,22 @@ def has_similar(name: str, known: Iterable[str]) -> bool:
     return bool(difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5))
 
 
+def suggest_params(*settings: str) -> str:
+    """Format params of a data set for a sentence, as a suite and as the command line state them.
+
+    >>> suggest_params("download = true")
+    'params = { download = true } in a suite or --param data.download=true'
+
+    Args:
+        *settings: "key = value", a value as in TOML.
+
+    Returns:
+        Both forms.
+    """
+    options = (f"--param data.{each.replace(' = ', '=')}" for each in settings)
+    return f"params = {{ {', '.join(settings)} }} in a suite or {' '.join(options)}"
+
+
 SHORT = 40
 """More known names than this are counted, not listed."""
 

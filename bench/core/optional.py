@@ -22,11 +22,9 @@ from torch import Tensor, nn
 
 from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Count
-from bench.core.contracts.types import Norm, Threat
+from bench.core.contracts.types import NORMS, Threat
 from bench.core.errors import ContractError, SuiteError, first_line, nearest
 from bench.core.rng import Noise
-
-ANY: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 
 # ------------------------------------------------------------------------------------- the library
 
@@ -93,7 +91,7 @@ def unavailable_attack(library: str, reason: str) -> Attack:
         summary="an attack of a library that is not here",
         source=library,
         params=Unchecked,
-        norms=ANY,
+        norms=NORMS,
         implementation=library,
         unavailable=reason,
         run=partial(_refuse, reason),

@@ -280,7 +280,7 @@ def convert_loader(
         classes: Names of the classes in index order; those of its data set if None.
 
     Returns:
-        The data set.
+        The data set, whose mapping says if its order or its images are random.
 
     Raises:
         SuiteError: Batches are not accepted.
@@ -305,11 +305,31 @@ def convert_loader(
 
     with rng.seed_global("data loader"):
         data = streamed.collect_data(name, blocks(), _class_names(loader.dataset, classes))
-    if isinstance(loader.sampler, torch_data.SequentialSampler):
-        return data
-    return dataclasses.replace(
-        data, mapping={**data.mapping, "order": "as the loader's sampler chose it, once"}
+    mapping = dict(data.mapping)
+    if not isinstance(loader.sampler, torch_data.SequentialSampler):
+        mapping["order"] = "as the loader's sampler chose it, once"
+    if _augments(loader):
+        mapping["images"] = "random, such as by augmentation, as the loader drew them once"
+    return dataclasses.replace(data, mapping=mapping)
+
+
+def _augments(loader: "torch_data.DataLoader[Any]") -> bool:
+    """Return whether the data set of a loader has other examples each time they are read."""
+    if loader.batch_sampler is None or isinstance(loader.dataset, torch_data.IterableDataset):
+        return False  # which can be read only once, or in an unknown way
+    with rng.seed_global("data loader"):
+        rows = list(next(iter(loader.batch_sampler)))[: inputs.N_PROBED]
+
+    def read(time: str) -> Any:
+        with rng.seed_global("data loader", time):
+            return loader.collate_fn([loader.dataset[row] for row in rows])
+
+    reader = ExampleReader(where="data loader")
+    first, second = (
+        arrays.to_tensor(reader.where, reader.split_example(read(time))[0])
+        for time in ("first", "second")
     )
+    return not torch.equal(first, second)
 
 
 def _class_names(dataset: Any, given: Sequence[str] | None) -> tuple[str, ...]:

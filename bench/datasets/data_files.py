@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.core.errors import SuiteError, first_line, nearest
+from bench.core.errors import SuiteError, first_line, nearest, suggest_params
 
 if TYPE_CHECKING:  # commands that only look at names must not import torch
     from bench.core.contracts.dataset import Data
@@ -89,7 +89,7 @@ def load(
     """
     import dataclasses
 
-    from bench.datasets import as_data, inputs
+    from bench.datasets import as_data
 
     where = f"data {path.name}"
     if path.suffix == ".npy":
@@ -119,7 +119,7 @@ def load(
         **data.mapping,
         "arrays": text + ("" if path.suffix == ".npy" else f" of {path.name}"),
     }
-    return dataclasses.replace(inputs.limit_data(data, limit), mapping=mapping)
+    return dataclasses.replace(data, mapping=mapping)
 
 
 def _find_sibling(where: str, path: Path, labels: str | None) -> Path:
@@ -134,8 +134,9 @@ def _find_sibling(where: str, path: Path, labels: str | None) -> Path:
         if other != path and other.is_file():
             return other
     raise SuiteError(
-        f'{where}: expected the file of labels; name it by params = {{ labels = "labels.npy" }}, '
-        f"a path from {path.parent}"
+        f"{where}: expected the file of labels; name it by "
+        + suggest_params('labels = "labels.npy"')
+        + f", a path from {path.parent}"
     )
 
 
@@ -171,7 +172,7 @@ def _find_keys(
     which = "several pairs of arrays" if fitting else "no pair of arrays"
     raise SuiteError(
         f"{where}: {which} may be images and labels of the split '{split}'; name them by "
-        f"params = {{ images = ..., labels = ... }}; arrays: {', '.join(map(str, found))}"
+        f"{suggest_params('images = ...', 'labels = ...')}; arrays: {', '.join(map(str, found))}"
     )
 
 
@@ -181,11 +182,9 @@ def _find_keys(
 def _read(where: str, path: Path) -> Any:
     """Read the arrays of a file without executing anything in it."""
     import pickle
-    import zipfile
 
     import numpy as np
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
@@ -204,10 +203,11 @@ def _read(where: str, path: Path) -> Any:
             f"{where}: {path} is damaged or holds more than tensors, and a pickle can run code; "
             "save a mapping of tensors"
         ) from error
-    except (
-        OSError, ValueError, RuntimeError, EOFError, KeyError, SafetensorError, zipfile.BadZipFile,
-    ) as error:  # fmt: skip
-        raise SuiteError(f"{where}: {path} cannot be read: {first_line(error)}") from error
+    except Exception as error:  # damaged bytes make readers raise anything
+        raise SuiteError(
+            f"{where}: {path} cannot be read: {first_line(error)}; save plain arrays of numbers, "
+            "or fetch the file again if it is cut short"
+        ) from error
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

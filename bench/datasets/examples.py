@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bench.core.errors import SuiteError
+from bench.core.errors import SuiteError, suggest_params
 from bench.datasets import arrays, image_files
 
 IMAGE_KEYS = ("image", "img", "images", "pixel_values", "x", "jpg", "png")
@@ -196,7 +196,7 @@ def _find_key(
     if not found:
         raise SuiteError(
             f"{where}: no column is called as an {what} usually is"
-            f"; name it by params = {{ {what} = ... }}; columns: {', '.join(known)}"
+            f"; name it by {suggest_params(f'{what} = ...')}; columns: {', '.join(known)}"
         )
     return found[0]
 

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from bench.core.contracts.dataset import Data, Dataset
-from bench.core.errors import MissingDataError, SuiteError
+from bench.core.errors import MissingDataError, SuiteError, suggest_params
 from bench.datasets import inputs
 from bench.datasets.image_files import decode_image, describe_treatment
 from bench.datasets.imagenet_classes import load_imagenet_names, load_imagenet_wnids
@@ -286,7 +286,7 @@ def _label_folders(
     return _Classes(label, tuple(names), "folders in the order of their text")
 
 
-_LISTING = "the folders in the order of their labels by params = { classes = [...] }"
+_LISTING = f"the folders in the order of their labels by {suggest_params('classes = [...]')}"
 
 
 def _label_by_list(names: Sequence[str], given: Sequence[str]) -> _Classes:

@@ -109,7 +109,13 @@ def check_labels(where: str, y: Tensor) -> Tensor:
     """
     plain = to_dense(where, y).to("cpu", torch.int64).clone(memory_format=torch.contiguous_format)
     if plain.numel() and int(plain.min()) < 0:
-        raise SuiteError(f"{where}: expected labels from 0, got {int(plain.min())}")
+        binary = plain.unique().tolist() == [-1, 1]
+        remedy = (
+            "write 0 for -1"
+            if binary
+            else ("number the classes from 0, and leave out images without a class")
+        )
+        raise SuiteError(f"{where}: expected labels from 0, got {int(plain.min())}; {remedy}")
     return plain
 
 
@@ -155,17 +161,19 @@ def check_data(name: str, data: Data) -> Data:
     if y is not None:
         if not isinstance(y, Tensor) or y.dtype not in INTEGERS or tuple(y.shape) != (data.n,):
             got = f"{tuple(y.shape)} {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
-            raise SuiteError(f"{where}: expected integer labels ({data.n},), got {got}")
+            raise SuiteError(
+                f"{where}: expected integer labels ({data.n},), got {got}; give one for each image"
+            )
         y = check_labels(where, y)
 
     def read(first: int, last: int) -> Tensor:
         return _slice(where, data, first, last)
 
     head = min(data.n, N_PROBED)
-    probe = read(0, head)
-    if not torch.equal(read(head - 1, head), probe[head - 1 :]):
+    probe, first = read(0, head), min(1, head - 1)
+    if not torch.equal(read(first, head), probe[first:]):  # in another slice, too
         raise SuiteError(
-            f"{where}: read({head - 1}, {head}) gave another image than read(0, {head}) did; let "
+            f"{where}: read({first}, {head}) gave other images than read(0, {head}) did; let "
             "`read` give the same image for the same number each time, without augmentation"
         )
     mapping = {"pixels": _pixels(probe.dtype, probe), **data.mapping}
@@ -326,6 +334,11 @@ def _check_range(where: str, x: Tensor) -> None:
     low, high = (float(value) for value in x.aminmax())
     if not (low >= 0 and high <= 1):  # false for NaN, too
         remedy = "scale the images, and normalise inside the model"
+        if broken := int((~x.isfinite()).flatten(1).any(1).sum()):
+            remedy = (
+                f"{broken} of {len(x)} images have pixels that are NaN or infinite in float32: "
+                "look for a division by zero or missing values, or leave these images out"
+            )
         if low >= 0 and 1 < high <= 255 and torch.equal(x, x.round()):
             remedy = "scale the images: divide them by 255, or give these levels as uint8"
         raise SuiteError(
@@ -372,6 +385,8 @@ def _remedy(x: Tensor, y: Tensor) -> str:
         return "; labels.long() makes them whole if they are"
     if tuple(y.shape) == (len(x), 1):
         return "; labels.squeeze(1) takes them out of the column"
+    if y.dim() == 1 and len(y) != len(x):
+        return f"; give one label for each of the {len(x)} images"
     if y.dim() == 2 and len(y) == len(x):
         return "; labels.argmax(1) makes classes of one-hot rows"
     return ""

@@ -23,7 +23,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from bench.core.contracts.dataset import Data
-from bench.core.errors import MissingDataError, SuiteError, first_line
+from bench.core.errors import MissingDataError, SuiteError, first_line, suggest_params
 from bench.datasets import image_files, streamed
 from bench.datasets.examples import ExampleReader
 
@@ -156,7 +156,7 @@ def _list_samples(
                 what = "image" if chosen[0] is None else "label"
                 raise SuiteError(
                     f"{where}: sample {key} of {shard} has no {what}; its members end in "
-                    f"{', '.join(kinds)}; name one by params = {{ {what} = ... }}"
+                    f"{', '.join(kinds)}; name one by {suggest_params(f'{what} = ...')}"
                 )
             yield Sample(chosen[0], chosen[1])
 

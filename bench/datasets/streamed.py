@@ -66,8 +66,8 @@ def stream_data(
         The data set, in memory if it takes no more than RESIDENT bytes.
 
     Raises:
-        SuiteError: There is no example, images and labels are not accepted, or the first image is
-            another when it is read again.
+        SuiteError: There is no example, images and labels are not accepted, or some of the first
+            images are others when they are read again.
     """
     where = f"data {name}"
     if n < 1:
@@ -76,7 +76,7 @@ def stream_data(
     inputs.check_shapes(where, *first)
     if n * first[0].nbytes <= RESIDENT:
         data = collect_data(name, _blocks(n, read), classes)
-        _check_repeats(where, data.read(0, 1), first[0])
+        _check_repeats(where, data, read(0, min(n, inputs.N_PROBED))[0])
         return data
     return _stream(name, n, read, classes)
 
@@ -122,16 +122,22 @@ def _stream(name: str, n: int, read: Callable[[int, int], Block], classes: tuple
         fingerprint=content.finish(y),
         mapping=inputs.describe_mapping(head, plain, y, classes),
     )
-    _check_repeats(where, data.read(0, 1), head[:1])
+    _check_repeats(where, data, head[: inputs.N_PROBED])
     return data
 
 
-def _check_repeats(where: str, again: Tensor, first: Tensor) -> None:
-    """Raise SuiteError if an image is another when it is read again."""
-    if not torch.equal(again, inputs.scale_images(inputs.to_float_images(where, first))):
+def _check_repeats(where: str, data: Data, images: Tensor) -> None:
+    """Raise SuiteError if first images that were read at another time are not those of the data.
+
+    One image is not enough: an augmentation such as a random flip leaves half of them as they are.
+    """
+    rows, n = data.read(0, len(images)), len(images)
+    other = inputs.scale_images(inputs.to_float_images(where, images))
+    changed = n if rows.shape != other.shape else int((rows != other).flatten(1).any(1).sum())
+    if changed:
         raise SuiteError(
-            f"{where}: the first image is another when it is read again; let the data set give the "
-            "same image each time, without augmentation"
+            f"{where}: {changed} of the first {n} images are others when they are read again; let "
+            "the data set give the same image each time, without augmentation"
         )
 
 

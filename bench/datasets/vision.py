@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.contracts.dataset import Data
-from bench.core.errors import MissingDataError, SuiteError, first_line
+from bench.core.errors import MissingDataError, SuiteError, first_line, suggest_params
 from bench.datasets.as_data import convert_arrays
 
 
@@ -99,8 +99,12 @@ class VisionSet:
         return MissingDataError(
             f"data {self.name}: {names} not found in {data_dir}"
             + (f" and not downloaded ({why})" if why else "")
-            + f"; unpack {self.archive} there, name the folder by --data-dir or BENCH_DATA_DIR, or "
-            "let torchvision fetch the files by params = { download = true }"
+            + f"; unpack {self.archive} there, or name the folder by --data-dir or BENCH_DATA_DIR"
+            + (
+                ""
+                if why
+                else f", or let torchvision fetch it by {suggest_params('download = true')}"
+            )
         )
 
 

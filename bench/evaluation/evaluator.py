@@ -6,7 +6,7 @@ What several tasks need is computed once and shared: the clean pass of each mode
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,20 +17,19 @@ from torch import Tensor, nn
 from bench.core import rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.types import Access, Shape
+from bench.core.errors import SuiteError
 from bench.datasets import prefetch
 from bench.datasets.as_data import as_data
-from bench.evaluation import consistency, loading
+from bench.evaluation import consistency, live_models, loading
 from bench.evaluation.chunk import CleanPass, evaluate_chunk
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import Prediction, Vote, judge
 from bench.evaluation.model_pool import ModelPool, choose_rows, load_suite_models
-from bench.models import wrapping
 from bench.models.preflight.checks import LoadedModel
-from bench.models.preflight.prepare import prepare_model
 from bench.storage.schema import Piece
 from bench.suite import plan, targets
 from bench.suite.identity import ModelFacts
-from bench.suite.schema import Suite
+from bench.suite.schema import ModelEntry, Suite
 
 CHUNK_EXAMPLES = 1000
 CHUNK_BYTES = 64 * 2**20
@@ -127,7 +126,61 @@ class Evaluator:
                 or two models cannot be distinguished.
         """
         data = loading.load_data(suite.data, suite.base, data_dir, limit)
-        loaded = load_suite_models(suite, data, device, data_dir, batch_size, on_load)
+
+        def load(entry: ModelEntry) -> LoadedModel:
+            on_load(entry.label)
+            return loading.load_model(entry, suite.base, suite.seed, data, device, data_dir)
+
+        return cls._of_suite(
+            suite, data, device, load, batch_size, use_acceleration, keep_all_images
+        )
+
+    @classmethod
+    def from_objects(
+        cls,
+        suite: Suite,
+        models: Mapping[str, Any],
+        data: Data,
+        device: torch.device,
+        *,
+        batch_size: int | None = None,
+        use_acceleration: bool = True,
+    ) -> "Evaluator":
+        """Build the evaluator of a suite whose models and data are Python objects.
+
+        Args:
+            suite: The suite, with an entry for each model.
+            models: Label -> module; any callable where its entry's access is "scores" or "labels".
+            data: Checked images and labels.
+            device: Where models and images are placed.
+            batch_size: Rows per pass; by the memory of one row unless given.
+            use_acceleration: Whether attacks may use accelerated models.
+
+        Returns:
+            The evaluator of the suite; a model whose code raises is noted in `unfit`.
+
+        Raises:
+            SuiteError: A model fails preflight, or two models cannot be distinguished.
+        """
+
+        def load(entry: ModelEntry) -> LoadedModel:
+            return live_models.prepare_live_model(entry, models[entry.label], data, device)
+
+        return cls._of_suite(suite, data, device, load, batch_size, use_acceleration)
+
+    @classmethod
+    def _of_suite(
+        cls,
+        suite: Suite,
+        data: Data,
+        device: torch.device,
+        load: Callable[[ModelEntry], LoadedModel],
+        batch_size: int | None,
+        use_acceleration: bool,
+        keep_all_images: bool = False,
+    ) -> "Evaluator":
+        """Load every model of a suite by a function of its entry."""
+        loaded = load_suite_models(suite, data, device, batch_size, load)
         return cls(
             suite=suite.name,
             seed=suite.seed,
@@ -184,24 +237,17 @@ class Evaluator:
             SuiteError: Images or labels are invalid, or a model fails preflight.
         """
         data = as_data(x, y)
-        assert data.labels is not None
-        label = type(wrapping.unwrap_model(model)).__name__
-        n_classes = classes or int(data.labels.max()) + 1
-        modules = {label: loading.restrict_access(label, model, access, n_classes, output)}
+        if data.labels is None:
+            raise SuiteError(f"data {data.name}: expected labels, got images alone; give labels")
+        entry = live_models.make_entry(
+            model, predictions=predictions, access=access, allow=[*allow], output=output
+        )
+        label = entry.label
+        models = {label: live_models.prepare_live_model(entry, model, data, device, classes)}
         if source is not None:
-            modules["source" if label != "source" else "the source"] = source
-        models = {
-            name: prepare_model(
-                name,
-                module.to(device),
-                data,
-                device,
-                output=output if name == label else None,
-                predictions=predictions if name == label else 1,
-                allow=allow,
-            )
-            for name, module in modules.items()
-        }
+            own = "source" if label != "source" else "the source"
+            crafting = live_models.make_entry(source, own, allow=[*allow])
+            models[own] = live_models.prepare_live_model(crafting, source, data, device)
         return cls(
             suite="",
             seed=seed,

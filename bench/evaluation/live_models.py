@@ -1,63 +1,60 @@
-"""Build an evaluator of models and images that are Python objects, for a suite made of them."""
+"""Prepare models that are Python objects, as those of a suite are prepared."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from bench.core.contracts.dataset import Data
 from bench.evaluation import loading
-from bench.evaluation.evaluator import Evaluator
-from bench.evaluation.model_pool import choose_rows
 from bench.models import maite_models
+from bench.models.preflight.checks import LoadedModel
 from bench.models.preflight.prepare import prepare_model
-from bench.suite.schema import Suite
+from bench.models.wrapping import unwrap_model
+from bench.suite.schema import ModelEntry
 
 
-def build_evaluator(
-    suite: Suite,
-    models: Mapping[str, Any],
-    data: Data,
-    device: torch.device,
-    batch_size: int | None = None,
-    use_acceleration: bool = True,
-) -> Evaluator:
-    """Build the evaluator of a suite whose models and data are given as objects.
+def make_entry(model: Any, label: str = "", **settings: Any) -> ModelEntry:
+    """Make the entry of a model that is an object.
 
     Args:
-        suite: The suite, with an entry for each model.
-        models: Label -> module; any callable where the entry's access is "scores" or "labels".
-        data: Checked images and labels.
-        device: Where models and images are placed.
-        batch_size: Rows per pass; by the memory of one row unless given.
-        use_acceleration: Whether attacks may use accelerated models.
+        model: A module, or any callable that answers queries.
+        label: Name in tables; that of its class if empty.
+        settings: Further fields of the entry.
 
     Returns:
-        The evaluator.
+        The entry. Its name is that of the class with its module, so that no class is taken for the
+        registered model of the same name.
+    """
+    kind = type(unwrap_model(model))
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    return ModelEntry(name=name, label=label or kind.__name__, **settings)
+
+
+def prepare_live_model(
+    entry: ModelEntry, model: Any, data: Data, device: torch.device, classes: int | None = None
+) -> LoadedModel:
+    """Restrict a model to its access, place it and check it on the first images.
+
+    Args:
+        entry: The model's entry.
+        model: A module; any callable where the entry's access is "scores" or "labels".
+        data: Checked images and labels.
+        device: Where the model is placed.
+        classes: Classes of a model that shows labels alone; those of the data by default.
+
+    Returns:
+        The model with its fingerprint and findings.
 
     Raises:
-        SuiteError: A model fails preflight.
+        SuiteError: It is no model of that access, or fails preflight.
     """
-    assert data.labels is not None
-    loaded = {}
-    for entry in suite.models:
-        model, n_classes = models[entry.label], int(data.labels.max()) + 1
-        module = loading.restrict_access(entry.label, model, entry.access, n_classes)
-        ready = prepare_model(
-            entry.label, module.to(device), data, device,
-            predictions=entry.predictions, allow=entry.allow,
-        )  # fmt: skip
-        if maite_models.is_maite_model(model):
-            sentence = maite_models.FINDING.format(label=entry.label)
-            ready = ready._replace(findings=(*ready.findings, sentence))
-        loaded[entry.label] = ready
-    return Evaluator(
-        suite=suite.name,
-        seed=suite.seed,
-        device=device,
-        data=data,
-        models=loaded,
-        rows={label: choose_rows(each, data, device, batch_size) for label, each in loaded.items()},
-        fixed_rows=batch_size is not None,
-        use_acceleration=use_acceleration,
-    )
+    classes = classes or loading.count_classes(data)
+    module = loading.restrict_access(entry.name, model, entry.access, classes, entry.output)
+    loaded = prepare_model(
+        entry.label, module.to(device), data, device, output=entry.output,
+        batch_size=entry.batch_size, predictions=entry.predictions, allow=entry.allow,
+    )  # fmt: skip
+    if not maite_models.is_maite_model(model):
+        return loaded
+    finding = maite_models.FINDING.format(label=entry.label)
+    return loaded._replace(findings=(finding, *loaded.findings))

@@ -197,11 +197,8 @@ def load_model(
     """
     own_weights = files.data_folder(data_dir) / "weights"
     built, loaded_from = _build(entry, base, seed, own_weights)
-    n_classes = len(data.classes)
-    if not n_classes and data.labels is not None:
-        n_classes = int(data.labels.max()) + 1
     name = registry.portable_name("models", entry.name)
-    model = restrict_access(name, built, entry.access, n_classes, entry.output)
+    model = restrict_access(name, built, entry.access, count_classes(data), entry.output)
     about = [describe_params(entry.params, base), entry.access, _describe_factory(entry, base)]
     loaded = prepare_model(
         entry.label, model.to(device).eval(), data, device, output=entry.output,
@@ -211,6 +208,20 @@ def load_model(
         return loaded
     note = Finding("checkpoint", f"model '{entry.label}' is {loaded_from}.").format_note(False)
     return loaded._replace(findings=(note, *loaded.findings))
+
+
+def count_classes(data: Data) -> int:
+    """Count the classes of a data set.
+
+    Args:
+        data: Checked images and labels.
+
+    Returns:
+        Its named classes, or as many as its labels need; 0 without either.
+    """
+    if data.classes or data.labels is None:
+        return len(data.classes)
+    return int(data.labels.max()) + 1
 
 
 def describe_failure(error: BaseException) -> str:

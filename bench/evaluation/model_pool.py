@@ -7,7 +7,6 @@ accelerated model that is attacked in its place.
 import itertools
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ from bench.models import fingerprint
 from bench.models.preflight import checks
 from bench.models.preflight.checks import LoadedModel
 from bench.suite import plan, targets
-from bench.suite.schema import Suite
+from bench.suite.schema import ModelEntry, Suite
 
 MAX_JUDGE_ROWS = 64
 """Most rows per pass of the judge on a CPU."""
@@ -48,19 +47,17 @@ def load_suite_models(
     suite: Suite,
     data: Data,
     device: torch.device,
-    data_dir: Path,
     batch_size: int | None,
-    on_load: Callable[[str], object],
+    load: Callable[[ModelEntry], LoadedModel],
 ) -> SuiteModels:
-    """Load the models that a suite names.
+    """Load the models of a suite.
 
     Args:
         suite: The checked suite.
         data: Its data.
         device: Where the models are placed.
-        data_dir: Folder of weights that are not shipped.
         batch_size: Rows per pass; by the memory of one row unless given.
-        on_load: Called with a model's label before it is loaded.
+        load: Loads and checks the model of an entry.
 
     Returns:
         All models; one whose code raises is noted in `unfit`.
@@ -73,10 +70,9 @@ def load_suite_models(
     models, rows, unfit, notes = loaded_models
     for entry in suite.models:
         label = entry.label
-        on_load(label)
         try:
             with streams.protect_streams(notes.append, f"model '{label}'"):
-                loaded = loading.load_model(entry, suite.base, suite.seed, data, device, data_dir)
+                loaded = load(entry)
                 rows[label] = choose_rows(loaded, data, device, batch_size)
         except (SuiteError, KeyboardInterrupt):
             raise

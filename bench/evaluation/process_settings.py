@@ -66,16 +66,13 @@ TORCH_SWITCHES = (
         "_check_sparse_tensor_invariants", "_set_check_sparse_tensor_invariants",
     ),
     ("torch.backends.nnpack", "_get_nnpack_enabled", "_set_nnpack_enabled"),
-    (
-        "torch.backends.cuda.enable_flash_sdp",
-        "_get_flash_sdp_enabled", "_set_sdp_use_flash",
+    *(
+        (
+            f"torch.backends.cuda.enable_{kind}_sdp",
+            f"_get_{kind}_sdp_enabled", f"_set_sdp_use_{kind}",
+        )
+        for kind in ("flash", "mem_efficient", "math", "cudnn")
     ),
-    (
-        "torch.backends.cuda.enable_mem_efficient_sdp",
-        "_get_mem_efficient_sdp_enabled", "_set_sdp_use_mem_efficient",
-    ),
-    ("torch.backends.cuda.enable_math_sdp", "_get_math_sdp_enabled", "_set_sdp_use_math"),
-    ("torch.backends.cuda.enable_cudnn_sdp", "_get_cudnn_sdp_enabled", "_set_sdp_use_cudnn"),
     (
         "torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp",
         "_get_math_sdp_allow_fp16_bf16_reduction", "_set_math_sdp_allow_fp16_bf16_reduction",

@@ -203,6 +203,8 @@ class _Describer:
             return repr(value)
         if isinstance(value, _GETTERS):
             return f"{type(value).__name__} {self.describe(value.__reduce__()[1:])}"
+        if isinstance(value, torch.Generator):  # its state changes with every pass
+            return f"generator {value.device.type} {value.initial_seed()}"
         if isinstance(value, Sequence):
             return f"{type(value).__name__}[{','.join(self.describe(each) for each in value)}]"
         if isinstance(value, type):
@@ -211,12 +213,12 @@ class _Describer:
             return f"module {value.__name__} {self._code(source_hash.module_file(value))}"
         if isinstance(value, nn.Module):
             return "; ".join(self.describe_model(value))
-        if callable(value):
+        if callable(value) or isinstance(value, functools.partialmethod):
             return self._callable(value)
         return self._object(value)
 
     def _callable(self, value: Any) -> str:
-        if isinstance(value, functools.partial):
+        if isinstance(value, functools.partial | functools.partialmethod):
             parts = (value.func, value.args, value.keywords)
             return f"partial({','.join(self.describe(part) for part in parts)})"
         if isinstance(value, types.MethodType):

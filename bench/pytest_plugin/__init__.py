@@ -70,8 +70,8 @@ class RobustnessFixture:
     def __init__(self, folder: Path, suite: str | None, note: Callable[[str, object], None]):
         self._folder, self._suite, self._note, self._asked = folder, suite, note, 0
 
-    def __call__(self, model: Any, x: Any, y: Any, **settings: Any) -> "RobustnessAssertion":
-        """Attack the model on (x, y); settings and errors are those of `bench.evaluate`."""
+    def __call__(self, model: Any, x: Any, y: Any = None, **settings: Any) -> "RobustnessAssertion":
+        """Attack the model on (x, y); data, settings and errors are those of `bench.evaluate`."""
         from bench.pytest_plugin import assertions
 
         return assertions.measure_model(model, x, y, settings, self._next(), self._note)

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench import api
+from bench.core.contracts.dataset import Data
 from bench.core.errors import RobustnessWarning
 from bench.core.files import write_atomic
-from bench.datasets import image_files, inputs
+from bench.datasets import image_files
+from bench.datasets.as_data import as_data
 from bench.evaluation import metrics
 from bench.reporting.formats.numbers import format_percent, format_plural
 from bench.storage import spreadsheet
@@ -94,14 +96,14 @@ class RobustnessAssertion:
 
 
 def measure_model(
-    model: nn.Module, x: Tensor, y: Tensor, settings: dict[str, Any], folder: Path, note: Note
+    model: nn.Module, x: Any, y: Any, settings: dict[str, Any], folder: Path, note: Note
 ) -> RobustnessAssertion:
     """Attack a model by `bench.evaluate`.
 
     Args:
         model: Maps images (n, c, h, w) in [0, 1] to logits (n, classes).
-        x: Images (n, c, h, w).
-        y: Labels (n,).
+        x: Images (n, c, h, w), or images and labels in any form that `bench.evaluate` takes.
+        y: Labels (n,); None where `x` has them.
         settings: Further keyword arguments of `bench.evaluate`.
         folder: Where a failed assertion saves what was fooled.
         note: Receives accuracies and findings.
@@ -114,7 +116,8 @@ def measure_model(
     """
     with warnings.catch_warnings():  # the test's report has them
         warnings.simplefilter("ignore", RobustnessWarning)
-        found = api.evaluate(model, x, y, **settings, keep_adversarial=True)
+        data = as_data(x, y)
+        found = api.evaluate(model, data, **settings, keep_adversarial=True)
     name, levels = type(model).__name__, []
     for row in found.table.to_dict("records"):
         if row["status"] != "ok":
@@ -133,7 +136,7 @@ def measure_model(
         levels.append(level)
     _noted(levels, found.findings, note)
     assert found.adversarial is not None
-    return RobustnessAssertion(levels, lambda: _saved(found, levels, x, folder), found.findings)
+    return RobustnessAssertion(levels, lambda: _saved(found, levels, data, folder), found.findings)
 
 
 def measure_suite(
@@ -212,19 +215,17 @@ def _missed(level: Level, wanted: float, confident: bool) -> str:
     return f"{sentence}\n  fooled: {', '.join(named)}" + (f" and {rest} more" if rest else "")
 
 
-def _saved(found: api.Evaluation, levels: Sequence[Level], x: Tensor, folder: Path) -> Path:
+def _saved(found: api.Evaluation, levels: Sequence[Level], data: Data, folder: Path) -> Path:
     """Table, records and the first fooled examples, before and after, as images."""
     assert found.adversarial is not None
     for name, frame in (("table", found.table), ("records", found.records)):
         write_atomic(folder / f"{name}.csv", spreadsheet.to_csv(frame))
     for at, level in enumerate(levels):
         place = folder / f"eps-{level.eps:g}"
-        pictured = x.shape[1] in (1, 3)  # what a PNG can hold
+        pictured = data.shape[0] in (1, 3)  # what a PNG can hold
         for row in level.fooled.head(MAX_SAVED if pictured else 0).to_dict("records"):
             example, after = int(row["example"]), row["adv_pred"]
-            clean = inputs.scale_images(inputs.to_float_images("given", x[example : example + 1]))[
-                0
-            ]
+            clean = data.read(example, example + 1)[0]
             pair = [clean, found.adversarial[at, example].cpu()]
             name = f"{example}-{row['label']}-to-{after}.png"
             image_files.write_png(torch.cat(pair, dim=2).clamp(0, 1), place / name)

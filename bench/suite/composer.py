@@ -21,6 +21,10 @@ from bench.core.contracts.model import Model
 from bench.core.errors import SuiteError, nearest
 
 HEADER = "# Written by bench from the options of a command line."
+OBJECTS_HEADER = (
+    "# Made by bench.benchmark of Python objects, which this text names and does not contain."
+)
+"""First line of a suite that no file can repeat."""
 FILE = "suite.toml"
 """File of a run's folder with the suite that was composed for it."""
 _KINDS = {"attack": "attacks", "model": "models", "data": "datasets"}

@@ -185,6 +185,8 @@ def plan_task(
     crafting = source or facts
     seeks = entry.attack.budget == "minimum"  # the first success is not the nearest one
     external = isinstance(entry.attack, ExternalAttack)
+    # What fools its source at a small eps may fool the judged model at a larger one alone.
+    transfers = entry.source is not None
     random = facts.random or crafting.random or entry.samples > 1  # nor more than one lucky draw
     spec = AttackSpec(
         name=registry.portable_name("attacks", entry.name),
@@ -194,7 +196,7 @@ def plan_task(
         eps=tuple(eps.value for eps in entry.eps),
         goal=entry.goal,
         stop="never" if seeks or random else entry.stop,
-        sweep="independent" if external or seeks or random else sweep,
+        sweep="independent" if external or seeks or random or transfers else sweep,
         seed=seed if entry.seed is None else entry.seed,
         precision=entry.precision,
         samples=entry.samples,

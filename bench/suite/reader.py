@@ -21,7 +21,7 @@ from bench.core.contracts.types import CertificationMethod, Precision, Stop, Swe
 from bench.core.errors import SuiteError, nearest
 from bench.core.validation import Validator, parse_toml, read_text
 from bench.models.preflight.findings import FINDINGS
-from bench.suite import attack_tables, catalog, references, thresholds
+from bench.suite import attack_tables, catalog, composer, references, thresholds
 from bench.suite.attack_tables import ExpandedTable, SuiteDefaults
 from bench.suite.checks import check_label, find_extension
 from bench.suite.model_figures import collect_figures
@@ -89,6 +89,11 @@ def parse_suite(text: str, where: str, base: Path) -> Suite:
     Raises:
         SuiteError: The text has mistakes; one sentence for each.
     """
+    if text.startswith(composer.OBJECTS_HEADER):
+        raise SuiteError(
+            f"{where}: expected a suite that names its models, got one that bench.benchmark made "
+            "of Python objects; call bench.benchmark again with these objects"
+        )
     check = Validator(where)
     suite = check_suite(check, parse_toml(text, where), text, base)
     check.stop_if_wrong()

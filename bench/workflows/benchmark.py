@@ -6,6 +6,7 @@ and the attacks are objects in place of names.
 
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from bench.core.errors import SuiteError
 from bench.core.validation import Validator
 from bench.datasets.as_data import as_data
 from bench.evaluation import live_models, loading
+from bench.evaluation.evaluator import Evaluator
 from bench.execution import events, runner
 from bench.execution.backends.inline import InlineBackend
 from bench.execution.options import RunOptions
@@ -29,7 +31,6 @@ from bench.suite.schema import DataEntry, ModelEntry, Suite
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-NOTE = "# Made by bench.benchmark of Python objects, which this text names and does not contain."
 CURVE_COLUMNS = [
     "model", "attack", "norm", "goal", "eps", "n", "robust_accuracy", "robust_low", "robust_high",
 ]  # fmt: skip
@@ -38,15 +39,16 @@ CURVE_COLUMNS = [
 class Benchmark:
     """The results of `bench.benchmark`; `results` holds every other table of a run."""
 
-    def __init__(self, folder: Path, temporary: "tempfile.TemporaryDirectory[str] | None") -> None:
+    def __init__(self, folder: Path, temporary: bool) -> None:
         """Read the results of a run.
 
         Args:
             folder: Folder of the run.
-            temporary: Deletes the folder together with this object, if it is a temporary one.
+            temporary: Whether the folder is deleted together with this object.
         """
         self.results = results.read_results(folder)
-        self._temporary = temporary
+        if temporary:
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
     @property
     def folder(self) -> Path:
@@ -83,6 +85,9 @@ class Benchmark:
 
         Returns:
             The figure, which a notebook shows.
+
+        Raises:
+            SuiteError: There is no such model.
         """
         from bench.reporting.plots.curves import plot_accuracy_curves
 
@@ -137,6 +142,7 @@ def benchmark(
     copied: bool = True,
     access: Access = "gradient",
     allow: Sequence[str] = (),
+    output: str | int | None = None,
     fresh: bool = False,
 ) -> Benchmark:
     """Run every attack against every model, as a suite does, on Python objects.
@@ -154,11 +160,12 @@ def benchmark(
         title: Title of the report.
         seed: Seed of every draw.
         limit: Most examples.
-        device: "auto", "cpu" or "cuda[:N]".
+        device: "auto", "cpu", "cuda[:N]" or "xpu[:N]".
         batch_size: Rows per pass; by the memory of one row by default.
         copied: Take gradients from accelerated models where they agree with the model.
         access: What an attacker sees of the models: "gradient", "scores" or "labels".
         allow: Names of preflight findings that do not stop the run.
+        output: Which part of the models' output is the logits, as in `bench.evaluate`.
         fresh: Discard what an earlier run left in `out`.
 
     Returns:
@@ -167,21 +174,26 @@ def benchmark(
     Raises:
         SuiteError: An argument is invalid, or a model fails preflight.
     """
-    named = models if isinstance(models, Mapping) else {type(models).__name__: models}
-    if not named:
+    given_models = models if isinstance(models, Mapping) else {"": models}
+    if not given_models:
         raise SuiteError("bench.benchmark: models: expected at least one, got none")
+    entries = [
+        live_models.make_entry(model, str(label), access=access, allow=[*allow], output=output)
+        for label, model in given_models.items()
+    ]
     given = as_data(data, labels, limit=limit)
     if given.labels is None:
         raise SuiteError("bench.benchmark: data: expected labels, got images alone")
-    suite = _make_suite(
-        {str(label): model for label, model in named.items()},
-        given.name, attacks, norm, eps, title, seed, access, allow,
-    )  # fmt: skip
-    place = loading.select_device(device)
-    modules = {str(label): model for label, model in named.items()}
-    evaluator = live_models.build_evaluator(suite, modules, given, place, batch_size, copied)
-    temporary = tempfile.TemporaryDirectory(prefix="bench-") if out is None else None
-    folder = Path(temporary.name if temporary else out or "")
+    suite = _make_suite(entries, given.name, attacks, norm, eps, title, seed)
+    evaluator = Evaluator.from_objects(
+        suite,
+        {entry.label: model for entry, model in zip(entries, given_models.values(), strict=True)},
+        given,
+        loading.select_device(device),
+        batch_size=batch_size,
+        use_acceleration=copied,
+    )
+    folder = Path(tempfile.mkdtemp(prefix="bench-") if out is None else out)
     options = RunOptions(
         device=device,
         limit=limit,
@@ -190,32 +202,34 @@ def benchmark(
         fresh=fresh,
         command="bench.benchmark(...)",
     )
-    runner.run_suite(suite, folder, options, events.log_event, InlineBackend(evaluator))
-    return Benchmark(folder, temporary)
+    try:
+        runner.run_suite(suite, folder, options, events.log_event, InlineBackend(evaluator))
+        return Benchmark(folder, temporary=out is None)
+    except BaseException:
+        if out is None:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _make_suite(
-    models: Mapping[str, Any],
+    models: Sequence[ModelEntry],
     data: str,
     attacks: Sequence[Any] | Mapping[str, Any],
     norm: Norm | None,
     eps: Any,
     title: str,
     seed: int,
-    access: Access,
-    allow: Sequence[str],
 ) -> Suite:
     """Make the checked suite of the objects."""
     check = Validator("bench.benchmark")
-    entries = tuple(
-        ModelEntry(name=type(model).__name__, label=label, access=access, allow=[*allow])
-        for label, model in models.items()
-    )
+    model_labels = [entry.label for entry in models]
     expanded, tables = [], []
     for at, (raw, attack) in enumerate(_read_attacks(attacks, norm, eps)):
         key = f"attacks[{at}]"
         expanded.append(
-            attack_tables.expand_table(check, raw, key, Path(), SuiteDefaults(), [*models], attack)
+            attack_tables.expand_table(
+                check, raw, key, Path(), SuiteDefaults(), model_labels, attack
+            )
         )
         tables.append(raw)
     labels = [label for table in expanded for label in table.labels]
@@ -225,20 +239,20 @@ def _make_suite(
     check.stop_if_wrong()
     name = "benchmark"
     text = composer.format_suite(
-        NOTE,
+        composer.OBJECTS_HEADER,
         {"schema": 1, "name": name, "title": title, "seed": seed},
         {"name": data},
-        [{"name": entry.name, "label": entry.label} for entry in entries],
+        [{"name": entry.name, "label": entry.label} for entry in models],
         tables,
     )
     return Suite(
         name=name,
-        title=title or f"{', '.join(models)} on {data}",
+        title=title or f"{', '.join(model_labels)} on {data}",
         seed=seed,
         stop="first-success",
         sweep="independent",
         data=DataEntry(name=data),
-        models=entries,
+        models=tuple(models),
         attacks=tuple(entry for table in expanded for entry in table.entries),
         crosschecks=(),
         published=(),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from bench.core import checkpoint, checkpoint_states
@@ -149,13 +149,18 @@ def test_shards_that_lack_a_tensor_or_leave_the_folder_are_refused(
         ({"fc.wight": files["fc.bias"]}, "lists fc.wight in model-1-of-2.safetensors, which lacks"),
         ({"fc.bias": "../model-1-of-2.safetensors"}, "expected the name of a file beside it"),
         ({"fc.bias": "absent.safetensors"}, "absent.safetensors, found no file"),
+        ({"fc.bias": ".."}, r"expected the name of a file beside it, got '\.\.'"),
+        ({"fc.bias": ""}, "expected the name of a file beside it, got ''"),
+        ({"fc.bias": index.name}, "expected the name of a file beside it"),
+        ({"fc.bias": "long" * 1000}, "expected the name of a file beside it"),
     ):
         index.write_text(json.dumps({"weight_map": {**files, **change}}), encoding="utf-8")
         with pytest.raises(SuiteError, match=said):
             checkpoint.read_checkpoint(WHERE, tmp_path)
-    index.write_text("[]", encoding="utf-8")
-    with pytest.raises(SuiteError, match="expected the index of a sharded checkpoint"):
-        checkpoint.read_checkpoint(WHERE, tmp_path)
+    for content in ("[]", "[" * 100_000):
+        index.write_text(content, encoding="utf-8")
+        with pytest.raises(SuiteError, match="expected the index of a sharded checkpoint"):
+            checkpoint.read_checkpoint(WHERE, tmp_path)
 
 
 def refused(content: object, tmp_path: Path, part: str = "", net: nn.Module | None = None) -> str:
@@ -229,3 +234,54 @@ def test_the_part_is_split_from_the_name_unless_a_file_has_that_name(tmp_path: P
     assert checkpoint.split_name(tmp_path, "w#1.pt") == (tmp_path / "w#1.pt", "")
     assert checkpoint.is_checkpoint(tmp_path, "w.ckpt#ema")
     assert not checkpoint.is_checkpoint(tmp_path, "digits")
+
+
+class TiedNet(nn.Module):
+    """Two layers with one weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+
+
+def test_one_of_tied_parameters_is_enough(tmp_path: Path) -> None:
+    trained = TiedNet()
+    save_model(trained, str(tmp_path / "w.safetensors"))
+    net = TiedNet()
+    note = checkpoint_states.load_checkpoint(WHERE, net, tmp_path / "w.safetensors")
+    assert note == ""
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in trained.state_dict().items())
+
+
+def test_different_values_of_tied_parameters_are_refused(tmp_path: Path) -> None:
+    state = TiedNet().state_dict()
+    state["second.weight"] = state["second.weight"] + 1
+    said = refused(state, tmp_path, net=TiedNet())
+    assert "1 misshapen (second.weight other than first.weight, with which the model ties" in said
+
+
+@pytest.mark.parametrize(
+    ("convert", "said"),
+    [
+        (lambda x: x.to_sparse(), "sparse_coo instead of plain values"),
+        (lambda x: x.to("meta"), "without values instead of plain values"),
+        (lambda x: x + 1j, "complex64 instead of float32"),
+    ],
+)
+def test_a_weight_without_plain_real_values_is_refused(
+    convert: Callable[[Tensor], Tensor], said: str, state: State, tmp_path: Path
+) -> None:
+    state["fc.weight"] = convert(state["fc.weight"])
+    assert f"1 misshapen (fc.weight {said})" in refused(state, tmp_path)
+
+
+def test_a_float_buffer_fits_an_integer_one_if_it_is_whole(state: State, tmp_path: Path) -> None:
+    key = "features.1.num_batches_tracked"
+    assert f"1 misshapen ({key} float32 instead of int64)" in refused(
+        {**state, key: torch.tensor(1.5)}, tmp_path
+    )
+    torch.save({**state, key: torch.tensor(2.0)}, tmp_path / "w.pt")
+    net = Net()
+    checkpoint_states.load_checkpoint(WHERE, net, tmp_path / "w.pt")
+    assert int(net.state_dict()[key]) == 2

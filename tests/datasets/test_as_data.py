@@ -161,6 +161,19 @@ def test_a_shuffled_loader_is_read_once_and_in_one_order_in_every_process() -> N
         assert Y[place] == label
 
 
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_a_loader_of_augmented_images_is_read_once_and_said_to_be_random(shuffle: bool) -> None:
+    def load(make: Callable[[Tensor], Any]) -> Data:
+        return as_data(DataLoader(Pairs(make), batch_size=5, shuffle=shuffle))
+
+    found, again = (load(lambda x: x.flip(2) if torch.rand(()) < 0.5 else x) for _ in range(2))
+    assert found.mapping["images"].startswith("random, such as by augmentation")
+    assert ("order" in found.mapping) == shuffle
+    assert torch.equal(found.read(0, N), found.read(0, N))
+    assert found.fingerprint == again.fingerprint != as_data(FLOATS, Y).fingerprint
+    assert "images" not in load(lambda x: x).mapping
+
+
 def test_a_loader_that_drops_its_last_batch_has_fewer_examples() -> None:
     loader = DataLoader(TensorDataset(FLOATS, Y), batch_size=5, drop_last=True)
     assert as_data(loader).fingerprint == as_data(FLOATS[:10], Y[:10]).fingerprint
@@ -221,7 +234,11 @@ REFUSED: dict[str, tuple[Callable[[], tuple[Any, ...]], str]] = {
     ),
     "augmentation": (
         lambda: (Pairs(lambda x: torch.rand(x.shape, generator=NOISE)),),
-        "the first image is another when it is read again",
+        "12 of the first 12 images are others when they are read again",
+    ),
+    "a random flip": (
+        lambda: (Pairs(lambda x: x.flip(2) if torch.rand((), generator=NOISE) < 0.5 else x),),
+        "of the first 12 images are others when they are read again; let the data set give the",
     ),
     "a label of two": (lambda: (Pairs(to_pil_image, lambda y: torch.tensor([y, y])),), "label to"),
     "a broken data set": (lambda: (Pairs(lambda x: 1 / 0),), "ZeroDivisionError: division by zero"),

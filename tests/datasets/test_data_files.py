@@ -96,16 +96,50 @@ class Evil:
         return os.mkdir, ("ran",)
 
 
+def spoil(path: Path, old: bytes, new: bytes) -> None:
+    """Replace some bytes of a file."""
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+
+
+def damage_packed(path: Path) -> None:
+    """Write a compressed file whose first array cannot be unpacked."""
+    np.savez_compressed(path, x=LAST, y=Y)
+    content = bytearray(path.read_bytes())
+    content[60:160] = b"\xff" * 100
+    path.write_bytes(content)
+
+
+def damage_header(path: Path) -> None:
+    """Write a pair of .npy files; a bracket in the header of the images is never closed."""
+    np.save(path, LAST)
+    spoil(path, b")", b"(")
+    np.save(path.with_name("header-y.npy"), Y)
+
+
+def damage_legacy(path: Path) -> None:
+    """Write a file of torch.save, of the format before zip, that ends within its pickle."""
+    torch.save((LEVELS, Y), path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:133])
+
+
 WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "other.npz": (lambda path: np.savez(path, a=LAST, b=Y), "no pair of arrays may be images"),
     "lonely.npy": (lambda path: np.save(path, LAST), "expected the file of labels; name it by"),
-    "cut.npz": (lambda path: path.write_bytes(b"PK"), "cut.npz cannot be read: "),
+    "cut.npz": (
+        lambda path: path.write_bytes(b"PK"),
+        "File is not a zip file; save plain arrays of numbers, or fetch the file again",
+    ),
     "cut-x.npy": (
         lambda path: (path.write_bytes(b"x"), np.save(path.with_name("cut-y.npy"), Y)),
         "cut-x.npy cannot be read: ",
     ),
     "cut.safetensors": (lambda path: path.write_bytes(b"x"), "cut.safetensors cannot be read: "),
     "cut.pt": (lambda path: path.write_bytes(b"x"), "cut.pt is damaged or holds more than tensors"),
+    "damaged.npz": (damage_packed, "damaged.npz cannot be read: "),
+    "header-x.npy": (damage_header, "header-x.npy cannot be read: "),
+    "legacy.pt": (damage_legacy, "legacy.pt cannot be read: "),
     "evil.pt": (lambda path: torch.save({"x": Evil()}, path), "a pickle can run code; save a"),
     "number.pt": (lambda path: torch.save(3, path), "a mapping or a pair of tensors, got int"),
     "objects.npz": (

@@ -143,7 +143,16 @@ REFUSED: dict[str, Callable[[], tuple[Tensor, Tensor, str]]] = {
     ),
     "meta": lambda: (FLOATS.to("meta"), Y, "on meta, which holds none of its own"),
     "too bright": lambda: (FLOATS.double() + 0.1, Y, "expected pixels in [0, 1], got [0.1, 1.096]"),
-    "overflowing": lambda: (FLOATS.double() * 1e300, Y, "expected pixels in [0, 1], got [0, inf]"),
+    "overflowing": lambda: (
+        FLOATS.double() * 1e300,
+        Y,
+        "expected pixels in [0, 1], got [0, inf]; 6 of 6 images have pixels that are NaN or inf",
+    ),
+    "one NaN": lambda: (
+        FLOATS.masked_fill(torch.arange(6).view(6, 1, 1, 1) == 2, torch.nan),
+        Y,
+        "got [nan, nan]; 1 of 6 images have pixels that are NaN or infinite in float32: look for",
+    ),
     "without pixels": lambda: (FLOATS[:, :0], Y, "expected images with pixels, got (6, 0, 4, 5)"),
     "float labels": lambda: (
         FLOATS,
@@ -156,7 +165,21 @@ REFUSED: dict[str, Callable[[], tuple[Tensor, Tensor, str]]] = {
         nn.functional.one_hot(Y),
         "and (6, 3) torch.int64; labels.argmax(1)",
     ),
-    "negative labels": lambda: (FLOATS, Y.to(torch.int8) - 1, "expected labels from 0, got -1"),
+    "negative labels": lambda: (
+        FLOATS,
+        Y.to(torch.int8) - 1,
+        "expected labels from 0, got -1; number the classes from 0, and leave out images without",
+    ),
+    "labels -1 and 1": lambda: (
+        FLOATS,
+        2 * (Y % 2) - 1,
+        "expected labels from 0, got -1; write 0 for -1",
+    ),
+    "fewer labels": lambda: (
+        FLOATS,
+        Y[:5],
+        "and (5,) torch.int64; give one label for each of the 6",
+    ),
 }
 
 
@@ -310,7 +333,7 @@ def test_a_later_slice_that_breaks_the_promise_is_refused_when_it_is_read(case: 
 @pytest.mark.parametrize(
     ("fields", "part"),
     [
-        ({"labels": torch.zeros(39).long()}, "expected integer labels (40,), got (39,) torch.int"),
+        ({"labels": torch.zeros(39).long()}, "got (39,) torch.int64; give one for each image"),
         ({"labels": torch.zeros(40)}, "expected integer labels (40,), got (40,) torch.float32"),
         ({"labels": [0] * 40}, "expected integer labels (40,), got list"),
         ({"labels": torch.arange(40) - 1}, "expected labels from 0, got -1"),
@@ -327,11 +350,21 @@ def test_a_users_data_set_that_contradicts_itself_is_refused(
 
 
 def test_images_that_are_others_when_they_are_read_again_are_refused() -> None:
-    dark = iter([1.0, 0.5])
-    with pytest.raises(
-        SuiteError, match="read\\(31, 32\\) gave another image than read\\(0, 32\\)"
-    ):
-        inputs.check_data("own", own(lambda x, a, b: x * next(dark)))
+    def flip(at: int) -> Callable[[Tensor, int, int], Tensor]:
+        """Turn one image upside down in every second slice, as a random flip may."""
+        turns = iter([False, True])
+
+        def change(x: Tensor, first: int, last: int) -> Tensor:
+            place = torch.arange(first, last).view(-1, 1, 1, 1)
+            return torch.where((place == at) & next(turns), x.flip(2), x)
+
+        return change
+
+    for at in (1, 31):
+        with pytest.raises(
+            SuiteError, match="read\\(1, 32\\) gave other images than read\\(0, 32\\)"
+        ):
+            inputs.check_data("own", own(flip(at)))
 
 
 def test_a_limit_holds_for_every_kind_of_data_set(tmp_path: Path) -> None:

@@ -142,8 +142,9 @@ def test_a_missing_set_names_file_folder_and_remedy(
     assert f"not found in {tmp_path}" in said
     assert "https://" in said or "http://" in said
     assert "--data-dir or BENCH_DATA_DIR" in said
-    assert "params = { download = true }" in said
     assert ("downloads are off, BENCH_OFFLINE is set" in said) == bool(params)
+    fetch = "by params = { download = true } in a suite or --param data.download=true"
+    assert said.endswith(fetch) == (not params)
 
 
 def test_a_damaged_file_is_told_from_a_missing_one(
@@ -206,7 +207,11 @@ def test_images_of_unequal_size_need_a_size(tmp_path: Path) -> None:
         ("FakeData", {"split": "train"}, "it has no splits, got split 'train'"),
         ("MNIST", {"split": "val"}, "split 'val' is unknown; expected 'train' or 'test'"),
         ("STL10", {"split": "val"}, "Unknown value 'val' for argument split"),
-        ("STL10", {}, "say params = { download = true }, or put them there"),
+        (
+            "STL10",
+            {},
+            "say params = { download = true } in a suite or --param data.download=true, or put",
+        ),
         ("ImageFolder", {"size": 8, "resize": 4}, "expected a `size` of at most 4, got 8"),
         ("ImageFolder", {"channels": 2}, "channels: expected 1 or 3, got 2"),
     ],

@@ -1,5 +1,6 @@
 """What `bench.evaluate` says beside its numbers, so that no trap passes for robustness."""
 
+import dataclasses
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 import bench
 from bench.core import registry
-from bench.core.errors import ContractError, RobustnessWarning
+from bench.core.errors import ContractError, RobustnessWarning, SuiteError
+from bench.datasets.as_data import as_data
 from bench.evaluation.audit import symptoms
 
 HERE = Path(__file__).parents[1] / "helpers"
@@ -103,3 +105,9 @@ def test_the_records_are_audited_and_the_model_probed_where_that_is_asked_for(
     full = asked(trap, digits, audit=True).audit
     assert symptoms.NO_GRADIENT.name not in {each.name for each in full.unchecked}
     assert symptoms.FLAT_LOSS.name in {sign.name for sign in full.symptoms}
+
+
+def test_images_without_labels_are_refused(digits: tuple[Tensor, Tensor], lenet: nn.Module) -> None:
+    given = as_data(digits[0][:4], digits[1][:4])
+    with pytest.raises(SuiteError, match="data given: expected labels, got images alone; give"):
+        bench.evaluate(lenet, dataclasses.replace(given, labels=None), eps=0.1, device="cpu")

@@ -1,5 +1,6 @@
 """Weights, data and devices: what loads, what is refused, and what preflight finds."""
 
+import functools
 import os
 import pickle
 import struct
@@ -257,6 +258,16 @@ def test_a_model_in_training_mode_is_never_asked_in_it(tmp_path: Path, data: Dat
     assert not loaded.model.training
 
 
+def test_a_factory_without_weights_is_noted_as_random(tmp_path: Path, data: Data) -> None:
+    code = (
+        "from torch import nn\ndef make(): return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
+    )
+    (tmp_path / "mine.py").write_text(code, encoding="utf-8")
+    (note,) = load(data, tmp_path, name="mine.py:make").findings
+    assert "weights (random unless its entry or its own code loads some)" in note
+    assert "(near-chance)" in note
+
+
 @pytest.mark.parametrize(
     ("code", "part"),
     [
@@ -278,6 +289,48 @@ def test_a_fingerprint_holds_weights_constants_and_code(lenet: nn.Module) -> Non
     assert fingerprint(same_again) == fingerprint(lenet)
     same_again.get_buffer("0.mean").add_(0.01)  # not in its state_dict
     assert fingerprint(same_again) != fingerprint(lenet)
+
+
+def _scaled(self: nn.Module, x: Tensor, factor: float) -> Tensor:
+    return self.get_submodule("1")(x.flatten(1)) * factor
+
+
+def _replace_forward(net: nn.Module, factor: float) -> None:
+    forward = net.forward
+    net.forward = lambda x: forward(x) * factor
+
+
+def _bind_part(net: nn.Module, factor: float) -> None:
+    class Scaled(nn.Sequential):
+        forward = functools.partialmethod(_scaled, factor=factor)  # type: ignore[assignment]
+
+    net.__class__ = Scaled
+
+
+def _seed_noise(net: nn.Module, factor: float) -> None:
+    net.noise = torch.Generator().manual_seed(int(factor))  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("change", [_replace_forward, _bind_part, _seed_noise])
+def test_a_fingerprint_holds_what_is_assigned_to_a_model(
+    change: Callable[[nn.Module, float], None],
+) -> None:
+    def changed(factor: float) -> str:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        change(net, factor)
+        return fingerprint(net)
+
+    assert changed(1) == changed(1)
+    assert changed(1) != changed(2)
+
+
+def test_a_pass_through_a_model_leaves_its_fingerprint() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    _seed_noise(net, 1)
+    before = fingerprint(net)
+    torch.rand(3, generator=net.noise)  # type: ignore[call-overload]
+    assert fingerprint(net) == before
 
 
 # -------------------------------------------------------------------------------------------- data

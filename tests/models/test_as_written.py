@@ -179,6 +179,24 @@ def test_a_binary_classifier_of_one_score_is_one_of_two_logits(
     pd.testing.assert_frame_equal(found[same], expected[same])
 
 
+@pytest.mark.parametrize("access", ["gradient", "scores"])
+def test_probabilities_that_are_read_as_logits_of_two_classes_are_found(
+    lenet: nn.Module, digits: tuple[Tensor, Tensor], access: str
+) -> None:
+    data = digits[0], (digits[1] > 4).long()
+    settings: dict[str, Any] = {"access": access, "attack": "noise", "params": {}}
+
+    def findings(change: Callable[[Tensor], Tensor], output: str) -> str:
+        net = Both(lenet, change)
+        return " ".join(evaluate(net, data, output=output, **settings).findings)
+
+    found = findings(torch.sigmoid, "binary")
+    assert 'if they are probabilities of class 1, say output = "sigmoid"' in found
+    assert "(binary-probabilities)" in found
+    assert "binary-probabilities" not in findings(lambda z: z, "binary")
+    assert "binary-probabilities" not in findings(lambda z: z.sigmoid() / 5 + 0.5, "sigmoid")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_another_precision_is_refused_unless_it_is_declared(
     lenet: nn.Module, digits: tuple[Tensor, Tensor], dtype: torch.dtype

@@ -95,6 +95,32 @@ def test_robust(robustness):
         assert [picture.getpixel((at, 0)) for at in (0, 2)] == [112, 138]  # 0.44 and 0.54 in 8 bits
 
 
+def test_the_fixture_takes_arrays_and_loaders_as_bench_evaluate_does(
+    pytester: pytest.Pytester,
+) -> None:
+    body = """
+from torch.utils.data import DataLoader, TensorDataset
+
+def test_arrays(robustness):
+    robustness(net(), x.numpy(), y.numpy(), eps=0.1, **ASKED).at_least(0.9)
+
+def test_loader(robustness):
+    loader = DataLoader(TensorDataset(x, y), batch_size=3)
+    robustness(net(), loader, eps=0.1, **ASKED).at_least(0.9)
+
+def test_tensors(robustness):
+    robustness(net(), x, y, eps=0.1, **ASKED).at_least(0.9)
+"""
+    outcomes, output = run_tests(pytester, body)
+    assert outcomes == {"failed": 3}
+    assert output.count("8 of 10 examples are robust, 80.0 %") >= 3
+    folders = [*(pytester.path / "robustness-report").iterdir()]
+    assert len(folders) == 3
+    assert len({(each / "records.csv").read_text() for each in folders}) == 1
+    pictures = [sorted(path.name for path in each.rglob("*.png")) for each in folders]
+    assert pictures == [["4-0-to-1.png", "5-1-to-0.png"]] * 3
+
+
 def test_confidence_asks_the_lower_end_of_the_interval(pytester: pytest.Pytester) -> None:
     body = """
 def test_robust(robustness):

@@ -141,6 +141,13 @@ def test_one_gradient_and_a_nested_sweep_tie_the_other_eps_to_the_number() -> No
     assert grown(name="torchattacks:CW", norm="l2") is False
 
 
+def test_what_fools_its_source_is_crafted_anew_at_every_eps_for_another_model() -> None:
+    entries = [entry(eps=[0.1, 0.2]), dataclasses.replace(entry(eps=[0.1, 0.2]), source="other")]
+    other = FACTS._replace(model_fingerprint="other")
+    tasks = [plan.plan_task("net", each, FACTS, 0, "nested", other) for each in entries]
+    assert [task.spec.sweep for task in tasks] == ["nested", "independent"]
+
+
 def test_the_batch_belongs_to_the_identity_where_the_result_depends_on_it() -> None:
     for name, same in (("torchattacks:FGSM", True), ("torchattacks:PGD", False)):
         few, many = (identity(name=name, facts=FACTS._replace(rows=rows)) for rows in (7, 64))

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import bench
 from bench.attacks import fgsm
+from bench.cli import cli
 from bench.storage.fingerprint import records_hash
 from bench.suite.attack_inputs import list_radii
 
@@ -172,3 +174,99 @@ def test_an_object_that_only_has_metadata_is_no_model_of_maite(few: Digits) -> N
     model: Callable[..., Any] = SimpleNamespace(metadata={})  # type: ignore[assignment]
     with pytest.raises(bench.SuiteError, match=r"expected a torch\.nn\.Module"):
         bench.evaluate(model, *few)
+
+
+class lenet(nn.Module):  # noqa: N801  the name of a registered model
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(784, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.flatten(1))
+
+
+class Named(lenet):
+    """The same function under a name that is not registered."""
+
+
+def test_a_class_with_the_name_of_a_registered_model_is_not_that_model(
+    few: Digits, tmp_path: Path
+) -> None:
+    model, twin = lenet(), Named()
+    twin.load_state_dict(model.state_dict())
+    found = bench.benchmark({"net": model}, few, attacks="fgsm", eps=0.1, out=tmp_path / "run")
+    alone = bench.benchmark({"net": twin}, few, attacks="fgsm", eps=0.1)
+    assert records_hash(found.records) == records_hash(alone.records)
+    about = found.results.provenance
+    assert about["published"] == []
+    assert about["models"]["net"]["logits"] == alone.results.provenance["models"]["net"]["logits"]
+    assert 'name = "lenet"' not in about["suite"]["text"]
+    name = Path(__file__).relative_to(Path.cwd()).as_posix()
+    assert name in about["files"]  # the user's code, as for every class of the user's
+    again = CliRunner().invoke(cli, ["rerun", str(tmp_path / "run")])
+    assert again.exit_code == 2
+    assert "call bench.benchmark again with these objects" in again.output
+
+
+class Opaque:
+    """Shows nothing of what makes it answer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.answer = memoryview(b"")
+        hidden[id(self)] = model
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return hidden[id(self)](x).detach()
+
+
+hidden: dict[int, nn.Module] = {}
+
+
+def test_two_models_that_look_alike_and_answer_otherwise_are_refused(few: Digits) -> None:
+    one, two = lenet(), lenet()  # of other scores, and of the same classes, which would differ
+    two.load_state_dict({name: 2 * value for name, value in one.state_dict().items()})
+    models = {"one": Opaque(one), "two": Opaque(two)}
+    with pytest.raises(bench.SuiteError, match="models 'one' and 'two': expected one's answers"):
+        bench.benchmark(models, few, attacks="square", eps=0.1, access="scores")
+
+
+def test_all_models_of_a_benchmark_return_their_logits_at_the_output_named(
+    few: Digits, lenet: nn.Module
+) -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = lenet
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return -self.body(x), self.body(x)
+
+    found = bench.benchmark({"both": Both()}, few, attacks="fgsm", eps=0.1, output=1)
+    alone = bench.evaluate(lenet, *few, attack="fgsm", eps=0.1)
+    assert found.records["adv_pred"].tolist() == alone.records["adv_pred"].tolist()
+
+
+def blacken(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Leave the ball on every image."""
+    return torch.zeros_like(x)
+
+
+def blacken_first(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Leave the ball on the first image."""
+    return torch.cat([torch.zeros_like(x[:1]), x[1:]])
+
+
+@pytest.mark.parametrize(
+    ("attack", "finding"),
+    [
+        (blacken, "failed: 8 of 8 attacked images are violations"),
+        (blacken_first, "1 of 8 attacked images violate the threat model, each counted as a"),
+    ],
+)
+def test_images_that_violate_the_threat_model_are_a_finding(
+    attack: Any, finding: str, few: Digits, lenet: nn.Module
+) -> None:
+    x = few[0]
+    with torch.no_grad(), pytest.warns(bench.RobustnessWarning, match=finding):
+        found = bench.evaluate(lenet, x, lenet(x).argmax(1), attack=attack)
+    assert any(finding in each for each in found.findings)

@@ -13,7 +13,6 @@ adversarial start runs Foolbox's default for each image separately, so that one 
 start is returned clean and its batch does not fail.
 """
 
-import dataclasses
 import importlib.metadata
 import inspect
 import re
@@ -25,12 +24,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bench.attacks import objects
 from bench.attacks.common import PROJECTION, reach_caveats
 from bench.attacks.objects import AttackObject
 from bench.core import optional
 from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Alpha, Count, step_size
-from bench.core.contracts.types import Goal, Norm, Threat
+from bench.core.contracts.types import NORMS, Goal, Norm, Threat
 from bench.core.rng import Noise
 
 LIBRARY = "foolbox"
@@ -221,7 +221,7 @@ def _norms(name: str) -> tuple[Norm, ...]:
     if "constraint" in takes:
         return ("l2", "linf")
     if "distance" in takes:
-        return optional.ANY
+        return NORMS
     measured = _class(name).distance
     p = (_class(name)().distance if isinstance(measured, property) else measured).p
     return ("linf",) if p == torch.inf else (f"l{p:g}",)  # type: ignore[return-value]
@@ -416,35 +416,23 @@ def adapt_object(attack: Any) -> AttackObject | None:
         return None
     name = type(attack).__name__
     row = TABLE.get(_family(name))
-    measured: Any = getattr(attack.distance, "p", None)
-    names: dict[Any, Norm] = {float("inf"): "linf", 2: "l2", 1: "l1", 0: "l0"}
-    own = names.get(measured)
+    norms: dict[Any, Norm] = {float("inf"): "linf", 2: "l2", 1: "l1", 0: "l0"}
     settings = {
         key: value
-        for key, value in sorted(vars(attack).items())
+        for key, value in vars(attack).items()
         if isinstance(value, int | float | str | tuple | list | None)
     }
-    params = dataclasses.make_dataclass(
-        f"{name}Object",
-        [("settings", str, dataclasses.field(default=repr(settings)))],
-        frozen=True,
-        kw_only=True,
-    )
-    adapted = ExternalAttack(
+    return objects.adapt_library_object(
+        LIBRARY,
+        attack,
+        _run_object,
+        settings,
         summary=row.summary if row else name,
-        source=f"foolbox {importlib.metadata.version(LIBRARY)}",
-        params=params,
-        norms=(own,) if own else optional.ANY,
-        goals=row.goals if row else ("untargeted", "targeted"),
+        norm=norms.get(getattr(attack.distance, "p", None)),
         needs=row.needs if row else "gradient",
-        stochastic=True,
+        goals=row.goals if row else ("untargeted", "targeted"),
         budget="fixed" if isinstance(attack, base.FixedEpsilonAttack) else "minimum",
-        implementation=LIBRARY,
-        batch_dependent=True,
-        counts_steps=False,
-        run=partial(_run_object, attack),
     )
-    return AttackObject(f"{LIBRARY}:{name}", adapted, own)
 
 
 def _run_object(

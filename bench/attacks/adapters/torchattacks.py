@@ -27,18 +27,18 @@ from annotated_types import Ge
 from pydantic import BeforeValidator
 from torch import Tensor, nn
 
+from bench.attacks import objects
 from bench.attacks.common import PROJECTION, reach_caveats
 from bench.attacks.objects import AttackObject
 from bench.core import optional
 from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Alpha, Count, step_size
-from bench.core.contracts.types import Goal, Norm, Threat
+from bench.core.contracts.types import NORMS, Goal, Norm, Threat
 from bench.core.errors import ContractError, SuiteError, nearest
 from bench.core.rng import Noise
 
 LIBRARY = "torchattacks"
 """Its import name, that of its distribution, and of the extra of bench that installs it."""
-ANY: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 TWO: tuple[Norm, ...] = ("linf", "l2")
 
 
@@ -72,8 +72,8 @@ CROCE, SMOOTH, EAD = "Croce and Hein 2020", "Salman et al. 2019", "Chen et al. 2
 
 # fmt: off
 TABLE = {
-    "VANILA": Row("the image itself, as a floor", "no attack", ANY, True, True, "labels"),
-    "GN": Row("Gaussian noise, as a floor", "no attack", ANY, True, True, "labels", True),
+    "VANILA": Row("the image itself, as a floor", "no attack", NORMS, True, True, "labels"),
+    "GN": Row("Gaussian noise, as a floor", "no attack", NORMS, True, True, "labels", True),
     "FGSM": Row("one step of length eps along the gradient's sign", "Goodfellow et al. 2015"),
     "BIM": Row("projected gradient ascent from x itself", "Kurakin et al. 2017"),
     "RFGSM": Row("gradient ascent from a random corner around x", "Tramer et al. 2018",
@@ -436,38 +436,27 @@ def adapt_object(attack: Any) -> AttackObject | None:
     name, eps = type(attack).__name__, getattr(attack, "eps", None)
     norm: Any = getattr(attack, "norm", None)
     row = TABLE.get(name) if type(attack).__module__.startswith("torchattacks.") else None
-    norms = row.norms if row else ANY
     stated: Any = norm.lower() if isinstance(norm, str) else None
-    own: Norm | None = stated or (norms[0] if row else None)
     settings = {
         key: value
-        for key, value in sorted(vars(attack).items())
+        for key, value in vars(attack).items()
         if isinstance(value, int | float | str | tuple | list) and not key.startswith("_")
     }
-    params = make_dataclass(
-        f"{name}Object",
-        [("settings", str, field(default=repr(settings)))],
-        frozen=True,
-        kw_only=True,
-    )
-    adapted = ExternalAttack(
+    adapted = objects.adapt_library_object(
+        LIBRARY,
+        attack,
+        _run_object,
+        settings,
         summary=row.summary if row else name,
-        source=f"torchattacks {importlib.metadata.version('torchattacks')}",
-        params=params,
-        norms=(own,) if own else ANY,
+        norm=stated or (row.norms[0] if row else None),
         needs=row.needs if row else "gradient",
-        goals=("untargeted",) if row and row.away_only else ("untargeted", "targeted"),
-        stochastic=True,
+        goals=_goals(row) if row else ("untargeted", "targeted"),
         budget="minimum" if row and row.minimum else "fixed",
         min_classes=row.min_classes if row else 2,
         channels=row.channels if row else None,
-        implementation="torchattacks",
-        batch_dependent=True,
-        counts_steps=False,
-        run=partial(_run_object, attack),
     )
     radius = float(eps) if isinstance(eps, int | float) and not (row and row.minimum) else None
-    return AttackObject(f"torchattacks:{name}", adapted, own, radius, attack.model)
+    return adapted._replace(eps=radius, model=attack.model)
 
 
 def _run_object(

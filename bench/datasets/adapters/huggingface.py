@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.core import optional
 from bench.core.contracts.dataset import Data, Dataset
-from bench.core.errors import MissingDataError, SuiteError, first_line, nearest
+from bench.core.errors import MissingDataError, SuiteError, first_line, nearest, suggest_params
 from bench.datasets import vision
 from bench.datasets.as_data import convert_dataset
 from bench.datasets.examples import IMAGE_KEYS, LABEL_KEYS, ExampleReader
@@ -101,9 +101,10 @@ def _fetch(
         if "split" in str(error) or "config" in str(error).lower():
             raise SuiteError(f"{where}: {first_line(error)}") from error
         place = str(folder) if folder else "the hub's cache (HF_HOME) or into a folder of that name"
-        fetch = "" if folder else ", or let it be fetched by params = { download = true }"
+        fetch = f", or let it be fetched by {suggest_params('download = true')}"
         raise MissingDataError(
-            f"{where}: cannot be read ({first_line(error)}); put its files into {place}{fetch}"
+            f"{where}: cannot be read ({first_line(error)}); put its files into {place}"
+            f"{'' if folder or download else fetch}"
         ) from error
     finally:
         if bars:
@@ -138,6 +139,6 @@ def _find_column(where: str, what: str, features: Any) -> str:
         return named[0]
     which = "several columns may be" if typed else "no column is called as usual for"
     raise SuiteError(
-        f"{where}: {which} the {what}; name it by params = {{ {what} = ... }}; columns: "
+        f"{where}: {which} the {what}; name it by {suggest_params(f'{what} = ...')}; columns: "
         f"{', '.join(typed or features)}"
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.contracts.dataset import Data, Dataset
-from bench.core.errors import MissingDataError, SuiteError, first_line, nearest
+from bench.core.errors import MissingDataError, SuiteError, first_line, nearest, suggest_params
 from bench.datasets import vision
 from bench.datasets.as_data import convert_dataset
 from bench.datasets.examples import ExampleReader
@@ -102,7 +102,9 @@ def _load(
     except (RuntimeError, OSError, ValueError, TypeError) as error:
         if isinstance(error, ValueError | TypeError):  # an argument, such as a split
             raise SuiteError(f"{where}: {first_line(error)}") from error
-        fetch = "say params = { download = true }, or " if "download" in known else ""
+        fetch = f"say {suggest_params('download = true')}, or "
+        if download or "download" not in known:
+            fetch = ""
         raise MissingDataError(
             f"{where}: its files cannot be read from {data_dir} ({first_line(error)}); {fetch}put "
             "them there as torchvision arranges them, or name their folder by --data-dir"

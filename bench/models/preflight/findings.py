@@ -10,6 +10,7 @@ FINDINGS = {
     "not-finite": "NaN or infinity on clean images",
     "probabilities": "probabilities instead of logits",
     "log-probabilities": "log-probabilities instead of logits",
+    "binary-probabilities": "one score an image from 0 to 1, read as a binary classifier's logit",
     "training-mode": "layers that evaluation mode does not reach",
     "random": "other answers each time",
     "batch-dependent": "answers that depend on the other images of a batch, or on their number",

@@ -18,7 +18,15 @@ from bench.core.errors import SuiteError
 from bench.engine.model_state import eval_mode
 from bench.engine.opaque_model import OpaqueModel
 from bench.models import fingerprint
-from bench.models.outputs import BinaryModel, Output, Place, SelectedOutput, find_output
+from bench.models.outputs import (
+    BINARY,
+    SIGMOID,
+    BinaryModel,
+    Output,
+    Place,
+    SelectedOutput,
+    find_output,
+)
 from bench.models.preflight.checks import (
     N_IMAGES,
     LoadedModel,
@@ -93,8 +101,25 @@ def prepare_model(
             prepared = _select_output(where, prepared, error.answer, None, notes, len(x))
         else:
             break
+    if output == BINARY:
+        notes += _find_binary_probabilities(where, loaded)
     findings = (*(each.format_note(False) for each in notes), *loaded.findings)
     return loaded._replace(findings=findings)
+
+
+def _find_binary_probabilities(where: str, loaded: LoadedModel) -> Iterator[Finding]:
+    """Yield a finding if scores that are read as logits are probably probabilities."""
+    if loaded.logits is None or loaded.access == "labels":  # no scores that repeat, or none at all
+        return
+    scores = loaded.logits[:, 1]
+    if bool(((scores >= 0) & (scores <= 1)).all()):
+        yield Finding(
+            "binary-probabilities",
+            f"{where} returns scores from {float(scores.min()):.3g} to {float(scores.max()):.3g} "
+            f"on {len(scores)} clean images, which are read as logits, so that no answer is class "
+            f"0 unless its score is 0: if they are probabilities of class 1, say output = "
+            f'"{SIGMOID}"; better, return the values before the sigmoid.',
+        )
 
 
 def _select_output(

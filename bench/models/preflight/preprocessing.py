@@ -139,7 +139,8 @@ def find_wrong_preprocessing(
         yield Finding(
             "near-chance",
             f"{where} is right about {right} of {n} clean images, which chance explains: check its "
-            "weights, its normalisation (done twice, or not at all), its channels and its labels.",
+            "weights (random unless its entry or its own code loads some), its normalisation (done "
+            "twice, or not at all), its channels and its labels.",
         )
 
 
