@@ -15,6 +15,7 @@ from bench.attacks import objects
 from bench.core import files, validation
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
+from bench.engine.source_ensemble import SourceEnsemble
 from bench.evaluation import loading
 from bench.evaluation.audit import findings
 from bench.evaluation.audit.findings import Audit
@@ -67,7 +68,7 @@ def evaluate(
     device: str = "auto",
     batch_size: int | None = None,
     keep_adversarial: bool = False,
-    source: nn.Module | None = None,
+    source: nn.Module | Sequence[nn.Module] | None = None,
     precision: Precision = "float32",
     copied: bool = True,
     samples: int = 1,
@@ -105,7 +106,7 @@ def evaluate(
         batch_size: Rows per pass; by the memory of one row by default.
         keep_adversarial: Return the adversarial images.
         source: Craft on this model, which is all that the attacker sees, and judge by `model`
-            (transfer attack); `model` by default.
+            (transfer attack); `model` by default. Of several models, the logits are averaged.
         precision: Of the attack's gradients; the model judges in full precision.
         copied: Take gradients from an accelerated model where one agrees with the model.
         samples: Passes averaged into each gradient, for a model that answers at random.
@@ -129,6 +130,8 @@ def evaluate(
         ContractError: The attack broke its contract.
         Exception: What the attack or the model itself raises.
     """
+    if source is not None and not isinstance(source, nn.Module):
+        source = SourceEnsemble(source, [1 / len(source)] * len(source), "logits")
     given = None if isinstance(attack, str) else objects.adapt_object(attack)
     raw: dict[str, Any] = {
         **attack_inputs.choose_threat(given, model if source is None else source, norm, eps),

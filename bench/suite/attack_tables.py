@@ -15,10 +15,10 @@ from annotated_types import Ge
 from bench.core.contracts.attack import Attack, ExternalAttack, IterativeAttack
 from bench.core.contracts.input_transforms import InputTransforms
 from bench.core.contracts.parameters import Count
-from bench.core.contracts.types import Goal, Norm, Precision, Stop
+from bench.core.contracts.types import Combination, Goal, Norm, Precision, Stop
 from bench.core.validation import Validator
 from bench.suite.checks import check_label, find_extension, format_radius, read_radii
-from bench.suite.schema import TARGET_RULES, AttackEntry, Eps
+from bench.suite.schema import TARGET_RULES, AttackEntry, EnsembleEntry, Eps
 
 MAX_SEEDS = 1000
 """Most seeds of one attack: each makes one more entry."""
@@ -42,11 +42,31 @@ class AttackTable:
     """Fields of InputTransforms, checked as such."""
     batch_size: Count | None = None
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
-    source: str | list[str] | None = None
+    source: str | list[str] | dict[str, Any] | None = None
+    """Labels, "each", or a `SourceTable`."""
     vary: dict[str, list[int | float]] = dataclasses.field(default_factory=dict)
     seeds: Count | list[_Seed] | None = None
     fail: list[str] = dataclasses.field(default_factory=list)
     """Thresholds of `bench check`, which `thresholds` reads."""
+
+
+@dataclasses.dataclass
+class SourceTable:
+    """The `source` of an attack as a table: several models that are attacked as one."""
+
+    models: list[str]
+    combine: Combination = "logits"
+    weights: list[Annotated[float, Ge(0)]] | None = None
+    """Equal unless given."""
+    label: str | None = None
+    """Name in tables."""
+
+
+class _Source(NamedTuple):
+    """What an entry's examples are crafted on."""
+
+    label: str
+    ensemble: EnsembleEntry | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,7 +161,8 @@ def expand_table(
             transforms=transforms,
             batch_size=table.batch_size,
             family=family,
-            source=source,
+            source=source.label if source else None,
+            ensemble=source.ensemble if source else None,
             varied=variant.name,
             value=variant.value if variant.name else None,
             seed=seed,
@@ -151,11 +172,11 @@ def expand_table(
     return ExpandedTable(labels, tuple(entries))
 
 
-def _label(family: str, source: str | None, variant: _Variant, seed: int | None) -> str:
+def _label(family: str, source: _Source | None, variant: _Variant, seed: int | None) -> str:
     """Return the label of one entry, unique in its table."""
     return (
         family
-        + (f" from {source}" if source is not None else "")
+        + (f" from {source.label}" if source is not None else "")
         + (f", {variant.name} {variant.value:g}" if variant.name else "")
         + (f", seed {seed}" if seed is not None else "")
     )
@@ -188,18 +209,51 @@ def _check_capabilities(check: Validator, table: AttackTable, attack: Attack, ke
 
 def _read_sources(
     check: Validator, table: AttackTable, key: str, models: Sequence[str]
-) -> list[str | None]:
-    """Return the labels of the models to craft on; "each" is every model of the suite."""
+) -> list[_Source | None]:
+    """Return what to craft on; "each" is every model of the suite."""
     if table.source is None:
         return [None]
     if table.source == "each":
-        return list(models)
+        return [_Source(label) for label in models]
+    if isinstance(table.source, dict):
+        return [_read_ensemble(check, table.source, f"{key}.source", models)]
     labels = [table.source] if isinstance(table.source, str) else table.source
     for label in labels:
         check_label(check, f"{key}.source", "model", label, [*models, "each"])
     if not labels:
         check.say(f"{key}.source", "expected at least one model, got an empty list")
-    return list(labels)
+    return [_Source(label) for label in labels]
+
+
+def _read_ensemble(
+    check: Validator, raw: dict[str, Any], key: str, models: Sequence[str]
+) -> _Source | None:
+    """Read a source of several models; None after a mistake."""
+    table: SourceTable | None = check.fill(SourceTable, raw, key)
+    if table is None:
+        return None
+    for label in table.models:
+        check_label(check, f"{key}.models", "model", label, models)
+    if len(set(table.models)) < max(2, len(table.models)):
+        expected = "expected at least two models, each once"
+        check.say(f"{key}.models", f"{expected}, got {table.models}")
+    weights = [1.0] * len(table.models) if table.weights is None else table.weights
+    if len(weights) != len(table.models) or not 0 < sum(weights) < float("inf"):
+        expected = "expected a weight for each model, with a sum above 0"
+        check.say(f"{key}.weights", f"{expected}, got {table.weights}")
+        return None
+    total = sum(weights)
+    written = "" if table.weights is None else f", weights {', '.join(f'{w:g}' for w in weights)}"
+    combined = "" if table.combine == "logits" else f", {table.combine}"
+    label = table.label or f"{' + '.join(table.models)}{combined}{written}"
+    if label in models:
+        check.say(f"{key}.label", f"expected a name that no model has, got '{label}'")
+    ensemble = EnsembleEntry(
+        models=tuple(table.models),
+        combine=table.combine,
+        weights=tuple(weight / total for weight in weights),
+    )
+    return _Source(label, ensemble)
 
 
 def _read_variants(

@@ -81,6 +81,13 @@ class AttackTask(NamedTuple):
         return self.entry.source or self.model
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """Labels of all models that are called: the judged one, and those crafted on."""
+        ensemble = self.entry.ensemble
+        sources = (self.source,) if ensemble is None else ensemble.models
+        return tuple(dict.fromkeys((self.model, *sources)))
+
+    @property
     def linked(self) -> bool:
         """Whether the outcome at one eps depends on which other eps run."""
         return identity.are_linked(self.spec)
@@ -154,7 +161,7 @@ def plan_tasks(suite: Suite, facts: Mapping[str, ModelFacts]) -> list[AttackTask
             facts[model.label],
             suite.seed,
             suite.sweep,
-            source=facts[entry.source] if entry.source else None,
+            source=identity.find_source_facts(entry, facts, facts[model.label]),
         )
         for model in suite.models
         for entry in suite.attacks

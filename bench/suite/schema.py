@@ -11,6 +11,7 @@ from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import (
     Access,
     CertificationMethod,
+    Combination,
     Goal,
     Norm,
     Precision,
@@ -90,6 +91,17 @@ class ModelEntry:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EnsembleEntry:
+    """A `source` of several models, which are attacked as one."""
+
+    models: tuple[str, ...]
+    """Labels."""
+    combine: Combination
+    weights: tuple[float, ...]
+    """They sum to 1."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AttackEntry:
     """One attack of a suite; an [[attacks]] table makes one or several."""
 
@@ -112,7 +124,9 @@ class AttackEntry:
     family: str
     """Label of the table, which all its entries share."""
     source: str | None = None
-    """Label of the model that the examples are crafted on; None for the judged one."""
+    """Label of what the examples are crafted on; None for the judged model."""
+    ensemble: EnsembleEntry | None = None
+    """The models of the source, if it has several."""
     varied: str = ""
     """Name of the varied parameter; empty if there is none."""
     value: float | None = None

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 
 from bench.engine.functional.logits import widen
 from bench.engine.functional.losses import Objective
+from bench.engine.functional.norms import norm_of, per_row
 from bench.engine.model_state import call_model
+from bench.engine.source_ensemble import SourceEnsemble
 
 
 class PassResult(NamedTuple):
@@ -48,6 +50,8 @@ def gradient_pass(
     Raises:
         InputWriteError: The model writes into its input.
     """
+    if isinstance(model, SourceEnsemble) and model.combine != "logits":
+        return _average_passes(model, loss, x, y, label, transform)
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits = widen(call_model(model, x if transform is None else transform(x)))
@@ -58,6 +62,27 @@ def gradient_pass(
             values.sum(), x, allow_unused=True, materialize_grads=True
         )
     return PassResult(logits.detach(), values.detach(), gradient)
+
+
+def _average_passes(
+    ensemble: SourceEnsemble,
+    loss: Objective,
+    x: Tensor,
+    y: Tensor,
+    label: Tensor,
+    transform: Callable[[Tensor], Tensor] | None,
+) -> PassResult:
+    """Average losses and gradients of the members' own passes."""
+    passes = [gradient_pass(each, loss, x, y, label, transform) for each in ensemble.members]
+    gradients = [each.gradient for each in passes]
+    if ensemble.combine == "gradients":
+        sizes = [per_row(norm_of(each, "l1"), each) for each in gradients]
+        gradients = [g / s.where(s > 0, 1) for g, s in zip(gradients, sizes, strict=True)]
+    return PassResult(
+        ensemble.average([each.logits for each in passes]),
+        ensemble.average([each.loss for each in passes]),
+        ensemble.average(gradients),
+    )
 
 
 def forward_pass(
