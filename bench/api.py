@@ -15,6 +15,7 @@ from bench.attacks import objects
 from bench.core import files, validation
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
+from bench.engine.source_ensemble import SourceEnsemble
 from bench.evaluation import loading
 from bench.evaluation.adaptation_check import check_adaptations
 from bench.evaluation.audit import findings
@@ -68,10 +69,11 @@ def evaluate(
     device: str = "auto",
     batch_size: int | None = None,
     keep_adversarial: bool = False,
-    source: nn.Module | None = None,
+    source: nn.Module | Sequence[nn.Module] | None = None,
     precision: Precision = "float32",
     copied: bool = True,
     samples: int = 1,
+    transforms: Mapping[str, Any] | None = None,
     predictions: int = 1,
     access: Access = "gradient",
     classes: int | None = None,
@@ -108,10 +110,12 @@ def evaluate(
         batch_size: Rows per pass; by the memory of one row by default.
         keep_adversarial: Return the adversarial images.
         source: Craft on this model, which is all that the attacker sees, and judge by `model`
-            (transfer attack); `model` by default.
+            (transfer attack); `model` by default. Of several models, the logits are averaged.
         precision: Of the attack's gradients; the model judges in full precision.
         copied: Take gradients from an accelerated model where one agrees with the model.
         samples: Passes averaged into each gradient, for a model that answers at random.
+        transforms: Transformations at every gradient, for examples that transfer: any of
+            `diversity`, `smallest`, `translation` and `scales`, as in a suite.
         predictions: Predictions of which the majority counts, likewise.
         access: What the attacker sees of `model`: "gradient", "scores" or "labels".
         classes: Classes of a model that shows labels alone; as many as y needs by default.
@@ -133,6 +137,8 @@ def evaluate(
         ContractError: The attack broke its contract.
         Exception: What the attack or the model itself raises.
     """
+    if source is not None and not isinstance(source, nn.Module):
+        source = SourceEnsemble(source, [1 / len(source)] * len(source), "logits")
     given = None if isinstance(attack, str) else objects.adapt_object(attack)
     raw: dict[str, Any] = {
         **attack_inputs.choose_threat(given, model if source is None else source, norm, eps),
@@ -145,6 +151,8 @@ def evaluate(
         raw["precision"] = precision
     if samples != 1:
         raw["samples"] = samples
+    if transforms is not None:
+        raw["transforms"] = dict(transforms)
     if predictions < 1:
         raise SuiteError(f"bench.evaluate: predictions: expected at least 1, got {predictions}")
     if target is not None:

@@ -155,6 +155,21 @@ def hash_uniform(keys: Tensor, counter: Tensor, draws: int) -> Tensor:
     return _shifted(bits, 40).float() * 2.0**-24
 
 
+def hash_keys(keys: Tensor, streams: Tensor) -> Tensor:
+    """Derive a key for each row and a number of a stream, as `hash_uniform` mixes its bits.
+
+    Args:
+        keys: Keys, (n,), int64.
+        streams: Number of the stream of each row, (n,), int64.
+
+    Returns:
+        Keys, (n,), int64; other streams of one key are independent.
+    """
+    bits = keys + (streams + 1) * FIRST
+    bits = (bits ^ _shifted(bits, 30)) * SECOND
+    return bits ^ _shifted(bits, 27)
+
+
 def _shifted(bits: Tensor, places: int) -> Tensor:
     """Shift bits to the right and fill with zeros, where int64 would repeat the sign."""
     return (bits >> places) & ((1 << (64 - places)) - 1)

@@ -129,6 +129,7 @@ class AttackStream:
         self.model, self.spec, self.rule, self.rows = model, spec, rule, rows
         self.x, self.y, self.examples, self.label = x, y, examples, label
         self.evaluator = StepEvaluator(model, accelerated, spec)
+        self.keys = self.evaluator.noise_keys(examples)
         self.eps = torch.tensor(spec.eps, dtype=x.dtype, device=x.device)
         self.nested = spec.sweep == "nested"
         self.stops = spec.stop == "first-success"
@@ -196,7 +197,12 @@ class AttackStream:
 
     def _step(self, batch: _Batch) -> _Batch:
         """Evaluate the iterates and make one step."""
-        return self._advance(batch, *self.evaluator.evaluate(batch.state.x, batch.known))
+        return self._advance(batch, *self._evaluate(batch))
+
+    def _evaluate(self, batch: _Batch) -> tuple[StepInput, Tensor]:
+        """Evaluate the iterates; also return how many gradients of each row were not finite."""
+        keys = None if self.keys is None else self.keys[batch.item[:, 0]]
+        return self.evaluator.evaluate(batch.state.x, batch.known, keys)
 
     def _advance(self, batch: _Batch, observed: StepInput, spoilt: Tensor) -> _Batch:
         """Make one step for every unfinished row; tensors alone, so that a GPU can replay it."""
@@ -282,10 +288,10 @@ class AttackStream:
     def _store(self, batch: _Batch, x: Tensor, won: bool) -> None:
         """Store the images of rows that leave; queue the items that wait for those that failed."""
         example, eps, restart = batch.item.unbind(1)
-        passes = batch.passes * self.spec.samples
-        self.out.forwards[eps, example] += passes  # a pair is never in a batch twice
+        # A pair of example and eps is never in a batch twice.
+        self.out.forwards[eps, example] += batch.passes * self.evaluator.forwards
         if self.evaluator.has_gradient:
-            self.out.backwards[eps, example] += passes
+            self.out.backwards[eps, example] += batch.passes * self.evaluator.backwards
             self.out.nonfinite[eps, example] += batch.nonfinite
         before = self.out.first_success[eps, example]
         self.out.first_success[eps, example] = torch.where(before < 0, batch.first, before)
@@ -390,7 +396,8 @@ class AttackStream:
             zero, radius = torch.zeros_like(y), self.eps[:1].expand(len(x))
             known_batch = AttackBatch(x, y, label, radius, zero, zero - 1, zero, zero + torch.inf)
             try:
-                observed, spoilt = self.evaluator.evaluate(x, known_batch)
+                keys = None if self.keys is None else self.keys[at]
+                observed, spoilt = self.evaluator.evaluate(x, known_batch, keys)
             except RuntimeError as error:
                 self._halve_or_raise(error)
                 continue
@@ -404,14 +411,14 @@ class AttackStream:
                 state = self.rule.init(known, noise, self.spec.params, self.spec.norm)
                 settings = known, self.spec.params, self.spec.norm
                 self.out.x_adv[index, at] = self.rule.next(state, observed, *settings).x
-        passes = self.spec.samples / max(len(self.eps), 1)
-        self.out.forwards.fill_(passes)
-        self.out.backwards.fill_(passes)
+        eps_count = max(len(self.eps), 1)
+        self.out.forwards.fill_(self.evaluator.forwards / eps_count)
+        self.out.backwards.fill_(self.evaluator.backwards / eps_count)
 
     def _step_with_trace(self, batch: _Batch) -> _Batch:
         """Make one step and store the loss at each iterate."""
         assert self.out.losses is not None
-        observed, spoilt = self.evaluator.evaluate(batch.state.x, batch.known)
+        observed, spoilt = self._evaluate(batch)
         example, eps, _ = batch.item.unbind(1)
         self.out.losses[eps, example, batch.known.k] = _finite_loss(observed.loss)
         return self._advance(batch, observed, spoilt)

@@ -295,7 +295,7 @@ class Evaluator:
         Returns:
             Why its model or its source is unfit; "" if both are fit.
         """
-        for label in dict.fromkeys((task.model, task.source)):
+        for label in task.models:
             if label in self.unfit:
                 return f"model '{label}' {self.unfit[label]}"
         return ""
@@ -323,7 +323,8 @@ class Evaluator:
             SuiteError: A model answers otherwise afterwards than when it was first asked.
             ContractError: The attack broke a promise that leaves nothing to judge.
         """
-        for name in (task.model, task.source):
+        source = self.pool.load_source(task)
+        for name in task.models:
             self._monitor.record_answers(name)
         accelerated = self.pool.accelerate(task)
         rows = self.pool.attack_rows(task) if accelerated is None else accelerated.rows
@@ -334,11 +335,11 @@ class Evaluator:
             examples,
             rows,
             self.pool.floor(task.source, rows),
-            source=self.models[task.source].model,
+            source=source.model,
             judge_rows=self.pool.judge_rows(task.model),
             accelerated=None if accelerated is None else accelerated.model,
         )
-        for name in (task.model, task.source):
+        for name in task.models:
             self._monitor.check_unchanged(name)
         if verified.dropped:
             self.pool.drop_accelerated(task, verified.dropped)
@@ -395,8 +396,9 @@ class Evaluator:
             Labels and predictions of the whole data set.
         """
         if model not in self._clean:
-            self._monitor.record_answers(model)  # before, so that a change in between is seen
-            loaded, rows = self.models[model], self.pool.judge_rows(model)
+            loaded, rows = self.pool.models[model], self.pool.judge_rows(model)
+            if model in self.models:
+                self._monitor.record_answers(model)  # before, so that a change in between is seen
             parts = [
                 judge(loaded.model, self._images.read(a, b), rows, self._clean_vote(loaded, a))
                 for a, b in self.chunks()
@@ -439,7 +441,7 @@ class Evaluator:
         """Choose the target class of each example; -1 where the attack is untargeted."""
         if task.entry.goal == "untargeted":
             return torch.full_like(ids, -1)
-        label, classes = labels[ids], self.models[task.source].classes
+        label, classes = labels[ids], self.pool.load_source(task).classes
         wanted = targets.resolve_target(task.entry, classes, self.data.classes)
         if isinstance(wanted, int):
             return torch.full_like(ids, wanted)

@@ -14,10 +14,11 @@ import torch
 from bench.core import streams
 from bench.core.contracts.attack import ExternalAttack
 from bench.core.contracts.dataset import Data
-from bench.core.contracts.types import Precision
+from bench.core.contracts.types import ACCESS_RANK, Precision
 from bench.core.errors import SuiteError
 from bench.engine import timing
 from bench.engine.acceleration import accelerate
+from bench.engine.source_ensemble import SourceEnsemble
 from bench.evaluation import loading
 from bench.models import fingerprint
 from bench.models.preflight import checks
@@ -158,13 +159,44 @@ class ModelPool:
             notes: Receives events that the user should know of, a sentence each.
             decisions: Receives what was decided and why, a sentence each.
         """
-        self.data, self.device, self.models, self.rows = data, device, models, rows
+        self.data, self.device = data, device
+        self.models, self.rows = dict(models), dict(rows)
         self.fixed_rows, self.use_acceleration = fixed_rows, use_acceleration
         self._notes, self._decisions = notes, decisions
         self._accelerated: dict[tuple[str, Precision], accelerate.AcceleratedModel] = {}
         self._floors: dict[tuple[str, int], _TimedFloor] = {}
         self._decided: set[str] = set()
         """All decisions so far; the owner of `decisions` empties it once it has reported them."""
+
+    def load_source(self, task: plan.AttackTask) -> LoadedModel:
+        """Return what a task's examples are crafted on; an ensemble of models is made once.
+
+        Args:
+            task: The planned task.
+
+        Returns:
+            The model, or several as one.
+        """
+        entry = task.entry.ensemble
+        if entry is not None and task.source not in self.models:
+            members = [self.models[label] for label in entry.models]
+            ensemble = SourceEnsemble(
+                [each.model for each in members], entry.weights, entry.combine
+            )
+            self.models[task.source] = members[0]._replace(
+                label=task.source,
+                model=ensemble.eval(),
+                fingerprint="",
+                findings=(),
+                predictions=1,
+                random=any(each.random for each in members),
+                access=min((each.access for each in members), key=ACCESS_RANK.__getitem__),
+                logits=None,
+                sketch="",
+            )
+            fewest = min(self.rows[label] for label in entry.models)
+            self.rows[task.source] = fewest if self.fixed_rows else max(1, fewest // len(members))
+        return self.models[task.source]
 
     def judge_rows(self, model: str) -> int:
         """Choose the judge's rows per pass.
@@ -192,6 +224,7 @@ class ModelPool:
         Returns:
             Rows by the user or by rule; an external attack's outcome may depend on them.
         """
+        self.load_source(task)
         return task.entry.batch_size or self.rows[task.source]
 
     def seconds_per_example(self, task: plan.AttackTask) -> float:
@@ -313,15 +346,24 @@ class ModelPool:
         Raises:
             SuiteError: The precision needs an accelerated model and there can be none.
         """
-        precision = task.spec.precision
+        precision, source = task.spec.precision, self.load_source(task)
         if isinstance(task.spec.attack, ExternalAttack):
             return "the attack has a loop of its own"
         if task.spec.adaptation is not None:
             return "the attack is adapted to modules of the model, or has a loss of the user's"
         if not (self.use_acceleration or precision == "bfloat16"):
             return "acceleration was declined"
-        if self.models[task.source].access != "gradient":
+        if source.access != "gradient":
             return "the model only answers queries, and nothing inside it can be accelerated"
+        ensemble = task.entry.ensemble
+        if ensemble is not None and ensemble.combine != "logits":
+            if precision != "bfloat16":
+                return f"its models are passed one by one, to average their {ensemble.combine}"
+            raise SuiteError(
+                f"attack '{task.entry.label}': precision bfloat16 needs an accelerated model, and "
+                f"there is none of several models whose {ensemble.combine} are averaged; use "
+                'precision = "float32" or combine = "logits"'
+            )
         if task.spec.random and precision == "bfloat16":
             raise SuiteError(
                 f"attack '{task.entry.label}': precision bfloat16 needs an accelerated model that "

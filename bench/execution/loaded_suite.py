@@ -115,7 +115,7 @@ def explain_unfit(task: plan.AttackTask, unfit: Mapping[str, str]) -> str:
     Returns:
         A sentence about the model or its source; "" if both can be attacked.
     """
-    for label in dict.fromkeys((task.model, task.source)):
+    for label in task.models:
         if label in unfit:
             return f"model '{label}' {unfit[label]}"
     return ""

@@ -151,7 +151,7 @@ class _Run:
             ModelTiming(
                 source,
                 tuple(unit for unit in units if unit.task.source == source),
-                tuple(unit for unit in units if source in (unit.task.model, unit.task.source)),
+                tuple(unit for unit in units if source in (*unit.task.models, unit.task.source)),
             )
             for source in dict.fromkeys(unit.task.source for unit in units)
         ]

@@ -12,13 +12,14 @@ from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Ge
 
-from bench.core.contracts.attack import Attack, ExternalAttack
+from bench.core.contracts.attack import Attack, ExternalAttack, IterativeAttack
+from bench.core.contracts.input_transforms import InputTransforms
 from bench.core.contracts.parameters import Count
-from bench.core.contracts.types import Goal, Norm, Precision, Stop
+from bench.core.contracts.types import Combination, Goal, Norm, Precision, Stop
 from bench.core.validation import Validator
 from bench.suite.adaptations import check_parts, is_user_loss, read_adaptation
 from bench.suite.checks import check_label, find_extension, format_radius, read_radii
-from bench.suite.schema import TARGET_RULES, AttackEntry, Eps
+from bench.suite.schema import TARGET_RULES, AttackEntry, EnsembleEntry, Eps
 
 MAX_SEEDS = 1000
 """Most seeds of one attack: each makes one more entry."""
@@ -38,9 +39,12 @@ class AttackTable:
     stop: Stop | None = None
     precision: Precision | None = None
     samples: Count = 1
+    transforms: dict[str, Any] | None = None
+    """Fields of InputTransforms, checked as such."""
     batch_size: Count | None = None
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
-    source: str | list[str] | None = None
+    source: str | list[str] | dict[str, Any] | None = None
+    """Labels, "each", or a `SourceTable`."""
     vary: dict[str, list[int | float]] = dataclasses.field(default_factory=dict)
     seeds: Count | list[_Seed] | None = None
     features: list[str] = dataclasses.field(default_factory=list)
@@ -49,6 +53,25 @@ class AttackTable:
     """Name of a module -> function whose gradient takes the place of the module's."""
     fail: list[str] = dataclasses.field(default_factory=list)
     """Thresholds of `bench check`, which `thresholds` reads."""
+
+
+@dataclasses.dataclass
+class SourceTable:
+    """The `source` of an attack as a table: several models that are attacked as one."""
+
+    models: list[str]
+    combine: Combination = "logits"
+    weights: list[Annotated[float, Ge(0)]] | None = None
+    """Equal unless given."""
+    label: str | None = None
+    """Name in tables."""
+
+
+class _Source(NamedTuple):
+    """What an entry's examples are crafted on."""
+
+    label: str
+    ensemble: EnsembleEntry | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +148,15 @@ def expand_table(
     if table is None:
         return ExpandedTable(labels)
     _check_capabilities(check, table, attack, key)
+    transforms = None
+    if table.transforms is not None:
+        transforms = check.fill(InputTransforms, table.transforms, f"{key}.transforms")
     eps = tuple(_read_eps(check, table, key))
     if any(variant.params is None for variant in variants):
         return ExpandedTable(labels)
+    if adaptation is not None and any(each and each.ensemble for each in sources):
+        expected = "expected one model: a user's loss and gradients belong to a single one"
+        check.say(f"{key}.source", f"{expected}, got several as one source")
     if adaptation is not None:
         check_parts(check, attack, variants[0].params, table.norm, adaptation, key)
         if (table.precision or defaults.precision) == "bfloat16":
@@ -150,9 +179,11 @@ def expand_table(
             else table.precision or defaults.precision,
             samples=table.samples,
             adaptation=adaptation,
+            transforms=transforms,
             batch_size=table.batch_size,
             family=family,
-            source=source,
+            source=source.label if source else None,
+            ensemble=source.ensemble if source else None,
             varied=variant.name,
             value=variant.value if variant.name else None,
             seed=seed,
@@ -178,11 +209,11 @@ def _name_loss(variant: _Variant, name: str) -> _Variant:
     return variant._replace(params=dataclasses.replace(variant.params, loss=name))
 
 
-def _label(family: str, source: str | None, variant: _Variant, seed: int | None) -> str:
+def _label(family: str, source: _Source | None, variant: _Variant, seed: int | None) -> str:
     """Return the label of one entry, unique in its table."""
     return (
         family
-        + (f" from {source}" if source is not None else "")
+        + (f" from {source.label}" if source is not None else "")
         + (f", {variant.name} {variant.value:g}" if variant.name else "")
         + (f", seed {seed}" if seed is not None else "")
     )
@@ -199,6 +230,10 @@ def _check_capabilities(check: Validator, table: AttackTable, attack: Attack, ke
                 f"{key}.{what}",
                 f"attack '{table.name}' has no {what} '{value}'; it has {', '.join(known)}",
             )
+    follows = isinstance(attack, IterativeAttack) and attack.needs == "gradient"
+    if table.transforms is not None and not follows:
+        expected = "expected none: only iterative attacks that follow gradients have them"
+        check.say(f"{key}.transforms", f"{expected}, got attack '{table.name}'")
     if not isinstance(attack, ExternalAttack):
         return
     if table.precision not in (None, "float32"):
@@ -211,18 +246,51 @@ def _check_capabilities(check: Validator, table: AttackTable, attack: Attack, ke
 
 def _read_sources(
     check: Validator, table: AttackTable, key: str, models: Sequence[str]
-) -> list[str | None]:
-    """Return the labels of the models to craft on; "each" is every model of the suite."""
+) -> list[_Source | None]:
+    """Return what to craft on; "each" is every model of the suite."""
     if table.source is None:
         return [None]
     if table.source == "each":
-        return list(models)
+        return [_Source(label) for label in models]
+    if isinstance(table.source, dict):
+        return [_read_ensemble(check, table.source, f"{key}.source", models)]
     labels = [table.source] if isinstance(table.source, str) else table.source
     for label in labels:
         check_label(check, f"{key}.source", "model", label, [*models, "each"])
     if not labels:
         check.say(f"{key}.source", "expected at least one model, got an empty list")
-    return list(labels)
+    return [_Source(label) for label in labels]
+
+
+def _read_ensemble(
+    check: Validator, raw: dict[str, Any], key: str, models: Sequence[str]
+) -> _Source | None:
+    """Read a source of several models; None after a mistake."""
+    table: SourceTable | None = check.fill(SourceTable, raw, key)
+    if table is None:
+        return None
+    for label in table.models:
+        check_label(check, f"{key}.models", "model", label, models)
+    if len(set(table.models)) < max(2, len(table.models)):
+        expected = "expected at least two models, each once"
+        check.say(f"{key}.models", f"{expected}, got {table.models}")
+    weights = [1.0] * len(table.models) if table.weights is None else table.weights
+    if len(weights) != len(table.models) or not 0 < sum(weights) < float("inf"):
+        expected = "expected a weight for each model, with a sum above 0"
+        check.say(f"{key}.weights", f"{expected}, got {table.weights}")
+        return None
+    total = sum(weights)
+    written = "" if table.weights is None else f", weights {', '.join(f'{w:g}' for w in weights)}"
+    combined = "" if table.combine == "logits" else f", {table.combine}"
+    label = table.label or f"{' + '.join(table.models)}{combined}{written}"
+    if label in models:
+        check.say(f"{key}.label", f"expected a name that no model has, got '{label}'")
+    ensemble = EnsembleEntry(
+        models=tuple(table.models),
+        combine=table.combine,
+        weights=tuple(weight / total for weight in weights),
+    )
+    return _Source(label, ensemble)
 
 
 def _read_variants(

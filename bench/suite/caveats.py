@@ -46,8 +46,11 @@ def name_threat_model(model: str, entry: AttackEntry) -> str:
         entry: The attack's entry.
 
     Returns:
-        One of THREAT_MODELS, or that of a transfer attack.
+        One of THREAT_MODELS, or that of a transfer attack, or of one on several models of which
+        the judged one is a member.
     """
+    if entry.ensemble and model in entry.ensemble.models:
+        return "white-box, one of the sources"
     if entry.source not in (None, model):
         return "black-box, transfer"
     return THREAT_MODELS[entry.attack.needs]

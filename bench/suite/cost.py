@@ -29,7 +29,9 @@ def count_passes(spec: AttackSpec) -> tuple[float | None, float | None]:
     if iterates is None:
         return None, None if attack.needs == "gradient" else 0.0
     looks, slopes = _count_ranking(spec)
-    return iterates + looks, iterates + slopes if attack.needs == "gradient" else 0.0
+    forwards = iterates * (spec.transforms.forwards if spec.transforms else 1)
+    backwards = iterates * (spec.transforms.backwards if spec.transforms else 1)
+    return forwards + looks, backwards + slopes if attack.needs == "gradient" else 0.0
 
 
 def _count_ranking(spec: AttackSpec) -> tuple[float, float]:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from bench.core.contracts.attack import (
     ExternalAttack,
     IterativeAttack,
 )
-from bench.core.contracts.types import Access, Shape
+from bench.core.contracts.types import ACCESS_RANK, Access, Shape
 from bench.core.errors import SuiteError
 from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
 from bench.models.fingerprint import describe_value
@@ -45,6 +46,37 @@ class ModelFacts(NamedTuple):
     """What it exposes."""
     sketch: str = ""
     """Coarse description of its answers to the first images; empty if they are random."""
+
+
+def find_source_facts(
+    entry: AttackEntry, facts: Mapping[str, ModelFacts], judged: ModelFacts
+) -> ModelFacts | None:
+    """Find the facts of what the examples of an entry are crafted on.
+
+    Args:
+        entry: The attack's entry.
+        facts: Label of each model -> its facts.
+        judged: Facts of the judged model.
+
+    Returns:
+        Those of the source; None if the examples are crafted on the judged model.
+    """
+    if entry.ensemble is None:
+        return facts[entry.source] if entry.source else None
+    members = [facts[label] for label in entry.ensemble.models]
+    loaded = all(each.model_fingerprint for each in members)
+    about = [[each.model_fingerprint, each.sketch] for each in members]
+    settings = [entry.ensemble.combine, entry.ensemble.weights]
+    others = (each.classes for each in members if each.classes not in (None, judged.classes))
+    return members[0]._replace(
+        classes=next(others, judged.classes),
+        rows=min(each.rows for each in members),
+        model_fingerprint=_hash([about, settings]) if loaded else "",
+        predictions=1,
+        random=any(each.random for each in members),
+        access=min((each.access for each in members), key=ACCESS_RANK.__getitem__),
+        sketch="",
+    )
 
 
 def hash_cell(
@@ -86,6 +118,7 @@ def hash_cell(
             **({"files": files} if (files := _hash_files(spec)) else {}),
             **({"precision": spec.precision} if spec.precision != "float32" else {}),
             **({"samples": spec.samples} if spec.samples > 1 else {}),
+            **_describe_transforms(spec),
             **(
                 {"adaptation": describe_adaptation(spec.adaptation)}
                 if spec.adaptation is not None
@@ -130,6 +163,8 @@ def collect_settings(spec: AttackSpec, entry: AttackEntry) -> dict[str, Any]:
         **{f"file {at}": content for at, content in enumerate(_hash_files(spec), start=1)},
         # An eps inherits the successes of smaller ones, so all of them belong to the settings.
         **({"eps": sorted(spec.eps)} if spec.sweep == "nested" else {}),
+        **({"ensemble": dataclasses.asdict(entry.ensemble)} if entry.ensemble else {}),
+        **_describe_transforms(spec),
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings, sort_keys=True, default=str))
     return plain
@@ -160,6 +195,11 @@ def _random_draws(
     """
     attacked = entry.batch_size or (source or facts).rows
     return {"predictions": spec.predictions, "attacked": attacked, "judged": facts.rows}
+
+
+def _describe_transforms(spec: AttackSpec) -> dict[str, Any]:
+    """Return the transformations at every gradient, if there are any."""
+    return {} if spec.transforms is None else {"transforms": dataclasses.asdict(spec.transforms)}
 
 
 def _hash_files(spec: AttackSpec) -> list[str]:

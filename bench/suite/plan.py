@@ -82,6 +82,13 @@ class AttackTask(NamedTuple):
         return self.entry.source or self.model
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """Labels of all models that are called: the judged one, and those crafted on."""
+        ensemble = self.entry.ensemble
+        sources = (self.source,) if ensemble is None else ensemble.models
+        return tuple(dict.fromkeys((self.model, *sources)))
+
+    @property
     def linked(self) -> bool:
         """Whether the outcome at one eps depends on which other eps run."""
         return identity.are_linked(self.spec)
@@ -183,7 +190,7 @@ def plan_tasks(suite: Suite, facts: Mapping[str, ModelFacts]) -> list[AttackTask
             facts[model.label],
             suite.seed,
             suite.sweep,
-            source=facts[entry.source] if entry.source else None,
+            source=identity.find_source_facts(entry, facts, facts[model.label]),
         )
         for model in suite.models
         for entry in suite.attacks
@@ -229,6 +236,7 @@ def plan_task(
         seed=seed if entry.seed is None else entry.seed,
         precision=entry.precision,
         samples=entry.samples,
+        transforms=entry.transforms,
         predictions=facts.predictions,
         random=random,
         adaptation=entry.adaptation,
@@ -259,6 +267,7 @@ def plan_task(
             traits={
                 **entry.attack.traits(entry.params, entry.norm, eps.value),
                 **({"samples": str(spec.samples)} if spec.samples > 1 else {}),
+                **({"transforms": str(spec.transforms)} if spec.transforms else {}),
                 **_describe_adaptation(entry.adaptation),
             },
             caveats=caveats.list_caveats(entry, eps.value, sweep, facts, crafting),

@@ -7,11 +7,13 @@ from typing import Any
 
 from bench.core.contracts.adaptation import Adaptation
 from bench.core.contracts.attack import Attack
+from bench.core.contracts.input_transforms import InputTransforms
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import (
     Access,
     BallNorm,
     CertificationMethod,
+    Combination,
     Goal,
     Norm,
     Precision,
@@ -92,6 +94,17 @@ class ModelEntry:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class EnsembleEntry:
+    """A `source` of several models, which are attacked as one."""
+
+    models: tuple[str, ...]
+    """Labels."""
+    combine: Combination
+    weights: tuple[float, ...]
+    """They sum to 1."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AttackEntry:
     """One attack of a suite; an [[attacks]] table makes one or several."""
 
@@ -106,6 +119,8 @@ class AttackEntry:
     attack: Attack
     stop: Stop
     precision: Precision = "float32"
+    transforms: InputTransforms | None = None
+    """Transformations at every gradient."""
     samples: int = 1
     """Forward and backward passes that each step averages."""
     adaptation: Adaptation | None = None
@@ -114,7 +129,9 @@ class AttackEntry:
     family: str
     """Label of the table, which all its entries share."""
     source: str | None = None
-    """Label of the model that the examples are crafted on; None for the judged one."""
+    """Label of what the examples are crafted on; None for the judged model."""
+    ensemble: EnsembleEntry | None = None
+    """The models of the source, if it has several."""
     varied: str = ""
     """Name of the varied parameter; empty if there is none."""
     value: float | None = None

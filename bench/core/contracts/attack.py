@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from bench.core.contracts.adaptation import Adaptation
+from bench.core.contracts.input_transforms import InputTransforms
 from bench.core.contracts.learner import Learner
 from bench.core.contracts.rule import Rule
 from bench.core.contracts.types import Goal, Norm, Precision, Stop, Sweep, Threat
@@ -169,6 +170,8 @@ class AttackSpec:
     samples: int = 1
     """Passes that each gradient is averaged over: expectation over transformation, for a randomised
     model (Athalye et al. 2018, https://arxiv.org/abs/1707.07397)."""
+    transforms: InputTransforms | None = None
+    """Transformations at every gradient of an iterative attack; None for none."""
     predictions: int = 1
     """Predictions of a randomised model that are combined into one verdict."""
     random: bool = False

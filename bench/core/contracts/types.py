@@ -9,6 +9,11 @@ Goal = Literal["untargeted", "targeted"]
 Stop = Literal["first-success", "never"]
 Sweep = Literal["independent", "nested"]
 Loss = Literal["cross-entropy", "margin", "logit-difference", "label-and-target", "dlr", "pma"]
+Combination = Literal["logits", "losses", "gradients"]
+"""What a step averages over the models of a source: their logits (Dong et al. 2018, section 3.3,
+https://arxiv.org/abs/1710.06081), their losses (Liu et al. 2017,
+https://arxiv.org/abs/1611.02770), or their gradients, each divided by its own L1 norm, so that no
+model leads by the size of its gradient."""
 Precision = Literal["float32", "tf32", "bfloat16"]
 """Arithmetic of an attack's gradients; predictions are always in float32."""
 Shape = tuple[int, int, int]

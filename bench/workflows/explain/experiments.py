@@ -112,10 +112,9 @@ class ExperimentRunner:
             wanted &= self.all.target != self.all.label
         self.chosen = _rows(self.all, wanted)
         self.judge = evaluator.models[ours.model].model
-        model = evaluator.models[ours.source].model
+        model = evaluator.pool.load_source(ours).model
         own, other = (
-            Side(task.spec, model, task.entry.batch_size or evaluator.rows[task.source])
-            for task in (ours, reference)
+            Side(task.spec, model, evaluator.pool.attack_rows(task)) for task in (ours, reference)
         )
         self.base = ExperimentSetup(own, other)
         """Both sides unchanged."""

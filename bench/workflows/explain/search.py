@@ -19,6 +19,7 @@ from bench.evaluation.evaluator import Evaluator
 from bench.execution import preparation
 from bench.execution.options import RunOptions
 from bench.suite import plan, reader
+from bench.suite.identity import find_source_facts
 from bench.suite.schema import Suite
 from bench.workflows.explain import hypotheses
 from bench.workflows.explain.experiments import ExperimentRunner, ExperimentSetup
@@ -298,7 +299,7 @@ def explain_cells(
     planned = plan.plan_tasks(checked, plan.collect_declared_facts(checked))
     first, second = (cell_names.find_cell(name, planned) for name in (ours, reference))
     cell_names.check_comparable(first.cell, second.cell)
-    labels = {first.task.model, first.task.source}
+    labels = {*first.task.models}
     needed = dataclasses.replace(
         checked,
         models=tuple(model for model in checked.models if model.label in labels),
@@ -338,7 +339,8 @@ def _task(
     model, entry, cell = found.task.model, found.task.entry, found.cell
     if why := evaluator.unfit_reason(found.task):
         raise SuiteError(f"cell '{cell.model}/{cell.attack}': {why}")
-    source = evaluator.model_facts(entry.source) if entry.source else None
+    facts = {label: evaluator.model_facts(label) for label in evaluator.models}
+    source = find_source_facts(entry, facts, facts[model])
     task = plan.plan_task(
         model, entry, evaluator.model_facts(model), evaluator.seed, "independent", source
     )
