@@ -175,3 +175,8 @@ class AttackSpec:
     accelerated model or recorded graph takes its place."""
     trace: bool = False
     """Whether to record the loss at every iterate."""
+    budgets: tuple[int, ...] = ()
+    """Numbers of queries, ascending, at which the least distance of a search is recorded; empty for
+    an attack that is no search or uses gradients."""
+    radii: tuple[float, ...] = ()
+    """Radii of one search for all eps, for which it records the query that first came so near."""
