@@ -47,6 +47,9 @@ class Evaluation:
     that the attack failed."""
     audit: Audit
     """The symptoms themselves, and those that were not checked."""
+    queries: pd.DataFrame
+    """One row per eps and budget of queries, the columns of queries.csv; empty unless the attack
+    searches by scores or labels."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.table, self.records, self.adversarial))
@@ -78,6 +81,7 @@ def evaluate(
     allow: Sequence[str] = (),
     output: str | int | None = None,
     audit: bool | None = None,
+    budgets: Sequence[int] | None = None,
 ) -> Evaluation:
     """Measure the robust accuracy of a model under one attack.
 
@@ -117,9 +121,12 @@ def evaluate(
             "binary" or "sigmoid" for one logit or probability an image (binary classifier).
         audit: Probe the model, too; by default where that takes few passes compared with the
             attack.
+        budgets: Numbers of queries, ascending, at which the result of an attack that asks for
+            scores or labels is reported as well; one of a library needs batch_size=1.
 
     Returns:
-        Table (one row per eps), per-example records, symptoms and, on request, the images.
+        Table (one row per eps), per-example records, symptoms, results within the budgets and, on
+        request, the images.
 
     Raises:
         SuiteError: An argument is invalid, the attack needs other images or more classes, or the
@@ -141,6 +148,8 @@ def evaluate(
         raw["samples"] = samples
     if predictions < 1:
         raise SuiteError(f"bench.evaluate: predictions: expected at least 1, got {predictions}")
+    if budgets is not None:
+        raw |= {"budgets": list(budgets), "batch_size": batch_size}
     if target is not None:
         raw["target"] = target
     entry = parse_attack(raw, "bench.evaluate", given and given.attack)
@@ -182,7 +191,9 @@ def evaluate(
     sentences += tuple(symptom.sentence for symptom in audited.symptoms)
     if sentences:
         warnings.warn("\n".join([DOUBTED, *sentences]), RobustnessWarning, stacklevel=2)
-    return Evaluation(table, frame, adversarial, sentences, audited)
+    curves = queries.collect_curves(task.cells, table, stored)
+    within = queries.query_table(curves)
+    return Evaluation(table, frame, adversarial, sentences, audited, within)
 
 
 def run(

@@ -275,6 +275,7 @@ ATTACK = IterativeAttack(
     needs="labels",
     stochastic=True,
     budget="minimum",
+    anytime=True,
     rule=Rule(init=init, respond=respond, result=result, seeks=True),
     traits=traits,
 )

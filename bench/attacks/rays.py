@@ -177,6 +177,7 @@ ATTACK = IterativeAttack(
     goals=("untargeted",),  # as in the paper
     needs="labels",
     budget="minimum",
+    anytime=True,
     rule=Rule(init=init, respond=respond, result=result, seeks=True),
     traits=traits,
 )

@@ -169,9 +169,7 @@ def result(state: State) -> Tensor:
     return state.best
 
 
-def _search(
-    state: State, fooled: Tensor, at: Tensor, batch: AttackBatch
-) -> tuple[State, Tensor]:
+def _search(state: State, fooled: Tensor, at: Tensor, batch: AttackBatch) -> tuple[State, Tensor]:
     """Halve the interval on the segment; return where the boundary is reached, (n,), bool."""
     middle = (state.low + state.high) / 2
     high = torch.where(at & fooled, middle, state.high)
@@ -215,9 +213,7 @@ def _grow(state: State, fooled: Tensor, at: Tensor) -> State:
     )
 
 
-def _refine(
-    state: State, fooled: Tensor, at: Tensor, params: Params
-) -> tuple[State, Tensor]:
+def _refine(state: State, fooled: Tensor, at: Tensor, params: Params) -> tuple[State, Tensor]:
     """Halve the interval of angles; return where the search has ended, (n,), bool."""
     middle = (state.low + state.high) / 2
     count = state.count + at
@@ -251,7 +247,7 @@ def _query(state: State, batch: AttackBatch, norm: Norm) -> State:
     )
 
 
-# ---------------------------------------------------------------------------------------- directions
+# ------------------------------------------------------------------------------------- directions
 
 
 def draw_direction(key: Tensor, batch: AttackBatch, u: Tensor, frequencies: float) -> Tensor:
@@ -331,6 +327,7 @@ ATTACK = IterativeAttack(
     needs="labels",
     stochastic=True,
     budget="minimum",
+    anytime=True,
     rule=Rule(init=init, respond=respond, result=result, seeks=True),
     traits=traits,
 )

@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.core.contracts.attack import AttackSpec, EnsembleAttack
+from bench.core.contracts.attack import AttackSpec
 from bench.core.contracts.types import Goal, Norm
 from bench.engine.functional.logits import reaches_goal, widen
 from bench.engine.functional.norms import distance_float64
-
-QUERYING = ("scores", "labels")
-"""What attacks need whose queries are counted."""
+from bench.suite.query_budgets import asks
 
 
 def counts_queries(spec: AttackSpec) -> bool:
@@ -33,8 +31,7 @@ def counts_queries(spec: AttackSpec) -> bool:
     Returns:
         True if the attack asks a deterministic model for scores or labels.
     """
-    ensemble = isinstance(spec.attack, EnsembleAttack)
-    return spec.attack.needs in QUERYING and not ensemble and not spec.random
+    return asks(spec.attack) and not spec.random
 
 
 class QueryObserver:

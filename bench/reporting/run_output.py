@@ -48,6 +48,7 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
     }
     for name, frame in (
         ("distances.csv", results.distances),
+        ("queries.csv", results.queries),
         ("published.csv", results.published),
         ("seeds.csv", results.seeds),
         ("certified.csv", results.certified.table),
@@ -72,6 +73,8 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         results.published,
         results.searches,
         results.certified.table,
+        results.query_curves,
+        results.queries,
     )
     page, _ = writer.write_report(
         results,

@@ -16,6 +16,7 @@ from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Goal, Norm, Precision, Stop
 from bench.core.validation import Validator
+from bench.suite import query_budgets
 from bench.suite.checks import check_label, find_extension, format_radius, read_radii
 from bench.suite.schema import TARGET_RULES, AttackEntry, Eps
 
@@ -42,6 +43,7 @@ class AttackTable:
     source: str | list[str] | None = None
     vary: dict[str, list[int | float]] = dataclasses.field(default_factory=dict)
     seeds: Count | list[_Seed] | None = None
+    budgets: list[Count] | None = None
     fail: list[str] = dataclasses.field(default_factory=list)
     """Thresholds of `bench check`, which `thresholds` reads."""
 
@@ -52,6 +54,7 @@ class SuiteDefaults:
 
     stop: Stop = "first-success"
     precision: Precision = "float32"
+    budgets: tuple[int, ...] = ()
 
 
 class ExpandedTable(NamedTuple):
@@ -113,6 +116,17 @@ def expand_table(
     if table is None:
         return ExpandedTable(labels)
     _check_capabilities(check, table, attack, key)
+    query_budgets.check_budgets(
+        check,
+        f"{key}.budgets",
+        table.name,
+        attack,
+        table.budgets,
+        params=[variant.params for variant in variants],
+        asks_other=sources != [None],
+        samples=table.samples,
+        batch_size=table.batch_size,
+    )
     eps = tuple(_read_eps(check, table, key))
     if any(variant.params is None for variant in variants):
         return ExpandedTable(labels)
@@ -138,6 +152,11 @@ def expand_table(
             varied=variant.name,
             value=variant.value if variant.name else None,
             seed=seed,
+            budgets=query_budgets.choose_budgets(
+                table.budgets, defaults.budgets, attack, variant.params, table.batch_size
+            )
+            if source is None
+            else (),
         )
         for label, (source, variant, seed) in zip(labels, combinations, strict=True)
     )

@@ -86,6 +86,8 @@ def hash_cell(
             **({"precision": spec.precision} if spec.precision != "float32" else {}),
             **({"samples": spec.samples} if spec.samples > 1 else {}),
             **({"random": _random_draws(spec, entry, facts, source)} if spec.random else {}),
+            # Those of any other attack are read from where its examples fell.
+            **({"budgets": list(spec.budgets)} if entry.budgets and spec.budgets else {}),
             **({"parts": _describe_parts(spec)} if isinstance(attack, EnsembleAttack) else {}),
             # An example crafted on the judged model is that of the white-box attack.
             **(

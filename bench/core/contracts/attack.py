@@ -114,6 +114,10 @@ class Attack(metaclass=_AttackKind):
     reads: Callable[[Any], Sequence[Path]] = _no_files
     """(params) -> files that the outcome depends on, such as trained weights; their content
     belongs to the identity of a cell."""
+    anytime: bool = False
+    """Whether an attack that asks for scores or labels begins with the same queries however many
+    steps it is given. Its result at each smaller number of queries is then that of a run of as
+    many; if not, that of one moment of a longer run."""
     batch_dependent: bool = False
     """Whether the result of an example depends on the batch it is in; the batch size then belongs
     to the identity of a cell."""

@@ -21,6 +21,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from bench.analysis.min_norm import Search
+from bench.analysis.queries import QueryCurve
 from bench.core.files import slug, write_atomic
 from bench.reporting.formats.numbers import (
     DASH,
@@ -38,6 +39,7 @@ from bench.reporting.plots.example_grids import (
     plot_example_grid,
     plot_perturbation_grid,
 )
+from bench.reporting.plots.query_curves import iter_query_figures
 from bench.reporting.plots.style import OWN, PALETTE, STYLE, pick_evenly, plot_message, shorten
 
 __all__ = [
@@ -223,6 +225,8 @@ def draw_figures(
     published: pd.DataFrame | None = None,
     searches: Sequence[Search] = (),
     certified: pd.DataFrame | None = None,
+    query_curves: Sequence[QueryCurve] = (),
+    queries: pd.DataFrame | None = None,
 ) -> list[Plot]:
     """Draw every figure of a run into folder/plots, as PNG and SVG.
 
@@ -235,6 +239,8 @@ def draw_figures(
         published: The rows of published.csv, or None.
         searches: Distances found by each minimum-norm attack.
         certified: The rows of certified.csv, or None.
+        query_curves: Cells of attacks that search by scores or labels.
+        queries: The rows of queries.csv, or None.
 
     Returns:
         The saved figures.
@@ -266,6 +272,7 @@ def draw_figures(
         parameter_sweep.iter_sweep_figures(table),
     ]
     others += [] if certified is None else [iter_certified_figures(certified)]
+    others += [] if queries is None else [iter_query_figures(query_curves, queries)]
     for name, caption, figure in itertools.chain(*others):
         keep(figure, name, caption)
     if not table.empty:
