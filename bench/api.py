@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench.analysis import results, tables
+from bench.analysis import queries, results, tables
 from bench.attacks import objects
 from bench.core import files, validation
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
