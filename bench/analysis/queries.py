@@ -50,6 +50,8 @@ class QueryCurve(NamedTuple):
     reason: str
     records: pd.DataFrame
     """Records of the cell; empty unless the status is "ok"."""
+    made: float = 0.0
+    """Most queries that were made for one example."""
 
     @property
     def rivals(self) -> tuple[str, ...]:
@@ -62,7 +64,7 @@ class QueryCurve(NamedTuple):
         """Numbers of queries of the rows of the table."""
         if self.cell.budgets:
             return list(self.cell.budgets)
-        return [max(1, int(np.ceil(self.records["forwards"].max())))]
+        return [max(1, round(self.made))]
 
 
 def collect_curves(
@@ -92,8 +94,23 @@ def collect_curves(
             # Records of an attack with a loop of its own have no step of the first success.
             own = (attacked["first_success_step"] >= 0).any() or cell.implementation == "bench"
             reason = NOT_RECORDED if own else NOT_COUNTED
-        curves.append(QueryCurve(cell, state, reason, records))
+        # The queries of one search are divided among its eps.
+        cells = [each.identity for each in plan if _is_same_search(cell, each)] or [cell.identity]
+        made = sum(
+            float(stored.frame["forwards"].iloc[places[identity]].max())
+            for identity in dict.fromkeys(cells)
+            if state == "ok"
+        )
+        curves.append(QueryCurve(cell, state, reason, records, made))
     return curves
+
+
+def _is_same_search(cell: Cell, other: Cell) -> bool:
+    """Check whether two cells are of one search for all eps."""
+    keys = ("model", "attack", "norm", "goal", "target", "budget")
+    return cell.budget == "minimum" and all(
+        getattr(cell, key) == getattr(other, key) for key in keys
+    )
 
 
 def query_table(curves: Sequence[QueryCurve]) -> pd.DataFrame:

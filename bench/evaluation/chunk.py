@@ -346,8 +346,11 @@ def _build_records(
         if output.distance is not None:
             search_distance[attacked] = output.distance.to(search_distance)
         if output.queries is not None:
+            # The queries of one search are divided among the eps.
+            shares = len(output.forwards) if is_single_search(spec) else 1
+            made = output.forwards[at].to(queries) * shares
             queries[attacked] = _settle_queries(
-                output.queries[at].to(queries), output.forwards[at].to(queries), fooled[attacked]
+                output.queries[at].to(queries), made, fooled[attacked]
             )
         if spec.budgets and output.nearest is not None:
             reached = output.nearest.float().tolist()

@@ -15,7 +15,7 @@ from matplotlib.ticker import StrMethodFormatter
 
 from bench.analysis.queries import QueryCurve, accuracy_steps
 from bench.reporting.formats.numbers import format_norm, format_text
-from bench.reporting.plots.curves import MARKERS, NORM_UNITS
+from bench.reporting.plots.curves import MARKERS
 from bench.reporting.plots.style import PALETTE, STYLE, shorten
 
 DASHES = ("-", "--", "-.", ":")
@@ -70,7 +70,7 @@ def plot_accuracy(curves: Sequence[QueryCurve]) -> Figure:
         figure, axes = _start()
         for place, curve in enumerate(curves):
             at, share = accuracy_steps(curve.records)
-            made = max(float(curve.records["forwards"].max()), at[-1], 1.0)
+            made = max(curve.made, at[-1], 1.0)
             x = np.append(np.maximum(at, 1.0), made)
             axes.plot(
                 x, 100 * np.append(share, share[-1]), drawstyle="steps-post",
@@ -114,8 +114,7 @@ def plot_distances(rows: pd.DataFrame) -> Figure:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:g}"))
-        unit = NORM_UNITS.get(first["norm"], first["norm"])
-        axes.set_ylabel(f"median distance ({norm}: {unit})")
+        axes.set_ylabel(f"median distance ({norm})")
         axes.set_title(f"{shorten(first['model'])}, {norm}, {first['goal']}, n = {first['n']}")
         figure.legend(loc="outside right upper", labelspacing=0.7)
         return figure
