@@ -9,8 +9,8 @@ the ball around x.
 Source: Chen, Jordan and Wainwright 2020, algorithms 1 and 2, https://arxiv.org/abs/1904.02144
 Differs from the paper: the start is the first of a series of random images that is misclassified
 (`common.draw_start`), not uniform noise alone; theta, the tolerance of the binary search, is
-gamma / sqrt(d) with gamma = 0.01 as in ART, not 1 / (d sqrt(d)), which takes more queries; a step
-that was halved 20 times is given up and the normal estimated again.
+gamma / sqrt(d), not 1 / (d sqrt(d)), and B_0 is 50, not 100, which take fewer queries; a step that
+was halved 20 times is given up and the normal estimated again.
 """
 
 import math
@@ -45,9 +45,9 @@ class Params:
 
     steps: Count = 5000
     """Queries."""
-    directions: Count = 100
+    directions: Count = 50
     """Queries of the first estimate, B_0."""
-    gamma: Annotated[float, Gt(0)] = 0.01
+    gamma: Annotated[float, Gt(0)] = 0.03
     """Tolerance of the binary search times sqrt(d)."""
     restarts: ClassVar[int] = 1
     loss: ClassVar[Loss] = "logit-difference"
