@@ -32,7 +32,7 @@ def attack(
     net: nn.Module, x: Tensor, y: Tensor, name: str, norm: Norm, *, rows: int = 64, **settings: Any
 ) -> stream.StreamResult:
     found = registry.find("attacks", name)
-    params = found.params(**settings.pop("params", {"steps": 400}))
+    params = found.params(**settings.pop("params", {"steps": 200}))
     spec = AttackSpec(
         name=name, attack=found, params=params, norm=norm, eps=(torch.inf,), stop="never",
         **settings,
@@ -66,13 +66,15 @@ def plane_distance(net: nn.Module, x: Tensor, norm: Norm) -> Tensor:
 def test_a_search_approaches_the_plane_between_two_classes(
     name: str, norm: Norm, plane: nn.Module
 ) -> None:
-    x = images()
+    # The plane's normal has high frequencies, which SurFree leaves out by default.
+    wide = {"frequencies": 0.99} if name == "surfree" else {}
+    x = images(6)
     y = plane(x).argmax(1)
-    found = attack(plane, x, y, name, norm, params={"steps": 1500})
+    found = attack(plane, x, y, name, norm, params={"steps": 600, **wide})
     far, least = norms.distance(found.x_adv[0], x, norm), plane_distance(plane, x, norm)
     assert (plane(found.x_adv[0]).argmax(1) != y).all()
     assert (far >= least * (1 - 1e-3)).all()
-    assert (far / least).median() < 1.5
+    assert (far / least).median() < 1.6
 
 
 @search
@@ -166,9 +168,8 @@ def test_directions_of_surfree_are_orthogonal_to_u_of_length_1_and_of_low_freque
 def test_the_cosine_transform_is_orthonormal_and_a_constant_has_one_frequency() -> None:
     cosines = surfree.make_cosines(8, torch.float64, torch.device("cpu"))
     assert torch.allclose(cosines @ cosines.T, torch.eye(8, dtype=torch.float64), atol=1e-12)
-    assert torch.allclose(
-        cosines @ torch.ones(8, dtype=torch.float64), 8**0.5 * torch.eye(8)[0].double()
-    )
+    first = torch.eye(8, dtype=torch.float64)[0]
+    assert torch.allclose(cosines @ torch.ones(8, dtype=torch.float64), 8**0.5 * first)
 
 
 def test_normal_draws_have_the_moments_of_the_distribution_and_are_finite() -> None:

@@ -17,7 +17,7 @@ from bench.core.errors import SuiteError
 from bench.evaluation import chunk, crafting
 from bench.evaluation.queries import QueryObserver
 
-N = 20
+N = 12
 ATTACKS: list[tuple[str, Norm, float, dict[str, Any]]] = [
     ("square", "linf", 0.15, {}),
     ("square", "linf", 0.12, {"restarts": 2}),
@@ -155,7 +155,7 @@ def guess(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 GUESS = bench.Attack(
-    summary="darker images", source="this test", params=type(registry.find("attacks", "noise").params()),
+    summary="darker images", source="this test", params=registry.find("attacks", "noise").params,
     norms=("linf",), goals=("untargeted",), needs="labels",
     run=lambda model, x, y, threat, params, noise: guess(model, x, y),
 )  # fmt: skip
