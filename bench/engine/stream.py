@@ -133,7 +133,7 @@ class AttackStream:
         self.seeks = rule.seeks
         self.out = allocate_result(x, spec)
         self.nearest = x.new_full(self.out.forwards.shape, torch.inf)
-        self.radii = torch.tensor(spec.radii, dtype=x.dtype, device=x.device)
+        self.radii = torch.tensor(spec.radii or spec.eps, dtype=x.dtype, device=x.device)
         self.budgets = torch.tensor(spec.budgets, dtype=torch.float64, device=x.device)
         self.logs = self.seeks and bool(spec.radii or spec.budgets)
         self.overflow: _Batch | None = None
@@ -283,7 +283,7 @@ class AttackStream:
         known = AttackBatch(self.x[example], y, label, self.eps[eps], zero, aim, before, nearest)
         noise = Noise(self.spec.seed, self.spec.name, self.examples[example], restart)
         state = self.rule.init(known, noise, self.spec.params, self.spec.norm)
-        fell = self.out.queries[:, example].T if self.logs else self.radii.expand(len(example), 0)
+        fell = self.out.queries[:, example].T if self.logs else self.x.new_empty(len(example), 0)
         log = start_log(self.out.forwards[eps, example], fell, self.out.nearest[example])
         return _Batch(item.to(device), known, state, zero - 1, zero, zero, log)
 
