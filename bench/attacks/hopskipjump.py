@@ -74,7 +74,7 @@ class State(NamedTuple):
     """Sum of phi_b u_b."""
     score: Tensor
     """Sum of phi_b, (n,)."""
-    count: Tensor
+    made: Tensor
     """Directions so far, or halvings of the step, (n,), int64."""
     normal: Tensor
     """Direction of the step, (n, c, h, w)."""
@@ -104,7 +104,7 @@ def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     nothing, zero = torch.zeros_like(x), torch.zeros_like(batch.k)
     return State(
         x=draw_start(key, batch), phase=zero + START, boundary=x, far=x, low=number,
-        high=number + 1, total=nothing, signed=nothing, score=number, count=zero, normal=nothing,
+        high=number + 1, total=nothing, signed=nothing, score=number, made=zero, normal=nothing,
         t=zero + 1, nearest=number + torch.inf, best=x, key=key,
     )  # fmt: skip
 
@@ -187,7 +187,7 @@ def _open_estimate(state: State, at: Tensor) -> State:
         total=torch.where(here, 0.0, state.total),
         signed=torch.where(here, 0.0, state.signed),
         score=torch.where(at, 0.0, state.score),
-        count=torch.where(at, 0, state.count),
+        made=torch.where(at, 0, state.made),
     )
 
 
@@ -199,9 +199,9 @@ def _estimate(
     # The direction as the box has left it, in units of delta, whose value the signs ignore.
     direction = (state.x - state.boundary) * per_row(at, state.x)
     total, signed = state.total + direction, state.signed + direction * per_row(phi, state.x)
-    score, count = state.score + phi, state.count + at
-    done = at & (count >= (params.directions * state.t.double().sqrt()).long())
-    mean = score / count.clamp_min(1)
+    score, made = state.score + phi, state.made + at
+    done = at & (made >= (params.directions * state.t.double().sqrt()).long())
+    mean = score / made.clamp_min(1)
     # All labels alike leave no baseline to subtract.
     baseline = torch.where(mean.abs() < 1, mean, 0.0)
     normal = signed - per_row(baseline, total) * total
@@ -215,16 +215,16 @@ def _estimate(
         total=total,
         signed=signed,
         score=score,
-        count=torch.where(done, 0, count),
+        made=torch.where(done, 0, made),
         normal=torch.where(per_row(done, normal), normal, state.normal),
     )
 
 
 def _step(state: State, fooled: Tensor, at: Tensor) -> State:
     """Halve a step that left the adversarial region, or give it up."""
-    count = state.count + (at & ~fooled)
-    over = at & ~fooled & (count > MOST_HALVINGS)
-    return _open_estimate(state._replace(count=count, t=state.t + over), over)
+    made = state.made + (at & ~fooled)
+    over = at & ~fooled & (made > MOST_HALVINGS)
+    return _open_estimate(state._replace(made=made, t=state.t + over), over)
 
 
 def _query(state: State, batch: AttackBatch, params: Params, norm: Norm) -> State:
@@ -237,7 +237,7 @@ def _query(state: State, batch: AttackBatch, params: Params, norm: Norm) -> Stat
     far = norms.distance(boundary, x, norm)
     theta = params.gamma / math.sqrt(d)
     delta = torch.where(state.t == 1, FIRST_DELTA, far * theta * (d if norm == "linf" else d**0.5))
-    length = far / state.t.to(far.dtype).sqrt() / 2.0 ** state.count.to(far.dtype)
+    length = far / state.t.to(far.dtype).sqrt() / 2.0 ** state.made.to(far.dtype)
     around = (boundary + per_row(delta, x) * u).clamp(0, 1)
     along = (boundary + per_row(length, x) * state.normal).clamp(0, 1)
     between = point_between(x, state.far, (state.low + state.high) / 2, norm)

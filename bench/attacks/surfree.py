@@ -76,7 +76,7 @@ class State(NamedTuple):
     """Share of the segment that is adversarial; of the circle, the angle that is not, (n,)."""
     v: Tensor
     """Direction of length 1, orthogonal to the boundary's, (n, c, h, w)."""
-    count: Tensor
+    made: Tensor
     """Angles of this v, or queries of its search, so far, (n,), int64."""
     sign: Tensor
     """Of the angle that is searched for, (n,)."""
@@ -105,7 +105,7 @@ def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     number, zero, key = torch.zeros_like(batch.eps), torch.zeros_like(batch.k), noise.keys(batch.x)
     return State(
         x=draw_start(key, batch), phase=zero + START, boundary=batch.x, low=number, high=number + 1,
-        v=torch.zeros_like(batch.x), count=zero, sign=number + 1, largest=number + FIRST_ANGLE,
+        v=torch.zeros_like(batch.x), made=zero, sign=number + 1, largest=number + FIRST_ANGLE,
         nearest=number + torch.inf, best=batch.x, key=key,
     )  # fmt: skip
 
@@ -150,7 +150,7 @@ def respond(
     v = draw_direction(state.key, batch, boundary - batch.x, params.frequencies)
     state = state._replace(
         phase=torch.where(fresh, TRY, state.phase),
-        count=torch.where(fresh, 0, state.count),
+        made=torch.where(fresh, 0, state.made),
         v=torch.where(per_row(fresh, v), v, state.v),
         largest=state.largest.clamp_max(math.pi / 2),
     )
@@ -182,15 +182,15 @@ def _search(state: State, fooled: Tensor, at: Tensor, batch: AttackBatch) -> tup
 
 def _angle(state: State) -> Tensor:
     """Return the angle of TRY by its number: both signs of a_max, then of smaller ones, (n,)."""
-    size = state.largest * (1 - state.count.div(2, rounding_mode="floor") / ANGLES)
-    return torch.where(state.count % 2 == 0, size, -size)
+    size = state.largest * (1 - state.made.div(2, rounding_mode="floor") / ANGLES)
+    return torch.where(state.made % 2 == 0, size, -size)
 
 
 def _try(state: State, fooled: Tensor, at: Tensor) -> tuple[State, Tensor]:
     """Continue with an angle that is adversarial; return where none of v is, (n,), bool."""
     angle, won = _angle(state), at & fooled
-    at_most = won & (state.count < 2)
-    failed = at & ~fooled & (state.count + 1 >= 2 * ANGLES)
+    at_most = won & (state.made < 2)
+    failed = at & ~fooled & (state.made + 1 >= 2 * ANGLES)
     # The next larger angle of this sign was tried before.
     beyond = torch.where(at_most, GROWTH * angle.abs(), angle.abs() + state.largest / ANGLES)
     return state._replace(
@@ -198,7 +198,7 @@ def _try(state: State, fooled: Tensor, at: Tensor) -> tuple[State, Tensor]:
         sign=torch.where(won, angle.sign(), state.sign),
         low=torch.where(won, angle.abs(), state.low),
         high=torch.where(won, beyond.clamp_max(math.pi / 2), state.high),
-        count=torch.where(won, 0, state.count + (at & ~fooled)),
+        made=torch.where(won, 0, state.made + (at & ~fooled)),
         largest=torch.where(failed, (1 - KAPPA) * state.largest, state.largest),
     ), failed
 
@@ -216,12 +216,12 @@ def _grow(state: State, fooled: Tensor, at: Tensor) -> State:
 def _refine(state: State, fooled: Tensor, at: Tensor, params: Params) -> tuple[State, Tensor]:
     """Halve the interval of angles; return where the search has ended, (n,), bool."""
     middle = (state.low + state.high) / 2
-    count = state.count + at
+    made = state.made + at
     return state._replace(
         low=torch.where(at & fooled, middle, state.low),
         high=torch.where(at & ~fooled, middle, state.high),
-        count=count,
-    ), at & (count >= params.refinements)
+        made=made,
+    ), at & (made >= params.refinements)
 
 
 def _on_circle(state: State, batch: AttackBatch, angle: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def test_a_transfer_asks_the_judged_model_nothing(lenet: nn.Module, digits: Any)
     other = registry.find("models", "lenet").build().eval()
     other.load_state_dict(lenet.state_dict())
     with torch.no_grad():
-        other[0].weight.mul_(1.01)
+        next(other.parameters()).mul_(1.01)
     found = evaluate(lenet, digits, "square", "linf", 0.2, params={"steps": 20}, source=other)
     assert found.records["queries"].isna().all()
 
