@@ -80,12 +80,13 @@ def collect_curves(
     Returns:
         One curve per cell with eps > 0, in the order of the plan.
     """
+    asking = [cell for cell in plan if cell.queries and cell.eps > 0]
+    if not asking:
+        return []
     status = table.drop_duplicates("cell").set_index("cell")[["status", "reason"]]
     places = stored.row_positions()
     curves = []
-    for cell in plan:
-        if not cell.queries or cell.eps == 0:
-            continue
+    for cell in asking:
         state, reason = (str(text) for text in status.loc[cell.identity])
         records = stored.frame.iloc[places[cell.identity] if state == "ok" else slice(0)]
         attacked = records[records["attacked"]]
