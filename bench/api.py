@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from bench.analysis import results, tables
+from bench.analysis import queries, results, tables
 from bench.attacks import objects
 from bench.core import files, validation
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
@@ -48,6 +48,9 @@ class Evaluation:
     a number, violations of the threat model, and symptoms that the attack failed."""
     audit: Audit
     """The symptoms themselves, and those that were not checked."""
+    queries: pd.DataFrame
+    """One row per eps and budget of queries, the columns of queries.csv; empty unless the attack
+    searches by scores or labels."""
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.table, self.records, self.adversarial))
@@ -82,6 +85,7 @@ def evaluate(
     audit: bool | None = None,
     features: Sequence[str] = (),
     backward: Mapping[str, Any] | None = None,
+    budgets: Sequence[int] | None = None,
 ) -> Evaluation:
     """Measure the robust accuracy of a model under one attack.
 
@@ -127,9 +131,12 @@ def evaluate(
         features: Names of modules whose outputs such a loss gets as its fourth argument, by name.
         backward: Name of a module -> differentiable function of its input, or "file.py:NAME", whose
             gradient takes the place of the module's in the attack (BPDA).
+        budgets: Numbers of queries, ascending, at which the result of an attack that asks for
+            scores or labels is reported as well; one of a library needs batch_size=1.
 
     Returns:
-        Table (one row per eps), per-example records, symptoms and, on request, the images.
+        Table (one row per eps), per-example records, symptoms, results within the budgets and, on
+        request, the images.
 
     Raises:
         SuiteError: An argument is invalid, the attack needs other images or more classes, or the
@@ -155,6 +162,8 @@ def evaluate(
         raw["transforms"] = dict(transforms)
     if predictions < 1:
         raise SuiteError(f"bench.evaluate: predictions: expected at least 1, got {predictions}")
+    if budgets is not None:
+        raw |= {"budgets": list(budgets), "batch_size": batch_size}
     if target is not None:
         raw["target"] = target
     raw |= {"features": list(features)} if features else {}
@@ -200,7 +209,9 @@ def evaluate(
     )
     if sentences:
         warnings.warn("\n".join([DOUBTED, *sentences]), RobustnessWarning, stacklevel=2)
-    return Evaluation(table, frame, adversarial, sentences, audited)
+    curves = queries.collect_curves(task.cells, table, stored)
+    within = queries.query_table(curves)
+    return Evaluation(table, frame, adversarial, sentences, audited, within)
 
 
 def _describe_problems(table: pd.DataFrame) -> Iterator[str]:

@@ -23,6 +23,7 @@ _RECORD_TYPES: dict[str, list[str]] = {
     "flag": ["boolean"],
     "integer": ["integer"],
     "number": ["number", "null"],
+    "numbers": ["array", "null"],
 }
 
 

@@ -15,6 +15,7 @@ from bench.analysis import (
     explanations,
     min_norm,
     pairwise,
+    queries,
     references,
     stages,
     tables,
@@ -129,6 +130,16 @@ class RunResults:
     def distances(self) -> pd.DataFrame:
         """Scores of the minimum-norm searches, one row per search."""
         return min_norm.search_table(self.searches)
+
+    @cached_property
+    def query_curves(self) -> list[queries.QueryCurve]:
+        """Cells of attacks that search by scores or labels, with when their examples fell."""
+        return queries.collect_curves(self.plan, self.table, self.stored)
+
+    @cached_property
+    def queries(self) -> pd.DataFrame:
+        """Results within fewer queries, one row per such cell and budget."""
+        return queries.query_table(self.query_curves)
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:

@@ -6,7 +6,9 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor
 
+from bench.core.contracts.rule import AttackBatch
 from bench.core.contracts.types import Norm
+from bench.core.rng import hash_uniform
 from bench.engine.functional import norms, projections
 
 
@@ -63,6 +65,57 @@ def update_nearest(
     """
     nearer = fooled & (far < nearest)
     return torch.where(nearer, far, nearest), torch.where(norms.per_row(nearer, x), x, best)
+
+
+COARSE = 4
+"""Rows and columns of the grid of a coarse random image."""
+
+
+def draw_start(key: Tensor, batch: AttackBatch) -> Tensor:
+    """Draw an image from which a decision-based attack may start if the model misclassifies it.
+
+    Pixels that are independent are of one class for many models. So four kinds take turns from
+    query to query: independent pixels, a grid of `COARSE` by `COARSE` areas, such a grid of black
+    and white, and the clean image blended half and half with independent pixels.
+
+    Args:
+        key: Key of each row's random numbers, (n,), int64.
+        batch: Images and numbers of steps of the rows.
+
+    Returns:
+        Images in the box, (n, c, h, w); a function of the row's key, image and number of steps.
+    """
+    x = batch.x
+    u = hash_uniform(key, batch.k, x[0].numel()).to(x.dtype).view_as(x)
+    rows, columns = (
+        torch.arange(size, device=x.device) * min(COARSE, size) // size for size in x.shape[2:]
+    )
+    coarse = u[:, :, rows][:, :, :, columns]
+    turn = norms.per_row(batch.k % 4, x)
+    grid = torch.where(turn == 1, coarse, (coarse < 0.5).to(x.dtype))
+    noise = torch.where(turn == 0, u, (x + u) / 2)
+    return torch.where((turn == 1) | (turn == 2), grid, noise)
+
+
+def point_between(x: Tensor, far: Tensor, share: Tensor, norm: Norm) -> Tensor:
+    """Return the point of a path from the clean image to another one at a share of the way.
+
+    l2: the segment. linf: the other image, clipped to the ball of `share` times its distance.
+
+    Args:
+        x: Clean images, (n, *input).
+        far: Images at the end, (n, *input).
+        share: Shares, (n,); at 1 the result is `far` to the bit.
+        norm: "l2" or "linf".
+
+    Returns:
+        Images, (n, *input).
+    """
+    if norm == "l2":
+        return torch.lerp(x, far, norms.per_row(share, x).to(x.dtype))
+    radius = norms.per_row(share * norms.distance(far, x, norm), x)
+    clipped = torch.minimum(torch.maximum(far, x - radius), x + radius)
+    return torch.where(norms.per_row(share, x) >= 1, far, clipped)
 
 
 Share = Annotated[float, Gt(0), Le(1)]

@@ -515,6 +515,7 @@ ATTACK = IterativeAttack(
     norms=("linf", "l2", "l1"),
     needs="scores",
     stochastic=True,
+    anytime=True,
     rule=Rule(init=init, respond=respond, result=result),
     traits=traits,
 )

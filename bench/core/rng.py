@@ -170,6 +170,24 @@ def hash_keys(keys: Tensor, streams: Tensor) -> Tensor:
     return bits ^ _shifted(bits, 27)
 
 
+def hash_normal(keys: Tensor, counter: Tensor, draws: int) -> Tensor:
+    """Draw from the standard normal distribution by `hash_uniform`.
+
+    The distribution function is inverted at the middle of each of the 2**24 values of U, so every
+    draw is finite.
+
+    Args:
+        keys: Key of each row, (n,), int64.
+        counter: Number of the step of each row, (n,), int64.
+        draws: Numbers per step.
+
+    Returns:
+        Draws, (n, draws), float32, of magnitude below 5.5.
+    """
+    u = hash_uniform(keys, counter, draws)
+    return torch.erfinv((2 * u - 1) + 2.0**-24) * 2**0.5
+
+
 def _shifted(bits: Tensor, places: int) -> Tensor:
     """Shift bits to the right and fill with zeros, where int64 would repeat the sign."""
     return (bits >> places) & ((1 << (64 - places)) - 1)

@@ -38,7 +38,7 @@ class StepEvaluator:
         """
         assert isinstance(spec.attack, IterativeAttack)
         self.rule, self.spec = spec.attack.rule, spec
-        self.has_gradient = spec.attack.needs != "scores"
+        self.has_gradient = spec.attack.needs not in ("scores", "labels")
         self._accelerated, self._is_original = accelerated, accelerated is model
         self._pass = gradient_pass if self.has_gradient else forward_pass
         transforms = spec.transforms

@@ -36,6 +36,7 @@ from bench.engine.functional.logits import reaches_goal, widen
 from bench.engine.functional.norms import per_row
 from bench.engine.item_queue import ItemQueue
 from bench.engine.model_state import allow_tf32, call_model, is_out_of_memory
+from bench.engine.query_log import QueryLog, start_log, update_log
 from bench.engine.step_evaluator import StepEvaluator
 from bench.engine.stream_result import StreamResult, allocate_result
 from bench.engine.tensor_tree import count_rows, join_rows, map_tensors, split_rows, take_rows
@@ -57,6 +58,7 @@ class _Batch(NamedTuple):
     """Passes so far, (rows,)."""
     nonfinite: Tensor
     """Gradients so far with an entry that was not finite, (rows,)."""
+    log: QueryLog
 
 
 def runs_asynchronously(device: torch.device) -> bool:
@@ -136,6 +138,9 @@ class AttackStream:
         self.seeks = rule.seeks
         self.out = allocate_result(x, spec)
         self.nearest = x.new_full(self.out.forwards.shape, torch.inf)
+        self.radii = torch.tensor(spec.radii or spec.eps, dtype=x.dtype, device=x.device)
+        self.budgets = torch.tensor(spec.budgets, dtype=torch.float64, device=x.device)
+        self.logs = self.seeks and bool(spec.radii or spec.budgets)
         self.overflow: _Batch | None = None
         self.order, self.aims = None, 1
         if (choice := rule.choose_targets(spec.params)) is not None:
@@ -206,20 +211,25 @@ class AttackStream:
 
     def _advance(self, batch: _Batch, observed: StepInput, spoilt: Tensor) -> _Batch:
         """Make one step for every unfinished row; tensors alone, so that a GPU can replay it."""
-        item, known, state, first, passes, nonfinite = batch
+        item, known, state, first, passes, nonfinite, log = batch
         over = self._is_finished(batch)
         passes = passes + ~over
         nonfinite = nonfinite + spoilt * ~over
         stepped = self.rule.next(state, observed, known, self.spec.params, self.spec.norm)
         fooled = self._found_in_ball(stepped, known) if self.seeks else observed.fooled
         first = torch.where(fooled & ~over & (first < 0), known.k, first)
+        if self.logs:
+            nearest = torch.minimum(stepped.nearest, known.nearest)
+            queries = passes * self.spec.samples
+            log = update_log(log, queries, nearest, ~over, self.radii, self.budgets)
         done = self._is_finished(batch._replace(first=first))
         still = over if self.seeks else done  # a search keeps the result of this very step
         if self.asynchronous or bool(still.any()):
             stepped = map_tensors(
                 lambda old, new: torch.where(per_row(still, new), old, new), state, stepped
             )
-        return _Batch(item, known._replace(k=known.k + ~done), stepped, first, passes, nonfinite)
+        known = known._replace(k=known.k + ~done)
+        return _Batch(item, known, stepped, first, passes, nonfinite, log)
 
     def _found_in_ball(self, state: Any, known: AttackBatch) -> Tensor:
         """Return whether a search has found an adversarial example in the ball."""
@@ -283,13 +293,16 @@ class AttackStream:
         known = AttackBatch(self.x[example], y, label, self.eps[eps], zero, aim, before, nearest)
         noise = Noise(self.spec.seed, self.spec.name, self.examples[example], restart)
         state = self.rule.init(known, noise, self.spec.params, self.spec.norm)
-        return _Batch(item.to(device), known, state, zero - 1, zero, zero)
+        fell = self.out.queries[:, example].T if self.logs else self.x.new_empty(len(example), 0)
+        log = start_log(self.out.forwards[eps, example], fell, self.out.nearest[example])
+        return _Batch(item.to(device), known, state, zero - 1, zero, zero, log)
 
     def _store(self, batch: _Batch, x: Tensor, won: bool) -> None:
         """Store the images of rows that leave; queue the items that wait for those that failed."""
         example, eps, restart = batch.item.unbind(1)
         # A pair of example and eps is never in a batch twice.
         self.out.forwards[eps, example] += batch.passes * self.evaluator.forwards
+        self._store_queries(batch, won)
         if self.evaluator.has_gradient:
             self.out.backwards[eps, example] += batch.passes * self.evaluator.backwards
             self.out.nonfinite[eps, example] += batch.nonfinite
@@ -306,12 +319,26 @@ class AttackStream:
         elif self.nested:
             self._inherit(batch, x)
 
+    def _store_queries(self, batch: _Batch, won: bool) -> None:
+        """Store at which query rows fell; `forwards` already holds all that they made."""
+        example, eps, _ = batch.item.unbind(1)
+        if self.logs:
+            self.out.queries[:, example] = batch.log.fell.T
+            self.out.nearest[example] = batch.log.nearest
+            return
+        made = self.out.forwards[eps, example]
+        seen = batch.log.before + (batch.first + 1) * self.spec.samples
+        unseen = made if won else torch.full_like(made, torch.inf)
+        fell = torch.where(batch.first >= 0, seen, unseen)
+        self.out.queries[eps, example] = torch.minimum(self.out.queries[eps, example], fell)
+
     def _inherit(self, batch: _Batch, x: Tensor) -> None:
         """Copy what fooled the model at one eps to every larger one."""
         example, eps, _ = batch.item.unbind(1)
         for index, larger in self.queue.iterate_larger_eps(eps):
             self.out.x_adv[index, example[larger]] = x[larger]
             self.out.first_success[index, example[larger]] = batch.known.k[larger]
+            self.out.queries[index, example[larger]] = torch.nan
 
     def _store_last(self, batch: _Batch) -> None:
         """Store rows that made their last step.

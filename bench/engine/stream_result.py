@@ -29,6 +29,13 @@ class StreamResult(NamedTuple):
     nonfinite: Tensor
     """Gradients of each example at each eps with entries that were not finite and so set to 0,
     (e, n), int64. A gradient for several eps counts at each."""
+    queries: Tensor
+    """Queries of the model until each example was first seen to fall, (e, n), float64; infinite if
+    it was not, NaN where a smaller eps had made it fall. A search that runs once has the radii of
+    the spec in place of e eps."""
+    nearest: Tensor
+    """Least distance that a search found within each of the spec's b budgets of queries, (n, b);
+    infinite if it found none."""
 
 
 def allocate_result(x: Tensor, spec: AttackSpec) -> StreamResult:
@@ -48,4 +55,6 @@ def allocate_result(x: Tensor, spec: AttackSpec) -> StreamResult:
     losses = x.new_full(traced_shape, torch.nan) if spec.trace else None
     images = x.new_empty(e, *x.shape)  # every item is written when it leaves
     nonfinite = torch.zeros_like(never)
-    return StreamResult(images, counts, counts.clone(), never, losses, 0, nonfinite)
+    fell = torch.full((len(spec.radii) or e, n), torch.inf, dtype=torch.float64, device=x.device)
+    nearest = x.new_full((n, len(spec.budgets)), torch.inf)
+    return StreamResult(images, counts, counts.clone(), never, losses, 0, nonfinite, fell, nearest)

@@ -20,6 +20,7 @@ from bench.engine.model_state import allow_tf32, eval_mode, frozen
 from bench.evaluation.crafting import AttackOutput, Examples, final_images, is_single_search
 from bench.evaluation.ensemble import run_ensemble
 from bench.evaluation.judge import Prediction, judge, vote_for
+from bench.evaluation.queries import counts_queries
 from bench.evaluation.verify import (
     VerifiedOutput,
     craft_and_verify,
@@ -188,6 +189,9 @@ def _attack_chunk(
             model, spec, examples, attacked, verified, judge_rows
         )
         verified = verified._replace(predictions=predictions)
+        if not counts_queries(spec) or attacked_model is not model:  # another model was asked
+            unknown = verified.output._replace(queries=None, nearest=None)
+            verified = verified._replace(output=unknown)
         if is_single_search(spec):
             distance, seconds = timing.time_call(
                 lambda: _search_distance(model, spec, chosen, verified.output, judge_rows), device
@@ -319,6 +323,8 @@ def _build_records(
     search_distance = torch.full((n,), torch.nan, device=device)
     violation, parts = [""] * n, [""] * n
     fooled = torch.zeros_like(attacked)
+    queries = torch.full((n,), torch.nan, dtype=torch.float64, device=device)
+    nearest: list[list[float] | None] = [None] * n
     if verified is not None:
         output, prediction = verified.output, verified.predictions[at]
         x = examples.x[attacked]
@@ -339,6 +345,17 @@ def _build_records(
         first_success[attacked] = output.first_success[at]
         if output.distance is not None:
             search_distance[attacked] = output.distance.to(search_distance)
+        if output.queries is not None:
+            # The queries of one search are divided among the eps.
+            shares = len(output.forwards) if is_single_search(spec) else 1
+            made = output.forwards[at].to(queries) * shares
+            queries[attacked] = _settle_queries(
+                output.queries[at].to(queries), made, fooled[attacked]
+            )
+        if spec.budgets and output.nearest is not None:
+            reached = output.nearest.float().tolist()
+            for position, row in zip(attacked.nonzero()[:, 0].tolist(), reached, strict=True):
+                nearest[position] = row
         if output.part is not None:
             parts = _name_parts(spec, output.part[at], fooled, attacked)
         if isinstance(spec.attack, IterativeAttack):
@@ -365,6 +382,8 @@ def _build_records(
         "part": parts,
         "agreement": agreement,
         "distance": search_distance,
+        "queries": queries,
+        "distance_within": nearest,
     }
     return pd.DataFrame(
         {
@@ -372,6 +391,24 @@ def _build_records(
             for key, value in columns.items()
         }
     )
+
+
+def _settle_queries(fell: Tensor, made: Tensor, fooled: Tensor) -> Tensor:
+    """Settle at which query examples fell, by the verdict on the returned images.
+
+    An image that was returned although the model was not asked about it takes one more query than
+    were made. An example that the verdict spares did not fall.
+
+    Args:
+        fell: Queries until an example was first seen to fall, (n,); NaN where unknown.
+        made: Queries made, (n,).
+        fooled: The verdict, (n,), bool.
+
+    Returns:
+        Queries, (n,); infinite where the example did not fall, NaN where unknown.
+    """
+    settled = torch.where(fooled, torch.where(fell.isinf(), made + 1, fell), torch.inf)
+    return torch.where(fell.isnan(), torch.nan, settled)
 
 
 def _name_parts(spec: AttackSpec, part: Tensor, fooled: Tensor, attacked: Tensor) -> list[str]:

@@ -6,6 +6,7 @@ the images keep the threat model and fool the judged model is decided in `verify
 """
 
 import contextlib
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import NamedTuple
@@ -25,6 +26,7 @@ from bench.engine.step_evaluator import AccelerationError
 from bench.engine.stream_result import StreamResult
 from bench.evaluation import containment
 from bench.evaluation.containment import StateGuard
+from bench.evaluation.queries import QueryObserver, counts_queries, observe_queries
 
 
 class Examples(NamedTuple):
@@ -69,6 +71,11 @@ class AttackOutput(NamedTuple):
     nonfinite: Tensor | None = None
     """Gradients with entries that are not finite, (e, n), as in `StreamResult`; None of an
     external attack."""
+    queries: Tensor | None = None
+    """Queries of the model until each example was first seen to fall, (e, n), float64; infinite if
+    it was not, NaN where unknown. None of an ensemble."""
+    nearest: Tensor | None = None
+    """Least distance of a search within each of the spec's b budgets, (n, b), NaN where unknown."""
 
 
 def craft(
@@ -106,7 +113,12 @@ def craft(
         ):
             return _run_external(guard, spec, chosen, y, rows)
     once = is_single_search(spec)
-    searched = replace(spec, eps=(torch.inf,)) if once else spec
+    searched = spec
+    if once:
+        counted = counts_queries(spec)
+        radii = tuple(map(allowed_distance, spec.eps)) if counted else ()
+        budgets = spec.budgets if counted else ()
+        searched = replace(spec, eps=(torch.inf,), radii=radii, budgets=budgets)
     try:
         with (
             allow_tf32(spec.precision == "tf32"),
@@ -196,14 +208,24 @@ def _seed_random_model(spec: AttackSpec, ids: Tensor) -> AbstractContextManager[
 
 
 def _to_output(result: StreamResult, seconds: list[float]) -> AttackOutput:
-    x_adv, forwards, backwards, first_success, losses, rows, nonfinite = result
-    output = AttackOutput(x_adv, forwards, backwards, first_success, seconds, losses, rows)
-    return output._replace(nonfinite=nonfinite)
+    return AttackOutput(
+        result.x_adv,
+        result.forwards,
+        result.backwards,
+        result.first_success,
+        seconds,
+        result.losses,
+        result.rows,
+        nonfinite=result.nonfinite,
+        queries=result.queries,
+        nearest=result.nearest,
+    )
 
 
 def _expand_search(output: AttackOutput, spec: AttackSpec, x: Tensor) -> AttackOutput:
     """Repeat the result of a single search for each eps and divide its cost evenly."""
     e, distance = len(spec.eps), norms.distance_float64(output.x_adv[0], x, spec.norm)
+    assert output.queries is not None
     outside = torch.stack([distance > allowed_distance(eps) for eps in spec.eps])
     return output._replace(
         x_adv=output.x_adv.expand(e, *output.x_adv.shape[1:]),
@@ -212,6 +234,7 @@ def _expand_search(output: AttackOutput, spec: AttackSpec, x: Tensor) -> AttackO
         first_success=output.first_success.expand(e, -1).masked_fill(outside, -1),
         seconds=[output.seconds[0] / e] * e,
         nonfinite=None if output.nonfinite is None else output.nonfinite.expand(e, -1),
+        queries=output.queries.expand(e, -1),
     )
 
 
@@ -223,18 +246,25 @@ def _run_external(
     run, model = spec.attack.run, guard.model
     assert model is not None
     once = is_single_search(spec)
-    x_adv, forwards, backwards, seconds = [], [], [], []
+    x_adv, forwards, backwards, seconds, queries, nearest = [], [], [], [], [], []
     for eps in [max(spec.eps)] if once else spec.eps:
+        radii = tuple(map(allowed_distance, spec.eps if once else [eps]))
         threat = Threat(norm=spec.norm, eps=eps, goal=spec.goal)
         images, batch_forwards, batch_backwards, spent = [], [], [], 0.0
+        fell, near = [], []
         for at in torch.arange(len(y), device=y.device).split(rows):
             noise = rng.Noise(spec.seed, spec.name, chosen.id[at], torch.zeros_like(at))
             first = int(chosen.id[at[0]])
+            observer = QueryObserver(
+                chosen.x[at[:1]], y[at[:1]], spec.goal, spec.norm, radii, spec.budgets
+            )
+            observed = len(at) == 1 and counts_queries(spec)
             with (
                 eval_mode(model),
                 rng.seed_global(spec.seed, spec.name, first, len(at)),
                 guard.restore_after(),
                 timing.count_passes(model) as passes,
+                observe_queries(model, observer) if observed else contextlib.nullcontext(),
             ):
                 x, labels = chosen.x[at].clone(), y[at].clone()
                 returned, took = timing.time_call(
@@ -248,6 +278,11 @@ def _run_external(
             batch_forwards.append(torch.full((n,), passes.forwards / n, dtype=torch.float64))
             batch_backwards.append(torch.full((n,), passes.backwards / n, dtype=torch.float64))
             spent += took
+            known = observed or not passes.forwards  # an attack that asks nothing needs no observer
+            fell.append(_spread(observer.fell if known else [torch.nan] * len(radii), n))
+            near.append(_spread(observer.nearest if known else [torch.nan] * len(spec.budgets), n))
+        queries.append(torch.cat(fell).T)
+        nearest.append(torch.cat(near))
         x_adv.append(torch.cat(images))
         forwards.append(torch.cat(batch_forwards))
         backwards.append(torch.cat(batch_backwards))
@@ -255,9 +290,15 @@ def _run_external(
     stacked = torch.stack(x_adv)
     never = torch.full(stacked.shape[:2], -1, device=y.device)
     output = AttackOutput(
-        stacked, torch.stack(forwards), torch.stack(backwards), never, seconds, rows=rows
-    )
+        stacked, torch.stack(forwards), torch.stack(backwards), never, seconds, rows=rows,
+        queries=torch.cat(queries), nearest=nearest[0],
+    )  # fmt: skip
     return _expand_search(output, spec, chosen.x) if once else output
+
+
+def _spread(values: Sequence[float], n: int) -> Tensor:
+    """Repeat the values of one example for n examples, (n, values), float64."""
+    return torch.tensor(values, dtype=torch.float64).expand(n, -1)
 
 
 def _check_returned(x_adv: object, x: Tensor) -> Tensor:

@@ -143,6 +143,20 @@ def fooled_examples(records: pd.DataFrame) -> Outcomes:
     return pd.Series(records["fooled"].to_numpy(dtype=bool), index=records.index)
 
 
+def fooled_within(records: pd.DataFrame, budget: float) -> Outcomes:
+    """Select examples that the attack succeeded on within a number of queries.
+
+    Args:
+        records: Per-example records of cells whose queries were counted.
+        budget: Number of queries; infinite for those of the whole run.
+
+    Returns:
+        Bool, indexed as the records.
+    """
+    within = records["queries"].to_numpy(dtype=float) <= budget
+    return fooled_examples(records) & within
+
+
 def worst_case(outcomes: Sequence[Outcomes]) -> Outcomes:
     """Join outcomes of several attacks: an example is robust if it is under every attack.
 

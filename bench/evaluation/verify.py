@@ -251,7 +251,7 @@ def _find_disagreement(
         labels.append(chosen.label[drawn])
     x, y = torch.cat(images), torch.cat(labels)
     finite = x.flatten(1).isfinite().all(1)
-    gradients = spec.attack.needs != "scores"
+    gradients = spec.attack.needs not in ("scores", "labels")
     batches = zip(x[finite].split(output.rows), y[finite].split(output.rows), strict=True)
     with allow_tf32(spec.precision == "tf32"):
         for batch, batch_labels in batches:
@@ -301,6 +301,13 @@ def _recheck_claims(
     if nonfinite is not None and repeated.nonfinite is not None:
         nonfinite = nonfinite.clone()
         nonfinite[:, again] += repeated.nonfinite
+    queries, nearest = output.queries, output.nearest
+    if queries is not None and repeated.queries is not None:
+        queries = queries.clone()
+        queries[:, again] = repeated.queries
+    if nearest is not None and repeated.nearest is not None:
+        nearest = nearest.clone()
+        nearest[again] = repeated.nearest
     return output._replace(
         x_adv=x_adv,
         forwards=forwards,
@@ -309,4 +316,6 @@ def _recheck_claims(
         seconds=[a + b for a, b in zip(output.seconds, repeated.seconds, strict=True)],
         rows=repeated.rows,
         nonfinite=nonfinite,
+        queries=queries,
+        nearest=nearest,
     )

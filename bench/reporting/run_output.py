@@ -50,6 +50,7 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         ("unions.csv", results.unions),
         ("classes.csv", results.classes),
         ("distances.csv", results.distances),
+        ("queries.csv", results.queries),
         ("published.csv", results.published),
         ("seeds.csv", results.seeds),
         ("stages.csv", results.stages),
@@ -78,6 +79,8 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         results.searches,
         results.certified.table,
         results.classes,
+        results.query_curves,
+        results.queries,
     )
     drawn += figures.draw_smoothing_figures(results.smoothed.curve, folder)
     page, _ = writer.write_report(

@@ -69,6 +69,10 @@ SENTENCES = {
     "min_norm": "Each minimum-norm attack ran once and returns the distance of its adversarial "
     "examples. Forward and backward passes are per example. The security curves are among the "
     "figures.",
+    "queries": "Attacks that search by the model's scores or labels, within the numbers of queries "
+    "of the suite, each read from one run. A query is one image that the model is asked about. "
+    "Median and mean queries are over the examples that are fooled within as many; medians have "
+    "their 95 % interval. The curves are among the figures.",
     "not_significant": "n.s.: no significant difference at this eps.",
     "references": "The model of a source is not this one unless the source says so: a difference "
     "is due to the model and the attack together. The interval is that of the measured count; the "

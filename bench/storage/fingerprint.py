@@ -1,8 +1,8 @@
 """Hash all records of a run, independently of the files and the order they were written in.
 
 Two runs of one suite have the same hash if and only if every example of every cell had the same
-outcome, to the last bit of its distances and confidences. Times and identities of cells are not
-included.
+outcome, to the last bit of its distances and confidences. Times, identities of cells and what is
+recorded of the queries are not included.
 """
 
 import hashlib
@@ -18,6 +18,11 @@ PLACE = ("model", "attack", "norm", "eps", "goal")
 """Columns that name a cell, and order the rows."""
 
 
+UNHASHED = ("cell", "queries", "distance_within")
+"""Columns that are not hashed: a new version of bench may change the identity of a cell, and runs
+made before queries were counted have the same hash."""
+
+
 def records_hash(frame: pd.DataFrame) -> str:
     """Hash a frame of records.
 
@@ -29,11 +34,11 @@ def records_hash(frame: pd.DataFrame) -> str:
     """
     if frame.empty:
         return ""
-    # Not by the identity of the cell, which a new version of bench may change.
     keys = [frame["example"].to_numpy(), *(_key(frame[name]) for name in reversed(PLACE))]
     order = np.lexsort(keys)
     digest = hashlib.sha256()
-    for name in sorted(set(frame.columns) - {"cell"}):  # one by one, to not copy a million rows
+    # One by one, to not copy a million rows.
+    for name in sorted(set(frame.columns) - set(UNHASHED)):
         digest.update(f"{name}\x1e".encode())
         digest.update(_content(frame[name].iloc[order]))
     return digest.hexdigest()

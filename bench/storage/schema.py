@@ -30,7 +30,7 @@ class Column(NamedTuple):
     """One column of the per-example records."""
 
     name: str
-    type: Literal["text", "flag", "integer", "number"]
+    type: Literal["text", "flag", "integer", "number", "numbers"]
     meaning: str
     role: Literal["cell", "outcome", "measured", ""] = ""
     """"cell": which cell a row belongs to. "outcome": counted, equal in every repetition of a run.
@@ -78,11 +78,16 @@ RECORD_COLUMNS = (
     # A search was read only at the given eps before the column existed.
     Column("distance", "number", "Least distance that a minimum-norm search found; missing for "
            "other attacks.", "measured", default=float("nan")),
+    Column("queries", "number", "Queries of the model until the example fell; infinite if it did "
+           "not, missing if they were not counted.", default=float("nan")),
+    Column("distance_within", "numbers", "Least distance that a search found within each of the "
+           "cell's budgets of queries; missing for other attacks.", default=float("nan")),
 )  # fmt: skip
 """Columns of the per-example records, in the order of the file."""
 COLUMNS = tuple(column.name for column in RECORD_COLUMNS)
 TEXT_COLUMNS = tuple(column.name for column in RECORD_COLUMNS if column.type == "text")
 _TYPES = {column.name: column.type for column in RECORD_COLUMNS}
+_NUMBERS = pa.list_(pa.float32())
 _DICTIONARY = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -203,8 +208,12 @@ def upgrade_table(table: pa.Table) -> pa.Table:
     """
     for column in RECORD_COLUMNS:
         if column.default is not None and column.name not in table.column_names:
-            kind = pa.string() if column.type == "text" else pa.float32()
-            table = table.append_column(column.name, pa.array([column.default] * len(table), kind))
+            if column.type == "numbers":
+                values = pa.nulls(len(table), _NUMBERS)
+            else:
+                kind = pa.string() if column.type == "text" else pa.float32()
+                values = pa.array([column.default] * len(table), kind)
+            table = table.append_column(column.name, values)
     return table.replace_schema_metadata(None)
 
 
@@ -235,6 +244,8 @@ def cast_table(table: pa.Table, pieces: Sequence[Piece]) -> pa.Table:
 
 def _cast_column(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
     kind = _TYPES[name]
+    if kind == "numbers":
+        return column.cast(_NUMBERS)
     if kind == "number":  # NaN is written as null
         return column if pa.types.is_floating(column.type) else column.cast(pa.float64())
     if column.null_count:

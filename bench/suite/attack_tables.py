@@ -17,6 +17,7 @@ from bench.core.contracts.input_transforms import InputTransforms
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Combination, Goal, Norm, Precision, Stop
 from bench.core.validation import Validator
+from bench.suite import query_budgets
 from bench.suite.adaptations import check_parts, is_user_loss, read_adaptation
 from bench.suite.checks import check_label, find_extension, format_radius, read_radii
 from bench.suite.schema import TARGET_RULES, AttackEntry, EnsembleEntry, Eps
@@ -51,6 +52,7 @@ class AttackTable:
     """Names of the modules whose outputs the user's loss gets."""
     backward: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Name of a module -> function whose gradient takes the place of the module's."""
+    budgets: list[Count] | None = None
     fail: list[str] = dataclasses.field(default_factory=list)
     """Thresholds of `bench check`, which `thresholds` reads."""
 
@@ -80,6 +82,7 @@ class SuiteDefaults:
 
     stop: Stop = "first-success"
     precision: Precision = "float32"
+    budgets: tuple[int, ...] = ()
 
 
 class ExpandedTable(NamedTuple):
@@ -151,6 +154,17 @@ def expand_table(
     transforms = None
     if table.transforms is not None:
         transforms = check.fill(InputTransforms, table.transforms, f"{key}.transforms")
+    query_budgets.check_budgets(
+        check,
+        f"{key}.budgets",
+        table.name,
+        attack,
+        table.budgets,
+        params=[variant.params for variant in variants],
+        asks_other=sources != [None],
+        samples=table.samples,
+        batch_size=table.batch_size,
+    )
     eps = tuple(_read_eps(check, table, key))
     if any(variant.params is None for variant in variants):
         return ExpandedTable(labels)
@@ -187,6 +201,11 @@ def expand_table(
             varied=variant.name,
             value=variant.value if variant.name else None,
             seed=seed,
+            budgets=query_budgets.choose_budgets(
+                table.budgets, defaults.budgets, attack, variant.params, table.batch_size
+            )
+            if source is None
+            else (),
         )
         for label, (source, variant, seed) in zip(labels, combinations, strict=True)
     )

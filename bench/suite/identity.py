@@ -125,6 +125,8 @@ def hash_cell(
                 else {}
             ),
             **({"random": _random_draws(spec, entry, facts, source)} if spec.random else {}),
+            # Those of any other attack are read from where its examples fell.
+            **({"budgets": list(spec.budgets)} if entry.budgets and spec.budgets else {}),
             **({"parts": _describe_parts(spec)} if isinstance(attack, EnsembleAttack) else {}),
             # An example crafted on the judged model is that of the white-box attack.
             **(

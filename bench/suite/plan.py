@@ -14,7 +14,7 @@ from bench.core.contracts.adaptation import Adaptation
 from bench.core.contracts.attack import AttackSpec, ExternalAttack
 from bench.core.contracts.model import Model
 from bench.core.contracts.types import BallNorm, CertificationMethod, Sweep
-from bench.suite import caveats, identity
+from bench.suite import caveats, identity, query_budgets
 from bench.suite.cost import count_passes
 from bench.suite.identity import ModelFacts
 from bench.suite.schema import AttackEntry, SmoothingSettings, Suite
@@ -66,6 +66,12 @@ class Cell:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """What is asked of the model, independent of its weights and of the seed: runs are compared
     where these are equal. Empty until the model is loaded."""
+    budgets: Sequence[int] = ()
+    """Numbers of queries at which the result is reported; those of a search are recorded."""
+    anytime: bool = False
+    """Whether the result within fewer queries is that of a run with fewer steps."""
+    queries: bool = False
+    """Whether the attack searches by the scores or labels of the judged model."""
 
 
 class AttackTask(NamedTuple):
@@ -232,7 +238,8 @@ def plan_task(
         eps=tuple(eps.value for eps in entry.eps),
         goal=entry.goal,
         stop="never" if seeks or random else entry.stop,
-        sweep="independent" if external or seeks or random or transfers else sweep,
+        # Under "nested" an example that fell at a smaller eps makes no queries at a larger one.
+        sweep="independent" if external or seeks or random or transfers or entry.budgets else sweep,
         seed=seed if entry.seed is None else entry.seed,
         precision=entry.precision,
         samples=entry.samples,
@@ -240,6 +247,9 @@ def plan_task(
         predictions=facts.predictions,
         random=random,
         adaptation=entry.adaptation,
+        budgets=()
+        if random or entry.source
+        else query_budgets.list_recorded(entry.budgets, entry.attack, entry.params),
     )
     reason = caveats.find_skip_reason(entry, facts, crafting)
     passes, gradients = count_passes(spec)
@@ -280,6 +290,9 @@ def plan_task(
             seed=entry.seed,
             budget=entry.attack.budget,
             settings=settings,
+            budgets=() if random else spec.budgets or entry.budgets,
+            anytime=entry.attack.anytime,
+            queries=query_budgets.asks(entry.attack) and not random and not entry.source,
         )
         for eps in entry.eps
     )

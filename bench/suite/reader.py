@@ -17,6 +17,7 @@ from pydantic import AfterValidator
 from bench.core.contracts.attack import Attack
 from bench.core.contracts.dataset import Dataset
 from bench.core.contracts.model import Model
+from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Precision, Stop, Sweep
 from bench.core.errors import SuiteError, nearest
 from bench.core.validation import Validator, parse_toml, read_text
@@ -26,6 +27,7 @@ from bench.suite import (
     catalog,
     certificates,
     composer,
+    query_budgets,
     references,
     thresholds,
     unions,
@@ -60,6 +62,7 @@ class SuiteTable:
     stop: Stop = "first-success"
     sweep: Sweep = "independent"
     precision: Precision = "float32"
+    budgets: list[Count] = dataclasses.field(default_factory=list)
     crosschecks: list[Any] = dataclasses.field(default_factory=list)
     published: list[Any] = dataclasses.field(default_factory=list)
     unions: list[Any] = dataclasses.field(default_factory=list)
@@ -148,6 +151,7 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
         The suite; None after some of the mistakes.
     """
     top: SuiteTable | None = check.fill(SuiteTable, raw, "")
+    query_budgets.check_numbers(check, top.budgets if top else [], "budgets")
     data = _read_data(check, raw.get("data"), base)
     models = list(check.each(raw, "models", lambda e, key: _read_model(check, e, key, base)))
     check.unique("models", [model.label for model in models])
@@ -208,7 +212,9 @@ def _expand_attacks(
     base: Path,
 ) -> list[ExpandedTable]:
     """Expand all [[attacks]] tables."""
-    defaults = SuiteDefaults(top.stop, top.precision) if top else SuiteDefaults()
+    defaults = (
+        SuiteDefaults(top.stop, top.precision, tuple(top.budgets)) if top else SuiteDefaults()
+    )
 
     def expand(table: Any, key: str) -> ExpandedTable:
         return attack_tables.expand_table(check, table, key, base, defaults, models)

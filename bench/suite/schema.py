@@ -138,6 +138,8 @@ class AttackEntry:
     """Its value in this entry."""
     seed: int | None = None
     """Seed of this entry; None for the suite's."""
+    budgets: tuple[int, ...] = ()
+    """Numbers of queries, ascending, at which the robust accuracy is reported."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

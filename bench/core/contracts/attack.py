@@ -116,6 +116,10 @@ class Attack(metaclass=_AttackKind):
     reads: Callable[[Any], Sequence[Path]] = _no_files
     """(params) -> files that the outcome depends on, such as trained weights; their content
     belongs to the identity of a cell."""
+    anytime: bool = False
+    """Whether an attack that asks for scores or labels begins with the same queries however many
+    steps it is given. Its result at each smaller number of queries is then that of a run of as
+    many; if not, that of one moment of a longer run."""
     batch_dependent: bool = False
     """Whether the result of an example depends on the batch it is in; the batch size then belongs
     to the identity of a cell."""
@@ -181,3 +185,8 @@ class AttackSpec:
     """Whether to record the loss at every iterate."""
     adaptation: Adaptation | None = None
     """Loss and gradients of the user's own; None without any."""
+    budgets: tuple[int, ...] = ()
+    """Numbers of queries, ascending, at which the least distance of a search is recorded; empty for
+    an attack that is no search or uses gradients."""
+    radii: tuple[float, ...] = ()
+    """Radii of one search for all eps, for which it records the query that first came so near."""

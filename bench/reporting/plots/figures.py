@@ -21,6 +21,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from bench.analysis.min_norm import Search
+from bench.analysis.queries import QueryCurve
 from bench.core.files import slug, write_atomic
 from bench.reporting.formats.numbers import (
     DASH,
@@ -43,6 +44,7 @@ from bench.reporting.plots.example_grids import (
     plot_example_grid,
     plot_perturbation_grid,
 )
+from bench.reporting.plots.query_curves import iter_query_figures
 from bench.reporting.plots.smoothing import iter_smoothing_figures
 from bench.reporting.plots.style import OWN, PALETTE, STYLE, pick_evenly, plot_message, shorten
 
@@ -230,6 +232,8 @@ def draw_figures(
     searches: Sequence[Search] = (),
     certified: pd.DataFrame | None = None,
     classes: pd.DataFrame | None = None,
+    query_curves: Sequence[QueryCurve] = (),
+    queries: pd.DataFrame | None = None,
 ) -> list[Plot]:
     """Draw every figure of a run into folder/plots, as PNG and SVG.
 
@@ -243,6 +247,8 @@ def draw_figures(
         searches: Distances found by each minimum-norm attack.
         certified: The rows of certified.csv, or None.
         classes: The rows of classes.csv, or None.
+        query_curves: Cells of attacks that search by scores or labels.
+        queries: The rows of queries.csv, or None.
 
     Returns:
         The saved figures.
@@ -275,6 +281,7 @@ def draw_figures(
     ]
     others += [] if certified is None else [iter_certified_figures(certified)]
     others += [] if classes is None else [class_heatmap.iter_class_figures(classes)]
+    others += [] if queries is None else [iter_query_figures(query_curves, queries)]
     for name, caption, figure in itertools.chain(*others):
         keep(figure, name, caption)
     if not table.empty:
