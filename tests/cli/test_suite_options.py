@@ -158,3 +158,35 @@ def test_every_block_in_the_comments_of_init_is_valid(folder: Path) -> None:
     assert (suite.data.name, len(suite.models), len(suite.attacks)) == ("cifar10", 2, 4)
     with pytest.raises(SuiteError, match="AutoAttac"):
         parse_suite(used.replace('attack = "PGD-20"', 'attack = "AutoAttac"'), "x", folder)
+
+
+NO_WEIGHTS = ("run", "--model", "mine.py:make", "--weights", "nope.pt", "--data", "digits",
+              "--attack", "fgsm", "--eps", "0.1", "--limit", "2")  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [(), ("--out", "a/b"), ("--out", "a/b", "--shard", "1/2")])
+def test_a_refused_run_leaves_no_folder(folder: Path, place: tuple[str, ...]) -> None:
+    assert "nope.pt" in refusal(*NO_WEIGHTS, *place)
+    assert sorted(path.name for path in folder.iterdir()) == ["mine.py", "w.pt"]
+
+
+def test_a_refused_run_leaves_what_was_in_its_folder(folder: Path) -> None:
+    (folder / "a").mkdir()
+    assert "nope.pt" in refusal(*NO_WEIGHTS, "--out", "a")
+    assert [*(folder / "a").iterdir()] == []
+    assert bench("run", *LENET, "--limit", "2", "--eps", "0.1", "--out", "a").exit_code == 0
+    earlier = {path: path.read_bytes() for path in (folder / "a").rglob("*") if path.is_file()}
+    assert "nope.pt" in refusal(*NO_WEIGHTS, "--out", "a", "--fresh")
+    assert {p: p.read_bytes() for p in (folder / "a").rglob("*") if p.is_file()} == earlier
+
+
+def test_a_refused_run_of_a_suite_file_leaves_no_folder(folder: Path) -> None:
+    (folder / "nope.toml").write_text("""
+        schema = 1
+        name = "nope"
+        data = { name = "digits", limit = 2 }
+        models = [{ name = "mine.py:make", weights = "nope.pt" }]
+        attacks = [{ name = "fgsm", norm = "linf", eps = [0.1] }]
+    """)
+    assert "nope.pt" in refusal("run", "nope.toml", "--out", "a")
+    assert not (folder / "a").exists()
