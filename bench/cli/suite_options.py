@@ -80,7 +80,8 @@ class SuiteOptions(NamedTuple):
     def store(self, whole: Path, folder: Path, limit: int | None, fresh: bool) -> Iterator["Suite"]:
         """Store the suite that the options mean in the run's folder, and read it from there.
 
-        If the run is refused, nothing that the command wrote remains.
+        If the run is refused, nothing that the command wrote remains, and the sentences name files
+        as they were typed.
 
         Args:
             whole: Folder of the whole run, which the suite is stored in.
@@ -108,7 +109,12 @@ class SuiteOptions(NamedTuple):
                 return
             text = composer.compose_suite(request, whole)
             earlier = manifest_builder.read_earlier_manifest(whole).get("suite", {}).get("text", "")
-            yield reader.read_suite(str(composer.write_suite(whole, text, earlier, fresh)))
+            stored = composer.write_suite(whole, text, earlier, fresh)
+            try:
+                yield reader.read_suite(str(stored))
+            except SuiteError as error:
+                sentences = (composer.restore_paths(p, request, whole) for p in error.problems)
+                raise SuiteError(*sentences) from error
 
     def request_suite(self, limit: int | None) -> "SuiteRequest | None":
         """Collect what the options ask for.

@@ -196,7 +196,7 @@ def relocate_name(kind: str, name: str, base: Path) -> str:
     Returns:
         A name with the relative path from `base` to its file; a name without a file as it is.
     """
-    file, attribute = _split_file(kind, name)
+    file, attribute = split_file(kind, name)
     return relocate_path(file, base) + attribute if file else name
 
 
@@ -227,13 +227,21 @@ def portable_name(kind: str, name: str) -> str:
     Returns:
         The name; without its folders if its file lies outside of the suite's folder.
     """
-    file, attribute = _split_file(kind, name)
+    file, attribute = split_file(kind, name)
     path = Path(file)
     return path.name + attribute if path.is_absolute() or ".." in path.parts else name
 
 
-def _split_file(kind: str, name: str) -> tuple[str, str]:
-    """Split a name into the path of a file, if there is one, and the rest with its colon."""
+def split_file(kind: str, name: str) -> tuple[str, str]:
+    """Split a name into the path of a file, if there is one, and the rest with its colon.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+        name: A name as `find` takes it.
+
+    Returns:
+        (path, ":NAME"); (path, "") for a file that is a model or data, ("", name) without a file.
+    """
     if _resolver(kind, name) is not None:
         return name, ""
     file, colon, attribute = name.rpartition(":")

@@ -190,3 +190,27 @@ def test_a_refused_run_of_a_suite_file_leaves_no_folder(folder: Path) -> None:
     """)
     assert "nope.pt" in refusal("run", "nope.toml", "--out", "a")
     assert not (folder / "a").exists()
+
+
+@pytest.mark.parametrize("weights", ["nope.pt", "./nope.pt", "sub/../nope.pt", "w.pt#nope"])
+def test_a_refused_run_names_files_as_they_were_typed(folder: Path, weights: str) -> None:
+    said = refusal(*NO_WEIGHTS[:4], weights, *NO_WEIGHTS[5:])
+    assert f"weights '{weights}'" in said
+    assert "../.." not in said
+    assert str(folder / "results") not in said
+
+
+def test_a_function_of_the_users_in_a_sentence_is_named_as_it_was_typed(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "data.py").write_text("def load(): return 1 / 0")
+    said = refusal(
+        "run", *LENET[:2], "--data", "sub/data.py:load", "--attack", "fgsm", "--eps", "0.1"
+    )
+    assert "data sub/data.py:load: " in said
+
+
+def test_a_part_of_a_file_of_weights_is_found_from_the_working_folder(folder: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 10))
+    torch.save({"ema": net.state_dict()}, folder / "parts.pt")
+    done = bench(*NO_WEIGHTS[:4], "parts.pt#ema", *NO_WEIGHTS[5:], "--out", "a")
+    assert done.exit_code == 0, done.output
