@@ -6,7 +6,13 @@ from rich.table import Table
 
 from bench.analysis.results import RunResults
 from bench.reporting.formats.numbers import DASH, format_percent, is_missing
-from bench.reporting.report import audit_view, certified_view, crosscheck_view, pairwise_view
+from bench.reporting.report import (
+    accuracy_view,
+    audit_view,
+    certified_view,
+    crosscheck_view,
+    pairwise_view,
+)
 
 
 def print_summary(results: RunResults, screen: Console) -> None:
@@ -34,6 +40,8 @@ def print_summary(results: RunResults, screen: Console) -> None:
             cells = _percents(rows, radii["eps"])
             shown.add_row(str(label), *cells, style="bold" if rows is worst else None)
         screen.print(shown)
+        for sentence in accuracy_view.describe_shortfalls(worst, table):
+            screen.print(sentence, soft_wrap=True)
     verdicts = results.crosschecks["verdict"].value_counts()
     if len(verdicts):
         counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
