@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,8 @@ class Resolver(NamedTuple):
     """What such a file holds, with an article."""
     is_code: bool
     """Whether the file is the user's code, as a program is, and data are not."""
+    folder_hint: str
+    """How a folder is read, for the sentence about an unknown name; with "{folder}"."""
 
 
 _resolvers: dict[str, Resolver] = {}
@@ -53,6 +56,7 @@ def add_resolver(
     open_: Callable[[Path], Any],
     content: str,
     is_code: bool,
+    folder_hint: str = "",
 ) -> None:
     """Register how the package of a kind opens names that are files; called on its import.
 
@@ -62,8 +66,10 @@ def add_resolver(
         open_: Returns the factory that reads the file at a path.
         content: What such a file holds, with an article, for messages.
         is_code: Whether the file is the user's code.
+        folder_hint: How a folder is read, with "{folder}" for its path; for the sentence about a
+            name that is unknown and that of a folder.
     """
-    _resolvers[kind] = Resolver(recognizes, open_, content, is_code)
+    _resolvers[kind] = Resolver(recognizes, open_, content, is_code, folder_hint)
 
 
 def names(kind: str) -> list[str]:
@@ -284,7 +290,8 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
             extension = discover(kind).usable.get(name)
             if extension is not None:
                 return load_extension(extension)
-            raise SuiteError(f"{kind[:-1]} '{name}' is unknown; {suggest(kind, name)}")
+            hint = _folder_hint(kind, Path(base or ".") / name) if name else ""
+            raise SuiteError(f"{kind[:-1]} '{name}' is unknown; {hint}{suggest(kind, name)}")
         return getattr(_builtin(kind, name), RECORDS[kind])
     if names_library(kind, name):
         library, _, rest = name.partition(":")
@@ -411,6 +418,18 @@ def _there(path: Path) -> bool:
         return path.resolve().is_file()
     except (OSError, ValueError):  # a name that no file can have
         return False
+
+
+def _folder_hint(kind: str, path: Path) -> str:
+    """Return how a folder is read, with a semicolon; empty for what is none."""
+    resolver = _resolvers.get(kind)
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError):  # a name that no folder can have
+        is_folder = False
+    if resolver is None or not resolver.folder_hint or not is_folder:
+        return ""
+    return f"{resolver.folder_hint.format(folder=shlex.quote(str(path)))}; "
 
 
 def _file(path: Path) -> ModuleType:

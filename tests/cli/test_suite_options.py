@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 from torch import nn
 
 from bench.cli import cli
@@ -214,3 +215,26 @@ def test_a_part_of_a_file_of_weights_is_found_from_the_working_folder(folder: Pa
     torch.save({"ema": net.state_dict()}, folder / "parts.pt")
     done = bench(*NO_WEIGHTS[:4], "parts.pt#ema", *NO_WEIGHTS[5:], "--out", "a")
     assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("name", ["pics", "../pics/", "x" * 5000])
+def test_the_name_of_a_folder_as_data_gets_the_way_to_read_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (folder / "pics").mkdir()
+    (folder / "work" / "pics").mkdir(parents=True)
+    monkeypatch.chdir(folder / "work")
+    said = refusal("plan", *LENET[:2], "--data", name, "--attack", "fgsm", "--eps", "0.1")
+    assert f"dataset '{name}'"[:40] in said
+    assert ("'image_folder' with --data-dir" in said) == ("pics" in name)
+
+
+def test_the_way_to_read_a_folder_of_images_works(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / "pics" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(folder / "pics" / name / "1.png")
+    about = ("plan", *LENET[:2], "--attack", "fgsm", "--eps", "0.1")
+    assert "'image_folder' with --data-dir pics" in refusal(*about, "--data", "pics")
+    done = bench(*about, "--data", "image_folder", "--data-dir", "pics")
+    assert done.exit_code == 0, done.output
+    assert "folders in the order of their text in pics" in done.output
