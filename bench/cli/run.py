@@ -80,9 +80,7 @@ def run(
         raise SuiteError(
             "--track: a shard is not a complete run; give --track to bench merge instead"
         )
-    checked = chosen.read(limit)
-    whole = out or default_run_folder(checked.name)
-    checked = chosen.store(whole, limit, fresh)
+    whole = out or default_run_folder(chosen.read(limit).name)
     folder = part.folder(whole)
     options = RunOptions(
         device=device,
@@ -98,7 +96,7 @@ def run(
         shard=part,
     )
     malloc.keep_freed_memory()
-    with show_progress() as listen:
+    with chosen.store(whole, folder, limit, fresh) as checked, show_progress() as listen:
         place.run(checked, folder, options, listen)
     if part != sharding.WHOLE:
         return _finish_shard(part, folder, whole)

@@ -1,8 +1,9 @@
 """Options that mean a suite: `--model`, `--data`, `--attack` and `--eps` in place of a file."""
 
+import contextlib
 import functools
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -75,32 +76,45 @@ class SuiteOptions(NamedTuple):
             return reader.read_suite(self.suite)
         return reader.parse_suite(composer.compose_suite(request, Path()), "command line", Path())
 
-    def store(self, folder: Path, limit: int | None, fresh: bool) -> "Suite":
+    @contextlib.contextmanager
+    def store(self, whole: Path, folder: Path, limit: int | None, fresh: bool) -> Iterator["Suite"]:
         """Store the suite that the options mean in the run's folder, and read it from there.
 
+        If the run is refused, nothing that the command wrote remains, and the sentences name files
+        as they were typed.
+
         Args:
-            folder: Folder of the run.
+            whole: Folder of the whole run, which the suite is stored in.
+            folder: Folder of the run, or of its shard.
             limit: Most examples.
             fresh: Whether the run that the folder holds is discarded.
 
-        Returns:
+        Yields:
             The checked suite; that of a file if one is named.
 
         Raises:
-            SuiteError: The folder holds the run of other options, or cannot be written.
+            SuiteError: The folder holds the run of other options or cannot be written, or the block
+                refused the run.
         """
-        from bench.execution import manifest_builder
+        from bench.execution import manifest_builder, refusal
         from bench.suite import catalog, composer, reader
 
-        request = self.request_suite(limit)
-        if request is None:
-            assert self.suite is not None
-            checked, path = reader.read_suite(self.suite), catalog.find_suite(self.suite)
-            composer.check_folder(folder, checked.text, fresh, path)
-            return checked
-        text = composer.compose_suite(request, folder)
-        earlier = manifest_builder.read_earlier_manifest(folder).get("suite", {}).get("text", "")
-        return reader.read_suite(str(composer.write_suite(folder, text, earlier, fresh)))
+        with refusal.undo_refused_run(folder, whole / composer.FILE):
+            request = self.request_suite(limit)
+            if request is None:
+                assert self.suite is not None
+                checked, path = reader.read_suite(self.suite), catalog.find_suite(self.suite)
+                composer.check_folder(whole, checked.text, fresh, path)
+                yield checked
+                return
+            text = composer.compose_suite(request, whole)
+            earlier = manifest_builder.read_earlier_manifest(whole).get("suite", {}).get("text", "")
+            stored = composer.write_suite(whole, text, earlier, fresh)
+            try:
+                yield reader.read_suite(str(stored))
+            except SuiteError as error:
+                sentences = (composer.restore_paths(p, request, whole) for p in error.problems)
+                raise SuiteError(*sentences) from error
 
     def request_suite(self, limit: int | None) -> "SuiteRequest | None":
         """Collect what the options ask for.

@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ class Resolver(NamedTuple):
     """What such a file holds, with an article."""
     is_code: bool
     """Whether the file is the user's code, as a program is, and data are not."""
+    folder_hint: str
+    """How a folder is read, for the sentence about an unknown name; with "{folder}"."""
 
 
 _resolvers: dict[str, Resolver] = {}
@@ -54,6 +57,7 @@ def add_resolver(
     open_: Callable[[Path], Any],
     content: str,
     is_code: bool,
+    folder_hint: str = "",
 ) -> None:
     """Register how the package of a kind opens names that are files; called on its import.
 
@@ -63,8 +67,10 @@ def add_resolver(
         open_: Returns the factory that reads the file at a path.
         content: What such a file holds, with an article, for messages.
         is_code: Whether the file is the user's code.
+        folder_hint: How a folder is read, with "{folder}" for its path; for the sentence about a
+            name that is unknown and that of a folder.
     """
-    _resolvers[kind] = Resolver(recognizes, open_, content, is_code)
+    _resolvers[kind] = Resolver(recognizes, open_, content, is_code, folder_hint)
 
 
 def names(kind: str) -> list[str]:
@@ -197,7 +203,7 @@ def relocate_name(kind: str, name: str, base: Path) -> str:
     Returns:
         A name with the relative path from `base` to its file; a name without a file as it is.
     """
-    file, attribute = _split_file(kind, name)
+    file, attribute = split_file(kind, name)
     return relocate_path(file, base) + attribute if file else name
 
 
@@ -228,13 +234,21 @@ def portable_name(kind: str, name: str) -> str:
     Returns:
         The name; without its folders if its file lies outside of the suite's folder.
     """
-    file, attribute = _split_file(kind, name)
+    file, attribute = split_file(kind, name)
     path = Path(file)
     return path.name + attribute if path.is_absolute() or ".." in path.parts else name
 
 
-def _split_file(kind: str, name: str) -> tuple[str, str]:
-    """Split a name into the path of a file, if there is one, and the rest with its colon."""
+def split_file(kind: str, name: str) -> tuple[str, str]:
+    """Split a name into the path of a file, if there is one, and the rest with its colon.
+
+    Args:
+        kind: "attacks", "models" or "datasets".
+        name: A name as `find` takes it.
+
+    Returns:
+        (path, ":NAME"); (path, "") for a file that is a model or data, ("", name) without a file.
+    """
     if _resolver(kind, name) is not None:
         return name, ""
     file, colon, attribute = name.rpartition(":")
@@ -277,7 +291,8 @@ def find(kind: str, name: str, base: Path | None = None) -> Any:
             extension = discover(kind).usable.get(name)
             if extension is not None:
                 return load_extension(extension)
-            raise SuiteError(f"{kind[:-1]} '{name}' is unknown; {suggest(kind, name)}")
+            hint = _folder_hint(kind, Path(base or ".") / name) if name else ""
+            raise SuiteError(f"{kind[:-1]} '{name}' is unknown; {hint}{suggest(kind, name)}")
         return getattr(_builtin(kind, name), RECORDS[kind])
     if names_library(kind, name):
         library, _, rest = name.partition(":")
@@ -405,6 +420,18 @@ def _there(path: Path) -> bool:
         return path.resolve().is_file()
     except (OSError, ValueError):  # a name that no file can have
         return False
+
+
+def _folder_hint(kind: str, path: Path) -> str:
+    """Return how a folder is read, with a semicolon; empty for what is none."""
+    resolver = _resolvers.get(kind)
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError):  # a name that no folder can have
+        is_folder = False
+    if resolver is None or not resolver.folder_hint or not is_folder:
+        return ""
+    return f"{resolver.folder_hint.format(folder=shlex.quote(str(path)))}; "
 
 
 def _file(path: Path) -> ModuleType:

@@ -10,5 +10,10 @@ from bench.core import registry
 from bench.datasets import data_files
 
 registry.add_resolver(
-    "datasets", data_files.is_data_file, data_files.open_file, content="a data file", is_code=False
+    "datasets",
+    data_files.is_data_file,
+    data_files.open_file,
+    content="a data file",
+    is_code=False,
+    folder_hint="a folder of images is the data set 'image_folder' with --data-dir {folder}",
 )

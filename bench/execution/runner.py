@@ -12,7 +12,7 @@ from typing import Any
 from bench.core import lock
 from bench.evaluation.audit import probe_models
 from bench.evaluation.certification import store
-from bench.execution import decisions, resume_check
+from bench.execution import decisions, refusal, resume_check
 from bench.execution.backends.backend import Backend
 from bench.execution.backends.inline import InlineBackend
 from bench.execution.events import Event, Listener
@@ -49,7 +49,8 @@ def run_suite(
     """Run everything of a suite that has no records in a folder yet.
 
     Temporary files of an earlier run are removed; damaged files are set aside, and their records
-    made again. After a KeyboardInterrupt, finished records remain.
+    made again. After a KeyboardInterrupt, finished records remain. A run that is refused leaves the
+    folder as it was.
 
     Args:
         suite: Checked suite.
@@ -63,6 +64,7 @@ def run_suite(
     """
     backend = InlineBackend() if backend is None else backend
     with (
+        refusal.undo_refused_run(out),
         lock.hold_lock(out, lambda sentence: listen(Event("note", sentence, 0.0))),
         backend.open(suite, out, options, listen) as loaded,
     ):

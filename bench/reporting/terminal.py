@@ -7,6 +7,7 @@ from rich.table import Table
 from bench.analysis.results import RunResults
 from bench.reporting.formats.numbers import DASH, format_percent, is_missing
 from bench.reporting.report import (
+    accuracy_view,
     audit_view,
     certified_view,
     class_view,
@@ -42,6 +43,8 @@ def print_summary(results: RunResults, screen: Console) -> None:
             cells = _percents(rows, radii["eps"])
             shown.add_row(str(label), *cells, style="bold" if rows is worst else None)
         screen.print(shown)
+        for sentence in accuracy_view.describe_shortfalls(worst, table):
+            screen.print(sentence, soft_wrap=True)
     for sentence in union_view.describe_unions(results.unions):
         screen.print(sentence, soft_wrap=True)
     for sentence in class_view.describe_worst_classes(results.classes):

@@ -9,11 +9,12 @@ import dataclasses
 import inspect
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.core import files, registry
+from bench.core import checkpoint, files, registry
 from bench.core.checkpoint import SUFFIXES
 from bench.core.contracts.attack import Attack
 from bench.core.contracts.dataset import Dataset
@@ -103,6 +104,28 @@ def compose_suite(request: SuiteRequest, base: Path) -> str:
         "title": f"{', '.join(dict.fromkeys(request.models))} on {request.data}",
     }
     return format_suite(HEADER, top, data, models, attacks)
+
+
+def restore_paths(sentence: str, request: SuiteRequest, base: Path) -> str:
+    """Restore the paths in a sentence about a composed suite as the user typed them.
+
+    Args:
+        sentence: Message of an error, with paths that start from `base`.
+        request: What the suite was composed of.
+        base: Folder that the suite was composed for.
+
+    Returns:
+        The sentence with paths from the working folder.
+    """
+    typed = {}
+    for file in _list_files(request):
+        relocated = registry.relocate_path(file, base)
+        typed[relocated] = typed[(base.resolve() / relocated).as_posix()] = file
+    if not typed:
+        return sentence
+    longest_first = sorted(typed, key=len, reverse=True)
+    pattern = "|".join(map(re.escape, longest_first))
+    return re.sub(rf"(?<![\w./-])(?:{pattern})(?!\w)", lambda found: typed[found[0]], sentence)
 
 
 def format_suite(
@@ -305,10 +328,25 @@ def _relocate_loss(params: dict[str, Any], base: Path) -> dict[str, Any]:
 
 def _relocate_weights(weights: str | None, base: Path) -> str | None:
     """Rewrite the path of a file of weights; names of weights are left as they are."""
-    is_path = weights is not None and (
-        Path(weights).suffix in SUFFIXES or "/" in weights or Path(weights).exists()
-    )
-    return registry.relocate_path(weights, base) if weights and is_path else weights
+    return registry.relocate_path(weights, base) if weights and _is_path(weights) else weights
+
+
+def _is_path(weights: str) -> bool:
+    """Return whether weights are a file, or a part of one, and not a name."""
+    return "/" in weights or checkpoint.is_checkpoint(Path(), weights)
+
+
+def _list_files(request: SuiteRequest) -> Iterator[str]:
+    """Yield the paths of files in what was typed."""
+    kinds = {"models": request.models, "datasets": (request.data,), "attacks": request.attacks}
+    for kind, names in kinds.items():
+        for name in names:
+            if file := registry.split_file(kind, name)[0]:
+                yield file
+    for weights in request.weights:
+        if weights and _is_path(weights):
+            _, part = checkpoint.split_name(Path(), weights)
+            yield weights.removesuffix(f"#{part}") if part else weights
 
 
 # -------------------------------------------------------------------------------------------- TOML

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from PIL import Image
 from torch import nn
 
 from bench.cli import cli
@@ -158,3 +159,82 @@ def test_every_block_in_the_comments_of_init_is_valid(folder: Path) -> None:
     assert (suite.data.name, len(suite.models), len(suite.attacks)) == ("cifar10", 2, 4)
     with pytest.raises(SuiteError, match="AutoAttac"):
         parse_suite(used.replace('attack = "PGD-20"', 'attack = "AutoAttac"'), "x", folder)
+
+
+NO_WEIGHTS = ("run", "--model", "mine.py:make", "--weights", "nope.pt", "--data", "digits",
+              "--attack", "fgsm", "--eps", "0.1", "--limit", "2")  # fmt: skip
+
+
+@pytest.mark.parametrize("place", [(), ("--out", "a/b"), ("--out", "a/b", "--shard", "1/2")])
+def test_a_refused_run_leaves_no_folder(folder: Path, place: tuple[str, ...]) -> None:
+    assert "nope.pt" in refusal(*NO_WEIGHTS, *place)
+    assert sorted(path.name for path in folder.iterdir()) == ["mine.py", "w.pt"]
+
+
+def test_a_refused_run_leaves_what_was_in_its_folder(folder: Path) -> None:
+    (folder / "a").mkdir()
+    assert "nope.pt" in refusal(*NO_WEIGHTS, "--out", "a")
+    assert [*(folder / "a").iterdir()] == []
+    assert bench("run", *LENET, "--limit", "2", "--eps", "0.1", "--out", "a").exit_code == 0
+    earlier = {path: path.read_bytes() for path in (folder / "a").rglob("*") if path.is_file()}
+    assert "nope.pt" in refusal(*NO_WEIGHTS, "--out", "a", "--fresh")
+    assert {p: p.read_bytes() for p in (folder / "a").rglob("*") if p.is_file()} == earlier
+
+
+def test_a_refused_run_of_a_suite_file_leaves_no_folder(folder: Path) -> None:
+    (folder / "nope.toml").write_text("""
+        schema = 1
+        name = "nope"
+        data = { name = "digits", limit = 2 }
+        models = [{ name = "mine.py:make", weights = "nope.pt" }]
+        attacks = [{ name = "fgsm", norm = "linf", eps = [0.1] }]
+    """)
+    assert "nope.pt" in refusal("run", "nope.toml", "--out", "a")
+    assert not (folder / "a").exists()
+
+
+@pytest.mark.parametrize("weights", ["nope.pt", "./nope.pt", "sub/../nope.pt", "w.pt#nope"])
+def test_a_refused_run_names_files_as_they_were_typed(folder: Path, weights: str) -> None:
+    said = refusal(*NO_WEIGHTS[:4], weights, *NO_WEIGHTS[5:])
+    assert f"weights '{weights}'" in said
+    assert "../.." not in said
+    assert str(folder / "results") not in said
+
+
+def test_a_function_of_the_users_in_a_sentence_is_named_as_it_was_typed(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    (folder / "sub" / "data.py").write_text("def load(): return 1 / 0")
+    said = refusal(
+        "run", *LENET[:2], "--data", "sub/data.py:load", "--attack", "fgsm", "--eps", "0.1"
+    )
+    assert "data sub/data.py:load: " in said
+
+
+def test_a_part_of_a_file_of_weights_is_found_from_the_working_folder(folder: Path) -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Linear(8, 10))
+    torch.save({"ema": net.state_dict()}, folder / "parts.pt")
+    done = bench(*NO_WEIGHTS[:4], "parts.pt#ema", *NO_WEIGHTS[5:], "--out", "a")
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize("name", ["pics", "../pics/", "x" * 5000])
+def test_the_name_of_a_folder_as_data_gets_the_way_to_read_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (folder / "pics").mkdir()
+    (folder / "work" / "pics").mkdir(parents=True)
+    monkeypatch.chdir(folder / "work")
+    said = refusal("plan", *LENET[:2], "--data", name, "--attack", "fgsm", "--eps", "0.1")
+    assert f"dataset '{name}'"[:40] in said
+    assert ("'image_folder' with --data-dir" in said) == ("pics" in name)
+
+
+def test_the_way_to_read_a_folder_of_images_works(folder: Path) -> None:
+    for name in ("a", "b"):
+        (folder / "pics" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(folder / "pics" / name / "1.png")
+    about = ("plan", *LENET[:2], "--attack", "fgsm", "--eps", "0.1")
+    assert "'image_folder' with --data-dir pics" in refusal(*about, "--data", "pics")
+    done = bench(*about, "--data", "image_folder", "--data-dir", "pics")
+    assert done.exit_code == 0, done.output
+    assert "folders in the order of their text in pics" in done.output

@@ -82,8 +82,8 @@ def tabulate_worst_case(
 
     def cell(row: Row, notes: Footnotes) -> str:
         text = format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
-        ran, wanted = row["attacks"], planned.get(_place(row), row["attacks"])
-        return text if ran == wanted else f"{text} {notes.mark(_shortfall(ran, wanted))}"
+        shortfall = _shortfall(row, planned)
+        return f"{text} {notes.mark(shortfall)}" if shortfall else text
 
     return [
         pivot_by_eps(
@@ -93,8 +93,33 @@ def tabulate_worst_case(
     ]
 
 
-def _shortfall(ran: Any, wanted: Any) -> str:
-    return f"over {ran} of {wanted} attacks, the rest failed: an upper bound of the worst case"
+def describe_shortfalls(worst: pd.DataFrame, table: pd.DataFrame) -> list[str]:
+    """Say where the worst case is over fewer attacks than the suite plans.
+
+    Args:
+        worst: Rows of worst.csv, of one model, norm and goal.
+        table: The rows of table.csv.
+
+    Returns:
+        A sentence for each number of attacks, with the eps that it is true of.
+    """
+    planned = _planned(table)
+    found: dict[str, list[str]] = {}
+    for row in to_rows(worst):
+        if shortfall := _shortfall(row, planned):
+            found.setdefault(shortfall, []).append(str(row["eps_text"]))
+    return [f"worst case at eps {', '.join(radii)}: {what}" for what, radii in found.items()]
+
+
+def _shortfall(row: Row, planned: Mapping[tuple[Any, ...], Counter[str]]) -> str:
+    """Say that a worst case is over fewer attacks than are planned; "" if it is not."""
+    statuses = planned.get(_place(row), Counter())
+    ran, failed, missing = row["attacks"], statuses["failed"], statuses["missing"]
+    if not failed + missing:
+        return ""
+    why = "failed or are missing" if failed and missing else "failed" if failed else "are missing"
+    wanted = statuses.total()
+    return f"over {ran} of {wanted} attacks, the rest {why}: an upper bound of the worst case"
 
 
 def _place(row: Row) -> tuple[Any, ...]:
@@ -102,8 +127,13 @@ def _place(row: Row) -> tuple[Any, ...]:
     return row["model"], row["norm"], "untargeted" if is_missing(goal) else goal, float(row["eps"])
 
 
-def _planned(table: pd.DataFrame) -> dict[tuple[Any, ...], int]:
-    return Counter(_place(row) for row in to_rows(table) if row["status"] != "skipped")
+def _planned(table: pd.DataFrame) -> dict[tuple[Any, ...], Counter[str]]:
+    """Count the statuses of the cells that are not skipped, place by place."""
+    planned: dict[tuple[Any, ...], Counter[str]] = {}
+    for row in to_rows(table):
+        if row["status"] != "skipped":
+            planned.setdefault(_place(row), Counter())[row["status"]] += 1
+    return planned
 
 
 def tabulate_worst_case_counts(
@@ -125,7 +155,7 @@ def tabulate_worst_case_counts(
          format_text(row.get("goal", "untargeted")),
          format_eps(row["eps"], eps_texts), format_count(row["robust_correct"], row["n"]),
          format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"]),
-         f"{row['attacks']} of {planned.get(_place(row), row['attacks'])}",
+         f"{row['attacks']} of {planned.get(_place(row), Counter()).total() or row['attacks']}",
          format_text(row["broken_by"])]
         for row in to_rows(worst)
     ]  # fmt: skip
