@@ -17,6 +17,9 @@ FILE = "records.sha256"
 PLACE = ("model", "attack", "norm", "eps", "goal")
 """Columns that name a cell, and order the rows."""
 
+ADDED = ("parameters",)
+"""Text columns that earlier versions did not write; hashed only in runs that use them."""
+
 
 def records_hash(frame: pd.DataFrame) -> str:
     """Hash a frame of records.
@@ -33,7 +36,9 @@ def records_hash(frame: pd.DataFrame) -> str:
     keys = [frame["example"].to_numpy(), *(_key(frame[name]) for name in reversed(PLACE))]
     order = np.lexsort(keys)
     digest = hashlib.sha256()
-    for name in sorted(set(frame.columns) - {"cell"}):  # one by one, to not copy a million rows
+    unused = {name for name in ADDED if name in frame and (frame[name] == "").all()}
+    # One by one, to not copy a million rows.
+    for name in sorted(set(frame.columns) - {"cell"} - unused):
         digest.update(f"{name}\x1e".encode())
         digest.update(_content(frame[name].iloc[order]))
     return digest.hexdigest()

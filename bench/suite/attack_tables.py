@@ -16,6 +16,7 @@ from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Goal, Norm, Precision, Stop
 from bench.core.validation import Validator
+from bench.engine.threats.registry import find_level_problem
 from bench.suite.checks import check_label, find_extension, format_radius, read_radii
 from bench.suite.schema import TARGET_RULES, AttackEntry, Eps
 
@@ -244,9 +245,7 @@ def _check_target(check: Validator, raw: dict[str, Any], key: str) -> None:
 def _read_eps(check: Validator, table: AttackTable, key: str) -> Iterator[Eps]:
     """Yield the eps that are valid for the norm, each once."""
     for at, written, value in read_radii(check, table.eps, f"{key}.eps"):
-        most = 1.0 if table.norm == "linf" else float("inf")
-        if not 0 <= value <= most or value == float("inf"):
-            bound = "in [0, 1]" if table.norm == "linf" else "at least 0"
-            check.say(at, f"expected an eps {bound} for {table.norm}, got {written}")
+        if problem := find_level_problem(table.norm, value):
+            check.say(at, f"{problem}, got {written}")
         else:
             yield Eps(value, format_radius(written))

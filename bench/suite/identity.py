@@ -19,9 +19,10 @@ from bench.core.contracts.attack import (
     ExternalAttack,
     IterativeAttack,
 )
-from bench.core.contracts.types import Access, Shape
+from bench.core.contracts.types import BALLS, Access, Shape
 from bench.core.errors import SuiteError
 from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
+from bench.engine.threats.registry import find_threat
 from bench.models.fingerprint import describe_value
 from bench.suite.schema import AttackEntry
 
@@ -82,6 +83,7 @@ def hash_cell(
             "sweep": spec.sweep,
             "seed": spec.seed,
             "rows": (source or facts).rows if attack.batch_dependent else None,
+            **({"threat": find_threat(spec.norm).version} if spec.norm not in BALLS else {}),
             **({"files": files} if (files := _hash_files(spec)) else {}),
             **({"precision": spec.precision} if spec.precision != "float32" else {}),
             **({"samples": spec.samples} if spec.samples > 1 else {}),
