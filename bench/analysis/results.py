@@ -10,6 +10,7 @@ import pandas as pd
 
 from bench.analysis import (
     certified,
+    corruptions,
     crosscheck,
     explanations,
     min_norm,
@@ -18,6 +19,7 @@ from bench.analysis import (
     tables,
 )
 from bench.analysis.certified import CertifiedResults
+from bench.analysis.corruptions import CorruptionResults
 from bench.analysis.explanations import Explanation
 from bench.analysis.min_norm import Search
 from bench.core.errors import RecordError
@@ -171,6 +173,12 @@ class RunResults:
     def certified(self) -> CertifiedResults:
         """Certified robust accuracy, and contradictions to attacks."""
         return certified.read_certified(self.folder, self.provenance, self.worst, self.stored.frame)
+
+    @cached_property
+    def corruptions(self) -> CorruptionResults:
+        """Errors under common corruptions; empty unless the suite has such attacks."""
+        baseline = self.provenance.get("corruption_baseline", "")
+        return corruptions.summarize_corruptions(self.plan, self.table, self.stored, baseline)
 
     @cached_property
     def notes(self) -> list[str]:

@@ -10,7 +10,16 @@ from typing import Any
 
 import pandas as pd
 
-from bench.analysis import certified, columns, crosscheck, min_norm, pairwise, references, tables
+from bench.analysis import (
+    certified,
+    columns,
+    corruptions,
+    crosscheck,
+    min_norm,
+    pairwise,
+    references,
+    tables,
+)
 from bench.analysis.results import RunResults
 from bench.core import sanitize
 from bench.core.errors import RecordError, first_line
@@ -24,7 +33,7 @@ from bench.storage.schema import COLUMNS
 _TEXTS = (
     *columns.select_names("text"),
     "first", "second", "ours", "reference", "examples", "differ_ids", "seeds", "sentence", "note",
-    "figure", "method", "name", "why",
+    "corruption", "baseline", "figure", "method", "name", "why",
 )  # fmt: skip
 """Columns of any table that contain text, even if it looks like a number."""
 
@@ -55,6 +64,10 @@ def read_results_from_csv(folder: Path) -> RunResults:
         crosschecks=_read_table(folder, "crosscheck.csv", crosscheck.COLUMNS),
         published=_read_table(folder, "published.csv", references.COLUMNS),
         audit=_read_audit(folder, models),
+        corruptions=corruptions.CorruptionResults(
+            errors=_read_table(folder, "corruptions.csv", corruptions.COLUMNS),
+            means=_read_table(folder, "corruption_means.csv", corruptions.MEAN_COLUMNS),
+        ),
         certified=certified.CertifiedResults(
             table=_read_table(folder, "certified.csv", certified.COLUMNS),
             contradictions=_read_table(folder, "contradictions.csv", certified.CONTRADICTIONS),

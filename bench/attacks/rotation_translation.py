@@ -80,7 +80,7 @@ def run(
     x_adv, chosen = x.clone(), torch.zeros(len(x), 3, dtype=torch.float64)
     remaining = torch.arange(len(x))
     with torch.no_grad():
-        for parameters in build_grid(threat.eps, *x.shape[2:], params):
+        for parameters in build_grid(threat.eps, x.shape[2], x.shape[3], params):
             rows = parameters.expand(len(remaining), 3)
             images = rotation_translation.transform(x[remaining], rows)
             pred = predict_class(model(images.clone()))

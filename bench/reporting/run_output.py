@@ -52,6 +52,8 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         ("seeds.csv", results.seeds),
         ("certified.csv", results.certified.table),
         ("contradictions.csv", results.certified.contradictions),
+        ("corruptions.csv", results.corruptions.errors),
+        ("corruption_means.csv", results.corruptions.means),
     ):
         if len(frame):
             frames[name] = frame

@@ -15,6 +15,7 @@ from annotated_types import Ge
 from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Goal, Norm, Precision, Stop
+from bench.core.optional import Unchecked
 from bench.core.validation import Validator
 from bench.engine.threats.registry import find_level_problem
 from bench.suite.checks import check_label, find_extension, format_radius, read_radii
@@ -41,7 +42,7 @@ class AttackTable:
     batch_size: Count | None = None
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: str | list[str] | None = None
-    vary: dict[str, list[int | float]] = dataclasses.field(default_factory=dict)
+    vary: dict[str, list[int | float | str]] = dataclasses.field(default_factory=dict)
     seeds: Count | list[_Seed] | None = None
     fail: list[str] = dataclasses.field(default_factory=list)
     """Thresholds of `bench check`, which `thresholds` reads."""
@@ -68,7 +69,7 @@ class _Variant(NamedTuple):
     """One value of a varied parameter; `name` is empty where nothing is varied."""
 
     name: str
-    value: float
+    value: float | str
     params: Any
     """The attack's params dataclass; None if they are invalid."""
 
@@ -136,8 +137,9 @@ def expand_table(
             batch_size=table.batch_size,
             family=family,
             source=source,
-            varied=variant.name,
-            value=variant.value if variant.name else None,
+            # Pages draw a curve over the numbers of a varied parameter; texts have no order.
+            varied="" if isinstance(variant.value, str) else variant.name,
+            value=variant.value if variant.name and not isinstance(variant.value, str) else None,
             seed=seed,
         )
         for label, (source, variant, seed) in zip(labels, combinations, strict=True)
@@ -150,9 +152,16 @@ def _label(family: str, source: str | None, variant: _Variant, seed: int | None)
     return (
         family
         + (f" from {source}" if source is not None else "")
-        + (f", {variant.name} {variant.value:g}" if variant.name else "")
+        + (f", {_describe_variant(variant)}" if variant.name else "")
         + (f", seed {seed}" if seed is not None else "")
     )
+
+
+def _describe_variant(variant: _Variant) -> str:
+    """Return parameter and number; a text says by itself which parameter it is of."""
+    if isinstance(variant.value, str):
+        return variant.value
+    return f"{variant.name} {variant.value:g}"
 
 
 def _check_capabilities(check: Validator, table: AttackTable, attack: Attack, key: str) -> None:
@@ -198,7 +207,7 @@ def _read_variants(
     """Return the params of each variant of the table."""
     vary = table.vary if table else {}
     params = raw.get("params", {})
-    if attack.unavailable:  # only the library itself knows which parameters it takes
+    if attack.params is Unchecked:  # only the library itself knows which parameters it takes
         return [_Variant("", 0.0, attack.params())]
     if not vary:
         return [_Variant("", 0.0, check.fill(attack.params, params, f"{key}.params"))]

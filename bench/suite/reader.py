@@ -57,6 +57,8 @@ class SuiteTable:
     gate: Any = None
     certify: bool | list[CertificationMethod] = False
     """Methods that bound every model; true for all of them."""
+    corruption_baseline: str | None = None
+    """Label of the model whose errors normalise the mean corruption error."""
 
 
 def read_suite(name: str) -> Suite:
@@ -164,6 +166,7 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
             check.say(key, f"expected at least one [[{key}]] entry, got none")
     if top is None or data is None:
         return None
+    check_label(check, "corruption_baseline", "model", top.corruption_baseline, model_labels)
     return Suite(
         name=top.name,
         title=top.title or top.name,
@@ -176,6 +179,7 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
         crosschecks=crosschecks,
         published=figures,
         certify=_methods(top.certify),
+        corruption_baseline=top.corruption_baseline or "",
         base=base,
         text=text,
     )

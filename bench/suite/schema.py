@@ -142,6 +142,8 @@ class Suite:
     published: tuple[ReferenceFigure, ...]
     certify: tuple[CertificationMethod, ...]
     """Methods that bound every model at each eps of the L-inf attacks."""
+    corruption_baseline: str = ""
+    """Label of the model whose errors normalise the mean corruption error; "" for none."""
     base: Path
     text: str
     """The TOML, stored with the run, so that a report needs no other file."""

@@ -12,6 +12,7 @@ import pytest
 
 from bench.analysis import min_norm
 from bench.analysis.certified import CertifiedResults
+from bench.analysis.corruptions import CorruptionResults
 from bench.analysis.results import RunResults
 from bench.evaluation.audit.findings import Audit
 from bench.reporting.plots import figures
@@ -154,6 +155,7 @@ def written(
         "published": pd.DataFrame(),
         "violations": made_up_violations(),
         "audit": Audit([], [], []),
+        "corruptions": CorruptionResults(pd.DataFrame(), pd.DataFrame()),
         "certified": CertifiedResults(pd.DataFrame(), pd.DataFrame()),
     }
     found = RunResults(folder, manifest, [], StoredRecords(pd.DataFrame(), [], {}))

@@ -15,12 +15,16 @@ from torch import Tensor, nn
 
 from bench.core.contracts.learner import Learner
 from bench.core.contracts.rule import Rule
+from bench.core.contracts.threat import TransformedBatch
 from bench.core.contracts.types import Goal, Norm, Precision, Stop, Sweep, Threat
 from bench.core.errors import ContractError
 from bench.core.rng import Noise
 
-AttackFunction = Callable[[nn.Module, Tensor, Tensor, Threat, Any, Noise], Tensor]
-"""(model, x, y, threat, params, noise) -> x_adv: an attack with its own loop."""
+AttackFunction = Callable[
+    [nn.Module, Tensor, Tensor, Threat, Any, Noise], Tensor | TransformedBatch
+]
+"""(model, x, y, threat, params, noise) -> x_adv: an attack with its own loop. On a family of images
+it returns the parameters of each image, too."""
 
 
 class Part(NamedTuple):
