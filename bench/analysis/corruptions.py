@@ -93,8 +93,7 @@ def _add_errors(counted: Mapping[_Key, Mapping[str, object]], baseline: str) -> 
     errors["mean_error"] = (total / (errors["n"] * len(SEVERITIES))).astype("Float64")
     own = errors[errors["model"] == baseline].set_index(["attack", "corruption"])["mean_error"]
     keys = pd.MultiIndex.from_frame(errors[["attack", "corruption"]])
-    errors["baseline_mean_error"] = own.reindex(keys).to_numpy(dtype=object, na_value=None)
-    errors["baseline_mean_error"] = errors["baseline_mean_error"].astype("Float64")
+    errors["baseline_mean_error"] = pd.array(own.reindex(keys).to_list(), dtype="Float64")
     measured = errors["baseline_mean_error"].where(errors["baseline_mean_error"] > 0)
     errors["corruption_error"] = errors["mean_error"] / measured
     return errors

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Norm = Literal["linf", "l2", "l1", "l0", "rotation-translation", "corruption"]
+Norm = Literal["linf", "l2", "l1", "l0", "rotation-translation", "corruption", "patch"]
 """What bounds the attacker: a norm, or a family of images in `bench.engine.threats`."""
 BALLS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 """The norms; for them eps is a radius. For a family it is the level of the family."""
