@@ -25,9 +25,7 @@ from bench.cli.suite_options import parse_params
 )
 @click.option("--attack", help="A name of `bench list attacks`, or file.py:NAME [pgd].")
 @click.option("--eps", default="2/255", show_default=True, help="Radius: a number or a fraction.")
-@click.option(
-    "--norm", default="linf", show_default=True, help="linf, l2, l1, l0, or another threat."
-)
+@click.option("--norm", default="linf", show_default=True, help="linf, l2, l1 or l0.")
 @click.option("--target", help="Target class, by name or index [untargeted].")
 @click.option(
     "--param", "params", multiple=True, metavar="KEY=VALUE", help="Parameter of the attack."

@@ -227,19 +227,23 @@ def find_output_violations(
     """
     x_adv = final_images(spec, eps, x, output, at)
     if spec.norm in BALLS:
-        return find_violations(x_adv, x, eps, spec.norm, pred)
-    assert output.parameters is not None
-    violations = find_violations(x_adv, x, torch.inf, "linf", pred)
+        verify, parameters = spec.attack.verify, torch.zeros(len(spec.eps), len(x), 0)
+        violations = find_violations(x_adv, x, eps, spec.norm, pred)
+    else:
+        assert output.parameters is not None
+        verify, parameters = find_threat(spec.norm).verify, output.parameters
+        violations = find_violations(x_adv, x, torch.inf, "linf", pred)
+    if verify is None:
+        return violations
     rows = torch.tensor([row for row, text in enumerate(violations) if not text], dtype=torch.long)
     if len(rows):
         there = rows.to(x.device)
         zeros = torch.zeros_like(chosen_ids[there])
         noise = rng.Noise(spec.seed, spec.name, chosen_ids[there], zeros)
         given = VerifierInput(
-            x_adv[there], output.parameters[at, rows], x[there], eps, spec.params, noise
+            x_adv[there], parameters[at, rows], x[there], spec.norm, eps, spec.params, noise
         )
-        found = find_threat(spec.norm).verify(given)
-        for row, text in zip(rows.tolist(), found, strict=True):
+        for row, text in zip(rows.tolist(), verify(given), strict=True):
             violations[row] = text
     return violations
 

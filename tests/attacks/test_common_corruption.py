@@ -82,7 +82,7 @@ def test_one_changed_pixel_value_is_a_violation(x: Tensor) -> None:
     params, noise = common_corruption.Params(corruption="contrast"), make_noise(0, 1)
     x_adv = corruption.corrupt(x, Setting("contrast", 2), noise)
     x_adv[1, 0, 0, 0] += 1 / 255
-    given = VerifierInput(x_adv, torch.zeros(2, 2), x, 2.0, params, noise)
+    given = VerifierInput(x_adv, torch.zeros(2, 2), x, "corruption", 2.0, params, noise)
     expected = "1 pixel values differ from contrast, severity 2 computed again, allowed 0"
     assert corruption.verify(given) == ["", expected]
 

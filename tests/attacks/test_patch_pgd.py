@@ -24,7 +24,7 @@ def evaluate(trained: Trained, **settings: object) -> bench.Evaluation:
 def complaints(x_adv: Tensor, x: Tensor, corner: tuple[float, float], level: float) -> list[str]:
     noise = Noise(0, "test", IDS, torch.zeros_like(IDS))
     corners = torch.tensor([corner] * 2, dtype=torch.float64)
-    return patch.verify(VerifierInput(x_adv, corners, x, level, None, noise))
+    return patch.verify(VerifierInput(x_adv, corners, x, "patch", level, None, noise))
 
 
 @pytest.fixture

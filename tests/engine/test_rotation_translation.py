@@ -23,7 +23,7 @@ def repeat(*parameters: float) -> Tensor:
 
 def complaints(x_adv: Tensor, x: Tensor, parameters: Tensor, level: float = 1.0) -> list[str]:
     noise = Noise(0, "test", IDS, torch.zeros_like(IDS))
-    return verify(VerifierInput(x_adv, parameters, x, level, None, noise))
+    return verify(VerifierInput(x_adv, parameters, x, "rotation-translation", level, None, noise))
 
 
 def test_a_quarter_turn_is_that_of_the_pixel_grid(x: Tensor) -> None:

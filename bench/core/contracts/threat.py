@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
 
 
@@ -43,7 +44,9 @@ class VerifierInput(NamedTuple):
     """Parameters that the attack declares, (n, parameters), float64."""
     x: Tensor
     """Clean images, (n, c, h, w)."""
+    norm: Norm
     level: float
+    """Of a family its level, of a norm the radius."""
     params: Any
     """Params of the attack."""
     noise: Noise
