@@ -161,7 +161,8 @@ def craft(network: nn.Module, x: Tensor, threat: Threat) -> Tensor:
         Images, (n, c, h, w), in [0, 1].
     """
     with torch.no_grad():
-        return (x + network(x)).clamp(0, 1)
+        delta: Tensor = network(x)
+        return (x + delta).clamp(0, 1)
 
 
 def run(
