@@ -14,7 +14,7 @@ from annotated_types import Ge
 
 from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Count
-from bench.core.contracts.types import Goal, Norm, Precision, Stop
+from bench.core.contracts.types import BALLS, Goal, Norm, Precision, Stop
 from bench.core.optional import Unchecked
 from bench.core.validation import Validator
 from bench.engine.threats.registry import find_level_problem
@@ -175,6 +175,11 @@ def _check_capabilities(check: Validator, table: AttackTable, attack: Attack, ke
                 f"{key}.{what}",
                 f"attack '{table.name}' has no {what} '{value}'; it has {', '.join(known)}",
             )
+    if table.norm not in BALLS and (
+        not isinstance(attack, ExternalAttack) or attack.budget == "minimum"
+    ):
+        expected = "expected a function `run` and a fixed budget for a threat without a norm"
+        check.say(f"{key}.norm", f"{expected}, got another kind of attack for {table.norm}")
     if not isinstance(attack, ExternalAttack):
         return
     if table.precision not in (None, "float32"):

@@ -1,5 +1,6 @@
 """Threat models without a norm, from the attack to records and table."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bench
+from bench.attacks import pgd
 from bench.attacks import rotation_translation as attack
 from bench.engine.threats.rotation_translation import transform
 
@@ -141,6 +143,16 @@ def test_an_attack_on_a_ball_refuses_a_family_by_name(
 ) -> None:
     with pytest.raises(bench.SuiteError, match="attack 'pgd' has no norm 'rotation-translation'"):
         evaluate(corner_net, dots, attack="pgd")
+
+
+@pytest.mark.parametrize("changed", [{"budget": "minimum"}, {"run": None, "rule": pgd.ATTACK.rule}])
+def test_a_rule_or_a_search_on_a_family_is_refused(
+    changed: dict[str, Any], corner_net: nn.Module, dots: tuple[Tensor, Tensor]
+) -> None:
+    other = dataclasses.replace(lying(lambda batch: batch), **changed)
+    expected = "expected a function `run` and a fixed budget for a threat without a norm"
+    with pytest.raises(bench.SuiteError, match=expected):
+        evaluate(corner_net, dots, attack=other)
 
 
 def test_level_0_is_the_clean_image(corner_net: nn.Module, dots: tuple[Tensor, Tensor]) -> None:
