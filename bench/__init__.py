@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from bench.core.contracts.model import Model
     from bench.core.contracts.parameters import Alpha, Count, Length, step_size
     from bench.core.contracts.rule import AttackBatch, Rule, RuleParams, StepInput, TargetChoice
+    from bench.core.contracts.threat import TransformedBatch
     from bench.core.contracts.types import Access, Goal, Loss, Norm, Precision, Shape, Threat
     from bench.core.errors import ContractError, RecordError, RobustnessWarning, SuiteError
     from bench.core.rng import Noise
@@ -51,7 +52,7 @@ __all__ = [
     "EnsembleAttack", "Evaluation", "ExternalAttack", "Goal", "IterativeAttack", "Learner",
     "Length", "Loss", "Losses", "Model", "Noise", "Norm", "Part", "Precision", "RecordError",
     "RobustnessWarning", "Rule", "RuleParams", "Shape", "StepInput", "SuiteError", "TargetChoice",
-    "Threat", "TrainingBatch", "benchmark", "evaluate", "run", "step_size",
+    "Threat", "TrainingBatch", "TransformedBatch", "benchmark", "evaluate", "run", "step_size",
 ]  # fmt: skip
 
 _HOMES = {
@@ -64,6 +65,7 @@ _HOMES = {
     "bench.core.contracts.model": ("Model",),
     "bench.core.contracts.parameters": ("Alpha", "Count", "Length", "step_size"),
     "bench.core.contracts.rule": ("AttackBatch", "Rule", "RuleParams", "StepInput", "TargetChoice"),
+    "bench.core.contracts.threat": ("TransformedBatch",),
     "bench.core.contracts.types": (
         "Access", "Goal", "Loss", "Norm", "Precision", "Shape", "Threat",
     ),

@@ -27,8 +27,10 @@ MAIN = (
     TableColumn("dataset", "text", "Name of the data set."),
     TableColumn("attack", "text", "Label of the attack."),
     TableColumn("implementation", "text", "bench, or the library that the attack is from."),
-    TableColumn("norm", "text", "Norm of the threat model: linf, l2, l1 or l0."),
-    TableColumn("eps", "number", "Radius of the threat model, for images in [0, 1].", "eps"),
+    TableColumn("norm", "text", "Norm of the threat model: linf, l2, l1 or l0, or the name of a "
+                "family of images."),
+    TableColumn("eps", "number", "Radius of the threat model, for images in [0, 1]; level of a "
+                "family.", "eps"),
     TableColumn("goal", "text", "untargeted or targeted."),
     TableColumn("status", "text", "ok, skipped, failed or missing (not finished)."),
     TableColumn("reason", "text", "Why the cell has no result, or no success rate."),

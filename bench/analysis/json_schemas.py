@@ -6,9 +6,10 @@ Source: JSON Schema 2020-12, https://json-schema.org/draft/2020-12
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_args
 
 from bench.analysis import columns
+from bench.core.contracts.types import Norm
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 TABLE_SCHEMA_VERSION = 1
@@ -42,7 +43,7 @@ def build_table_schema() -> dict[str, Any]:
         required=[each.name for each in every],
     )
     row["properties"]["status"]["enum"] = ["ok", "skipped", "failed", "missing"]
-    row["properties"]["norm"]["enum"] = ["linf", "l2", "l1", "l0"]
+    row["properties"]["norm"]["enum"] = [*get_args(Norm)]
     row["properties"]["goal"]["enum"] = ["untargeted", "targeted"]
     return {
         "$schema": DIALECT,

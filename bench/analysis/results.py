@@ -11,6 +11,7 @@ import pandas as pd
 from bench.analysis import (
     certified,
     classes,
+    corruptions,
     crosscheck,
     explanations,
     min_norm,
@@ -22,6 +23,7 @@ from bench.analysis import (
     unions,
 )
 from bench.analysis.certified import CertifiedResults
+from bench.analysis.corruptions import CorruptionResults
 from bench.analysis.explanations import Explanation
 from bench.analysis.min_norm import Search
 from bench.analysis.smoothed import SmoothedResults, read_smoothed
@@ -223,6 +225,12 @@ class RunResults:
     def smoothed(self) -> SmoothedResults:
         """What randomised smoothing certified of the models' smoothed classifiers."""
         return read_smoothed(self.folder, self.provenance)
+
+    @cached_property
+    def corruptions(self) -> CorruptionResults:
+        """Errors under common corruptions; empty unless the suite has such attacks."""
+        baseline = self.provenance.get("corruption_baseline", "")
+        return corruptions.summarize_corruptions(self.plan, self.table, self.stored, baseline)
 
     @cached_property
     def notes(self) -> list[str]:

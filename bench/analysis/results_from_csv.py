@@ -14,6 +14,7 @@ from bench.analysis import (
     certified,
     classes,
     columns,
+    corruptions,
     crosscheck,
     min_norm,
     pairwise,
@@ -37,7 +38,8 @@ _TEXTS = (
     *columns.select_names("text"),
     "first", "second", "ours", "reference", "examples", "differ_ids", "seeds", "sentence", "note",
     "figure", "method", "name", "why", "label", "threats", "largest_eps", "absent", "broken_by",
-    "broken_only_by", "class_name", "wrong_class_name", "radius_text", "part",
+    "broken_only_by", "class_name", "wrong_class_name", "radius_text", "part", "corruption",
+    "baseline",
 )  # fmt: skip
 """Columns of any table that contain text, even if it looks like a number."""
 
@@ -71,6 +73,10 @@ def read_results_from_csv(folder: Path) -> RunResults:
         crosschecks=_read_table(folder, "crosscheck.csv", crosscheck.COLUMNS),
         published=_read_table(folder, "published.csv", references.COLUMNS),
         audit=_read_audit(folder, models),
+        corruptions=corruptions.CorruptionResults(
+            errors=_read_table(folder, "corruptions.csv", corruptions.COLUMNS),
+            means=_read_table(folder, "corruption_means.csv", corruptions.MEAN_COLUMNS),
+        ),
         certified=certified.CertifiedResults(
             table=_read_table(folder, "certified.csv", certified.COLUMNS),
             contradictions=_read_table(folder, "contradictions.csv", certified.CONTRADICTIONS),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bench.core import registry
 from bench.core.contracts.attack import Attack, ExternalAttack
-from bench.core.contracts.types import NORMS, Goal, Norm, Threat
+from bench.core.contracts.types import BALLS, Goal, Norm, Threat
 from bench.core.errors import ContractError, SuiteError
 from bench.core.rng import Noise
 
@@ -123,7 +123,7 @@ def adapt_library_object(
         summary=summary,
         source=f"{library} {metadata.version(library)}",
         params=params,
-        norms=(norm,) if norm else NORMS,
+        norms=(norm,) if norm else BALLS,
         goals=goals,
         needs=needs,
         stochastic=True,
@@ -152,7 +152,7 @@ def _adapt_function(function: Callable[..., Any]) -> AttackObject:
             summary=(inspect.getdoc(function) or name).partition("\n")[0],
             source=f"{module}:{name}",
             params=ObjectParams,
-            norms=NORMS,
+            norms=BALLS,
             stochastic=True,
             batch_dependent=True,
             counts_steps=False,

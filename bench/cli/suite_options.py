@@ -35,7 +35,7 @@ OPTIONS = (
     click.option(
         "--eps", multiple=True, metavar="EPS", help="Radii such as 8/255 or 0.1,0.2; repeatable."
     ),
-    click.option("--norm", help="linf, l2, l1 or l0 [linf]."),
+    click.option("--norm", help="linf, l2, l1, l0, or a threat without a norm [linf]."),
     click.option(
         "--param", "params", multiple=True, metavar="KEY=VALUE",
         help="Parameter of what has it; or model.KEY, data.KEY, attack.KEY, NAME.KEY.",

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Count
-from bench.core.contracts.types import NORMS, Threat
+from bench.core.contracts.types import BALLS, Threat
 from bench.core.errors import ContractError, SuiteError, first_line, nearest
 from bench.core.rng import Noise
 
@@ -91,7 +91,7 @@ def unavailable_attack(library: str, reason: str) -> Attack:
         summary="an attack of a library that is not here",
         source=library,
         params=Unchecked,
-        norms=NORMS,
+        norms=BALLS,
         implementation=library,
         unavailable=reason,
         run=partial(_refuse, reason),

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.contracts.attack import AttackSpec, EnsembleAttack, IterativeAttack
-from bench.core.contracts.types import Norm
+from bench.core.contracts.types import BALLS
 from bench.core.errors import ContractError
 from bench.engine import timing
 from bench.engine.functional import norms
 from bench.engine.model_state import allow_tf32, eval_mode, frozen
+from bench.engine.threats.registry import find_threat
 from bench.evaluation.crafting import AttackOutput, Examples, final_images, is_single_search
 from bench.evaluation.ensemble import run_ensemble
 from bench.evaluation.judge import Prediction, judge, vote_for
@@ -24,6 +25,7 @@ from bench.evaluation.queries import counts_queries
 from bench.evaluation.verify import (
     VerifiedOutput,
     craft_and_verify,
+    find_output_violations,
     find_violations,
     is_success,
     measure_busy,
@@ -33,7 +35,6 @@ from bench.evaluation.verify import (
 TIE_TOLERANCE = 1e-5
 """How far two logits may be apart, as a share of the largest, for rounding to decide between them:
 some hundred times float32's."""
-NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 
 
 class CleanPass(NamedTuple):
@@ -93,7 +94,9 @@ def evaluate_chunk(
 
     The attack sees `source` alone, or for its gradients the `accelerated` model, and `model` judges
     (the threat model of transfer). Examples that the model misclassifies without attack are not
-    attacked, nor, when targeted, those whose label is the target. At eps = 0 nothing is attacked.
+    attacked, nor, when targeted, those whose label is the target; a family whose images do not
+    depend on the model (`ThreatFamily.transforms_all`) transforms them, too, but never counts them
+    as fooled. At eps = 0 nothing is attacked.
 
     Args:
         model: The judged model.
@@ -113,6 +116,8 @@ def evaluate_chunk(
             longer predicts the clean images as in the clean pass.
     """
     attacked = examples.clean_pred == examples.label
+    if spec.norm not in BALLS and find_threat(spec.norm).transforms_all:
+        attacked = torch.ones_like(attacked)
     if spec.goal == "targeted":
         attacked &= examples.target != examples.label
     chosen = Examples(*(field[attacked] for field in examples))
@@ -317,11 +322,11 @@ def _build_records(
     n, device = len(examples.id), attacked.device
     pred, pred_8bit = examples.clean_pred.clone(), examples.clean_pred.clone()
     confidence, agreement = examples.clean_confidence.clone(), examples.clean_agreement.clone()
-    distances = torch.zeros(len(NORMS), n, device=device)
+    distances = torch.zeros(len(BALLS), n, device=device)
     passes = torch.zeros(2, n, dtype=torch.float64, device=device)
     first_success = torch.full((n,), -1, dtype=torch.int64, device=device)
     search_distance = torch.full((n,), torch.nan, device=device)
-    violation, parts = [""] * n, [""] * n
+    violation, parts, parameters = [""] * n, [""] * n, [""] * n
     fooled = torch.zeros_like(attacked)
     queries = torch.full((n,), torch.nan, dtype=torch.float64, device=device)
     nearest: list[list[float] | None] = [None] * n
@@ -333,12 +338,14 @@ def _build_records(
         agreement[attacked] = prediction.agreement
         vote = vote_for(spec, examples.id[attacked])
         pred_8bit[attacked] = judge(model, (x_adv * 255).round() / 255, rows, vote).pred
-        violations = find_violations(x_adv, x, eps, spec.norm, pred[attacked])
+        ids = examples.id[attacked]
+        violations = find_output_violations(spec, eps, ids, x, output, at, pred[attacked])
         for position, text in zip(attacked.nonzero()[:, 0].tolist(), violations, strict=True):
             violation[position] = text
         valid = torch.tensor([not text for text in violations], device=device)
         fooled[attacked] = is_success(spec, examples, pred)[attacked] & valid
-        for index, norm in enumerate(NORMS):
+        fooled &= examples.clean_pred == examples.label
+        for index, norm in enumerate(BALLS):
             distances[index, attacked] = norms.distance(x_adv, x, norm)
         passes[0, attacked] = output.forwards[at].to(passes)
         passes[1, attacked] = output.backwards[at].to(passes)
@@ -356,6 +363,11 @@ def _build_records(
             reached = output.nearest.float().tolist()
             for position, row in zip(attacked.nonzero()[:, 0].tolist(), reached, strict=True):
                 nearest[position] = row
+        if output.parameters is not None:
+            describe = find_threat(spec.norm).describe
+            rows_of = zip(attacked.nonzero()[:, 0].tolist(), output.parameters[at], strict=True)
+            for position, values in rows_of:
+                parameters[position] = describe(values.tolist())
         if output.part is not None:
             parts = _name_parts(spec, output.part[at], fooled, attacked)
         if isinstance(spec.attack, IterativeAttack):
@@ -373,7 +385,7 @@ def _build_records(
         "fooled": fooled,
         "violation": violation,
         "confidence": confidence,
-        **dict(zip(NORMS, distances, strict=True)),
+        **dict(zip(BALLS, distances, strict=True)),
         "forwards": passes[0],
         "backwards": passes[1],
         "first_success_step": first_success,
@@ -384,6 +396,7 @@ def _build_records(
         "distance": search_distance,
         "queries": queries,
         "distance_within": nearest,
+        "parameters": parameters,
     }
     return pd.DataFrame(
         {

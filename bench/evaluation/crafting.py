@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from bench.core import rng
 from bench.core.contracts.attack import AttackSpec, ExternalAttack, IterativeAttack
-from bench.core.contracts.types import Threat
+from bench.core.contracts.threat import TransformedBatch
+from bench.core.contracts.types import BALLS, Threat
 from bench.core.errors import ContractError
 from bench.engine import stream, timing
 from bench.engine.functional import norms
@@ -76,6 +77,8 @@ class AttackOutput(NamedTuple):
     it was not, NaN where unknown. None of an ensemble."""
     nearest: Tensor | None = None
     """Least distance of a search within each of the spec's b budgets, (n, b), NaN where unknown."""
+    parameters: Tensor | None = None
+    """What the images of a family were made with, (e, n, parameters), float64; None in a norm."""
 
 
 def craft(
@@ -247,11 +250,13 @@ def _run_external(
     assert model is not None
     once = is_single_search(spec)
     x_adv, forwards, backwards, seconds, queries, nearest = [], [], [], [], [], []
+    parameters = []
     for eps in [max(spec.eps)] if once else spec.eps:
         radii = tuple(map(allowed_distance, spec.eps if once else [eps]))
         threat = Threat(norm=spec.norm, eps=eps, goal=spec.goal)
         images, batch_forwards, batch_backwards, spent = [], [], [], 0.0
         fell, near = [], []
+        declared: list[Tensor] = []
         for at in torch.arange(len(y), device=y.device).split(rows):
             noise = rng.Noise(spec.seed, spec.name, chosen.id[at], torch.zeros_like(at))
             first = int(chosen.id[at[0]])
@@ -274,6 +279,9 @@ def _run_external(
                     chosen.x.device,
                 )
             n = len(at)
+            if spec.norm not in BALLS:
+                returned, made_with = _split_transformed(returned, n)
+                declared.append(made_with)
             images.append(_check_returned(returned, chosen.x[at]))
             batch_forwards.append(torch.full((n,), passes.forwards / n, dtype=torch.float64))
             batch_backwards.append(torch.full((n,), passes.backwards / n, dtype=torch.float64))
@@ -287,18 +295,35 @@ def _run_external(
         forwards.append(torch.cat(batch_forwards))
         backwards.append(torch.cat(batch_backwards))
         seconds.append(spent)
+        parameters.append(declared)
     stacked = torch.stack(x_adv)
     never = torch.full(stacked.shape[:2], -1, device=y.device)
     output = AttackOutput(
         stacked, torch.stack(forwards), torch.stack(backwards), never, seconds, rows=rows,
         queries=torch.cat(queries), nearest=nearest[0],
     )  # fmt: skip
+    if spec.norm not in BALLS:
+        output = output._replace(parameters=torch.stack([torch.cat(each) for each in parameters]))
     return _expand_search(output, spec, chosen.x) if once else output
 
 
 def _spread(values: Sequence[float], n: int) -> Tensor:
     """Repeat the values of one example for n examples, (n, values), float64."""
     return torch.tensor(values, dtype=torch.float64).expand(n, -1)
+
+
+def _split_transformed(returned: object, n: int) -> tuple[object, Tensor]:
+    """Return images and parameters of an attack on a family; raise ContractError otherwise."""
+    if not isinstance(returned, TransformedBatch):
+        raise ContractError(
+            "expected the attack to return a TransformedBatch (images and the parameters that they "
+            f"were made with), got {type(returned).__name__}"
+        )
+    parameters = returned.parameters
+    if not isinstance(parameters, Tensor) or parameters.ndim != 2 or len(parameters) != n:
+        got = tuple(parameters.shape) if isinstance(parameters, Tensor) else type(parameters)
+        raise ContractError(f"expected parameters of {n} images, ({n}, parameters), got {got}")
+    return returned.x_adv, parameters.detach().double().cpu().clone()
 
 
 def _check_returned(x_adv: object, x: Tensor) -> Tensor:

@@ -21,12 +21,14 @@ from torch import Tensor, nn
 
 from bench.core import rng
 from bench.core.contracts.attack import AttackSpec, IterativeAttack
-from bench.core.contracts.types import Norm
+from bench.core.contracts.threat import VerifierInput
+from bench.core.contracts.types import BALLS, Norm
 from bench.engine import timing
 from bench.engine.acceleration import agreement
 from bench.engine.device import synchronize
 from bench.engine.functional import norms
 from bench.engine.model_state import allow_tf32
+from bench.engine.threats.registry import find_threat
 from bench.evaluation.crafting import (
     AttackOutput,
     Examples,
@@ -197,6 +199,52 @@ def find_violations(x_adv: Tensor, x: Tensor, eps: float, norm: Norm, pred: Tens
             violations[row] = f"{norm} distance {distance[row]:.8g}, allowed {allowed:.8g}"
         else:
             violations[row] = "the model's output is not finite"
+    return violations
+
+
+def find_output_violations(
+    spec: AttackSpec,
+    eps: float,
+    chosen_ids: Tensor,
+    x: Tensor,
+    output: AttackOutput,
+    at: int,
+    pred: Tensor,
+) -> list[str]:
+    """Describe how the images that an attack returned at one eps break its threat model.
+
+    Args:
+        spec: The attack as run.
+        eps: The radius or level.
+        chosen_ids: Ids of the n attacked examples.
+        x: Their clean images (n, c, h, w).
+        output: What the attack returned.
+        at: Index of the eps in `output`.
+        pred: Predicted classes (n,), -1 where the model's output is not finite.
+
+    Returns:
+        For each image the violated promise, measured and allowed; "" if there is none.
+    """
+    x_adv = final_images(spec, eps, x, output, at)
+    if spec.norm in BALLS:
+        verify, parameters = spec.attack.verify, torch.zeros(len(spec.eps), len(x), 0)
+        violations = find_violations(x_adv, x, eps, spec.norm, pred)
+    else:
+        assert output.parameters is not None
+        verify, parameters = find_threat(spec.norm).verify, output.parameters
+        violations = find_violations(x_adv, x, torch.inf, "linf", pred)
+    if verify is None:
+        return violations
+    rows = torch.tensor([row for row, text in enumerate(violations) if not text], dtype=torch.long)
+    if len(rows):
+        there = rows.to(x.device)
+        zeros = torch.zeros_like(chosen_ids[there])
+        noise = rng.Noise(spec.seed, spec.name, chosen_ids[there], zeros)
+        given = VerifierInput(
+            x_adv[there], parameters[at, rows], x[there], spec.norm, eps, spec.params, noise
+        )
+        for row, text in zip(rows.tolist(), verify(given), strict=True):
+            violations[row] = text
     return violations
 
 

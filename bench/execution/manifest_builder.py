@@ -67,6 +67,8 @@ def build_manifest(
         "cells": [dataclasses.asdict(cell) for task in tasks for cell in task.cells],
         "crosschecks": [[pair.ours, pair.reference] for pair in suite.crosschecks],
         "certify": [dataclasses.asdict(task) for task in loaded.certification],
+        # Only where it is given, so that the manifest of any other suite is as before.
+        **({"corruption_baseline": suite.corruption_baseline} if suite.corruption_baseline else {}),
         "published": [dataclasses.asdict(entry) for entry in suite.published],
         "unions": [dataclasses.asdict(union) for union in suite.unions],
         "sessions": [

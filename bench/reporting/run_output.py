@@ -58,6 +58,8 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         ("contradictions.csv", results.certified.contradictions),
         ("smoothing.csv", results.smoothed.table),
         ("smoothing_curve.csv", results.smoothed.curve),
+        ("corruptions.csv", results.corruptions.errors),
+        ("corruption_means.csv", results.corruptions.means),
     ):
         if len(frame):
             frames[name] = frame

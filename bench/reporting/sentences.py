@@ -74,6 +74,10 @@ SENTENCES = {
     "Median and mean queries are over the examples that are fooled within as many; medians have "
     "their 95 % interval. The curves are among the figures.",
     "not_significant": "n.s.: no significant difference at this eps.",
+    "corruptions": "Error: corrupted images that are misclassified, of all n images. Corruptions "
+    "are drawn without regard to the model: an average case, and no statement about an adversary. "
+    "An image that only its corruption makes right is no error here, but is not robust in the "
+    "tables of attacks. Means have no interval: the severities share their images.",
     "references": "The model of a source is not this one unless the source says so: a difference "
     "is due to the model and the attack together. The interval is that of the measured count; the "
     "reference figure has its own uncertainty.",

@@ -17,6 +17,9 @@ FILE = "records.sha256"
 PLACE = ("model", "attack", "norm", "eps", "goal")
 """Columns that name a cell, and order the rows."""
 
+ADDED = ("parameters",)
+"""Text columns that earlier versions did not write; hashed only in runs that use them."""
+
 
 UNHASHED = ("cell", "queries", "distance_within")
 """Columns that are not hashed: a new version of bench may change the identity of a cell, and runs
@@ -37,8 +40,9 @@ def records_hash(frame: pd.DataFrame) -> str:
     keys = [frame["example"].to_numpy(), *(_key(frame[name]) for name in reversed(PLACE))]
     order = np.lexsort(keys)
     digest = hashlib.sha256()
+    unused = {name for name in ADDED if name in frame and (frame[name] == "").all()}
     # One by one, to not copy a million rows.
-    for name in sorted(set(frame.columns) - set(UNHASHED)):
+    for name in sorted(set(frame.columns) - set(UNHASHED) - unused):
         digest.update(f"{name}\x1e".encode())
         digest.update(_content(frame[name].iloc[order]))
     return digest.hexdigest()

@@ -120,6 +120,7 @@ class _Document:
     crosschecks: list[Annotated[list[str], MinLen(2), MaxLen(2)]]
     sessions: Annotated[list[_Session], MinLen(1)]
     certify: list[plan.CertificationTask] = dataclasses.field(default_factory=list)
+    corruption_baseline: str = ""
     published: list[_Published] = dataclasses.field(default_factory=list)
     unions: list[_Union] = dataclasses.field(default_factory=list)
     probes: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)

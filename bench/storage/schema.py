@@ -43,8 +43,10 @@ RECORD_COLUMNS = (
     Column("suite", "text", "Name of the suite.", "cell"),
     Column("model", "text", "Label of the model.", "cell"),
     Column("attack", "text", "Label of the attack.", "cell"),
-    Column("norm", "text", "Norm of the threat model: linf, l2, l1 or l0.", "cell"),
-    Column("eps", "number", "Radius of the threat model, for images in [0, 1].", "cell"),
+    Column("norm", "text", "Norm of the threat model: linf, l2, l1 or l0, or the name of a "
+           "family of images.", "cell"),
+    Column("eps", "number", "Radius of the threat model, for images in [0, 1]; level of a "
+           "family.", "cell"),
     Column("goal", "text", "untargeted or targeted.", "cell"),
     Column("example", "integer", "Index of the example in the data set."),
     Column("label", "integer", "True class."),
@@ -82,6 +84,8 @@ RECORD_COLUMNS = (
            "not, missing if they were not counted.", default=float("nan")),
     Column("distance_within", "numbers", "Least distance that a search found within each of the "
            "cell's budgets of queries; missing for other attacks.", default=float("nan")),
+    Column("parameters", "text", "What the image of a threat model without a norm was made with; "
+           "empty for a norm.", default=""),
 )  # fmt: skip
 """Columns of the per-example records, in the order of the file."""
 COLUMNS = tuple(column.name for column in RECORD_COLUMNS)

@@ -15,8 +15,10 @@ from annotated_types import Ge
 from bench.core.contracts.attack import Attack, ExternalAttack, IterativeAttack
 from bench.core.contracts.input_transforms import InputTransforms
 from bench.core.contracts.parameters import Count
-from bench.core.contracts.types import Combination, Goal, Norm, Precision, Stop
+from bench.core.contracts.types import BALLS, Combination, Goal, Norm, Precision, Stop
+from bench.core.optional import Unchecked
 from bench.core.validation import Validator
+from bench.engine.threats.registry import find_level_problem
 from bench.suite import query_budgets
 from bench.suite.adaptations import check_parts, is_user_loss, read_adaptation
 from bench.suite.checks import check_label, find_extension, format_radius, read_radii
@@ -46,7 +48,7 @@ class AttackTable:
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: str | list[str] | dict[str, Any] | None = None
     """Labels, "each", or a `SourceTable`."""
-    vary: dict[str, list[int | float]] = dataclasses.field(default_factory=dict)
+    vary: dict[str, list[int | float | str]] = dataclasses.field(default_factory=dict)
     seeds: Count | list[_Seed] | None = None
     features: list[str] = dataclasses.field(default_factory=list)
     """Names of the modules whose outputs the user's loss gets."""
@@ -98,7 +100,7 @@ class _Variant(NamedTuple):
     """One value of a varied parameter; `name` is empty where nothing is varied."""
 
     name: str
-    value: float
+    value: float | str
     params: Any
     """The attack's params dataclass; None if they are invalid."""
 
@@ -198,8 +200,9 @@ def expand_table(
             family=family,
             source=source.label if source else None,
             ensemble=source.ensemble if source else None,
-            varied=variant.name,
-            value=variant.value if variant.name else None,
+            # Pages draw a curve over the numbers of a varied parameter; texts have no order.
+            varied="" if isinstance(variant.value, str) else variant.name,
+            value=variant.value if variant.name and not isinstance(variant.value, str) else None,
             seed=seed,
             budgets=query_budgets.choose_budgets(
                 table.budgets, defaults.budgets, attack, variant.params, table.batch_size
@@ -233,9 +236,16 @@ def _label(family: str, source: _Source | None, variant: _Variant, seed: int | N
     return (
         family
         + (f" from {source.label}" if source is not None else "")
-        + (f", {variant.name} {variant.value:g}" if variant.name else "")
+        + (f", {_describe_variant(variant)}" if variant.name else "")
         + (f", seed {seed}" if seed is not None else "")
     )
+
+
+def _describe_variant(variant: _Variant) -> str:
+    """Return parameter and number; a text says by itself which parameter it is of."""
+    if isinstance(variant.value, str):
+        return variant.value
+    return f"{variant.name} {variant.value:g}"
 
 
 def _check_capabilities(check: Validator, table: AttackTable, attack: Attack, key: str) -> None:
@@ -253,6 +263,11 @@ def _check_capabilities(check: Validator, table: AttackTable, attack: Attack, ke
     if table.transforms is not None and not follows:
         expected = "expected none: only iterative attacks that follow gradients have them"
         check.say(f"{key}.transforms", f"{expected}, got attack '{table.name}'")
+    if table.norm not in BALLS and (
+        not isinstance(attack, ExternalAttack) or attack.budget == "minimum"
+    ):
+        expected = "expected a function `run` and a fixed budget for a threat without a norm"
+        check.say(f"{key}.norm", f"{expected}, got another kind of attack for {table.norm}")
     if not isinstance(attack, ExternalAttack):
         return
     if table.precision not in (None, "float32"):
@@ -318,7 +333,7 @@ def _read_variants(
     """Return the params of each variant of the table."""
     vary = table.vary if table else {}
     params = raw.get("params", {})
-    if attack.unavailable:  # only the library itself knows which parameters it takes
+    if attack.params is Unchecked:  # only the library itself knows which parameters it takes
         return [_Variant("", 0.0, attack.params())]
     if not vary:
         return [_Variant("", 0.0, check.fill(attack.params, params, f"{key}.params"))]
@@ -365,9 +380,7 @@ def _check_target(check: Validator, raw: dict[str, Any], key: str) -> None:
 def _read_eps(check: Validator, table: AttackTable, key: str) -> Iterator[Eps]:
     """Yield the eps that are valid for the norm, each once."""
     for at, written, value in read_radii(check, table.eps, f"{key}.eps"):
-        most = 1.0 if table.norm == "linf" else float("inf")
-        if not 0 <= value <= most or value == float("inf"):
-            bound = "in [0, 1]" if table.norm == "linf" else "at least 0"
-            check.say(at, f"expected an eps {bound} for {table.norm}, got {written}")
+        if problem := find_level_problem(table.norm, value):
+            check.say(at, f"{problem}, got {written}")
         else:
             yield Eps(value, format_radius(written))

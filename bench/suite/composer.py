@@ -20,6 +20,7 @@ from bench.core.contracts.attack import Attack
 from bench.core.contracts.dataset import Dataset
 from bench.core.contracts.model import Model
 from bench.core.errors import SuiteError, nearest
+from bench.core.optional import Unchecked
 
 HEADER = "# Written by bench from the options of a command line."
 OBJECTS_HEADER = (
@@ -282,7 +283,8 @@ def _list_parameters(kind: str, name: str) -> list[str] | None:
     except SuiteError:  # the suite's check names the mistake
         return None
     if isinstance(found, Attack):
-        return [] if found.unavailable else [each.name for each in dataclasses.fields(found.params)]
+        unknown = found.params is Unchecked  # only the library knows its parameters
+        return [] if unknown else [each.name for each in dataclasses.fields(found.params)]
     function: Callable[..., Any] | None = (
         found.load
         if isinstance(found, Dataset)

@@ -20,9 +20,10 @@ from bench.core.contracts.attack import (
     ExternalAttack,
     IterativeAttack,
 )
-from bench.core.contracts.types import ACCESS_RANK, Access, Shape
+from bench.core.contracts.types import ACCESS_RANK, BALLS, Access, Shape
 from bench.core.errors import SuiteError
 from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
+from bench.engine.threats.registry import find_threat
 from bench.models.fingerprint import describe_value
 from bench.suite.adaptations import describe_adaptation
 from bench.suite.schema import AttackEntry
@@ -115,6 +116,7 @@ def hash_cell(
             "sweep": spec.sweep,
             "seed": spec.seed,
             "rows": (source or facts).rows if attack.batch_dependent else None,
+            **({"threat": find_threat(spec.norm).version} if spec.norm not in BALLS else {}),
             **({"files": files} if (files := _hash_files(spec)) else {}),
             **({"precision": spec.precision} if spec.precision != "float32" else {}),
             **({"samples": spec.samples} if spec.samples > 1 else {}),

@@ -69,6 +69,8 @@ class SuiteTable:
     gate: Any = None
     certify: Any = False
     """Read by `certificates`, as tables are."""
+    corruption_baseline: str | None = None
+    """Label of the model whose errors normalise the mean corruption error."""
 
 
 def read_suite(name: str) -> Suite:
@@ -186,6 +188,7 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
     certified = certificates.read_certificates(check, raw.get("certify", False))
     if top is None or data is None:
         return None
+    check_label(check, "corruption_baseline", "model", top.corruption_baseline, model_labels)
     return Suite(
         name=top.name,
         title=top.title or top.name,
@@ -199,6 +202,7 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
         published=figures,
         unions=together,
         certify=certified,
+        corruption_baseline=top.corruption_baseline or "",
         base=base,
         text=text,
     )

@@ -195,6 +195,8 @@ class Suite:
     """How every model is certified."""
     unions: tuple[ThreatUnion, ...] = ()
     """Threat models whose union is reported, beside that of all."""
+    corruption_baseline: str = ""
+    """Label of the model whose errors normalise the mean corruption error; "" for none."""
     base: Path
     text: str
     """The TOML, stored with the run, so that a report needs no other file."""

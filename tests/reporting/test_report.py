@@ -12,6 +12,7 @@ import pytest
 
 from bench.analysis import classes, min_norm, unions
 from bench.analysis.certified import CertifiedResults
+from bench.analysis.corruptions import CorruptionResults
 from bench.analysis.results import RunResults
 from bench.evaluation.audit.findings import Audit
 from bench.reporting.plots import figures
@@ -156,6 +157,7 @@ def written(
         "published": pd.DataFrame(),
         "violations": made_up_violations(),
         "audit": Audit([], [], []),
+        "corruptions": CorruptionResults(pd.DataFrame(), pd.DataFrame()),
         "certified": CertifiedResults(pd.DataFrame(), pd.DataFrame()),
     }
     found = RunResults(folder, manifest, [], StoredRecords(pd.DataFrame(), [], {}))

@@ -236,7 +236,7 @@ EXPECTED = {
     "attacks[1].params.restarts": ("valid integer", "got 2.5"),
     "attacks[2].norm": ("no norm 'l1'", "it has linf, l2"),
     "attacks[2].target": ("next, complement, random, least-likely", "got nothing"),
-    "attacks[3].norm": ("'linf', 'l2', 'l1' or 'l0'", "got 'lindf'"),
+    "attacks[3].norm": ("'linf', 'l2', 'l1', 'l0'", "got 'lindf'"),
     "attacks[3].eps": ("valid list", "got 0.1"),
     "attacks[4].target": ("goal = 'targeted'", "got untargeted"),
     "attacks[4].batch_size": ("at least 1", "got 0"),

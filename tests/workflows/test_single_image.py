@@ -55,6 +55,20 @@ def test_a_target_is_reached_by_the_raw_gradient(digit: Path) -> None:
     assert "five.png is taken as 3" in result.output
 
 
+@pytest.mark.parametrize("eps", ["0.05", "1"])
+def test_a_threat_without_a_norm_is_reported_whether_it_breaks_the_image_or_not(
+    digit: Path, eps: str
+) -> None:
+    result = bench(
+        digit, "--attack", "rotation_translation", "--norm", "rotation-translation", "--eps", eps,
+        "--param", "angles=3", "--param", "shifts=3",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert ("is taken as another class" in result.output) == (eps == "1")
+    page = (digit.parent / "out" / "five-attack.md").read_text(encoding="utf-8")
+    assert f"rotation-translation eps {eps}" in page
+
+
 def test_the_default_attack_uses_its_budget_and_one_that_does_not_is_no_evidence(
     tmp_path: Path,
 ) -> None:

@@ -30,7 +30,7 @@ from bench.attacks.objects import AttackObject
 from bench.core import optional
 from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Alpha, Count, step_size
-from bench.core.contracts.types import NORMS, Goal, Norm, Threat
+from bench.core.contracts.types import BALLS, Goal, Norm, Threat
 from bench.core.rng import Noise
 
 LIBRARY = "foolbox"
@@ -221,7 +221,7 @@ def _norms(name: str) -> tuple[Norm, ...]:
     if "constraint" in takes:
         return ("l2", "linf")
     if "distance" in takes:
-        return NORMS
+        return BALLS
     measured = _class(name).distance
     p = (_class(name)().distance if isinstance(measured, property) else measured).p
     return ("linf",) if p == torch.inf else (f"l{p:g}",)  # type: ignore[return-value]

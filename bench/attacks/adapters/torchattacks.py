@@ -33,7 +33,7 @@ from bench.attacks.objects import AttackObject
 from bench.core import optional
 from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Alpha, Count, step_size
-from bench.core.contracts.types import NORMS, Goal, Norm, Threat
+from bench.core.contracts.types import BALLS, Goal, Norm, Threat
 from bench.core.errors import ContractError, SuiteError, nearest
 from bench.core.rng import Noise
 
@@ -72,8 +72,8 @@ CROCE, SMOOTH, EAD = "Croce and Hein 2020", "Salman et al. 2019", "Chen et al. 2
 
 # fmt: off
 TABLE = {
-    "VANILA": Row("the image itself, as a floor", "no attack", NORMS, True, True, "labels"),
-    "GN": Row("Gaussian noise, as a floor", "no attack", NORMS, True, True, "labels", True),
+    "VANILA": Row("the image itself, as a floor", "no attack", BALLS, True, True, "labels"),
+    "GN": Row("Gaussian noise, as a floor", "no attack", BALLS, True, True, "labels", True),
     "FGSM": Row("one step of length eps along the gradient's sign", "Goodfellow et al. 2015"),
     "BIM": Row("projected gradient ascent from x itself", "Kurakin et al. 2017"),
     "RFGSM": Row("gradient ascent from a random corner around x", "Tramer et al. 2018",

@@ -17,12 +17,16 @@ from bench.core.contracts.adaptation import Adaptation
 from bench.core.contracts.input_transforms import InputTransforms
 from bench.core.contracts.learner import Learner
 from bench.core.contracts.rule import Rule
+from bench.core.contracts.threat import TransformedBatch, VerifierInput
 from bench.core.contracts.types import Goal, Norm, Precision, Stop, Sweep, Threat
 from bench.core.errors import ContractError
 from bench.core.rng import Noise
 
-AttackFunction = Callable[[nn.Module, Tensor, Tensor, Threat, Any, Noise], Tensor]
-"""(model, x, y, threat, params, noise) -> x_adv: an attack with its own loop."""
+AttackFunction = Callable[
+    [nn.Module, Tensor, Tensor, Threat, Any, Noise], Tensor | TransformedBatch
+]
+"""(model, x, y, threat, params, noise) -> x_adv: an attack with its own loop. On a family of images
+it returns the parameters of each image, too."""
 
 
 class Part(NamedTuple):
@@ -123,6 +127,9 @@ class Attack(metaclass=_AttackKind):
     batch_dependent: bool = False
     """Whether the result of an example depends on the batch it is in; the batch size then belongs
     to the identity of a cell."""
+    verify: Callable[[VerifierInput], list[str]] | None = None
+    """What the attack promises beyond its ball: for each image why it breaks that; "" if it does
+    not. None if it promises nothing more."""
     learn: Learner | None = None
     """How the attack is trained; None if it needs no training."""
     traits: Callable[[Any, Norm, float], Mapping[str, str]] = _no_traits

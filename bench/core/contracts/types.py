@@ -3,8 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-Norm = Literal["linf", "l2", "l1", "l0"]
-NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
+Norm = Literal["linf", "l2", "l1", "l0", "rotation-translation", "corruption", "patch"]
+"""What bounds the attacker: a norm, or a family of images in `bench.engine.threats`."""
+BALLS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
+"""The norms; for them eps is a radius. For a family it is the level of the family."""
 Goal = Literal["untargeted", "targeted"]
 Stop = Literal["first-success", "never"]
 Sweep = Literal["independent", "nested"]
@@ -22,7 +24,10 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Threat:
-    """What the attacker may do: stay within eps of x in `norm`, inside the box [0, 1]."""
+    """What the attacker may do, inside the box [0, 1].
+
+    In a norm: stay within eps of x. In a family of images: show one of its images of level eps.
+    """
 
     norm: Norm
     eps: float

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from bench.core.contracts.types import BALLS
 from bench.core.errors import RecordError
 from bench.evaluation import metrics
 from bench.evaluation.audit import checks, probes, symptoms
@@ -61,7 +62,9 @@ def audit_run(
     Raises:
         RecordError: `probed` is damaged.
     """
-    finished = set(table["cell"][(table["status"] == "ok") & (table["eps"] > 0)])
+    # The checks compare attacks within balls: a larger one contains a smaller one.
+    compared = (table["status"] == "ok") & (table["eps"] > 0) & table["norm"].isin(BALLS)
+    finished = set(table["cell"][compared])
     runs = list(_attacked_cells([cell for cell in plan if cell.identity in finished], stored))
     models = list(dict.fromkeys(cell.model for cell in plan))
     all_symptoms: list[ObservedSymptom] = []

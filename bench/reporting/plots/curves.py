@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bench.core.contracts.types import BALLS
+from bench.engine.threats.registry import find_threat
 from bench.reporting.formats.numbers import format_norm, format_number, format_text, map_eps_texts
 from bench.reporting.plots.style import OWN, PALETTE, STYLE, plot_message, shorten
 
@@ -180,11 +182,16 @@ def _lines(
         handles += axes.plot(other.eps, other.percents, linestyle=":", linewidth=0.9, **other.look)
         labels.append(other.label)
     axes.set(ylim=(-2, 102), ylabel="robust accuracy (%)")
-    axes.set_xlabel(f"eps ({format_norm(norm)}: {NORM_UNITS.get(norm, norm)})")
+    axes.set_xlabel(f"eps ({format_norm(norm)}: {_name_unit(norm)})")
     marked = select_ticks([eps for curve in curves for eps in curve.cells["eps"]])
     axes.set_xticks(marked, [names.get(tick, format_number(tick)) for tick in marked])
     figure.legend(handles, labels, loc="outside right upper", labelspacing=0.7)
     return figure
+
+
+def _name_unit(norm: str) -> str:
+    """Return what eps measures: the unit of a norm, the level of a family of images."""
+    return NORM_UNITS[norm] if norm in BALLS else find_threat(norm).level
 
 
 def select_ticks(values: Iterable[float]) -> list[float]:

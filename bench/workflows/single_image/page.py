@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.attacks.common import ONE_IMAGE
+from bench.core.contracts.types import BALLS
 from bench.core.files import write_atomic
 from bench.evaluation.audit.checks import USED_SHARE
 from bench.reporting import templates
@@ -83,6 +84,8 @@ def describe_unused_budget(result: SingleImageResult) -> str:
         One sentence, or "" if there is no such doubt.
     """
     entry = result.attack
+    if entry.norm not in BALLS:  # a level is no distance
+        return ""
     eps, moved = entry.eps[0], result.record[entry.norm]
     searched = entry.attack.budget == "minimum" or entry.norm == "l0"
     tried = result.record["attacked"] and not result.record["fooled"] and eps.value > 0
@@ -111,7 +114,7 @@ def write_page(result: SingleImageResult, every: int, command: str, folder: Path
     """
     entry = result.attack
     settings = (
-        f"{entry.label}, {numbers.NORM_NAMES[entry.norm]} eps {entry.eps[0].text}, {entry.goal}"
+        f"{entry.label}, {numbers.format_norm(entry.norm)} eps {entry.eps[0].text}, {entry.goal}"
     )
     source = "the data set's" if result.known else "the model's own prediction of the clean image"
     likeliest = [
