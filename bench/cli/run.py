@@ -80,7 +80,8 @@ def run(
         raise SuiteError(
             "--track: a shard is not a complete run; give --track to bench merge instead"
         )
-    whole = out or default_run_folder(chosen.read(limit).name)
+    name = chosen.read(limit).name  # mistakes are named as on the command line
+    whole = out or default_run_folder(name)
     folder = part.folder(whole)
     options = RunOptions(
         device=device,

@@ -193,6 +193,15 @@ def test_a_refused_run_of_a_suite_file_leaves_no_folder(folder: Path) -> None:
     assert not (folder / "a").exists()
 
 
+@pytest.mark.parametrize("place", [(), ("--out", "a")])
+def test_a_mistake_in_the_options_is_named_as_on_the_command_line(
+    folder: Path, place: tuple[str, ...]
+) -> None:
+    said = refusal("run", *LENET, "--eps", "1/0", *place)
+    assert said.startswith("bench: command line: attacks[0].eps[0]: ")
+    assert sorted(path.name for path in folder.iterdir()) == ["mine.py", "w.pt"]
+
+
 @pytest.mark.parametrize("weights", ["nope.pt", "./nope.pt", "sub/../nope.pt", "w.pt#nope"])
 def test_a_refused_run_names_files_as_they_were_typed(folder: Path, weights: str) -> None:
     said = refusal(*NO_WEIGHTS[:4], weights, *NO_WEIGHTS[5:])
