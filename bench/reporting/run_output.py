@@ -77,12 +77,12 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         results.table,
         examples,
         folder,
-        results.published,
-        results.searches,
-        results.certified.table,
-        results.classes,
-        results.query_curves,
-        results.queries,
+        published=results.published,
+        searches=results.searches,
+        certified=results.certified.table,
+        classes=results.classes,
+        query_curves=results.query_curves,
+        queries=results.queries,
     )
     drawn += figures.draw_smoothing_figures(results.smoothed.curve, folder)
     page, _ = writer.write_report(

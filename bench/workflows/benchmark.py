@@ -4,6 +4,7 @@ The plan, the evaluation, the records and the report are those of a suite; only 
 and the attacks are objects in place of names.
 """
 
+import contextlib
 import shutil
 import tempfile
 import weakref
@@ -216,13 +217,13 @@ def benchmark(
         fresh=fresh,
         command="bench.benchmark(...)",
     )
-    try:
-        runner.run_suite(suite, folder, options, events.log_event, InlineBackend(evaluator))
-        return Benchmark(folder, temporary=out is None)
-    except BaseException:
+    with contextlib.ExitStack() as temporary:
         if out is None:
-            shutil.rmtree(folder, ignore_errors=True)
-        raise
+            temporary.callback(shutil.rmtree, folder, ignore_errors=True)
+        runner.run_suite(suite, folder, options, events.log_event, InlineBackend(evaluator))
+        benchmark = Benchmark(folder, temporary=out is None)
+        temporary.pop_all()  # the object deletes it from now on
+    return benchmark
 
 
 def _make_suite(

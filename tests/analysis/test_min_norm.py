@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+from cheap_runs import draw_only
 from torch import Tensor, nn
 
 import bench
@@ -27,7 +28,6 @@ from bench.engine import timing
 from bench.evaluation import chunk, metrics
 from bench.evaluation.crafting import Examples
 from bench.reporting import run_output
-from bench.reporting.plots import figures
 from bench.storage import reader, schema
 
 INF = np.inf
@@ -184,14 +184,7 @@ def test_the_interval_holds_the_true_median_at_least_as_often_as_it_says(n: int)
 @pytest.fixture(scope="module", autouse=True)
 def no_figures() -> Iterator[None]:
     """Of all figures, the security curves alone are drawn."""
-    draw = figures.draw_figures
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            figures, "draw_figures",
-            lambda table, _, folder, published, searches, certified: draw(
-                table[:0], [], folder, searches=searches
-            ),
-        )  # fmt: skip
+    with draw_only("searches"):
         yield
 
 

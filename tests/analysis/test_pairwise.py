@@ -297,7 +297,7 @@ def test_a_runs_folder_has_both_tables_and_its_page_both_sections(
     found: results.RunResults, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        figures, "draw_figures", lambda *_: []
+        figures, "draw_figures", lambda *_, **__: []
     )  # seconds of figures, tested elsewhere
     page = run_output.write_run_output(found, folder).read_text(encoding="utf-8")
     assert "<h2>Over seeds</h2>" in page

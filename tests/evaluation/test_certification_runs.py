@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from cheap_runs import draw_only
 from click.testing import CliRunner
 from torch import Tensor
 
@@ -15,7 +16,6 @@ from bench.core.contracts import types
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation.certification import bounds
 from bench.evaluation.certification.layers import Node
-from bench.reporting.plots import figures
 from bench.suite.reader import parse_suite
 
 NET = """
@@ -104,14 +104,7 @@ def typed(*words: str) -> tuple[int, str]:
 @pytest.fixture(scope="module", autouse=True)
 def no_figures() -> Iterator[None]:
     """Of all figures, the certified bounds alone are drawn."""
-    draw = figures.draw_figures
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            figures, "draw_figures",
-            lambda table, _, folder, published, searches, certified: draw(
-                table[:0], [], folder, certified=certified
-            ),
-        )  # fmt: skip
+    with draw_only("certified"):
         yield
 
 

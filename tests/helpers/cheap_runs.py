@@ -4,6 +4,8 @@ A folder's conftest imports them. A module that tests figures defines `no_figure
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -24,5 +26,18 @@ def few_rows() -> Iterator[None]:
 def no_figures() -> Iterator[None]:
     """Reports without figures, which take seconds to draw."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "draw_figures", lambda *_: [])
+        patch.setattr(figures, "draw_figures", lambda *_, **__: [])
+        yield
+
+
+@contextmanager
+def draw_only(argument: str) -> Iterator[None]:
+    """Within this context runs draw the figures of one argument of `draw_figures` alone."""
+    draw = figures.draw_figures
+
+    def draw_these(table: Any, examples: Any, folder: Any, **given: Any) -> Any:
+        return draw(table[:0], [], folder, **{argument: given[argument]})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "draw_figures", draw_these)
         yield

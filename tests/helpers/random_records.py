@@ -94,6 +94,9 @@ def draw_records(
                     "part": "",
                     "agreement": 1.0,
                     "distance": math.nan,
+                    "queries": math.nan,
+                    "distance_within": None,
+                    "parameters": "",
                 }
             )[list(COLUMNS)]
         )

@@ -19,7 +19,9 @@ def frame(cell: str = "c", first: int = 0, n: int = 4) -> pd.DataFrame:
     columns |= {name: [0.25 * i for i in range(n)] for name in ("eps", *NUMBERS)}
     columns |= {name: [i % 2 == 0 for i in range(n)] for name in FLAGS}
     columns["distance_within"] = [[0.5, 0.25 * i] for i in range(n)]
-    columns |= {name: ["é, x"] * n for name in ("suite", "model", "attack", "norm", "goal")}
+    columns |= {
+        name: ["é, x"] * n for name in ("suite", "model", "attack", "norm", "goal", "parameters")
+    }
     return pd.DataFrame({**columns, "violation": [""] * n, "cell": [cell] * n})
 
 
