@@ -37,8 +37,9 @@ def linearised_distances(
         samples: Passes whose logits are averaged, for a randomised model.
 
     Returns:
-        Distances, (n, candidates), in the unit of `norm`; infinite where the gradient is zero or
-        not finite, since nothing is known of the class there.
+        Distances, (n, candidates), in the unit of `norm`; infinite where the gradient is zero,
+        since nothing is known of the class there. Entries of a gradient that are not finite count
+        as zero.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -51,6 +52,8 @@ def linearised_distances(
             (gradient,) = torch.autograd.grad(
                 gap.sum(), x, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            distance = gap.detach() / norm_of(gradient, DUAL[norm])
+            # As in the engine's steps: the slope is 0 at a pixel of which nothing is known.
+            size = norm_of(gradient.nan_to_num(0.0, 0.0, 0.0), DUAL[norm])
+            distance = gap.detach() / size
             distances.append(torch.where(distance.isfinite(), distance, torch.inf))
     return torch.stack(distances, 1)

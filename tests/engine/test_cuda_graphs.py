@@ -171,7 +171,8 @@ def test_recorded_turns_return_what_turns_return(
     agree(attacked(net, x, y, attack, (0.1, 0.2), **settings), eager)
     assert recordings[0] == 3
     assert len(recordings) == len(set(recordings))  # every size is recorded once
-    assert len(recordings) > 1 or attack == "fab_t"  # batches shrank, unless the last two rows tie
+    # Batches shrank, unless the last rows finish together.
+    assert len(recordings) > 1 or attack in ("fab_t", "apgd_malt")
 
 
 @pytest.mark.parametrize("held", [14, 5])
