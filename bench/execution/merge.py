@@ -18,6 +18,7 @@ from bench.evaluation import consistency
 from bench.evaluation.certification import store
 from bench.evaluation.evaluator import chunk_bounds
 from bench.execution import manifest_builder, sharding
+from bench.models.preflight import findings
 from bench.storage import fingerprint, manifest, reader, records, schema
 from bench.storage.images import ADVERSARIAL_SUFFIX, CLEAN, IMAGES_SUFFIX
 from bench.suite.plan import Cell, CertificationTask
@@ -199,9 +200,7 @@ def _find_clean_files(source: _Source) -> dict[tuple[str, int], Path]:
         label
         for label, model in about.items()
         if model.get("predictions", 1) > 1
-        or any(
-            f"({name}" in finding for finding in model["findings"] for name in ("random", "batch")
-        )
+        or {"random", "batch-dependent"} & set(map(findings.read_name, model["findings"]))
     }
     models = {cell.identity: cell.model for cell in source.plan if cell.model not in inconsistent}
     return {

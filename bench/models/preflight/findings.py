@@ -1,5 +1,6 @@
 """List what preflight looks for in a model; a suite may allow each finding by its name."""
 
+import re
 from typing import NamedTuple
 
 FINDINGS = {
@@ -60,3 +61,19 @@ class Finding(NamedTuple):
             The sentence.
         """
         return f'{self.sentence[:-1]}; or, if that is meant, allow = ["{self.name}"] in its entry'
+
+
+def read_name(note: str) -> str:
+    """Read the name of a finding from its note, as a manifest stores it.
+
+    Args:
+        note: A sentence of `Finding.format_note`, or any other.
+
+    Returns:
+        The name; "" of a sentence that ends without one.
+
+    >>> read_name("model 'a' answers otherwise (if asked twice). (random, allowed by the suite)")
+    'random'
+    """
+    found = re.search(r"\((?P<name>[a-z0-9-]+)(, allowed by the suite)?\)$", note)
+    return found["name"] if found else ""
