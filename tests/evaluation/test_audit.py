@@ -708,8 +708,8 @@ def test_a_random_model_that_votes_under_attacks_that_average_is_cared_for() -> 
         frame = run(SOME).records.assign(
             cell="c", example=range(N), attacked=True, fooled=[k in SOME for k in range(N)]
         )
-        table = pd.DataFrame({"cell": ["c"], "model": ["net"], "status": ["ok"], "eps": [0.1]})
-        stored = StoredRecords(frame, [], {})
+        row = {"cell": "c", "model": "net", "status": "ok", "norm": "linf", "eps": 0.1}
+        table, stored = pd.DataFrame([row]), StoredRecords(frame, [], {})
         assert len(findings.audit_run([cell], table, stored, probed).symptoms) == left
 
 

@@ -29,8 +29,13 @@ from bench.models import strided_cnn
 from bench.models.published_weights import WEIGHTS
 
 Attacked = Callable[..., Any]
-BUILT_IN = [name for name in registry.names("attacks") if not name.endswith(":")]
-FOUND = {name: registry.find("attacks", name) for name in BUILT_IN}
+FOUND = {
+    name: attack
+    for name in registry.names("attacks")
+    if not name.endswith(":")
+    and (attack := registry.find("attacks", name)).norms != ("corruption",)  # eps is a severity
+}
+BUILT_IN = [*FOUND]
 FIXED = [
     name
     for name, attack in FOUND.items()
