@@ -25,15 +25,13 @@ from annotated_types import Ge
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from bench.attacks.trained_weights import find_weights, load_weights
 from bench.core import checkpoint, checkpoint_states
 from bench.core.contracts.attack import ExternalAttack
 from bench.core.contracts.learner import Learner, Losses, TrainingBatch
 from bench.core.contracts.types import Norm, Shape, Threat
-from bench.core.errors import ContractError, SuiteError, nearest
+from bench.core.errors import ContractError, SuiteError
 from bench.core.rng import Noise
-
-WEIGHTS = Path(__file__).parent / "weights"
-SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,29 +292,11 @@ def load_generator(params: Params) -> LoadedGenerator:
     Raises:
         SuiteError: The file is missing, damaged or of another network.
     """
-    path = _file(params)
-    try:
-        return _read(f"attack 'advgan': weights '{params.weights}'", path, _age(path))
-    except SuiteError as error:
-        known = [file.stem.removeprefix("advgan-") for file in WEIGHTS.glob(f"advgan-*{SUFFIX}")]
-        problem = f"{error}; {nearest(params.weights, known)}; "
-        command = f"`bench train {path.stem} --out {path.parent}`"
-        raise SuiteError(f"{problem}{command} makes it if there is such a recipe") from error
-
-
-def _file(params: Params) -> Path:
-    """Return the path of the weights; a relative one is taken from the working folder."""
-    given = params.weights
-    return Path(given) if given.endswith(SUFFIX) else WEIGHTS / f"advgan-{given}{SUFFIX}"
-
-
-def _age(path: Path) -> int:
-    """Return the modification time, which invalidates the cache of `_read`."""
-    return path.stat().st_mtime_ns if path.is_file() else 0
+    return load_weights("advgan", params.weights, _read)
 
 
 @lru_cache(maxsize=8)
-def _read(where: str, path: Path, age: int) -> LoadedGenerator:
+def _read(where: str, path: Path, changed: int) -> LoadedGenerator:
     """Read a weights file."""
     state = checkpoint.read_tensors(where, path)
     with safe_open(path, framework="pt") as file:
@@ -345,7 +325,7 @@ def reads(params: Params) -> Sequence[Path]:
         SuiteError: The file is missing, damaged or of another network.
     """
     load_generator(params)  # reports a bad file now, and not cell by cell
-    return [_file(params)]
+    return [find_weights("advgan", params.weights)]
 
 
 def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
@@ -359,7 +339,9 @@ def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
     Returns:
         Sentences for the report.
     """
-    if not _file(params).is_file():  # a suite can be planned before the generator is trained
+    if not find_weights(
+        "advgan", params.weights
+    ).is_file():  # a suite can be planned before the generator is trained
         return ()
     learned = load_generator(params)
     if learned.eps == eps:

@@ -10,31 +10,21 @@ distance that the linear approximation implies.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
-
-from annotated_types import Ge, Le
 
 from bench.attacks import apgd, apgd_t
 from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.rule import Rule, TargetChoice
-from bench.core.contracts.types import Loss, Norm
+from bench.core.contracts.types import Norm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Params:
-    """Parameters of the attack."""
+class Params(apgd_t.Params):
+    """Parameters of APGD-T, and of the ranking."""
 
-    steps: Count = 100
-    restarts: Count = 1
-    """Runs towards each class."""
-    targets: Count = 9
     candidates: Count = 100
     """Wrong classes of the largest logits that are ranked, at one gradient each; all, if the model
     has fewer."""
-    rho: Annotated[float, Ge(0), Le(1)] = 0.75
-    """As APGD's."""
-    loss: ClassVar[Loss] = "dlr"
 
 
 def aims(params: Params) -> TargetChoice:
@@ -60,11 +50,8 @@ def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     Returns:
         Properties by name.
     """
-    shared = apgd_t.Params(
-        steps=params.steps, restarts=params.restarts, targets=params.targets, rho=params.rho
-    )
     ranked = f"by linearised distance, of {params.candidates}"
-    return {**apgd_t.traits(shared, norm, eps), "targets": f"{params.targets} {ranked}"}
+    return {**apgd_t.traits(params, norm, eps), "targets": f"{params.targets} {ranked}"}
 
 
 ATTACK = IterativeAttack(

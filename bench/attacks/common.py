@@ -1,6 +1,6 @@
 """Helpers of several attacks: steps, schedules, bookkeeping of the nearest example, caveats."""
 
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
 from annotated_types import Gt, Le
@@ -65,6 +65,23 @@ def update_nearest(
     """
     nearer = fooled & (far < nearest)
     return torch.where(nearer, far, nearest), torch.where(norms.per_row(nearer, x), x, best)
+
+
+class _Search(Protocol):
+    @property
+    def best(self) -> Tensor: ...
+
+
+def best_image(state: _Search) -> Tensor:
+    """Return the nearest adversarial iterate: the `result` of a search.
+
+    Args:
+        state: State of the rows, with the field `best`.
+
+    Returns:
+        Images, (n, c, h, w).
+    """
+    return state.best
 
 
 COARSE = 4

@@ -17,7 +17,7 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
-from bench.attacks.common import anneal, update_nearest
+from bench.attacks.common import anneal, best_image, update_nearest
 from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.parameters import Count, Length
 from bench.core.contracts.rule import AttackBatch, Rule, StepInput
@@ -101,18 +101,6 @@ def respond(
     return State(x, eps, nearest, best)
 
 
-def result(state: State) -> Tensor:
-    """Return the nearest adversarial iterate.
-
-    Args:
-        state: State of the rows.
-
-    Returns:
-        Images, (n, c, h, w).
-    """
-    return state.best
-
-
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:
     """Describe the attack for cross-checks.
 
@@ -140,6 +128,6 @@ ATTACK = IterativeAttack(
     params=Params,
     norms=("l2",),
     budget="minimum",
-    rule=Rule(init=init, respond=respond, result=result, seeks=True),
+    rule=Rule(init=init, respond=respond, result=best_image, seeks=True),
     traits=traits,
 )

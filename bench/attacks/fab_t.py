@@ -25,7 +25,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from bench.attacks.common import update_nearest
+from bench.attacks.common import best_image, update_nearest
 from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.rule import AttackBatch, Rule, StepInput
@@ -138,18 +138,6 @@ def _onto_boundary(point: Tensor, x: Tensor, observed: StepInput, norm: Norm) ->
     return hyperplane.shortest_step(point, observed.gradient, -lead, norm)
 
 
-def result(state: State) -> Tensor:
-    """Return the nearest adversarial iterate.
-
-    Args:
-        state: State of the rows.
-
-    Returns:
-        Images, (n, c, h, w).
-    """
-    return state.best
-
-
 def aims(params: Params) -> int:
     """Return the number of wrong classes to attack towards.
 
@@ -193,6 +181,6 @@ ATTACK = IterativeAttack(
     norms=("linf", "l2", "l1"),
     goals=("untargeted",),
     budget="minimum",
-    rule=Rule(init=init, respond=respond, result=result, seeks=True, aims=aims),
+    rule=Rule(init=init, respond=respond, result=best_image, seeks=True, aims=aims),
     traits=traits,
 )

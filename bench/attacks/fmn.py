@@ -24,7 +24,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from bench.attacks.common import anneal, update_nearest
+from bench.attacks.common import anneal, best_image, update_nearest
 from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.rule import AttackBatch, Rule, StepInput
@@ -119,18 +119,6 @@ def respond(
     return State(x, eps, nearest, best)
 
 
-def result(state: State) -> Tensor:
-    """Return the nearest adversarial iterate.
-
-    Args:
-        state: State of the rows.
-
-    Returns:
-        Images, (n, c, h, w).
-    """
-    return state.best
-
-
 def _width(eps: Tensor, norm: Norm, d: int) -> Tensor:
     """Return the largest l2 distance from the centre of a ball in d dimensions, (n,).
 
@@ -167,7 +155,7 @@ ATTACK = IterativeAttack(
     params=Params,
     norms=("linf", "l2", "l1", "l0"),
     budget="minimum",
-    rule=Rule(init=init, respond=respond, result=result, seeks=True),
+    rule=Rule(init=init, respond=respond, result=best_image, seeks=True),
     traits=traits,
     version=2,  # since 2, the projection in l2 reaches a corner at exactly the radius
 )

@@ -22,7 +22,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from bench.attacks.common import draw_start, point_between, update_nearest
+from bench.attacks.common import best_image, draw_start, point_between, update_nearest
 from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.rule import AttackBatch, Rule, StepInput
@@ -135,18 +135,6 @@ def respond(
     start = (phase == START) & fooled
     ends = start | ((phase == STEP) & fooled)
     return _query(_open_search(state, ends, start), batch._replace(k=batch.k + 1), params, norm)
-
-
-def result(state: State) -> Tensor:
-    """Return the nearest adversarial query.
-
-    Args:
-        state: State of the rows.
-
-    Returns:
-        Images, (n, c, h, w).
-    """
-    return state.best
 
 
 def _open_search(state: State, ends: Tensor, start: Tensor) -> State:
@@ -276,6 +264,6 @@ ATTACK = IterativeAttack(
     stochastic=True,
     budget="minimum",
     anytime=True,
-    rule=Rule(init=init, respond=respond, result=result, seeks=True),
+    rule=Rule(init=init, respond=respond, result=best_image, seeks=True),
     traits=traits,
 )

@@ -19,7 +19,7 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
-from bench.attacks.common import update_nearest
+from bench.attacks.common import best_image, update_nearest
 from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.rule import AttackBatch, Rule, StepInput
@@ -123,18 +123,6 @@ def respond(
     return State(x, signs, radius, attempt, blocks, block, low, high, nearest, best)
 
 
-def result(state: State) -> Tensor:
-    """Return the nearest adversarial query.
-
-    Args:
-        state: State of the rows.
-
-    Returns:
-        Images, (n, c, h, w).
-    """
-    return state.best
-
-
 def _move(x: Tensor, signs: Tensor, radius: Tensor) -> Tensor:
     """Move x (n, *input) by the radius (n,) along signs (n, d), in the box."""
     return (x + per_row(radius, x) * signs.view_as(x)).clamp(0, 1)
@@ -178,6 +166,6 @@ ATTACK = IterativeAttack(
     needs="labels",
     budget="minimum",
     anytime=True,
-    rule=Rule(init=init, respond=respond, result=result, seeks=True),
+    rule=Rule(init=init, respond=respond, result=best_image, seeks=True),
     traits=traits,
 )

@@ -19,15 +19,9 @@ from bench.core.contracts.types import Norm
 
 
 @dataclass(frozen=True, kw_only=True)
-class Params:
-    """Parameters of the attack."""
+class Params(autoattack.Params):
+    """Parameters of AutoAttack, whose targets MALT has as well, and of the later parts."""
 
-    steps: Count = 100
-    """Of each run of APGD and FAB-T."""
-    targets: Count = 9
-    """Wrong classes that APGD-T, FAB-T and MALT attack towards, if the model has so many."""
-    queries: Count = 5000
-    """Of Square."""
     restarts: Count = 5
     """Of APGD on the probability margin and on the difference of logits."""
     candidates: Count = 100

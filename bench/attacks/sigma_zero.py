@@ -17,7 +17,7 @@ import torch
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from bench.attacks.common import anneal, update_nearest
+from bench.attacks.common import anneal, best_image, update_nearest
 from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.parameters import Count, Length
 from bench.core.contracts.rule import AttackBatch, Rule, StepInput
@@ -120,18 +120,6 @@ def respond(
     return State(torch.where(small, batch.x, x), first, second, threshold, nearest, best)
 
 
-def result(state: State) -> Tensor:
-    """Return the nearest adversarial iterate.
-
-    Args:
-        state: State of the rows.
-
-    Returns:
-        Images, (n, c, h, w).
-    """
-    return state.best
-
-
 def _count_slope(delta: Tensor, sigma: float) -> Tensor:
     """Compute the gradient of 1/d * sum_i delta_i^2 / (delta_i^2 + sigma) for each row."""
     d = delta[0].numel()
@@ -166,6 +154,6 @@ ATTACK = IterativeAttack(
     norms=("l0",),
     scale_free=False,
     budget="minimum",
-    rule=Rule(init=init, respond=respond, result=result, seeks=True),
+    rule=Rule(init=init, respond=respond, result=best_image, seeks=True),
     traits=traits,
 )

@@ -23,7 +23,7 @@ import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
-from bench.attacks.common import draw_start, point_between, update_nearest
+from bench.attacks.common import best_image, draw_start, point_between, update_nearest
 from bench.core.contracts.attack import IterativeAttack
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.rule import AttackBatch, Rule, StepInput
@@ -155,18 +155,6 @@ def respond(
         largest=state.largest.clamp_max(math.pi / 2),
     )
     return _query(state, batch, norm)
-
-
-def result(state: State) -> Tensor:
-    """Return the nearest adversarial query.
-
-    Args:
-        state: State of the rows.
-
-    Returns:
-        Images, (n, c, h, w).
-    """
-    return state.best
 
 
 def _search(state: State, fooled: Tensor, at: Tensor, batch: AttackBatch) -> tuple[State, Tensor]:
@@ -328,6 +316,6 @@ ATTACK = IterativeAttack(
     stochastic=True,
     budget="minimum",
     anytime=True,
-    rule=Rule(init=init, respond=respond, result=result, seeks=True),
+    rule=Rule(init=init, respond=respond, result=best_image, seeks=True),
     traits=traits,
 )

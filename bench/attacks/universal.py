@@ -20,18 +20,16 @@ from annotated_types import Gt
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from bench.attacks.trained_weights import find_weights, load_weights
 from bench.core import checkpoint
 from bench.core.contracts.attack import ExternalAttack
 from bench.core.contracts.learner import Learner, Losses, TrainingBatch
 from bench.core.contracts.threat import VerifierInput
 from bench.core.contracts.types import Norm, Shape, Threat
-from bench.core.errors import ContractError, SuiteError, nearest
+from bench.core.errors import ContractError, SuiteError
 from bench.core.rng import Noise
 from bench.engine.functional.losses import cross_entropy
 from bench.engine.functional.norms import norm_of
-
-WEIGHTS = Path(__file__).parent / "weights"
-SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,25 +226,11 @@ def load_perturbation(params: Params) -> LoadedPerturbation:
     Raises:
         SuiteError: The file is missing, damaged or of another attack.
     """
-    path = _file(params)
-    try:
-        age = path.stat().st_mtime_ns if path.is_file() else 0
-        return _read(f"attack 'universal': weights '{params.weights}'", path, age)
-    except SuiteError as error:
-        known = [path.stem.removeprefix("universal-") for path in WEIGHTS.glob("universal-*.safe*")]
-        problem = f"{error}; {nearest(params.weights, known)}; "
-        command = f"`bench train {path.stem} --out {path.parent}`"
-        raise SuiteError(f"{problem}{command} makes it if there is such a recipe") from error
-
-
-def _file(params: Params) -> Path:
-    """Return the path of the weights; a relative one is taken from the working folder."""
-    given = params.weights
-    return Path(given) if given.endswith(SUFFIX) else WEIGHTS / f"universal-{given}{SUFFIX}"
+    return load_weights("universal", params.weights, _read)
 
 
 @lru_cache(maxsize=8)
-def _read(where: str, path: Path, age: int) -> LoadedPerturbation:
+def _read(where: str, path: Path, changed: int) -> LoadedPerturbation:
     """Read a weights file."""
     state = checkpoint.read_tensors(where, path)
     with safe_open(path, framework="pt") as file:
@@ -273,7 +257,7 @@ def reads(params: Params) -> Sequence[Path]:
         SuiteError: The file is missing, damaged or of another attack.
     """
     load_perturbation(params)  # reports a bad file now, and not cell by cell
-    return [_file(params)]
+    return [find_weights("universal", params.weights)]
 
 
 def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
@@ -287,7 +271,9 @@ def caveats(params: Params, norm: Norm, eps: float) -> Sequence[str]:
     Returns:
         Sentences for the report.
     """
-    if not _file(params).is_file():  # a suite can be planned before the perturbation is trained
+    if not find_weights(
+        "universal", params.weights
+    ).is_file():  # a suite can be planned before the perturbation is trained
         return ()
     learned = load_perturbation(params)
     if (learned.norm, learned.eps) == (norm, eps):

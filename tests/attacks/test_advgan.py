@@ -12,7 +12,7 @@ from torch import Tensor
 
 import bench
 from bench import cli
-from bench.attacks import advgan
+from bench.attacks import advgan, trained_weights
 from bench.core import rng
 from bench.core.contracts.types import Threat
 from bench.core.errors import ContractError, SuiteError
@@ -122,7 +122,7 @@ def test_another_eps_than_the_trained_one_is_a_caveat(weights: str) -> None:
 def test_missing_weights_are_named_with_what_there_is_and_how_to_make_them(
     weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(advgan, "WEIGHTS", Path(weights).parent)
+    monkeypatch.setattr(trained_weights, "WEIGHTS", Path(weights).parent)
     with pytest.raises(SuiteError) as caught:
         advgan.reads(advgan.Params(weights="mime"))
     (only,) = str(caught.value).splitlines()
