@@ -263,9 +263,8 @@ def _check_capabilities(check: Validator, table: AttackTable, attack: Attack, ke
     if table.transforms is not None and not follows:
         expected = "expected none: only iterative attacks that follow gradients have them"
         check.say(f"{key}.transforms", f"{expected}, got attack '{table.name}'")
-    if table.norm not in BALLS and (
-        not isinstance(attack, ExternalAttack) or attack.budget == "minimum"
-    ):
+    runs_once = isinstance(attack, ExternalAttack) and attack.budget == "fixed"
+    if table.norm in attack.norms and table.norm not in BALLS and not runs_once:
         expected = "expected a function `run` and a fixed budget for a threat without a norm"
         check.say(f"{key}.norm", f"{expected}, got another kind of attack for {table.norm}")
     if not isinstance(attack, ExternalAttack):
