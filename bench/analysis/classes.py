@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.analysis.pairwise import WORST_CASE
 from bench.evaluation import metrics
 from bench.storage.reader import StoredRecords
+from bench.suite.schema import WORST_CASE
 
 COLUMNS = (
     "model", "dataset", "attack", "norm", "goal", "eps", "eps_text", "class", "class_name", "n",

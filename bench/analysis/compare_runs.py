@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.analysis import pairwise
-from bench.analysis.pairwise import WORST_CASE, OutcomePair
+from bench.analysis.pairwise import OutcomePair
 from bench.analysis.results import RunResults
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
 from bench.suite.plan import Cell
+from bench.suite.schema import WORST_CASE
 
 FIRST, SECOND = "A", "B"
 """Names of the two runs in sentences."""

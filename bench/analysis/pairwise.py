@@ -16,6 +16,7 @@ import pandas as pd
 
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
+from bench.suite.schema import WORST_CASE
 
 COLUMNS = (
     "compared", "model", "attack", "norm", "goal", "target", "eps", "eps_text", "first", "second",
@@ -26,8 +27,6 @@ SEED_COLUMNS = (
     "least_low", "least_high", "median", "most", "most_low", "most_high", "union", "union_low",
     "union_high",
 )  # fmt: skip
-WORST_CASE = "worst case"
-"""In place of an attack: the worst case over the attacks that both models were attacked with."""
 
 
 class OutcomePair(NamedTuple):

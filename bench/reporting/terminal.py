@@ -16,6 +16,7 @@ from bench.reporting.report import (
     smoothing_view,
     union_view,
 )
+from bench.suite.schema import WORST_CASE
 
 
 def print_summary(results: RunResults, screen: Console) -> None:
@@ -38,7 +39,7 @@ def print_summary(results: RunResults, screen: Console) -> None:
             shown.add_column(str(text), justify="right", no_wrap=True)
         lines = [*group.groupby("attack", sort=False)]
         if len(lines) > 1:
-            lines.append(("worst case", worst))
+            lines.append((WORST_CASE, worst))
         for label, rows in lines:
             cells = _percents(rows, radii["eps"])
             shown.add_row(str(label), *cells, style="bold" if rows is worst else None)

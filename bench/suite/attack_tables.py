@@ -22,7 +22,7 @@ from bench.engine.threats.registry import find_level_problem
 from bench.suite import query_budgets
 from bench.suite.adaptations import check_parts, is_user_loss, read_adaptation
 from bench.suite.checks import check_label, find_extension, format_radius, read_radii
-from bench.suite.schema import TARGET_RULES, AttackEntry, EnsembleEntry, Eps
+from bench.suite.schema import TARGET_RULES, WORST_CASE, AttackEntry, EnsembleEntry, Eps
 
 MAX_SEEDS = 1000
 """Most seeds of one attack: each makes one more entry."""
@@ -150,6 +150,9 @@ def expand_table(
     seeds = _read_seeds(check, table, attack, key)
     combinations = [*itertools.product(sources, variants, seeds)]
     labels = tuple(_label(family, *combination) for combination in combinations)
+    if WORST_CASE in labels:
+        expected = f"expected a label other than '{WORST_CASE}', which tables have in its place"
+        check.say(f"{key}.label", f"{expected}, got '{WORST_CASE}'")
     if table is None:
         return ExpandedTable(labels)
     _check_capabilities(check, table, attack, key)

@@ -543,3 +543,9 @@ def test_a_union_needs_attacks_of_one_goal_in_all_of_its_norms() -> None:
 def test_the_norms_of_an_attack_with_a_mistake_are_not_counted_against_a_union() -> None:
     wrong = TWO_NORMS.replace('norm = "l2"', 'norm = "l22"')
     assert [text for text in problems(wrong + UNION) if "unions" in text] == []
+
+
+def test_no_attack_takes_the_name_of_the_worst_case() -> None:
+    raw = {"name": "pgd", "label": "worst case", "norm": "linf", "eps": [0.1]}
+    with pytest.raises(SuiteError, match="label: expected a label other than 'worst case'"):
+        reader.parse_attack(raw, "here")

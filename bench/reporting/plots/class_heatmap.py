@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from bench.analysis.classes import select_shown_classes
-from bench.analysis.pairwise import WORST_CASE
 from bench.reporting.formats.numbers import format_norm, format_text
 from bench.reporting.plots.style import STYLE, pick_evenly, shorten
+from bench.suite.schema import WORST_CASE
 
 MAX_COLUMNS = 16
 """Columns of a heat map; a figure's memory grows with its size."""

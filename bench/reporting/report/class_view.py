@@ -6,7 +6,6 @@ from typing import NamedTuple
 import pandas as pd
 
 from bench.analysis import classes
-from bench.analysis.pairwise import WORST_CASE
 from bench.evaluation import metrics
 from bench.reporting.formats.numbers import (
     DASH,
@@ -18,6 +17,7 @@ from bench.reporting.formats.numbers import (
     format_text,
 )
 from bench.reporting.report.views import Footnotes, Row, View, group_rows, pivot_by_eps, to_rows
+from bench.suite.schema import WORST_CASE
 
 
 class ClassViews(NamedTuple):

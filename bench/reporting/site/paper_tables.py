@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.analysis.pairwise import WORST_CASE
 from bench.core.files import slug
 from bench.evaluation.metrics import SIGNIFICANCE_LEVEL
 from bench.reporting.formats.numbers import (
@@ -29,6 +28,7 @@ from bench.reporting.formats.tables import Bold, PaperTable
 from bench.reporting.report.views import Footnotes, Row, group_rows, to_rows
 from bench.reporting.site import summary_tables, table_notes
 from bench.reporting.site.sources import PublishedRun
+from bench.suite.schema import WORST_CASE
 
 MAX_COLUMNS, MAX_ROWS = 6, 20
 """Columns of numbers, and lines, that a page holds; larger tables are split."""

@@ -19,6 +19,7 @@ from bench.reporting.formats.numbers import (
     map_eps_texts,
 )
 from bench.reporting.report.views import Row, group_rows, to_rows
+from bench.suite.schema import WORST_CASE
 
 WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 38, 12, 10, 34
@@ -28,7 +29,6 @@ TONES = 8
 MANY_CURVES = 5
 """From this many attacks on, only a highlighted curve has its band."""
 CLEAN = "0"
-WORST = "worst case"
 
 
 class ChartLine(NamedTuple):
@@ -111,7 +111,7 @@ def _chart(
         for (attack,), cells in attacks.items()
     ]
     if len(attacks) > 1 and worst:  # unknown if the run's records are missing
-        lines.append(_line(WORST, "worst", worst, ladder, clean))
+        lines.append(_line(WORST_CASE, "worst", worst, ladder, clean))
     model, norm = format_text(done["model"]), format_norm(done["norm"])
     return Chart(
         title=f"{model}, {norm}, n = {int(done['n'])}",

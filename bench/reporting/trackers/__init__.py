@@ -16,6 +16,7 @@ from bench.analysis import columns
 from bench.core import extensions
 from bench.core.errors import SuiteError, describe, nearest
 from bench.suite.catalog import CatalogEntry
+from bench.suite.schema import WORST_CASE
 
 if TYPE_CHECKING:
     from bench.analysis.results import RunResults
@@ -228,7 +229,7 @@ def _points(found: "RunResults") -> Iterator[MetricPoint]:
 
     ok: list[dict[Any, Any]] = found.table[found.table["status"] == "ok"].to_dict("records")
     worst: list[dict[Any, Any]] = [
-        {**row, "attack": "worst case"} for row in found.worst.to_dict("records")
+        {**row, "attack": WORST_CASE} for row in found.worst.to_dict("records")
     ]
     for row in (*ok, *worst):
         cell = " ".join(str(row[name]) for name in ("model", "attack", "norm", "goal"))
