@@ -31,7 +31,7 @@ def counts_queries(spec: AttackSpec) -> bool:
     Returns:
         True if the attack asks a deterministic model for scores or labels.
     """
-    return asks(spec.attack) and not spec.random
+    return asks(spec.attack, spec.norm) and not spec.random
 
 
 class QueryObserver:

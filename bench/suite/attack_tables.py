@@ -164,6 +164,7 @@ def expand_table(
         f"{key}.budgets",
         table.name,
         attack,
+        table.norm,
         table.budgets,
         params=[variant.params for variant in variants],
         asks_other=sources != [None],
@@ -208,7 +209,12 @@ def expand_table(
             value=variant.value if variant.name and not isinstance(variant.value, str) else None,
             seed=seed,
             budgets=query_budgets.choose_budgets(
-                table.budgets, defaults.budgets, attack, variant.params, table.batch_size
+                table.budgets,
+                defaults.budgets,
+                attack,
+                table.norm,
+                variant.params,
+                table.batch_size,
             )
             if source is None
             else (),

@@ -249,7 +249,7 @@ def plan_task(
         adaptation=entry.adaptation,
         budgets=()
         if random or entry.source
-        else query_budgets.list_recorded(entry.budgets, entry.attack, entry.params),
+        else query_budgets.list_recorded(entry.budgets, entry.attack, entry.norm, entry.params),
     )
     reason = caveats.find_skip_reason(entry, facts, crafting)
     passes, gradients = count_passes(spec)
@@ -292,7 +292,9 @@ def plan_task(
             settings=settings,
             budgets=() if random else spec.budgets or entry.budgets,
             anytime=entry.attack.anytime,
-            queries=query_budgets.asks(entry.attack) and not random and not entry.source,
+            queries=query_budgets.asks(entry.attack, entry.norm)
+            and not random
+            and not entry.source,
         )
         for eps in entry.eps
     )

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.core.contracts.attack import Attack, EnsembleAttack, ExternalAttack
+from bench.core.contracts.types import BALLS, Norm
 from bench.core.validation import Validator
 
 QUERYING = ("scores", "labels")
@@ -29,6 +30,7 @@ def check_budgets(
     key: str,
     name: str,
     attack: Attack,
+    norm: Norm,
     budgets: Sequence[int] | None,
     *,
     params: Sequence[Any],
@@ -43,6 +45,7 @@ def check_budgets(
         key: Key of the budgets in the file.
         name: Name of the attack.
         attack: The attack.
+        norm: Norm, or family of images, of its threat model.
         budgets: As written in its table; None if they are not.
         params: Params of its entries; None for invalid ones.
         asks_other: Whether examples are crafted on another model than the judged one.
@@ -54,7 +57,13 @@ def check_budgets(
     if not budgets:
         check.say(key, "expected at least one number of queries, got an empty list")
     check_numbers(check, budgets, key)
-    if not asks(attack):
+    if norm not in BALLS:
+        check.say(
+            key,
+            f"queries are counted for threat models in a norm alone, and '{norm}' is a family of "
+            "images; take the key out",
+        )
+    elif not asks(attack, norm):
         check.say(
             key,
             f"attack '{name}' does not search by the model's scores or labels, so its queries are "
@@ -80,16 +89,18 @@ def check_budgets(
             )
 
 
-def asks(attack: Attack) -> bool:
-    """Return whether an attack asks the model for scores or labels.
+def asks(attack: Attack, norm: Norm) -> bool:
+    """Return whether an attack asks the model for scores or labels, so that its queries count.
 
     Args:
         attack: The attack.
+        norm: Norm, or family of images, of its threat model.
 
     Returns:
-        False for an attack with gradients, and for an ensemble.
+        False for an attack with gradients, for an ensemble, and for a family of images: whether a
+        query lies in it can be told only from parameters, which a query does not have.
     """
-    return attack.needs in QUERYING and not isinstance(attack, EnsembleAttack)
+    return norm in BALLS and attack.needs in QUERYING and not isinstance(attack, EnsembleAttack)
 
 
 def count_queries(attack: Attack, params: Any) -> int | None:
@@ -112,6 +123,7 @@ def choose_budgets(
     given: Sequence[int] | None,
     default: Sequence[int],
     attack: Attack,
+    norm: Norm,
     params: Any,
     batch_size: int | None,
 ) -> tuple[int, ...]:
@@ -121,6 +133,7 @@ def choose_budgets(
         given: As written in the attack's table; None if they are not.
         default: Those of the suite.
         attack: The attack.
+        norm: Norm, or family of images, of its threat model.
         params: Its params.
         batch_size: Rows per pass, if the table sets them.
 
@@ -130,25 +143,28 @@ def choose_budgets(
     """
     if given is not None:
         return tuple(given)
-    if not asks(attack) or (isinstance(attack, ExternalAttack) and batch_size != 1):
+    if not asks(attack, norm) or (isinstance(attack, ExternalAttack) and batch_size != 1):
         return ()
     most = count_queries(attack, params)
     return tuple(budget for budget in default if most is None or budget <= most)
 
 
-def list_recorded(budgets: Sequence[int], attack: Attack, params: Any) -> tuple[int, ...]:
+def list_recorded(
+    budgets: Sequence[int], attack: Attack, norm: Norm, params: Any
+) -> tuple[int, ...]:
     """List the numbers of queries at which the least distance of a search is recorded.
 
     Args:
         budgets: Those of the entry.
         attack: The attack.
+        norm: Norm, or family of images, of its threat model.
         params: Its params.
 
     Returns:
         The entry's budgets; if it has none, 10, 20, 50, 100, ... and the number of steps. Empty for
         an attack that is no search, or whose queries are not counted.
     """
-    if attack.budget != "minimum" or not asks(attack):
+    if attack.budget != "minimum" or not asks(attack, norm):
         return ()
     most = count_queries(attack, params)
     if budgets or most is None:

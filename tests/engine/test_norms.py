@@ -279,3 +279,9 @@ def test_a_random_l0_offset_moves_uniformly_chosen_entries_by_uniform_amounts() 
     assert (moved.flatten(1).sum(1) == 2).all()
     assert torch.allclose(moved.float().mean(0), torch.tensor(2 / D), atol=0.04)
     assert kstest(offset[moved].numpy(), "uniform", args=(-1, 2)).pvalue > 0.001
+
+
+def test_a_family_of_images_has_no_distance() -> None:
+    x = torch.zeros(1, 1, 2, 2)
+    with pytest.raises(ValueError, match="'patch', a family of images, which has no distance"):
+        norms.distance(x, x, "patch")

@@ -155,6 +155,18 @@ def test_a_rule_or_a_search_on_a_family_is_refused(
         evaluate(corner_net, dots, attack=other)
 
 
+def test_queries_are_not_counted_within_a_family(
+    corner_net: nn.Module, dots: tuple[Tensor, Tensor]
+) -> None:
+    settings = {"attack": "rotation_translation", "params": {"angles": 3, "shifts": 3}}
+    found = evaluate(corner_net, dots, batch_size=1, **settings)
+    assert found.table["status"].item() == "ok"
+    assert found.records["queries"].isna().all()
+    assert found.queries.empty
+    with pytest.raises(bench.SuiteError, match="queries are counted for threat models in a norm"):
+        evaluate(corner_net, dots, batch_size=1, budgets=[5], **settings)
+
+
 def test_level_0_is_the_clean_image(corner_net: nn.Module, dots: tuple[Tensor, Tensor]) -> None:
     found = evaluate(corner_net, dots, attack="rotation_translation", eps=0)
     assert found.table["robust_correct"].item() == found.table["clean_correct"].item() == 4

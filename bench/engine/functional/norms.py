@@ -40,6 +40,9 @@ def norm_of(delta: Tensor, norm: Norm) -> Tensor:
 
     Returns:
         Norms, (n,), in the dtype of `delta`.
+
+    Raises:
+        ValueError: It is no norm but a family of images.
     """
     flat = delta.flatten(1)
     if norm == "linf":
@@ -51,7 +54,9 @@ def norm_of(delta: Tensor, norm: Norm) -> Tensor:
         return scaled.square().sum(1).sqrt() * scale
     if norm == "l1":
         return flat.abs().sum(1)
-    return (flat != 0).sum(1).to(delta.dtype)
+    if norm == "l0":
+        return (flat != 0).sum(1).to(delta.dtype)
+    raise ValueError(f"expected a norm, got '{norm}', a family of images, which has no distance")
 
 
 def distance(x: Tensor, x0: Tensor, norm: Norm) -> Tensor:
