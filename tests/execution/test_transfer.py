@@ -194,6 +194,15 @@ def test_the_matrix_has_a_line_per_source_and_a_column_per_victim(
     assert any(text.startswith(f"{error:.1f}\n") for text in texts)
 
 
+def test_the_map_frames_victims_that_are_among_the_sources(run: results.RunResults) -> None:
+    table = run.table.copy()
+    _, _, figure = next(transfer_matrix.iter_transfer_figures(table))
+    before = len(figure.axes[0].patches)
+    table.loc[table["model"] == "linear", "threat_model"] = "white-box, one of the sources"
+    _, _, figure = next(transfer_matrix.iter_transfer_figures(table))
+    assert len(figure.axes[0].patches) == before + 1
+
+
 def test_a_model_that_transfer_fools_more_than_its_own_gradient_is_named(
     run: results.RunResults,
 ) -> None:

@@ -146,7 +146,8 @@ def iter_transfer_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figur
 def plot_transfer_heatmap(shown: list[TransferMatrix]) -> Figure:
     """Plot the error rate (%) by source (rows) and victim (columns), one panel per eps.
 
-    A frame marks white-box cells, crafted on the model that they are evaluated on.
+    A frame marks white-box cells, crafted on the model that they are evaluated on, alone or among
+    others.
 
     Args:
         shown: Matrices of one attack in one norm, by eps.
@@ -193,7 +194,7 @@ def _panel(axes: Axes, matrix: TransferMatrix, last: bool) -> None:
                 j + 0.5, i + 0.5, _cell_text(cell), ha="center", va="center", fontsize=8,
                 color="white" if values[i, j] > 60 else "0.1",
             )  # fmt: skip
-            if source == victim:
+            if source == victim or str(cell.get("threat_model", "")).startswith("white-box"):
                 frame = Rectangle(
                     (j + 0.03, i + 0.03), 0.94, 0.94, fill=False, edgecolor="0.1", linewidth=1.3
                 )
