@@ -12,7 +12,7 @@ import pandas as pd
 
 from bench.evaluation import metrics
 from bench.storage.reader import StoredRecords
-from bench.suite.schema import WORST_CASE
+from bench.suite.labels import WORST_CASE
 
 COLUMNS = (
     "model", "dataset", "attack", "norm", "goal", "eps", "eps_text", "class", "class_name", "n",

@@ -16,8 +16,8 @@ from bench.analysis.pairwise import OutcomePair
 from bench.analysis.results import RunResults
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
+from bench.suite.labels import WORST_CASE
 from bench.suite.plan import Cell
-from bench.suite.schema import WORST_CASE
 
 FIRST, SECOND = "A", "B"
 """Names of the two runs in sentences."""

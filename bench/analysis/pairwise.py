@@ -16,7 +16,7 @@ import pandas as pd
 
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
-from bench.suite.schema import WORST_CASE
+from bench.suite.labels import WORST_CASE
 
 COLUMNS = (
     "compared", "model", "attack", "norm", "goal", "target", "eps", "eps_text", "first", "second",

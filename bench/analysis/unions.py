@@ -13,7 +13,8 @@ import pandas as pd
 
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
-from bench.suite.unions import ALL_THREATS, ThreatUnion
+from bench.suite.labels import ALL_THREATS
+from bench.suite.unions import ThreatUnion
 
 COLUMNS = (
     "model", "dataset", "label", "goal", "threats", "largest_eps", "status", "reason", "n",

@@ -16,7 +16,7 @@ from bench.reporting.report import (
     smoothing_view,
     union_view,
 )
-from bench.suite.schema import WORST_CASE
+from bench.suite.labels import WORST_CASE
 
 
 def print_summary(results: RunResults, screen: Console) -> None:

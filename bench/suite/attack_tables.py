@@ -22,7 +22,8 @@ from bench.engine.threats.registry import find_level_problem
 from bench.suite import query_budgets
 from bench.suite.adaptations import check_parts, is_user_loss, read_adaptation
 from bench.suite.checks import check_label, find_extension, format_radius, read_radii
-from bench.suite.schema import TARGET_RULES, WORST_CASE, AttackEntry, EnsembleEntry, Eps
+from bench.suite.labels import WORST_CASE
+from bench.suite.schema import TARGET_RULES, AttackEntry, EnsembleEntry, Eps
 
 MAX_SEEDS = 1000
 """Most seeds of one attack: each makes one more entry."""

@@ -24,8 +24,6 @@ from bench.models import serialized
 from bench.suite.references import ReferenceFigure
 from bench.suite.unions import ThreatUnion
 
-WORST_CASE = "worst case"
-"""What tables call the worst case over the attacks, in place of an attack's label."""
 TARGET_RULES = ("next", "complement", "random", "least-likely")
 """Rules by which each example gets its target class."""
 

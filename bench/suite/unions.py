@@ -12,9 +12,7 @@ from typing import Any
 from bench.core.contracts.types import Norm
 from bench.core.validation import Validator
 from bench.suite.checks import format_radius
-
-ALL_THREATS = "all threat models"
-"""Label of the union over every norm of a suite, each at its largest eps."""
+from bench.suite.labels import ALL_THREATS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from random_records import DrawnRun, build_run, draw_records, make_cell
 
 from bench.analysis import classes
-from bench.analysis.pairwise import WORST_CASE
 from bench.evaluation import metrics
+from bench.suite.labels import WORST_CASE
 
 PLAN = [
     make_cell("a 0", attack="A", eps=0.0),

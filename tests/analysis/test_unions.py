@@ -11,8 +11,9 @@ from random_records import DrawnRun, build_run, draw_records, make_cell
 
 from bench.analysis import unions
 from bench.evaluation import metrics
+from bench.suite.labels import ALL_THREATS
 from bench.suite.plan import Cell
-from bench.suite.unions import ALL_THREATS, ThreatUnion, UnionThreat
+from bench.suite.unions import ThreatUnion, UnionThreat
 
 N = 40
 CLEAN = make_cell("clean", eps=0.0)

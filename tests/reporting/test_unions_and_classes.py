@@ -12,7 +12,6 @@ from cheap_runs import no_figures
 from rich.console import Console
 
 from bench.analysis import classes, results, results_from_csv, unions
-from bench.analysis.pairwise import WORST_CASE
 from bench.evaluation import metrics
 from bench.execution import options, runner
 from bench.reporting import run_output, terminal
@@ -20,6 +19,7 @@ from bench.reporting.plots.class_heatmap import iter_class_figures, plot_class_h
 from bench.reporting.report import class_view, union_view
 from bench.reporting.site import sources, writer
 from bench.suite import reader
+from bench.suite.labels import WORST_CASE
 
 __all__ = ["no_figures"]
 SUITE = """

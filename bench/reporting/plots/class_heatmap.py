@@ -13,7 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 from bench.analysis.classes import select_shown_classes
 from bench.reporting.formats.numbers import format_norm, format_text
 from bench.reporting.plots.style import STYLE, pick_evenly, shorten
-from bench.suite.schema import WORST_CASE
+from bench.suite.labels import WORST_CASE
 
 MAX_COLUMNS = 16
 """Columns of a heat map; a figure's memory grows with its size."""

@@ -17,7 +17,7 @@ from bench.reporting.formats.numbers import (
     format_text,
 )
 from bench.reporting.report.views import Footnotes, Row, View, group_rows, pivot_by_eps, to_rows
-from bench.suite.schema import WORST_CASE
+from bench.suite.labels import WORST_CASE
 
 
 class ClassViews(NamedTuple):

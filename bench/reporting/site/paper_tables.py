@@ -28,7 +28,7 @@ from bench.reporting.formats.tables import Bold, PaperTable
 from bench.reporting.report.views import Footnotes, Row, group_rows, to_rows
 from bench.reporting.site import summary_tables, table_notes
 from bench.reporting.site.sources import PublishedRun
-from bench.suite.schema import WORST_CASE
+from bench.suite.labels import WORST_CASE
 
 MAX_COLUMNS, MAX_ROWS = 6, 20
 """Columns of numbers, and lines, that a page holds; larger tables are split."""

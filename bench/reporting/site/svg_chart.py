@@ -19,7 +19,7 @@ from bench.reporting.formats.numbers import (
     map_eps_texts,
 )
 from bench.reporting.report.views import Row, group_rows, to_rows
-from bench.suite.schema import WORST_CASE
+from bench.suite.labels import WORST_CASE
 
 WIDTH, HEIGHT = 480, 270
 LEFT, RIGHT, TOP, BOTTOM = 38, 12, 10, 34

@@ -16,7 +16,7 @@ from bench.analysis import columns
 from bench.core import extensions
 from bench.core.errors import SuiteError, describe, nearest
 from bench.suite.catalog import CatalogEntry
-from bench.suite.schema import WORST_CASE
+from bench.suite.labels import WORST_CASE
 
 if TYPE_CHECKING:
     from bench.analysis.results import RunResults

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import bench
 from bench import cli
-from bench.attacks import advgan
+from bench.attacks import advgan, trained_weights
 from bench.core import registry
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.learner import TrainingBatch
@@ -265,7 +265,9 @@ def test_every_shipped_recipe_reads_and_names_what_there_is(name: str) -> None:
     assert checked.data.name in registry.names("datasets")
 
 
-@pytest.mark.parametrize("path", sorted(advgan.WEIGHTS.glob("*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(trained_weights.WEIGHTS.glob("*.json")), ids=lambda path: path.stem
+)
 def test_every_published_card_is_of_the_weights_beside_it_and_of_a_shipped_recipe(
     path: Path,
 ) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bench import cli
-from bench.attacks.advgan import WEIGHTS as ATTACKERS
+from bench.attacks.trained_weights import WEIGHTS as ATTACKERS
 from bench.core import registry
 from bench.models.published_weights import WEIGHTS
 from bench.workflows.training import figures, model_card, page, recipe, trainer
