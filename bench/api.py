@@ -82,6 +82,7 @@ def evaluate(
     classes: int | None = None,
     allow: Sequence[str] = (),
     output: str | int | None = None,
+    detector: Mapping[str, Any] | None = None,
     audit: bool | None = None,
     features: Sequence[str] = (),
     backward: Mapping[str, Any] | None = None,
@@ -126,6 +127,9 @@ def evaluate(
         allow: Names of preflight findings that do not stop the evaluation.
         output: Which part of `model`'s output is the logits: an index, a key or an attribute; or
             "binary" or "sigmoid" for one logit or probability an image (binary classifier).
+        detector: How `model` rejects images: `output` (where its score is), `threshold`, `rejects`
+            ("above" or "below") and `rejected`, which says how a rejected adversarial image counts
+            ("robust" or "error").
         audit: Probe the model, too; by default where that takes few passes compared with the
             attack.
         features: Names of modules whose outputs such a loss gets as its fourth argument, by name.
@@ -183,6 +187,7 @@ def evaluate(
         classes=classes,
         allow=allow,
         output=output,
+        detector=detector,
     )
     label, *sources = evaluator.models
     facts = {name: evaluator.model_facts(name) for name in evaluator.models}

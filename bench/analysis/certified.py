@@ -138,7 +138,7 @@ def find_contradictions(outcomes: Iterable[pd.DataFrame], records: pd.DataFrame)
     Returns:
         One row per example and attack, columns CONTRADICTIONS.
     """
-    wrong = (records["adv_pred"] != records["label"]) & records["clean_correct"].astype(bool)
+    wrong = ~metrics.accepted_answers(records) & records["clean_correct"].astype(bool)
     sound = records["violation"].astype(str) == ""
     broken = records.loc[wrong & sound, ["model", "attack", "eps", "example", "linf", "l2"]]
     broken = broken.rename(columns={"eps": "attack_eps"}).astype({"model": str, "attack": str})

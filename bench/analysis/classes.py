@@ -26,6 +26,8 @@ WORST_CLASS_COLUMNS = (
     "robust_high", "wrong_class_name", "wrong_count", "best_class_name", "best_robust_correct",
     "best_n", "spread",
 )  # fmt: skip
+REJECTED = -2
+"""Stands for a rejection, where that counts as an error, in place of the wrong class."""
 MAX_ROWS = 100_000
 """Most rows of classes.csv, some 20 MB: a larger breakdown has the worst case alone."""
 MAX_SHOWN, LOWEST_SHOWN = 20, 10
@@ -51,8 +53,8 @@ def class_table(
         One row per cell and class that occurs, columns COLUMNS; `attack` is WORST_CASE for the
         worst case, whose rows come first within each model, norm, goal and eps. `wrong_class` is
         the most frequent prediction of the fooled examples, the smallest of equally frequent ones;
-        -1 stands for logits that are not finite. With more than MAX_ROWS rows, the cells are left
-        out.
+        -1 stands for logits that are not finite, REJECTED for a rejection. With more than MAX_ROWS
+        rows, the cells are left out.
     """
     done = table[table["status"] == "ok"]
     outcomes = _collect_outcomes(stored)
@@ -85,7 +87,9 @@ def _collect_outcomes(stored: StoredRecords) -> pd.DataFrame:
             "eligible": metrics.eligible_examples(records).to_numpy(),
             "fooled": metrics.fooled_examples(records).to_numpy(),
             "robust_correct": metrics.robust_examples(records).to_numpy(),
-            "wrong_class": records["adv_pred"].to_numpy(),
+            "wrong_class": np.where(
+                metrics.rejected_examples(records), REJECTED, records["adv_pred"]
+            ),
         }
     )
 
@@ -159,7 +163,8 @@ def name_class(index: Any, class_names: Sequence[str] | None) -> str:
     """Name a class.
 
     Args:
-        index: Its index; missing where there is none, -1 for logits that are not finite.
+        index: Its index; missing where there is none, -1 for logits that are not finite, REJECTED
+            for a rejected image.
         class_names: Name of each class; None if there are none.
 
     Returns:
@@ -168,7 +173,7 @@ def name_class(index: Any, class_names: Sequence[str] | None) -> str:
     if pd.isna(index):
         return ""
     if index < 0:
-        return "not finite"
+        return "rejected" if index == REJECTED else "not finite"
     return class_names[int(index)] if class_names and index < len(class_names) else str(int(index))
 
 

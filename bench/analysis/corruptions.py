@@ -74,6 +74,7 @@ def summarize_corruptions(
         records = stored.frame.iloc[positions[cell.identity]]
         row["n"] = len(records)
         row["clean_wrong"] = int((~records["clean_correct"].astype(bool)).sum())
+        # A rejected image was not classified: that is an error here in either counting.
         wrong = records["adv_pred"].to_numpy() != records["label"].to_numpy()
         row[f"wrong_{int(cell.eps)}"] = int(wrong.sum())
     errors = _add_errors(counted, baseline)

@@ -18,6 +18,7 @@ from bench.analysis import (
     pairwise,
     queries,
     references,
+    rejections,
     stages,
     tables,
     unions,
@@ -122,6 +123,11 @@ class RunResults:
         """Outcomes by class, one row per class of each cell and of the worst case at each eps."""
         names = self.provenance["data"].get("classes")
         return classes.class_table(self.table, self.stored, names)
+
+    @cached_property
+    def rejections(self) -> pd.DataFrame:
+        """What the detectors of models rejected, one row per cell of such a model."""
+        return rejections.rejection_table(self.table, self.stored, self.provenance["models"])
 
     @cached_property
     def searches(self) -> list[Search]:

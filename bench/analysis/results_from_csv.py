@@ -19,6 +19,7 @@ from bench.analysis import (
     min_norm,
     pairwise,
     references,
+    rejections,
     smoothed,
     stages,
     tables,
@@ -39,7 +40,7 @@ _TEXTS = (
     "first", "second", "ours", "reference", "examples", "differ_ids", "seeds", "sentence", "note",
     "figure", "method", "name", "why", "label", "threats", "largest_eps", "absent", "broken_by",
     "broken_only_by", "class_name", "wrong_class_name", "radius_text", "part", "corruption",
-    "baseline",
+    "baseline", "counted_as",
 )  # fmt: skip
 """Columns of any table that contain text, even if it looks like a number."""
 
@@ -65,6 +66,7 @@ def read_results_from_csv(folder: Path) -> RunResults:
         worst=_read_table(folder, "worst.csv", tables.WORST_CASE_COLUMNS),
         unions=_read_table(folder, "unions.csv", unions.COLUMNS),
         classes=_read_table(folder, "classes.csv", classes.COLUMNS),
+        rejections=_read_table(folder, "rejections.csv", rejections.COLUMNS),
         searches=[],
         distances=_read_table(folder, "distances.csv", min_norm.COLUMNS),
         comparisons=_read_table(folder, "comparisons.csv", pairwise.COLUMNS),

@@ -24,6 +24,7 @@ from bench.core.rng import Noise
 from bench.engine.functional.gradients import gradient_pass
 from bench.engine.functional.logits import predict_class
 from bench.engine.functional.losses import cross_entropy
+from bench.engine.rejection import spare_rejected
 from bench.engine.threats import patch
 
 
@@ -105,7 +106,8 @@ def _ascend(
         active = (~done).nonzero()[:, 0]
         if not len(active):
             break
-        seen = gradient_pass(model, objective, current[active], y[active], y[active])
+        attacked = spare_rejected(model, y[active], threat.goal)
+        seen = gradient_pass(attacked, objective, current[active], y[active], y[active])
         won = (predict_class(seen.logits) == y[active]) == targeted
         done[active[won]] = True
         left = active[~won]
@@ -114,7 +116,8 @@ def _ascend(
     left = (~done).nonzero()[:, 0]
     if len(left):  # the last step has not been seen
         with torch.no_grad():
-            done[left] = (predict_class(model(current[left].clone())) == y[left]) == targeted
+            attacked = spare_rejected(model, y[left], threat.goal)
+            done[left] = (predict_class(attacked(current[left].clone())) == y[left]) == targeted
     return current, done
 
 
@@ -141,5 +144,6 @@ ATTACK = ExternalAttack(
     stochastic=True,
     counts_steps=False,
     run=run,
+    spares_rejected=True,
     traits=traits,
 )

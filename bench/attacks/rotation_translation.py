@@ -21,6 +21,7 @@ from bench.core.contracts.threat import TransformedBatch
 from bench.core.contracts.types import Norm, Threat
 from bench.core.rng import Noise
 from bench.engine.functional.logits import predict_class
+from bench.engine.rejection import spare_rejected
 from bench.engine.threats import rotation_translation
 
 
@@ -83,7 +84,8 @@ def run(
         for parameters in build_grid(threat.eps, x.shape[2], x.shape[3], params):
             rows = parameters.expand(len(remaining), 3)
             images = rotation_translation.transform(x[remaining], rows)
-            pred = predict_class(model(images.clone()))
+            seen = spare_rejected(model, y[remaining], threat.goal)
+            pred = predict_class(seen(images.clone()))
             won = (pred == y[remaining]) == (threat.goal == "targeted")
             won = won.cpu()
             x_adv[remaining[won]], chosen[remaining[won]] = images[won], rows[won]
@@ -114,5 +116,6 @@ ATTACK = ExternalAttack(
     norms=("rotation-translation",),
     needs="labels",
     run=run,
+    spares_rejected=True,
     traits=traits,
 )

@@ -16,9 +16,10 @@ from bench.engine.adaptation import AdaptedModel
 from bench.engine.functional.gradients import PassResult, forward_pass, gradient_pass
 from bench.engine.functional.input_transforms import DRAWS, resize_and_pad, smooth_gradient
 from bench.engine.functional.logits import reaches_goal
-from bench.engine.functional.losses import make_objective
+from bench.engine.functional.losses import Objective, make_objective
 from bench.engine.functional.norms import norm_of
 from bench.engine.model_state import is_out_of_memory
+from bench.engine.rejection import merge_rejection, spares_rejected
 
 
 class AccelerationError(Exception):
@@ -47,6 +48,9 @@ class StepEvaluator:
         self.backwards = spec.samples * (transforms.backwards if transforms else 1)
         """Backward passes, likewise."""
         self._loss = make_objective(spec.params.loss, "targeted" if self.rule.aims else spec.goal)
+        self._merges = spares_rejected(model)
+        if self._merges:
+            self._loss = _leave_rejection(self._loss)
         if isinstance(model, AdaptedModel):
             self._loss = model.make_objective(self._loss)
 
@@ -96,6 +100,8 @@ class StepEvaluator:
         if samples > 1:
             logits, loss, gradient = logits / samples, loss / samples, gradient / samples
         loss = torch.where(loss.isfinite(), loss, -torch.inf)
+        if self._merges:
+            logits = merge_rejection(logits, known.label)
         fooled = reaches_goal(logits, known.y, self.spec.goal) & logits.isfinite().all(1)
         if self.rule.within is not None:
             fooled = fooled & self.rule.within(known, self.spec.params, self.spec.norm)
@@ -169,6 +175,11 @@ class StepEvaluator:
             if self._is_original or short:
                 raise
             raise AccelerationError(f"it raised {describe(error)}") from error
+
+
+def _leave_rejection(objective: Objective) -> Objective:
+    """Return an objective that leaves the label and the rejection of a detector at once."""
+    return lambda logits, y, label: objective(merge_rejection(logits, label), y, label)
 
 
 def _transform(

@@ -37,6 +37,7 @@ from bench.engine.functional.norms import per_row
 from bench.engine.item_queue import ItemQueue
 from bench.engine.model_state import allow_tf32, call_model, is_out_of_memory
 from bench.engine.query_log import QueryLog, start_log, update_log
+from bench.engine.rejection import merge_rejection, spare_rejected, spares_rejected
 from bench.engine.step_evaluator import StepEvaluator
 from bench.engine.stream_result import StreamResult, allocate_result
 from bench.engine.tensor_tree import count_rows, join_rows, map_tensors, split_rows, take_rows
@@ -350,7 +351,8 @@ class AttackStream:
         last = self.rounds == 1 and not self.nested
         if not len(batch.item) or last or self.seeks:  # a search makes every round
             return self._store(batch, x, won=False)
-        fooled = reaches_goal(self._model_logits(x), batch.known.y, self.spec.goal)
+        logits = self._model_logits(x, batch.known.label)
+        fooled = reaches_goal(logits, batch.known.y, self.spec.goal)
         example, eps, _ = batch.item.unbind(1)
         self.out.forwards[eps, example] += self.spec.predictions
         self._store(take_rows(batch, fooled), x[fooled], won=True)
@@ -366,7 +368,7 @@ class AttackStream:
 
         Its passes are shared by all eps.
         """
-        logits = self._model_logits(self.x).scatter(1, self.label[:, None], torch.inf)
+        logits = self._model_logits(self.x, self.label).scatter(1, self.label[:, None], torch.inf)
         self.out.forwards.add_(self.spec.predictions / max(len(self.eps), 1))
         order = logits.argsort(dim=1, descending=True)[:, 1:]
         if choice.ranking == "distance":
@@ -386,29 +388,34 @@ class AttackStream:
             try:
                 with allow_tf32(False):
                     found = [
-                        linearised_distances(self.model, x, label, some, spec.norm, spec.samples)
+                        linearised_distances(
+                            spare_rejected(self.model, label), x, label, some, spec.norm,
+                            spec.samples,
+                        )
                         for x, label, some in zip(*parts, strict=True)
-                    ]
+                    ]  # fmt: skip
                 return torch.cat(found)
             except RuntimeError as error:
                 self._halve_or_raise(error)
 
-    def _model_logits(self, x: Tensor) -> Tensor:
+    def _model_logits(self, x: Tensor, label: Tensor) -> Tensor:
         """Compute the model's own logits in full precision.
 
-        Of a randomised model, the mean over the predictions.
+        Of a randomised model, the mean over the predictions; where a rejection counts as robust,
+        merged into the logit of the label, (n,).
         """
         asked = range(self.spec.predictions)
         while True:
             try:
                 with torch.no_grad(), allow_tf32(False):
                     parts = x.split(self.rows)
-                    return torch.cat(
+                    logits = torch.cat(
                         [
                             torch.stack([widen(call_model(self.model, p)) for _ in asked]).mean(0)
                             for p in parts
                         ]
                     )
+                return merge_rejection(logits, label) if spares_rejected(self.model) else logits
             except RuntimeError as error:
                 self._halve_or_raise(error)
 

@@ -17,6 +17,7 @@ from bench.core.errors import ContractError
 from bench.engine import timing
 from bench.engine.functional import norms
 from bench.engine.model_state import allow_tf32, eval_mode, frozen
+from bench.engine.rejection import find_detector, spares_rejected
 from bench.engine.threats.registry import find_threat
 from bench.evaluation.crafting import AttackOutput, Examples, final_images, is_single_search
 from bench.evaluation.ensemble import run_ensemble
@@ -297,12 +298,12 @@ def _search_distance(
     Infinite where the returned image is x, breaks the box or is no success.
     """
     x_adv = output.x_adv[0]
-    pred = judge(model, x_adv, rows, vote_for(spec, chosen.id)).pred
-    violations = find_violations(x_adv, chosen.x, torch.inf, spec.norm, pred)
+    predicted = judge(model, x_adv, rows, vote_for(spec, chosen.id))
+    violations = find_violations(x_adv, chosen.x, torch.inf, spec.norm, predicted.pred)
     valid = torch.tensor([not text for text in violations], device=x_adv.device)
     distance = norms.distance(x_adv, chosen.x, spec.norm)
     moved = (x_adv != chosen.x).flatten(1).any(1)
-    return torch.where(is_success(spec, chosen, pred) & valid & moved, distance, torch.inf)
+    return torch.where(is_success(spec, chosen, predicted) & valid & moved, distance, torch.inf)
 
 
 # ----------------------------------------------------------------------------------------- records
@@ -319,7 +320,7 @@ def _build_records(
     rows: int,
 ) -> pd.DataFrame:
     """Build one cell's records of the chunk: one row per example, attacked or not."""
-    n, device = len(examples.id), attacked.device
+    n, device, detector = len(examples.id), attacked.device, find_detector(model)
     pred, pred_8bit = examples.clean_pred.clone(), examples.clean_pred.clone()
     confidence, agreement = examples.clean_confidence.clone(), examples.clean_agreement.clone()
     distances = torch.zeros(len(BALLS), n, device=device)
@@ -343,7 +344,8 @@ def _build_records(
         for position, text in zip(attacked.nonzero()[:, 0].tolist(), violations, strict=True):
             violation[position] = text
         valid = torch.tensor([not text for text in violations], device=device)
-        fooled[attacked] = is_success(spec, examples, pred)[attacked] & valid
+        chosen = Examples(*(field[attacked] for field in examples))
+        fooled[attacked] = is_success(spec, chosen, prediction) & valid
         fooled &= examples.clean_pred == examples.label
         for index, norm in enumerate(BALLS):
             distances[index, attacked] = norms.distance(x_adv, x, norm)
@@ -397,6 +399,8 @@ def _build_records(
         "queries": queries,
         "distance_within": nearest,
         "parameters": parameters,
+        "rejection": torch.full_like(examples.id, -1 if detector is None else detector.classes),
+        "rejected_is_robust": torch.full_like(attacked, spares_rejected(model)),
     }
     return pd.DataFrame(
         {

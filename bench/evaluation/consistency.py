@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
 from bench.engine.model_state import allow_tf32, eval_mode
+from bench.engine.rejection import RejectingModel, find_detector
 from bench.evaluation.judge import LOGIT_TOLERANCE, Prediction, judge
 from bench.models.preflight.checks import LoadedModel
 
@@ -69,7 +70,8 @@ def first_difference(
     off = (verdict.pred != pred) | (far & (pred >= 0))
     for at in off.nonzero()[:MAX_EXPLAINED, 0].tolist():
         before = int(pred[at]), float(confidence[at])
-        if not _is_explained(*_logits_alone_and_batched(model, x, at), *before):
+        logits = _logits_alone_and_batched(model, x, at)
+        if not _is_explained(*logits, *before, find_detector(model)):
             return Difference(at, before, (int(verdict.pred[at]), float(verdict.confidence[at])))
     return None
 
@@ -151,13 +153,18 @@ def _logits_alone_and_batched(model: nn.Module, x: Tensor, at: int) -> tuple[Ten
     return alone.double(), batched.double()
 
 
-def _is_explained(alone: Tensor, batched: Tensor, pred: int, confidence: float) -> bool:
+def _is_explained(
+    alone: Tensor, batched: Tensor, pred: int, confidence: float, detector: RejectingModel | None
+) -> bool:
     """Check whether rounding, or as large a shift as the batch causes, explains a prediction."""
     if not (0 <= pred < len(alone) and alone.isfinite().all() and batched.isfinite().all()):
         return False
     moved = max(LOGIT_TOLERANCE * float(alone.abs().max()), float((alone - batched).abs().max()))
     if float(alone.max() - alone[pred]) > 2 * moved:
         return False
+    if detector is not None:  # confidence is that of the classifier
+        alone = alone[: detector.classes]
+        pred = pred if pred < detector.classes else int(alone.argmax())
     shift = torch.zeros_like(alone)
     shift[pred] = 2 * moved  # up by `moved`, and all others down by as much, is the same
     low, high = ((alone + direction * shift).softmax(0)[pred] for direction in (-1, 1))

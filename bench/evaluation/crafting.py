@@ -23,6 +23,7 @@ from bench.engine import stream, timing
 from bench.engine.functional import norms
 from bench.engine.functional.norms import ABSOLUTE, RELATIVE
 from bench.engine.model_state import allow_tf32, eval_mode
+from bench.engine.rejection import select_classifier, spares_rejected
 from bench.engine.step_evaluator import AccelerationError
 from bench.engine.stream_result import StreamResult
 from bench.evaluation import containment
@@ -110,11 +111,13 @@ def craft(
     """
     y = chosen.label if spec.goal == "untargeted" else chosen.target
     if isinstance(spec.attack, ExternalAttack):
+        blind = spares_rejected(model) and not spec.attack.spares_rejected
+        given = select_classifier(model) if blind else model
         with (
             allow_tf32(False),
-            containment.isolate_model(model, chosen.x, spec.random) as guard,
+            containment.isolate_model(given, chosen.x, spec.random) as guard,
         ):
-            return _run_external(guard, spec, chosen, y, rows)
+            return _run_external(guard, spec, chosen, y, rows, blind)
     once = is_single_search(spec)
     searched = spec
     if once:
@@ -242,9 +245,13 @@ def _expand_search(output: AttackOutput, spec: AttackSpec, x: Tensor) -> AttackO
 
 
 def _run_external(
-    guard: StateGuard, spec: AttackSpec, chosen: Examples, y: Tensor, rows: int
+    guard: StateGuard, spec: AttackSpec, chosen: Examples, y: Tensor, rows: int, blind: bool
 ) -> AttackOutput:
-    """Run an external attack batch by batch; a minimum-norm attack once for all eps."""
+    """Run an external attack batch by batch; a minimum-norm attack once for all eps.
+
+    What a query told an attack that is `blind` to a detector is no verdict of the model's, so that
+    it is unknown when its examples fell.
+    """
     assert isinstance(spec.attack, ExternalAttack)
     run, model = spec.attack.run, guard.model
     assert model is not None
@@ -261,9 +268,10 @@ def _run_external(
             noise = rng.Noise(spec.seed, spec.name, chosen.id[at], torch.zeros_like(at))
             first = int(chosen.id[at[0]])
             observer = QueryObserver(
-                chosen.x[at[:1]], y[at[:1]], spec.goal, spec.norm, radii, spec.budgets
-            )
-            observed = len(at) == 1 and counts_queries(spec)
+                chosen.x[at[:1]], y[at[:1]], spec.goal, spec.norm, radii, spec.budgets,
+                spares_rejected(model),
+            )  # fmt: skip
+            observed = len(at) == 1 and counts_queries(spec) and not blind
             with (
                 eval_mode(model),
                 rng.seed_global(spec.seed, spec.name, first, len(at)),

@@ -101,11 +101,11 @@ def _run_part(
         model, part_spec, subset, output.rows,
         accelerated=accelerated, judge_rows=judge_rows, recheck_all=True,
     )  # fmt: skip
-    got, pred, eps = verified.output, verified.predictions[0].pred, spec.eps[at]
+    got, predicted, eps = verified.output, verified.predictions[0], spec.eps[at]
     images = final_images(part_spec, eps, subset.x, got, 0)
-    violations = find_violations(images, subset.x, eps, spec.norm, pred)
+    violations = find_violations(images, subset.x, eps, spec.norm, predicted.pred)
     valid = torch.tensor([not text for text in violations], device=remaining.device)
-    won = is_success(part_spec, subset, pred) & valid
+    won = is_success(part_spec, subset, predicted) & valid
     output.forwards[at, remaining] += got.forwards[0]
     output.backwards[at, remaining] += got.backwards[0]
     if output.nonfinite is not None and got.nonfinite is not None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from bench.core import rng
 from bench.core.contracts.dataset import Data
+from bench.core.contracts.detector import Detector
 from bench.core.contracts.types import Access, Shape
 from bench.core.errors import SuiteError
 from bench.datasets import prefetch
@@ -24,7 +25,7 @@ from bench.evaluation import consistency, live_models, loading
 from bench.evaluation.adaptation_check import check_adaptations
 from bench.evaluation.chunk import CleanPass, evaluate_chunk
 from bench.evaluation.crafting import Examples
-from bench.evaluation.judge import Prediction, Vote, judge
+from bench.evaluation.judge import Vote, judge
 from bench.evaluation.model_pool import ModelPool, choose_rows, load_suite_models
 from bench.models.preflight.checks import LoadedModel
 from bench.storage.schema import Piece
@@ -214,6 +215,7 @@ class Evaluator:
         classes: int | None = None,
         allow: Sequence[str] = (),
         output: str | int | None = None,
+        detector: Detector | Mapping[str, Any] | None = None,
     ) -> "Evaluator":
         """Build the evaluator of one model, or of a model and a source, on given images.
 
@@ -231,6 +233,7 @@ class Evaluator:
             classes: Classes of a model that shows labels alone; as many as y needs unless given.
             allow: Names of preflight findings that do not stop the evaluation.
             output: Which part of `model`'s output is the logits, as in a model's entry.
+            detector: How `model` rejects images, likewise.
 
         Returns:
             The evaluator, whose suite has no name.
@@ -242,7 +245,12 @@ class Evaluator:
         if data.labels is None:
             raise SuiteError(f"data {data.name}: expected labels, got images alone; give labels")
         entry = live_models.make_entry(
-            model, predictions=predictions, access=access, allow=[*allow], output=output
+            model,
+            predictions=predictions,
+            access=access,
+            allow=[*allow],
+            output=output,
+            detector=detector,
         )
         label = entry.label
         models = {label: live_models.prepare_live_model(entry, model, data, device, classes)}
@@ -284,6 +292,7 @@ class Evaluator:
             random=loaded.random,
             access=loaded.access,
             sketch=loaded.sketch,
+            detector=loaded.detector,
         )
 
     def unfit_reason(self, task: plan.AttackTask) -> str:
@@ -403,10 +412,11 @@ class Evaluator:
                 judge(loaded.model, self._images.read(a, b), rows, self._clean_vote(loaded, a))
                 for a, b in self.chunks()
             ]
-            joined = Prediction(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            names = ("pred", "confidence", "least_likely", "agreement")
+            joined = {name: torch.cat([getattr(each, name) for each in parts]) for name in names}
             labels = self.data.labels
-            label = joined.pred if labels is None else labels.to(self.device)
-            self._clean[model] = CleanPass(label, *joined)
+            label = joined["pred"] if labels is None else labels.to(self.device)
+            self._clean[model] = CleanPass(label, **joined)
         return self._clean[model]
 
     @functools.cached_property

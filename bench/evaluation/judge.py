@@ -21,6 +21,7 @@ from bench.core import rng
 from bench.core.contracts.attack import AttackSpec
 from bench.engine.functional.logits import predict_class, probabilities, widen
 from bench.engine.model_state import allow_tf32, call_model, eval_mode, is_out_of_memory
+from bench.engine.rejection import find_detector
 
 LAYOUT_IMAGES = 16
 """Images on which the two memory formats are compared, once per model."""
@@ -31,17 +32,21 @@ _channels_last: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
 class Prediction(NamedTuple):
-    """What a model predicts of images; every field is (n,)."""
+    """What a model predicts of images; every tensor is (n,)."""
 
     pred: Tensor
     """The class of the largest logit, as the model returned it; of several predictions the class
     most often predicted. The smaller one on a tie; -1 where logits are not finite."""
     confidence: Tensor
     """Softmax probability of that class, the mean over the predictions; NaN where the logits are
-    not finite."""
+    not finite. Of a rejected image, the largest one of the classifier."""
     least_likely: Tensor
     agreement: Tensor
     """Share of the predictions that are of that class: 1 where they are unanimous."""
+    rejection: int = -1
+    """Number of the class of rejected images; -1 for a model without a detector."""
+    spares_rejected: bool = False
+    """Whether a rejected adversarial image counts as robust."""
 
 
 class Vote(NamedTuple):
@@ -79,7 +84,11 @@ def judge(model: nn.Module, x: Tensor, rows: int, vote: Vote | None = None) -> P
         if rows == 1 or not is_out_of_memory(error):
             raise
         return judge(model, x, rows // 2, vote)
-    return _majority(logits)
+    detector = find_detector(model)
+    if detector is None:
+        return _majority(logits)
+    predicted = _majority(logits, detector.classes)
+    return predicted._replace(rejection=detector.classes, spares_rejected=detector.spares)
 
 
 def vote_for(spec: AttackSpec, ids: Tensor) -> Vote | None:
@@ -100,16 +109,19 @@ def vote_for(spec: AttackSpec, ids: Tensor) -> Vote | None:
     return Vote(spec.predictions, rng.fold(spec.seed, "verdict", int(ids[0])))
 
 
-def _majority(logits: Tensor) -> Prediction:
-    """Take the class that most predictions give; logits (predictions, n, classes)."""
-    shares = probabilities(logits)
+def _majority(logits: Tensor, classes: int | None = None) -> Prediction:
+    """Take the class that most predictions give; logits (predictions, n, classes).
+
+    With a number of `classes`, logits beyond it are no class's.
+    """
+    shares = probabilities(logits[..., :classes]).mean(0)
     votes = functional.one_hot(predict_class(logits), logits.shape[2]).sum(0)
     pred = votes.argmax(1)  # the first of the largest counts
-    confidence, agreement = (
-        each.gather(1, pred[:, None])[:, 0] for each in (shares.mean(0), votes / len(logits))
-    )
+    agreement = (votes / len(logits)).gather(1, pred[:, None])[:, 0]
+    shown = pred if classes is None else torch.where(pred < classes, pred, shares.argmax(1))
+    confidence = shares.gather(1, shown[:, None])[:, 0]
     finite = logits.isfinite().all(2).all(0)
-    least_likely = logits.mean(0).argmin(1)
+    least_likely = logits[..., :classes].mean(0).argmin(1)
     return Prediction(torch.where(finite, pred, -1), confidence, least_likely, agreement)
 
 

@@ -1,10 +1,14 @@
 """Prepare models that are Python objects, as those of a suite are prepared."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from bench.core.contracts.dataset import Data
+from bench.core.contracts.detector import Detector
+from bench.core.errors import SuiteError
+from bench.core.validation import Validator
 from bench.evaluation import loading
 from bench.models import maite_models
 from bench.models.preflight.checks import LoadedModel
@@ -13,21 +17,39 @@ from bench.models.wrapping import unwrap_model
 from bench.suite.schema import ModelEntry
 
 
-def make_entry(model: Any, label: str = "", **settings: Any) -> ModelEntry:
+def make_entry(
+    model: Any,
+    label: str = "",
+    *,
+    detector: Detector | Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> ModelEntry:
     """Make the entry of a model that is an object.
 
     Args:
         model: A module, or any callable that answers queries.
         label: Name in tables; that of its class if empty.
+        detector: How it rejects images: the fields of a Detector, or the record itself.
         settings: Further fields of the entry.
 
     Returns:
         The entry. Its name is that of the class with its module, so that no class is taken for the
         registered model of the same name.
+
+    Raises:
+        SuiteError: A field of the detector is invalid, or it does not go with the settings.
     """
     kind = type(unwrap_model(model))
     name = f"{kind.__module__}:{kind.__qualname__}"
-    return ModelEntry(name=name, label=label or kind.__name__, **settings)
+    chosen: Detector | None = detector if isinstance(detector, Detector) else None
+    if isinstance(detector, Mapping):
+        check = Validator("detector")
+        chosen = check.fill(Detector, dict(detector), "")
+        check.stop_if_wrong()
+    try:
+        return ModelEntry(name=name, label=label or kind.__name__, detector=chosen, **settings)
+    except ValueError as error:  # fields that do not go together
+        raise SuiteError(str(error)) from error
 
 
 def prepare_live_model(
@@ -53,6 +75,7 @@ def prepare_live_model(
     loaded = prepare_model(
         entry.label, module.to(device), data, device, output=entry.output,
         batch_size=entry.batch_size, predictions=entry.predictions, allow=entry.allow,
+        detector=entry.detector,
     )  # fmt: skip
     if not maite_models.is_maite_model(model):
         return loaded

@@ -203,6 +203,7 @@ def load_model(
     loaded = prepare_model(
         entry.label, model.to(device).eval(), data, device, output=entry.output,
         batch_size=entry.batch_size, predictions=entry.predictions, allow=entry.allow, about=about,
+        detector=entry.detector,
     )  # fmt: skip
     if not loaded_from:
         return loaded

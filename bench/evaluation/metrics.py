@@ -7,6 +7,8 @@ robust.
   attack success rate = fooled / eligible: (correct before, wrong after) / correct before; targeted
                         (correct before, label != target, prediction after = target) /
                         (correct before, label != target)
+  rejection           = by a model's detector: a rejected clean image is not correct; a rejected
+                        adversarial one counts as correct after, or as wrong, as the entry says
   worst case          = an example is robust if every attack left it correct
 A violation (an image that breaks the threat model) is a failed attack on that example, never a
 success. Counts (k, n) are stored; every rate has a 95 % Wilson interval; an empty set has no rate.
@@ -110,10 +112,43 @@ def robust_examples_8bit(records: pd.DataFrame) -> Outcomes:
 
 
 def _are_robust(records: pd.DataFrame, prediction: str) -> Outcomes:
-    unbroken = records[prediction].to_numpy() == records["label"].to_numpy()
+    unbroken = accepted_answers(records, prediction).to_numpy()
     spoilt = records["violation"].astype(str).to_numpy() != ""
     before = records["clean_correct"].to_numpy(dtype=bool)
     return pd.Series(before & (unbroken | spoilt), index=records.index)
+
+
+def accepted_answers(records: pd.DataFrame, prediction: str = "adv_pred") -> Outcomes:
+    """Select examples whose prediction is the label, or a rejection that counts as robust.
+
+    Args:
+        records: Per-example records of one or several cells.
+        prediction: Column of the predictions.
+
+    Returns:
+        Bool, indexed as the records.
+    """
+    predicted = records[prediction].to_numpy()
+    spared = records["rejected_is_robust"].to_numpy(dtype=bool)
+    rejected = predicted == records["rejection"].to_numpy()
+    right = predicted == records["label"].to_numpy()
+    return pd.Series(right | (spared & rejected), index=records.index)
+
+
+def rejected_examples(records: pd.DataFrame, prediction: str = "adv_pred") -> Outcomes:
+    """Select examples whose image the model's detector rejects.
+
+    Args:
+        records: Per-example records of one or several cells.
+        prediction: Column of the predictions: "adv_pred", or "clean_pred" for the clean image.
+
+    Returns:
+        Bool, indexed as the records; False of a model without a detector.
+    """
+    number = records["rejection"].to_numpy()
+    return pd.Series(
+        (records[prediction].to_numpy() == number) & (number >= 0), index=records.index
+    )
 
 
 def eligible_examples(records: pd.DataFrame) -> Outcomes:

@@ -18,6 +18,7 @@ from bench.core.contracts.types import ACCESS_RANK, Precision
 from bench.core.errors import SuiteError
 from bench.engine import timing
 from bench.engine.acceleration import accelerate
+from bench.engine.rejection import select_classifier
 from bench.engine.source_ensemble import SourceEnsemble
 from bench.evaluation import loading
 from bench.models import fingerprint
@@ -181,7 +182,7 @@ class ModelPool:
         if entry is not None and task.source not in self.models:
             members = [self.models[label] for label in entry.models]
             ensemble = SourceEnsemble(
-                [each.model for each in members], entry.weights, entry.combine
+                [select_classifier(each.model) for each in members], entry.weights, entry.combine
             )
             self.models[task.source] = members[0]._replace(
                 label=task.source,

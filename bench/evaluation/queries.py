@@ -17,6 +17,7 @@ from bench.core.contracts.attack import AttackSpec
 from bench.core.contracts.types import Goal, Norm
 from bench.engine.functional.logits import reaches_goal, widen
 from bench.engine.functional.norms import distance_float64
+from bench.engine.rejection import merge_rejection
 from bench.suite.query_budgets import asks
 
 
@@ -45,6 +46,7 @@ class QueryObserver:
         norm: Norm,
         radii: Sequence[float],
         budgets: Sequence[int],
+        spares_rejected: bool = False,
     ) -> None:
         """Start without queries.
 
@@ -55,6 +57,7 @@ class QueryObserver:
             norm: Norm of the distances.
             radii: Radii within which the example may fall, rounding allowed for.
             budgets: Numbers of queries at which the least distance is recorded.
+            spares_rejected: Whether the rejection of a detector is no success.
         """
         self.queries = 0
         self.fell = [torch.inf] * len(radii)
@@ -63,6 +66,7 @@ class QueryObserver:
         """Least distance of a query that reached the goal, within each budget."""
         self._x, self._y, self._goal, self._norm = x, y, goal, norm
         self._radii, self._budgets = radii, budgets
+        self._merges = spares_rejected and goal == "untargeted"
 
     def record(self, images: Tensor, logits: Tensor) -> None:
         """Record the rows of one forward pass.
@@ -74,7 +78,8 @@ class QueryObserver:
         y = self._y.expand(len(images))
         valid = images.flatten(1).isfinite().all(1) & logits.isfinite().all(1)
         valid &= (images.flatten(1).amin(1) >= 0) & (images.flatten(1).amax(1) <= 1)
-        won = reaches_goal(widen(logits), y, self._goal) & valid
+        answers = merge_rejection(widen(logits), y) if self._merges else widen(logits)
+        won = reaches_goal(answers, y, self._goal) & valid
         far = distance_float64(images, self._x.expand_as(images), self._norm)
         for row in won.nonzero()[:, 0].tolist():
             at, distance = self.queries + row + 1, float(far[row])

@@ -157,18 +157,23 @@ def predict_output(
     ]
 
 
-def is_success(spec: AttackSpec, examples: Examples, pred: Tensor) -> Tensor:
+def is_success(spec: AttackSpec, examples: Examples, predicted: Prediction) -> Tensor:
     """Check which predictions are what the attack aims at.
 
     Args:
         spec: The attack, for its goal.
         examples: The n examples with labels and targets.
-        pred: Predicted classes (n,).
+        predicted: Predictions (n,) of their images.
 
     Returns:
-        Bool (n,): another class than the label, or when targeted the target.
+        Bool (n,): another class than the label, or when targeted the target. A rejection is no
+        success where it counts as robust.
     """
-    return pred != examples.label if spec.goal == "untargeted" else pred == examples.target
+    pred = predicted.pred
+    if spec.goal == "targeted":
+        return pred == examples.target
+    left = pred != examples.label
+    return left & (pred != predicted.rejection) if predicted.spares_rejected else left
 
 
 def find_violations(x_adv: Tensor, x: Tensor, eps: float, norm: Norm, pred: Tensor) -> list[str]:
@@ -291,7 +296,7 @@ def _find_disagreement(
     keys = chosen.id + rng.fold(spec.seed, "spots", spec.name) % 2**31
     images, labels = [], []
     for at, prediction in enumerate(predictions):
-        won = is_success(spec, chosen, prediction.pred) | (output.first_success[at] >= 0)
+        won = is_success(spec, chosen, prediction) | (output.first_success[at] >= 0)
         survivors = (~won).nonzero()[:, 0]
         draws = rng.hash_uniform(keys[survivors], torch.full_like(survivors, at), 1)[:, 0]
         drawn = survivors[draws.argsort()[:SPOT_CHECKS]]
@@ -330,12 +335,12 @@ def _recheck_claims(
     check: it is its prediction.
     """
     claimed = output.first_success >= 0
-    won = torch.stack([is_success(spec, chosen, each.pred) for each in predictions])
+    won = torch.stack([is_success(spec, chosen, each) for each in predictions])
     again = (claimed & ~won).any(0)
     if is_single_search(spec):  # what it found beyond the largest eps counts, too
-        pred = judge(model, output.x_adv[0], output.rows, vote_for(spec, chosen.id)).pred
+        predicted = judge(model, output.x_adv[0], output.rows, vote_for(spec, chosen.id))
         moved = (output.x_adv[0] != chosen.x).flatten(1).any(1)
-        again |= moved & ~is_success(spec, chosen, pred)
+        again |= moved & ~is_success(spec, chosen, predicted)
     if not again.any():
         return output
     subset = Examples(*(field[again] for field in chosen))

@@ -61,6 +61,12 @@ def build_manifest(
                 "predictions": model.facts.predictions,
                 "logits": model.logits,
                 "random": model.facts.random,
+                # Only where there is one, so that the manifest of any other suite is as before.
+                **(
+                    {"detector": dataclasses.asdict(detector)}
+                    if (detector := model.facts.detector)
+                    else {}
+                ),
             }
             for label, model in loaded.models.items()
         },

@@ -66,6 +66,36 @@ class SelectedOutput(nn.Module):
         return logits
 
 
+class ScoredOutput(nn.Module):
+    """A model that returns logits and the score of a detector."""
+
+    def __init__(self, net: nn.Module, logits: Place, score: Place) -> None:
+        """Wrap a model.
+
+        Args:
+            net: The model.
+            logits: Where in its output the logits are.
+            score: Where the score is.
+        """
+        super().__init__()
+        self.net, self.logits, self.score = net, logits, score
+        self.training = net.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images and score them.
+
+        Args:
+            x: Images, (n, c, h, w).
+
+        Returns:
+            Logits and score, (n, classes + 1), the score last.
+        """
+        answer = self.net(x)
+        logits: Tensor = take_output(answer, self.logits)
+        score: Tensor = take_output(answer, self.score)
+        return torch.cat([logits, score.reshape(len(logits), 1).to(logits.dtype)], 1)
+
+
 class QueriedOutput(nn.Module):
     """A module that answers queries, of whose answers one part is the scores."""
 
@@ -177,6 +207,54 @@ def find_output(where: str, answer: Any, n: int, output: Output | None) -> Place
         f"{where}: expected logits (n, classes) with n = {n}, got {_name(answer)} of "
         f"{shown or 'nothing'}; say which they are, such as output = {written} in its entry"
     )
+
+
+def find_score(where: str, answer: Any, n: int, output: Output) -> Place:
+    """Find the score of a detector in a model's answer.
+
+    Args:
+        where: Start of a sentence, which names the model.
+        answer: What the model returned for n images.
+        n: Number of images.
+        output: Index, key or attribute of the score.
+
+    Returns:
+        Its place.
+
+    Raises:
+        SuiteError: There is none, or it is not one finite number an image.
+    """
+    about = f"{where}: detector"
+    if isinstance(answer, Tensor):
+        raise SuiteError(
+            f"{about}: expected an output of logits and a score, got one tensor "
+            f"{tuple(answer.shape)}; let the model return both"
+        )
+    places = _list_places(answer)
+    place = next((each for each in places if each.name == output), None)
+    if place is None and isinstance(output, str) and hasattr(answer, output):
+        place = Place("attribute", output)
+    if place is None:
+        known = nearest(str(output), [str(each.name) for each in places])
+        raise SuiteError(f"{about}: {_name(answer)} has no output {output!r}; {known}")
+    score = take_output(answer, place)
+    if not isinstance(score, Tensor) or not score.is_floating_point():
+        kind = str(score.dtype) if isinstance(score, Tensor) else type(score).__name__
+        raise SuiteError(
+            f"{about}: expected a floating-point score an image in output {output!r}, got "
+            f"{kind.removeprefix('torch.')}"
+        )
+    if score.shape not in ((n,), (n, 1)):
+        raise SuiteError(
+            f"{about}: expected a score an image in output {output!r}, ({n},) or ({n}, 1), got "
+            f"{tuple(score.shape)}"
+        )
+    if not bool(score.isfinite().all()):
+        lost = int((~score.isfinite()).sum())
+        raise SuiteError(
+            f"{about}: expected finite scores, got NaN or infinity on {lost} of {n} clean images"
+        )
+    return place
 
 
 def take_output(answer: Any, place: Place | bool) -> Any:

@@ -49,6 +49,7 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
     for name, frame in (
         ("unions.csv", results.unions),
         ("classes.csv", results.classes),
+        ("rejections.csv", results.rejections),
         ("distances.csv", results.distances),
         ("queries.csv", results.queries),
         ("published.csv", results.published),
@@ -146,7 +147,11 @@ def _load_examples(results: RunResults, folder: Path) -> Iterator[figures.Attack
                 example=at,
                 label=_class_name(data["classes"], row["label"]),
                 before=_class_name(data["classes"], row["clean_pred"]),
-                after=_class_name(data["classes"], row["adv_pred"]),
+                after=(
+                    "rejected"
+                    if row["adv_pred"] == row["rejection"]
+                    else _class_name(data["classes"], row["adv_pred"])
+                ),
                 clean=_to_plot(clean[at]),
                 adversarial=_to_plot(images[cell.identity][at]),
             )

@@ -47,6 +47,10 @@ SENTENCES = {
     "correctly without attack and under every attack of every norm, up to the eps named. A smaller "
     "ball lies in the larger one of its norm, so the attacks at smaller eps count, too. An example "
     "is broken by a norm alone if the other norms leave it robust.",
+    "rejections": "Of the examples that the model accepts and classifies correctly without attack: "
+    "answered, accepted and classified correctly under attack; rejected; and wrong, accepted and "
+    "misclassified. A rejected clean image is not classified correctly. An attack aims at what "
+    "counts as an error, so that neither way of counting can be read from a run of the other.",
     "classes": "Robust accuracy by true class, under the worst case over the attacks. Each "
     "interval is that of one class; the lowest of many classes is partly lowest by chance. An "
     "example that several attacks fool counts with the prediction under the first of them.",

@@ -13,6 +13,7 @@ from bench.reporting.report import (
     class_view,
     crosscheck_view,
     pairwise_view,
+    rejection_view,
     smoothing_view,
     union_view,
 )
@@ -47,6 +48,10 @@ def print_summary(results: RunResults, screen: Console) -> None:
         for sentence in accuracy_view.describe_shortfalls(worst, table):
             screen.print(sentence, soft_wrap=True)
     for sentence in union_view.describe_unions(results.unions):
+        screen.print(sentence, soft_wrap=True)
+    for sentence in rejection_view.describe_detectors(
+        results.rejections, results.provenance["models"]
+    ):
         screen.print(sentence, soft_wrap=True)
     for sentence in class_view.describe_worst_classes(results.classes):
         screen.print(sentence, soft_wrap=True)

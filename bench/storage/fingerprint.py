@@ -17,8 +17,11 @@ FILE = "records.sha256"
 PLACE = ("model", "attack", "norm", "eps", "goal")
 """Columns that name a cell, and order the rows."""
 
-ADDED = ("parameters",)
-"""Text columns that earlier versions did not write; hashed only in runs that use them."""
+ADDED: dict[str, str | int | bool] = {
+    "parameters": "", "rejection": -1, "rejected_is_robust": False,
+}  # fmt: skip
+"""Columns that earlier versions did not write, with the value of runs that do not use them; hashed
+only in runs that do."""
 
 
 UNHASHED = ("cell", "queries", "distance_within")
@@ -40,7 +43,9 @@ def records_hash(frame: pd.DataFrame) -> str:
     keys = [frame["example"].to_numpy(), *(_key(frame[name]) for name in reversed(PLACE))]
     order = np.lexsort(keys)
     digest = hashlib.sha256()
-    unused = {name for name in ADDED if name in frame and (frame[name] == "").all()}
+    unused = {
+        name for name, value in ADDED.items() if name in frame and (frame[name] == value).all()
+    }
     # One by one, to not copy a million rows.
     for name in sorted(set(frame.columns) - set(UNHASHED) - unused):
         digest.update(f"{name}\x1e".encode())

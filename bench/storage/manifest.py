@@ -14,6 +14,7 @@ from annotated_types import Gt, Le, MaxLen, MinLen
 from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from bench.core import sanitize
+from bench.core.contracts.detector import Detector
 from bench.core.contracts.types import Norm
 from bench.core.errors import RecordError, SuiteError
 from bench.storage import schema
@@ -50,6 +51,7 @@ class _Model:
     fingerprint: str
     classes: int | None = None
     findings: list[str]
+    detector: Detector | None = None
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -86,6 +86,10 @@ RECORD_COLUMNS = (
            "cell's budgets of queries; missing for other attacks.", default=float("nan")),
     Column("parameters", "text", "What the image of a threat model without a norm was made with; "
            "empty for a norm.", default=""),
+    Column("rejection", "integer", "Class number that stands for an image that the model's "
+           "detector rejects; -1 without a detector.", default=-1),
+    Column("rejected_is_robust", "flag", "A rejected adversarial image counts as robust.",
+           default=False),
 )  # fmt: skip
 """Columns of the per-example records, in the order of the file."""
 COLUMNS = tuple(column.name for column in RECORD_COLUMNS)

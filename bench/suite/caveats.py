@@ -35,7 +35,11 @@ def list_caveats(
     Returns:
         A sentence each: of the attack, then of the models.
     """
-    return *_attack_caveats(entry, eps, sweep), *_random_caveats(entry, eps, facts, crafting)
+    return (
+        *_attack_caveats(entry, eps, sweep),
+        *_detector_caveats(entry, eps, facts, crafting),
+        *_random_caveats(entry, eps, facts, crafting),
+    )
 
 
 def name_threat_model(model: str, entry: AttackEntry) -> str:
@@ -109,6 +113,26 @@ def _adaptation_caveats(adaptation: Adaptation) -> Iterator[str]:
         features = f", of the outputs of {', '.join(adaptation.features)}"
         more = features if adaptation.features else ""
         yield f"Adaptive: the loss is {adaptation.loss.name}{more}."
+
+
+def _detector_caveats(
+    entry: AttackEntry, eps: float, facts: ModelFacts, crafting: ModelFacts
+) -> Iterator[str]:
+    """Yield what a reader must know where the judged model rejects images."""
+    if eps == 0 or facts.detector is None:
+        return
+    spares = facts.detector.rejected == "robust"
+    if spares:
+        yield "An adversarial image that the detector rejects counts as robust."
+    else:
+        yield "An adversarial image that the detector rejects counts as an error."
+    external = isinstance(entry.attack, ExternalAttack) and not entry.attack.spares_rejected
+    aware = crafting.detector == facts.detector and entry.ensemble is None
+    if spares and (external or not aware):
+        yield (
+            "The attack does not know the detector: it only fools the classifier, so that one that "
+            "evades both may break more."
+        )
 
 
 def _random_caveats(

@@ -20,6 +20,7 @@ from bench.core.contracts.attack import (
     ExternalAttack,
     IterativeAttack,
 )
+from bench.core.contracts.detector import Detector
 from bench.core.contracts.types import ACCESS_RANK, BALLS, Access, Shape
 from bench.core.errors import SuiteError
 from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
@@ -45,6 +46,8 @@ class ModelFacts(NamedTuple):
     """Whether its answers are random."""
     access: Access = "gradient"
     """What it exposes."""
+    detector: Detector | None = None
+    """How it rejects images; None if it does not."""
     sketch: str = ""
     """Coarse description of its answers to the first images; empty if they are random."""
 

@@ -175,6 +175,7 @@ def collect_declared_facts(suite: Suite) -> dict[str, ModelFacts]:
             predictions=entry.predictions,
             random=entry.predictions > 1,
             access=entry.access,
+            detector=entry.detector,
         )
     return facts
 
@@ -254,6 +255,8 @@ def plan_task(
     reason = caveats.find_skip_reason(entry, facts, crafting)
     passes, gradients = count_passes(spec)
     settings = identity.collect_settings(spec, entry) if facts.model_fingerprint else {}
+    if settings and facts.detector is not None:  # outcomes of the two countings are not compared
+        settings["rejected"] = facts.detector.rejected
     cells = tuple(
         Cell(
             model=model,

@@ -16,6 +16,7 @@ from pydantic import AfterValidator
 
 from bench.core.contracts.attack import Attack
 from bench.core.contracts.dataset import Dataset
+from bench.core.contracts.detector import Detector
 from bench.core.contracts.model import Model
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import Precision, Stop, Sweep
@@ -244,7 +245,16 @@ def _read_data(check: Validator, raw: Any, base: Path) -> DataEntry | None:
 
 def _read_model(check: Validator, raw: Any, key: str, base: Path) -> ModelEntry | None:
     """Read a [[models]] table."""
-    entry: ModelEntry | None = check.fill(ModelEntry, raw, key)
+    table = dict(raw) if isinstance(raw, dict) else raw
+    detector: Detector | None = None
+    if isinstance(raw, dict) and "detector" in raw:
+        detector = check.fill(Detector, table.pop("detector"), f"{key}.detector")
+    entry: ModelEntry | None = check.fill(ModelEntry, table, key)
+    if entry is not None and detector is not None:
+        try:
+            entry = dataclasses.replace(entry, detector=detector)
+        except ValueError as error:  # fields that do not go together
+            check.say(key, str(error))
     extension = find_extension(check, "models", raw, key, base)
     if isinstance(extension, Model) or callable(extension):
         build = extension.build if isinstance(extension, Model) else extension

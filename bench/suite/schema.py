@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.core.contracts.adaptation import Adaptation
 from bench.core.contracts.attack import Attack
+from bench.core.contracts.detector import Detector
 from bench.core.contracts.input_transforms import InputTransforms
 from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import (
@@ -66,15 +67,22 @@ class ModelEntry:
     is read ("binary", "sigmoid"); None: it returns logits, or there is no doubt."""
     batch_size: Count | None = None
     """The only number of images that it takes at once; None: any number."""
+    detector: Detector | None = None
+    """How it rejects images; None if it does not."""
     trust: bool = False
     """Whether the model's file (.pt2, .ts, .pt) may be read although that can run code in it."""
 
     def __post_init__(self) -> None:
-        """Check the settings of a serialized program, without reading its file.
+        """Check what does not go together, without reading a serialized program's file.
 
         Raises:
             ValueError: The file is not declared trusted, or has settings that do not apply.
         """
+        if self.detector is not None and self.access != "gradient":
+            raise ValueError(
+                f'detector: expected access = "gradient", got "{self.access}"; take one of the '
+                "keys out (attacks by scores and labels run on any model)"
+            )
         if not serialized.is_program_file(self.name):
             if self.trust:
                 files = ", ".join(serialized.SUFFIXES)

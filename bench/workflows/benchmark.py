@@ -156,6 +156,7 @@ def benchmark(
     access: Access = "gradient",
     allow: Sequence[str] = (),
     output: str | int | None = None,
+    detector: Mapping[str, Any] | None = None,
     fresh: bool = False,
 ) -> Benchmark:
     """Run every attack against every model, as a suite does, on Python objects.
@@ -181,6 +182,7 @@ def benchmark(
         access: What an attacker sees of the models: "gradient", "scores" or "labels".
         allow: Names of preflight findings that do not stop the run.
         output: Which part of the models' output is the logits, as in `bench.evaluate`.
+        detector: How the models reject images, likewise.
         fresh: Discard what an earlier run left in `out`.
 
     Returns:
@@ -193,7 +195,9 @@ def benchmark(
     if not given_models:
         raise SuiteError("bench.benchmark: models: expected at least one, got none")
     entries = [
-        live_models.make_entry(model, str(label), access=access, allow=[*allow], output=output)
+        live_models.make_entry(
+            model, str(label), access=access, allow=[*allow], output=output, detector=detector
+        )
         for label, model in given_models.items()
     ]
     given = as_data(data, labels, limit=limit)

@@ -56,6 +56,8 @@ def run(broken: Collection[int], n: int = N, **keys: Any) -> AttackedCell:
             "violation": "",
             "distance": float("nan"),
             "clean_confidence": 0.9,
+            "rejection": -1,
+            "rejected_is_robust": False,
             cell.norm: cell.eps,
             "forwards": asked,
             "backwards": asked,

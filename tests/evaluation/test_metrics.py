@@ -78,12 +78,25 @@ def records() -> pd.DataFrame:
             (3, 4, True, -1, -1, "the model's output is not finite"),
         ],
         columns=["label", "target", "clean_correct", "adv_pred", "adv_pred_8bit", "violation"],
-    )
+    ).assign(rejection=-1, rejected_is_robust=False)
 
 
 def test_robust_is_right_before_and_after_and_a_violation_is_a_failed_attack() -> None:
     assert metrics.robust_examples(records()).tolist() == [True, False, True, False, True, True]
     assert metrics.robust_examples_8bit(records()).tolist() == [True, True, True, False, True, True]
+
+
+@pytest.mark.parametrize("is_robust", [True, False])
+def test_a_rejected_adversarial_image_counts_as_declared_and_a_rejected_clean_one_never(
+    is_robust: bool,
+) -> None:
+    rejected = records().assign(adv_pred=9, adv_pred_8bit=9, rejection=9, violation="")
+    counted = rejected.assign(rejected_is_robust=is_robust)
+    right = counted["clean_correct"].tolist()
+    assert metrics.robust_examples(counted).tolist() == [each and is_robust for each in right]
+    assert metrics.robust_examples_8bit(counted).tolist() == [each and is_robust for each in right]
+    assert metrics.rejected_examples(counted).all()
+    assert not metrics.rejected_examples(counted.assign(rejection=-1, adv_pred=-1)).any()
 
 
 def test_eligible_is_right_before_and_not_of_the_target_class() -> None:

@@ -97,6 +97,8 @@ def draw_records(
                     "queries": math.nan,
                     "distance_within": None,
                     "parameters": "",
+                    "rejection": -1,
+                    "rejected_is_robust": False,
                 }
             )[list(COLUMNS)]
         )

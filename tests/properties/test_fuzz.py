@@ -303,7 +303,8 @@ def frame(cell: dict[str, Any]) -> pd.DataFrame:
     columns |= {"example": range(N), "label": range(N), "clean_pred": range(N)}
     columns |= {"adv_pred": [9] * N, "adv_pred_8bit": [9] * N, "target": [-1] * N}
     columns |= {"first_success_step": [1] * N, "violation": [""] * N, "parameters": [""] * N}
-    columns |= {"distance_within": [None] * N}
+    columns |= {"distance_within": [None] * N, "rejection": [-1] * N}
+    columns |= {"rejected_is_robust": [False] * N}
     columns |= {"clean_correct": [True] * N, "fooled": [True] * N, "attacked": [True] * N}
     return pd.DataFrame(columns)
 

@@ -152,6 +152,10 @@ class ExternalAttack(Attack):
     """An attack that runs its own loop, batch by batch."""
 
     run: AttackFunction
+    spares_rejected: bool = False
+    """Whether the loop knows that the rejection of a detector is no success
+    (`bench.engine.rejection.spare_rejected`). If not, and a rejection counts as robust, it is given
+    the classifier without the detector."""
 
 
 @dataclass(frozen=True, kw_only=True)

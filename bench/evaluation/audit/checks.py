@@ -399,9 +399,10 @@ def _check_rounding(runs: AttackedCells) -> list[ObservedSymptom] | None:
     """Find successes that are lost by rounding to 8 bits."""
     observed = []
     for run in runs:
-        after = run.records["adv_pred_8bit"]
-        aim = "label" if run.cell.goal == "untargeted" else "target"
-        held = (after == run.records[aim]) == (aim == "target")
+        if run.cell.goal == "untargeted":
+            held = ~metrics.accepted_answers(run.records, "adv_pred_8bit")
+        else:
+            held = run.records["adv_pred_8bit"] == run.records["target"]
         lost = run.broken & ~held
         if are_enough(lost, run.broken):
             evidence = f"{int(lost.sum())} of {int(run.broken.sum())} successes go with rounding"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bench.core.rng import Noise
 from bench.engine.functional import gradients, norms
 from bench.engine.functional.losses import label_and_target
+from bench.engine.rejection import spare_rejected
 
 MAX_IMAGES = 4
 """Images compared; each costs a gradient and a few passes in float64."""
@@ -53,6 +54,7 @@ def find_wrong_gradients(model: nn.Module, x: Tensor, y: Tensor, ids: Tensor) ->
     Returns:
         Whether gradient and slope differ, (n,), bool.
     """
+    model = spare_rejected(model, y)
     noise = Noise(0, "finite differences", ids, torch.zeros_like(ids))
     at = 0.5 + CONTRACTION * (x - 0.5) + NOISE_SCALE * noise.uniform(x)
     with torch.no_grad():

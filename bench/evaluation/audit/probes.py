@@ -26,6 +26,7 @@ from bench.engine.functional import gradients, norms, projections
 from bench.engine.functional.logits import predict_class, widen
 from bench.engine.functional.losses import make_objective
 from bench.engine.model_state import allow_tf32, frozen
+from bench.engine.rejection import merge_rejection, spare_rejected, spares_rejected
 from bench.evaluation.audit import gradient_check, symptoms
 from bench.evaluation.audit.symptoms import ObservedSymptom, Symptom
 from bench.models.preflight.logit_checks import BATCH, RANDOM, are_probabilities
@@ -238,6 +239,7 @@ def _ascend(probed: ProbedModel, threat: Threat, steps: int, length: float, loss
 def _climb(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, steps: int, length: float, loss: Loss
 ) -> _Ascent:
+    model = spare_rejected(model, y)
     objective, eps = make_objective(loss, "untargeted"), torch.full_like(x[:, 0, 0, 0], threat.eps)
     at, blind = x, torch.zeros_like(y, dtype=torch.bool)
     fooled = blind
@@ -305,7 +307,10 @@ def _check_trace(probed: ProbedModel, label: str, spec: AttackSpec) -> Iterator[
     assert got.losses is not None
     first, losses = got.first_success[0], got.losses[0]
     early = (first >= 0) & (first <= steps)
-    late = ~early & ((first >= 0) | (predict_class(_logits(probed, got.x_adv[0])) != probed.y))
+    logits = _logits(probed, got.x_adv[0])
+    if spares_rejected(probed.model):
+        logits = merge_rejection(logits, probed.y)
+    late = ~early & ((first >= 0) | (predict_class(logits) != probed.y))
     flat = ~early & ~(losses[:, steps] > losses[:, 0])
     threat = Threat(norm=spec.norm, eps=eps)
     if _are_many(flat):

@@ -94,7 +94,9 @@ def _plan_task(
 
 
 def _unfit_reason(evaluator: Evaluator, label: str) -> str:
-    """Say why a model's layers cannot be read; "" if they can."""
+    """Say why a model cannot be certified at all; "" if it may be."""
+    if evaluator.models[label].detector is not None:
+        return "the model rejects images, and no method here bounds the score of a detector"
     return f"the model {evaluator.unfit[label]}" if label in evaluator.unfit else ""
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from bench.core import rng
 from bench.core.contracts.dataset import Data
+from bench.core.contracts.detector import Detector
 from bench.core.contracts.types import Access
 from bench.core.errors import SuiteError, describe, first_line, nearest
 from bench.core.foreign import own_location
@@ -68,6 +69,8 @@ class LoadedModel(NamedTuple):
     """Whether its answers are random: observed, or implied by several predictions."""
     access: Access = "gradient"
     """What it exposes."""
+    detector: Detector | None = None
+    """How it rejects images, where it predicts class `classes`; None if it does not."""
     logits: Tensor | None = None
     """Logits of the first images, on the CPU; None if the answers are random."""
     sketch: str = ""

@@ -6,6 +6,7 @@ from typing import NamedTuple
 FINDINGS = {
     "checkpoint": "a file of weights that holds more than the model's state",
     "output": "an output that holds more than the logits",
+    "score-gradient": "a score whose gradient is zero or none on clean images",
     "fixed-batch": "a model that takes one number of images alone",
     "not-float32": "parameters in half or double precision, or logits in half",
     "not-finite": "NaN or infinity on clean images",

@@ -5,6 +5,7 @@ the reason is looked for once: the precision, the number of images, the channels
 was done is a finding; what cannot be done is an error that says what to do.
 """
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from bench.core import rng
 from bench.core.contracts.dataset import Data
+from bench.core.contracts.detector import Detector
 from bench.core.errors import SuiteError
-from bench.engine.model_state import eval_mode
+from bench.engine.model_state import InputCloningModel, eval_mode
 from bench.engine.opaque_model import OpaqueModel
+from bench.engine.rejection import ClassifierView, RejectingModel
 from bench.models import fingerprint
 from bench.models.outputs import (
     BINARY,
@@ -24,8 +27,10 @@ from bench.models.outputs import (
     BinaryModel,
     Output,
     Place,
+    ScoredOutput,
     SelectedOutput,
     find_output,
+    find_score,
 )
 from bench.models.preflight.checks import (
     N_IMAGES,
@@ -35,6 +40,8 @@ from bench.models.preflight.checks import (
     preflight,
 )
 from bench.models.preflight.findings import Finding
+from bench.models.preflight.gradient_checks import find_score_problems
+from bench.models.preflight.logit_checks import is_random
 from bench.models.query_only import QueryOnlyModel
 from bench.models.wrapping import CastingModel, FixedBatchModel, unwrap_model
 
@@ -55,6 +62,7 @@ def prepare_model(
     predictions: int = 1,
     allow: Sequence[str] = (),
     about: Any = None,
+    detector: Detector | None = None,
 ) -> LoadedModel:
     """Convert a model where needed and check it on the first images.
 
@@ -69,9 +77,11 @@ def prepare_model(
         predictions: Predictions that vote on one verdict.
         allow: Names of findings that do not stop the run.
         about: Plain values that belong to the model's fingerprint.
+        detector: How the model rejects images; None if it does not.
 
     Returns:
-        The model with its fingerprint and findings; converted if it has to be.
+        The model with its fingerprint and findings; converted if it has to be. Its classifier is
+        what is checked; with a detector, the model has one more class, of rejected images.
 
     Raises:
         SuiteError: As `preflight`, or nothing tells how the model is to be called.
@@ -82,29 +92,63 @@ def prepare_model(
         prepared = OpaqueModel(prepared, fingerprint.describe_program(prepared))
     x = data.read(0, min(data.n, N_IMAGES)).to(device)
     query = isinstance(prepared, QueryOnlyModel)  # whose callable has selected its scores itself
-    selected = query or output is None
+    selected = query or (output is None and detector is None)
+    if detector is not None:
+        about = [about, dataclasses.asdict(detector)]
     if batch_size is not None:
-        prepared = _fix_batch(where, prepared, x, batch_size, None if query else output, notes)
+        chosen = None if query else output
+        prepared = _fix_batch(where, prepared, x, batch_size, chosen, notes, detector)
         selected = True
     for _ in range(4):
         if not selected and (answer := _try_call(prepared, x)) is not None:
-            prepared = _select_output(where, prepared, answer, output, notes, len(x))
+            prepared = _select_output(where, prepared, answer, output, notes, len(x), detector)
             selected = True
+        classifier = prepared if detector is None else ClassifierView(prepared)
         try:
-            loaded = preflight(label, prepared, data, device, predictions, allow, about)
+            loaded = preflight(label, classifier, data, device, predictions, allow, about)
         except ModelCallError as error:
-            prepared = _convert_input(where, prepared, x, data, output, allow, error, notes)
+            prepared = _convert_input(
+                where, prepared, x, data, output, allow, error, notes, detector
+            )
             selected = selected or isinstance(prepared, FixedBatchModel)
         except ModelOutputError as error:
-            if query or output is not None:
+            if query or output is not None or detector is not None:
                 raise
             prepared = _select_output(where, prepared, error.answer, None, notes, len(x))
         else:
             break
     if output == BINARY:
         notes += _find_binary_probabilities(where, loaded)
+    if detector is not None:
+        loaded = _add_detector(where, loaded, detector, x, notes)
     findings = (*(each.format_note(False) for each in notes), *loaded.findings)
     return loaded._replace(findings=findings)
+
+
+def _add_detector(
+    where: str, loaded: LoadedModel, detector: Detector, x: Tensor, notes: list[Finding]
+) -> LoadedModel:
+    """Replace the classifier that was checked by the model that rejects; check its score."""
+    clones = isinstance(loaded.model, InputCloningModel)
+    view = loaded.model.net if isinstance(loaded.model, InputCloningModel) else loaded.model
+    assert isinstance(view, ClassifierView)
+    model = RejectingModel(
+        InputCloningModel(view.net) if clones else view.net,
+        loaded.classes,
+        threshold=detector.threshold,
+        above=detector.rejects == "above",
+        spares=detector.rejected == "robust",
+    ).eval()
+    notes += find_score_problems(where, model, x)
+    with rng.seed_global("preflight"), torch.no_grad():
+        random = loaded.random or is_random(model, x, model(x))
+    return loaded._replace(
+        model=model,
+        detector=detector,
+        random=random,
+        logits=None if random else loaded.logits,
+        sketch="" if random else loaded.sketch,
+    )
 
 
 def _find_binary_probabilities(where: str, loaded: LoadedModel) -> Iterator[Finding]:
@@ -129,9 +173,17 @@ def _select_output(
     output: Output | None,
     notes: list[Finding],
     n: int,
+    detector: Detector | None = None,
 ) -> nn.Module:
-    """Wrap a model so that it returns logits alone, by its answer to n images."""
+    """Wrap a model so that it returns logits alone, by its answer to n images.
+
+    With a detector, the score follows the logits.
+    """
+    score = None if detector is None else find_score(where, answer, n, detector.output)
     place = find_output(where, answer, n, output)
+    if score is not None:
+        assert isinstance(place, Place)  # since the answer is no tensor
+        return ScoredOutput(model, place, score)
     if not isinstance(place, Place):
         return BinaryModel(model, place)
     if output is None:
@@ -147,11 +199,13 @@ def _fix_batch(
     size: int,
     output: Output | None,
     notes: list[Finding],
+    detector: Detector | None = None,
 ) -> nn.Module:
     """Wrap a model that takes one number of images alone; its logits are selected before."""
     answer = _try_call(model, _repeat(x, size))
-    if answer is not None and (output is not None or not isinstance(answer, Tensor)):
-        model = _select_output(where, model, answer, output, notes, size)
+    several = output is not None or detector is not None or not isinstance(answer, Tensor)
+    if answer is not None and several:
+        model = _select_output(where, model, answer, output, notes, size, detector)
     return FixedBatchModel(model, size)
 
 
@@ -169,6 +223,7 @@ def _convert_input(
     allow: Sequence[str],
     error: ModelCallError,
     notes: list[Finding],
+    detector: Detector | None = None,
 ) -> nn.Module:
     """Wrap a model that raised on the first images; raise the reason if no wrapper helps."""
     kind = _find_precision(model)
@@ -191,7 +246,7 @@ def _convert_input(
         "copies of their last image, which changes no answer; let it take any number."
     )
     notes.append(Finding("fixed-batch", sentence))
-    return _fix_batch(where, model, x, size, output, notes)
+    return _fix_batch(where, model, x, size, output, notes, detector)
 
 
 def _find_precision(model: nn.Module) -> torch.dtype | None:

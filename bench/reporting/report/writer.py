@@ -42,6 +42,7 @@ from bench.reporting.report import (
     problem_view,
     query_view,
     reference_view,
+    rejection_view,
     smoothing_view,
     stage_view,
     transfer_view,
@@ -96,6 +97,10 @@ def write_report(
         "worst": accuracy_view.tabulate_worst_case(worst, table, eps_texts),
         "worst_rows": accuracy_view.tabulate_worst_case_counts(worst, table, eps_texts),
         "unions": union_view.tabulate_unions(results.unions),
+        "detectors": rejection_view.describe_detectors(
+            results.rejections, results.provenance["models"]
+        ),
+        "rejections": rejection_view.tabulate_rejections(results.rejections, eps_texts),
         "classes": class_view.build_class_views(results.classes, eps_texts),
         "headline": accuracy_view.tabulate_attacks(table, eps_texts),
         "rankings": min_norm_view.rank_searches(results.distances),

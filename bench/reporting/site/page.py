@@ -29,7 +29,14 @@ from bench.reporting.formats.numbers import (
     is_missing,
     map_eps_texts,
 )
-from bench.reporting.report import audit_view, class_view, union_view, views, writer
+from bench.reporting.report import (
+    audit_view,
+    class_view,
+    rejection_view,
+    union_view,
+    views,
+    writer,
+)
 from bench.reporting.report.views import Row, View
 from bench.reporting.site.sources import PublishedRun
 from bench.reporting.site.svg_chart import HEIGHT, WIDTH, Chart, build_charts
@@ -88,6 +95,9 @@ class RunSection(NamedTuple):
     charts: list[Chart]
     grids: list[tuple[str, str]]
     """Pairs of relative path and caption."""
+    detectors: list[str]
+    """A sentence for each model with a detector."""
+    rejections: View | None
     unions: View | None
     """Robustness to several threat models together; None if each model is attacked in one norm."""
     classes: class_view.ClassViews | None
@@ -121,6 +131,7 @@ def write_site(runs: Sequence[PublishedRun], out: Path) -> Path:
         "filters": _filters(lines),
         "many_runs": len(runs) > 1,
         "runs": sections,
+        "detectors": [section for section in sections if section.detectors],
         "unions": [section for section in sections if section.unions],
         "classes": [section for section in sections if section.classes],
         "width": WIDTH,
@@ -256,6 +267,8 @@ def _run(run: PublishedRun, out: Path, plots: str) -> RunSection:
         title=format_text(found.provenance["suite"]["title"]),
         charts=build_charts(found.table, found.worst),
         grids=_grids(run, out, plots),
+        detectors=rejection_view.describe_detectors(found.rejections, found.provenance["models"]),
+        rejections=rejection_view.tabulate_rejections(found.rejections, eps_texts),
         unions=union_view.tabulate_unions(found.unions),
         classes=class_view.build_class_views(found.classes, eps_texts),
         audit=audit_view.build_audit_views(found.audit, eps_texts),

@@ -1,0 +1,164 @@
+"""The attacked and judged model of a detector: rejection as one more class.
+
+A model with a detector is a classifier of one more class, which it predicts exactly where it
+rejects, so that a verdict stays one argmax. Where a rejection counts as robust, an attack must make
+the model accept a wrong class: its logits are merged, so that the label's is the larger of the
+label's own and the rejection's, and every loss then leaves both at once.
+Source: Carlini and Wagner 2017, section 2.3, https://arxiv.org/abs/1705.07263
+Differs from the paper: the logit of rejection is the largest logit plus the score's distance from
+the threshold, not (distance + 1) times the largest logit, which is wrong where that is negative.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from bench.core.contracts.types import Goal
+from bench.engine.adaptation import AdaptedModel
+from bench.engine.functional.logits import widen
+
+
+class RejectingModel(nn.Module):
+    """A model whose last class means that the image is rejected."""
+
+    def __init__(
+        self, net: nn.Module, classes: int, *, threshold: float, above: bool, spares: bool
+    ) -> None:
+        """Wrap a model.
+
+        Args:
+            net: Maps images to logits and score, (n, classes + 1), the score last.
+            classes: Number of classes, which is the number of the class of rejection.
+            threshold: Scores beyond it are rejected.
+            above: Whether that is above it; else below.
+            spares: Whether a rejected adversarial image counts as robust.
+        """
+        super().__init__()
+        self.net, self.classes = net, classes
+        self.threshold, self.above, self.spares = threshold, above, spares
+        self.training = net.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify or reject images.
+
+        Args:
+            x: Images, (n, c, h, w).
+
+        Returns:
+            Logits, (n, classes + 1). The last is above all others exactly where the image is
+            rejected, and below the largest where it is not, whatever is rounded.
+        """
+        answer = widen(self.net(x))
+        logits, score = answer[:, :-1], answer[:, -1]
+        excess = score - self.threshold if self.above else self.threshold - score
+        largest = logits.amax(1)
+        there = largest.detach()
+        rejection = largest + excess
+        over = torch.maximum(rejection, torch.nextafter(there, torch.full_like(there, torch.inf)))
+        under = torch.minimum(rejection, torch.nextafter(there, torch.full_like(there, -torch.inf)))
+        return torch.cat([logits, torch.where(excess > 0, over, under)[:, None]], 1)
+
+
+class ClassifierView(nn.Module):
+    """The classifier of a model with a detector, without its score."""
+
+    def __init__(self, net: nn.Module) -> None:
+        """Wrap a model.
+
+        Args:
+            net: Maps images to logits and score, (n, classes + 1), the score last.
+        """
+        super().__init__()
+        self.net = net
+        self.training = net.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Classify images.
+
+        Args:
+            x: Images, (n, c, h, w).
+
+        Returns:
+            Logits, (n, classes).
+        """
+        logits: Tensor = self.net(x)[:, :-1]
+        return logits
+
+
+class _MergedView(nn.Module):
+    """A rejecting model whose logits are merged for the labels of one batch."""
+
+    def __init__(self, net: nn.Module, label: Tensor) -> None:
+        super().__init__()
+        self.net, self.label = net, label
+        self.training = net.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        return merge_rejection(widen(self.net(x)), self.label)
+
+
+def find_detector(model: nn.Module) -> RejectingModel | None:
+    """Find the detector of a model.
+
+    Args:
+        model: Any model, possibly adapted.
+
+    Returns:
+        The rejecting model; None without a detector.
+    """
+    own = model.net if isinstance(model, AdaptedModel) else model
+    return own if isinstance(own, RejectingModel) else None
+
+
+def spares_rejected(model: nn.Module) -> bool:
+    """Return whether a rejected adversarial image counts as robust.
+
+    Args:
+        model: Any model, possibly adapted.
+
+    Returns:
+        False of a model without a detector.
+    """
+    detector = find_detector(model)
+    return detector is not None and detector.spares
+
+
+def merge_rejection(logits: Tensor, label: Tensor) -> Tensor:
+    """Merge the logit of rejection into that of the label.
+
+    Args:
+        logits: Logits, (n, classes + 1), that of rejection last.
+        label: True labels, (n,), int64.
+
+    Returns:
+        Logits, (n, classes): the label's is the largest exactly where the label is predicted or the
+        image is rejected.
+    """
+    own = torch.maximum(logits.gather(1, label[:, None]), logits[:, -1:])
+    return logits[:, :-1].scatter(1, label[:, None], own)
+
+
+def spare_rejected(model: nn.Module, label: Tensor, goal: Goal = "untargeted") -> nn.Module:
+    """View a model as one batch of examples is attacked, so that a rejection is no success.
+
+    Args:
+        model: Any model.
+        label: True labels of the batch, (n,), int64; not read if the goal is "targeted".
+        goal: Goal of the attack. A rejection is no target, so that nothing need be merged then.
+
+    Returns:
+        A model of that batch alone; `model` itself where no rejection counts as robust.
+    """
+    merges = goal == "untargeted" and spares_rejected(model)
+    return _MergedView(model, label) if merges else model
+
+
+def select_classifier(model: nn.Module) -> nn.Module:
+    """Select the classifier of a model.
+
+    Args:
+        model: Any model.
+
+    Returns:
+        The classifier without its detector; `model` itself if it has none.
+    """
+    return ClassifierView(model.net) if isinstance(model, RejectingModel) else model
