@@ -7,9 +7,11 @@ bit, in base64: 1,000 examples take 168 characters, whatever the outcomes.
 import base64
 import binascii
 import dataclasses
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from annotated_types import Ge
 from pydantic import JsonValue
@@ -113,6 +115,15 @@ class Snapshot:
     cells: list[CellSnapshot]
 
 
+class ExampleClasses(NamedTuple):
+    """The true classes of a run's examples; a snapshot does not store them."""
+
+    labels: npt.NDArray[np.int64]
+    """Of the examples 0..n-1, (n,)."""
+    names: Sequence[str] | None
+    """Name of each class; None if there are none."""
+
+
 # ------------------------------------------------------------------------------------------ bits
 
 
@@ -195,6 +206,23 @@ def take_snapshot(run: RunResults) -> Snapshot:
         tasks=_tasks(run),
         cells=_cells(run),
     )
+
+
+def collect_classes(run: RunResults) -> ExampleClasses | None:
+    """Collect the classes of a run's examples from the records of one finished cell.
+
+    Args:
+        run: Results with records.
+
+    Returns:
+        The classes; None if no cell is finished.
+    """
+    done = run.table["cell"][run.table["status"] == "ok"]
+    if done.empty:
+        return None
+    records = run.stored.frame[run.stored.frame["cell"] == done.iloc[0]]
+    labels = records.sort_values("example")["label"].to_numpy(dtype=np.int64)
+    return ExampleClasses(labels, run.provenance["data"].get("classes"))
 
 
 def _select_outcomes(run: RunResults, cell: str, column: Outcomes) -> Outcomes:

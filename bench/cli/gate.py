@@ -82,7 +82,9 @@ def check(
     found = results.read_results(folder)
     limits = thresholds.override_thresholds(fail, _limits(found, folder))
     now = snapshot.take_snapshot(found)
-    checked = check.check_against_baseline(before, now, limits, found.chosen_unions)
+    checked = check.check_against_baseline(
+        before, now, limits, found.chosen_unions, snapshot.collect_classes(found)
+    )
     if junit is not None:
         files.write_atomic(junit, render_junit(checked, now.suite))
     text = markdown_summary.render_summary(checked, before, now, folder, against)

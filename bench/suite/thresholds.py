@@ -6,7 +6,8 @@ A threshold is written METRIC:CHANGE, the change in the direction in which the m
 
 For each metric the first of these that sets a threshold applies: the command line, a table of
 [[gate.cells]] (the last that matches), the `fail` of an [[attacks]] table, the `fail` of [gate],
-DEFAULTS. `union_robust_accuracy` has no default: unions are compared where a threshold is set.
+DEFAULTS. `union_robust_accuracy` and `worst_class_robust_accuracy` have no default: unions and
+worst classes are compared where a threshold is set.
 Thresholds are no part of what is measured, so they change no identity.
 """
 
@@ -47,6 +48,7 @@ METRICS = {
     "robust_accuracy": Metric("-", ("pp", "%"), ("model", "attack", "eps")),
     "clean_accuracy": Metric("-", ("pp", "%"), ("model",)),
     "union_robust_accuracy": Metric("-", ("pp", "%"), ("model",)),
+    "worst_class_robust_accuracy": Metric("-", ("pp", "%"), ("model", "attack", "eps")),
     "examples_per_second": Metric("-", ("%",), ("model",)),
     "violations": Metric("+", ("",), ("model", "attack")),
     "audit": Metric("+", ("",), ("model",)),
@@ -61,12 +63,13 @@ class Threshold(NamedTuple):
     unit: str
     text: str
 
-    def allowed(self, before: float, n: int) -> Fraction:
+    def allowed(self, before: float | Fraction, n: int) -> Fraction:
         """Convert the threshold to the unit in which the metric is counted.
 
         Args:
-            before: Value of the baseline: examples of a rate, examples per second of a throughput.
-            n: Number of examples.
+            before: Value of the baseline: examples of a rate, the rate itself, or examples per
+                second of a throughput.
+            n: Number of examples; 1 for a rate.
 
         Returns:
             The largest change for the worse that passes, in the unit of `before`.
@@ -94,15 +97,29 @@ class Thresholds(NamedTuple):
     """A later rule overrides an earlier one."""
     alpha: float = ALPHA
 
-    def covers(self, metric: str, model: str) -> bool:
-        """Return whether a metric without a default has a threshold.
+    def covers(self, metric: str, model: str, attacks: Sequence[str] = (), eps: float = 0) -> bool:
+        """Return whether a verdict on a metric without a default has a threshold.
+
+        Args:
+            metric: A key of METRICS.
+            model: Label of the model.
+            attacks: Labels of the attack: its own and that of its table.
+            eps: Radius.
+
+        Returns:
+            True if a rule matches.
+        """
+        return bool(self._list_matching(metric, model, attacks, eps))
+
+    def mentions(self, metric: str, model: str) -> bool:
+        """Return whether a metric without a default has a threshold for any verdict on a model.
 
         Args:
             metric: A key of METRICS.
             model: Label of the model.
 
         Returns:
-            True if a rule sets one for the model.
+            True if a rule is for the model or for all models.
         """
         return any(
             threshold.metric == metric and scope.model in (None, model)
@@ -123,7 +140,12 @@ class Thresholds(NamedTuple):
         Returns:
             The last matching rule.
         """
-        matching = [
+        return self._list_matching(metric, model, attacks, eps)[-1]
+
+    def _list_matching(
+        self, metric: str, model: str, attacks: Sequence[str], eps: float
+    ) -> list[Threshold]:
+        return [
             threshold
             for scope, threshold in self.rules
             if threshold.metric == metric
@@ -131,7 +153,6 @@ class Thresholds(NamedTuple):
             and (scope.attack is None or scope.attack in attacks)
             and scope.eps in (None, eps)
         ]
-        return matching[-1]
 
 
 @dataclasses.dataclass
