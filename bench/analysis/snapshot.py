@@ -20,6 +20,7 @@ from bench.analysis.results import RunResults
 from bench.core.errors import RecordError
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
+from bench.suite.plan import Cell
 
 _Strict: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 _Count: TypeAlias = Annotated[int, Ge(0)]
@@ -97,6 +98,9 @@ class CellSnapshot:
     violations: _Count = 0
     robust: str = ""
     """Packed: on which examples it is robust; empty unless the cell is ok."""
+    robust_within: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Budget of queries -> packed: on which examples it is robust within as many; of untargeted
+    attacks whose queries are known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -283,6 +287,7 @@ def _tasks(run: RunResults) -> list[AttackSnapshot]:
 
 def _cells(run: RunResults) -> list[CellSnapshot]:
     robust = metrics.robust_examples(run.stored.frame)
+    planned = {cell.identity: cell for cell in run.plan}
     cells = []
     for row in run.table[run.table["eps"] > 0].to_dict("records"):
         about = {name: row[name] for name in ("model", "attack", "eps", "eps_text", "status")}
@@ -290,5 +295,19 @@ def _cells(run: RunResults) -> list[CellSnapshot]:
         if row["status"] == "ok":
             counted = {name: int(row[name]) for name in ("robust_correct", "violations")}
             counted["robust"] = pack_outcomes(_select_outcomes(run, row["cell"], robust))
+            counted["robust_within"] = _pack_budgets(run, planned[row["cell"]])
         cells.append(CellSnapshot(**about, reason=row["reason"], **counted))
     return cells
+
+
+def _pack_budgets(run: RunResults, cell: Cell) -> dict[str, str]:
+    """Pack the outcomes of a finished cell within each of its budgets."""
+    records = run.stored.frame[run.stored.frame["cell"] == cell.identity].set_index("example")
+    counted = cell.queries and not records["queries"][records["attacked"].astype(bool)].isna().any()
+    if cell.goal != "untargeted" or not counted:
+        return {}
+    clean = records["clean_correct"].astype(bool)
+    return {
+        str(budget): pack_outcomes((clean & ~metrics.fooled_within(records, budget)).sort_index())
+        for budget in cell.budgets
+    }

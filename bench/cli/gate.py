@@ -1,6 +1,7 @@
 """`bench baseline` and `bench check`: whether a run is worse than the one that was accepted."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,12 +108,14 @@ def _limits(found: "RunResults", folder: Path) -> "Thresholds":
     where = f"{folder}: suite"
     reader = Validator(where)
     radii: dict[str, dict[float, str]] = {}
+    budgets: dict[str, Sequence[int]] = {}
     for cell in found.plan:
         for name in (cell.attack, cell.family or cell.attack):
             radii.setdefault(name, {})[cell.eps] = cell.eps_text
+            budgets[name] = [*budgets.get(name, ()), *cell.budgets]
     models = [cell.model for cell in found.plan]
     raw = parse_toml(found.provenance["suite"]["text"], where)
-    limits = thresholds.read_thresholds(reader, raw, models, radii)
+    limits = thresholds.read_thresholds(reader, raw, models, radii, budgets)
     reader.stop_if_wrong()
     return limits
 

@@ -25,6 +25,7 @@ from bench.workflows.gate.verdicts import Outcome, Verdict
 from bench.workflows.gate.worst_class import WorstClasses, compare_worst_classes
 
 _UNION = "union of threat models"
+_WITHIN, _QUERY_METRIC = "robust accuracy within queries", "query_robust_accuracy"
 _WORST_CLASS, _METRIC = "worst class", "worst_class_robust_accuracy"
 
 
@@ -59,7 +60,7 @@ def pair_accuracies(
     unions: Sequence[ThreatUnion],
     classes: ExampleClasses | None,
 ) -> list[AccuracyPair | Verdict]:
-    """Pair clean accuracies, and the robust accuracies of cells, of unions and of worst classes.
+    """Pair the clean accuracies, and the robust ones of cells, unions, worst classes and budgets.
 
     Args:
         before: Snapshot of the baseline.
@@ -77,6 +78,7 @@ def pair_accuracies(
         *cells,
         *_unions(before, now, limits, unions),
         *_worst_classes(before, now, limits, cells, classes),
+        *_within_queries(before, now, limits, cells),
     ]
 
 
@@ -176,11 +178,7 @@ def _worst_classes(
     attacks are left out, since most of them do not aim at what would make an example of a class
     fall.
     """
-    compared = {
-        (each.model, each.attack, each.eps): each
-        for each in cells
-        if isinstance(each, AccuracyPair)
-    }
+    compared = _index_pairs(cells)
     tasks, were = snapshot_matching.index_attacks(now), snapshot_matching.index_models(before)
     attacked = [
         (cell, compared.get((cell.model, cell.attack, cell.eps_text)))
@@ -237,6 +235,53 @@ def _pair_worst_class(
     return pair._replace(
         gate=_WORST_CLASS, before=before, after=after, threshold=limit, worst=worst
     )
+
+
+def _within_queries(
+    before: Snapshot,
+    now: Snapshot,
+    limits: Thresholds,
+    cells: Sequence[AccuracyPair | Verdict],
+) -> Iterator[AccuracyPair | Verdict]:
+    """Pair the robust accuracy of the compared cells within each budget of queries."""
+    compared = _index_pairs(cells)
+    earlier, tasks = snapshot_matching.index_cells(before), snapshot_matching.index_attacks(now)
+    without = set(snapshot_matching.index_models(now))
+    for key, cell in snapshot_matching.index_cells(now).items():
+        pair = compared.get((cell.model, cell.attack, cell.eps_text))
+        if pair is None:
+            continue
+        names = (cell.attack, tasks[cell.model, cell.attack].family)
+        sides = earlier[key].robust_within, cell.robust_within
+        for budget in sorted({int(text) for side in sides for text in side}):
+            if not limits.covers(_QUERY_METRIC, cell.model, names, cell.eps, budget):
+                continue
+            without.discard(cell.model)
+            place = (_WITHIN, cell.model, f"{cell.attack}, {budget} queries", cell.eps_text)
+            was, is_now = (side.get(str(budget)) for side in sides)
+            if was is None or is_now is None:
+                outcome: Outcome = "new" if was is None else "not compared"
+                lacking = "baseline" if was is None else "run"
+                yield Verdict(*place, outcome, f"the {lacking} has no outcomes within this budget")
+                continue
+            first, second = (unpack_outcomes(text, now.data.n) for text in (was, is_now))
+            limit = limits.find(_QUERY_METRIC, cell.model, names, cell.eps, budget)
+            yield AccuracyPair(*place, first, second, limit)
+    for model in snapshot_matching.index_models(now):
+        if model in without and limits.mentions(_QUERY_METRIC, model):
+            reason = "no cell that is compared has a budget of queries with this threshold"
+            yield Verdict(_WITHIN, model, "", "", "not judged", reason)
+
+
+def _index_pairs(
+    cells: Sequence[AccuracyPair | Verdict],
+) -> dict[tuple[str, str, str], AccuracyPair]:
+    """Index the compared cells by model, attack and eps as written."""
+    return {
+        (each.model, each.attack, each.eps): each
+        for each in cells
+        if isinstance(each, AccuracyPair)
+    }
 
 
 def _judge_missing(

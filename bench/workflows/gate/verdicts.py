@@ -56,8 +56,8 @@ class Verdict(NamedTuple):
     """The outcome of one comparison of a check."""
 
     gate: str
-    """"clean accuracy", "robust accuracy", "union of threat models", "worst class", "validity",
-    "throughput" or "audit"."""
+    """"clean accuracy", "robust accuracy", "union of threat models", "worst class", "robust
+    accuracy within queries", "validity", "throughput" or "audit"."""
     model: str
     attack: str
     eps: str

@@ -172,11 +172,12 @@ def judge_worst_class(
     was, now = worst.rates[worst.before], worst.rates[worst.after]
     allowed, limit = worst.allowed(threshold), threshold.text.partition(":")[2]
     rate = numbers.format_rate(now.after.k, now.after.n, now.after.low, now.after.high)
-    other = "" if worst.before == worst.after else f"{was.name}, "
+    other = "" if worst.before == worst.after else f"class {was.name}, "
     difference = numbers.format_points(-100 * float(worst.fell))
     text = f"class {now.name} is the worst, {now.after.k} of {now.after.n} robust, {rate}; "
     text += f"in the baseline {other}{was.before.k} of {was.before.n} ({difference}); "
-    text += f"{worst.rates[worst.judged].name} lost {len(change.lost)}, gained {len(change.gained)}"
+    judged = worst.rates[worst.judged].name
+    text += f"class {judged} lost {len(change.lost)}, gained {len(change.gained)}"
     left_out = f"; {worst.left_out}" if worst.left_out else ""
     if worst.fell > allowed:
         p_value = describe_p_value(change.p_lost)

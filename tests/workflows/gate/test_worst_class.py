@@ -59,8 +59,8 @@ def test_a_model_weak_in_one_class_alone_fails_this_threshold_and_passes_the_ove
     low, high = (100 * each for each in metrics.rate(24, 50)[3:])
     assert worst.sentence.startswith(
         f"class dog is the worst, 24 of 50 robust, 48.0 % [{low:.1f}, {high:.1f}]; "
-        "in the baseline cat, 40 of 50 (-32.0 pp); dog lost 16, gained 0, beyond -3pp and beyond "
-        "chance"
+        "in the baseline class cat, 40 of 50 (-32.0 pp); class dog lost 16, gained 0, beyond -3pp "
+        "and beyond chance"
     )
     assert worst.change is not None
     assert worst.change.lost == tuple(range(74, 90))
@@ -87,7 +87,10 @@ def test_a_gain_of_the_worst_class_is_an_improvement(make: Make) -> None:
     (verdict,) = select(check(before, make({CELL: robust(45, 40, 40, 40)}, n=N)))
     assert verdict.outcome == "improved"
     assert "class dog is the worst, 40 of 50" in verdict.sentence
-    assert "in the baseline cat, 10 of 50 (+60.0 pp); cat lost 0, gained 35" in verdict.sentence
+    assert (
+        "in the baseline class cat, 10 of 50 (+60.0 pp); class cat lost 0, gained 35"
+        in verdict.sentence
+    )
 
 
 def test_a_class_that_loses_every_correct_image_is_the_worst(make: Make) -> None:
