@@ -252,7 +252,7 @@ def plan_task(
         else query_budgets.list_recorded(entry.budgets, entry.attack, entry.norm, entry.params),
     )
     reason = caveats.find_skip_reason(entry, facts, crafting)
-    passes, gradients = count_passes(spec)
+    passes, gradients = count_passes(spec, crafting.classes)
     settings = identity.collect_settings(spec, entry) if facts.model_fingerprint else {}
     cells = tuple(
         Cell(
