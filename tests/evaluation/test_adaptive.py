@@ -306,6 +306,15 @@ def test_a_mistake_is_one_sentence(
         attack(defended, (batch[0][:4], batch[1][:4]), **({"params": {}} | settings))
 
 
+def test_the_finding_of_a_zero_gradient_names_the_keys_that_adapt_an_attack(
+    defended: nn.Module, batch: Batch
+) -> None:
+    found = attack(defended, (batch[0][:8], batch[1][:8]), params={"steps": 1})
+    (zero,) = [finding for finding in found.findings if "zero-gradient" in finding]
+    assert "`backward` in its table" in zero
+    assert "`loss` in its params" in zero
+
+
 # -------------------------------------------------------------------------------- suites, identity
 
 SUITE = """
