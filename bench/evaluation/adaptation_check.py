@@ -41,12 +41,11 @@ def check_adaptations(
         SuiteError: No model has a module of a name, one sentence for each table, or a function
             raises, or returns what cannot be ascended, one for each attack and model.
     """
-    problems = []
     adapted = [entry for entry in attacks if entry.adaptation is not None]
     if not adapted:
         return
     names = {label: list_module_names(loaded.model) for label, loaded in models.items()}
-    problems += _find_unknown_modules(adapted, models, names)
+    problems = [*_find_unknown_modules(adapted, models, names)]
     images = data.read(0, min(data.n, PROBED)).to(device)
     for entry in adapted:
         for label in _list_attacked(entry, models):
