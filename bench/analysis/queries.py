@@ -128,21 +128,35 @@ def query_table(curves: Sequence[QueryCurve]) -> pd.DataFrame:
     return frame
 
 
-def accuracy_steps(records: pd.DataFrame) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Compute the share of examples that are not fooled as a function of the queries.
+class AccuracySteps(NamedTuple):
+    """Robust accuracy as a step function of the queries."""
+
+    queries: npt.NDArray[Any]
+    """Ascending from 0."""
+    share: npt.NDArray[Any]
+    """Share of examples that are correct and not fooled within as many queries."""
+    low: npt.NDArray[Any]
+    """Lower end of its 95 % Wilson interval."""
+    high: npt.NDArray[Any]
+    """Upper end."""
+
+
+def accuracy_steps(records: pd.DataFrame) -> AccuracySteps:
+    """Compute the robust accuracy as a function of the queries.
 
     Args:
         records: Records of one cell whose queries are known.
 
     Returns:
-        Queries, ascending from 0, and for each the share of correct examples that are not fooled
-        within as many; a step function.
+        The accuracy at each number of queries at which an example fell.
     """
     correct = records["clean_correct"].to_numpy(dtype=bool)
     fell = records["queries"].to_numpy(dtype=float)[metrics.fooled_examples(records).to_numpy()]
     at = np.unique(np.append(fell, 0.0))
     lost = np.searchsorted(np.sort(fell), at, side="right")
-    return at, (correct.sum() - lost) / len(records)
+    rates = [metrics.rate(int(k), len(records)) for k in correct.sum() - lost]
+    share, low, high = np.array([(rate.value, rate.low, rate.high) for rate in rates]).T
+    return AccuracySteps(at, share, low, high)
 
 
 def distances_within(records: pd.DataFrame, at: int) -> min_norm.Distances | None:

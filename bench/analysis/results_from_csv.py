@@ -18,6 +18,7 @@ from bench.analysis import (
     crosscheck,
     min_norm,
     pairwise,
+    queries,
     references,
     rejections,
     smoothed,
@@ -52,7 +53,7 @@ def read_results_from_csv(folder: Path) -> RunResults:
         folder: Folder of the run.
 
     Returns:
-        The results; `stored` is empty, and with it `violations` and `searches`.
+        The results; `stored` is empty, and with it `violations`, `searches` and `query_curves`.
 
     Raises:
         SuiteError: There is no run.
@@ -68,6 +69,8 @@ def read_results_from_csv(folder: Path) -> RunResults:
         classes=_read_table(folder, "classes.csv", classes.COLUMNS),
         rejections=_read_table(folder, "rejections.csv", rejections.COLUMNS),
         searches=[],
+        query_curves=[],
+        queries=_read_table(folder, "queries.csv", queries.COLUMNS),
         distances=_read_table(folder, "distances.csv", min_norm.COLUMNS),
         comparisons=_read_table(folder, "comparisons.csv", pairwise.COLUMNS),
         seeds=_read_table(folder, "seeds.csv", pairwise.SEED_COLUMNS),

@@ -7,9 +7,11 @@ bit, in base64: 1,000 examples take 168 characters, whatever the outcomes.
 import base64
 import binascii
 import dataclasses
-from typing import Annotated, Any, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from annotated_types import Ge
 from pydantic import JsonValue
@@ -18,6 +20,7 @@ from bench.analysis.results import RunResults
 from bench.core.errors import RecordError
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
+from bench.suite.plan import Cell
 
 _Strict: Any = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 _Count: TypeAlias = Annotated[int, Ge(0)]
@@ -95,6 +98,9 @@ class CellSnapshot:
     violations: _Count = 0
     robust: str = ""
     """Packed: on which examples it is robust; empty unless the cell is ok."""
+    robust_within: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Budget of queries -> packed: on which examples it is robust within as many; of untargeted
+    attacks whose queries are known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +117,15 @@ class Snapshot:
     models: list[ModelSnapshot]
     tasks: list[AttackSnapshot]
     cells: list[CellSnapshot]
+
+
+class ExampleClasses(NamedTuple):
+    """The true classes of a run's examples; a snapshot does not store them."""
+
+    labels: npt.NDArray[np.int64]
+    """Of the examples 0..n-1, (n,)."""
+    names: Sequence[str] | None
+    """Name of each class; None if there are none."""
 
 
 # ------------------------------------------------------------------------------------------ bits
@@ -197,6 +212,23 @@ def take_snapshot(run: RunResults) -> Snapshot:
     )
 
 
+def collect_classes(run: RunResults) -> ExampleClasses | None:
+    """Collect the classes of a run's examples from the records of one finished cell.
+
+    Args:
+        run: Results with records.
+
+    Returns:
+        The classes; None if no cell is finished.
+    """
+    done = run.table["cell"][run.table["status"] == "ok"]
+    if done.empty:
+        return None
+    records = run.stored.frame[run.stored.frame["cell"] == done.iloc[0]]
+    labels = records.sort_values("example")["label"].to_numpy(dtype=np.int64)
+    return ExampleClasses(labels, run.provenance["data"].get("classes"))
+
+
 def _select_outcomes(run: RunResults, cell: str, column: Outcomes) -> Outcomes:
     """Select the rows of one cell from a column of all records, in the order of the examples."""
     in_cell = run.stored.frame["cell"] == cell
@@ -255,6 +287,7 @@ def _tasks(run: RunResults) -> list[AttackSnapshot]:
 
 def _cells(run: RunResults) -> list[CellSnapshot]:
     robust = metrics.robust_examples(run.stored.frame)
+    planned = {cell.identity: cell for cell in run.plan}
     cells = []
     for row in run.table[run.table["eps"] > 0].to_dict("records"):
         about = {name: row[name] for name in ("model", "attack", "eps", "eps_text", "status")}
@@ -262,5 +295,19 @@ def _cells(run: RunResults) -> list[CellSnapshot]:
         if row["status"] == "ok":
             counted = {name: int(row[name]) for name in ("robust_correct", "violations")}
             counted["robust"] = pack_outcomes(_select_outcomes(run, row["cell"], robust))
+            counted["robust_within"] = _pack_budgets(run, planned[row["cell"]])
         cells.append(CellSnapshot(**about, reason=row["reason"], **counted))
     return cells
+
+
+def _pack_budgets(run: RunResults, cell: Cell) -> dict[str, str]:
+    """Pack the outcomes of a finished cell within each of its budgets."""
+    records = run.stored.frame[run.stored.frame["cell"] == cell.identity].set_index("example")
+    counted = cell.queries and not records["queries"][records["attacked"].astype(bool)].isna().any()
+    if cell.goal != "untargeted" or not counted:
+        return {}
+    clean = records["clean_correct"].astype(bool)
+    return {
+        str(budget): pack_outcomes((clean & ~metrics.fooled_within(records, budget)).sort_index())
+        for budget in cell.budgets
+    }

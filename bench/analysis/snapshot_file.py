@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
-from bench.analysis.snapshot import Snapshot, unpack_outcomes
+from bench.analysis.snapshot import CellSnapshot, Snapshot, unpack_outcomes
 from bench.core import files
 from bench.core.errors import RecordError, SuiteError
 from bench.evaluation.metrics import Outcomes
@@ -48,6 +48,9 @@ def format_snapshot(snapshot: Snapshot) -> str:
     fields = dataclasses.asdict(snapshot)
     for model in fields["models"]:
         del model["unchecked"]  # of the run at hand alone; a baseline lists what was found
+    for cell in fields["cells"]:
+        if not cell["robust_within"]:  # so that a baseline without budgets is as it always was
+            del cell["robust_within"]
     parts = []
     for key, value in fields.items():
         if key in ("models", "tasks", "cells"):
@@ -120,6 +123,7 @@ def _check(snapshot: Snapshot) -> None:
         robust = _unpack_counted(cell.robust, cell.robust_correct, n, name)
         if (robust & ~clean[cell.model]).any():
             raise ValueError(f"{name}: robust where the model is wrong without attack")
+        _check_budgets(cell, robust, clean[cell.model], name)
         if cell.violations > n:
             raise ValueError(f"{name}: {cell.violations} violations among {n} examples")
     _check_unique("models", (model.model for model in snapshot.models))
@@ -140,6 +144,19 @@ def _unpack_counted(text: str, k: int, n: int, name: str) -> Outcomes:
     if int(outcomes.sum()) != k:
         raise ValueError(f"{name}: {int(outcomes.sum())} outcomes where {k} are counted")
     return outcomes
+
+
+def _check_budgets(cell: CellSnapshot, robust: Outcomes, clean: Outcomes, name: str) -> None:
+    """Raise ValueError unless no example that fell within a budget is robust within more."""
+    before = clean
+    for budget in sorted(cell.robust_within, key=lambda text: int(text)):
+        try:
+            within = unpack_outcomes(cell.robust_within[budget], len(robust))
+        except ValueError as error:
+            raise ValueError(f"{name}: outcomes within {budget} queries: {error}") from None
+        if (within & ~before).any() or (robust & ~within).any():
+            raise ValueError(f"{name}: robust within {budget} queries and not within fewer")
+        before = within
 
 
 def _check_unique(what: str, names: Iterable[Any]) -> None:

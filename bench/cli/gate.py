@@ -1,6 +1,7 @@
 """`bench baseline` and `bench check`: whether a run is worse than the one that was accepted."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,7 +83,9 @@ def check(
     found = results.read_results(folder)
     limits = thresholds.override_thresholds(fail, _limits(found, folder))
     now = snapshot.take_snapshot(found)
-    checked = check.check_against_baseline(before, now, limits, found.chosen_unions)
+    checked = check.check_against_baseline(
+        before, now, limits, found.chosen_unions, snapshot.collect_classes(found)
+    )
     if junit is not None:
         files.write_atomic(junit, render_junit(checked, now.suite))
     text = markdown_summary.render_summary(checked, before, now, folder, against)
@@ -105,12 +108,14 @@ def _limits(found: "RunResults", folder: Path) -> "Thresholds":
     where = f"{folder}: suite"
     reader = Validator(where)
     radii: dict[str, dict[float, str]] = {}
+    budgets: dict[str, Sequence[int]] = {}
     for cell in found.plan:
         for name in (cell.attack, cell.family or cell.attack):
             radii.setdefault(name, {})[cell.eps] = cell.eps_text
+            budgets[name] = [*budgets.get(name, ()), *cell.budgets]
     models = [cell.model for cell in found.plan]
     raw = parse_toml(found.provenance["suite"]["text"], where)
-    limits = thresholds.read_thresholds(reader, raw, models, radii)
+    limits = thresholds.read_thresholds(reader, raw, models, radii, budgets)
     reader.stop_if_wrong()
     return limits
 

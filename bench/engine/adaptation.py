@@ -136,6 +136,24 @@ class AdaptedModel(nn.Module):
         return losses
 
 
+def list_module_names(net: nn.Module) -> list[str]:
+    """List the names by which `find_module` finds a module.
+
+    Args:
+        net: The model, possibly wrapped.
+
+    Returns:
+        Names with bench's wrappers, and without them.
+    """
+    names: dict[str, None] = {}
+    for full, _ in net.named_modules():
+        name = full
+        while name:
+            names[name] = None
+            name = name[len(WRAPPER) :] if name.startswith(WRAPPER) else ""
+    return [*names]
+
+
 def find_module(net: nn.Module, name: str, key: str) -> nn.Module:
     """Find a module of a model by the name that it has there, without bench's wrappers.
 

@@ -1,13 +1,13 @@
 """Check the adaptations of a suite's attacks on its loaded models, before anything runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from bench.core.contracts.dataset import Data
-from bench.core.errors import SuiteError, describe
-from bench.engine.adaptation import AdaptedModel
+from bench.core.errors import SuiteError, describe, nearest
+from bench.engine.adaptation import WRAPPER, AdaptedModel, list_module_names
 from bench.engine.functional.gradients import forward_pass, gradient_pass
 from bench.engine.functional.logits import predict_class, widen
 from bench.engine.functional.losses import make_objective
@@ -28,6 +28,9 @@ def check_adaptations(
 ) -> None:
     """Try the functions of adaptive attacks on every model that they attack.
 
+    A model without a module that an attack names is left out, since the planner skips its cells;
+    if no model has the module, the name is a mistake.
+
     Args:
         attacks: The suite's attacks.
         models: Loaded models by label.
@@ -35,17 +38,18 @@ def check_adaptations(
         device: Device of the models.
 
     Raises:
-        SuiteError: A model has no module of a name, or a function raises, or returns what cannot be
-            ascended; one sentence for each attack and model.
+        SuiteError: No model has a module of a name, one sentence for each table, or a function
+            raises, or returns what cannot be ascended, one for each attack and model.
     """
-    problems = []
     adapted = [entry for entry in attacks if entry.adaptation is not None]
     if not adapted:
         return
+    names = {label: list_module_names(loaded.model) for label, loaded in models.items()}
+    problems = [*_find_unknown_modules(adapted, models, names)]
     images = data.read(0, min(data.n, PROBED)).to(device)
     for entry in adapted:
-        for label in [entry.source] if entry.source else models:
-            if label not in models or models[label].access == "labels":
+        for label in _list_attacked(entry, models):
+            if label not in models or _list_missing(entry, names[label]):
                 continue  # unfit, or its cells are skipped
             try:
                 _try_adaptation(entry, models[label], images)
@@ -55,6 +59,40 @@ def check_adaptations(
                 ]
     if problems:
         raise SuiteError(*problems)
+
+
+def _list_attacked(entry: AttackEntry, models: Mapping[str, LoadedModel]) -> list[str]:
+    """List the models that an attack looks into; those that show labels alone have no cells."""
+    labels = [entry.source] if entry.source else [*models]
+    return [label for label in labels if label not in models or models[label].access != "labels"]
+
+
+def _list_missing(entry: AttackEntry, names: Sequence[str]) -> list[str]:
+    """List the modules that an attack is adapted to and a model does not have."""
+    modules = () if entry.adaptation is None else entry.adaptation.modules
+    return [name for name in modules if name not in names]
+
+
+def _find_unknown_modules(
+    adapted: Sequence[AttackEntry],
+    models: Mapping[str, LoadedModel],
+    names: Mapping[str, Sequence[str]],
+) -> Iterator[str]:
+    """Yield a sentence for each module that no model has which its [[attacks]] table attacks."""
+    tables: dict[str, list[AttackEntry]] = {}
+    for entry in adapted:
+        tables.setdefault(entry.family or entry.label, []).append(entry)
+    for table, entries in tables.items():
+        attacked = {label for entry in entries for label in _list_attacked(entry, models)}
+        if not attacked <= models.keys():
+            continue  # a model that could not be loaded may have the module
+        features = entries[0].adaptation.features if entries[0].adaptation else ()
+        everywhere = [set(_list_missing(entries[0], names[label])) for label in attacked]
+        for name in sorted(set.intersection(*everywhere)) if everywhere else ():
+            known = {name for label in attacked for name in names[label]} - {WRAPPER.rstrip(".")}
+            key = "features" if name in features else "backward"
+            what = "the model has no" if len(attacked) == 1 else "no model that it attacks has a"
+            yield f"attack '{table}': {key}: {what} module '{name}'; {nearest(name, known)}"
 
 
 def _try_adaptation(entry: AttackEntry, loaded: LoadedModel, x: Tensor) -> None:

@@ -21,6 +21,7 @@ from bench.core.contracts.types import Access, Shape
 from bench.core.errors import SuiteError
 from bench.datasets import prefetch
 from bench.datasets.as_data import as_data
+from bench.engine.adaptation import list_module_names
 from bench.evaluation import consistency, live_models, loading
 from bench.evaluation.adaptation_check import check_adaptations
 from bench.evaluation.chunk import CleanPass, evaluate_chunk
@@ -293,6 +294,7 @@ class Evaluator:
             access=loaded.access,
             sketch=loaded.sketch,
             detector=loaded.detector,
+            modules=tuple(list_module_names(loaded.model)),
         )
 
     def unfit_reason(self, task: plan.AttackTask) -> str:

@@ -76,7 +76,8 @@ SENTENCES = {
     "queries": "Attacks that search by the model's scores or labels, within the numbers of queries "
     "of the suite, each read from one run. A query is one image that the model is asked about. "
     "Median and mean queries are over the examples that are fooled within as many; medians have "
-    "their 95 % interval. The curves are among the figures.",
+    "their 95 % interval.",
+    "query_figures": "The curves are among the figures.",
     "not_significant": "n.s.: no significant difference at this eps.",
     "corruptions": "Error: corrupted images that are misclassified, of all n images. Corruptions "
     "are drawn without regard to the model: an average case, and no statement about an adversary. "

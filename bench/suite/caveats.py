@@ -84,6 +84,10 @@ def find_skip_reason(entry: AttackEntry, judged: ModelFacts, facts: ModelFacts) 
         )
     if facts.classes is not None and facts.classes < (least := min_classes(loss, entry.goal)):
         return f"loss '{loss}' needs at least {least} classes, the model has {facts.classes}"
+    if entry.adaptation is not None and facts.modules is not None:
+        missing = [name for name in entry.adaptation.modules if name not in facts.modules]
+        if missing:
+            return f"the model has no module '{missing[0]}', which the attack is adapted to"
     if facts.shape is not None and attack.channels and facts.shape[0] not in attack.channels:
         wanted = " or ".join(map(str, attack.channels))
         return f"the attack needs {wanted} channels, the images have {facts.shape[0]}"

@@ -50,6 +50,8 @@ class ModelFacts(NamedTuple):
     """How it rejects images; None if it does not."""
     sketch: str = ""
     """Coarse description of its answers to the first images; empty if they are random."""
+    modules: tuple[str, ...] | None = None
+    """Names of its modules; None if unknown, as before it is loaded and of several models."""
 
 
 def find_source_facts(
@@ -80,6 +82,7 @@ def find_source_facts(
         random=any(each.random for each in members),
         access=min((each.access for each in members), key=ACCESS_RANK.__getitem__),
         sketch="",
+        modules=None,
     )
 
 

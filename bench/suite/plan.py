@@ -253,7 +253,7 @@ def plan_task(
         else query_budgets.list_recorded(entry.budgets, entry.attack, entry.norm, entry.params),
     )
     reason = caveats.find_skip_reason(entry, facts, crafting)
-    passes, gradients = count_passes(spec)
+    passes, gradients = count_passes(spec, crafting.classes)
     settings = identity.collect_settings(spec, entry) if facts.model_fingerprint else {}
     if settings and facts.detector is not None:  # outcomes of the two countings are not compared
         settings["rejected"] = facts.detector.rejected

@@ -179,7 +179,8 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
     attacked = [(entry.goal, entry.norm, eps.value) for entry in attacks for eps in entry.eps]
     together = unions.read_unions(check, raw, attacked if is_known else None)
     families = {entry.family: radii[entry.label] for entry in attacks}
-    thresholds.read_thresholds(check, raw, model_labels, {**radii, **families})
+    budgets = _list_budgets(attacks)
+    thresholds.read_thresholds(check, raw, model_labels, {**radii, **families}, budgets)
     if attacks and all(entry.attack.unavailable for entry in attacks):
         for reason in dict.fromkeys(entry.attack.unavailable for entry in attacks):
             check.say("attacks", reason)
@@ -298,6 +299,18 @@ def _labels(raw: Any) -> list[str]:
     """Return the labels in a list of tables as written, those with mistakes included."""
     tables = [each for each in raw if isinstance(each, dict)] if isinstance(raw, list) else []
     return [str(each.get("label") or each.get("name")) for each in tables]
+
+
+def _list_budgets(entries: Sequence[AttackEntry]) -> dict[str, list[int]]:
+    """List the budgets of queries of each label and table: those set, else those of a search."""
+    budgets: dict[str, list[int]] = {}
+    for entry in entries:
+        own = entry.budgets or query_budgets.list_recorded(
+            (), entry.attack, entry.norm, entry.params
+        )
+        for name in {entry.label, entry.family}:
+            budgets[name] = [*budgets.get(name, ()), *own]
+    return budgets
 
 
 def _values(eps: tuple[Eps, ...]) -> set[float]:

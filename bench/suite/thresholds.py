@@ -6,7 +6,9 @@ A threshold is written METRIC:CHANGE, the change in the direction in which the m
 
 For each metric the first of these that sets a threshold applies: the command line, a table of
 [[gate.cells]] (the last that matches), the `fail` of an [[attacks]] table, the `fail` of [gate],
-DEFAULTS. `union_robust_accuracy` has no default: unions are compared where a threshold is set.
+DEFAULTS. `union_robust_accuracy`, `worst_class_robust_accuracy` and `query_robust_accuracy`, which
+is the robust accuracy within each budget of queries, have no default: they are compared where a
+threshold is set.
 Thresholds are no part of what is measured, so they change no identity.
 """
 
@@ -18,6 +20,7 @@ from typing import Annotated, Any, NamedTuple
 
 from annotated_types import Gt, Lt
 
+from bench.core.contracts.parameters import Count
 from bench.core.errors import nearest
 from bench.core.validation import Validator
 from bench.suite.checks import check_label
@@ -28,6 +31,9 @@ DEFAULTS = (
     "robust_accuracy:-1pp", "clean_accuracy:-0.5pp", "examples_per_second:-25%", "violations:+0",
     "audit:+0",
 )  # fmt: skip
+_NOUNS = {
+    "model": "a model", "attack": "an attack", "eps": "an eps", "queries": "a number of queries"
+}  # fmt: skip
 _WRITTEN = re.compile(
     r"(?P<metric>[^:]+):(?P<sign>[+-])(?P<amount>\d+(\.\d+)?)(?P<unit>pp|%|)", re.ASCII
 )
@@ -47,6 +53,8 @@ METRICS = {
     "robust_accuracy": Metric("-", ("pp", "%"), ("model", "attack", "eps")),
     "clean_accuracy": Metric("-", ("pp", "%"), ("model",)),
     "union_robust_accuracy": Metric("-", ("pp", "%"), ("model",)),
+    "worst_class_robust_accuracy": Metric("-", ("pp", "%"), ("model", "attack", "eps")),
+    "query_robust_accuracy": Metric("-", ("pp", "%"), ("model", "attack", "eps", "queries")),
     "examples_per_second": Metric("-", ("%",), ("model",)),
     "violations": Metric("+", ("",), ("model", "attack")),
     "audit": Metric("+", ("",), ("model",)),
@@ -61,12 +69,13 @@ class Threshold(NamedTuple):
     unit: str
     text: str
 
-    def allowed(self, before: float, n: int) -> Fraction:
+    def allowed(self, before: float | Fraction, n: int) -> Fraction:
         """Convert the threshold to the unit in which the metric is counted.
 
         Args:
-            before: Value of the baseline: examples of a rate, examples per second of a throughput.
-            n: Number of examples.
+            before: Value of the baseline: examples of a rate, the rate itself, or examples per
+                second of a throughput.
+            n: Number of examples; 1 for a rate.
 
         Returns:
             The largest change for the worse that passes, in the unit of `before`.
@@ -85,6 +94,8 @@ class Scope(NamedTuple):
     attack: str | None = None
     """Label of the attack, or of the table that several attacks stem from."""
     eps: float | None = None
+    queries: int | None = None
+    """Budget of queries."""
 
 
 class Thresholds(NamedTuple):
@@ -94,15 +105,37 @@ class Thresholds(NamedTuple):
     """A later rule overrides an earlier one."""
     alpha: float = ALPHA
 
-    def covers(self, metric: str, model: str) -> bool:
-        """Return whether a metric without a default has a threshold.
+    def covers(
+        self,
+        metric: str,
+        model: str,
+        attacks: Sequence[str] = (),
+        eps: float = 0,
+        queries: int | None = None,
+    ) -> bool:
+        """Return whether a verdict on a metric without a default has a threshold.
+
+        Args:
+            metric: A key of METRICS.
+            model: Label of the model.
+            attacks: Labels of the attack: its own and that of its table.
+            eps: Radius.
+            queries: Budget of queries; None for a metric without one.
+
+        Returns:
+            True if a rule matches.
+        """
+        return bool(self._list_matching(metric, model, attacks, eps, queries))
+
+    def mentions(self, metric: str, model: str) -> bool:
+        """Return whether a metric without a default has a threshold for any verdict on a model.
 
         Args:
             metric: A key of METRICS.
             model: Label of the model.
 
         Returns:
-            True if a rule sets one for the model.
+            True if a rule is for the model or for all models.
         """
         return any(
             threshold.metric == metric and scope.model in (None, model)
@@ -110,7 +143,12 @@ class Thresholds(NamedTuple):
         )
 
     def find(
-        self, metric: str, model: str, attacks: Sequence[str] = (), eps: float = 0
+        self,
+        metric: str,
+        model: str,
+        attacks: Sequence[str] = (),
+        eps: float = 0,
+        queries: int | None = None,
     ) -> Threshold:
         """Find the threshold that applies to one verdict.
 
@@ -119,19 +157,25 @@ class Thresholds(NamedTuple):
             model: Label of the model.
             attacks: Labels of the attack: its own and that of its table.
             eps: Radius.
+            queries: Budget of queries; None for a metric without one.
 
         Returns:
             The last matching rule.
         """
-        matching = [
+        return self._list_matching(metric, model, attacks, eps, queries)[-1]
+
+    def _list_matching(
+        self, metric: str, model: str, attacks: Sequence[str], eps: float, queries: int | None
+    ) -> list[Threshold]:
+        return [
             threshold
             for scope, threshold in self.rules
             if threshold.metric == metric
             and scope.model in (None, model)
             and (scope.attack is None or scope.attack in attacks)
             and scope.eps in (None, eps)
+            and scope.queries in (None, queries)
         ]
-        return matching[-1]
 
 
 @dataclasses.dataclass
@@ -151,6 +195,7 @@ class GateCellsTable:
     model: str | None = None
     attack: str | None = None
     eps: float | str | None = None
+    queries: Count | None = None
 
 
 def parse_threshold(text: str) -> Threshold:
@@ -190,6 +235,7 @@ def read_thresholds(
     raw: Mapping[str, Any],
     models: Sequence[str],
     radii: Mapping[str, Mapping[float, str]],
+    budgets: Mapping[str, Sequence[int]] | None = None,
 ) -> Thresholds:
     """Read the thresholds of a suite.
 
@@ -198,6 +244,7 @@ def read_thresholds(
         raw: The suite as read from TOML.
         models: Labels of the suite's models.
         radii: Each label of an attack or of its table -> its eps as a number -> as written.
+        budgets: Likewise -> its budgets of queries; None if no attack has any.
 
     Returns:
         DEFAULTS and the thresholds of the suite.
@@ -213,7 +260,7 @@ def read_thresholds(
             rules += _read_rules(check, texts, f"attacks[{index}].fail", Scope(attack=label))
     for index, table in enumerate(gate.cells):
         key = f"gate.cells[{index}]"
-        scope = _read_scope(check, table, key, models, radii)
+        scope = _read_scope(check, table, key, models, radii, budgets or {})
         if scope is not None:
             rules += _read_rules(check, table["fail"], f"{key}.fail", scope)
     return Thresholds(tuple(rules), gate.alpha)
@@ -256,8 +303,8 @@ def _read_rules(
         ]
         if extra:
             whole = " and ".join(covered)
-            got = " and ".join(extra)
-            check.say(key, f"{threshold.metric} has one verdict for a {whole}, got it for an {got}")
+            got = " and ".join(_NOUNS[name] for name in extra)
+            check.say(key, f"{threshold.metric} has one verdict for a {whole}, got it for {got}")
             continue
         yield scope, threshold
 
@@ -268,6 +315,7 @@ def _read_scope(
     key: str,
     models: Sequence[str],
     radii: Mapping[str, Mapping[float, str]],
+    budgets: Mapping[str, Sequence[int]],
 ) -> Scope | None:
     """Read which cells a [[gate.cells]] table applies to; None after a mistake."""
     table: GateCellsTable | None = check.fill(GateCellsTable, raw, key)
@@ -286,4 +334,17 @@ def _read_scope(
     if eps is not None and known and eps not in known:
         expected = f"expected an eps that is run ({', '.join(known.values())})"
         check.say(f"{key}.eps", f"{expected}, got {table.eps}")
-    return None if len(check.problems) > n_problems else Scope(table.model, table.attack, eps)
+    chosen = [
+        budget
+        for attack, each in budgets.items()
+        if table.attack in (None, attack)
+        for budget in each
+    ]
+    if table.queries is not None and table.queries not in chosen:
+        among = f" ({', '.join(map(str, sorted(set(chosen))))})" if chosen else ", which has none"
+        check.say(
+            f"{key}.queries", f"expected one of the suite's budgets{among}, got {table.queries}"
+        )
+    if len(check.problems) > n_problems:
+        return None
+    return Scope(table.model, table.attack, eps, table.queries)

@@ -13,7 +13,9 @@ from bench.core.contracts.types import Norm
 from bench.engine import stream
 from bench.engine.class_ranking import linearised_distances
 from bench.engine.functional import projections
+from bench.suite import plan, reader
 from bench.suite.cost import count_passes
+from bench.suite.identity import ModelFacts
 
 Batch = tuple[Tensor, Tensor]
 SHORT = {"steps": 6, "targets": 2, "queries": 20, "restarts": 2}
@@ -116,6 +118,26 @@ def test_ranking_costs_one_forward_and_a_gradient_a_candidate(
         norm="linf", eps=(0.001, 0.002),
     )  # fmt: skip
     assert count_passes(spec) == (3 + 1 / 2, 3 + 4 / 2)
+
+
+def test_a_plan_counts_no_more_candidates_and_targets_than_wrong_classes(
+    lenet: nn.Module, digits: Batch
+) -> None:
+    x, y = digits[0][:12], digits[1][:12]
+    params = {"steps": 2, "targets": 20, "candidates": 100}
+    records = bench.evaluate(
+        lenet, x, y, attack="apgd_malt", eps=0.001, params=params, stop="never", device="cpu"
+    ).records
+    attacked = records[records["attacked"]]
+    entry = reader.parse_attack(
+        {"name": "apgd_malt", "norm": "linf", "eps": [0.001], "params": params}, "an attack"
+    )
+    facts = ModelFacts(classes=10, shape=(1, 28, 28))
+    (cell,) = plan.plan_task("lenet", entry, facts, 0, "nested").cells
+    assert cell.gradients == 2 * 9 + 9
+    assert set(attacked["backwards"]) == {cell.gradients}
+    unknown = plan.plan_task("lenet", entry, facts._replace(classes=None), 0, "nested")
+    assert unknown.cells[0].gradients == 2 * 20 + 100
 
 
 def test_outcomes_do_not_depend_on_the_rows_of_a_pass(lenet: nn.Module, digits: Batch) -> None:

@@ -1,5 +1,7 @@
 """Folders of photographs: which file has which label, and what its pixels are."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,8 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+import bench
+from bench.analysis import results
 from bench.cli import cli
 from bench.core.contracts.dataset import Data
 from bench.core.errors import MissingDataError, SuiteError
@@ -267,3 +271,85 @@ def test_a_plan_says_which_file_is_absent_and_refuses_a_damaged_one(tmp_path: Pa
     (raw / "t10k-images-idx3-ubyte").write_bytes(b"\0" * 8)
     (refused,) = planned("mnist", tmp_path, code=2)
     assert "a file of the test split is damaged" in refused
+
+
+# ---------------------------------------------------------------- folders that change between runs
+
+MINE = """
+import torch
+
+
+def make():
+    layer = torch.nn.Linear(192, 3)
+    with torch.no_grad():
+        layer.weight.copy_(torch.linspace(-1, 1, 576).view(3, 192))
+        layer.bias.zero_()
+    return torch.nn.Sequential(torch.nn.Flatten(), layer)
+"""
+SUITE = """
+schema = 1
+name = "s"
+[data]
+name = "image_folder"
+params = { resize = 8, crop = 8 }
+[[models]]
+name = "mine.py:make"
+allow = ["ties", "flat", "near-chance", "labels-off-by-one"]
+[[attacks]]
+name = "fgsm"
+norm = "linf"
+eps = [0.1]
+"""
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Callable[[], results.RunResults]:
+    """Run one suite on the images in tmp_path/images, always into the same folder."""
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+    (tmp_path / "s.toml").write_text(SUITE, encoding="utf-8")
+
+    def run() -> results.RunResults:
+        out = tmp_path / "out"
+        bench.run(tmp_path / "s.toml", out=out, data_dir=tmp_path / "images", device="cpu")
+        return results.read_results(out)
+
+    return run
+
+
+def sizes(found: results.RunResults) -> dict[str, int]:
+    """Images of each class, by its name, in the records that the results are made of."""
+    rows = found.classes[found.classes["attack"] == "fgsm"]
+    return dict(zip(rows["class_name"], rows["n"], strict=True))
+
+
+def test_a_run_on_other_class_folders_is_made_anew_and_never_mixed(
+    run_folder: Callable[[], results.RunResults], tmp_path: Path
+) -> None:
+    folder = classes(tmp_path / "images", "cat", "dog")
+    first = run_folder()
+    photo(folder / "ant" / "1.png", 7)
+    photo(folder / "ant" / "2.png", 9)
+    second = run_folder()
+    assert sizes(first) == {"cat": 1, "dog": 1}
+    assert sizes(second) == {"ant": 2, "cat": 1, "dog": 1}
+    assert set(first.table["cell"]).isdisjoint(second.table["cell"])
+    assert sorted(second.stored.frame["label"]) == [0, 0, 1, 2]
+    shutil.rmtree(folder / "ant")
+    again = run_folder()
+    assert again.table["cell"].tolist() == first.table["cell"].tolist()
+    assert sizes(again) == sizes(first)
+
+
+def test_a_renamed_class_keeps_its_records_only_if_it_keeps_its_label(
+    run_folder: Callable[[], results.RunResults], tmp_path: Path
+) -> None:
+    folder = classes(tmp_path / "images", "cat", "dog")
+    first = run_folder()
+    (folder / "dog").rename(folder / "elk")
+    same = run_folder()
+    assert same.table["cell"].tolist() == first.table["cell"].tolist()
+    assert sizes(same) == {"cat": 1, "elk": 1}
+    (folder / "elk").rename(folder / "bee")
+    other = run_folder()
+    assert set(first.table["cell"]).isdisjoint(other.table["cell"])
+    assert sizes(other) == {"bee": 1, "cat": 1}

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -305,6 +306,15 @@ def test_a_mistake_is_one_sentence(
         attack(defended, (batch[0][:4], batch[1][:4]), **({"params": {}} | settings))
 
 
+def test_the_finding_of_a_zero_gradient_names_the_keys_that_adapt_an_attack(
+    defended: nn.Module, batch: Batch
+) -> None:
+    found = attack(defended, (batch[0][:8], batch[1][:8]), params={"steps": 1})
+    (zero,) = [finding for finding in found.findings if "zero-gradient" in finding]
+    assert "`backward` in its table" in zero
+    assert "`loss` in its params" in zero
+
+
 # -------------------------------------------------------------------------------- suites, identity
 
 SUITE = """
@@ -369,6 +379,69 @@ def test_a_suite_runs_an_adaptive_attack(tmp_path: Path) -> None:
     assert row["status"] == "ok"
     assert "the gradient of module 'quantise' is that of mine.py:straight_through" in row["caveats"]
     assert "the loss is mine.py:my_loss" in row["caveats"]
+
+
+TWO = """
+schema = 1
+name = "two"
+[data]
+name = "digits"
+limit = 20
+[[models]]
+name = "mine.py:make"
+label = "defended"
+allow = ["zero-gradient"]
+[[models]]
+name = "lenet"
+label = "plain"
+weights = "digits"
+[[attacks]]
+name = "pgd"
+label = "BPDA"
+norm = "linf"
+eps = [0.2]
+params = { steps = 2 }
+source = SOURCE
+backward = { "MODULE" = "mine.py:straight_through" }
+"""
+
+
+def run_two(folder: Path, module: str, source: str = "[]") -> pd.DataFrame:
+    (folder / "mine.py").write_text(MINE, encoding="utf-8")
+    text = TWO.replace("MODULE", module).replace("SOURCE", source)
+    (folder / "two.toml").write_text(text.replace("source = []\n", ""), encoding="utf-8")
+    return bench.run(str(folder / "two.toml"), folder / "run", device="cpu").table
+
+
+def test_a_model_without_the_module_is_skipped_with_a_reason_and_the_other_attacked(
+    tmp_path: Path,
+) -> None:
+    table = run_two(tmp_path, "quantise").set_index("model")
+    assert table["status"].to_dict() == {"defended": "ok", "plain": "skipped"}
+    assert table.loc["plain", "reason"] == (
+        "the model has no module 'quantise', which the attack is adapted to"
+    )
+
+
+def test_it_is_the_source_that_must_have_the_module(tmp_path: Path) -> None:
+    table = run_two(tmp_path, "quantise", '"each"').set_index(["model", "attack"])
+    status = table["status"].to_dict()
+    assert {key for key, value in status.items() if value == "ok"} == {
+        ("defended", "BPDA from defended"), ("plain", "BPDA from defended"),
+    }  # fmt: skip
+    assert set(status.values()) == {"ok", "skipped"}
+
+
+def test_a_module_that_no_model_has_is_one_mistake(tmp_path: Path) -> None:
+    for source in ("[]", '"each"'):
+        with pytest.raises(SuiteError) as raised:
+            run_two(tmp_path, "quantize", source)
+        (only,) = raised.value.problems
+        assert only.startswith(
+            "attack 'BPDA': backward: no model that it attacks has a module 'quantize'; "
+            "did you mean 'quantise'?"
+        )
+    assert not (tmp_path / "run" / "records").exists()
 
 
 def test_an_unknown_function_or_file_is_named(tmp_path: Path) -> None:

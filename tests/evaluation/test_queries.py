@@ -14,7 +14,7 @@ from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
 from bench.core.contracts.types import Norm
 from bench.core.errors import SuiteError
-from bench.evaluation import chunk, crafting
+from bench.evaluation import chunk, crafting, metrics
 from bench.evaluation.queries import QueryObserver
 
 N = 12
@@ -271,6 +271,9 @@ def test_the_curve_starts_at_clean_accuracy_and_ends_at_robust_accuracy() -> Non
             "queries": [7.0, np.inf, 3.0, np.nan],
         }
     )
-    at, share = queries.accuracy_steps(records)
-    assert at.tolist() == [0, 3, 7]
-    assert share.tolist() == [0.75, 0.5, 0.25]
+    steps = queries.accuracy_steps(records)
+    assert steps.queries.tolist() == [0, 3, 7]
+    assert steps.share.tolist() == [0.75, 0.5, 0.25]
+    rates = [metrics.rate(k, 4) for k in (3, 2, 1)]
+    assert steps.low.tolist() == [rate.low for rate in rates]
+    assert steps.high.tolist() == [rate.high for rate in rates]

@@ -184,7 +184,7 @@ def test_a_chart_states_the_counts_of_the_table_and_starts_at_the_clean_accuracy
 ) -> None:
     first = svg_chart.build_charts(run.found.table, run.found.worst)[0]
     fgsm, noise, worst = first.lines
-    assert first.eps == ["0", "0.1", "0.3"]
+    assert first.ticks == ["0", "0.1", "0.3"]
     matches = [re.search(r"\((\d+)/60\)", value) for value in fgsm.values]
     rows = run.found.table.query("model == 'lenet' and attack == 'FGSM'")
     assert [int(match[1]) for match in matches if match] == list(rows["robust_correct"])
@@ -203,8 +203,8 @@ def test_a_line_does_not_lead_across_an_eps_that_its_attack_was_not_asked_at(
 
 
 def test_targeted_attacks_are_no_line_of_robust_accuracy(run: PublishedRun) -> None:
-    norms = {each.norm for each in svg_chart.build_charts(run.found.table, run.found.worst)}
-    assert norms == {"L-inf"}
+    axes = {each.axis for each in svg_chart.build_charts(run.found.table, run.found.worst)}
+    assert axes == {"eps (L-inf)"}
 
 
 def test_a_line_is_cut_where_a_cell_failed(run: PublishedRun) -> None:

@@ -139,7 +139,9 @@ def test_the_report_shows_unions_and_classes_in_both_formats(folder: Path) -> No
         for heading in ("Threat models together", "By class"):
             assert re.search(rf"(<h2>|## ){heading}", page)
         assert shown in page
-        assert "L-inf 0.1, L2 1.5" in page
+        broken = dict(part.split(": ") for part in row["broken_by"].split(", "))
+        assert f"L-inf 0.1: {broken['linf']} (" in page
+        assert f"L2 1.5: {broken['l2']} (" in page
         assert "attacked up to L-inf 0.05, L2 0.5" in page
         assert "small &amp; cheap" in page or name == "report.md"
 
@@ -197,10 +199,16 @@ def make_union(**keys: Any) -> pd.DataFrame:
 def test_a_union_over_fewer_attacks_says_which_are_absent() -> None:
     view = union_view.tabulate_unions(make_union())
     assert view is not None
-    assert view.rows[0][4:] == [
-        "40.0 % [16.8, 68.7] [1]", "4/10", "3 of 4", "L-inf: 3, L2: 4", "L-inf: 1, L2: 2",
+    assert view.rows[0][2:] == [
+        "40.0 % [16.8, 68.7] [1]", "4/10", "3 of 4", "L-inf 8/255: 3 (1), L2 0.5: 4 (2)",
     ]  # fmt: skip
     assert view.notes == ["without PGD at linf 4/255: failed: an upper bound of the union"]
+
+
+def test_a_targeted_union_says_so() -> None:
+    view = union_view.tabulate_unions(make_union(goal="targeted"))
+    assert view is not None
+    assert view.rows[0][1] == "all threat models, targeted"
 
 
 def test_a_union_without_a_number_is_a_dash_with_its_reason() -> None:
@@ -210,7 +218,8 @@ def test_a_union_without_a_number_is_a_dash_with_its_reason() -> None:
     )  # fmt: skip
     view = union_view.tabulate_unions(frame)
     assert view is not None
-    assert view.rows[0][4:6] == ["— [1]", "—"]
+    assert view.rows[0][2:4] == ["— [1]", "—"]
+    assert view.rows[0][5] == "L-inf 8/255, L2 0.5"
     (sentence,) = union_view.describe_unions(frame)
     assert sentence == (
         "net, all threat models (L-inf 8/255, L2 0.5): —, no finished attack at l2 0.5 "

@@ -27,6 +27,11 @@ class Adaptation:
     place of the module's (BPDA). The forward pass remains the module's."""
 
     @property
+    def modules(self) -> tuple[str, ...]:
+        """Names of all modules that the model must have."""
+        return tuple(dict.fromkeys([*(name for name, _ in self.backward), *self.features]))
+
+    @property
     def functions(self) -> tuple[UserFunction, ...]:
         """All functions of the user's."""
         return *(each for _, each in self.backward), *([self.loss] if self.loss else ())

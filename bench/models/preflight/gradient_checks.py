@@ -97,5 +97,6 @@ def find_gradient_problems(
             "zero-gradient",
             f"{where} has a gradient of zeros on {zero} of {len(x)} clean images: gradient "
             "attacks cannot move there, and their robust accuracy means nothing. Attack it by "
-            "scores, or a differentiable stand-in by transfer.",
+            "scores or by transfer, or adapt an attack: `backward` in its table replaces the "
+            "gradient of a module (BPDA), `loss` in its params the loss.",
         )

@@ -1,6 +1,7 @@
 """Plot what attacks reach within a number of queries: robust accuracy, and the median distance.
 
-Every curve is read from one run. A curve ends at the number of queries that the run made.
+Every curve is read from one run. A curve ends at the number of queries that the run made. Bands are
+the 95 % intervals of each point: Wilson's of an accuracy, those of order statistics of a median.
 """
 
 from collections.abc import Iterator, Sequence
@@ -41,7 +42,8 @@ def iter_query_figures(
     for (model, norm, eps, _, _), rivals in groups.items():
         caption = (
             f"Robust accuracy of {format_text(model)} against the queries of the attack, "
-            f"{format_norm(norm)}, eps {format_text(eps)}, each curve from one run."
+            f"{format_norm(norm)}, eps {format_text(eps)}, each curve from one run, "
+            "with its 95 % band."
         )
         yield f"queries-{model}-{norm}-{eps}", caption, plot_accuracy(rivals)
     for keys, rows in frame[frame["median_distance"].notna()].groupby(
@@ -69,12 +71,19 @@ def plot_accuracy(curves: Sequence[QueryCurve]) -> Figure:
     with matplotlib.rc_context(STYLE):
         figure, axes = _start()
         for place, curve in enumerate(curves):
-            at, share = accuracy_steps(curve.records)
-            made = max(curve.made, at[-1], 1.0)
-            x = np.append(np.maximum(at, 1.0), made)
+            steps = accuracy_steps(curve.records)
+            made = max(curve.made, steps.queries[-1], 1.0)
+            x = np.append(np.maximum(steps.queries, 1.0), made)
+            share, low, high = (
+                100 * np.append(side, side[-1]) for side in (steps.share, steps.low, steps.high)
+            )
             axes.plot(
-                x, 100 * np.append(share, share[-1]), drawstyle="steps-post",
-                label=shorten(curve.cell.attack), markevery=[-1], **_look(place),
+                x, share, drawstyle="steps-post", label=shorten(curve.cell.attack),
+                markevery=[-1], **_look(place),
+            )  # fmt: skip
+            axes.fill_between(
+                x, low, high, step="post", color=PALETTE[place % len(PALETTE)], alpha=0.15,
+                linewidth=0,
             )  # fmt: skip
         first = curves[0].cell
         axes.set(ylim=(0, 102), ylabel="robust accuracy (%)")

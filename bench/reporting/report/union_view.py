@@ -16,7 +16,10 @@ from bench.reporting.report.views import Footnotes, Row, View, to_rows
 
 
 def tabulate_unions(unions: pd.DataFrame) -> View | None:
-    """Tabulate the unions of each model, with counts and what each norm breaks.
+    """Tabulate the unions of each model, with counts and what each threat model breaks.
+
+    The threat models share a column, which wraps: with one of their own, as many columns as norms
+    would not fit a window.
 
     Args:
         unions: The rows of unions.csv.
@@ -26,16 +29,33 @@ def tabulate_unions(unions: pd.DataFrame) -> View | None:
     """
     notes = Footnotes()
     lines = [
-        [format_text(row["model"]), format_text(row["goal"]), format_text(row["label"]),
-         format_threats(row["threats"]), format_union(row, notes),
-         format_count(row["robust_correct"], row["n"]),
-         f"{row['cells']} of {row['cells_planned']}",
-         format_threats(row["broken_by"]), format_threats(row["broken_only_by"])]
+        [format_text(row["model"]), f"{format_text(row['label'])}{_format_goal(row)}",
+         format_union(row, notes), format_count(row["robust_correct"], row["n"]),
+         f"{row['cells']} of {row['cells_planned']}", _format_broken(row)]
         for row in to_rows(unions)
     ]  # fmt: skip
-    columns = ["model", "goal", "union", "threat models", "robust accuracy", "robust", "cells"]
-    columns += ["broken by", "broken by it alone"]
+    columns = ["model", "union", "robust accuracy", "robust", "cells"]
+    columns += ["threat model: broken by it (by it alone)"]
     return View("", columns, lines, notes.texts) if lines else None
+
+
+def _format_goal(row: Row) -> str:
+    return "" if row["goal"] == "untargeted" else f", {format_text(row['goal'])}"
+
+
+def _format_broken(row: Row) -> str:
+    """List the threat models, each with the examples that it breaks, and that it alone breaks."""
+    if row["status"] != "ok":
+        return format_threats(row["threats"])
+    broken, alone = (
+        dict(part.split(": ") for part in row[name].split(", "))
+        for name in ("broken_by", "broken_only_by")
+    )
+    return ", ".join(
+        f"{format_threats(threat)}: {broken[norm]} ({alone[norm]})"
+        for threat in row["threats"].split(", ")
+        for norm in (threat.partition(" ")[0],)
+    )
 
 
 def format_union(row: Row, notes: Footnotes) -> str:
@@ -68,8 +88,8 @@ def describe_unions(unions: pd.DataFrame) -> list[str]:
 
 
 def _sentence(row: Row) -> str:
-    goal = "" if row["goal"] == "untargeted" else f", {format_text(row['goal'])}"
-    where = f"{format_text(row['label'])} ({format_threats(row['threats'])}{goal})"
+    threats = f"{format_threats(row['threats'])}{_format_goal(row)}"
+    where = f"{format_text(row['label'])} ({threats})"
     reason = _describe_gaps(row)
     if row["status"] != "ok":
         return f"{format_text(row['model'])}, {where}: {DASH}, {reason}"

@@ -32,6 +32,7 @@ from bench.reporting.formats.numbers import (
 from bench.reporting.report import (
     audit_view,
     class_view,
+    query_view,
     rejection_view,
     union_view,
     views,
@@ -39,7 +40,13 @@ from bench.reporting.report import (
 )
 from bench.reporting.report.views import Row, View
 from bench.reporting.site.sources import PublishedRun
-from bench.reporting.site.svg_chart import HEIGHT, WIDTH, Chart, build_charts
+from bench.reporting.site.svg_chart import (
+    HEIGHT,
+    WIDTH,
+    Chart,
+    build_charts,
+    build_query_charts,
+)
 from bench.suite.plan import Cell
 
 DOWNLOADS = {
@@ -101,6 +108,9 @@ class RunSection(NamedTuple):
     unions: View | None
     """Robustness to several threat models together; None if each model is attacked in one norm."""
     classes: class_view.ClassViews | None
+    queries: list[View]
+    """Results within a number of queries, of attacks that search by scores or labels."""
+    query_charts: list[Chart]
     audit: list[audit_view.ModelAuditView]
     command: str
     facts: list[tuple[str, str]]
@@ -134,6 +144,7 @@ def write_site(runs: Sequence[PublishedRun], out: Path) -> Path:
         "detectors": [section for section in sections if section.detectors],
         "unions": [section for section in sections if section.unions],
         "classes": [section for section in sections if section.classes],
+        "queries": [section for section in sections if section.queries],
         "width": WIDTH,
         "height": HEIGHT,
         "downloads": [(name, what) for name, what in DOWNLOADS.items() if (out / name).is_file()],
@@ -271,6 +282,8 @@ def _run(run: PublishedRun, out: Path, plots: str) -> RunSection:
         rejections=rejection_view.tabulate_rejections(found.rejections, eps_texts),
         unions=union_view.tabulate_unions(found.unions),
         classes=class_view.build_class_views(found.classes, eps_texts),
+        queries=query_view.tabulate_queries(found.queries),
+        query_charts=build_query_charts(found.queries),
         audit=audit_view.build_audit_views(found.audit, eps_texts),
         command=run.command,
         facts=_facts(run),

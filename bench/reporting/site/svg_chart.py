@@ -1,10 +1,11 @@
-"""Lay out line charts of robust accuracy against eps as SVG coordinates.
+"""Lay out line charts of robust accuracy against eps or queries as SVG coordinates.
 
 Coordinates are computed here, in units of the view box, so the page displays charts without a
-script; the script moves the guide from eps to eps and prints the values in the legend.
+script; the script moves the guide from point to point and prints the values in the legend.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -43,19 +44,23 @@ class ChartLine(NamedTuple):
     """SVG path of the band of 95 % intervals."""
     marks: list[tuple[float, float]]
     values: list[str]
-    """Text at each eps: rate, interval and counts, or a dash."""
+    """Text at each point: rate, interval and counts, or a dash."""
 
 
 class Chart(NamedTuple):
-    """All attacks of one norm on one model."""
+    """All attacks of one norm on one model, against eps or, at one eps, against the queries."""
 
     title: str
-    norm: str
-    eps: list[str]
+    axis: str
+    """Title of the horizontal axis."""
+    ticks: list[str]
+    """Text of each point under the axis."""
+    points: list[str]
+    """Text of each point in a sentence."""
     places: list[float]
-    """x coordinate of each eps."""
+    """x coordinate of each point."""
     labelled: list[int]
-    """Indices of the eps with a label under the axis."""
+    """Indices of the points with a label under the axis."""
     levels: list[tuple[float, str]]
     """y coordinate and text of the grid lines."""
     lines: list[ChartLine]
@@ -89,6 +94,50 @@ def build_charts(table: pd.DataFrame, worst: pd.DataFrame) -> list[Chart]:
     ]
 
 
+def build_query_charts(queries: pd.DataFrame) -> list[Chart]:
+    """Build a chart for each model, norm and eps with untargeted attacks at several budgets.
+
+    Args:
+        queries: The rows of queries.csv.
+
+    Returns:
+        The charts, in the order of the table.
+    """
+    known = [
+        row for row in to_rows(queries) if row["status"] == "ok" and row["goal"] == "untargeted"
+    ]
+    tones = {attack: k for k, attack in enumerate(dict.fromkeys(row["attack"] for row in known))}
+    charts = []
+    for (model, norm, eps), rows in group_rows(known, "model", "norm", "eps_text").items():
+        budgets = sorted({int(row["budget"]) for row in rows})
+        if len(budgets) < 2:
+            continue
+        span = math.log(budgets[-1] / budgets[0])
+        places = {float(budget): _x(math.log(budget / budgets[0]), span) for budget in budgets}
+        attacks = group_rows(rows, "attack")
+        lines = []
+        for (attack,), cells in attacks.items():
+            by_budget = {float(row["budget"]): row for row in cells}
+            lines.append(
+                _line(str(attack), _curve_style(tones[attack]), by_budget, by_budget, places)
+            )
+        n = int(rows[0]["n"])
+        charts.append(
+            Chart(
+                title=f"{format_text(model)}, {format_norm(norm)}, eps {format_text(eps)}, n = {n}",
+                axis="queries (logarithmic)",
+                ticks=[str(budget) for budget in budgets],
+                points=["1 query" if budget == 1 else f"{budget} queries" for budget in budgets],
+                places=[*places.values()],
+                labelled=_with_room([*places.values()]),
+                levels=_levels(),
+                lines=lines,
+                faded=len(attacks) >= MANY_CURVES,
+            )
+        )
+    return charts
+
+
 def _is_charted(row: Row) -> bool:
     return bool(row["goal"] == "untargeted" and row["status"] != "skipped")
 
@@ -100,26 +149,36 @@ def _chart(
     tones: Mapping[tuple[str, str], int],
 ) -> Chart:
     ladder = sorted({0.0, *(float(row["eps"]) for row in rows)})
-    places = [_x(eps, ladder[-1]) for eps in ladder]
+    places = {eps: _x(eps, ladder[-1]) for eps in ladder}
     done = next(row for row in rows if row["status"] == "ok")
     before = metrics.rate(int(done["clean_correct"]), int(done["n"]))
     clean = {"n": before.n, "robust_correct": before.k,
              "robust_low": before.low, "robust_high": before.high}  # fmt: skip
     attacks = group_rows(rows, "attack")
-    lines = [
-        _line(str(attack), _curve_style(tones[done["norm"], attack]), cells, ladder, clean)
+    curves = [
+        (str(attack), _curve_style(tones[done["norm"], attack]), cells)
         for (attack,), cells in attacks.items()
     ]
     if len(attacks) > 1 and worst:  # unknown if the run's records are missing
-        lines.append(_line(WORST_CASE, "worst", worst, ladder, clean))
+        curves.append((WORST_CASE, "worst", worst))
+    lines = []
+    for label, style, cells in curves:
+        own = {float(row["eps"]) for row in cells}
+        there = {float(row["eps"]): row for row in cells if row.get("status", "ok") == "ok"}
+        # No line across an eps at which only other attacks ran: it would suggest a value there.
+        if 0.0 not in own and ladder[1] in own:
+            there[0.0] = clean
+        lines.append(_line(label, style, there, own, places))
     model, norm = format_text(done["model"]), format_norm(done["norm"])
+    ticks = [eps_texts.get(eps, CLEAN) for eps in ladder]
     return Chart(
         title=f"{model}, {norm}, n = {int(done['n'])}",
-        norm=norm,
-        eps=[eps_texts.get(eps, CLEAN) for eps in ladder],
-        places=places,
-        labelled=_with_room(places),
-        levels=[(_y(share), f"{100 * share:.0f} %") for share in (0, 0.25, 0.5, 0.75, 1)],
+        axis=f"eps ({norm})",
+        ticks=ticks,
+        points=[f"eps {tick}" for tick in ticks],
+        places=[*places.values()],
+        labelled=_with_room([*places.values()]),
+        levels=_levels(),
         lines=lines,
         faded=len(attacks) >= MANY_CURVES,
     )
@@ -130,17 +189,23 @@ def _curve_style(tone: int) -> str:
     return f"tone{tone % TONES}{dashed}"
 
 
-def _line(label: str, style: str, cells: list[Row], ladder: list[float], clean: Row) -> ChartLine:
-    there = {float(row["eps"]): row for row in cells if row.get("status", "ok") == "ok"}
-    own = {float(row["eps"]) for row in cells}
-    # No line across an eps at which only other attacks ran: it would suggest a value there.
-    if 0.0 not in own and ladder[1] in own:
-        there[0.0] = clean
+def _levels() -> list[tuple[float, str]]:
+    return [(_y(share), f"{100 * share:.0f} %") for share in (0, 0.25, 0.5, 0.75, 1)]
+
+
+def _line(
+    label: str,
+    style: str,
+    there: Mapping[float, Row],
+    own: Collection[float],
+    places: Mapping[float, float],
+) -> ChartLine:
+    """Lay out a curve through the rows `there`, interrupted at the other points of its `own`."""
     runs: list[list[tuple[float, float, float, float]]] = [[]]
-    for eps in ladder:
-        if eps in there:
-            runs[-1].append(_point(there[eps], _x(eps, ladder[-1])))
-        elif eps in own:
+    for point, x in places.items():
+        if point in there:
+            runs[-1].append(_point(there[point], x))
+        elif point in own:
             runs.append([])
     return ChartLine(
         label=format_text(label),
@@ -153,7 +218,7 @@ def _line(label: str, style: str, cells: list[Row], ladder: list[float], clean: 
             if run
         ),
         marks=[(x, y) for run in runs for x, y, _, _ in run],
-        values=[_value_text(there.get(eps)) for eps in ladder],
+        values=[_value_text(there.get(point)) for point in places],
     )
 
 
@@ -182,7 +247,7 @@ def _y(share: Any) -> float:
     return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - float(share)), 1)
 
 
-def _with_room(places: list[float], least: float = 30) -> list[int]:
+def _with_room(places: Sequence[float], least: float = 30) -> list[int]:
     """Select both ends, and between them each label far enough from its neighbours."""
     selected = [0]
     for k in range(1, len(places) - 1):

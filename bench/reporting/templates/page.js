@@ -111,7 +111,7 @@ each("form.filters", (form) => filterable(form, document.getElementById("cells")
 function readable(figure) {
   const svg = figure.querySelector("svg");
   const places = JSON.parse(svg.dataset.places);
-  const eps = JSON.parse(svg.dataset.eps);
+  const points = JSON.parse(svg.dataset.points);
   const guide = svg.querySelector(".guide");
   const values = [...figure.querySelectorAll("[data-values]")];
   const texts = values.map((field) => JSON.parse(field.dataset.values));
@@ -122,11 +122,11 @@ function readable(figure) {
   const show = (k) => {
     at = Math.max(0, Math.min(places.length - 1, k));
     guide.setAttribute("d", `M${places[at]},10V236`);
-    figure.querySelector(".at").textContent = `at eps ${eps[at]}`;
+    figure.querySelector(".at").textContent = `at ${points[at]}`;
     values.forEach((field, line) => (field.textContent = texts[line][at]));
     svg.setAttribute("aria-valuenow", at);
     const lines = labels.map((label, line) => `${label.textContent} ${texts[line][at]}`);
-    svg.setAttribute("aria-valuetext", `eps ${eps[at]}: ${lines.join("; ")}`);
+    svg.setAttribute("aria-valuetext", `${points[at]}: ${lines.join("; ")}`);
   };
   const keys = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1 };
   svg.setAttribute("role", "slider");

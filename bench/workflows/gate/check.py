@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from bench.analysis import snapshot_matching
-from bench.analysis.snapshot import Snapshot
+from bench.analysis.snapshot import ExampleClasses, Snapshot
 from bench.suite.thresholds import Thresholds
 from bench.suite.unions import ThreatUnion
 from bench.workflows.gate import accuracy, quality
@@ -11,7 +11,11 @@ from bench.workflows.gate.verdicts import Check
 
 
 def check_against_baseline(
-    before: Snapshot, now: Snapshot, limits: Thresholds, unions: Sequence[ThreatUnion] = ()
+    before: Snapshot,
+    now: Snapshot,
+    limits: Thresholds,
+    unions: Sequence[ThreatUnion] = (),
+    classes: ExampleClasses | None = None,
 ) -> Check:
     """Compare a run with a baseline.
 
@@ -20,11 +24,12 @@ def check_against_baseline(
         now: Snapshot of the run.
         limits: Thresholds and alpha.
         unions: Unions of the suite, beside that of all its threat models.
+        classes: Classes of the run's examples; None if no cell is finished.
 
     Returns:
         Every verdict, and notes on other differences.
     """
-    accuracies = accuracy.judge_accuracies(before, now, limits, unions)
+    accuracies = accuracy.judge_accuracies(before, now, limits, unions, classes)
     others = quality.judge_quality(before, now, limits)
     return Check([*accuracies.verdicts, *others], list(_notes(before, now)), accuracies.power)
 

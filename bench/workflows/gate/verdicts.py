@@ -1,11 +1,12 @@
 """Define the verdicts of a check, and the sentences that every output shares.
 
 There is a verdict on every cell, each model's clean accuracy, each attack's validity, each model's
-throughput and audit, and on unions of threat models where a threshold asks for it. Accuracies are
-compared on the same examples. A loss fails the check if it exceeds its threshold *and* the exact
-one-sided paired test (`metrics.one_sided_mcnemar_test`) is significant after Holm's correction over
-all accuracies of the check. So if a run differs from the baseline in its seeds alone, the check
-fails with probability at most alpha: each example that changed is then as likely a loss as a gain.
+throughput and audit, and on unions of threat models and worst classes where a threshold asks for
+it. Accuracies are compared on the same examples. A loss fails the check if it exceeds its threshold
+*and* the exact one-sided paired test (`metrics.one_sided_mcnemar_test`) is significant after Holm's
+correction over all accuracies of the check. So if a run differs from the baseline in its seeds
+alone, the check fails with probability at most alpha: each example that changed is then as likely a
+loss as a gain.
 
     finding                                                      outcome        exit code
     ----------------------------------------------------------   ------------   ---------
@@ -20,7 +21,8 @@ fails with probability at most alpha: each example that changed is then as likel
     any other change                                             passed         0
     a throughput over too little time, on another machine or     not judged     0
       over other cells; a cell skipped both times; a union of
-      a model that is attacked in one norm
+      a model that is attacked in one norm; classes that all
+      have too few images
 
 A check that compared no accuracy ends with 3. Changes of the seed, of an attack's code, of the
 suite's name, of the machine and of a model's weights are noted, and the comparison is made.
@@ -54,8 +56,8 @@ class Verdict(NamedTuple):
     """The outcome of one comparison of a check."""
 
     gate: str
-    """"clean accuracy", "robust accuracy", "union of threat models", "validity", "throughput" or
-    "audit"."""
+    """"clean accuracy", "robust accuracy", "union of threat models", "worst class", "robust
+    accuracy within queries", "validity", "throughput" or "audit"."""
     model: str
     attack: str
     eps: str
@@ -127,6 +129,21 @@ def _ids(ids: tuple[int, ...], most: int | None) -> str:
     shown = ids if most is None else ids[:most]
     more = len(ids) - len(shown)
     return " ".join(map(str, shown)) + (f" and {more} more" if more else "")
+
+
+def describe_p_value(p_value: float) -> str:
+    """Describe a corrected p value.
+
+    Args:
+        p_value: Of a test, corrected for all comparisons of the check.
+
+    Returns:
+        A phrase.
+
+    >>> describe_p_value(0.0123), describe_p_value(1e-9)
+    ('p = 0.012, corrected', 'p < 0.0001, corrected')
+    """
+    return "p < 0.0001, corrected" if p_value < 1e-4 else f"p = {p_value:.2g}, corrected"
 
 
 def summarize_check(check: Check) -> str:

@@ -196,6 +196,27 @@ def test_a_suites_own_thresholds_come_with_its_run(
     assert type_("check", lenient, "--baseline", kept).code == 0
 
 
+def test_the_worst_class_is_compared_where_a_threshold_asks_for_it(
+    type_: Type, kept: Path, run: Callable[..., Path]
+) -> None:
+    spoilt = run("spoilt", 'weights = "digits"', 'weights = "spoilt.safetensors"')
+    said = type_("check", spoilt, "--baseline", kept)
+    assert "worst class" not in said.out
+    said = type_("check", spoilt, "--baseline", kept, "--fail", "worst_class_robust_accuracy:-1pp")
+    lines = [line for line in said.out.splitlines() if "is the worst" in line]
+    assert len(lines) == 6  # two attacks at two eps, and the worst case at each
+    frame = read_records(spoilt).frame
+    worst = frame[(frame["attack"] == "FGSM") & (frame["eps"] == 0.05)]
+    labels = worst["label"].to_numpy()
+    sizes = pd.Series(labels).value_counts()
+    assert sizes.min() < 10 <= sizes.max()  # so that some of the ten classes are left out
+    robust = metrics.robust_examples(worst).groupby(labels).mean()[sizes.index[sizes >= 10]]
+    (line,) = [line for line in lines if "LeNet, FGSM, eps 0.05" in line]
+    lowest = robust.index[robust == robust.min()]
+    assert any(f"class {index} is the worst" in line for index in lowest)
+    assert f"{sum(sizes < 10)} class" in said.out
+
+
 def test_a_changed_parameter_is_3_and_named(
     type_: Type, kept: Path, run: Callable[..., Path]
 ) -> None:

@@ -144,6 +144,11 @@ def test_an_attacks_own_threshold_lies_between_the_suites_and_a_cells() -> None:
         ('[[gate.cells]]\neps = "1/0"\nfail = []', "gate.cells[0].eps: expected a number"),
         ('[[gate.cells]]\nfail = "audit:+1"', "gate.cells[0].fail: "),
         ('[[gate.cells]]\neps = 0.1\nfail = ["violations:+1"]', "a model and attack, got it for"),
+        (
+            "[[gate.cells]]\nqueries = 5\nfail = []",
+            "the suite's budgets, which has none",
+        ),
+        ("[[gate.cells]]\nqueries = 0\nfail = []", "gate.cells[0].queries: "),
         ("[[gate.cells]]\n", "gate.cells[0].fail: expected a value, got nothing"),
     ],
 )
@@ -151,6 +156,20 @@ def test_every_mistake_in_a_suites_gate_is_one_sentence(extra: str, expected: st
     (only,) = problems(extra)
     assert only.startswith("s.toml: ")
     assert expected in only
+
+
+def test_a_threshold_for_a_number_of_queries_is_for_one_of_the_suites_budgets() -> None:
+    square = '[[attacks]]\nname = "square"\nnorm = "linf"\neps = [0.1]\nbudgets = [100, 500]\n'
+    cells = '[[gate.cells]]\nqueries = {}\nfail = ["{}:-2pp"]\n'
+    reader.parse_suite(
+        SUITE + square + cells.format(500, "query_robust_accuracy"), "s.toml", Path()
+    )
+    (only,) = problems(square + cells.format(50, "query_robust_accuracy"))
+    assert only.endswith(
+        "gate.cells[0].queries: expected one of the suite's budgets (100, 500), got 50"
+    )
+    (only,) = problems(square + cells.format(100, "robust_accuracy"))
+    assert "one verdict for a model and attack and eps, got it for a number of queries" in only
 
 
 def test_a_gate_changes_no_cells_identity() -> None:
