@@ -218,14 +218,16 @@ def _count_cost(
 ) -> ChunkCost:
     output = verified.output
     forwards, backwards = float(output.forwards[at].sum()), float(output.backwards[at].sum())
+    # The victim's passes are bare ones: their time is their floor.
+    asked = 0.0 if output.victim_seconds is None else output.victim_seconds[at]
     nonfinite = torch.zeros(1) if output.nonfinite is None else output.nonfinite[at]
     return ChunkCost(
         attacked=output.forwards.shape[1],
         seconds=output.seconds[at],
         verify_seconds=verify_seconds,
-        floor_seconds=floor.seconds(forwards, backwards),
+        floor_seconds=floor.seconds(forwards, backwards) + asked,
         busy_seconds=output.seconds[at] * verified.busy,
-        busy_floor_seconds=floor.busy_seconds(forwards, backwards),
+        busy_floor_seconds=floor.busy_seconds(forwards, backwards) + asked * verified.busy,
         nonfinite_gradients=int(nonfinite.sum()),
         nonfinite_examples=int((nonfinite > 0).sum()),
     )
@@ -330,6 +332,7 @@ def _build_records(
     fooled = torch.zeros_like(attacked)
     queries = torch.full((n,), torch.nan, dtype=torch.float64, device=device)
     nearest: list[list[float] | None] = [None] * n
+    victim_queries = torch.full_like(queries, torch.nan)
     if verified is not None:
         output, prediction = verified.output, verified.predictions[at]
         x = examples.x[attacked]
@@ -363,6 +366,8 @@ def _build_records(
             reached = output.nearest.float().tolist()
             for position, row in zip(attacked.nonzero()[:, 0].tolist(), reached, strict=True):
                 nearest[position] = row
+        if output.victim_queries is not None:
+            victim_queries[attacked] = output.victim_queries[at].to(queries)
         if output.parameters is not None:
             describe = find_threat(spec.norm).describe
             rows_of = zip(attacked.nonzero()[:, 0].tolist(), output.parameters[at], strict=True)
@@ -397,6 +402,7 @@ def _build_records(
         "queries": queries,
         "distance_within": nearest,
         "parameters": parameters,
+        "victim_queries": victim_queries,
     }
     return pd.DataFrame(
         {

@@ -17,8 +17,8 @@ FILE = "records.sha256"
 PLACE = ("model", "attack", "norm", "eps", "goal")
 """Columns that name a cell, and order the rows."""
 
-ADDED = ("parameters",)
-"""Text columns that earlier versions did not write; hashed only in runs that use them."""
+ADDED = ("parameters", "victim_queries")
+"""Columns that earlier versions did not write; hashed only in runs that use them."""
 
 
 UNHASHED = ("cell", "queries", "distance_within")
@@ -40,12 +40,17 @@ def records_hash(frame: pd.DataFrame) -> str:
     keys = [frame["example"].to_numpy(), *(_key(frame[name]) for name in reversed(PLACE))]
     order = np.lexsort(keys)
     digest = hashlib.sha256()
-    unused = {name for name in ADDED if name in frame and (frame[name] == "").all()}
+    unused = {name for name in ADDED if name in frame and _is_unused(frame[name])}
     # One by one, to not copy a million rows.
     for name in sorted(set(frame.columns) - set(UNHASHED) - unused):
         digest.update(f"{name}\x1e".encode())
         digest.update(_content(frame[name].iloc[order]))
     return digest.hexdigest()
+
+
+def _is_unused(column: "pd.Series[Any]") -> bool:
+    """Return whether every text is empty, or every number missing."""
+    return bool((column.isna() | (column == "")).all())
 
 
 def _key(column: "pd.Series[Any]") -> npt.NDArray[Any]:

@@ -86,6 +86,8 @@ RECORD_COLUMNS = (
            "cell's budgets of queries; missing for other attacks.", default=float("nan")),
     Column("parameters", "text", "What the image of a threat model without a norm was made with; "
            "empty for a norm.", default=""),
+    Column("victim_queries", "number", "Queries of the judged model by an attack on a source with "
+           "a budget of them; missing for other attacks.", default=float("nan")),
 )  # fmt: skip
 """Columns of the per-example records, in the order of the file."""
 COLUMNS = tuple(column.name for column in RECORD_COLUMNS)

@@ -60,6 +60,7 @@ def frame(identity: str, rows: list[tuple[Any, ...]], target: int = -1) -> pd.Da
         l0=3.0, forwards=6.0 * values["attacked"], backwards=2.0 * values["attacked"],
         first_success_step=-1, clean_confidence=0.9, cell=identity, part="", agreement=1.0,
         distance=math.nan, queries=math.nan, distance_within=None, parameters="",
+        victim_queries=math.nan,
     )  # fmt: skip
     return values[list(COLUMNS)]
 

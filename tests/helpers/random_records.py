@@ -97,6 +97,7 @@ def draw_records(
                     "queries": math.nan,
                     "distance_within": None,
                     "parameters": "",
+                    "victim_queries": math.nan,
                 }
             )[list(COLUMNS)]
         )
