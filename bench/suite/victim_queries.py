@@ -48,7 +48,7 @@ def read_budget(
         expected = (
             f"expected the most queries per example, at least 1, or true for {DEFAULT_BUDGET}"
         )
-        check.say(key, f"{expected}, got {written!r}")
+        check.say(key, f"{expected}, got {_spell(written)}")
         return 0
     if not has_source:
         check.say(
