@@ -111,10 +111,10 @@ def _attack_caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, 
 
 def _victim_caveat(budget: int) -> str:
     """Return what an attack on a source asks the victim."""
-    times = "once" if budget == 1 else f"{budget} times"
+    images = "one image" if budget == 1 else f"{budget} images"
     return (
-        f"The attacker asks the evaluated model about an example {times} at most, sees its labels "
-        "alone, and stops at the first success."
+        f"The attacker shows the evaluated model {images} of an example at most, gets its class "
+        "alone as the answer, and stops at the first success."
     )
 
 

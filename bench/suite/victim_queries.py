@@ -50,19 +50,19 @@ def read_budget(
         )
         check.say(key, f"{expected}, got {_spell(written)}")
         return 0
+    if not shows_iterates(attack):
+        check.say(
+            key,
+            "expected none: only iterative attacks that follow gradients within a ball show their "
+            f"iterates, got attack '{name}'",
+        )
+        return 0
     if not has_source:
         check.say(
             key, "expected a source beside it: only an attack on another model asks a victim; "
             "take the key out"
         )  # fmt: skip
-    if not shows_iterates(attack):
-        check.say(
-            key,
-            "expected none: only iterative attacks of a fixed budget that follow gradients show "
-            f"their iterates, got attack '{name}'",
-        )
-        return 0
-    if stop == "first-success":
+    elif stop == "first-success":
         check.say(
             key,
             "expected stop = 'never' beside it: the victim, and not the source, ends the search; "
@@ -111,4 +111,4 @@ def count_rounds(attack: Attack, params: Any) -> int:
     """
     assert isinstance(attack, IterativeAttack)
     choice = attack.rule.choose_targets(params)
-    return int(params.restarts) * (1 if choice is None else choice.number)
+    return int(getattr(params, "restarts", 1)) * (1 if choice is None else choice.number)

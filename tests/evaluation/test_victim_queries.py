@@ -225,7 +225,7 @@ def test_the_table_holds_median_and_maximum_of_the_records(
         else:
             assert fooled.min() <= low <= row["median_victim_queries"] <= high <= fooled.max()
         assert row["threat_model"] == "black-box, transfer with at most 6 label queries"
-        assert "asks the evaluated model about an example 6 times at most" in row["caveats"]
+        assert "shows the evaluated model 6 images of an example at most" in row["caveats"]
     assert "victim_query_budget" not in evaluate(victim, source, few).table
 
 
@@ -270,10 +270,10 @@ def test_true_means_the_budget_of_transferbench() -> None:
         ("= true", "= 2.5", "or true for 50, got 2.5"),
         ("victim_queries", "victim_querys", "did you mean 'victim_queries'"),
         ('source = "b"', "", "expected a source beside it"),
-        ('"bim"', '"square"', "only iterative attacks of a fixed budget that follow gradients"),
-        ('"bim"', '"fmn"', "only iterative attacks of a fixed budget that follow gradients"),
-        ('"bim"', '"torchattacks:PGD"', "only iterative attacks of a fixed budget"),
-        ('"bim"', '"autoattack"', "only iterative attacks of a fixed budget"),
+        ('"bim"', '"square"', "only iterative attacks that follow gradients within a ball"),
+        ('"bim"', '"fmn"', "only iterative attacks that follow gradients within a ball"),
+        ('"bim"', '"torchattacks:PGD"', "only iterative attacks that follow gradients within"),
+        ('"bim"', '"autoattack"', "only iterative attacks that follow gradients within"),
         ("= true", '= true\nstop = "first-success"', "the victim, and not the source, ends the"),
         ("= true", '= true\nprecision = "bfloat16"', "expected float32 or tf32 beside it"),
         ("= true", '= 2\nlabel = "x"\nvary = { restarts = [1, 3] }', "expected at least 3, one"),

@@ -39,7 +39,7 @@ def tabulate_victim_queries(table: pd.DataFrame, eps_texts: Mapping[float, str])
     rows = [row for row in to_rows(table) if not is_missing(row["victim_query_budget"])]
     if not rows:
         return []
-    columns = ["model", "attack", "norm", "goal", "eps", "most queries", "attack success rate"]
+    columns = ["model", "attack", "norm", "goal", "eps", "budget", "attack success rate"]
     columns += ["median queries", "maximum"]
     return [View(CAPTION, columns, [_format(row, eps_texts) for row in rows])]
 
