@@ -153,6 +153,23 @@ def test_a_budget_of_one_query_has_the_outcome_of_the_classic_transfer(
     assert asked["victim_queries"].dropna().unique().tolist() == [1.0]
 
 
+def test_queries_break_every_example_that_the_classic_transfer_breaks_and_more(
+    victim: nn.Module, source: nn.Module, digits: tuple[Tensor, Tensor]
+) -> None:
+    many = digits[0][:80], digits[1][:80]
+    params = {"steps": 2, "restarts": 10, "alpha": "eps/4"}
+    asked, classic = (
+        evaluate(
+            victim, source, many, attack="pgd", eps=0.25, params=params, copied=False,
+            victim_queries=budget,
+        ).records["fooled"]
+        for budget in (20, None)
+    )  # fmt: skip
+    assert classic.any()
+    assert not (classic & ~asked).any()
+    assert (asked & ~classic).sum() >= 5  # by a restart that the classic transfer does not judge
+
+
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_records_do_not_depend_on_the_batch(
     batch_size: int, victim: nn.Module, source: nn.Module, few: tuple[Tensor, Tensor]
