@@ -87,6 +87,7 @@ def evaluate(
     features: Sequence[str] = (),
     backward: Mapping[str, Any] | None = None,
     budgets: Sequence[int] | None = None,
+    victim_queries: int | bool | None = None,
 ) -> Evaluation:
     """Measure the robust accuracy of a model under one attack.
 
@@ -137,6 +138,8 @@ def evaluate(
             gradient takes the place of the module's in the attack (BPDA).
         budgets: Numbers of queries, ascending, at which the result of an attack that asks for
             scores or labels is reported as well; one of a library needs batch_size=1.
+        victim_queries: With a `source`, how many images of each example an iterative attack may
+            show to `model`, whose labels it sees; True for 50, none by default.
 
     Returns:
         Table (one row per eps), per-example records, symptoms, results within the budgets and, on
@@ -172,7 +175,10 @@ def evaluate(
         raw["target"] = target
     raw |= {"features": list(features)} if features else {}
     raw |= {"backward": dict(backward)} if backward else {}
-    entry = parse_attack(raw, "bench.evaluate", given and given.attack)
+    raw |= {} if victim_queries is None else {"victim_queries": victim_queries}
+    entry = parse_attack(
+        raw, "bench.evaluate", given and given.attack, has_source=source is not None
+    )
     evaluator = Evaluator.from_tensors(
         model,
         x,

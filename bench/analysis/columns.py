@@ -101,13 +101,28 @@ ADDITIONAL = (
     TableColumn("cell", "text", "Identity of the cell."),
 )  # fmt: skip
 """Further columns of every table of cells."""
+VICTIM_QUERIES = (
+    TableColumn("victim_query_budget", "count", "Most queries of the model that the attack on a "
+                "source could make for one example."),
+    TableColumn("median_victim_queries", "number", "Median queries of the model until an example "
+                "fell, over the fooled examples."),
+    TableColumn("median_victim_queries_low", "number", "Lower end of its 95 % interval; missing "
+                "with fewer than six fooled examples."),
+    TableColumn("median_victim_queries_high", "number", "Upper end of its 95 % interval; missing "
+                "with fewer than six fooled examples."),
+    TableColumn("max_victim_queries", "count", "Most queries of the model that were made for one "
+                "attacked example."),
+)  # fmt: skip
+"""Columns of a table with attacks on a source that may query the judged model."""
 NONFINITE = (
     TableColumn("nonfinite_gradients", "count", "Gradients with entries that were not finite and "
                 "counted as 0."),
     TableColumn("nonfinite_examples", "count", "Examples that had such a gradient."),
 )  # fmt: skip
 """Last columns of a table in which there were any."""
-BY_NAME = {column.name: column for column in (*MAIN, *ADDITIONAL, *NONFINITE)}
+OPTIONAL = (*VICTIM_QUERIES, *NONFINITE)
+"""Columns that only some tables have, after all others."""
+BY_NAME = {column.name: column for column in (*MAIN, *ADDITIONAL, *OPTIONAL)}
 
 
 def select_names(

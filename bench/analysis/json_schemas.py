@@ -38,7 +38,7 @@ def build_table_schema() -> dict[str, Any]:
     row = _build_row(
         (
             (each.name, _TABLE_TYPES[each.type], each.meaning)
-            for each in (*every, *columns.NONFINITE)
+            for each in (*every, *columns.OPTIONAL)
         ),
         required=[each.name for each in every],
     )

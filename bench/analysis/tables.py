@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bench.analysis import columns
+from bench.analysis.victim_queries import summarize_victim_queries
 from bench.evaluation import metrics
 from bench.storage.reader import StoredRecords
 from bench.suite.plan import Cell
@@ -19,6 +20,11 @@ from bench.suite.plan import Cell
 COLUMNS = tuple(column.name for column in columns.MAIN)
 ADDITIONAL_COLUMNS = tuple(column.name for column in columns.ADDITIONAL)
 NONFINITE_COLUMNS = tuple(column.name for column in columns.NONFINITE)
+OPTIONAL_COLUMNS = (
+    tuple(column.name for column in columns.VICTIM_QUERIES),
+    NONFINITE_COLUMNS,
+)
+"""Groups of columns that a table has if the first of the group has a value above 0."""
 COUNTS = columns.select_names("count")
 WORST_CASE_COLUMNS = (
     "model", "dataset", "norm", "goal", "eps", "eps_text", "n", "clean_correct", "robust_correct",
@@ -39,17 +45,18 @@ def cell_table(
         n: Examples that a finished cell has.
 
     Returns:
-        One row per cell, in the order of the plan: COLUMNS, ADDITIONAL_COLUMNS, and
-        NONFINITE_COLUMNS if any gradient was not finite.
+        One row per cell, in the order of the plan: COLUMNS, ADDITIONAL_COLUMNS, and those groups
+        of OPTIONAL_COLUMNS that any cell has.
     """
     positions = stored.row_positions()
     rows = [
         {"suite": suite, "dataset": dataset, **_row(cell, stored, positions.get(cell.identity), n)}
         for cell in plan
     ]
-    more = [name for name in NONFINITE_COLUMNS if any(row.get(name) for row in rows)]
+    present = [group for group in OPTIONAL_COLUMNS if any(row.get(group[0]) for row in rows)]
+    more = [name for group in present for name in group]
     table = pd.DataFrame(rows, columns=[*COLUMNS, *ADDITIONAL_COLUMNS, *more])
-    counts = [*COUNTS, *more]
+    counts = [*COUNTS, *(name for name in more if columns.BY_NAME[name].type == "count")]
     table[counts] = table[counts].astype("Int64")
     return table
 
@@ -200,6 +207,7 @@ def _row(cell: Cell, stored: StoredRecords, positions: Any, n: int) -> dict[str,
     return {
         **about,
         **counted,
+        **summarize_victim_queries(cell, records),
         "mean_confidence_fooled": fooled["confidence"].mean(),
         **{f"mean_{norm}": fooled[norm].mean() for norm in ("linf", "l2", "l1", "l0")},
         "mean_target_cross_entropy": _target_cross_entropy(cell, fooled),

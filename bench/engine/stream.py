@@ -15,9 +15,11 @@ passes: the accelerated model (`bench.engine.acceleration.accelerate`) and, on a
 - the accelerated model: 2.2 times on LeNet, 1.2 on a net with strides in place of pooling.
 
 A restart waits until the one before it has failed and, under "nested", an eps until the smaller one
-has. Everything else is independent: the outcome of an item is a function of the item, not of the
-batch, the order or the number of rows. An item's example is identified by its position in the data
-set, which keys its noise; a rule without noise has the same outcome for an image at any position.
+has. Where an attack on a source may query the victim (`victim_queries`), an item also leaves at the
+first image that succeeds there. Everything else is independent: the outcome of an item is a
+function of the item, not of the batch, the order or the number of rows. An item's example is
+identified by its position in the data set, which keys its noise; a rule without noise has the same
+outcome for an image at any position.
 """
 
 from typing import Any, NamedTuple
@@ -41,6 +43,7 @@ from bench.engine.rejection import merge_rejection, spare_rejected, spares_rejec
 from bench.engine.step_evaluator import StepEvaluator
 from bench.engine.stream_result import StreamResult, allocate_result
 from bench.engine.tensor_tree import count_rows, join_rows, map_tensors, split_rows, take_rows
+from bench.engine.victim_queries import AskVictim, choose_intervals
 
 STEPS_PER_CHECK = 8
 """Steps of a GPU between two checks for finished rows, each of which makes it wait."""
@@ -83,6 +86,7 @@ def run_attack(
     rows: int,
     label: Tensor | None = None,
     accelerated: nn.Module | None = None,
+    ask_victim: AskVictim | None = None,
 ) -> StreamResult:
     """Run an iterative attack on every example at every eps.
 
@@ -99,6 +103,7 @@ def run_attack(
         rows: Most rows a pass.
         label: True labels, (n,); None if they are y.
         accelerated: Model to differentiate; None for `model`.
+        ask_victim: Answers the `victim_queries` of the spec; None if it has none.
 
     Returns:
         Images, passes and steps, not verified.
@@ -107,7 +112,9 @@ def run_attack(
         AccelerationError: The accelerated model raised anything but that memory ran out.
     """
     true_label = y if label is None else label
-    return AttackStream(model, accelerated or model, spec, x, y, examples, true_label, rows).run()
+    return AttackStream(
+        model, accelerated or model, spec, x, y, examples, true_label, rows, ask_victim
+    ).run()
 
 
 class AttackStream:
@@ -123,6 +130,7 @@ class AttackStream:
         examples: Tensor,
         label: Tensor,
         rows: int,
+        ask_victim: AskVictim | None = None,
     ) -> None:
         """Take the arguments of `run_attack`."""
         assert isinstance(spec.attack, IterativeAttack)
@@ -149,7 +157,14 @@ class AttackStream:
             self.aims = self.order.shape[1]
         self.rounds = spec.params.restarts * self.aims
         self.queue = ItemQueue(len(x), self.eps, self.rounds, self.nested)
+        self.ask_victim = ask_victim
+        self.intervals: Tensor | None = None
+        if ask_victim is not None:
+            intervals = choose_intervals(spec.victim_queries, spec.params.steps, self.rounds)
+            self.intervals = torch.tensor(intervals, device=x.device)
         self.asynchronous = runs_asynchronously(x.device)
+        # Iterates that are due are shown to the victim after each step.
+        self.several = STEPS_PER_CHECK if self.asynchronous and ask_victim is None else 1
         many = min(rows, len(self.queue))
         # Draws outside torch's own generator, and a user's checks, would be frozen in a graph.
         replays = self.asynchronous and not spec.random and spec.adaptation is None
@@ -164,7 +179,8 @@ class AttackStream:
         Raises:
             AccelerationError: The accelerated model raised anything but that memory ran out.
         """
-        if self.rule.one_gradient and self.spec.sweep == "independent":
+        shared = self.rule.one_gradient and self.spec.sweep == "independent"
+        if shared and self.ask_victim is None:
             self._run_one_gradient()
         else:
             self._run_steps()
@@ -180,7 +196,9 @@ class AttackStream:
                 batch = self._step_batch(batch)
             except RuntimeError as error:
                 batch = self._halve_batch(batch, error)
-            batch = self.remove_finished(batch)
+            else:
+                batch = self._show_iterates(batch)
+            batch = None if batch is None else self.remove_finished(batch)
 
     def _fill_batch(self, batch: _Batch | None) -> _Batch | None:
         """Fill the free rows of the batch with waiting items; None when nothing is left."""
@@ -197,7 +215,7 @@ class AttackStream:
         left = self.spec.params.steps - int(batch.known.k.max())
         if self.out.losses is not None:
             return self._step_with_trace(batch) if left else batch
-        for _ in range(min(left, STEPS_PER_CHECK if self.asynchronous else 1)):
+        for _ in range(min(left, self.several)):
             batch = self.step(batch)
         return batch
 
@@ -261,6 +279,27 @@ class AttackStream:
         )
         self._store_last(take_rows(batch, done & ~won))
         return take_rows(batch, ~done) if not done.all() else None
+
+    def _show_iterates(self, batch: _Batch) -> _Batch | None:
+        """Show the victim the iterates that are due; store and remove those that succeed there.
+
+        The image of a last step is shown by `_store_last`. None if no row is left.
+        """
+        if self.intervals is None or self.ask_victim is None:
+            return batch
+        known, params = batch.known, self.spec.params
+        due = (known.k < params.steps) & (known.k % self.intervals[batch.item[:, 2]] == 0)
+        if self.rule.within is not None:
+            due = due & self.rule.within(known, params, self.spec.norm)
+        if not due.any():
+            return batch
+        example, eps, _ = batch.item[due].unbind(1)
+        won = torch.zeros_like(due)
+        won[due] = self.ask_victim(eps, example, batch.state.x[due])
+        if not won.any():
+            return batch
+        self._store(take_rows(batch, won), batch.state.x[won], won=True)
+        return take_rows(batch, ~won) if not won.all() else None
 
     def _halve_batch(self, batch: _Batch, error: RuntimeError) -> _Batch:
         """Continue with half the rows a pass after memory ran out; the others wait."""
@@ -345,16 +384,19 @@ class AttackStream:
         """Store rows that made their last step.
 
         Where a restart or a larger eps depends on the result, the model is asked which rows
-        succeeded.
+        succeeded; the victim, where it may be queried.
         """
         x = self._final_images(batch)
-        last = self.rounds == 1 and not self.nested
+        last = self.rounds == 1 and not self.nested and self.ask_victim is None
         if not len(batch.item) or last or self.seeks:  # a search makes every round
             return self._store(batch, x, won=False)
-        logits = self._model_logits(x, batch.known.label)
-        fooled = reaches_goal(logits, batch.known.y, self.spec.goal)
         example, eps, _ = batch.item.unbind(1)
-        self.out.forwards[eps, example] += self.spec.predictions
+        if self.ask_victim is not None:
+            fooled = self.ask_victim(eps, example, x)
+        else:
+            logits = self._model_logits(x, batch.known.label)
+            fooled = reaches_goal(logits, batch.known.y, self.spec.goal)
+            self.out.forwards[eps, example] += self.spec.predictions
         self._store(take_rows(batch, fooled), x[fooled], won=True)
         return self._store(take_rows(batch, ~fooled), x[~fooled], won=False)
 

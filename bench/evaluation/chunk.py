@@ -219,14 +219,16 @@ def _count_cost(
 ) -> ChunkCost:
     output = verified.output
     forwards, backwards = float(output.forwards[at].sum()), float(output.backwards[at].sum())
+    # The victim's passes are bare ones: their time is their floor.
+    asked = 0.0 if output.victim_seconds is None else output.victim_seconds[at]
     nonfinite = torch.zeros(1) if output.nonfinite is None else output.nonfinite[at]
     return ChunkCost(
         attacked=output.forwards.shape[1],
         seconds=output.seconds[at],
         verify_seconds=verify_seconds,
-        floor_seconds=floor.seconds(forwards, backwards),
+        floor_seconds=floor.seconds(forwards, backwards) + asked,
         busy_seconds=output.seconds[at] * verified.busy,
-        busy_floor_seconds=floor.busy_seconds(forwards, backwards),
+        busy_floor_seconds=floor.busy_seconds(forwards, backwards) + asked * verified.busy,
         nonfinite_gradients=int(nonfinite.sum()),
         nonfinite_examples=int((nonfinite > 0).sum()),
     )
@@ -331,6 +333,7 @@ def _build_records(
     fooled = torch.zeros_like(attacked)
     queries = torch.full((n,), torch.nan, dtype=torch.float64, device=device)
     nearest: list[list[float] | None] = [None] * n
+    victim_queries = torch.full_like(queries, torch.nan)
     if verified is not None:
         output, prediction = verified.output, verified.predictions[at]
         x = examples.x[attacked]
@@ -365,6 +368,8 @@ def _build_records(
             reached = output.nearest.float().tolist()
             for position, row in zip(attacked.nonzero()[:, 0].tolist(), reached, strict=True):
                 nearest[position] = row
+        if output.victim_queries is not None:
+            victim_queries[attacked] = output.victim_queries[at].to(queries)
         if output.parameters is not None:
             describe = find_threat(spec.norm).describe
             rows_of = zip(attacked.nonzero()[:, 0].tolist(), output.parameters[at], strict=True)
@@ -401,6 +406,7 @@ def _build_records(
         "parameters": parameters,
         "rejection": torch.full_like(examples.id, -1 if detector is None else detector.classes),
         "rejected_is_robust": torch.full_like(attacked, spares_rejected(model)),
+        "victim_queries": victim_queries,
     }
     return pd.DataFrame(
         {

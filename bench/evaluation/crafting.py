@@ -29,6 +29,7 @@ from bench.engine.stream_result import StreamResult
 from bench.evaluation import containment
 from bench.evaluation.containment import StateGuard
 from bench.evaluation.queries import QueryObserver, counts_queries, observe_queries
+from bench.evaluation.victim import CountedVictim
 
 
 class Examples(NamedTuple):
@@ -80,6 +81,10 @@ class AttackOutput(NamedTuple):
     """Least distance of a search within each of the spec's b budgets, (n, b), NaN where unknown."""
     parameters: Tensor | None = None
     """What the images of a family were made with, (e, n, parameters), float64; None in a norm."""
+    victim_queries: Tensor | None = None
+    """Queries of the victim for each example, (e, n), int64; None of an attack without any."""
+    victim_seconds: list[float] | None = None
+    """Time of the victim's passes at each eps, which is part of `seconds`."""
 
 
 def craft(
@@ -88,6 +93,7 @@ def craft(
     chosen: Examples,
     rows: int,
     accelerated: nn.Module | None = None,
+    victim: CountedVictim | None = None,
 ) -> AttackOutput:
     """Attack every example at every eps of the spec.
 
@@ -101,6 +107,7 @@ def craft(
         chosen: Examples to attack, n > 0.
         rows: Most rows per pass.
         accelerated: Stands in for the model's gradients under a rule.
+        victim: Answers the `victim_queries` of the spec; None if it has none.
 
     Returns:
         Images, costs and claims for e eps and n examples.
@@ -133,19 +140,32 @@ def craft(
         ):
             result, seconds = timing.time_call(
                 lambda: stream.run_attack(
-                    model, searched, chosen.x, y, chosen.id, rows, chosen.label, accelerated
+                    model,
+                    searched,
+                    chosen.x,
+                    y,
+                    chosen.id,
+                    rows,
+                    chosen.label,
+                    accelerated,
+                    None if victim is None else victim.ask,
                 ),
                 chosen.x.device,
             )
     except AccelerationError as error:
-        output = craft(model, replace(spec, precision="float32"), chosen, rows)
+        output = craft(model, replace(spec, precision="float32"), chosen, rows, victim=victim)
         return output._replace(dropped=str(error))
     if once:
         return _expand_search(_to_output(result, [seconds]), spec, chosen.x)
     # One stream serves all eps: its time is divided by the passes that each eps took.
     weight = (result.forwards + 2 * result.backwards).sum(1)
     fractions = (weight / weight.sum()).tolist()
-    return _to_output(result, [seconds * fraction for fraction in fractions])
+    if victim is None:
+        return _to_output(result, [seconds * fraction for fraction in fractions])
+    asked = victim.divide_seconds()
+    own = seconds - victim.seconds
+    spent = [own * fraction + more for fraction, more in zip(fractions, asked, strict=True)]
+    return _to_output(result, spent)._replace(victim_queries=victim.queries, victim_seconds=asked)
 
 
 def is_single_search(spec: AttackSpec) -> bool:

@@ -352,6 +352,8 @@ class ModelPool:
             return "the attack has a loop of its own"
         if task.spec.adaptation is not None:
             return "the attack is adapted to modules of the model, or has a loss of the user's"
+        if task.spec.victim_queries:
+            return "an attack that is repeated without it would query the victim again"
         if not (self.use_acceleration or precision == "bfloat16"):
             return "acceleration was declined"
         if source.access != "gradient":

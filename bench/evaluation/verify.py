@@ -38,6 +38,7 @@ from bench.evaluation.crafting import (
     is_single_search,
 )
 from bench.evaluation.judge import Prediction, judge, vote_for
+from bench.evaluation.victim import CountedVictim
 
 SPOT_CHECKS = 8
 """Surviving examples per eps and chunk on which an accelerated model is compared with its model;
@@ -90,12 +91,16 @@ def craft_and_verify(
     """
     attacked = model if source is None else source
     judge_rows = judge_rows or rows
+    victim = None
+    if spec.victim_queries:
+        y = chosen.label if spec.goal == "untargeted" else chosen.target
+        victim = CountedVictim(model, y, spec.goal, spec.victim_queries, len(spec.eps), judge_rows)
 
     def predict(output: AttackOutput) -> list[Prediction]:
         return predict_output(model, spec, chosen, output, judge_rows)
 
     output, busy = measure_busy(
-        lambda: craft(attacked, spec, chosen, rows, accelerated), chosen.x.device
+        lambda: craft(attacked, spec, chosen, rows, accelerated, victim), chosen.x.device
     )
     predictions, seconds = timing.time_call(lambda: predict(output), chosen.x.device)
     rule = spec.attack.rule if isinstance(spec.attack, IterativeAttack) else None

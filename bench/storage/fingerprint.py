@@ -17,11 +17,11 @@ FILE = "records.sha256"
 PLACE = ("model", "attack", "norm", "eps", "goal")
 """Columns that name a cell, and order the rows."""
 
-ADDED: dict[str, str | int | bool] = {
-    "parameters": "", "rejection": -1, "rejected_is_robust": False,
+ADDED: dict[str, str | int | bool | None] = {
+    "parameters": "", "rejection": -1, "rejected_is_robust": False, "victim_queries": None,
 }  # fmt: skip
-"""Columns that earlier versions did not write, with the value of runs that do not use them; hashed
-only in runs that do."""
+"""Columns that earlier versions did not write, with the value of runs that do not use them, None
+for a missing one; hashed only in runs that do."""
 
 
 UNHASHED = ("cell", "queries", "distance_within")
@@ -44,13 +44,18 @@ def records_hash(frame: pd.DataFrame) -> str:
     order = np.lexsort(keys)
     digest = hashlib.sha256()
     unused = {
-        name for name, value in ADDED.items() if name in frame and (frame[name] == value).all()
+        name for name, value in ADDED.items() if name in frame and _is_unused(frame[name], value)
     }
     # One by one, to not copy a million rows.
     for name in sorted(set(frame.columns) - set(UNHASHED) - unused):
         digest.update(f"{name}\x1e".encode())
         digest.update(_content(frame[name].iloc[order]))
     return digest.hexdigest()
+
+
+def _is_unused(column: "pd.Series[Any]", value: str | int | bool | None) -> bool:
+    """Return whether every row has the value of a run that does not use the column."""
+    return bool((column.isna() if value is None else column == value).all())
 
 
 def _key(column: "pd.Series[Any]") -> npt.NDArray[Any]:

@@ -90,6 +90,8 @@ RECORD_COLUMNS = (
            "detector rejects; -1 without a detector.", default=-1),
     Column("rejected_is_robust", "flag", "A rejected adversarial image counts as robust.",
            default=False),
+    Column("victim_queries", "number", "Queries of the judged model by an attack on a source with "
+           "a budget of them; missing for other attacks.", default=float("nan")),
 )  # fmt: skip
 """Columns of the per-example records, in the order of the file."""
 COLUMNS = tuple(column.name for column in RECORD_COLUMNS)

@@ -19,7 +19,7 @@ from bench.core.contracts.types import BALLS, Combination, Goal, Norm, Precision
 from bench.core.optional import Unchecked
 from bench.core.validation import Validator
 from bench.engine.threats.registry import find_level_problem
-from bench.suite import query_budgets
+from bench.suite import query_budgets, victim_queries
 from bench.suite.adaptations import check_parts, is_user_loss, read_adaptation
 from bench.suite.checks import check_label, find_extension, format_radius, read_radii
 from bench.suite.labels import WORST_CASE
@@ -49,6 +49,8 @@ class AttackTable:
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: str | list[str] | dict[str, Any] | None = None
     """Labels, "each", or a `SourceTable`."""
+    victim_queries: Any = None
+    """Most queries of the judged model per example, or true, checked by `victim_queries`."""
     vary: dict[str, list[int | float | str]] = dataclasses.field(default_factory=dict)
     seeds: Count | list[_Seed] | None = None
     features: list[str] = dataclasses.field(default_factory=list)
@@ -114,6 +116,7 @@ def expand_table(
     defaults: SuiteDefaults,
     models: Sequence[str],
     given: Attack | None = None,
+    has_source: bool = False,
 ) -> ExpandedTable:
     """Expand one [[attacks]] table into its entries.
 
@@ -125,6 +128,7 @@ def expand_table(
         defaults: Settings of the suite.
         models: Labels of the models to craft on.
         given: The attack itself; that of the table's name if None.
+        has_source: Whether the caller has a source that the table does not name.
 
     Returns:
         Labels and entries.
@@ -172,6 +176,17 @@ def expand_table(
         samples=table.samples,
         batch_size=table.batch_size,
     )
+    victim_budget = victim_queries.read_budget(
+        check,
+        f"{key}.victim_queries",
+        table.victim_queries,
+        table.name,
+        attack,
+        params=[variant.params for variant in variants],
+        has_source=has_source or table.source is not None,
+        stop=table.stop,
+        precision=table.precision or defaults.precision,
+    )
     eps = tuple(_read_eps(check, table, key))
     if any(variant.params is None for variant in variants):
         return ExpandedTable(labels)
@@ -209,6 +224,7 @@ def expand_table(
             varied="" if isinstance(variant.value, str) else variant.name,
             value=variant.value if variant.name and not isinstance(variant.value, str) else None,
             seed=seed,
+            victim_queries=victim_budget,
             budgets=query_budgets.choose_budgets(
                 table.budgets,
                 defaults.budgets,

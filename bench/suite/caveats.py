@@ -51,12 +51,13 @@ def name_threat_model(model: str, entry: AttackEntry) -> str:
 
     Returns:
         One of THREAT_MODELS, or that of a transfer attack, or of one on several models of which
-        the judged one is a member.
+        the judged one is a member. A budget of queries of the victim is named.
     """
     if entry.ensemble and model in entry.ensemble.models:
         return "white-box, one of the sources"
     if entry.source not in (None, model):
-        return "black-box, transfer"
+        more = f" with at most {entry.victim_queries} label queries"
+        return "black-box, transfer" + (more if entry.victim_queries else "")
     return THREAT_MODELS[entry.attack.needs]
 
 
@@ -74,6 +75,11 @@ def find_skip_reason(entry: AttackEntry, judged: ModelFacts, facts: ModelFacts) 
     attack, loss = entry.attack, getattr(entry.params, "loss", "")
     if attack.unavailable:
         return attack.unavailable
+    if entry.victim_queries and judged.random:
+        return (
+            "the model answers at random: one answer to a query does not show whether an image "
+            "fools it"
+        )
     if ACCESS_RANK[attack.needs] > ACCESS_RANK[facts.access]:
         return f"the attack needs {NEED_NAMES[attack.needs]}, the model shows {facts.access} alone"
     if None not in (judged.classes, facts.classes) and judged.classes != facts.classes:
@@ -101,12 +107,23 @@ def _attack_caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, 
     own = tuple(entry.attack.caveats(entry.params, entry.norm, eps))
     if entry.adaptation is not None:
         own = (*own, *_adaptation_caveats(entry.adaptation))
+    if entry.victim_queries:
+        own = (*own, _victim_caveat(entry.victim_queries))
     if entry.precision != "float32":
         own = (*own, f"Gradients in {entry.precision}: may be weaker than in float32.")
     external = isinstance(entry.attack, ExternalAttack)
     if sweep == "nested" and external and entry.attack.budget == "fixed":
         return (*own, "The sweep is independent: only the engine's own attacks inherit successes.")
     return own
+
+
+def _victim_caveat(budget: int) -> str:
+    """Return what an attack on a source asks the victim."""
+    images = "one image" if budget == 1 else f"{budget} images"
+    return (
+        f"The attacker shows the evaluated model {images} of an example at most, gets its class "
+        "alone as the answer, and stops at the first success."
+    )
 
 
 def _adaptation_caveats(adaptation: Adaptation) -> Iterator[str]:

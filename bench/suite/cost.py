@@ -54,7 +54,8 @@ def _count_iterates(spec: AttackSpec, classes: int | None) -> float | None:
     """Return the most iterates per example and eps; None if unknown."""
     positive = sum(eps > 0 for eps in spec.eps) or 1
     rule = spec.attack.rule if isinstance(spec.attack, IterativeAttack) else None
-    if rule is not None and rule.one_gradient and spec.sweep == "independent":
+    shared = rule is not None and rule.one_gradient and spec.sweep == "independent"
+    if shared and not spec.victim_queries:
         return spec.samples / positive
     steps = getattr(spec.params, "steps", None)
     if not isinstance(steps, int) or not spec.attack.counts_steps:

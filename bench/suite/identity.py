@@ -135,6 +135,7 @@ def hash_cell(
             **({"random": _random_draws(spec, entry, facts, source)} if spec.random else {}),
             # Those of any other attack are read from where its examples fell.
             **({"budgets": list(spec.budgets)} if entry.budgets and spec.budgets else {}),
+            **_describe_victim_queries(spec),
             **({"parts": _describe_parts(spec)} if isinstance(attack, EnsembleAttack) else {}),
             # An example crafted on the judged model is that of the white-box attack.
             **(
@@ -175,6 +176,7 @@ def collect_settings(spec: AttackSpec, entry: AttackEntry) -> dict[str, Any]:
         **({"eps": sorted(spec.eps)} if spec.sweep == "nested" else {}),
         **({"ensemble": dataclasses.asdict(entry.ensemble)} if entry.ensemble else {}),
         **_describe_transforms(spec),
+        **_describe_victim_queries(spec),
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings, sort_keys=True, default=str))
     return plain
@@ -210,6 +212,11 @@ def _random_draws(
 def _describe_transforms(spec: AttackSpec) -> dict[str, Any]:
     """Return the transformations at every gradient, if there are any."""
     return {} if spec.transforms is None else {"transforms": dataclasses.asdict(spec.transforms)}
+
+
+def _describe_victim_queries(spec: AttackSpec) -> dict[str, int]:
+    """Return the budget of queries of the victim, if there is one."""
+    return {"victim_queries": spec.victim_queries} if spec.victim_queries else {}
 
 
 def _hash_files(spec: AttackSpec) -> list[str]:

@@ -72,6 +72,8 @@ class Cell:
     """Whether the result within fewer queries is that of a run with fewer steps."""
     queries: bool = False
     """Whether the attack searches by the scores or labels of the judged model."""
+    victim_queries: int = 0
+    """Most queries of the judged model per example by an attack on a source; 0 for none."""
 
 
 class AttackTask(NamedTuple):
@@ -248,6 +250,7 @@ def plan_task(
         predictions=facts.predictions,
         random=random,
         adaptation=entry.adaptation,
+        victim_queries=entry.victim_queries,
         budgets=()
         if random or entry.source
         else query_budgets.list_recorded(entry.budgets, entry.attack, entry.norm, entry.params),
@@ -282,6 +285,7 @@ def plan_task(
                 **({"samples": str(spec.samples)} if spec.samples > 1 else {}),
                 **({"transforms": str(spec.transforms)} if spec.transforms else {}),
                 **_describe_adaptation(entry.adaptation),
+                **({"victim queries": str(spec.victim_queries)} if spec.victim_queries else {}),
             },
             caveats=caveats.list_caveats(entry, eps.value, sweep, facts, crafting),
             threat_model=caveats.name_threat_model(model, entry),
@@ -298,6 +302,7 @@ def plan_task(
             queries=query_budgets.asks(entry.attack, entry.norm)
             and not random
             and not entry.source,
+            victim_queries=spec.victim_queries,
         )
         for eps in entry.eps
     )

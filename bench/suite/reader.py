@@ -116,13 +116,16 @@ def parse_suite(text: str, where: str, base: Path) -> Suite:
     return dataclasses.replace(suite, published=collect_figures(suite))
 
 
-def parse_attack(raw: dict[str, Any], where: str, attack: Attack | None = None) -> AttackEntry:
+def parse_attack(
+    raw: dict[str, Any], where: str, attack: Attack | None = None, has_source: bool = False
+) -> AttackEntry:
     """Read one attack outside any suite.
 
     Args:
         raw: Keys of an [[attacks]] table.
         where: Name of the caller, for messages.
         attack: The attack itself; that of the table's name if None.
+        has_source: Whether the caller sets a source.
 
     Returns:
         The attack's entry.
@@ -131,7 +134,9 @@ def parse_attack(raw: dict[str, Any], where: str, attack: Attack | None = None) 
         SuiteError: The table has mistakes (one sentence for each), or the library is missing.
     """
     check = Validator(where)
-    expanded = attack_tables.expand_table(check, raw, "", Path(), SuiteDefaults(), [], attack)
+    expanded = attack_tables.expand_table(
+        check, raw, "", Path(), SuiteDefaults(), [], attack, has_source
+    )
     check.stop_if_wrong()
     entry = expanded.entries[0]
     if entry.attack.unavailable:

@@ -148,6 +148,8 @@ class AttackEntry:
     """Seed of this entry; None for the suite's."""
     budgets: tuple[int, ...] = ()
     """Numbers of queries, ascending, at which the robust accuracy is reported."""
+    victim_queries: int = 0
+    """Most queries of the judged model per example and eps by an attack on a source; 0 for none."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def test_a_copy_with_another_table_leaves_the_results_as_they_were() -> None:
 def test_every_column_is_declared_once_with_its_meaning() -> None:
     for declared in (
         schema.RECORD_COLUMNS,
-        (*columns.MAIN, *columns.ADDITIONAL, *columns.NONFINITE),
+        (*columns.MAIN, *columns.ADDITIONAL, *columns.OPTIONAL),
     ):
         names = [column.name for column in declared]
         assert len(set(names)) == len(names)

@@ -99,6 +99,7 @@ def draw_records(
                     "parameters": "",
                     "rejection": -1,
                     "rejected_is_robust": False,
+                    "victim_queries": math.nan,
                 }
             )[list(COLUMNS)]
         )

@@ -72,3 +72,10 @@ def test_texts_that_only_join_to_the_same_are_told_apart(frame: pd.DataFrame) ->
 
 def test_no_records_have_no_hash(frame: pd.DataFrame) -> None:
     assert fingerprint.records_hash(frame.head(0)) == ""
+
+
+def test_columns_that_a_run_does_not_use_are_no_part_of_it(frame: pd.DataFrame) -> None:
+    earlier = frame.drop(columns=["parameters", "victim_queries"])
+    assert fingerprint.records_hash(earlier) == fingerprint.records_hash(frame)
+    used = frame.assign(victim_queries=3.0)
+    assert fingerprint.records_hash(used) != fingerprint.records_hash(frame)

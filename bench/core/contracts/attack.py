@@ -201,3 +201,6 @@ class AttackSpec:
     an attack that is no search or uses gradients."""
     radii: tuple[float, ...] = ()
     """Radii of one search for all eps, for which it records the query that first came so near."""
+    victim_queries: int = 0
+    """Most images of one example and eps that an attack on a source shows to the judged model; 0
+    for an attack that shows none."""

@@ -252,7 +252,7 @@ def _compare_with_source(
     white_box = {run.place for run in runs if run.white}
     there = {(run.cell.model, run.cell.family, run.place): run for run in everywhere if run.white}
     observed, pairs = [], 0
-    for run in (run for run in runs if run.cell.threat_model == "black-box, transfer"):
+    for run in (run for run in runs if run.cell.threat_model.startswith("black-box, transfer")):
         origin = there.get((run.cell.source, run.cell.family, run.place))
         if origin is None or run.place in white_box:
             continue

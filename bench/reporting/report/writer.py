@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench.analysis import columns
 from bench.analysis.results import RunResults
 from bench.core.files import write_atomic
 from bench.reporting import templates
@@ -47,6 +48,7 @@ from bench.reporting.report import (
     stage_view,
     transfer_view,
     union_view,
+    victim_query_view,
     views,
 )
 from bench.reporting.report.views import View
@@ -113,7 +115,10 @@ def write_report(
         "stage_sentences": stage_view.summarize_stages(results.stages, eps_texts),
         "corruptions": corruption_view.tabulate_corruptions(results.corruptions),
         "references": reference_view.tabulate_references(results.published, eps_texts),
-        "transfers": transfer_view.tabulate_transfers(table),
+        "transfers": [
+            *transfer_view.tabulate_transfers(table),
+            *victim_query_view.tabulate_victim_queries(table, eps_texts),
+        ],
         "sizes": transfer_view.tabulate_perturbation_sizes(table),
         "verdicts": crosscheck_view.summarize_verdicts(crosschecks, results.missing_crosschecks),
         "pairs": crosscheck_view.tabulate_pairs(crosschecks),
@@ -188,11 +193,9 @@ def _figure(plot: Plot, folder: Path) -> dict[str, Any]:
 
 def _full(table: pd.DataFrame, eps_texts: Mapping[float, str]) -> View:
     """Tabulate every cell with every column of table.csv but the caveats, listed separately."""
-    columns = [name for name in table.columns if name not in ("eps_text", "caveats")]
-    lines = [
-        [format_field(name, row, eps_texts) for name in columns] for row in views.to_rows(table)
-    ]
-    return View("", columns, lines)
+    names = [name for name in table.columns if name not in ("eps_text", "caveats")]
+    lines = [[format_field(name, row, eps_texts) for name in names] for row in views.to_rows(table)]
+    return View("", names, lines)
 
 
 def format_field(name: str, row: views.Row, eps_texts: Mapping[float, str]) -> str:
@@ -212,9 +215,7 @@ def format_field(name: str, row: views.Row, eps_texts: Mapping[float, str]) -> s
         return format_rate(row[counts[name]], row["n"], None, None)
     if name == "eps":
         return format_eps(value, eps_texts)
-    if name in ("attack_success_rate", "robust_accuracy_8bit", "mean_confidence_fooled"):
-        return format_percent(value)
-    if name.endswith(("_low", "_high")):
+    if name in columns.BY_NAME and columns.BY_NAME[name].format == "percent":
         return format_percent(value)
     if name.endswith("seconds"):
         return format_seconds(value)
