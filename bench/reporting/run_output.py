@@ -51,6 +51,7 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         ("classes.csv", results.classes),
         ("distances.csv", results.distances),
         ("queries.csv", results.queries),
+        ("query_pairs.csv", results.query_pairs),
         ("published.csv", results.published),
         ("seeds.csv", results.seeds),
         ("stages.csv", results.stages),
