@@ -10,7 +10,8 @@ repaired. Many attacks call the model twice more for ART's log; those passes cou
 Source: Nicolae et al. 2018, https://arxiv.org/abs/1807.01069
 Differs from the library: `eps_step` may be a share of eps ("eps/10"); the model receives float32
 where an attack would pass float64; `verbose` is gone; with `start = "hopskipjump"` an attack that
-needs an adversarial start has that of bench's `hopskipjump`. Importing ART creates a folder `.art`
+needs an adversarial start has that of bench's `hopskipjump`, and its `batch_size`, the queries in
+one pass, may be larger than the number of examples. Importing ART creates a folder `.art`
 in the user's home.
 """
 
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 from bench.attacks.common import PROJECTION, find_start, reach_caveats
 from bench.core import optional
 from bench.core.contracts.attack import Attack, ExternalAttack
-from bench.core.contracts.parameters import Alpha, step_size
+from bench.core.contracts.parameters import Alpha, Count, step_size
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.core.rng import Noise, fold
 
@@ -194,7 +195,10 @@ def _params(name: str) -> type:
         for key, default in _settings(name).items()
     ]
     if name in STARTED:
-        settings.append(optional.Setting("start", optional.Start, "library", added=True))
+        settings += [
+            optional.Setting("start", optional.Start, "library", added=True),
+            optional.Setting("batch_size", Count | None, None, added=True),
+        ]
     return optional.make_params(name, __name__, settings)
 
 
@@ -245,7 +249,8 @@ def _arguments(name: str, threat: Threat, params: Any, rows: int) -> dict[str, A
         "eps": threat.eps,
         "norm": ORDER.get(threat.norm),
         "targeted": threat.goal == "targeted",
-        "batch_size": 1 if TABLE[name].one_by_one else rows,
+        "batch_size": getattr(params, "batch_size", None)
+        or (1 if TABLE[name].one_by_one else rows),
         "verbose": False,
     }
     return given | {key: known[key] for key in known if key in _signature(name)}
