@@ -223,7 +223,7 @@ def ask(library: str, name: str, settings: dict[str, Any], net: nn.Module, x: Te
     params = found.params(**settings, start="hopskipjump")
     ids, zeros = torch.arange(len(x)) + 3, torch.zeros(len(x), dtype=torch.int64)
     noise = Noise(0, f"{library}:{name}", ids, zeros)
-    return found.run(net, x, zeros, Threat(norm="l2", eps=1.0), params, noise)
+    return found.run(net.eval(), x, zeros, Threat(norm="l2", eps=1.0), params, noise)
 
 
 @pytest.mark.parametrize(("library", "name", "settings"), STARTED)
@@ -231,7 +231,7 @@ def test_an_attack_of_a_library_starts_at_the_image_of_hopskipjump_after_as_many
     library: str, name: str, settings: dict[str, Any]
 ) -> None:
     x, ids = torch.full((1, 1, 12, 12), 0.1), torch.tensor([3])
-    ours, theirs = Corner(0.8), Corner(0.8)
+    ours, theirs = Corner(0.7), Corner(0.7)
     found = registry.find("attacks", "hopskipjump")
     spec = AttackSpec(
         name="hopskipjump", attack=found, params=found.params(steps=60), norm="l2",
@@ -239,13 +239,13 @@ def test_an_attack_of_a_library_starts_at_the_image_of_hopskipjump_after_as_many
     )  # fmt: skip
     stream.run_attack(ours, spec, x, torch.zeros(1, dtype=torch.int64), ids, 1)
     x_adv = ask(library, name, settings, theirs, x)
-    first = next(at for at, image in enumerate(ours.asked) if image[0, :6, :6].mean() > 0.8)
-    assert first > 2  # so that the order of the draws is compared, too
+    first = next(at for at, image in enumerate(ours.asked) if image[0, :6, :6].mean() > 0.7)
+    assert first > 1  # so that the order of the draws is compared, too
     before = 1 if library == "art" else 0  # the adapter asks for the number of classes
     start = theirs.asked[before : before + first + 1]
     assert all(torch.equal(*pair) for pair in zip(ours.asked, start, strict=False))
     assert len(start) == first + 1
-    assert Corner(0.8)(x_adv).argmax(1).tolist() == [1]
+    assert Corner(0.7)(x_adv).argmax(1).tolist() == [1]
     assert (x_adv - x).norm() <= (start[-1] - x[0]).norm()
 
 
