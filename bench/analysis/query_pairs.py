@@ -65,7 +65,8 @@ def _compare(first: QueryCurve, second: QueryCurve) -> Iterator[dict[str, object
         if a is None or b is None or not len(a):
             continue
         equal = np.isclose(a, b, rtol=ROUNDING, atol=0)  # also where both are infinite
-        test = metrics.mcnemar_test(pd.Series((a < b) & ~equal), pd.Series((b < a) & ~equal))
+        nearer = (pd.Series(each & ~equal, dtype=bool) for each in (a < b, b < a))
+        test = metrics.mcnemar_test(*nearer)
         cell = first.cell
         yield {
             "model": cell.model,
