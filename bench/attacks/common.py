@@ -1,6 +1,6 @@
 """Helpers of several attacks: steps, schedules, starts, the nearest example, caveats."""
 
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from annotated_types import Gt, Le
@@ -114,6 +114,9 @@ def draw_start(key: Tensor, x: Tensor, k: Tensor) -> Tensor:
     return torch.where((turn == 1) | (turn == 2), grid, noise)
 
 
+Start = Literal["library", "hopskipjump"]
+"""Where a decision-based attack of a library starts: at an image that the library finds, or at the
+image that bench's `hopskipjump` starts at on the same example."""
 MOST_STARTS = 1000
 """Images that `find_start` asks about before it gives an example up."""
 

@@ -14,7 +14,7 @@ from dataclasses import MISSING, dataclass, field, make_dataclass
 from functools import partial
 from importlib.machinery import NamespaceLoader
 from types import ModuleType
-from typing import Annotated, Any, Literal, NamedTuple, NoReturn
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import torch
 from pydantic import BeforeValidator
@@ -144,11 +144,6 @@ def silence(*libraries: str) -> Iterator[None]:
 
 
 # -------------------------------------------------------------------------------------- its params
-
-
-Start = Literal["library", "hopskipjump"]
-"""Where a decision-based attack of a library starts: at an image that the library finds, or at the
-image that bench's `hopskipjump` starts at on the same example."""
 
 
 class Setting(NamedTuple):

@@ -31,7 +31,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from bench.attacks.common import PROJECTION, find_start, reach_caveats
+from bench.attacks.common import PROJECTION, Start, find_start, reach_caveats
 from bench.core import optional
 from bench.core.contracts.attack import Attack, ExternalAttack
 from bench.core.contracts.parameters import Alpha, Count, step_size
@@ -196,7 +196,7 @@ def _params(name: str) -> type:
     ]
     if name in STARTED:
         settings += [
-            optional.Setting("start", optional.Start, "library", added=True),
+            optional.Setting("start", Start, "library", added=True),
             optional.Setting("batch_size", Count | None, None, added=True),
         ]
     return optional.make_params(name, __name__, settings)

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks import objects
-from bench.attacks.common import PROJECTION, find_start, reach_caveats
+from bench.attacks.common import PROJECTION, Start, find_start, reach_caveats
 from bench.attacks.objects import AttackObject
 from bench.core import optional
 from bench.core.contracts.attack import Attack, ExternalAttack
@@ -190,7 +190,7 @@ def _params(name: str) -> type:
         if p.name not in DROPPED
     ]
     if name in STARTS:
-        settings.append(optional.Setting("start", optional.Start, "library", added=True))
+        settings.append(optional.Setting("start", Start, "library", added=True))
     return optional.make_params(name, __name__, settings)
 
 
