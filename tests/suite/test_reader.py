@@ -565,13 +565,17 @@ name = "digits"
 name = "lenet"
 weights = "digits"
 [[attacks]]
+name = "noise"
+norm = "l2"
+eps = [1]
+[[attacks]]
 name = "foolbox:HopSkipJumpAttack"
 norm = "l2"
 eps = [1]
 batch_size = 1
 budgets = [10, 20]
 """
-    (entry,) = reader.parse_suite(text, "s.toml", Path()).attacks
+    _, entry = reader.parse_suite(text, "s.toml", Path()).attacks
     assert entry.budgets == (10, 20)
     assert "is not installed" in entry.attack.unavailable
     with pytest.raises(SuiteError, match="expected ascending numbers of queries"):
