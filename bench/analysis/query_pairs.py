@@ -65,7 +65,7 @@ def _compare(first: QueryCurve, second: QueryCurve) -> Iterator[dict[str, object
         if a is None or b is None or not len(a):
             continue
         equal = np.isclose(a, b, rtol=ROUNDING, atol=0)  # also where both are infinite
-        nearer = (pd.Series(each & ~equal, dtype=bool) for each in (a < b, b < a))
+        nearer = [pd.Series(each & ~equal).astype(bool) for each in (a < b, b < a)]
         test = metrics.mcnemar_test(*nearer)
         cell = first.cell
         yield {
