@@ -4,10 +4,10 @@
 
 Nothing is run. The suite of each folder of results/ is planned again, and the settings of its
 cells, among them the versions of the attack, the numerics, the judge and the library, are compared
-with the recorded ones. With --data-dir the models are loaded, too, and the identities of all cells
-are compared. A stale folder must say so below the title of its report; --mark writes the sentence
-there, and removes it where it no longer holds. The exit code is 1 if a report is wrong about this,
-or an identity differs where no setting does.
+with the recorded ones, except those of a library that is not installed. With --data-dir the models
+are loaded, too, and the identities of all cells are compared. A stale folder must say so below the
+title of its report; --mark writes the sentence there, and removes it where it no longer holds. The
+exit code is 1 if a report is wrong about this, or an identity differs where no setting does.
 """
 
 import argparse
@@ -156,7 +156,8 @@ def _list_reasons(run: PublishedRun, suite: Suite, data_dir: Path | None) -> Ite
     other = {
         f"{cell.model} · {cell.attack}"
         for cell in cells
-        if run.identities.get((cell.model, cell.attack, cell.eps), cell.identity) != cell.identity
+        if not _lacks_library(cell)
+        and run.identities.get((cell.model, cell.attack, cell.eps), cell.identity) != cell.identity
     }
     if other:
         yield f"other model, data or settings now: {_shorten(sorted(other))}"
@@ -193,12 +194,19 @@ def _list_changed_settings(
     run: PublishedRun, cells: list[Cell]
 ) -> Iterator[tuple[tuple[str, str], str]]:
     for cell in cells:
+        if _lacks_library(cell):
+            continue
         before = run.settings.get((cell.model, cell.attack))
         for name in sorted({*(before or {}), *cell.settings}) if before else ():
             if before.get(name) != cell.settings.get(name):
                 change = f"{name}: {before.get(name)} then, {cell.settings.get(name)} now"
                 yield (cell.model, cell.attack), change
                 break
+
+
+def _lacks_library(cell: Cell) -> bool:
+    """Return whether the attack is of a library that is not installed, which alone knows it."""
+    return cell.reason.startswith("library '")
 
 
 def _shorten(names: list[str]) -> str:

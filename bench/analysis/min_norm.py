@@ -177,6 +177,21 @@ def median_distance(values: Distances) -> MedianDistance:
     return MedianDistance(float(middle), float(low), float(high))
 
 
+def quantile_distance(values: Distances, share: float) -> float:
+    """Compute a quantile that is one of the distances, as an interpolated one may not be finite.
+
+    Source: Hyndman and Fan 1996, definition 1, https://doi.org/10.2307/2684934
+
+    Args:
+        values: Distances (n,), n > 0.
+        share: Share of the examples that are at most as far, in (0, 1].
+
+    Returns:
+        The smallest distance that at least this share does not exceed.
+    """
+    return float(np.quantile(values, share, method="inverted_cdf"))
+
+
 def security_curve(values: Distances) -> SecurityCurve:
     """Compute the share of robust examples as a function of eps.
 

@@ -28,7 +28,8 @@ COLUMNS = (
     "reason", "budget", "anytime", "n", "clean_correct", "robust_correct", "robust_accuracy",
     "robust_low", "robust_high", "eligible", "fooled", "attack_success_rate", "success_low",
     "success_high", "median_queries", "median_queries_low", "median_queries_high", "mean_queries",
-    "median_distance", "median_distance_low", "median_distance_high",
+    "median_distance", "median_distance_low", "median_distance_high", "lower_quartile_distance",
+    "upper_quartile_distance",
 )  # fmt: skip
 COUNTS = ("budget", "n", "clean_correct", "robust_correct", "eligible", "fooled")
 NOT_COUNTED = (
@@ -241,5 +242,7 @@ def _figures(curve: QueryCurve, at: int, budget: int) -> dict[str, object]:
             "median_distance": nearest.value,
             "median_distance_low": nearest.low,
             "median_distance_high": nearest.high,
+            "lower_quartile_distance": min_norm.quantile_distance(distances, 0.25),
+            "upper_quartile_distance": min_norm.quantile_distance(distances, 0.75),
         }
     return figures

@@ -17,6 +17,7 @@ from bench.analysis import (
     min_norm,
     pairwise,
     queries,
+    query_pairs,
     references,
     rejections,
     stages,
@@ -148,6 +149,11 @@ class RunResults:
     def queries(self) -> pd.DataFrame:
         """Results within fewer queries, one row per such cell and budget."""
         return queries.query_table(self.query_curves)
+
+    @cached_property
+    def query_pairs(self) -> pd.DataFrame:
+        """Pairs of searches by scores or labels on the same examples, a row per pair and budget."""
+        return query_pairs.compare_searches(self.query_curves)
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:

@@ -1,15 +1,15 @@
-"""Helpers of several attacks: steps, schedules, bookkeeping of the nearest example, caveats."""
+"""Helpers of several attacks: steps, schedules, starts, the nearest example, caveats."""
 
-from typing import Annotated, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from annotated_types import Gt, Le
-from torch import Tensor
+from torch import Tensor, nn
 
-from bench.core.contracts.rule import AttackBatch
-from bench.core.contracts.types import Norm
-from bench.core.rng import hash_uniform
+from bench.core.contracts.types import Goal, Norm
+from bench.core.rng import Noise, hash_uniform
 from bench.engine.functional import norms, projections
+from bench.engine.functional.logits import reaches_goal, widen
 
 
 def reach_caveats(alpha: float, steps: int, eps: float) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ COARSE = 4
 """Rows and columns of the grid of a coarse random image."""
 
 
-def draw_start(key: Tensor, batch: AttackBatch) -> Tensor:
+def draw_start(key: Tensor, x: Tensor, k: Tensor) -> Tensor:
     """Draw an image from which a decision-based attack may start if the model misclassifies it.
 
     Pixels that are independent are of one class for many models. So four kinds take turns from
@@ -97,21 +97,58 @@ def draw_start(key: Tensor, batch: AttackBatch) -> Tensor:
 
     Args:
         key: Key of each row's random numbers, (n,), int64.
-        batch: Images and numbers of steps of the rows.
+        x: Clean images, (n, c, h, w), in [0, 1].
+        k: Number of queries that each row has made, (n,), int64.
 
     Returns:
-        Images in the box, (n, c, h, w); a function of the row's key, image and number of steps.
+        Images in the box, (n, c, h, w); a function of the row's key, image and number of queries.
     """
-    x = batch.x
-    u = hash_uniform(key, batch.k, x[0].numel()).to(x.dtype).view_as(x)
+    u = hash_uniform(key, k, x[0].numel()).to(x.dtype).view_as(x)
     rows, columns = (
         torch.arange(size, device=x.device) * min(COARSE, size) // size for size in x.shape[2:]
     )
     coarse = u[:, :, rows][:, :, :, columns]
-    turn = norms.per_row(batch.k % 4, x)
+    turn = norms.per_row(k % 4, x)
     grid = torch.where(turn == 1, coarse, (coarse < 0.5).to(x.dtype))
     noise = torch.where(turn == 0, u, (x + u) / 2)
     return torch.where((turn == 1) | (turn == 2), grid, noise)
+
+
+Start = Literal["library", "hopskipjump"]
+"""Where a decision-based attack of a library starts: at an image that the library finds, or at the
+image that bench's `hopskipjump` starts at on the same example."""
+MOST_STARTS = 1000
+"""Images that `find_start` asks about before it gives an example up."""
+
+
+@torch.no_grad()
+def find_start(
+    model: nn.Module, x: Tensor, y: Tensor, goal: Goal, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """Find the image that bench's `hopskipjump` starts at, for an attack of another library.
+
+    Args:
+        model: The model, which is asked about every image that is drawn for a row.
+        x: Clean images, (n, c, h, w), in [0, 1].
+        y: Class to leave or to reach, (n,), int64.
+        goal: Goal of the attack.
+        noise: Random numbers keyed by example; those of `hopskipjump` with the same seed are used.
+
+    Returns:
+        Images (n, c, h, w) that reach the goal, and whether one was found, (n,), bool; a row
+        without one has its clean image.
+    """
+    key, start = noise.of_attack("hopskipjump").keys(x), x.clone()
+    found = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    for k in range(MOST_STARTS):
+        left = (~found).nonzero()[:, 0]
+        if not len(left):
+            break
+        drawn = draw_start(key[left], x[left], torch.full_like(left, k))
+        won = reaches_goal(widen(model(drawn)), y[left], goal)
+        start[left[won]] = drawn[won]
+        found[left[won]] = True
+    return start, found
 
 
 def point_between(x: Tensor, far: Tensor, share: Tensor, norm: Norm) -> Tensor:

@@ -103,7 +103,7 @@ def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     x, number, key = batch.x, torch.zeros_like(batch.eps), noise.keys(batch.x)
     nothing, zero = torch.zeros_like(x), torch.zeros_like(batch.k)
     return State(
-        x=draw_start(key, batch), phase=zero + START, boundary=x, far=x, low=number,
+        x=draw_start(key, x, batch.k), phase=zero + START, boundary=x, far=x, low=number,
         high=number + 1, total=nothing, signed=nothing, score=number, made=zero, normal=nothing,
         t=zero + 1, nearest=number + torch.inf, best=x, key=key,
     )  # fmt: skip
@@ -230,7 +230,7 @@ def _query(state: State, batch: AttackBatch, params: Params, norm: Norm) -> Stat
     along = (boundary + per_row(length, x) * state.normal).clamp(0, 1)
     between = point_between(x, state.far, (state.low + state.high) / 2, norm)
     phase = per_row(state.phase, x)
-    chosen = torch.where(phase == START, draw_start(state.key, batch), between)
+    chosen = torch.where(phase == START, draw_start(state.key, x, batch.k), between)
     chosen = torch.where(phase == ESTIMATE, around, chosen)
     return state._replace(x=torch.where(phase == STEP, along, chosen))
 

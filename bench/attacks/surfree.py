@@ -104,9 +104,9 @@ def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     """
     number, zero, key = torch.zeros_like(batch.eps), torch.zeros_like(batch.k), noise.keys(batch.x)
     return State(
-        x=draw_start(key, batch), phase=zero + START, boundary=batch.x, low=number, high=number + 1,
-        v=torch.zeros_like(batch.x), made=zero, sign=number + 1, largest=number + FIRST_ANGLE,
-        nearest=number + torch.inf, best=batch.x, key=key,
+        x=draw_start(key, batch.x, batch.k), phase=zero + START, boundary=batch.x,
+        low=number, high=number + 1, v=torch.zeros_like(batch.x), made=zero, sign=number + 1,
+        largest=number + FIRST_ANGLE, nearest=number + torch.inf, best=batch.x, key=key,
     )  # fmt: skip
 
 
@@ -231,7 +231,7 @@ def _query(state: State, batch: AttackBatch, norm: Norm) -> State:
     between = point_between(batch.x, state.boundary, middle, norm)
     x = torch.where(per_row(phase == SEARCH, x), between, x)
     return state._replace(
-        x=torch.where(per_row(phase == START, x), draw_start(state.key, batch), x)
+        x=torch.where(per_row(phase == START, x), draw_start(state.key, batch.x, batch.k), x)
     )
 
 

@@ -21,7 +21,7 @@ from pydantic import BeforeValidator
 from torch import Tensor, nn
 
 from bench.core.contracts.attack import Attack, ExternalAttack
-from bench.core.contracts.parameters import Count
+from bench.core.contracts.parameters import UNLESS_DEFAULT, Count
 from bench.core.contracts.types import BALLS, Threat
 from bench.core.errors import ContractError, SuiteError, first_line, nearest
 from bench.core.rng import Noise
@@ -154,6 +154,8 @@ class Setting(NamedTuple):
     """Its annotation, which says what a suite may write."""
     default: Any = MISSING
     """MISSING where the suite must say it."""
+    added: bool = False
+    """Whether bench adds it to those of the library: identities contain it only if it is set."""
 
 
 def make_params(name: str, module: str, settings: Sequence[Setting]) -> type:
@@ -167,7 +169,10 @@ def make_params(name: str, module: str, settings: Sequence[Setting]) -> type:
     Returns:
         A frozen dataclass.
     """
-    fields = [(key, kind, field(default=_whole(kind, default))) for key, kind, default in settings]
+    fields = [
+        (key, kind, field(default=_whole(kind, default), metadata={UNLESS_DEFAULT: added}))
+        for key, kind, default, added in settings
+    ]
     space = {"__module__": module}
     return make_dataclass(f"{name}Params", fields, frozen=True, kw_only=True, namespace=space)
 

@@ -108,6 +108,18 @@ class Noise:
         rows = [np.random.Generator(np.random.Philox(key=key)).random() for key in keys]
         return torch.tensor(rows).to(like)
 
+    def of_attack(self, name: str) -> "Noise":
+        """Return the noise that another attack with the same seed has for the same rows.
+
+        Args:
+            name: Name of the attack.
+
+        Returns:
+            Its noise.
+        """
+        seed, _, examples, restarts = self._of
+        return Noise(seed, name, examples, restarts)
+
     def keys(self, like: Tensor) -> Tensor:
         """Return a key of each row for `hash_uniform`.
 

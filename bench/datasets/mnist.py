@@ -20,24 +20,32 @@ SIZES = {"train": 60_000, "test": 10_000}
 STEMS = {"train": "train", "test": "t10k"}
 
 
-def load(split: str = "test", limit: int | None = None, *, data_dir: Path, **_: object) -> Data:
-    """Load the first images of a split.
+def load(
+    split: str = "test", limit: int | None = None, *, data_dir: Path, first: int = 0, **_: object
+) -> Data:
+    """Load consecutive images of a split.
 
     Args:
         split: "train" or "test".
         limit: Most images; None for all.
         data_dir: Folder that contains MNIST/raw.
+        first: Index of the first image in the split.
         **_: Ignored.
 
     Returns:
         Images (n, 1, 28, 28) with labels.
 
     Raises:
-        SuiteError: The split is unknown, or a file is damaged.
+        SuiteError: The split is unknown, it has no image of that index, or a file is damaged.
         MissingDataError: A file is missing and cannot be downloaded.
     """
     if split not in SIZES:
         raise SuiteError(f"data mnist: split '{split}' is unknown; expected 'train' or 'test'")
+    if not isinstance(first, int) or not 0 <= first < SIZES[split]:
+        raise SuiteError(
+            f"data mnist: first: expected the index of an image of the {split} split, 0 to "
+            f"{SIZES[split] - 1}, got {first!r}"
+        )
     raw = data_dir / "MNIST" / "raw"
     files = _files(split, data_dir)
     missing = [path.name for path in files if not path.exists()]
@@ -60,7 +68,7 @@ def load(split: str = "test", limit: int | None = None, *, data_dir: Path, **_: 
             f"data mnist: expected {SIZES[split]} images and labels in {raw}, got "
             f"{len(images)} and {len(labels)}; fetch the files again"
         )
-    rows = slice(limit)
+    rows = slice(first, None if limit is None else first + limit)
     return make_data("mnist", images[rows].unsqueeze(1), labels[rows], tuple("0123456789"))
 
 

@@ -52,6 +52,7 @@ def write_run_output(results: RunResults, folder: Path) -> Path:
         ("rejections.csv", results.rejections),
         ("distances.csv", results.distances),
         ("queries.csv", results.queries),
+        ("query_pairs.csv", results.query_pairs),
         ("published.csv", results.published),
         ("seeds.csv", results.seeds),
         ("stages.csv", results.stages),

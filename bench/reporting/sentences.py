@@ -78,6 +78,10 @@ SENTENCES = {
     "Median and mean queries are over the examples that are fooled within as many; medians have "
     "their 95 % interval.",
     "query_figures": "The curves are among the figures.",
+    "query_pairs": "Searches at equal queries, example by example. p is that of the exact sign "
+    "test of the two counts, corrected by Holm's procedure for all pairs and budgets of the run; "
+    "examples with equal distances are left out. Medians, and p before the correction, are in "
+    "query_pairs.csv.",
     "not_significant": "n.s.: no significant difference at this eps.",
     "corruptions": "Error: corrupted images that are misclassified, of all n images. Corruptions "
     "are drawn without regard to the model: an average case, and no statement about an adversary. "

@@ -21,6 +21,7 @@ from bench.core.contracts.attack import (
     IterativeAttack,
 )
 from bench.core.contracts.detector import Detector
+from bench.core.contracts.parameters import UNLESS_DEFAULT
 from bench.core.contracts.types import ACCESS_RANK, BALLS, Access, Shape
 from bench.core.errors import SuiteError
 from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
@@ -227,8 +228,12 @@ def _hash_files(spec: AttackSpec) -> list[str]:
 
 
 def _plain_params(params: Any) -> dict[str, Any]:
-    """Return the fields and the type name of a params dataclass."""
-    fields = {field.name: getattr(params, field.name) for field in dataclasses.fields(params)}
+    """Return the type name and the fields of a params dataclass."""
+    fields = {
+        field.name: getattr(params, field.name)
+        for field in dataclasses.fields(params)
+        if not (field.metadata.get(UNLESS_DEFAULT) and getattr(params, field.name) == field.default)
+    }
     return {"type": type(params).__qualname__, **fields}
 
 

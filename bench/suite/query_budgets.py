@@ -57,6 +57,8 @@ def check_budgets(
     if not budgets:
         check.say(key, "expected at least one number of queries, got an empty list")
     check_numbers(check, budgets, key)
+    if attack.unavailable:  # what an attack asks is known to its library, which is not installed
+        return
     if norm not in BALLS:
         check.say(
             key,

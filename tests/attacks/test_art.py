@@ -103,7 +103,10 @@ def test_every_class_keeps_its_promise(name: str, trained: Trained) -> None:
 def test_params_are_the_librarys_and_survive_a_suite_and_a_process(name: str) -> None:
     attack = find("attacks", f"art:{name}")
     params, theirs = attack.params(), adapter._signature(name)
+    ours = {"start", "batch_size"} if name in ("BoundaryAttack", "HopSkipJump") else set()
     for item in dataclasses.fields(params):
+        if item.name in ours:
+            continue
         assert getattr(params, item.name) == theirs[item.name]
     text = json.dumps(dataclasses.asdict(params))
     assert TypeAdapter(attack.params).validate_json(text, strict=True) == params

@@ -1,5 +1,6 @@
 """Attacks that ask for labels alone, held to what a search by labels owes."""
 
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,14 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks import surfree
+from bench.attacks.common import MOST_STARTS
 from bench.core import registry
-from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.attack import AttackSpec, ExternalAttack
 from bench.core.contracts.rule import AttackBatch
-from bench.core.contracts.types import Norm
-from bench.core.rng import hash_normal
+from bench.core.contracts.types import Norm, Threat
+from bench.core.errors import SuiteError
+from bench.core.rng import Noise, hash_normal
 from bench.engine import stream
 from bench.engine.functional import norms
 from bench.models.query_only import QueryOnlyModel
+from bench.suite.identity import collect_settings
+from bench.suite.reader import parse_attack
 
 Linear = Callable[[Tensor, Tensor], nn.Module]
 SEARCHES: list[tuple[str, Norm]] = [
@@ -179,3 +184,95 @@ def test_normal_draws_have_the_moments_of_the_distribution_and_are_finite() -> N
     assert abs(draws.mean()) < 5 / math.sqrt(n)
     assert abs(draws.square().mean() - 1) < 5 * math.sqrt(2 / n)
     assert abs((draws < 1).double().mean() - 0.841345) < 5 * 0.366 / math.sqrt(n)
+
+
+# ------------------------------------------------------------------------ starts of other libraries
+
+STARTED = [
+    pytest.param(
+        library, name, settings,
+        marks=pytest.mark.skipif(
+            importlib.util.find_spec(library) is None, reason=f"{library} is not installed here"
+        ),
+    )
+    for library, name, settings in [
+        ("foolbox", "HopSkipJumpAttack", {"steps": 1, "initial_gradient_eval_steps": 5}),
+        ("foolbox", "BoundaryAttack", {"steps": 3}),
+        ("art", "HopSkipJump", {"max_iter": 1, "max_eval": 20, "init_eval": 5}),
+        ("art", "BoundaryAttack", {"max_iter": 2, "num_trial": 2, "sample_size": 2}),
+    ]
+]  # fmt: skip
+
+
+class Corner(nn.Module):
+    """Class 1 if the corner is bright, which few random images are; notes what it is asked."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold, self.asked = threshold, list[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked.extend(x.detach().clone())
+        score = x[:, 0, :6, :6].mean((1, 2)) - self.threshold
+        return torch.stack([-score, score], 1)
+
+
+def ask(library: str, name: str, settings: dict[str, Any], net: nn.Module, x: Tensor) -> Tensor:
+    found = registry.find("attacks", f"{library}:{name}")
+    assert isinstance(found, ExternalAttack)
+    params = found.params(**settings, start="hopskipjump")
+    ids, zeros = torch.arange(len(x)) + 3, torch.zeros(len(x), dtype=torch.int64)
+    noise = Noise(0, f"{library}:{name}", ids, zeros)
+    return found.run(net.eval(), x, zeros, Threat(norm="l2", eps=1.0), params, noise)
+
+
+@pytest.mark.parametrize(("library", "name", "settings"), STARTED)
+def test_an_attack_of_a_library_starts_at_the_image_of_hopskipjump_after_as_many_queries(
+    library: str, name: str, settings: dict[str, Any]
+) -> None:
+    x, ids = torch.full((1, 1, 12, 12), 0.1), torch.tensor([3])
+    ours, theirs = Corner(0.7), Corner(0.7)
+    found = registry.find("attacks", "hopskipjump")
+    spec = AttackSpec(
+        name="hopskipjump", attack=found, params=found.params(steps=60), norm="l2",
+        eps=(torch.inf,), stop="never",
+    )  # fmt: skip
+    stream.run_attack(ours, spec, x, torch.zeros(1, dtype=torch.int64), ids, 1)
+    x_adv = ask(library, name, settings, theirs, x)
+    first = next(at for at, image in enumerate(ours.asked) if image[0, :6, :6].mean() > 0.7)
+    assert first > 1  # so that the order of the draws is compared, too
+    before = 1 if library == "art" else 0  # the adapter asks for the number of classes
+    start = theirs.asked[before : before + first + 1]
+    assert all(torch.equal(*pair) for pair in zip(ours.asked, start, strict=False))
+    assert len(start) == first + 1
+    assert Corner(0.7)(x_adv).argmax(1).tolist() == [1]
+    assert (x_adv - x).norm() <= (start[-1] - x[0]).norm()
+
+
+@pytest.mark.parametrize(("library", "name", "settings"), STARTED)
+def test_without_a_start_the_clean_image_comes_back_after_a_limited_number_of_queries(
+    library: str, name: str, settings: dict[str, Any]
+) -> None:
+    x, flat = torch.full((2, 1, 12, 12), 0.1), Corner(2.0)
+    assert torch.equal(ask(library, name, settings, flat, x), x)
+    assert 2 * MOST_STARTS <= len(flat.asked) <= 2 * MOST_STARTS + 4
+
+
+@pytest.mark.parametrize(("library", "name", "settings"), STARTED)
+def test_the_start_belongs_to_the_settings_of_a_cell_only_where_it_is_set(
+    library: str, name: str, settings: dict[str, Any]
+) -> None:
+    def collect(**given: str) -> dict[str, Any]:
+        keys = {"name": f"{library}:{name}", "norm": "l2", "eps": [1], "params": given}
+        entry = parse_attack(keys, "test")
+        spec = AttackSpec(
+            name=entry.name, attack=entry.attack, params=entry.params, norm="l2", eps=(1.0,),
+            stop="never",
+        )  # fmt: skip
+        return collect_settings(spec, entry)
+
+    assert "params.start" not in collect()
+    assert collect(start="library") == collect()
+    assert collect(start="hopskipjump")["params.start"] == "hopskipjump"
+    with pytest.raises(SuiteError, match=r"params.start: .*'library' or 'hopskipjump'"):
+        collect(start="hopskipjmp")

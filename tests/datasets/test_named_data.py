@@ -147,6 +147,32 @@ def test_a_missing_set_names_file_folder_and_remedy(
     assert said.endswith(fetch) == (not params)
 
 
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A test split of 10,000 black images, of which the k-th has the label k modulo 10."""
+    folder = tmp_path_factory.mktemp("mnist")
+    raw = folder / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    head = struct.pack(">4I", 0x803, 10_000, 28, 28)
+    (raw / "t10k-images-idx3-ubyte").write_bytes(head + bytes(10_000 * 784))
+    head = struct.pack(">2I", 0x801, 10_000)
+    (raw / "t10k-labels-idx1-ubyte").write_bytes(head + bytes(range(10)) * 1000)
+    return folder
+
+
+def test_mnist_is_read_from_any_image_on(mnist: Path) -> None:
+    assert load("mnist", mnist, limit=4).labels.tolist() == [0, 1, 2, 3]
+    found = load("mnist", mnist, limit=4, first=5003)
+    assert (found.n, found.labels.tolist()) == (4, [3, 4, 5, 6])
+    assert load("mnist", mnist, first=9_998).labels.tolist() == [8, 9]
+
+
+@pytest.mark.parametrize("first", [-1, 10_000, "5"])
+def test_an_image_that_mnist_does_not_have_is_refused(first: object, mnist: Path) -> None:
+    said = refusal("mnist", mnist, first=first)
+    assert f"expected the index of an image of the test split, 0 to 9999, got {first!r}" in said
+
+
 def test_a_damaged_file_is_told_from_a_missing_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

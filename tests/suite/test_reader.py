@@ -1,6 +1,7 @@
 """Suites: what a good one parses to, and that every mistake of a bad one is told at once."""
 
 import dataclasses
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -549,3 +550,33 @@ def test_no_attack_takes_the_name_of_the_worst_case() -> None:
     raw = {"name": "pgd", "label": "worst case", "norm": "linf", "eps": [0.1]}
     with pytest.raises(SuiteError, match="label: expected a label other than 'worst case'"):
         reader.parse_attack(raw, "here")
+
+
+def test_budgets_of_an_attack_whose_library_is_not_installed_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "foolbox", None)
+    text = """
+schema = 1
+name = "s"
+[data]
+name = "digits"
+[[models]]
+name = "lenet"
+weights = "digits"
+[[attacks]]
+name = "noise"
+norm = "l2"
+eps = [1]
+[[attacks]]
+name = "foolbox:HopSkipJumpAttack"
+norm = "l2"
+eps = [1]
+batch_size = 1
+budgets = [10, 20]
+"""
+    _, entry = reader.parse_suite(text, "s.toml", Path()).attacks
+    assert entry.budgets == (10, 20)
+    assert "is not installed" in entry.attack.unavailable
+    with pytest.raises(SuiteError, match="expected ascending numbers of queries"):
+        reader.parse_suite(text.replace("[10, 20]", "[20, 10]"), "s.toml", Path())

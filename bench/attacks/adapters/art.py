@@ -9,8 +9,10 @@ repaired. Many attacks call the model twice more for ART's log; those passes cou
 
 Source: Nicolae et al. 2018, https://arxiv.org/abs/1807.01069
 Differs from the library: `eps_step` may be a share of eps ("eps/10"); the model receives float32
-where an attack would pass float64; `verbose` is gone. Importing ART creates a folder `.art` in the
-user's home.
+where an attack would pass float64; `verbose` is gone; with `start = "hopskipjump"` an attack that
+needs an adversarial start has that of bench's `hopskipjump`, and its `batch_size`, the queries in
+one pass, may be larger than the number of examples. Importing ART creates a folder `.art`
+in the user's home.
 """
 
 import contextlib
@@ -29,10 +31,10 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from bench.attacks.common import PROJECTION, reach_caveats
+from bench.attacks.common import PROJECTION, Start, find_start, reach_caveats
 from bench.core import optional
 from bench.core.contracts.attack import Attack, ExternalAttack
-from bench.core.contracts.parameters import Alpha, step_size
+from bench.core.contracts.parameters import Alpha, Count, step_size
 from bench.core.contracts.types import Goal, Norm, Threat
 from bench.core.rng import Noise, fold
 
@@ -192,6 +194,11 @@ def _params(name: str) -> type:
         optional.Setting(key, KINDS.get(key, optional.infer_type(default)), default)
         for key, default in _settings(name).items()
     ]
+    if name in STARTED:
+        settings += [
+            optional.Setting("start", Start, "library", added=True),
+            optional.Setting("batch_size", Count | None, None, added=True),
+        ]
     return optional.make_params(name, __name__, settings)
 
 
@@ -242,7 +249,8 @@ def _arguments(name: str, threat: Threat, params: Any, rows: int) -> dict[str, A
         "eps": threat.eps,
         "norm": ORDER.get(threat.norm),
         "targeted": threat.goal == "targeted",
-        "batch_size": 1 if TABLE[name].one_by_one else rows,
+        "batch_size": getattr(params, "batch_size", None)
+        or (1 if TABLE[name].one_by_one else rows),
         "verbose": False,
     }
     return given | {key: known[key] for key in known if key in _signature(name)}
@@ -282,8 +290,18 @@ def _run(
         victim = next(key for key in VICTIM if key in _signature(name))
         classifier = _classifier(model, x, classes, TABLE[name].probabilities)
         given = {victim: classifier, **_arguments(name, threat, params, len(x))}
-        images = x.cpu().numpy().copy()  # or ART would write into the harness's memory
-        return torch.from_numpy(_class(name)(**given).generate(x=images, y=aims)).to(x)
+        attack, own = _class(name)(**given), getattr(params, "start", "library") == "library"
+        start, begun = (x, x.new_ones(len(x), dtype=torch.bool))
+        if not own:
+            start, begun = find_start(model, x, y, threat.goal, noise)
+        x_adv = x.clone()
+        if begun.any():
+            # Copied, or ART would write into the harness's memory.
+            few, starts = (each[begun].cpu().numpy().copy() for each in (x, start))
+            goals = None if aims is None else aims[begun.cpu().numpy()]
+            more = {} if own else {"x_adv_init": starts}
+            x_adv[begun] = torch.from_numpy(attack.generate(x=few, y=goals, **more)).to(x)
+        return x_adv
 
 
 # ----------------------------------------------------------------------------------- what it means
@@ -292,6 +310,8 @@ ASCENTS = ("FastGradientMethod", "BasicIterativeMethod", "ProjectedGradientDesce
            "ProjectedGradientDescentNumpy", "ProjectedGradientDescentPyTorch",
            "MomentumIterativeMethod")  # fmt: skip
 """Attacks that step along a gradient and project, as bench's own do."""
+STARTED = ("BoundaryAttack", "HopSkipJump")
+"""Attacks that start at an adversarial image."""
 AIMS = ("SaliencyMapMethod",)
 """Targeted attacks, which draw a target if none is given."""
 CLAMPED: dict[Norm, str] = {

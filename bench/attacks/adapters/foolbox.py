@@ -10,7 +10,8 @@ what Foolbox itself judges, its `clipped` images; nothing else is repaired.
 Source: Rauber et al. 2020, https://doi.org/10.21105/joss.02607
 Differs from the library: `abs_stepsize` may be a share of eps ("eps/10"); an attack that needs an
 adversarial start runs Foolbox's default for each image separately, so that one image without a
-start is returned clean and its batch does not fail.
+start is returned clean and its batch does not fail; with `start = "hopskipjump"` the start is that
+of bench's `hopskipjump`.
 """
 
 import importlib.metadata
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.attacks import objects
-from bench.attacks.common import PROJECTION, reach_caveats
+from bench.attacks.common import PROJECTION, Start, find_start, reach_caveats
 from bench.attacks.objects import AttackObject
 from bench.core import optional
 from bench.core.contracts.attack import Attack, ExternalAttack
@@ -188,6 +189,8 @@ def _params(name: str) -> type:
         for p in _signature(name)
         if p.name not in DROPPED
     ]
+    if name in STARTS:
+        settings.append(optional.Setting("start", Start, "library", added=True))
     return optional.make_params(name, __name__, settings)
 
 
@@ -258,9 +261,12 @@ def _run(
         if name not in STARTS:
             _, clipped, _ = attack(victim, x, aim(y), epsilons=eps)
             return _detach(clipped, x)
-        first, settings = STARTS[name]
-        starts = _class(first)(**settings).run(victim, x, aim(y))
-        begun = aim(y)(starts, victim(starts))
+        if params.start == "hopskipjump":
+            starts, begun = find_start(model, x, y, threat.goal, noise)
+        else:
+            first, settings = STARTS[name]
+            starts = _class(first)(**settings).run(victim, x, aim(y))
+            begun = aim(y)(starts, victim(starts))
         x_adv = x.clone()
         if begun.any():
             few, goal = x[begun], aim(y[begun])

@@ -71,3 +71,6 @@ Alpha = Annotated[float | str, AfterValidator(_check_step_size)]
 """A step size as `step_size` reads it."""
 Count = Annotated[int, Ge(1)]
 """A whole number of at least 1."""
+UNLESS_DEFAULT = "unless default"
+"""Key of a field's metadata: True if identities contain the parameter only where it is not at its
+default, so that a parameter that is added changes no identity."""

@@ -107,6 +107,7 @@ def write_report(
         "headline": accuracy_view.tabulate_attacks(table, eps_texts),
         "rankings": min_norm_view.rank_searches(results.distances),
         "queries": query_view.tabulate_queries(results.queries),
+        "query_pairs": query_view.tabulate_pairs(results.query_pairs),
         "compared": pairwise_view.summarize_comparisons(comparisons),
         "differences": pairwise_view.tabulate_differences(comparisons, eps_texts),
         "differing": pairwise_view.list_differences(comparisons, eps_texts),
