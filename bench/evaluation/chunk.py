@@ -42,7 +42,8 @@ class CleanPass(NamedTuple):
     """Predictions of one model on a whole data set, shared by all attacks; every field is (n,)."""
 
     label: Tensor
-    """The data set's label, or the clean prediction where the data set has none."""
+    """The data set's label; where it has none the clean prediction, of a rejected image that of the
+    classifier."""
     pred: Tensor
     confidence: Tensor
     least_likely: Tensor

@@ -416,8 +416,10 @@ class Evaluator:
             ]
             names = ("pred", "confidence", "least_likely", "agreement")
             joined = {name: torch.cat([getattr(each, name) for each in parts]) for name in names}
-            labels = self.data.labels
-            label = joined["pred"] if labels is None else labels.to(self.device)
+            if self.data.labels is None:  # an image that is rejected is not classified correctly
+                label = torch.cat([each.classified for each in parts])
+            else:
+                label = self.data.labels.to(self.device)
             self._clean[model] = CleanPass(label, **joined)
         return self._clean[model]
 

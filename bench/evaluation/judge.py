@@ -43,6 +43,8 @@ class Prediction(NamedTuple):
     least_likely: Tensor
     agreement: Tensor
     """Share of the predictions that are of that class: 1 where they are unanimous."""
+    classified: Tensor
+    """`pred`, or of a rejected image the class that the classifier alone predicts."""
     rejection: int = -1
     """Number of the class of rejected images; -1 for a model without a detector."""
     spares_rejected: bool = False
@@ -122,7 +124,8 @@ def _majority(logits: Tensor, classes: int | None = None) -> Prediction:
     confidence = shares.gather(1, shown[:, None])[:, 0]
     finite = logits.isfinite().all(2).all(0)
     least_likely = logits[..., :classes].mean(0).argmin(1)
-    return Prediction(torch.where(finite, pred, -1), confidence, least_likely, agreement)
+    pred, shown = torch.where(finite, pred, -1), torch.where(finite, shown, -1)
+    return Prediction(pred, confidence, least_likely, agreement, shown)
 
 
 def _takes_channels_last(model: nn.Module, x: Tensor) -> bool:

@@ -132,6 +132,25 @@ def test_a_detector_that_rejects_everything_has_no_clean_accuracy_and_no_robust_
     assert (row["clean_correct"], row["robust_correct"], row["attacked"]) == (0, 0, 0)
 
 
+@pytest.mark.parametrize("rejected", ["robust", "error"])
+def test_without_labels_a_rejected_clean_image_is_not_classified_correctly(
+    rejected: str,
+) -> None:
+    x, y = pairs()
+    evaluator = Evaluator.from_tensors(
+        Pair(), x, y, torch.device("cpu"), detector=detector(rejected, 0.4)
+    )
+    unlabelled = dataclasses.replace(evaluator.data, labels=None)
+    evaluator = dataclasses.replace(evaluator, data=unlabelled)
+    (label,) = evaluator.models
+    clean = evaluator.clean_pass(label)
+    turned_down = Pair()(x)[1] > 0.4
+    assert 0 < int(turned_down.sum()) < len(x)
+    assert torch.equal(clean.pred == 2, turned_down)
+    assert torch.equal(clean.pred != clean.label, turned_down)
+    assert clean.label.tolist() == [1] * len(x)
+
+
 @pytest.mark.parametrize("rejects", ["above", "below"])
 def test_a_score_of_exactly_the_threshold_is_accepted(rejects: str) -> None:
     x, y = pairs(1)
