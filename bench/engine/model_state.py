@@ -203,27 +203,6 @@ def _first_writing_module(model: nn.Module, x: Tensor, differentiable: bool) -> 
     return writers[0] if writers else None
 
 
-@contextmanager
-def allow_tf32(allowed: bool) -> Iterator[None]:
-    """Set whether a GPU may round float32 products to TF32; restore the setting afterwards.
-
-    torch's default is yes for convolutions and no for matrix products.
-
-    Args:
-        allowed: Whether TF32 is allowed.
-
-    Yields:
-        With the setting in place.
-    """
-    matrices, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matrices.allow_tf32, convolutions.allow_tf32
-    matrices.allow_tf32 = convolutions.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        matrices.allow_tf32, convolutions.allow_tf32 = before
-
-
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Return whether a pass failed for lack of memory; on a CPU only the message says so.
 

@@ -34,10 +34,11 @@ from bench.engine import cuda_graphs
 from bench.engine.adaptation import AdaptedModel
 from bench.engine.class_ranking import linearised_distances
 from bench.engine.device import is_gpu
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional.logits import reaches_goal, widen
 from bench.engine.functional.norms import per_row
 from bench.engine.item_queue import ItemQueue
-from bench.engine.model_state import allow_tf32, call_model, is_out_of_memory
+from bench.engine.model_state import call_model, is_out_of_memory
 from bench.engine.query_log import QueryLog, start_log, update_log
 from bench.engine.rejection import merge_rejection, spare_rejected, spares_rejected
 from bench.engine.step_evaluator import StepEvaluator
