@@ -2,6 +2,7 @@
 
 import statistics
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -234,16 +235,25 @@ def rows_per_pass(model: nn.Module, x: Tensor) -> int:
 
 
 def _activations(model: nn.Module, x: Tensor) -> int:
-    """Sum the bytes of all layers' outputs, of an opaque model of all operators' outputs."""
+    """Sum the bytes of all layers' outputs, of an opaque model of all operators' outputs.
+
+    A container returns the tensor of its last layer, and an operation in place its input: each
+    tensor counts once.
+    """
     if contains_opaque_model(model):
         with OperatorBytes() as given:
             model(x)
         return int(given.bytes)
     total = 0
+    counted: dict[int, weakref.ref[Tensor]] = {}
 
     def on_forward(module: nn.Module, inputs: Any, output: Any) -> None:
         nonlocal total
-        if isinstance(output, Tensor):
+        if not isinstance(output, Tensor):
+            return
+        known = counted.get(id(output))
+        if known is None or known() is not output:  # an id is used again after a tensor was freed
+            counted[id(output)] = weakref.ref(output)
             total += output.numel() * output.element_size()
 
     handles = [module.register_forward_hook(on_forward) for module in model.modules()]
