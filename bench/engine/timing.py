@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.engine.device import is_gpu, read_memory, synchronize
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional.gradients import gradient_pass
 from bench.engine.functional.losses import make_objective
 from bench.engine.model_state import eval_mode, is_out_of_memory
@@ -91,6 +92,7 @@ class Floor(NamedTuple):
 def measure_floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
     """Time bare passes of a model over noisy images, as the lower bound of an attack's time.
 
+    Passes are in float32 without TF32, as an attack's are unless its precision says otherwise.
     The faster of `rows` and a quarter of them counts: the rows that suit an accelerated model need
     not suit the model. Images are noisy because attacked images are, and on a CPU noise costs up to
     a fifth more (max-pooling mispredicts branches).
@@ -105,7 +107,7 @@ def measure_floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
         Medians of several passes.
     """
     sizes = sorted({rows, max(1, rows // 4)})
-    with eval_mode(model):
+    with eval_mode(model), allow_tf32(False):
         floors = [_time_passes(model, x, y, size) for size in sizes]
     return Floor(*map(min, zip(*floors, strict=True)))
 

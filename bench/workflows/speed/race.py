@@ -18,6 +18,7 @@ from torch import Tensor
 from bench.core import rng
 from bench.core.errors import describe
 from bench.engine import timing
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.model_state import is_out_of_memory
 from bench.workflows.speed.setup import Competitor, RaceTask, RunWork, judge_result
 
@@ -25,6 +26,9 @@ SHARES = (0.25, 0.5, 1, 2, 4)
 """Batch sizes tried, as multiples of bench's rule for the model."""
 SWEEPS, ENOUGH = 3, 10.0
 """How often all batch sizes are timed, and the seconds after which no further sweep begins."""
+TF32 = False
+"""Whether a GPU may round float32 products to TF32, in the work of every competitor alike: torch's
+default, on in convolutions alone, would give libraries another arithmetic than bench."""
 Listener = Callable[[str], None]
 Result = TypeVar("Result")
 
@@ -178,7 +182,7 @@ def _run(
     competitor: Competitor, task: RaceTask, work: Callable[[], Result]
 ) -> tuple[Result, float]:
     """Time `work`; raise ForeignCodeError for exceptions of a library."""
-    with rng.seed_global("speed", task.work.name, competitor.name):
+    with allow_tf32(TF32), rng.seed_global("speed", task.work.name, competitor.name):
         if not competitor.library:
             return timing.time_call(work, task.device)
         with silence_output():

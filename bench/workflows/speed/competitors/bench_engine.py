@@ -134,7 +134,8 @@ def run_engine(
         Attacked images and counts.
     """
     ids = torch.arange(len(task.x), device=task.device)
-    x_adv = attack_images(task, spec, copy, ids, rows)
+    with allow_tf32(spec.precision == "tf32"):
+        x_adv = attack_images(task, spec, copy, ids, rows)
     with allow_tf32(False):
         if judges:
             found = [judge(task.model, each, rows).pred for each in x_adv]
