@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 
 from bench.engine import heartbeat
+from bench.engine.model_state import is_out_of_memory
 from bench.engine.tensor_tree import Batch, count_rows, list_tensors, map_tensors, take_rows
 
 WARM = 3
@@ -53,7 +54,7 @@ def capture_graph(turn: Callable[[Batch], Batch], example: Batch) -> Callable[[B
         A function that replays the graph; `turn` itself if the capture fails.
 
     Raises:
-        torch.OutOfMemoryError: The buffers do not fit the GPU's memory.
+        RuntimeError: The buffers do not fit the GPU's memory.
     """
     try:
         static = map_tensors(torch.clone, example)
@@ -66,9 +67,9 @@ def capture_graph(turn: Callable[[Batch], Batch], example: Batch) -> Callable[[B
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             copy_rows(turn(static), static)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:  # foreign code: the step runs kernel by kernel
+    except Exception as error:  # foreign code: the step runs kernel by kernel
+        if is_out_of_memory(error):
+            raise
         return turn
     return lambda batch: replay(graph.replay, static, batch)
 

@@ -3,6 +3,7 @@
 Everything is restored afterwards, and a change of parameters, buffers or input is an error.
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -203,29 +204,23 @@ def _first_writing_module(model: nn.Module, x: Tensor, differentiable: bool) -> 
     return writers[0] if writers else None
 
 
-@contextmanager
-def allow_tf32(allowed: bool) -> Iterator[None]:
-    """Set whether a GPU may round float32 products to TF32; restore the setting afterwards.
-
-    torch's default is yes for convolutions and no for matrix products.
-
-    Args:
-        allowed: Whether TF32 is allowed.
-
-    Yields:
-        With the setting in place.
-    """
-    matrices, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matrices.allow_tf32, convolutions.allow_tf32
-    matrices.allow_tf32 = convolutions.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        matrices.allow_tf32, convolutions.allow_tf32 = before
+OUT_OF_MEMORY = re.compile(
+    r"out of memory"  # CUDA, HIP, XPU and Metal, their drivers, and graphs that are captured
+    r"|can't allocate memory|not enough memory|std::bad_alloc"  # a processor
+    r"|ALLOC(ATION)?_?FAILED"  # cuBLAS, cuDNN, cuSOLVER, cuSPARSE, cuFFT, hipBLAS, MIOpen
+    r"|CUBLAS_STATUS_NOT_INITIALIZED.*cublasCreate"  # no room for the library's own buffers
+    r"|unable to find an engine|unable to find a valid cuDNN algorithm"  # none fits the memory
+    r"|OUT_OF_(DEVICE_MEMORY|HOST_MEMORY|RESOURCES)",  # SYCL, below XPU
+    re.IGNORECASE,
+)
+"""Messages by which torch and the libraries below it report that memory ran out."""
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether a pass failed for lack of memory; on a CPU only the message says so.
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether a pass failed for lack of memory.
+
+    torch has a class for its own allocators alone; of other libraries only the message says so. A
+    capture that runs out of memory may end with another error, raised while the first is handled.
 
     Args:
         error: The exception.
@@ -233,6 +228,11 @@ def is_out_of_memory(error: RuntimeError) -> bool:
     Returns:
         True if memory ran out.
     """
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+    cause: BaseException | None = error if isinstance(error, RuntimeError) else None
+    while cause is not None:
+        if isinstance(cause, torch.OutOfMemoryError):
+            return True
+        if isinstance(cause, RuntimeError) and OUT_OF_MEMORY.search(str(cause)):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -171,8 +171,7 @@ class StepEvaluator:
         try:
             return make_pass(self._accelerated, self._loss, *inputs)
         except Exception as error:  # foreign code: the forward of the model
-            short = isinstance(error, RuntimeError) and is_out_of_memory(error)
-            if self._is_original or short:
+            if self._is_original or is_out_of_memory(error):
                 raise
             raise AccelerationError(f"it raised {describe(error)}") from error
 

@@ -34,10 +34,11 @@ from bench.engine import cuda_graphs
 from bench.engine.adaptation import AdaptedModel
 from bench.engine.class_ranking import linearised_distances
 from bench.engine.device import is_gpu
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional.logits import reaches_goal, widen
 from bench.engine.functional.norms import per_row
 from bench.engine.item_queue import ItemQueue
-from bench.engine.model_state import allow_tf32, call_model, is_out_of_memory
+from bench.engine.model_state import call_model, is_out_of_memory
 from bench.engine.query_log import QueryLog, start_log, update_log
 from bench.engine.rejection import merge_rejection, spare_rejected, spares_rejected
 from bench.engine.step_evaluator import StepEvaluator
@@ -151,6 +152,7 @@ class AttackStream:
         self.budgets = torch.tensor(spec.budgets, dtype=torch.float64, device=x.device)
         self.logs = self.seeks and bool(spec.radii or spec.budgets)
         self.overflow: _Batch | None = None
+        self.recaptures = 0
         self.order, self.aims = None, 1
         if (choice := rule.choose_targets(spec.params)) is not None:
             self.order = self._rank_wrong_classes(choice)
@@ -165,10 +167,11 @@ class AttackStream:
         self.asynchronous = runs_asynchronously(x.device)
         # Iterates that are due are shown to the victim after each step.
         self.several = STEPS_PER_CHECK if self.asynchronous and ask_victim is None else 1
-        many = min(rows, len(self.queue))
+        many = min(self.rows, len(self.queue))
         # Draws outside torch's own generator, and a user's checks, would be frozen in a graph.
         replays = self.asynchronous and not spec.random and spec.adaptation is None
         self.step = cuda_graphs.capture(self._step, many) if replays else self._step
+        self.recaptures = 1 if replays else 0
 
     def run(self) -> StreamResult:
         """Attack until nothing is left.
@@ -310,13 +313,19 @@ class AttackStream:
         return batch
 
     def _halve_or_raise(self, error: RuntimeError) -> None:
-        """Halve the rows a pass if memory ran out; raise any other error again."""
+        """Halve the rows a pass if memory ran out; raise any other error again.
+
+        Steps are captured once more, for the smaller size; if memory runs out again, no longer.
+        """
         if self.rows == 1 or not is_out_of_memory(error):
             raise error
+        self.rows //= 2
+        self.step = self._step  # graphs of more rows hold memory until they are dropped
         if is_gpu(self.x.device):
             torch.get_device_module(self.x.device).empty_cache()
-        self.rows //= 2
-        self.step = self._step
+        if self.recaptures:
+            self.recaptures -= 1
+            self.step = cuda_graphs.capture(self._step, self.rows)
 
     # ----------------------------------------------------------------- items that start and finish
 

@@ -2,6 +2,7 @@
 
 import statistics
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.engine.device import is_gpu, read_memory, synchronize
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional.gradients import gradient_pass
 from bench.engine.functional.losses import make_objective
 from bench.engine.model_state import eval_mode, is_out_of_memory
@@ -90,6 +92,7 @@ class Floor(NamedTuple):
 def measure_floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
     """Time bare passes of a model over noisy images, as the lower bound of an attack's time.
 
+    Passes are in float32 without TF32, as an attack's are unless its precision says otherwise.
     The faster of `rows` and a quarter of them counts: the rows that suit an accelerated model need
     not suit the model. Images are noisy because attacked images are, and on a CPU noise costs up to
     a fifth more (max-pooling mispredicts branches).
@@ -104,7 +107,7 @@ def measure_floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
         Medians of several passes.
     """
     sizes = sorted({rows, max(1, rows // 4)})
-    with eval_mode(model):
+    with eval_mode(model), allow_tf32(False):
         floors = [_time_passes(model, x, y, size) for size in sizes]
     return Floor(*map(min, zip(*floors, strict=True)))
 
@@ -234,16 +237,25 @@ def rows_per_pass(model: nn.Module, x: Tensor) -> int:
 
 
 def _activations(model: nn.Module, x: Tensor) -> int:
-    """Sum the bytes of all layers' outputs, of an opaque model of all operators' outputs."""
+    """Sum the bytes of all layers' outputs, of an opaque model of all operators' outputs.
+
+    A container returns the tensor of its last layer, and an operation in place its input: each
+    tensor counts once.
+    """
     if contains_opaque_model(model):
         with OperatorBytes() as given:
             model(x)
         return int(given.bytes)
     total = 0
+    counted: dict[int, weakref.ref[Tensor]] = {}
 
     def on_forward(module: nn.Module, inputs: Any, output: Any) -> None:
         nonlocal total
-        if isinstance(output, Tensor):
+        if not isinstance(output, Tensor):
+            return
+        known = counted.get(id(output))
+        if known is None or known() is not output:  # an id is used again after a tensor was freed
+            counted[id(output)] = weakref.ref(output)
             total += output.numel() * output.element_size()
 
     handles = [module.register_forward_hook(on_forward) for module in model.modules()]

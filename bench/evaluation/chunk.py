@@ -15,8 +15,9 @@ from bench.core.contracts.attack import AttackSpec, EnsembleAttack, IterativeAtt
 from bench.core.contracts.types import BALLS
 from bench.core.errors import ContractError
 from bench.engine import timing
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional import norms
-from bench.engine.model_state import allow_tf32, eval_mode, frozen
+from bench.engine.model_state import eval_mode, frozen
 from bench.engine.rejection import find_detector, spares_rejected
 from bench.engine.threats.registry import find_threat
 from bench.evaluation.crafting import AttackOutput, Examples, final_images, is_single_search

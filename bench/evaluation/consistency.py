@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
-from bench.engine.model_state import allow_tf32, eval_mode
+from bench.engine.float32_precision import allow_tf32
+from bench.engine.model_state import eval_mode
 from bench.engine.rejection import RejectingModel, find_detector
 from bench.evaluation.judge import LOGIT_TOLERANCE, Prediction, judge
 from bench.models.preflight.checks import LoadedModel

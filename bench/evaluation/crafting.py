@@ -20,9 +20,10 @@ from bench.core.contracts.threat import TransformedBatch
 from bench.core.contracts.types import BALLS, Threat
 from bench.core.errors import ContractError
 from bench.engine import stream, timing
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional import norms
 from bench.engine.functional.norms import ABSOLUTE, RELATIVE
-from bench.engine.model_state import allow_tf32, eval_mode
+from bench.engine.model_state import eval_mode
 from bench.engine.rejection import select_classifier, spares_rejected
 from bench.engine.step_evaluator import AccelerationError
 from bench.engine.stream_result import StreamResult

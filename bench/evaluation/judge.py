@@ -19,8 +19,9 @@ from torch.nn import functional
 
 from bench.core import rng
 from bench.core.contracts.attack import AttackSpec
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional.logits import predict_class, probabilities, widen
-from bench.engine.model_state import allow_tf32, call_model, eval_mode, is_out_of_memory
+from bench.engine.model_state import call_model, eval_mode, is_out_of_memory
 from bench.engine.rejection import find_detector
 
 LAYOUT_IMAGES = 16

@@ -25,17 +25,13 @@ from torch.nn.utils import parametrize
 from torch.overrides import _pop_mode as pop_function_mode
 from torch.utils._python_dispatch import _pop_mode as pop_dispatch_mode
 
+from bench.engine.float32_precision import read_precision, restore_precision
+
 TORCH_SETTINGS = (
-    "backends.fp32_precision", "backends.cuda.matmul.fp32_precision",
-    "backends.cuda.matmul.allow_tf32",
     "backends.cuda.matmul.allow_fp16_reduced_precision_reduction",
     "backends.cuda.matmul.allow_bf16_reduced_precision_reduction",
-    "backends.cuda.matmul.allow_fp16_accumulation", "backends.cudnn.fp32_precision",
-    "backends.cudnn.conv.fp32_precision", "backends.cudnn.rnn.fp32_precision",
-    "backends.cudnn.allow_tf32", "backends.cudnn.enabled", "backends.cudnn.deterministic",
-    "backends.cudnn.benchmark", "backends.mkldnn.fp32_precision",
-    "backends.mkldnn.matmul.fp32_precision", "backends.mkldnn.conv.fp32_precision",
-    "backends.mkldnn.rnn.fp32_precision", "backends.mkldnn.enabled",
+    "backends.cuda.matmul.allow_fp16_accumulation", "backends.cudnn.enabled",
+    "backends.cudnn.deterministic", "backends.cudnn.benchmark", "backends.mkldnn.enabled",
     "backends.mkldnn.deterministic", "backends.opt_einsum.enabled", "backends.opt_einsum.strategy",
     "backends.quantized.engine", "utils.deterministic.fill_uninitialized_memory",
     "utils.checkpoint._enable_checkpoint_early_stop", "utils.checkpoint._checkpoint_debug_enabled",
@@ -44,9 +40,6 @@ TORCH_SETTINGS = (
 )  # fmt: skip
 """Settings that are attributes of torch; those that this version lacks are ignored."""
 CPU = torch.device("cpu")
-UNREADABLE = "mixed"
-"""Value of a setting that torch refuses to report, where its old and new form disagree."""
-
 
 TORCH_SWITCHES = (
     ("torch.autograd.forward_ad", "_is_fwd_grad_enabled", "_set_fwd_grad_enabled"),
@@ -104,29 +97,16 @@ def _torch_setting(path: str) -> Setting | None:
     for step in way:
         place = getattr(place, step, None)
 
-    def get() -> Any:
-        try:
-            return getattr(place, last)
-        except RuntimeError:
-            return UNREADABLE
-
-    try:
-        get()
-    except AttributeError:
+    if not hasattr(place, last):
         return None
-    return Setting(f"torch.{path}", get, lambda value: setattr(place, last, value))
+    return Setting(
+        f"torch.{path}", lambda: getattr(place, last), lambda value: setattr(place, last, value)
+    )
 
 
 def _torch_switch(name: str, get: str, put: str) -> Setting | None:
     getter, setter = getattr(torch._C, get, None), getattr(torch._C, put, None)
     return None if getter is None or setter is None else Setting(name, getter, setter)
-
-
-def _matmul_precision() -> str:
-    try:
-        return torch.get_float32_matmul_precision()
-    except RuntimeError:
-        return UNREADABLE
 
 
 def _deterministic() -> tuple[bool, bool]:
@@ -388,7 +368,9 @@ SETTINGS = [
     Setting("torch.set_num_threads", torch.get_num_threads, torch.set_num_threads),
     Setting("torch.use_deterministic_algorithms", _deterministic, _set_deterministic),
     Setting(
-        "torch.set_float32_matmul_precision", _matmul_precision, torch.set_float32_matmul_precision
+        "torch.set_float32_matmul_precision (or torch.backends' allow_tf32 or fp32_precision)",
+        read_precision,
+        restore_precision,
     ),
     *(setting for path in TORCH_SETTINGS if (setting := _torch_setting(path)) is not None),
     *(setting for names in TORCH_SWITCHES if (setting := _torch_switch(*names)) is not None),
@@ -460,7 +442,6 @@ def apply_setting(setting: Setting, value: Any) -> None:
         setting: The setting.
         value: What its getter returned before.
     """
-    if value != UNREADABLE:
-        # Each library refuses with errors of its own: what was exited cannot always be entered.
-        with contextlib.suppress(RuntimeError, ValueError, TypeError, OSError, locale.Error):
-            setting.put(value)
+    # Each library refuses with errors of its own: what was exited cannot always be entered.
+    with contextlib.suppress(RuntimeError, ValueError, TypeError, OSError, locale.Error):
+        setting.put(value)

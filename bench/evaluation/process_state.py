@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.modules import module as modules
 
-from bench.evaluation.process_settings import SETTINGS, UNREADABLE, apply_setting
+from bench.evaluation.process_settings import SETTINGS, apply_setting
 
 WATCHED_MODULES = (
     "builtins", "math", "random", "time", "copy", "numpy", "numpy.random", "numpy.linalg", "pandas",
@@ -76,12 +76,12 @@ class ProcessState:
                 changed.append(setting.name)
             apply_setting(setting, value)
             applied = True
-        # Where torch has an old and a new form of a setting, one may have changed the other.
+        # Restoring one setting may have changed another.
         lost = []
         for setting, value in self._settings if applied else ():
             if setting.get() != value:
                 apply_setting(setting, value)
-                if value != UNREADABLE and setting.get() != value:
+                if setting.get() != value:
                     lost.append(setting.name + LOST)
         for name, module in self._modules.items():
             if sys.modules.get(name) is not module:

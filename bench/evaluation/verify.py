@@ -26,8 +26,8 @@ from bench.core.contracts.types import BALLS, Norm
 from bench.engine import timing
 from bench.engine.acceleration import agreement
 from bench.engine.device import synchronize
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional import norms
-from bench.engine.model_state import allow_tf32
 from bench.engine.threats.registry import find_threat
 from bench.evaluation.crafting import (
     AttackOutput,

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from bench.core.contracts.types import Goal
 from bench.engine import timing
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional.logits import reaches_goal, widen
-from bench.engine.model_state import allow_tf32, call_model, eval_mode, is_out_of_memory
+from bench.engine.model_state import call_model, eval_mode, is_out_of_memory
 from bench.engine.rejection import merge_rejection, spares_rejected
 
 

@@ -413,7 +413,7 @@ def test_a_users_rule_is_held_to_the_same(lenet: nn.Module) -> None:
     attack = replace(found, rule=replace(found.rule, step=step, init=found.rule.init))
     curve = AttackSpec(name="fgsm", attack=attack, params=found.params(), norm="linf", eps=(0.1,))
     x, ids = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.arange(2)
-    pred, confidence, _, agreement = judge(lenet, x, 2)
+    pred, confidence, _, agreement = judge(lenet, x, 2)[:4]
     examples = Examples(ids, x, pred, ids - ids - 1, pred, confidence, agreement)
     with pytest.raises(ContractError, match=r"every other cell relies on: torch\.set_default_dt"):
         crafting.craft(lenet, curve, examples, 2)

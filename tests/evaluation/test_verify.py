@@ -64,7 +64,7 @@ def measured(run: Any, *, x: Tensor = X, model: nn.Module | None = None, **setti
     )
     settings = {"norm": "linf", "eps": (EPS,)} | settings
     spec = AttackSpec(name="planted", attack=attack, params=Params(), **settings)
-    pred, confidence, _, agreement = judge(model, x, 4)
+    pred, confidence, _, agreement = judge(model, x, 4)[:4]
     examples = Examples(torch.arange(4), x, Y, target, pred, confidence, agreement)
     return chunk.evaluate_chunk(model, spec, examples, rows, FREE)
 
@@ -382,7 +382,7 @@ def led(copy: nn.Module | None, attack: str = "bim", **settings: Any) -> chunk.V
     spec = AttackSpec(name=attack, attack=rule, params=params, **settings)
     target = torch.full_like(Y, -1) if target is None else target
     model = model or Step().eval()
-    pred, confidence, _, agreement = judge(model, X, 4)
+    pred, confidence, _, agreement = judge(model, X, 4)[:4]
     examples = Examples(torch.arange(4), X, Y, target, pred, confidence, agreement)
     return chunk.evaluate_chunk(model, spec, examples, 4, FREE, source=source, accelerated=copy)
 

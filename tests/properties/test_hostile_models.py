@@ -331,7 +331,7 @@ def attack_spec(attack: str, **settings: Any) -> AttackSpec:
 def examples(net: nn.Module) -> Examples:
     """The images, with what the net says of them for labels."""
     x, ids = images(), torch.arange(IMAGES)
-    pred, confidence, _, agreement = judge(net, x, 16)
+    pred, confidence, _, agreement = judge(net, x, 16)[:4]
     return Examples(ids, x, pred, torch.full_like(ids, -1), pred, confidence, agreement)
 
 

@@ -22,9 +22,10 @@ from bench.core.errors import ContractError, SuiteError, describe
 from bench.engine import heartbeat, timing
 from bench.engine.acceleration import agreement, layers
 from bench.engine.acceleration.calibration import LAYOUTS, Layout, calibrate
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional.gradients import PassResult
 from bench.engine.functional.logits import widen
-from bench.engine.model_state import allow_tf32, frozen
+from bench.engine.model_state import frozen
 
 PROBED = 16
 """Images on which candidates are compared with the model, clean and noisy."""

@@ -22,10 +22,11 @@ from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.core.contracts.parameters import step_size
 from bench.core.contracts.types import Loss, Threat
 from bench.engine import stream, tensor_tree
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional import gradients, norms, projections
 from bench.engine.functional.logits import predict_class, widen
 from bench.engine.functional.losses import make_objective
-from bench.engine.model_state import allow_tf32, frozen
+from bench.engine.model_state import frozen
 from bench.engine.rejection import merge_rejection, spare_rejected, spares_rejected
 from bench.evaluation.audit import gradient_check, symptoms
 from bench.evaluation.audit.symptoms import ObservedSymptom, Symptom

@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 from bench.core import rng
+from bench.engine.float32_precision import allow_tf32
 from bench.workflows.speed import workloads
 from bench.workflows.speed.competitors import list_competitors
-from bench.workflows.speed.race import CompetitorResult, Race, silence_output
+from bench.workflows.speed.race import TF32, CompetitorResult, Race, silence_output
 from bench.workflows.speed.setup import Competitor, RaceTask, load_task
 
 PROC = Path("/proc/self")
@@ -90,7 +91,8 @@ def measure_peak(job: MemoryJob) -> int:
         data=job.data,
     )
     competitor = next(each for each in list_competitors(work) if each.name == job.competitor)
-    with rng.seed_global("speed", work.name, competitor.name), silence_output():
+    seeded = rng.seed_global("speed", work.name, competitor.name)
+    with allow_tf32(TF32), seeded, silence_output():
         return _run_measured(competitor, task, job.rows)
 
 

@@ -19,7 +19,7 @@ from bench.reporting.formats import markdown, numbers
 from bench.reporting.formats.numbers import DASH
 from bench.storage import environment, spreadsheet
 from bench.workflows.speed.competitors import bare_loop, torchattacks
-from bench.workflows.speed.race import CompetitorResult, Race
+from bench.workflows.speed.race import TF32, CompetitorResult, Race
 from bench.workflows.speed.setup import RaceTask, format_eps
 
 SCHEMA = 1
@@ -171,29 +171,11 @@ def describe_timing(race: Race) -> str:
     task = race.task
     rounds = len(race.orders)
     device = torch.cuda.get_device_name(task.device) if task.device.type == "cuda" else "CPU"
-    threads = torch.get_num_threads()
+    threads, tf32 = torch.get_num_threads(), "on" if TF32 else "off"
     return (
         f"{numbers.format_plural(rounds, 'round')} in rotated order after a warm-up, {device}, "
-        f"{numbers.format_plural(threads, 'torch thread')}, TF32 {_tf32_words()}; "
+        f"{numbers.format_plural(threads, 'torch thread')}, TF32 {tf32}; "
         + ("freed memory kept" if race.heap_kept else "the C library's default heap")
-    )
-
-
-def read_tf32_settings() -> dict[str, bool]:
-    """Read whether torch uses TF32.
-
-    Returns:
-        Kind of operation -> whether TF32 is on.
-    """
-    return {
-        "convolutions": torch.backends.cudnn.allow_tf32,
-        "matrix products": torch.backends.cuda.matmul.allow_tf32,
-    }
-
-
-def _tf32_words() -> str:
-    return ", ".join(
-        f"{'on' if on else 'off'} in {what}" for what, on in read_tf32_settings().items()
     )
 
 
@@ -336,7 +318,7 @@ def build_document(races: Sequence[Race], command: str) -> dict[str, Any]:
         "schema": SCHEMA,
         "command": command,
         "environment": environment.describe_environment(races[0].task.device) if races else {},
-        "tf32": read_tf32_settings(),
+        "tf32": {"convolutions": TF32, "matrix products": TF32},
         "races": [_race(race) for race in races],
     }
 

@@ -13,18 +13,22 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 
 from bench.core import rng
 from bench.core.errors import describe
 from bench.engine import timing
+from bench.engine.float32_precision import allow_tf32
+from bench.engine.model_state import is_out_of_memory
 from bench.workflows.speed.setup import Competitor, RaceTask, RunWork, judge_result
 
 SHARES = (0.25, 0.5, 1, 2, 4)
 """Batch sizes tried, as multiples of bench's rule for the model."""
 SWEEPS, ENOUGH = 3, 10.0
 """How often all batch sizes are timed, and the seconds after which no further sweep begins."""
+TF32 = False
+"""Whether a GPU may round float32 products to TF32, in the work of every competitor alike: torch's
+default, on in convolutions alone, would give libraries another arithmetic than bench."""
 Listener = Callable[[str], None]
 Result = TypeVar("Result")
 
@@ -166,10 +170,10 @@ def _find_batch_size(task: RaceTask, outcome: CompetitorResult) -> int:
         for size in tried if not sweep else list(searched):
             try:
                 _, seconds = _run(competitor, short, partial(run, size))
-            except torch.OutOfMemoryError:  # a larger one will not fit either
-                if not searched:
+            except RuntimeError as error:
+                if not searched or not is_out_of_memory(error):
                     raise
-                break
+                break  # a larger one will not fit either
             searched[size] = min(seconds, searched.get(size, seconds))
     return min(searched, key=searched.__getitem__)
 
@@ -178,15 +182,15 @@ def _run(
     competitor: Competitor, task: RaceTask, work: Callable[[], Result]
 ) -> tuple[Result, float]:
     """Time `work`; raise ForeignCodeError for exceptions of a library."""
-    with rng.seed_global("speed", task.work.name, competitor.name):
+    with allow_tf32(TF32), rng.seed_global("speed", task.work.name, competitor.name):
         if not competitor.library:
             return timing.time_call(work, task.device)
         with silence_output():
             try:
                 return timing.time_call(work, task.device)
-            except (torch.OutOfMemoryError, KeyboardInterrupt):
-                raise
             except BaseException as error:  # foreign code
+                if isinstance(error, KeyboardInterrupt) or is_out_of_memory(error):
+                    raise
                 raise ForeignCodeError(describe(error)) from error
 
 
@@ -207,10 +211,12 @@ def _recording(outcome: CompetitorResult) -> Iterator[None]:
     """Record an exception of foreign code in the outcome."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        outcome.status, outcome.reason = "failed", "out of memory"
     except ForeignCodeError as error:
         outcome.status, outcome.reason = "failed", str(error)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        outcome.status, outcome.reason = "failed", "out of memory"
 
 
 def _is_unavailable(outcome: CompetitorResult) -> bool:

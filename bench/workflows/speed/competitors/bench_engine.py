@@ -16,7 +16,7 @@ from bench.core.contracts.attack import AttackSpec, EnsembleAttack
 from bench.core.contracts.types import Precision, Stop, Sweep
 from bench.engine import stream
 from bench.engine.acceleration import accelerate
-from bench.engine.model_state import allow_tf32
+from bench.engine.float32_precision import allow_tf32
 from bench.evaluation import ensemble
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import judge
@@ -134,7 +134,8 @@ def run_engine(
         Attacked images and counts.
     """
     ids = torch.arange(len(task.x), device=task.device)
-    x_adv = attack_images(task, spec, copy, ids, rows)
+    with allow_tf32(spec.precision == "tf32"):
+        x_adv = attack_images(task, spec, copy, ids, rows)
     with allow_tf32(False):
         if judges:
             found = [judge(task.model, each, rows).pred for each in x_adv]
