@@ -37,7 +37,8 @@ def make_entry(
         registered model of the same name.
 
     Raises:
-        SuiteError: A field of the detector is invalid, or it does not go with the settings.
+        SuiteError: The detector is no mapping, a field of it is invalid, or it does not go with the
+            settings.
     """
     kind = type(unwrap_model(model))
     name = f"{kind.__module__}:{kind.__qualname__}"
@@ -46,6 +47,11 @@ def make_entry(
         check = Validator("detector")
         chosen = check.fill(Detector, dict(detector), "")
         check.stop_if_wrong()
+    elif detector is not None and chosen is None:
+        raise SuiteError(
+            "detector: expected a mapping with the keys output, threshold, rejects and rejected, "
+            f"got {detector!r}"
+        )
     try:
         return ModelEntry(name=name, label=label or kind.__name__, detector=chosen, **settings)
     except ValueError as error:  # fields that do not go together

@@ -326,6 +326,12 @@ def test_a_mistake_in_the_entry_is_one_sentence(fields: dict[str, Any], said: st
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("given", [0.6, "above 0.6", [0.6]])
+def test_a_detector_that_is_no_mapping_is_refused(given: object) -> None:
+    with pytest.raises(SuiteError, match=r"^detector: expected a mapping with the keys output"):
+        evaluate(Pair(), pairs(), eps=0.1, detector=given)
+
+
 def test_a_score_that_is_missing_not_finite_or_without_a_gradient_is_said(
     lenet: nn.Module, digits: Batch
 ) -> None:
