@@ -90,6 +90,8 @@ class FakeCuda:
         self.pinned_on: list[int] = []
         """Current device of each thread that pinned memory."""
         self._under_way: list[Capture] = []
+        # As torch makes it at the first capture of a process, on the device current then.
+        self._default_stream = FakeStream(0)
         self._thread = threading.local()
 
     # -------------------------------------------------------------------------- devices, streams
@@ -142,7 +144,7 @@ class FakeCuda:
     def graph(
         self, graph: FakeGraph, stream: FakeStream | None = None, capture_error_mode: str = "global"
     ) -> Iterator[None]:
-        stream = stream or self.new_stream()
+        stream = stream or self._default_stream
         capture = Capture(stream.device_index, capture_error_mode)
         self.captures.append(capture)
         self._under_way.append(capture)
