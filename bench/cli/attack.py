@@ -64,6 +64,7 @@ def attack(
     from bench.attacks.common import ONE_IMAGE
     from bench.core import files
     from bench.core.validation import Validator
+    from bench.engine.device import enter_device
     from bench.evaluation import loading
     from bench.suite.reader import parse_attack
     from bench.suite.schema import ModelEntry
@@ -88,12 +89,14 @@ def attack(
     if target is not None:
         raw |= {"goal": "targeted", "target": target}
     checked = parse_attack(raw, "bench attack")
+    where = loading.select_device(device)
+    click.get_current_context().with_resource(enter_device(where))
     files.check_writable(out)
     result = attack_image(
         image,
         entry,
         checked,
-        device=loading.select_device(device),
+        device=where,
         out=out,
         data_dir=files.data_folder(data_dir),
         magnify=magnify,

@@ -75,6 +75,7 @@ def speed(
 
     from bench.core import files
     from bench.engine import malloc
+    from bench.engine.device import enter_device
     from bench.evaluation import loading
     from bench.workflows.speed import page, race
     from bench.workflows.speed.competitors import PEERS, list_competitors
@@ -84,6 +85,7 @@ def speed(
         if name not in PEERS:
             raise SuiteError(f"--peer '{name}' is unknown; {nearest(name, PEERS)}")
     where, folder = loading.select_device(device), files.data_folder(data_dir)
+    click.get_current_context().with_resource(enter_device(where))
     if out is not None:
         files.check_writable(out)  # found out now, not after an hour of racing
     if threads is not None:

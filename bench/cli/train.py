@@ -38,12 +38,14 @@ def train(
 
     from bench.core import files
     from bench.engine import malloc
+    from bench.engine.device import enter_device
     from bench.evaluation import loading
     from bench.workflows.training import model_card, trainer
     from bench.workflows.training.recipe import detect_recipe_kind, read_recipe
 
     malloc.keep_freed_memory()
     where, folder = loading.select_device(device), files.data_folder(data_dir)
+    click.get_current_context().with_resource(enter_device(where))
     if detect_recipe_kind(recipe) == "attack":
         _train_attack(recipe, out, where, folder, seed, fresh)
         return

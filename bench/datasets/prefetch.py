@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.core.contracts.dataset import Data
-from bench.engine.device import is_gpu, read_memory
+from bench.engine.device import enter_device, is_gpu, read_memory
 
 MEMORY_DIVISOR = 4
 """A data set may take 1 / MEMORY_DIVISOR of a GPU's free memory."""
@@ -68,7 +68,10 @@ class Prefetcher:
 
     def _fetch(self, piece: tuple[int, int]) -> Tensor:
         images = self.data.read(*piece)
-        return images.pin_memory() if self.device.type == "cuda" else images
+        if self.device.type != "cuda":
+            return images
+        with enter_device(self.device):  # each thread has its own
+            return images.pin_memory()
 
 
 def make_prefetcher(device: torch.device, data: Data, pieces: list[tuple[int, int]]) -> Prefetcher:

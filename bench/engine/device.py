@@ -1,6 +1,8 @@
 """What differs between the devices that compute: names, queues, memory, arithmetic."""
 
+import contextlib
 import platform
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,24 @@ def is_gpu(device: torch.device) -> bool:
         True for a device of GPUS.
     """
     return device.type in GPUS
+
+
+def enter_device(device: torch.device) -> AbstractContextManager[None]:
+    """Make a GPU the current one of this thread; restore the former one afterwards.
+
+    What names no device is placed on the current one: streams, graphs, kernels and libraries of
+    foreign code. Each thread has its own current device, the first one of the machine by default.
+
+    Args:
+        device: The device; a processor needs no entering.
+
+    Returns:
+        A context in which the device is current.
+    """
+    if not is_gpu(device):
+        return contextlib.nullcontext()
+    entered: AbstractContextManager[None] = torch.get_device_module(device).device(device)
+    return entered
 
 
 def device_name(device: torch.device) -> str:

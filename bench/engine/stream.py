@@ -170,7 +170,8 @@ class AttackStream:
         many = min(self.rows, len(self.queue))
         # Draws outside torch's own generator, and a user's checks, would be frozen in a graph.
         replays = self.asynchronous and not spec.random and spec.adaptation is None
-        self.step = cuda_graphs.capture(self._step, many) if replays else self._step
+        self.accelerated = accelerated
+        self.graphs = cuda_graphs.StepGraphs(accelerated, spec, many) if replays else None
         self.recaptures = 1 if replays else 0
 
     def run(self) -> StreamResult:
@@ -193,8 +194,9 @@ class AttackStream:
 
     def _run_steps(self) -> None:
         """Step full batches until no item waits and none is under attack."""
-        batch = None
+        batch, idle = None, 0
         while (batch := self._fill_batch(batch)) is not None:
+            before = count_rows(batch)
             try:
                 batch = self._step_batch(batch)
             except RuntimeError as error:
@@ -202,6 +204,10 @@ class AttackStream:
             else:
                 batch = self._show_iterates(batch)
             batch = None if batch is None else self.remove_finished(batch)
+            # Every row makes at least one step a turn, and leaves after its last one.
+            idle = idle + 1 if count_rows(batch) == before else 0
+            if idle > self.spec.params.steps:
+                raise RuntimeError(f"the steps of {self.spec.name} change nothing")
 
     def _fill_batch(self, batch: _Batch | None) -> _Batch | None:
         """Fill the free rows of the batch with waiting items; None when nothing is left."""
@@ -219,7 +225,7 @@ class AttackStream:
         if self.out.losses is not None:
             return self._step_with_trace(batch) if left else batch
         for _ in range(min(left, self.several)):
-            batch = self.step(batch)
+            batch = self._step(batch) if self.graphs is None else self.graphs.run(self._step, batch)
         return batch
 
     def _step(self, batch: _Batch) -> _Batch:
@@ -320,12 +326,12 @@ class AttackStream:
         if self.rows == 1 or not is_out_of_memory(error):
             raise error
         self.rows //= 2
-        self.step = self._step  # graphs of more rows hold memory until they are dropped
+        self.graphs = None  # graphs of more rows hold memory until they are dropped
         if is_gpu(self.x.device):
             torch.get_device_module(self.x.device).empty_cache()
         if self.recaptures:
             self.recaptures -= 1
-            self.step = cuda_graphs.capture(self._step, self.rows)
+            self.graphs = cuda_graphs.StepGraphs(self.accelerated, self.spec, self.rows)
 
     # ----------------------------------------------------------------- items that start and finish
 

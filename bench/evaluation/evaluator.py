@@ -21,10 +21,12 @@ from bench.core.contracts.types import Access, Shape
 from bench.core.errors import SuiteError
 from bench.datasets import prefetch
 from bench.datasets.as_data import as_data
+from bench.engine import cuda_graphs
 from bench.engine.adaptation import list_module_names
+from bench.engine.device import enter_device
 from bench.evaluation import consistency, live_models, loading
 from bench.evaluation.adaptation_check import check_adaptations
-from bench.evaluation.chunk import CleanPass, evaluate_chunk
+from bench.evaluation.chunk import CleanPass, VerifiedChunk, evaluate_chunk
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import Vote, judge
 from bench.evaluation.model_pool import ModelPool, choose_rows, load_suite_models
@@ -183,8 +185,9 @@ class Evaluator:
         keep_all_images: bool = False,
     ) -> "Evaluator":
         """Load every model of a suite by a function of its entry."""
-        loaded = load_suite_models(suite, data, device, batch_size, load)
-        check_adaptations(suite.attacks, loaded.models, data, device)
+        with enter_device(device):
+            loaded = load_suite_models(suite, data, device, batch_size, load)
+            check_adaptations(suite.attacks, loaded.models, data, device)
         return cls(
             suite=suite.name,
             seed=suite.seed,
@@ -254,21 +257,23 @@ class Evaluator:
             detector=detector,
         )
         label = entry.label
-        models = {label: live_models.prepare_live_model(entry, model, data, device, classes)}
-        if source is not None:
-            own = "source" if label != "source" else "the source"
-            crafting = live_models.make_entry(source, own, allow=[*allow])
-            models[own] = live_models.prepare_live_model(crafting, source, data, device)
+        with enter_device(device):
+            models = {label: live_models.prepare_live_model(entry, model, data, device, classes)}
+            if source is not None:
+                own = "source" if label != "source" else "the source"
+                crafting = live_models.make_entry(source, own, allow=[*allow])
+                models[own] = live_models.prepare_live_model(crafting, source, data, device)
+            rows = {
+                name: choose_rows(loaded, data, device, batch_size)
+                for name, loaded in models.items()
+            }
         return cls(
             suite="",
             seed=seed,
             device=device,
             data=data,
             models=models,
-            rows={
-                name: choose_rows(loaded, data, device, batch_size)
-                for name, loaded in models.items()
-            },
+            rows=rows,
             fixed_rows=batch_size is not None,
             use_acceleration=use_acceleration,
         )
@@ -334,24 +339,9 @@ class Evaluator:
             SuiteError: A model answers otherwise afterwards than when it was first asked.
             ContractError: The attack broke a promise that leaves nothing to judge.
         """
-        source = self.pool.load_source(task)
-        for name in task.models:
-            self._monitor.record_answers(name)
-        accelerated = self.pool.accelerate(task)
-        rows = self.pool.attack_rows(task) if accelerated is None else accelerated.rows
-        examples = self.select_examples(task, first, last)
-        verified = evaluate_chunk(
-            self.models[task.model].model,
-            task.spec,
-            examples,
-            rows,
-            self.pool.floor(task.source, rows),
-            source=source.model,
-            judge_rows=self.pool.judge_rows(task.model),
-            accelerated=None if accelerated is None else accelerated.model,
-        )
-        for name in task.models:
-            self._monitor.check_unchanged(name)
+        with enter_device(self.device), cuda_graphs.remember_failures(self.pool.capture_failures):
+            verified, rows = self._verify_chunk(task, first, last)
+        self.pool.note_failed_captures(task)
         if verified.dropped:
             self.pool.drop_accelerated(task, verified.dropped)
         if verified.rows < rows:
@@ -373,6 +363,30 @@ class Evaluator:
             pieces.append(Piece(cell.identity, first, last, **about))
         frame = pd.concat(frames, ignore_index=True)
         return ChunkResult(frame, pieces, verified.x_adv, verified.losses)
+
+    def _verify_chunk(
+        self, task: plan.AttackTask, first: int, last: int
+    ) -> tuple[VerifiedChunk, int]:
+        """Attack, verify and judge a chunk; also return the rows per pass that were asked for."""
+        source = self.pool.load_source(task)
+        for name in task.models:
+            self._monitor.record_answers(name)
+        accelerated = self.pool.accelerate(task)
+        rows = self.pool.attack_rows(task) if accelerated is None else accelerated.rows
+        examples = self.select_examples(task, first, last)
+        verified = evaluate_chunk(
+            self.models[task.model].model,
+            task.spec,
+            examples,
+            rows,
+            self.pool.floor(task.source, rows),
+            source=source.model,
+            judge_rows=self.pool.judge_rows(task.model),
+            accelerated=None if accelerated is None else accelerated.model,
+        )
+        for name in task.models:
+            self._monitor.check_unchanged(name)
+        return verified, rows
 
     def select_examples(self, task: plan.AttackTask, first: int, last: int) -> Examples:
         """Select a chunk of examples with what a task's attack is given of them.
@@ -410,10 +424,11 @@ class Evaluator:
             loaded, rows = self.pool.models[model], self.pool.judge_rows(model)
             if model in self.models:
                 self._monitor.record_answers(model)  # before, so that a change in between is seen
-            parts = [
-                judge(loaded.model, self._images.read(a, b), rows, self._clean_vote(loaded, a))
-                for a, b in self.chunks()
-            ]
+            with enter_device(self.device):
+                parts = [
+                    judge(loaded.model, self._images.read(a, b), rows, self._clean_vote(loaded, a))
+                    for a, b in self.chunks()
+                ]
             names = ("pred", "confidence", "least_likely", "agreement")
             joined = {name: torch.cat([getattr(each, name) for each in parts]) for name in names}
             if self.data.labels is None:  # an image that is rejected is not classified correctly

@@ -6,6 +6,7 @@ accelerated model that is attacked in its place.
 
 import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from bench.core.contracts.types import ACCESS_RANK, Precision
 from bench.core.errors import SuiteError
 from bench.engine import timing
 from bench.engine.acceleration import accelerate
+from bench.engine.cuda_graphs import CaptureFailures
 from bench.engine.rejection import select_classifier
 from bench.engine.source_ensemble import SourceEnsemble
 from bench.evaluation import loading
@@ -166,6 +168,12 @@ class ModelPool:
         self._notes, self._decisions = notes, decisions
         self._accelerated: dict[tuple[str, Precision], accelerate.AcceleratedModel] = {}
         self._floors: dict[tuple[str, int], _TimedFloor] = {}
+        self.capture_failures = CaptureFailures()
+        """Steps that could not be captured as CUDA graphs, which are not tried again."""
+        self.failed_captures: Counter[str] = Counter()
+        """Source -> captures that failed; emptied once reported."""
+        self._uncaptured: set[tuple[str, str]] = set()
+        """Sources and reasons of which the user was notified."""
         self._decided: set[str] = set()
         """All decisions so far; the owner of `decisions` empties it once it has reported them."""
 
@@ -340,6 +348,22 @@ class ModelPool:
         key = task.source, task.spec.precision
         model = self.models[task.source].model
         self._accelerated[key] = accelerate.original_model(model, self._accelerated[key], why)
+
+    def note_failed_captures(self, task: plan.AttackTask) -> None:
+        """Count the captures that failed in a task, and note each reason once for a source.
+
+        Args:
+            task: The planned task.
+        """
+        for failure in self.capture_failures.take_new():
+            self.failed_captures[task.source] += 1
+            if (task.source, failure.reason) in self._uncaptured:
+                continue
+            self._uncaptured.add((task.source, failure.reason))
+            self._notes.append(
+                f"{task.source}: a step of {failure.attack} cannot be captured as a CUDA graph, so "
+                f"that its kernels are launched one by one, which is slower ({failure.reason})"
+            )
 
     def _why_not_accelerated(self, task: plan.AttackTask) -> str:
         """Say why the task's source is attacked itself; "" if an accelerated model may be.

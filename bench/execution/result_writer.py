@@ -3,6 +3,7 @@
 Only this class writes into the run's folder, whichever backend produced the results.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,8 @@ class ResultWriter:
         """Model -> its probes, as in the manifest."""
         self.accelerated: dict[str, list[dict[str, object]]] = {}
         """Model -> description of its accelerated models."""
+        self.failed_captures: Counter[str] = Counter()
+        """Model -> captures of CUDA graphs that failed."""
         self._failed: dict[str, str] = {}
 
     def remaining(self, unit: WorkUnit) -> plan.AttackTask:
@@ -109,6 +112,7 @@ class ResultWriter:
         for sentence in messages.notes:
             self.note(sentence)
         self.accelerated |= messages.accelerated
+        self.failed_captures.update(messages.failed_captures)
 
     def write(self, unit: Unit, result: Any) -> None:
         """Store one result of a unit.

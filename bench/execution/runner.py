@@ -134,6 +134,8 @@ class _Run:
         session["copies"] = {
             label: writer.accelerated.get(label, []) for label in self.loaded.models
         }
+        if writer.failed_captures:
+            session["failed_captures"] = dict(writer.failed_captures)
         write_manifest(self.out, manifest)
 
     def _check_resumed_models(self) -> None:

@@ -167,6 +167,8 @@ class Messages(NamedTuple):
     """Events that the user must know, a sentence each."""
     accelerated: dict[str, list[dict[str, object]]]
     """Model -> description of its accelerated models."""
+    failed_captures: dict[str, int]
+    """Model -> captures of CUDA graphs that failed."""
 
 
 def plan_units(

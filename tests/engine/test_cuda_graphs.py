@@ -16,7 +16,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from bench.core import registry
-from bench.core.contracts.attack import IterativeAttack
+from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.engine import cuda_graphs, stream
 from bench.engine.functional import gradients
 from bench.engine.tensor_tree import (
@@ -187,7 +187,7 @@ def test_restarts_are_replayed_in_full_and_in_half_full_batches(
 
 
 def test_the_smallest_recording_that_holds_a_batch_is_played(
-    monkeypatch: pytest.MonkeyPatch,
+    net: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result: list[int] = []
     played: list[tuple[int, int]] = []
@@ -198,9 +198,11 @@ def test_the_smallest_recording_that_holds_a_batch_is_played(
         return lambda batch: played.append((count_rows(batch), held))
 
     monkeypatch.setattr(cuda_graphs, "capture_graph", record)
-    turn = cuda_graphs.capture(lambda batch: batch, most=20)
+    pgd = FOUND["pgd"]
+    spec = AttackSpec(name="pgd", attack=pgd, params=pgd.params(), norm="linf", eps=(0.1,))
+    graphs = cuda_graphs.StepGraphs(net, spec, most=20)
     for n in (20, 11, 10, 6, 5, 3, 2, 1, 20, 4):
-        turn(rows(n))
+        graphs.run(lambda batch: batch, rows(n))
     assert played == [
         (20, 20), (11, 20), (10, 10), (6, 10), (5, 5), (3, 5), (2, 2), (1, 1), (20, 20), (4, 5),
     ]  # fmt: skip
@@ -236,23 +238,6 @@ def test_what_was_read_back_is_no_view_of_the_buffers() -> None:
     after = cuda_graphs.replay(lambda: None, static, rows(4, start=9.0))
     cuda_graphs.copy_rows(rows(4), static)
     assert after.item.tolist() == [9, 10, 11, 12]
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="where there is a GPU, it records")
-def test_a_turn_that_cannot_be_recorded_is_made_as_it_is() -> None:
-    turn = cuda_graphs.capture(lambda batch: map_tensors(lambda field: field + 1, batch), most=4)
-    assert same(turn(rows(3)), map_tensors(lambda field: field + 1, rows(3)))
-
-
-def test_memory_that_runs_out_while_recording_is_the_engines_business(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def full() -> None:
-        raise torch.OutOfMemoryError("planted")
-
-    monkeypatch.setattr(torch.cuda, "Stream", full)
-    with pytest.raises(torch.OutOfMemoryError, match="planted"):
-        cuda_graphs.capture(lambda batch: batch, most=4)(rows(3))
 
 
 # ---------------------------------------------------------------------------------- several turns
@@ -338,5 +323,5 @@ def test_a_gpu_replays_what_it_would_have_computed(
     monkeypatch.setattr(cuda_graphs, "replay", counting)
     replayed = attacked(net, x, y, attack, (0.1, 0.2), **settings)
     assert replays
-    monkeypatch.setattr(cuda_graphs, "capture", lambda turn, most: turn)
+    monkeypatch.setattr(cuda_graphs.StepGraphs, "run", lambda graphs, step, batch: step(batch))
     agree(replayed, attacked(net, x, y, attack, (0.1, 0.2), **settings))

@@ -8,6 +8,7 @@ from typing import Any
 from bench.core import streams
 from bench.core.contracts.types import Threat
 from bench.core.errors import SuiteError, describe
+from bench.engine.device import enter_device
 from bench.evaluation.audit import probes, symptoms
 from bench.evaluation.evaluator import Evaluator
 from bench.models.preflight.findings import read_name
@@ -165,7 +166,10 @@ def _probe_one(
             rows=evaluator.rows[label],
         )
         specs = {name: task.spec for name, task in traced.items()}
-        with streams.protect_streams(evaluator.notes.append, f"the probes of model '{label}'"):
+        with (
+            enter_device(evaluator.device),
+            streams.protect_streams(evaluator.notes.append, f"the probes of model '{label}'"),
+        ):
             if full:
                 observed = probes.probe_model(probed, _choose_threat(tasks), specs)
             else:

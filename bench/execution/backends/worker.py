@@ -5,6 +5,7 @@ the user's files, so that a request names a task by its number and its cells. Ev
 user's code becomes a result, which says why.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 
 from bench.core import streams
 from bench.core.errors import SuiteError
+from bench.engine.device import enter_device
 from bench.evaluation.audit import probe_models
 from bench.evaluation.certification import store
 from bench.evaluation.evaluator import Evaluator
@@ -121,7 +123,8 @@ class Worker:
         self._evaluator = evaluator
         facts = {label: evaluator.model_facts(label) for label in evaluator.models}
         self._tasks = plan.plan_tasks(self.suite, facts)
-        return describe_evaluator(evaluator, self.suite, self._announce)
+        with enter_device(evaluator.device):
+            return describe_evaluator(evaluator, self.suite, self._announce)
 
     def run_unit(self, request: Request) -> Iterator[Any]:
         """Execute one request.
@@ -135,6 +138,11 @@ class Worker:
         Raises:
             SuiteError: The user's mistakes that are found only now.
         """
+        loaded = self._evaluator is not None  # loading selects and enters the device itself
+        with enter_device(self.evaluator.device) if loaded else contextlib.nullcontext():
+            yield from self._execute(request)
+
+    def _execute(self, request: Request) -> Iterator[Any]:
         match request:
             case ChunkRequest():
                 task = self._find_task(request)
@@ -169,9 +177,11 @@ class Worker:
         accelerated = {
             label: evaluator.pool.acceleration_summary(label) for label in evaluator.models
         }
-        messages = Messages(evaluator.decisions[:], evaluator.notes[:], accelerated)
+        failed = evaluator.pool.failed_captures
+        messages = Messages(evaluator.decisions[:], evaluator.notes[:], accelerated, dict(failed))
         evaluator.decisions.clear()
         evaluator.notes.clear()
+        failed.clear()
         return messages
 
     def _find_task(self, request: ChunkRequest) -> plan.AttackTask:
