@@ -142,6 +142,7 @@ def written(
     manifest = {
         "suite": {"title": "LeNet & <friends>"},
         "sessions": [{"command": "bench report results/runs/made-up"}],
+        "models": {},
     }
     given: dict[str, Any] = {
         "table": made_up(),

@@ -127,6 +127,10 @@ class Attack(metaclass=_AttackKind):
     batch_dependent: bool = False
     """Whether the result of an example depends on the batch it is in; the batch size then belongs
     to the identity of a cell."""
+    spares_rejected: bool = False
+    """Whether an attack with its own loop knows that the rejection of a detector is no success
+    (`bench.engine.rejection.spare_rejected`). If not, and a rejection counts as robust, it is given
+    the classifier without the detector. Rules need not know."""
     verify: Callable[[VerifierInput], list[str]] | None = None
     """What the attack promises beyond its ball: for each image why it breaks that; "" if it does
     not. None if it promises nothing more."""
@@ -152,10 +156,6 @@ class ExternalAttack(Attack):
     """An attack that runs its own loop, batch by batch."""
 
     run: AttackFunction
-    spares_rejected: bool = False
-    """Whether the loop knows that the rejection of a detector is no success
-    (`bench.engine.rejection.spare_rejected`). If not, and a rejection counts as robust, it is given
-    the classifier without the detector."""
 
 
 @dataclass(frozen=True, kw_only=True)
