@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GPUS = ("cuda", "xpu")
-"""Types of GPUs with generators of their own."""
+from bench.core.contracts.types import GPUS
 
 
 def fold(*parts: object) -> int:

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-GPUS = ("cuda", "xpu")
-"""Types of GPUs with a queue, a memory and float64."""
+from bench.core.contracts.types import GPUS
 
 
 def is_gpu(device: torch.device) -> bool:

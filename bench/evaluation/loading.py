@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from bench.core import checkpoint, checkpoint_states, files, registry, rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.model import Model
-from bench.core.contracts.types import Access
+from bench.core.contracts.types import GPUS, Access
 from bench.core.errors import SuiteError, describe, nearest
 from bench.core.foreign import call_factory, own_location
 from bench.datasets import inputs
 from bench.datasets.as_data import as_data, call_loader, find_loader
 from bench.engine import determinism
-from bench.engine.device import GPUS, find_missing_arithmetic
+from bench.engine.device import find_missing_arithmetic
 from bench.models import maite_models
 from bench.models.fingerprint import describe_value
 from bench.models.outputs import Output, QueriedOutput, find_output, take_output

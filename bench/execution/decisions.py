@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bench.engine.device import GPUS
+from bench.core.contracts.types import GPUS
 from bench.execution.events import Event
 from bench.execution.loaded_suite import LoadedSuite
 from bench.execution.options import RunOptions

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from cheap_runs import no_figures
 from matplotlib.collections import PolyCollection
+from query_suite import SUITE
 
 from bench.analysis import results
 from bench.evaluation import metrics
@@ -19,36 +20,6 @@ from bench.reporting.site import sources, svg_chart, writer
 from bench.suite import reader
 
 __all__ = ["no_figures"]
-SUITE = """
-schema = 1
-name = "asked"
-budgets = [20, 60, 150]
-[data]
-name = "digits"
-limit = 40
-[[models]]
-name = "lenet"
-label = "LeNet"
-weights = "digits"
-[[attacks]]
-name = "square"
-label = "Square"
-norm = "linf"
-eps = [0.2]
-params = { steps = 150 }
-[[attacks]]
-name = "square"
-label = "Square to the next"
-norm = "linf"
-eps = [0.2]
-goal = "targeted"
-target = "next"
-params = { steps = 150 }
-[[attacks]]
-name = "fgsm"
-norm = "linf"
-eps = [0.2]
-"""
 
 
 @pytest.fixture(scope="module")

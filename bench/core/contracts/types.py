@@ -5,6 +5,8 @@ from typing import Literal, TypeAlias
 
 Norm = Literal["linf", "l2", "l1", "l0", "rotation-translation", "corruption", "patch"]
 """What bounds the attacker: a norm, or a family of images in `bench.engine.threats`."""
+GPUS = ("cuda", "xpu")
+"""Types of GPUs with a queue, memory, generators and float64 of their own."""
 BALLS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 """The norms; for them eps is a radius. For a family it is the level of the family."""
 Goal = Literal["untargeted", "targeted"]

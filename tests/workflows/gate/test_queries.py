@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from query_suite import SUITE
 
 from bench.analysis import results, snapshot, snapshot_file
 from bench.analysis.snapshot import Snapshot
@@ -21,37 +22,6 @@ from bench.workflows.gate.verdicts import Check, Verdict
 
 N, CELL = 100, ("net", "walk", 0.1)
 GATE = "robust accuracy within queries"
-SUITE = """
-schema = 1
-name = "asked"
-budgets = [20, 60, 150]
-[data]
-name = "digits"
-limit = 40
-[[models]]
-name = "lenet"
-label = "LeNet"
-weights = "digits"
-[[attacks]]
-name = "square"
-label = "Square"
-norm = "linf"
-eps = [0.2]
-params = { steps = 150 }
-[[attacks]]
-name = "square"
-label = "targeted"
-norm = "linf"
-eps = [0.2]
-goal = "targeted"
-target = "next"
-params = { steps = 150 }
-[[attacks]]
-name = "fgsm"
-label = "FGSM"
-norm = "linf"
-eps = [0.2]
-"""
 
 
 @pytest.fixture
