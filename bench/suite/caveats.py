@@ -148,11 +148,10 @@ def _detector_caveats(
     else:
         yield "An adversarial image that the detector rejects counts as an error."
     external = isinstance(entry.attack, ExternalAttack) and not entry.attack.spares_rejected
-    aware = crafting.detector == facts.detector and entry.ensemble is None
-    if spares and (external or not aware):
+    if spares and (external or crafting != facts):
         yield (
-            "The attack does not know the detector: it only fools the classifier, so that one that "
-            "evades both may break more."
+            "The attack does not know the detector of the evaluated model: one that evades it, "
+            "too, may break more."
         )
 
 

@@ -19,6 +19,9 @@ from bench.engine.functional.logits import predict_class
 from bench.engine.rejection import RejectingModel, merge_rejection
 from bench.evaluation import metrics
 from bench.evaluation.evaluator import Evaluator
+from bench.suite.caveats import list_caveats
+from bench.suite.identity import ModelFacts
+from bench.suite.reader import parse_attack
 
 Batch = tuple[Tensor, Tensor]
 EPS = 0.35
@@ -292,6 +295,20 @@ def test_images_of_another_model_are_judged_with_the_detector() -> None:
     assert found.table["fooled"].tolist() == [0]
     assert (found.records["adv_pred"] == 2).all()
     assert "does not know the detector" in found.table["caveats"][0]
+
+
+def test_another_model_with_an_equal_detector_does_not_know_the_one_that_is_judged() -> None:
+    judged = ModelFacts(
+        2, (1, 1, 2), model_fingerprint="a", detector=Detector(**detector("robust"))
+    )
+    other = judged._replace(model_fingerprint="b")
+    entry = parse_attack({"name": "pgd", "norm": "linf", "eps": [0.1]}, "a test")
+    own, transfer = (
+        " ".join(list_caveats(entry, 0.1, "independent", judged, crafting))
+        for crafting in (judged, other)
+    )
+    assert "does not know the detector" not in own
+    assert "does not know the detector" in transfer
 
 
 # ------------------------------------------------------------------------- what a user gets wrong
