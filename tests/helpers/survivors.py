@@ -10,7 +10,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +52,7 @@ params.steps = 3
 OPTIONS = RunOptions(device="cpu", batch_size=16, copied=False)
 TIMES = ("seconds", "examples_per_second", "floor_ratio", "verify_seconds")
 SEED = 20
+STAGES = 5  # of 0 to 6 files
 
 
 def prepare() -> None:
@@ -90,10 +90,9 @@ def child(work: Callable[[], None]) -> int:
         os._exit(code)
 
 
-def killed(process: int, after: float) -> bool:
-    """Whether the process was still at work after so many seconds, and died of SIGKILL."""
-    ends = time.monotonic() + after
-    while time.monotonic() < ends:
+def killed(process: int, due: Callable[[], bool]) -> bool:
+    """Whether the process was still at work when its kill was due, and died of SIGKILL."""
+    while not due():
         if os.waitpid(process, os.WNOHANG)[0]:
             return False
         time.sleep(0.001)
@@ -102,26 +101,39 @@ def killed(process: int, after: float) -> bool:
     return os.WIFSIGNALED(status)
 
 
+def written(out: Path) -> int:
+    """How many files of records the folder holds."""
+    return len(list((out / "records").glob("*.parquet")))
+
+
 def random_kills(folder: Path, kills: int) -> dict[str, Any]:
-    """Kill at random moments until so many kills have hit; a folder that is finished is compared
-    and another begun."""
+    """Kill until so many kills have hit, after at least five different numbers of files; a folder
+    that is finished is compared and another begun.
+
+    Every other kill comes at a random moment, the rest when one to three more files are written: on
+    a busy machine the moments alone may all fall before the first file.
+    """
     random = np.random.default_rng(SEED)
     started = time.monotonic()
     os.waitpid(child(lambda: attempt(folder, folder / "paced")), 0)
     longest = 1.1 * (time.monotonic() - started)
     hits, finished, stages = 0, 0, []
-    while hits < kills or not (folder / f"{finished}" / "done").exists():
+    while hits < kills or len(set(stages)) < STAGES:
+        assert hits < 20 * kills, f"{hits} kills hit only after {set(stages)} files"
         out = folder / f"{finished}"
+        end = time.monotonic() + float(random.uniform(0, longest))
+        files = written(out) + int(random.integers(1, 4))
+        moments = (lambda: time.monotonic() >= end, lambda: written(out) >= files)  # noqa: B023
         process = child(lambda: attempt(folder, out))  # noqa: B023 - it runs before the next turn
-        if hits < kills and killed(process, float(random.uniform(0, longest))):
+        if killed(process, moments[hits % 2]):
             hits += 1
-            stages.append(len(list((out / "records").glob("*.parquet"))))
-            continue
-        if hits >= kills:
-            with suppress(ChildProcessError):
-                os.waitpid(process, 0)
-        (out / "done").touch()
-        finished += hits < kills
+            stages.append(written(out))
+        else:
+            (out / "done").touch()
+            finished += 1
+    out = folder / f"{finished}"
+    os.waitpid(child(lambda: attempt(folder, out)), 0)
+    (out / "done").touch()
     outs = [path.parent for path in sorted(folder.glob("*/done"))]
     return {"hits": hits, "stages": stages, "outcomes": [outcome(out) for out in outs]}
 

