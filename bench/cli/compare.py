@@ -42,10 +42,9 @@ def compare(first: Path, second: Path, out: Path | None) -> int:
 
 def _print(comparison: "RunComparison", first: Path, second: Path) -> None:
     """The table, the cells that changed beyond chance in a sentence, and what was not compared."""
-    from rich.table import Table
-
     from bench.cli.console import console
     from bench.evaluation.metrics import SIGNIFICANCE_LEVEL
+    from bench.reporting.formats.terminal_table import Column, print_table
     from bench.reporting.report import run_comparison
 
     screen = console()
@@ -53,13 +52,11 @@ def _print(comparison: "RunComparison", first: Path, second: Path) -> None:
     for note in comparison.notes:
         screen.print(f"differs: {note}")
     screen.print(run_comparison.describe_shared(comparison), style="italic")
-    shown, view = Table(), run_comparison.tabulate_changes(comparison, brief=True)
-    for name, right in zip(view.columns, view.numeric, strict=True):
-        shown.add_column(name, justify="right" if right else "left", overflow="fold")
+    view = run_comparison.tabulate_changes(comparison, brief=True)
     beyond = comparison.table["p_corrected"] <= SIGNIFICANCE_LEVEL
-    for cells, marked in zip(view.rows, beyond, strict=True):
-        shown.add_row(*cells, style="bold" if marked else None)
-    screen.print(shown)
+    names = ("model", "attack", "norm", "eps")
+    columns = [Column(name, "name" if name in names else "number") for name in view.columns]
+    print_table(screen, columns, view.rows, bold=[i for i, marked in enumerate(beyond) if marked])
     for row in comparison.table[beyond].to_dict("records"):
         where = f"{row['model']} · {row['attack']} at eps {row['eps_text']}"
         screen.print(f"{where}: {row['sentence']}")

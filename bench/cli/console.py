@@ -11,6 +11,9 @@ from rich.text import Text
 
 from bench.core.sanitize import escape_controls
 
+UNLIMITED = 100_000
+"""Columns of what is no terminal: a file or a log wraps nothing."""
+
 
 class Plain(Console):
     """A rich console without markup, emoji and control characters."""
@@ -33,9 +36,12 @@ def console(stderr: bool = False, width: int | None = None) -> Plain:
 
     Args:
         stderr: Print on stderr.
-        width: Columns; the terminal's by default.
+        width: Columns; by default the terminal's, and no limit where the output is none.
 
     Returns:
         The console.
     """
-    return Plain(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+    screen = Plain(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+    if width is None and not screen.is_terminal:
+        screen.width = UNLIMITED
+    return screen

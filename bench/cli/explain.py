@@ -61,25 +61,21 @@ def explain(
 
 
 def _print(explanation: "Explanation") -> None:
-    from rich.table import Table
-
     from bench.cli.console import console
+    from bench.reporting.formats.terminal_table import Column, print_table
 
     screen = console()
     screen.print(explanation.gap)
-    shown = Table()
-    shown.add_column("change", overflow="fold")
+    columns, rows = [Column("change", "name")], []
     for name in ("robust, ours", "robust, reference", "only ours broke", "only reference broke"):
-        shown.add_column(name, justify="right")
-    shown.add_column("p", justify="right")
-    shown.add_column("closes")
+        columns.append(Column(name, "number"))
+    columns += [Column("p", "number"), Column("closes", "word")]
     for experiment in explanation.experiments:
         counts = (experiment.ours_robust, experiment.reference_robust)
         broke = (experiment.only_ours_broke, experiment.only_reference_broke)
         closes = "yes" if experiment.closes else ""
         words = (*map(str, (*counts, *broke)), f"{experiment.p_value:.2g}", closes)
-        shown.add_row(
-            experiment.change or "none", *words, style="bold" if experiment.closes else None
-        )
-    screen.print(shown)
+        rows.append([experiment.change or "none", *words])
+    bold = [number for number, each in enumerate(explanation.experiments) if each.closes]
+    print_table(screen, columns, rows, bold)
     screen.print(explanation.cause)

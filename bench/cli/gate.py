@@ -133,20 +133,20 @@ def _append(path: Path, text: str) -> None:
 
 def _print(checked: "Check", folder: Path, against: Path) -> None:
     """What changed, as a table, then the ids that flipped, and what it comes to."""
-    from rich.table import Table
-
     from bench.cli.console import console
+    from bench.reporting.formats.terminal_table import Column, print_table
     from bench.workflows.gate import verdicts
 
     screen = console()
-    shown = Table()
-    for name in ("verdict", "of", "where", "what changed"):
-        shown.add_column(name, overflow="fold")
-    for verdict in checked.verdicts:
-        style = _STYLES.get(verdict.outcome, "")
-        cells = (verdict.outcome, verdict.gate, verdict.where, verdict.sentence)
-        shown.add_row(*cells, style=style)
-    screen.print(shown)
+    print_table(
+        screen,
+        [
+            Column("verdict", "word"),
+            *(Column(name, "text") for name in ("of", "where", "what changed")),
+        ],
+        [(each.outcome, each.gate, each.where, each.sentence) for each in checked.verdicts],
+        styles=[_STYLES.get(each.outcome, "") for each in checked.verdicts],
+    )
     notable = checked.select("regressed", "improved")
     for verdict in notable:
         for line in verdicts.list_flipped_examples(verdict):

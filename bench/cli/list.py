@@ -10,8 +10,24 @@ from bench.cli.main import DATA_DIR, cli, echo, tell
 from bench.cli.suite_options import SuiteOptions, suite_options
 
 if TYPE_CHECKING:
+    from bench.reporting.formats.terminal_table import Kind
     from bench.suite.catalog import CatalogEntry
+    from bench.suite.plan import Cell
     from bench.suite.schema import Suite
+
+COLUMNS: "dict[str, Kind]" = {
+    "model": "name",
+    "attack": "name",
+    "norm": "word",
+    "goal": "text",
+    "eps": "text",
+    "forward passes": "number",
+    "gradient passes": "number",
+    "skipped because": "text",
+}
+"""Columns of a plan."""
+IN_TITLE = ("norm", "goal", "skipped because")
+"""Those that are left out where all attacks share the value, which the title states."""
 
 
 @cli.command()
@@ -22,33 +38,29 @@ def plan(chosen: SuiteOptions, limit: int | None, data_dir: Path | None) -> None
     """Show the cells, the cost and the data of a suite.
 
     SUITE is the path of a TOML file or the name of a shipped suite; the options of `bench run` that
-    mean a suite may take its place. Each cell is listed with its cost in model passes, or with the
-    reason why it is skipped. Nothing is run.
+    mean a suite may take its place. Each attack on each model is listed with its eps and its cost
+    in model passes, or with the reason why it is skipped. Nothing is run.
     """
-    from rich.table import Table
-
     from bench.cli.console import console
     from bench.core import files
+    from bench.reporting.formats.terminal_table import Column, print_table
     from bench.suite import plan
 
     checked = chosen.read(limit)
     tasks = plan.plan_tasks(checked, plan.collect_declared_facts(checked))
     cells = [cell for task in tasks for cell in task.cells]
     data = _data_lines(checked, files.data_folder(data_dir), limit)
-    shown = Table(title=checked.title, title_justify="left")
-    for name in ("model", "attack", "norm", "goal", "seed", "eps"):
-        shown.add_column(name)
-    shown.add_column("forwards/example", justify="right")
-    shown.add_column("gradients/example", justify="right")
-    shown.add_column("skipped because")
-    for cell in cells:
-        aim = f"{cell.goal} {cell.target}".strip()
-        cost = ["?" if p is None else f"{p:.3g}" for p in (cell.passes, cell.gradients)]
-        seed = checked.seed if cell.seed is None else cell.seed
-        about = (cell.model, cell.attack, cell.norm, aim, str(seed), cell.eps_text)
-        shown.add_row(*about, *cost, cell.reason)
     screen = console()
-    screen.print(shown)
+    rows = _attack_rows(cells, checked.seed)
+    single = {key: rows[0][key] for key in IN_TITLE if len({row[key] for row in rows}) == 1}
+    screen.print(checked.title, style="italic")
+    screen.print(
+        ", ".join([*filter(None, single.values()), "passes per example over all eps"]),
+        style="italic",
+    )
+    kinds = {key: kind for key, kind in COLUMNS.items() if key not in single}
+    columns = [Column(key, kind) for key, kind in kinds.items()]
+    print_table(screen, columns, [[row[key] for key in kinds] for row in rows])
     known = [cell.passes for cell in cells if cell.passes is not None and not cell.reason]
     screen.print(
         f"{len(cells)} cells, at most {sum(known):,.0f} forward passes per example"
@@ -56,6 +68,40 @@ def plan(chosen: SuiteOptions, limit: int | None, data_dir: Path | None) -> None
     )
     for line in data:
         click.echo(line)
+
+
+def _attack_rows(cells: list["Cell"], seed: int) -> list[dict[str, str]]:
+    """Describe the cells, a row for those that differ in their eps alone."""
+    groups: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in cells:
+        own = seed if cell.seed is None else cell.seed
+        aim = f"{cell.goal} {cell.target}".strip() + ("" if own == seed else f", seed {own}")
+        groups.setdefault((cell.model, cell.attack, cell.norm, aim, cell.reason), []).append(cell)
+    return [
+        {
+            "model": model,
+            "attack": attack,
+            "norm": norm,
+            "goal": aim,
+            "eps": _eps_range(group),
+            "forward passes": _passes([cell.passes for cell in group]),
+            "gradient passes": _passes([cell.gradients for cell in group]),
+            "skipped because": reason,
+        }
+        for (model, attack, norm, aim, reason), group in groups.items()
+    ]
+
+
+def _eps_range(cells: list["Cell"]) -> str:
+    """Write the eps of some cells: one or two as they are, more as a range."""
+    texts = list(dict.fromkeys(cell.eps_text for cell in cells))
+    return f"{len(texts)} from {texts[0]} to {texts[-1]}" if len(texts) > 2 else ", ".join(texts)
+
+
+def _passes(counts: list[float | None]) -> str:
+    """Write the passes that some cells together need at most per example, if all are known."""
+    known = [count for count in counts if count is not None]
+    return f"{sum(known):,.0f}" if len(known) == len(counts) else "?"
 
 
 def _data_lines(suite: "Suite", data_dir: Path, limit: int | None) -> list[str]:

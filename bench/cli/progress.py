@@ -50,6 +50,31 @@ def _warnings_told() -> Iterator[None]:
         yield
 
 
+BAR = 16
+"""Width of the bar, in columns of the terminal."""
+BESIDE = 48
+"""Columns of the terminal that bar, percentage and times take."""
+
+
+def _describe(event: "Event", room: int) -> str:
+    """Name the work in so many columns; of a long name the attack and both ends of the model."""
+    text = escape_controls(event.text)
+    if len(text) <= room:
+        return text
+    model, attack = (str(event.about.get(key, "")) for key in ("model", "attack"))
+    attack = _shorten(escape_controls(attack), max(room // 2, room - len(model) - 3))
+    model = _shorten(escape_controls(model), room - len(attack) - 3)
+    return f"{model} · {attack}" if attack else _shorten(text, room)
+
+
+def _shorten(text: str, room: int) -> str:
+    """Leave out the middle of a text that is longer than the room for it."""
+    if len(text) <= room:
+        return text
+    kept = max(room - 1, 2)
+    return f"{text[: kept - kept // 2]}…{text[-(kept // 2) :]}"
+
+
 class Bar:
     """A progress bar on a terminal, plain lines elsewhere."""
 
@@ -71,7 +96,7 @@ class Bar:
         self.screen = console(stderr=True)
         self.bar = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(BAR),
             TaskProgressColumn(),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -110,7 +135,7 @@ class Bar:
             self.screen.print(text, soft_wrap=long)
         self.bar.update(self.task, completed=self.done)
         if event.what == "begin":
-            self.bar.update(self.task, description=escape_controls(event.text))
+            self.bar.update(self.task, description=_describe(event, self.screen.width - BESIDE))
             if self.bar.disable and event.text != self.last:
                 share = self.done / self.total if self.total else 1.0
                 self.screen.print(f"{share:4.0%} {event.text}")

@@ -13,10 +13,6 @@ if TYPE_CHECKING:
     from bench.workflows.speed.workloads import Workload
 
 
-WIDE = 130
-"""Columns that the widest table wants."""
-
-
 @cli.command()
 @click.argument("names", metavar="[WORK]...", nargs=-1)
 @click.option("--list", "listed", is_flag=True, help="List the workloads and run nothing.")
@@ -174,16 +170,11 @@ def _list(chosen: "tuple[Workload, ...]") -> None:
 
 def _print(done: "Race") -> None:
     """The table of one race, what was raced above it, what to know below it."""
-    from rich.box import SIMPLE
-    from rich.table import Table
-
     from bench.cli.console import console
-    from bench.reporting.formats.numbers import is_numeric
+    from bench.reporting.formats.terminal_table import Column, print_table
     from bench.workflows.speed import page
 
     screen = console()
-    if not screen.is_terminal:  # a file has no width, and folded figures help nobody
-        screen = console(width=max(screen.width, WIDE))
     frame = page.build_table(done)
     work = done.task.work
     screen.print(f"\n{work.name}: {work.title}", style="bold")
@@ -196,18 +187,8 @@ def _print(done: "Race") -> None:
     else:
         parts = [frame]
     for part in parts:
-        shown = Table(box=SIMPLE, pad_edge=False)
-        for name in part.columns:
-            right = is_numeric(part[name])
-            shown.add_column(
-                name,
-                justify="right" if right else "left",
-                overflow="fold",
-                min_width=max(map(len, name.split())),
-                no_wrap=name in (page.NAME, page.MEDIAN),
-            )
-        for cells in part.itertuples(index=False):
-            shown.add_row(*map(str, cells))
-        screen.print(shown)
+        columns = [Column(name, "name" if name == page.NAME else "number") for name in part.columns]
+        rows = [list(map(str, cells)) for cells in part.itertuples(index=False)]
+        print_table(screen, columns, rows)
     for note in page.list_notes(done):
         screen.print(f"  {note}")

@@ -1,11 +1,13 @@
 """The closing table of a run, for a terminal."""
 
+from typing import Any
+
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from bench.analysis.results import RunResults
 from bench.reporting.formats.numbers import DASH, format_percent, is_missing
+from bench.reporting.formats.terminal_table import Column, print_table
 from bench.reporting.report import (
     accuracy_view,
     audit_view,
@@ -32,20 +34,20 @@ def print_summary(results: RunResults, screen: Console) -> None:
         radii = group.drop_duplicates("eps").sort_values("eps")
         n = results.provenance["data"]["n"]
         worst = results.worst.query("model == @model and norm == @norm and goal == @goal")
-        size = f"n = {n}{_reach([group, worst])}"
+        size = f"n = {n}{_clean(group)}{_reach([group, worst])}"
         screen.print(f"{model}: robust accuracy by eps, {norm}, {goal}, {size}", style="italic")
-        shown = Table()
-        shown.add_column("eps", overflow="fold")
-        for text in radii["eps_text"]:
-            shown.add_column(str(text), justify="right", no_wrap=True)
         lines = [*group.groupby("attack", sort=False)]
-        if len(lines) > 1:
-            lines.append((WORST_CASE, worst))
-        for label, rows in lines:
-            cells = _percents(rows, radii["eps"])
-            shown.add_row(str(label), *cells, style="bold" if rows is worst else None)
-        screen.print(shown)
-        for sentence in accuracy_view.describe_shortfalls(worst, table):
+        joint = [(WORST_CASE, worst)] if len(lines) > 1 else []
+        print_table(
+            screen,
+            [Column("eps", "name"), *(Column(str(text), "number") for text in radii["eps_text"])],
+            [[str(label), *_percents(rows, radii["eps"])] for label, rows in [*lines, *joint]],
+            bold=range(len(lines), len(lines) + len(joint)),
+        )
+        for sentence in [
+            *accuracy_view.describe_failures(group),
+            *accuracy_view.describe_shortfalls(worst, table),
+        ]:
             screen.print(sentence, soft_wrap=True)
     for sentence in union_view.describe_unions(results.unions):
         screen.print(sentence, soft_wrap=True)
@@ -73,6 +75,13 @@ def print_summary(results: RunResults, screen: Console) -> None:
         screen.print(f"violations: {len(results.violations)}, see the report", style="bold red")
 
 
+def _clean(rows: pd.DataFrame) -> str:
+    """State the clean accuracy, if a cell knows it."""
+    known = rows[rows["status"] == "ok"]
+    share = None if known.empty else known["clean_accuracy"].iloc[0]
+    return "" if is_missing(share) else f", clean accuracy {format_percent(share)}"
+
+
 def _reach(frames: list[pd.DataFrame]) -> str:
     """State the largest half-width of the intervals of a table, in percentage points."""
     reaches = [
@@ -85,6 +94,14 @@ def _reach(frames: list[pd.DataFrame]) -> str:
 
 
 def _percents(rows: pd.DataFrame, radii: "pd.Series[float]") -> list[str]:
-    by_eps = rows.set_index("eps")["robust_accuracy"]
-    values = [by_eps.get(eps) for eps in radii]
-    return [DASH if is_missing(value) else format_percent(value) for value in values]
+    """Format the robust accuracy at each eps; nothing where the suite has no such cell."""
+    by_eps = {row["eps"]: row for row in rows.to_dict("records")}
+    return [_percent(by_eps[eps]) if eps in by_eps else "" for eps in radii]
+
+
+def _percent(row: dict[Any, Any]) -> str:
+    """Format the robust accuracy of a cell: a dash if it failed, its status if it did not run."""
+    if not is_missing(row["robust_accuracy"]):
+        return format_percent(row["robust_accuracy"])
+    status = str(row.get("status", ""))
+    return DASH if status in ("failed", "") else status

@@ -93,6 +93,23 @@ def tabulate_worst_case(
     ]
 
 
+def describe_failures(table: pd.DataFrame) -> list[str]:
+    """Say why cells of a table have a dash in place of a number.
+
+    Args:
+        table: Rows of table.csv.
+
+    Returns:
+        A sentence for each attack and reason, with the eps at which it failed.
+    """
+    failed = [row for row in to_rows(table) if row["status"] == "failed"]
+    return [
+        f"{DASH} {attack} at eps {', '.join(str(row['eps_text']) for row in rows)} failed: "
+        f"{format_text(reason)}"
+        for (attack, reason), rows in group_rows(failed, "attack", "reason").items()
+    ]
+
+
 def describe_shortfalls(worst: pd.DataFrame, table: pd.DataFrame) -> list[str]:
     """Say where the worst case is over fewer attacks than the suite plans.
 
