@@ -27,7 +27,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bench.api import Evaluation, evaluate, run
+    from bench.api import Evaluation, SuiteResults, evaluate, run
     from bench.core.contracts.attack import (
         Attack,
         EnsembleAttack,
@@ -51,12 +51,13 @@ __all__ = [
     "Dataset",
     "EnsembleAttack", "Evaluation", "ExternalAttack", "Goal", "IterativeAttack", "Learner",
     "Length", "Loss", "Losses", "Model", "Noise", "Norm", "Part", "Precision", "RecordError",
-    "RobustnessWarning", "Rule", "RuleParams", "Shape", "StepInput", "SuiteError", "TargetChoice",
+    "RobustnessWarning", "Rule", "RuleParams", "Shape", "StepInput", "SuiteError", "SuiteResults",
+    "TargetChoice",
     "Threat", "TrainingBatch", "TransformedBatch", "benchmark", "evaluate", "run", "step_size",
 ]  # fmt: skip
 
 _HOMES = {
-    "bench.api": ("Evaluation", "evaluate", "run"),
+    "bench.api": ("Evaluation", "SuiteResults", "evaluate", "run"),
     "bench.core.contracts.attack": (
         "Attack", "EnsembleAttack", "ExternalAttack", "IterativeAttack", "Part",
     ),

@@ -26,6 +26,8 @@ from bench.execution import events, runner, sharding
 from bench.execution.backends import subprocess
 from bench.execution.backends.limits import parse_limits
 from bench.execution.options import RunOptions, default_run_folder
+from bench.reporting.display import Display
+from bench.reporting.report import audit_view
 from bench.storage.reader import StoredRecords
 from bench.suite import attack_inputs, plan
 from bench.suite.reader import parse_attack, read_suite
@@ -33,8 +35,8 @@ from bench.suite.reader import parse_attack, read_suite
 DOUBTED = "bench.evaluate: the robust accuracy is open to doubt:"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Evaluation:
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(Display):
     """The evaluation of one model under one attack; unpacks into table, records and images."""
 
     table: pd.DataFrame
@@ -54,6 +56,22 @@ class Evaluation:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.table, self.records, self.adversarial))
+
+    def _list_remarks(self) -> list[str]:
+        return [f"Check: {sentence}" for sentence in self.findings]
+
+
+class SuiteResults(Display, results.RunResults):
+    """The results of a suite, as `bench.run` returns them."""
+
+    def _worst_cases(self) -> pd.DataFrame:
+        return self.worst
+
+    def _list_remarks(self) -> list[str]:
+        return [
+            f"audit of {model}: {audit_view.summarize_audit(self.audit, model)}"
+            for model in self.audit.models
+        ]
 
 
 def evaluate(
@@ -254,7 +272,7 @@ def run(
     time_limit: float | None = None,
     memory_limit: str | None = None,
     keep_adversarial: str | None = None,
-) -> results.RunResults:
+) -> SuiteResults:
     """Run a suite as `bench run` does.
 
     Progress is logged by the logger "bench" (`bench.execution.events`).
@@ -303,4 +321,5 @@ def run(
     limits = parse_limits(isolate, time_limit, memory_limit)
     backend = None if limits is None else subprocess.SubprocessBackend(limits)
     runner.run_suite(checked, folder, options, events.log_event, backend)
-    return results.read_results(folder)
+    found = results.read_results(folder)
+    return SuiteResults(found.folder, found.provenance, found.plan, found.stored)

@@ -29,26 +29,7 @@ def print_summary(results: RunResults, screen: Console) -> None:
         results: The results of a run.
         screen: The console to print on.
     """
-    table = results.table
-    for (model, norm, goal), group in table.groupby(["model", "norm", "goal"], sort=False):
-        radii = group.drop_duplicates("eps").sort_values("eps")
-        n = results.provenance["data"]["n"]
-        worst = results.worst.query("model == @model and norm == @norm and goal == @goal")
-        size = f"n = {n}{_clean(group)}{_reach([group, worst])}"
-        screen.print(f"{model}: robust accuracy by eps, {norm}, {goal}, {size}", style="italic")
-        lines = [*group.groupby("attack", sort=False)]
-        joint = [(WORST_CASE, worst)] if len(lines) > 1 else []
-        print_table(
-            screen,
-            [Column("eps", "name"), *(Column(str(text), "number") for text in radii["eps_text"])],
-            [[str(label), *_percents(rows, radii["eps"])] for label, rows in [*lines, *joint]],
-            bold=range(len(lines), len(lines) + len(joint)),
-        )
-        for sentence in [
-            *accuracy_view.describe_failures(group),
-            *accuracy_view.describe_shortfalls(worst, table),
-        ]:
-            screen.print(sentence, soft_wrap=True)
+    print_accuracies(results.table, screen, results.worst)
     for sentence in union_view.describe_unions(results.unions):
         screen.print(sentence, soft_wrap=True)
     for sentence in rejection_view.describe_detectors(
@@ -75,6 +56,48 @@ def print_summary(results: RunResults, screen: Console) -> None:
         screen.print(f"violations: {len(results.violations)}, see the report", style="bold red")
 
 
+def print_accuracies(
+    table: pd.DataFrame, screen: Console, worst: pd.DataFrame | None = None
+) -> None:
+    """Print robust accuracy by attack and eps, a table per model, norm and goal.
+
+    Args:
+        table: The rows of table.csv.
+        screen: The console to print on.
+        worst: The rows of worst.csv, printed below those of several attacks.
+    """
+    for (model, norm, goal), group in table.groupby(["model", "norm", "goal"], sort=False):
+        radii = group.drop_duplicates("eps").sort_values("eps")
+        joint = None if worst is None else _select(worst, model, norm, goal)
+        lines = [*group.groupby("attack", sort=False)]
+        rows = [[str(label), *_percents(cells, radii["eps"])] for label, cells in lines]
+        if len(lines) > 1 and joint is not None:
+            rows.append([WORST_CASE, *_percents(joint, radii["eps"])])
+        sizes = (
+            f"{_count(group)}{_clean(group)}{_reach([group, *([] if joint is None else [joint])])}"
+        )
+        screen.print(f"{model}: robust accuracy by eps, {norm}, {goal}{sizes}", style="italic")
+        print_table(
+            screen,
+            [Column("eps", "name"), *(Column(str(text), "number") for text in radii["eps_text"])],
+            rows,
+            bold=range(len(lines), len(rows)),
+        )
+        shortfalls = [] if joint is None else accuracy_view.describe_shortfalls(joint, table)
+        for sentence in [*accuracy_view.describe_failures(group), *shortfalls]:
+            screen.print(sentence, soft_wrap=True)
+
+
+def _select(table: pd.DataFrame, model: Any, norm: Any, goal: Any) -> pd.DataFrame:
+    return table.query("model == @model and norm == @norm and goal == @goal")
+
+
+def _count(rows: pd.DataFrame) -> str:
+    """State the number of examples, if a cell has some."""
+    known = rows["n"].dropna()
+    return "" if known.empty else f", n = {int(known.iloc[0])}"
+
+
 def _clean(rows: pd.DataFrame) -> str:
     """State the clean accuracy, if a cell knows it."""
     known = rows[rows["status"] == "ok"]
@@ -90,7 +113,7 @@ def _reach(frames: list[pd.DataFrame]) -> str:
         for sides in (("robust_high", "robust_accuracy"), ("robust_accuracy", "robust_low"))
         for reach in (rows[sides[0]] - rows[sides[1]]).dropna()
     ]
-    return f", 95 % intervals within {100 * max(reaches):.1f} points" if reaches else ""
+    return f", 95 % intervals up to ± {100 * max(reaches):.1f} points" if reaches else ""
 
 
 def _percents(rows: pd.DataFrame, radii: "pd.Series[float]") -> list[str]:

@@ -10,7 +10,7 @@ import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
@@ -25,20 +25,18 @@ from bench.evaluation.evaluator import Evaluator
 from bench.execution import events, runner
 from bench.execution.backends.inline import InlineBackend
 from bench.execution.options import RunOptions
+from bench.reporting.display import Display
 from bench.suite import attack_inputs, attack_tables, composer
 from bench.suite.attack_tables import SuiteDefaults
 from bench.suite.schema import DataEntry, ModelEntry, Suite
 from bench.suite.unions import read_unions
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CURVE_COLUMNS = [
     "model", "attack", "norm", "goal", "eps", "n", "robust_accuracy", "robust_low", "robust_high",
 ]  # fmt: skip
 
 
-class Benchmark:
+class Benchmark(Display):
     """The results of `bench.benchmark`; `results` holds every other table of a run."""
 
     def __init__(self, folder: Path, temporary: bool) -> None:
@@ -52,13 +50,16 @@ class Benchmark:
         if temporary:
             weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
 
+    def _worst_cases(self) -> pd.DataFrame:
+        return self.results.worst
+
     @property
     def folder(self) -> Path:
         """The run's folder."""
         return self.results.folder
 
     @property
-    def table(self) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:  # type: ignore[override]
         """One row per cell, the columns of table.csv."""
         return self.results.table
 
@@ -87,28 +88,6 @@ class Benchmark:
         """Robust accuracy by eps with its 95 % interval, one row per point of a curve."""
         rows = self.table.loc[self.table["status"] == "ok", CURVE_COLUMNS]
         return rows.sort_values(["model", "attack", "norm", "goal", "eps"], ignore_index=True)
-
-    def plot(self, model: str | None = None, norm: str | None = None) -> "Figure":
-        """Plot robust accuracy against eps, one curve per attack.
-
-        Args:
-            model: Label of the model; the first by default.
-            norm: The norm; the model's first by default.
-
-        Returns:
-            The figure, which a notebook shows.
-
-        Raises:
-            SuiteError: There is no such model.
-        """
-        from bench.reporting.plots.curves import plot_accuracy_curves
-
-        label = model or str(self.table["model"].iloc[0])
-        norms = self.table.loc[self.table["model"] == label, "norm"]
-        if norms.empty:
-            known = ", ".join(dict.fromkeys(self.table["model"]))
-            raise SuiteError(f"bench.benchmark: plot: no model '{label}'; known: {known}")
-        return plot_accuracy_curves(self.table, label, norm or str(norms.iloc[0]))
 
     def report(self, path: str | Path) -> Path:
         """Write the report of the run: tables, plots, audit, comparisons and worst case.

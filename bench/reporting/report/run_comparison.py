@@ -91,9 +91,8 @@ def describe_shared(compared: RunComparison) -> str:
         for side in ("first", "second")
         for end in ("low", "high")
     )
-    return (
-        f"{', '.join([*shared, 'robust accuracy'])}, 95 % intervals within {100 * reach:.1f} points"
-    )
+    shared += ["robust accuracy", f"95 % intervals up to ± {100 * reach:.1f} points"]
+    return ", ".join(shared)
 
 
 def _single(values: Iterable[Any]) -> list[Any]:
