@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from bench.cli.main import FOLDER, cli, echo, progress_options, tell
+from bench.cli.main import (
+    FOLDER,
+    cli,
+    echo,
+    json_requested,
+    progress_options,
+    tell,
+)
 from bench.cli.tracker_options import log_to_trackers, tracker_option
 
 AUDIT = click.option(
@@ -51,6 +58,8 @@ def write_report(folder: Path, strict: bool) -> int:
     log_to_trackers(found, folder)
     without = found.table[found.table["status"] != "ok"]
     for row in without.drop_duplicates(["model", "attack", "reason"]).itertuples():
+        if row.status == "failed" and not json_requested():
+            continue  # its reason stands below the table
         tell(str(row.status), f"{row.model} · {row.attack}: {row.reason}")
     for sentence in certified_view.describe_contradictions(found.certified.contradictions):
         tell("contradiction", sentence)

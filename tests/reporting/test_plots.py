@@ -72,7 +72,22 @@ def made_up() -> pd.DataFrame:
 def pictures(model: str = "LeNet") -> list[AttackedExample]:
     image = np.linspace(0, 1, 64).reshape(8, 8, 1)
     return [
-        AttackedExample(model, "FGSM", "linf", eps, f"{eps:g}", i, "7", "7", "$2", image, 1 - image)
+        AttackedExample(
+            model,
+            "FGSM",
+            "linf",
+            eps,
+            f"{eps:g}",
+            i,
+            "7",
+            "7",
+            "$2" if i else "7",
+            image,
+            1 - image,
+            i > 0,
+            3,
+            4,
+        )
         for eps in (0.1, 0.3)
         for i in range(4)
     ]
@@ -151,24 +166,29 @@ def test_a_grid_has_a_row_per_eps_and_titles_before_and_after() -> None:
     axes = figures.plot_example_grid(pictures(), "LeNet", "FGSM").axes[0]
     printed = [text.get_text() for text in axes.texts]
     assert "7 → $2" in printed
-    assert [text for text in printed if text.startswith("eps")] == ["eps 0.1", "eps 0.3"]
+    labels = [text for text in printed if text.startswith("eps")]
+    assert labels == ["eps 0.1\n3 of 4 fooled", "eps 0.3\n3 of 4 fooled"]
     lines = {round(image.get_extent()[3], 3) for image in axes.get_images()}
-    assert lines == {0.2, 1.2}  # an image's upper edge lies 0.2 below the top of its row
+    assert lines == {0.2, 1.2, 2.2}  # an image's upper edge lies 0.2 below the top of its row
+    assert printed[:2] == ["clean", "7"]
+    weights = {text.get_text(): text.get_weight() for text in axes.texts}
+    assert (weights["7 → $2"], weights["7 → 7"]) == ("bold", "normal")
 
 
 def test_what_was_added_is_shown_at_the_largest_eps_of_each_attack() -> None:
     clean = np.full((4, 4), 0.5)
     examples = [
         AttackedExample(
-            "net", attack, "linf", eps, f"{eps:g}", 0, "7", "7", "2", clean, clean - eps
+            "net", attack, "linf", eps, f"{eps:g}", 0, "7", "7", "2", clean, clean - eps, True, 1, 1
         )
         for attack in ("FGSM", "PGD")
         for eps in (0.1, 0.3)
     ]
     figure = figures.plot_perturbation_grid(examples, "net")
     shown = [image.get_array() for image in figure.axes[0].images]
-    assert len(shown) == 2
-    assert all(np.allclose(np.asarray(array), -0.3) for array in shown)
+    assert [np.asarray(array).shape for array in shown] == [(64, 1), (4, 4)] * 2  # scale, image
+    assert all(np.allclose(np.asarray(array), -0.3) for array in shown[1::2])
     texts = [text.get_text() for text in figure.axes[0].texts]
-    assert "FGSM\neps 0.3\n± 0.3" in texts
+    assert "FGSM\neps 0.3" in texts
+    assert texts.count("+0.3") == texts.count("-0.3") == 2
     assert "7 → 2" in texts

@@ -214,7 +214,11 @@ def no_figures() -> None:
 def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     folder = tmp_path_factory.mktemp("report")
     image = np.linspace(0, 1, 64).reshape(8, 8)
-    shown = [AttackedExample("LeNet", "FGSM", "linf", 0.1, "0.1", 0, "7", "7", "2", image, image)]
+    shown = [
+        AttackedExample(
+            "LeNet", "FGSM", "linf", 0.1, "0.1", 0, "7", "7", "2", image, image, True, 1, 1
+        )
+    ]
     return written(folder, plots=figures.draw_figures(made_up(), shown, folder))
 
 

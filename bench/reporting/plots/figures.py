@@ -293,7 +293,8 @@ def draw_figures(
         keep(plot_example_grid(pictures, model, attack), f"examples-{model}-{attack}", caption)
     for model in dict.fromkeys(picture.model for picture in pictures):
         caption = (
-            f"{format_text(model)}: perturbations at the largest eps; red is brighter, blue darker."
+            f"{format_text(model)}: perturbations at the largest eps; "
+            "red is brighter, blue darker, each row has a scale of its own."
         )
         keep(plot_perturbation_grid(pictures, model), f"perturbations-{model}", caption)
     return drawn
