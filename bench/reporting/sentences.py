@@ -35,11 +35,8 @@ COUNTING_RULES = (
 SENTENCES = {
     "violations": "Violations: images that break the attack's contract. Each counts as a failed "
     "attack.",
-    "no_violations": "No violation: every returned image was verified.",
+    "no_violations": "Every returned image was verified, and none is a violation.",
     "excluded": "Cells without a number. They print as a dash and never count as robust.",
-    "no_excluded": "No cell failed and none was skipped.",
-    "notes": "Notes and caveats.",
-    "no_notes": "No check found anything to note.",
     "audit": "Symptoms of a failed attack. Where one occurs, a high robust accuracy is no evidence "
     "of a robust model. Symptoms change no number.",
     "worst": "An example is robust only if it is classified correctly after every attack.",

@@ -10,6 +10,8 @@ script but the page's own, which it names by hash, so an unescaped label could n
 import base64
 import functools
 import hashlib
+import itertools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ from bench.reporting.report.views import View
 from bench.reporting.sentences import COUNTING_RULES, SENTENCES
 
 TEMPLATES = Path(__file__).parent / "templates"
+CONTENTS = "<!-- contents -->"
+"""Where a page lists its sections."""
 
 
 def render_html(template: str, context: dict[str, Any]) -> bytes:
@@ -35,7 +39,17 @@ def render_html(template: str, context: dict[str, Any]) -> bytes:
     Returns:
         The page in UTF-8.
     """
-    return _environment(is_html=True).get_template(template).render(context).encode()
+    page = _environment(is_html=True).get_template(template).render(context)
+    links, number = [], itertools.count(1)
+
+    def mark(heading: re.Match[str]) -> str:
+        name = f"section-{next(number)}"
+        links.append(f'<a href="#{name}">{heading[1]}</a>')
+        return f'<h2 id="{name}">{heading[1]}</h2>'
+
+    if CONTENTS in page:
+        page = re.sub("<h2>(.*?)</h2>", mark, page).replace(CONTENTS, "\n".join(links))
+    return page.encode()
 
 
 def render_markdown(template: str, context: dict[str, Any]) -> bytes:
@@ -48,7 +62,13 @@ def render_markdown(template: str, context: dict[str, Any]) -> bytes:
     Returns:
         The page in UTF-8.
     """
-    return _environment(is_html=False).get_template(template).render(context).encode()
+    page = _environment(is_html=False).get_template(template).render(context)
+    if CONTENTS in page:
+        titles = re.findall("^## (.*)$", page, re.MULTILINE)
+        # GitHub derives the anchor of a heading from its text.
+        links = [f"[{title}](#{title.lower().replace(' ', '-')})" for title in titles]
+        page = page.replace(CONTENTS, " · ".join(links), 1)
+    return page.encode()
 
 
 def hash_script(script: str) -> str:

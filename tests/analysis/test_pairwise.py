@@ -300,7 +300,7 @@ def test_a_runs_folder_has_both_tables_and_its_page_both_sections(
         figures, "draw_figures", lambda *_, **__: []
     )  # seconds of figures, tested elsewhere
     page = run_output.write_run_output(found, folder).read_text(encoding="utf-8")
-    assert "<h2>Over seeds</h2>" in page
+    assert ">Over seeds</h2>" in page
     assert "LeNet is robust on " in page
     assert len(pd.read_csv(folder / "comparisons.csv")) == len(found.comparisons)
     assert len(pd.read_csv(folder / "seeds.csv")) == len(found.seeds) == 4

@@ -244,19 +244,33 @@ def test_what_went_wrong_comes_before_every_other_table(pages: tuple[str, str]) 
     for page in pages:
         wrong = page.index("example 7: measured 0.2")
         assert page.index("out &lt;of&gt; memory") > wrong
-        assert page.index("Worst case") > page.index("not logits") > wrong
-        assert page.index("Attack by attack") > page.index("Worst case")
+        worst, attacks = (
+            re.search(f"(<h2 id=.*>|## ){title}", page) for title in ("Worst case", "Attack by")
+        )
+        assert worst is not None
+        assert attacks is not None
+        assert wrong < worst.start() < attacks.start() < page.index("not logits")
 
 
-def test_a_clean_run_says_in_sentences_that_nothing_went_wrong(tmp_path: Path) -> None:
+def test_the_page_lists_its_sections(pages: tuple[str, str]) -> None:
+    html, markdown = pages
+    ids = dict(re.findall('<h2 id="(.*?)">(.*?)</h2>', html))
+    assert re.findall('<a href="#(.*?)">(.*?)</a>', html) == list(ids.items())
+    titles = re.findall("^## (.*)$", markdown, re.MULTILINE)
+    assert titles == list(ids.values())
+    listed = markdown[: markdown.index("## ")]
+    assert all(f"[{title}](#{title.lower().replace(' ', '-')})" in listed for title in titles)
+
+
+def test_the_page_of_a_clean_run_opens_with_its_numbers(tmp_path: Path) -> None:
     table = made_up()
     table = table[table["status"] == "ok"].drop(columns=["caveats", "eps_text"])
     nothing = pd.DataFrame()
     pages = written(tmp_path, table=table, violations=nothing, crosschecks=nothing, notes=[])
     for page in pages:
-        assert "No violation: every returned image was verified" in page
-        assert "No cell failed and none was skipped." in page
-        assert "No check found anything to note." in page
+        assert "Every returned image was verified, and none is a violation." in page
+        assert "What went wrong" not in page
+        assert "Notes and caveats" not in page
         assert "No cross-check was asked for." in page
 
 
@@ -266,7 +280,7 @@ def test_the_page_runs_no_script_and_fetches_nothing(pages: tuple[str, str]) -> 
     assert "script" not in reader.tags
     assert "link" not in reader.tags
     assert reader.fetched
-    assert all(source.startswith("data:image/") for source in reader.fetched)
+    assert all(source.startswith(("data:image/", "#section-")) for source in reader.fetched)
     assert not re.search(r"https?://|@import|url\(", html)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
 
