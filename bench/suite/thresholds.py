@@ -161,6 +161,9 @@ class Thresholds(NamedTuple):
 
         Returns:
             The last matching rule.
+
+        Raises:
+            IndexError: No rule matches, which `covers` tells of a metric without a default.
         """
         return self._list_matching(metric, model, attacks, eps, queries)[-1]
 
