@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -109,9 +110,12 @@ class Bar:
         self.task = self.bar.add_task("loading", total=None)
         self.total, self.done = 0.0, 0.0
         self.last = ""
+        self.begun: dict[tuple[Any, ...], tuple[str, float]] = {}
         return self
 
     def __exit__(self, *error: Any) -> None:
+        if error and error[0] is KeyboardInterrupt:
+            self._print_loss()
         if not self.bar.disable:  # some versions of rich end one that was not shown with a line
             self.bar.__exit__(*error)
 
@@ -122,6 +126,7 @@ class Bar:
             event: An event of the run.
         """
         self.done += event.work if event.what == "done" else 0.0
+        self._keep_begun(event)
         if event.what == "start":
             self.total = event.work
             self.bar.update(
@@ -140,3 +145,18 @@ class Bar:
                 share = self.done / self.total if self.total else 1.0
                 self.screen.print(f"{share:4.0%} {event.text}")
             self.last = event.text
+
+    def _keep_begun(self, event: "Event") -> None:
+        """Keep what is at work, of which an interruption loses all."""
+        about = event.about
+        key = event.text, about.get("first"), tuple(about.get("eps", ()))
+        if event.what == "begin" and "first" in about:
+            text = f"{event.text}, examples {about['first']} to {about['last'] - 1}"
+            self.begun[key] = text, time.monotonic()
+        elif event.what == "done":
+            self.begun.pop(key, None)
+
+    def _print_loss(self) -> None:
+        """Say which work was begun and is not stored."""
+        for text, since in self.begun.values():
+            self.screen.print(f"lost: {text}, {time.monotonic() - since:.0f} s of work")

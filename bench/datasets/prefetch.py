@@ -43,7 +43,7 @@ class Prefetcher:
         self._coming: dict[tuple[int, int], Future[Tensor]] = {}
 
     def read(self, first: int, last: int) -> Tensor:
-        """Read the images of one chunk.
+        """Read the images of one chunk, or of a part of one.
 
         Args:
             first: First example.
@@ -53,8 +53,9 @@ class Prefetcher:
             Images on the device, (last - first, c, h, w).
         """
         piece = first, last
-        if piece in self._here:
-            return self._here[piece]
+        for (begin, end), held in self._here.items():
+            if begin <= first and last <= end:
+                return held[first - begin : last - begin]
         coming = self._coming.pop(piece, None)
         images = self._fetch(piece) if coming is None else coming.result()
         if self._reader is not None and piece in self.pieces:
@@ -62,7 +63,7 @@ class Prefetcher:
             if after != piece:
                 self._coming = {after: self._reader.submit(self._fetch, after)}
         images = images.to(self.device, non_blocking=True)
-        if self.stays:
+        if self.stays and piece in self.pieces:
             self._here[piece] = images
         return images
 

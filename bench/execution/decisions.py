@@ -4,6 +4,7 @@ Nothing is decided here. Decisions during the run (accelerated models, rows per 
 by the evaluator.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -74,8 +75,9 @@ def describe_units(
     Yields:
         One event for each decision.
     """
-    done = {(piece.cell, piece.first) for piece in stored}
-    firsts = [first for first, _ in loaded.chunks]
+    done: Counter[str] = Counter()
+    for piece in stored:
+        done[piece.cell] += piece.last - piece.first
     ahead = {number: len([*some]) for number, some in groupby(units, lambda unit: unit.number)}
     for number, task in enumerate(tasks):
         name = f"{task.model} · {task.entry.label}"
@@ -87,9 +89,9 @@ def describe_units(
         wanted = [cell.identity for cell in task.cells if not cell.reason]
         if not wanted:
             continue
-        held = sum((cell, first) in done for cell in wanted for first in firsts)
-        left = f"{ahead.get(number, 0)} of {len(firsts)} chunks of examples are run"
-        text = f"{held} of {len(wanted) * len(firsts)} chunks of cells are on disk, {left}"
+        held = sum(done[cell] for cell in wanted)
+        left = f"{ahead.get(number, 0)} chunks of examples are run"
+        text = f"{held} of {len(wanted) * loaded.data.n} outcomes are on disk, {left}"
         yield _explain(f"{name}: {text}", **about)
     if shard != WHOLE:
         yield _explain(

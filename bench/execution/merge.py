@@ -4,7 +4,7 @@ Files are copied byte for byte, after checks that all folders contain the same p
 models on the same data, and that records of the same examples are identical.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from bench.evaluation import consistency
 from bench.evaluation.certification import store
 from bench.evaluation.evaluator import chunk_bounds
 from bench.execution import manifest_builder, sharding
+from bench.execution.work import find_gaps
 from bench.models.preflight import findings
 from bench.storage import fingerprint, manifest, reader, records, schema
 from bench.storage.images import ADVERSARIAL_SUFFIX, CLEAN, IMAGES_SUFFIX
@@ -93,17 +94,22 @@ def merge_runs(given: Sequence[Path], out: Path) -> MergeResult:
         _check_models(one, other)
     with lock.hold_lock(out, lambda note: None):
         copied = _copy_files(sources, out)
-        wanted = list(_list_pieces(first))
-        undone = [(cell, key) for cell, key in wanted if key not in copied]
+        wanted = list(_list_chunks(first))
+        undone = [
+            (cell, gap)
+            for cell, chunk in wanted
+            for gap in find_gaps(*chunk, copied.get(cell.identity, []))
+        ]
+        complete = [
+            chunk for cell, chunk in wanted if not find_gaps(*chunk, copied.get(cell.identity, []))
+        ]
         _copy_failures(sources, out, {cell.identity for cell, _ in undone})
         manifest_builder.write_manifest(out, _merge_manifests(sources))
     missing = [
         f"{cell.model} · {cell.attack} at eps {cell.eps_text}, examples {first} to {last - 1}"
-        for cell, (_, first, last) in undone
+        for cell, (first, last) in undone
     ]
-    return MergeResult(
-        [source.folder for source in sources], len(wanted) - len(undone), len(wanted), missing
-    )
+    return MergeResult([source.folder for source in sources], len(complete), len(wanted), missing)
 
 
 def _expand_folders(given: Sequence[Path]) -> list[Path]:
@@ -211,17 +217,42 @@ def _find_clean_files(source: _Source) -> dict[tuple[str, int], Path]:
     }
 
 
+def _agree(ours: pd.DataFrame, theirs: pd.DataFrame, bits: bool) -> bool:
+    """Whether two frames of the same examples have the same outcomes, or the same bits."""
+    if bits:
+        return fingerprint.records_hash(ours) == fingerprint.records_hash(theirs)
+    columns = ["example", "clean_pred", "fooled", "violation"]
+    first, second = (each.sort_values("example")[columns].astype(str) for each in (ours, theirs))
+    return bool((first.to_numpy() == second.to_numpy()).all())
+
+
+def _find_common(ours: Set[_PieceKey], theirs: Set[_PieceKey]) -> list[_PieceKey]:
+    """The examples that pieces of both sides hold; a chunk may be divided otherwise in each."""
+    by_cell: dict[str, list[_PieceKey]] = {}
+    for key in theirs:
+        by_cell.setdefault(key[0], []).append(key)
+    return sorted(
+        (cell, max(first, begin), min(last, end))
+        for cell, first, last in ours
+        for _, begin, end in by_cell.get(cell, [])
+        if max(first, begin) < min(last, end)
+    )
+
+
 def _check_records(one: _Source, other: _Source) -> None:
     """Raise a RecordError if two folders have different outcomes of the same examples."""
     # Files of one name have one hash, and so one content.
-    common = one.piece_keys(excluding=other) & other.piece_keys(excluding=one)
+    here, there = one.piece_keys(excluding=other), other.piece_keys(excluding=one)
+    common = _find_common(here, there)
     frames = [reader.read_records(source.folder).frame for source in (one, other)] if common else []
-    for cell, first, last in sorted(common):
+    for cell, first, last in common:
         ours, theirs = (
             frame[(frame["cell"] == cell) & frame["example"].between(first, last - 1)]
             for frame in frames
         )
-        if fingerprint.records_hash(ours) != fingerprint.records_hash(theirs):
+        # Other divisions of a chunk are other batches, so that the last bits may differ.
+        same = {(cell, first, last)} <= here & there
+        if not _agree(ours, theirs, bits=same):
             raise RecordError(
                 f"{one.folder} and {other.folder}: different outcomes of cell {cell}, examples "
                 f"{first} to {last - 1}, which has one answer; keep one of the two folders"
@@ -242,27 +273,32 @@ def _check_records(one: _Source, other: _Source) -> None:
 # ---------------------------------------------------------------------------------------- copying
 
 
-def _list_pieces(source: _Source) -> Iterator[tuple[Cell, _PieceKey]]:
-    """Every piece of the whole run, once."""
+def _list_chunks(source: _Source) -> Iterator[tuple[Cell, tuple[int, int]]]:
+    """Every chunk of every cell of the whole run, once."""
     data, seen = source.manifest["data"], set()
     if data.get("shape") is None:
         raise RecordError(f"{source.folder}: does not say how large its images are; run it again")
     for cell in source.plan:
         if not cell.reason and cell.identity not in seen:
             seen.add(cell.identity)
-            for first, last in chunk_bounds(data["n"], tuple(data["shape"])):
-                yield cell, (cell.identity, first, last)
+            for chunk in chunk_bounds(data["n"], tuple(data["shape"])):
+                yield cell, chunk
 
 
-def _copy_files(sources: Sequence[_Source], out: Path) -> set[_PieceKey]:
-    """Copy every file with new records; returns the pieces that `out` then contains."""
-    copied: set[_PieceKey] = set()
+def _copy_files(sources: Sequence[_Source], out: Path) -> dict[str, list[tuple[int, int]]]:
+    """Copy every file with new records; returns the examples of each cell that `out` then has."""
+    copied: dict[str, list[tuple[int, int]]] = {}
     held: set[tuple[str, int]] = set()
     for source in sources:
         for path, pieces in source.files.items():
-            keys = {piece[:3] for piece in pieces}
-            if keys <= copied and path.parent != out / "records":
+            new = [_list_new(piece, copied.get(piece.cell, [])) for piece in pieces]
+            if not any(new) and path.parent != out / "records":
                 continue
+            if any(gaps not in ([], [piece[1:3]]) for gaps, piece in zip(new, pieces, strict=True)):
+                raise RecordError(
+                    f"{path}: holds examples that another folder has, and others that it has not; "
+                    f"finish the run in one of the folders, or leave out {source.folder}"
+                )
             stem = files.strip_hash(path)
             images = [
                 each
@@ -272,7 +308,8 @@ def _copy_files(sources: Sequence[_Source], out: Path) -> set[_PieceKey]:
             ]
             for each in (*images, path):
                 _copy_file(each, out)
-            copied |= keys
+            for piece in pieces:
+                copied.setdefault(piece.cell, []).append((piece.first, piece.last))
         for path in (source.folder / "records").glob(f"*.{store.SUFFIX}"):
             identity, first, _ = path.stem.rsplit("-", 2)
             if (identity, int(first)) not in held:
@@ -285,6 +322,11 @@ def _copy_files(sources: Sequence[_Source], out: Path) -> set[_PieceKey]:
     if clean is not None:
         _copy_file(clean, out)
     return copied
+
+
+def _list_new(piece: schema.Piece, held: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The examples of a piece that are not held yet, as stretches."""
+    return find_gaps(piece.first, piece.last, held)
 
 
 def _copy_file(path: Path, out: Path) -> None:

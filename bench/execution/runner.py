@@ -32,6 +32,7 @@ from bench.execution.work import (
     ProbeUnit,
     ResumeCheck,
     WorkUnit,
+    divide_long_units,
     plan_units,
 )
 from bench.storage import environment, reader, records
@@ -161,11 +162,15 @@ class _Run:
         ]
         self.backend.run(timings, self.writer)
         self.unfit |= self.writer.unfit
-        return [
+        timed = [
             unit._replace(work=self.writer.works.get(unit_key(unit), 0.0))
             for unit in units
             if not explain_unfit(unit.task, self.unfit) and self.writer.remaining(unit).cells
         ]
+        if self.options.deterministic:  # the rows of a pass must not depend on a timing
+            return timed
+        rows = {label: model.facts.rows for label, model in self.loaded.models.items()}
+        return divide_long_units(timed, rows)
 
     def _clear_old_failures(self) -> None:
         """Remove failures of cells that are no longer planned.

@@ -8,6 +8,7 @@ it, certifying it, probing it. A unit is executed where the models are loaded
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,11 @@ from bench.execution.sharding import Shard
 from bench.storage import schema
 from bench.suite import plan
 
+UNIT_SECONDS = 45.0
+"""Estimated seconds of the bare attack loop from which a unit is divided, so that an interruption
+loses little and progress is seen."""
+LEAST_EXAMPLES = 16
+"""Examples of a unit that was divided."""
 STREAM_BYTES = 512 * 2**20
 """Bytes of adversarial images that one work unit may return, so that memory does not grow with the
 number of eps of a suite."""
@@ -192,20 +198,73 @@ def plan_units(
     Returns:
         Units in the suite's order, the chunks of a task one after another, with work 0.
     """
-    done = {(piece.cell, piece.first, piece.last) for piece in stored}
+    held: dict[str, list[tuple[int, int]]] = {}
+    for piece in stored:
+        held.setdefault(piece.cell, []).append((piece.first, piece.last))
     units = []
     for number, task in enumerate(tasks):
         for at, (first, last) in enumerate(chunks):
-            wanted = {
-                cell.identity
-                for cell in task.cells
-                if not cell.reason and (cell.identity, first, last) not in done
-            }
-            done |= {(identity, first, last) for identity in wanted}
-            if wanted and shard.contains(number, at):
-                parts = _divide_by_memory(task.only(wanted), (last - first, *shape))
-                units += [WorkUnit(number, part, first, last, 0.0) for part in parts]
+            wanted: dict[tuple[int, int], set[str]] = {}
+            for cell in (cell.identity for cell in task.cells if not cell.reason):
+                for gap in find_gaps(first, last, held.get(cell, [])):
+                    wanted.setdefault(gap, set()).add(cell)
+                held.setdefault(cell, []).append((first, last))
+            if not shard.contains(number, at):
+                continue
+            for (begin, end), cells in sorted(wanted.items()):
+                parts = _divide_by_memory(task.only(cells), (end - begin, *shape))
+                units += [WorkUnit(number, part, begin, end, 0.0) for part in parts]
     return units
+
+
+def find_gaps(first: int, last: int, held: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Find the examples of a chunk that no piece contains.
+
+    >>> find_gaps(0, 10, [(6, 8), (0, 3)])
+    [(3, 6), (8, 10)]
+
+    Args:
+        first: First example of the chunk.
+        last: The one after its last.
+        held: First and last (exclusive) example of pieces, in any order.
+
+    Returns:
+        (first, last) of each stretch without records.
+    """
+    gaps, at = [], first
+    for begin, end in sorted(held):
+        if at < min(begin, last):
+            gaps.append((at, min(begin, last)))
+        at = max(at, end)
+    return [*gaps, (at, last)] if at < last else gaps
+
+
+def divide_long_units(units: Iterable[WorkUnit], rows: Mapping[str, int]) -> list[WorkUnit]:
+    """Divide units that take long into units of fewer examples.
+
+    Attacks whose outcomes depend on the batch, and models that answer at random, are left alone.
+
+    Args:
+        units: Units with their work.
+        rows: Model -> rows of a pass, of which a divided unit has at least as many.
+
+    Returns:
+        The units, in their order; the parts of one have its work together.
+    """
+    divided = []
+    for unit in units:
+        spec, n = unit.task.spec, unit.last - unit.first
+        least = max(LEAST_EXAMPLES, rows.get(unit.task.source, 0))
+        parts = min(math.ceil(unit.work / UNIT_SECONDS), n // least)
+        if parts < 2 or spec.random or spec.attack.batch_dependent:
+            divided.append(unit)
+            continue
+        bounds = [unit.first + n * part // parts for part in range(parts + 1)]
+        divided += [
+            unit._replace(first=first, last=last, work=unit.work * (last - first) / n)
+            for first, last in pairwise(bounds)
+        ]
+    return divided
 
 
 def _divide_by_memory(task: plan.AttackTask, shape: tuple[int, ...]) -> list[plan.AttackTask]:

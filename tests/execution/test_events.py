@@ -106,7 +106,7 @@ def test_the_reasons_name_every_kind_of_decision(verbose: tuple[Path, Result]) -
     assert "rows a pass, by the memory that one row takes" in printed
     assert "preflight found nothing wrong" in printed
     assert "skipped at eps 0.1: the attack needs 3 channels, the images have 1" in printed
-    assert "lenet · fgsm: 0 of 1 chunks of cells are on disk, 1 of 1 chunks of examples" in printed
+    assert "lenet · fgsm: 0 of 24 outcomes are on disk, 1 chunks of examples are run" in printed
     assert "why: lenet, in float32: an accelerated model is attacked" in printed
     assert "no accelerated model is attacked: the attack has a loop of its own" in printed
     assert "failed at 2 eps in one stream" in printed
@@ -119,7 +119,7 @@ def test_a_second_run_names_what_it_found_on_disk(path: str, verbose: tuple[Path
     events: list[Event] = []
     runner.run_suite(reader.read_suite(path), verbose[0], RunOptions(device="cpu"), events.append)
     reasons = "\n".join(event.text for event in events if event.what == "why")
-    assert "lenet · fgsm: 1 of 1 chunks of cells are on disk, 0 of 1 chunks" in reasons
+    assert "lenet · fgsm: 24 of 24 outcomes are on disk, 0 chunks of examples are run" in reasons
     assert "certified by ibp: 0 chunks are not on disk" in reasons
     assert "lenet: the audit's probes of the same cells were kept" in reasons
 
