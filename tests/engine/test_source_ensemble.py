@@ -183,6 +183,32 @@ def test_a_source_of_several_models_is_checked(source: str, sentence: str, tmp_p
     assert sentence in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("other", "refused"),
+    [
+        ('{ models = ["a", "lenet"], label = "pair" }', True),
+        ('{ models = ["a", "b"], combine = "losses", label = "pair" }', True),
+        ('{ models = ["a", "b"], weights = [1, 2], label = "pair" }', True),
+        ('{ models = ["a", "b"], weights = [2, 2], label = "pair" }', False),
+        ('{ models = ["a", "lenet"], label = "others" }', False),
+    ],
+)
+def test_two_sources_of_several_models_have_two_labels(
+    other: str, refused: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    first, second = (
+        SUITE.replace("SOURCE", source).partition("[[attacks]]")
+        for source in ('{ models = ["a", "b"], label = "pair" }', other)
+    )
+    text = "".join([*first, '\nlabel = "earlier"\n', *second[1:]])
+    if refused:
+        with pytest.raises(bench.SuiteError, match="got 'pair' for two of attacks 'earlier from"):
+            parse_suite(text, "sources.toml", tmp_path)
+    else:
+        assert len(parse_suite(text, "sources.toml", tmp_path).attacks) == 2
+
+
 def test_a_loss_of_the_user_belongs_to_one_model(tmp_path: Path) -> None:
     (tmp_path / "loss.py").write_text("def mine(logits, labels, images):\n    return -labels\n")
     with pytest.raises(bench.SuiteError, match="expected one model: a user's loss"):
