@@ -300,6 +300,7 @@ class Evaluator:
             sketch=loaded.sketch,
             detector=loaded.detector,
             modules=tuple(list_module_names(loaded.model)),
+            class_names=tuple(self.data.classes),
         )
 
     def unfit_reason(self, task: plan.AttackTask) -> str:
