@@ -112,17 +112,19 @@ def choose_rows(
 
 
 def _check_distinguishable(models: Mapping[str, LoadedModel]) -> None:
-    """Raise SuiteError if two models have one fingerprint and different logits.
+    """Raise SuiteError if two models have one fingerprint and different answers.
 
     Records of one could otherwise be taken for those of the other.
     """
     for (label, one), (other, two) in itertools.combinations(models.items(), 2):
-        if one.fingerprint != two.fingerprint or one.logits is None or two.logits is None:
-            continue
-        if fingerprint.logits_differ(one.logits, two.logits):
+        answers = [(one.logits, two.logits), (one.scores, two.scores)]
+        if one.fingerprint == two.fingerprint and any(
+            first is not None and second is not None and fingerprint.logits_differ(first, second)
+            for first, second in answers
+        ):
             raise SuiteError(
                 f"models '{label}' and '{other}': expected one's answers from what is one model as "
-                "far as bench can see, got other logits on the first images; let what sets them "
+                "far as bench can see, got others on the first images; let what sets them "
                 "apart be among their params, or an attribute of theirs"
             )
 
@@ -194,13 +196,14 @@ class ModelPool:
             )
             self.models[task.source] = members[0]._replace(
                 label=task.source,
-                model=ensemble.eval(),
+                model=ensemble,
                 fingerprint="",
                 findings=(),
                 predictions=1,
                 random=any(each.random for each in members),
                 access=min((each.access for each in members), key=ACCESS_RANK.__getitem__),
                 logits=None,
+                scores=None,
                 sketch="",
             )
             fewest = min(self.rows[label] for label in entry.models)
