@@ -380,7 +380,7 @@ class Evaluator:
             task.spec,
             examples,
             rows,
-            self.pool.floor(task.source, rows),
+            self.pool.floor(self.pool.name_source(task), rows),
             source=source.model,
             judge_rows=self.pool.judge_rows(task.model),
             accelerated=None if accelerated is None else accelerated.model,

@@ -87,6 +87,7 @@ def find_source_facts(
         random=any(each.random for each in members),
         access=min((each.access for each in members), key=ACCESS_RANK.__getitem__),
         sketch="",
+        detector=None,
         modules=None,
     )
 
@@ -146,8 +147,8 @@ def hash_cell(
             **({"parts": _describe_parts(spec)} if isinstance(attack, EnsembleAttack) else {}),
             # An example crafted on the judged model is that of the white-box attack.
             **(
-                {"source": [source.model_fingerprint, source.sketch]}
-                if source not in (None, facts)
+                {"source": _describe_source(source)}
+                if source is not None and source != facts
                 else {}
             ),
         }
@@ -244,6 +245,12 @@ def _describe_query_batch(spec: AttackSpec, entry: AttackEntry) -> dict[str, int
     """
     counts = isinstance(spec.attack, ExternalAttack) and asks(spec.attack, spec.norm)
     return {"counted": 1} if counts and entry.batch_size == 1 else {}
+
+
+def _describe_source(source: ModelFacts) -> list[str]:
+    """Describe the model that is crafted on; of one with a detector, the classifier is."""
+    about = [source.model_fingerprint, source.sketch]
+    return about if source.detector is None else [*about, "classifier"]
 
 
 def _describe_transforms(spec: AttackSpec) -> dict[str, Any]:

@@ -225,3 +225,17 @@ def test_attacks_that_ask_or_bring_their_own_loop_have_such_a_source_too(
     with torch.no_grad():
         found = evaluator.evaluate_chunk(tasks[1], 0, 12).frame
     assert (found["violation"] == "").all()
+
+
+def test_members_are_given_back_in_the_mode_in_which_they_came(
+    digits: tuple[Tensor, Tensor],
+) -> None:
+    nets = {
+        name: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10)) for name in "abc"
+    }
+    nets["b"][1].eval()
+    modes = [[module.training for module in net.modules()] for net in nets.values()]
+    entry = {"name": "fgsm", "eps": 0.1, "source": {"models": ["a", "b"]}}
+    found = bench.benchmark(nets, (digits[0][:4], digits[1][:4]), attacks=[entry], device="cpu")
+    assert (found.table["status"] == "ok").all()
+    assert [[module.training for module in net.modules()] for net in nets.values()] == modes

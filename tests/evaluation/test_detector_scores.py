@@ -38,6 +38,23 @@ def evaluate(model: nn.Module, batch: Batch, **settings: Any) -> bench.Evaluatio
         return bench.evaluate(model, *batch, **{"device": "cpu", "audit": False, **settings})
 
 
+class Classifier(nn.Module):
+    """A model without its score."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)[0]  # type: ignore[no-any-return]
+
+
+def benchmark(models: dict[str, nn.Module], batch: Batch, **settings: Any) -> bench.Benchmark:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", bench.RobustnessWarning)
+        return bench.benchmark(models, batch, **settings)
+
+
 def detector(rejected: str, threshold: float = 0.6, **fields: Any) -> dict[str, Any]:
     return {"output": 1, "threshold": threshold, "rejected": rejected, **fields}
 
@@ -182,3 +199,44 @@ def test_a_score_that_moves_during_the_run_ends_it_before_an_image_is_rejected()
             Remembering(), pairs(), eps=0.1, params={"steps": 60, "restarts": 2},
             detector=detector("robust", 5.0),
         )  # fmt: skip
+
+
+class Source(Pair):
+    """Sure of its class; lowering or raising its score is another way than leaving the class."""
+
+    def __init__(self, slope: float) -> None:
+        super().__init__()
+        self.slope = slope
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = x.flatten(1).unbind(1)
+        logits = torch.stack([torch.zeros_like(a), 30 * a + 20 * b - 17], 1)
+        return logits, 0.9 + self.slope * (a - 0.7) if self.slope > 0 else 1.3 - a
+
+
+@pytest.mark.parametrize("rejected", ["robust", "error"])
+@pytest.mark.parametrize("budget", [None, 3])
+def test_a_transfer_is_crafted_on_the_classifier_of_its_source(
+    rejected: str, budget: int | None
+) -> None:
+    source = Source(-1 if rejected == "robust" else 0.1)
+    settings = {"eps": EPS, "device": "cpu", "detector": detector(rejected, 0.9)}
+    entry = {
+        "name": "pgd",
+        "params": {"steps": 6, "random_start": False},
+        "source": ["source", "judged"],
+    }
+    entry |= {} if budget is None else {"victim_queries": budget}
+    found = benchmark({"judged": Pair(), "source": source}, pairs(), attacks=[entry], **settings)
+    records = found.records[found.records["model"] == "judged"].set_index("attack")
+    expected = evaluate(
+        Pair(), pairs(), source=Classifier(source), params=entry["params"],
+        victim_queries=budget, **settings,
+    ).records  # fmt: skip
+    for name in ("adv_pred", "fooled", "linf", "l2"):
+        crafted = records.loc["pgd from source", name]
+        assert crafted.tolist() == expected[name].tolist()
+    own = evaluate(Pair(), pairs(), params=entry["params"], stop="never", **settings).records
+    if budget is None:  # the judged model itself is attacked with its detector
+        assert records.loc["pgd from judged", "l2"].tolist() == own["l2"].tolist()
+    assert set(found.table["source"]) == {"source", "judged"}
