@@ -134,7 +134,8 @@ def respond(
 
 def _onto_boundary(point: Tensor, x: Tensor, observed: StepInput, norm: Norm) -> Tensor:
     """Find the shortest step from a point onto the boundary, as linearised at `x`."""
-    lead = observed.loss + (observed.gradient * (point - x)).flatten(1).sum(1)
+    loss = observed.loss.to(x)  # of a model in float64 wider than the image
+    lead = loss + (observed.gradient * (point - x)).flatten(1).sum(1)
     return hyperplane.shortest_step(point, observed.gradient, -lead, norm)
 
 

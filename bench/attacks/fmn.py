@@ -104,7 +104,8 @@ def respond(
         smaller = torch.minimum(state.eps - 1, (state.eps * (1 - gamma)).floor())
     else:
         slope = norms.norm_of(observed.gradient, norms.DUAL[norm])
-        boundary = far + observed.loss.abs() / slope.clamp_min(torch.finfo(slope.dtype).tiny)
+        loss = observed.loss.to(far)  # of a model in float64 wider than the image
+        boundary = far + loss.abs() / slope.clamp_min(torch.finfo(slope.dtype).tiny)
         larger = (1 + gamma) * torch.where(nearest.isfinite(), state.eps, boundary)
         smaller = state.eps * (1 - gamma)
     eps = torch.where(observed.fooled, torch.minimum(smaller, nearest), larger)

@@ -48,14 +48,50 @@ class RejectingModel(nn.Module):
             rejected, and below the largest where it is not, whatever is rounded.
         """
         answer = widen(self.net(x))
-        logits, score = answer[:, :-1], answer[:, -1]
-        excess = score - self.threshold if self.above else self.threshold - score
+        logits, excess = answer[:, :-1], self.measure_excess(answer)
         largest = logits.amax(1)
         there = largest.detach()
         rejection = largest + excess
         over = torch.maximum(rejection, torch.nextafter(there, torch.full_like(there, torch.inf)))
         under = torch.minimum(rejection, torch.nextafter(there, torch.full_like(there, -torch.inf)))
         return torch.cat([logits, torch.where(excess > 0, over, under)[:, None]], 1)
+
+    def measure_excess(self, answer: Tensor) -> Tensor:
+        """Measure how far scores are beyond the threshold.
+
+        Args:
+            answer: Logits and score, (n, classes + 1), as `net` returns them.
+
+        Returns:
+            Distances, (n,), positive where an image is rejected.
+        """
+        score = widen(answer)[:, -1]
+        return score - self.threshold if self.above else self.threshold - score
+
+
+class ScoreView(nn.Module):
+    """The detector of a model, without its classifier."""
+
+    def __init__(self, model: RejectingModel) -> None:
+        """Wrap a model.
+
+        Args:
+            model: The model with the detector.
+        """
+        super().__init__()
+        self.model = model
+        self.training = model.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Measure how far the scores of images are beyond the threshold.
+
+        Args:
+            x: Images, (n, c, h, w).
+
+        Returns:
+            Distances, (n, 1).
+        """
+        return self.model.measure_excess(self.model.net(x))[:, None]
 
 
 class ClassifierView(nn.Module):

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
 from bench.engine.float32_precision import allow_tf32
-from bench.engine.model_state import eval_mode
-from bench.engine.rejection import RejectingModel, find_detector
+from bench.engine.model_state import call_model, eval_mode
+from bench.engine.rejection import RejectingModel, ScoreView, find_detector
 from bench.evaluation.judge import LOGIT_TOLERANCE, Prediction, judge
+from bench.models.fingerprint import logits_differ
 from bench.models.preflight.checks import LoadedModel
 
 CONFIDENCE_TOLERANCE = 1e-3
@@ -107,6 +108,7 @@ class AnswerMonitor:
         """
         self._data, self._device, self._models = data, device, models
         self._first: dict[str, Prediction] = {}
+        self._scores: dict[str, Tensor] = {}
 
     def record_answers(self, model: str) -> None:
         """Record a model's predictions of the first images, once; none of a random model.
@@ -118,6 +120,8 @@ class AnswerMonitor:
         if model not in self._first and not loaded.random:
             x = self._read_images()
             self._first[model] = judge(loaded.model, x, len(x))
+            if isinstance(loaded.model, RejectingModel):
+                self._scores[model] = _measure_scores(loaded.model, x)
 
     def check_unchanged(self, model: str) -> None:
         """Predict the images again and compare.
@@ -134,16 +138,40 @@ class AnswerMonitor:
         difference = first_difference(
             self._models[model].model, x, len(x), first.pred, first.confidence
         )
+        what = ""
         if difference is not None:
+            what = f"clean example {difference.position} was {difference.describe()}"
+        elif model in self._scores:  # which may move for long before an image is rejected
+            what = self._describe_moved_scores(model, x)
+        if what:
             raise SuiteError(
-                f"model '{model}' changes its answers during the run: clean example "
-                f"{difference.position} was {difference.describe()}, so that the records would be "
-                "those of two models and are not written; give it no memory of earlier calls (a "
-                "counter, a cache, a buffer that its forward writes to)"
+                f"model '{model}' changes its answers during the run: {what}, so that the records "
+                "would be those of two models and are not written; give it no memory of earlier "
+                "calls (a counter, a cache, a buffer that its forward writes to)"
             )
+
+    def _describe_moved_scores(self, model: str, x: Tensor) -> str:
+        """Describe how a detector's scores moved by more than rounding; "" if they did not."""
+        loaded, first = self._models[model].model, self._scores[model]
+        assert isinstance(loaded, RejectingModel)
+        now = _measure_scores(loaded, x)
+        if not logits_differ(first, now):
+            return ""
+        at = int((now - first).abs().argmax())
+        return (
+            f"the score of clean example {at} was {float(first[at]):.6g} beyond the threshold "
+            f"before and is {float(now[at]):.6g} now"
+        )
 
     def _read_images(self) -> Tensor:
         return self._data.read(0, min(self._data.n, REPEATED_IMAGES)).to(self._device)
+
+
+def _measure_scores(model: RejectingModel, x: Tensor) -> Tensor:
+    """Measure how far the scores of images are beyond the threshold, (n, 1)."""
+    with eval_mode(model), torch.no_grad(), allow_tf32(False):
+        scores: Tensor = call_model(ScoreView(model), x)
+    return scores
 
 
 def _logits_alone_and_batched(model: nn.Module, x: Tensor, at: int) -> tuple[Tensor, Tensor]:

@@ -300,6 +300,7 @@ class Evaluator:
             sketch=loaded.sketch,
             detector=loaded.detector,
             modules=tuple(list_module_names(loaded.model)),
+            class_names=tuple(self.data.classes),
         )
 
     def unfit_reason(self, task: plan.AttackTask) -> str:
@@ -379,7 +380,7 @@ class Evaluator:
             task.spec,
             examples,
             rows,
-            self.pool.floor(task.source, rows),
+            self.pool.floor(self.pool.name_source(task), rows),
             source=source.model,
             judge_rows=self.pool.judge_rows(task.model),
             accelerated=None if accelerated is None else accelerated.model,

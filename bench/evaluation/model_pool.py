@@ -27,7 +27,7 @@ from bench.models import fingerprint
 from bench.models.preflight import checks
 from bench.models.preflight.checks import LoadedModel
 from bench.suite import plan, targets
-from bench.suite.schema import ModelEntry, Suite
+from bench.suite.schema import EnsembleEntry, ModelEntry, Suite
 
 MAX_JUDGE_ROWS = 64
 """Most rows per pass of the judge on a CPU."""
@@ -112,19 +112,33 @@ def choose_rows(
 
 
 def _check_distinguishable(models: Mapping[str, LoadedModel]) -> None:
-    """Raise SuiteError if two models have one fingerprint and different logits.
+    """Raise SuiteError if two models have one fingerprint and different answers.
 
     Records of one could otherwise be taken for those of the other.
     """
     for (label, one), (other, two) in itertools.combinations(models.items(), 2):
-        if one.fingerprint != two.fingerprint or one.logits is None or two.logits is None:
-            continue
-        if fingerprint.logits_differ(one.logits, two.logits):
+        answers = [(one.logits, two.logits), (one.scores, two.scores)]
+        if one.fingerprint == two.fingerprint and any(
+            first is not None and second is not None and fingerprint.logits_differ(first, second)
+            for first, second in answers
+        ):
             raise SuiteError(
                 f"models '{label}' and '{other}': expected one's answers from what is one model as "
-                "far as bench can see, got other logits on the first images; let what sets them "
+                "far as bench can see, got others on the first images; let what sets them "
                 "apart be among their params, or an attribute of theirs"
             )
+
+
+def _name_classifier(label: str) -> str:
+    """Name the classifier of a model with a detector, as no model's label can be."""
+    return f"{label}\0"
+
+
+def _is_same_model(one: LoadedModel, other: LoadedModel) -> bool:
+    """Check whether two models are one, as far as the identity of a cell can tell."""
+    return (one.fingerprint, one.sketch, one.predictions) == (
+        other.fingerprint, other.sketch, other.predictions
+    )  # fmt: skip
 
 
 class _TimedFloor(NamedTuple):
@@ -178,34 +192,62 @@ class ModelPool:
         """All decisions so far; the owner of `decisions` empties it once it has reported them."""
 
     def load_source(self, task: plan.AttackTask) -> LoadedModel:
-        """Return what a task's examples are crafted on; an ensemble of models is made once.
+        """Return what a task's examples are crafted on.
 
         Args:
             task: The planned task.
 
         Returns:
-            The model, or several as one.
+            The model, or several as one. Of another model than the judged one its classifier:
+            evading or raising a score that nobody asks would weaken the attack.
         """
-        entry = task.entry.ensemble
-        if entry is not None and task.source not in self.models:
-            members = [self.models[label] for label in entry.models]
-            ensemble = SourceEnsemble(
+        return self.models[self.name_source(task)]
+
+    def name_source(self, task: plan.AttackTask) -> str:
+        """Name what a task's examples are crafted on; it is made once.
+
+        Args:
+            task: The planned task.
+
+        Returns:
+            Its name in `models`.
+        """
+        label, ensemble = task.source, task.entry.ensemble
+        if ensemble is not None:
+            if label not in self.models:
+                self._add_ensemble(label, ensemble)
+            return label
+        source = self.models[label]
+        if source.detector is None or _is_same_model(source, self.models[task.model]):
+            return label
+        name = _name_classifier(label)
+        if name not in self.models:
+            self.models[name] = source._replace(
+                model=select_classifier(source.model), detector=None, scores=None
+            )
+            self.rows[name] = self.rows[label]
+        return name
+
+    def _add_ensemble(self, label: str, entry: EnsembleEntry) -> None:
+        """Add a source of several models, of each its classifier."""
+        members = [self.models[member] for member in entry.models]
+        self.models[label] = members[0]._replace(
+            label=label,
+            model=SourceEnsemble(
                 [select_classifier(each.model) for each in members], entry.weights, entry.combine
-            )
-            self.models[task.source] = members[0]._replace(
-                label=task.source,
-                model=ensemble.eval(),
-                fingerprint="",
-                findings=(),
-                predictions=1,
-                random=any(each.random for each in members),
-                access=min((each.access for each in members), key=ACCESS_RANK.__getitem__),
-                logits=None,
-                sketch="",
-            )
-            fewest = min(self.rows[label] for label in entry.models)
-            self.rows[task.source] = fewest if self.fixed_rows else max(1, fewest // len(members))
-        return self.models[task.source]
+            ),
+            fingerprint="",
+            findings=(),
+            predictions=1,
+            random=any(each.random for each in members),
+            access=min((each.access for each in members), key=ACCESS_RANK.__getitem__),
+            detector=None,
+            logits=None,
+            scores=None,
+            sketch="",
+        )
+        fewest = min(self.rows[member] for member in entry.models)
+        self.rows[label] = fewest if self.fixed_rows else max(1, fewest // len(members))
 
     def judge_rows(self, model: str) -> int:
         """Choose the judge's rows per pass.
@@ -233,8 +275,7 @@ class ModelPool:
         Returns:
             Rows by the user or by rule; an external attack's outcome may depend on them.
         """
-        self.load_source(task)
-        return task.entry.batch_size or self.rows[task.source]
+        return task.entry.batch_size or self.rows[self.name_source(task)]
 
     def seconds_per_example(self, task: plan.AttackTask) -> float:
         """Estimate the cost of a task from above.
@@ -245,7 +286,7 @@ class ModelPool:
         Returns:
             Most seconds that a bare loop would need for one example of all the task's cells.
         """
-        floor = self.floor(task.source, self.attack_rows(task))
+        floor = self.floor(self.name_source(task), self.attack_rows(task))
         return sum(floor.seconds(cell.passes or 1.0, cell.gradients or 0.0) for cell in task.cells)
 
     def floor(self, model: str, rows: int) -> timing.Floor:
@@ -292,14 +333,14 @@ class ModelPool:
                 f"{task.source} · {task.entry.label}: no accelerated model is attacked: {reason}"
             )
             return None
-        precision = task.spec.precision
-        known = self._accelerated.get((task.source, precision))
+        precision, name = task.spec.precision, self.name_source(task)
+        known = self._accelerated.get((name, precision))
         ahead = self.seconds_per_example(task) * self.data.n
         if known is None or not (known.timed or ahead < known.worth):
             x = self.data.read(0, min(self.data.n, accelerate.PROBED)).to(self.device)
-            model, rows = self.models[task.source].model, self.rows[task.source]
+            model, rows = self.models[name].model, self.rows[name]
             known = accelerate.accelerate_model(model, x, rows, precision, self.fixed_rows, ahead)
-            self._accelerated[task.source, precision] = known
+            self._accelerated[name, precision] = known
             self._decide(f"{task.source}, in {precision}: {known.describe()}")
         size = task.entry.batch_size
         return known if size is None else known._replace(rows=size)
@@ -313,8 +354,9 @@ class ModelPool:
         Returns:
             For each precision, the fields that the manifest records.
         """
+        names = (model, _name_classifier(model))
         return [
-            each.to_manifest() for (name, _), each in self._accelerated.items() if name == model
+            each.to_manifest() for (name, _), each in self._accelerated.items() if name in names
         ]
 
     def reduce_rows(self, task: plan.AttackTask, rows: int, left: int) -> None:
@@ -329,7 +371,7 @@ class ModelPool:
             f"{task.model} · {task.entry.label}: out of memory at {rows} rows a pass; "
             f"went on with {left}"
         )
-        key = task.source, task.spec.precision
+        key = self.name_source(task), task.spec.precision
         if key in self._accelerated:
             self._accelerated[key] = self._accelerated[key]._replace(rows=left)
 
@@ -345,8 +387,8 @@ class ModelPool:
             f"dropped: {why}; these examples were attacked again on {task.source} itself, as all "
             "will be from now on"
         )
-        key = task.source, task.spec.precision
-        model = self.models[task.source].model
+        name = self.name_source(task)
+        key, model = (name, task.spec.precision), self.models[name].model
         self._accelerated[key] = accelerate.original_model(model, self._accelerated[key], why)
 
     def note_failed_captures(self, task: plan.AttackTask) -> None:

@@ -97,6 +97,18 @@ def sketch_logits(logits: Tensor) -> str:
     return f"{classes} {round(2 * math.log2(size)) if size > 0 else None}"
 
 
+def sketch_scores(scores: Tensor) -> str:
+    """Describe the scores of a detector as coarsely.
+
+    Args:
+        scores: Distances beyond the threshold, (n, 1).
+
+    Returns:
+        Whether each image is rejected, 1, or accepted, 0, and the size of the largest distance.
+    """
+    return sketch_logits(torch.cat([torch.zeros_like(scores), scores], 1))
+
+
 def logits_differ(one: Tensor, other: Tensor) -> bool:
     """Return whether two models' logits on the same images differ by more than rounding.
 

@@ -88,12 +88,13 @@ class ScoredOutput(nn.Module):
             x: Images, (n, c, h, w).
 
         Returns:
-            Logits and score, (n, classes + 1), the score last.
+            Logits and score, (n, classes + 1), the score last, in the wider of their types: a
+            score that is rounded may fall to the other side of the threshold.
         """
         answer = self.net(x)
         logits: Tensor = take_output(answer, self.logits)
         score: Tensor = take_output(answer, self.score)
-        return torch.cat([logits, score.reshape(len(logits), 1).to(logits.dtype)], 1)
+        return torch.cat([logits, score.reshape(len(logits), 1)], 1)
 
 
 class QueriedOutput(nn.Module):

@@ -352,6 +352,28 @@ def _read_ensemble(
     return _Source(label, ensemble)
 
 
+def check_source_labels(check: Validator, entries: Sequence[AttackEntry]) -> None:
+    """Check that no two sources of several models have one label.
+
+    Tables name a source by its label, and it is built once for all attacks that name it.
+
+    Args:
+        check: Collects the mistakes.
+        entries: All attacks of the suite.
+    """
+    first: dict[str, AttackEntry] = {}
+    for entry in entries:
+        if entry.source is None or entry.ensemble is None:
+            continue
+        known = first.setdefault(entry.source, entry)
+        if known.ensemble != entry.ensemble:
+            check.say(
+                "attacks",
+                f"expected a label for each source of several models, got '{entry.source}' for two "
+                f"of attacks '{known.label}' and '{entry.label}'; set source.label",
+            )
+
+
 def _read_variants(
     check: Validator, table: AttackTable | None, attack: Attack, raw: dict[str, Any], key: str
 ) -> list[_Variant]:

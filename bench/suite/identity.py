@@ -28,7 +28,9 @@ from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
 from bench.engine.threats.registry import find_threat
 from bench.models.fingerprint import describe_value
 from bench.suite.adaptations import describe_adaptation
+from bench.suite.query_budgets import asks
 from bench.suite.schema import AttackEntry
+from bench.suite.targets import find_named_classes
 
 
 class ModelFacts(NamedTuple):
@@ -53,6 +55,8 @@ class ModelFacts(NamedTuple):
     """Coarse description of its answers to the first images; empty if they are random."""
     modules: tuple[str, ...] | None = None
     """Names of its modules; None if unknown, as before it is loaded and of several models."""
+    class_names: tuple[str, ...] = ()
+    """Names of the data's classes in index order; may be empty."""
 
 
 def find_source_facts(
@@ -83,6 +87,7 @@ def find_source_facts(
         random=any(each.random for each in members),
         access=min((each.access for each in members), key=ACCESS_RANK.__getitem__),
         sketch="",
+        detector=None,
         modules=None,
     )
 
@@ -106,7 +111,7 @@ def hash_cell(
     Returns:
         The identity, 16 hexadecimal digits.
     """
-    attack = spec.attack
+    attack, rows = spec.attack, _attacked_rows(entry, facts, source)
     return _hash(
         {
             "model": [facts.model_fingerprint, facts.sketch],
@@ -118,11 +123,13 @@ def hash_cell(
             "eps": [*sorted(spec.eps), eps] if are_linked(spec) else eps,
             "goal": spec.goal,
             "target": entry.target,
+            **describe_target(entry, facts),
             "params": _plain_params(spec.params),
             "stop": spec.stop,
             "sweep": spec.sweep,
             "seed": spec.seed,
-            "rows": (source or facts).rows if attack.batch_dependent else None,
+            "rows": rows if attack.batch_dependent else None,
+            **_describe_query_batch(spec, entry),
             **({"threat": find_threat(spec.norm).version} if spec.norm not in BALLS else {}),
             **({"files": files} if (files := _hash_files(spec)) else {}),
             **({"precision": spec.precision} if spec.precision != "float32" else {}),
@@ -140,8 +147,8 @@ def hash_cell(
             **({"parts": _describe_parts(spec)} if isinstance(attack, EnsembleAttack) else {}),
             # An example crafted on the judged model is that of the white-box attack.
             **(
-                {"source": [source.model_fingerprint, source.sketch]}
-                if source not in (None, facts)
+                {"source": _describe_source(source)}
+                if source is not None and source != facts
                 else {}
             ),
         }
@@ -199,6 +206,22 @@ def are_linked(spec: AttackSpec) -> bool:
     return spec.attack.budget == "minimum" or nested or one_gradient or spec.random
 
 
+def describe_target(entry: AttackEntry, facts: ModelFacts) -> dict[str, int]:
+    """Describe the target class where the names of the data's classes decide or hide its index.
+
+    Args:
+        entry: The attack's entry.
+        facts: The judged model, loaded.
+
+    Returns:
+        The index as "class"; empty for a rule, and where a number can be nothing but an index.
+    """
+    named = find_named_classes(str(entry.target), facts.class_names)
+    if not named or str(named[0]) == str(entry.target):
+        return {}
+    return {"class": named[0] if isinstance(entry.target, str) else int(entry.target or 0)}
+
+
 def _random_draws(
     spec: AttackSpec, entry: AttackEntry, facts: ModelFacts, source: ModelFacts | None
 ) -> dict[str, int]:
@@ -206,8 +229,28 @@ def _random_draws(
 
     These are the number of predictions and the rows of a batch, attacked and judged.
     """
-    attacked = entry.batch_size or (source or facts).rows
+    attacked = _attacked_rows(entry, facts, source)
     return {"predictions": spec.predictions, "attacked": attacked, "judged": facts.rows}
+
+
+def _attacked_rows(entry: AttackEntry, facts: ModelFacts, source: ModelFacts | None) -> int:
+    """Return the rows per pass of the attack: those of its entry, else those of its model."""
+    return entry.batch_size or (source or facts).rows
+
+
+def _describe_query_batch(spec: AttackSpec, entry: AttackEntry) -> dict[str, int]:
+    """Return the entry's batch size where it decides whether queries are counted.
+
+    An attack with a loop of its own is counted on one example at a time alone.
+    """
+    counts = isinstance(spec.attack, ExternalAttack) and asks(spec.attack, spec.norm)
+    return {"counted": 1} if counts and entry.batch_size == 1 else {}
+
+
+def _describe_source(source: ModelFacts) -> list[str]:
+    """Describe the model that is crafted on; of one with a detector, the classifier is."""
+    about = [source.model_fingerprint, source.sketch]
+    return about if source.detector is None else [*about, "classifier"]
 
 
 def _describe_transforms(spec: AttackSpec) -> dict[str, Any]:

@@ -260,6 +260,8 @@ def plan_task(
     settings = identity.collect_settings(spec, entry) if facts.model_fingerprint else {}
     if settings and facts.detector is not None:  # outcomes of the two countings are not compared
         settings["rejected"] = facts.detector.rejected
+    if settings:
+        settings |= identity.describe_target(entry, facts)
     cells = tuple(
         Cell(
             model=model,

@@ -167,6 +167,7 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
     attacks = [entry for table in tables for entry in table.entries]
     labels = [label for table in tables for label in table.labels]
     check.unique("attacks", labels)
+    attack_tables.check_source_labels(check, attacks)
     by_label = {entry.label: entry for entry in attacks}
     crosschecks = tuple(
         check.each(

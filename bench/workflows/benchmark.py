@@ -236,6 +236,7 @@ def _make_suite(
     if not labels:
         check.say("attacks", "expected at least one, got none")
     attack_entries = [entry for table in expanded for entry in table.entries]
+    attack_tables.check_source_labels(check, attack_entries)
     together = _list_unions(check, unions)
     attacked = [
         (entry.goal, entry.norm, radius.value) for entry in attack_entries for radius in entry.eps

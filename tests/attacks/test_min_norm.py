@@ -161,3 +161,38 @@ def test_a_ball_that_the_box_cuts_is_used_to_its_rim(linear: Linear) -> None:
     x_adv = run_search(net, x, y, "fmn", "l2").x_adv[0]
     least = 0.2 / 18**0.5
     assert float(norms.distance(x_adv, x, "l2")) == pytest.approx(least, rel=0.01)
+
+
+class InFloat64(nn.Module):
+    """A net that answers images of float32 with logits of float64."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.double())  # type: ignore[no-any-return]
+
+
+RULES = [
+    ("fab_t", registry.find("attacks", "fab_t").norms[0], {"targets": 1}),
+    *((name, norm, {}) for name, norm in SEARCHES),
+    *((name, "linf", {}) for name in ("pgd", "mifgsm", "apgd")),
+]
+
+
+@pytest.mark.parametrize(("attack", "norm", "params"), RULES)
+def test_a_model_that_answers_in_float64_is_attacked_as_in_float32(
+    attack: str, norm: Norm, params: dict[str, Any], plane: nn.Module
+) -> None:
+    if attack == "fab_t":  # which needs four classes
+        plane = nn.Sequential(plane, nn.ConstantPad1d((0, 2), -100.0))
+    x = grey(8)
+    y = plane(x).argmax(1)
+    settings = {"params": {"steps": 6, **params}, "eps": (torch.inf,)}
+    if registry.find("attacks", attack).budget == "fixed":
+        settings["eps"] = (0.2,)
+    single = run_search(plane, x, y, attack, norm, **settings)
+    double = run_search(InFloat64(plane), x, y, attack, norm, **settings)
+    assert double.x_adv.dtype == single.x_adv.dtype == torch.float32
+    assert torch.allclose(double.x_adv, single.x_adv, atol=1e-3)

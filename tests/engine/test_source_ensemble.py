@@ -183,6 +183,32 @@ def test_a_source_of_several_models_is_checked(source: str, sentence: str, tmp_p
     assert sentence in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("other", "refused"),
+    [
+        ('{ models = ["a", "lenet"], label = "pair" }', True),
+        ('{ models = ["a", "b"], combine = "losses", label = "pair" }', True),
+        ('{ models = ["a", "b"], weights = [1, 2], label = "pair" }', True),
+        ('{ models = ["a", "b"], weights = [2, 2], label = "pair" }', False),
+        ('{ models = ["a", "lenet"], label = "others" }', False),
+    ],
+)
+def test_two_sources_of_several_models_have_two_labels(
+    other: str, refused: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    first, second = (
+        SUITE.replace("SOURCE", source).partition("[[attacks]]")
+        for source in ('{ models = ["a", "b"], label = "pair" }', other)
+    )
+    text = "".join([*first, '\nlabel = "earlier"\n', *second[1:]])
+    if refused:
+        with pytest.raises(bench.SuiteError, match="got 'pair' for two of attacks 'earlier from"):
+            parse_suite(text, "sources.toml", tmp_path)
+    else:
+        assert len(parse_suite(text, "sources.toml", tmp_path).attacks) == 2
+
+
 def test_a_loss_of_the_user_belongs_to_one_model(tmp_path: Path) -> None:
     (tmp_path / "loss.py").write_text("def mine(logits, labels, images):\n    return -labels\n")
     with pytest.raises(bench.SuiteError, match="expected one model: a user's loss"):
@@ -199,3 +225,17 @@ def test_attacks_that_ask_or_bring_their_own_loop_have_such_a_source_too(
     with torch.no_grad():
         found = evaluator.evaluate_chunk(tasks[1], 0, 12).frame
     assert (found["violation"] == "").all()
+
+
+def test_members_are_given_back_in_the_mode_in_which_they_came(
+    digits: tuple[Tensor, Tensor],
+) -> None:
+    nets = {
+        name: nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(784, 10)) for name in "abc"
+    }
+    nets["b"][1].eval()
+    modes = [[module.training for module in net.modules()] for net in nets.values()]
+    entry = {"name": "fgsm", "eps": 0.1, "source": {"models": ["a", "b"]}}
+    found = bench.benchmark(nets, (digits[0][:4], digits[1][:4]), attacks=[entry], device="cpu")
+    assert (found.table["status"] == "ok").all()
+    assert [[module.training for module in net.modules()] for net in nets.values()] == modes

@@ -14,6 +14,21 @@ from bench.suite.identity import ModelFacts
 FACTS = ModelFacts(
     classes=10, shape=(1, 28, 28), rows=64, model_fingerprint="m", data_fingerprint="d"
 )
+BATCH_OF_7, BATCH_OF_40 = {"batch_size": 7}, {"batch_size": 40}
+ASKS = """
+from dataclasses import dataclass
+from bench import Attack
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    pass
+
+def run(model, x, y, threat, params, noise):
+    return x
+
+ATTACK = Attack(summary="asks", source="a test", params=Params, norms=("linf",), needs="scores",
+                run=run)
+"""
 HEAD = 'schema = 1\nname = "s"\n[data]\nname = "digits"\n'
 
 
@@ -154,6 +169,36 @@ def test_the_batch_belongs_to_the_identity_where_the_result_depends_on_it() -> N
         assert (few == many) == same
 
 
+def test_the_batch_size_of_an_entry_belongs_to_the_identity_as_that_of_the_run_does() -> None:
+    sizes = [identity(name="torchattacks:PGD", **size) for size in ({}, BATCH_OF_7, BATCH_OF_40)]
+    assert len(set(sizes)) == 3
+    of_run = identity(name="torchattacks:PGD", facts=FACTS._replace(rows=7))
+    assert of_run == sizes[1]
+
+
+def test_an_entry_whose_queries_are_counted_is_no_entry_whose_queries_are_not(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "asks.py").write_text(ASKS)
+    name = f"{tmp_path / 'asks.py'}:ATTACK"
+    one, seven, none = (identity(name=name, **size) for size in ({"batch_size": 1}, BATCH_OF_7, {}))
+    assert one != none
+    assert seven == none
+
+
+def test_the_order_of_the_classes_belongs_to_the_identity_of_an_attack_on_a_named_one() -> None:
+    def identities(names: tuple[str, ...], target: str | int) -> tuple[str, bool]:
+        facts = FACTS._replace(class_names=names)
+        (cell,) = cells(facts, goal="targeted", target=target)
+        return cell.identity, "class" in cell.settings
+
+    assert identities(("dog", "cat"), "cat") != identities(("cat", "dog"), "cat")
+    for target in ("next", 1, "1"):
+        assert identities(("dog", "cat"), target) == identities(("cat", "dog"), target)
+    assert identities(("0", "1"), 1) == identities((), 1)
+    assert identities(("1", "0"), 1)[0] != identities((), 1)[0]
+
+
 def test_the_identity_of_a_user_s_attack_changes_with_its_code_alone(tmp_path: Path) -> None:
     counts = []
     for folder, comment in (("a", ""), ("b", "# a remark\n"), ("c", "CHANGED = 1\n")):
@@ -246,3 +291,16 @@ def test_a_class_name_that_two_classes_have_is_refused_with_both_indices() -> No
     names = ("crane", "hog", "crane")
     with pytest.raises(SuiteError, match="names the classes 0 and 2; give the index"):
         targets.resolve_target(entry(goal="targeted", target="crane"), 3, names)
+
+
+def test_a_number_is_an_index_also_where_classes_are_named_by_numbers() -> None:
+    names = ("1", "10", "2", "3")  # as a folder with a class in each subfolder is sorted
+    assert targets.resolve_target(entry(goal="targeted", target=3), 4, names) == 3
+    assert targets.resolve_target(entry(goal="targeted", target="2"), 4, names) == 2
+    assert targets.resolve_target(entry(goal="targeted", target="10"), 4, names) == 1
+
+
+def test_a_named_class_that_the_model_does_not_have_is_reported() -> None:
+    aimed = entry(goal="targeted", target="cow")
+    with pytest.raises(SuiteError, match="'cow' is no class; expected an index below 2"):
+        targets.resolve_target(aimed, 2, ("dog", "cat", "cow"))

@@ -73,8 +73,11 @@ class LoadedModel(NamedTuple):
     """How it rejects images, where it predicts class `classes`; None if it does not."""
     logits: Tensor | None = None
     """Logits of the first images, on the CPU; None if the answers are random."""
+    scores: Tensor | None = None
+    """How far their scores are beyond the detector's threshold, (n, 1), likewise; None without a
+    detector."""
     sketch: str = ""
-    """The same, coarse enough to be part of an identity."""
+    """Both, coarse enough to be part of an identity."""
 
 
 def refuse_model(label: str, why: str) -> LoadedModel:

@@ -2,49 +2,13 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from bench.core.errors import first_line
 from bench.engine.functional.gradients import gradient_pass
 from bench.engine.functional.losses import make_objective
-from bench.engine.model_state import eval_mode
-from bench.engine.rejection import RejectingModel
 from bench.models.preflight.findings import Finding
 from bench.models.preflight.logit_checks import RANDOM, logit_scale
-
-
-def find_score_problems(where: str, model: RejectingModel, x: Tensor) -> Iterator[Finding]:
-    """Find what makes attacks by gradient blind to the score of a detector.
-
-    Args:
-        where: Start of a sentence, which names the model.
-        model: The model.
-        x: Images (n, c, h, w).
-
-    Yields:
-        The finding of a score without a gradient.
-    """
-    n = len(x)
-    anything = torch.zeros(n, dtype=torch.int64, device=x.device)
-    try:
-        with eval_mode(model):
-            seen = gradient_pass(model.net, _take_score, x, anything, anything)
-        lost = int((seen.gradient.flatten(1).nan_to_num().abs().amax(1) == 0).sum())
-    except RuntimeError:  # such as of a model that answers in inference mode
-        lost = n
-    if lost:
-        yield Finding(
-            "score-gradient",
-            f"{where} gives no gradient of its score on {lost} of {n} clean images: attacks by "
-            "gradient cannot learn what is rejected there, and its robust accuracy with rejections "
-            "may be too high; let the score be differentiated, give the attack a `backward`, or "
-            "attack by scores.",
-        )
-
-
-def _take_score(answer: Tensor, y: Tensor, label: Tensor) -> Tensor:
-    return answer[:, -1]
 
 
 def find_gradient_problems(

@@ -127,7 +127,7 @@ def find_doubts(
             "vote, and let attacks average their gradients over `samples`.",
         )
     elif not random:
-        yield from _find_batch_dependence(where, model, x, logits)
+        yield from find_batch_dependence(where, model, x, logits)
     if torch.allclose(logits.logsumexp(1), torch.zeros(len(x)).to(logits), atol=1e-4):
         yield Finding(
             "log-probabilities",
@@ -172,10 +172,24 @@ def _find_close_logits(where: str, logits: Tensor) -> Iterator[Finding]:
         )
 
 
-def _find_batch_dependence(
-    where: str, model: nn.Module, x: Tensor, logits: Tensor
+def find_batch_dependence(
+    where: str, model: nn.Module, x: Tensor, logits: Tensor, what: str = "logits"
 ) -> Iterator[Finding]:
-    """Yield a finding if the logits of an image depend on the other images of its batch."""
+    """Find that the outputs of an image depend on the other images of its batch.
+
+    Args:
+        where: Start of a sentence, which names the model.
+        model: The model.
+        x: Images (n, c, h, w).
+        logits: Their outputs, (n, outputs).
+        what: Name of the outputs, for people.
+
+    Yields:
+        The finding.
+
+    Raises:
+        SuiteError: The model does not take an image alone.
+    """
     try:
         with torch.no_grad():
             alone = widen(torch.cat([call_model(model, row[None]) for row in x]))
@@ -197,7 +211,7 @@ def _find_batch_dependence(
         yield Finding(
             "batch-dependent",
             f"{where} answers an image differently beside other images: its outputs depend on "
-            f"the batch{why}, so results depend on the batch size; logits differ by {far:.3g}. Use "
+            f"the batch{why}, so results depend on the batch size; {what} differ by {far:.3g}. Use "
             "statistics kept from training (track_running_stats, evaluation mode).",
         )
 

@@ -39,9 +39,8 @@ from bench.models.preflight.checks import (
     ModelOutputError,
     preflight,
 )
+from bench.models.preflight.detector_checks import check_score
 from bench.models.preflight.findings import Finding
-from bench.models.preflight.gradient_checks import find_score_problems
-from bench.models.preflight.logit_checks import is_random
 from bench.models.query_only import QueryOnlyModel
 from bench.models.wrapping import CastingModel, FixedBatchModel, unwrap_model
 
@@ -138,16 +137,17 @@ def _add_detector(
         threshold=detector.threshold,
         above=detector.rejects == "above",
         spares=detector.rejected == "robust",
-    ).eval()
-    notes += find_score_problems(where, model, x)
-    with rng.seed_global("preflight"), torch.no_grad():
-        random = loaded.random or is_random(model, x, model(x))
+    )
+    seen = check_score(where, model, x)
+    notes += seen.findings
+    random = loaded.random or seen.random
     return loaded._replace(
         model=model,
         detector=detector,
         random=random,
         logits=None if random else loaded.logits,
-        sketch="" if random else loaded.sketch,
+        scores=None if random else seen.scores.detach().cpu(),
+        sketch="" if random else f"{loaded.sketch} {fingerprint.sketch_scores(seen.scores)}",
     )
 
 
