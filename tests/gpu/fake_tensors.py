@@ -45,7 +45,7 @@ INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_inde
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_",
                "set_", "lift_fresh", "detach_", "is_same_size"}  # fmt: skip
 """Operations without a kernel beside views."""
-CACHED = (square.make_tables, surfree.make_cosines)
+CACHED = (square.make_tables, square.make_tile, surfree.make_cosines)
 """Functions that keep tensors by device: those of another test are on no pretended GPU."""
 CONVERSIONS = {"tensor", "as_tensor", "asarray", "new_tensor", "scalar_tensor"}
 """Functions that copy from Python's objects to a device that they are given."""
@@ -167,6 +167,12 @@ class Functions(TorchFunctionMode):
     ) -> Any:
         kwargs, gpu = kwargs or {}, self.gpu
         name = getattr(function, "__name__", "")
+        if name == "one_hot" and len(args) + len(kwargs) > 1:
+            # Of a stated number of classes, a GPU does not check the values.
+            with gpu.note_apart() as (_, kernels):
+                returned = self._call(function, name, args, kwargs)
+            gpu.kernels.update(kernels)
+            return returned
         if name == "__get__" and args and isinstance(args[0], Tensor):
             placed = gpu.is_placed(args[0]) if args[0].layout == torch.strided else False
             if function == Tensor.device.__get__ and placed:  # type: ignore[attr-defined]
@@ -185,8 +191,13 @@ class Functions(TorchFunctionMode):
             lists = any(isinstance(part, list) for part in _parts(args[1]))
             if lists:
                 gpu.note("upload", "a list as an index")
+        if name == "_parse_to":  # the arguments of `Module.to`, whose tensors then move
+            return function(*args, **kwargs)
         if name == "pin_memory":
             return args[0].clone()
+        if name == "__deepcopy__" and gpu.is_placed(args[0]):  # copies the memory by itself
+            with gpu.note_apart():
+                return gpu.place(function(*args, **kwargs))
         return self._call(function, name, args, kwargs)
 
     def _call(self, function: Any, name: str, args: Any, kwargs: Any) -> Any:
