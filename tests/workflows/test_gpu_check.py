@@ -1,4 +1,4 @@
-"""`bench gpu-check`: every part on the CPU in tiny sizes, captures on a pretended GPU, the output."""
+"""`bench gpu-check`: all parts on the CPU in tiny sizes, captures on a pretended GPU, the output."""
 
 import json
 import os
@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from gpu.fake_cuda import FakeCuda
 
 from bench.cli import cli
 from bench.engine import cuda_graphs
 from bench.workflows.gpu_check import captures, check, passes, race
 from bench.workflows.gpu_check.setup import TINY, Job, Setup
-from gpu.fake_cuda import FakeCuda
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -226,7 +226,7 @@ def test_without_a_gpu_it_says_one_sentence_and_exits_with_2(tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
-# ------------------------------------------------------------------- for a machine without a network
+# ----------------------------------------------------------------- a machine without a network
 
 
 def test_the_bundle_runs_from_its_own_folder_without_an_installation(tmp_path: Path) -> None:
