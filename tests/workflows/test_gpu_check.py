@@ -1,4 +1,4 @@
-"""`bench gpu-check`: all parts on the CPU in tiny sizes, captures on a pretended GPU, the output."""
+"""`bench gpu-check`: its parts on the CPU in tiny sizes, captures on a pretended GPU, output."""
 
 import json
 import os

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def list_jobs(setup: Setup) -> Iterator[Job]:
         attack = None if name.endswith(":") else registry.find("attacks", name)
         if isinstance(attack, IterativeAttack) and not attack.rule.one_gradient:
             for norm in attack.norms:
-                yield Job(f"{name} {norm}", lambda n=name, m=norm: compare(setup, n, m))
+                yield Job(f"{name} {norm}", partial(compare, setup, name, norm))
 
 
 def compare(setup: Setup, name: str, norm: Norm) -> dict[str, Any]:

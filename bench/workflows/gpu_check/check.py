@@ -6,6 +6,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,7 +43,7 @@ def list_machine_jobs(setup: Setup) -> Iterator[Job]:
     Yields:
         One job.
     """
-    yield Job("versions", lambda: describe_machine(setup.device))
+    yield Job("versions", partial(describe_machine, setup.device))
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

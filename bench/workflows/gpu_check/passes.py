@@ -3,6 +3,7 @@
 import gc
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,8 +39,8 @@ def list_memory_jobs(setup: Setup) -> Iterator[Job]:
     Yields:
         Jobs.
     """
-    yield Job("repeated calls", lambda: compare_memory(setup))
-    yield Job("waits of the host", lambda: count_waits(setup))
+    yield Job("repeated calls", partial(compare_memory, setup))
+    yield Job("waits of the host", partial(count_waits, setup))
 
 
 def compare_memory(setup: Setup) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def list_precision_jobs(setup: Setup) -> Iterator[Job]:
             for layout in LAYOUTS:
                 yield Job(
                     f"{size} images, {precision}, {layout}",
-                    lambda s=size, p=precision, o=layout: time_gradient(setup, net, s, p, o),
+                    partial(time_gradient, setup, net, size, precision, layout),
                 )
 
 
@@ -154,7 +155,7 @@ def list_ensemble_jobs(setup: Setup) -> Iterator[Job]:
     Yields:
         One job.
     """
-    yield Job(f"linf, eps {ROBUST_EPS}", lambda: run_autoattack(setup))
+    yield Job(f"linf, eps {ROBUST_EPS}", partial(run_autoattack, setup))
 
 
 def run_autoattack(setup: Setup) -> dict[str, Any]:
@@ -197,7 +198,7 @@ def list_device_jobs(setup: Setup) -> Iterator[Job]:
     Yields:
         One job.
     """
-    yield Job("PGD", lambda: compare_devices(setup))
+    yield Job("PGD", partial(compare_devices, setup))
 
 
 def compare_devices(setup: Setup) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Part: PGD on LeNet at seven eps, against torchattacks and against the memory's bandwidth."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,12 +38,12 @@ def list_jobs(setup: Setup) -> Iterator[Job]:
     """
     race, sizes = Race(setup), setup.sizes
     for rows in sizes.rows:
-        yield Job(f"bench, {rows} rows", lambda rows=rows: race.run_bench(rows))
+        yield Job(f"bench, {rows} rows", partial(race.run_bench, rows))
     rows = sizes.rows[1]
-    yield Job(f"bench, {rows} rows, launch by launch", lambda: race.run_bench(rows, captures=False))
-    yield Job(f"bench, {rows} rows, every step", lambda: race.run_bench(rows, stop="never"))
+    yield Job(f"bench, {rows} rows, launch by launch", partial(race.run_bench, rows, False))
+    yield Job(f"bench, {rows} rows, every step", partial(race.run_bench, rows, stop="never"))
     for size in sizes.batches:
-        yield Job(f"torchattacks, batch {size}", lambda size=size: race.run_library(size))
+        yield Job(f"torchattacks, batch {size}", partial(race.run_library, size))
     yield Job("ratios", race.compare)
 
 
@@ -185,7 +186,7 @@ class _Traffic(TorchDispatchMode):
     """Adds up the bytes of the tensors that operations read and write; views move none."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     def __torch_dispatch__(
