@@ -26,7 +26,7 @@ KNOWN = {
     "engine/item_queue.py": LOOP,
     "engine/tensor_tree.py": LOOP,
     "engine/cuda_graphs.py": "a capture is compared with the step, once for each size",
-    "engine/model_state.py (frozen)": CHUNK,
+    "engine/model_state.py (_find_changed)": CHUNK,
     "engine/timing.py": ONCE,
     "engine/acceleration/accelerate.py": ONCE,
     "engine/acceleration/agreement.py": CHUNK,

@@ -28,6 +28,8 @@ from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.core.contracts.types import Norm
 from bench.datasets import digits
 from bench.engine import cuda_graphs, stream
+from bench.engine.functional.gradients import gradient_pass
+from bench.engine.functional.losses import make_objective
 from bench.models import lenet
 from bench.models.published_weights import WEIGHTS
 from gpu.fake_cuda import FakeCuda, FakeGraph
@@ -198,6 +200,15 @@ def count_steps(name: str, norm: Norm, rows: int = 8, **settings: Any) -> StepCo
     )
 
 
+def count_gradient() -> int:
+    """Kernels of one forward and one backward pass of LeNet, with the loss of PGD."""
+    net, x, y = load_problem(8)
+    objective = make_objective("cross-entropy", "untargeted")
+    return count_run(
+        lambda net, x, y, ids: gradient_pass(net, objective, x, y, y), net, x, y
+    ).around.total()
+
+
 def _count(counts: RunCounts, kinds: Sequence[str]) -> int:
     return sum(event.kind in kinds for event in counts.events)
 
@@ -206,6 +217,7 @@ def main(names: Sequence[str]) -> None:
     """Print the table."""
     print("attack norm | kernels a step | launches around it | waits, copies a look"
           " | launches, waits to start and end | where")  # fmt: skip
+    print(f"of which one gradient of the net: {count_gradient()} kernels")
     for name, norm in list_rules():
         if names and name not in names:
             continue

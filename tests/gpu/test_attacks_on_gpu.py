@@ -107,3 +107,17 @@ def test_a_victim_is_shown_iterates_on_the_gpu(problem: Any) -> None:
         return images.flatten(1).sum(1) > 400
 
     check(*attack_on_both(make_spec("pgd", "linf", victim_queries=6), problem, ask=ask))
+
+
+def test_rows_that_wait_after_memory_ran_out_stay_on_the_gpu(problem: Any) -> None:
+    class Large(SmallNet):
+        """A net without memory for three rows."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            if len(x) > 2 and torch.is_grad_enabled():
+                raise torch.OutOfMemoryError("planted")
+            return super().forward(x)
+
+    machine, result, wanted = attack_on_both(make_spec("pgd", "linf"), problem, Large())
+    assert result.rows == 1
+    check(machine, result, wanted)

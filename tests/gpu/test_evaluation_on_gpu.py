@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.contracts.attack import AttackSpec
+from bench.core.errors import ContractError
 from bench.engine import timing
+from bench.engine.model_state import frozen
 from bench.engine.rejection import RejectingModel
 from bench.evaluation.chunk import VerifiedChunk, evaluate_chunk
 from bench.evaluation.crafting import Examples
@@ -114,3 +116,14 @@ def test_a_victim_is_asked_there() -> None:
 
 def test_a_random_model_votes_there() -> None:
     check(make_spec("pgd", "linf", random=True, predictions=3, samples=2))
+
+
+def test_whether_a_model_was_changed_is_asked_once_for_all_its_tensors() -> None:
+    machine, net = Machine(), SmallNet()
+    machine.gpu.upload_module(net)
+    with machine.run():
+        with frozen(net):
+            pass
+        assert [event.kind for event in machine.gpu.events] == ["read"]
+        with pytest.raises(ContractError, match=r"net\.0\.bias"), frozen(net), torch.no_grad():
+            net.net[0].bias.add_(1)
