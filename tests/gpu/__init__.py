@@ -7,6 +7,7 @@
   host waits for, copies or mixes. `known_events` lists what is wanted, and why; `test_fake_tensors`
   plants offenders of each kind; `test_attacks_on_gpu` and `test_evaluation_on_gpu` run every rule
   in every norm, and every kind of attack with judge, verification and records.
+- `test_runs_on_gpu` adds preflight, audit and certificates.
 - `step_counts` counts what a step asks of a GPU; as a program, it prints the table of all rules.
 - `test_devices` uses `fake_cuda` for machines with several GPUs, threads beside a capture, the
   lifetime of graphs, and captures that fail.
