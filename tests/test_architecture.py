@@ -19,7 +19,10 @@ PACKAGES = {
     "evaluation", "execution", "models",
     "pytest_plugin", "reporting", "storage", "suite", "workflows",
 }  # fmt: skip
-HOMES = ("attacks/", "models/", "datasets/", "workflows/training/", "workflows/speed/")
+HOMES = (
+    "attacks/", "models/", "datasets/", "workflows/training/", "workflows/speed/",
+    "workflows/gpu_check/",
+)  # fmt: skip
 """Where the built-in attacks, models and data sets may be named."""
 
 
@@ -177,7 +180,7 @@ def test_no_broad_except_hides_a_bug_outside_foreign_code() -> None:
         "models/preflight/prepare.py", "models/preflight/preprocessing.py",
         "models/serialized/__init__.py",
         "reporting/formats/registered.py", "reporting/trackers/__init__.py",
-        "workflows/speed/race.py", "workflows/training/resume.py",
+        "workflows/gpu_check/check.py", "workflows/speed/race.py", "workflows/training/resume.py",
     ]  # fmt: skip
 
 

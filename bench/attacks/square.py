@@ -358,6 +358,22 @@ def make_eta(side: int, norm: Norm) -> Tensor:
     return both / norm_of_all(both, norm)
 
 
+@cache
+def make_tile(side: int, norm: Norm, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Build the tile of a start once: each later start would copy it to a GPU again.
+
+    Args:
+        side: Side in pixels.
+        norm: l2 or l1.
+        dtype: Dtype of the images.
+        device: Device of the images.
+
+    Returns:
+        (side, side).
+    """
+    return make_eta(side, norm).to(device, dtype)
+
+
 def norm_of_all(values: Tensor, norm: Norm) -> Tensor:
     """Compute the norm of all values together.
 
@@ -389,7 +405,7 @@ def start_tiles(batch: AttackBatch, noise: Noise, norm: Norm) -> Tensor:
     down, across = height // side, width // side
     drawn = noise.uniform(batch.x.new_empty(n, channels + 1, down, across)) < 0
     drawn = by_channel(drawn)  # (n, c + 1, down, across, 1, 1)
-    shape = make_eta(side, norm).to(batch.x)
+    shape = make_tile(side, norm, batch.x.dtype, batch.x.device)
     tile = torch.where(drawn[:, :1], shape.T, shape)
     tile = torch.where(drawn[:, 1:], -tile, tile)  # (n, c, down, across, side, side)
     tiled = tile.transpose(3, 4).reshape(n, channels, down * side, across * side)

@@ -10,6 +10,7 @@ from bench.cli import (
     compare,
     explain,
     gate,
+    gpu_check,
     init,
     leaderboard,
     merge,
@@ -25,6 +26,6 @@ from bench.cli import list as list_verbs
 from bench.cli.main import cli, main
 
 __all__ = [
-    "attack", "cli", "compare", "explain", "gate", "init", "leaderboard", "list_verbs", "main",
-    "merge", "publish", "report", "rerun", "run", "schema", "speed", "train",
+    "attack", "cli", "compare", "explain", "gate", "gpu_check", "init", "leaderboard",
+    "list_verbs", "main", "merge", "publish", "report", "rerun", "run", "schema", "speed", "train",
 ]  # fmt: skip

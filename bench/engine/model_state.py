@@ -4,7 +4,7 @@ Everything is restored afterwards, and a change of parameters, buffers or input 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.core.errors import ContractError
+from bench.engine.device import is_gpu
 
 
 @contextmanager
@@ -60,12 +61,31 @@ def frozen(model: nn.Module) -> Iterator[None]:
         for parameter, wants, gradient in parameters:
             parameter.requires_grad_(wants)
             parameter.grad = gradient
-        changed = [key for key in before if not torch.equal(before[key], tensors[key])]
+        changed = _find_changed(before, tensors)
         with torch.no_grad():
             for key in changed:
                 tensors[key].copy_(before[key])
     if changed:
         raise ContractError(_describe_change(model, changed, training))
+
+
+def _find_changed(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> list[str]:
+    """List the tensors that are no longer equal; each GPU is waited for once, not for each tensor.
+
+    As with torch.equal, NaN is no number's equal.
+    """
+    changed: set[str] = set()
+    differ: dict[torch.device, dict[str, Tensor]] = {}
+    for key, old in before.items():
+        new = now[key]
+        if is_gpu(new.device) and (old.shape, old.dtype) == (new.shape, new.dtype):
+            differ.setdefault(new.device, {})[key] = (old != new).any()
+        elif not torch.equal(old, new):
+            changed.add(key)
+    for flags in differ.values():
+        answers = torch.stack(list(flags.values())).tolist()
+        changed |= {key for key, differs in zip(flags, answers, strict=True) if differs}
+    return [key for key in before if key in changed]
 
 
 def _describe_change(model: nn.Module, changed: list[str], training: set[str]) -> str:

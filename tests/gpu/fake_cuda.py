@@ -179,6 +179,12 @@ class FakeCuda:
     def pretend(self) -> Iterator[torch.device]:
         """Replace `torch.cuda`; every tensor claims to be on the device, which is yielded."""
         device = torch.device("cuda", self.at)
+        with self.replace_module(), Claims(device):
+            yield device
+
+    @contextlib.contextmanager
+    def replace_module(self) -> Iterator[None]:
+        """Replace `torch.cuda` alone."""
         replaced: dict[str, Any] = {
             "is_available": lambda: True, "device_count": lambda: DEVICES, "device": self.device,
             "current_device": self.current_device, "Stream": self.new_stream, "graph": self.graph,
@@ -189,12 +195,12 @@ class FakeCuda:
             "get_rng_state": lambda device=None: torch.empty(0),
             "set_rng_state": lambda state, device=None: None,
         }  # fmt: skip
-        with pytest.MonkeyPatch.context() as patch, Claims(device):
+        with pytest.MonkeyPatch.context() as patch:
             for name, value in replaced.items():
                 patch.setattr(torch.cuda, name, value)
             patch.setattr(torch.random, "_fork_rng_warned_already", True)
             patch.setattr(Tensor, "pin_memory", self.pin_memory_of())
-            yield device
+            yield
 
     def pin_memory_of(self) -> Callable[[Tensor], Tensor]:
         """`pin_memory` as a method of a tensor."""
