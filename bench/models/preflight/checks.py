@@ -36,6 +36,7 @@ from bench.models.preflight.logit_checks import (
     is_random,
 )
 from bench.models.preflight.preprocessing import find_wrong_preprocessing
+from bench.models.preflight.repetition import repeat_calls
 from bench.models.query_only import QueryOnlyModel
 
 N_IMAGES = 16
@@ -183,13 +184,17 @@ def _check_model(
         if refused:
             raise SuiteError(refused[0].format_error())
         logits = widen(logits)
-        random = is_random(model, x, logits)
-        findings += find_doubts(where, net, model, data, x, logits, random, predictions)
-        if not isinstance(net, QueryOnlyModel):
-            findings += find_gradient_problems(where, model, x, logits, random)
+        differentiates = not isinstance(net, QueryOnlyModel)
+        seen = repeat_calls(model, x, logits, differentiates)
+        alike = seen is not None
+        random = not alike and is_random(model, x, logits)
+        findings += find_doubts(where, net, model, data, x, logits, random, predictions, alike)
+        if differentiates:
+            findings += find_gradient_problems(where, model, x, logits, random, seen)
         _check_unwritten(x, clean)
         if "not-finite" not in [each.name for each in findings]:
-            findings += find_wrong_preprocessing(where, model, data, x.device)
+            first = predict_class(logits) if alike else None
+            findings += find_wrong_preprocessing(where, model, data, x.device, first)
     sentences = tuple(each.format_note(each.name in allow) for each in findings)
     random = random or predictions > 1
     access: Access = "gradient"
