@@ -11,7 +11,6 @@ from bench.core.errors import SuiteError, describe
 from bench.engine.device import enter_device
 from bench.evaluation.audit import probes, symptoms
 from bench.evaluation.evaluator import Evaluator
-from bench.models.preflight.findings import read_name
 from bench.suite import plan
 
 DEFAULT = Threat(norm="linf", eps=0.1)
@@ -174,7 +173,7 @@ def _probe_one(
                 observed = probes.probe_model(probed, _choose_threat(tasks), specs)
             else:
                 fit = evaluator.models[label]
-                vague = fit.random or "batch-dependent" in map(read_name, fit.findings)
+                vague = fit.random or "batch-dependent" in fit.finding_names()
                 observed = [] if vague else probes.check_gradients(probed)
                 if vague:
                     document["looked"] = []

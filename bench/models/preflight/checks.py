@@ -27,7 +27,7 @@ from bench.engine.model_state import (
 )
 from bench.engine.opaque_model import OpaqueModel
 from bench.models import fingerprint
-from bench.models.preflight.findings import FINDINGS, Finding
+from bench.models.preflight.findings import FINDINGS, Finding, read_name
 from bench.models.preflight.gradient_checks import find_gradient_problems
 from bench.models.preflight.logit_checks import (
     find_doubts,
@@ -77,6 +77,14 @@ class LoadedModel(NamedTuple):
     sketch: str = ""
     """The same, coarse enough to be part of an identity."""
 
+    def finding_names(self) -> list[str]:
+        """List the findings by name.
+
+        Returns:
+            Names of `bench.models.preflight.findings`; "" for a sentence without one.
+        """
+        return [read_name(note) for note in self.findings]
+
 
 def refuse_model(label: str, why: str) -> LoadedModel:
     """Return the placeholder of a model that failed to load; its cells are planned and fail.
@@ -101,6 +109,7 @@ def preflight(
     predictions: int = 1,
     allow: Sequence[str] = (),
     about: Any = None,
+    digest: str = "",
 ) -> LoadedModel:
     """Check a model on the first images.
 
@@ -112,6 +121,7 @@ def preflight(
         predictions: Predictions that vote on one verdict.
         allow: Names of findings that do not stop the run.
         about: Plain values that belong to the model's fingerprint.
+        digest: What `identify_model` returns of both, where that is known.
 
     Returns:
         The model with its fingerprint and findings.
@@ -128,8 +138,9 @@ def preflight(
     if isinstance(model, torch.jit.ScriptModule):  # whose layers take no hooks
         model = OpaqueModel(model, fingerprint.describe_program(model))
     x = data.read(0, min(data.n, N_IMAGES)).to(device)
+    digest = digest or identify_model(model, about)  # first, since a forward may count its calls
     try:
-        return _check_model(label, model, model, data, x.clone(), predictions, allow, about)
+        return _check_model(label, model, model, data, x.clone(), predictions, allow, digest)
     except InputWriteError:
         with eval_mode(model), rng.seed_global("preflight"):
             who = find_input_writer(model, x)
@@ -141,9 +152,24 @@ def preflight(
             x,
             predictions,
             allow,
-            about,
+            digest,
             [_input_write_finding(where, who)],
         )
+
+
+def identify_model(model: nn.Module, about: Any = None) -> str:
+    """Compute the fingerprint of a model in evaluation mode.
+
+    Args:
+        model: The model.
+        about: Plain values that belong to it as well.
+
+    Returns:
+        The fingerprint, which covers what stays in training mode.
+    """
+    with eval_mode(model):
+        training = [name for name, module in model.named_modules() if module.training]
+        return fingerprint.fingerprint(model, [about, training])
 
 
 def _input_write_finding(where: str, who: str) -> Finding:
@@ -162,21 +188,19 @@ def _check_model(
     x: Tensor,
     predictions: int,
     allow: Sequence[str],
-    about: Any = None,
+    digest: str,
     known: Sequence[Finding] = (),
 ) -> LoadedModel:
     """Check a model as `preflight` does.
 
-    `model` is called in place of `net`, which it is or wraps; `known` are findings so far.
+    `model` is called in place of `net`, which it is or wraps and whose fingerprint is `digest`;
+    `known` are findings so far.
 
     Raises:
         InputWriteError: The model writes into x.
     """
     where, clean = f"model '{label}'", x.clone()
     with eval_mode(model), rng.seed_global("preflight"):  # for reproducible findings
-        training = [name for name, module in net.named_modules() if module.training]
-        # Before the first call, since a forward may count its calls.
-        digest = fingerprint.fingerprint(net, [about, training])
         logits = _compute_logits(where, model, data, x)
         _check_unwritten(x, clean)
         findings = [*known, *find_errors(where, model, logits)]

@@ -107,9 +107,7 @@ def find_wrong_preprocessing(
     """
     if data.labels is None or data.n < MIN_IMAGES:
         return
-    at = (
-        [k * data.n // N_IMAGES for k in range(N_IMAGES)] if data.n > N_IMAGES else [*range(data.n)]
-    )
+    at = _choose_images(data.n)
     x = torch.cat([data.read(k, k + 1) for k in at]).to(device)
     y = data.labels[at].to(device)
     pred = _predict_others(model, x, at, first)
@@ -148,6 +146,24 @@ def find_wrong_preprocessing(
             "weights (random unless its entry or its own code loads some), its normalisation (done "
             "twice, or not at all), its channels and its labels.",
         )
+
+
+def _choose_images(n: int) -> list[int]:
+    """Choose images spread over a data set of n, in ascending order."""
+    return [k * n // N_IMAGES for k in range(N_IMAGES)] if n > N_IMAGES else [*range(n)]
+
+
+def count_other_images(n: int, first: int) -> int:
+    """Count the images of the test beyond the first ones.
+
+    Args:
+        n: Images of the data set.
+        first: Images that the model was asked about before.
+
+    Returns:
+        Their number.
+    """
+    return 0 if n < MIN_IMAGES else sum(k >= first for k in _choose_images(n))
 
 
 def _predict_others(
