@@ -24,9 +24,9 @@ def recall(fingerprint: str, *key: Any) -> Any:
     Returns:
         The fact; None if there is none.
     """
-    fact = _facts.get((fingerprint, *key))
+    fact = _facts.pop((fingerprint, *key), None)
     if fact is not None:
-        _facts.move_to_end((fingerprint, *key))
+        _facts[fingerprint, *key] = fact  # at the end again
     return fact
 
 
@@ -40,8 +40,8 @@ def store(fact: Any, fingerprint: str, *key: Any) -> None:
     """
     if not fingerprint:
         return
+    _facts.pop((fingerprint, *key), None)
     _facts[fingerprint, *key] = fact
-    _facts.move_to_end((fingerprint, *key))
     while len(_facts) > MOST_FACTS:
         _facts.popitem(last=False)
 

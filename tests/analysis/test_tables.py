@@ -1,5 +1,6 @@
 """Tables from a handful of records whose figures were worked out by hand."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -129,6 +130,20 @@ def test_costs_are_per_attacked_example() -> None:
     assert (values["forwards_per_example"], values["backwards_per_example"]) == (6.0, 2.0)
     assert (values["seconds"], values["examples_per_second"]) == (2.0, 2.0)
     assert (values["floor_ratio"], values["rows_per_pass"]) == (1.25, 64)
+
+
+def test_a_floor_that_was_not_timed_for_every_chunk_is_missing() -> None:
+    """Chunks without an attacked example have none."""
+    timed, clean = piece("a", 0, 3, 4), piece("a", 3, 5, 0)
+    clean = dataclasses.replace(clean, seconds=0.0, floor_seconds=0.0)
+    untimed = dataclasses.replace(clean, attacked=1, seconds=1.0)
+    ratios = [
+        row(build_table([cell("a")], [frame("a", UNTARGETED)], pieces=[timed, other]))[
+            "floor_ratio"
+        ]
+        for other in (clean, untimed)
+    ]
+    assert ratios == [1.25, None]
 
 
 def test_nothing_classified_correctly_is_no_success_rate_and_says_so() -> None:

@@ -125,7 +125,7 @@ def accelerate_model(
             layouts = find_layouts(model)
             chosen = choose_untimed(model, layouts, x, rows, precision, fixed, ahead)
             if chosen is not None:
-                layouts = tuple(sorted(layouts, key=lambda each: each != chosen.layout))
+                layouts = (chosen.layout, *(each for each in layouts if each != chosen.layout))
             probed = min(rows, most_rows)
             agreeing, exchanged, dropped = _agreeing_candidates(
                 model, x[:PROBED], precision, probed, layouts, chosen is not None, brief

@@ -85,7 +85,7 @@ def _take_wrappers(model: nn.Module, net: nn.Module) -> tuple[nn.Module, ...] | 
         if list(model._modules) != ["net"] or [*model.parameters(recurse=False)]:
             return None
         wrappers.append(_wrap(model, nn.Identity()))
-        model = model.net
+        model = model.get_submodule("net")
     return tuple(wrappers)
 
 
