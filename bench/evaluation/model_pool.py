@@ -223,6 +223,8 @@ class ModelPool:
         precision = task.spec.precision
         known = self._accelerated.get((task.source, precision))
         ahead = self._passes_ahead(task)
+        if self._one_attack and not self._plan_setup(task, self.rows[task.source]).calibrates:
+            ahead = 0.0
         if known is None or not (known.timed or ahead < known.worth):
             known = self._make_accelerated(task, ahead)
             self._accelerated[task.source, precision] = known

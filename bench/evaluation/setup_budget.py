@@ -3,14 +3,15 @@
 A pass is a forward with its backward of one image; a forward alone counts as half of one. Set-up
 takes at most LEAST_PASSES for each image or MAX_SHARE of the attack, whichever is more. Preflight
 comes first. What is left goes to an accelerated model where the attack is long enough to earn it
-back, then to timing the floor. Passes are counted and not timed, and as if nothing were known of
-the model from earlier calls, so that one call always has the same records.
+back, then to timing its layouts, then to timing the floor. Passes are counted and not timed, and
+as if nothing were known of the model from earlier calls, so that one call always has the same
+records.
 """
 
 from typing import NamedTuple
 
 from bench.engine import timing
-from bench.engine.acceleration import accelerate
+from bench.engine.acceleration import accelerate, calibration
 from bench.models.preflight import checks, preprocessing
 
 LEAST_PASSES = 3.0
@@ -27,6 +28,8 @@ class SetupPlan(NamedTuple):
 
     accelerates: bool
     """Whether an accelerated model is compared with the model."""
+    calibrates: bool
+    """Whether layouts and rows a pass may be timed."""
     floor_calls: int
     """Calls by which the floor is timed; 0 if it is not."""
 
@@ -48,8 +51,12 @@ def plan_setup(n: int, ahead: float, rows: int, accelerable: bool, models: int =
     compared = accelerate.count_probe_passes(min(n, accelerate.PROBED), rows)
     accelerates = accelerable and compared <= min(left, MAX_COST * ahead)
     left -= compared if accelerates else 0.0
+    timed = compared / 2 + calibration.TIMINGS * rows  # the other layout is compared as well
+    calibrates = accelerates and calibration.is_worth_timing(rows, ahead) and timed <= left
+    left -= timed if calibrates else 0.0
     calls = int(left / timing.count_floor_passes(rows, 0)) - 1  # the first call warms up
-    return SetupPlan(accelerates, min(calls, timing.MAX_CALLS) if calls >= timing.MIN_CALLS else 0)
+    calls = min(calls, timing.MAX_CALLS) if calls >= timing.MIN_CALLS else 0
+    return SetupPlan(accelerates, calibrates, calls)
 
 
 def count_check_passes(n: int) -> float:
