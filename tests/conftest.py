@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
 from bench.datasets import digits as digits_dataset
-from bench.engine import stream
+from bench.engine import process_cache, stream
 from bench.models import lenet as architecture
 from bench.models.published_weights import WEIGHTS
 
@@ -38,6 +38,12 @@ def no_memory_of_other_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterato
         environment.setenv("MPLCONFIGDIR", matplotlib.get_cachedir())
         environment.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_recalled() -> None:
+    """No test sees what another one found out about the same model."""
+    process_cache.clear()
 
 
 @pytest.fixture(scope="session")

@@ -66,7 +66,7 @@ MAIN = (
     TableColumn("seconds", "number", "Wall-clock time of crafting.", "seconds"),
     TableColumn("examples_per_second", "number", "attacked / seconds."),
     TableColumn("floor_ratio", "number", "seconds over the time of a bare loop of the same number "
-                "of passes, measured in the same run.", "factor"),
+                "of passes, measured in the same run; empty where none was timed.", "factor"),
     TableColumn("device", "text", "Device that the attack ran on."),
 )  # fmt: skip
 """The first columns of every table of cells, in this order."""

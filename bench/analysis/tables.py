@@ -200,7 +200,8 @@ def _row(cell: Cell, stored: StoredRecords, positions: Any, n: int) -> dict[str,
         return {**about, "status": "failed", "reason": reason}
     counted = _counts(records)
     seconds = sum(piece.seconds for piece in pieces)
-    floor = sum(piece.floor_seconds for piece in pieces)
+    timed = all(piece.floor_seconds for piece in pieces if piece.attacked)
+    floor = sum(piece.floor_seconds for piece in pieces) if timed else 0.0
     fooled = records[records["fooled"]]
     parts = [name for name in cell.traits.get("parts", "").split(", ") if name]
     passes = records[["forwards", "backwards"]].sum()

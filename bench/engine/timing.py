@@ -17,6 +17,11 @@ from bench.engine.functional.losses import make_objective
 from bench.engine.model_state import eval_mode, is_out_of_memory
 from bench.engine.opaque_model import OperatorBytes, contains_opaque_model
 
+MIN_CALLS, MAX_CALLS = 2, 15
+"""Timed calls of one function: two that agree are enough of one that takes long."""
+STEADY = 0.1
+"""Relative difference of the first two calls from which a third one decides."""
+
 
 class PassCounts:
     """Number of rows that went forward through a model and of rows whose gradient came back."""
@@ -89,7 +94,7 @@ class Floor(NamedTuple):
         return own.seconds(forwards, backwards)
 
 
-def measure_floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
+def measure_floor(model: nn.Module, x: Tensor, y: Tensor, rows: int, most_calls: int = 15) -> Floor:
     """Time bare passes of a model over noisy images, as the lower bound of an attack's time.
 
     Passes are in float32 without TF32, as an attack's are unless its precision says otherwise.
@@ -102,17 +107,42 @@ def measure_floor(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
         x: Images, (n, c, h, w), in [0, 1].
         y: Labels, (n,), int64.
         rows: Rows a pass.
+        most_calls: Most calls of each kind that are timed, at least MIN_CALLS.
 
     Returns:
         Medians of several passes.
     """
-    sizes = sorted({rows, max(1, rows // 4)})
     with eval_mode(model), allow_tf32(False):
-        floors = [_time_passes(model, x, y, size) for size in sizes]
+        floors = [_time_passes(model, x, y, size, most_calls) for size in floor_sizes(rows)]
     return Floor(*map(min, zip(*floors, strict=True)))
 
 
-def _time_passes(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
+def floor_sizes(rows: int) -> list[int]:
+    """List the rows a pass of which the faster is a floor's pace.
+
+    Args:
+        rows: Rows a pass of the attack.
+
+    Returns:
+        A quarter of them, and all.
+    """
+    return sorted({rows, max(1, rows // 4)})
+
+
+def count_floor_passes(rows: int, calls: int) -> float:
+    """Count the passes by which a floor is timed.
+
+    Args:
+        rows: Rows a pass of the attack.
+        calls: Timed calls of each kind.
+
+    Returns:
+        Gradients of one image, a forward pass counted as half of one.
+    """
+    return 1.5 * (calls + 1) * sum(floor_sizes(rows))  # one call warms up
+
+
+def _time_passes(model: nn.Module, x: Tensor, y: Tensor, rows: int, most_calls: int) -> Floor:
     """Time a forward pass and a gradient over `rows` rows, per row."""
     images = noisy_images(x, rows)
     labels = y[torch.arange(rows, device=x.device) % len(x)]
@@ -125,9 +155,9 @@ def _time_passes(model: nn.Module, x: Tensor, y: Tensor, rows: int) -> Floor:
     def gradient() -> None:
         gradient_pass(model, objective, images, labels, labels)
 
-    there, busy_there = median_seconds(forward, x.device)
+    there, busy_there = median_seconds(forward, x.device, most_calls=most_calls)
     try:
-        back, busy_back = median_seconds(gradient, x.device)
+        back, busy_back = median_seconds(gradient, x.device, most_calls=most_calls)
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
@@ -151,13 +181,16 @@ def noisy_images(x: Tensor, rows: int) -> Tensor:
     return (repeated + 0.4 * noise).clamp(0, 1)
 
 
-def median_seconds(work: Any, device: torch.device, most: float = 0.1) -> tuple[float, float]:
-    """Time a function after one warm-up call: 3 to 15 calls.
+def median_seconds(
+    work: Any, device: torch.device, most: float = 0.1, most_calls: int = MAX_CALLS
+) -> tuple[float, float]:
+    """Time a function after one warm-up call: 2 to 15 calls, as many as their variance needs.
 
     Args:
         work: Function without arguments.
         device: Device of the work.
-        most: Seconds after which no further call is made.
+        most: Seconds after which no further call is made of a function whose calls agree.
+        most_calls: Most timed calls, at least MIN_CALLS.
 
     Returns:
         Median seconds and median `busy_seconds`.
@@ -166,12 +199,19 @@ def median_seconds(work: Any, device: torch.device, most: float = 0.1) -> tuple[
     times: list[float] = []
     worked: list[float] = []
     before = busy_seconds(device)
-    while len(times) < 3 or (sum(times) < most and len(times) < 15):
+    while len(times) < MIN_CALLS or (len(times) < most_calls and _need_more(times, most)):
         times.append(time_call(work, device)[1])
         after = busy_seconds(device)
         worked.append(after - before)
         before = after
     return statistics.median(times), statistics.median(worked)
+
+
+def _need_more(times: list[float], most: float) -> bool:
+    """Return whether calls of these seconds are too few or too short to be told from chance."""
+    if sum(times) < most:
+        return True
+    return len(times) == MIN_CALLS and max(times) > (1 + STEADY) * min(times)
 
 
 def time_call(work: Any, device: torch.device) -> tuple[Any, float]:

@@ -58,6 +58,7 @@ class ChunkCost(NamedTuple):
     seconds: float
     verify_seconds: float
     floor_seconds: float
+    """0 where the floor was not timed."""
     busy_seconds: float = 0.0
     """As `seconds` and `floor_seconds`, in the seconds of `timing.busy`."""
     busy_floor_seconds: float = 0.0
@@ -87,7 +88,7 @@ def evaluate_chunk(
     spec: AttackSpec,
     examples: Examples,
     rows: int,
-    floor: timing.Floor,
+    floor: timing.Floor | None,
     *,
     source: nn.Module | None = None,
     judge_rows: int | None = None,
@@ -106,7 +107,8 @@ def evaluate_chunk(
         spec: The attack with its params, eps and threat model.
         examples: The chunk's n examples with their clean predictions.
         rows: Most rows per pass of the attack.
-        floor: Seconds of a bare loop on the attacked model at `rows` rows.
+        floor: Seconds of a bare loop on the attacked model at `rows` rows; None if it was not
+            timed.
         source: The attacked model; the judged one by default.
         judge_rows: Rows per pass of the judge; `rows` by default.
         accelerated: Stands in for the attacked model's gradients.
@@ -217,20 +219,25 @@ def _are_equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _count_cost(
-    verified: VerifiedOutput, at: int, verify_seconds: float, floor: timing.Floor
+    verified: VerifiedOutput, at: int, verify_seconds: float, floor: timing.Floor | None
 ) -> ChunkCost:
+    """Compute what one eps cost; no floor has seconds of 0, as `ChunkCost` says."""
     output = verified.output
     forwards, backwards = float(output.forwards[at].sum()), float(output.backwards[at].sum())
     # The victim's passes are bare ones: their time is their floor.
     asked = 0.0 if output.victim_seconds is None else output.victim_seconds[at]
     nonfinite = torch.zeros(1) if output.nonfinite is None else output.nonfinite[at]
+    seconds, busy = 0.0, 0.0
+    if floor is not None:
+        seconds = floor.seconds(forwards, backwards) + asked
+        busy = floor.busy_seconds(forwards, backwards) + asked * verified.busy
     return ChunkCost(
         attacked=output.forwards.shape[1],
         seconds=output.seconds[at],
         verify_seconds=verify_seconds,
-        floor_seconds=floor.seconds(forwards, backwards) + asked,
+        floor_seconds=seconds,
         busy_seconds=output.seconds[at] * verified.busy,
-        busy_floor_seconds=floor.busy_seconds(forwards, backwards) + asked * verified.busy,
+        busy_floor_seconds=busy,
         nonfinite_gradients=int(nonfinite.sum()),
         nonfinite_examples=int((nonfinite > 0).sum()),
     )

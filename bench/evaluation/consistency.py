@@ -18,7 +18,7 @@ from bench.core.errors import SuiteError
 from bench.engine.float32_precision import allow_tf32
 from bench.engine.model_state import call_model, eval_mode
 from bench.engine.rejection import RejectingModel, ScoreView, find_detector
-from bench.evaluation.judge import LOGIT_TOLERANCE, Prediction, judge
+from bench.evaluation.judge import LOGIT_TOLERANCE, judge
 from bench.models.fingerprint import logits_differ
 from bench.models.preflight.checks import LoadedModel
 
@@ -107,7 +107,8 @@ class AnswerMonitor:
             models: Loaded models by label.
         """
         self._data, self._device, self._models = data, device, models
-        self._first: dict[str, Prediction] = {}
+        self._first: dict[str, tuple[Tensor, Tensor]] = {}
+        """Model -> classes and confidences of the first images."""
         self._scores: dict[str, Tensor] = {}
 
     def record_answers(self, model: str) -> None:
@@ -119,9 +120,22 @@ class AnswerMonitor:
         loaded = self._models[model]
         if model not in self._first and not loaded.random:
             x = self._read_images()
-            self._first[model] = judge(loaded.model, x, len(x))
-            if isinstance(loaded.model, RejectingModel):
-                self._scores[model] = _measure_scores(loaded.model, x)
+            answers = judge(loaded.model, x, len(x))
+            self.keep_answers(model, answers.pred, answers.confidence)
+
+    def keep_answers(self, model: str, pred: Tensor, confidence: Tensor) -> None:
+        """Keep those predictions of the first images that were made first.
+
+        Args:
+            model: Label of a model that is not random.
+            pred: Classes of the first images, or of all, (n,).
+            confidence: Their softmax probabilities (n,).
+        """
+        first = pred[:REPEATED_IMAGES], confidence[:REPEATED_IMAGES]
+        self._first.setdefault(model, first)
+        net = self._models[model].model
+        if isinstance(net, RejectingModel) and model not in self._scores:
+            self._scores[model] = _measure_scores(net, self._read_images())
 
     def check_unchanged(self, model: str) -> None:
         """Predict the images again and compare.
@@ -134,10 +148,8 @@ class AnswerMonitor:
         """
         if model not in self._first:
             return
-        x, first = self._read_images(), self._first[model]
-        difference = first_difference(
-            self._models[model].model, x, len(x), first.pred, first.confidence
-        )
+        x, (pred, confidence) = self._read_images(), self._first[model]
+        difference = first_difference(self._models[model].model, x, len(x), pred, confidence)
         what = ""
         if difference is not None:
             what = f"clean example {difference.position} was {difference.describe()}"

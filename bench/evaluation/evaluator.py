@@ -29,7 +29,8 @@ from bench.evaluation.adaptation_check import check_adaptations
 from bench.evaluation.chunk import CleanPass, VerifiedChunk, evaluate_chunk
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import Vote, judge
-from bench.evaluation.model_pool import ModelPool, choose_rows, load_suite_models
+from bench.evaluation.model_pool import ModelPool
+from bench.evaluation.suite_models import choose_rows, load_suite_models
 from bench.models.preflight.checks import LoadedModel
 from bench.storage.schema import Piece
 from bench.suite import plan, targets
@@ -88,6 +89,8 @@ class Evaluator:
     """Whether attacks use an accelerated model, where one agrees with the model."""
     keep_all_images: bool = False
     """Whether all adversarial images are wanted, not the first few alone."""
+    one_attack: bool = False
+    """Whether the models are loaded for one attack, which bounds the passes of its set-up."""
     unfit: dict[str, str] = dataclasses.field(default_factory=dict)
     """Model -> why it cannot be attacked: it raised while it was examined or timed."""
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -276,6 +279,7 @@ class Evaluator:
             rows=rows,
             fixed_rows=batch_size is not None,
             use_acceleration=use_acceleration,
+            one_attack=True,
         )
 
     def model_facts(self, model: str) -> ModelFacts:
@@ -371,7 +375,7 @@ class Evaluator:
         """Attack, verify and judge a chunk; also return the rows per pass that were asked for."""
         source = self.pool.load_source(task)
         for name in task.models:
-            self._monitor.record_answers(name)
+            self._record_answers(name, judged=name == task.model)
         accelerated = self.pool.accelerate(task)
         rows = self.pool.attack_rows(task) if accelerated is None else accelerated.rows
         examples = self.select_examples(task, first, last)
@@ -380,7 +384,7 @@ class Evaluator:
             task.spec,
             examples,
             rows,
-            self.pool.floor(self.pool.name_source(task), rows),
+            self.pool.task_floor(task, rows),
             source=source.model,
             judge_rows=self.pool.judge_rows(task.model),
             accelerated=None if accelerated is None else accelerated.model,
@@ -423,8 +427,6 @@ class Evaluator:
         """
         if model not in self._clean:
             loaded, rows = self.pool.models[model], self.pool.judge_rows(model)
-            if model in self.models:
-                self._monitor.record_answers(model)  # before, so that a change in between is seen
             with enter_device(self.device):
                 parts = [
                     judge(loaded.model, self._images.read(a, b), rows, self._clean_vote(loaded, a))
@@ -439,6 +441,19 @@ class Evaluator:
             self._clean[model] = CleanPass(label, **joined)
         return self._clean[model]
 
+    def _record_answers(self, model: str, judged: bool) -> None:
+        """Record what a model answers before it is attacked.
+
+        Of a judged model these are the clean predictions, as far as they depend on the image
+        alone.
+        """
+        loaded = self.models[model]
+        if judged and not loaded.random and "batch-dependent" not in loaded.finding_names():
+            clean = self.clean_pass(model)
+            self._monitor.keep_answers(model, clean.pred, clean.confidence)
+        else:
+            self._monitor.record_answers(model)
+
     @functools.cached_property
     def pool(self) -> ModelPool:
         """The models with their accelerated models and paces."""
@@ -449,6 +464,7 @@ class Evaluator:
             self.rows,
             fixed_rows=self.fixed_rows,
             use_acceleration=self.use_acceleration,
+            one_attack=self.one_attack,
             notes=self.notes,
             decisions=self.decisions,
         )

@@ -77,11 +77,13 @@ def judge(model: nn.Module, x: Tensor, rows: int, vote: Vote | None = None) -> P
     draws = contextlib.nullcontext() if vote is None else rng.seed_global(vote.seed)
     try:
         with eval_mode(model), torch.no_grad(), allow_tf32(False), draws:
-            last = vote is None and _takes_channels_last(model, x[: min(rows, LAYOUT_IMAGES)])
-            batches = (_to_channels_last(batch) if last else batch for batch in x.split(rows))
-            answers = [
-                torch.stack([widen(call_model(model, b)) for _ in range(times)]) for b in batches
-            ]
+            last, first = (False, None) if vote is not None else _choose_layout(model, x[:rows])
+            batches = list(x.split(rows))
+            answers = [] if first is None else [first[None]]
+            for batch in batches[len(answers) :]:
+                given = _to_channels_last(batch) if last else batch
+                asked = [widen(call_model(model, given)) for _ in range(times)]
+                answers.append(torch.stack(asked))
             logits = torch.cat(answers, 1)  # (predictions, n, classes)
     except RuntimeError as error:
         if rows == 1 or not is_out_of_memory(error):
@@ -129,24 +131,40 @@ def _majority(logits: Tensor, classes: int | None = None) -> Prediction:
     return Prediction(pred, confidence, least_likely, agreement, shown)
 
 
-def _takes_channels_last(model: nn.Module, x: Tensor) -> bool:
-    """Check whether a convolving model on a CPU gives the same answers with channels last.
+def _choose_layout(model: nn.Module, x: Tensor) -> tuple[bool, Tensor | None]:
+    """Choose the memory format of the images of a model; compare the two once per model.
 
-    A model that calls `view` may insist on the contiguous format.
+    Returns:
+        Whether images have channels last, as a convolving model on a CPU answers alike; and the
+        logits of x in the chosen format, where the comparison was of all of x.
     """
     if x.device.type != "cpu" or not any(isinstance(m, nn.Conv2d) for m in model.modules()):
-        return False
-    if model not in _channels_last:
-        try:
-            last, contiguous = model(_to_channels_last(x)), call_model(model, x)
-            error = float((last - contiguous).abs().max() / contiguous.abs().max())
-            same = torch.equal(predict_class(last), predict_class(contiguous))
-            _channels_last[model] = error <= LOGIT_TOLERANCE and same
-        except RuntimeError as failure:
-            if is_out_of_memory(failure):
-                raise
-            _channels_last[model] = False
-    return _channels_last[model]
+        return False, None
+    if model in _channels_last:
+        return _channels_last[model], None
+    compared = x[:LAYOUT_IMAGES]
+    _channels_last[model], logits = _compare_layouts(model, compared)
+    return _channels_last[model], logits if len(compared) == len(x) else None
+
+
+def _compare_layouts(model: nn.Module, x: Tensor) -> tuple[bool, Tensor | None]:
+    """Compare the logits of x with channels last with those of the contiguous format.
+
+    A model that calls `view` may insist on the contiguous format.
+
+    Returns:
+        Whether they are the same up to rounding, and those of the format that is chosen; None
+        where the model raised.
+    """
+    try:
+        last, contiguous = (widen(call_model(model, each)) for each in (_to_channels_last(x), x))
+        error = float((last - contiguous).abs().max() / contiguous.abs().max())
+    except RuntimeError as failure:
+        if is_out_of_memory(failure):
+            raise
+        return False, None
+    same = torch.equal(predict_class(last), predict_class(contiguous)) and error <= LOGIT_TOLERANCE
+    return same, last if same else contiguous
 
 
 def _to_channels_last(x: Tensor) -> Tensor:

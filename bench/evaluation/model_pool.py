@@ -4,129 +4,32 @@ For each model that is how many rows a pass takes, the pace of a bare loop (the 
 accelerated model that is attacked in its place.
 """
 
-import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 
-from bench.core import streams
 from bench.core.contracts.attack import ExternalAttack
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.types import ACCESS_RANK, Precision
 from bench.core.errors import SuiteError
-from bench.engine import timing
-from bench.engine.acceleration import accelerate
+from bench.engine import process_cache, timing
+from bench.engine.acceleration import accelerate, calibration
+from bench.engine.acceleration.accelerate import AcceleratedModel
 from bench.engine.cuda_graphs import CaptureFailures
 from bench.engine.rejection import select_classifier
 from bench.engine.source_ensemble import SourceEnsemble
-from bench.evaluation import loading
-from bench.models import fingerprint
-from bench.models.preflight import checks
+from bench.evaluation.setup_budget import SetupPlan, plan_setup
 from bench.models.preflight.checks import LoadedModel
-from bench.suite import plan, targets
-from bench.suite.schema import EnsembleEntry, ModelEntry, Suite
+from bench.suite import plan
+from bench.suite.schema import EnsembleEntry
 
 MAX_JUDGE_ROWS = 64
 """Most rows per pass of the judge on a CPU."""
 FLOOR_AGE = 20
 """A floor is timed again when it is older than so many times what timing it takes."""
-
-
-class SuiteModels(NamedTuple):
-    """The models of a suite, each under its label."""
-
-    models: dict[str, LoadedModel]
-    rows: dict[str, int]
-    """Rows per pass by the memory of one row, or as the user set them; 0 for an unfit model."""
-    unfit: dict[str, str]
-    """Why models could not be loaded, of those that could not."""
-    notes: list[str]
-    """What the models printed, a sentence each."""
-
-
-def load_suite_models(
-    suite: Suite,
-    data: Data,
-    device: torch.device,
-    batch_size: int | None,
-    load: Callable[[ModelEntry], LoadedModel],
-) -> SuiteModels:
-    """Load the models of a suite.
-
-    Args:
-        suite: The checked suite.
-        data: Its data.
-        device: Where the models are placed.
-        batch_size: Rows per pass; by the memory of one row unless given.
-        load: Loads and checks the model of an entry.
-
-    Returns:
-        All models; one whose code raises is noted in `unfit`.
-
-    Raises:
-        SuiteError: Weights or a target are missing or invalid, a model fails preflight, or two
-            models cannot be distinguished.
-    """
-    loaded_models = SuiteModels({}, {}, {}, [])
-    models, rows, unfit, notes = loaded_models
-    for entry in suite.models:
-        label = entry.label
-        try:
-            with streams.protect_streams(notes.append, f"model '{label}'"):
-                loaded = load(entry)
-                rows[label] = choose_rows(loaded, data, device, batch_size)
-        except (SuiteError, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # of the user's model, which may raise anything
-            reason = loading.describe_failure(error)
-            unfit[label], rows[label] = f"could not be made ready: {reason}", 0
-            models[label] = checks.refuse_model(label, reason)
-            continue
-        models[label] = loaded
-        for attack in suite.attacks:
-            if attack.goal == "targeted":
-                targets.resolve_target(attack, loaded.classes, data.classes)
-    _check_distinguishable(models)
-    return loaded_models
-
-
-def choose_rows(
-    loaded: LoadedModel, data: Data, device: torch.device, batch_size: int | None
-) -> int:
-    """Choose the rows per pass of a model.
-
-    Args:
-        loaded: The model.
-        data: Its data.
-        device: Where it is placed.
-        batch_size: As the user set it, if so.
-
-    Returns:
-        `batch_size`, or as many rows as the memory of one row allows.
-    """
-    sample = data.read(0, 1).to(device)
-    return batch_size or timing.rows_per_pass(loaded.model, sample)
-
-
-def _check_distinguishable(models: Mapping[str, LoadedModel]) -> None:
-    """Raise SuiteError if two models have one fingerprint and different answers.
-
-    Records of one could otherwise be taken for those of the other.
-    """
-    for (label, one), (other, two) in itertools.combinations(models.items(), 2):
-        answers = [(one.logits, two.logits), (one.scores, two.scores)]
-        if one.fingerprint == two.fingerprint and any(
-            first is not None and second is not None and fingerprint.logits_differ(first, second)
-            for first, second in answers
-        ):
-            raise SuiteError(
-                f"models '{label}' and '{other}': expected one's answers from what is one model as "
-                "far as bench can see, got others on the first images; let what sets them "
-                "apart be among their params, or an attribute of theirs"
-            )
 
 
 def _name_classifier(label: str) -> str:
@@ -161,6 +64,7 @@ class ModelPool:
         *,
         fixed_rows: bool,
         use_acceleration: bool,
+        one_attack: bool = False,
         notes: list[str],
         decisions: list[str],
     ) -> None:
@@ -173,12 +77,15 @@ class ModelPool:
             rows: Model -> rows per pass.
             fixed_rows: Whether the user set the rows.
             use_acceleration: Whether attacks may use accelerated models.
+            one_attack: Whether the models are loaded for one attack, which bounds the passes of
+                its set-up.
             notes: Receives events that the user should know of, a sentence each.
             decisions: Receives what was decided and why, a sentence each.
         """
         self.data, self.device = data, device
         self.models, self.rows = dict(models), dict(rows)
         self.fixed_rows, self.use_acceleration = fixed_rows, use_acceleration
+        self._one_attack = one_attack
         self._notes, self._decisions = notes, decisions
         self._accelerated: dict[tuple[str, Precision], accelerate.AcceleratedModel] = {}
         self._floors: dict[tuple[str, int], _TimedFloor] = {}
@@ -289,7 +196,25 @@ class ModelPool:
         floor = self.floor(self.name_source(task), self.attack_rows(task))
         return sum(floor.seconds(cell.passes or 1.0, cell.gradients or 0.0) for cell in task.cells)
 
-    def floor(self, model: str, rows: int) -> timing.Floor:
+    def task_floor(self, task: plan.AttackTask, rows: int) -> timing.Floor | None:
+        """Time the floor of a task.
+
+        Args:
+            task: The planned task.
+            rows: Rows per pass of its attack.
+
+        Returns:
+            Seconds of passes of its source; None where timing them takes more passes than the
+            set-up of a single attack may.
+        """
+        if not self._one_attack:
+            return self.floor(self.name_source(task), rows)
+        calls = self._plan_setup(task, rows).floor_calls
+        if not calls:
+            return None
+        return self.floor(self.name_source(task), self._filled_rows(task, rows), calls)
+
+    def floor(self, model: str, rows: int, most_calls: int = timing.MAX_CALLS) -> timing.Floor:
         """Time a bare loop on this model at this many rows, or take a recent measurement.
 
         A shared machine's pace drifts by a third within minutes, so a floor is timed again once
@@ -299,18 +224,22 @@ class ModelPool:
         Args:
             model: Its label.
             rows: Rows per pass.
+            most_calls: Most calls of each kind that are timed.
 
         Returns:
             Seconds of its passes.
         """
-        known = self._floors.get((model, rows))
+        key = "floor", rows, self._circumstances()
+        known = self._floors.get((model, rows)) or self._recall(model, *key)
         if known is None or time.perf_counter() - known.timed > FLOOR_AGE * known.took:
             x = self.data.read(0, min(self.data.n, rows)).to(self.device)
             y = torch.zeros(len(x), dtype=torch.int64, device=self.device)
             started = time.perf_counter()
-            floor = timing.measure_floor(self.models[model].model, x, y, rows)
+            floor = timing.measure_floor(self.models[model].model, x, y, rows, most_calls)
             ended = time.perf_counter()
-            known = self._floors[model, rows] = _TimedFloor(floor, ended, ended - started)
+            known = _TimedFloor(floor, ended, ended - started)
+            self._store(known, model, *key)
+        self._floors[model, rows] = known
         return known.floor
 
     def accelerate(self, task: plan.AttackTask) -> accelerate.AcceleratedModel | None:
@@ -335,15 +264,76 @@ class ModelPool:
             return None
         precision, name = task.spec.precision, self.name_source(task)
         known = self._accelerated.get((name, precision))
-        ahead = self.seconds_per_example(task) * self.data.n
+        ahead = self._passes_ahead(task)
+        if self._one_attack and not self._plan_setup(task, self.rows[name]).calibrates:
+            ahead = 0.0
         if known is None or not (known.timed or ahead < known.worth):
-            x = self.data.read(0, min(self.data.n, accelerate.PROBED)).to(self.device)
-            model, rows = self.models[name].model, self.rows[name]
-            known = accelerate.accelerate_model(model, x, rows, precision, self.fixed_rows, ahead)
+            known = self._make_accelerated(task, ahead)
             self._accelerated[name, precision] = known
             self._decide(f"{task.source}, in {precision}: {known.describe()}")
         size = task.entry.batch_size
         return known if size is None else known._replace(rows=size)
+
+    def _make_accelerated(self, task: plan.AttackTask, ahead: float) -> AcceleratedModel:
+        """Find the accelerated model of a task's source, or make it as in an earlier call."""
+        precision, name = task.spec.precision, self.name_source(task)
+        model, rows, most_rows = self.models[name].model, self.rows[name], accelerate.FULL
+        if self._one_attack:
+            most_rows = self._filled_rows(task, rows)
+        worth = calibration.is_worth_timing(rows, ahead)
+        key = "accelerated", precision, rows, most_rows, worth, self._circumstances()
+        known = self._recall(name, *key)
+        made = None if known is None else accelerate.rebuild_model(model, known)
+        if made is None:
+            x = self.data.read(0, min(self.data.n, accelerate.PROBED)).to(self.device)
+            made = accelerate.accelerate_model(
+                model, x, rows, precision, self.fixed_rows, ahead,
+                brief=self._one_attack, most_rows=most_rows,
+            )  # fmt: skip
+            self._store(accelerate.describe_choice(made, self.device), name, *key)
+        return made
+
+    def _passes_ahead(self, task: plan.AttackTask) -> float:
+        """Count the most gradients of a task for all images, a forward pass as half of one."""
+        each = sum((cell.passes or 1.0) + (cell.gradients or 0.0) for cell in task.cells) / 2
+        return each * self.data.n
+
+    def _filled_rows(self, task: plan.AttackTask, rows: int) -> int:
+        """Return the rows per pass that the images of a task fill at all its eps."""
+        return min(rows, self.data.n * len(task.cells))
+
+    def _plan_setup(self, task: plan.AttackTask, rows: int) -> SetupPlan:
+        """Decide what precedes a single attack at so many rows per pass."""
+        return plan_setup(
+            self.data.n,
+            self._passes_ahead(task),
+            self._filled_rows(task, rows),
+            not self._cannot_accelerate(task),
+            len(task.models),
+        )
+
+    def _recall(self, model: str, *key: Any) -> Any:
+        """Look up what an earlier call of a single attack found out about a model."""
+        if not self._one_attack:
+            return None
+        known = self.models[model]  # a model that rejects and its classifier have one fingerprint
+        return process_cache.recall(known.fingerprint, known.detector is None, *key)
+
+    def _store(self, fact: Any, model: str, *key: Any) -> None:
+        """Keep what this call of a single attack found out about a model."""
+        if self._one_attack:
+            known = self.models[model]
+            process_cache.store(fact, known.fingerprint, known.detector is None, *key)
+
+    def _circumstances(self) -> tuple[Any, ...]:
+        """List what else a choice or a time depends on: images, device and torch's settings."""
+        return (
+            self.data.shape,
+            str(self.device),
+            self.fixed_rows,
+            torch.get_num_threads(),
+            torch.are_deterministic_algorithms_enabled(),
+        )
 
     def acceleration_summary(self, model: str) -> list[dict[str, object]]:
         """Describe the accelerated models that were attacked in a model's place.
@@ -408,7 +398,22 @@ class ModelPool:
             )
 
     def _why_not_accelerated(self, task: plan.AttackTask) -> str:
-        """Say why the task's source is attacked itself; "" if an accelerated model may be.
+        """Say why the task's source is attacked itself; "" if an accelerated model is.
+
+        Raises:
+            SuiteError: As `_cannot_accelerate`.
+        """
+        reason = self._cannot_accelerate(task)
+        if reason or not self._one_attack or task.spec.precision == "bfloat16":
+            return reason
+        if self._plan_setup(task, self.rows[self.name_source(task)]).accelerates:
+            return ""
+        return (
+            "comparing one with the model takes more passes than an attack as short as this saves"
+        )
+
+    def _cannot_accelerate(self, task: plan.AttackTask) -> str:
+        """Say why there can be no accelerated model of the task's source; "" if there may be.
 
         Raises:
             SuiteError: The precision needs an accelerated model and there can be none.

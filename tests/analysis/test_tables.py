@@ -131,6 +131,18 @@ def test_costs_are_per_attacked_example() -> None:
     assert (values["floor_ratio"], values["rows_per_pass"]) == (1.25, 64)
 
 
+def test_a_floor_that_was_not_timed_for_every_chunk_is_missing() -> None:
+    """Chunks without an attacked example have none."""
+    timed, clean = piece("a", 0, 3, 4), piece("a", 3, 5, 0)
+    clean = clean._replace(seconds=0.0, floor_seconds=0.0)
+    untimed = clean._replace(attacked=1, seconds=1.0)
+    ratios = []
+    for other in (clean, untimed):
+        table = build_table([cell("a")], [frame("a", UNTARGETED)], pieces=[timed, other])
+        ratios.append(row(table)["floor_ratio"])
+    assert ratios == [1.25, None]
+
+
 def test_nothing_classified_correctly_is_no_success_rate_and_says_so() -> None:
     wrong = [(3, 4, 4, 4, False, "", 0.7, 0.0)] * 5
     values = row(build_table([cell("a")], [frame("a", wrong)], pieces=[piece("a", attacked=0)]))

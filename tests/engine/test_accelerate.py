@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import bench
 from bench.core import registry
 from bench.core.errors import SuiteError
+from bench.engine import timing
 from bench.engine.acceleration import accelerate, calibration
 from bench.engine.acceleration.layers import BlockGradientConv
 from bench.engine.functional import gradients, losses
@@ -273,10 +274,11 @@ def test_an_odd_model_may_have_its_layers_exchanged(kind: Callable[[], Net]) -> 
 
 
 @pytest.mark.parametrize("kind", COPIED)
+@pytest.mark.parametrize("brief", [False, True])
 def test_where_exchanged_layers_lead_elsewhere_a_plain_copy_is_attacked(
-    kind: Callable[[], Net],
+    kind: Callable[[], Net], brief: bool
 ) -> None:
-    accelerated = untimed(kind().eval(), image())
+    accelerated = untimed(kind().eval(), image(), brief=brief)
     assert not accelerated.exchanged
     assert isinstance(accelerated.model, accelerate.AcceleratedNet)
     assert accelerated.dropped
@@ -291,11 +293,12 @@ def test_where_exchanged_layers_lead_elsewhere_a_plain_copy_is_attacked(
         (NoisyAlike, "its logits are off by "),
     ],
 )
+@pytest.mark.parametrize("brief", [False, True])
 def test_where_no_copy_agrees_the_model_itself_is_attacked_and_the_reason_is_reported(
-    kind: Callable[[], Net], why: str
+    kind: Callable[[], Net], why: str, brief: bool
 ) -> None:
     net = kind().eval()
-    accelerated = accelerate.accelerate_model(net, image(), 4)
+    accelerated = accelerate.accelerate_model(net, image(), 4, brief=brief)
     assert accelerated.model is net
     assert accelerated.rows == 4
     assert accelerated.dropped.startswith(why)
@@ -418,6 +421,32 @@ def test_where_nothing_that_agrees_computes_in_bfloat16_that_is_said() -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("rows", [1, 4, 24, 64, 200])
+def test_a_brief_comparison_makes_as_many_passes_as_it_is_said_to(rows: int) -> None:
+    """Of the model; those of the copy are as many."""
+    net = Net().eval()
+    with timing.count_passes(net) as passes:
+        accelerate.make_probes(net, image(16), rows, brief=True)
+    counted = (passes.forwards + passes.backwards) / 2
+    assert 2 * counted == accelerate.count_probe_passes(16, rows)
+
+
+def test_one_layout_is_compared_where_none_is_timed(
+    lenet: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+
+    def note(candidate: accelerate.AcceleratedNet, *_: Any) -> str:
+        built.append(candidate.layout)
+        return "it is refused" if len(built) == 1 else ""
+
+    monkeypatch.setattr(accelerate, "find_disagreement", note)
+    assert untimed(lenet, image(16, 28)).layout == "channels-last"
+    assert built == ["contiguous", "channels-last"]
+    assert untimed(lenet, image(16, 28)).layout == "contiguous"
+    assert built[2:] == ["contiguous"]
+
+
 # ------------------------------------------------------------------------------------- calibration
 
 Pace = Callable[[str, int], float]
@@ -510,9 +539,9 @@ def test_too_little_work_is_not_worth_a_calibration(paced: Any, memory: Path) ->
     timed = paced(quickest_at(32, "channels-last"))
     accelerated = accelerate.accelerate_model(Net(), image(), 64, ahead=100.0)
     assert choice(accelerated) == ("contiguous", 64, False)
-    assert len(timed) == 1
+    assert timed == []
     assert not memory.exists()
-    assert accelerated.worth > 100
+    assert accelerated.worth == calibration.WORTH * calibration.TIMINGS * 64
     again = accelerate.accelerate_model(Net(), image(), 64, ahead=1.01 * accelerated.worth)
     assert choice(again) == ("channels-last", 32, True)
 

@@ -1,5 +1,6 @@
 """Passes are counted whoever makes them, and the floor is a time that a real loop cannot beat."""
 
+import statistics
 from typing import Any
 
 import pytest
@@ -88,6 +89,41 @@ def test_the_floor_is_the_pace_of_a_bare_loop(lenet: nn.Module, digits: Any) -> 
     _, seconds = timing.time_call(loop, x.device)
     assert 0.25 < seconds / floor.seconds(640.0, 640.0) < 4
     assert 0 < floor.forward < floor.gradient
+
+
+@pytest.mark.parametrize(
+    ("seconds", "most_calls", "timed"),
+    [
+        ([9.0, 9.5], 15, 2),  # long, and the two agree
+        ([9.0, 12.0, 11.0], 15, 3),  # a third one decides
+        ([9.0, 12.0, 11.0], 2, 2),
+        ([0.04, 0.05, 0.05], 15, 3),  # until their sum is a tenth of a second
+        ([1e-6] * 15, 15, 15),
+        ([1e-6] * 15, 4, 4),
+    ],
+)
+def test_a_function_is_called_as_often_as_its_times_differ_and_once_to_warm_up(
+    seconds: list[float], most_calls: int, timed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(seconds)
+    calls: list[str] = []
+
+    def call(work: Any, device: torch.device) -> tuple[Any, float]:
+        return work(), next(left)
+
+    monkeypatch.setattr(timing, "time_call", call)
+    work, device = (lambda: calls.append("called")), torch.device("cpu")
+    median, _ = timing.median_seconds(work, device, most_calls=most_calls)
+    assert len(calls) == 1 + timed
+    assert median == statistics.median(seconds[:timed])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_the_passes_of_a_floor_are_counted_before_it_is_timed(rows: int, lenet: nn.Module) -> None:
+    x, y = torch.rand(2, 1, 28, 28), torch.zeros(2, dtype=torch.int64)
+    with timing.count_passes(lenet) as passes:
+        timing.measure_floor(lenet, x, y, rows, 2)
+    assert (passes.forwards + passes.backwards) / 2 == timing.count_floor_passes(rows, 2)
 
 
 def test_a_floor_charges_each_backward_with_its_forward_and_the_rest_with_forwards() -> None:

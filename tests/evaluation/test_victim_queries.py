@@ -213,9 +213,10 @@ def test_labels_of_the_victim_are_enough(
 
 
 def test_an_example_that_falls_costs_fewer_steps(
-    victim: nn.Module, source: nn.Module, few: tuple[Tensor, Tensor]
+    victim: nn.Module, source: nn.Module, digits: tuple[Tensor, Tensor]
 ) -> None:
-    found = evaluate(victim, source, few, victim_queries=True)
+    many = digits[0][:60], digits[1][:60]
+    found = evaluate(victim, source, many, victim_queries=True, batch_size=2)
     rows = found.records[found.records["attacked"]]
     assert (rows["forwards"] == rows["victim_queries"]).all()  # one query each step
     assert rows["forwards"][rows["fooled"]].min() < 12

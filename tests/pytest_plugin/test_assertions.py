@@ -71,6 +71,31 @@ def test_robust(robustness):
     assert not (pytester.path / "robustness-report").exists()
 
 
+def test_ten_tests_of_one_model_check_it_once(pytester: pytest.Pytester) -> None:
+    """Each of them builds the model and asks for another eps."""
+    body = """
+ROWS, COSTS = [], []
+
+class Counted(nn.Sequential):
+    def forward(self, x):
+        ROWS.append(len(x))
+        return super().forward(x)
+
+@pytest.mark.parametrize("eps", [k / 1000 for k in range(1, 11)])
+def test_robust(robustness, eps):
+    ROWS.clear()
+    robustness(Counted(net()), x, y, eps=eps, **ASKED).at_least(0.9)
+    COSTS.append(sum(ROWS))
+
+def test_cost():
+    first, *others = COSTS
+    assert len(others) == 9
+    assert {first - other for other in others} == {2 * len(x) + 28}  # and gradients of 4 images
+"""
+    outcomes, output = run_tests(pytester, body)
+    assert outcomes == {"passed": 11}, output
+
+
 def test_a_weaker_one_fails_with_count_interval_and_what_was_fooled(
     pytester: pytest.Pytester,
 ) -> None:

@@ -21,11 +21,15 @@ from bench.core.contracts.types import Precision
 from bench.core.errors import ContractError, SuiteError, describe
 from bench.engine import heartbeat, timing
 from bench.engine.acceleration import agreement, layers
-from bench.engine.acceleration.calibration import LAYOUTS, Layout, calibrate
+from bench.engine.acceleration.calibration import (
+    Layout,
+    calibrate,
+    choose_untimed,
+    find_layouts,
+)
 from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional.gradients import PassResult
-from bench.engine.functional.logits import widen
-from bench.engine.model_state import frozen
+from bench.engine.model_state import eval_mode, frozen
 
 PROBED = 16
 """Images on which candidates are compared with the model, clean and noisy."""
@@ -33,6 +37,8 @@ SEVERAL = 5
 """Rows of the probe of a few rows."""
 FULL = 1024
 """Most rows of a probe."""
+BRIEF = 64
+"""Most rows of a brief one."""
 
 
 class AcceleratedModel(NamedTuple):
@@ -47,7 +53,7 @@ class AcceleratedModel(NamedTuple):
     timed: bool
     """Whether layout and rows were timed, now or earlier; if not, they follow a rule."""
     worth: float
-    """Seconds of attack from which timing pays."""
+    """Gradients of one image that an attack takes from which timing pays."""
     dropped: str
     """Why the first candidate was dropped; empty if none was."""
 
@@ -65,7 +71,7 @@ class AcceleratedModel(NamedTuple):
         elif self.worth == math.inf:
             how = "by rule: nothing is timed while torch must be deterministic"
         else:
-            how = f"by rule: timing pays only from {self.worth:.3g} s of attack"
+            how = f"by rule: timing pays only from {self.worth:.0f} gradients of attack"
         dropped = f"; another candidate was dropped: {self.dropped}" if self.dropped else ""
         return (
             f"an accelerated model is attacked, {kind}, {self.layout}, {self.rows} rows a pass, "
@@ -90,8 +96,13 @@ def accelerate_model(
     precision: Precision = "float32",
     fixed: bool = False,
     ahead: float = math.inf,
+    *,
+    brief: bool = False,
+    most_rows: int = FULL,
 ) -> AcceleratedModel:
     """Find the fastest accelerated model that agrees with a model.
+
+    Only the likeliest layout is built where layouts are not timed, and another one if it disagrees.
 
     Args:
         model: The model.
@@ -99,7 +110,9 @@ def accelerate_model(
         rows: First guess of the rows a pass.
         precision: Arithmetic of the gradients.
         fixed: Whether `rows` is final.
-        ahead: Seconds of attack that the choice is for.
+        ahead: Gradients of one image that the attack takes which the choice is for.
+        brief: Compare in fewer passes, see `make_probes`.
+        most_rows: Most rows that an attack passes at once.
 
     Returns:
         The accelerated model; the model itself if no candidate agrees.
@@ -109,9 +122,20 @@ def accelerate_model(
     """
     try:
         with frozen(model), allow_tf32(precision == "tf32"):
-            agreeing, exchanged, dropped = _agreeing_candidates(model, x[:PROBED], precision, rows)
+            layouts = find_layouts(model)
+            chosen = choose_untimed(model, layouts, x, rows, precision, fixed, ahead)
+            if chosen is not None:
+                layouts = (chosen.layout, *(each for each in layouts if each != chosen.layout))
+            probed = min(rows, most_rows)
+            agreeing, exchanged, dropped = _agreeing_candidates(
+                model, x[:PROBED], precision, probed, layouts, chosen is not None, brief
+            )
             if agreeing:
-                chosen = calibrate(model, agreeing, x, rows, precision, fixed, ahead)
+                if chosen is None:
+                    chosen = calibrate(model, agreeing, x, rows, precision, fixed)
+                elif chosen.layout not in agreeing:
+                    other = next(iter(agreeing))
+                    chosen = chosen._replace(layout=other, rows=rows, timed=False)
                 return AcceleratedModel(
                     agreeing[chosen.layout],
                     chosen.rows,
@@ -128,6 +152,56 @@ def accelerate_model(
     if precision == "bfloat16":
         raise SuiteError(f'precision bfloat16: {dropped}; use precision = "float32"')
     return AcceleratedModel(model, rows, "contiguous", False, precision, False, math.inf, dropped)
+
+
+class AcceleratedChoice(NamedTuple):
+    """How a model was accelerated, without any network; see `AcceleratedModel`."""
+
+    accelerated: bool
+    """False where the model itself is attacked."""
+    facts: dict[str, Any]
+    """All fields but the network."""
+    device: torch.device
+
+
+def describe_choice(accelerated: AcceleratedModel, device: torch.device) -> AcceleratedChoice:
+    """Describe how a model was accelerated, to do it again without comparing.
+
+    Args:
+        accelerated: What `accelerate_model` found.
+        device: Device of the model.
+
+    Returns:
+        The choice, which refers to no network.
+    """
+    facts = accelerated._asdict()
+    net = facts.pop("model")
+    return AcceleratedChoice(isinstance(net, AcceleratedNet), facts, device)
+
+
+def rebuild_model(model: nn.Module, choice: AcceleratedChoice) -> AcceleratedModel | None:
+    """Accelerate a model as it was accelerated before; no pass is made.
+
+    Args:
+        model: The model, with the fingerprint that it had.
+        choice: How it was accelerated.
+
+    Returns:
+        The accelerated model; None if it cannot be built, or other hooks are registered.
+    """
+    if not choice.accelerated:
+        return AcceleratedModel(model, **choice.facts)
+    if _hooked_everywhere():
+        return None
+    layout, precision, fuses = (choice.facts[key] for key in ("layout", "precision", "exchanged"))
+    try:
+        with eval_mode(model):
+            own = _build_candidate(model, layout, precision, fuses, choice.device)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # foreign code: a model need not support copying
+        return None
+    return AcceleratedModel(own, **choice.facts)
 
 
 def original_model(
@@ -187,29 +261,34 @@ class AcceleratedNet(nn.Module):
 
 
 def _agreeing_candidates(
-    model: nn.Module, x: Tensor, precision: Precision, rows: int
+    model: nn.Module,
+    x: Tensor,
+    precision: Precision,
+    rows: int,
+    layouts: Sequence[Layout],
+    one: bool,
+    brief: bool,
 ) -> tuple[dict[Layout, nn.Module], bool, str]:
-    """Return the agreeing candidate of each layout, whether layers are fused, and why not."""
+    """Return the agreeing candidate of each layout, whether layers are fused, and why not.
+
+    With `one`, only the first of the layouts in which one agrees.
+    """
     if _hooked_everywhere():
         return {}, False, "hooks on all modules act on a copy's layers, too"
     try:
-        probes = make_probes(model, x, rows)
+        probes = make_probes(model, x, rows, brief)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # foreign code: a model may give no gradient
         return {}, False, f"the model itself raised {describe(error)}"
     dropped = ""
-    convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
     for fuses in (True, False):
         agreeing: dict[Layout, nn.Module] = {}
-        for layout in LAYOUTS if convolves else LAYOUTS[:1]:
+        for layout in layouts:
+            if agreeing and one:
+                break
             try:
-                own = (
-                    layers.fuse_layers(model, x.device.type == "cpu")
-                    if fuses
-                    else copy.deepcopy(model)
-                )
-                candidate = AcceleratedNet(own, layout, precision).eval().requires_grad_(False)
+                candidate = _build_candidate(model, layout, precision, fuses, x.device)
                 why = find_disagreement(candidate, probes, precision)
             except KeyboardInterrupt:
                 raise
@@ -224,6 +303,14 @@ def _agreeing_candidates(
     return {}, False, dropped
 
 
+def _build_candidate(
+    model: nn.Module, layout: Layout, precision: Precision, fuses: bool, device: torch.device
+) -> AcceleratedNet:
+    """Copy a model, with fused layers or its own; what copying raises is passed on."""
+    own = layers.fuse_layers(model, device.type == "cpu") if fuses else copy.deepcopy(model)
+    return AcceleratedNet(own, layout, precision).eval().requires_grad_(False)
+
+
 class Probe(NamedTuple):
     """Images on which candidates are compared with a model, and the model's pass over them."""
 
@@ -233,30 +320,58 @@ class Probe(NamedTuple):
     wanted: PassResult
 
 
-def make_probes(model: nn.Module, x: Tensor, rows: int = 1) -> list[Probe]:
+def make_probes(model: nn.Module, x: Tensor, rows: int = 1, brief: bool = False) -> list[Probe]:
     """Run the model on clean and noisy images, with gradients and without.
 
     There is a probe of all images together, of `SEVERAL`, of one and of as many as a pass holds.
+    Brief probes leave out what is the least likely to differ: as many as a pass holds, up to
+    `BRIEF`, and one image are passed with a gradient alone, `SEVERAL` without one.
 
     Args:
         model: The model.
         x: Images, (n, c, h, w), in [0, 1].
         rows: Rows a pass.
+        brief: Whether to make few passes.
 
     Returns:
         The probes; what the model raises is passed on.
     """
     images = torch.cat([x, timing.noisy_images(x, len(x))])
+    full = min(rows, BRIEF if brief else FULL)
+    if brief:
+        clean = x[: max(1, min(len(x), full // 2))]
+        mixed = torch.cat([clean, timing.noisy_images(x, max(1, full - len(clean)))])
+        passes = [(mixed, True), (images[:SEVERAL], False), (images[:1], True)]
+        return [_make_probe(model, part, gradients) for part, gradients in passes]
     parts = [images, images[:SEVERAL], images[:1]]
-    if (full := min(rows, FULL)) > len(images):
+    if full > len(images):
         parts.append(timing.noisy_images(x, full))
-    with torch.no_grad():
-        labels = [widen(model(part.clone())).argmin(1) for part in parts]
-    return [
-        Probe(part, y, gradients, agreement.probe_pass(model, part, y, gradients))
-        for part, y in zip(parts, labels, strict=True)
-        for gradients in (True, False)
-    ]
+    probes = []
+    for part in parts:
+        without = _make_probe(model, part, False)
+        y = without.wanted.logits.argmin(1)
+        probes += [_make_probe(model, part, True, y), without]
+    return probes
+
+
+def count_probe_passes(n: int, rows: int) -> float:
+    """Count the passes by which an accelerated model is compared with its model briefly.
+
+    Args:
+        n: Images.
+        rows: Rows a pass.
+
+    Returns:
+        Gradients of one image, a forward pass counted as half of one: of the model and of one
+        candidate.
+    """
+    return 2 * (max(2, min(rows, BRIEF)) + 1 + min(2 * n, SEVERAL) / 2)
+
+
+def _make_probe(model: nn.Module, x: Tensor, gradients: bool, y: Tensor | None = None) -> Probe:
+    """Run the model on images; the margin is that of `y`, or of the first class."""
+    label = torch.zeros(len(x), dtype=torch.int64, device=x.device) if y is None else y
+    return Probe(x, label, gradients, agreement.probe_pass(model, x, label, gradients))
 
 
 def find_disagreement(

@@ -33,9 +33,9 @@ LAYOUTS: tuple[Layout, ...] = ("contiguous", "channels-last")
 WIDE = 32
 """Input channels of the widest convolution from which channels-last is the likelier winner."""
 WORTH = 20
-"""A calibration is made when the attack ahead takes so many times as long."""
+"""A calibration is made when the attack ahead takes so many times as many passes."""
 TIMINGS = 30
-"""Approximate number of passes of a calibration."""
+"""Approximate number of passes of a calibration, of `rows` images each."""
 BETTER = 0.95
 """Another number of rows must take at most this share of the time."""
 LEAST_ROWS, MOST_ROWS = 4, 16384
@@ -49,8 +49,70 @@ class Calibration(NamedTuple):
     timed: bool
     """Whether they were timed, now or earlier; if not, they follow a rule."""
     worth: float
-    """Seconds of attack from which timing pays: 0 if it was done earlier, infinite where torch must
-    be deterministic."""
+    """Gradients of one image that an attack takes from which timing pays: 0 if it was done earlier,
+    infinite where torch must be deterministic."""
+
+
+def find_layouts(model: nn.Module) -> tuple[Layout, ...]:
+    """List the layouts that may suit a model, the likeliest first.
+
+    Args:
+        model: The attacked model.
+
+    Returns:
+        Both for a convolving model, channels-last first where a convolution is wide.
+    """
+    widths = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    if not widths:
+        return LAYOUTS[:1]
+    return LAYOUTS[::-1] if max(widths) >= WIDE else LAYOUTS
+
+
+def choose_untimed(
+    model: nn.Module,
+    layouts: Sequence[Layout],
+    x: Tensor,
+    rows: int,
+    precision: Precision,
+    fixed: bool,
+    ahead: float,
+) -> Calibration | None:
+    """Choose the layout and the rows a pass without calling the model.
+
+    Args:
+        model: The attacked model.
+        layouts: Those that may suit it, the likeliest first.
+        x: Images, (n, c, h, w), in [0, 1].
+        rows: First guess of the rows a pass.
+        precision: Arithmetic of the gradients.
+        fixed: Whether `rows` is final.
+        ahead: Gradients of one image that the attack takes which the choice is for.
+
+    Returns:
+        What was timed earlier, or the likeliest layout where that is not worth timing or torch must
+        be deterministic, because timings differ from run to run. None if it has to be timed.
+    """
+    if torch.are_deterministic_algorithms_enabled():
+        return Calibration(layouts[0], rows, False, math.inf)
+    known = recall(_cache_key(model, x, precision, rows if fixed else 0, sorted(layouts)))
+    if known is not None and known[0] in layouts:
+        return Calibration(known[0], rows if fixed else known[1], True, 0.0)
+    if is_worth_timing(rows, ahead):
+        return None
+    return Calibration(layouts[0], rows, False, WORTH * TIMINGS * rows)
+
+
+def is_worth_timing(rows: int, ahead: float) -> bool:
+    """Check whether an attack is so long that timing layouts and rows pays.
+
+    Args:
+        rows: First guess of the rows a pass.
+        ahead: Gradients of one image that the attack takes.
+
+    Returns:
+        True if it takes WORTH times as many as timing does.
+    """
+    return ahead >= WORTH * TIMINGS * rows
 
 
 def calibrate(
@@ -60,9 +122,8 @@ def calibrate(
     rows: int,
     precision: Precision,
     fixed: bool,
-    ahead: float,
 ) -> Calibration:
-    """Choose the layout and the rows a pass, by timing if the work ahead is worth it.
+    """Time the layouts and the rows a pass, and store what is fastest.
 
     Args:
         model: The attacked model.
@@ -71,30 +132,17 @@ def calibrate(
         rows: First guess of the rows a pass.
         precision: Arithmetic of the gradients.
         fixed: Whether `rows` is final.
-        ahead: Seconds of attack that the choice is for.
 
     Returns:
-        The choice. Where torch must be deterministic it follows a rule, because timings differ
-        from run to run.
+        The choice.
     """
-    widest = max((m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)), default=0)
-    likely: Layout = "channels-last" if widest >= WIDE else "contiguous"
-    likely = likely if likely in candidates else next(iter(candidates))
-    if torch.are_deterministic_algorithms_enabled():
-        return Calibration(likely, rows, False, math.inf)
-    key = _cache_key(model, x, precision, rows if fixed else 0, sorted(candidates))
-    known = recall(key)
-    if known is not None and known[0] in candidates:
-        return Calibration(known[0], rows if fixed else known[1], True, 0.0)
-    (first,) = _seconds_per_row([candidates[likely]], x, rows, rounds=1)
-    worth = WORTH * TIMINGS * rows * first
-    if ahead < worth:
-        return Calibration(likely, rows, False, worth)
     times = _seconds_per_row(list(candidates.values()), x, rows)
     seconds = dict(zip(candidates, times, strict=True))
     layout = min(seconds, key=lambda each: seconds[each])
+    worth = WORTH * TIMINGS * rows
     if not fixed:
         rows = _best_rows(candidates[layout], x, rows, seconds[layout])
+    key = _cache_key(model, x, precision, rows if fixed else 0, sorted(find_layouts(model)))
     store(key, layout, min(rows, MOST_ROWS))
     return Calibration(layout, rows, True, worth)
 

@@ -1,5 +1,6 @@
 """Probe the models of a run with the examples, norms and attacks of its suite."""
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from statistics import median_low
@@ -8,10 +9,10 @@ from typing import Any
 from bench.core import streams
 from bench.core.contracts.types import Threat
 from bench.core.errors import SuiteError, describe
+from bench.engine import process_cache
 from bench.engine.device import enter_device
-from bench.evaluation.audit import probes, symptoms
+from bench.evaluation.audit import gradient_check, probes, symptoms
 from bench.evaluation.evaluator import Evaluator
-from bench.models.preflight.findings import read_name
 from bench.suite import plan
 
 DEFAULT = Threat(norm="linf", eps=0.1)
@@ -172,10 +173,11 @@ def _probe_one(
         ):
             if full:
                 observed = probes.probe_model(probed, _choose_threat(tasks), specs)
+                signs = [symptoms.to_json(symptom) for symptom in observed]
             else:
                 fit = evaluator.models[label]
-                vague = fit.random or "batch-dependent" in map(read_name, fit.findings)
-                observed = [] if vague else probes.check_gradients(probed)
+                vague = fit.random or "batch-dependent" in fit.finding_names()
+                signs = [] if vague else _check_gradients(evaluator, probed)
                 if vague:
                     document["looked"] = []
     except (SuiteError, KeyboardInterrupt):
@@ -186,8 +188,21 @@ def _probe_one(
         **document,
         "n": len(right),
         "seconds": round(time.perf_counter() - started, 3),
-        "signs": [symptoms.to_json(symptom) for symptom in observed],
+        "signs": signs,
     }
+
+
+def _check_gradients(evaluator: Evaluator, probed: probes.ProbedModel) -> list[dict[str, Any]]:
+    """Compare a few gradients with finite differences, or recall what that showed before."""
+    compared = tuple(probed.id[: gradient_check.MAX_IMAGES].tolist())
+    data = evaluator.data.fingerprint
+    key = "gradients", probed.label, data, compared, str(evaluator.device), probed.rows
+    fingerprint = evaluator.models[probed.label].fingerprint
+    signs: list[dict[str, Any]] | None = process_cache.recall(fingerprint, *key)
+    if signs is None:
+        signs = [symptoms.to_json(symptom) for symptom in probes.check_gradients(probed)]
+        process_cache.store(signs, fingerprint, *key)
+    return copy.deepcopy(signs)
 
 
 def _choose_threat(tasks: Sequence[plan.AttackTask]) -> Threat:

@@ -27,7 +27,7 @@ from bench.engine.model_state import (
 )
 from bench.engine.opaque_model import OpaqueModel
 from bench.models import fingerprint
-from bench.models.preflight.findings import FINDINGS, Finding
+from bench.models.preflight.findings import FINDINGS, Finding, read_name
 from bench.models.preflight.gradient_checks import find_gradient_problems
 from bench.models.preflight.logit_checks import (
     find_doubts,
@@ -36,6 +36,7 @@ from bench.models.preflight.logit_checks import (
     is_random,
 )
 from bench.models.preflight.preprocessing import find_wrong_preprocessing
+from bench.models.preflight.repetition import repeat_calls
 from bench.models.query_only import QueryOnlyModel
 
 N_IMAGES = 16
@@ -79,6 +80,14 @@ class LoadedModel(NamedTuple):
     sketch: str = ""
     """Both, coarse enough to be part of an identity."""
 
+    def finding_names(self) -> list[str]:
+        """List the findings by name.
+
+        Returns:
+            Names of `bench.models.preflight.findings`; "" for a sentence without one.
+        """
+        return [read_name(note) for note in self.findings]
+
 
 def refuse_model(label: str, why: str) -> LoadedModel:
     """Return the placeholder of a model that failed to load; its cells are planned and fail.
@@ -103,6 +112,7 @@ def preflight(
     predictions: int = 1,
     allow: Sequence[str] = (),
     about: Any = None,
+    digest: str = "",
 ) -> LoadedModel:
     """Check a model on the first images.
 
@@ -114,6 +124,7 @@ def preflight(
         predictions: Predictions that vote on one verdict.
         allow: Names of findings that do not stop the run.
         about: Plain values that belong to the model's fingerprint.
+        digest: What `identify_model` returns of both, where that is known.
 
     Returns:
         The model with its fingerprint and findings.
@@ -130,8 +141,9 @@ def preflight(
     if isinstance(model, torch.jit.ScriptModule):  # whose layers take no hooks
         model = OpaqueModel(model, fingerprint.describe_program(model))
     x = data.read(0, min(data.n, N_IMAGES)).to(device)
+    digest = digest or identify_model(model, about)  # first, since a forward may count its calls
     try:
-        return _check_model(label, model, model, data, x.clone(), predictions, allow, about)
+        return _check_model(label, model, model, data, x.clone(), predictions, allow, digest)
     except InputWriteError:
         with eval_mode(model), rng.seed_global("preflight"):
             who = find_input_writer(model, x)
@@ -143,9 +155,24 @@ def preflight(
             x,
             predictions,
             allow,
-            about,
+            digest,
             [_input_write_finding(where, who)],
         )
+
+
+def identify_model(model: nn.Module, about: Any = None) -> str:
+    """Compute the fingerprint of a model in evaluation mode.
+
+    Args:
+        model: The model.
+        about: Plain values that belong to it as well.
+
+    Returns:
+        The fingerprint, which covers what stays in training mode.
+    """
+    with eval_mode(model):
+        training = [name for name, module in model.named_modules() if module.training]
+        return fingerprint.fingerprint(model, [about, training])
 
 
 def _input_write_finding(where: str, who: str) -> Finding:
@@ -164,21 +191,19 @@ def _check_model(
     x: Tensor,
     predictions: int,
     allow: Sequence[str],
-    about: Any = None,
+    digest: str,
     known: Sequence[Finding] = (),
 ) -> LoadedModel:
     """Check a model as `preflight` does.
 
-    `model` is called in place of `net`, which it is or wraps; `known` are findings so far.
+    `model` is called in place of `net`, which it is or wraps and whose fingerprint is `digest`;
+    `known` are findings so far.
 
     Raises:
         InputWriteError: The model writes into x.
     """
     where, clean = f"model '{label}'", x.clone()
     with eval_mode(model), rng.seed_global("preflight"):  # for reproducible findings
-        training = [name for name, module in net.named_modules() if module.training]
-        # Before the first call, since a forward may count its calls.
-        digest = fingerprint.fingerprint(net, [about, training])
         logits = _compute_logits(where, model, data, x)
         _check_unwritten(x, clean)
         findings = [*known, *find_errors(where, model, logits)]
@@ -186,13 +211,17 @@ def _check_model(
         if refused:
             raise SuiteError(refused[0].format_error())
         logits = widen(logits)
-        random = is_random(model, x, logits)
-        findings += find_doubts(where, net, model, data, x, logits, random, predictions)
-        if not isinstance(net, QueryOnlyModel):
-            findings += find_gradient_problems(where, model, x, logits, random)
+        differentiates = not isinstance(net, QueryOnlyModel)
+        seen = repeat_calls(model, x, logits, differentiates)
+        alike = seen is not None
+        random = not alike and is_random(model, x, logits)
+        findings += find_doubts(where, net, model, data, x, logits, random, predictions, alike)
+        if differentiates:
+            findings += find_gradient_problems(where, model, x, logits, random, seen)
         _check_unwritten(x, clean)
         if "not-finite" not in [each.name for each in findings]:
-            findings += find_wrong_preprocessing(where, model, data, x.device)
+            first = predict_class(logits) if alike else None
+            findings += find_wrong_preprocessing(where, model, data, x.device, first)
     sentences = tuple(each.format_note(each.name in allow) for each in findings)
     random = random or predictions > 1
     access: Access = "gradient"

@@ -5,14 +5,19 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 
 from bench.core.errors import first_line
-from bench.engine.functional.gradients import gradient_pass
+from bench.engine.functional.gradients import PassResult, gradient_pass
 from bench.engine.functional.losses import make_objective
 from bench.models.preflight.findings import Finding
 from bench.models.preflight.logit_checks import RANDOM, logit_scale
 
 
 def find_gradient_problems(
-    where: str, model: nn.Module, x: Tensor, logits: Tensor, random: bool
+    where: str,
+    model: nn.Module,
+    x: Tensor,
+    logits: Tensor,
+    random: bool,
+    seen: PassResult | None = None,
 ) -> Iterator[Finding]:
     """Find what makes attacks by gradient weak on the model.
 
@@ -22,13 +27,15 @@ def find_gradient_problems(
         x: Images (n, c, h, w).
         logits: Their logits (n, classes), computed without a gradient.
         random: Whether the model answers at random.
+        seen: The pass with a gradient, where it was made before.
 
     Yields:
         Findings about the gradient of the cross-entropy towards the least likely class.
     """
     other = logits.argmin(1)
+    objective = make_objective("cross-entropy", "untargeted")
     try:
-        seen = gradient_pass(model, make_objective("cross-entropy", "untargeted"), x, other, other)
+        seen = gradient_pass(model, objective, x, other, other) if seen is None else seen
     except RuntimeError as error:  # such as of a model that answers in inference mode
         yield Finding(
             "zero-gradient",

@@ -92,6 +92,7 @@ def find_doubts(
     logits: Tensor,
     random: bool,
     predictions: int,
+    alike: bool = False,
 ) -> Iterator[Finding]:
     """Find what makes results of the model doubtful, as far as its logits show it.
 
@@ -104,6 +105,7 @@ def find_doubts(
         logits: Their logits (n, classes).
         random: Whether the model answers at random.
         predictions: Predictions that vote on one verdict.
+        alike: Whether the model is known to answer alike alone and in another order.
 
     Yields:
         Findings about modes, randomness, batches, logits, classes and sizes.
@@ -126,7 +128,7 @@ def find_doubts(
             "and one prediction is not enough to judge an attack. Let `predictions` of the model "
             "vote, and let attacks average their gradients over `samples`.",
         )
-    elif not random:
+    elif not random and not alike:
         yield from find_batch_dependence(where, model, x, logits)
     if torch.allclose(logits.logsumexp(1), torch.zeros(len(x)).to(logits), atol=1e-4):
         yield Finding(

@@ -86,7 +86,11 @@ def list_changes(channels: int) -> list[InputChange]:
 
 
 def find_wrong_preprocessing(
-    where: str, model: nn.Module, data: Data, device: torch.device
+    where: str,
+    model: nn.Module,
+    data: Data,
+    device: torch.device,
+    first: Tensor | None = None,
 ) -> Iterator[Finding]:
     """Find the preprocessing or shift of labels that a model seems to expect.
 
@@ -95,18 +99,18 @@ def find_wrong_preprocessing(
         model: The model in evaluation mode, on `device`.
         data: The data set; without labels or with fewer than MIN_IMAGES nothing is tested.
         device: Device of the test.
+        first: Predicted classes of the first images, (k,), where the model was asked before and
+            its answers do not depend on the batch.
 
     Yields:
         At most one finding: the change that corrects most, or else an accuracy near chance.
     """
     if data.labels is None or data.n < MIN_IMAGES:
         return
-    at = (
-        [k * data.n // N_IMAGES for k in range(N_IMAGES)] if data.n > N_IMAGES else [*range(data.n)]
-    )
+    at = _choose_images(data.n)
     x = torch.cat([data.read(k, k + 1) for k in at]).to(device)
     y = data.labels[at].to(device)
-    pred = _predictions(model, x)
+    pred = _predict_others(model, x, at, first)
     if pred is None:
         return
     n, right = len(y), int((pred == y).sum())
@@ -142,6 +146,35 @@ def find_wrong_preprocessing(
             "weights (random unless its entry or its own code loads some), its normalisation (done "
             "twice, or not at all), its channels and its labels.",
         )
+
+
+def _choose_images(n: int) -> list[int]:
+    """Choose images spread over a data set of n, in ascending order."""
+    return [k * n // N_IMAGES for k in range(N_IMAGES)] if n > N_IMAGES else [*range(n)]
+
+
+def count_other_images(n: int, first: int) -> int:
+    """Count the images of the test beyond the first ones.
+
+    Args:
+        n: Images of the data set.
+        first: Images that the model was asked about before.
+
+    Returns:
+        Their number.
+    """
+    return 0 if n < MIN_IMAGES else sum(k >= first for k in _choose_images(n))
+
+
+def _predict_others(
+    model: nn.Module, x: Tensor, at: list[int], first: Tensor | None
+) -> Tensor | None:
+    """Return the predicted classes of x, which are images `at`; of the first ones as known."""
+    known = 0 if first is None else sum(k < len(first) for k in at)  # `at` ascends
+    if first is None or not known:
+        return _predictions(model, x)
+    others = _predictions(model, x[known:]) if known < len(at) else first[:0]
+    return None if others is None else torch.cat([first[at[:known]], others])
 
 
 def _predictions(model: nn.Module, x: Tensor) -> Tensor | None:
