@@ -21,7 +21,7 @@ as in their code, and the row stops there under stop = "first-success".
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache
 from typing import Annotated, NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
 from bench.engine.functional import norms, projections
 from bench.engine.functional.norms import per_row
+from bench.engine.functional.projections import Box, NoBox
 
 MOMENTUM = 0.75
 """The share of the new step; the last one has the rest."""
@@ -102,6 +103,7 @@ class State(NamedTuple):
     """The latest successful iterate."""
     success: Tensor
     """Whether there is one, (n,), bool."""
+    box: Box | NoBox
 
 
 def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
@@ -122,7 +124,8 @@ def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
         zero = torch.zeros_like(batch.k)
         pace = Pace(2 * batch.eps, -none, zero, zero, none, torch.ones_like(zero, dtype=torch.bool))
     best = Point(x, torch.zeros_like(x), none)
-    return State(x, x, best, pace, x, torch.zeros_like(batch.k, dtype=torch.bool))
+    never = torch.zeros_like(batch.k, dtype=torch.bool)
+    return State(x, x, best, pace, x, never, projections.make_box(batch.x, batch.eps, norm))
 
 
 def _start(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> Tensor:
@@ -209,10 +212,10 @@ def _step(
     pace, back = _update_pace(state.pace, best.loss, observed.loss, batch.k, params)
     x = torch.where(per_row(back, state.x), best.x, state.x)
     gradient = torch.where(per_row(back, x), best.gradient, observed.gradient)
-    ahead = x + per_row(pace.eta, x) * projections.steepest_direction(gradient, norm)
-    ahead = projections.project(ahead, batch.x, batch.eps, norm)
+    ahead = projections.step_steepest(x, gradient, pace.eta, norm)
+    ahead = projections.project_into(ahead, state.box, batch.x, batch.eps, norm)
     mixed = x + MOMENTUM * (ahead - x) + (1 - MOMENTUM) * (x - state.previous)
-    mixed = projections.project(mixed, batch.x, batch.eps, norm)
+    mixed = projections.project_into(mixed, state.box, batch.x, batch.eps, norm)
     after = torch.where(per_row(batch.k == 0, x), ahead, mixed)
     return state._replace(x=after, previous=x, best=best, pace=pace)
 
@@ -222,20 +225,29 @@ def _update_pace(
 ) -> tuple[Pace, Tensor]:
     """Update the pace after step `k`; also return which rows go back to their best point."""
     rises = pace.rises + (loss > pace.loss)
-    marks = (-(-share * params.steps // 100) for share in CHECKPOINTS)  # rounded up
-    at = reduce(torch.logical_or, (k == mark for mark in marks))
+    # Rows of a buffer that hold no example go on beyond the last step.
+    at = _mark_checkpoints(params.steps, k.device).index_select(0, k.clamp_max(params.steps))
     few = rises <= params.rho * (k - pace.checked)  # condition 1 of the paper
-    stuck = ~pace.halved & (best <= pace.best)  # condition 2
+    stuck = torch.gt(best <= pace.best, pace.halved)  # condition 2: the first, not the second
     halve = at & (few | stuck)
     after = Pace(
         eta=torch.where(halve, pace.eta / 2, pace.eta),
         loss=loss,
-        rises=rises * ~at,
+        rises=rises.masked_fill(at, 0),
         checked=torch.where(at, k, pace.checked),
         best=torch.where(at, best, pace.best),
         halved=torch.where(at, halve, pace.halved),
     )
     return after, halve
+
+
+@cache
+def _mark_checkpoints(steps: int, device: torch.device) -> Tensor:
+    """Mark the steps of the checkpoints, (steps + 1,), bool; on the device, once."""
+    marked = torch.zeros(steps + 1, dtype=torch.bool)
+    for share in CHECKPOINTS:
+        marked[-(-share * steps // 100)] = True  # rounded up
+    return marked.to(device)
 
 
 # --------------------------------------------------------------------------------------------- l1

@@ -190,7 +190,7 @@ def ascend(x: Tensor, gradient: Tensor, alpha: Tensor, norm: Norm, l1_share: flo
     """
     if norm == "l1":
         return x + projections.steepest_sparse_step(gradient, x, alpha, l1_share)
-    return x + norms.per_row(alpha, x) * projections.steepest_direction(gradient, norm)
+    return projections.step_steepest(x, gradient, alpha, norm)
 
 
 PROJECTION: dict[Norm, str] = {

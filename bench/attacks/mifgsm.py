@@ -22,6 +22,7 @@ from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
 from bench.engine.functional import norms, projections
+from bench.engine.functional.projections import Box, NoBox
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,9 @@ class State(NamedTuple):
 
     x: Tensor
     momentum: Tensor
+    alpha: Tensor
+    """Length of a step, (n,)."""
+    box: Box | NoBox
 
 
 def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
@@ -60,7 +64,12 @@ def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     Returns:
         State at step 0.
     """
-    return State(batch.x, torch.zeros_like(batch.x))
+    return State(
+        x=batch.x,
+        momentum=torch.zeros_like(batch.x),
+        alpha=step_size(params.alpha, batch.eps, params.steps),
+        box=projections.make_box(batch.x, batch.eps, norm),
+    )
 
 
 def step(state: State, gradient: Tensor, batch: AttackBatch, params: Params, norm: Norm) -> State:
@@ -77,9 +86,9 @@ def step(state: State, gradient: Tensor, batch: AttackBatch, params: Params, nor
         State after the step.
     """
     momentum = params.decay * state.momentum + _gathered(gradient, params, norm)
-    alpha = step_size(params.alpha, batch.eps, params.steps)
-    x = ascend(state.x, momentum, alpha, norm, params.l1_share)
-    return State(projections.project(x, batch.x, batch.eps, norm), momentum)
+    x = ascend(state.x, momentum, state.alpha, norm, params.l1_share)
+    x = projections.project_into(x, state.box, batch.x, batch.eps, norm)
+    return state._replace(x=x, momentum=momentum)
 
 
 def _gathered(gradient: Tensor, params: Params, norm: Norm) -> Tensor:

@@ -20,6 +20,7 @@ from bench.core.contracts.rule import AttackBatch, Rule
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise
 from bench.engine.functional import projections, sampling
+from bench.engine.functional.projections import Box, NoBox
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,9 @@ class State(NamedTuple):
     """State of the rows."""
 
     x: Tensor
+    alpha: Tensor
+    """Length of a step, (n,)."""
+    box: Box | NoBox
 
 
 def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
@@ -53,10 +57,12 @@ def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     Returns:
         State at step 0.
     """
+    alpha = step_size(params.alpha, batch.eps, params.steps)
+    box = projections.make_box(batch.x, batch.eps, norm)
     if not params.random_start:
-        return State(batch.x)
+        return State(batch.x, alpha, box)
     start = batch.x + sampling.random_in_ball(batch.x, batch.eps, norm, noise)
-    return State(projections.project(start, batch.x, batch.eps, norm))
+    return State(projections.project_into(start, box, batch.x, batch.eps, norm), alpha, box)
 
 
 def step(state: State, gradient: Tensor, batch: AttackBatch, params: Params, norm: Norm) -> State:
@@ -72,9 +78,8 @@ def step(state: State, gradient: Tensor, batch: AttackBatch, params: Params, nor
     Returns:
         State after the step.
     """
-    alpha = step_size(params.alpha, batch.eps, params.steps)
-    x = ascend(state.x, gradient, alpha, norm, params.l1_share)
-    return State(projections.project(x, batch.x, batch.eps, norm))
+    x = ascend(state.x, gradient, state.alpha, norm, params.l1_share)
+    return state._replace(x=projections.project_into(x, state.box, batch.x, batch.eps, norm))
 
 
 def traits(params: Params, norm: Norm, eps: float) -> Mapping[str, str]:

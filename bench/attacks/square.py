@@ -31,7 +31,13 @@ from bench.core.contracts.rule import AttackBatch, Rule, StepInput
 from bench.core.contracts.types import Loss, Norm
 from bench.core.rng import Noise, hash_uniform
 from bench.engine.functional.norms import norm_of, per_row
-from bench.engine.functional.projections import project_l1_box, round_into_ball
+from bench.engine.functional.projections import (
+    Box,
+    NoBox,
+    make_box,
+    project_l1_box,
+    round_into_ball,
+)
 
 HALVED_AFTER = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Proposals, counted from 0, after which the windows' area is halved, for any number of steps."""
@@ -66,6 +72,7 @@ class State(NamedTuple):
     """Whether `best` reached the goal, (n,), bool."""
     key: Tensor
     """Of the row's draws, (n,), int64."""
+    box: Box | NoBox
 
 
 def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
@@ -82,7 +89,8 @@ def init(batch: AttackBatch, noise: Noise, params: Params, norm: Norm) -> State:
     """
     start = start_stripes(batch, noise) if norm == "linf" else start_tiles(batch, noise, norm)
     never = torch.zeros_like(batch.y, dtype=torch.bool)
-    return State(start, start, torch.full_like(batch.eps, -torch.inf), never, noise.keys(start))
+    loss, box = torch.full_like(batch.eps, -torch.inf), make_box(batch.x, batch.eps, norm)
+    return State(start, start, loss, never, noise.keys(start), box)
 
 
 def respond(
@@ -101,13 +109,15 @@ def respond(
         State after the step.
     """
     rises = (observed.loss > state.loss) & (observed.fooled == state.fooled)
-    better = rises | (observed.fooled & ~state.fooled)
+    better = rises | torch.gt(observed.fooled, state.fooled)
     # With a weight of 0 or 1 lerp returns one or the other to the bit, several times sooner than
     # torch.where.
     best = torch.lerp(state.best, state.x, per_row(better, state.x).to(state.x.dtype))
     loss = torch.where(better, observed.loss, state.loss)
-    x = propose(best, state.key, batch, params, norm)
-    return State(x, best, loss, state.fooled | better & observed.fooled, state.key)
+    x = propose(best, state.key, state.box, batch, params, norm)
+    # A proposal that is the first to reach the goal is always better.
+    fooled = state.fooled | observed.fooled
+    return state._replace(x=x, best=best, loss=loss, fooled=fooled)
 
 
 def result(state: State) -> Tensor:
@@ -122,12 +132,15 @@ def result(state: State) -> Tensor:
     return state.best
 
 
-def propose(best: Tensor, key: Tensor, batch: AttackBatch, params: Params, norm: Norm) -> Tensor:
+def propose(
+    best: Tensor, key: Tensor, box: Box | NoBox, batch: AttackBatch, params: Params, norm: Norm
+) -> Tensor:
     """Propose images that differ from the best ones in a window.
 
     Args:
         best: Best images so far, (n, c, h, w).
         key: Key of each row's random numbers, (n,), int64.
+        box: Bounds of ball and box in linf.
         batch: Images, labels and radii of the rows.
         params: Params of the attack.
         norm: Norm of the ball.
@@ -137,8 +150,8 @@ def propose(best: Tensor, key: Tensor, batch: AttackBatch, params: Params, norm:
     """
     known = make_tables(params.p, *best.shape[2:], norm, best.dtype, best.device)
     halvings = known.halvings.index_select(0, batch.k.clamp_max(len(known.halvings) - 1))
-    if norm == "linf":
-        return change_one_window(best, key, batch, known, halvings)
+    if isinstance(box, Box):
+        return change_one_window(best, key, box, batch, known, halvings)
     return change_two_windows(best, key, batch, known, halvings, norm)
 
 
@@ -178,8 +191,9 @@ class Tables(NamedTuple):
     side: Tensor
     """By halvings, (10,), int64."""
     size: Tensor
-    """Height and width, (2,), int64."""
-    longest: int
+    """Height and width, each plus 1, (2,), int64."""
+    pixels: Tensor
+    """Numbers of the rows or the columns, whichever are more, int64."""
     eta: Tensor
     """By halvings and turn, in a margin of zeros, (10, 2, most + 2, most + 2), most the first side;
     all zeros in linf, which needs none."""
@@ -212,8 +226,8 @@ def make_tables(
     return Tables(
         halvings=halvings.to(device),
         side=torch.tensor(side).to(device),
-        size=torch.tensor([height, width]).to(device),
-        longest=max(height, width),
+        size=torch.tensor([height + 1, width + 1]).to(device),
+        pixels=torch.arange(max(height, width)).to(device),
         eta=etas.to(device, dtype),
     )
 
@@ -229,8 +243,8 @@ def locate_windows(u: Tensor, side: Tensor, known: Tables) -> Tensor:
     Returns:
         Position of each row and column in its window, (n, m, 2, longer side): 0 to side - 1 inside.
     """
-    first = (u * (known.size + 1 - side[:, None, None])).long()
-    return torch.arange(known.longest, device=u.device) - first[..., None]
+    first = (u * (known.size - side[:, None, None])).long()
+    return known.pixels - first[..., None]
 
 
 def window_masks(at: Tensor, side: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -294,13 +308,14 @@ def start_stripes(batch: AttackBatch, noise: Noise) -> Tensor:
 
 
 def change_one_window(
-    best: Tensor, key: Tensor, batch: AttackBatch, known: Tables, halvings: Tensor
+    best: Tensor, key: Tensor, box: Box, batch: AttackBatch, known: Tables, halvings: Tensor
 ) -> Tensor:
     """Set a window to x + eps or x - eps, by a sign for each channel (linf).
 
     Args:
         best: Best images so far, (n, c, h, w).
         key: Key of each row's random numbers, (n,), int64.
+        box: Bounds of ball and box.
         batch: Images, labels and radii of the rows.
         known: Tables of the windows.
         halvings: Halvings of p so far, (n,).
@@ -313,9 +328,7 @@ def change_one_window(
     rows, columns = window_masks(locate_windows(u[:, None, :2], side, known), side, best)
     far = 2 * by_channel(draw_signs(u[:, 2:], best))  # more than the box is wide
     moved = torch.addcmul(best, far * rows[..., None], columns[:, :, None])
-    radius = per_row(batch.eps, best)
-    lowest, highest = (batch.x - radius).clamp_(0, 1), (batch.x + radius).clamp_(0, 1)
-    return torch.minimum(torch.maximum(moved, lowest), highest)
+    return torch.clamp(moved, box.lowest, box.highest)
 
 
 # -------------------------------------------------------------------------------------- l2 and l1

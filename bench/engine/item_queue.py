@@ -21,10 +21,10 @@ class ItemQueue:
             rounds: Restarts of each item.
             nested: Whether an eps waits for the next smaller one.
         """
-        self._ascending = eps.argsort()
+        self._ascending = eps.argsort().cpu()
         self._rank = self._ascending.argsort()
         self._rounds, self._nested = rounds, nested
-        first = self._ascending[:1].cpu() if nested else torch.arange(len(eps))
+        first = self._ascending[:1] if nested else torch.arange(len(eps))
         grid = torch.cartesian_prod(first, torch.arange(n)).view(-1, 2)
         restart = torch.zeros(len(grid), dtype=torch.int64)
         self._items = torch.stack([grid[:, 1], grid[:, 0], restart], 1)
@@ -49,7 +49,7 @@ class ItemQueue:
         """Queue what follows items that failed.
 
         Args:
-            items: The failed items, (rows, 3).
+            items: The failed items, (rows, 3), on the CPU.
         """
         example, eps, restart = items.unbind(1)
         again = restart + 1 < self._rounds
@@ -59,13 +59,13 @@ class ItemQueue:
             larger = ~again & (rank < len(self._rank))
             next_eps = self._ascending[rank.clamp_max(len(self._rank) - 1)]
             followers.append(torch.stack([example, next_eps, torch.zeros_like(restart)], 1)[larger])
-        self._items = torch.cat([self._items, *(each.cpu() for each in followers)])
+        self._items = torch.cat([self._items, *followers])
 
     def iterate_larger_eps(self, eps: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Iterate over all eps, from small to large.
 
         Args:
-            eps: Index of the eps of each row, (rows,).
+            eps: Index of the eps of each row, (rows,), on the CPU.
 
         Yields:
             Index of an eps, and the rows whose own eps is smaller, (rows,), bool.

@@ -38,7 +38,12 @@ def start_log(before: Tensor, fell: Tensor, nearest: Tensor) -> QueryLog:
 
 
 def update_log(
-    log: QueryLog, queries: Tensor, nearest: Tensor, active: Tensor, radii: Tensor, budgets: Tensor
+    log: QueryLog,
+    queries: Tensor,
+    nearest: Tensor,
+    active: Tensor | None,
+    radii: Tensor,
+    budgets: Tensor,
 ) -> QueryLog:
     """Record the distances after one more query.
 
@@ -46,7 +51,7 @@ def update_log(
         log: The log before.
         queries: Queries of this restart, the new one included, (n,).
         nearest: Least distance found so far, (n,); infinite if none was.
-        active: Whether the row made a query, (n,), bool.
+        active: Whether the row made a query, (n,), bool; None if all did.
         radii: Radii, (r,).
         budgets: Numbers of queries, (b,).
 
@@ -54,10 +59,12 @@ def update_log(
         The log after it.
     """
     made = (log.before + queries)[:, None]
-    near = (nearest[:, None] <= radii) & nearest[:, None].isfinite() & active[:, None]
-    fell = torch.where(near & log.fell.isinf(), made, log.fell)
+    near = (nearest[:, None] <= radii) & nearest[:, None].isfinite()
     # A budget beyond the last query has what the last query left.
-    within = active[:, None] & (made <= budgets)
+    within = made <= budgets
+    if active is not None:
+        near, within = near & active[:, None], within & active[:, None]
+    fell = torch.where(near & log.fell.isinf(), made, log.fell)
     return log._replace(
         fell=fell,
         nearest=torch.where(within, torch.minimum(log.nearest, nearest[:, None]), log.nearest),

@@ -17,7 +17,7 @@ from bench.engine.functional.gradients import PassResult, forward_pass, gradient
 from bench.engine.functional.input_transforms import DRAWS, resize_and_pad, smooth_gradient
 from bench.engine.functional.logits import reaches_goal
 from bench.engine.functional.losses import Objective, make_objective
-from bench.engine.functional.norms import norm_of
+from bench.engine.functional.norms import largest_magnitude
 from bench.engine.model_state import is_out_of_memory
 from bench.engine.rejection import merge_rejection, spares_rejected
 
@@ -70,14 +70,14 @@ class StepEvaluator:
 
     def evaluate(
         self, x: Tensor, known: AttackBatch, keys: Tensor | None = None
-    ) -> tuple[StepInput, Tensor]:
+    ) -> tuple[StepInput, list[Tensor]]:
         """Compute a rule's input at iterates.
 
         One NaN in a gradient makes every sum over it NaN, and with it the iterate for the rest of
         the search: such entries are set to 0, the slope of a pixel of which nothing is known. An
         iterate with logits that are not finite is no success, as it is none for the judge, and a
         loss that is not finite is set below every other, so that no rule keeps that iterate as its
-        best.
+        best; a rule that reads the gradient alone does not see it.
 
         Args:
             x: Iterates (n, c, h, w).
@@ -85,51 +85,53 @@ class StepEvaluator:
             keys: Keys of the rows' random transformations, (n,), if the attack has any.
 
         Returns:
-            The rule's input, and the number of gradients of each row that were not finite, (n,).
+            The rule's input, and the magnitude of each pass for `count_nonfinite`.
 
         Raises:
             AccelerationError: The accelerated model raised anything but that memory ran out.
         """
         samples = self.spec.samples
         towards = known.y if self.rule.aims is None else known.aim
-        (logits, loss, gradient), spoilt = self._sample(x, towards, known, keys, 0)
+        (logits, loss, gradient), sizes = self._sample(x, towards, known, keys, 0)
         for number in range(1, samples):
             again, more = self._sample(x, towards, known, keys, number)
             logits, loss, gradient = logits + again[0], loss + again[1], gradient + again[2]
-            spoilt = spoilt + more
+            sizes = sizes + more
         if samples > 1:
             logits, loss, gradient = logits / samples, loss / samples, gradient / samples
-        loss = torch.where(loss.isfinite(), loss, -torch.inf)
+        if self.rule.respond is not None:
+            loss = loss.nan_to_num(-torch.inf, -torch.inf, -torch.inf)
         if self._merges:
             logits = merge_rejection(logits, known.label)
-        fooled = reaches_goal(logits, known.y, self.spec.goal) & logits.isfinite().all(1)
+        fooled = reaches_goal(logits, known.y, self.spec.goal)
+        fooled = fooled & (largest_magnitude(logits) < torch.inf)
         if self.rule.within is not None:
             fooled = fooled & self.rule.within(known, self.spec.params, self.spec.norm)
-        return StepInput(logits, loss, gradient, fooled), spoilt
+        return StepInput(logits, loss, gradient, fooled), sizes
 
     def _sample(
         self, x: Tensor, towards: Tensor, known: AttackBatch, keys: Tensor | None, number: int
-    ) -> tuple[PassResult, Tensor]:
+    ) -> tuple[PassResult, list[Tensor]]:
         """Make one of the passes that are averaged, with a finite gradient.
 
         Of transformed copies, the mean gradient is that of the sample; logits and loss are those of
-        the iterate itself. Also returns how many gradients of each row were not finite, (n,).
+        the iterate itself. Also returns the magnitude of each pass.
         """
         transforms = self.spec.transforms
         if transforms is None:
             return self._finite_pass(x, towards, known.label)
         copies = self._transformations(known, keys, number)
-        (logits, loss, gradient), spoilt = self._finite_pass(x, towards, known.label, next(copies))
+        (logits, loss, gradient), sizes = self._finite_pass(x, towards, known.label, next(copies))
         if transforms.diversity:
             own = self._call(forward_pass, x, towards, known.label)
             logits, loss = own.logits, own.loss
         for transform in copies:
             again, more = self._finite_pass(x, towards, known.label, transform)
-            gradient, spoilt = gradient + again.gradient, spoilt + more
+            gradient, sizes = gradient + again.gradient, sizes + more
         gradient = gradient / transforms.scales
         if transforms.translation:
             gradient = smooth_gradient(gradient, transforms.translation)
-        return PassResult(logits, loss, gradient), spoilt
+        return PassResult(logits, loss, gradient), sizes
 
     def _transformations(
         self, known: AttackBatch, keys: Tensor | None, number: int
@@ -152,19 +154,19 @@ class StepEvaluator:
         y: Tensor,
         label: Tensor,
         transform: Callable[[Tensor], Tensor] | None = None,
-    ) -> tuple[PassResult, Tensor]:
-        """Make one pass with a finite gradient; also return whether it was not, (n,), 0 or 1."""
+    ) -> tuple[PassResult, list[Tensor]]:
+        """Make one pass with a finite gradient; also return its magnitude, one tensor or none."""
         if transform is None:
             observed = self._call(self._pass, x, y, label)
         else:
             observed = self._call(gradient_pass, x, y, label, transform)
         if not self.has_gradient:
-            return observed, torch.zeros_like(y)
-        spoilt = ~norm_of(observed.gradient, "linf").isfinite()
+            return observed, []
+        size = largest_magnitude(observed.gradient)
         if self.spec.adaptation is not None:  # a user's loss may lose its value alone
-            spoilt = spoilt | ~observed.loss.isfinite()
+            size = torch.where(observed.loss.isfinite(), size, torch.inf)
         finite = observed.gradient.nan_to_num(0.0, 0.0, 0.0)
-        return observed._replace(gradient=finite), spoilt.to(y.dtype)
+        return observed._replace(gradient=finite), [size]
 
     def _call(self, make_pass: Callable[..., PassResult], *inputs: Any) -> PassResult:
         """Make one pass of the accelerated model; name what it raises."""
@@ -174,6 +176,22 @@ class StepEvaluator:
             if self._is_original or is_out_of_memory(error):
                 raise
             raise AccelerationError(f"it raised {describe(error)}") from error
+
+
+def count_nonfinite(sizes: list[Tensor], active: Tensor | None = None) -> Tensor | int:
+    """Count the passes whose gradient had an entry that was not finite.
+
+    Args:
+        sizes: Largest magnitude of each pass's gradient, (n,) each.
+        active: Whether each pass counts, (passes, n), bool; all if None.
+
+    Returns:
+        Number of passes of each row, (n,), int64; 0 of no passes.
+    """
+    if not sizes:
+        return 0
+    spoilt = ~(torch.stack(sizes) < torch.inf)
+    return (spoilt if active is None else spoilt & active).sum(0)
 
 
 def _leave_rejection(objective: Objective) -> Objective:

@@ -22,15 +22,16 @@ identified by its position in the data set, which keys its noise; a rule without
 outcome for an image at any position.
 """
 
-from typing import Any, NamedTuple
+import functools
 
 import torch
 from torch import Tensor, nn
 
 from bench.core.contracts.attack import AttackSpec, IterativeAttack
-from bench.core.contracts.rule import AttackBatch, StepInput, TargetChoice
+from bench.core.contracts.rule import AttackBatch, TargetChoice
 from bench.core.rng import Noise
 from bench.engine import cuda_graphs
+from bench.engine.active_rows import ActiveBatch, ActiveRows
 from bench.engine.adaptation import AdaptedModel
 from bench.engine.class_ranking import linearised_distances
 from bench.engine.device import is_gpu
@@ -39,31 +40,17 @@ from bench.engine.functional.logits import reaches_goal, widen
 from bench.engine.functional.norms import per_row
 from bench.engine.item_queue import ItemQueue
 from bench.engine.model_state import call_model, is_out_of_memory
-from bench.engine.query_log import QueryLog, start_log, update_log
+from bench.engine.query_log import start_log
 from bench.engine.rejection import merge_rejection, spare_rejected, spares_rejected
-from bench.engine.step_evaluator import StepEvaluator
-from bench.engine.stream_result import StreamResult, allocate_result
-from bench.engine.tensor_tree import count_rows, join_rows, map_tensors, split_rows, take_rows
+from bench.engine.resident_rows import ResidentRows
+from bench.engine.step_evaluator import StepEvaluator, count_nonfinite
+from bench.engine.step_maker import StepMaker
+from bench.engine.stream_result import ResultStore, StreamResult
+from bench.engine.tensor_tree import join_rows, split_rows, take_rows
 from bench.engine.victim_queries import AskVictim, choose_intervals
 
 STEPS_PER_CHECK = 8
 """Steps of a GPU between two checks for finished rows, each of which makes it wait."""
-
-
-class _Batch(NamedTuple):
-    """Rows under attack: the item of each row, what the rule may read, its state."""
-
-    item: Tensor
-    """Index of the example, index of the eps, number of the restart, (rows, 3)."""
-    known: AttackBatch
-    state: Any
-    first: Tensor
-    """Steps made before the first success, (rows,), int64; -1 if there was none."""
-    passes: Tensor
-    """Passes so far, (rows,)."""
-    nonfinite: Tensor
-    """Gradients so far with an entry that was not finite, (rows,)."""
-    log: QueryLog
 
 
 def runs_asynchronously(device: torch.device) -> bool:
@@ -139,6 +126,7 @@ class AttackStream:
         if spec.adaptation is not None:  # an accelerated model may have other modules
             model = accelerated = AdaptedModel(model, spec.adaptation)
         self.model, self.spec, self.rule, self.rows = model, spec, rule, rows
+        self.accelerated = accelerated
         self.x, self.y, self.examples, self.label = x, y, examples, label
         self.evaluator = StepEvaluator(model, accelerated, spec)
         self.keys = self.evaluator.noise_keys(examples)
@@ -146,33 +134,34 @@ class AttackStream:
         self.nested = spec.sweep == "nested"
         self.stops = spec.stop == "first-success"
         self.seeks = rule.seeks
-        self.out = allocate_result(x, spec)
-        self.nearest = x.new_full(self.out.forwards.shape, torch.inf)
-        self.radii = torch.tensor(spec.radii or spec.eps, dtype=x.dtype, device=x.device)
-        self.budgets = torch.tensor(spec.budgets, dtype=torch.float64, device=x.device)
-        self.logs = self.seeks and bool(spec.radii or spec.budgets)
-        self.overflow: _Batch | None = None
-        self.recaptures = 0
+        self.results = ResultStore(x, spec, self.evaluator)
+        self.out = self.results.out
+        self.overflow: ActiveBatch | None = None
         self.order, self.aims = None, 1
+        self.recaptures = 0
         if (choice := rule.choose_targets(spec.params)) is not None:
             self.order = self._rank_wrong_classes(choice)
             self.aims = self.order.shape[1]
         self.rounds = spec.params.restarts * self.aims
         self.queue = ItemQueue(len(x), self.eps, self.rounds, self.nested)
+        self.most = len(self.queue)
+        self.made = 0
         self.ask_victim = ask_victim
         self.intervals: Tensor | None = None
         if ask_victim is not None:
             intervals = choose_intervals(spec.victim_queries, spec.params.steps, self.rounds)
-            self.intervals = torch.tensor(intervals, device=x.device)
+            self.intervals = torch.tensor(intervals)
         self.asynchronous = runs_asynchronously(x.device)
+        self.steps = StepMaker(self.evaluator, spec, x, self.asynchronous)
         # Iterates that are due are shown to the victim after each step.
         self.several = STEPS_PER_CHECK if self.asynchronous and ask_victim is None else 1
-        many = min(self.rows, len(self.queue))
         # Draws outside torch's own generator, and a user's checks, would be frozen in a graph.
-        replays = self.asynchronous and not spec.random and spec.adaptation is None
-        self.accelerated = accelerated
-        self.graphs = cuda_graphs.StepGraphs(accelerated, spec, many) if replays else None
-        self.recaptures = 1 if replays else 0
+        replays = not (spec.random or spec.adaptation or spec.trace) and self.asynchronous
+        self.graphs: cuda_graphs.StepGraphs | None = None
+        if replays:
+            self.graphs = cuda_graphs.find_graphs(model, accelerated, spec)
+            self.recaptures = 1
+        self.active = self._make_active()
 
     def run(self) -> StreamResult:
         """Attack until nothing is left.
@@ -194,129 +183,100 @@ class AttackStream:
 
     def _run_steps(self) -> None:
         """Step full batches until no item waits and none is under attack."""
-        batch, idle = None, 0
-        while (batch := self._fill_batch(batch)) is not None:
-            before = count_rows(batch)
+        idle = 0
+        while self._fill_batch():
+            before = len(self.active)
             try:
-                batch = self._step_batch(batch)
+                self._step_batch()
             except RuntimeError as error:
-                batch = self._halve_batch(batch, error)
+                self._halve_batch(error)
             else:
-                batch = self._show_iterates(batch)
-            batch = None if batch is None else self.remove_finished(batch)
+                self._show_iterates()
+            self.remove_finished()
             # Every row makes at least one step a turn, and leaves after its last one.
-            idle = idle + 1 if count_rows(batch) == before else 0
+            idle = idle + 1 if len(self.active) == before else 0
             if idle > self.spec.params.steps:
                 raise RuntimeError(f"the steps of {self.spec.name} change nothing")
 
-    def _fill_batch(self, batch: _Batch | None) -> _Batch | None:
-        """Fill the free rows of the batch with waiting items; None when nothing is left."""
-        while (free := self.rows - count_rows(batch)) > 0 and (self.overflow or len(self.queue)):
+    def _fill_batch(self) -> bool:
+        """Fill the free rows of the batch with waiting items; False when nothing is left."""
+        while (free := self.rows - len(self.active)) > 0 and (self.overflow or len(self.queue)):
             if self.overflow:
                 piece, self.overflow = split_rows(self.overflow, free)
-                batch = join_rows(batch, piece)
+                self.active.add(piece)
+                self.made = max(self.made, int(piece.known.k.max()))
             else:
-                batch = join_rows(batch, self._start_items(self.queue.take(free)))
-        return batch
+                self.active.add(self._start_items(self.queue.take(free)))
+        return len(self.active) > 0
 
-    def _step_batch(self, batch: _Batch) -> _Batch:
+    def _step_batch(self) -> None:
         """Make one step, or several where checking for finished rows makes the host wait."""
-        left = self.spec.params.steps - int(batch.known.k.max())
+        left = self.spec.params.steps - self.made
+        number = min(left, self.several)
+        if number < 1:
+            return
         if self.out.losses is not None:
-            return self._step_with_trace(batch) if left else batch
-        for _ in range(min(left, self.several)):
-            batch = self._step(batch) if self.graphs is None else self.graphs.run(self._step, batch)
-        return batch
+            self._step_with_trace(self.out.losses)
+        elif self.graphs is not None and isinstance(self.active, ResidentRows):
+            self.graphs.run(self.steps.make_steps, self.active, number)
+        else:
+            self.active.replace(self.steps.make_steps(self.active.batch, number))
 
-    def _step(self, batch: _Batch) -> _Batch:
-        """Evaluate the iterates and make one step."""
-        return self._advance(batch, *self._evaluate(batch))
+    def remove_finished(self) -> None:
+        """Remove the finished rows, store their results and queue what waited for them."""
+        self.made = 0
+        if not len(self.active):
+            return
+        item, k, first = self._read_progress()
+        won = (first >= 0) & self.stops
+        left = ~(won | (k >= self.spec.params.steps))
+        self.made = int((k * left).max())
+        if left.all():
+            return
+        finished = (~left).nonzero()[:, 0]
+        self._store_finished(finished, item, won)
+        self.active.remove(finished)
 
-    def _evaluate(self, batch: _Batch) -> tuple[StepInput, Tensor]:
-        """Evaluate the iterates; also return how many gradients of each row were not finite."""
-        keys = None if self.keys is None else self.keys[batch.item[:, 0]]
-        return self.evaluator.evaluate(batch.state.x, batch.known, keys)
+    def _read_progress(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Read item, steps made and first success of each row; a GPU is asked once."""
+        batch = self.active.batch
+        if batch.item.device.type == "cpu":
+            return batch.item, batch.known.k, batch.first
+        numbers = torch.cat([batch.item, batch.known.k[:, None], batch.first[:, None]], 1).cpu()
+        return numbers[:, :3], numbers[:, 3], numbers[:, 4]
 
-    def _advance(self, batch: _Batch, observed: StepInput, spoilt: Tensor) -> _Batch:
-        """Make one step for every unfinished row; tensors alone, so that a GPU can replay it."""
-        item, known, state, first, passes, nonfinite, log = batch
-        over = self._is_finished(batch)
-        passes = passes + ~over
-        nonfinite = nonfinite + spoilt * ~over
-        stepped = self.rule.next(state, observed, known, self.spec.params, self.spec.norm)
-        fooled = self._found_in_ball(stepped, known) if self.seeks else observed.fooled
-        first = torch.where(fooled & ~over & (first < 0), known.k, first)
-        if self.logs:
-            nearest = torch.minimum(stepped.nearest, known.nearest)
-            queries = passes * self.spec.samples
-            log = update_log(log, queries, nearest, ~over, self.radii, self.budgets)
-        done = self._is_finished(batch._replace(first=first))
-        still = over if self.seeks else done  # a search keeps the result of this very step
-        if self.asynchronous or bool(still.any()):
-            stepped = map_tensors(
-                lambda old, new: torch.where(per_row(still, new), old, new), state, stepped
-            )
-        known = known._replace(k=known.k + ~done)
-        return _Batch(item, known, stepped, first, passes, nonfinite, log)
-
-    def _found_in_ball(self, state: Any, known: AttackBatch) -> Tensor:
-        """Return whether a search has found an adversarial example in the ball."""
-        near: Tensor = (state.nearest <= known.eps) & state.nearest.isfinite()
-        return near
-
-    def _is_finished(self, batch: _Batch) -> Tensor:
-        """Return whether rows made their last step or may stop at a success, (n,), bool."""
-        over = batch.known.k >= self.spec.params.steps
-        return torch.logical_or(over, batch.first >= 0) if self.stops else over
-
-    def remove_finished(self, batch: _Batch) -> _Batch | None:
-        """Remove the finished rows, store their results and queue what waited for them.
-
-        Args:
-            batch: Rows under attack.
-
-        Returns:
-            The other rows; None if all have finished.
-        """
-        done = self._is_finished(batch)
-        if not done.any():
-            return batch
-        won = done & (batch.first >= 0) & self.stops
-        winners = take_rows(batch, won)
-        self._store(
-            winners, self._final_images(winners) if self.seeks else winners.state.x, won=True
-        )
-        self._store_last(take_rows(batch, done & ~won))
-        return take_rows(batch, ~done) if not done.all() else None
-
-    def _show_iterates(self, batch: _Batch) -> _Batch | None:
+    def _show_iterates(self) -> None:
         """Show the victim the iterates that are due; store and remove those that succeed there.
 
-        The image of a last step is shown by `_store_last`. None if no row is left.
+        The image of a last step is shown by `_store_last`.
         """
         if self.intervals is None or self.ask_victim is None:
-            return batch
-        known, params = batch.known, self.spec.params
-        due = (known.k < params.steps) & (known.k % self.intervals[batch.item[:, 2]] == 0)
+            return
+        item, k, _ = self._read_progress()
+        batch, params = self.active.batch, self.spec.params
+        due = (k < params.steps) & (k % self.intervals[item[:, 2]] == 0)
         if self.rule.within is not None:
-            due = due & self.rule.within(known, params, self.spec.norm)
+            due = due & self.rule.within(batch.known, params, self.spec.norm).cpu()
         if not due.any():
-            return batch
-        example, eps, _ = batch.item[due].unbind(1)
-        won = torch.zeros_like(due)
-        won[due] = self.ask_victim(eps, example, batch.state.x[due])
-        if not won.any():
-            return batch
-        self._store(take_rows(batch, won), batch.state.x[won], won=True)
-        return take_rows(batch, ~won) if not won.all() else None
+            return
+        at = due.nonzero()[:, 0]
+        shown = self.active.take(at)
+        example, eps, _ = shown.item.unbind(1)
+        won = self.ask_victim(eps, example, shown.state.x).cpu()
+        if won.any():
+            at = at[won]
+            winners = self.active.take(at)
+            self._store_won(winners, winners.state.x, item[at])
+            self.active.remove(at)
 
-    def _halve_batch(self, batch: _Batch, error: RuntimeError) -> _Batch:
+    def _halve_batch(self, error: RuntimeError) -> None:
         """Continue with half the rows a pass after memory ran out; the others wait."""
-        self.rows = min(self.rows, len(batch.item))
+        self.rows = min(self.rows, len(self.active))
         self._halve_or_raise(error)
-        batch, rest = split_rows(batch, self.rows)
+        batch, rest = split_rows(self.active.leave(), self.rows)
+        self.active = self._make_active()
+        self.active.add(batch)
         self.overflow = join_rows(self.overflow, rest)
-        return batch
 
     def _halve_or_raise(self, error: RuntimeError) -> None:
         """Halve the rows a pass if memory ran out; raise any other error again.
@@ -327,84 +287,86 @@ class AttackStream:
             raise error
         self.rows //= 2
         self.graphs = None  # graphs of more rows hold memory until they are dropped
+        cuda_graphs.drop_graphs()
         if is_gpu(self.x.device):
             torch.get_device_module(self.x.device).empty_cache()
         if self.recaptures:
             self.recaptures -= 1
-            self.graphs = cuda_graphs.StepGraphs(self.accelerated, self.spec, self.rows)
+            self.graphs = cuda_graphs.find_graphs(self.model, self.accelerated, self.spec)
+
+    def _make_active(self) -> ActiveRows | ResidentRows:
+        """Make the container of the rows: buffers where graphs are replayed on them."""
+        if self.graphs is None:
+            return ActiveRows()
+        # No method of this object: it would be freed by a garbage collection alone.
+        return ResidentRows(
+            functools.partial(self.graphs.reserve_buffers, rows=min(self.rows, self.most))
+        )
 
     # ----------------------------------------------------------------- items that start and finish
 
-    def _start_items(self, item: Tensor) -> _Batch:
+    def _start_items(self, item: Tensor) -> ActiveBatch:
         """Put items at step 0; their noise is keyed by example and restart."""
-        example, eps, restart = item.unbind(1)
-        device = self.x.device
-        example, eps = example.to(device), eps.to(device)
+        restart = item[:, 2]
+        item = item.to(self.x.device)
+        example, eps, number = item.unbind(1)
         zero = torch.zeros_like(example)
-        label, y = self.label[example], self.y[example]
-        number, nearest = restart.to(device), self.nearest[eps, example]
-        aim = zero - 1 if self.order is None else self.order[example, number % self.aims]
-        before = number // self.aims
-        known = AttackBatch(self.x[example], y, label, self.eps[eps], zero, aim, before, nearest)
+        none = zero - 1
+        y = self.y.index_select(0, example)
+        label = y if self.label is self.y else self.label.index_select(0, example)
+        nearest = self.results.nearest[eps, example]
+        aim = none if self.order is None else self.order[example, number % self.aims]
+        before = number if self.aims == 1 else number // self.aims
+        known = AttackBatch(
+            self.x.index_select(0, example), y, label, self.eps[eps], zero, aim, before, nearest
+        )
         noise = Noise(self.spec.seed, self.spec.name, self.examples[example], restart)
         state = self.rule.init(known, noise, self.spec.params, self.spec.norm)
-        fell = self.out.queries[:, example].T if self.logs else self.x.new_empty(len(example), 0)
+        keys = zero.new_empty(len(zero), 0) if self.keys is None else self.keys[example]
+        logs = self.steps.logs
+        fell = self.out.queries[:, example].T if logs else self.x.new_empty(len(example), 0)
         log = start_log(self.out.forwards[eps, example], fell, self.out.nearest[example])
-        return _Batch(item.to(device), known, state, zero - 1, zero, zero, log)
+        return ActiveBatch(item, known, state, none, zero, keys, log)
 
-    def _store(self, batch: _Batch, x: Tensor, won: bool) -> None:
-        """Store the images of rows that leave; queue the items that wait for those that failed."""
-        example, eps, restart = batch.item.unbind(1)
-        # A pair of example and eps is never in a batch twice.
-        self.out.forwards[eps, example] += batch.passes * self.evaluator.forwards
-        self._store_queries(batch, won)
-        if self.evaluator.has_gradient:
-            self.out.backwards[eps, example] += batch.passes * self.evaluator.backwards
-            self.out.nonfinite[eps, example] += batch.nonfinite
-        before = self.out.first_success[eps, example]
-        self.out.first_success[eps, example] = torch.where(before < 0, batch.first, before)
-        if self.seeks:
-            nearer = (batch.state.nearest < self.nearest[eps, example]) | (restart == 0)
-            self.nearest[eps[nearer], example[nearer]] = batch.state.nearest[nearer]
-            self.out.x_adv[eps[nearer], example[nearer]] = x[nearer]
-        else:
-            self.out.x_adv[eps, example] = x
-        if not won:
-            self.queue.add_followers(batch.item)
-        elif self.nested:
-            self._inherit(batch, x)
+    def _store_finished(self, at: Tensor, item: Tensor, won: Tensor) -> None:
+        """Store the results of some rows; items and whether they won are those of all rows."""
+        leaving, device = self.active.take(at), self.x.device
+        item, won = item[at], won[at]
+        if self.rounds == 1 and not self.nested and self.ask_victim is None:
+            x = self._final_images(leaving)
+            if self.stops and not self.seeks and self.rule.result is not None:
+                x = torch.where(per_row(leaving.first >= 0, x), leaving.state.x, x)
+            return self.results.store(leaving, x, won=False)
+        if won.any():
+            winners = take_rows(leaving, won.nonzero()[:, 0].to(device))
+            x = self._final_images(winners) if self.seeks else winners.state.x
+            self._store_won(winners, x, item[won])
+        if not won.all():
+            losers = take_rows(leaving, (~won).nonzero()[:, 0].to(device))
+            self._store_last(losers, item[~won])
+        return None
 
-    def _store_queries(self, batch: _Batch, won: bool) -> None:
-        """Store at which query rows fell; `forwards` already holds all that they made."""
-        example, eps, _ = batch.item.unbind(1)
-        if self.logs:
-            self.out.queries[:, example] = batch.log.fell.T
-            self.out.nearest[example] = batch.log.nearest
-            return
-        made = self.out.forwards[eps, example]
-        seen = batch.log.before + (batch.first + 1) * self.spec.samples
-        unseen = made if won else torch.full_like(made, torch.inf)
-        fell = torch.where(batch.first >= 0, seen, unseen)
-        self.out.queries[eps, example] = torch.minimum(self.out.queries[eps, example], fell)
+    def _store_won(self, batch: ActiveBatch, x: Tensor, item: Tensor) -> None:
+        """Store rows that succeeded; what fools at one eps is copied to every larger one."""
+        self.results.store(batch, x, won=True)
+        for index, larger in self.queue.iterate_larger_eps(item[:, 1]) if self.nested else ():
+            if larger.any():
+                at = larger.nonzero()[:, 0].to(x.device)
+                example = batch.item[:, 0].index_select(0, at)
+                self.out.x_adv[index, example] = x.index_select(0, at)
+                self.out.first_success[index, example] = batch.known.k.index_select(0, at)
+                self.out.queries[index].index_fill_(0, example, torch.nan)
 
-    def _inherit(self, batch: _Batch, x: Tensor) -> None:
-        """Copy what fooled the model at one eps to every larger one."""
-        example, eps, _ = batch.item.unbind(1)
-        for index, larger in self.queue.iterate_larger_eps(eps):
-            self.out.x_adv[index, example[larger]] = x[larger]
-            self.out.first_success[index, example[larger]] = batch.known.k[larger]
-            self.out.queries[index, example[larger]] = torch.nan
-
-    def _store_last(self, batch: _Batch) -> None:
-        """Store rows that made their last step.
+    def _store_last(self, batch: ActiveBatch, item: Tensor) -> None:
+        """Store rows that made their last step, and queue what waited for those that failed.
 
         Where a restart or a larger eps depends on the result, the model is asked which rows
         succeeded; the victim, where it may be queried.
         """
         x = self._final_images(batch)
-        last = self.rounds == 1 and not self.nested and self.ask_victim is None
-        if not len(batch.item) or last or self.seeks:  # a search makes every round
-            return self._store(batch, x, won=False)
+        if self.seeks:  # a search makes every round
+            self.results.store(batch, x, won=False)
+            return self.queue.add_followers(item)
         example, eps, _ = batch.item.unbind(1)
         if self.ask_victim is not None:
             fooled = self.ask_victim(eps, example, x)
@@ -412,10 +374,19 @@ class AttackStream:
             logits = self._model_logits(x, batch.known.label)
             fooled = reaches_goal(logits, batch.known.y, self.spec.goal)
             self.out.forwards[eps, example] += self.spec.predictions
-        self._store(take_rows(batch, fooled), x[fooled], won=True)
-        return self._store(take_rows(batch, ~fooled), x[~fooled], won=False)
+        fooled = fooled.cpu()
+        for won, chosen in ((True, fooled), (False, ~fooled)):
+            if chosen.any():
+                at = chosen.nonzero()[:, 0].to(x.device)
+                rows, images = take_rows(batch, at), x.index_select(0, at)
+                if won:
+                    self._store_won(rows, images, item[chosen])
+                else:
+                    self.results.store(rows, images, won=False)
+                    self.queue.add_followers(item[chosen])
+        return None
 
-    def _final_images(self, batch: _Batch) -> Tensor:
+    def _final_images(self, batch: ActiveBatch) -> Tensor:
         """Return the images that rows return."""
         x: Tensor = batch.state.x if self.rule.result is None else self.rule.result(batch.state)
         return x
@@ -488,12 +459,12 @@ class AttackStream:
             known_batch = AttackBatch(x, y, label, radius, zero, zero - 1, zero, zero + torch.inf)
             try:
                 keys = None if self.keys is None else self.keys[at]
-                observed, spoilt = self.evaluator.evaluate(x, known_batch, keys)
+                observed, sizes = self.evaluator.evaluate(x, known_batch, keys)
             except RuntimeError as error:
                 self._halve_or_raise(error)
                 continue
             first += self.rows
-            self.out.nonfinite[:, at] = spoilt
+            self.out.nonfinite[:, at] = count_nonfinite(sizes)
             if self.out.losses is not None:
                 self.out.losses[:, at, 0] = _finite_loss(observed.loss)
             noise = Noise(self.spec.seed, self.spec.name, self.examples[at], zero)
@@ -506,13 +477,13 @@ class AttackStream:
         self.out.forwards.fill_(self.evaluator.forwards / eps_count)
         self.out.backwards.fill_(self.evaluator.backwards / eps_count)
 
-    def _step_with_trace(self, batch: _Batch) -> _Batch:
+    def _step_with_trace(self, losses: Tensor) -> None:
         """Make one step and store the loss at each iterate."""
-        assert self.out.losses is not None
-        observed, spoilt = self._evaluate(batch)
+        batch = self.active.batch
+        after, loss = self.steps.make_traced_step(batch)
         example, eps, _ = batch.item.unbind(1)
-        self.out.losses[eps, example, batch.known.k] = _finite_loss(observed.loss)
-        return self._advance(batch, observed, spoilt)
+        losses[eps, example, batch.known.k] = _finite_loss(loss)
+        self.active.replace(after)
 
 
 def _finite_loss(loss: Tensor) -> Tensor:

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from bench.core.contracts.attack import AttackSpec
+from bench.engine.active_rows import ActiveBatch
+from bench.engine.functional.norms import per_row
+from bench.engine.step_evaluator import StepEvaluator
 
 
 class StreamResult(NamedTuple):
@@ -58,3 +61,70 @@ def allocate_result(x: Tensor, spec: AttackSpec) -> StreamResult:
     fell = torch.full((len(spec.radii) or e, n), torch.inf, dtype=torch.float64, device=x.device)
     nearest = x.new_full((n, len(spec.budgets)), torch.inf)
     return StreamResult(images, counts, counts.clone(), never, losses, 0, nonfinite, fell, nearest)
+
+
+class ResultStore:
+    """Stores the results of rows that leave, without asking a GPU for a value."""
+
+    def __init__(self, x: Tensor, spec: AttackSpec, evaluator: StepEvaluator) -> None:
+        """Allocate the result.
+
+        Args:
+            x: Clean images (n, c, h, w).
+            spec: The attack with all eps.
+            evaluator: Evaluates the iterates; says what an evaluation costs.
+        """
+        self.out = allocate_result(x, spec)
+        self.nearest = x.new_full(self.out.forwards.shape, torch.inf)
+        """Least distance that a search found at each eps, (e, n); infinite while it found none."""
+        self._spec, self._evaluator, self._examples = spec, evaluator, len(x)
+        self._stops = spec.stop == "first-success"
+        self._seeks = evaluator.rule.seeks
+        self._logs = self._seeks and bool(spec.radii or spec.budgets)
+
+    def store(self, batch: ActiveBatch, x: Tensor, won: bool) -> None:
+        """Store rows that leave.
+
+        Flattened, a tensor of the result is a view of it. A pair of example and
+        eps is never in a batch twice.
+
+        Args:
+            batch: The rows.
+            x: Their images, (rows, c, h, w).
+            won: Whether all succeeded, also those of which no iterate did.
+        """
+        example, eps, restart = batch.item.unbind(1)
+        at = torch.add(example, eps, alpha=self._examples)
+        passes = batch.known.k
+        if self._stops:
+            passes = passes + (batch.first >= 0)
+        passes = passes.double()
+        forwards, first = self.out.forwards.flatten(), self.out.first_success.flatten()
+        forwards.index_add_(0, at, passes, alpha=self._evaluator.forwards)
+        if self._evaluator.has_gradient:
+            backwards = self.out.backwards.flatten()
+            backwards.index_add_(0, at, passes, alpha=self._evaluator.backwards)
+            self.out.nonfinite.flatten().index_add_(0, at, batch.nonfinite)
+        self._store_queries(batch, at, forwards.index_select(0, at), won)
+        before = first.index_select(0, at)
+        first.index_copy_(0, at, torch.where(before < 0, batch.first, before))
+        images = self.out.x_adv.flatten(0, 1)
+        if self._seeks:
+            least = self.nearest.flatten()
+            before = least.index_select(0, at)
+            nearer = (batch.state.nearest < before) | (restart == 0)
+            least.index_copy_(0, at, torch.where(nearer, batch.state.nearest, before))
+            x = torch.where(per_row(nearer, x), x, images.index_select(0, at))
+        images.index_copy_(0, at, x)
+
+    def _store_queries(self, batch: ActiveBatch, at: Tensor, made: Tensor, won: bool) -> None:
+        """Store at which query rows fell; `made` is the number of all that they made."""
+        if self._logs:
+            example = batch.item[:, 0]
+            self.out.queries.index_copy_(1, example, batch.log.fell.T)
+            self.out.nearest.index_copy_(0, example, batch.log.nearest)
+            return
+        queries = self.out.queries.flatten()
+        seen = torch.add(batch.log.before, batch.first + 1, alpha=self._spec.samples)
+        fell = torch.where(batch.first >= 0, seen, made if won else torch.inf)
+        queries.index_copy_(0, at, torch.minimum(queries.index_select(0, at), fell))

@@ -64,12 +64,16 @@ def take_rows(batch: Batch, chosen: Tensor | slice) -> Batch:
 
     Args:
         batch: NamedTuple of tensors and of such NamedTuples, whose first axis is the row.
-        chosen: Mask, indices or slice.
+        chosen: Mask, (rows,), bool; indices, (n,), int64; or a slice.
 
     Returns:
-        The rows in a batch of the same type.
+        The rows in a batch of the same type; views for a slice.
     """
-    return map_tensors(lambda field: field[chosen], batch)
+    if isinstance(chosen, slice):
+        return map_tensors(lambda field: field[chosen], batch)
+    # A mask would be searched once for every tensor; a GPU's host would wait each time.
+    at = chosen.nonzero()[:, 0] if chosen.dtype == torch.bool else chosen
+    return map_tensors(lambda field: field.index_select(0, at), batch)
 
 
 def split_rows(batch: Batch, at: int) -> tuple[Batch, Batch | None]:

@@ -344,7 +344,7 @@ class Evaluator:
             SuiteError: A model answers otherwise afterwards than when it was first asked.
             ContractError: The attack broke a promise that leaves nothing to judge.
         """
-        with enter_device(self.device), cuda_graphs.remember_failures(self.pool.capture_failures):
+        with enter_device(self.device), cuda_graphs.keep_graphs(self.pool.kept_graphs):
             verified, rows = self._verify_chunk(task, first, last)
         self.pool.note_failed_captures(task)
         if verified.dropped:

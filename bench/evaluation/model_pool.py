@@ -18,7 +18,7 @@ from bench.core.errors import SuiteError
 from bench.engine import process_cache, timing
 from bench.engine.acceleration import accelerate, calibration
 from bench.engine.acceleration.accelerate import AcceleratedModel
-from bench.engine.cuda_graphs import CaptureFailures
+from bench.engine.cuda_graphs import KeptGraphs
 from bench.engine.rejection import select_classifier
 from bench.engine.source_ensemble import SourceEnsemble
 from bench.evaluation.setup_budget import SetupPlan, plan_setup
@@ -89,8 +89,8 @@ class ModelPool:
         self._notes, self._decisions = notes, decisions
         self._accelerated: dict[tuple[str, Precision], accelerate.AcceleratedModel] = {}
         self._floors: dict[tuple[str, int], _TimedFloor] = {}
-        self.capture_failures = CaptureFailures()
-        """Steps that could not be captured as CUDA graphs, which are not tried again."""
+        self.kept_graphs = KeptGraphs()
+        """CUDA graphs of steps, and captures that failed, which are not tried again."""
         self.failed_captures: Counter[str] = Counter()
         """Source -> captures that failed; emptied once reported."""
         self._uncaptured: set[tuple[str, str]] = set()
@@ -387,7 +387,7 @@ class ModelPool:
         Args:
             task: The planned task.
         """
-        for failure in self.capture_failures.take_new():
+        for failure in self.kept_graphs.failures.take_new():
             self.failed_captures[task.source] += 1
             if (task.source, failure.reason) in self._uncaptured:
                 continue

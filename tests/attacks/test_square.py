@@ -15,7 +15,7 @@ from bench.core.contracts.types import Norm
 from bench.core.rng import Noise, hash_uniform
 from bench.engine.functional.losses import make_objective
 from bench.engine.functional.norms import distance
-from bench.engine.functional.projections import project_l1_box
+from bench.engine.functional.projections import NoBox, make_box, project_l1_box
 
 Attacked = Callable[..., Any]
 EPS: dict[Norm, float] = {"linf": 0.2, "l2": 2.5, "l1": 40.0}
@@ -150,7 +150,9 @@ PROPOSED = torch.tensor([0, 10, 11, 50, 51, 300, 900, 5000, 9000, 30000]).repeat
 def test_a_proposal_is_what_a_loop_over_windows_makes(norm: Norm, shape: tuple[int, ...]) -> None:
     known, key = items(shape, EPS[norm], PROPOSED), keys(len(PROPOSED))
     best = random_in(known, norm)
-    result = square.propose(best, key, known, square.Params(), norm)
+    result = square.propose(
+        best, key, make_box(known.x, known.eps, norm), known, square.Params(), norm
+    )
     u = hash_uniform(key, known.k, (2 if norm == "linf" else 5) + shape[0])
     for row, k in enumerate(PROPOSED.tolist()):
         halvings = sum(k > after for after in square.HALVED_AFTER)
@@ -173,7 +175,7 @@ def test_in_l2_a_proposal_that_no_wall_cuts_has_length_eps_however_often_it_was_
     known, key = items((3, 11, 11), 0.4, torch.arange(40), spread=0.0), keys(40)
     best, whole = known.x, []
     for _ in range(100):
-        best = square.propose(best, key, known, square.Params(), "l2")
+        best = square.propose(best, key, NoBox(), known, square.Params(), "l2")
         known = known._replace(k=known.k + 1)
         length = distance(best, known.x, "l2") / known.eps
         assert (length <= 1 + 1e-9).all()
@@ -197,7 +199,7 @@ def test_ball_and_box_are_kept_to_float32_rounding_from_the_start_on(
         assert best.isfinite().all()
         moved = distance(best.double(), known.x.double(), norm)
         assert (moved <= EPS[norm] + 1e-7 + (0 if norm == "linf" else 1e-6 * EPS[norm])).all()
-        best = square.propose(best, state.key, known, square.Params(), norm)
+        best = square.propose(best, state.key, state.box, known, square.Params(), norm)
         known = known._replace(k=known.k + 14)
 
 

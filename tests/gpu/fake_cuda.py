@@ -7,7 +7,8 @@ on a CPU is what a GPU does differently:
 - during a capture on a stream of the tensors' device, operations are recorded; those that write are
   not executed; those that the host reads from raise and invalidate the capture;
 - during a capture on a stream of another device, operations are executed and nothing is recorded;
-- a replay repeats what was recorded on the same memory, which the graph holds;
+- a replay repeats what was recorded on the same memory, which the graph holds (so memory that the
+  graph reads and nobody else holds stays, unlike on a GPU);
 - memory cannot be pinned beside a capture in "global" error mode, nor by the thread of a capture.
 """
 
@@ -42,8 +43,10 @@ class Call(NamedTuple):
 class Capture:
     """A capture under way."""
 
-    def __init__(self, device: int, mode: str) -> None:
+    def __init__(self, device: int, mode: str, memory: Any) -> None:
         self.device, self.mode, self.thread = device, mode, threading.get_ident()
+        self.memory = memory
+        """Stream and pool: captures of the same two share their memory."""
         self.invalid = False
         self.calls: list[Call] = []
 
@@ -51,13 +54,12 @@ class Capture:
 class FakeGraph:
     """Stands in for torch.cuda.CUDAGraph."""
 
-    def __init__(self, count: Callable[[], None]) -> None:
+    def __init__(self, count: Callable[["FakeGraph"], contextlib.AbstractContextManager[None]]):
         self.calls: list[Call] = []
         self.count = count
 
     def replay(self) -> None:
-        self.count()
-        with torch.no_grad():
+        with self.count(self), torch.no_grad():
             for function, args, kwargs, outputs in self.calls:
                 again = filter(_is_tensor, tree_leaves(function(*args, **kwargs)))
                 for buffer, new in zip(outputs, again if outputs else (), strict=True):
@@ -83,6 +85,9 @@ class FakeCuda:
         self.records = True
         """Whether a capture records anything."""
         self.replays = 0
+        self.replayed: list[int] = []
+        """Kernels of each replay."""
+        self.replaying = False
         self.captures: list[Capture] = []
         self.graphs: list[weakref.ref[FakeGraph]] = []
         self.memory: list[weakref.ref[Any]] = []
@@ -137,15 +142,26 @@ class FakeCuda:
         self.graphs.append(weakref.ref(graph))
         return graph
 
-    def _count_replay(self) -> None:
+    @contextlib.contextmanager
+    def _count_replay(self, graph: FakeGraph) -> Iterator[None]:
         self.replays += 1
+        self.replayed.append(len(graph.calls))
+        self.replaying = True
+        try:
+            yield
+        finally:
+            self.replaying = False
 
     @contextlib.contextmanager
     def graph(
-        self, graph: FakeGraph, stream: FakeStream | None = None, capture_error_mode: str = "global"
+        self,
+        graph: FakeGraph,
+        pool: Any = None,
+        stream: FakeStream | None = None,
+        capture_error_mode: str = "global",
     ) -> Iterator[None]:
         stream = stream or self._default_stream
-        capture = Capture(stream.device_index, capture_error_mode)
+        capture = Capture(stream.device_index, capture_error_mode, (stream, pool))
         self.captures.append(capture)
         self._under_way.append(capture)
         recorded = self.records and capture.device == self.at
@@ -189,7 +205,8 @@ class FakeCuda:
             "is_available": lambda: True, "device_count": lambda: DEVICES, "device": self.device,
             "current_device": self.current_device, "Stream": self.new_stream, "graph": self.graph,
             "current_stream": self.current_stream, "stream": self.stream,
-            "CUDAGraph": self.new_graph, "synchronize": lambda device=None: None,
+            "CUDAGraph": self.new_graph, "graph_pool_handle": object,
+            "synchronize": lambda device=None: None,
             "empty_cache": lambda: None, "mem_get_info": lambda device=None: (2**30, 2**31),
             "get_device_name": lambda device=None: "pretended",
             "get_rng_state": lambda device=None: torch.empty(0),
@@ -246,6 +263,8 @@ class Recorder(TorchDispatchMode):
             raise RuntimeError(FORBIDDEN)
         if function._schema.is_mutable:
             self.capture.calls.append(Call(function, args, kwargs, []))
+            if not function._schema.returns:
+                return None
             return self._written(function, args, kwargs)
         returned = function(*args, **kwargs)
         inputs = {_storage(leaf) for leaf in tree_leaves((args, kwargs)) if _is_tensor(leaf)}

@@ -201,17 +201,17 @@ def test_a_replay_that_changes_nothing_is_no_capture(
     eager = attacked(net, *few, "pgd", 0.1, **SETTINGS)
     cuda = FakeCuda(1)
     cuda.records = False
-    failures = cuda_graphs.CaptureFailures()
-    with cuda.pretend(), cuda_graphs.remember_failures(failures):
+    kept = cuda_graphs.KeptGraphs()
+    with cuda.pretend(), cuda_graphs.keep_graphs(kept):
         stepped = attacked(net, *few, "pgd", 0.1, **SETTINGS)
-    assert [each.reason for each in failures.take_new()] == ["its replay changes nothing"]
+    assert [each.reason for each in kept.failures.take_new()] == ["its replay changes nothing"]
     assert torch.equal(stepped.x_adv, eager.x_adv)
 
 
 def test_steps_that_change_nothing_are_an_error_and_no_loop(
     net: nn.Module, few: Any, attacked: Attacked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cuda_graphs, "capture_graph", lambda step, example: lambda batch: batch)
+    monkeypatch.setattr(cuda_graphs, "capture_graph", lambda *given: lambda: None)
     with (
         FakeCuda(1).pretend(),
         pytest.raises(RuntimeError, match="the steps of pgd change nothing"),
@@ -226,13 +226,13 @@ def test_memory_may_be_pinned_beside_a_capture(
     net: nn.Module, few: Any, attacked: Attacked
 ) -> None:
     cuda = FakeCuda(1)
-    failures = cuda_graphs.CaptureFailures()
-    with cuda.pretend(), cuda_graphs.remember_failures(failures):
+    kept = cuda_graphs.KeptGraphs()
+    with cuda.pretend(), cuda_graphs.keep_graphs(kept):
         beside = Beside(net, lambda: few[0].pin_memory())
         attacked(beside, *few, "pgd", 0.1, **SETTINGS)
     assert cuda.pinned_on
     assert cuda.replays
-    assert not failures.take_new()
+    assert not kept.failures.take_new()
 
 
 # --------------------------------------------------------------------------------------- lifetime
@@ -300,7 +300,7 @@ def test_memory_that_runs_out_in_a_capture_halves_the_rows(
     net: nn.Module, few: Any, attacked: Attacked
 ) -> None:
     cuda = FakeCuda(1)
-    failures = cuda_graphs.CaptureFailures()
+    kept = cuda_graphs.KeptGraphs()
 
     class Full(nn.Module):
         """A net that has memory for its passes, and none for those of a capture."""
@@ -311,7 +311,7 @@ def test_memory_that_runs_out_in_a_capture_halves_the_rows(
             answer: Tensor = net(x)
             return answer
 
-    with cuda.pretend(), cuda_graphs.remember_failures(failures):
+    with cuda.pretend(), cuda_graphs.keep_graphs(kept):
         found = attacked(Full(), *few, "pgd", 0.1, **SETTINGS)
     assert found.rows == 1  # captured anew for half the rows, and then no more
-    assert not failures.take_new()
+    assert not kept.failures.take_new()

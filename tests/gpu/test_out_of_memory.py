@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bench.engine import cuda_graphs, stream
 from bench.engine.model_state import is_out_of_memory
+from bench.engine.resident_rows import copy_changed
 from bench.engine.tensor_tree import count_rows
 
 MESSAGES = (
@@ -89,15 +90,15 @@ class Capture:
         self.tried: list[int] = []
         self.replayed: list[int] = []
 
-    def __call__(self, turn: Any, example: Any) -> Any:
-        rows = count_rows(example)
+    def __call__(self, step: Any, static: Any, number: int, memory: Any) -> Any:
+        rows = count_rows(static)
         self.tried.append(rows)
         if rows > self.most:
             raise self.error
 
-        def replay(batch: Any) -> Any:
+        def replay() -> None:
             self.replayed.append(rows)
-            return turn(batch)
+            copy_changed(step(static, number), static)
 
         return replay
 
@@ -141,6 +142,6 @@ def test_after_memory_ran_out_fewer_rows_are_captured_anew(
     result = attack(net, digits, attacked)
     assert capture.tried == tried
     assert result.rows == rows
-    # 16 images in batches of `rows`, each of 4 steps.
-    assert capture.replayed == ([rows] * (4 * 16 // rows) if most >= 8 else [])
+    # 16 images in batches of `rows`, whose 4 steps are one recording.
+    assert capture.replayed == ([rows] * (16 // rows) if most >= 8 else [])
     assert torch.allclose(result.x_adv, wanted.x_adv, rtol=0, atol=1e-6)

@@ -59,7 +59,7 @@ def gradient_pass(
         if not values.requires_grad:
             return PassResult(logits, values, torch.zeros_like(x))
         (gradient,) = torch.autograd.grad(
-            values.sum(), x, allow_unused=True, materialize_grads=True
+            values, x, torch.ones_like(values), allow_unused=True, materialize_grads=True
         )
     return PassResult(logits.detach(), values.detach(), gradient)
 

@@ -169,8 +169,9 @@ def make_objective(loss: Loss, goal: Goal) -> Objective:
     if loss == "dlr" and goal == "targeted":
         return dlr_targeted
     towards = LOSSES.get(loss, cross_entropy)
-    sign = 1 if goal == "untargeted" else -1
-    return lambda logits, y, label: sign * towards(logits, y)
+    if goal == "untargeted":
+        return lambda logits, y, label: towards(logits, y)
+    return lambda logits, y, label: -towards(logits, y)
 
 
 def min_classes(loss: str, goal: Goal) -> int:

@@ -59,6 +59,23 @@ def norm_of(delta: Tensor, norm: Norm) -> Tensor:
     raise ValueError(f"expected a norm, got '{norm}', a family of images, which has no distance")
 
 
+def largest_magnitude(values: Tensor) -> Tensor:
+    """Compute the largest magnitude in each row, which is finite only where every entry is.
+
+    Args:
+        values: Rows, (n, *input).
+
+    Returns:
+        Magnitudes, (n,), NaN where an entry is; as `norm_of` with "linf", to the bit.
+    """
+    flat = values.flatten(1)
+    if flat.device.type == "cpu":
+        return flat.abs().amax(1)
+    # One kernel in place of two; on a processor it takes twelve times as long.
+    largest: Tensor = torch.linalg.vector_norm(flat, torch.inf, dim=1)
+    return largest
+
+
 def distance(x: Tensor, x0: Tensor, norm: Norm) -> Tensor:
     """Compute the distance between the rows of two batches.
 

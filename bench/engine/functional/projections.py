@@ -4,6 +4,7 @@ Images are (n, *input) in the box [0, 1]; per-row numbers such as eps are (n,).
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,6 +81,52 @@ def project(x: Tensor, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
     return round_into_ball(
         torch.where(nearest == delta, x, x0 + nearest).clamp(0, 1), x0, eps, norm
     )
+
+
+class Box(NamedTuple):
+    """The least and the largest value of each entry in ball and box, for linf."""
+
+    lowest: Tensor
+    highest: Tensor
+
+
+class NoBox(NamedTuple):
+    """In place of a `Box` in the other norms, whose balls are none."""
+
+
+def make_box(x0: Tensor, eps: Tensor, norm: Norm) -> Box | NoBox:
+    """Compute once what the projections of all steps of an attack need.
+
+    Args:
+        x0: Centres in the box, (n, *input).
+        eps: Radii, (n,), in the unit of the norm.
+        norm: Norm of the ball.
+
+    Returns:
+        The bounds for linf, as images; nothing for the other norms.
+    """
+    if norm != "linf":
+        return NoBox()
+    radius = per_row(eps, x0)
+    return Box((x0 - radius).clamp_(0, 1), (x0 + radius).clamp_(0, 1))
+
+
+def project_into(x: Tensor, box: Box | NoBox, x0: Tensor, eps: Tensor, norm: Norm) -> Tensor:
+    """Project as `project` does, to the bit, with the bounds that `make_box` computed.
+
+    Args:
+        x: Images, (n, *input).
+        box: What `make_box` returned for the same centres, radii and norm.
+        x0: Centres in the box, (n, *input).
+        eps: Radii, (n,), in the unit of the norm.
+        norm: Norm of the ball.
+
+    Returns:
+        Projected images, as `x`.
+    """
+    if isinstance(box, Box):
+        return torch.clamp(x, box.lowest, box.highest)
+    return project(x, x0, eps, norm)
 
 
 def project_l1_box(x: Tensor, x0: Tensor, eps: Tensor) -> Tensor:
@@ -184,6 +231,24 @@ def steepest_direction(gradient: Tensor, norm: Norm) -> Tensor:
     largest = flat.abs().argmax(1, keepdim=True)
     unit = torch.zeros_like(flat).scatter_(1, largest, flat.gather(1, largest).sign())
     return unit.view_as(gradient)
+
+
+def step_steepest(x: Tensor, gradient: Tensor, length: Tensor, norm: Norm) -> Tensor:
+    """Make a step of a length in the steepest direction.
+
+    Args:
+        x: Images, (n, *input).
+        gradient: Gradients of the linear function, (n, *input).
+        length: Lengths, (n,).
+        norm: Norm in which the lengths are.
+
+    Returns:
+        Images after the step, not projected.
+    """
+    direction = steepest_direction(gradient, norm)
+    if norm == "linf":  # a product with a sign is exact, so that one kernel has the bits of two
+        return torch.addcmul(x, per_row(length, x), direction)
+    return x + per_row(length, x) * direction
 
 
 def steepest_sparse_step(gradient: Tensor, x: Tensor, alpha: Tensor, share: float) -> Tensor:

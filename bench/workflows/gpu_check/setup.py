@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
-from bench.engine import cuda_graphs, stream
-from bench.engine.cuda_graphs import CaptureFailures
+from bench.engine import stream
+from bench.engine.cuda_graphs import CaptureFailures, KeptGraphs, keep_graphs
 from bench.engine.float32_precision import allow_tf32
 from bench.engine.stream_result import StreamResult
 from bench.models.published_weights import WEIGHTS
@@ -179,8 +179,9 @@ def run_engine(
     Returns:
         The result and the failed captures.
     """
-    failures = CaptureFailures() if captures else _NoCaptures()
+    kept = KeptGraphs()
+    kept.failures = CaptureFailures() if captures else _NoCaptures()
     ids = torch.arange(len(x), device=x.device)
-    with cuda_graphs.remember_failures(failures), allow_tf32(False):
+    with keep_graphs(kept), allow_tf32(False):
         result = stream.run_attack(net, spec, x, y, ids, rows, accelerated=accelerated)
-    return EngineRun(result, tuple(each.reason for each in failures.take_new()))
+    return EngineRun(result, tuple(each.reason for each in kept.failures.take_new()))
