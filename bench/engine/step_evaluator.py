@@ -99,10 +99,10 @@ class StepEvaluator:
             spoilt = spoilt + more
         if samples > 1:
             logits, loss, gradient = logits / samples, loss / samples, gradient / samples
-        loss = torch.where(loss.isfinite(), loss, -torch.inf)
+        loss = loss.nan_to_num(-torch.inf, -torch.inf, -torch.inf)
         if self._merges:
             logits = merge_rejection(logits, known.label)
-        fooled = reaches_goal(logits, known.y, self.spec.goal) & logits.isfinite().all(1)
+        fooled = reaches_goal(logits, known.y, self.spec.goal) & (logits.abs() < torch.inf).all(1)
         if self.rule.within is not None:
             fooled = fooled & self.rule.within(known, self.spec.params, self.spec.norm)
         return StepInput(logits, loss, gradient, fooled), spoilt
@@ -160,7 +160,7 @@ class StepEvaluator:
             observed = self._call(gradient_pass, x, y, label, transform)
         if not self.has_gradient:
             return observed, torch.zeros_like(y)
-        spoilt = ~norm_of(observed.gradient, "linf").isfinite()
+        spoilt = ~(norm_of(observed.gradient, "linf") < torch.inf)  # NaN is not below it
         if self.spec.adaptation is not None:  # a user's loss may lose its value alone
             spoilt = spoilt | ~observed.loss.isfinite()
         finite = observed.gradient.nan_to_num(0.0, 0.0, 0.0)

@@ -241,15 +241,16 @@ class AttackStream:
         """Make one step for every unfinished row; tensors alone, so that a GPU can replay it."""
         item, known, state, first, passes, nonfinite, log = batch
         over = self._is_finished(batch)
-        passes = passes + ~over
-        nonfinite = nonfinite + spoilt * ~over
+        active = ~over
+        passes = passes + active
+        nonfinite = nonfinite + spoilt * active
         stepped = self.rule.next(state, observed, known, self.spec.params, self.spec.norm)
         fooled = self._found_in_ball(stepped, known) if self.seeks else observed.fooled
-        first = torch.where(fooled & ~over & (first < 0), known.k, first)
+        first = torch.where(fooled & active & (first < 0), known.k, first)
         if self.logs:
             nearest = torch.minimum(stepped.nearest, known.nearest)
             queries = passes * self.spec.samples
-            log = update_log(log, queries, nearest, ~over, self.radii, self.budgets)
+            log = update_log(log, queries, nearest, active, self.radii, self.budgets)
         done = self._is_finished(batch._replace(first=first))
         still = over if self.seeks else done  # a search keeps the result of this very step
         if self.asynchronous or bool(still.any()):
@@ -261,7 +262,7 @@ class AttackStream:
 
     def _found_in_ball(self, state: Any, known: AttackBatch) -> Tensor:
         """Return whether a search has found an adversarial example in the ball."""
-        near: Tensor = (state.nearest <= known.eps) & state.nearest.isfinite()
+        near: Tensor = (state.nearest <= known.eps) & (state.nearest < torch.inf)
         return near
 
     def _is_finished(self, batch: _Batch) -> Tensor:
