@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.core.contracts.rule import AttackBatch, StepInput, TargetChoice
-from bench.core.rng import Noise
+from bench.core.rng import Noise, SharedDraws
 from bench.engine import cuda_graphs
 from bench.engine.adaptation import AdaptedModel
 from bench.engine.class_ranking import linearised_distances
@@ -139,7 +139,9 @@ class AttackStream:
         if spec.adaptation is not None:  # an accelerated model may have other modules
             model = accelerated = AdaptedModel(model, spec.adaptation)
         self.model, self.spec, self.rule, self.rows = model, spec, rule, rows
-        self.x, self.y, self.examples, self.label = x, y, examples, label
+        self.x, self.y, self.label = x, y, label
+        self.examples = examples.cpu()  # read whenever noise is drawn
+        self.shared_draws = SharedDraws(self.examples) if len(spec.eps) > 1 else None
         self.evaluator = StepEvaluator(model, accelerated, spec)
         self.keys = self.evaluator.noise_keys(examples)
         self.eps = torch.tensor(spec.eps, dtype=x.dtype, device=x.device)
@@ -339,6 +341,7 @@ class AttackStream:
     def _start_items(self, item: Tensor) -> _Batch:
         """Put items at step 0; their noise is keyed by example and restart."""
         example, eps, restart = item.unbind(1)
+        noise = self._noise(example, restart)
         device = self.x.device
         example, eps = example.to(device), eps.to(device)
         zero = torch.zeros_like(example)
@@ -347,11 +350,15 @@ class AttackStream:
         aim = zero - 1 if self.order is None else self.order[example, number % self.aims]
         before = number // self.aims
         known = AttackBatch(self.x[example], y, label, self.eps[eps], zero, aim, before, nearest)
-        noise = Noise(self.spec.seed, self.spec.name, self.examples[example], restart)
         state = self.rule.init(known, noise, self.spec.params, self.spec.norm)
         fell = self.out.queries[:, example].T if self.logs else self.x.new_empty(len(example), 0)
         log = start_log(self.out.forwards[eps, example], fell, self.out.nearest[example])
         return _Batch(item.to(device), known, state, zero - 1, zero, zero, log)
+
+    def _noise(self, example: Tensor, restart: Tensor) -> Noise:
+        """Return the noise of rows, by index of the example and number of the restart, (n,)."""
+        ids = self.examples[example]
+        return Noise(self.spec.seed, self.spec.name, ids, restart, self.shared_draws)
 
     def _store(self, batch: _Batch, x: Tensor, won: bool) -> None:
         """Store the images of rows that leave; queue the items that wait for those that failed."""
@@ -497,7 +504,8 @@ class AttackStream:
             self.out.nonfinite[:, at] = spoilt
             if self.out.losses is not None:
                 self.out.losses[:, at, 0] = _finite_loss(observed.loss)
-            noise = Noise(self.spec.seed, self.spec.name, self.examples[at], zero)
+            own = torch.arange(n)[at]
+            noise = self._noise(own, torch.zeros_like(own))
             for index, eps in enumerate(self.eps):
                 known = known_batch._replace(eps=eps.expand(len(x)))
                 state = self.rule.init(known, noise, self.spec.params, self.spec.norm)
