@@ -117,26 +117,21 @@ def respond(
     Returns:
         State after the step.
     """
-    x = state.x
-    far = norms.distance(x, batch.x, norm)
+    x, offset = state.x, state.x - batch.x
+    pulled = batch.x + params.beta * offset
+    start = torch.where(per_row(observed.fooled, x), pulled, x)
+    points = torch.stack([start, batch.x])
+    rise = (observed.gradient * (x - points)).flatten(2).sum(2) - observed.loss.to(x)
+    steps = hyperplane.shortest_step(points, observed.gradient, rise, norm)
+
+    far, own, clean = norms.norm_of(torch.cat([offset, *steps]), norm).chunk(3)
     nearest, best = update_nearest(x, far, observed.fooled, state.nearest, state.best)
     gained = observed.fooled & (far < WORTH * state.nearest)
-    pulled = batch.x + params.beta * (x - batch.x)
-    start = torch.where(per_row(observed.fooled, x), pulled, x)
-
-    own = _onto_boundary(start, x, observed, norm)
-    clean = _onto_boundary(batch.x, x, observed, norm)
-    lengths = [norms.norm_of(step, norm).clamp_min(TINY) for step in (own, clean)]
-    alpha = per_row((lengths[0] / (lengths[0] + lengths[1])).clamp_max(params.alpha_max), x)
-    ahead = (1 - alpha) * (start + params.eta * own) + alpha * (batch.x + params.eta * clean)
+    own, clean = own.clamp_min(TINY), clean.clamp_min(TINY)
+    alpha = per_row((own / (own + clean)).clamp_max(params.alpha_max), x)
+    from_start, from_clean = points + params.eta * steps
+    ahead = (1 - alpha) * from_start + alpha * from_clean
     return State(torch.where(per_row(gained, x), pulled, ahead).clamp(0, 1), nearest, best)
-
-
-def _onto_boundary(point: Tensor, x: Tensor, observed: StepInput, norm: Norm) -> Tensor:
-    """Find the shortest step from a point onto the boundary, as linearised at `x`."""
-    loss = observed.loss.to(x)  # of a model in float64 wider than the image
-    lead = loss + (observed.gradient * (point - x)).flatten(1).sum(1)
-    return hyperplane.shortest_step(point, observed.gradient, -lead, norm)
 
 
 def aims(params: Params) -> int:

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import hashlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,7 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.core import philox
 from bench.core.contracts.types import GPUS
+
+Fill = Callable[[np.random.Generator, np.ndarray], None]
+"""Draws into a row, float32."""
 
 
 def fold(*parts: object) -> int:
@@ -37,41 +41,120 @@ def fold(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
+class SharedDraws:
+    """Draws that the rows of one example share at every eps: those of its latest restart.
+
+    Holds one draw of each kind for each example, no more memory than the images themselves.
+    """
+
+    def __init__(self, examples: Tensor) -> None:
+        """Hold nothing yet.
+
+        Args:
+            examples: Ids of all examples, (n,).
+        """
+        self._places = {example: at for at, example in enumerate(examples.tolist())}
+        self._held: dict[object, tuple[dict[int, int], Tensor]] = {}
+
+    def take(
+        self,
+        kind: object,
+        pairs: Sequence[tuple[int, int]],
+        draw: Callable[[Sequence[int]], Tensor],
+        like: Tensor,
+    ) -> Tensor:
+        """Return draws of rows; those that are not held are drawn, each once.
+
+        Args:
+            kind: What distinguishes the draws of an example and restart from one another.
+            pairs: Restart and example of each row.
+            draw: Draws the rows of these indices.
+            like: Tensor whose shape, dtype and device the draws have, (n, *input).
+
+        Returns:
+            Draws, as `like`, which the caller may change.
+        """
+        shape = like.shape[1:]
+        restarts, held = self._held.setdefault(
+            (kind, shape, like.dtype, like.device), ({}, like.new_empty(len(self._places), *shape))
+        )
+        places = [self._places[example] for _, example in pairs]
+        rows: dict[tuple[int, int], int] = {}  # the first row of each pair that is not held
+        for at, ((restart, example), place) in enumerate(zip(pairs, places, strict=True)):
+            if restarts.get(place) != restart:
+                rows.setdefault((restart, example), at)
+        found = held[places]
+        if not rows:
+            return found
+        drawn = draw(list(rows.values()))
+        numbers = {pair: number for number, pair in enumerate(rows)}
+        new = [at for at, pair in enumerate(pairs) if pair in numbers]
+        found[new] = drawn[[numbers[pairs[at]] for at in new]]
+        latest = {places[at]: number for number, at in enumerate(rows.values())}
+        held[list(latest)] = drawn[list(latest.values())]
+        restarts.update({places[at]: pairs[at][0] for at in rows.values()})
+        return found
+
+
 class Noise:
     """Random draws for the rows of a batch, keyed by example and restart.
+
+    The key has no eps: where rows of several eps share their draws (`SharedDraws`), each is made
+    once. On a GPU, uniform draws are made there, of the same bits (`bench.core.philox`); normal
+    ones are made on the CPU and copied.
 
     Source: Philox4x64 (Salmon et al. 2011) as NumPy's counter-based bit generator; the key is (fold
     of seed, purpose and restart; example id).
     """
 
-    def __init__(self, seed: int, purpose: str, examples: Tensor, restarts: Tensor) -> None:
+    def __init__(
+        self,
+        seed: int,
+        purpose: str,
+        examples: Tensor,
+        restarts: Tensor,
+        shared: SharedDraws | None = None,
+    ) -> None:
         self.seed = fold(seed, purpose) % 2**31
         """A seed for foreign code that takes one; the same for every batch of the attack."""
         self._of = seed, purpose, examples, restarts
+        self._shared = shared
         self.examples = examples
         """Ids of the rows' examples, (n,)."""
 
     @functools.cached_property
+    def _pairs(self) -> list[tuple[int, int]]:
+        """Restart and example of each row; read when something is drawn, as the keys."""
+        _, _, examples, restarts = self._of
+        return list(zip(restarts.tolist(), examples.tolist(), strict=True))
+
+    @functools.cached_property
     def _keys(self) -> list[tuple[int, int]]:
         """Derive the keys when something is drawn: most attacks draw once, some never."""
-        seed, purpose, examples, restarts = self._of
-        stream = {restart: fold(seed, purpose, restart) for restart in set(restarts.tolist())}
-        pairs = zip(restarts.tolist(), examples.tolist(), strict=True)
-        return [(stream[restart], example) for restart, example in pairs]
+        seed, purpose, _, _ = self._of
+        stream = {
+            restart: fold(seed, purpose, restart) for restart in {pair[0] for pair in self._pairs}
+        }
+        return [(stream[restart], example) for restart, example in self._pairs]
 
-    def _draw(
-        self, draw: int, how: Callable[[np.random.Generator], np.ndarray], like: Tensor
-    ) -> Tensor:
+    def _draw(self, kind: str, draw: int, fill: Fill, like: Tensor) -> Tensor:
         """Draw for each row with a generator of its key, starting at counter `draw`."""
-        counter = np.array([0, 0, draw, 0], dtype=np.uint64)  # 2**128 numbers from the next draw
-        bits = np.random.Philox(key=0)
-        generator, fresh = np.random.Generator(bits), bits.state
-        rows = []
-        for key in self._keys:  # setting the state is faster than a new object
-            fresh["state"] = {"counter": counter, "key": np.array(key, dtype=np.uint64)}
-            bits.state = fresh
-            rows.append(how(generator))
-        return torch.from_numpy(np.stack(rows)).to(like)
+
+        def make(rows: Sequence[int]) -> Tensor:
+            drawn = np.empty((len(rows), *like.shape[1:]), dtype=np.float32)
+            keys = [self._keys[row] for row in rows]
+            for generator, row in zip(_generators(keys, draw), drawn, strict=True):
+                fill(generator, row)
+            return torch.from_numpy(drawn).to(like)
+
+        return self._share((kind, draw), make, like)
+
+    def _share(self, kind: object, make: Callable[[Sequence[int]], Tensor], like: Tensor) -> Tensor:
+        """Make the draws of all rows, or of those that no other eps has made."""
+        if self._shared is None:
+            return make(range(len(self._pairs)))
+        seed, purpose, _, _ = self._of
+        return self._shared.take((seed, purpose, kind), self._pairs, make, like)
 
     def uniform(self, like: Tensor, draw: int = 0) -> Tensor:
         """Draw independently from U(-1, 1).
@@ -83,8 +166,10 @@ class Noise:
         Returns:
             Draws, as `like`.
         """
-        shape = like.shape[1:]
-        return self._draw(draw, lambda g: 2.0 * g.random(shape, dtype=np.float32) - 1.0, like)
+        if _computes_itself(like.device):
+            words = _key_words(self._keys).to(like.device)
+            return philox.draw_uniform(words, draw, like[0].numel()).to(like).view_as(like)
+        return self._draw("uniform", draw, _fill_uniform, like)
 
     def normal(self, like: Tensor, draw: int = 0) -> Tensor:
         """Draw independently from the standard normal distribution.
@@ -96,8 +181,7 @@ class Noise:
         Returns:
             Draws, as `like`.
         """
-        shape = like.shape[1:]
-        return self._draw(draw, lambda g: g.standard_normal(shape, dtype=np.float32), like)
+        return self._draw("normal", draw, _fill_normal, like)
 
     def unit(self, like: Tensor) -> Tensor:
         """Draw one number from U(0, 1) for each row, independent of the other draws.
@@ -108,9 +192,15 @@ class Noise:
         Returns:
             Draws, (n,).
         """
-        keys = [(fold(key, "unit"), example) for key, example in self._keys]
-        rows = [np.random.Generator(np.random.Philox(key=key)).random() for key in keys]
-        return torch.tensor(rows).to(like)
+        keys = [(_round_key(fold(key, "unit")), example) for key, example in self._keys]
+        if _computes_itself(like.device):
+            return philox.draw_unit(_key_words(keys).to(like.device)).to(like)
+
+        def make(rows: Sequence[int]) -> Tensor:
+            generators = _generators([keys[row] for row in rows], 0)
+            return torch.tensor([generator.random() for generator in generators]).to(like)
+
+        return self._share("unit", make, like.new_empty(len(keys)))
 
     def of_attack(self, name: str) -> "Noise":
         """Return the noise that another attack with the same seed has for the same rows.
@@ -135,6 +225,49 @@ class Noise:
         """
         folds = [fold(key, "hashed", example) for key, example in self._keys]
         return torch.from_numpy(np.array(folds, dtype=np.uint64).view(np.int64)).to(like.device)
+
+
+def _computes_itself(device: torch.device) -> bool:
+    """Return whether a device computes what it can of its draws, in place of NumPy."""
+    return device.type != "cpu"
+
+
+def _generators(keys: Sequence[tuple[int, int]], draw: int) -> Iterator[np.random.Generator]:
+    """Yield one generator, set to each key and to counter `draw` in turn.
+
+    Setting the state is faster than a new object.
+    """
+    counter = np.array([0, 0, draw, 0], dtype=np.uint64)  # 2**128 numbers from the next draw
+    bits = np.random.Philox(key=0)
+    generator, fresh = np.random.Generator(bits), bits.state
+    for key in np.array(keys, dtype=np.uint64).reshape(-1, 2):
+        fresh["state"] = {"counter": counter, "key": key}
+        bits.state = fresh
+        yield generator
+
+
+def _fill_uniform(generator: np.random.Generator, row: np.ndarray) -> None:
+    generator.random(out=row, dtype=np.float32)
+    row *= 2.0
+    row -= 1.0
+
+
+def _fill_normal(generator: np.random.Generator, row: np.ndarray) -> None:
+    generator.standard_normal(out=row, dtype=np.float32)
+
+
+def _round_key(word: int) -> int:
+    """Round a word as NumPy does where a pair of integers is the key of a new generator.
+
+    A pair with one number of 2**63 or more and one below is read as float64. Published numbers
+    were drawn so.
+    """
+    return word if word < 2**63 else min(int(float(word)), 2**64 - 1)
+
+
+def _key_words(keys: Sequence[tuple[int, int]]) -> Tensor:
+    """Return keys as (n, 2), int64 of the same bits as unsigned."""
+    return torch.from_numpy(np.array(keys, dtype=np.uint64).reshape(-1, 2).view(np.int64))
 
 
 WEYL, FIRST, SECOND = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.core.contracts.rule import AttackBatch, TargetChoice
-from bench.core.rng import Noise
+from bench.core.rng import Noise, SharedDraws
 from bench.engine import cuda_graphs
 from bench.engine.active_rows import ActiveBatch, ActiveRows
 from bench.engine.adaptation import AdaptedModel
@@ -127,7 +127,9 @@ class AttackStream:
             model = accelerated = AdaptedModel(model, spec.adaptation)
         self.model, self.spec, self.rule, self.rows = model, spec, rule, rows
         self.accelerated = accelerated
-        self.x, self.y, self.examples, self.label = x, y, examples, label
+        self.x, self.y, self.label = x, y, label
+        self.examples = examples.cpu()  # read whenever noise is drawn
+        self.shared_draws = SharedDraws(self.examples) if len(spec.eps) > 1 else None
         self.evaluator = StepEvaluator(model, accelerated, spec)
         self.keys = self.evaluator.noise_keys(examples)
         self.eps = torch.tensor(spec.eps, dtype=x.dtype, device=x.device)
@@ -307,7 +309,7 @@ class AttackStream:
 
     def _start_items(self, item: Tensor) -> ActiveBatch:
         """Put items at step 0; their noise is keyed by example and restart."""
-        restart = item[:, 2]
+        noise = self._noise(item[:, 0], item[:, 2])
         item = item.to(self.x.device)
         example, eps, number = item.unbind(1)
         zero = torch.zeros_like(example)
@@ -320,13 +322,17 @@ class AttackStream:
         known = AttackBatch(
             self.x.index_select(0, example), y, label, self.eps[eps], zero, aim, before, nearest
         )
-        noise = Noise(self.spec.seed, self.spec.name, self.examples[example], restart)
         state = self.rule.init(known, noise, self.spec.params, self.spec.norm)
         keys = zero.new_empty(len(zero), 0) if self.keys is None else self.keys[example]
         logs = self.steps.logs
         fell = self.out.queries[:, example].T if logs else self.x.new_empty(len(example), 0)
         log = start_log(self.out.forwards[eps, example], fell, self.out.nearest[example])
         return ActiveBatch(item, known, state, none, zero, keys, log)
+
+    def _noise(self, example: Tensor, restart: Tensor) -> Noise:
+        """Return the noise of rows, by index of the example and number of the restart, (n,)."""
+        ids = self.examples[example]
+        return Noise(self.spec.seed, self.spec.name, ids, restart, self.shared_draws)
 
     def _store_finished(self, at: Tensor, item: Tensor, won: Tensor) -> None:
         """Store the results of some rows; items and whether they won are those of all rows."""
@@ -467,7 +473,8 @@ class AttackStream:
             self.out.nonfinite[:, at] = count_nonfinite(sizes)
             if self.out.losses is not None:
                 self.out.losses[:, at, 0] = _finite_loss(observed.loss)
-            noise = Noise(self.spec.seed, self.spec.name, self.examples[at], zero)
+            own = torch.arange(n)[at]
+            noise = self._noise(own, torch.zeros_like(own))
             for index, eps in enumerate(self.eps):
                 known = known_batch._replace(eps=eps.expand(len(x)))
                 state = self.rule.init(known, noise, self.spec.params, self.spec.norm)

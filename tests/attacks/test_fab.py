@@ -7,14 +7,20 @@ from typing import Any
 import pytest
 import torch
 import torchattacks
+from helpers.kernels import KernelCount
 from torch import Tensor, nn
 
 import bench
 from bench.attacks import fab_t
+from bench.core.contracts.attack import AttackSpec
 from bench.core.contracts.rule import AttackBatch
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
+from bench.engine import stream
+from bench.engine.cuda_graphs import copy_rows
+from bench.engine.functional import hyperplane
 from bench.engine.functional.norms import distance, norm_of
+from bench.engine.tensor_tree import map_tensors
 
 Attacked = Callable[..., Any]
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
@@ -176,3 +182,22 @@ def test_a_net_of_two_classes_has_one_to_be_driven_to(linear: Any, attacked: Att
     result = least(attacked, net, x, y, norm="linf", steps=10)
     assert (result.backwards == 10).all()
     assert torch.allclose(distance(result.x_adv[0], x, "linf"), torch.tensor(0.1), rtol=1e-2)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_step_is_at_most_250_kernels_of_a_gpu(
+    norm: Norm, net: nn.Module, few: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a small net, whose passes are a fifth of them; with the copies into a graph's buffers."""
+    monkeypatch.setattr(stream, "runs_asynchronously", lambda device: True)
+    monkeypatch.setattr(hyperplane, "get_proxy_mode", object)  # the host must not ask
+    spec = AttackSpec(
+        name="fab_t", attack=fab_t.ATTACK, params=fab_t.Params(), norm=norm, eps=(torch.inf,)
+    )
+    run = stream.AttackStream(net, net, spec, *few, torch.arange(10), few[1], rows=10)
+    batch = run._fill_batch(None)
+    assert batch is not None
+    buffers = map_tensors(torch.clone, batch)
+    with KernelCount() as count:
+        copy_rows(run._step(batch), buffers)
+    assert count.total <= 250, count.operations.most_common()

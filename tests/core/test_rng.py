@@ -1,13 +1,14 @@
 """Noise belongs to the example: no batch, order or caller can change it."""
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from bench.core import rng
+from bench.core import philox, rng
 
 DRAWS = ("uniform", "normal", "unit")
 
@@ -77,6 +78,158 @@ def test_draws_have_the_distributions_they_are_named_after() -> None:
 def test_a_draw_has_the_dtype_that_is_asked_for() -> None:
     one = rng.Noise(0, "a", torch.tensor([1]), torch.tensor([0]))
     assert one.uniform(torch.zeros(1, 4, dtype=torch.float64)).dtype == torch.float64
+
+
+# ------------------------------------------------------------------------------- draws on a GPU
+
+
+def numpy_generator(key: tuple[int, int], draw: int = 0) -> np.random.Generator:
+    counter = np.array([0, 0, draw, 0], dtype=np.uint64)
+    return np.random.Generator(np.random.Philox(key=np.array(key, np.uint64), counter=counter))
+
+
+def random_keys(n: int) -> list[tuple[int, int]]:
+    """Keys of all sizes, among them the largest."""
+    chosen, most = random.Random(0), 2**64 - 1
+    some = [
+        (chosen.getrandbits(64), chosen.getrandbits(chosen.choice([3, 32, 64]))) for _ in range(n)
+    ]
+    return [(0, 0), (most, most), (2**63, 1), *some]
+
+
+def as_words(keys: list[tuple[int, int]]) -> Tensor:
+    return torch.from_numpy(np.array(keys, dtype=np.uint64).view(np.int64))
+
+
+@pytest.mark.parametrize("draw", [0, 1, 2**40])
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 784, 3 * 32 * 32 + 5])
+def test_integer_operations_draw_the_uniform_numbers_of_numpy(count: int, draw: int) -> None:
+    keys = random_keys(20)
+    wanted = np.stack(
+        [
+            2.0 * numpy_generator(key, draw).random(count, dtype=np.float32) - np.float32(1)
+            for key in keys
+        ]
+    )
+    drawn = philox.draw_uniform(as_words(keys), draw, count)
+    assert drawn.dtype == torch.float32
+    assert torch.equal(drawn, torch.from_numpy(wanted))
+
+
+def test_large_draws_are_made_in_pieces_of_the_same_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    words = as_words(random_keys(10))
+    whole = philox.draw_uniform(words, 0, 100)
+    for at_once in (1, 60, 120):
+        monkeypatch.setattr(philox, "AT_ONCE", at_once)
+        assert torch.equal(philox.draw_uniform(words, 0, 100), whole)
+    assert philox.draw_uniform(words[:0], 0, 100).shape == (0, 100)
+
+
+def test_integer_operations_draw_the_numbers_of_numpy_in_0_to_1() -> None:
+    keys = random_keys(3000)
+    wanted = torch.tensor([numpy_generator(key).random() for key in keys])
+    assert torch.equal(philox.draw_unit(as_words(keys)), wanted)
+
+
+def test_a_number_in_0_to_1_is_that_of_a_new_generator_whose_key_is_a_pair() -> None:
+    """Which NumPy rounds to float64 where a number of the pair is 2**63 or more."""
+    restarts = torch.arange(12)
+    noise = rng.Noise(0, "a", restarts + 7, restarts)
+    folds = [rng.fold(rng.fold(0, "a", restart), "unit") for restart in range(12)]
+    assert min(folds) < 2**63 < max(folds)
+    pairs = [(key, restart + 7) for restart, key in enumerate(folds)]
+    wanted = [np.random.Generator(np.random.Philox(key=pair)).random() for pair in pairs]
+    assert torch.equal(noise.unit(torch.zeros(12)), torch.tensor(wanted))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["uniform", "unit"])
+def test_another_device_has_the_numbers_of_the_cpu_and_computes_them_itself(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no GPU is at hand, the CPU stands for one."""
+    noise = rng.Noise(3, "a", torch.tensor([5, 2**40, 7]), torch.tensor([0, 1, 2]))
+    like = torch.zeros(3, 1, 5, 5, dtype=dtype)
+    by_numpy = getattr(noise, kind)(like)
+    monkeypatch.setattr(rng, "_generators", None)  # nothing is drawn by NumPy any more
+    if torch.cuda.is_available():
+        assert torch.equal(getattr(noise, kind)(like.cuda()).cpu(), by_numpy)
+    monkeypatch.setattr(rng, "_computes_itself", lambda device: True)
+    there = getattr(noise, kind)(like)
+    assert there.dtype == dtype
+    assert torch.equal(there, by_numpy)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "unit"])
+def test_no_number_of_another_device_is_read(kind: str) -> None:
+    """Tensors of the device "meta" have none."""
+    noise = rng.Noise(3, "a", torch.tensor([5, 6]), torch.tensor([0, 1]))
+    drawn = getattr(noise, kind)(torch.zeros(2, 3, 4, device="meta"))
+    assert drawn.device.type == "meta"
+    assert drawn.shape == ((2,) if kind == "unit" else (2, 3, 4))
+
+
+# ------------------------------------------------------------------------ draws that eps share
+
+
+@pytest.fixture
+def drawn_keys(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """The keys of the rows that NumPy draws."""
+    drawn: list[tuple[int, int]] = []
+    generators = rng._generators
+
+    def note(keys: Any, draw: int) -> Any:
+        drawn.extend(keys)
+        return generators(keys, draw)
+
+    monkeypatch.setattr(rng, "_generators", note)
+    return drawn
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal"])
+def test_shared_draws_are_the_rows_own_whatever_was_drawn_before(
+    kind: str, drawn_keys: list[tuple[int, int]]
+) -> None:
+    """Batches of all eps, restarts and orders: an example may be in one several times."""
+    ids, chosen = torch.tensor([4, 9, 2**40, 11, 3]), torch.Generator().manual_seed(0)
+    shared = rng.SharedDraws(ids)
+    wanted = {
+        (restart, example): draw(kind, [example], restart=restart)[0]
+        for restart in range(3)
+        for example in ids.tolist()
+    }
+    for _ in range(30):
+        examples = ids[torch.randint(5, (7,), generator=chosen)]
+        restarts = torch.randint(3, (7,), generator=chosen)
+        noise = rng.Noise(0, "a", examples, restarts, shared)
+        drawn = getattr(noise, kind)(torch.zeros(7, 2, 3))
+        rows = zip(restarts.tolist(), examples.tolist(), strict=True)
+        assert torch.equal(drawn, torch.stack([wanted[row] for row in rows]))
+        drawn.zero_()  # the caller's own
+    assert len(drawn_keys) < len(wanted) + 7 * 30
+
+
+def test_an_examples_draw_is_made_once_for_all_eps(drawn_keys: list[tuple[int, int]]) -> None:
+    ids, like = torch.arange(6), torch.zeros(3, 4)
+    shared = rng.SharedDraws(ids)
+    for restart in range(2):
+        for _ in range(5):  # eps
+            for some in ids.split(3):
+                noise = rng.Noise(0, "a", some, torch.full_like(some, restart), shared)
+                noise.uniform(like), noise.uniform(like, draw=1), noise.normal(like)
+    assert len(drawn_keys) == 2 * 6 * 3
+    assert len(set(drawn_keys)) == 2 * 6
+
+
+def test_purposes_draws_and_dtypes_share_nothing() -> None:
+    ids, shared = torch.arange(3), rng.SharedDraws(torch.arange(3))
+    like = torch.zeros(3, 4)
+    one, other = (rng.Noise(0, purpose, ids, torch.zeros_like(ids), shared) for purpose in "ab")
+    draws = [one.uniform(like), one.uniform(like, draw=1), one.normal(like), other.uniform(like)]
+    assert len({float(draw.sum()) for draw in draws}) == 4
+    assert one.uniform(like.double()).dtype == torch.float64
 
 
 # --------------------------------------------------------------------------- draws at every step

@@ -7,11 +7,19 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor
 
 from bench.core.contracts.types import Norm
+from bench.engine.functional import hyperplane
 from bench.engine.functional.hyperplane import shortest_step
 from bench.engine.functional.norms import norm_of
 
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
 D = 6
+
+
+@pytest.fixture(params=["the host asks", "the host must not ask"], autouse=True)
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs as on a CPU, and with the fixed steps of a GPU and of a recording."""
+    if request.param == "the host must not ask":
+        monkeypatch.setattr(hyperplane, "get_proxy_mode", object)
 
 
 def planes(rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -117,6 +125,99 @@ def test_a_row_is_stepped_as_if_alone(norm: Norm) -> None:
     for row in (0, 3, 5, 8):
         at = slice(row, row + 1)
         assert torch.equal(together[at], shortest_step(x[at], slope[at], rise[at], norm))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_several_points_are_stepped_onto_a_hyperplane_as_each_alone(norm: Norm) -> None:
+    x, slope, rise = (part.float() for part in planes(9))
+    points, rises = torch.stack([x, 1 - x, x / 2]), torch.stack([rise, -rise, rise / 3])
+    together = shortest_step(points, slope, rises, norm)
+    alone = [shortest_step(*each, norm) for each in zip(points, [slope] * 3, rises, strict=True)]
+    assert torch.equal(together, torch.stack(alone))
+
+
+# ------------------------------------------------------------- float32 against float64 by bisection
+
+
+SHARES = torch.tensor([1e-4, 0.01, 0.1, 0.5, 0.9, 0.99, 0.9999, 1 - 1e-5], dtype=torch.float64)
+"""Rises as shares of what the box allows."""
+HARD = (
+    "gaussian",
+    "four decades",
+    "thirty decades",
+    "most pixels at walls",
+    "least room, steepest",
+)
+
+
+def hard_planes(kind: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    """Points, slopes and rises in float32, a row for each of SHARES."""
+    g = torch.Generator().manual_seed(1)
+    size = (len(SHARES), *shape)
+    room, sign = torch.rand(size, generator=g), torch.randn(size, generator=g).sign()
+    if kind == "most at walls":
+        room = room * (torch.rand(size, generator=g) < 0.1)
+    spread = torch.rand(size, generator=g)
+    steep = {
+        "four decades": 10 ** (-4 * spread),
+        "thirty decades": 10 ** (-30 * spread),
+        "least room, steepest": (room + 1e-4) ** -2,
+    }.get(kind, torch.randn(size, generator=g).abs())
+    x, slope = torch.where(sign > 0, 1 - room, room), sign * steep
+    return x, slope, (SHARES * highest(x.double(), slope.double())).float()
+
+
+def least_norms(x: Tensor, slope: Tensor, rise: Tensor, norm: Norm) -> Tensor:
+    """The least norm of a step in float64: the threshold of the optimality conditions, bisected.
+
+    By them an entry moves by min(t, room) in linf, min(t |slope|, room) in l2, and in l1 by its
+    room where |slope| >= 1/t; the last entry there in part, which is a share of the gap.
+    """
+    slope, room = slope.double(), torch.where(slope > 0, 1 - x.double(), x.double())
+    steep, room = slope.abs().flatten(1), room.flatten(1)
+    steep = steep / steep.amax(1, keepdim=True)
+    wanted = (rise.double() / slope.abs().flatten(1).amax(1))[:, None]
+
+    def moved(t: Tensor) -> Tensor:
+        if norm == "l1":
+            return torch.where(steep >= 1 / t, room, 0.0)
+        return torch.minimum(t if norm == "linf" else t * steep, room)
+
+    low, high = torch.full_like(wanted, 1e-40), torch.full_like(wanted, 1e40)
+    for _ in range(70):
+        middle = (low * high).sqrt()
+        short = (steep * moved(middle)).sum(1, keepdim=True) < wanted
+        low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+    if norm != "l1":
+        return norm_of(moved(high), norm)
+    below = moved(low)
+    return below.sum(1) + ((wanted - (steep * below).sum(1, keepdim=True)) * high)[:, 0]
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("kind", HARD)
+def test_steps_are_optimal_to_the_precision_of_float32(kind: str, norm: Norm) -> None:
+    """They reach the hyperplane within 1e-6 of the rise and are no longer than the shortest onto
+    one that lies so much further, also where nearly all pixels must go to their walls."""
+    x, slope, rise = hard_planes(kind, (1, 28, 28))
+    check_optimal(x, slope, rise, norm)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_steps_in_large_images_are_optimal_to_the_precision_of_float32(norm: Norm) -> None:
+    x, slope, rise = (part[[1, 5, 7]] for part in hard_planes("thirty decades", (3, 224, 224)))
+    check_optimal(x, slope, rise, norm)
+
+
+def check_optimal(x: Tensor, slope: Tensor, rise: Tensor, norm: Norm) -> None:
+    step = shortest_step(x, slope, rise, norm)
+    moved = x.double() + step.double()
+    assert ((moved >= -1e-7) & (moved <= 1 + 1e-7)).all()
+    assert (step * slope >= 0).all()  # no entry moves the other way
+    gap = rise_of(slope.double(), step.double()) / rise.double() - 1
+    assert gap.abs().max() < 1e-6
+    length = norm_of(step.double(), norm)
+    assert (length <= least_norms(x, slope, rise * (1 + 2e-6), norm) * (1 + 1e-6)).all()
 
 
 def test_a_norm_without_such_a_projection_is_refused() -> None:
