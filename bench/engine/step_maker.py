@@ -49,6 +49,10 @@ class StepMaker:
         Returns:
             The rows after them. Tensors that do not change are those of `batch` themselves.
         """
+        if self.asynchronous:
+            # Rows that are not in use are computed, too: none makes more steps than there are.
+            k = batch.known.k.clamp_max(self.spec.params.steps - number)
+            batch = batch._replace(known=batch.known._replace(k=k))
         sizes: list[Tensor] = []
         active: list[Tensor | None] = [None]
         for _ in range(number):
