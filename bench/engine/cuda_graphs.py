@@ -356,7 +356,14 @@ def _describe(model: nn.Module) -> tuple[object, ...]:
         (type(module), {key: value for key, value in vars(module).items() if _is_plain(value)})
         for module in model.modules()
     ]
-    return [(each.data_ptr(), each.shape, each.stride(), each.dtype) for each in tensors], modules
+    return list(map(_describe_place, tensors)), modules
+
+
+def _describe_place(tensor: Tensor) -> object:
+    """Describe where a tensor lies; one of a kind that need not say so is never the same."""
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return object()
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
 
 
 def _is_plain(value: object) -> bool:
