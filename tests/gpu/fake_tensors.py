@@ -10,7 +10,8 @@ with the file and line that caused it:
 - "mixed": an operation on memory of both. A GPU refuses it; so does `FakeDevice`.
 
 A tensor without axes on the host may take part in any operation, as torch allows, except where it
-costs a copy (`torch.where`).
+costs a copy (`torch.where`). What is not seen: the device of a tensor within Python code that torch
+itself calls, such as the backward of a function of one's own, and values that C++ code reads.
 """
 
 import sys

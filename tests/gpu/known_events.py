@@ -1,6 +1,7 @@
 """What the host may wait for or copy, and why: everything else on a GPU is an error.
 
-An entry is a file of the package, or a file and a function in it. A step of an attack, which a GPU
+An entry is a function in a file of the package; or a file or folder, where all of it runs once or
+where it is the loop itself. A step of an attack, which a GPU
 replays as a graph, may do none of it, except for `TABLES`.
 """
 
@@ -11,6 +12,9 @@ from gpu.fake_tensors import Event
 ONCE = "once for each attack, model or run"
 CHUNK = "once for each chunk or cell, of 1,000 examples as a rule"
 LOOP = "between steps; test_step_counts.py holds how often"
+RECORDS = "records and sentences are made on the host, once for each cell of a chunk"
+FAMILY = "images of a family are described in words, and rebuilt, by the host"
+RANDOM = "an id seeds the draws of a model that answers at random"
 FOREIGN = "an attack with its own loop, which is replayed in no graph"
 
 TABLES = {
@@ -27,27 +31,44 @@ KNOWN = {
     "engine/tensor_tree.py": LOOP,
     "engine/cuda_graphs.py": "a capture is compared with the step, once for each size",
     "engine/model_state.py (_find_changed)": CHUNK,
-    "engine/timing.py": ONCE,
-    "engine/acceleration/accelerate.py": ONCE,
-    "engine/acceleration/agreement.py": CHUNK,
-    "engine/functional/norms.py (distance_float64)": CHUNK,
-    "engine/threats/": "images of a family are described in words, and rebuilt, by the host",
-    "datasets/prefetch.py": "images come to the GPU, chunk by chunk",
+    "engine/timing.py (noisy_images)": ONCE,
+    "engine/acceleration/agreement.py (describe_difference)": CHUNK,
+    "engine/threats/patch.py": FAMILY,
+    "engine/threats/rotation_translation.py": FAMILY,
+    "datasets/prefetch.py (Prefetcher.read)": "images come to the GPU, chunk by chunk",
     "evaluation/audit/": ONCE,
     "evaluation/certification/": "certificates are read chunk by chunk, draws are the host's",
-    "evaluation/chunk.py": CHUNK,
-    "evaluation/consistency.py": CHUNK,
+    "evaluation/chunk.py (evaluate_chunk)": CHUNK,
+    "evaluation/chunk.py (evaluate_chunk.<genexpr>)": CHUNK,
+    "evaluation/chunk.py (_are_equal)": CHUNK,
+    "evaluation/chunk.py (_count_cost)": CHUNK,
+    "evaluation/chunk.py (_restore_clean_predictions)": CHUNK,
+    "evaluation/chunk.py (_search_distance)": CHUNK,
+    "evaluation/chunk.py (_build_records)": RECORDS,
+    "evaluation/chunk.py (_build_records.<dictcomp>)": RECORDS,
+    "evaluation/chunk.py (_build_records.<genexpr>)": RECORDS,
+    "evaluation/chunk.py (_name_parts)": RECORDS,
+    "evaluation/crafting.py (craft)": CHUNK,
+    "evaluation/crafting.py (_seed_random_model)": RANDOM,
+    "evaluation/crafting.py (_run_external)": FOREIGN,
+    "evaluation/containment.py (_are_same)": FOREIGN,
+    "evaluation/consistency.py (AnswerMonitor._read_images)": CHUNK,
+    "evaluation/consistency.py (first_difference)": CHUNK,
+    "evaluation/ensemble.py (_run_part)": "who still resists, once for each part and eps",
     "evaluation/evaluator.py (Evaluator.clean_pass)": CHUNK,
-    "evaluation/live_models.py": ONCE,
-    "evaluation/loading.py": ONCE,
-    "evaluation/model_pool.py": ONCE,
-    "evaluation/crafting.py": CHUNK,
-    "evaluation/judge.py (vote_for)": "an id seeds the draws of a model that answers at random",
-    "evaluation/verify.py": CHUNK,
-    "evaluation/ensemble.py": "once for each part and eps of a chunk: who still resists",
-    "evaluation/victim.py": "the victim is asked about as many images as are left to it",
-    "evaluation/queries.py": FOREIGN,
-    "evaluation/containment.py": "foreign code is compared with its state before, batch by batch",
+    "evaluation/judge.py (vote_for)": RANDOM,
+    "evaluation/live_models.py (prepare_live_model)": ONCE,
+    "evaluation/loading.py (load_model)": ONCE,
+    "evaluation/model_pool.py (ModelPool.accelerate)": ONCE,
+    "evaluation/model_pool.py (ModelPool.floor)": ONCE,
+    "evaluation/model_pool.py (choose_rows)": ONCE,
+    "evaluation/verify.py (find_violations)": RECORDS,
+    "evaluation/verify.py (find_output_violations)": FAMILY,
+    "evaluation/verify.py (_find_disagreement)": CHUNK,
+    "evaluation/verify.py (_recheck_claims)": CHUNK,
+    "evaluation/verify.py (_recheck_claims.<genexpr>)": CHUNK,
+    "evaluation/victim.py (CountedVictim.ask)": "as many images are shown as the budget leaves",
+    "evaluation/victim.py (CountedVictim.divide_seconds)": CHUNK,
     "models/fingerprint.py": ONCE,
     "models/preflight/": ONCE,
     "attacks/advgan.py (run)": "the generator moves to the GPU, once",
@@ -60,7 +81,7 @@ KNOWN = {
 
 def find_unknown(events: Sequence[Event], known: Sequence[str] = tuple(KNOWN)) -> list[str]:
     """The events that no entry allows, each once, as text; mixed devices are never allowed."""
-    prefixes = tuple(entry.rstrip(")") for entry in known)
+    prefixes = tuple(known)
     return sorted(
         {
             str(event)

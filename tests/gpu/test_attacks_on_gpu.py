@@ -103,10 +103,15 @@ def test_a_rejection_is_no_success_on_a_gpu_either(problem: Any) -> None:
 
 
 def test_a_victim_is_shown_iterates_on_the_gpu(problem: Any) -> None:
+    asked = []
+
     def ask(eps: Tensor, example: Tensor, images: Tensor) -> Tensor:
+        asked.append(len(images))
         return images.flatten(1).sum(1) > 400
 
-    check(*attack_on_both(make_spec("pgd", "linf", victim_queries=6), problem, ask=ask))
+    spec = make_spec("pgd", "linf", stop="never", victim_queries=6)
+    check(*attack_on_both(spec, problem, ask=ask))
+    assert asked
 
 
 def test_rows_that_wait_after_memory_ran_out_stay_on_the_gpu(problem: Any) -> None:

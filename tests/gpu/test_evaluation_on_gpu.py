@@ -4,6 +4,7 @@ Every kind of attack that is no rule takes part, and every way in which a rule's
 The records are those of the CPU.
 """
 
+import inspect
 from typing import Any
 
 import pandas as pd
@@ -16,6 +17,7 @@ from bench.core.errors import ContractError
 from bench.engine import timing
 from bench.engine.model_state import frozen
 from bench.engine.rejection import RejectingModel
+from bench.evaluation import judge as judge_module
 from bench.evaluation.chunk import VerifiedChunk, evaluate_chunk
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import judge, vote_for
@@ -111,7 +113,8 @@ def test_rejections_are_judged_there(name: str, spares: bool) -> None:
 
 
 def test_a_victim_is_asked_there() -> None:
-    check(make_spec("pgd", "linf", victim_queries=6), source=SmallNet())
+    spec = make_spec("pgd", "linf", stop="never", victim_queries=6)
+    assert (check(spec, source=SmallNet())["victim_queries"] > 0).any()
 
 
 def test_a_random_model_votes_there() -> None:
@@ -127,3 +130,20 @@ def test_whether_a_model_was_changed_is_asked_once_for_all_its_tensors() -> None
         assert [event.kind for event in machine.gpu.events] == ["read"]
         with pytest.raises(ContractError, match=r"net\.0\.bias"), frozen(net), torch.no_grad():
             net.net[0].bias.add_(1)
+
+
+def test_an_offender_in_the_judge_is_named_with_file_and_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def count(logits: Tensor) -> Tensor:
+        return logits.argmax(-1) + 0 * int(logits.isfinite().sum())
+
+    machine, net = Machine(), SmallNet()
+    machine.gpu.upload_module(net)
+    monkeypatch.setattr(judge_module, "predict_class", count)
+    with machine.run() as upload:
+        judge(net, upload(X), 3)
+    (unknown,) = find_unknown(machine.gpu.events)
+    line = inspect.getsourcelines(count)[1] + 1
+    assert unknown.startswith(f"test_evaluation_on_gpu.py:{line} (")
+    assert unknown.endswith(": read by _local_scalar_dense")
