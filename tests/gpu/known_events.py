@@ -11,7 +11,7 @@ from gpu.fake_tensors import Event
 
 ONCE = "once for each attack, model or run"
 CHUNK = "once for each chunk or cell, of 1,000 examples as a rule"
-LOOP = "between steps; test_step_counts.py holds how often"
+LOOP = "between steps; test_launch_budgets.py holds how often"
 RECORDS = "records and sentences are made on the host, once for each cell of a chunk"
 FAMILY = "images of a family are described in words, and rebuilt, by the host"
 RANDOM = "an id seeds the draws of a model that answers at random"

@@ -12,14 +12,25 @@ from torch import Tensor
 
 from bench.core import registry
 from bench.core.contracts.adaptation import Adaptation, UserFunction
-from bench.core.contracts.attack import AttackSpec
+from bench.core.contracts.attack import AttackSpec, IterativeAttack
 from bench.core.contracts.input_transforms import InputTransforms
+from bench.core.contracts.types import Norm
 from bench.engine import stream
 from bench.engine.rejection import RejectingModel
 from bench.engine.stream_result import StreamResult
 from gpu.known_events import TABLES, find_unknown
 from gpu.pretended import Machine, SmallNet, make_spec
-from gpu.step_counts import list_rules
+
+
+def list_rules() -> list[tuple[str, Norm]]:
+    """Every attack that is a rule, with each of its norms."""
+    records = [(n, registry.find("attacks", n)) for n in registry.names("attacks") if n[-1] != ":"]
+    return [
+        (name, norm)
+        for name, record in records
+        if isinstance(record, IterativeAttack)
+        for norm in record.norms
+    ]
 
 
 @pytest.fixture(scope="module")

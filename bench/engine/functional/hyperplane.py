@@ -73,9 +73,8 @@ def _level(weight: Tensor, reach: Tensor, most: Tensor, needed: Tensor) -> Tenso
         torch.le(reach, level, out=ended)
         torch.mul(ended, most, out=parts[0])
         torch.addcmul(weight, ended, weight, value=-1, out=parts[1])
-        there, moving = parts.sum(-1, keepdim=True)
-        following: Tensor = (needed - there) / moving
-        return following
+        there, moving = parts.sum(-1, keepdim=True).unbind()
+        return (needed - there) / moving
 
     # On a GPU, and where a turn is recorded, nobody may ask.
     if reach.device.type == "cpu" and get_proxy_mode() is None:
