@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +58,45 @@ def test_a_benchmark_runs_and_gives_the_default_back_after_a_mistake_too(
     with pytest.raises(bench.SuiteError):
         bench.evaluate(lenet, *few, attack="pgdd", eps=0.1)
     assert torch.get_default_dtype() == torch.float64
+
+
+SUITE = """
+schema = 1
+name = "small"
+[data]
+name = "digits"
+limit = 20
+[[models]]
+name = "mine.py:make"
+allow = ["near-chance", "zero-gradient"]
+[[attacks]]
+name = "pgd"
+norm = "linf"
+eps = [0.1]
+params = { steps = 2 }
+"""
+MINE = """
+import torch
+from torch import nn
+torch.set_default_dtype(torch.float64)
+
+def make():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10)).float()
+    nn.init.zeros_(net[1].weight)
+    nn.init.zeros_(net[1].bias)
+    return net  # of which each image is of class 0, as some are
+"""
+
+
+def test_a_file_of_a_suite_that_sets_the_type_fails_no_cell_and_changes_no_program(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "small.toml").write_text(SUITE)
+    found = bench.run(tmp_path / "small.toml", out=tmp_path / "run", device="cpu")
+    assert found.table["status"].tolist() == ["ok"]
+    assert found.table["attacked"][0] > 0
+    assert torch.get_default_dtype() == torch.float32
 
 
 def test_a_doubt_is_a_warning_at_the_line_of_the_caller(few: Batch) -> None:
