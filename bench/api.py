@@ -15,6 +15,7 @@ from bench.attacks import objects
 from bench.core import files, validation
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
+from bench.engine.default_dtype import default_to_float32
 from bench.engine.source_ensemble import SourceEnsemble
 from bench.evaluation import loading
 from bench.evaluation.adaptation_check import check_adaptations
@@ -44,7 +45,9 @@ class Evaluation(Display):
     records: pd.DataFrame
     """One row per example and eps, the columns of the per-example records."""
     adversarial: Tensor | None
-    """(eps, n, c, h, w) if requested; examples that were not attacked are clean."""
+    """(eps, n, c, h, w) if requested; examples that were not attacked are clean. A search for the
+    least distance has the nearest image that it found also where that lies beyond the eps, so that
+    the clean image was judged there (`fooled` is false)."""
     findings: tuple[str, ...]
     """Doubts about the numbers, a sentence each: preflight findings about the model, cells without
     a number, violations of the threat model, and symptoms that the attack failed."""
@@ -74,6 +77,7 @@ class SuiteResults(Display, results.RunResults):
         ]
 
 
+@default_to_float32()
 def evaluate(
     model: nn.Module | Callable[[Tensor], Any],
     x: Any,
@@ -237,7 +241,8 @@ def evaluate(
         *(symptom.sentence for symptom in audited.symptoms),
     )
     if sentences:
-        warnings.warn("\n".join([DOUBTED, *sentences]), RobustnessWarning, stacklevel=2)
+        text = "\n".join([DOUBTED, *sentences])
+        warnings.warn(text, RobustnessWarning, stacklevel=3)  # at the caller of `evaluate`
     curves = queries.collect_curves(task.cells, table, stored)
     within = queries.query_table(curves)
     return Evaluation(table, frame, adversarial, sentences, audited, within)
@@ -256,6 +261,7 @@ def _describe_problems(table: pd.DataFrame) -> Iterator[str]:
             )
 
 
+@default_to_float32()
 def run(
     suite: str,
     out: str | Path | None = None,

@@ -20,6 +20,7 @@ from bench.core.contracts.types import Access, Norm
 from bench.core.errors import SuiteError
 from bench.core.validation import Validator
 from bench.datasets.as_data import as_data
+from bench.engine.default_dtype import default_to_float32
 from bench.evaluation import live_models, loading
 from bench.evaluation.evaluator import Evaluator
 from bench.execution import events, runner
@@ -116,6 +117,7 @@ class Benchmark(Display):
             raise SuiteError(f"{to}: the report could not be written: {error}") from error
 
 
+@default_to_float32()
 def benchmark(
     models: Any,
     data: Any,

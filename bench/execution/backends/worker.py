@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from bench.core import streams
 from bench.core.errors import SuiteError
+from bench.engine.default_dtype import default_to_float32
 from bench.engine.device import enter_device
 from bench.evaluation.audit import probe_models
 from bench.evaluation.certification import store
@@ -139,7 +140,8 @@ class Worker:
             SuiteError: The user's mistakes that are found only now.
         """
         loaded = self._evaluator is not None  # loading selects and enters the device itself
-        with enter_device(self.evaluator.device) if loaded else contextlib.nullcontext():
+        entered = enter_device(self.evaluator.device) if loaded else contextlib.nullcontext()
+        with default_to_float32(), entered:  # a file of the suite may have set another type
             yield from self._execute(request)
 
     def _execute(self, request: Request) -> Iterator[Any]:
