@@ -265,14 +265,14 @@ def test_a_suite_says_how_it_certifies(says: str, methods: tuple[str, ...], tmp_
 @pytest.mark.parametrize(
     ("says", "sentence"),
     [
-        ('["lirpa"]', "certify[0]: input should be 'ibp', 'crown' or 'smoothing'"),
+        ('["lirpa"]', "certify[0]: expected 'ibp', 'crown' or 'smoothing'"),
         ('["crwn"]', "(did you mean 'crown'?), got 'crwn'"),
         ('"ibp"', "certify: expected true, false or a list of methods, got 'ibp'"),
         ('["smoothing"]', "certify[0]: expected a table with sigma, such as"),
         ('[{ method = "smoothing" }]', "certify[0].sigma: expected a value, got nothing"),
         ('[{ method = "crown", nrm = "l2" }]', "certify[0].nrm: unknown key; did you mean 'norm'?"),
-        ('[{ method = "crown", norm = "l1" }]', "certify[0].norm: input should be 'linf' or 'l2'"),
-        ('[{ method = "smoothing", sigma = 0 }]', "certify[0].sigma: input should be greater"),
+        ('[{ method = "crown", norm = "l1" }]', "certify[0].norm: expected 'linf' or 'l2'"),
+        ('[{ method = "smoothing", sigma = 0 }]', "certify[0].sigma: expected greater"),
         ('[{ method = "smoothing", sigma = 0.5, n = 5 }]', "expected n of at least 10"),
         ('[{ method = "smoothing", sigma = 0.5, radii = [-1] }]', "expected a radius of at least"),
         ('[{ method = "smoothing", sigma = 0.5, radii = ["x"] }]', "radii[0]: expected a number"),

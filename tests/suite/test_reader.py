@@ -324,7 +324,7 @@ def test_a_step_size_is_a_number_or_a_fraction_of_eps(alpha: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "part"),
     [
-        ("schema = 1", "schema = 2", "schema: input should be 1, got 2"),
+        ("schema = 1", "schema = 2", "schema: expected 1, got 2"),
         ("schema = 1", "", "schema: expected a value, got nothing"),
         ('name = "small"', "", "name: expected a value, got nothing"),
         ("seed = 3", "seed = 1.5", "seed: "),
@@ -506,7 +506,7 @@ def test_a_union_has_a_label_and_its_threat_models() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ('norm = "l2"', 'norm = "l22"', "my.toml: unions[0].threats[1].norm: input should be"),
+        ('norm = "l2"', 'norm = "l22"', "my.toml: unions[0].threats[1].norm: expected"),
         ("eps = 2.5", "eps = 1.5", "my.toml: unions[0].threats[1].eps: expected an attack of the "
          "suite in l2 at an eps of at most 1.5, got 2 as the smallest"),
         ('norm = "l2"', 'norm = "l1"', "my.toml: unions[0].threats[1].norm: expected an attack of "
