@@ -293,6 +293,30 @@ def test_a_mistake_in_how_a_suite_certifies_is_one_sentence(
     assert sentence in problem
 
 
+@pytest.mark.parametrize(
+    ("says", "eps", "sentence"),
+    [
+        (
+            '["crown", { method = "crown", norm = "l2" }]', "[0.004]",
+            "s.toml: certify: expected an attack in l2 at an eps above 0, since bounds are "
+            "computed at the eps of the attacks; got attacks in linf",
+        ),
+        ("true", "[0]", "s.toml: certify: expected an attack in linf at an eps above 0"),
+    ],
+)  # fmt: skip
+def test_bounds_at_no_eps_of_an_attack_are_refused(
+    says: str, eps: str, sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    text = ONE.replace("certify = true", f"certify = {says}").replace(
+        "eps = [0.004]", f"eps = {eps}"
+    )
+    with pytest.raises(SuiteError) as raised:
+        parse_suite(text, "s.toml", tmp_path)
+    (problem,) = raised.value.problems
+    assert problem.startswith(sentence)
+
+
 def test_in_an_l2_ball_bounds_lie_below_what_l2_attacks_left_and_have_their_own_rows(
     tmp_path: Path,
 ) -> None:
