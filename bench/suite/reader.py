@@ -200,6 +200,9 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
     if top is None or data is None:
         return None
     check_label(check, "corruption_baseline", "model", top.corruption_baseline, model_labels)
+    if top.corruption_baseline and is_known and not any(e.norm == "corruption" for e in attacks):
+        expected = 'expected an attack with norm = "corruption", whose errors it normalises'
+        check.say("corruption_baseline", f"{expected}, got none; take the key out")
     return Suite(
         name=top.name,
         title=top.title or top.name,
