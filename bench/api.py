@@ -31,6 +31,11 @@ from bench.suite import attack_inputs, call_arguments, plan
 from bench.suite.reader import parse_attack, read_suite
 
 CALLER = "bench.evaluate"
+SHOWN = (
+    "model", "attack", "norm", "eps_text", "status", "n", "clean_accuracy", "robust_accuracy",
+    "robust_low", "robust_high",
+)  # fmt: skip
+"""Columns of the table that an evaluation is printed with."""
 DOUBTED = f"{CALLER}: the robust accuracy is open to doubt:"
 
 
@@ -55,6 +60,10 @@ class Evaluation:
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.table, self.records, self.adversarial))
+
+    def __repr__(self) -> str:
+        """Show one line per eps and the findings, not thousands of records."""
+        return "\n".join([self.table[list(SHOWN)].to_string(index=False), *self.findings])
 
 
 def evaluate(
