@@ -29,6 +29,7 @@ def plan(chosen: SuiteOptions, limit: int | None, data_dir: Path | None) -> None
 
     from bench.cli.console import console
     from bench.core import files
+    from bench.reporting.formats.numbers import format_plural
     from bench.suite import plan
 
     checked = chosen.read(limit)
@@ -36,23 +37,27 @@ def plan(chosen: SuiteOptions, limit: int | None, data_dir: Path | None) -> None
     cells = [cell for task in tasks for cell in task.cells]
     data = _data_lines(checked, files.data_folder(data_dir), limit)
     shown = Table(title=checked.title, title_justify="left")
-    for name in ("model", "attack", "norm", "goal", "seed", "eps"):
-        shown.add_column(name)
-    shown.add_column("forwards/example", justify="right")
-    shown.add_column("gradients/example", justify="right")
-    shown.add_column("skipped because")
+    has_seeds = any(cell.seed is not None for cell in cells)
+    is_skipped = any(cell.reason for cell in cells)
+    for name in ("model", "attack", "norm", "goal", *["seed"] * has_seeds, "eps"):
+        shown.add_column(name, overflow="fold")  # a name that is cut short could be another's
+    for name in ("forwards / example", "gradients / example"):
+        shown.add_column(name, justify="right", overflow="fold")
+    for name in ["skipped because"] * is_skipped:
+        shown.add_column(name, overflow="fold")
     for cell in cells:
         aim = f"{cell.goal} {cell.target}".strip()
         cost = ["?" if p is None else f"{p:.3g}" for p in (cell.passes, cell.gradients)]
         seed = checked.seed if cell.seed is None else cell.seed
-        about = (cell.model, cell.attack, cell.norm, aim, str(seed), cell.eps_text)
-        shown.add_row(*about, *cost, cell.reason)
+        seeds = [str(seed)] * has_seeds
+        about = (cell.model, cell.attack, cell.norm, aim, *seeds, cell.eps_text)
+        shown.add_row(*about, *cost, *[cell.reason] * is_skipped)
     screen = console()
     screen.print(shown)
     known = [cell.passes for cell in cells if cell.passes is not None and not cell.reason]
     screen.print(
-        f"{len(cells)} cells, at most {sum(known):,.0f} forward passes per example"
-        + ("" if len(known) == len(cells) else " where the cost is known")
+        f"{format_plural(len(cells), 'cell')}, at most {sum(known):,.0f} forward passes "
+        "per example" + ("" if len(known) == len(cells) else " where the cost is known")
     )
     for line in data:
         click.echo(line)
