@@ -163,6 +163,7 @@ def evaluate(
     """
     checked = call_arguments.check_arguments(
         CALLER,
+        call_arguments.CallArguments,
         params=params,
         transforms=transforms,
         backward=backward,
@@ -306,13 +307,28 @@ def run(
     Raises:
         SuiteError: The user's mistakes, all of a suite's at once.
     """
+    given = call_arguments.check_arguments(
+        "bench.run",
+        call_arguments.RunArguments,
+        device=device,
+        limit=limit,
+        batch_size=batch_size,
+        fresh=fresh,
+        copied=copied,
+        deterministic=deterministic,
+        shard=shard,
+        isolate=isolate,
+        time_limit=time_limit,
+        memory_limit=memory_limit,
+        keep_adversarial=keep_adversarial,
+    )
     checked = read_suite(suite)
     part = sharding.parse_shard(shard)
     folder = part.folder(Path(out) if out is not None else default_run_folder(checked.name))
     options = RunOptions(
         device=device,
-        limit=limit,
-        batch_size=batch_size,
+        limit=given.limit,
+        batch_size=given.batch_size,
         data_dir=files.data_folder(data_dir),
         fresh=fresh,
         copied=copied,

@@ -1,11 +1,11 @@
-"""Check the arguments of `bench.evaluate` and `bench.benchmark` as the keys of a suite are checked.
+"""Check the arguments of the Python functions as the keys of a suite are checked.
 
 In Python a number may be one of NumPy or PyTorch, and a list a tuple or an array.
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -44,12 +44,33 @@ class CallArguments:
     fresh: bool = False
 
 
-def check_arguments(where: str, **given: Any) -> CallArguments:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunArguments:
+    """Arguments of `bench.run`, which its manifest stores."""
+
+    device: str = "auto"
+    limit: Count | None = None
+    batch_size: Count | None = None
+    fresh: bool = False
+    copied: bool = True
+    deterministic: bool = False
+    shard: str = "1/1"
+    isolate: bool = False
+    time_limit: float | None = None
+    memory_limit: str | None = None
+    keep_adversarial: str | None = None
+
+
+_Arguments = TypeVar("_Arguments", CallArguments, RunArguments)
+
+
+def check_arguments(where: str, kind: type[_Arguments], **given: Any) -> _Arguments:
     """Check arguments of a function.
 
     Args:
         where: Name of the function, for messages.
-        given: Arguments by name, fields of `CallArguments`.
+        kind: What they are checked as.
+        given: Arguments by name, fields of `kind`; None stands for the default.
 
     Returns:
         The arguments, with numbers of Python in lists and dictionaries.
@@ -58,8 +79,8 @@ def check_arguments(where: str, **given: Any) -> CallArguments:
         SuiteError: Arguments are invalid; one sentence for each.
     """
     check = Validator(where)
-    checked: CallArguments = check.fill(
-        CallArguments,
+    checked: _Arguments = check.fill(
+        kind,
         {
             name: _to_list(value) if name in LISTS else to_plain(value)
             for name, value in given.items()

@@ -194,6 +194,7 @@ def benchmark(
     """
     checked = call_arguments.check_arguments(
         CALLER,
+        call_arguments.CallArguments,
         seed=seed,
         limit=limit,
         device=device,

@@ -160,6 +160,33 @@ def test_a_benchmark_refuses_the_same_arguments(
         bench.benchmark(lenet, few, attacks=["fgsm"], **settings)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"copied": "no"}, "copied: expected a valid boolean, got 'no'"),
+        ({"keep_adversarial": 1000}, "keep_adversarial: expected a valid string, got 1000"),
+        ({"limit": "a"}, "limit: expected a valid integer, got 'a'"),
+        ({"shard": (1, 2)}, "shard: expected a valid string, got (1, 2)"),
+    ],
+)
+def test_a_run_refuses_them_before_it_writes_anything(
+    settings: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(bench.SuiteError, match=re.escape(f"bench.run: {said}")):
+        bench.run("quickstart", tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_in_the_place_of_the_runs_folder_is_called_one(
+    few: Digits, lenet: nn.Module, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(bench.SuiteError, match=r"notes\.txt: expected a folder, got a file"):
+        bench.benchmark(lenet, few, attacks=["fgsm"], out=tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
 def test_a_benchmark_of_a_list_of_models_asks_for_their_labels(
     few: Digits, lenet: nn.Module
 ) -> None:
