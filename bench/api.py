@@ -30,10 +30,11 @@ from bench.execution.options import RunOptions, default_run_folder
 from bench.reporting.display import Display
 from bench.reporting.report import audit_view
 from bench.storage.reader import StoredRecords
-from bench.suite import attack_inputs, plan
+from bench.suite import attack_inputs, call_arguments, plan
 from bench.suite.reader import parse_attack, read_suite
 
-DOUBTED = "bench.evaluate: the robust accuracy is open to doubt:"
+CALLER = "bench.evaluate"
+DOUBTED = f"{CALLER}: the robust accuracy is open to doubt:"
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -173,48 +174,62 @@ def evaluate(
         ContractError: The attack broke its contract.
         Exception: What the attack or the model itself raises.
     """
-    if source is not None and not isinstance(source, nn.Module):
-        source = SourceEnsemble(source, [1 / len(source)] * len(source), "logits")
+    checked = call_arguments.check_arguments(
+        CALLER,
+        call_arguments.CallArguments,
+        params=params,
+        transforms=transforms,
+        backward=backward,
+        features=features,
+        budgets=budgets,
+        seed=seed,
+        batch_size=batch_size,
+        keep_adversarial=keep_adversarial,
+        copied=copied,
+        predictions=predictions,
+        access=access,
+        classes=classes,
+        allow=allow,
+        output=output,
+        audit=audit,
+        device=device,
+    )
+    if source is not None:
+        nets = call_arguments.check_source(CALLER, source)
+        shares = [1 / len(nets)] * len(nets)
+        source = nets[0] if source is nets[0] else SourceEnsemble(nets, shares, "logits")
     given = None if isinstance(attack, str) else objects.adapt_object(attack)
     raw: dict[str, Any] = {
         **attack_inputs.choose_threat(given, model if source is None else source, norm, eps),
         "name": attack if given is None else given.name,
         "goal": goal,
         "stop": stop or ("first-success" if source is None else "never"),
-        "params": dict(params or {}),
+        "params": checked.params or {},
+        "features": checked.features,
+        "backward": checked.backward or {},
+        "precision": precision,
+        "samples": call_arguments.to_plain(samples),
+        "transforms": checked.transforms,
+        "target": call_arguments.to_plain(target),
+        "victim_queries": call_arguments.to_plain(victim_queries),
     }
-    if precision != "float32":
-        raw["precision"] = precision
-    if samples != 1:
-        raw["samples"] = samples
-    if transforms is not None:
-        raw["transforms"] = dict(transforms)
-    if predictions < 1:
-        raise SuiteError(f"bench.evaluate: predictions: expected at least 1, got {predictions}")
-    if budgets is not None:
-        raw |= {"budgets": list(budgets), "batch_size": batch_size}
-    if target is not None:
-        raw["target"] = target
-    raw |= {"features": list(features)} if features else {}
-    raw |= {"backward": dict(backward)} if backward else {}
-    raw |= {} if victim_queries is None else {"victim_queries": victim_queries}
-    entry = parse_attack(
-        raw, "bench.evaluate", given and given.attack, has_source=source is not None
-    )
+    if checked.budgets is not None:
+        raw |= {"budgets": checked.budgets, "batch_size": checked.batch_size}
+    entry = parse_attack(raw, CALLER, given and given.attack, has_source=source is not None)
     evaluator = Evaluator.from_tensors(
         model,
         x,
         y,
         loading.select_device(device),
         source=source,
-        seed=seed,
-        batch_size=batch_size,
+        seed=checked.seed,
+        batch_size=checked.batch_size,
         use_acceleration=copied,
-        predictions=predictions,
+        predictions=checked.predictions,
         access=access,
-        classes=classes,
-        allow=allow,
-        output=output,
+        classes=checked.classes,
+        allow=checked.allow,
+        output=checked.output,
         detector=detector,
     )
     label, *sources = evaluator.models
@@ -223,9 +238,9 @@ def evaluate(
         entry = dataclasses.replace(entry, source=sources[0])
     check_adaptations([entry], evaluator.models, evaluator.data, evaluator.device)
     crafting = facts[sources[0]] if sources else None
-    task = plan.plan_task(label, entry, facts[label], seed, "independent", crafting)
+    task = plan.plan_task(label, entry, facts[label], checked.seed, "independent", crafting)
     if reason := task.cells[0].reason:
-        raise SuiteError(f"bench.evaluate: attack '{entry.name}': {reason}")
+        raise SuiteError(f"{CALLER}: attack '{entry.name}': {reason}")
     chunks = [evaluator.evaluate_chunk(task, first, last) for first, last in evaluator.chunks()]
     frame = pd.concat([chunk.frame for chunk in chunks], ignore_index=True)
     pieces = [piece for chunk in chunks for piece in chunk.pieces]
@@ -307,13 +322,28 @@ def run(
     Raises:
         SuiteError: The user's mistakes, all of a suite's at once.
     """
+    given = call_arguments.check_arguments(
+        "bench.run",
+        call_arguments.RunArguments,
+        device=device,
+        limit=limit,
+        batch_size=batch_size,
+        fresh=fresh,
+        copied=copied,
+        deterministic=deterministic,
+        shard=shard,
+        isolate=isolate,
+        time_limit=time_limit,
+        memory_limit=memory_limit,
+        keep_adversarial=keep_adversarial,
+    )
     checked = read_suite(suite)
     part = sharding.parse_shard(shard)
     folder = part.folder(Path(out) if out is not None else default_run_folder(checked.name))
     options = RunOptions(
         device=device,
-        limit=limit,
-        batch_size=batch_size,
+        limit=given.limit,
+        batch_size=given.batch_size,
         data_dir=files.data_folder(data_dir),
         fresh=fresh,
         copied=copied,

@@ -43,6 +43,7 @@ def plan(chosen: SuiteOptions, limit: int | None, data_dir: Path | None) -> None
     """
     from bench.cli.console import console
     from bench.core import files
+    from bench.reporting.formats.numbers import format_plural
     from bench.reporting.formats.terminal_table import Column, print_table
     from bench.suite import plan
 
@@ -63,8 +64,8 @@ def plan(chosen: SuiteOptions, limit: int | None, data_dir: Path | None) -> None
     print_table(screen, columns, [[row[key] for key in kinds] for row in rows])
     known = [cell.passes for cell in cells if cell.passes is not None and not cell.reason]
     screen.print(
-        f"{len(cells)} cells, at most {sum(known):,.0f} forward passes per example"
-        + ("" if len(known) == len(cells) else " where the cost is known")
+        f"{format_plural(len(cells), 'cell')}, at most {sum(known):,.0f} forward passes "
+        "per example" + ("" if len(known) == len(cells) else " where the cost is known")
     )
     for line in data:
         click.echo(line)

@@ -54,6 +54,10 @@ def hold_lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
                 "or choose another folder with --out"
             ) from None
         except OSError as error:
+            if folder.is_file():
+                raise SuiteError(
+                    f"{folder}: expected a folder, got a file; choose another folder with --out"
+                ) from error
             raise SuiteError(
                 f"{path}: could not be written ({error.strerror or error}); make room or choose "
                 "another folder with --out and run again"

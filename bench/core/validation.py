@@ -174,6 +174,7 @@ class Validator:
         except ValidationError as error:
             first = error.errors()[0]
             message = first["msg"].removeprefix("Value error, ")
+            message = message.replace("Input should be", "expected", 1)
             if first["type"] == "greater_than_equal":
                 message = f"expected at least {first['ctx']['ge']}"
             if first["type"] == "literal_error" and isinstance(raw, str):

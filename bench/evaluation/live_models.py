@@ -14,6 +14,7 @@ from bench.models import maite_models
 from bench.models.preflight.checks import LoadedModel
 from bench.models.preflight.prepare import prepare_model
 from bench.models.wrapping import unwrap_model
+from bench.suite.call_arguments import to_plain
 from bench.suite.schema import ModelEntry
 
 
@@ -45,7 +46,7 @@ def make_entry(
     chosen: Detector | None = detector if isinstance(detector, Detector) else None
     if isinstance(detector, Mapping):
         check = Validator("detector")
-        chosen = check.fill(Detector, dict(detector), "")
+        chosen = check.fill(Detector, to_plain(detector), "")
         check.stop_if_wrong()
     elif detector is not None and chosen is None:
         raise SuiteError(

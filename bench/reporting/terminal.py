@@ -52,6 +52,9 @@ def print_summary(results: RunResults, screen: Console) -> None:
         screen.print(sentence, soft_wrap=True)
     for sentence in smoothing_view.describe_smoothing(results.smoothed.table):
         screen.print(sentence, soft_wrap=True)
+    for table in (results.certified.table, results.smoothed.table):
+        for sentence in certified_view.describe_uncertified(table):
+            screen.print(sentence, soft_wrap=True)
     if len(results.violations):
         screen.print(f"violations: {len(results.violations)}, see the report", style="bold red")
 

@@ -153,6 +153,8 @@ def expand_table(
     if adaptation is not None and adaptation.loss is not None:  # so that it is shown everywhere
         variants = [_name_loss(variant, adaptation.loss.name) for variant in variants]
     seeds = _read_seeds(check, table, attack, key)
+    if table is not None and table.label is not None and not family.strip():
+        check.say(f"{key}.label", f"expected a name, got {family!r}")
     combinations = [*itertools.product(sources, variants, seeds)]
     labels = tuple(_label(family, *combination) for combination in combinations)
     if WORST_CASE in labels:
@@ -333,6 +335,7 @@ def _read_ensemble(
     if len(set(table.models)) < max(2, len(table.models)):
         expected = "expected at least two models, each once"
         check.say(f"{key}.models", f"{expected}, got {table.models}")
+        return None
     weights = [1.0] * len(table.models) if table.weights is None else table.weights
     if len(weights) != len(table.models) or not 0 < sum(weights) < float("inf"):
         expected = "expected a weight for each model, with a sum above 0"

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Annotated, Any, get_args
 
 from annotated_types import Ge, Gt, Le, Lt
 
 from bench.core.contracts.parameters import Length
-from bench.core.contracts.types import BallNorm, BoundMethod, CertificationMethod
+from bench.core.contracts.types import BallNorm, BoundMethod, CertificationMethod, Norm
 from bench.core.validation import Validator
 from bench.suite.checks import format_radius, read_radii
 from bench.suite.schema import CertificateEntry, Eps, SmoothingSettings
@@ -52,12 +52,16 @@ class SmoothingTable:
             )
 
 
-def read_certificates(check: Validator, raw: Any) -> tuple[CertificateEntry, ...]:
+def read_certificates(
+    check: Validator, raw: Any, attacked: Collection[tuple[Norm, float]] | None = None
+) -> tuple[CertificateEntry, ...]:
     """Read the value of `certify`.
 
     Args:
         check: Collects the mistakes.
         raw: True or false, or a list of names of methods and tables.
+        attacked: Norm and eps of the attacks, whose eps bounds are computed at; None if attacks
+            have mistakes of their own.
 
     Returns:
         The entries without mistakes, each once; for true, every method of bound propagation.
@@ -72,6 +76,12 @@ def read_certificates(check: Validator, raw: Any) -> tuple[CertificateEntry, ...
     for sigma in dict.fromkeys(sigmas):
         if sigmas.count(sigma) > 1:
             check.say("certify", f"expected each sigma once, got {sigma:g} again")
+    bounded = dict.fromkeys(entry.norm for entry in entries if entry.smoothing is None)
+    for norm in bounded if attacked is not None else ():
+        if not any(name == norm and eps > 0 for name, eps in attacked or ()):
+            known = ", ".join(dict.fromkeys(name for name, _ in attacked or ()))
+            expected = f"expected an attack in {norm} at an eps above 0, since bounds are computed"
+            check.say("certify", f"{expected} at the eps of the attacks; got attacks in {known}")
     return tuple(entries)
 
 

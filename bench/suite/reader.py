@@ -193,10 +193,17 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
     for key, entries in (("models", models), ("attacks", attacks)):
         if not entries and not check.problems:
             check.say(key, f"expected at least one [[{key}]] entry, got none")
-    certified = certificates.read_certificates(check, raw.get("certify", False))
+    certified = certificates.read_certificates(
+        check,
+        raw.get("certify", False),
+        {(norm, eps) for _, norm, eps in attacked} if is_known else None,
+    )
     if top is None or data is None:
         return None
     check_label(check, "corruption_baseline", "model", top.corruption_baseline, model_labels)
+    if top.corruption_baseline and is_known and not any(e.norm == "corruption" for e in attacks):
+        expected = 'expected an attack with norm = "corruption", whose errors it normalises'
+        check.say("corruption_baseline", f"{expected}, got none; take the key out")
     return Suite(
         name=top.name,
         title=top.title or top.name,

@@ -292,6 +292,7 @@ def _read_rules(
     check: Validator, texts: Sequence[Any], key: str, scope: Scope
 ) -> Iterator[tuple[Scope, Threshold]]:
     """Parse the thresholds of one `fail`."""
+    seen: dict[str, str] = {}
     for text in texts:
         try:
             threshold = parse_threshold(str(text))
@@ -309,6 +310,11 @@ def _read_rules(
             got = " and ".join(_NOUNS[name] for name in extra)
             check.say(key, f"{threshold.metric} has one verdict for a {whole}, got it for {got}")
             continue
+        if threshold.metric in seen:
+            both = f"{seen[threshold.metric]} and {threshold.text}"
+            check.say(key, f"expected one threshold for {threshold.metric}, got {both}")
+            continue
+        seen[threshold.metric] = threshold.text
         yield scope, threshold
 
 

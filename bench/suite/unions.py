@@ -78,7 +78,9 @@ def _read_union(
     if table is None:
         return None
     n_problems = len(check.problems)
-    if not table.label.strip() or table.label == ALL_THREATS:
+    if not table.label.strip():
+        check.say(f"{key}.label", f"expected a name, got {table.label!r}")
+    elif table.label == ALL_THREATS:
         expected = f"expected a label other than '{ALL_THREATS}', which every suite has"
         check.say(f"{key}.label", f"{expected}, got {table.label!r}")
     threats = [

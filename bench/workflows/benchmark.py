@@ -27,11 +27,12 @@ from bench.execution import events, runner
 from bench.execution.backends.inline import InlineBackend
 from bench.execution.options import RunOptions
 from bench.reporting.display import Display
-from bench.suite import attack_inputs, attack_tables, composer
+from bench.suite import attack_inputs, attack_tables, call_arguments, composer
 from bench.suite.attack_tables import SuiteDefaults
 from bench.suite.schema import DataEntry, ModelEntry, Suite
 from bench.suite.unions import read_unions
 
+CALLER = "bench.benchmark"
 CURVE_COLUMNS = [
     "model", "attack", "norm", "goal", "eps", "n", "robust_accuracy", "robust_low", "robust_high",
 ]  # fmt: skip
@@ -172,32 +173,54 @@ def benchmark(
     Raises:
         SuiteError: An argument is invalid, or a model fails preflight.
     """
+    checked = call_arguments.check_arguments(
+        CALLER,
+        call_arguments.CallArguments,
+        seed=seed,
+        limit=limit,
+        device=device,
+        batch_size=batch_size,
+        copied=copied,
+        access=access,
+        allow=allow,
+        output=output,
+        title=title,
+        fresh=fresh,
+    )
+    if isinstance(models, list | tuple):
+        got = type(models).__name__
+        raise SuiteError(f"{CALLER}: models: expected label -> model, or one model, got a {got}")
     given_models = models if isinstance(models, Mapping) else {"": models}
     if not given_models:
-        raise SuiteError("bench.benchmark: models: expected at least one, got none")
+        raise SuiteError(f"{CALLER}: models: expected at least one, got none")
     entries = [
         live_models.make_entry(
-            model, str(label), access=access, allow=[*allow], output=output, detector=detector
+            model,
+            str(label),
+            access=access,
+            allow=checked.allow,
+            output=checked.output,
+            detector=detector,
         )
         for label, model in given_models.items()
     ]
-    given = as_data(data, labels, limit=limit)
+    given = as_data(data, labels, limit=checked.limit)
     if given.labels is None:
-        raise SuiteError("bench.benchmark: data: expected labels, got images alone")
-    suite = _make_suite(entries, given.name, attacks, norm, eps, unions or {}, title, seed)
+        raise SuiteError(f"{CALLER}: data: expected labels, got images alone")
+    suite = _make_suite(entries, given.name, attacks, norm, eps, unions or {}, title, checked.seed)
     evaluator = Evaluator.from_objects(
         suite,
         {entry.label: model for entry, model in zip(entries, given_models.values(), strict=True)},
         given,
         loading.select_device(device),
-        batch_size=batch_size,
+        batch_size=checked.batch_size,
         use_acceleration=copied,
     )
     folder = Path(tempfile.mkdtemp(prefix="bench-") if out is None else out)
     options = RunOptions(
         device=device,
-        limit=limit,
-        batch_size=batch_size,
+        limit=checked.limit,
+        batch_size=checked.batch_size,
         copied=copied,
         fresh=fresh,
         command="bench.benchmark(...)",
@@ -222,7 +245,7 @@ def _make_suite(
     seed: int,
 ) -> Suite:
     """Make the checked suite of the objects."""
-    check = Validator("bench.benchmark")
+    check = Validator(CALLER)
     model_labels = [entry.label for entry in models]
     expanded, tables = [], []
     for at, (raw, attack) in enumerate(_read_attacks(attacks, norm, eps)):
@@ -310,4 +333,5 @@ def _read_attacks(
             own.pop("eps", eps),
         )
         name = which if adapted is None else adapted.name
-        yield {"name": name, "label": label or name, **threat, **own}, adapted and adapted.attack
+        table = {"name": name, "label": label or name, **threat, **call_arguments.to_plain(own)}
+        yield table, adapted and adapted.attack

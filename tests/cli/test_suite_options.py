@@ -106,6 +106,17 @@ def test_a_plan_takes_the_same_options_and_writes_nothing(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == ["mine.py", "w.pt"]
 
 
+def test_a_plan_in_a_log_of_80_columns_cuts_no_name_short(folder: Path) -> None:
+    names = ("--attack", "rotation_translation", "--norm", "rotation-translation", "--eps", "1")
+    said = bench("plan", *LENET[:-2], *names).output
+    assert "\u2026" not in said
+    table = [line.split("\u2502")[1:-1] for line in said.splitlines() if line[:1] == "\u2502"]
+    model, attack, norm, *_ = ("".join(cells) for cells in zip(*table, strict=True))
+    assert "lenet" in model
+    assert "rotation_translation" in attack.replace(" ", "")
+    assert "rotation-translation" in norm.replace(" ", "")
+
+
 def test_weights_are_those_trained_on_the_data_and_pair_with_models_in_order(folder: Path) -> None:
     assert bench("run", *LENET, "--limit", "2", "--eps", "0.1", "--out", "a").exit_code == 0
     assert tomllib.loads(Path("a/suite.toml").read_text())["models"][0]["weights"] == "digits"

@@ -209,6 +209,14 @@ def test_two_sources_of_several_models_have_two_labels(
         assert len(parse_suite(text, "sources.toml", tmp_path).attacks) == 2
 
 
+@pytest.mark.parametrize("models", ["[]", '["lenet"]'])
+def test_a_source_of_too_few_models_is_one_mistake(models: str, tmp_path: Path) -> None:
+    with pytest.raises(bench.SuiteError) as found:
+        load(tmp_path, f"{{ models = {models} }}")
+    (problem,) = found.value.problems
+    assert "expected at least two models, each once" in problem
+
+
 def test_a_loss_of_the_user_belongs_to_one_model(tmp_path: Path) -> None:
     (tmp_path / "loss.py").write_text("def mine(logits, labels, images):\n    return -labels\n")
     with pytest.raises(bench.SuiteError, match="expected one model: a user's loss"):

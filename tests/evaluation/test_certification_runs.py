@@ -265,14 +265,14 @@ def test_a_suite_says_how_it_certifies(says: str, methods: tuple[str, ...], tmp_
 @pytest.mark.parametrize(
     ("says", "sentence"),
     [
-        ('["lirpa"]', "certify[0]: input should be 'ibp', 'crown' or 'smoothing'"),
+        ('["lirpa"]', "certify[0]: expected 'ibp', 'crown' or 'smoothing'"),
         ('["crwn"]', "(did you mean 'crown'?), got 'crwn'"),
         ('"ibp"', "certify: expected true, false or a list of methods, got 'ibp'"),
         ('["smoothing"]', "certify[0]: expected a table with sigma, such as"),
         ('[{ method = "smoothing" }]', "certify[0].sigma: expected a value, got nothing"),
         ('[{ method = "crown", nrm = "l2" }]', "certify[0].nrm: unknown key; did you mean 'norm'?"),
-        ('[{ method = "crown", norm = "l1" }]', "certify[0].norm: input should be 'linf' or 'l2'"),
-        ('[{ method = "smoothing", sigma = 0 }]', "certify[0].sigma: input should be greater"),
+        ('[{ method = "crown", norm = "l1" }]', "certify[0].norm: expected 'linf' or 'l2'"),
+        ('[{ method = "smoothing", sigma = 0 }]', "certify[0].sigma: expected greater"),
         ('[{ method = "smoothing", sigma = 0.5, n = 5 }]', "expected n of at least 10"),
         ('[{ method = "smoothing", sigma = 0.5, radii = [-1] }]', "expected a radius of at least"),
         ('[{ method = "smoothing", sigma = 0.5, radii = ["x"] }]', "radii[0]: expected a number"),
@@ -291,6 +291,30 @@ def test_a_mistake_in_how_a_suite_certifies_is_one_sentence(
         parse_suite(text, "s.toml", tmp_path)
     (problem,) = raised.value.problems
     assert sentence in problem
+
+
+@pytest.mark.parametrize(
+    ("says", "eps", "sentence"),
+    [
+        (
+            '["crown", { method = "crown", norm = "l2" }]', "[0.004]",
+            "s.toml: certify: expected an attack in l2 at an eps above 0, since bounds are "
+            "computed at the eps of the attacks; got attacks in linf",
+        ),
+        ("true", "[0]", "s.toml: certify: expected an attack in linf at an eps above 0"),
+    ],
+)  # fmt: skip
+def test_bounds_at_no_eps_of_an_attack_are_refused(
+    says: str, eps: str, sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    text = ONE.replace("certify = true", f"certify = {says}").replace(
+        "eps = [0.004]", f"eps = {eps}"
+    )
+    with pytest.raises(SuiteError) as raised:
+        parse_suite(text, "s.toml", tmp_path)
+    (problem,) = raised.value.problems
+    assert problem.startswith(sentence)
 
 
 def test_in_an_l2_ball_bounds_lie_below_what_l2_attacks_left_and_have_their_own_rows(

@@ -402,7 +402,7 @@ def test_nothing_of_a_file_runs_before_its_user_trusts_it(
     ("model", "sentence"),
     [
         ('name = "net.pt2"\ntrust = false', "models[0]: expected trust = true for 'net.pt2'"),
-        ('name = "net.pt2"\ntrust = 1', "models[0].trust: input should be a valid boolean, got 1"),
+        ('name = "net.pt2"\ntrust = 1', "models[0].trust: expected a valid boolean, got 1"),
         ('name = "net.pt2"\ntrust = true\nweights = "random"', "models[0]: weights: expected none"),
         ('name = "lenet"\nweights = "digits"\ntrust = true',
          "models[0]: trust: expected only with a model's file"),

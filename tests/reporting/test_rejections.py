@@ -109,11 +109,13 @@ def test_report_terminal_and_site_count_the_false_rejections(folder: Path, tmp_p
     screen = Console(record=True, width=200)
     terminal.print_summary(found, screen)
     pages = [(folder / name).read_text("utf-8") for name in ("report.md", "report.html")]
-    for text in (*pages, screen.export_text()):
+    for text in (*pages, screen.export_text(clear=False)):
         assert "spared rejects images whose score (output 1) is above 1.5" in text
         assert f"{k}/24, of the clean images" in text
     assert "counts as an error" in pages[0]
-    assert "no method here bounds the score of a detector" in pages[0]
+    uncertified = "the model rejects images, and no method here bounds the score of a detector"
+    assert uncertified in pages[0]
+    assert f"spared: not certified by IBP: {uncertified}" in screen.export_text(clear=False)
 
 
 def test_a_publication_has_the_detectors(folder: Path, tmp_path: Path) -> None:

@@ -324,13 +324,19 @@ def test_a_step_size_is_a_number_or_a_fraction_of_eps(alpha: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "part"),
     [
-        ("schema = 1", "schema = 2", "schema: input should be 1, got 2"),
+        ("schema = 1", "schema = 2", "schema: expected 1, got 2"),
         ("schema = 1", "", "schema: expected a value, got nothing"),
         ('name = "small"', "", "name: expected a value, got nothing"),
         ("seed = 3", "seed = 1.5", "seed: "),
         ("seed = 3", "seed = true", "seed: "),
         ("limit = 60", "limit = -1", "data.limit: expected at least 1, got -1"),
         ("limit = 60", "params = { size = 3 }", ""),
+        ('label = "theirs"', 'label = " "', "attacks[1].label: expected a name, got ' '"),
+        (
+            "seed = 3",
+            'seed = 3\ncorruption_baseline = "lenet"',
+            'corruption_baseline: expected an attack with norm = "corruption"',
+        ),
         ('label = "theirs"', 'label = "ours"', "each label once, got 'ours' 2 times"),
         ("params = { steps = 4", "params = { step = 4", "did you mean 'steps'? known: "),
         ('target = "next"', "target = 1.5", "attacks[1].target: "),
@@ -506,7 +512,7 @@ def test_a_union_has_a_label_and_its_threat_models() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ('norm = "l2"', 'norm = "l22"', "my.toml: unions[0].threats[1].norm: input should be"),
+        ('norm = "l2"', 'norm = "l22"', "my.toml: unions[0].threats[1].norm: expected"),
         ("eps = 2.5", "eps = 1.5", "my.toml: unions[0].threats[1].eps: expected an attack of the "
          "suite in l2 at an eps of at most 1.5, got 2 as the smallest"),
         ('norm = "l2"', 'norm = "l1"', "my.toml: unions[0].threats[1].norm: expected an attack of "
@@ -520,6 +526,7 @@ def test_a_union_has_a_label_and_its_threat_models() -> None:
         ("eps = 2.5", 'eps = "far"', "my.toml: unions[0].threats[1].eps: expected a number or a "
          "fraction such as '8/255', got 'far'"),
         ("eps = 2.5", "radius = 2.5", "my.toml: unions[0].threats[1].radius: unknown key"),
+        ('"both"', '" "', "my.toml: unions[0].label: expected a name, got ' '"),
         ('"both"', '"all threat models"', "my.toml: unions[0].label: expected a label other than "
          "'all threat models', which every suite has, got 'all threat models'"),
         ('label = "both"\n', "", "my.toml: unions[0].label: expected a value, got nothing"),

@@ -1,5 +1,6 @@
 """What a notebook holds: arrays, loaders, functions, attack objects, and models of MAITE."""
 
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -64,6 +65,16 @@ def test_all_forms_of_the_same_images_have_the_same_records(
     assert hash_records(lenet, x, y, eps=0.2) != wanted
 
 
+def test_an_evaluation_is_printed_as_a_line_per_eps_and_its_findings(
+    few: Digits, lenet: nn.Module
+) -> None:
+    found = bench.evaluate(lenet, *few, attack="fgsm", eps=[0.1, "8/255"])
+    head, *lines = repr(found).splitlines()
+    assert "robust_accuracy" in head
+    assert [line.split()[3] for line in lines[:2]] == ["0.1", "8/255"]
+    assert lines[2:] == list(found.findings)
+
+
 def test_a_function_is_an_attack_whose_images_are_verified(few: Digits, lenet: nn.Module) -> None:
     found = bench.evaluate(lenet, *few, attack=darken, eps=[0.1], keep_adversarial=True)
     assert found.table["violations"].tolist() == [0]
@@ -104,6 +115,96 @@ def test_a_foolbox_object_is_used_as_it_is(few: Digits, lenet: nn.Module) -> Non
 def test_what_is_no_attack_is_refused(attack: Any, few: Digits, lenet: nn.Module) -> None:
     with pytest.raises(bench.SuiteError, match="attack: expected a name of `bench list attacks`"):
         bench.evaluate(lenet, *few, attack=attack)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"access": "none"}, "access: expected 'gradient', 'scores' or 'labels', got 'none'"),
+        ({"allow": "near-chance"}, "allow: expected a valid list, got 'near-chance'"),
+        ({"audit": "yes"}, "audit: expected a valid boolean, got 'yes'"),
+        ({"backward": darken}, "backward: expected a valid dictionary, got"),
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"batch_size": 2.5}, "batch_size: expected a valid integer, got 2.5"),
+        ({"budgets": 10}, "budgets: expected a valid list, got 10"),
+        ({"copied": "no"}, "copied: expected a valid boolean, got 'no'"),
+        ({"features": "0"}, "features: expected a valid list, got '0'"),
+        ({"params": [3]}, "params: expected a valid dictionary, got [3]"),
+        ({"seed": "a"}, "seed: expected a valid integer, got 'a'"),
+        ({"source": "lenet"}, "source: expected a torch.nn.Module or a list of several, got str"),
+        ({"source": []}, "source: expected at least one model, got an empty list"),
+        ({"source": [darken]}, "source[0]: expected a torch.nn.Module, got function"),
+        ({"transforms": "DI"}, "transforms: expected a valid dictionary, got 'DI'"),
+    ],
+)
+def test_an_argument_of_another_type_is_one_sentence(
+    settings: dict[str, Any], said: str, few: Digits, lenet: nn.Module
+) -> None:
+    with pytest.raises(bench.SuiteError, match=re.escape(f"bench.evaluate: {said}")):
+        bench.evaluate(lenet, *few, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"access": "none"}, "access: expected 'gradient', 'scores' or 'labels', got 'none'"),
+        ({"copied": "no"}, "copied: expected a valid boolean, got 'no'"),
+        ({"limit": 2.5}, "limit: expected a valid integer, got 2.5"),
+        ({"seed": "a"}, "seed: expected a valid integer, got 'a'"),
+    ],
+)
+def test_a_benchmark_refuses_the_same_arguments(
+    settings: dict[str, Any], said: str, few: Digits, lenet: nn.Module
+) -> None:
+    with pytest.raises(bench.SuiteError, match=re.escape(f"bench.benchmark: {said}")):
+        bench.benchmark(lenet, few, attacks=["fgsm"], **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"batch_size": 0}, "batch_size: expected at least 1, got 0"),
+        ({"copied": "no"}, "copied: expected a valid boolean, got 'no'"),
+        ({"keep_adversarial": 1000}, "keep_adversarial: expected a valid string, got 1000"),
+        ({"limit": "a"}, "limit: expected a valid integer, got 'a'"),
+        ({"shard": (1, 2)}, "shard: expected a valid string, got (1, 2)"),
+    ],
+)
+def test_a_run_refuses_them_before_it_writes_anything(
+    settings: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(bench.SuiteError, match=re.escape(f"bench.run: {said}")):
+        bench.run("quickstart", tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_file_in_the_place_of_the_runs_folder_is_called_one(
+    few: Digits, lenet: nn.Module, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(bench.SuiteError, match=r"notes\.txt: expected a folder, got a file"):
+        bench.benchmark(lenet, few, attacks=["fgsm"], out=tmp_path / "notes.txt")
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8") == "mine"
+
+
+def test_a_benchmark_of_a_list_of_models_asks_for_their_labels(
+    few: Digits, lenet: nn.Module
+) -> None:
+    with pytest.raises(bench.SuiteError, match="models: expected label -> model, or one model"):
+        bench.benchmark([lenet], few, attacks=["fgsm"])
+
+
+def test_numbers_of_numpy_and_torch_mean_those_of_python(few: Digits, lenet: nn.Module) -> None:
+    plain = bench.evaluate(
+        lenet, *few, attack="pgd", params={"steps": 2, "alpha": 0.05}, seed=3, batch_size=4,
+        goal="targeted", target=1,
+    )  # fmt: skip
+    numbers = {"steps": torch.tensor(2), "alpha": np.float32(0.05)}
+    found = bench.evaluate(
+        lenet, *few, attack="pgd", params=numbers, seed=np.int64(3), batch_size=np.uint8(4),
+        goal="targeted", target=torch.tensor(1),
+    )  # fmt: skip
+    assert found.records.equals(plain.records)  # the identity of the cell included
 
 
 def test_a_notebook_gets_table_curves_figure_and_report(

@@ -110,6 +110,26 @@ def _sentence(row: Row, worst: Row | None) -> str:
     )
 
 
+def describe_uncertified(table: pd.DataFrame) -> list[str]:
+    """State, for the terminal, which models were not certified, and why.
+
+    Args:
+        table: The rows of certified.csv or smoothing.csv.
+
+    Returns:
+        One sentence per model and reason, with the methods.
+    """
+    rows = [row for row in to_rows(table) if row["status"] != "ok"]
+    sentences = []
+    for (model, reason), some in group_rows(rows, "model", "reason").items():
+        methods = dict.fromkeys(
+            format_method(row["method"]) if "method" in row else "smoothing" for row in some
+        )
+        why = "" if is_missing(reason) or not reason else f": {format_text(reason)}"
+        sentences.append(f"{format_text(model)}: not certified by {', '.join(methods)}{why}")
+    return sentences
+
+
 def _share(value: float, low: float, high: float) -> str:
     return f"{format_percent(value)} [{100 * low:.1f}, {100 * high:.1f}]"
 

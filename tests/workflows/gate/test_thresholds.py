@@ -137,6 +137,10 @@ def test_an_attacks_own_threshold_lies_between_the_suites_and_a_cells() -> None:
         ('[gate]\nfale = ["clean_accuracy:-1pp"]', "gate.fale: unknown key; did you mean 'fail'"),
         ("[gate]\nalpha = 0", "gate.alpha: "),
         ("[gate]\nalpha = 1.0", "gate.alpha: "),
+        (
+            '[gate]\nfail = ["audit:+1", "audit:+2"]',
+            "gate.fail: expected one threshold for audit, got audit:+1 and audit:+2",
+        ),
         ('fail = ["audit:+1"]', "attacks[0].fail: audit has one verdict for a model"),
         ('[[gate.cells]]\nmodel = "lent"\nfail = []', "did you mean 'lenet'"),
         ('[[gate.cells]]\nattack = "pgdd"\nfail = []', "no attack has the label 'pgdd'"),
