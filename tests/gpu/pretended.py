@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bench.core import registry
 from bench.core.contracts.attack import AttackSpec, EnsembleAttack
 from bench.engine import cuda_graphs
+from bench.engine.resident_rows import copy_changed
 from gpu.fake_cuda import FakeCuda
 from gpu.fake_tensors import Event, FakeDevice
 
@@ -82,13 +83,12 @@ class Machine:
             patch.setattr(cuda_graphs, "capture_graph", self._capture)
             yield self.gpu.upload
 
-    def _capture(self, step: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
-        """In place of a graph: the step itself, in which nothing may wait or copy."""
+    def _capture(self, step: Any, static: Any, number: int, memory: Any) -> Callable[[], None]:
+        """In place of a graph: the steps themselves, in which nothing may wait or copy."""
 
-        def run(batch: Any) -> Any:
+        def launch() -> None:
             with self.gpu.note_apart() as (events, _):
-                after = step(batch)
+                copy_changed(step(static, number), static)
             self.in_steps += events
-            return after
 
-        return run
+        return launch

@@ -65,16 +65,6 @@ def test_all_forms_of_the_same_images_have_the_same_records(
     assert hash_records(lenet, x, y, eps=0.2) != wanted
 
 
-def test_an_evaluation_is_printed_as_a_line_per_eps_and_its_findings(
-    few: Digits, lenet: nn.Module
-) -> None:
-    found = bench.evaluate(lenet, *few, attack="fgsm", eps=[0.1, "8/255"])
-    head, *lines = repr(found).splitlines()
-    assert "robust_accuracy" in head
-    assert [line.split()[3] for line in lines[:2]] == ["0.1", "8/255"]
-    assert lines[2:] == list(found.findings)
-
-
 def test_a_function_is_an_attack_whose_images_are_verified(few: Digits, lenet: nn.Module) -> None:
     found = bench.evaluate(lenet, *few, attack=darken, eps=[0.1], keep_adversarial=True)
     assert found.table["violations"].tolist() == [0]
