@@ -107,11 +107,16 @@ def cast_columns(table: pd.DataFrame) -> pd.DataFrame:
     wanted = [*tables.COLUMNS, *tables.ADDITIONAL_COLUMNS]
     more = [name for name in table.columns if name not in wanted]
     known = table.reindex(columns=[*wanted, *more])
-    texts = columns.select_names("text")
+    # Some columns are there only where a cell uses them.
+    optional = tuple(each for each in columns.OPTIONAL if each.name in known)
+    declared = (*columns.MAIN, *columns.ADDITIONAL, *optional)
+    texts, counts, numbers = (
+        columns.select_names(kind, declared) for kind in ("text", "count", "number")
+    )
     return known.assign(
         **{name: known[name].astype(object).fillna("").astype(str) for name in texts},
-        **{name: known[name].astype("Int64") for name in columns.select_names("count")},
-        **{name: known[name].astype(float) for name in columns.select_names("number")},
+        **{name: known[name].astype("Int64") for name in counts},
+        **{name: known[name].astype(float) for name in numbers},
     )
 
 

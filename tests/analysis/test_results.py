@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench.analysis import columns, explanations, tables
+from bench.analysis import columns, explanations, results_from_csv, tables
 from bench.analysis.results import read_results
 from bench.analysis.snapshot import take_snapshot
 from bench.core.errors import RecordError
@@ -93,3 +93,12 @@ def test_the_declared_columns_load_neither_pandas_nor_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+def test_a_count_that_only_some_cells_have_is_a_whole_number_when_it_is_read_again() -> None:
+    table = pd.DataFrame({"model": ["a", "b"], "victim_query_budget": [4.0, float("nan")]})
+    cast = results_from_csv.cast_columns(table.assign(median_victim_queries=[1.5, float("nan")]))
+    assert cast["victim_query_budget"].astype(object).tolist() == [4, pd.NA]
+    assert str(cast["victim_query_budget"].dtype) == "Int64"
+    assert cast["median_victim_queries"].dtype == float
+    assert "nonfinite_examples" not in cast
