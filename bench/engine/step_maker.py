@@ -36,7 +36,7 @@ class StepMaker:
         self.spec, self.rule, self.evaluator = spec, spec.attack.rule, evaluator
         self.stops, self.asynchronous = spec.stop == "first-success", asynchronous
         self.radii = like.new_tensor(spec.radii or spec.eps)
-        self.budgets = torch.tensor(spec.budgets, dtype=torch.float64, device=like.device)
+        self.budgets = like.new_tensor(spec.budgets, dtype=torch.float64)
         self.logs = self.rule.seeks and bool(spec.radii or spec.budgets)
 
     def make_steps(self, batch: ActiveBatch, number: int) -> ActiveBatch:

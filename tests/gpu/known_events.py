@@ -18,6 +18,7 @@ RANDOM = "an id seeds the draws of a model that answers at random"
 FOREIGN = "an attack with its own loop, which is replayed in no graph"
 
 TABLES = {
+    "attacks/apgd.py (_mark_checkpoints)": ONCE,
     "attacks/square.py (make_tables)": ONCE,
     "attacks/square.py (make_tile)": ONCE,
     "attacks/surfree.py (make_cosines)": ONCE,
@@ -27,7 +28,11 @@ TABLES = {
 KNOWN = {
     "core/rng.py": "numbers of a start are drawn on the host, so that they are the same everywhere",
     "engine/stream.py": LOOP,
+    "engine/active_rows.py": LOOP,
     "engine/item_queue.py": LOOP,
+    "engine/resident_rows.py": LOOP,
+    "engine/step_maker.py (StepMaker.__init__)": CHUNK,
+    "engine/stream_result.py": LOOP,
     "engine/tensor_tree.py": LOOP,
     "engine/cuda_graphs.py": "a capture is compared with the step, once for each size",
     "engine/model_state.py (_find_changed)": CHUNK,
