@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from bench.workflows.gate.verdicts import Check
 
 FILE = click.Path(dir_okay=False, path_type=Path)
-_STYLES = {"regressed": "bold red", "failed": "bold red", "not compared": "yellow",
+_STYLES = {"regressed": "bold red", "failed": "bold red", "lost, not proven": "yellow",
+           "not compared": "yellow",
            "improved": "green", "new": "cyan", "not judged": "dim"}  # fmt: skip
 
 
@@ -61,10 +62,18 @@ def baseline(folder: Path, output: Path) -> int:
     metavar="METRIC:CHANGE",
     help="Threshold, such as robust_accuracy:-1pp; repeatable.",
 )
+@click.option(
+    "--strict", is_flag=True, help="Also fail for a loss beyond its threshold that is not proven."
+)
 @click.option("--junit", type=FILE, help="Write the verdicts to this file as JUnit XML.")
 @click.option("--summary", type=FILE, help="Write the verdicts as Markdown [$GITHUB_STEP_SUMMARY].")
 def check(
-    folder: Path, against: Path, fail: tuple[str, ...], junit: Path | None, summary: Path | None
+    folder: Path,
+    against: Path,
+    fail: tuple[str, ...],
+    strict: bool,
+    junit: Path | None,
+    summary: Path | None,
 ) -> int:
     """Check a run against a baseline.
 
@@ -84,7 +93,7 @@ def check(
     limits = thresholds.override_thresholds(fail, _limits(found, folder))
     now = snapshot.take_snapshot(found)
     checked = check.check_against_baseline(
-        before, now, limits, found.chosen_unions, snapshot.collect_classes(found)
+        before, now, limits, found.chosen_unions, snapshot.collect_classes(found), strict
     )
     if junit is not None:
         files.write_atomic(junit, render_junit(checked, now.suite))
@@ -147,14 +156,14 @@ def _print(checked: "Check", folder: Path, against: Path) -> None:
         [(each.outcome, each.gate, each.where, each.sentence) for each in checked.verdicts],
         styles=[_STYLES.get(each.outcome, "") for each in checked.verdicts],
     )
-    notable = checked.select("regressed", "improved")
+    notable = checked.select("regressed", "lost, not proven", "improved")
     for verdict in notable:
         for line in verdicts.list_flipped_examples(verdict):
             screen.print(f"{verdict.gate} of {verdict.where}, {line}")
     for note in checked.notes:
         screen.print(f"note: {note}")
     screen.print(checked.power)
-    if notable or checked.exit_code:
+    if checked.can_be_accepted:
         command = verdicts.format_accept_command(folder, against)
         screen.print(f"to accept this run: {command}", soft_wrap=True)
     screen.print(verdicts.summarize_check(checked), style="bold")

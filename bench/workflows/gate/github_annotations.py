@@ -5,13 +5,13 @@ escapes are those of the runner's toolkit, packages/core/src/command.ts. GitHub 
 of each kind per step, so no more are written.
 """
 
-from bench.workflows.gate.verdicts import FAILING_OUTCOMES, Check, Verdict
+from bench.workflows.gate.verdicts import Check, Outcome, Verdict
 
 MAX_COMMANDS = 10
 
 
 def render_annotations(check: Check) -> list[str]:
-    """Render an error for each failing verdict and a warning for each "not compared".
+    """Render an error for each failing verdict, a warning for each other that needs attention.
 
     Args:
         check: The finished check.
@@ -19,9 +19,11 @@ def render_annotations(check: Check) -> list[str]:
     Returns:
         Workflow commands, at most MAX_COMMANDS of each kind.
     """
+    failing = check.failing_outcomes
+    attention: tuple[Outcome, ...] = ("lost, not proven", "not compared")
     return [
-        *_lines("error", check.select(*FAILING_OUTCOMES)),
-        *_lines("warning", check.select("not compared")),
+        *_lines("error", check.select(*failing)),
+        *_lines("warning", check.select(*(each for each in attention if each not in failing))),
     ]
 
 

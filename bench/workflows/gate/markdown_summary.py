@@ -13,7 +13,6 @@ import pandas as pd
 from bench.analysis.snapshot import CellSnapshot, Snapshot
 from bench.reporting.formats import markdown, numbers
 from bench.workflows.gate.verdicts import (
-    FAILING_OUTCOMES,
     Check,
     Verdict,
     format_accept_command,
@@ -23,9 +22,12 @@ from bench.workflows.gate.verdicts import (
 
 MAX_CHARACTERS = 60_000
 """Of a page, so that it fits a comment."""
+MAX_ROWS = 50
+"""Of a table."""
 _COLUMNS = ["verdict", "of", "model", "attack", "eps", "what changed"]
 _WIDTH = 30
-_MARKS = {"regressed": "🔴", "failed": "🔴", "not compared": "⚠️", "improved": "🟢"}
+_MARKS = {"regressed": "🔴", "failed": "🔴", "lost, not proven": "🟠", "not compared": "⚠️",
+          "improved": "🟢"}  # fmt: skip
 
 
 def render_summary(check: Check, before: Snapshot, now: Snapshot, run: Path, baseline: Path) -> str:
@@ -41,17 +43,18 @@ def render_summary(check: Check, before: Snapshot, now: Snapshot, run: Path, bas
     Returns:
         Markdown, at most MAX_CHARACTERS long.
     """
-    mark = {0: "✅", 1: "🔴", 3: "⚠️"}[check.exit_code]
+    unproven = check.select("lost, not proven")
+    mark = {0: "🟠" if unproven else "✅", 1: "🔴", 3: "⚠️"}[check.exit_code]
     conclusion = markdown.escape(summarize_check(check))
     parts = [f"### {mark} Robustness of {markdown.escape(now.suite)}", f"**{conclusion}.**"]
-    wrong = check.select(*FAILING_OUTCOMES, "not compared")
+    wrong = check.select("regressed", "failed", "lost, not proven", "not compared")
     if wrong:
         parts.append(_table(wrong))
     better = check.select("improved")
     if better:
         parts += [_table(better)]
     parts.append(f"{markdown.escape(check.power)}")
-    if better or wrong:
+    if check.can_be_accepted:
         command = format_accept_command(run, baseline)
         parts.append(
             f"To accept this run as the baseline:\n\n{markdown.format_code_block(command)}"
@@ -82,9 +85,13 @@ def _table(verdicts: Sequence[Verdict]) -> str:
     rows = [
         [f"{_MARKS.get(v.outcome, '')} {v.outcome}".strip(), v.gate, v.model, v.attack, v.eps,
          v.sentence]
-        for v in verdicts
+        for v in verdicts[:MAX_ROWS]
     ]  # fmt: skip
-    return markdown.render_table(pd.DataFrame(rows, columns=_COLUMNS))
+    table = markdown.render_table(pd.DataFrame(rows, columns=_COLUMNS))
+    rest = len(verdicts) - len(rows)
+    return (
+        f"{table}\n\n{rest} more of these verdicts are in the terminal's output." if rest else table
+    )
 
 
 def _folded(title: str, blocks: Sequence[str]) -> list[str]:

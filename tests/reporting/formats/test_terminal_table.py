@@ -64,7 +64,7 @@ def test_prose_is_wrapped_between_words_beside_whole_names() -> None:
     lines = drawn(columns, [["LeNet", why, "0.001"]], 50)
     cells = list(itertools.chain(*blocks(lines)))
     assert " ".join(row[1] for row in cells[1:]) == why
-    assert ["LeNet", "0.001"] == [cells[1][0], cells[1][2]]
+    assert [cells[1][0], cells[1][2]] == ["LeNet", "0.001"]
 
 
 def test_labels_are_text_and_control_characters_are_escaped() -> None:
