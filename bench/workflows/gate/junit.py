@@ -29,7 +29,7 @@ def render_junit(check: Check, suite: str) -> bytes:
     top = ElementTree.Element("testsuites", _counts(check, check.verdicts))
     for gate in dict.fromkeys(verdict.gate for verdict in check.verdicts):
         verdicts = [verdict for verdict in check.verdicts if verdict.gate == gate]
-        name = _text(f"{suite}: {gate}")
+        name = remove_forbidden(f"{suite}: {gate}")
         group = ElementTree.SubElement(top, "testsuite", {"name": name, **_counts(check, verdicts)})
         for verdict in verdicts:
             _case(group, check, verdict)
@@ -40,19 +40,21 @@ def render_junit(check: Check, suite: str) -> bytes:
 
 def _case(group: ElementTree.Element, check: Check, verdict: Verdict) -> None:
     """Add a test case with a unique name, by which GitLab matches cases between pipelines."""
-    name = _text(f"{verdict.gate}: {verdict.where}")
-    about = {"classname": _text(verdict.model), "name": name}
+    name = remove_forbidden(f"{verdict.gate}: {verdict.where}")
+    about = {"classname": remove_forbidden(verdict.model), "name": name}
     case = ElementTree.SubElement(group, "testcase", about)
     kind = _find_element(check, verdict)
     if kind is None:
-        ElementTree.SubElement(case, "system-out").text = _text(verdict.sentence)
+        ElementTree.SubElement(case, "system-out").text = remove_forbidden(verdict.sentence)
         return
-    message = {"message": _text(f"{verdict.outcome}: {verdict.sentence}")}
+    message = {"message": remove_forbidden(f"{verdict.outcome}: {verdict.sentence}")}
     if kind == "skipped":
         ElementTree.SubElement(case, kind, message)
         return
     ended = ElementTree.SubElement(case, kind, {**message, "type": verdict.outcome})
-    ended.text = _text("\n".join([verdict.sentence, *list_flipped_examples(verdict, most=None)]))
+    ended.text = remove_forbidden(
+        "\n".join([verdict.sentence, *list_flipped_examples(verdict, most=None)])
+    )
 
 
 def _find_element(check: Check, verdict: Verdict) -> str | None:
@@ -71,5 +73,13 @@ def _counts(check: Check, verdicts: list[Verdict]) -> dict[str, str]:
     }
 
 
-def _text(text: str) -> str:
+def remove_forbidden(text: str) -> str:
+    """Replace the characters that XML forbids.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Text that an XML document can hold.
+    """
     return _FORBIDDEN.sub("�", text)

@@ -12,6 +12,7 @@ import pandas as pd
 
 from bench.analysis.snapshot import CellSnapshot, Snapshot
 from bench.reporting.formats import markdown, numbers
+from bench.workflows.gate.grouping import group_verdicts
 from bench.workflows.gate.verdicts import (
     Check,
     Verdict,
@@ -24,7 +25,7 @@ MAX_CHARACTERS = 60_000
 """Of a page, so that it fits a comment."""
 MAX_ROWS = 50
 """Of a table."""
-_COLUMNS = ["verdict", "of", "model", "attack", "eps", "what changed"]
+_COLUMNS = ["verdict", "of", "where", "what changed"]
 _WIDTH = 30
 _MARKS = {"regressed": "🔴", "failed": "🔴", "lost, not proven": "🟠", "not compared": "⚠️",
           "improved": "🟢"}  # fmt: skip
@@ -82,16 +83,16 @@ def _fitting(parts: Sequence[str]) -> str:
 
 
 def _table(verdicts: Sequence[Verdict]) -> str:
+    groups = group_verdicts(verdicts)
     rows = [
-        [f"{_MARKS.get(v.outcome, '')} {v.outcome}".strip(), v.gate, v.model, v.attack, v.eps,
-         v.sentence]
-        for v in verdicts[:MAX_ROWS]
+        [f"{_MARKS.get(each.outcome, '')} {each.outcome}".strip(), each.gates, each.where,
+         each.sentence]
+        for each in groups[:MAX_ROWS]
     ]  # fmt: skip
     table = markdown.render_table(pd.DataFrame(rows, columns=_COLUMNS))
-    rest = len(verdicts) - len(rows)
-    return (
-        f"{table}\n\n{rest} more of these verdicts are in the terminal's output." if rest else table
-    )
+    rest = len(groups) - len(rows)
+    more = f"\n\n{rest} more of these verdicts are in the terminal's output." if rest else ""
+    return f"{table}{more}"
 
 
 def _folded(title: str, blocks: Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ def find_proving_size(lost: int, gained: int, n: int, n_tests: int, alpha: float
         examples are lost than gained.
 
     >>> find_proving_size(4, 0, 100, 8, 0.01), find_proving_size(60, 40, 1000, 8, 0.01)
-    (240, 2300)
+    (240, 2400)
     """
     if lost <= gained:
         return None
