@@ -212,7 +212,7 @@ def _print(checked: "Check", folder: Path, against: Path) -> None:
         styles=[_STYLES.get(each.outcome, "") for each in groups],
     )
     notable = checked.select("regressed", "lost, not proven", "improved")
-    for verdict in notable:
+    for verdict in verdicts.select_flipped(notable):
         for line in verdicts.list_flipped_examples(verdict):
             screen.print(f"{verdict.gate} of {verdict.where}, {line}")
     for note in checked.notes:

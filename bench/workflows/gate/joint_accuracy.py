@@ -86,10 +86,11 @@ def group_by_ball(now: Snapshot, compared: Sequence[AccuracyPair]) -> list[Joint
     return [each for each in joint if len(each.pairs) > 1]
 
 
-def pool_cells(compared: Sequence[AccuracyPair]) -> Iterator[PooledPair]:
+def pool_cells(now: Snapshot, compared: Sequence[AccuracyPair]) -> Iterator[PooledPair]:
     """Pool the compared cells of each model.
 
     Args:
+        now: Snapshot of the run.
         compared: The cells that are compared.
 
     Yields:
@@ -99,10 +100,13 @@ def pool_cells(compared: Sequence[AccuracyPair]) -> Iterator[PooledPair]:
         pairs = [pair for pair in compared if pair.model == model]
         if len(pairs) < 2:
             continue
+        every = sum(cell.model == model for cell in now.cells)
         yield PooledPair(
             gate=pairs[0].gate,
             model=model,
-            attack=f"all {len(pairs)} cells",
+            attack=f"all {every} cells"
+            if len(pairs) == every
+            else f"{len(pairs)} of {every} cells",
             eps="",
             before=_count_robust([pair.before for pair in pairs]),
             after=_count_robust([pair.after for pair in pairs]),

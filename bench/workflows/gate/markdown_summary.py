@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.analysis import snapshot_matching
 from bench.analysis.snapshot import CellSnapshot, Snapshot
 from bench.reporting.formats import markdown, numbers
 from bench.workflows.gate.grouping import group_verdicts
@@ -18,6 +19,7 @@ from bench.workflows.gate.verdicts import (
     Verdict,
     format_accept_command,
     list_flipped_examples,
+    select_flipped,
     summarize_check,
 )
 
@@ -104,9 +106,9 @@ def _folded(title: str, blocks: Sequence[str]) -> list[str]:
 
 def _flips(verdicts: Sequence[Verdict]) -> list[str]:
     return [
-        f"- {markdown.escape(verdict.where)}: {markdown.escape('; '.join(lines))}"
-        for verdict in verdicts
-        if (lines := list_flipped_examples(verdict, most=100))
+        f"- {markdown.escape(verdict.where)}: "
+        f"{markdown.escape('; '.join(list_flipped_examples(verdict, most=100)))}"
+        for verdict in select_flipped(verdicts)
     ]
 
 
@@ -114,7 +116,12 @@ def _flips(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _draw_accuracies(before: Snapshot, now: Snapshot) -> list[str]:
-    """Draw robust accuracy at each eps as bars for each attack on a model, the baseline first."""
+    """Draw robust accuracy at each eps as bars for each attack on a model, the baseline first.
+
+    Nothing is drawn of other examples than the baseline's: their figures are not comparable.
+    """
+    if snapshot_matching.describe_data_change(before, now):
+        return []
     tasks = [(task.model, task.attack) for task in now.tasks]
     blocks = []
     for model, attack in tasks:

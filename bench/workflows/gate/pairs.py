@@ -54,7 +54,7 @@ def pair_accuracies(
         *_clean(before, now, limits),
         *cells,
         *(each.join() for each in joint_accuracy.group_by_ball(now, compared)),
-        *joint_accuracy.pool_cells(compared),
+        *joint_accuracy.pool_cells(now, compared),
         *_unions(before, now, limits, unions),
         *_worst_classes(before, now, limits, cells, classes),
         *_within_queries(before, now, limits, cells),

@@ -34,6 +34,7 @@ suite's name, of the machine and of a model's weights are noted, and the compari
 """
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -149,6 +150,23 @@ def list_flipped_examples(verdict: Verdict, most: int | None = MAX_SHOWN_IDS) ->
         return []
     sides = (("lost", change.lost), ("gained", change.gained))
     return [f"{word}: {_ids(ids, most)}" for word, ids in sides if ids]
+
+
+def select_flipped(verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Select the verdicts whose flipped examples are worth a list.
+
+    Args:
+        verdicts: Verdicts of a check.
+
+    Returns:
+        Those with flipped examples, without any that has the same ones as an earlier verdict: a
+        worst case is often that of its strongest attack.
+    """
+    flipped: dict[tuple[str, tuple[int, ...], tuple[int, ...]], Verdict] = {}
+    for verdict in verdicts:
+        if (change := verdict.change) and (change.lost or change.gained):
+            flipped.setdefault((verdict.model, change.lost, change.gained), verdict)
+    return [*flipped.values()]
 
 
 def _ids(ids: tuple[int, ...], most: int | None) -> str:

@@ -65,6 +65,14 @@ def test_the_worst_case_is_over_the_shared_cells_of_untargeted_attacks(make: Mak
     assert attack == "worst case (linf, 2 of 3 attacks)"
 
 
+def test_all_cells_are_those_that_both_sides_have(make: Make) -> None:
+    third = ("net", "walk", 0.2)
+    before = make(dict.fromkeys((WALK, JUMP, third), lose()), n=N)
+    now = make({WALK: lose(), JUMP: lose(), third: "failed"}, n=N)
+    assert find(check(before, before), "all 3 cells").outcome == "passed"
+    assert find(check(before, now), "2 of 3 cells").outcome == "passed"
+
+
 def test_one_attack_has_no_worst_case_and_one_cell_no_row_of_all_cells(make: Make) -> None:
     single = make({WALK: lose()}, n=N)
     assert {verdict.attack for verdict in check(single, single).verdicts} == {"", "walk"}

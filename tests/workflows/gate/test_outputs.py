@@ -121,6 +121,7 @@ def test_five_verdicts_of_one_cause_are_one_line_that_names_them(make: Make) -> 
     text = markdown_summary.render_summary(result, before, now, Path("out"), Path("b.json"))
     assert text.count("of other content") == 1
     assert "accept this run" not in text
+    assert "████" not in text
     (warning,) = github_annotations.render_annotations(result)
     assert f"::{group.where}: {group.sentence}" in warning
     assert junit.render_junit(result, "s").count(b"<error") == 5
@@ -133,6 +134,17 @@ def test_verdicts_with_counts_are_never_joined(make: Make) -> None:
     same = [each for each in verdicts if each.eps]
     assert same[0].sentence == same[1].sentence
     assert len(grouping.group_verdicts(same)) == 2
+
+
+def test_examples_that_flipped_alike_are_listed_once(make: Make) -> None:
+    keys = [("net", "walk", 0.1), ("net", "jump", 0.1)]
+    before = make(dict.fromkeys(keys, [True] * 100))
+    half, most = ([example < k for example in range(100)] for k in (50, 80))
+    now = make(dict(zip(keys, (half, most), strict=True)))
+    result = check.check_against_baseline(before, now, LIMITS)
+    assert len(result.select("regressed")) == 4  # both cells, their worst case, all cells
+    text = markdown_summary.render_summary(result, before, now, Path("out"), Path("b.json"))
+    assert text.count("lost: ") == 2
 
 
 def test_a_run_with_a_cell_that_crashed_is_not_offered_for_acceptance(make: Make) -> None:
