@@ -30,7 +30,7 @@ from bench.analysis.results import RunResults
 from bench.core import sanitize
 from bench.core.errors import RecordError, first_line
 from bench.evaluation.audit import symptoms
-from bench.evaluation.audit.findings import Audit, UncheckedSymptom
+from bench.evaluation.audit.findings import Audit, UncheckedSymptom, find_unaudited
 from bench.evaluation.audit.symptoms import ObservedSymptom
 from bench.storage import manifest, spreadsheet
 from bench.storage.reader import StoredRecords
@@ -60,10 +60,11 @@ def read_results_from_csv(folder: Path) -> RunResults:
         RecordError: A table is damaged.
     """
     provenance, plan = manifest.read_manifest(folder)
+    table = _cast_table(folder / "table.csv", _read_table(folder, "table.csv"))
     stored = StoredRecords(pd.DataFrame({column: [] for column in COLUMNS}), [], {})
     models = list(dict.fromkeys(cell.model for cell in plan))
     return RunResults(folder, provenance, plan, stored).replace(
-        table=_cast_table(folder / "table.csv", _read_table(folder, "table.csv")),
+        table=table,
         worst=_read_table(folder, "worst.csv", tables.WORST_CASE_COLUMNS),
         unions=_read_table(folder, "unions.csv", unions.COLUMNS),
         classes=_read_table(folder, "classes.csv", classes.COLUMNS),
@@ -77,7 +78,7 @@ def read_results_from_csv(folder: Path) -> RunResults:
         stages=_read_table(folder, "stages.csv", stages.COLUMNS),
         crosschecks=_read_table(folder, "crosscheck.csv", crosscheck.COLUMNS),
         published=_read_table(folder, "published.csv", references.COLUMNS),
-        audit=_read_audit(folder, models),
+        audit=_read_audit(folder, models, table),
         corruptions=corruptions.CorruptionResults(
             errors=_read_table(folder, "corruptions.csv", corruptions.COLUMNS),
             means=_read_table(folder, "corruption_means.csv", corruptions.MEAN_COLUMNS),
@@ -181,7 +182,7 @@ def _to_symptom(row: Mapping[Hashable, Any]) -> ObservedSymptom:
     )
 
 
-def _read_audit(folder: Path, models: list[str]) -> Audit:
+def _read_audit(folder: Path, models: list[str], table: pd.DataFrame) -> Audit:
     """Read audit.csv, and what was not checked from unchecked.csv."""
     audit = _read_table(folder, "audit.csv", symptoms.COLUMNS)
     unchecked = _read_table(folder, "unchecked.csv", UncheckedSymptom._fields)
@@ -194,4 +195,5 @@ def _read_audit(folder: Path, models: list[str]) -> Audit:
         raise RecordError(
             f"{folder / 'audit.csv'}: damaged ({error!r:.300}); run bench report on the run again"
         ) from error
-    return Audit(models if (folder / "unchecked.csv").exists() else [], observed, missing)
+    known = models if (folder / "unchecked.csv").exists() else []
+    return Audit(known, observed, missing, find_unaudited(table))

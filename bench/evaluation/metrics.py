@@ -30,6 +30,8 @@ run (`holm_correction`), is at most this: one false call in twenty runs, not in 
 
 Outcomes: TypeAlias = "pd.Series[bool]"
 """Yes or no for each example of a cell."""
+Counts: TypeAlias = "pd.Series[int]"
+"""For each example, in how many of several cells it has the outcome."""
 
 
 class Rate(NamedTuple):
@@ -58,8 +60,8 @@ class PairedChange(NamedTuple):
     """Ids of the examples with the outcome before and without it after."""
     gained: tuple[int, ...]
     p_value: float
-    """One-sided exact McNemar test: a fair coin's chance of at least so many losses among all that
-    changed. Swapped, the same two outcomes are tested for a gain."""
+    """One-sided exact sign test, of yes and no McNemar's: a fair coin's chance of at least so many
+    losses among all that changed. Swapped, the same two outcomes are tested for a gain."""
 
 
 def rate(k: int, n: int) -> Rate:
@@ -245,18 +247,46 @@ def one_sided_mcnemar_test(before: Outcomes, after: Outcomes) -> PairedChange:
     Raises:
         ValueError: They are not of the same examples.
     """
+    return one_sided_sign_test(before.astype(int), after.astype(int))
+
+
+def one_sided_sign_test(before: Counts, after: Counts) -> PairedChange:
+    """Test whether more examples fall than rise by the exact one-sided sign test.
+
+    Each example is one toss of the coin, whatever its count: the test is exact however the
+    outcomes that are counted for an example depend on each other. Of counts 0 and 1 it is the
+    one-sided McNemar test.
+
+    Args:
+        before: Outcomes of each example, counted, such as the cells in which it is robust.
+        after: As many, indexed alike.
+
+    Returns:
+        Ids of the examples whose count fell and rose, and the p-value.
+
+    Raises:
+        ValueError: They are not of the same examples.
+    """
     if not before.index.equals(after.index):
         raise ValueError("expected the same examples on both sides")
-    a, b = before.to_numpy(dtype=bool), after.to_numpy(dtype=bool)
+    a, b = before.to_numpy(), after.to_numpy()
     lost, gained = (
-        tuple(int(example) for example in before.index[changed]) for changed in (a & ~b, ~a & b)
+        tuple(int(example) for example in before.index[changed]) for changed in (a > b, a < b)
     )
-    return PairedChange(lost, gained, _one_sided_p(len(lost), len(lost) + len(gained)))
+    return PairedChange(lost, gained, one_sided_p_value(len(lost), len(lost) + len(gained)))
 
 
 @functools.cache
-def _one_sided_p(heads: int, tosses: int) -> float:
-    """Compute the chance that a fair coin falls heads at least so often."""
+def one_sided_p_value(heads: int, tosses: int) -> float:
+    """Compute the chance that a fair coin falls heads at least so often.
+
+    Args:
+        heads: Examples that were lost.
+        tosses: Examples that changed.
+
+    Returns:
+        The p-value of the one-sided sign test; 1 if none changed.
+    """
     return float(binomtest(heads, tosses, 0.5, "greater").pvalue) if tosses else 1.0
 
 

@@ -12,7 +12,8 @@ A test that does carries the marker `robustness`: `pytest -m robustness` selects
 assertion saw is saved under `--robustness-dir`.
 """
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,12 +70,27 @@ class RobustnessFixture:
 
     def __init__(self, folder: Path, suite: str | None, note: Callable[[str, object], None]):
         self._folder, self._suite, self._note, self._asked = folder, suite, note, 0
+        self._made: list[RobustnessAssertion] = []
 
     def __call__(self, model: Any, x: Any, y: Any = None, **settings: Any) -> "RobustnessAssertion":
-        """Attack the model on (x, y); data, settings and errors are those of `bench.evaluate`."""
-        from bench.pytest_plugin import assertions
+        """Attack the model on (x, y); data, settings and errors are those of `bench.evaluate`.
 
-        return assertions.measure_model(model, x, y, settings, self._next(), self._note)
+        The attack runs when the result is first asked for, as `at_least` does.
+        """
+        from bench import api
+        from bench.pytest_plugin import measurements
+        from bench.pytest_plugin.assertions import RobustnessAssertion
+
+        __tracebackhide__ = True
+        measurements.check_keywords(api.evaluate, settings)
+        folder = self._next()
+        return self._keep(
+            RobustnessAssertion(
+                lambda: measurements.measure_model(model, x, y, settings, folder, self._note),
+                measurements.list_radii(settings),
+                (model, x, y),
+            )
+        )
 
     def suite(self, suite: str | None = None, **settings: Any) -> "RobustnessAssertion":
         """Run a suite and take the worst case over its attacks.
@@ -84,20 +100,47 @@ class RobustnessFixture:
             settings: Keyword arguments of `bench.run`.
 
         Returns:
-            One level of robust accuracy for each model, norm and eps.
+            Robust accuracy for each model, norm and eps; the suite runs when it is asked for.
 
         Raises:
             pytest.UsageError: No suite was named.
         """
-        from bench.pytest_plugin import assertions
+        from bench import api
+        from bench.pytest_plugin import measurements
+        from bench.pytest_plugin.assertions import RobustnessAssertion
 
+        __tracebackhide__ = True
+        measurements.check_keywords(api.run, settings)
         chosen = suite or self._suite
         if chosen is None:
             raise pytest.UsageError(
                 "robustness.suite: expected a suite, as an argument or by "
                 f"@pytest.mark.{MARKER}(suite=...), got neither"
             )
-        return assertions.measure_suite(chosen, settings, self._next(), self._note)
+        folder = self._next()
+        return self._keep(
+            RobustnessAssertion(
+                lambda: measurements.measure_suite(chosen, settings, folder, self._note),
+                measurements.list_suite_radii(chosen),
+            )
+        )
+
+    def finish(self) -> None:
+        """Warn of what a test asked for and never asserted: nothing was measured for it."""
+        from bench.core.errors import RobustnessWarning
+
+        unused = sum(not each.is_used for each in self._made)
+        if unused:
+            warnings.warn(
+                f"robustness: {unused} of {len(self._made)} calls were never asserted by at_least, "
+                "so no attack was run for them",
+                RobustnessWarning,
+                stacklevel=2,
+            )
+
+    def _keep(self, made: "RobustnessAssertion") -> "RobustnessAssertion":
+        self._made.append(made)
+        return made
 
     def _next(self) -> Path:
         """Choose a folder for each use of the fixture in a test."""
@@ -106,13 +149,13 @@ class RobustnessFixture:
 
 
 @pytest.fixture
-def robustness(request: pytest.FixtureRequest) -> RobustnessFixture:
+def robustness(request: pytest.FixtureRequest) -> Iterator[RobustnessFixture]:
     """Measure robust accuracy: `robustness(model, x, y, eps=0.1).at_least(0.8)`.
 
     Args:
         request: pytest's request.
 
-    Returns:
+    Yields:
         A callable that attacks a model; its method `suite` runs a suite.
     """
     from bench.core.files import slug
@@ -122,6 +165,8 @@ def robustness(request: pytest.FixtureRequest) -> RobustnessFixture:
     where = Path(request.config.getoption("--robustness-dir"))
     place = where if where.is_absolute() else request.config.rootpath / where
     note = request.node.user_properties.append
-    return RobustnessFixture(
+    fixture = RobustnessFixture(
         place / slug(request.node.nodeid), suite, lambda name, value: note((name, value))
     )
+    yield fixture
+    fixture.finish()

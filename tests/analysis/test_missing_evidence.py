@@ -1,5 +1,6 @@
 """Evidence that is missing never improves a verdict."""
 
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,8 @@ from bench.analysis.crosscheck import CrosscheckPair
 from bench.analysis.results import read_results
 from bench.analysis.snapshot import ModelSnapshot, Snapshot
 from bench.core.validation import Validator
-from bench.evaluation.audit.findings import Audit, UncheckedSymptom
+from bench.evaluation.audit import findings
+from bench.evaluation.audit.findings import Audit, UnauditedAttack, UncheckedSymptom
 from bench.evaluation.audit.symptoms import SYMPTOMS
 from bench.reporting.report.audit_view import summarize_audit
 from bench.suite import thresholds
@@ -132,9 +134,43 @@ def test_a_claimed_symptom_survives_a_run_of_fewer_examples() -> None:
 
 def test_an_audit_that_checked_nothing_does_not_say_that_nothing_was_found() -> None:
     nothing = Audit(["net"], [], [UncheckedSymptom("net", name, "why") for name in SYMPTOMS])
-    assert summarize_audit(nothing, "net") == "No symptom of a failed attack was checked."
+    assert summarize_audit(nothing, "net") == "Nothing could be audited."
     one = nothing._replace(unchecked=nothing.unchecked[1:])
     assert summarize_audit(one, "net") == "No symptom of a failed attack, of 1 symptom checked."
+
+
+def test_an_attack_whose_cells_all_crashed_is_not_said_to_show_no_symptom() -> None:
+    statuses = {("pgd", 0.1): "failed", ("pgd", 0.2): "failed", ("fgsm", 0.1): "failed",
+                ("fgsm", 0.2): "ok", ("eot", 0.1): "skipped"}  # fmt: skip
+    table = pd.DataFrame(
+        {"model": "net", "attack": attack, "eps": eps, "status": status}
+        for (attack, eps), status in statuses.items()
+    )
+    assert findings.find_unaudited(table) == [("net", "pgd")]
+    audit = Audit(["net"], [], [], [UnauditedAttack("net", "pgd")])
+    assert summarize_audit(audit, "net") == (
+        f"No symptom, of {len(SYMPTOMS)} symptoms checked. "
+        "Not audited, as no cell is finished: pgd."
+    )
+
+
+def test_the_gate_judges_no_audit_that_checked_nothing_and_names_what_crashed() -> None:
+    assert judge_audit(run(), run(unchecked=tuple(SYMPTOMS))) == (
+        "not judged", "nothing could be audited",
+    )  # fmt: skip
+    crashed = dataclasses.replace(
+        run(),
+        cells=[
+            snapshot.CellSnapshot(
+                model="net", attack="pgd", eps=0.1, eps_text="0.1", status="failed", reason="r"
+            )
+        ],
+    )
+    outcome, sentence = judge_audit(run(), crashed)
+    assert (outcome, sentence) == ("passed", "no symptom; not audited, as no cell is finished: pgd")
+    outcome, sentence = judge_audit(run(signs=("zero gradient",)), crashed)
+    assert outcome == "not compared"
+    assert "zero gradient; not audited" in sentence
 
 
 def test_what_was_not_checked_is_no_part_of_a_stored_baseline(tmp_path: Path) -> None:

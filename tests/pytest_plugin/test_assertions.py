@@ -1,5 +1,6 @@
 """The pytest plugin, in test sessions of its own."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -110,14 +111,15 @@ def test_robust(robustness):
         "80.0 % [49.0 %, 94.3 %], expected at least 90.0 % (10 are right unattacked)"
     ) in output
     assert "fooled: 4 (0 → 1), 5 (1 → 0)" in output
-    assert "asserted.py" not in output
+    assert "assertions.py" not in output
     (folder,) = (pytester.path / "robustness-report").iterdir()
     assert sorted(path.name for path in folder.rglob("*") if path.is_file()) == [
         "4-0-to-1.png", "5-1-to-0.png", "records.csv", "table.csv",
     ]  # fmt: skip
     with Image.open(folder / "eps-0.1" / "4-0-to-1.png") as picture:
-        assert picture.size == (4, 2)  # before beside after
-        assert [picture.getpixel((at, 0)) for at in (0, 2)] == [112, 138]  # 0.44 and 0.54 in 8 bits
+        assert picture.size == (448, 224)  # before beside after, each pixel 112 times as wide
+        ends = [(0, 0), (111, 111), (224, 0), (335, 111)]
+        assert [picture.getpixel(at) for at in ends] == [112, 112, 138, 138]  # 0.44, 0.54 in 8 bits
 
 
 def test_the_fixture_takes_arrays_and_loaders_as_bench_evaluate_does(
@@ -162,15 +164,89 @@ def test_robust(robustness):
     ("share", "message"),
     [("1.2", "expected a share in .0, 1., got 1.2"), ("{0.3: 0.5}", "expected an eps of .0.1.")],
 )
-def test_a_share_that_is_none_is_refused(
+def test_a_bound_that_is_none_is_refused_before_the_attack_runs(
     pytester: pytest.Pytester, share: str, message: str
 ) -> None:
+    pytester.path.joinpath("own.toml").write_text(SUITE.replace("0.05", "0.1"))
     body = f"""
+class Never(nn.Module):
+    def forward(self, x):
+        raise RuntimeError("the model was run")
+
 def test_robust(robustness):
     with pytest.raises(ValueError, match="{message}"):
-        robustness(net(), x, y, eps=0.1, **ASKED).at_least({share})
+        robustness(Never(), x, y, eps=0.1, **ASKED).at_least({share})
+
+def test_suite(robustness):
+    with pytest.raises(ValueError, match="{message}"):
+        robustness.suite("own.toml").at_least({share})
 """
-    assert run_tests(pytester, body)[0] == {"passed": 1}
+    assert run_tests(pytester, body)[0] == {"passed": 2}
+    assert not (pytester.path / "robustness-report").exists()
+
+
+def test_a_mistake_of_the_user_shows_the_line_of_the_test_and_no_frame_of_bench(
+    pytester: pytest.Pytester,
+) -> None:
+    body = """
+def test_attack(robustness):
+    robustness(net(), x, y, attack="pdg", eps=0.1).at_least(0.5)
+
+def test_images(robustness):
+    robustness(net(), 3 * x, y, eps=0.1, **ASKED).at_least(0.5)
+
+def test_suite(robustness):
+    robustness.suite("nowhere.toml").at_least(0.5)
+
+def test_bound(robustness):
+    robustness(net(), x, y, eps=0.1, **ASKED).at_least(7)
+
+def test_keyword(robustness):
+    robustness(net(), x, y, epsilon=0.1, **ASKED).at_least(0.5)
+"""
+    outcomes, output = run_tests(pytester, body)
+    assert outcomes == {"failed": 5}
+    assert "attack 'pdg' is unknown; did you mean 'pgd'?" in output
+    assert "unknown argument 'epsilon'; did you mean 'eps'?" in output
+    frames = [line for line in output.splitlines() if re.match(r"\S+\.py:\d+:", line)]
+    assert len(frames) == 5
+    assert all(frame.startswith("test_") for frame in frames)
+
+
+def test_what_changed_before_the_attack_ran_is_refused(pytester: pytest.Pytester) -> None:
+    body = """
+def test_model(robustness):
+    model = net()
+    seen = robustness(model, x, y, eps=0.1, **ASKED)
+    with torch.no_grad():
+        model[1].weight.add_(1.0)
+    with pytest.raises(ValueError, match="got changed ones"):
+        seen.at_least(0.5)
+
+def test_images(robustness):
+    images = x.clone()
+    seen = robustness(net(), images, y, eps=0.1, **ASKED)
+    images.zero_()
+    with pytest.raises(ValueError, match="got changed ones"):
+        seen.at_least(0.5)
+
+def test_two_of_one_model(robustness):
+    model = net()
+    first, second = (robustness(model, x, y, eps=eps, **ASKED) for eps in (0.1, 0.01))
+    second.at_least(1.0)
+    first.at_least(0.8)
+"""
+    assert run_tests(pytester, body)[0] == {"passed": 3}
+
+
+def test_a_call_that_asserts_nothing_is_warned_of(pytester: pytest.Pytester) -> None:
+    body = """
+def test_forgotten(robustness):
+    robustness(net(), x, y, eps=0.1, **ASKED)
+"""
+    outcomes, output = run_tests(pytester, body, "-W", "default::bench.RobustnessWarning")
+    assert outcomes == {"passed": 1, "warnings": 1}
+    assert "1 of 1 calls were never asserted by at_least" in output
 
 
 def test_an_attack_that_leaves_its_ball_is_no_evidence(pytester: pytest.Pytester) -> None:

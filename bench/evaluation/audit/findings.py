@@ -32,12 +32,20 @@ class UncheckedSymptom(NamedTuple):
     why: str
 
 
+class UnauditedAttack(NamedTuple):
+    """An attack on a model of which no cell is finished, so that nothing of it was audited."""
+
+    model: str
+    attack: str
+
+
 class Audit(NamedTuple):
-    """The symptoms found, model by model, and those that were not checked."""
+    """The symptoms found, model by model, and what was not checked."""
 
     models: list[str]
     symptoms: list[ObservedSymptom]
     unchecked: list[UncheckedSymptom]
+    unaudited: Sequence[UnauditedAttack] = ()
 
 
 def audit_run(
@@ -89,7 +97,24 @@ def audit_run(
             elif name not in checked:
                 missing[name] = why
         unchecked += [UncheckedSymptom(model, name, why) for name, why in missing.items()]
-    return Audit(models, all_symptoms, unchecked)
+    return Audit(models, all_symptoms, unchecked, find_unaudited(table))
+
+
+def find_unaudited(table: pd.DataFrame) -> list[UnauditedAttack]:
+    """Find the attacks on a model of which no cell above eps 0 is finished and one should be.
+
+    Args:
+        table: The table of `tables.cell_table`.
+
+    Returns:
+        The attacks, in the order of the table. An attack that was skipped is none of them.
+    """
+    above = table[(table["eps"] > 0) & (table["status"] != "skipped")]
+    return [
+        UnauditedAttack(str(model), str(attack))
+        for (model, attack), rows in above.groupby(["model", "attack"], sort=False)
+        if not (rows["status"] == "ok").any()
+    ]
 
 
 def _find_nonfinite(table: pd.DataFrame) -> Iterator[ObservedSymptom]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from bench.evaluation.audit.findings import Audit
 from bench.evaluation.audit.symptoms import SYMPTOMS, ObservedSymptom
-from bench.reporting.formats.numbers import format_eps, format_norm, format_plural
+from bench.reporting.formats.numbers import format_eps, format_norm, format_plural, format_text
 from bench.reporting.report.views import Footnotes, View
 
 IDS_SHOWN = 5
@@ -46,7 +46,7 @@ def build_audit_views(audit: Audit, eps_texts: Mapping[float, str]) -> list[Mode
 
 
 def summarize_audit(audit: Audit, model: str) -> str:
-    """State how many kinds of symptom were found, of those checked.
+    """State how many kinds of symptom were found, of those checked, and what was not audited.
 
     Args:
         audit: The audit of a run.
@@ -56,14 +56,16 @@ def summarize_audit(audit: Audit, model: str) -> str:
         The sentence.
     """
     found = {symptom.name for symptom in audit.symptoms if symptom.model == model}
+    unaudited = [format_text(each.attack) for each in audit.unaudited if each.model == model]
     checked = len(SYMPTOMS) - sum(each.model == model for each in audit.unchecked)
-    if not checked:
-        return "No symptom of a failed attack was checked."
+    missing = f" Not audited, as no cell is finished: {', '.join(unaudited)}." if unaudited else ""
+    if not checked and not found:
+        return f"Nothing could be audited.{missing}"
+    of = f"{format_plural(checked, 'symptom')} checked"
     if not found:
-        return f"No symptom of a failed attack, of {format_plural(checked, 'symptom')} checked."
-    return (
-        f"{len(found)} of {format_plural(checked, 'symptom')} checked: {', '.join(sorted(found))}."
-    )
+        which = "No symptom" if missing else "No symptom of a failed attack"
+        return f"{which}, of {of}.{missing}"
+    return f"{len(found)} of {of}: {', '.join(sorted(found))}.{missing}"
 
 
 def _tabulate_symptoms(

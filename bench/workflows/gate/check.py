@@ -16,6 +16,7 @@ def check_against_baseline(
     limits: Thresholds,
     unions: Sequence[ThreatUnion] = (),
     classes: ExampleClasses | None = None,
+    strict: bool = False,
 ) -> Check:
     """Compare a run with a baseline.
 
@@ -25,13 +26,20 @@ def check_against_baseline(
         limits: Thresholds and alpha.
         unions: Unions of the suite, beside that of all its threat models.
         classes: Classes of the run's examples; None if no cell is finished.
+        strict: Whether a loss beyond its threshold fails the check though it is not proven.
 
     Returns:
         Every verdict, and notes on other differences.
     """
     accuracies = accuracy.judge_accuracies(before, now, limits, unions, classes)
     others = quality.judge_quality(before, now, limits)
-    return Check([*accuracies.verdicts, *others], list(_notes(before, now)), accuracies.power)
+    return Check(
+        [*accuracies.verdicts, *others],
+        list(_notes(before, now)),
+        accuracies.power,
+        unfinished=sum(cell.status in ("failed", "missing") for cell in now.cells),
+        strict=strict,
+    )
 
 
 def _notes(before: Snapshot, now: Snapshot) -> Iterator[str]:

@@ -1,19 +1,19 @@
 """Render a check as JUnit XML, for GitHub actions, GitLab and Jenkins.
 
 Each gate is a test suite and each verdict a test case. Failing verdicts are failures, "not
-compared" is an error, "new" and "not judged" are skipped. A failure's text holds the ids of all
-flipped examples.
+compared" is an error, "new", "not judged" and, unless the check is strict, "lost, not proven" are
+skipped. A failure's text holds the ids of all flipped examples.
 """
 
 import re
 from xml.etree import ElementTree
 
-from bench.workflows.gate.verdicts import FAILING_OUTCOMES, Check, Verdict, list_flipped_examples
+from bench.workflows.gate.verdicts import Check, Verdict, list_flipped_examples
 
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 forbids even as references."""
-_ELEMENTS = {**dict.fromkeys(FAILING_OUTCOMES, "failure"), "not compared": "error",
-             "new": "skipped", "not judged": "skipped"}  # fmt: skip
+_ELEMENTS = {"not compared": "error", "new": "skipped", "not judged": "skipped",
+             "lost, not proven": "skipped"}  # fmt: skip
 
 
 def render_junit(check: Check, suite: str) -> bytes:
@@ -26,37 +26,46 @@ def render_junit(check: Check, suite: str) -> bytes:
     Returns:
         The document in UTF-8.
     """
-    top = ElementTree.Element("testsuites", _counts(check.verdicts))
+    top = ElementTree.Element("testsuites", _counts(check, check.verdicts))
     for gate in dict.fromkeys(verdict.gate for verdict in check.verdicts):
         verdicts = [verdict for verdict in check.verdicts if verdict.gate == gate]
-        name = _text(f"{suite}: {gate}")
-        group = ElementTree.SubElement(top, "testsuite", {"name": name, **_counts(verdicts)})
+        name = remove_forbidden(f"{suite}: {gate}")
+        group = ElementTree.SubElement(top, "testsuite", {"name": name, **_counts(check, verdicts)})
         for verdict in verdicts:
-            _case(group, verdict)
+            _case(group, check, verdict)
     ElementTree.indent(top)
     document: bytes = ElementTree.tostring(top, encoding="utf-8", xml_declaration=True)
     return document + b"\n"
 
 
-def _case(group: ElementTree.Element, verdict: Verdict) -> None:
+def _case(group: ElementTree.Element, check: Check, verdict: Verdict) -> None:
     """Add a test case with a unique name, by which GitLab matches cases between pipelines."""
-    name = _text(f"{verdict.gate}: {verdict.where}")
-    about = {"classname": _text(verdict.model), "name": name}
+    name = remove_forbidden(f"{verdict.gate}: {verdict.where}")
+    about = {"classname": remove_forbidden(verdict.model), "name": name}
     case = ElementTree.SubElement(group, "testcase", about)
-    kind = _ELEMENTS.get(verdict.outcome)
+    kind = _find_element(check, verdict)
     if kind is None:
-        ElementTree.SubElement(case, "system-out").text = _text(verdict.sentence)
+        ElementTree.SubElement(case, "system-out").text = remove_forbidden(verdict.sentence)
         return
-    message = {"message": _text(f"{verdict.outcome}: {verdict.sentence}")}
+    message = {"message": remove_forbidden(f"{verdict.outcome}: {verdict.sentence}")}
     if kind == "skipped":
         ElementTree.SubElement(case, kind, message)
         return
     ended = ElementTree.SubElement(case, kind, {**message, "type": verdict.outcome})
-    ended.text = _text("\n".join([verdict.sentence, *list_flipped_examples(verdict, most=None)]))
+    ended.text = remove_forbidden(
+        "\n".join([verdict.sentence, *list_flipped_examples(verdict, most=None)])
+    )
 
 
-def _counts(verdicts: list[Verdict]) -> dict[str, str]:
-    kinds = [_ELEMENTS.get(verdict.outcome) for verdict in verdicts]
+def _find_element(check: Check, verdict: Verdict) -> str | None:
+    """Name the element that a case holds; None if it passed."""
+    return (
+        "failure" if verdict.outcome in check.failing_outcomes else _ELEMENTS.get(verdict.outcome)
+    )
+
+
+def _counts(check: Check, verdicts: list[Verdict]) -> dict[str, str]:
+    kinds = [_find_element(check, verdict) for verdict in verdicts]
     names = {"failures": "failure", "errors": "error", "skipped": "skipped"}
     return {
         "tests": str(len(kinds)),
@@ -64,5 +73,13 @@ def _counts(verdicts: list[Verdict]) -> dict[str, str]:
     }
 
 
-def _text(text: str) -> str:
+def remove_forbidden(text: str) -> str:
+    """Replace the characters that XML forbids.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Text that an XML document can hold.
+    """
     return _FORBIDDEN.sub("�", text)

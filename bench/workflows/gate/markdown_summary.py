@@ -10,22 +10,27 @@ from pathlib import Path
 
 import pandas as pd
 
+from bench.analysis import snapshot_matching
 from bench.analysis.snapshot import CellSnapshot, Snapshot
 from bench.reporting.formats import markdown, numbers
+from bench.workflows.gate.grouping import group_verdicts
 from bench.workflows.gate.verdicts import (
-    FAILING_OUTCOMES,
     Check,
     Verdict,
     format_accept_command,
     list_flipped_examples,
+    select_flipped,
     summarize_check,
 )
 
 MAX_CHARACTERS = 60_000
 """Of a page, so that it fits a comment."""
-_COLUMNS = ["verdict", "of", "model", "attack", "eps", "what changed"]
+MAX_ROWS = 50
+"""Of a table."""
+_COLUMNS = ["verdict", "of", "where", "what changed"]
 _WIDTH = 30
-_MARKS = {"regressed": "🔴", "failed": "🔴", "not compared": "⚠️", "improved": "🟢"}
+_MARKS = {"regressed": "🔴", "failed": "🔴", "lost, not proven": "🟠", "not compared": "⚠️",
+          "improved": "🟢"}  # fmt: skip
 
 
 def render_summary(check: Check, before: Snapshot, now: Snapshot, run: Path, baseline: Path) -> str:
@@ -41,17 +46,18 @@ def render_summary(check: Check, before: Snapshot, now: Snapshot, run: Path, bas
     Returns:
         Markdown, at most MAX_CHARACTERS long.
     """
-    mark = {0: "✅", 1: "🔴", 3: "⚠️"}[check.exit_code]
+    unproven = check.select("lost, not proven")
+    mark = {0: "🟠" if unproven else "✅", 1: "🔴", 3: "⚠️"}[check.exit_code]
     conclusion = markdown.escape(summarize_check(check))
     parts = [f"### {mark} Robustness of {markdown.escape(now.suite)}", f"**{conclusion}.**"]
-    wrong = check.select(*FAILING_OUTCOMES, "not compared")
+    wrong = check.select("regressed", "failed", "lost, not proven", "not compared")
     if wrong:
         parts.append(_table(wrong))
     better = check.select("improved")
     if better:
         parts += [_table(better)]
     parts.append(f"{markdown.escape(check.power)}")
-    if better or wrong:
+    if check.can_be_accepted:
         command = format_accept_command(run, baseline)
         parts.append(
             f"To accept this run as the baseline:\n\n{markdown.format_code_block(command)}"
@@ -79,12 +85,16 @@ def _fitting(parts: Sequence[str]) -> str:
 
 
 def _table(verdicts: Sequence[Verdict]) -> str:
+    groups = group_verdicts(verdicts)
     rows = [
-        [f"{_MARKS.get(v.outcome, '')} {v.outcome}".strip(), v.gate, v.model, v.attack, v.eps,
-         v.sentence]
-        for v in verdicts
+        [f"{_MARKS.get(each.outcome, '')} {each.outcome}".strip(), each.gates, each.where,
+         each.sentence]
+        for each in groups[:MAX_ROWS]
     ]  # fmt: skip
-    return markdown.render_table(pd.DataFrame(rows, columns=_COLUMNS))
+    table = markdown.render_table(pd.DataFrame(rows, columns=_COLUMNS))
+    rest = len(groups) - len(rows)
+    more = f"\n\n{rest} more of these verdicts are in the terminal's output." if rest else ""
+    return f"{table}{more}"
 
 
 def _folded(title: str, blocks: Sequence[str]) -> list[str]:
@@ -96,9 +106,9 @@ def _folded(title: str, blocks: Sequence[str]) -> list[str]:
 
 def _flips(verdicts: Sequence[Verdict]) -> list[str]:
     return [
-        f"- {markdown.escape(verdict.where)}: {markdown.escape('; '.join(lines))}"
-        for verdict in verdicts
-        if (lines := list_flipped_examples(verdict, most=100))
+        f"- {markdown.escape(verdict.where)}: "
+        f"{markdown.escape('; '.join(list_flipped_examples(verdict, most=100)))}"
+        for verdict in select_flipped(verdicts)
     ]
 
 
@@ -106,7 +116,12 @@ def _flips(verdicts: Sequence[Verdict]) -> list[str]:
 
 
 def _draw_accuracies(before: Snapshot, now: Snapshot) -> list[str]:
-    """Draw robust accuracy at each eps as bars for each attack on a model, the baseline first."""
+    """Draw robust accuracy at each eps as bars for each attack on a model, the baseline first.
+
+    Nothing is drawn of other examples than the baseline's: their figures are not comparable.
+    """
+    if snapshot_matching.describe_data_change(before, now):
+        return []
     tasks = [(task.model, task.attack) for task in now.tasks]
     blocks = []
     for model, attack in tasks:

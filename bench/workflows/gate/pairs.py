@@ -1,9 +1,7 @@
 """Pair the accuracies that a baseline and a run both have, on the same examples."""
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from bench.analysis import snapshot_matching
 from bench.analysis.snapshot import (
@@ -14,12 +12,11 @@ from bench.analysis.snapshot import (
     unpack_outcomes,
 )
 from bench.analysis.snapshot_matching import SettingChange
-from bench.evaluation import metrics
-from bench.evaluation.metrics import Outcomes
 from bench.reporting.formats import numbers
-from bench.suite.labels import WORST_CASE
 from bench.suite.thresholds import Threshold, Thresholds
 from bench.suite.unions import ThreatUnion
+from bench.workflows.gate import joint_accuracy
+from bench.workflows.gate.accuracy_pair import AccuracyPair, PooledPair
 from bench.workflows.gate.unions import pair_unions
 from bench.workflows.gate.verdicts import Outcome, Verdict
 from bench.workflows.gate.worst_class import WorstClasses, compare_worst_classes
@@ -29,38 +26,17 @@ _WITHIN, _QUERY_METRIC = "robust accuracy within queries", "query_robust_accurac
 _WORST_CLASS, _METRIC = "worst class", "worst_class_robust_accuracy"
 
 
-class AccuracyPair(NamedTuple):
-    """An accuracy that both sides have, with the outcomes of the same examples."""
-
-    gate: str
-    model: str
-    attack: str
-    eps: str
-    before: Outcomes
-    after: Outcomes
-    threshold: Threshold
-    worst: WorstClasses | None = None
-    """Classes that the examples were selected by; None if they are all examples."""
-
-    @property
-    def allowed(self) -> int:
-        """The largest net loss within the threshold, in examples."""
-        return math.floor(self.threshold.allowed(int(self.before.sum()), len(self.before)))
-
-    @property
-    def n_candidates(self) -> int:
-        """Number of classes that the examples were selected from."""
-        return 1 if self.worst is None else self.worst.n_candidates
-
-
 def pair_accuracies(
     before: Snapshot,
     now: Snapshot,
     limits: Thresholds,
     unions: Sequence[ThreatUnion],
     classes: ExampleClasses | None,
-) -> list[AccuracyPair | Verdict]:
+) -> list[AccuracyPair | PooledPair | Verdict]:
     """Pair the clean accuracies, and the robust ones of cells, unions, worst classes and budgets.
+
+    The robust accuracies are those of every cell, of the worst case over the attacks of a threat
+    model at each eps, and of all cells of a model together.
 
     Args:
         before: Snapshot of the baseline.
@@ -73,9 +49,12 @@ def pair_accuracies(
         In this order, each pair that can be judged, and a verdict in place of each that cannot.
     """
     cells = [*_robust(before, now, limits)]
+    compared = [each for each in cells if isinstance(each, AccuracyPair)]
     return [
         *_clean(before, now, limits),
         *cells,
+        *(each.join() for each in joint_accuracy.group_by_ball(now, compared)),
+        *joint_accuracy.pool_cells(now, compared),
         *_unions(before, now, limits, unions),
         *_worst_classes(before, now, limits, cells, classes),
         *_within_queries(before, now, limits, cells),
@@ -182,39 +161,23 @@ def _worst_classes(
     tasks, were = snapshot_matching.index_attacks(now), snapshot_matching.index_models(before)
     attacked = [
         (cell, compared.get((cell.model, cell.attack, cell.eps_text)))
-        for cell in now.cells
-        if tasks[cell.model, cell.attack].settings.get("goal", "untargeted") == "untargeted"
+        for cell in joint_accuracy.select_untargeted(now)
     ]
     for cell, pair in attacked:
         names = (cell.attack, tasks[cell.model, cell.attack].family)
         if pair and limits.covers(_METRIC, cell.model, names, cell.eps):
             limit = limits.find(_METRIC, cell.model, names, cell.eps)
             yield _pair_worst_class(pair, were, limit, limits.alpha, classes)
-    balls: dict[tuple[str, str, float], list[AccuracyPair | None]] = {}
-    for cell, pair in attacked:
-        norm = str(tasks[cell.model, cell.attack].settings.get("norm", ""))
-        balls.setdefault((cell.model, norm, cell.eps), []).append(pair)
-    for (model, norm, eps), found in balls.items():
-        pairs = [pair for pair in found if pair is not None]
-        if len(pairs) < 2 or not limits.covers(_METRIC, model, (), eps):
-            continue
-        joined = pairs[0]._replace(
-            attack=f"{WORST_CASE} ({norm}, {_count_attacks(len(pairs), len(found))})",
-            before=metrics.worst_case([pair.before for pair in pairs]),
-            after=metrics.worst_case([pair.after for pair in pairs]),
-        )
-        limit = limits.find(_METRIC, model, (), eps)
-        yield _pair_worst_class(joined, were, limit, limits.alpha, classes)
+    for joint in joint_accuracy.group_by_ball(now, [*compared.values()]):
+        if limits.covers(_METRIC, joint.model, (), joint.eps):
+            limit = limits.find(_METRIC, joint.model, (), joint.eps)
+            yield _pair_worst_class(joint.join(), were, limit, limits.alpha, classes)
 
     without = {cell.model for cell in now.cells} - {pair.model for _, pair in attacked if pair}
     for model in snapshot_matching.index_models(now):
         if model in without and limits.mentions(_METRIC, model):
             reason = "no cell of an untargeted attack is compared"
             yield Verdict(_WORST_CLASS, model, "", "", "not judged", reason)
-
-
-def _count_attacks(compared: int, every: int) -> str:
-    return f"{compared} attacks" if compared == every else f"{compared} of {every} attacks"
 
 
 def _pair_worst_class(

@@ -1,12 +1,14 @@
 """Judge validity, throughput and audit: everything that a check compares except accuracies."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bench.analysis import snapshot_matching
-from bench.analysis.snapshot import AttackSnapshot, Snapshot
+from bench.analysis.snapshot import AttackSnapshot, ModelSnapshot, Snapshot
+from bench.evaluation.audit.symptoms import SYMPTOMS
 from bench.reporting.formats import numbers
 from bench.suite.thresholds import Threshold, Thresholds
+from bench.workflows.gate.proof import describe_allowance
 from bench.workflows.gate.verdicts import Outcome, Verdict
 
 LEAST_SECONDS, LEAST_SHARE = 2.0, 0.85
@@ -45,7 +47,7 @@ def _validity(
     threshold = limits.find("violations", task.model, (task.attack, task.family))
     sentence = f"{was} → {count} images that break their threat model"
     if count - was > threshold.amount:
-        yield _of_task("validity", task, "regressed", f"{sentence}, beyond {_limit(threshold)}")
+        yield _of_task("validity", task, "regressed", f"{sentence}, {_allow_more(threshold)}")
     elif count < was:
         yield _of_task("validity", task, "improved", sentence)
     else:
@@ -70,7 +72,8 @@ def _throughput(before: Snapshot, now: Snapshot, model: str, limits: Thresholds)
     threshold = limits.find("examples_per_second", model)
     least = 1 - float(threshold.amount) / 100
     if 1 / factor < least:
-        return Verdict(*place, "regressed", f"{sentence}, beyond {_limit(threshold)}")
+        limit = f"more than the {describe_allowance(threshold)} allowed"
+        return Verdict(*place, "regressed", f"{sentence}, {limit}")
     return Verdict(*place, "improved" if least * (1 / factor) > 1 else "passed", sentence)
 
 
@@ -145,27 +148,55 @@ def _audit(before: Snapshot, now: Snapshot, limits: Thresholds) -> Iterator[Verd
         was, symptoms = set(earlier[label].signs), set(model.signs)
         new = sorted(symptoms - was)
         unchecked = sorted((was - symptoms) & set(model.unchecked))
+        unaudited = _list_unaudited(now, label)
         threshold = limits.find("audit", label)
         place = ("audit", label, "", "")
         if len(new) > threshold.amount:
             sentence = f"new symptoms of a failed attack: {', '.join(new)}"
-            yield Verdict(*place, "regressed", f"{sentence}; beyond {_limit(threshold)}")
+            yield Verdict(*place, "regressed", f"{sentence}; {_allow_more(threshold)}")
         elif unchecked:  # not gone, as far as anybody knows
             sentence = f"symptoms of the baseline that were not checked: {', '.join(unchecked)}"
             yield Verdict(*place, "not compared", sentence)
+        elif symptoms < was and unaudited:  # perhaps they were of the attack that crashed
+            sentence = f"symptoms of the baseline not found: {', '.join(sorted(was - symptoms))}"
+            yield Verdict(*place, "not compared", f"{sentence}; {_name_unaudited(unaudited)}")
         elif symptoms < was:
             yield Verdict(*place, "improved", f"gone: {', '.join(sorted(was - symptoms))}")
+        elif {*SYMPTOMS} <= {*model.unchecked}:
+            yield Verdict(*place, "not judged", "nothing could be audited")
         else:
-            sentence = f"{numbers.format_plural(len(symptoms), 'symptom')}, "
-            sentence += f"{len(new)} of them new" if new else "none of them new"
-            sentence = sentence if symptoms else "no symptom of a failed attack"
-            missing = f"; {len(model.unchecked)} not checked" if model.unchecked else ""
-            yield Verdict(*place, "passed", f"{sentence}{missing}")
+            yield Verdict(*place, "passed", _describe_symptoms(model, new, unaudited))
+
+
+def _describe_symptoms(model: ModelSnapshot, new: Sequence[str], unaudited: Sequence[str]) -> str:
+    """Say which symptoms the audit of a run found, and what it did not audit."""
+    sentence = "no symptom" if unaudited else "no symptom of a failed attack"
+    if model.signs:
+        known = f"{len(new)} of them new" if new else "none of them new"
+        sentence = f"{numbers.format_plural(len(model.signs), 'symptom')}, {known}"
+    if model.unchecked:
+        sentence += f"; {len(model.unchecked)} not checked"
+    if unaudited:
+        sentence += f"; {_name_unaudited(unaudited)}"
+    return sentence
+
+
+def _name_unaudited(attacks: Sequence[str]) -> str:
+    return f"not audited, as no cell is finished: {', '.join(attacks)}"
+
+
+def _list_unaudited(now: Snapshot, model: str) -> list[str]:
+    """List the attacks on a model of which no cell is finished and one should be."""
+    planned = [cell for cell in now.cells if cell.model == model and cell.status != "skipped"]
+    done = {cell.attack for cell in planned if cell.status == "ok"}
+    return [name for name in dict.fromkeys(cell.attack for cell in planned) if name not in done]
 
 
 def _of_task(gate: str, task: AttackSnapshot, outcome: Outcome, sentence: str) -> Verdict:
     return Verdict(gate, task.model, task.attack, "", outcome, sentence)
 
 
-def _limit(threshold: Threshold) -> str:
-    return threshold.text.partition(":")[2]
+def _allow_more(threshold: Threshold) -> str:
+    """Say how many more of something a threshold allows."""
+    amount = describe_allowance(threshold)
+    return "no more are allowed" if amount == "0" else f"at most {amount} more allowed"

@@ -24,6 +24,7 @@ from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes, Rate
 from bench.reporting.formats import numbers
 from bench.suite.thresholds import Threshold
+from bench.workflows.gate.proof import describe_allowance, describe_unproven
 from bench.workflows.gate.verdicts import AccuracyChange, Outcome, describe_p_value
 
 
@@ -156,7 +157,11 @@ def compare_worst_classes(
 
 
 def judge_worst_class(
-    change: AccuracyChange, worst: WorstClasses, threshold: Threshold, alpha: float
+    change: AccuracyChange,
+    worst: WorstClasses,
+    threshold: Threshold,
+    n_tests: int,
+    alpha: float,
 ) -> tuple[Outcome, str]:
     """Judge the change of the worst class's robust accuracy.
 
@@ -164,13 +169,14 @@ def judge_worst_class(
         change: That of the judged class, with corrected p values.
         worst: Both classes.
         threshold: That of the verdict.
+        n_tests: Comparisons of the check, each class that the worst was selected from counted.
         alpha: Significance level of the check.
 
     Returns:
         Outcome and sentence.
     """
     was, now = worst.rates[worst.before], worst.rates[worst.after]
-    allowed, limit = worst.allowed(threshold), threshold.text.partition(":")[2]
+    allowed, limit = worst.allowed(threshold), describe_allowance(threshold)
     rate = numbers.format_rate(now.after.k, now.after.n, now.after.low, now.after.high)
     other = "" if worst.before == worst.after else f"class {was.name}, "
     difference = numbers.format_points(-100 * float(worst.fell))
@@ -180,14 +186,16 @@ def judge_worst_class(
     text += f"class {judged} lost {len(change.lost)}, gained {len(change.gained)}"
     left_out = f"; {worst.left_out}" if worst.left_out else ""
     if worst.fell > allowed:
+        text += f", more than the {limit} allowed"
         p_value = describe_p_value(change.p_lost)
         if change.p_lost <= alpha:
-            return "regressed", f"{text}, beyond {limit} and beyond chance ({p_value}){left_out}"
-        return "passed", f"{text}, beyond {limit} but no more than chance ({p_value}){left_out}"
+            return "regressed", f"{text} and beyond chance ({p_value}){left_out}"
+        unproven = describe_unproven(change, change.n, n_tests, alpha, "images of the class")
+        return "lost, not proven", f"{text}, {unproven}{left_out}"
     if -worst.fell > allowed and change.p_gained <= alpha:
         p_value = describe_p_value(change.p_gained)
         return "improved", f"{text}, beyond chance ({p_value}){left_out}"
-    return "passed", text + (f", within {limit}" if worst.fell > 0 else "") + left_out
+    return "passed", text + (f", within the {limit} allowed" if worst.fell > 0 else "") + left_out
 
 
 def _share(rate: Rate) -> Fraction:

@@ -16,7 +16,7 @@ import pytest
 from bench.analysis.snapshot import Snapshot
 from bench.core.validation import Validator
 from bench.suite import thresholds
-from bench.workflows.gate import accuracy, check
+from bench.workflows.gate import check, power
 
 Make = Callable[..., Snapshot]
 Chances = npt.NDArray[np.float64]
@@ -65,7 +65,7 @@ def test_the_paired_test_and_not_the_threshold_keeps_the_alarms_away(make: Make)
     for _ in range(100):
         sides = drawn(make, robust, generator), drawn(make, robust, generator)
         result = check.check_against_baseline(*sides, LIMITS)
-        beyond += any("no more than chance" in verdict.sentence for verdict in result.verdicts)
+        beyond += bool(result.select("lost, not proven"))
     assert beyond > 50
 
 
@@ -97,6 +97,42 @@ def test_a_loss_of_3_points_in_every_cell_is_red_over_95_percent_with_noise(
     assert seen > 95
 
 
+def test_a_loss_of_1_8_points_everywhere_that_no_cell_proves_is_red_over_95_percent(
+    make: Make,
+) -> None:
+    """Other examples in every cell: all cells together count what each of them loses."""
+    generator = np.random.default_rng(4)
+    robust = chances(1000, MOST, generator)
+    seen = alone = 0
+    for _ in range(50):
+        worse = robust.copy()
+        for row in worse:
+            stood = generator.permutation(np.flatnonzero(row == 1))
+            row[stood[: 18 + 15]] = 0
+            row[generator.permutation(np.flatnonzero(row == 0))[:15]] = 1
+        sides = drawn(make, robust, generator), drawn(make, worse, generator)
+        result = check.check_against_baseline(*sides, LIMITS)
+        seen += result.exit_code == 1
+        alone += any(verdict.eps for verdict in result.select("regressed"))
+    assert seen > 47
+    assert alone < 25
+
+
+def test_cells_that_change_together_give_no_alarm_by_chance(make: Make) -> None:
+    """The same examples change in all cells: six cells prove no more than one of them."""
+    generator = np.random.default_rng(5)
+    robust = chances(1000, MUCH, generator)[:1]
+    alarms = 0
+    for _ in range(100):
+        sides = []
+        for _ in range(2):
+            outcomes = generator.random(robust.shape[1]) < robust[0]
+            keys = [("net", attack, eps) for attack in ATTACKS for eps in EPS]
+            sides.append(make(dict.fromkeys(keys, outcomes), n=len(outcomes)))
+        alarms += check.check_against_baseline(*sides, LIMITS).exit_code == 1
+    assert alarms < 2
+
+
 @pytest.mark.parametrize(("n", "family"), [(100, 1), (200, 7), (1000, 50), (10000, 113)])
 def test_the_smallest_loss_that_is_announced_is_the_smallest_that_turns_red(
     make: Make, n: int, family: int
@@ -104,8 +140,8 @@ def test_the_smallest_loss_that_is_announced_is_the_smallest_that_turns_red(
     keys = [("net", "walk", (eps + 1) / 1000) for eps in range(family - 1)] or [("net", "w", 0.1)]
     even = thresholds.override_thresholds(["clean_accuracy:-1pp"], LIMITS)
     stood = np.arange(n) < n // 2
-    count = len(keys) + 1  # the clean accuracy is one of the family
-    least = accuracy.find_smallest_detectable_loss(n, n // 2, n // 100, count, thresholds.ALPHA)
+    count = len(keys) + 1 + (len(keys) > 1)  # with the clean accuracy and all cells together
+    least = power.find_smallest_detectable_loss(n, n // 2, n // 100, count, thresholds.ALPHA)
     assert least is not None
     before = make(dict.fromkeys(keys, stood), n=n)
     for lost, code in ((least - 1, 0), (least, 1)):

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench import cli
+from bench.analysis import snapshot
 from bench.evaluation import metrics
 from bench.execution import options, runner
 from bench.models.published_weights import WEIGHTS
@@ -130,8 +131,8 @@ def test_a_run_held_against_itself_is_all_well(
 ) -> None:
     said = type_("check", run("first"), "--baseline", kept)
     assert (said.code, said.err) == (0, "")
-    assert "passed: 5 accuracies compared" in said.out
-    assert "No loss of fewer than 9 of 100 examples (9.0 pp)" in said.out
+    assert "passed: 8 accuracies compared" in said.out
+    assert "No loss of fewer than 10 of 100 examples (10.0 pp)" in said.out
 
 
 def test_another_seed_is_no_regression(type_: Type, kept: Path, run: Callable[..., Path]) -> None:
@@ -224,7 +225,7 @@ def test_a_changed_parameter_is_3_and_named(
     said = type_("check", changed, "--baseline", kept)
     assert said.code == 3
     assert "other settings: params.steps 5 → 6" in said.out
-    assert "COULD NOT COMPARE: 3 accuracies compared, 2 not compared" in said.out
+    assert "COULD NOT COMPARE: 4 accuracies compared, 2 not compared" in said.out
 
 
 def test_a_run_that_was_cut_short_is_3_and_no_baseline(
@@ -253,10 +254,87 @@ def test_a_cell_that_failed_is_1(
             records.write_failure(failed, cell["identity"], "ValueError: no way")
     said = type_("check", failed, "--baseline", kept)
     assert said.code == 1
-    assert "ValueError: no way" in said.out
-    accepted = type_("baseline", failed, "-o", tmp_path / "b.json")
-    assert accepted.code == 1
-    assert "failed: LeNet · PGD at eps 0.05: ValueError: no way" in accepted.err
+    assert said.out.count("ValueError: no way") == 1
+    assert "LeNet, PGD, eps 0.05, 0.1" in said.out
+    assert "FAILED: 4 accuracies compared, 2 of 9 verdicts red" in said.out
+    assert "not audited, as no cell is finished: PGD" in said.out
+    assert "accept this run" not in said.out
+
+
+def test_a_run_with_a_cell_that_failed_is_a_baseline_only_if_that_is_asked_for(
+    type_: Type, run: Callable[..., Path], tmp_path: Path
+) -> None:
+    failed = tmp_path / "failed"
+    shutil.copytree(run("first"), failed)
+    for cell in json.loads((failed / "provenance.json").read_text(encoding="utf-8"))["cells"]:
+        if cell["attack"] == "PGD":
+            records.write_failure(failed, cell["identity"], "ValueError: no way")
+    path = tmp_path / "b.json"
+    refused = type_("baseline", failed, "-o", path)
+    assert (refused.code, path.exists()) == (2, False)
+    (line,) = refused.err.splitlines()
+    assert "2 of 5 cells are not finished, the first of them LeNet · PGD at eps 0.05" in line
+    assert "(ValueError: no way); run the suite again" in line
+    accepted = type_("baseline", failed, "-o", path, "--partial")
+    assert accepted.code == 0
+    assert accepted.err.count("ValueError: no way") == 2
+    said = type_("check", run("first"), "--baseline", path)
+    assert said.code == 0
+    assert "the baseline has it failed" in said.out
+
+
+def test_a_loss_that_is_not_proven_is_in_the_headline_and_red_with_strict(
+    type_: Type, kept: Path, run: Callable[..., Path], tmp_path: Path
+) -> None:
+    """In the baseline, 4 examples more are robust in one cell."""
+    lowered = tmp_path / "lowered.json"
+    document = json.loads(kept.read_text(encoding="utf-8"))
+    n = document["data"]["n"]
+    model, cell = document["models"][0], document["cells"][0]
+    clean = snapshot.unpack_outcomes(model["clean"], n)
+    robust = snapshot.unpack_outcomes(cell["robust"], n)
+    more = clean[clean & ~robust].index[:4]
+    robust[more] = True
+    cell["robust"], cell["robust_correct"] = snapshot.pack_outcomes(robust), int(robust.sum())
+    lowered.write_text(json.dumps(document), encoding="utf-8")
+    said = type_("check", run("first"), "--baseline", lowered)
+    assert said.code == 0
+    assert "LOST, NOT PROVEN: 8 accuracies compared, 1 lost more than allowed, not proven" in (
+        said.out
+    )
+    assert "examples would prove it" in said.out
+    assert type_("check", run("first"), "--baseline", lowered, "--strict").code == 1
+    assert type_("check", run("first"), "--baseline", kept, "--strict").code == 0
+
+
+@pytest.mark.parametrize("words", [["none.json"], ["broken.json"], ["b.json", "--fail", "x"]])
+def test_a_check_that_cannot_be_made_says_so_in_every_output(
+    type_: Type,
+    kept: Path,
+    run: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("broken.json").write_text("{", encoding="utf-8")
+    shutil.copy(kept, "b.json")
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", "step.md")
+    outputs = ["--junit", "j.xml", "--sarif", "s.json"]
+    said = type_("check", run("first"), "--baseline", *words, *outputs)
+    assert said.code == 2
+    problem = said.err.removeprefix("bench: ").rstrip("\n")
+    assert "\n" not in problem
+    assert said.out.startswith("::error title=bench check::")
+    (error,) = ElementTree.parse("j.xml").iter("error")
+    assert error.get("message") == error.text == problem
+    (invocation,) = json.loads(Path("s.json").read_text(encoding="utf-8"))["runs"][0]["invocations"]
+    assert invocation["executionSuccessful"] is False
+    assert invocation["toolExecutionNotifications"][0]["message"]["text"] == problem
+    summary = Path("step.md").read_text(encoding="utf-8")
+    assert summary.startswith("### ⚠️ Robustness could not be checked")
+    assert problem.split(":")[0] in summary
 
 
 def test_a_run_made_before_settings_were_kept_cannot_be_compared(

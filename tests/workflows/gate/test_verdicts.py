@@ -10,9 +10,11 @@ import pytest
 from bench.analysis import snapshot
 from bench.analysis.snapshot import Snapshot
 from bench.core.validation import Validator
+from bench.evaluation import metrics
 from bench.suite import thresholds
 from bench.workflows.gate import check as comparison
-from bench.workflows.gate.verdicts import Check, Verdict
+from bench.workflows.gate import proof
+from bench.workflows.gate.verdicts import Check, Verdict, summarize_check
 
 Make = Callable[..., Snapshot]
 CELL = ("net", "walk", 0.1)
@@ -51,11 +53,40 @@ def test_a_loss_beyond_threshold_and_chance_is_red_and_names_its_examples(make: 
     assert "80 → 60 of 100 (-20.0 pp)" in verdict.sentence
 
 
-def test_a_loss_that_chance_may_explain_is_not_red(make: Make) -> None:
+def test_a_loss_beyond_the_threshold_that_is_not_proven_has_a_verdict_of_its_own(
+    make: Make,
+) -> None:
     result = check(make({CELL: first(80)}), make({CELL: first(76)}))
     verdict = only(result, "robust accuracy")
-    assert (verdict.outcome, result.exit_code) == ("passed", 0)
-    assert "beyond -1pp but no more than chance" in verdict.sentence
+    assert (verdict.outcome, result.exit_code) == ("lost, not proven", 0)
+    assert verdict.sentence == (
+        "80 → 76 of 100 (-4.0 pp): lost 4, gained 0, more than the 1 pp allowed, but not proven "
+        "(p = 0.12, corrected; at these rates about 190 examples would prove it)"
+    )
+    assert summarize_check(result) == (
+        "LOST, NOT PROVEN: 2 accuracies compared, 1 lost more than allowed, not proven"
+    )
+
+
+def test_a_strict_check_is_red_for_a_loss_that_is_not_proven(make: Make) -> None:
+    before, now = make({CELL: first(80)}), make({CELL: first(76)})
+    strict = comparison.check_against_baseline(before, now, limits(), strict=True)
+    assert strict.exit_code == 1
+    assert "1 of 5 verdicts red" in summarize_check(strict)
+    same = comparison.check_against_baseline(before, before, limits(), strict=True)
+    assert same.exit_code == 0
+
+
+@pytest.mark.parametrize(("lost", "gained", "tests"), [(4, 0, 2), (9, 3, 8), (25, 16, 40)])
+def test_as_many_examples_as_are_announced_prove_a_loss_at_its_rates_and_half_do_not(
+    make: Make, lost: int, gained: int, tests: int
+) -> None:
+    size = proof.find_proving_size(lost, gained, 100, tests, 0.01)
+    assert size is not None
+    for n, is_proven in ((size, True), (size // 2, False)):
+        fell, rose = (round(count * n / 100) for count in (lost, gained))
+        p_value = metrics.one_sided_p_value(fell, fell + rose)
+        assert (p_value * tests <= 0.01) == is_proven
 
 
 def test_a_loss_that_the_threshold_allows_is_not_red_however_sure(make: Make) -> None:
