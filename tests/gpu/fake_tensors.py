@@ -228,7 +228,7 @@ class Functions(TorchFunctionMode):
             returned = function(*args, **kwargs)
         finally:
             explicit, gpu.explicit = gpu.explicit, before
-        if given and explicit is not None and explicit.type == "cuda":
+        if (given or name == "new_tensor") and explicit is not None and explicit.type == "cuda":
             for leaf in _tensors(returned):
                 gpu.place(leaf)
         return returned

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from bench.core import philox
 from bench.engine import cuda_graphs
 from bench.engine.stream import AttackStream
 from gpu.fake_cuda import READS, Call, FakeCuda
@@ -113,7 +114,7 @@ class Counted(NamedTuple):
     in_graph: float
     """Kernels of the graphs per turn."""
     around: float
-    """Launches outside of the graphs per turn; those of captures do not count."""
+    """Launches outside of the graphs per turn; those of captures and random starts do not count."""
     reads: float
     """Host reads per look at who has finished."""
     inside: Counter[str]
@@ -149,12 +150,24 @@ def counting(cuda: FakeCuda) -> Iterator[list[Counted]]:
         looks[0] += 1
         remove(run)
 
+    def apart(draw: Any) -> Any:
+        """Random starts are drawn once for all steps and eps, in a number of kernels of its own."""
+
+        def drawn(*arguments: Any) -> Any:
+            with launches.pause():
+                return draw(*arguments)
+
+        return drawn
+
+    draws = philox.draw_uniform, philox.draw_unit
     cuda_graphs.capture_graph = paused
     AttackStream.remove_finished = look  # type: ignore[method-assign]
+    philox.draw_uniform, philox.draw_unit = map(apart, draws)
     try:
         with launches, Moves(launches):
             yield result
     finally:
+        philox.draw_uniform, philox.draw_unit = draws
         cuda_graphs.capture_graph = capture
         AttackStream.remove_finished = remove  # type: ignore[method-assign]
     turns = sum(number for number, _ in inside)
