@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from bench.analysis import tables
 from bench.core.files import slug, write_atomic
 from bench.evaluation.audit.symptoms import ObservedSymptom
@@ -293,7 +291,7 @@ def _run(run: PublishedRun, out: Path, plots: str) -> RunSection:
 
 def _grids(run: PublishedRun, out: Path, plots: str) -> list[tuple[str, str]]:
     """Copy the run's example grids to out/`plots` and list them with captions."""
-    captions = _captions(run.found.table)
+    captions = _captions(run)
     files = [
         path
         for kind in EXAMPLE_FIGURES
@@ -304,14 +302,16 @@ def _grids(run: PublishedRun, out: Path, plots: str) -> list[tuple[str, str]]:
     return [(f"{plots}/{path.name}", captions.get(path.stem, path.stem)) for path in files]
 
 
-def _captions(table: pd.DataFrame) -> dict[str, str]:
+def _captions(run: PublishedRun) -> dict[str, str]:
     """Map the names of figure files to captions; ambiguous names are left out."""
+    table, own = run.found.table, {shown: label for label, shown in run.shared.items()}
     pairs = dict.fromkeys(zip(table["model"], table["attack"], strict=True))
     captions = [
-        (slug(f"examples-{m}-{a}"), f"{format_text(m)} under {format_text(a)}") for m, a in pairs
+        (slug(f"examples-{own.get(m, m)}-{a}"), f"{format_text(m)} under {format_text(a)}")
+        for m, a in pairs
     ]
-    captions += [(slug(f"perturbations-{m}"), f"Perturbations of {format_text(m)}")
-             for m in dict.fromkeys(table["model"])]  # fmt: skip
+    captions += [(slug(f"perturbations-{own.get(m, m)}"), f"Perturbations of {format_text(m)}")
+                 for m in dict.fromkeys(table["model"])]  # fmt: skip
     stems = [stem for stem, _ in captions]
     return {stem: caption for stem, caption in captions if stems.count(stem) == 1}
 
