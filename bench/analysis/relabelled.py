@@ -1,6 +1,7 @@
 """Give the models of a run other labels, so that several runs can be shown together."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pandas as pd
 
@@ -28,7 +29,7 @@ def relabel_models(run: RunResults, labels: Mapping[str, str]) -> RunResults:
         **frames,
         audit=Audit(
             [labels.get(model, model) for model in audit.models],
-            [each._replace(model=labels.get(each.model, each.model)) for each in audit.symptoms],
+            [replace(each, model=labels.get(each.model, each.model)) for each in audit.symptoms],
             [each._replace(model=labels.get(each.model, each.model)) for each in audit.unchecked],
         ),
         provenance={**run.provenance, "models": models},

@@ -20,6 +20,7 @@ import markupsafe
 
 from bench.reporting.formats import markdown
 from bench.reporting.formats.numbers import format_text
+from bench.reporting.formats.tables import Bold
 from bench.reporting.report.views import View
 from bench.reporting.sentences import COUNTING_RULES, SENTENCES
 
@@ -95,6 +96,7 @@ def _environment(is_html: bool) -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.globals["sentences"] = SENTENCES
+    environment.tests["bold"] = lambda text: isinstance(text, Bold)
     environment.globals["counting"] = COUNTING_RULES
     if is_html:
         script = _read("page.js")

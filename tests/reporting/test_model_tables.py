@@ -8,9 +8,12 @@ from click.testing import CliRunner
 
 import bench
 from bench.analysis import results
+from bench.analysis.relabelled import relabel_models
 from bench.cli import cli
 from bench.core.errors import SuiteError
 from bench.evaluation import metrics
+from bench.evaluation.audit import symptoms
+from bench.evaluation.audit.findings import Audit
 from bench.reporting import run_output
 from bench.reporting.formats.tables import Bold, PaperTable
 from bench.reporting.site import page, paper_tables, writer
@@ -93,6 +96,22 @@ def test_models_that_share_a_label_carry_the_name_of_their_run_wherever_they_are
     captions = [table.caption for table in paper.values()]
     assert len(set(captions)) == len(captions)
     assert sum("of net, plain in percent" in caption for caption in captions) == 1
+
+
+def test_symptoms_and_comparisons_of_a_relabelled_run_name_its_models(
+    runs: list[PublishedRun],
+) -> None:
+    seen = symptoms.ObservedSymptom(
+        name=symptoms.FLAT_LOSS.name, model="net, plain", attack="PGD", norm="linf", eps=0.1,
+        count=7, n=60, evidence="seen on 7 of 60", examples=(), threshold="5 of 60",
+    )  # fmt: skip
+    found = runs[0].found.replace(audit=Audit(["net, plain"], [seen], []))
+    pair = found.comparisons.iloc[:1].assign(compared="models", first="net, plain", second="x")
+    shown = relabel_models(found.replace(comparisons=pair), {"net, plain": "a"})
+    assert [each.model for each in shown.audit.symptoms] == ["a"]
+    assert shown.comparisons[["first", "second"]].iloc[0].tolist() == ["a", "x"]
+    attacks = relabel_models(found, {"PGD": "a"}).comparisons
+    assert "PGD" in set(attacks["second"])
 
 
 def test_a_label_of_one_run_alone_is_shown_as_the_suite_has_it(folders: dict[str, Path]) -> None:

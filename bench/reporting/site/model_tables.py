@@ -129,8 +129,8 @@ def _mark_other_attacks(worst: Sequence[Row], rows: Sequence[Row]) -> list[Row]:
 def _tabulate_worst_cases(
     sources: Mapping[str, Source], rows: Sequence[Row], worst: Sequence[Row]
 ) -> Iterator[PaperTable]:
-    eps_texts = {}
-    for source in reversed(sources.values()):
+    eps_texts: dict[float, str] = {}
+    for source in reversed([*sources.values()]):
         eps_texts |= map_eps_texts(source.run.found.table)
     pairs = [
         pair
