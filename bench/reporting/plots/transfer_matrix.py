@@ -158,7 +158,7 @@ def plot_transfer_heatmap(shown: list[TransferMatrix]) -> Figure:
         The figure.
     """
     first = shown[0]
-    size = (2.2 + 0.95 * len(first.victims) * len(shown), 1.7 + 0.52 * len(first.sources))
+    size = (2.2 + 0.95 * len(first.victims) * len(shown), 2.1 + 0.52 * len(first.sources))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(size[0], 4.2), size[1]), layout="constrained")
         panels = figure.subplots(1, len(shown), squeeze=False)[0]
