@@ -27,6 +27,8 @@ from bench.reporting.sentences import COUNTING_RULES, SENTENCES
 TEMPLATES = Path(__file__).parent / "templates"
 CONTENTS = "<!-- contents -->"
 """Where a page lists its sections."""
+_INTERVAL = re.compile(r"\[([\d.]+), ([\d.]+)\]")
+"""An interval, which no line may end within."""
 
 
 def render_html(template: str, context: dict[str, Any]) -> bytes:
@@ -96,6 +98,9 @@ def _environment(is_html: bool) -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.globals["sentences"] = SENTENCES
+    environment.filters["unbroken"] = lambda text: _INTERVAL.sub(
+        "[\\1,\N{NO-BREAK SPACE}\\2]", text
+    )
     environment.tests["bold"] = lambda text: isinstance(text, Bold)
     environment.globals["counting"] = COUNTING_RULES
     if is_html:

@@ -435,6 +435,8 @@ def test_on_a_narrow_screen_nothing_is_clipped_or_broken_and_charts_are_legible(
     boxes = "[...document.querySelectorAll('.stacked .scroll, .scroll:has(> #cells)')]"
     assert chromium.ask(f"{boxes}.filter({wide}).length") == 0
     assert chromium.ask(f"{boxes}.length") > 1
+    text = re.sub("<[^>]+>", "", page.read_text().partition('id="classes"')[2])
+    assert re.search(r"\d: \d+\.\d % \[\d+\.\d,\xa0\d", text)  # best class
     broken = "[...document.querySelectorAll('#cells small')].filter(s => s.offsetHeight > 24)"
     assert chromium.ask(f"{broken}.length") == 0
     scale = "(s => s.clientWidth / s.viewBox.baseVal.width)(document.querySelector('.chart > svg'))"
