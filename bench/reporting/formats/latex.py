@@ -178,7 +178,12 @@ def _float(tabular: str, caption: str, name: str, notes: Sequence[str]) -> str:
     """Put a tabular below its caption and above its notes."""
     label = rf"\label{{tab:{name}}}" if name else ""
     lines = [r"\begin{table}[htbp]", r"\centering", r"\begin{threeparttable}"]
-    lines += [rf"\caption{{{escape(caption)}}}{label}", r"\small", tabular]
+    lines += [
+        rf"\caption{{{escape(caption)}}}{label}",
+        r"\small",
+        r"\setlength{\tabcolsep}{4pt}",
+        tabular,
+    ]
     if notes:
         lines += [r"\begin{tablenotes}[flushleft]", r"\footnotesize", *notes]
         lines.append(r"\end{tablenotes}")

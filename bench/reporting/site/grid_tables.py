@@ -19,8 +19,8 @@ from bench.reporting.site import table_notes
 from bench.reporting.site.grids import TARGETED, Grid
 
 MAX_COLUMNS, MAX_ROWS = 6, 20
-"""Columns of numbers besides clean accuracy, and lines, that a page holds; larger tables are
-split."""
+"""Columns of numbers, and lines, that a page holds; larger tables are split. Clean accuracy counts
+only beside attacks, whose headings are wider than those of eps."""
 
 
 def tabulate_grid(
@@ -44,13 +44,14 @@ def tabulate_grid(
     """
     clean = [column for column in grid.columns if column == table_notes.CLEAN]
     rest = grid.columns[len(clean) :]
+    most = MAX_COLUMNS if grid.by_eps else MAX_COLUMNS - len(clean)
     parts = [
         grid._replace(
             lines=grid.lines[at : at + MAX_ROWS],
-            columns=[*clean, *rest[left : left + MAX_COLUMNS]],
+            columns=[*clean, *rest[left : left + most]],
         )
         for at in range(0, len(grid.lines), MAX_ROWS)
-        for left in range(0, len(rest), MAX_COLUMNS)
+        for left in range(0, len(rest), most)
     ]
     for k, part in enumerate(parts, 1):
         notes = Footnotes()
