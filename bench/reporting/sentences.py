@@ -44,6 +44,16 @@ SENTENCES = {
     "correctly without attack and under every attack of every norm, up to the eps named. A smaller "
     "ball lies in the larger one of its norm, so the attacks at smaller eps count, too. An example "
     "is broken by a norm alone if the other norms leave it robust.",
+    "charts": "Robust accuracy against eps, with 95 % bands; at eps 0, clean accuracy. Attacks "
+    "with equal counts share a curve. Move the pointer over a chart, or use the arrow keys, to "
+    "read the values at an eps; click an attack to highlight its curve.",
+    "models": "Models of several runs on the same examples, under the same norm and goal. Bold is "
+    "the model that stays robust on most examples of a column, with all that the exact McNemar "
+    "test on the same examples finds not significantly different (5 %, Holm-corrected for the "
+    "comparisons of a table). Where a run has no records there is no test; tables.md says so below "
+    "each table, and lists parameters and versions.",
+    "pivots": "Robust accuracy with 95 % intervals; of targeted attacks, the success rate. Attacks "
+    "with equal lines share one.",
     "rejections": "Of the examples that the model accepts and classifies correctly without attack: "
     "answered, accepted and classified correctly under attack; rejected; and wrong, accepted and "
     "misclassified. A rejected clean image is not classified correctly. An attack aims at what "

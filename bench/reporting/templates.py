@@ -20,12 +20,15 @@ import markupsafe
 
 from bench.reporting.formats import markdown
 from bench.reporting.formats.numbers import format_text
+from bench.reporting.formats.tables import Bold
 from bench.reporting.report.views import View
 from bench.reporting.sentences import COUNTING_RULES, SENTENCES
 
 TEMPLATES = Path(__file__).parent / "templates"
 CONTENTS = "<!-- contents -->"
 """Where a page lists its sections."""
+_INTERVAL = re.compile(r"\[([\d.]+), ([\d.]+)\]")
+"""An interval, which no line may end within."""
 
 
 def render_html(template: str, context: dict[str, Any]) -> bytes:
@@ -95,6 +98,10 @@ def _environment(is_html: bool) -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.globals["sentences"] = SENTENCES
+    environment.filters["unbroken"] = lambda text: _INTERVAL.sub(
+        "[\\1,\N{NO-BREAK SPACE}\\2]", text
+    )
+    environment.tests["bold"] = lambda text: isinstance(text, Bold)
     environment.globals["counting"] = COUNTING_RULES
     if is_html:
         script = _read("page.js")

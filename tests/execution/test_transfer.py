@@ -192,6 +192,9 @@ def test_the_matrix_has_a_line_per_source_and_a_column_per_victim(
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert name == "transfer-FGSM-linf-untargeted"
     assert any(text.startswith(f"{error:.1f}\n") for text in texts)
+    legend = figure.get_supxlabel()
+    assert "(mean confidence of the errors)" in legend
+    assert "framed: crafted on the model itself" in legend
 
 
 def test_the_map_frames_victims_that_are_among_the_sources(run: results.RunResults) -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.collections import PolyCollection
+from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 
 from bench.reporting.plots import figures
@@ -41,6 +41,7 @@ def cell(model: str, attack: str, eps: float, kept: int) -> dict[str, object]:
         "goal": "untargeted",
         "status": "ok",
         "n": N,
+        "clean_correct": CLEAN,
         "robust_correct": kept,
         "robust_accuracy": kept / N,
         "robust_low": low,
@@ -120,6 +121,37 @@ def test_attacks_with_the_very_same_counts_share_a_line_that_names_both() -> Non
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     assert "FGSM\n= toolbox FGSM" in named
     assert "PGD-40" in named
+
+
+def points(figure: Figure, line: int) -> list[tuple[float, float]]:
+    """(eps, percent) of the points of a curve that have a number."""
+    drawn = figure.axes[0].get_lines()[line].get_xydata()
+    return [(float(x), round(float(y), 3)) for x, y in np.asarray(drawn) if not math.isnan(y)]
+
+
+def test_every_curve_starts_at_the_clean_accuracy() -> None:
+    table = made_up().query("eps > 0")
+    figure = figures.plot_accuracy_curves(table, HOSTILE, "linf")
+    assert {points(figure, line)[0] for line in range(len(figure.axes[0].get_lines()))} == {
+        (0.0, 98.5)
+    }
+
+
+def test_an_attack_at_one_eps_among_curves_has_its_interval_and_no_line_to_it() -> None:
+    table = made_up().query("model == @HOSTILE and eps > 0")
+    one = (table["attack"] == "toolbox PGD-40") & (table["eps"] != 0.15)
+    figure = figures.plot_accuracy_curves(table[~one], HOSTILE, "linf")
+    curve = next(
+        line for line in range(len(figure.axes[0].get_lines())) if len(points(figure, line)) == 2
+    )
+    assert points(figure, curve) == [(0.0, 98.5), (0.15, 18.8)]
+    assert np.isnan(np.asarray(figure.axes[0].get_lines()[curve].get_ydata())).any()
+    bars = [c for c in figure.axes[0].collections if isinstance(c, LineCollection)]
+    ends = {
+        tuple(np.asarray(segment)[:, 1].round(3)) for bar in bars for segment in bar.get_segments()
+    }
+    low, high = wilson(188, N)
+    assert (round(100 * low, 3), round(100 * high, 3)) in ends
 
 
 def test_an_attack_and_its_reference_share_a_colour_but_not_a_line_style() -> None:

@@ -256,7 +256,8 @@ def test_a_table_too_wide_for_a_page_is_cut_and_says_so(run: PublishedRun) -> No
     )
     found = paper_tables.build_tables([run._replace(found=run.found.replace(table=wide))])
     parts = [paper for paper in found if paper.name.startswith("p-models-eps-0-05-linf")]
-    assert [len(part.frame.columns) - 1 for part in parts] == [6, 4]
+    assert [list(part.frame.columns)[:2] for part in parts] == [["model", "clean"]] * 2
+    assert [len(part.frame.columns) - 2 for part in parts] == [5, 4]
     assert [part.caption[-12:] for part in parts] == ["Part 1 of 2.", "Part 2 of 2."]
 
 

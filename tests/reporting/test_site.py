@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import browser
+import pandas as pd
 import pytest
 
 import bench
@@ -17,7 +18,7 @@ from bench.evaluation.audit import symptoms
 from bench.evaluation.audit.findings import Audit
 from bench.reporting import templates
 from bench.reporting.site import page as site
-from bench.reporting.site import svg_chart
+from bench.reporting.site import pivots, svg_chart
 from bench.reporting.site.sources import PublishedRun
 
 HOSTILE = "net </script><script>alert(1)</script>"
@@ -110,7 +111,8 @@ def test_every_cell_has_a_row_without_any_script(run: PublishedRun, page: Path) 
     elements = Elements(page.read_text())
     assert len(elements.values("tbody", "data-model")) == CELLS == len(run.found.table)
     rates = [line.robust.text for line in site.build_rows(run)]
-    assert all(rate in page.read_text() for rate in rates)
+    text = re.sub("<[^>]+>", "", page.read_text().partition('<table id="cells"')[2])
+    assert all(rate in text for rate in rates)
 
 
 def test_a_label_from_a_file_is_never_markup_or_script(page: Path) -> None:
@@ -134,6 +136,48 @@ def test_nothing_on_the_page_points_to_a_network(page: Path) -> None:
     asked = [*elements.values("img", "src"), *elements.values("a", "href")]
     assert asked
     assert all(where and "//" not in where for where in asked)
+
+
+def test_the_page_opens_with_curves_and_a_pivot_and_ends_with_every_cell(page: Path) -> None:
+    text = page.read_text()
+    sections = [name for name in Elements(text).values("section", "id") if name]
+    assert sections[:2] == ["charts", "results"]
+    assert sections[-2:] == ["every-cell", "counting"]
+    linked = [name for name in Elements(text).values("a", "href") if name and name[0] == "#"]
+    assert linked == [f"#{name}" for name in sections]
+
+
+def test_a_pivot_holds_attacks_by_eps_with_clean_accuracy_and_worst_case(
+    run: PublishedRun,
+) -> None:
+    table = run.found.table
+    twin = table.query("attack == 'FGSM' and model == 'lenet'").assign(attack="twin")
+    found = run.found.replace(table=pd.concat([table, twin]), worst=run.found.worst)
+    first = pivots.pivot_attacks(found)[0]
+    assert first.columns == ["attack", "clean", "eps 0.1", "eps 0.3"]
+    assert [row[0] for row in first.rows] == ["FGSM = twin", "noise <b>", "worst case"]
+    assert len({row[1] for row in first.rows}) == 1
+    worst = run.found.worst.query("model == 'lenet' and norm == 'linf' and eps == 0.3").iloc[0]
+    assert first.rows[-1][3].startswith(f"{100 * worst['robust_accuracy']:.1f} % [")
+
+
+def test_a_pivot_of_targeted_attacks_holds_their_success_without_a_column_of_clean(
+    run: PublishedRun,
+) -> None:
+    (view,) = (v for v in pivots.pivot_attacks(run.found) if v.caption.startswith("lenet, L2"))
+    assert view.columns == ["attack", "eps 1"]
+    assert "success rate, clean accuracy" in view.caption
+    assert [row[0] for row in view.rows] == ["PGD to the next"]
+
+
+def test_the_worst_case_is_drawn_below_the_attacks(page: Path) -> None:
+    styles = [style for style in Elements(page.read_text()).values("g", "class") if style]
+    assert styles[:3] == ["worst", "tone1", "tone0"]
+
+
+def test_a_click_on_an_example_opens_its_picture_in_full_size(page: Path) -> None:
+    elements = Elements(page.read_text())
+    assert set(elements.values("img", "src")) <= set(elements.values("a", "href"))
 
 
 def test_only_tables_that_were_published_are_offered(page: Path) -> None:
@@ -198,8 +242,27 @@ def test_a_line_does_not_lead_across_an_eps_that_its_attack_was_not_asked_at(
     table = run.found.table
     sparse = table[(table["attack"] != "noise <b>") | (table["eps"] == 0.3)]
     noise = svg_chart.build_charts(sparse, run.found.worst)[0].lines[1]
-    assert noise.values[:2] == ["—", "—"]
-    assert len(noise.marks) == 1
+    clean = run.found.table.query("model == 'lenet'")["clean_correct"].iloc[0]
+    assert f"({clean}/60)" in noise.values[0]
+    assert noise.values[1] == "—"
+    assert len(noise.marks) == noise.path.count("M") == 2
+
+
+def test_a_point_without_a_neighbour_has_its_interval(run: PublishedRun) -> None:
+    table = run.found.table
+    sparse = table[(table["attack"] != "noise <b>") | (table["eps"] == 0.3)]
+    fgsm, noise, _ = svg_chart.build_charts(sparse, run.found.worst)[0].lines
+    assert noise.bars.count("M") == 2
+    assert noise.band == fgsm.bars == ""
+
+
+def test_attacks_with_equal_counts_share_a_curve_but_never_with_the_worst_case(
+    run: PublishedRun,
+) -> None:
+    table = run.found.table
+    twin = table.query("attack == 'FGSM'").assign(attack="twin")
+    lines = svg_chart.build_charts(pd.concat([table, twin]), run.found.worst)[0].lines
+    assert [line.label for line in lines] == ["FGSM = twin", "noise <b>", "worst case"]
 
 
 def test_targeted_attacks_are_no_line_of_robust_accuracy(run: PublishedRun) -> None:
@@ -361,6 +424,27 @@ def test_the_page_fits_its_window_and_shows_something(
     dark = (shades.mean(axis=1) < 0.5).mean()  # ink on paper: neither blank nor black
     assert 0.005 < dark < 0.3
     assert chromium.complaints == []
+
+
+@in_a_browser
+def test_on_a_narrow_screen_nothing_is_clipped_or_broken_and_charts_are_legible(
+    chromium: browser.Page, page: Path
+) -> None:
+    chromium.open(page, width=420)
+    more = "for (let k = 0; k < 6; k++) row.append(row.lastElementChild.cloneNode(true))"
+    rows = "document.querySelectorAll('.stacked tbody tr')"
+    chromium.ask(f"{rows}.forEach((row) => {{ {more} }})")  # as many eps as a long suite has
+    wide = "s => s.scrollWidth > s.clientWidth"
+    boxes = "[...document.querySelectorAll('.stacked .scroll, .scroll:has(> #cells)')]"
+    assert chromium.ask(f"{boxes}.filter({wide}).length") == 0
+    assert chromium.ask(f"{boxes}.length") > 1
+    text = re.sub("<[^>]+>", "", page.read_text().partition('id="classes"')[2])
+    assert re.search(r"\d: \d+\.\d % \[\d+\.\d,\xa0\d", text)  # best class
+    broken = "[...document.querySelectorAll('#cells small')].filter(s => s.offsetHeight > 24)"
+    assert chromium.ask(f"{broken}.length") == 0
+    scale = "(s => s.clientWidth / s.viewBox.baseVal.width)(document.querySelector('.chart > svg'))"
+    size = "parseFloat(getComputedStyle(document.querySelector('.chart > svg text')).fontSize)"
+    assert chromium.ask(f"{scale} * {size}") >= 9
 
 
 @in_a_browser

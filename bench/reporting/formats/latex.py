@@ -1,8 +1,9 @@
 r"""Render tables in LaTeX: booktabs rules, siunitx columns, intervals in small type below.
 
-A document needs booktabs, siunitx (2 or 3) and the two lines of `_HEAD` that align bold numbers.
-`tables.tex` has them and compiles alone; it inputs each table from its own file, so that a paper
-can input the same file.
+Symbols print as mathematics, headings span the columns that share them, and sentences about the
+table stand below it as notes of threeparttable. A document needs booktabs, siunitx (2 or 3),
+threeparttable, etoolbox and the two lines of `_HEAD` that align bold numbers. `tables.tex` has them
+and compiles alone; it inputs each table from its own file, so that a paper can input the same file.
 """
 
 import re
@@ -13,7 +14,14 @@ from typing import NamedTuple
 import pandas as pd
 
 from bench.reporting.formats.numbers import DASH, format_text, is_numeric
-from bench.reporting.formats.tables import Bold, PaperTable, TableFormat
+from bench.reporting.formats.tables import (
+    Bold,
+    PaperTable,
+    Span,
+    Symbol,
+    SymbolText,
+    TableFormat,
+)
 
 _FIGURE = re.compile(
     r"(?P<sign>[<>]?)(?P<number>\d+(?:\.(?P<decimals>\d+))?)(?P<percent> ?%)?"
@@ -41,6 +49,11 @@ _ACCENTS = {
     "\u0300": "`", "\u0301": "'", "\u0302": "^", "\u0303": "~", "\u0304": "=", "\u0306": "u",
     "\u0307": ".", "\u0308": '"', "\u030a": "r", "\u030b": "H", "\u030c": "v", "\u0327": "c",
 }  # fmt: skip
+_SYMBOLS = {
+    "eps": r"\varepsilon", "L-inf": r"\ell_\infty", "L2": r"\ell_2", "L1": r"\ell_1",
+    "L0": r"\ell_0",
+}  # fmt: skip
+"""Symbols by their text; any other symbol prints as text."""
 _LONG, _WRAPPED = 34, r">{\raggedright\arraybackslash}p{50mm}"
 """Columns with longer text have wrapped lines."""
 _NARROW = 10
@@ -50,6 +63,7 @@ _HEAD = r"""\documentclass[10pt]{article}
 \usepackage{booktabs}
 \usepackage{etoolbox}
 \usepackage{siunitx}
+\usepackage{threeparttable}
 % A bold number stays in its column; both lines belong into the preamble of a paper, too.
 \robustify\bfseries
 \sisetup{detect-weight=true}
@@ -72,9 +86,19 @@ def escape(value: object) -> str:
         >>> escape("50% of $x_1$"), escape("[x]"), escape("--"), escape("é 中")
         ('50\\% of \\$x\\_1\\$', '{[}x{]}', '-{}-', "\\'{e} {[}U+4E2D{]}")
     """
+    if isinstance(value, Symbol) and value in _SYMBOLS:
+        return rf"\ensuremath{{{_SYMBOLS[value]}}}"
+    if isinstance(value, SymbolText):
+        return "".join(_escape_part(part) for part in value.parts)
     text = "" if value is None or value == "" else format_text(value)
     # Two hyphens would become a dash; a percent sign stays on the line of its number.
     return re.sub("-(?=-)", "-{}", "".join(map(_letter, text))).replace(r" \%", r"~\%")
+
+
+def _escape_part(part: str) -> str:
+    """Escape a part of a text with the spaces at its ends, which `escape` alone removes."""
+    before, after = (" " if part[at : at + 1 or None].isspace() else "" for at in (0, -1))
+    return part and f"{before}{escape(part)}{after if part.strip() else ''}"
 
 
 def _letter(mark: str) -> str:
@@ -100,7 +124,7 @@ class Column(NamedTuple):
     """Text of each cell, and the small text below it."""
 
 
-def render_table(frame: pd.DataFrame, caption: str = "", details: str = "", name: str = "") -> str:
+def render_table(frame: pd.DataFrame, caption: str = "") -> str:
     """Render a `table` with its caption above, or a bare `tabular` without caption.
 
     A column of numbers with one decimal place is aligned at the decimal point.
@@ -108,8 +132,6 @@ def render_table(frame: pd.DataFrame, caption: str = "", details: str = "", name
     Args:
         frame: Cells of text or `Bold`.
         caption: Caption, also for the list of tables.
-        details: Sentences after the caption, not in the list of tables.
-        name: Label tab:NAME, unless empty.
 
     Returns:
         The LaTeX source.
@@ -117,29 +139,58 @@ def render_table(frame: pd.DataFrame, caption: str = "", details: str = "", name
     Raises:
         ValueError: The frame has no columns.
     """
+    tabular = _tabular(frame)
+    return _float(tabular, caption, "", []) if caption else tabular
+
+
+def _tabular(frame: pd.DataFrame, spans: Sequence[Span] = ()) -> str:
     if frame.columns.empty:
         raise ValueError("expected a frame with at least one column, got none")
-    columns = [_column(str(head), list(frame.iloc[:, j])) for j, head in enumerate(frame.columns)]
-    lines = [" & ".join(column.head for column in columns) + r" \\", r"\midrule"]
+    heads = [*frame.columns]
+    for span in spans:
+        heads[span.first : span.first + len(span.heads)] = span.heads
+    columns = [_column(head, list(frame.iloc[:, j])) for j, head in enumerate(heads)]
+    lines = [*_spanning_heads(spans), " & ".join(column.head for column in columns) + r" \\"]
+    lines.append(r"\midrule")
     for k in range(len(frame)):
         figures, below = zip(*(column.cells[k] for column in columns), strict=True)
-        end = r"\\[-0.6ex]" if any(below) else r"\\"
+        end = r"\\[-0.5ex]" if any(below) else r"\\"
         lines.append(f"{' & '.join(figures)} {end}")
         if any(below):
-            lines.append(f"{' & '.join(below)} " + r"\\")
+            lines.append(f"{' & '.join(below)} " + r"\\[0.4ex]")
     kinds = "".join(column.kind for column in columns)
     body = [rf"\begin{{tabular}}{{@{{}}{kinds}@{{}}}}", r"\toprule", *lines, r"\bottomrule"]
-    tabular = "\n".join([*body, r"\end{tabular}"])
-    if not caption:
-        return tabular
-    short = escape(caption)
+    return "\n".join([*body, r"\end{tabular}"])
+
+
+def _spanning_heads(spans: Sequence[Span]) -> list[str]:
+    """Render the row of headings over columns, and the rules below them."""
+    cells, rules, at = "", [], 0
+    for span in spans:
+        size = len(span.heads)
+        cells += " &" * (span.first - at) + rf" \multicolumn{{{size}}}{{c}}{{{escape(span.title)}}}"
+        rules.append(rf"\cmidrule(lr){{{span.first + 1}-{span.first + size}}}")
+        at = span.first + size - 1
+    return [cells.strip() + r" \\", " ".join(rules)] if spans else []
+
+
+def _float(tabular: str, caption: str, name: str, notes: Sequence[str]) -> str:
+    """Put a tabular below its caption and above its notes."""
     label = rf"\label{{tab:{name}}}" if name else ""
-    head = [r"\begin{table}[htbp]", r"\centering"]
-    head += [rf"\caption[{{{short}}}]{{{short} {escape(details)}}}{label}", r"\medskip"]
-    return "\n".join([*head, r"\small", tabular, r"\end{table}"])
+    lines = [r"\begin{table}[htbp]", r"\centering", r"\begin{threeparttable}"]
+    lines += [
+        rf"\caption{{{escape(caption)}}}{label}",
+        r"\small",
+        r"\setlength{\tabcolsep}{4pt}",
+        tabular,
+    ]
+    if notes:
+        lines += [r"\begin{tablenotes}[flushleft]", r"\footnotesize", *notes]
+        lines.append(r"\end{tablenotes}")
+    return "\n".join([*lines, r"\end{threeparttable}", r"\end{table}"])
 
 
-def _column(head: str, values: list[object]) -> Column:
+def _column(head: object, values: list[object]) -> Column:
     texts = ["" if value is None else str(value) for value in values]
     found = [_FIGURE.fullmatch(text) for text in texts]
     aligned = is_numeric(texts) and all(
@@ -154,7 +205,7 @@ def _column(head: str, values: list[object]) -> Column:
     after = max((len(m["decimals"] or "") for m in found if m), default=0)
     unit = r" (\%)" if any(match["percent"] for match in found if match) else ""
     title = escape(head) + unit
-    if len(head) > _NARROW:
+    if len(str(head)) > _NARROW:
         title = rf"\parbox[b]{{20mm}}{{\centering {title}}}"
     cells = [_figure(value, match) for value, match in zip(values, found, strict=True)]
     return Column(f"S[table-format={before}.{after}]", f"{{{title}}}", cells)
@@ -172,7 +223,7 @@ def _figure(value: object, match: re.Match[str] | None) -> tuple[str, str]:
 
 
 def _small(text: str) -> str:
-    return rf"{{\tiny {escape(text.strip())}}}" if text.strip() else ""
+    return rf"{{\scriptsize {escape(text.strip())}}}" if text.strip() else ""
 
 
 def _bold(value: object, text: str) -> str:
@@ -200,12 +251,20 @@ _GENERATED = "% Generated by bench publish; do not edit, regenerate."
 
 
 def _page(paper_table: PaperTable) -> str:
-    """Render the source as comments, then the table with its details in the caption."""
+    """Render the source as comments, then the table with its footnotes and details as notes."""
     source = "\n".join(f"% {format_text(line)}" for line in paper_table.source)
-    notes = [f"[{k}] {note}" for k, note in enumerate(paper_table.notes, 1)]
-    details = " ".join([*paper_table.details, *notes])
-    body = render_table(paper_table.frame, paper_table.caption, details, paper_table.name)
+    # The marks of notes are those of the cells, which no format raises.
+    notes = [rf"\item {escape(f'[{k}] {note}')}" for k, note in enumerate(paper_table.notes, 1)]
+    notes += [rf"\item {_escape_detail(text)}" for text in paper_table.details]
+    tabular = _tabular(paper_table.frame, paper_table.spans)
+    body = _float(tabular, paper_table.caption, paper_table.name, notes)
     return f"{_GENERATED}\n{source}\n{body}\n"
+
+
+def _escape_detail(text: str) -> str:
+    """Escape a sentence; "0.2 eps" as a value of a parameter prints its symbol."""
+    parts = re.split(r"(?<=[\d=] )(eps)\b", text)
+    return escape(SymbolText(*(Symbol(part) if part == "eps" else part for part in parts)))
 
 
 FORMAT = TableFormat(suffix=".tex", render=render_table, pages=render_pages)

@@ -15,13 +15,55 @@ class Bold(str):
     __slots__ = ()
 
 
+class Symbol(str):
+    """Text that formats with mathematics print as a symbol: "eps", or the name of a norm."""
+
+    __slots__ = ()
+
+
+EPS = Symbol("eps")
+
+
+class SymbolText(str):
+    """Text of several parts, some of which are `Symbol`; as a string, the parts joined."""
+
+    parts: tuple[str, ...]
+
+    def __new__(cls, *parts: str) -> "SymbolText":
+        """Join texts.
+
+        Args:
+            parts: Texts, symbols and texts of several parts.
+
+        Returns:
+            The text.
+        """
+        text = super().__new__(cls, "".join(parts))
+        text.parts = tuple(
+            small
+            for part in parts
+            for small in (part.parts if isinstance(part, SymbolText) else (part,))
+        )
+        return text
+
+
+class Span(NamedTuple):
+    """A heading over several columns, in formats that have such headings."""
+
+    title: str
+    first: int
+    """Index of the first column."""
+    heads: Sequence[str]
+    """Headings below it, one per column, which need not repeat the title."""
+
+
 class PaperTable(NamedTuple):
     """One table of a publication, as text."""
 
     name: str
     """Letters, digits and dashes; used in file names and labels."""
     caption: str
-    """What the table shows, in one or two sentences."""
+    """What the table shows, in one or two sentences; symbols if it is a `SymbolText`."""
     frame: pd.DataFrame
     """Cells of text, or of `Bold`."""
     details: Sequence[str]
@@ -30,6 +72,8 @@ class PaperTable(NamedTuple):
     """Footnotes; a cell that ends in "[k]" refers to number k - 1."""
     source: Sequence[str]
     """How to reproduce the table, one line each."""
+    spans: Sequence[Span] = ()
+    """Headings over columns."""
 
 
 class TableFormat(NamedTuple):

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 
 from bench.core.contracts.types import BALLS
 from bench.engine.threats.registry import find_threat
+from bench.evaluation import metrics
 from bench.reporting.formats.numbers import format_norm, format_number, format_text, map_eps_texts
 from bench.reporting.plots.style import OWN, PALETTE, STYLE, plot_message, shorten
 
@@ -57,7 +58,8 @@ def plot_accuracy_curves(
 ) -> Figure:
     """Plot robust accuracy (%) against eps, one curve per untargeted attack.
 
-    Bands are 95 % Wilson intervals. With a single eps the attacks are listed, with error bars.
+    Bands, and bars where a point has no neighbour, are 95 % Wilson intervals. Each curve has a
+    point at eps 0, the clean accuracy. With a single eps the attacks are listed, with error bars.
 
     Args:
         table: The rows of table.csv.
@@ -70,13 +72,14 @@ def plot_accuracy_curves(
         The figure.
     """
     curves = _curves(select_untargeted(table, model, norm))
-    numbered = [curve for curve in curves if curve.cells["robust_accuracy"].notna().any()]
+    numbered = [curve for curve in curves if (curve.cells["status"] == "ok").any()]
     with matplotlib.rc_context(STYLE):
         if not numbered:
             return plot_message(
                 f"{format_text(model)}, {format_norm(norm)}: no attack produced a number"
             )
-        single = pd.concat([curve.cells for curve in curves])["eps"].nunique() == 1
+        planned = pd.concat([curve.cells for curve in curves])
+        single = planned.loc[planned["status"].notna(), "eps"].nunique() == 1
         others = _others(published, model, norm)
         if single:
             figure = _points(numbered, others)
@@ -104,21 +107,42 @@ def select_untargeted(table: pd.DataFrame, model: str, norm: str) -> pd.DataFram
 
 
 def _curves(rows: pd.DataFrame) -> list[AccuracyCurve]:
+    smallest = rows.loc[rows["eps"] > 0, "eps"].min()
     merged: dict[tuple[Any, ...], AccuracyCurve] = {}
     for label, cells in rows.groupby("attack", sort=False):
         cells = cells.sort_values("eps").reset_index(drop=True)
         for name in ("robust_accuracy", "robust_low", "robust_high", "robust_correct", "n"):
             cells[name] = pd.to_numeric(cells[name]).astype(float).where(cells["status"] == "ok")
         failed = int((cells["status"] == "failed").sum())
+        cells = _with_clean_point(cells, smallest)
         library = str(cells["implementation"].iloc[0])
         text = shorten(label) + (f" ({failed} failed)" if failed else "")
         curve = AccuracyCurve([text], library == OWN, _family(str(label), library), cells)
-        counts = cells[["eps", "n", "robust_correct"]].itertuples(index=False, name=None)
+        counts = cells[["eps", "n", "robust_correct"]].fillna(-1).itertuples(index=False, name=None)
         key = ("failed", label) if failed else tuple(counts)
         same = merged.setdefault(key, curve)
         if same is not curve:
             merged[key] = same._replace(labels=[*same.labels, text], own=same.own or curve.own)
     return list(merged.values())
+
+
+def _with_clean_point(cells: pd.DataFrame, smallest: float) -> pd.DataFrame:
+    """Add the point at eps 0, where the ball contains only the clean image.
+
+    Where the attack did not run at the smallest eps of the others, a row of NaN keeps the line
+    from leading across it.
+    """
+    known = cells[(cells["status"] == "ok") & cells["clean_correct"].notna()]
+    if known.empty or (cells["eps"] == 0).any():
+        return cells
+    rate = metrics.rate(int(known["clean_correct"].iloc[0]), int(known["n"].iloc[0]))
+    clean = {
+        "eps": 0.0, "n": float(rate.n), "robust_correct": float(rate.k), "robust_low": rate.low,
+        "robust_high": rate.high, "robust_accuracy": rate.value,
+    }  # fmt: skip
+    first = float(cells["eps"].iloc[0])
+    gap = [] if first == smallest else [{"eps": first / 2}]
+    return pd.concat([pd.DataFrame([clean, *gap]), cells], ignore_index=True)
 
 
 def _others(published: pd.DataFrame | None, model: str, norm: str) -> list[ReferenceCurve]:
@@ -176,6 +200,13 @@ def _lines(
         axes.fill_between(eps, low, high, color=look["color"], alpha=0.15, linewidth=0)
         accuracy = 100 * cells["robust_correct"] / cells["n"]
         (line,) = axes.plot(eps, accuracy, **look)
+        known = accuracy.notna()
+        alone = known & ~known.shift(1, fill_value=False) & ~known.shift(-1, fill_value=False)
+        if alone.any():  # no band shows the interval of a point without a neighbour
+            ends = [accuracy - low, high - accuracy]
+            bar = [np.clip(end[alone], 0, None) for end in ends]
+            style = {"color": look["color"], "linestyle": "none", "capsize": 3}
+            axes.errorbar(eps[alone], accuracy[alone], yerr=bar, **style)
         handles.append(line)
         labels.append("\n= ".join(curve.labels))
     for other in others:
@@ -183,7 +214,9 @@ def _lines(
         labels.append(other.label)
     axes.set(ylim=(-2, 102), ylabel="robust accuracy (%)")
     axes.set_xlabel(f"eps ({format_norm(norm)}: {_name_unit(norm)})")
-    marked = select_ticks([eps for curve in curves for eps in curve.cells["eps"]])
+    marked = select_ticks(
+        [eps for curve in curves for eps in curve.cells["eps"][curve.cells["n"].notna()]]
+    )
     axes.set_xticks(marked, [names.get(tick, format_number(tick)) for tick in marked])
     figure.legend(handles, labels, loc="outside right upper", labelspacing=0.7)
     return figure
@@ -216,7 +249,8 @@ def _points(curves: Sequence[AccuracyCurve], others: Sequence[ReferenceCurve]) -
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     for place, (curve, look) in enumerate(zip(curves, _looks(curves), strict=True)):
-        cell = curve.cells.dropna(subset=["robust_accuracy"]).iloc[0]
+        planned = curve.cells[curve.cells["status"].notna()]
+        cell = planned.dropna(subset=["robust_accuracy"]).iloc[0]
         value = 100 * cell["robust_correct"] / cell["n"]
         reach = [[value - 100 * cell["robust_low"]], [100 * cell["robust_high"] - value]]
         bar = np.clip(reach, 0, None)  # the last bit of a Wilson bound may lie past the rate

@@ -26,6 +26,8 @@ from bench.reporting.plots.style import STYLE, shorten
 
 MAX_PANELS = 4
 """Panels of a figure; of more eps, the largest are drawn."""
+LEGEND = "error rate (%)\n(mean confidence of the errors)\nframed: crafted on the model itself"
+"""What the numbers and the frame of a cell are."""
 
 
 class TransferMatrix(NamedTuple):
@@ -138,7 +140,7 @@ def iter_transfer_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figur
         found.setdefault((matrix.attack, matrix.norm, matrix.goal), []).append(matrix)
     for (attack, norm, goal), group in found.items():
         shown = sorted(group, key=lambda matrix: matrix.eps)[-MAX_PANELS:]
-        about = "error rate, and mean confidence of the errors in brackets"
+        about = "error rate, and mean confidence of the errors in parentheses"
         caption = f"{format_text(attack)}, {format_norm(norm)}, {goal}: source by victim, {about}."
         yield f"transfer-{attack}-{norm}-{goal}", caption, plot_transfer_heatmap(shown)
 
@@ -146,8 +148,8 @@ def iter_transfer_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figur
 def plot_transfer_heatmap(shown: list[TransferMatrix]) -> Figure:
     """Plot the error rate (%) by source (rows) and victim (columns), one panel per eps.
 
-    A frame marks white-box cells, crafted on the model that they are evaluated on, alone or among
-    others.
+    Parentheses hold the mean confidence of the errors. A frame marks white-box cells, crafted on
+    the model that they are evaluated on, alone or among others. The figure says both.
 
     Args:
         shown: Matrices of one attack in one norm, by eps.
@@ -156,7 +158,7 @@ def plot_transfer_heatmap(shown: list[TransferMatrix]) -> Figure:
         The figure.
     """
     first = shown[0]
-    size = (2.2 + 0.95 * len(first.victims) * len(shown), 1.7 + 0.52 * len(first.sources))
+    size = (2.2 + 0.95 * len(first.victims) * len(shown), 2.1 + 0.52 * len(first.sources))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(size[0], 4.2), size[1]), layout="constrained")
         panels = figure.subplots(1, len(shown), squeeze=False)[0]
@@ -171,6 +173,7 @@ def plot_transfer_heatmap(shown: list[TransferMatrix]) -> Figure:
             names = [shorten(s, 22) for s in matrix.sources] if not place else []
             axes.set_yticks([k + 0.5 for k in range(len(names))], names, rotation=0)
         panels[0].set_ylabel("crafted on")
+        figure.supxlabel(LEGEND, fontsize=8, color="0.3")
         return figure
 
 

@@ -37,7 +37,9 @@ def tabulate_attacks(table: pd.DataFrame, eps_texts: Mapping[float, str]) -> lis
         clean = next((row for row in rows if row["status"] == "ok"), None)
         known = f"; {_clean(clean)}" if clean else ""
         caption = f"{format_text(model)}, {format_norm(norm)}, {format_text(goal)}: {what}{known}"
-        found.append(pivot_by_eps(caption, rows, ("attack", "implementation"), eps_texts, _outcome))
+        found.append(
+            pivot_by_eps(caption, rows, ("attack", "implementation"), eps_texts, format_outcome)
+        )
     return found
 
 
@@ -47,7 +49,16 @@ def _clean(row: Row) -> str:
     return f"clean accuracy {share} ({format_count(k, n)})"
 
 
-def _outcome(row: Row, notes: Footnotes) -> str:
+def format_outcome(row: Row, notes: Footnotes) -> str:
+    """Format robust accuracy, or success rate if targeted, with its interval.
+
+    Args:
+        row: A row of table.csv.
+        notes: Footnotes, to which reasons and violations are added.
+
+    Returns:
+        The rate; a dash with a footnote if the cell has no number.
+    """
     if row["status"] != "ok":
         reason = f"{row['status']}: {format_text(row['reason'])}"
         return f"{DASH} {notes.mark(reason)}"

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pandas as pd
-
 from bench.analysis import tables
 from bench.core.files import slug, write_atomic
 from bench.evaluation.audit.symptoms import ObservedSymptom
@@ -39,10 +37,9 @@ from bench.reporting.report import (
     writer,
 )
 from bench.reporting.report.views import Row, View
+from bench.reporting.site import model_tables, pivots, svg_chart
 from bench.reporting.site.sources import PublishedRun
 from bench.reporting.site.svg_chart import (
-    HEIGHT,
-    WIDTH,
     Chart,
     build_charts,
     build_query_charts,
@@ -58,6 +55,21 @@ DOWNLOADS = {
 """Files of a publication besides the page, with descriptions."""
 EXAMPLE_FIGURES = ("examples", "perturbations")
 """Kinds of figures that the page copies: images of examples and perturbations."""
+CONTENTS = {
+    "charts": "Curves",
+    "models": "Models",
+    "results": "Attacks by eps",
+    "detectors": "Detectors",
+    "queries": "Queries",
+    "unions": "Threat models together",
+    "classes": "By class",
+    "examples": "Examples",
+    "audit": "Audit",
+    "provenance": "Provenance",
+    "every-cell": "Every cell",
+    "counting": "Counting",
+}
+"""Sections of the page in order; one without content is absent."""
 _COLUMNS = [*tables.COLUMNS, *tables.ADDITIONAL_COLUMNS]
 
 
@@ -100,6 +112,8 @@ class RunSection(NamedTuple):
     name: str
     title: str
     charts: list[Chart]
+    pivots: list[View]
+    """Attacks by eps, with clean accuracy and worst case."""
     grids: list[tuple[str, str]]
     """Pairs of relative path and caption."""
     detectors: list[str]
@@ -133,7 +147,7 @@ def write_site(runs: Sequence[PublishedRun], out: Path) -> Path:
     """
     lines = [line for each in runs for line in build_rows(each)]
     sections = [_run(each, out, f"plots/{k}-{slug(each.name)}") for k, each in enumerate(runs, 1)]
-    context = {
+    context: dict[str, Any] = {
         "title": _title(runs),
         "summary": _summary(runs),
         "lines": lines,
@@ -141,14 +155,17 @@ def write_site(runs: Sequence[PublishedRun], out: Path) -> Path:
         "filters": _filters(lines),
         "many_runs": len(runs) > 1,
         "runs": sections,
-        "detectors": [section for section in sections if section.detectors],
-        "unions": [section for section in sections if section.unions],
-        "classes": [section for section in sections if section.classes],
-        "queries": [section for section in sections if section.queries],
-        "width": WIDTH,
-        "height": HEIGHT,
+        "models": _tabulate_models(runs),
+        **{
+            part: [section for section in sections if getattr(section, part)]
+            for part in ("charts", "detectors", "unions", "classes", "queries")
+        },
+        "frame": svg_chart.FRAME,
         "downloads": [(name, what) for name, what in DOWNLOADS.items() if (out / name).is_file()],
     }
+    context["contents"] = [
+        (part, title) for part, title in CONTENTS.items() if context.get(part, True)
+    ]
     return write_atomic(out / "index.html", templates.render_html("site.html", context))
 
 
@@ -171,6 +188,19 @@ def _summary(runs: Sequence[PublishedRun]) -> str:
         format_plural(len(statuses), "cell"),
     ]
     return f"{', '.join(sizes)}: {', '.join(counts)}."
+
+
+def _tabulate_models(runs: Sequence[PublishedRun]) -> list[View]:
+    """Tabulate the models of several runs under one threat model."""
+    return [
+        View(
+            table.caption,
+            [*map(str, table.frame.columns)],
+            table.frame.to_numpy().tolist(),
+            [*table.notes],
+        )
+        for table in model_tables.build_model_tables(runs)
+    ]
 
 
 # ---------------------------------------------------------------------------------------- the table
@@ -277,6 +307,7 @@ def _run(run: PublishedRun, out: Path, plots: str) -> RunSection:
         name=run.name,
         title=format_text(found.provenance["suite"]["title"]),
         charts=build_charts(found.table, found.worst),
+        pivots=pivots.pivot_attacks(found),
         grids=_grids(run, out, plots),
         detectors=rejection_view.describe_detectors(found.rejections, found.provenance["models"]),
         rejections=rejection_view.tabulate_rejections(found.rejections, eps_texts),
@@ -293,7 +324,7 @@ def _run(run: PublishedRun, out: Path, plots: str) -> RunSection:
 
 def _grids(run: PublishedRun, out: Path, plots: str) -> list[tuple[str, str]]:
     """Copy the run's example grids to out/`plots` and list them with captions."""
-    captions = _captions(run.found.table)
+    captions = _captions(run)
     files = [
         path
         for kind in EXAMPLE_FIGURES
@@ -304,14 +335,16 @@ def _grids(run: PublishedRun, out: Path, plots: str) -> list[tuple[str, str]]:
     return [(f"{plots}/{path.name}", captions.get(path.stem, path.stem)) for path in files]
 
 
-def _captions(table: pd.DataFrame) -> dict[str, str]:
+def _captions(run: PublishedRun) -> dict[str, str]:
     """Map the names of figure files to captions; ambiguous names are left out."""
+    table, own = run.found.table, {shown: label for label, shown in run.shared.items()}
     pairs = dict.fromkeys(zip(table["model"], table["attack"], strict=True))
     captions = [
-        (slug(f"examples-{m}-{a}"), f"{format_text(m)} under {format_text(a)}") for m, a in pairs
+        (slug(f"examples-{own.get(m, m)}-{a}"), f"{format_text(m)} under {format_text(a)}")
+        for m, a in pairs
     ]
-    captions += [(slug(f"perturbations-{m}"), f"Perturbations of {format_text(m)}")
-             for m in dict.fromkeys(table["model"])]  # fmt: skip
+    captions += [(slug(f"perturbations-{own.get(m, m)}"), f"Perturbations of {format_text(m)}")
+                 for m in dict.fromkeys(table["model"])]  # fmt: skip
     stems = [stem for stem, _ in captions]
     return {stem: caption for stem, caption in captions if stems.count(stem) == 1}
 

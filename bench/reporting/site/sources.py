@@ -1,14 +1,15 @@
 """Read the runs to publish: their results, and the command that reproduces each.
 
 A run is read from its records if its folder holds them, else from its tables: records are large
-and often not committed.
+and often not committed. A label that models of several runs share is followed by the run's name.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.analysis import results, results_from_csv
+from bench.analysis import relabelled, results, results_from_csv
 from bench.core.errors import SuiteError
 from bench.storage import fingerprint
 
@@ -18,30 +19,37 @@ class PublishedRun(NamedTuple):
 
     folder: Path
     name: str
-    """The suite's name, made unique among the runs published together."""
+    """The name that the user gave it, or the suite's, unique among the runs published together."""
     found: results.RunResults
     command: str
     """Reproduces the run."""
     records_hash: str
     """SHA-256 over the content of the records; empty if unknown."""
+    shared: Mapping[str, str] = {}
+    """Label of the suite -> label shown, of each model whose label another run has, too."""
 
 
-def gather(folders: Sequence[Path]) -> list[PublishedRun]:
+def gather(folders: Sequence[Path], names: Mapping[Path, str] | None = None) -> list[PublishedRun]:
     """Read every run, in the given order.
 
     Args:
         folders: Folders of the runs.
+        names: Folder -> name of its run; the others are named by their suites.
 
     Returns:
-        The runs, with unique names.
+        The runs, with unique names and unique labels of models.
 
     Raises:
-        SuiteError: No folder is given, or one holds no run or is given twice.
+        SuiteError: No folder is given, one holds no run or is given twice, or two have one name.
         RecordError: A run is damaged.
     """
     if not folders:
         raise SuiteError("expected at least one run's folder, got none; name one or several")
-    taken: set[str] = set()
+    names = names or {}
+    repeated = [name for name, count in Counter(names.values()).items() if count > 1]
+    if repeated:
+        raise SuiteError(f"'{repeated[0]}' names two runs; give each run a name of its own")
+    taken = set(names.values())
     found: list[PublishedRun] = []
     for folder in folders:
         if folder.resolve() in {each.folder.resolve() for each in found}:
@@ -50,14 +58,34 @@ def gather(folders: Sequence[Path]) -> list[PublishedRun]:
         found.append(
             PublishedRun(
                 folder=folder,
-                name=_unique(str(run.provenance["suite"]["name"]), taken),
+                name=names.get(folder) or _unique(str(run.provenance["suite"]["name"]), taken),
                 found=run,
                 command=str(run.provenance["sessions"][-1]["command"]),
                 records_hash=fingerprint.records_hash(run.stored.frame)
                 or _read_stored_hash(folder),
             )
         )
-    return found
+    return separate_models(found)
+
+
+def separate_models(runs: Sequence[PublishedRun]) -> list[PublishedRun]:
+    """Put the run's name after every label that models of several runs share.
+
+    Args:
+        runs: The runs, with unique names.
+
+    Returns:
+        The runs, with labels of models that are unique among them.
+    """
+    counts = Counter(label for run in runs for label in run.found.provenance["models"])
+    taken = set(counts)
+    separated = []
+    for run in runs:
+        own = [label for label in run.found.provenance["models"] if counts[label] > 1]
+        shared = {label: _unique(f"{label}, {run.name}", taken) for label in own}
+        found = relabelled.relabel_models(run.found, shared) if shared else run.found
+        separated.append(run._replace(found=found, shared=shared))
+    return separated
 
 
 def read_run(folder: Path) -> results.RunResults:

@@ -12,7 +12,7 @@ from bench.reporting.formats.numbers import (
     is_missing,
     map_eps_texts,
 )
-from bench.reporting.formats.tables import PaperTable
+from bench.reporting.formats.tables import EPS, PaperTable, Symbol, SymbolText
 from bench.reporting.report import class_view, union_view
 from bench.reporting.report.views import Footnotes, Row, View, group_rows, to_rows
 from bench.reporting.sentences import SENTENCES
@@ -21,7 +21,7 @@ from bench.reporting.site.sources import PublishedRun
 
 MAX_ROWS = 20
 """Lines that a page holds; larger tables are split."""
-_CLASS_COLUMNS = ("model", "eps", "worst class", "robust accuracy", "best class", "spread")
+_CLASS_COLUMNS = ("model", EPS, "worst class", "robust accuracy", "best class", "spread")
 
 
 def build_union_tables(run: PublishedRun) -> Iterator[PaperTable]:
@@ -60,8 +60,10 @@ def build_class_tables(run: PublishedRun) -> Iterator[PaperTable]:
         view = class_view.tabulate_worst_classes(rows, map_eps_texts(run.found.table))
         places = [view.columns.index(name) for name in _CLASS_COLUMNS]
         lines = [[_to_plain(line[at]) for at in places] for line in view.rows]
-        place = f"{format_norm(norm)}, {goal} ({format_text(rows['dataset'].iloc[0])})"
-        caption = f"Robust accuracy in percent of the worst class, {place}."
+        caption = SymbolText(
+            "Robust accuracy in percent of the worst class, ", Symbol(format_norm(norm)),
+            f", {goal} ({format_text(rows['dataset'].iloc[0])}).",
+        )  # fmt: skip
         short = View(caption, list(_CLASS_COLUMNS), lines, view.notes)
         yield from _split(run, f"classes-{norm}-{goal}", short, SENTENCES["classes"])
 
@@ -73,7 +75,7 @@ def _split(run: PublishedRun, stem: str, view: View, detail: str) -> Iterator[Pa
         which = f" Part {k} of {len(parts)}." if len(parts) > 1 else ""
         yield PaperTable(
             name=slug(f"{run.name}-{stem}"),
-            caption=f"{view.caption}{which}",
+            caption=SymbolText(view.caption, which),
             frame=view._replace(rows=lines).frame,
             details=[table_notes.INTERVALS, detail],
             notes=view.notes,

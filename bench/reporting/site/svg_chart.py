@@ -23,8 +23,13 @@ from bench.reporting.report.views import Row, group_rows, to_rows
 from bench.suite.labels import WORST_CASE
 
 WIDTH, HEIGHT = 480, 270
-LEFT, RIGHT, TOP, BOTTOM = 38, 12, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 44, 14, 10, 38
 """Margins inside the view box, for the texts of the axes."""
+FRAME = {
+    "width": WIDTH, "height": HEIGHT, "left": LEFT, "right": WIDTH - RIGHT, "top": TOP,
+    "bottom": HEIGHT - BOTTOM, "middle": (LEFT + WIDTH - RIGHT) / 2,
+}  # fmt: skip
+"""What the template draws the axes with."""
 TONES = 8
 """Colours of the style sheet; further curves reuse them, dashed."""
 MANY_CURVES = 5
@@ -33,7 +38,7 @@ CLEAN = "0"
 
 
 class ChartLine(NamedTuple):
-    """The curve of one attack, or of the worst case over all attacks."""
+    """The curve of one attack, of several with equal counts, or of the worst case over all."""
 
     label: str
     style: str
@@ -42,6 +47,8 @@ class ChartLine(NamedTuple):
     """SVG path of the curve, interrupted where a cell has no number."""
     band: str
     """SVG path of the band of 95 % intervals."""
+    bars: str
+    """SVG path of the intervals of points without a neighbour, which no band shows."""
     marks: list[tuple[float, float]]
     values: list[str]
     """Text at each point: rate, interval and counts, or a dash."""
@@ -131,7 +138,7 @@ def build_query_charts(queries: pd.DataFrame) -> list[Chart]:
                 places=[*places.values()],
                 labelled=_with_room([*places.values()]),
                 levels=_levels(),
-                lines=lines,
+                lines=_join_equal(lines),
                 faded=len(attacks) >= MANY_CURVES,
             )
         )
@@ -165,10 +172,10 @@ def _chart(
     for label, style, cells in curves:
         own = {float(row["eps"]) for row in cells}
         there = {float(row["eps"]): row for row in cells if row.get("status", "ok") == "ok"}
+        there.setdefault(0.0, clean)
         # No line across an eps at which only other attacks ran: it would suggest a value there.
-        if 0.0 not in own and ladder[1] in own:
-            there[0.0] = clean
-        lines.append(_line(label, style, there, own, places))
+        before_first = {eps for eps in ladder if 0 < eps < min(own - {0.0}, default=0.0)}
+        lines.append(_line(label, style, there, own | before_first, places))
     model, norm = format_text(done["model"]), format_norm(done["norm"])
     ticks = [eps_texts.get(eps, CLEAN) for eps in ladder]
     return Chart(
@@ -179,9 +186,21 @@ def _chart(
         places=[*places.values()],
         labelled=_with_room([*places.values()]),
         levels=_levels(),
-        lines=lines,
+        lines=_join_equal(lines),
         faded=len(attacks) >= MANY_CURVES,
     )
+
+
+def _join_equal(lines: Sequence[ChartLine]) -> list[ChartLine]:
+    """Join attacks with equal values at every point, which would hide each other."""
+    joined: dict[tuple[str, ...], ChartLine] = {}
+    for line in lines:
+        # The worst case is drawn below the attacks, so that it hides none.
+        key = (*line.values, WORST_CASE if line.style == "worst" else "")
+        same = joined.setdefault(key, line)
+        if same is not line:
+            joined[key] = same._replace(label=f"{same.label} = {line.label}")
+    return list(joined.values())
 
 
 def _curve_style(tone: int) -> str:
@@ -215,7 +234,10 @@ def _line(
             _svg_path([(x, top) for x, _, _, top in run] + [(x, low) for x, _, low, _ in run[::-1]])
             + "Z"
             for run in runs
-            if run
+            if len(run) > 1
+        ),
+        bars=" ".join(
+            f"M{run[0][0]:g},{run[0][3]:g}V{run[0][2]:g}" for run in runs if len(run) == 1
         ),
         marks=[(x, y) for run in runs for x, y, _, _ in run],
         values=[_value_text(there.get(point)) for point in places],
@@ -247,7 +269,7 @@ def _y(share: Any) -> float:
     return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - float(share)), 1)
 
 
-def _with_room(places: Sequence[float], least: float = 30) -> list[int]:
+def _with_room(places: Sequence[float], least: float = 40) -> list[int]:
     """Select both ends, and between them each label far enough from its neighbours."""
     selected = [0]
     for k in range(1, len(places) - 1):

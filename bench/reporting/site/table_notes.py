@@ -47,7 +47,7 @@ def describe_table(
     sentences = [
         INTERVALS,
         _emphasis(run, by_model),
-        _parameters(run, rows, set(attacks)),
+        describe_parameters(_select_cells(run, rows, set(attacks))),
         describe_versions(run.found.provenance["sessions"][-1]["environment"], rows),
     ]
     return [sentence for sentence in sentences if sentence]
@@ -122,13 +122,24 @@ def _emphasis(run: PublishedRun, by_model: bool) -> str:
 # -------------------------------------------------------------------------------------- parameters
 
 
-def _parameters(run: PublishedRun, rows: Sequence[Row], shown: set[str]) -> str:
-    """List each attack's parameters; those that all attacks share, once."""
+def _select_cells(run: PublishedRun, rows: Sequence[Row], shown: set[str]) -> dict[str, list[Cell]]:
     wanted = {row["cell"] for row in rows if row["attack"] in shown}
     cells: dict[str, list[Cell]] = {}
     for cell in run.found.plan:
         if cell.identity in wanted and not cell.reason:
             cells.setdefault(cell.attack, []).append(cell)
+    return cells
+
+
+def describe_parameters(cells: Mapping[str, Sequence[Cell]]) -> str:
+    """List each attack's parameters; those that all attacks share, once.
+
+    Args:
+        cells: Name of each attack -> its cells.
+
+    Returns:
+        One or two sentences; empty without cells.
+    """
     traits = {attack: _traits(own) for attack, own in cells.items()}
     if not traits:
         return ""

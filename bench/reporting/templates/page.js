@@ -116,12 +116,13 @@ function readable(figure) {
   const values = [...figure.querySelectorAll("[data-values]")];
   const texts = values.map((field) => JSON.parse(field.dataset.values));
   const labels = [...figure.querySelectorAll(".key button")];
-  const groups = [...svg.querySelectorAll("g")];
+  const groups = [...svg.querySelectorAll("g")].reverse(); // the first line is drawn last
+  const [, top, , bottom] = JSON.parse(svg.dataset.frame);
   let at = places.length - 1;
 
   const show = (k) => {
     at = Math.max(0, Math.min(places.length - 1, k));
-    guide.setAttribute("d", `M${places[at]},10V236`);
+    guide.setAttribute("d", `M${places[at]},${top}V${bottom}`);
     figure.querySelector(".at").textContent = `at ${points[at]}`;
     values.forEach((field, line) => (field.textContent = texts[line][at]));
     svg.setAttribute("aria-valuenow", at);
