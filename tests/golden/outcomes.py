@@ -9,7 +9,7 @@ Every registered attack runs in every norm, away from the label with the stop at
 and towards the next class with all steps, at two eps, on ten digits against a small net. Stored are
 which examples were fooled, the mean confidence and distance, and the hash of all records, which
 holds for one processor and version of torch. An outcome that rounding decides, seen by moving the
-weights by 1e-6 of themselves, is stored as "?" and not compared.
+weights a little, is stored as "?" and not compared; what a mean moves by is its tolerance.
 """
 
 import dataclasses
@@ -49,6 +49,8 @@ SHORT = {"steps": 6, "queries": 30, "targets": 2}
 """Params by which an attack is quick, where it has them; a search for the least distance, and one
 that tries squares, makes more steps to find anything."""
 SEEKING = {"steps": 20}
+MOVES = (1e-6, -1e-6)
+"""Shares of themselves by which the weights are moved."""
 DECIMALS = 1e-3
 """By how much a mean may differ on another machine, at least."""
 
@@ -207,8 +209,10 @@ def stored() -> dict[str, Any]:
 
 def store(names: Sequence[str] = ()) -> None:
     """Make the outcomes of these attacks, or of all, and of the models, and write FILE."""
-    old = stored() if names else {"attacks": {}}
+    old = stored()
     outcomes = {name: _settled(name) for name in names or attacks()}
+    for name, outcome in outcomes.items():
+        _allow_for(outcome, old["attacks"].get(name, {"versions": {}}))
     known = {name: old["attacks"][name] for name in attacks() if name in old["attacks"]}
     text = json.dumps(
         {
@@ -224,7 +228,7 @@ def store(names: Sequence[str] = ()) -> None:
 def _settled(attack: str) -> dict[str, Any]:
     """The outcomes of an attack, without what rounding decides."""
     settled = of_attack(attack)
-    others = [of_attack(attack, moved) for moved in (1e-6, -1e-6)]
+    others = [of_attack(attack, moved) for moved in MOVES]
     for case, outcome in settled["cases"].items():
         again = [other["cases"][case] for other in others]
         outcome["fooled"] = [
@@ -235,6 +239,20 @@ def _settled(attack: str) -> dict[str, Any]:
     return settled
 
 
+def _allow_for(outcome: dict[str, Any], earlier: Mapping[str, Any]) -> None:
+    """Tolerate what another machine stored under the same versions, and what it tolerated."""
+    if earlier["versions"] != outcome["versions"]:
+        return
+    for case, before in earlier["cases"].items():
+        now = outcome["cases"][case]
+        now["fooled"] = [
+            "".join(_bit(bits) for bits in zip(*columns, strict=True))
+            for columns in zip(now["fooled"], before["fooled"], strict=True)
+        ]
+        moved = [2 * move for move in _differences(now, before)]
+        now["tolerance"] = round(max(now["tolerance"], before["tolerance"], *moved), 5)
+
+
 def _bit(bits: Sequence[str]) -> str:
     return bits[0] if len(set(bits)) == 1 else "?"
 
@@ -242,8 +260,12 @@ def _bit(bits: Sequence[str]) -> str:
 def _moves(outcome: Mapping[str, Any], again: Sequence[Mapping[str, Any]]) -> Iterator[float]:
     yield DECIMALS
     for other in again:
-        for key in ("confidence", "distance"):
-            yield from (10 * abs(a - b) for a, b in zip(outcome[key], other[key], strict=True))
+        yield from (10 * difference for difference in _differences(outcome, other))
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[float]:
+    for key in ("confidence", "distance"):
+        yield from (abs(a - b) for a, b in zip(one[key], other[key], strict=True))
 
 
 if __name__ == "__main__":

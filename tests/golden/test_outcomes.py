@@ -70,9 +70,9 @@ def test_rounding_decides_few_of_the_stored_outcomes() -> None:
 
 def forgotten(way: str, patch: pytest.MonkeyPatch) -> None:
     """Change an outcome of PGD without raising a version."""
-    rule, project = pgd.ATTACK.rule, projections.project
-    if way == "projection":  # the issue's case
-        patch.setattr(projections, "project", lambda x, x0, eps, norm: x0.clone())
+    rule, project, make_box = pgd.ATTACK.rule, projections.project, projections.make_box
+    if way == "projection":
+        patch.setattr(projections, "project_into", lambda x, box, x0, eps, norm: x0.clone())
     elif way == "gradient's sign":
         step = dataclasses.replace(pgd.ATTACK, rule=dataclasses.replace(rule, step=_backwards))
         patch.setattr(pgd, "ATTACK", step)
@@ -80,6 +80,7 @@ def forgotten(way: str, patch: pytest.MonkeyPatch) -> None:
         patch.setattr(
             projections, "project", lambda x, x0, eps, norm: project(x, x0, 0.98 * eps, norm)
         )
+        patch.setattr(projections, "make_box", lambda x0, eps, norm: make_box(x0, 0.98 * eps, norm))
 
 
 def _backwards(state: Any, gradient: Tensor, *rest: Any) -> Any:
