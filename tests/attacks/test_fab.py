@@ -17,10 +17,9 @@ from bench.core.contracts.rule import AttackBatch
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise
 from bench.engine import stream
-from bench.engine.cuda_graphs import copy_rows
 from bench.engine.functional import hyperplane
 from bench.engine.functional.norms import distance, norm_of
-from bench.engine.tensor_tree import map_tensors
+from bench.engine.resident_rows import copy_changed
 
 Attacked = Callable[..., Any]
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")
@@ -195,9 +194,8 @@ def test_a_step_is_at_most_250_kernels_of_a_gpu(
         name="fab_t", attack=fab_t.ATTACK, params=fab_t.Params(), norm=norm, eps=(torch.inf,)
     )
     run = stream.AttackStream(net, net, spec, *few, torch.arange(10), few[1], rows=10)
-    batch = run._fill_batch(None)
-    assert batch is not None
-    buffers = map_tensors(torch.clone, batch)
+    assert run._fill_batch()
+    batch = run.active.batch
     with KernelCount() as count:
-        copy_rows(run._step(batch), buffers)
+        copy_changed(run.steps.make_steps(batch, 1), batch)
     assert count.total <= 250, count.operations.most_common()

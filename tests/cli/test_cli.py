@@ -103,7 +103,7 @@ def test_a_run_that_goes_well_ends_with_0_and_leaves_tables_pages_and_plots(
 def test_a_cell_that_failed_ends_with_1_and_its_reason(type_: Type, tmp_path: Path) -> None:
     said = type_("run", attack(tmp_path, "raise ValueError('no way')"), "--out", "out")
     assert said.code == 1
-    assert "failed: lenet · broken.py:A: ValueError: no way (broken.py:4)" in said.err
+    assert "failed: lenet · broken.py:A at eps 0.1: ValueError: no way (broken.py:4)" in said.err
     assert "Traceback" not in said.err
     table = pd.read_csv("out/table.csv")
     assert table["status"].tolist() == ["failed"]

@@ -65,7 +65,7 @@ def test_every_verb_prints_labels_and_reasons_as_they_are(tmp_path: Path) -> Non
         "run": printed("run", suite, "--out", out, "--device", "cpu"),
         "plan": printed("plan", suite),
         "compare": printed("compare", out, out),
-        "baseline": printed("baseline", out, "-o", base),
+        "baseline": printed("baseline", out, "-o", base, "--partial"),
         "check": printed("check", out, "--baseline", base),
     }
     for verb in ("run", "plan"):
@@ -153,7 +153,7 @@ def test_no_table_is_wider_than_a_terminal_or_cuts_a_name_or_a_number(
 ) -> None:
     out = wide / "out"
     if verb == "check":
-        printed("baseline", out, "-o", wide / "base.json")
+        printed("baseline", out, "-o", wide / "base.json", "--partial")
     arguments = {
         "plan": [wide / "s.toml"],
         "report": [out],

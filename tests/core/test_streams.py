@@ -69,7 +69,7 @@ def test_a_run_says_what_an_attack_did_to_its_streams_and_goes_on(
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "report: " in done.stdout
-    assert "failed: lenet · rude.py:RAISES: Silent (rude.py:" in done.stderr
+    assert "failed: lenet · rude.py:RAISES at eps 0.1: Silent (rude.py:" in done.stderr
     said = " ".join(done.stderr.split())
     for name in NAMES:
         assert f"note: lenet · rude.py:{name}: its code closed or replaced std" in said

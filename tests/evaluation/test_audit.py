@@ -710,7 +710,9 @@ def test_a_random_model_that_votes_under_attacks_that_average_is_cared_for() -> 
         frame = run(SOME).records.assign(
             cell="c", example=range(N), attacked=True, fooled=[k in SOME for k in range(N)]
         )
-        row = {"cell": "c", "model": "net", "status": "ok", "norm": "linf", "eps": 0.1}
+        row = {
+            "cell": "c", "model": "net", "attack": "pgd", "status": "ok", "norm": "linf", "eps": 0.1
+        }  # fmt: skip
         table, stored = pd.DataFrame([row]), StoredRecords(frame, [], {})
         assert len(findings.audit_run([cell], table, stored, probed).symptoms) == left
 

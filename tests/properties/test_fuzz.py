@@ -227,7 +227,7 @@ SUITE = {
         {"name": "pgd", "label": "PGD", "norm": "linf", "eps": [0, 0.1, "8/255"], "seeds": 2,
          "params": {"steps": 2, "alpha": "eps/2"}, "vary": {"restarts": [1, 2]},
          "goal": "targeted", "target": "next", "samples": 1, "fail": ["robust_accuracy:-1pp"]},
-        {"name": "fgsm", "norm": "linf", "eps": [0.1], "source": "each", "batch_size": 4},
+        {"name": "fgsm", "norm": "l2", "eps": [0.1], "source": "each", "batch_size": 4},
     ],
     "crosschecks": [{"ours": "fgsm from net", "reference": "fgsm from net"}],
     "published": [{"model": "net", "attack": "fgsm from net", "source": "x", "eps": [0.1],

@@ -16,6 +16,7 @@ from gpu.fake_cuda import FakeCuda
 
 from bench.cli import cli
 from bench.engine import cuda_graphs
+from bench.engine.resident_rows import copy_changed
 from bench.workflows.gpu_check import captures, check, passes, race
 from bench.workflows.gpu_check.setup import TINY, Job, Setup
 
@@ -59,10 +60,11 @@ def test_a_captured_step_gives_the_same_bits_as_single_launches(setup: Setup) ->
 def test_a_graph_that_computes_something_else_is_found(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def capture_wrong(step: Any, example: Any) -> Any:
-        def replay(batch: Any) -> Any:
-            after = step(batch)
-            return after._replace(state=after.state._replace(x=after.state.x * 0.5))
+    def capture_wrong(step: Any, static: Any, number: int, memory: Any) -> Any:
+        def replay() -> None:
+            after = step(static, number)
+            copy_changed(after, static)
+            static.state.x.mul_(0.5)
 
         return replay
 
@@ -77,7 +79,7 @@ def test_a_graph_that_computes_something_else_is_found(
 def test_a_step_that_cannot_be_captured_is_named_with_its_reason(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(step: Any, example: Any) -> Any:
+    def refuse(step: Any, static: Any, number: int, memory: Any) -> Any:
         raise cuda_graphs.CaptureError("planted")
 
     monkeypatch.setattr(cuda_graphs, "capture_graph", refuse)
