@@ -51,6 +51,8 @@ def _warnings_told() -> Iterator[None]:
         yield
 
 
+TOLD = 10
+"""Percent of the work after which a log names the same attack again."""
 BAR = 16
 """Width of the bar, in columns of the terminal."""
 BESIDE = 48
@@ -109,7 +111,7 @@ class Bar:
         self.bar.__enter__()
         self.task = self.bar.add_task("loading", total=None)
         self.total, self.done = 0.0, 0.0
-        self.last = ""
+        self.last, self.shown = "", 0
         self.begun: dict[tuple[Any, ...], tuple[str, float]] = {}
         return self
 
@@ -141,9 +143,10 @@ class Bar:
         self.bar.update(self.task, completed=self.done)
         if event.what == "begin":
             self.bar.update(self.task, description=_describe(event, self.screen.width - BESIDE))
-            if self.bar.disable and event.text != self.last:
-                share = self.done / self.total if self.total else 1.0
-                self.screen.print(f"{share:4.0%} {event.text}")
+            percent = round(100 * self.done / self.total) if self.total else 100
+            if self.bar.disable and (event.text != self.last or percent >= self.shown + TOLD):
+                self.screen.print(f"{percent:3d}% {event.text}")
+                self.shown = percent
             self.last = event.text
 
     def _keep_begun(self, event: "Event") -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from torch import Tensor
 
+from bench.core.contracts.attack import IterativeAttack
 from bench.core.errors import describe
 from bench.core.foreign import own_location
 from bench.engine import determinism
@@ -246,7 +247,7 @@ def divide_long_units(units: Iterable[WorkUnit], rows: Mapping[str, int]) -> lis
 
     Args:
         units: Units with their work.
-        rows: Model -> rows of a pass, of which a divided unit has at least as many.
+        rows: Model -> rows of a pass, which a divided unit still fills.
 
     Returns:
         The units, in their order; the parts of one have its work together.
@@ -254,7 +255,9 @@ def divide_long_units(units: Iterable[WorkUnit], rows: Mapping[str, int]) -> lis
     divided = []
     for unit in units:
         spec, n = unit.task.spec, unit.last - unit.first
-        least = max(LEAST_EXAMPLES, rows.get(unit.task.source, 0))
+        together = isinstance(spec.attack, IterativeAttack) and spec.sweep == "independent"
+        streams = len(unit.task.cells) if together else 1  # all eps of an example in one pass
+        least = max(LEAST_EXAMPLES, math.ceil(rows.get(unit.task.source, 0) / streams))
         parts = min(math.ceil(unit.work / UNIT_SECONDS), n // least)
         if parts < 2 or spec.random or spec.attack.batch_dependent:
             divided.append(unit)

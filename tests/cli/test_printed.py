@@ -215,3 +215,15 @@ def test_a_long_label_leaves_the_attack_and_the_bar_on_the_line(columns: int) ->
     assert text.endswith(f"x · {attack}")
     assert text in shown.get()
     assert re.search(r"[━╸╺]{7,16} +50% 0:00:0\d left ", shown.get())
+
+
+def test_a_log_names_a_long_attack_again_after_each_tenth(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Bar(reasons=False) as bar:
+        bar.show_event(Event("start", "", 20.0))
+        for _ in range(20):
+            bar.show_event(Event("begin", "m · PGD", 0.0))
+            bar.show_event(Event("done", "m · PGD", 1.0))
+    told = capsys.readouterr().err.splitlines()
+    assert told == [f"{10 * tenth:3d}% m · PGD" for tenth in range(10)]

@@ -109,9 +109,14 @@ def test_only_what_is_missing_is_run_again(suite: Path, divided: Path, tmp_path:
     assert hashed(out) == hashed(divided)
 
 
-def test_a_unit_has_at_least_the_rows_of_a_pass(suite: Path, tmp_path: Path) -> None:
-    out = run(suite, tmp_path / "out", parts=True, rows=24)
-    assert {piece[1:3] for piece in read_pieces(out)} == {(0, 24), (24, 48)}
+def test_a_unit_fills_the_rows_of_a_pass(suite: Path, tmp_path: Path) -> None:
+    out = run(suite, tmp_path / "out", parts=True, rows=40)
+    frame = read_records(out).frame
+    bounds = {piece.cell: {other[1:3] for other in read_pieces(out) if other.cell == piece.cell}
+              for piece in read_pieces(out)}  # fmt: skip
+    by_attack = frame.groupby("attack")["cell"].first()
+    assert bounds[by_attack["pgd"]] == {(0, 24), (24, 48)}  # its two eps share a pass
+    assert bounds[by_attack["noise"]] == {(0, 48)}
 
 
 def test_a_deterministic_run_is_not_divided_by_a_timing(suite: Path, tmp_path: Path) -> None:
