@@ -225,8 +225,7 @@ def _update_pace(
 ) -> tuple[Pace, Tensor]:
     """Update the pace after step `k`; also return which rows go back to their best point."""
     rises = pace.rises + (loss > pace.loss)
-    # Rows of a buffer that hold no example go on beyond the last step.
-    at = _mark_checkpoints(params.steps, k.device).index_select(0, k.clamp_max(params.steps))
+    at = _mark_checkpoints(params.steps, k.device).index_select(0, k)
     few = rises <= params.rho * (k - pace.checked)  # condition 1 of the paper
     stuck = torch.gt(best <= pace.best, pace.halved)  # condition 2: the first, not the second
     halve = at & (few | stuck)

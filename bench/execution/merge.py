@@ -95,21 +95,15 @@ def merge_runs(given: Sequence[Path], out: Path) -> MergeResult:
     with lock.hold_lock(out, lambda note: None):
         copied = _copy_files(sources, out)
         wanted = list(_list_chunks(first))
-        undone = [
-            (cell, gap)
-            for cell, chunk in wanted
-            for gap in find_gaps(*chunk, copied.get(cell.identity, []))
-        ]
-        complete = [
-            chunk for cell, chunk in wanted if not find_gaps(*chunk, copied.get(cell.identity, []))
-        ]
+        gaps = [find_gaps(*chunk, copied.get(cell.identity, [])) for cell, chunk in wanted]
+        undone = [(cell, gap) for (cell, _), some in zip(wanted, gaps, strict=True) for gap in some]
         _copy_failures(sources, out, {cell.identity for cell, _ in undone})
         manifest_builder.write_manifest(out, _merge_manifests(sources))
     missing = [
         f"{cell.model} · {cell.attack} at eps {cell.eps_text}, examples {first} to {last - 1}"
         for cell, (first, last) in undone
     ]
-    return MergeResult([source.folder for source in sources], len(complete), len(wanted), missing)
+    return MergeResult([source.folder for source in sources], gaps.count([]), len(wanted), missing)
 
 
 def _expand_folders(given: Sequence[Path]) -> list[Path]:
