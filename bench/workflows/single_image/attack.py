@@ -20,7 +20,7 @@ from bench.engine.functional.logits import probabilities
 from bench.engine.model_state import call_model, eval_mode
 from bench.evaluation import loading
 from bench.evaluation.evaluator import Evaluator
-from bench.reporting.plots import figures
+from bench.reporting.plots.saving import save_figure
 from bench.reporting.plots.style import STYLE
 from bench.suite import plan, targets
 from bench.suite.schema import AttackEntry, DataEntry, ModelEntry
@@ -123,7 +123,7 @@ def attack_image(
     again = image_files.decode_image(png, min(shape[1:]), min(shape[1:]), shape[0])
     factor = magnify or _factor(x_adv - x)
     figure = _figure(x, x_adv, factor, [answer.top[0] for answer in answers])
-    drawn, _ = figures.save_figure(figure, out / f"{stem}-attack")
+    drawn, _ = save_figure(figure, out / f"{stem}-attack")
     return SingleImageResult(
         name=image,
         model=model.label,

@@ -22,7 +22,7 @@ from bench.core.contracts.dataset import Data
 from bench.core.files import write_atomic
 from bench.engine.functional import norms
 from bench.engine.functional.logits import predict_class, probabilities
-from bench.reporting.plots.figures import save_figure
+from bench.reporting.plots.saving import save_figure
 from bench.storage import environment
 from bench.workflows.training import figures, page
 from bench.workflows.training.adversarial import AdversarialBatches
