@@ -347,11 +347,11 @@ def _compare_distances(runs: AttackedCells) -> list[ObservedSymptom] | None:
             which = beaten_by < NEARER_SHARE * own
             if which.sum() >= max(MIN_EXAMPLES, SEARCH_SHARE * len(own)):
                 ratio = (own[which] / beaten_by[which]).median()
-                times = f"{ratio:.2f} times as far" if ratio < math.inf else "found nothing"
+                median = f"is {ratio:.2f} times as far" if ratio < math.inf else "found nothing"
                 evidence = (
                     f"{int(which.sum())} of {len(own)} images were broken by another run at less "
-                    f"than {NEARER_SHARE:.0%} of the distance that it reports; in the median it is "
-                    f"{times}"
+                    f"than {NEARER_SHARE:.0%} of the distance that it reports; in the median it "
+                    f"{median}"
                 )
                 limit = f"{MIN_EXAMPLES} examples and {SEARCH_SHARE:.0%} of those attacked"
                 symptom = report_symptom(symptoms.BEATEN_SEARCH, run, which, evidence, limit)
