@@ -15,7 +15,7 @@ from bench.analysis import columns
 from bench.analysis.victim_queries import summarize_victim_queries
 from bench.evaluation import metrics
 from bench.storage.reader import StoredRecords
-from bench.suite.plan import Cell
+from bench.suite.plan import CERTIFIED_TRAIT, Cell
 
 COLUMNS = tuple(column.name for column in columns.MAIN)
 ADDITIONAL_COLUMNS = tuple(column.name for column in columns.ADDITIONAL)
@@ -23,6 +23,7 @@ NONFINITE_COLUMNS = tuple(column.name for column in columns.NONFINITE)
 OPTIONAL_COLUMNS = (
     tuple(column.name for column in columns.VICTIM_QUERIES),
     NONFINITE_COLUMNS,
+    tuple(column.name for column in columns.CERTIFIED),
 )
 """Groups of columns that a table has if the first of the group has a value above 0."""
 COUNTS = columns.select_names("count")
@@ -209,6 +210,7 @@ def _row(cell: Cell, stored: StoredRecords, positions: Any, n: int) -> dict[str,
         **about,
         **counted,
         **summarize_victim_queries(cell, records),
+        **_describe_certified(cell, records),
         "mean_confidence_fooled": fooled["confidence"].mean(),
         **{f"mean_{norm}": fooled[norm].mean() for norm in ("linf", "l2", "l1", "l0")},
         "mean_target_cross_entropy": _target_cross_entropy(cell, fooled),
@@ -224,6 +226,18 @@ def _row(cell: Cell, stored: StoredRecords, positions: Any, n: int) -> dict[str,
         **{name: sum(getattr(piece, name) for piece in pieces) for name in NONFINITE_COLUMNS},
         "parts": ", ".join(f"{name}: {int((fooled['part'] == name).sum())}" for name in parts),
     }
+
+
+def _describe_certified(cell: Cell, records: pd.DataFrame) -> dict[str, object]:
+    """Count the certified examples that were not attacked, and say so among the caveats."""
+    if CERTIFIED_TRAIT not in cell.traits:
+        return {}
+    count = int(records["certified"].sum())
+    caveat = (
+        f"{count} of {len(records)} examples are certified at this eps: they were not attacked and "
+        "count as robust."
+    )
+    return {"certified": count, "caveats": " ".join([*cell.caveats, caveat])}
 
 
 def _mostly_violations(records: pd.DataFrame, attacked: int) -> str:
