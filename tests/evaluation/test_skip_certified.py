@@ -1,5 +1,7 @@
 """`skip_certified`: examples that a certificate proves robust are not attacked and stay so."""
 
+import json
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -7,18 +9,27 @@ import pandas as pd
 import pytest
 import torch
 from cheap_runs import draw_only
+from click.testing import CliRunner
 from torch import Tensor
 
 import bench
+from bench import cli
+from bench.analysis import certified
 from bench.analysis.results import RunResults
-from bench.core.errors import SuiteError
+from bench.analysis.results_from_csv import read_results_from_csv
+from bench.analysis.snapshot import take_snapshot
+from bench.analysis.snapshot_file import format_snapshot, read_snapshot, write_snapshot
+from bench.core.errors import RecordError, SuiteError
 from bench.evaluation import metrics
 from bench.evaluation.certification import bounds
+from bench.reporting.run_output import write_run_output
 from bench.storage.fingerprint import records_hash
 from bench.suite import plan
 from bench.suite.identity import ModelFacts
 from bench.suite.reader import parse_suite
 from bench.suite.schema import Suite
+from bench.suite.thresholds import DEFAULTS, Scope, Thresholds, parse_threshold
+from bench.workflows.gate.check import check_against_baseline
 
 NET = """
 import torch
@@ -92,6 +103,7 @@ params = { steps = 5 }
 """
 APPLIED = ("PGD", "AA", "Square", "targeted")
 """Attacks of ATTACKS that certificates apply to."""
+LIMITS = Thresholds(tuple((Scope(), parse_threshold(text)) for text in DEFAULTS))
 
 
 def run_suite(folder: Path, text: str, **options: object) -> RunResults:
@@ -345,3 +357,67 @@ def test_the_audit_compares_attacks_on_the_same_examples_and_finds_no_more(
     assert {each.name for each in skipping.audit.unchecked} == {
         each.name for each in whole.audit.unchecked
     }
+
+
+def test_every_page_that_shows_the_number_names_the_certified_examples(
+    skipping: RunResults, tmp_path: Path
+) -> None:
+    row = skipping.table[(skipping.table["attack"] == "AA") & (skipping.table["eps"] == 0.01)]
+    count = int(row["certified"].item())
+    phrase = f"{count} of 40 certified, not attacked"
+    assert f"{count} of 40 examples are certified at this eps" in row["caveats"].item()
+    assert f"eps 0.01: {phrase} by PGD, AA, Square" in repr(skipping)
+    assert phrase in skipping._repr_html_()
+    text, page = (write_run_output(skipping, tmp_path / "run").with_suffix(kind).read_text("utf-8")
+                  for kind in (".md", ".html"))  # fmt: skip
+    for written in (text, page):
+        assert written.count(phrase) >= 3  # attack by attack, worst case, and its counts
+        assert f"{count} of 40 at eps 0.01" in written
+        assert "certified, not attacked (L-inf: " in written  # the union of L-inf and L2
+    written_table = pd.read_csv(tmp_path / "run" / "table.csv").set_index("cell")
+    assert written_table.loc[row["cell"].item(), "certified"] == count
+    listed = json.loads((tmp_path / "run" / "table.json").read_text("utf-8"))
+    assert count in [each["certified"] for each in listed["rows"]]
+    shutil.copy(skipping.folder / "provenance.json", tmp_path / "run")
+    again = read_results_from_csv(tmp_path / "run")
+    assert again.table["certified"].sum() == skipping.table["certified"].sum()
+
+
+def test_a_published_page_and_its_tables_name_the_certified_examples(
+    skipping: RunResults, tmp_path: Path
+) -> None:
+    done = CliRunner().invoke(
+        cli.cli, ["publish", str(skipping.folder), "-o", str(tmp_path)], standalone_mode=False
+    )
+    assert done.exception is None, done.output
+    pages = [*tmp_path.rglob("*.html"), *tmp_path.rglob("*.tex"), *tmp_path.rglob("*.md")]
+    named = {page.suffix for page in pages if "certified, not attacked" in page.read_text("utf-8")}
+    assert named == {".html", ".tex", ".md"}
+
+
+def test_a_baseline_and_its_check_name_the_certified_examples(
+    whole: RunResults, skipping: RunResults, tmp_path: Path
+) -> None:
+    now = take_snapshot(skipping)
+    write_snapshot(now, tmp_path / "b.json")
+    assert read_snapshot(tmp_path / "b.json").cells == now.cells
+    assert '"certified"' not in format_snapshot(take_snapshot(whole))
+    checked = check_against_baseline(now, now, LIMITS)
+    count = next(cell.certified for cell in now.cells if (cell.attack, cell.eps) == ("AA", 0.01))
+    assert any("AA: certified, not attacked: " in note for note in checked.notes)
+    assert any(f"{count} of 40 at eps 0.01" in note for note in checked.notes)
+    # Whether certified examples are attacked is a setting: with and without it is not compared.
+    other = check_against_baseline(take_snapshot(whole), now, LIMITS)
+    refused = {each.attack for each in other.verdicts if each.outcome == "not compared"}
+    assert {"PGD", "AA", "Square"} <= refused
+
+
+def test_an_example_left_out_without_a_certificate_is_refused(skipping: RunResults) -> None:
+    frame = skipping.stored.frame
+    at = frame.index[(frame["attack"] == "PGD") & (frame["eps"] == 0.03) & frame["attacked"]
+                     & frame["clean_correct"] & ~frame["fooled"]][:1]  # fmt: skip
+    forged = frame.copy()
+    forged.loc[at, "attacked"], forged.loc[at, "certified"] = False, True
+    run = skipping.replace(stored=skipping.stored._replace(frame=forged))
+    with pytest.raises(RecordError, match="no certificate proves it"):
+        certified.read_certified(run.folder, run.provenance, skipping.worst, forged)
