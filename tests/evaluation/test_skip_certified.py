@@ -15,13 +15,15 @@ from torch import Tensor
 import bench
 from bench import cli
 from bench.analysis import certified
-from bench.analysis.results import RunResults
+from bench.analysis.results import RunResults, read_results
 from bench.analysis.results_from_csv import read_results_from_csv
 from bench.analysis.snapshot import take_snapshot
 from bench.analysis.snapshot_file import format_snapshot, read_snapshot, write_snapshot
 from bench.core.errors import RecordError, SuiteError
-from bench.evaluation import metrics
+from bench.evaluation import evaluator, metrics
 from bench.evaluation.certification import bounds
+from bench.execution import merge, runner, sharding
+from bench.execution.options import RunOptions
 from bench.reporting.run_output import write_run_output
 from bench.storage.fingerprint import records_hash
 from bench.suite import plan
@@ -283,8 +285,14 @@ def test_a_model_without_certificates_is_attacked_in_full(
     assert not run.stored.frame["certified"].any()
 
 
-def attack(name: str = "pgd", norm: str = "linf", more: str = "") -> str:
-    keys = [f'name = "{name}"', f'label = "{name} {norm}"', f'norm = "{norm}"', "eps = [0.1]", more]
+def attack(name: str = "pgd", norm: str = "linf", more: str = "", eps: float = 0.1) -> str:
+    keys = [
+        f'name = "{name}"',
+        f'label = "{name} {norm}"',
+        f'norm = "{norm}"',
+        f"eps = [{eps}]",
+        more,
+    ]
     return "\n".join(["[[attacks]]", *keys, ""])
 
 
@@ -421,3 +429,24 @@ def test_an_example_left_out_without_a_certificate_is_refused(skipping: RunResul
     run = skipping.replace(stored=skipping.stored._replace(frame=forged))
     with pytest.raises(RecordError, match="no certificate proves it"):
         certified.read_certified(run.folder, run.provenance, skipping.worst, forged)
+
+
+def test_shards_certify_what_they_attack_and_merge_into_the_whole_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 20)
+    (tmp_path / "net.py").write_text(NET, encoding="utf-8")
+    suite = read(HEAD.format(top="skip_certified = true") + attack("fgsm", eps=0.004), tmp_path)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    runner.run_suite(suite, whole, RunOptions(device="cpu"))
+    for number in (1, 2):
+        shard = sharding.Shard(number, 2)
+        options = RunOptions(device="cpu", shard=shard)
+        runner.run_suite(suite, shard.folder(parts), options)
+    merge.merge_runs([parts], parts)
+    one, other = read_results(whole), read_results(parts)
+    assert records_hash(one.stored.frame) == records_hash(other.stored.frame)
+    assert one.stored.frame["certified"].any()
+    pd.testing.assert_frame_equal(
+        *(run.certified.table.drop(columns="seconds") for run in (one, other))
+    )
