@@ -26,7 +26,8 @@ from bench.engine.adaptation import list_module_names
 from bench.engine.device import enter_device
 from bench.evaluation import consistency, live_models, loading
 from bench.evaluation.adaptation_check import check_adaptations
-from bench.evaluation.chunk import CleanPass, VerifiedChunk, evaluate_chunk
+from bench.evaluation.certified_examples import CertifiedIds, evaluate_uncertified, mark_certified
+from bench.evaluation.chunk import CleanPass, VerifiedChunk
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import Vote, judge
 from bench.evaluation.model_pool import ModelPool
@@ -329,13 +330,16 @@ class Evaluator:
         """
         return chunk_bounds(self.data.n, self.data.shape)
 
-    def evaluate_chunk(self, task: plan.AttackTask, first: int, last: int) -> ChunkResult:
+    def evaluate_chunk(
+        self, task: plan.AttackTask, first: int, last: int, certified: CertifiedIds | None = None
+    ) -> ChunkResult:
         """Attack, verify and judge a chunk of examples for all cells of a task.
 
         Args:
             task: The planned task.
             first: Id of the chunk's first example.
             last: Id after its last example.
+            certified: Cell -> its certified examples, which are not attacked; none by default.
 
         Returns:
             Records, costs and images.
@@ -345,7 +349,7 @@ class Evaluator:
             ContractError: The attack broke a promise that leaves nothing to judge.
         """
         with enter_device(self.device), cuda_graphs.keep_graphs(self.pool.kept_graphs):
-            verified, rows = self._verify_chunk(task, first, last)
+            verified, rows = self._verify_chunk(task, first, last, certified or {})
         self.pool.note_failed_captures(task)
         if verified.dropped:
             self.pool.drop_accelerated(task, verified.dropped)
@@ -370,7 +374,7 @@ class Evaluator:
         return ChunkResult(frame, pieces, verified.x_adv, verified.losses)
 
     def _verify_chunk(
-        self, task: plan.AttackTask, first: int, last: int
+        self, task: plan.AttackTask, first: int, last: int, certified: CertifiedIds
     ) -> tuple[VerifiedChunk, int]:
         """Attack, verify and judge a chunk; also return the rows per pass that were asked for."""
         source = self.pool.load_source(task)
@@ -379,10 +383,11 @@ class Evaluator:
         accelerated = self.pool.accelerate(task)
         rows = self.pool.attack_rows(task) if accelerated is None else accelerated.rows
         examples = self.select_examples(task, first, last)
-        verified = evaluate_chunk(
+        verified = evaluate_uncertified(
             self.models[task.model].model,
             task.spec,
             examples,
+            mark_certified([cell.identity for cell in task.cells], certified, first, last),
             rows,
             self.pool.task_floor(task, rows),
             source=source.model,

@@ -5,7 +5,7 @@ written when it is finished and never change afterwards, so a run can be interru
 resumed by the next one, and has the same results on every backend.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +125,15 @@ class _Run:
         if units or recovered.notes:
             self.backend.run([FirstImages(self.loaded.data.fingerprint)], writer)
         self._refuse_unfit(planned)
+        skips = any(task.entry.skip_certified for task in self.tasks)
+        if skips:  # the attacks need the certificates, which are else computed after them
+            self._certify(units)
+            units = self._skip_certified(units)
         self.backend.run(units, writer)
         if writer.adversarial.left_out:
             writer.note(writer.adversarial.describe_left_out())
-        self._certify()
+        if not skips:
+            self._certify([])
         if self.options.shard.number == 1:  # a model is probed by one shard alone
             manifest["probes"] = self._probe(manifest["probes"])
         session["finished"] = current_time()
@@ -189,22 +194,54 @@ class _Run:
                 cells = {cell.identity for unit in own for cell in unit.task.cells}
                 self.writer.refuse_task(task.only(cells), why)
 
-    def _certify(self) -> None:
+    def _certify(self, units: Sequence[WorkUnit]) -> None:
         """Compute the certificates that are not stored.
 
-        Their seconds are not the attacks', so they count no work.
+        Their seconds are not the attacks', so they count no work. A shard computes its own, and
+        those of the examples that its `units` attack.
         """
         shard, chunks = self.options.shard, self.loaded.chunks
         tasks = self.loaded.certification
+        needed = {
+            (unit.task.model, unit.task.spec.norm, first)
+            for unit in units
+            for first, last in chunks
+            if unit.task.entry.skip_certified and first <= unit.first < last
+        }
         is_own = {
             (task.identity, first): shard.contains(number, at)
+            or (task.smoothing is None and (task.model, task.norm, first) in needed)
             for number, task in enumerate(tasks)
             for at, (first, _) in enumerate(chunks)
         }
         missing = store.pending_chunks(chunks, tasks, self.out)
         self._report(decisions.describe_certificates(tasks, missing))
-        units = [CertificationUnit(*each) for each in missing if is_own[each[0].identity, each[1]]]
-        self.backend.run(units, self.writer)
+        own = [CertificationUnit(*each) for each in missing if is_own[each[0].identity, each[1]]]
+        self.backend.run(own, self.writer)
+
+    def _skip_certified(self, units: Sequence[WorkUnit]) -> list[WorkUnit]:
+        """The units with the certified examples that they do not attack.
+
+        Where a model has no certificates, as where its code failed, every example is attacked.
+        """
+        ids = store.read_certified_ids(self.out, self.loaded.certification)
+        return [
+            unit._replace(
+                certified={
+                    cell.identity: tuple(
+                        sorted(
+                            example
+                            for example in ids.get((unit.task.model, cell.norm, cell.eps), ())
+                            if unit.first <= example < unit.last
+                        )
+                    )
+                    for cell in unit.task.cells
+                }
+            )
+            if unit.task.entry.skip_certified
+            else unit
+            for unit in units
+        ]
 
     def _probe(self, earlier: Mapping[str, Any]) -> dict[str, Any]:
         """Model -> its probes; those of an earlier session where they are current."""

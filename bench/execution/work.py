@@ -43,6 +43,8 @@ class WorkUnit(NamedTuple):
     last: int
     work: float
     """Seconds that the bare attack loop would need."""
+    certified: Mapping[str, tuple[int, ...]] = {}
+    """Cell -> its certified examples, which are not attacked."""
 
     @property
     def name(self) -> str:

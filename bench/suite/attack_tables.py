@@ -58,6 +58,8 @@ class AttackTable:
     backward: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Name of a module -> function whose gradient takes the place of the module's."""
     budgets: list[Count] | None = None
+    skip_certified: bool | None = None
+    """Whether certified examples are left out, resolved by `skipped_certificates`."""
     fail: list[str] = dataclasses.field(default_factory=list)
     """Thresholds of `bench check`, which `thresholds` reads."""
 
@@ -97,6 +99,8 @@ class ExpandedTable(NamedTuple):
     """Labels of all its entries, those of invalid entries included."""
     entries: tuple[AttackEntry, ...] = ()
     """Empty if the table has mistakes that leave no entry."""
+    skip_certified: bool | None = None
+    """As written in the table; None if it is not."""
 
 
 class _Variant(NamedTuple):
@@ -240,7 +244,7 @@ def expand_table(
         )
         for label, (source, variant, seed) in zip(labels, combinations, strict=True)
     )
-    return ExpandedTable(labels, tuple(entries))
+    return ExpandedTable(labels, tuple(entries), table.skip_certified)
 
 
 def _separate_loss(raw: dict[str, Any]) -> tuple[dict[str, Any], Any]:

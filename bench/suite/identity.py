@@ -24,7 +24,7 @@ from bench.core.contracts.detector import Detector
 from bench.core.contracts.parameters import UNLESS_DEFAULT
 from bench.core.contracts.types import ACCESS_RANK, BALLS, Access, Shape
 from bench.core.errors import SuiteError
-from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
+from bench.core.versions import CERTIFICATION_VERSION, JUDGE_VERSION, NUMERICS_VERSION
 from bench.engine.threats.registry import find_threat
 from bench.models.fingerprint import describe_value
 from bench.suite.adaptations import describe_adaptation
@@ -144,6 +144,7 @@ def hash_cell(
             # Those of any other attack are read from where its examples fell.
             **({"budgets": list(spec.budgets)} if entry.budgets and spec.budgets else {}),
             **_describe_victim_queries(spec),
+            **_describe_skipped(entry),
             **({"parts": _describe_parts(spec)} if isinstance(attack, EnsembleAttack) else {}),
             # An example crafted on the judged model is that of the white-box attack.
             **(
@@ -185,6 +186,7 @@ def collect_settings(spec: AttackSpec, entry: AttackEntry) -> dict[str, Any]:
         **({"ensemble": dataclasses.asdict(entry.ensemble)} if entry.ensemble else {}),
         **_describe_transforms(spec),
         **_describe_victim_queries(spec),
+        **_describe_skipped(entry),
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings, sort_keys=True, default=str))
     return plain
@@ -261,6 +263,12 @@ def _describe_transforms(spec: AttackSpec) -> dict[str, Any]:
 def _describe_victim_queries(spec: AttackSpec) -> dict[str, int]:
     """Return the budget of queries of the victim, if there is one."""
     return {"victim_queries": spec.victim_queries} if spec.victim_queries else {}
+
+
+def _describe_skipped(entry: AttackEntry) -> dict[str, list[Any]]:
+    """Return whose certified examples are not attacked, if any are skipped."""
+    methods = sorted(entry.skip_certified)
+    return {"skip_certified": [*methods, CERTIFICATION_VERSION]} if methods else {}
 
 
 def _hash_files(spec: AttackSpec) -> list[str]:

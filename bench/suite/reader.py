@@ -30,6 +30,7 @@ from bench.suite import (
     composer,
     query_budgets,
     references,
+    skipped_certificates,
     thresholds,
     unions,
 )
@@ -70,6 +71,8 @@ class SuiteTable:
     gate: Any = None
     certify: Any = False
     """Read by `certificates`, as tables are."""
+    skip_certified: bool = False
+    """Whether certified examples are left out by every attack that certificates apply to."""
     corruption_baseline: str | None = None
     """Label of the model whose errors normalise the mean corruption error."""
 
@@ -197,6 +200,9 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
         check,
         raw.get("certify", False),
         {(norm, eps) for _, norm, eps in attacked} if is_known else None,
+    )
+    attacks = skipped_certificates.resolve_skips(
+        check, tables, certified, default=top is not None and top.skip_certified
     )
     if top is None or data is None:
         return None

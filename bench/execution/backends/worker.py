@@ -7,7 +7,7 @@ user's code becomes a result, which says why.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from bench.engine.default_dtype import default_to_float32
 from bench.engine.device import enter_device
 from bench.evaluation.audit import probe_models
 from bench.evaluation.certification import store
+from bench.evaluation.certified_examples import CertifiedIds
 from bench.evaluation.evaluator import Evaluator
 from bench.execution import resume_check
 from bench.execution.loaded_suite import LoadedSuite, describe_evaluator
@@ -49,6 +50,8 @@ class ChunkRequest(NamedTuple):
     """Identities."""
     first: int
     last: int
+    certified: Mapping[str, tuple[int, ...]] = {}
+    """Cell -> its certified examples, which are not attacked."""
 
 
 class TimingRequest(NamedTuple):
@@ -148,7 +151,9 @@ class Worker:
         match request:
             case ChunkRequest():
                 task = self._find_task(request)
-                yield from run_chunk(self.evaluator, task, request.first, request.last)
+                yield from run_chunk(
+                    self.evaluator, task, request.first, request.last, request.certified
+                )
             case TimingRequest():
                 yield self._time(request)
             case ResumeCheck():
@@ -245,7 +250,7 @@ def make_request(unit: Unit, task: plan.AttackTask | None = None) -> Request:
     match unit:
         case WorkUnit():
             cells = tuple(cell.identity for cell in (task or unit.task).cells)
-            return ChunkRequest(unit.number, cells, unit.first, unit.last)
+            return ChunkRequest(unit.number, cells, unit.first, unit.last, unit.certified)
         case ModelTiming():
             chunks = [make_request(each) for each in unit.units]
             return TimingRequest(tuple(each for each in chunks if isinstance(each, ChunkRequest)))
@@ -254,7 +259,11 @@ def make_request(unit: Unit, task: plan.AttackTask | None = None) -> Request:
 
 
 def run_chunk(
-    evaluator: Evaluator, task: plan.AttackTask, first: int, last: int
+    evaluator: Evaluator,
+    task: plan.AttackTask,
+    first: int,
+    last: int,
+    certified: CertifiedIds | None = None,
 ) -> Iterator[WorkResult]:
     """Attack a chunk of examples for the cells of a task.
 
@@ -266,6 +275,7 @@ def run_chunk(
         task: Task with the cells to run.
         first: First example.
         last: The one after the last example.
+        certified: Cell -> its certified examples, which are not attacked; none by default.
 
     Yields:
         Records, or the reason of a failure.
@@ -278,7 +288,7 @@ def run_chunk(
     cells = tuple(cell.identity for cell in task.cells)
     try:
         with streams.protect_streams(evaluator.notes.append, f"{task.model} · {task.entry.label}"):
-            chunk = evaluator.evaluate_chunk(task, first, last)
+            chunk = evaluator.evaluate_chunk(task, first, last, certified)
     except (SuiteError, KeyboardInterrupt):  # the user's: an unreadable image, or Ctrl-C
         raise
     except BaseException as error:  # user's code may raise anything
@@ -290,7 +300,7 @@ def run_chunk(
             f"({describe_failure(error)}), so each is tried alone"
         )
         for cell in cells:
-            yield from run_chunk(evaluator, task.only({cell}), first, last)
+            yield from run_chunk(evaluator, task.only({cell}), first, last, certified)
         return
     pairs = () if first else zip(cells, chunk.x_adv, strict=True)
     images = {cell: select_first_images(x_adv) for cell, x_adv in pairs}

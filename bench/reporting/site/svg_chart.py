@@ -19,6 +19,7 @@ from bench.reporting.formats.numbers import (
     format_text,
     map_eps_texts,
 )
+from bench.reporting.report import accuracy_view
 from bench.reporting.report.views import Row, group_rows, to_rows
 from bench.suite.labels import WORST_CASE
 
@@ -254,7 +255,9 @@ def _value_text(row: Row | None) -> str:
     if row is None:
         return DASH
     k, n = row["robust_correct"], row["n"]
-    return f"{format_rate(k, n, row['robust_low'], row['robust_high'])} ({format_count(k, n)})"
+    phrase = accuracy_view.describe_certified(row)
+    counts = f"{format_count(k, n)}; {phrase}" if phrase else format_count(k, n)
+    return f"{format_rate(k, n, row['robust_low'], row['robust_high'])} ({counts})"
 
 
 def _svg_path(points: list[tuple[float, float]]) -> str:
