@@ -17,7 +17,7 @@ from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
 from bench.engine.default_dtype import default_to_float32
 from bench.engine.source_ensemble import SourceEnsemble
-from bench.evaluation import loading
+from bench.evaluation import chunk_sizes, loading
 from bench.evaluation.adaptation_check import check_adaptations
 from bench.evaluation.audit import findings
 from bench.evaluation.audit.findings import Audit
@@ -241,7 +241,11 @@ def evaluate(
     task = plan.plan_task(label, entry, facts[label], checked.seed, "independent", crafting)
     if reason := task.cells[0].reason:
         raise SuiteError(f"{CALLER}: attack '{entry.name}': {reason}")
-    chunks = [evaluator.evaluate_chunk(task, first, last) for first, last in evaluator.chunks()]
+    size = chunk_sizes.choose_size(evaluator.device, evaluator.data.shape, len(task.cells))
+    evaluator = dataclasses.replace(evaluator, chunk_examples=size)
+    chunks = [
+        evaluator.evaluate_chunk(task, first, last) for first, last in evaluator.attack_chunks(task)
+    ]
     frame = pd.concat([chunk.frame for chunk in chunks], ignore_index=True)
     pieces = [piece for chunk in chunks for piece in chunk.pieces]
     stored = StoredRecords(frame, pieces, {})

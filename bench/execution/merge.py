@@ -15,9 +15,8 @@ import torch
 
 from bench.core import files, lock
 from bench.core.errors import RecordError, SuiteError
-from bench.evaluation import consistency
+from bench.evaluation import chunk_sizes, consistency
 from bench.evaluation.certification import store
-from bench.evaluation.evaluator import chunk_bounds
 from bench.execution import manifest_builder, sharding
 from bench.execution.work import find_gaps
 from bench.models.preflight import findings
@@ -286,10 +285,11 @@ def _list_chunks(source: _Source) -> Iterator[tuple[Cell, tuple[int, int]]]:
     data, seen = source.manifest["data"], set()
     if data.get("shape") is None:
         raise RecordError(f"{source.folder}: does not say how large its images are; run it again")
+    size = data.get("chunk_examples") or chunk_sizes.standard_size(tuple(data["shape"]))
     for cell in source.plan:
         if not cell.reason and cell.identity not in seen:
             seen.add(cell.identity)
-            for chunk in chunk_bounds(data["n"], tuple(data["shape"])):
+            for chunk in chunk_sizes.chunk_bounds(data["n"], size):
                 yield cell, chunk
 
 

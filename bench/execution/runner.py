@@ -101,7 +101,7 @@ class _Run:
         manifest["sessions"] = [*earlier.get("sessions", []), session]
         write_manifest(self.out, manifest)
         planned = plan_units(
-            self.tasks, self.loaded.chunks, self.loaded.data.shape, recovered.pieces,
+            self.tasks, self.loaded.attack_chunks, self.loaded.data.shape, recovered.pieces,
             self.options.shard,
         )  # fmt: skip
         units = self._time_units(planned)
@@ -175,7 +175,7 @@ class _Run:
         if self.options.deterministic:  # the rows of a pass must not depend on a timing
             return timed
         rows = {label: model.facts.rows for label, model in self.loaded.models.items()}
-        return divide_long_units(timed, rows)
+        return divide_long_units(timed, rows, self.loaded.facts)
 
     def _clear_old_failures(self) -> None:
         """Remove failures of cells that are no longer planned.

@@ -110,7 +110,8 @@ def _attack_caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, 
     if entry.victim_queries:
         own = (*own, _victim_caveat(entry.victim_queries))
     if entry.precision != "float32":
-        own = (*own, f"Gradients in {entry.precision}: may be weaker than in float32.")
+        where = " (in float32 on a device without it)" if entry.precision == "tf32" else ""
+        own = (*own, f"Gradients in {entry.precision}{where}: may be weaker than in float32.")
     external = isinstance(entry.attack, ExternalAttack)
     if sweep == "nested" and external and entry.attack.budget == "fixed":
         return (*own, "The sweep is independent: only the engine's own attacks inherit successes.")

@@ -57,6 +57,8 @@ class ModelFacts(NamedTuple):
     """Names of its modules; None if unknown, as before it is loaded and of several models."""
     class_names: tuple[str, ...] = ()
     """Names of the data's classes in index order; may be empty."""
+    batch_dependent: bool = False
+    """Whether its answers depend on the other images of a batch."""
 
 
 def find_source_facts(
@@ -85,6 +87,7 @@ def find_source_facts(
         model_fingerprint=_hash([about, settings]) if loaded else "",
         predictions=1,
         random=any(each.random for each in members),
+        batch_dependent=any(each.batch_dependent for each in members),
         access=min((each.access for each in members), key=ACCESS_RANK.__getitem__),
         sketch="",
         detector=None,

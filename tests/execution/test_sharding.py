@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from bench.analysis import results
 from bench.cli import cli
 from bench.core.errors import RecordError, SuiteError
-from bench.evaluation import evaluator
+from bench.evaluation import chunk_sizes
 from bench.evaluation.certification import store
 from bench.execution import merge, runner, sharding
 from bench.execution.options import RunOptions
@@ -45,7 +45,7 @@ params = { steps = 3 }
 @pytest.fixture(scope="module", autouse=True)
 def _short_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluator, "CHUNK_EXAMPLES", 12)
+        patch.setattr(chunk_sizes, "CHUNK_EXAMPLES", 12)
         yield
 
 

@@ -145,6 +145,8 @@ class RayBackend:
         Yields:
             Description of the suite.
         """
+        # A chunk is what one worker is given: larger ones would leave others idle.
+        options = dataclasses.replace(options, larger_chunks=False)
         self._suite, self._options = suite, options
         with self._inline.open(suite, out, options, listen) as loaded:
             self._loaded = loaded
@@ -179,7 +181,10 @@ class RayBackend:
         try:
             most = min(self.cluster.workers or _count_room(ray, self.cluster, gpus), len(waiting))
             options = dataclasses.replace(
-                self._options, device=device, data_dir=self._options.data_dir.resolve()
+                self._options,
+                device=device,
+                data_dir=self._options.data_dir.resolve(),
+                chunk_examples=self._loaded.chunk_examples,
             )
             make = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(RayWorker).remote
             start = functools.partial(

@@ -20,6 +20,7 @@ from bench.evaluation.certification import store
 from bench.evaluation.certified_examples import CertifiedIds
 from bench.evaluation.evaluator import Evaluator
 from bench.execution import resume_check
+from bench.execution.chunk_choice import choose_chunk_size
 from bench.execution.loaded_suite import LoadedSuite, describe_evaluator
 from bench.execution.options import RunOptions
 from bench.execution.preparation import load_evaluator
@@ -122,6 +123,9 @@ class Worker:
         evaluator = self._evaluator or load_evaluator(
             self.suite, self.out, self.options, self._announce
         )
+        size = choose_chunk_size(evaluator, self.suite, self.out, self.options)
+        if size != evaluator.chunk_examples:
+            evaluator = dataclasses.replace(evaluator, chunk_examples=size)
         if self._rows is not None:
             evaluator = dataclasses.replace(evaluator, rows=self._rows)
         self._evaluator = evaluator

@@ -17,6 +17,7 @@ from bench.core import rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.detector import Detector
 from bench.core.errors import SuiteError
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.model_state import InputCloningModel, eval_mode
 from bench.engine.opaque_model import OpaqueModel
 from bench.engine.rejection import ClassifierView, RejectingModel
@@ -52,6 +53,7 @@ MAX_SECONDS = 10.0
 """Time after which no further number of images is tried."""
 
 
+@allow_tf32(False)  # as in the judge: what is found must not depend on the process's setting
 def prepare_model(
     label: str,
     model: nn.Module,

@@ -16,6 +16,7 @@ from bench.core.contracts.model import Model
 from bench.core.contracts.types import Shape
 from bench.core.errors import SuiteError
 from bench.datasets import image_files
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional.logits import probabilities
 from bench.engine.model_state import call_model, eval_mode
 from bench.evaluation import loading
@@ -179,7 +180,7 @@ def _data(image: str, wanted: Shape | None, names: tuple[str, ...], data_dir: Pa
 
 
 def _answer(model: nn.Module, image: Tensor, label: int, names: tuple[str, ...]) -> Prediction:
-    with eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad(), allow_tf32(False):
         logits = call_model(model, image[None])[0]
     shares = probabilities(logits)
     classes = logits.argsort(descending=True, stable=True)[:TOP]
