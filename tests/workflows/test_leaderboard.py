@@ -293,13 +293,6 @@ def test_an_attack_crafted_on_another_model_is_no_threat_to_a_single_one() -> No
         entries.declared_settings(reader.parse_suite(text, "here", Path()))
 
 
-def test_add_and_card_go_together(folder: Path, tmp_path: Path) -> None:
-    words = ["leaderboard", str(tmp_path), "--suite", str(folder / "tiny.toml")]
-    done = CliRunner().invoke(cli, [*words, "--add", str(folder / "run")])
-    assert done.exit_code == 2
-    assert "go together" in done.output
-
-
 # ------------------------------------------------------------------------------------------ pages
 
 
