@@ -72,7 +72,7 @@ def train(
     added = bool(seeds)
     if added:
         added_seeds.find_training(checked, out, seeds, fresh)  # what it refuses, too
-    many = dict.fromkeys(seeds or range(checked.seed, checked.seed + checked.seeds))
+    many = sorted({*seeds}) or range(checked.seed, checked.seed + checked.seeds)
     # A finished seed's progress stays until all are published: an interruption loses none of them.
     progress = {each: out / f"{checked.name}.{each}.progress" for each in many}
 

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.core import registry
-from bench.core.errors import SuiteError, nearest
+from bench.core.errors import RecordError, SuiteError, nearest
 from bench.core.files import write_atomic
 from bench.core.validation import parse_toml, read_text
 from bench.storage import manifest
-from bench.suite.composer import FILE, format_toml
+from bench.suite.composer import FILE, OBJECTS_HEADER, format_toml
 from bench.workflows.leaderboard.entries import CARD
 
 HEADER = "# Written by bench leaderboard; what is empty must be filled in."
@@ -82,10 +82,19 @@ def _format_card(texts: Mapping[str, str], table: Mapping[str, Any]) -> str:
 def _find_model(run: Path, label: str | None) -> dict[str, Any]:
     """Return the table of a run's model, with file names that start from the run's folder."""
     about, _ = manifest.read_manifest(run)
-    text = about["suite"]["text"]
-    tables = {
-        str(table.get("label") or table["name"]): table for table in tomllib.loads(text)["models"]
-    }
+    text = str(about["suite"]["text"])
+    if text.startswith(OBJECTS_HEADER):
+        raise SuiteError(
+            f"{run}: expected models that can be built again, got Python objects; run "
+            "bench run SUITE --model file.py:NAME"
+        )
+    try:
+        tables = {
+            str(table.get("label") or table["name"]): table
+            for table in tomllib.loads(text)["models"]
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RecordError(f"{run}: its suite is damaged; run it again") from error
     if label is None and len(tables) > 1:
         raise SuiteError(
             f"{run}: expected the run of one model, got {len(tables)} ({', '.join(tables)}); name "
