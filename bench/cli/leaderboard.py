@@ -16,13 +16,23 @@ if TYPE_CHECKING:
 @cli.command()
 @click.argument("folder", type=FOLDER)
 @click.option(
-    "--suite", default="leaderboard", show_default=True, help="Suite that defines the threat model."
+    "--suite", help="Suite that defines the threat model [that of the entries, else leaderboard]."
 )
 @click.option("-o", "--out", type=FOLDER, help="Folder for the pages [FOLDER].")
 @click.option("--add", type=FOLDER, help="Folder of a run of the suite, to submit its model.")
 @click.option(
-    "--card", type=click.Path(dir_okay=False, path_type=Path), help="Card of the model, with --add."
+    "--card",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Card of the model, with --add [RUN/card.toml, written from the run and these options].",
 )
+@click.option("--model", help="Label of the model in the run, if it has several.")
+@click.option("--name", help="Name on the leaderboard [the label].")
+@click.option("--source", help="Paper or page that describes the model.")
+@click.option("--url", help="Address of that.")
+@click.option("--training", help="How it was trained, and against what.")
+@click.option("--trained-on", "data", help="Training data.")
+@click.option("--licence", help="Licence of the weights.")
+@click.option("--contact", help="Who is responsible for the entry.")
 @click.option(
     "--limit", type=click.IntRange(1), help="Verify only the first N examples of a submission."
 )
@@ -31,39 +41,49 @@ if TYPE_CHECKING:
 @progress_options
 def leaderboard(
     folder: Path,
-    suite: str,
+    suite: str | None,
     out: Path | None,
     add: Path | None,
     card: Path | None,
+    model: str | None,
     limit: int | None,
     device: str,
     data_dir: Path | None,
+    **texts: str | None,
 ) -> int:
-    """Rank models by worst-case robust accuracy.
+    r"""Rank models by worst-case robust accuracy.
 
     FOLDER holds the entries of the leaderboard. An example counts as robust if no attack of the
     suite fools the model on it.
 
-    With --add and --card a model is submitted first: its run is checked against the suite, the
-    model that the card names is built and run again, which executes its code, and every outcome is
-    compared. If the submission is refused, the reasons are printed and the exit code is 1.
+    With --add a model is submitted first: its run is checked against the suite, the model is built
+    and run again, which executes its code, and every outcome is compared. If the submission is
+    refused, the reasons are printed and the exit code is 1. The model's card, which describes it,
+    is written into the run's folder; what the options do not say must be filled in there.
+
+    \b
+    bench run leaderboard --model mine.py:net --weights w.pt --out mine
+    bench leaderboard FOLDER --add mine --source "my thesis" --licence MIT ...
     """
     from bench.core import files
     from bench.execution.options import RunOptions
     from bench.suite import reader
     from bench.workflows.leaderboard import entries, page
 
-    checked = reader.read_suite(suite)
-    if (add is None) != (card is None):
-        raise click.UsageError("--add and --card go together: a run, and the card of its model")
-    if add is not None and card is not None:
+    checked = reader.read_suite(suite or entries.find_suite_name(folder))
+    given = {key: text for key, text in texts.items() if text is not None}
+    if add is None and (card or model or given):
+        raise click.UsageError("--card and what describes a model go with --add")
+    if card is not None and (model or given):
+        raise click.UsageError("--card says what the other options say; leave one of them out")
+    if add is not None:
         options = RunOptions(
             device=device,
             limit=limit,
             data_dir=files.data_folder(data_dir),
             command=f"bench run {checked.name}",
         )
-        if not _enter(folder, add, card, checked, options):
+        if not _enter(folder, add, card or _write_card(add, model, given), checked, options):
             return 1
     for path in page.write_leaderboard(
         entries.read_entries(folder, checked), checked, out or folder
@@ -72,19 +92,29 @@ def leaderboard(
     return 0
 
 
+def _write_card(run: Path, label: str | None, given: "dict[str, str]") -> Path:
+    """Write the card of a model into the folder of its run."""
+    from bench.workflows.leaderboard import card_writing
+
+    path = card_writing.write_card(run, label, given)
+    echo(f"card: {path}")
+    return path
+
+
 def _enter(folder: Path, run: Path, card: Path, suite: "Suite", options: "RunOptions") -> bool:
     """Whether the model of a card entered the board, or why it did not."""
     from bench.workflows.leaderboard import admission, entries, model_card
 
     description = model_card.read_card(card)
+    place = entries.entry_folder(folder, description)
     claimed = admission.read_claim(run, description.model.label)
+    entries.check_place(place, description, claimed)
     with show_progress() as listen:
         admitted = admission.admit_model(description, claimed, suite, options, listen)
     if admitted.snapshot is None or admitted.recheck is None:
         for problem in admitted.problems:
             tell("not entered", f"{description.name}: {problem}")
         return False
-    place = entries.entry_folder(folder, description)
     entries.write_entry(place, card, admitted.snapshot, admitted.recheck)
     again = admitted.recheck
     echo(

@@ -66,6 +66,7 @@ def run(
 
     SUITE is the path of a TOML file or the name of a shipped suite (`bench list suites`). Without a
     file, --model, --data, --attack and --eps mean a suite, which is written into the run's folder.
+    SUITE with --model runs the suite's data and attacks on that model in place of its own.
     Cells whose records the folder already holds are not run again.
 
     The exit code is 1 if a cell failed or none could run.
@@ -81,7 +82,7 @@ def run(
             "--track: a shard is not a complete run; give --track to bench merge instead"
         )
     name = chosen.read(limit).name  # mistakes are named as on the command line
-    whole = out or default_run_folder(name)
+    whole = out or default_run_folder(chosen.run_name(limit, name))
     folder = part.folder(whole)
     options = RunOptions(
         device=device,

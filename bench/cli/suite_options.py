@@ -1,4 +1,7 @@
-"""Options that mean a suite: `--model`, `--data`, `--attack` and `--eps` in place of a file."""
+"""Options that mean a suite: `--model`, `--data`, `--attack` and `--eps` in place of a file.
+
+With a suite, `--model` puts models in place of the suite's.
+"""
 
 import contextlib
 import functools
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
 OPTIONS = (
     click.option(
         "--model", "models", multiple=True, metavar="NAME",
-        help="In place of SUITE: a name of `bench list models`, file.py:NAME, ...; repeatable.",
+        help="In place of SUITE, or of its models: a name of `bench list models`, file.py:NAME, "
+        "...; repeatable.",
     ),
     click.option(
         "--weights", multiple=True, metavar="NAME|FILE",
@@ -68,13 +72,30 @@ class SuiteOptions(NamedTuple):
         Raises:
             SuiteError: The suite or the options have mistakes.
         """
-        from bench.suite import composer, reader
+        from bench.suite import reader
 
         request = self.request_suite(limit)
         if request is None:
             assert self.suite is not None
             return reader.read_suite(self.suite)
-        return reader.parse_suite(composer.compose_suite(request, Path()), "command line", Path())
+        return reader.parse_suite(_compose(request, Path()), "command line", Path())
+
+    def run_name(self, limit: int | None, suite_name: str) -> str:
+        """Name the folder of the run, where none is given.
+
+        Args:
+            limit: Most examples.
+            suite_name: Name of the suite.
+
+        Returns:
+            The suite's name; with models in place of its own, a name that says so.
+        """
+        from bench.suite import composer
+
+        request = self.request_suite(limit)
+        if request is None or request.suite is None:
+            return suite_name
+        return composer.name_request(request, suite_name)
 
     @contextlib.contextmanager
     def store(self, whole: Path, folder: Path, limit: int | None, fresh: bool) -> Iterator["Suite"]:
@@ -107,7 +128,7 @@ class SuiteOptions(NamedTuple):
                 composer.check_folder(whole, checked.text, fresh, path)
                 yield checked
                 return
-            text = composer.compose_suite(request, whole)
+            text = _compose(request, whole)
             earlier = manifest_builder.read_earlier_manifest(whole).get("suite", {}).get("text", "")
             stored = composer.write_suite(whole, text, earlier, fresh)
             try:
@@ -130,13 +151,8 @@ class SuiteOptions(NamedTuple):
         """
         given = {f"--{name}": getattr(self, key) for name, key in _NAMES.items()}
         used = [name for name, value in given.items() if value]
-        if self.suite is not None and used:
-            raise SuiteError(
-                f"{self.suite} and {used[0]}: expected a suite or options in its place, got both; "
-                "leave one of them out"
-            )
         if self.suite is not None:
-            return None
+            return self._replace_models(self.suite, used) if used else None
         if not used:
             raise SuiteError(
                 "expected SUITE, or --model, --data, --attack and --eps in its place, got neither; "
@@ -149,24 +165,34 @@ class SuiteOptions(NamedTuple):
             )
         return self._collect(limit)
 
+    def _replace_models(self, suite: str, used: Sequence[str]) -> "SuiteRequest":
+        """Collect the models that take the place of a suite's."""
+        from bench.suite import catalog, composer, reader
+
+        other = [name for name in used if name not in _OF_MODELS]
+        if other:
+            raise SuiteError(
+                f"{suite} and {other[0]}: expected a suite or options in its place, got both; "
+                f"leave one of them out (with a suite, only {', '.join(_OF_MODELS)} may be given: "
+                "its data and attacks on other models)"
+            )
+        if not self.models:
+            raise SuiteError(f"{suite} and {used[0]}: expected --model as well, got none")
+        return composer.SuiteRequest(
+            models=self.models,
+            weights=self._pair_weights(reader.read_suite(suite).data.name),
+            params=tuple(composer.Param(*pair) for pair in parse_params(self.params).items()),
+            trust=self.trust,
+            suite=catalog.find_suite(suite),
+        )
+
     def _collect(self, limit: int | None) -> "SuiteRequest":
-        from bench.evaluation import loading
         from bench.suite import composer
 
         assert self.data is not None
-        n_weights, n_models = len(self.weights), len(self.models)
-        if n_weights not in (0, n_models):
-            raise SuiteError(
-                f"--weights: expected one for each of the {n_models} --model or none at all, got "
-                f'{n_weights}; write --weights "" for a model that needs none'
-            )
-        weights = [
-            given or _choose_weights(model, self.data, loading.choose_weights)
-            for model, given in zip(self.models, self.weights or ("",) * n_models, strict=True)
-        ]
         return composer.SuiteRequest(
             models=self.models,
-            weights=tuple(weights),
+            weights=self._pair_weights(self.data),
             data=self.data,
             attacks=self.attacks,
             norm=self.norm or "linf",
@@ -178,12 +204,38 @@ class SuiteOptions(NamedTuple):
             trust=self.trust,
         )
 
+    def _pair_weights(self, data: str) -> "tuple[str | None, ...]":
+        """Pair weights with models; a shipped model without any gets those of the data set."""
+        from bench.evaluation import loading
+
+        n_weights, n_models = len(self.weights), len(self.models)
+        if n_weights not in (0, n_models):
+            raise SuiteError(
+                f"--weights: expected one for each of the {n_models} --model or none at all, got "
+                f'{n_weights}; write --weights "" for a model that needs none'
+            )
+        return tuple(
+            given or _choose_weights(model, data, loading.choose_weights)
+            for model, given in zip(self.models, self.weights or ("",) * n_models, strict=True)
+        )
+
 
 _NAMES = {
     "model": "models", "weights": "weights", "trust": "trust", "data": "data",
     "attack": "attacks", "eps": "eps", "norm": "norm", "param": "params",
 }  # fmt: skip
 """Option -> field of SuiteOptions."""
+_OF_MODELS = ("--model", "--weights", "--trust", "--param")
+"""What may be given with a suite."""
+
+
+def _compose(request: "SuiteRequest", base: Path) -> str:
+    """Compose the text of the suite that the options mean, to be stored in `base`."""
+    from bench.suite import composer, own_models
+
+    if request.suite is not None:
+        return own_models.replace_models(request, base)
+    return composer.compose_suite(request, base)
 
 
 def _choose_weights(model: str, data: str, choose: Callable[[str, str], str | None]) -> str | None:

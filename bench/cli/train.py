@@ -18,14 +18,26 @@ if TYPE_CHECKING:
 )
 @DEVICE
 @DATA_DIR
-@click.option("--seed", type=int, help="Train with this seed only [every seed of the recipe].")
-@click.option("--fresh", is_flag=True, help="Discard an interrupted training and start again.")
+@click.option(
+    "--seed",
+    "seeds",
+    type=int,
+    multiple=True,
+    help="Train with this seed only, and add it to the training of the same recipe in the folder; "
+    "may be repeated [every seed of the recipe].",
+)
+@click.option(
+    "--fresh",
+    is_flag=True,
+    help="Discard an interrupted training and start again; with --seed, replace a seed that the "
+    "folder's card has, or the card of another recipe.",
+)
 def train(
     recipe: str,
     out: Path,
     device: str,
     data_dir: Path | None,
-    seed: int | None,
+    seeds: tuple[int, ...],
     fresh: bool,
 ) -> None:
     """Train a model, or an attack that must be trained.
@@ -33,6 +45,10 @@ def train(
     RECIPE is the path of a TOML file or the name of a shipped recipe (`bench list recipes`). An
     interrupted training is resumed. With several seeds the one that is best on the validation
     images is kept. Weights, their card, a page, the history of the epochs and figures are written.
+
+    Seeds may be trained one by one, on several machines that share the folder too: --seed adds a
+    seed to the card and the page there, and replaces the weights only if it is better on the
+    validation images. Without --seed the folder's card is replaced.
     """
     from dataclasses import replace
 
@@ -40,20 +56,23 @@ def train(
     from bench.engine import malloc
     from bench.engine.device import enter_device
     from bench.evaluation import loading
-    from bench.workflows.training import model_card, trainer
+    from bench.workflows.training import added_seeds, model_card, trainer
     from bench.workflows.training.recipe import detect_recipe_kind, read_recipe
 
     malloc.keep_freed_memory()
     where, folder = loading.select_device(device), files.data_folder(data_dir)
     click.get_current_context().with_resource(enter_device(where))
     if detect_recipe_kind(recipe) == "attack":
-        _train_attack(recipe, out, where, folder, seed, fresh)
+        if len(seeds) > 1:
+            raise click.UsageError("an attack is trained with one --seed")
+        _train_attack(recipe, out, where, folder, seeds[0] if seeds else None, fresh)
         return
     checked = read_recipe(recipe)
     files.check_writable(out)  # found out now, not after an hour of training
-    many = (
-        range(checked.seed, checked.seed + checked.seeds) if seed is None else range(seed, seed + 1)
-    )
+    added = bool(seeds)
+    if added:
+        added_seeds.find_training(checked, out, seeds, fresh)  # what it refuses, too
+    many = sorted({*seeds}) or range(checked.seed, checked.seed + checked.seeds)
     # A finished seed's progress stays until all are published: an interruption loses none of them.
     progress = {each: out / f"{checked.name}.{each}.progress" for each in many}
 
@@ -77,11 +96,10 @@ def train(
             echo(f"seed {each}", err=True)
         trained = trainer.train_model(replace(checked, seed=each), folder, where, report, path)
         runs.append(model_card.SeedRun(each, trained))
-    weights = model_card.publish_model(checked, runs, folder, out)
-    if len(runs) > 1:
-        echo(
-            f"kept: seed {model_card.select_best_run(runs).seed} of {', '.join(map(str, progress))}"
-        )
+    weights = model_card.publish_model(checked, runs, folder, out, add=added, fresh=fresh)
+    kept, all_seeds = model_card.read_seeds(weights)
+    if len(all_seeds) > 1:
+        echo(f"kept: seed {kept} of {', '.join(map(str, all_seeds))}")
     echo(f"weights: {weights}")
     echo(f"page: {weights.with_suffix('.md')}")
     for path in progress.values():

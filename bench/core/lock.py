@@ -24,12 +24,15 @@ NO_LOCKS = (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK, errno.EINVAL)
 
 
 @contextlib.contextmanager
-def hold_lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
+def hold_lock(
+    folder: Path, tell: Callable[[str], None], wait_seconds: float = 0.0
+) -> Iterator[None]:
     """Hold the lock of a folder, which is created if it is missing.
 
     Args:
         folder: Folder of a run.
         tell: Receives a sentence if the file system has no locks.
+        wait_seconds: How long to wait for another process that holds the lock.
 
     Yields:
         While the lock is held, or at once where there are no locks.
@@ -39,7 +42,7 @@ def hold_lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
     """
     path = folder / FILE
     # A soft lock, a mere file, would outlive the process that is killed.
-    lock = FileLock(path, blocking=False, fallback_to_soft=False)
+    lock = FileLock(path, timeout=wait_seconds, fallback_to_soft=False)
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -48,14 +48,16 @@ class SuiteRequest:
     models: tuple[str, ...]
     weights: tuple[str | None, ...]
     """One for each model; None where the model needs none."""
-    data: str
-    attacks: tuple[str, ...]
-    norm: str
-    eps: tuple[str, ...]
+    data: str = ""
+    attacks: tuple[str, ...] = ()
+    norm: str = "linf"
+    eps: tuple[str, ...] = ()
     params: tuple[Param, ...] = ()
     limit: int | None = None
     trust: bool = False
     """Whether the models' files may be read although that can run code in them."""
+    suite: Path | None = dataclasses.field(default=None, repr=False)
+    """A suite's file, whose models are replaced; None if data, attacks, norm and eps are given."""
 
 
 def compose_suite(request: SuiteRequest, base: Path) -> str:
@@ -71,24 +73,12 @@ def compose_suite(request: SuiteRequest, base: Path) -> str:
     Raises:
         SuiteError: A parameter belongs to nothing that is asked for, or to things of two kinds.
     """
-    params = _assign_params(request)
-    about = repr(request).encode()
-    stems = [_stem(request.models[0]), _stem(request.data)]
+    params = assign_params(request)
     data = {
         "name": registry.relocate_name("datasets", request.data, base),
         "limit": request.limit,
         "params": params["data", request.data],
     }
-    models = [
-        {
-            "name": registry.relocate_name("models", name, base),
-            "label": _label(request, name, weights),
-            "weights": _relocate_weights(weights, base),
-            "params": params["model", name],
-            "trust": request.trust or None,
-        }
-        for name, weights in zip(request.models, request.weights, strict=True)
-    ]
     attacks = [
         {
             "name": registry.relocate_name("attacks", name, base),
@@ -101,10 +91,50 @@ def compose_suite(request: SuiteRequest, base: Path) -> str:
     ]
     top = {
         "schema": 1,
-        "name": f"{files.slug('-'.join(stems))}-{files.short_hash(about)[:6]}",
+        "name": name_request(request, request.data),
         "title": f"{', '.join(dict.fromkeys(request.models))} on {request.data}",
     }
-    return format_suite(HEADER, top, data, models, attacks)
+    return format_suite(HEADER, top, data, compose_models(request, params, base), attacks)
+
+
+def name_request(request: SuiteRequest, stem: str) -> str:
+    """Name the folder of a run: the first model, what it is attacked on, a hash of all options.
+
+    Args:
+        request: What is asked for.
+        stem: Name of the data set or of the suite.
+
+    Returns:
+        A name that two different requests do not share.
+    """
+    stems = "-".join([_stem(request.models[0]), _stem(stem)])
+    about = repr(request) + str(request.suite or "")
+    return f"{files.slug(stems)}-{files.short_hash(about.encode())[:6]}"
+
+
+def compose_models(
+    request: SuiteRequest, params: Mapping[tuple[str, str], Mapping[str, Any]], base: Path
+) -> list[dict[str, Any]]:
+    """Compose the [[models]] tables.
+
+    Args:
+        request: What is asked for.
+        params: As `assign_params` returns them.
+        base: Folder that the suite is to be stored in.
+
+    Returns:
+        A table for each model.
+    """
+    return [
+        {
+            "name": registry.relocate_name("models", name, base),
+            "label": _label(request, name, weights),
+            "weights": _relocate_weights(weights, base),
+            "params": params["model", name],
+            "trust": request.trust or None,
+        }
+        for name, weights in zip(request.models, request.weights, strict=True)
+    ]
 
 
 def restore_paths(sentence: str, request: SuiteRequest, base: Path) -> str:
@@ -228,13 +258,24 @@ def _describe_conflict(where: Path, found: str, text: str, may_discard: bool) ->
 # ------------------------------------------------------------------------------------------ params
 
 
-def _assign_params(request: SuiteRequest) -> dict[tuple[str, str], dict[str, Any]]:
-    """Return (kind, name) -> params, for everything that is asked for."""
-    owners = {
-        **{("model", name): _list_parameters("model", name) for name in request.models},
-        ("data", request.data): _list_parameters("data", request.data),
-        **{("attack", name): _list_parameters("attack", name) for name in request.attacks},
-    }
+def assign_params(request: SuiteRequest) -> dict[tuple[str, str], dict[str, Any]]:
+    """Assign the parameters to what has them.
+
+    Args:
+        request: What is asked for.
+
+    Returns:
+        (kind, name) -> params, for everything that is asked for.
+
+    Raises:
+        SuiteError: A parameter belongs to nothing that is asked for, or to things of two kinds.
+    """
+    named = [
+        *(("model", name) for name in request.models),
+        *(("data", name) for name in (request.data,) if name),
+        *(("attack", name) for name in request.attacks),
+    ]
+    owners = {owner: _list_parameters(*owner) for owner in named}
     assigned: dict[tuple[str, str], dict[str, Any]] = {owner: {} for owner in owners}
     for key, value in request.params:
         named, name = _split_owner(key, owners)
@@ -244,9 +285,9 @@ def _assign_params(request: SuiteRequest) -> dict[tuple[str, str], dict[str, Any
         kinds = dict.fromkeys(kind for kind, _ in takers)
         if not takers:
             known = {each for parameters in owners.values() for each in parameters or ()}
+            anything = "a model, the data set or an attack" if request.data else "the model"
             raise SuiteError(
-                f"--param {key}: expected a parameter of a model, the data set or an attack; "
-                f"{nearest(name, known)}"
+                f"--param {key}: expected a parameter of {anything}; {nearest(name, known)}"
             )
         if len(kinds) > 1:
             forms = " or ".join(f"{kind}.{name}" for kind in kinds)
@@ -342,7 +383,7 @@ def _list_files(request: SuiteRequest) -> Iterator[str]:
     """Yield the paths of files in what was typed."""
     kinds = {"models": request.models, "datasets": (request.data,), "attacks": request.attacks}
     for kind, names in kinds.items():
-        for name in names:
+        for name in filter(None, names):
             if file := registry.split_file(kind, name)[0]:
                 yield file
     for weights in request.weights:

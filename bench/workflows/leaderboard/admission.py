@@ -20,7 +20,7 @@ from bench.execution.events import Event
 from bench.execution.options import RunOptions
 from bench.reporting.formats.numbers import format_plural
 from bench.suite.schema import Suite
-from bench.workflows.leaderboard.entries import Recheck, list_shortcomings
+from bench.workflows.leaderboard.entries import Recheck, list_other_versions, list_shortcomings
 from bench.workflows.leaderboard.model_card import ModelCard
 
 DRIFT = 0.01
@@ -98,7 +98,7 @@ def admit_model(
     Raises:
         SuiteError: The card's model cannot be built, or the data are missing.
     """
-    problems = list_shortcomings(claimed, suite)
+    problems = [*list_shortcomings(claimed, suite), *list_other_versions(claimed, suite)]
     if problems:
         return Admission(problems, None, None)
     own = dataclasses.replace(suite, models=(card.model,), crosschecks=(), published=())

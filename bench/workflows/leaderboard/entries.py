@@ -20,13 +20,14 @@ from bench.analysis.snapshot_matching import NOTED
 from bench.core.errors import RecordError, SuiteError, first_line
 from bench.core.files import write_atomic
 from bench.reporting.formats.numbers import format_plural
-from bench.suite import plan
+from bench.suite import catalog, plan
 from bench.suite.identity import ModelFacts
 from bench.suite.schema import Suite
 from bench.workflows.leaderboard import model_card
 from bench.workflows.leaderboard.model_card import ModelCard
 
 CARD, OUTCOMES, RECHECK = "card.toml", "baseline.json", "recheck.json"
+DEFAULT_SUITE = "leaderboard"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,29 @@ def entry_folder(board: Path, card: ModelCard) -> Path:
     return board / "entries" / stem
 
 
+def check_place(folder: Path, card: ModelCard, claimed: Snapshot) -> None:
+    """Check that a model does not take the place of another one of the same name.
+
+    Args:
+        folder: Folder of its entry.
+        card: Card of the model.
+        claimed: Its outcomes.
+
+    Raises:
+        SuiteError: The entry there is of another model.
+        RecordError: The entry there is damaged.
+    """
+    if not (folder / OUTCOMES).exists():
+        return
+    there = snapshot_file.read_snapshot(folder / OUTCOMES).models[0].fingerprint
+    if there != claimed.models[0].fingerprint:
+        raise SuiteError(
+            f"{folder}: expected no other model of the name '{card.name}', got one of fingerprint "
+            f"{there[:16]}; choose another name with --name or in the card, or delete that folder "
+            "to replace the entry"
+        )
+
+
 def write_entry(folder: Path, card: Path, snapshot: Snapshot, recheck: Recheck) -> None:
     """Write an entry: the card byte for byte, the outcomes and the recheck.
 
@@ -90,6 +114,21 @@ def write_entry(folder: Path, card: Path, snapshot: Snapshot, recheck: Recheck) 
     snapshot_file.write_snapshot(snapshot, folder / OUTCOMES)
     text = json.dumps(dataclasses.asdict(recheck), indent=1, ensure_ascii=False)
     write_atomic(folder / RECHECK, f"{text}\n".encode())
+
+
+def find_suite_name(board: Path) -> str:
+    """Find the shipped suite that the entries of a leaderboard were run on.
+
+    Args:
+        board: Folder of the leaderboard.
+
+    Returns:
+        Name of the suite; "leaderboard" if there is no entry, or if its suite is not shipped.
+    """
+    for path in sorted((board / "entries").glob(f"*/{OUTCOMES}")):
+        name = snapshot_file.read_snapshot(path).suite
+        return name if name in catalog.list_suites() else DEFAULT_SUITE
+    return DEFAULT_SUITE
 
 
 def read_entries(board: Path, suite: Suite) -> list[Entry]:
@@ -110,7 +149,7 @@ def read_entries(board: Path, suite: Suite) -> list[Entry]:
     if not folders:
         raise SuiteError(
             f"{board}: expected entries/NAME/{CARD}, found none; "
-            "bench leaderboard DIR --add RUN --card FILE makes the first"
+            "bench leaderboard DIR --add RUN makes the first"
         )
     entries = [_entry(folder) for folder in folders]
     for folder, entry in zip(folders, entries, strict=True):
@@ -198,7 +237,38 @@ def list_shortcomings(snapshot: Snapshot, suite: Suite) -> list[str]:
             if attack.label in asked and eps.value > 0:
                 name = f"{attack.label}, eps {eps.text}"
                 problems += _list_cell_problems(name, cells.get((attack.label, eps.value)))
+    if problems and snapshot.suite != suite.name:  # a copy of another name may be the same threat
+        problems.insert(
+            0,
+            f"expected a run of the suite {suite.name}, got one of {snapshot.suite}; name the "
+            "suite of the leaderboard by --suite, or run the model on it",
+        )
     return problems
+
+
+def list_other_versions(snapshot: Snapshot, suite: Suite) -> list[str]:
+    """List the attacks of a run that another version of bench made.
+
+    Entries are not asked for this: a page says which version made them.
+
+    Args:
+        snapshot: Outcomes of the model.
+        suite: The threat model.
+
+    Returns:
+        A sentence for each attack.
+    """
+    declared = declared_settings(suite)
+    codes = {
+        task.attack: (task.settings.get("code"), declared[task.attack]["code"])
+        for task in snapshot.tasks
+        if task.attack in declared
+    }
+    return [
+        f"{label}: expected the code of this bench ({now}), got {before}; run the suite again"
+        for label, (before, now) in codes.items()
+        if before != now
+    ]
 
 
 def _list_cell_problems(name: str, cell: CellSnapshot | None) -> list[str]:

@@ -15,8 +15,9 @@ from bench.reporting.formats.numbers import (
     format_text,
 )
 from bench.reporting.report.views import View
+from bench.suite import catalog
 from bench.suite.schema import Suite
-from bench.workflows.leaderboard.entries import Entry
+from bench.workflows.leaderboard.entries import DEFAULT_SUITE, Entry
 from bench.workflows.leaderboard.ranking import RankedModel, RankedThreat, list_threats, rank_models
 
 RULES = (
@@ -80,6 +81,7 @@ def write_leaderboard(entries: Sequence[Entry], suite: Suite, out: Path) -> list
         "summary": summary,
         "sections": sections,
         "counting": RULES,
+        "commands": _commands(suite),
         "suite": suite.text,
     }
     pages = {
@@ -87,6 +89,16 @@ def write_leaderboard(entries: Sequence[Entry], suite: Suite, out: Path) -> list
         "leaderboard.html": templates.render_html("leaderboard.html", context),
     }
     return [write_atomic(out / name, content) for name, content in pages.items()]
+
+
+def _commands(suite: Suite) -> str:
+    """Return the two commands that enter a model of one's own."""
+    name = suite.name if suite.name in catalog.list_suites() else f"{suite.name}.toml"
+    board = "DIR" if name == DEFAULT_SUITE else f"DIR --suite {name}"
+    return (
+        f"bench run {name} --model mine.py:net --weights w.pt --out mine\n"
+        f'bench leaderboard {board} --add mine --name "my net" --source "my thesis"'
+    )
 
 
 def _section(entries: Sequence[Entry], threat: RankedThreat) -> LeaderboardSection:

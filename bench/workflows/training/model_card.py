@@ -19,12 +19,15 @@ from torch import Tensor
 
 from bench.core import registry
 from bench.core.contracts.dataset import Data
+from bench.core.errors import SuiteError
 from bench.core.files import write_atomic
+from bench.core.lock import hold_lock
 from bench.engine.functional import norms
 from bench.engine.functional.logits import predict_class, probabilities
 from bench.reporting.plots.saving import save_figure
 from bench.storage import environment
 from bench.workflows.training import figures, page
+from bench.workflows.training.added_seeds import PublishedTraining, find_training
 from bench.workflows.training.adversarial import AdversarialBatches
 from bench.workflows.training.attack_trainer import (
     AttackOutcome,
@@ -40,6 +43,9 @@ from bench.workflows.training.trainer import (
     predict_classes,
     rank_epoch,
 )
+
+PUBLISHING_SECONDS = 60.0
+"""How long to wait for another process that publishes into the same folder."""
 
 
 class SeedRun(NamedTuple):
@@ -76,7 +82,15 @@ def select_best_run(runs: Sequence[SeedRun]) -> SeedRun:
     return max(runs, key=lambda run: rank_epoch(run.trained.best))
 
 
-def publish_model(recipe: Recipe, runs: Sequence[SeedRun], data_dir: Path, folder: Path) -> Path:
+def publish_model(
+    recipe: Recipe,
+    runs: Sequence[SeedRun],
+    data_dir: Path,
+    folder: Path,
+    *,
+    add: bool = False,
+    fresh: bool = False,
+) -> Path:
     """Write MODEL-WEIGHTS.safetensors, .json, .csv, .md and figures of the best run.
 
     The test images are first used after the run is chosen. The weights are rounded to the recipe's
@@ -84,33 +98,63 @@ def publish_model(recipe: Recipe, runs: Sequence[SeedRun], data_dir: Path, folde
 
     Args:
         recipe: What was trained.
-        runs: All runs of the recipe.
+        runs: All runs of the recipe, or those to be added.
         data_dir: Folder of the data sets.
         folder: Where the files go.
+        add: Add the runs to the training whose card is in the folder: weights, history and figures
+            are replaced only if one of the runs ranks better than the kept seed, see `rank_epoch`.
+        fresh: With `add`, whether a seed of the card, or the card of another recipe, is replaced.
 
     Returns:
         Path of the weights.
 
     Raises:
-        SuiteError: The data are missing, or a file cannot be written.
+        SuiteError: The data are missing, a file cannot be written, or the runs cannot be added, see
+            `find_training`.
     """
     best = select_best_run(runs)
     data, labels = _load_test_data(recipe, data_dir)
     images = data.read(0, data.n)
-    names = data.classes or tuple(map(str, range(int(labels.max()) + 1)))
     outcomes = {run.seed: _test_model(recipe, run, images, labels) for run in runs}
-    outcome = outcomes[best.seed]
+    entries = [_seed_entry(run, outcomes[run.seed], labels) for run in runs]
+    weights = folder / f"{recipe.model.name}-{recipe.weights}.safetensors"
+    # Another seed's process may add to the card at the same moment: neither entry may be lost.
+    with hold_lock(folder, lambda text: None, wait_seconds=PUBLISHING_SECONDS):
+        seeds = [run.seed for run in runs]
+        earlier = find_training(recipe, folder, seeds, fresh) if add else None
+        if earlier is not None:
+            _check_test_images(earlier, data, weights)
+            entries = sorted([*_list_others(earlier), *entries], key=lambda entry: entry["seed"])
+        if earlier is not None and rank_epoch(earlier.best) >= rank_epoch(best.trained.best):
+            card = {**earlier.card, "recipe": dataclasses.asdict(recipe), "seeds": entries}
+            _write_card(weights, card)
+        else:
+            _write_run(recipe, best, outcomes[best.seed], entries, data, weights)
+        page.write_page(recipe, weights)
+    return weights
+
+
+def _write_run(
+    recipe: Recipe,
+    run: SeedRun,
+    outcome: ModelOutcome,
+    entries: Sequence[Mapping[str, Any]],
+    data: Data,
+    weights: Path,
+) -> None:
+    """Write weights, card, history and figures of the run that is kept."""
+    labels = data.labels
+    assert labels is not None
+    names = data.classes or tuple(map(str, range(int(labels.max()) + 1)))
     right = outcome.pred == labels
     of = labels.bincount(minlength=len(names)).tolist()
     correct = labels[right].bincount(minlength=len(names)).tolist()
-
-    weights = folder / f"{recipe.model.name}-{recipe.weights}.safetensors"
     content = save(outcome.state)
-    trained = best.trained
+    trained = run.trained
     card = {
         "schema": 1,
         "recipe": dataclasses.asdict(recipe),
-        "seed": best.seed,
+        "seed": run.seed,
         "weights_sha256": hashlib.sha256(content).hexdigest(),
         "test_correct": int(right.sum()),
         "test_n": data.n,
@@ -124,7 +168,7 @@ def publish_model(recipe: Recipe, runs: Sequence[SeedRun], data_dir: Path, folde
         "train_n": trained.best.train_n,
         **_validation_counts(trained),
         "validation_n": trained.best.validation_n,
-        "seeds": [_seed_entry(run, outcomes[run.seed], labels) for run in runs],
+        "seeds": entries,
         "median_seconds_per_epoch": median(epoch.seconds for epoch in trained.history),
         "environment": environment.describe_environment(next(trained.model.parameters()).device),
     }
@@ -135,11 +179,22 @@ def publish_model(recipe: Recipe, runs: Sequence[SeedRun], data_dir: Path, folde
     drawn = {
         "curves": figures.plot_learning_curves(trained.history, trained.best),
         "per-class": figures.plot_class_accuracy(correct, of, names),
-        "predictions": figures.plot_predictions(images, labels, outcome.pred, names),
+        "predictions": figures.plot_predictions(data.read(0, data.n), labels, outcome.pred, names),
     }
     _write_files(weights, content, card, "\n".join(history) + "\n", drawn)
-    page.write_page(recipe, weights)
-    return weights
+
+
+def read_seeds(weights: Path) -> tuple[int, list[int]]:
+    """Read the seeds of a training from the card beside its weights.
+
+    Args:
+        weights: Path of the weights.
+
+    Returns:
+        The kept seed, and all seeds.
+    """
+    card = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+    return card["seed"], [entry["seed"] for entry in card["seeds"]]
 
 
 def publish_attack(
@@ -221,10 +276,14 @@ def _write_files(
 ) -> None:
     """Write the weights, the card, the history and the figures."""
     write_atomic(weights, content)
-    write_atomic(weights.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
+    _write_card(weights, card)
     write_atomic(weights.with_suffix(".csv"), history.encode())
     for name, figure in drawn.items():
         save_figure(figure, weights.with_name(f"{weights.stem}-{name}"))
+
+
+def _write_card(weights: Path, card: Mapping[str, Any]) -> None:
+    write_atomic(weights.with_suffix(".json"), (json.dumps(card, indent=1) + "\n").encode())
 
 
 def _attack_history(trained: TrainedAttack) -> pd.DataFrame:
@@ -306,4 +365,37 @@ def _seed_entry(run: SeedRun, outcome: ModelOutcome, labels: Tensor) -> Mapping[
         "test_correct": int((outcome.pred == labels).sum()),
         **_attacked_counts(outcome, labels),
         **_certified_counts(outcome),
+        "origin": _describe_origin(
+            environment.describe_environment(next(run.trained.model.parameters()).device)
+        ),
     }
+
+
+def _describe_origin(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Shorten the environment of a training to what may change its weights."""
+    return {
+        "device": about["device"],
+        "processor": about["device_name"] or about["processor"],
+        "threads": about["threads"],
+        "torch": about["packages"]["torch"],
+        "git": about["git"],
+    }
+
+
+def _list_others(earlier: PublishedTraining) -> list[dict[str, Any]]:
+    """List the entries that remain.
+
+    Those without an origin are of an older card, whose seeds were trained by one call.
+    """
+    origin = _describe_origin(earlier.card["environment"])
+    return [{**entry, "origin": entry.get("origin", origin)} for entry in earlier.others]
+
+
+def _check_test_images(earlier: PublishedTraining, data: Data, weights: Path) -> None:
+    """Check that the seeds of the card were tested on the same images."""
+    there = earlier.card["test_fingerprint"]
+    if there != data.fingerprint:
+        raise SuiteError(
+            f"{weights.with_suffix('.json')}: expected a card of the test images of {data.name} "
+            f"with fingerprint {data.fingerprint[:16]}, got {there[:16]}; train into another folder"
+        )

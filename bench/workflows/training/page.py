@@ -91,6 +91,7 @@ def render_page(recipe: Recipe, card: Card, stem: str) -> str:
     ]
     if len(card["seeds"]) > 1:
         parts += ["## Seeds", markdown.render_table(_seeds(card)), _seeds_note(recipe, card)]
+        parts += [_seed_origins(card)]
     parts += ["## Figures"]
     for name, caption in FIGURES.items():
         parts += [f"![{name}]({quote(f'{stem}-{name}.png')})", caption]
@@ -176,7 +177,8 @@ def _command(recipe: Recipe, card: Card) -> str:
     name = recipe.name if recipe.name in list_recipes() else f"{recipe.name}.toml"
     seeds = [line["seed"] for line in card["seeds"]]
     whole = seeds == [*range(recipe.seed, recipe.seed + recipe.seeds)]
-    return f"bench train {shlex.quote(name)}" + ("" if whole else f" --seed {seeds[0]}")
+    named = "" if whole else "".join(f" --seed {seed}" for seed in seeds)
+    return f"bench train {shlex.quote(name)}{named}"
 
 
 # ------------------------------------------------------------------------------------ the outcome
@@ -280,6 +282,34 @@ def _seeds_note(recipe: Recipe, card: Card) -> str:
     )
 
 
+def _seed_origins(card: Card) -> str:
+    """Say which seeds were trained where, if not all were trained at one place by one commit.
+
+    A seed of an older card, without an origin, was trained by the call that published the card.
+    """
+    places: dict[str, list[str]] = {}
+    for line in card["seeds"]:
+        if "origin" in line:
+            places.setdefault(_name_origin(line["origin"]), []).append(str(line["seed"]))
+    if len(places) < 2:
+        return ""
+    lines = [f"- {', '.join(seeds)}: {markdown.escape(place)}" for place, seeds in places.items()]
+    return "\n".join(["Seeds, and where each was trained:", "", *lines])
+
+
+def _name_origin(origin: Mapping[str, Any]) -> str:
+    """Describe device, version of torch and commit of a seed's training."""
+    place = f"{origin['device']}: {origin['processor']}"
+    if origin["device"] == "cpu":
+        place += f", {format_plural(origin['threads'], 'thread')}"
+    place += f", torch {origin['torch']}"
+    return place + (f", {_name_commit(origin['git'])}" if origin["git"] else "")
+
+
+def _name_commit(git: Mapping[str, Any]) -> str:
+    return f"commit {git['commit'][:12]}{' with changes' if git['changed'] else ''}"
+
+
 # ---------------------------------------------------------------------------- numbers and origins
 
 
@@ -338,8 +368,7 @@ def render_origin(card: Card, stem: str) -> str:
     versions = [f"{name} {version}" for name, version in about["packages"].items() if version]
     versions.append(f"Python {about['python']}")
     if about["git"]:
-        changed = " with changes" if about["git"]["changed"] else ""
-        versions.append(f"commit {about['git']['commit'][:12]}{changed}")
+        versions.append(_name_commit(about["git"]))
     lines = [
         f"Weights: `{stem}.safetensors`, sha256 `{card['weights_sha256']}`",
         f"Seed: {card['seed']}, kept epoch {card['best_epoch']} of {card['epochs']}",
