@@ -80,7 +80,8 @@ def recall_loaded(
 
 def _answers_alike(model: nn.Module, x: Tensor, known: LoadedModel) -> bool:
     """Ask the model as `repeat_calls` did, and compare logits and gradients."""
-    assert known.logits is not None and known.gradient is not None
+    assert known.logits is not None
+    assert known.gradient is not None
     seen = call_reversed(model, x.flip(0), known.logits.argmin(1).flip(0).to(x.device))
     return not (
         fingerprint.logits_differ(seen.logits, known.logits)
