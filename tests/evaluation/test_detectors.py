@@ -410,3 +410,19 @@ def test_a_model_that_writes_into_its_input_or_takes_one_size_alone_is_converted
     for model in (Writing(), Fixed()):
         found = evaluate(model, pairs(), **settings).records
         assert found["adv_pred"].equals(expected["adv_pred"])
+
+
+class HalfLogits(Pair):
+    """Classifies in half precision and scores in single precision."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, score = super().forward(x)
+        return logits.half(), score
+
+
+def test_logits_in_half_precision_are_found_beside_a_score_in_single_precision() -> None:
+    given = detector("robust")
+    with pytest.raises(SuiteError, match="expected float32 logits, got float16"):
+        evaluate(HalfLogits(), pairs(), eps=EPS, detector=given)
+    allowed = evaluate(HalfLogits(), pairs(), eps=EPS, detector=given, allow=["not-float32"])
+    assert any("(not-float32, allowed" in each for each in allowed.findings)
