@@ -15,6 +15,7 @@ from bench.attacks import objects
 from bench.core import files, validation
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
+from bench.core.exclusive import run_alone
 from bench.engine.default_dtype import default_to_float32
 from bench.engine.source_ensemble import SourceEnsemble
 from bench.evaluation import chunk_sizes, loading
@@ -78,6 +79,7 @@ class SuiteResults(Display, results.RunResults):
         ]
 
 
+@run_alone()
 @default_to_float32()
 def evaluate(
     model: nn.Module | Callable[[Tensor], Any],
@@ -261,7 +263,7 @@ def evaluate(
     )
     if sentences:
         text = "\n".join([DOUBTED, *sentences])
-        warnings.warn(text, RobustnessWarning, stacklevel=3)  # at the caller of `evaluate`
+        warnings.warn(text, RobustnessWarning, stacklevel=4)  # at the caller of `evaluate`
     curves = queries.collect_curves(task.cells, table, stored)
     within = queries.query_table(curves)
     return Evaluation(table, frame, adversarial, sentences, audited, within)
@@ -280,6 +282,7 @@ def _describe_problems(table: pd.DataFrame) -> Iterator[str]:
             )
 
 
+@run_alone()
 @default_to_float32()
 def run(
     suite: str,

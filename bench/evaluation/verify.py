@@ -30,6 +30,7 @@ from bench.engine.device import synchronize
 from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional import norms
 from bench.engine.threats.registry import find_threat
+from bench.evaluation.classifier_attack import attack_classifier_too
 from bench.evaluation.crafting import (
     AttackOutput,
     Examples,
@@ -120,6 +121,14 @@ def craft_and_verify(
         checked = _recheck_claims(attacked, spec, chosen, output, own)
         if checked is not output:
             output, predictions = checked, predict(checked)
+
+    def is_won(examples: Examples, images: AttackOutput) -> Tensor:
+        answers = predict_output(model, spec, examples, images, judge_rows)
+        return torch.stack([is_success(spec, examples, each) for each in answers])
+
+    checked = attack_classifier_too(attacked, spec, chosen, output, is_won)
+    if checked is not output:
+        output, predictions = checked, predict(checked)
     return VerifiedOutput(output, predictions, seconds, busy)
 
 

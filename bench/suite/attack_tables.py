@@ -170,6 +170,9 @@ def expand_table(
     transforms = None
     if table.transforms is not None:
         transforms = check.fill(InputTransforms, table.transforms, f"{key}.transforms")
+        if transforms and "smallest" in table.transforms and not transforms.diversity:
+            expected = "expected diversity above 0 beside it, since no image is reduced otherwise"
+            check.say(f"{key}.transforms.smallest", f"{expected}, got none; take the key out")
     query_budgets.check_budgets(
         check,
         f"{key}.budgets",

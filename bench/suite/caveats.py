@@ -37,6 +37,7 @@ def list_caveats(
     """
     return (
         *_attack_caveats(entry, eps, sweep),
+        *_kernel_caveats(entry, eps, crafting),
         *_detector_caveats(entry, eps, facts, crafting),
         *_random_caveats(entry, eps, facts, crafting),
     )
@@ -116,6 +117,17 @@ def _attack_caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, 
     if sweep == "nested" and external and entry.attack.budget == "fixed":
         return (*own, "The sweep is independent: only the engine's own attacks inherit successes.")
     return own
+
+
+def _kernel_caveats(entry: AttackEntry, eps: float, crafting: ModelFacts) -> Iterator[str]:
+    """Yield what a reader must know of a kernel that is larger than the images."""
+    kernel = 0 if entry.transforms is None else entry.transforms.translation
+    if eps > 0 and crafting.shape is not None and kernel > min(crafting.shape[1:]):
+        height, width = crafting.shape[1:]
+        yield (
+            f"The kernel of `translation` has {kernel} pixels a side, the images have "
+            f"{height}x{width}: gradients are averaged over the whole image."
+        )
 
 
 def _victim_caveat(budget: int) -> str:

@@ -25,6 +25,7 @@ from bench.core.contracts.parameters import UNLESS_DEFAULT
 from bench.core.contracts.types import ACCESS_RANK, BALLS, Access, Shape
 from bench.core.errors import SuiteError
 from bench.core.versions import CERTIFICATION_VERSION, JUDGE_VERSION, NUMERICS_VERSION
+from bench.engine.rejection import attacks_classifier_too
 from bench.engine.threats.registry import find_threat
 from bench.models.fingerprint import describe_value
 from bench.suite.adaptations import describe_adaptation
@@ -148,6 +149,7 @@ def hash_cell(
             **({"budgets": list(spec.budgets)} if entry.budgets and spec.budgets else {}),
             **_describe_victim_queries(spec),
             **_describe_skipped(entry),
+            **({"classifier": "too"} if repeats_on_classifier(spec, facts, source) else {}),
             **({"parts": _describe_parts(spec)} if isinstance(attack, EnsembleAttack) else {}),
             # An example crafted on the judged model is that of the white-box attack.
             **(
@@ -225,6 +227,21 @@ def describe_target(entry: AttackEntry, facts: ModelFacts) -> dict[str, int]:
     if not named or str(named[0]) == str(entry.target):
         return {}
     return {"class": named[0] if isinstance(entry.target, str) else int(entry.target or 0)}
+
+
+def repeats_on_classifier(spec: AttackSpec, facts: ModelFacts, source: ModelFacts | None) -> bool:
+    """Return whether what resists an attack is attacked again without the model's detector.
+
+    Args:
+        spec: The attack as it runs.
+        facts: The judged model.
+        source: The model that the examples are crafted on; None for the judged one.
+
+    Returns:
+        True where a rejection counts as an error and the attack knows the detector.
+    """
+    errs = facts.detector is not None and facts.detector.rejected == "error"
+    return errs and source in (None, facts) and attacks_classifier_too(spec)
 
 
 def _random_draws(

@@ -260,6 +260,8 @@ def plan_task(
     )
     reason = caveats.find_skip_reason(entry, facts, crafting)
     passes, gradients = count_passes(spec, crafting.classes)
+    if identity.repeats_on_classifier(spec, facts, source):
+        passes, gradients = (None if each is None else 2 * each for each in (passes, gradients))
     settings = identity.collect_settings(spec, entry) if facts.model_fingerprint else {}
     if settings and facts.detector is not None:  # outcomes of the two countings are not compared
         settings["rejected"] = facts.detector.rejected
