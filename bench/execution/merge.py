@@ -74,16 +74,16 @@ def merge_runs(given: Sequence[Path], out: Path) -> MergeResult:
         Summary of what was merged and what is missing.
 
     Raises:
-        SuiteError: There is nothing to merge, or the folders belong to different runs.
+        SuiteError: A given folder holds no run, or the folders belong to different runs.
         RecordError: A file is damaged, or two folders have different records of one chunk.
     """
-    sources = [_read_source(folder) for folder in _expand_folders([out, *given])]
-    if not sources:
-        folders = ", ".join(map(str, given))
+    # A name with a typing error must not pass because `out` holds an earlier merge.
+    if empty := [folder for folder in given if not _list_runs(folder)]:
         raise SuiteError(
-            f"{folders}: expected folders of runs, or of their shards, found no provenance.json; "
-            "make them with bench run --shard I/N"
+            f"{', '.join(map(str, empty))}: expected the folder of a run, or of its shards, found "
+            "no provenance.json; make one with bench run --shard I/N"
         )
+    sources = [_read_source(folder) for folder in _expand_folders([out, *given])]
     first = sources[0]
     for other in sources[1:]:
         if why := _find_difference(first, other):
@@ -108,14 +108,15 @@ def merge_runs(given: Sequence[Path], out: Path) -> MergeResult:
     return MergeResult([source.folder for source in sources], gaps.count([]), len(wanted), missing)
 
 
+def _list_runs(folder: Path) -> list[Path]:
+    """The folder and the folders of its shards, of which each contains a run."""
+    paths = (folder, *sharding.list_shard_folders(folder))
+    return [path for path in paths if (path / manifest.FILE).is_file()]
+
+
 def _expand_folders(given: Sequence[Path]) -> list[Path]:
     """The given folders and the folders of their shards, each once, if they contain a run."""
-    runs = [
-        path
-        for folder in given
-        for path in (folder, *sharding.list_shard_folders(folder))
-        if (path / manifest.FILE).is_file()
-    ]
+    runs = [path for folder in given for path in _list_runs(folder)]
     return list({path.resolve(): path for path in runs}.values())
 
 
