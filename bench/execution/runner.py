@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core import lock
+from bench.core.contracts.attack import ExternalAttack
 from bench.evaluation.audit import probe_models
 from bench.evaluation.certification import store
 from bench.execution import decisions, refusal, resume_check
@@ -118,7 +119,7 @@ class _Run:
                 self.tasks, self.loaded, recovered.pieces, units, self.options.shard
             )
         )
-        self.listen(Event("start", self.suite.title, sum(unit.work for unit in units)))
+        self._announce(units)
         for model in self.loaded.models.values():
             for finding in model.findings:
                 writer.note(finding)
@@ -143,6 +144,23 @@ class _Run:
         if writer.failed_captures:
             session["failed_captures"] = dict(writer.failed_captures)
         write_manifest(self.out, manifest)
+
+    def _announce(self, units: list[WorkUnit]) -> None:
+        """Report the work ahead."""
+        works: dict[str, dict[str, float]] = {}
+        bounds: dict[str, dict[str, float]] = {}
+        for unit in units:
+            attack = unit.task.entry.label
+            for sums, value in ((works, unit.work), (bounds, unit.most_passes)):
+                own = sums.setdefault(unit.task.model, {})
+                own[attack] = own.get(attack, 0.0) + value
+        external = {
+            unit.task.entry.label
+            for unit in units
+            if isinstance(unit.task.spec.attack, ExternalAttack)
+        }
+        about = {"works": works, "most_passes": bounds, "external": sorted(external)}
+        self.listen(Event("start", self.suite.title, sum(unit.work for unit in units), about))
 
     def _check_resumed_models(self) -> None:
         """Ask each model that has records whether it still returns what they contain."""

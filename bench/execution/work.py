@@ -51,6 +51,12 @@ class WorkUnit(NamedTuple):
         return f"{self.task.model} · {self.task.entry.label}"
 
     @property
+    def most_passes(self) -> float:
+        """Most forwards with their backwards, a forward alone counted as half of one."""
+        each = sum((cell.passes or 1.0) + (cell.gradients or 0.0) for cell in self.task.cells) / 2
+        return each * (self.last - self.first)
+
+    @property
     def about(self) -> dict[str, Any]:
         """Model, attack, eps and examples, for machines."""
         return {

@@ -15,6 +15,7 @@ from bench.core import streams
 from bench.core.errors import SuiteError
 from bench.engine.default_dtype import default_to_float32
 from bench.engine.device import enter_device
+from bench.engine.progress import Progress, count_unit
 from bench.evaluation.audit import probe_models
 from bench.evaluation.certification import store
 from bench.evaluation.certified_examples import CertifiedIds
@@ -134,11 +135,14 @@ class Worker:
         with enter_device(evaluator.device):
             return describe_evaluator(evaluator, self.suite, self._announce)
 
-    def run_unit(self, request: Request) -> Iterator[Any]:
+    def run_unit(
+        self, request: Request, on_progress: Callable[[Progress], None] | None = None
+    ) -> Iterator[Any]:
         """Execute one request.
 
         Args:
             request: As `make_request` returns it.
+            on_progress: Called now and then while an attack runs.
 
         Yields:
             Results of the type that belongs to the unit.
@@ -149,14 +153,21 @@ class Worker:
         loaded = self._evaluator is not None  # loading selects and enters the device itself
         entered = enter_device(self.evaluator.device) if loaded else contextlib.nullcontext()
         with default_to_float32(), entered:  # a file of the suite may have set another type
-            yield from self._execute(request)
+            yield from self._execute(request, on_progress)
 
-    def _execute(self, request: Request) -> Iterator[Any]:
+    def _execute(
+        self, request: Request, on_progress: Callable[[Progress], None] | None
+    ) -> Iterator[Any]:
         match request:
             case ChunkRequest():
                 task = self._find_task(request)
                 yield from run_chunk(
-                    self.evaluator, task, request.first, request.last, request.certified
+                    self.evaluator,
+                    task,
+                    request.first,
+                    request.last,
+                    request.certified,
+                    on_progress,
                 )
             case TimingRequest():
                 yield self._time(request)
@@ -268,6 +279,7 @@ def run_chunk(
     first: int,
     last: int,
     certified: CertifiedIds | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[WorkResult]:
     """Attack a chunk of examples for the cells of a task.
 
@@ -280,6 +292,7 @@ def run_chunk(
         first: First example.
         last: The one after the last example.
         certified: Cell -> its certified examples, which are not attacked; none by default.
+        on_progress: Called now and then while the attack runs.
 
     Yields:
         Records, or the reason of a failure.
@@ -291,7 +304,8 @@ def run_chunk(
         return
     cells = tuple(cell.identity for cell in task.cells)
     try:
-        with streams.protect_streams(evaluator.notes.append, f"{task.model} · {task.entry.label}"):
+        name = f"{task.model} · {task.entry.label}"
+        with streams.protect_streams(evaluator.notes.append, name), count_unit(on_progress):
             chunk = evaluator.evaluate_chunk(task, first, last, certified)
     except (SuiteError, KeyboardInterrupt):  # the user's: an unreadable image, or Ctrl-C
         raise
@@ -304,7 +318,7 @@ def run_chunk(
             f"({describe_failure(error)}), so each is tried alone"
         )
         for cell in cells:
-            yield from run_chunk(evaluator, task.only({cell}), first, last, certified)
+            yield from run_chunk(evaluator, task.only({cell}), first, last, certified, on_progress)
         return
     pairs = () if first else zip(cells, chunk.x_adv, strict=True)
     images = {cell: select_first_images(x_adv) for cell, x_adv in pairs}
