@@ -300,10 +300,15 @@ def _copy_files(sources: Sequence[_Source], out: Path) -> dict[str, list[tuple[i
     held: set[tuple[str, int]] = set()
     for source in sources:
         for path, pieces in source.files.items():
-            new = [_list_new(piece, copied.get(piece.cell, [])) for piece in pieces]
+            held_by_cell = [copied.get(piece.cell, []) for piece in pieces]
+            new = [_list_new(*each) for each in zip(pieces, held_by_cell, strict=True)]
             if not any(new) and path.parent != out / "records":
                 continue
-            if any(gaps not in ([], [piece[1:3]]) for gaps, piece in zip(new, pieces, strict=True)):
+            whole = [
+                gaps == [piece[1:3]] or piece[1:3] in own
+                for piece, gaps, own in zip(pieces, new, held_by_cell, strict=True)
+            ]
+            if not all(whole):
                 raise RecordError(
                     f"{path}: holds examples that another folder has, and others that it has not; "
                     f"finish the run in one of the folders, or leave out {source.folder}"

@@ -147,6 +147,34 @@ def test_a_file_that_is_held_in_part_is_refused(whole: Path, divided: Path, tmp_
         merge.merge_runs([part, whole], tmp_path / "out")
 
 
+def test_a_file_whose_one_cell_is_held_in_other_pieces_is_refused(
+    suite: Path, whole: Path, tmp_path: Path
+) -> None:
+    """The suite got a second eps after a run of the first one; one piece of it came back."""
+    first = tmp_path / "first.toml"
+    first.write_text(SUITE.replace("[0.02, 0.05]", "[0.02]"), encoding="utf-8")
+    part = run(first, tmp_path / "part", parts=True)
+    earlier = {path.name for path in (part / "records").glob("*.parquet")}
+    run(suite, part, parts=True)
+    for path in (part / "records").glob("*.parquet"):
+        if path.name not in earlier:
+            path.unlink()
+    with pytest.raises(RecordError, match="holds examples that another folder has, and others"):
+        merge.merge_runs([part, whole], tmp_path / "out")
+    assert merge.merge_runs([whole, part], tmp_path / "other").missing == []
+    assert_same_outcomes(tmp_path / "other", whole)
+
+
+def test_records_that_overlap_from_one_example_on_are_not_read(
+    whole: Path, divided: Path, tmp_path: Path
+) -> None:
+    both = shutil.copytree(whole, tmp_path / "both")
+    for path in (divided / "records").glob("*-0000000-*.parquet"):
+        shutil.copy(path, both / "records")
+    with pytest.raises(RecordError, match="does not hold together"):
+        read_records(both)
+
+
 def test_other_outcomes_of_the_same_examples_are_found_in_folders_divided_otherwise(
     suite: Path, whole: Path, tmp_path: Path
 ) -> None:

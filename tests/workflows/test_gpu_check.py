@@ -91,6 +91,21 @@ def test_a_step_that_cannot_be_captured_is_named_with_its_reason(
     assert check.find_problems([line], gpu=False) == []
 
 
+def test_a_capture_that_failed_in_the_race_is_a_problem_too() -> None:
+    line = {"part": "race", "job": "bench, 2048 rows", "failed_captures": ["planted"]}
+    problems = check.find_problems([line], gpu=True)
+    assert problems == ["race, bench, 2048 rows: not captured: planted"]
+    assert check.find_problems([line], gpu=False) == []
+
+
+def test_the_ratios_of_a_race_whose_runs_failed_hold_what_is_known(setup: Setup) -> None:
+    started = race.Race(setup)
+    started.library[TINY.batches[0]] = 1.0
+    assert started.compare().keys() == {"bandwidth", "traffic"}
+    started.bench["first-success"] = 0.5
+    assert started.compare()["over_first"] == 2.0
+
+
 def test_every_rule_that_iterates_is_captured_in_every_norm(setup: Setup) -> None:
     names = [job.name for job in captures.list_jobs(setup)]
     assert {"pgd linf", "pgd l1", "fmn l0", "surfree l2", "apgd_t l2"} <= set(names)

@@ -1,7 +1,8 @@
 """Print tables on a terminal or into a file, without cutting a name or a number.
 
-A file has no width: its tables are printed as wide as they are. A terminal gets a table in blocks,
-side by side columns below each other, each of which repeats the names of the rows.
+A file has no width: its tables are printed as wide as they are, but that prose is wrapped, since
+each line is as wide as the longest. A terminal gets a table in blocks, side by side columns below
+each other, each of which repeats the names of the rows.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -19,6 +20,8 @@ FRAME = 3
 """Cells of the terminal that a column takes beside its text: two of padding, one of a rule."""
 MIN_TEXT = 16
 """Narrowest column of prose, in cells of the terminal."""
+MAX_TEXT = 240
+"""Widest column of prose, in cells."""
 MIN_NAME = 8
 """Narrowest column of names; longer ones are folded."""
 
@@ -76,6 +79,7 @@ def _measure(column: Column, texts: Sequence[str]) -> _Size:
     lines = [cell_len(line) for text in texts for line in text.splitlines()]
     natural = max([cell_len(column.title), *lines])
     if column.kind == "text":
+        natural = min(natural, max(MAX_TEXT, cell_len(column.title)))
         return _Size(natural, min(natural, MIN_TEXT))
     words = map(cell_len, column.title.split())
     return _Size(natural, natural if column.kind == "name" else max([*words, *lines]))

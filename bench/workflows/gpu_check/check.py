@@ -180,6 +180,8 @@ def find_problems(lines: Sequence[Line], gpu: bool) -> list[str]:
             problems.append(f"{where}: {line['failed']}")
         if gpu and line.get("captured") is False:
             problems.append(f"{where}: not captured: {line.get('reason', 'no reason was given')}")
+        for reason in line.get("failed_captures", ()) if gpu else ():
+            problems.append(f"{where}: not captured: {reason}")
         if line.get("equal") is False and line.get("repeats", True):
             problems.append(
                 f"{where}: the results differ, by {line.get('difference', 'some bits')}"

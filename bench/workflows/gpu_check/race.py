@@ -146,10 +146,10 @@ class Race:
             reads and writes its tensors once) and `limit_share` (of the time with every step).
         """
         found: dict[str, Any] = {}
-        ours = self.bench["first-success"]
-        if self.library:
+        ours, first = self.bench.get("first-success"), self.setup.sizes.batches[0]
+        if ours and self.library:
             found["over_best"] = min(self.library.values()) / ours
-        if (first := self.setup.sizes.batches[0]) in self.library:
+        if ours and first in self.library:
             found["over_first"] = self.library[first] / ours
         bandwidth = measure_bandwidth(self.setup.device)
         traffic = count_traffic(self.net, self.setup.x[:2], self.setup.y[:2])

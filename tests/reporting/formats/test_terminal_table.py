@@ -96,3 +96,12 @@ def test_any_console_can_print_a_table() -> None:
     print_table(screen, [Column("a", "name"), Column("b", "word")], [["x", "y"]], bold=[0])
     assert isinstance(screen.file, io.StringIO)
     assert "│ x │ y │" in screen.file.getvalue()
+
+
+def test_prose_is_wrapped_in_a_file_so_that_not_every_line_is_as_wide_as_the_longest() -> None:
+    places = "; ".join(f"net {i}, pgd, eps 0.{i}" for i in range(200))
+    columns = [Column("verdict", "word"), Column("where", "text"), Column("what changed", "text")]
+    lines = drawn(columns, [["passed", places, "nothing"], ["lost", "net 1", "two"]], 100_000)
+    assert max(map(cell_len, lines)) < 300
+    rows = blocks(lines)[0][1:-1]
+    assert " ".join(row[1] for row in rows) == places
