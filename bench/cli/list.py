@@ -62,10 +62,12 @@ def plan(chosen: SuiteOptions, limit: int | None, data_dir: Path | None) -> None
     kinds = {key: kind for key, kind in COLUMNS.items() if key not in single}
     columns = [Column(key, kind) for key, kind in kinds.items()]
     print_table(screen, columns, [[row[key] for key in kinds] for row in rows])
-    known = [cell.passes for cell in cells if cell.passes is not None and not cell.reason]
+    run = [cell for cell in cells if not cell.reason]
+    known = [cell.passes for cell in run if cell.passes is not None]
+    passes = f"{sum(known):,.0f} forward pass" + ("" if round(sum(known)) == 1 else "es")
     screen.print(
-        f"{format_plural(len(cells), 'cell')}, at most {sum(known):,.0f} forward passes "
-        "per example" + ("" if len(known) == len(cells) else " where the cost is known")
+        f"{format_plural(len(cells), 'cell')}, at most {passes} per example"
+        + ("" if len(known) == len(run) else " where the cost is known")
     )
     for line in data:
         click.echo(line)

@@ -73,6 +73,10 @@ def read_text(path: Path, what: str) -> str:
     Raises:
         SuiteError: The file cannot be read as UTF-8 text.
     """
+    if path.is_dir():
+        raise SuiteError(
+            f"{path}: could not be read as {what}: expected a file, found a folder; name a file"
+        )
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file can have

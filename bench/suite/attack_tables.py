@@ -5,6 +5,7 @@ seed.
 """
 
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -146,7 +147,9 @@ def expand_table(
     _check_target(check, raw, key)
     if not isinstance(attack, Attack):
         if attack is not None:
-            check.say(f"{key}.name", f"expected a bench Attack, got {type(attack).__name__}")
+            remedy = "; make it the `run` of a bench.Attack" if inspect.isfunction(attack) else ""
+            got = type(attack).__name__
+            check.say(f"{key}.name", f"expected a bench Attack, got {got}{remedy}")
         return ExpandedTable((family,))
     raw, loss = _separate_loss(raw)
     adaptation = read_adaptation(

@@ -219,6 +219,9 @@ def test_a_plan_shows_costs_and_skip_reasons(type_: Type, tmp_path: Path) -> Non
     said = type_("plan", written(tmp_path, "torchattacks:TIFGSM"))
     assert said.code == 0
     assert "needs 3 channels" in said.out
+    assert "where the cost is known" not in said.out  # a cell that is skipped costs nothing
+    said = type_("plan", written(tmp_path))
+    assert "1 cell, at most 1 forward pass per example\n" in said.out
 
 
 def test_python_m_bench_is_bench_and_a_users_mistake_has_no_traceback(tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ EXPECTED = {
     "models": ("each label once", "got 'twin' 2 times"),
     "attacks[0].name": ("'pdg' is unknown", "did you mean 'pgd'"),
     "attacks[1].eps[0]": ("in [0, 1] for linf", "got -0.1"),
-    "attacks[1].eps[1]": ("in [0, 1] for linf", "got 1.5"),
+    "attacks[1].eps[1]": ("in [0, 1] for linf ('1.5/255' is 1.5 of 255 grey levels)", "got 1.5"),
     "attacks[1].eps[3]": ("each eps once", "got 1/10 again"),
     "attacks[1].eps[4]": ("a fraction such as '8/255'", "got '8/0'"),
     "attacks[1].eps[5]": ("a fraction such as '8/255'", "got 'many'"),
@@ -352,6 +352,11 @@ def test_a_step_size_is_a_number_or_a_fraction_of_eps(alpha: str) -> None:
         ('"lenet"', '"bench.models.lenet:__doc__"', "expected a Model or a factory, got str"),
         ('"digits"\nlimit', '"bench.datasets.digits:TEST"\nlimit', "a Dataset or a factory"),
         ('"fgsm"', '"bench.attacks.fgsm:Params"', "expected a bench Attack, got type"),
+        (
+            '"fgsm"',
+            '"bench.attacks.noise:run"',
+            "got function; make it the `run` of a bench.Attack",
+        ),
     ],
 )
 def test_a_single_mistake_is_a_single_sentence(old: str, new: str, part: str) -> None:
@@ -410,7 +415,9 @@ def test_a_missing_file_a_folder_and_bytes_that_are_no_text_are_one_sentence_eac
     latin = tmp_path / "latin.toml"
     latin.write_bytes('name = "caf\xe9"'.encode("latin-1"))
     assert "neither a file nor shipped" in refusal_of(str(tmp_path / "absent.toml"))
-    assert "could not be read as a suite" in refusal_of(str(tmp_path))
+    assert "could not be read as a suite: expected a file, found a folder" in refusal_of(
+        str(tmp_path)
+    )
     assert "could not be read as a suite" in refusal_of(str(latin))
 
 

@@ -35,5 +35,7 @@ def find_level_problem(norm: str, eps: float) -> str:
     most = 1.0 if norm == "linf" else float("inf")
     if 0 <= eps <= most and eps != float("inf"):
         return ""
-    bound = "in [0, 1]" if norm == "linf" else "at least 0"
-    return f"expected an eps {bound} for {norm}"
+    if norm != "linf":
+        return f"expected an eps at least 0 for {norm}"
+    scale = f" ('{eps:g}/255' is {eps:g} of 255 grey levels)" if 1 < eps <= 255 else ""
+    return f"expected an eps in [0, 1] for linf{scale}"
