@@ -128,6 +128,26 @@ def describe_certificates(
         yield _explain(f"{name}: {ahead} chunks are not on disk and are made", **about)
 
 
+def describe_certified(units: Sequence[WorkUnit]) -> Iterator[Event]:
+    """Describe how many examples are not attacked because they are certified.
+
+    Args:
+        units: Work units that are run.
+
+    Yields:
+        One event for each model and attack that leaves certified examples out.
+    """
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for unit in units:
+        if unit.task.entry.skip_certified:
+            own = counts.setdefault((unit.task.model, unit.task.entry.label), Counter())
+            own.update({c.eps_text: len(unit.certified[c.identity]) for c in unit.task.cells})
+    for (model, attack), by_eps in counts.items():
+        listed = ", ".join(f"{count} at eps {eps}" for eps, count in by_eps.items())
+        text = f"{model} · {attack}: not attacked, since they are certified: {listed}"
+        yield _explain(text, model=model, attack=attack)
+
+
 def describe_probes(earlier: Mapping[str, Any], current: Mapping[str, Any]) -> Iterator[Event]:
     """Describe which models were probed in this session and which before.
 

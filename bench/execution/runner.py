@@ -130,6 +130,7 @@ class _Run:
         if skips:  # the attacks need the certificates, which are else computed after them
             self._certify(units)
             units = self._skip_certified(units)
+            self._report(decisions.describe_certified(units))
         self.backend.run(units, writer)
         if writer.adversarial.left_out:
             writer.note(writer.adversarial.describe_left_out())
