@@ -32,9 +32,10 @@ from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import Vote, judge
 from bench.evaluation.model_pool import ModelPool
 from bench.evaluation.suite_models import choose_rows, load_suite_models
+from bench.evaluation.target_classes import choose_target_classes
 from bench.models.preflight.checks import LoadedModel
 from bench.storage.schema import Piece
-from bench.suite import plan, targets
+from bench.suite import plan
 from bench.suite.identity import ModelFacts
 from bench.suite.schema import ModelEntry, Suite
 
@@ -409,11 +410,21 @@ class Evaluator:
         """
         clean = self.clean_pass(task.model)
         ids = torch.arange(first, last, device=self.device)
+        target = choose_target_classes(
+            task.entry,
+            ids,
+            clean.label[first:last],
+            seed=self.seed,
+            classes=self.pool.load_source(task).classes,
+            names=self.data.classes,
+            # All that the attacker sees.
+            least_likely=lambda: self.clean_pass(task.source).least_likely[first:last],
+        )
         return Examples(
             id=ids,
             x=self._images.read(first, last),
             label=clean.label[first:last],
-            target=self._targets(task, ids, clean.label),
+            target=target,
             clean_pred=clean.pred[first:last],
             clean_confidence=clean.confidence[first:last],
             clean_agreement=clean.agreement[first:last],
@@ -490,20 +501,3 @@ class Evaluator:
         if not loaded.random:
             return None
         return Vote(loaded.predictions, rng.fold(self.seed, "clean", first))
-
-    def _targets(self, task: plan.AttackTask, ids: Tensor, labels: Tensor) -> Tensor:
-        """Choose the target class of each example; -1 where the attack is untargeted."""
-        if task.entry.goal == "untargeted":
-            return torch.full_like(ids, -1)
-        label, classes = labels[ids], self.pool.load_source(task).classes
-        wanted = targets.resolve_target(task.entry, classes, self.data.classes)
-        if isinstance(wanted, int):
-            return torch.full_like(ids, wanted)
-        if wanted == "next":
-            return (label + 1) % classes
-        if wanted == "complement":
-            return classes - 1 - label
-        if wanted == "random":
-            shift = rng.draw_integers(self.seed, "target", ids, classes - 1).to(ids)
-            return (label + 1 + shift) % classes
-        return self.clean_pass(task.source).least_likely[ids]  # all that the attacker sees

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bench.attacks import square
+from bench.attacks import square, square_windows
 from bench.core.contracts.rule import AttackBatch
 from bench.core.contracts.types import Norm
 from bench.core.rng import Noise, hash_uniform
@@ -42,32 +42,36 @@ def keys(n: int) -> Tensor:
 
 
 def test_the_side_shrinks_as_published() -> None:
-    assert square.window_sides(0.8, 28, 28, "linf") == [25, 18, 13, 9, 6, 4, 3, 2, 2, 1]
-    assert square.window_sides(0.8, 28, 28, "l2") == [25, 19, 13, 9, 7, 5, 3, 3, 3, 3]
-    assert square.window_sides(0.05, 32, 32, "linf")[:4] == [7, 5, 4, 3]
+    assert square_windows.window_sides(0.8, 28, 28, "linf") == [25, 18, 13, 9, 6, 4, 3, 2, 2, 1]
+    assert square_windows.window_sides(0.8, 28, 28, "l2") == [25, 19, 13, 9, 7, 5, 3, 3, 3, 3]
+    assert square_windows.window_sides(0.05, 32, 32, "linf")[:4] == [7, 5, 4, 3]
 
 
 def test_the_area_is_halved_after_the_published_numbers_of_proposals_and_not_rescaled() -> None:
-    halvings = square.make_tables(0.8, 28, 28, "linf", torch.float32, torch.device("cpu")).halvings
-    for number, after in enumerate(square.HALVED_AFTER):
+    halvings = square_windows.make_tables(
+        0.8, 28, 28, "linf", torch.float32, torch.device("cpu")
+    ).halvings
+    for number, after in enumerate(square_windows.HALVED_AFTER):
         assert halvings[after : after + 2].tolist() == [number, number + 1]
-    assert len(halvings) == square.HALVED_AFTER[-1] + 2
+    assert len(halvings) == square_windows.HALVED_AFTER[-1] + 2
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_window_is_larger_than_the_image(norm: Norm, shape: tuple[int, ...]) -> None:
     for p in (1.0, 0.8, 0.001):
-        sides = square.window_sides(p, *shape[1:], norm)
+        sides = square_windows.window_sides(p, *shape[1:], norm)
         assert all(1 <= side <= min(shape[1:]) for side in sides)
         assert norm == "linf" or all(side % 2 for side in sides)
 
 
 def test_every_place_is_as_likely_as_any_other_those_at_the_edges_too() -> None:
     n, side, height, width = 60_000, 3, 8, 5
-    known = square.make_tables(0.8, height, width, "linf", torch.float32, torch.device("cpu"))
+    known = square_windows.make_tables(
+        0.8, height, width, "linf", torch.float32, torch.device("cpu")
+    )
     u = hash_uniform(keys(n), torch.zeros(n, dtype=torch.int64), 2)[:, None]
-    at = square.locate_windows(u, torch.full((n,), side), known)
+    at = square_windows.locate_windows(u, torch.full((n,), side), known)
     first = (at == 0).long().argmax(3)  # (n, 1, 2)
     assert torch.equal(at, torch.arange(height) - first[..., None])
     place = first[:, 0, 0] * (width - side + 1) + first[:, 0, 1]
@@ -90,8 +94,8 @@ def slow_hill(height: int, width: int, power: int) -> Tensor:
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 6, 13, 25])
 @pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 4)])
 def test_eta_is_a_hill_above_a_valley_of_the_same_mass(side: int, norm: Norm, power: int) -> None:
-    upper, order = side // 2, square.POWER[norm]
-    result = square.make_eta(side, norm)
+    upper, order = side // 2, square_windows.POWER[norm]
+    result = square_windows.make_eta(side, norm)
     halves = slow_hill(upper, side, power), -slow_hill(side - upper, side, power)
     share = (1 if upper == 0 else 2) ** (-1 / order)
     for part, slow in zip(result.split([upper, side - upper]), halves, strict=True):
@@ -118,7 +122,7 @@ def by_hand_linf(best: Tensor, x: Tensor, eps: float, side: int, u: Tensor) -> T
 def by_hand_l2(best: Tensor, x: Tensor, eps: float, side: int, u: Tensor, p: int = 2) -> Tensor:
     """The paper's steps on one image; with p = 1 as AutoAttack's code has them for l1."""
     at, second = window(u[:2], side, x.shape), window(u[2:4], side, x.shape)
-    shape = square.make_eta(side, "l2" if p == 2 else "l1")
+    shape = square_windows.make_eta(side, "l2" if p == 2 else "l1")
     shape = shape.T if u[4] < 0.5 else shape
     delta, result = best - x, best - x
     unused = max(eps**p - float(delta.abs().pow(p).sum()), 0.0)
@@ -155,8 +159,8 @@ def test_a_proposal_is_what_a_loop_over_windows_makes(norm: Norm, shape: tuple[i
     )
     u = hash_uniform(key, known.k, (2 if norm == "linf" else 5) + shape[0])
     for row, k in enumerate(PROPOSED.tolist()):
-        halvings = sum(k > after for after in square.HALVED_AFTER)
-        side = square.window_sides(0.8, *shape[1:], norm)[halvings]
+        halvings = sum(k > after for after in square_windows.HALVED_AFTER)
+        side = square_windows.window_sides(0.8, *shape[1:], norm)[halvings]
         wanted = by_hand(norm, best[row], known.x[row], EPS[norm], side, u[row])
         assert torch.allclose(result[row], wanted, rtol=0, atol=1e-9), (row, side)
 
@@ -166,7 +170,7 @@ def random_in(known: AttackBatch, norm: Norm) -> Tensor:
     generator = torch.Generator().manual_seed(3)
     by = 2 * torch.rand(known.x.shape, generator=generator, dtype=torch.float64) - 1
     by = by * (torch.rand(known.x.shape, generator=generator) < 0.5)
-    length = by.flatten(1).norm(math.inf if norm == "linf" else square.POWER[norm], dim=1)
+    length = by.flatten(1).norm(math.inf if norm == "linf" else square_windows.POWER[norm], dim=1)
     share = known.eps * 0.9 / length.clamp_min(1e-9)
     return (known.x + by * share[:, None, None, None]).clamp(0, 1)
 
@@ -219,7 +223,7 @@ def test_the_tiles_of_l2_are_five_rows_of_five_etas_on_the_sphere() -> None:
     ids = torch.arange(20)
     delta = square.start_tiles(known, Noise(0, "square", ids, 0 * ids), "l2") - known.x
     assert torch.allclose(distance(delta, 0 * delta, "l2"), known.eps)
-    shape, kinds = square.make_eta(5, "l2"), set()
+    shape, kinds = square_windows.make_eta(5, "l2"), set()
     for tile in delta[:, 0, 1:26, 1:26].unfold(1, 5, 5).unfold(2, 5, 5).reshape(-1, 5, 5):
         shapes = [sign * each * 0.3 for sign in (1, -1) for each in (shape, shape.T)]
         kinds.add([torch.allclose(tile, each) for each in shapes].index(True))

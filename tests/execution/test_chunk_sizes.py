@@ -133,6 +133,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 # --------------------------------------------------------------------------------------- outcomes
 
 
+@pytest.mark.slow
 def test_records_do_not_depend_on_the_size_of_a_chunk_nor_on_the_device(tmp_path: Path) -> None:
     suite = checked(tmp_path, SUITE)
     found = {}
@@ -175,6 +176,7 @@ def test_what_depends_on_the_batch_has_the_standard_size(
         assert bounds(found[size]) == (grid(30) if net == "Noisy" else grid(size))
 
 
+@pytest.mark.slow
 def test_larger_chunks_wait_less_often_for_the_host(suite: Suite, tmp_path: Path) -> None:
     waits = {}
     for size in (15, 60):

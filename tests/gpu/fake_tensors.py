@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import bench
-from bench.attacks import apgd, square, surfree
+from bench.attacks import apgd, square_windows, surfree
 
 PACKAGE = Path(bench.__file__).parent
 TORCH = Path(torch.__file__).parent
@@ -46,7 +46,10 @@ INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_inde
 ALLOCATIONS = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_",
                "set_", "lift_fresh", "detach_", "is_same_size"}  # fmt: skip
 """Operations without a kernel beside views."""
-CACHED = (apgd._mark_checkpoints, square.make_tables, square.make_tile, surfree.make_cosines)
+CACHED = (
+    apgd._mark_checkpoints, square_windows.make_tables, square_windows.make_tile,
+    surfree.make_cosines,
+)  # fmt: skip
 """Functions that keep tensors by device: those of another test are on no pretended GPU."""
 CONVERSIONS = {"tensor", "as_tensor", "asarray", "new_tensor", "scalar_tensor"}
 """Functions that copy from Python's objects to a device that they are given."""

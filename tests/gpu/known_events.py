@@ -19,8 +19,8 @@ FOREIGN = "an attack with its own loop, which is replayed in no graph"
 
 TABLES = {
     "attacks/apgd.py (_mark_checkpoints)": ONCE,
-    "attacks/square.py (make_tables)": ONCE,
-    "attacks/square.py (make_tile)": ONCE,
+    "attacks/square_windows.py (make_tables)": ONCE,
+    "attacks/square_windows.py (make_tile)": ONCE,
     "attacks/surfree.py (make_cosines)": ONCE,
 }
 """Tables made in the first step of a shape, before a step is captured, and kept."""

@@ -275,6 +275,22 @@ def test_what_the_model_does_not_confirm_is_attacked_again_as_in_a_suite(
     assert sum(unconfirmed.right) > int(found[0].sum())
 
 
+@pytest.mark.slow
+def test_the_row_has_the_same_outcomes_on_a_gpu(task: speed_setup.RaceTask, tmp_path: Path) -> None:
+    work = dataclasses.replace(task.work, params={"steps": 2})
+
+    def race_on(device: torch.device) -> Any:
+        there = speed_setup.load_task(work, task.victim, device=device, data_dir=tmp_path, limit=4)
+        run = bench_engine.prepare(bench_engine.VARIANTS["tf32-leads"], there)(4)
+        judged = speed_setup.judge_result(there, run)
+        assert judged is not None
+        return run.right, judged[0].tolist()
+
+    with Machine().run():
+        found = race_on(torch.device("cuda", 0))
+    assert found == race_on(CPU)  # a processor computes in float32 either way
+
+
 # ------------------------------------------------------------------------------------ GPU check
 
 
