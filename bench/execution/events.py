@@ -20,6 +20,7 @@ KEYS = {
     "work": "start: seconds of a bare loop's work ahead; begin, done: those of the work unit",
     "works": "start: model -> attack -> those of it",
     "most_passes": "start: model -> attack -> forwards with their backwards, at most",
+    "probes": "start: model -> passes that the audit's probes of it take",
     "external": "start: list of attacks with a loop of their own",
     "passes": "progress, lost: forwards with their backwards that the work unit has made",
     "passes_left": "progress: those that it is expected to make still",

@@ -96,6 +96,10 @@ class RunForecast:
         """Pair -> passes expected of units that say so, and most passes of these."""
         self._timed: dict[Pair, tuple[float, float]] = {}
         """Pair -> work and seconds of units that were begun and are stored."""
+        self._probes: dict[str, float] = {}
+        """Model -> passes of its probes, which are not made."""
+        self._probing: dict[str, float] = {}
+        """Model -> when its probes began."""
         self._share = 0.0
 
     def add(self, event: Event) -> None:
@@ -110,6 +114,11 @@ class RunForecast:
             self._external = {*about.get("external", ())}
             self._works = _flatten(about.get("works", {}))
             self._bounds = _flatten(about.get("most_passes", {}))
+            self._probes = {**about.get("probes", {})}
+        if {*about} == {"model"} and event.what == "begin":
+            self._probing[about["model"]] = now
+        elif {*about} == {"model"} and event.what == "done":
+            self._probes.pop(about["model"], None)
         if "attack" not in about or event.what not in ("begin", "progress", "done"):
             return
         pair = about["model"], about["attack"]
@@ -147,7 +156,7 @@ class RunForecast:
         return min(1.0, used / most) if used and most else 1.0
 
     def seconds_left(self) -> float | None:
-        """Forecast the time until the last attack has ended.
+        """Forecast the time until the last attack and the last probe have ended.
 
         Returns:
             Seconds; None before the run has started.
@@ -168,7 +177,8 @@ class RunForecast:
             for pair, work in waiting.items()
             if work > 1e-9 * self._works.get(pair, math.inf)
         )
-        return max([*ahead, (sum(ahead) + rest) / max(1, len(ahead))])
+        attacks = max([*ahead, (sum(ahead) + rest) / max(1, len(ahead))])
+        return attacks + sum(self._expect_probes(model, paces, now) for model in self._probes)
 
     def share_done(self) -> float:
         """Return how much of the run's time is over.
@@ -182,6 +192,17 @@ class RunForecast:
         spent = self.clock() - self._started
         self._share = max(self._share, spent / (spent + left) if spent + left else 1.0)
         return self._share
+
+    def _expect_probes(self, model: str, paces: dict[Pair, float], now: float) -> float:
+        """Expect the seconds that the probes of a model need still, by the pace of its passes."""
+        seconds, passes = 0.0, 0.0
+        for pair, pace in paces.items():
+            if pair[0] == model and (bound := self._bounds.get(pair, 0.0)):
+                seconds += pace * self._works[pair]
+                passes += bound * self._share_used(pair)
+        whole = self._probes[model] * seconds / passes if passes else 0.0
+        begun = self._probing.get(model)
+        return whole if begun is None else max(whole - (now - begun), GROWTH * (now - begun))
 
     def _expect_left(self, unit: RunningUnit, now: float) -> float:
         """Expect the seconds that a unit at work needs still."""

@@ -127,6 +127,11 @@ class ProbeUnit(NamedTuple):
     """Identity of the probes, as `probe_models.identify_probes` returns it."""
 
     @property
+    def about(self) -> dict[str, Any]:
+        """The model, for machines."""
+        return {"model": self.model}
+
+    @property
     def name(self) -> str:
         """The activity, for people."""
         return f"{self.model}, probing it"
