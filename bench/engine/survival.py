@@ -4,7 +4,7 @@ An item leaves at its first success, so that a bound by the number of steps says
 without defence most items need a few steps, of a robust one most need all. At each age (steps made
 in all restarts) the share of items that succeeded is estimated as a hazard; ages that no item has
 reached continue the last octave, as successes become rarer with age. An eps of which nothing is
-known yet follows the nearest one, with a hazard proportional to eps.
+known yet follows the nearest one: survival falls with eps as a Weibull distribution's does.
 Source: Kaplan and Meier 1958 (survival from items of which some are still under attack),
 https://doi.org/10.1080/01621459.1958.10501452
 """
@@ -23,8 +23,10 @@ PRIOR_ITEMS = 1.0
 """Items that what is expected counts as, beside those that were seen."""
 MAX_HAZARD, TINY = 0.95, 1e-9
 """Hazards of a step: most, and what counts as none."""
+SHAPE = 2.0
+"""Of that distribution: the share that an attack breaks rises with eps faster than in proportion."""
 MAX_RATIO = 8.0
-"""Most by which a hazard is scaled from one eps to another."""
+"""Largest ratio of two eps by which a hazard is scaled."""
 
 
 def group_ages(most: int) -> list[int]:
@@ -148,7 +150,7 @@ class SurvivalForecast:
 
     @staticmethod
     def _scale(hazards: list[float], ratio: float) -> list[float]:
-        return [1 - (1 - hazard) ** ratio for hazard in hazards]
+        return [1 - (1 - hazard) ** ratio**SHAPE for hazard in hazards]
 
     def _smooth(
         self, succeeded: list[float], exposed: list[float], prior: list[float] | None

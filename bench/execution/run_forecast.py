@@ -194,12 +194,12 @@ class RunForecast:
         return self._share
 
     def _expect_probes(self, model: str, paces: dict[Pair, float], now: float) -> float:
-        """Expect the seconds that the probes of a model need still, by the pace of its passes."""
+        """Expect the seconds of a model's probes by what its attacks took for their passes."""
         seconds, passes = 0.0, 0.0
         for pair, pace in paces.items():
             if pair[0] == model and (bound := self._bounds.get(pair, 0.0)):
                 seconds += pace * self._works[pair]
-                passes += bound * self._share_used(pair)
+                passes += bound  # the probes' own attacks stop early, too
         whole = self._probes[model] * seconds / passes if passes else 0.0
         begun = self._probing.get(model)
         return whole if begun is None else max(whole - (now - begun), GROWTH * (now - begun))

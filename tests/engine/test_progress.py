@@ -56,7 +56,7 @@ def test_a_larger_eps_of_which_nothing_is_known_is_expected_to_break_more() -> N
     start = torch.zeros(1, dtype=torch.int64)
     same, larger = forecast.count_left(start, start), forecast.count_left(start + 1, start)
     assert same == pytest.approx(21, rel=0.2)
-    assert larger == pytest.approx(2 + 38 / 4, rel=0.3)
+    assert larger == pytest.approx(2 + 38 / 16, rel=0.3)
 
 
 def test_under_nested_eps_what_survives_goes_on_at_the_next() -> None:

@@ -1,4 +1,4 @@
-"""Run a suite in simulated time: each pass of a model takes what its rows cost, all else nothing."""
+"""Run a suite in simulated time: a pass takes what its rows cost, all else nothing."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
