@@ -18,13 +18,13 @@ from torch import Tensor
 GROWTH = 1.3
 """Ratio of the ends of two successive age groups."""
 LEAST_SEEN = 8
-"""Items from which an eps is known by itself."""
+"""Items from which an eps is known by itself, beside as many that another eps lets expect."""
 PRIOR_ITEMS = 1.0
-"""Items that what is expected counts as, beside those that were seen."""
+"""Items that hazards continued from smaller ages count as."""
 MAX_HAZARD, TINY = 0.95, 1e-9
 """Hazards of a step: most, and what counts as none."""
 SHAPE = 2.0
-"""Of that distribution: the share that an attack breaks rises with eps faster than in proportion."""
+"""Of that distribution: what an attack breaks rises faster than in proportion to eps."""
 MAX_RATIO = 8.0
 """Largest ratio of two eps by which a hazard is scaled."""
 
@@ -160,7 +160,8 @@ class SurvivalForecast:
         for at, (ended, steps) in enumerate(zip(succeeded, exposed, strict=True)):
             guess = self._continue(hazards) if prior is None else prior[at]
             width = self.edges[at + 1] - self.edges[at]
-            weight = PRIOR_ITEMS * width if at or prior is not None else 0.0
+            items = PRIOR_ITEMS if prior is None else LEAST_SEEN
+            weight = items * width if at or prior is not None else 0.0
             hazard = (ended + weight * guess) / (steps + weight) if steps + weight else 0.0
             hazards.append(min(MAX_HAZARD, hazard))
         return hazards

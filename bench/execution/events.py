@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 KEYS = {
     "time": "when it was reported, UTC, ISO 8601",
     "event": (
-        "start, begin, progress, done, failed, note, why; from the command line also lost, error, "
-        "warning"
+        "start, begin, progress, done, failed, note, why; from the command line also lost, "
+        "interrupted, error, warning"
     ),
     "text": "a sentence or a name, for people",
     "work": "start: seconds of a bare loop's work ahead; begin, done: those of the work unit",
