@@ -117,7 +117,8 @@ class SurvivalForecast:
             after = [chained if self.nested else 0.0]
             for at in reversed(range(len(self.edges) - 1)):
                 width = torch.tensor(self.edges[at + 1] - self.edges[at])
-                inside, survived = _pass_group(torch.tensor(hazards[index][at]), width)
+                hazard = torch.tensor(hazards[index][at], dtype=torch.float64)
+                inside, survived = _pass_group(hazard, width)
                 after.append(float(inside) + float(survived) * after[-1])
             chained = after[-1]
             expected[index] = after[-2::-1]

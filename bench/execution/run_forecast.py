@@ -8,6 +8,7 @@ pace of their own: they are not accelerated and rarely stop early.
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import NamedTuple
@@ -250,6 +251,9 @@ class RunForecast:
         def expect(pair: Pair) -> float:
             external = pair[1] in self._external
             work = self._works.get(pair, 0.0)
+            if every and not self._bounds.get(pair):  # its work is no estimate
+                own = [each.seconds for each in every if each.pair[0] == pair[0]]
+                return statistics.fmean(own or [each.seconds for each in every])
             alike = [each for each in every if (each.pair[1] in self._external) == external]
             if every and not alike:
                 overhead, pace = _fit([(each.used_work, each.seconds) for each in every])

@@ -75,12 +75,5 @@ def test_from_a_fifth_of_the_time_on_the_forecast_is_within_one_and_a_half(
     looks, whole = trace_run(tmp_path / "s.toml", tmp_path / "out", clock, options=options)
     late = [look for look in looks if look.time >= whole / 5]
     ratios = [(look.time + look.left) / whole for look in late]
-    print(
-        "TRACE",
-        [
-            (round(l.time / whole, 3), round((l.time + l.left) / whole, 2), l.event.what)
-            for l in looks
-        ][:: max(1, len(looks) // 25)],
-    )
     assert len(late) > 10
     assert 1 / FACTOR <= min(ratios) <= max(ratios) <= FACTOR
