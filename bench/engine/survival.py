@@ -116,10 +116,10 @@ class SurvivalForecast:
         for index in sorted(range(len(self.eps)), key=self.eps.__getitem__, reverse=True):
             after = [chained if self.nested else 0.0]
             for at in reversed(range(len(self.edges) - 1)):
-                width = torch.tensor(self.edges[at + 1] - self.edges[at])
-                hazard = torch.tensor(hazards[index][at], dtype=torch.float64)
-                inside, survived = _pass_group(hazard, width)
-                after.append(float(inside) + float(survived) * after[-1])
+                width, hazard = self.edges[at + 1] - self.edges[at], hazards[index][at]
+                survived = (1 - hazard) ** width
+                inside = (1 - survived) / hazard if hazard > TINY else float(width)
+                after.append(inside + survived * after[-1])
             chained = after[-1]
             expected[index] = after[-2::-1]
         return expected

@@ -51,7 +51,7 @@ class WorkUnit(NamedTuple):
 
     @property
     def most_passes(self) -> float:
-        """Most forwards with their backwards, a forward alone counted as half of one; 0: unknown."""
+        """Most forwards with their backwards, a forward alone as half of one; 0: unknown."""
         if any(cell.passes is None for cell in self.task.cells):
             return 0.0
         each = sum((cell.passes or 1.0) + (cell.gradients or 0.0) for cell in self.task.cells) / 2
