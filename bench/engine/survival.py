@@ -4,14 +4,13 @@ An item leaves at its first success, so that a bound by the number of steps says
 without defence most items need a few steps, of a robust one most need all. At each age (steps made
 in all restarts) the share of items that succeeded is estimated as a hazard; ages that no item has
 reached continue the last octave, as successes become rarer with age. An eps of which nothing is
-known yet follows the nearest one, with a hazard proportional to eps.
+known yet follows the nearest one: survival falls with eps as a Weibull distribution's does.
 Source: Kaplan and Meier 1958 (survival from items of which some are still under attack),
 https://doi.org/10.1080/01621459.1958.10501452
 """
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -19,12 +18,15 @@ from torch import Tensor
 GROWTH = 1.3
 """Ratio of the ends of two successive age groups."""
 LEAST_SEEN = 8
-"""Items from which an eps is known by itself."""
+"""Items from which an eps is known by itself, beside as many that another eps lets expect."""
 PRIOR_ITEMS = 1.0
-"""Items that what is expected counts as, beside those that were seen."""
-MAX_HAZARD = 0.95
+"""Items that hazards continued from smaller ages count as."""
+MAX_HAZARD, TINY = 0.95, 1e-9
+"""Hazards of a step: most, and what counts as none."""
+SHAPE = 2.0
+"""Of that distribution: what an attack breaks rises faster than in proportion to eps."""
 MAX_RATIO = 8.0
-"""Most by which a hazard is scaled from one eps to another."""
+"""Largest ratio of two eps by which a hazard is scaled."""
 
 
 def group_ages(most: int) -> list[int]:
@@ -62,9 +64,8 @@ class SurvivalForecast:
         self._ends = torch.tensor(self.edges[1:])
         shape = len(self.eps), len(self.edges) - 1
         self._succeeded = torch.zeros(shape, dtype=torch.float64)
-        self._ages = torch.zeros(shape, dtype=torch.float64)
-        """Sum of the ages at success, by eps and age group."""
-        self._survived = torch.zeros(len(self.eps), dtype=torch.float64)
+        self._exposed = torch.zeros(shape, dtype=torch.float64)
+        """Steps that finished items made, by eps and age group."""
 
     def add_finished(self, eps: Tensor, age: Tensor, won: Tensor) -> None:
         """Learn of items that need no more steps at their eps.
@@ -74,13 +75,11 @@ class SurvivalForecast:
             age: Steps that it made, (n,), int64.
             won: Whether it succeeded, (n,), bool.
         """
-        self._survived += torch.bincount(eps[~won], minlength=len(self.eps))
         groups = self._succeeded.shape[1]
         at = eps[won] * groups + torch.bucketize(age[won], self._ends).clamp_max(groups - 1)
-        size = self._succeeded.numel()
-        self._succeeded += torch.bincount(at, minlength=size).view_as(self._succeeded)
-        ages = torch.bincount(at, age[won].double(), minlength=size)
-        self._ages += ages.view_as(self._ages)
+        counted = torch.bincount(at, minlength=self._succeeded.numel())
+        self._succeeded += counted.view_as(self._succeeded)
+        self._exposed += self._count_exposed(eps, age)
 
     def count_left(self, eps: Tensor, age: Tensor) -> float:
         """Count the steps that items are expected to make still.
@@ -94,55 +93,53 @@ class SurvivalForecast:
         """
         if not len(eps):
             return 0.0
-        edges = torch.tensor(self.edges, dtype=torch.float64)
-        group = torch.bucketize(age, self._ends, right=True)
-        expected = torch.tensor(self._expect_steps(eps, group), dtype=torch.float64)
-        low = group.clamp_max(len(self.edges) - 2)
-        share = (age - edges[low]) / (edges[low + 1] - edges[low])
-        left = expected[eps, low] * (1 - share) + expected[eps, low + 1] * share
-        return float(left.sum())
+        hazards = self._estimate_hazards(self._exposed + self._count_exposed(eps, age))
+        after = self._expect_after(hazards)
+        group = torch.bucketize(age, self._ends, right=True).clamp_max(len(self.edges) - 2)
+        width = self._ends[group] - age
+        inside, survived = _pass_group(
+            torch.tensor(hazards, dtype=torch.float64)[eps, group], width
+        )
+        later = torch.tensor(after, dtype=torch.float64)[eps, group]
+        return float((inside + survived * later).sum())
 
-    def _expect_steps(self, eps: Tensor, group: Tensor) -> list[list[float]]:
-        """Expect the steps of an item at the beginning of each age group and at the end, per eps.
+    def _count_exposed(self, eps: Tensor, age: Tensor) -> Tensor:
+        """Count the steps that items made, by eps and age group."""
+        low = torch.tensor(self.edges[:-1])
+        made = (age[:, None].minimum(self._ends) - low).clamp_min(0).double()
+        return torch.zeros_like(self._exposed).index_add_(0, eps, made)
 
-        `eps` and `group` are those of the items that are not finished.
-        """
-        hazards = self._estimate_hazards(eps, group)
-        after = 0.0
+    def _expect_after(self, hazards: list[list[float]]) -> list[list[float]]:
+        """Expect the steps of an item after the end of each age group, per eps."""
+        chained = 0.0
         expected: list[list[float]] = [[]] * len(self.eps)
         for index in sorted(range(len(self.eps)), key=self.eps.__getitem__, reverse=True):
-            left = [after if self.nested else 0.0]
+            after = [chained if self.nested else 0.0]
             for at in reversed(range(len(self.edges) - 1)):
-                low, high = self.edges[at], self.edges[at + 1]
-                hazard, seen = hazards[index][at], float(self._succeeded[index, at])
-                life = float(self._ages[index, at]) / seen if seen else (low + high + 1) / 2
-                left.append(hazard * (life - low) + (1 - hazard) * (high - low + left[-1]))
-            expected[index] = left[::-1]
-            after = left[-1]
+                width, hazard = self.edges[at + 1] - self.edges[at], hazards[index][at]
+                survived = (1 - hazard) ** width
+                inside = (1 - survived) / hazard if hazard > TINY else float(width)
+                after.append(inside + survived * after[-1])
+            chained = after[-1]
+            expected[index] = after[-2::-1]
         return expected
 
-    def _estimate_hazards(self, eps: Tensor, group: Tensor) -> list[list[float]]:
-        """Estimate the share of items that succeed in each age group, per eps."""
-        groups = len(self.edges) - 1
+    def _estimate_hazards(self, exposed: Tensor) -> list[list[float]]:
+        """Estimate the share of items that succeed at each step, by eps and age group.
+
+        `exposed` are the steps that all items made, likewise.
+        """
         if not self.stops:
-            return [[0.0] * groups for _ in self.eps]
-        alive = torch.bincount(eps * (groups + 1) + group, minlength=len(self.eps) * (groups + 1))
-        there = alive.view(len(self.eps), groups + 1).double()
-        there[:, :groups] += self._succeeded
-        there[:, groups] += self._survived
-        passed = there.flip(1).cumsum(1).flip(1)  # those that ended in this group or passed it
-        at_risk = passed[:, :groups] - alive.view_as(there)[:, :groups]
-        order = sorted(range(len(self.eps)), key=lambda index: -float(at_risk[index, 0]))
+            return [[0.0] * len(self._ends) for _ in self.eps]
+        seen = exposed[:, 0].tolist()
         known: dict[int, list[float]] = {}
-        for index in order:
+        for index in sorted(range(len(self.eps)), key=lambda index: -seen[index]):
             near = min(known, key=lambda other: abs(self._ratio(index, other) - 1), default=None)
-            scaled = None if near is None else self._scale(known[near], self._ratio(index, near))
-            if scaled is not None and float(at_risk[index, 0]) < LEAST_SEEN:
-                known[index] = scaled
-                continue
-            known[index] = self._smooth(
-                self._succeeded[index].tolist(), at_risk[index].tolist(), scaled
-            )
+            prior = None if near is None else self._scale(known[near], self._ratio(index, near))
+            if prior is None or seen[index] >= LEAST_SEEN:
+                counts = self._succeeded[index].tolist(), exposed[index].tolist()
+                prior = self._smooth(*counts, prior)
+            known[index] = prior
         return [known[index] for index in range(len(self.eps))]
 
     def _ratio(self, index: int, other: int) -> float:
@@ -154,33 +151,40 @@ class SurvivalForecast:
 
     @staticmethod
     def _scale(hazards: list[float], ratio: float) -> list[float]:
-        return [1 - (1 - hazard) ** ratio for hazard in hazards]
+        return [1 - (1 - hazard) ** ratio**SHAPE for hazard in hazards]
 
     def _smooth(
-        self, succeeded: list[float], at_risk: list[float], prior: list[float] | None
+        self, succeeded: list[float], exposed: list[float], prior: list[float] | None
     ) -> list[float]:
-        """Estimate hazards from successes among items at risk, group by group."""
+        """Estimate hazards from successes in the steps that were made, group by group."""
         hazards: list[float] = []
-        for at, (ended, risk) in enumerate(zip(succeeded, at_risk, strict=True)):
-            guess = self._continue(hazards, at) if prior is None else prior[at]
-            weight = PRIOR_ITEMS if at or prior is not None else 0.0
-            hazard = (ended + weight * guess) / (risk + weight) if risk + weight else 0.0
+        for at, (ended, steps) in enumerate(zip(succeeded, exposed, strict=True)):
+            guess = self._continue(hazards) if prior is None else prior[at]
+            width = self.edges[at + 1] - self.edges[at]
+            items = PRIOR_ITEMS if prior is None else LEAST_SEEN
+            weight = items * width if at or prior is not None else 0.0
+            hazard = (ended + weight * guess) / (steps + weight) if steps + weight else 0.0
             hazards.append(min(MAX_HAZARD, hazard))
         return hazards
 
-    def _continue(self, hazards: list[float], at: int) -> float:
-        """Continue the hazards of the last octave of ages, which fall as age grows."""
+    def _continue(self, hazards: list[float]) -> float:
+        """Continue the hazards of the last octave of ages in inverse proportion to age."""
         if not hazards:
             return 0.0
-        end, low = self.edges[at], self.edges[at] / 2
-        survived, first = 0.0, self.edges[at]
-        for (begin, _), hazard in zip(
-            [*pairwise(self.edges)][:at][::-1], hazards[::-1], strict=True
-        ):
-            if begin < low and first < end:
-                break
-            survived += math.log1p(-hazard)
-            first = begin
-        octaves = math.log2((end + 1) / (first + 1))
-        ahead = math.log2((self.edges[at + 1] + 1) / (end + 1))
-        return 1 - math.exp(survived / octaves * ahead)
+        at = len(hazards)
+        end, survived, first = self.edges[at], 0.0, at
+        while first and (first == at or self.edges[first] > end / 2):
+            first -= 1
+            width = self.edges[first + 1] - self.edges[first]
+            survived += width * math.log1p(-hazards[first])
+        octaves = math.log2((end + 1) / (self.edges[first] + 1))
+        high = self.edges[at + 1]
+        ahead = math.log2((high + 1) / (end + 1))
+        return 1 - math.exp(survived / octaves * ahead / (high - end))
+
+
+def _pass_group(hazard: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the expected steps within so many ages of one hazard, and the share that survives."""
+    survived = (1 - hazard) ** width
+    steps = torch.where(hazard > TINY, (1 - survived) / hazard.clamp_min(TINY), width)
+    return steps, survived

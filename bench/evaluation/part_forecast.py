@@ -2,10 +2,11 @@
 
 A part attacks what resisted the parts before it. What it took of its bound on passes is close to
 the share of its examples that resisted: the others leave early. A part that has not run is expected
-to break nothing and to need its bound; one that ran at a smaller eps breaks at a larger one the
-more, as its rate of survival to the power of the ratio of the two.
+to break nothing and to need its bound; what one that ran breaks at a larger eps is scaled as in
+`bench.engine.survival`.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,12 @@ from typing import NamedTuple
 
 from bench.core.contracts.attack import AttackSpec, EnsembleAttack
 from bench.engine.progress import find_counter
+from bench.engine.survival import SHAPE
 from bench.suite.cost import count_passes
+
+DOUBT = 0.5
+"""Examples that a part counts as having broken beside those that it broke: at larger eps, one that
+broke none may break some."""
 
 
 class PartOutcome(NamedTuple):
@@ -70,13 +76,28 @@ class PartForecast:
         bound = max(self._bounds[number] * rows, 1e-9)
 
         def extend(left: float) -> float:
-            used = min(1.0, (counter.passes - before + left) / bound)
-            return left + self._count_others(number, eps, rows, PartOutcome(eps, used, used))
+            made = counter.passes - before
+            total = self._correct(number, eps, bound, made, left)
+            used = min(1.0, total / bound)
+            return (
+                total - made + self._count_others(number, eps, rows, PartOutcome(eps, used, used))
+            )
 
         with counter.extend_left(extend):
             yield resisted
-        used = min(1.0, (counter.passes - before) / bound)
-        self._known[number] = PartOutcome(eps, resisted[0] / rows, used)
+        most = rows / (rows + DOUBT)
+        used = min(most, (counter.passes - before) / bound)
+        self._known[number] = PartOutcome(eps, resisted[0] / rows * most, used)
+
+    def _correct(self, number: int, eps: float, bound: float, made: float, left: float) -> float:
+        """Expect all passes of the part that runs, at first as it was at a smaller eps."""
+        total = made + left
+        if number not in self._known or not total:
+            return total
+        known = self._known[number]
+        before = bound * math.pow(known.used, (eps / known.eps) ** SHAPE)
+        trust = made / total
+        return max(made, trust * total + (1 - trust) * before)
 
     def _count_others(self, number: int, eps: float, rows: int, running: PartOutcome) -> float:
         """Count the passes of all parts after the one that runs, at this eps and larger ones."""
@@ -101,7 +122,7 @@ class PartForecast:
         total = 0.0
         for number in numbers:
             outcome = known.get(number, PartOutcome(eps, 1.0, 1.0))
-            power = (eps - since) / outcome.eps
+            power = (eps / outcome.eps) ** SHAPE - (since / outcome.eps) ** SHAPE
             total += resist * self._bounds[number] * outcome.used**power
             resist *= outcome.resisted**power
         return total, resist

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 KEYS = {
     "time": "when it was reported, UTC, ISO 8601",
     "event": (
-        "start, begin, progress, done, failed, note, why; from the command line also lost, error, "
-        "warning"
+        "start, begin, progress, done, failed, note, why; from the command line also lost, "
+        "interrupted, error, warning"
     ),
     "text": "a sentence or a name, for people",
     "work": "start: seconds of a bare loop's work ahead; begin, done: those of the work unit",
     "works": "start: model -> attack -> those of it",
-    "most_passes": "start: model -> attack -> forwards with their backwards, at most",
+    "most_passes": "start: model -> attack -> forwards with their backwards, at most; 0: unknown",
+    "probes": "start: model -> passes that the audit's probes of it take",
     "external": "start: list of attacks with a loop of their own",
     "passes": "progress, lost: forwards with their backwards that the work unit has made",
     "passes_left": "progress: those that it is expected to make still",

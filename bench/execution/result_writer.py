@@ -80,9 +80,9 @@ class ResultWriter:
         """Report that a unit begins.
 
         Args:
-            unit: Any unit; only attacks and certification are reported.
+            unit: Any unit; attacks, certification and probes are reported.
         """
-        if isinstance(unit, WorkUnit | CertificationUnit):
+        if isinstance(unit, WorkUnit | CertificationUnit | ProbeUnit):
             work = unit.work if isinstance(unit, WorkUnit) else 0.0
             self.listen(Event("begin", unit.name, work, unit.about))
 
@@ -90,10 +90,11 @@ class ResultWriter:
         """Report that nothing of a unit is left to do.
 
         Args:
-            unit: Any unit; only attacks are reported here.
+            unit: Any unit; only attacks and probes are reported here.
         """
-        if isinstance(unit, WorkUnit):
-            self.listen(Event("done", unit.name, unit.work, unit.about))
+        if isinstance(unit, WorkUnit | ProbeUnit):
+            work = unit.work if isinstance(unit, WorkUnit) else 0.0
+            self.listen(Event("done", unit.name, work, unit.about))
 
     def report_progress(self, unit: Unit, progress: Progress) -> None:
         """Report how far a unit is.

@@ -8,6 +8,7 @@ pace of their own: they are not accelerated and rarely stop early.
 """
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import NamedTuple
@@ -23,6 +24,8 @@ MAX_FACTOR = 10.0
 LIBRARY_RATIO = 1.7
 """How much longer a pass of an attack with a loop of its own takes than one of the engine, until
 one has run: the engine attacks an accelerated model, which is 1.2 to 2.3 times as fast."""
+PROBES_USED = 0.6
+"""Share of the passes of probes that is usually made: most models need few of the steps."""
 GROWTH = 0.2
 """Of a unit that takes longer than expected and says nothing, what is left grows with its time."""
 
@@ -85,6 +88,10 @@ class RunForecast:
             clock: Returns seconds from an arbitrary start.
         """
         self.clock = clock
+        self._forget()
+
+    def _forget(self) -> None:
+        """Know nothing, as before a run starts."""
         self.running: dict[Hashable, RunningUnit] = {}
         """Units that were begun and are not stored."""
         self._started: float | None = None
@@ -96,6 +103,10 @@ class RunForecast:
         """Pair -> passes expected of units that say so, and most passes of these."""
         self._timed: dict[Pair, tuple[float, float]] = {}
         """Pair -> work and seconds of units that were begun and are stored."""
+        self._probes: dict[str, float] = {}
+        """Model -> passes of its probes, which are not made."""
+        self._probing: dict[str, float] = {}
+        """Model -> when its probes began."""
         self._share = 0.0
 
     def add(self, event: Event) -> None:
@@ -106,10 +117,16 @@ class RunForecast:
         """
         about, now = event.about, self.clock()
         if event.what == "start":
+            self._forget()  # a leaderboard has several runs
             self._started = now
             self._external = {*about.get("external", ())}
             self._works = _flatten(about.get("works", {}))
             self._bounds = _flatten(about.get("most_passes", {}))
+            self._probes = {**about.get("probes", {})}
+        if {*about} == {"model"} and event.what == "begin":
+            self._probing[about["model"]] = now
+        elif {*about} == {"model"} and event.what == "done":
+            self._probes.pop(about["model"], None)
         if "attack" not in about or event.what not in ("begin", "progress", "done"):
             return
         pair = about["model"], about["attack"]
@@ -147,7 +164,7 @@ class RunForecast:
         return min(1.0, used / most) if used and most else 1.0
 
     def seconds_left(self) -> float | None:
-        """Forecast the time until the last attack has ended.
+        """Forecast the time until the last attack and the last probe have ended.
 
         Returns:
             Seconds; None before the run has started.
@@ -168,7 +185,8 @@ class RunForecast:
             for pair, work in waiting.items()
             if work > 1e-9 * self._works.get(pair, math.inf)
         )
-        return max([*ahead, (sum(ahead) + rest) / max(1, len(ahead))])
+        attacks = max([*ahead, (sum(ahead) + rest) / max(1, len(ahead))])
+        return attacks + sum(self._expect_probes(model, paces, now) for model in self._probes)
 
     def share_done(self) -> float:
         """Return how much of the run's time is over.
@@ -182,6 +200,17 @@ class RunForecast:
         spent = self.clock() - self._started
         self._share = max(self._share, spent / (spent + left) if spent + left else 1.0)
         return self._share
+
+    def _expect_probes(self, model: str, paces: dict[Pair, float], now: float) -> float:
+        """Expect the seconds of a model's probes by what its attacks took for their passes."""
+        seconds, passes = 0.0, 0.0
+        for pair, pace in paces.items():
+            if pair[0] == model and (bound := self._bounds.get(pair, 0.0)):
+                seconds += pace * self._works[pair]
+                passes += bound  # the probes' own attacks stop early, too
+        whole = PROBES_USED * self._probes[model] * seconds / passes if passes else 0.0
+        begun = self._probing.get(model)
+        return whole if begun is None else max(whole - (now - begun), GROWTH * (now - begun))
 
     def _expect_left(self, unit: RunningUnit, now: float) -> float:
         """Expect the seconds that a unit at work needs still."""
@@ -222,6 +251,9 @@ class RunForecast:
         def expect(pair: Pair) -> float:
             external = pair[1] in self._external
             work = self._works.get(pair, 0.0)
+            if every and not self._bounds.get(pair):  # its work is no estimate
+                own = [each.seconds for each in every if each.pair[0] == pair[0]]
+                return statistics.fmean(own or [each.seconds for each in every])
             alike = [each for each in every if (each.pair[1] in self._external) == external]
             if every and not alike:
                 overhead, pace = _fit([(each.used_work, each.seconds) for each in every])

@@ -160,7 +160,16 @@ class _Run:
             for unit in units
             if isinstance(unit.task.spec.attack, ExternalAttack)
         }
-        about = {"works": works, "most_passes": bounds, "external": sorted(external)}
+        about: dict[str, Any] = {
+            "works": works, "most_passes": bounds, "external": sorted(external)
+        }  # fmt: skip
+        if self.options.shard.number == 1:
+            n = self.loaded.data.n
+            about["probes"] = {
+                label: probe_models.count_probe_passes(n, self.tasks, label)
+                for label in self.loaded.models
+                if label in works
+            }
         self.listen(Event("start", self.suite.title, sum(unit.work for unit in units), about))
 
     def _check_resumed_models(self) -> None:

@@ -52,7 +52,9 @@ class WorkUnit(NamedTuple):
 
     @property
     def most_passes(self) -> float:
-        """Most forwards with their backwards, a forward alone counted as half of one."""
+        """Most forwards with their backwards, a forward alone as half of one; 0: unknown."""
+        if any(cell.passes is None for cell in self.task.cells):
+            return 0.0
         each = sum((cell.passes or 1.0) + (cell.gradients or 0.0) for cell in self.task.cells) / 2
         return each * (self.last - self.first)
 
@@ -126,6 +128,11 @@ class ProbeUnit(NamedTuple):
     model: str
     of: tuple[str, ...]
     """Identity of the probes, as `probe_models.identify_probes` returns it."""
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """The model, for machines."""
+        return {"model": self.model}
 
     @property
     def name(self) -> str:

@@ -197,33 +197,3 @@ def test_a_plan_has_a_row_per_attack_with_its_eps_as_a_range(wide: Path) -> None
     assert len(rows) == 3
     assert rows[0][2] == "12 from 1/255 to 12/255"
     assert rows[0][3:5] == ["1", "1"]  # one gradient serves every eps of fgsm
-
-
-@pytest.mark.parametrize("columns", [80, 120])
-def test_a_long_label_leaves_the_attack_and_the_bar_on_the_line(columns: int) -> None:
-    model, attack = f"m{LONG}", "PGD-500"
-    event = Event("begin", f"{model} · {attack}", 0.0, {"model": model, "attack": attack})
-    with Bar(reasons=False) as bar:
-        bar.screen.width = columns
-        bar.show_event(Event("start", "", 1.0))
-        bar.show_event(event)
-        bar.show_event(Event("done", "", 0.5))
-        text = str(bar.bar.columns[0](bar.bar.tasks[0]))
-        with bar.screen.capture() as shown:
-            bar.screen.print(bar.bar.make_tasks_table(bar.bar.tasks))
-    assert text.startswith("m00-")
-    assert text.endswith(f"x · {attack}")
-    assert text in shown.get()
-    assert re.search(r"[━╸╺]{7,16} +50% 0:00:0\d left ", shown.get())
-
-
-def test_a_log_names_a_long_attack_again_after_each_tenth(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    with Bar(reasons=False) as bar:
-        bar.show_event(Event("start", "", 20.0))
-        for _ in range(20):
-            bar.show_event(Event("begin", "m · PGD", 0.0))
-            bar.show_event(Event("done", "m · PGD", 1.0))
-    told = capsys.readouterr().err.splitlines()
-    assert told == [f"{10 * tenth:3d}% m · PGD" for tenth in range(10)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bench.cli.progress import Bar
 from bench.core.errors import RecordError
+from bench.engine import progress
 from bench.execution import merge, runner, work
 from bench.execution.events import Event
 from bench.execution.options import RunOptions
@@ -217,19 +218,32 @@ def test_outcomes_that_depend_on_the_batch_are_not_divided(suite: Path, why: str
     assert divide_long_units([long], {}, facts) == [long]
 
 
-def test_an_interruption_says_what_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
-    about = {"model": "m", "attack": "PGD", "eps": ["0.1"], "first": 0, "last": 250}
+@pytest.mark.parametrize("interrupted_at", [0, 32])
+def test_an_interruption_loses_the_unit_at_work_alone_and_says_so(
+    interrupted_at: int, suite: Path, divided: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(progress, "PERIOD", 0.0)
+    monkeypatch.setattr(work, "UNIT_SECONDS", 1e-12)
+    out, options = tmp_path / "out", RunOptions(device="cpu", batch_size=8)
 
-    def interrupted() -> None:
+    def run_and_interrupt() -> None:
         with Bar(reasons=False) as bar:
-            bar.show_event(Event("start", "s", 2.0))
-            bar.show_event(Event("begin", "m · PGD", 0.0, about))
-            bar.show_event(Event("done", "m · PGD", 1.0, about))
-            bar.show_event(Event("begin", "m · PGD", 0.0, {**about, "first": 250, "last": 500}))
-            raise KeyboardInterrupt
+
+            def listen(event: Event) -> None:
+                bar.show_event(event)
+                if event.what == "progress" and event.about["first"] == interrupted_at:
+                    raise KeyboardInterrupt
+
+            runner.run_suite(read_suite(str(suite)), out, options, listen)
 
     with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    told = capsys.readouterr().err
-    assert told.count("lost: ") == 1
-    assert "lost: m · PGD, examples 250 to 499, 0 s of work" in told
+        run_and_interrupt()
+    lost = [line for line in capsys.readouterr().err.splitlines() if line.startswith("lost: ")]
+    (words,) = lost
+    last = interrupted_at + 15
+    assert words.startswith(f"lost: softmax · pgd, examples {interrupted_at} to {last}, ")
+    kept = {piece[1:3] for piece in read_pieces(out)}
+    assert kept == {(first, first + 16) for first in range(0, interrupted_at, 16)}
+    runner.run_suite(read_suite(str(suite)), out, options)
+    assert hashed(out) == hashed(divided)

@@ -323,3 +323,54 @@ def test_limits_are_read_or_refused_in_one_sentence() -> None:
             parse_limits(False, None, size)
     with pytest.raises(SuiteError, match="expected seconds above 0, got 0"):
         parse_limits(False, 0.0, None)
+
+
+ENDLESS = """
+import time
+from dataclasses import dataclass
+from bench import Attack
+
+
+@dataclass(frozen=True, kw_only=True)
+class Params:
+    pass
+
+
+def run(model, x, y, threat, params, noise):
+    while True:
+        model(x)
+        time.sleep(0.01)
+
+
+ENDLESS = Attack(summary="s", source="s", params=Params, norms=("linf",), run=run)
+"""
+
+
+@pytest.mark.usefixtures("forked_workers")
+def test_an_isolated_unit_reports_its_passes_and_is_all_that_an_interruption_loses(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "mine.py").write_text(ENDLESS, encoding="utf-8")
+    entries = "".join(
+        f'[[attacks]]\nname = "{name}"\nlabel = "{label}"\nnorm = "linf"\neps = [0.1]\n'
+        for name, label in (("fgsm", "first"), ("mine.py:ENDLESS", "endless"))
+    )
+    (tmp_path / "s.toml").write_text(
+        'schema = 1\nname = "s"\ndata = { name = "digits", limit = 8 }\n'
+        f'models = [{{ name = "lenet", weights = "digits" }}]\n{entries}',
+        encoding="utf-8",
+    )
+    events: list[Event] = []
+
+    def listen(event: Event) -> None:
+        events.append(event)
+        if event.what == "progress":
+            raise KeyboardInterrupt
+
+    suite, out = reader.read_suite(str(tmp_path / "s.toml")), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_suite(suite, out, RunOptions(device="cpu"), listen, SubprocessBackend(Limits()))
+    assert events[-1].about["attack"] == "endless"
+    assert events[-1].about["passes"] > 0
+    done = {event.about["attack"] for event in events if event.what == "done"}
+    assert set(read_records(out).frame["attack"]) == done == {"first"}

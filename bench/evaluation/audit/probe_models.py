@@ -131,8 +131,28 @@ def _own_tasks(tasks: Sequence[plan.AttackTask], label: str) -> list[plan.Attack
 def _are_cheap(n: int, tasks: Sequence[plan.AttackTask]) -> bool:
     """Return whether all probes take few gradients compared with those of the attacks."""
     ahead = n * sum(cell.gradients or 0.0 for task in tasks for cell in task.cells)
+    return _count_gradients(n, tasks) <= CHEAP * ahead
+
+
+def _count_gradients(n: int, tasks: Sequence[plan.AttackTask]) -> int:
+    """Count the gradients that all probes of a model take; `tasks` are its own."""
     traces = sum(2 * task.spec.params.steps for task in tasks if probes.is_traceable(task.spec))
-    return bool(probes.count_examples(n) * (probes.GRADIENTS_PER_EXAMPLE + traces) <= CHEAP * ahead)
+    return int(probes.count_examples(n) * (probes.GRADIENTS_PER_EXAMPLE + traces))
+
+
+def count_probe_passes(n: int, tasks: Sequence[plan.AttackTask], label: str) -> int:
+    """Count the passes that all probes of a model take.
+
+    Args:
+        n: Examples of the data set.
+        tasks: The tasks of the plan.
+        label: The model's label.
+
+    Returns:
+        Gradients of one image; 0 for a model that no attack differentiates.
+    """
+    own = _own_tasks(tasks, label)
+    return _count_gradients(n, own) if own else 0
 
 
 def _probe_one(
