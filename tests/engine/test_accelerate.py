@@ -17,7 +17,7 @@ from bench.core import registry
 from bench.core.errors import SuiteError
 from bench.engine import timing
 from bench.engine.acceleration import accelerate, calibration
-from bench.engine.acceleration.layers import BlockGradientConv
+from bench.engine.acceleration.block_gradient import BlockGradientConv
 from bench.engine.functional import gradients, losses
 
 SHIPPED = ("lenet", "lenet_caffe", "dropout_cnn", "strided_cnn", "maxout", "softmax")
