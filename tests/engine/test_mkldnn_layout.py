@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.engine import determinism
 from bench.engine.acceleration import accelerate, calibration, mkldnn_layout
@@ -173,6 +174,30 @@ class Branching(nn.Module):
 )
 def test_a_net_without_such_a_convolution_stays_as_it_is(net: nn.Module) -> None:
     assert not lay_out_convolutions(fuse_layers(net.eval(), on_cpu=True))
+
+
+class WeightGradients(TorchDispatchMode):
+    """Notes for each backward pass of a convolution whether it computes the weight's gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noted: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution_backward.default:
+            self.noted.append(any(args[-1][1:]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "mkldnn"])
+def test_no_gradient_of_a_weight_is_computed(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = padded(nn.MaxPool2d(2))
+    favour(monkeypatch, layout)
+    own = accelerate.accelerate_model(net, images(), 8, fixed=True)
+    assert own.layout == layout
+    with WeightGradients() as gradients:
+        gradient_of(own.model, images())
+    assert gradients.noted == [False]  # the first convolution has a gradient of another kind
 
 
 # ----------------------------------------------------------------------------- chosen by its time
