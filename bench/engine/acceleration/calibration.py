@@ -185,8 +185,10 @@ def _seconds_per_row(
     """Time a gradient pass of each net over `rows` rows, in seconds per row.
 
     The nets take turns, and the best of several rounds counts, because other work on the machine
-    can only make a net look slower.
+    can only make a net look slower. One thread is timed in processor time, which other programs on
+    its core do not use up; that of several threads is no measure of how well they share the work.
     """
+    alone = torch.get_num_threads() == 1
     images = timing.noisy_images(x, rows)
     y = torch.zeros(rows, dtype=torch.int64, device=x.device)
     objective = make_objective("cross-entropy", "untargeted")
@@ -194,7 +196,10 @@ def _seconds_per_row(
     for _ in range(rounds + 1):  # the first one warms up
         for net, spent in zip(nets, times, strict=True):
             work = partial(gradient_pass, net, objective, images, y, y)
-            spent.append(timing.time_call(work, x.device)[1] / rows)
+            before = timing.busy_seconds(x.device)
+            seconds = timing.time_call(work, x.device)[1]
+            busy = timing.busy_seconds(x.device) - before
+            spent.append((busy if alone else seconds) / rows)
     return [min(spent[1:]) for spent in times]
 
 
