@@ -176,6 +176,21 @@ def test_a_net_without_such_a_convolution_stays_as_it_is(net: nn.Module) -> None
     assert not lay_out_convolutions(fuse_layers(net.eval(), on_cpu=True))
 
 
+def test_a_shrinking_batch_is_computed_in_few_sizes_and_each_row_as_before() -> None:
+    net = padded(nn.MaxPool2d(2))
+    sizes: set[int] = set()
+
+    x = images(50)
+    wanted = gradient_of(net, x)
+    own = accelerate.AcceleratedNet(net, "mkldnn", "float32")
+    net.register_forward_pre_hook(lambda _, given: sizes.add(len(given[0])))
+    for rows in range(50, 0, -1):
+        assert own(x[:rows]).shape == (rows, 4)
+    assert sizes == {1, 2, 4, 8, 16, 32, 48, 64}
+    for ours, theirs in zip(gradient_of(own, x), wanted, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
 class WeightGradients(TorchDispatchMode):
     """Notes for each backward pass of a convolution whether it computes the weight's gradient."""
 

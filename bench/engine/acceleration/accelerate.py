@@ -256,6 +256,8 @@ class AcceleratedNet(nn.Module):
         """
         if self.layout == "channels-last":
             x = x.contiguous(memory_format=torch.channels_last)
+        if self.layout == BLOCKED:
+            return mkldnn_layout.call_rounded(self.net, x)
         if not self.low:
             return self.net(x)  # type: ignore[no-any-return]
         with torch.autocast(x.device.type, torch.bfloat16):

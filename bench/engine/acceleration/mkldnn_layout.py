@@ -23,6 +23,9 @@ from bench.engine.acceleration.layers import MaxPoolReLU, called_module, is_relu
 
 ADDITIONS: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
 
+ROWS = 16
+"""Numbers of rows are rounded up to multiples of this one."""
+
 
 def is_supported() -> bool:
     """Return whether torch computes in this layout here.
@@ -56,6 +59,27 @@ def lay_out_convolutions(net: nn.Module) -> bool:
     # As `layers.fuse_layers` does: torch.fx's own call prints a traceback where the forward raises.
     type(net).__call__ = nn.Module.__call__  # type: ignore[method-assign]
     return bool(blocked)
+
+
+def call_rounded(net: nn.Module, x: Tensor) -> Tensor:
+    """Call a net on as many rows as it was called on before, as far as possible.
+
+    oneDNN makes a kernel of each layer for each number of rows, which takes as long as many rows,
+    and an attack's batch becomes smaller row by row. Rows of zeros are added so that few numbers
+    occur: powers of two up to ROWS, and multiples of it.
+
+    Args:
+        net: The net.
+        x: Images, (n, c, h, w).
+
+    Returns:
+        Logits, (n, classes).
+    """
+    n = len(x)
+    rounded = -(-n // ROWS) * ROWS if n > ROWS else 1 << max(n - 1, 0).bit_length()
+    if rounded == n:
+        return net(x)  # type: ignore[no-any-return]
+    return net(torch.cat([x, x.new_zeros(rounded - n, *x.shape[1:])]))[:n]  # type: ignore[no-any-return]
 
 
 def _replace_layer(net: fx.GraphModule, node: fx.Node, blocked: set[fx.Node]) -> bool:
