@@ -51,7 +51,7 @@ def plan_setup(n: int, ahead: float, rows: int, accelerable: bool, models: int =
     compared = accelerate.count_probe_passes(min(n, accelerate.PROBED), rows)
     accelerates = accelerable and compared <= min(left, MAX_COST * ahead)
     left -= compared if accelerates else 0.0
-    timed = compared / 2 + calibration.TIMINGS * rows  # the other layout is compared as well
+    timed = compared + calibration.TIMINGS * rows  # the two other layouts are compared as well
     calibrates = accelerates and calibration.is_worth_timing(rows, ahead) and timed <= left
     left -= timed if calibrates else 0.0
     calls = int(left / timing.count_floor_passes(rows, 0)) - 1  # the first call warms up

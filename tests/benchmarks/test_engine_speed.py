@@ -20,6 +20,7 @@ from bench.datasets.in_memory import make_data
 from bench.engine import stream, timing
 from bench.engine.acceleration import accelerate
 from bench.engine.device import synchronize
+from bench.engine.functional import gradients, losses
 from bench.evaluation import loading
 from bench.evaluation.judge import judge
 from bench.models import published_weights
@@ -144,6 +145,40 @@ def test_an_attack_returns_every_example_at_every_eps(
             rows=copy.rows,
             layout=copy.layout,
         )
+
+
+def padded_lenet() -> nn.Module:
+    """A net whose first convolution and pooling cost as much as its second convolution."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(3136, 128), nn.ReLU(), nn.Linear(128, 10),
+        ).eval().requires_grad_(False)  # fmt: skip
+
+
+@in_bare_passes
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "mkldnn"])
+def test_a_padded_net_has_the_same_gradient_in_every_layout(benchmark: Any, layout: str) -> None:
+    net, rows = padded_lenet(), 128 if benchmark.enabled else QUICK
+    x = torch.rand(rows, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    y = torch.zeros(rows, dtype=torch.int64)
+    facts = {
+        "rows": rows, "layout": layout, "exchanged": True, "precision": "float32",
+        "timed": False, "worth": 0.0, "dropped": "",
+    }  # fmt: skip
+    choice = accelerate.AcceleratedChoice(True, facts, x.device)
+    own = accelerate.rebuild_model(net, choice)
+    assert own is not None
+    objective = losses.make_objective("cross-entropy", "untargeted")
+    benchmark.group = "a gradient of a padded LeNet"
+    if benchmark.enabled:
+        PASSES.set(net, x, y, rows)
+    found = benchmark(gradients.gradient_pass, own.model, objective, x, y, y)
+    wanted = gradients.gradient_pass(net, objective, x, y, y)
+    assert torch.allclose(found.logits, wanted.logits, atol=1e-4)
+    assert torch.allclose(found.gradient, wanted.gradient, rtol=1e-3, atol=1e-5)
 
 
 @in_bare_passes

@@ -17,7 +17,7 @@ from bench.core import registry
 from bench.core.errors import SuiteError
 from bench.engine import timing
 from bench.engine.acceleration import accelerate, calibration
-from bench.engine.acceleration.layers import BlockGradientConv
+from bench.engine.acceleration.block_gradient import BlockGradientConv
 from bench.engine.functional import gradients, losses
 
 SHIPPED = ("lenet", "lenet_caffe", "dropout_cnn", "strided_cnn", "maxout", "softmax")
@@ -487,6 +487,30 @@ def test_the_quickest_layout_and_number_of_rows_are_found(
 ) -> None:
     paced(quickest_at(best, layout))
     assert choice(accelerate.accelerate_model(Net(), image(), 64)) == (layout, best, True)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_one_thread_is_timed_in_processor_time_and_several_by_the_clock(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy = [0.0]
+
+    class Working(nn.Module):
+        """Uses up processor time."""
+
+        def __init__(self, seconds: float) -> None:
+            super().__init__()
+            self.seconds = seconds
+
+        def forward(self, x: Tensor) -> Tensor:
+            busy[0] += self.seconds
+            return x.flatten(1)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(timing, "busy_seconds", lambda device: busy[0])
+    monkeypatch.setattr(timing, "time_call", lambda work, device: (work(), 8.0))
+    found = calibration._seconds_per_row([Working(2.0), Working(4.0)], image(), 4)
+    assert found == ([0.5, 1.0] if threads == 1 else [2.0, 2.0])
 
 
 def test_a_few_percent_are_no_reason_for_another_number_of_rows(paced: Any) -> None:

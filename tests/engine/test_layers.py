@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from bench.engine.acceleration.layers import WIDE, BlockGradientConv, MaxPoolReLU, fuse_layers
+from bench.engine.acceleration.block_gradient import BlockGradientConv
+from bench.engine.acceleration.layers import MaxPoolReLU, fuse_layers
+from bench.engine.acceleration.memory_layout import WIDE
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -96,6 +98,26 @@ def test_a_turned_convolution_reads_images_in_either_layout(stride: int) -> None
     same(net, draw(2, 3, 11, 8).contiguous(memory_format=torch.channels_last))
 
 
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_a_convolution_whose_padding_is_a_word_is_turned(padding: str, kernel: int) -> None:
+    net = nn.Sequential(conv(1, 4, kernel, padding=padding)).double()
+    own = same(net, draw(2, 1, 12, 9))
+    assert type(own.get_submodule("0")) is BlockGradientConv
+
+
+@pytest.mark.parametrize("sides", [(28, 28), (12, 28), (10, 13)])
+def test_no_gradient_is_copied_into_a_larger_one_where_blocks_from_the_first_pixel_on_suffice(
+    sides: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies: list[Any] = []
+    pad = functional.pad
+    monkeypatch.setattr(functional, "pad", lambda *given: (copies.append(given), pad(*given))[1])
+    net = nn.Sequential(conv(1, 4, padding=1)).double()
+    same(net, draw(2, 1, *sides))
+    assert len(copies) == (13 in sides)
+
+
 class Twofold(nn.Conv2d):
     """A convolution that does more than one."""
 
@@ -103,12 +125,13 @@ class Twofold(nn.Conv2d):
         return 2 * super().forward(x)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize(
     "layer",
     [
         conv(dilation=2),
         conv(2, 4, groups=2),
-        conv(padding="same"),
+        conv(kernel=4, padding="same"),
         conv(padding=1, padding_mode="reflect"),
         conv(kernel=(3, 5)),
         conv(stride=(1, 2)),

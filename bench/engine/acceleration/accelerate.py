@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from bench.core.contracts.types import Precision
 from bench.core.errors import ContractError, SuiteError, describe
 from bench.engine import heartbeat, timing
-from bench.engine.acceleration import agreement, layers
+from bench.engine.acceleration import agreement, block_gradient, layers, mkldnn_layout
 from bench.engine.acceleration.calibration import (
+    BLOCKED,
     Layout,
     calibrate,
     choose_untimed,
@@ -122,10 +123,11 @@ def accelerate_model(
     """
     try:
         with frozen(model), allow_tf32(precision == "tf32"):
-            layouts = find_layouts(model)
+            layouts = find_layouts(model, x, precision)
             chosen = choose_untimed(model, layouts, x, rows, precision, fixed, ahead)
             if chosen is not None:
-                layouts = (chosen.layout, *(each for each in layouts if each != chosen.layout))
+                others = (each for each in layouts if each not in (chosen.layout, BLOCKED))
+                layouts = (chosen.layout, *others)
             probed = min(rows, most_rows)
             agreeing, exchanged, dropped = _agreeing_candidates(
                 model, x[:PROBED], precision, probed, layouts, chosen is not None, brief
@@ -201,7 +203,7 @@ def rebuild_model(model: nn.Module, choice: AcceleratedChoice) -> AcceleratedMod
         raise
     except BaseException:  # foreign code: a model need not support copying
         return None
-    return AcceleratedModel(own, **choice.facts)
+    return None if own is None else AcceleratedModel(own, **choice.facts)
 
 
 def original_model(
@@ -240,7 +242,7 @@ class AcceleratedNet(nn.Module):
             self.net.to(memory_format=torch.channels_last)
         if self.low:
             for layer in self.net.modules():
-                if isinstance(layer, nn.Conv2d | nn.Linear | layers.BlockGradientConv):
+                if isinstance(layer, nn.Conv2d | nn.Linear | block_gradient.BlockGradientConv):
                     layer.to(torch.bfloat16)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -254,6 +256,8 @@ class AcceleratedNet(nn.Module):
         """
         if self.layout == "channels-last":
             x = x.contiguous(memory_format=torch.channels_last)
+        if self.layout == BLOCKED:
+            return mkldnn_layout.call_rounded(self.net, x)
         if not self.low:
             return self.net(x)  # type: ignore[no-any-return]
         with torch.autocast(x.device.type, torch.bfloat16):
@@ -287,16 +291,18 @@ def _agreeing_candidates(
         for layout in layouts:
             if agreeing and one:
                 break
+            candidate, why = None, ""
             try:
                 candidate = _build_candidate(model, layout, precision, fuses, x.device)
-                why = find_disagreement(candidate, probes, precision)
+                if candidate is not None:
+                    why = find_disagreement(candidate, probes, precision)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # foreign code: a model need not support copying
                 why = f"the copy failed, {describe(error)}"
             if why:
                 dropped = dropped or why
-            else:
+            elif candidate is not None:
                 agreeing[layout] = candidate
         if agreeing:
             return agreeing, fuses, dropped
@@ -305,9 +311,16 @@ def _agreeing_candidates(
 
 def _build_candidate(
     model: nn.Module, layout: Layout, precision: Precision, fuses: bool, device: torch.device
-) -> AcceleratedNet:
-    """Copy a model, with fused layers or its own; what copying raises is passed on."""
+) -> AcceleratedNet | None:
+    """Copy a model, with fused layers or its own; what copying raises is passed on.
+
+    None if nothing of it can be in the layout.
+    """
+    if layout == BLOCKED and not fuses:
+        return None
     own = layers.fuse_layers(model, device.type == "cpu") if fuses else copy.deepcopy(model)
+    if layout == BLOCKED and not mkldnn_layout.lay_out_convolutions(own):
+        return None
     return AcceleratedNet(own, layout, precision).eval().requires_grad_(False)
 
 

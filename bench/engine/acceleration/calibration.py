@@ -22,23 +22,30 @@ from bench.core import files
 from bench.core.contracts.types import Precision
 from bench.core.errors import SuiteError
 from bench.engine import timing
-from bench.engine.acceleration import layers
+from bench.engine.acceleration import block_gradient, layers, mkldnn_layout
 from bench.engine.device import device_name
 from bench.engine.functional.gradients import gradient_pass
 from bench.engine.functional.losses import make_objective
 from bench.engine.model_state import is_out_of_memory
 
-Layout = Literal["contiguous", "channels-last"]
+Layout = Literal["contiguous", "channels-last", "mkldnn"]
 LAYOUTS: tuple[Layout, ...] = ("contiguous", "channels-last")
+"""Layouts of every device."""
+BLOCKED: Layout = "mkldnn"
+"""The layout of `bench.engine.acceleration.mkldnn_layout`, never chosen without timing it."""
 WIDE = 32
 """Input channels of the widest convolution from which channels-last is the likelier winner."""
 WORTH = 20
 """A calibration is made when the attack ahead takes so many times as many passes."""
 TIMINGS = 30
 """Approximate number of passes of a calibration, of `rows` images each."""
+LAYOUT_ROUNDS = 4
+"""Timed passes of each layout."""
 BETTER = 0.95
 """Another number of rows must take at most this share of the time."""
 LEAST_ROWS, MOST_ROWS = 4, 16384
+SOURCES = layers, block_gradient, mkldnn_layout
+"""Modules whose code decides how fast an accelerated model is."""
 
 
 class Calibration(NamedTuple):
@@ -53,19 +60,24 @@ class Calibration(NamedTuple):
     infinite where torch must be deterministic."""
 
 
-def find_layouts(model: nn.Module) -> tuple[Layout, ...]:
-    """List the layouts that may suit a model, the likeliest first.
+def find_layouts(model: nn.Module, x: Tensor, precision: Precision) -> tuple[Layout, ...]:
+    """List the layouts that may suit a model, the likeliest first, but for `BLOCKED`.
 
     Args:
         model: The attacked model.
+        x: Images, (n, c, h, w).
+        precision: Arithmetic of the gradients.
 
     Returns:
-        Both for a convolving model, channels-last first where a convolution is wide.
+        Those of every device for a convolving model, channels-last first where a convolution is
+        wide; then `BLOCKED` on a CPU in float32.
     """
     widths = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
     if not widths:
         return LAYOUTS[:1]
-    return LAYOUTS[::-1] if max(widths) >= WIDE else LAYOUTS
+    usual = LAYOUTS[::-1] if max(widths) >= WIDE else LAYOUTS
+    on_cpu = x.device.type == "cpu" and precision == "float32"
+    return (*usual, BLOCKED) if on_cpu and mkldnn_layout.is_supported() else usual
 
 
 def choose_untimed(
@@ -136,13 +148,14 @@ def calibrate(
     Returns:
         The choice.
     """
-    times = _seconds_per_row(list(candidates.values()), x, rows)
+    times = _seconds_per_row(list(candidates.values()), x, rows, LAYOUT_ROUNDS)
     seconds = dict(zip(candidates, times, strict=True))
     layout = min(seconds, key=lambda each: seconds[each])
     worth = WORTH * TIMINGS * rows
     if not fixed:
         rows = _best_rows(candidates[layout], x, rows, seconds[layout])
-    key = _cache_key(model, x, precision, rows if fixed else 0, sorted(find_layouts(model)))
+    layouts = sorted(find_layouts(model, x, precision))
+    key = _cache_key(model, x, precision, rows if fixed else 0, layouts)
     store(key, layout, min(rows, MOST_ROWS))
     return Calibration(layout, rows, True, worth)
 
@@ -172,8 +185,10 @@ def _seconds_per_row(
     """Time a gradient pass of each net over `rows` rows, in seconds per row.
 
     The nets take turns, and the best of several rounds counts, because other work on the machine
-    can only make a net look slower.
+    can only make a net look slower. One thread is timed in processor time, which other programs on
+    its core do not use up; that of several threads is no measure of how well they share the work.
     """
+    alone = torch.get_num_threads() == 1
     images = timing.noisy_images(x, rows)
     y = torch.zeros(rows, dtype=torch.int64, device=x.device)
     objective = make_objective("cross-entropy", "untargeted")
@@ -181,7 +196,10 @@ def _seconds_per_row(
     for _ in range(rounds + 1):  # the first one warms up
         for net, spent in zip(nets, times, strict=True):
             work = partial(gradient_pass, net, objective, images, y, y)
-            spent.append(timing.time_call(work, x.device)[1] / rows)
+            before = timing.busy_seconds(x.device)
+            seconds = timing.time_call(work, x.device)[1]
+            busy = timing.busy_seconds(x.device) - before
+            spent.append((busy if alone else seconds) / rows)
     return [min(spent[1:]) for spent in times]
 
 
@@ -193,8 +211,8 @@ def _cache_key(
     shapes = [(name, tuple(getattr(v, "shape", ()))) for name, v in model.state_dict().items()]
     facts = [
         device_name(x.device), torch.get_num_threads(), torch.__version__,
-        inspect.getsource(layers), tuple(x.shape[1:]), precision, rows, layouts, layer_types,
-        shapes,
+        [inspect.getsource(each) for each in SOURCES], tuple(x.shape[1:]), precision,
+        rows, layouts, layer_types, shapes,
     ]  # fmt: skip
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
@@ -221,7 +239,7 @@ def recall(key: str) -> tuple[Layout, int] | None:
         layout, rows = json.loads(cache_file().read_text(encoding="utf-8"))[key]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    known = layout in LAYOUTS and isinstance(rows, int) and 1 <= rows <= MOST_ROWS
+    known = layout in (*LAYOUTS, BLOCKED) and isinstance(rows, int) and 1 <= rows <= MOST_ROWS
     return (layout, rows) if known else None
 
 

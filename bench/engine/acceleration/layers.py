@@ -29,14 +29,9 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from bench.engine import tracing
+from bench.engine.acceleration.block_gradient import replace_convolutions
+from bench.engine.acceleration.memory_layout import WIDE, is_channels_last
 from bench.engine.opaque_model import OpaqueModel
-
-FEW_CHANNELS = 4
-"""Input channels up to which a convolution's own gradient kernel loses on a CPU."""
-VECTOR = 16
-"""Float32 numbers in a wide vector: entries that the block kernel computes at once."""
-WIDE = 16
-"""Channels from which torch's max-pooling is vectorised in the channels-last layout."""
 
 
 def fuse_layers(model: nn.Module, on_cpu: bool) -> nn.Module:
@@ -71,7 +66,7 @@ def fuse_layers(model: nn.Module, on_cpu: bool) -> nn.Module:
         type(graph).__call__ = nn.Module.__call__  # type: ignore[method-assign]
         own = graph
     if on_cpu:
-        _replace_convolutions(own)
+        replace_convolutions(own)
     return own
 
 
@@ -145,7 +140,7 @@ def _trace_without_modes(model: nn.Module) -> fx.GraphModule | None:
 def _remove_layers(graph_module: fx.GraphModule, *kinds: type[nn.Module]) -> None:
     """Remove layers that do nothing in evaluation mode."""
     for node in list(graph_module.graph.nodes):
-        if isinstance(_called_module(graph_module, node), kinds) and node.args:
+        if isinstance(called_module(graph_module, node), kinds) and node.args:
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
 
@@ -153,13 +148,13 @@ def _remove_layers(graph_module: fx.GraphModule, *kinds: type[nn.Module]) -> Non
 def _fold_batch_norm(graph_module: fx.GraphModule) -> None:
     """Fold batch norm into the layer before it, where no other node reads that layer."""
     for node in list(graph_module.graph.nodes):
-        norm = _called_module(graph_module, node)
+        norm = called_module(graph_module, node)
         if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) or norm.running_mean is None:
             continue
         if not node.args:  # its input is given by name
             continue
         before = node.args[0]
-        layer = _called_module(graph_module, before)
+        layer = called_module(graph_module, before)
         if layer is None or not _is_used_once(graph_module, before):
             continue
         if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -185,7 +180,7 @@ def _pool_first(graph_module: fx.GraphModule, on_cpu: bool) -> None:
         if pool is None:
             continue
         before = node.args[0]
-        clips = _is_relu(graph_module, before) and len(before.users) == 1
+        clips = is_relu(graph_module, before) and len(before.users) == 1
         if not clips and not on_cpu:
             continue
         name = f"pooled_{node.name}"
@@ -198,8 +193,16 @@ def _pool_first(graph_module: fx.GraphModule, on_cpu: bool) -> None:
             graph_module.graph.erase_node(before)
 
 
-def _called_module(graph_module: fx.GraphModule, node: Any) -> nn.Module | None:
-    """Return the module that a node calls; None if it calls none."""
+def called_module(graph_module: fx.GraphModule, node: Any) -> nn.Module | None:
+    """Return the module that a node calls.
+
+    Args:
+        graph_module: The graph and its modules.
+        node: A node or an argument of one.
+
+    Returns:
+        The module; None if none is called.
+    """
     if not isinstance(node, fx.Node) or node.op != "call_module":
         return None
     return graph_module.get_submodule(str(node.target))
@@ -211,9 +214,17 @@ def _is_used_once(graph_module: fx.GraphModule, node: fx.Node) -> bool:
     return len(calls) == 1 and len(node.users) == 1
 
 
-def _is_relu(graph_module: fx.GraphModule, node: Any) -> bool:
-    """Return whether a node is a ReLU, as a module, method or function."""
-    if isinstance(_called_module(graph_module, node), nn.ReLU):
+def is_relu(graph_module: fx.GraphModule, node: Any) -> bool:
+    """Return whether a node is a ReLU, as a module, method or function.
+
+    Args:
+        graph_module: The graph and its modules.
+        node: A node or an argument of one.
+
+    Returns:
+        True if it is.
+    """
+    if isinstance(called_module(graph_module, node), nn.ReLU):
         return True
     if not isinstance(node, fx.Node):
         return False
@@ -224,7 +235,7 @@ def _is_relu(graph_module: fx.GraphModule, node: Any) -> bool:
 
 def _as_max_pool(graph_module: fx.GraphModule, node: fx.Node) -> nn.MaxPool2d | None:
     """Return a node's max-pooling as a layer; None if it is none or returns indices."""
-    module = _called_module(graph_module, node)
+    module = called_module(graph_module, node)
     if not node.args or len(node.all_input_nodes) != 1:  # by name, or as large as values say
         return None
     if isinstance(module, nn.MaxPool2d):
@@ -265,16 +276,11 @@ class MaxPoolReLU(nn.Module):
         Returns:
             Pooled features.
         """
-        wide = x.shape[1] >= WIDE and _is_channels_last(x)
+        wide = x.shape[1] >= WIDE and is_channels_last(x)
         if self.by_slices and not wide:
             return _SlicedMaxPool.apply(x, self.clips)  # type: ignore[no-any-return]
         pooled: Tensor = self.pool(x)
         return pooled.relu_() if self.clips else pooled
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    """Return whether x (n, c, h, w) is in channels-last layout."""
-    return x.is_contiguous(memory_format=torch.channels_last)
 
 
 class _SlicedMaxPool(torch.autograd.Function):
@@ -295,7 +301,7 @@ class _SlicedMaxPool(torch.autograd.Function):
         where = [a >= b, c >= d, top >= bottom, *([largest > 0] if clips else [])]
         ctx.save_for_backward(*where)
         ctx.shape = x.shape
-        last = _is_channels_last(x) and not x.is_contiguous()
+        last = is_channels_last(x) and not x.is_contiguous()
         ctx.layout = torch.channels_last if last else torch.contiguous_format
         return largest
 
@@ -325,116 +331,3 @@ def _quarters(x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     upper, lower = x[:, :, 0:high:2], x[:, :, 1:high:2]
     left, right = slice(0, wide, 2), slice(1, wide, 2)
     return upper[..., left], upper[..., right], lower[..., left], lower[..., right]
-
-
-def _replace_convolutions(model: nn.Module) -> None:
-    """Replace every convolution with few input channels in place."""
-    for name, layer in list(model.named_modules()):
-        if name and type(layer) is nn.Conv2d and _has_block_gradient(layer):
-            model.set_submodule(name, BlockGradientConv(layer))
-
-
-def _has_block_gradient(layer: nn.Conv2d) -> bool:
-    """Return whether `BlockGradientConv` supports and accelerates a layer."""
-    high, wide = layer.kernel_size
-    square = high == wide and layer.stride[0] == layer.stride[1]
-    plain = layer.dilation == (1, 1) and layer.groups == 1 and layer.padding_mode == "zeros"
-    if isinstance(layer.padding, str) or not (square and plain):
-        return False
-    padding = set(layer.padding)
-    return layer.in_channels <= FEW_CHANNELS and len(padding) == 1 and max(padding) < high
-
-
-class BlockGradientConv(nn.Module):
-    """A convolution whose input gradient is a convolution of the output's gradient, in blocks.
-
-    Entry P of the padded input's gradient is the sum over u of gradient[j + u] * weight[P - s*(j +
-    u)], s the stride. Written for blocks of s*m entries it is one convolution with stride m whose
-    channels are the entries of a block: as many as a processor's vector holds, where the plain one
-    has a single channel and wastes the rest of the vector.
-    """
-
-    turned: Tensor
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        super().__init__()
-        self.layer = layer
-        step = 1
-        while layer.in_channels * (layer.stride[0] * (step + 1)) ** 2 <= VECTOR:
-            step += 1
-        self.step = step
-        self.register_buffer("turned", _block_kernel(layer.weight.detach(), layer.stride[0], step))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve as the layer does.
-
-        Args:
-            x: Features, (n, c, h, w).
-
-        Returns:
-            Features after the convolution.
-        """
-        layer = self.layer
-        x = x.to(layer.weight.dtype)
-        geometry = layer.stride[0], layer.padding[0], self.step
-        return _BlockGradient.apply(  # type: ignore[no-any-return]
-            x, layer.weight, layer.bias, self.turned, geometry
-        )
-
-
-def _block_kernel(weight: Tensor, stride: int, step: int) -> Tensor:
-    """Return the kernel (into * block^2, out, taps, taps) for a weight (out, into, k, k)."""
-    out, into, k, _ = weight.shape
-    block, reach = stride * step, -(-k // stride) - 1  # reach: windows before a block that touch it
-    turned = weight.new_zeros(into, block, block, out, reach + step, reach + step)
-    inside = [
-        (at, u, at - stride * u)
-        for at in range(block)
-        for u in range(-reach, step)
-        if 0 <= at - stride * u < k
-    ]
-    for row, up, i in inside:
-        for column, across, j in inside:
-            turned[:, row, column, :, up + reach, across + reach] = weight[:, :, i, j].T
-    return turned.reshape(into * block**2, out, reach + step, reach + step)
-
-
-class _BlockGradient(torch.autograd.Function):
-    """The convolution with the block kernel as its backward pass."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        turned: Tensor,
-        geometry: tuple[int, int, int],
-    ) -> Tensor:
-        ctx.save_for_backward(turned)
-        ctx.size, ctx.geometry = x.shape[2:], geometry
-        stride, padding, _ = geometry
-        return functional.conv2d(x, weight, bias, stride, padding)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (turned,) = ctx.saved_tensors
-        stride, padding, step = ctx.geometry
-        block, reach = stride * step, turned.shape[-1] - step
-        sizes = ctx.size
-        # Zeros behind the last window, so that the blocks cover the image.
-        lack = [
-            -(-(padding + size) // block) * step - (windows + reach)
-            for size, windows in zip(sizes, gradient.shape[2:], strict=True)
-        ]
-        as_is = gradient.shape[1] >= WIDE and _is_channels_last(gradient)
-        layout = torch.channels_last if as_is else torch.contiguous_format
-        gradient = gradient.contiguous(memory_format=layout)
-        if max(lack) > 0:
-            gradient = functional.pad(gradient, (0, max(lack[1], 0), 0, max(lack[0], 0)))
-        blocks = functional.conv2d(
-            gradient, turned.contiguous(memory_format=layout), stride=step, padding=reach
-        )
-        padded = functional.pixel_shuffle(blocks, block)
-        high, wide = (slice(padding, padding + size) for size in sizes)
-        return padded[:, :, high, wide], *[None] * 4
