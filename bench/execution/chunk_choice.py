@@ -17,9 +17,6 @@ from bench.execution.options import RunOptions
 from bench.storage import manifest
 from bench.suite.schema import Suite
 
-KEY = "chunk_examples"
-"""Of `data` in the manifest."""
-
 
 def choose_chunk_size(
     evaluator: Evaluator, suite: Suite, out: Path | None, options: RunOptions
@@ -71,5 +68,5 @@ def _read_size(folder: Path, shape: Shape) -> int | None:
     data = manifest.read_raw(folder).get("data")
     if not isinstance(data, dict) or data.get("shape") != list(shape):
         return None
-    size = data.get(KEY)
+    size = data.get("chunk_examples")
     return size if chunk_sizes.is_plausible(size, shape) else chunk_sizes.standard_size(shape)

@@ -40,6 +40,7 @@ KNOWN = {
     "engine/acceleration/agreement.py (describe_difference)": CHUNK,
     "engine/threats/patch.py": FAMILY,
     "engine/threats/rotation_translation.py": FAMILY,
+    "datasets/prefetch.py (Prefetcher._keep)": "images come to the GPU, chunk by chunk",
     "datasets/prefetch.py (Prefetcher.read)": "images come to the GPU, chunk by chunk",
     "evaluation/audit/": ONCE,
     "evaluation/certification/": "certificates are read chunk by chunk, draws are the host's",
