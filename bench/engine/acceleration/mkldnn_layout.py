@@ -23,8 +23,9 @@ from bench.engine.acceleration.layers import MaxPoolReLU, called_module, is_relu
 
 ADDITIONS: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
 
-ROWS = 16
-"""Numbers of rows are rounded up to multiples of this one."""
+ROWS = 4
+"""Numbers of rows are rounded up to multiples of this one. A kernel for a new number of rows takes
+as long as ten rows of a LeNet, once; an added row is computed in every pass."""
 
 
 def is_supported() -> bool:
@@ -64,9 +65,9 @@ def lay_out_convolutions(net: nn.Module) -> bool:
 def call_rounded(net: nn.Module, x: Tensor) -> Tensor:
     """Call a net on as many rows as it was called on before, as far as possible.
 
-    oneDNN makes a kernel of each layer for each number of rows, which takes as long as many rows,
-    and an attack's batch becomes smaller row by row. Rows of zeros are added so that few numbers
-    occur: powers of two up to ROWS, and multiples of it.
+    oneDNN makes a kernel of each layer for each number of rows, and an attack's batch becomes
+    smaller row by row. Rows of zeros are added so that fewer numbers occur: powers of two up to
+    ROWS, and multiples of it.
 
     Args:
         net: The net.
