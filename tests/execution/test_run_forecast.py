@@ -57,7 +57,7 @@ KINDS = {
     "attacks of a library": (
         "", 16, LENET,
         [attack("torchattacks:PGD", steps=10), attack("torchattacks:CW", norm="l2", steps=20),
-         attack("torchattacks:Square", n_queries=40)],
+         attack("torchattacks:Square", n_queries=25)],
     ),
 }  # fmt: skip
 
