@@ -15,9 +15,10 @@ from bench.attacks import objects
 from bench.core import files, validation
 from bench.core.contracts.types import Access, Goal, Norm, Precision, Stop
 from bench.core.errors import RobustnessWarning, SuiteError
+from bench.core.exclusive import run_alone
 from bench.engine.default_dtype import default_to_float32
 from bench.engine.source_ensemble import SourceEnsemble
-from bench.evaluation import loading
+from bench.evaluation import chunk_sizes, loading
 from bench.evaluation.adaptation_check import check_adaptations
 from bench.evaluation.audit import findings
 from bench.evaluation.audit.findings import Audit
@@ -78,6 +79,7 @@ class SuiteResults(Display, results.RunResults):
         ]
 
 
+@run_alone()
 @default_to_float32()
 def evaluate(
     model: nn.Module | Callable[[Tensor], Any],
@@ -241,7 +243,11 @@ def evaluate(
     task = plan.plan_task(label, entry, facts[label], checked.seed, "independent", crafting)
     if reason := task.cells[0].reason:
         raise SuiteError(f"{CALLER}: attack '{entry.name}': {reason}")
-    chunks = [evaluator.evaluate_chunk(task, first, last) for first, last in evaluator.chunks()]
+    size = chunk_sizes.choose_size(evaluator.device, evaluator.data.shape, len(task.cells))
+    evaluator = dataclasses.replace(evaluator, chunk_examples=size)
+    chunks = [
+        evaluator.evaluate_chunk(task, first, last) for first, last in evaluator.attack_chunks(task)
+    ]
     frame = pd.concat([chunk.frame for chunk in chunks], ignore_index=True)
     pieces = [piece for chunk in chunks for piece in chunk.pieces]
     stored = StoredRecords(frame, pieces, {})
@@ -257,7 +263,7 @@ def evaluate(
     )
     if sentences:
         text = "\n".join([DOUBTED, *sentences])
-        warnings.warn(text, RobustnessWarning, stacklevel=3)  # at the caller of `evaluate`
+        warnings.warn(text, RobustnessWarning, stacklevel=4)  # at the caller of `evaluate`
     curves = queries.collect_curves(task.cells, table, stored)
     within = queries.query_table(curves)
     return Evaluation(table, frame, adversarial, sentences, audited, within)
@@ -276,6 +282,7 @@ def _describe_problems(table: pd.DataFrame) -> Iterator[str]:
             )
 
 
+@run_alone()
 @default_to_float32()
 def run(
     suite: str,

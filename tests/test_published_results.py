@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 SECTION = "## Made by an older version"
 
 
-def load_check() -> ModuleType:
-    """Load the script, which is no module of a package."""
-    spec = importlib.util.spec_from_file_location("stale", ROOT / ".ci" / "stale.py")
+def load_script(name: str) -> ModuleType:
+    """Load a script of .ci, which is no module of a package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -23,7 +23,7 @@ def load_check() -> ModuleType:
     return module
 
 
-stale = load_check()
+stale, claims = load_script("stale"), load_script("claims")
 RUNS = {run.report: run for run in stale.read_published_runs()}
 """Page that says whether a run is stale -> the run, or one entry of the leaderboard."""
 
@@ -80,6 +80,16 @@ def test_a_run_of_before_the_versions_is_stale_however_its_cells_are_recorded() 
     run = RUNS[ROOT / "results" / "fgsm" / "report.md"]
     (reason,) = stale.find_reasons(run._replace(started="2026-11-21T05:35:22"))
     assert reason.startswith("before the versions")
+
+
+def test_the_overview_states_the_figures_of_the_stored_tables() -> None:
+    page = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
+    assert page == claims.replace_section(page)
+
+
+def test_a_figure_of_a_cell_that_is_not_stored_is_an_error() -> None:
+    with pytest.raises(LookupError, match=r"results/fgsm: 0 cells are LeNet · FGSM · 0\.31"):
+        claims.robust("fgsm", "LeNet", "FGSM", 0.31)()
 
 
 def test_a_mark_is_written_once_and_removed() -> None:

@@ -5,7 +5,7 @@ of the run left. A certified example that an attack broke is a contradiction: ei
 or the verdict on the attack is wrong.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +55,8 @@ def read_certified(
         Certified accuracy, and contradictions to attacks.
 
     Raises:
-        RecordError: A file is damaged, or has certificates for other eps than the manifest.
+        RecordError: A file is damaged, has certificates for other eps than the manifest, or
+            examples count as certified that are not.
     """
     tasks = [plan.CertificationTask.from_manifest(each) for each in provenance.get("certify", [])]
     wanted = [task for task in tasks if task.smoothing is None]
@@ -92,9 +93,31 @@ def read_certified(
             finished.append(outcomes.assign(model=task.model, norm=task.norm))
             left = _count_left(worst, task.model, task.norm, eps)
             rows.append({**about, **_count(outcomes, left), "seconds": seconds[place]})
+    _check_left_out(folder, finished, records)
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table[list(COUNTS)] = table[list(COUNTS)].astype("Int64")
     return CertifiedResults(table, find_contradictions(finished, records))
+
+
+def _check_left_out(folder: Path, finished: Sequence[pd.DataFrame], records: pd.DataFrame) -> None:
+    """Raise RecordError if an example was left out as certified and no certificate says so.
+
+    Where certificates are missing, the run is not finished and says so.
+    """
+    if not finished:
+        return
+    keys = ["model", "norm", "eps", "example"]
+    left_out = records.loc[records["certified"].astype(bool), keys]
+    proofs = pd.concat([frame[[*keys, "certified"]] for frame in finished])
+    known = proofs.groupby(keys)["certified"].any().reset_index(name="proven")
+    texts = {"model": str, "norm": str}
+    joined = left_out.astype(texts).merge(known.astype(texts), on=keys, how="inner")
+    if not joined["proven"].all():
+        row = joined[~joined["proven"]].iloc[0]
+        raise RecordError(
+            f"{folder}: example {row['example']} of {row['model']} at eps {row['eps']:g} was not "
+            "attacked as certified, and no certificate proves it; run the suite again with --fresh"
+        )
 
 
 def _count_left(worst: pd.DataFrame, model: str, norm: str, eps: float) -> int | None:

@@ -119,8 +119,13 @@ NONFINITE = (
                 "counted as 0."),
     TableColumn("nonfinite_examples", "count", "Examples that had such a gradient."),
 )  # fmt: skip
-"""Last columns of a table in which there were any."""
-OPTIONAL = (*VICTIM_QUERIES, *NONFINITE)
+"""Columns of a table in which there were any."""
+CERTIFIED = (
+    TableColumn("certified", "count", "Examples that a certificate proves robust at this eps: "
+                "not attacked, and counted as robust; missing where all are attacked."),
+)  # fmt: skip
+"""Columns of a table with attacks that leave certified examples out."""
+OPTIONAL = (*VICTIM_QUERIES, *NONFINITE, *CERTIFIED)
 """Columns that only some tables have, after all others."""
 BY_NAME = {column.name: column for column in (*MAIN, *ADDITIONAL, *OPTIONAL)}
 

@@ -246,10 +246,11 @@ class RunResults:
 
     @cached_property
     def notes(self) -> list[str]:
-        """What preflight found in the models, and what versions the records were made with."""
+        """What preflight found, versions of the records, and certified examples left out."""
         models = self.provenance["models"].values()
         found = [finding for model in models for finding in model["findings"]]
-        return [*found, *describe_mixed_versions(self.provenance["sessions"])]
+        mixed = describe_mixed_versions(self.provenance["sessions"])
+        return [*found, *mixed, *tables.describe_certified(self.table)]
 
     @cached_property
     def _robust(self) -> dict[str, metrics.Outcomes]:
@@ -298,4 +299,8 @@ def _check_records(folder: Path, stored: StoredRecords, planned: Collection[str]
     fooled = stored.frame["fooled"].to_numpy(dtype=bool)
     if (fooled & ~metrics.eligible_examples(stored.frame).to_numpy()).any():
         why = "records of examples fooled that no attack was run on"
+        raise RecordError(f"{folder}: {why}; run the suite again with --fresh")
+    certified, attacked = (stored.frame[name].to_numpy(bool) for name in ("certified", "attacked"))
+    if (certified & (attacked | ~metrics.eligible_examples(stored.frame).to_numpy())).any():
+        why = "records of certified examples that are attacked or misclassified"
         raise RecordError(f"{folder}: {why}; run the suite again with --fresh")

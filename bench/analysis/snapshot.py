@@ -101,6 +101,8 @@ class CellSnapshot:
     robust_within: dict[str, str] = dataclasses.field(default_factory=dict)
     """Budget of queries -> packed: on which examples it is robust within as many; of untargeted
     attacks whose queries are known."""
+    certified: _Count = 0
+    """Examples that were certified and therefore not attacked."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -295,6 +297,8 @@ def _cells(run: RunResults) -> list[CellSnapshot]:
         if row["status"] == "ok":
             counted = {name: int(row[name]) for name in ("robust_correct", "violations")}
             counted["robust"] = pack_outcomes(_select_outcomes(run, row["cell"], robust))
+            count = row.get("certified")
+            counted["certified"] = 0 if count is None or pd.isna(count) else int(count)
             counted["robust_within"] = _pack_budgets(run, planned[row["cell"]])
         cells.append(CellSnapshot(**about, reason=row["reason"], **counted))
     return cells

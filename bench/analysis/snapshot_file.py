@@ -51,6 +51,8 @@ def format_snapshot(snapshot: Snapshot) -> str:
     for cell in fields["cells"]:
         if not cell["robust_within"]:  # so that a baseline without budgets is as it always was
             del cell["robust_within"]
+        if not cell["certified"]:  # likewise, without certified examples that were left out
+            del cell["certified"]
     parts = []
     for key, value in fields.items():
         if key in ("models", "tasks", "cells"):
@@ -124,6 +126,10 @@ def _check(snapshot: Snapshot) -> None:
         if (robust & ~clean[cell.model]).any():
             raise ValueError(f"{name}: robust where the model is wrong without attack")
         _check_budgets(cell, robust, clean[cell.model], name)
+        if cell.certified > cell.robust_correct:
+            raise ValueError(
+                f"{name}: {cell.certified} certified examples and {cell.robust_correct} robust ones"
+            )
         if cell.violations > n:
             raise ValueError(f"{name}: {cell.violations} violations among {n} examples")
     _check_unique("models", (model.model for model in snapshot.models))

@@ -15,7 +15,7 @@ from bench.analysis import columns
 from bench.analysis.victim_queries import summarize_victim_queries
 from bench.evaluation import metrics
 from bench.storage.reader import StoredRecords
-from bench.suite.plan import Cell
+from bench.suite.plan import CERTIFIED_TRAIT, Cell
 
 COLUMNS = tuple(column.name for column in columns.MAIN)
 ADDITIONAL_COLUMNS = tuple(column.name for column in columns.ADDITIONAL)
@@ -23,6 +23,7 @@ NONFINITE_COLUMNS = tuple(column.name for column in columns.NONFINITE)
 OPTIONAL_COLUMNS = (
     tuple(column.name for column in columns.VICTIM_QUERIES),
     NONFINITE_COLUMNS,
+    tuple(column.name for column in columns.CERTIFIED),
 )
 """Groups of columns that a table has if the first of the group has a value above 0."""
 COUNTS = columns.select_names("count")
@@ -88,6 +89,8 @@ def worst_case_table(
 ) -> pd.DataFrame:
     """Count the examples that are robust under every finished attack.
 
+    Where an attack left certified examples out, the last column is their number, `certified`.
+
     Args:
         plan: The cells of the suite.
         table: That of `cell_table`.
@@ -124,9 +127,50 @@ def worst_case_table(
                 "robust_high": counted.high,
                 "attacks": len(group),
                 "broken_by": ", ".join(broken) if first["eps"] > 0 else "",
+                "certified": count_certified(group),
             }
         )
-    return pd.DataFrame(rows, columns=list(WORST_CASE_COLUMNS))
+    present = ["certified"] if any(row["certified"] for row in rows) else []
+    return pd.DataFrame(rows, columns=[*WORST_CASE_COLUMNS, *present])
+
+
+def count_certified(cells: pd.DataFrame) -> int:
+    """Count the certified examples that an attack on one model at one eps left out.
+
+    Args:
+        cells: Rows of the table of cells, of one model, norm, goal and eps.
+
+    Returns:
+        The number; 0 if all were attacked. Attacks that leave any out leave the same ones out.
+    """
+    known = cells["certified"].dropna() if "certified" in cells else pd.Series(dtype=int)
+    return int(known.max()) if len(known) else 0
+
+
+def describe_certified(table: pd.DataFrame) -> list[str]:
+    """Say how many examples of a run attacks left out because they are certified.
+
+    Args:
+        table: That of `cell_table`.
+
+    Returns:
+        A sentence for each model and norm.
+    """
+    if "certified" not in table:
+        return []
+    sentences = []
+    some = table[table["certified"] > 0]
+    for (model, norm), cells in some.groupby(["model", "norm"], sort=False):
+        by_eps = cells.sort_values("eps").groupby("eps_text", sort=False)
+        counts = ", ".join(
+            f"{count_certified(own)} of {own['n'].iloc[0]} at eps {eps}" for eps, own in by_eps
+        )
+        attacks = ", ".join(dict.fromkeys(cells["attack"]))
+        sentences.append(
+            f"{model}, {norm}: certified examples were not attacked by {attacks} and count as "
+            f"robust in every number, {counts}."
+        )
+    return sentences
 
 
 def describe_split_votes(table: pd.DataFrame) -> list[str]:
@@ -209,6 +253,7 @@ def _row(cell: Cell, stored: StoredRecords, positions: Any, n: int) -> dict[str,
         **about,
         **counted,
         **summarize_victim_queries(cell, records),
+        **_describe_certified(cell, records),
         "mean_confidence_fooled": fooled["confidence"].mean(),
         **{f"mean_{norm}": fooled[norm].mean() for norm in ("linf", "l2", "l1", "l0")},
         "mean_target_cross_entropy": _target_cross_entropy(cell, fooled),
@@ -224,6 +269,18 @@ def _row(cell: Cell, stored: StoredRecords, positions: Any, n: int) -> dict[str,
         **{name: sum(getattr(piece, name) for piece in pieces) for name in NONFINITE_COLUMNS},
         "parts": ", ".join(f"{name}: {int((fooled['part'] == name).sum())}" for name in parts),
     }
+
+
+def _describe_certified(cell: Cell, records: pd.DataFrame) -> dict[str, object]:
+    """Count the certified examples that were not attacked, and say so among the caveats."""
+    if CERTIFIED_TRAIT not in cell.traits:
+        return {}
+    count = int(records["certified"].sum())
+    caveat = (
+        f"{count} of {len(records)} examples are certified at this eps: they were not attacked and "
+        "count as robust."
+    )
+    return {"certified": count, "caveats": " ".join([*cell.caveats, caveat])}
 
 
 def _mostly_violations(records: pd.DataFrame, attacked: int) -> str:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from bench.analysis.tables import count_certified
 from bench.evaluation import metrics
 from bench.evaluation.metrics import Outcomes
 from bench.suite.labels import ALL_THREATS
@@ -48,7 +49,9 @@ def union_table(
         One row per model, goal and union of at least two norms, columns COLUMNS. `threats` holds
         the radii, `largest_eps` the largest eps that was run within each; `absent` names the
         planned cells without a number; `broken_by` counts for each norm the examples that lose
-        their correct class, `broken_only_by` those that lose it under this norm alone.
+        their correct class, `broken_only_by` those that lose it under this norm alone. Where
+        attacks left certified examples out, `certified` counts them for each norm at its largest
+        eps.
     """
     above = table[table["eps"] > 0]
     rows = []
@@ -57,7 +60,8 @@ def union_table(
         for label, threats in list_unions(cells, unions):
             about = {"model": model, "dataset": dataset, "label": label, "goal": goal}
             rows.append({**about, **_count_union(threats, cells, robust)})
-    frame = pd.DataFrame(rows, columns=list(COLUMNS))
+    present = ["certified"] if any(row.get("certified") for row in rows) else []
+    frame = pd.DataFrame(rows, columns=[*COLUMNS, *present])
     counts = {name: frame[name].astype("Int64") for name in _COUNTS}
     return frame.assign(**counts, **{name: frame[name].astype(float) for name in _RATES})
 
@@ -161,7 +165,16 @@ def _count_union(
         "robust_high": rate.high,
         "broken_by": _join((f"{norm}:", clean - int(left[norm].sum())) for norm in left),
         "broken_only_by": _join((f"{norm}:", alone[norm]) for norm in left),
+        "certified": _join(_count_left_out(done, list(largest.values()))),
     }
+
+
+def _count_left_out(done: pd.DataFrame, threats: Sequence[Threat]) -> Iterator[tuple[str, int]]:
+    """Count the certified examples that attacks left out, for each threat model with any."""
+    for threat in threats:
+        cells = done[(done["norm"] == threat.norm) & (done["eps"] == threat.eps)]
+        if count := count_certified(cells):
+            yield f"{threat.norm}:", count
 
 
 def describe_absent(cells: pd.DataFrame) -> list[str]:

@@ -149,11 +149,9 @@ def check(
 def _report_problem(problem: str, outputs: _Outputs) -> None:
     """Say in every output that the check could not be made; the caller raises the error."""
     from bench.core.errors import SuiteError
-    from bench.workflows.gate import github_annotations, sarif
     from bench.workflows.gate import problem as problem_page
+    from bench.workflows.gate import sarif
 
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        echo(github_annotations.render_command("error", "bench check", problem))
     with contextlib.suppress(SuiteError):  # the problem itself matters more
         outputs.write(
             problem_page.render_junit(problem),

@@ -1,5 +1,6 @@
 """The group that every verb joins, and what all of them share."""
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -99,6 +100,14 @@ def tell(event: str, text: str) -> None:
         echo(f"{event}: {text}", err=True)
 
 
+def _annotate_error(command: str, sentence: str) -> None:
+    """Show an error on the page of a pull request, where GitHub Actions runs the command."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        from bench.workflows.gate import github_annotations
+
+        echo(github_annotations.render_command("error", command, sentence))
+
+
 class _Verbs(click.Group):
     """Prints each error of a user as one sentence and sets the exit code."""
 
@@ -112,6 +121,7 @@ class _Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except (SuiteError, RecordError) as error:
+            _annotate_error(f"bench {ctx.invoked_subcommand}", str(error))
             for line in str(error).splitlines():
                 tell("error" if json_requested() else "bench", line)
             ctx.exit(2)
@@ -137,6 +147,8 @@ def main() -> None:
         click.echo(f"interrupted: {INTERRUPTED}", err=True)
         sys.exit(130)
     except click.ClickException as error:
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        _annotate_error(context.command_path if context else "bench", error.format_message())
         error.show()
         sys.exit(error.exit_code)
     sys.exit(code if isinstance(code, int) else 0)

@@ -100,7 +100,7 @@ def speed(
             echo(f"{work.name}: {task.victim}", err=True)
             done = race.run_race(
                 task,
-                list(list_competitors(work, peers or PEERS)),
+                list(list_competitors(work, peers or PEERS, where)),
                 rounds=rounds,
                 rows=batch_size,
                 heap_kept=kept,

@@ -52,20 +52,24 @@ class Prefetcher:
         Returns:
             Images on the device, (last - first, c, h, w).
         """
+        if self.stays:
+            for begin, end in self.pieces:
+                if begin <= first and last <= end:
+                    return self._keep((begin, end))[first - begin : last - begin]
         piece = first, last
-        for (begin, end), held in self._here.items():
-            if begin <= first and last <= end:
-                return held[first - begin : last - begin]
         coming = self._coming.pop(piece, None)
         images = self._fetch(piece) if coming is None else coming.result()
         if self._reader is not None and piece in self.pieces:
             after = self.pieces[(self.pieces.index(piece) + 1) % len(self.pieces)]
             if after != piece:
                 self._coming = {after: self._reader.submit(self._fetch, after)}
-        images = images.to(self.device, non_blocking=True)
-        if self.stays and piece in self.pieces:
-            self._here[piece] = images
-        return images
+        return images.to(self.device, non_blocking=True)
+
+    def _keep(self, piece: tuple[int, int]) -> Tensor:
+        """Return a whole chunk, which is read once."""
+        if piece not in self._here:
+            self._here[piece] = self._fetch(piece).to(self.device, non_blocking=True)
+        return self._here[piece]
 
     def _fetch(self, piece: tuple[int, int]) -> Tensor:
         images = self.data.read(*piece)

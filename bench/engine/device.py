@@ -10,6 +10,9 @@ import torch
 
 from bench.core.contracts.types import GPUS
 
+TF32_CAPABILITY = 8
+"""First major compute capability of GPUs that multiply in TF32: that of Ampere."""
+
 
 def is_gpu(device: torch.device) -> bool:
     """Return whether a device is a GPU that works through a queue beside the processor.
@@ -53,6 +56,22 @@ def device_name(device: torch.device) -> str:
     if not is_gpu(device):
         return _processor()
     return str(torch.get_device_module(device).get_device_name(device))
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Return whether a device can round float32 products to TF32.
+
+    Args:
+        device: The device.
+
+    Returns:
+        True for an NVIDIA GPU of compute capability 8.0 or later; elsewhere torch's settings for
+        TF32 change nothing, and products are in float32.
+    """
+    if device.type != "cuda" or torch.version.hip:
+        return False
+    major, _ = torch.get_device_module(device).get_device_capability(device)
+    return bool(major >= TF32_CAPABILITY)
 
 
 def synchronize(device: torch.device) -> None:

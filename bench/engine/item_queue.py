@@ -33,6 +33,11 @@ class ItemQueue:
         """Return the number of waiting items."""
         return len(self._items)
 
+    @property
+    def waiting(self) -> Tensor:
+        """All waiting items, (n, 3), on the CPU."""
+        return self._items
+
     def take(self, count: int) -> Tensor:
         """Remove the first items.
 

@@ -12,6 +12,7 @@ the threshold, not (distance + 1) times the largest logit, which is wrong where 
 import torch
 from torch import Tensor, nn
 
+from bench.core.contracts.attack import AttackSpec, ExternalAttack
 from bench.core.contracts.types import Goal
 from bench.engine.adaptation import AdaptedModel
 from bench.engine.functional.logits import widen
@@ -186,6 +187,30 @@ def spare_rejected(model: nn.Module, label: Tensor, goal: Goal = "untargeted") -
     """
     merges = goal == "untargeted" and spares_rejected(model)
     return _MergedView(model, label) if merges else model
+
+
+def attacks_classifier_too(spec: AttackSpec) -> bool:
+    """Return whether an attack on a detector is also made on its classifier alone.
+
+    Where a rejection counts as an error, the gradient may follow a score that never reaches its
+    threshold, next to which the logits' margin has no weight. What then resists is attacked again
+    without the detector. Neither a search nor an attack by scores is repeated, whose distances and
+    queries are those of one run, nor one with a loss of the user's, which gets all columns.
+
+    Args:
+        spec: The attack on a model with a detector whose rejections count as errors.
+
+    Returns:
+        False also for a targeted attack, which a rejection does not serve.
+    """
+    attack = spec.attack
+    return (
+        spec.goal == "untargeted"
+        and attack.needs == "gradient"
+        and attack.budget == "fixed"
+        and not isinstance(attack, ExternalAttack)
+        and not (spec.random or spec.adaptation or spec.victim_queries)
+    )
 
 
 def select_classifier(model: nn.Module) -> nn.Module:

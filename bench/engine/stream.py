@@ -37,6 +37,7 @@ from bench.engine.class_ranking import linearised_distances
 from bench.engine.device import is_gpu
 from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional.logits import reaches_goal, widen
+from bench.engine.functional.losses import mask_nonfinite
 from bench.engine.functional.norms import per_row
 from bench.engine.item_queue import ItemQueue
 from bench.engine.model_state import call_model, is_out_of_memory
@@ -45,6 +46,7 @@ from bench.engine.rejection import merge_rejection, spare_rejected, spares_rejec
 from bench.engine.resident_rows import ResidentRows
 from bench.engine.step_evaluator import StepEvaluator, count_nonfinite
 from bench.engine.step_maker import StepMaker
+from bench.engine.stream_progress import open_progress
 from bench.engine.stream_result import ResultStore, StreamResult
 from bench.engine.tensor_tree import join_rows, split_rows, take_rows
 from bench.engine.victim_queries import AskVictim, choose_intervals
@@ -139,8 +141,7 @@ class AttackStream:
         self.results = ResultStore(x, spec, self.evaluator)
         self.out = self.results.out
         self.overflow: ActiveBatch | None = None
-        self.order, self.aims = None, 1
-        self.recaptures = 0
+        self.order, self.aims, self.recaptures = None, 1, 0
         if (choice := rule.choose_targets(spec.params)) is not None:
             self.order = self._rank_wrong_classes(choice)
             self.aims = self.order.shape[1]
@@ -164,6 +165,7 @@ class AttackStream:
             self.graphs = cuda_graphs.find_graphs(model, accelerated, spec)
             self.recaptures = 1
         self.active = self._make_active()
+        self.progress = open_progress(spec, self.rounds, self.evaluator)
 
     def run(self) -> StreamResult:
         """Attack until nothing is left.
@@ -217,6 +219,8 @@ class AttackStream:
         number = min(left, self.several)
         if number < 1:
             return
+        if self.progress is not None:
+            self.progress.add_steps(len(self.active) * number)
         if self.out.losses is not None:
             self._step_with_trace(self.out.losses)
         elif self.graphs is not None and isinstance(self.active, ResidentRows):
@@ -233,11 +237,12 @@ class AttackStream:
         won = (first >= 0) & self.stops
         left = ~(won | (k >= self.spec.params.steps))
         self.made = int((k * left).max())
-        if left.all():
-            return
-        finished = (~left).nonzero()[:, 0]
-        self._store_finished(finished, item, won)
-        self.active.remove(finished)
+        if not left.all():
+            finished = (~left).nonzero()[:, 0]
+            self._store_finished(finished, item, won)
+            self.active.remove(finished)
+        if self.progress is not None:
+            self.progress.add_turn(item, k, left, won, self.queue.waiting, self.overflow)
 
     def _read_progress(self) -> tuple[Tensor, Tensor, Tensor]:
         """Read item, steps made and first success of each row; a GPU is asked once."""
@@ -470,9 +475,11 @@ class AttackStream:
                 self._halve_or_raise(error)
                 continue
             first += self.rows
+            if self.progress is not None:
+                self.progress.add_rows(len(x), n - first)
             self.out.nonfinite[:, at] = count_nonfinite(sizes)
             if self.out.losses is not None:
-                self.out.losses[:, at, 0] = _finite_loss(observed.loss)
+                self.out.losses[:, at, 0] = mask_nonfinite(observed.loss)
             own = torch.arange(n)[at]
             noise = self._noise(own, torch.zeros_like(own))
             for index, eps in enumerate(self.eps):
@@ -489,10 +496,5 @@ class AttackStream:
         batch = self.active.batch
         after, loss = self.steps.make_traced_step(batch)
         example, eps, _ = batch.item.unbind(1)
-        losses[eps, example, batch.known.k] = _finite_loss(loss)
+        losses[eps, example, batch.known.k] = mask_nonfinite(loss)
         self.active.replace(after)
-
-
-def _finite_loss(loss: Tensor) -> Tensor:
-    """Replace losses that are not finite by NaN, as traces store them."""
-    return torch.where(loss.isfinite(), loss, torch.nan)

@@ -3,7 +3,7 @@
 import statistics
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -32,11 +32,14 @@ class PassCounts:
 
 
 @contextmanager
-def count_passes(model: nn.Module) -> Iterator[PassCounts]:
+def count_passes(
+    model: nn.Module, on_pass: Callable[[int], None] | None = None
+) -> Iterator[PassCounts]:
     """Count every forward and backward pass of a model, in rows, by hooks.
 
     Args:
         model: The model.
+        on_pass: Called with the rows of each pass, forward or backward.
 
     Yields:
         The counts, which go up.
@@ -45,11 +48,15 @@ def count_passes(model: nn.Module) -> Iterator[PassCounts]:
 
     def on_forward(module: nn.Module, inputs: Any, output: Any) -> None:
         passes.forwards += len(output)
+        if on_pass is not None:
+            on_pass(len(output))
         if isinstance(output, Tensor) and output.requires_grad:
             output.register_hook(on_backward)
 
     def on_backward(gradient: Tensor) -> None:
         passes.backwards += len(gradient)
+        if on_pass is not None:
+            on_pass(len(gradient))
 
     handle = model.register_forward_hook(on_forward)
     try:

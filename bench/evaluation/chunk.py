@@ -93,6 +93,7 @@ def evaluate_chunk(
     source: nn.Module | None = None,
     judge_rows: int | None = None,
     accelerated: nn.Module | None = None,
+    spared: Tensor | None = None,
 ) -> VerifiedChunk:
     """Attack examples at every eps of a spec, verify and judge the images.
 
@@ -112,6 +113,7 @@ def evaluate_chunk(
         source: The attacked model; the judged one by default.
         judge_rows: Rows per pass of the judge; `rows` by default.
         accelerated: Stands in for the attacked model's gradients.
+        spared: Examples that are not attacked at any eps of the spec, (n,), bool; none by default.
 
     Returns:
         Records, costs and images for each eps.
@@ -125,6 +127,8 @@ def evaluate_chunk(
         attacked = torch.ones_like(attacked)
     if spec.goal == "targeted":
         attacked &= examples.target != examples.label
+    if spared is not None:
+        attacked &= ~spared
     chosen = Examples(*(field[attacked] for field in examples))
     positive = [index for index, eps in enumerate(spec.eps) if eps > 0]
     x_adv = examples.x.cpu().expand(len(spec.eps), *examples.x.shape).clone()
@@ -416,6 +420,7 @@ def _build_records(
         "rejection": torch.full_like(examples.id, -1 if detector is None else detector.classes),
         "rejected_is_robust": torch.full_like(attacked, spares_rejected(model)),
         "victim_queries": victim_queries,
+        "certified": torch.zeros_like(attacked),
     }
     return pd.DataFrame(
         {

@@ -29,6 +29,7 @@ from bench.engine.step_evaluator import AccelerationError
 from bench.engine.stream_result import StreamResult
 from bench.evaluation import containment
 from bench.evaluation.containment import StateGuard
+from bench.evaluation.external_progress import ExternalProgress
 from bench.evaluation.queries import QueryObserver, counts_queries, observe_queries
 from bench.evaluation.victim import CountedVictim
 
@@ -279,6 +280,7 @@ def _run_external(
     once = is_single_search(spec)
     x_adv, forwards, backwards, seconds, queries, nearest = [], [], [], [], [], []
     parameters = []
+    progress = ExternalProgress(spec, len(y) * (1 if once else len(spec.eps)))
     for eps in [max(spec.eps)] if once else spec.eps:
         radii = tuple(map(allowed_distance, spec.eps if once else [eps]))
         threat = Threat(norm=spec.norm, eps=eps, goal=spec.goal)
@@ -297,7 +299,7 @@ def _run_external(
                 eval_mode(model),
                 rng.seed_global(spec.seed, spec.name, first, len(at)),
                 guard.restore_after(),
-                timing.count_passes(model) as passes,
+                timing.count_passes(model, progress.begin_batch(len(at))) as passes,
                 observe_queries(model, observer) if observed else contextlib.nullcontext(),
             ):
                 x, labels = chosen.x[at].clone(), y[at].clone()

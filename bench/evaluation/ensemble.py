@@ -13,6 +13,7 @@ from torch import nn
 
 from bench.core.contracts.attack import AttackSpec, EnsembleAttack, Part
 from bench.evaluation.crafting import AttackOutput, Examples, final_images
+from bench.evaluation.part_forecast import PartForecast
 from bench.evaluation.verify import craft_and_verify, find_violations, is_success
 
 
@@ -55,17 +56,30 @@ def run_ensemble(
         part=torch.full((e, n), -1, device=device),
         nonfinite=torch.zeros(e, n, dtype=torch.int64, device=device),
     )
+    forecast = PartForecast(spec, n)
     smaller: int | None = None
     for at in sorted(range(e), key=lambda index: spec.eps[index]):
         if smaller is not None and spec.sweep == "nested":
             for field in (output.x_adv, output.first_success, output.part):
                 field[at] = field[smaller]  # type: ignore[index]
+        left = _count_resisting(output, at)
         for number, part in enumerate(parts):
-            output = _run_part(
-                model, spec, chosen, output, at, number, part, accelerated, judge_rows
-            )
+            if not left:
+                break
+            with forecast.run_part(number, spec.eps[at], left) as resisted:
+                output = _run_part(
+                    model, spec, chosen, output, at, number, part, accelerated, judge_rows
+                )
+                left = _count_resisting(output, at)
+                resisted.append(left)
         smaller = at
     return output
+
+
+def _count_resisting(output: AttackOutput, at: int) -> int:
+    """Count the examples that no part has broken at the eps of index `at`."""
+    assert output.part is not None
+    return int((output.part[at] < 0).sum())
 
 
 def _run_part(
@@ -82,8 +96,6 @@ def _run_part(
     """Add to `output` what one part breaks, at the eps of index `at`, of what still resists."""
     assert output.part is not None
     remaining = (output.part[at] < 0).nonzero()[:, 0]
-    if not len(remaining):
-        return output
     subset = Examples(*(field[remaining] for field in chosen))
     part_spec = replace(
         spec,

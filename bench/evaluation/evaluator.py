@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from bench.core import rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.detector import Detector
-from bench.core.contracts.types import Access, Shape
+from bench.core.contracts.types import Access
 from bench.core.errors import SuiteError
 from bench.datasets import prefetch
 from bench.datasets.as_data import as_data
 from bench.engine import cuda_graphs
 from bench.engine.adaptation import list_module_names
 from bench.engine.device import enter_device
-from bench.evaluation import consistency, live_models, loading
+from bench.evaluation import chunk_sizes, consistency, live_models, loading
 from bench.evaluation.adaptation_check import check_adaptations
-from bench.evaluation.chunk import CleanPass, VerifiedChunk, evaluate_chunk
+from bench.evaluation.certified_examples import CertifiedIds, evaluate_uncertified, mark_certified
+from bench.evaluation.chunk import CleanPass, VerifiedChunk
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import Vote, judge
 from bench.evaluation.model_pool import ModelPool
@@ -36,25 +37,6 @@ from bench.storage.schema import Piece
 from bench.suite import plan, targets
 from bench.suite.identity import ModelFacts
 from bench.suite.schema import ModelEntry, Suite
-
-CHUNK_EXAMPLES = 1000
-CHUNK_BYTES = 64 * 2**20
-"""A chunk holds at most so many examples, and so many bytes of images."""
-
-
-def chunk_bounds(n: int, shape: Shape) -> list[tuple[int, int]]:
-    """Divide a data set into chunks, by the size of an image alone.
-
-    Args:
-        n: Number of images.
-        shape: Shape (c, h, w) of an image.
-
-    Returns:
-        (first, last) of each chunk, `last` excluded.
-    """
-    channels, height, width = shape
-    size = max(8, min(CHUNK_EXAMPLES, CHUNK_BYTES // (4 * channels * height * width)))
-    return [(first, min(first + size, n)) for first in range(0, n, size)]
 
 
 class ChunkResult(NamedTuple):
@@ -89,6 +71,8 @@ class Evaluator:
     """Whether attacks use an accelerated model, where one agrees with the model."""
     keep_all_images: bool = False
     """Whether all adversarial images are wanted, not the first few alone."""
+    chunk_examples: int = 0
+    """Examples of a chunk that is attacked; 0 for the standard size."""
     one_attack: bool = False
     """Whether the models are loaded for one attack, which bounds the passes of its set-up."""
     unfit: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -305,6 +289,7 @@ class Evaluator:
             detector=loaded.detector,
             modules=tuple(list_module_names(loaded.model)),
             class_names=tuple(self.data.classes),
+            batch_dependent="batch-dependent" in loaded.finding_names(),
         )
 
     def unfit_reason(self, task: plan.AttackTask) -> str:
@@ -322,20 +307,37 @@ class Evaluator:
         return ""
 
     def chunks(self) -> list[tuple[int, int]]:
-        """List the chunks of the data.
+        """List the chunks of the standard size, in which models are asked about clean images.
 
         Returns:
             (first, last) of each chunk, `last` excluded.
         """
-        return chunk_bounds(self.data.n, self.data.shape)
+        return chunk_sizes.chunk_bounds(self.data.n, chunk_sizes.standard_size(self.data.shape))
 
-    def evaluate_chunk(self, task: plan.AttackTask, first: int, last: int) -> ChunkResult:
+    def attack_chunks(self, task: plan.AttackTask) -> list[tuple[int, int]]:
+        """List the chunks that a task is attacked in.
+
+        Args:
+            task: The planned task.
+
+        Returns:
+            (first, last) of each chunk, `last` excluded.
+        """
+        facts = {label: self.model_facts(label) for label in task.models}
+        if chunk_sizes.depends_on_batch(task, facts):
+            return self.chunks()
+        return self._attack_grid
+
+    def evaluate_chunk(
+        self, task: plan.AttackTask, first: int, last: int, certified: CertifiedIds | None = None
+    ) -> ChunkResult:
         """Attack, verify and judge a chunk of examples for all cells of a task.
 
         Args:
             task: The planned task.
             first: Id of the chunk's first example.
             last: Id after its last example.
+            certified: Cell -> its certified examples, which are not attacked; none by default.
 
         Returns:
             Records, costs and images.
@@ -345,7 +347,7 @@ class Evaluator:
             ContractError: The attack broke a promise that leaves nothing to judge.
         """
         with enter_device(self.device), cuda_graphs.keep_graphs(self.pool.kept_graphs):
-            verified, rows = self._verify_chunk(task, first, last)
+            verified, rows = self._verify_chunk(task, first, last, certified or {})
         self.pool.note_failed_captures(task)
         if verified.dropped:
             self.pool.drop_accelerated(task, verified.dropped)
@@ -370,7 +372,7 @@ class Evaluator:
         return ChunkResult(frame, pieces, verified.x_adv, verified.losses)
 
     def _verify_chunk(
-        self, task: plan.AttackTask, first: int, last: int
+        self, task: plan.AttackTask, first: int, last: int, certified: CertifiedIds
     ) -> tuple[VerifiedChunk, int]:
         """Attack, verify and judge a chunk; also return the rows per pass that were asked for."""
         source = self.pool.load_source(task)
@@ -379,10 +381,11 @@ class Evaluator:
         accelerated = self.pool.accelerate(task)
         rows = self.pool.attack_rows(task) if accelerated is None else accelerated.rows
         examples = self.select_examples(task, first, last)
-        verified = evaluate_chunk(
+        verified = evaluate_uncertified(
             self.models[task.model].model,
             task.spec,
             examples,
+            mark_certified([cell.identity for cell in task.cells], certified, first, last),
             rows,
             self.pool.task_floor(task, rows),
             source=source.model,
@@ -474,8 +477,13 @@ class Evaluator:
         return consistency.AnswerMonitor(self.data, self.device, self.models)
 
     @functools.cached_property
+    def _attack_grid(self) -> list[tuple[int, int]]:
+        size = self.chunk_examples
+        return chunk_sizes.chunk_bounds(self.data.n, size) if size else self.chunks()
+
+    @functools.cached_property
     def _images(self) -> prefetch.Prefetcher:
-        return prefetch.make_prefetcher(self.device, self.data, self.chunks())
+        return prefetch.make_prefetcher(self.device, self.data, self._attack_grid)
 
     def _clean_vote(self, loaded: LoadedModel, first: int) -> Vote | None:
         """How a model that answers at random is asked about the clean chunk from `first` on."""

@@ -19,6 +19,7 @@ from bench.engine import process_cache, timing
 from bench.engine.acceleration import accelerate, calibration
 from bench.engine.acceleration.accelerate import AcceleratedModel
 from bench.engine.cuda_graphs import KeptGraphs
+from bench.engine.device import has_tf32
 from bench.engine.rejection import select_classifier
 from bench.engine.source_ensemble import SourceEnsemble
 from bench.evaluation.setup_budget import SetupPlan, plan_setup
@@ -95,6 +96,8 @@ class ModelPool:
         """Source -> captures that failed; emptied once reported."""
         self._uncaptured: set[tuple[str, str]] = set()
         """Sources and reasons of which the user was notified."""
+        self._noted: set[str] = set()
+        """Notes on TF32 so far."""
         self._decided: set[str] = set()
         """All decisions so far; the owner of `decisions` empties it once it has reported them."""
 
@@ -257,6 +260,7 @@ class ModelPool:
         Raises:
             SuiteError: The precision needs an accelerated model and there can be none.
         """
+        self._note_missing_tf32(task)
         if reason := self._why_not_accelerated(task):
             self._decide(
                 f"{task.source} · {task.entry.label}: no accelerated model is attacked: {reason}"
@@ -396,6 +400,18 @@ class ModelPool:
                 f"{task.source}: a step of {failure.attack} cannot be captured as a CUDA graph, so "
                 f"that its kernels are launched one by one, which is slower ({failure.reason})"
             )
+
+    def _note_missing_tf32(self, task: plan.AttackTask) -> None:
+        """Notify the user once that gradients that should be in TF32 are in float32."""
+        if task.spec.precision != "tf32" or has_tf32(self.device):
+            return
+        note = (
+            f"precision tf32: {self.device} has no TF32, so that the gradients of these attacks "
+            "are in float32"
+        )
+        if note not in self._noted:
+            self._noted.add(note)
+            self._notes.append(note)
 
     def _why_not_accelerated(self, task: plan.AttackTask) -> str:
         """Say why the task's source is attacked itself; "" if an accelerated model is.

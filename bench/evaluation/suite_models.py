@@ -10,6 +10,7 @@ from bench.core import streams
 from bench.core.contracts.dataset import Data
 from bench.core.errors import SuiteError
 from bench.engine import timing
+from bench.engine.float32_precision import allow_tf32
 from bench.evaluation import loading
 from bench.models import fingerprint
 from bench.models.preflight import checks
@@ -76,6 +77,7 @@ def load_suite_models(
     return loaded_models
 
 
+@allow_tf32(False)
 def choose_rows(
     loaded: LoadedModel, data: Data, device: torch.device, batch_size: int | None
 ) -> int:

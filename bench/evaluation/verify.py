@@ -11,6 +11,7 @@ accelerated model is dropped for the rest of the run. An external attack, alone 
 ensemble, attacks the model itself, so that its images are not compared.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +30,7 @@ from bench.engine.device import synchronize
 from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional import norms
 from bench.engine.threats.registry import find_threat
+from bench.evaluation.classifier_attack import attack_classifier_too
 from bench.evaluation.crafting import (
     AttackOutput,
     Examples,
@@ -41,8 +43,9 @@ from bench.evaluation.judge import Prediction, judge, vote_for
 from bench.evaluation.victim import CountedVictim
 
 SPOT_CHECKS = 8
-"""Surviving examples per eps and chunk on which an accelerated model is compared with its model;
-all, if no more survive. They are drawn by the seed and their ids."""
+"""Surviving examples per eps and SPOT_EXAMPLES of a chunk, on which an accelerated model is
+compared with its model; all, if no more survive. They are drawn by the seed and their ids."""
+SPOT_EXAMPLES = 1000
 GRADIENT_TOLERANCE = 0.5
 """Share of them whose gradients may differ: attacked images lie where values tie."""
 
@@ -118,6 +121,14 @@ def craft_and_verify(
         checked = _recheck_claims(attacked, spec, chosen, output, own)
         if checked is not output:
             output, predictions = checked, predict(checked)
+
+    def is_won(examples: Examples, images: AttackOutput) -> Tensor:
+        answers = predict_output(model, spec, examples, images, judge_rows)
+        return torch.stack([is_success(spec, examples, each) for each in answers])
+
+    checked = attack_classifier_too(attacked, spec, chosen, output, is_won)
+    if checked is not output:
+        output, predictions = checked, predict(checked)
     return VerifiedOutput(output, predictions, seconds, busy)
 
 
@@ -299,12 +310,13 @@ def _find_disagreement(
 ) -> str:
     """Describe how the accelerated model differs on survivors; "" if it does not."""
     keys = chosen.id + rng.fold(spec.seed, "spots", spec.name) % 2**31
+    most = SPOT_CHECKS * math.ceil(len(chosen.id) / SPOT_EXAMPLES)
     images, labels = [], []
     for at, prediction in enumerate(predictions):
         won = is_success(spec, chosen, prediction) | (output.first_success[at] >= 0)
         survivors = (~won).nonzero()[:, 0]
         draws = rng.hash_uniform(keys[survivors], torch.full_like(survivors, at), 1)[:, 0]
-        drawn = survivors[draws.argsort()[:SPOT_CHECKS]]
+        drawn = survivors[draws.argsort()[:most]]
         images.append(output.x_adv[at, drawn])
         labels.append(chosen.label[drawn])
     x, y = torch.cat(images), torch.cat(labels)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.core.contracts.types import GPUS
+from bench.evaluation import chunk_sizes
 from bench.execution.events import Event
 from bench.execution.loaded_suite import LoadedSuite
 from bench.execution.options import RunOptions
@@ -37,12 +38,16 @@ def describe_loaded_suite(
     seen = "torch sees a GPU" if loaded.device.startswith(GPUS) else "torch sees no GPU"
     reason = seen if options.device == "auto" else "as asked for"
     yield _explain(f"device {loaded.device}: {reason}")
-    data, chunks = loaded.data, loaded.chunks
+    data, most = loaded.data, loaded.chunk_examples
     size = "x".join(map(str, data.shape))
+    grid = chunk_sizes.chunk_bounds(data.n, most)
+    standard = chunk_sizes.standard_size(data.shape)
+    why = "by the size of an image"
+    if most != standard:
+        why = f"as this folder was created; of {standard} where outcomes depend on the batch"
     yield _explain(
         f"data {data.name}: {data.n} examples of {size}, fingerprint {data.fingerprint[:16]}, in "
-        f"{len(chunks)} chunks of at most {max(last - first for first, last in chunks)}, by the "
-        "size of an image"
+        f"{len(grid)} chunks of at most {min(most, data.n)}, {why}"
     )
     for label, model in loaded.models.items():
         if label in unfit:

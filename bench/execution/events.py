@@ -12,9 +12,21 @@ from typing import Any, NamedTuple
 
 KEYS = {
     "time": "when it was reported, UTC, ISO 8601",
-    "event": "start, begin, done, failed, note, why; from the command line also error, warning",
+    "event": (
+        "start, begin, progress, done, failed, note, why; from the command line also lost, error, "
+        "warning"
+    ),
     "text": "a sentence or a name, for people",
-    "work": "start: seconds of a bare loop's work ahead; done: those that this settles",
+    "work": "start: seconds of a bare loop's work ahead; begin, done: those of the work unit",
+    "works": "start: model -> attack -> those of it",
+    "most_passes": "start: model -> attack -> forwards with their backwards, at most",
+    "external": "start: list of attacks with a loop of their own",
+    "passes": "progress, lost: forwards with their backwards that the work unit has made",
+    "passes_left": "progress: those that it is expected to make still",
+    "seconds_left": "progress: what they take at its pace",
+    "seconds": "lost: how long the work unit had been at work",
+    "percent": "progress, from the command line: done of the run's time",
+    "run_seconds_left": "progress, from the command line: expected time until the run ends",
     "model": "label of a model of the suite",
     "attack": "label of an attack of the suite",
     "method": "of a certificate",
@@ -34,11 +46,11 @@ class Event(NamedTuple):
     """Progress of a run. Work is measured in seconds of the bare attack loop's floor."""
 
     what: str
-    """"start", "begin" (a work unit), "failed" (cells of it), "done", "note" or "why" (a decision
-    and its reason)."""
+    """"start", "begin" (a work unit), "progress" (of it), "failed" (cells of it), "done", "note" or
+    "why" (a decision and its reason)."""
     text: str
     work: float
-    """"start": all work ahead; "done": the work that this settles; otherwise 0."""
+    """"start": all work ahead; "begin" and "done": that of the work unit; otherwise 0."""
     about: Mapping[str, Any] = {}
     """Plain values under the names in KEYS."""
 
@@ -56,7 +68,7 @@ def event_to_dict(event: Event) -> dict[str, Any]:
         The event's values under KEYS, with the current time.
     """
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
-    work = {"work": event.work} if event.what in ("start", "done") else {}
+    work = {"work": event.work} if event.what in ("start", "begin", "done") else {}
     return {"time": now, "event": event.what, "text": event.text, **work, **event.about}
 
 

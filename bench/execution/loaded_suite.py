@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from bench.core.contracts.types import Shape
+from bench.evaluation import chunk_sizes
 from bench.evaluation.certification import store
 from bench.evaluation.evaluator import Evaluator
 from bench.storage import environment
@@ -45,7 +46,9 @@ class LoadedSuite(NamedTuple):
     data: DataSummary
     models: dict[str, ModelSummary]
     chunks: list[tuple[int, int]]
-    """(first, last) of each chunk of examples."""
+    """(first, last) of each chunk of examples of the standard size."""
+    chunk_examples: int
+    """Examples of a chunk that is attacked, where outcomes do not depend on the batch."""
     certification: list[plan.CertificationTask]
     """With the reason where a model has no bounds."""
     environment: dict[str, Any]
@@ -63,6 +66,19 @@ class LoadedSuite(NamedTuple):
     def rows(self) -> dict[str, int]:
         """Model -> rows per pass."""
         return {label: model.facts.rows for label, model in self.models.items()}
+
+    def attack_chunks(self, task: plan.AttackTask) -> list[tuple[int, int]]:
+        """List the chunks that a task is attacked in.
+
+        Args:
+            task: Task of the suite.
+
+        Returns:
+            (first, last) of each chunk, `last` excluded.
+        """
+        if chunk_sizes.depends_on_batch(task, self.facts):
+            return self.chunks
+        return chunk_sizes.chunk_bounds(self.data.n, self.chunk_examples)
 
 
 def describe_evaluator(
@@ -98,6 +114,7 @@ def describe_evaluator(
             for label, loaded in evaluator.models.items()
         },
         chunks=evaluator.chunks(),
+        chunk_examples=evaluator.chunk_examples,
         certification=certification,
         environment=environment.describe_environment(evaluator.device),
         libraries=environment.list_loaded_packages(),

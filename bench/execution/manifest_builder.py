@@ -51,6 +51,7 @@ def build_manifest(
             "classes": loaded.data.classes,
             "fingerprint": loaded.data.fingerprint,
             "mapping": loaded.data.mapping,
+            "chunk_examples": loaded.chunk_examples,
         },
         "models": {
             label: {
@@ -101,14 +102,9 @@ def read_earlier_manifest(out: Path) -> dict[str, Any]:
         Contents of provenance.json; empty if there is none or it is damaged.
     """
     files.remove_partials(out, f"{manifest.FILE}*")
-    try:
-        content = json.loads((out / manifest.FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    content = manifest.read_raw(out)
     kinds = {"probes": dict, "sessions": list}
-    is_usable = isinstance(content, dict) and all(
-        isinstance(content.get(key, kind()), kind) for key, kind in kinds.items()
-    )
+    is_usable = all(isinstance(content.get(key, kind()), kind) for key, kind in kinds.items())
     return content if is_usable else {}
 
 

@@ -9,14 +9,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 
 from bench.core import files, lock
 from bench.core.errors import RecordError, SuiteError
-from bench.evaluation import consistency
+from bench.evaluation import chunk_sizes, consistency
 from bench.evaluation.certification import store
-from bench.evaluation.evaluator import chunk_bounds
 from bench.execution import manifest_builder, sharding
 from bench.execution.work import find_gaps
 from bench.models.preflight import findings
@@ -24,6 +24,8 @@ from bench.storage import fingerprint, manifest, reader, records, schema
 from bench.storage.images import ADVERSARIAL_SUFFIX, CLEAN, IMAGES_SUFFIX
 from bench.suite.plan import Cell, CertificationTask
 
+MARGIN_TOLERANCE = 1e-6
+"""Largest relative difference of a margin, computed in float64, between two machines."""
 _PieceKey = tuple[str, int, int]
 """Cell, first and last example of a piece."""
 
@@ -72,16 +74,16 @@ def merge_runs(given: Sequence[Path], out: Path) -> MergeResult:
         Summary of what was merged and what is missing.
 
     Raises:
-        SuiteError: There is nothing to merge, or the folders belong to different runs.
+        SuiteError: A given folder holds no run, or the folders belong to different runs.
         RecordError: A file is damaged, or two folders have different records of one chunk.
     """
-    sources = [_read_source(folder) for folder in _expand_folders([out, *given])]
-    if not sources:
-        folders = ", ".join(map(str, given))
+    # A name with a typing error must not pass because `out` holds an earlier merge.
+    if empty := [folder for folder in given if not _list_runs(folder)]:
         raise SuiteError(
-            f"{folders}: expected folders of runs, or of their shards, found no provenance.json; "
-            "make them with bench run --shard I/N"
+            f"{', '.join(map(str, empty))}: expected the folder of a run, or of its shards, found "
+            "no provenance.json; make one with bench run --shard I/N"
         )
+    sources = [_read_source(folder) for folder in _expand_folders([out, *given])]
     first = sources[0]
     for other in sources[1:]:
         if why := _find_difference(first, other):
@@ -106,14 +108,15 @@ def merge_runs(given: Sequence[Path], out: Path) -> MergeResult:
     return MergeResult([source.folder for source in sources], gaps.count([]), len(wanted), missing)
 
 
+def _list_runs(folder: Path) -> list[Path]:
+    """The folder and the folders of its shards, of which each contains a run."""
+    paths = (folder, *sharding.list_shard_folders(folder))
+    return [path for path in paths if (path / manifest.FILE).is_file()]
+
+
 def _expand_folders(given: Sequence[Path]) -> list[Path]:
     """The given folders and the folders of their shards, each once, if they contain a run."""
-    runs = [
-        path
-        for folder in given
-        for path in (folder, *sharding.list_shard_folders(folder))
-        if (path / manifest.FILE).is_file()
-    ]
+    runs = [path for folder in given for path in _list_runs(folder)]
     return list({path.resolve(): path for path in runs}.values())
 
 
@@ -257,11 +260,22 @@ def _check_records(one: _Source, other: _Source) -> None:
     }
     for about, frame in store.read_certificates(other.folder):
         twin = held.get((about["identity"], about["first"]))
-        if twin is not None and not twin.equals(frame):
+        if twin is not None and not _are_same_certificates(twin, frame):
             raise RecordError(
                 f"{one.folder} and {other.folder}: different certificates {about['identity']}, "
                 f"examples from {about['first']}; keep one of the two folders"
             )
+
+
+def _are_same_certificates(ours: pd.DataFrame, theirs: pd.DataFrame) -> bool:
+    """Whether two folders certify the same; margins of two machines differ in their last bits."""
+    if not ours.drop(columns="margin", errors="ignore").equals(
+        theirs.drop(columns="margin", errors="ignore")
+    ):
+        return False
+    return "margin" not in ours or np.allclose(
+        ours["margin"], theirs["margin"], rtol=MARGIN_TOLERANCE, atol=0, equal_nan=True
+    )
 
 
 # ---------------------------------------------------------------------------------------- copying
@@ -272,10 +286,11 @@ def _list_chunks(source: _Source) -> Iterator[tuple[Cell, tuple[int, int]]]:
     data, seen = source.manifest["data"], set()
     if data.get("shape") is None:
         raise RecordError(f"{source.folder}: does not say how large its images are; run it again")
+    size = data.get("chunk_examples") or chunk_sizes.standard_size(tuple(data["shape"]))
     for cell in source.plan:
         if not cell.reason and cell.identity not in seen:
             seen.add(cell.identity)
-            for chunk in chunk_bounds(data["n"], tuple(data["shape"])):
+            for chunk in chunk_sizes.chunk_bounds(data["n"], size):
                 yield cell, chunk
 
 

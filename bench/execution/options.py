@@ -30,6 +30,10 @@ class RunOptions:
     """Bytes that the stored adversarial images may take in total; 0: none are stored."""
     shard: Shard = WHOLE
     """The part of the run that `--shard I/N` selects."""
+    chunk_examples: int | None = None
+    """Examples of a chunk in a folder that states none; None: by the device."""
+    larger_chunks: bool = True
+    """Whether a GPU may have larger chunks than a CPU, where nothing states their size."""
     command: str = dataclasses.field(default_factory=lambda: shlex.join(["bench", *sys.argv[1:]]))
 
     def to_manifest(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from bench.engine.progress import Progress
 from bench.evaluation.audit import probe_models
 from bench.evaluation.certification import store
 from bench.execution.events import Event, Listener
@@ -82,7 +83,8 @@ class ResultWriter:
             unit: Any unit; only attacks and certification are reported.
         """
         if isinstance(unit, WorkUnit | CertificationUnit):
-            self.listen(Event("begin", unit.name, 0.0, unit.about))
+            work = unit.work if isinstance(unit, WorkUnit) else 0.0
+            self.listen(Event("begin", unit.name, work, unit.about))
 
     def finish(self, unit: Unit) -> None:
         """Report that nothing of a unit is left to do.
@@ -92,6 +94,17 @@ class ResultWriter:
         """
         if isinstance(unit, WorkUnit):
             self.listen(Event("done", unit.name, unit.work, unit.about))
+
+    def report_progress(self, unit: Unit, progress: Progress) -> None:
+        """Report how far a unit is.
+
+        Args:
+            unit: Unit that runs; only attacks report progress.
+            progress: Its passes.
+        """
+        if isinstance(unit, WorkUnit):
+            about = {key: value for key, value in progress._asdict().items() if value is not None}
+            self.listen(Event("progress", unit.name, 0.0, {**unit.about, **about}))
 
     def note(self, sentence: str) -> None:
         """Report what the user must know.

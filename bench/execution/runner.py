@@ -5,11 +5,12 @@ written when it is finished and never change afterwards, so a run can be interru
 resumed by the next one, and has the same results on every backend.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench.core import lock
+from bench.core.contracts.attack import ExternalAttack
 from bench.evaluation.audit import probe_models
 from bench.evaluation.certification import store
 from bench.execution import decisions, refusal, resume_check
@@ -101,7 +102,7 @@ class _Run:
         manifest["sessions"] = [*earlier.get("sessions", []), session]
         write_manifest(self.out, manifest)
         planned = plan_units(
-            self.tasks, self.loaded.chunks, self.loaded.data.shape, recovered.pieces,
+            self.tasks, self.loaded.attack_chunks, self.loaded.data.shape, recovered.pieces,
             self.options.shard,
         )  # fmt: skip
         units = self._time_units(planned)
@@ -118,17 +119,22 @@ class _Run:
                 self.tasks, self.loaded, recovered.pieces, units, self.options.shard
             )
         )
-        self.listen(Event("start", self.suite.title, sum(unit.work for unit in units)))
+        self._announce(units)
         for model in self.loaded.models.values():
             for finding in model.findings:
                 writer.note(finding)
         if units or recovered.notes:
             self.backend.run([FirstImages(self.loaded.data.fingerprint)], writer)
         self._refuse_unfit(planned)
+        skips = any(task.entry.skip_certified for task in self.tasks)
+        if skips:  # the attacks need the certificates, which are else computed after them
+            self._certify(units)
+            units = self._skip_certified(units)
         self.backend.run(units, writer)
         if writer.adversarial.left_out:
             writer.note(writer.adversarial.describe_left_out())
-        self._certify()
+        if not skips:
+            self._certify([])
         if self.options.shard.number == 1:  # a model is probed by one shard alone
             manifest["probes"] = self._probe(manifest["probes"])
         session["finished"] = current_time()
@@ -138,6 +144,23 @@ class _Run:
         if writer.failed_captures:
             session["failed_captures"] = dict(writer.failed_captures)
         write_manifest(self.out, manifest)
+
+    def _announce(self, units: list[WorkUnit]) -> None:
+        """Report the work ahead."""
+        works: dict[str, dict[str, float]] = {}
+        bounds: dict[str, dict[str, float]] = {}
+        for unit in units:
+            attack = unit.task.entry.label
+            for sums, value in ((works, unit.work), (bounds, unit.most_passes)):
+                own = sums.setdefault(unit.task.model, {})
+                own[attack] = own.get(attack, 0.0) + value
+        external = {
+            unit.task.entry.label
+            for unit in units
+            if isinstance(unit.task.spec.attack, ExternalAttack)
+        }
+        about = {"works": works, "most_passes": bounds, "external": sorted(external)}
+        self.listen(Event("start", self.suite.title, sum(unit.work for unit in units), about))
 
     def _check_resumed_models(self) -> None:
         """Ask each model that has records whether it still returns what they contain."""
@@ -170,7 +193,7 @@ class _Run:
         if self.options.deterministic:  # the rows of a pass must not depend on a timing
             return timed
         rows = {label: model.facts.rows for label, model in self.loaded.models.items()}
-        return divide_long_units(timed, rows)
+        return divide_long_units(timed, rows, self.loaded.facts)
 
     def _clear_old_failures(self) -> None:
         """Remove failures of cells that are no longer planned.
@@ -189,22 +212,54 @@ class _Run:
                 cells = {cell.identity for unit in own for cell in unit.task.cells}
                 self.writer.refuse_task(task.only(cells), why)
 
-    def _certify(self) -> None:
+    def _certify(self, units: Sequence[WorkUnit]) -> None:
         """Compute the certificates that are not stored.
 
-        Their seconds are not the attacks', so they count no work.
+        Their seconds are not the attacks', so they count no work. A shard computes its own, and
+        those of the examples that its `units` attack.
         """
         shard, chunks = self.options.shard, self.loaded.chunks
         tasks = self.loaded.certification
+        needed = {
+            (unit.task.model, unit.task.spec.norm, first)
+            for unit in units
+            for first, last in chunks
+            if unit.task.entry.skip_certified and first <= unit.first < last
+        }
         is_own = {
             (task.identity, first): shard.contains(number, at)
+            or (task.smoothing is None and (task.model, task.norm, first) in needed)
             for number, task in enumerate(tasks)
             for at, (first, _) in enumerate(chunks)
         }
         missing = store.pending_chunks(chunks, tasks, self.out)
         self._report(decisions.describe_certificates(tasks, missing))
-        units = [CertificationUnit(*each) for each in missing if is_own[each[0].identity, each[1]]]
-        self.backend.run(units, self.writer)
+        own = [CertificationUnit(*each) for each in missing if is_own[each[0].identity, each[1]]]
+        self.backend.run(own, self.writer)
+
+    def _skip_certified(self, units: Sequence[WorkUnit]) -> list[WorkUnit]:
+        """The units with the certified examples that they do not attack.
+
+        Where a model has no certificates, as where its code failed, every example is attacked.
+        """
+        ids = store.read_certified_ids(self.out, self.loaded.certification)
+        return [
+            unit._replace(
+                certified={
+                    cell.identity: tuple(
+                        sorted(
+                            example
+                            for example in ids.get((unit.task.model, cell.norm, cell.eps), ())
+                            if unit.first <= example < unit.last
+                        )
+                    )
+                    for cell in unit.task.cells
+                }
+            )
+            if unit.task.entry.skip_certified
+            else unit
+            for unit in units
+        ]
 
     def _probe(self, earlier: Mapping[str, Any]) -> dict[str, Any]:
         """Model -> its probes; those of an earlier session where they are current."""

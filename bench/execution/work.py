@@ -7,7 +7,7 @@ it, certifying it, probing it. A unit is executed where the models are loaded
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,18 +19,17 @@ from bench.core.contracts.attack import IterativeAttack
 from bench.core.errors import describe
 from bench.core.foreign import own_location
 from bench.engine import determinism
+from bench.evaluation import chunk_sizes
 from bench.execution.sharding import Shard
 from bench.storage import schema
 from bench.suite import plan
+from bench.suite.identity import ModelFacts
 
 UNIT_SECONDS = 45.0
 """Estimated seconds of the bare attack loop from which a unit is divided, so that an interruption
 loses little and progress is seen."""
 LEAST_EXAMPLES = 16
 """Examples of a unit that was divided."""
-STREAM_BYTES = 512 * 2**20
-"""Bytes of adversarial images that one work unit may return, so that memory does not grow with the
-number of eps of a suite."""
 
 
 class WorkUnit(NamedTuple):
@@ -43,11 +42,19 @@ class WorkUnit(NamedTuple):
     last: int
     work: float
     """Seconds that the bare attack loop would need."""
+    certified: Mapping[str, tuple[int, ...]] = {}
+    """Cell -> its certified examples, which are not attacked."""
 
     @property
     def name(self) -> str:
         """Model and attack, for people."""
         return f"{self.task.model} · {self.task.entry.label}"
+
+    @property
+    def most_passes(self) -> float:
+        """Most forwards with their backwards, a forward alone counted as half of one."""
+        each = sum((cell.passes or 1.0) + (cell.gradients or 0.0) for cell in self.task.cells) / 2
+        return each * (self.last - self.first)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -180,7 +187,7 @@ class Messages(NamedTuple):
 
 def plan_units(
     tasks: Sequence[plan.AttackTask],
-    chunks: Sequence[tuple[int, int]],
+    chunks: Callable[[plan.AttackTask], Sequence[tuple[int, int]]],
     shape: tuple[int, ...],
     stored: Iterable[schema.Piece],
     shard: Shard,
@@ -191,7 +198,7 @@ def plan_units(
 
     Args:
         tasks: All tasks of the suite.
-        chunks: (first, last) of each chunk of examples.
+        chunks: (first, last) of each chunk of examples of a task.
         shape: (c, h, w) of an image.
         stored: Pieces that have records.
         shard: Part of the run.
@@ -204,7 +211,7 @@ def plan_units(
         held.setdefault(piece.cell, []).append((piece.first, piece.last))
     units = []
     for number, task in enumerate(tasks):
-        for at, (first, last) in enumerate(chunks):
+        for at, (first, last) in enumerate(chunks(task)):
             wanted: dict[tuple[int, int], set[str]] = {}
             for cell in (cell.identity for cell in task.cells if not cell.reason):
                 for gap in find_gaps(first, last, held.get(cell, [])):
@@ -240,14 +247,17 @@ def find_gaps(first: int, last: int, held: Iterable[tuple[int, int]]) -> list[tu
     return [*gaps, (at, last)] if at < last else gaps
 
 
-def divide_long_units(units: Iterable[WorkUnit], rows: Mapping[str, int]) -> list[WorkUnit]:
+def divide_long_units(
+    units: Iterable[WorkUnit], rows: Mapping[str, int], facts: Mapping[str, ModelFacts]
+) -> list[WorkUnit]:
     """Divide units that take long into units of fewer examples.
 
-    Attacks whose outcomes depend on the batch, and models that answer at random, are left alone.
+    Where outcomes depend on which examples are attacked together, units are left alone.
 
     Args:
         units: Units with their work.
         rows: Model -> rows of a pass, which a divided unit still fills.
+        facts: Model -> what is known of it.
 
     Returns:
         The units, in their order; the parts of one have its work together.
@@ -259,7 +269,7 @@ def divide_long_units(units: Iterable[WorkUnit], rows: Mapping[str, int]) -> lis
         streams = len(unit.task.cells) if together else 1  # all eps of an example in one pass
         least = max(LEAST_EXAMPLES, math.ceil(rows.get(unit.task.source, 0) / streams))
         parts = min(math.ceil(unit.work / UNIT_SECONDS), n // least)
-        if parts < 2 or spec.random or spec.attack.batch_dependent:
+        if parts < 2 or chunk_sizes.depends_on_batch(unit.task, facts):
             divided.append(unit)
             continue
         bounds = [unit.first + n * part // parts for part in range(parts + 1)]
@@ -271,13 +281,13 @@ def divide_long_units(units: Iterable[WorkUnit], rows: Mapping[str, int]) -> lis
 
 
 def _divide_by_memory(task: plan.AttackTask, shape: tuple[int, ...]) -> list[plan.AttackTask]:
-    """Divide the cells so that images (n, c, h, w) of each part fit into STREAM_BYTES.
+    """Divide the cells so that images (n, c, h, w) of each part fit into UNIT_BYTES.
 
     Cells that are linked stay together.
     """
     if task.linked:
         return [task]
-    most = max(1, STREAM_BYTES // (4 * math.prod(shape)))
+    most = max(1, chunk_sizes.UNIT_BYTES // (4 * math.prod(shape)))
     cells = [cell.identity for cell in task.cells]
     return [task.only(set(cells[at : at + most])) for at in range(0, len(cells), most)]
 

@@ -302,7 +302,8 @@ class _Describer:
         if file is not None and "<locals>" not in kind.__qualname__:
             functions = {k: v for k, v in vars(kind).items() if isinstance(v, types.FunctionType)}
             bound = {name: text for name, each in functions.items() if (text := self._bound(each))}
-            return f"{kind.__qualname__} {self._code(file)} {self._describe_fields(bound)}"
+            fields = self._describe_fields(bound | _changeable(kind))
+            return f"{kind.__qualname__} {self._code(file)} {fields}"
         # Made by a function, or typed at a prompt: no file contains the class as it is.
         own = {name: each for name, each in vars(kind).items() if name not in _OF_CLASSES}
         return f"{kind.__qualname__} {self._code(file)} {self._describe_fields(own)}"
@@ -381,6 +382,23 @@ def _cell_content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:  # not filled yet
         return None
+
+
+def _changeable(kind: type) -> dict[str, Any]:
+    """Return what a program may have set on a class whose file is described: values and methods.
+
+    A method under its own name is that of the file.
+    """
+    return {
+        name: value
+        for name, value in vars(kind).items()
+        if not name.startswith("__")
+        and (
+            value.__qualname__ != f"{kind.__qualname__}.{name}"
+            if isinstance(value, types.FunctionType)
+            else isinstance(value, _SCALARS)
+        )
+    }
 
 
 def _representation(model: nn.Module) -> str:

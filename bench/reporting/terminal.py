@@ -87,7 +87,8 @@ def print_accuracies(
             bold=range(len(lines), len(rows)),
         )
         shortfalls = [] if joint is None else accuracy_view.describe_shortfalls(joint, table)
-        for sentence in [*accuracy_view.describe_failures(group), *shortfalls]:
+        skipped = accuracy_view.list_certified(group)
+        for sentence in [*accuracy_view.describe_failures(group), *shortfalls, *skipped]:
             screen.print(sentence, soft_wrap=True)
 
 

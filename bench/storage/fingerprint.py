@@ -19,6 +19,7 @@ PLACE = ("model", "attack", "norm", "eps", "goal")
 
 ADDED: dict[str, str | int | bool | None] = {
     "parameters": "", "rejection": -1, "rejected_is_robust": False, "victim_queries": None,
+    "certified": False,
 }  # fmt: skip
 """Columns that earlier versions did not write, with the value of runs that do not use them, None
 for a missing one; hashed only in runs that do."""

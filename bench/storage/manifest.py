@@ -44,6 +44,8 @@ class _Data:
     fingerprint: str
     classes: list[str] | None = None
     shape: list[int] | None = None
+    chunk_examples: _Examples | None = None
+    """Missing before it was chosen by the device."""
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -182,6 +184,22 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
     if contradiction := _find_contradiction(raw, cells):
         raise _damaged(path, contradiction)
     return raw, cells
+
+
+def read_raw(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a run without checking it.
+
+    Args:
+        folder: Folder of a run, or of none.
+
+    Returns:
+        The table in the file; empty if there is none or it is damaged.
+    """
+    try:
+        content = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _find_contradiction(raw: dict[str, Any], cells: list[Cell]) -> str:

@@ -92,6 +92,8 @@ RECORD_COLUMNS = (
            default=False),
     Column("victim_queries", "number", "Queries of the judged model by an attack on a source with "
            "a budget of them; missing for other attacks.", default=float("nan")),
+    Column("certified", "flag", "A certificate proves the example robust at this eps, so it was "
+           "not attacked (`skip_certified`).", default=False),
 )  # fmt: skip
 """Columns of the per-example records, in the order of the file."""
 COLUMNS = tuple(column.name for column in RECORD_COLUMNS)

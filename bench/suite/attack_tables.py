@@ -58,6 +58,8 @@ class AttackTable:
     backward: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Name of a module -> function whose gradient takes the place of the module's."""
     budgets: list[Count] | None = None
+    skip_certified: bool | None = None
+    """Whether certified examples are left out, resolved by `skipped_certificates`."""
     fail: list[str] = dataclasses.field(default_factory=list)
     """Thresholds of `bench check`, which `thresholds` reads."""
 
@@ -97,6 +99,8 @@ class ExpandedTable(NamedTuple):
     """Labels of all its entries, those of invalid entries included."""
     entries: tuple[AttackEntry, ...] = ()
     """Empty if the table has mistakes that leave no entry."""
+    skip_certified: bool | None = None
+    """As written in the table; None if it is not."""
 
 
 class _Variant(NamedTuple):
@@ -166,6 +170,9 @@ def expand_table(
     transforms = None
     if table.transforms is not None:
         transforms = check.fill(InputTransforms, table.transforms, f"{key}.transforms")
+        if transforms and "smallest" in table.transforms and not transforms.diversity:
+            expected = "expected diversity above 0 beside it, since no image is reduced otherwise"
+            check.say(f"{key}.transforms.smallest", f"{expected}, got none; take the key out")
     query_budgets.check_budgets(
         check,
         f"{key}.budgets",
@@ -240,7 +247,7 @@ def expand_table(
         )
         for label, (source, variant, seed) in zip(labels, combinations, strict=True)
     )
-    return ExpandedTable(labels, tuple(entries))
+    return ExpandedTable(labels, tuple(entries), table.skip_certified)
 
 
 def _separate_loss(raw: dict[str, Any]) -> tuple[dict[str, Any], Any]:

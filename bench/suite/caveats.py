@@ -37,6 +37,7 @@ def list_caveats(
     """
     return (
         *_attack_caveats(entry, eps, sweep),
+        *_kernel_caveats(entry, eps, crafting),
         *_detector_caveats(entry, eps, facts, crafting),
         *_random_caveats(entry, eps, facts, crafting),
     )
@@ -110,11 +111,23 @@ def _attack_caveats(entry: AttackEntry, eps: float, sweep: Sweep) -> tuple[str, 
     if entry.victim_queries:
         own = (*own, _victim_caveat(entry.victim_queries))
     if entry.precision != "float32":
-        own = (*own, f"Gradients in {entry.precision}: may be weaker than in float32.")
+        where = " (in float32 on a device without it)" if entry.precision == "tf32" else ""
+        own = (*own, f"Gradients in {entry.precision}{where}: may be weaker than in float32.")
     external = isinstance(entry.attack, ExternalAttack)
     if sweep == "nested" and external and entry.attack.budget == "fixed":
         return (*own, "The sweep is independent: only the engine's own attacks inherit successes.")
     return own
+
+
+def _kernel_caveats(entry: AttackEntry, eps: float, crafting: ModelFacts) -> Iterator[str]:
+    """Yield what a reader must know of a kernel that is larger than the images."""
+    kernel = 0 if entry.transforms is None else entry.transforms.translation
+    if eps > 0 and crafting.shape is not None and kernel > min(crafting.shape[1:]):
+        height, width = crafting.shape[1:]
+        yield (
+            f"The kernel of `translation` has {kernel} pixels a side, the images have "
+            f"{height}x{width}: gradients are averaged over the whole image."
+        )
 
 
 def _victim_caveat(budget: int) -> str:

@@ -24,7 +24,8 @@ from bench.core.contracts.detector import Detector
 from bench.core.contracts.parameters import UNLESS_DEFAULT
 from bench.core.contracts.types import ACCESS_RANK, BALLS, Access, Shape
 from bench.core.errors import SuiteError
-from bench.core.versions import JUDGE_VERSION, NUMERICS_VERSION
+from bench.core.versions import CERTIFICATION_VERSION, JUDGE_VERSION, NUMERICS_VERSION
+from bench.engine.rejection import attacks_classifier_too
 from bench.engine.threats.registry import find_threat
 from bench.models.fingerprint import describe_value
 from bench.suite.adaptations import describe_adaptation
@@ -57,6 +58,8 @@ class ModelFacts(NamedTuple):
     """Names of its modules; None if unknown, as before it is loaded and of several models."""
     class_names: tuple[str, ...] = ()
     """Names of the data's classes in index order; may be empty."""
+    batch_dependent: bool = False
+    """Whether its answers depend on the other images of a batch."""
 
 
 def find_source_facts(
@@ -85,6 +88,7 @@ def find_source_facts(
         model_fingerprint=_hash([about, settings]) if loaded else "",
         predictions=1,
         random=any(each.random for each in members),
+        batch_dependent=any(each.batch_dependent for each in members),
         access=min((each.access for each in members), key=ACCESS_RANK.__getitem__),
         sketch="",
         detector=None,
@@ -144,6 +148,8 @@ def hash_cell(
             # Those of any other attack are read from where its examples fell.
             **({"budgets": list(spec.budgets)} if entry.budgets and spec.budgets else {}),
             **_describe_victim_queries(spec),
+            **_describe_skipped(entry),
+            **({"classifier": "too"} if repeats_on_classifier(spec, facts, source) else {}),
             **({"parts": _describe_parts(spec)} if isinstance(attack, EnsembleAttack) else {}),
             # An example crafted on the judged model is that of the white-box attack.
             **(
@@ -185,6 +191,7 @@ def collect_settings(spec: AttackSpec, entry: AttackEntry) -> dict[str, Any]:
         **({"ensemble": dataclasses.asdict(entry.ensemble)} if entry.ensemble else {}),
         **_describe_transforms(spec),
         **_describe_victim_queries(spec),
+        **_describe_skipped(entry),
     }
     plain: dict[str, Any] = json.loads(json.dumps(settings, sort_keys=True, default=str))
     return plain
@@ -220,6 +227,21 @@ def describe_target(entry: AttackEntry, facts: ModelFacts) -> dict[str, int]:
     if not named or str(named[0]) == str(entry.target):
         return {}
     return {"class": named[0] if isinstance(entry.target, str) else int(entry.target or 0)}
+
+
+def repeats_on_classifier(spec: AttackSpec, facts: ModelFacts, source: ModelFacts | None) -> bool:
+    """Return whether what resists an attack is attacked again without the model's detector.
+
+    Args:
+        spec: The attack as it runs.
+        facts: The judged model.
+        source: The model that the examples are crafted on; None for the judged one.
+
+    Returns:
+        True where a rejection counts as an error and the attack knows the detector.
+    """
+    errs = facts.detector is not None and facts.detector.rejected == "error"
+    return errs and source in (None, facts) and attacks_classifier_too(spec)
 
 
 def _random_draws(
@@ -261,6 +283,12 @@ def _describe_transforms(spec: AttackSpec) -> dict[str, Any]:
 def _describe_victim_queries(spec: AttackSpec) -> dict[str, int]:
     """Return the budget of queries of the victim, if there is one."""
     return {"victim_queries": spec.victim_queries} if spec.victim_queries else {}
+
+
+def _describe_skipped(entry: AttackEntry) -> dict[str, list[Any]]:
+    """Return whose certified examples are not attacked, if any are skipped."""
+    methods = sorted(entry.skip_certified)
+    return {"skip_certified": [*methods, CERTIFICATION_VERSION]} if methods else {}
 
 
 def _hash_files(spec: AttackSpec) -> list[str]:

@@ -19,6 +19,9 @@ from bench.suite.cost import count_passes
 from bench.suite.identity import ModelFacts
 from bench.suite.schema import AttackEntry, SmoothingSettings, Suite
 
+CERTIFIED_TRAIT = "certified examples"
+"""Trait of a cell whose attack leaves certified examples out."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -257,6 +260,8 @@ def plan_task(
     )
     reason = caveats.find_skip_reason(entry, facts, crafting)
     passes, gradients = count_passes(spec, crafting.classes)
+    if identity.repeats_on_classifier(spec, facts, source):
+        passes, gradients = (None if each is None else 2 * each for each in (passes, gradients))
     settings = identity.collect_settings(spec, entry) if facts.model_fingerprint else {}
     if settings and facts.detector is not None:  # outcomes of the two countings are not compared
         settings["rejected"] = facts.detector.rejected
@@ -288,6 +293,7 @@ def plan_task(
                 **({"transforms": str(spec.transforms)} if spec.transforms else {}),
                 **_describe_adaptation(entry.adaptation),
                 **({"victim queries": str(spec.victim_queries)} if spec.victim_queries else {}),
+                **_describe_skipped(entry, eps.value),
             },
             caveats=caveats.list_caveats(entry, eps.value, sweep, facts, crafting),
             threat_model=caveats.name_threat_model(model, entry),
@@ -318,6 +324,13 @@ def _describe_adaptation(adaptation: Adaptation | None) -> dict[str, str]:
     replaced = ", ".join(f"{module}: {each.name}" for module, each in adaptation.backward)
     traits = {"features": ", ".join(adaptation.features), "backward": replaced}
     return {name: text for name, text in traits.items() if text}
+
+
+def _describe_skipped(entry: AttackEntry, eps: float) -> dict[str, str]:
+    """Return as a trait which certified examples are not attacked; at eps 0 none is."""
+    if not entry.skip_certified or eps == 0:
+        return {}
+    return {CERTIFIED_TRAIT: f"not attacked ({' or '.join(entry.skip_certified)})"}
 
 
 def _stop(spec: AttackSpec) -> str:

@@ -11,6 +11,8 @@ QUERYING = ("scores", "labels")
 """What attacks need whose queries are counted."""
 GRID = (1, 2, 5)
 """Multiples of powers of ten at which a search is recorded where no budgets are given."""
+METRIC = "query_robust_accuracy"
+"""The metric of `bench check` that is compared within budgets alone."""
 
 
 def check_numbers(check: Validator, budgets: Sequence[int], key: str) -> None:

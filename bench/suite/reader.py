@@ -30,6 +30,7 @@ from bench.suite import (
     composer,
     query_budgets,
     references,
+    skipped_certificates,
     thresholds,
     unions,
 )
@@ -70,6 +71,8 @@ class SuiteTable:
     gate: Any = None
     certify: Any = False
     """Read by `certificates`, as tables are."""
+    skip_certified: bool = False
+    """Whether certified examples are left out by every attack that certificates apply to."""
     corruption_baseline: str | None = None
     """Label of the model whose errors normalise the mean corruption error."""
 
@@ -186,7 +189,9 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
     together = unions.read_unions(check, raw, attacked if is_known else None)
     families = {entry.family: radii[entry.label] for entry in attacks}
     budgets = _list_budgets(attacks)
-    thresholds.read_thresholds(check, raw, model_labels, {**radii, **families}, budgets)
+    limits = thresholds.read_thresholds(check, raw, model_labels, {**radii, **families}, budgets)
+    if is_known and not any(entry.attack.unavailable for entry in attacks):
+        _check_budgets_are_used(check, top, attacks, limits.covers_metric(query_budgets.METRIC))
     if attacks and all(entry.attack.unavailable for entry in attacks):
         for reason in dict.fromkeys(entry.attack.unavailable for entry in attacks):
             check.say("attacks", reason)
@@ -197,6 +202,9 @@ def check_suite(check: Validator, raw: dict[str, Any], text: str, base: Path) ->
         check,
         raw.get("certify", False),
         {(norm, eps) for _, norm, eps in attacked} if is_known else None,
+    )
+    attacks = skipped_certificates.resolve_skips(
+        check, tables, certified, default=top is not None and top.skip_certified
     )
     if top is None or data is None:
         return None
@@ -324,6 +332,18 @@ def _list_budgets(entries: Sequence[AttackEntry]) -> dict[str, list[int]]:
         for name in {entry.label, entry.family}:
             budgets[name] = [*budgets.get(name, ()), *own]
     return budgets
+
+
+def _check_budgets_are_used(
+    check: Validator, top: SuiteTable | None, entries: Sequence[AttackEntry], gated: bool
+) -> None:
+    """Say where budgets of queries, or a threshold within them, apply to no attack."""
+    found = "expected an attack in a norm that asks the model for scores or labels"
+    if top and top.budgets and not any(entry.budgets for entry in entries):
+        often = f"at least {min(top.budgets)} times and whose queries can be counted"
+        check.say("budgets", f"{found} {often}, got none; take the key out")
+    elif gated and not any(_list_budgets(entries).values()):
+        check.say("gate", f"{query_budgets.METRIC}: {found} and has budgets, got none")
 
 
 def _values(eps: tuple[Eps, ...]) -> set[float]:

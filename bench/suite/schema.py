@@ -13,6 +13,7 @@ from bench.core.contracts.parameters import Count
 from bench.core.contracts.types import (
     Access,
     BallNorm,
+    BoundMethod,
     CertificationMethod,
     Combination,
     Goal,
@@ -150,6 +151,8 @@ class AttackEntry:
     """Numbers of queries, ascending, at which the robust accuracy is reported."""
     victim_queries: int = 0
     """Most queries of the judged model per example and eps by an attack on a source; 0 for none."""
+    skip_certified: tuple[BoundMethod, ...] = ()
+    """Methods of bound propagation whose certified examples are not attacked; empty: all are."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

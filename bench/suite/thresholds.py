@@ -142,6 +142,17 @@ class Thresholds(NamedTuple):
             for scope, threshold in self.rules
         )
 
+    def covers_metric(self, metric: str) -> bool:
+        """Return whether a metric without a default has any threshold.
+
+        Args:
+            metric: A key of METRICS.
+
+        Returns:
+            True if there is a rule.
+        """
+        return any(threshold.metric == metric for _, threshold in self.rules)
+
     def find(
         self,
         metric: str,

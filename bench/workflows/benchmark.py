@@ -18,6 +18,7 @@ from bench.analysis import results
 from bench.attacks import objects
 from bench.core.contracts.types import Access, Norm
 from bench.core.errors import SuiteError
+from bench.core.exclusive import run_alone
 from bench.core.validation import Validator
 from bench.datasets.as_data import as_data
 from bench.engine.default_dtype import default_to_float32
@@ -118,6 +119,7 @@ class Benchmark(Display):
             raise SuiteError(f"{to}: the report could not be written: {error}") from error
 
 
+@run_alone()
 @default_to_float32()
 def benchmark(
     models: Any,

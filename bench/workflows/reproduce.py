@@ -145,6 +145,8 @@ def plan_repetition(
         deterministic=asked.get("deterministic", False),
         shard=sharding.parse_shard(asked.get("share", "1/1")),
         data_dir=data_dir,
+        chunk_examples=about["data"].get("chunk_examples"),
+        larger_chunks=False,
         command=command,
     )
     return RepetitionPlan(suite, options, notes)

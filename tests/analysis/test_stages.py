@@ -41,7 +41,7 @@ def records(identity: str = "c") -> StoredRecords:
         label=0, target=-1, example=range(len(frame)), cell=identity, goal="untargeted",
         clean_correct=frame["clean_pred"] == 0, adv_pred_8bit=frame["adv_pred"],
         fooled=frame["part"] != "", attacked=frame["clean_pred"] == 0, rejection=-1,
-        rejected_is_robust=False,
+        rejected_is_robust=False, certified=False,
     )  # fmt: skip
     for column in COLUMNS:
         if column not in frame:

@@ -61,7 +61,7 @@ def frame(identity: str, rows: list[tuple[Any, ...]], target: int = -1) -> pd.Da
         first_success_step=-1, clean_confidence=0.9, cell=identity, part="", agreement=1.0,
         distance=math.nan, queries=math.nan, distance_within=None, parameters="",
         rejection=-1, rejected_is_robust=False,
-        victim_queries=math.nan,
+        victim_queries=math.nan, certified=False,
     )  # fmt: skip
     return values[list(COLUMNS)]
 

@@ -69,3 +69,16 @@ def test_a_cpu_reads_as_it_goes_and_keeps_nothing(data) -> None:
     fed.read(0, 4)
     assert not fed._here
     assert not fed._coming
+
+
+def test_a_part_of_what_stays_is_read_with_its_whole_piece(data) -> None:
+    reads = []
+
+    def noted(first: int, last: int) -> torch.Tensor:
+        reads.append((first, last))
+        return data.read(first, last)
+
+    fed = prefetch.Prefetcher(replace(data, read=noted), PIECES, torch.device("cpu"), stays=True)
+    for piece in [(1, 3), (0, 2), (0, 4), (5, 8), (4, 8)]:
+        assert torch.equal(fed.read(*piece), data.read(*piece))
+    assert reads == [(0, 4), (4, 8)]

@@ -58,6 +58,7 @@ def run(broken: Collection[int], n: int = N, **keys: Any) -> AttackedCell:
             "clean_confidence": 0.9,
             "rejection": -1,
             "rejected_is_robust": False,
+            "certified": False,
             cell.norm: cell.eps,
             "forwards": asked,
             "backwards": asked,

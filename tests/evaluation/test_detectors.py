@@ -19,6 +19,7 @@ from bench.engine.functional.logits import predict_class
 from bench.engine.rejection import RejectingModel, merge_rejection
 from bench.evaluation import metrics
 from bench.evaluation.evaluator import Evaluator
+from bench.suite import plan
 from bench.suite.caveats import list_caveats
 from bench.suite.identity import ModelFacts
 from bench.suite.reader import parse_attack
@@ -120,7 +121,9 @@ def test_a_detector_that_never_rejects_changes_no_record(
         settings = {"attack": attack, "eps": [0, 0.1], "params": {"steps": 5}}
         plain = evaluate(lenet, batch, **settings).records
         found = evaluate(scored, batch, detector=never, **settings).records
-        assert plain.drop(columns=UNUSED).equals(found.drop(columns=UNUSED))
+        # Where a rejection is an error, what resists is attacked again.
+        others = [*UNUSED, "forwards", "backwards"] if rejected == "error" else UNUSED
+        assert plain.drop(columns=others).equals(found.drop(columns=others))
         assert (found["rejection"] == 10).all()
         assert (plain["rejection"] == -1).all()
 
@@ -410,3 +413,59 @@ def test_a_model_that_writes_into_its_input_or_takes_one_size_alone_is_converted
     for model in (Writing(), Fixed()):
         found = evaluate(model, pairs(), **settings).records
         assert found["adv_pred"].equals(expected["adv_pred"])
+
+
+class HalfLogits(Pair):
+    """Classifies in half precision and scores in single precision."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        logits, score = super().forward(x)
+        return logits.half(), score
+
+
+def test_logits_in_half_precision_are_found_beside_a_score_in_single_precision() -> None:
+    given = detector("robust")
+    with pytest.raises(SuiteError, match="expected float32 logits, got float16"):
+        evaluate(HalfLogits(), pairs(), eps=EPS, detector=given)
+    allowed = evaluate(HalfLogits(), pairs(), eps=EPS, detector=given, allow=["not-float32"])
+    assert any("(not-float32, allowed" in each for each in allowed.findings)
+
+
+class Unreachable(nn.Module):
+    """As `Pair` with steeper logits, and a score that rises with both pixels, up to 1."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = x.flatten(1).unbind(1)
+        return torch.stack([torch.zeros_like(a), 8 * a + 12 * b - 6.8], 1), (a + b) / 2
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "apgd", TWO_PARTS])
+@pytest.mark.parametrize("stop", ["first-success", "never"])
+def test_a_score_that_never_rejects_does_not_lead_attacks_away_from_the_classifier(
+    attack: str | EnsembleAttack, stop: str
+) -> None:
+    """Next to it class 0 has a probability of 0.003, and so hardly any weight."""
+    never = detector("error", 1.01)
+    found = evaluate(Unreachable(), pairs(), attack=attack, eps=[0.01, 0.35], stop=stop,
+                     detector=never)  # fmt: skip
+    assert found.table["robust_correct"].tolist() == [8, 0]
+    assert found.table["violations"].tolist() == [0, 0]
+    broken = found.records[found.records["eps"] == 0.35]
+    assert (broken["adv_pred"] == 0).all()
+
+
+def test_what_is_attacked_twice_is_planned_counted_and_identified_so() -> None:
+    entry = parse_attack({"name": "pgd", "norm": "linf", "eps": [0.35]}, "a test")
+    once, twice = (
+        plan.plan_task(
+            "net", entry,
+            ModelFacts(2, (1, 1, 2), model_fingerprint="a", detector=Detector(**detector(way))),
+            0, "independent",
+        ).cells[0]
+        for way in ("robust", "error")
+    )  # fmt: skip
+    assert (twice.passes, twice.gradients) == (2 * (once.passes or 0), 2 * (once.gradients or 0))
+    assert twice.identity != once.identity
+    steps = {"steps": 4}
+    found = evaluate(Unreachable(), pairs(), eps=0.05, params=steps, detector=detector("error", 2))
+    assert found.table["backwards_per_example"].tolist() == [8]

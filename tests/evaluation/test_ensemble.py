@@ -1,5 +1,7 @@
 """An ensemble: its parts on what those before left, its verdicts the model's, its counts exact."""
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,10 @@ from torch import Tensor, nn
 import bench
 from bench.attacks import autoattack
 from bench.core import registry
-from bench.core.contracts.attack import EnsembleAttack
+from bench.core.contracts.attack import AttackSpec, EnsembleAttack
 from bench.core.errors import SuiteError
+from bench.evaluation.crafting import Examples
+from bench.evaluation.ensemble import run_ensemble
 from bench.models import lenet as lenet_architecture
 from bench.models.published_weights import WEIGHTS
 
@@ -150,6 +154,31 @@ def test_images_that_are_not_square_and_have_two_channels_are_attacked() -> None
     table = evaluate(model, (x, y), eps=0.3).table
     assert table["status"].item() == "ok"
     assert table["fooled"].item() > 0
+
+
+def test_the_final_verdict_is_the_same_in_every_order_of_the_parts() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 5))
+    with torch.no_grad():
+        for value in model.parameters():
+            value.copy_(torch.randn(value.shape, generator=generator))
+    model.requires_grad_(False).eval()
+    x = torch.rand(16, 1, 6, 6, generator=generator)
+    label, none = model(x).argmax(1), torch.full((16,), -1)
+    chosen = Examples(torch.arange(16), x, label, none, label, torch.ones(16), torch.ones(16))
+    attack = registry.find("attacks", "autoattack")
+    params = autoattack.Params(steps=2, targets=1, queries=6)
+    spec = AttackSpec(name="autoattack", attack=attack, params=params, norm="linf", eps=(0.012,))
+    first = set()
+    verdicts = set()
+    for order in itertools.permutations(autoattack.parts(params, "linf")):
+        permuted = replace(attack, parts=lambda params, norm, order=order: order)
+        found = run_ensemble(model, replace(spec, attack=permuted), chosen, 16)
+        verdicts.add(tuple((found.part[0] >= 0).tolist()))
+        first.add(tuple(order[k].label if k >= 0 else "" for k in found.part[0].tolist()))
+    (broken,) = verdicts
+    assert 0 < sum(broken) < 16
+    assert len(first) > 2  # which part breaks an example first does depend on the order
 
 
 def test_a_nested_sweep_inherits_what_a_smaller_eps_broke(

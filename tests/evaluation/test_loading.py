@@ -325,6 +325,29 @@ def test_a_fingerprint_holds_what_is_assigned_to_a_model(
     assert changed(1) != changed(2)
 
 
+class Masked(nn.Linear):
+    """A layer that a program configures by attributes of its class."""
+
+    masked = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.round() if self.masked else x)
+
+
+def _rounded(self: nn.Linear, x: Tensor) -> Tensor:
+    return nn.functional.linear(x.round(), self.weight, self.bias)
+
+
+@pytest.mark.parametrize(("name", "value"), [("masked", True), ("forward", _rounded)])
+def test_a_fingerprint_holds_what_is_assigned_to_the_class_of_a_model(
+    name: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = Masked(4, 2)
+    before = fingerprint(net)
+    monkeypatch.setattr(Masked, name, value)
+    assert fingerprint(net) != before
+
+
 def test_a_pass_through_a_model_leaves_its_fingerprint() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
     _seed_noise(net, 1)

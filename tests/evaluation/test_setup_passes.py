@@ -18,8 +18,8 @@ from bench.models.preflight import checks
 Digits = tuple[Tensor, Tensor]
 ROWS: list[int] = []
 """Rows of each forward and of each backward pass of a counted model or a copy of it."""
-SCALE = {"logits": 1.0}
-"""What every counted model multiplies its logits by, which no fingerprint sees."""
+SCALE = {"logits": 1.0, "gradient": 1.0}
+"""What every counted model multiplies logits and gradients by, which no fingerprint sees."""
 TIMES = ["seconds", "verify_seconds", "examples_per_second", "floor_ratio"]
 
 
@@ -31,7 +31,7 @@ class _Counting(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         ROWS.append(len(gradient))
-        return gradient
+        return SCALE["gradient"] * gradient
 
 
 class Counted(nn.Module):
@@ -161,7 +161,7 @@ def test_the_second_call_asks_once_whether_the_model_answers_as_before(
     assert spent > 2 * 16
     for _ in range(2):
         again, repeated = setup_passes(kind(lenet).eval(), data)
-        assert again <= 16 / 2 + 16 / 2 + 0.5  # preflight, two layouts, the bytes of a row
+        assert again <= 16 + 16 / 2 + 0.5  # preflight, two layouts, the bytes of a row
         assert repeated.findings == result.findings
         pd.testing.assert_frame_equal(outcomes(repeated), outcomes(result))
 
@@ -244,6 +244,27 @@ def test_a_change_that_no_fingerprint_sees_is_seen_in_the_answers(
     with pytest.warns(bench.RobustnessWarning):
         assert any("(flat)" in each for each in findings())
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize(("scale", "finding"), [(0.0, "(zero-gradient)"), (-1.0, "gradient")])
+def test_a_change_of_the_gradient_alone_is_found_in_the_second_call(
+    scale: float, finding: str, counted: nn.Module, digits: Digits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is a symptom of the audit, which compares gradients with differences."""
+
+    def findings() -> tuple[str, ...]:
+        return bench.evaluate(counted, *first(digits, 16), attack="fgsm", device="cpu").findings
+
+    assert findings() == ()
+    monkeypatch.setitem(SCALE, "gradient", scale)
+    with pytest.warns(bench.RobustnessWarning):
+        masked = findings()
+    assert any(finding in each for each in masked)
+    process_cache.clear()
+    with pytest.warns(bench.RobustnessWarning):
+        assert findings() == masked
+    monkeypatch.setitem(SCALE, "gradient", 1.0)
+    assert findings() == ()
 
 
 def test_other_images_labels_and_settings_are_checked_anew(

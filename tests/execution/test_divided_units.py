@@ -18,6 +18,7 @@ from bench.execution.work import WorkUnit, divide_long_units, find_gaps
 from bench.storage import fingerprint
 from bench.storage.reader import read_pieces, read_records
 from bench.suite import plan
+from bench.suite.identity import ModelFacts
 from bench.suite.reader import read_suite
 
 SUITE = """
@@ -167,23 +168,25 @@ def unit(suite: Path, seconds: float) -> WorkUnit:
 
 def test_parts_have_the_work_of_the_unit_together(suite: Path) -> None:
     long = unit(suite, 100.0)
-    parts = divide_long_units([long], {"softmax": 8})
+    parts = divide_long_units([long], {"softmax": 8}, {})
     assert [(part.first, part.last) for part in parts] == [(0, 16), (16, 32), (32, 48)]
     assert sum(part.work for part in parts) == pytest.approx(100.0)
-    assert divide_long_units([unit(suite, 10.0)], {"softmax": 8}) == [unit(suite, 10.0)]
+    assert divide_long_units([unit(suite, 10.0)], {"softmax": 8}, {}) == [unit(suite, 10.0)]
 
 
-@pytest.mark.parametrize("why", ["random", "batch-dependent"])
+@pytest.mark.parametrize("why", ["random", "batch-dependent", "model"])
 def test_outcomes_that_depend_on_the_batch_are_not_divided(suite: Path, why: str) -> None:
     long = unit(suite, 1000.0)
     spec = long.task.spec
     changes = {
         "random": {"random": True},
         "batch-dependent": {"attack": dataclasses.replace(spec.attack, batch_dependent=True)},
+        "model": {},
     }
     spec = dataclasses.replace(spec, **changes[why])
     long = long._replace(task=long.task._replace(spec=spec))
-    assert divide_long_units([long], {}) == [long]
+    facts = {"softmax": ModelFacts(10, (1, 8, 8), batch_dependent=why == "model")}
+    assert divide_long_units([long], {}, facts) == [long]
 
 
 def test_an_interruption_says_what_is_lost(capsys: pytest.CaptureFixture[str]) -> None:

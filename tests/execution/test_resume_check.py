@@ -10,7 +10,7 @@ import bench
 from bench.analysis import results
 from bench.core.errors import RecordError, SuiteError
 from bench.engine.functional import projections
-from bench.evaluation import consistency, evaluator
+from bench.evaluation import chunk_sizes, consistency
 from bench.execution import merge, runner, sharding
 from bench.execution.options import RunOptions
 from bench.storage import fingerprint
@@ -145,7 +145,7 @@ def test_shards_and_isolated_runs_are_checked_and_merged_only_if_the_model_was_o
     forked_workers: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 40)
+    monkeypatch.setattr(chunk_sizes, "CHUNK_EXAMPLES", 40)
     folder.run(text="1/2")
     folder.let("dark", beyond_the_probes(digits[0]))
     with pytest.raises(SuiteError, match=r"records in .*shard-1-of-2 .*clean example"):

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from bench.analysis import results
 from bench.cli import cli
 from bench.core.errors import RecordError, SuiteError
-from bench.evaluation import evaluator
+from bench.evaluation import chunk_sizes
 from bench.evaluation.certification import store
 from bench.execution import merge, runner, sharding
 from bench.execution.options import RunOptions
@@ -45,7 +45,7 @@ params = { steps = 3 }
 @pytest.fixture(scope="module", autouse=True)
 def _short_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluator, "CHUNK_EXAMPLES", 12)
+        patch.setattr(chunk_sizes, "CHUNK_EXAMPLES", 12)
         yield
 
 
@@ -214,9 +214,14 @@ def test_folders_of_other_data_another_seed_or_another_model_are_refused_by_name
             merge.merge_runs([halves, tmp_path / sentence[-9:]], tmp_path / "out")
 
 
-def test_a_folder_without_a_run_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SuiteError, match="expected folders of runs, or of their shards"):
-        merge.merge_runs([tmp_path], tmp_path / "out")
+def test_every_folder_without_a_run_is_named_even_where_others_or_the_output_have_one(
+    halves: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    merge.merge_runs([halves], out)
+    for given in ([tmp_path / "typo"], [halves, tmp_path / "typo"]):
+        with pytest.raises(SuiteError, match=r"^\S+typo: expected the folder of a run, or of its"):
+            merge.merge_runs(given, out)
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b", "1/2/3", ""])

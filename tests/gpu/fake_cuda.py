@@ -82,6 +82,7 @@ class FakeCuda:
     def __init__(self, at: int) -> None:
         self.at = at
         """Device of all tensors."""
+        self.capability = (9, 0)
         self.records = True
         """Whether a capture records anything."""
         self.replays = 0
@@ -209,6 +210,7 @@ class FakeCuda:
             "synchronize": lambda device=None: None,
             "empty_cache": lambda: None, "mem_get_info": lambda device=None: (2**30, 2**31),
             "get_device_name": lambda device=None: "pretended",
+            "get_device_capability": lambda device=None: self.capability,
             "get_rng_state": lambda device=None: torch.empty(0),
             "set_rng_state": lambda state, device=None: None,
         }  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from gpu.fake_tensors import Event
 
 ONCE = "once for each attack, model or run"
-CHUNK = "once for each chunk or cell, of 1,000 examples as a rule"
+CHUNK = "once for each chunk or cell, of up to 10,000 examples on a GPU"
 LOOP = "between steps; test_launch_budgets.py holds how often"
 RECORDS = "records and sentences are made on the host, once for each cell of a chunk"
 FAMILY = "images of a family are described in words, and rebuilt, by the host"

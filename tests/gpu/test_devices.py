@@ -20,7 +20,7 @@ from bench.datasets.as_data import as_data
 from bench.datasets.prefetch import Prefetcher
 from bench.engine import cuda_graphs, stream
 from bench.engine.device import enter_device
-from bench.evaluation import evaluator as evaluation
+from bench.evaluation import chunk_sizes
 from gpu.fake_cuda import FakeCuda
 
 Attacked = Callable[..., stream.StreamResult]
@@ -272,7 +272,8 @@ def test_an_attack_frees_its_tensors_when_it_returns(
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A suite of two attacks on a net that can be captured and one that cannot, in two chunks."""
-    monkeypatch.setattr(evaluation, "CHUNK_EXAMPLES", 8)
+    monkeypatch.setattr(chunk_sizes, "CHUNK_EXAMPLES", 8)
+    monkeypatch.setattr(chunk_sizes, "LARGEST_CHUNK", 8)
     (tmp_path / "nets.py").write_text(NETS, encoding="utf-8")
     path = tmp_path / "suite.toml"
     path.write_text(SUITE, encoding="utf-8")

@@ -14,7 +14,7 @@ from bench.core import registry
 from bench.core.contracts.attack import AttackSpec
 from bench.core.contracts.input_transforms import InputTransforms
 from bench.engine import cuda_graphs, stream
-from bench.evaluation import evaluator as evaluation
+from bench.evaluation import chunk_sizes
 from gpu.fake_cuda import FakeCuda
 
 Attacked = Callable[..., stream.StreamResult]
@@ -179,15 +179,15 @@ def test_an_evaluation_captures_once_for_all_its_chunks_and_frees_its_graphs(
     net: Scaled, few: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captures = {}
-    for chunks in ([(0, 8)], [(0, 4), (4, 8)]):
-        monkeypatch.setattr(evaluation, "chunk_bounds", lambda n, shape, found=chunks: found)
+    for size in (8, 4):
+        monkeypatch.setattr(chunk_sizes, "choose_size", lambda *about, size=size: size)
         cuda = FakeCuda(0)
         with cuda.pretend():
             bench.evaluate(
                 net, few, eps=0.1, params={"steps": 3}, batch_size=4, copied=False, device="cuda:0"
             )
             gc.collect()
-        captures[len(chunks)] = len(cuda.captures)
+        captures[8 // size] = len(cuda.captures)
         assert not any(reference() is not None for reference in (*cuda.graphs, *cuda.memory))
     assert captures[2] == captures[1] > 0
 

@@ -22,7 +22,7 @@ from torch import nn
 from bench.analysis import results
 from bench.attacks import bim, fgsm, noise  # noqa: F401 - imported before the processes are forked
 from bench.engine import malloc
-from bench.evaluation import evaluator
+from bench.evaluation import chunk_sizes
 from bench.execution import options, runner
 from bench.reporting import run_output
 from bench.storage import fingerprint, reader, records
@@ -113,7 +113,7 @@ def measure(folder: Path, n: int, side: int, eps: int, stages: str) -> dict[str,
     """Run the suite, read it back, report it; what each stage took."""
     spent: dict[str, float] = {}
     records.write_records = timed(spent, "write", records.write_records)
-    evaluator.CHUNK_EXAMPLES = CHUNK[stages]
+    chunk_sizes.CHUNK_EXAMPLES = CHUNK[stages]
     started = peak()
     suite = parse_suite(suite_of(side, eps, ATTACKS[stages]), "bounded.toml", Path(__file__).parent)
     runner.run_suite(suite, folder, options.RunOptions(device="cpu", limit=n))

@@ -100,6 +100,7 @@ def draw_records(
                     "rejection": -1,
                     "rejected_is_robust": False,
                     "victim_queries": math.nan,
+                    "certified": False,
                 }
             )[list(COLUMNS)]
         )

@@ -9,7 +9,7 @@ from bench.storage import records, schema
 from bench.storage.schema import Piece
 
 NUMBERS = ("confidence", "linf", "l2", "l1", "l0", "forwards", "backwards", "clean_confidence")
-FLAGS = ("clean_correct", "fooled", "attacked", "rejected_is_robust")
+FLAGS = ("clean_correct", "fooled", "attacked", "rejected_is_robust", "certified")
 
 
 def frame(cell: str = "c", first: int = 0, n: int = 4) -> pd.DataFrame:

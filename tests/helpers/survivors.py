@@ -18,7 +18,7 @@ import torch
 
 from bench.analysis import results
 from bench.engine import malloc
-from bench.evaluation import evaluator
+from bench.evaluation import chunk_sizes
 from bench.evaluation.audit import probe_models
 from bench.execution import runner
 from bench.execution.options import RunOptions
@@ -58,7 +58,7 @@ STAGES = 5  # of 0 to 6 files
 def prepare() -> None:
     """Eight examples per chunk, so that there is much to write; the audit's probes, which ask much
     of a model and write nothing, are left out."""
-    evaluator.CHUNK_EXAMPLES = 8
+    chunk_sizes.CHUNK_EXAMPLES = 8
     probe_models.probe_model = lambda *asked: probe_models.describe_unprobed(asked[3], "left out")
     malloc.keep_freed_memory()
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ import survivors
 
 from bench.core import files, lock
 from bench.core.errors import SuiteError
-from bench.evaluation import evaluator
+from bench.evaluation import chunk_sizes
 from bench.evaluation.audit import probe_models
 from bench.execution import manifest_builder
 
@@ -26,7 +26,7 @@ EVERY = int(os.environ.get("BENCH_FAULTS_EVERY", "7"))
 @pytest.fixture(autouse=True)
 def much_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `survivors.prepare`: eight examples per chunk, no probes."""
-    monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 8)
+    monkeypatch.setattr(chunk_sizes, "CHUNK_EXAMPLES", 8)
     unprobed = lambda *asked: probe_models.describe_unprobed(asked[3], "left out")  # noqa: E731
     monkeypatch.setattr(probe_models, "probe_model", unprobed)
 

@@ -304,7 +304,7 @@ def frame(cell: dict[str, Any]) -> pd.DataFrame:
     columns |= {"adv_pred": [9] * N, "adv_pred_8bit": [9] * N, "target": [-1] * N}
     columns |= {"first_success_step": [1] * N, "violation": [""] * N, "parameters": [""] * N}
     columns |= {"distance_within": [None] * N, "rejection": [-1] * N}
-    columns |= {"rejected_is_robust": [False] * N}
+    columns |= {"rejected_is_robust": [False] * N, "certified": [False] * N}
     columns |= {"clean_correct": [True] * N, "fooled": [True] * N, "attacked": [True] * N}
     return pd.DataFrame(columns)
 

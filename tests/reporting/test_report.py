@@ -15,9 +15,10 @@ from bench.analysis.certified import CertifiedResults
 from bench.analysis.corruptions import CorruptionResults
 from bench.analysis.results import RunResults
 from bench.evaluation.audit.findings import Audit
+from bench.reporting.formats.numbers import format_text
 from bench.reporting.plots import figures
 from bench.reporting.plots.figures import AttackedExample, Plot
-from bench.reporting.report import writer
+from bench.reporting.report import problem_view, writer
 from bench.storage.reader import StoredRecords
 
 EPS = {0.0: "0", 2 / 255: "2/255", 4 / 255: "4/255", 8 / 255: "8/255", 0.1: "0.1"}
@@ -260,6 +261,19 @@ def test_the_page_lists_its_sections(pages: tuple[str, str]) -> None:
     assert titles == list(ids.values())
     listed = markdown[: markdown.index("## ")]
     assert all(f"[{title}](#{title.lower().replace(' ', '-')})" in listed for title in titles)
+
+
+def test_attacks_with_the_same_caveat_on_a_model_share_a_line() -> None:
+    caveat = "An adversarial image that the detector rejects counts as robust."
+    table = made_up().assign(caveats=caveat, norm="linf")
+    table.loc[table["attack"] == "FGSM", "caveats"] = f"{caveat} A step of it is one."
+    view = problem_view.list_caveats(table, EPS)
+    assert view is not None
+    for model in ("LeNet", HOSTILE):
+        lines = [line for line in view.rows if line[0] == format_text(model)]
+        assert len(lines) == 2
+        shared = next(line for line in lines if line[-1] == caveat)
+        assert shared[1] == ", ".join(format_text(name) for name in ATTACKS if name != "FGSM")
 
 
 def test_the_page_of_a_clean_run_opens_with_its_numbers(tmp_path: Path) -> None:

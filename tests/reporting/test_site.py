@@ -1,6 +1,7 @@
 """The published web page: what it holds, and how it behaves under real keys and clicks in a
 browser."""
 
+import itertools
 import math
 import re
 import shutil
@@ -228,12 +229,34 @@ def test_a_chart_states_the_counts_of_the_table_and_starts_at_the_clean_accuracy
 ) -> None:
     first = svg_chart.build_charts(run.found.table, run.found.worst)[0]
     fgsm, noise, worst = first.lines
-    assert first.ticks == ["0", "0.1", "0.3"]
+    assert [text for _, text in first.labels] == ["0", "0.1", "0.3"]
     matches = [re.search(r"\((\d+)/60\)", value) for value in fgsm.values]
     rows = run.found.table.query("model == 'lenet' and attack == 'FGSM'")
     assert [int(match[1]) for match in matches if match] == list(rows["robust_correct"])
     assert noise.values[0] == fgsm.values[0]
     assert worst.label == "worst case"
+
+
+@pytest.mark.parametrize(
+    ("radii", "texts", "shown"),
+    [
+        ((4 / 255, 8 / 255), ("4/255", "8/255"), ["0", "4/255", "8/255"]),
+        ((0.0274510, 0.0313725), ("0.0274510", "0.0313725"), ["0", "0.0313725"]),
+    ],
+)
+def test_labels_below_a_chart_are_whole_and_do_not_touch(
+    run: PublishedRun, radii: tuple[float, float], texts: tuple[str, str], shown: list[str]
+) -> None:
+    rows = run.found.table[run.found.table["eps"].isin([0.1, 0.3])]
+    table = rows.assign(
+        eps=rows["eps"].map(dict(zip([0.1, 0.3], radii, strict=True))),
+        eps_text=rows["eps"].map(dict(zip([0.1, 0.3], texts, strict=True))),
+    )
+    labels = svg_chart.build_charts(table, run.found.worst)[0].labels
+    assert [text for _, text in labels] == shown
+    ends = [(x - 3.3 * len(text), x + 3.3 * len(text)) for x, text in labels]
+    assert ends[-1][1] <= svg_chart.WIDTH
+    assert all(before < after for (_, before), (after, _) in itertools.pairwise(ends))
 
 
 def test_a_line_does_not_lead_across_an_eps_that_its_attack_was_not_asked_at(

@@ -13,8 +13,8 @@ from bench.analysis import results
 from bench.cli import cli
 from bench.core import files
 from bench.datasets import digits
-from bench.evaluation import evaluator
-from bench.execution import runner, work
+from bench.evaluation import chunk_sizes
+from bench.execution import runner
 from bench.execution.options import RunOptions
 from bench.storage import adversarial_images
 from bench.storage import images as stored_images
@@ -46,7 +46,7 @@ IMAGE = 4 * 28 * 28
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 8)
+    monkeypatch.setattr(chunk_sizes, "CHUNK_EXAMPLES", 8)
 
 
 def run(folder: Path, keep: int) -> list[str]:
@@ -141,7 +141,7 @@ def test_as_many_eps_at_once_as_memory_allows_and_the_records_are_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(tmp_path / "whole", 0)
-    monkeypatch.setattr(work, "STREAM_BYTES", 8 * IMAGE)
+    monkeypatch.setattr(chunk_sizes, "UNIT_BYTES", 8 * IMAGE)
     run(tmp_path / "cut", 0)
     one, other = records_of(tmp_path / "whole"), records_of(tmp_path / "cut")
     pd.testing.assert_frame_equal(one, other)

@@ -23,7 +23,7 @@ WORDS = (
 )
 DESIGN = WORDS.split(", ")
 NUMBERS = ("confidence", "linf", "l2", "l1", "l0", "forwards", "backwards", "clean_confidence")
-FLAGS = ("clean_correct", "fooled", "attacked", "rejected_is_robust")
+FLAGS = ("clean_correct", "fooled", "attacked", "rejected_is_robust", "certified")
 
 
 @contextlib.contextmanager

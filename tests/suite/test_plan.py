@@ -9,6 +9,7 @@ import pytest
 from bench.core import registry
 from bench.core.errors import SuiteError
 from bench.suite import plan, reader, targets
+from bench.suite.caveats import list_caveats
 from bench.suite.identity import ModelFacts
 
 FACTS = ModelFacts(
@@ -304,3 +305,12 @@ def test_a_named_class_that_the_model_does_not_have_is_reported() -> None:
     aimed = entry(goal="targeted", target="cow")
     with pytest.raises(SuiteError, match="'cow' is no class; expected an index below 2"):
         targets.resolve_target(aimed, 2, ("dog", "cat", "cow"))
+
+
+@pytest.mark.parametrize(("kernel", "noted"), [(7, False), (9, True)])
+def test_a_kernel_that_is_larger_than_the_images_is_a_caveat(kernel: int, noted: bool) -> None:
+    table = {"name": "pgd", "norm": "linf", "eps": [0.1], "transforms": {"translation": kernel}}
+    facts = ModelFacts(classes=10, shape=(1, 8, 28))
+    found = list_caveats(reader.parse_attack(table, "here"), 0.1, "independent", facts, facts)
+    assert bool(found) is noted
+    assert not noted or "has 9 pixels a side, the images have 8x28" in found[0]

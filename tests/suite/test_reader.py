@@ -587,3 +587,39 @@ budgets = [10, 20]
     assert "is not installed" in entry.attack.unavailable
     with pytest.raises(SuiteError, match="expected ascending numbers of queries"):
         reader.parse_suite(text.replace("[10, 20]", "[20, 10]"), "s.toml", Path())
+
+
+UNUSED = """
+schema = 1
+name = "s"
+{top}
+[data]
+name = "digits"
+[[models]]
+name = "lenet"
+weights = "digits"
+[[attacks]]
+name = "pgd"
+norm = "linf"
+eps = [0.1]
+{attack}
+"""
+
+
+@pytest.mark.parametrize(
+    ("top", "attack", "part"),
+    [
+        ("budgets = [10, 20]", "", "budgets: expected an attack in a norm that asks"),
+        ("", "[gate]\nfail = ['query_robust_accuracy:-1pp']", "gate: query_robust_accuracy: exp"),
+        ("", "fail = ['query_robust_accuracy:-1pp']", "gate: query_robust_accuracy: expected"),
+        ("", "transforms = { smallest = 0.8 }", "transforms.smallest: expected diversity above 0"),
+        ("", "transforms = { smallest = 0.8, diversity = 0.0 }", "transforms.smallest: expected"),
+    ],
+)
+def test_a_key_that_applies_to_nothing_is_a_mistake(top: str, attack: str, part: str) -> None:
+    text = UNUSED.format(top=top, attack=attack)
+    with pytest.raises(SuiteError, match=part):
+        reader.parse_suite(text, "s.toml", Path())
+    square = 'name = "square"\nlabel = "square"\nnorm = "linf"\neps = [0.1]\nbudgets = [10]\n'
+    if "smallest" not in part:
+        reader.parse_suite(f"{text}[[attacks]]\n{square}", "s.toml", Path())

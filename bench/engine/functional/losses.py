@@ -187,3 +187,15 @@ def min_classes(loss: str, goal: Goal) -> int:
     if loss != "dlr":
         return 2
     return 4 if goal == "targeted" else 3
+
+
+def mask_nonfinite(loss: Tensor) -> Tensor:
+    """Replace losses that are not finite by NaN, as traces store them.
+
+    Args:
+        loss: Losses, of any shape.
+
+    Returns:
+        Losses of the same shape.
+    """
+    return torch.where(loss.isfinite(), loss, torch.nan)

@@ -6,6 +6,7 @@ section 3.1, https://arxiv.org/abs/1802.00420
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -127,7 +128,7 @@ def _check_confident_survivors(runs: AttackedCells) -> list[ObservedSymptom] | N
         exact = [run for run in group if run.cell.traits.get("loss") in EXACT_LOSSES]
         exact += [run for run in group if "parts" in run.cell.traits]
         together = _join_attacks(group) if len(group) > 1 else group[0]
-        left = ~together.broken
+        left = _left_by_all(group)
         which = left & (rounded[0].records["clean_confidence"] == 1.0)
         if not exact and which.sum() >= max(MIN_EXAMPLES, CERTAIN_SHARE * left.sum()):
             evidence = (
@@ -182,7 +183,7 @@ def _compare_with_noise(runs: AttackedCells) -> list[ObservedSymptom] | None:
         floor = find_strongest(random)
         for run in (run for run in group if run.white):
             pairs += 1
-            hit, n = int(floor.broken.sum()), len(floor.broken)
+            hit, n = int(floor.broken.sum()), int((~(floor.certified | run.certified)).sum())
             split = metrics.mcnemar_test(run.broken, floor.broken)
             helped = split.only_first > 2 * split.only_second
             helped = helped or (
@@ -242,6 +243,11 @@ def _join_attacks(runs: AttackedCells) -> AttackedCell:
     )
 
 
+def _left_by_all(runs: AttackedCells) -> metrics.Outcomes:
+    """Select what was attacked in vain by every attack, certified examples left out."""
+    return functools.reduce(operator.and_, (run.left for run in runs))
+
+
 def _compare_with_source(
     runs: AttackedCells, everywhere: AttackedCells
 ) -> list[ObservedSymptom] | None:
@@ -286,7 +292,7 @@ def _check_unit_cube(runs: AttackedCells) -> list[ObservedSymptom] | None:
         if run.cell.norm != "linf" or run.cell.eps < 1 or classes < 2:
             continue
         pairs += 1
-        left = ~run.broken
+        left = run.left
         if left.sum() >= max(MIN_EXAMPLES, LEFT_SHARE * len(left)):
             evidence = f"{int(left.sum())} of {len(left)} are left where every image is allowed"
             limit = f"{MIN_EXAMPLES} examples and {LEFT_SHARE:.0%} of those attacked"
@@ -311,7 +317,7 @@ def _check_budget_use(runs: AttackedCells) -> list[ObservedSymptom] | None:
         moved, allowed = run.records[cell.norm], cell.eps
         if cell.norm == "linf":  # no image need be farther than that from the walls of the box
             allowed = min(allowed, 0.5)
-        left = ~run.broken & (run.records["violation"].astype(str) == "")
+        left = run.left & (run.records["violation"].astype(str) == "")
         if cell.implementation != "bench":
             left &= moved > 0
         short = left & (moved < USED_SHARE * allowed)
@@ -347,11 +353,11 @@ def _compare_distances(runs: AttackedCells) -> list[ObservedSymptom] | None:
             which = beaten_by < NEARER_SHARE * own
             if which.sum() >= max(MIN_EXAMPLES, SEARCH_SHARE * len(own)):
                 ratio = (own[which] / beaten_by[which]).median()
-                times = f"{ratio:.2f} times as far" if ratio < math.inf else "found nothing"
+                median = f"is {ratio:.2f} times as far" if ratio < math.inf else "found nothing"
                 evidence = (
                     f"{int(which.sum())} of {len(own)} images were broken by another run at less "
-                    f"than {NEARER_SHARE:.0%} of the distance that it reports; in the median it is "
-                    f"{times}"
+                    f"than {NEARER_SHARE:.0%} of the distance that it reports; in the median it "
+                    f"{median}"
                 )
                 limit = f"{MIN_EXAMPLES} examples and {SEARCH_SHARE:.0%} of those attacked"
                 symptom = report_symptom(symptoms.BEATEN_SEARCH, run, which, evidence, limit)

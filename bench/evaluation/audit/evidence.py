@@ -27,7 +27,8 @@ class AttackedCell(NamedTuple):
 
     cell: Cell
     broken: Outcomes
-    """Whether the attack succeeded, indexed by example; those not attacked are left out."""
+    """Whether the attack succeeded, indexed by example; those not attacked are left out, but for
+    certified ones, on which none can succeed."""
     records: pd.DataFrame
     """The records of the same examples."""
 
@@ -35,6 +36,16 @@ class AttackedCell(NamedTuple):
     def place(self) -> tuple[Any, ...]:
         """What attacks on a model must share to be compared: norm, goal, target and eps."""
         return self.cell.norm, self.cell.goal, self.cell.target, self.cell.eps
+
+    @property
+    def certified(self) -> Outcomes:
+        """Which examples a certificate proves robust, so that they were not attacked."""
+        return self.records["certified"].astype(bool)
+
+    @property
+    def left(self) -> Outcomes:
+        """Which examples were attacked in vain."""
+        return ~self.broken & ~self.certified
 
     @property
     def white(self) -> bool:

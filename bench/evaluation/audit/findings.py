@@ -145,9 +145,10 @@ def _attacked_cells(plan: Sequence[Cell], stored: StoredRecords) -> Iterator[Att
     places = stored.row_positions()
     for cell in plan:
         records = stored.frame.iloc[places[cell.identity]].set_index("example")
-        attacked = records[records["attacked"]]
-        if len(attacked):
-            yield AttackedCell(cell, metrics.fooled_examples(attacked), attacked)
+        # Certified examples count as not broken, so that attacks are compared on the same examples.
+        judged = records[records["attacked"] | records["certified"]]
+        if judged["attacked"].any():
+            yield AttackedCell(cell, metrics.fooled_examples(judged), judged)
 
 
 def _read_probes(model: str, probed: Any) -> tuple[list[ObservedSymptom], dict[str, str]]:

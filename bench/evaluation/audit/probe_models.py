@@ -197,11 +197,11 @@ def _check_gradients(evaluator: Evaluator, probed: probes.ProbedModel) -> list[d
     compared = tuple(probed.id[: gradient_check.MAX_IMAGES].tolist())
     data = evaluator.data.fingerprint
     key = "gradients", probed.label, data, compared, str(evaluator.device), probed.rows
-    fingerprint = evaluator.models[probed.label].fingerprint
-    signs: list[dict[str, Any]] | None = process_cache.recall(fingerprint, *key)
+    answers = evaluator.models[probed.label].hash_answers()  # of what no fingerprint sees, too
+    signs: list[dict[str, Any]] | None = process_cache.recall(answers, *key)
     if signs is None:
         signs = [symptoms.to_json(symptom) for symptom in probes.check_gradients(probed)]
-        process_cache.store(signs, fingerprint, *key)
+        process_cache.store(signs, answers, *key)
     return copy.deepcopy(signs)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from bench.core.errors import SuiteError, first_line
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.model_state import eval_mode
 from bench.engine.tracing import trace_forward
 from bench.evaluation.certification.layers import (
@@ -405,7 +406,7 @@ def read_network_in_double(model: nn.Module, images: Tensor) -> tuple[Node, ...]
     """
     try:
         nodes = read_network(copy.deepcopy(model).double().eval(), tuple(images.shape[1:]))
-        with torch.no_grad(), eval_mode(model):
+        with torch.no_grad(), eval_mode(model), allow_tf32(False):
             logits = model(images).double()
     except (UnreadableError, KeyboardInterrupt):
         raise

@@ -385,6 +385,33 @@ def read_certificates(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]
     return found
 
 
+def read_certified_ids(
+    folder: Path, tasks: Sequence[CertificationTask]
+) -> dict[tuple[str, str, float], set[int]]:
+    """Read which examples a bound of the model certifies.
+
+    Args:
+        folder: The run's folder.
+        tasks: The planned tasks; those of smoothing are ignored, being of another classifier.
+
+    Returns:
+        (model, norm, eps) -> ids of the examples that any method certifies.
+
+    Raises:
+        RecordError: As `read_certificates`.
+    """
+    found: dict[tuple[str, str, float], set[int]] = {}
+    bounds_of = {task.identity: task for task in tasks if task.smoothing is None}
+    for about, frame in read_certificates(folder) if bounds_of else ():
+        task = bounds_of.get(about["identity"])
+        if task is None or is_smoothed(about):
+            continue
+        for eps in task.eps:
+            ids = found.setdefault((task.model, task.norm, eps), set())
+            ids.update(frame["example"][frame["certified"] & (frame["eps"] == eps)].tolist())
+    return found
+
+
 def _frame(about: Mapping[str, Any], table: "pa.Table") -> pd.DataFrame:
     """The outcomes in a file, each column of its type, and as many as it tells of.
 

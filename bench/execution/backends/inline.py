@@ -1,5 +1,6 @@
 """Execution of units one after another in this process."""
 
+import functools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,7 +57,8 @@ class InlineBackend:
         for unit in units:
             task = writer.remaining(unit) if isinstance(unit, WorkUnit) else None
             writer.begin(unit)
-            for result in self.worker.run_unit(make_request(unit, task)):
+            on_progress = functools.partial(writer.report_progress, unit)
+            for result in self.worker.run_unit(make_request(unit, task), on_progress):
                 writer.write(unit, result)
             writer.report(self.worker.collect_messages())
             writer.finish(unit)

@@ -90,7 +90,7 @@ def serve(setup: Setup, connection: Connection, beats: Any) -> None:
                 if worker is None:
                     suite = parse_suite(setup.text, "the suite", setup.base)
                     worker = Worker(suite, setup.out, setup.options, setup.rows, announce)
-                for result in worker.run_unit(request):
+                for result in worker.run_unit(request, send):
                     send(result)
                 send(worker.collect_messages())
             except (SuiteError, RecordError) as error:

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,13 +19,14 @@ import torch
 
 from bench.core.errors import SuiteError, first_line
 from bench.engine import determinism, malloc
+from bench.engine.progress import Progress
 from bench.execution.backends.inline import InlineBackend
 from bench.execution.backends.loss_policy import LossPolicy
 from bench.execution.backends.worker import ChunkRequest, Worker, copy_for_transfer, make_request
 from bench.execution.events import Listener
 from bench.execution.loaded_suite import LoadedSuite
 from bench.execution.options import RunOptions
-from bench.execution.result_writer import ResultWriter
+from bench.execution.result_writer import ResultWriter, unit_key
 from bench.execution.work import Messages, Unit, WorkResult, WorkUnit
 from bench.suite.reader import parse_suite
 from bench.suite.schema import Suite
@@ -60,10 +61,50 @@ class Answer(NamedTuple):
     messages: Messages
 
 
+class ProgressBoard:
+    """Where workers, which are busy and answer no question, note how far their units are."""
+
+    def __init__(self) -> None:
+        """Hold nothing yet."""
+        self._notes: dict[Hashable, Progress] = {}
+
+    def put(self, key: Hashable, progress: Progress) -> None:
+        """Note how far a unit is.
+
+        Args:
+            key: Of the unit, by `request_key`.
+            progress: Its passes.
+        """
+        self._notes[key] = progress
+
+    def take(self) -> dict[Hashable, Progress]:
+        """Return what was noted since the last call.
+
+        Returns:
+            Key of each unit -> its passes.
+        """
+        notes, self._notes = self._notes, {}
+        return notes
+
+
+def request_key(request: ChunkRequest) -> Hashable:
+    """Identify a request within a run.
+
+    Args:
+        request: A work unit in plain data.
+
+    Returns:
+        Number of its task, its first example and its cells.
+    """
+    return request.number, request.first, request.cells
+
+
 class RayWorker:
     """A worker in one process of Ray, which returns the user's mistakes: Ray wraps exceptions."""
 
-    def __init__(self, text: str, base: Path, options: RunOptions, rows: dict[str, int]) -> None:
+    def __init__(
+        self, text: str, base: Path, options: RunOptions, rows: dict[str, int], board: Any
+    ) -> None:
         """Prepare a worker that loads nothing yet.
 
         Args:
@@ -71,8 +112,10 @@ class RayWorker:
             base: Folder that its paths are relative to.
             options: Options of the run, with the worker's device.
             rows: Model -> rows per pass, as chosen by the process that planned the run.
+            board: The actor of a `ProgressBoard`.
         """
         self.text, self.base, self.options, self.rows = text, base, options, rows
+        self.board = board
 
     def load(self) -> str:
         """Load the suite.
@@ -95,9 +138,15 @@ class RayWorker:
         Returns:
             Its results, or the user's mistake.
         """
+        key = request_key(request)
         try:
             with determinism.enforce_determinism(self.options.deterministic):
-                results = [copy_for_transfer(each) for each in self._worker.run_unit(request)]
+                results = [
+                    copy_for_transfer(each)
+                    for each in self._worker.run_unit(
+                        request, lambda progress: self.board.put.remote(key, progress)
+                    )
+                ]
         except SuiteError as error:
             return str(error)
         return Answer(results, self._worker.collect_messages())
@@ -145,6 +194,8 @@ class RayBackend:
         Yields:
             Description of the suite.
         """
+        # A chunk is what one worker is given: larger ones would leave others idle.
+        options = dataclasses.replace(options, larger_chunks=False)
         self._suite, self._options = suite, options
         with self._inline.open(suite, out, options, listen) as loaded:
             self._loaded = loaded
@@ -179,14 +230,19 @@ class RayBackend:
         try:
             most = min(self.cluster.workers or _count_room(ray, self.cluster, gpus), len(waiting))
             options = dataclasses.replace(
-                self._options, device=device, data_dir=self._options.data_dir.resolve()
+                self._options,
+                device=device,
+                data_dir=self._options.data_dir.resolve(),
+                chunk_examples=self._loaded.chunk_examples,
             )
             make = ray.remote(num_cpus=1, num_gpus=gpus, max_restarts=0)(RayWorker).remote
+            board = ray.remote(num_cpus=0)(ProgressBoard).remote()
             start = functools.partial(
-                make, self._suite.text, self._suite.base.resolve(), options, self._loaded.rows
-            )
+                make, self._suite.text, self._suite.base.resolve(), options, self._loaded.rows,
+                board,
+            )  # fmt: skip
             writer.note(f"Ray: {most} workers, {gpus:g} GPUs each")
-            _WorkerPool(ray, start, most, writer).run(waiting)
+            _WorkerPool(ray, start, most, writer, board).run(waiting)
         finally:
             ray.shutdown()
 
@@ -194,8 +250,13 @@ class RayBackend:
 class _WorkerPool:
     """The workers of a run, each with one work unit at a time."""
 
-    def __init__(self, ray: Any, start: Callable[[], Any], size: int, writer: ResultWriter) -> None:
+    def __init__(
+        self, ray: Any, start: Callable[[], Any], size: int, writer: ResultWriter, board: Any
+    ) -> None:
         self.ray, self.start, self.size, self.writer = ray, start, size, writer
+        self.board = board
+        self.asked: Any = None
+        """Reference of a call of the board's `take`."""
         self.loading: dict[Any, Any] = {}
         """Reference of a call of `load` -> its worker."""
         self.running: dict[Any, tuple[Any, WorkUnit]] = {}
@@ -213,11 +274,27 @@ class _WorkerPool:
             pending = [*self.loading, *self.running]
             if not pending:
                 continue
+            self._report_progress()
             for ready in self.ray.wait(pending, num_returns=1, timeout=POLL)[0]:
                 if ready in self.loading:
                     self._finish_loading(ready)
                 else:
                     waiting.extendleft(reversed(self._finish_unit(ready)))
+
+    def _report_progress(self) -> None:
+        """Report how far the units at work are, without waiting for the board."""
+        if self.asked is None:
+            self.asked = self.board.take.remote()
+        if not self.ray.wait([self.asked], num_returns=1, timeout=0)[0]:
+            return
+        asked, self.asked = self.asked, None
+        try:
+            notes = self._get(asked)
+        except _WorkerLostError:  # no progress is shown any more
+            return
+        for _, unit in self.running.values():
+            if (key := unit_key(unit)) in notes:
+                self.writer.report_progress(unit, notes[key])
 
     def _start_workers(self, needed: int) -> None:
         """Start workers up to the size of the pool.

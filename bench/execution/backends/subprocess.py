@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from bench.core.errors import SuiteError
+from bench.engine.progress import Progress
 from bench.execution.backends.limits import Limits
 from bench.execution.backends.loss_policy import LossPolicy
 from bench.execution.backends.process import Setup
@@ -159,6 +160,8 @@ class SubprocessBackend:
             for message in self._process.execute(request, name, timed):
                 if isinstance(message, Messages):
                     self._report(message, writer)
+                elif isinstance(message, Progress) and unit is not None:
+                    writer.report_progress(unit, message)
                 elif unit is not None:
                     writer.write(unit, message)
         except WorkerLostError:

@@ -7,7 +7,7 @@ user's code becomes a result, which says why.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +15,13 @@ from bench.core import streams
 from bench.core.errors import SuiteError
 from bench.engine.default_dtype import default_to_float32
 from bench.engine.device import enter_device
+from bench.engine.progress import Progress, count_unit
 from bench.evaluation.audit import probe_models
 from bench.evaluation.certification import store
+from bench.evaluation.certified_examples import CertifiedIds
 from bench.evaluation.evaluator import Evaluator
 from bench.execution import resume_check
+from bench.execution.chunk_choice import choose_chunk_size
 from bench.execution.loaded_suite import LoadedSuite, describe_evaluator
 from bench.execution.options import RunOptions
 from bench.execution.preparation import load_evaluator
@@ -49,6 +52,8 @@ class ChunkRequest(NamedTuple):
     """Identities."""
     first: int
     last: int
+    certified: Mapping[str, tuple[int, ...]] = {}
+    """Cell -> its certified examples, which are not attacked."""
 
 
 class TimingRequest(NamedTuple):
@@ -119,6 +124,9 @@ class Worker:
         evaluator = self._evaluator or load_evaluator(
             self.suite, self.out, self.options, self._announce
         )
+        size = choose_chunk_size(evaluator, self.suite, self.out, self.options)
+        if size != evaluator.chunk_examples:
+            evaluator = dataclasses.replace(evaluator, chunk_examples=size)
         if self._rows is not None:
             evaluator = dataclasses.replace(evaluator, rows=self._rows)
         self._evaluator = evaluator
@@ -127,11 +135,14 @@ class Worker:
         with enter_device(evaluator.device):
             return describe_evaluator(evaluator, self.suite, self._announce)
 
-    def run_unit(self, request: Request) -> Iterator[Any]:
+    def run_unit(
+        self, request: Request, on_progress: Callable[[Progress], None] | None = None
+    ) -> Iterator[Any]:
         """Execute one request.
 
         Args:
             request: As `make_request` returns it.
+            on_progress: Called now and then while an attack runs.
 
         Yields:
             Results of the type that belongs to the unit.
@@ -142,13 +153,22 @@ class Worker:
         loaded = self._evaluator is not None  # loading selects and enters the device itself
         entered = enter_device(self.evaluator.device) if loaded else contextlib.nullcontext()
         with default_to_float32(), entered:  # a file of the suite may have set another type
-            yield from self._execute(request)
+            yield from self._execute(request, on_progress)
 
-    def _execute(self, request: Request) -> Iterator[Any]:
+    def _execute(
+        self, request: Request, on_progress: Callable[[Progress], None] | None
+    ) -> Iterator[Any]:
         match request:
             case ChunkRequest():
                 task = self._find_task(request)
-                yield from run_chunk(self.evaluator, task, request.first, request.last)
+                yield from run_chunk(
+                    self.evaluator,
+                    task,
+                    request.first,
+                    request.last,
+                    request.certified,
+                    on_progress,
+                )
             case TimingRequest():
                 yield self._time(request)
             case ResumeCheck():
@@ -245,7 +265,7 @@ def make_request(unit: Unit, task: plan.AttackTask | None = None) -> Request:
     match unit:
         case WorkUnit():
             cells = tuple(cell.identity for cell in (task or unit.task).cells)
-            return ChunkRequest(unit.number, cells, unit.first, unit.last)
+            return ChunkRequest(unit.number, cells, unit.first, unit.last, unit.certified)
         case ModelTiming():
             chunks = [make_request(each) for each in unit.units]
             return TimingRequest(tuple(each for each in chunks if isinstance(each, ChunkRequest)))
@@ -254,7 +274,12 @@ def make_request(unit: Unit, task: plan.AttackTask | None = None) -> Request:
 
 
 def run_chunk(
-    evaluator: Evaluator, task: plan.AttackTask, first: int, last: int
+    evaluator: Evaluator,
+    task: plan.AttackTask,
+    first: int,
+    last: int,
+    certified: CertifiedIds | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> Iterator[WorkResult]:
     """Attack a chunk of examples for the cells of a task.
 
@@ -266,6 +291,8 @@ def run_chunk(
         task: Task with the cells to run.
         first: First example.
         last: The one after the last example.
+        certified: Cell -> its certified examples, which are not attacked; none by default.
+        on_progress: Called now and then while the attack runs.
 
     Yields:
         Records, or the reason of a failure.
@@ -277,8 +304,9 @@ def run_chunk(
         return
     cells = tuple(cell.identity for cell in task.cells)
     try:
-        with streams.protect_streams(evaluator.notes.append, f"{task.model} · {task.entry.label}"):
-            chunk = evaluator.evaluate_chunk(task, first, last)
+        name = f"{task.model} · {task.entry.label}"
+        with streams.protect_streams(evaluator.notes.append, name), count_unit(on_progress):
+            chunk = evaluator.evaluate_chunk(task, first, last, certified)
     except (SuiteError, KeyboardInterrupt):  # the user's: an unreadable image, or Ctrl-C
         raise
     except BaseException as error:  # user's code may raise anything
@@ -290,7 +318,7 @@ def run_chunk(
             f"({describe_failure(error)}), so each is tried alone"
         )
         for cell in cells:
-            yield from run_chunk(evaluator, task.only({cell}), first, last)
+            yield from run_chunk(evaluator, task.only({cell}), first, last, certified, on_progress)
         return
     pairs = () if first else zip(cells, chunk.x_adv, strict=True)
     images = {cell: select_first_images(x_adv) for cell, x_adv in pairs}

@@ -28,7 +28,7 @@ from bench.engine.model_state import (
 from bench.engine.opaque_model import OpaqueModel
 from bench.models import fingerprint
 from bench.models.preflight.findings import FINDINGS, Finding, read_name
-from bench.models.preflight.gradient_checks import find_gradient_problems
+from bench.models.preflight.gradient_checks import find_gradient_problems, take_excerpt
 from bench.models.preflight.logit_checks import (
     find_doubts,
     find_errors,
@@ -79,6 +79,21 @@ class LoadedModel(NamedTuple):
     detector."""
     sketch: str = ""
     """Both, coarse enough to be part of an identity."""
+    gradient: Tensor | None = None
+    """Excerpt of the gradient at the first images, as `gradient_checks.take_excerpt` returns it;
+    None if the model did not answer alike in all checks."""
+
+    def hash_answers(self) -> str:
+        """Hash what the model answered to the first images, for what belongs to these answers.
+
+        Returns:
+            64 hexadecimal digits; empty if the answers cannot be compared with those of another
+            call.
+        """
+        if self.logits is None or self.gradient is None:
+            return ""
+        answers = [self.logits, self.gradient, *([] if self.scores is None else [self.scores])]
+        return hashlib.sha256(fingerprint.describe_value(answers).encode()).hexdigest()
 
     def finding_names(self) -> list[str]:
         """List the findings by name.
@@ -234,6 +249,7 @@ def _check_model(
         predictions=predictions, random=random, access=access,
         logits=None if random else logits.detach().float().cpu(),
         sketch="" if random else fingerprint.sketch_logits(logits),
+        gradient=None if seen is None or not differentiates else take_excerpt(seen.gradient),
     )  # fmt: skip
 
 

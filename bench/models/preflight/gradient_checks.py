@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor, nn
 
 from bench.core.errors import first_line
@@ -9,6 +10,23 @@ from bench.engine.functional.gradients import PassResult, gradient_pass
 from bench.engine.functional.losses import make_objective
 from bench.models.preflight.findings import Finding
 from bench.models.preflight.logit_checks import RANDOM, logit_scale
+
+EXCERPT = 1024
+"""Entries of an image's gradient that an excerpt has, at most twice as many."""
+
+
+def take_excerpt(gradient: Tensor) -> Tensor:
+    """Take what tells a gradient from another one in little memory.
+
+    Args:
+        gradient: Of each image, (n, c, h, w).
+
+    Returns:
+        The norm of each, and entries at equal distances, (n, 1 + entries), on the CPU.
+    """
+    flat = gradient.detach().flatten(1)
+    entries = flat[:, :: max(1, flat.shape[1] // EXCERPT)]
+    return torch.cat([flat.norm(dim=1, keepdim=True), entries], 1).cpu()
 
 
 def find_gradient_problems(

@@ -30,10 +30,8 @@ def find_errors(where: str, model: nn.Module, logits: Tensor) -> Iterator[Findin
         Findings that refuse the model.
     """
     other = find_other_dtype(where, model)
-    if other is None and logits.dtype in (torch.float16, torch.bfloat16):
-        kind = str(logits.dtype).removeprefix("torch.")
-        sentence = f"{where}: expected float32 logits, got {kind}; let it compute without autocast."
-        other = Finding("not-float32", sentence, refuses=True)
+    if other is None:
+        other = find_half_logits(where, logits.dtype)
     if other is not None:
         yield other
     finite = logits.isfinite().all(1)
@@ -52,6 +50,23 @@ def find_errors(where: str, model: nn.Module, logits: Tensor) -> Iterator[Findin
             "which flatten the gradient; return the values before the softmax.",
             refuses=True,
         )
+
+
+def find_half_logits(where: str, dtype: torch.dtype) -> Finding | None:
+    """Find logits in half precision.
+
+    Args:
+        where: Start of a sentence, which names the model.
+        dtype: Type in which the model returns its logits.
+
+    Returns:
+        The finding, which refuses the model; None for any other type.
+    """
+    if dtype not in (torch.float16, torch.bfloat16):
+        return None
+    kind = str(dtype).removeprefix("torch.")
+    sentence = f"{where}: expected float32 logits, got {kind}; let it compute without autocast."
+    return Finding("not-float32", sentence, refuses=True)
 
 
 def are_probabilities(logits: Tensor) -> bool:

@@ -17,6 +17,7 @@ from bench.core import rng
 from bench.core.contracts.dataset import Data
 from bench.core.contracts.detector import Detector
 from bench.core.errors import SuiteError
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.model_state import InputCloningModel, eval_mode
 from bench.engine.opaque_model import OpaqueModel
 from bench.engine.rejection import ClassifierView, RejectingModel
@@ -31,6 +32,7 @@ from bench.models.outputs import (
     SelectedOutput,
     find_output,
     find_score,
+    take_output,
 )
 from bench.models.preflight.checks import (
     N_IMAGES,
@@ -42,6 +44,7 @@ from bench.models.preflight.checks import (
 )
 from bench.models.preflight.detector_checks import check_score
 from bench.models.preflight.findings import Finding
+from bench.models.preflight.logit_checks import find_half_logits
 from bench.models.preflight.recall import recall_loaded, store_loaded
 from bench.models.query_only import QueryOnlyModel
 from bench.models.wrapping import CastingModel, FixedBatchModel, unwrap_model
@@ -52,6 +55,7 @@ MAX_SECONDS = 10.0
 """Time after which no further number of images is tried."""
 
 
+@allow_tf32(False)  # as in the judge: what is found must not depend on the process's setting
 def prepare_model(
     label: str,
     model: nn.Module,
@@ -128,7 +132,11 @@ def prepare_model(
         notes += _find_binary_probabilities(where, loaded)
     if detector is not None:
         loaded = _add_detector(where, loaded, detector, x, notes)
-    findings = (*(each.format_note(False) for each in notes), *loaded.findings)
+    for each in notes:
+        if each.refuses and each.name not in allow:
+            raise SuiteError(each.format_error())
+    noted = [each.format_note(each.refuses) for each in notes]
+    findings = (*noted, *loaded.findings)
     loaded = loaded._replace(findings=findings)
     if not query:
         store_loaded(loaded, net, digest, key)
@@ -194,6 +202,10 @@ def _select_output(
     place = find_output(where, answer, n, output)
     if score is not None:
         assert isinstance(place, Place)  # since the answer is no tensor
+        types = [take_output(answer, part).dtype for part in (place, score)]
+        half = find_half_logits(where, types[0])
+        if half is not None and types[1] != types[0]:  # else preflight sees it
+            notes.append(half)
         return ScoredOutput(model, place, score)
     if not isinstance(place, Place):
         return BinaryModel(model, place)

@@ -1,21 +1,22 @@
 """Recall what preflight found out about the same model and data earlier in the process.
 
-The fingerprint covers weights, code and settings. As some state escapes it, the model predicts the
-first images once more: only if it answers as before is preflight spared.
+The fingerprint covers weights, code and settings. As some state escapes it, such as a global
+variable or an attribute of a class, the model is asked once more about the first images, with a
+gradient: only if logits and gradients are as before is preflight spared.
 """
 
 import copy
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from bench.core import rng
 from bench.engine import process_cache
-from bench.engine.functional.logits import widen
-from bench.engine.model_state import call_model, eval_mode
+from bench.engine.model_state import eval_mode
 from bench.models import fingerprint
 from bench.models.preflight.checks import LoadedModel
+from bench.models.preflight.gradient_checks import take_excerpt
+from bench.models.preflight.repetition import call_reversed
 
 
 class _Known(NamedTuple):
@@ -31,7 +32,7 @@ def store_loaded(loaded: LoadedModel, net: nn.Module, digest: str, key: tuple[An
     """Keep a loaded model's findings.
 
     Nothing is kept of a model that answers at random, nor of one that rejects images: their answers
-    cannot be compared with earlier ones by the logits.
+    cannot be compared with earlier ones by logits and gradient.
 
     Args:
         loaded: What preflight found out.
@@ -40,7 +41,7 @@ def store_loaded(loaded: LoadedModel, net: nn.Module, digest: str, key: tuple[An
         key: Data and settings that the findings belong to.
     """
     wrappers = _take_wrappers(loaded.model, net)
-    if wrappers is None or loaded.logits is None or loaded.detector is not None:
+    if wrappers is None or not loaded.hash_answers() or loaded.detector is not None:
         return
     known = _Known(loaded._replace(model=nn.Identity()), wrappers)
     process_cache.store(known, digest, "preflight", *key)
@@ -67,15 +68,25 @@ def recall_loaded(
     for wrapper in reversed(known.wrappers):
         model = _wrap(wrapper, model)
     try:
-        with eval_mode(model), torch.no_grad(), rng.seed_global("preflight"):
-            logits = widen(call_model(model, x.clone()))
-            same = not fingerprint.logits_differ(logits, known.loaded.logits)
+        with eval_mode(model), rng.seed_global("preflight"):
+            same = _answers_alike(model, x.clone(), known.loaded)
     except KeyboardInterrupt:
         raise
     except BaseException:  # foreign code may raise anything; preflight says what it was
         return None
     found: LoadedModel = known.loaded
     return found._replace(model=model) if same else None
+
+
+def _answers_alike(model: nn.Module, x: Tensor, known: LoadedModel) -> bool:
+    """Ask the model as `repeat_calls` did, and compare logits and gradients."""
+    assert known.logits is not None
+    assert known.gradient is not None
+    seen = call_reversed(model, x.flip(0), known.logits.argmin(1).flip(0).to(x.device))
+    return not (
+        fingerprint.logits_differ(seen.logits, known.logits)
+        or fingerprint.logits_differ(take_excerpt(seen.gradient), known.gradient)
+    )
 
 
 def _take_wrappers(model: nn.Module, net: nn.Module) -> tuple[nn.Module, ...] | None:

@@ -38,7 +38,10 @@ def repeat_calls(
     try:
         with torch.no_grad():
             alone = widen(torch.cat([call_model(model, row[None]) for row in x]))
-        seen = _call(model, turned, logits.argmin(1).flip(0), with_gradient)
+        if with_gradient:
+            seen = call_reversed(model, turned, logits.argmin(1).flip(0))
+        else:
+            seen = _call_without_gradient(model, turned)
     except (KeyboardInterrupt, InputWriteError):
         raise
     except BaseException:  # foreign code may raise anything; the checks say what it was
@@ -53,11 +56,26 @@ def repeat_calls(
     return seen
 
 
-def _call(model: nn.Module, turned: Tensor, y: Tensor, with_gradient: bool) -> PassResult:
-    """Call the model on images in the reverse order; return the answer in the order of x."""
-    if not with_gradient:
-        with torch.no_grad():
-            answer = widen(call_model(model, turned)).flip(0)
-        return PassResult(answer, answer.new_empty(0), answer.new_empty(0))
+def call_reversed(model: nn.Module, turned: Tensor, y: Tensor) -> PassResult:
+    """Call the model on images in the reverse order, with a gradient.
+
+    Args:
+        model: The model.
+        turned: Images (n, c, h, w), the last one first.
+        y: Least likely class of each, (n,).
+
+    Returns:
+        The pass of the cross-entropy towards `y`, the first image first.
+
+    Raises:
+        InputWriteError: The model writes into the images that it is given.
+    """
     objective = make_objective("cross-entropy", "untargeted")
     return PassResult(*(each.flip(0) for each in gradient_pass(model, objective, turned, y, y)))
+
+
+def _call_without_gradient(model: nn.Module, turned: Tensor) -> PassResult:
+    """Call the model likewise; the answer has no gradient."""
+    with torch.no_grad():
+        answer = widen(call_model(model, turned)).flip(0)
+    return PassResult(answer, answer.new_empty(0), answer.new_empty(0))

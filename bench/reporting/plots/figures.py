@@ -3,7 +3,6 @@
 Every figure is readable in greyscale; the look is defined in `style`.
 """
 
-import io
 import itertools
 import math
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from bench.analysis.min_norm import Search
 from bench.analysis.queries import QueryCurve
-from bench.core.files import slug, write_atomic
+from bench.core.files import slug
 from bench.reporting.formats.numbers import (
     DASH,
     format_factor,
@@ -45,6 +44,7 @@ from bench.reporting.plots.example_grids import (
     plot_perturbation_grid,
 )
 from bench.reporting.plots.query_curves import iter_query_figures
+from bench.reporting.plots.saving import save_figure
 from bench.reporting.plots.smoothing import iter_smoothing_figures
 from bench.reporting.plots.style import OWN, PALETTE, STYLE, pick_evenly, plot_message, shorten
 
@@ -57,7 +57,6 @@ __all__ = [
     "plot_perturbation_grid",
     "plot_success_heatmap",
     "plot_throughput",
-    "save_figure",
 ]
 
 
@@ -323,39 +322,6 @@ def draw_smoothing_figures(curve: pd.DataFrame, folder: Path) -> list[Plot]:
 
 def _find_varied_attacks(table: pd.DataFrame) -> set[str]:
     return set(table[table["varied"].fillna("") != ""]["attack"]) if "varied" in table else set()
-
-
-def save_figure(figure: Figure, path: Path) -> tuple[Path, Path]:
-    """Write `path`.png and `path`.svg, each atomically.
-
-    Args:
-        figure: The figure.
-        path: Path without suffix.
-
-    Returns:
-        Paths of the PNG and the SVG.
-
-    Raises:
-        SuiteError: The folder cannot be written.
-    """
-    png, svg = (
-        write_atomic(path.with_name(f"{path.name}.{kind}"), _bytes(figure, kind)) for kind in KINDS
-    )
-    return png, svg
-
-
-KINDS = ("png", "svg")
-_METADATA: dict[str, dict[str, Any]] = {
-    "png": {"Software": None},
-    "svg": {"Date": None, "Creator": None},
-}
-
-
-def _bytes(figure: Figure, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format=kind, metadata=_METADATA[kind])
-    return buffer.getvalue()
 
 
 def _stem(name: str, taken: set[str]) -> str:

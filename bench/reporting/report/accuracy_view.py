@@ -69,11 +69,56 @@ def format_outcome(row: Row, notes: Footnotes) -> str:
         )
     else:
         text = format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
+    remarks = [text for text in (describe_violations(row), describe_certified(row)) if text]
+    return f"{text} {notes.mark('; '.join(remarks))}" if remarks else text
+
+
+def describe_violations(row: Row) -> str:
+    """Say how many images of a cell broke the threat model.
+
+    Args:
+        row: A row of table.csv.
+
+    Returns:
+        A phrase; empty if none did.
+    """
     broken = row.get("violations")
     if is_missing(broken) or not broken:
-        return text
-    violations = f"{format_plural(int(broken), 'violation')}, each counted as a failed attack"
-    return f"{text} {notes.mark(violations)}"
+        return ""
+    return f"{format_plural(int(broken), 'violation')}, each counted as a failed attack"
+
+
+def describe_certified(row: Row) -> str:
+    """Say how many examples of a number were certified and therefore not attacked.
+
+    Args:
+        row: A row of table.csv or worst.csv.
+
+    Returns:
+        A phrase; empty if there are none.
+    """
+    count = row.get("certified")
+    if is_missing(count) or not count:
+        return ""
+    return f"{int(count)} of {int(row['n'])} certified, not attacked"
+
+
+def list_certified(table: pd.DataFrame) -> list[str]:
+    """Say at which eps attacks left certified examples out.
+
+    Args:
+        table: Rows of table.csv, of one model, norm and goal.
+
+    Returns:
+        A sentence for each number of examples and the attacks that left as many out.
+    """
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in to_rows(table):
+        if phrase := describe_certified(row):
+            found.setdefault((str(row["eps_text"]), phrase), []).append(str(row["attack"]))
+    return [
+        f"eps {eps}: {phrase} by {', '.join(attacks)}" for (eps, phrase), attacks in found.items()
+    ]
 
 
 def tabulate_worst_case(
@@ -93,8 +138,8 @@ def tabulate_worst_case(
 
     def cell(row: Row, notes: Footnotes) -> str:
         text = format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
-        shortfall = _shortfall(row, planned)
-        return f"{text} {notes.mark(shortfall)}" if shortfall else text
+        remarks = [each for each in (_shortfall(row, planned), describe_certified(row)) if each]
+        return f"{text} {notes.mark('; '.join(remarks))}" if remarks else text
 
     return [
         pivot_by_eps(
@@ -177,15 +222,21 @@ def tabulate_worst_case_counts(
     Returns:
         The view, or None if no attack produced a number.
     """
-    planned = _planned(table)
+    planned, notes = _planned(table), Footnotes()
+
+    def rate(row: Row) -> str:
+        text = format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
+        phrase = describe_certified(row)
+        return f"{text} {notes.mark(phrase)}" if phrase else text
+
     lines = [
         [format_text(row["model"]), format_norm(row["norm"]),
          format_text(row.get("goal", "untargeted")),
          format_eps(row["eps"], eps_texts), format_count(row["robust_correct"], row["n"]),
-         format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"]),
+         rate(row),
          f"{row['attacks']} of {planned.get(_place(row), Counter()).total() or row['attacks']}",
          format_text(row["broken_by"])]
         for row in to_rows(worst)
     ]  # fmt: skip
     columns = ["model", "norm", "goal", "eps", "robust", "robust accuracy", "attacks", "broken by"]
-    return View("", columns, lines) if lines else None
+    return View("", columns, lines, notes.texts) if lines else None

@@ -68,17 +68,16 @@ def list_caveats(table: pd.DataFrame, eps_texts: Mapping[float, str]) -> View | 
         The view, or None without caveats.
     """
     rows = [row for row in to_rows(table) if not is_missing(row.get("caveats"))]
+    places: dict[tuple[str, str, str, str], list[str]] = {}
+    for (model, attack, norm, text), cells in group_rows(
+        rows, "model", "attack", "norm", "caveats"
+    ).items():
+        eps = _eps_list(cells, eps_texts)
+        key = format_text(model), format_norm(norm), eps, format_text(text)
+        places.setdefault(key, []).append(format_text(attack))
     lines = [
-        [
-            format_text(model),
-            format_text(attack),
-            format_norm(norm),
-            _eps_list(cells, eps_texts),
-            format_text(text),
-        ]
-        for (model, attack, norm, text), cells in group_rows(
-            rows, "model", "attack", "norm", "caveats"
-        ).items()
+        [model, ", ".join(attacks), norm, eps, text]
+        for (model, norm, eps, text), attacks in places.items()
     ]
     return View("", ["model", "attack", "norm", "eps", "caveat"], lines) if lines else None
 

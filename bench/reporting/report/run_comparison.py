@@ -15,7 +15,8 @@ from bench.reporting.formats.numbers import (
     format_rate,
     format_text,
 )
-from bench.reporting.plots import dumbbell, figures
+from bench.reporting.plots import dumbbell
+from bench.reporting.plots.saving import save_figure
 from bench.reporting.report.views import Row, View, group_rows, to_rows
 
 IDS_SHOWN = 10
@@ -151,7 +152,7 @@ def write_comparison(compared: RunComparison, folder: Path, first: str, second: 
     tables = {"compare.csv": compared.table, "changed.csv": compared.changed}
     return [
         *(write_atomic(folder / name, exports.to_csv(frame)) for name, frame in tables.items()),
-        *figures.save_figure(plot, folder / "dumbbell"),
+        *save_figure(plot, folder / "dumbbell"),
         write_atomic(folder / "compare.md", _page(compared, first, second).encode()),
     ]
 

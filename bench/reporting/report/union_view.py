@@ -108,6 +108,9 @@ def _describe_gaps(row: Row) -> str:
         reasons.append(f"attacked up to {format_threats(row['largest_eps'])}")
     if not is_missing(row["absent"]):
         reasons.append(f"without {format_text(row['absent'])}: an upper bound of the union")
+    if not is_missing(row.get("certified")) and row["certified"]:
+        counts = format_threats(row["certified"])
+        reasons.append(f"certified, not attacked ({counts} of {int(row['n'])})")
     return "; ".join(reasons)
 
 

@@ -8,12 +8,12 @@ from bench.reporting.formats.numbers import (
     DASH,
     format_interval,
     format_percent,
-    format_plural,
     format_rate,
     format_text,
     is_missing,
 )
 from bench.reporting.formats.tables import EPS, Bold, PaperTable, Span, SymbolText
+from bench.reporting.report import accuracy_view
 from bench.reporting.report.views import Footnotes, Row
 from bench.reporting.site import table_notes
 from bench.reporting.site.grids import TARGETED, Grid
@@ -86,11 +86,9 @@ def _cell(grid: Grid, line: str, column: str, notes: Footnotes) -> str:
     if row.get("status", "ok") != "ok":
         return f"{DASH} {notes.mark(f'''{row['status']}: {format_text(row['reason'])}''')}"
     text = _figure(row)
-    broken = row.get("violations")
     remarks = [] if is_missing(row.get("remark")) else [str(row["remark"])]
-    if not is_missing(broken) and broken:
-        violations = f"{format_plural(int(broken), 'violation')}, each counted as a failed attack"
-        remarks.append(violations)
+    facts = (accuracy_view.describe_violations(row), accuracy_view.describe_certified(row))
+    remarks += [fact for fact in facts if fact]
     if remarks:
         text = f"{text} {notes.mark('; '.join(remarks))}"
     return Bold(text) if (line, column) in grid.bold else text

@@ -28,6 +28,7 @@ from bench.reporting.formats.numbers import (
     map_eps_texts,
 )
 from bench.reporting.report import (
+    accuracy_view,
     audit_view,
     class_view,
     query_view,
@@ -222,6 +223,8 @@ def build_rows(run: PublishedRun) -> list[CellRow]:
 
 def _line(run: PublishedRun, row: Row, cell: Cell, eps_texts: Mapping[float, str]) -> CellRow:
     robust = format_rate(row["robust_correct"], row["n"], row["robust_low"], row["robust_high"])
+    if phrase := accuracy_view.describe_certified(row):
+        robust = f"{robust}; {phrase}"
     return CellRow(
         run=run.name,
         model=format_text(row["model"]),

@@ -19,6 +19,7 @@ from bench.reporting.formats.numbers import (
     format_text,
     map_eps_texts,
 )
+from bench.reporting.report import accuracy_view
 from bench.reporting.report.views import Row, group_rows, to_rows
 from bench.suite.labels import WORST_CASE
 
@@ -30,6 +31,10 @@ FRAME = {
     "bottom": HEIGHT - BOTTOM, "middle": (LEFT + WIDTH - RIGHT) / 2,
 }  # fmt: skip
 """What the template draws the axes with."""
+LETTER = 7
+"""Width of a digit in the size of the labels, rounded up."""
+LABEL_ROOM = 40
+"""Least distance between the middles of two labels."""
 TONES = 8
 """Colours of the style sheet; further curves reuse them, dashed."""
 MANY_CURVES = 5
@@ -60,14 +65,12 @@ class Chart(NamedTuple):
     title: str
     axis: str
     """Title of the horizontal axis."""
-    ticks: list[str]
-    """Text of each point under the axis."""
     points: list[str]
     """Text of each point in a sentence."""
     places: list[float]
     """x coordinate of each point."""
-    labelled: list[int]
-    """Indices of the points with a label under the axis."""
+    labels: list[tuple[float, str]]
+    """x coordinate of the middle and text of each label under the axis."""
     levels: list[tuple[float, str]]
     """y coordinate and text of the grid lines."""
     lines: list[ChartLine]
@@ -133,10 +136,9 @@ def build_query_charts(queries: pd.DataFrame) -> list[Chart]:
             Chart(
                 title=f"{format_text(model)}, {format_norm(norm)}, eps {format_text(eps)}, n = {n}",
                 axis="queries (logarithmic)",
-                ticks=[str(budget) for budget in budgets],
                 points=["1 query" if budget == 1 else f"{budget} queries" for budget in budgets],
                 places=[*places.values()],
-                labelled=_with_room([*places.values()]),
+                labels=_place_labels([*places.values()], [str(budget) for budget in budgets]),
                 levels=_levels(),
                 lines=_join_equal(lines),
                 faded=len(attacks) >= MANY_CURVES,
@@ -181,10 +183,9 @@ def _chart(
     return Chart(
         title=f"{model}, {norm}, n = {int(done['n'])}",
         axis=f"eps ({norm})",
-        ticks=ticks,
         points=[f"eps {tick}" for tick in ticks],
         places=[*places.values()],
-        labelled=_with_room([*places.values()]),
+        labels=_place_labels([*places.values()], ticks),
         levels=_levels(),
         lines=_join_equal(lines),
         faded=len(attacks) >= MANY_CURVES,
@@ -254,7 +255,9 @@ def _value_text(row: Row | None) -> str:
     if row is None:
         return DASH
     k, n = row["robust_correct"], row["n"]
-    return f"{format_rate(k, n, row['robust_low'], row['robust_high'])} ({format_count(k, n)})"
+    phrase = accuracy_view.describe_certified(row)
+    counts = f"{format_count(k, n)}; {phrase}" if phrase else format_count(k, n)
+    return f"{format_rate(k, n, row['robust_low'], row['robust_high'])} ({counts})"
 
 
 def _svg_path(points: list[tuple[float, float]]) -> str:
@@ -269,10 +272,19 @@ def _y(share: Any) -> float:
     return round(TOP + (HEIGHT - TOP - BOTTOM) * (1 - float(share)), 1)
 
 
-def _with_room(places: Sequence[float], least: float = 40) -> list[int]:
-    """Select both ends, and between them each label far enough from its neighbours."""
+def _place_labels(places: Sequence[float], texts: Sequence[str]) -> list[tuple[float, str]]:
+    """Select both ends, and between them each label far enough from its neighbours.
+
+    The last label is moved to the left where it would be cut off by the edge of the chart.
+    """
+    room = max(LABEL_ROOM, max(map(_width, texts)) + LETTER)
+    last = min(places[-1], WIDTH - _width(texts[-1]) / 2)
     selected = [0]
     for k in range(1, len(places) - 1):
-        if places[k] - places[selected[-1]] >= least and places[-1] - places[k] >= least:
+        if places[k] - places[selected[-1]] >= room and last - places[k] >= room:
             selected.append(k)
-    return [*selected, len(places) - 1]
+    return [*((places[k], texts[k]) for k in selected), (last, texts[-1])]
+
+
+def _width(text: str) -> float:
+    return LETTER * len(text)

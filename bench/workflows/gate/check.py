@@ -57,6 +57,18 @@ def _notes(before: Snapshot, now: Snapshot) -> Iterator[str]:
         was, (name, attack) = were.get(key), key
         if was is not None and was.settings.get("code") != task.settings.get("code"):
             yield f"the code of {attack} changed, so a change of {name} may be the attack's"
+    yield from _describe_certified(now)
     if before.machine != now.machine:
         was_on, is_on = quality.describe_machine(before), quality.describe_machine(now)
         yield f"made on another machine: {was_on} before, {is_on} now"
+
+
+def _describe_certified(now: Snapshot) -> Iterator[str]:
+    """Describe how many examples of the run were certified and therefore not attacked."""
+    left_out: dict[tuple[str, str], list[str]] = {}
+    for cell in now.cells:
+        if cell.certified:
+            text = f"{cell.certified} of {now.data.n} at eps {cell.eps_text}"
+            left_out.setdefault((cell.model, cell.attack), []).append(text)
+    for (model, attack), counts in left_out.items():
+        yield f"{model}, {attack}: certified, not attacked: {', '.join(counts)}"

@@ -16,7 +16,7 @@ from bench.core import files
 from bench.core.errors import describe
 from bench.engine.device import enter_device, is_gpu
 from bench.storage.environment import describe_environment
-from bench.workflows.gpu_check import captures, page, passes, race
+from bench.workflows.gpu_check import captures, leading, page, passes, race
 from bench.workflows.gpu_check.setup import Job, Setup
 
 Line = dict[str, Any]
@@ -84,6 +84,7 @@ PARTS = {
     "race": Part("PGD on LeNet at seven eps", race.list_jobs, 0.27),
     "memory": Part("Memory and waits over repeated calls", passes.list_memory_jobs, 0.08),
     "precision": Part("A gradient of ResNet50", passes.list_precision_jobs, 0.15),
+    "leading": Part("PGD on ResNet50 by the precision that leads", leading.list_jobs, 0.08),
     "autoattack": Part("AutoAttack on a robust LeNet", passes.list_ensemble_jobs, 0.12),
     "device": Part("A second GPU", passes.list_device_jobs, 0.05),
 }

@@ -16,7 +16,7 @@ from bench.engine import timing
 from bench.engine.acceleration import layers
 from bench.engine.acceleration.accelerate import AcceleratedNet
 from bench.engine.acceleration.calibration import LAYOUTS, Layout
-from bench.engine.device import enter_device
+from bench.engine.device import enter_device, has_tf32
 from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional.gradients import gradient_pass
 from bench.engine.functional.losses import make_objective
@@ -26,7 +26,6 @@ from bench.evaluation.judge import judge
 from bench.workflows.gpu_check.setup import Job, Setup, load_net, make_spec, run_engine
 
 LARGE_NET = "resnet50"
-PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")
 ROBUST_WEIGHTS, ROBUST_EPS = "mnist-pgd", 0.3
 
 
@@ -97,6 +96,18 @@ def count_waits(setup: Setup) -> dict[str, Any]:
     return {"waits": sum("synchroniz" in str(each.message) for each in caught)}
 
 
+def list_precisions(device: torch.device) -> list[Precision]:
+    """List the arithmetics of gradients that a device has.
+
+    Args:
+        device: The device.
+
+    Returns:
+        float32 first; without tf32 where it would be float32.
+    """
+    return ["float32", "tf32", "bfloat16"] if has_tf32(device) else ["float32", "bfloat16"]
+
+
 def list_precision_jobs(setup: Setup) -> Iterator[Job]:
     """List gradients of the large network by batch size, precision and memory layout.
 
@@ -109,7 +120,7 @@ def list_precision_jobs(setup: Setup) -> Iterator[Job]:
     net: nn.Module = registry.find("models", LARGE_NET).build()
     net = net.eval().requires_grad_(False).to(setup.device)
     for size in setup.sizes.large:
-        for precision in PRECISIONS:
+        for precision in list_precisions(setup.device):
             for layout in LAYOUTS:
                 yield Job(
                     f"{size} images, {precision}, {layout}",

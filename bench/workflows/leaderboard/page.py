@@ -128,7 +128,8 @@ def _line(standing: RankedModel) -> LeaderboardRow:
     }
     return LeaderboardRow(
         standing=standing,
-        robust=_rate(standing.robust),
+        robust=_rate(standing.robust)
+        + (f"; {standing.certified} of {n} certified, not attacked" if standing.certified else ""),
         clean=_rate(standing.clean),
         left=[format_count(k, n) for k in standing.left.values()],
         audit=", ".join(map(format_text, standing.entry.signs)) or "no symptom",

@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bench.analysis.snapshot import unpack_outcomes
+from bench.analysis.snapshot import CellSnapshot, unpack_outcomes
 from bench.evaluation import metrics
 from bench.evaluation.metrics import SIGNIFICANCE_LEVEL, Outcomes, Rate
 from bench.suite.schema import Suite
@@ -35,6 +35,8 @@ class RankedModel(NamedTuple):
     """Worst case over the attacks."""
     left: dict[str, int]
     """Attack -> number of examples that are robust to it."""
+    certified: int = 0
+    """Examples that an attack left out because they are certified."""
 
 
 def list_threats(suite: Suite) -> list[RankedThreat]:
@@ -81,6 +83,7 @@ def rank_models(entries: Sequence[Entry], threat: RankedThreat) -> list[RankedMo
             clean=metrics.rate(entry.snapshot.models[0].clean_correct, entry.snapshot.data.n),
             robust=metrics.rate(int(outcomes.sum()), len(outcomes)),
             left={attack: int(_robust(entry, attack, threat).sum()) for attack in threat.attacks},
+            certified=max(_find_cell(entry, attack, threat).certified for attack in threat.attacks),
         )
         for entry, outcomes, rank in zip(entries, worst, ranks, strict=True)
     ]
@@ -104,7 +107,9 @@ def _worst(entry: Entry, threat: RankedThreat) -> Outcomes:
 
 def _robust(entry: Entry, attack: str, threat: RankedThreat) -> Outcomes:
     """Unpack the outcomes of one cell; `read_entries` refuses entries without it."""
-    snapshot = entry.snapshot
+    return unpack_outcomes(_find_cell(entry, attack, threat).robust, entry.snapshot.data.n)
+
+
+def _find_cell(entry: Entry, attack: str, threat: RankedThreat) -> CellSnapshot:
     place = attack, threat.eps
-    cell = next(cell for cell in snapshot.cells if (cell.attack, cell.eps) == place)
-    return unpack_outcomes(cell.robust, snapshot.data.n)
+    return next(cell for cell in entry.snapshot.cells if (cell.attack, cell.eps) == place)

@@ -16,11 +16,12 @@ from bench.core.contracts.model import Model
 from bench.core.contracts.types import Shape
 from bench.core.errors import SuiteError
 from bench.datasets import image_files
+from bench.engine.float32_precision import allow_tf32
 from bench.engine.functional.logits import probabilities
 from bench.engine.model_state import call_model, eval_mode
 from bench.evaluation import loading
 from bench.evaluation.evaluator import Evaluator
-from bench.reporting.plots import figures
+from bench.reporting.plots.saving import save_figure
 from bench.reporting.plots.style import STYLE
 from bench.suite import plan, targets
 from bench.suite.schema import AttackEntry, DataEntry, ModelEntry
@@ -123,7 +124,7 @@ def attack_image(
     again = image_files.decode_image(png, min(shape[1:]), min(shape[1:]), shape[0])
     factor = magnify or _factor(x_adv - x)
     figure = _figure(x, x_adv, factor, [answer.top[0] for answer in answers])
-    drawn, _ = figures.save_figure(figure, out / f"{stem}-attack")
+    drawn, _ = save_figure(figure, out / f"{stem}-attack")
     return SingleImageResult(
         name=image,
         model=model.label,
@@ -179,7 +180,7 @@ def _data(image: str, wanted: Shape | None, names: tuple[str, ...], data_dir: Pa
 
 
 def _answer(model: nn.Module, image: Tensor, label: int, names: tuple[str, ...]) -> Prediction:
-    with eval_mode(model), torch.no_grad():
+    with eval_mode(model), torch.no_grad(), allow_tf32(False):
         logits = call_model(model, image[None])[0]
     shares = probabilities(logits)
     classes = logits.argsort(descending=True, stable=True)[:TOP]

@@ -90,7 +90,8 @@ def measure_peak(job: MemoryJob) -> int:
         limit=job.limit,
         data=job.data,
     )
-    competitor = next(each for each in list_competitors(work) if each.name == job.competitor)
+    listed = list_competitors(work, device=task.device)
+    competitor = next(each for each in listed if each.name == job.competitor)
     seeded = rng.seed_global("speed", work.name, competitor.name)
     with allow_tf32(TF32), seeded, silence_output():
         return _run_measured(competitor, task, job.rows)

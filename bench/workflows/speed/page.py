@@ -172,6 +172,8 @@ def describe_timing(race: Race) -> str:
     rounds = len(race.orders)
     device = torch.cuda.get_device_name(task.device) if task.device.type == "cuda" else "CPU"
     threads, tf32 = torch.get_num_threads(), "on" if TF32 else "off"
+    if any(each.competitor.needs_tf32 for each in race.outcomes):
+        tf32 += " but in rows that it leads"
     return (
         f"{numbers.format_plural(rounds, 'round')} in rotated order after a warm-up, {device}, "
         f"{numbers.format_plural(threads, 'torch thread')}, TF32 {tf32}; "

@@ -209,6 +209,8 @@ class Competitor(NamedTuple):
     """Why it cannot run this workload; empty if it can."""
     rows: int | None = None
     """Its fixed batch size, if it has one."""
+    needs_tf32: bool = False
+    """Whether it runs where the device has TF32 alone: elsewhere it would be the float32 row."""
     share: Callable[[RaceTask], float] = lambda task: 1.0
     """Fraction of the examples that it runs on; its seconds are divided by it."""
 

@@ -13,7 +13,7 @@ from bench.core.validation import Validator, parse_toml, read_text
 FILE = Path(__file__).with_name("workloads.toml")
 Variant = Literal[
     "first-success", "judged", "never", "nested", "plain", "plain-never", "bfloat16",
-    "bfloat16-never",
+    "bfloat16-never", "bfloat16-leads", "tf32-leads",
 ]  # fmt: skip
 """How bench runs a workload; see competitors/bench_engine.py."""
 

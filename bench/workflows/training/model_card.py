@@ -24,7 +24,7 @@ from bench.core.files import write_atomic
 from bench.core.lock import hold_lock
 from bench.engine.functional import norms
 from bench.engine.functional.logits import predict_class, probabilities
-from bench.reporting.plots.figures import save_figure
+from bench.reporting.plots.saving import save_figure
 from bench.storage import environment
 from bench.workflows.training import figures, page
 from bench.workflows.training.added_seeds import PublishedTraining, find_training

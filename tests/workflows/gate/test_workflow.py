@@ -66,11 +66,12 @@ def read_inputs() -> dict[str, str]:
     return {name: value.strip().strip('"') for name, value in [*defaults, *given]}
 
 
-def run_step(name: str, **inputs: str) -> subprocess.CompletedProcess[str]:
-    """Run a step of the action with these inputs in the current folder."""
+def run_step(name: str, attack: str = "success", **inputs: str) -> subprocess.CompletedProcess[str]:
+    """Run a step of the action in the current folder, after an attack with this outcome."""
     step = read_steps()[name]
     values = {f"inputs.{key}": value for key, value in (read_inputs() | inputs).items()}
     values |= {"github.token": "t", "github.event.number": "7", "github.repository": "o/r"}
+    values["steps.attack.outcome"] = attack
     environment = {
         key: re.sub(r"\$\{\{ ([\w.-]+) \}\}", lambda found: values[found[1]], text)
         for key, text in step.environment.items()
@@ -191,6 +192,20 @@ def test_a_missing_baseline_is_in_the_summary_and_the_files(shell: Path) -> None
     assert "could not be checked" in (shell / "step.md").read_text(encoding="utf-8")
     top = ElementTree.parse(shell / "robustness" / "junit.xml").getroot()
     assert top.get("errors") == "1"
+
+
+@NEEDS_SHELL
+def test_a_suite_that_could_not_run_is_named_with_its_mistake(shell: Path) -> None:
+    (shell / "mine.toml").write_text("schema = 7\n", encoding="utf-8")
+    attacked = run_step("Attack", suite="mine.toml")
+    assert attacked.returncode == 2
+    assert "::error title=bench run::mine.toml: " in attacked.stdout
+    checked = run_step("Check", attack="failure")
+    assert checked.returncode == 2
+    summary = (shell / "step.md").read_text(encoding="utf-8")
+    assert "could not be checked" in summary
+    assert "\nbench: mine.toml: " in summary
+    assert (shell / "robustness" / "summary.md").read_text(encoding="utf-8") == summary
 
 
 @NEEDS_SHELL

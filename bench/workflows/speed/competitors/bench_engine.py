@@ -2,7 +2,8 @@
 
 Gradients and counts come from the accelerated model; outside the timed work, the model itself
 judges the images. Variants switch off early stopping, acceleration, or counting by the accelerated
-model.
+model. Where a lower precision leads, the model in float32 confirms every success within the timed
+work, as in a suite run.
 """
 
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from bench.engine.float32_precision import allow_tf32
 from bench.evaluation import ensemble
 from bench.evaluation.crafting import Examples
 from bench.evaluation.judge import judge
+from bench.evaluation.verify import craft_and_verify
 from bench.workflows.speed.setup import Competitor, RaceTask, RunWork, WorkResult, count_correct
 from bench.workflows.speed.workloads import Variant, Workload
 
@@ -35,8 +37,14 @@ class EngineVariant(NamedTuple):
     precision: Precision = "float32"
     judged: bool = False
     """Whether the model itself counts within the timed work, as in a suite run."""
+    confirmed: bool = False
+    """Whether the model itself also attacks again what it does not confirm, as in a suite run."""
 
 
+LEADS = (
+    "gradients in {}; the model in float32 confirms every success, attacks again what it does not "
+    "confirm, and counts; stops at the first success"
+)
 VARIANTS: dict[Variant, EngineVariant] = {
     "first-success": EngineVariant("bench", "stops each example at its first success"),
     "judged": EngineVariant(
@@ -70,6 +78,15 @@ VARIANTS: dict[Variant, EngineVariant] = {
         precision="bfloat16",
         judged=True,
     ),
+    "bfloat16-leads": EngineVariant(
+        "bench, bfloat16 leads, float32 judges",
+        LEADS.format("bfloat16"),
+        precision="bfloat16",
+        confirmed=True,
+    ),
+    "tf32-leads": EngineVariant(
+        "bench, TF32 leads, float32 judges", LEADS.format("TF32"), precision="tf32", confirmed=True
+    ),
 }
 
 
@@ -86,7 +103,10 @@ def list_variants(work: Workload) -> Iterator[Competitor]:
         variant = VARIANTS[name]
         plain = work.attack == "fgsm" and name == "first-success"
         yield Competitor(
-            name=variant.name, prepare=partial(prepare, variant), note="" if plain else variant.note
+            name=variant.name,
+            prepare=partial(prepare, variant),
+            note="" if plain else variant.note,
+            needs_tf32=variant.precision == "tf32",
         )
 
 
@@ -115,6 +135,8 @@ def prepare(variant: EngineVariant, task: RaceTask) -> RunWork:
         copy = accelerate.accelerate_model(
             task.model, task.x, task.rows, variant.precision, fixed=True
         ).model
+    if variant.confirmed:
+        return partial(run_confirmed, task, spec, copy)
     return partial(run_engine, task, spec, copy, variant.judged)
 
 
@@ -145,6 +167,24 @@ def run_engine(
     return WorkResult(x_adv, right)
 
 
+def run_confirmed(task: RaceTask, spec: AttackSpec, copy: nn.Module, rows: int) -> WorkResult:
+    """Attack as a suite run does, with the model in float32 as the judge: the timed work.
+
+    Args:
+        task: Model, images and parameters.
+        spec: A rule; no ensemble.
+        copy: The accelerated model, which leads.
+        rows: Rows of a pass.
+
+    Returns:
+        Attacked images, and the model's own counts.
+    """
+    ids = torch.arange(len(task.x), device=task.device)
+    found = craft_and_verify(task.model, spec, _as_examples(task, ids), rows, accelerated=copy)
+    right = [int((each.pred == task.y).sum()) for each in found.predictions]
+    return WorkResult(found.output.x_adv, right)
+
+
 def attack_images(
     task: RaceTask, spec: AttackSpec, copy: nn.Module, ids: Tensor, rows: int
 ) -> Tensor:
@@ -164,6 +204,10 @@ def attack_images(
         return stream.run_attack(
             task.model, spec, task.x, task.y, ids, rows, accelerated=copy
         ).x_adv
+    return ensemble.run_ensemble(task.model, spec, _as_examples(task, ids), rows, copy).x_adv
+
+
+def _as_examples(task: RaceTask, ids: Tensor) -> Examples:
+    """All images of a task, each of which is attacked."""
     unused = torch.zeros(len(ids), device=task.device)
-    chosen = Examples(ids, task.x, task.y, ids - ids - 1, task.y, unused, unused)
-    return ensemble.run_ensemble(task.model, spec, chosen, rows, copy).x_adv
+    return Examples(ids, task.x, task.y, ids - ids - 1, task.y, unused, unused)

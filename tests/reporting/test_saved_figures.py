@@ -1,0 +1,46 @@
+"""What is stored of a figure: small files that look the same."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from bench.reporting.plots.saving import reduce_colours, save_figure
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def decode(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def test_a_plot_is_stored_with_a_palette_that_looks_the_same(tmp_path: Path) -> None:
+    figure = Figure(figsize=(6, 4))
+    axes = figure.subplots()
+    for k in range(5):
+        axes.plot([0, 1, 2], [k, k * k, 3 - k], label=f"attack {k}")
+    axes.legend()
+    png, _ = save_figure(figure, tmp_path / "curves")
+    whole = io.BytesIO()
+    figure.savefig(whole, format="png")
+    difference = np.abs(decode(whole.getvalue()).astype(int) - decode(png.read_bytes()))
+    assert Image.open(png).mode == "P"
+    assert png.stat().st_size < 0.6 * len(whole.getvalue())
+    assert difference.mean() < 0.5
+
+
+def test_a_picture_of_at_most_256_colours_keeps_every_pixel() -> None:
+    levels = np.arange(256).reshape(16, 16)
+    pixels = np.stack([levels, 255 - levels, levels // 2], -1)
+    np.testing.assert_array_equal(decode(reduce_colours(encode(pixels))), pixels)
+
+
+def test_a_photograph_keeps_all_its_colours() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3))
+    np.testing.assert_array_equal(decode(reduce_colours(encode(pixels))), pixels)
