@@ -278,7 +278,8 @@ def _seeds_note(recipe: Recipe, card: Card) -> str:
     return (
         f"Images correct. Mean test error of the {len(wrong)} seeds: "
         f"{100 * sum(wrong) / len(wrong):.3g} %. The seed with the fewest errors on{attacked} "
-        "validation images is published, whatever its test error."
+        "validation images, of which each seed holds out its own, is published, whatever its test "
+        "error."
     )
 
 
