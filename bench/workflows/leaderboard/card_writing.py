@@ -56,7 +56,7 @@ def write_card(run: Path, label: str | None, given: Mapping[str, str]) -> Path:
     table = earlier.get("model")
     if label is not None or not isinstance(table, dict):
         table = _find_model(run, label)
-    known = {"name": table.get("label") or table["name"], **earlier, **given}
+    known = {"name": table.get("label") or table.get("name", ""), **earlier, **given}
     texts = {key: str(known.get(key, "")) for key in ("name", *FIELDS, "url")}
     write_atomic(path, _format_card(texts, table).encode())
     empty = [key for key in FIELDS if not texts[key].strip()]
