@@ -186,7 +186,7 @@ SECTIONS: dict[str, list[Claim]] = {
             "99.33 %",
             trained("dropout_cnn-mnist", "validation"),
             "training/dropout_cnn-mnist.md",
-            "the best of five seeds, all on that page; theirs lies inside the interval",
+            "the best of five seeds, all on that page",
         ),
         Claim(
             "L1 penalty: images of 16 that reach the target; the smallest L1 norm",
