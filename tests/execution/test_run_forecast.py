@@ -56,8 +56,7 @@ KINDS = {
     ),
     "attacks of a library": (
         "", 16, LENET,
-        [attack("torchattacks:PGD", steps=10), attack("torchattacks:CW", norm="l2", steps=20),
-         attack("torchattacks:Square", n_queries=25)],
+        [attack("torchattacks:PGD", steps=10), attack("torchattacks:CW", norm="l2", steps=20)],
     ),
 }  # fmt: skip
 
