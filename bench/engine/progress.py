@@ -87,6 +87,9 @@ class PassCounter:
 
         Args:
             extend: Passes that the part needs still -> those of the whole.
+
+        Yields:
+            With reports extended.
         """
         self._extend.append(extend)
         try:
@@ -113,6 +116,9 @@ def count_unit(listen: Callable[[Progress], None] | None) -> Iterator[None]:
 
     Args:
         listen: Receives the reports; None: nothing is counted.
+
+    Yields:
+        With passes counted.
     """
     token = _counter.set(None if listen is None else PassCounter(listen))
     try:

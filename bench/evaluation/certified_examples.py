@@ -72,11 +72,12 @@ def evaluate_uncertified(
         correctly has a record of an example that was not attacked, with `certified` set and no
         passes; where queries are counted it falls at none. No losses where any is certified.
     """
-    certified = certified & (torch.tensor(spec.eps)[:, None] > 0)
-    certified = certified.to(examples.id.device) & (examples.clean_pred == examples.label)
-    if spec.goal == "targeted":
-        certified &= examples.target != examples.label
     judge_rows = judge_rows or rows
+    certified = certified & (torch.tensor(spec.eps)[:, None] > 0)
+    if certified.any():  # on the CPU still
+        certified = certified.to(examples.id.device) & (examples.clean_pred == examples.label)
+        if spec.goal == "targeted":
+            certified &= examples.target != examples.label
     if not certified.any():
         return evaluate_chunk(
             model, spec, examples, rows, floor,

@@ -311,7 +311,8 @@ def test_a_masked_gradient_is_reported_as_such() -> None:
 
 def test_a_model_that_cannot_take_the_channels_last_layout_is_attacked_in_the_other() -> None:
     accelerated = accelerate.accelerate_model(Viewing().eval(), image(), 4, fixed=True)
-    assert (accelerated.layout, accelerated.exchanged) == ("contiguous", True)
+    assert accelerated.layout in ("contiguous", "mkldnn")  # whichever was timed to be faster
+    assert accelerated.exchanged
 
 
 def test_a_copy_that_fails_says_nothing_but_its_reason(capfd: pytest.CaptureFixture[str]) -> None:

@@ -20,7 +20,7 @@ from bench.analysis.results_from_csv import read_results_from_csv
 from bench.analysis.snapshot import take_snapshot
 from bench.analysis.snapshot_file import format_snapshot, read_snapshot, write_snapshot
 from bench.core.errors import RecordError, SuiteError
-from bench.evaluation import evaluator, metrics
+from bench.evaluation import chunk_sizes, metrics
 from bench.evaluation.certification import bounds
 from bench.execution import merge, runner, sharding
 from bench.execution.options import RunOptions
@@ -434,7 +434,7 @@ def test_an_example_left_out_without_a_certificate_is_refused(skipping: RunResul
 def test_shards_certify_what_they_attack_and_merge_into_the_whole_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluator, "CHUNK_EXAMPLES", 20)
+    monkeypatch.setattr(chunk_sizes, "CHUNK_EXAMPLES", 20)
     (tmp_path / "net.py").write_text(NET, encoding="utf-8")
     suite = read(HEAD.format(top="skip_certified = true") + attack("fgsm", eps=0.004), tmp_path)
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -3,11 +3,13 @@
 import io
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
 from bench.reporting.plots.saving import reduce_colours, save_figure
+from bench.reporting.plots.style import STYLE
 
 
 def encode(pixels: np.ndarray) -> bytes:
@@ -28,9 +30,10 @@ def test_a_plot_is_stored_with_a_palette_that_looks_the_same(tmp_path: Path) -> 
     axes.legend()
     png, _ = save_figure(figure, tmp_path / "curves")
     whole = io.BytesIO()
-    figure.savefig(whole, format="png")
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(whole, format="png")
     difference = np.abs(decode(whole.getvalue()).astype(int) - decode(png.read_bytes()))
-    assert Image.open(png).mode == "P"
+    assert Image.open(io.BytesIO(png.read_bytes())).mode == "P"
     assert png.stat().st_size < 0.6 * len(whole.getvalue())
     assert difference.mean() < 0.5
 

@@ -4,14 +4,14 @@ Pages are kept in git and loaded over the network: a PNG of a palette of 256 col
 the size that matplotlib writes. Photographs need more colours and keep all of theirs.
 """
 
+import functools
 import io
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from bench.core.files import write_atomic
 from bench.reporting.plots.style import STYLE
@@ -54,8 +54,9 @@ def reduce_colours(png: bytes) -> bytes:
     """
     image = Image.open(io.BytesIO(png)).convert("RGB")
     reduced = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-    errors = np.abs(np.asarray(image, np.int16) - np.asarray(reduced.convert("RGB"), np.int16))
-    kept = reduced if errors.max(-1).mean() <= PALETTE_ERROR else image
+    channels = ImageChops.difference(image, reduced.convert("RGB")).split()
+    (error,) = ImageStat.Stat(functools.reduce(ImageChops.lighter, channels)).mean
+    kept = reduced if error <= PALETTE_ERROR else image
     buffer = io.BytesIO()
     kept.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
