@@ -19,6 +19,8 @@ from bench.reporting.plots.style import STYLE
 PALETTE_ERROR = 0.5
 """Largest mean error of a palette, in levels of 255; curves and grids of digits have at most 0.15,
 photographs 5 and more."""
+MOST_PIXELS = 1_000_000
+"""Of an image that is reduced: choosing a palette needs several times its memory."""
 _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
@@ -50,15 +52,19 @@ def reduce_colours(png: bytes) -> bytes:
 
     Returns:
         The image with a palette if the mean error over its pixels, of the worst channel, is at most
-        `PALETTE_ERROR`; otherwise with its own colours.
+        `PALETTE_ERROR`; otherwise, and if it is large, as it is.
     """
-    image = Image.open(io.BytesIO(png)).convert("RGB")
+    with Image.open(io.BytesIO(png)) as whole:
+        if whole.width * whole.height > MOST_PIXELS:
+            return png
+        image = whole.convert("RGB")
     reduced = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
     channels = ImageChops.difference(image, reduced.convert("RGB")).split()
     (error,) = ImageStat.Stat(functools.reduce(ImageChops.lighter, channels)).mean
-    kept = reduced if error <= PALETTE_ERROR else image
+    if error > PALETTE_ERROR:
+        return png
     buffer = io.BytesIO()
-    kept.save(buffer, "PNG", optimize=True)
+    reduced.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
