@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.evaluation.metrics import rate
+from bench.workflows.training.page import format_rate
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "results"
@@ -68,26 +68,12 @@ def _read_table(folder: str) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def percent(count: int, n: int) -> str:
-    """Format a count as a percentage with its interval.
-
-    Args:
-        count: Successes.
-        n: Trials.
-
-    Returns:
-        Such as "99.23 % [99.04, 99.38]": the 95 % Wilson interval.
-    """
-    _, _, value, low, high = rate(count, n)
-    return f"{100 * value:.2f} % [{100 * low:.2f}, {100 * high:.2f}]"
-
-
 def robust(folder: str, model: str, attack: str, eps: float) -> Callable[[], str]:
     """Robust accuracy of a cell."""
 
     def read() -> str:
         row = find_cell(folder, model, attack, eps)
-        return percent(int(row["robust_correct"]), int(row["n"]))
+        return format_rate(int(row["robust_correct"]), int(row["n"]))
 
     return read
 
@@ -98,7 +84,7 @@ def error(folder: str, model: str, attack: str, eps: float) -> Callable[[], str]
     def read() -> str:
         row = find_cell(folder, model, attack, eps)
         n = int(row["n"])
-        made = percent(n - int(row["robust_correct"]), n)
+        made = format_rate(n - int(row["robust_correct"]), n)
         return f"{made}, {100 * float(row['mean_confidence_fooled']):.1f} %"
 
     return read
@@ -132,7 +118,7 @@ def trained(weights: str, part: str) -> Callable[[], str]:
 
     def read() -> str:
         card = json.loads((ROOT / f"bench/models/weights/{weights}.json").read_text("utf-8"))
-        return percent(card[f"{part}_correct"], card[f"{part}_n"])
+        return format_rate(card[f"{part}_correct"], card[f"{part}_n"])
 
     return read
 
