@@ -1,9 +1,9 @@
 """Fingerprint models by everything that they compute with.
 
-Parameters and buffers are not enough: a forward may read any attribute, call any function of its
-module, or be changed by a hook. All of these are described as text and hashed. The text contains no
-addresses, no orders of sets and no paths of this machine, so it is the same in every process.
-Objects that cannot be inspected are described by the name of their type.
+Parameters and buffers are not enough: a forward may read any attribute and any global value, call
+any function, or be changed by a hook. All of these are described as text and hashed. The text
+contains no addresses, no orders of sets and no paths of this machine, so it is the same in every
+process. Objects that cannot be inspected are described by the name of their type.
 """
 
 import argparse
@@ -46,6 +46,8 @@ _TORCH = ("torch", "numpy")
 _SETTINGS = (argparse.Namespace, types.SimpleNamespace, torch.distributions.Distribution)
 """Objects of Python and torch that hold nothing but values which a user sets."""
 _GETTERS = (operator.itemgetter, operator.attrgetter, operator.methodcaller)
+_HOLDERS = ("__func__", "func", "fget", "fset", "__wrapped__")
+"""Attributes of descriptors and decorators that hold a function."""
 _OF_CLASSES = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__",
                          "__qualname__", "__firstlineno__", "__static_attributes__",
                          "__annotate_func__", "__annotations_cache__"})  # fmt: skip
@@ -256,12 +258,18 @@ class _Describer:
             tree or self._compiled(code, function.__doc__),
             self._code(file),
             self._bound(function),
+            self._read_values([function]),
         ]
         if not content:  # typed at a prompt or in a notebook: no file has what it refers to
             parts.append(self._describe_fields(_global_values(function)))
         return (
             f"function({','.join(parts)},{self.describe(getattr(function, '__wrapped__', None))})"
         )
+
+    def _read_values(self, functions: Sequence[types.FunctionType]) -> str:
+        """Describe the global values that functions read; "" without any."""
+        values = _global_data(functions)
+        return self._describe_fields(values) if values else ""
 
     def _bound(self, function: types.FunctionType) -> str:
         """Describe the default arguments and the closure of a function."""
@@ -303,7 +311,8 @@ class _Describer:
             functions = {k: v for k, v in vars(kind).items() if isinstance(v, types.FunctionType)}
             bound = {name: text for name, each in functions.items() if (text := self._bound(each))}
             fields = self._describe_fields(bound | _changeable(kind))
-            return f"{kind.__qualname__} {self._code(file)} {fields}"
+            read = self._read_values(_class_functions(kind))
+            return f"{kind.__qualname__} {self._code(file)} {fields}{read}"
         # Made by a function, or typed at a prompt: no file contains the class as it is.
         own = {name: each for name, each in vars(kind).items() if name not in _OF_CLASSES}
         return f"{kind.__qualname__} {self._code(file)} {self._describe_fields(own)}"
@@ -365,16 +374,74 @@ def _array(array: Any) -> str:
     return f"{array.dtype.str} {array.shape} {hashlib.sha256(content).hexdigest()}"
 
 
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    """List the code of a function and of the functions inside it."""
+    inside = [each for each in code.co_consts if isinstance(each, types.CodeType)]
+    return [code, *(each for one in inside for each in _codes(one))]
+
+
+def _names(code: types.CodeType, instruction: str) -> set[str]:
+    """Collect the variables that an instruction names, also in functions inside."""
+    return {
+        step.argval
+        for each in _codes(code)
+        for step in dis.get_instructions(each)
+        if step.opname == instruction
+    }
+
+
 def _global_values(function: types.FunctionType) -> dict[str, Any]:
     """Return the global variables that a function reads, also in functions inside it."""
-    names, open_ = set[str](), [function.__code__]
-    while open_:
-        code = open_.pop()
-        open_ += [each for each in code.co_consts if isinstance(each, types.CodeType)]
-        names |= {
-            each.argval for each in dis.get_instructions(code) if each.opname == "LOAD_GLOBAL"
-        }
+    names = sorted(_names(function.__code__, "LOAD_GLOBAL"))
     return {name: function.__globals__[name] for name in names if name in function.__globals__}
+
+
+def _global_data(functions: Sequence[types.FunctionType]) -> dict[str, list[Any]]:
+    """Collect the global values that functions read, directly or by what they call.
+
+    Functions, classes and modules of the user are followed, as their files are hashed already;
+    what they hold may have been computed when a file was imported, or set since. Variables that
+    one of the functions assigns are left out, as every pass changes them.
+    """
+    values: dict[str, list[Any]] = {}
+    assigned, seen, open_ = set[str](), set[int](), [*functions]
+    while open_:
+        function = open_.pop()
+        file = Path(function.__code__.co_filename)
+        if id(function) in seen or not file.is_file() or not source_hash.is_own(file):
+            continue
+        seen.add(id(function))
+        assigned |= {f"{file.name}:{name}" for name in _names(function.__code__, "STORE_GLOBAL")}
+        for name, value in _read_globals(function):
+            if isinstance(value, types.FunctionType) and value.__name__ == name.split(".")[-1]:
+                open_.append(value)
+            elif isinstance(value, type):
+                open_ += [each for base in value.__mro__ for each in _class_functions(base)]
+            elif not isinstance(value, types.ModuleType):
+                values.setdefault(f"{file.name}:{name}", []).append(value)
+    return {name: value for name, value in values.items() if name not in assigned}
+
+
+def _read_globals(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
+    """Yield the global variables that a function reads, and those of the modules among them."""
+    attributes = {each for code in _codes(function.__code__) for each in code.co_names}
+    open_, seen = [*_global_values(function).items()], set[int]()
+    while open_:
+        name, value = open_.pop()
+        yield name, value
+        file = source_hash.module_file(value) if isinstance(value, types.ModuleType) else None
+        if file is not None and source_hash.is_own(file) and id(value) not in seen:
+            seen.add(id(value))
+            inside = sorted(attributes & {*vars(value)})
+            open_ += [(f"{name}.{each}", vars(value)[each]) for each in inside]
+
+
+def _class_functions(kind: type) -> list[types.FunctionType]:
+    """List the functions of a class, also those of its properties and static methods."""
+    parts: list[Any] = []
+    for each in vars(kind).values():
+        parts += [each, *(getattr(each, name, None) for name in _HOLDERS)]
+    return [each for each in parts if isinstance(each, types.FunctionType)]
 
 
 def _cell_content(cell: types.CellType) -> Any:

@@ -218,6 +218,72 @@ def test_a_model_of_a_notebook_counts_with_the_variables_and_functions_that_it_r
     assert len({make(), make(GAIN=2.0), make(SHIFT=0.5)}) == 3
 
 
+SETTINGS = "import torch\nLEVELS = torch.tensor([1.0])\nNAME = 'x'\n"
+READER = """
+import {settings} as settings
+from {settings} import LEVELS
+from torch import nn
+
+GAIN, UNREAD, OFFSETS, POWER, CALLS = 1.0, 1.0, {{"a": 1.0}}, 1, 0
+INNER = nn.Linear(1, 1)
+
+def shift(x):
+    global CALLS
+    CALLS += 1
+    return x + OFFSETS["a"]
+
+class Net(nn.Module):
+    @property
+    def power(self):
+        return POWER
+
+    @staticmethod
+    def turn(x):
+        return INNER(x)
+
+    def forward(self, x):
+        return self.turn([shift(row) * GAIN for row in x] * LEVELS) ** self.power, settings.NAME
+"""
+
+
+def test_a_model_counts_with_the_values_that_its_functions_read_when_they_run(
+    tmp_path: Path,
+) -> None:
+    """A file may compute a value when it is imported, or a program may set it later."""
+    settings = f"settings_{tmp_path.name}"
+    (tmp_path / f"{settings}.py").write_text(SETTINGS, encoding="utf-8")
+    path = tmp_path / "reads_settings.py"
+    path.write_text(READER.format(settings=settings), encoding="utf-8")
+
+    def make(**values: Any) -> str:
+        sys.path.insert(0, str(tmp_path))
+        module = types.ModuleType("reads_settings")
+        module.__file__ = str(path)
+        sys.modules[module.__name__] = module
+        exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), vars(module))
+        module.INNER.load_state_dict({"weight": torch.ones(1, 1), "bias": torch.zeros(1)})
+        try:
+            for name, value in values.items():
+                setattr(module.settings if name == "NAME" else module, name, value)
+            return fingerprint(module.Net())
+        finally:
+            sys.path.remove(str(tmp_path))
+            del sys.modules[module.__name__], sys.modules[settings]
+
+    same = [make(), make(), make(UNREAD=2.0), make(CALLS=7)]
+    others = [
+        make(GAIN=2.0),
+        make(OFFSETS={"a": 2.0}),
+        make(POWER=2),
+        make(LEVELS=torch.tensor([2.0])),
+        make(INNER=nn.Linear(1, 1, bias=False)),
+        make(shift=lambda x: x),
+        make(NAME="y"),
+    ]
+    assert len({*same}) == 1
+    assert len({*same, *others}) == 1 + len(others)
+
+
 def test_a_model_s_place_on_this_machine_is_no_part_of_it(folder: Path) -> None:
     other = folder / "elsewhere"
     other.mkdir()
@@ -335,12 +401,12 @@ def test_two_models_that_cannot_be_told_apart_and_answer_otherwise_end_the_run(
     folder: Path,
 ) -> None:
     (folder / "net.py").write_text(
-        "import torch\nfrom torch import nn\nfrom itertools import cycle\n"
-        "SIGN, SIGNS = cycle([1.0, -1.0]), {}\n"
+        "import threading\nfrom torch import nn\nfrom itertools import cycle\n"
+        "SIGN, SIGNS = cycle([1.0, -1.0]), threading.local()\n"  # cannot be inspected
         "class Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
-        "        SIGNS[id(self)] = next(SIGN)\n"
+        "        setattr(SIGNS, str(id(self)), next(SIGN))\n"
         "    def forward(self, x):\n"
-        "        return x.flatten(1)[:, :3] * SIGNS[id(self)]\n"
+        "        return x.flatten(1)[:, :3] * getattr(SIGNS, str(id(self)))\n"
         "def build(**_):\n    return Net()\n",
         encoding="utf-8",
     )
@@ -383,7 +449,9 @@ def test_bench_s_own_code_counts_by_its_versions(monkeypatch: pytest.MonkeyPatch
     assert len(identities() & before) == 1
 
 
-def test_a_user_s_attack_counts_with_what_it_imports(tmp_path: Path) -> None:
+def test_a_user_s_attack_counts_with_what_it_imports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     helper = f"step_{tmp_path.name}"
     (tmp_path / f"{helper}.py").write_text("BY = 1.0\n", encoding="utf-8")
     (tmp_path / "mine.py").write_text(
@@ -407,4 +475,7 @@ def test_a_user_s_attack_counts_with_what_it_imports(tmp_path: Path) -> None:
     (tmp_path / f"{helper}.py").write_text("BY = -1.0\n", encoding="utf-8")
     assert identity() != before
     assert registry.find("attacks", "mine.py:ATTACK", tmp_path).run.__globals__[helper].BY == -1.0
+    at_minus_one = identity()
+    monkeypatch.setattr(sys.modules[helper], "BY", -2.0)
+    assert identity() != at_minus_one  # set by a program, not by the file
     assert environment.hash_files(tmp_path, ["mine.py", "absent.py"]).keys() == {"mine.py"}
