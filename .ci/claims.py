@@ -79,7 +79,7 @@ def robust(folder: str, model: str, attack: str, eps: float) -> Callable[[], str
 
 
 def error(folder: str, model: str, attack: str, eps: float) -> Callable[[], str]:
-    """Error rate of a cell, and the mean confidence of the errors that the attack made."""
+    """Error rate of a cell, and the mean confidence of the examples that it fooled."""
 
     def read() -> str:
         row = find_cell(folder, model, attack, eps)
@@ -196,13 +196,14 @@ SECTIONS: dict[str, list[Claim]] = {
             "the loss depends on the number of steps, which the source does not state",
         ),
     ],
-    "Goodfellow et al. 2015, MNIST, FGSM at L-inf 0.25: error, mean confidence of the errors": [
+    "Goodfellow et al. 2015, MNIST, FGSM at L-inf 0.25: error, mean confidence of the fooled": [
         Claim(
             "softmax regression",
             "99.9 %, 79.3 %",
             error("transfer", "softmax", "FGSM from softmax", 0.25),
             "transfer/report.md",
-            "another training, of a length that the source does not state",
+            "another training, of a length that the source does not state; its confidence is that "
+            "of all errors, as in the rows below",
         ),
         Claim(
             "maxout 240",

@@ -193,7 +193,7 @@ def test_the_matrix_has_a_line_per_source_and_a_column_per_victim(
     assert name == "transfer-FGSM-linf-untargeted"
     assert any(text.startswith(f"{error:.1f}\n") for text in texts)
     legend = figure.get_supxlabel()
-    assert "(mean confidence of the errors)" in legend
+    assert "(mean confidence of the fooled examples)" in legend
     assert "framed: crafted on the model itself" in legend
 
 

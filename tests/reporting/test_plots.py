@@ -8,7 +8,7 @@ import pytest
 from matplotlib.collections import LineCollection, PolyCollection
 from matplotlib.figure import Figure
 
-from bench.reporting.plots import figures
+from bench.reporting.plots import figures, style
 from bench.reporting.plots.figures import AttackedExample
 
 EPS = [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3]
@@ -114,6 +114,14 @@ def test_a_failed_cell_breaks_the_curve_and_is_named_in_the_legend() -> None:
     assert np.isnan(values[2])
     assert values[1] == pytest.approx(93.7)
     assert "FGSM (1 failed)" in figure.legends[0].get_texts()[0].get_text()
+
+
+def test_long_labels_that_differ_at_their_ends_are_told_apart() -> None:
+    labels = [f"ResNet-18 trained on CIFAR-10 for 200 epochs with seed {k}" for k in range(3)]
+    short = [style.shorten(label, 22) for label in labels]
+    assert len({*short}) == 3
+    assert all(len(each) <= 22 for each in short)
+    assert style.shorten("LeNet") == "LeNet"
 
 
 def test_attacks_with_the_very_same_counts_share_a_line_that_names_both() -> None:

@@ -39,7 +39,7 @@ PALETTE: list[tuple[float, float, float]] = sns.color_palette("colorblind")
 
 
 def shorten(label: Any, width: int = 32) -> str:
-    """Shorten a label to fit beside an axis.
+    """Shorten a label to fit beside an axis, in its middle, as labels often differ at their ends.
 
     Args:
         label: The label; a space goes before a leading underscore, which a legend would hide.
@@ -50,7 +50,10 @@ def shorten(label: Any, width: int = 32) -> str:
     """
     text = format_text(label)
     text = f" {text}" if text.startswith("_") else text
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    if len(text) <= width:
+        return text
+    tail = width // 3
+    return f"{text[: width - 1 - tail].rstrip()}…{text[-tail:].lstrip()}"
 
 
 def pick_evenly(items: Sequence[T], most: int) -> list[T]:

@@ -26,7 +26,9 @@ from bench.reporting.plots.style import STYLE, shorten
 
 MAX_PANELS = 4
 """Panels of a figure; of more eps, the largest are drawn."""
-LEGEND = "error rate (%)\n(mean confidence of the errors)\nframed: crafted on the model itself"
+LEGEND = (
+    "error rate (%)\n(mean confidence of the fooled examples)\nframed: crafted on the model itself"
+)
 """What the numbers and the frame of a cell are."""
 
 
@@ -140,7 +142,7 @@ def iter_transfer_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figur
         found.setdefault((matrix.attack, matrix.norm, matrix.goal), []).append(matrix)
     for (attack, norm, goal), group in found.items():
         shown = sorted(group, key=lambda matrix: matrix.eps)[-MAX_PANELS:]
-        about = "error rate, and mean confidence of the errors in parentheses"
+        about = "error rate, and mean confidence of the fooled examples in parentheses"
         caption = f"{format_text(attack)}, {format_norm(norm)}, {goal}: source by victim, {about}."
         yield f"transfer-{attack}-{norm}-{goal}", caption, plot_transfer_heatmap(shown)
 
@@ -148,8 +150,8 @@ def iter_transfer_figures(table: pd.DataFrame) -> Iterator[tuple[str, str, Figur
 def plot_transfer_heatmap(shown: list[TransferMatrix]) -> Figure:
     """Plot the error rate (%) by source (rows) and victim (columns), one panel per eps.
 
-    Parentheses hold the mean confidence of the errors. A frame marks white-box cells, crafted on
-    the model that they are evaluated on, alone or among others. The figure says both.
+    Parentheses hold the mean confidence of the fooled examples. A frame marks white-box cells,
+    crafted on the model that they are evaluated on, alone or among others. The figure says both.
 
     Args:
         shown: Matrices of one attack in one norm, by eps.

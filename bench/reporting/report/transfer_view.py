@@ -18,7 +18,7 @@ from bench.reporting.report.views import Footnotes, Row, View, group_rows, to_ro
 
 
 def tabulate_transfers(table: pd.DataFrame) -> list[View]:
-    """Tabulate source by victim: error rate, and mean confidence of the errors.
+    """Tabulate source by victim: error rate, and mean confidence of the fooled examples.
 
     Args:
         table: The rows of table.csv.
@@ -34,7 +34,8 @@ def tabulate_transfers(table: pd.DataFrame) -> list[View]:
             lines.append([format_text(source), *(_format_transfer(row, notes) for row in cells)])
         caption = (
             f"{format_text(matrix.attack)}, {format_norm(matrix.norm)}, {format_text(matrix.goal)}"
-            f", eps {format_text(matrix.eps_text)}: error rate (mean confidence of the errors)"
+            f", eps {format_text(matrix.eps_text)}: error rate "
+            "(mean confidence of the fooled examples)"
         )
         columns = [
             "crafted on",
