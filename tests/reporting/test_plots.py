@@ -194,6 +194,17 @@ def test_the_heat_map_prints_percents_and_a_dash_for_each_cell_without_one() -> 
     assert sorted(hatches) == ["////", "xxxx"]
 
 
+def test_the_heat_map_of_one_eps_shows_its_row_labels_whole() -> None:
+    table = pd.DataFrame(
+        [cell("a model of " + 30 * "m", f"attack {k} from" + 20 * " m", 0.1, 5) for k in range(40)]
+    )
+    figure = figures.plot_success_heatmap(table, "linf")
+    figure.draw_without_rendering()
+    labels = [each.get_window_extent() for each in figure.axes[0].get_yticklabels()]
+    assert min(each.x0 for each in labels) > 0
+    assert figure.axes[0].get_window_extent().width > 20
+
+
 def test_throughput_is_all_examples_over_all_seconds() -> None:
     table = made_up()
     table.loc[1, ["seconds", "examples_per_second"]] = [20.0, 50.0]

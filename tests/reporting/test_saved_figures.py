@@ -38,6 +38,17 @@ def test_a_plot_is_stored_with_a_palette_that_looks_the_same(tmp_path: Path) -> 
     assert difference.mean() < 0.5
 
 
+def test_a_figure_without_room_for_its_axes_is_enlarged(tmp_path: Path) -> None:
+    figure = Figure(figsize=(1.5, 1.5), layout="constrained")
+    axes = figure.subplots()
+    axes.set_yticks([0, 1], ["a label that is wider than the whole figure", "another of these"])
+    png, svg = save_figure(figure, tmp_path / "narrow")
+    assert figure.get_figwidth() > 3
+    assert axes.get_yticklabels()[0].get_window_extent().x0 >= 0
+    assert decode(png.read_bytes()).shape[1] > 1.5 * STYLE["savefig.dpi"]
+    assert f'width="{int(72 * figure.get_figwidth())}.' in svg.read_text(encoding="utf-8")
+
+
 def test_a_picture_of_at_most_256_colours_keeps_every_pixel() -> None:
     levels = np.arange(256).reshape(16, 16)
     pixels = np.stack([levels, 255 - levels, levels // 2], -1)

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from bench.analysis.classes import select_shown_classes
 from bench.reporting.formats.numbers import format_norm, format_text
-from bench.reporting.plots.style import STYLE, pick_evenly, shorten
+from bench.reporting.plots.style import STYLE, heatmap_size, pick_evenly, shorten
 from bench.suite.labels import WORST_CASE
 
 MAX_COLUMNS = 16
@@ -67,8 +67,8 @@ def plot_class_heatmap(rows: pd.DataFrame) -> Figure:
         if row["eps"] in columns:
             values[i, columns.index(float(row["eps"]))] = 100 * row["robust_accuracy"]
     with matplotlib.rc_context(STYLE):
-        size = (3.4 + 0.62 * len(columns), 1.5 + 0.3 * len(shown))
-        figure = Figure(figsize=size, layout="constrained")
+        names = [labels[i] for i in range(len(shown))]
+        figure = Figure(figsize=heatmap_size(len(columns), names), layout="constrained")
         axes = figure.subplots()
         notes = np.array([["" if math.isnan(v) else f"{v:.1f}" for v in line] for line in values])
         sns.heatmap(
@@ -80,7 +80,6 @@ def plot_class_heatmap(rows: pd.DataFrame) -> Figure:
             axes.add_patch(
                 Rectangle((0, i), len(columns), 1, fill=False, hatch="////", edgecolor="0.6")
             )
-        names = [labels[i] for i in range(len(shown))]
         axes.set_yticks([i + 0.5 for i in range(len(shown))], names, rotation=0)
         axes.set_xticks([j + 0.5 for j in range(len(columns))], [texts[c] for c in columns])
         some = f", {len(columns)} of {len(radii)}" if len(columns) < len(radii) else ""

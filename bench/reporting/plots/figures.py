@@ -46,7 +46,15 @@ from bench.reporting.plots.example_grids import (
 from bench.reporting.plots.query_curves import iter_query_figures
 from bench.reporting.plots.saving import save_figure
 from bench.reporting.plots.smoothing import iter_smoothing_figures
-from bench.reporting.plots.style import OWN, PALETTE, STYLE, pick_evenly, plot_message, shorten
+from bench.reporting.plots.style import (
+    OWN,
+    PALETTE,
+    STYLE,
+    heatmap_size,
+    pick_evenly,
+    plot_message,
+    shorten,
+)
 
 __all__ = [
     "AttackedExample",
@@ -110,12 +118,11 @@ def plot_success_heatmap(table: pd.DataFrame, norm: str) -> Figure:
     with matplotlib.rc_context(STYLE):
         if not keys:
             return plot_message(f"{format_norm(norm)}: no cell was planned")
-        size = (3.4 + 0.62 * len(columns), 1.5 + 0.3 * len(keys))
-        figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots()
-        _shade(axes, values, marks)
         models = [key[0] for key in keys]
         labels = [f"{shorten(model, 24)}: {shorten(attack)}" for model, attack in keys]
+        figure = Figure(figsize=heatmap_size(len(columns), labels), layout="constrained")
+        axes = figure.subplots()
+        _shade(axes, values, marks)
         names = map_eps_texts(table)
         axes.set_yticks([i + 0.5 for i in range(len(keys))], labels, rotation=0)
         axes.set_xticks([j + 0.5 for j in range(len(columns))], [names[c] for c in columns])

@@ -6,6 +6,7 @@ the size that matplotlib writes. Photographs need more colours and keep all of t
 
 import functools
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ PALETTE_ERROR = 0.5
 photographs 5 and more."""
 MOST_PIXELS = 1_000_000
 """Of an image that is reduced: choosing a palette needs several times its memory."""
+GROWTH = 1.25
+"""Factor by which a figure is enlarged whose labels leave no room for its axes."""
+MOST_GROWTHS = 8
 _METADATA: dict[str, dict[str, Any]] = {
     "png": {"Software": None},
     "svg": {"Date": None, "Creator": None},
@@ -69,6 +73,18 @@ def reduce_colours(png: bytes) -> bytes:
 
 
 def _draw(figure: Figure, kind: str) -> bytes:
+    for _ in range(MOST_GROWTHS):
+        with warnings.catch_warnings():
+            # Labels would overlap or be cut off.
+            warnings.filterwarnings("error", message="constrained_layout not applied")
+            try:
+                return _encode(figure, kind)
+            except UserWarning:
+                figure.set_size_inches(*(GROWTH * figure.get_size_inches()))
+    return _encode(figure, kind)
+
+
+def _encode(figure: Figure, kind: str) -> bytes:
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format=kind, metadata=_METADATA[kind])

@@ -56,6 +56,20 @@ def shorten(label: Any, width: int = 32) -> str:
     return f"{text[: width - 1 - tail].rstrip()}…{text[-tail:].lstrip()}"
 
 
+def heatmap_size(columns: int, labels: Sequence[str]) -> tuple[float, float]:
+    """Compute the size of a heat map with its row labels and its colour bar.
+
+    Args:
+        columns: Number of columns.
+        labels: Label of each row.
+
+    Returns:
+        Width and height, inches.
+    """
+    beside = max(3.4, 1.7 + 0.08 * max(map(len, labels), default=0))
+    return beside + 0.62 * columns, 1.5 + 0.3 * len(labels)
+
+
 def pick_evenly(items: Sequence[T], most: int) -> list[T]:
     """Pick at most `most` items, evenly from the first to the last.
 
