@@ -70,12 +70,12 @@ def leaderboard(
     from bench.suite import reader
     from bench.workflows.leaderboard import entries, page
 
-    checked = reader.read_suite(suite or entries.find_suite_name(folder))
     given = {key: text for key, text in texts.items() if text is not None}
     if add is None and (card or model or given):
         raise click.UsageError("--card and what describes a model go with --add")
     if card is not None and (model or given):
         raise click.UsageError("--card says what the other options say; leave one of them out")
+    checked = reader.read_suite(suite or entries.find_suite_name(folder))
     if add is not None:
         options = RunOptions(
             device=device,

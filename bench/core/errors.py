@@ -46,7 +46,8 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message that is not blank.
 
     Safe to show for any exception: the length is limited, control characters are escaped, and an
-    exception whose `__str__` raises is named by its class.
+    exception whose `__str__` raises is named by its class. An error of the system is shown without
+    its number.
 
     Args:
         error: Any exception.
@@ -55,7 +56,10 @@ def first_line(error: BaseException) -> str:
         The line; the name of the exception's class if the message is blank.
     """
     try:
-        message = str.__str__(str(error))  # a subclass of str may override its methods
+        reason = error.strerror if isinstance(error, OSError) else None
+        where = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        shown = f"{reason}{where}" if isinstance(reason, str) else str(error)
+        message = str.__str__(shown)  # a subclass of str may override its methods
     except KeyboardInterrupt:
         raise
     except BaseException:  # foreign code: `__str__` may raise anything

@@ -16,7 +16,7 @@ from typing import Any, get_type_hints
 from pydantic import ByteSize, TypeAdapter, ValidationError
 
 from bench.core import sanitize
-from bench.core.errors import SuiteError, has_similar, nearest
+from bench.core.errors import SuiteError, first_line, has_similar, nearest
 
 SHOWN = 600
 """Most characters of a sentence: it may quote a value of a megabyte."""
@@ -80,7 +80,7 @@ def read_text(path: Path, what: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a name that no file can have
-        raise SuiteError(f"{path}: could not be read as {what}: {error}") from error
+        raise SuiteError(f"{path}: could not be read as {what}: {first_line(error)}") from error
 
 
 class Validator:

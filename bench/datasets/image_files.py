@@ -108,6 +108,8 @@ def describe_treatment(path: Path, content: bytes) -> str:
 @contextlib.contextmanager
 def _open_image(path: Path, source: Path | io.BytesIO) -> Iterator[Image.Image]:
     """Open an image file; Pillow's errors become a SuiteError."""
+    if isinstance(source, Path) and not source.exists():
+        raise SuiteError(f"{path}: expected an image file, found none; check the path")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bench.core.contracts.dataset import Data, Dataset
-from bench.core.errors import MissingDataError, SuiteError
+from bench.core.errors import MissingDataError, SuiteError, first_line
 from bench.datasets.in_memory import make_data
 
 SIZES = {"train": 60_000, "test": 10_000}
@@ -57,7 +57,7 @@ def load(
         if missing:
             problem = f"{', '.join(missing)} not found and not downloaded"
         else:
-            problem = f"a file of the {split} split is damaged ({error})"
+            problem = f"a file of the {split} split is damaged ({first_line(error)})"
         kind = MissingDataError if missing else SuiteError
         raise kind(
             f"data mnist: {problem}; put the unpacked MNIST files into {raw}, "

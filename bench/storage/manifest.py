@@ -16,7 +16,7 @@ from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
 from bench.core import sanitize
 from bench.core.contracts.detector import Detector
 from bench.core.contracts.types import Norm
-from bench.core.errors import RecordError, SuiteError
+from bench.core.errors import RecordError, SuiteError, first_line
 from bench.storage import schema
 from bench.suite import plan
 from bench.suite.plan import Cell
@@ -161,7 +161,8 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Cell]]:
             f"{folder}: expected the folder of a run, found no {FILE}; make one with bench run"
         ) from None
     except (OSError, ValueError) as error:  # ValueError: not a valid file name
-        raise SuiteError(f"{path}: could not be read ({error}); run the suite again") from error
+        reason = first_line(error)
+        raise SuiteError(f"{path}: could not be read ({reason}); run the suite again") from error
     try:
         raw = sanitize.escape_nested(json.loads(content))
     except (ValueError, RecursionError) as error:

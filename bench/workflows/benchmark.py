@@ -17,7 +17,7 @@ import pandas as pd
 from bench.analysis import results
 from bench.attacks import objects
 from bench.core.contracts.types import Access, Norm
-from bench.core.errors import SuiteError
+from bench.core.errors import SuiteError, first_line
 from bench.core.exclusive import run_alone
 from bench.core.validation import Validator
 from bench.datasets.as_data import as_data
@@ -116,7 +116,8 @@ class Benchmark(Display):
                 shutil.copytree(self.folder, to, dirs_exist_ok=True)
             return to / page.name
         except OSError as error:
-            raise SuiteError(f"{to}: the report could not be written: {error}") from error
+            reason = first_line(error)
+            raise SuiteError(f"{to}: the report could not be written: {reason}") from error
 
 
 @run_alone()

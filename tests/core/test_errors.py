@@ -46,6 +46,13 @@ COLOURED = type("a\x1b[31m", (Exception,), {})
         (ForgedError(), "as it is", "ForgedError: as it is"),
         (COLOURED("\x1b[2J\ud800"), "\\x1b[2J\\ud800", "a\\x1b[31m: \\x1b[2J\\ud800"),
         (GeneratorExit(), "GeneratorExit", "GeneratorExit"),
+        (
+            FileNotFoundError(2, "No such file", "a.pt"),
+            "No such file: a.pt",
+            "FileNotFoundError: No such file: a.pt",
+        ),
+        (OSError(28, "No space left"), "No space left", "OSError: No space left"),
+        (OSError("a truncated file"), "a truncated file", "OSError: a truncated file"),
     ],
 )
 def test_an_exception_is_described_in_one_safe_line(

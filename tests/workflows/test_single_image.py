@@ -150,7 +150,7 @@ def test_the_page_says_what_the_terminal_said(digit: Path) -> None:
     [
         ("digits:5000", "expected an index below 500"),
         ("digitz:3", "did you mean 'digits'"),
-        ("nowhere.png", "no readable image"),
+        ("nowhere.png", "nowhere.png: expected an image file, found none; check the path"),
     ],
 )
 def test_an_image_that_is_not_there_is_one_sentence_and_2(image: str, expected: str) -> None:

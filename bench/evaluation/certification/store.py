@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bench.core import files
-from bench.core.errors import RecordError
+from bench.core.errors import RecordError, first_line
 from bench.core.versions import CERTIFICATION_VERSION
 from bench.evaluation import crafting
 from bench.evaluation.certification import bounds, network, smoothing
@@ -374,7 +374,8 @@ def read_certificates(folder: Path) -> list[tuple[dict[str, Any], pd.DataFrame]]
         except (
             pa.ArrowException, OSError, ValueError, KeyError, TypeError, RecursionError,
         ) as error:  # fmt: skip
-            sentence = f"{path}: damaged certificates ({error}); bench run makes it again"
+            reason = first_line(error)
+            sentence = f"{path}: damaged certificates ({reason}); bench run makes it again"
             raise RecordError(sentence) from error
         if newer:
             raise RecordError(
